@@ -1,0 +1,112 @@
+"""Every check of this repository: ``nox`` runs the default sessions, ``nox --list`` names all.
+
+Sessions run in the environment that nox itself was started from (``pip install -e '.[dev]'``), so
+nothing is installed twice; ``versions`` and ``bench`` build environments of their own.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import nox
+
+ROOT = Path(__file__).parent
+PROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
+PYTHONS = nox.project.python_versions(PROJECT)  # from the classifiers
+
+# Floors 0 to 2 of docs/design: plain functions, so nearly every branch is within easy reach of a test.
+SYNC_FLOORS = ",".join(
+    f"trio_dask/{name}" for name in ("errors.py", "identity.py", "config.py", "protocol/*", "*/core/*", "*/core.py")
+)
+SYNC_FLOORS_COVERAGE = 95
+
+nox.needs_version = ">=2025.2.9"
+nox.options.default_venv_backend = "none"
+nox.options.download_python = "never"
+nox.options.error_on_missing_interpreters = False
+nox.options.sessions = ["lint", "typing", "docs", "full"]  # `full` last: its summary line is the verdict
+
+
+def python(session: nox.Session, *args: str) -> None:
+    """Run Python of the session's environment, with that environment's programs first on PATH."""
+    if session.virtualenv.is_sandboxed:
+        session.run("python", *args)
+    else:
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+        session.run(sys.executable, *args, env={"PATH": path})
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """ruff (rules and format), and flake8-async for the Trio faults that ruff does not find."""
+    python(session, "-m", "ruff", "check", ".")
+    python(session, "-m", "ruff", "format", "--check", ".")
+    python(session, "-m", "flake8", ".")
+
+
+@nox.session
+def typing(session: nox.Session) -> None:
+    """mypy and pyright, both strict: each finds what the other lets pass."""
+    python(session, "-m", "mypy")
+    python(session, "-m", "pyright", "--pythonpath", sys.executable)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Links in the documentation resolve, and the generated state diagram is up to date."""
+    python(session, "docs/check_links.py")
+    python(session, "docs/generate_states.py", "--check")
+
+
+@nox.session
+def full(session: nox.Session) -> None:
+    """Every test, `tests` and `processes`, in one run with one summary line."""
+    python(session, "-m", "pytest", *session.posargs)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """The fast storeys: all tests that start no real programs. Arguments go to pytest."""
+    python(session, "-m", "pytest", "--ignore=tests/processes", *session.posargs)
+
+
+@nox.session
+def processes(session: nox.Session) -> None:
+    """The slow storey: real programs, started, killed and stopped as users do. Arguments go to pytest."""
+    python(session, "-m", "pytest", "tests/processes", *session.posargs)
+
+
+@nox.session(python=PYTHONS, venv_backend="virtualenv")
+def versions(session: nox.Session) -> None:
+    """The fast storeys on each supported Python that this machine has, in fresh environments."""
+    session.install(".[dev]")
+    python(session, "-m", "pytest", "--ignore=tests/processes", *session.posargs)
+
+
+@nox.session
+def simulate(session: nox.Session) -> None:
+    """The simulated cluster under seeded faults: nox -s simulate -- --seeds 10000."""
+    python(session, "-m", "trio_dask.testing.simulate", *session.posargs)
+
+
+@nox.session
+def coverage(session: nox.Session) -> None:
+    """Branch coverage of all storeys, child processes included; floors 0 to 2 have a lower limit."""
+    python(session, "-m", "coverage", "erase")
+    python(session, "-m", "coverage", "run", "-m", "pytest", *session.posargs)
+    python(session, "-m", "coverage", "combine", "--quiet")
+    python(session, "-m", "coverage", "report")
+    python(session, "-m", "coverage", "report", f"--include={SYNC_FLOORS}", f"--fail-under={SYNC_FLOORS_COVERAGE}")
+
+
+@nox.session(venv_backend="virtualenv")
+def bench(session: nox.Session) -> None:
+    """Our figures beside those of distributed, measured in the same run. Arguments go to benchmarks."""
+    session.install(".[bench]")
+    python(session, "-m", "benchmarks", *session.posargs)
+
+
+@nox.session
+def changelog(session: nox.Session) -> None:
+    """Show what newsfragments/ would add to CHANGELOG.md; nothing is written."""
+    python(session, "-m", "towncrier", "build", "--draft")

@@ -1,0 +1,302 @@
+"""The walls of the house as functions from a package folder to a list of breaches, one line each.
+
+They read source with ``ast`` and import nothing, so they work on a package that is half built, and on
+the small broken packages with which the tests prove that each rule bites.
+"""
+
+import ast
+import fnmatch
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+PACKAGE = "trio_dask"
+ROOT = Path(__file__).resolve().parents[2] / PACKAGE
+TOP = 7
+
+# Prefix of a dotted name inside the package -> its floor. The first match counts, so cores stand before their rooms.
+FLOORS: Mapping[str, int] = {
+    "errors": 0,
+    "identity": 0,
+    "config": 0,
+    "files": 0,
+    "machine": 0,
+    "_version": 0,
+    "protocol": 1,
+    "scheduler.core": 2,
+    "worker.core": 2,
+    "client.core": 2,
+    "nanny.core": 2,
+    "comm": 3,
+    "scheduler": 4,
+    "worker": 4,
+    "client": 4,
+    "nanny": 4,
+    "deploy": 5,
+    "cli": 6,
+    "testing": 6,
+    "demo": 6,
+    "dashboard": 6,
+    "__main__": TOP,
+}
+
+# (importing module, imported module) -> why two rooms of one floor may know each other here.
+SIDEWAYS: Mapping[tuple[str, str], str] = {}
+
+IMPURE = {"asyncio", "logging", "os.urandom", "random", "secrets", "socket", "threading", "time", "trio", "uuid"}
+
+# (module, what it imports) -> why this one may.
+PARDONED: Mapping[tuple[str, str], str] = {
+    ("trio_dask.identity", "secrets"): "it mints incarnations, for services; no core may import its new_* functions",
+}
+
+# Third-party package -> the only files that may import it.
+RESERVED: Mapping[str, tuple[str, ...]] = {
+    "asyncssh": ("deploy/ssh*.py",),
+    "dask": ("client/collections.py",),
+    "distributed": (),
+    "trio_websocket": ("comm/websocket.py",),
+}
+
+UNPICKLERS = {"pickle", "_pickle", "cloudpickle", f"{PACKAGE}.protocol.pickling"}
+
+MAX_LINES = 500
+
+
+class Module(NamedTuple):
+    """One source file of the package."""
+
+    name: str  # dotted; a package is named without its __init__
+    path: Path
+    tree: ast.Module
+
+    @property
+    def is_package(self) -> bool:
+        return self.path.name == "__init__.py"
+
+
+class Import(NamedTuple):
+    """One name brought in by one import statement, wherever in the file it stands."""
+
+    importer: str
+    line: int
+    target: str  # a module of the package where the name is one; else "module.name" or "module"
+    typing_only: bool
+    top_level: bool
+
+
+class Place(NamedTuple):
+    """Where a module stands: nobody outside the room may be imported on the same floor."""
+
+    floor: int
+    room: str
+
+
+def modules(root: Path) -> dict[str, Module]:
+    """All modules of the package by dotted name."""
+    found = {}
+    for path in sorted(root.rglob("*.py")):
+        parts = (PACKAGE, *path.relative_to(root).with_suffix("").parts)
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        found[name] = Module(name, path, ast.parse(path.read_text(encoding="utf-8"), str(path)))
+    return found
+
+
+def place(name: str) -> Place | None:
+    """Floor and room of a module, or None when the design gives it no place."""
+    if name == PACKAGE:
+        return Place(TOP, "")
+    inside = name.removeprefix(f"{PACKAGE}.")
+    for prefix, floor in FLOORS.items():
+        if inside == prefix or inside.startswith(f"{prefix}."):
+            return Place(floor, "" if floor in (0, TOP) else prefix)
+    return None
+
+
+def _is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and (
+        (isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING")
+        or (isinstance(node.test, ast.Attribute) and node.test.attr == "TYPE_CHECKING")
+    )
+
+
+def _statements(node: ast.AST, typing_only: bool, top_level: bool) -> Iterator[tuple[ast.AST, bool, bool]]:
+    """Every node below this one, with whether it is for type checkers only, and whether it runs on import."""
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+        top_level = False
+    guarded = node.body if isinstance(node, ast.If) and _is_type_checking(node) else []
+    for child in ast.iter_child_nodes(node):
+        inner = typing_only or any(child is statement for statement in guarded)
+        yield child, inner, top_level
+        yield from _statements(child, inner, top_level)
+
+
+def _targets(node: ast.AST, module: Module, known: Mapping[str, Module]) -> Iterator[str]:
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        base = node.module or ""
+        if node.level:
+            above = node.level - module.is_package
+            parents = module.name.split(".")[:-above] if above else module.name.split(".")
+            base = ".".join([*parents, base]) if base else ".".join(parents)
+        for alias in node.names:
+            full = f"{base}.{alias.name}"
+            yield full if full in known or not base.startswith(PACKAGE) else base
+    elif isinstance(node, ast.Call) and node.args:
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        first = node.args[0]
+        if name in ("import_module", "__import__") and isinstance(first, ast.Constant) and isinstance(first.value, str):
+            relative = first.value.startswith(".")
+            yield f"{module.name}{first.value}" if relative else first.value
+
+
+def imports(module: Module, known: Mapping[str, Module]) -> list[Import]:
+    """Everything the module imports: at its top, in functions, for type checkers, and by import_module("...")."""
+    return [
+        Import(module.name, getattr(node, "lineno", 0), target, typing_only, top_level)
+        for node, typing_only, top_level in _statements(module.tree, typing_only=False, top_level=True)
+        for target in _targets(node, module, known)
+    ]
+
+
+def _inside(target: str) -> bool:
+    return target == PACKAGE or target.startswith(f"{PACKAGE}.")
+
+
+def _within(target: str, forbidden: str) -> bool:
+    return target == forbidden or target.startswith(f"{forbidden}.")
+
+
+def unplaced(root: Path) -> list[str]:
+    """Modules that stand on no floor."""
+    return [
+        f"{name} has no floor: give it one in FLOORS and in docs/design" for name in modules(root) if not place(name)
+    ]
+
+
+def climbing(root: Path, sideways: Mapping[tuple[str, str], str] = SIDEWAYS) -> list[str]:
+    """Imports that go up, or into another room of the same floor."""
+    breaches = []
+    known = modules(root)
+    for module in known.values():
+        here = place(module.name)
+        for found in imports(module, known):
+            there = place(found.target) if _inside(found.target) else None
+            if here is None or there is None or here.floor == TOP or there == here:
+                continue
+            where = f"{found.importer}:{found.line} (floor {here.floor}) imports {found.target} (floor {there.floor})"
+            if there.floor > here.floor:
+                breaches.append(f"{where}: upwards")
+            elif there.floor == here.floor and not found.typing_only and (found.importer, found.target) not in sideways:
+                breaches.append(f"{where}: another room of the same floor")
+    return breaches
+
+
+def unused_permissions(root: Path, sideways: Mapping[tuple[str, str], str] = SIDEWAYS) -> list[str]:
+    """Entries of the allow list that nothing needs any more, or that give no reason."""
+    known = modules(root)
+    used = {(found.importer, found.target) for module in known.values() for found in imports(module, known)}
+    return [f"{pair}: {reason!r}" for pair, reason in sideways.items() if pair not in used or not reason.strip()]
+
+
+def worldly_cores(root: Path) -> list[str]:
+    """Imports of a core that are neither its own, nor floor 0, nor the messages, nor the standard library."""
+    breaches = []
+    known = modules(root)
+    for module in known.values():
+        here = place(module.name)
+        if here is None or here.floor != 2:
+            continue
+        for found in imports(module, known):
+            if _inside(found.target):
+                there = place(found.target)
+                lower = there is not None and there.floor < 2 and found.typing_only
+                allowed = lower or (there is not None and (there == here or there.floor == 0))
+                allowed = allowed or found.target == f"{PACKAGE}.protocol.messages"
+            else:
+                allowed = found.target.partition(".")[0] in sys.stdlib_module_names
+            if not allowed:
+                breaches.append(f"{found.importer}:{found.line} is a core and imports {found.target}")
+    return breaches
+
+
+def impure(root: Path) -> list[str]:
+    """On floors 0 to 2: coroutines, and modules that know the time, the dice, the log, threads or the network."""
+    breaches = []
+    known = modules(root)
+    for module in known.values():
+        here = place(module.name)
+        if here is None or here.floor > 2:
+            continue
+        breaches += [
+            f"{found.importer}:{found.line} imports {found.target}"
+            for found in imports(module, known)
+            if any(_within(found.target, forbidden) for forbidden in IMPURE)
+            and (found.importer, found.target) not in PARDONED
+        ]
+        for node in ast.walk(module.tree):
+            if isinstance(node, ast.AsyncFunctionDef):
+                breaches.append(f"{module.name}:{node.lineno} has a coroutine: {node.name}")
+            elif isinstance(node, ast.Attribute) and f"{getattr(node.value, 'id', '')}.{node.attr}" in IMPURE:
+                breaches.append(f"{module.name}:{node.lineno} uses {ast.unparse(node)}")
+            elif isinstance(node, ast.ImportFrom) and (node.module or "").endswith("identity"):
+                breaches += [
+                    f"{module.name}:{node.lineno} mints: {a.name}" for a in node.names if a.name.startswith("new_")
+                ]
+    return breaches
+
+
+def way_to_unpickling(root: Path, start: str = f"{PACKAGE}.scheduler") -> list[str]:
+    """Chains of imports that lead from the scheduler to something that unpickles.
+
+    Importing a module runs the ``__init__`` of every package around it, so these count too. What the
+    package's own ``__init__`` imports inside functions (its lazy public names) does not run then.
+    """
+    known = modules(root)
+    edges: dict[str, list[str]] = {}
+    for module in known.values():
+        targets = [
+            found.target
+            for found in imports(module, known)
+            if not found.typing_only and (found.top_level or module.name != PACKAGE)
+        ]
+        parts = [(name, name.split(".")) for name in (module.name, *targets) if _inside(name)]
+        around = [".".join(split[:length]) for _, split in parts for length in range(1, len(split))]
+        edges[module.name] = list(dict.fromkeys([*targets, *around]))
+    came_from: dict[str, str] = {name: "" for name in known if _within(name, start)}
+    queue = list(came_from)
+    breaches = []
+    for name in queue:
+        bad = any(_within(name, unpickler) for unpickler in UNPICKLERS)
+        if bad:
+            chain = [name]
+            while came_from[chain[-1]]:
+                chain.append(came_from[chain[-1]])
+            breaches.append(" <- ".join(chain))
+            continue
+        for target in edges.get(name, ()):
+            if target not in came_from:
+                came_from[target] = name
+                queue.append(target)
+    return breaches
+
+
+def trespassing(root: Path) -> list[str]:
+    """Imports of third-party packages outside the one file that deals with them."""
+    known = modules(root)
+    return [
+        f"{found.importer}:{found.line} imports {found.target}; only {', '.join(files) or 'no file'} may"
+        for module in known.values()
+        for found in imports(module, known)
+        for package, files in RESERVED.items()
+        if _within(found.target, package)
+        and not any(fnmatch.fnmatch(module.path.relative_to(root).as_posix(), pattern) for pattern in files)
+    ]
+
+
+def oversized(root: Path) -> list[str]:
+    """Files that are long enough to have two ideas in them."""
+    counts = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in sorted(root.rglob("*.py"))}
+    return [f"{path.relative_to(root)} has {count} lines" for path, count in counts.items() if count > MAX_LINES]

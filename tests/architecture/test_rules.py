@@ -1,0 +1,193 @@
+"""Each rule bites: small broken packages, and the breach that each must be found to have."""
+
+import re
+
+import pytest
+
+from tests.architecture import rules
+
+
+@pytest.fixture
+def package(tmp_path):
+    """Write a package from {path, with __ for each slash: source} and return its folder."""
+
+    def write(**files):
+        root = tmp_path / rules.PACKAGE
+        for name, source in files.items():
+            path = root / (re.sub("(?<=[a-z])__(?=[a-z_])", "/", name) + ".py")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(source)
+        return root
+
+    return write
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import trio_dask.comm.tcp",
+        "from trio_dask.comm import tcp",
+        "from trio_dask.comm.tcp import connect",
+        "from ..comm import tcp",
+        "from ..comm.tcp import connect",
+        "from .. import comm",
+        "def late():\n    from trio_dask.comm import tcp",
+        "if True:\n    import trio_dask.comm",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from trio_dask.comm import tcp",
+        "import importlib\nimportlib.import_module('trio_dask.comm.tcp')",
+        "from trio_dask import Client",
+    ],
+)
+def test_an_import_that_climbs_is_found(package, source):
+    root = package(protocol__codec=source, comm__tcp="", comm____init__="")
+    (breach,) = rules.climbing(root)
+    assert "trio_dask.protocol.codec" in breach
+    assert "upwards" in breach
+
+
+def test_own_folder_and_lower_floors_are_free(package):
+    root = package(
+        errors="",
+        identity="from trio_dask.errors import E",
+        protocol__codec="from . import frames\nfrom .frames import f\nfrom .. import errors\nimport msgpack",
+        protocol__frames="",
+        comm__tcp="from trio_dask.protocol import codec\nimport trio",
+        scheduler__service="from trio_dask.scheduler.core import tables\nfrom .log import x\nfrom ..comm.tcp import y",
+        scheduler__log="",
+        scheduler__core__tables="",
+        client__client="from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from trio_dask.worker import store",
+        worker__store="",
+        cli__worker="from trio_dask.worker.store import Store",
+        __main__="from trio_dask.cli import worker",
+    )
+    assert rules.unplaced(root) == []
+    assert rules.climbing(root) == []
+
+
+def test_rooms_of_one_floor_are_apart_unless_there_is_a_reason(package):
+    root = package(worker__peers="from trio_dask.client.futures import F", client__futures="")
+    (breach,) = rules.climbing(root)
+    assert "another room" in breach
+    pair = ("trio_dask.worker.peers", "trio_dask.client.futures")
+    assert rules.climbing(root, {pair: "get_client()"}) == []
+    assert rules.unused_permissions(root, {pair: "get_client()"}) == []
+
+
+def test_a_permission_without_use_or_reason_is_found(package):
+    root = package(worker__peers="from trio_dask.client.futures import F", client__futures="")
+    pair = ("trio_dask.worker.peers", "trio_dask.client.futures")
+    assert rules.unused_permissions(root, {pair: " ", ("a", "b"): "once"}) == [f"{pair}: ' '", "('a', 'b'): 'once'"]
+
+
+def test_cores_of_different_rooms_are_apart(package):
+    root = package(worker__core__fetch="from trio_dask.client.core import x", client__core="")
+    assert len(rules.climbing(root)) == 1
+
+
+def test_a_module_without_a_floor_is_found(package):
+    assert rules.unplaced(package(utils="")) != []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from trio_dask.protocol import codec",
+        "from trio_dask.protocol import Anything",
+        "import msgpack",
+        "def f():\n    import numpy as np",
+    ],
+)
+@pytest.mark.parametrize("core", ["scheduler__core__tables", "nanny__core"])
+def test_a_worldly_core_is_found(package, core, source):
+    root = package(**{core: source}, protocol__codec="")
+    assert len(rules.worldly_cores(root)) == 1
+
+
+def test_a_core_may_use_messages_identity_and_the_standard_library(package):
+    root = package(
+        identity="",
+        protocol__messages="",
+        scheduler__core__tables="import heapq\nfrom trio_dask.identity import Key\nfrom . import lifecycle\n"
+        "from trio_dask.protocol import messages\nfrom trio_dask.protocol.messages import Run",
+        scheduler__core__lifecycle="from __future__ import annotations\nfrom collections.abc import Mapping",
+    )
+    assert rules.worldly_cores(root) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import trio",
+        "from time import monotonic",
+        "def f():\n    import random",
+        "import logging.handlers",
+        "import socket",
+        "import threading as t",
+        "from os import urandom",
+        "import os\nos.urandom(8)",
+        "from uuid import uuid4",
+        "from trio_dask.identity import Key, new_incarnation",
+        "async def f(): pass",
+        "class C:\n    async def f(self): pass",
+    ],
+)
+@pytest.mark.parametrize("module", ["identity", "protocol__hello", "worker__core__fetch", "client__core"])
+def test_impurity_is_found_on_the_lower_floors_only(package, module, source):
+    assert len(rules.impure(package(**{module: source}))) == 1
+    assert rules.impure(package(**{module: "import os, hmac, hashlib, json"}, comm__tcp=source)) == []
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"scheduler__service": "import pickle"},
+        {"scheduler__service": "def f():\n    from cloudpickle import loads"},
+        {"scheduler__service": "from trio_dask.protocol import pickling"},
+        {"scheduler__service": "from ..comm import tcp", "comm__tcp": "from trio_dask.protocol.pickling import loads"},
+        {"scheduler__service": "import trio_dask.protocol.codec", "protocol____init__": "from . import pickling"},
+        {"scheduler__service": "", "__init__": "from trio_dask.protocol import pickling"},
+    ],
+)
+def test_every_way_from_the_scheduler_to_unpickling_is_found(package, files):
+    root = package(protocol__pickling="import cloudpickle", protocol__codec="", **files)
+    assert rules.way_to_unpickling(root) != []
+
+
+def test_lazy_names_and_other_rooms_do_not_lead_the_scheduler_to_unpickling(package):
+    root = package(
+        __init__="def __getattr__(name):\n    from trio_dask.client.client import Client",
+        protocol__pickling="import pickle",
+        client__client="from trio_dask.protocol import pickling",
+        scheduler__service="from trio_dask.protocol import codec\nimport copyreg",
+        protocol__codec="",
+    )
+    assert rules.way_to_unpickling(root) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("comm__tcp", "import trio_websocket"),
+        ("client__client", "from dask.base import tokenize"),
+        ("cli__worker", "import dask"),
+        ("deploy__local", "import asyncssh"),
+        ("client__collections", "from distributed import Future"),
+    ],
+)
+def test_trespassing_is_found(package, module, source):
+    assert len(rules.trespassing(package(**{module: source}))) == 1
+
+
+def test_reserved_packages_are_free_at_home(package):
+    root = package(
+        comm__websocket="import trio_websocket",
+        client__collections="from dask.base import tokenize",
+        deploy__ssh_bridge="import asyncssh",
+        deploy__ssh="import asyncssh",
+    )
+    assert rules.trespassing(root) == []
+
+
+def test_a_file_of_more_than_500_lines_is_found(package):
+    assert rules.oversized(package(config="\n" * 500)) == []
+    assert len(rules.oversized(package(config="\n" * 501))) == 1

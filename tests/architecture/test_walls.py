@@ -1,0 +1,42 @@
+"""The package keeps to its design: floors, rooms, pure cores, one file per awkward dependency."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.architecture import rules
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        rules.unplaced,
+        rules.climbing,
+        rules.unused_permissions,
+        rules.worldly_cores,
+        rules.impure,
+        rules.way_to_unpickling,
+        rules.trespassing,
+        rules.oversized,
+    ],
+    ids=lambda rule: rule.__name__,
+)
+def test_the_package_has_no(rule):
+    breaches = rule(rules.ROOT)
+    assert not breaches, "\n".join([rule.__doc__, *breaches])
+
+
+def test_loading_the_scheduler_does_not_load_our_pickling():
+    """The same as `way_to_unpickling`, as the interpreter sees it: no dynamic import gets around the rule."""
+    names = [name for name in rules.modules(rules.ROOT) if name.startswith("trio_dask.scheduler")]
+    program = (
+        "import importlib, sys\n"
+        f"for name in {names!r}: importlib.import_module(name)\n"
+        "print(*sorted({'cloudpickle', 'trio_dask.protocol.pickling'} & sys.modules.keys()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=rules.ROOT.parent, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == []
