@@ -1,0 +1,137 @@
+"""The public exception tree.
+
+Everything that trio_dask itself raises derives from `TrioDaskError`. What a user's task raised arrives as the user's own
+exception. Where Python has a fitting exception, ours derive from it as well, so that a script written for
+`dask.distributed` catches what it expects: a timeout is a `TimeoutError`, a refused connection an `OSError`.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import CancelledError
+from typing import Any
+
+__all__ = [
+    "AddressError",
+    "ClusterError",
+    "DataLost",
+    "FutureCancelledError",
+    "KeyConflict",
+    "KilledWorker",
+    "NoScheduler",
+    "ProtocolError",
+    "RefusedError",
+    "RemoteError",
+    "SchedulerLost",
+    "SerializationError",
+    "TaskCancelled",
+    "TaskExited",
+    "TaskTimeout",
+    "TrioDaskError",
+    "UsageError",
+]
+
+
+class TrioDaskError(Exception):
+    """Base of every exception that trio_dask itself raises."""
+
+
+class UsageError(TrioDaskError, ValueError):
+    """Wrong input from the user; the message says what, where and how to mend it."""
+
+
+class AddressError(UsageError):
+    """An address that cannot be understood."""
+
+
+class ProtocolError(TrioDaskError):
+    """A peer sent what the protocol does not allow. It ends that peer's connection and nothing else."""
+
+
+class RefusedError(TrioDaskError, ConnectionError):
+    """The other side answered the hello with a refusal; the message is its reason, naming both sides."""
+
+
+class NoScheduler(TrioDaskError, OSError):
+    """No scheduler could be reached; the message classifies why (nothing listens, no answer, name not known, ...)."""
+
+
+class SchedulerLost(TrioDaskError, ConnectionError):
+    """The connection with the scheduler is gone, and with it the futures that lived there."""
+
+
+class ClusterError(TrioDaskError, RuntimeError):
+    """A cluster could not be started or has ended; the message carries the failing program's own last words."""
+
+
+class KeyConflict(TrioDaskError, ValueError):
+    """One key was given to two different tasks."""
+
+
+class KilledWorker(TrioDaskError):
+    """A task was running on too many workers that died.
+
+    Attributes: `key`, and `deaths`, one line per attempt that says where and why.
+    """
+
+    def __init__(self, key: str, deaths: tuple[str, ...] = ()) -> None:
+        super().__init__(key, deaths)
+        self.key = key
+        self.deaths = deaths
+
+    def __str__(self) -> str:
+        lines = "".join(f"\n  attempt {number}: {line}" for number, line in enumerate(self.deaths, 1))
+        return f"task {self.key!r} was running on {len(self.deaths)} workers that died{lines}"
+
+
+class TaskTimeout(TrioDaskError, TimeoutError):
+    """A task ran longer than its `time_limit`."""
+
+
+class TaskExited(TrioDaskError):
+    """A task tried to end its process or its thread (`SystemExit`, `KeyboardInterrupt`, `GeneratorExit`).
+
+    Attributes: `kind`, the name of the exception, and `code`, what `sys.exit` was given.
+    """
+
+    def __init__(self, kind: str, code: Any = None) -> None:
+        super().__init__(kind, code)
+        self.kind = kind
+        self.code = code
+
+    def __str__(self) -> str:
+        return f"the task raised {self.kind}({'' if self.code is None else repr(self.code)})"
+
+
+class TaskCancelled(TrioDaskError):
+    """Raised inside a task by `check_cancelled()` once the task was cancelled."""
+
+
+class SerializationError(TrioDaskError, TypeError):
+    """An argument or a result cannot be pickled or unpickled; the message names its type."""
+
+
+class RemoteError(TrioDaskError):
+    """Text twin of a remote exception that could not be pickled or unpickled.
+
+    Attributes: `type_name` (qualified), `message`, and `traceback_text` as it was on the worker.
+    """
+
+    def __init__(self, type_name: str, message: str, traceback_text: str = "") -> None:
+        super().__init__(type_name, message, traceback_text)
+        self.type_name = type_name
+        self.message = message
+        self.traceback_text = traceback_text
+
+    def __str__(self) -> str:
+        return f"{self.type_name}: {self.message}" if self.message else self.type_name
+
+
+class DataLost(TrioDaskError):
+    """The only copy of data that cannot be recomputed (scattered by a client) is gone."""
+
+
+class FutureCancelledError(TrioDaskError, CancelledError):
+    """The future was cancelled, so it has no result.
+
+    Derives from `concurrent.futures.CancelledError`; it is not a Trio cancellation.
+    """

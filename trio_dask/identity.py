@@ -1,0 +1,30 @@
+"""What each name in a cluster names, and how it is minted.
+
+| name | names | minted by |
+|---|---|---|
+| `Key` | a task and its result, for as long as anybody wants it | the client (deterministic for pure calls) |
+| `RunId` | one assignment of a task to a worker; every outcome quotes it | the scheduler, counting up |
+| `PeerId` | one session of one peer with the scheduler | the scheduler service, counting up |
+| `Incarnation` | one registration of a process; a process that returns has a new one | the process itself, at random |
+| `Digest` | a blob, by its content | whoever made the blob |
+
+An outcome that quotes a `RunId` that is no longer current is stale: it is dropped and noted, never an error.
+"""
+
+from __future__ import annotations
+
+import secrets
+from typing import NewType
+
+__all__ = ["Digest", "Incarnation", "Key", "PeerId", "RunId", "new_incarnation"]
+
+Key = str
+RunId = NewType("RunId", int)
+PeerId = NewType("PeerId", int)
+Incarnation = NewType("Incarnation", str)
+Digest = bytes
+
+
+def new_incarnation() -> Incarnation:
+    """A fresh random incarnation: 96 bits, written in hexadecimal."""
+    return Incarnation(secrets.token_hex(12))

@@ -1,0 +1,479 @@
+"""Every message of the wire protocol, as a named tuple; one union per direction.
+
+A message is a value: it carries no behaviour, and names no socket. On the wire it is the msgpack row `[tag, *fields]`
+(`codec`). Fields are flat and positional; what is rare stands in one `extra` map, so that the common row stays short.
+Fields called `call`, `value`, `error` and `data` are opaque: only the client and the workers can read them.
+
+Order matters and is guaranteed: the messages of one connection arrive in the order in which they were sent. So a blob
+stands before the first message that refers to it, a `Free` after the last `Run` that needed the key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from trio_dask.identity import Digest, Key, RunId
+
+__all__ = [
+    "TAGS",
+    "Absent",
+    "Blob",
+    "Call",
+    "CallResult",
+    "Cancel",
+    "CancelRuns",
+    "Capacity",
+    "Detach",
+    "Dropped",
+    "Fetch",
+    "ForgetBlobs",
+    "Free",
+    "FromClient",
+    "FromWorker",
+    "Goodbye",
+    "Heartbeat",
+    "KeyFailed",
+    "KeyPending",
+    "KeyReady",
+    "Leave",
+    "Lost",
+    "Message",
+    "Missing",
+    "OnDataPlane",
+    "Put",
+    "PutDone",
+    "Query",
+    "Release",
+    "Replicas",
+    "Reply",
+    "Restart",
+    "Retract",
+    "Retry",
+    "Returned",
+    "Run",
+    "RunFailed",
+    "RunFinished",
+    "Shutdown",
+    "Started",
+    "Stored",
+    "Submit",
+    "ToClient",
+    "ToWorker",
+    "Unreachable",
+    "Value",
+    "Want",
+]
+
+# ---------------------------------------------------------------------------------------------- both directions
+
+
+class Blob(NamedTuple):
+    """A piece of content that later messages refer to by digest: a function, or a large argument.
+
+    Pieces of one blob follow one another in order; it is complete when `total` bytes have come. A blob of one piece is
+    the rule. Each blob crosses a connection once, until `ForgetBlobs`.
+    """
+
+    digest: Digest
+    total: int
+    data: bytes
+
+
+class ForgetBlobs(NamedTuple):
+    """The sender will not refer to these blobs again without sending them anew."""
+
+    digests: tuple[Digest, ...]
+
+
+class Goodbye(NamedTuple):
+    """The sender leaves on purpose; end of stream after it is silent, without it is a loss."""
+
+    reason: str
+
+
+# ---------------------------------------------------------------------------------------------- client -> scheduler
+
+
+class Submit(NamedTuple):
+    """Tasks that call one function. All of them are wanted by the client that sends this, from now until `Release`.
+
+    `function` names a blob. `keys` and `calls` are parallel. `dependencies` and `blobs` are parallel to them, or empty
+    when no call has any. `tokens` is empty for keys that the client derived from the call itself; for keys that the
+    user chose it is parallel to `keys` and fingerprints the call: the same key with another token is a conflict.
+    A call whose first byte is 0 is a reference: the 16 bytes after it name the blob that holds the call.
+    Tasks of one client run in the order of submission where nothing else decides; senders of graphs order them
+    depth-first. `unwanted` lists the positions of tasks that the client does not itself want (inner nodes of graphs).
+    `extra` may hold: priority (int, larger first), retries (int), workers (names, addresses or hosts),
+    allow_other_workers (bool), resources (name -> amount), time_limit (seconds).
+    """
+
+    function: Digest
+    keys: tuple[Key, ...]
+    calls: tuple[bytes, ...]
+    dependencies: tuple[tuple[Key, ...], ...]
+    blobs: tuple[tuple[Digest, ...], ...]
+    tokens: tuple[bytes, ...]
+    unwanted: tuple[int, ...]
+    extra: Mapping[str, Any]
+
+
+class Want(NamedTuple):
+    """The client wants these keys, which somebody else submitted. Unknown ones are answered with `Dropped`."""
+
+    keys: tuple[Key, ...]
+
+
+class Release(NamedTuple):
+    """The client no longer wants these keys."""
+
+    keys: tuple[Key, ...]
+
+
+class Cancel(NamedTuple):
+    """Give these tasks up, and what depends on them: for this client, or with `force` for all of them."""
+
+    keys: tuple[Key, ...]
+    force: bool
+
+
+class Retry(NamedTuple):
+    """Run these erred tasks again, from the erred task at the root of each."""
+
+    keys: tuple[Key, ...]
+
+
+class Detach(NamedTuple):
+    """Finish these tasks whether or not any client still wants them (`fire_and_forget`)."""
+
+    keys: tuple[Key, ...]
+
+
+class Unreachable(NamedTuple):
+    """The client could not fetch `key` from the worker at `address`."""
+
+    key: Key
+    address: str
+
+
+class Query(NamedTuple):
+    """A question about the state of the cluster, answered by one `Reply` with the same `request`.
+
+    `what` is one of: who_has (keys), has_what (workers), processing (workers), nbytes (keys), nthreads (workers),
+    scheduler_info (), story (keys). `arguments` narrows the answer; empty means all. `wait_for_workers` (a number) is
+    answered once there are as many workers.
+    """
+
+    request: int
+    what: str
+    arguments: tuple[str, ...]
+
+
+class Restart(NamedTuple):
+    """Forget every task of every client and have all workers begin afresh; answered by a `Reply` once it is done."""
+
+    request: int
+
+
+class Shutdown(NamedTuple):
+    """End the cluster: workers, clients and scheduler."""
+
+
+# ---------------------------------------------------------------------------------------------- scheduler -> client
+
+
+class KeyReady(NamedTuple):
+    """The result of `key` exists. A small one rides along in `value` (pickled, without out-of-band buffers).
+
+    `holders` are the addresses of workers that hold it; it is empty when `value` is there.
+    """
+
+    key: Key
+    nbytes: int
+    type_name: str
+    value: bytes | None
+    holders: tuple[str, ...]
+
+
+class KeyFailed(NamedTuple):
+    """`key` has erred. `blamed` is the task whose failure it is, `key` itself or an ancestor.
+
+    `kind` is `exception` (then `error` is the pickled exception, or None if only `text` could be made), `killed`
+    (`details["deaths"]` has a line an attempt), `conflict`, `timeout`, `refused`.
+    `text` says it in words (for an exception: qualified type, message and traceback as text, see
+    `protocol.pickling`). `details` may hold: worker (name), address, attempt (int), duration_s.
+    """
+
+    key: Key
+    blamed: Key
+    kind: str
+    error: bytes | None
+    text: str
+    details: Mapping[str, Any]
+
+
+class KeyPending(NamedTuple):
+    """`key` was ready or erred and is being computed again."""
+
+    key: Key
+
+
+class Dropped(NamedTuple):
+    """`key` will not be computed: `reason` is `cancelled` or `lost`; `text` says why in words."""
+
+    key: Key
+    reason: str
+    text: str
+
+
+class Reply(NamedTuple):
+    """Answer to a `Query` or `Restart`."""
+
+    request: int
+    payload: Any
+
+
+# ---------------------------------------------------------------------------------------------- scheduler -> worker
+
+
+class Run(NamedTuple):
+    """Run one task; its outcome quotes `run`.
+
+    `dependencies` lists each key the call needs with the addresses to fetch it from; no address means that it is here
+    or is being computed here by an earlier `Run`. Lower `priority` runs first. `extra` may hold: announce (bool: send
+    `Started` and flush it before the task starts), time_limit (seconds), attempt (int, absent means 1).
+    """
+
+    run: RunId
+    key: Key
+    function: Digest
+    call: bytes
+    dependencies: tuple[tuple[Key, tuple[str, ...]], ...]
+    priority: int
+    extra: Mapping[str, Any]
+
+
+class Retract(NamedTuple):
+    """Hand back those of these runs that have not started; each is answered with `Returned` or by its outcome."""
+
+    runs: tuple[RunId, ...]
+
+
+class CancelRuns(NamedTuple):
+    """These runs are no longer wanted; no answer is due.
+
+    What has not started is dropped, what runs is cancelled, and a result that one of them gave just now is dropped too
+    (unless a later run or a fetch has brought the same key here again).
+    """
+
+    runs: tuple[RunId, ...]
+
+
+class Free(NamedTuple):
+    """Drop these results."""
+
+    keys: tuple[Key, ...]
+
+
+class Leave(NamedTuple):
+    """End this session: with `restart`, drop everything and register again as a new incarnation; else exit with 0."""
+
+    reason: str
+    restart: bool
+
+
+# ---------------------------------------------------------------------------------------------- worker -> scheduler
+
+
+class RunFinished(NamedTuple):
+    """A run gave a result, which this worker now holds. A small one rides along in `value` (pickled)."""
+
+    run: RunId
+    nbytes: int
+    type_name: str
+    duration_s: float
+    value: bytes | None
+
+
+class RunFailed(NamedTuple):
+    """A run raised, or its result cannot be pickled, or it hit its time limit (`kind`: exception, timeout)."""
+
+    run: RunId
+    kind: str
+    error: bytes | None
+    text: str
+    duration_s: float
+
+
+class Started(NamedTuple):
+    """These runs are running now. Sent before the start where `announce` asks for it, else for long ones."""
+
+    runs: tuple[RunId, ...]
+
+
+class Returned(NamedTuple):
+    """These runs have not started and never will here; the scheduler places them anew."""
+
+    runs: tuple[RunId, ...]
+
+
+class Missing(NamedTuple):
+    """`run` is handed back because `key` could not be had from `address` (empty: it was not here)."""
+
+    run: RunId
+    key: Key
+    address: str
+
+
+class Replicas(NamedTuple):
+    """This worker now also holds these keys, fetched from peers."""
+
+    keys: tuple[Key, ...]
+
+
+class Stored(NamedTuple):
+    """A client (by incarnation) has put this value here (`scatter`)."""
+
+    key: Key
+    nbytes: int
+    type_name: str
+    client: str
+
+
+class Lost(NamedTuple):
+    """This worker no longer holds these keys, though nobody told it to drop them."""
+
+    keys: tuple[Key, ...]
+
+
+class Capacity(NamedTuple):
+    """This many tasks can run here at once from now on (a thread that ignores its cancellation keeps its slot)."""
+
+    slots: int
+
+
+class Heartbeat(NamedTuple):
+    """Periodic figures (`cpu_percent`, `memory_bytes`, `managed_bytes`, ...) for people and dashboards."""
+
+    metrics: Mapping[str, Any]
+
+
+# ---------------------------------------------------------------------------------------------- data plane
+
+
+class Fetch(NamedTuple):
+    """Send me these keys; answered for each, in this order, by `Value` or `Absent`."""
+
+    keys: tuple[Key, ...]
+
+
+class Value(NamedTuple):
+    """A pickled value follows as raw bytes: `sizes[0]` of pickle, then each out-of-band buffer."""
+
+    key: Key
+    sizes: tuple[int, ...]
+
+
+class Absent(NamedTuple):
+    """The key is not here, or (`text` not empty) could not be sent, for the reason given."""
+
+    key: Key
+    text: str
+
+
+class Put(NamedTuple):
+    """Keep this value, which follows as raw bytes like that of `Value`; answered by `PutDone`."""
+
+    key: Key
+    client: str
+    type_name: str
+    sizes: tuple[int, ...]
+
+
+class PutDone(NamedTuple):
+    """The value is stored."""
+
+    key: Key
+    nbytes: int
+
+
+class Call(NamedTuple):
+    """Call a function in this process, outside the task slots (`client.run`); it follows as raw bytes, pickled."""
+
+    sizes: tuple[int, ...]
+
+
+class CallResult(NamedTuple):
+    """What the function of `Call` returned (`ok`) or raised; it follows as raw bytes, pickled."""
+
+    ok: bool
+    text: str
+    sizes: tuple[int, ...]
+
+
+FromClient = (
+    Blob
+    | ForgetBlobs
+    | Goodbye
+    | Submit
+    | Want
+    | Release
+    | Cancel
+    | Retry
+    | Detach
+    | Unreachable
+    | Query
+    | Restart
+    | Shutdown
+)
+ToClient = Goodbye | KeyReady | KeyFailed | KeyPending | Dropped | Reply
+ToWorker = Blob | ForgetBlobs | Goodbye | Run | Retract | CancelRuns | Free | Leave
+FromWorker = (
+    Goodbye | RunFinished | RunFailed | Started | Returned | Missing | Replicas | Stored | Lost | Capacity | Heartbeat
+)
+OnDataPlane = Goodbye | Fetch | Value | Absent | Put | PutDone | Call | CallResult
+Message = FromClient | ToClient | ToWorker | FromWorker | OnDataPlane
+
+TAGS: Mapping[int, type[Any]] = {
+    1: Blob,
+    2: ForgetBlobs,
+    3: Goodbye,
+    10: Submit,
+    11: Want,
+    12: Release,
+    13: Cancel,
+    14: Retry,
+    15: Detach,
+    16: Unreachable,
+    17: Query,
+    18: Restart,
+    19: Shutdown,
+    30: KeyReady,
+    31: KeyFailed,
+    32: KeyPending,
+    33: Dropped,
+    34: Reply,
+    50: Run,
+    51: Retract,
+    52: CancelRuns,
+    53: Free,
+    54: Leave,
+    70: RunFinished,
+    71: RunFailed,
+    72: Started,
+    73: Returned,
+    74: Missing,
+    75: Replicas,
+    76: Stored,
+    77: Lost,
+    78: Capacity,
+    79: Heartbeat,
+    100: Fetch,
+    101: Value,
+    102: Absent,
+    103: Put,
+    104: PutDone,
+    105: Call,
+    106: CallResult,
+}
+"""What each tag on the wire means. A tag is never given a second meaning."""

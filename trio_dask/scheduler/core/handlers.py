@@ -1,0 +1,302 @@
+"""What each message does: one function a message, two tables by who may send it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, TypeAlias
+
+from trio_dask.errors import ProtocolError
+from trio_dask.protocol import messages as m
+from trio_dask.scheduler.core import lifecycle, membership
+from trio_dask.scheduler.core.contents import forget_contents, receive
+from trio_dask.scheduler.core.queries import answer
+from trio_dask.scheduler.core.submission import submit
+from trio_dask.scheduler.core.tables import (
+    DETACHED,
+    NO_TERMS,
+    RELEASED,
+    Client,
+    Erred,
+    Failure,
+    InMemory,
+    Past,
+    Processing,
+    State,
+    Stop,
+    Task,
+    Worker,
+)
+
+__all__ = ["FROM_CLIENT", "FROM_WORKER"]
+
+SMOOTHING: Final = 0.3
+"""Weight of the newest call in the expected duration of a function."""
+
+# ------------------------------------------------------------------------------------------------- from workers
+
+
+def _run_finished(state: State, worker: Worker, message: m.RunFinished) -> None:
+    task = worker.processing.get(message.run)
+    if task is None:
+        # Its cancellation is on the way to the worker, which drops the result when that arrives.
+        state.note("", f"stale result of run {message.run} from {worker.info.name}")
+        return
+    function = task.function
+    if function is not None:
+        expected_s = function.expected_s
+        if expected_s is None:
+            function.expected_s = message.duration_s
+        else:
+            function.expected_s = expected_s + SMOOTHING * (message.duration_s - expected_s)
+    lifecycle.finish(state, task, worker, message.nbytes, message.type_name, message.value)
+
+
+def _run_failed(state: State, worker: Worker, message: m.RunFailed) -> None:
+    task = worker.processing.get(message.run)
+    if task is None:
+        return
+    past = task.past
+    attempt = past.attempts if past is not None else 1
+    if (past.failures if past is not None else 0) < task.terms.retries:
+        if past is None:
+            past = task.past = Past()
+        past.failures += 1
+        past.attempts += 1
+        lifecycle.hand_back(state, task, "raised, retried")
+        return
+    details = {
+        "worker": worker.info.name,
+        "address": worker.info.address,
+        "attempt": attempt,
+        "duration_s": message.duration_s,
+    }
+    failure = Failure(task.key, message.kind, message.error, message.text, details)
+    lifecycle.fail(state, task, failure, run_is_over=True)
+
+
+def _started(state: State, worker: Worker, message: m.Started) -> None:
+    for run in message.runs:
+        task = worker.processing.get(run)
+        if task is not None and isinstance(task.phase, Processing):
+            task.phase.started = True
+
+
+def _returned(state: State, worker: Worker, message: m.Returned) -> None:
+    for run in message.runs:
+        task = worker.processing.get(run)
+        if task is not None:
+            lifecycle.hand_back(state, task, f"handed back by {worker.info.name}")
+
+
+def _missing(state: State, worker: Worker, message: m.Missing) -> None:
+    source = state.tasks.get(message.key)
+    if source is not None:
+        holder = state.addresses.get(message.address) if message.address else worker
+        if holder is not None:
+            _drop_replica(state, source, holder, f"{worker.info.name} could not get it from {holder.info.name}")
+    task = worker.processing.get(message.run)
+    if task is not None:
+        lifecycle.hand_back(state, task, f"its input {message.key} could not be had")
+
+
+def _replicas(state: State, worker: Worker, message: m.Replicas) -> None:
+    unknown: list[str] = []
+    for key in message.keys:
+        task = state.tasks.get(key)
+        if task is None or not isinstance(task.phase, InMemory):
+            unknown.append(key)
+        elif worker not in task.phase.holders:
+            task.phase.holders += (worker,)
+            worker.holds[task] = None
+            worker.managed_bytes += task.phase.nbytes
+    if unknown:
+        state.send(worker.peer, m.Free(tuple(unknown)))
+
+
+def _stored(state: State, worker: Worker, message: m.Stored) -> None:
+    client = state.incarnations.get(message.client)
+    task = state.tasks.get(message.key)
+    if task is None:
+        if client is None:
+            state.send(worker.peer, m.Free((message.key,)))
+            return
+        state.last_submission += 1
+        task = state.tasks[message.key] = Task(message.key, state.last_submission, None, b"", NO_TERMS, ())
+    if client is not None:
+        lifecycle.want(state, task, client.peer)
+    lifecycle.appear(state, task, worker, message.nbytes, message.type_name)
+
+
+def _lost(state: State, worker: Worker, message: m.Lost) -> None:
+    for key in message.keys:
+        task = state.tasks.get(key)
+        if task is not None:
+            lifecycle.lose(state, task, worker, f"{worker.info.name} lost it")
+
+
+def _capacity(state: State, worker: Worker, message: m.Capacity) -> None:
+    if not 0 <= message.slots <= worker.info.nthreads:
+        raise ProtocolError(f"a worker of {worker.info.nthreads} threads reports {message.slots} slots")
+    membership.set_capacity(state, worker, message.slots)
+
+
+def _heartbeat(state: State, worker: Worker, message: m.Heartbeat) -> None:
+    worker.last_metrics = message.metrics
+
+
+def _drop_replica(state: State, task: Task, holder: Worker, why: str) -> None:
+    if isinstance(task.phase, InMemory) and holder in task.phase.holders:
+        state.send(holder.peer, m.Free((task.key,)))
+        lifecycle.lose(state, task, holder, why)
+
+
+# ------------------------------------------------------------------------------------------------- from clients
+
+
+def _want(state: State, client: Client, message: m.Want) -> None:
+    for key in message.keys:
+        task = state.tasks.get(key)
+        if task is None:
+            state.send(client.peer, _unknown(key))
+            continue
+        lifecycle.want(state, task, client.peer)
+        lifecycle.announce(state, task, client.peer)
+        if task.phase is RELEASED:
+            lifecycle.activate(state, task)
+
+
+def _unknown(key: str) -> m.Dropped:
+    return m.Dropped(key, "lost", f"the scheduler does not know {key!r} (any more)")
+
+
+def _release(state: State, client: Client, message: m.Release) -> None:
+    released: list[Task] = []
+    for key in message.keys:
+        task = state.tasks.get(key)
+        if task is not None:
+            lifecycle.unwant(state, task, client.peer)
+            released.append(task)
+    lifecycle.sweep(state, released)
+
+
+def _cancel(state: State, client: Client, message: m.Cancel) -> None:
+    tasks = [task for key in message.keys if (task := state.tasks.get(key)) is not None]
+    seen: dict[Task, None] = {}
+    stack = list(tasks)
+    while stack:
+        task = stack.pop()
+        if task not in seen:
+            seen[task] = None
+            stack += task.dependents or ()
+    for task in seen:
+        for peer in task.wanted if message.force else (client.peer,):
+            if peer in task.wanted:
+                lifecycle.unwant(state, task, peer)
+                if peer != DETACHED:
+                    state.send(peer, m.Dropped(task.key, "cancelled", f"cancelled by client {client.name}"))
+    lifecycle.sweep(state, list(seen))
+
+
+def _retry(state: State, client: Client, message: m.Retry) -> None:
+    lifecycle.revive(state, [task for key in message.keys if (task := state.tasks.get(key)) is not None])
+
+
+def _detach(state: State, client: Client, message: m.Detach) -> None:
+    for key in message.keys:
+        task = state.tasks.get(key)
+        if task is None or isinstance(task.phase, InMemory | Erred):
+            continue
+        lifecycle.want(state, task, DETACHED)
+        if task.phase is RELEASED:
+            lifecycle.activate(state, task)
+
+
+def _unreachable(state: State, client: Client, message: m.Unreachable) -> None:
+    task = state.tasks.get(message.key)
+    if task is None:
+        state.send(client.peer, _unknown(message.key))
+        return
+    holder = state.addresses.get(message.address)
+    if holder is not None:
+        _drop_replica(state, task, holder, f"client {client.name} could not get it from {holder.info.name}")
+    if isinstance(task.phase, InMemory):
+        lifecycle.announce(state, task, client.peer)
+
+
+def _query(state: State, client: Client, message: m.Query) -> None:
+    if message.what == "wait_for_workers":
+        number = int(message.arguments[0]) if message.arguments and message.arguments[0].isdecimal() else 1
+        if len(state.workers) >= number:
+            state.send(client.peer, m.Reply(message.request, len(state.workers)))
+        else:
+            state.waits.append((client.peer, message.request, number))
+        return
+    state.send(client.peer, m.Reply(message.request, answer(state, message.what, message.arguments)))
+
+
+def _restart(state: State, client: Client, message: m.Restart) -> None:
+    text = f"the cluster was restarted by client {client.name}"
+    tasks = list(state.tasks.values())
+    for task in tasks:
+        for peer in task.wanted:
+            if peer != DETACHED:
+                state.send(peer, m.Dropped(task.key, "cancelled", text))
+            lifecycle.unwant(state, task, peer)
+    lifecycle.sweep(state, tasks)
+    names = dict.fromkeys(worker.info.name for worker in state.workers.values())
+    for worker in list(state.workers.values()):
+        state.send(worker.peer, m.Leave(text, True))
+    deadline = state.now + state.settings.restart_timeout_s
+    state.restarts.append((client.peer, message.request, names, deadline))
+
+
+def _shutdown(state: State, client: Client, message: m.Shutdown) -> None:
+    reason = f"shutdown asked by client {client.name}"
+    for worker in state.workers.values():
+        state.send(worker.peer, m.Leave(reason, False))
+    state.requests.append(Stop(reason))
+
+
+def _client_goodbye(state: State, client: Client, message: m.Goodbye) -> None:
+    membership.remove_client(state, client)
+
+
+def _worker_goodbye(state: State, worker: Worker, message: m.Goodbye) -> None:
+    membership.remove_worker(state, worker, message.reason, expected=True)
+
+
+def _forget_blobs(state: State, client: Client, message: m.ForgetBlobs) -> None:
+    forget_contents(state, client, message.digests)
+
+
+_FromWorker: TypeAlias = Callable[[State, Worker, Any], None]
+_FromClient: TypeAlias = Callable[[State, Client, Any], None]
+
+FROM_WORKER: Final[dict[type[Any], _FromWorker]] = {
+    m.RunFinished: _run_finished,
+    m.RunFailed: _run_failed,
+    m.Started: _started,
+    m.Returned: _returned,
+    m.Missing: _missing,
+    m.Replicas: _replicas,
+    m.Stored: _stored,
+    m.Lost: _lost,
+    m.Capacity: _capacity,
+    m.Heartbeat: _heartbeat,
+    m.Goodbye: _worker_goodbye,
+}
+FROM_CLIENT: Final[dict[type[Any], _FromClient]] = {
+    m.Blob: receive,
+    m.ForgetBlobs: _forget_blobs,
+    m.Submit: submit,
+    m.Want: _want,
+    m.Release: _release,
+    m.Cancel: _cancel,
+    m.Retry: _retry,
+    m.Detach: _detach,
+    m.Unreachable: _unreachable,
+    m.Query: _query,
+    m.Restart: _restart,
+    m.Shutdown: _shutdown,
+    m.Goodbye: _client_goodbye,
+}

@@ -1,0 +1,344 @@
+"""Which worker runs what: called once per batch of events, with every decision O(inputs of the task).
+
+A ready task goes one of three ways:
+
+- it has demands (certain workers, resources): to the queue of those demands;
+- it has no inputs: to the common queue, ordered by priority, from which workers with room are filled;
+- it has inputs: to the worker that holds most of them, at once if that one has room, else to that worker's backlog;
+  but to an idle worker, if moving the inputs there takes less time than waiting.
+
+So what is not started stays here, ordered by priority, and a wide graph does not flood the memory of the workers. A
+worker has room while it holds fewer than two runs per slot, or less estimated work than `ahead_s` per slot: slots never
+wait for the network, and little has to be taken back when the load shifts.
+
+A task that misses only inputs that are being computed on one worker is assigned there ahead, so that the links of a
+chain follow one another without a round trip.
+
+Sources: data-aware placement by least bytes to move, with balancing left to a separate step, follows the scheduler
+described in Böhm and Beránek, "Runtime vs Scheduler: Analyzing Dask's Overheads" (2020); keeping root tasks at the
+scheduler follows dask's `worker-saturation`.
+"""
+
+from __future__ import annotations
+
+from heapq import heappop, heappush
+from typing import Final
+
+from trio_dask.identity import RunId
+from trio_dask.protocol.messages import Run
+from trio_dask.scheduler.core.contents import ship
+from trio_dask.scheduler.core.lifecycle import CHAIN_FAN_IN, CHAIN_FAN_OUT, move
+from trio_dask.scheduler.core.tables import (
+    NO_TERMS,
+    InMemory,
+    Processing,
+    Queue,
+    Queued,
+    State,
+    Task,
+    Terms,
+    Waiting,
+    Worker,
+)
+
+__all__ = ["PRIORITY_BITS", "admit", "assign", "has_room", "place", "queue_for", "settle"]
+
+UNKNOWN_S: Final = 0.5
+"""Expected duration of a call of a function that has not run yet."""
+
+LEAST_S: Final = 10e-6
+"""What even the shortest call costs a worker."""
+
+PRIORITY_BITS: Final = 48
+"""A task's priority is the user's (negated, so that less comes first) above this many bits of submission count."""
+
+CHUNK: Final = 32
+"""Consecutive root tasks that go to one worker, so that siblings meet there."""
+
+SAMPLED_INPUTS: Final = 64
+"""Inputs looked at when the best worker is sought; of a wider task every so manyth."""
+
+SAMPLED_HOLDERS: Final = 4
+
+INPUT_BYTES: Final = 1000
+"""What fetching an input costs beyond its size."""
+
+_PLAIN: Final[dict[str, object]] = {}
+
+
+def place(state: State) -> None:
+    """Decide on all ready tasks, and give work to every worker that has come to have room."""
+    touched = state.touched
+    for worker in touched:
+        settle(state, worker)
+    fresh: dict[Queue, None] = {}
+    while state.ready or state.ahead or touched or (state.queue.heap and state.roomy) or fresh:
+        if state.ready:
+            ready, state.ready = state.ready, []
+            for task in ready:
+                phase = task.phase
+                if type(phase) is Waiting and not phase.missing:
+                    _dispatch(state, task, fresh)
+        for queue in fresh:
+            for worker in queue.eligible:
+                if worker in state.roomy:
+                    touched[worker] = None
+        fresh.clear()
+        if touched:
+            workers, state.touched = touched, {}
+            touched = state.touched
+            for worker in workers:
+                _refill(state, worker)
+        if state.queue.heap and state.roomy:
+            _drain_queue(state)
+        if state.ahead:
+            candidates, state.ahead = state.ahead, []
+            for task in candidates:
+                if type(task.phase) is Waiting:
+                    _hand_ahead(state, task)
+
+
+def has_room(state: State, worker: Worker) -> bool:
+    """Whether a worker should be given more."""
+    count = len(worker.processing)
+    if count < 2 * worker.slots:
+        return True
+    settings = state.settings
+    return count < settings.ahead_runs and worker.occupancy_s < settings.ahead_s * worker.slots
+
+
+def settle(state: State, worker: Worker) -> None:
+    """Bring the lists of idle, roomy and surplus workers up to date for one worker."""
+    if worker.peer not in state.workers:
+        return
+    count = len(worker.processing)
+    slots = worker.slots
+    if count < slots:
+        if worker not in state.idle:
+            state.idle[worker] = None
+    else:
+        state.idle.pop(worker, None)
+    if count > slots:
+        state.surplus[worker] = None
+    else:
+        state.surplus.pop(worker, None)
+    if has_room(state, worker):
+        if worker not in state.roomy:
+            state.roomy[worker] = None
+    else:
+        state.roomy.pop(worker, None)
+
+
+def queue_for(state: State, terms: Terms) -> Queue:
+    """The queue of tasks with these demands."""
+    if not terms.workers and not terms.resources:
+        return state.queue
+    identity = (terms.workers, terms.resources)
+    queue = state.queues.get(identity)
+    if queue is None:
+        queue = state.queues[identity] = Queue(terms)
+        for worker in state.workers.values():
+            admit(queue, worker)
+    if terms.allow_other_workers and not queue.eligible:
+        return queue_for(state, terms._replace(workers=()))
+    return queue
+
+
+def admit(queue: Queue, worker: Worker) -> None:
+    """Note a worker at a queue, if it meets the demands."""
+    terms = queue.terms
+    info = worker.info
+    if terms.workers:
+        place_of = info.address.rpartition("://")[2]
+        names = (info.name, info.address, info.host, place_of)
+        if not any(name in names for name in terms.workers):
+            return
+    if all(info.resources.get(name, 0.0) >= amount for name, amount in terms.resources):
+        queue.eligible[worker] = None
+        worker.queues.append(queue)
+
+
+def assign(state: State, task: Task, worker: Worker, missing: int) -> None:
+    """Give a task to a worker."""
+    state.last_run = run = RunId(state.last_run + 1)
+    function = task.function
+    assert function is not None
+    expected_s = function.expected_s
+    if expected_s is None:
+        expected_s = UNKNOWN_S
+    elif expected_s < LEAST_S:
+        expected_s = LEAST_S
+    worker.processing[run] = task
+    worker.occupancy_s += expected_s
+    if worker not in function.shipped:
+        ship(state, function, worker)
+    for content in task.blobs:
+        if worker not in content.shipped:
+            ship(state, content, worker)
+    terms = task.terms
+    extra = _PLAIN if terms is NO_TERMS and task.past is None else _extra(task)
+    for name, amount in terms.resources:
+        worker.available[name] -= amount
+    inputs: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    if task.dependencies:
+        rows: list[tuple[str, tuple[str, ...]]] = []
+        for dependency in task.dependencies:
+            phase = dependency.phase
+            if type(phase) is InMemory and worker not in phase.holders:
+                rows.append((dependency.key, tuple(holder.info.address for holder in phase.holders)))
+            else:
+                rows.append((dependency.key, ()))
+        inputs = tuple(rows)
+    move(state, task, Processing(run, worker, missing, expected_s), "assigned")
+    state.send(worker.peer, Run(run, task.key, function.digest, task.call, inputs, task.priority, extra))
+    if task.dependents and len(task.dependents) <= CHAIN_FAN_OUT:
+        for dependent in task.dependents:
+            if type(dependent.phase) is Waiting and len(dependent.dependencies) <= CHAIN_FAN_IN:
+                state.ahead.append(dependent)
+
+
+def _extra(task: Task) -> dict[str, object]:
+    extra: dict[str, object] = {}
+    if task.terms.time_limit_s is not None:
+        extra["time_limit"] = task.terms.time_limit_s
+    if task.past is not None:
+        extra["attempt"] = task.past.attempts
+        if task.past.suspect:
+            extra["announce"] = True
+    return extra
+
+
+def _dispatch(state: State, task: Task, fresh: dict[Queue, None]) -> None:
+    terms = task.terms
+    queue = state.queue if terms is NO_TERMS else queue_for(state, terms)
+    if queue is not state.queue:
+        heappush(queue.heap, (task.priority, task))
+        move(state, task, queue.phase, "queued")
+        fresh[queue] = None
+        return
+    if task.dependencies:
+        worker = _best_worker(state, task)
+        if worker is not None:
+            if has_room(state, worker):
+                assign(state, task, worker, 0)
+                settle(state, worker)
+            else:
+                heappush(worker.backlog, (task.priority, task))
+                move(state, task, queue.phase, "queued")
+            return
+    heappush(queue.heap, (task.priority, task))
+    move(state, task, queue.phase, "queued")
+
+
+def _best_worker(state: State, task: Task) -> Worker | None:
+    """The worker with most of the inputs, or an idle one if moving the inputs takes less time than waiting."""
+    dependencies = task.dependencies
+    if len(dependencies) > SAMPLED_INPUTS:
+        dependencies = dependencies[:: len(dependencies) // SAMPLED_INPUTS]
+    scores: dict[Worker, int] = {}
+    total = 0
+    for dependency in dependencies:
+        phase = dependency.phase
+        if type(phase) is InMemory:
+            size = phase.nbytes + INPUT_BYTES
+            total += size
+            holders = phase.holders
+            if len(holders) > SAMPLED_HOLDERS:
+                holders = holders[:SAMPLED_HOLDERS]
+            for holder in holders:
+                if holder.slots:
+                    scores[holder] = scores.get(holder, 0) + size
+    if not scores:
+        return None
+    best: Worker | None = None
+    most = -1
+    for worker, size in scores.items():
+        if size > most or (size == most and best is not None and worker.occupancy_s < best.occupancy_s):
+            best, most = worker, size
+    assert best is not None
+    if len(best.processing) < best.slots or not state.idle:
+        return best
+    idle = next(iter(state.idle))
+    settings = state.settings
+    moving_s = settings.latency_s + (total - scores.get(idle, 0)) / settings.bandwidth_bytes_per_s
+    return idle if best.occupancy_s / best.slots > moving_s else best
+
+
+def _refill(state: State, worker: Worker) -> None:
+    """Give a worker with room what waits for it: its backlog and its queues by priority, then the common queue."""
+    if worker.peer not in state.workers:
+        return
+    while has_room(state, worker):
+        heap = worker.backlog if _top(worker.backlog) else None
+        for queue in worker.queues:
+            if (
+                _top(queue.heap)
+                and (heap is None or queue.heap[0][0] < heap[0][0])
+                and all(worker.available[name] >= amount for name, amount in queue.terms.resources)
+            ):
+                heap = queue.heap
+        if heap is None:
+            break
+        common = state.queue.heap
+        if _top(common) and common[0][0] >> PRIORITY_BITS < heap[0][0] >> PRIORITY_BITS:
+            heap = common
+        _, task = heappop(heap)
+        assign(state, task, worker, 0)
+    settle(state, worker)
+
+
+def _drain_queue(state: State) -> None:
+    """Hand the common queue out to workers with room: idle ones first, a run of consecutive tasks to each."""
+    heap = state.queue.heap
+    roomy = state.roomy
+    idle = state.idle
+    while roomy and _top(heap):
+        share = min(CHUNK, max(1, len(heap) // len(roomy)))
+        worker = next(iter(idle or roomy))
+        while share and has_room(state, worker) and _top(heap):
+            _, task = heappop(heap)
+            assign(state, task, worker, 0)
+            share -= 1
+        settle(state, worker)
+        if worker in roomy:
+            roomy.move_to_end(worker)
+        if worker in idle:
+            idle.move_to_end(worker)
+
+
+def _top(heap: list[tuple[int, Task]]) -> bool:
+    """Whether the heap holds a task that is still queued, once stale entries have been taken off its top."""
+    while heap:
+        if type(heap[0][1].phase) is Queued:
+            return True
+        heappop(heap)
+    return False
+
+
+def _hand_ahead(state: State, task: Task) -> None:
+    """Assign a waiting task to the one worker where all its inputs are or are being computed, if there is one."""
+    if task.terms is not NO_TERMS and (task.terms.workers or task.terms.resources):
+        return
+    worker: Worker | None = None
+    missing = 0
+    for dependency in task.dependencies:
+        phase = dependency.phase
+        if type(phase) is Processing:
+            if worker is None:
+                worker = phase.worker
+            elif worker is not phase.worker:
+                return
+            if phase.retracting or (dependency.dependents and len(dependency.dependents) > CHAIN_FAN_OUT):
+                return
+            missing += 1
+        elif type(phase) is not InMemory:
+            return
+    if worker is None or not missing:
+        return
+    for dependency in task.dependencies:
+        phase = dependency.phase
+        if type(phase) is InMemory and worker not in phase.holders:
+            return
+    if len(worker.processing) < state.settings.chain_runs:
+        assign(state, task, worker, missing)
+        settle(state, worker)

@@ -1,0 +1,106 @@
+"""Answers to questions about the cluster, as plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from trio_dask.errors import ProtocolError
+from trio_dask.scheduler.core.tables import InMemory, State, Task, Worker
+
+__all__ = ["answer"]
+
+
+def answer(state: State, what: str, arguments: tuple[str, ...]) -> Any:
+    """The answer to a `Query`.
+
+    Raises `ProtocolError` for a question that is not known.
+    """
+    question = _QUESTIONS.get(what)
+    if question is None:
+        raise ProtocolError(f"no such question: {what!r}")
+    return question(state, arguments)
+
+
+def _tasks(state: State, keys: tuple[str, ...]) -> list[Task]:
+    if not keys:
+        return list(state.tasks.values())
+    return [task for key in keys if (task := state.tasks.get(key)) is not None]
+
+
+def _workers(state: State, names: tuple[str, ...]) -> list[Worker]:
+    if not names:
+        return list(state.workers.values())
+    wanted = dict.fromkeys(names)
+    return [worker for worker in state.workers.values() if worker.info.name in wanted or worker.info.address in wanted]
+
+
+def _who_has(state: State, keys: tuple[str, ...]) -> dict[str, list[str]]:
+    holders: dict[str, list[str]] = {key: [] for key in keys}
+    for task in _tasks(state, keys):
+        if isinstance(task.phase, InMemory):
+            holders[task.key] = [worker.info.address for worker in task.phase.holders]
+    return holders
+
+
+def _has_what(state: State, names: tuple[str, ...]) -> dict[str, list[str]]:
+    return {worker.info.address: [task.key for task in worker.holds] for worker in _workers(state, names)}
+
+
+def _processing(state: State, names: tuple[str, ...]) -> dict[str, list[str]]:
+    return {worker.info.address: [task.key for task in worker.processing.values()] for worker in _workers(state, names)}
+
+
+def _nbytes(state: State, keys: tuple[str, ...]) -> dict[str, int]:
+    return {task.key: task.phase.nbytes for task in _tasks(state, keys) if isinstance(task.phase, InMemory)}
+
+
+def _nthreads(state: State, names: tuple[str, ...]) -> dict[str, int]:
+    return {worker.info.address: worker.info.nthreads for worker in _workers(state, names)}
+
+
+def _scheduler_info(state: State, names: tuple[str, ...]) -> dict[str, Any]:
+    return {
+        "type": "Scheduler",
+        "workers": {
+            worker.info.address: {
+                "type": "Worker",
+                "id": worker.info.incarnation,
+                "name": worker.info.name,
+                "host": worker.info.host,
+                "pid": worker.info.pid,
+                "nthreads": worker.info.nthreads,
+                "slots": worker.slots,
+                "memory_limit": worker.info.memory_limit,
+                "resources": dict(worker.info.resources),
+                "processing": len(worker.processing),
+                "in_memory": len(worker.holds),
+                "managed_bytes": worker.managed_bytes,
+                "metrics": dict(worker.last_metrics),
+            }
+            for worker in _workers(state, names)
+        },
+        "clients": [client.name for client in state.clients.values()],
+        "tasks": len(state.tasks),
+    }
+
+
+def _story(state: State, keys: tuple[str, ...]) -> list[tuple[float, str, str]]:
+    wanted = dict.fromkeys(keys)
+    return [step for step in state.story if not keys or step[1] in wanted]
+
+
+def _states(state: State, keys: tuple[str, ...]) -> dict[str, str]:
+    return {task.key: task.phase.state for task in _tasks(state, keys)}
+
+
+_QUESTIONS: Final[dict[str, Callable[[State, tuple[str, ...]], Any]]] = {
+    "who_has": _who_has,
+    "has_what": _has_what,
+    "processing": _processing,
+    "nbytes": _nbytes,
+    "nthreads": _nthreads,
+    "scheduler_info": _scheduler_info,
+    "states": _states,
+    "story": _story,
+}

@@ -1,0 +1,142 @@
+"""Taking in what a client submits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Final
+
+from trio_dask.errors import ProtocolError
+from trio_dask.identity import Key
+from trio_dask.protocol.messages import KeyFailed, Submit
+from trio_dask.scheduler.core.contents import content_of
+from trio_dask.scheduler.core.lifecycle import activate, announce, fail, want
+from trio_dask.scheduler.core.placement import PRIORITY_BITS
+from trio_dask.scheduler.core.tables import NO_TERMS, RELEASED, Client, Failure, State, Task, Terms
+
+__all__ = ["submit"]
+
+MAX_USER_PRIORITY: Final = 10_000
+
+
+def submit(state: State, client: Client, message: Submit) -> None:
+    """Add tasks, and start those that somebody needs.
+
+    Raises `ProtocolError`, before anything has changed, when the message does not fit together.
+    """
+    count = len(message.keys)
+    for field, name in (
+        (message.calls, "calls"),
+        (message.dependencies or message.calls, "dependencies"),
+        (message.blobs or message.calls, "blobs"),
+        (message.tokens or message.calls, "tokens"),
+    ):
+        if len(field) != count:
+            raise ProtocolError(f"Submit has {count} keys and {len(field)} {name}")
+    function = content_of(state, message.function)
+    blobs = [tuple(content_of(state, digest) for digest in digests) for digests in message.blobs]
+    terms = _terms(message.extra)
+    unwanted = frozenset(message.unwanted)
+
+    tasks = state.tasks
+    no_priority = -terms.user_priority << PRIORITY_BITS
+    needed: list[Task] = []
+    sole = client.sole
+    wants = client.wants
+    calls = message.calls
+    rows = message.dependencies
+    tokens = message.tokens
+    for index, key in enumerate(message.keys):
+        task = tasks.get(key)
+        if task is not None:
+            _share(state, client, task, tokens[index] if tokens else b"", index not in unwanted)
+            continue
+        state.last_submission += 1
+        task = tasks[key] = Task(key, no_priority + state.last_submission, function, calls[index], terms, ())
+        function.references += 1
+        if blobs and blobs[index]:
+            task.blobs = blobs[index]
+            for content in task.blobs:
+                content.references += 1
+        if tokens:
+            task.token = tokens[index]
+        if index not in unwanted:
+            task.wanted = sole
+            wants[task] = None
+            needed.append(task)
+        if rows and rows[index] and not _connect(state, task, rows[index]):
+            continue
+    for task in needed:
+        if task.phase is RELEASED:
+            activate(state, task)
+
+
+def _share(state: State, client: Client, task: Task, token: bytes, wanted: bool) -> None:
+    """A key that is known already: the same task, unless its fingerprint says otherwise."""
+    if task.token != token:
+        text = (
+            f"the key {task.key!r} already names another task; give this one another key, "
+            "or release every future of the first one"
+        )
+        state.send(client.peer, KeyFailed(task.key, task.key, "conflict", None, text, {}))
+        return
+    if wanted:
+        want(state, task, client.peer)
+        announce(state, task, client.peer)
+        if task.phase is RELEASED:
+            activate(state, task)
+
+
+def _connect(state: State, task: Task, keys: tuple[Key, ...]) -> bool:
+    """Tie a task to its inputs. An unknown input fails it."""
+    inputs: list[Task] = []
+    for key in keys:
+        dependency = state.tasks.get(key)
+        if dependency is None or dependency is task:
+            text = f"it depends on {key!r}, which the scheduler does not know: cancelled, released, or never submitted"
+            fail(state, task, Failure(task.key, "refused", None, text, {}))
+            return False
+        inputs.append(dependency)
+    task.dependencies = tuple(inputs)
+    for dependency in inputs:
+        if dependency.dependents is None:
+            dependency.dependents = {}
+        dependency.dependents[task] = None
+    return True
+
+
+def _terms(extra: Mapping[str, Any]) -> Terms:
+    if not extra:
+        return NO_TERMS
+    fields: dict[str, Any] = {}
+    for name, value in extra.items():
+        check = _CHECKS.get(name)
+        if check is None or not check(value):
+            raise ProtocolError(f"Submit with {name}={value!r}")
+    if "priority" in extra:
+        fields["user_priority"] = extra["priority"]
+    if "resources" in extra:
+        fields["resources"] = tuple(sorted((name, float(amount)) for name, amount in extra["resources"].items()))
+    if "time_limit" in extra:
+        fields["time_limit_s"] = float(extra["time_limit"])
+    for name in ("retries", "workers", "allow_other_workers"):
+        if name in extra:
+            fields[name] = extra[name]
+    terms = Terms(**fields)
+    return NO_TERMS if terms == NO_TERMS else terms
+
+
+def _is_amount(value: object) -> bool:
+    return type(value) in (int, float) and math.isfinite(value) and value >= 0  # type: ignore[arg-type,operator]
+
+
+_CHECKS: Final = {
+    "priority": lambda value: type(value) is int and abs(value) <= MAX_USER_PRIORITY,
+    "retries": lambda value: type(value) is int and value >= 0,
+    "workers": lambda value: type(value) is tuple and all(type(name) is str for name in value),
+    "allow_other_workers": lambda value: type(value) is bool,
+    "resources": lambda value: (
+        isinstance(value, dict) and all(type(name) is str and _is_amount(amount) for name, amount in value.items())
+    ),
+    "time_limit": _is_amount,
+}
