@@ -1,0 +1,154 @@
+"""What a case, a metric and a required bound are."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from .rivals.base import Rival
+
+OURS = "trio_dask"
+
+
+class Unsupported(Exception):
+    """This rival has no such thing: a fact about it, not a failure."""
+
+
+class Kind(enum.Enum):
+    """The dimension of a figure, in base units: seconds, bytes per second, bytes, percent, or a plain number."""
+
+    TIME = "s"
+    RATE = "B/s"
+    SIZE = "B"
+    PERCENT = "%"
+    NUMBER = ""
+
+
+@dataclass(frozen=True)
+class Bound:
+    """``value <= limit`` or ``>= limit``; the value is ours, or ours divided by a rival's."""
+
+    limit: float
+    text: str
+    rival: str | None = None
+    at_least: bool = False
+    strict: bool = False
+
+    def holds(self, value: float) -> bool:
+        if self.at_least:
+            return value >= self.limit
+        return value < self.limit if self.strict else value <= self.limit
+
+
+def at_most_of(rival: str, divisor: float) -> Bound:
+    """Our time is at most ``1/divisor`` of the rival's."""
+    return Bound(1 / divisor, f"at most 1/{divisor:g} of {rival}", rival=rival)
+
+
+def at_least_times(rival: str, factor: float) -> Bound:
+    return Bound(factor, f"at least {factor:g} times {rival}", rival=rival, at_least=True)
+
+
+def below(rival: str) -> Bound:
+    return Bound(1.0, f"below {rival}", rival=rival, strict=True)
+
+
+def absolute(limit: float, text: str, *, strict: bool = False) -> Bound:
+    return Bound(limit, text, strict=strict)
+
+
+@dataclass(frozen=True)
+class Metric:
+    key: str
+    label: str
+    kind: Kind
+    bounds: tuple[Bound, ...] = ()
+    rivals_key: str | None = None
+    """Rivals' figure to compare with, when they have no such metric of their own."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much work each case does."""
+
+    latency_calls: int
+    map_tasks: int
+    gather_tasks: int
+    gather_tasks_slow: int
+    chain_steps: int
+    tree_exponent: int
+    merge_tasks: int
+    dag_tasks: int
+    array_bytes: int
+    array_count: int
+    transfer_bytes: int
+    transfer_count: int
+    idle_s: float
+    core_tasks: int
+    core_memory_tasks: int
+    core_workers: tuple[int, ...] = (1, 10, 100, 1000)
+
+
+MB = 1_000_000
+
+FULL = Sizes(
+    latency_calls=500,
+    map_tasks=20_000,
+    gather_tasks=100_000,
+    gather_tasks_slow=20_000,
+    chain_steps=2_000,
+    tree_exponent=14,
+    merge_tasks=25_000,
+    dag_tasks=20_000,
+    array_bytes=20 * MB,
+    array_count=10,
+    transfer_bytes=50 * MB,
+    transfer_count=4,
+    idle_s=10.0,
+    core_tasks=100_000,
+    core_memory_tasks=1_000_000,
+)
+
+QUICK = Sizes(
+    latency_calls=100,
+    map_tasks=2_000,
+    gather_tasks=10_000,
+    gather_tasks_slow=2_000,
+    chain_steps=200,
+    tree_exponent=10,
+    merge_tasks=2_500,
+    dag_tasks=2_000,
+    array_bytes=20 * MB,
+    array_count=3,
+    transfer_bytes=50 * MB,
+    transfer_count=2,
+    idle_s=3.0,
+    core_tasks=10_000,
+    core_memory_tasks=100_000,
+)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a case is given: the rival under test, the sizes, and a scratch folder."""
+
+    rival: Rival
+    sizes: Sizes
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    title: str
+    run: Callable[[Context], dict[str, float]]
+    metrics: tuple[Metric, ...]
+    cluster: bool = True
+    """Start the rival's cluster and warm it up first; neither is measured."""
+    only_ours: bool = False
+    note: str = ""
