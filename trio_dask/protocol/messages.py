@@ -103,7 +103,7 @@ class Submit(NamedTuple):
     user chose it is parallel to `keys` and fingerprints the call: the same key with another token is a conflict.
     A call whose first byte is 0 is a reference: the 16 bytes after it name the blob that holds the call.
     Tasks of one client run in the order of submission where nothing else decides; senders of graphs order them
-    depth-first. `unwanted` lists the positions of tasks that the client does not itself want (inner nodes of graphs).
+    depth-first, and release the inner tasks of the graph right after it: what later tasks need is kept without a wish.
     `extra` may hold: priority (int, larger first), retries (int), workers (names, addresses or hosts),
     allow_other_workers (bool), resources (name -> amount), time_limit (seconds).
     """
@@ -114,7 +114,6 @@ class Submit(NamedTuple):
     dependencies: tuple[tuple[Key, ...], ...]
     blobs: tuple[tuple[Digest, ...], ...]
     tokens: tuple[bytes, ...]
-    unwanted: tuple[int, ...]
     extra: Mapping[str, Any]
 
 

@@ -9,6 +9,7 @@ from trio_dask.errors import ProtocolError
 from trio_dask.protocol import messages as m
 from trio_dask.scheduler.core import lifecycle, membership
 from trio_dask.scheduler.core.contents import forget_contents, receive
+from trio_dask.scheduler.core.placement import learn
 from trio_dask.scheduler.core.queries import answer
 from trio_dask.scheduler.core.submission import submit
 from trio_dask.scheduler.core.tables import (
@@ -29,9 +30,6 @@ from trio_dask.scheduler.core.tables import (
 
 __all__ = ["FROM_CLIENT", "FROM_WORKER"]
 
-SMOOTHING: Final = 0.3
-"""Weight of the newest call in the expected duration of a function."""
-
 # ------------------------------------------------------------------------------------------------- from workers
 
 
@@ -41,13 +39,8 @@ def _run_finished(state: State, worker: Worker, message: m.RunFinished) -> None:
         # Its cancellation is on the way to the worker, which drops the result when that arrives.
         state.note("", f"stale result of run {message.run} from {worker.info.name}")
         return
-    function = task.function
-    if function is not None:
-        expected_s = function.expected_s
-        if expected_s is None:
-            function.expected_s = message.duration_s
-        else:
-            function.expected_s = expected_s + SMOOTHING * (message.duration_s - expected_s)
+    if task.function is not None:
+        learn(state, task.function, message.duration_s)
     lifecycle.finish(state, task, worker, message.nbytes, message.type_name, message.value)
 
 

@@ -51,6 +51,7 @@ __all__ = [
     "activate",
     "announce",
     "appear",
+    "arrived",
     "fail",
     "finish",
     "hand_back",
@@ -159,7 +160,7 @@ def finish(state: State, task: Task, worker: Worker, nbytes: int, type_name: str
     if task.past is not None:
         task.past.suspect = False
     unneeded = _leave_inputs(task)
-    _arrived(state, task, worker)
+    arrived(state, task, worker)
     if task.wanted:
         _tell_ready(state, task, value)
     if not task.waiters and not task.wanted:
@@ -187,7 +188,7 @@ def appear(state: State, task: Task, worker: Worker, nbytes: int, type_name: str
         move(state, task, InMemory(worker.sole, nbytes, type_name), "stored")
         worker.holds[task] = None
         worker.managed_bytes += nbytes
-        _arrived(state, task, worker)
+        arrived(state, task, worker)
     if task.wanted:
         _tell_ready(state, task, None)
     unneeded.append(task)
@@ -379,7 +380,8 @@ def _leave_inputs(task: Task) -> list[Task]:
     return unneeded
 
 
-def _arrived(state: State, task: Task, worker: Worker) -> None:
+def arrived(state: State, task: Task, worker: Worker) -> None:
+    """A result has come to be: those that missed it miss one input less."""
     for dependent in task.dependents or ():
         phase = dependent.phase
         if type(phase) is Waiting:

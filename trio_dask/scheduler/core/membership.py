@@ -28,16 +28,24 @@ from trio_dask.scheduler.core.tables import (
     WorkerInfo,
 )
 
-__all__ = ["add_client", "add_worker", "remove_client", "remove_worker", "set_capacity"]
+__all__ = ["add_client", "add_worker", "refusal", "remove_client", "remove_worker", "set_capacity"]
 
 
-def add_worker(state: State, peer: PeerId, info: WorkerInfo) -> str | None:
-    """Register a worker; returns the sentence of refusal if its name or address is taken."""
+def refusal(state: State, info: WorkerInfo) -> str | None:
+    """The sentence with which a worker is refused if its name or address is taken."""
     holder = state.names.get(info.name)
     if holder is not None:
         return f"the name {info.name!r} is taken by the worker at {holder.info.address}; choose another with --name"
     if info.address in state.addresses:
         return f"a worker with the address {info.address} is registered already"
+    return None
+
+
+def add_worker(state: State, peer: PeerId, info: WorkerInfo) -> str | None:
+    """Register a worker; returns the sentence of refusal if there is one."""
+    refused = refusal(state, info)
+    if refused is not None:
+        return refused
     worker = Worker(peer, info)
     state.workers[peer] = worker
     state.names[info.name] = worker
@@ -69,8 +77,6 @@ def remove_worker(state: State, worker: Worker, reason: str, *, expected: bool) 
     state.queue.eligible.pop(worker, None)
     for queue in worker.queues:
         queue.eligible.pop(worker, None)
-    for group in (state.idle, state.roomy, state.surplus, state.touched):
-        group.pop(worker, None)
     for content in state.contents.values():
         content.shipped.pop(worker, None)
 
@@ -88,6 +94,8 @@ def remove_worker(state: State, worker: Worker, reason: str, *, expected: bool) 
         if type(task.phase) is Queued:
             _requeue(state, task)
     worker.backlog.clear()
+    for group in (state.idle, state.roomy, state.surplus, state.touched):
+        group.pop(worker, None)
 
 
 def remove_client(state: State, client: Client) -> None:

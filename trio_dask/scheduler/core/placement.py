@@ -30,6 +30,7 @@ from trio_dask.scheduler.core.contents import ship
 from trio_dask.scheduler.core.lifecycle import CHAIN_FAN_IN, CHAIN_FAN_OUT, move
 from trio_dask.scheduler.core.tables import (
     NO_TERMS,
+    Content,
     InMemory,
     Processing,
     Queue,
@@ -41,7 +42,7 @@ from trio_dask.scheduler.core.tables import (
     Worker,
 )
 
-__all__ = ["PRIORITY_BITS", "admit", "assign", "has_room", "place", "queue_for", "settle"]
+__all__ = ["PRIORITY_BITS", "admit", "assign", "has_room", "learn", "place", "queue_for", "settle"]
 
 UNKNOWN_S: Final = 0.5
 """Expected duration of a call of a function that has not run yet."""
@@ -51,6 +52,9 @@ LEAST_S: Final = 10e-6
 
 PRIORITY_BITS: Final = 48
 """A task's priority is the user's (negated, so that less comes first) above this many bits of submission count."""
+
+SMOOTHING: Final = 0.3
+"""Weight of the newest call in the expected duration of a function."""
 
 CHUNK: Final = 32
 """Consecutive root tasks that go to one worker, so that siblings meet there."""
@@ -166,6 +170,7 @@ def assign(state: State, task: Task, worker: Worker, missing: int) -> None:
     expected_s = function.expected_s
     if expected_s is None:
         expected_s = UNKNOWN_S
+        function.guesses.append(task)
     elif expected_s < LEAST_S:
         expected_s = LEAST_S
     worker.processing[run] = task
@@ -195,6 +200,23 @@ def assign(state: State, task: Task, worker: Worker, missing: int) -> None:
         for dependent in task.dependents:
             if type(dependent.phase) is Waiting and len(dependent.dependencies) <= CHAIN_FAN_IN:
                 state.ahead.append(dependent)
+
+
+def learn(state: State, function: Content, seconds: float) -> None:
+    """A call has taken so long. The first one corrects what was guessed for those under way."""
+    known_s = function.expected_s
+    if known_s is not None:
+        function.expected_s = known_s + SMOOTHING * (seconds - known_s)
+        return
+    function.expected_s = seconds
+    expected_s = max(seconds, LEAST_S)
+    for task in function.guesses:
+        phase = task.phase
+        if type(phase) is Processing and phase.expected_s == UNKNOWN_S:
+            phase.worker.occupancy_s += expected_s - UNKNOWN_S
+            phase.expected_s = expected_s
+            state.touched[phase.worker] = None
+    function.guesses.clear()
 
 
 def _extra(task: Task) -> dict[str, object]:

@@ -31,6 +31,10 @@ class SchedulerCore:
         self.state = State(settings if settings is not None else CoreSettings())
         self.requests = self.state.requests
 
+    def refusal(self, info: WorkerInfo) -> str | None:
+        """The sentence with which `add_worker` would refuse this worker now."""
+        return membership.refusal(self.state, info)
+
     def add_worker(self, peer: PeerId, info: WorkerInfo, now: float) -> str | None:
         """Register a worker. Returns None, or the sentence with which it is refused (its name is taken)."""
         self.state.now = now
@@ -79,6 +83,8 @@ class SchedulerCore:
         state = self.state
         state.now = now
         place(state)
+        if state.restarts:
+            self._settle_restarts()
         if state.idle and state.surplus:
             balance(state)
         elif state.balance_at != _NEVER:

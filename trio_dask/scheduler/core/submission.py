@@ -36,8 +36,6 @@ def submit(state: State, client: Client, message: Submit) -> None:
     function = content_of(state, message.function)
     blobs = [tuple(content_of(state, digest) for digest in digests) for digests in message.blobs]
     terms = _terms(message.extra)
-    unwanted = frozenset(message.unwanted)
-
     tasks = state.tasks
     no_priority = -terms.user_priority << PRIORITY_BITS
     needed: list[Task] = []
@@ -49,7 +47,7 @@ def submit(state: State, client: Client, message: Submit) -> None:
     for index, key in enumerate(message.keys):
         task = tasks.get(key)
         if task is not None:
-            _share(state, client, task, tokens[index] if tokens else b"", index not in unwanted)
+            _share(state, client, task, tokens[index] if tokens else b"")
             continue
         state.last_submission += 1
         task = tasks[key] = Task(key, no_priority + state.last_submission, function, calls[index], terms, ())
@@ -60,10 +58,9 @@ def submit(state: State, client: Client, message: Submit) -> None:
                 content.references += 1
         if tokens:
             task.token = tokens[index]
-        if index not in unwanted:
-            task.wanted = sole
-            wants[task] = None
-            needed.append(task)
+        task.wanted = sole
+        wants[task] = None
+        needed.append(task)
         if rows and rows[index] and not _connect(state, task, rows[index]):
             continue
     for task in needed:
@@ -71,7 +68,7 @@ def submit(state: State, client: Client, message: Submit) -> None:
             activate(state, task)
 
 
-def _share(state: State, client: Client, task: Task, token: bytes, wanted: bool) -> None:
+def _share(state: State, client: Client, task: Task, token: bytes) -> None:
     """A key that is known already: the same task, unless its fingerprint says otherwise."""
     if task.token != token:
         text = (
@@ -80,11 +77,10 @@ def _share(state: State, client: Client, task: Task, token: bytes, wanted: bool)
         )
         state.send(client.peer, KeyFailed(task.key, task.key, "conflict", None, text, {}))
         return
-    if wanted:
-        want(state, task, client.peer)
-        announce(state, task, client.peer)
-        if task.phase is RELEASED:
-            activate(state, task)
+    want(state, task, client.peer)
+    announce(state, task, client.peer)
+    if task.phase is RELEASED:
+        activate(state, task)
 
 
 def _connect(state: State, task: Task, keys: tuple[Key, ...]) -> bool:

@@ -103,7 +103,7 @@ class Content:
     `references` counts tasks and clients; at zero the blob is dropped here and at the workers it was `shipped` to.
     """
 
-    __slots__ = ("digest", "expected_s", "pieces", "received", "references", "shipped", "total", "uploads")
+    __slots__ = ("digest", "expected_s", "guesses", "pieces", "received", "references", "shipped", "total", "uploads")
 
     def __init__(self, digest: Digest, total: int) -> None:
         self.digest = digest
@@ -115,6 +115,9 @@ class Content:
         self.uploads: dict[Client, int] = {}
         """Clients that are still sending it, and how much has come from each."""
         self.expected_s: float | None = None
+        """Smoothed duration of its calls, once one has finished."""
+        self.guesses: list[Task] = []
+        """Tasks that were assigned before that, whose duration could only be guessed."""
 
 
 @dataclass(slots=True)

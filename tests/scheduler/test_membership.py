@@ -1,0 +1,159 @@
+"""Workers and clients come, go and die."""
+
+from __future__ import annotations
+
+from tests.scheduler.kit import Kit
+from trio_dask.identity import Incarnation, PeerId
+from trio_dask.protocol import messages as m
+from trio_dask.scheduler.core import Stop, WorkerInfo
+
+
+def test_a_name_that_is_taken_is_refused_in_one_sentence() -> None:
+    kit = Kit()
+    kit.worker("alice")
+    info = WorkerInfo("alice", "tcp://elsewhere:1", "elsewhere", 1, 0, {}, Incarnation("x"), 1)
+    refusal = kit.core.add_worker(PeerId(77), info, 0.0)
+    assert refusal is not None
+    assert "'alice' is taken" in refusal
+
+
+def test_a_task_whose_running_worker_dies_three_times_is_killed_and_says_where() -> None:
+    kit = Kit()
+    client = kit.client()
+    client.submit("bad")
+    for number in range(3):
+        worker = kit.worker(f"w{number}")
+        (run,) = worker.runs()
+        if run.extra.get("announce"):
+            worker.send(m.Started((run.run,)))
+        assert client.failed() == []
+        worker.leave(reason="killed by signal 11")
+    (failure,) = client.take(m.KeyFailed)
+    assert failure.kind == "killed"
+    deaths = failure.details["deaths"]
+    assert len(deaths) == 3
+    assert "w2" in deaths[2]
+    assert "signal 11" in deaths[2]
+    kit.assert_empty()
+
+
+def test_a_worker_that_leaves_as_announced_is_nobodys_fault() -> None:
+    kit = Kit()
+    client = kit.client()
+    client.submit("fine")
+    for number in range(5):
+        worker = kit.worker(f"w{number}")
+        worker.send(m.Goodbye("drained"))
+        kit.peers.pop(worker.peer)
+    assert client.failed() == []
+
+
+def test_only_what_ran_is_blamed() -> None:
+    kit = Kit()
+    client = kit.client()
+    client.submit(*(f"k{number}" for number in range(10)))
+    for number in range(5):
+        worker = kit.worker(f"w{number}")
+        runs = worker.runs()
+        killer = next(run for run in runs if run.key == "k0") if number < 3 else None
+        if killer is not None:
+            worker.send(m.Started((killer.run,)))
+        worker.leave(reason="segmentation fault")
+    assert client.failed() == ["k0"]
+
+
+def test_tasks_that_may_have_been_running_are_announced_the_next_time() -> None:
+    kit = Kit()
+    client = kit.client()
+    client.submit("a", "b")
+    worker = kit.worker("w0")
+    assert [run.extra.get("announce") for run in worker.runs()] == [None, None]
+    worker.leave()
+    worker = kit.worker("w1")
+    assert [run.extra.get("announce") for run in worker.runs()] == [True, True]
+
+
+def test_outcomes_of_a_dead_worker_are_unknown_and_its_work_goes_elsewhere() -> None:
+    kit = Kit()
+    one, client = kit.worker(), kit.client()
+    client.submit("a", "b")
+    one.leave()
+    two = kit.worker()
+    assert two.finish_all() == 2
+    assert sorted(client.ready()) == ["a", "b"]
+
+
+def test_waiting_for_workers_is_answered_when_they_are_there() -> None:
+    kit = Kit()
+    client = kit.client()
+    client.send(m.Query(7, "wait_for_workers", ("2",)))
+    kit.worker()
+    assert client.take(m.Reply) == []
+    kit.worker()
+    assert client.take(m.Reply) == [m.Reply(7, 2)]
+    client.send(m.Query(8, "wait_for_workers", ("1",)))
+    assert client.take(m.Reply) == [m.Reply(8, 2)]
+
+
+def test_a_restart_cancels_everything_and_is_done_when_the_workers_are_back() -> None:
+    kit = Kit()
+    worker, client, other = kit.worker("w"), kit.client("one"), kit.client("two")
+    client.submit("x")
+    other.submit("y")
+    client.send(m.Restart(3))
+    assert [dropped.key for dropped in other.take(m.Dropped)] == ["y"]
+    assert [leave.restart for leave in worker.take(m.Leave)] == [True]
+    assert client.take(m.Reply) == []
+    worker.leave(expected=True)
+    kit.worker("w")
+    kit.tick(0.0)
+    assert client.take(m.Reply) == [m.Reply(3, {"missing": ()})]
+    assert kit.states() == {}
+
+
+def test_a_restart_that_a_worker_does_not_survive_is_answered_after_its_limit() -> None:
+    kit = Kit(restart_timeout_s=5.0)
+    worker, client = kit.worker("w"), kit.client()
+    client.send(m.Restart(3))
+    worker.leave(expected=True)
+    assert kit.core.next_deadline() == 5.0
+    kit.tick(5.0)
+    assert client.take(m.Reply) == [m.Reply(3, {"missing": ("w",)})]
+
+
+def test_shutdown_tells_the_workers_and_stops_the_scheduler() -> None:
+    kit = Kit()
+    worker, client = kit.worker(), kit.client("boss")
+    client.send(m.Shutdown())
+    assert [leave.restart for leave in worker.take(m.Leave)] == [False]
+    (request,) = kit.core.requests
+    assert isinstance(request, Stop)
+    assert "boss" in request.reason
+
+
+def test_questions_are_answered() -> None:
+    kit = Kit()
+    worker, client = kit.worker("w", nthreads=3), kit.client("me")
+    client.submit("x", "y")
+    run, _ = sorted(worker.runs(), key=lambda run: run.key)
+    worker.finish(run, nbytes=64)
+    answers = {}
+    for number, what in enumerate(("who_has", "has_what", "processing", "nbytes", "nthreads", "states")):
+        client.send(m.Query(number, what, ()))
+        (reply,) = client.take(m.Reply)
+        assert reply.request == number
+        answers[what] = reply.payload
+    assert answers == {
+        "who_has": {"x": (worker.address,)},
+        "has_what": {worker.address: ("x",)},
+        "processing": {worker.address: ("y",)},
+        "nbytes": {"x": 64},
+        "nthreads": {worker.address: 3},
+        "states": {"x": "memory", "y": "processing"},
+    }
+    client.send(m.Query(9, "scheduler_info", ()))
+    (reply,) = client.take(m.Reply)
+    assert reply.payload["workers"][worker.address]["name"] == "w"
+    client.send(m.Query(10, "story", ("x",)))
+    (reply,) = client.take(m.Reply)
+    assert [step[2] for step in reply.payload] == ["needed", "queued", "assigned", "finished"]
