@@ -1,0 +1,101 @@
+"""Planted bugs: the proof that the simulation would find the real ones.
+
+Each takes a `World` and is a context within which that world is broken in one classic way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from types import MappingProxyType
+from typing import Final
+from unittest import mock
+
+from trio_dask.identity import Key, RunId
+from trio_dask.protocol.messages import RunFinished
+from trio_dask.scheduler.core import handlers, lifecycle, placement
+from trio_dask.scheduler.core.tables import Processing, State, Task, Waiting, Worker
+from trio_dask.testing.simulate import World
+
+__all__ = ["PLANTED"]
+
+
+@contextmanager
+def dropped_message(world: World) -> Iterator[None]:
+    """A link loses one message and goes on as if nothing had happened."""
+
+    def drop() -> None:
+        link = world.rng.choice(list(world.scheduler.links.values()))
+        world.rng.choice((link.to_peer, link.to_scheduler)).drop_next = True
+
+    world.timeline.at(world.rng.random() * 0.1, drop)
+    yield
+
+
+@contextmanager
+def stale_result(world: World) -> Iterator[None]:
+    """A result of a run that was given up is taken for the result of the task that has its key now."""
+    keys: dict[RunId, Key] = {}
+    assign = placement.assign
+    run_finished = handlers.FROM_WORKER[RunFinished]
+
+    def remember(state: State, task: Task, worker: Worker, missing: int) -> None:
+        assign(state, task, worker, missing)
+        keys[RunId(state.last_run)] = task.key
+
+    def accept(state: State, worker: Worker, message: RunFinished) -> None:
+        task = state.tasks.get(keys.get(message.run, ""))
+        if message.run not in worker.processing and task is not None and isinstance(task.phase, Processing):
+            lifecycle.finish(state, task, worker, message.nbytes, message.type_name, message.value)
+        else:
+            run_finished(state, worker, message)
+
+    with mock.patch.object(placement, "assign", remember), mock.patch.dict(handlers.FROM_WORKER, {RunFinished: accept}):
+        yield
+
+
+@contextmanager
+def miscounted_dependency(world: World) -> Iterator[None]:
+    """The arrival of one input is counted twice for a task that misses more than one."""
+    arrived = lifecycle.arrived
+
+    def twice(state: State, task: Task, worker: Worker) -> None:
+        arrived(state, task, worker)
+        for dependent in task.dependents or ():
+            phase = dependent.phase
+            if isinstance(phase, Waiting) and phase.missing:
+                phase.missing -= 1
+                if not phase.missing:
+                    state.ready.append(dependent)
+
+    with mock.patch.object(lifecycle, "arrived", twice):
+        yield
+
+
+@contextmanager
+def lost_wakeup(world: World) -> Iterator[None]:
+    """A worker that has come to have room is not looked at."""
+    retire_run = lifecycle.retire_run
+
+    def forgetful(state: State, task: Task) -> None:
+        touched = dict(state.touched)
+        retire_run(state, task)
+        state.touched = touched
+
+    with mock.patch.object(lifecycle, "retire_run", forgetful):
+        yield
+
+
+@contextmanager
+def leaked_slot(world: World) -> Iterator[None]:
+    """A slot whose run was cancelled never comes back."""
+    for worker in world.workers:
+        worker.leak_slots = True
+    yield
+
+
+Bug = Callable[[World], AbstractContextManager[None]]
+
+PLANTED: Final[Mapping[str, Bug]] = MappingProxyType(
+    {bug.__name__: bug for bug in (dropped_message, stale_result, miscounted_dependency, lost_wakeup, leaked_slot)}
+)

@@ -1,0 +1,272 @@
+"""Seeded simulation of the bare cores: `python -m trio_dask.testing.simulate --seeds N`.
+
+Each seed is one small history: a random graph, clients that submit, read, cancel, retry, release and vanish, workers
+that join and die, links that delay and are cut. First safety: every event is followed by the invariants of the cores.
+Then the faults stop, and liveness is demanded: within a bound everything that is still wanted has finished, with the
+value of a plain evaluation of the graph, and when the clients have left nothing is left of it anywhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Final
+
+from trio_dask.client.core.outbox import NO_EXTRA, Content, Row
+from trio_dask.client.core.states import KeyState
+from trio_dask.identity import Key
+from trio_dask.protocol.messages import KeyFailed
+from trio_dask.scheduler.core import CoreSettings
+from trio_dask.scheduler.core.invariants import check_empty
+from trio_dask.testing.actors import Network, SimClient, SimScheduler, SimWorker
+from trio_dask.testing.links import Timeline
+from trio_dask.testing.workload import Job, compute, expected, random_jobs, renewable_jobs
+from trio_dask.worker.core.invariants import check_idle
+
+__all__ = ["Failure", "World", "main", "run_seed"]
+
+FUNCTION: Final[Content] = (b"f" * 16, b"function")
+TROUBLE_S: Final = 0.5
+"""Virtual seconds during which faults happen."""
+HEALING_S: Final = 60.0
+"""Virtual seconds after which whatever is wanted must have finished."""
+
+
+class Failure(AssertionError):
+    """A seed that does not hold; the message names it, so that it can be run again."""
+
+
+class World:
+    """One history."""
+
+    def __init__(self, seed: int, jobs: dict[Key, Job] | None = None) -> None:
+        self.seed = seed
+        self.timeline = Timeline(seed)
+        self.rng = self.timeline.rng
+        self.network = Network()
+        self.lethal = self.rng.random() < 0.1
+        """Whether tasks may be given up because their workers keep dying."""
+        settings = CoreSettings(validate=True, allowed_failures=2 if self.lethal else 1000)
+        self.scheduler = SimScheduler(self.timeline, settings)
+        self.jobs = random_jobs(self.rng, self.rng.choice((1, 5, 20, 60))) if jobs is None else jobs
+        self.graph = list(self.jobs)
+        self.renewable = renewable_jobs(self.rng)
+        self.jobs.update(self.renewable)
+        self.expected = expected(self.jobs)
+        self.workers: list[SimWorker] = []
+        self.clients: list[SimClient] = []
+        self.watched: list[tuple[KeyState, int | None]] = []
+        self.settled: dict[int, int] = {}
+        """How often each watched future was reported as settled, by identity."""
+        self.cancelled: dict[str, dict[Key, None]] = {}
+        for _ in range(self.rng.randint(0, 3)):
+            self.add_worker()
+        for number in range(self.rng.choice((1, 1, 2))):
+            client = SimClient(self.timeline, self.scheduler, self.network, f"c{number}")
+            self.clients.append(client)
+            self.cancelled[client.name] = {}
+            self.submit(client, [self.jobs[key] for key in self.graph])
+        self.submit(self.clients[0], list(self.renewable.values()))
+
+    # ------------------------------------------------------------------------------------------ what happens
+
+    def add_worker(self) -> SimWorker:
+        """A worker joins."""
+        name = f"w{len(self.workers)}"
+        slots = self.rng.choice((1, 1, 2, 4))
+        worker = SimWorker(self.timeline, self.scheduler, self.network, name, slots, self.jobs)
+        self.workers.append(worker)
+        return worker
+
+    def submit(self, client: SimClient, jobs: Sequence[Job]) -> None:
+        """A client asks for these tasks and keeps futures for some of them."""
+        for job in jobs:
+            row = Row(job.key, job.call, job.inputs)
+            extra = {"retries": job.retries} if job.retries else NO_EXTRA
+            (state,) = client.core.submit(FUNCTION, [row], (), extra)
+            former = client.futures.get(job.key)
+            if former is not None:
+                client.core.dereference([former])
+            if former is not state:
+                client.futures[job.key] = state
+                self._watch(client, state)
+        client.pump()
+        for job in jobs:
+            if job.key in self.renewable:
+                continue
+            if self.rng.random() < 0.4 and job.key in client.futures and len(client.futures) > 1:
+                self.release(client, job.key)
+
+    def release(self, client: SimClient, key: Key) -> None:
+        """A client lets a future go."""
+        state = client.futures.pop(key)
+        client.core.dereference([state])
+        client.pump()
+
+    def _watch(self, client: SimClient, state: KeyState) -> None:
+        self.watched.append((state, self.expected[state.key]))
+
+        def settled(state: KeyState) -> None:
+            self.settled[id(state)] = self.settled.get(id(state), 0) + 1
+
+        client.core.wait(state, settled)
+
+    def trouble(self) -> None:
+        """Something happens, well or ill."""
+        rng = self.rng
+        open_clients = [client for client in self.clients if client.open]
+        client = rng.choice(open_clients) if open_clients else None
+        alive = [worker for worker in self.workers if worker.alive]
+        if self.renewable and rng.random() < 0.3 and self.clients[0].open:
+            self.renew(rng.choice(list(self.renewable)))
+            return
+        event = rng.random()
+        if event < 0.25:
+            if len(alive) < 6:
+                self.add_worker()
+        elif event < 0.5:
+            if alive:
+                rng.choice(alive).die()
+        elif event < 0.55:
+            if alive:
+                rng.choice(alive).leave()
+        elif client is None:
+            pass
+        elif event < 0.65 and client.futures:
+            client.read(client.futures[rng.choice(list(client.futures))])
+        elif event < 0.75 and client.futures:
+            self.release(client, rng.choice(list(client.futures)))
+        elif event < 0.82 and client.futures:
+            self.cancel(client, rng.choice(list(client.futures)))
+        elif event < 0.90:
+            self.submit(client, self._closure(rng.choice(self.graph)))
+        elif event < 0.96:
+            client.core.retry([state for state in client.futures.values() if state.status == "error"])
+            client.pump()
+        elif event < 0.98 and len(open_clients) > 1:
+            client.vanish()
+
+    def cancel(self, client: SimClient, key: Key) -> None:
+        """A client gives a future up, and with it what depends on it."""
+        for name, job in self.jobs.items():
+            if name == key or any(parent in self.cancelled[client.name] for parent in job.inputs):
+                self.cancelled[client.name][name] = None
+        client.core.cancel([client.futures[key]], False, "cancelled")
+        client.pump()
+
+    def renew(self, key: Key) -> None:
+        """A client gives a key to another call, having let go of the first."""
+        client = self.clients[0]
+        job = self.renewable[key]
+        if key in client.futures:
+            if self.rng.random() < 0.5:
+                client.core.cancel([client.futures[key]], False, "renewed")
+            self.release(client, key)
+        job.version += 1
+        self.expected[key] = compute(job.call, ())
+        self.submit(client, [job])
+
+    def _closure(self, key: Key) -> list[Job]:
+        needed = {key: None}
+        for name in reversed(self.jobs):
+            if name in needed:
+                needed.update(dict.fromkeys(self.jobs[name].inputs))
+        return [job for name, job in self.jobs.items() if name in needed]
+
+    # ------------------------------------------------------------------------------------------ what must hold
+
+    def run(self) -> None:
+        """Trouble, then healing, then the proof that all is well and nothing is left."""
+        for _ in range(self.rng.choice((0, 3, 10, 25))):
+            self.timeline.at(self.rng.random() * TROUBLE_S, self.trouble)
+        self.timeline.run(until=TROUBLE_S)
+        if not any(worker.alive for worker in self.workers):
+            self.add_worker()
+        self.timeline.run(until=TROUBLE_S + HEALING_S)
+        clients = [client for client in self.clients if client.open]
+        for client in clients:
+            for state in client.futures.values():
+                self._check_future(client, state)
+                if state.status == "finished":
+                    client.read(state)
+        self.timeline.run(until=TROUBLE_S + 2 * HEALING_S)
+        for client in clients:
+            self._check_values(client)
+            client.close()
+        if self.timeline.run(until=TROUBLE_S + 3 * HEALING_S):
+            raise AssertionError("there is no rest after the last client has left")
+        self._check_nothing_left()
+
+    def _check_future(self, client: SimClient, state: KeyState) -> None:
+        value = self.expected[state.key]
+        assert state.status != "pending", f"{state.key} never settled for {client.name}: {self._story(state.key)}"
+        assert self.settled.get(id(state)) == 1, f"{state.key} settled {self.settled.get(id(state))} times"
+        if state.status == "finished":
+            assert value is not None, f"{state.key} finished, and should have erred"
+        elif state.status == "error":
+            assert isinstance(state.failure, KeyFailed)
+            kind = state.failure.kind
+            excused = kind == "refused" and bool(self.cancelled[client.name])
+            excused = excused or (kind == "killed" and self.lethal)
+            assert value is None or excused, f"{state.key} erred ({state.failure.text}), and should be {value}"
+        else:
+            assert state.key in self.cancelled[client.name], f"{state.key} is {state.status}, and nobody cancelled it"
+
+    def _check_values(self, client: SimClient) -> None:
+        read = [state for state, _ in client.values]
+        for key, state in client.futures.items():
+            if state.status == "finished":
+                assert state in read, f"{key} is finished, and its value never came"
+        right = {id(state): value for state, value in self.watched}
+        for state, value in client.values:
+            assert value == right[id(state)], f"{state.key} is {value}, and should be {right[id(state)]}"
+
+    def _check_nothing_left(self) -> None:
+        core = self.scheduler.core
+        check_empty(core.state)
+        for worker in self.workers:
+            if worker.alive:
+                check_idle(worker.core)
+                assert not worker.store, f"{worker.name} still stores {list(worker.store)}"
+                assert worker.free_slots == worker.slots, f"{worker.name} has leaked a slot"
+
+    def _story(self, key: Key) -> str:
+        return "; ".join(f"{at:.4f} {what}" for at, name, what in self.scheduler.core.state.story if name == key)
+
+
+def run_seed(seed: int, bug: Callable[[World], AbstractContextManager[None]] | None = None) -> None:
+    """Run the history of one seed, with a planted bug if there is one.
+
+    Raises `Failure` if something does not hold.
+    """
+    try:
+        world = World(seed)
+        with bug(world) if bug is not None else nullcontext():
+            world.run()
+    except Exception as error:  # whatever breaks, a core or the oracle, breaks the seed
+        raise Failure(f"seed {seed}: {type(error).__name__}: {error}") from error
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run many seeds; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m trio_dask.testing.simulate", description=__doc__)
+    parser.add_argument("--seeds", type=int, default=300, help="how many seeds to run (default: 300)")
+    parser.add_argument("--first", type=int, default=0, help="the first seed (default: 0)")
+    options = parser.parse_args(arguments)
+    start = time.monotonic()
+    for seed in range(options.first, options.first + options.seeds):
+        try:
+            run_seed(seed)
+        except Failure as failure:
+            print(failure, file=sys.stderr)
+            print(f"again: python -m trio_dask.testing.simulate --first {seed} --seeds 1", file=sys.stderr)
+            return 1
+    print(f"{options.seeds} seeds hold, in {time.monotonic() - start:.1f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
