@@ -194,6 +194,18 @@ def test_an_unknown_input_refuses_the_task() -> None:
     kit.assert_empty()
 
 
+def test_a_refused_task_is_never_run_without_its_input() -> None:
+    kit = Kit()
+    worker, client = kit.worker(), kit.client()
+    client.submit("x")
+    client.submit("y", needs=("x", "never"))
+    client.submit("z", needs=("y",))
+    assert client.failed() == ["y", "z"]
+    client.send(m.Retry(("y", "z")))
+    assert sorted(client.failed()) == ["y", "z", "z"]
+    assert [run.key for run in worker.runs()] == ["x"]
+
+
 def test_a_client_that_leaves_releases_what_only_it_wanted() -> None:
     kit = Kit()
     worker, client, other = kit.worker(), kit.client("one"), kit.client("two")

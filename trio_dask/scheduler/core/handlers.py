@@ -191,7 +191,17 @@ def _cancel(state: State, client: Client, message: m.Cancel) -> None:
 
 
 def _retry(state: State, client: Client, message: m.Retry) -> None:
-    lifecycle.revive(state, [task for key in message.keys if (task := state.tasks.get(key)) is not None])
+    tasks: list[Task] = []
+    for key in message.keys:
+        task = state.tasks.get(key)
+        if task is None:
+            state.send(client.peer, _unknown(key))
+        else:
+            tasks.append(task)
+    lifecycle.revive(state, tasks)
+    for task in tasks:
+        if isinstance(task.phase, Erred):
+            lifecycle.announce(state, task, client.peer)
 
 
 def _detach(state: State, client: Client, message: m.Detach) -> None:

@@ -260,12 +260,15 @@ def lose(state: State, task: Task, worker: Worker, why: str) -> None:
 
 
 def revive(state: State, tasks: Iterable[Task]) -> None:
-    """Run erred tasks again, from the erred task at the root of each; what erred with them comes along."""
+    """Run erred tasks again, from the erred task at the root of each; what erred with them comes along.
+
+    A task that was refused, for want of an input, stays erred: it was never whole.
+    """
     erred: dict[Task, None] = {}
     stack = [task for task in tasks if type(task.phase) is Erred]
     while stack:
         task = stack.pop()
-        if task in erred:
+        if task in erred or _was_refused(task):
             continue
         erred[task] = None
         stack += [dependency for dependency in task.dependencies if type(dependency.phase) is Erred]
@@ -282,6 +285,11 @@ def revive(state: State, tasks: Iterable[Task]) -> None:
                     state.send(peer, KeyPending(task.key))
             activate(state, task)
     sweep(state, list(erred))
+
+
+def _was_refused(task: Task) -> bool:
+    phase = task.phase
+    return isinstance(phase, Erred) and phase.failure.kind == "refused" and phase.failure.blamed == task.key
 
 
 def want(state: State, task: Task, peer: PeerId) -> None:
