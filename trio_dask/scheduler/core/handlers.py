@@ -111,7 +111,7 @@ def _stored(state: State, worker: Worker, message: m.Stored) -> None:
     task = state.tasks.get(message.key)
     if task is None:
         if client is None:
-            state.send(worker.peer, m.Free((message.key,)))
+            state.free(worker.peer, message.key)
             return
         state.last_submission += 1
         task = state.tasks[message.key] = Task(message.key, state.last_submission, None, b"", NO_TERMS, ())
@@ -139,7 +139,7 @@ def _heartbeat(state: State, worker: Worker, message: m.Heartbeat) -> None:
 
 def _drop_replica(state: State, task: Task, holder: Worker, why: str) -> None:
     if isinstance(task.phase, InMemory) and holder in task.phase.holders:
-        state.send(holder.peer, m.Free((task.key,)))
+        state.free(holder.peer, task.key)
         lifecycle.lose(state, task, holder, why)
 
 

@@ -27,7 +27,7 @@ from types import MappingProxyType
 from typing import Final
 
 from trio_dask.identity import PeerId
-from trio_dask.protocol.messages import CancelRuns, Free, KeyFailed, KeyPending, KeyReady
+from trio_dask.protocol.messages import CancelRuns, KeyFailed, KeyPending, KeyReady
 from trio_dask.scheduler.core.contents import unreference
 from trio_dask.scheduler.core.tables import (
     DETACHED,
@@ -474,8 +474,7 @@ def _free(state: State, task: Task, phase: InMemory) -> None:
     for holder in phase.holders:
         del holder.holds[task]
         holder.managed_bytes -= phase.nbytes
-        if holder.peer in state.workers:
-            state.send(holder.peer, Free((task.key,)))
+        state.free(holder.peer, task.key)
 
 
 def _irrecoverable(task: Task) -> Failure:

@@ -74,6 +74,7 @@ def remove_worker(state: State, worker: Worker, reason: str, *, expected: bool) 
     del state.names[worker.info.name]
     del state.addresses[worker.info.address]
     state.outboxes.pop(worker.peer, None)
+    state.frees.pop(worker.peer, None)
     state.queue.eligible.pop(worker, None)
     for queue in worker.queues:
         queue.eligible.pop(worker, None)

@@ -94,6 +94,8 @@ class SchedulerCore:
     def drain(self) -> dict[PeerId, list[Message]]:
         """All messages that wait to be sent, by peer, in order."""
         state = self.state
+        for peer in list(state.frees):
+            state.flush_frees(peer)
         outboxes, state.outboxes = state.outboxes, {}
         return outboxes
 

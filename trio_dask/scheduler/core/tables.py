@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Final, NamedTuple, TypeAlias
 
 from trio_dask.identity import Digest, Incarnation, Key, PeerId, RunId
-from trio_dask.protocol.messages import Message
+from trio_dask.protocol.messages import Free, Message
 
 __all__ = [
     "DETACHED",
@@ -384,6 +384,8 @@ class State:
         self.last_run = 0
         self.last_submission = 0
         self.outboxes: dict[PeerId, list[Message]] = {}
+        self.frees: dict[PeerId, list[Key]] = {}
+        """Keys that workers are to drop, gathered into one message each; `send` keeps them in their place."""
         self.requests: list[Request] = []
         self.story: deque[tuple[float, Key, str]] = deque(maxlen=STORY_LENGTH)
         """The last steps of all tasks: when, which, what."""
@@ -395,11 +397,26 @@ class State:
 
     def send(self, peer: PeerId, message: Message) -> None:
         """Put a message into a peer's box."""
+        if self.frees and peer in self.frees:
+            self.flush_frees(peer)
         box = self.outboxes.get(peer)
         if box is None:
             self.outboxes[peer] = [message]
         else:
             box.append(message)
+
+    def free(self, peer: PeerId, key: Key) -> None:
+        """Have a worker drop a key."""
+        keys = self.frees.get(peer)
+        if keys is None:
+            self.frees[peer] = [key]
+        else:
+            keys.append(key)
+
+    def flush_frees(self, peer: PeerId) -> None:
+        """Put what a worker is to drop into its box."""
+        keys = self.frees.pop(peer)
+        self.outboxes.setdefault(peer, []).append(Free(tuple(keys)))
 
     def note(self, key: Key, what: str) -> None:
         """Add a line to a task's story."""
