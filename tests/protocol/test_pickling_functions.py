@@ -1,0 +1,218 @@
+"""Functions: by reference where that works elsewhere, by value otherwise, and never stale."""
+
+import functools
+import math
+import os.path
+import threading
+import types
+
+import cloudpickle
+import pytest
+
+from trio_dask.errors import SerializationError
+from trio_dask.protocol.pickling import KeyReference, load_function, pickle_function
+
+
+class Future(KeyReference):
+    def __init__(self, key):
+        self.key = key
+
+
+def importable(x):
+    return x + 1
+
+
+def in_main(source, *names):
+    """Functions as a script would define them; each call is a new script."""
+    namespace = {"__name__": "__main__"}
+    exec(source, namespace)
+    return [namespace[name] for name in names] if names else namespace
+
+
+def again(function):
+    return load_function(pickle_function(function).data)
+
+
+@pytest.mark.parametrize("function", [importable, os.path.join, math.sqrt, len, dict, functools.reduce, dict.fromkeys])
+def test_what_can_be_imported_travels_by_reference(function):
+    blob = pickle_function(function)
+    assert len(blob.data) < 100
+    assert load_function(blob.data) == function
+    assert pickle_function(function) is blob
+    assert blob.token == blob.digest
+
+
+def test_lambdas_closures_and_nested_functions_travel_by_value():
+    def outer(n):
+        def inner(x):
+            return x + n + (lambda: n)()
+
+        return inner
+
+    assert again(outer(3))(1) == 7
+    assert again(lambda x, *, y=2: x * y)(4) == 8
+    assert again(functools.partial(outer(1), 5))() == 7
+
+
+def test_functions_that_refer_to_themselves_and_each_other():
+    fib, even = in_main(
+        "def fib(n): return n if n < 2 else fib(n - 1) + fib(n - 2)\n"
+        "def even(n): return n == 0 or odd(n - 1)\n"
+        "def odd(n): return n != 0 and even(n - 1)\n",
+        "fib",
+        "even",
+    )
+    assert again(fib)(10) == 55
+    assert again(even)(8) is True
+
+    def own(n):
+        return own if n else 0
+
+    assert again(own)(1)(0) == 0
+
+
+def test_methods_and_callable_objects():
+    (thing,) = in_main(
+        "class Thing:\n"
+        "    def __init__(self, n): self.n = n\n"
+        "    def add(self, x): return self.n + x\n"
+        "    __call__ = add\n"
+        "    @classmethod\n"
+        "    def make(cls, n): return cls(n).n\n"
+        "    @staticmethod\n"
+        "    def twice(x): return 2 * x\n",
+        "Thing",
+    )
+    assert again(thing(1).add)(2) == 3
+    assert again(thing(1))(2) == 3
+    assert again(thing.make)(4) == 4
+    assert again(thing.twice)(4) == 8
+    assert again([1, 2].count)(2) == 1
+
+
+def test_a_cached_function_of_main_travels_by_value_and_keeps_its_cache_settings():
+    (cached,) = in_main("import functools\n@functools.lru_cache(maxsize=7)\ndef cached(x): return x * 2\n", "cached")
+    loaded = again(cached)
+    assert loaded(4) == 8
+    assert loaded.cache_parameters()["maxsize"] == 7
+    assert again(lambda x: cached(x))(4) == 8
+
+
+def test_a_class_made_here_comes_back_as_itself_untouched():
+    class Thing:
+        pass
+
+    method = Thing.method = lambda self: 1
+    blob = pickle_function(Thing)
+    Thing.later = "kept"
+    assert load_function(blob.data) is Thing
+    assert Thing.method is method
+    assert Thing.later == "kept"
+
+
+def test_modules_registered_to_travel_by_value_do(monkeypatch):
+    module = types.ModuleType("only_here")
+    exec("def f(): return 'by value'", module.__dict__)
+    monkeypatch.setitem(__import__("sys").modules, "only_here", module)
+    by_reference = pickle_function(module.f)
+    cloudpickle.register_pickle_by_value(module)
+    try:
+        by_value = pickle_function(module.f)
+    finally:
+        cloudpickle.unregister_pickle_by_value(module)
+    assert len(by_value.data) > len(by_reference.data)
+    assert pickle_function(module.f) == by_reference
+    monkeypatch.delitem(__import__("sys").modules, "only_here")
+    assert load_function(by_value.data)() == "by value"
+
+
+def test_a_function_by_value_is_pickled_once():
+    (f,) = in_main("import math\ny = 1\ndef g(): return y\ndef f(x, z=(1, 'a')): return math.sqrt(x) + g() + z[0]", "f")
+    assert pickle_function(f) is pickle_function(f)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "y = 2",
+        "def g(): return 2",
+        "def g(): return 1\ny = 2",
+        "f.__defaults__ = (1,)",
+        "f.__code__ = (lambda z=0: 2).__code__",
+        "C.value = 1",
+        "C.get = lambda self: 2",
+        "def twice(x): return 2\nC.twice = staticmethod(twice)",
+        "f.extra = 1",
+        "numbers.append(1)",
+        "table['a'] = 1",
+        "config.n = 1",
+    ],
+)
+def test_a_change_of_what_a_function_captured_is_noticed(change):
+    namespace = in_main(
+        "import types\n"
+        "y = 1\nnumbers = []\ntable = {}\nconfig = types.SimpleNamespace(n=0)\n"
+        "def g(): return y\n"
+        "class C:\n    value = 0\n    def get(self): return 1\n    @staticmethod\n    def twice(x): return 2 * x\n"
+        "def f(z=0): return g() + z + C.value + C().get() + C.twice(1) + len(numbers) + len(table) + config.n\n"
+    )
+    f = namespace["f"]
+    assert load_function(pickle_function(f).data)() == f()
+    before = pickle_function(f).data
+    exec(change, namespace)
+    assert pickle_function(f).data != before
+
+
+def test_a_closure_that_is_bound_anew_is_noticed():
+    n = 1
+
+    def f():
+        return n
+
+    assert again(f)() == 1
+    n = 2
+    assert again(f)() == 2
+
+
+def test_the_cache_is_bounded_and_holds_no_wrong_function():
+    blobs = {}
+    for number in range(3000):
+        blobs[number] = pickle_function(eval(f"lambda: {number}")).data
+    assert all(load_function(data)() == number for number, data in blobs.items())
+
+
+def test_a_future_in_a_closure_is_refused_with_advice():
+    future = Future("inc-12")
+    with pytest.raises(SerializationError, match="'inc-12': pass it as an argument"):
+        pickle_function(lambda: future)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda lock: lambda: lock, "variable 'lock' of .* is a _thread.lock"),
+        (lambda lock: functools.partial(print, lock), r"function.args\[0\] is a _thread.lock"),
+        (lambda lock: lambda x=lock: x, "default 0 of .* is a _thread.lock"),
+        (lambda lock: in_main("def f(): return a", "f")[0].__globals__.update(a=lock), None),
+    ],
+)
+def test_what_cannot_travel_is_named(make, words):
+    if words is None:
+        namespace = in_main("def f(): return a")
+        namespace["a"] = {"deep": [threading.Lock()]}
+        function, words = namespace["f"], r"the function f.*: global 'a' of f\['deep'\]\[0\] is a _thread.lock"
+    else:
+        function = make(threading.Lock())
+    with pytest.raises(SerializationError, match=words):
+        pickle_function(function)
+
+
+def test_names_are_short():
+    class Callable:
+        def __call__(self):
+            pass
+
+    names = [
+        pickle_function(f).name for f in (importable, lambda: 1, functools.partial(len, ()), Callable(), str.upper)
+    ]
+    assert names == ["importable", "lambda", "len", "Callable", "upper"]

@@ -1,0 +1,286 @@
+"""Tokens: equal for equal calls, in every process; different for different ones."""
+
+import copy
+import os
+import pickle
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import trio_dask.errors
+from trio_dask.protocol.pickling import KeyReference, call_token, pickle_call, pickle_function
+
+FUNCTION = b"f" * 16
+
+
+class Future(KeyReference):
+    def __init__(self, key):
+        self.key = key
+
+
+class Plain:
+    def __init__(self, **state):
+        self.__dict__.update(state)
+
+
+def token(*args, **kwargs):
+    return call_token(FUNCTION, args, kwargs, pickle_call(args, kwargs))
+
+
+def rebuilt(value):
+    """An equal value in which no two objects are one, and no object is one of those in `value`."""
+    kind = type(value)
+    if kind in (list, tuple, set, frozenset):
+        return kind([rebuilt(item) for item in value])
+    if kind is dict:
+        return {rebuilt(key): rebuilt(item) for key, item in value.items()}
+    if kind is str:
+        return value.encode("utf-8", "surrogatepass").decode("utf-8", "surrogatepass")
+    return copy.copy(value)
+
+
+# Equal in Python, but not the same argument: 1, True and 1.0.
+atoms = st.none() | st.text(max_size=3) | st.integers() | st.binary(max_size=3)
+hashable = st.recursive(atoms, lambda inner: st.tuples(inner, inner) | st.frozensets(inner, max_size=4), max_leaves=6)
+values = st.recursive(
+    hashable | st.sets(hashable, max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(hashable, inner, max_size=3),
+    max_leaves=10,
+)
+
+
+@given(st.lists(values, max_size=3), st.dictionaries(st.text(max_size=3), values, max_size=3))
+def test_equal_calls_have_equal_tokens_whatever_is_identical_in_them(args, kwargs):
+    again = dict(reversed(rebuilt(kwargs).items()))
+    assert token(*args, **kwargs) == token(*rebuilt(args), **again)
+    assert token(args, args, [args]) == token(args, rebuilt(args), [rebuilt(args)])
+
+
+@given(values, values)
+def test_different_arguments_have_different_tokens(one, other):
+    assert token(one) != token(other) or (one == other and type(one) is type(other))
+    assert token(one, other) != token([one, other])
+    assert token(one) != token(a=one)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [(1, True), (1, 1.0), (0, None), ("1", 1), (b"1", "1"), ([1], (1,)), ({1}, frozenset({1})), (0.0, -0.0)],
+)
+def test_equal_but_other_types_are_other_arguments(one, other):
+    assert token(one) != token(other)
+    assert token([one]) != token([other])
+
+
+def test_the_function_counts():
+    pickled = pickle_call((1,), {})
+    assert call_token(b"f" * 16, (1,), {}, pickled) != call_token(b"g" * 16, (1,), {}, pickled)
+    pickled = pickle_call(([1],), {})
+    assert call_token(b"f" * 16, ([1],), {}, pickled) != call_token(b"g" * 16, ([1],), {}, pickled)
+    assert len(token(1)) == len(token([1])) == 16
+
+
+def test_futures_count_by_key_wherever_they_are():
+    for wrap in (lambda f: f, lambda f: [f], lambda f: Plain(a={"b": f}), lambda f: lambda: f):
+        assert token(wrap(Future("a"))) == token(wrap(Future("".join("a"))))
+        assert token(wrap(Future("a"))) != token(wrap(Future("b")))
+        assert token(wrap(Future("a"))) != token(wrap("a"))
+    one, two = Future("".join("kk")), Future("".join("kk"))
+    assert one.key is not two.key
+    assert token(one, one) == token(one, two)
+
+
+@pytest.mark.parametrize("size", [4, 100_000])
+def test_arrays_count_by_content(size):
+    base = np.arange(size, dtype=np.float64)
+    other = base.copy()
+    other.flags.writeable = False
+    assert token(base) == token(base.copy()) == token(other)
+    assert token([base, base]) == token([base, base.copy()])
+    changed = base.copy()
+    changed[-1] += 1
+    assert token(base) != token(changed)
+    assert token(base) != token(base.astype(np.float32))
+    assert token(base) != token(base.reshape(2, -1))
+    assert token(base[: size // 2]) != token(base[size // 2 :])
+    assert token(bytes(base)) != token(bytearray(base))
+
+
+class Part:
+    """A view of a part of some buffer, as of a column store."""
+
+    def __init__(self, view):
+        self.view = view
+
+    def __reduce__(self):
+        return Part, (pickle.PickleBuffer(self.view),)
+
+
+def test_parts_of_one_buffer_are_told_apart():
+    raw = bytearray(os.urandom(400_000))
+    for wrap in (Part, lambda view: np.frombuffer(view, dtype=np.uint8)):
+        halves = [wrap(memoryview(raw)[start:][:200_000]) for start in (0, 200_000)]
+        assert token(halves[0]) != token(halves[1])
+        assert token(*halves) != token(*reversed(halves))
+        assert token(halves[0]) == token(wrap(memoryview(raw[:200_000])))
+
+
+def test_cycles_have_tokens():
+    def ring(last):
+        first = ["a", last]
+        first.append(first)
+        return first
+
+    assert token(ring(1)) == token(ring(1)) != token(ring(2))
+    assert list({0, 8}) != list({8, 0})
+    assert token(ring({0, 8})) == token(ring({8, 0}))
+    node = Plain(name="a")
+    node.self = node
+    other = Plain(name="a")
+    other.self = other
+    assert token(node) == token(other)
+
+
+def test_parts_that_multiply_do_not_take_for_ever():
+    def tower():
+        value = ["x"]
+        for _ in range(60):
+            value = [value, value]
+        return value
+
+    began = time.perf_counter()
+    assert token(tower()) == token(tower())
+    assert time.perf_counter() - began < 5
+
+
+def define(source, name="f"):
+    namespace = {"__name__": "__main__"}
+    exec(textwrap.dedent(source), namespace)
+    return namespace[name]
+
+
+SAME = [
+    "def f(x): return x + 1",
+    "def f(x, y={1: 'a'}): return {x, 'b', 'c'}",
+    "def f(n): return n and f(n - 1)",
+    "def g(n): return f(n)\ndef f(n): return n and g(n - 1)",
+    "import functools\n@functools.lru_cache\ndef f(x): return x in {'a', 'b', 'c'}",
+    "import functools, operator\nf = functools.partial(operator.add, 1)",
+    "f = (lambda n: lambda x: x + n)(3)",
+    "names = {'a', 'b', 'c'}\ndef f(): return names",
+    "class f:\n    kinds = frozenset('abc')\n    def m(self): return f(self.kinds)",
+    "from dataclasses import *\n@dataclass\nclass f:\n    x: int = 1\n    y: list = field(default_factory=list)",
+    "import enum\nclass f(enum.Enum):\n    A = 1\n    B = 2",
+    "import abc\nclass f(abc.ABC):\n    @abc.abstractmethod\n    def m(self): ...",
+    "import typing\nclass f(typing.NamedTuple):\n    x: int\n    y: str = 'a'",
+    "class A:\n    def m(self): return 1\nclass f(A):\n    def m(self): return super().m()",
+]
+
+
+@pytest.mark.parametrize("source", SAME)
+def test_a_definition_made_twice_is_the_same_function(source):
+    one, other = define(source), define(f"# elsewhere\n\n\n{source}")
+    assert pickle_function(one).token == pickle_function(other).token
+    assert token(one) == token(other)
+    assert token([one, one]) == token([one, one])
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("def f(x): return x + 1", "def f(x): return x + 2"),
+        ("def f(x): return x + 1", "def f(x): return x - 1"),
+        ("def f(x, y=1): return x", "def f(x, y=2): return x"),
+        ("def f(*, y=1): return y", "def f(*, y=2): return y"),
+        ("y = 1\ndef f(): return y", "y = 2\ndef f(): return y"),
+        ("def g(): return 1\ndef f(): return g()", "def g(): return 2\ndef f(): return g()"),
+        ("f = (lambda n: lambda: n)(1)", "f = (lambda n: lambda: n)(2)"),
+        ("def f(): return lambda: 1", "def f(): return lambda: 2"),
+        ("class f:\n    a = 1", "class f:\n    a = 2"),
+        ("class f:\n    def m(self): return 1", "class f:\n    def m(self): return 2"),
+        ("import functools\nf = functools.partial(max, 1)", "import functools\nf = functools.partial(max, 2)"),
+        ("import functools\nf = functools.partial(max, 1)", "import functools\nf = functools.partial(min, 1)"),
+        ("f = len", "f = abs"),
+    ],
+)
+def test_another_definition_is_another_function(one, other):
+    assert pickle_function(define(one)).token != pickle_function(define(other)).token
+    assert token(define(one)) != token(define(other))
+
+
+def test_methods_count_by_their_object():
+    thing = define("class f:\n    def __init__(self, x): self.x = x\n    def m(self): return self.x")
+    assert pickle_function(thing(1).m).token == pickle_function(thing(1).m).token
+    assert pickle_function(thing(1).m).token != pickle_function(thing(2).m).token
+    assert token(thing(1).m) == token(thing(1).m) != token(thing(2).m)
+
+
+SCRIPT = """
+import dataclasses, datetime, decimal, enum, functools, pathlib, uuid
+import numpy as np
+from trio_dask.protocol.pickling import KeyReference, call_token, pickle_call, pickle_function
+
+class Future(KeyReference):
+    def __init__(self, key): self.key = key
+
+@dataclasses.dataclass
+class Config:
+    name: str
+    tags: set
+    def method(self): return {"x", "y", "z", self.name}
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    x: int
+
+class Color(enum.Enum):
+    RED = 1
+    BLUE = "b"
+
+words = {"alpha", "beta", "gamma", "delta"}
+
+def helper(x): return x in {"one", "two", "three"}
+def main_function(x, y=frozenset(["p", "q", "r"])): return helper(x) or main_function(y, words)
+def by_closure(n):
+    def inner(x): return x + n
+    return inner
+
+values = [
+    1, "a", words, frozenset(words), {"k": [words, ({1, "a", None, 2.5},)]}, {frozenset("abc"), frozenset("xyz")},
+    Config("n", set(words)), [Config("n", words)], {Point(1), Point(2), Point(3)}, Color.BLUE, {Color.RED, Color.BLUE},
+    np.arange(10), np.arange(100_000), np.array(["a", None], dtype=object), np.float32(1.5), np.dtype("f4"),
+    Future("k-1"), [Future("k-1"), {"a": Future("k-2")}], main_function, [main_function, helper], by_closure(3),
+    functools.partial(main_function, y=words), Config("n", words).method, lambda x: words, Config, Color,
+    datetime.datetime(2020, 1, 1), decimal.Decimal("1.5"), pathlib.PurePosixPath("/a"), uuid.UUID(int=5), range(3),
+    b"x" * 100_000, "y" * 100_000, Ellipsis, int, np.sin, len, str.upper, slice(1, 2), 1 + 2j,
+]
+for number, value in enumerate(values):
+    print(number, call_token(b"f" * 16, (value, 1), {}, pickle_call((value, 1), {})).hex())
+    print(number, call_token(b"f" * 16, (), {"b": 1, "a": value}, pickle_call((), {"a": value, "b": 1})).hex())
+    if callable(value):
+        print(number, pickle_function(value).token.hex())
+"""
+
+
+def test_tokens_are_the_same_in_every_process_and_hash_seed():
+    programs = [
+        subprocess.Popen(
+            [sys.executable, "-c", SCRIPT],
+            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(Path(trio_dask.errors.__file__).parents[1])},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for seed in ("1", "2", "random")
+    ]
+    outputs = [program.communicate(timeout=30)[0].splitlines() for program in programs]
+    assert [program.returncode for program in programs] == [0, 0, 0]
+    assert len(outputs[0]) > 80
+    assert outputs[0] == outputs[1] == outputs[2]
+    assert len({line.split()[1] for line in outputs[0]}) == len(outputs[0]), "all of these are different calls"

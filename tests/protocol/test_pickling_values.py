@@ -1,0 +1,171 @@
+"""Values: proof, size and frames; nothing large is copied."""
+
+import io
+import socket
+import threading
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trio_dask.errors import SerializationError
+from trio_dask.protocol.pickling import dump_value, load_value, pickle_value
+
+MIB = 1 << 20
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary() | st.just(10**500),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner) | st.sets(st.integers()),
+)
+
+
+@given(values, st.integers(0, 200))
+def test_a_value_is_inline_exactly_if_it_is_small(value, limit):
+    pickled = pickle_value(value, limit)
+    assert (pickled.inline is not None) == (pickled.nbytes <= limit)
+    if pickled.inline is not None:
+        assert len(pickled.inline) == pickled.nbytes
+        assert load_value([pickled.inline]) == value
+
+
+@given(values)
+def test_frames_are_what_was_measured_and_load_again(value):
+    frames = dump_value(value)
+    assert load_value(frames) == value
+    assert sum(map(len, frames)) == pickle_value(value, 0).nbytes
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [
+        (1, "int"),
+        ("a", "str"),
+        ("a" * MIB, "str"),
+        ([1], "list"),
+        (None, "NoneType"),
+        (np.zeros(3), "numpy.ndarray"),
+        (SerializationError("x"), "trio_dask.errors.SerializationError"),
+    ],
+)
+def test_types_have_qualified_names(value, name):
+    assert pickle_value(value, 100).type_name == name
+
+
+def test_large_arrays_are_buffers_without_a_copy_and_writeable_from_bytearrays():
+    numbers = np.arange(MIB, dtype=np.float64)
+    frames = dump_value({"a": [numbers]})
+    assert len(frames) == 2
+    assert frames[1].obj is numbers
+    assert pickle_value(numbers, 100 * MIB).inline is None
+    loaded = load_value([frames[0], bytearray(frames[1])])["a"][0]
+    loaded += 1
+    np.testing.assert_array_equal(loaded, numbers + 1)
+
+
+def test_small_arrays_ride_inline_and_are_writeable():
+    pickled = pickle_value(np.zeros(8), 1000)
+    loaded = load_value([pickled.inline])
+    loaded += 1
+    assert loaded.sum() == 8
+
+
+def test_measuring_takes_no_memory_and_dumping_copies_nothing_large():
+    value = {"raw": b"x" * (32 * MIB), "numbers": np.ones(4 * MIB), "both": [bytearray(8 * MIB)]}
+    tracemalloc.start()
+    try:
+        measured = pickle_value(value, 1000).nbytes
+        frames = dump_value(value)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert measured > 72 * MIB
+    assert peak < 24 * MIB  # a bytearray has no other way than through a copy of itself
+    loaded = load_value(frames)
+    assert loaded["raw"] == value["raw"]
+    np.testing.assert_array_equal(loaded["numbers"], value["numbers"])
+    assert loaded["both"] == value["both"]
+
+
+@given(st.lists(st.integers(0, 3 * MIB), max_size=5))
+def test_pieces_of_any_size_come_together(sizes):
+    value = [bytes([number]) * size for number, size in enumerate(sizes)]
+    assert load_value([bytearray(frame) for frame in dump_value(value)]) == value
+
+
+def generator():
+    yield 1
+
+
+class WithLock:
+    def __init__(self):
+        self.models = {"first": [threading.Lock()]}
+
+
+class Exiting:
+    def __getstate__(self):
+        raise SystemExit(1)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (threading.Lock, ["a _thread.lock", "cannot pickle '_thread.lock' object"]),
+        (generator, ["a generator"]),
+        (WithLock, ["WithLock", "result.models['first'][0] is a _thread.lock"]),
+        (lambda: [1, {"a": generator()}], ["a list", "result[1]['a'] is a generator"]),
+        (Exiting, ["Exiting", "SystemExit"]),
+        (lambda: (threading.Event(),), ["result[0]", "_thread.lock"]),
+        (io.BytesIO(b"").getbuffer, None),
+    ],
+)
+def test_what_cannot_be_pickled_is_named(make, words):
+    value = make()
+    if words is None:
+        assert load_value(dump_value(value)) == b""
+        return
+    for attempt in (lambda: pickle_value(value, 1000), lambda: dump_value(value)):
+        with pytest.raises(SerializationError) as caught:
+            attempt()
+        assert str(caught.value).startswith("cannot pickle the result, a ")
+        for word in words:
+            assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("mode", ["r", "w", "rb", "r+"])
+def test_an_open_file_is_no_result(tmp_path, mode):
+    path = tmp_path / "file"
+    path.write_text("content")
+    with open(path, mode) as file, pytest.raises(SerializationError, match=r"result\['log'\] is a _io\."):
+        pickle_value({"log": file}, 1000)
+
+
+def test_a_socket_is_no_result():
+    with socket.socket() as sock, pytest.raises(SerializationError, match=r"a socket\.socket"):
+        pickle_value(sock, 1000)
+
+
+def test_a_lambda_is_a_result():
+    n = 3
+    assert load_value(dump_value({"f": lambda x: x + n}))["f"](1) == 4
+
+
+def test_two_functions_that_share_an_object_still_share_it():
+    seen = []
+    add, read = load_value(dump_value((lambda x: seen.append(x), lambda: seen)))
+    add(1)
+    assert read() == [1]
+    assert seen == []
+
+
+def test_instances_of_classes_made_here_come_back_as_such():
+    class Point:
+        def __init__(self, x):
+            self.x = x
+
+    many = pickle_value([Point(number) for number in range(100)], 10_000)
+    assert many.inline is not None
+    loaded = load_value([many.inline])
+    assert [type(point) for point in loaded] == [Point] * 100
+    assert pickle_value(Point(1), 0).type_name.endswith("Point")

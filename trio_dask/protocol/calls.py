@@ -1,0 +1,322 @@
+"""Calls: the arguments of a task as opaque bytes, in one pass.
+
+The pickler's `persistent_id` hook sees every object. A `KeyReference` becomes its key and a dependency; large content,
+and functions and classes by value, become blobs that are named by their digest, travel once, and are shared by calls.
+
+The first byte of a call says what it is:
+
+| byte | then |
+|---|---|
+| 0x80 | (the pickle's own first byte) a pickle of `args`, without references; there are no keyword arguments |
+| 0x00 | the digest of a blob that holds the call |
+| 0x01 | a pickle of `(args, kwargs)` with persistent ids |
+| 0x02 | a count (4 bytes), for each out-of-band buffer its digest and 1 if it is read-only, then the same |
+
+A persistent id is a string (a key), bytes (the digest of a bytes object), or a pair of a kind and a digest.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator, Mapping
+from hashlib import blake2b
+from io import BytesIO
+from pickle import PickleBuffer
+from types import FunctionType
+from typing import Any, NamedTuple
+
+from trio_dask.errors import SerializationError
+from trio_dask.identity import Digest, Key
+from trio_dask.protocol.culprits import describe_culprit, users_own
+from trio_dask.protocol.functions import HoldsReference, blob_by_value, content_digest, load_shared, token_by_value
+from trio_dask.protocol.picklers import (
+    CACHED_FUNCTION,
+    PICKLING_FAILURES,
+    PROTOCOL,
+    Buffer,
+    ByValuePickler,
+    Chunks,
+    KeyReference,
+    kind_of,
+    travels_by_value,
+)
+from trio_dask.protocol.tokens import LARGE_BYTES, canonical_token, large_content
+
+__all__ = ["PickledCall", "call_token", "load_call", "pickle_call"]
+
+_NUMBERS = frozenset({int, float, bool, type(None)})
+_ATOMS = _NUMBERS | {complex, str}
+_PLAIN = _ATOMS | {tuple, list, dict}
+
+_IN_BLOB, _REFERENCES, _BUFFERS, _PICKLE = 0x00, 0x01, 0x02, 0x80
+_DIGEST_BYTES = 16
+_POOL_SIZE = 4
+_POOLED_CALL_BYTES = 1 << 12
+
+
+class PickledCall(NamedTuple):
+    """A call, what it needs, and `(digest, content)` of the blobs that must be at the other end before it.
+
+    `digests` names large arguments that have been hashed, for `call_token`.
+    """
+
+    call: bytes
+    dependencies: tuple[Key, ...]
+    blobs: tuple[tuple[Digest, bytes], ...]
+    digests: tuple[tuple[int, Digest], ...] = ()
+
+
+class _Gathered:
+    """What a call needs, gathered while it is pickled.
+
+    Apart from the pickler, because a pickler whose `buffer_callback` is a method of its own is a cycle, and CPython
+    3.11 can crash when it collects a cycle that holds memoryviews of memoryviews.
+    """
+
+    def __init__(self) -> None:
+        self.dependencies: dict[Key, None] = {}
+        self.blobs: dict[Digest, bytes] = {}
+        self.digests: dict[int, Digest] = {}
+        self.buffers: list[bytes] = []
+
+    def add_blob(self, data: Buffer) -> Digest:
+        """Large content, copied if it could change: the blob leaves later, and must be what its digest says."""
+        fixed = data if type(data) is bytes else bytes(data)
+        digest = content_digest(fixed)
+        self.blobs[digest] = fixed
+        owner = large_content(data)
+        if owner is not None:
+            self.digests[owner] = digest
+        return digest
+
+    def add_definition(self, thing: Any) -> Digest:
+        """A function or class by value. Raises `HoldsReference`, or whatever pickling raises."""
+        blob = blob_by_value(thing)
+        self.blobs[blob.digest] = blob.data
+        return blob.digest
+
+    def add_buffer(self, buffer: PickleBuffer) -> bool:
+        """Whether to pickle the buffer in band."""
+        try:
+            content = buffer.raw()
+        except BufferError:  # not contiguous
+            return True
+        if content.nbytes < LARGE_BYTES:
+            return True
+        self.buffers.append(self.add_blob(content) + bytes([content.readonly]))
+        return False
+
+    def finish(self, pickled: bytes) -> PickledCall:
+        if self.buffers:
+            head = bytes([_BUFFERS]) + len(self.buffers).to_bytes(4, "little") + b"".join(self.buffers)
+            call = head + pickled
+        else:
+            call = b"\x01" + pickled
+        return _made(call, tuple(self.dependencies), self.blobs, tuple(self.digests.items()))
+
+
+class _Hooks:
+    """What the picklers of calls have in common. Each use of one makes one call."""
+
+    gathered: _Gathered
+
+    def persistent_id(self, obj: Any, /) -> Any:
+        kind = kind_of(obj)
+        if kind in _PLAIN:
+            return None
+        if kind is bytes:
+            return self.gathered.add_blob(obj) if len(obj) >= LARGE_BYTES else None
+        if kind is bytearray:
+            return ("bytearray", self.gathered.add_blob(obj)) if len(obj) >= LARGE_BYTES else None
+        if issubclass(kind, KeyReference):
+            key: Key = obj.key
+            self.gathered.dependencies[key] = None
+            return key
+        if (kind is FunctionType or issubclass(kind, type) or kind is CACHED_FUNCTION) and travels_by_value(obj):
+            return self.definition(obj)
+        return None
+
+    def definition(self, thing: Any) -> Any:
+        return "definition", self.gathered.add_definition(thing)
+
+
+class _PlainPickler(_Hooks, pickle.Pickler):
+    def __init__(self) -> None:
+        self.file = Chunks()
+        self.gathered = _Gathered()
+        pickle.Pickler.__init__(self, self.file, PROTOCOL, buffer_callback=self.gathered.add_buffer)
+
+
+class _ByValuePickler(_Hooks, ByValuePickler):
+    def __init__(self) -> None:
+        self.file = Chunks()
+        self.gathered = _Gathered()
+        ByValuePickler.__init__(self, self.file, PROTOCOL, buffer_callback=self.gathered.add_buffer)
+
+    def definition(self, thing: Any) -> Any:
+        try:
+            return super().definition(thing)
+        except HoldsReference:  # it belongs to this call alone: pickled in place, with the reference in it
+            return None
+
+
+def _made(
+    call: bytes, dependencies: tuple[Key, ...], blobs: dict[Digest, bytes], digests: tuple[tuple[int, Digest], ...]
+) -> PickledCall:
+    if len(call) > LARGE_BYTES:
+        digest = content_digest(call)
+        blobs = {**blobs, digest: call}
+        call = bytes([_IN_BLOB]) + digest
+    return PickledCall(call, dependencies, tuple(blobs.items()), digests)
+
+
+# Making a pickler takes as long as a small pickle. `pop` and `append` are atomic, so each has one user at a time.
+_pool: list[_PlainPickler] = []
+
+
+def pickle_call(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> PickledCall:
+    """The arguments of a task as bytes.
+
+    Raises `SerializationError`, which names the argument and what in it cannot be pickled.
+    """
+    if not kwargs and _ATOMS.issuperset(map(type, args)):
+        call = pickle.dumps(args, PROTOCOL)
+        return PickledCall(call, (), ()) if len(call) <= LARGE_BYTES else _made(call, (), {}, ())
+    return _pickle_plainly(args, kwargs) or _pickle_by_value(args, kwargs)
+
+
+def _pickle_plainly(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> PickledCall | None:
+    try:
+        pickler = _pool.pop()
+    except IndexError:
+        pickler = _PlainPickler()
+    try:
+        pickler.dump((args, kwargs))
+    except PICKLING_FAILURES:
+        return None
+    pickled = pickler.gathered.finish(pickler.file.take())
+    if not pickled.blobs and len(pickled.call) <= _POOLED_CALL_BYTES and len(_pool) < _POOL_SIZE:
+        pickler.clear_memo()
+        if pickled.dependencies:
+            pickler.gathered.dependencies = {}
+        _pool.append(pickler)
+    return pickled
+
+
+def _pickle_by_value(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> PickledCall:
+    pickler = _ByValuePickler()
+    try:
+        pickler.dump((args, kwargs))
+    except PICKLING_FAILURES as error:
+        raise SerializationError(_complaint(args, kwargs, error)) from users_own(error)
+    return pickler.gathered.finish(pickler.file.take())
+
+
+def _can_pickle(value: Any) -> bool:
+    try:
+        _ByValuePickler().dump(value)
+    except PICKLING_FAILURES:
+        return False
+    return True
+
+
+def _labelled(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for number, value in enumerate(args, 1):
+        yield f"argument {number}", value
+    for name, value in kwargs.items():
+        yield f"argument {name!r}", value
+
+
+def _complaint(args: tuple[Any, ...], kwargs: Mapping[str, Any], error: BaseException) -> str:
+    for label, value in _labelled(args, kwargs):
+        if not _can_pickle(value):
+            return describe_culprit(value, label, "argument", _can_pickle, error)
+    return f"cannot pickle the arguments: {error}"
+
+
+# ------------------------------------------------------------------------------------------------- tokens
+
+
+def _is_canonical(args: tuple[Any, ...], dependencies: tuple[Key, ...]) -> bool:
+    """Whether the call's own pickle is canonical: it cannot hold two strings, equal but not one object."""
+    if _NUMBERS.issuperset(map(type, args)):
+        return True
+    strings = references = 0
+    for argument in args:
+        kind = kind_of(argument)
+        if kind is str:
+            strings += 1
+        elif kind not in _NUMBERS:
+            if not issubclass(kind, KeyReference):
+                return False
+            references += 1
+    return strings <= 1 if not references else not strings and references == len(dependencies)
+
+
+def call_token(function_token: bytes, args: tuple[Any, ...], kwargs: Mapping[str, Any], pickled: PickledCall) -> bytes:
+    """Sixteen bytes that are the same for the same function with equal arguments, in every process.
+
+    `function_token` is the `FunctionBlob.token` of the function, `pickled` what `pickle_call` made of the arguments.
+    Keyword arguments count in any order; dictionaries in theirs.
+    """
+    if not kwargs and _is_canonical(args, pickled.dependencies):
+        return blake2b(function_token + pickled.call, digest_size=16).digest()
+    return canonical_token(
+        (args, sorted(kwargs.items())),
+        pickled.call,
+        salt=function_token,
+        digests=dict(pickled.digests),
+        token_by_value=token_by_value,
+    )
+
+
+# ------------------------------------------------------------------------------------------------- loading
+
+
+class _Unpickler(pickle.Unpickler):
+    values: Mapping[Key, Any]
+    blobs: Mapping[Digest, Buffer]
+
+    def persistent_load(self, pid: Any, /) -> Any:
+        kind = kind_of(pid)
+        if kind is str:
+            return self.values[pid]
+        if kind is bytes:
+            return bytes(self.blobs[pid])
+        what, digest = pid
+        if what == "bytearray":
+            return bytearray(self.blobs[digest])
+        return load_shared(digest, self.blobs[digest])
+
+
+def load_call(
+    call: Buffer, blobs: Mapping[Digest, Buffer], values: Mapping[Key, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a task, its references replaced by `values`.
+
+    Arguments are the task's own copies, and writeable where the client's were; only `values` are shared. Raises
+    `KeyError` for a blob or value that is not there, and whatever the loading of the user's objects raises.
+    """
+    marker = call[0]
+    if marker == _PICKLE:
+        return pickle.loads(call), {}
+    if marker == _IN_BLOB:
+        return load_call(blobs[bytes(call[1:])], blobs, values)
+    file = BytesIO(call)
+    file.seek(1)
+    unpickler = _Unpickler(file, buffers=_buffers(file, blobs)) if marker == _BUFFERS else _Unpickler(file)
+    unpickler.values = values
+    unpickler.blobs = blobs
+    arguments: tuple[tuple[Any, ...], dict[str, Any]] = unpickler.load()
+    return arguments
+
+
+def _buffers(file: BytesIO, blobs: Mapping[Digest, Buffer]) -> list[Buffer]:
+    """The out-of-band buffers: blobs serve many calls, so what may be written to is copied."""
+    count = int.from_bytes(file.read(4), "little")
+    buffers: list[Buffer] = []
+    for _ in range(count):
+        content = blobs[file.read(_DIGEST_BYTES)]
+        readonly = file.read(1) == b"\x01"
+        buffers.append(memoryview(content).toreadonly() if readonly else bytearray(content))
+    return buffers

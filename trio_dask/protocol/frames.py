@@ -1,0 +1,138 @@
+"""Cut a stream of bytes into frames, and nothing else: no socket, no clock, any chunking.
+
+A frame is a header of eight bytes and a payload: magic (1), kind (1), zero (2), length of the payload (4, big-endian).
+The magic shows at once when the two sides have lost each other; the zeroes are room for what nobody has thought of yet.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from struct import Struct
+from typing import NamedTuple
+
+from trio_dask.errors import ProtocolError
+
+__all__ = [
+    "HEADER_SIZE",
+    "MAX_CONTROL_FRAME",
+    "PING_FRAME",
+    "Frame",
+    "FrameDecoder",
+    "Kind",
+    "encode_frame",
+    "first_frame",
+]
+
+MAX_CONTROL_FRAME = 64 * 2**20
+"""The longest payload of a frame between scheduler, workers and clients, in bytes."""
+
+_MAGIC = 0xDA
+_HEADER = Struct(">BBHI")
+HEADER_SIZE = _HEADER.size
+
+
+class Kind(IntEnum):
+    """What the payload of a frame is."""
+
+    RECORDS = 1
+    """Messages, see `codec`."""
+    PING = 2
+    """Nothing: the sender is alive. Never answered, since each side sends its own."""
+
+
+class Frame(NamedTuple):
+    """One frame. The payload is a view that holds only until the decoder is fed again."""
+
+    kind: int
+    payload: memoryview
+
+
+def encode_frame(kind: Kind, payload: bytes = b"") -> bytes:
+    """The bytes of one frame."""
+    return _HEADER.pack(_MAGIC, kind, 0, len(payload)) + payload
+
+
+PING_FRAME = encode_frame(Kind.PING)
+
+
+class FrameDecoder:
+    """Takes bytes as they come and gives the frames that are complete.
+
+    What a header announces is checked when the header is there, and memory grows only with what has arrived.
+    """
+
+    def __init__(self, max_length: int = MAX_CONTROL_FRAME) -> None:
+        self._max_length = max_length
+        self._partial = bytearray()
+        self._missing = 0  # bytes that the partial frame, or its header, still needs
+
+    def feed(self, data: bytes | bytearray | memoryview) -> list[Frame]:
+        """The frames that these bytes complete, in order.
+
+        Whole frames inside `data` are not copied, so their payloads are gone when the caller reuses its buffer.
+        Raises `ProtocolError` on a header that is wrong; the stream is of no more use then.
+        """
+        view = memoryview(data)
+        end = len(view)
+        frames: list[Frame] = []
+        position = 0
+        if self._partial:
+            position = self._complete(view, frames)
+            if self._partial:
+                return frames
+        while position + HEADER_SIZE <= end:
+            kind, length = _read_header(view, position, self._max_length)
+            start = position + HEADER_SIZE
+            if start + length > end:
+                self._missing = start + length - end
+                break
+            position = start + length
+            frames.append(Frame(kind, view[start:position]))
+        else:
+            self._missing = position + HEADER_SIZE - end
+        if position < end:
+            self._partial = bytearray(view[position:])
+        return frames
+
+    def _complete(self, view: memoryview, frames: list[Frame]) -> int:
+        """Go on with the partial frame; returns how much of the view belongs to it."""
+        partial = self._partial
+        position = 0
+        while True:
+            piece = view[position : position + self._missing]
+            had_header = len(partial) >= HEADER_SIZE
+            partial += piece
+            position += len(piece)
+            self._missing -= len(piece)
+            if self._missing:
+                return position
+            kind, length = _read_header(partial, 0, self._max_length)
+            if had_header:
+                self._partial = bytearray()
+                frames.append(Frame(kind, memoryview(partial)[HEADER_SIZE:]))
+                return position
+            self._missing = length
+
+
+def first_frame(data: memoryview, max_length: int) -> tuple[Frame, int] | None:
+    """The frame at the start of `data` and where it ends, or None while it is incomplete.
+
+    For streams on which not everything is framed. Raises `ProtocolError` on a header that is wrong.
+    """
+    if len(data) < HEADER_SIZE:
+        return None
+    kind, length = _read_header(data, 0, max_length)
+    end = HEADER_SIZE + length
+    return (Frame(kind, data[HEADER_SIZE:end]), end) if len(data) >= end else None
+
+
+def _read_header(data: bytearray | memoryview, position: int, max_length: int) -> tuple[int, int]:
+    magic, kind, zero, length = _HEADER.unpack_from(data, position)
+    if magic != _MAGIC or zero or kind not in _KINDS:
+        raise ProtocolError(f"no frame begins with {bytes(data[position : position + HEADER_SIZE]).hex(' ')}")
+    if length > max_length:
+        raise ProtocolError(f"a frame of {length} bytes was announced; {max_length} is the limit")
+    return kind, length
+
+
+_KINDS = frozenset(map(int, Kind))

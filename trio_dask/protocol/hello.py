@@ -1,0 +1,265 @@
+"""The first exchange on every connection, in a form that stays readable for ever.
+
+    caller     b"trio_dask\n" + length (4 bytes, big-endian) + JSON object      a `Hello`
+    listener   the same envelope                                                a `Welcome` or a `Refusal`
+
+The envelope never changes, and neither do the meanings of `protocol`, `package`, `role` and `reason`: whatever else two
+versions disagree about, they can tell each other who they are. Unknown members are ignored, missing ones have defaults.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar, cast, get_args
+
+from trio_dask._version import __version__
+from trio_dask.errors import ProtocolError
+from trio_dask.identity import Incarnation, new_incarnation
+from trio_dask.protocol.codec import MAX_DEPTH, is_plain
+
+__all__ = [
+    "MAX_HELLO",
+    "PROTOCOL",
+    "EnvelopeReader",
+    "Hello",
+    "Refusal",
+    "Role",
+    "Welcome",
+    "check_hello",
+    "decode_answer",
+    "decode_hello",
+    "encode_answer",
+    "encode_hello",
+]
+
+PROTOCOL = 1
+"""The version of everything that follows the hello."""
+
+MAX_HELLO = 64 * 2**10
+"""The longest hello or answer, and all that is read from a peer before it is accepted, in bytes."""
+
+_MAGIC = b"trio_dask\n"
+_PREFIX = len(_MAGIC) + 4
+_MAX_TEXT = 255
+
+Role = Literal["client", "worker", "data", "nanny", "control", "scheduler"]
+
+_RUNS_USER_CODE: frozenset[Role] = frozenset(("client", "worker", "data"))
+
+
+def _python() -> str:
+    return f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hello:
+    """Who speaks, and as what. `details` belongs to the role; `credentials` never shows in a repr."""
+
+    role: Role
+    incarnation: Incarnation = field(default_factory=new_incarnation)
+    name: str = ""
+    credentials: str = field(default="", repr=False)
+    details: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    protocol: int = PROTOCOL
+    package: str = __version__
+    python: str = field(default_factory=_python)
+
+    def __str__(self) -> str:
+        return f"{self.role} {self.name!r}" if self.name else self.role
+
+
+@dataclass(frozen=True, kw_only=True)
+class Welcome:
+    """The caller is accepted; who accepted it."""
+
+    incarnation: Incarnation
+    details: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    protocol: int = PROTOCOL
+    package: str = __version__
+    python: str = field(default_factory=_python)
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """The caller is not accepted; one sentence that says why, and a word for programs (`version`, `name`, ...)."""
+
+    reason: str
+    kind: str = "refused"
+
+
+def check_hello(hello: Hello, mine: Hello) -> str | None:
+    """Why these two cannot work together, in one sentence that names both, or None if they can.
+
+    All that runs or pickles user code must have the same minor version of Python: pickles and byte code cross between
+    them, also where a scheduler, which never looks inside, stands in the middle.
+    """
+    if hello.protocol != mine.protocol:
+        what = f"protocol {mine.protocol}", f"protocol {hello.protocol}"
+    elif hello.role in _RUNS_USER_CODE and hello.python != mine.python:
+        what = f"Python {mine.python}", f"Python {hello.python}"
+    else:
+        return None
+    return (
+        f"versions do not match: this {mine} has {what[0]} (trio_dask {mine.package}), "
+        f"the {hello} has {what[1]} (trio_dask {hello.package})"
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------- wire form
+
+
+def encode_hello(hello: Hello) -> bytes:
+    """The bytes of a hello. Raises `ValueError` if its details cannot be sent."""
+    return _encode(vars(hello))
+
+
+def encode_answer(answer: Welcome | Refusal) -> bytes:
+    """The bytes of an answer. Raises `ValueError` if its details cannot be sent."""
+    return _encode({"answer": "welcome" if isinstance(answer, Welcome) else "refusal", **vars(answer)})
+
+
+def decode_hello(body: bytes) -> Hello:
+    """The hello in the body of an envelope, or `ProtocolError`."""
+    members = _Members(body)
+    role = members.text("role")
+    if role not in get_args(Role):
+        raise ProtocolError(f"a hello came with the unknown role {role[:60]!r}")
+    return Hello(
+        role=cast("Role", role),
+        incarnation=Incarnation(members.text("incarnation")),
+        name=members.text("name"),
+        credentials=members.text("credentials", MAX_HELLO),
+        details=members.details(),
+        protocol=members.number("protocol"),
+        package=members.text("package"),
+        python=members.text("python"),
+    )
+
+
+def decode_answer(body: bytes) -> Welcome | Refusal:
+    """The answer in the body of an envelope, or `ProtocolError`."""
+    members = _Members(body)
+    match members.text("answer"):
+        case "welcome":
+            return Welcome(
+                incarnation=Incarnation(members.text("incarnation")),
+                details=members.details(),
+                protocol=members.number("protocol"),
+                package=members.text("package"),
+                python=members.text("python"),
+            )
+        case "refusal":
+            return Refusal(members.text("reason", MAX_HELLO), members.text("kind"))
+        case other:
+            raise ProtocolError(f"a hello was answered with {other[:60]!r}")
+
+
+class EnvelopeReader:
+    """Takes the first bytes of a connection and gives the body of the envelope once it is complete.
+
+    A wrong byte is noticed when it comes, so that what speaks another protocol is not waited for.
+    """
+
+    def __init__(self) -> None:
+        self._received = bytearray()
+
+    def feed(self, data: bytes) -> bytes | None:
+        """The body, or None while it is incomplete. Raises `ProtocolError`, saying what the bytes look like."""
+        received = self._received
+        received += data
+        if not received.startswith(_MAGIC[: len(received)]):
+            raise ProtocolError(f"no trio_dask peer: {_what_speaks(bytes(received[:64]))}")
+        if len(received) < _PREFIX:
+            return None
+        length = int.from_bytes(received[len(_MAGIC) : _PREFIX], "big")
+        if length > MAX_HELLO - _PREFIX:
+            raise ProtocolError(f"a hello of {length} bytes was announced; {MAX_HELLO - _PREFIX} is the limit")
+        if len(received) < _PREFIX + length:
+            return None
+        return bytes(received[_PREFIX : _PREFIX + length])
+
+    @property
+    def room(self) -> int:
+        """How many more bytes may be read from a peer that is not yet accepted."""
+        return MAX_HELLO - len(self._received)
+
+    @property
+    def rest(self) -> bytes:
+        """What came behind the envelope, after `feed` has returned its body."""
+        length = int.from_bytes(self._received[len(_MAGIC) : _PREFIX], "big")
+        return bytes(self._received[_PREFIX + length :])
+
+
+def _encode(members: Mapping[str, object]) -> bytes:
+    text = json.dumps(members, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=dict)
+    body = text.encode()
+    if len(body) > MAX_HELLO - _PREFIX:
+        raise ValueError(f"a hello has at most {MAX_HELLO - _PREFIX} bytes, not {len(body)}")
+    return _MAGIC + len(body).to_bytes(4, "big") + body
+
+
+_T = TypeVar("_T", int, str)
+
+
+class _Members:
+    """The members of a JSON object that somebody else wrote."""
+
+    def __init__(self, body: bytes) -> None:
+        try:
+            members: object = json.loads(body.decode(), parse_int=_whole_number)
+            # What has no place in our messages passes the parser, and would fail wherever it goes from here: NaN and
+            # the infinities, and lone surrogates.
+            json.dumps(members, ensure_ascii=False, allow_nan=False).encode()
+        except (ValueError, RecursionError) as error:
+            raise ProtocolError(f"a hello came that is not JSON: {error}") from error
+        if not isinstance(members, dict) or not is_plain(cast("object", members), MAX_DEPTH):
+            raise ProtocolError("a hello came that is not a JSON object of moderate depth")
+        self._members = cast("dict[str, object]", members)
+
+    def text(self, name: str, limit: int = _MAX_TEXT) -> str:
+        """A text that can stand in a log line."""
+        value = self._member(name, "")
+        if len(value) > limit or not value.isprintable():
+            raise ProtocolError(f"a hello came with a {name} that is longer than {limit} characters or not printable")
+        return value
+
+    def number(self, name: str) -> int:
+        return self._member(name, 0)
+
+    def details(self) -> Mapping[str, Any]:
+        details = self._members.get("details", {})
+        if not isinstance(details, dict):
+            raise ProtocolError("a hello came whose details are no object")
+        return cast("dict[str, Any]", details)
+
+    def _member(self, name: str, default: _T) -> _T:
+        value = self._members.get(name, default)
+        if type(value) is not type(default):
+            raise ProtocolError(f"a hello came with {name} of type {type(value).__name__}")
+        return value
+
+
+def _whole_number(digits: str) -> int:
+    number = int(digits)
+    if not -(2**63) <= number < 2**64:
+        raise ValueError("a number has more than 64 bits")
+    return number
+
+
+_HTTP = (b"GET ", b"POST ", b"PUT ", b"HEAD ", b"DELETE ", b"OPTIONS ", b"PATCH ", b"CONNECT ", b"PRI * HTTP", b"HTTP/")
+
+
+def _what_speaks(start: bytes) -> str:
+    """A guess, for the log, at what sends this."""
+    if start.startswith(_HTTP):
+        return "it speaks HTTP"
+    if start[:2] == b"\x16\x03":
+        return "it speaks TLS"
+    if start.startswith(b"SSH-"):
+        return "it speaks SSH"
+    if len(start) >= 8 and start[4:8] == bytes(4) and any(start[:4]):
+        return "it seems to speak the protocol of dask.distributed"
+    return f"it began with {start[:16]!r}"

@@ -1,0 +1,34 @@
+"""Calls, results and exceptions as opaque bytes: what clients and workers import. The scheduler never reaches it.
+
+| what | here | in |
+|---|---|---|
+| functions | `pickle_function`, `load_function` | `functions` |
+| calls and their tokens | `pickle_call`, `call_token`, `load_call` | `calls`, `tokens` |
+| results, scattered data | `pickle_value`, `dump_value`, `load_value` | `values` |
+| what tasks raise | `describe_exception`, `rebuild_exception` | `exceptions`, `tracebacks` |
+"""
+
+from __future__ import annotations
+
+from trio_dask.protocol.calls import PickledCall, call_token, load_call, pickle_call
+from trio_dask.protocol.exceptions import describe_exception, rebuild_exception
+from trio_dask.protocol.functions import FunctionBlob, load_function, pickle_function
+from trio_dask.protocol.picklers import KeyReference
+from trio_dask.protocol.values import PickledValue, dump_value, load_value, pickle_value
+
+__all__ = [
+    "FunctionBlob",
+    "KeyReference",
+    "PickledCall",
+    "PickledValue",
+    "call_token",
+    "describe_exception",
+    "dump_value",
+    "load_call",
+    "load_function",
+    "load_value",
+    "pickle_call",
+    "pickle_function",
+    "pickle_value",
+    "rebuild_exception",
+]

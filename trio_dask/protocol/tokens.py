@@ -1,0 +1,240 @@
+"""Tokens: sixteen bytes that are equal for the same function with equal arguments, in every process and hash seed.
+
+A pickle is no token: it records which equal strings were one object, writes sets in the order of their hashes, and
+holds random ids of classes by value. A token is the hash of a second, canonical pickle, which is never loaded:
+
+- no memo (`Pickler.fast`), so that it depends on equality and not on identity. What is too entangled for that (cycles,
+  or shared parts that multiply) is pickled with a memo instead;
+- sets are sorted, by value where that is possible, else by the tokens of their elements;
+- functions and classes by value are told by what they do: code, constants, defaults, captured variables, attributes;
+  not by file, line or the random id;
+- large content is told by its digest, which the call's own pickle has already computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from hashlib import blake2b
+from pickle import PickleBuffer
+from types import CodeType, FunctionType
+from typing import Any
+
+from trio_dask.identity import Digest
+from trio_dask.protocol.picklers import (
+    CACHED_FUNCTION,
+    PROTOCOL,
+    Buffer,
+    ByValuePickler,
+    KeyReference,
+    kind_of,
+    travels_by_value,
+    type_name,
+)
+
+__all__ = ["canonical_token", "large_content"]
+
+LARGE_BYTES = 1 << 16
+"""Content from this size on is told by its digest."""
+
+# How much longer than the ordinary pickle the one without a memo may get.
+_GROWTH = 8
+_ALLOWANCE_BYTES = 1 << 20
+
+_HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: made by a class statement
+_PLAIN = frozenset({int, str, float, bool, type(None), tuple, list, dict, complex})
+_SORTABLE = frozenset({int, str, bytes})
+_UNTOLD = frozenset(
+    {
+        "__dict__",
+        "__weakref__",
+        "__module__",
+        "__firstlineno__",
+        "__static_attributes__",
+        "_abc_impl",
+        "__annotate_func__",
+    }
+)
+
+
+class _TooLong(Exception):
+    """The canonical pickle without a memo has outgrown its limit."""
+
+
+class _HashingFile:
+    """A file for picklers that keeps nothing but a hash of what is written."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.hash = blake2b(digest_size=16, person=b"canonical")
+        self.left = limit_bytes
+
+    def write(self, data: bytes) -> None:
+        self.left -= len(data)
+        if self.left < 0:
+            raise _TooLong
+        self.hash.update(data)
+
+
+def large_content(data: Buffer) -> int | None:
+    """A name for the object whose whole content this is, valid while that lives; None where there is no such object."""
+    view = memoryview(data)
+    owner = view.obj
+    try:
+        return id(owner) if memoryview(owner).nbytes == view.nbytes else None
+    except TypeError:
+        return None
+
+
+def _code(code: CodeType) -> tuple[Any, ...]:
+    return (
+        code.co_code,
+        code.co_consts,
+        code.co_names,
+        code.co_varnames,
+        code.co_freevars,
+        code.co_cellvars,
+        code.co_flags,
+        code.co_argcount,
+        code.co_posonlyargcount,
+        code.co_kwonlyargcount,
+        getattr(code, "co_exceptiontable", b""),
+    )
+
+
+def _used_globals(function: FunctionType, code: CodeType) -> Iterator[tuple[str, Any]]:
+    for name in code.co_names:
+        if name in function.__globals__:
+            yield name, function.__globals__[name]
+    for constant in code.co_consts:
+        if type(constant) is CodeType:
+            yield from _used_globals(function, constant)
+
+
+def _cells(function: FunctionType) -> Iterator[Any]:
+    for cell in function.__closure__ or ():
+        try:
+            yield cell.cell_contents
+        except ValueError:  # not bound yet
+            yield "unbound"
+
+
+def _function(function: FunctionType) -> tuple[Any, ...]:
+    return (
+        function.__name__,
+        function.__code__,
+        function.__defaults__,
+        function.__kwdefaults__,
+        tuple(_cells(function)),
+        dict(_used_globals(function, function.__code__)),
+        function.__dict__,
+    )
+
+
+def _class(cls: type[Any]) -> tuple[Any, ...]:
+    attributes = {name: value for name, value in vars(cls).items() if name not in _UNTOLD}
+    return type(cls), cls.__qualname__, cls.__bases__, attributes
+
+
+class _CanonicalPickler(ByValuePickler):
+    """Replaces, by persistent ids, everything whose ordinary pickle is not canonical."""
+
+    def __init__(
+        self,
+        file: _HashingFile,
+        memo: bool,
+        digests: Mapping[int, Digest],
+        token_by_value: Callable[[Any], bytes | None] | None,
+    ) -> None:
+        super().__init__(file, PROTOCOL)
+        self.fast = not memo
+        self.memo_wanted = memo
+        self.file = file
+        self.digests = digests
+        self.token_by_value = token_by_value
+        self.met: dict[int, int] = {}
+        self.kept: list[Any] = []
+
+    def persistent_id(self, obj: Any, /) -> Any:
+        kind = kind_of(obj)
+        if kind in _PLAIN:
+            return None
+        if kind is bytes or kind is bytearray:
+            return (kind.__name__, self.digest(obj)) if len(obj) >= LARGE_BYTES else None
+        if kind is set or kind is frozenset:
+            return kind.__name__, self.sort(obj)
+        if issubclass(kind, KeyReference):
+            return "key", obj.key
+        if kind is PickleBuffer:
+            return self.buffer(obj)
+        if kind is CodeType:
+            return "code", _code(obj)
+        if kind is FunctionType or issubclass(kind, type) or kind is CACHED_FUNCTION:
+            return self.definition(obj) if travels_by_value(obj) else None
+        return None
+
+    def definition(self, thing: Any) -> tuple[Any, ...]:
+        """A function or class: in full where it is first met, later by its number, because they refer to each other."""
+        token = None if self.token_by_value is None else self.token_by_value(thing)
+        if token is not None:
+            return "by value", token
+        number = self.met.get(id(thing))
+        if number is not None:
+            return "again", number
+        self.met[id(thing)] = len(self.met)
+        self.kept.append(thing)
+        if type(thing) is FunctionType:
+            return "function", _function(thing)
+        if type(thing) is CACHED_FUNCTION:
+            return "cached function", thing.__wrapped__, thing.cache_parameters()
+        if not thing.__flags__ & _HEAP_TYPE:
+            return "built-in", type_name(thing)  # types.FunctionType and the like, which no module offers by its name
+        return "class", _class(thing)
+
+    def sort(self, elements: set[Any] | frozenset[Any]) -> tuple[Any, ...]:
+        kinds = set(map(type, elements))
+        if len(kinds) == 1 and kinds <= _SORTABLE:
+            return tuple(sorted(elements))
+        return tuple(sorted(self.nested(element) for element in elements))
+
+    def nested(self, value: Any) -> bytes:
+        file = _HashingFile(self.file.left)
+        _CanonicalPickler(file, self.memo_wanted, self.digests, self.token_by_value).dump(value)
+        self.file.left = file.left
+        return file.hash.digest()
+
+    def digest(self, content: Buffer) -> Digest:
+        name = large_content(content)
+        found = self.digests.get(name) if name is not None else None
+        return blake2b(content, digest_size=16).digest() if found is None else found
+
+    def buffer(self, buffer: PickleBuffer) -> tuple[str, Digest] | None:
+        """By content alone: not by whether it may be written to."""
+        try:
+            return "buffer", self.digest(buffer.raw())
+        except BufferError:  # not contiguous
+            return None
+
+
+def canonical_token(
+    value: Any,
+    ordinary: bytes,
+    *,
+    salt: bytes = b"",
+    digests: Mapping[int, Digest] | None = None,
+    token_by_value: Callable[[Any], bytes | None] | None = None,
+) -> bytes:
+    """The token of any picklable value.
+
+    `ordinary` is its ordinary pickle: it limits the effort, and is what the token falls back on where no canonical form
+    exists (an object that can be pickled but not looked into). `digests` has the known digests of large content by
+    `large_content`. `token_by_value` gives the tokens of functions and classes by value that are known.
+    """
+    limit = _GROWTH * len(ordinary) + _ALLOWANCE_BYTES
+    for memo in (False, True):
+        file = _HashingFile(limit)
+        file.hash.update(salt)
+        try:
+            _CanonicalPickler(file, memo, digests or {}, token_by_value).dump(value)
+        except Exception:  # cycles and entanglement first of all; a user's __reduce__ may raise anything
+            continue
+        return file.hash.digest()
+    return blake2b(salt + ordinary, digest_size=16, person=b"ordinary").digest()

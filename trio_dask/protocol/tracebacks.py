@@ -1,0 +1,126 @@
+"""Tracebacks that cross a process border: plain data there, real traceback objects here.
+
+A rebuilt frame is that of a stub, compiled under the file name, function name, line and columns of the original. Python
+then prints the user's own source lines, with its own markers, wherever the file (or the notebook's cell) is at hand.
+"""
+
+from __future__ import annotations
+
+import ast
+import linecache
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple
+
+__all__ = ["Frame", "collect_frames", "format_frames", "has_source", "rebuild_traceback"]
+
+MAX_FRAMES = 100
+SOURCE_CHARACTERS = 300
+
+# What calls the user's function, and what pickles its result.
+_PACKAGE = Path(__file__).resolve().parents[1]
+_OUR_FOLDERS = tuple(f"{_PACKAGE / room}{os.sep}" for room in ("worker", "protocol"))
+
+
+class Frame(NamedTuple):
+    """One line of a traceback; columns are -1 where they are not known, `source` is empty where it is not."""
+
+    filename: str
+    name: str
+    module: str
+    line: int
+    end_line: int
+    column: int
+    end_column: int
+    source: str
+
+
+def _frame(traceback: TracebackType) -> Frame:
+    code = traceback.tb_frame.f_code
+    line = traceback.tb_lineno or code.co_firstlineno
+    positions = next(islice(code.co_positions(), max(traceback.tb_lasti, 0) // 2, None), (None, None, None, None))
+    first, last, column, end_column = positions
+    if first != line or last is None or column is None or end_column is None:
+        last, column, end_column = line, -1, -1
+    source = linecache.getline(code.co_filename, line, traceback.tb_frame.f_globals).strip()
+    module = traceback.tb_frame.f_globals.get("__name__")
+    return Frame(
+        code.co_filename,
+        code.co_name,
+        module if type(module) is str else "?",
+        line,
+        last,
+        column,
+        end_column,
+        source[:SOURCE_CHARACTERS],
+    )
+
+
+def _walk(traceback: TracebackType | None) -> Iterator[TracebackType]:
+    while traceback is not None:
+        yield traceback
+        traceback = traceback.tb_next
+
+
+def collect_frames(traceback: TracebackType | None, skip_frames: int = 0) -> tuple[Frame, ...]:
+    """The frames as data, outermost first: less our own at the outer end, and less the middle of very many."""
+    found = list(_walk(traceback))[skip_frames:]
+    while found and found[0].tb_frame.f_code.co_filename.startswith(_OUR_FOLDERS):
+        del found[0]
+    if len(found) <= MAX_FRAMES:
+        return tuple(map(_frame, found))
+    half = MAX_FRAMES // 2
+    gap = Frame(f"<{len(found) - MAX_FRAMES} frames left out>", "...", "?", 1, 1, -1, -1, "")
+    return (*map(_frame, found[:half]), gap, *map(_frame, found[-half:]))
+
+
+def format_frames(frames: Iterable[Frame]) -> Iterator[str]:
+    """The frames as Python would print them, one string a line."""
+    for frame in frames:
+        yield f'  File "{frame.filename}", line {frame.line}, in {frame.name}'
+        if frame.source:
+            yield f"    {frame.source}"
+
+
+def has_source(frames: Iterable[Frame]) -> bool:
+    """Whether this process would print the same source lines as the one that the frames come from."""
+    return all(
+        linecache.getline(frame.filename, frame.line).strip()[:SOURCE_CHARACTERS] == frame.source
+        for frame in frames
+        if frame.source
+    )
+
+
+class _Stub(Exception):
+    pass
+
+
+def _compile(frame: Frame, end_line: int, column: int, end_column: int) -> TracebackType | None:
+    name = ast.Name("stub", ast.Load())
+    stub = ast.Raise(name)
+    for node in (name, stub):
+        node.lineno, node.end_lineno = frame.line, end_line
+        node.col_offset, node.end_col_offset = column, end_column
+    code = compile(ast.Module([stub], []), frame.filename, "exec").replace(co_name=frame.name, co_qualname=frame.name)
+    try:
+        exec(code, {"__name__": frame.module, "__file__": frame.filename, "stub": _Stub})
+    except _Stub as raised:
+        own = raised.__traceback__
+        return own and own.tb_next
+    return None
+
+
+def rebuild_traceback(frames: Sequence[Frame]) -> TracebackType | None:
+    """A traceback object with these frames."""
+    rebuilt: TracebackType | None = None
+    for frame in reversed(frames):
+        try:
+            made = _compile(frame, frame.end_line, frame.column, frame.end_column)
+        except ValueError:  # positions, or a name, that this Python's compiler refuses
+            made = _compile(Frame(repr(frame.filename), "?", "?", 1, 1, -1, -1, ""), 1, -1, -1)
+        if made is not None:
+            rebuilt = TracebackType(rebuilt, made.tb_frame, made.tb_lasti, frame.line)
+    return rebuilt
