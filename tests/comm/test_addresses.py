@@ -1,0 +1,122 @@
+"""Addresses: what can be written down can be read back, and what cannot is explained."""
+
+import socket
+from ipaddress import ip_address
+
+import psutil
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trio_dask.comm.addresses import Address, addresses_of_interface, choose_advertised_host, parse_address
+from trio_dask.errors import AddressError
+
+HOSTS = st.from_regex(r"[a-zA-Z0-9]([a-zA-Z0-9.-]{0,20}[a-zA-Z0-9])?", fullmatch=True) | st.ip_addresses().map(str)
+
+
+@given(st.sampled_from(["tcp", "ws"]), HOSTS, st.integers(0, 65535))
+def test_what_is_printed_can_be_read(scheme, host, port):
+    address = Address(scheme, host, port)
+    assert parse_address(str(address)) == address
+
+
+@given(st.text(max_size=30))
+def test_any_text_gives_an_address_or_an_explanation(text):
+    try:
+        said = str(parse_address(text))
+        assert str(parse_address(said)) == said
+    except AddressError as error:
+        complaint = str(error)
+    else:
+        return
+    assert complaint.startswith(repr(text))
+    assert "\n" not in complaint
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("tcp://10.0.0.5:8786", Address("tcp", "10.0.0.5", 8786)),
+        ("10.0.0.5:8786", Address("tcp", "10.0.0.5", 8786)),
+        ("localhost:8786", Address("tcp", "localhost", 8786)),
+        (" TCP://node-1.cluster:1/ ", Address("tcp", "node-1.cluster", 1)),
+        ("my_host:0", Address("tcp", "my_host", 0)),
+        (":8786", Address("tcp", "", 8786)),
+        ("tcp://:0", Address("tcp", "", 0)),
+        ("[::1]:8786", Address("tcp", "::1", 8786)),
+        ("tcp://[fe80::1%eth0]:8786", Address("tcp", "fe80::1%eth0", 8786)),
+        ("ws://login:80", Address("ws", "login", 80)),
+        ("inproc://one", Address("inproc", "one")),
+    ],
+)
+def test_addresses_that_people_write(text, address):
+    assert parse_address(text) == address
+
+
+def test_the_default_port_is_for_those_who_name_none():
+    assert parse_address("node", default_port=8786) == Address("tcp", "node", 8786)
+    assert parse_address("[::1]", default_port=8786) == Address("tcp", "::1", 8786)
+    assert parse_address("tcp://node:1", default_port=8786) == Address("tcp", "node", 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("", "not the name of a host"),
+        ("node", "has no port"),
+        ("node:", "a port is a number from 0 to 65535, not ''"),
+        ("tcp://node:99999", "a port is a number from 0 to 65535, not '99999'"),
+        ("tcp://node:-1", "a port is"),
+        ("tcp://node:8_0", "a port is"),
+        ("tcp://node:\u0664\u0662", "a port is"),
+        ("tcp://node:" + "9" * 5000, "a port is"),
+        ("tcp://node:80/path", "a port is"),
+        ("nonsense://node:1", "'nonsense' is none of the known schemes tcp, ws, inproc"),
+        ("://node:1", "'' is none of the known schemes"),
+        ("::1:8786", "an IPv6 address stands in brackets"),
+        ("[::1]8786", "in brackets stands an IPv6 address"),
+        ("[::1:8786", "in brackets stands an IPv6 address"),
+        ("[127.0.0.1]:1", "in brackets stands an IPv6 address"),
+        ("user@node:1", "not the name of a host"),
+        ("no de:1", "not the name of a host"),
+        ("node\0:1", "not the name of a host"),
+        ("inproc://", "the name in an inproc address"),
+        ("inproc://a b", "the name in an inproc address"),
+    ],
+)
+def test_what_is_wrong_with_an_address_is_said(text, complaint):
+    with pytest.raises(AddressError) as caught:
+        parse_address(text)
+    assert complaint in str(caught.value)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "node-1", "10.1.2.3"])
+def test_a_listener_at_one_address_tells_that_address(host):
+    assert choose_advertised_host(host) == host
+
+
+def test_a_listener_at_all_addresses_tells_one_that_leads_there():
+    for bound in ("", "0.0.0.0", "::"):
+        assert choose_advertised_host(bound, "127.0.0.1") == "127.0.0.1"
+        mine = {entry.address for entries in psutil.net_if_addrs().values() for entry in entries}
+        assert choose_advertised_host(bound) in mine
+    assert ip_address(choose_advertised_host("", "no.such.host.invalid"))
+
+
+def test_a_machine_without_any_network_tells_loopback(monkeypatch):
+    def unreachable(*_args, **_options):
+        raise OSError("network is unreachable")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unreachable)
+    assert choose_advertised_host("0.0.0.0", "10.0.0.1") == "127.0.0.1"
+
+
+def test_interfaces_have_addresses():
+    name = next(
+        name
+        for name, entries in psutil.net_if_addrs().items()
+        if any(entry.address == "127.0.0.1" for entry in entries)
+    )
+    assert addresses_of_interface(name)[0] == "127.0.0.1"
+    with pytest.raises(AddressError, match=f"'nope0'; there are .*{name}"):
+        addresses_of_interface("nope0")

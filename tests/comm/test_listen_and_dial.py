@@ -1,0 +1,586 @@
+"""Greeting: who may come in, what strangers get, and what callers are told when it does not work."""
+
+import errno
+import logging
+import socket
+import struct
+from contextlib import asynccontextmanager, suppress
+
+import pytest
+import trio
+import trio.testing
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests import strategies
+from tests.comm.kit import collect
+from trio_dask.comm import (
+    Address,
+    ConnectionLost,
+    LinkSettings,
+    listen,
+    open_connection,
+    open_data_channel,
+    serve,
+)
+from trio_dask.comm.memory import MemoryListener, MemoryTransport, bind_memory, connect_memory
+from trio_dask.comm.tcp import connect_tcp
+from trio_dask.errors import NoScheduler, ProtocolError, RefusedError
+from trio_dask.identity import Incarnation
+from trio_dask.protocol.codec import encode
+from trio_dask.protocol.frames import Kind, encode_frame
+from trio_dask.protocol.hello import MAX_HELLO, Hello, Refusal, Welcome, encode_answer, encode_hello
+from trio_dask.protocol.messages import Fetch, Goodbye, KeyPending, Query, Reply, Value
+
+LOOPBACK = Address("tcp", "127.0.0.1", 0)
+INPROC = Address("inproc", "place")
+SCHEDULER = Hello(role="scheduler")
+CLIENT = Hello(role="client", name="c1")
+
+both_schemes = pytest.mark.parametrize("where", [LOOPBACK, INPROC], ids=["tcp", "inproc"])
+
+
+async def echo(connection):
+    """A scheduler that answers every question with the question's number."""
+    async for batch in connection.batches():
+        connection.send_many_nowait([Reply(question.request, question.what) for question in batch])
+        connection.flush_nowait()
+
+
+async def give_zeroes(channel):
+    while True:
+        try:
+            request, _ = await channel.receive()
+        except trio.EndOfChannel:
+            return
+        for key in request.keys:
+            await channel.send(Value(key, (int(key),)), [bytes(int(key))])
+
+
+@asynccontextmanager
+async def serving(where=LOOPBACK, handler=echo, **options):
+    """A running listener; gives its address. Leaves nothing running."""
+    options = {"identity": SCHEDULER, "settings": LinkSettings(cleanup_s=0.5), **options}
+    async with trio.open_nursery() as nursery:
+
+        async def listen(*, task_status):
+            await serve(where, handler, **options, task_status=task_status)
+
+        [address] = await nursery.start(listen)
+        yield address
+        nursery.cancel_scope.cancel()
+
+
+async def ask(connection, number=1):
+    connection.send_nowait(Query(number, "who_has", ()), flush=True)
+    return await anext(connection.batches())
+
+
+async def call(address):
+    return await (connect_memory(address) if address.scheme == "inproc" else connect_tcp(address))
+
+
+# ----------------------------------------------------------------------------------------------------------- welcome
+
+
+@both_schemes
+async def test_a_welcome_caller_can_ask_and_leave(where, caplog):
+    left = trio.Event()
+
+    async def handler(connection):
+        assert connection.hello == CLIENT
+        await echo(connection)
+        assert connection.goodbye == Goodbye("thanks")
+        left.set()
+
+    async with serving(where, handler) as address:
+        async with await open_connection(address, CLIENT) as connection:
+            assert isinstance(connection.hello, Welcome)
+            assert connection.hello.incarnation == SCHEDULER.incarnation
+            assert await ask(connection, 7) == [Reply(7, "who_has")]
+            await connection.aclose("thanks")
+        with trio.fail_after(5):
+            await left.wait()
+    assert caplog.records == []
+
+
+@both_schemes
+async def test_values_have_a_way_of_their_own(where, caplog):
+    async with (
+        serving(where, None, identity=Hello(role="worker", name="w1"), data_handler=give_zeroes) as address,
+        await open_data_channel(address, Hello(role="data")) as channel,
+    ):
+        await channel.send(Fetch(("5", "1000000")))
+        assert await channel.receive() == (Value("5", (5,)), [bytes(5)])
+        assert await channel.receive() == (Value("1000000", (1_000_000,)), [bytes(1_000_000)])
+    assert caplog.records == []
+
+
+@both_schemes
+async def test_messages_right_behind_the_welcome_are_not_lost(where):
+    async def speak_first(connection):
+        connection.send_nowait(KeyPending("early"), flush=True)
+        await collect(connection)
+
+    async with serving(where, speak_first) as address, await open_connection(address, CLIENT) as connection:
+        assert await anext(connection.batches()) == [KeyPending("early")]
+        await connection.aclose()
+
+
+async def test_impatient_callers_may_speak_before_the_welcome():
+    async with serving(INPROC) as address:
+        transport = await connect_memory(address)
+        transport.try_send(encode_hello(CLIENT) + encode_frame(Kind.RECORDS, encode([Query(1, "x", ())])))
+        received = b""
+        while not received.endswith(encode_frame(Kind.RECORDS, encode([Reply(1, "x")]))):
+            received += await transport.receive_some()
+        transport.abort()
+
+
+async def test_many_callers_at_once():
+    async with serving() as address:
+
+        async def one(number):
+            async with await open_connection(address, CLIENT) as connection:
+                assert await ask(connection, number) == [Reply(number, "who_has")]
+                await connection.aclose()
+
+        async with trio.open_nursery() as nursery:
+            for number in range(100):
+                nursery.start_soon(one, number)
+
+
+async def test_sessions_may_outlive_the_listener():
+    async with trio.open_nursery() as sessions:
+        async with serving(LOOPBACK, echo, handler_nursery=sessions) as address:
+            connection = await open_connection(address, CLIENT)
+        with pytest.raises(NoScheduler, match="nothing listens there"):
+            await open_connection(address, CLIENT)
+        async with connection:
+            assert await ask(connection) == [Reply(1, "who_has")]
+            await connection.aclose()
+
+
+async def test_a_socket_that_listens_already_will_do():
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port = sock.getsockname()[1]
+        async with serving(sock) as address:
+            assert address == Address("tcp", "127.0.0.1", port)
+            async with await open_connection(address, CLIENT) as connection:
+                assert await ask(connection) == [Reply(1, "who_has")]
+                await connection.aclose()
+
+
+# ----------------------------------------------------------------------------------------------------------- refusal
+
+
+@both_schemes
+async def test_a_refusal_arrives_in_its_own_words(where, caplog):
+    def admit(hello, transport):
+        assert transport.remote
+        return Refusal(f"the name {hello.name} is taken", "name")
+
+    async with serving(where, admit=admit) as address:
+        with pytest.raises(RefusedError, match="the name c1 is taken"):
+            await open_connection(address, CLIENT)
+    [record] = caplog.records
+    assert record.getMessage().endswith("refused: the name c1 is taken")
+
+
+async def test_what_admit_says_reaches_the_caller():
+    def admit(hello, transport):
+        return Welcome(incarnation=Incarnation("i"), details={"seat": 4})
+
+    async with serving(INPROC, admit=admit) as address, await open_connection(address, CLIENT) as connection:
+        assert connection.hello.details == {"seat": 4}
+        await connection.aclose()
+
+
+@pytest.mark.parametrize(
+    ("hello", "words"),
+    [
+        (
+            Hello(role="client", name="c1", protocol=99),
+            r"this scheduler has protocol 1 .* the client 'c1' has protocol 99",
+        ),
+        (
+            Hello(role="worker", name="w1", python="2.7"),
+            r"this scheduler has Python 3.* the worker 'w1' has Python 2\.7",
+        ),
+        (Hello(role="data"), "this scheduler does not serve the role 'data'"),
+        (Hello(role="nanny"), "this scheduler does not serve the role 'nanny'"),
+    ],
+)
+async def test_who_cannot_be_served_is_told_so_before_admission(hello, words):
+    def admit(hello, transport):
+        raise AssertionError
+
+    async with serving(INPROC, admit=admit) as address:
+        with pytest.raises(RefusedError, match=words):
+            await open_data_channel(address, hello)
+
+
+async def test_a_listener_for_data_serves_no_clients():
+    async with serving(INPROC, None, data_handler=give_zeroes, identity=Hello(role="worker", name="w1")) as address:
+        with pytest.raises(RefusedError, match="this worker 'w1' does not serve the role 'client' of the client 'c1'"):
+            await open_connection(address, CLIENT)
+
+
+# --------------------------------------------------------------------------------------------------------- strangers
+
+
+async def closed_by_peer(transport):
+    try:
+        while await transport.receive_some():
+            pass
+    except ConnectionLost:
+        pass
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        pytest.param(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", id="HTTP"),
+        pytest.param(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(200), id="TLS"),
+        pytest.param(b"SSH-2.0-OpenSSH_9.2\r\n", id="SSH"),
+        pytest.param(bytes(range(256)) * 1000, id="random"),
+        pytest.param(b"trio_dask\n\xff\xff\xff\xff", id="absurd length"),
+        pytest.param(b"trio_dask\n\x00\x00\x00\x02{}", id="empty hello"),
+        pytest.param(b"trio_dask\n\x00\x00\xea\x60" + b"[" * 60_000, id="deep nesting"),
+        pytest.param(encode_hello(CLIENT) + b"\xda\x01\x00\x00\xff\xff\xff\xff", id="absurd frame"),
+        pytest.param(encode_hello(CLIENT) + encode_frame(Kind.RECORDS, b"\x91" * 5000), id="deep frame"),
+        pytest.param(
+            encode_hello(CLIENT) + encode_frame(Kind.RECORDS, encode([KeyPending("k")])), id="another role's message"
+        ),
+    ],
+)
+@both_schemes
+async def test_a_stranger_gets_one_log_line_and_nobody_else_notices(where, garbage, caplog):
+    async with serving(where) as address, await open_connection(address, CLIENT) as connection:
+        stranger = await call(address)
+        with trio.fail_after(5):
+            stranger.try_send(garbage)
+            await closed_by_peer(stranger)
+        stranger.abort()
+        assert await ask(connection) == [Reply(1, "who_has")]
+        await connection.aclose()
+    [record] = caplog.records
+    assert (record.name, record.levelno, record.exc_info) == ("trio_dask.comm", logging.WARNING, None)
+    assert "\n" not in record.getMessage()
+
+
+HEALTH = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@HEALTH
+@given(
+    st.lists(
+        st.binary(max_size=300)
+        | st.lists(strategies.FROM_CLIENT | strategies.FROM_WORKER, max_size=3).map(
+            lambda messages: encode_frame(Kind.RECORDS, encode(messages))
+        ),
+        max_size=5,
+    ),
+    st.booleans(),
+    st.booleans(),
+)
+def test_a_live_port_survives_anything(pieces, greet, reset):
+    """Real sockets, so that what the system makes of it counts too."""
+
+    async def ignore(connection):
+        await collect(connection)
+
+    async def main():
+        with trio.fail_after(20):
+            async with serving(LOOPBACK, ignore) as address:
+                with socket.create_connection((address.host, address.port)) as stranger:
+                    stranger.sendall((encode_hello(CLIENT) if greet else b"") + b"".join(pieces))
+                    if reset:
+                        stranger.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                async with await open_connection(address, CLIENT) as connection:
+                    await connection.aclose()
+
+    trio.run(main)
+
+
+async def test_a_stranger_who_says_nothing_is_not_waited_for(autojump_clock, caplog):
+    async with serving(INPROC) as address:
+        for said in (b"", b"trio_d", encode_hello(CLIENT)[:-1]):
+            caplog.clear()
+            stranger = await connect_memory(address)
+            stranger.try_send(said)
+            started = trio.current_time()
+            await closed_by_peer(stranger)
+            assert trio.current_time() - started == listen.HELLO_S
+            assert [record.getMessage().partition(" closed: ")[2] for record in caplog.records] == [
+                "no hello came within 10 s"
+            ]
+
+
+async def test_a_stranger_who_dribbles_gets_no_more_time(autojump_clock):
+    async with serving(INPROC) as address:
+        stranger = await connect_memory(address)
+        started = trio.current_time()
+
+        async def dribble():
+            for byte in encode_hello(CLIENT):
+                stranger.try_send(bytes([byte]))
+                await trio.sleep(1)
+
+        with pytest.raises(ConnectionLost):
+            await dribble()
+        assert trio.current_time() - started <= listen.HELLO_S + 1
+
+
+async def test_a_stranger_who_leaves_is_one_line(caplog):
+    async with serving(INPROC) as address:
+        stranger = await connect_memory(address)
+        await stranger.aclose()
+        await trio.testing.wait_all_tasks_blocked()
+    assert [record.getMessage().partition(" closed: ")[2] for record in caplog.records] == [
+        "it was closed before a hello came"
+    ]
+
+
+async def test_only_so_many_strangers_at_once(autojump_clock, monkeypatch):
+    monkeypatch.setattr(listen, "_MAX_STRANGERS", 3)
+    async with serving(INPROC) as address:
+        strangers = [await connect_memory(address) for _ in range(3)]
+        await trio.testing.wait_all_tasks_blocked()
+        started = trio.current_time()
+        with pytest.raises(NoScheduler, match="did not answer within 5 s"):
+            await open_connection(address, CLIENT, timeout_s=5)
+        async with await open_connection(address, CLIENT, timeout_s=60) as connection:
+            assert trio.current_time() - started >= listen.HELLO_S
+            await connection.aclose()
+        for stranger in strangers:
+            stranger.abort()
+
+
+async def test_a_lack_of_descriptors_is_waited_out(autojump_clock, caplog):
+    lacking = iter([errno.EMFILE, errno.EMFILE])
+    accept = MemoryListener.accept
+
+    async def fail_at_first(self):
+        for number in lacking:
+            raise OSError(number, "Too many open files")
+        return await accept(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MemoryListener, "accept", fail_at_first)
+        async with serving(INPROC) as address, await open_connection(address, CLIENT) as connection:
+            assert await ask(connection) == [Reply(1, "who_has")]
+            await connection.aclose()
+    assert ["Too many open files" in record.getMessage() for record in caplog.records] == [True, True]
+
+
+# ---------------------------------------------------------------------------------------------------------- handlers
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ProtocolError("nonsense"),
+        ConnectionLost("gone"),
+        ExceptionGroup("x", [ExceptionGroup("y", [ProtocolError("nonsense")])]),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+async def test_a_handler_that_gives_its_peer_up_ends_that_connection_only(error, caplog):
+    async def handler(connection):
+        async for _ in connection.batches():
+            raise error
+
+    async with serving(INPROC, handler) as address:
+        for _ in range(2):
+            async with await open_connection(address, CLIENT) as connection:
+                with pytest.raises(ConnectionLost):
+                    await ask(connection)
+    assert [record.getMessage().partition(" closed: ")[2] for record in caplog.records] == [
+        "gone" if isinstance(error, ConnectionLost) else "nonsense"
+    ] * 2
+
+
+async def test_a_bug_in_a_handler_is_not_hidden():
+    async def handler(connection):
+        raise KeyError("bug")
+
+    async def provoke():
+        async with serving(INPROC, handler) as address:
+            with suppress(NoScheduler):
+                await open_connection(address, CLIENT)
+            await trio.sleep_forever()
+
+    with pytest.RaisesGroup(KeyError, flatten_subgroups=True):
+        await provoke()
+
+
+async def test_the_connection_is_closed_when_its_handler_returns():
+    async def handler(connection):
+        await anext(connection.batches())
+
+    async with serving(INPROC, handler) as address, await open_connection(address, CLIENT) as connection:
+        with pytest.raises(ConnectionLost):
+            await ask(connection)
+
+
+# ---------------------------------------------------------------------------------------------------- cannot listen
+
+
+async def test_a_port_in_use_is_said_in_one_line():
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = Address("tcp", "127.0.0.1", other.getsockname()[1])
+        with pytest.raises(
+            OSError, match=rf"cannot listen at tcp://127.0.0.1:{address.port}: the port is in use"
+        ) as caught:
+            await serve(address, echo, identity=SCHEDULER)
+    assert caught.value.errno == errno.EADDRINUSE
+
+
+@pytest.mark.parametrize(
+    ("host", "reason"),
+    [
+        ("192.0.2.77", "no network interface of this machine has that address"),
+        ("no.such.host.invalid", "the name of the host is not known"),
+    ],
+)
+async def test_a_host_of_somebody_else_is_said_in_one_line(host, reason):
+    with pytest.raises(OSError, match=f"cannot listen at tcp://{host}:8786: {reason}"):
+        await serve(Address("tcp", host, 8786), echo, identity=SCHEDULER)
+
+
+async def test_a_name_in_use_is_said_in_one_line():
+    async with serving(INPROC):
+        with pytest.raises(OSError, match="cannot listen at inproc://place: the name is in use"):
+            await serve(INPROC, echo, identity=SCHEDULER)
+    async with serving(INPROC):
+        pass
+
+
+async def test_all_interfaces():
+    async with serving(Address("tcp", "", 0)) as address:
+        assert address.host == "0.0.0.0"
+        async with await open_connection(Address("tcp", "localhost", address.port), CLIENT) as connection:
+            await connection.aclose()
+
+
+# ------------------------------------------------------------------------------------------------------ cannot reach
+
+
+async def test_nothing_listens_there():
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port = sock.getsockname()[1]
+    for host in ("127.0.0.1", "localhost"):
+        with pytest.raises(NoScheduler, match=f"^no scheduler at tcp://{host}:{port}: nothing listens there$"):
+            await open_connection(Address("tcp", host, port), CLIENT)
+    with pytest.raises(NoScheduler, match="no scheduler at inproc://place: nothing listens there"):
+        await open_connection(INPROC, CLIENT)
+    with pytest.raises(ConnectionLost, match="cannot reach inproc://place: nothing listens there"):
+        await open_data_channel(INPROC, Hello(role="data"))
+
+
+async def test_a_name_that_nobody_knows(monkeypatch):
+    async def unknown(*_args, **_options):
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(trio.socket, "getaddrinfo", unknown)
+    with pytest.raises(NoScheduler, match="the name of the host is not known") as caught:
+        await open_connection(Address("tcp", "nowhere", 1), CLIENT)
+    assert isinstance(caught.value.__cause__, socket.gaierror)
+
+
+@pytest.mark.parametrize(
+    ("number", "reason"),
+    [
+        (errno.EHOSTUNREACH, "there is no route to that host"),
+        (errno.ENETUNREACH, "there is no route to that host"),
+        (errno.ETIMEDOUT, "no answer; perhaps"),
+        (errno.EACCES, "Permission denied"),
+    ],
+)
+async def test_what_the_system_says_is_translated(monkeypatch, number, reason):
+    async def fail(*_args):
+        # As Trio does: one error above what each address of the host gave.
+        causes = [OSError(number, "Permission denied" if number == errno.EACCES else "failed") for _ in range(2)]
+        raise OSError("all attempts to connect failed") from ExceptionGroup("attempts", causes)
+
+    monkeypatch.setattr(trio, "open_tcp_stream", fail)
+    with pytest.raises(NoScheduler, match=reason):
+        await open_connection(Address("tcp", "127.0.0.1", 9), CLIENT)
+
+
+async def test_no_answer_at_all(autojump_clock, monkeypatch):
+    async def never(*_args):
+        await trio.sleep_forever()
+
+    monkeypatch.setattr(trio, "open_tcp_stream", never)
+    with pytest.raises(NoScheduler, match="no answer within 3 s; perhaps the machine is off or a firewall"):
+        await open_connection(Address("tcp", "10.0.0.1", 9), CLIENT, timeout_s=3)
+
+
+@asynccontextmanager
+async def something_that_answers(answer):
+    listener = bind_memory(INPROC)
+    accepted = []
+
+    async def accept():
+        transport = await listener.accept()
+        accepted.append(transport)
+        if answer is not None:
+            await transport.receive_some()
+            transport.try_send(answer)
+            await transport.aclose()
+        await trio.sleep_forever()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(accept)
+        yield accepted
+        nursery.cancel_scope.cancel()
+    listener.close()
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "what listens there is no trio_dask peer: it speaks HTTP"),
+        (b"\x15\x03\x01\x00\x02\x02\x16", "what listens there is no trio_dask peer"),
+        (b"", "what listens there does not answer a hello: it closes the connection without an answer"),
+        (encode_answer(Welcome(incarnation=Incarnation("")))[:-1], "does not answer a hello"),
+        (encode_answer(Refusal("no"))[:10] + b"\xff\xff\xff\xff", "limit"),
+        (None, "what listens there did not answer within 3 s"),
+    ],
+)
+async def test_something_else_listens_there(autojump_clock, answer, words):
+    async with something_that_answers(answer):
+        with pytest.raises(NoScheduler, match=words):
+            await open_connection(INPROC, CLIENT, timeout_s=3)
+
+
+async def test_a_cancelled_call_leaves_no_connection(autojump_clock):
+    async with something_that_answers(None) as accepted:
+        with trio.move_on_after(1):
+            await open_connection(INPROC, CLIENT)
+        with pytest.raises(ConnectionLost):
+            await accepted[0].receive_some()
+
+
+async def test_no_more_than_a_hello_is_read_from_a_stranger(monkeypatch):
+    counts = []
+    receive_into = MemoryTransport.receive_into
+
+    async def count(self, buffer):
+        counts.append(await receive_into(self, buffer))
+        return counts[-1]
+
+    monkeypatch.setattr(MemoryTransport, "receive_into", count)
+    limit = MAX_HELLO - len(encode_hello(Hello(role="client")))
+    hello = encode_hello(Hello(role="client", details={"x": "x" * (limit - 10)}))
+
+    def admit(hello, transport):
+        return Refusal("no")
+
+    async with serving(INPROC, admit=admit) as address:
+        stranger = await connect_memory(address)
+        stranger.try_send(hello + bytes(MAX_HELLO))
+        await closed_by_peer(stranger)
+    assert len(hello) <= sum(counts) <= MAX_HELLO

@@ -1,0 +1,22 @@
+"""Carry messages between two processes. Knows what a message is, and nothing of what it means."""
+
+from trio_dask.comm.addresses import Address, addresses_of_interface, choose_advertised_host, parse_address
+from trio_dask.comm.connection import Connection, LinkSettings
+from trio_dask.comm.data import DataChannel
+from trio_dask.comm.dial import open_connection, open_data_channel
+from trio_dask.comm.listen import serve
+from trio_dask.comm.transport import ConnectionLost
+
+__all__ = [
+    "Address",
+    "Connection",
+    "ConnectionLost",
+    "DataChannel",
+    "LinkSettings",
+    "addresses_of_interface",
+    "choose_advertised_host",
+    "open_connection",
+    "open_data_channel",
+    "parse_address",
+    "serve",
+]

@@ -1,0 +1,119 @@
+"""Where a process can be reached: `tcp://10.0.0.5:8786`, `ws://login.cluster:80`, `inproc://name`.
+
+`inproc` addresses name a listener inside the same Trio run; they have no port.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import Literal, cast, get_args
+
+from trio_dask.errors import AddressError
+
+__all__ = ["Address", "Scheme", "addresses_of_interface", "choose_advertised_host", "parse_address"]
+
+Scheme = Literal["tcp", "ws", "inproc"]
+
+_NAME = re.compile(r"[\w.-]{1,253}")
+_EXAMPLE = "write for example tcp://10.0.0.5:8786"
+
+
+@dataclass(frozen=True)
+class Address:
+    """One endpoint. An empty host means all interfaces, port 0 any free port; only listeners use these."""
+
+    scheme: Scheme
+    host: str
+    port: int = 0
+
+    def __str__(self) -> str:
+        if self.scheme == "inproc":
+            return f"inproc://{self.host}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.scheme}://{host}:{self.port}"
+
+
+def parse_address(text: str, *, default_port: int | None = None) -> Address:
+    """The address that a text means. Without a scheme it is `tcp`, without a port `default_port` if there is one.
+
+    Raises `AddressError`, saying what is wrong with the text.
+    """
+    scheme, found, place = text.strip().rpartition("://")
+    scheme = scheme.lower() if found else "tcp"
+    if scheme not in get_args(Scheme):
+        raise AddressError(f"{text!r}: {scheme!r} is none of the known schemes {', '.join(get_args(Scheme))}")
+    if scheme == "inproc":
+        if not _NAME.fullmatch(place):
+            raise AddressError(f"{text!r}: the name in an inproc address is letters, digits, '.', '-' and '_'")
+        return Address("inproc", place)
+    host, port = _split(text, place.removesuffix("/"))
+    if port is None:
+        if default_port is None:
+            raise AddressError(f"{text!r} has no port; {_EXAMPLE}")
+        port = str(default_port)
+    if not (port.isascii() and port.isdigit() and int(port[:6]) < 2**16):
+        raise AddressError(f"{text!r}: a port is a number from 0 to 65535, not {port!r}")
+    return Address(cast("Scheme", scheme), host, int(port))
+
+
+def choose_advertised_host(bound: str, towards: str = "") -> str:
+    """The host to tell others for a listener that is bound to `bound`.
+
+    A listener on all interfaces tells the address from which `towards` (a host that others can reach too, or by default
+    the world) is reached; nothing is sent to find out. On a machine without any network that is the loopback address.
+    """
+    try:
+        wildcard = ip_address(bound).is_unspecified if bound else True
+    except ValueError:
+        wildcard = False
+    if not wildcard:
+        return bound
+    # 192.0.2.1 and 2001:db8::1 are set aside for documentation: routed like the world, owned by nobody.
+    for target in filter(None, (towards, "192.0.2.1", "2001:db8::1")):
+        try:
+            family, kind, protocol, _, sockaddr = socket.getaddrinfo(target, 9, type=socket.SOCK_DGRAM)[0]
+            with socket.socket(family, kind, protocol) as probe:
+                probe.connect(sockaddr)
+                return str(probe.getsockname()[0])
+        except OSError:
+            continue
+    return "127.0.0.1"
+
+
+def addresses_of_interface(name: str) -> list[str]:
+    """The IP addresses of a network interface, IPv4 first.
+
+    Raises `AddressError`, naming the interfaces that there are.
+    """
+    import psutil  # slow to load, and hardly ever needed
+
+    interfaces = psutil.net_if_addrs()
+    families = (socket.AF_INET, socket.AF_INET6)
+    found = [entry.address for family in families for entry in interfaces.get(name, ()) if entry.family == family]
+    if not found:
+        raise AddressError(
+            f"no address is known for the network interface {name!r}; there are {', '.join(sorted(interfaces))}"
+        )
+    return found
+
+
+def _split(text: str, place: str) -> tuple[str, str | None]:
+    """Host and port of `host:port`, `host`, `[v6]:port`, `[v6]`, `:port`."""
+    if place.startswith("["):
+        host, closed, rest = place[1:].partition("]")
+        try:
+            valid = closed and ip_address(host.partition("%")[0]).version == 6 and (not rest or rest.startswith(":"))
+        except ValueError:
+            valid = False
+        if not valid:
+            raise AddressError(f"{text!r}: in brackets stands an IPv6 address, as in tcp://[::1]:8786")
+        return host, rest[1:] if rest else None
+    if place.count(":") > 1:
+        raise AddressError(f"{text!r} has too many colons; an IPv6 address stands in brackets, as in tcp://[::1]:8786")
+    host, colon, port = place.partition(":")
+    if (host or not colon) and not _NAME.fullmatch(host):
+        raise AddressError(f"{text!r}: {host!r} is not the name of a host; {_EXAMPLE}")
+    return host, port if colon else None

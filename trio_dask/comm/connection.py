@@ -1,0 +1,361 @@
+"""A connection: messages to and from one peer, in order, in batches.
+
+    send_nowait -> outbox -> flush_nowait -> one system call -> the peer           while the socket takes everything
+                                  `-> backlog -> the writer task -> the peer       once it does not
+
+Whoever handles a batch appends what it has to say and flushes once; that is all there is between a message and its
+system call. What the socket does not take waits in the backlog for the writer, and what is flushed meanwhile gathers
+there and leaves as large frames. The writer alone continues a frame that was begun, and its scope ends only with the
+connection, whatever is cancelled around it: half a frame would wedge the stream silently.
+
+The watch task says `PING` when this side has said nothing for a while, and gives the peer up when nothing has come from
+it for longer than it may be silent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from types import TracebackType
+
+import trio
+
+from trio_dask.comm.backlog import Backlog
+from trio_dask.comm.transport import ConnectionLost, Transport
+from trio_dask.errors import SerializationError
+from trio_dask.protocol.codec import Allowed, decode, encode_rows
+from trio_dask.protocol.frames import PING_FRAME, FrameDecoder, Kind
+from trio_dask.protocol.hello import Hello, Welcome
+from trio_dask.protocol.messages import Goodbye, Message
+
+__all__ = ["Batches", "Connection", "LinkSettings"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinkSettings:
+    """The patience of a connection."""
+
+    keepalive_s: float = 5.0
+    """After this long without a frame of our own, a `PING` tells the peer that we are alive."""
+
+    silence_s: float = 30.0
+    """After this long without a byte from the peer, it is taken to be dead."""
+
+    cleanup_s: float = 2.0
+    """How long a closing connection may take to deliver what was sent, and to see the other side close."""
+
+    max_backlog_bytes: int = 256 * 2**20
+    """A peer that lets more than this wait for `silence_s` does not read, and is given up."""
+
+
+class Batches:
+    """Iterates over what a peer sends. Unlike a generator it may be left at any point without being closed."""
+
+    __slots__ = ("_next",)
+
+    def __init__(self, next_batch: Callable[[], Awaitable[list[Message]]]) -> None:
+        self._next = next_batch
+
+    def __aiter__(self) -> Batches:
+        return self
+
+    async def __anext__(self) -> list[Message]:
+        batch = await self._next()
+        if not batch:
+            raise StopAsyncIteration
+        return batch
+
+    async def aclose(self) -> None:
+        """Does nothing; for callers that treat it as the generator that it looks like."""
+        await trio.lowlevel.checkpoint()
+
+
+class Connection:
+    """Messages to and from one peer. Enter it (`async with`) before use: the block hosts its two tasks.
+
+    Leaving the block without `aclose` is a loss for the peer, unless the peer has said goodbye itself.
+
+    `hello` is what the peer said of itself: a `Hello` on the accepting side, a `Welcome` on the calling side.
+    `goodbye` is what the peer said when it left, if it did.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        hello: Hello | Welcome,
+        *,
+        allowed: Allowed,
+        settings: LinkSettings | None = None,
+        received: bytes = b"",
+    ) -> None:
+        self.hello = hello
+        self.goodbye: Goodbye | None = None
+        self.settings = settings or LinkSettings()
+        self._transport = transport
+        self._allowed = allowed
+        self._decoder = FrameDecoder()
+        self._received = received  # what came together with the hello
+
+        self._outbox: list[Message] = []
+        self._backlog = Backlog()
+        self._stuck = trio.lowlevel.ParkingLot()  # where the writer waits for a backlog
+        self._progress = trio.lowlevel.ParkingLot()  # where others wait for the backlog to shrink
+        self._can_send = True
+
+        self._loss: ConnectionLost | None = None
+        self._leaving = False
+        self._receiving = False  # a task waits in `batches`
+        self._discarding = False  # nobody will
+        self._ended = trio.Event()  # `batches` has read the last byte
+        self._heard_at = self._sent_at = trio.current_time()
+        self._bearable_at = self._sent_at  # when no more waited than may
+        self._block = self._host_tasks()
+        self._tasks_scope = trio.CancelScope(shield=True)
+
+    def __repr__(self) -> str:
+        return f"<Connection with {self.remote}>"
+
+    @property
+    def remote(self) -> str:
+        """The other end, for people."""
+        return self._transport.remote
+
+    # ------------------------------------------------------------------------------------------------------ sending
+
+    def send_nowait(self, message: Message, *, flush: bool = False) -> None:
+        """Put a message into the outbox; without `flush`, nothing leaves before `flush_nowait`. Never blocks."""
+        self._outbox.append(message)
+        if flush:
+            self.flush_nowait()
+
+    def send_many_nowait(self, messages: Iterable[Message]) -> None:
+        """Put messages into the outbox; nothing leaves before `flush_nowait`. Never blocks."""
+        self._outbox += messages
+
+    def flush_nowait(self) -> None:
+        """Send everything in the outbox, as far as the socket takes it; the writer sends the rest. Never blocks.
+
+        That the peer is gone is no error here: what is sent to it is dropped, and `batches` tells. Raises
+        `SerializationError` for messages that cannot be sent at all, after sending the others; only a bug on this side
+        can cause that.
+        """
+        outbox = self._outbox
+        if not outbox:
+            return
+        self._outbox = []
+        if not self._can_send:
+            return
+        try:
+            rows = encode_rows(outbox)
+        except SerializationError:
+            for message in outbox:
+                with suppress(SerializationError):
+                    self._send_rows(encode_rows((message,)))
+            raise
+        self._send_rows(rows)
+
+    @property
+    def backlog_bytes(self) -> int:
+        """How much was flushed but not yet taken by the socket."""
+        return self._backlog.size
+
+    async def wait_backlog(self, at_most: int = 0) -> None:
+        """Wait until no more than `at_most` bytes of what was flushed wait here, or the peer is gone.
+
+        For senders of much: they would otherwise hold in memory what the network has not yet taken.
+        """
+        await trio.lowlevel.checkpoint()
+        while self._backlog.size > at_most:
+            await self._progress.park()
+
+    def _send_rows(self, rows: list[bytes]) -> None:
+        backlog = self._backlog
+        if backlog.size <= self.settings.max_backlog_bytes:
+            self._bearable_at = trio.current_time()
+        backlog.add(rows)
+        while not backlog.rest and (frame := backlog.take_frame()):
+            self._send_now(frame)
+
+    def _send_now(self, frame: bytes) -> None:
+        """Begin a frame; what the socket does not take is left to the writer."""
+        self._sent_at = trio.current_time()
+        try:
+            sent = self._transport.try_send(frame)
+        except (ConnectionLost, trio.ClosedResourceError):
+            self._stop_sending()
+            return
+        if sent < len(frame):
+            self._backlog.rest = memoryview(frame)[sent:]
+            self._stuck.unpark()
+
+    async def _write(self) -> None:
+        backlog = self._backlog
+        while True:
+            if not backlog.rest:
+                await self._stuck.park()
+            while rest := backlog.rest:
+                try:
+                    await self._transport.send_all(rest)
+                except (ConnectionLost, trio.ClosedResourceError):
+                    self._stop_sending()
+                    break
+                self._sent_at = trio.current_time()
+                backlog.rest = memoryview(frame) if (frame := backlog.take_frame()) else None
+                self._progress.unpark_all()
+
+    def _stop_sending(self) -> None:
+        # What the peer sent before it went, perhaps a goodbye, can still be read: the loss is for `batches` to find.
+        self._can_send = False
+        self._outbox.clear()
+        self._backlog.clear()
+        self._progress.unpark_all()
+
+    # ---------------------------------------------------------------------------------------------------- receiving
+
+    def batches(self) -> Batches:
+        """Everything the peer sends: each time all messages that have arrived so far, at least one.
+
+        Ends when the peer has said goodbye, and after `aclose` of this side. Raises `ConnectionLost` when the peer is
+        gone without a goodbye, and `ProtocolError` when it sent what it may not. For one task at a time.
+        """
+        return Batches(self._next_batch)
+
+    async def _next_batch(self) -> list[Message]:
+        """The next batch; empty at the end."""
+        while not self.goodbye and (data := await self._receive()):
+            batch: list[Message] = []
+            for kind, payload in self._decoder.feed(data):
+                if kind == Kind.RECORDS:
+                    batch += decode(payload, self._allowed)
+            if Goodbye in map(type, batch):
+                self._take_goodbye(batch)
+            if batch:
+                return batch
+        self._ended.set()
+        return []
+
+    async def _receive(self) -> bytes:
+        """The next bytes; empty at an end that was announced, by either side."""
+        if self._received:
+            data, self._received = self._received, b""
+            await trio.lowlevel.checkpoint()
+            return data
+        if self._discarding:
+            return b""
+        self._receiving = True
+        try:
+            data = await self._transport.receive_some()
+        except (ConnectionLost, trio.ClosedResourceError) as error:
+            if self._leaving:
+                return b""
+            raise self._loss or error from None
+        finally:
+            self._receiving = False
+        if not data and not self._leaving:
+            raise ConnectionLost(f"{self.remote} closed the connection without a goodbye")
+        self._heard_at = trio.current_time()
+        return data
+
+    def _take_goodbye(self, batch: list[Message]) -> None:
+        """Nothing counts after a goodbye."""
+        for position, message in enumerate(batch):
+            if isinstance(message, Goodbye):
+                self.goodbye = message
+                del batch[position:]
+                return
+
+    # ------------------------------------------------------------------------------------------------ life and death
+
+    async def aclose(self, reason: str = "") -> None:
+        """Say goodbye, deliver everything that was sent before, and close. Idempotent.
+
+        Takes at most `cleanup_s`, also when cancelled. A task in `batches` receives what still arrives, and ends.
+        """
+        if not self._leaving:
+            self._leaving = True
+            with trio.move_on_after(self.settings.cleanup_s, shield=True) as scope:
+                self.send_nowait(Goodbye(reason), flush=True)
+                await self.wait_backlog()
+                self._can_send = False
+                with suppress(ConnectionLost, trio.ClosedResourceError):
+                    await self._wait_end()
+            if scope.cancelled_caught:
+                self._transport.abort()
+        await self._transport.aclose()
+
+    async def _wait_end(self) -> None:
+        """Wait for the peer to close, as it does once it has read the goodbye.
+
+        Closing earlier could make the kernel reset the connection, for want of a reader for what is still under way,
+        and take the goodbye along.
+        """
+        if self._receiving:
+            await self._ended.wait()
+        else:
+            self._discarding = True
+            while await self._transport.receive_some():
+                pass
+
+    def abort(self, reason: str = "given up by this side") -> None:
+        """Close at once: a loss for the peer, and for `batches` a `ConnectionLost` with this reason."""
+        if not self._loss:
+            self._loss = ConnectionLost(reason)
+        self._stop_sending()
+        self._transport.abort()
+
+    async def __aenter__(self) -> Connection:
+        await self._block.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._block.__aexit__(kind, error, traceback)
+
+    @asynccontextmanager
+    async def _host_tasks(self) -> AsyncGenerator[None]:
+        outcome: BaseException | None = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._run_tasks)
+            try:
+                yield
+                if self.goodbye:
+                    await self._transport.aclose()
+            except BaseException as error:  # raised again behind the nursery, which would wrap it into a group
+                outcome = error
+            self._stop_sending()
+            self._transport.abort()
+            self._tasks_scope.cancel()
+        if outcome:
+            raise outcome
+
+    async def _run_tasks(self) -> None:
+        # The shield keeps cancellation around the block from the writer: `aclose` in the block may still need it.
+        with self._tasks_scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._write)
+                nursery.start_soon(self._watch)
+
+    async def _watch(self) -> None:
+        """Speak up before the peer gives us up, and give it up when it is silent."""
+        settings = self.settings
+        while True:
+            ping_at = self._sent_at + settings.keepalive_s
+            silent_at = self._heard_at + settings.silence_s
+            await trio.sleep_until(min(ping_at, silent_at))
+            now = trio.current_time()
+            if now >= self._heard_at + settings.silence_s:
+                # When this process was stopped or busy, it is late itself: what came meanwhile waits to be read.
+                if not self._transport.has_input():
+                    self.abort(f"{self.remote} was silent for {settings.silence_s:g} s")
+                    return
+                self._heard_at = now
+            too_much = self._backlog.size > settings.max_backlog_bytes
+            if too_much and now >= self._bearable_at + settings.silence_s:
+                self.abort(f"{self.remote} does not read: {self._backlog.size} bytes are waiting for it")
+                return
+            if now >= self._sent_at + settings.keepalive_s:
+                self._sent_at = now
+                if self._can_send and not self._backlog.rest:
+                    self._send_now(PING_FRAME)

@@ -1,0 +1,219 @@
+"""Values between two processes: one request at a time, and the bytes of a value straight into their final place.
+
+A message that has `sizes` is followed by that many raw bytes, unframed: first the pickle, then each out-of-band buffer.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
+
+import trio
+
+from trio_dask.comm.connection import LinkSettings
+from trio_dask.comm.transport import Bytes, ConnectionLost, Transport
+from trio_dask.errors import ProtocolError
+from trio_dask.protocol.codec import DATA_PLANE, decode, encode
+from trio_dask.protocol.frames import Kind, encode_frame, first_frame
+from trio_dask.protocol.hello import Hello, Welcome
+from trio_dask.protocol.messages import Call, CallResult, Goodbye, Message, OnDataPlane, Put, Value
+
+__all__ = ["DataChannel"]
+
+_PIECE = 4 * 2**20
+"""What one call sends at most. Over TLS a larger piece would stall the event loop while it is encrypted."""
+
+_SMALL = 64 * 2**10
+_MAX_MESSAGE = 2**20
+_MAX_BUFFERS = 2**16
+
+_PAUSED = "paused in the middle of a message"
+_HUGE = 4 * 2**20
+
+
+class DataChannel:
+    """A connection for values. Whoever made it closes it, with `aclose` or `async with`.
+
+    After a `send` or `receive` that did not succeed, by cancellation or otherwise, the channel is closed: nobody could
+    tell where on the stream it stands.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        hello: Hello | Welcome,
+        *,
+        max_bytes: int | None = None,
+        settings: LinkSettings | None = None,
+        received: bytes = b"",
+    ) -> None:
+        self.hello = hello
+        self._transport = transport
+        self._max_bytes = max_bytes
+        self._silence_s = (settings or LinkSettings()).silence_s
+        self._received = memoryview(received)  # what has come beyond what was asked for
+
+    def __repr__(self) -> str:
+        return f"<DataChannel with {self.remote}>"
+
+    @property
+    def remote(self) -> str:
+        """The other end, for people."""
+        return self._transport.remote
+
+    async def send(self, message: OnDataPlane, buffers: Iterable[Bytes] = ()) -> None:
+        """Send a message and the bytes that its `sizes` announce, without copying what is large.
+
+        A checkpoint only if the network does not take everything at once. Raises `ConnectionLost` when the peer is gone
+        or takes nothing for `silence_s`, and `ValueError` if the sizes are not those of the buffers.
+        """
+        views = [_flat(buffer) for buffer in buffers]
+        if tuple(map(len, views)) != _sizes(message):
+            raise ValueError(f"a {type(message).__name__} announces {_sizes(message)} bytes, not {[*map(len, views)]}")
+        with self._whole_or_closed():
+            for piece in _pieces(encode_frame(Kind.RECORDS, encode((message,))), views):
+                sent = self._transport.try_send(piece)
+                if sent < len(piece):
+                    with self._in_time("took nothing"):
+                        await self._transport.send_all(memoryview(piece)[sent:])
+
+    async def receive(self) -> tuple[Message, list[memoryview]]:
+        """The next message and its buffers, each in writeable memory of its own.
+
+        Waits for the first byte without limit; then the peer may not pause longer than `silence_s`. Raises
+        `trio.EndOfChannel` when the peer has left between two messages, `ConnectionLost` if it is gone otherwise, and
+        `ProtocolError` when it sent what it may not, or announced more than `max_bytes`.
+        """
+        with self._whole_or_closed():
+            if not self._received:
+                self._received = memoryview(await self._transport.receive_some())
+                if not self._received:
+                    raise trio.EndOfChannel
+            message = await self._receive_message()
+            if isinstance(message, Goodbye):
+                raise trio.EndOfChannel
+            buffers = [_allocate(size) for size in self._checked_sizes(message)]
+            for buffer in buffers:
+                await self._fill(buffer)
+            return message, buffers
+
+    def abort(self) -> None:
+        """Close at once. Idempotent."""
+        self._transport.abort()
+
+    async def aclose(self) -> None:
+        """Close; what was sent still arrives. Idempotent."""
+        await self._transport.aclose()
+
+    async def __aenter__(self) -> DataChannel:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self.aclose()
+
+    async def _receive_message(self) -> Message:
+        while True:
+            while (found := first_frame(self._received, _MAX_MESSAGE)) is None:
+                await self._receive_more()
+            frame, end = found
+            self._received = self._received[end:]
+            messages = decode(frame.payload, DATA_PLANE) if frame.kind == Kind.RECORDS else []
+            if len(messages) > 1:
+                raise ProtocolError("several messages came in one frame of the data plane")
+            if messages:
+                return messages[0]
+
+    def _checked_sizes(self, message: Message) -> tuple[int, ...]:
+        sizes = _sizes(message)
+        if len(sizes) > _MAX_BUFFERS or min(sizes, default=0) < 0:
+            raise ProtocolError(f"a {type(message).__name__} announced impossible sizes")
+        if self._max_bytes is not None and sum(sizes) > self._max_bytes:
+            raise ProtocolError(
+                f"a {type(message).__name__} announced {sum(sizes)} bytes; {self._max_bytes} is the limit"
+            )
+        return sizes
+
+    async def _fill(self, buffer: memoryview) -> None:
+        while True:
+            count = min(len(buffer), len(self._received))
+            buffer[:count] = self._received[:count]
+            self._received = self._received[count:]
+            buffer = buffer[count:]
+            if not buffer:
+                return
+            if len(buffer) < _SMALL:
+                await self._receive_more()
+                continue
+            with self._in_time(_PAUSED):
+                count = await self._transport.receive_into(buffer)
+            if not count:
+                raise self._cut_off()
+            buffer = buffer[count:]
+
+    async def _receive_more(self) -> None:
+        with self._in_time(_PAUSED):
+            data = await self._transport.receive_some()
+        if not data:
+            raise self._cut_off()
+        self._received = memoryview(bytes(self._received) + data if self._received else data)
+
+    def _cut_off(self) -> ConnectionLost:
+        return ConnectionLost(f"{self.remote} closed the connection in the middle of a message")
+
+    @contextmanager
+    def _in_time(self, otherwise: str) -> Generator[None]:
+        with trio.move_on_after(self._silence_s) as scope:
+            yield
+        if scope.cancelled_caught:
+            raise ConnectionLost(f"{self.remote} {otherwise} for {self._silence_s:g} s")
+
+    @contextmanager
+    def _whole_or_closed(self) -> Generator[None]:
+        try:
+            yield
+        except BaseException:
+            self.abort()
+            raise
+
+
+def _sizes(message: Message) -> tuple[int, ...]:
+    return message.sizes if isinstance(message, Value | Put | Call | CallResult) else ()
+
+
+def _flat(buffer: Bytes) -> memoryview:
+    view = memoryview(buffer)
+    # A view with a zero in its shape cannot be cast, and need not be.
+    return view.cast("B") if view.nbytes else memoryview(b"")
+
+
+def _pieces(frame: bytes, views: list[memoryview]) -> Iterator[Bytes]:
+    """What to send, in order: small things together, large ones in parts."""
+    small: list[Bytes] = [frame]
+    size = len(frame)
+    for view in views:
+        if size + len(view) > _SMALL:
+            yield b"".join(small)
+            small.clear()
+            size = 0
+        if len(view) > _SMALL:
+            for start in range(0, len(view), _PIECE):
+                yield view[start : start + _PIECE]
+        else:
+            small.append(view)
+            size += len(view)
+    if small:
+        yield b"".join(small)
+
+
+def _allocate(size: int) -> memoryview:
+    """Writeable memory for one buffer.
+
+    Large ones come as huge pages where there are such: the first touch of fresh memory, page by page, costs more than
+    to receive into it.
+    """
+    if size < _HUGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return memoryview(bytearray(size))
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_HUGEPAGE)
+    return memoryview(memory)

@@ -1,0 +1,131 @@
+"""Call a peer: connect, say hello, and understand in words why it did not work."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Iterator
+from typing import cast
+
+import trio
+
+from trio_dask.comm.addresses import Address
+from trio_dask.comm.connection import Connection, LinkSettings
+from trio_dask.comm.data import DataChannel
+from trio_dask.comm.memory import connect_memory
+from trio_dask.comm.tcp import connect_tcp
+from trio_dask.comm.transport import ConnectionLost, Transport
+from trio_dask.errors import NoScheduler, ProtocolError, RefusedError
+from trio_dask.protocol.codec import TO_CLIENT, TO_WORKER, Allowed
+from trio_dask.protocol.hello import EnvelopeReader, Hello, Refusal, Role, Welcome, decode_answer, encode_hello
+
+__all__ = ["open_connection", "open_data_channel"]
+
+_ALLOWED: dict[Role, Allowed] = {"client": TO_CLIENT, "worker": TO_WORKER}
+
+
+async def open_connection(
+    address: Address, hello: Hello, *, timeout_s: float = 10.0, settings: LinkSettings | None = None
+) -> Connection:
+    """Connect to a scheduler, as the client or worker that `hello` says.
+
+    Raises `NoScheduler`, saying what is wrong there, and `RefusedError` with the scheduler's own words.
+    """
+    allowed = _ALLOWED[hello.role]
+    try:
+        transport, welcome, rest = await _call(address, hello, timeout_s)
+    except _CannotReachError as error:
+        raise NoScheduler(f"no scheduler at {address}: {error}") from error.__cause__
+    return Connection(transport, welcome, allowed=allowed, settings=settings, received=rest)
+
+
+async def open_data_channel(
+    address: Address,
+    hello: Hello,
+    *,
+    timeout_s: float = 10.0,
+    max_bytes: int | None = None,
+    settings: LinkSettings | None = None,
+) -> DataChannel:
+    """Connect to the data plane of a peer; `hello` has the role `data`.
+
+    Raises `ConnectionLost`, saying what is wrong there, and `RefusedError` with the peer's own words.
+    """
+    try:
+        transport, welcome, rest = await _call(address, hello, timeout_s)
+    except _CannotReachError as error:
+        raise ConnectionLost(f"cannot reach {address}: {error}") from error.__cause__
+    return DataChannel(transport, welcome, max_bytes=max_bytes, settings=settings, received=rest)
+
+
+class _CannotReachError(Exception):
+    """In words."""
+
+
+async def _call(address: Address, hello: Hello, timeout_s: float) -> tuple[Transport, Welcome, bytes]:
+    transport: Transport | None = None
+    try:
+        with trio.fail_after(timeout_s):
+            transport = await (connect_memory(address) if address.scheme == "inproc" else connect_tcp(address))
+            answer, rest = await _greet(transport, hello)
+    except BaseException as error:
+        if transport:
+            transport.abort()
+        if not isinstance(error, OSError | ProtocolError | trio.TooSlowError):
+            raise
+        raise _CannotReachError(_reason(error, timeout_s, connected=transport is not None)) from error
+    if isinstance(answer, Refusal):
+        await transport.aclose()
+        raise RefusedError(answer.reason)
+    return transport, answer, rest
+
+
+async def _greet(transport: Transport, hello: Hello) -> tuple[Welcome | Refusal, bytes]:
+    await transport.send_all(encode_hello(hello))
+    reader = EnvelopeReader()
+    while True:
+        data = await transport.receive_some()
+        if not data:
+            raise ConnectionLost("it closes the connection without an answer")
+        body = reader.feed(data)
+        if body is not None:
+            return decode_answer(body), reader.rest
+
+
+def _reason(error: OSError | ProtocolError | trio.TooSlowError, timeout_s: float, *, connected: bool) -> str:
+    match error:
+        case ProtocolError():
+            return f"what listens there is {error}"
+        case ConnectionLost():
+            return f"what listens there does not answer a hello: {error}"
+        case trio.TooSlowError() if connected:
+            return f"what listens there did not answer within {timeout_s:g} s"
+        case trio.TooSlowError():
+            return f"no answer within {timeout_s:g} s; perhaps the machine is off or a firewall drops what is sent"
+        case socket.gaierror():
+            return "the name of the host is not known"
+        case _:
+            return _reason_of_system(error)
+
+
+def _reason_of_system(error: OSError | ProtocolError | trio.TooSlowError) -> str:
+    causes = list(_system_errors(error))
+    numbers = {cause.errno for cause in causes}
+    if errno.ECONNREFUSED in numbers or any(isinstance(cause, ConnectionRefusedError) for cause in causes):
+        return "nothing listens there"
+    if errno.ETIMEDOUT in numbers:
+        return "no answer; perhaps the machine is off or a firewall drops what is sent"
+    if numbers & {errno.EHOSTUNREACH, errno.ENETUNREACH}:
+        return "there is no route to that host"
+    return ", ".join(dict.fromkeys(cause.strerror or str(cause) for cause in causes)) or str(error)
+
+
+def _system_errors(error: BaseException | None) -> Iterator[OSError]:
+    """What the system said about each address that was tried; Trio hangs it below the error it raises."""
+    if isinstance(error, BaseExceptionGroup):
+        for part in cast("BaseExceptionGroup[BaseException]", error).exceptions:
+            yield from _system_errors(part)
+    elif error and error.__cause__:
+        yield from _system_errors(error.__cause__)
+    elif isinstance(error, OSError):
+        yield error

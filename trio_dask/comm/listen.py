@@ -1,0 +1,197 @@
+"""Accept peers: bind, greet, hand over.
+
+A peer gets `HELLO_S` seconds and 64 KiB to say who it is; until then it costs a task and nothing else, and only so many
+may be in that state. What goes wrong with one peer closes its connection and leaves one line in the log.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from trio_dask.comm.addresses import Address
+from trio_dask.comm.connection import Connection, LinkSettings
+from trio_dask.comm.data import DataChannel
+from trio_dask.comm.memory import bind_memory
+from trio_dask.comm.tcp import TcpListener, bind_tcp
+from trio_dask.comm.transport import ConnectionLost, Listener, Transport
+from trio_dask.errors import ProtocolError
+from trio_dask.protocol.codec import FROM_CLIENT, FROM_WORKER, Allowed
+from trio_dask.protocol.hello import (
+    EnvelopeReader,
+    Hello,
+    Refusal,
+    Role,
+    Welcome,
+    check_hello,
+    decode_hello,
+    encode_answer,
+)
+
+__all__ = ["HELLO_S", "Admit", "serve"]
+
+HELLO_S = 10.0
+"""How long a peer may take to say hello."""
+
+_MAX_STRANGERS = 256
+_BACK_OFF_S = 0.2
+
+_ALLOWED: dict[Role, Allowed] = {"client": FROM_CLIENT, "worker": FROM_WORKER}
+
+_log = logging.getLogger("trio_dask.comm")
+
+Admit = Callable[[Hello, Transport], Welcome | Refusal]
+
+
+async def serve(
+    address: Address | socket.socket,
+    handler: Callable[[Connection], Awaitable[None]] | None = None,
+    *,
+    identity: Hello,
+    admit: Admit | None = None,
+    data_handler: Callable[[DataChannel], Awaitable[None]] | None = None,
+    max_bytes: int | None = None,
+    settings: LinkSettings | None = None,
+    handler_nursery: trio.Nursery | None = None,
+    task_status: trio.TaskStatus[list[Address]] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Listen until cancelled; `task_status.started` gives the addresses with the ports that were chosen.
+
+    Instead of an address there may be a TCP socket that listens already, inherited perhaps; it is closed at the end.
+
+    A hello is first compared with `identity`, the hello that this process would send itself. Then `admit` decides;
+    without it, everybody with the right versions is welcome. Clients and workers go to `handler` with a `Connection`
+    that is already running, role `data` goes to `data_handler` with a `DataChannel` that takes values of up to
+    `max_bytes`; a role without a handler is refused. The connection is closed when its handler returns.
+
+    Handlers run in `handler_nursery` if there is one, and so can outlive the listener. `ProtocolError` and
+    `ConnectionLost` from a handler end its connection and are logged; any other exception propagates.
+
+    Raises `OSError`, with a reason in one line, when it cannot listen.
+    """
+    desk = _Desk(identity, admit, handler, data_handler, max_bytes, settings or LinkSettings())
+    listeners: list[Listener] = _bind(address)
+    try:
+        async with trio.open_nursery() as nursery:
+            for listener in listeners:
+                nursery.start_soon(_accept, listener, desk, handler_nursery or nursery)
+            task_status.started([listener.address for listener in listeners])
+    finally:
+        for listener in listeners:
+            listener.close()
+
+
+def _bind(address: Address | socket.socket) -> list[Listener]:
+    if isinstance(address, socket.socket):
+        address.setblocking(False)
+        return [TcpListener(address, "tcp")]
+    return [bind_memory(address)] if address.scheme == "inproc" else [*bind_tcp(address)]
+
+
+async def _accept(listener: Listener, desk: _Desk, nursery: trio.Nursery) -> None:
+    while True:
+        await desk.strangers.acquire()
+        try:
+            transport = await listener.accept()
+        except OSError as error:
+            desk.strangers.release()
+            _log.warning("cannot accept connections at %s for now: %s", listener.address, error.strerror)
+            await trio.sleep(_BACK_OFF_S)
+        except BaseException:
+            desk.strangers.release()
+            raise
+        else:
+            nursery.start_soon(desk.receive, transport)
+
+
+class _Desk:
+    """Where peers show who they are."""
+
+    def __init__(
+        self,
+        identity: Hello,
+        admit: Admit | None,
+        handler: Callable[[Connection], Awaitable[None]] | None,
+        data_handler: Callable[[DataChannel], Awaitable[None]] | None,
+        max_bytes: int | None,
+        settings: LinkSettings,
+    ) -> None:
+        self.strangers = trio.Semaphore(_MAX_STRANGERS)
+        self._identity = identity
+        self._admit = admit or self._admit_all
+        self._handler = handler
+        self._data_handler = data_handler
+        self._max_bytes = max_bytes
+        self._settings = settings
+
+    async def receive(self, transport: Transport) -> None:
+        """The whole life of one connection."""
+        try:
+            greeted = await self._greet(transport)
+            if greeted:
+                await self._hand_over(transport, *greeted)
+        except* (ProtocolError, ConnectionLost) as group:
+            _log.warning("connection from %s closed: %s", transport.remote, _first(group))
+        finally:
+            transport.abort()
+
+    async def _greet(self, transport: Transport) -> tuple[Hello, bytes] | None:
+        try:
+            with trio.move_on_after(HELLO_S):
+                hello, rest = await _read_hello(transport)
+                answer = self._answer(hello, transport)
+                await transport.send_all(encode_answer(answer))
+                if isinstance(answer, Welcome):
+                    return hello, rest
+                _log.warning("connection from %s refused: %s", transport.remote, answer.reason)
+                await transport.aclose()
+                return None
+        finally:
+            self.strangers.release()
+        raise ProtocolError(f"no hello came within {HELLO_S:g} s")
+
+    def _answer(self, hello: Hello, transport: Transport) -> Welcome | Refusal:
+        refusal = check_hello(hello, self._identity)
+        if refusal:
+            return Refusal(refusal, "version")
+        if not (self._data_handler if hello.role == "data" else self._handler and hello.role in _ALLOWED):
+            return Refusal(f"this {self._identity} does not serve the role {hello.role!r} of the {hello}", "role")
+        return self._admit(hello, transport)
+
+    def _admit_all(self, hello: Hello, transport: Transport) -> Welcome | Refusal:
+        return Welcome(incarnation=self._identity.incarnation)
+
+    async def _hand_over(self, transport: Transport, hello: Hello, rest: bytes) -> None:
+        if hello.role == "data" and self._data_handler:
+            async with DataChannel(
+                transport, hello, max_bytes=self._max_bytes, settings=self._settings, received=rest
+            ) as channel:
+                try:
+                    await self._data_handler(channel)
+                except ConnectionLost as error:  # it has what it came for, or asks somebody else
+                    _log.debug("data channel of %s closed: %s", transport.remote, error)
+        elif self._handler:
+            async with Connection(
+                transport, hello, allowed=_ALLOWED[hello.role], settings=self._settings, received=rest
+            ) as connection:
+                await self._handler(connection)
+
+
+async def _read_hello(transport: Transport) -> tuple[Hello, bytes]:
+    reader = EnvelopeReader()
+    buffer = memoryview(bytearray(4096))
+    while True:
+        count = await transport.receive_into(buffer[: reader.room])
+        if not count:
+            raise ConnectionLost("it was closed before a hello came")
+        body = reader.feed(bytes(buffer[:count]))
+        if body is not None:
+            return decode_hello(body), reader.rest
+
+
+def _first(group: BaseExceptionGroup[Exception]) -> Exception:
+    error = group.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error

@@ -1,0 +1,236 @@
+"""TCP, on non-blocking sockets of the standard library and Trio's `wait_readable` and `wait_writable`.
+
+One wake-up takes everything that has arrived, and a send is a system call, not a task: both are what keeps a message
+cheap. The sizes of the socket buffers are left to the kernel; its own tuning was as fast as any fixed size.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+import sys
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from trio_dask.comm.addresses import Address, Scheme
+from trio_dask.comm.transport import Bytes, ConnectionLost
+
+__all__ = ["TcpListener", "TcpTransport", "bind_tcp", "connect_tcp"]
+
+_CHUNK = 64 * 2**10
+_PASS = 256 * 2**10
+_BACKLOG = 1024
+
+# For peers that vanish without a word while nothing is said, as between two uses of a data channel.
+_KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 4}
+
+
+class TcpTransport:
+    """`Transport` over a connected TCP socket, which it owns."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in _KEEPALIVE.items():
+            if hasattr(socket, option):
+                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+        self._socket = sock
+        self._closed = False
+        self.remote = _name_of_peer(sock)
+
+    def __repr__(self) -> str:
+        return f"<TcpTransport to {self.remote}>"
+
+    def try_send(self, data: Bytes) -> int:
+        try:
+            return self._socket.send(data)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            raise self._failure(error) from error
+
+    async def send_all(self, data: Bytes) -> None:
+        await trio.lowlevel.checkpoint()
+        with memoryview(data) as view:
+            sent = 0
+            while sent < len(view):
+                count = self.try_send(view[sent:])
+                sent += count
+                if not count:
+                    await self._wait(trio.lowlevel.wait_writable)
+
+    async def receive_some(self) -> bytes:
+        while True:
+            await self._wait(trio.lowlevel.wait_readable)
+            try:
+                data = self._socket.recv(_CHUNK)
+                if len(data) < _CHUNK:
+                    return data
+                return self._receive_more(data)
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                raise self._failure(error) from error
+
+    def _receive_more(self, data: bytes) -> bytes:
+        """Go on while the chunks are full, which says that there may be more."""
+        chunks = [data]
+        while len(data) == _CHUNK and len(chunks) < _PASS // _CHUNK:
+            try:
+                data = self._socket.recv(_CHUNK)
+            except OSError:
+                # Nothing more for now; what is wrong for good shows again at the next receive.
+                break
+            chunks.append(data)
+        return b"".join(chunks)
+
+    async def receive_into(self, buffer: memoryview) -> int:
+        while True:
+            await self._wait(trio.lowlevel.wait_readable)
+            try:
+                return self._socket.recv_into(buffer)
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                raise self._failure(error) from error
+
+    def has_input(self) -> bool:
+        try:
+            self._socket.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            pass
+        return True
+
+    def abort(self) -> None:
+        if not self._closed:
+            # Lingering for zero seconds makes the kernel reset the connection instead of finishing what is queued.
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self._close()
+
+    async def aclose(self) -> None:
+        if not self._closed:
+            self._close()
+        await trio.lowlevel.checkpoint()
+
+    def _close(self) -> None:
+        self._closed = True
+        trio.lowlevel.notify_closing(self._socket)
+        self._socket.close()
+
+    async def _wait(self, wait: Callable[[socket.socket], Awaitable[None]]) -> None:
+        if self._closed:
+            raise trio.ClosedResourceError
+        await wait(self._socket)
+
+    def _failure(self, error: OSError) -> Exception:
+        if self._closed:
+            return trio.ClosedResourceError()
+        return ConnectionLost(f"the connection to {self.remote} broke: {error.strerror or error}")
+
+
+class TcpListener:
+    """`Listener` on a bound socket, which it owns."""
+
+    def __init__(self, sock: socket.socket, scheme: Scheme) -> None:
+        self._socket = sock
+        host, port = sock.getsockname()[:2]
+        self.address = Address(scheme, host, port)
+
+    async def accept(self) -> TcpTransport:
+        while True:
+            if self._socket.fileno() < 0:
+                raise trio.ClosedResourceError
+            await trio.lowlevel.wait_readable(self._socket)
+            try:
+                sock, _ = self._socket.accept()
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                if error.errno in _LACKS_RESOURCES:
+                    raise
+                # Whatever else there is concerns one peer that has gone away while it waited; the next may be fine.
+                continue
+            return TcpTransport(sock)
+
+    def close(self) -> None:
+        if self._socket.fileno() >= 0:
+            trio.lowlevel.notify_closing(self._socket)
+            self._socket.close()
+
+
+_LACKS_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+
+def bind_tcp(address: Address) -> list[TcpListener]:
+    """Listen at every IP address that the host means; for port 0 at the first, IPv4 before IPv6.
+
+    Raises `OSError`, naming the address and the reason in one line.
+    """
+    try:
+        found = socket.getaddrinfo(address.host or None, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise OSError(error.errno, f"cannot listen at {address}: {_reason(error)}") from error
+    found.sort(key=lambda info: info[0] != socket.AF_INET)
+    listeners: list[TcpListener] = []
+    for family, kind, protocol, _, sockaddr in found if address.port else found[:1]:
+        try:
+            listeners.append(TcpListener(_listening_socket(family, kind, protocol, sockaddr), address.scheme))
+        except OSError as error:
+            # A kernel without IPv6 resolves such addresses all the same.
+            if listeners and error.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+                continue
+            for listener in listeners:
+                listener.close()
+            raise OSError(error.errno, f"cannot listen at {address}: {_reason(error)}") from error
+    return listeners
+
+
+async def connect_tcp(address: Address) -> TcpTransport:
+    """Connect to whichever of the host's addresses answers first. Raises `OSError`, of which one may be the cause."""
+    stream = await trio.open_tcp_stream(address.host, address.port)
+    return TcpTransport(socket.socket(fileno=stream.socket.detach()))
+
+
+def _listening_socket(family: int, kind: int, protocol: int, sockaddr: tuple[str | int | bytes, ...]) -> socket.socket:
+    sock = socket.socket(family, kind, protocol)
+    try:
+        sock.setblocking(False)
+        if sys.platform != "win32":  # where it would mean that others may bind the same port
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind(sockaddr)
+        sock.listen(_BACKLOG)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _reason(error: OSError) -> str:
+    match error.errno:
+        case errno.EADDRINUSE:
+            return "the port is in use"
+        case errno.EADDRNOTAVAIL:
+            return "no network interface of this machine has that address"
+        case errno.EACCES:
+            return "not permitted; ports below 1024 are for the administrator"
+        case _ if isinstance(error, socket.gaierror):
+            return "the name of the host is not known"
+        case code:
+            return os.strerror(code) if code else str(error)
+
+
+def _name_of_peer(sock: socket.socket) -> str:
+    try:
+        host, port = sock.getpeername()[:2]
+    except OSError:
+        # Gone already; the first use of the transport will say so.
+        return "tcp://(gone)"
+    return str(Address("tcp", host, port))
