@@ -1,0 +1,179 @@
+"""A scheduler that does what a test says, for a worker that is real."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+import trio
+import trio.testing
+
+from trio_dask.comm import Address, Connection, ConnectionLost, DataChannel, open_data_channel, parse_address, serve
+from trio_dask.comm.transport import Transport
+from trio_dask.config import WorkerSettings
+from trio_dask.identity import RunId
+from trio_dask.protocol.hello import Hello, Refusal, Welcome
+from trio_dask.protocol.messages import Blob, Heartbeat, Message, Run
+from trio_dask.protocol.pickling import KeyReference, load_value, pickle_call, pickle_function
+from trio_dask.worker.service import run_worker
+
+_M = TypeVar("_M", bound=Message)
+
+PATIENCE_S = 10
+
+
+class Ref(KeyReference):
+    """The result of another task, as an argument."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+
+
+class Session:
+    """One worker's session, as its scheduler sees it."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        assert isinstance(connection.hello, Hello)
+        self.hello = connection.hello
+        self.over = trio.Event()
+        self._send, self._receive = trio.open_memory_channel[Message](10_000)
+        self._next_run = 0
+        self._sent: set[bytes] = set()
+
+    @property
+    def address(self) -> str:
+        """Where the worker says that it serves data."""
+        return str(self.hello.details["address"])
+
+    async def run(self) -> None:
+        """Take in what the worker says until the session is over."""
+        try:
+            async for batch in self.connection.batches():
+                for message in batch:
+                    self._send.send_nowait(message)
+        except ConnectionLost:
+            pass
+        finally:
+            self.over.set()
+
+    def tell(self, *messages: Message) -> None:
+        self.connection.send_many_nowait(messages)
+        self.connection.flush_nowait()
+
+    def submit(
+        self,
+        key: str,
+        function: Callable[..., Any],
+        *args: Any,
+        holders: dict[str, Sequence[str]] | None = None,
+        priority: int = 0,
+        **extra: Any,
+    ) -> RunId:
+        """Assign a run; `holders` says where the inputs are, for those that are not here."""
+        blob = pickle_function(function)
+        call = pickle_call(args, {})
+        for digest, data in ((blob.digest, blob.data), *call.blobs):
+            if digest not in self._sent:
+                self._sent.add(digest)
+                self.tell(Blob(digest, len(data), data))
+        self._next_run += 1
+        dependencies = tuple((name, tuple((holders or {}).get(name, ()))) for name in call.dependencies)
+        run = RunId(self._next_run)
+        self.tell(Run(run, key, blob.digest, call.call, dependencies, priority, extra))
+        return run
+
+    async def any(self) -> Message:
+        """The next message of the worker, whatever it is."""
+        return await self._receive.receive()
+
+    async def hear(self, kind: type[_M]) -> _M:
+        """The next message of the worker, heartbeats apart; it is to be of this kind."""
+        with trio.fail_after(PATIENCE_S):
+            while isinstance(message := await self._receive.receive(), Heartbeat):
+                pass
+        assert isinstance(message, kind), message
+        return message
+
+    async def result(self) -> Any:
+        """The value of the run that ends next."""
+        with trio.fail_after(PATIENCE_S):
+            while not hasattr(message := await self._receive.receive(), "value"):
+                assert not hasattr(message, "error"), message
+        return value_of(message.value)
+
+
+class FakeScheduler:
+    """Where workers register."""
+
+    def __init__(self, address: Address, settings: WorkerSettings) -> None:
+        self.address = address
+        self.settings = settings
+        self.refusal: str | None = None
+        self._listening = trio.CancelScope()
+        self._send, self._receive = trio.open_memory_channel[Session](100)
+
+    async def run(self, sessions: trio.Nursery, *, task_status: trio.TaskStatus[list[Address]]) -> None:
+        with self._listening:
+            await serve(
+                self.address,
+                self._handle,
+                identity=Hello(role="scheduler"),
+                admit=self._admit,
+                handler_nursery=sessions,
+                task_status=task_status,
+            )
+
+    async def stop(self) -> None:
+        """Listen no more; sessions go on."""
+        self._listening.cancel()
+        await trio.testing.wait_all_tasks_blocked()
+
+    async def next_session(self) -> Session:
+        with trio.fail_after(1000):
+            return await self._receive.receive()
+
+    def _admit(self, hello: Hello, transport: Transport) -> Welcome | Refusal:
+        if self.refusal is not None:
+            return Refusal(self.refusal, "name")
+        return Welcome(incarnation=Hello(role="scheduler").incarnation)
+
+    async def _handle(self, connection: Connection) -> None:
+        session = Session(connection)
+        self._send.send_nowait(session)
+        await session.run()
+
+
+@asynccontextmanager
+async def open_scheduler(**settings: Any) -> AsyncGenerator[FakeScheduler]:
+    """A scheduler on the in-memory transport, and settings for workers of it."""
+    address = Address("inproc", "scheduler")
+    scheduler = FakeScheduler(address, WorkerSettings(scheduler=str(address), **settings))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(scheduler.run, nursery)
+        yield scheduler
+        nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def open_worker(**settings: Any) -> AsyncGenerator[Session]:
+    """A scheduler and one worker of it; the worker is stopped at the end, and its last words are waited for."""
+    async with open_scheduler(**settings) as scheduler:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(run_worker, scheduler.settings)
+            session = await scheduler.next_session()
+            yield session
+            nursery.cancel_scope.cancel()
+        await session.over.wait()
+
+
+async def open_data(address: str) -> DataChannel:
+    """A channel to a worker's data plane."""
+    return await open_data_channel(parse_address(address), Hello(role="data"))
+
+
+def value_of(inline: bytes | None) -> Any:
+    """The result that rode along in a message."""
+    assert inline is not None
+    return load_value([inline])

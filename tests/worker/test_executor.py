@@ -1,0 +1,400 @@
+"""The executor with real threads: what happens is arranged by events, never by waiting for time to pass."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from trio_dask.errors import TaskCancelled
+from trio_dask.identity import RunId
+from trio_dask.protocol.messages import Run
+from trio_dask.protocol.pickling import pickle_call, rebuild_exception
+from trio_dask.worker import executor as executor_module
+from trio_dask.worker.core.ready import ReadyQueue
+from trio_dask.worker.executor import Begun, Executor, Failed, Finished, InputGone, Outcome
+from trio_dask.worker.store import Store
+from trio_dask.worker.task_context import WorkerHandle, check_cancelled, current_task, get_worker
+
+PATIENCE_S = 10
+
+
+class Slots:
+    """An executor whose functions stand in a table, so that they can share events with the test."""
+
+    def __init__(self, slots: int) -> None:
+        self.ready = ReadyQueue()
+        self.store = Store()
+        self.functions: dict[bytes, Callable[..., Any]] = {}
+        self.handle = WorkerHandle(name="w", nthreads=slots, data=self.store)
+        self.executor = Executor(
+            slots,
+            ready=self.ready,
+            blobs={},
+            values=self.store,
+            worker=self.handle,
+            inline_limit_bytes=100,
+        )
+        self.bursts: list[list[Outcome]] = []
+        self._outcomes, self._next = trio.open_memory_channel[Outcome](10_000)
+
+    def take(self, outcomes: list[Outcome]) -> None:
+        self.bursts.append(outcomes)
+        for outcome in outcomes:
+            self._outcomes.send_nowait(outcome)
+
+    def offer(self, number: int, function: Callable[..., Any], *args: Any, priority: int = 0, **extra: Any) -> Run:
+        call = pickle_call(args, {})
+        dependencies = tuple((key, ()) for key in call.dependencies)
+        digest = function.__name__.encode() + str(id(function)).encode()
+        self.functions[digest] = function
+        run = Run(RunId(number), f"k{number}", digest, call.call, dependencies, priority, extra)
+        self.ready.push(run)
+        return run
+
+    def wake(self) -> None:
+        self.executor.wake(self.ready.offered)
+        self.ready.offered = 0
+
+    async def outcome(self) -> Outcome:
+        with trio.fail_after(PATIENCE_S):
+            return await self._next.receive()
+
+    async def value(self) -> Any:
+        outcome = await self.outcome()
+        assert isinstance(outcome, Finished), outcome
+        return outcome.value
+
+    async def error(self) -> BaseException:
+        outcome = await self.outcome()
+        assert isinstance(outcome, Failed), outcome
+        return rebuild_exception(outcome.error, outcome.text, key="k", worker="w", attempt=1)
+
+
+@pytest.fixture
+def open_slots(monkeypatch: pytest.MonkeyPatch) -> Any:
+    @asynccontextmanager
+    async def open_slots(slots: int = 1) -> AsyncGenerator[Slots]:
+        kit = Slots(slots)
+        blobs = _Names()
+        monkeypatch.setattr(kit.executor, "_blobs", blobs)
+        monkeypatch.setattr(executor_module, "load_function", kit.functions.__getitem__)
+        before = set(threading.enumerate())
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(kit.executor.run, kit.take)
+            await trio.testing.wait_all_tasks_blocked()
+            yield kit
+            nursery.cancel_scope.cancel()
+        for thread in set(threading.enumerate()) - before:
+            if thread.name.startswith("slot-"):
+                await trio.to_thread.run_sync(thread.join, PATIENCE_S)
+                assert not thread.is_alive(), f"{thread.name} has not ended"
+
+    return open_slots
+
+
+class _Names(dict[bytes, bytes]):
+    def __missing__(self, digest: bytes) -> bytes:
+        return digest
+
+
+async def test_a_slot_runs_what_is_offered_and_reports_value_size_type_and_time(open_slots: Any) -> None:
+    async with open_slots() as slots:
+        run = slots.offer(1, pow, 2, 5)
+        slots.wake()
+        finished = await slots.outcome()
+        assert isinstance(finished, Finished)
+        assert finished.run is run
+        assert (finished.value, finished.type_name) == (32, "int")
+        assert finished.inline is not None
+        assert finished.nbytes == len(finished.inline)
+        assert finished.duration_s > 0
+
+
+async def test_a_value_above_the_limit_does_not_ride_along(open_slots: Any) -> None:
+    async with open_slots() as slots:
+        slots.offer(1, bytes, 101)
+        slots.wake()
+        finished = await slots.outcome()
+        assert finished.inline is None
+        assert finished.nbytes > 100
+
+
+async def test_runs_of_one_slot_go_by_priority_whatever_comes_first(open_slots: Any) -> None:
+    async with open_slots() as slots:
+        for number, priority in ((1, 3), (2, 1), (3, 2), (4, 1)):
+            slots.offer(number, abs, number, priority=priority)
+        slots.wake()
+        assert [await slots.value() for _ in range(4)] == [2, 4, 3, 1]
+
+
+async def test_outcomes_gather_while_the_loop_is_busy_and_come_as_one(open_slots: Any) -> None:
+    last = threading.Event()
+    async with open_slots() as slots:
+        for number in range(100):
+            slots.offer(number, abs, number)
+        slots.offer(100, last.set)
+        slots.wake()
+        assert last.wait(PATIENCE_S)  # blocks the event loop, as any busy callback does
+        for _ in range(101):
+            await slots.value()
+        assert len(slots.bursts) <= 2  # the last outcome may come just after the others were collected
+
+
+async def test_as_many_run_at_once_as_there_are_slots_and_no_more(open_slots: Any) -> None:
+    together = threading.Barrier(3)
+    release = threading.Event()
+    third = threading.Event()
+
+    def meet() -> None:
+        together.wait(PATIENCE_S)
+        assert release.wait(PATIENCE_S)
+
+    async with open_slots(2) as slots:
+        slots.offer(1, meet)
+        slots.offer(2, meet)
+        slots.offer(3, third.set, priority=1)
+        slots.wake()
+        await trio.to_thread.run_sync(together.wait, PATIENCE_S)
+        assert len(slots.executor.running_for(0)) == 2
+        assert not third.is_set()
+        release.set()
+        for _ in range(3):
+            await slots.value()
+
+
+class _Unpicklable(Exception):
+    def __reduce__(self) -> Any:
+        raise RuntimeError("I will not travel")
+
+
+def _raise(kind: type[BaseException], *args: object) -> None:
+    raise kind(*args)
+
+
+def _recurse() -> None:
+    _recurse()
+
+
+def _generator() -> Any:
+    yield 1
+
+
+@pytest.mark.parametrize(
+    ("function", "args", "expected", "text"),
+    [
+        pytest.param(_raise, (ValueError, "no"), "ValueError", "no", id="an exception"),
+        pytest.param(sys.exit, (3,), "TaskExited", "SystemExit(3)", id="sys.exit"),
+        pytest.param(_raise, (KeyboardInterrupt,), "TaskExited", "KeyboardInterrupt", id="KeyboardInterrupt"),
+        pytest.param(_raise, (GeneratorExit,), "TaskExited", "GeneratorExit", id="GeneratorExit"),
+        pytest.param(_raise, (StopIteration, 1), "StopIteration", "1", id="StopIteration"),
+        pytest.param(_raise, (_Unpicklable, "x"), "RemoteError", "_Unpicklable", id="what cannot be pickled"),
+        pytest.param(_recurse, (), "RecursionError", "maximum recursion", id="endless recursion"),
+        pytest.param(threading.Lock, (), "SerializationError", "lock", id="a result that cannot be pickled"),
+        pytest.param(_generator, (), "SerializationError", "generator", id="a generator as result"),
+        pytest.param(_raise, (MemoryError,), "MemoryError", "", id="MemoryError"),
+    ],
+)
+async def test_whatever_a_task_does_the_slot_lives_on(
+    open_slots: Any, function: Callable[..., Any], args: tuple[Any, ...], expected: str, text: str
+) -> None:
+    async with open_slots() as slots:
+        # Not pickled with the call: exceptions are arguments here.
+        slots.offer(1, _bound(function, args))
+        slots.offer(2, abs, -7)
+        slots.wake()
+        error = await slots.error()
+        assert type(error).__name__ == expected
+        assert text in str(error)
+        assert await slots.value() == 7
+
+
+def _bound(function: Callable[..., Any], args: tuple[Any, ...]) -> Callable[[], Any]:
+    def call() -> Any:
+        return function(*args)
+
+    return call
+
+
+async def test_a_thread_learns_of_its_cancellation_when_it_asks(open_slots: Any) -> None:
+    begun, cancelled = threading.Event(), threading.Event()
+
+    def work() -> None:
+        begun.set()
+        assert cancelled.wait(PATIENCE_S)
+        check_cancelled()
+
+    async with open_slots() as slots:
+        run = slots.offer(1, work)
+        slots.wake()
+        await trio.to_thread.run_sync(begun.wait, PATIENCE_S)
+        slots.executor.cancel(run)
+        cancelled.set()
+        assert isinstance(await slots.error(), TaskCancelled)
+
+
+async def test_a_cancellation_that_overtakes_the_slot_is_not_lost(open_slots: Any) -> None:
+    ran = threading.Event()
+    async with open_slots() as slots:
+        run = slots.offer(1, ran.set)
+        slots.executor.cancel(run)  # as between the moments in which a slot takes a run and shows that it has it
+        slots.wake()
+        assert isinstance(await slots.error(), TaskCancelled)
+        assert not ran.is_set()
+        slots.offer(1, abs, -3)  # a namesake
+        slots.wake()
+        assert await slots.value() == 3
+
+
+async def test_the_next_run_of_a_slot_does_not_inherit_a_cancellation(open_slots: Any) -> None:
+    async with open_slots() as slots:
+        run = slots.offer(1, abs, -1)
+        slots.wake()
+        await slots.value()
+        slots.executor.cancel(run)
+        slots.offer(2, check_cancelled)
+        slots.wake()
+        assert await slots.value() is None
+
+
+async def test_async_tasks_run_under_trio_in_the_loops_thread(open_slots: Any) -> None:
+    async def work(number: int) -> tuple[int, threading.Thread]:
+        await trio.lowlevel.checkpoint()
+        assert threading.current_thread() is loop
+        return number + 1
+
+    loop = threading.current_thread()
+    async with open_slots() as slots:
+        slots.offer(1, work, 1)
+        slots.wake()
+        assert await slots.value() == 2
+
+
+async def test_cancelling_an_async_task_cancels_its_code_and_frees_its_slot(open_slots: Any) -> None:
+    begun, cleaned_up = trio.Event(), trio.Event()
+
+    async def work() -> None:
+        begun.set()
+        try:
+            await trio.sleep_forever()
+        finally:
+            cleaned_up.set()
+
+    async with open_slots() as slots:
+        run = slots.offer(1, work)
+        slots.wake()
+        await begun.wait()
+        slots.executor.cancel(run)
+        assert isinstance(await slots.error(), TaskCancelled)
+        assert cleaned_up.is_set()
+        slots.offer(2, abs, -1)
+        slots.wake()
+        assert await slots.value() == 1
+
+
+@pytest.mark.parametrize("kind", [ValueError, SystemExit, KeyboardInterrupt])
+async def test_what_an_async_task_raises_is_its_own_failure(open_slots: Any, kind: type[BaseException]) -> None:
+    async def work() -> None:
+        await trio.lowlevel.checkpoint()
+        raise kind("no")
+
+    async with open_slots() as slots:
+        slots.offer(1, work)
+        slots.offer(2, abs, -1)
+        slots.wake()
+        assert "no" in str(await slots.error()) or kind is KeyboardInterrupt
+        assert await slots.value() == 1
+
+
+async def test_async_tasks_count_against_the_slots(open_slots: Any) -> None:
+    running: list[int] = []
+    begun, release = trio.Event(), trio.Event()
+
+    async def work(number: int) -> None:
+        running.append(number)
+        begun.set()
+        await release.wait()
+
+    async with open_slots(1) as slots:
+        slots.offer(1, work, 1)
+        slots.offer(2, work, 2)
+        slots.wake()
+        await begun.wait()
+        await trio.testing.wait_all_tasks_blocked()
+        assert running == [1]
+        release.set()
+        await slots.value()
+        await slots.value()
+        assert running == [1, 2]
+
+
+async def test_an_announced_run_waits_until_it_may_go(open_slots: Any) -> None:
+    ran = threading.Event()
+    async with open_slots() as slots:
+        run = slots.offer(1, ran.set, announce=True)
+        slots.wake()
+        begun = await slots.outcome()
+        assert isinstance(begun, Begun)
+        assert begun.run is run
+        assert begun.go is not None
+        assert not ran.is_set()
+        begun.go.put(None)
+        await slots.value()
+        assert ran.is_set()
+
+
+async def test_inputs_are_values_and_one_that_is_gone_hands_the_run_back(open_slots: Any) -> None:
+    async with open_slots() as slots:
+        shared = [3, 1, 2]
+        slots.store.put("x", shared)
+        slots.offer(1, sorted, _ref("x"))
+        slots.wake()
+        assert await slots.value() == [1, 2, 3]
+        slots.store.drop(["x"])
+        run = slots.offer(2, sorted, _ref("x"))
+        slots.wake()
+        assert await slots.outcome() == InputGone(run, "x")
+
+
+def _ref(key: str) -> Any:
+    from tests.worker.kit import Ref
+
+    return Ref(key)
+
+
+async def test_a_task_can_ask_where_it_runs(open_slots: Any) -> None:
+    def work() -> tuple[str, int, str]:
+        context = current_task()
+        assert context is not None
+        return context.key, context.attempt, get_worker().name
+
+    async with open_slots() as slots:
+        slots.offer(5, work, attempt=2)
+        slots.wake()
+        assert await slots.value() == ("k5", 2, "w")
+    assert current_task() is None
+    check_cancelled()  # outside of a task it does nothing
+    with pytest.raises(ValueError, match="no worker"):
+        get_worker()
+
+
+async def test_leaving_tells_running_tasks_and_turns_away_async_ones(open_slots: Any) -> None:
+    begun, asked = threading.Event(), threading.Event()
+
+    def work() -> None:
+        begun.set()
+        assert asked.wait(PATIENCE_S)
+        check_cancelled()
+
+    async with open_slots(2) as slots:
+        slots.offer(1, work)
+        slots.offer(2, trio.sleep_forever)
+        slots.wake()
+        await trio.to_thread.run_sync(begun.wait, PATIENCE_S)
+        asked.set()

@@ -1,0 +1,159 @@
+"""How a worker finds, loses and leaves its scheduler, on a virtual clock: no thread ever has to work here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from tests.worker.kit import open_scheduler, open_worker
+from trio_dask.config import WorkerSettings
+from trio_dask.errors import NoScheduler, RefusedError, UsageError
+from trio_dask.protocol.messages import Goodbye, Leave, Retract, Run
+from trio_dask.worker.service import run_worker
+
+MockClock = trio.testing.MockClock
+
+
+async def test_a_lost_scheduler_is_found_again_by_a_new_incarnation(autojump_clock: MockClock) -> None:
+    async with open_scheduler() as scheduler, trio.open_nursery() as nursery:
+        await nursery.start(run_worker, scheduler.settings)
+        first = await scheduler.next_session()
+        first.connection.abort()
+        second = await scheduler.next_session()
+        assert second.hello.incarnation != first.hello.incarnation
+        assert second.address == first.address
+        nursery.cancel_scope.cancel()
+
+
+async def test_the_death_timeout_counts_from_the_start(autojump_clock: MockClock) -> None:
+    settings = WorkerSettings(scheduler="inproc://nobody", death_timeout_s=30)
+    started = trio.current_time()
+    with pytest.raises(NoScheduler, match=r"no scheduler for 30 s: .*nothing listens"):
+        await run_worker(settings)
+    assert trio.current_time() - started == pytest.approx(30, abs=0.1)
+
+
+async def test_the_death_timeout_counts_anew_from_each_loss(autojump_clock: MockClock) -> None:
+    async with open_scheduler(death_timeout_s=30) as scheduler, trio.open_nursery() as nursery:
+        ended: list[float] = []
+
+        async def worker() -> None:
+            with pytest.raises(NoScheduler):
+                await run_worker(scheduler.settings)
+            ended.append(trio.current_time())
+
+        nursery.start_soon(worker)
+        session = await scheduler.next_session()
+        await trio.sleep(1000)
+        assert not ended
+        await scheduler.stop()
+        session.connection.abort()
+        lost = trio.current_time()
+        await trio.sleep(100)
+        assert ended == [pytest.approx(lost + 30, abs=0.1)]
+
+
+async def test_while_there_is_no_scheduler_few_lines_say_why(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(NoScheduler):
+        await run_worker(WorkerSettings(scheduler="inproc://nobody", death_timeout_s=35))
+    lines = [record.getMessage() for record in caplog.records if record.getMessage().startswith("Not connected")]
+    assert len(lines) in (3, 4)
+    assert "nothing listens" in lines[0]
+    assert "leaving in 35 s" in lines[0]
+
+
+async def test_the_lines_that_other_tools_read(autojump_clock: MockClock, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    async with open_worker() as session:
+        lines = [record.getMessage() for record in caplog.records]
+        assert f"Start worker at: {session.address}" in lines
+        assert "Registered to: inproc://scheduler" in lines
+
+
+async def test_a_refusal_ends_the_worker(autojump_clock: MockClock) -> None:
+    async with open_scheduler() as scheduler:
+        scheduler.refusal = "the name is taken"
+        with pytest.raises(RefusedError, match="the name is taken"):
+            await run_worker(scheduler.settings)
+
+
+async def test_a_refusal_after_a_loss_is_waited_out(autojump_clock: MockClock) -> None:
+    async with open_scheduler() as scheduler, trio.open_nursery() as nursery:
+        await nursery.start(run_worker, scheduler.settings)
+        session = await scheduler.next_session()
+        scheduler.refusal = "the name is taken by a worker that I believe to be alive"
+        session.connection.abort()
+        await trio.sleep(30)
+        scheduler.refusal = None
+        await scheduler.next_session()
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_refusal_that_outlasts_the_old_session_ends_the_worker(autojump_clock: MockClock) -> None:
+    async with open_scheduler(silence_s=60) as scheduler:
+        with pytest.RaisesGroup(pytest.RaisesExc(RefusedError, match="for good")):
+            async with trio.open_nursery() as nursery:
+                await nursery.start(run_worker, scheduler.settings)
+                scheduler.refusal = "refused for good"
+                (await scheduler.next_session()).connection.abort()
+
+
+@pytest.mark.parametrize("message", [Leave("not needed", restart=False), Goodbye("the scheduler stops")])
+async def test_sent_away_the_worker_ends_without_an_error(autojump_clock: MockClock, message: Leave | Goodbye) -> None:
+    async with open_scheduler() as scheduler, trio.open_nursery() as nursery:
+
+        async def send_away() -> None:
+            (await scheduler.next_session()).tell(message)
+
+        nursery.start_soon(send_away)
+        with trio.fail_after(10):
+            await run_worker(scheduler.settings)
+
+
+async def test_asked_to_restart_it_comes_back_at_once_as_a_new_incarnation(autojump_clock: MockClock) -> None:
+    async with open_scheduler() as scheduler, trio.open_nursery() as nursery:
+        await nursery.start(run_worker, scheduler.settings)
+        first = await scheduler.next_session()
+        now = trio.current_time()
+        first.tell(Leave("begin afresh", restart=True))
+        second = await scheduler.next_session()
+        assert second.hello.incarnation != first.hello.incarnation
+        await first.over.wait()
+        assert first.connection.goodbye is not None
+        assert trio.current_time() == now
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_scheduler_that_talks_nonsense_is_left_and_called_again(autojump_clock: MockClock) -> None:
+    async with open_scheduler() as scheduler, trio.open_nursery() as nursery:
+        await nursery.start(run_worker, scheduler.settings)
+        first = await scheduler.next_session()
+        first.tell(Retract(()), Run(1, "k", b"?" * 16, b"", (), 0, {}))
+        await scheduler.next_session()
+        await first.over.wait()
+        assert first.connection.goodbye is not None
+        assert "never sent" in first.connection.goodbye.reason
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_scheduler_file_is_waited_for_and_read_anew(autojump_clock: MockClock, tmp_path: Path) -> None:
+    path = tmp_path / "scheduler.json"
+    async with open_scheduler() as scheduler, trio.open_nursery() as nursery:
+        nursery.start_soon(run_worker, WorkerSettings(scheduler_file=str(path)))
+        await trio.sleep(20)
+        path.write_text(json.dumps({"address": str(scheduler.address)}))
+        await scheduler.next_session()
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_file_that_is_no_scheduler_file_is_wrong_usage(autojump_clock: MockClock, tmp_path: Path) -> None:
+    path = tmp_path / "scheduler.json"
+    path.write_text("[]")
+    with pytest.raises(UsageError, match="names no address"):
+        await run_worker(WorkerSettings(scheduler_file=str(path)))

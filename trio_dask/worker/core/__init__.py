@@ -1,0 +1,1 @@
+"""What a worker decides, without doing any of it: plain synchronous Python."""

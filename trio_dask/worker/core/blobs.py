@@ -1,0 +1,66 @@
+"""Functions and large arguments that the scheduler has sent, by digest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from trio_dask.errors import ProtocolError
+from trio_dask.identity import Digest, RunId
+from trio_dask.protocol.messages import Blob
+
+__all__ = ["BlobTable"]
+
+
+class BlobTable:
+    """Complete blobs, the ones still arriving, and the ones that go once the runs that may need them are over."""
+
+    def __init__(self) -> None:
+        self.complete: dict[Digest, bytes | bytearray] = {}
+        self._partial: dict[Digest, bytearray] = {}
+        self._fading: dict[Digest, RunId] = {}
+
+    @property
+    def fading(self) -> Mapping[Digest, RunId]:
+        """What the scheduler has forgotten, with the newest run that may need it."""
+        return self._fading
+
+    def add(self, blob: Blob) -> None:
+        """Take one piece.
+
+        Raises:
+          ProtocolError: the pieces are longer than the blob.
+        """
+        self._fading.pop(blob.digest, None)
+        size = len(blob.data)
+        if size == blob.total:
+            self.complete[blob.digest] = blob.data
+            return
+        partial = self._partial.setdefault(blob.digest, bytearray())
+        partial += blob.data
+        if len(partial) > blob.total:
+            raise ProtocolError(f"a blob of {blob.total} bytes came as {len(partial)} bytes")
+        if len(partial) == blob.total:
+            self.complete[blob.digest] = self._partial.pop(blob.digest)
+
+    def fade(self, digests: tuple[Digest, ...], newest: RunId) -> None:
+        """Forget these as soon as `newest` and all runs before it are over."""
+        for digest in digests:
+            self._partial.pop(digest, None)
+            if digest in self.complete:
+                self._fading[digest] = newest
+
+    def forget_before(self, oldest: RunId | None) -> tuple[Digest, ...]:
+        """Drop what only runs before `oldest` (None: there is no run at all) could need, and say what it was."""
+        gone = tuple(digest for digest, newest in self._fading.items() if oldest is None or newest < oldest)
+        for digest in gone:
+            del self._fading[digest]
+            del self.complete[digest]
+        return gone
+
+    def clear(self) -> tuple[Digest, ...]:
+        """Drop everything, and say what it was."""
+        gone = tuple(self.complete)
+        self.complete.clear()
+        self._partial.clear()
+        self._fading.clear()
+        return gone

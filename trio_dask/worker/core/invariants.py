@@ -1,0 +1,96 @@
+"""What is always true of a worker core between two events. Tests and simulations check it after every one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from trio_dask.identity import Key, RunId
+from trio_dask.worker.core.requests import FetchId
+from trio_dask.worker.core.worker import WorkerCore
+
+__all__ = ["check", "check_idle"]
+
+
+def check(core: WorkerCore) -> None:
+    """Compare every table with every other.
+
+    Raises:
+      AssertionError: they contradict each other; the message says how.
+    """
+    _check_runs(core)
+    _check_inputs(core)
+    _check_fetches(core)
+    total = sum(held.nbytes for held in core.held.values())
+    assert core.held.nbytes == total, f"{core.held.nbytes} bytes held, not {total}"
+    results = {held.run: key for key, held in core.held.items() if held.run is not None}
+    assert core.held.results == results
+
+
+def check_idle(core: WorkerCore) -> None:
+    """Check that nothing is under way: what was counted up has been counted down.
+
+    Raises:
+      AssertionError: something is left.
+    """
+    check(core)
+    private, slots = vars(core), core.slots
+    tables: dict[str, Any] = {name: private[name] for name in ("_runs", "_waiting", "_waiters", "_producers")}
+    tables |= {"announced": slots.announced, "leaving": slots.leaving, "overdue": slots.overdue}
+    left = {name: table for name, table in tables.items() if table}
+    assert not left, f"left over: {left}"
+    assert not core.ready, "ready runs are left over"
+    assert not core.fetches.sought, "keys are still sought"
+    assert not core.fetches.active, "fetches are left over"
+
+
+def _check_runs(core: WorkerCore) -> None:
+    slots = core.slots
+    ready = {run.run: run for run in core.ready.runs()}
+    for number, run in ready.items():
+        assert core.runs.get(number) is run, f"ready run {number} is not current"
+    for number, waiting in core.waiting.items():
+        assert core.runs.get(number) is waiting.run, f"waiting run {number} is not current"
+        assert number not in ready, f"run {number} is both waiting and ready"
+        assert waiting.missing, f"run {number} waits for nothing"
+    executing = [number for number in core.runs if number not in ready and number not in core.waiting]
+    assert len(executing) == core.executing
+    stopped = len(slots.leaving) + len(slots.overdue)
+    assert len(executing) + stopped <= slots.slots, f"{executing} and {stopped} stopped runs in {slots.slots} slots"
+    assert slots.announced <= set(executing), f"of {slots.announced} only {executing} execute"
+    assert slots.deadlines.keys() <= slots.announced
+    if not slots.capacity:
+        assert not ready, "runs are ready for slots that may never come back"
+        assert not core.waiting, "runs wait for slots that may never come back"
+
+
+def _check_inputs(core: WorkerCore) -> None:
+    private = vars(core)
+    waiters: dict[Key, dict[RunId, None]] = private["_waiters"]
+    producers: dict[Key, RunId] = private["_producers"]
+    inverse = {(key, number) for number, waiting in core.waiting.items() for key in waiting.missing}
+    assert inverse == {(key, number) for key, numbers in waiters.items() for number in numbers}
+    for key in waiters:
+        assert waiters[key], f"nobody waits for {key}"
+        assert key not in core.held, f"runs wait for {key}, which is here"
+        assert key in core.fetches.sought or key in producers, f"runs wait for {key}, which nobody brings"
+    for key, number in producers.items():
+        assert number in core.runs, f"{key} is computed by run {number}, which is not current"
+        assert core.runs[number].key == key, f"{key} is computed by run {number}, which computes another key"
+
+
+def _check_fetches(core: WorkerCore) -> None:
+    plan = core.fetches
+    waiters = vars(core)["_waiters"]
+    for key in plan.sought:
+        assert key in waiters, f"{key} is sought and nobody waits for it"
+    queues = plan.queues.items()
+    places: list[tuple[Key, str, FetchId | None]] = [(key, address, None) for address, queue in queues for key in queue]
+    places += [(key, fetch.address, number) for number, fetch in plan.active.items() for key in fetch.keys]
+    assert sorted(key for key, _, _ in places) == sorted(plan.sought), "a sought key stands in no place, or in two"
+    for key, address, number in places:
+        sought = plan.sought[key]
+        assert (sought.address, sought.fetch) == (address, number), f"{key} is sought elsewhere than it says"
+    assert len(plan.active) <= plan.limits.fetches
+    addresses = [fetch.address for fetch in plan.active.values()]
+    for address in addresses:
+        assert addresses.count(address) <= plan.limits.fetches_per_address, f"too many fetches from {address}"

@@ -1,0 +1,340 @@
+"""Where user code runs: slot threads that take ready runs back to back, and the Trio thread for `async def` tasks.
+
+Nothing here happens per task in Trio: slots take from the core's `ReadyQueue` on their own, outcomes gather in a deque,
+and the Trio thread is woken once for as many as have gathered when it comes round to look.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from queue import SimpleQueue
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import trio
+
+from trio_dask.errors import TaskCancelled
+from trio_dask.identity import Digest, Key
+from trio_dask.protocol.messages import Run
+from trio_dask.protocol.pickling import describe_exception, load_call, load_function, pickle_value
+from trio_dask.worker.core.ready import ReadyQueue
+from trio_dask.worker.task_context import TaskContext, WorkerHandle, enter
+
+__all__ = ["Begun", "Executor", "Failed", "Finished", "InputGone", "Outcome"]
+
+
+class Finished(NamedTuple):
+    """A run gave this value."""
+
+    run: Run
+    value: Any
+    nbytes: int
+    type_name: str
+    inline: bytes | None
+    duration_s: float
+
+
+class Failed(NamedTuple):
+    """A run raised, or its value cannot be pickled."""
+
+    run: Run
+    error: bytes | None
+    text: str
+    duration_s: float
+
+
+class InputGone(NamedTuple):
+    """A run could not start, since an input is not in the store any more."""
+
+    run: Run
+    key: Key
+
+
+class Begun(NamedTuple):
+    """A slot has taken a run that is to be announced or has a time limit. It waits for `go`, if there is one."""
+
+    run: Run
+    go: SimpleQueue[None] | None
+
+
+Outcome = Finished | Failed | InputGone | Begun
+
+
+class _Crashed(NamedTuple):
+    """A slot thread has ended by a fault of our own."""
+
+    error: BaseException
+
+
+class _AsyncCall(NamedTuple):
+    """An `async def` task, for the Trio thread; its slot waits for the reply, which raises or gives the value."""
+
+    context: TaskContext
+    call: Callable[[], Any]
+    reply: SimpleQueue[Callable[[], Any]]
+
+
+_Posted = Outcome | _AsyncCall | _Crashed
+"""What slots have to say."""
+
+
+class _Absent(Exception):
+    """An input is not in the store."""
+
+    def __init__(self, key: Key) -> None:
+        self.key = key
+
+
+_NO_VALUES: Mapping[Key, Any] = {}
+
+
+class Executor:
+    """`slots` threads and what they need. `run` hosts it; every public method is for the Trio thread.
+
+    `ready`, `blobs` and `values` belong to others and change while slots read them.
+    """
+
+    def __init__(
+        self,
+        slots: int,
+        *,
+        ready: ReadyQueue,
+        blobs: Mapping[Digest, bytes | bytearray],
+        values: Mapping[Key, Any],
+        worker: WorkerHandle,
+        inline_limit_bytes: int,
+    ) -> None:
+        self._slots: list[TaskContext | None] = [None] * slots
+        self._ready = ready
+        self._blobs = blobs
+        self._values = values
+        self._worker = worker
+        self._inline_limit = inline_limit_bytes
+        self._functions: dict[Digest, tuple[Callable[..., Any], bool]] = {}
+        self._tokens: SimpleQueue[None] = SimpleQueue()
+        self._posted: deque[_Posted] = deque()
+        self._doomed: dict[int, Run] = {}  # by identity: cancelled runs that have not come back
+        self._woken = False
+        self._closed = False
+        self._take: Callable[[list[Outcome]], None] | None = None
+        self._tasks: trio.Nursery | None = None
+        self._trio_token: trio.lowlevel.TrioToken | None = None
+        self._failure: BaseException | None = None
+        self._failed = trio.Event()
+
+    async def run(self, take: Callable[[list[Outcome]], None]) -> None:
+        """Run the slots, and give `take` their outcomes, in order, as they come. Ends by cancellation only.
+
+        Threads that are inside user code then cannot be stopped; they are daemons and end when that code returns.
+
+        Raises:
+          BaseException: a slot thread crashed, which is a fault of ours.
+        """
+        self._take = take
+        self._trio_token = trio.lowlevel.current_trio_token()
+        try:
+            async with trio.open_nursery() as self._tasks:
+                for number in range(len(self._slots)):
+                    name = f"slot-{number}"
+                    threading.Thread(target=self._serve, args=(number,), name=name, daemon=True).start()
+                await self._failed.wait()
+        finally:
+            self._close()
+        if self._failure is not None:
+            raise self._failure
+
+    def wake(self, offered: int) -> None:
+        """Let the slots know that so many runs have become ready."""
+        for _ in range(offered):
+            self._tokens.put(None)
+
+    def cancel(self, run: Run) -> None:
+        """Stop this run if a slot has it: `async def` code at once, other code when it calls `check_cancelled`."""
+        # First this, then the look at the slots: one that takes the run meanwhile looks here after it shows itself.
+        self._doomed[id(run)] = run
+        for context in self._slots:
+            if context is not None and context.run is run:
+                context.cancel()
+
+    def running_for(self, seconds: float) -> list[Run]:
+        """The runs that slots have had for at least so long."""
+        before = perf_counter() - seconds
+        return [context.run for context in self._slots if context is not None and context.started_at <= before]
+
+    @property
+    def busy(self) -> bool:
+        """Whether any slot has a run."""
+        return any(context is not None for context in self._slots)
+
+    def forget(self, digests: Iterable[Digest]) -> None:
+        """Drop these unpickled functions."""
+        for digest in digests:
+            self._functions.pop(digest, None)
+
+    def _deliver(self) -> None:
+        """Hand on what has gathered. Trio calls this when a slot has asked for it: a task to do it would come later."""
+        if self._closed:
+            return
+        batch: list[Outcome] = []
+        try:
+            for outcome in self._collect():
+                if isinstance(outcome, _AsyncCall):
+                    assert self._tasks is not None
+                    self._tasks.start_soon(_run_async, outcome)
+                elif isinstance(outcome, _Crashed):
+                    raise outcome.error
+                else:
+                    batch.append(outcome)
+            if batch and self._take is not None:
+                self._take(batch)
+        except BaseException as error:  # `run` raises it; out of here it would be an internal error of Trio
+            self._failure = error
+            self._failed.set()
+
+    def _collect(self) -> Iterable[_Posted]:
+        """Take what is there, and be called for whatever comes after."""
+        self._woken = False  # before the count: what is appended after it calls us anew
+        outcomes = [self._posted.popleft() for _ in range(len(self._posted))]
+        if self._doomed:
+            for outcome in outcomes:
+                if isinstance(outcome, Finished | Failed | InputGone):
+                    self._doomed.pop(id(outcome.run), None)
+        return outcomes
+
+    def _close(self) -> None:
+        self._closed = True
+        for context in self._slots:
+            if context is not None:
+                context.cancel()
+        self.wake(len(self._slots))
+        for outcome in self._collect():
+            self._turn_away(outcome)
+
+    # ------------------------------------------------------------------------------------------ in a slot's thread
+
+    def _serve(self, number: int) -> None:
+        try:
+            while True:
+                self._tokens.get()
+                if self._closed:
+                    return
+                run = self._ready.take()
+                if run is not None:
+                    self._post(self._execute(number, run))
+        except BaseException as error:  # a slot that ended silently would be waited for for ever
+            self._post(_Crashed(error))
+
+    def _execute(self, number: int, run: Run) -> Outcome:
+        """One run, start to end. When this returns nothing here holds on to the arguments or the value."""
+        context = TaskContext(run, self._worker)
+        self._slots[number] = context
+        enter(context)
+        try:
+            if run.extra:
+                self._begin(context)
+            if self._doomed and id(run) in self._doomed:
+                context.cancelled = True
+                raise TaskCancelled(f"task {context.key!r} was cancelled before it started")
+            loaded = self._functions.get(run.function)
+            function, is_async = loaded or self._load(run.function)
+            values = self._inputs(run) if run.dependencies else _NO_VALUES
+            args, kwargs = load_call(run.call, self._blobs, values)
+            value = self._call_async(context, function, args, kwargs) if is_async else function(*args, **kwargs)
+            pickled = pickle_value(value, self._inline_limit)
+        except _Absent as absent:
+            return InputGone(run, absent.key)
+        except BaseException as error:  # whatever a task raises is its result, and the slot lives on
+            duration_s = perf_counter() - context.started_at
+            description, text = describe_exception(error)
+            return Failed(run, description, _sendable(text), duration_s)
+        finally:
+            self._slots[number] = None
+        duration_s = perf_counter() - context.started_at
+        return Finished(run, value, pickled.nbytes, _sendable(pickled.type_name), pickled.inline, duration_s)
+
+    def _begin(self, context: TaskContext) -> None:
+        extra = context.run.extra
+        if extra.get("announce"):
+            go: SimpleQueue[None] = SimpleQueue()
+            self._post(Begun(context.run, go))
+            go.get()
+        elif "time_limit" in extra:
+            self._post(Begun(context.run, None))
+
+    def _load(self, digest: Digest) -> tuple[Callable[..., Any], bool]:
+        function = load_function(self._blobs[digest])
+        method = getattr(type(function), "__call__", None)  # noqa: B004 (the method itself is what is asked about)
+        is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(method)
+        self._functions[digest] = function, is_async
+        return function, is_async
+
+    def _inputs(self, run: Run) -> dict[Key, Any]:
+        inputs: dict[Key, Any] = {}
+        for key, _ in run.dependencies:
+            try:
+                inputs[key] = self._values[key]
+            except KeyError:
+                if key in self._values:
+                    raise  # by the user's own code, which unpickled the value
+                raise _Absent(key) from None
+        return inputs
+
+    def _call_async(
+        self, context: TaskContext, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        reply: SimpleQueue[Callable[[], Any]] = SimpleQueue()
+        self._post(_AsyncCall(context, lambda: function(*args, **kwargs), reply))
+        return reply.get()()
+
+    def _post(self, outcome: _Posted) -> None:
+        self._posted.append(outcome)
+        if self._closed:
+            self._turn_away(outcome)
+        elif not self._woken and self._trio_token is not None:
+            self._woken = True
+            with suppress(trio.RunFinishedError):
+                self._trio_token.run_sync_soon(self._deliver, idempotent=True)
+
+    def _turn_away(self, outcome: _Posted) -> None:
+        """Nobody takes outcomes any more, so nobody must wait for an answer either."""
+        if isinstance(outcome, Begun) and outcome.go is not None:
+            outcome.go.put(None)
+        elif isinstance(outcome, _AsyncCall):
+            outcome.reply.put(_raiser(TaskCancelled("the worker is leaving")))
+
+
+async def _run_async(task: _AsyncCall) -> None:
+    """Run an `async def` task in a cancel scope of its own, and answer its slot whatever happens."""
+    context = task.context
+    answer = _raiser(TaskCancelled(f"task {context.key!r} was cancelled"))
+    try:
+        enter(context)
+        with trio.CancelScope() as scope:
+            context.on_cancel(scope.cancel)
+            answer = _giver(await task.call())
+    except trio.Cancelled:
+        raise
+    except BaseException as error:  # like in a slot: what a task raises is its result
+        answer = _raiser(error)
+    finally:
+        task.reply.put(answer)
+
+
+def _sendable(text: str) -> str:
+    """The user's text; what UTF-8 has no bytes for (halves of surrogate pairs) is escaped."""
+    return text if text.isascii() else text.encode(errors="backslashreplace").decode()
+
+
+def _raiser(error: BaseException) -> Callable[[], Any]:
+    def answer() -> Any:
+        raise error
+
+    return answer
+
+
+def _giver(value: Any) -> Callable[[], Any]:
+    return lambda: value

@@ -1,0 +1,168 @@
+"""Answering on the data plane: values for peers and clients, values from clients, calls of `client.run`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
+
+import trio
+
+from trio_dask.comm import DataChannel
+from trio_dask.errors import ProtocolError, SerializationError
+from trio_dask.identity import Key
+from trio_dask.protocol.messages import Absent, Call, CallResult, Fetch, Goodbye, Put, PutDone, Value
+from trio_dask.protocol.pickling import describe_exception, dump_value, load_value
+from trio_dask.worker.budget import Budget
+from trio_dask.worker.core.holdings import Held
+from trio_dask.worker.store import Frames, Store
+from trio_dask.worker.task_context import WorkerHandle
+
+__all__ = ["DataServer"]
+
+SMALL_BYTES = 64 * 2**10
+BIG_BYTES = 2**20
+MAX_SENDS = 16
+MAX_SEND_BYTES = 512 * 2**20
+MAX_CALLS = 40
+
+_T = TypeVar("_T")
+
+
+class DataServer:
+    """What peers and clients can ask of this worker.
+
+    `held` says what is here and how big it is; `keep(put, frames)` stores what a client sends, and is False between
+    sessions, when nobody would ever free it.
+    """
+
+    def __init__(
+        self, store: Store, held: Mapping[Key, Held], keep: Callable[[Put, Frames], bool], worker: WorkerHandle
+    ) -> None:
+        self._store = store
+        self._held = held
+        self._keep = keep
+        self._worker = worker
+        self._sends = Budget(MAX_SENDS, MAX_SEND_BYTES)
+        self._calls = trio.CapacityLimiter(MAX_CALLS)
+
+    async def handle(self, channel: DataChannel) -> None:
+        """Answer requests, one after the other, until the peer leaves.
+
+        Raises:
+          ProtocolError: the peer asked for something that is no request.
+        """
+        while True:
+            try:
+                message, buffers = await channel.receive()
+            except trio.EndOfChannel:
+                return
+            match message:
+                case Fetch(keys):
+                    for key in keys:
+                        await self._send_value(channel, key)
+                case Put():
+                    await channel.send(self._put(message, buffers))
+                case Call():
+                    ok, text, frames = await self._call(buffers)
+                    await channel.send(CallResult(ok, text, _sizes(frames)), frames)
+                case Goodbye():
+                    return
+                case _:
+                    raise ProtocolError(f"a peer sent a {type(message).__name__}, which is no request")
+
+    async def _send_value(self, channel: DataChannel, key: Key) -> None:
+        held = self._held.get(key)
+        if held is None:
+            await channel.send(Absent(key, ""))
+        elif held.nbytes <= SMALL_BYTES:
+            await self._dump_and_send(channel, key, held.nbytes)
+        else:
+            async with self._sends.share(held.nbytes):
+                await self._dump_and_send(channel, key, held.nbytes)
+
+    async def _dump_and_send(self, channel: DataChannel, key: Key, nbytes: int) -> None:
+        try:
+            if nbytes > BIG_BYTES:
+                frames = await trio.to_thread.run_sync(self._store.dump, key, abandon_on_cancel=True)
+            else:
+                frames = self._store.dump(key)
+        except KeyError:
+            await channel.send(Absent(key, ""))  # freed while it waited for its turn
+        except SerializationError as error:
+            await channel.send(Absent(key, str(error)))
+        else:
+            await channel.send(Value(key, _sizes(frames)), frames)
+
+    def _put(self, put: Put, frames: Frames) -> PutDone | Absent:
+        if not frames:
+            raise ProtocolError("a value came without any bytes")
+        if not self._keep(put, frames):
+            return Absent(put.key, "this worker has no scheduler at the moment")
+        return PutDone(put.key, sum(put.sizes))
+
+    # ------------------------------------------------------------------------------------------ client.run
+
+    async def _call(self, frames: Frames) -> _Outcome:
+        """Call a function outside of the slots: `async def` under Trio, all else in a thread."""
+        outcome = await self._in_thread(partial(_load_and_call, frames, self._worker))
+        if not isinstance(outcome, _Coroutine):
+            return outcome
+        try:
+            value = await outcome.function(*outcome.args, **outcome.kwargs)
+        except trio.Cancelled:
+            raise
+        except BaseException as error:  # whatever the user's function raises is its result
+            return _describe(error)
+        return await self._in_thread(partial(_dump, value))
+
+    async def _in_thread(self, work: Callable[[], _T]) -> _T:
+        return await trio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=self._calls)
+
+
+class _Coroutine(NamedTuple):
+    """An `async def` function, which is called under Trio."""
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+_Outcome = tuple[bool, str, Frames]
+"""The fields of a `CallResult`, and what follows it."""
+
+
+def _load_and_call(frames: Frames, worker: WorkerHandle) -> _Outcome | _Coroutine:
+    try:
+        function, args, kwargs = load_value(frames)
+        if "dask_worker" not in kwargs and _takes_worker(function):
+            kwargs = {**kwargs, "dask_worker": worker}
+        if inspect.iscoroutinefunction(function):
+            return _Coroutine(function, tuple(args), kwargs)
+        return _dump(function(*args, **kwargs))
+    except BaseException as error:  # it runs in a thread of its own, which must not end the worker
+        return _describe(error)
+
+
+def _dump(value: Any) -> _Outcome:
+    try:
+        return True, "", dump_value(value)
+    except BaseException as error:  # pickling runs the user's code
+        return _describe(error)
+
+
+def _describe(error: BaseException) -> _Outcome:
+    description, text = describe_exception(error)
+    return False, text, [] if description is None else [description]
+
+
+def _takes_worker(function: Callable[..., Any]) -> bool:
+    try:
+        return "dask_worker" in inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return False  # a builtin without a signature
+
+
+def _sizes(frames: Frames) -> tuple[int, ...]:
+    return tuple(frame.nbytes if isinstance(frame, memoryview) else len(frame) for frame in frames)

@@ -1,0 +1,124 @@
+"""What a task can ask about itself and about the worker that runs it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+from trio_dask.errors import TaskCancelled
+from trio_dask.identity import Key
+from trio_dask.protocol.messages import Run
+
+__all__ = ["TaskContext", "WorkerHandle", "check_cancelled", "current_task", "enter", "get_worker"]
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class WorkerHandle:
+    """The worker, as tasks (`get_worker()`) and functions called by `client.run` (`dask_worker=`) see it.
+
+    `address`, `scheduler_address` and `incarnation` are those of the session at the time of asking, and empty between
+    sessions. `data` maps the keys held here to their values. `state` belongs to the users: what one task puts there,
+    the next one finds, for as long as this process lives.
+    """
+
+    name: str
+    nthreads: int
+    memory_limit_bytes: int | None = None
+    resources: Mapping[str, float] = field(default_factory=dict[str, float])
+    local_directory: str | None = None
+    address: str = ""
+    scheduler_address: str = ""
+    incarnation: str = ""
+    data: Mapping[Key, Any] = field(default_factory=dict[Key, Any])
+    state: dict[str, Any] = field(default_factory=dict[str, Any])
+    client: Any = None
+    client_lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def get_client(self, make: Callable[[str], Any]) -> Any:
+        """The one client that all tasks here share, made by `make(scheduler_address)` when it is first asked for."""
+        with self.client_lock:
+            if self.client is None:
+                self.client = make(self.scheduler_address)
+            return self.client
+
+    def take_client(self) -> Any:
+        """The client that tasks shared, if they did; they get a new one when they ask again."""
+        with self.client_lock:
+            client, self.client = self.client, None
+            return client
+
+
+class TaskContext:
+    """One run in one slot, from the moment the slot took it."""
+
+    __slots__ = ("_on_cancel", "cancelled", "run", "started_at", "worker")
+
+    def __init__(self, run: Run, worker: WorkerHandle) -> None:
+        self.run = run
+        self.worker = worker
+        self.started_at = time.perf_counter()
+        self.cancelled = False
+        self._on_cancel: Callable[[], None] | None = None
+
+    @property
+    def key(self) -> Key:
+        """The task's key."""
+        return self.run.key
+
+    @property
+    def attempt(self) -> int:
+        """1 for the first attempt at this task."""
+        return int(self.run.extra.get("attempt", 1)) if self.run.extra else 1
+
+    def cancel(self) -> None:
+        """Ask the run to end. For the worker's own thread."""
+        self.cancelled = True
+        if self._on_cancel is not None:
+            self._on_cancel()
+
+    def on_cancel(self, hook: Callable[[], None]) -> None:
+        """Have `cancel` call `hook`; at once if the run is cancelled already. For the worker's own thread."""
+        self._on_cancel = hook
+        if self.cancelled:
+            hook()
+
+
+_current: ContextVar[TaskContext] = ContextVar("trio_dask task")
+
+enter = _current.set
+"""Make a context the current one of this thread or Trio task."""
+
+
+def current_task() -> TaskContext | None:
+    """The context of the task that is running here, or None outside of tasks."""
+    return _current.get(None)
+
+
+def check_cancelled() -> None:
+    """End this task if it has been cancelled or is out of time; call it now and then in long-running code.
+
+    A task that runs in a thread cannot be stopped from outside. Outside of a task this does nothing, so that a function
+    that calls it can be called directly as well.
+
+    Raises:
+      TaskCancelled: nobody wants the result any more.
+    """
+    context = _current.get(None)
+    if context is not None and context.cancelled:
+        raise TaskCancelled(f"task {context.key!r} was cancelled")
+
+
+def get_worker() -> WorkerHandle:
+    """The worker that runs this task.
+
+    Raises:
+      ValueError: no task is running here.
+    """
+    context = _current.get(None)
+    if context is None:
+        raise ValueError("no worker found: get_worker() works inside a task")
+    return context.worker
