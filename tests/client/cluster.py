@@ -1,0 +1,307 @@
+"""A cluster in a few lines, for tests of clients: one object that is scheduler and worker, with no decisions of its own.
+
+It stands where the connection would. Everything in both directions goes through the real codec. Tasks are computed at
+once, or when the test says so; the test can say anything else a scheduler may say.
+"""
+
+import contextlib
+from collections import Counter
+
+import trio
+
+from trio_dask.client.base import BaseClient
+from trio_dask.client.engine import Engine
+from trio_dask.client.futures import AsyncFuture, Future
+from trio_dask.client.threads import CallbackThread, EngineThread
+from trio_dask.comm.transport import ConnectionLost
+from trio_dask.protocol import messages as m
+from trio_dask.protocol.codec import DATA_PLANE, FROM_CLIENT, TO_CLIENT, decode, encode
+from trio_dask.protocol.pickling import (
+    describe_exception,
+    dump_value,
+    load_call,
+    load_function,
+    load_value,
+    pickle_value,
+)
+
+WORKER = "tcp://worker:1"
+INLINE_BYTES = 4096
+
+
+class MiniCluster:
+    """The other end of a client. `hold` names functions (or is True for all) whose tasks wait for `finish`."""
+
+    def __init__(self, *, hold=(), inline=True):
+        self.hold = hold
+        self.inline = inline
+        self.received = []
+        self.goodbye = None
+        self.values = {}
+        self.errors = {}
+        self.tasks = {}
+        self.wanted = Counter()
+        self.computed = Counter()
+        self.blobs = {}
+        self.absent = set()
+        self.channels = 0
+        self.silent = False
+        self._outgoing = []
+        self._closed = None
+        self._wakeup = trio.Event()
+        self._token = None
+
+    # ------------------------------------------------------------------------------------------ as a connection
+
+    async def dial(self):
+        self._token = trio.lowlevel.current_trio_token()
+        return self
+
+    async def __aenter__(self):
+        return self
+
+    async def __aexit__(self, *error):
+        pass
+
+    def send_many_nowait(self, messages):
+        self._outgoing += messages
+
+    def flush_nowait(self):
+        outgoing, self._outgoing = self._outgoing, []
+        for message in decode(encode(outgoing), FROM_CLIENT):
+            self.received.append(message)
+            handler = getattr(self, f"_{type(message).__name__.lower()}", None)
+            if handler is not None and not self.silent:
+                handler(message)
+
+    async def batches(self):
+        while True:
+            self._wakeup = trio.Event()
+            if self._inbox:
+                inbox, self._inbox = self._inbox, []
+                batch = decode(encode(inbox), TO_CLIENT)
+                if isinstance(batch[-1], m.Goodbye):
+                    self.goodbye = batch.pop()
+                if batch:
+                    yield batch
+            elif self.goodbye is not None:
+                return
+            elif self._closed is not None:
+                raise self._closed
+            else:
+                await self._wakeup.wait()
+
+    _inbox = ()
+
+    async def aclose(self, reason=""):
+        self.received.append(m.Goodbye(reason))
+        await trio.lowlevel.checkpoint()
+
+    # ------------------------------------------------------------------------------------------ what tests say
+
+    def say(self, *messages):
+        """The client hears this. In the client's own loop."""
+        self._inbox = [*self._inbox, *messages]
+        self._wakeup.set()
+
+    def say_from_thread(self, *messages):
+        trio.from_thread.run_sync(self.say, *messages, trio_token=self._token)
+
+    def lose(self, reason="the wire was cut"):
+        self._closed = ConnectionLost(reason)
+        self._wakeup.set()
+
+    def lose_from_thread(self):
+        trio.from_thread.run_sync(self.lose, trio_token=self._token)
+
+    def finish(self, *keys):
+        """Compute these tasks that were held back."""
+        for key in keys:
+            self._compute(key)
+
+    def finish_from_thread(self, *keys):
+        trio.from_thread.run_sync(self.finish, *keys, trio_token=self._token)
+
+    def of_type(self, kind):
+        return [message for message in self.received if type(message) is kind]
+
+    # ------------------------------------------------------------------------------------------ as a scheduler
+
+    def _blob(self, message):
+        self.blobs[message.digest] = self.blobs.get(message.digest, b"") + message.data
+
+    def _submit(self, message):
+        for index, key in enumerate(message.keys):
+            dependencies = message.dependencies[index] if message.dependencies else ()
+            self.wanted[key] += 1
+            if key not in self.tasks:
+                self.tasks[key] = (message.function, message.calls[index], dependencies)
+            if key in self.values:
+                self.say(self._ready(key))
+            elif not self._is_held(key):
+                self._compute(key)
+
+    def _is_held(self, key):
+        return self.hold is True or any(key.startswith(f"{name}-") or key == name for name in self.hold)
+
+    def _compute(self, key):
+        function, call, dependencies = self.tasks[key]
+        for dependency in dependencies:
+            if dependency not in self.values and dependency not in self.errors:
+                self._compute(dependency)
+        self.computed[key] += 1
+        failed = next((self.errors[dependency] for dependency in dependencies if dependency in self.errors), None)
+        try:
+            if failed is None:
+                args, kwargs = load_call(call, self.blobs, self.values)
+                self.values[key] = load_function(self.blobs[function])(*args, **kwargs)
+        except Exception as error:
+            failed = (key, *describe_exception(error))
+        if failed is not None:
+            self.errors[key] = failed
+            blamed, error, text = failed
+            self.say(m.KeyFailed(key, blamed, "exception", error, text, {"worker": "w", "address": WORKER}))
+        else:
+            self.say(self._ready(key))
+
+    def _ready(self, key):
+        pickled = pickle_value(self.values[key], INLINE_BYTES if self.inline else 0)
+        return m.KeyReady(key, pickled.nbytes, pickled.type_name, pickled.inline, () if pickled.inline else (WORKER,))
+
+    def _want(self, message):
+        for key in message.keys:
+            self.wanted[key] += 1
+            if key in self.values:
+                # As a scheduler does: it does not keep what once rode along.
+                self.say(self._ready(key)._replace(value=None, holders=(WORKER,)))
+            elif key not in self.tasks:
+                self.say(m.Dropped(key, "lost", "unknown"))
+
+    def _release(self, message):
+        for key in message.keys:
+            del self.wanted[key]
+            self.tasks.pop(key, None)
+            self.values.pop(key, None)
+            self.errors.pop(key, None)
+
+    def _cancel(self, message):
+        for key in message.keys:
+            self.wanted.pop(key, None)
+            self.tasks.pop(key, None)
+            self.say(m.Dropped(key, "cancelled", "cancelled"))
+
+    def _retry(self, message):
+        for key in message.keys:
+            self.errors.pop(key)
+            self.say(m.KeyPending(key))
+            self._compute(key)
+
+    def _unreachable(self, message):
+        self.say(self._ready(message.key))
+
+    def _query(self, message):
+        answers = {
+            "nthreads": {WORKER: 2},
+            "scheduler_info": {"workers": {WORKER: {"name": "w", "nthreads": 2}}},
+            "who_has": {key: [WORKER] if key in self.values else [] for key in message.arguments},
+            "has_what": {WORKER: list(self.values)},
+            "processing": {WORKER: [key for key in self.tasks if key not in self.values]},
+            "nbytes": {key: 28 for key in message.arguments or self.values},
+            "wait_for_workers": 1,
+        }
+        if message.what != "wait_for_workers" or int(message.arguments[0]) <= 1:
+            self.say(m.Reply(message.request, answers[message.what]))
+
+    def _restart(self, message):
+        self.tasks.clear()
+        self.say(m.Reply(message.request, {"missing": []}))
+
+    # ------------------------------------------------------------------------------------------ as a worker
+
+    async def open_channel(self, address):
+        await trio.lowlevel.checkpoint()
+        if address != WORKER:
+            raise ConnectionLost(f"nothing listens at {address}")
+        self.channels += 1
+        return _Channel(self)
+
+
+class _Channel:
+    def __init__(self, cluster):
+        self.cluster = cluster
+        self.answers = []
+        self.aborted = False
+
+    async def send(self, message, buffers=()):
+        await trio.lowlevel.checkpoint()
+        assert not self.aborted
+        (message,) = decode(encode([message]), DATA_PLANE)
+        frames = [bytearray(buffer) for buffer in buffers]
+        assert tuple(map(len, frames)) == tuple(getattr(message, "sizes", ()))
+        cluster = self.cluster
+        match message:
+            case m.Fetch(keys):
+                for key in keys:
+                    if key in cluster.absent:
+                        self.answers.append((m.Absent(key, ""), []))
+                    else:
+                        value = [bytearray(frame) for frame in dump_value(cluster.values[key])]
+                        self.answers.append((m.Value(key, tuple(map(len, value))), value))
+            case m.Put(key):
+                cluster.values[key] = load_value(frames)
+                cluster.tasks[key] = None
+                self.answers.append((m.PutDone(key, sum(message.sizes)), []))
+                cluster.say(cluster._ready(key)._replace(value=None, holders=(WORKER,)))
+            case m.Call():
+                function, args, kwargs = load_value(frames)
+                try:
+                    ok, text, result = True, "", dump_value(function(*args, **kwargs))
+                except Exception as error:
+                    description, text = describe_exception(error)
+                    ok, result = False, [description]
+                self.answers.append((m.CallResult(ok, text, tuple(map(len, result))), result))
+
+    async def receive(self):
+        await trio.lowlevel.checkpoint()
+        if self.aborted or not self.answers:
+            raise trio.EndOfChannel
+        return self.answers.pop(0)
+
+    def abort(self):
+        self.aborted = True
+
+    async def aclose(self):
+        self.aborted = True
+        await trio.lowlevel.checkpoint()
+
+
+def make_engine(cluster):
+    return Engine("a-client", cluster.dial, cluster.open_channel, grace_s=1.0)
+
+
+@contextlib.asynccontextmanager
+async def open_async_client(cluster):
+    """An `AsyncClient` of the mini cluster."""
+    from trio_dask.client.async_client import AsyncClient
+
+    client = AsyncClient.__new__(AsyncClient)
+    BaseClient.__init__(client, make_engine(cluster), AsyncFuture, None)
+    client._nursery_manager = client._nursery = None
+    async with client:
+        yield client
+
+
+@contextlib.contextmanager
+def open_client(cluster):
+    """A blocking `Client` of the mini cluster."""
+    from trio_dask.client.client import Client
+
+    client = Client.__new__(Client)
+    BaseClient.__init__(client, make_engine(cluster), Future, None)
+    client.cluster, client._owns_cluster = None, False
+    client._callbacks = CallbackThread()
+    client._engine.run_callback = client._callbacks.put
+    client._thread = EngineThread(client._engine)
+    client._thread.start()
+    with client:
+        yield client

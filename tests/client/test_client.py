@@ -1,0 +1,377 @@
+"""The blocking `Client`: the same cluster, a thread that blocks, and a loop of its own behind it."""
+
+import asyncio
+import gc
+import operator
+import pickle
+import sys
+import threading
+from types import SimpleNamespace
+
+import pytest
+import trio
+
+from tests.client.cluster import WORKER, MiniCluster, open_client
+from trio_dask import AsyncClient, Client, as_completed, fire_and_forget, get_client, wait
+from trio_dask.client import defaults
+from trio_dask.errors import FutureCancelledError, KeyConflict, NoScheduler, SchedulerLost, UsageError
+from trio_dask.protocol import messages as m
+
+
+def increment(x, by=1):
+    return x + by
+
+
+def fail(x):
+    raise ValueError(x)
+
+
+@pytest.fixture
+def cluster():
+    return MiniCluster()
+
+
+@pytest.fixture
+def client(cluster):
+    with open_client(cluster) as client:
+        yield client
+
+
+def test_a_script_for_distributed(client):
+    future = client.submit(increment, 1, by=2)
+    assert future.result(timeout=10) == 3
+    assert future.exception() is None and future.traceback() is None
+    futures = client.map(increment, range(100))
+    assert client.gather(futures) == list(range(1, 101))
+    total = client.submit(sum, futures)
+    assert total.result() == 5050
+    assert wait(futures).done == set(futures)
+    assert {future.result() for future in as_completed(futures)} == set(range(1, 101))
+    assert sum(len(batch) for batch in as_completed(futures, with_results=True).batches()) == 100
+    assert client.get({"x": 1, "y": (increment, "x")}, ["y", "x"]) == [2, 1]
+    scattered = client.scatter([1, 2])
+    assert client.gather(scattered) == [1, 2]
+    assert client.run(increment, 1) == {WORKER: 2}
+    assert client.nthreads() == {WORKER: 2}
+    assert client.who_has(future) == {future.key: (WORKER,)}
+    client.wait_for_workers(1, timeout=5)
+
+
+def test_a_remote_error_names_task_and_worker(client):
+    with pytest.raises(ValueError, match="boom") as caught:
+        client.submit(fail, "boom").result()
+    assert "in task 'fail-" in " ".join(caught.value.__notes__)
+    future = client.submit(fail, "boom")
+    assert isinstance(future.exception(), ValueError)
+    assert future.traceback() is not None
+    assert client.gather([future], errors="skip") == []
+
+
+def test_timeouts_leave_the_task_alone(client, cluster):
+    cluster.hold = True
+    future = client.submit(increment, 1)
+    for wait_for_it in (
+        lambda: future.result(timeout=0.01),
+        lambda: future.exception(timeout="10ms"),
+        lambda: wait([future], timeout=0.01),
+        lambda: next(as_completed([future], timeout=0.01)),
+        lambda: client.wait_for_workers(9, timeout=0.01),
+    ):
+        with pytest.raises(TimeoutError):
+            wait_for_it()
+    cluster.finish_from_thread(future.key)
+    assert future.result() == 2
+
+
+def test_results_wake_threads_that_wait(client, cluster):
+    cluster.hold = True
+    futures = client.map(increment, range(20))
+    results = {}
+    threads = [threading.Thread(target=lambda f=f: results.update({f.key: f.result()})) for f in futures]
+    for thread in threads:
+        thread.start()
+    cluster.finish_from_thread(*[future.key for future in futures])
+    for thread in threads:
+        thread.join()
+    assert [results[future.key] for future in futures] == list(range(1, 21))
+
+
+def test_threads_that_submit_and_drop_at_once_disturb_nothing(client, cluster):
+    """Each key ends up released, and every result is right, whatever the order of the threads' steps."""
+    wrong = []
+
+    def hammer(seed):
+        for number in range(300):
+            shared = client.submit(increment, number % 7)
+            own = client.submit(operator.add, shared, seed * 1000 + number, pure=False)
+            if number % 3 == 0:
+                del shared
+            if number % 5 == 0:
+                own.cancel()
+            elif own.result(timeout=30) != number % 7 + 1 + seed * 1000 + number:
+                wrong.append(own)
+
+    threads = [threading.Thread(target=hammer, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    gc.collect()
+    client.nthreads()  # behind the releases
+    assert client.engine.core.states == {}
+    assert not +cluster.wanted
+
+
+def test_submit_never_waits_for_the_loop(client, cluster):
+    """While the client's own loop stands still, submitting goes on."""
+    block, blocked = threading.Event(), threading.Event()
+
+    def stand_still():
+        blocked.set()
+        block.wait()
+
+    client.engine.run_soon(stand_still)
+    blocked.wait()
+    futures = client.map(increment, range(1000)) + [client.submit(increment, -i) for i in range(1000)]
+    assert not cluster.of_type(m.Submit)
+    del futures[500:]
+    block.set()
+    assert client.gather(futures) == list(range(1, 501))
+
+
+def test_a_burst_wakes_the_loop_once(client, cluster):
+    block = threading.Event()
+    client.engine.run_soon(block.wait)
+    wakes = []
+    token = client.engine._token
+
+    class Counting:
+        def run_sync_soon(self, function, *args, **kwargs):
+            wakes.append(function)
+            token.run_sync_soon(function, *args, **kwargs)
+
+    client.engine._token = Counting()
+    futures = [client.submit(increment, i) for i in range(100)]
+    client.engine._token = token
+    block.set()
+    assert client.gather(futures) == list(range(1, 101))
+    assert len(wakes) <= 2
+
+
+def test_a_key_can_be_used_again_as_soon_as_its_futures_are_gone(client):
+    for number in range(50):
+        future = client.submit(increment, number, key="x")
+        assert future.result() == number + 1
+        with pytest.raises(KeyConflict):
+            client.submit(increment, -1, key="x")
+        del future
+        gc.collect()
+
+
+def test_callbacks_run_on_one_thread_of_their_own(client):
+    seen = []
+    done = threading.Event()
+    futures = client.map(increment, range(10))
+    for future in futures:
+        future.add_done_callback(lambda future: seen.append((threading.current_thread(), future.result())))
+    futures[-1].add_done_callback(lambda _: done.set())
+    assert done.wait(10)
+    assert sorted(result for _, result in seen) == list(range(1, 11))
+    (thread,) = {thread for thread, _ in seen}
+    assert thread not in (threading.main_thread(), client._thread._thread)
+
+
+def test_futures_travel_by_key_and_arrive_at_the_current_client(client, cluster):
+    future = client.submit(increment, 1, key="x")
+    with client.as_current():
+        copy = pickle.loads(pickle.dumps(future))
+    assert copy is not future and copy.state is future.state and copy.result() == 2
+
+
+def test_a_result_that_is_a_future_becomes_one_of_the_client_that_reads_it(client, cluster):
+    one = client.submit(increment, 1)
+    assert one.result() == 2
+    cluster.hold = True
+    outer = client.submit(increment, 5)
+    client.nthreads()  # behind the submission
+    cluster.values[outer.key] = one
+    cluster.say_from_thread(cluster._ready(outer.key))
+    found = outer.result()
+    assert found.engine is client.engine and found.state is one.state and found.result() == 2
+
+
+def test_a_lost_scheduler_wakes_everybody(client, cluster):
+    cluster.hold = True
+    future = client.submit(increment, 1)
+    heard = []
+
+    def expect(wait_for_it):
+        with pytest.raises(SchedulerLost, match="wire"):
+            wait_for_it()
+        heard.append(wait_for_it)
+
+    waits = [
+        future.result,
+        lambda: client.gather([future]),
+        lambda: wait([future]),
+        lambda: client.wait_for_workers(9),
+        lambda: client.get({"x": (increment, 5)}, "x"),
+    ]
+    threads = [threading.Thread(target=expect, args=(wait_for_it,)) for wait_for_it in waits]
+    for thread in threads:
+        thread.start()
+    cluster.lose_from_thread()
+    for thread in threads:
+        thread.join(10)
+    assert len(heard) == len(waits)
+    assert future.status == "lost"
+    with pytest.raises(SchedulerLost):
+        client.submit(increment, 1)
+
+
+def test_close_says_goodbye_and_ends_both_threads(cluster):
+    before = set(threading.enumerate())
+    with open_client(cluster) as client:
+        future = client.submit(increment, 1)
+        future.add_done_callback(lambda _: None)
+        fire_and_forget(future)
+        assert future.result() == 2
+    client.close()
+    assert type(cluster.received[-1]) is m.Goodbye
+    assert cluster.of_type(m.Detach)
+    for thread in set(threading.enumerate()) - before:
+        thread.join(10)
+    assert set(threading.enumerate()) <= before
+    assert client.status == "closed" and future.cancelled()
+    with pytest.raises(FutureCancelledError):
+        future.result()
+    with pytest.raises(RuntimeError, match="closed"):
+        client.submit(increment, 1)
+    with pytest.raises(RuntimeError, match="closed"):
+        client.nthreads()
+
+
+def test_an_interrupted_call_is_cancelled_in_the_loop(client, cluster, monkeypatch):
+    cancelled = threading.Event()
+
+    async def never():
+        try:
+            await trio.sleep_forever()
+        finally:
+            cancelled.set()
+
+    def interrupted(self, timeout_s=None):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("trio_dask.client.waiting.ThreadSignal.wait", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            client.engine.call(never)
+    assert client.nthreads() == {WORKER: 2}
+    assert cancelled.is_set()
+
+
+BLOCKING = [
+    lambda client, future: Client("tcp://127.0.0.1:1"),
+    lambda client, future: future.result(),
+    lambda client, future: future.exception(),
+    lambda client, future: client.gather([future]),
+    lambda client, future: client.nthreads(),
+    lambda client, future: client.get({}, "x"),
+    lambda client, future: client.scatter([1]),
+    lambda client, future: wait([future]),
+    lambda client, future: next(as_completed([future])),
+]
+
+
+@pytest.mark.parametrize("block", BLOCKING)
+def test_blocking_calls_are_refused_in_an_event_loop(client, block):
+    future = client.submit(increment, 1)
+    future.result()
+
+    async def call():
+        with pytest.raises(RuntimeError, match="blocks"):
+            block(client, future)
+
+    asyncio.run(call())
+    trio.run(call)
+
+
+def test_a_future_of_a_blocking_client_can_be_awaited_under_trio(client, cluster):
+    cluster.hold = True
+    future = client.submit(increment, 1)
+
+    async def main():
+        async def finish_later():
+            await trio.to_thread.run_sync(cluster.finish_from_thread, future.key)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(finish_later)
+            assert await future == 2
+            assert [f async for f in as_completed([future])] == [future]
+
+    trio.run(main)
+
+
+def test_the_loop_of_a_notebook_is_no_obstacle(client, monkeypatch):
+    shell = SimpleNamespace(kernel=object())
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+
+    async def cell():
+        return client.submit(increment, 1).result()
+
+    assert asyncio.run(cell()) == 2
+    del shell.kernel  # IPython in a terminal
+    with pytest.raises(RuntimeError, match="asyncio"):
+        asyncio.run(cell())
+
+
+def test_the_default_client_is_the_newest_that_is_open(cluster):
+    with open_client(cluster) as first, open_client(MiniCluster()) as second:
+        with pytest.raises(ValueError, match="no client"):
+            get_client()
+        defaults.remember(first)
+        defaults.remember(second)
+        assert get_client() is Client.current() is second
+        with first.as_current():
+            assert get_client() is first
+        second.close()
+        assert get_client() is first
+    with pytest.raises(ValueError, match="no client"):
+        Client.current()
+
+
+def test_futures_of_another_client_are_refused(client):
+    with open_client(MiniCluster()) as other, pytest.raises(ValueError, match="another client"):
+        client.gather([other.submit(increment, 1)])
+
+
+def test_what_cannot_be_understood_is_refused_at_once():
+    for arguments, options in (
+        ((5,), {}),
+        (("tcp://127.0.0.1:8786",), {"n_workers": 2}),
+        (("tcp://127.0.0.1:8786",), {"scheduler_file": "x"}),
+        (("not an address at all",), {}),
+        ((), {"asynchronous": True, "timeout": 1}),
+        (("tcp://127.0.0.1:8786",), {"timeout": "soon"}),
+    ):
+        with pytest.raises((UsageError, TypeError)):
+            Client(*arguments, **options)
+    with pytest.raises(UsageError, match="address"):
+        AsyncClient()
+
+
+def test_no_scheduler_is_an_os_error_that_says_why(tmp_path):
+    with pytest.raises(NoScheduler, match="nothing listens"):
+        Client("tcp://127.0.0.1:1", timeout=0.1)
+    with pytest.raises(OSError, match="not there"):
+        Client(scheduler_file=tmp_path / "absent.json", timeout="50ms")
+
+
+def test_a_cluster_object_or_the_environment_name_the_scheduler(monkeypatch):
+    with pytest.raises(NoScheduler, match="127.0.0.1:2"):
+        Client(SimpleNamespace(scheduler_address="tcp://127.0.0.1:2"), timeout=0.05)
+    monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", "127.0.0.1:3")
+    with pytest.raises(NoScheduler, match="127.0.0.1:3"):
+        Client(timeout=0.05)

@@ -1,0 +1,435 @@
+"""The client's core alone: a machine of random events against a scheduler with no decisions, and single properties."""
+
+from collections import deque
+from typing import NamedTuple
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from trio_dask.client.core.client import ClientCore
+from trio_dask.client.core.outbox import Outbox, Row
+from trio_dask.client.core.states import Ended
+from trio_dask.errors import KeyConflict, ProtocolError
+from trio_dask.protocol import messages as m
+from trio_dask.protocol.codec import FROM_CLIENT, TO_CLIENT, decode, encode
+
+FUNCTION = (b"f" * 16, b"function")
+KEYS = ("a", "b")
+HOLDERS = ("tcp://1:1", "tcp://2:2")
+
+
+class Life(NamedTuple):
+    """What the client has asked for: its state, and the call, which is different for every life of a key."""
+
+    state: object
+    call: bytes
+
+
+class SchedulerModel:
+    """Does what the client says, in order; its tasks finish, fail and get lost when the machine says so."""
+
+    def __init__(self):
+        self.calls = {}
+        self.wanted = set()
+        self.results = {}
+        self.outbox = []
+
+    def handle(self, message):
+        match message:
+            case m.Submit(_, keys, calls):
+                for key, call in zip(keys, calls, strict=True):
+                    assert key not in self.wanted, "submitted twice without a release"
+                    self.wanted.add(key)
+                    self.calls[key] = call
+            case m.Release(keys):
+                for key in keys:
+                    self.wanted.discard(key)
+                    self.calls.pop(key, None)
+                    self.results.pop(key, None)
+            case m.Cancel(keys):
+                for key in keys:
+                    if key in self.wanted:
+                        self.wanted.discard(key)
+                        self.calls.pop(key)
+                        self.results.pop(key, None)
+                        self.outbox.append(m.Dropped(key, "cancelled", ""))
+            case m.Retry(keys):
+                for key in keys:
+                    if self.results.get(key) == "error":
+                        del self.results[key]
+                        self.outbox.append(m.KeyPending(key))
+            case m.Want(keys):
+                for key in keys:
+                    if key in self.results:
+                        self.tell(key, inline=False)
+            case m.Unreachable(key):
+                if key in self.results:
+                    self.tell(key, inline=False)
+            case m.Query(request):
+                self.outbox.append(m.Reply(request, {}))
+
+    def finish(self, key, *, inline):
+        self.results[key] = "finished"
+        self.tell(key, inline=inline)
+
+    def tell(self, key, *, inline):
+        value = self.calls[key] if inline else None
+        self.outbox.append(m.KeyReady(key, 8, "bytes", value, () if inline else HOLDERS))
+
+    def fail(self, key):
+        self.results[key] = "error"
+        self.outbox.append(m.KeyFailed(key, key, "exception", None, self.calls[key].decode(), {}))
+
+    def lose(self, key):
+        del self.results[key]
+        self.outbox.append(m.KeyPending(key))
+
+
+class CoreMachine(RuleBasedStateMachine):
+    """Messages are under way for as long as the machine likes, in either direction."""
+
+    @initialize(budget=st.sampled_from((0, 20, 10_000)))
+    def start(self, budget):
+        self.core = ClientCore(inline_budget_bytes=budget)
+        self.budget = budget
+        self.scheduler = SchedulerModel()
+        self.to_scheduler = deque()
+        self.to_client = deque()
+        self.lives = []
+        self.calls = 0
+        self.settled = []
+        self.reads = []
+        self.fetching = []
+        self.over = []
+
+    # ------------------------------------------------------------------------------------------ the user
+
+    @rule(key=st.sampled_from(KEYS))
+    def submit_anew_or_share(self, key):
+        known = self.core.states.get(key)
+        if known is not None and known.status not in ("cancelled", "lost"):
+            call = next(life.call for life in self.lives if life.state is known)
+        else:
+            self.calls += 1
+            call = b"%d" % self.calls
+        (state,) = self.core.submit(FUNCTION, [Row(key, call, token=call)], ())
+        assert state.status not in ("cancelled", "lost")
+        self.lives.append(Life(state, call))
+
+    @rule(key=st.sampled_from(KEYS))
+    def submit_a_conflict(self, key):
+        known = self.core.states.get(key)
+        if known is not None and known.status not in ("cancelled", "lost"):
+            with pytest.raises(KeyConflict):
+                self.core.submit(FUNCTION, [Row(key, b"another", token=b"another")], ())
+
+    @precondition(lambda self: self.lives)
+    @rule(data=st.data())
+    def drop(self, data):
+        life = self.lives.pop(data.draw(st.integers(0, len(self.lives) - 1)))
+        self.core.dereference([life.state])
+
+    @precondition(lambda self: self.lives)
+    @rule(data=st.data())
+    def cancel(self, data):
+        life = data.draw(st.sampled_from(self.lives))
+        self.core.cancel([life.state], False, "")
+        assert life.state.status in ("cancelled", "lost")
+
+    @precondition(lambda self: self.lives)
+    @rule(data=st.data())
+    def retry(self, data):
+        self.core.retry([data.draw(st.sampled_from(self.lives)).state])
+
+    @precondition(lambda self: self.lives)
+    @rule(data=st.data())
+    def wait(self, data):
+        calls = []
+        self.settled.append((data.draw(st.sampled_from(self.lives)), calls))
+        self.core.wait(self.settled[-1][0].state, calls.append)
+
+    @precondition(lambda self: self.lives)
+    @rule(data=st.data())
+    def read(self, data):
+        calls = []
+        self.reads.append((data.draw(st.sampled_from(self.lives)), calls))
+        self.core.read(self.reads[-1][0].state, lambda _, frames, reason: calls.append((frames, reason)))
+
+    # ------------------------------------------------------------------------------------------ the world
+
+    @rule(to_scheduler=st.integers(0, 10), to_client=st.integers(0, 10))
+    def deliver(self, to_scheduler, to_client):
+        self.collect()
+        for _ in range(min(to_scheduler, len(self.to_scheduler))):
+            self.scheduler.handle(self.to_scheduler.popleft())
+        self.collect()
+        for _ in range(min(to_client, len(self.to_client))):
+            self.core.handle(self.to_client.popleft())
+
+    @rule(key=st.sampled_from(KEYS), what=st.sampled_from(("inline", "held", "fail", "lose")))
+    def happen(self, key, what):
+        self.deliver(5, 0)
+        scheduler = self.scheduler
+        if key in scheduler.wanted and key not in scheduler.results and what != "lose":
+            if what == "fail":
+                scheduler.fail(key)
+            else:
+                scheduler.finish(key, inline=what == "inline")
+        elif scheduler.results.get(key) == "finished" and what == "lose":
+            scheduler.lose(key)
+
+    @rule(succeed=st.booleans())
+    def carry_out_a_fetch(self, succeed):
+        self.fetching += self.core.next_fetches()
+        if self.fetching:
+            self.end_fetch(self.fetching.pop(0), succeed=succeed)
+
+    def end_fetch(self, request, *, succeed):
+        for state in request.states:
+            value = self.scheduler.calls.get(state.key)
+            if succeed and self.scheduler.results.get(state.key) == "finished":
+                # A worker knows keys alone: what it has may belong to the life after the one that was asked for.
+                if self.call_of(state) == value:
+                    self.core.fetched(request.address, state, (value,))
+                    continue
+            self.core.unfetched(request.address, state, "gone")
+        self.core.fetch_ended(request.address)
+
+    def call_of(self, state):
+        return next((life.call for life in self.lives if life.state is state), None)
+
+    def collect(self):
+        self.to_scheduler += decode(encode(self.core.drain()), FROM_CLIENT)
+        outbox, self.scheduler.outbox = self.scheduler.outbox, []
+        self.to_client += decode(encode(outbox), TO_CLIENT)
+
+    # ------------------------------------------------------------------------------------------ what always holds
+
+    @invariant()
+    def every_status_is_about_its_own_life(self):
+        for life in getattr(self, "lives", ()):
+            state = life.state
+            if state.value is not None:
+                assert state.status == "finished" and state.value == life.call
+            if isinstance(state.failure, m.KeyFailed):
+                assert state.status == "error" and state.failure.text.encode() == life.call
+            assert (state.failure is None) == (state.status in ("pending", "finished"))
+
+    @invariant()
+    def what_is_over_stays_over(self):
+        for state in getattr(self, "over", ()):
+            assert state.status in ("cancelled", "lost")
+        if hasattr(self, "over"):
+            self.over = [life.state for life in self.lives if life.state.status in ("cancelled", "lost")]
+
+    @invariant()
+    def the_budget_is_kept(self):
+        if hasattr(self, "core"):
+            kept = [len(state.value) for state in self.core.states.values() if state.value is not None]
+            assert sum(kept) == self.core._inline_bytes <= self.budget
+
+    @invariant()
+    def whoever_waits_is_called_once(self):
+        for life, calls in getattr(self, "settled", ()):
+            assert len(calls) <= 1
+            if life.state.status != "pending" and life.state.waiters is None:
+                assert len(calls) == 1
+        for life, calls in getattr(self, "reads", ()):
+            assert len(calls) <= 1
+            for frames, reason in calls:
+                assert frames is None or tuple(frames) == (life.call,)
+
+    def teardown(self):
+        """Heal: everything is delivered, everything finishes; then nobody who still holds a future is left waiting."""
+        if not hasattr(self, "core"):
+            return
+        self.run_dry()
+        for life in self.lives:
+            key = life.state.key
+            if life.state.status == "pending":
+                assert self.scheduler.calls.get(key) == life.call, "it waits for what nobody will compute"
+                assert key not in self.scheduler.results, "it has not heard of its result"
+        for key in self.scheduler.wanted - self.scheduler.results.keys():
+            self.scheduler.finish(key, inline=False)
+        self.run_dry()
+        held = {id(life.state) for life in self.lives}
+        for life, calls in self.reads:
+            assert calls or id(life.state) not in held, "a reader was forgotten"
+        assert all(life.state.status != "pending" for life in self.lives)
+        self.core.dereference([life.state for life in self.lives])
+        self.run_dry()
+        assert not self.core.states and not self.scheduler.wanted
+        assert not self.core._fences and not self.core._inline and not self.core._inline_bytes
+
+    def run_dry(self):
+        for _ in range(200):
+            self.collect()
+            self.fetching += self.core.next_fetches()
+            if not (self.to_scheduler or self.to_client or self.fetching):
+                return
+            while self.to_scheduler:
+                self.scheduler.handle(self.to_scheduler.popleft())
+            while self.to_client:
+                self.core.handle(self.to_client.popleft())
+            while self.fetching:
+                self.end_fetch(self.fetching.pop(), succeed=True)
+        raise AssertionError("it never comes to rest")
+
+
+TestCoreMachine = CoreMachine.TestCase
+TestCoreMachine.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+
+
+def rows(count, *, size=4, dependencies=()):
+    return [Row(f"k{number}", b"c" * size, dependencies) for number in range(count)]
+
+
+def test_what_is_alike_travels_together_and_in_order():
+    outbox = Outbox(10**6)
+    outbox.ship(*FUNCTION)
+    outbox.submit(FUNCTION[0], {}, [Row("a", b"1")])
+    outbox.submit(FUNCTION[0], {}, [Row("b", b"2", ("a",))])
+    outbox.release("a")
+    outbox.release("b")
+    outbox.submit(FUNCTION[0], {"retries": 1}, [Row("c", b"3")])
+    outbox.want("d")
+    outbox.want("e")
+    assert outbox.drain() == [
+        m.Blob(FUNCTION[0], 8, b"function"),
+        m.Submit(FUNCTION[0], ("a", "b"), (b"1", b"2"), ((), ("a",)), (), (), {}),
+        m.Release(("a", "b")),
+        m.Submit(FUNCTION[0], ("c",), (b"3",), (), (), (), {"retries": 1}),
+        m.Want(("d", "e")),
+    ]
+    assert outbox.drain() == ()
+
+
+@pytest.mark.parametrize(("count", "size"), [(10_000, 4), (100, 60_000)])
+def test_long_submits_are_cut(count, size):
+    outbox = Outbox(10**6)
+    outbox.submit(FUNCTION[0], {}, rows(count, size=size))
+    messages = outbox.drain()
+    assert [key for message in messages for key in message.keys] == [f"k{number}" for number in range(count)]
+    assert all(len(message.keys) <= 2048 and sum(map(len, message.calls)) <= 600_000 for message in messages)
+
+
+def test_a_blob_travels_once_in_pieces_until_it_is_forgotten():
+    outbox = Outbox(3_000_000)
+    large = bytes(2_500_000)
+    outbox.ship(b"1" * 16, large)
+    outbox.ship(b"1" * 16, large)
+    pieces = outbox.drain()
+    assert b"".join(piece.data for piece in pieces) == large
+    assert {piece.total for piece in pieces} == {len(large)} and len(pieces) == 3
+    outbox.ship(b"2" * 16, large)
+    assert outbox.drain()[-1] == m.ForgetBlobs((b"1" * 16,))
+    outbox.ship(b"1" * 16, large)
+    assert len(outbox.drain()) == 4
+
+
+def test_what_a_scheduler_may_not_say_is_refused():
+    with pytest.raises(ProtocolError):
+        ClientCore().handle(m.Leave("", False))
+
+
+def test_messages_about_keys_that_nobody_holds_are_ignored():
+    core = ClientCore()
+    for message in (
+        m.KeyReady("x", 1, "int", b"v", ()),
+        m.KeyFailed("x", "x", "exception", None, "", {}),
+        m.KeyPending("x"),
+        m.Dropped("x", "lost", ""),
+        m.Reply(7, None),
+    ):
+        core.handle(message)
+    assert not core.states and not core.drain()
+
+
+def test_what_was_cancelled_stays_so_whatever_was_under_way():
+    core = ClientCore()
+    (state,) = core.submit(FUNCTION, rows(1), ())
+    core.cancel([state], False, "enough")
+    core.handle(m.KeyReady("k0", 1, "int", b"v", ()))
+    core.handle(m.KeyFailed("k0", "k0", "exception", None, "", {}))
+    core.handle(m.KeyPending("k0"))
+    assert state.status == "cancelled" and state.failure.text == "enough"
+
+
+def test_the_end_reaches_everybody_once():
+    core = ClientCore()
+    pending, finished = core.submit(FUNCTION, rows(2), ())
+    core.handle(m.KeyReady("k1", 1, "int", None, HOLDERS))
+    heard = []
+    core.wait(pending, heard.append)
+    core.read(finished, lambda state, frames, reason: heard.append((state, frames)))
+    core.ask("nthreads", (), lambda payload, ended: heard.append(ended))
+    ended = Ended(lost=True, text="gone")
+    core.end(ended)
+    core.end(Ended(lost=False, text="closed"))
+    assert heard == [pending, (finished, None), ended]
+    assert {pending.status, finished.status} == {"lost"}
+    assert not core.drain() and not core.next_fetches()
+    core.ask("nthreads", (), lambda payload, ended: heard.append(ended))
+    assert heard[-1] == ended
+
+
+def test_fetches_spread_over_holders_and_stay_within_bounds():
+    core = ClientCore()
+    states = core.submit(FUNCTION, rows(5000), ())
+    for state in states:
+        core.handle(m.KeyReady(state.key, 100_000, "bytes", None, HOLDERS))
+        core.read(state, lambda *_: None)
+    requests = core.next_fetches()
+    assert [request.address for request in requests] == [HOLDERS[0]] * 2 + [HOLDERS[1]] * 2
+    assert all(sum(state.nbytes for state in request.states) <= 32 * 2**20 for request in requests)
+    assert core.next_fetches() == []
+    for request in requests:
+        for state in request.states:
+            core.fetched(request.address, state, (b"v",))
+        core.fetch_ended(request.address)
+    assert len(core.next_fetches()) == 4
+
+
+def test_what_nobody_reads_any_more_is_not_fetched():
+    core = ClientCore()
+    (state,) = core.submit(FUNCTION, rows(1), ())
+    reader = lambda *_: None  # noqa: E731 - the same object is given twice
+    core.read(state, reader)
+    core.handle(m.KeyReady("k0", 100_000, "bytes", None, HOLDERS))
+    core.abandon(state, reader)
+    assert core.next_fetches() == []
+    core.read(state, reader)
+    assert len(core.next_fetches()) == 1
+
+
+def test_a_fetch_that_hangs_is_not_waited_for_once_the_key_is_elsewhere():
+    core = ClientCore()
+    (state,) = core.submit(FUNCTION, rows(1), ())
+    core.handle(m.KeyReady("k0", 1, "int", None, HOLDERS[:1]))
+    outcomes = []
+    core.read(state, lambda _, frames, reason: outcomes.append(frames))
+    assert [request.address for request in core.next_fetches()] == [HOLDERS[0]]
+    core.handle(m.KeyPending("k0"))
+    core.handle(m.KeyReady("k0", 1, "int", None, HOLDERS[1:]))
+    assert [request.address for request in core.next_fetches()] == [HOLDERS[1]]
+    core.fetched(HOLDERS[1], state, (b"new",))
+    core.unfetched(HOLDERS[0], state, "it woke up too late")
+    core.fetched(HOLDERS[0], state, (b"late",))
+    assert outcomes == [(b"new",)]
+
+
+def test_a_key_that_no_holder_delivers_is_given_up():
+    core = ClientCore()
+    (state,) = core.submit(FUNCTION, rows(1), ())
+    core.handle(m.KeyReady("k0", 1, "int", None, HOLDERS))
+    outcomes = []
+    core.read(state, lambda _, frames, reason: outcomes.append((frames, reason)))
+    for _ in range(20):
+        for request in core.next_fetches():
+            core.unfetched(request.address, state, "no way")
+            core.fetch_ended(request.address)
+        core.handle(m.KeyReady("k0", 1, "int", None, HOLDERS))
+    assert outcomes == [(None, "no way")]
+    assert [message for message in core.drain() if isinstance(message, m.Unreachable)]

@@ -1,0 +1,137 @@
+"""Dask's distributed network, rebuilt on Trio.
+
+    from trio_dask import Client
+
+    with Client() as client:                       # no address: a cluster on this machine
+        print(client.submit(pow, 2, 10).result())
+
+    async with AsyncClient("tcp://10.0.0.5:8786") as client:        # native Trio
+        print(await client.gather(client.map(f, range(1000))))
+
+Importing this loads nothing but the exceptions; every other name loads its module when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from trio_dask._version import __version__
+from trio_dask.client import TaskWorker, hooks
+from trio_dask.errors import (
+    AddressError,
+    ClusterError,
+    DataLost,
+    FutureCancelledError,
+    KeyConflict,
+    KilledWorker,
+    NoScheduler,
+    ProtocolError,
+    RefusedError,
+    RemoteError,
+    SchedulerLost,
+    SerializationError,
+    TaskCancelled,
+    TaskExited,
+    TaskTimeout,
+    TrioDaskError,
+    UsageError,
+)
+
+if TYPE_CHECKING:
+    from trio_dask.client.async_client import AsyncClient
+    from trio_dask.client.client import Client
+    from trio_dask.client.completion import (
+        ALL_COMPLETED,
+        FIRST_COMPLETED,
+        DoneAndNotDone,
+        as_completed,
+        wait,
+    )
+    from trio_dask.client.defaults import fire_and_forget, get_client
+    from trio_dask.client.futures import AsyncFuture, Future
+    from trio_dask.deploy.local import LocalCluster, open_local_cluster
+    from trio_dask.worker.task_context import check_cancelled, get_worker
+
+__all__ = [
+    "ALL_COMPLETED",
+    "FIRST_COMPLETED",
+    "AddressError",
+    "AsyncClient",
+    "AsyncFuture",
+    "Client",
+    "ClusterError",
+    "DataLost",
+    "DoneAndNotDone",
+    "Future",
+    "FutureCancelledError",
+    "KeyConflict",
+    "KilledWorker",
+    "LocalCluster",
+    "NoScheduler",
+    "ProtocolError",
+    "RefusedError",
+    "RemoteError",
+    "SchedulerLost",
+    "SerializationError",
+    "TaskCancelled",
+    "TaskExited",
+    "TaskTimeout",
+    "TrioDaskError",
+    "UsageError",
+    "__version__",
+    "as_completed",
+    "check_cancelled",
+    "fire_and_forget",
+    "get_client",
+    "get_worker",
+    "open_local_cluster",
+    "wait",
+]
+
+_HOMES = {
+    "ALL_COMPLETED": "client.completion",
+    "FIRST_COMPLETED": "client.completion",
+    "AsyncClient": "client.async_client",
+    "AsyncFuture": "client.futures",
+    "Client": "client.client",
+    "DoneAndNotDone": "client.completion",
+    "Future": "client.futures",
+    "LocalCluster": "deploy.local",
+    "as_completed": "client.completion",
+    "check_cancelled": "worker.task_context",
+    "fire_and_forget": "client.defaults",
+    "get_client": "client.defaults",
+    "get_worker": "worker.task_context",
+    "open_local_cluster": "deploy.local",
+    "wait": "client.completion",
+}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"trio_dask.{home}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _local_cluster(**options: Any) -> Any:
+    from trio_dask.deploy.local import LocalCluster
+
+    return LocalCluster(**options)
+
+
+def _task_worker() -> TaskWorker | None:
+    from trio_dask.worker.task_context import current_task
+
+    task = current_task()
+    return None if task is None else task.worker
+
+
+hooks.local_cluster = _local_cluster
+hooks.task_worker = _task_worker

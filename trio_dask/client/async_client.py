@@ -1,0 +1,225 @@
+"""The client that is native to Trio."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from types import TracebackType
+from typing import Any, Literal, cast
+
+import trio
+
+from trio_dask.client import operations
+from trio_dask.client.base import BaseClient
+from trio_dask.client.completion import DoneAndNotDone, ReturnWhen, as_completed, wait_async
+from trio_dask.client.futures import AsyncFuture, Timeout
+from trio_dask.client.gathering import concrete, filled, futures_in, own_states, skips, values_of
+from trio_dask.client.graphs import flat_keys, shaped_like
+from trio_dask.client.options import Options, Workers
+from trio_dask.client.scattering import parcels_of, put_all, reshaped
+from trio_dask.client.session import address_of, engine_for, settings_for
+from trio_dask.errors import UsageError
+from trio_dask.identity import Key
+
+__all__ = ["AsyncClient"]
+
+
+class AsyncClient(BaseClient[AsyncFuture]):
+    """A client for Trio programs; everything that waits is `async`.
+
+        async with AsyncClient("tcp://10.0.0.5:8786") as client:
+            futures = client.map(f, range(1000))
+            print(await client.submit(sum, futures))
+
+    Entering it connects; leaving the block releases everything that only this client wanted. Its futures end with it.
+
+    Args:
+      address: of the scheduler, such as "tcp://host:8786", or a cluster; else the environment variable
+        `DASK_SCHEDULER_ADDRESS` names it.
+      scheduler_file: instead of an address, the file that the scheduler writes; it is waited for.
+      timeout: for connecting, in seconds or as a text such as "30s".
+      name: how this client is called in the scheduler's answers and logs.
+
+    Raises, when it is entered:
+      NoScheduler: none could be reached within `timeout`; the message says why. It is an `OSError`.
+      RefusedError: the scheduler refuses this client, for example for its version of Python.
+    """
+
+    def __init__(
+        self,
+        address: Any = None,
+        timeout: Timeout = None,
+        scheduler_file: str | os.PathLike[str] | None = None,
+        *,
+        name: str | None = None,
+    ) -> None:
+        settings = settings_for(address_of(address), scheduler_file, timeout, name)
+        if settings.scheduler is None and settings.scheduler_file is None:
+            raise UsageError("AsyncClient needs an address or scheduler_file=; open_local_cluster() starts a cluster")
+        super().__init__(engine_for(settings), AsyncFuture, name)
+        self._nursery_manager: Any = None
+        self._nursery: trio.Nursery | None = None
+
+    async def __aenter__(self) -> AsyncClient:
+        if self._nursery_manager is not None:
+            raise RuntimeError("this client was entered before; make a new one")
+        self._nursery_manager = trio.open_nursery()
+        self._nursery = nursery = await self._nursery_manager.__aenter__()
+        try:
+            await nursery.start(self._engine.serve)
+        except BaseException as error:
+            await self._leave(None if isinstance(error, Exception) else error)
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._engine.stop()
+        await self._leave(error)
+
+    async def _leave(self, error: BaseException | None) -> None:
+        """End the nursery. The body's exception stays out of it, which would wrap it in a group."""
+        nursery = self._nursery
+        if nursery is not None and nursery.cancel_scope.cancel_called:
+            await self._nursery_manager.__aexit__(type(error), error, error.__traceback__ if error else None)
+            return
+        if nursery is not None:
+            nursery.cancel_scope.shield = True  # it ends soon: the engine bounds its own farewell
+        await self._nursery_manager.__aexit__(None, None, None)
+
+    async def aclose(self) -> None:
+        """Say goodbye and release everything. Leaving the block does it as well."""
+        self._engine.stop()
+        await self._engine.wait_stopped()
+
+    close = aclose
+
+    # ------------------------------------------------------------------------------------------------ results
+
+    async def gather(self, futures: Any, errors: Literal["raise", "skip"] = "raise", direct: object = None) -> Any:
+        """The results of futures, in the same lists, tuples, sets and dicts.
+
+        The first error is raised; with `errors="skip"` what failed is left out.
+        """
+        skip = skips(errors)
+        futures = concrete(futures)
+        states = own_states(self._engine, list(futures_in(futures)))
+        reading = await self._engine.read_async(states, on_failure=not skip)
+        return filled(futures, values_of(self._engine, reading, states, skip=skip))
+
+    async def wait(self, fs: Any, timeout: Timeout = None, return_when: ReturnWhen = "ALL_COMPLETED") -> DoneAndNotDone:
+        """Wait until all of these futures are done, or the first is. An error counts as done and is not raised.
+
+        Raises:
+          TimeoutError: the time was up before.
+          FutureCancelledError: one of them was cancelled.
+        """
+        return await wait_async(fs, timeout, return_when)
+
+    def as_completed(
+        self,
+        futures: Iterable[Any] | None = None,
+        with_results: bool = False,
+        raise_errors: bool = True,
+        *,
+        timeout: Timeout = None,
+    ) -> as_completed:
+        """Futures in the order in which they are done, for `async for`."""
+        return as_completed(futures, None, with_results, raise_errors, timeout=timeout)
+
+    async def get(self, dsk: Mapping[Any, Any], keys: Any, **options: Any) -> Any:
+        """Compute keys of a plain graph (a dict of tasks), and return their values in the shape of `keys`."""
+        found = self._submit_graph(dsk, flat_keys(keys), cast("Options", options))
+        values = await self.gather(found)
+        return shaped_like(keys, values)
+
+    async def scatter(
+        self,
+        data: Any,
+        workers: Workers = None,
+        broadcast: bool = False,
+        direct: object = None,
+        hash: bool = True,
+        timeout: Timeout = None,
+    ) -> Any:
+        """Put values onto workers; futures in the shape of `data` (a list, tuple, set, dict, or a single value).
+
+        Equal values have equal keys, unless `hash` is False. With `broadcast` every worker gets a copy. Scattered data
+        cannot be computed again: with the last copy it is lost.
+        """
+        data = concrete(data)
+        parcels = parcels_of(data, hashed=hash)
+        futures = self._expected(parcels)
+        with operations.time_limit(timeout, "scatter()"):
+            await put_all(self._engine, parcels, [future.state for future in futures], workers, broadcast=broadcast)
+        return reshaped(data, futures)
+
+    # ------------------------------------------------------------------------------------------------ the cluster
+
+    async def who_has(self, futures: Any = None) -> dict[Key, tuple[str, ...]]:
+        """The addresses of the workers that hold each result, by key."""
+        return await operations.who_has(self._engine, futures)
+
+    async def has_what(self, workers: Workers = None) -> dict[str, tuple[Key, ...]]:
+        """The keys of the results that each worker holds, by address."""
+        return await operations.has_what(self._engine, workers)
+
+    async def processing(self, workers: Workers = None) -> dict[str, tuple[Key, ...]]:
+        """The keys of the tasks that each worker has been given and not finished, by address."""
+        return await operations.processing(self._engine, workers)
+
+    async def nthreads(self, workers: Workers = None) -> dict[str, int]:
+        """How many threads each worker has, by address."""
+        return await operations.ask_workers(self._engine, "nthreads", workers)
+
+    ncores = nthreads
+
+    async def nbytes(self, keys: Any = None, summary: bool = True) -> dict[Key, int]:
+        """The sizes of results in bytes, by name of the function; without `summary`, by key."""
+        return await operations.nbytes(self._engine, keys, summary=summary)
+
+    async def scheduler_info(self) -> dict[str, Any]:
+        """What the scheduler says of itself and of its workers."""
+        return await operations.scheduler_info(self._engine)
+
+    async def wait_for_workers(self, n_workers: int = 1, timeout: Timeout = None) -> None:
+        """Wait until there are this many workers. Raises `TimeoutError` if that is not in time."""
+        await operations.wait_for_workers(self._engine, n_workers, timeout)
+
+    async def run(
+        self,
+        function: Callable[..., Any],
+        *args: Any,
+        workers: Workers = None,
+        wait: bool = True,
+        nanny: bool = False,
+        on_error: operations.OnError = "raise",
+        **kwargs: Any,
+    ) -> dict[str, Any] | None:
+        """Call a function in the process of each worker, outside of its task slots; what it returned, by address.
+
+        What it raises is raised here; with `on_error="return"` it stands in the result's place, with `"ignore"` such
+        workers are left out. Without `wait` nothing is returned, and errors are logged.
+        """
+        operations.refuse_nanny(nanny)
+        if not wait:
+            self._engine.start(operations.run, self._engine, function, args, kwargs, workers, on_error)
+            return None
+        return await operations.run(self._engine, function, args, kwargs, workers, on_error)
+
+    async def run_on_scheduler(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Not available: a scheduler of trio_dask never unpickles anything. Raises `UsageError`."""
+        raise UsageError(operations.NO_RUN_ON_SCHEDULER)
+
+    async def restart(self, timeout: Timeout = None, wait_for_workers: bool = True) -> None:
+        """Cancel everything of every client, and have all workers begin afresh.
+
+        Raises `TimeoutError` if, after `timeout`, not all of them are back.
+        """
+        await operations.restart(self._engine, timeout, wait_for_workers)
+
+    async def shutdown(self) -> None:
+        """End the cluster, scheduler and workers, and close this client."""
+        self._engine.shutdown()
+        await self.aclose()

@@ -1,0 +1,85 @@
+"""One answer for one caller: replies of the scheduler, and async functions run for threads that block on them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, Generic, TypeVar
+
+import trio
+
+from trio_dask.client.core.states import Ended
+from trio_dask.client.waiting import Signal, ThreadSignal
+from trio_dask.errors import FutureCancelledError, SchedulerLost
+
+__all__ = ["CLOSED", "Answer", "LoopCall", "guarded"]
+
+_logger = logging.getLogger("trio_dask.client")
+_T = TypeVar("_T")
+
+CLOSED: Final = "the client is closed"
+
+
+def guarded(callback: Callable[[], object]) -> None:
+    """Call a user's callback; what it raises is logged and goes no further."""
+    try:
+        callback()
+    except Exception:  # it must not take down whoever calls it
+        _logger.exception("a callback of a future failed")
+
+
+class Answer:
+    """A reply that somebody waits for."""
+
+    __slots__ = ("_ended", "_payload", "_signal")
+
+    def __init__(self, signal: Signal) -> None:
+        self._signal = signal
+        self._payload: Any = None
+        self._ended: Ended | None = None
+
+    def __call__(self, payload: Any, ended: Ended | None) -> None:
+        self._payload, self._ended = payload, ended
+        self._signal.set()
+
+    def unwrap(self) -> Any:
+        if self._ended is not None:
+            text = self._ended.text
+            raise SchedulerLost(text) if self._ended.lost else FutureCancelledError(text)
+        return self._payload
+
+
+class LoopCall(Generic[_T]):
+    """An async function on its way through the engine's loop, for a thread that blocks on it."""
+
+    def __init__(
+        self, function: Callable[..., Awaitable[_T]], args: tuple[Any, ...], *, log_errors: bool = False
+    ) -> None:
+        self.signal = ThreadSignal()
+        self.scope = trio.CancelScope()
+        self._function = function
+        self._args = args
+        self._log_errors = log_errors
+        self._result: list[_T] = []
+        self._error: BaseException = FutureCancelledError(CLOSED)
+
+    async def run(self) -> None:
+        """Run it; whatever becomes of it, the caller hears."""
+        try:
+            with self.scope:
+                self._result.append(await self._function(*self._args))
+        except Exception as error:  # it belongs to the caller
+            self._error = error
+            if self._log_errors:
+                _logger.error("a background call of the client failed", exc_info=error)
+        finally:
+            self.signal.set()
+
+    def fail(self, error: Exception) -> None:
+        self._error = error
+        self.signal.set()
+
+    def unwrap(self) -> _T:
+        if self._result:
+            return self._result[0]
+        raise self._error

@@ -1,0 +1,170 @@
+"""Messages to the scheduler, in the order of the user's calls, with what is alike merged into one.
+
+A burst of `submit` calls of one function becomes one `Submit`, a burst of dying futures one `Release`. Each call ends
+in one step on one list: a `KeyboardInterrupt` between two byte codes leaves no half of a task behind.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final, NamedTuple, TypeAlias
+
+from trio_dask.identity import Digest, Key
+from trio_dask.protocol.messages import Blob, ForgetBlobs, Message, Release, Submit, Want
+
+__all__ = ["NO_EXTRA", "Content", "Outbox", "Row"]
+
+NO_EXTRA: Final[Mapping[str, Any]] = {}
+MAX_ROWS: Final = 2048
+MAX_CALL_BYTES: Final = 512 * 1024
+BLOB_PIECE_BYTES: Final = 1024 * 1024
+
+
+Content: TypeAlias = tuple[Digest, bytes]
+"""A blob, after its name."""
+
+
+class Row(NamedTuple):
+    """One task of a `Submit`."""
+
+    key: Key
+    call: bytes
+    dependencies: tuple[Key, ...] = ()
+    blobs: tuple[Digest, ...] = ()
+    token: bytes = b""
+
+
+class _Submits:
+    """A `Submit` that still grows."""
+
+    __slots__ = ("extra", "function", "rows")
+
+    def __init__(self, function: Digest, extra: Mapping[str, Any]) -> None:
+        self.function = function
+        self.extra = extra
+        self.rows: list[Row] = []
+
+    def messages(self) -> Iterator[Submit]:
+        """As few as possible, none of them unduly large."""
+        for start in range(0, len(self.rows), MAX_ROWS):
+            yield from self._messages(self.rows[start : start + MAX_ROWS])
+
+    def _messages(self, rows: list[Row]) -> Iterator[Submit]:
+        keys, calls, dependencies, blobs, tokens = zip(*rows, strict=True)
+        if len(rows) > 1 and sum(map(len, calls)) > MAX_CALL_BYTES:
+            half = len(rows) // 2
+            yield from self._messages(rows[:half])
+            yield from self._messages(rows[half:])
+            return
+        yield Submit(
+            self.function,
+            keys,
+            calls,
+            dependencies if any(dependencies) else (),
+            blobs if any(blobs) else (),
+            tokens if any(tokens) else (),
+            self.extra,
+        )
+
+
+class _Keys:
+    """A `Release` or `Want` that still grows."""
+
+    __slots__ = ("keys", "kind")
+
+    def __init__(self, kind: type[Release | Want]) -> None:
+        self.kind = kind
+        self.keys: list[Key] = []
+
+    def message(self) -> Release | Want:
+        return self.kind(tuple(self.keys))
+
+
+class Outbox:
+    """Takes messages one by one, gives them out merged, each blob before the first message that refers to it."""
+
+    def __init__(self, blob_budget_bytes: int) -> None:
+        self._items: list[Message | _Submits | _Keys] = []
+        self._last: _Submits | _Keys | None = None
+        self._blob_budget = blob_budget_bytes
+        self._shipped: OrderedDict[Digest, int] = OrderedDict()
+        self._shipped_bytes = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._items)
+
+    def put(self, message: Message) -> None:
+        """Append one message that merges with no other."""
+        self._items.append(message)
+        self._last = None
+
+    def ship(self, digest: Digest, data: bytes) -> None:
+        """Make sure that the other end has this blob before it reads what is put next."""
+        if digest in self._shipped:
+            self._shipped.move_to_end(digest)
+            return
+        total = len(data)
+        pieces = range(0, max(total, 1), BLOB_PIECE_BYTES)
+        self._items.extend([Blob(digest, total, data[start : start + BLOB_PIECE_BYTES]) for start in pieces])
+        self._last = None
+        self._shipped[digest] = total
+        self._shipped_bytes += total
+
+    def submit(self, function: Digest, extra: Mapping[str, Any], rows: list[Row]) -> None:
+        """Append tasks to the `Submit` before them, if that has the same function and options."""
+        last = self._last
+        if type(last) is not _Submits or last.function != function or (last.extra is not extra and last.extra != extra):
+            last = _Submits(function, extra)
+            self._items.append(last)
+            self._last = last
+        last.rows.extend(rows)
+
+    def release(self, key: Key) -> None:
+        """Append one key to the `Release` before it."""
+        self._name(Release, key)
+
+    def want(self, key: Key) -> None:
+        """Append one key to the `Want` before it."""
+        self._name(Want, key)
+
+    def _name(self, kind: type[Release | Want], key: Key) -> None:
+        last = self._last
+        if type(last) is not _Keys or last.kind is not kind or len(last.keys) >= MAX_ROWS:
+            last = _Keys(kind)
+            self._items.append(last)
+            self._last = last
+        last.keys.append(key)
+
+    def drain(self) -> Sequence[Message]:
+        """Everything so far, to be sent in this order; the outbox is empty afterwards."""
+        if not self._items:
+            return ()
+        items, self._items, self._last = self._items, [], None
+        messages: list[Message] = []
+        for item in items:
+            if isinstance(item, _Submits):
+                messages.extend(item.messages())
+            elif isinstance(item, _Keys):
+                messages.append(item.message())
+            else:
+                messages.append(item)
+        messages.extend(self._forget_blobs())
+        return messages
+
+    def clear(self) -> None:
+        """Nothing of it will be sent."""
+        self._items, self._last = [], None
+
+    def _forget_blobs(self) -> Iterator[ForgetBlobs]:
+        """Blobs beyond the budget, least recently used first: they can be shipped again.
+
+        Only between batches, never between a blob and the message that needs it.
+        """
+        forgotten: list[Digest] = []
+        while self._shipped_bytes > self._blob_budget and len(self._shipped) > 1:
+            digest, size = self._shipped.popitem(last=False)
+            self._shipped_bytes -= size
+            forgotten.append(digest)
+        if forgotten:
+            yield ForgetBlobs(tuple(forgotten))

@@ -1,0 +1,90 @@
+"""Which client is meant where none is named."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+from trio_dask.client import hooks
+from trio_dask.client.futures import Timeout
+from trio_dask.client.gathering import concrete, futures_in
+
+if TYPE_CHECKING:
+    from trio_dask.client.client import Client
+
+__all__ = ["as_current", "current", "fire_and_forget", "forget", "get_client", "remember"]
+
+_lock = threading.Lock()
+_open: list[Client] = []
+"""Clients that were opened as default ones, the newest last."""
+_chosen: ContextVar[Client | None] = ContextVar("trio_dask current client", default=None)
+
+
+def remember(client: Client) -> None:
+    """Make this the default client until it is closed, or another is opened."""
+    with _lock:
+        _open.append(client)
+
+
+def forget(client: Client) -> None:
+    """This client is closed."""
+    with _lock:
+        if client in _open:
+            _open.remove(client)
+
+
+@contextmanager
+def as_current(client: Client) -> Generator[None]:
+    """Make this the default client of the code in the block."""
+    before = _chosen.set(client)
+    try:
+        yield
+    finally:
+        _chosen.reset(before)
+
+
+def current() -> Client | None:
+    """The default client here, if there is one: chosen by `as_current`, else the newest that is open."""
+    chosen = _chosen.get()
+    if chosen is not None:
+        return chosen
+    with _lock:
+        for client in reversed(_open):
+            if client.status == "running":
+                return client
+    return None
+
+
+def get_client(address: str | None = None, timeout: Timeout = None, resolve_address: bool = True) -> Client:
+    """The client to use here: in a task that of its worker, connected to the worker's scheduler; else the default one.
+
+    With an `address`, a client of that scheduler.
+
+    Raises:
+      ValueError: there is none.
+    """
+    from trio_dask.client.client import Client
+
+    def make(scheduler_address: str) -> Client:
+        return Client(scheduler_address, timeout=timeout, set_as_default=False)
+
+    if address is None:
+        worker = hooks.task_worker() if hooks.task_worker is not None else None
+        if worker is not None:
+            client: Client = worker.get_client(make)
+            return client
+    found = current()
+    if found is not None and (address is None or found.engine.address == address):
+        return found
+    if address is not None:
+        return Client(address, timeout=timeout)
+    raise ValueError("no client found: make one first, with `Client(...)`")
+
+
+def fire_and_forget(obj: Any) -> None:
+    """Have these tasks (futures, nested in whatever) finish even if nobody keeps their futures."""
+    for future in futures_in(concrete(obj)):
+        future.engine.detach([future.state])

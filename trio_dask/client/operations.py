@@ -1,0 +1,213 @@
+"""What asks the cluster and waits for the answer: written once, for Trio; the blocking client runs it in its loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Literal, TypeAlias
+
+import trio
+
+from trio_dask.client.engine import Engine
+from trio_dask.client.futures import Timeout
+from trio_dask.client.gathering import concrete, futures_in
+from trio_dask.client.graphs import wire_key
+from trio_dask.client.options import Workers, worker_names
+from trio_dask.client.peers import CHANNEL_FAILURES, Channel, failure_text
+from trio_dask.client.waiting import as_seconds
+from trio_dask.errors import ClusterError, ProtocolError, UsageError
+from trio_dask.identity import Key
+from trio_dask.protocol.messages import Call, CallResult
+from trio_dask.protocol.pickling import dump_value, load_value, rebuild_exception
+
+__all__ = [
+    "NO_RUN_ON_SCHEDULER",
+    "OnError",
+    "ask_keys",
+    "ask_workers",
+    "has_what",
+    "nbytes",
+    "processing",
+    "refuse_nanny",
+    "restart",
+    "run",
+    "scheduler_info",
+    "time_limit",
+    "wait_for_workers",
+    "who_has",
+    "worker_addresses",
+]
+
+OnError: TypeAlias = Literal["raise", "return", "ignore"]
+
+NO_RUN_ON_SCHEDULER = (
+    "run_on_scheduler is not available: a scheduler of trio_dask never unpickles anything, so it runs no functions; "
+    "ask with who_has, has_what, processing, nbytes or scheduler_info, or run on the workers with client.run"
+)
+
+
+async def ask_keys(engine: Engine, what: str, futures: Any) -> dict[Key, Any]:
+    """Put a question about keys: of futures (nested in whatever), or texts; all keys if there are none."""
+    if futures is None:
+        keys: list[Key] = []
+    elif isinstance(futures, str):
+        keys = [futures]
+    else:
+        keys = [future.key for future in futures_in(concrete(futures))]
+        if not keys:
+            names: list[Any] = list(futures)
+            keys = [wire_key(name) for name in names]
+        if not keys:
+            return {}
+    return dict(await engine.ask(what, keys))
+
+
+async def ask_workers(engine: Engine, what: str, workers: Workers) -> dict[str, Any]:
+    """Put a question about workers: those of these names or addresses, all if there are none."""
+    return dict(await engine.ask(what, worker_names(workers)))
+
+
+async def who_has(engine: Engine, futures: Any) -> dict[Key, tuple[str, ...]]:
+    """Which workers hold the results of these keys."""
+    return {key: tuple(holders) for key, holders in (await ask_keys(engine, "who_has", futures)).items()}
+
+
+async def has_what(engine: Engine, workers: Workers) -> dict[str, tuple[Key, ...]]:
+    """Which keys these workers hold."""
+    return {address: tuple(keys) for address, keys in (await ask_workers(engine, "has_what", workers)).items()}
+
+
+async def processing(engine: Engine, workers: Workers) -> dict[str, tuple[Key, ...]]:
+    """Which tasks these workers have been given and not finished."""
+    return {address: tuple(keys) for address, keys in (await ask_workers(engine, "processing", workers)).items()}
+
+
+async def nbytes(engine: Engine, keys: Any, summary: bool) -> dict[Key, int]:
+    """The sizes of results, by key; as a `summary` the sum for all keys of one name."""
+    sizes = await ask_keys(engine, "nbytes", keys)
+    if not summary:
+        return sizes
+    sums: dict[Key, int] = {}
+    for key, size in sizes.items():
+        name = key.rpartition("-")[0] or key
+        sums[name] = sums.get(name, 0) + size
+    return sums
+
+
+async def scheduler_info(engine: Engine) -> dict[str, Any]:
+    """What the scheduler says of itself and its workers."""
+    return {"address": engine.address, **await engine.ask("scheduler_info")}
+
+
+async def wait_for_workers(engine: Engine, n_workers: int, timeout: Timeout) -> None:
+    """Return once there are this many workers. Raises `TimeoutError` if that is not in time."""
+    if isinstance(n_workers, bool) or int(n_workers) != n_workers or n_workers < 0:
+        raise UsageError(f"wait_for_workers() takes a number of workers, not {n_workers!r}")
+    seconds = as_seconds(timeout)
+    with trio.CancelScope() if seconds is None else trio.move_on_after(max(seconds, 0.0)):
+        await engine.ask("wait_for_workers", (str(int(n_workers)),))
+        return
+    there = len(await engine.ask("nthreads"))
+    raise TimeoutError(f"only {there} of {n_workers} workers arrived within {timeout} s")
+
+
+async def restart(engine: Engine, timeout: Timeout, wait_for_workers: bool) -> None:
+    """Have all workers begin afresh. Raises `TimeoutError` if not all are back in time."""
+    seconds = as_seconds(timeout)
+    missing: Sequence[str] = ()
+    with trio.CancelScope() if seconds is None else trio.move_on_after(max(seconds, 0.0)) as scope:
+        missing = (await engine.restart())["missing"]
+    if wait_for_workers and (scope.cancelled_caught or missing):
+        raise TimeoutError(f"after the restart these workers did not come back in time: {', '.join(missing) or 'all'}")
+
+
+async def worker_addresses(engine: Engine, workers: Workers) -> list[str]:
+    """The addresses of these workers, given by name or address; of all, if none are given.
+
+    Raises `UsageError` for one that is not there.
+    """
+    names = worker_names(workers)
+    info: Mapping[str, Mapping[str, Any]] = (await engine.ask("scheduler_info", names))["workers"]
+    known = set(info) | {str(worker["name"]) for worker in info.values()}
+    for name in names:
+        if name not in known:
+            raise UsageError(f"there is no worker {name!r}")
+    return list(info)
+
+
+async def run(
+    engine: Engine,
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    workers: Workers,
+    on_error: OnError,
+) -> dict[str, Any]:
+    """Call a function in the process of each worker, outside of its slots; what it returned, by address.
+
+    With `on_error="return"` an exception stands in the place of the result, with `"ignore"` such a worker is left out.
+    """
+    if on_error not in ("raise", "return", "ignore"):
+        raise UsageError(f"on_error is 'raise', 'return' or 'ignore', not {on_error!r}")
+    addresses = await worker_addresses(engine, workers)
+    frames = [memoryview(frame).cast("B") for frame in dump_value((function, args, dict(kwargs)))]
+    outcomes: dict[str, Any] = {}
+    errors: dict[str, BaseException] = {}
+
+    async def call_one(address: str) -> None:
+        try:
+            use = partial(_call, frames, address)
+            outcomes[address] = await engine.peers.exchange(address, use, repeatable=False)
+        except CHANNEL_FAILURES as error:
+            errors[address] = ClusterError(f"the call could not be made: {failure_text(address, error)}")
+        except _Raised as raised:
+            errors[address] = raised.error
+
+    async with trio.open_nursery() as nursery:
+        for address in addresses:
+            nursery.start_soon(call_one, address)
+    if errors and on_error == "raise":
+        raise next(errors[address] for address in addresses if address in errors)
+    if on_error == "return":
+        outcomes |= errors
+    return {address: outcomes[address] for address in addresses if address in outcomes}
+
+
+def refuse_nanny(nanny: bool) -> None:
+    """Raise `UsageError` if a call should run in nannies."""
+    if nanny:
+        raise UsageError("functions run in workers, not in their nannies; leave out nanny=True")
+
+
+@contextmanager
+def time_limit(timeout: Timeout, what: str) -> Generator[None]:
+    """Raise `TimeoutError` if the block takes longer."""
+    seconds = as_seconds(timeout)
+    with trio.CancelScope() if seconds is None else trio.move_on_after(max(seconds, 0.0)) as scope:
+        yield
+    if scope.cancelled_caught:
+        raise TimeoutError(f"{what} was not done within {timeout} s")
+
+
+class _Raised(Exception):
+    """What the called function raised: it must not be taken for a failure of the channel."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+async def _call(frames: Sequence[memoryview], address: str, channel: Channel) -> Any:
+    await channel.send(Call(tuple(map(len, frames))), frames)
+    message, result = await channel.receive()
+    if not isinstance(message, CallResult):
+        raise ProtocolError(f"a call was answered with {type(message).__name__}")
+    try:
+        if message.ok:
+            return load_value(result)
+        error = bytes(result[0]) if result else None
+        raised = rebuild_exception(error, message.text, key="client.run", worker=address, attempt=1)
+    except Exception as error:  # the result's own code runs while it is loaded
+        raised = error
+    raise _Raised(raised)

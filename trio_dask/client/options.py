@@ -1,0 +1,84 @@
+"""The keywords of `submit` and `map` that say how a task runs, checked where the user stands."""
+
+from __future__ import annotations
+
+import datetime
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeAlias, TypedDict
+
+from trio_dask.client.core.outbox import NO_EXTRA
+from trio_dask.client.waiting import as_seconds
+from trio_dask.errors import UsageError
+
+__all__ = ["Options", "Workers", "extra_from", "worker_names"]
+
+Workers: TypeAlias = str | int | Iterable[str | int] | None
+MAX_PRIORITY = 10_000
+
+
+class Options(TypedDict, total=False):
+    """How tasks run.
+
+    workers: names, addresses or hosts of the workers that may run them.
+    allow_other_workers: treat `workers` as a preference.
+    resources: what each needs of its worker, such as `{"GPU": 1}`.
+    retries: how often one that raises is run again.
+    priority: larger first; tasks of the same priority run in the order of submission.
+    time_limit: seconds, or a text such as "5 min", after which one that still runs is ended.
+    fifo_timeout: accepted for distributed's sake; submissions of one client always run in their order.
+    """
+
+    workers: Workers
+    allow_other_workers: bool
+    resources: Mapping[str, float] | None
+    retries: int | None
+    priority: int
+    time_limit: float | str | datetime.timedelta | None
+    fifo_timeout: float | str
+
+
+def worker_names(workers: Workers) -> tuple[str, ...]:
+    """Workers as a user names them (one or several; names may be numbers), as a tuple of texts."""
+    if workers is None:
+        return ()
+    if isinstance(workers, str | int):
+        return (str(workers),)
+    return tuple(str(worker) for worker in workers)
+
+
+def extra_from(options: Options) -> Mapping[str, Any]:
+    """These options as the scheduler reads them; what is None or 0 is left out. Raises `UsageError`."""
+    extra: dict[str, Any] = {}
+    workers, resources, retries = options.get("workers"), options.get("resources"), options.get("retries")
+    priority, time_limit = options.get("priority"), options.get("time_limit")
+    if workers is not None and (names := worker_names(workers)):
+        extra["workers"] = names
+    if options.get("allow_other_workers"):
+        if "workers" not in extra:
+            raise UsageError("allow_other_workers=True says which workers are preferred only together with workers=")
+        extra["allow_other_workers"] = True
+    if resources:
+        extra["resources"] = {str(name): _amount(f"resources[{name!r}]", amount) for name, amount in resources.items()}
+    if retries:
+        extra["retries"] = _whole("retries", retries, 0, 2**31)
+    if priority:
+        extra["priority"] = _whole("priority", priority, -MAX_PRIORITY, MAX_PRIORITY)
+    if time_limit is not None:
+        extra["time_limit"] = _amount("time_limit", as_seconds(time_limit))
+    if unknown := options.keys() - Options.__annotations__.keys():
+        raise TypeError(f"there is no option {min(unknown)!r}")
+    return extra or NO_EXTRA
+
+
+def _whole(name: str, number: Any, least: int, most: int) -> int:
+    if isinstance(number, bool) or int(number) != number or not least <= number <= most:
+        raise UsageError(f"{name} is a whole number from {least} to {most}, not {number!r}")
+    return int(number)
+
+
+def _amount(name: str, amount: Any) -> float:
+    number = float(amount)
+    if not math.isfinite(number) or number < 0:
+        raise UsageError(f"{name} is a number not below 0, not {amount!r}")
+    return number

@@ -1,0 +1,149 @@
+"""Putting values of the client onto workers."""
+
+from __future__ import annotations
+
+import secrets
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import trio
+
+from trio_dask.client.core.states import KeyState
+from trio_dask.client.engine import Engine
+from trio_dask.client.failures import exception_of
+from trio_dask.client.gathering import is_dict, is_series, series_like
+from trio_dask.client.graphs import wire_key
+from trio_dask.client.options import Workers, worker_names
+from trio_dask.client.peers import CHANNEL_FAILURES, Channel, failure_text
+from trio_dask.errors import ClusterError, ProtocolError, UsageError
+from trio_dask.identity import Key
+from trio_dask.protocol.messages import Absent, Put, PutDone
+from trio_dask.protocol.picklers import type_name
+from trio_dask.protocol.pickling import dump_value
+from trio_dask.protocol.tokens import canonical_token
+
+__all__ = ["Parcel", "parcels_of", "put_all", "reshaped"]
+
+
+class Parcel(NamedTuple):
+    """One value, ready to be sent."""
+
+    key: Key
+    type_name: str
+    frames: list[memoryview]
+
+
+def parcels_of(data: Any, *, hashed: bool) -> list[Parcel]:
+    """The values in a list, tuple, set, frozenset or dict, or the one value that `data` is.
+
+    Raises `SerializationError`, which names what cannot be pickled.
+    """
+    if is_dict(data):
+        return [_parcel(wire_key(key), value) for key, value in data.items()]
+    return [_parcel(None, value, hashed=hashed) for value in (data if is_series(data) else (data,))]
+
+
+def _parcel(key: Key | None, value: Any, *, hashed: bool = False) -> Parcel:
+    frames = [memoryview(frame).cast("B") for frame in dump_value(value)]
+    kind: type[Any] = type(value)
+    if key is None:
+        token = canonical_token(value, bytes(frames[0])) if hashed else secrets.token_bytes(16)
+        key = f"{kind.__name__}-{token.hex()}"
+    return Parcel(key, type_name(kind), frames)
+
+
+def reshaped(data: Any, futures: Sequence[Any]) -> Any:
+    """The futures in the shape of the data."""
+    if is_dict(data):
+        return dict(zip(data, futures, strict=True))
+    return series_like(data, futures) if is_series(data) else futures[0]
+
+
+async def put_all(
+    engine: Engine, parcels: Sequence[Parcel], states: Sequence[KeyState], workers: Workers, *, broadcast: bool
+) -> None:
+    """Send each value to a worker, to the workers in turn by their threads, or each to all of them; wait until they
+    count as results. What is there already is not sent again.
+
+    Raises `UsageError` if there is no such worker, `ClusterError` if no worker takes a value.
+    """
+    addresses = await _targets(engine, workers)
+    missing = [parcel for parcel, state in zip(parcels, states, strict=True) if state.status == "pending"]
+    missing = list({parcel.key: parcel for parcel in missing}.values())
+    turns = _turns(addresses)
+    loads: dict[str, deque[Parcel]] = {address: deque() for address in addresses}
+    for parcel in missing:
+        for address in addresses if broadcast else (next(turns),):
+            loads[address].append(parcel)
+    failures: list[str] = []
+    stranded: list[Parcel] = []
+    async with trio.open_nursery() as nursery:
+        for address, load in loads.items():
+            if load:
+                nursery.start_soon(_put_each, engine, address, load, failures, stranded)
+    for parcel in stranded if not broadcast else ():
+        await _put_anywhere(engine, parcel, addresses, failures)
+    if broadcast and failures:
+        raise ClusterError(f"not every worker took the data: {failures[0]}")
+    await engine.settle_async(states, len(states))
+    for state in states:
+        error = exception_of(state)
+        if error is not None:
+            raise error
+
+
+async def _targets(engine: Engine, workers: Workers) -> dict[str, int]:
+    """The threads of the workers that may hold the data, by address. Waits for the first worker if there is none."""
+    names = worker_names(workers)
+    if not names:
+        await engine.ask("wait_for_workers", ("1",))
+    found: Mapping[str, int] = await engine.ask("nthreads", names)
+    if not found:
+        raise UsageError(f"there is no worker {names[0]!r}" if names else "there are no workers")
+    return dict(found)
+
+
+def _turns(addresses: Mapping[str, int]) -> Iterator[str]:
+    """Each worker as often as it has threads, round after round."""
+    while True:
+        for turn in range(max(addresses.values())):
+            for address, threads in addresses.items():
+                if turn < max(threads, 1):
+                    yield address
+
+
+async def _put_each(
+    engine: Engine, address: str, load: deque[Parcel], failures: list[str], stranded: list[Parcel]
+) -> None:
+    try:
+        await engine.peers.exchange(address, partial(_put_over, engine.incarnation, load))
+    except CHANNEL_FAILURES as error:
+        failures.append(failure_text(address, error))
+        stranded += load
+
+
+async def _put_over(incarnation: str, load: deque[Parcel], channel: Channel) -> None:
+    while load:
+        parcel = load[0]
+        sizes = tuple(len(frame) for frame in parcel.frames)
+        await channel.send(Put(parcel.key, incarnation, parcel.type_name, sizes), parcel.frames)
+        message, _ = await channel.receive()
+        if isinstance(message, Absent):
+            raise ClusterError(message.text)
+        if not isinstance(message, PutDone) or message.key != parcel.key:
+            raise ProtocolError(f"a Put was answered with {type(message).__name__}")
+        load.popleft()
+
+
+async def _put_anywhere(engine: Engine, parcel: Parcel, addresses: Mapping[str, int], failures: list[str]) -> None:
+    for address in addresses:
+        load = deque([parcel])
+        try:
+            await engine.peers.exchange(address, partial(_put_over, engine.incarnation, load))
+        except CHANNEL_FAILURES as error:
+            failures.append(failure_text(address, error))
+        else:
+            return
+    raise ClusterError(f"no worker took {parcel.key!r}: {failures[-1]}")
