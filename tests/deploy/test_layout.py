@@ -1,0 +1,81 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trio_dask.deploy.layout import check_scale, plan
+from trio_dask.errors import UsageError
+
+
+def make(**options):
+    defaults = {
+        "n_workers": None,
+        "threads_per_worker": None,
+        "memory_limit": "auto",
+        "processes": True,
+        "host": "127.0.0.1",
+        "scheduler_port": 0,
+        "resources": None,
+        "local_directory": None,
+        "cpus": 8,
+        "machine_bytes": 8000,
+    }
+    return plan(**{**defaults, **options})
+
+
+@given(cpus=st.integers(1, 512))
+def test_by_default_every_processor_is_used_once(cpus):
+    layout = make(cpus=cpus)
+    assert layout.n_workers * layout.threads_per_worker == cpus
+
+
+@pytest.mark.parametrize(
+    ("options", "workers", "threads"),
+    [
+        ({"cpus": 2}, 2, 1),
+        ({"cpus": 4}, 4, 1),
+        ({"cpus": 8}, 4, 2),
+        ({"cpus": 64}, 8, 8),
+        ({"n_workers": 3}, 3, 2),
+        ({"n_workers": 100}, 100, 1),
+        ({"n_workers": 0}, 0, 8),
+        ({"threads_per_worker": 4}, 2, 4),
+        ({"threads_per_worker": 100}, 1, 100),
+        ({"processes": False}, 1, 8),
+        ({"processes": False, "n_workers": 2}, 2, 4),
+    ],
+)
+def test_what_is_not_said_follows_from_what_is(options, workers, threads):
+    layout = make(**options)
+    assert (layout.n_workers, layout.threads_per_worker) == (workers, threads)
+
+
+@pytest.mark.parametrize(
+    ("limit", "each"), [("auto", 2000), (None, None), (0, None), ("0", None), (0.5, 4000), (500, 500), ("1kB", 1000)]
+)
+def test_memory_is_shared_out(limit, each):
+    assert make(n_workers=4, memory_limit=limit).memory_limit_bytes == each
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n_workers": -1}, "n_workers is -1; give a whole number from 0"),
+        ({"n_workers": 2.5}, "n_workers is 2.5"),
+        ({"n_workers": True}, "n_workers is True"),
+        ({"threads_per_worker": 0}, "threads_per_worker is 0"),
+        ({"scheduler_port": 70000}, "scheduler_port is 70000"),
+        ({"memory_limit": "nonsense"}, "memory_limit: 'nonsense' is not a memory limit"),
+        ({"memory_limit": -1}, "memory_limit: '-1' is not a memory limit"),
+        ({"resources": {"GPU": -1}}, "resources: 'GPU' is -1"),
+        ({"resources": {"GPU": float("nan")}}, "resources: 'GPU' is nan"),
+    ],
+)
+def test_nonsense_is_refused(options, message):
+    with pytest.raises(UsageError, match=message):
+        make(**options)
+
+
+def test_scaling_takes_numbers_of_workers():
+    check_scale(0)
+    with pytest.raises(UsageError, match="n is -1"):
+        check_scale(-1)

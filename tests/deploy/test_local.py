@@ -1,0 +1,103 @@
+"""Clusters inside this program: everything but the processes."""
+
+import threading
+
+import pytest
+import trio
+
+from trio_dask import Client, ClusterError, LocalCluster, UsageError, open_local_cluster
+
+
+def add(*numbers):
+    return sum(numbers)
+
+
+async def test_scheduler_and_workers_in_one_trio_loop():
+    async with open_local_cluster(2, 1, processes=False) as cluster:
+        assert cluster.scheduler_address.startswith("inproc://")
+        assert {worker.pid for worker in cluster.workers.values()} == {None}
+        async with cluster.get_client() as client:
+            assert len(await client.nthreads()) == 2
+            assert await client.submit(add, *client.map(add, range(10))) == 45
+
+
+async def test_two_clusters_in_one_program_are_apart():
+    async with open_local_cluster(1, 1, processes=False) as one, open_local_cluster(1, 1, processes=False) as two:
+        assert one.scheduler_address != two.scheduler_address
+        async with one.get_client() as client, two.get_client() as other:
+            assert await client.submit(add, 1) == await other.submit(add, 1) == 1
+            assert len(await client.nthreads()) == len(await other.nthreads()) == 1
+
+
+async def test_scaling():
+    async with open_local_cluster(1, 1, processes=False) as cluster, cluster.get_client() as client:
+        cluster.scale(3)
+        await cluster.wait_for_workers(timeout=5)
+        assert len(await client.nthreads()) == 3
+        cluster.scale(0)
+        assert cluster.workers == {}
+        with pytest.raises(UsageError, match="n is -1"):
+            cluster.scale(-1)
+
+
+async def test_what_the_block_raises_leaves_it_as_it_is():
+    with pytest.raises(KeyError, match="mine"):
+        async with open_local_cluster(1, 1, processes=False):
+            raise KeyError("mine")
+    with pytest.RaisesGroup(KeyError):
+        async with open_local_cluster(1, 1, processes=False):
+            raise ExceptionGroup("mine", [KeyError()])
+    with trio.CancelScope() as scope:
+        async with open_local_cluster(1, 1, processes=False):
+            scope.cancel()
+            await trio.sleep_forever()
+    assert scope.cancelled_caught
+
+
+async def test_a_closed_cluster_says_so():
+    async with open_local_cluster(1, 1, processes=False) as cluster:
+        await cluster.aclose()
+        await cluster.aclose()
+        with pytest.raises(ClusterError, match="this cluster is closed"):
+            cluster.scale(1)
+        with pytest.raises(ClusterError, match="this cluster is closed"):
+            await cluster.wait_for_workers(1)
+
+
+async def test_who_waits_for_workers_hears_of_the_end(nursery):
+    async with open_local_cluster(0, 1, processes=False) as cluster:
+
+        async def wait():
+            with pytest.raises(ClusterError, match="closed while it was waited for"):
+                await cluster.wait_for_workers(1)
+
+        nursery.start_soon(wait)
+        await trio.testing.wait_all_tasks_blocked()
+
+
+async def test_nonsense_is_refused_before_anything_is_started():
+    with pytest.raises(UsageError, match="n_workers is -1"):
+        async with open_local_cluster(-1):
+            pass
+
+
+def test_blocking_code_on_threads():
+    before = threading.active_count()
+    with LocalCluster(2, 1, processes=False) as cluster:
+        with Client(cluster) as client, cluster.get_client() as other:
+            futures = client.map(add, range(10))
+            assert client.submit(add, *futures).result(timeout=10) == 45
+            assert other.submit(add, 1, 2).result(timeout=10) == 3
+            with Client(cluster.scheduler_address) as third:
+                assert third.submit(add, 3).result(timeout=10) == 3
+        cluster.scale(3)
+        cluster.wait_for_workers(3, timeout=5)
+        assert len(cluster.workers) == 3
+        assert "3 workers" in repr(cluster)
+    assert repr(cluster) == "<local cluster: this cluster is closed>"
+    assert threading.active_count() <= before + 10  # idle threads of Trio's cache and of slots come and go
+
+
+def test_blocking_nonsense_is_refused_by_the_constructor():
+    with pytest.raises(UsageError, match="threads_per_worker is 0"):
+        LocalCluster(1, 0)

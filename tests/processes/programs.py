@@ -1,0 +1,120 @@
+"""Start our programs as a user does, read what they say, and look for what they left behind."""
+
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PATIENCE_S = 20.0
+
+
+def environment(**more):
+    """Ours, with the package importable from anywhere."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("DASK_")}
+    return {**clean, "PYTHONPATH": str(REPOSITORY), **more}
+
+
+class Program:
+    """A running program whose output is read all the time."""
+
+    def __init__(self, *arguments, cwd=None, **options):
+        options.setdefault("env", environment())
+        options.setdefault("stdin", subprocess.DEVNULL)
+        self.process = subprocess.Popen(
+            [sys.executable, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=cwd, **options
+        )
+        self.output = []
+        self.errors = []
+        self._changed = threading.Condition()
+        self._readers = [
+            threading.Thread(target=self._read, args=pair)
+            for pair in ((self.process.stdout, self.output), (self.process.stderr, self.errors))
+        ]
+        for reader in self._readers:
+            reader.start()
+
+    def _read(self, stream, lines):
+        with stream:
+            for line in stream:
+                with self._changed:
+                    lines.append(line.rstrip("\n"))
+                    self._changed.notify_all()
+
+    def wait_for(self, pattern, lines=None):
+        """The first group of the first line (of stderr) that matches."""
+        lines = self.errors if lines is None else lines
+        deadline = time.monotonic() + PATIENCE_S
+        with self._changed:
+            while True:
+                for line in lines:
+                    found = re.search(pattern, line)
+                    if found:
+                        return found[1] if found.groups() else found[0]
+                left = deadline - time.monotonic()
+                assert left > 0, f"no line has {pattern!r}:\n{self.text}"
+                assert self.process.poll() is None or any(reader.is_alive() for reader in self._readers), self.text
+                self._changed.wait(min(left, 0.2))
+
+    @property
+    def text(self):
+        """All it has said."""
+        return "\n".join([*self.output, "-- stderr", *self.errors])
+
+    def end(self):
+        """Its exit status, once it has ended by itself."""
+        status = self.process.wait(PATIENCE_S)
+        for reader in self._readers:
+            reader.join()
+        return status
+
+    def stop(self, number):
+        """Send a signal, and wait for the end."""
+        self.process.send_signal(number)
+        return self.end()
+
+
+@contextmanager
+def program(*arguments, **options):
+    """A program that is gone when the block is left."""
+    running = Program(*arguments, **options)
+    try:
+        yield running
+    finally:
+        if running.process.poll() is None:
+            running.process.kill()
+        running.end()
+
+
+def scheduler(*arguments, **options):
+    """A scheduler on a free port of loopback."""
+    return program("-m", "trio_dask", "scheduler", "--host", "127.0.0.1", "--port", "0", *arguments, **options)
+
+
+def worker(*arguments, **options):
+    """A worker."""
+    return program("-m", "trio_dask", "worker", "--nthreads", "1", "--no-nanny", *arguments, **options)
+
+
+def children(pid):
+    """All living descendants of a process."""
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def survivors(processes, timeout_s=2.0):
+    """Those of these processes that are still there after a moment."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        left = [process for process in processes if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+        if not left or time.monotonic() > deadline:
+            return left
+        time.sleep(0.01)

@@ -1,0 +1,43 @@
+"""The demo, as a newcomer runs it."""
+
+import re
+import signal
+
+import pytest
+
+from tests.processes.programs import children, program, survivors
+
+pytestmark = pytest.mark.slow
+
+DEMO = ("-m", "trio_dask", "demo")
+
+
+def test_it_does_the_job_and_shows_it(tmp_path):
+    for number in range(20):
+        (tmp_path / f"module_{number}.py").write_text("spam = 1\n" * number + "eggs(spam)\n")
+    (tmp_path / "broken.py").write_text("'''never closed\n")
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "test_it.py").write_text("left_out = 1\n")
+    with program(*DEMO, "--folder", str(tmp_path)) as demo:
+        assert demo.end() == 0
+    text = "\n".join(demo.output)
+    assert demo.errors == []
+    assert f"The names in 21 modules below {tmp_path}" in text
+    assert re.search(r"A scheduler and \d+ workers were ready after \d+\.\d\d s\.", text)
+    assert re.search(r"^ +210  spam\n +20  eggs$", text, re.MULTILINE)
+    assert re.search(r"^  largest modules, in tokens\n +\d+  module_19.py$", text, re.MULTILINE)
+    assert "1 files are not valid Python, such as broken.py" in text
+    assert "left_out" not in text
+    assert re.search(r"^25 tasks took \d+\.\d\d s on \d+ workers\.$", text, re.MULTILINE)
+    assert re.search(r"One plain process took \d+\.\d\d s for the same result", text)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_it_can_be_ended_at_any_time_and_leaves_nothing(number):
+    with program(*DEMO) as demo:
+        demo.wait_for("^A scheduler and", demo.output)
+        processes = children(demo.process.pid)
+        assert len(processes) >= 2
+        assert demo.stop(number) == 0
+        assert survivors(processes, 1) == []
+    assert demo.errors == ["Stopped before it was done; no process is left."]

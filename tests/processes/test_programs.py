@@ -1,0 +1,200 @@
+"""`dask-scheduler` and `dask-worker` as programs: their lines, files, signals and exit statuses."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from tests.processes.programs import environment, program, scheduler, worker
+from trio_dask import Client
+
+pytestmark = pytest.mark.slow
+
+SCHEDULER_AT = r"^Scheduler at:   (tcp://127\.0\.0\.1:\d+)$"
+REGISTERED = r"^Registered to: (tcp://127\.0\.0\.1:\d+)$"
+
+
+def run(*arguments, **options):
+    """A program that ends by itself: its status, what it printed, and what it complained about."""
+    options.setdefault("env", environment())
+    done = subprocess.run(
+        [sys.executable, "-m", "trio_dask", *arguments], capture_output=True, text=True, timeout=20, **options
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_a_scheduler_and_a_worker_find_each_other_and_work():
+    with scheduler() as boss:
+        address = boss.wait_for(SCHEDULER_AT)
+        with worker(address.removeprefix("tcp://"), "--name", "bob") as hand:
+            own = hand.wait_for(r"^Start worker at: (tcp://\S+)$")
+            assert hand.wait_for(REGISTERED) == address
+            with Client(address) as client:
+                assert client.submit(pow, 2, 10).result(timeout=10) == 1024
+                info = client.scheduler_info()["workers"]
+                assert [(where, worker["name"]) for where, worker in info.items()] == [(own, "bob")]
+            assert hand.stop(signal.SIGTERM) == 0
+        assert boss.wait_for("^Worker bob has left: ")
+        assert boss.stop(signal.SIGINT) == 0
+    for text in (boss.text, hand.text):
+        assert "Traceback" not in text
+        assert "rror" not in text
+    assert boss.output == hand.output == []
+
+
+def test_a_stopped_scheduler_takes_its_workers_along():
+    with scheduler() as boss, worker(boss.wait_for(SCHEDULER_AT)) as hand:
+        hand.wait_for(REGISTERED)
+        assert boss.stop(signal.SIGTERM) == 0
+        assert hand.end() == 0
+        assert "Traceback" not in boss.text + hand.text
+
+
+def test_a_killed_scheduler_is_waited_for_as_long_as_the_death_timeout_says():
+    with scheduler() as boss, worker(boss.wait_for(SCHEDULER_AT), "--death-timeout", "0.5s") as hand:
+        hand.wait_for(REGISTERED)
+        assert boss.stop(signal.SIGKILL) == -signal.SIGKILL
+        assert hand.end() == 3
+    assert "no scheduler for 0.5 s" in hand.errors[-1]
+    assert "Traceback" not in hand.text
+
+
+def test_the_files_name_the_process_and_the_address_and_go_with_it(tmp_path):
+    files = ["--scheduler-file", "s.json", "--pid-file", "s.pid"]
+    with worker("--scheduler-file", "s.json", "--pid-file", "w.pid", cwd=tmp_path) as hand:  # it waits for the file
+        hand.wait_for("scheduler file s.json is not there")
+        with scheduler(*files, cwd=tmp_path) as boss:
+            address = boss.wait_for(SCHEDULER_AT)
+            assert hand.wait_for(REGISTERED) == address
+            assert json.loads((tmp_path / "s.json").read_text())["address"] == address
+            assert (tmp_path / "s.pid").read_text() == f"{boss.process.pid}\n"
+            assert (tmp_path / "w.pid").read_text() == f"{hand.process.pid}\n"
+            with Client(scheduler_file=str(tmp_path / "s.json")) as client:
+                assert client.submit(pow, 2, 3).result(timeout=10) == 8
+            assert boss.stop(signal.SIGTERM) == 0
+        assert hand.end() == 0
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_client_can_shut_everything_down():
+    with scheduler() as boss, worker(boss.wait_for(SCHEDULER_AT)) as hand:
+        hand.wait_for(REGISTERED)
+        with Client(boss.wait_for(SCHEDULER_AT)) as client:
+            client.shutdown()
+        assert boss.end() == 0
+        assert hand.end() == 0
+    assert "Traceback" not in boss.text + hand.text
+
+
+def test_a_scheduler_on_all_interfaces_says_that_it_is_open_to_all():
+    with program("-m", "trio_dask", "scheduler", "--port", "0") as boss:
+        boss.wait_for("^Not secured: whoever can reach port")
+        assert boss.stop(signal.SIGTERM) == 0
+    with scheduler() as boss:
+        boss.wait_for(SCHEDULER_AT)
+        assert boss.stop(signal.SIGTERM) == 0
+        assert "Not secured" not in boss.text
+
+
+def test_a_port_in_use_is_status_4_and_one_line():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        status, out, err = run("scheduler", "--host", "127.0.0.1", "--port", port)
+    assert (status, out) == (4, "")
+    assert err.count("\n") == 1
+    assert port in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        (["scheduler", "--port", "99999"], 2),
+        (["scheduler", "--interface", "nosuch0"], 2),
+        (["scheduler", "--host", "nosuch.invalid"], 4),
+        (["scheduler", "--host", "192.0.2.77"], 4),
+        (["worker"], 2),
+        (["worker", "nonsense://x"], 2),
+        (["worker", "127.0.0.1:1", "--nthreads", "0"], 2),
+        (["demo", "--folder", "/no/such/folder"], 2),
+        (["nonsense"], 2),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_what_cannot_be_done_is_one_line_without_a_traceback(arguments, status):
+    assert run(*arguments)[:2] == (status, "")
+    assert run(*arguments)[2].count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("address", "reason"), [("127.0.0.1:1", "nothing listens there"), ("nosuch.invalid:1", "the name of the host")]
+)
+def test_a_worker_without_a_scheduler_gives_up_with_status_3(address, reason):
+    status, out, err = run("worker", address, "--death-timeout", "300ms")
+    assert (status, out) == (3, "")
+    assert reason in err.splitlines()[-1]
+    assert "Traceback" not in err
+
+
+def test_a_worker_whose_name_is_taken_is_refused_with_status_4():
+    with scheduler() as boss:
+        address = boss.wait_for(SCHEDULER_AT)
+        with worker(address, "--name", "bob") as hand:
+            hand.wait_for(REGISTERED)
+            status, _, err = run("worker", address, "--name", "bob")
+            assert status == 4
+            assert "the name 'bob' is taken by the worker at" in err.splitlines()[-1]
+
+
+def test_debug_shows_where():
+    status, _, err = run("scheduler", "--host", "nosuch.invalid", "--debug")
+    assert status == 4
+    assert "Traceback" in err
+
+
+def test_a_second_signal_ends_it_at_once():
+    with scheduler() as boss, worker(boss.wait_for(SCHEDULER_AT)) as hand:
+        hand.wait_for(REGISTERED)
+        hand.process.send_signal(signal.SIGSTOP)  # the scheduler's goodbye has somebody to wait for
+        boss.process.send_signal(signal.SIGTERM)
+        boss.wait_for("^Stopping: received SIGTERM")
+        assert boss.stop(signal.SIGTERM) == -signal.SIGTERM
+    assert "Traceback" not in boss.text
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("delay_s", [0.02, 0.05, 0.1, 0.2])
+def test_a_signal_at_any_moment_of_the_start_is_quiet(number, delay_s):
+    with scheduler() as boss:
+        try:
+            boss.process.wait(delay_s)
+        except subprocess.TimeoutExpired:
+            status = boss.stop(number)
+        # Before our first line has run, the interpreter itself answers a signal.
+        early = status == -number or "KeyboardInterrupt" in boss.text
+        assert status == 0 or (early and delay_s < 0.2), boss.text
+
+
+def test_a_stderr_that_is_closed_or_that_nobody_reads_is_no_trouble():
+    for stderr in ("closed", "full"):
+        reader, writer = os.pipe()
+        code = (
+            f"import os\nif {stderr == 'closed'}: os.close(2)\n"
+            f"else:\n    os.set_blocking({writer}, False)\n"
+            f"    try:\n        while os.write({writer}, b'x' * 4096): pass\n    except BlockingIOError: pass\n"
+            f"    os.set_blocking({writer}, True); os.dup2({writer}, 2)\n"
+            "from trio_dask.cli.scheduler import main\n"
+            "raise SystemExit(main(['--host', '127.0.0.1', '--port', '0', '--scheduler-file', 's.json']))\n"
+        )
+        with program("-c", code, pass_fds=[writer]) as boss:
+            os.close(writer)
+            try:
+                boss.process.wait(0.7)
+            except subprocess.TimeoutExpired:
+                assert boss.stop(signal.SIGTERM) == 0
+            else:
+                pytest.fail(boss.text)
+        os.close(reader)

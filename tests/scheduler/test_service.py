@@ -1,0 +1,282 @@
+"""The scheduler's service over in-memory connections."""
+
+import logging
+import os
+
+import pytest
+import trio
+
+from trio_dask.comm import ConnectionLost, LinkSettings, open_connection, parse_address
+from trio_dask.config import SchedulerSettings
+from trio_dask.errors import NoScheduler, RefusedError, UsageError
+from trio_dask.files import read_scheduler_file
+from trio_dask.protocol.hello import Hello
+from trio_dask.protocol.messages import (
+    Blob,
+    Goodbye,
+    KeyReady,
+    Leave,
+    Query,
+    Release,
+    Reply,
+    Restart,
+    Run,
+    RunFinished,
+    Shutdown,
+    Submit,
+)
+from trio_dask.scheduler.service import run_scheduler
+
+ADDRESS = "inproc://scheduler"
+FUNCTION = b"f" * 16
+WORKER = {"address": "tcp://w:1", "host": "w", "nthreads": 1, "memory_limit": None, "resources": {}, "pid": 1}
+
+
+@pytest.fixture
+async def scheduler(nursery):
+    """A running scheduler: what `settings` say on top of its address; ends with the test."""
+
+    async def start(**settings):
+        scope = trio.CancelScope()
+
+        async def run(task_status):
+            with scope:
+                await run_scheduler(SchedulerSettings(address=ADDRESS, **settings), task_status=task_status)
+
+        address = await nursery.start(run)
+        assert str(address) == ADDRESS
+        return scope
+
+    return start
+
+
+async def connect(role, **hello):
+    hello.setdefault("details", dict(WORKER) if role == "worker" else {})
+    return await open_connection(parse_address(ADDRESS), Hello(role=role, **hello))
+
+
+async def batch(connection):
+    """The next messages."""
+    async for messages in connection.batches():
+        return messages
+    return None
+
+
+async def ask(connection, what, *arguments):
+    connection.send_nowait(Query(1, what, arguments), flush=True)
+    (reply,) = await batch(connection)
+    assert isinstance(reply, Reply)
+    return reply.payload
+
+
+def submit(*keys):
+    count = len(keys)
+    return [
+        Blob(FUNCTION, 1, b"x"),
+        Submit(FUNCTION, keys, (b"",) * count, (), (), (), {}),
+    ]
+
+
+async def test_a_task_goes_to_a_worker_and_its_result_to_the_client(scheduler):
+    await scheduler()
+    async with await connect("client") as client, await connect("worker") as worker:
+        client.send_many_nowait(submit("a"))
+        client.flush_nowait()
+        blob, run = await batch(worker)
+        assert isinstance(blob, Blob)
+        assert isinstance(run, Run)
+        worker.send_nowait(RunFinished(run.run, 3, "int", 0.1, b"abc"), flush=True)
+        (ready,) = await batch(client)
+        assert ready == KeyReady("a", 3, "int", b"abc", ())
+
+
+async def test_what_a_lost_worker_was_running_goes_to_another(scheduler, caplog):
+    caplog.set_level(logging.INFO)
+    await scheduler()
+    async with await connect("client") as client:
+        async with await connect("worker", name="one") as worker:
+            client.send_many_nowait(submit("a"))
+            client.flush_nowait()
+            await batch(worker)
+        details = {**WORKER, "address": "tcp://w:2"}
+        async with await connect("worker", name="two", details=details) as worker:
+            messages = await batch(worker)
+            assert [type(message) for message in messages] == [Blob, Run]
+    assert "Worker one is lost" in caplog.text
+
+
+async def test_a_worker_whose_name_is_taken_is_refused(scheduler):
+    await scheduler()
+    async with await connect("worker", name="one"):
+        with pytest.raises(RefusedError, match="the name 'one' is taken by the worker at tcp://w:1"):
+            await connect("worker", name="one", details={**WORKER, "address": "tcp://w:2"})
+        with pytest.raises(RefusedError, match="tcp://w:1 is registered already"):
+            await connect("worker", name="two")
+    async with await connect("client") as client:
+        await trio.testing.wait_all_tasks_blocked()
+        assert (await ask(client, "scheduler_info"))["workers"] == {}
+    async with await connect("worker", name="one"):
+        pass
+
+
+async def test_two_workers_that_come_at_once_do_not_get_one_name(autojump_clock, scheduler):
+    await scheduler()
+    ends = []
+
+    async def join(number):
+        try:
+            details = {**WORKER, "address": f"tcp://w:{number}"}
+            async with await connect("worker", name="one", details=details) as worker:
+                await batch(worker)
+                ends.append(worker.goodbye.reason)
+        except RefusedError as exc:
+            ends.append(str(exc))
+
+    with trio.move_on_after(5):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(join, 1)
+            nursery.start_soon(join, 2)
+    assert len(ends) == 1
+    assert "the name 'one' is taken" in ends[0]
+
+
+@pytest.mark.parametrize(
+    "details",
+    [
+        {},
+        {**WORKER, "address": 5},
+        {**WORKER, "address": "x\n"},
+        {**WORKER, "address": "x" * 10_000},
+        {**WORKER, "nthreads": 0},
+        {**WORKER, "nthreads": True},
+        {**WORKER, "nthreads": 10**9},
+        {**WORKER, "memory_limit": -1},
+        {**WORKER, "memory_limit": "4GB"},
+        {**WORKER, "resources": ["GPU"]},
+        {**WORKER, "resources": {"GPU": -1}},
+        {**WORKER, "resources": {"GPU": "1"}},
+        {**WORKER, "pid": []},
+    ],
+    ids=str,
+)
+async def test_a_worker_that_says_impossible_things_is_turned_away(scheduler, details, caplog):
+    await scheduler()
+    with pytest.raises(NoScheduler):
+        await connect("worker", details=details)
+    assert len(caplog.records) == 1
+    async with await connect("client") as client:
+        assert (await ask(client, "scheduler_info"))["workers"] == {}
+
+
+async def test_a_peer_that_breaks_the_protocol_is_closed_and_nobody_else_notices(scheduler, caplog):
+    await scheduler()
+    async with await connect("client") as good, await connect("client") as bad:
+        bad.send_nowait(Submit(b"unknown digest..", ("a",), (b"",), (), (), (), {}), flush=True)
+        assert await batch(bad) is None
+        assert isinstance(bad.goodbye, Goodbye)
+        assert (await ask(good, "scheduler_info"))["clients"]
+        assert len([record for record in caplog.records if record.levelno >= logging.WARNING]) == 1
+
+
+async def test_a_silent_peer_is_given_up(autojump_clock, scheduler, caplog):
+    caplog.set_level(logging.INFO)
+    await scheduler(silence_s=3, keepalive_s=1000)
+    link = LinkSettings(keepalive_s=1000, silence_s=1000)
+    async with await open_connection(parse_address(ADDRESS), Hello(role="client"), settings=link):
+        await trio.sleep(10)
+    assert "is lost: " in caplog.text
+
+
+async def test_the_core_is_called_when_it_asked_to_be(autojump_clock, scheduler):
+    """A restart that a worker never answers is over after its time."""
+    await scheduler()
+    async with await connect("client") as client, await connect("worker", name="one") as worker:
+        client.send_nowait(Restart(7), flush=True)
+        (leave,) = await batch(worker)
+        assert leave.restart
+        (reply,) = await batch(client)
+        assert reply == Reply(7, {"missing": ("one",)})
+
+
+async def test_a_client_can_end_the_cluster(autojump_clock, scheduler, nursery):
+    ended = trio.Event()
+
+    async def run(task_status):
+        await run_scheduler(SchedulerSettings(address=ADDRESS), task_status=task_status)
+        ended.set()
+
+    await nursery.start(run)
+    async with await connect("client") as client, await connect("worker") as worker:
+        client.send_nowait(Shutdown(), flush=True)
+        async for messages in worker.batches():
+            assert {type(message) for message in messages} == {Leave}
+        assert await batch(client) is None
+    with trio.fail_after(5):
+        await ended.wait()
+
+
+async def test_stopped_from_outside_it_tells_everybody(scheduler):
+    scope = await scheduler()
+    async with await connect("client") as client, await connect("worker") as worker:
+        scope.cancel()
+        messages = await batch(worker)
+        assert messages == [Leave("the scheduler was stopped", False)]
+        assert await batch(worker) is None
+        assert worker.goodbye == Goodbye("the scheduler was stopped")
+        assert await batch(client) is None
+        assert client.goodbye == Goodbye("the scheduler was stopped")
+    with pytest.raises(NoScheduler):
+        await connect("client")
+
+
+async def test_a_peer_that_does_not_listen_cannot_hold_up_the_end(autojump_clock, scheduler):
+    scope = await scheduler(grace_s=2)
+    async with await connect("worker"):
+        started = trio.current_time()
+        scope.cancel()
+        await trio.sleep(5)
+        with pytest.raises(NoScheduler):
+            await connect("client")
+        assert trio.current_time() - started < 10
+
+
+async def test_the_files_of_a_scheduler(scheduler, tmp_path):
+    paths = {"scheduler_file": str(tmp_path / "scheduler.json"), "pid_file": str(tmp_path / "pid")}
+    scope = await scheduler(**paths)
+    assert read_scheduler_file(paths["scheduler_file"]) == ADDRESS
+    assert (tmp_path / "pid").read_text() == f"{os.getpid()}\n"
+    scope.cancel()
+    await trio.testing.wait_all_tasks_blocked()
+    assert os.listdir(tmp_path) == []
+
+
+async def test_a_file_that_cannot_be_written_ends_it(tmp_path):
+    settings = SchedulerSettings(address=ADDRESS, scheduler_file=f"{tmp_path}/no/folder/file")
+    with pytest.RaisesGroup(UsageError, flatten_subgroups=True):
+        await run_scheduler(settings)
+
+
+async def test_the_results_of_a_client_that_left_are_released(scheduler):
+    await scheduler()
+    async with await connect("worker") as worker:
+        async with await connect("client") as client:
+            client.send_many_nowait(submit("a"))
+            client.flush_nowait()
+            _, run = await batch(worker)
+            worker.send_nowait(RunFinished(run.run, 3, "int", 0.1, b"abc"), flush=True)
+            await batch(client)
+            client.send_nowait(Release(()), flush=True)
+            await client.aclose("done")
+        messages = await batch(worker)
+        assert "a" in str(messages)
+
+
+async def test_nobody_waits_for_a_loss_to_be_noticed(scheduler):
+    await scheduler()
+    connection = await connect("worker")
+    async with connection:
+        connection.abort()
+        with pytest.raises(ConnectionLost):
+            await batch(connection)
+    async with await connect("worker"):
+        pass

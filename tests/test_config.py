@@ -1,0 +1,153 @@
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trio_dask import config
+from trio_dask.errors import UsageError
+
+READERS = [
+    config.parse_bytes,
+    config.parse_name,
+    config.parse_port,
+    config.parse_port_range,
+    config.parse_resources,
+    config.parse_threads,
+    config.parse_timedelta,
+    lambda text: config.parse_memory_limit(text, machine_bytes=2**34),
+]
+
+
+@pytest.mark.parametrize("read", READERS)
+@given(text=st.one_of(st.text(), st.from_regex(r"[0-9.e+:=,a-zA-Z -]{0,40}"), st.text(min_size=1000)))
+def test_any_text_is_read_or_refused_with_one_short_printable_line(read, text):
+    try:
+        read(text)
+    except UsageError as exc:
+        line = str(exc)
+        assert "\n" not in line
+        assert line.isprintable()
+        assert len(line) < 250
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("0", 0),
+        ("100", 100),
+        ("1e3", 1000),
+        ("1.5 kB", 1500),
+        ("500MB", 500_000_000),
+        ("4GiB", 2**32),
+        ("4 gib", 2**32),
+        ("2g", 2_000_000_000),
+        (".5KiB", 512),
+        ("1 TB", 10**12),
+    ],
+)
+def test_amounts_of_memory(text, number):
+    assert config.parse_bytes(text) == number
+
+
+@pytest.mark.parametrize(
+    "text", ["", "x", "-1", "1 XB", "1e999", "nan", "inf", "1_000", "\uff11\uff12", "5 5", "0x10", "GB"]
+)
+def test_what_is_no_amount_of_memory(text):
+    with pytest.raises(UsageError, match="is not an amount of memory; write for example 500MB"):
+        config.parse_bytes(text)
+
+
+@given(number=st.integers(0, 2**60))
+def test_amounts_are_shown_as_they_are_read(number):
+    assert config.parse_bytes(config.format_bytes(number)) == pytest.approx(number, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("60", 60), ("60s", 60), ("5 min", 300), ("5m", 300), ("200ms", 0.2), ("1.5h", 5400), ("1 day", 86400), ("0", 0)],
+)
+def test_lengths_of_time(text, seconds):
+    assert config.parse_timedelta(text) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("text", ["", "5 sec ago", "-1", "nan", "inf", "1 fortnight", "10GB"])
+def test_what_is_no_length_of_time(text):
+    with pytest.raises(UsageError, match="is not a length of time; write for example 60"):
+        config.parse_timedelta(text)
+
+
+@pytest.mark.parametrize("text", ["", "abc", "65536", "99999", "-1", "1.0", "8786 8787", "\uff19"])
+def test_what_is_no_port(text):
+    with pytest.raises(UsageError, match="is not a port; give a number from 1 to 65535"):
+        config.parse_port(text)
+
+
+def test_ports_and_ranges_of_ports():
+    assert config.parse_port("0") == 0
+    assert config.parse_port("65535") == 65535
+    assert config.parse_port_range("9000") == (9000, 9000)
+    assert config.parse_port_range("9000:9100") == (9000, 9100)
+    assert config.parse_port_range("0") == (0, 0)
+
+
+@pytest.mark.parametrize("text", ["9100:9000", "0:5", "1:", ":1", "1:2:3", "a:b"])
+def test_what_is_no_range_of_ports(text):
+    with pytest.raises(UsageError):
+        config.parse_port_range(text)
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "4097", "1e9", "two", ""])
+def test_what_is_no_number_of_threads(text):
+    with pytest.raises(UsageError, match="give 1 to 4096"):
+        config.parse_threads(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "limit"),
+    [
+        ("auto", 500),
+        ("none", None),
+        ("0", None),
+        ("0.0", None),
+        ("0.25", 250),
+        ("1", 1000),
+        ("200B", 200),
+        ("5GB", 1000),
+    ],
+)
+def test_memory_limits(text, limit):
+    assert config.parse_memory_limit(text, machine_bytes=1000, share=0.5) == limit
+
+
+@pytest.mark.parametrize("text", ["nonsense", "-1", "200%", "nan", "", "1 GHz"])
+def test_what_is_no_memory_limit(text):
+    with pytest.raises(UsageError, match="is not a memory limit"):
+        config.parse_memory_limit(text, machine_bytes=1000)
+
+
+def test_resources():
+    assert config.parse_resources("GPU=2 MEM=10e9,FOO=1") == {"GPU": 2, "MEM": 10e9, "FOO": 1}
+    assert config.parse_resources("GPU=0") == {"GPU": 0}
+
+
+@pytest.mark.parametrize(
+    "text", ["foo", "GPU=abc", "GPU=-1", "GPU=nan", "GPU=inf", "=1", "GPU=", "A=1,A=2", "", ",", "A=1GB"]
+)
+def test_what_is_no_resource(text):
+    with pytest.raises(UsageError):
+        config.parse_resources(text)
+
+
+@pytest.mark.parametrize("text", ["", " a", "a\nb", "x" * 256, "\0"])
+def test_what_is_no_name(text):
+    with pytest.raises(UsageError, match="is not a name"):
+        config.parse_name(text)
+
+
+def test_names_are_taken_as_they_are():
+    assert config.parse_name("wörker 'one'") == "wörker 'one'"
+
+
+def test_never_is_the_default_death_timeout():
+    assert config.WorkerSettings(scheduler="tcp://a:1").death_timeout_s == math.inf

@@ -1,0 +1,47 @@
+"""`python -m trio_dask scheduler | worker | demo`, and the console script `trio-dask`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+__all__ = ["main"]
+
+COMMANDS = {
+    "scheduler": ("trio_dask.cli.scheduler", "start a scheduler"),
+    "worker": ("trio_dask.cli.worker", "start a worker and join it to a scheduler"),
+    "demo": ("trio_dask.cli.demo", "do a real job on a cluster of this machine, and show it"),
+}
+USAGE_ERROR = 2
+
+
+def _help(program: str) -> str:
+    lines = [f"  {name:10} {purpose}" for name, (_, purpose) in COMMANDS.items()]
+    return "\n".join(
+        [f"Usage: {program} COMMAND [OPTIONS]", "", *lines, "", f"{program} COMMAND --help shows a command's options."]
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command that the first argument names, and give its exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    program = "python -m trio_dask" if sys.argv[0].endswith("__main__.py") else "trio-dask"
+    command, *rest = arguments or ["--help"]
+    if command in ("-h", "--help"):
+        print(_help(program))
+        return 0
+    if command == "--version":
+        from trio_dask._version import __version__
+
+        print(f"trio_dask {__version__}, Python {sys.version.split()[0]}")
+        return 0
+    if command not in COMMANDS:
+        shown = ascii(command)[:60]
+        print(f"{program}: {shown} is not a command; give one of {', '.join(COMMANDS)}", file=sys.stderr)
+        return USAGE_ERROR
+    status: int = importlib.import_module(COMMANDS[command][0]).main(rest, f"{program} {command}")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

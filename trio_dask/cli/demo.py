@@ -1,0 +1,120 @@
+"""`python -m trio_dask demo`: a real job on a cluster of this machine, and the same job in one plain process."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+import click
+
+from trio_dask.cli.common import Checked, Program, common_options, run_command
+from trio_dask.cli.demo_work import FAN_IN, Counts, combine, count_names, run_plainly, source_files, standard_library
+from trio_dask.deploy.program import ExitStatus, Stopper, run_program
+from trio_dask.errors import UsageError
+
+if TYPE_CHECKING:
+    from trio_dask.client.async_client import AsyncClient
+
+__all__ = ["main"]
+
+FREQUENT = 10
+
+
+def _read_folder(text: str) -> Path:
+    if not text or "\0" in text or not Path(text).is_dir():
+        raise UsageError(f"there is no folder {text!a}")
+    return Path(text)
+
+
+@click.command(cls=Program, sections={"What to read": ["folder"]})
+@click.option("--folder", type=Checked("PATH", _read_folder), help="Python files below it, instead of the library.")
+@common_options
+@click.pass_obj
+def demo(stopper: Stopper, folder: Path | None, debug: bool) -> int:
+    """Count the names in every module of Python's standard library, on a cluster with one worker per processor.
+
+    One task tokenizes one file, a tree of tasks adds up the counts. Ctrl-C ends it; no process stays behind.
+    """
+    what = f"of Python {sys.version_info.major}.{sys.version_info.minor}'s standard library"
+    if folder is not None:
+        what = f"below {folder}"
+    folder = (folder or standard_library()).resolve()
+    names = source_files(folder)
+    if not names:
+        raise UsageError(f"--folder: there are no Python files below {folder}")
+    finished = False
+
+    async def service() -> None:
+        nonlocal finished
+        await _run(str(folder), names, what)
+        finished = True
+
+    status = run_program(click.get_current_context().command_path, service, stopper, debug=debug, quiet=True)
+    if status == ExitStatus.STOPPED and not finished:
+        click.echo("Stopped before it was done; no process is left.", err=True)
+    return status
+
+
+async def _run(folder: str, names: Sequence[str], what: str) -> None:
+    import trio
+
+    from trio_dask.deploy.local import open_local_cluster
+
+    print(f"The names in {len(names)} modules {what}, {folder}", flush=True)
+    started = perf_counter()
+    async with open_local_cluster() as cluster, cluster.get_client() as client:
+        workers = len(cluster.workers)
+        print(f"A scheduler and {workers} workers were ready after {perf_counter() - started:.2f} s.", flush=True)
+        started = perf_counter()
+        counts, tasks = await _map_and_reduce(client, folder, names)
+        elapsed_s = perf_counter() - started
+    _show(counts)
+    print(f"\n{tasks:,} tasks took {elapsed_s:.2f} s on {workers} workers.", flush=True)
+    started = perf_counter()
+    plain = await trio.to_thread.run_sync(run_plainly, folder, names, abandon_on_cancel=True)
+    plain_s = perf_counter() - started
+    if plain != counts:
+        raise AssertionError("the cluster and the plain process found different counts")
+    print(f"One plain process took {plain_s:.2f} s for the same result, {plain_s / elapsed_s:.2f} times as long.")
+
+
+async def _map_and_reduce(client: AsyncClient, folder: str, names: Sequence[str]) -> tuple[Counts, int]:
+    import trio
+
+    from trio_dask.cli.progress import show_progress
+
+    mapped = client.map(count_names, [folder] * len(names), names)
+    level = mapped
+    tasks = len(mapped)
+    while len(level) > 1:
+        groups = [level[start : start + FAN_IN] for start in range(0, len(level), FAN_IN)]
+        level = [client.submit(combine, group) for group in groups]
+        tasks += len(level)
+    done = 0
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(show_progress, lambda: (done, len(mapped)), "modules")
+        async for _ in client.as_completed(mapped):
+            done += 1
+        result: Counts = await level[0]
+        nursery.cancel_scope.cancel()
+    return result, tasks
+
+
+def _show(counts: Counts) -> None:
+    print(f"\n{counts.tokens:,} tokens in {counts.lines:,} lines, {len(counts.names):,} different names\n")
+    print("  most frequent names")
+    for name, number in counts.names.most_common(FREQUENT):
+        print(f"  {number:>9,}  {name}")
+    print("\n  largest modules, in tokens")
+    for module in counts.largest:
+        print(f"  {module.tokens:>9,}  {module.name}")
+    if counts.skipped:
+        print(f"\n  {len(counts.skipped)} files are not valid Python, such as {counts.skipped[0]}")
+
+
+def main(arguments: Sequence[str] | None = None, name: str = "trio-dask demo") -> int:
+    """Run the command line and give the exit status."""
+    return run_command(demo, name, arguments)

@@ -1,0 +1,79 @@
+"""`dask-scheduler`: the process that clients and workers connect to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import click
+
+from trio_dask.cli.common import Checked, Program, common_options, file_option, run_command
+from trio_dask.config import DEFAULT_PORT, SchedulerSettings, parse_port
+from trio_dask.deploy.program import Stopper, raise_file_limit, run_program, spare_garbage_collection
+
+__all__ = ["main"]
+
+SECTIONS = {
+    "Where to listen": ["host", "port", "interface"],
+    "Files": ["scheduler_file", "pid_file"],
+}
+
+
+@click.command(cls=Program, sections=SECTIONS)
+@click.option("--host", default="", help="Name or address to listen on. Default: every interface of this machine.")
+@click.option(
+    "--port", type=Checked("PORT", parse_port), default=None, help=f"0 takes any free port. Default: {DEFAULT_PORT}."
+)
+@click.option("--interface", default=None, metavar="NAME", help="Network interface to listen on, such as eth0.")
+@file_option("--scheduler-file", help="Write the address there, for workers and clients that are given this file.")
+@file_option("--pid-file", help="Write the process id there.")
+@common_options
+@click.pass_obj
+def scheduler(
+    stopper: Stopper,
+    host: str,
+    port: int | None,
+    interface: str | None,
+    scheduler_file: str | None,
+    pid_file: str | None,
+    debug: bool,
+) -> int:
+    """Start a scheduler.
+
+    Workers join it with `dask-worker ADDRESS`, programs use it with Client("ADDRESS").
+    """
+    if interface is not None and host:
+        raise click.UsageError("--interface and --host: give one of them, each says where to listen")
+    host, host_port = _split_host(host)
+    if port is not None and host_port is not None and port != host_port:
+        raise click.UsageError(f"--port {port} and --host with port {host_port}: give the port once")
+    settings = SchedulerSettings(
+        host=host,
+        port=next((number for number in (port, host_port) if number is not None), DEFAULT_PORT),
+        interface=interface,
+        scheduler_file=scheduler_file,
+        pid_file=pid_file,
+    )
+
+    async def service() -> None:
+        from trio_dask.scheduler.service import run_scheduler
+
+        spare_garbage_collection()
+        await run_scheduler(settings)
+
+    raise_file_limit()
+    return run_program(click.get_current_context().command_path, service, stopper, debug=debug)
+
+
+def _split_host(text: str) -> tuple[str, int | None]:
+    """What `--host` says: a name or an address, or, as with distributed, a URI with a port."""
+    if "://" not in text and not (text.count(":") == 1 or text.startswith("[")):
+        return text, None
+    from trio_dask.comm.addresses import parse_address
+
+    address = parse_address(text)
+    return address.host, address.port
+
+
+def main(arguments: Sequence[str] | None = None, name: str = "dask-scheduler") -> int:
+    """The console script: run the command line and give the exit status."""
+    return run_command(scheduler, name, arguments)

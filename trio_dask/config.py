@@ -1,0 +1,279 @@
+"""One frozen settings record per program, and the readers of what users write on a command line.
+
+Units stand in the names: `_s` is seconds, `_bytes` is bytes. Every reader takes what the user wrote and gives a
+checked value, or raises `UsageError` with one line that quotes the input and says what would be right. The name of the
+option is added by whoever asked.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from trio_dask.errors import UsageError
+
+__all__ = [
+    "DEFAULT_PORT",
+    "MAX_NAME_LENGTH",
+    "MAX_THREADS",
+    "ClientSettings",
+    "SchedulerSettings",
+    "WorkerSettings",
+    "format_bytes",
+    "parse_bytes",
+    "parse_memory_limit",
+    "parse_name",
+    "parse_port",
+    "parse_port_range",
+    "parse_resources",
+    "parse_threads",
+    "parse_timedelta",
+]
+
+DEFAULT_PORT = 8786
+MAX_THREADS = 4096
+MAX_NAME_LENGTH = 255
+
+
+@dataclass(frozen=True, kw_only=True)
+class SchedulerSettings:
+    """What one scheduler process needs to know.
+
+    An empty `host` means all interfaces; `port` 0 means any free one. Two things stand in for host, port and interface:
+    `address`, which names any kind of listener (`inproc://name`), and `listen_fd`, an inherited socket that listens.
+    """
+
+    address: str | None = None
+    host: str = ""
+    port: int = DEFAULT_PORT
+    interface: str | None = None
+    contact_host: str | None = None
+    listen_fd: int | None = None
+    scheduler_file: str | None = None
+    pid_file: str | None = None
+    allowed_failures: int = 3
+    keepalive_s: float = 10.0
+    silence_s: float = 60.0
+    grace_s: float = 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerSettings:
+    """What one worker process needs to know.
+
+    Exactly one of `scheduler` (an address) and `scheduler_file` is given. An empty `host` means: listen on the local
+    address of the way to the scheduler. `contact_address` is what other processes are told to dial, where that differs
+    from what the worker listens on. `port_range` is tried in order; (0, 0) means any free port. A `memory_limit_bytes`
+    of None means no limit. `death_timeout_s` counts while there is no scheduler, at the start and after a loss alike.
+    """
+
+    scheduler: str | None = None
+    scheduler_file: str | None = None
+    host: str = ""
+    interface: str | None = None
+    contact_address: str | None = None
+    port_range: tuple[int, int] = (0, 0)
+    nthreads: int = 1
+    name: str | None = None
+    memory_limit_bytes: int | None = None
+    resources: Mapping[str, float] = field(default_factory=dict[str, float])
+    local_directory: str | None = None
+    pid_file: str | None = None
+    death_timeout_s: float = math.inf
+    connect_timeout_s: float = 10.0
+    heartbeat_interval_s: float = 5.0
+    keepalive_s: float = 10.0
+    silence_s: float = 60.0
+    inline_limit_bytes: int = 64 * 1024
+    grace_s: float = 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientSettings:
+    """What one client needs to know. Exactly one of `scheduler` (an address) and `scheduler_file` is given."""
+
+    scheduler: str | None = None
+    scheduler_file: str | None = None
+    name: str | None = None
+    connect_timeout_s: float = 10.0
+    keepalive_s: float = 10.0
+    silence_s: float = 60.0
+    grace_s: float = 2.0
+
+
+def _quote(text: str) -> str:
+    """The user's text, so that any input, however long or odd, fits in one line of a message."""
+    shown = ascii(text)
+    return shown if len(shown) <= 60 else f"{shown[:56]}...{shown[-1]}"
+
+
+_NUMBER_WITH_UNIT = re.compile(
+    r"([0-9]+(?:\.[0-9]*)?(?:e[+-]?[0-9]{1,3})?|\.[0-9]+(?:e[+-]?[0-9]{1,3})?)\s*([a-zµ]*)", re.ASCII
+)
+
+
+def _split_unit(text: str) -> tuple[float, str] | None:
+    match = _NUMBER_WITH_UNIT.fullmatch(text.strip().lower())
+    if match is None:
+        return None
+    number = float(match[1])
+    return (number, match[2]) if math.isfinite(number) else None
+
+
+_DECIMAL = {prefix: 1000**power for power, prefix in enumerate(("", "k", "m", "g", "t", "p"))}
+_BYTE_UNITS: Mapping[str, int] = {
+    "b": 1,
+    **_DECIMAL,
+    **{f"{prefix}b": factor for prefix, factor in _DECIMAL.items()},
+    **{f"{prefix}i": 1024**power for power, prefix in enumerate("kmgtp", 1)},
+    **{f"{prefix}ib": 1024**power for power, prefix in enumerate("kmgtp", 1)},
+}
+
+
+def parse_bytes(text: str) -> int:
+    """An amount of memory, such as `500MB`, `4 GiB`, `1e9` or `1048576`, in bytes.
+
+    Raises:
+      UsageError: it is not one.
+    """
+    split = _split_unit(text)
+    if split is None or split[1] not in _BYTE_UNITS:
+        raise UsageError(f"{_quote(text)} is not an amount of memory; write for example 500MB, 4GiB or 1000000")
+    return int(split[0] * _BYTE_UNITS[split[1]])
+
+
+def format_bytes(number: int) -> str:
+    """An amount of memory for people, such as `3.75 GiB`."""
+    for power, unit in ((4, "TiB"), (3, "GiB"), (2, "MiB"), (1, "kiB")):
+        if number >= 1024**power:
+            return f"{number / 1024**power:.2f} {unit}"
+    return f"{number} B"
+
+
+_TIME_UNITS: Mapping[str, float] = {
+    **dict.fromkeys(("", "s", "sec", "secs", "second", "seconds"), 1.0),
+    **dict.fromkeys(("us", "µs", "microsecond", "microseconds"), 1e-6),
+    **dict.fromkeys(("ms", "millisecond", "milliseconds"), 1e-3),
+    **dict.fromkeys(("m", "min", "mins", "minute", "minutes"), 60.0),
+    **dict.fromkeys(("h", "hr", "hrs", "hour", "hours"), 3600.0),
+    **dict.fromkeys(("d", "day", "days"), 86400.0),
+}
+
+
+def parse_timedelta(text: str) -> float:
+    """A length of time, such as `60`, `60s`, `5 min` or `200ms`, in seconds.
+
+    Raises:
+      UsageError: it is not one.
+    """
+    split = _split_unit(text)
+    if split is None or split[1] not in _TIME_UNITS:
+        raise UsageError(f"{_quote(text)} is not a length of time; write for example 60, 60s, 5min or 200ms")
+    return split[0] * _TIME_UNITS[split[1]]
+
+
+def _parse_integer(text: str) -> int | None:
+    """Digits alone: `int` would also take underscores, signs and the digits of other scripts."""
+    text = text.strip()
+    return int(text) if len(text) <= 18 and text.isascii() and text.isdigit() else None
+
+
+def parse_port(text: str) -> int:
+    """A TCP port; 0 means any free one.
+
+    Raises:
+      UsageError: it is not one.
+    """
+    port = _parse_integer(text)
+    if port is None or port > 65535:
+        raise UsageError(f"{_quote(text)} is not a port; give a number from 1 to 65535, or 0 for any free port")
+    return port
+
+
+def parse_port_range(text: str) -> tuple[int, int]:
+    """One port, or `first:last` with both ends included, to be tried in order.
+
+    Raises:
+      UsageError: it is neither.
+    """
+    first_text, colon, last_text = text.partition(":")
+    first = parse_port(first_text)
+    last = parse_port(last_text) if colon else first
+    if last < first or (first == 0 and last != 0):
+        raise UsageError(f"{_quote(text)} is not a range of ports; write first:last, for example 9000:9100")
+    return first, last
+
+
+def parse_threads(text: str) -> int:
+    """How many tasks run at once in one worker.
+
+    Raises:
+      UsageError: it is not a number from 1 to `MAX_THREADS`.
+    """
+    number = _parse_integer(text)
+    if number is None or not 1 <= number <= MAX_THREADS:
+        raise UsageError(
+            f"{_quote(text)} is not a number of threads; give 1 to {MAX_THREADS}, or leave it out: one per CPU"
+        )
+    return number
+
+
+def parse_memory_limit(text: str, *, machine_bytes: int, share: float = 1.0) -> int | None:
+    """The memory one worker may use, in bytes, or None for no limit.
+
+    `auto` is this worker's `share` of `machine_bytes`; a number up to 1 is a fraction of the machine; `0` and `none`
+    mean no limit; everything else is an amount, and more than the machine has is as much as it has.
+
+    Raises:
+      UsageError: it is none of these.
+    """
+    plain = text.strip().lower()
+    if plain == "auto":
+        return max(1, int(machine_bytes * min(1.0, share)))
+    if plain == "none":
+        return None
+    split = _split_unit(plain)
+    if split is None or split[1] not in _BYTE_UNITS:
+        raise UsageError(
+            f"{_quote(text)} is not a memory limit; "
+            "write an amount (4GiB), a fraction of the machine (0.5), auto, or 0 for none"
+        )
+    number, unit = split
+    if number == 0:
+        return None
+    if not unit and number <= 1:
+        return max(1, int(machine_bytes * number))
+    return max(1, min(int(number * _BYTE_UNITS[unit]), machine_bytes))
+
+
+def parse_resources(text: str) -> dict[str, float]:
+    """Named amounts that tasks can ask for: `GPU=2 MEM=10e9,FOO=1`, separated by commas or spaces.
+
+    Raises:
+      UsageError: a pair is not NAME=NUMBER, a number is negative or not finite, or a name stands there twice.
+    """
+    resources: dict[str, float] = {}
+    for pair in text.replace(",", " ").split():
+        name, equals, amount_text = pair.partition("=")
+        split = _split_unit(amount_text)
+        if not (name and equals) or not name.isprintable() or split is None or split[1]:
+            raise UsageError(f"{_quote(pair)} is not NAME=NUMBER (not below 0); write for example GPU=2,MEM=10e9")
+        if name in resources:
+            raise UsageError(f"{_quote(name)} stands there twice; give each resource once")
+        resources[name] = split[0]
+    if not resources:
+        raise UsageError(f"{_quote(text)} names no resource; write for example GPU=2,MEM=10e9")
+    return resources
+
+
+def parse_name(text: str) -> str:
+    """The name of a worker or a client: printable, without spaces at its ends, at most 255 characters.
+
+    Raises:
+      UsageError: it is not so.
+    """
+    if not text or len(text) > MAX_NAME_LENGTH or not text.isprintable() or text != text.strip():
+        raise UsageError(f"{_quote(text)} is not a name; give 1 to {MAX_NAME_LENGTH} printable characters")
+    return text

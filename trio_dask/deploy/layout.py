@@ -1,0 +1,104 @@
+"""How a cluster on one machine is laid out: how many workers, with how many threads and how much memory each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from trio_dask.config import MAX_THREADS, parse_memory_limit
+from trio_dask.errors import UsageError
+from trio_dask.machine import cpu_count, memory_bytes
+
+__all__ = ["Layout", "check_scale", "plan"]
+
+MAX_WORKERS = 10_000
+FEW_CPUS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """What a local cluster consists of. `memory_limit_bytes` is for each worker; None means no limit."""
+
+    n_workers: int
+    threads_per_worker: int
+    memory_limit_bytes: int | None
+    processes: bool
+    host: str
+    scheduler_port: int
+    resources: Mapping[str, float] = field(default_factory=dict[str, float])
+    local_directory: str | None = None
+
+
+def plan(
+    *,
+    n_workers: int | None,
+    threads_per_worker: int | None,
+    memory_limit: str | float | None,
+    processes: bool,
+    host: str,
+    scheduler_port: int,
+    resources: Mapping[str, float] | None,
+    local_directory: str | None,
+    cpus: int | None = None,
+    machine_bytes: int | None = None,
+) -> Layout:
+    """Fill in what was not said: together the workers use each processor once, and the whole memory.
+
+    Raises:
+      UsageError: something that was said makes no sense.
+    """
+    cpus = cpu_count() if cpus is None else cpus
+    machine_bytes = memory_bytes() if machine_bytes is None else machine_bytes
+    _check_count("n_workers", n_workers, 0, MAX_WORKERS)
+    _check_count("threads_per_worker", threads_per_worker, 1, MAX_THREADS)
+    _check_count("scheduler_port", scheduler_port, 0, 65535)
+    if n_workers is None:
+        n_workers = _processes(cpus, threads_per_worker) if processes else 1
+    if threads_per_worker is None:
+        threads_per_worker = max(1, cpus // max(1, n_workers))
+    for name, amount in (resources or {}).items():
+        if isinstance(amount, bool) or not isinstance(amount, int | float) or not 0 <= amount < math.inf:
+            raise UsageError(f"resources: {name!r} is {amount!r}; give a number that is not below 0")
+    return Layout(
+        n_workers=n_workers,
+        threads_per_worker=threads_per_worker,
+        memory_limit_bytes=_memory_limit(memory_limit, machine_bytes, 1 / max(1, n_workers)),
+        processes=processes,
+        host=host,
+        scheduler_port=scheduler_port,
+        resources=dict(resources or {}),
+        local_directory=local_directory,
+    )
+
+
+def check_scale(n: object) -> None:
+    """Refuse what is not a number of workers.
+
+    Raises:
+      UsageError: it is none.
+    """
+    _check_count("n", n, 0, MAX_WORKERS)
+
+
+def _processes(cpus: int, threads: int | None) -> int:
+    """One process per processor where they are few, else about as many processes as threads in each, as dask does."""
+    if threads is not None:
+        return max(1, cpus // threads)
+    if cpus <= FEW_CPUS:
+        return cpus
+    return min(number for number in range(1, cpus + 1) if cpus % number == 0 and number * number >= cpus)
+
+
+def _check_count(name: str, value: object, least: int, most: int) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most):
+        raise UsageError(f"{name} is {value!r}; give a whole number from {least} to {most}")
+
+
+def _memory_limit(limit: str | float | None, machine_bytes: int, share: float) -> int | None:
+    if limit is None:
+        return None
+    try:
+        return parse_memory_limit(str(limit), machine_bytes=machine_bytes, share=share)
+    except UsageError as exc:
+        raise UsageError(f"memory_limit: {exc}") from exc

@@ -1,0 +1,90 @@
+"""The child's side of a started process: it lives as long as its stdin.
+
+End of file on stdin means that whoever started us is done with us, or is dead: leave in good order, and should that
+take longer than `GRACE_S`, end at once with everything we started ourselves. A dead parent, a cut SSH channel and a
+cancelled nursery look the same from here. The watching stands in a thread, because a blocked event loop must not keep
+us alive.
+
+A thread cannot run while foreign code holds the interpreter lock. On Linux a second pipe, the leash, makes the kernel
+end the whole process group the moment the parent is gone, whatever any thread is doing.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import threading
+import time
+from collections.abc import Callable
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["Lifeline", "end_group", "put_on_leash"]
+
+GRACE_S = 0.5
+
+
+class Lifeline:
+    """Stdin, taken away from the program (which reads an empty one from now on) and watched for its end."""
+
+    def __init__(self, parent_pid: int | None = None) -> None:
+        self._fd = os.dup(0)
+        self._parent_pid = parent_pid
+        empty = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(empty, 0)
+        os.close(empty)
+
+    def watch(self, leave: Callable[[], None], *, grace_s: float = GRACE_S) -> None:
+        """Call `leave` in another thread once the lifeline has ended; `grace_s` later end the process group."""
+
+        def wait() -> None:
+            self._wait_for_end()
+            leave()
+            time.sleep(grace_s)
+            end_group()
+
+        threading.Thread(target=wait, name="lifeline", daemon=True).start()
+
+    def _wait_for_end(self) -> None:
+        poller = select.poll()
+        poller.register(self._fd, select.POLLIN)
+        # A process that the parent forked may hold the other end of our stdin open after the parent's death.
+        parent_fd = None if self._parent_pid is None else _open_pid(self._parent_pid)
+        if self._parent_pid not in (None, os.getppid()):
+            return
+        if parent_fd is not None:
+            poller.register(parent_fd, select.POLLIN)
+        while True:
+            ready = [fd for fd, _ in poller.poll()]
+            if parent_fd in ready or (self._fd in ready and not os.read(self._fd, 4096)):
+                return
+
+
+def _open_pid(pid: int) -> int | None:
+    try:
+        return os.pidfd_open(pid)
+    except (OSError, AttributeError):  # it is gone, or this is not Linux
+        return None
+
+
+def put_on_leash(fd: int) -> None:
+    """Have the kernel kill this process group when the other end of the pipe `fd` is closed; elsewhere do nothing."""
+    if fcntl is None or not hasattr(fcntl, "F_SETSIG") or os.getpgrp() != os.getpid():
+        return
+    fcntl.fcntl(fd, fcntl.F_SETOWN, -os.getpgrp())
+    fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_ASYNC)
+    # The other end may have been closed before the kernel knew whom to tell.
+    if select.select([fd], [], [], 0)[0]:
+        end_group()
+
+
+def end_group() -> None:
+    """Kill this process, and with it, if it leads a process group, everything in that group."""
+    if os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)
+    os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,71 @@
+"""What a worker says of itself when it registers. Every field is checked: a peer can write anything there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, cast
+
+from trio_dask.config import MAX_NAME_LENGTH, MAX_THREADS
+from trio_dask.errors import ProtocolError
+from trio_dask.protocol.hello import Hello
+from trio_dask.scheduler.core import WorkerInfo
+
+__all__ = ["worker_info"]
+
+MAX_ADDRESS_LENGTH = 512
+MAX_RESOURCES = 1000
+
+
+def worker_info(hello: Hello) -> WorkerInfo:
+    """The worker behind a hello. Without a name of its own it is called by its address.
+
+    Raises:
+      ProtocolError: something in it cannot be.
+    """
+    details = hello.details
+    address = _text(details, "address", MAX_ADDRESS_LENGTH)
+    if not address:
+        raise ProtocolError("a worker must say at which address its data can be fetched")
+    return WorkerInfo(
+        name=hello.name or address,
+        address=address,
+        host=_text(details, "host", MAX_NAME_LENGTH),
+        nthreads=_number(details, "nthreads", 1, MAX_THREADS),
+        memory_limit=_number(details, "memory_limit", 0, 2**62),
+        resources=_resources(details),
+        incarnation=hello.incarnation,
+        pid=_number(details, "pid", 0, 2**31),
+    )
+
+
+def _text(details: Mapping[str, Any], name: str, longest: int) -> str:
+    value = details.get(name, "")
+    if not isinstance(value, str) or len(value) > longest or not value.isprintable():
+        raise ProtocolError(f"a worker's {name} is text of at most {longest} printable characters")
+    return value
+
+
+def _number(details: Mapping[str, Any], name: str, least: int, most: int) -> int:
+    value = details.get(name)
+    value = least if value is None else value
+    if type(value) is not int or not least <= value <= most:
+        raise ProtocolError(f"a worker's {name} is a whole number from {least} to {most}")
+    return value
+
+
+def _resources(details: Mapping[str, Any]) -> dict[str, float]:
+    value: object = details.get("resources") or {}
+    if not isinstance(value, dict):
+        raise ProtocolError("a worker's resources are names with amounts")
+    offered = cast("Mapping[object, object]", value)
+    if len(offered) > MAX_RESOURCES:
+        raise ProtocolError(f"a worker has at most {MAX_RESOURCES} resources")
+    resources: dict[str, float] = {}
+    for name, amount in offered.items():
+        if not isinstance(name, str) or isinstance(amount, bool) or not isinstance(amount, int | float):
+            raise ProtocolError(f"a worker's resource is a name with a number, not {name!r}")
+        if not 0 <= amount < math.inf:
+            raise ProtocolError(f"a worker has no less than 0 of a resource, and not {amount!r} of {name!r}")
+        resources[name] = float(amount)
+    return resources

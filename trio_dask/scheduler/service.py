@@ -1,0 +1,247 @@
+"""The scheduler as a service: it carries events to the core, and the core's messages to their peers.
+
+    a stop is asked for (by cancelling from outside, by the core from inside)
+    SESSIONS                        shielded; has a deadline once the stop begins
+      |- ticker                     sleeps until the core wants to be called
+      |- one session per peer       reads; its connection hosts the writer
+      `- ACCEPTING                  cancelled first
+
+What arrives together is decided together: all messages of a batch, then placement once, then every outbox that was
+touched leaves at once. Nothing is unpickled here, and nothing that could unpickle is imported.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from itertools import count
+
+import trio
+
+from trio_dask.comm.addresses import Address, addresses_of_interface, choose_advertised_host, parse_address
+from trio_dask.comm.connection import Connection, LinkSettings
+from trio_dask.comm.listen import serve
+from trio_dask.comm.transport import ConnectionLost, Transport
+from trio_dask.config import SchedulerSettings
+from trio_dask.errors import ProtocolError
+from trio_dask.files import present, scheduler_file_text
+from trio_dask.identity import PeerId
+from trio_dask.protocol.hello import Hello, Refusal, Welcome
+from trio_dask.protocol.messages import Leave
+from trio_dask.scheduler.core import ClosePeer, CoreSettings, SchedulerCore, Stop
+from trio_dask.scheduler.registration import worker_info
+
+__all__ = ["run_scheduler"]
+
+log = logging.getLogger("trio_dask.scheduler")
+
+
+async def run_scheduler(
+    settings: SchedulerSettings, *, task_status: trio.TaskStatus[Address] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Run a scheduler until it is cancelled, or a client ends the cluster; `task_status.started` gives its address.
+
+    Cancelled, it takes nobody in any more, tells workers and clients to leave, and ends within `settings.grace_s`.
+
+    Raises:
+      OSError: it cannot listen where it shall.
+      UsageError: a file cannot be written, or there is no such interface.
+    """
+    service = _Service(settings)
+    with present(settings.pid_file, f"{os.getpid()}\n"):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(service.heed_cancellation)
+            # A loop of its own inside the shield: what outlives the request to stop must not be cancelled by it.
+            with trio.CancelScope(shield=True):
+                await service.run(task_status)
+            nursery.cancel_scope.cancel()
+
+
+class _Service:
+    def __init__(self, settings: SchedulerSettings) -> None:
+        self._settings = settings
+        self._core = SchedulerCore(CoreSettings(allowed_failures=settings.allowed_failures))
+        self._identity = Hello(role="scheduler")
+        self._connections: dict[PeerId, Connection] = {}
+        self._peer_ids = count(1)  # 0 is taken: the core means `fire_and_forget` by it
+        self._alarm = trio.CancelScope()
+        self._stopping = trio.Event()
+        self._stop_reason = "the scheduler was stopped"
+
+    async def heed_cancellation(self) -> None:
+        """Turn the cancellation of the whole service into an orderly stop."""
+        try:
+            await trio.sleep_forever()
+        finally:
+            self._stopping.set()
+
+    async def run(self, task_status: trio.TaskStatus[Address]) -> None:
+        """Serve until a stop is asked for, then end in good order."""
+        async with trio.open_nursery() as sessions:
+            sessions.start_soon(self._tick)
+            accepting = trio.CancelScope()
+            bound: list[Address] = await sessions.start(self._accept, accepting, sessions)
+            address = self._advertised(bound)
+            with present(self._settings.scheduler_file, self._scheduler_file(address)):
+                self._announce(address, bound)
+                task_status.started(address)
+                await self._stopping.wait()
+            accepting.cancel()
+            sessions.cancel_scope.deadline = trio.current_time() + self._settings.grace_s
+            await self._dismiss()
+            sessions.cancel_scope.cancel()
+        log.info("Scheduler stopped: %s", self._stop_reason)
+
+    # ------------------------------------------------------------------------------------------------- listening
+
+    async def _accept(
+        self,
+        scope: trio.CancelScope,
+        sessions: trio.Nursery,
+        *,
+        task_status: trio.TaskStatus[list[Address]],
+    ) -> None:
+        settings = self._settings
+        with scope:
+            await serve(
+                self._where_to_listen(),
+                self._session,
+                identity=self._identity,
+                admit=self._admit,
+                settings=LinkSettings(
+                    keepalive_s=settings.keepalive_s, silence_s=settings.silence_s, cleanup_s=settings.grace_s
+                ),
+                handler_nursery=sessions,
+                task_status=task_status,
+            )
+
+    def _where_to_listen(self) -> Address | socket.socket:
+        settings = self._settings
+        if settings.listen_fd is not None:
+            return socket.socket(fileno=settings.listen_fd)
+        if settings.address is not None:
+            return parse_address(settings.address)
+        host = addresses_of_interface(settings.interface)[0] if settings.interface else settings.host
+        return Address("tcp", host, settings.port)
+
+    def _advertised(self, bound: list[Address]) -> Address:
+        first = bound[0]
+        if first.scheme == "inproc":
+            return first
+        return Address(first.scheme, self._settings.contact_host or choose_advertised_host(first.host), first.port)
+
+    def _announce(self, address: Address, bound: list[Address]) -> None:
+        log.info("Scheduler at:   %s", address)
+        if any(host.host in ("0.0.0.0", "::") for host in bound):
+            log.warning(
+                "Not secured: whoever can reach port %d can run programs as this user; --host 127.0.0.1 keeps it local",
+                address.port,
+            )
+
+    def _scheduler_file(self, address: Address) -> str:
+        mine = self._identity
+        return scheduler_file_text(str(address), incarnation=mine.incarnation, package=mine.package, python=mine.python)
+
+    # -------------------------------------------------------------------------------------------------- sessions
+
+    def _admit(self, hello: Hello, transport: Transport) -> Welcome | Refusal:
+        if hello.role == "worker":
+            refused = self._core.refusal(worker_info(hello))
+            if refused is not None:
+                return Refusal(refused, "name")
+        return Welcome(incarnation=self._identity.incarnation)
+
+    async def _session(self, connection: Connection) -> None:
+        """One peer, from its welcome to its end. What it does wrong ends this session and no other."""
+        hello = connection.hello
+        assert isinstance(hello, Hello)
+        peer = PeerId(next(self._peer_ids))
+        refused = self._register(peer, hello)
+        if refused is not None:  # somebody else took the name between our welcome and now
+            await connection.aclose(refused)
+            return
+        self._connections[peer] = connection
+        error: ProtocolError | ConnectionLost | None = None
+        try:
+            self._settle()
+            async for batch in connection.batches():
+                now = trio.current_time()
+                for message in batch:
+                    self._core.handle(peer, message, now)
+                self._settle()
+        except (ProtocolError, ConnectionLost) as exc:
+            error = exc
+        finally:
+            self._remove(peer, connection, error)
+        if isinstance(error, ProtocolError):
+            await connection.aclose(str(error))
+
+    def _remove(self, peer: PeerId, connection: Connection, error: Exception | None) -> None:
+        goodbye = connection.goodbye
+        reason = goodbye.reason if goodbye is not None else str(error or "the session was ended by the scheduler")
+        worker = self._core.state.workers.get(peer)
+        who = f"Client at {connection.remote}" if worker is None else f"Worker {worker.info.name}"
+        if goodbye is None and not self._stopping.is_set():
+            level = logging.WARNING if isinstance(error, ProtocolError) else logging.INFO
+            log.log(level, "%s is lost: %s", who, reason)
+        elif worker is not None:
+            log.info("%s has left: %s", who, reason)
+        del self._connections[peer]
+        self._core.remove_peer(peer, reason, trio.current_time(), expected=goodbye is not None)
+        self._settle()
+
+    def _register(self, peer: PeerId, hello: Hello) -> str | None:
+        now = trio.current_time()
+        if hello.role != "worker":
+            self._core.add_client(peer, hello.incarnation, hello.name, now)
+            return None
+        info = worker_info(hello)
+        refused = self._core.add_worker(peer, info, now)
+        if refused is None:
+            log.info("Registered worker %s at %s (%d threads)", info.name, info.address, info.nthreads)
+        return refused
+
+    # ---------------------------------------------------------------------------------------------- carrying out
+
+    def _settle(self) -> None:
+        """Have the core decide on what has come, send what it says, and do what it asks."""
+        core = self._core
+        core.place(trio.current_time())
+        self._deliver()
+        requests = core.requests
+        while requests:
+            match requests.pop(0):
+                case ClosePeer(peer, reason):
+                    connection = self._connections.get(peer)
+                    if connection is not None:
+                        connection.abort(reason)
+                case Stop(reason):
+                    self._stop_reason = reason
+                    self._stopping.set()
+        deadline = core.next_deadline()
+        if self._alarm.deadline != deadline:
+            self._alarm.deadline = deadline
+
+    def _deliver(self) -> None:
+        connections = self._connections
+        for peer, messages in self._core.drain().items():
+            connection = connections.get(peer)
+            if connection is not None:
+                connection.send_many_nowait(messages)
+                connection.flush_nowait()
+
+    async def _tick(self) -> None:
+        while True:
+            with trio.CancelScope(deadline=self._core.next_deadline()) as self._alarm:
+                await trio.sleep_forever()
+            self._core.tick(trio.current_time())
+            self._settle()
+
+    async def _dismiss(self) -> None:
+        """Tell every peer that this is the end, all at once, and give each the time to hear it."""
+        async with trio.open_nursery() as nursery:
+            for peer, connection in self._connections.items():
+                if peer in self._core.state.workers:
+                    connection.send_nowait(Leave(self._stop_reason, False))
+                nursery.start_soon(connection.aclose, self._stop_reason)
