@@ -61,7 +61,7 @@ def check_writable(path: str) -> None:
 def _write(target: Path, text: str) -> TextIO:
     draft = target.with_name(f".{target.name}.{os.getpid()}")
     draft.unlink(missing_ok=True)  # of a program that had this pid before and was killed here
-    file = open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8")
+    file = open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8")  # noqa: SIM115 - the caller closes it
     try:
         file.write(text)
         file.flush()

@@ -1,4 +1,4 @@
-"""A cluster in a few lines, for tests of clients: one object that is scheduler and worker, with no decisions of its own.
+"""A cluster in a few lines, for tests of clients: one object, scheduler and worker, with no decisions of its own.
 
 It stands where the connection would. Everything in both directions goes through the real codec. Tasks are computed at
 once, or when the test says so; the test can say anything else a scheduler may say.
@@ -9,10 +9,9 @@ from collections import Counter
 
 import trio
 
-from trio_dask.client.base import BaseClient
+from trio_dask.client.async_client import AsyncClient
+from trio_dask.client.client import Client
 from trio_dask.client.engine import Engine
-from trio_dask.client.futures import AsyncFuture, Future
-from trio_dask.client.threads import CallbackThread, EngineThread
 from trio_dask.comm.transport import ConnectionLost
 from trio_dask.protocol import messages as m
 from trio_dask.protocol.codec import DATA_PLANE, FROM_CLIENT, TO_CLIENT, decode, encode
@@ -206,7 +205,7 @@ class MiniCluster:
             "who_has": {key: [WORKER] if key in self.values else [] for key in message.arguments},
             "has_what": {WORKER: list(self.values)},
             "processing": {WORKER: [key for key in self.tasks if key not in self.values]},
-            "nbytes": {key: 28 for key in message.arguments or self.values},
+            "nbytes": dict.fromkeys(message.arguments or self.values, 28),
             "wait_for_workers": 1,
         }
         if message.what != "wait_for_workers" or int(message.arguments[0]) <= 1:
@@ -282,26 +281,17 @@ def make_engine(cluster):
 @contextlib.asynccontextmanager
 async def open_async_client(cluster):
     """An `AsyncClient` of the mini cluster."""
-    from trio_dask.client.async_client import AsyncClient
-
     client = AsyncClient.__new__(AsyncClient)
-    BaseClient.__init__(client, make_engine(cluster), AsyncFuture, None)
-    client._nursery_manager = client._nursery = None
+    client._set_up(make_engine(cluster), None)
     async with client:
         yield client
 
 
 @contextlib.contextmanager
-def open_client(cluster):
+def open_client(cluster, *, wait=True):
     """A blocking `Client` of the mini cluster."""
-    from trio_dask.client.client import Client
-
     client = Client.__new__(Client)
-    BaseClient.__init__(client, make_engine(cluster), Future, None)
     client.cluster, client._owns_cluster = None, False
-    client._callbacks = CallbackThread()
-    client._engine.run_callback = client._callbacks.put
-    client._thread = EngineThread(client._engine)
-    client._thread.start()
+    client._open(make_engine(cluster), None, wait=wait)
     with client:
         yield client

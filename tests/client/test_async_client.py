@@ -47,7 +47,9 @@ async def test_a_call_gives_its_result(client):
     future = client.submit(increment, 1, by=10)
     assert await future == 11
     assert await future.result() == 11
-    assert future.done() and future.status == "finished" and not future.cancelled()
+    assert future.done()
+    assert future.status == "finished"
+    assert not future.cancelled()
     assert await future.exception() is None
     assert future.type is int
 
@@ -161,7 +163,9 @@ async def test_a_failure_arrives_whole_and_fresh_each_time(client):
             await future
         assert "fail" in [entry.name for entry in caught.traceback]
         notes = " ".join(caught.value.__notes__)
-        assert "in task 'fail-" in notes and "attempt 1" in notes and "increment" in notes
+        assert "in task 'fail-" in notes
+        assert "attempt 1" in notes
+        assert "increment" in notes
         depth = len(caught.traceback)
     with pytest.raises(ValueError, match="boom") as again:
         await future
@@ -346,7 +350,8 @@ async def test_a_cancelled_wait_leaves_nothing_behind(client, cluster):
         await future
     with trio.move_on_after(0):
         await client.wait(future)
-    assert future.state.readers is None and future.state.waiters is None
+    assert future.state.readers is None
+    assert future.state.waiters is None
 
 
 async def test_wait_for_the_first_or_for_all(client, cluster):
@@ -369,7 +374,8 @@ async def test_as_completed_follows_the_order_of_completion_and_grows(client, cl
     completed = client.as_completed(futures[:3])
     assert await anext(completed) is futures[2]
     completed.add(futures[3])
-    assert completed.count() == 3 and not completed.is_empty()
+    assert completed.count() == 3
+    assert not completed.is_empty()
     cluster.finish(futures[3].key, futures[0].key)
     assert [await anext(completed), await anext(completed)] == [futures[3], futures[0]]
     cluster.finish(futures[1].key)
@@ -383,7 +389,9 @@ async def test_as_completed_with_results_and_errors(client):
     pairs = dict([pair async for pair in client.as_completed([good, bad], with_results=True, raise_errors=False)])
     assert pairs[good] == 1
     kind, error, traceback = pairs[bad]
-    assert kind is ValueError and str(error) == "boom" and traceback is error.__traceback__
+    assert kind is ValueError
+    assert str(error) == "boom"
+    assert traceback is error.__traceback__
     with pytest.raises(ValueError, match="boom"):
         async for _ in client.as_completed([bad], with_results=True):
             pass
@@ -393,7 +401,7 @@ async def test_as_completed_in_batches(client, cluster):
     futures = client.map(increment, range(10))
     await client.wait(futures)
     batches = [batch async for batch in client.as_completed(futures).batches()]
-    assert sum(batches, []) == futures
+    assert [future for batch in batches for future in batch] == futures
 
 
 async def test_callbacks_run_in_the_loop_and_cannot_harm_it(client, cluster, caplog):
@@ -452,8 +460,8 @@ async def test_scatter_keeps_the_shape_and_dedupes(client, cluster):
     assert (await client.scatter("equal", hash=False)).key != one.key
     assert await client.submit(len, one) == 5
     assert type(await client.scatter({1, 2})) is set
+    cluster._query = lambda message: cluster.say(m.Reply(message.request, {}))
     with pytest.raises(UsageError, match="no worker"):
-        cluster._query = lambda message: cluster.say(m.Reply(message.request, {}))
         await client.scatter([5], workers="nobody")
 
 
@@ -518,7 +526,8 @@ async def test_a_lost_scheduler_fails_everything_at_once(client, cluster, announ
                 cluster.lose("the wire was cut")
     assert len(caught) == 5
     assert all(("operator" if announced else "wire") in text for text in caught if text != "iterated")
-    assert future.status == "lost" and client.status == "closed"
+    assert future.status == "lost"
+    assert client.status == "closed"
     for late in (lambda: client.submit(increment, 1), lambda: client.map(increment, [1])):
         with pytest.raises(SchedulerLost):
             late()

@@ -189,11 +189,11 @@ class CoreMachine(RuleBasedStateMachine):
     def end_fetch(self, request, *, succeed):
         for state in request.states:
             value = self.scheduler.calls.get(state.key)
-            if succeed and self.scheduler.results.get(state.key) == "finished":
-                # A worker knows keys alone: what it has may belong to the life after the one that was asked for.
-                if self.call_of(state) == value:
-                    self.core.fetched(request.address, state, (value,))
-                    continue
+            finished = self.scheduler.results.get(state.key) == "finished"
+            # A worker knows keys alone: what it has may belong to the life after the one that was asked for.
+            if succeed and finished and self.call_of(state) == value:
+                self.core.fetched(request.address, state, (value,))
+                continue
             self.core.unfetched(request.address, state, "gone")
         self.core.fetch_ended(request.address)
 
@@ -212,9 +212,11 @@ class CoreMachine(RuleBasedStateMachine):
         for life in getattr(self, "lives", ()):
             state = life.state
             if state.value is not None:
-                assert state.status == "finished" and state.value == life.call
+                assert state.status == "finished"
+                assert state.value == life.call
             if isinstance(state.failure, m.KeyFailed):
-                assert state.status == "error" and state.failure.text.encode() == life.call
+                assert state.status == "error"
+                assert state.failure.text.encode() == life.call
             assert (state.failure is None) == (state.status in ("pending", "finished"))
 
     @invariant()
@@ -238,7 +240,7 @@ class CoreMachine(RuleBasedStateMachine):
                 assert len(calls) == 1
         for life, calls in getattr(self, "reads", ()):
             assert len(calls) <= 1
-            for frames, reason in calls:
+            for frames, _reason in calls:
                 assert frames is None or tuple(frames) == (life.call,)
 
     def teardown(self):
@@ -260,8 +262,11 @@ class CoreMachine(RuleBasedStateMachine):
         assert all(life.state.status != "pending" for life in self.lives)
         self.core.dereference([life.state for life in self.lives])
         self.run_dry()
-        assert not self.core.states and not self.scheduler.wanted
-        assert not self.core._fences and not self.core._inline and not self.core._inline_bytes
+        assert not self.core.states
+        assert not self.scheduler.wanted
+        assert not self.core._fences
+        assert not self.core._inline
+        assert not self.core._inline_bytes
 
     def run_dry(self):
         for _ in range(200):
@@ -322,7 +327,8 @@ def test_a_blob_travels_once_in_pieces_until_it_is_forgotten():
     outbox.ship(b"1" * 16, large)
     pieces = outbox.drain()
     assert b"".join(piece.data for piece in pieces) == large
-    assert {piece.total for piece in pieces} == {len(large)} and len(pieces) == 3
+    assert {piece.total for piece in pieces} == {len(large)}
+    assert len(pieces) == 3
     outbox.ship(b"2" * 16, large)
     assert outbox.drain()[-1] == m.ForgetBlobs((b"1" * 16,))
     outbox.ship(b"1" * 16, large)
@@ -344,7 +350,8 @@ def test_messages_about_keys_that_nobody_holds_are_ignored():
         m.Reply(7, None),
     ):
         core.handle(message)
-    assert not core.states and not core.drain()
+    assert not core.states
+    assert not core.drain()
 
 
 def test_what_was_cancelled_stays_so_whatever_was_under_way():
@@ -354,7 +361,8 @@ def test_what_was_cancelled_stays_so_whatever_was_under_way():
     core.handle(m.KeyReady("k0", 1, "int", b"v", ()))
     core.handle(m.KeyFailed("k0", "k0", "exception", None, "", {}))
     core.handle(m.KeyPending("k0"))
-    assert state.status == "cancelled" and state.failure.text == "enough"
+    assert state.status == "cancelled"
+    assert state.failure.text == "enough"
 
 
 def test_the_end_reaches_everybody_once():
@@ -370,7 +378,8 @@ def test_the_end_reaches_everybody_once():
     core.end(Ended(lost=False, text="closed"))
     assert heard == [pending, (finished, None), ended]
     assert {pending.status, finished.status} == {"lost"}
-    assert not core.drain() and not core.next_fetches()
+    assert not core.drain()
+    assert not core.next_fetches()
     core.ask("nthreads", (), lambda payload, ended: heard.append(ended))
     assert heard[-1] == ended
 

@@ -581,6 +581,8 @@ async def test_no_more_than_a_hello_is_read_from_a_stranger(monkeypatch):
 
     async with serving(INPROC, admit=admit) as address:
         stranger = await connect_memory(address)
-        stranger.try_send(hello + bytes(MAX_HELLO))
+        stranger.try_send(hello[:1])
+        await trio.testing.wait_all_tasks_blocked()
+        stranger.try_send(hello[1:] + bytes(MAX_HELLO))
         await closed_by_peer(stranger)
     assert len(hello) <= sum(counts) <= MAX_HELLO

@@ -101,3 +101,14 @@ def test_blocking_code_on_threads():
 def test_blocking_nonsense_is_refused_by_the_constructor():
     with pytest.raises(UsageError, match="threads_per_worker is 0"):
         LocalCluster(1, 0)
+
+
+def test_scripts_for_distributed_find_their_arguments_taken_or_refused_in_words():
+    with LocalCluster(0, 1, processes=False, dashboard_address=None, silence_logs=50, asynchronous=False):
+        pass
+    with pytest.raises(UsageError, match="use open_local_cluster in a Trio program"):
+        LocalCluster(asynchronous=True)
+    with pytest.raises(UsageError, match="security= is not supported yet"):
+        LocalCluster(security=True)
+    with pytest.raises(TypeError, match="unexpected argument 'n_wokers'"):
+        LocalCluster(n_wokers=3)

@@ -5,6 +5,7 @@ import math
 import os.path
 import threading
 import types
+from concurrent.futures import ThreadPoolExecutor
 
 import cloudpickle
 import pytest
@@ -216,3 +217,14 @@ def test_names_are_short():
         pickle_function(f).name for f in (importable, lambda: 1, functools.partial(len, ()), Callable(), str.upper)
     ]
     assert names == ["importable", "lambda", "len", "Callable", "upper"]
+
+
+def test_threads_get_the_right_functions():
+    functions = [eval(f"lambda: {number}") for number in range(200)]
+
+    def check(thread):
+        order = functions[thread:] + functions[:thread]
+        return all(load_function(pickle_function(function).data)() == function() for function in order)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(check, range(8)))

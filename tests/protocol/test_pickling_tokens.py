@@ -60,6 +60,8 @@ values = st.recursive(
 def test_equal_calls_have_equal_tokens_whatever_is_identical_in_them(args, kwargs):
     again = dict(reversed(rebuilt(kwargs).items()))
     assert token(*args, **kwargs) == token(*rebuilt(args), **again)
+    text = "".join("abc")
+    assert token(text, text) == token(text, "".join("abc"))
     assert token(args, args, [args]) == token(args, rebuilt(args), [rebuilt(args)])
 
 
@@ -111,6 +113,28 @@ def test_arrays_count_by_content(size):
     assert token(base) != token(base.reshape(2, -1))
     assert token(base[: size // 2]) != token(base[size // 2 :])
     assert token(bytes(base)) != token(bytearray(base))
+
+
+class Temporary:
+    """Its pickle holds an object that lives no longer than the pickling."""
+
+    def __init__(self, byte, wrap):
+        self.byte = byte
+        self.wrap = wrap
+
+    def __reduce__(self):
+        return Temporary, (self.wrap(self.byte * 200_000), self.wrap)
+
+
+def as_buffer(data):
+    return pickle.PickleBuffer(bytearray(data))
+
+
+@pytest.mark.parametrize("wrap", [bytes, bytearray, as_buffer])
+def test_content_that_lives_only_while_it_is_pickled_is_not_mistaken(wrap):
+    """Another object may have its address when the token is made."""
+    tokens = {token([Temporary(byte, wrap) for byte in (b"1", b"1", last)]) for last in (b"1", b"2", b"3", b"4")}
+    assert len(tokens) == 4
 
 
 class Part:

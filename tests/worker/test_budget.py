@@ -19,9 +19,12 @@ class Holders:
         self._nursery.start_soon(self._hold, name, nbytes)
         await trio.testing.wait_all_tasks_blocked()
 
+    def cancel(self, name: str) -> None:
+        self._scopes[name].cancel()
+
     async def stop(self, *names: str) -> None:
         for name in names:
-            self._scopes[name].cancel()
+            self.cancel(name)
         await trio.testing.wait_all_tasks_blocked()
 
     async def _hold(self, name: str, nbytes: int) -> None:
@@ -69,6 +72,19 @@ async def test_one_that_gives_up_waiting_lets_the_next_one_pass() -> None:
         await holders.start("b", 10)
         await holders.stop("big")
         assert holders.holding == {"a", "b"}
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_share_that_is_granted_to_one_who_has_just_given_up_goes_on_to_the_next() -> None:
+    budget = Budget(1, 100)
+    async with trio.open_nursery() as nursery:
+        holders = Holders(budget, nursery)
+        async with budget.share(1):
+            await holders.start("a", 1)
+            await holders.start("b", 1)
+            holders.cancel("a")  # it hears of it after the share is free, a moment from now
+        await trio.testing.wait_all_tasks_blocked()
+        assert holders.holding == {"b"}
         nursery.cancel_scope.cancel()
 
 

@@ -187,6 +187,17 @@ def test_a_key_is_asked_of_every_holder_before_its_run_is_handed_back() -> None:
     check_idle(driven.core)
 
 
+def test_a_holder_that_was_asked_is_not_asked_again_for_whoever_comes_later() -> None:
+    driven = Driven()
+    driven.tell(run(1, "b", ("a", (THERE,))))
+    assert driven.wanted() == [StartFetch(FetchId(1), THERE, ("a",))]
+    driven.tell(run(2, "c", ("a", (THERE,))))
+    driven.core.absent(FetchId(1), "a")
+    driven.core.fetch_ended(FetchId(1), unreachable=False)
+    assert driven.core.drain() == ([Missing(RunId(1), "a", THERE), Missing(RunId(2), "a", THERE)], [], 0)
+    check_idle(driven.core)
+
+
 def test_when_a_peer_is_gone_the_keys_that_wait_for_it_move_on_at_once() -> None:
     driven = Driven(keys_per_fetch=1, fetches_per_address=1)
     driven.tell(run(1, "x", ("a", (THERE,))), run(2, "y", ("b", (THERE,))))

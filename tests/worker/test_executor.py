@@ -42,6 +42,7 @@ class Slots:
             inline_limit_bytes=100,
         )
         self.bursts: list[list[Outcome]] = []
+        self.closed = threading.Event()
         self._outcomes, self._next = trio.open_memory_channel[Outcome](10_000)
 
     def take(self, outcomes: list[Outcome]) -> None:
@@ -91,6 +92,7 @@ def open_slots(monkeypatch: pytest.MonkeyPatch) -> Any:
             await trio.testing.wait_all_tasks_blocked()
             yield kit
             nursery.cancel_scope.cancel()
+        kit.closed.set()
         for thread in set(threading.enumerate()) - before:
             if thread.name.startswith("slot-"):
                 await trio.to_thread.run_sync(thread.join, PATIENCE_S)
@@ -250,6 +252,8 @@ async def test_a_cancellation_that_overtakes_the_slot_is_not_lost(open_slots: An
         slots.offer(1, abs, -3)  # a namesake
         slots.wake()
         assert await slots.value() == 3
+        assert not slots.executor.busy
+        assert not vars(slots.executor)["_doomed"]
 
 
 async def test_the_next_run_of_a_slot_does_not_inherit_a_cancellation(open_slots: Any) -> None:
@@ -398,3 +402,31 @@ async def test_leaving_tells_running_tasks_and_turns_away_async_ones(open_slots:
         slots.wake()
         await trio.to_thread.run_sync(begun.wait, PATIENCE_S)
         asked.set()
+
+
+@pytest.mark.parametrize("extra", [{}, {"announce": True}])
+async def test_a_slot_that_asks_the_loop_after_its_end_is_turned_away(open_slots: Any, extra: dict[str, Any]) -> None:
+    begun = threading.Event()
+
+    async def never() -> None:
+        await trio.sleep_forever()
+
+    async with open_slots() as slots:
+
+        def take() -> Run | None:
+            run = ReadyQueue.take(slots.ready)
+            begun.set()
+            assert slots.closed.wait(PATIENCE_S)
+            return run
+
+        slots.executor._ready = _Ready(take)
+        slots.offer(1, never, **extra)
+        slots.wake()
+        await trio.to_thread.run_sync(begun.wait, PATIENCE_S)
+
+
+class _Ready:
+    """A queue from which taking takes as long as a test wants."""
+
+    def __init__(self, take: Callable[[], Run | None]) -> None:
+        self.take = take

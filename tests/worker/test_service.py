@@ -13,6 +13,7 @@ from trio_dask.errors import TaskExited
 from trio_dask.protocol.messages import (
     CancelRuns,
     Capacity,
+    Free,
     Heartbeat,
     Missing,
     Retract,
@@ -56,6 +57,12 @@ def pass_gate(name: str) -> str:
     assert gates[name].open.wait(PATIENCE_S)
     check_cancelled()
     return "passed"
+
+
+def pass_gate_and_ignore(name: str) -> str:
+    gates[name].reached.set()
+    assert gates[name].open.wait(PATIENCE_S)
+    return "nobody wants this any more"
 
 
 async def sleep_at_gate(name: str) -> None:
@@ -147,8 +154,9 @@ async def test_an_async_task_is_cancelled_at_once(gate: Any) -> None:
         assert (await session.hear(RunFinished)).run == after
 
 
-async def test_an_async_task_out_of_time_ends_at_once(gate: Any) -> None:
-    async with open_worker() as session:
+async def test_an_async_task_out_of_time_ends_at_once(gate: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "LONG_RUN_S", 1000)
+    async with open_worker(heartbeat_interval_s=1000) as session:
         run = session.submit("a", sleep_at_gate, gate.name, time_limit=0.01)
         assert await session.hear(Started) == Started((run,))
         failed = await session.hear(RunFailed)
@@ -180,7 +188,7 @@ async def test_a_run_is_announced_before_it_starts(gate: Any) -> None:
 
 async def test_a_long_run_is_announced_while_it_goes_on(gate: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "LONG_RUN_S", 0.01)
-    async with open_worker() as session:
+    async with open_worker(heartbeat_interval_s=1000) as session:
         run = session.submit("a", pass_gate, gate.name)
         assert await session.hear(Started) == Started((run,))
         gate.open.set()
@@ -198,6 +206,33 @@ async def test_heartbeats_tell_what_is_here() -> None:
                     break
         assert message.metrics["managed_bytes"] > 1000
         assert message.metrics["memory_bytes"] > 10**6
+
+
+def keys_here() -> list[str]:
+    return list(get_worker().data)
+
+
+async def test_a_freed_result_is_let_go() -> None:
+    async with open_worker() as session:
+        session.submit("a", abs, -1)
+        await session.result()
+        session.submit("b", keys_here)
+        assert await session.result() == ["a"]
+        session.tell(Free(("a",)))
+        session.submit("c", keys_here)
+        assert await session.result() == ["b"]
+
+
+async def test_the_result_of_a_run_that_ignored_its_cancellation_is_not_kept(gate: Any) -> None:
+    async with open_worker(nthreads=2) as session:
+        run = session.submit("a", pass_gate_and_ignore, gate.name)
+        await gate.wait_reached()
+        session.tell(CancelRuns((run,)))
+        assert await session.hear(Capacity) == Capacity(1)
+        gate.open.set()
+        assert await session.hear(Capacity) == Capacity(2)
+        session.submit("b", keys_here)
+        assert await session.result() == []
 
 
 async def test_functions_and_results_of_every_size_go_through() -> None:

@@ -79,8 +79,10 @@ async def test_the_lines_that_other_tools_read(autojump_clock: MockClock, caplog
 async def test_a_refusal_ends_the_worker(autojump_clock: MockClock) -> None:
     async with open_scheduler() as scheduler:
         scheduler.refusal = "the name is taken"
+        started = trio.current_time()
         with pytest.raises(RefusedError, match="the name is taken"):
             await run_worker(scheduler.settings)
+        assert trio.current_time() == started
 
 
 async def test_a_refusal_after_a_loss_is_waited_out(autojump_clock: MockClock) -> None:

@@ -27,7 +27,7 @@ SECTIONS = {
     "Which scheduler": ["scheduler_file", "death_timeout"],
     "What this worker offers": ["nthreads", "memory_limit", "resources", "name"],
     "Where it listens": ["host", "interface", "worker_port"],
-    "How it runs": ["nanny", "pid_file"],
+    "How it runs": ["no_nanny", "pid_file"],
 }
 
 
@@ -64,7 +64,7 @@ def _read_memory_limit(text: str) -> str:
     default=(0, 0),
     help="Port to listen on, or first:last to try in order. Default: any free port.",
 )
-@click.option("--no-nanny", "nanny", flag_value=False, type=bool, default=False, help="No process that restarts it.")
+@click.option("--no-nanny", is_flag=True, expose_value=False, help="No process that restarts it; as yet there is none.")
 @file_option("--pid-file", help="Write the process id there.")
 @common_options
 @click.pass_obj
@@ -80,7 +80,6 @@ def worker(
     host: str,
     interface: str | None,
     worker_port: tuple[int, int],
-    nanny: bool,
     pid_file: str | None,
     debug: bool,
 ) -> int:

@@ -12,6 +12,7 @@ import trio
 from trio_dask.client import operations
 from trio_dask.client.base import BaseClient
 from trio_dask.client.completion import DoneAndNotDone, ReturnWhen, as_completed, wait_async
+from trio_dask.client.engine import Engine
 from trio_dask.client.futures import AsyncFuture, Timeout
 from trio_dask.client.gathering import concrete, filled, futures_in, own_states, skips, values_of
 from trio_dask.client.graphs import flat_keys, shaped_like
@@ -56,11 +57,27 @@ class AsyncClient(BaseClient[AsyncFuture]):
         settings = settings_for(address_of(address), scheduler_file, timeout, name)
         if settings.scheduler is None and settings.scheduler_file is None:
             raise UsageError("AsyncClient needs an address or scheduler_file=; open_local_cluster() starts a cluster")
-        super().__init__(engine_for(settings), AsyncFuture, name)
+        self._set_up(engine_for(settings), name)
+
+    @classmethod
+    def over(cls, engine: Engine) -> AsyncClient:
+        """Another view of a running engine, which may live in the loop of another thread; entering it does nothing."""
+        client = cls.__new__(cls)
+        client._set_up(engine, engine.facade.name, is_view=True)
+        return client
+
+    def _set_up(self, engine: Engine, name: str | None, *, is_view: bool = False) -> None:
+        super().__init__(engine, AsyncFuture, name)
+        if not is_view:
+            engine.belong_to(self, AsyncFuture)
+        self._is_view = is_view
         self._nursery_manager: Any = None
         self._nursery: trio.Nursery | None = None
 
     async def __aenter__(self) -> AsyncClient:
+        if self._is_view:
+            await trio.lowlevel.checkpoint()
+            return self
         if self._nursery_manager is not None:
             raise RuntimeError("this client was entered before; make a new one")
         self._nursery_manager = trio.open_nursery()
@@ -75,6 +92,8 @@ class AsyncClient(BaseClient[AsyncFuture]):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if self._is_view:
+            return
         self._engine.stop()
         await self._leave(error)
 
@@ -90,6 +109,9 @@ class AsyncClient(BaseClient[AsyncFuture]):
 
     async def aclose(self) -> None:
         """Say goodbye and release everything. Leaving the block does it as well."""
+        if self._is_view:
+            await trio.lowlevel.checkpoint()
+            return
         self._engine.stop()
         await self._engine.wait_stopped()
 
@@ -152,40 +174,41 @@ class AsyncClient(BaseClient[AsyncFuture]):
         parcels = parcels_of(data, hashed=hash)
         futures = self._expected(parcels)
         with operations.time_limit(timeout, "scatter()"):
-            await put_all(self._engine, parcels, [future.state for future in futures], workers, broadcast=broadcast)
+            states = [future.state for future in futures]
+            await self._engine.call_async(put_all, self._engine, parcels, states, workers, broadcast)
         return reshaped(data, futures)
 
     # ------------------------------------------------------------------------------------------------ the cluster
 
     async def who_has(self, futures: Any = None) -> dict[Key, tuple[str, ...]]:
         """The addresses of the workers that hold each result, by key."""
-        return await operations.who_has(self._engine, futures)
+        return await self._engine.call_async(operations.who_has, self._engine, futures)
 
     async def has_what(self, workers: Workers = None) -> dict[str, tuple[Key, ...]]:
         """The keys of the results that each worker holds, by address."""
-        return await operations.has_what(self._engine, workers)
+        return await self._engine.call_async(operations.has_what, self._engine, workers)
 
     async def processing(self, workers: Workers = None) -> dict[str, tuple[Key, ...]]:
         """The keys of the tasks that each worker has been given and not finished, by address."""
-        return await operations.processing(self._engine, workers)
+        return await self._engine.call_async(operations.processing, self._engine, workers)
 
     async def nthreads(self, workers: Workers = None) -> dict[str, int]:
         """How many threads each worker has, by address."""
-        return await operations.ask_workers(self._engine, "nthreads", workers)
+        return await self._engine.call_async(operations.ask_workers, self._engine, "nthreads", workers)
 
     ncores = nthreads
 
     async def nbytes(self, keys: Any = None, summary: bool = True) -> dict[Key, int]:
         """The sizes of results in bytes, by name of the function; without `summary`, by key."""
-        return await operations.nbytes(self._engine, keys, summary=summary)
+        return await self._engine.call_async(operations.nbytes, self._engine, keys, summary)
 
     async def scheduler_info(self) -> dict[str, Any]:
         """What the scheduler says of itself and of its workers."""
-        return await operations.scheduler_info(self._engine)
+        return await self._engine.call_async(operations.scheduler_info, self._engine)
 
     async def wait_for_workers(self, n_workers: int = 1, timeout: Timeout = None) -> None:
         """Wait until there are this many workers. Raises `TimeoutError` if that is not in time."""
-        await operations.wait_for_workers(self._engine, n_workers, timeout)
+        await self._engine.call_async(operations.wait_for_workers, self._engine, n_workers, timeout)
 
     async def run(
         self,
@@ -206,7 +229,7 @@ class AsyncClient(BaseClient[AsyncFuture]):
         if not wait:
             self._engine.start(operations.run, self._engine, function, args, kwargs, workers, on_error)
             return None
-        return await operations.run(self._engine, function, args, kwargs, workers, on_error)
+        return await self._engine.call_async(operations.run, self._engine, function, args, kwargs, workers, on_error)
 
     async def run_on_scheduler(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Not available: a scheduler of trio_dask never unpickles anything. Raises `UsageError`."""
@@ -217,7 +240,7 @@ class AsyncClient(BaseClient[AsyncFuture]):
 
         Raises `TimeoutError` if, after `timeout`, not all of them are back.
         """
-        await operations.restart(self._engine, timeout, wait_for_workers)
+        await self._engine.call_async(operations.restart, self._engine, timeout, wait_for_workers)
 
     async def shutdown(self) -> None:
         """End the cluster, scheduler and workers, and close this client."""

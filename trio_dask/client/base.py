@@ -39,8 +39,6 @@ class BaseClient(Generic[F]):
         self._serial = count(1)
         self.id: str = engine.incarnation
         self.name = name or f"client-{self.id[:8]}"
-        engine.facade = self
-        engine.future_type = future_type
 
     @property
     def engine(self) -> Engine:

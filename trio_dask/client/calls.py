@@ -9,7 +9,7 @@ from typing import Any, Final, Generic, TypeVar
 import trio
 
 from trio_dask.client.core.states import Ended
-from trio_dask.client.waiting import Signal, ThreadSignal
+from trio_dask.client.waiting import Signal
 from trio_dask.errors import FutureCancelledError, SchedulerLost
 
 __all__ = ["CLOSED", "Answer", "LoopCall", "guarded"]
@@ -50,36 +50,37 @@ class Answer:
 
 
 class LoopCall(Generic[_T]):
-    """An async function on its way through the engine's loop, for a thread that blocks on it."""
+    """An async function on its way through the engine's loop, for somebody elsewhere who waits, or for nobody."""
 
-    def __init__(
-        self, function: Callable[..., Awaitable[_T]], args: tuple[Any, ...], *, log_errors: bool = False
-    ) -> None:
-        self.signal = ThreadSignal()
+    def __init__(self, function: Callable[..., Awaitable[_T]], args: tuple[Any, ...], signal: Signal | None) -> None:
         self.scope = trio.CancelScope()
         self._function = function
         self._args = args
-        self._log_errors = log_errors
+        self._signal = signal
         self._result: list[_T] = []
-        self._error: BaseException = FutureCancelledError(CLOSED)
+        self._error: Exception = RuntimeError(CLOSED)
 
     async def run(self) -> None:
-        """Run it; whatever becomes of it, the caller hears."""
+        """Run it; whatever becomes of it, whoever waits hears, and where nobody does, the log."""
         try:
             with self.scope:
                 self._result.append(await self._function(*self._args))
-        except Exception as error:  # it belongs to the caller
+        except Exception as error:  # it belongs to whoever waits
             self._error = error
-            if self._log_errors:
+            if self._signal is None:
                 _logger.error("a background call of the client failed", exc_info=error)
         finally:
-            self.signal.set()
+            if self._signal is not None:
+                self._signal.set()
 
     def fail(self, error: Exception) -> None:
+        """It will not run."""
         self._error = error
-        self.signal.set()
+        if self._signal is not None:
+            self._signal.set()
 
     def unwrap(self) -> _T:
+        """What it returned; raises what it raised."""
         if self._result:
             return self._result[0]
         raise self._error

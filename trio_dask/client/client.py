@@ -10,6 +10,8 @@ from types import TracebackType
 from typing import Any, Literal, TypeVar, TypeVarTuple, cast
 from weakref import WeakSet
 
+import trio
+
 from trio_dask.client import defaults, hooks, operations
 from trio_dask.client.base import BaseClient
 from trio_dask.client.engine import Engine
@@ -91,18 +93,36 @@ class Client(BaseClient[Future]):
             settings = settings_for(address_of(self.cluster), None, timeout, name)
         elif options:
             raise TypeError(f"Client() got an unexpected argument {min(options)!r}; there is a cluster already")
-        super().__init__(engine_for(settings), Future, name)
-        self._callbacks = CallbackThread()
-        self._engine.run_callback = self._callbacks.put
-        self._thread = EngineThread(self._engine, home_of(settings))
         try:
-            self._thread.start()
+            self._open(engine_for(settings), home_of(settings), name)
         except BaseException:
             self._close_cluster()
             raise
-        _open_clients.add(self)
         if set_as_default:
             defaults.remember(self)
+
+    def _open(
+        self, engine: Engine, home: trio.lowlevel.TrioToken | None, name: str | None = None, *, wait: bool = True
+    ) -> None:
+        super().__init__(engine, Future, name)
+        engine.belong_to(self, Future)
+        self._callbacks = CallbackThread()
+        engine.run_callback = self._callbacks.put
+        self._thread = EngineThread(engine, home)
+        self._thread.start(wait=wait)
+        _open_clients.add(self)
+
+    @classmethod
+    def without_waiting(cls, address: str, timeout: Timeout = None) -> Client:
+        """A client that connects while calls are made already, and is not a default one; it can be made under Trio.
+
+        Where connecting fails, whoever asks for anything hears of it as `SchedulerLost`.
+        """
+        settings = settings_for(address, None, timeout, None)
+        client = cls.__new__(cls)
+        client.cluster, client._owns_cluster = None, False
+        client._open(engine_for(settings), home_of(settings), wait=False)
+        return client
 
     def __enter__(self) -> Client:
         return self
@@ -185,11 +205,8 @@ class Client(BaseClient[Future]):
         parcels = parcels_of(data, hashed=hash)
         futures = self._expected(parcels)
         states = [future.state for future in futures]
-
-        async def put() -> None:
-            await put_all(self._engine, parcels, states, workers, broadcast=broadcast)
-
-        self._engine.call(put, timeout_s=as_seconds(timeout))
+        seconds = as_seconds(timeout)
+        self._engine.call(put_all, self._engine, parcels, states, workers, broadcast, timeout_s=seconds)
         return reshaped(data, futures)
 
     # ------------------------------------------------------------------------------------------------ the cluster

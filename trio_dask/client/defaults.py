@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
+import trio
+
 from trio_dask.client import hooks
 from trio_dask.client.futures import Timeout
 from trio_dask.client.gathering import concrete, futures_in
@@ -58,24 +60,25 @@ def current() -> Client | None:
     return None
 
 
-def get_client(address: str | None = None, timeout: Timeout = None, resolve_address: bool = True) -> Client:
+def get_client(address: str | None = None, timeout: Timeout = None, resolve_address: bool = True) -> Any:
     """The client to use here: in a task that of its worker, connected to the worker's scheduler; else the default one.
 
-    With an `address`, a client of that scheduler.
+    In an `async def` task it is an `AsyncClient`, otherwise a `Client`. With an `address`, a client of that scheduler.
 
     Raises:
       ValueError: there is none.
     """
+    from trio_dask.client.async_client import AsyncClient
     from trio_dask.client.client import Client
 
     def make(scheduler_address: str) -> Client:
-        return Client(scheduler_address, timeout=timeout, set_as_default=False)
+        return Client.without_waiting(scheduler_address, timeout)
 
     if address is None:
         worker = hooks.task_worker() if hooks.task_worker is not None else None
         if worker is not None:
             client: Client = worker.get_client(make)
-            return client
+            return AsyncClient.over(client.engine) if trio.lowlevel.in_trio_run() else client
     found = current()
     if found is not None and (address is None or found.engine.address == address):
         return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from typing import Any, Final, TypeGuard
+from typing import Any, Final, TypeGuard, cast
 
 from trio_dask.client.core.states import KeyState
 from trio_dask.client.engine import Engine
@@ -61,10 +61,7 @@ def futures_in(collection: Any) -> Iterator[BaseFuture]:
 
 def concrete(collection: Any) -> Any:
     """A list in place of an iterator or range; anything else as it is."""
-    if isinstance(collection, Iterator | range):
-        items: Iterable[Any] = collection
-        return list(items)
-    return collection
+    return list(cast("Iterable[Any]", collection)) if isinstance(collection, Iterator | range) else collection
 
 
 def skips(errors: str) -> bool:

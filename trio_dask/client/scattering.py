@@ -45,9 +45,9 @@ def parcels_of(data: Any, *, hashed: bool) -> list[Parcel]:
     return [_parcel(None, value, hashed=hashed) for value in (data if is_series(data) else (data,))]
 
 
-def _parcel(key: Key | None, value: Any, *, hashed: bool = False) -> Parcel:
+def _parcel(key: Key | None, value: object, *, hashed: bool = False) -> Parcel:
     frames = [memoryview(frame).cast("B") for frame in dump_value(value)]
-    kind: type[Any] = type(value)
+    kind = type(value)
     if key is None:
         token = canonical_token(value, bytes(frames[0])) if hashed else secrets.token_bytes(16)
         key = f"{kind.__name__}-{token.hex()}"
@@ -62,7 +62,7 @@ def reshaped(data: Any, futures: Sequence[Any]) -> Any:
 
 
 async def put_all(
-    engine: Engine, parcels: Sequence[Parcel], states: Sequence[KeyState], workers: Workers, *, broadcast: bool
+    engine: Engine, parcels: Sequence[Parcel], states: Sequence[KeyState], workers: Workers, broadcast: bool
 ) -> None:
     """Send each value to a worker, to the workers in turn by their threads, or each to all of them; wait until they
     count as results. What is there already is not sent again.

@@ -25,40 +25,37 @@ class EngineThread:
     def __init__(self, engine: Engine, home: trio.lowlevel.TrioToken | None = None) -> None:
         self._engine = engine
         self._home = home
-        self._started = ThreadSignal()
+        self._attached = ThreadSignal()
+        self._connected = ThreadSignal()
         self._error: BaseException | None = None
-        self._token: trio.lowlevel.TrioToken | None = None
-        self._scope = trio.CancelScope()
         self._thread = threading.Thread(target=self._run, name="trio_dask-client", daemon=True)
 
-    def start(self) -> None:
-        """Return once the engine is connected. Raises what kept it from that."""
+    def start(self, *, wait: bool = True) -> None:
+        """Return once the engine is connected, or (without `wait`) trying to. Raises what kept it from that."""
+        if trio.lowlevel.in_trio_run() and trio.lowlevel.current_trio_token() is self._home:
+            self._engine.attach()  # its loop is at a stand while we are in it: nobody else could
+            self._attached.set()
         self._thread.start()
         try:
-            self._started.wait()
-        except BaseException:  # Ctrl-C: give the connecting up as well
+            self._attached.wait()
+            if wait:
+                self._connected.wait()
+        except BaseException:  # Ctrl-C: give up connecting as well
             self.stop(None)
             raise
-        if self._error is not None:
+        if wait and self._error is not None:
             self._thread.join()
             raise self._error
 
     def stop(self, timeout_s: float | None) -> None:
         """Have the engine say goodbye, and return when its thread has ended, or after that many seconds."""
-        token = self._token
-        if token is not None:
-            try:
-                token.run_sync_soon(self._stop)
-            except trio.RunFinishedError:
-                pass  # it has ended by itself
+        self._engine.run_soon(self._engine.stop)
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join(timeout_s)
 
-    def _stop(self) -> None:
-        if self._engine.is_serving:
-            self._engine.stop()
-        else:
-            self._scope.cancel()
+    def started(self, value: None = None) -> None:
+        """The engine says that it is connected: this stands in for the status object of a Trio task."""
+        self._connected.set()
 
     def _run(self) -> None:
         try:
@@ -66,15 +63,16 @@ class EngineThread:
                 trio.run(self._main)
             else:
                 trio.from_thread.run(self._main, trio_token=self._home)
-        except BaseException as error:  # it is raised in the thread that waits for the start
+        except BaseException as error:  # it is raised in the thread that waits for the connection
             self._error = error
         finally:
-            self._started.set()
+            self._attached.set()
+            self._connected.set()
 
     async def _main(self) -> None:
-        self._token = trio.lowlevel.current_trio_token()
-        with self._scope:
-            await self._engine.serve(on_connected=self._started.set)
+        self._engine.attach()
+        self._attached.set()
+        await self._engine.serve(task_status=self)
 
 
 class CallbackThread:

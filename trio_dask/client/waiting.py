@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import sys
 import threading
-from collections.abc import Iterable
 from typing import Any, Protocol
 
 import trio
@@ -129,21 +128,26 @@ class TrioSignal:
 
 
 class Settling:
-    """A waiter for several keys: sets the signal when enough have settled, or when one failed if that is enough."""
+    """A waiter for several keys: sets the signal when enough of them have settled."""
 
-    __slots__ = ("_left", "_on_failure", "_signal")
+    __slots__ = ("_enough", "_left", "_signal")
 
-    def __init__(self, signal: Signal, count: int, *, on_failure: bool = False) -> None:
+    def __init__(self, signal: Signal, enough: int, count: int) -> None:
         self._signal = signal
         self._left = count
-        self._on_failure = on_failure
-        if count <= 0:
+        self._enough = count - enough
+        if enough <= 0:
             signal.set()
 
     def __call__(self, state: KeyState) -> None:
         self._left -= 1
-        if not self._left or (self._on_failure and state.status != "finished"):
+        if self._left == self._enough:
             self._signal.set()
+
+    @property
+    def is_left(self) -> bool:
+        """Whether some of the keys have not settled yet."""
+        return self._left > 0
 
 
 class Reading:
@@ -151,14 +155,14 @@ class Reading:
 
     __slots__ = ("_left", "_on_failure", "_signal", "failed", "frames", "reasons")
 
-    def __init__(self, signal: Signal, states: Iterable[KeyState], *, on_failure: bool) -> None:
+    def __init__(self, signal: Signal, count: int, *, on_failure: bool) -> None:
         self._signal = signal
-        self._left = sum(1 for _ in states)
+        self._left = count
         self._on_failure = on_failure
         self.frames: dict[KeyState, Frames] = {}
         self.reasons: dict[KeyState, str] = {}
         self.failed: KeyState | None = None
-        if not self._left:
+        if not count:
             signal.set()
 
     def __call__(self, state: KeyState, frames: Frames | None, reason: str) -> None:
@@ -173,3 +177,8 @@ class Reading:
                     self._signal.set()
         if not self._left:
             self._signal.set()
+
+    @property
+    def is_left(self) -> bool:
+        """Whether some of the keys have neither given a value nor failed yet."""
+        return self._left > 0

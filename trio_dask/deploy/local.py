@@ -19,7 +19,7 @@ import trio
 from trio_dask.config import format_bytes
 from trio_dask.deploy.layout import Layout, check_scale, plan
 from trio_dask.deploy.members import Member, Members
-from trio_dask.errors import ClusterError
+from trio_dask.errors import ClusterError, UsageError
 
 if TYPE_CHECKING:
     from trio_dask.client.async_client import AsyncClient
@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 __all__ = ["AsyncLocalCluster", "LocalCluster", "open_local_cluster"]
 
 CLOSED = "this cluster is closed"
+
+WITHOUT_MEANING = frozenset(
+    ("asynchronous", "dashboard_address", "loop", "security", "silence_logs", "start", "worker_dashboard_address")
+)
 
 _clusters = count(1)
 
@@ -185,10 +189,21 @@ def _one_error(cluster: AsyncLocalCluster) -> Generator[None]:
         raise only from only.__cause__
 
 
+def _refuse_foreign(options: Mapping[str, Any]) -> None:
+    if options.get("asynchronous"):
+        raise UsageError("LocalCluster blocks; use open_local_cluster in a Trio program")
+    if options.get("security"):
+        raise UsageError("security= is not supported yet")
+    unknown = options.keys() - WITHOUT_MEANING
+    if unknown:
+        raise TypeError(f"LocalCluster() got an unexpected argument {min(unknown)!r}")
+
+
 class LocalCluster:
     """A scheduler and workers on this machine, for blocking code; ready when it has been made.
 
-    The arguments are those of `open_local_cluster`. Use it in a `with` block, or `close` it.
+    The arguments are those of `open_local_cluster`. Use it in a `with` block, or `close` it. Arguments of distributed's
+    `LocalCluster` that mean nothing here (`dashboard_address`, `silence_logs`, ...) are taken and not used.
 
     Raises:
       UsageError: an argument makes no sense.
@@ -207,7 +222,9 @@ class LocalCluster:
         name: str | None = None,
         resources: Mapping[str, float] | None = None,
         local_directory: str | None = None,
+        **foreign: Any,
     ) -> None:
+        _refuse_foreign(foreign)
         self._open = partial(
             open_local_cluster,
             n_workers,

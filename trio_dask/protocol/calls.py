@@ -40,7 +40,7 @@ from trio_dask.protocol.picklers import (
     kind_of,
     travels_by_value,
 )
-from trio_dask.protocol.tokens import LARGE_BYTES, canonical_token, large_content
+from trio_dask.protocol.tokens import LARGE_BYTES, canonical_token, sole_owner
 
 __all__ = ["PickledCall", "call_token", "load_call", "pickle_call"]
 
@@ -57,13 +57,13 @@ _POOLED_CALL_BYTES = 1 << 12
 class PickledCall(NamedTuple):
     """A call, what it needs, and `(digest, content)` of the blobs that must be at the other end before it.
 
-    `digests` names large arguments that have been hashed, for `call_token`.
+    `hashed` holds large arguments that have been hashed, with their digests, for `call_token`.
     """
 
     call: bytes
     dependencies: tuple[Key, ...]
     blobs: tuple[tuple[Digest, bytes], ...]
-    digests: tuple[tuple[int, Digest], ...] = ()
+    hashed: tuple[tuple[Any, Digest], ...] = ()
 
 
 class _Gathered:
@@ -76,7 +76,7 @@ class _Gathered:
     def __init__(self) -> None:
         self.dependencies: dict[Key, None] = {}
         self.blobs: dict[Digest, bytes] = {}
-        self.digests: dict[int, Digest] = {}
+        self.hashed: list[tuple[Any, Digest]] = []
         self.buffers: list[bytes] = []
 
     def add_blob(self, data: Buffer) -> Digest:
@@ -84,9 +84,9 @@ class _Gathered:
         fixed = data if type(data) is bytes else bytes(data)
         digest = content_digest(fixed)
         self.blobs[digest] = fixed
-        owner = large_content(data)
+        owner = sole_owner(data)
         if owner is not None:
-            self.digests[owner] = digest
+            self.hashed.append((owner, digest))
         return digest
 
     def add_definition(self, thing: Any) -> Digest:
@@ -112,7 +112,7 @@ class _Gathered:
             call = head + pickled
         else:
             call = b"\x01" + pickled
-        return _made(call, tuple(self.dependencies), self.blobs, tuple(self.digests.items()))
+        return _made(call, tuple(self.dependencies), self.blobs, tuple(self.hashed))
 
 
 class _Hooks:
@@ -161,13 +161,13 @@ class _ByValuePickler(_Hooks, ByValuePickler):
 
 
 def _made(
-    call: bytes, dependencies: tuple[Key, ...], blobs: dict[Digest, bytes], digests: tuple[tuple[int, Digest], ...]
+    call: bytes, dependencies: tuple[Key, ...], blobs: dict[Digest, bytes], hashed: tuple[tuple[Any, Digest], ...]
 ) -> PickledCall:
     if len(call) > LARGE_BYTES:
         digest = content_digest(call)
         blobs = {**blobs, digest: call}
         call = bytes([_IN_BLOB]) + digest
-    return PickledCall(call, dependencies, tuple(blobs.items()), digests)
+    return PickledCall(call, dependencies, tuple(blobs.items()), hashed)
 
 
 # Making a pickler takes as long as a small pickle. `pop` and `append` are atomic, so each has one user at a time.
@@ -265,7 +265,7 @@ def call_token(function_token: bytes, args: tuple[Any, ...], kwargs: Mapping[str
         (args, sorted(kwargs.items())),
         pickled.call,
         salt=function_token,
-        digests=dict(pickled.digests),
+        digests={id(owner): digest for owner, digest in pickled.hashed},
         token_by_value=token_by_value,
     )
 

@@ -316,7 +316,8 @@ def short_name(function: Any) -> str:
     name: Any = getattr(function, "__name__", None)
     if not isinstance(name, str):
         name = type(function).__name__
-    return name.strip("<>")[:50] or "function"
+    name = name.strip("<>")[:50]
+    return name if name and name.isprintable() else "function"  # it becomes part of keys, which travel as UTF-8
 
 
 # ------------------------------------------------------------------------------------------------- loading blobs

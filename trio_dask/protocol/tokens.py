@@ -31,7 +31,7 @@ from trio_dask.protocol.picklers import (
     type_name,
 )
 
-__all__ = ["canonical_token", "large_content"]
+__all__ = ["canonical_token", "sole_owner"]
 
 LARGE_BYTES = 1 << 16
 """Content from this size on is told by its digest."""
@@ -74,12 +74,12 @@ class _HashingFile:
         self.hash.update(data)
 
 
-def large_content(data: Buffer) -> int | None:
-    """A name for the object whose whole content this is, valid while that lives; None where there is no such object."""
+def sole_owner(data: Buffer) -> Any:
+    """The object whose whole content this is. None where there is none: an exporter may redirect to a larger buffer."""
     view = memoryview(data)
     owner = view.obj
     try:
-        return id(owner) if memoryview(owner).nbytes == view.nbytes else None
+        return owner if memoryview(owner).nbytes == view.nbytes else None
     except TypeError:
         return None
 
@@ -202,8 +202,7 @@ class _CanonicalPickler(ByValuePickler):
         return file.hash.digest()
 
     def digest(self, content: Buffer) -> Digest:
-        name = large_content(content)
-        found = self.digests.get(name) if name is not None else None
+        found = self.digests.get(id(sole_owner(content)))
         return blake2b(content, digest_size=16).digest() if found is None else found
 
     def buffer(self, buffer: PickleBuffer) -> tuple[str, Digest] | None:
@@ -225,8 +224,8 @@ def canonical_token(
     """The token of any picklable value.
 
     `ordinary` is its ordinary pickle: it limits the effort, and is what the token falls back on where no canonical form
-    exists (an object that can be pickled but not looked into). `digests` has the known digests of large content by
-    `large_content`. `token_by_value` gives the tokens of functions and classes by value that are known.
+    exists (an object that can be pickled but not looked into). `digests` has the known digests of large content by the
+    id of its `sole_owner`, which must be alive. `token_by_value` gives the tokens of functions and classes by value that are known.
     """
     limit = _GROWTH * len(ordinary) + _ALLOWANCE_BYTES
     for memo in (False, True):

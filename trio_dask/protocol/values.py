@@ -148,13 +148,11 @@ def _pickle(value: Any, new_sink: Callable[[], _SinkType]) -> _SinkType:
     return sink
 
 
-def _pickle_or_complain(value: Any, new_sink: Callable[[], _SinkType]) -> _SinkType:
+def _pickle_or_complain(value: Any, new_sink: Callable[[], _SinkType], name: str) -> _SinkType:
     try:
         return _pickle(value, new_sink)
     except PICKLING_FAILURES as error:
-        raise SerializationError(describe_culprit(value, "the result", "result", _can_pickle, error)) from users_own(
-            error
-        )
+        raise SerializationError(describe_culprit(value, f"the {name}", name, _can_pickle, error)) from users_own(error)
 
 
 def _can_pickle(value: Any) -> bool:
@@ -179,7 +177,7 @@ def pickle_value(value: Any, inline_limit: int) -> PickledValue:
         size = len(data)
         return PickledValue(data if size <= inline_limit else None, size, name)
     new_meter: Callable[[], _Meter] = partial(_Meter, inline_limit)
-    sink: _Meter = _pickle_or_complain(value, new_meter)
+    sink: _Meter = _pickle_or_complain(value, new_meter, "result")
     inline = b"".join(sink.kept) if sink.kept and not sink.buffers else None
     return PickledValue(inline, sink.nbytes, type_name(kind))
 
@@ -189,7 +187,7 @@ def dump_value(value: Any) -> list[Buffer]:
 
     Raises `SerializationError`.
     """
-    sink = _pickle_or_complain(value, _Frames)
+    sink = _pickle_or_complain(value, _Frames, "value")
     sink.cut()
     if len(sink.pieces) == 1:
         return [sink.pieces[0], *sink.buffers]

@@ -99,6 +99,7 @@ class SimWorker:
         self.alive = True
         self.executed: list[Key] = []
         self._fetches: dict[FetchId, None] = {}
+        self._heard_at = 0.0
         network.workers[self.address] = self
         self.peer, self.link = scheduler.connect(codec.FROM_WORKER, codec.TO_WORKER, self.receive)
         info = WorkerInfo(name, self.address, name, slots, 0, {}, Incarnation(name), 0)
@@ -156,41 +157,64 @@ class SimWorker:
         while self.free_slots and (run := self.core.ready.take()) is not None:
             started = True
             self.free_slots -= 1
-            if run.extra.get("announce"):
-                self.core.started([run], self.timeline.now)
-            inputs: list[int] = []
-            lacking: Key | None = None
-            for key, _ in run.dependencies:
-                if key in self.store:
-                    inputs.append(self.store[key])
-                else:
-                    lacking = key
-            if lacking is not None:
-                self.free_slots += 1
-                self.core.input_gone(run, lacking)
-                continue
-            job = self.jobs[run.key]
-            self.executed.append(run.key)
-            self.timeline.after(job.seconds, lambda r=run, i=tuple(inputs): self._end(r, i))  # type: ignore[misc]
+            self._begin(run, {})
         return started
+
+    def _begin(self, run: Run, carried: dict[Key, int]) -> None:
+        """A slot has taken this run, and if it follows another, carries that one's value along."""
+        if run.extra.get("announce"):
+            self._report(lambda: self.core.started([run], self.timeline.now))
+        inputs: list[int] = []
+        for key, _ in run.dependencies:
+            if key in carried:
+                inputs.append(carried[key])
+            elif key in self.store:
+                inputs.append(self.store[key])
+            else:
+                self.free_slots += 1
+                self._report(lambda lacking=key: self.core.input_gone(run, lacking))  # type: ignore[misc]
+                return
+        self.executed.append(run.key)
+        self.timeline.after(self.jobs[run.key].seconds, lambda: self._end(run, tuple(inputs)))
 
     def _end(self, run: Run, inputs: tuple[int, ...]) -> None:
         if not self.alive:
             return
-        current = self.core.is_current(run)
-        if current or not self.leak_slots:
-            self.free_slots += 1
         job = self.jobs[run.key]
         job.executions += 1
         if job.executions <= job.failing:
-            self.core.failed(run, b"error", f"ValueError: {run.key}", job.seconds)
-        else:
-            value = compute(run.call, inputs)
-            if current:
+            self._free_slot(run)
+            self._report(lambda: self.core.failed(run, b"error", f"ValueError: {run.key}", job.seconds))
+            return
+        value = compute(run.call, inputs)
+        inline = str(value).encode() if job.small else None
+
+        def finished() -> None:
+            if self.core.is_current(run):
                 self.store[run.key] = value
-            inline = str(value).encode() if job.small else None
             self.core.finished(run, 64, "int", inline, job.seconds)
-        self.pump()
+
+        self._report(finished)
+        follower = self.core.ready.take_follower(run.run)
+        if follower is not None:
+            self._begin(follower, {run.key: value})
+        else:
+            self._free_slot(run)
+
+    def _free_slot(self, run: Run) -> None:
+        if self.core.is_current(run) or not self.leak_slots:
+            self.free_slots += 1
+
+    def _report(self, outcome: Callable[[], None]) -> None:
+        """The core hears of it a little later, as slots are threads; in order."""
+
+        def hear() -> None:
+            if self.alive:
+                outcome()
+                self.pump()
+
+        self._heard_at = max(self._heard_at, self.timeline.now + self.timeline.rng.choice((0.0, 0.0002, 0.002)))
+        self.timeline.at(self._heard_at, hear)
 
     def _fetch(self, fetch: FetchId, address: str, keys: tuple[Key, ...]) -> None:
         if not self.alive or fetch not in self._fetches:

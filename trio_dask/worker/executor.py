@@ -224,12 +224,28 @@ class Executor:
                     return
                 run = self._ready.take()
                 if run is not None:
-                    self._post(self._execute(number, run))
+                    self._work_off(number, run)
         except BaseException as error:  # a slot that ended silently would be waited for for ever
             self._post(_Crashed(error))
 
-    def _execute(self, number: int, run: Run) -> Outcome:
-        """One run, start to end. When this returns nothing here holds on to the arguments or the value."""
+    def _work_off(self, number: int, run: Run) -> None:
+        """A run, and then what follows it, one after the other."""
+        carried: dict[Key, Any] = {}
+        following: Run | None = run
+        while following is not None:
+            run = following
+            outcome = self._execute(number, run, carried)
+            self._post(outcome)
+            if type(outcome) is not Finished:
+                return
+            following = self._ready.take_follower(run.run)
+            carried = {run.key: outcome.value} if following is not None else {}
+
+    def _execute(self, number: int, run: Run, carried: Mapping[Key, Any]) -> Outcome:
+        """One run, start to end; `carried` is the value that it follows, if it does.
+
+        When this returns nothing here holds on to the arguments or the value.
+        """
         context = TaskContext(run, self._worker)
         self._slots[number] = context
         enter(context)
@@ -241,7 +257,7 @@ class Executor:
                 raise TaskCancelled(f"task {context.key!r} was cancelled before it started")
             loaded = self._functions.get(run.function)
             function, is_async = loaded or self._load(run.function)
-            values = self._inputs(run) if run.dependencies else _NO_VALUES
+            values = self._inputs(run, carried) if run.dependencies else _NO_VALUES
             args, kwargs = load_call(run.call, self._blobs, values)
             value = self._call_async(context, function, args, kwargs) if is_async else function(*args, **kwargs)
             pickled = pickle_value(value, self._inline_limit)
@@ -272,9 +288,12 @@ class Executor:
         self._functions[digest] = function, is_async
         return function, is_async
 
-    def _inputs(self, run: Run) -> dict[Key, Any]:
+    def _inputs(self, run: Run, carried: Mapping[Key, Any]) -> dict[Key, Any]:
         inputs: dict[Key, Any] = {}
         for key, _ in run.dependencies:
+            if key in carried:
+                inputs[key] = carried[key]
+                continue
             try:
                 inputs[key] = self._values[key]
             except KeyError:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from heapq import heappop, heappush
+from typing import Final
 
 from trio_dask.identity import RunId
 from trio_dask.protocol.messages import Run
 
 __all__ = ["ReadyQueue"]
+
+CLASS_BITS: Final = 48
+"""Above so many bits of a priority stands what the user gave, below it the order of submission."""
 
 
 class ReadyQueue:
@@ -17,13 +21,18 @@ class ReadyQueue:
     Slots are threads and take runs back to back, without asking the thread of the core. That is safe because each step
     here is one operation that the interpreter does not divide (`heappush`, `heappop` on integers, `dict.pop`), and
     because a run belongs to whoever pops it from `_open`: to a slot, or to the core that withdraws it.
+
+    A run that misses nothing but the result of another run here can *follow* that one: the slot that has the result goes
+    on with it at once, so that the links of a chain do not pass through the core between them. It belongs to whoever
+    pops it from `_followers`.
     """
 
-    __slots__ = ("_arrival", "_heap", "_open", "offered")
+    __slots__ = ("_arrival", "_followers", "_heap", "_open", "offered")
 
     def __init__(self) -> None:
         self._heap: list[tuple[int, int, Run]] = []
         self._open: dict[RunId, Run] = {}
+        self._followers: dict[RunId, Run] = {}
         self._arrival = 0
         self.offered = 0
 
@@ -51,6 +60,31 @@ class ReadyQueue:
             claimed = self._open.pop(run.run, None)
             if claimed is not None:
                 return claimed
+
+    def follow(self, leader: RunId, run: Run) -> bool:
+        """Let a run follow another, if none does yet."""
+        return self._followers.setdefault(leader, run) is run
+
+    def unfollow(self, leader: RunId, number: RunId) -> bool:
+        """Take a follower back; False means that a slot was faster."""
+        run = self._followers.get(leader)
+        if run is None or run.run != number:  # taken, and perhaps another one follows by now
+            return False
+        return self._followers.pop(leader, None) is not None
+
+    def take_follower(self, leader: RunId) -> Run | None:
+        """The run that follows this one, which has given its result. It belongs to the caller now.
+
+        A follower lets a ready run of a higher class of priority pass. Any thread may call this.
+        """
+        run = self._followers.get(leader)
+        if run is None:
+            return None
+        try:
+            best = self._heap[0][0]
+        except IndexError:
+            best = run.priority
+        return None if best >> CLASS_BITS < run.priority >> CLASS_BITS else self._followers.pop(leader, None)
 
     def withdraw(self, number: RunId) -> bool:
         """Take a run back; False means that a slot was faster."""

@@ -37,7 +37,8 @@ class SlotBook:
     @property
     def capacity(self) -> int:
         """Slots that can be counted on."""
-        return self.slots - len(self.overdue)
+        # A slot may have left one stopped run and be in the next one before the first is heard of.
+        return max(0, self.slots - len(self.overdue))
 
     def next_deadline(self) -> float:
         """When a run is out of time, or a slot overdue."""

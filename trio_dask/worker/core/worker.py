@@ -3,7 +3,8 @@
 A run that the scheduler has assigned is *current* until its outcome was reported, it was handed back, or it is no
 longer wanted. A current run is in exactly one of three states:
 
-    waiting     some of its inputs are not here: they are being fetched, or computed by another current run
+    waiting     some of its inputs are not here: they are being fetched, or computed by another current run; it may
+                *follow* that run, and a slot may then take it before the core hears of the result
     ready       it is offered to the slots, best (priority, arrival) first
     executing   a slot has taken it
 
@@ -90,6 +91,7 @@ class WorkerCore:
         self._waiting: dict[RunId, Waiting] = {}
         self._waiters: dict[Key, dict[RunId, None]] = {}  # the inverse of Waiting.missing
         self._producers: dict[Key, RunId] = {}
+        self._leaders: dict[RunId, RunId] = {}  # of waiting runs that follow another
         self._replicas: list[Key] = []
         self._outbox: list[FromWorker] = []
         self._requests: list[Request] = []
@@ -214,8 +216,25 @@ class WorkerCore:
             if holders:
                 self.fetches.seek(key, holders)
             self._waiters.setdefault(key, {})[number] = None
-        self._waiting[number] = Waiting(run, dict.fromkeys(missing))
+        waiting = self._waiting[number] = Waiting(run, dict.fromkeys(missing))
+        self._let_follow(waiting)
         return True
+
+    def _let_follow(self, waiting: Waiting) -> None:
+        """If a run misses one thing only, and that is being computed here, let the slot that has it go on with it."""
+        if len(waiting.missing) == 1:
+            (key,) = waiting.missing
+            leader = self._producers.get(key)
+            if leader is not None and key not in self.fetches.sought and self.ready.follow(leader, waiting.run):
+                self._leaders[waiting.run.run] = leader
+
+    def _claim(self, number: RunId) -> bool:
+        """Make sure that no slot takes this waiting run; False if one has, then it is executing."""
+        leader = self._leaders.pop(number, None)
+        if leader is None or self.ready.unfollow(leader, number):
+            return True
+        self._end_wait(number)
+        return False
 
     def _free(self, keys: Iterable[Key]) -> None:
         freed = [key for key in keys if self.held.drop(key)]
@@ -227,7 +246,7 @@ class WorkerCore:
         keys: list[Key] = []
         for number in numbers:
             run = self._runs.get(number)
-            if run is not None and (number in self._waiting or self.ready.withdraw(number)):
+            if run is not None and self._withdraw(number):
                 self._remove(run)
                 returned.append(number)
                 keys.append(run.key)
@@ -330,10 +349,14 @@ class WorkerCore:
         """A key that runs were waiting for is here, from wherever it came first."""
         if key in self.fetches.sought:
             self._drop_fetch(key)
-        for number in self._waiters.pop(key, ()):
+        for number in list(self._waiters.pop(key, ())):
             waiting = self._waiting[number]
             del waiting.missing[key]
-            if not waiting.missing:
+            if not self._claim(number):
+                continue
+            if waiting.missing:
+                self._let_follow(waiting)
+            else:
                 del self._waiting[number]
                 self.ready.push(waiting.run)
 
@@ -344,12 +367,17 @@ class WorkerCore:
         if self._producers.get(run.key) == number:
             del self._producers[run.key]
         self.slots.end(number)
-        if not self._waiting:
-            return
-        waiting = self._waiting.pop(number, None)
-        if waiting is not None:
-            for key in waiting.missing:
-                self._stop_waiting(key, number)
+        if self._waiting and number in self._waiting:
+            self._leaders.pop(number, None)
+            self._end_wait(number)
+
+    def _withdraw(self, number: RunId) -> bool:
+        """Make sure that no slot takes this run; False if one has."""
+        return self._claim(number) if number in self._waiting else self.ready.withdraw(number)
+
+    def _end_wait(self, number: RunId) -> None:
+        for key in self._waiting.pop(number).missing:
+            self._stop_waiting(key, number)
 
     def _stop_waiting(self, key: Key, number: RunId) -> None:
         waiters = self._waiters[key]
@@ -369,7 +397,7 @@ class WorkerCore:
         run = self._runs.get(number)
         if run is None:
             return None
-        executing = number not in self._waiting and not self.ready.withdraw(number)
+        executing = not self._withdraw(number)
         self._remove(run)
         if executing:
             self._requests.append(CancelRun(run))
@@ -386,7 +414,7 @@ class WorkerCore:
         if self.slots.capacity:
             return
         # No slot may ever come free again, so nothing must wait for one.
-        stranded = [run for run in self._runs.values() if run.run in self._waiting or self.ready.withdraw(run.run)]
+        stranded = [run for run in list(self._runs.values()) if self._withdraw(run.run)]
         for run in stranded:
             self._remove(run)
         if stranded:
@@ -409,6 +437,8 @@ class WorkerCore:
     def _lack(self, key: Key, address: str) -> list[Key]:
         lost: list[Key] = []
         for number in list(self._waiters.get(key, ())):
+            if not self._claim(number):
+                continue
             run = self._waiting[number].run
             self._outbox.append(Missing(number, key, address))
             self._remove(run)

@@ -1,0 +1,50 @@
+"""What an engine needs of its connection with the scheduler."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from types import TracebackType
+from typing import Protocol
+
+from trio_dask.protocol.messages import Goodbye, Message
+
+__all__ = ["Dial", "Link"]
+
+
+class Link(Protocol):
+    """The connection with the scheduler; `comm.connection.Connection` is it."""
+
+    def send_many_nowait(self, messages: Iterable[Message]) -> None:
+        """Append to what will be sent."""
+        ...
+
+    def flush_nowait(self) -> None:
+        """Send what can be sent without waiting, leave the rest to the connection's writer."""
+        ...
+
+    def batches(self) -> AsyncIterator[Sequence[Message]]:
+        """What arrives, as it arrives. Ends at a proper end of the stream, raises at a loss."""
+        ...
+
+    @property
+    def goodbye(self) -> Goodbye | None:
+        """What the scheduler said when it left, if it did."""
+        ...
+
+    async def aclose(self, reason: str = "") -> None:
+        """Say goodbye, send what is left, close."""
+        ...
+
+    async def __aenter__(self) -> Link:
+        """Start what serves the connection."""
+        ...
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        """Stop it."""
+        ...
+
+
+Dial = Callable[[], Awaitable[Link]]
+"""Connects to the scheduler; raises `NoScheduler` or `RefusedError`."""
