@@ -230,10 +230,13 @@ class _Channel:
         self.cluster = cluster
         self.answers = []
         self.aborted = False
+        self.hung_up = False
 
     async def send(self, message, buffers=()):
         await trio.lowlevel.checkpoint()
         assert not self.aborted
+        if self.hung_up:
+            return
         (message,) = decode(encode([message]), DATA_PLANE)
         frames = [bytearray(buffer) for buffer in buffers]
         assert tuple(map(len, frames)) == tuple(getattr(message, "sizes", ()))

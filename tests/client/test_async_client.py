@@ -152,8 +152,10 @@ async def test_gather_raises_or_skips(client):
 
 async def test_gather_does_not_wait_for_others_once_one_has_failed(client, cluster):
     cluster.hold = ("increment",)
+    slow = client.submit(increment, 0)
     with trio.fail_after(5), pytest.raises(ValueError, match="boom"):
-        await client.gather([client.submit(increment, 0), client.submit(fail, "boom")])
+        await client.gather([slow, client.submit(fail, "boom")])
+    assert slow.state.readers is None
 
 
 async def test_a_failure_arrives_whole_and_fresh_each_time(client):
@@ -224,6 +226,16 @@ async def test_a_holder_that_is_gone_is_reported_and_another_found(client, clust
     cluster.say(m.KeyReady(future.key, 100_000, "int", None, ("tcp://gone:1",)))
     assert await future == 2
     assert m.Unreachable(future.key, "tcp://gone:1") in cluster.received
+
+
+async def test_a_kept_channel_that_its_worker_has_closed_is_replaced(client, cluster):
+    cluster.inline = False
+    assert await client.submit(increment, 1) == 2
+    (kept,) = client.engine.peers._idle[WORKER]
+    kept.hung_up = True
+    assert await client.submit(increment, 2) == 3
+    assert cluster.channels == 2
+    assert not cluster.of_type(m.Unreachable)
 
 
 async def test_a_value_that_nobody_can_deliver_is_an_error_in_the_end(client, cluster):
@@ -559,6 +571,27 @@ async def test_cancelling_the_body_says_goodbye(cluster):
             await trio.sleep_forever()
     assert scope.cancelled_caught
     assert type(cluster.received[-1]) is m.Goodbye
+
+
+async def test_a_cancelled_body_can_use_the_client_to_clean_up(cluster):
+    with trio.CancelScope() as scope:
+        async with open_async_client(cluster) as client:
+            try:
+                scope.cancel()
+                await trio.sleep_forever()
+            finally:
+                with trio.CancelScope(shield=True):
+                    assert await client.submit(increment, 1) == 2
+                    assert await client.nthreads() == {WORKER: 2}
+    assert scope.cancelled_caught
+
+
+async def test_connecting_can_be_cancelled(cluster):
+    cluster.dial = trio.sleep_forever
+    with trio.move_on_after(0) as scope:
+        async with open_async_client(cluster):
+            pytest.fail("it is connected to nothing")
+    assert scope.cancelled_caught
 
 
 async def test_no_scheduler_is_said_as_it_is(cluster):

@@ -343,6 +343,7 @@ def test_the_default_client_is_the_newest_that_is_open(cluster):
             assert get_client() is first
         second.close()
         assert get_client() is first
+        assert second not in defaults._open
     with pytest.raises(ValueError, match="no client"):
         Client.current()
 
@@ -366,6 +367,12 @@ def test_calls_wait_for_a_connection_that_is_still_being_made(cluster):
 
 def test_a_connection_that_fails_later_is_a_lost_scheduler(cluster):
     gate = threading.Event()
+    heard = []
+
+    def expect_loss(call):
+        with pytest.raises(SchedulerLost, match="nothing listens"):
+            call()
+        heard.append(call)
 
     async def dial():
         await trio.to_thread.run_sync(gate.wait)
@@ -374,10 +381,13 @@ def test_a_connection_that_fails_later_is_a_lost_scheduler(cluster):
     cluster.dial = dial
     with open_client(cluster, wait=False) as client:
         future = client.submit(increment, 1)
-        threading.Thread(target=gate.set).start()
+        early = threading.Thread(target=expect_loss, args=(client.nthreads,))
+        early.start()
+        gate.set()
+        early.join(30)
         for late in (future.result, client.nthreads, lambda: client.submit(increment, 2)):
-            with pytest.raises(SchedulerLost, match="nothing listens"):
-                late()
+            expect_loss(late)
+        assert len(heard) == 4
 
 
 def test_closing_gives_up_connecting(cluster):

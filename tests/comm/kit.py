@@ -3,17 +3,25 @@
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 
 import trio
+from wsproto import ConnectionType, WSConnection
+from wsproto.events import AcceptConnection, Request
 
+from trio_dask.comm.addresses import Address
 from trio_dask.comm.connection import Connection, LinkSettings
 from trio_dask.comm.data import DataChannel
-from trio_dask.comm.memory import memory_pair
-from trio_dask.comm.tcp import TcpTransport
+from trio_dask.comm.listen import serve
+from trio_dask.comm.memory import connect_memory, memory_pair
+from trio_dask.comm.tcp import TcpTransport, connect_tcp
 from trio_dask.comm.transport import Transport
+from trio_dask.comm.websocket import WebSocketTransport, connect_websocket
 from trio_dask.identity import Incarnation
-from trio_dask.protocol.codec import FROM_CLIENT, TO_CLIENT
+from trio_dask.protocol.codec import FROM_CLIENT, TO_CLIENT, encode
+from trio_dask.protocol.frames import Kind, encode_frame
 from trio_dask.protocol.hello import Hello, Welcome
+from trio_dask.protocol.messages import Query, Reply, Value
 
 HELLO = Hello(role="client", name="tester")
 WELCOME = Welcome(incarnation=Incarnation("here"))
@@ -21,14 +29,24 @@ WELCOME = Welcome(incarnation=Incarnation("here"))
 Pair = tuple[Transport, Transport]
 
 
-def tcp_pair() -> Pair:
+def tcp_pair() -> tuple[TcpTransport, TcpTransport]:
     with socket.create_server(("127.0.0.1", 0)) as server:
         near = socket.create_connection(server.getsockname())
         far, _ = server.accept()
     return TcpTransport(near), TcpTransport(far)
 
 
-PAIRS: dict[str, Callable[[], Pair]] = {"memory": memory_pair, "tcp": tcp_pair}
+def websocket_pair() -> Pair:
+    client, server = WSConnection(ConnectionType.CLIENT), WSConnection(ConnectionType.SERVER)
+    server.receive_data(client.send(Request(host="here", target="/")))
+    assert [type(event) for event in server.events()] == [Request]
+    client.receive_data(server.send(AcceptConnection()))
+    assert [type(event) for event in client.events()] == [AcceptConnection]
+    near, far = tcp_pair()
+    return WebSocketTransport(near, client), WebSocketTransport(far, server)
+
+
+PAIRS: dict[str, Callable[[], Pair]] = {"memory": memory_pair, "tcp": tcp_pair, "websocket": websocket_pair}
 
 
 def connections(
@@ -62,9 +80,75 @@ async def collect(connection: Connection) -> list[object]:
     return [message async for batch in connection.batches() for message in batch]
 
 
-async def stop_at(transport: Transport, limit: int = 2**26) -> int:
+async def until(condition: Callable[[], bool]) -> None:
+    """Give the system a moment to carry bytes from one socket of this process to another."""
+    for _ in range(10_000):
+        if condition():
+            return
+        await trio.lowlevel.checkpoint()
+    raise AssertionError
+
+
+def stop_at(transport: Transport, limit: int = 2**26) -> int:
     """Fill the transport until it takes no more; returns how much it took."""
     total = 0
     while total < limit and (sent := transport.try_send(bytes(65536))):
         total += sent
     return total
+
+
+def frame(*messages):
+    return encode_frame(Kind.RECORDS, encode(messages))
+
+
+async def read_to_end(transport):
+    while await transport.receive_some():
+        pass
+
+
+def question(number):
+    return Query(number, "who_has", ())
+
+
+LOOPBACK = Address("tcp", "127.0.0.1", 0)
+INPROC = Address("inproc", "place")
+SCHEDULER = Hello(role="scheduler")
+CLIENT = Hello(role="client", name="c1")
+WEBSOCKET = Address("ws", "127.0.0.1", 0)
+
+
+async def echo(connection):
+    """A scheduler that answers every question with the question's number."""
+    async for batch in connection.batches():
+        connection.send_many_nowait([Reply(question.request, question.what) for question in batch])
+        connection.flush_nowait()
+
+
+async def give_zeroes(channel):
+    while True:
+        try:
+            request, _ = await channel.receive()
+        except trio.EndOfChannel:
+            return
+        for key in request.keys:
+            await channel.send(Value(key, (int(key),)), [bytes(int(key))])
+
+
+@asynccontextmanager
+async def serving(where=LOOPBACK, handler=echo, **options):
+    """A running listener; gives its address. Leaves nothing running."""
+    options = {"identity": SCHEDULER, "settings": LinkSettings(cleanup_s=0.5), **options}
+    async with trio.open_nursery() as nursery:
+        [address] = await nursery.start(partial(serve, where, handler, **options))
+        yield address
+        nursery.cancel_scope.cancel()
+
+
+async def ask(connection, number=1):
+    connection.send_nowait(Query(number, "who_has", ()), flush=True)
+    return await anext(connection.batches())
+
+
+async def call(address):
+    connect = {"tcp": connect_tcp, "ws": connect_websocket, "inproc": connect_memory}[address.scheme]
+    return await connect(address)

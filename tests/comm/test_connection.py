@@ -1,35 +1,22 @@
 """A connection: order, batches, patience, and the difference between a goodbye and a loss."""
 
 import random
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 
 import pytest
 import trio
 import trio.testing
 
-from tests.comm.kit import HELLO, PAIRS, background, collect, connections
+from tests.comm.kit import HELLO, PAIRS, background, collect, connections, frame, question, read_to_end
 from trio_dask.comm.connection import Connection, LinkSettings
 from trio_dask.comm.memory import memory_pair
 from trio_dask.comm.transport import ConnectionLost
 from trio_dask.errors import ProtocolError, SerializationError
 from trio_dask.protocol.codec import FROM_CLIENT, encode
 from trio_dask.protocol.frames import PING_FRAME, FrameDecoder, Kind, encode_frame
-from trio_dask.protocol.messages import Blob, Cancel, Goodbye, KeyPending, Query, Release, Reply, Retry, Want
+from trio_dask.protocol.messages import Blob, Cancel, Goodbye, KeyPending, Query, Release, Retry, Want
 
 both_transports = pytest.mark.parametrize("make_pair", PAIRS.values(), ids=PAIRS)
-
-
-def frame(*messages):
-    return encode_frame(Kind.RECORDS, encode(messages))
-
-
-async def read_to_end(transport):
-    while await transport.receive_some():
-        pass
-
-
-def question(number):
-    return Query(number, "who_has", ())
 
 
 @both_transports
@@ -141,14 +128,12 @@ async def test_cancellation_never_cuts_a_frame_in_half(make_pair):
 
     async def be_cancelled():
         with trio.CancelScope() as scope:
-            async with client:
+            async with client, AsyncExitStack() as cleanup:
+                cleanup.push_async_callback(client.aclose, "cancelled")
                 client.send_nowait(big, flush=True)
                 assert client.backlog_bytes
                 scope.cancel()
-                try:
-                    await trio.sleep_forever()
-                finally:
-                    await client.aclose("cancelled")
+                await trio.sleep_forever()
 
     async with background(be_cancelled), scheduler:
         assert await collect(scheduler) == [big]
@@ -288,218 +273,6 @@ async def test_whoever_is_slow_to_read_does_not_blame_the_peer(autojump_clock):
         assert await anext(batches) == [question(2)]
 
 
-# ---------------------------------------------------------------------------------------------------------- endings
-
-
-@both_transports
-async def test_goodbye_is_a_quiet_end_for_both(make_pair):
-    client, scheduler = connections(make_pair())
-    received = {}
-
-    async def serve():
-        async with scheduler:
-            received["scheduler"] = await collect(scheduler)
-
-    async def leave():
-        async with client:
-            client.send_nowait(question(1))
-            await client.aclose("done")
-            await client.aclose("again")
-            assert await collect(client) == []
-
-    async with background(serve, leave):
-        pass
-    assert received["scheduler"] == [question(1)]
-    assert scheduler.goodbye == Goodbye("done")
-    assert client.goodbye is None
-
-
-@both_transports
-async def test_what_the_peer_still_says_is_heard_while_this_side_leaves(make_pair):
-    client, scheduler = connections(make_pair())
-
-    async def serve():
-        async with scheduler:
-            assert await collect(scheduler) == []
-            scheduler.send_nowait(Reply(1, "bye"), flush=True)
-
-    heard = []
-
-    async def listen():
-        heard.extend(await collect(client))
-
-    async with client, background(listen, serve):
-        await trio.testing.wait_all_tasks_blocked()
-        await client.aclose()
-    assert heard == [Reply(1, "bye")]
-
-
-@both_transports
-async def test_both_may_leave_at_once(make_pair):
-    async def leave(connection):
-        async with connection:
-            await connection.aclose("me first")
-
-    async with trio.open_nursery() as nursery:
-        for connection in connections(make_pair()):
-            nursery.start_soon(leave, connection)
-
-
-async def test_nothing_counts_after_a_goodbye():
-    near, far = memory_pair()
-    _, scheduler = connections((near, far))
-    async with scheduler:
-        near.try_send(frame(question(1), Goodbye("done"), question(2)) + frame(question(3)))
-        assert await collect(scheduler) == [question(1)]
-        assert await collect(scheduler) == []
-    assert scheduler.goodbye == Goodbye("done")
-
-
-async def test_leaving_takes_no_longer_than_its_limit(autojump_clock):
-    near, far = memory_pair(capacity=100)
-    client, _ = connections((near, far), LinkSettings(cleanup_s=3))
-    async with client:
-        client.send_nowait(Blob(b"", 1, bytes(1000)), flush=True)
-        started = trio.current_time()
-        with trio.CancelScope() as scope:
-            scope.cancel()
-            await client.aclose()
-        assert trio.current_time() - started == 3
-    with pytest.raises(ConnectionLost):
-        await read_to_end(far)
-
-
-@both_transports
-@pytest.mark.parametrize("way", ["body returns", "body raises", "body is cancelled", "abort"])
-async def test_any_other_end_is_a_loss_for_the_peer(make_pair, way):
-    client, scheduler = connections(make_pair())
-
-    async def leave():
-        with trio.CancelScope() as scope:
-            async with client:
-                if way == "body raises":
-                    raise KeyError(way)
-                if way == "body is cancelled":
-                    scope.cancel()
-                    await trio.sleep_forever()
-                if way == "abort":
-                    client.abort("enough")
-                    with pytest.raises(ConnectionLost, match="enough"):
-                        await collect(client)
-
-    async with scheduler:
-        if way == "body raises":
-            with pytest.raises(KeyError):
-                await leave()
-        else:
-            await leave()
-        with pytest.raises(ConnectionLost):
-            await collect(scheduler)
-    assert scheduler.goodbye is None
-
-
-@both_transports
-@pytest.mark.parametrize("rest", [b"", frame(question(2))[:5]], ids=["between frames", "inside a frame"])
-async def test_the_end_of_the_stream_without_a_goodbye_is_a_loss(make_pair, rest):
-    near, far = make_pair()
-    _, scheduler = connections((near, far))
-    near.try_send(frame(question(1)) + rest)
-    await near.aclose()
-    async with scheduler:
-        batches = scheduler.batches()
-        assert await anext(batches) == [question(1)]
-        with pytest.raises(ConnectionLost, match="without a goodbye"):
-            await anext(batches)
-
-
-@both_transports
-async def test_a_peer_that_breaks_off_once_this_side_has_left_is_no_loss(make_pair):
-    near, far = make_pair()
-    client, _ = connections((near, far))
-
-    async def break_off():
-        assert await far.receive_some() == frame(Goodbye("done"))
-        far.abort()
-
-    async def read():
-        assert await collect(client) == []
-
-    async with client, background(read, break_off):
-        await trio.testing.wait_all_tasks_blocked()
-        await client.aclose("done")
-
-
-@both_transports
-async def test_a_reader_that_is_busy_while_this_side_leaves_finds_the_end(make_pair):
-    near, far = make_pair()
-    client, _ = connections((near, far))
-    leaving = trio.Event()
-
-    async def read():
-        async for batch in client.batches():
-            assert batch == [KeyPending("k")]
-            leaving.set()
-            await far.receive_some()
-            await trio.testing.wait_all_tasks_blocked()
-
-    async def leave():
-        await leaving.wait()
-        await client.aclose("done")
-
-    async with client:
-        far.try_send(frame(KeyPending("k")))
-        async with background(leave, read):
-            await leaving.wait()
-            await trio.testing.wait_all_tasks_blocked(0.01)
-            await far.aclose()
-
-
-@both_transports
-async def test_a_goodbye_that_came_before_the_loss_is_heard(make_pair):
-    """Sending to a peer that has left fails first; what it said is still to be read."""
-    near, far = make_pair()
-    _, scheduler = connections((near, far))
-    async with scheduler:
-        near.try_send(frame(Goodbye("in a hurry")))
-        await near.aclose()
-        for _ in range(5):
-            scheduler.send_nowait(KeyPending("k"), flush=True)
-        assert await collect(scheduler) == []
-        assert scheduler.goodbye == Goodbye("in a hurry")
-
-
-async def test_exceptions_of_the_body_come_out_as_they_are():
-    for error in (KeyError("x"), ExceptionGroup("several", [KeyError("x")]), KeyboardInterrupt()):
-        client, _ = connections()
-        with pytest.raises(type(error)) as caught:
-            async with client:
-                raise error
-        assert caught.value is error
-
-
-async def test_exceptions_of_the_body_survive_a_cancellation_around_it():
-    client, _ = connections()
-
-    async def be_cancelled_and_raise():
-        async with client:
-            scope.cancel()
-            raise KeyError
-
-    with trio.CancelScope() as scope, pytest.raises(KeyError):
-        await be_cancelled_and_raise()
-
-
-async def test_messages_to_a_peer_that_is_gone_are_dropped():
-    client, scheduler = connections()
-    async with client:
-        scheduler.abort()
-        for _ in range(3):
-            client.send_nowait(question(1), flush=True)
-        assert client.backlog_bytes == 0
-        await client.wait_backlog()
-        await client.aclose()
-
-
 # ------------------------------------------------------------------------------------------------------- wrong input
 
 
@@ -531,3 +304,21 @@ async def test_a_message_that_cannot_be_sent_takes_no_other_along():
             client.flush_nowait()
         client.send_nowait(Cancel(("k",), force=True), flush=True)
         assert await anext(scheduler.batches()) == [question(1), question(3), Cancel(("k",), force=True)]
+
+
+@both_transports
+async def test_a_peer_can_be_told_what_it_did_wrong(make_pair):
+    near, far = make_pair()
+    client, _ = connections((near, far))
+    _, scheduler = connections((near, far))
+
+    async def do_wrong():
+        async with client:
+            near.try_send(encode_frame(Kind.RECORDS, b"\xc1") + bytes(100_000))
+            assert await collect(client) == []
+
+    async with background(do_wrong), scheduler:
+        with pytest.raises(ProtocolError) as caught:
+            await collect(scheduler)
+        await scheduler.aclose(str(caught.value))
+    assert client.goodbye == Goodbye(str(caught.value))

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import traceback
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -100,6 +101,11 @@ class ExitingLoad(Exception):
 class ReducesToNothing(Exception):
     def __reduce__(self):
         return int, ()
+
+
+class ReducesToExit(Exception):
+    def __reduce__(self):
+        return SystemExit, (5,)
 
 
 class RecursingReduce(Exception):
@@ -209,6 +215,7 @@ def test_exits_become_an_ordinary_exception_with_a_traceback(make):
         (lambda: ExitingReduce("m"), "m"),
         (lambda: ExitingLoad("m"), "m"),
         (lambda: ReducesToNothing("m"), "m"),
+        (lambda: ReducesToExit("m"), "m"),
         (lambda: RecursingReduce("m"), "m"),
         (lambda: ExitingEverywhere("m"), "<no message: its __str__ raised SystemExit>"),
         (lambda: asyncio.CancelledError("m"), "m"),
@@ -332,6 +339,14 @@ def test_an_exception_in_an_attribute_is_the_one_in_the_chain():
     assert '{}["a"]' in printed(got.original)
 
 
+def test_exceptions_that_hold_each_other_keep_their_types():
+    a, b = ValueError("a"), KeyError("b")
+    a.other, b.other = b, a
+    got = remote(lambda: a)
+    assert (type(got), type(got.other)) == (ValueError, KeyError)
+    assert type(got.other.other) is RemoteError
+
+
 def test_groups_survive_and_one_bad_member_spoils_no_other():
     def group():
         members = [
@@ -379,9 +394,15 @@ def test_a_huge_message_is_cut(kind):
 
 def test_an_exception_that_carries_too_much_is_a_twin():
     exc = ValueError("small")
-    exc.data = np.zeros(10_000_000)
-    error, _ = describe_exception(exc)
+    exc.data = [np.zeros(3_000_000), list(range(1_000_000))]
+    tracemalloc.start()
+    try:
+        error, _ = describe_exception(exc)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
     assert len(error) < 2000
+    assert peak < 30_000_000  # one attribute, not what all the attempts add up to
     assert type(remote(lambda: exc)) is RemoteError
     members = [ValueError(number) for number in range(40)]
     for member in members:

@@ -11,6 +11,7 @@ import cloudpickle
 import pytest
 
 from trio_dask.errors import SerializationError
+from trio_dask.protocol import functions
 from trio_dask.protocol.pickling import KeyReference, load_function, pickle_function
 
 
@@ -180,6 +181,7 @@ def test_the_cache_is_bounded_and_holds_no_wrong_function():
     for number in range(3000):
         blobs[number] = pickle_function(eval(f"lambda: {number}")).data
     assert all(load_function(data)() == number for number, data in blobs.items())
+    assert len(functions._made) <= functions.CACHE_ENTRIES
 
 
 def test_a_future_in_a_closure_is_refused_with_advice():
@@ -220,10 +222,10 @@ def test_names_are_short():
 
 
 def test_threads_get_the_right_functions():
-    functions = [eval(f"lambda: {number}") for number in range(200)]
+    made = [eval(f"lambda: {number}") for number in range(200)]
 
     def check(thread):
-        order = functions[thread:] + functions[:thread]
+        order = made[thread:] + made[:thread]
         return all(load_function(pickle_function(function).data)() == function() for function in order)
 
     with ThreadPoolExecutor(8) as pool:

@@ -209,7 +209,8 @@ def test_exceptions_of_main_return_as_themselves_with_source_lines(tmp_path, how
         how,
     )
     assert "Own: 1 and 2" in output
-    assert ("raise Own(x, 2)  # this very line" in output) == (how == "script")
+    has_source = how == "script" or sys.version_info >= (3, 13)  # which keeps the text of `python -c`
+    assert ("raise Own(x, 2)  # this very line" in output) == has_source
     assert "in task 'f-1' on worker w (tcp://w:1), attempt 1" in output
     assert "TaskExited the task raised SystemExit(3)" in output
     assert "cannot pickle the result, a dict: result['a'][0] is a _thread.lock" in output

@@ -2,6 +2,7 @@
 
 import io
 import socket
+import sys
 import threading
 import tracemalloc
 
@@ -149,6 +150,20 @@ def test_a_socket_is_no_result():
 def test_a_lambda_is_a_result():
     n = 3
     assert load_value(dump_value({"f": lambda x: x + n}))["f"](1) == 4
+
+
+def test_what_main_has_is_not_referred_to_by_its_name_there(monkeypatch):
+    """Ordinary pickle finds it in this `__main__`; the one at the other end is another."""
+    namespace = {"__name__": "__main__"}
+    source = "import functools\ndef f(): return 1\n@functools.cache\ndef g(): return 2\nclass C: pass\n"
+    exec(source, namespace)
+    for name in ("f", "g", "C"):
+        monkeypatch.setattr(sys.modules["__main__"], name, namespace[name], raising=False)
+    frames = dump_value([namespace["f"], {"g": namespace["g"]}, namespace["C"]()])
+    for name in ("f", "g", "C"):
+        monkeypatch.delattr(sys.modules["__main__"], name)
+    f, table, instance = load_value(frames)
+    assert (f(), table["g"](), type(instance)) == (1, 2, namespace["C"])
 
 
 def test_two_functions_that_share_an_object_still_share_it():

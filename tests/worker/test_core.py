@@ -113,6 +113,65 @@ def test_a_run_handed_ahead_waits_for_the_run_that_computes_its_input() -> None:
     check_idle(driven.core)
 
 
+def test_a_slot_goes_on_with_what_follows_its_result_before_the_core_hears_of_it() -> None:
+    driven = Driven()
+    driven.tell(run(1, "a"), run(2, "b", ("a", ())), run(3, "c", ("b", ())))
+    first = driven.take("a")
+    second = driven.core.ready.take_follower(first)
+    assert second is not None
+    assert second.key == "b"
+    assert driven.core.ready.take_follower(first) is None
+    driven.tell(Retract((RunId(2), RunId(3))))
+    assert driven.said() == [Returned((RunId(3),))]
+    assert driven.finish(first)
+    assert driven.core.drain().offered == 0
+    assert driven.finish(second)
+    check_idle(driven.core)
+
+
+def test_a_result_that_nobody_went_on_with_makes_its_follower_ready() -> None:
+    driven = Driven()
+    driven.tell(run(1, "a"), run(2, "b", ("a", ())))
+    first = driven.take("a")
+    driven.finish(first)
+    assert driven.core.ready.take_follower(first) is None
+    driven.run_to_end("b")
+    check_idle(driven.core)
+
+
+def test_what_follows_a_cancelled_run_is_taken_by_nobody() -> None:
+    driven = Driven()
+    driven.tell(run(1, "a"), run(2, "b", ("a", ())))
+    first = driven.take("a")
+    driven.tell(CancelRuns((RunId(1),)))
+    assert driven.said() == [Missing(RunId(2), "a", "")]
+    assert driven.core.ready.take_follower(first) is None
+
+
+def test_a_run_of_an_old_session_leads_nobody_who_follows_its_namesake() -> None:
+    driven = Driven(slots=2)
+    driven.tell(run(1, "a"))
+    old = driven.take("a")
+    driven.core.session_ended(0.0)
+    driven.core.session_began(HERE)
+    driven.tell(Blob(FUNCTION, 1, b"f"), run(1, "a"), run(2, "b", ("a", ())))
+    assert driven.core.ready.take_follower(old) is None
+    new = driven.take("a")
+    assert driven.core.ready.take_follower(new) is not None
+
+
+def test_a_follower_lets_what_the_user_finds_more_urgent_pass() -> None:
+    driven = Driven()
+    later = 1 << 50
+    driven.tell(run(1, "a"), run(2, "b", ("a", ()), priority=later))
+    first = driven.take("a")
+    driven.tell(run(3, "urgent"))
+    assert driven.core.ready.take_follower(first) is None
+    driven.finish(first)
+    driven.run_to_end("urgent")
+    driven.run_to_end("b")
+
+
 def test_a_run_handed_ahead_without_anyone_computing_its_input_is_handed_back() -> None:
     driven = Driven()
     driven.tell(run(1, "b", ("a", ())))

@@ -99,6 +99,20 @@ class Machine(RuleBasedStateMachine):
                 self.core.started([run], self.now)
 
     @precondition(lambda self: self.slots)
+    @rule(which=st.integers(0, 2))
+    def go_on(self, which: int) -> None:
+        """A slot has its result and goes on with what follows; the core hears of the result only now."""
+        position = which % len(self.slots)
+        run = self.slots[position]
+        follower = self.core.ready.take_follower(run)
+        current = self.core.is_current(run)
+        assert self.core.finished(run, 3, "int", None, 0.1) == current
+        if follower is None:
+            del self.slots[position]
+        else:
+            self.slots[position] = follower
+
+    @precondition(lambda self: self.slots)
     @rule(which=st.integers(0, 2), how=st.sampled_from(["finished", "failed", "gone"]))
     def leave_slot(self, which: int, how: str) -> None:
         run = self.slots.pop(which % len(self.slots))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -31,6 +32,7 @@ from trio_dask.protocol.messages import (
     Value,
 )
 from trio_dask.protocol.pickling import dump_value, load_value, rebuild_exception
+from trio_dask.worker.peers import Peers
 from trio_dask.worker.service import run_worker
 from trio_dask.worker.task_context import WorkerHandle
 
@@ -201,6 +203,27 @@ async def test_a_cancelled_run_lets_go_of_its_fetch() -> None:
         assert await second.result() == 3_000_000
 
 
+async def test_a_fetch_that_succeeds_just_as_it_is_cancelled_does_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, answered = trio.Event(), trio.Event()
+
+    async def fetch(peers: Peers, address: str, keys: Any, take: Any) -> None:
+        with trio.CancelScope(shield=True):  # past the last point where it could have been cancelled
+            asked.set()
+            await answered.wait()
+        take(keys[0], dump_value("late"))
+
+    monkeypatch.setattr(Peers, "fetch", fetch)
+    async with open_worker() as session:
+        run = session.submit("a", abs, Ref("x"), holders={"x": ["inproc://somewhere"]})
+        await asked.wait()
+        session.tell(CancelRuns((run,)))
+        session.submit("b", abs, -1)
+        assert await session.result() == 1
+        answered.set()
+        session.submit("c", abs, -2)
+        assert await session.result() == 2
+
+
 async def test_functions_can_be_called_outside_of_the_slots() -> None:
     async with open_worker(name="alice") as session, await open_data(session.address) as channel:
         assert await call(channel, pow, 2, 5) == 32
@@ -234,6 +257,34 @@ async def _async_interrupt() -> None:
 
 def _generate() -> Any:
     return (number for number in range(3))
+
+
+class PicklesOnce:
+    """Fails when it is pickled a second time, which no check at the end of its task can foresee."""
+
+    pickled: ClassVar[list[int]] = []
+
+    def __reduce__(self) -> Any:
+        self.pickled.append(1)
+        if len(self.pickled) > 1:
+            sys.exit("half a pair: \ud800")
+        return PicklesOnce, ()
+
+
+async def test_a_value_that_cannot_be_sent_is_absent_with_a_reason() -> None:
+    PicklesOnce.pickled.clear()
+    async with open_worker() as session, await open_data(session.address) as channel:
+        session.submit("a", PicklesOnce)
+        await session.hear(RunFinished)
+        answer, _ = await ask(channel, Fetch(("a",)))
+        assert isinstance(answer, Absent)
+        assert "half a pair" in answer.text
+        with pytest.raises(ValueError, match="half a pair"):
+            await call(channel, _raise_surrogate)
+
+
+def _raise_surrogate() -> None:
+    raise ValueError("half a pair: \ud800")
 
 
 async def test_nonsense_on_the_data_plane_ends_that_channel_alone() -> None:

@@ -51,13 +51,16 @@ class Slots:
             self._outcomes.send_nowait(outcome)
 
     def offer(self, number: int, function: Callable[..., Any], *args: Any, priority: int = 0, **extra: Any) -> Run:
+        run = self.run(number, function, *args, priority=priority, **extra)
+        self.ready.push(run)
+        return run
+
+    def run(self, number: int, function: Callable[..., Any], *args: Any, priority: int = 0, **extra: Any) -> Run:
         call = pickle_call(args, {})
         dependencies = tuple((key, ()) for key in call.dependencies)
         digest = function.__name__.encode() + str(id(function)).encode()
         self.functions[digest] = function
-        run = Run(RunId(number), f"k{number}", digest, call.call, dependencies, priority, extra)
-        self.ready.push(run)
-        return run
+        return Run(RunId(number), f"k{number}", digest, call.call, dependencies, priority, extra)
 
     def wake(self) -> None:
         self.executor.wake(self.ready.offered)
@@ -370,6 +373,23 @@ def _ref(key: str) -> Any:
     from tests.worker.kit import Ref
 
     return Ref(key)
+
+
+async def test_a_slot_carries_its_result_to_what_follows_it(open_slots: Any) -> None:
+    async with open_slots() as slots:
+        leader = slots.offer(1, list, (3, 1, 2))
+        follower = slots.run(2, sorted, _ref("k1"))
+        assert slots.ready.follow(leader, follower)
+        slots.wake()
+        assert await slots.value() == [3, 1, 2]
+        assert await slots.value() == [1, 2, 3]  # though nobody has put the first result into the store
+        failing = slots.offer(3, int, "no number")
+        assert slots.ready.follow(failing, slots.run(4, abs, _ref("k3")))
+        slots.wake()
+        assert isinstance(await slots.error(), ValueError)
+        slots.offer(5, abs, -5)
+        slots.wake()
+        assert await slots.value() == 5
 
 
 async def test_a_task_can_ask_where_it_runs(open_slots: Any) -> None:

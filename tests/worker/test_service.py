@@ -32,7 +32,8 @@ PATIENCE_S = 10
 class Gate:
     """Where a task in a thread stops until the test lets it pass. Tasks reach it by name: it is not pickled."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
+        self.name = name
         self.reached = threading.Event()
         self.open = threading.Event()
 
@@ -46,8 +47,7 @@ gates: dict[str, Gate] = {}
 @pytest.fixture
 def gate(request: pytest.FixtureRequest) -> Any:
     name = request.node.name
-    gates[name] = Gate()
-    gates[name].name = name  # type: ignore[attr-defined]
+    gates[name] = Gate(name)
     yield gates[name]
     gates.pop(name).open.set()
 

@@ -25,6 +25,18 @@ from trio_dask.identity import Key
 __all__ = ["AsyncClient"]
 
 
+class _Shielding:
+    """A task status that shields the task when it has started."""
+
+    def __init__(self, scope: trio.CancelScope, status: trio.TaskStatus[None]) -> None:
+        self._scope = scope
+        self._status = status
+
+    def started(self, value: None = None) -> None:
+        self._scope.shield = True
+        self._status.started()
+
+
 class AsyncClient(BaseClient[AsyncFuture]):
     """A client for Trio programs; everything that waits is `async`.
 
@@ -82,20 +94,27 @@ class AsyncClient(BaseClient[AsyncFuture]):
             raise RuntimeError("this client was entered before; make a new one")
         self._nursery_manager = trio.open_nursery()
         self._nursery = nursery = await self._nursery_manager.__aenter__()
+        connected = False
         try:
-            await nursery.start(self._engine.serve)
-        except BaseException as error:
-            await self._leave(None if isinstance(error, Exception) else error)
-            raise
+            await nursery.start(self._serve)
+            connected = True
+        finally:
+            if not connected:
+                await self._leave(None)  # noqa: ASYNC102 - nothing runs in it
         return self
+
+    async def _serve(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Drive the engine. Once it is connected only leaving the block ends it: what the body does to clean up, when
+        it is cancelled, may still need the client."""
+        with trio.CancelScope() as scope:
+            await self._engine.serve(task_status=_Shielding(scope, task_status))
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._is_view:
-            return
-        self._engine.stop()
-        await self._leave(error)
+        if not self._is_view:
+            self._engine.stop()
+            await self._leave(error)  # noqa: ASYNC102 - it shields itself, and the engine bounds its own farewell
 
     async def _leave(self, error: BaseException | None) -> None:
         """End the nursery. The body's exception stays out of it, which would wrap it in a group."""
@@ -104,7 +123,7 @@ class AsyncClient(BaseClient[AsyncFuture]):
             await self._nursery_manager.__aexit__(type(error), error, error.__traceback__ if error else None)
             return
         if nursery is not None:
-            nursery.cancel_scope.shield = True  # it ends soon: the engine bounds its own farewell
+            nursery.cancel_scope.shield = True
         await self._nursery_manager.__aexit__(None, None, None)
 
     async def aclose(self) -> None:
@@ -205,6 +224,10 @@ class AsyncClient(BaseClient[AsyncFuture]):
     async def scheduler_info(self) -> dict[str, Any]:
         """What the scheduler says of itself and of its workers."""
         return await self._engine.call_async(operations.scheduler_info, self._engine)
+
+    async def story(self, *keys_or_futures: Any) -> list[tuple[float, Key, str]]:
+        """The last steps of tasks that the scheduler remembers: its time in seconds, the key, what happened."""
+        return await self._engine.call_async(operations.story, self._engine, keys_or_futures)
 
     async def wait_for_workers(self, n_workers: int = 1, timeout: Timeout = None) -> None:
         """Wait until there are this many workers. Raises `TimeoutError` if that is not in time."""

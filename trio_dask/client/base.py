@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import count, islice
+from itertools import count, groupby, islice
 from typing import Any, Generic, TypeVar, cast
 
 from trio_dask.client.core.outbox import NO_EXTRA, Content, Row
@@ -226,12 +226,13 @@ class BaseClient(Generic[F]):
         futures: dict[Key, F] = {}
         inner: list[KeyState] = []
         try:
-            for task in made.tasks:
-                state = self._submit_graph_task(task, extra)
-                if task.key in wanted:
-                    futures[task.key] = self._future(self._engine, state)
-                else:
-                    inner.append(state)
+            for _, tasks in groupby(made.tasks, lambda task: id(task.function)):
+                while batch := list(islice(tasks, LARGEST_CHUNK)):
+                    for state in self._submit_graph_tasks(batch, extra):
+                        if state.key in wanted:
+                            futures[state.key] = self._future(self._engine, state)
+                        else:
+                            inner.append(state)
         finally:
             self._engine.release(inner)
         foreign = [key for key, found in made.outputs.items() if found is None]
@@ -242,12 +243,17 @@ class BaseClient(Generic[F]):
             for key, found in made.outputs.items()
         }
 
-    def _submit_graph_task(self, task: GraphTask, extra: Mapping[str, Any]) -> KeyState:
-        function = pickle_function(task.function)
-        call = pickle_call(task.args, {})
-        token = call_token(function.token, task.args, {}, call)
-        row = Row(task.key, call.call, call.dependencies, tuple([digest for digest, _ in call.blobs]), token)
-        return self._engine.submit(function, (row,), call.blobs, extra)[0]
+    def _submit_graph_tasks(self, tasks: list[GraphTask], extra: Mapping[str, Any]) -> list[KeyState]:
+        """Submit tasks that call one function."""
+        function = pickle_function(tasks[0].function)
+        rows: list[Row] = []
+        contents: list[Content] = []
+        for key, _, args in tasks:
+            call = pickle_call(args, {})
+            token = call_token(function.token, args, {}, call)
+            contents += call.blobs
+            rows.append(Row(key, call.call, call.dependencies, tuple([digest for digest, _ in call.blobs]), token))
+        return self._engine.submit(function, rows, contents, extra)
 
     # ------------------------------------------------------------------------------------------------ the rest
 

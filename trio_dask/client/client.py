@@ -237,6 +237,10 @@ class Client(BaseClient[Future]):
         """What the scheduler says of itself and of its workers."""
         return self._call(operations.scheduler_info)
 
+    def story(self, *keys_or_futures: Any) -> list[tuple[float, Key, str]]:
+        """The last steps of tasks that the scheduler remembers: its time in seconds, the key, what happened."""
+        return self._call(operations.story, keys_or_futures)
+
     def wait_for_workers(self, n_workers: int = 1, timeout: Timeout = None) -> None:
         """Block until there are this many workers. Raises `TimeoutError` if that is not in time."""
         self._call(operations.wait_for_workers, n_workers, timeout)

@@ -69,7 +69,9 @@ class Driver:
         self._thread = threading.get_ident()
         self._token = trio.lowlevel.current_trio_token()
 
-    async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def serve(  # noqa: ASYNC128 - `_serve` calls it
+        self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
         """Connect, and stay until `stop`. A lost scheduler does not end it: whoever asks hears of the loss.
 
         Raises `NoScheduler` or `RefusedError`, before it is connected only.
@@ -81,7 +83,7 @@ class Driver:
                 link = await self._dial()
             if link is not None:
                 async with link:
-                    await self._serve(link, task_status)
+                    await self._serve(link, task_status.started)
         except (NoScheduler, RefusedError) as error:
             self._end(Ended(lost=True, text=str(error)))
             raise
@@ -89,7 +91,7 @@ class Driver:
             self._end(Ended(lost=False, text=CLOSED))
             self._stopped.set()
 
-    async def _serve(self, link: Link, task_status: trio.TaskStatus[None]) -> None:
+    async def _serve(self, link: Link, started: Callable[[], None]) -> None:
         self._link = link
         try:
             async with trio.open_nursery() as nursery:
@@ -99,7 +101,7 @@ class Driver:
                 early, self._early = self._early, []
                 for call in early:
                     nursery.start_soon(call.run)
-                task_status.started()
+                started()
                 await self._stop_asked.wait()
                 nursery.cancel_scope.cancel()
         finally:

@@ -148,14 +148,18 @@ def _is_task(value: Any) -> TypeGuard[tuple[Any, ...]]:
 
 def _find_needs(value: Any, graph: Mapping[Any, Any], needs: list[Hashable]) -> None:
     """The keys that a value of the graph refers to, in order."""
+    parts: Sequence[Any]
     if _is_list(value):
-        for item in value:
-            _find_needs(item, graph, needs)
+        parts = value
     elif _is_task(value):
-        for arg in value[1:]:
-            _find_needs(arg, graph, needs)
-    elif _is_key(value, graph):
-        needs.append(value)
+        parts = value[1:]
+    else:
+        parts = (value,)
+    for part in parts:
+        if part is not value and type(part) in _COMPOUND and (_is_list(part) or _is_task(part)):
+            _find_needs(part, graph, needs)
+        elif _is_key(part, graph):
+            needs.append(part)
 
 
 def _is_key(value: Any, graph: Mapping[Any, Any]) -> bool:
@@ -169,7 +173,7 @@ def _bind(key: Hashable, value: Any, bound: dict[Hashable, Bound], tasks: list[G
     """Turn one value of the graph into a task, unless it needs none."""
     if _is_task(value):
         args = tuple([_substitute(arg, bound) for arg in value[1:]])
-        if any(type(arg) is Nested or (_is_list(arg) and _has_nested(arg)) for arg in args):
+        if not _COMPUTED.isdisjoint(map(type, args)) and any(map(_has_nested, args)):
             task = GraphTask(wire_key(key), evaluate, (Nested(value[0], args),))
         else:
             task = GraphTask(wire_key(key), value[0], args)
@@ -186,15 +190,23 @@ def _bind(key: Hashable, value: Any, bound: dict[Hashable, Bound], tasks: list[G
 
 
 def _substitute(value: Any, bound: Mapping[Hashable, Bound]) -> Any:
-    if _is_list(value):
-        return [_substitute(item, bound) for item in value]
-    if _is_task(value):
-        return Nested(value[0], tuple([_substitute(arg, bound) for arg in value[1:]]))
-    if _is_key(value, bound):
-        found = bound[value]
-        return found.value if type(found) is Constant else found
-    return value
+    if type(value) in _COMPOUND:
+        if _is_list(value):
+            return [_substitute(item, bound) for item in value]
+        if _is_task(value):
+            return Nested(value[0], tuple([_substitute(arg, bound) for arg in value[1:]]))
+    try:
+        found = bound.get(value)
+    except TypeError:  # not hashable
+        return value
+    if found is None:
+        return value
+    return found.value if type(found) is Constant else found
 
 
-def _has_nested(items: list[Any]) -> bool:
-    return any(type(item) is Nested or (_is_list(item) and _has_nested(item)) for item in items)
+def _has_nested(value: Any) -> bool:
+    return type(value) is Nested or (_is_list(value) and any(map(_has_nested, value)))
+
+
+_COMPOUND: Final = frozenset({list, tuple})
+_COMPUTED: Final = frozenset({list, Nested})

@@ -33,6 +33,7 @@ __all__ = [
     "restart",
     "run",
     "scheduler_info",
+    "story",
     "time_limit",
     "wait_for_workers",
     "who_has",
@@ -98,6 +99,12 @@ async def nbytes(engine: Engine, keys: Any, summary: bool) -> dict[Key, int]:
 async def scheduler_info(engine: Engine) -> dict[str, Any]:
     """What the scheduler says of itself and its workers."""
     return {"address": engine.address, **await engine.ask("scheduler_info")}
+
+
+async def story(engine: Engine, futures: tuple[Any, ...]) -> list[tuple[float, Key, str]]:
+    """The last steps of these tasks, in order: the scheduler's time in seconds, the key, what happened."""
+    keys = [future if isinstance(future, str) else future.key for future in futures]
+    return [tuple(step) for step in await engine.ask("story", keys)]
 
 
 async def wait_for_workers(engine: Engine, n_workers: int, timeout: Timeout) -> None:

@@ -63,7 +63,7 @@ class EngineThread:
                 trio.run(self._main)
             else:
                 trio.from_thread.run(self._main, trio_token=self._home)
-        except BaseException as error:  # it is raised in the thread that waits for the connection
+        except BaseException as error:  # noqa: ASYNC103 - it is raised in the thread that waits for the connection
             self._error = error
         finally:
             self._attached.set()

@@ -14,16 +14,17 @@ it for longer than it may be silent.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Any
 
 import trio
 
 from trio_dask.comm.backlog import Backlog
 from trio_dask.comm.transport import ConnectionLost, Transport
-from trio_dask.errors import SerializationError
+from trio_dask.errors import ProtocolError, SerializationError
 from trio_dask.protocol.codec import Allowed, decode, encode_rows
 from trio_dask.protocol.frames import PING_FRAME, FrameDecoder, Kind
 from trio_dask.protocol.hello import Hello, Welcome
@@ -69,6 +70,26 @@ class Batches:
     async def aclose(self) -> None:
         """Does nothing; for callers that treat it as the generator that it looks like."""
         await trio.lowlevel.checkpoint()
+
+
+class _Outcome:
+    """Takes an exception out of a block and raises it elsewhere: behind a nursery that would wrap it in a group."""
+
+    def __init__(self) -> None:
+        self._error: BaseException | None = None
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        self._error = error
+        return True
+
+    def repeat(self) -> None:
+        if self._error:
+            raise self._error
 
 
 class Connection:
@@ -223,6 +244,9 @@ class Connection:
 
     async def _next_batch(self) -> list[Message]:
         """The next batch; empty at the end."""
+        return [] if self._discarding else await self._read_batch()
+
+    async def _read_batch(self) -> list[Message]:
         while not self.goodbye and (data := await self._receive()):
             batch: list[Message] = []
             for kind, payload in self._decoder.feed(data):
@@ -241,8 +265,6 @@ class Connection:
             data, self._received = self._received, b""
             await trio.lowlevel.checkpoint()
             return data
-        if self._discarding:
-            return b""
         self._receiving = True
         try:
             data = await self._transport.receive_some()
@@ -285,15 +307,19 @@ class Connection:
         await self._transport.aclose()
 
     async def _wait_end(self) -> None:
-        """Wait for the peer to close, as it does once it has read the goodbye.
+        """Wait for the peer to close, as it does once it has read the goodbye, or to say goodbye as well.
 
         Closing earlier could make the kernel reset the connection, for want of a reader for what is still under way,
         and take the goodbye along.
         """
         if self._receiving:
             await self._ended.wait()
-        else:
-            self._discarding = True
+            return
+        self._discarding = True
+        try:
+            while await self._read_batch():
+                pass
+        except ProtocolError:
             while await self._transport.receive_some():
                 pass
 
@@ -304,31 +330,27 @@ class Connection:
         self._stop_sending()
         self._transport.abort()
 
-    async def __aenter__(self) -> Connection:
-        await self._block.__aenter__()
-        return self
+    def __aenter__(self) -> Coroutine[Any, Any, Connection]:
+        return self._block.__aenter__()
 
-    async def __aexit__(
+    def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self._block.__aexit__(kind, error, traceback)
+    ) -> Coroutine[Any, Any, bool | None]:
+        return self._block.__aexit__(kind, error, traceback)
 
     @asynccontextmanager
-    async def _host_tasks(self) -> AsyncGenerator[None]:
-        outcome: BaseException | None = None
+    async def _host_tasks(self) -> AsyncGenerator[Connection]:
+        body = _Outcome()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._run_tasks)
-            try:
-                yield
+            with body:
+                yield self
                 if self.goodbye:
                     await self._transport.aclose()
-            except BaseException as error:  # raised again behind the nursery, which would wrap it into a group
-                outcome = error
             self._stop_sending()
             self._transport.abort()
             self._tasks_scope.cancel()
-        if outcome:
-            raise outcome
+        body.repeat()
 
     async def _run_tasks(self) -> None:
         # The shield keeps cancellation around the block from the writer: `aclose` in the block may still need it.

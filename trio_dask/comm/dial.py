@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import cast
 
 import trio
 
-from trio_dask.comm.addresses import Address
+from trio_dask.comm.addresses import Address, Scheme
 from trio_dask.comm.connection import Connection, LinkSettings
 from trio_dask.comm.data import DataChannel
 from trio_dask.comm.memory import connect_memory
 from trio_dask.comm.tcp import connect_tcp
 from trio_dask.comm.transport import ConnectionLost, Transport
+from trio_dask.comm.websocket import connect_websocket
 from trio_dask.errors import NoScheduler, ProtocolError, RefusedError
 from trio_dask.protocol.codec import TO_CLIENT, TO_WORKER, Allowed
 from trio_dask.protocol.hello import EnvelopeReader, Hello, Refusal, Role, Welcome, decode_answer, encode_hello
 
 __all__ = ["open_connection", "open_data_channel"]
+
+_CONNECT: Mapping[Scheme, Callable[[Address], Awaitable[Transport]]] = {
+    "tcp": connect_tcp,
+    "ws": connect_websocket,
+    "inproc": connect_memory,
+}
 
 _ALLOWED: dict[Role, Allowed] = {"client": TO_CLIENT, "worker": TO_WORKER}
 
@@ -63,17 +70,14 @@ class _CannotReachError(Exception):
 
 
 async def _call(address: Address, hello: Hello, timeout_s: float) -> tuple[Transport, Welcome, bytes]:
-    transport: Transport | None = None
+    connected = False
     try:
         with trio.fail_after(timeout_s):
-            transport = await (connect_memory(address) if address.scheme == "inproc" else connect_tcp(address))
+            transport = await _CONNECT[address.scheme](address)
+            connected = True
             answer, rest = await _greet(transport, hello)
-    except BaseException as error:
-        if transport:
-            transport.abort()
-        if not isinstance(error, OSError | ProtocolError | trio.TooSlowError):
-            raise
-        raise _CannotReachError(_reason(error, timeout_s, connected=transport is not None)) from error
+    except (OSError, ProtocolError, trio.TooSlowError) as error:
+        raise _CannotReachError(_reason(error, timeout_s, connected=connected)) from error
     if isinstance(answer, Refusal):
         await transport.aclose()
         raise RefusedError(answer.reason)
@@ -81,15 +85,19 @@ async def _call(address: Address, hello: Hello, timeout_s: float) -> tuple[Trans
 
 
 async def _greet(transport: Transport, hello: Hello) -> tuple[Welcome | Refusal, bytes]:
-    await transport.send_all(encode_hello(hello))
     reader = EnvelopeReader()
-    while True:
-        data = await transport.receive_some()
-        if not data:
-            raise ConnectionLost("it closes the connection without an answer")
-        body = reader.feed(data)
-        if body is not None:
-            return decode_answer(body), reader.rest
+    try:
+        await transport.send_all(encode_hello(hello))
+        while True:
+            data = await transport.receive_some()
+            if not data:
+                raise ConnectionLost("it closes the connection without an answer")
+            body = reader.feed(data)
+            if body is not None:
+                return decode_answer(body), reader.rest
+    except BaseException:
+        transport.abort()
+        raise
 
 
 def _reason(error: OSError | ProtocolError | trio.TooSlowError, timeout_s: float, *, connected: bool) -> str:

@@ -18,6 +18,7 @@ from trio_dask.comm.data import DataChannel
 from trio_dask.comm.memory import bind_memory
 from trio_dask.comm.tcp import TcpListener, bind_tcp
 from trio_dask.comm.transport import ConnectionLost, Listener, Transport
+from trio_dask.comm.websocket import WebSocketListener
 from trio_dask.errors import ProtocolError
 from trio_dask.protocol.codec import FROM_CLIENT, FROM_WORKER, Allowed
 from trio_dask.protocol.hello import (
@@ -88,7 +89,11 @@ def _bind(address: Address | socket.socket) -> list[Listener]:
     if isinstance(address, socket.socket):
         address.setblocking(False)
         return [TcpListener(address, "tcp")]
-    return [bind_memory(address)] if address.scheme == "inproc" else [*bind_tcp(address)]
+    if address.scheme == "inproc":
+        return [bind_memory(address)]
+    if address.scheme == "ws":
+        return [WebSocketListener(listener) for listener in bind_tcp(address)]
+    return [*bind_tcp(address)]
 
 
 async def _accept(listener: Listener, desk: _Desk, nursery: trio.Nursery) -> None:
@@ -133,8 +138,10 @@ class _Desk:
             greeted = await self._greet(transport)
             if greeted:
                 await self._hand_over(transport, *greeted)
-        except* (ProtocolError, ConnectionLost) as group:
+        except* ProtocolError as group:
             _log.warning("connection from %s closed: %s", transport.remote, _first(group))
+        except* ConnectionLost as group:  # it changed its mind, or its process is gone; nobody did wrong
+            _log.info("connection from %s closed: %s", transport.remote, _first(group))
         finally:
             transport.abort()
 

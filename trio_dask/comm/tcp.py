@@ -61,7 +61,11 @@ class TcpTransport:
                 count = self.try_send(view[sent:])
                 sent += count
                 if not count:
-                    await self._wait(trio.lowlevel.wait_writable)
+                    await self.wait_writable()
+
+    async def wait_writable(self) -> None:
+        """Wait until `try_send` may take something again."""
+        await self._wait(trio.lowlevel.wait_writable)
 
     async def receive_some(self) -> bytes:
         while True:

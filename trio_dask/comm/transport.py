@@ -30,7 +30,10 @@ class Transport(Protocol):
         ...
 
     def try_send(self, data: Bytes) -> int:
-        """Send what can be sent without waiting; returns how many bytes that was, perhaps 0."""
+        """Send what can be sent without waiting; returns how many bytes that was, perhaps 0.
+
+        Of what was not taken a part may be under way, so the next bytes to be sent must be the rest.
+        """
         ...
 
     async def send_all(self, data: Bytes) -> None:

@@ -258,7 +258,7 @@ def _make_of_parts(thing: Any) -> FunctionBlob:
 
 def _kept(thing: Any) -> FunctionBlob | None:
     entry = _made.get(id(thing))
-    if entry is None or entry.thing is not thing or entry.registered != modules_by_value():
+    if entry is None or entry.registered != modules_by_value():
         return None
     return entry.blob if not entry.watch.looks or entry.watch.still_holds() else None
 

@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar, cast, get_args
 
 from trio_dask._version import __version__
 from trio_dask.errors import ProtocolError
-from trio_dask.identity import Incarnation, new_incarnation
+from trio_dask.identity import Incarnation
 from trio_dask.protocol.codec import MAX_DEPTH, is_plain
 
 __all__ = [
@@ -45,6 +45,8 @@ _MAGIC = b"trio_dask\n"
 _PREFIX = len(_MAGIC) + 4
 _MAX_TEXT = 255
 
+_NONE = Incarnation("")
+
 Role = Literal["client", "worker", "data", "nanny", "control", "scheduler"]
 
 _RUNS_USER_CODE: frozenset[Role] = frozenset(("client", "worker", "data"))
@@ -59,7 +61,7 @@ class Hello:
     """Who speaks, and as what. `details` belongs to the role; `credentials` never shows in a repr."""
 
     role: Role
-    incarnation: Incarnation = field(default_factory=new_incarnation)
+    incarnation: Incarnation = _NONE
     name: str = ""
     credentials: str = field(default="", repr=False)
     details: Mapping[str, Any] = field(default_factory=dict[str, Any])

@@ -225,7 +225,8 @@ def canonical_token(
 
     `ordinary` is its ordinary pickle: it limits the effort, and is what the token falls back on where no canonical form
     exists (an object that can be pickled but not looked into). `digests` has the known digests of large content by the
-    id of its `sole_owner`, which must be alive. `token_by_value` gives the tokens of functions and classes by value that are known.
+    id of its `sole_owner`, which must be alive. `token_by_value` gives the tokens of functions and classes by value
+    that are known.
     """
     limit = _GROWTH * len(ordinary) + _ALLOWANCE_BYTES
     for memo in (False, True):

@@ -26,7 +26,7 @@ from trio_dask.comm.transport import ConnectionLost, Transport
 from trio_dask.config import SchedulerSettings
 from trio_dask.errors import ProtocolError
 from trio_dask.files import present, scheduler_file_text
-from trio_dask.identity import PeerId
+from trio_dask.identity import PeerId, new_incarnation
 from trio_dask.protocol.hello import Hello, Refusal, Welcome
 from trio_dask.protocol.messages import Leave
 from trio_dask.scheduler.core import ClosePeer, CoreSettings, SchedulerCore, Stop
@@ -62,7 +62,7 @@ class _Service:
     def __init__(self, settings: SchedulerSettings) -> None:
         self._settings = settings
         self._core = SchedulerCore(CoreSettings(allowed_failures=settings.allowed_failures))
-        self._identity = Hello(role="scheduler")
+        self._identity = Hello(role="scheduler", incarnation=new_incarnation())
         self._connections: dict[PeerId, Connection] = {}
         self._peer_ids = count(1)  # 0 is taken: the core means `fire_and_forget` by it
         self._alarm = trio.CancelScope()

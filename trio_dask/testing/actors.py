@@ -195,7 +195,7 @@ class SimWorker:
             self.core.finished(run, 64, "int", inline, job.seconds)
 
         self._report(finished)
-        follower = self.core.ready.take_follower(run.run)
+        follower = self.core.ready.take_follower(run)
         if follower is not None:
             self._begin(follower, {run.key: value})
         else:

@@ -189,8 +189,7 @@ class Engine:
             except (OSError, TrioDaskError) as error:
                 log.warning("Could not fetch %d keys from %s: %s", len(start.keys), start.address, error)
                 unreachable = True
-        if not scope.cancelled_caught:
-            del self._fetches[start.fetch]
+        if self._fetches.pop(start.fetch, None) is not None:  # else the core has cancelled and forgotten it
             self._core.fetch_ended(start.fetch, unreachable=unreachable)
             self._act()
 

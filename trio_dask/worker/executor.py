@@ -20,9 +20,10 @@ import trio
 from trio_dask.errors import TaskCancelled
 from trio_dask.identity import Digest, Key
 from trio_dask.protocol.messages import Run
-from trio_dask.protocol.pickling import describe_exception, load_call, load_function, pickle_value
+from trio_dask.protocol.pickling import load_call, load_function, pickle_value
 from trio_dask.worker.core.ready import ReadyQueue
 from trio_dask.worker.task_context import TaskContext, WorkerHandle, enter
+from trio_dask.worker.wording import describe_failure, sendable
 
 __all__ = ["Begun", "Executor", "Failed", "Finished", "InputGone", "Outcome"]
 
@@ -238,7 +239,7 @@ class Executor:
             self._post(outcome)
             if type(outcome) is not Finished:
                 return
-            following = self._ready.take_follower(run.run)
+            following = self._ready.take_follower(run)
             carried = {run.key: outcome.value} if following is not None else {}
 
     def _execute(self, number: int, run: Run, carried: Mapping[Key, Any]) -> Outcome:
@@ -265,12 +266,11 @@ class Executor:
             return InputGone(run, absent.key)
         except BaseException as error:  # whatever a task raises is its result, and the slot lives on
             duration_s = perf_counter() - context.started_at
-            description, text = describe_exception(error)
-            return Failed(run, description, _sendable(text), duration_s)
+            return Failed(run, *describe_failure(error), duration_s)
         finally:
             self._slots[number] = None
         duration_s = perf_counter() - context.started_at
-        return Finished(run, value, pickled.nbytes, _sendable(pickled.type_name), pickled.inline, duration_s)
+        return Finished(run, value, pickled.nbytes, sendable(pickled.type_name), pickled.inline, duration_s)
 
     def _begin(self, context: TaskContext) -> None:
         extra = context.run.extra
@@ -341,11 +341,6 @@ async def _run_async(task: _AsyncCall) -> None:
         answer = _raiser(error)
     finally:
         task.reply.put(answer)
-
-
-def _sendable(text: str) -> str:
-    """The user's text; what UTF-8 has no bytes for (halves of surrogate pairs) is escaped."""
-    return text if text.isascii() else text.encode(errors="backslashreplace").decode()
 
 
 def _raiser(error: BaseException) -> Callable[[], Any]:

@@ -39,7 +39,7 @@ class Listening:
         self._settings = settings
         self._handler = handler
         self._nursery = nursery
-        self._identity = Hello(role="worker", name=settings.name or "")
+        self._identity = Hello(role="worker", name=settings.name or "", incarnation=new_incarnation())
         self._host: str | None = None
         self._bound = Address("tcp", "")
         self._scope = trio.CancelScope()

@@ -10,14 +10,15 @@ from typing import Any, NamedTuple, TypeVar
 import trio
 
 from trio_dask.comm import DataChannel
-from trio_dask.errors import ProtocolError, SerializationError
+from trio_dask.errors import ProtocolError
 from trio_dask.identity import Key
 from trio_dask.protocol.messages import Absent, Call, CallResult, Fetch, Goodbye, Put, PutDone, Value
-from trio_dask.protocol.pickling import describe_exception, dump_value, load_value
+from trio_dask.protocol.pickling import dump_value, load_value
 from trio_dask.worker.budget import Budget
 from trio_dask.worker.core.holdings import Held
 from trio_dask.worker.store import Frames, Store
 from trio_dask.worker.task_context import WorkerHandle
+from trio_dask.worker.wording import describe_failure
 
 __all__ = ["DataServer"]
 
@@ -83,17 +84,22 @@ class DataServer:
                 await self._dump_and_send(channel, key, held.nbytes)
 
     async def _dump_and_send(self, channel: DataChannel, key: Key, nbytes: int) -> None:
-        try:
-            if nbytes > BIG_BYTES:
-                frames = await trio.to_thread.run_sync(self._store.dump, key, abandon_on_cancel=True)
-            else:
-                frames = self._store.dump(key)
-        except KeyError:
-            await channel.send(Absent(key, ""))  # freed while it waited for its turn
-        except SerializationError as error:
-            await channel.send(Absent(key, str(error)))
+        if nbytes > BIG_BYTES:
+            dumped = await trio.to_thread.run_sync(self._dump, key, abandon_on_cancel=True)
         else:
-            await channel.send(Value(key, _sizes(frames)), frames)
+            dumped = self._dump(key)
+        if isinstance(dumped, Absent):
+            await channel.send(dumped)
+        else:
+            await channel.send(Value(key, _sizes(dumped)), dumped)
+
+    def _dump(self, key: Key) -> Frames | Absent:
+        if key not in self._store:
+            return Absent(key, "")  # freed while it waited for its turn
+        try:
+            return self._store.dump(key)
+        except BaseException as error:  # pickling runs the user's code
+            return Absent(key, describe_failure(error)[1])
 
     def _put(self, put: Put, frames: Frames) -> PutDone | Absent:
         if not frames:
@@ -153,7 +159,7 @@ def _dump(value: Any) -> _Outcome:
 
 
 def _describe(error: BaseException) -> _Outcome:
-    description, text = describe_exception(error)
+    description, text = describe_failure(error)
     return False, text, [] if description is None else [description]
 
 

@@ -6,14 +6,13 @@ runs twice because two messages crossed.
 
 from __future__ import annotations
 
-from heapq import heappop
 from itertools import islice
 from typing import Final
 
 from trio_dask.identity import RunId
 from trio_dask.protocol.messages import Retract
 from trio_dask.scheduler.core.placement import assign, has_room, settle
-from trio_dask.scheduler.core.tables import InMemory, Processing, Queued, State, Task, Worker
+from trio_dask.scheduler.core.tables import InMemory, Processing, State, Task, Worker
 
 __all__ = ["balance"]
 
@@ -32,23 +31,19 @@ def balance(state: State) -> None:
     for thief in list(islice(state.idle, LOOKED_AT)):
         if not _from_backlogs(state, thief) and not _from_queues(state, thief):
             break
-    waiting = state.idle and (state.surplus or any(worker.backlog for worker in islice(state.surplus, LOOKED_AT)))
-    state.balance_at = state.now + state.settings.balance_interval_s if waiting else float("inf")
+    due = state.idle and state.surplus
+    state.balance_at = state.now + state.settings.balance_interval_s if due else float("inf")
 
 
 def _from_backlogs(state: State, thief: Worker) -> bool:
     taken = False
     for victim in list(islice(state.surplus, LOOKED_AT)):
-        heap = victim.backlog
-        while heap and len(thief.processing) < thief.slots:
-            task = heap[0][1]
-            if type(task.phase) is not Queued:
-                heappop(heap)
-                continue
+        backlog = victim.backlog
+        while len(thief.processing) < thief.slots and (task := backlog.first()) is not None:
             wait_s = victim.occupancy_s / victim.slots if victim.slots else float("inf")
             if _moving_s(state, task, thief) > wait_s:
                 break
-            heappop(heap)
+            backlog.take()
             assign(state, task, thief, 0)
             taken = True
         if not has_room(state, thief) or len(thief.processing) >= thief.slots:

@@ -93,8 +93,8 @@ def _check_task(state: State, task: Task) -> None:
     elif isinstance(phase, Queued):
         assert needed
         assert not missing, f"{task} is queued and misses inputs"
-        heaps = [phase.queue.heap, *(worker.backlog for worker in state.workers.values())]
-        assert any(entry[1] is task for heap in heaps for entry in heap), f"{task} is queued nowhere"
+        lines = [phase.queue.line, *(worker.backlog for worker in state.workers.values())]
+        assert any(entry is task for line in lines for entry in line), f"{task} is queued nowhere"
     elif isinstance(phase, Processing):
         assert needed
         assert phase.worker.processing.get(phase.run) is task, f"{task} runs where nobody knows"

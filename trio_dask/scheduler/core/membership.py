@@ -91,7 +91,7 @@ def remove_worker(state: State, worker: Worker, reason: str, *, expected: bool) 
             hand_back(state, task, f"worker {worker.info.name} left")
     for task in running:
         _blame(state, task, worker, reason)
-    for _, task in worker.backlog:
+    for task in list(worker.backlog):
         if type(task.phase) is Queued:
             _requeue(state, task)
     worker.backlog.clear()

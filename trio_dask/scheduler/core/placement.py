@@ -21,7 +21,6 @@ scheduler follows dask's `worker-saturation`.
 
 from __future__ import annotations
 
-from heapq import heappop, heappush
 from typing import Final
 
 from trio_dask.identity import RunId
@@ -34,7 +33,6 @@ from trio_dask.scheduler.core.tables import (
     InMemory,
     Processing,
     Queue,
-    Queued,
     State,
     Task,
     Terms,
@@ -76,7 +74,7 @@ def place(state: State) -> None:
     for worker in touched:
         settle(state, worker)
     fresh: dict[Queue, None] = {}
-    while state.ready or state.ahead or touched or (state.queue.heap and state.roomy) or fresh:
+    while state.ready or state.ahead or touched or (state.queue.line and state.roomy) or fresh:
         if state.ready:
             ready, state.ready = state.ready, []
             for task in ready:
@@ -93,7 +91,7 @@ def place(state: State) -> None:
             touched = state.touched
             for worker in workers:
                 _refill(state, worker)
-        if state.queue.heap and state.roomy:
+        if state.queue.line and state.roomy:
             _drain_queue(state)
         if state.ahead:
             candidates, state.ahead = state.ahead, []
@@ -234,7 +232,7 @@ def _dispatch(state: State, task: Task, fresh: dict[Queue, None]) -> None:
     terms = task.terms
     queue = state.queue if terms is NO_TERMS else queue_for(state, terms)
     if queue is not state.queue:
-        heappush(queue.heap, (task.priority, task))
+        queue.line.put(task)
         move(state, task, queue.phase, "queued")
         fresh[queue] = None
         return
@@ -245,10 +243,10 @@ def _dispatch(state: State, task: Task, fresh: dict[Queue, None]) -> None:
                 assign(state, task, worker, 0)
                 settle(state, worker)
             else:
-                heappush(worker.backlog, (task.priority, task))
+                worker.backlog.put(task)
                 move(state, task, queue.phase, "queued")
             return
-    heappush(queue.heap, (task.priority, task))
+    queue.line.put(task)
     move(state, task, queue.phase, "queued")
 
 
@@ -291,34 +289,38 @@ def _refill(state: State, worker: Worker) -> None:
     if worker.peer not in state.workers:
         return
     while has_room(state, worker):
-        heap = worker.backlog if _top(worker.backlog) else None
+        line = worker.backlog
+        best = line.first()
         for queue in worker.queues:
+            first = queue.line.first()
             if (
-                _top(queue.heap)
-                and (heap is None or queue.heap[0][0] < heap[0][0])
+                first is not None
+                and (best is None or first.priority < best.priority)
                 and all(worker.available[name] >= amount for name, amount in queue.terms.resources)
             ):
-                heap = queue.heap
-        if heap is None:
+                line, best = queue.line, first
+        if best is None:
             break
-        common = state.queue.heap
-        if _top(common) and common[0][0] >> PRIORITY_BITS < heap[0][0] >> PRIORITY_BITS:
-            heap = common
-        _, task = heappop(heap)
-        assign(state, task, worker, 0)
+        common = state.queue.line.first()
+        if common is not None and common.priority >> PRIORITY_BITS < best.priority >> PRIORITY_BITS:
+            line, best = state.queue.line, common
+        line.take()
+        assign(state, best, worker, 0)
     settle(state, worker)
 
 
 def _drain_queue(state: State) -> None:
     """Hand the common queue out to workers with room: idle ones first, a run of consecutive tasks to each."""
-    heap = state.queue.heap
+    line = state.queue.line
     roomy = state.roomy
     idle = state.idle
-    while roomy and _top(heap):
-        share = min(CHUNK, max(1, len(heap) // len(roomy)))
+    while roomy and line:
+        share = min(CHUNK, max(1, len(line) // len(roomy)))
         worker = next(iter(idle or roomy))
-        while share and has_room(state, worker) and _top(heap):
-            _, task = heappop(heap)
+        while share and has_room(state, worker):
+            task = line.take()
+            if task is None:
+                break
             assign(state, task, worker, 0)
             share -= 1
         settle(state, worker)
@@ -326,15 +328,6 @@ def _drain_queue(state: State) -> None:
             roomy.move_to_end(worker)
         if worker in idle:
             idle.move_to_end(worker)
-
-
-def _top(heap: list[tuple[int, Task]]) -> bool:
-    """Whether the heap holds a task that is still queued, once stale entries have been taken off its top."""
-    while heap:
-        if type(heap[0][1].phase) is Queued:
-            return True
-        heappop(heap)
-    return False
 
 
 def _hand_ahead(state: State, task: Task) -> None:

@@ -17,6 +17,7 @@ from typing import ClassVar, Final, NamedTuple, TypeAlias
 
 from trio_dask.identity import Digest, Incarnation, Key, PeerId, RunId
 from trio_dask.protocol.messages import Free, Message
+from trio_dask.scheduler.core.lines import Line
 
 __all__ = [
     "DETACHED",
@@ -149,6 +150,7 @@ class Released:
 
     __slots__ = ()
     state: ClassVar[str] = "released"
+    is_queued: ClassVar[bool] = False
 
 
 class Waiting:
@@ -156,6 +158,7 @@ class Waiting:
 
     __slots__ = ("missing",)
     state: ClassVar[str] = "waiting"
+    is_queued: ClassVar[bool] = False
 
     def __init__(self, missing: int) -> None:
         self.missing = missing
@@ -165,6 +168,7 @@ class Queued:
     """Ready, in a queue of the scheduler. One object serves all tasks of a queue."""
 
     __slots__ = ("queue",)
+    is_queued: ClassVar[bool] = True
 
     def __init__(self, queue: Queue) -> None:
         self.queue = queue
@@ -179,6 +183,7 @@ class Processing:
 
     __slots__ = ("expected_s", "missing", "retracting", "run", "started", "worker")
     state: ClassVar[str] = "processing"
+    is_queued: ClassVar[bool] = False
 
     def __init__(self, run: RunId, worker: Worker, missing: int, expected_s: float) -> None:
         self.run = run
@@ -194,6 +199,7 @@ class InMemory:
 
     __slots__ = ("holders", "nbytes", "type_name")
     state: ClassVar[str] = "memory"
+    is_queued: ClassVar[bool] = False
 
     def __init__(self, holders: tuple[Worker, ...], nbytes: int, type_name: str) -> None:
         self.holders = holders
@@ -206,6 +212,7 @@ class Erred:
 
     __slots__ = ("failure",)
     state: ClassVar[str] = "erred"
+    is_queued: ClassVar[bool] = False
 
     def __init__(self, failure: Failure) -> None:
         self.failure = failure
@@ -216,6 +223,7 @@ class Forgotten:
 
     __slots__ = ()
     state: ClassVar[str] = "forgotten"
+    is_queued: ClassVar[bool] = False
 
 
 Phase: TypeAlias = Released | Waiting | Queued | Processing | InMemory | Erred | Forgotten
@@ -274,16 +282,13 @@ class Task:
 
 
 class Queue:
-    """Ready tasks with the same demands on a worker, by priority, and the workers that meet them.
+    """Ready tasks with the same demands on a worker, and the workers that meet them."""
 
-    The heap may hold stale entries: one counts only while its task's phase is this queue's.
-    """
-
-    __slots__ = ("eligible", "heap", "phase", "terms")
+    __slots__ = ("eligible", "line", "phase", "terms")
 
     def __init__(self, terms: Terms) -> None:
         self.terms = terms
-        self.heap: list[tuple[int, Task]] = []
+        self.line = Line()
         self.eligible: dict[Worker, None] = {}
         self.phase = Queued(self)
 
@@ -314,8 +319,8 @@ class Worker:
         self.occupancy_s = 0.0
         self.holds: dict[Task, None] = {}
         self.managed_bytes = 0
-        self.backlog: list[tuple[int, Task]] = []
-        """Queued tasks whose inputs are here: a heap, with stale entries like that of a queue."""
+        self.backlog = Line()
+        """Queued tasks whose inputs are here."""
         self.queues: list[Queue] = []
         """Queues with demands that this worker meets."""
         self.available = dict(info.resources)

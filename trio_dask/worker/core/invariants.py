@@ -34,7 +34,9 @@ def check_idle(core: WorkerCore) -> None:
     """
     check(core)
     private, slots = vars(core), core.slots
-    tables: dict[str, Any] = {name: private[name] for name in ("_runs", "_waiting", "_waiters", "_producers", "_leaders")}
+    tables: dict[str, Any] = {
+        name: private[name] for name in ("_runs", "_waiting", "_waiters", "_producers", "_leaders")
+    }
     tables |= {"announced": slots.announced, "leaving": slots.leaving, "overdue": slots.overdue}
     left = {name: table for name, table in tables.items() if table}
     assert not left, f"left over: {left}"

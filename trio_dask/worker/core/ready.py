@@ -22,9 +22,9 @@ class ReadyQueue:
     here is one operation that the interpreter does not divide (`heappush`, `heappop` on integers, `dict.pop`), and
     because a run belongs to whoever pops it from `_open`: to a slot, or to the core that withdraws it.
 
-    A run that misses nothing but the result of another run here can *follow* that one: the slot that has the result goes
-    on with it at once, so that the links of a chain do not pass through the core between them. It belongs to whoever
-    pops it from `_followers`.
+    A run that misses nothing but the result of another run here can *follow* that one: the slot that has the result
+    goes on with it at once, so that the links of a chain do not pass through the core between them. It belongs to
+    whoever pops it from `_followers`.
     """
 
     __slots__ = ("_arrival", "_followers", "_heap", "_open", "offered")
@@ -32,7 +32,7 @@ class ReadyQueue:
     def __init__(self) -> None:
         self._heap: list[tuple[int, int, Run]] = []
         self._open: dict[RunId, Run] = {}
-        self._followers: dict[RunId, Run] = {}
+        self._followers: dict[RunId, tuple[Run, Run]] = {}  # by the leader's number: leader, follower
         self._arrival = 0
         self.offered = 0
 
@@ -61,30 +61,35 @@ class ReadyQueue:
             if claimed is not None:
                 return claimed
 
-    def follow(self, leader: RunId, run: Run) -> bool:
+    def follow(self, leader: Run, run: Run) -> bool:
         """Let a run follow another, if none does yet."""
-        return self._followers.setdefault(leader, run) is run
+        pair = leader, run
+        return self._followers.setdefault(leader.run, pair) is pair
 
     def unfollow(self, leader: RunId, number: RunId) -> bool:
         """Take a follower back; False means that a slot was faster."""
-        run = self._followers.get(leader)
-        if run is None or run.run != number:  # taken, and perhaps another one follows by now
+        pair = self._followers.get(leader)
+        if pair is None or pair[1].run != number:  # taken, and perhaps another one follows by now
             return False
         return self._followers.pop(leader, None) is not None
 
-    def take_follower(self, leader: RunId) -> Run | None:
+    def take_follower(self, leader: Run) -> Run | None:
         """The run that follows this one, which has given its result. It belongs to the caller now.
 
         A follower lets a ready run of a higher class of priority pass. Any thread may call this.
         """
-        run = self._followers.get(leader)
-        if run is None:
+        pair = self._followers.get(leader.run)
+        if pair is None or pair[0] is not leader:  # it follows a namesake, of a new session
             return None
+        priority = pair[1].priority
         try:
             best = self._heap[0][0]
         except IndexError:
-            best = run.priority
-        return None if best >> CLASS_BITS < run.priority >> CLASS_BITS else self._followers.pop(leader, None)
+            best = priority
+        if best >> CLASS_BITS < priority >> CLASS_BITS:
+            return None
+        claimed = self._followers.pop(leader.run, None)
+        return None if claimed is None else claimed[1]
 
     def withdraw(self, number: RunId) -> bool:
         """Take a run back; False means that a slot was faster."""

@@ -225,7 +225,9 @@ class WorkerCore:
         if len(waiting.missing) == 1:
             (key,) = waiting.missing
             leader = self._producers.get(key)
-            if leader is not None and key not in self.fetches.sought and self.ready.follow(leader, waiting.run):
+            if leader is None or key in self.fetches.sought:
+                return
+            if self.ready.follow(self._runs[leader], waiting.run):
                 self._leaders[waiting.run.run] = leader
 
     def _claim(self, number: RunId) -> bool:

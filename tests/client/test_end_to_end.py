@@ -1,0 +1,112 @@
+"""Both clients on a real scheduler and real workers, inside this program."""
+
+import operator
+
+import pytest
+import trio
+
+from trio_dask import AsyncClient, Client, KeyConflict, as_completed, get_client, open_local_cluster, wait
+
+
+def increment(x):
+    return x + 1
+
+
+def sum_of_children(count):
+    """A task that submits tasks and waits for them, through the client of its worker."""
+    client = get_client()
+    return sum(client.gather(client.map(increment, range(count))))
+
+
+async def sum_of_children_under_trio(count):
+    async with get_client() as client:
+        futures = client.map(increment, range(count))
+        results = [await future async for future in client.as_completed(futures)]
+        return type(client).__name__, sum(results), await client.submit(operator.neg, 1)
+
+
+def return_a_future(x):
+    return get_client().submit(increment, x)
+
+
+@pytest.fixture(scope="module")
+def client():
+    with Client(n_workers=2, threads_per_worker=2, processes=False) as client:
+        yield client
+
+
+def test_work_is_done(client):
+    futures = client.map(increment, range(2000))
+    assert client.gather(futures) == list(range(1, 2001))
+    assert client.submit(sum, futures).result() == 2001000
+    assert wait(futures).not_done == set()
+    assert len(list(as_completed(futures))) == 2000
+    graph = {f"n-{i}": (operator.add, f"n-{i - 1}", 1) for i in range(1, 200)} | {"n-0": 0}
+    assert client.get(graph, ["n-199", "n-100"]) == [199, 100]
+
+
+def test_arrays_come_and_go(client):
+    np = pytest.importorskip("numpy")
+    arrays = [np.arange(200_000) + i for i in range(4)]
+    futures = client.scatter(arrays, hash=False)
+    assert {len(holders) for holders in client.who_has(futures).values()} == {1}
+    for array, back in zip(arrays, client.gather(futures), strict=True):
+        assert (array == back).all()
+        back[0] = 7  # it is our own
+    everywhere = client.scatter(arrays[0], broadcast=True)
+    assert len(client.who_has(everywhere)[everywhere.key]) == 2
+    assert client.submit(np.sum, everywhere).result() == arrays[0].sum()
+
+
+def test_a_task_can_use_the_client_of_its_worker(client):
+    assert client.submit(sum_of_children, 10).result(timeout=30) == 55
+
+
+def test_an_async_task_gets_a_client_for_trio(client):
+    assert client.submit(sum_of_children_under_trio, 10).result(timeout=30) == ("AsyncClient", 55, -1)
+
+
+def test_a_key_that_another_client_has_given_another_task_is_refused(client):
+    with Client(client.cluster, set_as_default=False) as other:
+        mine = client.submit(increment, 1, key="shared")
+        assert mine.result() == 2
+        with pytest.raises(KeyConflict):
+            other.submit(increment, 2, key="shared").result(timeout=30)
+        assert other.submit(increment, 1, key="shared").result(timeout=30) == 2
+        assert mine.result() == 2
+
+
+def test_what_one_client_leaves_behind_is_forgotten(client):
+    with Client(client.cluster, set_as_default=False) as other:
+        futures = other.map(increment, range(-50, 0))
+        wait(futures)
+        keys = {future.key for future in futures}
+        assert keys <= set(client.who_has())
+    assert not keys & set(client.who_has())
+
+
+def test_questions_about_the_cluster(client):
+    addresses = set(client.nthreads())
+    assert len(addresses) == 2
+    assert set(client.has_what()) == set(client.processing()) == addresses
+    assert set(client.run(increment, 1)) == addresses
+    assert {worker["nthreads"] for worker in client.scheduler_info()["workers"].values()} == {2}
+    (one, _) = addresses
+    assert client.submit(increment, -7, workers=[one]).result() == -6
+    assert [what for _, _, what in client.story(client.submit(increment, -7))][-1] == "finished"
+    client.wait_for_workers(2, timeout=30)
+    with pytest.raises(TimeoutError, match="2 of 3"):
+        client.wait_for_workers(3, timeout=0.01)
+
+
+async def test_a_trio_program():
+    async with open_local_cluster(2, 1, processes=False) as cluster, cluster.get_client() as client:
+        assert isinstance(client, AsyncClient)
+        futures = client.map(increment, range(1000))
+        assert await client.submit(sum, futures) == 500500
+        assert await client.gather(futures) == list(range(1, 1001))
+        outer = await client.submit(return_a_future, 1)
+        assert await outer == 2
+        with trio.move_on_after(0):
+            await client.submit(increment, 5)
+        assert await client.submit(increment, 5) == 6
