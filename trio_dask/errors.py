@@ -1,7 +1,7 @@
 """The public exception tree.
 
-Everything that trio_dask itself raises derives from `TrioDaskError`. What a user's task raised arrives as the user's own
-exception. Where Python has a fitting exception, ours derive from it as well, so that a script written for
+Everything that trio_dask itself raises derives from `TrioDaskError`. What a user's task raised arrives as the user's
+own exception. Where Python has a fitting exception, ours derive from it as well, so that a script written for
 `dask.distributed` catches what it expects: a timeout is a `TimeoutError`, a refused connection an `OSError`.
 """
 

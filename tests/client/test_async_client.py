@@ -33,7 +33,7 @@ def fail(x):
 
 
 @pytest.fixture
-async def cluster():
+def cluster():
     return MiniCluster()
 
 
@@ -596,6 +596,7 @@ async def test_connecting_can_be_cancelled(cluster):
 
 async def test_no_scheduler_is_said_as_it_is(cluster):
     async def dial():
+        await trio.lowlevel.checkpoint()
         raise NoScheduler("nothing listens there")
 
     cluster.dial = dial

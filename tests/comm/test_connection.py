@@ -162,6 +162,11 @@ async def test_a_peer_that_lets_too_much_wait_for_too_long_is_given_up(autojump_
                 await far.send_all(PING_FRAME)
                 await trio.sleep(5)
 
+    async def ask_on():
+        while True:
+            client.send_nowait(question(1), flush=True)
+            await trio.sleep(1)
+
     async with trio.open_nursery() as nursery, client:
         nursery.start_soon(speak_but_never_read)
         for _ in range(49):
@@ -171,6 +176,7 @@ async def test_a_peer_that_lets_too_much_wait_for_too_long_is_given_up(autojump_
         assert client.backlog_bytes > 48_000
         client.send_nowait(Blob(b"", 1, bytes(3000)), flush=True)
         started = trio.current_time()
+        nursery.start_soon(ask_on)
         with pytest.raises(ConnectionLost, match="does not read: 5"):
             await collect(client)
         assert 30 <= trio.current_time() - started <= 35
@@ -314,7 +320,7 @@ async def test_a_peer_can_be_told_what_it_did_wrong(make_pair):
 
     async def do_wrong():
         async with client:
-            near.try_send(encode_frame(Kind.RECORDS, b"\xc1") + bytes(100_000))
+            near.try_send(encode_frame(Kind.RECORDS, b"\xc1") + bytes(700_000))
             assert await collect(client) == []
 
     async with background(do_wrong), scheduler:

@@ -5,7 +5,7 @@ import random
 import pytest
 import trio
 from wsproto import ConnectionType, WSConnection
-from wsproto.events import BytesMessage, Ping, Pong, RejectConnection, Request, TextMessage
+from wsproto.events import BytesMessage, CloseConnection, Ping, Pong, RejectConnection, Request, TextMessage
 
 from tests.comm.kit import background, tcp_pair
 from trio_dask.comm.transport import ConnectionLost
@@ -75,6 +75,7 @@ async def test_pings_are_answered_between_frames(ends):
     assert pongs == [b"while nothing is under way"]
     taken = server.try_send(data)
     assert server.try_send(data[taken:]) == 0
+    await read()  # makes room for the rest of the frame
     await ping(b"while half a frame is")
 
     async def read_everything():
@@ -85,6 +86,30 @@ async def test_pings_are_answered_between_frames(ends):
         await server.send_all(data[taken:])
     assert received == data
     assert pongs[1:] == [b"while half a frame is"]
+
+
+async def test_a_close_is_an_end_though_tcp_goes_on(ends):
+    tcp, client, server = ends
+    await tcp.send_all(client.send(ASK))
+
+    async def close():
+        while not [*client.events()]:
+            client.receive_data(await tcp.receive_some())
+        await tcp.send_all(client.send(BytesMessage(b"bye")) + client.send(CloseConnection(1000)))
+
+    async with background(close):
+        assert await server.receive_some() == b"bye"
+        assert await server.receive_some() == b""
+        assert await server.receive_into(memoryview(bytearray(1))) == 0
+
+
+async def test_no_more_is_read_than_was_asked_for(ends):
+    """What may be read from a stranger is counted by the caller."""
+    tcp, client, server = ends
+    await tcp.send_all(client.send(ASK) + bytes(100_000))
+    with pytest.raises(ProtocolError):
+        await server.receive_into(memoryview(bytearray(1000)))
+    assert len(await server._tcp.receive_some()) > 99_000
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping
+from contextlib import asynccontextmanager
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal, cast
 
@@ -11,6 +13,7 @@ import trio
 
 from trio_dask.client import operations
 from trio_dask.client.base import BaseClient
+from trio_dask.client.calls import Held
 from trio_dask.client.completion import DoneAndNotDone, ReturnWhen, as_completed, wait_async
 from trio_dask.client.engine import Engine
 from trio_dask.client.futures import AsyncFuture, Timeout
@@ -23,18 +26,6 @@ from trio_dask.errors import UsageError
 from trio_dask.identity import Key
 
 __all__ = ["AsyncClient"]
-
-
-class _Shielding:
-    """A task status that shields the task when it has started."""
-
-    def __init__(self, scope: trio.CancelScope, status: trio.TaskStatus[None]) -> None:
-        self._scope = scope
-        self._status = status
-
-    def started(self, value: None = None) -> None:
-        self._scope.shield = True
-        self._status.started()
 
 
 class AsyncClient(BaseClient[AsyncFuture]):
@@ -83,48 +74,35 @@ class AsyncClient(BaseClient[AsyncFuture]):
         if not is_view:
             engine.belong_to(self, AsyncFuture)
         self._is_view = is_view
-        self._nursery_manager: Any = None
-        self._nursery: trio.Nursery | None = None
+        self._block = self._view() if is_view else self._host()
 
-    async def __aenter__(self) -> AsyncClient:
-        if self._is_view:
-            await trio.lowlevel.checkpoint()
-            return self
-        if self._nursery_manager is not None:
-            raise RuntimeError("this client was entered before; make a new one")
-        self._nursery_manager = trio.open_nursery()
-        self._nursery = nursery = await self._nursery_manager.__aenter__()
-        connected = False
-        try:
-            await nursery.start(self._serve)
-            connected = True
-        finally:
-            if not connected:
-                await self._leave(None)  # noqa: ASYNC102 - nothing runs in it
-        return self
+    def __aenter__(self) -> Coroutine[Any, Any, AsyncClient]:
+        return self._block.__aenter__()
 
-    async def _serve(self, *, task_status: trio.TaskStatus[None]) -> None:
-        """Drive the engine. Once it is connected only leaving the block ends it: what the body does to clean up, when
-        it is cancelled, may still need the client."""
-        with trio.CancelScope() as scope:
-            await self._engine.serve(task_status=_Shielding(scope, task_status))
-
-    async def __aexit__(
+    def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if not self._is_view:
-            self._engine.stop()
-            await self._leave(error)  # noqa: ASYNC102 - it shields itself, and the engine bounds its own farewell
+    ) -> Coroutine[Any, Any, bool | None]:
+        return self._block.__aexit__(kind, error, traceback)
 
-    async def _leave(self, error: BaseException | None) -> None:
-        """End the nursery. The body's exception stays out of it, which would wrap it in a group."""
-        nursery = self._nursery
-        if nursery is not None and nursery.cancel_scope.cancel_called:
-            await self._nursery_manager.__aexit__(type(error), error, error.__traceback__ if error else None)
-            return
-        if nursery is not None:
-            nursery.cancel_scope.shield = True
-        await self._nursery_manager.__aexit__(None, None, None)
+    @asynccontextmanager
+    async def _host(self) -> AsyncGenerator[AsyncClient]:
+        """Drive the engine beside the body. When both are cancelled, the body goes first: it may still need the client.
+
+        The nursery is left without the body's exception, which it would wrap in a group.
+        """
+        body = Held()
+        async with trio.open_nursery() as nursery:
+            with body:
+                await nursery.start(partial(self._engine.serve, outlive_cancellation=True))
+                yield self
+            self._engine.stop()
+            nursery.cancel_scope.shield = True  # it ends soon: the engine bounds its own farewell
+        body.raise_it()
+
+    @asynccontextmanager
+    async def _view(self) -> AsyncGenerator[AsyncClient]:
+        await trio.lowlevel.checkpoint()
+        yield self
 
     async def aclose(self) -> None:
         """Say goodbye and release everything. Leaving the block does it as well."""

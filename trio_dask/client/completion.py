@@ -14,7 +14,7 @@ from trio_dask.client.engine import Engine
 from trio_dask.client.failures import exception_of, unfetched_error
 from trio_dask.client.futures import AsyncFuture, BaseFuture, Timeout, states_of
 from trio_dask.client.gathering import concrete, futures_in
-from trio_dask.client.waiting import Signal, ThreadSignal, TrioSignal, as_seconds, refuse_in_event_loop
+from trio_dask.client.waiting import Signal, ThreadSignal, TrioSignal, as_seconds, limit, refuse_in_event_loop
 
 __all__ = ["ALL_COMPLETED", "FIRST_COMPLETED", "DoneAndNotDone", "ReturnWhen", "as_completed", "wait", "wait_async"]
 
@@ -54,8 +54,7 @@ async def wait_async(fs: Any, timeout: Timeout = None, return_when: ReturnWhen =
     futures = list(futures_in(concrete(fs)))
     states = list(dict.fromkeys(states_of(futures)))
     if states:
-        seconds = as_seconds(timeout)
-        with trio.CancelScope() if seconds is None else trio.move_on_after(max(seconds, 0.0)) as scope:
+        with limit(timeout) as scope:
             await futures[0].engine.settle_async(states, _enough(states, return_when))
         if scope.cancelled_caught:
             raise TimeoutError(

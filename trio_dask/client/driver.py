@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Final, TypeVar, TypeVarTuple
 
@@ -69,10 +70,12 @@ class Driver:
         self._thread = threading.get_ident()
         self._token = trio.lowlevel.current_trio_token()
 
-    async def serve(  # noqa: ASYNC128 - `_serve` calls it
-        self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    async def serve(
+        self, *, outlive_cancellation: bool = False, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
         """Connect, and stay until `stop`. A lost scheduler does not end it: whoever asks hears of the loss.
+
+        With `outlive_cancellation`, once it is connected, only `stop` ends it.
 
         Raises `NoScheduler` or `RefusedError`, before it is connected only.
         """
@@ -82,8 +85,10 @@ class Driver:
             with self._dialling:
                 link = await self._dial()
             if link is not None:
-                async with link:
-                    await self._serve(link, task_status.started)
+                with trio.CancelScope(shield=outlive_cancellation):
+                    async with link, self._session(link):
+                        task_status.started()
+                        await self._stop_asked.wait()
         except (NoScheduler, RefusedError) as error:
             self._end(Ended(lost=True, text=str(error)))
             raise
@@ -91,7 +96,8 @@ class Driver:
             self._end(Ended(lost=False, text=CLOSED))
             self._stopped.set()
 
-    async def _serve(self, link: Link, started: Callable[[], None]) -> None:
+    @asynccontextmanager
+    async def _session(self, link: Link) -> AsyncGenerator[None]:
         self._link = link
         try:
             async with trio.open_nursery() as nursery:
@@ -101,8 +107,7 @@ class Driver:
                 early, self._early = self._early, []
                 for call in early:
                     nursery.start_soon(call.run)
-                started()
-                await self._stop_asked.wait()
+                yield
                 nursery.cancel_scope.cancel()
         finally:
             self._nursery = None

@@ -9,12 +9,10 @@ from functools import partial
 from types import TracebackType
 from typing import Any, TypeAlias
 
-import trio
-
 from trio_dask.client.core.states import KeyState, Status
 from trio_dask.client.engine import Engine, loading
 from trio_dask.client.failures import exception_of, unfetched_error
-from trio_dask.client.waiting import as_seconds, refuse_in_event_loop
+from trio_dask.client.waiting import as_seconds, limit, refuse_in_event_loop
 from trio_dask.identity import Key
 from trio_dask.protocol.pickling import KeyReference
 
@@ -185,14 +183,14 @@ class AsyncFuture(BaseFuture):
 
         Whatever the task raised is raised as it was.
         """
-        with _limit(timeout) as scope:
+        with limit(timeout) as scope:
             return await self._result_async()
         assert scope.cancelled_caught
         raise TimeoutError(f"{self.key!r} gave no result within {timeout} s; it is {self.status}")
 
     async def exception(self, timeout: Timeout = None) -> BaseException | None:
         """What the task raised, or None, once it is done. Raises `TimeoutError` if that is not in time."""
-        with _limit(timeout) as scope:
+        with limit(timeout) as scope:
             await self._engine.settle_async([self._state], 1)
         if scope.cancelled_caught:
             raise TimeoutError(f"{self.key!r} was not done within {timeout} s")
@@ -215,11 +213,6 @@ def states_of(futures: Iterable[Any]) -> list[KeyState]:
             raise TypeError(f"expected a future, got {type(future).__name__}")
         states.append(future.state)
     return states
-
-
-def _limit(timeout: Timeout) -> trio.CancelScope:
-    seconds = as_seconds(timeout)
-    return trio.CancelScope() if seconds is None else trio.move_on_after(max(seconds, 0.0))
 
 
 def _released(state: KeyState) -> KeyState:

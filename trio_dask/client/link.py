@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine, Iterable, Sequence
 from types import TracebackType
-from typing import Protocol
+from typing import Any, Protocol
 
 from trio_dask.protocol.messages import Goodbye, Message
 
@@ -22,7 +22,7 @@ class Link(Protocol):
         """Send what can be sent without waiting, leave the rest to the connection's writer."""
         ...
 
-    def batches(self) -> AsyncIterator[Sequence[Message]]:
+    def batches(self) -> AsyncIterable[Sequence[Message]]:
         """What arrives, as it arrives. Ends at a proper end of the stream, raises at a loss."""
         ...
 
@@ -35,13 +35,13 @@ class Link(Protocol):
         """Say goodbye, send what is left, close."""
         ...
 
-    async def __aenter__(self) -> Link:
+    def __aenter__(self) -> Coroutine[Any, Any, object]:
         """Start what serves the connection."""
         ...
 
-    async def __aexit__(
+    def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> bool | None:
+    ) -> Coroutine[Any, Any, bool | None]:
         """Stop it."""
         ...
 

@@ -15,7 +15,7 @@ from trio_dask.client.gathering import concrete, futures_in
 from trio_dask.client.graphs import wire_key
 from trio_dask.client.options import Workers, worker_names
 from trio_dask.client.peers import CHANNEL_FAILURES, Channel, failure_text
-from trio_dask.client.waiting import as_seconds
+from trio_dask.client.waiting import limit
 from trio_dask.errors import ClusterError, ProtocolError, UsageError
 from trio_dask.identity import Key
 from trio_dask.protocol.messages import Call, CallResult
@@ -111,8 +111,7 @@ async def wait_for_workers(engine: Engine, n_workers: int, timeout: Timeout) -> 
     """Return once there are this many workers. Raises `TimeoutError` if that is not in time."""
     if isinstance(n_workers, bool) or int(n_workers) != n_workers or n_workers < 0:
         raise UsageError(f"wait_for_workers() takes a number of workers, not {n_workers!r}")
-    seconds = as_seconds(timeout)
-    with trio.CancelScope() if seconds is None else trio.move_on_after(max(seconds, 0.0)):
+    with limit(timeout):
         await engine.ask("wait_for_workers", (str(int(n_workers)),))
         return
     there = len(await engine.ask("nthreads"))
@@ -121,9 +120,8 @@ async def wait_for_workers(engine: Engine, n_workers: int, timeout: Timeout) -> 
 
 async def restart(engine: Engine, timeout: Timeout, wait_for_workers: bool) -> None:
     """Have all workers begin afresh. Raises `TimeoutError` if not all are back in time."""
-    seconds = as_seconds(timeout)
     missing: Sequence[str] = ()
-    with trio.CancelScope() if seconds is None else trio.move_on_after(max(seconds, 0.0)) as scope:
+    with limit(timeout) as scope:
         missing = (await engine.restart())["missing"]
     if wait_for_workers and (scope.cancelled_caught or missing):
         raise TimeoutError(f"after the restart these workers did not come back in time: {', '.join(missing) or 'all'}")
@@ -190,8 +188,7 @@ def refuse_nanny(nanny: bool) -> None:
 @contextmanager
 def time_limit(timeout: Timeout, what: str) -> Generator[None]:
     """Raise `TimeoutError` if the block takes longer."""
-    seconds = as_seconds(timeout)
-    with trio.CancelScope() if seconds is None else trio.move_on_after(max(seconds, 0.0)) as scope:
+    with limit(timeout) as scope:
         yield
     if scope.cancelled_caught:
         raise TimeoutError(f"{what} was not done within {timeout} s")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from queue import SimpleQueue
 
 import trio
@@ -27,7 +28,7 @@ class EngineThread:
         self._home = home
         self._attached = ThreadSignal()
         self._connected = ThreadSignal()
-        self._error: BaseException | None = None
+        self._error: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="trio_dask-client", daemon=True)
 
     def start(self, *, wait: bool = True) -> None:
@@ -58,16 +59,18 @@ class EngineThread:
         self._connected.set()
 
     def _run(self) -> None:
-        try:
-            if self._home is None:
-                trio.run(self._main)
-            else:
-                trio.from_thread.run(self._main, trio_token=self._home)
-        except BaseException as error:  # noqa: ASYNC103 - it is raised in the thread that waits for the connection
-            self._error = error
-        finally:
-            self._attached.set()
-            self._connected.set()
+        # Cancelled means that the loop which is our home has ended, and the engine with it.
+        with suppress(trio.Cancelled):
+            try:
+                if self._home is None:
+                    trio.run(self._main)
+                else:
+                    trio.from_thread.run(self._main, trio_token=self._home)
+            except Exception as error:  # it is raised in the thread that waits for the connection
+                self._error = error
+            finally:
+                self._attached.set()
+                self._connected.set()
 
     async def _main(self) -> None:
         self._engine.attach()

@@ -12,7 +12,7 @@ import trio
 from trio_dask.client.core.states import Frames, KeyState
 from trio_dask.config import parse_timedelta
 
-__all__ = ["Reading", "Settling", "Signal", "ThreadSignal", "TrioSignal", "as_seconds", "refuse_in_event_loop"]
+__all__ = ["Reading", "Settling", "Signal", "ThreadSignal", "TrioSignal", "as_seconds", "limit", "refuse_in_event_loop"]
 
 
 def as_seconds(timeout: float | str | datetime.timedelta | None) -> float | None:
@@ -27,6 +27,12 @@ def as_seconds(timeout: float | str | datetime.timedelta | None) -> float | None
     if isinstance(timeout, datetime.timedelta):
         return timeout.total_seconds()
     return float(timeout)
+
+
+def limit(timeout: float | str | datetime.timedelta | None) -> trio.CancelScope:
+    """A scope that is cancelled after this long. Raises `UsageError` for a text that is no length of time."""
+    seconds = as_seconds(timeout)
+    return trio.CancelScope(deadline=float("inf") if seconds is None else trio.current_time() + max(seconds, 0.0))
 
 
 def refuse_in_event_loop(what: str) -> None:
