@@ -117,6 +117,7 @@ async def test_options_reach_the_scheduler(client, cluster):
 async def test_wrong_options_are_refused_at_the_call(client, options):
     with pytest.raises(UsageError):
         client.submit(increment, 1, **options)
+    await trio.lowlevel.checkpoint()
 
 
 class Point(NamedTuple):

@@ -295,12 +295,20 @@ def test_blocking_calls_are_refused_in_an_event_loop(client, block):
     future = client.submit(increment, 1)
     future.result()
 
-    async def call():
+    def refuse():
         with pytest.raises(RuntimeError, match="blocks"):
             block(client, future)
 
-    asyncio.run(call())
-    trio.run(call)
+    async def under_asyncio():
+        refuse()
+        await asyncio.sleep(0)
+
+    async def under_trio():
+        refuse()
+        await trio.lowlevel.checkpoint()
+
+    asyncio.run(under_asyncio())
+    trio.run(under_trio)
 
 
 def test_a_future_of_a_blocking_client_can_be_awaited_under_trio(client, cluster):
@@ -324,6 +332,7 @@ def test_the_loop_of_a_notebook_is_no_obstacle(client, monkeypatch):
     monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
 
     async def cell():
+        await asyncio.sleep(0)
         return client.submit(increment, 1).result()
 
     assert asyncio.run(cell()) == 2

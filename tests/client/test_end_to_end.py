@@ -92,8 +92,10 @@ def test_questions_about_the_cluster(client):
     assert set(client.run(increment, 1)) == addresses
     assert {worker["nthreads"] for worker in client.scheduler_info()["workers"].values()} == {2}
     (one, _) = addresses
-    assert client.submit(increment, -7, workers=[one]).result() == -6
-    assert [what for _, _, what in client.story(client.submit(increment, -7))][-1] == "finished"
+    future = client.submit(increment, -7, workers=[one])
+    assert future.result() == -6
+    assert client.who_has(future) == {future.key: (one,)}
+    assert [what for _, _, what in client.story(future)][-1] == "finished"
     client.wait_for_workers(2, timeout=30)
     with pytest.raises(TimeoutError, match="2 of 3"):
         client.wait_for_workers(3, timeout=0.01)

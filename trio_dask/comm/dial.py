@@ -4,29 +4,22 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Iterator
 from typing import cast
 
 import trio
 
-from trio_dask.comm.addresses import Address, Scheme
+from trio_dask.comm.addresses import Address
 from trio_dask.comm.connection import Connection, LinkSettings
 from trio_dask.comm.data import DataChannel
 from trio_dask.comm.memory import connect_memory
 from trio_dask.comm.tcp import connect_tcp
 from trio_dask.comm.transport import ConnectionLost, Transport
-from trio_dask.comm.websocket import connect_websocket
 from trio_dask.errors import NoScheduler, ProtocolError, RefusedError
 from trio_dask.protocol.codec import TO_CLIENT, TO_WORKER, Allowed
 from trio_dask.protocol.hello import EnvelopeReader, Hello, Refusal, Role, Welcome, decode_answer, encode_hello
 
 __all__ = ["open_connection", "open_data_channel"]
-
-_CONNECT: Mapping[Scheme, Callable[[Address], Awaitable[Transport]]] = {
-    "tcp": connect_tcp,
-    "ws": connect_websocket,
-    "inproc": connect_memory,
-}
 
 _ALLOWED: dict[Role, Allowed] = {"client": TO_CLIENT, "worker": TO_WORKER}
 
@@ -73,7 +66,7 @@ async def _call(address: Address, hello: Hello, timeout_s: float) -> tuple[Trans
     connected = False
     try:
         with trio.fail_after(timeout_s):
-            transport = await _CONNECT[address.scheme](address)
+            transport = await _connect(address)
             connected = True
             answer, rest = await _greet(transport, hello)
     except (OSError, ProtocolError, trio.TooSlowError) as error:
@@ -82,6 +75,17 @@ async def _call(address: Address, hello: Hello, timeout_s: float) -> tuple[Trans
         await transport.aclose()
         raise RefusedError(answer.reason)
     return transport, answer, rest
+
+
+async def _connect(address: Address) -> Transport:
+    if address.scheme == "inproc":
+        return await connect_memory(address)
+    if address.scheme == "ws":
+        # Imported here, because wsproto takes 20 ms to load and few programs need it.
+        from trio_dask.comm.websocket import connect_websocket
+
+        return await connect_websocket(address)
+    return await connect_tcp(address)
 
 
 async def _greet(transport: Transport, hello: Hello) -> tuple[Welcome | Refusal, bytes]:

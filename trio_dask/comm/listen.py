@@ -18,7 +18,6 @@ from trio_dask.comm.data import DataChannel
 from trio_dask.comm.memory import bind_memory
 from trio_dask.comm.tcp import TcpListener, bind_tcp
 from trio_dask.comm.transport import ConnectionLost, Listener, Transport
-from trio_dask.comm.websocket import WebSocketListener
 from trio_dask.errors import ProtocolError
 from trio_dask.protocol.codec import FROM_CLIENT, FROM_WORKER, Allowed
 from trio_dask.protocol.hello import (
@@ -92,6 +91,9 @@ def _bind(address: Address | socket.socket) -> list[Listener]:
     if address.scheme == "inproc":
         return [bind_memory(address)]
     if address.scheme == "ws":
+        # Imported here, because wsproto takes 20 ms to load and few programs need it.
+        from trio_dask.comm.websocket import WebSocketListener
+
         return [WebSocketListener(listener) for listener in bind_tcp(address)]
     return [*bind_tcp(address)]
 
