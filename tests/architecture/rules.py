@@ -56,7 +56,7 @@ RESERVED: Mapping[str, tuple[str, ...]] = {
     "asyncssh": ("deploy/ssh*.py",),
     "dask": ("client/collections.py",),
     "distributed": (),
-    "trio_websocket": ("comm/websocket.py",),
+    "wsproto": ("comm/websocket.py",),
 }
 
 UNPICKLERS = {"pickle", "_pickle", "cloudpickle", f"{PACKAGE}.protocol.pickling"}

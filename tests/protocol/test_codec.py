@@ -51,7 +51,7 @@ def test_every_message_arrives_as_it_was_sent(kind, data):
 
 @pytest.mark.parametrize(("allowed", "union"), DIRECTIONS)
 def test_a_direction_admits_its_own_messages_and_no_others(allowed, union):
-    assert {TAGS[tag] for tag in allowed.builders} == set(get_args(union))
+    assert {TAGS[tag] for tag in allowed.kinds} == set(get_args(union))
 
 
 def test_every_message_has_a_tag_and_a_direction():

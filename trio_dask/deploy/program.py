@@ -207,6 +207,5 @@ def raise_file_limit() -> None:
 
 def spare_garbage_collection() -> None:
     """Collect cycles rarely: a scheduler holds millions of objects for long and makes hardly any cycles."""
-    gc.collect()
     gc.freeze()
     gc.set_threshold(100_000, 50, 100)

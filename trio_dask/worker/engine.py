@@ -9,9 +9,8 @@ from __future__ import annotations
 import logging
 from functools import partial
 from queue import SimpleQueue
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
-import psutil
 import trio
 
 from trio_dask.comm import Address, Connection, DataChannel, open_data_channel, parse_address
@@ -36,6 +35,9 @@ from trio_dask.worker.peers import Peers
 from trio_dask.worker.serving import DataServer
 from trio_dask.worker.store import Frames, Store
 from trio_dask.worker.task_context import WorkerHandle
+
+if TYPE_CHECKING:
+    import psutil
 
 __all__ = ["Engine"]
 
@@ -75,7 +77,7 @@ class Engine:
         self._fetches: dict[FetchId, trio.CancelScope] = {}
         self._alarm = trio.CancelScope()
         self._tasks: trio.Nursery | None = None
-        self._process = psutil.Process()
+        self._process: psutil.Process | None = None
         self._heartbeat_at = trio.current_time()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -101,7 +103,7 @@ class Engine:
         self.handle.scheduler_address = str(scheduler)
         self.handle.incarnation = incarnation
         self._core.session_began(str(address))
-        self._heartbeat_at = trio.current_time()
+        self._heartbeat_at = trio.current_time() + self._settings.heartbeat_interval_s
         self._act()
 
     def session_ended(self) -> None:
@@ -256,12 +258,15 @@ class Engine:
                 await trio.sleep_forever()
 
     def _heartbeat(self) -> Heartbeat:
+        import psutil  # slow to load, and of no use before a worker has run for a while
+
         core = self._core
-        with self._process.oneshot():
+        process = self._process = self._process or psutil.Process()
+        with process.oneshot():
             return Heartbeat(
                 {
-                    "cpu_percent": self._process.cpu_percent(),
-                    "memory_bytes": self._process.memory_info().rss,
+                    "cpu_percent": process.cpu_percent(),
+                    "memory_bytes": process.memory_info().rss,
                     "managed_bytes": core.held.nbytes,
                     "keys": len(core.held),
                     "executing": core.executing,

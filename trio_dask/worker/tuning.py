@@ -24,7 +24,6 @@ def tuned_interpreter() -> Generator[None]:
     it takes 15 % of the time of short tasks; what was imported before the start is never garbage and not looked at.
     """
     interval_s, thresholds = sys.getswitchinterval(), gc.get_threshold()
-    gc.collect()
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
