@@ -36,6 +36,9 @@ _Ts = TypeVarTuple("_Ts")
 AT_ONCE: Final = 1000
 """So many messages or releases are handled before a thread that waits for the lock gets it."""
 
+SWEEP_S: Final = 0.02
+"""How long futures that died may wait, when results have just come in, for company on the way to the scheduler."""
+
 
 def _over(ended: Ended) -> Exception:
     return SchedulerLost(ended.text) if ended.lost else RuntimeError(ended.text)
@@ -53,6 +56,7 @@ class Driver:
         self._grace_s = grace_s
         self._dropped: deque[KeyState] = deque()
         self._woken = False
+        self._sweeping = False
         self._thread = 0
         self._token: trio.lowlevel.TrioToken | None = None
         self._link: Link | None = None
@@ -142,6 +146,9 @@ class Driver:
                         for message in batch[start : start + AT_ONCE]:
                             handle(message)
                 self.flush()
+                if not self._sweeping and self._nursery is not None:
+                    self._sweeping = True
+                    self._nursery.start_soon(self._sweep)
         except (OSError, ProtocolError, trio.BrokenResourceError) as error:
             reason = str(error) or type(error).__name__
         except Exception as error:  # a bug of ours must end in errors for those who wait, not in silence
@@ -211,9 +218,18 @@ class Driver:
             self.core.dereference([dropped.popleft() for _ in range(min(len(dropped), AT_ONCE))])
 
     def drop(self, state: KeyState) -> None:
-        """One future less. Takes no lock, so that finalizers can call it."""
+        """One future less. Takes no lock, so that finalizers can call it.
+
+        It is not worth waking anybody where results are coming in: it leaves with the next message, or soon.
+        """
         self._dropped.append(state)
-        self.wake()
+        if not self._sweeping:
+            self.wake()
+
+    async def _sweep(self) -> None:
+        await trio.sleep(SWEEP_S)
+        self._sweeping = False
+        self.flush()
 
     # ------------------------------------------------------------------------------------------------ in the loop
 

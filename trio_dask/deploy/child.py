@@ -10,10 +10,10 @@ import gc
 gc.disable()  # nothing that is imported becomes garbage, and looking for it takes a tenth of the start
 
 import importlib  # noqa: E402
-import json
-import os
-import sys
-from typing import Any
+import json  # noqa: E402
+import os  # noqa: E402
+import sys  # noqa: E402
+from typing import Any  # noqa: E402
 
 
 def _read_orders() -> dict[str, Any]:

@@ -19,6 +19,10 @@ __all__ = ["SchedulerCore"]
 _NEVER: Final = float("inf")
 
 
+MANY_FREES: Final = 100
+"""So many keys to drop are worth a message of their own at once."""
+
+
 class SchedulerCore:
     """All that a scheduler decides, as a synchronous object without clock, chance or input and output.
 
@@ -92,16 +96,21 @@ class SchedulerCore:
         self._check()
 
     def drain(self) -> dict[PeerId, list[Message]]:
-        """All messages that wait to be sent, by peer, in order."""
+        """All messages that are to be sent now, by peer, in order."""
         state = self.state
-        for peer in list(state.frees):
-            state.flush_frees(peer)
+        if state.frees:
+            due = state.free_at <= state.now
+            for peer in list(state.frees):
+                if due or peer in state.outboxes or len(state.frees[peer]) > MANY_FREES:
+                    state.flush_frees(peer)
+            if not state.frees:
+                state.free_at = _NEVER
         outboxes, state.outboxes = state.outboxes, {}
         return outboxes
 
     def next_deadline(self) -> float:
         """When `tick` wants to be called next; infinity when there is nothing to wait for."""
-        return min([self.state.balance_at, *(deadline for *_, deadline in self.state.restarts)])
+        return min([self.state.balance_at, self.state.free_at, *(deadline for *_, deadline in self.state.restarts)])
 
     def tick(self, now: float) -> None:
         """Do what is due."""

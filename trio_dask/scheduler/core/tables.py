@@ -67,6 +67,8 @@ class CoreSettings:
     bandwidth_bytes_per_s: float = 500e6
     latency_s: float = 0.002
     balance_interval_s: float = 0.1
+    free_delay_s: float = 0.02
+    """How long a worker may keep what it is to drop, when there is nothing else to tell it."""
     restart_timeout_s: float = 30.0
     validate: bool = False
 
@@ -391,6 +393,8 @@ class State:
         self.outboxes: dict[PeerId, list[Message]] = {}
         self.frees: dict[PeerId, list[Key]] = {}
         """Keys that workers are to drop, gathered into one message each; `send` keeps them in their place."""
+        self.free_at = float("inf")
+        """When they are sent at the latest; each wakes a worker that perhaps has nothing else to do."""
         self.requests: list[Request] = []
         self.story: deque[tuple[float, Key, str]] = deque(maxlen=STORY_LENGTH)
         """The last steps of all tasks: when, which, what."""
@@ -414,6 +418,8 @@ class State:
         """Have a worker drop a key."""
         keys = self.frees.get(peer)
         if keys is None:
+            if not self.frees:
+                self.free_at = self.now + self.settings.free_delay_s
             self.frees[peer] = [key]
         else:
             keys.append(key)
