@@ -20,8 +20,8 @@ def expected_ends(nbytes: int, seed: int) -> tuple[int, float, float]:
 def scatter_and_gather(context: Context) -> dict[str, float]:
     """Arrays from the client to the workers, and back; each round has new arrays.
 
-    The first round meets fresh processes, whose memory the system has yet to hand out; later rounds reuse it and are
-    several times faster, in any system. So they are two figures, and a claim about one says nothing about the other.
+    The first round meets fresh processes, whose memory the system has yet to hand out; later rounds may reuse it. So they
+    are two figures, and a claim about one says nothing about the other.
     """
     rates = []
     for number in range(1 + LATER_ROUNDS):
@@ -86,11 +86,13 @@ CASES = (
             Metric("scatter_again", "scatter, later rounds", Kind.RATE, (at_least_times("distributed", 6),)),
             Metric("gather_again", "gather, later rounds", Kind.RATE, (at_least_times("distributed", 6),)),
         ),
+        moves_data=True,
     ),
     Case(
         "transfer",
         "NumPy arrays from worker to worker",
         transfer,
         (Metric("rate", "worker to worker", Kind.RATE),),
+        moves_data=True,
     ),
 )

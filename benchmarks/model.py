@@ -151,4 +151,6 @@ class Case:
     cluster: bool = True
     """Start the rival's cluster and warm it up first; neither is measured."""
     only_ours: bool = False
+    moves_data: bool = False
+    """Memory is touched before it, so that nobody pays for what a virtual machine's host has taken away."""
     note: str = ""

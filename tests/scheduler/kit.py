@@ -79,7 +79,7 @@ class Client(Peer):
 
 class Kit:
     def __init__(self, **settings: Any) -> None:
-        self.core = SchedulerCore(CoreSettings(validate=True, free_delay_s=0.0, **settings))
+        self.core = SchedulerCore(CoreSettings(**{"validate": True, "free_delay_s": 0.0, **settings}))
         self.now = 0.0
         self.peers: dict[PeerId, Peer] = {}
         self.last = 0

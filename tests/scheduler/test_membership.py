@@ -157,3 +157,32 @@ def test_questions_are_answered() -> None:
     client.send(m.Query(10, "story", ("x",)))
     (reply,) = client.take(m.Reply)
     assert [step[2] for step in reply.payload] == ["needed", "queued", "assigned", "finished"]
+
+
+def test_what_a_dead_worker_was_to_drop_is_not_waited_for() -> None:
+    kit = Kit(free_delay_s=0.02)
+    worker, client = kit.worker(), kit.client()
+    client.submit("x")
+    worker.finish_all()
+    client.send(m.Release(("x",)))
+    assert worker.take(m.Free) == []
+    assert kit.core.next_deadline() == 0.02
+    worker.leave()
+    assert kit.core.next_deadline() == float("inf")
+
+
+def test_what_is_to_be_dropped_is_told_with_the_next_message_or_a_little_later() -> None:
+    kit = Kit(free_delay_s=0.02)
+    worker, client = kit.worker(), kit.client()
+    client.submit("x")
+    worker.finish_all()
+    client.send(m.Release(("x",)))
+    client.submit("y")
+    kinds = [type(message) for message in worker.inbox]
+    assert kinds.index(m.Free) < kinds.index(m.Run)
+    worker.finish_all()
+    client.send(m.Release(("y",)))
+    worker.take(m.Free)
+    kit.tick(0.02)
+    kit.flush()
+    assert worker.take(m.Free) == [m.Free(("y",))]

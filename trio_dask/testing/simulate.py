@@ -121,7 +121,10 @@ class World:
         client = rng.choice(open_clients) if open_clients else None
         alive = [worker for worker in self.workers if worker.alive]
         if self.renewable and rng.random() < 0.3 and self.clients[0].open:
-            self.renew(rng.choice(list(self.renewable)))
+            key = rng.choice(list(self.renewable))
+            self.renew(key)
+            if rng.random() < 0.5:  # again, while the call before runs
+                self.timeline.after(rng.random() * 0.05, lambda: self.renew(key))
             return
         event = rng.random()
         if event < 0.25:
@@ -160,6 +163,8 @@ class World:
     def renew(self, key: Key) -> None:
         """A client gives a key to another call, having let go of the first."""
         client = self.clients[0]
+        if not client.open:
+            return
         job = self.renewable[key]
         if key in client.futures:
             if self.rng.random() < 0.5:

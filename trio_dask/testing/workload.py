@@ -83,5 +83,5 @@ def random_jobs(rng: random.Random, count: int) -> dict[Key, Job]:
 
 def renewable_jobs(rng: random.Random) -> dict[Key, Job]:
     """Tasks on their own, whose keys one client gives to one call after another."""
-    keys = [f"r{number}" for number in range(rng.randint(0, 2))]
-    return {key: Job(key, (), rng.random() * 0.02, 0, 0, rng.random() < 0.7) for key in keys}
+    keys = [f"r{number}" for number in range(rng.randint(0, 3))]
+    return {key: Job(key, (), rng.random() * 0.05, 0, 0, rng.random() < 0.7) for key in keys}

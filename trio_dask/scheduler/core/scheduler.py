@@ -103,8 +103,8 @@ class SchedulerCore:
             for peer in list(state.frees):
                 if due or peer in state.outboxes or len(state.frees[peer]) > MANY_FREES:
                     state.flush_frees(peer)
-            if not state.frees:
-                state.free_at = _NEVER
+        if not state.frees:
+            state.free_at = _NEVER
         outboxes, state.outboxes = state.outboxes, {}
         return outboxes
 
