@@ -20,8 +20,8 @@ def expected_ends(nbytes: int, seed: int) -> tuple[int, float, float]:
 def scatter_and_gather(context: Context) -> dict[str, float]:
     """Arrays from the client to the workers, and back; each round has new arrays.
 
-    The first round meets fresh processes, whose memory the system has yet to hand out; later rounds may reuse it. So they
-    are two figures, and a claim about one says nothing about the other.
+    The first round meets fresh processes, whose memory the system has yet to hand out; later rounds may reuse it. So
+    they are two figures, and a claim about one says nothing about the other.
     """
     rates = []
     for number in range(1 + LATER_ROUNDS):

@@ -91,8 +91,8 @@ for start in range(0, {size}, mmap.PAGESIZE):
 def touch_memory(size: int = 2 << 30) -> None:
     """Have the system own this much memory, and give it back.
 
-    A virtual machine gets memory from its host when it is touched for the first time, at a fraction of the usual speed,
-    and may lose it again while it is idle. Whoever came first would pay for that, and the figures would tell who it was.
+    A virtual machine gets memory from its host when it is touched for the first time, at a fraction of the usual
+    speed, and may lose it again while it is idle. Who comes first would pay for that, and the figures would say so.
     """
     subprocess.run([sys.executable, "-c", _TOUCH.format(size=size)], check=True)
 

@@ -167,7 +167,7 @@ def test_lazy_names_and_other_rooms_do_not_lead_the_scheduler_to_unpickling(pack
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("comm__tcp", "import trio_websocket"),
+        ("comm__tcp", "import wsproto"),
         ("client__client", "from dask.base import tokenize"),
         ("cli__worker", "import dask"),
         ("deploy__local", "import asyncssh"),
@@ -180,7 +180,7 @@ def test_trespassing_is_found(package, module, source):
 
 def test_reserved_packages_are_free_at_home(package):
     root = package(
-        comm__websocket="import trio_websocket",
+        comm__websocket="import wsproto",
         client__collections="from dask.base import tokenize",
         deploy__ssh_bridge="import asyncssh",
         deploy__ssh="import asyncssh",
