@@ -23,6 +23,8 @@ class DaskLike(Rival):
     def __init__(self) -> None:
         # Loaded by name: each is optional in the environment that runs the other.
         self.package: Any = importlib.import_module(self.module)
+        for name in ("Client", "LocalCluster"):  # names that load their modules late are part of the import
+            getattr(self.package, name)
         self.client: Any = None
         self.scheduler_file: Path | None = None
         self.programs: dict[str, list[Program]] = {"scheduler": [], "worker": []}

@@ -343,7 +343,7 @@ def test_messages_of_sessions_that_have_ended_are_ignored() -> None:
 
 def test_a_chain_of_ten_thousand_links_fails_and_is_forgotten_without_recursion() -> None:
     kit = Kit()
-    kit.core.state.settings = kit.core.state.settings.__class__(validate=False)
+    kit.core.state.validating = False
     worker, client = kit.worker(), kit.client()
     keys = tuple(f"link-{number}" for number in range(10_000))
     rows = ((), *((key,) for key in keys[:-1]))

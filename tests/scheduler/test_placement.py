@@ -31,7 +31,7 @@ def test_the_queue_ahead_deepens_for_short_tasks_and_not_for_long_ones() -> None
     worker.finish(first, seconds=10.0)
     assert len(worker.runs()) == 1
     kit2 = Kit()
-    kit2.core.state.settings = kit2.core.state.settings.__class__(validate=False)
+    kit2.core.state.validating = False
     worker, client = kit2.worker(), kit2.client()
     client.submit(*(f"k{number}" for number in range(3000)))
     first, _ = worker.runs()
@@ -209,7 +209,7 @@ def test_a_backlog_is_shared_with_idle_workers() -> None:
 
 def test_siblings_of_a_tree_meet_on_one_worker() -> None:
     kit = Kit()
-    kit.core.state.settings = kit.core.state.settings.__class__(validate=False)
+    kit.core.state.validating = False
     workers = [kit.worker(), kit.worker()]
     client = kit.client()
     client.submit(*(f"leaf-{number}" for number in range(256)))

@@ -110,7 +110,7 @@ CHAIN_FAN_IN: Final = 8
 
 def move(state: State, task: Task, phase: Phase, why: str) -> None:
     """Change a task's phase and note it."""
-    if state.settings.validate and (task.phase.state, phase.state) not in TRANSITIONS:
+    if state.validating and (task.phase.state, phase.state) not in TRANSITIONS:
         raise AssertionError(f"no transition {task.phase.state} -> {phase.state} ({why}) for {task.key}")
     task.phase = phase
     state.story.append((state.now, task.key, why))

@@ -133,5 +133,5 @@ class SchedulerCore:
         state.restarts = still
 
     def _check(self) -> None:
-        if self.state.settings.validate:
+        if self.state.validating:
             check(self.state)

@@ -368,6 +368,7 @@ class State:
 
     def __init__(self, settings: CoreSettings) -> None:
         self.settings = settings
+        self.validating = settings.validate
         self.now = 0.0
         self.tasks: dict[Key, Task] = {}
         self.workers: dict[PeerId, Worker] = {}
