@@ -5,7 +5,7 @@ Each takes a `World` and is a context within which that world is broken in one c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from types import MappingProxyType
 from typing import Final
@@ -21,7 +21,7 @@ __all__ = ["PLANTED"]
 
 
 @contextmanager
-def dropped_message(world: World) -> Iterator[None]:
+def dropped_message(world: World) -> Generator[None]:
     """A link loses one message and goes on as if nothing had happened."""
 
     def drop() -> None:
@@ -33,7 +33,7 @@ def dropped_message(world: World) -> Iterator[None]:
 
 
 @contextmanager
-def stale_result(world: World) -> Iterator[None]:
+def stale_result(world: World) -> Generator[None]:
     """A result of a run that was given up is taken for the result of the task that has its key now."""
     keys: dict[RunId, Key] = {}
     assign = placement.assign
@@ -55,7 +55,7 @@ def stale_result(world: World) -> Iterator[None]:
 
 
 @contextmanager
-def miscounted_dependency(world: World) -> Iterator[None]:
+def miscounted_dependency(world: World) -> Generator[None]:
     """The arrival of one input is counted twice for a task that misses more than one."""
     arrived = lifecycle.arrived
 
@@ -73,7 +73,7 @@ def miscounted_dependency(world: World) -> Iterator[None]:
 
 
 @contextmanager
-def lost_wakeup(world: World) -> Iterator[None]:
+def lost_wakeup(world: World) -> Generator[None]:
     """A worker that has come to have room is not looked at."""
     retire_run = lifecycle.retire_run
 
@@ -87,7 +87,7 @@ def lost_wakeup(world: World) -> Iterator[None]:
 
 
 @contextmanager
-def leaked_slot(world: World) -> Iterator[None]:
+def leaked_slot(world: World) -> Generator[None]:
     """A slot whose run was cancelled never comes back."""
     for worker in world.workers:
         worker.leak_slots = True

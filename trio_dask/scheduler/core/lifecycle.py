@@ -39,7 +39,6 @@ from trio_dask.scheduler.core.tables import (
     Phase,
     Processing,
     Queued,
-    Released,
     State,
     Task,
     Waiting,
@@ -181,7 +180,7 @@ def appear(state: State, task: Task, worker: Worker, nbytes: int, type_name: str
     else:
         if type(phase) is Erred:
             move(state, task, RELEASED, "stored anew")
-        elif type(phase) is not Released:
+        elif phase is not RELEASED:
             if type(phase) is Processing:
                 _take_back(state, task, "its value was stored")
             unneeded = _leave_inputs(task)
@@ -337,13 +336,12 @@ def sweep(state: State, tasks: list[Task]) -> None:
         phase = task.phase
         if phase is FORGOTTEN:
             continue
-        kind = type(phase)
-        if kind is InMemory:
-            _free(state, task, phase)  # type: ignore[arg-type]
+        if type(phase) is InMemory:
+            _free(state, task, phase)
             move(state, task, RELEASED, "no longer needed")
-        elif kind in _ACTIVE:
-            if kind is Processing:
-                _cancel_run(state, task, phase)  # type: ignore[arg-type]
+        elif type(phase) in _ACTIVE:
+            if type(phase) is Processing:
+                _cancel_run(state, task, phase)
             tasks += _leave_inputs(task)
             move(state, task, RELEASED, "no longer needed")
         if task.dependents:
@@ -442,13 +440,13 @@ def _recount(state: State, task: Task, why: str) -> None:
     failure: Failure | None = None
     lost: list[Task] = []
     for dependency in task.dependencies:
-        kind = type(dependency.phase)
-        if kind is InMemory:
+        phase = dependency.phase
+        if isinstance(phase, InMemory):
             continue
         missing += 1
-        if kind is Erred:
-            failure = dependency.phase.failure  # type: ignore[union-attr]
-        elif kind is Released:
+        if isinstance(phase, Erred):
+            failure = phase.failure
+        elif phase is RELEASED:
             lost.append(dependency)
     move(state, task, Waiting(missing), why)
     if failure is not None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Callable, Mapping
+from typing import Any, Final, cast
 
 from trio_dask.errors import ProtocolError
 from trio_dask.identity import Key
@@ -122,17 +122,38 @@ def _terms(extra: Mapping[str, Any]) -> Terms:
     return NO_TERMS if terms == NO_TERMS else terms
 
 
+def _is_priority(value: object) -> bool:
+    return type(value) is int and abs(value) <= MAX_USER_PRIORITY
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_flag(value: object) -> bool:
+    return type(value) is bool
+
+
 def _is_amount(value: object) -> bool:
-    return type(value) in (int, float) and math.isfinite(value) and value >= 0  # type: ignore[arg-type,operator]
+    return isinstance(value, int | float) and type(value) is not bool and math.isfinite(value) and value >= 0
 
 
-_CHECKS: Final = {
-    "priority": lambda value: type(value) is int and abs(value) <= MAX_USER_PRIORITY,
-    "retries": lambda value: type(value) is int and value >= 0,
-    "workers": lambda value: type(value) is tuple and all(type(name) is str for name in value),
-    "allow_other_workers": lambda value: type(value) is bool,
-    "resources": lambda value: (
-        isinstance(value, dict) and all(type(name) is str and _is_amount(amount) for name, amount in value.items())
-    ),
+def _are_names(value: object) -> bool:
+    return isinstance(value, tuple) and all(type(name) is str for name in cast("tuple[object, ...]", value))
+
+
+def _are_amounts(value: object) -> bool:
+    if not isinstance(value, dict):
+        return False
+    amounts = cast("dict[object, object]", value)
+    return all(type(name) is str and _is_amount(amount) for name, amount in amounts.items())
+
+
+_CHECKS: Final[Mapping[str, Callable[[object], bool]]] = {
+    "priority": _is_priority,
+    "retries": _is_count,
+    "workers": _are_names,
+    "allow_other_workers": _is_flag,
+    "resources": _are_amounts,
     "time_limit": _is_amount,
 }
