@@ -24,13 +24,6 @@ def add(*numbers: int) -> int:
     return sum(numbers)
 
 
-def workload(client: Client, width: int, salt: int) -> int:
-    layer = client.map(leaf, [number + salt for number in range(width)])
-    while len(layer) > 1:
-        layer = [client.submit(add, *layer[start : start + 4]) for start in range(0, len(layer), 4)]
-    return int(layer[0].result(timeout=100))
-
-
 def test_twenty_kills_cost_time_and_nothing_else() -> None:
     rng = random.Random(20)
     kills = 0

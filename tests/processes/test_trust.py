@@ -98,7 +98,7 @@ def test_garbage_ends_its_own_connection_with_one_line(
     text = log.read_text()
     assert "Traceback" not in text
     lines = text.splitlines()[before:]
-    assert sum("client" not in line.lower() for line in lines) <= 1
+    assert sum("client" not in line.lower() for line in lines) == 1, lines
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
