@@ -43,6 +43,11 @@ class SchedulerSettings:
 
     An empty `host` means all interfaces; `port` 0 means any free one. Two things stand in for host, port and interface:
     `address`, which names any kind of listener (`inproc://name`), and `listen_fd`, an inherited socket that listens.
+
+    `reconnect_grace_s` is how long what a lost worker held and ran is kept for its return. A worker that has given no
+    sign of life for `worker_ttl_s` is lost; the sign may come from its nanny. One that has no nanny, for whom nobody
+    can vouch while a task holds the interpreter, gets `lone_worker_ttl_s`. With no work for `idle_timeout_s` the
+    scheduler ends.
     """
 
     address: str | None = None
@@ -54,6 +59,10 @@ class SchedulerSettings:
     scheduler_file: str | None = None
     pid_file: str | None = None
     allowed_failures: int = 3
+    reconnect_grace_s: float = 5.0
+    worker_ttl_s: float = 10.0
+    lone_worker_ttl_s: float = 60.0
+    idle_timeout_s: float = math.inf
     keepalive_s: float = 10.0
     silence_s: float = 60.0
     grace_s: float = 2.0
@@ -67,6 +76,13 @@ class WorkerSettings:
     address of the way to the scheduler. `contact_address` is what other processes are told to dial, where that differs
     from what the worker listens on. `port_range` is tried in order; (0, 0) means any free port. A `memory_limit_bytes`
     of None means no limit. `death_timeout_s` counts while there is no scheduler, at the start and after a loss alike.
+
+    Without `reconnect` a lost scheduler ends the worker. After `lifetime_s`, or `max_tasks` tasks, it drains and goes.
+    Above `spill_managed` of its memory limit in values it holds, or `spill_process` in the whole process, it writes
+    values to disk, at most `max_spill_bytes` of them; above `pause_process` it takes no tasks. None turns each off.
+
+    A nanny sets the last three: what it calls this process, where it can be asked, and the descriptor of the board on
+    which the slots write what they run.
     """
 
     scheduler: str | None = None
@@ -82,6 +98,17 @@ class WorkerSettings:
     local_directory: str | None = None
     pid_file: str | None = None
     death_timeout_s: float = math.inf
+    reconnect: bool = True
+    drain_timeout_s: float = 30.0
+    lifetime_s: float = math.inf
+    max_tasks: int | None = None
+    spill_managed: float | None = 0.6
+    spill_process: float | None = 0.7
+    pause_process: float | None = 0.8
+    max_spill_bytes: int | None = None
+    process: str = ""
+    nanny_address: str = ""
+    board_fd: int | None = None
     connect_timeout_s: float = 10.0
     heartbeat_interval_s: float = 5.0
     keepalive_s: float = 10.0

@@ -16,12 +16,12 @@ from trio_dask.comm.memory import connect_memory
 from trio_dask.comm.tcp import connect_tcp
 from trio_dask.comm.transport import ConnectionLost, Transport
 from trio_dask.errors import NoScheduler, ProtocolError, RefusedError
-from trio_dask.protocol.codec import TO_CLIENT, TO_WORKER, Allowed
+from trio_dask.protocol.codec import TO_CLIENT, TO_CONTROL, TO_NANNY, TO_WORKER, Allowed
 from trio_dask.protocol.hello import EnvelopeReader, Hello, Refusal, Role, Welcome, decode_answer, encode_hello
 
 __all__ = ["open_connection", "open_data_channel"]
 
-_ALLOWED: dict[Role, Allowed] = {"client": TO_CLIENT, "worker": TO_WORKER}
+_ALLOWED: dict[Role, Allowed] = {"client": TO_CLIENT, "worker": TO_WORKER, "nanny": TO_NANNY, "control": TO_CONTROL}
 
 
 async def open_connection(

@@ -19,7 +19,7 @@ from trio_dask.comm.memory import bind_memory
 from trio_dask.comm.tcp import TcpListener, bind_tcp
 from trio_dask.comm.transport import ConnectionLost, Listener, Transport
 from trio_dask.errors import ProtocolError
-from trio_dask.protocol.codec import FROM_CLIENT, FROM_WORKER, Allowed
+from trio_dask.protocol.codec import FROM_CLIENT, FROM_CONTROL, FROM_NANNY, FROM_WORKER, Allowed
 from trio_dask.protocol.hello import (
     EnvelopeReader,
     Hello,
@@ -39,7 +39,12 @@ HELLO_S = 10.0
 _MAX_STRANGERS = 256
 _BACK_OFF_S = 0.2
 
-_ALLOWED: dict[Role, Allowed] = {"client": FROM_CLIENT, "worker": FROM_WORKER}
+_ALLOWED: dict[Role, Allowed] = {
+    "client": FROM_CLIENT,
+    "worker": FROM_WORKER,
+    "nanny": FROM_NANNY,
+    "control": FROM_CONTROL,
+}
 
 _log = logging.getLogger("trio_dask.comm")
 

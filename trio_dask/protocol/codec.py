@@ -24,10 +24,14 @@ from trio_dask.protocol.messages import TAGS, Message
 __all__ = [
     "DATA_PLANE",
     "FROM_CLIENT",
+    "FROM_CONTROL",
+    "FROM_NANNY",
     "FROM_WORKER",
     "MAX_DEPTH",
     "MAX_ITEMS",
     "TO_CLIENT",
+    "TO_CONTROL",
+    "TO_NANNY",
     "TO_WORKER",
     "Allowed",
     "decode",
@@ -302,4 +306,8 @@ FROM_CLIENT = Allowed("a client", messages.FromClient)
 TO_CLIENT = Allowed("the scheduler", messages.ToClient)
 FROM_WORKER = Allowed("a worker", messages.FromWorker)
 TO_WORKER = Allowed("the scheduler", messages.ToWorker)
+FROM_NANNY = Allowed("a nanny", messages.FromNanny)
+TO_NANNY = Allowed("the scheduler", messages.ToNanny)
+FROM_CONTROL = Allowed("a caller", messages.FromControl)
+TO_CONTROL = Allowed("the one that was called", messages.ToControl)
 DATA_PLANE = Allowed("a peer on the data plane", messages.OnDataPlane)

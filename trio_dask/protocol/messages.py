@@ -14,25 +14,33 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from trio_dask.identity import Digest, Key, RunId
+from trio_dask.protocol.supervision import Control, Obituary, Vouch
+from trio_dask.protocol.transfers import Absent, Call, CallResult, Fetch, Put, PutDone, Value
 
 __all__ = [
     "TAGS",
     "Absent",
+    "Acquire",
     "Blob",
     "Call",
     "CallResult",
     "Cancel",
     "CancelRuns",
     "Capacity",
+    "Control",
     "Detach",
+    "Drain",
     "Dropped",
     "Fetch",
     "ForgetBlobs",
     "Free",
     "FromClient",
+    "FromControl",
+    "FromNanny",
     "FromWorker",
     "Goodbye",
     "Heartbeat",
+    "Inventory",
     "KeyFailed",
     "KeyPending",
     "KeyReady",
@@ -40,14 +48,19 @@ __all__ = [
     "Lost",
     "Message",
     "Missing",
+    "NotAcquired",
+    "Obituary",
     "OnDataPlane",
     "Put",
     "PutDone",
     "Query",
+    "Received",
     "Release",
     "Replicas",
     "Reply",
     "Restart",
+    "RestartWorkers",
+    "Retire",
     "Retract",
     "Retry",
     "Returned",
@@ -59,9 +72,12 @@ __all__ = [
     "Stored",
     "Submit",
     "ToClient",
+    "ToControl",
+    "ToNanny",
     "ToWorker",
     "Unreachable",
     "Value",
+    "Vouch",
     "Want",
 ]
 
@@ -174,6 +190,25 @@ class Restart(NamedTuple):
     request: int
 
 
+class RestartWorkers(NamedTuple):
+    """Have these workers (names, addresses or hosts) begin afresh; answered by a `Reply` once they are back."""
+
+    request: int
+    workers: tuple[str, ...]
+
+
+class Retire(NamedTuple):
+    """Have workers leave without losing anything; answered by a `Reply` once they have left, or with a refusal.
+
+    `workers` are names, addresses or hosts; if there are none, the scheduler chooses `number` workers. The payload of
+    the answer is a map: `retired` (names of those that left) and, if that could not be done, `refused` (a sentence).
+    """
+
+    request: int
+    workers: tuple[str, ...]
+    number: int
+
+
 class Shutdown(NamedTuple):
     """End the cluster: workers, clients and scheduler."""
 
@@ -226,10 +261,16 @@ class Dropped(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """Answer to a `Query` or `Restart`."""
+    """Answer to a `Query`, `Restart`, `RestartWorkers`, `Retire` or `Control`."""
 
     request: int
     payload: Any
+
+
+class Received(NamedTuple):
+    """So many messages of this session have been handled. A client may forget these; a lost link replays the rest."""
+
+    count: int
 
 
 # ---------------------------------------------------------------------------------------------- scheduler -> worker
@@ -275,13 +316,53 @@ class Free(NamedTuple):
 
 
 class Leave(NamedTuple):
-    """End this session: with `restart`, drop everything and register again as a new incarnation; else exit with 0."""
+    """To a worker: end this session; with `restart`, drop everything and register again afresh, else exit with 0.
+
+    To a nanny: end its worker process, which is planned; with `restart`, start another, else exit with 0.
+    """
 
     reason: str
     restart: bool
 
 
+class Acquire(NamedTuple):
+    """Fetch these keys, each from one of the addresses with it, and keep them.
+
+    What has come is told by `Replicas`, what cannot be had by `NotAcquired`. Used to save the results of a worker that
+    is leaving.
+    """
+
+    keys: tuple[tuple[Key, tuple[str, ...]], ...]
+
+
 # ---------------------------------------------------------------------------------------------- worker -> scheduler
+
+
+class Inventory(NamedTuple):
+    """What a worker that has come back after a lost link has, now that all it had to say before has been said.
+
+    `held` has a row for each value here: key, the run that made it (-1: it was fetched or scattered), size in bytes,
+    type. `runs` are the runs that are waiting, ready or running here. What
+    the scheduler does not want any more it answers with `Free` and `CancelRuns`.
+    """
+
+    held: tuple[tuple[Key, int, int, str], ...]
+    runs: tuple[RunId, ...]
+
+
+class Drain(NamedTuple):
+    """This worker is leaving: it takes no more runs, has handed back what has not started, and finishes the rest.
+
+    The scheduler has others copy what only this worker holds, and sends `Leave` once nothing keeps it.
+    """
+
+    reason: str
+
+
+class NotAcquired(NamedTuple):
+    """These keys of an `Acquire` could not be had from anywhere."""
+
+    keys: tuple[Key, ...]
 
 
 class RunFinished(NamedTuple):
@@ -357,59 +438,6 @@ class Heartbeat(NamedTuple):
     metrics: Mapping[str, Any]
 
 
-# ---------------------------------------------------------------------------------------------- data plane
-
-
-class Fetch(NamedTuple):
-    """Send me these keys; answered for each, in this order, by `Value` or `Absent`."""
-
-    keys: tuple[Key, ...]
-
-
-class Value(NamedTuple):
-    """A pickled value follows as raw bytes: `sizes[0]` of pickle, then each out-of-band buffer."""
-
-    key: Key
-    sizes: tuple[int, ...]
-
-
-class Absent(NamedTuple):
-    """The key is not here, or (`text` not empty) could not be sent, for the reason given."""
-
-    key: Key
-    text: str
-
-
-class Put(NamedTuple):
-    """Keep this value, which follows as raw bytes like that of `Value`; answered by `PutDone`."""
-
-    key: Key
-    client: str
-    type_name: str
-    sizes: tuple[int, ...]
-
-
-class PutDone(NamedTuple):
-    """The value is stored."""
-
-    key: Key
-    nbytes: int
-
-
-class Call(NamedTuple):
-    """Call a function in this process, outside the task slots (`client.run`); it follows as raw bytes, pickled."""
-
-    sizes: tuple[int, ...]
-
-
-class CallResult(NamedTuple):
-    """What the function of `Call` returned (`ok`) or raised; it follows as raw bytes, pickled."""
-
-    ok: bool
-    text: str
-    sizes: tuple[int, ...]
-
-
 FromClient = (
     Blob
     | ForgetBlobs
@@ -423,15 +451,34 @@ FromClient = (
     | Unreachable
     | Query
     | Restart
+    | RestartWorkers
+    | Retire
     | Shutdown
 )
-ToClient = Goodbye | KeyReady | KeyFailed | KeyPending | Dropped | Reply
-ToWorker = Blob | ForgetBlobs | Goodbye | Run | Retract | CancelRuns | Free | Leave
+ToClient = Goodbye | KeyReady | KeyFailed | KeyPending | Dropped | Reply | Received
+ToWorker = Blob | ForgetBlobs | Goodbye | Run | Retract | CancelRuns | Free | Leave | Acquire
 FromWorker = (
-    Goodbye | RunFinished | RunFailed | Started | Returned | Missing | Replicas | Stored | Lost | Capacity | Heartbeat
+    Goodbye
+    | RunFinished
+    | RunFailed
+    | Started
+    | Returned
+    | Missing
+    | Replicas
+    | Stored
+    | Lost
+    | Capacity
+    | Heartbeat
+    | Inventory
+    | Drain
+    | NotAcquired
 )
+FromNanny = Goodbye | Vouch | Obituary
+ToNanny = Goodbye | Leave
+FromControl = Goodbye | Control
+ToControl = Goodbye | Reply
 OnDataPlane = Goodbye | Fetch | Value | Absent | Put | PutDone | Call | CallResult
-Message = FromClient | ToClient | ToWorker | FromWorker | OnDataPlane
+Message = FromClient | ToClient | ToWorker | FromWorker | FromNanny | FromControl | OnDataPlane
 
 TAGS: Mapping[int, type[Any]] = {
     1: Blob,
@@ -447,16 +494,20 @@ TAGS: Mapping[int, type[Any]] = {
     17: Query,
     18: Restart,
     19: Shutdown,
+    20: RestartWorkers,
+    21: Retire,
     30: KeyReady,
     31: KeyFailed,
     32: KeyPending,
     33: Dropped,
     34: Reply,
+    35: Received,
     50: Run,
     51: Retract,
     52: CancelRuns,
     53: Free,
     54: Leave,
+    55: Acquire,
     70: RunFinished,
     71: RunFailed,
     72: Started,
@@ -467,6 +518,12 @@ TAGS: Mapping[int, type[Any]] = {
     77: Lost,
     78: Capacity,
     79: Heartbeat,
+    80: Inventory,
+    81: Drain,
+    82: NotAcquired,
+    90: Vouch,
+    91: Obituary,
+    95: Control,
     100: Fetch,
     101: Value,
     102: Absent,

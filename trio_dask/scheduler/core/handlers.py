@@ -7,7 +7,7 @@ from typing import Any, Final, TypeAlias
 
 from trio_dask.errors import ProtocolError
 from trio_dask.protocol import messages as m
-from trio_dask.scheduler.core import lifecycle, membership
+from trio_dask.scheduler.core import clients, lifecycle, membership
 from trio_dask.scheduler.core.contents import forget_contents, receive
 from trio_dask.scheduler.core.placement import learn
 from trio_dask.scheduler.core.queries import answer
@@ -261,7 +261,7 @@ def _shutdown(state: State, client: Client, message: m.Shutdown) -> None:
 
 
 def _client_goodbye(state: State, client: Client, message: m.Goodbye) -> None:
-    membership.remove_client(state, client)
+    clients.remove_client(state, client)
 
 
 def _worker_goodbye(state: State, worker: Worker, message: m.Goodbye) -> None:

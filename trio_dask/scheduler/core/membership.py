@@ -1,4 +1,4 @@
-"""Workers and clients come and go.
+"""Workers come and go.
 
 A session ends in one step: its state is gone when the function returns, and nothing that arrives later from it can be
 mistaken for news. Whoever returns is somebody new, by incarnation.
@@ -10,13 +10,11 @@ whose next start is announced before it happens, so that a second death is known
 
 from __future__ import annotations
 
-from trio_dask.identity import Incarnation, PeerId
+from trio_dask.identity import PeerId
 from trio_dask.protocol.messages import Reply
-from trio_dask.scheduler.core.contents import unreference
-from trio_dask.scheduler.core.lifecycle import fail, hand_back, lose, move, sweep, unwant
+from trio_dask.scheduler.core.lifecycle import fail, hand_back, lose, move
 from trio_dask.scheduler.core.placement import admit, settle
 from trio_dask.scheduler.core.tables import (
-    Client,
     Failure,
     Past,
     Processing,
@@ -28,7 +26,7 @@ from trio_dask.scheduler.core.tables import (
     WorkerInfo,
 )
 
-__all__ = ["add_client", "add_worker", "refusal", "remove_client", "remove_worker", "set_capacity"]
+__all__ = ["add_worker", "refusal", "remove_worker", "set_capacity"]
 
 
 def refusal(state: State, info: WorkerInfo) -> str | None:
@@ -61,13 +59,6 @@ def add_worker(state: State, peer: PeerId, info: WorkerInfo) -> str | None:
     return None
 
 
-def add_client(state: State, peer: PeerId, incarnation: Incarnation, name: str) -> None:
-    """Register a client."""
-    client = Client(peer, incarnation, name)
-    state.clients[peer] = client
-    state.incarnations[incarnation] = client
-
-
 def remove_worker(state: State, worker: Worker, reason: str, *, expected: bool) -> None:
     """A worker has left (`expected`) or is lost: its runs are placed anew, its results computed anew where needed."""
     del state.workers[worker.peer]
@@ -97,23 +88,6 @@ def remove_worker(state: State, worker: Worker, reason: str, *, expected: bool) 
     worker.backlog.clear()
     for group in (state.idle, state.roomy, state.surplus, state.touched):
         group.pop(worker, None)
-
-
-def remove_client(state: State, client: Client) -> None:
-    """A client has left: what only it wanted is released."""
-    del state.clients[client.peer]
-    state.outboxes.pop(client.peer, None)
-    state.incarnations.pop(client.incarnation, None)
-    wants = list(client.wants)
-    for task in wants:
-        unwant(state, task, client.peer)
-    sweep(state, wants)
-    for content in client.contents:
-        content.uploads.pop(client, None)
-        unreference(state, content)
-    client.contents.clear()
-    state.waits = [wait for wait in state.waits if wait[0] != client.peer]
-    state.restarts = [restart for restart in state.restarts if restart[0] != client.peer]
 
 
 def set_capacity(state: State, worker: Worker, slots: int) -> None:

@@ -7,7 +7,7 @@ from typing import Final
 from trio_dask.errors import ProtocolError
 from trio_dask.identity import Incarnation, PeerId
 from trio_dask.protocol.messages import Message, Reply
-from trio_dask.scheduler.core import membership
+from trio_dask.scheduler.core import clients, membership
 from trio_dask.scheduler.core.balance import balance
 from trio_dask.scheduler.core.handlers import FROM_CLIENT, FROM_WORKER
 from trio_dask.scheduler.core.invariants import check
@@ -47,7 +47,7 @@ class SchedulerCore:
     def add_client(self, peer: PeerId, incarnation: Incarnation, name: str, now: float) -> None:
         """Register a client."""
         self.state.now = now
-        membership.add_client(self.state, peer, incarnation, name)
+        clients.add_client(self.state, peer, incarnation, name)
 
     def remove_peer(self, peer: PeerId, reason: str, now: float, *, expected: bool) -> None:
         """A session has ended: announced (`expected`), or lost for the `reason` given. Unknown peers are ignored."""
@@ -56,7 +56,7 @@ class SchedulerCore:
         if (worker := state.workers.get(peer)) is not None:
             membership.remove_worker(state, worker, reason, expected=expected)
         elif (client := state.clients.get(peer)) is not None:
-            membership.remove_client(state, client)
+            clients.remove_client(state, client)
         self._check()
 
     def handle(self, peer: PeerId, message: Message, now: float) -> None:
