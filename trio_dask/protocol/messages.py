@@ -4,6 +4,9 @@ A message is a value: it carries no behaviour, and names no socket. On the wire 
 (`codec`). Fields are flat and positional; what is rare stands in one `extra` map, so that the common row stays short.
 Fields called `call`, `value`, `error` and `data` are opaque: only the client and the workers can read them.
 
+What workers say stands in `reports`, the data plane in `transfers`, nannies and control in `supervision`; all of it can
+be had from here.
+
 Order matters and is guaranteed: the messages of one connection arrive in the order in which they were sent. So a blob
 stands before the first message that refers to it, a `Free` after the last `Run` that needed the key.
 """
@@ -14,6 +17,21 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from trio_dask.identity import Digest, Key, RunId
+from trio_dask.protocol.reports import (
+    Capacity,
+    Drain,
+    Heartbeat,
+    Inventory,
+    Lost,
+    Missing,
+    NotAcquired,
+    Replicas,
+    Returned,
+    RunFailed,
+    RunFinished,
+    Started,
+    Stored,
+)
 from trio_dask.protocol.supervision import Control, Obituary, Vouch
 from trio_dask.protocol.transfers import Absent, Call, CallResult, Fetch, Put, PutDone, Value
 
@@ -333,109 +351,6 @@ class Acquire(NamedTuple):
     """
 
     keys: tuple[tuple[Key, tuple[str, ...]], ...]
-
-
-# ---------------------------------------------------------------------------------------------- worker -> scheduler
-
-
-class Inventory(NamedTuple):
-    """What a worker that has come back after a lost link has, now that all it had to say before has been said.
-
-    `held` has a row for each value here: key, the run that made it (-1: it was fetched or scattered), size in bytes,
-    type. `runs` are the runs that are waiting, ready or running here. What
-    the scheduler does not want any more it answers with `Free` and `CancelRuns`.
-    """
-
-    held: tuple[tuple[Key, int, int, str], ...]
-    runs: tuple[RunId, ...]
-
-
-class Drain(NamedTuple):
-    """This worker is leaving: it takes no more runs, has handed back what has not started, and finishes the rest.
-
-    The scheduler has others copy what only this worker holds, and sends `Leave` once nothing keeps it.
-    """
-
-    reason: str
-
-
-class NotAcquired(NamedTuple):
-    """These keys of an `Acquire` could not be had from anywhere."""
-
-    keys: tuple[Key, ...]
-
-
-class RunFinished(NamedTuple):
-    """A run gave a result, which this worker now holds. A small one rides along in `value` (pickled)."""
-
-    run: RunId
-    nbytes: int
-    type_name: str
-    duration_s: float
-    value: bytes | None
-
-
-class RunFailed(NamedTuple):
-    """A run raised, or its result cannot be pickled, or it hit its time limit (`kind`: exception, timeout)."""
-
-    run: RunId
-    kind: str
-    error: bytes | None
-    text: str
-    duration_s: float
-
-
-class Started(NamedTuple):
-    """These runs are running now. Sent before the start where `announce` asks for it, else for long ones."""
-
-    runs: tuple[RunId, ...]
-
-
-class Returned(NamedTuple):
-    """These runs have not started and never will here; the scheduler places them anew."""
-
-    runs: tuple[RunId, ...]
-
-
-class Missing(NamedTuple):
-    """`run` is handed back because `key` could not be had from `address` (empty: it was not here)."""
-
-    run: RunId
-    key: Key
-    address: str
-
-
-class Replicas(NamedTuple):
-    """This worker now also holds these keys, fetched from peers."""
-
-    keys: tuple[Key, ...]
-
-
-class Stored(NamedTuple):
-    """A client (by incarnation) has put this value here (`scatter`)."""
-
-    key: Key
-    nbytes: int
-    type_name: str
-    client: str
-
-
-class Lost(NamedTuple):
-    """This worker no longer holds these keys, though nobody told it to drop them."""
-
-    keys: tuple[Key, ...]
-
-
-class Capacity(NamedTuple):
-    """This many tasks can run here at once from now on (a thread that ignores its cancellation keeps its slot)."""
-
-    slots: int
-
-
-class Heartbeat(NamedTuple):
-    """Periodic figures (`cpu_percent`, `memory_bytes`, `managed_bytes`, ...) for people and dashboards."""
-
-    metrics: Mapping[str, Any]
 
 
 FromClient = (
