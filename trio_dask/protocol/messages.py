@@ -288,7 +288,7 @@ class Reply(NamedTuple):
 class Received(NamedTuple):
     """So many messages of this session have been handled. A client may forget these; a lost link replays the rest."""
 
-    count: int
+    number: int
 
 
 # ---------------------------------------------------------------------------------------------- scheduler -> worker
