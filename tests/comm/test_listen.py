@@ -172,7 +172,6 @@ async def test_what_admit_says_reaches_the_caller():
             r"this scheduler has Python 3.* the worker 'w1' has Python 2\.7",
         ),
         (Hello(role="data"), "this scheduler does not serve the role 'data'"),
-        (Hello(role="nanny"), "this scheduler does not serve the role 'nanny'"),
     ],
 )
 async def test_who_cannot_be_served_is_told_so_before_admission(hello, words):

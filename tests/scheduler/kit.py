@@ -43,6 +43,23 @@ class Peer:
 
 class Worker(Peer):
     address = ""
+    info: WorkerInfo
+
+    def come_back(self) -> bool:
+        """The same process has dialled again, after its session was lost or not; False if it cannot go on."""
+        self.kit.last += 1
+        previous = self.info.incarnation
+        self.peer = PeerId(self.kit.last)
+        self.info = self.info._replace(incarnation=Incarnation(f"i{self.peer}"))
+        self.inbox.clear()
+        self.kit.peers[self.peer] = self
+        back = self.kit.core.come_back(self.peer, previous, self.info, self.kit.now)
+        self.kit.settle()
+        return back
+
+    def bring(self, *held: tuple[str, int], runs: tuple[RunId, ...] = ()) -> None:
+        """Tell what came along: keys with the runs that made them (-1: fetched), and runs that are under way."""
+        self.send(m.Inventory(tuple((key, run, 28, "int") for key, run in held), runs))
 
     def runs(self) -> list[m.Run]:
         """Runs that arrived since the last time."""
@@ -77,6 +94,10 @@ class Client(Peer):
         return [message.key for message in self.take(m.KeyFailed)]
 
 
+class Nanny(Peer):
+    pass
+
+
 class Kit:
     def __init__(self, **settings: Any) -> None:
         self.core = SchedulerCore(CoreSettings(**{"validate": True, "free_delay_s": 0.0, **settings}))
@@ -84,14 +105,31 @@ class Kit:
         self.peers: dict[PeerId, Peer] = {}
         self.last = 0
 
-    def worker(self, name: str = "", *, nthreads: int = 1, resources: dict[str, float] | None = None) -> Worker:
+    def worker(
+        self,
+        name: str = "",
+        *,
+        nthreads: int = 1,
+        resources: dict[str, float] | None = None,
+        reconnect: bool = False,
+        process: str = "",
+    ) -> Worker:
         self.last += 1
         peer = PeerId(self.last)
         name = name or f"w{peer}"
         worker = Worker(self, peer, codec.TO_WORKER, name)
         worker.address = f"tcp://host-{peer}:9000"
-        info = WorkerInfo(
-            name, worker.address, f"host-{peer}", nthreads, 0, resources or {}, Incarnation(f"i{peer}"), 4000 + peer
+        info = worker.info = WorkerInfo(
+            name,
+            worker.address,
+            f"host-{peer}",
+            nthreads,
+            0,
+            resources or {},
+            Incarnation(f"i{peer}"),
+            4000 + peer,
+            reconnect,
+            process,
         )
         self.peers[peer] = worker
         refusal = self.core.add_worker(peer, info, self.now)
@@ -108,8 +146,16 @@ class Kit:
         client.send(m.Blob(FUNCTION, 3, b"fun"))
         return client
 
+    def nanny(self, process: str) -> Nanny:
+        self.last += 1
+        nanny = Nanny(self, PeerId(self.last), codec.TO_NANNY, process)
+        self.peers[nanny.peer] = nanny
+        self.core.add_nanny(nanny.peer, nanny.name, process, self.now)
+        return nanny
+
     def deliver(self, sender: Peer, messages: tuple[m.Message, ...]) -> None:
-        allowed = codec.FROM_CLIENT if isinstance(sender, Client) else codec.FROM_WORKER
+        kinds = {Client: codec.FROM_CLIENT, Worker: codec.FROM_WORKER, Nanny: codec.FROM_NANNY}
+        allowed = kinds[type(sender)]
         for message in codec.decode(codec.encode(messages), allowed):
             self.core.handle(sender.peer, message, self.now)
         self.settle()

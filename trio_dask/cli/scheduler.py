@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import click
 
 from trio_dask.cli.common import Checked, Program, common_options, file_option, run_command
-from trio_dask.config import DEFAULT_PORT, SchedulerSettings, parse_port
+from trio_dask.config import DEFAULT_PORT, SchedulerSettings, parse_count, parse_port, parse_timedelta
 from trio_dask.deploy.program import Stopper, raise_file_limit, run_program, spare_garbage_collection
 
 __all__ = ["main"]
 
+LONE_WORKER_TTLS = 6
+"""So much longer a worker may be silent that has no nanny: nobody can vouch for it while a task holds its interpreter."""
+
 SECTIONS = {
     "Where to listen": ["host", "port", "interface"],
+    "Patience": ["reconnect_grace", "worker_ttl", "allowed_failures", "idle_timeout"],
     "Files": ["scheduler_file", "pid_file"],
 }
 
@@ -24,6 +29,32 @@ SECTIONS = {
     "--port", type=Checked("PORT", parse_port), default=None, help=f"0 takes any free port. Default: {DEFAULT_PORT}."
 )
 @click.option("--interface", default=None, metavar="NAME", help="Network interface to listen on, such as eth0.")
+@click.option(
+    "--reconnect-grace",
+    type=Checked("TIME", parse_timedelta),
+    default="5s",
+    show_default=True,
+    help="How long what a lost worker had is kept for its return; 0 computes it anew at once.",
+)
+@click.option(
+    "--worker-ttl",
+    type=Checked("TIME", parse_timedelta),
+    default="10s",
+    show_default=True,
+    help="A worker without a sign of life, from itself or its nanny, for this long is lost (without a nanny: 6 times).",
+)
+@click.option(
+    "--allowed-failures",
+    type=Checked("N", parse_count),
+    default=3,
+    show_default=True,
+    help="So many workers may die while they run a task; then it fails.",
+)
+@click.option(
+    "--idle-timeout",
+    type=Checked("TIME", parse_timedelta),
+    help="End after this long without work, such as 1h. Default: never (0).",
+)
 @file_option("--scheduler-file", help="Write the address there, for workers and clients that are given this file.")
 @file_option("--pid-file", help="Write the process id there.")
 @common_options
@@ -33,6 +64,10 @@ def scheduler(
     host: str,
     port: int | None,
     interface: str | None,
+    reconnect_grace: float,
+    worker_ttl: float,
+    allowed_failures: int,
+    idle_timeout: float | None,
     scheduler_file: str | None,
     pid_file: str | None,
     debug: bool,
@@ -52,6 +87,11 @@ def scheduler(
         interface=interface,
         scheduler_file=scheduler_file,
         pid_file=pid_file,
+        allowed_failures=allowed_failures,
+        reconnect_grace_s=reconnect_grace,
+        worker_ttl_s=worker_ttl or math.inf,
+        lone_worker_ttl_s=LONE_WORKER_TTLS * worker_ttl or math.inf,
+        idle_timeout_s=idle_timeout or math.inf,
     )
 
     async def service() -> None:

@@ -113,6 +113,8 @@ class Connection:
         self.hello = hello
         self.goodbye: Goodbye | None = None
         self.settings = settings or LinkSettings()
+        self.silence_s = self.settings.silence_s
+        """How long the peer may be silent. May be set, for peers whose life is watched otherwise."""
         self._transport = transport
         self._allowed = allowed
         self._decoder = FrameDecoder()
@@ -136,6 +138,11 @@ class Connection:
 
     def __repr__(self) -> str:
         return f"<Connection with {self.remote}>"
+
+    @property
+    def heard_at(self) -> float:
+        """When the last byte came from the peer, by Trio's clock."""
+        return self._heard_at
 
     @property
     def remote(self) -> str:
@@ -364,13 +371,15 @@ class Connection:
         settings = self.settings
         while True:
             ping_at = self._sent_at + settings.keepalive_s
-            silent_at = self._heard_at + settings.silence_s
-            await trio.sleep_until(min(ping_at, silent_at))
+            silent_at = self._heard_at + self.silence_s
+            wake_at = min(ping_at, silent_at)
+            await trio.sleep_until(wake_at)
             now = trio.current_time()
-            if now >= self._heard_at + settings.silence_s:
-                # When this process was stopped or busy, it is late itself: what came meanwhile waits to be read.
-                if not self._transport.has_input():
-                    self.abort(f"{self.remote} was silent for {settings.silence_s:g} s")
+            if now >= self._heard_at + self.silence_s:
+                # When this process was stopped or busy, it is late itself: what came meanwhile waits to be read. And if
+                # nothing came, the peer may have been stopped likewise, as all processes of a job can be.
+                if not self._transport.has_input() and now < wake_at + settings.keepalive_s:
+                    self.abort(f"{self.remote} was silent for {self.silence_s:g} s")
                     return
                 self._heard_at = now
             too_much = self._backlog.size > settings.max_backlog_bytes

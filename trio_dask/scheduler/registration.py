@@ -1,4 +1,7 @@
-"""What a worker says of itself when it registers. Every field is checked: a peer can write anything there."""
+"""What workers and nannies say of themselves when they register.
+
+Every field is checked: a peer can write anything there.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,11 @@ from typing import Any, cast
 
 from trio_dask.config import MAX_NAME_LENGTH, MAX_THREADS
 from trio_dask.errors import ProtocolError
+from trio_dask.identity import Incarnation
 from trio_dask.protocol.hello import Hello
 from trio_dask.scheduler.core import WorkerInfo
 
-__all__ = ["worker_info"]
+__all__ = ["nanny_process", "previous_session", "worker_info"]
 
 MAX_ADDRESS_LENGTH = 512
 MAX_RESOURCES = 1000
@@ -36,7 +40,29 @@ def worker_info(hello: Hello) -> WorkerInfo:
         resources=_resources(details),
         incarnation=hello.incarnation,
         pid=_number(details, "pid", 0, 2**31),
+        reconnect=details.get("reconnect") is True,
+        process=_text(details, "process", MAX_NAME_LENGTH),
     )
+
+
+def previous_session(hello: Hello, scheduler: Incarnation) -> Incarnation:
+    """The session of this scheduler in which a worker was before, as it says; empty if there was none.
+
+    Raises:
+      ProtocolError: something in it cannot be.
+    """
+    if _text(hello.details, "scheduler", MAX_NAME_LENGTH) != scheduler:
+        return Incarnation("")
+    return Incarnation(_text(hello.details, "previous", MAX_NAME_LENGTH))
+
+
+def nanny_process(hello: Hello) -> str:
+    """What a nanny calls the worker process that it looks after; empty if it has none at the moment.
+
+    Raises:
+      ProtocolError: it cannot be.
+    """
+    return _text(hello.details, "process", MAX_NAME_LENGTH)
 
 
 def _text(details: Mapping[str, Any], name: str, longest: int) -> str:

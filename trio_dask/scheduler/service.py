@@ -13,6 +13,7 @@ touched leaves at once. Nothing is unpickled here, and nothing that could unpick
 from __future__ import annotations
 
 import logging
+import math
 import os
 import socket
 from itertools import count
@@ -21,16 +22,19 @@ import trio
 
 from trio_dask.comm.addresses import Address, addresses_of_interface, choose_advertised_host, parse_address
 from trio_dask.comm.connection import Connection, LinkSettings
+from trio_dask.comm.control import serve_control
 from trio_dask.comm.listen import serve
 from trio_dask.comm.transport import ConnectionLost, Transport
 from trio_dask.config import SchedulerSettings
 from trio_dask.errors import ProtocolError
 from trio_dask.files import present, scheduler_file_text
-from trio_dask.identity import PeerId, new_incarnation
+from trio_dask.identity import Incarnation, PeerId, new_incarnation
 from trio_dask.protocol.hello import Hello, Refusal, Welcome
-from trio_dask.protocol.messages import Leave
-from trio_dask.scheduler.core import ClosePeer, CoreSettings, SchedulerCore, Stop
-from trio_dask.scheduler.registration import worker_info
+from trio_dask.protocol.messages import Leave, Restart
+from trio_dask.scheduler.control import scheduler_commands
+from trio_dask.scheduler.core import ClosePeer, CoreSettings, Notice, SchedulerCore, Stop
+from trio_dask.scheduler.registration import nanny_process, previous_session, worker_info
+from trio_dask.scheduler.returns import Returns
 
 __all__ = ["run_scheduler"]
 
@@ -61,13 +65,28 @@ async def run_scheduler(
 class _Service:
     def __init__(self, settings: SchedulerSettings) -> None:
         self._settings = settings
-        self._core = SchedulerCore(CoreSettings(allowed_failures=settings.allowed_failures))
+        self._core = SchedulerCore(
+            CoreSettings(
+                allowed_failures=settings.allowed_failures,
+                reconnect_grace_s=settings.reconnect_grace_s,
+                worker_ttl_s=settings.worker_ttl_s,
+                lone_worker_ttl_s=settings.lone_worker_ttl_s,
+                idle_timeout_s=settings.idle_timeout_s,
+            )
+        )
         self._identity = Hello(role="scheduler", incarnation=new_incarnation())
         self._connections: dict[PeerId, Connection] = {}
+        self._welcomed_back: set[Incarnation] = set()
+        """Earlier sessions of workers that were told that they can go on where these ended."""
+        self._clients = Returns(self._core, self._identity.incarnation)
         self._peer_ids = count(1)  # 0 is taken: the core means `fire_and_forget` by it
         self._alarm = trio.CancelScope()
         self._stopping = trio.Event()
         self._stop_reason = "the scheduler was stopped"
+        self._address = ""
+        self._commands = scheduler_commands(
+            self._core, self._identity, address=lambda: self._address, restart=self._restart, stop=self._stop
+        )
 
     async def heed_cancellation(self) -> None:
         """Turn the cancellation of the whole service into an orderly stop."""
@@ -78,11 +97,13 @@ class _Service:
 
     async def run(self, task_status: trio.TaskStatus[Address]) -> None:
         """Serve until a stop is asked for, then end in good order."""
+        self._core.begin(trio.current_time())
         async with trio.open_nursery() as sessions:
             sessions.start_soon(self._tick)
             accepting = trio.CancelScope()
             bound: list[Address] = await sessions.start(self._accept, accepting, sessions)
             address = self._advertised(bound)
+            self._address = str(address)
             with present(self._settings.scheduler_file, self._scheduler_file(address)):
                 self._announce(address, bound)
                 task_status.started(address)
@@ -146,8 +167,19 @@ class _Service:
     # -------------------------------------------------------------------------------------------------- sessions
 
     def _admit(self, hello: Hello, transport: Transport) -> Welcome | Refusal:
+        if hello.role == "client":
+            details, former = self._clients.greet(hello, trio.current_time())
+            connection = self._connections.pop(former, None) if former is not None else None
+            if connection is not None:
+                connection.abort("its client has begun another session")
+            return Welcome(incarnation=self._identity.incarnation, details=details)
         if hello.role == "worker":
-            refused = self._core.refusal(worker_info(hello))
+            info = worker_info(hello)
+            previous = previous_session(hello, self._identity.incarnation)
+            if self._core.may_return(previous, info):
+                self._welcomed_back.add(previous)
+                return Welcome(incarnation=self._identity.incarnation, details={"returned": True})
+            refused = self._core.refusal(info)
             if refused is not None:
                 return Refusal(refused, "name")
         return Welcome(incarnation=self._identity.incarnation)
@@ -156,8 +188,14 @@ class _Service:
         """One peer, from its welcome to its end. What it does wrong ends this session and no other."""
         hello = connection.hello
         assert isinstance(hello, Hello)
-        peer = PeerId(next(self._peer_ids))
-        refused = self._register(peer, hello)
+        if hello.role == "control":
+            await serve_control(connection, self._commands)
+            return
+        peer = self._peer_of(hello)
+        if peer is None:
+            connection.abort("its client has to call again")
+            return
+        refused = self._register(peer, connection, hello)
         if refused is not None:  # somebody else took the name between our welcome and now
             await connection.aclose(refused)
             return
@@ -166,6 +204,8 @@ class _Service:
         try:
             self._settle()
             async for batch in connection.batches():
+                if self._connections.get(peer) is not connection:
+                    break  # its client goes on with another one
                 now = trio.current_time()
                 for message in batch:
                     self._core.handle(peer, message, now)
@@ -178,29 +218,65 @@ class _Service:
             await connection.aclose(str(error))
 
     def _remove(self, peer: PeerId, connection: Connection, error: Exception | None) -> None:
+        if self._connections.get(peer) is not connection:
+            return
         goodbye = connection.goodbye
         reason = goodbye.reason if goodbye is not None else str(error or "the session was ended by the scheduler")
         worker = self._core.state.workers.get(peer)
-        who = f"Client at {connection.remote}" if worker is None else f"Worker {worker.info.name}"
-        if goodbye is None and not self._stopping.is_set():
-            level = logging.WARNING if isinstance(error, ProtocolError) else logging.INFO
-            log.log(level, "%s is lost: %s", who, reason)
-        elif worker is not None:
-            log.info("%s has left: %s", who, reason)
+        hello = connection.hello
+        assert isinstance(hello, Hello)
+        if isinstance(error, ProtocolError):
+            log.warning("The session of the %s at %s was ended: %s", hello, connection.remote, reason)
+        elif hello.role == "client" and goodbye is None and not self._stopping.is_set():
+            log.info("Client at %s is lost: %s", connection.remote, reason)
+        elif worker is not None and goodbye is not None:
+            log.info("Worker %s has left: %s", worker.info.name, reason)
         del self._connections[peer]
-        self._core.remove_peer(peer, reason, trio.current_time(), expected=goodbye is not None)
+        # A client that said what cannot be would say it again.
+        expected = goodbye is not None or (worker is None and isinstance(error, ProtocolError))
+        self._core.remove_peer(peer, reason, trio.current_time(), expected=expected)
         self._settle()
 
-    def _register(self, peer: PeerId, hello: Hello) -> str | None:
+    def _peer_of(self, hello: Hello) -> PeerId | None:
+        """The peer that a session belongs to: a new one, or, for a client that is back, the one it was."""
+        if hello.role == "client":
+            return self._clients.enter(hello, lambda: PeerId(next(self._peer_ids)), trio.current_time())
+        return PeerId(next(self._peer_ids))
+
+    def _register(self, peer: PeerId, connection: Connection, hello: Hello) -> str | None:
         now = trio.current_time()
-        if hello.role != "worker":
-            self._core.add_client(peer, hello.incarnation, hello.name, now)
+        if hello.role == "client":
             return None
+        if hello.role == "nanny":
+            self._core.add_nanny(peer, hello.name, nanny_process(hello), now)
+            return None
+        # The core watches whether workers live: a task may keep one from saying so itself for minutes.
+        connection.silence_s = math.inf
         info = worker_info(hello)
+        previous = previous_session(hello, self._identity.incarnation)
+        if previous in self._welcomed_back:
+            self._welcomed_back.discard(previous)
+            if not self._core.come_back(peer, previous, info, now):
+                connection.abort("it cannot go on where it was any more")  # so it calls again, and begins afresh
+                return "it is too late to go on"
+            return None
         refused = self._core.add_worker(peer, info, now)
         if refused is None:
             log.info("Registered worker %s at %s (%d threads)", info.name, info.address, info.nthreads)
         return refused
+
+    def _restart(self, reason: str) -> None:
+        """Have all workers begin afresh, as for a client that is here for nothing else."""
+        now = trio.current_time()
+        peer = PeerId(next(self._peer_ids))
+        self._core.add_client(peer, new_incarnation(), reason, now)
+        self._core.handle(peer, Restart(1), now)
+        self._core.remove_peer(peer, reason, now, expected=True)
+        self._settle()
+
+    def _stop(self, reason: str) -> None:
+        self._stop_reason = reason
+        self._stopping.set()
 
     # ---------------------------------------------------------------------------------------------- carrying out
 
@@ -216,9 +292,10 @@ class _Service:
                     connection = self._connections.get(peer)
                     if connection is not None:
                         connection.abort(reason)
+                case Notice(text, is_warning):
+                    log.log(logging.WARNING if is_warning else logging.INFO, "%s", text)
                 case Stop(reason):
-                    self._stop_reason = reason
-                    self._stopping.set()
+                    self._stop(reason)
         deadline = core.next_deadline()
         if self._alarm.deadline != deadline:
             self._alarm.deadline = deadline
@@ -235,6 +312,8 @@ class _Service:
         while True:
             with trio.CancelScope(deadline=self._core.next_deadline()) as self._alarm:
                 await trio.sleep_forever()
+            for peer, connection in self._connections.items():
+                self._core.heard(peer, connection.heard_at)
             self._core.tick(trio.current_time())
             self._settle()
 

@@ -7,10 +7,12 @@ from typing import Any
 
 from trio_dask.client.core.client import ClientCore
 from trio_dask.client.core.states import Ended, KeyState
-from trio_dask.identity import Incarnation, Key, PeerId
+from trio_dask.identity import Incarnation, Key, PeerId, RunId
 from trio_dask.protocol import codec
-from trio_dask.protocol.messages import Goodbye, Message, Run
+from trio_dask.protocol.messages import Goodbye, Leave, Message, Obituary, Run
 from trio_dask.scheduler.core import CoreSettings, SchedulerCore, WorkerInfo
+from trio_dask.scheduler.core.leaving import TRIES
+from trio_dask.scheduler.core.tables import InMemory
 from trio_dask.testing.links import Link, Pipe, Timeline
 from trio_dask.testing.workload import Job, compute
 from trio_dask.worker.core.invariants import check as check_worker
@@ -33,9 +35,25 @@ class SimScheduler:
     def __init__(self, timeline: Timeline, settings: CoreSettings) -> None:
         self.timeline = timeline
         self.core = SchedulerCore(settings)
+        self.incarnation = Incarnation("scheduler.0")
         self.links: dict[PeerId, Link] = {}
+        self.leaves: list[str] = []
+        """What went wrong when workers were sent away."""
+        self._settings = settings
+        self._nanny = PeerId(-1)
+        """One nanny for all workers, so that its link is as good as any."""
         self._last = 0
         self._tick_at = float("inf")
+        self.core.add_nanny(self._nanny, "nanny", "", timeline.now)
+
+    def restart(self) -> None:
+        """As by kill -9, and then by hand: another scheduler is there, which knows nobody."""
+        for link in self.links.values():
+            link.cut()
+        self.links.clear()
+        self.incarnation = Incarnation(f"scheduler.{self._last}")
+        self.core = SchedulerCore(self._settings)
+        self.core.add_nanny(self._nanny, "nanny", "", self.timeline.now)
 
     def connect(
         self, incoming: codec.Allowed, outgoing: codec.Allowed, deliver: Callable[[Sequence[Message]], None]
@@ -61,16 +79,34 @@ class SimScheduler:
             self.core.remove_peer(peer, reason, self.timeline.now, expected=False)
             self.settle()
 
+    def bury(self, process: str, cause: str, ran: tuple[RunId, ...]) -> None:
+        """A nanny tells that a worker process has ended."""
+        self.core.handle(self._nanny, Obituary(process, False, cause, True, ran, {}), self.timeline.now)
+        self.settle()
+
     def settle(self) -> None:
         """Place, send, and see when to look again."""
         self.core.place(self.timeline.now)
         for peer, messages in self.core.drain().items():
+            if any(isinstance(message, Leave) for message in messages):
+                self._check_leave(peer)
             if peer in self.links:
                 self.links[peer].to_peer.send(messages)
         deadline = self.core.next_deadline()
         if deadline < self._tick_at:
             self._tick_at = deadline
             self.timeline.at(max(deadline, self.timeline.now), self._tick)
+
+    def _check_leave(self, peer: PeerId) -> None:
+        """Whoever is sent away must not take the only copy of anything along, if somebody can keep another."""
+        state = self.core.state
+        worker = state.workers.get(peer)
+        if worker is None or not any(not other.leaving and not other.returning for other in state.workers.values()):
+            return
+        for task in worker.holds:
+            alone = isinstance(task.phase, InMemory) and all(holder.leaving for holder in task.phase.holders)
+            if alone and worker.copying.get(task, (None, 0))[1] < TRIES:
+                self.leaves.append(f"{worker.info.name} was sent away with the only copy of {task.key}")
 
     def _tick(self) -> None:
         self._tick_at = float("inf")
@@ -80,10 +116,22 @@ class SimScheduler:
 
 
 class SimWorker:
-    """The worker core with slots that take virtual time, a store, and a data plane."""
+    """The worker core with slots that take virtual time, a store, and a data plane.
+
+    It may have a nanny, which tells the scheduler how it ended and what it was running then.
+    """
 
     def __init__(
-        self, timeline: Timeline, scheduler: SimScheduler, network: Network, name: str, slots: int, jobs: dict[Key, Job]
+        self,
+        timeline: Timeline,
+        scheduler: SimScheduler,
+        network: Network,
+        name: str,
+        slots: int,
+        jobs: dict[Key, Job],
+        *,
+        reconnect: bool = False,
+        nanny: bool = False,
     ) -> None:
         self.timeline = timeline
         self.scheduler = scheduler
@@ -97,15 +145,99 @@ class SimWorker:
         self.store: dict[Key, int] = {}
         self.jobs = jobs
         self.alive = True
+        self.reconnect = reconnect
+        self.process = f"process-{name}" if nanny else ""
         self.executed: list[Key] = []
+        self.running: dict[RunId, Key] = {}
+        """What the slots execute, wanted or not."""
+        self.fatal: dict[Key, None] = {}
+        """What can be blamed for its death: what it ran. For a loss that outlasts the grace: what it was given."""
+        self._unseen: dict[Key, None] = {}
+        """What it had been given when its link was lost, whether it ran or not: nobody can tell."""
         self._fetches: dict[FetchId, None] = {}
         self._heard_at = 0.0
+        self._sessions = 0
+        self._session: tuple[Incarnation, Incarnation] | None = None
         network.workers[self.address] = self
-        self.peer, self.link = scheduler.connect(codec.FROM_WORKER, codec.TO_WORKER, self.receive)
-        info = WorkerInfo(name, self.address, name, slots, 0, {}, Incarnation(name), 0)
-        assert scheduler.core.add_worker(self.peer, info, timeline.now) is None
-        self.core.session_began(self.address)
-        scheduler.settle()
+        self.connect()
+
+    # ------------------------------------------------------------------------------------------ sessions
+
+    def connect(self) -> None:
+        """Dial the scheduler, to go on with the last session if it was lost and that can be; else try again later."""
+        if not self.alive:
+            return
+        now, core = self.timeline.now, self.scheduler.core
+        self._sessions += 1
+        incarnation = Incarnation(f"{self.name}.{self._sessions}")
+        info = WorkerInfo(
+            self.name, self.address, self.name, self.slots, 0, {}, incarnation, 0, self.reconnect, self.process
+        )
+        previous = self._session[0] if self._session and self._session[1] == self.scheduler.incarnation else None
+        returned = previous is not None and core.may_return(previous, info)
+        if not returned:
+            if self._session is not None:
+                self.fatal.update(self._unseen)
+                self.core.reset(now)
+                self._session = None
+                self.pump()
+            if core.refusal(info) is not None:
+                self.timeline.after(0.02, self.connect)
+                return
+        self.peer, self.link = self.scheduler.connect(codec.FROM_WORKER, codec.TO_WORKER, self.receive)
+        if returned:
+            assert previous is not None
+            assert core.come_back(self.peer, previous, info, now)
+        else:
+            assert core.add_worker(self.peer, info, now) is None
+        self._session = incarnation, self.scheduler.incarnation
+        self._unseen.clear()
+        self.core.session_began(self.address, returned)
+        self.scheduler.settle()
+        self.pump()
+
+    def lose_link(self) -> None:
+        """Its link is cut. Both ends notice sooner or later, the scheduler perhaps only when it calls again."""
+        if not self.alive or not self.link.is_open:
+            return
+        rng, peer = self.timeline.rng, self.peer
+        self._unseen.clear()
+        self.link.cut()
+
+        def be_missed() -> None:
+            worker = self.scheduler.core.state.workers.get(peer)
+            if worker is not None:
+                self._unseen = {task.key: None for task in worker.processing.values()}
+            self.scheduler.lose(peer, "cut")
+
+        self.timeline.after(rng.choice((0.0, 0.01, 0.2)), be_missed)
+
+        def notice() -> None:
+            if self.alive:
+                self.core.session_lost(self.timeline.now)
+                self.pump()
+                self.timeline.after(rng.choice((0.001, 0.02, 0.3)), self.connect)
+
+        self.timeline.after(rng.choice((0.0, 0.01)), notice)
+
+    def drain(self) -> None:
+        """It was told to stop."""
+        if self.alive:
+            self.core.drain_began("asked to stop")
+            self.pump()
+
+    def pause(self, seconds: float) -> None:
+        """It is short of memory for a while."""
+
+        def resume() -> None:
+            if self.alive:
+                self.core.resume()
+                self.pump()
+
+        if self.alive:
+            self.core.pause()
+            self.pump()
+            self.timeline.after(seconds, resume)
 
     def receive(self, messages: Sequence[Message]) -> None:
         """A batch from the scheduler has arrived."""
@@ -118,8 +250,14 @@ class SimWorker:
         """As by kill -9: nothing it does is seen any more; the scheduler notices a little later."""
         self.alive = False
         self.network.workers.pop(self.address, None)
+        rng, peer, ran = self.timeline.rng, self.peer, tuple(self.running)
+        self.fatal.update(dict.fromkeys(self.running.values()))
+        if self.process:
+            # A nanny is faster than any grace, but not always faster than the end of the link.
+            delay = rng.random() * 0.04 if self.link.is_open else 0.0
+            self.timeline.after(delay, lambda: self.scheduler.bury(self.process, "killed", ran))
         self.link.cut()
-        self.timeline.after(self.timeline.rng.random() * 0.05, lambda: self.scheduler.lose(self.peer, "killed"))
+        self.timeline.after(rng.random() * 0.05, lambda: self.scheduler.lose(peer, "killed"))
 
     def pump(self) -> None:
         """Do all that the core asks for, and let slots take what is ready."""
@@ -175,11 +313,13 @@ class SimWorker:
                 self._report(lambda lacking=key: self.core.input_gone(run, lacking))  # type: ignore[misc]
                 return
         self.executed.append(run.key)
+        self.running[run.run] = run.key
         self.timeline.after(self.jobs[run.key].seconds, lambda: self._end(run, tuple(inputs)))
 
     def _end(self, run: Run, inputs: tuple[int, ...]) -> None:
         if not self.alive:
             return
+        self.running.pop(run.run, None)
         job = self.jobs[run.key]
         job.executions += 1
         if job.executions <= job.failing:

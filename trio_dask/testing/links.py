@@ -99,6 +99,11 @@ class Link:
         self.to_scheduler = to_scheduler
         self.to_peer = to_peer
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it has not been cut."""
+        return self.to_scheduler.is_open
+
     def cut(self) -> None:
         """Lose what is under way, both ways."""
         self.to_scheduler.close()

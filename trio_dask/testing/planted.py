@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 from unittest import mock
 
 from trio_dask.identity import Key, RunId
-from trio_dask.protocol.messages import RunFinished
-from trio_dask.scheduler.core import handlers, lifecycle, placement
+from trio_dask.protocol.messages import Inventory, RunFinished
+from trio_dask.scheduler.core import absence, handlers, leaving, lifecycle, membership, placement
 from trio_dask.scheduler.core.tables import Processing, State, Task, Waiting, Worker
 from trio_dask.testing.simulate import World
 
@@ -94,8 +94,84 @@ def leaked_slot(world: World) -> Generator[None]:
     yield
 
 
+@contextmanager
+def merged_state(world: World) -> Generator[None]:
+    """What was believed of a worker before it was away is believed after its return."""
+    reconcile = absence.reconcile
+
+    def merge(state: State, worker: Worker, inventory: Inventory) -> None:
+        reconcile(state, worker, inventory._replace(runs=(*inventory.runs, *worker.processing)))
+
+    with mock.patch.dict(handlers.FROM_WORKER, {Inventory: merge}):
+        yield
+
+
+@contextmanager
+def trusted_keys(world: World) -> Generator[None]:
+    """A value that a worker brings back is taken for the result of the task that has its key now."""
+    reconcile = absence.reconcile
+
+    def trust(state: State, worker: Worker, inventory: Inventory) -> None:
+        for key, _, nbytes, type_name in inventory.held:
+            task = state.tasks.get(key)
+            if task is not None and isinstance(task.phase, Processing) and task.phase.worker is worker:
+                lifecycle.finish(state, task, worker, nbytes, type_name, None)
+        reconcile(state, worker, inventory)
+
+    with mock.patch.dict(handlers.FROM_WORKER, {Inventory: trust}):
+        yield
+
+
+@contextmanager
+def half_removed_worker(world: World) -> Generator[None]:
+    """A worker is gone, and stays among those that can be given work."""
+    bury = membership.bury
+
+    def leave_behind(state: State, worker: Worker, reason: str, **how: Any) -> None:
+        had_room = worker in state.roomy
+        bury(state, worker, reason, **how)
+        if had_room:
+            state.roomy[worker] = None
+
+    with mock.patch.object(membership, "bury", leave_behind), mock.patch.object(absence, "bury", leave_behind):
+        yield
+
+
+@contextmanager
+def blamed_innocents(world: World) -> Generator[None]:
+    """Whatever was assigned to a worker that died is blamed, whether it ran or not."""
+    bury = membership.bury
+
+    def blame_all(state: State, worker: Worker, reason: str, **how: Any) -> None:
+        bury(state, worker, reason, **{**how, "ran": tuple(worker.processing)})
+
+    with mock.patch.object(membership, "bury", blame_all), mock.patch.object(absence, "bury", blame_all):
+        yield
+
+
+@contextmanager
+def hasty_retirement(world: World) -> Generator[None]:
+    """A worker is sent away once nothing runs there, whatever it holds."""
+    with mock.patch.object(leaving, "_held_alone", return_value=[]):
+        yield
+
+
 Bug = Callable[[World], AbstractContextManager[None]]
 
 PLANTED: Final[Mapping[str, Bug]] = MappingProxyType(
-    {bug.__name__: bug for bug in (dropped_message, stale_result, miscounted_dependency, lost_wakeup, leaked_slot)}
+    {
+        bug.__name__: bug
+        for bug in (
+            dropped_message,
+            stale_result,
+            miscounted_dependency,
+            lost_wakeup,
+            leaked_slot,
+            merged_state,
+            trusted_keys,
+            half_removed_worker,
+            blamed_innocents,
+            hasty_retirement,
+        )
+    }
 )

@@ -1,7 +1,8 @@
 """Seeded simulation of the bare cores: `python -m trio_dask.testing.simulate --seeds N`.
 
 Each seed is one small history: a random graph, clients that submit, read, cancel, retry, release and vanish, workers
-that join and die, links that delay and are cut. First safety: every event is followed by the invariants of the cores.
+that join, die, drain, are retired or short of memory, links that delay and are cut, for a moment or for long, and a
+scheduler that is killed and started again. First safety: every event is followed by the invariants of the cores.
 Then the faults stop, and liveness is demanded: within a bound everything that is still wanted has finished, with the
 value of a plain evaluation of the graph, and when the clients have left nothing is left of it anywhere.
 """
@@ -16,9 +17,9 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Final
 
 from trio_dask.client.core.outbox import NO_EXTRA, Content, Row
-from trio_dask.client.core.states import KeyState
+from trio_dask.client.core.states import Ended, KeyState
 from trio_dask.identity import Key
-from trio_dask.protocol.messages import KeyFailed
+from trio_dask.protocol.messages import KeyFailed, Retire
 from trio_dask.scheduler.core import CoreSettings
 from trio_dask.scheduler.core.invariants import check_empty
 from trio_dask.testing.actors import Network, SimClient, SimScheduler, SimWorker
@@ -47,9 +48,17 @@ class World:
         self.timeline = Timeline(seed)
         self.rng = self.timeline.rng
         self.network = Network()
-        self.lethal = self.rng.random() < 0.1
-        """Whether tasks may be given up because their workers keep dying."""
-        settings = CoreSettings(validate=True, allowed_failures=2 if self.lethal else 1000)
+        self.allowed_failures = self.rng.choice((1, 2)) if self.rng.random() < 0.2 else 1000
+        """After so many deaths of its workers a task is given up."""
+        self.guarded = self.rng.random() < 0.5
+        """Whether all workers have nannies, so that it is known exactly what a worker was running when it died."""
+        self.restless = self.rng.random() < 0.05
+        """Whether the scheduler may be killed."""
+        settings = CoreSettings(
+            validate=True,
+            allowed_failures=self.allowed_failures,
+            reconnect_grace_s=self.rng.choice((0.05, 0.25) if self.guarded else (0.0, 0.05, 0.25)),
+        )
         self.scheduler = SimScheduler(self.timeline, settings)
         self.jobs = random_jobs(self.rng, self.rng.choice((1, 5, 20, 60))) if jobs is None else jobs
         self.graph = list(self.jobs)
@@ -58,6 +67,8 @@ class World:
         self.expected = expected(self.jobs)
         self.workers: list[SimWorker] = []
         self.clients: list[SimClient] = []
+        self.requests = 1_000_000
+        """Numbers of requests that clients make past their cores."""
         self.watched: list[tuple[KeyState, int | None]] = []
         self.settled: dict[int, int] = {}
         """How often each watched future was reported as settled, by identity."""
@@ -76,8 +87,16 @@ class World:
     def add_worker(self) -> SimWorker:
         """A worker joins."""
         name = f"w{len(self.workers)}"
-        slots = self.rng.choice((1, 1, 2, 4))
-        worker = SimWorker(self.timeline, self.scheduler, self.network, name, slots, self.jobs)
+        worker = SimWorker(
+            self.timeline,
+            self.scheduler,
+            self.network,
+            name,
+            self.rng.choice((1, 1, 2, 4)),
+            self.jobs,
+            reconnect=self.guarded or self.rng.random() < 0.7,
+            nanny=self.guarded,
+        )
         self.workers.append(worker)
         return worker
 
@@ -130,12 +149,11 @@ class World:
         if event < 0.25:
             if len(alive) < 6:
                 self.add_worker()
-        elif event < 0.5:
-            if alive:
-                rng.choice(alive).die()
         elif event < 0.55:
             if alive:
-                rng.choice(alive).leave()
+                self.trouble_worker(rng.choice(alive))
+        elif self.restless and event < 0.57:
+            self.restart_scheduler()
         elif client is None:
             pass
         elif event < 0.65 and client.futures:
@@ -152,6 +170,42 @@ class World:
         elif event < 0.98 and len(open_clients) > 1:
             client.vanish()
 
+    def trouble_worker(self, worker: SimWorker) -> None:
+        """Something happens to a worker."""
+        rng = self.rng
+        event = rng.random()
+        if event < 0.35:
+            worker.die()
+        elif event < 0.7:
+            worker.lose_link()
+        elif event < 0.75:
+            worker.leave()
+        elif event < 0.85:
+            worker.drain()
+        elif event < 0.9:
+            worker.pause(rng.random() * 0.2)
+        else:
+            for client in self.clients:
+                if client.open:
+                    self.requests += 1
+                    client.link.to_scheduler.send([Retire(self.requests, (worker.name,), 0)])
+                    return
+
+    def restart_scheduler(self) -> None:
+        """The scheduler is killed and started again: workers join it afresh, and users begin again."""
+        for worker in self.workers:
+            worker.lose_link()
+        for client in self.clients:
+            if client.open:
+                client.open = False
+                client.core.end(Ended(True, "the scheduler was killed"))
+        self.scheduler.restart()
+        client = SimClient(self.timeline, self.scheduler, self.network, f"c{len(self.clients)}")
+        self.clients.append(client)
+        self.cancelled[client.name] = {}
+        self.renewable.clear()
+        self.submit(client, [self.jobs[key] for key in self.graph])
+
     def cancel(self, client: SimClient, key: Key) -> None:
         """A client gives a future up, and with it what depends on it."""
         for name, job in self.jobs.items():
@@ -163,9 +217,13 @@ class World:
     def renew(self, key: Key) -> None:
         """A client gives a key to another call, having let go of the first."""
         client = self.clients[0]
-        if not client.open:
+        job = self.renewable.get(key)
+        if job is None or not client.open:
             return
-        job = self.renewable[key]
+        if self.rng.random() < 0.2:  # whoever has its value, or computes it, is away meanwhile
+            for worker in self.workers:
+                if key in worker.store or key in worker.running.values():
+                    worker.lose_link()
         if key in client.futures:
             if self.rng.random() < 0.5:
                 client.core.cancel([client.futures[key]], False, "renewed")
@@ -188,8 +246,7 @@ class World:
         for _ in range(self.rng.choice((0, 3, 10, 25))):
             self.timeline.at(self.rng.random() * TROUBLE_S, self.trouble)
         self.timeline.run(until=TROUBLE_S)
-        if not any(worker.alive for worker in self.workers):
-            self.add_worker()
+        self.add_worker()  # others may be on their way out
         self.timeline.run(until=TROUBLE_S + HEALING_S)
         clients = [client for client in self.clients if client.open]
         for client in clients:
@@ -215,10 +272,14 @@ class World:
             assert isinstance(state.failure, KeyFailed)
             kind = state.failure.kind
             excused = kind == "refused" and bool(self.cancelled[client.name])
-            excused = excused or (kind == "killed" and self.lethal)
+            excused = excused or (kind == "killed" and self._was_fatal(state.failure.blamed))
             assert value is None or excused, f"{state.key} erred ({state.failure.text}), and should be {value}"
         else:
             assert state.key in self.cancelled[client.name], f"{state.key} is {state.status}, and nobody cancelled it"
+
+    def _was_fatal(self, key: Key) -> bool:
+        """Whether a task was really running on so many workers that died, as far as anybody can know."""
+        return not self.guarded or sum(key in worker.fatal for worker in self.workers) >= self.allowed_failures
 
     def _check_values(self, client: SimClient) -> None:
         read = [state for state, _ in client.values]
@@ -231,6 +292,7 @@ class World:
 
     def _check_nothing_left(self) -> None:
         core = self.scheduler.core
+        assert not self.scheduler.leaves, self.scheduler.leaves[0]
         check_empty(core.state)
         for worker in self.workers:
             if worker.alive:

@@ -1,18 +1,50 @@
-"""Clients come and go."""
+"""Clients come, are away for a while, come back, and go.
+
+A client and the scheduler each number what they send to the other, count what they have handled, and keep what was sent
+until the other says, now and then, that it has handled it (`Received`). When the link is lost without a goodbye, the
+client is *away*: what it wants stays, and what it is to be told is kept. It comes back with the number of messages that
+it has handled, and learns how many of its own were. Both streams go on exactly there. So nothing is lost and nothing
+comes twice, wherever the link was cut, and neither side has to find out what the other has missed: to everything else
+an interruption is nothing but a delay.
+
+A client keeps its peer id while it is away; so whoever owes it an answer needs not know of it.
+"""
 
 from __future__ import annotations
 
+from typing import Final
+
+from trio_dask.errors import ProtocolError
 from trio_dask.identity import Incarnation, PeerId
+from trio_dask.protocol.messages import Blob, KeyReady, Message, Received, Submit
 from trio_dask.scheduler.core.contents import unreference
 from trio_dask.scheduler.core.lifecycle import sweep, unwant
 from trio_dask.scheduler.core.tables import Client, State
 
-__all__ = ["add_client", "remove_client"]
+__all__ = [
+    "add_client",
+    "come_back",
+    "confirm",
+    "end_graces",
+    "expect_client",
+    "keep_sent",
+    "lose_client",
+    "note_received",
+    "remove_client",
+]
+
+LONGEST_GRACE_S: Final = 60.0
+ARRIVAL_S: Final = 15.0
+"""A client that was greeted has at least so long to receive the answer and begin its session."""
+CONFIRM_WEIGHT: Final = 16
+"""A client is told after so many messages that they were handled. A big one counts for several: it keeps them all."""
+MAX_UNCONFIRMED: Final = 2**20
+"""A client that leaves more messages than this unconfirmed cannot come back after a loss: too much would be kept."""
 
 
-def add_client(state: State, peer: PeerId, incarnation: Incarnation, name: str) -> None:
-    """Register a client."""
-    client = Client(peer, incarnation, name)
+def add_client(state: State, peer: PeerId, incarnation: Incarnation, name: str, grace_s: float = 0.0) -> None:
+    """Register a client that, after a loss, may be away for `grace_s`."""
+    client = Client(peer, incarnation, name, min(grace_s, LONGEST_GRACE_S))
     state.clients[peer] = client
     state.incarnations[incarnation] = client
 
@@ -20,8 +52,10 @@ def add_client(state: State, peer: PeerId, incarnation: Incarnation, name: str) 
 def remove_client(state: State, client: Client) -> None:
     """A client has left: what only it wanted is released."""
     del state.clients[client.peer]
+    state.away_clients.pop(client.peer, None)
     state.outboxes.pop(client.peer, None)
-    state.incarnations.pop(client.incarnation, None)
+    if state.incarnations.get(client.incarnation) is client:
+        del state.incarnations[client.incarnation]
     wants = list(client.wants)
     for task in wants:
         unwant(state, task, client.peer)
@@ -32,3 +66,111 @@ def remove_client(state: State, client: Client) -> None:
     client.contents.clear()
     state.waits = [wait for wait in state.waits if wait[0] != client.peer]
     state.restarts = [restart for restart in state.restarts if restart[0] != client.peer]
+    state.retirements = [retirement for retirement in state.retirements if retirement[0] != client.peer]
+
+
+# ------------------------------------------------------------------------------------------------- away and back
+
+
+def lose_client(state: State, client: Client) -> None:
+    """The link to a client was lost without a goodbye. It is away, if it may come back; else this is its end."""
+    if client.away_until is not None:
+        return
+    if not client.grace_s:
+        remove_client(state, client)
+        return
+    client.away_until = state.now + client.grace_s
+    state.away_clients[client.peer] = client
+    for batch in client.unconfirmed:
+        batch[:] = map(_lean, batch)
+
+
+def expect_client(state: State, previous: Incarnation, received: int) -> tuple[PeerId, int] | None:
+    """A client is on its way back, having handled so many messages: take nothing more from the link that it had.
+
+    Returns its peer and the number of its messages that were handled, or None if it cannot go on.
+    """
+    client = state.incarnations.get(previous)
+    if client is None or not client.grace_s or not client.confirmed <= received <= client.sent:
+        return None
+    lose_client(state, client)
+    client.away_until = state.now + max(client.grace_s, ARRIVAL_S)
+    return client.peer, client.received
+
+
+def come_back(state: State, peer: PeerId, received: int) -> bool:
+    """A client is back that was expected. What it has not handled is sent again, before anything new."""
+    client = state.away_clients.get(peer)
+    if client is None or not client.confirmed <= received <= client.sent:
+        return False
+    del state.away_clients[peer]
+    client.away_until = None
+    kept = [message for batch in client.unconfirmed for message in batch][received - client.confirmed :]
+    client.unconfirmed.clear()
+    client.confirmed = client.sent = received
+    if kept:
+        state.outboxes[peer] = kept + state.outboxes.get(peer, [])
+    return True
+
+
+def end_graces(state: State) -> None:
+    """Remove those whose time to come back is over."""
+    for client in list(state.away_clients.values()):
+        if client.away_until is not None and client.away_until <= state.now:
+            remove_client(state, client)
+
+
+# ------------------------------------------------------------------------------------------------- both streams
+
+
+def note_received(state: State, client: Client, message: Message) -> None:
+    """Count a message of a client, and tell it now and then."""
+    client.received += 1
+    client.owed += 1
+    if isinstance(message, Blob):
+        client.owed += len(message.data) >> 16
+    elif isinstance(message, Submit):
+        client.owed += len(message.keys) >> 9
+    if client.owed >= CONFIRM_WEIGHT:
+        client.owed = 0
+        state.send(client.peer, Received(client.received))
+
+
+def keep_sent(state: State, outboxes: dict[PeerId, list[Message]]) -> None:
+    """Keep what is sent now to clients that may lose it; take out what is for those that are away."""
+    for peer in list(outboxes):
+        client = state.clients.get(peer)
+        if client is None or not client.grace_s:
+            continue
+        if client.away_until is None:
+            batch = outboxes[peer]
+        else:
+            batch = list(map(_lean, outboxes.pop(peer)))
+        client.unconfirmed.append(batch)
+        client.sent += len(batch)
+        if client.sent - client.confirmed > MAX_UNCONFIRMED:
+            client.grace_s = 0.0
+            client.unconfirmed.clear()
+            if client.away_until is not None:
+                client.away_until = state.now
+
+
+def confirm(state: State, client: Client, message: Received) -> None:
+    """A client has handled so many messages.
+
+    Raises `ProtocolError` if it was not sent so many.
+    """
+    if not client.grace_s:
+        return
+    if message.number > client.sent:
+        raise ProtocolError(f"a client has handled {message.number} messages of {client.sent}")
+    unconfirmed = client.unconfirmed
+    while unconfirmed and client.confirmed + len(unconfirmed[0]) <= message.number:
+        client.confirmed += len(unconfirmed.popleft())
+
+
+def _lean(message: Message) -> Message:
+    """The same without the value that rides along: the client can ask for it when it is back."""
+    if isinstance(message, KeyReady) and message.value is not None:
+        return message._replace(value=None)
+    return message

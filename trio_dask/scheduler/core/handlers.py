@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import Any, Final, TypeAlias
 
 from trio_dask.errors import ProtocolError
+from trio_dask.identity import PeerId
 from trio_dask.protocol import messages as m
-from trio_dask.scheduler.core import clients, lifecycle, membership
+from trio_dask.scheduler.core import absence, clients, leaving, lifecycle, membership
 from trio_dask.scheduler.core.contents import forget_contents, receive
 from trio_dask.scheduler.core.placement import learn
 from trio_dask.scheduler.core.queries import answer
@@ -28,7 +29,7 @@ from trio_dask.scheduler.core.tables import (
     Worker,
 )
 
-__all__ = ["FROM_CLIENT", "FROM_WORKER"]
+__all__ = ["FROM_CLIENT", "FROM_NANNY", "FROM_WORKER"]
 
 # ------------------------------------------------------------------------------------------------- from workers
 
@@ -85,7 +86,7 @@ def _missing(state: State, worker: Worker, message: m.Missing) -> None:
     source = state.tasks.get(message.key)
     if source is not None:
         holder = state.addresses.get(message.address) if message.address else worker
-        if holder is not None:
+        if holder is not None and holder.away_until is None:
             _drop_replica(state, source, holder, f"{worker.info.name} could not get it from {holder.info.name}")
     task = worker.processing.get(message.run)
     if task is not None:
@@ -220,7 +221,12 @@ def _unreachable(state: State, client: Client, message: m.Unreachable) -> None:
         state.send(client.peer, _unknown(message.key))
         return
     holder = state.addresses.get(message.address)
-    if holder is not None:
+    if holder is not None and holder.away_until is not None:
+        phase = task.phase
+        if isinstance(phase, InMemory) and all(other.away_until is not None for other in phase.holders):
+            holder.unreached.append((client.peer, task))
+            return
+    elif holder is not None:
         _drop_replica(state, task, holder, f"client {client.name} could not get it from {holder.info.name}")
     if isinstance(task.phase, InMemory):
         lifecycle.announce(state, task, client.peer)
@@ -246,11 +252,32 @@ def _restart(state: State, client: Client, message: m.Restart) -> None:
                 state.send(peer, m.Dropped(task.key, "cancelled", text))
             lifecycle.unwant(state, task, peer)
     lifecycle.sweep(state, tasks)
-    names = dict.fromkeys(worker.info.name for worker in state.workers.values())
-    for worker in list(state.workers.values()):
-        state.send(worker.peer, m.Leave(text, True))
+    for worker in list(state.away.values()):
+        membership.bury(state, worker, text, expected=True)
+    _begin_afresh(state, client, message.request, list(state.workers.values()), text)
+
+
+def _restart_workers(state: State, client: Client, message: m.RestartWorkers) -> None:
+    chosen, unknown = leaving.select(state, message.workers)
+    if unknown:
+        state.send(client.peer, m.Reply(message.request, {"refused": f"no worker is called {unknown!r}"}))
+        return
+    text = f"restarted by client {client.name}"
+    _begin_afresh(state, client, message.request, chosen, text)
+
+
+def _begin_afresh(state: State, client: Client, request: int, workers: list[Worker], text: str) -> None:
+    names = dict.fromkeys(worker.info.name for worker in workers)
+    for worker in workers:
+        # A nanny gives it a new process; without one it begins another session.
+        nanny = state.nanny_of.get(worker.info.process)
+        state.send(worker.peer if nanny is None else nanny, m.Leave(text, True))
     deadline = state.now + state.settings.restart_timeout_s
-    state.restarts.append((client.peer, message.request, names, deadline))
+    state.restarts.append((client.peer, request, names, deadline))
+
+
+def _retire(state: State, client: Client, message: m.Retire) -> None:
+    leaving.retire(state, client.peer, message)
 
 
 def _shutdown(state: State, client: Client, message: m.Shutdown) -> None:
@@ -265,13 +292,29 @@ def _client_goodbye(state: State, client: Client, message: m.Goodbye) -> None:
 
 
 def _worker_goodbye(state: State, worker: Worker, message: m.Goodbye) -> None:
-    membership.remove_worker(state, worker, message.reason, expected=True)
+    membership.bury(state, worker, message.reason, expected=True)
+
+
+def _drain(state: State, worker: Worker, message: m.Drain) -> None:
+    leaving.begin_leaving(state, worker, message.reason)
 
 
 def _forget_blobs(state: State, client: Client, message: m.ForgetBlobs) -> None:
     forget_contents(state, client, message.digests)
 
 
+# ------------------------------------------------------------------------------------------------- from nannies
+
+
+def _obituary(state: State, nanny: PeerId, message: m.Obituary) -> None:
+    absence.obituary(state, message)
+
+
+def _nanny_goodbye(state: State, nanny: PeerId, message: m.Goodbye) -> None:
+    absence.remove_nanny(state, nanny)
+
+
+_FromNanny: TypeAlias = Callable[[State, PeerId, Any], None]
 _FromWorker: TypeAlias = Callable[[State, Worker, Any], None]
 _FromClient: TypeAlias = Callable[[State, Client, Any], None]
 
@@ -286,11 +329,15 @@ FROM_WORKER: Final[dict[type[Any], _FromWorker]] = {
     m.Lost: _lost,
     m.Capacity: _capacity,
     m.Heartbeat: _heartbeat,
+    m.Inventory: absence.reconcile,
+    m.Drain: _drain,
+    m.NotAcquired: leaving.not_acquired,
     m.Goodbye: _worker_goodbye,
 }
 FROM_CLIENT: Final[dict[type[Any], _FromClient]] = {
     m.Blob: receive,
     m.ForgetBlobs: _forget_blobs,
+    m.Received: clients.confirm,
     m.Submit: submit,
     m.Want: _want,
     m.Release: _release,
@@ -300,6 +347,13 @@ FROM_CLIENT: Final[dict[type[Any], _FromClient]] = {
     m.Unreachable: _unreachable,
     m.Query: _query,
     m.Restart: _restart,
+    m.RestartWorkers: _restart_workers,
+    m.Retire: _retire,
     m.Shutdown: _shutdown,
     m.Goodbye: _client_goodbye,
+}
+FROM_NANNY: Final[dict[type[Any], _FromNanny]] = {
+    m.Vouch: absence.vouch,
+    m.Obituary: _obituary,
+    m.Goodbye: _nanny_goodbye,
 }

@@ -35,11 +35,14 @@ def check(state: State) -> None:
             assert client.peer in task.wanted, f"{client.name} wants {task}, which does not know"
         for content in client.contents:
             content_references[content] = content_references.get(content, 0) + 1
+        assert (client.away_until is not None) == (client.peer in state.away_clients), f"{client.name} is away or not"
+        unconfirmed = sum(map(len, client.unconfirmed))
+        assert not client.grace_s or client.sent - client.confirmed == unconfirmed, "sent messages are counted wrongly"
     for content in state.contents.values():
         assert content.references == content_references.get(content, 0), "a blob counts its references wrongly"
         for worker in content.shipped:
             assert worker.peer in state.workers, "a blob is said to be at a worker that is gone"
-    for worker in state.workers.values():
+    for worker in (*state.workers.values(), *state.away.values()):
         occupancy_s = 0.0
         used: dict[str, float] = {}
         for run, task in worker.processing.items():
@@ -60,9 +63,17 @@ def check(state: State) -> None:
             assert worker in task.phase.holders
             managed += task.phase.nbytes
         assert worker.managed_bytes == managed, f"bytes of {worker}"
-    for group in (state.idle, state.roomy, state.surplus, state.touched):
+    for group in (state.idle, state.roomy, state.surplus):
         for worker in group:
             assert worker.peer in state.workers, "a worker that is gone is still listed"
+            assert not worker.leaving, "a worker that leaves is to be given work"
+            assert not worker.returning, "a worker is to be given work before it has said what it brings back"
+    for incarnation, worker in state.away.items():
+        assert worker.info.incarnation == incarnation
+        assert worker.away_until is not None
+        assert worker.peer not in state.workers, "a worker is away and here"
+    for worker in state.leaving:
+        assert worker.leaving
 
 
 def _check_task(state: State, task: Task) -> None:
@@ -87,7 +98,10 @@ def _check_task(state: State, task: Task) -> None:
     elif isinstance(phase, Waiting):
         assert needed
         assert phase.missing == missing, f"{task} counts {phase.missing} missing inputs, misses {missing}"
-        assert missing or task in state.ready, f"{task} is ready, and nobody will place it"
+        if not missing and task not in state.ready:
+            parked = any(task in worker.parked for worker in state.away.values())
+            parked = parked or any(worker.returning and task in worker.parked for worker in state.workers.values())
+            assert parked, f"{task} is ready, and nobody will place it"
         for dependency in task.dependencies:
             assert not isinstance(dependency.phase, Erred), f"{task} waits for an input that erred"
     elif isinstance(phase, Queued):
@@ -104,7 +118,7 @@ def _check_task(state: State, task: Task) -> None:
         assert phase.holders, f"{task} is in memory nowhere"
         for worker in phase.holders:
             assert task in worker.holds
-            assert worker.peer in state.workers
+            assert worker.peer in state.workers or worker.info.incarnation in state.away
 
 
 def check_empty(state: State) -> None:

@@ -48,6 +48,7 @@ from trio_dask.scheduler.core.tables import (
 __all__ = [
     "TRANSITIONS",
     "activate",
+    "addresses_of",
     "announce",
     "appear",
     "arrived",
@@ -316,10 +317,19 @@ def announce(state: State, task: Task, peer: PeerId) -> None:
     """Tell a client that newly wants `task` how it stands, if that is settled."""
     phase = task.phase
     if type(phase) is InMemory:
-        addresses = tuple(holder.info.address for holder in phase.holders)
-        state.send(peer, KeyReady(task.key, phase.nbytes, phase.type_name, None, addresses))
+        state.send(peer, KeyReady(task.key, phase.nbytes, phase.type_name, None, addresses_of(phase)))
     elif type(phase) is Erred:
         state.send(peer, key_failed(task, phase.failure))
+
+
+def addresses_of(phase: InMemory) -> tuple[str, ...]:
+    """Where a result can be had: at the holders that are here, if any is."""
+    holders = phase.holders
+    if len(holders) > 1:
+        here = tuple(holder.info.address for holder in holders if holder.away_until is None)
+        if here:
+            return here
+    return tuple(holder.info.address for holder in holders)
 
 
 def key_failed(task: Task, failure: Failure) -> KeyFailed:
@@ -403,7 +413,7 @@ def arrived(state: State, task: Task, worker: Worker) -> None:
 def _tell_ready(state: State, task: Task, value: bytes | None) -> None:
     phase = task.phase
     assert isinstance(phase, InMemory)
-    addresses = () if value is not None else tuple(holder.info.address for holder in phase.holders)
+    addresses = () if value is not None else addresses_of(phase)
     message = KeyReady(task.key, phase.nbytes, phase.type_name, value, addresses)
     for peer in task.wanted:
         if peer == DETACHED:
@@ -472,7 +482,8 @@ def _free(state: State, task: Task, phase: InMemory) -> None:
     for holder in phase.holders:
         del holder.holds[task]
         holder.managed_bytes -= phase.nbytes
-        state.free(holder.peer, task.key)
+        if holder.away_until is None:
+            state.free(holder.peer, task.key)
 
 
 def _irrecoverable(task: Task) -> Failure:

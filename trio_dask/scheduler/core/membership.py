@@ -1,21 +1,26 @@
 """Workers come and go.
 
-A session ends in one step: its state is gone when the function returns, and nothing that arrives later from it can be
-mistaken for news. Whoever returns is somebody new, by incarnation.
+A worker that is gone is buried in one step: its state is gone when the function returns, and nothing that arrives later
+from it can be mistaken for news. (One that may come back is first *away*, see `absence`.)
 
-Blame: when a worker dies, only tasks that were running there are blamed. Known to run are those it announced
-(`Started`), and, if it held no more ready runs than slots, all of these. Otherwise its ready runs become suspects,
-whose next start is announced before it happens, so that a second death is known exactly.
+Blame: when a worker dies, only tasks that were running there are blamed. Its nanny knows exactly which these were.
+Otherwise known to run are those it announced (`Started`), and, if it held no more ready runs than slots, all of these.
+Else its ready runs become suspects, whose next start is announced before it happens, so that a second death is known
+exactly.
 """
 
 from __future__ import annotations
 
-from trio_dask.identity import PeerId
+from collections.abc import Collection
+from typing import Final
+
+from trio_dask.identity import PeerId, RunId
 from trio_dask.protocol.messages import Reply
 from trio_dask.scheduler.core.lifecycle import fail, hand_back, lose, move
 from trio_dask.scheduler.core.placement import admit, settle
 from trio_dask.scheduler.core.tables import (
     Failure,
+    Notice,
     Past,
     Processing,
     Queued,
@@ -26,75 +31,158 @@ from trio_dask.scheduler.core.tables import (
     WorkerInfo,
 )
 
-__all__ = ["add_worker", "refusal", "remove_worker", "set_capacity"]
+__all__ = [
+    "add_worker",
+    "bury",
+    "close_to_work",
+    "enter",
+    "expect_signs",
+    "open_to_work",
+    "refusal",
+    "release_parked",
+    "set_capacity",
+]
+
+SIGNS_PER_TTL: Final = 10
+"""So often within the time that a worker may be silent it is looked at."""
 
 
 def refusal(state: State, info: WorkerInfo) -> str | None:
     """The sentence with which a worker is refused if its name or address is taken."""
     holder = state.names.get(info.name)
-    if holder is not None:
+    if holder is not None and holder.away_until is None:
         return f"the name {info.name!r} is taken by the worker at {holder.info.address}; choose another with --name"
-    if info.address in state.addresses:
+    holder = state.addresses.get(info.address)
+    if holder is not None and holder.away_until is None:
         return f"a worker with the address {info.address} is registered already"
     return None
 
 
 def add_worker(state: State, peer: PeerId, info: WorkerInfo) -> str | None:
-    """Register a worker; returns the sentence of refusal if there is one."""
+    """Register a worker; returns the sentence of refusal if there is one.
+
+    Whoever has its name or its address and is away will not come back: this is its successor.
+    """
     refused = refusal(state, info)
     if refused is not None:
         return refused
+    for former in (state.names.get(info.name), state.addresses.get(info.address)):
+        if former is not None and former.info.incarnation in state.away:
+            bury(state, former, f"{former.why_away}, and its successor came", expected=False)
     worker = Worker(peer, info)
-    state.workers[peer] = worker
+    enter(state, worker)
+    open_to_work(state, worker)
+    return None
+
+
+def enter(state: State, worker: Worker) -> None:
+    """A worker has a session from now on. It has no work yet."""
+    info = worker.info
+    state.workers[worker.peer] = worker
     state.names[info.name] = worker
     state.addresses[info.address] = worker
+    if info.process:
+        state.processes[info.process] = worker
+    worker.heard_at = state.now
+    expect_signs(state)
+    _answer_waits(state)
+    for _, _, names, _ in state.restarts:
+        names.pop(info.name, None)
+
+
+def expect_signs(state: State) -> None:
+    """Have it looked at, in time, whether workers give signs of life."""
+    shortest_s = min(state.settings.worker_ttl_s, state.settings.lone_worker_ttl_s)
+    if state.workers and state.signs_at == float("inf"):
+        state.signs_at = state.now + shortest_s / SIGNS_PER_TTL
+
+
+def open_to_work(state: State, worker: Worker) -> None:
+    """Give a worker its slots, and a place at every queue whose demands it meets."""
+    worker.slots = worker.capacity
     state.queue.eligible[worker] = None
     for queue in state.queues.values():
         admit(queue, worker)
     state.touched[worker] = None
     settle(state, worker)
-    _answer_waits(state)
-    for _, _, names, _ in state.restarts:
-        names.pop(info.name, None)
-    return None
 
 
-def remove_worker(state: State, worker: Worker, reason: str, *, expected: bool) -> None:
-    """A worker has left (`expected`) or is lost: its runs are placed anew, its results computed anew where needed."""
-    del state.workers[worker.peer]
-    del state.names[worker.info.name]
-    del state.addresses[worker.info.address]
-    state.outboxes.pop(worker.peer, None)
-    state.frees.pop(worker.peer, None)
+def close_to_work(state: State, worker: Worker) -> None:
+    """Give a worker no more work; what was queued for it is placed anew."""
+    worker.slots = 0
     state.queue.eligible.pop(worker, None)
     for queue in worker.queues:
         queue.eligible.pop(worker, None)
+    worker.queues.clear()
+    for group in (state.idle, state.roomy, state.surplus, state.touched):
+        group.pop(worker, None)
+    for task in list(worker.backlog):
+        if type(task.phase) is Queued:
+            move(state, task, Waiting(0), "its worker left")
+            state.ready.append(task)
+    worker.backlog.clear()
+
+
+def bury(state: State, worker: Worker, reason: str, *, expected: bool, ran: Collection[RunId] | None = None) -> None:
+    """A worker has left (`expected`) or is lost for ever.
+
+    Its runs are placed anew, its results computed anew where needed. Unless its end was expected, the tasks that were
+    running there are blamed: `ran`, where that is known.
+    """
+    info = worker.info
+    if not expected:
+        state.requests.append(Notice(f"Worker {info.name} is lost for good: {reason}", True))
+    close_to_work(state, worker)
+    state.workers.pop(worker.peer, None)
+    state.away.pop(info.incarnation, None)
+    state.leaving.pop(worker, None)
+    for table, key in ((state.names, info.name), (state.addresses, info.address), (state.processes, info.process)):
+        if table.get(key) is worker:
+            del table[key]
+    state.outboxes.pop(worker.peer, None)
+    state.frees.pop(worker.peer, None)
     for content in state.contents.values():
         content.shipped.pop(worker, None)
 
     stranded = list(worker.processing.values())
-    running = [] if expected else _running(worker)
+    if expected:
+        running = []
+    elif ran is not None:
+        running = [task for run in ran if (task := worker.processing.get(run)) is not None]
+    else:
+        running = _running(worker)
     for task in list(worker.holds):
-        lose(state, task, worker, f"worker {worker.info.name} left")
+        lose(state, task, worker, f"worker {info.name} left")
     for task in stranded:
         phase = task.phase
         if type(phase) is Processing and phase.worker is worker:
-            hand_back(state, task, f"worker {worker.info.name} left")
+            hand_back(state, task, f"worker {info.name} left")
     for task in running:
         _blame(state, task, worker, reason)
-    for task in list(worker.backlog):
-        if type(task.phase) is Queued:
-            _requeue(state, task)
-    worker.backlog.clear()
-    for group in (state.idle, state.roomy, state.surplus, state.touched):
-        group.pop(worker, None)
+    release_parked(state, worker)
+    worker.unreached.clear()
+    worker.copying.clear()
+    worker.away_until = None
+    state.touched.pop(worker, None)
+    state.departed.append(worker)
+
+
+def release_parked(state: State, worker: Worker) -> None:
+    """Those that waited for this worker to return are placed after all."""
+    parked, worker.parked = worker.parked, {}
+    for task in parked:
+        phase = task.phase
+        if type(phase) is Waiting and not phase.missing:
+            state.ready.append(task)
 
 
 def set_capacity(state: State, worker: Worker, slots: int) -> None:
     """A worker can run this many tasks at once from now on."""
-    worker.slots = slots
-    state.touched[worker] = None
-    settle(state, worker)
+    worker.capacity = slots
+    if not worker.returning and not worker.leaving:
+        worker.slots = slots
+        state.touched[worker] = None
+        settle(state, worker)
 
 
 def _running(worker: Worker) -> list[Task]:
@@ -108,7 +196,7 @@ def _running(worker: Worker) -> list[Task]:
             known.append(task)
         elif not phase.missing and not (task.past is not None and task.past.suspect):
             possible.append(task)
-    if len(known) + len(possible) <= worker.slots:
+    if len(known) + len(possible) <= worker.capacity:
         return known + possible
     for task in possible:
         if task.past is None:
@@ -130,12 +218,6 @@ def _blame(state: State, task: Task, worker: Worker, reason: str) -> None:
         fail(state, task, Failure(task.key, "killed", None, text, details))
     else:
         past.attempts += 1
-
-
-def _requeue(state: State, task: Task) -> None:
-    """A queued task loses its place in a backlog, and goes where its inputs are now."""
-    move(state, task, Waiting(0), "its worker left")
-    state.ready.append(task)
 
 
 def _answer_waits(state: State) -> None:

@@ -26,7 +26,7 @@ from typing import Final
 from trio_dask.identity import RunId
 from trio_dask.protocol.messages import Run
 from trio_dask.scheduler.core.contents import ship
-from trio_dask.scheduler.core.lifecycle import CHAIN_FAN_IN, CHAIN_FAN_OUT, move
+from trio_dask.scheduler.core.lifecycle import CHAIN_FAN_IN, CHAIN_FAN_OUT, addresses_of, move
 from trio_dask.scheduler.core.tables import (
     NO_TERMS,
     Content,
@@ -111,7 +111,7 @@ def has_room(state: State, worker: Worker) -> bool:
 
 def settle(state: State, worker: Worker) -> None:
     """Bring the lists of idle, roomy and surplus workers up to date for one worker."""
-    if worker.peer not in state.workers:
+    if worker.peer not in state.workers or worker.leaving or worker.returning:
         return
     count = len(worker.processing)
     slots = worker.slots
@@ -188,7 +188,7 @@ def assign(state: State, task: Task, worker: Worker, missing: int) -> None:
         for dependency in task.dependencies:
             phase = dependency.phase
             if type(phase) is InMemory and worker not in phase.holders:
-                rows.append((dependency.key, tuple(holder.info.address for holder in phase.holders)))
+                rows.append((dependency.key, addresses_of(phase)))
             else:
                 rows.append((dependency.key, ()))
         inputs = tuple(rows)
@@ -232,11 +232,15 @@ def _dispatch(state: State, task: Task, fresh: dict[Queue, None]) -> None:
     terms = task.terms
     queue = state.queue if terms is NO_TERMS else queue_for(state, terms)
     if queue is not state.queue:
+        if state.away and _park(state, task):
+            return
         queue.line.put(task)
         move(state, task, queue.phase, "queued")
         fresh[queue] = None
         return
     if task.dependencies:
+        if state.away and _park(state, task):
+            return
         worker = _best_worker(state, task)
         if worker is not None:
             if has_room(state, worker):
@@ -248,6 +252,16 @@ def _dispatch(state: State, task: Task, fresh: dict[Queue, None]) -> None:
             return
     queue.line.put(task)
     move(state, task, queue.phase, "queued")
+
+
+def _park(state: State, task: Task) -> bool:
+    """Have a ready task wait if an input of it is nowhere but at workers that are away; False if none is."""
+    for dependency in task.dependencies:
+        phase = dependency.phase
+        if isinstance(phase, InMemory) and all(holder.away_until is not None for holder in phase.holders):
+            phase.holders[0].parked[task] = None
+            return True
+    return False
 
 
 def _best_worker(state: State, task: Task) -> Worker | None:
@@ -348,7 +362,7 @@ def _hand_ahead(state: State, task: Task) -> None:
             missing += 1
         elif type(phase) is not InMemory:
             return
-    if worker is None or not missing:
+    if worker is None or not missing or not worker.slots:
         return
     for dependency in task.dependencies:
         phase = dependency.phase

@@ -7,9 +7,9 @@ from typing import Final
 from trio_dask.errors import ProtocolError
 from trio_dask.identity import Incarnation, PeerId
 from trio_dask.protocol.messages import Message, Reply
-from trio_dask.scheduler.core import clients, membership
+from trio_dask.scheduler.core import absence, clients, idleness, leaving, membership
 from trio_dask.scheduler.core.balance import balance
-from trio_dask.scheduler.core.handlers import FROM_CLIENT, FROM_WORKER
+from trio_dask.scheduler.core.handlers import FROM_CLIENT, FROM_NANNY, FROM_WORKER
 from trio_dask.scheduler.core.invariants import check
 from trio_dask.scheduler.core.placement import place
 from trio_dask.scheduler.core.tables import CoreSettings, State, WorkerInfo
@@ -35,6 +35,12 @@ class SchedulerCore:
         self.state = State(settings if settings is not None else CoreSettings())
         self.requests = self.state.requests
 
+    def begin(self, now: float) -> None:
+        """The scheduler is up: from now on it may be idle for `idle_timeout_s`."""
+        self.state.idle_mark = (0, 0, now)
+        if self.state.settings.idle_timeout_s < _NEVER:
+            self.state.idle_at = now
+
     def refusal(self, info: WorkerInfo) -> str | None:
         """The sentence with which `add_worker` would refuse this worker now."""
         return membership.refusal(self.state, info)
@@ -44,19 +50,68 @@ class SchedulerCore:
         self.state.now = now
         return membership.add_worker(self.state, peer, info)
 
-    def add_client(self, peer: PeerId, incarnation: Incarnation, name: str, now: float) -> None:
-        """Register a client."""
+    def may_return(self, previous: Incarnation, info: WorkerInfo) -> bool:
+        """Whether `come_back` would have this worker go on where the session `previous` ended."""
+        return absence.may_return(self.state, previous, info)
+
+    def come_back(self, peer: PeerId, previous: Incarnation, info: WorkerInfo, now: float) -> bool:
+        """A worker is back, with what it had; False if it cannot go on, and has to be added as a new one."""
         self.state.now = now
-        clients.add_client(self.state, peer, incarnation, name)
+        return absence.come_back(self.state, peer, previous, info)
+
+    def add_nanny(self, peer: PeerId, name: str, process: str, now: float) -> None:
+        """Register a nanny, for the worker process that it calls so."""
+        self.state.now = now
+        absence.add_nanny(self.state, peer, name, process)
+
+    def heard(self, peer: PeerId, at: float) -> None:
+        """A worker has given a sign of life that was no message, at this time."""
+        worker = self.state.workers.get(peer)
+        if worker is not None and at > worker.heard_at:
+            worker.heard_at = at
+
+    def add_client(
+        self, peer: PeerId, incarnation: Incarnation, name: str, now: float, *, grace_s: float = 0.0
+    ) -> None:
+        """Register a client. After a loss it may be away for `grace_s`, and then come back."""
+        self.state.now = now
+        clients.add_client(self.state, peer, incarnation, name, grace_s)
+
+    def client_peer(self, incarnation: Incarnation) -> PeerId | None:
+        """The peer of the client with this incarnation, be it here or away. Nobody has an empty one."""
+        client = self.state.incarnations.get(incarnation) if incarnation else None
+        return None if client is None else client.peer
+
+    def expect_client(self, previous: Incarnation, received: int, now: float) -> tuple[PeerId, int] | None:
+        """The client with this incarnation is on its way back, having handled so many messages.
+
+        Nothing more is taken from the link that it had. Returns its peer, which it keeps, and how many of its messages
+        were handled; or None if it cannot go on, and has to be added as a new one.
+        """
+        self.state.now = now
+        return clients.expect_client(self.state, previous, received)
+
+    def client_back(self, peer: PeerId, received: int, now: float) -> bool:
+        """A client that was expected is back, having handled so many messages. False if its time was up before."""
+        self.state.now = now
+        return clients.come_back(self.state, peer, received)
 
     def remove_peer(self, peer: PeerId, reason: str, now: float, *, expected: bool) -> None:
         """A session has ended: announced (`expected`), or lost for the `reason` given. Unknown peers are ignored."""
         state = self.state
         state.now = now
         if (worker := state.workers.get(peer)) is not None:
-            membership.remove_worker(state, worker, reason, expected=expected)
+            if expected:
+                membership.bury(state, worker, reason, expected=True)
+            else:
+                absence.lose_worker(state, worker, reason)
+        elif peer in state.nannies:
+            absence.remove_nanny(state, peer)
         elif (client := state.clients.get(peer)) is not None:
-            clients.remove_client(state, client)
+            if expected:
+                clients.remove_client(state, client)
+            else:
+                clients.lose_client(state, client)
         self._check()
 
     def handle(self, peer: PeerId, message: Message, now: float) -> None:
@@ -71,14 +126,22 @@ class SchedulerCore:
             from_worker = FROM_WORKER.get(type(message))
             if from_worker is None:
                 raise ProtocolError(f"a worker may not send {type(message).__name__}")
+            worker.heard_at = now
             from_worker(state, worker, message)
+        elif peer in state.nannies:
+            from_nanny = FROM_NANNY.get(type(message))
+            if from_nanny is None:
+                raise ProtocolError(f"a nanny may not send {type(message).__name__}")
+            from_nanny(state, peer, message)
         else:
             client = state.clients.get(peer)
-            if client is None:
+            if client is None or client.away_until is not None:
                 return
             from_client = FROM_CLIENT.get(type(message))
             if from_client is None:
                 raise ProtocolError(f"a client may not send {type(message).__name__}")
+            if client.grace_s:
+                clients.note_received(state, client, message)
             from_client(state, client, message)
         self._check()
 
@@ -86,6 +149,11 @@ class SchedulerCore:
         """Decide on what has become ready. Call it once for all events that arrived together."""
         state = self.state
         state.now = now
+        departed = state.departed
+        while departed:
+            leaving.note_departure(state, departed.pop())
+        if state.leaving_at <= now:
+            leaving.look_at_leaving(state)
         place(state)
         if state.restarts:
             self._settle_restarts()
@@ -106,21 +174,38 @@ class SchedulerCore:
         if not state.frees:
             state.free_at = _NEVER
         outboxes, state.outboxes = state.outboxes, {}
+        clients.keep_sent(state, outboxes)
         return outboxes
 
     def next_deadline(self) -> float:
         """When `tick` wants to be called next; infinity when there is nothing to wait for."""
-        return min([self.state.balance_at, self.state.free_at, *(deadline for *_, deadline in self.state.restarts)])
+        state = self.state
+        return min(
+            state.balance_at,
+            state.free_at,
+            state.leaving_at,
+            state.signs_at,
+            state.idle_at,
+            *(worker.away_until or _NEVER for worker in state.away.values()),
+            *(client.away_until or _NEVER for client in state.away_clients.values()),
+            *(deadline for *_, deadline in state.restarts),
+        )
 
     def tick(self, now: float) -> None:
-        """Do what is due."""
+        """Do what is due, and then what `place` does."""
         state = self.state
         state.now = now
-        self._settle_restarts()
-        place(state)
+        if state.away:
+            absence.end_graces(state)
+        if state.away_clients:
+            clients.end_graces(state)
+        if state.signs_at <= now:
+            absence.look_for_signs(state)
+        if state.idle_at <= now:
+            idleness.look(state)
         if state.balance_at <= now:
             balance(state)
-        self._check()
+        self.place(now)
 
     def _settle_restarts(self) -> None:
         state = self.state

@@ -1,9 +1,5 @@
 """What the scheduler knows: tasks, workers, clients, contents, and the boxes of messages that wait to be sent.
 
-A task is always in exactly one phase, and a phase carries only what is true in it: a task that waits has a count of
-missing inputs, a task that is being processed has a run and a worker, a task in memory has holders. The names of the
-states are dask's.
-
 Everything here is plain data. Ordered containers only (dicts and lists, never sets of objects), so that the order of
 every decision follows from the order of the events alone.
 """
@@ -12,12 +8,24 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import ClassVar, Final, NamedTuple, TypeAlias
+from dataclasses import dataclass
+from typing import Final, NamedTuple, TypeAlias
 
 from trio_dask.identity import Digest, Incarnation, Key, PeerId, RunId
 from trio_dask.protocol.messages import Free, Message
 from trio_dask.scheduler.core.lines import Line
+from trio_dask.scheduler.core.phases import (
+    FORGOTTEN,
+    RELEASED,
+    Erred,
+    Failure,
+    InMemory,
+    Past,
+    Phase,
+    Processing,
+    Queued,
+    Waiting,
+)
 
 __all__ = [
     "DETACHED",
@@ -31,6 +39,8 @@ __all__ = [
     "Erred",
     "Failure",
     "InMemory",
+    "Nanny",
+    "Notice",
     "Past",
     "Phase",
     "Processing",
@@ -70,6 +80,13 @@ class CoreSettings:
     free_delay_s: float = 0.02
     """How long a worker may keep what it is to drop, when there is nothing else to tell it."""
     restart_timeout_s: float = 30.0
+    reconnect_grace_s: float = 5.0
+    """How long what a lost worker held and ran is kept for its return."""
+    worker_ttl_s: float = float("inf")
+    """Without a sign of life for so long, from itself or its nanny, a worker is lost."""
+    lone_worker_ttl_s: float = float("inf")
+    """The same for a worker without a nanny: nobody can vouch for it while a task holds the interpreter."""
+    idle_timeout_s: float = float("inf")
     validate: bool = False
 
 
@@ -84,6 +101,10 @@ class WorkerInfo(NamedTuple):
     resources: Mapping[str, float]
     incarnation: Incarnation
     pid: int
+    reconnect: bool = False
+    """It comes back after a lost link, and brings what it has."""
+    process: str = ""
+    """What its nanny calls its process, if it has one."""
 
 
 class Terms(NamedTuple):
@@ -121,117 +142,6 @@ class Content:
         """Smoothed duration of its calls, once one has finished."""
         self.guesses: list[Task] = []
         """Tasks that were assigned before that, whose duration could only be guessed."""
-
-
-@dataclass(slots=True)
-class Past:
-    """What few tasks have: troubles behind them."""
-
-    attempts: int = 1
-    failures: int = 0
-    deaths: list[str] = field(default_factory=list[str])
-    suspect: bool = False
-    """It may have been running on a worker that died; its next start is announced, so that blame is exact."""
-
-
-class Failure(NamedTuple):
-    """Why a task erred; shared by all tasks that erred with it."""
-
-    blamed: Key
-    kind: str
-    error: bytes | None
-    text: str
-    details: Mapping[str, object]
-
-
-# ------------------------------------------------------------------------------------------------------------ phases
-
-
-class Released:
-    """Known, not computed, not asked for."""
-
-    __slots__ = ()
-    state: ClassVar[str] = "released"
-    is_queued: ClassVar[bool] = False
-
-
-class Waiting:
-    """Asked for; `missing` inputs are not in memory yet."""
-
-    __slots__ = ("missing",)
-    state: ClassVar[str] = "waiting"
-    is_queued: ClassVar[bool] = False
-
-    def __init__(self, missing: int) -> None:
-        self.missing = missing
-
-
-class Queued:
-    """Ready, in a queue of the scheduler. One object serves all tasks of a queue."""
-
-    __slots__ = ("queue",)
-    is_queued: ClassVar[bool] = True
-
-    def __init__(self, queue: Queue) -> None:
-        self.queue = queue
-
-    @property
-    def state(self) -> str:
-        return "queued" if self.queue.eligible else "no-worker"
-
-
-class Processing:
-    """Assigned to a worker as `run`; `missing` inputs are still being computed there."""
-
-    __slots__ = ("expected_s", "missing", "retracting", "run", "started", "worker")
-    state: ClassVar[str] = "processing"
-    is_queued: ClassVar[bool] = False
-
-    def __init__(self, run: RunId, worker: Worker, missing: int, expected_s: float) -> None:
-        self.run = run
-        self.worker = worker
-        self.missing = missing
-        self.expected_s = expected_s
-        self.started = False
-        self.retracting = False
-
-
-class InMemory:
-    """Computed; these workers hold the result."""
-
-    __slots__ = ("holders", "nbytes", "type_name")
-    state: ClassVar[str] = "memory"
-    is_queued: ClassVar[bool] = False
-
-    def __init__(self, holders: tuple[Worker, ...], nbytes: int, type_name: str) -> None:
-        self.holders = holders
-        self.nbytes = nbytes
-        self.type_name = type_name
-
-
-class Erred:
-    """Failed, itself or an ancestor."""
-
-    __slots__ = ("failure",)
-    state: ClassVar[str] = "erred"
-    is_queued: ClassVar[bool] = False
-
-    def __init__(self, failure: Failure) -> None:
-        self.failure = failure
-
-
-class Forgotten:
-    """No longer in the table; only stale references see it."""
-
-    __slots__ = ()
-    state: ClassVar[str] = "forgotten"
-    is_queued: ClassVar[bool] = False
-
-
-Phase: TypeAlias = Released | Waiting | Queued | Processing | InMemory | Erred | Forgotten
-
-RELEASED: Final = Released()
-FORGOTTEN: Final = Forgotten()
 
 
 class Task:
@@ -296,27 +206,40 @@ class Queue:
 
 
 class Worker:
-    """One registration of a worker."""
+    """One worker, through all sessions of one life: it may be away for a while, and come back with what it has.
+
+    It is given work while it has slots. It has as many as it can run at once, its capacity; but none while it is away,
+    until it has said what it brings back, and once it is leaving.
+    """
 
     __slots__ = (
         "available",
+        "away_until",
         "backlog",
+        "capacity",
+        "copying",
+        "heard_at",
         "holds",
         "info",
         "last_metrics",
+        "leaving",
         "managed_bytes",
         "occupancy_s",
+        "parked",
         "peer",
         "processing",
         "queues",
+        "returning",
         "slots",
         "sole",
+        "unreached",
+        "why_away",
     )
 
     def __init__(self, peer: PeerId, info: WorkerInfo) -> None:
         self.peer = peer
         self.info = info
-        self.slots = info.nthreads
+        self.capacity = self.slots = info.nthreads
         self.processing: dict[RunId, Task] = {}
         self.occupancy_s = 0.0
         self.holds: dict[Task, None] = {}
@@ -328,23 +251,72 @@ class Worker:
         self.available = dict(info.resources)
         self.sole = (self,)
         self.last_metrics: Mapping[str, object] = {}
+        self.heard_at = 0.0
+        self.away_until: float | None = None
+        """While it is away: when it is given up."""
+        self.why_away = ""
+        self.returning = False
+        """It is back, and has not said yet what it brings."""
+        self.parked: dict[Task, None] = {}
+        """Ready tasks that wait for its return, because it alone has inputs of theirs."""
+        self.unreached: list[tuple[PeerId, Task]] = []
+        """Clients that could not get a result from it while it was away."""
+        self.leaving = ""
+        """Why it is on its way out, if it is."""
+        self.copying: dict[Task, tuple[Worker | None, int]] = {}
+        """Results that others are copying, because it leaves: who does, and how often it was tried."""
 
     def __repr__(self) -> str:
         return f"<Worker {self.info.name}>"
 
 
+class Nanny(NamedTuple):
+    """One session of a nanny: who it is, and what it calls the worker process that it last vouched for."""
+
+    peer: PeerId
+    name: str
+    process: str
+
+
 class Client:
-    """One session of a client."""
+    """One client, from its first hello to its goodbye; its link may be cut meanwhile. See `clients`."""
 
-    __slots__ = ("contents", "incarnation", "name", "peer", "sole", "wants")
+    __slots__ = (
+        "away_until",
+        "confirmed",
+        "contents",
+        "grace_s",
+        "incarnation",
+        "name",
+        "owed",
+        "peer",
+        "received",
+        "sent",
+        "sole",
+        "unconfirmed",
+        "wants",
+    )
 
-    def __init__(self, peer: PeerId, incarnation: Incarnation, name: str) -> None:
+    def __init__(self, peer: PeerId, incarnation: Incarnation, name: str, grace_s: float = 0.0) -> None:
         self.peer = peer
         self.incarnation = incarnation
         self.name = name
+        self.grace_s = grace_s
+        """How long it may be away. With 0 it does not come back, and nothing is kept for it."""
+        self.away_until: float | None = None
         self.wants: dict[Task, None] = {}
         self.contents: dict[Content, None] = {}
         self.sole = (peer,)
+        self.received = 0
+        """Messages of it that were handled."""
+        self.owed = 0
+        """The weight of those since it was last told."""
+        self.sent = 0
+        """Messages to it."""
+        self.confirmed = 0
+        """How many of those stand before `unconfirmed`."""
+        self.unconfirmed: deque[list[Message]] = deque()
+        """What was sent to it, and has not been confirmed, in batches."""
 
 
 class ClosePeer(NamedTuple):
@@ -360,7 +332,14 @@ class Stop(NamedTuple):
     reason: str
 
 
-Request: TypeAlias = ClosePeer | Stop
+class Notice(NamedTuple):
+    """Ask of the service: tell this to whoever runs the cluster."""
+
+    text: str
+    is_warning: bool
+
+
+Request: TypeAlias = ClosePeer | Stop | Notice
 
 
 class State:
@@ -372,7 +351,29 @@ class State:
         self.now = 0.0
         self.tasks: dict[Key, Task] = {}
         self.workers: dict[PeerId, Worker] = {}
+        """Those that have a session."""
+        self.away: dict[Incarnation, Worker] = {}
+        """Those that lost theirs a moment ago, by the incarnation of that session."""
+        self.leaving: dict[Worker, None] = {}
+        self.leaving_at = float("inf")
+        """When to look again what keeps those that are leaving."""
+        self.signs_at = float("inf")
+        """When to look again who has given no sign of life."""
+        self.idle_at = float("inf")
+        """When to look again whether there is anything to do."""
+        self.idle_mark = (0, 0, 0.0)
+        """The last run, the last submission, and since when they are the last."""
+        self.departed: list[Worker] = []
+        """Those that were buried since `place` was called."""
+        self.processes: dict[str, Worker] = {}
+        self.nannies: dict[PeerId, Nanny] = {}
+        self.nanny_of: dict[str, PeerId] = {}
+        """By what a nanny calls its process."""
+        self.retirements: list[tuple[PeerId, int, dict[Worker, None], list[str]]] = []
+        """Retirements under way: (client, request, workers that have not left yet, names of those that have)."""
         self.clients: dict[PeerId, Client] = {}
+        """Those that are away are among them."""
+        self.away_clients: dict[PeerId, Client] = {}
         self.names: dict[str, Worker] = {}
         self.addresses: dict[str, Worker] = {}
         self.incarnations: dict[str, Client] = {}
