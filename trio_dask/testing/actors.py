@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, Final
 
 from trio_dask.client.core.client import ClientCore
 from trio_dask.client.core.states import Ended, KeyState
@@ -18,6 +19,9 @@ from trio_dask.testing.workload import Job, compute
 from trio_dask.worker.core.invariants import check as check_worker
 from trio_dask.worker.core.requests import CancelFetch, EndSession, FetchId, FreeKeys, StartFetch
 from trio_dask.worker.core.worker import WorkerCore
+
+PATIENCE_S: Final = 1.0
+"""How long a client that lost its link may be away."""
 
 __all__ = ["Network", "SimClient", "SimScheduler", "SimWorker"]
 
@@ -56,12 +60,17 @@ class SimScheduler:
         self.core.add_nanny(self._nanny, "nanny", "", self.timeline.now)
 
     def connect(
-        self, incoming: codec.Allowed, outgoing: codec.Allowed, deliver: Callable[[Sequence[Message]], None]
+        self,
+        incoming: codec.Allowed,
+        outgoing: codec.Allowed,
+        deliver: Callable[[Sequence[Message]], None],
+        peer: PeerId | None = None,
     ) -> tuple[PeerId, Link]:
-        """A new session."""
-        self._last += 1
-        peer = PeerId(self._last)
-        to_scheduler = Pipe(self.timeline, incoming, lambda messages: self._receive(peer, messages))
+        """A new session, or another link for the one of a client that is back."""
+        if peer is None:
+            self._last += 1
+            peer = PeerId(self._last)
+        to_scheduler = Pipe(self.timeline, incoming, partial(self._receive, peer))
         link = Link(to_scheduler, Pipe(self.timeline, outgoing, deliver))
         self.links[peer] = link
         return peer, link
@@ -251,7 +260,7 @@ class SimWorker:
         self.alive = False
         self.network.workers.pop(self.address, None)
         rng, peer, ran = self.timeline.rng, self.peer, tuple(self.running)
-        self.fatal.update(dict.fromkeys(self.running.values()))
+        self.fatal.update(dict.fromkeys(self.running.values()) | self._unseen)
         if self.process:
             # A nanny is faster than any grace, but not always faster than the end of the link.
             delay = rng.random() * 0.04 if self.link.is_open else 0.0
@@ -285,7 +294,10 @@ class SimWorker:
         check_worker(self.core)
 
     def leave(self) -> None:
-        """Say goodbye and go."""
+        """Say goodbye and go; without a link nobody hears it."""
+        if not self.link.is_open:
+            self.die()
+            return
         self.alive = False
         self.network.workers.pop(self.address, None)
         self.link.to_scheduler.send([Goodbye("leaving")])
@@ -384,8 +396,9 @@ class SimClient:
         self.network = network
         self.name = name
         self.core = ClientCore()
+        self.core.join(scheduler.incarnation, None)
         self.peer, self.link = scheduler.connect(codec.FROM_CLIENT, codec.TO_CLIENT, self.receive)
-        scheduler.core.add_client(self.peer, Incarnation(name), name, timeline.now)
+        scheduler.core.add_client(self.peer, Incarnation(name), name, timeline.now, grace_s=PATIENCE_S)
         self.futures: dict[Key, KeyState] = {}
         self.values: list[tuple[KeyState, int]] = []
         """What its user has read, in order."""
@@ -400,7 +413,8 @@ class SimClient:
 
     def pump(self) -> None:
         """Send what is to be sent, fetch what is to be fetched."""
-        self.link.to_scheduler.send(list(self.core.drain()))
+        if self.link.is_open:
+            self.link.to_scheduler.send(list(self.core.drain()))
         for request in self.core.next_fetches():
             delay = self.timeline.rng.random() * 0.004
             self.timeline.after(delay, lambda r=request: self._fetch(r))  # type: ignore[misc]
@@ -413,6 +427,34 @@ class SimClient:
                 self.values.append((state, int(bytes(frames[0]))))
 
         self.core.read(state, reader)
+        self.pump()
+
+    def lose_link(self) -> None:
+        """Its link is cut; it calls again in time, and goes on where it was."""
+        if not self.open or not self.link.is_open:
+            return
+        rng, link = self.timeline.rng, self.link
+        link.cut()
+
+        def be_missed() -> None:
+            if self.scheduler.links.get(self.peer) is link:
+                self.scheduler.lose(self.peer, "cut")
+
+        self.timeline.after(rng.choice((0.0, 0.01, 0.2)), be_missed)
+        self.timeline.after(rng.choice((0.001, 0.05, 0.3)), self._come_back)
+
+    def _come_back(self) -> None:
+        if not self.open:
+            return
+        core, now = self.scheduler.core, self.timeline.now
+        received = self.core.received
+        expected = core.expect_client(Incarnation(self.name), received, now)
+        assert expected is not None, f"{self.name} came back in time, and cannot go on"
+        self.peer, handled = expected
+        _, self.link = self.scheduler.connect(codec.FROM_CLIENT, codec.TO_CLIENT, self.receive, self.peer)
+        assert core.client_back(self.peer, received, now)
+        self.core.join(self.scheduler.incarnation, handled)
+        self.scheduler.settle()
         self.pump()
 
     def close(self) -> None:

@@ -19,7 +19,7 @@ from typing import Final
 from trio_dask.client.core.outbox import NO_EXTRA, Content, Row
 from trio_dask.client.core.states import Ended, KeyState
 from trio_dask.identity import Key
-from trio_dask.protocol.messages import KeyFailed, Retire
+from trio_dask.protocol.messages import KeyFailed
 from trio_dask.scheduler.core import CoreSettings
 from trio_dask.scheduler.core.invariants import check_empty
 from trio_dask.testing.actors import Network, SimClient, SimScheduler, SimWorker
@@ -67,8 +67,6 @@ class World:
         self.expected = expected(self.jobs)
         self.workers: list[SimWorker] = []
         self.clients: list[SimClient] = []
-        self.requests = 1_000_000
-        """Numbers of requests that clients make past their cores."""
         self.watched: list[tuple[KeyState, int | None]] = []
         self.settled: dict[int, int] = {}
         """How often each watched future was reported as settled, by identity."""
@@ -162,12 +160,14 @@ class World:
             self.release(client, rng.choice(list(client.futures)))
         elif event < 0.82 and client.futures:
             self.cancel(client, rng.choice(list(client.futures)))
-        elif event < 0.90:
+        elif event < 0.88:
             self.submit(client, self._closure(rng.choice(self.graph)))
-        elif event < 0.96:
+        elif event < 0.92:
             client.core.retry([state for state in client.futures.values() if state.status == "error"])
             client.pump()
-        elif event < 0.98 and len(open_clients) > 1:
+        elif event < 0.98:
+            client.lose_link()
+        elif len(open_clients) > 1:
             client.vanish()
 
     def trouble_worker(self, worker: SimWorker) -> None:
@@ -187,8 +187,8 @@ class World:
         else:
             for client in self.clients:
                 if client.open:
-                    self.requests += 1
-                    client.link.to_scheduler.send([Retire(self.requests, (worker.name,), 0)])
+                    client.core.retire((worker.name,), 0, lambda *answer: None)
+                    client.pump()
                     return
 
     def restart_scheduler(self) -> None:
