@@ -299,6 +299,44 @@ def test_a_worker_lost_again_before_it_has_told_what_it_brings_is_away_again() -
     kit.assert_empty()
 
 
+def test_a_worker_that_never_got_its_welcome_back_may_call_once_more() -> None:
+    kit = Kit()
+    client = kit.client()
+    worker = kit.worker(reconnect=True)
+    client.submit("a")
+    (run,) = worker.runs()
+    worker.leave()
+    known = worker.info
+    assert worker.come_back()
+    worker.leave()
+    worker.info = known
+    assert worker.come_back()
+    worker.bring(("a", run.run))
+    assert client.ready() == ["a"]
+    worker.leave()
+    worker.info = known
+    assert not worker.come_back(), "it knew better when it had sent its inventory"
+    kit.assert_empty()
+
+
+def test_a_copy_whose_report_may_be_lost_is_made_anew() -> None:
+    kit = Kit()
+    client = kit.client()
+    leaver, copier = kit.worker(reconnect=True), kit.worker(reconnect=True)
+    client.submit("a", workers=(leaver.name,))
+    leaver.finish(leaver.runs()[0], value=None)
+    leaver.send(m.Drain("lifetime"))
+    assert copier.take(m.Acquire)
+    copier.leave()
+    assert copier.come_back()
+    copier.bring(("a", -1))
+    kit.tick(1.0)
+    assert copier.take(m.Free)
+    assert copier.take(m.Acquire)
+    assert not leaver.take(m.Leave)
+    kit.assert_empty()
+
+
 def test_an_idle_scheduler_ends_after_its_time_and_a_busy_one_does_not() -> None:
     kit = Kit(idle_timeout_s=60.0)
     kit.core.begin(0.0)

@@ -24,7 +24,7 @@ def scheduler_commands(
 ) -> Mapping[str, Command]:
     """The commands. `restart` has all workers begin afresh, `stop` ends the scheduler; each is told why."""
 
-    async def identity(arguments: Mapping[str, Any]) -> Any:
+    def identity(arguments: Mapping[str, Any]) -> Any:
         return {
             "type": "scheduler",
             "address": address(),
@@ -36,7 +36,7 @@ def scheduler_commands(
             "workers": [worker.info.address for worker in core.state.workers.values()],
         }
 
-    async def status(arguments: Mapping[str, Any]) -> Any:
+    def status(arguments: Mapping[str, Any]) -> Any:
         state = core.state
         return {
             "status": "running",
@@ -45,10 +45,10 @@ def scheduler_commands(
             "tasks": len(state.tasks),
         }
 
-    async def restart_all(arguments: Mapping[str, Any]) -> Any:
+    def restart_all(arguments: Mapping[str, Any]) -> Any:
         restart("asked by rpc")
 
-    async def terminate(arguments: Mapping[str, Any]) -> Any:
+    def terminate(arguments: Mapping[str, Any]) -> Any:
         stop("asked by rpc")
 
     return {"identity": identity, "status": status, "restart": restart_all, "terminate": terminate}

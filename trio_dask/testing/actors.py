@@ -197,6 +197,12 @@ class SimWorker:
         if returned:
             assert previous is not None
             assert core.come_back(self.peer, previous, info, now)
+            if self.timeline.rng.random() < 0.1:  # the welcome does not arrive
+                peer = self.peer
+                self.link.cut()
+                self.timeline.after(0.01, lambda: self.scheduler.lose(peer, "cut"))
+                self.timeline.after(0.02, self.connect)
+                return
         else:
             assert core.add_worker(self.peer, info, now) is None
         self._session = incarnation, self.scheduler.incarnation

@@ -220,7 +220,7 @@ class World:
         job = self.renewable.get(key)
         if job is None or not client.open:
             return
-        if self.rng.random() < 0.2:  # whoever has its value, or computes it, is away meanwhile
+        if self.rng.random() < 0.4:  # whoever has its value, or computes it, is away meanwhile
             for worker in self.workers:
                 if key in worker.store or key in worker.running.values():
                     worker.lose_link()

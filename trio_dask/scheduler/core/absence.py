@@ -17,6 +17,7 @@ from __future__ import annotations
 from trio_dask.errors import ProtocolError
 from trio_dask.identity import Incarnation, Key, PeerId, RunId
 from trio_dask.protocol.messages import CancelRuns, Free, Inventory, Obituary, Vouch
+from trio_dask.scheduler.core.leaving import forget_copies
 from trio_dask.scheduler.core.lifecycle import announce, finish, hand_back, lose
 from trio_dask.scheduler.core.membership import (
     bury,
@@ -80,7 +81,7 @@ def _go_away(state: State, worker: Worker, reason: str) -> None:
 
 def may_return(state: State, previous: Incarnation, info: WorkerInfo) -> bool:
     """Whether this worker can go on where the session `previous` ended."""
-    former = state.away.get(previous) or _session(state, previous)
+    former = _find(state, previous)
     return (
         former is not None
         and former.info.nthreads == info.nthreads
@@ -97,11 +98,12 @@ def come_back(state: State, peer: PeerId, previous: Incarnation, info: WorkerInf
     """
     if not may_return(state, previous, info):
         return False
-    alive = _session(state, previous)
-    if alive is not None:
-        state.requests.append(ClosePeer(alive.peer, "this worker has begun another session"))
-        _go_away(state, alive, "it has begun another session")
-    worker = state.away.pop(previous)
+    worker = _find(state, previous)
+    assert worker is not None
+    if worker.away_until is None:
+        state.requests.append(ClosePeer(worker.peer, "this worker has begun another session"))
+        _go_away(state, worker, "it has begun another session")
+    del state.away[worker.info.incarnation]
     for table, key in (
         (state.names, worker.info.name),
         (state.addresses, worker.info.address),
@@ -110,6 +112,7 @@ def come_back(state: State, peer: PeerId, previous: Incarnation, info: WorkerInf
         if table.get(key) is worker:
             del table[key]
     worker.peer = peer
+    worker.former = (*worker.former, worker.info.incarnation)
     worker.info = info
     worker.away_until = None
     worker.returning = True
@@ -125,6 +128,7 @@ def reconcile(state: State, worker: Worker, inventory: Inventory) -> None:
     if not worker.returning:
         raise ProtocolError("an inventory came from a worker that has not just returned")
     worker.returning = False
+    worker.former = ()
     state.requests.append(Notice(f"Worker {worker.info.name} is back, with {len(inventory.held)} results", False))
     kept: dict[Key, None] = {}
     foreign: list[Key] = []
@@ -153,6 +157,7 @@ def reconcile(state: State, worker: Worker, inventory: Inventory) -> None:
     unwanted = tuple(run for run in inventory.runs if run not in worker.processing)
     if unwanted:
         state.send(worker.peer, CancelRuns(unwanted))
+    forget_copies(state, worker)
     if worker.leaving:
         state.leaving[worker] = None  # whatever it was told before may not have come
         state.leaving_at = state.now
@@ -172,10 +177,13 @@ def end_graces(state: State) -> None:
             bury(state, worker, worker.why_away, expected=False)
 
 
-def _session(state: State, incarnation: Incarnation) -> Worker | None:
-    if not incarnation:
-        return None
-    return next((worker for worker in state.workers.values() if worker.info.incarnation == incarnation), None)
+def _find(state: State, previous: Incarnation) -> Worker | None:
+    """The worker, here or away, that was in this session last, as far as it knows: a welcome may have been lost."""
+    for workers in (state.away, state.workers):
+        for worker in workers.values():
+            if previous and (worker.info.incarnation == previous or previous in worker.former):
+                return worker
+    return None
 
 
 # ------------------------------------------------------------------------------------------------- signs of life

@@ -31,6 +31,9 @@ from trio_dask.scheduler.core.tables import (
 
 __all__ = ["FROM_CLIENT", "FROM_NANNY", "FROM_WORKER"]
 
+MOST_OUTSIDE: Final = 10_000
+"""Most tasks of a worker that may wait outside of its slots."""
+
 # ------------------------------------------------------------------------------------------------- from workers
 
 
@@ -129,7 +132,8 @@ def _lost(state: State, worker: Worker, message: m.Lost) -> None:
 
 
 def _capacity(state: State, worker: Worker, message: m.Capacity) -> None:
-    if not 0 <= message.slots <= worker.info.nthreads:
+    # More than its threads while tasks wait outside of its slots, where they count as processed all the same.
+    if not 0 <= message.slots <= worker.info.nthreads + MOST_OUTSIDE:
         raise ProtocolError(f"a worker of {worker.info.nthreads} threads reports {message.slots} slots")
     membership.set_capacity(state, worker, message.slots)
 

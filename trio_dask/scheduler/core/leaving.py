@@ -16,7 +16,16 @@ from trio_dask.protocol.messages import Acquire, Leave, NotAcquired, Reply, Reti
 from trio_dask.scheduler.core.membership import close_to_work, open_to_work
 from trio_dask.scheduler.core.tables import InMemory, Processing, State, Task, Worker
 
-__all__ = ["TRIES", "begin_leaving", "look_at_leaving", "not_acquired", "note_departure", "retire", "select"]
+__all__ = [
+    "TRIES",
+    "begin_leaving",
+    "forget_copies",
+    "look_at_leaving",
+    "not_acquired",
+    "note_departure",
+    "retire",
+    "select",
+]
 
 LOOK_S: Final = 0.05
 """So often it is looked what keeps those who are leaving."""
@@ -66,6 +75,14 @@ def not_acquired(state: State, target: Worker, message: NotAcquired) -> None:
             tries = worker.copying.get(task)
             if tries is not None and tries[0] is target:
                 worker.copying[task] = (None, tries[1])
+
+
+def forget_copies(state: State, target: Worker) -> None:
+    """A worker is back that was to copy results: whether it did is not known, so they are copied anew."""
+    for worker in state.leaving:
+        for task, (copier, tries) in worker.copying.items():
+            if copier is target:
+                worker.copying[task] = (None, tries)
 
 
 def retire(state: State, client: PeerId, message: Retire) -> None:

@@ -210,7 +210,9 @@ def _blame(state: State, task: Task, worker: Worker, reason: str) -> None:
     if past is None:
         past = task.past = Past()
     past.suspect = True
-    past.deaths.append(f"worker {worker.info.name} at {worker.info.address} (pid {worker.info.pid}): {reason}")
+    info = worker.info
+    name = "" if "://" in info.name else f"{info.name} "  # without a name of its own it is called by an address
+    past.deaths.append(f"worker {name}at {info.address} (pid {info.pid}): {reason}")
     state.note(task.key, f"was running on {worker.info.name}, which died")
     if len(past.deaths) >= state.settings.allowed_failures:
         details = {"deaths": tuple(past.deaths)}

@@ -218,6 +218,7 @@ class Worker:
         "backlog",
         "capacity",
         "copying",
+        "former",
         "heard_at",
         "holds",
         "info",
@@ -255,6 +256,8 @@ class Worker:
         self.away_until: float | None = None
         """While it is away: when it is given up."""
         self.why_away = ""
+        self.former: tuple[Incarnation, ...] = ()
+        """Earlier sessions, until it has shown that it knows of the one that it has now."""
         self.returning = False
         """It is back, and has not said yet what it brings."""
         self.parked: dict[Task, None] = {}
