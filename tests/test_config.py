@@ -9,6 +9,7 @@ from trio_dask.errors import UsageError
 
 READERS = [
     config.parse_bytes,
+    config.parse_fraction,
     config.parse_name,
     config.parse_port,
     config.parse_port_range,
@@ -151,3 +152,26 @@ def test_names_are_taken_as_they_are():
 
 def test_never_is_the_default_death_timeout():
     assert config.WorkerSettings(scheduler="tcp://a:1").death_timeout_s == math.inf
+
+
+@pytest.mark.parametrize(
+    ("text", "fraction"),
+    [
+        ("0.8", 0.8),
+        ("80%", 0.8),
+        (" 80 % ", 0.8),
+        ("1", 1.0),
+        ("0", None),
+        ("off", None),
+        ("None", None),
+        ("FALSE", None),
+    ],
+)
+def test_fractions(text, fraction):
+    assert config.parse_fraction(text) == fraction
+
+
+@pytest.mark.parametrize("text", ["", "2", "101%", "-0.1", "nan", "inf", "0.5GiB", "half"])
+def test_what_is_no_fraction_is_refused(text):
+    with pytest.raises(UsageError, match=r"is not a fraction; write for example 0\.8"):
+        config.parse_fraction(text)

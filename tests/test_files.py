@@ -1,9 +1,11 @@
 import json
 import os
+import subprocess
 
+import psutil
 import pytest
 
-from trio_dask.errors import UsageError
+from trio_dask.errors import NoScheduler, UsageError
 from trio_dask.files import check_writable, present, read_scheduler_file, scheduler_file_text
 
 
@@ -27,6 +29,93 @@ def test_a_file_is_replaced_whole_and_what_replaced_ours_is_left_alone(tmp_path)
         os.rename(path, tmp_path / "aside")
         path.write_text("newest")
     assert path.read_text() == "newest"
+
+
+@pytest.fixture
+def running():
+    """Another process that lives, and when it started."""
+    with subprocess.Popen(["sleep", "1000"]) as process:
+        yield process.pid, psutil.Process(process.pid).create_time()
+        process.kill()
+
+
+def test_a_pid_file_of_a_program_that_runs_is_left_alone(tmp_path, running):
+    path = tmp_path / "file"
+    pid, started_at = running
+    path.write_text(f"{pid}\n")
+    os.utime(path, (started_at, started_at))
+    with pytest.raises(FileExistsError, match=f"belongs to a program that is running, pid {pid}"), present(path, ""):
+        pass
+    assert path.read_text() == f"{pid}\n"
+
+
+@pytest.mark.parametrize("off_s", [-60, 60])
+def test_a_pid_file_whose_number_another_process_has_by_now_is_stale(tmp_path, running, off_s):
+    path = tmp_path / "file"
+    pid, started_at = running
+    path.write_text(f"{pid}\n")
+    os.utime(path, (started_at + off_s, started_at + off_s))
+    with present(str(path), f"{os.getpid()}\n"):
+        assert path.read_text() == f"{os.getpid()}\n"
+        assert abs(path.stat().st_mtime - psutil.Process().create_time()) < 1.5
+
+
+@pytest.mark.parametrize("content", ["", "0\n", "-1\n", "999999999999\n", "1.5", "no number", "[1]", "null", "{}"])
+def test_a_file_of_nobody_who_runs_is_replaced(tmp_path, content):
+    path = tmp_path / "file"
+    path.write_text(content)
+    with present(str(path), "ours"):
+        assert path.read_text() == "ours"
+
+
+def test_a_process_that_is_dead_and_waits_to_be_reaped_does_not_run(tmp_path):
+    path = tmp_path / "file"
+    process = subprocess.Popen(["sleep", "1000"])
+    started_at = psutil.Process(process.pid).create_time()
+    process.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    path.write_text(f"{process.pid}\n")
+    os.utime(path, (started_at, started_at))
+    with present(str(path), "ours"):
+        assert path.read_text() == "ours"
+    process.wait()
+
+
+def scheduler_of(pid, start, **place):
+    content = json.loads(scheduler_file_text("tcp://10.0.0.5:8786", incarnation="ab", package="0.1", python="3.11"))
+    return json.dumps({**content, "pid": pid, "process": {**content["process"], "start": start, **place}})
+
+
+def ticks_of(pid):
+    with open(f"/proc/{pid}/stat") as file:
+        return int(file.read().rpartition(")")[2].split()[19])
+
+
+def test_a_scheduler_file_of_a_scheduler_that_runs_is_read_and_left_alone(tmp_path, running):
+    path = tmp_path / "scheduler.json"
+    path.write_text(scheduler_of(running[0], ticks_of(running[0])))
+    assert read_scheduler_file(str(path)) == "tcp://10.0.0.5:8786"
+    with pytest.raises(FileExistsError, match=f"pid {running[0]}; stop that one"), present(str(path), "ours"):
+        pass
+
+
+@pytest.mark.parametrize("what", ["dead", "another"])
+def test_a_scheduler_file_of_a_scheduler_that_has_ended_is_stale(tmp_path, running, what):
+    path = tmp_path / "scheduler.json"
+    pid = running[0] if what == "another" else 999_999_999
+    path.write_text(scheduler_of(pid, ticks_of(running[0]) - 1))
+    with pytest.raises(NoScheduler, match=f"is stale: its scheduler, pid {pid}, has ended"):
+        read_scheduler_file(str(path))
+    with present(str(path), "ours"):
+        assert path.read_text() == "ours"
+
+
+def test_a_scheduler_file_from_elsewhere_is_not_judged(tmp_path, running):
+    path = tmp_path / "scheduler.json"
+    path.write_text(scheduler_of(running[0], ticks_of(running[0]) - 1, place="another machine"))
+    assert read_scheduler_file(str(path)) == "tcp://10.0.0.5:8786"
+    with present(str(path), "ours"):
+        assert path.read_text() == "ours"
 
 
 def test_a_file_that_cannot_be_written_is_wrong_usage(tmp_path):

@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from trio_dask.machine import cpu_count, memory_bytes
+from trio_dask.machine import Amount, cpu_count, cpus, memory, memory_bytes, oom_kills
 
 
 def tree(root, cgroup, **files):
@@ -16,26 +16,33 @@ def tree(root, cgroup, **files):
     return root
 
 
+@pytest.fixture(autouse=True)
+def no_batch_system(monkeypatch):
+    for name in [name for name in os.environ if name.startswith("SLURM_")]:
+        monkeypatch.delenv(name)
+
+
 @pytest.fixture
-def cpus(monkeypatch):
+def sixteen(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)))
+    monkeypatch.setattr(os, "cpu_count", lambda: 32)
 
 
-def test_affinity_counts_where_there_is_no_quota(tmp_path, cpus):
+def test_affinity_counts_where_there_is_no_quota(tmp_path, sixteen):
     assert cpu_count(tmp_path) == 16
     assert cpu_count(tree(tmp_path, "0::/\n", cpu_dot_max="max 100000\n")) == 16
 
 
-def test_the_tightest_quota_of_all_groups_around_us_counts(tmp_path, cpus):
+def test_the_tightest_quota_of_all_groups_around_us_counts(tmp_path, sixteen):
     files = {"pod__cpu_dot_max": "250000 100000\n", "pod__box__cpu_dot_max": "800000 100000\n"}
     assert cpu_count(tree(tmp_path, "0::/pod/box\n", **files)) == 3
 
 
-def test_a_quota_below_one_processor_leaves_one(tmp_path, cpus):
+def test_a_quota_below_one_processor_leaves_one(tmp_path, sixteen):
     assert cpu_count(tree(tmp_path, "0::/\n", cpu_dot_max="1000 100000\n")) == 1
 
 
-def test_quotas_of_version_1(tmp_path, cpus):
+def test_quotas_of_version_1(tmp_path, sixteen):
     files = {"cpu,cpuacct__job__cpu_dot_cfs_quota_us": "400000", "cpu,cpuacct__job__cpu_dot_cfs_period_us": "100000"}
     assert cpu_count(tree(tmp_path, "4:cpu,cpuacct:/job\n", **files)) == 4
 
@@ -52,6 +59,45 @@ def test_memory_limits_of_version_1(tmp_path):
 
 def test_a_group_that_is_not_visible_from_inside_a_container(tmp_path):
     assert memory_bytes(tree(tmp_path, "0::/docker/abc\n", memory_dot_max="100000")) == 100_000
+
+
+def test_it_is_told_what_sets_the_limit(tmp_path, sixteen):
+    assert cpus(tmp_path, {}) == Amount(16, "affinity")
+    assert cpus(tmp_path, {"SLURM_CPUS_ON_NODE": "4"}) == Amount(4, "Slurm")
+    grouped = tree(tmp_path, "0::/\n", cpu_dot_max="300000 100000\n", memory_dot_max="500000\n")
+    assert cpus(grouped, {"SLURM_CPUS_ON_NODE": "4"}) == Amount(3, "cgroup")
+    assert memory(grouped, {}) == Amount(500_000, "cgroup")
+    assert memory(tmp_path / "nothing", {}).source in ("machine", "rlimit")
+
+
+@pytest.mark.parametrize(
+    ("environment", "megabytes"),
+    [
+        ({"SLURM_MEM_PER_NODE": "10"}, 10),
+        ({"SLURM_MEM_PER_CPU": "3", "SLURM_CPUS_ON_NODE": "4"}, 12),
+        ({"SLURM_MEM_PER_CPU": "3"}, None),
+        ({"SLURM_MEM_PER_NODE": "0"}, None),
+        ({"SLURM_MEM_PER_NODE": "nonsense"}, None),
+    ],
+)
+def test_the_share_that_slurm_gives(tmp_path, environment, megabytes):
+    found = memory(tmp_path, environment)
+    assert (found == Amount(megabytes * 2**20, "Slurm")) if megabytes else (found.source != "Slurm")
+
+
+def test_an_rlimit_counts(tmp_path, monkeypatch):
+    import resource
+
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (1000, 2000))
+    assert memory(tmp_path, {}) == Amount(1000, "rlimit")
+
+
+def test_kills_by_the_kernel_are_counted_where_it_tells(tmp_path):
+    assert oom_kills(tmp_path) is None
+    two = tree(tmp_path / "two", "0::/job\n", job__memory_dot_events="low 0\noom 3\noom_kill 2\n")
+    assert oom_kills(two) == 2
+    files = {"memory__job__memory_dot_oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 5\n"}
+    assert oom_kills(tree(tmp_path / "one", "4:memory:/job\n", **files)) == 5
 
 
 def test_the_real_machine_has_something():

@@ -19,10 +19,13 @@ __all__ = [
     "MAX_NAME_LENGTH",
     "MAX_THREADS",
     "ClientSettings",
+    "NannySettings",
     "SchedulerSettings",
     "WorkerSettings",
     "format_bytes",
     "parse_bytes",
+    "parse_count",
+    "parse_fraction",
     "parse_memory_limit",
     "parse_name",
     "parse_port",
@@ -115,6 +118,37 @@ class WorkerSettings:
     silence_s: float = 60.0
     inline_limit_bytes: int = 64 * 1024
     grace_s: float = 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class NannySettings:
+    """What one nanny needs to know: the worker it looks after, and how.
+
+    `port_range` is where it can be asked (tried in order; (0, 0) means any free port), None means nowhere.
+    A worker that has crashed is started again after `first_backoff_s`, which doubles up to `max_backoff_s` with each
+    crash in the last `restart_window_s`; with more than `max_restarts` in there, or once the start has failed in the
+    same way `same_failures` times in a row, the nanny gives up. A start may take `start_timeout_s`. Above
+    `memory_terminate` of its memory limit the worker's process is ended; None turns that off.
+
+    A lifetime of the worker varies by up to `lifetime_stagger_s` each way; with `lifetime_restart` another worker
+    follows. `environment` is set before the interpreter of the worker starts. `preload` are modules or files that it
+    imports first, with `preload_argv` as its command line.
+    """
+
+    worker: WorkerSettings
+    port_range: tuple[int, int] | None = (0, 0)
+    max_restarts: int = 5
+    restart_window_s: float = 60.0
+    first_backoff_s: float = 0.5
+    max_backoff_s: float = 30.0
+    same_failures: int = 2
+    start_timeout_s: float = 60.0
+    memory_terminate: float | None = 0.95
+    lifetime_stagger_s: float = 0.0
+    lifetime_restart: bool = False
+    environment: Mapping[str, str] = field(default_factory=dict[str, str])
+    preload: tuple[str, ...] = ()
+    preload_argv: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,6 +281,18 @@ def parse_threads(text: str) -> int:
     return number
 
 
+def parse_count(text: str) -> int:
+    """How often, or how many.
+
+    Raises:
+      UsageError: it is not a whole number from 1 on.
+    """
+    number = _parse_integer(text)
+    if not number:
+        raise UsageError(f"{_quote(text)} is not a number; give 1 or more")
+    return number
+
+
 def parse_memory_limit(text: str, *, machine_bytes: int, share: float = 1.0) -> int | None:
     """The memory one worker may use, in bytes, or None for no limit.
 
@@ -273,6 +319,22 @@ def parse_memory_limit(text: str, *, machine_bytes: int, share: float = 1.0) -> 
     if not unit and number <= 1:
         return max(1, int(machine_bytes * number))
     return max(1, min(int(number * _BYTE_UNITS[unit]), machine_bytes))
+
+
+def parse_fraction(text: str) -> float | None:
+    """A part of the memory limit, such as `0.8` or `80%`, or None for `0`, `none`, `off` and `false`: never.
+
+    Raises:
+      UsageError: it is none of these.
+    """
+    plain = text.strip().lower()
+    if plain in ("none", "off", "false"):
+        return None
+    split = _split_unit(plain.removesuffix("%").rstrip())
+    fraction = math.nan if split is None or split[1] else split[0] / (100 if plain.endswith("%") else 1)
+    if not 0 <= fraction <= 1:
+        raise UsageError(f"{_quote(text)} is not a fraction; write for example 0.8 or 80%, or off")
+    return fraction or None
 
 
 def parse_resources(text: str) -> dict[str, float]:

@@ -15,6 +15,7 @@ __all__ = [
     "ClusterError",
     "DataLost",
     "FutureCancelledError",
+    "KeptCrashing",
     "KeyConflict",
     "KilledWorker",
     "NoScheduler",
@@ -23,6 +24,7 @@ __all__ = [
     "RemoteError",
     "SchedulerLost",
     "SerializationError",
+    "SpillError",
     "TaskCancelled",
     "TaskExited",
     "TaskTimeout",
@@ -61,6 +63,10 @@ class SchedulerLost(TrioDaskError, ConnectionError):
 
 class ClusterError(TrioDaskError, RuntimeError):
     """A cluster could not be started or has ended; the message carries the failing program's own last words."""
+
+
+class KeptCrashing(ClusterError):
+    """A worker crashed more often than its nanny starts it again; the message carries the cause of the first crash."""
 
 
 class KeyConflict(TrioDaskError, ValueError):
@@ -108,6 +114,10 @@ class TaskCancelled(TrioDaskError):
 
 class SerializationError(TrioDaskError, TypeError):
     """An argument or a result cannot be pickled or unpickled; the message names its type."""
+
+
+class SpillError(TrioDaskError, OSError):
+    """A value that a worker has written to disk, to save memory, cannot be read back, or could not be written."""
 
 
 class RemoteError(TrioDaskError):

@@ -1,30 +1,71 @@
-"""What this process may use of its machine: processors and memory, as the kernel and its control groups grant them.
+"""What this process may use of its machine: processors and memory, as kernel, control groups and Slurm grant them.
 
-`root` is where `/proc` and `/sys` are looked for; tests point it at a folder of theirs.
+`root` is where `/proc` and `/sys` are looked for, and `environment` where Slurm's variables are; tests give their own.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
-__all__ = ["cpu_count", "memory_bytes"]
+__all__ = ["Amount", "cpu_count", "cpus", "memory", "memory_bytes", "oom_kills"]
 
 ROOT = Path("/")
 
 
+class Amount(NamedTuple):
+    """How much there is, and what set that limit."""
+
+    number: int
+    source: str
+
+
 def cpu_count(root: Path = ROOT) -> int:
-    """Processors that this process can keep busy: its affinity, cut to the quota of its control groups."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min([count, *(math.ceil(quota) for quota in _cpu_quotas(root))]))
+    """Processors that this process can keep busy."""
+    return cpus(root).number
 
 
 def memory_bytes(root: Path = ROOT) -> int:
-    """Memory that this process can use: the machine's, cut to the limits of its control groups and its own."""
-    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return max(1, min([physical, *_memory_limits(root), *_own_limits()]))
+    """Memory that this process can use."""
+    return memory(root).number
+
+
+def cpus(root: Path = ROOT, environment: Mapping[str, str] = os.environ) -> Amount:
+    """Processors that this process can keep busy: its affinity, cut to the quota of its control groups and to Slurm's.
+
+    Of equal limits the first counts: the machine's own number before what merely repeats it.
+    """
+    machine = os.cpu_count() or 1
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else machine
+    amounts = [Amount(allowed, "affinity" if allowed < machine else "machine")]
+    amounts += [Amount(math.ceil(quota), "cgroup") for quota in _cpu_quotas(root)]
+    amounts += [Amount(number, "Slurm") for number in _slurm(environment, "SLURM_CPUS_ON_NODE")]
+    least = min(amounts, key=lambda amount: amount.number)
+    return least._replace(number=max(1, least.number))
+
+
+def memory(root: Path = ROOT, environment: Mapping[str, str] = os.environ) -> Amount:
+    """Memory that this process can use: the machine's, cut to the limits of control groups, its own, and Slurm's."""
+    amounts = [Amount(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "machine")]
+    amounts += [Amount(limit, "cgroup") for limit in _memory_limits(root)]
+    amounts += [Amount(limit, "rlimit") for limit in _own_limits()]
+    amounts += [Amount(limit, "Slurm") for limit in _slurm_memory(environment)]
+    least = min(amounts, key=lambda amount: amount.number)
+    return least._replace(number=max(1, least.number))
+
+
+def oom_kills(root: Path = ROOT) -> int | None:
+    """How many processes of our control group the kernel has killed for want of memory; None if it does not tell."""
+    for group in _groups(root, "memory"):
+        for name in ("memory.events", "memory.oom_control"):
+            for line in _read(group / name).splitlines():
+                key, _, number = line.partition(" ")
+                if key == "oom_kill":
+                    return _number(number)
+    return None
 
 
 def _own_limits() -> Iterator[int]:
@@ -32,10 +73,23 @@ def _own_limits() -> Iterator[int]:
         import resource
     except ImportError:  # not a POSIX system
         return
-    for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA):
+    for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA, resource.RLIMIT_RSS):
         soft, _ = resource.getrlimit(kind)
         if soft != resource.RLIM_INFINITY:
             yield soft
+
+
+def _slurm(environment: Mapping[str, str], name: str) -> Iterator[int]:
+    number = _number(environment.get(name, ""))
+    if number:
+        yield number
+
+
+def _slurm_memory(environment: Mapping[str, str]) -> Iterator[int]:
+    """In MiB; a job has either a limit for the node or one for each processor. 0 means all of the node."""
+    yield from (number * 2**20 for number in _slurm(environment, "SLURM_MEM_PER_NODE"))
+    for number in _slurm(environment, "SLURM_MEM_PER_CPU"):
+        yield from (number * cpus * 2**20 for cpus in _slurm(environment, "SLURM_CPUS_ON_NODE"))
 
 
 def _groups(root: Path, controller: str) -> Iterator[Path]:

@@ -6,7 +6,9 @@ import pytest
 
 from trio_dask import __main__
 from trio_dask.cli import demo, scheduler, worker
+from trio_dask.config import NannySettings
 from trio_dask.deploy.program import ExitStatus
+from trio_dask.machine import Amount
 
 HOST = ["--host", "127.0.0.1"]
 
@@ -74,6 +76,32 @@ WORKER = [
     (["h:1", "--death-timeout", "-5"], "--death-timeout"),
     (["h:1", *HOST, "--interface", "lo"], "--interface and --host"),
     (["h:1", "--pid-file", "/no/such/folder/file"], "--pid-file: cannot write"),
+    (["h:1", "--nworkers", "0"], "--nworkers: '0' means 0 workers"),
+    (["h:1", "--nprocs", "-100000"], "--nworkers: '-100000' means -"),
+    (["h:1", "--nworkers", "many"], "--nworkers: 'many' is not a number of workers"),
+    (["h:1", "--nworkers", "2", "--no-nanny"], "--nworkers and --no-nanny"),
+    (["h:1", "--nworkers", "3", "--worker-port", "9000:9001"], "--worker-port: 2 ports for 3 workers"),
+    (["h:1", "--nworkers", "3", "--nanny-port", "9000"], "--nanny-port: 1 ports for 3 workers; give a range, such as"),
+    (["h:1", "--nanny-port", "x"], "--nanny-port: 'x' is not a port"),
+    (["h:1", "--lifetime-restart", "--no-nanny"], "--lifetime-restart and --no-nanny"),
+    (["h:1", "--lifetime", "soon"], "--lifetime: 'soon' is not a length of time"),
+    (["h:1", "--max-tasks", "0"], "--max-tasks: '0'"),
+    (["h:1", "--memory-target", "2"], "--memory-target: '2' is not a fraction; write for example 0.8 or 80%, or off"),
+    (["h:1", "--memory-terminate", "x"], "--memory-terminate: 'x' is not a fraction"),
+    (["h:1", "--max-spill", "x"], "--max-spill: 'x' is not an amount of memory"),
+    (["h:1", "--max-restarts", "-1"], "--max-restarts: '-1'"),
+    (["h:1", "--restart-backoff", "2:1"], "--restart-backoff: '2:1' ends below where it begins"),
+    (["h:1", "--env", "x"], "--env: 'x' is not NAME=VALUE"),
+    (["h:1", "--listen-address", "ws://h:1"], "--listen-address: workers listen on tcp only"),
+    (["h:1", "--listen-address", "h:9000", "--host", "h"], "--listen-address and --host"),
+    (["h:1", "--listen-address", "h:9000", "--worker-port", "9000"], "--listen-address and --worker-port"),
+    (["h:1", "--listen-address", "h:9000", "--nworkers", "2"], "--listen-address: one port for 2 workers"),
+    (["h:1", "--contact-address", "h:9000", "--nworkers", "2"], "--contact-address: one port for 2 workers"),
+    (["h:1", "--protocol", "ucx"], "--protocol: 'ucx' is not what workers listen on"),
+    (["h:1", "--tls-ca-file", "ca.pem"], "--tls-ca-file is not supported yet: connections are not encrypted"),
+    (["h:1", "--tls-cert", "c"], "--tls-cert is not supported yet"),
+    (["h:1", "--tls-key", "k"], "--tls-key is not supported yet"),
+    (["h:1", "--scheduler-sni", "s"], "--scheduler-sni is not supported yet"),
 ]
 DEMO = [
     (["--folder", "/no/such/folder"], "--folder: there is no folder '/no/such/folder'"),
@@ -110,10 +138,31 @@ def test_a_folder_without_python_is_wrong_usage(tmp_path, started, capsys):
 
 
 def settings(started):
-    """The settings record that the service was made from."""
+    """The settings of a scheduler, as its service got them."""
     ((_, service, _),) = started
     (found,) = [cell.cell_contents for cell in service.__closure__ if hasattr(cell.cell_contents, "pid_file")]
     return found
+
+
+def nannies(started):
+    """The settings of each nanny, as the service got them."""
+    ((_, service, _),) = started
+    contents = [cell.cell_contents for cell in service.__closure__]
+    (found,) = [each for each in contents if isinstance(each, list) and isinstance(each[0], NannySettings)]
+    return found
+
+
+def only_worker(started):
+    """The settings of the one worker."""
+    (nanny,) = nannies(started)
+    return nanny.worker
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Eight processors and 8000 bytes."""
+    monkeypatch.setattr(worker, "cpus", lambda: Amount(8, "affinity"))
+    monkeypatch.setattr(worker, "memory", lambda: Amount(8000, "cgroup"))
 
 
 def test_the_scheduler_listens_on_all_interfaces_unless_told_otherwise(started):
@@ -139,68 +188,128 @@ def test_where_the_scheduler_listens(arguments, host, port, started):
     assert (found.host, found.port) == (host, port)
 
 
-def test_the_options_of_a_worker(started, tmp_path, monkeypatch):
-    monkeypatch.setattr(worker, "cpu_count", lambda: 8)
-    monkeypatch.setattr(worker, "memory_bytes", lambda: 8000)
-    pid_file = str(tmp_path / "pid")
+def test_the_options_of_a_worker(started, tmp_path, machine):
     options = {
         "--nthreads": "2",
         "--name": "wörker",
         "--resources": "GPU=2 MEM=1e9",
         "--worker-port": "9000:9100",
+        "--nanny-port": "9101",
         "--death-timeout": "5min",
         "--host": "10.0.0.6",
-        "--pid-file": pid_file,
+        "--drain-timeout": "1min",
+        "--lifetime": "1h",
+        "--lifetime-stagger": "5 min",
+        "--max-tasks": "7",
+        "--memory-target": "0.5",
+        "--memory-spill": "60%",
+        "--memory-pause": "off",
+        "--memory-terminate": "0",
+        "--max-spill": "1GB",
+        "--local-directory": "/scratch",
+        "--max-restarts": "0",
+        "--restart-window": "2 min",
+        "--restart-backoff": "1s:2s",
+        "--start-timeout": "0",
+        "--contact-address": "tcp://proxy:9",
+        "--pid-file": str(tmp_path / "pid"),
     }
     arguments = [word for pair in options.items() for word in pair]
-    assert worker.main(["10.0.0.5:8786", "--no-nanny", *arguments]) == 0
-    found = settings(started)
+    flags = ["--no-reconnect", "--lifetime-restart", "--env", "A=1", "--env", "B=x=y"]
+    preload = ["--preload", "a.b", "--preload", "c.py", "d", "e"]
+    assert worker.main([*arguments, *flags, "10.0.0.5:8786", *preload]) == 0
+    (nanny,) = nannies(started)
+    found = nanny.worker
     assert found.scheduler == "tcp://10.0.0.5:8786"
     assert (found.nthreads, found.name, found.resources) == (2, "wörker", {"GPU": 2, "MEM": 1e9})
-    assert (found.port_range, found.host, found.pid_file) == ((9000, 9100), "10.0.0.6", pid_file)
-    assert found.death_timeout_s == 300
+    assert (found.port_range, found.host, found.contact_address) == ((9000, 9100), "10.0.0.6", "tcp://proxy:9")
+    assert (found.death_timeout_s, found.drain_timeout_s, found.lifetime_s, found.max_tasks) == (300, 60, 3600, 7)
     assert found.memory_limit_bytes == 2000  # its share, by threads
+    assert (found.spill_managed, found.spill_process, found.pause_process) == (0.5, 0.6, None)
+    assert (found.max_spill_bytes, found.local_directory, found.reconnect) == (10**9, "/scratch", False)
+    assert (nanny.port_range, nanny.memory_terminate) == ((9101, 9101), None)
+    assert (nanny.max_restarts, nanny.restart_window_s) == (0, 120)
+    assert (nanny.first_backoff_s, nanny.max_backoff_s, nanny.start_timeout_s) == (1, 2, float("inf"))
+    assert (nanny.lifetime_restart, nanny.lifetime_stagger_s) == (True, 300)
+    assert nanny.environment == {"A": "1", "B": "x=y"}
+    assert (nanny.preload, nanny.preload_argv) == (("a.b", "c.py"), ("d", "e"))
 
 
 @pytest.mark.parametrize(
     ("text", "limit"), [("auto", 8000), ("0", None), ("none", None), ("1kB", 1000), ("0.5", 4000), ("1TB", 8000)]
 )
-def test_the_memory_limit_of_a_worker(text, limit, started, monkeypatch):
-    monkeypatch.setattr(worker, "memory_bytes", lambda: 8000)
+def test_the_memory_limit_of_a_worker(text, limit, started, machine):
     assert worker.main(["h:1", "--memory-limit", text]) == 0
-    assert settings(started).memory_limit_bytes == limit
+    assert only_worker(started).memory_limit_bytes == limit
 
 
-def test_a_worker_by_default_never_gives_up_and_uses_all_processors(started, monkeypatch):
-    monkeypatch.setattr(worker, "cpu_count", lambda: 8)
+def test_a_worker_by_default_never_gives_up_and_uses_all_processors(started, machine):
     assert worker.main(["h:1"]) == 0
-    found = settings(started)
-    assert (found.nthreads, found.death_timeout_s) == (8, float("inf"))
+    found = only_worker(started)
+    assert (found.nthreads, found.death_timeout_s, found.reconnect) == (8, float("inf"), True)
+    assert (found.spill_managed, found.spill_process, found.pause_process) == (0.6, 0.7, 0.8)
+    assert nannies(started) == [NannySettings(worker=found)]
     started.clear()
     assert worker.main(["h:1", "--death-timeout", "0"]) == 0
-    assert settings(started).death_timeout_s == float("inf")
+    assert only_worker(started).death_timeout_s == float("inf")
+
+
+@pytest.mark.parametrize("option", ["--nworkers", "--nprocs"])
+def test_several_workers_share_the_machine(option, started, machine):
+    assert worker.main(["h:1", option, "4", "--name", "n", "--worker-port", "9000:9010"]) == 0
+    found = [nanny.worker for nanny in nannies(started)]
+    assert [each.name for each in found] == ["n-0", "n-1", "n-2", "n-3"]
+    assert {(each.nthreads, each.memory_limit_bytes, each.port_range) for each in found} == {(2, 2000, (9000, 9010))}
+
+
+def test_an_address_to_listen_at(started):
+    assert worker.main(["h:1", "--listen-address", "tcp://0.0.0.0:9000", "--contact-address", "10.0.0.6"]) == 0
+    found = only_worker(started)
+    assert (found.host, found.port_range, found.contact_address) == ("0.0.0.0", (9000, 9000), "tcp://10.0.0.6")
+
+
+def test_options_of_other_times_are_taken_with_a_line_each(started, capsys):
+    options = {"--bokeh-port": "8789", "--dashboard-address": ":0", "--worker-class": "x", "--dashboard-prefix": "/p"}
+    arguments = [word for pair in options.items() for word in pair]
+    assert worker.main(["h:1", *arguments, "--bokeh", "--no-dashboard", "--port", "9101", "--protocol", "tcp"]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 5
+    for option in (*options, "--bokeh"):
+        assert sum(f": {option} is not heeded: " in line for line in lines) == 1
+    assert nannies(started)[0].port_range == (9101, 9101)
 
 
 def test_the_scheduler_of_a_worker_may_stand_in_the_environment_or_in_a_file(started, monkeypatch, tmp_path):
     monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", "10.0.0.5:8786")
     assert worker.main([]) == 0
-    assert settings(started).scheduler == "tcp://10.0.0.5:8786"
+    assert only_worker(started).scheduler == "tcp://10.0.0.5:8786"
     started.clear()
     path = tmp_path / "scheduler.json"
     path.write_text(json.dumps({"address": "tcp://h:1"}))
     assert worker.main(["--scheduler-file", str(path)]) == 0
-    assert (settings(started).scheduler, settings(started).scheduler_file) == (None, str(path))
+    assert (only_worker(started).scheduler, only_worker(started).scheduler_file) == (None, str(path))
 
 
-@pytest.mark.parametrize("main", [scheduler.main, worker.main, demo.main])
-def test_help_fits_on_a_screen_and_shows_every_option_once(main, started, capsys):
+@pytest.mark.parametrize(("main", "lines"), [(scheduler.main, 55), (worker.main, 150), (demo.main, 50)])
+def test_help_is_no_longer_than_it_has_to_be_and_shows_every_option_once(main, lines, started, capsys):
     assert main(["--help"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
-    assert len(out.splitlines()) <= 50
+    assert len(out.splitlines()) <= lines
     for option in ("--debug", "--version", "-h, --help"):
         assert out.count(option) == 1
     assert started == []
+
+
+def test_the_help_of_a_worker_puts_every_option_under_a_heading(capsys):
+    assert worker.main(["--help"]) == 0
+    out = capsys.readouterr().out
+    rest = out[out.index("\nOther:") :]
+    assert rest.split() == [
+        *("Other:", "--debug", "Log", "everything,", "with", "times", "and", "tracebacks."),
+        *("--version", "Show", "the", "version."),
+        *("-h,", "--help", "Show", "this", "page", "and", "exit."),
+    ]
 
 
 @pytest.mark.parametrize("main", [scheduler.main, worker.main, demo.main, lambda arguments: __main__.main(arguments)])

@@ -19,11 +19,11 @@ async def test_nothing_listens_there():
     with socket.create_server(("127.0.0.1", 0)) as sock:
         port = sock.getsockname()[1]
     for host in ("127.0.0.1", "localhost"):
-        with pytest.raises(NoScheduler, match=f"^no scheduler at tcp://{host}:{port}: nothing listens there$"):
+        with pytest.raises(NoScheduler, match=f"^no scheduler at tcp://{host}:{port}: refused: nothing listens there$"):
             await open_connection(Address("tcp", host, port), CLIENT)
-    with pytest.raises(NoScheduler, match="no scheduler at inproc://place: nothing listens there"):
+    with pytest.raises(NoScheduler, match="no scheduler at inproc://place: refused: nothing listens there"):
         await open_connection(INPROC, CLIENT)
-    with pytest.raises(ConnectionLost, match="cannot reach inproc://place: nothing listens there"):
+    with pytest.raises(ConnectionLost, match="cannot reach inproc://place: refused: nothing listens there"):
         await open_data_channel(INPROC, Hello(role="data"))
 
 
@@ -43,7 +43,7 @@ async def test_a_name_that_nobody_knows(monkeypatch):
     [
         (errno.EHOSTUNREACH, "there is no route to that host"),
         (errno.ENETUNREACH, "there is no route to that host"),
-        (errno.ETIMEDOUT, "no answer; perhaps"),
+        (errno.ETIMEDOUT, "no answer: a firewall"),
         (errno.EACCES, "Permission denied"),
     ],
 )
@@ -64,7 +64,7 @@ async def test_no_answer_at_all(autojump_clock, monkeypatch):
         await trio.sleep_forever()
 
     monkeypatch.setattr(trio, "open_tcp_stream", never)
-    with pytest.raises(NoScheduler, match="no answer within 3 s; perhaps the machine is off or a firewall"):
+    with pytest.raises(NoScheduler, match="no answer within 3 s: a firewall"):
         await open_connection(Address("tcp", "10.0.0.1", 9), CLIENT, timeout_s=3)
 
 

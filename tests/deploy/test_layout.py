@@ -2,8 +2,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trio_dask.deploy.layout import check_scale, plan
+from trio_dask.deploy.layout import check_scale, divide, plan
 from trio_dask.errors import UsageError
+from trio_dask.machine import Amount
 
 
 def make(**options):
@@ -79,3 +80,57 @@ def test_scaling_takes_numbers_of_workers():
     check_scale(0)
     with pytest.raises(UsageError, match="n is -1"):
         check_scale(-1)
+
+
+EIGHT = Amount(8, "affinity")
+MEMORY = Amount(16 * 2**30, "cgroup")
+
+
+@pytest.mark.parametrize(
+    ("workers", "threads", "cpus", "expected"),
+    [
+        ("1", None, 8, (1, 8, 1.0)),
+        ("1", 2, 8, (1, 2, 0.25)),
+        ("4", None, 8, (4, 2, 0.25)),
+        ("3", None, 8, (3, 2, 0.25)),  # 2 of 8 processors each; what is left over has no worker
+        ("3", None, 2, (3, 1, 1 / 3)),  # never all processors to each
+        ("16", 4, 8, (16, 4, 1 / 16)),
+        ("-1", None, 8, (8, 1, 0.125)),
+        ("-3", None, 8, (6, 1, 0.125)),
+        ("auto", None, 4, (4, 1, 0.25)),
+        ("auto", None, 64, (8, 8, 0.125)),
+        ("AUTO", 2, 64, (32, 2, 1 / 32)),
+    ],
+)
+def test_a_machine_is_divided_among_workers(workers, threads, cpus, expected):
+    share = divide(workers, threads, "auto", cpus=Amount(cpus, "machine"), memory=MEMORY)
+    number, each, part = expected
+    assert (share.workers, share.threads) == (number, each)
+    assert share.memory_limit_bytes == int(MEMORY.number * part)
+    assert share.workers * share.memory_limit_bytes <= MEMORY.number
+
+
+@given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 2**50))
+def test_no_number_of_workers_takes_more_than_there_is(workers, cpus, memory):
+    share = divide(str(workers), None, "auto", cpus=Amount(cpus, "machine"), memory=Amount(memory, "machine"))
+    assert share.threads >= 1
+    assert share.threads == 1 or share.workers * share.threads <= cpus
+    assert share.memory_limit_bytes == 1 or share.workers * share.memory_limit_bytes <= memory
+
+
+@pytest.mark.parametrize("workers", ["0", "-9", "", "1.5", "-", "--1", "1e9", "٣", "many", "9" * 30])
+def test_what_is_no_number_of_workers_is_refused(workers):
+    with pytest.raises(UsageError):
+        divide(workers, None, "auto", cpus=EIGHT, memory=MEMORY)
+
+
+@pytest.mark.parametrize(
+    ("workers", "threads", "limit", "text"),
+    [
+        ("4", None, "auto", "4 workers: 2 threads each (affinity), memory limit 4.00 GiB per worker (cgroup)"),
+        ("1", 1, "2GiB", "1 worker: 1 thread each (as given), memory limit 2.00 GiB per worker (as given)"),
+        ("1", 1, "0", "1 worker: 1 thread each (as given), no memory limit"),
+    ],
+)
+def test_a_line_says_what_each_worker_gets_and_why(workers, threads, limit, text):
+    assert divide(workers, threads, limit, cpus=EIGHT, memory=MEMORY).text == text

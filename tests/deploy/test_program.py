@@ -1,13 +1,16 @@
 import errno
 import logging
 import os
+import signal
 import threading
 from contextlib import contextmanager
 
 import pytest
+import trio
 
+from trio_dask.deploy import program
 from trio_dask.deploy.lines import MAX_WAITING, StderrLines
-from trio_dask.deploy.program import ExitStatus, Stopper, explain
+from trio_dask.deploy.program import ExitStatus, Stopper, StopRequest, explain, run_program
 from trio_dask.errors import ClusterError, NoScheduler, ProtocolError, RefusedError, UsageError
 
 
@@ -33,14 +36,80 @@ def test_every_error_has_a_status_and_one_line(error, status, text):
     assert explain(error) == (status, text)
 
 
-def test_a_request_to_stop_is_remembered_and_made_once():
-    reasons = []
+def test_a_request_to_stop_is_remembered_until_there_is_something_to_stop():
+    requests = []
     stopper = Stopper()
     stopper.ask("first")
-    stopper.ask("second")
-    stopper.bind(reasons.append)
-    stopper.ask("third")
-    assert reasons == ["first"]
+    stopper.bind(requests.append)
+    assert requests == [StopRequest("first", None)]
+
+
+def serve(stopper, *requests):
+    """Run a service that is asked to stop in these ways, one after the other, and say how it ended."""
+    heard = []
+
+    async def service():
+        def heed(number):
+            heard.append(number)
+            return number == signal.SIGTERM
+
+        with stopper.orderly(heed):
+            for request in requests:
+                stopper.ask("asked", request)
+                with trio.move_on_after(0.01):
+                    await trio.sleep_forever()
+        heard.append("ended by itself")
+
+    assert run_program("label", service, stopper, quiet=True) == ExitStatus.STOPPED
+    return heard
+
+
+@pytest.fixture
+def _in_process(monkeypatch):
+    """What a program does to its process is undone."""
+    monkeypatch.setattr(program, "_limit_exit", lambda status: None)
+    logger = logging.getLogger("trio_dask")
+    before = logger.propagate, logger.level, list(logger.handlers)
+    yield
+    logger.propagate, logger.level, logger.handlers[:] = before
+
+
+@pytest.mark.usefixtures("_in_process")
+def test_a_signal_that_the_service_heeds_does_not_cancel_it():
+    assert serve(Stopper(), signal.SIGTERM) == [signal.SIGTERM, "ended by itself"]
+
+
+@pytest.mark.usefixtures("_in_process")
+def test_a_signal_that_the_service_does_not_heed_cancels_it():
+    assert serve(Stopper(), signal.SIGINT) == [signal.SIGINT]
+
+
+@pytest.mark.usefixtures("_in_process")
+def test_whoever_started_the_program_and_is_gone_is_not_waited_for():
+    assert serve(Stopper(), None) == []
+    assert serve(Stopper(), signal.SIGTERM, None) == [signal.SIGTERM]
+
+
+@pytest.mark.usefixtures("_in_process")
+def test_a_patient_program_takes_a_second_signal_for_one_more_request():
+    heard = []
+
+    async def service():
+        with stopper.orderly(lambda number: heard.append(number) or True):
+            os.kill(os.getpid(), signal.SIGTERM)
+            await trio.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGINT)
+            await trio.sleep(0.01)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    stopper = Stopper(patient=True)
+    stopper.install()
+    try:
+        assert run_program("label", service, stopper, quiet=True) == ExitStatus.STOPPED
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert heard == [signal.SIGTERM, signal.SIGINT]
 
 
 @contextmanager

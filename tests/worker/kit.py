@@ -12,7 +12,7 @@ import trio.testing
 from trio_dask.comm import Address, Connection, ConnectionLost, DataChannel, open_data_channel, parse_address, serve
 from trio_dask.comm.transport import Transport
 from trio_dask.config import WorkerSettings
-from trio_dask.identity import RunId
+from trio_dask.identity import RunId, new_incarnation
 from trio_dask.protocol.hello import Hello, Refusal, Welcome
 from trio_dask.protocol.messages import Blob, Heartbeat, Message, Run
 from trio_dask.protocol.pickling import KeyReference, load_value, pickle_call, pickle_function
@@ -111,6 +111,8 @@ class FakeScheduler:
         self.address = address
         self.settings = settings
         self.refusal: str | None = None
+        self.incarnation = new_incarnation()
+        self.takes_back = False
         self._listening = trio.CancelScope()
         self._send, self._receive = trio.open_memory_channel[Session](100)
 
@@ -137,7 +139,8 @@ class FakeScheduler:
     def _admit(self, hello: Hello, transport: Transport) -> Welcome | Refusal:
         if self.refusal is not None:
             return Refusal(self.refusal, "name")
-        return Welcome(incarnation=Hello(role="scheduler").incarnation)
+        returned = self.takes_back and hello.details["scheduler"] == self.incarnation
+        return Welcome(incarnation=self.incarnation, details={"returned": returned})
 
     async def _handle(self, connection: Connection) -> None:
         session = Session(connection)
@@ -149,7 +152,7 @@ class FakeScheduler:
 async def open_scheduler(**settings: Any) -> AsyncGenerator[FakeScheduler]:
     """A scheduler on the in-memory transport, and settings for workers of it."""
     address = Address("inproc", "scheduler")
-    scheduler = FakeScheduler(address, WorkerSettings(scheduler=str(address), **settings))
+    scheduler = FakeScheduler(address, WorkerSettings(**{"scheduler": str(address), **settings}))
     async with trio.open_nursery() as nursery:
         await nursery.start(scheduler.run, nursery)
         yield scheduler

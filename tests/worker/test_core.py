@@ -4,6 +4,7 @@ from math import inf
 
 import pytest
 
+from tests.worker.driven import ELSEWHERE, FUNCTION, HERE, THERE, Driven, run
 from trio_dask.errors import ProtocolError
 from trio_dask.identity import RunId
 from trio_dask.protocol.messages import (
@@ -12,7 +13,6 @@ from trio_dask.protocol.messages import (
     Capacity,
     ForgetBlobs,
     Free,
-    FromWorker,
     Goodbye,
     Leave,
     Missing,
@@ -26,7 +26,6 @@ from trio_dask.protocol.messages import (
     Stored,
     ToWorker,
 )
-from trio_dask.worker.core.fetching import FetchLimits
 from trio_dask.worker.core.holdings import Held
 from trio_dask.worker.core.invariants import check, check_idle
 from trio_dask.worker.core.requests import (
@@ -36,54 +35,8 @@ from trio_dask.worker.core.requests import (
     FetchId,
     ForgetFunctions,
     FreeKeys,
-    Request,
     StartFetch,
 )
-from trio_dask.worker.core.worker import WorkerCore
-
-FUNCTION = b"f" * 16
-HERE, THERE, ELSEWHERE = "tcp://here:1", "tcp://there:1", "tcp://elsewhere:1"
-
-
-def run(number: int, key: str, *dependencies: tuple[str, tuple[str, ...]], priority: int = 0, **extra: object) -> Run:
-    return Run(RunId(number), key, FUNCTION, b"", dependencies, priority, extra)
-
-
-class Driven:
-    """A core in a session, with its tables checked after every event."""
-
-    def __init__(self, slots: int = 1, **limits: int) -> None:
-        self.core = WorkerCore(slots, limits=FetchLimits(**limits), grace_s=1.0)
-        self.core.session_began(HERE)
-        self.now = 0.0
-        self.tell(Blob(FUNCTION, 1, b"f"))
-
-    def tell(self, *messages: ToWorker) -> None:
-        for message in messages:
-            self.core.handle(message, self.now)
-            check(self.core)
-
-    def take(self, key: str) -> Run:
-        """A slot takes the best run, which is to be this one."""
-        taken = self.core.ready.take()
-        assert taken is not None
-        assert taken.key == key
-        check(self.core)
-        return taken
-
-    def finish(self, taken: Run, nbytes: int = 10) -> bool:
-        kept = self.core.finished(taken, nbytes, "int", None, 0.5)
-        check(self.core)
-        return kept
-
-    def run_to_end(self, key: str) -> None:
-        assert self.finish(self.take(key))
-
-    def said(self) -> list[FromWorker]:
-        return self.core.drain().messages
-
-    def wanted(self) -> list[Request]:
-        return self.core.drain().requests
 
 
 def test_a_run_without_inputs_is_offered_at_once_and_its_result_reported() -> None:
@@ -92,7 +45,7 @@ def test_a_run_without_inputs_is_offered_at_once_and_its_result_reported() -> No
     assert driven.core.drain().offered == 1
     assert driven.finish(driven.take("a"), nbytes=28)
     assert driven.said() == [RunFinished(RunId(1), 28, "int", 0.5, None)]
-    assert dict(driven.core.held) == {"a": Held(28, RunId(1))}
+    assert dict(driven.core.held) == {"a": Held(28, RunId(1), "int")}
     check_idle(driven.core)
 
 
@@ -107,7 +60,7 @@ def test_lower_priority_runs_first_and_arrival_decides_between_equals() -> None:
 def test_a_run_handed_ahead_waits_for_the_run_that_computes_its_input() -> None:
     driven = Driven()
     driven.tell(run(1, "a"), run(2, "b", ("a", ())))
-    assert driven.core.executing == 0
+    assert driven.core.table.executing == 0
     driven.run_to_end("a")
     driven.run_to_end("b")
     check_idle(driven.core)
@@ -152,7 +105,7 @@ def test_a_run_of_an_old_session_leads_nobody_who_follows_its_namesake() -> None
     driven = Driven(slots=2)
     driven.tell(run(1, "a"))
     old = driven.take("a")
-    driven.core.session_ended(0.0)
+    driven.core.reset(0.0)
     driven.core.session_began(HERE)
     driven.tell(Blob(FUNCTION, 1, b"f"), run(1, "a"), run(2, "b", ("a", ())))
     assert driven.core.ready.take_follower(old) is None
@@ -438,7 +391,7 @@ def test_an_input_that_is_gone_when_the_slot_looks_hands_the_run_back() -> None:
 
 def test_a_value_put_by_a_client_is_reported_and_used() -> None:
     driven = Driven()
-    assert driven.core.stored("x", 100, "list", "client-1")
+    assert driven.core.stored("x", 100, "list", "client-1", 0.0)
     assert driven.said() == [Stored("x", 100, "list", "client-1")]
     driven.tell(run(1, "a", ("x", (HERE,))))
     driven.run_to_end("a")
@@ -496,7 +449,8 @@ def test_the_end_of_a_session_drops_everything_and_the_next_one_knows_of_stuck_s
     driven.tell(run(2, "taken"), run(3, "fetching", ("x", (THERE,))), run(4, "ready", priority=1))
     taken = driven.take("taken")
     driven.core.drain()
-    driven.core.session_ended(5.0)
+    driven.core.session_lost(5.0)
+    driven.core.reset(5.0)
     check(driven.core)
     effects = driven.core.drain()
     assert effects.requests == [
@@ -506,7 +460,7 @@ def test_the_end_of_a_session_drops_everything_and_the_next_one_knows_of_stuck_s
         ForgetFunctions((FUNCTION,)),
     ]
     assert driven.core.ready.take() is None
-    assert not driven.core.stored("late", 1, "int", "client")
+    assert not driven.core.stored("late", 1, "int", "client", 5.0)
     driven.core.tick(6.0)
     driven.core.session_began(HERE)
     assert driven.said() == [Capacity(1)]

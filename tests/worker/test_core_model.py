@@ -1,7 +1,9 @@
 """The worker core under any sequence of events: a Hypothesis machine plays scheduler, slots and peers at random.
 
-The model knows one thing: what the scheduler is owed. Every run that was assigned is answered exactly once, by its
-outcome or by being handed back, and a cancelled one not at all.
+The model knows two things. What the scheduler is owed: every run that was assigned is answered exactly once, by its
+outcome or by being handed back, and a cancelled one not at all; every key that is to be acquired is answered likewise,
+unless it was freed. And, when the link was cut, what the scheduler can believe: what the inventory of a worker that
+returns does not name was answered, or is not here.
 """
 
 from hypothesis import settings
@@ -10,21 +12,29 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from trio_dask.identity import RunId
 from trio_dask.protocol.messages import (
+    Acquire,
     Blob,
     CancelRuns,
     Capacity,
+    Drain,
     Free,
+    FromWorker,
+    Inventory,
+    Lost,
     Missing,
+    NotAcquired,
+    Replicas,
     Retract,
     Returned,
     Run,
     RunFailed,
     RunFinished,
     Started,
+    Stored,
 )
 from trio_dask.worker.core.fetching import FetchLimits
 from trio_dask.worker.core.invariants import check, check_idle
-from trio_dask.worker.core.requests import CancelFetch, CancelRun, StartFetch
+from trio_dask.worker.core.requests import CancelFetch, CancelRun, Request, StartFetch
 from trio_dask.worker.core.worker import WorkerCore
 
 FUNCTION = b"f" * 16
@@ -40,8 +50,10 @@ class Machine(RuleBasedStateMachine):
         self.now = 0.0
         self.next_run = 1
         self.owed: dict[RunId, str] = {}  # runs to be answered, with their keys
+        self.to_acquire: dict[str, None] = {}
         self.announced: set[RunId] = set()
         self.capacity = 0
+        self.online = True
         self.slots: list[Run] = []
         self.fetches: dict[int, tuple[str, list[str]]] = {}
 
@@ -52,10 +64,12 @@ class Machine(RuleBasedStateMachine):
         self.new_session()
 
     def new_session(self) -> None:
+        self.online = True
         self.capacity = self.core.slots.slots
         self.core.session_began(HERE)
         self.core.handle(Blob(FUNCTION, 1, b"f"), self.now)
 
+    @precondition(lambda self: self.online)
     @rule(
         key=st.sampled_from(KEYS),
         inputs=st.dictionaries(
@@ -73,10 +87,12 @@ class Machine(RuleBasedStateMachine):
         extra = {} if limit is None else {"time_limit": limit}
         self.core.handle(Run(number, key, FUNCTION, b"", dependencies, priority, extra), self.now)
 
+    @precondition(lambda self: self.online)
     @rule(offsets=st.lists(st.integers(0, 5), max_size=3))
     def retract(self, offsets: list[int]) -> None:
         self.core.handle(Retract(self.some_runs(offsets)), self.now)
 
+    @precondition(lambda self: self.online)
     @rule(offsets=st.lists(st.integers(0, 5), max_size=3))
     def cancel(self, offsets: list[int]) -> None:
         numbers = self.some_runs(offsets)
@@ -85,9 +101,39 @@ class Machine(RuleBasedStateMachine):
         for number in numbers:
             self.owed.pop(number, None)
 
+    @precondition(lambda self: self.online)
     @rule(keys=st.lists(st.sampled_from(KEYS), max_size=2))
     def free(self, keys: list[str]) -> None:
+        self.observe()
         self.core.handle(Free(tuple(keys)), self.now)
+        for key in keys:
+            self.to_acquire.pop(key, None)
+
+    @precondition(lambda self: self.online)
+    @rule(key=st.sampled_from(KEYS), holders=st.lists(st.sampled_from(ADDRESSES), unique=True, max_size=3))
+    def acquire(self, key: str, holders: list[str]) -> None:
+        self.observe()
+        self.to_acquire[key] = None
+        self.core.handle(Acquire(((key, tuple(holders)),)), self.now)
+
+    @rule()
+    def pause(self) -> None:
+        self.core.pause()
+        assert not self.core.is_open
+
+    @rule()
+    def resume(self) -> None:
+        self.core.resume()
+
+    @rule(reason=st.sampled_from(["signal", "lifetime"]))
+    def drain(self, reason: str) -> None:
+        self.core.drain_began(reason)
+        assert not self.core.is_open
+
+    @rule(keys=st.lists(st.sampled_from(KEYS), max_size=2))
+    def lose_values(self, keys: list[str]) -> None:
+        self.core.lost_values(keys)
+        assert not any(key in self.core.held for key in keys)
 
     @precondition(lambda self: len(self.slots) < self.core.slots.slots)
     @rule()
@@ -113,7 +159,7 @@ class Machine(RuleBasedStateMachine):
             self.slots[position] = follower
 
     @precondition(lambda self: self.slots)
-    @rule(which=st.integers(0, 2), how=st.sampled_from(["finished", "failed", "gone"]))
+    @rule(which=st.integers(0, 2), how=st.sampled_from(["finished", "failed", "gone", "declined"]))
     def leave_slot(self, which: int, how: str) -> None:
         run = self.slots.pop(which % len(self.slots))
         current = self.core.is_current(run)
@@ -121,6 +167,8 @@ class Machine(RuleBasedStateMachine):
             assert self.core.finished(run, 3, "int", None, 0.1) == current
         elif how == "failed":
             self.core.failed(run, None, "ValueError", 0.1)
+        elif how == "declined" and run.run not in self.core.slots.announced:
+            self.core.declined(run)
         else:
             self.core.input_gone(run, run.dependencies[0][0] if run.dependencies else "?")
 
@@ -142,7 +190,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(key=st.sampled_from(KEYS))
     def put(self, key: str) -> None:
-        assert self.core.stored(key, 4, "list", "client")
+        assert self.core.stored(key, 4, "list", "client", self.now) == self.online
 
     @rule(seconds=st.sampled_from([0.1, 0.5, 2.0]))
     def pass_time(self, seconds: float) -> None:
@@ -151,14 +199,52 @@ class Machine(RuleBasedStateMachine):
             self.core.tick(self.now)
         assert self.core.next_deadline() > self.now
 
+    @precondition(lambda self: self.online)
     @rule()
     def lose_scheduler(self) -> None:
         self.observe()
-        self.core.session_ended(self.now)
+        self.core.session_lost(self.now)
+        self.online = False
+        self.observe()
+
+    @precondition(lambda self: not self.online)
+    @rule()
+    def find_another(self) -> None:
+        self.core.reset(self.now)
+        assert not self.core.runs
+        assert not self.core.held
         self.owed.clear()
+        self.to_acquire.clear()
         self.announced.clear()
         self.new_session()
         self.observe()
+
+    @precondition(lambda self: not self.online)
+    @rule()
+    def come_back(self) -> None:
+        self.online = True
+        self.core.session_began(HERE, returned=True)
+        effects = self.core.drain()
+        self.take_requests(effects.requests)
+        first, *words = effects.messages
+        assert first == Capacity(self.core.capacity)
+        self.capacity = self.core.capacity
+        drain = [words.pop()] if self.core.draining else []
+        assert all(isinstance(message, Drain) for message in drain)
+        inventory = words.pop()
+        assert isinstance(inventory, Inventory)
+        failed = {message.run for message in words if isinstance(message, RunFailed)}
+        not_acquired = {key for message in words if isinstance(message, NotAcquired) for key in message.keys}
+        assert not_acquired == set(self.to_acquire)
+        self.to_acquire.clear()
+        held = {key: number for key, number, _, _ in inventory.held}
+        assert set(held) == set(self.core.held)
+        for number in inventory.runs:
+            assert number in self.owed, "a run that has ended is in the inventory"
+            assert number not in failed
+            assert number not in held.values()
+        self.owed = {number: self.owed[number] for number in inventory.runs}
+        self.core.handle(Blob(FUNCTION, 1, b"f"), self.now)
 
     @invariant()
     def everything_agrees(self) -> None:
@@ -170,7 +256,20 @@ class Machine(RuleBasedStateMachine):
     def observe(self) -> None:
         """Take the effects as scheduler, slots and peers would, and check each answer against what was owed."""
         effects = self.core.drain()
-        for message in effects.messages:
+        if self.online:
+            self.take_messages(effects.messages)
+        else:
+            # Nobody hears it. What the scheduler would have to be told later is checked when the worker comes back.
+            self.owed = {number: self.owed[number] for number in self.core.runs}
+        self.take_requests(effects.requests)
+        if self.online:
+            assert self.capacity == self.core.capacity
+        assert {number: run.key for number, run in self.core.runs.items()} == self.owed
+        acquiring = set(self.core.acquiring)
+        assert acquiring == set(self.to_acquire) if self.online else not acquiring
+
+    def take_messages(self, messages: list[FromWorker]) -> None:
+        for message in messages:
             match message:
                 case RunFinished(number):
                     self.settle(number)
@@ -189,9 +288,19 @@ class Machine(RuleBasedStateMachine):
                 case Capacity(slots):
                     assert 0 <= slots <= self.core.slots.slots
                     self.capacity = slots
-                case _:
+                case Replicas(keys):
+                    for key in keys:
+                        self.to_acquire.pop(key, None)
+                case NotAcquired(keys):
+                    for key in keys:
+                        del self.to_acquire[key]
+                case Inventory():
+                    raise AssertionError("an inventory that nobody asked for")
+                case Drain() | Stored() | Lost():
                     pass
-        for request in effects.requests:
+
+    def take_requests(self, requests: list[Request]) -> None:
+        for request in requests:
             match request:
                 case StartFetch(number, address, keys):
                     assert address != HERE, "asks itself"
@@ -202,8 +311,6 @@ class Machine(RuleBasedStateMachine):
                     assert any(run is taken for taken in self.slots), "stops a run that no slot has"
                 case _:
                     pass
-        assert self.capacity == self.core.slots.capacity
-        assert {number: run.key for number, run in self.core.runs.items()} == self.owed
 
     def settle(self, number: RunId) -> None:
         assert number in self.owed, f"run {number} was answered twice, or after it was cancelled"
@@ -226,6 +333,8 @@ class Machine(RuleBasedStateMachine):
                 self.answer_fetch(0, "peer gone")
                 self.observe()
         assert not self.owed
+        if self.online:
+            assert not self.to_acquire
         check_idle(self.core)
 
 

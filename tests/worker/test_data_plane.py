@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from itertools import count
 from typing import Any, ClassVar
 
 import numpy as np
@@ -140,17 +141,20 @@ async def test_an_input_that_cannot_be_unpickled_fails_the_task_that_needs_it() 
         assert await session.result() == 1
 
 
-async def test_between_sessions_nothing_is_kept() -> None:
+async def test_between_sessions_nothing_new_is_kept_and_what_is_here_is_served() -> None:
     async with open_scheduler() as scheduler, trio.open_nursery() as nursery:
         await nursery.start(run_worker, scheduler.settings)
         session = await scheduler.next_session()
         async with await open_data(session.address) as channel:
+            assert isinstance(await put(channel, "x", 1), PutDone)
             await scheduler.stop()
             session.connection.abort()
-            while isinstance(answer := await put(channel, "x", 1), PutDone):
+            keys = (f"y{number}" for number in count())
+            while isinstance(answer := await put(channel, next(keys), 1), PutDone):
                 pass  # the worker has not noticed yet
             assert "no scheduler" in answer.text
-            assert (await ask(channel, Fetch(("x",))))[0] == Absent("x", "")
+            assert (await ask(channel, Fetch((answer.key,))))[0] == Absent(answer.key, "")
+            assert isinstance((await ask(channel, Fetch(("x",))))[0], Value)
         nursery.cancel_scope.cancel()
 
 

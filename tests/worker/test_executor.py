@@ -17,8 +17,9 @@ from trio_dask.identity import RunId
 from trio_dask.protocol.messages import Run
 from trio_dask.protocol.pickling import pickle_call, rebuild_exception
 from trio_dask.worker import executor as executor_module
+from trio_dask.worker.board import Board
 from trio_dask.worker.core.ready import ReadyQueue
-from trio_dask.worker.executor import Begun, Executor, Failed, Finished, InputGone, Outcome
+from trio_dask.worker.executor import Begun, Declined, Executor, Failed, Finished, InputGone, Outcome
 from trio_dask.worker.store import Store
 from trio_dask.worker.task_context import WorkerHandle, check_cancelled, current_task, get_worker
 
@@ -28,7 +29,7 @@ PATIENCE_S = 10
 class Slots:
     """An executor whose functions stand in a table, so that they can share events with the test."""
 
-    def __init__(self, slots: int) -> None:
+    def __init__(self, slots: int, **options: Any) -> None:
         self.ready = ReadyQueue()
         self.store = Store()
         self.functions: dict[bytes, Callable[..., Any]] = {}
@@ -40,6 +41,7 @@ class Slots:
             values=self.store,
             worker=self.handle,
             inline_limit_bytes=100,
+            **options,
         )
         self.bursts: list[list[Outcome]] = []
         self.closed = threading.Event()
@@ -84,8 +86,8 @@ class Slots:
 @pytest.fixture
 def open_slots(monkeypatch: pytest.MonkeyPatch) -> Any:
     @asynccontextmanager
-    async def open_slots(slots: int = 1) -> AsyncGenerator[Slots]:
-        kit = Slots(slots)
+    async def open_slots(slots: int = 1, **options: Any) -> AsyncGenerator[Slots]:
+        kit = Slots(slots, **options)
         blobs = _Names()
         monkeypatch.setattr(kit.executor, "_blobs", blobs)
         monkeypatch.setattr(executor_module, "load_function", kit.functions.__getitem__)
@@ -359,7 +361,7 @@ async def test_an_announced_run_waits_until_it_may_go(open_slots: Any) -> None:
 async def test_inputs_are_values_and_one_that_is_gone_hands_the_run_back(open_slots: Any) -> None:
     async with open_slots() as slots:
         shared = [3, 1, 2]
-        slots.store.put("x", shared)
+        slots.store.put("x", shared, 10)
         slots.offer(1, sorted, _ref("x"))
         slots.wake()
         assert await slots.value() == [1, 2, 3]
@@ -450,3 +452,45 @@ class _Ready:
 
     def __init__(self, take: Callable[[], Run | None]) -> None:
         self.take = take
+
+
+async def test_no_more_tasks_begin_than_may_and_the_others_are_declined(open_slots: Any) -> None:
+    release = threading.Event()
+
+    def wait() -> None:
+        assert release.wait(PATIENCE_S)
+
+    async with open_slots(2, max_tasks=2) as slots:
+        for number in range(1, 5):
+            slots.offer(number, wait)
+        slots.wake()
+        begun = await slots.outcome()
+        assert isinstance(begun, Begun)  # the last one that may: the loop is to know at once
+        assert slots.executor.spent
+        release.set()
+        kinds = [type(await slots.outcome()) for _ in range(4)]
+        assert (kinds.count(Finished), kinds.count(Declined)) == (2, 2)
+
+
+async def test_what_a_slot_executes_stands_on_the_board_until_its_outcome_has_been_taken(open_slots: Any) -> None:
+    seen: list[tuple[RunId, ...]] = []
+
+    def look(error: type[Exception] | None) -> None:
+        seen.append(board.running())
+        if error is not None:
+            raise error
+
+    with Board.create(1) as board:
+        async with open_slots(1, board=board) as slots:
+            slots.offer(7, look, None)
+            slots.offer(8, look, ValueError)
+            announced = slots.offer(9, look, None, announce=True)
+            slots.wake()
+            await slots.outcome()
+            await slots.outcome()
+            begun = await slots.outcome()
+            assert (begun.run, board.running()) == (announced, ())
+            begun.go.put(None)
+            await slots.outcome()
+            assert seen == [(7,), (8,), (9,)]
+            assert board.running() == ()

@@ -36,7 +36,7 @@ class FakeChannel:
             raise ConnectionLost("closed")
         self.keys += message.keys
 
-    async def receive(self) -> tuple[Any, Sequence[bytes]]:
+    async def receive(self, room: object = None) -> tuple[Any, Sequence[bytes]]:
         await trio.lowlevel.checkpoint()
         if self.closed_by_peer:
             raise trio.EndOfChannel

@@ -9,10 +9,14 @@ import pytest
 import trio
 import trio.testing
 
-from tests.worker.kit import open_scheduler, open_worker
+from tests.worker.kit import Ref, open_data, open_scheduler, open_worker
+from trio_dask.comm import Address
+from trio_dask.comm.memory import bind_memory
 from trio_dask.config import WorkerSettings
 from trio_dask.errors import NoScheduler, RefusedError, UsageError
-from trio_dask.protocol.messages import Goodbye, Leave, Retract, Run
+from trio_dask.protocol.messages import Fetch, Goodbye, Leave, Put, Retract, Run
+from trio_dask.worker import service
+from trio_dask.worker.engine import Engine
 from trio_dask.worker.service import run_worker
 
 MockClock = trio.testing.MockClock
@@ -159,3 +163,149 @@ async def test_a_file_that_is_no_scheduler_file_is_wrong_usage(autojump_clock: M
     path.write_text("[]")
     with pytest.raises(UsageError, match="names no address"):
         await run_worker(WorkerSettings(scheduler_file=str(path)))
+
+
+async def test_without_reconnect_a_loss_is_the_end(autojump_clock: MockClock) -> None:
+    async with open_scheduler(reconnect=False, death_timeout_s=60) as scheduler:
+        with pytest.RaisesGroup(pytest.RaisesExc(NoScheduler, match="the scheduler is lost")):
+            async with trio.open_nursery() as nursery:
+                await nursery.start(run_worker, scheduler.settings)
+                session = await scheduler.next_session()
+                assert session.hello.details["reconnect"] is False
+                session.connection.abort()
+        assert trio.current_time() == 0
+
+
+async def test_the_first_hello_names_no_past_and_whoever_began_afresh_names_none_either(
+    autojump_clock: MockClock,
+) -> None:
+    async with (
+        open_scheduler(process="", nanny_address="tcp://nanny:1") as scheduler,
+        trio.open_nursery() as nursery,
+    ):
+        await nursery.start(run_worker, scheduler.settings)
+        first = await scheduler.next_session()
+        first.tell(Leave("begin afresh", restart=True))
+        second = await scheduler.next_session()
+        for session in (first, second):
+            details = session.hello.details
+            assert (details["previous"], details["scheduler"], details["reconnect"]) == ("", "", True)
+            assert (details["process"], details["nanny"]) == ("", "tcp://nanny:1")
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("stuck_in", ["a dial", "a fetch", "a transfer to a peer", "nothing, while it is paused"])
+async def test_nothing_that_is_under_way_holds_up_the_end(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, stuck_in: str
+) -> None:
+    """Nobody accepts what is dialled here, and nobody reads what is sent."""
+    silent = bind_memory(Address("inproc", "silent"))
+    async with open_scheduler(death_timeout_s=30, connect_timeout_s=1000) as scheduler, trio.open_nursery() as nursery:
+        ended: list[float] = []
+        engines: list[Engine] = []
+        monkeypatch.setattr(service, "Engine", lambda settings: engines.append(Engine(settings)) or engines[0])
+
+        async def worker() -> None:
+            with pytest.raises(NoScheduler):
+                await run_worker(scheduler.settings)
+            ended.append(trio.current_time())
+
+        nursery.start_soon(worker)
+        session = await scheduler.next_session()
+        await scheduler.stop()
+        if stuck_in == "a dial":
+            scheduler.settings.__dict__["scheduler"] = str(silent.address)
+        elif stuck_in == "a fetch":
+            session.submit("a", len, Ref("x"), holders={"x": [str(silent.address)]})
+        elif stuck_in == "a transfer to a peer":
+            channel = await open_data(session.address)
+            frames = [bytes(50_000_000)]
+            await channel.send(Put("x", "client", "bytes", (50_000_000,)), frames)
+            await channel.receive()
+            await channel.send(Fetch(("x",)))
+        else:
+            engines[0].pause()
+        await trio.testing.wait_all_tasks_blocked()
+        session.connection.abort()
+        lost = trio.current_time()
+        await trio.sleep(100)
+        assert ended == [pytest.approx(lost + 30, abs=0.6)]
+        nursery.cancel_scope.cancel()
+    silent.close()
+
+
+async def test_if_a_dial_outlasts_the_time_that_is_left_its_reason_is_still_told(autojump_clock: MockClock) -> None:
+    silent = bind_memory(Address("inproc", "silent"))
+    with pytest.raises(NoScheduler, match=r"did not answer within 4\.5 s"):
+        await run_worker(WorkerSettings(scheduler="inproc://silent", death_timeout_s=5))
+    silent.close()
+
+
+async def test_a_scheduler_file_is_read_anew_after_a_loss_and_may_be_broken_for_a_while(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    path = tmp_path / "scheduler.json"
+    async with open_scheduler(scheduler=None, scheduler_file=str(path)) as scheduler, trio.open_nursery() as nursery:
+        path.write_text(json.dumps({"address": str(scheduler.address)}))
+        await nursery.start(run_worker, scheduler.settings)
+        session = await scheduler.next_session()
+        path.write_text("half of a fi")
+        session.connection.abort()
+        await trio.sleep(20)
+        path.write_text(json.dumps({"address": "inproc://nobody"}))
+        await trio.sleep(20)
+        path.write_text(json.dumps({"address": str(scheduler.address)}))
+        await scheduler.next_session()
+        nursery.cancel_scope.cancel()
+
+
+async def test_many_workers_do_not_call_a_new_scheduler_all_at_once(autojump_clock: MockClock) -> None:
+    calls: list[float] = []
+    async with open_scheduler() as scheduler, trio.open_nursery() as nursery:
+        for _ in range(50):
+            nursery.start_soon(run_worker, scheduler.settings)
+        sessions = [await scheduler.next_session() for _ in range(50)]
+        await scheduler.stop()
+        for session in sessions:
+            session.connection.abort()
+        await trio.sleep(20)
+        reborn = type(scheduler)(scheduler.address, scheduler.settings)
+        back = trio.current_time()
+        await nursery.start(reborn.run, nursery)
+        for _ in sessions:
+            await reborn.next_session()
+            calls.append(trio.current_time() - back)
+        nursery.cancel_scope.cancel()
+    assert max(calls) <= 3
+    assert max(calls.count(call) for call in calls) == 1
+    assert max(calls) - min(calls) > 1.5
+
+
+@pytest.mark.parametrize("pinged", [False, True], ids=["both were stopped", "the scheduler went on"])
+async def test_a_worker_that_was_stopped_for_long_does_not_blame_its_scheduler(
+    mock_clock: MockClock, pinged: bool
+) -> None:
+    async with open_scheduler() as scheduler, trio.open_nursery() as nursery:
+        await nursery.start(run_worker, scheduler.settings)
+        session = await scheduler.next_session()
+        await trio.testing.wait_all_tasks_blocked()
+        if pinged:
+            session.tell(Retract(()))
+        mock_clock.jump(65)  # nothing in this process ran meanwhile
+        await trio.testing.wait_all_tasks_blocked()
+        assert not session.over.is_set()
+        mock_clock.jump(10)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not session.over.is_set()
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_scheduler_that_falls_silent_is_called_anew_before_long(autojump_clock: MockClock) -> None:
+    async with open_scheduler() as scheduler, trio.open_nursery() as nursery:
+        await nursery.start(run_worker, scheduler.settings)
+        first = await scheduler.next_session()
+        first.connection._tasks_scope.cancel()  # so that it pings no more
+        silent_since = trio.current_time()
+        await scheduler.next_session()
+        assert trio.current_time() - silent_since == pytest.approx(20, abs=0.2)
+        nursery.cancel_scope.cancel()

@@ -1,117 +1,171 @@
-"""`dask-worker`: a process that runs tasks for a scheduler."""
+"""`dask-worker`: one or more processes that run tasks for a scheduler."""
 
 from __future__ import annotations
 
 import math
 import os
+import random
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from trio_dask.cli.common import Checked, Program, common_options, file_option, run_command
-from trio_dask.config import (
-    WorkerSettings,
-    parse_memory_limit,
-    parse_name,
-    parse_port_range,
-    parse_resources,
-    parse_threads,
-    parse_timedelta,
-)
+from trio_dask.cli.common import Program, run_command
+from trio_dask.cli.former import notes
+from trio_dask.cli.worker_options import SECTIONS, worker_options
+from trio_dask.config import NannySettings, WorkerSettings
+from trio_dask.deploy.layout import Share, divide
 from trio_dask.deploy.program import Stopper, raise_file_limit, run_program
-from trio_dask.machine import cpu_count, memory_bytes
+from trio_dask.errors import UsageError
+from trio_dask.machine import cpus, memory
+
+if TYPE_CHECKING:
+    from trio_dask.comm.addresses import Address
 
 __all__ = ["main"]
 
-SECTIONS = {
-    "Which scheduler": ["scheduler_file", "death_timeout"],
-    "What this worker offers": ["nthreads", "memory_limit", "resources", "name"],
-    "Where it listens": ["host", "interface", "worker_port"],
-    "How it runs": ["no_nanny", "pid_file"],
-}
 
+@dataclass(frozen=True)
+class _Where:
+    """Where workers listen and where they are reached, as the options say."""
 
-def _read_memory_limit(text: str) -> str:
-    """Check the text early; its value depends on another option."""
-    parse_memory_limit(text, machine_bytes=1)
-    return text
+    host: str
+    interface: str | None
+    port_range: tuple[int, int]
+    contact_address: str | None
 
 
 @click.command(cls=Program, sections=SECTIONS)
-@click.argument("scheduler", required=False)
-@click.option("--scheduler-file", metavar="FILE", help="File in which the scheduler wrote its address; waited for.")
-@click.option(
-    "--death-timeout",
-    type=Checked("TIME", parse_timedelta),
-    help="Leave after this long without a scheduler, such as 60 or 5min. Default: never (0).",
-)
-@click.option("--nthreads", type=Checked("N", parse_threads), help="Tasks that run at once. Default: one per CPU.")
-@click.option(
-    "--memory-limit",
-    type=Checked("SIZE", _read_memory_limit),
-    default="auto",
-    help="Such as 4GiB, 0.5 (of the machine), 0 (none). Default: this worker's share of the machine.",
-)
-@click.option(
-    "--resources", type=Checked("PAIRS", parse_resources), help="What tasks can ask for, such as GPU=2,MEM=10e9."
-)
-@click.option("--name", type=Checked("NAME", parse_name), help="Default: the worker's address.")
-@click.option("--host", default="", help="Name or address to listen on. Default: that of the way to the scheduler.")
-@click.option("--interface", metavar="NAME", help="Network interface to listen on, such as eth0.")
-@click.option(
-    "--worker-port",
-    type=Checked("PORT", parse_port_range),
-    default=(0, 0),
-    help="Port to listen on, or first:last to try in order. Default: any free port.",
-)
-@click.option("--no-nanny", is_flag=True, expose_value=False, help="No process that restarts it; as yet there is none.")
-@file_option("--pid-file", help="Write the process id there.")
-@common_options
+@worker_options
 @click.pass_obj
-def worker(
-    stopper: Stopper,
-    scheduler: str | None,
-    scheduler_file: str | None,
-    death_timeout: float | None,
-    nthreads: int | None,
-    memory_limit: str,
-    resources: dict[str, float] | None,
-    name: str | None,
-    host: str,
-    interface: str | None,
-    worker_port: tuple[int, int],
-    pid_file: str | None,
-    debug: bool,
-) -> int:
-    """Start a worker that runs tasks for the scheduler at SCHEDULER, such as tcp://10.0.0.5:8786 or just 10.0.0.5:8786.
+def worker(stopper: Stopper, /, debug: bool, **options: Any) -> int:
+    """Start workers that run tasks for the scheduler at SCHEDULER, such as tcp://10.0.0.5:8786 or just 10.0.0.5:8786.
 
-    Without SCHEDULER and --scheduler-file the environment's DASK_SCHEDULER_ADDRESS counts.
+    Without SCHEDULER and --scheduler-file the environment's DASK_SCHEDULER_ADDRESS counts. Each worker is a process
+    with a nanny, which starts it again when it crashes. ARGS are for what --preload names.
     """
-    if interface is not None and host:
-        raise click.UsageError("--interface and --host: give one of them, each says where to listen")
-    cpus = cpu_count()
-    threads = cpus if nthreads is None else nthreads
-    settings = WorkerSettings(
-        scheduler=_scheduler_address(scheduler, scheduler_file),
-        scheduler_file=scheduler_file,
-        host=host,
-        interface=interface,
-        port_range=worker_port,
-        nthreads=threads,
-        name=name,
-        memory_limit_bytes=parse_memory_limit(memory_limit, machine_bytes=memory_bytes(), share=threads / cpus),
-        resources=resources or {},
-        pid_file=pid_file,
-        death_timeout_s=death_timeout or math.inf,
-    )
+    context = click.get_current_context()
+    label = context.command_path
+    share = _divide(options)
+    nannies = _nanny_settings(options, share)
+    for note in notes(context):
+        click.echo(f"{label}: {note}", err=True)
 
     async def service() -> None:
-        from trio_dask.worker.service import run_worker
+        import logging
 
-        await run_worker(settings)
+        from trio_dask.deploy.preload import preload
+
+        logging.getLogger("trio_dask.launcher").info("Starting %s", share.text)
+        argv = nannies[0].preload_argv
+        if options["nanny"]:
+            from trio_dask.deploy.launcher import run_nannies
+
+            preload(options["preload_nanny"], argv)
+            await run_nannies(nannies, stopper, label=label, pid_file=options["pid_file"], debug=debug)
+        else:
+            from trio_dask.deploy.working import work
+
+            preload(options["preload"], argv)
+            await work(_without_nanny(nannies[0], options["pid_file"]), stopper)
 
     raise_file_limit()
-    return run_program(click.get_current_context().command_path, service, stopper, debug=debug)
+    return run_program(label, service, stopper, debug=debug)
+
+
+def _divide(options: dict[str, Any]) -> Share:
+    workers = options["nworkers"]
+    try:
+        share = divide(workers, options["nthreads"], options["memory_limit"], cpus=cpus(), memory=memory())
+    except UsageError as error:
+        raise click.UsageError(f"--nworkers: {error}") from error
+    for name in ("worker_port", "nanny_port"):
+        first, last = options[name]
+        if first and last - first + 1 < share.workers:
+            option = "--" + name.replace("_", "-")
+            raise click.UsageError(
+                f"{option}: {last - first + 1} ports for {share.workers} workers; give a range, such as "
+                f"{first}:{min(65535, first + share.workers - 1)}"
+            )
+    if not options["nanny"] and share.workers > 1:
+        raise click.UsageError("--nworkers and --no-nanny: without nannies there is one worker, in this process")
+    if not options["nanny"] and options["lifetime_restart"]:
+        raise click.UsageError("--lifetime-restart and --no-nanny: only a nanny can start another worker")
+    if options["preload_argv"] and not (options["preload"] or options["preload_nanny"]):
+        raise click.UsageError(f"unexpected extra argument {options['preload_argv'][0]!a}")
+    return share
+
+
+def _nanny_settings(options: dict[str, Any], share: Share) -> list[NannySettings]:
+    where = _where(options, share)
+    settings = WorkerSettings(
+        scheduler=_scheduler_address(options["scheduler"], options["scheduler_file"]),
+        scheduler_file=options["scheduler_file"],
+        host=where.host,
+        interface=where.interface,
+        contact_address=where.contact_address,
+        port_range=where.port_range,
+        nthreads=share.threads,
+        name=options["name"],
+        memory_limit_bytes=share.memory_limit_bytes,
+        resources=options["resources"] or {},
+        local_directory=options["local_directory"],
+        death_timeout_s=options["death_timeout"] or math.inf,
+        reconnect=options["reconnect"],
+        drain_timeout_s=options["drain_timeout"],
+        lifetime_s=options["lifetime"] or math.inf,
+        max_tasks=options["max_tasks"],
+        spill_managed=options["memory_target"],
+        spill_process=options["memory_spill"],
+        pause_process=options["memory_pause"],
+        max_spill_bytes=options["max_spill"],
+    )
+    first_backoff_s, max_backoff_s = options["restart_backoff"]
+    nanny = NannySettings(
+        worker=settings,
+        port_range=options["nanny_port"],
+        max_restarts=options["max_restarts"],
+        restart_window_s=options["restart_window"],
+        first_backoff_s=first_backoff_s,
+        max_backoff_s=max_backoff_s,
+        start_timeout_s=options["start_timeout"],
+        memory_terminate=options["memory_terminate"],
+        lifetime_stagger_s=options["lifetime_stagger"],
+        lifetime_restart=options["lifetime_restart"],
+        environment=dict(options["env"]),
+        preload=options["preload"],
+        preload_argv=options["preload_argv"],
+    )
+    if share.workers == 1 or settings.name is None:
+        return [nanny] * share.workers
+    names = (f"{settings.name}-{number}" for number in range(share.workers))
+    return [replace(nanny, worker=replace(settings, name=name)) for name in names]
+
+
+def _without_nanny(settings: NannySettings, pid_file: str | None) -> WorkerSettings:
+    stagger_s = random.uniform(-1, 1) * settings.lifetime_stagger_s
+    lifetime_s = settings.worker.lifetime_s + stagger_s
+    return replace(settings.worker, pid_file=pid_file, lifetime_s=max(1.0, lifetime_s) if stagger_s else lifetime_s)
+
+
+def _where(options: dict[str, Any], share: Share) -> _Where:
+    host, interface, ports, contact = (
+        options[name] for name in ("host", "interface", "worker_port", "contact_address")
+    )
+    if interface is not None and host:
+        raise click.UsageError("--interface and --host: give one of them, each says where to listen")
+    listen: Address | None = options["listen_address"]
+    if listen is not None:
+        for name, given in (("--host", host), ("--interface", interface), ("--worker-port", ports[0])):
+            if given:
+                raise click.UsageError(f"--listen-address and {name}: give one of them, each says where to listen")
+        host, ports = listen.host, (listen.port, listen.port)
+    for name, address in (("--listen-address", listen), ("--contact-address", contact)):
+        if address is not None and address.port and share.workers > 1:
+            raise click.UsageError(f"{name}: one port for {share.workers} workers; leave it out, or have one worker")
+    # Without a port of its own it gets that of the listener.
+    return _Where(host, interface, ports, None if contact is None else str(contact).removesuffix(":0"))
 
 
 def _scheduler_address(argument: str | None, scheduler_file: str | None) -> str | None:

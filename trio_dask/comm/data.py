@@ -6,8 +6,8 @@ A message that has `sizes` is followed by that many raw bytes, unframed: first t
 from __future__ import annotations
 
 import mmap
-from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager
 
 import trio
 
@@ -78,10 +78,13 @@ class DataChannel:
                     with self._in_time("took nothing"):
                         await self._transport.send_all(memoryview(piece)[sent:])
 
-    async def receive(self) -> tuple[Message, list[memoryview]]:
+    async def receive(
+        self, room: Callable[[int], AbstractAsyncContextManager[None]] | None = None
+    ) -> tuple[Message, list[memoryview]]:
         """The next message and its buffers, each in writeable memory of its own.
 
-        Waits for the first byte without limit; then the peer may not pause longer than `silence_s`. Raises
+        Waits for the first byte without limit; then the peer may not pause longer than `silence_s`. Large buffers are
+        received within a block of `room(size)`, which may wait until there is memory for them. Raises
         `trio.EndOfChannel` when the peer has left between two messages, `ConnectionLost` if it is gone otherwise, and
         `ProtocolError` when it sent what it may not, or announced more than `max_bytes`.
         """
@@ -93,10 +96,11 @@ class DataChannel:
             message = await self._receive_message()
             if isinstance(message, Goodbye):
                 raise trio.EndOfChannel
-            buffers = [_allocate(size) for size in self._checked_sizes(message)]
-            for buffer in buffers:
-                await self._fill(buffer)
-            return message, buffers
+            sizes = self._checked_sizes(message)
+            if room is None or sum(sizes) <= _SMALL:
+                return message, await self._receive_buffers(sizes)
+            async with room(sum(sizes)):
+                return message, await self._receive_buffers(sizes)
 
     def abort(self) -> None:
         """Close at once. Idempotent."""
@@ -111,6 +115,12 @@ class DataChannel:
 
     async def __aexit__(self, *error: object) -> None:
         await self.aclose()
+
+    async def _receive_buffers(self, sizes: tuple[int, ...]) -> list[memoryview]:
+        buffers = [_allocate(size) for size in sizes]
+        for buffer in buffers:
+            await self._fill(buffer)
+        return buffers
 
     async def _receive_message(self) -> Message:
         while True:

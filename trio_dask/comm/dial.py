@@ -35,7 +35,8 @@ async def open_connection(
     try:
         transport, welcome, rest = await _call(address, hello, timeout_s)
     except _CannotReachError as error:
-        raise NoScheduler(f"no scheduler at {address}: {error}") from error.__cause__
+        missing = "nobody to ask" if hello.role == "control" else "no scheduler"
+        raise NoScheduler(f"{missing} at {address}: {error}") from error.__cause__
     return Connection(transport, welcome, allowed=allowed, settings=settings, received=rest)
 
 
@@ -113,7 +114,7 @@ def _reason(error: OSError | ProtocolError | trio.TooSlowError, timeout_s: float
         case trio.TooSlowError() if connected:
             return f"what listens there did not answer within {timeout_s:g} s"
         case trio.TooSlowError():
-            return f"no answer within {timeout_s:g} s; perhaps the machine is off or a firewall drops what is sent"
+            return f"no answer within {timeout_s:g} s: a firewall? Or the machine is off"
         case socket.gaierror():
             return "the name of the host is not known"
         case _:
@@ -124,9 +125,9 @@ def _reason_of_system(error: OSError | ProtocolError | trio.TooSlowError) -> str
     causes = list(_system_errors(error))
     numbers = {cause.errno for cause in causes}
     if errno.ECONNREFUSED in numbers or any(isinstance(cause, ConnectionRefusedError) for cause in causes):
-        return "nothing listens there"
+        return "refused: nothing listens there"
     if errno.ETIMEDOUT in numbers:
-        return "no answer; perhaps the machine is off or a firewall drops what is sent"
+        return "no answer: a firewall? Or the machine is off"
     if numbers & {errno.EHOSTUNREACH, errno.ENETUNREACH}:
         return "there is no route to that host"
     return ", ".join(dict.fromkeys(cause.strerror or str(cause) for cause in causes)) or str(error)

@@ -1,4 +1,4 @@
-"""The child's side of `process.run_child`, run by its path: read from stdin what to be, be it, say when it is ready.
+"""The child's side of `nanny.process`, run by its path: read from stdin what to be, be it, report on it.
 
 Nothing of the package may be imported before the parent's module search path is in place.
 """
@@ -9,10 +9,12 @@ import gc
 
 gc.disable()  # nothing that is imported becomes garbage, and looking for it takes a tenth of the start
 
+import faulthandler  # noqa: E402
 import importlib  # noqa: E402
 import json  # noqa: E402
 import os  # noqa: E402
 import sys  # noqa: E402
+from collections.abc import Mapping  # noqa: E402
 from typing import Any  # noqa: E402
 
 
@@ -34,29 +36,49 @@ def main() -> int:
     sys.path[:] = orders["path"]  # until here its first entry was the folder of this file
     sys.argv[1:] = []
 
-    from trio_dask.deploy.lifeline import Lifeline, put_on_leash
+    from trio_dask.nanny.lifeline import Lifeline, open_parent, put_on_leash
+
+    report_fd: int = orders["report_fd"]
+    parent_fd = open_parent(orders["parent_pid"])
+    if orders["guarded"]:
+        from trio_dask.nanny.guard import stand_guard
+
+        stand_guard(parent_fd, report_fd, to_close=(orders["leash_fd"],))
+    os.set_inheritable(report_fd, False)
+    os.set_inheritable(orders["leash_fd"], False)
+    put_on_leash(orders["leash_fd"])
+    faulthandler.enable()
+
+    def report(content: Mapping[str, Any]) -> None:
+        try:
+            os.write(report_fd, json.dumps(content).encode() + b"\n")
+        except OSError:
+            pass  # the parent is gone; the lifeline says so as well
+
+    report({"pid": os.getpid()})
+
     from trio_dask.deploy.program import Stopper, raise_file_limit, run_program
 
-    put_on_leash(orders["leash_fd"])
-    stopper = Stopper()
+    stopper = Stopper(patient=True)
     stopper.install()
-    lifeline = Lifeline(orders["parent_pid"])
-    lifeline.watch(lambda: stopper.ask("the program that started this one is done"))
-
-    def ready(report: dict[str, Any]) -> None:
-        os.write(orders["ready_fd"], json.dumps(report).encode() + b"\n")
-        os.close(orders["ready_fd"])
-
+    Lifeline(parent_fd).watch(lambda: stopper.ask("the program that started this one is done"))
     module, _, function = orders["program"].partition(":")
 
     async def service() -> None:
         # Imported inside the program, so that what goes wrong there is reported like everything else.
         program = getattr(importlib.import_module(module), function)
         gc.enable()
-        await program(orders["settings"], ready)
+        await program(orders["settings"], report, stopper)
 
     raise_file_limit()
-    return run_program(orders["name"], service, stopper, quiet=True)
+    return run_program(
+        orders["name"],
+        service,
+        stopper,
+        debug=orders["debug"],
+        quiet=orders["quiet"],
+        tell=lambda status, text: report({"failure": text}),
+    )
 
 
 if __name__ == "__main__":

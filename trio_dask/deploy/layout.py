@@ -6,11 +6,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from trio_dask.config import MAX_THREADS, parse_memory_limit
+from trio_dask.config import MAX_THREADS, format_bytes, parse_memory_limit
 from trio_dask.errors import UsageError
-from trio_dask.machine import cpu_count, memory_bytes
+from trio_dask.machine import Amount, cpu_count, memory_bytes
 
-__all__ = ["Layout", "check_scale", "plan"]
+__all__ = ["Layout", "Share", "check_scale", "divide", "plan"]
 
 MAX_WORKERS = 10_000
 FEW_CPUS = 4
@@ -70,6 +70,55 @@ def plan(
         resources=dict(resources or {}),
         local_directory=local_directory,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """What each of the workers of one launcher gets. `text` says it for people, and where it comes from."""
+
+    workers: int
+    threads: int
+    memory_limit_bytes: int | None
+    text: str
+
+
+def divide(workers: str, threads: int | None, memory_limit: str, *, cpus: Amount, memory: Amount) -> Share:
+    """Divide a machine among workers. `workers` is a number, a negative one to be taken from the processors, or `auto`.
+
+    Together the workers use each processor once, but each has a thread at least, and all the memory, or their share of
+    the processors of it.
+
+    Raises:
+      UsageError: that is no number of workers, or none is left.
+    """
+    number = _count_workers(workers, threads, cpus.number)
+    given = threads is not None
+    threads = threads or max(1, cpus.number // number)
+    share = min(1 / number, threads / cpus.number)
+    limit = parse_memory_limit(memory_limit, machine_bytes=memory.number, share=share)
+    source = memory.source if memory_limit.strip().lower() == "auto" else "as given"
+    shown = "no memory limit" if limit is None else f"memory limit {format_bytes(limit)} per worker ({source})"
+    return Share(
+        workers=number,
+        threads=threads,
+        memory_limit_bytes=limit,
+        text=f"{number} worker{'s' * (number > 1)}: {threads} thread{'s' * (threads > 1)} each "
+        f"({'as given' if given else cpus.source}), {shown}",
+    )
+
+
+def _count_workers(text: str, threads: int | None, cpus: int) -> int:
+    plain = text.strip().lower()
+    if plain == "auto":
+        return _processes(cpus, threads)
+    digits = plain.removeprefix("-")
+    if not (digits.isascii() and digits.isdigit() and len(digits) <= 9):
+        raise UsageError(f"{text[:40]!a} is not a number of workers; give 1 or more, -1 for one per CPU, or auto")
+    number = int(plain)
+    number = cpus + 1 + number if number < 0 else number
+    if not 1 <= number <= MAX_WORKERS:
+        raise UsageError(f"{text[:40]!a} means {number} workers on {cpus} CPUs; there can be 1 to {MAX_WORKERS}")
+    return number
 
 
 def check_scale(n: object) -> None:

@@ -1,8 +1,8 @@
 """The members of a local cluster, a scheduler and its workers, each with a task that starts it and minds it.
 
 As processes: the scheduler's port is bound here and handed down, so that workers can be started in the same moment and
-find somebody to knock at. A worker that dies is started again; one that cannot be started `MAX_FAILED_STARTS` times in
-a row, or a scheduler that dies, ends the cluster with that program's own last words.
+find somebody to knock at. Each worker has a nanny, in the Trio loop of the cluster. A worker that cannot be started, or
+keeps crashing, or a scheduler that dies, ends the cluster with that program's own last words.
 """
 
 from __future__ import annotations
@@ -11,27 +11,25 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
 from itertools import count
 from typing import Any
 
 import trio
 
 from trio_dask.comm.addresses import Address, choose_advertised_host
-from trio_dask.config import SchedulerSettings, WorkerSettings
+from trio_dask.config import NannySettings, SchedulerSettings, WorkerSettings
 from trio_dask.deploy.layout import Layout
-from trio_dask.deploy.process import ChildReady, ChildSpec, describe_end, run_child
-from trio_dask.errors import ClusterError
+from trio_dask.errors import ClusterError, TrioDaskError
+from trio_dask.nanny.process import Child, ChildSpec, run_child
+from trio_dask.nanny.service import Nanny
 
 __all__ = ["Member", "Members"]
 
-MAX_FAILED_STARTS = 5
-FIRST_BACKOFF_S = 0.5
 DEATH_TIMEOUT_S = 60.0
 BACKLOG = 4096
-# One thread of numerical libraries per task, unless the user says otherwise: tasks side by side keep a machine busy.
-LIBRARY_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+MAX_RESTARTS = 20
+MAX_BACKOFF_S = 2.0
 
 log = logging.getLogger("trio_dask.deploy")
 
@@ -44,7 +42,6 @@ class Member:
         self.address: str | None = None
         self.pid: int | None = None
         self.scope = trio.CancelScope()
-        self.failed_starts = 0
 
     def __repr__(self) -> str:
         return f"<worker {self.name} {self.address or 'starting'}>"
@@ -133,71 +130,64 @@ class Members:
 
     # ------------------------------------------------------------------------------------------- as processes
 
-    def _spec(self, name: str, program: str, settings: Any, **options: Any) -> ChildSpec:
-        return ChildSpec(
-            name=f"{self._name}-{name}",
-            program=f"trio_dask.deploy.services:{program}",
-            settings=asdict(settings),
-            stderr=_pass_on,
-            **options,
-        )
-
     async def _mind_scheduler(self, listen_fd: int) -> None:
-        def ready(child: ChildReady) -> None:
+        def heard(child: Child, report: Mapping[str, Any]) -> None:
             self.scheduler_pid = child.pid
             self._note_change()
 
-        settings = SchedulerSettings(listen_fd=listen_fd)
+        spec = ChildSpec(
+            name=f"{self._name}-scheduler",
+            program="trio_dask.deploy.services:scheduler",
+            settings={"listen_fd": listen_fd},
+            inherit=(listen_fd,),
+            stderr=_pass_on,
+        )
         try:
-            status, words = await run_child(self._spec("scheduler", "scheduler", settings, inherit=(listen_fd,)), ready)
+            end = await run_child(spec, heard)
         except ClusterError as exc:
             self._fail(exc)
             return
-        if status:
-            said = f":\n{words}" if words else ""
-            self._fail(ClusterError(f"the scheduler of this cluster {describe_end(status)}{said}"))
+        if not end.started:
+            self._fail(end.as_error())
+        elif end.status:
+            said = "\n".join(filter(None, (*end.words.lines, end.failure)))
+            self._fail(ClusterError(f"the scheduler of this cluster {end.describe()}" + (f":\n{said}" if said else "")))
         else:
             log.debug("the cluster was shut down")
             self.set_worker_count(0)
 
     async def _mind_worker(self, member: Member) -> None:
         with member.scope:
-            if not self._layout.processes:
+            if self._layout.processes:
+                await self._run_worker(member)
+            else:
                 await self._run_worker_here(member)
-            while self._layout.processes and await self._run_worker(member):
-                pass
         member.address = None
         self.workers.pop(member.name, None)
+        self._note_change()
 
-    async def _run_worker(self, member: Member) -> bool:
-        """Start one worker process and wait for its end; returns whether it is to be started again."""
+    async def _run_worker(self, member: Member) -> None:
+        """Look after one worker process, and those that follow it."""
 
-        def ready(child: ChildReady) -> None:
-            member.pid = child.pid
-            member.address = str(child.report["address"])
-            member.failed_starts = 0
+        def changed() -> None:
+            member.address, member.pid = nanny.address, nanny.pid or member.pid
             self._note_change()
 
-        environment = dict.fromkeys(LIBRARY_THREADS, "1")
-        environment = {name: value for name, value in environment.items() if name not in os.environ}
-        spec = self._spec(f"worker-{member.name}", "worker", self._worker_settings(member), environment=environment)
+        label = f"{self._name}-worker-{member.name}"
+        # What does not start the first time will not start the second; there is somebody waiting for it. Crashes later
+        # on are forgiven more often than elsewhere: to give up is to end the cluster, and with it the user's session.
+        settings = NannySettings(
+            worker=self._worker_settings(member),
+            port_range=None,
+            same_failures=1,
+            max_restarts=MAX_RESTARTS,
+            max_backoff_s=MAX_BACKOFF_S,
+        )
+        nanny = Nanny(settings, label=label, changed=changed, output=_pass_on)
         try:
-            status, _ = await run_child(spec, ready)
-        except ClusterError as exc:
-            member.failed_starts += 1
-            # What does not start the first time will not start the second; later the machine may be short of something.
-            if member.pid is None or member.failed_starts == MAX_FAILED_STARTS:
-                self._fail(exc)
-                return False
-            log.warning("%s; trying again", str(exc).splitlines()[0])
-            await trio.sleep(FIRST_BACKOFF_S * 2**member.failed_starts)
-            return True
-        member.address = None
-        if status == 0:
-            return False
-        how = describe_end(status)
-        log.warning("worker %s of %s (pid %s) %s; starting it again", member.name, self._name, member.pid, how)
-        return True
+            await nanny.run()
+        except (TrioDaskError, OSError) as exc:
+            self._fail(ClusterError(f"{label}: {exc}"))
 
     def _worker_settings(self, member: Member) -> WorkerSettings:
         return WorkerSettings(

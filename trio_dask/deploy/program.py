@@ -9,7 +9,8 @@
 | 4 | refused (versions, credentials, name taken), or something the machine should have is missing (port in use) |
 | 5 | the worker kept crashing |
 
-The first signal asks the service to stop in good order, a second one ends the program at once.
+The first signal asks the service to stop in good order, a second one ends the program at once, with all that it has
+started. The end of the lifeline is no signal: whoever started the program is gone, and nothing is worth waiting for.
 """
 
 from __future__ import annotations
@@ -20,17 +21,29 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Generator, Iterator
+from contextlib import contextmanager
 from enum import IntEnum
 from types import FrameType
-from typing import cast
+from typing import NamedTuple, cast
 
+from trio_dask.deploy.ends import end_descendants
 from trio_dask.deploy.lines import StderrLines
-from trio_dask.errors import NoScheduler, RefusedError, TrioDaskError, UsageError
+from trio_dask.errors import KeptCrashing, NoScheduler, RefusedError, TrioDaskError, UsageError
 
-__all__ = ["ExitStatus", "Stopper", "explain", "leaves", "raise_file_limit", "run_program", "spare_garbage_collection"]
+__all__ = [
+    "ExitStatus",
+    "StopRequest",
+    "Stopper",
+    "explain",
+    "leaves",
+    "raise_file_limit",
+    "run_program",
+    "spare_garbage_collection",
+]
 
 EXIT_GRACE_S = 1.0
+LINES_GRACE_S = 0.5
 OPEN_FILES = 65536
 
 
@@ -45,12 +58,25 @@ class ExitStatus(IntEnum):
     KEPT_CRASHING = 5
 
 
-class Stopper:
-    """Turns signals into one request to stop, from the first moment of the program on."""
+class StopRequest(NamedTuple):
+    """Why the program is to stop, and the signal that said so, if one did."""
 
-    def __init__(self) -> None:
-        self._stop: Callable[[str], None] | None = None
-        self._asked: str | None = None
+    reason: str
+    signal: int | None
+
+
+class Stopper:
+    """Turns signals into requests to stop, from the first moment of the program on.
+
+    With `patient` a second signal is one more request and no more: for a program whose end another one sees to, that
+    passes signals on. (A batch system may signal every process of a job, so that the same one comes twice.)
+    """
+
+    def __init__(self, *, patient: bool = False) -> None:
+        self._patient = patient
+        self._stop: Callable[[StopRequest], None] | None = None
+        self._heed: Callable[[int], bool] | None = None
+        self._request: StopRequest | None = None
 
     def install(self) -> None:
         """Handle SIGINT, SIGTERM and SIGHUP from here on, save those that whoever started us wants ignored."""
@@ -58,24 +84,40 @@ class Stopper:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._on_signal)
 
-    def bind(self, stop: Callable[[str], None] | None) -> None:
-        """From now on call `stop` with the reason of a request, one made already too; with None the program ends."""
+    def bind(self, stop: Callable[[StopRequest], None] | None) -> None:
+        """From now on call `stop` with each request, one made already too; with None the program ends at once."""
         self._stop = stop
-        if stop is not None and self._asked is not None:
-            stop(self._asked)
+        if stop is not None and self._request is not None:
+            stop(self._request)
 
-    def ask(self, reason: str) -> None:
-        """Ask the program to stop; only the first request counts."""
-        if self._asked is None:
-            self._asked = reason
-            if self._stop is not None:
-                self._stop(reason)
+    @contextmanager
+    def orderly(self, heed: Callable[[int], bool]) -> Generator[None]:
+        """For the block: a signal does not cancel the service if `heed(number)`, in Trio's thread, gives True.
+
+        Then the service has begun to stop, and ends by itself.
+        """
+        self._heed = heed
+        try:
+            yield
+        finally:
+            self._heed = None
+
+    def is_heeded(self, request: StopRequest) -> bool:
+        """Have the service stop by itself; False if it does not, and has to be cancelled."""
+        return request.signal is not None and self._heed is not None and self._heed(request.signal)
+
+    def ask(self, reason: str, number: int | None = None) -> None:
+        """Ask the program to stop; without the number of a signal, nothing is worth waiting for."""
+        self._request = StopRequest(reason, number)
+        if self._stop is not None:
+            self._stop(self._request)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._asked is not None:
+        if self._request is not None and not self._patient:
+            end_descendants()
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        self.ask(f"received {signal.Signals(number).name}")
+        self.ask(f"received {signal.Signals(number).name}", number)
         if self._stop is None:
             raise SystemExit(ExitStatus.STOPPED)
 
@@ -97,6 +139,8 @@ def _status(error: BaseException) -> ExitStatus:
             return ExitStatus.NO_SCHEDULER
         case RefusedError():
             return ExitStatus.REFUSED
+        case KeptCrashing():
+            return ExitStatus.KEPT_CRASHING
         case TrioDaskError():
             return ExitStatus.INTERNAL_ERROR
         case OSError():
@@ -122,12 +166,20 @@ def explain(error: BaseException) -> tuple[ExitStatus, str]:
 
 
 def run_program(
-    label: str, service: Callable[[], Awaitable[None]], stopper: Stopper, *, debug: bool = False, quiet: bool = False
+    label: str,
+    service: Callable[[], Awaitable[None]],
+    stopper: Stopper,
+    *,
+    debug: bool = False,
+    quiet: bool = False,
+    tell: Callable[[ExitStatus, str], object] | None = None,
 ) -> int:
     """Run a service to its end under Trio and give the exit status; nothing is raised.
 
-    A request to stop cancels the service, which then ends in good order within its own grace. `label` stands before
-    what went wrong, `quiet` keeps back everything below warnings, and `debug` adds times and tracebacks.
+    A request to stop cancels the service, which then ends in good order within its own grace, unless it knows a better
+    way (`Stopper.orderly`). Processes that it has left behind are killed. `label` stands before
+    what went wrong, `quiet` keeps back everything below warnings, and `debug` adds times and tracebacks. `tell` is
+    called with what went wrong, which is then left to it to be shown.
     """
     lines = _log_to_stderr(debug=debug, quiet=quiet)
     log = logging.getLogger("trio_dask.program")
@@ -138,11 +190,15 @@ def run_program(
     except (Exception, BaseExceptionGroup) as exc:
         # The last line of defence: whatever it is becomes one line and a status.
         status, text = explain(exc)
-        log.error("%s: %s", label, text, exc_info=exc if debug else None)
+        if tell is not None:
+            tell(status, text)
+        if tell is None or debug:
+            log.error("%s: %s", label, text, exc_info=exc if debug else None)
     else:
         status = ExitStatus.STOPPED
-    lines.drain(EXIT_GRACE_S)
     _limit_exit(status)
+    end_descendants()
+    lines.drain(LINES_GRACE_S)
     return status
 
 
@@ -153,13 +209,15 @@ def _run(service: Callable[[], Awaitable[None]], stopper: Stopper, log: logging.
         token = trio.lowlevel.current_trio_token()
         with trio.CancelScope() as scope:
 
-            def stop(reason: str) -> None:
-                log.info("Stopping: %s", reason)
-                scope.cancel()
+            def stop(request: StopRequest) -> None:
+                if not scope.cancel_called:
+                    log.info("Stopping: %s", request.reason)
+                if not stopper.is_heeded(request):
+                    scope.cancel()
 
-            def stop_from_anywhere(reason: str) -> None:
+            def stop_from_anywhere(request: StopRequest) -> None:
                 try:
-                    token.run_sync_soon(stop, reason)
+                    token.run_sync_soon(stop, request)
                 except trio.RunFinishedError:
                     pass  # it has just stopped by itself
 
@@ -182,7 +240,12 @@ def _log_to_stderr(*, debug: bool, quiet: bool) -> StderrLines:
 
 
 def _limit_exit(status: int) -> None:
-    """Threads of tasks that never end must not keep the process: give them and exit handlers a moment, no more."""
+    """Threads of tasks that never end must not keep the process: give them and exit handlers a moment, no more.
+
+    No signal changes the status any more: the interpreter would give up its handlers while it ends, and be killed.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
 
     def end() -> None:
         sys.stdout.flush()

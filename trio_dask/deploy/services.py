@@ -1,4 +1,4 @@
-"""The programs that a child process can be, each with the report that it gives once it is ready.
+"""The programs that a child process can be; each reports what its parent has to know.
 
 Each imports what it needs itself: a scheduler must never load what unpickles, and every import delays the start.
 """
@@ -6,14 +6,18 @@ Each imports what it needs itself: a scheduler must never load what unpickles, a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trio_dask.deploy.program import Stopper
 
 __all__ = ["Report", "scheduler", "worker"]
 
 Report = Callable[[Mapping[str, Any]], None]
 
 
-async def scheduler(settings: Mapping[str, Any], report: Report) -> None:
+async def scheduler(settings: Mapping[str, Any], report: Report, stopper: Stopper) -> None:
     """A scheduler; `settings` are fields of `SchedulerSettings`. It reports its address."""
     import trio
 
@@ -27,14 +31,27 @@ async def scheduler(settings: Mapping[str, Any], report: Report) -> None:
         report({"address": str(address)})
 
 
-async def worker(settings: Mapping[str, Any], report: Report) -> None:
-    """A worker; `settings` are fields of `WorkerSettings`. It reports its address once it is registered."""
+async def worker(settings: Mapping[str, Any], report: Report, stopper: Stopper) -> None:
+    """A worker under a nanny: `worker` holds fields of `WorkerSettings`, `preload` and `preload_argv` what comes first.
+
+    It reports that it runs, its address once it is registered, and why it leaves before it does.
+    """
     import trio
 
     from trio_dask.config import WorkerSettings
-    from trio_dask.worker.service import run_worker
+    from trio_dask.deploy.working import work
 
-    settings = {**settings, "port_range": tuple(settings["port_range"])}
+    if settings["preload"]:
+        from trio_dask.deploy.preload import preload
+
+        preload(settings["preload"], settings["preload_argv"])
+    fields: dict[str, Any] = {**settings["worker"], "port_range": tuple(settings["worker"]["port_range"])}
+    worker_settings = WorkerSettings(**fields)
+
+    def leaving(reason: str) -> None:
+        report({"leaving": reason})
+
+    report({"running": True})
     async with trio.open_nursery() as nursery:
-        address = await nursery.start(run_worker, WorkerSettings(**settings))
+        address = await nursery.start(partial(work, worker_settings, stopper, leaving=leaving))
         report({"address": str(address)})

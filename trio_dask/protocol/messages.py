@@ -126,6 +126,16 @@ class Goodbye(NamedTuple):
     reason: str
 
 
+class Received(NamedTuple):
+    """So many messages of the other side have been handled, in all links of this session together.
+
+    Between client and scheduler, in both directions, now and then. The other side may forget these: after a lost link
+    each sends again what the other has not handled, and nothing else.
+    """
+
+    number: int
+
+
 # ---------------------------------------------------------------------------------------------- client -> scheduler
 
 
@@ -285,12 +295,6 @@ class Reply(NamedTuple):
     payload: Any
 
 
-class Received(NamedTuple):
-    """So many messages of this session have been handled. A client may forget these; a lost link replays the rest."""
-
-    number: int
-
-
 # ---------------------------------------------------------------------------------------------- scheduler -> worker
 
 
@@ -369,6 +373,7 @@ FromClient = (
     | RestartWorkers
     | Retire
     | Shutdown
+    | Received
 )
 ToClient = Goodbye | KeyReady | KeyFailed | KeyPending | Dropped | Reply | Received
 ToWorker = Blob | ForgetBlobs | Goodbye | Run | Retract | CancelRuns | Free | Leave | Acquire

@@ -19,6 +19,7 @@ from trio_dask.errors import TrioDaskError
 from trio_dask.identity import Incarnation, Key
 from trio_dask.protocol.hello import Hello
 from trio_dask.protocol.messages import Heartbeat, Message, Put, ToWorker
+from trio_dask.worker.board import Board
 from trio_dask.worker.core.requests import (
     CancelFetch,
     CancelRun,
@@ -30,8 +31,11 @@ from trio_dask.worker.core.requests import (
     StartFetch,
 )
 from trio_dask.worker.core.worker import WorkerCore
-from trio_dask.worker.executor import Begun, Executor, Failed, Finished, InputGone, Outcome
+from trio_dask.worker.executor import Begun, Declined, Executor, Failed, Finished, InputGone, Outcome
+from trio_dask.worker.memory import MemoryLimits, MemoryMonitor, WorkerHooks
 from trio_dask.worker.peers import Peers
+from trio_dask.worker.secession import Rejoined, Seceded
+from trio_dask.worker.scratch import check_base
 from trio_dask.worker.serving import DataServer
 from trio_dask.worker.store import Frames, Store
 from trio_dask.worker.task_context import WorkerHandle
@@ -52,7 +56,8 @@ class Engine:
 
     def __init__(self, settings: WorkerSettings) -> None:
         self._settings = settings
-        self._store = Store()
+        self._memory = self._watch_memory(settings)
+        self._store = Store() if self._memory is None else self._memory.store
         self.handle = WorkerHandle(
             name=settings.name or "",
             nthreads=settings.nthreads,
@@ -62,6 +67,7 @@ class Engine:
             data=self._store,
         )
         self._core = WorkerCore(settings.nthreads)
+        self._board = None if settings.board_fd is None else Board.attach(settings.board_fd, settings.nthreads)
         self._executor = Executor(
             settings.nthreads,
             ready=self._core.ready,
@@ -69,9 +75,11 @@ class Engine:
             values=self._store,
             worker=self.handle,
             inline_limit_bytes=settings.inline_limit_bytes,
+            max_tasks=settings.max_tasks,
+            board=self._board,
         )
-        self._peers = Peers(self._open_channel)
-        self.server = DataServer(self._store, self._core.held, self._keep, self.handle)
+        self._peers = Peers(self._open_channel, None if self._memory is None else self._memory.room)
+        self.server = DataServer(self._store, self._core.held, self._keep, self.handle, self._memory)
         self._connection: Connection | None = None
         self._end: EndSession | None = None
         self._fetches: dict[FetchId, trio.CancelScope] = {}
@@ -79,12 +87,16 @@ class Engine:
         self._tasks: trio.Nursery | None = None
         self._process: psutil.Process | None = None
         self._heartbeat_at = trio.current_time()
+        self.spent = trio.Event()
+        """Set once all tasks that are to run here have begun."""
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run slots, fetches and timers until cancelled. Sessions begin after `task_status.started`."""
         try:
             async with trio.open_nursery() as self._tasks:
                 self._tasks.start_soon(self._executor.run, self._take_outcomes)
+                if self._memory is not None:
+                    self._tasks.start_soon(self._memory.run)
                 task_status.started()
                 await self._tick()
         finally:
@@ -93,28 +105,35 @@ class Engine:
     # ------------------------------------------------------------------------------------------ sessions
 
     def session_began(
-        self, connection: Connection, address: Address, scheduler: Address, incarnation: Incarnation
+        self, connection: Connection, address: Address, scheduler: Address, incarnation: Incarnation, *, returned: bool
     ) -> None:
-        """This worker is registered, and peers reach it at `address`."""
+        """This worker is registered, or taken back (else `reset` came before), and peers reach it at `address`."""
         self._connection = connection
         self._end = None
         self.handle.name = self._settings.name or str(address)
         self.handle.address = str(address)
         self.handle.scheduler_address = str(scheduler)
         self.handle.incarnation = incarnation
-        self._core.session_began(str(address))
+        self._core.session_began(str(address), returned)
         self._heartbeat_at = trio.current_time() + self._settings.heartbeat_interval_s
         self._act()
 
-    def session_ended(self) -> None:
-        """The scheduler is gone: drop what it gave us."""
+    def session_lost(self) -> None:
+        """The link to the scheduler is gone; what it gave us is kept."""
         self._connection = None
         self.handle.address = self.handle.scheduler_address = self.handle.incarnation = ""
-        self._core.session_ended(trio.current_time())
+        self._core.session_lost(trio.current_time())
         self._act()
 
+    def reset(self) -> None:
+        """The scheduler will not take this worker back: drop what it gave us, and the client that tasks shared."""
+        self._core.reset(trio.current_time())
+        self._act()
+        if self._tasks is not None:
+            self._tasks.start_soon(self.close_client)
+
     async def close_client(self) -> None:
-        """Close the client that tasks shared: its scheduler is gone. Tasks that wait for it hear so."""
+        """Close the client that tasks shared. Tasks that wait for it hear so."""
         client = self.handle.take_client()
         if client is not None:
             try:
@@ -135,6 +154,51 @@ class Engine:
         self._act()
         return self._end
 
+    # ------------------------------------------------------------------------------------------ open or not
+
+    @property
+    def has_anything(self) -> bool:
+        """Whether there is anything here that would be lost with this worker."""
+        return bool(self._core.runs or self._core.held)
+
+    def drain(self, reason: str) -> None:
+        """Take no more runs, hand back what has not started, and tell the scheduler that this worker is leaving."""
+        self._core.drain_began(reason)
+        self._act()
+
+    def pause(self) -> None:
+        """Take no more runs for now, and hand back what has not started."""
+        self._core.pause()
+        self._act()
+
+    def resume(self) -> None:
+        """Take runs again."""
+        self._core.resume()
+        self._act()
+
+    def _watch_memory(self, settings: WorkerSettings) -> MemoryMonitor | None:
+        limits = MemoryLimits.of(settings)
+        if limits is None:
+            return None
+        if settings.local_directory is not None:
+            check_base(settings.local_directory)
+        hooks = WorkerHooks(
+            held_bytes=lambda: self._core.held.nbytes,
+            busy=lambda: bool(self._core.runs or self._core.fetches.active or self._executor.busy),
+            waits_for_itself=lambda: self.handle.client is not None,
+            pause=self.pause,
+            resume=self.resume,
+            lose=self._lose,
+        )
+        return MemoryMonitor(limits, settings, hooks)
+
+    def _lose(self) -> None:
+        """Tell the scheduler which values are gone from disk."""
+        lost = self._store.take_lost()
+        if lost:
+            self._core.lost_values(lost)
+            self._act()
+
     # ------------------------------------------------------------------------------------------ events
 
     def _take_outcomes(self, outcomes: list[Outcome]) -> None:
@@ -144,16 +208,25 @@ class Engine:
             if isinstance(outcome, Finished):  # as nearly all are
                 run, value, nbytes, type_name, inline, duration_s = outcome
                 if core.is_current(run):
-                    self._store.put(run.key, value)
+                    self._store.put(run.key, value, nbytes)
                 core.finished(run, nbytes, type_name, inline, duration_s)
             elif isinstance(outcome, Failed):
                 core.failed(*outcome)
             elif isinstance(outcome, InputGone):
+                self._lose()
                 core.input_gone(*outcome)
+            elif isinstance(outcome, Declined):
+                core.declined(outcome.run)
             elif isinstance(outcome, Begun):
                 core.started((outcome.run,), trio.current_time())
                 if outcome.go is not None:
                     waiting.append(outcome.go)
+            elif isinstance(outcome, Seceded):
+                core.seceded(outcome.run)
+            elif isinstance(outcome, Rejoined):
+                core.rejoined(outcome.run)
+        if self._executor.spent:
+            self.spent.set()
         self._act()
         for go in waiting:
             self._let_go(go)
@@ -168,8 +241,8 @@ class Engine:
     def _keep(self, put: Put, frames: Frames) -> bool:
         if self._connection is None:
             return False
-        self._store.put_frames(put.key, frames)
-        self._core.stored(put.key, sum(put.sizes), put.type_name, put.client)
+        self._store.put_frames(put.key, frames, sum(put.sizes))
+        self._core.stored(put.key, sum(put.sizes), put.type_name, put.client, trio.current_time())
         self._act()
         return True
 
@@ -178,8 +251,9 @@ class Engine:
             self._core.absent(fetch, key)
             self._act()
         elif self._core.expects(fetch, key):
-            self._store.put_frames(key, frames)
-            self._core.fetched(fetch, key, sum(map(len, frames)))
+            nbytes = sum(map(len, frames))
+            self._store.put_frames(key, frames, nbytes)
+            self._core.fetched(fetch, key, nbytes)
             if self._core.ready.offered:  # else it can wait for the next value, or the end of the fetch
                 self._act()
 
@@ -269,10 +343,11 @@ class Engine:
                     "memory_bytes": process.memory_info().rss,
                     "managed_bytes": core.held.nbytes,
                     "keys": len(core.held),
-                    "executing": core.executing,
+                    "executing": core.table.executing,
                     "ready": len(core.ready),
-                    "waiting": len(core.waiting),
+                    "waiting": len(core.table.waiting),
                     "fetching": len(core.fetches.active),
+                    **(self._memory.metrics() if self._memory is not None else {}),
                 }
             )
 

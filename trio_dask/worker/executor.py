@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, MutableSequence
 from contextlib import suppress
 from queue import SimpleQueue
 from time import perf_counter
@@ -21,11 +21,13 @@ from trio_dask.errors import TaskCancelled
 from trio_dask.identity import Digest, Key
 from trio_dask.protocol.messages import Run
 from trio_dask.protocol.pickling import load_call, load_function, pickle_value
+from trio_dask.worker.board import Board
 from trio_dask.worker.core.ready import ReadyQueue
+from trio_dask.worker.secession import Rejoined, Seceded, Secession
 from trio_dask.worker.task_context import TaskContext, WorkerHandle, enter
 from trio_dask.worker.wording import describe_failure, sendable
 
-__all__ = ["Begun", "Executor", "Failed", "Finished", "InputGone", "Outcome"]
+__all__ = ["Begun", "Declined", "Executor", "Failed", "Finished", "InputGone", "Outcome"]
 
 
 class Finished(NamedTuple):
@@ -62,7 +64,14 @@ class Begun(NamedTuple):
     go: SimpleQueue[None] | None
 
 
-Outcome = Finished | Failed | InputGone | Begun
+class Declined(NamedTuple):
+    """A slot has taken this run and does not begin it: all tasks that are to run here have begun."""
+
+    run: Run
+
+
+Outcome = Finished | Failed | InputGone | Begun | Declined | Seceded | Rejoined
+_ENDS = (Finished, Failed, InputGone)
 
 
 class _Crashed(NamedTuple):
@@ -96,7 +105,8 @@ _NO_VALUES: Mapping[Key, Any] = {}
 class Executor:
     """`slots` threads and what they need. `run` hosts it; every public method is for the Trio thread.
 
-    `ready`, `blobs` and `values` belong to others and change while slots read them.
+    `ready`, `blobs` and `values` belong to others and change while slots read them. After `max_tasks` tasks it is
+    `spent`. On `board` stands what each slot executes.
     """
 
     def __init__(
@@ -108,6 +118,8 @@ class Executor:
         values: Mapping[Key, Any],
         worker: WorkerHandle,
         inline_limit_bytes: int,
+        max_tasks: int | None = None,
+        board: Board | None = None,
     ) -> None:
         self._slots: list[TaskContext | None] = [None] * slots
         self._ready = ready
@@ -115,8 +127,16 @@ class Executor:
         self._values = values
         self._worker = worker
         self._inline_limit = inline_limit_bytes
+        self._tickets = None if max_tasks is None else iter(range(max_tasks - 1, -1, -1))
+        self._board = board
+        self._cells: MutableSequence[int] | memoryview = [0] * slots if board is None else board.cells
+        self.spent = False
+        """Whether all tasks that are to run here have begun."""
         self._functions: dict[Digest, tuple[Callable[..., Any], bool]] = {}
         self._tokens: SimpleQueue[None] = SimpleQueue()
+        self._secession = Secession(
+            self._slots, self._cells, start=self._start_slot, post=self._post, wake=self.wake
+        )
         self._posted: deque[_Posted] = deque()
         self._doomed: dict[int, Run] = {}  # by identity: cancelled runs that have not come back
         self._woken = False
@@ -140,8 +160,7 @@ class Executor:
         try:
             async with trio.open_nursery() as self._tasks:
                 for number in range(len(self._slots)):
-                    name = f"slot-{number}"
-                    threading.Thread(target=self._serve, args=(number,), name=name, daemon=True).start()
+                    self._start_slot(number)
                 await self._failed.wait()
         finally:
             self._close()
@@ -157,19 +176,20 @@ class Executor:
         """Stop this run if a slot has it: `async def` code at once, other code when it calls `check_cancelled`."""
         # First this, then the look at the slots: one that takes the run meanwhile looks here after it shows itself.
         self._doomed[id(run)] = run
-        for context in self._slots:
+        for context in (*self._slots, *self._secession.outside):
             if context is not None and context.run is run:
                 context.cancel()
 
     def running_for(self, seconds: float) -> list[Run]:
         """The runs that slots have had for at least so long."""
         before = perf_counter() - seconds
-        return [context.run for context in self._slots if context is not None and context.started_at <= before]
+        contexts = (*self._slots, *self._secession.outside)
+        return [context.run for context in contexts if context is not None and context.started_at <= before]
 
     @property
     def busy(self) -> bool:
         """Whether any slot has a run."""
-        return any(context is not None for context in self._slots)
+        return any(context is not None for context in (*self._slots, *self._secession.outside))
 
     def forget(self, digests: Iterable[Digest]) -> None:
         """Drop these unpickled functions."""
@@ -192,6 +212,8 @@ class Executor:
                     batch.append(outcome)
             if batch and self._take is not None:
                 self._take(batch)
+                if self._board is not None:
+                    self._board.settle({outcome.run.run for outcome in batch if isinstance(outcome, _ENDS)})
         except BaseException as error:  # `run` raises it; out of here it would be an internal error of Trio
             self._failure = error
             self._failed.set()
@@ -202,7 +224,7 @@ class Executor:
         outcomes = [self._posted.popleft() for _ in range(len(self._posted))]
         if self._doomed:
             for outcome in outcomes:
-                if isinstance(outcome, Finished | Failed | InputGone):
+                if isinstance(outcome, Finished | Failed | InputGone | Declined):
                     self._doomed.pop(id(outcome.run), None)
         return outcomes
 
@@ -211,48 +233,73 @@ class Executor:
         for context in self._slots:
             if context is not None:
                 context.cancel()
+        self._secession.close()
         self.wake(len(self._slots))
         for outcome in self._collect():
             self._turn_away(outcome)
 
     # ------------------------------------------------------------------------------------------ in a slot's thread
 
+    def _start_slot(self, number: int) -> None:
+        threading.Thread(target=self._serve, args=(number,), name=f"slot-{number}", daemon=True).start()
+
     def _serve(self, number: int) -> None:
+        slot: int | None = number
         try:
-            while True:
+            while slot is not None:
                 self._tokens.get()
-                if self._closed:
+                if self._closed or self._secession.hand_over(slot):
                     return
                 run = self._ready.take()
-                if run is not None:
-                    self._work_off(number, run)
+                if run is None:
+                    continue
+                if self._tickets is None:
+                    slot = self._work_off(slot, run)
+                else:
+                    slot = self._work_off_one(slot, run, next(self._tickets, None))
         except BaseException as error:  # a slot that ended silently would be waited for for ever
             self._post(_Crashed(error))
 
-    def _work_off(self, number: int, run: Run) -> None:
-        """A run, and then what follows it, one after the other."""
+    def _work_off(self, number: int, run: Run) -> int | None:
+        """A run, and then what follows it, one after the other. Gives the slot that this thread has then, if any."""
         carried: dict[Key, Any] = {}
         following: Run | None = run
         while following is not None:
             run = following
-            outcome = self._execute(number, run, carried)
+            context = TaskContext(run, self._worker, self._secession, number)
+            outcome = self._execute(context, number, carried)
             self._post(outcome)
-            if type(outcome) is not Finished:
-                return
+            if type(outcome) is not Finished or context.slot is None:
+                return context.slot
+            number = context.slot
             following = self._ready.take_follower(run)
             carried = {run.key: outcome.value} if following is not None else {}
+        return number
 
-    def _execute(self, number: int, run: Run, carried: Mapping[Key, Any]) -> Outcome:
+    def _work_off_one(self, number: int, run: Run, left: int | None) -> int | None:
+        """A run, if it may still begin: `left` is how many may begin after it."""
+        if left is None:
+            self._post(Declined(run))
+            return number
+        if not left:
+            self.spent = True
+            self._post(Begun(run, None))  # has the loop look
+        context = TaskContext(run, self._worker, self._secession, number)
+        self._post(self._execute(context, number, {}))
+        return context.slot
+
+    def _execute(self, context: TaskContext, number: int, carried: Mapping[Key, Any]) -> Outcome:
         """One run, start to end; `carried` is the value that it follows, if it does.
 
         When this returns nothing here holds on to the arguments or the value.
         """
-        context = TaskContext(run, self._worker)
+        run = context.run
         self._slots[number] = context
         enter(context)
         try:
             if run.extra:
                 self._begin(context)
+            self._cells[number] = run.run
             if self._doomed and id(run) in self._doomed:
                 context.cancelled = True
                 raise TaskCancelled(f"task {context.key!r} was cancelled before it started")
@@ -268,7 +315,11 @@ class Executor:
             duration_s = perf_counter() - context.started_at
             return Failed(run, *describe_failure(error), duration_s)
         finally:
-            self._slots[number] = None
+            slot = context.slot
+            if slot is None:
+                self._secession.ended(context)
+            else:
+                self._slots[slot] = None
         duration_s = perf_counter() - context.started_at
         return Finished(run, value, pickled.nbytes, sendable(pickled.type_name), pickled.inline, duration_s)
 

@@ -1,4 +1,4 @@
-"""Where the data plane of a worker listens, and which address it tells others."""
+"""Where a worker listens, for its data plane and for control, and which address it tells others."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import trio
 
 from trio_dask.comm import (
     Address,
+    Connection,
     DataChannel,
     LinkSettings,
     addresses_of_interface,
@@ -17,6 +18,7 @@ from trio_dask.comm import (
     parse_address,
     serve,
 )
+from trio_dask.comm.control import admit_control
 from trio_dask.config import WorkerSettings
 from trio_dask.identity import new_incarnation
 from trio_dask.protocol.hello import Hello
@@ -24,6 +26,8 @@ from trio_dask.protocol.hello import Hello
 __all__ = ["Listening"]
 
 log = logging.getLogger("trio_dask.worker")
+
+NO_NETWORK = "127.0.0.1"
 
 
 class Listening:
@@ -34,10 +38,15 @@ class Listening:
     """
 
     def __init__(
-        self, settings: WorkerSettings, handler: Callable[[DataChannel], Awaitable[None]], nursery: trio.Nursery
+        self,
+        settings: WorkerSettings,
+        handler: Callable[[DataChannel], Awaitable[None]],
+        control: Callable[[Connection], Awaitable[None]],
+        nursery: trio.Nursery,
     ) -> None:
         self._settings = settings
         self._handler = handler
+        self._control = control
         self._nursery = nursery
         self._identity = Hello(role="worker", name=settings.name or "", incarnation=new_incarnation())
         self._host: str | None = None
@@ -69,7 +78,11 @@ class Listening:
             return self._host or f"worker-{new_incarnation()}"
         if settings.interface is not None:
             return addresses_of_interface(settings.interface)[0]
-        return settings.host or await _local_host("", scheduler)
+        if settings.host:
+            return settings.host
+        host = await _local_host("", scheduler)
+        # Without any network there is no way to the scheduler: that is no reason to move away from the one there was.
+        return self._host if self._host is not None and host == NO_NETWORK else host
 
     async def _advertised(self, scheduler: Address) -> Address:
         bound, contact = self._bound, self._settings.contact_address
@@ -101,7 +114,9 @@ class Listening:
         with scope:
             await serve(
                 address,
+                self._control,
                 identity=self._identity,
+                admit=admit_control(self._identity.incarnation),
                 data_handler=self._handler,
                 max_bytes=self._settings.memory_limit_bytes,
                 settings=LinkSettings(keepalive_s=self._settings.keepalive_s, silence_s=self._settings.silence_s),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import NamedTuple
 
 import trio
@@ -19,6 +19,9 @@ __all__ = ["Peers"]
 Take = Callable[[Key, Frames | None], None]
 """Takes one answer: the frames of the value, or None if the peer does not have the key."""
 
+Room = Callable[[int], AbstractAsyncContextManager[None]]
+"""Waits until so many bytes can come in, and holds the place for them."""
+
 MAX_IDLE = 64
 IDLE_S = 60.0
 
@@ -29,10 +32,11 @@ class _Idle(NamedTuple):
 
 
 class Peers:
-    """The data channels of this worker. `open_channel` makes a new one to an address."""
+    """The data channels of this worker. `open_channel` makes a new one to an address; values wait for `room`."""
 
-    def __init__(self, open_channel: Callable[[str], Awaitable[DataChannel]]) -> None:
+    def __init__(self, open_channel: Callable[[str], Awaitable[DataChannel]], room: Room | None = None) -> None:
         self._open = open_channel
+        self._room = room
         self._idle: dict[str, list[_Idle]] = {}
 
     async def fetch(self, address: str, keys: Sequence[Key], take: Take) -> None:
@@ -75,7 +79,7 @@ class Peers:
     async def _exchange(self, channel: DataChannel, left: list[Key], take: Take) -> None:
         await channel.send(Fetch(tuple(reversed(left))))
         while left:
-            message, buffers = await channel.receive()
+            message, buffers = await channel.receive(self._room)
             if not isinstance(message, Value | Absent) or message.key != left[-1]:
                 raise ProtocolError(f"a peer was asked for {left[-1]!r} and answered with a {type(message).__name__}")
             take(left.pop(), buffers if isinstance(message, Value) else None)

@@ -1,10 +1,12 @@
 """The worker as a service: it finds its scheduler, registers, and does so again whenever the scheduler was lost.
 
     DEATH        deadline: infinite while registered, `death_timeout_s` from now while not, at the start and later alike
-    └ SLOTS      slots, store, data plane: they outlive a lost scheduler
-      └ session loop    dial ─► session ─► lost ─► back off ─► dial, as a new incarnation
+    └ LEAVING    deadline: infinite until it drains, then the end of its time for that
+      └ SLOTS        slots, store, data plane: they outlive a lost scheduler
+        └ session loop    dial ─► session ─► lost ─► back off ─► dial, as a new incarnation
 
-A new incarnation starts with nothing: what the old one held or ran was given away when the scheduler lost it.
+A new incarnation says whose successor it is. If the scheduler is still the same and has kept the old one's place, the
+worker goes on with all that it holds and runs; otherwise it drops everything and begins afresh.
 """
 
 from __future__ import annotations
@@ -14,18 +16,22 @@ import math
 import os
 import random
 import socket
+from collections.abc import Callable
 from contextlib import aclosing, nullcontext
 from typing import NamedTuple
 
 import trio
 
 from trio_dask.comm import Address, Connection, ConnectionLost, LinkSettings, open_connection, parse_address
+from trio_dask.comm.control import serve_control
 from trio_dask.config import WorkerSettings
 from trio_dask.errors import NoScheduler, ProtocolError, RefusedError, UsageError
 from trio_dask.files import present, read_scheduler_file
 from trio_dask.identity import Incarnation, new_incarnation
-from trio_dask.protocol.hello import Hello
+from trio_dask.protocol.hello import Hello, Welcome
+from trio_dask.worker.control import worker_commands
 from trio_dask.worker.core.requests import EndSession
+from trio_dask.worker.draining import DrainRequest
 from trio_dask.worker.engine import Engine
 from trio_dask.worker.listening import Listening
 from trio_dask.worker.tuning import tuned_interpreter
@@ -37,26 +43,50 @@ log = logging.getLogger("trio_dask.worker")
 FIRST_BACKOFF_S = 0.1
 MAX_BACKOFF_S = 3.0
 COMPLAINT_INTERVAL_S = 10.0
+CLEANUP_S = 0.5
+
+SCHEDULER_SILENCE_S = 20.0
+"""A scheduler that sent nothing for so long is called anew. That costs little, as it takes this worker back if it can;
+while a link that was cut without a word would hold us until TCP finds out, which may be long after it was mended."""
+
+DIAL_SHARE = 0.9
+"""Of the time that is left, a call may take so much: its end says why there is no scheduler."""
+
+SHORT_DIAL_S = 1.0
 
 
 async def run_worker(
-    settings: WorkerSettings, *, task_status: trio.TaskStatus[Address] = trio.TASK_STATUS_IGNORED
+    settings: WorkerSettings,
+    *,
+    drain: DrainRequest | None = None,
+    leaving: Callable[[str], None] | None = None,
+    ends_in: Callable[[float, str], None] | None = None,
+    task_status: trio.TaskStatus[Address] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Run a worker until it is cancelled, or its scheduler sends it away.
+    """Run a worker until it is cancelled, has drained, or its scheduler sends it away.
 
     `task_status.started` gives the address at which peers reach it, once it is registered for the first time.
     Cancelled, it says goodbye within `settings.grace_s`; tasks that run in threads cannot be stopped, but nothing waits
     for them: their threads are daemons.
 
+    Asked to `drain`, it takes nothing new, finishes what runs, waits until others have copied what it alone holds, and
+    leaves, within `settings.drain_timeout_s`; at once if it has no scheduler. It drains by itself after
+    `settings.lifetime_s`, and when `settings.max_tasks` tasks have begun. `leaving` is called with the reason before it
+    leaves in such ways, or is sent away: `lifetime`, `max-tasks`, `scheduler`, `restart` (for its nanny to do, if it
+    has one), or that of the request.
+
+    `ends_in` is called with the seconds in which this worker will have ended if nothing changes, and with why it then
+    has failed, if it has; whoever runs it can see to that, should a task block the event loop.
+
     Raises:
-      NoScheduler: there was none for `settings.death_timeout_s`.
+      NoScheduler: there was none for `settings.death_timeout_s`, or it was lost and `settings.reconnect` is off.
       RefusedError: the scheduler does not take this worker.
       UsageError: a name, an address or a file in the settings is of no use.
       OSError: it cannot listen where it shall.
     """
     embedded = settings.scheduler is not None and settings.scheduler.startswith("inproc:")
     with present(settings.pid_file, f"{os.getpid()}\n"), nullcontext() if embedded else tuned_interpreter():
-        await _Worker(settings).run(task_status)
+        await _Worker(settings, drain or DrainRequest(), leaving, ends_in).run(task_status)
 
 
 class _Place(NamedTuple):
@@ -73,11 +103,35 @@ class _Lost(NamedTuple):
     reason: str
 
 
+class _Past(NamedTuple):
+    """The last session: what this worker was called in it, and which scheduler it was."""
+
+    incarnation: str
+    scheduler: str
+
+
+NO_PAST = _Past("", "")
+
+
 class _Worker:
-    def __init__(self, settings: WorkerSettings) -> None:
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        drain: DrainRequest,
+        leaving: Callable[[str], None] | None,
+        ends_in: Callable[[float, str], None] | None,
+    ) -> None:
         self._settings = settings
+        self._drain = drain
+        self._tell_leaving = leaving
+        self._tell_end = ends_in
         self._engine = Engine(settings)
         self._death = trio.CancelScope()
+        self._leaving = trio.CancelScope()
+        self._draining = ""
+        self._past = NO_PAST
+        self._session_now: Connection | None = None
+        self._afresh = False
         self._lost_at = trio.current_time()
         self._was_registered = False
         self._complained_at = -math.inf
@@ -85,23 +139,80 @@ class _Worker:
 
     async def run(self, task_status: trio.TaskStatus[Address]) -> None:
         failure: Exception | None = None
-        with self._death:
-            self._start_dying()
-            async with trio.open_nursery() as slots:
-                await slots.start(self._engine.run)
-                try:
-                    await self._run_sessions(Listening(self._settings, self._engine.server.handle, slots), task_status)
-                except (OSError, UsageError) as error:
-                    failure = error  # raised outside of the nursery, which would wrap it
-                slots.cancel_scope.cancel()
+        try:
+            with self._death, self._leaving:
+                self._set_death(self._settings.death_timeout_s)
+                async with trio.open_nursery() as slots:
+                    await slots.start(self._engine.run)
+                    for heed in (self._heed_requests, self._heed_lifetime, self._heed_count):
+                        slots.start_soon(heed)
+                    listening = Listening(self._settings, self._engine.server.handle, self._serve_control, slots)
+                    try:
+                        await self._run_sessions(listening, task_status)
+                    except (OSError, UsageError) as error:
+                        failure = error  # raised outside of the nursery, which would wrap it
+                    slots.cancel_scope.cancel()
+        finally:
+            with trio.move_on_after(min(CLEANUP_S, self._settings.grace_s), shield=True):
+                await self._engine.close_client()
         if failure is not None:
             raise failure
         if self._death.cancelled_caught:
             raise NoScheduler(f"no scheduler for {self._settings.death_timeout_s:g} s: {self._reason}")
 
-    def _start_dying(self) -> None:
+    def _set_death(self, seconds: float) -> None:
+        if self._draining:
+            return  # which has a limit of its own
         self._lost_at = trio.current_time()
-        self._death.deadline = self._lost_at + self._settings.death_timeout_s
+        self._death.deadline = self._lost_at + seconds
+        if self._tell_end is not None:
+            self._tell_end(seconds, f"no scheduler for {self._settings.death_timeout_s:g} s")
+
+    # ------------------------------------------------------------------------------------------ leaving
+
+    async def _heed_requests(self) -> None:
+        while True:
+            await self._drain.wait()
+            self._begin_draining(self._drain.reason, self._drain.limit_s)
+
+    async def _heed_lifetime(self) -> None:
+        await trio.sleep(self._settings.lifetime_s)
+        if not self._draining:
+            self._begin_draining("lifetime")
+
+    async def _heed_count(self) -> None:
+        await self._engine.spent.wait()
+        if not self._draining:
+            self._begin_draining("max-tasks")
+
+    def _begin_draining(self, reason: str, limit_s: float = math.inf) -> None:
+        """Take nothing new, and have left when the time for that is over; at once, if there is nobody to leave to."""
+        limit_s = min(limit_s, self._settings.drain_timeout_s) if self._drain.is_possible else 0.0
+        self._leaving.deadline = min(self._leaving.deadline, trio.current_time() + limit_s)
+        if not self._draining:
+            self._draining = reason
+            self._death.deadline = math.inf
+            log.info("Leaving: %s", reason)
+            self._say_leaving(reason)
+            self._engine.drain(reason)
+        if self._tell_end is not None:
+            self._tell_end(self._leaving.deadline - trio.current_time() + CLEANUP_S, "")
+
+    def _say_leaving(self, reason: str) -> None:
+        if self._tell_leaving is not None:
+            self._tell_leaving(reason)
+
+    # ------------------------------------------------------------------------------------------ control
+
+    async def _serve_control(self, connection: Connection) -> None:
+        commands = worker_commands(self._settings, self._engine.handle, self._drain, self._begin_afresh)
+        await serve_control(connection, commands)
+
+    async def _begin_afresh(self) -> None:
+        """End the session; the next one has nothing of it."""
+        if self._session_now is not None:
+            self._afresh = True
+            await self._session_now.aclose("asked to begin afresh")
 
     # ------------------------------------------------------------------------------------------ session loop
 
@@ -114,19 +225,35 @@ class _Worker:
             except NoScheduler as error:
                 self._reason = str(error)
             except RefusedError as error:
-                if not self._may_pass():
+                if not (self._may_pass() or self._draining):
+                    raise
+                self._reason = str(error)
+            except UsageError as error:
+                # What was right once is wrong for a while: a file that is being replaced, an interface that is down.
+                if not self._was_registered:
                     raise
                 self._reason = str(error)
             else:
                 end = await self._session(connection, place, task_status)
                 if isinstance(end, EndSession):
                     log.info("The scheduler ends the session: %s", end.reason)
-                    if not end.restart:
+                    if self._draining:
                         return
+                    # A fresh process is a fresher start, where there is somebody to start it.
+                    if not end.restart or self._settings.process:
+                        self._say_leaving("restart" if end.restart else "scheduler")
+                        return
+                    self._afresh = False
+                    self._past = NO_PAST
+                    self._engine.reset()
                     continue
                 log.warning("Scheduler lost: %s", end.reason)
                 self._reason = end.reason
+                if not (self._settings.reconnect or self._draining):
+                    raise NoScheduler(f"the scheduler is lost, and --no-reconnect was given: {end.reason}")
                 backoff_s = FIRST_BACKOFF_S
+            if self._draining and not (self._settings.reconnect and self._engine.has_anything):
+                return
             await self._back_off(backoff_s)
             backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
 
@@ -140,7 +267,7 @@ class _Worker:
         now = trio.current_time()
         if now >= self._complained_at + COMPLAINT_INTERVAL_S:
             self._complained_at = now
-            left_s = self._death.deadline - now
+            left_s = min(self._death.deadline, self._leaving.deadline) - now
             until = "" if left_s == math.inf else f", leaving in {left_s:.0f} s"
             log.warning("Not connected: %s; next try in %.1f s%s", self._reason, delay_s, until)
         await trio.sleep(delay_s)
@@ -164,10 +291,21 @@ class _Worker:
                 "memory_limit": settings.memory_limit_bytes,
                 "resources": dict(settings.resources),
                 "pid": os.getpid(),
+                "previous": self._past.incarnation,
+                "scheduler": self._past.scheduler,
+                "reconnect": settings.reconnect,
+                "process": settings.process,
+                "nanny": settings.nanny_address,
             },
         )
-        link = LinkSettings(keepalive_s=settings.keepalive_s, silence_s=settings.silence_s, cleanup_s=settings.grace_s)
-        connection = await open_connection(scheduler, hello, timeout_s=settings.connect_timeout_s, settings=link)
+        link = LinkSettings(
+            keepalive_s=settings.keepalive_s,
+            silence_s=min(settings.silence_s, SCHEDULER_SILENCE_S),
+            cleanup_s=settings.grace_s,
+        )
+        share_s = max(SHORT_DIAL_S, DIAL_SHARE * (self._death.deadline - trio.current_time()))
+        timeout_s = min(settings.connect_timeout_s, share_s)
+        connection = await open_connection(scheduler, hello, timeout_s=timeout_s, settings=link)
         return connection, place
 
     def _scheduler_address(self) -> str:
@@ -185,9 +323,17 @@ class _Worker:
         self, connection: Connection, place: _Place, task_status: trio.TaskStatus[Address]
     ) -> EndSession | _Lost:
         """From registration to the end, whoever brings it about."""
+        welcome = connection.hello
+        assert isinstance(welcome, Welcome)
+        returned = welcome.details.get("returned") is True
         async with connection:
-            self._engine.session_began(connection, place.address, place.scheduler, place.incarnation)
-            self._death.deadline = math.inf
+            self._session_now = connection
+            if not returned:
+                self._engine.reset()
+            self._drain.is_possible = True
+            self._past = _Past(place.incarnation, welcome.incarnation)
+            self._engine.session_began(connection, place.address, place.scheduler, place.incarnation, returned=returned)
+            self._set_death(math.inf)
             self._complained_at = -math.inf
             log.info("Registered to: %s", place.scheduler)
             if not self._was_registered:
@@ -202,13 +348,13 @@ class _Worker:
                 return _Lost(str(error))
             except trio.Cancelled:
                 with trio.move_on_after(self._settings.grace_s, shield=True):
-                    await connection.aclose("the worker was stopped")
+                    await connection.aclose(self._draining or "the worker was stopped")
                 raise
             finally:
-                self._start_dying()
-                self._engine.session_ended()
-                with trio.move_on_after(self._settings.grace_s, shield=True):
-                    await self._engine.close_client()
+                self._session_now = None
+                self._drain.is_possible = False
+                self._engine.session_lost()
+                self._set_death(self._settings.death_timeout_s)
 
     async def _converse(self, connection: Connection) -> EndSession:
         async with aclosing(connection.batches()) as batches:
@@ -217,4 +363,5 @@ class _Worker:
                 if end is not None:
                     await connection.aclose(end.reason)
                     return end
-        return EndSession(connection.goodbye.reason if connection.goodbye is not None else "", restart=False)
+        reason = connection.goodbye.reason if connection.goodbye is not None else ""
+        return EndSession(reason or "asked to begin afresh" * self._afresh, restart=self._afresh)

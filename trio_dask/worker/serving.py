@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
+from math import inf
 from typing import Any, NamedTuple, TypeVar
 
 import trio
@@ -16,6 +17,7 @@ from trio_dask.protocol.messages import Absent, Call, CallResult, Fetch, Goodbye
 from trio_dask.protocol.pickling import dump_value, load_value
 from trio_dask.worker.budget import Budget
 from trio_dask.worker.core.holdings import Held
+from trio_dask.worker.memory import MemoryMonitor
 from trio_dask.worker.store import Frames, Store
 from trio_dask.worker.task_context import WorkerHandle
 from trio_dask.worker.wording import describe_failure
@@ -26,6 +28,7 @@ SMALL_BYTES = 64 * 2**10
 BIG_BYTES = 2**20
 MAX_SENDS = 16
 MAX_SEND_BYTES = 512 * 2**20
+SENDS_SHARE = 0.1
 MAX_CALLS = 40
 
 _T = TypeVar("_T")
@@ -35,17 +38,25 @@ class DataServer:
     """What peers and clients can ask of this worker.
 
     `held` says what is here and how big it is; `keep(put, frames)` stores what a client sends, and is False between
-    sessions, when nobody would ever free it.
+    sessions, when nobody would ever free it. `memory` makes room for what comes in, and bounds what goes out at once:
+    of a value that is on disk, what is being sent is in memory.
     """
 
     def __init__(
-        self, store: Store, held: Mapping[Key, Held], keep: Callable[[Put, Frames], bool], worker: WorkerHandle
+        self,
+        store: Store,
+        held: Mapping[Key, Held],
+        keep: Callable[[Put, Frames], bool],
+        worker: WorkerHandle,
+        memory: MemoryMonitor | None = None,
     ) -> None:
         self._store = store
         self._held = held
         self._keep = keep
         self._worker = worker
-        self._sends = Budget(MAX_SENDS, MAX_SEND_BYTES)
+        limit = inf if memory is None else SENDS_SHARE * memory.limits.limit
+        self._sends = Budget(MAX_SENDS, int(min(MAX_SEND_BYTES, limit)))
+        self._room = None if memory is None else memory.room
         self._calls = trio.CapacityLimiter(MAX_CALLS)
 
     async def handle(self, channel: DataChannel) -> None:
@@ -56,7 +67,7 @@ class DataServer:
         """
         while True:
             try:
-                message, buffers = await channel.receive()
+                message, buffers = await channel.receive(self._room)
             except trio.EndOfChannel:
                 return
             match message:
@@ -84,7 +95,7 @@ class DataServer:
                 await self._dump_and_send(channel, key, held.nbytes)
 
     async def _dump_and_send(self, channel: DataChannel, key: Key, nbytes: int) -> None:
-        if nbytes > BIG_BYTES:
+        if nbytes > BIG_BYTES or self._store.is_spilled(key):
             dumped = await trio.to_thread.run_sync(self._dump, key, abandon_on_cancel=True)
         else:
             dumped = self._dump(key)
@@ -99,6 +110,8 @@ class DataServer:
         try:
             return self._store.dump(key)
         except BaseException as error:  # pickling runs the user's code
+            if key not in self._store:
+                return Absent(key, "")  # it was on disk, and is gone from there
             return Absent(key, describe_failure(error)[1])
 
     def _put(self, put: Put, frames: Frames) -> PutDone | Absent:

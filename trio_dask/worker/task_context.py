@@ -4,16 +4,30 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
+
+import trio
 
 from trio_dask.errors import TaskCancelled
 from trio_dask.identity import Key
 from trio_dask.protocol.messages import Run
 
-__all__ = ["TaskContext", "WorkerHandle", "check_cancelled", "current_task", "enter", "get_worker"]
+__all__ = [
+    "TaskContext",
+    "WorkerHandle",
+    "check_cancelled",
+    "current_task",
+    "enter",
+    "get_worker",
+    "outside_of_slots",
+    "outside_of_slots_async",
+    "rejoin",
+    "secede",
+]
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -52,14 +66,32 @@ class WorkerHandle:
             return client
 
 
+class Slots(Protocol):
+    """Where a task can give its slot back, and get another. `secession.Secession` is it."""
+
+    def secede(self, context: TaskContext) -> bool:
+        """Give the slot of this task back; False if it has none."""
+        ...
+
+    def rejoin(self, context: TaskContext) -> None:
+        """Block until this task has a slot again."""
+        ...
+
+    def rejoin_async(self, context: TaskContext) -> Awaitable[None]:
+        """Wait until this task has a slot again."""
+        ...
+
+
 class TaskContext:
-    """One run in one slot, from the moment the slot took it."""
+    """One run in one slot, from the moment the slot took it; `slot` is None while it has given that back."""
 
-    __slots__ = ("_on_cancel", "cancelled", "run", "started_at", "worker")
+    __slots__ = ("_on_cancel", "cancelled", "run", "slot", "slots", "started_at", "worker")
 
-    def __init__(self, run: Run, worker: WorkerHandle) -> None:
+    def __init__(self, run: Run, worker: WorkerHandle, slots: Slots, slot: int) -> None:
         self.run = run
         self.worker = worker
+        self.slots = slots
+        self.slot: int | None = slot
         self.started_at = time.perf_counter()
         self.cancelled = False
         self._on_cancel: Callable[[], None] | None = None
@@ -110,6 +142,67 @@ def check_cancelled() -> None:
     context = _current.get(None)
     if context is not None and context.cancelled:
         raise TaskCancelled(f"task {context.key!r} was cancelled")
+
+
+def secede() -> None:
+    """Give the slot of this task back, so that the worker runs another task meanwhile; this one goes on all the same.
+
+    For tasks that wait for other tasks. Results of the worker's own client (`get_client`) are waited for like that
+    without being asked to. A task that has given its slot back already has none to give.
+
+    Raises:
+      ValueError: no task is running here.
+    """
+    context = _task("secede()")
+    context.slots.secede(context)
+
+
+def rejoin() -> None:
+    """Block until this task, which gave its slot back, has one again.
+
+    Raises:
+      ValueError: no task is running here.
+      RuntimeError: it is an `async def` task, which must not block.
+    """
+    context = _task("rejoin()")
+    if trio.lowlevel.in_trio_run():
+        raise RuntimeError("rejoin() blocks; an `async def` task stays outside of the slots until it ends")
+    context.slots.rejoin(context)
+
+
+@contextmanager
+def outside_of_slots(client: object) -> Generator[None]:
+    """Around blocking for results of this client: a task of its worker gives its slot back meanwhile."""
+    context = _current.get(None)
+    if context is None or context.worker.client is not client or not context.slots.secede(context):
+        yield
+        return
+    try:
+        yield
+    finally:
+        context.slots.rejoin(context)
+
+
+@asynccontextmanager
+async def outside_of_slots_async(client: object) -> AsyncGenerator[None]:
+    """The same for waiting in an `async def` task."""
+    context = _current.get(None)
+    if context is None or context.worker.client is not client or not context.slots.secede(context):
+        yield
+        return
+    try:
+        yield
+    except Exception:
+        await context.slots.rejoin_async(context)
+        raise
+    await context.slots.rejoin_async(context)
+
+
+def _task(what: str) -> TaskContext:
+    context = _current.get(None)
+    if context is None:
+        raise ValueError(f"no task is running here: {what} works inside a task")
+    return context
 
 
 def get_worker() -> WorkerHandle:

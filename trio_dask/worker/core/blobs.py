@@ -49,6 +49,11 @@ class BlobTable:
             if digest in self.complete:
                 self._fading[digest] = newest
 
+    def fade_all(self, newest: RunId) -> None:
+        """Forget all of them likewise, and what was arriving: the sender counts nothing of it as sent."""
+        self.fade(tuple(self.complete), newest)
+        self._partial.clear()
+
     def forget_before(self, oldest: RunId | None) -> tuple[Digest, ...]:
         """Drop what only runs before `oldest` (None: there is no run at all) could need, and say what it was."""
         gone = tuple(digest for digest, newest in self._fading.items() if oldest is None or newest < oldest)

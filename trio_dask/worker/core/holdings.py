@@ -11,10 +11,11 @@ __all__ = ["Held", "Holdings"]
 
 
 class Held(NamedTuple):
-    """A value that is here: its size in bytes, pickled, and the run that made it, if one did."""
+    """A value that is here: its size in bytes, pickled, the run that made it, if one did, and its type, if known."""
 
     nbytes: int
     run: RunId | None
+    type_name: str = ""
 
 
 class Holdings(Mapping[Key, Held]):
@@ -42,11 +43,11 @@ class Holdings(Mapping[Key, Held]):
         """The keys that are results of runs here, by run."""
         return self._results
 
-    def add(self, key: Key, nbytes: int, run: RunId | None = None) -> None:
+    def add(self, key: Key, nbytes: int, run: RunId | None = None, type_name: str = "") -> None:
         """A value is here, in place of an earlier one of this key."""
         if key in self._held:
             self.drop(key)
-        self._held[key] = Held(nbytes, run)
+        self._held[key] = Held(nbytes, run, type_name)
         self.nbytes += nbytes
         if run is not None:
             self._results[run] = key

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from trio_dask.identity import Key, RunId
+from trio_dask.identity import Key
 from trio_dask.worker.core.requests import FetchId
 from trio_dask.worker.core.worker import WorkerCore
 
@@ -24,6 +24,8 @@ def check(core: WorkerCore) -> None:
     assert core.held.nbytes == total, f"{core.held.nbytes} bytes held, not {total}"
     results = {held.run: key for key, held in core.held.items() if held.run is not None}
     assert core.held.results == results
+    for number, key in results.items():
+        assert number not in core.runs, f"run {number} has given {key} and is still current"
 
 
 def check_idle(core: WorkerCore) -> None:
@@ -33,11 +35,12 @@ def check_idle(core: WorkerCore) -> None:
       AssertionError: something is left.
     """
     check(core)
-    private, slots = vars(core), core.slots
+    table, slots = core.table, core.slots
     tables: dict[str, Any] = {
-        name: private[name] for name in ("_runs", "_waiting", "_waiters", "_producers", "_leaders")
+        name: getattr(table, name) for name in ("current", "waiting", "waiters", "producers", "leaders")
     }
     tables |= {"announced": slots.announced, "leaving": slots.leaving, "overdue": slots.overdue}
+    tables["acquiring"] = core.acquiring
     left = {name: table for name, table in tables.items() if table}
     assert not left, f"left over: {left}"
     assert not core.ready, "ready runs are left over"
@@ -50,24 +53,23 @@ def _check_runs(core: WorkerCore) -> None:
     ready = {run.run: run for run in core.ready.runs()}
     for number, run in ready.items():
         assert core.runs.get(number) is run, f"ready run {number} is not current"
-    for number, waiting in core.waiting.items():
+    for number, waiting in core.table.waiting.items():
         assert core.runs.get(number) is waiting.run, f"waiting run {number} is not current"
         assert number not in ready, f"run {number} is both waiting and ready"
         assert waiting.missing, f"run {number} waits for nothing"
-    executing = [number for number in core.runs if number not in ready and number not in core.waiting]
-    assert len(executing) == core.executing
+    executing = [number for number in core.runs if number not in ready and number not in core.table.waiting]
+    assert len(executing) == core.table.executing
     assert slots.announced <= set(executing), f"of {slots.announced} only {executing} execute"
     assert slots.deadlines.keys() <= slots.announced
-    if not slots.capacity:
-        assert not ready, "runs are ready for slots that may never come back"
-        assert not core.waiting, "runs wait for slots that may never come back"
+    assert core.is_open == (not core.draining and not core.paused and slots.capacity > 0)
+    if not core.is_open:
+        assert not ready, "runs are ready where none may start"
+        assert not core.table.waiting, "runs wait where none may start"
 
 
 def _check_inputs(core: WorkerCore) -> None:
-    private = vars(core)
-    waiters: dict[Key, dict[RunId, None]] = private["_waiters"]
-    producers: dict[Key, RunId] = private["_producers"]
-    inverse = {(key, number) for number, waiting in core.waiting.items() for key in waiting.missing}
+    waiters, producers = core.table.waiters, core.table.producers
+    inverse = {(key, number) for number, waiting in core.table.waiting.items() for key in waiting.missing}
     assert inverse == {(key, number) for key, numbers in waiters.items() for number in numbers}
     for key in waiters:
         assert waiters[key], f"nobody waits for {key}"
@@ -80,9 +82,11 @@ def _check_inputs(core: WorkerCore) -> None:
 
 def _check_fetches(core: WorkerCore) -> None:
     plan = core.fetches
-    waiters = vars(core)["_waiters"]
     for key in plan.sought:
-        assert key in waiters, f"{key} is sought and nobody waits for it"
+        assert key in core.table.waiters or key in core.acquiring, f"{key} is sought and nobody wants it"
+    for key in core.acquiring:
+        assert key in plan.sought, f"{key} is to be acquired, and nobody is asked for it"
+        assert key not in core.held, f"{key} is to be acquired, and is here"
     queues = plan.queues.items()
     places: list[tuple[Key, str, FetchId | None]] = [(key, address, None) for address, queue in queues for key in queue]
     places += [(key, fetch.address, number) for number, fetch in plan.active.items() for key in fetch.keys]

@@ -33,6 +33,8 @@ class SlotBook:
         # By identity: runs are values, and equal ones of two sessions must not be mixed up.
         self.leaving: dict[int, Leaving] = {}
         self.overdue: dict[int, Run] = {}
+        self.outside: dict[int, Run] = {}
+        """Runs that have given their slot back and go on."""
 
     @property
     def capacity(self) -> int:
@@ -62,9 +64,21 @@ class SlotBook:
             self.announced.discard(number)
             self.deadlines.pop(number, None)
 
-    def stop(self, run: Run, now: float) -> None:
-        """A slot is to leave this run."""
+    def seceded(self, run: Run) -> None:
+        """A run is outside of the slots; its slot is due to nobody any more."""
+        self.came_back(run)
+        self.outside[id(run)] = run
+
+    def rejoined(self, run: Run) -> None:
+        """A run is not outside of the slots any more."""
+        self.outside.pop(id(run), None)
+
+    def stop(self, run: Run, now: float) -> bool:
+        """A slot is to leave this run; False if it has none."""
+        if id(run) in self.outside:
+            return False
         self.leaving[id(run)] = Leaving(run, now + self._grace_s)
+        return True
 
     def came_back(self, run: Run) -> bool:
         """A slot has left a run that was stopped; True if it had been overdue."""

@@ -16,6 +16,13 @@ longer wanted. A current run is in exactly one of three states:
 A slot whose run was stopped has `grace_s` to leave it; after that the scheduler hears that the worker has one slot
 less, and once more when the slot came back after all.
 
+A worker takes runs while it is *open*: it is neither paused nor draining, and at least one slot can be counted on. When
+that ends, what has not started is handed back, and so is every run that is assigned until it is open again.
+
+Sessions come and go. Between them everything goes on: slots run what is ready, peers are asked for what is missing, and
+outcomes are kept, as values or among the `Unconfirmed`. Then either the scheduler takes the worker back, which tells
+what it has; or, with `reset`, it forgets everything and is as new.
+
 The slots move runs from ready to executing on their own (see `ReadyQueue`), so a run is executing when it is current
 and neither waiting nor ready. Events name a run by the very object that was offered: what is no longer current is
 stale, also when a new scheduler counts its runs from one again, and a stale outcome is dropped.
@@ -24,20 +31,23 @@ stale, also when a new scheduler counts its runs from one again, and a stale out
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
 
 from trio_dask.errors import ProtocolError
 from trio_dask.identity import Digest, Key, RunId
 from trio_dask.protocol.messages import (
+    Acquire,
     Blob,
     CancelRuns,
     Capacity,
+    Drain,
     ForgetBlobs,
     Free,
     FromWorker,
     Goodbye,
     Leave,
+    Lost,
     Missing,
+    NotAcquired,
     Replicas,
     Retract,
     Returned,
@@ -51,7 +61,7 @@ from trio_dask.protocol.messages import (
 from trio_dask.worker.core.blobs import BlobTable
 from trio_dask.worker.core.fetching import FetchLimits, FetchPlan, GivenUp
 from trio_dask.worker.core.holdings import Holdings
-from trio_dask.worker.core.ready import ReadyQueue
+from trio_dask.worker.core.incoming import Incoming
 from trio_dask.worker.core.requests import (
     CancelFetch,
     CancelRun,
@@ -62,16 +72,11 @@ from trio_dask.worker.core.requests import (
     FreeKeys,
     Request,
 )
+from trio_dask.worker.core.returning import Unconfirmed, take_inventory
+from trio_dask.worker.core.runs import RunTable
 from trio_dask.worker.core.slots import SlotBook
 
-__all__ = ["Waiting", "WorkerCore"]
-
-
-class Waiting(NamedTuple):
-    """A run whose inputs are not all here."""
-
-    run: Run
-    missing: dict[Key, None]
+__all__ = ["WorkerCore"]
 
 
 class WorkerCore:
@@ -82,17 +87,23 @@ class WorkerCore:
 
     def __init__(self, slots: int, *, limits: FetchLimits | None = None, grace_s: float = 0.2) -> None:
         self.slots = SlotBook(slots, grace_s)
-        self.ready = ReadyQueue()
         self.blobs = BlobTable()
         self.fetches = FetchPlan(limits or FetchLimits())
         self.held = Holdings()
+        self.paused = False
+        self.draining = ""
+        """Why this worker is leaving; empty as long as it is not."""
+        self.is_open = True
+        """Whether it takes runs."""
+        self.table = RunTable(self.fetches.sought, lambda key: self._incoming.look(key))
+        self._incoming = Incoming(self.fetches, self.table.waiters, self._cancel_fetch)
+        self.acquiring = self._incoming.acquiring
+        self.ready = self.table.ready
+        self._runs = self.table.current
+        self._waiters = self.table.waiters
         self._address: str | None = None  # None between sessions
-        self._runs: dict[RunId, Run] = {}
-        self._waiting: dict[RunId, Waiting] = {}
-        self._waiters: dict[Key, dict[RunId, None]] = {}  # the inverse of Waiting.missing
-        self._producers: dict[Key, RunId] = {}
-        self._leaders: dict[RunId, RunId] = {}  # of waiting runs that follow another
-        self._replicas: list[Key] = []
+        self._unconfirmed = Unconfirmed()
+        self._replicas: dict[Key, None] = {}
         self._outbox: list[FromWorker] = []
         self._requests: list[Request] = []
 
@@ -104,14 +115,10 @@ class WorkerCore:
         return self._runs
 
     @property
-    def waiting(self) -> Mapping[RunId, Waiting]:
-        """The current runs whose inputs are not all here."""
-        return self._waiting
-
-    @property
-    def executing(self) -> int:
-        """How many current runs slots have taken."""
-        return len(self._runs) - len(self._waiting) - len(self.ready)
+    def capacity(self) -> int:
+        """How many runs can execute here at once, as things stand. Those outside of the slots leave theirs to others."""
+        slots = 0 if self.paused else self.slots.capacity
+        return slots + sum(map(self.is_current, self.slots.outside.values())) if slots else 0
 
     def is_current(self, run: Run) -> bool:
         """Whether the outcome of this run is still wanted."""
@@ -136,24 +143,83 @@ class WorkerCore:
 
     # ------------------------------------------------------------------------------------------ sessions
 
-    def session_began(self, address: str) -> None:
-        """The scheduler has registered this worker; peers reach it at `address`."""
+    def session_began(self, address: str, returned: bool = False) -> None:
+        """The scheduler has registered this worker, or (`returned`) taken it back; peers reach it at `address`.
+
+        A worker that is not taken back has been reset before.
+        """
         self._address = address
         self._outbox.clear()
-        if self.slots.overdue:
-            self._outbox.append(Capacity(self.slots.capacity))
+        self._replicas.clear()
+        if returned or self.capacity != self.slots.slots:
+            self._outbox.append(Capacity(self.capacity))
+        if returned:
+            self._tell_all()
+        if self.draining:
+            self._outbox.append(Drain(self.draining))
 
-    def session_ended(self, now: float) -> None:
-        """The scheduler is gone, and nothing here means anything to the next one: drop all of it."""
+    def session_lost(self, now: float) -> None:
+        """The link to the scheduler is gone. Everything is kept: the scheduler may take this worker back."""
+        self._address = None
+        self._unconfirmed.session_lost(self._incoming.abandon(), now)
+
+    def reset(self, now: float) -> None:
+        """Nothing here means anything to the next scheduler: drop all of it."""
         self._address = None
         for number in list(self._runs):
             self._cancel(number, now)
+        self.acquiring.clear()
         self._requests.extend(CancelFetch(fetch) for fetch in self.fetches.clear())
         if self.held:
             self._requests.append(FreeKeys(self.held.clear()))
         self._replicas.clear()
         self._outbox.clear()
+        self._unconfirmed.clear()
         self._forget(self.blobs.clear())
+
+    def _tell_all(self) -> None:
+        """Say what may not have arrived, and what is here."""
+        # The scheduler sends functions anew to whoever has returned, so none of these is known to be needed again.
+        self.blobs.fade_all(next(reversed(self._runs), RunId(-1)))
+        if self.slots.announced:
+            self._outbox.append(Started(tuple(self.slots.announced)))
+        self._outbox += self._unconfirmed.tell(self.held)
+        inventory, beyond = take_inventory(self.held, self._runs)
+        self._free(beyond)
+        self._outbox.append(inventory)
+
+    # ------------------------------------------------------------------------------------------ open or not
+
+    def pause(self) -> None:
+        """Take no runs for now: there is no memory for what they would bring. What executes goes on."""
+        if not self.paused:
+            self.paused = True
+            self._capacity_changed()
+
+    def resume(self) -> None:
+        """Take runs again."""
+        if self.paused:
+            self.paused = False
+            self._capacity_changed()
+
+    def drain_began(self, reason: str) -> None:
+        """This worker is leaving: it takes no more runs, and tells the scheduler. What executes goes on."""
+        if not self.draining:
+            self.draining = reason
+            self._open_or_shut()
+            self._outbox.append(Drain(reason))
+
+    def _capacity_changed(self) -> None:
+        self._outbox.append(Capacity(self.capacity))
+        self._open_or_shut()
+
+    def _open_or_shut(self) -> None:
+        self.is_open = not self.draining and self.capacity > 0
+        if self.is_open:
+            return
+        unstarted = self.table.withdraw_all()
+        if unstarted:
+            self._outbox.append(Returned(tuple(run.run for run in unstarted)))
 
     # ------------------------------------------------------------------------------------------ from the scheduler
 
@@ -172,13 +238,16 @@ class WorkerCore:
             case ForgetBlobs(digests):
                 self.blobs.fade(digests, next(reversed(self._runs), RunId(-1)))
             case Free(keys):
+                self._incoming.forgo(keys)
                 self._free(keys)
             case Retract(numbers):
                 self._retract(numbers)
             case CancelRuns(numbers):
-                self._abandoned([key for number in numbers if (key := self._cancel(number, now)) is not None])
+                self._forsake([key for number in numbers if (key := self._cancel(number, now)) is not None])
                 # The scheduler has not heard of a result that crosses its cancellation, so it will not free it.
                 self._free([key for number in numbers if (key := self.held.results.get(number)) is not None])
+            case Acquire(keys):
+                self._acquire(keys)
             case Leave(reason, restart):
                 self._requests.append(EndSession(reason, restart))
             case Goodbye(reason):
@@ -192,51 +261,40 @@ class WorkerCore:
             raise ProtocolError(f"run {number} calls a function that was never sent")
         if run.extra and not isinstance(run.extra.get("time_limit", 0), int | float):
             raise ProtocolError(f"run {number} has a time limit that is no number")
-        if not self.slots.capacity:
+        if not self.is_open:
             self._outbox.append(Returned((number,)))
             return
         if run.dependencies:
             missing = {key: holders for key, holders in run.dependencies if key not in self.held}
-            if missing and not self._wait_for(run, missing):
+            if missing:
+                self._wait_for(run, missing)
                 return
-        self._runs[number] = run
-        self._producers[run.key] = number
-        if number not in self._waiting:
-            self.ready.push(run)
+        self.table.begin(run)
 
-    def _wait_for(self, run: Run, missing: Mapping[Key, tuple[str, ...]]) -> bool:
-        """Have the run wait for these inputs; False if it was handed back, since one of them can never come."""
-        number = run.run
+    def _wait_for(self, run: Run, missing: Mapping[Key, tuple[str, ...]]) -> None:
+        """Have the run wait for these inputs, or hand it back, since one of them can never come."""
         remote = {key: [at for at in holders if at != self._address] for key, holders in missing.items()}
         for key, holders in remote.items():
-            if not (holders or key in self._producers or key in self.fetches.sought):
-                self._outbox.append(Missing(number, key, missing[key][0] if missing[key] else ""))
-                return False
+            if not (holders or key in self.table.producers or key in self.fetches.sought):
+                self._outbox.append(Missing(run.run, key, missing[key][0] if missing[key] else ""))
+                return
         for key, holders in remote.items():
             if holders:
                 self.fetches.seek(key, holders)
-            self._waiters.setdefault(key, {})[number] = None
-        waiting = self._waiting[number] = Waiting(run, dict.fromkeys(missing))
-        self._let_follow(waiting)
-        return True
+        self.table.begin_waiting(run, missing)
 
-    def _let_follow(self, waiting: Waiting) -> None:
-        """If a run misses one thing only, and that is being computed here, let the slot that has it go on with it."""
-        if len(waiting.missing) == 1:
-            (key,) = waiting.missing
-            leader = self._producers.get(key)
-            if leader is None or key in self.fetches.sought:
-                return
-            if self.ready.follow(self._runs[leader], waiting.run):
-                self._leaders[waiting.run.run] = leader
-
-    def _claim(self, number: RunId) -> bool:
-        """Make sure that no slot takes this waiting run; False if one has, then it is executing."""
-        leader = self._leaders.pop(number, None)
-        if leader is None or self.ready.unfollow(leader, number):
-            return True
-        self._end_wait(number)
-        return False
+    def _acquire(self, rows: Iterable[tuple[Key, tuple[str, ...]]]) -> None:
+        refused: list[Key] = []
+        for key, holders in rows:
+            remote = [at for at in holders if at != self._address]
+            if key in self.held:
+                self._replicas[key] = None
+            elif key not in self.acquiring and (self.paused or self.draining or not remote):
+                refused.append(key)
+            else:
+                self._incoming.acquire(key, remote)
+        if refused:
+            self._outbox.append(NotAcquired(tuple(refused)))
 
     def _free(self, keys: Iterable[Key]) -> None:
         freed = [key for key in keys if self.held.drop(key)]
@@ -248,13 +306,13 @@ class WorkerCore:
         keys: list[Key] = []
         for number in numbers:
             run = self._runs.get(number)
-            if run is not None and self._withdraw(number):
+            if run is not None and self.table.withdraw(number):
                 self._remove(run)
                 returned.append(number)
                 keys.append(run.key)
         if returned:
             self._outbox.append(Returned(tuple(returned)))
-        self._abandoned(keys)
+        self._forsake(keys)
 
     # ------------------------------------------------------------------------------------------ from the slots
 
@@ -274,18 +332,27 @@ class WorkerCore:
             self._slot_returned(run)
             return False
         self._remove(run)
-        self.held.add(run.key, nbytes, number)
+        self.held.add(run.key, nbytes, number, type_name)
         self._outbox.append(RunFinished(number, nbytes, type_name, duration_s, value))
-        if run.key in self._waiters:
+        if run.key in self._waiters or run.key in self.acquiring:
             self._came(run.key)
         return True
 
     def failed(self, run: Run, error: bytes | None, text: str, duration_s: float) -> None:
         """A run raised, or its result is not fit to be kept."""
         if self.is_current(run):
-            self._outbox.append(RunFailed(run.run, "exception", error, text, duration_s))
+            self._say_failed(RunFailed(run.run, "exception", error, text, duration_s))
             self._remove(run)
-            self._abandoned([run.key])
+            self._forsake([run.key])
+        else:
+            self._slot_returned(run)
+
+    def declined(self, run: Run) -> None:
+        """A slot has taken this run and will not begin it, for it has done all that it was to do."""
+        if self.is_current(run):
+            self._outbox.append(Returned((run.run,)))
+            self._remove(run)
+            self._forsake([run.key])
         else:
             self._slot_returned(run)
 
@@ -294,9 +361,19 @@ class WorkerCore:
         if self.is_current(run):
             self._outbox.append(Missing(run.run, key, ""))
             self._remove(run)
-            self._abandoned([run.key])
+            self._forsake([run.key])
         else:
             self._slot_returned(run)
+
+    def seceded(self, run: Run) -> None:
+        """A run has given its slot back and goes on outside of the slots: another one can execute in its place."""
+        self.slots.seceded(run)
+        self._capacity_changed()
+
+    def rejoined(self, run: Run) -> None:
+        """A run that was outside of the slots has one again, or has ended."""
+        self.slots.rejoined(run)
+        self._capacity_changed()
 
     def tick(self, now: float) -> None:
         """Give up the runs that are out of time, and the slots that do not come back."""
@@ -304,9 +381,9 @@ class WorkerCore:
             run = self._runs[number]
             limit = float(run.extra["time_limit"])
             text = f"{run.key} ran longer than its time limit of {limit:g} s"
-            self._outbox.append(RunFailed(number, "timeout", None, text, limit))
+            self._say_failed(RunFailed(number, "timeout", None, text, limit))
             self._cancel(number, now)
-            self._abandoned([run.key])
+            self._forsake([run.key])
         if self.slots.give_up(now):
             self._capacity_changed()
 
@@ -320,7 +397,7 @@ class WorkerCore:
         """A value came from a peer. True if it is kept; then it must have been stored before this call."""
         if not self.fetches.arrived(fetch, key):
             return False
-        self._replicas.append(key)
+        self._replicas[key] = None
         self.held.add(key, nbytes)
         self._came(key)
         return True
@@ -329,81 +406,65 @@ class WorkerCore:
         """The peer does not have this key, or cannot send it."""
         given_up = self.fetches.absent(fetch, key)
         if given_up is not None:
-            self._hand_back([given_up])
+            self._give_up([given_up])
 
     def fetch_ended(self, fetch: FetchId, *, unreachable: bool) -> None:
         """The fetch is over; what it has not answered for will not come. `unreachable`: the peer is gone."""
-        self._hand_back(self.fetches.ended(fetch, unreachable=unreachable))
+        self._give_up(self.fetches.ended(fetch, unreachable=unreachable))
 
-    def stored(self, key: Key, nbytes: int, type_name: str, client: str) -> bool:
+    def stored(self, key: Key, nbytes: int, type_name: str, client: str, now: float) -> bool:
         """A client has put a value here. True if it is kept; then it must have been stored before this call."""
         if self._address is None:
             return False
-        self.held.add(key, nbytes)
-        self._outbox.append(Stored(key, nbytes, type_name, client))
-        if key in self._waiters:
+        self.held.add(key, nbytes, None, type_name)
+        message = Stored(key, nbytes, type_name, client)
+        self._outbox.append(message)
+        self._unconfirmed.stored(message, now)
+        if key in self._waiters or key in self.acquiring:
             self._came(key)
         return True
+
+    # ------------------------------------------------------------------------------------------ from the store
+
+    def lost_values(self, keys: Iterable[Key]) -> None:
+        """These values could not be kept. Tasks that need them find them missing, the scheduler has them made anew."""
+        lost = tuple(key for key in keys if key in self.held)
+        if lost:
+            self._free(lost)
+            self._outbox.append(Lost(lost))
 
     # ------------------------------------------------------------------------------------------ steps
 
     def _came(self, key: Key) -> None:
-        """A key that runs were waiting for is here, from wherever it came first."""
-        if key in self.fetches.sought:
-            self._drop_fetch(key)
-        for number in list(self._waiters.pop(key, ())):
-            waiting = self._waiting[number]
-            del waiting.missing[key]
-            if not self._claim(number):
-                continue
-            if waiting.missing:
-                self._let_follow(waiting)
-            else:
-                del self._waiting[number]
-                self.ready.push(waiting.run)
+        """A key that runs were waiting for, or that was to be acquired, is here, from wherever it came first."""
+        if self._incoming.came(key):
+            self._replicas[key] = None
+        self.table.supply(key)
+
+    def _say_failed(self, message: RunFailed) -> None:
+        self._outbox.append(message)
+        self._unconfirmed.failed(message)
 
     def _remove(self, run: Run) -> None:
         """Take a run out of every table. A slot that has taken it keeps it."""
-        number = run.run
-        del self._runs[number]
-        if self._producers.get(run.key) == number:
-            del self._producers[run.key]
-        self.slots.end(number)
-        if self._waiting and number in self._waiting:
-            self._leaders.pop(number, None)
-            self._end_wait(number)
+        self.table.remove(run)
+        if self.slots.announced:
+            self.slots.end(run.run)
 
-    def _withdraw(self, number: RunId) -> bool:
-        """Make sure that no slot takes this run; False if one has."""
-        return self._claim(number) if number in self._waiting else self.ready.withdraw(number)
-
-    def _end_wait(self, number: RunId) -> None:
-        for key in self._waiting.pop(number).missing:
-            self._stop_waiting(key, number)
-
-    def _stop_waiting(self, key: Key, number: RunId) -> None:
-        waiters = self._waiters[key]
-        del waiters[number]
-        if not waiters:
-            del self._waiters[key]
-            if key in self.fetches.sought:
-                self._drop_fetch(key)
-
-    def _drop_fetch(self, key: Key) -> None:
-        fetch = self.fetches.drop(key)
-        if fetch is not None:
-            self._requests.append(CancelFetch(fetch))
+    def _cancel_fetch(self, fetch: FetchId) -> None:
+        self._requests.append(CancelFetch(fetch))
 
     def _cancel(self, number: RunId, now: float) -> Key | None:
         """Drop a run that is no longer wanted. Gives its key, or None if it is not current."""
         run = self._runs.get(number)
         if run is None:
             return None
-        executing = not self._withdraw(number)
+        executing = not self.table.withdraw(number)
         self._remove(run)
         if executing:
             self._requests.append(CancelRun(run))
-            self.slots.stop(run, now)
+            if not self.slots.stop(run, now):
+                self._capacity_changed()
         return run.key
 
     def _slot_returned(self, run: Run) -> None:
@@ -411,41 +472,16 @@ class WorkerCore:
         if self.slots.came_back(run):
             self._capacity_changed()
 
-    def _capacity_changed(self) -> None:
-        self._outbox.append(Capacity(self.slots.capacity))
-        if self.slots.capacity:
-            return
-        # No slot may ever come free again, so nothing must wait for one.
-        stranded = [run for run in list(self._runs.values()) if self._withdraw(run.run)]
-        for run in stranded:
-            self._remove(run)
-        if stranded:
-            self._outbox.append(Returned(tuple(run.run for run in stranded)))
+    def _give_up(self, given_up: list[GivenUp]) -> None:
+        """No peer could give these keys."""
+        missed = self._incoming.missed(given_up)
+        if missed:
+            self._outbox.append(NotAcquired(missed))
+        self._outbox += self.table.forsake(given_up)
 
-    def _hand_back(self, given_up: list[GivenUp]) -> None:
-        """Hand back the runs that wait for keys no peer could give, unless a run here is computing them."""
-        keys: list[Key] = []
-        for key, address in given_up:
-            if key not in self._producers:
-                keys += self._lack(key, address)
-        self._abandoned(keys)
-
-    def _abandoned(self, keys: list[Key]) -> None:
-        """The runs that computed these keys are gone: hand back those that waited for them, and so on."""
-        for key in keys:  # which grows on the way
-            if key in self._waiters and key not in self._producers and key not in self.fetches.sought:
-                keys += self._lack(key, "")
-
-    def _lack(self, key: Key, address: str) -> list[Key]:
-        lost: list[Key] = []
-        for number in list(self._waiters.get(key, ())):
-            if not self._claim(number):
-                continue
-            run = self._waiting[number].run
-            self._outbox.append(Missing(number, key, address))
-            self._remove(run)
-            lost.append(run.key)
-        return lost
+    def _forsake(self, keys: Iterable[Key]) -> None:
+        """The runs that computed these keys are gone."""
+        self._outbox += self.table.forsake((key, "") for key in keys)
 
     def _forget(self, digests: tuple[Digest, ...]) -> None:
         if digests:

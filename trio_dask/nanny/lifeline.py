@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -23,17 +24,38 @@ try:
 except ImportError:  # not a POSIX system
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["Lifeline", "end_group", "put_on_leash"]
+__all__ = ["GRACE_S", "Lifeline", "end_group", "open_parent", "open_pid", "put_on_leash"]
 
 GRACE_S = 0.5
 
 
-class Lifeline:
-    """Stdin, taken away from the program (which reads an empty one from now on) and watched for its end."""
+def open_pid(pid: int) -> int | None:
+    """A descriptor that is readable once this process has ended, where the system has such a thing."""
+    try:
+        return os.pidfd_open(pid)
+    except (OSError, AttributeError):  # it is gone, or this is not Linux
+        return None
 
-    def __init__(self, parent_pid: int | None = None) -> None:
+
+def open_parent(pid: int) -> int | None:
+    """The same for our parent. If that is gone already, this process ends."""
+    fd = open_pid(pid)
+    # Only now: what was opened above may be another process that got the number of a dead parent.
+    if os.getppid() != pid:
+        sys.exit(0)
+    return fd
+
+
+class Lifeline:
+    """Stdin, taken away from the program (which reads an empty one from now on) and watched for its end.
+
+    `parent_fd`, from `open_parent`, is watched as well: a process that the parent forked may hold the other end of our
+    stdin open after the parent's death.
+    """
+
+    def __init__(self, parent_fd: int | None = None) -> None:
         self._fd = os.dup(0)
-        self._parent_pid = parent_pid
+        self._parent_fd = parent_fd
         empty = os.open(os.devnull, os.O_RDONLY)
         os.dup2(empty, 0)
         os.close(empty)
@@ -52,23 +74,12 @@ class Lifeline:
     def _wait_for_end(self) -> None:
         poller = select.poll()
         poller.register(self._fd, select.POLLIN)
-        # A process that the parent forked may hold the other end of our stdin open after the parent's death.
-        parent_fd = None if self._parent_pid is None else _open_pid(self._parent_pid)
-        if self._parent_pid not in (None, os.getppid()):
-            return
-        if parent_fd is not None:
-            poller.register(parent_fd, select.POLLIN)
+        if self._parent_fd is not None:
+            poller.register(self._parent_fd, select.POLLIN)
         while True:
             ready = [fd for fd, _ in poller.poll()]
-            if parent_fd in ready or (self._fd in ready and not os.read(self._fd, 4096)):
+            if self._parent_fd in ready or (self._fd in ready and not os.read(self._fd, 4096)):
                 return
-
-
-def _open_pid(pid: int) -> int | None:
-    try:
-        return os.pidfd_open(pid)
-    except (OSError, AttributeError):  # it is gone, or this is not Linux
-        return None
 
 
 def put_on_leash(fd: int) -> None:

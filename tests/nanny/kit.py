@@ -1,0 +1,141 @@
+"""A nanny without processes: children that do what a test tells them, and a scheduler that takes notes."""
+
+import os
+import signal
+from contextlib import asynccontextmanager
+from functools import partial
+from itertools import count
+
+import trio
+
+from trio_dask.comm import Address, serve
+from trio_dask.config import NannySettings, WorkerSettings
+from trio_dask.identity import new_incarnation
+from trio_dask.nanny import life, service
+from trio_dask.nanny.process import ChildEnd
+from trio_dask.nanny.service import Nanny
+from trio_dask.protocol.hello import Hello
+from trio_dask.worker.board import Board
+
+
+class FakeChild:
+    """A process as the nanny sees it. It stops on SIGTERM and SIGINT unless it is `stubborn`."""
+
+    def __init__(self, spec, heard, pid):
+        self.spec = spec
+        self.pid = pid
+        self.token = spec.settings["worker"]["process"]
+        self.signals = []
+        self.stubborn = False
+        self.board = Board.attach(os.dup(spec.inherit[0]), spec.settings["worker"]["nthreads"])
+        self.done = trio.Event()
+        self._heard = heard
+        self.report({"running": True})
+        self.report({"address": f"tcp://127.0.0.1:{pid}"})
+
+    def report(self, content):
+        self._heard(self, content)
+
+    def end(self, status, **more):
+        self.ending = ChildEnd(name=self.spec.name, status=status, started=True, **more)
+        self.done.set()
+
+    def send_signal(self, number):
+        self.signals.append((number, trio.current_time()))
+        if not self.stubborn:
+            self.report({"leaving": "signal"})
+            self.end(0)
+
+    def leave(self):
+        self.end(-signal.SIGKILL if self.stubborn else 0)
+
+    def kill(self):
+        self.end(-signal.SIGKILL)
+
+
+class Nursing:
+    """Everything that a test looks at."""
+
+    def __init__(self, monkeypatch):
+        self.children = []
+        self.heard = []
+        self.sessions = []
+        self.stopped = set()
+        self.memory = {}
+        self._pids = count(1001)
+        self._changed = trio.Event()
+        monkeypatch.setattr(life, "run_child", self._run_child)
+        monkeypatch.setattr(life, "memory_used", lambda pid: self.memory.get(pid, 0))
+        monkeypatch.setattr(service, "is_runnable", lambda pid: pid not in self.stopped)
+
+    async def _run_child(self, spec, heard, born):
+        child = FakeChild(spec, heard, next(self._pids))
+        self.children.append(child)
+        born(child)
+        self._note()
+        try:
+            await child.done.wait()
+        finally:
+            child.board.close()
+        return child.ending
+
+    def _note(self):
+        self._changed.set()
+        self._changed = trio.Event()
+
+    async def until(self, condition):
+        with trio.fail_after(10_000):
+            while not condition():
+                await self._changed.wait()
+
+    async def child(self, number):
+        """The child with this number, once there is one."""
+        await self.until(lambda: len(self.children) > number)
+        return self.children[number]
+
+    async def message(self, kind, number=0):
+        """What the scheduler heard of this kind."""
+        await self.until(lambda: len(self.of(kind)) > number)
+        return self.of(kind)[number][1]
+
+    def of(self, kind):
+        return [(at, message) for at, message in self.heard if isinstance(message, kind)]
+
+    async def _session(self, connection):
+        self.sessions.append(connection)
+        self._note()
+        async for batch in connection.batches():
+            self.heard += [(trio.current_time(), message) for message in batch]
+            self._note()
+        self._note()
+
+    async def scheduler(self, name, *, task_status):
+        with self.scope:
+            identity = Hello(role="scheduler", incarnation=new_incarnation())
+            await serve(Address("inproc", name), self._session, identity=identity, task_status=task_status)
+
+    @asynccontextmanager
+    async def nanny(self, *, scheduler=True, worker=None, **options):
+        """A running nanny; `scope` ends the scheduler, and `end` is how the nanny ended."""
+        name = f"nursery-{new_incarnation()}"
+        settings = WorkerSettings(scheduler=f"inproc://{name}", name="bob", **(worker or {}))
+        nanny = Nanny(NannySettings(worker=settings, port_range=None, **options))
+        self.scope = trio.CancelScope()
+        self.end = None
+
+        async def run():
+            try:
+                await nanny.run()
+            except Exception as error:
+                self.end = error
+            else:
+                self.end = "well"
+            self._note()
+
+        async with trio.open_nursery() as nursery:
+            self.start_scheduler = partial(nursery.start, self.scheduler, name)
+            if scheduler:
+                await self.start_scheduler()
+            nursery.start_soon(run)
+            yield nanny
+            nursery.cancel_scope.cancel()

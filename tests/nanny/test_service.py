@@ -1,0 +1,245 @@
+"""The nanny over children that are not there, in virtual time."""
+
+import signal
+
+import pytest
+import trio
+
+from tests.nanny.kit import Nursing
+from trio_dask.errors import ClusterError, KeptCrashing, NoScheduler, RefusedError
+from trio_dask.identity import RunId
+from trio_dask.nanny import life
+from trio_dask.nanny.process import ChildEnd
+from trio_dask.nanny.service import Nanny, Stop
+from trio_dask.nanny.words import LastWords
+from trio_dask.protocol.messages import Leave, Obituary, Vouch
+
+
+@pytest.fixture
+def nursing(monkeypatch):
+    monkeypatch.setattr(Nanny, "_oom_kills", type("None ever", (), {"claim": lambda self: False})())
+    return Nursing(monkeypatch)
+
+
+async def test_it_vouches_for_a_worker_that_lives_and_is_not_stopped(autojump_clock, nursing):
+    async with nursing.nanny():
+        child = await nursing.child(0)
+        await trio.sleep(10)
+        vouched = nursing.of(Vouch)
+        assert {message.process for _, message in vouched} == {child.token}
+        assert 5 <= len(vouched) <= 7
+        nursing.stopped.add(child.pid)
+        await trio.sleep(10)
+        assert len(nursing.of(Vouch)) <= len(vouched) + 1
+        nursing.stopped.clear()
+        await trio.sleep(10)
+        assert len(nursing.of(Vouch)) >= len(vouched) + 5
+
+
+async def test_a_crash_is_told_with_what_ran_and_followed_by_another_worker(autojump_clock, nursing):
+    async with nursing.nanny(worker={"nthreads": 3}) as nanny:
+        child = await nursing.child(0)
+        child.board.begin(0, RunId(7))
+        child.board.begin(2, RunId(9))
+        words = LastWords(("last words",), ("Fatal Python error: Aborted",))
+        began = trio.current_time()
+        child.end(-signal.SIGSEGV, words=words, peak_bytes=2**20)
+        obituary = await nursing.message(Obituary)
+        assert obituary[:3] == (child.token, False, "killed by SIGSEGV")
+        assert (obituary.exact, obituary.runs) == (True, (7, 9))
+        assert obituary.details["last_lines"] == ("last words",)
+        assert obituary.details["stack"] == ("Fatal Python error: Aborted",)
+        assert (obituary.details["pid"], obituary.details["peak_bytes"]) == (child.pid, 2**20)
+        another = await nursing.child(1)
+        assert trio.current_time() - began == pytest.approx(0.5)
+        assert another.token != child.token
+        assert await nursing.message(Vouch, len(nursing.of(Vouch))) == Vouch(another.token)
+        assert nanny.status()["restarts"] == 1
+
+
+async def test_too_much_memory_ends_the_worker_and_is_told_in_figures(autojump_clock, nursing):
+    async with nursing.nanny(worker={"memory_limit_bytes": 256 * 2**20}):
+        child = await nursing.child(0)
+        nursing.memory[child.pid] = 240 * 2**20
+        await trio.sleep(10)
+        assert not child.done.is_set()
+        nursing.memory[child.pid] = 250 * 2**20
+        obituary = await nursing.message(Obituary)
+        assert (obituary.planned, obituary.cause) == (False, "memory: 250 MiB of 256 MiB limit")
+
+
+async def test_the_memory_watch_can_be_off(autojump_clock, nursing):
+    async with nursing.nanny(worker={"memory_limit_bytes": 256 * 2**20}, memory_terminate=None):
+        child = await nursing.child(0)
+        nursing.memory[child.pid] = 10 * 2**30
+        await trio.sleep(10)
+        assert not child.done.is_set()
+
+
+async def test_what_the_kernel_killed_for_want_of_memory_is_told_so(autojump_clock, nursing, monkeypatch):
+    monkeypatch.setattr(Nanny, "_oom_kills", type("One", (), {"claim": lambda self: True})())
+    async with nursing.nanny():
+        (await nursing.child(0)).end(-signal.SIGKILL, peak_bytes=300 * 2**20)
+        obituary = await nursing.message(Obituary)
+        assert obituary.cause == "killed by the kernel: out of memory (it had 300 MiB)"
+        (await nursing.child(1)).end(-signal.SIGSEGV)
+        assert (await nursing.message(Obituary, 1)).cause == "killed by SIGSEGV"
+
+
+async def test_the_scheduler_can_have_another_worker(autojump_clock, nursing):
+    async with nursing.nanny():
+        child = await nursing.child(0)
+        await nursing.until(lambda: nursing.sessions)
+        child.board.begin(0, RunId(7))
+        began = trio.current_time()
+        nursing.sessions[0].send_nowait(Leave("restart", True), flush=True)
+        await nursing.child(1)
+        assert trio.current_time() == began
+        obituary = await nursing.message(Obituary)
+        assert (obituary.process, obituary.planned, obituary.runs) == (child.token, True, ())
+
+
+async def test_the_scheduler_can_end_it(autojump_clock, nursing):
+    async with nursing.nanny():
+        await nursing.child(0)
+        await nursing.until(lambda: nursing.sessions)
+        nursing.sessions[0].send_nowait(Leave("scaled down", False), flush=True)
+        await nursing.until(lambda: nursing.end)
+        assert nursing.end == "well"
+        assert (await nursing.message(Obituary)).planned
+        assert len(nursing.children) == 1
+        await nursing.until(lambda: nursing.sessions[0].goodbye is not None)
+
+
+@pytest.mark.parametrize(
+    ("leaving", "options", "goes_on"),
+    [
+        ("scheduler", {}, False),
+        ("max-tasks", {}, True),
+        ("lifetime", {}, False),
+        ("lifetime", {"lifetime_restart": True}, True),
+        ("restart", {}, True),
+    ],
+)
+async def test_a_worker_that_leaves_in_good_order_says_why(autojump_clock, nursing, leaving, options, goes_on):
+    async with nursing.nanny(**options):
+        child = await nursing.child(0)
+        await nursing.until(lambda: nursing.sessions)
+        child.report({"leaving": leaving})
+        child.end(0)
+        obituary = await nursing.message(Obituary)
+        assert obituary.planned
+        if goes_on:
+            await nursing.child(1)
+        else:
+            await nursing.until(lambda: nursing.end)
+            assert nursing.end == "well"
+
+
+@pytest.mark.parametrize(("status", "error"), [(3, NoScheduler), (4, RefusedError)])
+async def test_what_another_process_would_not_change_ends_it(autojump_clock, nursing, status, error):
+    async with nursing.nanny():
+        (await nursing.child(0)).end(status, failure="in words")
+        await nursing.until(lambda: nursing.end)
+        assert type(nursing.end) is error
+        assert str(nursing.end) == "in words"
+
+
+async def test_it_gives_up_in_the_end_and_names_the_first_cause(autojump_clock, nursing):
+    async with nursing.nanny():
+        (await nursing.child(0)).end(-signal.SIGSEGV)
+        for number in range(1, 6):
+            (await nursing.child(number)).end(-signal.SIGKILL)
+        await nursing.until(lambda: nursing.end)
+        assert type(nursing.end) is KeptCrashing
+        assert str(nursing.end) == "the worker crashed 6 times within 60 s; first: killed by SIGSEGV"
+        assert len(nursing.of(Obituary)) == 6
+
+
+@pytest.mark.parametrize(
+    ("how", "number", "after_s"), [(Stop.DRAIN, signal.SIGTERM, 7 + 3), (Stop.SOON, signal.SIGINT, 2 + 0.5)]
+)
+async def test_a_stop_is_passed_on_and_forced_in_the_end(autojump_clock, nursing, how, number, after_s):
+    async with nursing.nanny(worker={"drain_timeout_s": 7.0}) as nanny:
+        child = await nursing.child(0)
+        child.stubborn = True
+        began = trio.current_time()
+        nanny.stop(how)
+        nanny.stop(how)
+        await nursing.until(lambda: nursing.end)
+        assert child.signals == [(number, began)]
+        assert trio.current_time() - began == pytest.approx(after_s)
+        assert nursing.end == "well"
+        assert (await nursing.message(Obituary)).planned
+
+
+async def test_a_worker_that_drains_is_not_hurried(autojump_clock, nursing):
+    async with nursing.nanny() as nanny:
+        await nursing.child(0)
+        nanny.stop()
+        await nursing.until(lambda: nursing.end)
+        assert nursing.end == "well"
+        assert len(nursing.children) == 1
+
+
+async def test_a_stop_during_the_pause_starts_nothing(autojump_clock, nursing):
+    async with nursing.nanny(first_backoff_s=10.0) as nanny:
+        (await nursing.child(0)).end(-signal.SIGKILL)
+        await nursing.message(Obituary)
+        nanny.stop()
+        await nursing.until(lambda: nursing.end)
+        assert nursing.end == "well"
+        assert len(nursing.children) == 1
+
+
+async def test_a_death_is_told_when_there_is_a_scheduler_again(autojump_clock, nursing):
+    async with nursing.nanny(scheduler=False):
+        (await nursing.child(0)).end(-signal.SIGKILL)
+        await trio.sleep(30)
+        await nursing.start_scheduler()
+        obituary = await nursing.message(Obituary)
+        assert obituary.process == nursing.children[0].token
+        assert await nursing.message(Vouch) == Vouch(nursing.children[1].token)
+
+
+async def test_a_scheduler_that_is_gone_is_found_again(autojump_clock, nursing):
+    async with nursing.nanny():
+        child = await nursing.child(0)
+        await nursing.message(Vouch)
+        nursing.scope.cancel()
+        nursing.scope = trio.CancelScope()
+        await trio.sleep(60)
+        nursing.heard.clear()
+        await nursing.start_scheduler()
+        began = trio.current_time()
+        assert await nursing.message(Vouch) == Vouch(child.token)
+        assert trio.current_time() - began < 4
+
+
+async def test_a_worker_that_cannot_leave_without_a_scheduler_is_made_to(autojump_clock, nursing):
+    """A task that holds the interpreter keeps the worker's own clock from striking."""
+    async with nursing.nanny(scheduler=False, worker={"death_timeout_s": 5.0}):
+        child = await nursing.child(0)
+        await nursing.until(lambda: nursing.end)
+        assert trio.current_time() == pytest.approx(6.5)
+        assert child.done.is_set()
+        assert type(nursing.end) is NoScheduler
+        assert str(nursing.end).startswith("no scheduler for 5 s: no scheduler at inproc://")
+
+
+async def test_a_program_that_cannot_even_be_started_is_a_failed_start(autojump_clock, nursing, monkeypatch):
+    async def fail(*arguments):
+        await trio.lowlevel.checkpoint()
+        raise ClusterError("worker could not be started: No such file or directory")
+
+    monkeypatch.setattr(life, "run_child", fail)
+    async with nursing.nanny():
+        await nursing.until(lambda: nursing.end)
+        assert type(nursing.end) is KeptCrashing
+        assert "No such file or directory" in str(nursing.end)
+
+
+def test_the_end_of_a_child_is_told_in_words():
+    end = ChildEnd(name="w", status=1, started=False, failure="ImportError: x", words=LastWords(("said",)))
+    assert str(end.as_error()) == "w ended with status 1 before it was ready:\nsaid\nImportError: x"
+    assert str(ChildEnd(name="w", status=-9, started=True).as_error()) == "w was killed by SIGKILL and said nothing"

@@ -1,0 +1,245 @@
+"""The options of `dask-worker`, each with its reader and its line of help."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import click
+
+from trio_dask.cli.common import Checked, common_options, file_option
+from trio_dask.cli.former import FORMER, REFUSED, former_options
+from trio_dask.config import (
+    parse_bytes,
+    parse_count,
+    parse_fraction,
+    parse_memory_limit,
+    parse_name,
+    parse_port_range,
+    parse_resources,
+    parse_threads,
+    parse_timedelta,
+)
+from trio_dask.errors import UsageError
+
+if TYPE_CHECKING:
+    from trio_dask.comm.addresses import Address
+
+__all__ = ["SECTIONS", "worker_options"]
+
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+
+
+def _read_memory_limit(text: str) -> str:
+    """Check the text early; its value depends on another option."""
+    parse_memory_limit(text, machine_bytes=1)
+    return text
+
+
+def _read_address(text: str) -> Address:
+    from trio_dask.comm.addresses import parse_address
+
+    address = parse_address(text, default_port=0)
+    if address.scheme != "tcp":
+        raise UsageError(f"workers listen on tcp only, not on {address.scheme}")
+    return address
+
+
+def _read_protocol(text: str) -> str:
+    if text.strip().rstrip(":/").lower() != "tcp":
+        raise UsageError(f"{text[:40]!a} is not what workers listen on; there is tcp")
+    return "tcp"
+
+
+def _read_max_spill(text: str) -> int | None:
+    return None if text.strip().lower() in ("none", "off", "false", "0") else parse_bytes(text)
+
+
+def _read_restarts(text: str) -> int:
+    return 0 if text.strip() == "0" else parse_count(text)
+
+
+def _read_backoff(text: str) -> tuple[float, float]:
+    first_text, colon, longest_text = text.partition(":")
+    first = parse_timedelta(first_text)
+    longest = parse_timedelta(longest_text) if colon else first
+    if longest < first:
+        raise UsageError(f"{text[:40]!a} ends below where it begins; write for example 0.5s:30s")
+    return first, longest
+
+
+def _read_environment(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals) or "\0" in text:
+        raise UsageError(f"{text[:40]!a} is not NAME=VALUE")
+    return name, value
+
+
+def _read_timeout(text: str) -> float:
+    """0 means that there is no limit."""
+    return parse_timedelta(text) or math.inf
+
+
+TIME: Final = Checked("TIME", parse_timedelta)
+FRACTION: Final = Checked("FRACTION", parse_fraction)
+PORT: Final = Checked("PORT", parse_port_range)
+ADDRESS: Final = Checked("ADDRESS", _read_address)
+
+SECTIONS: Final = {
+    "Which scheduler": ["scheduler_file", "death_timeout", "reconnect"],
+    "How many workers, and what each offers": ["nworkers", "nthreads", "memory_limit", "resources", "name"],
+    "Where they listen": ["host", "interface", "worker_port", "nanny_port", "listen_address", "contact_address"],
+    "When they leave": ["drain_timeout", "lifetime", "lifetime_stagger", "lifetime_restart", "max_tasks"],
+    "Memory (parts of the limit; each can be off)": [
+        "memory_target",
+        "memory_spill",
+        "memory_pause",
+        "memory_terminate",
+        "max_spill",
+        "local_directory",
+    ],
+    "Nannies": ["nanny", "max_restarts", "restart_window", "restart_backoff", "start_timeout", "env"],
+    "How they run": ["preload", "preload_nanny", "pid_file"],
+    "Of other times, for scripts that give them": [
+        "protocol",
+        *(name.split("/")[0].removeprefix("--").replace("-", "_") for name in (*FORMER, *REFUSED)),
+    ],
+}
+
+OPTIONS: Final = (
+    click.argument("scheduler", required=False),
+    click.argument("preload_argv", nargs=-1, metavar="[ARGS]..."),
+    click.option("--scheduler-file", metavar="FILE", help="File in which the scheduler wrote its address; waited for."),
+    click.option(
+        "--death-timeout",
+        type=TIME,
+        help="Leave, with status 3, after this long without a scheduler, such as 60 or 5min. Default: never (0).",
+    ),
+    click.option(
+        "--reconnect/--no-reconnect",
+        default=True,
+        help="After a lost connection come back with all results, which is the default, or leave with status 3.",
+    ),
+    click.option(
+        "--nworkers",
+        "--nprocs",
+        "nworkers",
+        metavar="N",
+        default="1",
+        show_default=True,
+        help="Worker processes: a number, -1 for one per CPU (-2: one less), or auto.",
+    ),
+    click.option(
+        "--nthreads",
+        type=Checked("N", parse_threads),
+        help="Tasks that run at once in each. Default: the CPUs, divided among the workers.",
+    ),
+    click.option(
+        "--memory-limit",
+        type=Checked("SIZE", _read_memory_limit),
+        default="auto",
+        help="For each: 4GiB, 0.5 (of the machine), 0 or none (no limit). Default: auto, its share of the machine.",
+    ),
+    click.option(
+        "--resources", type=Checked("PAIRS", parse_resources), help="What tasks can ask for, such as GPU=2,MEM=10e9."
+    ),
+    click.option(
+        "--name", type=Checked("NAME", parse_name), help="Several are NAME-0, NAME-1, ... Default: the address."
+    ),
+    click.option("--host", default="", help="Name or address to listen on. Default: that of the way to the scheduler."),
+    click.option("--interface", metavar="NAME", help="Network interface to listen on, such as eth0."),
+    click.option(
+        "--worker-port",
+        type=PORT,
+        default=(0, 0),
+        help="Port to listen on, or first:last, tried in order and shared by all workers. Default: any free port.",
+    ),
+    click.option(
+        "--nanny-port", "--port", "nanny_port", type=PORT, default=(0, 0), help="The same for the nannies' control."
+    ),
+    click.option("--listen-address", type=ADDRESS, help="Address to listen at, such as tcp://0.0.0.0:9000."),
+    click.option("--contact-address", type=ADDRESS, help="What others are told to dial, where that is another one."),
+    click.option(
+        "--drain-timeout",
+        type=TIME,
+        default="30s",
+        show_default=True,
+        help="Asked to leave (SIGTERM), finish what runs and hand over results for so long. SIGINT: 2s.",
+    ),
+    click.option("--lifetime", type=TIME, help="Drain and leave after this long. Default: never (0)."),
+    click.option(
+        "--lifetime-stagger", type=TIME, default="0", help="Leave earlier or later by up to this, at random, each."
+    ),
+    click.option(
+        "--lifetime-restart/--no-lifetime-restart", default=False, help="Have another worker follow. Default: not."
+    ),
+    click.option(
+        "--max-tasks",
+        type=Checked("N", parse_count),
+        help="Drain after so many tasks; the nanny starts another worker.",
+    ),
+    click.option(
+        "--memory-target", type=FRACTION, default="0.6", show_default=True, help="Results above this go to disk."
+    ),
+    click.option(
+        "--memory-spill", type=FRACTION, default="0.7", show_default=True, help="A process above this writes to disk."
+    ),
+    click.option(
+        "--memory-pause", type=FRACTION, default="0.8", show_default=True, help="Above this it takes no tasks."
+    ),
+    click.option(
+        "--memory-terminate", type=FRACTION, default="0.95", show_default=True, help="Above this its nanny ends it."
+    ),
+    click.option("--max-spill", type=Checked("SIZE", _read_max_spill), help="Most on disk, each. Default: no limit."),
+    click.option("--local-directory", metavar="PATH", help="Where to write to disk. Default: the system's place."),
+    click.option(
+        "--nanny/--no-nanny", default=True, help="A process of its own for each, looked after; or one, in this process."
+    ),
+    click.option(
+        "--max-restarts",
+        type=Checked("N", _read_restarts),
+        default="5",
+        show_default=True,
+        help="Start a crashed worker again so often within the window; then end with status 5.",
+    ),
+    click.option("--restart-window", type=TIME, default="60s", show_default=True, help="How long a crash counts."),
+    click.option(
+        "--restart-backoff",
+        type=Checked("FIRST:LONGEST", _read_backoff),
+        default="0.5s:30s",
+        show_default=True,
+        help="Pause before it; it doubles.",
+    ),
+    click.option(
+        "--start-timeout",
+        type=Checked("TIME", _read_timeout),
+        default="60s",
+        show_default=True,
+        help="A start that takes longer has failed.",
+    ),
+    click.option(
+        "--env",
+        type=Checked("NAME=VALUE", _read_environment),
+        multiple=True,
+        help="Set in the workers' environment. Can be repeated.",
+    ),
+    click.option(
+        "--preload",
+        metavar="MODULE",
+        multiple=True,
+        help="Module or .py file that each worker imports first. Can be repeated.",
+    ),
+    click.option("--preload-nanny", metavar="MODULE", multiple=True, help="The same for the nannies' process."),
+    file_option("--pid-file", help="Write the process id there."),
+    click.option("--protocol", type=Checked("TEXT", _read_protocol), expose_value=False, help="What else but tcp."),
+    former_options,
+    common_options,
+)
+
+
+def worker_options(function: Decorated) -> Decorated:
+    """All of them, in this order."""
+    for option in reversed(OPTIONS):
+        function = option(function)
+    return function

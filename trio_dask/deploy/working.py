@@ -1,0 +1,49 @@
+"""A worker as a program: what its signals mean, and that it ends in time whatever its tasks do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from trio_dask.config import WorkerSettings
+from trio_dask.deploy.ends import LastResort
+from trio_dask.deploy.program import ExitStatus, Stopper
+
+if TYPE_CHECKING:
+    import trio
+
+    from trio_dask.comm import Address
+
+__all__ = ["work"]
+
+
+async def work(
+    settings: WorkerSettings,
+    stopper: Stopper,
+    *,
+    leaving: Callable[[str], None] | None = None,
+    task_status: trio.TaskStatus[Address] | None = None,
+) -> None:
+    """Run a worker in this process, which is there for nothing else. A signal has it drain.
+
+    See `run_worker` for `leaving`, `task_status` and what is raised.
+    """
+    import trio  # the program's start must not wait for what options alone do not need
+
+    from trio_dask.worker.draining import DrainRequest
+    from trio_dask.worker.service import run_worker
+
+    drain = DrainRequest()
+    with LastResort() as resort, stopper.orderly(drain.on_signal):
+
+        def ends_in(seconds: float, failure: str) -> None:
+            status = ExitStatus.NO_SCHEDULER if failure else ExitStatus.STOPPED
+            resort.expect(seconds, status, f"{failure or 'leaving'}: this takes too long, the process is ended")
+
+        await run_worker(
+            settings,
+            drain=drain,
+            leaving=leaving,
+            ends_in=ends_in,
+            task_status=task_status or trio.TASK_STATUS_IGNORED,
+        )

@@ -1,0 +1,1 @@
+"""One process that looks after another: started, watched, buried, started again."""

@@ -1,0 +1,113 @@
+"""Where a nanny can be asked: what it is, how its worker is; and told to have another worker, or to end."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from trio_dask.comm import (
+    Address,
+    Connection,
+    LinkSettings,
+    addresses_of_interface,
+    choose_advertised_host,
+    parse_address,
+    serve,
+)
+from trio_dask.comm.control import Command, admit_control, serve_control
+from trio_dask.config import WorkerSettings
+from trio_dask.errors import NoScheduler, UsageError
+from trio_dask.files import read_scheduler_file
+from trio_dask.protocol.hello import Hello
+
+if TYPE_CHECKING:
+    from trio_dask.nanny.service import Nanny
+
+__all__ = ["run_control"]
+
+
+async def run_control(nanny: Nanny, *, task_status: trio.TaskStatus[Address] = trio.TASK_STATUS_IGNORED) -> None:
+    """Serve until cancelled; `task_status.started` gives the address.
+
+    Raises:
+      OSError: it cannot listen where the settings say.
+      UsageError: there is no such interface.
+    """
+    first, last = nanny.settings.port_range or (0, 0)
+    host = await _host(nanny.settings.worker)
+    failure: OSError | None = None
+    async with trio.open_nursery() as nursery:
+        for port in range(first, last + 1):
+            try:
+                bound: list[Address] = await nursery.start(_listen, nanny, Address("tcp", host, port))
+            except OSError as error:
+                failure = error  # raised outside of the nursery, which would wrap it
+                if error.errno != errno.EADDRINUSE:
+                    break
+            else:
+                failure = None
+                task_status.started(_advertised(bound[0]))
+                break
+    if failure is not None:
+        raise failure
+
+
+async def _listen(nanny: Nanny, address: Address, *, task_status: trio.TaskStatus[list[Address]]) -> None:
+    commands = _commands(nanny)
+    worker = nanny.settings.worker
+
+    async def handle(connection: Connection) -> None:
+        await serve_control(connection, commands)
+
+    await serve(
+        address,
+        handle,
+        identity=Hello(role="nanny", incarnation=nanny.incarnation, name=nanny.name),
+        admit=admit_control(nanny.incarnation),
+        settings=LinkSettings(keepalive_s=worker.keepalive_s, silence_s=worker.silence_s, cleanup_s=worker.grace_s),
+        task_status=task_status,
+    )
+
+
+def _commands(nanny: Nanny) -> Mapping[str, Command]:
+    def identity(arguments: Mapping[str, Any]) -> Any:
+        return nanny.identity()
+
+    def status(arguments: Mapping[str, Any]) -> Any:
+        return nanny.status()
+
+    def restart(arguments: Mapping[str, Any]) -> Any:
+        nanny.restart()
+
+    def terminate(arguments: Mapping[str, Any]) -> Any:
+        nanny.stop()
+
+    return {"identity": identity, "status": status, "restart": restart, "terminate": terminate}
+
+
+async def _host(worker: WorkerSettings) -> str:
+    """What the worker listens on, as far as that can be known before there is a scheduler."""
+    if worker.interface is not None:
+        return addresses_of_interface(worker.interface)[0]
+    return worker.host or await trio.to_thread.run_sync(_way_to_scheduler, worker, abandon_on_cancel=True)
+
+
+def _way_to_scheduler(worker: WorkerSettings) -> str:
+    """In a thread: a name may have to be looked up."""
+    towards = ""
+    try:
+        address = worker.scheduler
+        if worker.scheduler_file is not None:
+            address = read_scheduler_file(worker.scheduler_file)
+        if address:
+            towards = parse_address(address).host
+    except (NoScheduler, UsageError):
+        pass  # the worker will say so
+    return choose_advertised_host("", towards)
+
+
+def _advertised(bound: Address) -> Address:
+    return Address(bound.scheme, choose_advertised_host(bound.host), bound.port)

@@ -1,0 +1,152 @@
+"""What a nanny decides: whether a process that has ended is to be followed by another, and when it has too much memory.
+
+| how the process ended | what follows |
+|---|---|
+| the nanny was asked to stop | nothing; 0 |
+| the nanny was asked for a restart, or the worker asks for one | another, at once |
+| in good order, after so many tasks | another, at once |
+| in good order, at the end of its lifetime | another, at once, if the settings say so; else nothing; 0 |
+| in good order, sent away by its scheduler or by a signal | nothing; 0 |
+| wrong usage, no scheduler (2, 3) | nothing; the same status |
+| refused (4) | nothing; the same status; but after one that was registered it is a crash: that one is in the way |
+| any other way | a crash: another after a pause, unless there were too many; then nothing; 5 |
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import NamedTuple
+
+__all__ = [
+    "KEPT_CRASHING",
+    "Again",
+    "End",
+    "NannyCore",
+    "Over",
+    "RestartPolicy",
+    "RestartWindow",
+    "Verdict",
+    "memory_verdict",
+]
+
+STOPPED = 0
+KEPT_CRASHING = 5
+WRONG_USAGE = 2
+NO_SCHEDULER = 3
+REFUSED = 4
+
+
+class RestartPolicy(NamedTuple):
+    """How often, and after what pauses, a process that crashes is started again; see `config.NannySettings`."""
+
+    max_restarts: int = 5
+    window_s: float = 60.0
+    first_backoff_s: float = 0.5
+    max_backoff_s: float = 30.0
+    same_failures: int = 2
+
+
+class Again(NamedTuple):
+    """Start another process after this pause."""
+
+    after_s: float
+
+
+class Over(NamedTuple):
+    """Start no other process: the nanny ends with this status, and with this sentence unless the status is 0."""
+
+    status: int
+    reason: str
+
+
+class End(NamedTuple):
+    """How a process ended.
+
+    `status` is as `subprocess` has it, negative for a signal. `started`: it had come as far as running its service,
+    `registered`: as far as being taken by a scheduler. `cause` says how it ended in words. `leaving` is the reason that
+    it gave before it left in good order, `asked` what the nanny was asked for meanwhile, `stop` or `restart`.
+    `excused`: it was ended for what its tasks did, which is theirs to answer for. `last_words` tell one failed start
+    from another.
+    """
+
+    status: int
+    started: bool
+    cause: str
+    registered: bool = False
+    leaving: str = ""
+    asked: str = ""
+    excused: bool = False
+    last_words: str = ""
+
+
+class Verdict(NamedTuple):
+    """What is to be made of the end of a process: whether anybody is to blame, and what follows."""
+
+    planned: bool
+    next: Again | Over
+
+
+class RestartWindow:
+    """Counts crashes over a moving window of time."""
+
+    def __init__(self, policy: RestartPolicy) -> None:
+        self._policy = policy
+        self._crashes: deque[tuple[float, str]] = deque()
+        self._last_failure = ""
+        self._same = 0
+
+    def crashed(self, cause: str, now: float, *, failed_start: str | None = None) -> Again | Over:
+        """Take note of a crash. `failed_start` are the last words of a process that did not come to run its service.
+
+        The pause before the next process doubles with each crash that the window holds.
+        """
+        policy, crashes = self._policy, self._crashes
+        while crashes and crashes[0][0] <= now - policy.window_s:
+            crashes.popleft()
+        crashes.append((now, cause))
+        self._same = self._same + 1 if failed_start is not None and failed_start == self._last_failure else 1
+        self._last_failure = failed_start or ""
+        if failed_start is not None and self._same >= policy.same_failures:
+            return Over(KEPT_CRASHING, f"the worker cannot be started: {cause}")
+        if len(crashes) > policy.max_restarts:
+            often = f"{len(crashes)} times within {policy.window_s:g} s; first: " if len(crashes) > 1 else ""
+            return Over(KEPT_CRASHING, f"the worker crashed {often or 'and is not to be restarted: '}{crashes[0][1]}")
+        # The exponent is bounded: a policy may allow a million restarts.
+        doublings = min(len(crashes) - 1, 60)
+        return Again(min(policy.first_backoff_s * 2**doublings, policy.max_backoff_s))
+
+
+class NannyCore:
+    """Decides what follows the end of a process."""
+
+    def __init__(self, policy: RestartPolicy, *, lifetime_restart: bool = False) -> None:
+        self._window = RestartWindow(policy)
+        self._lifetime_restart = lifetime_restart
+        self._first_backoff_s = policy.first_backoff_s
+        self._had_registered = False
+
+    def ended(self, end: End, now: float) -> Verdict:
+        """What is to be made of the end of a process."""
+        had_registered = self._had_registered
+        self._had_registered = had_registered or end.registered
+        if end.asked == "stop":
+            return Verdict(planned=True, next=Over(STOPPED, ""))
+        if end.asked == "restart" or (end.status == 0 and end.leaving == "restart"):
+            return Verdict(planned=True, next=Again(0.0))
+        if end.status == 0 and end.started:
+            another = end.leaving == "max-tasks" or (end.leaving == "lifetime" and self._lifetime_restart)
+            return Verdict(planned=True, next=Again(0.0) if another else Over(STOPPED, ""))
+        if end.status in (WRONG_USAGE, NO_SCHEDULER) or (end.status == REFUSED and not had_registered):
+            return Verdict(planned=False, next=Over(end.status, end.cause))
+        if end.excused:
+            return Verdict(planned=False, next=Again(self._first_backoff_s))
+        # Words that differ in a process id or a time would never count as the same: numbers are left out.
+        failed_start = None if end.started else f"{end.status} {''.join(c for c in end.last_words if not c.isdigit())}"
+        return Verdict(planned=False, next=self._window.crashed(end.cause, now, failed_start=failed_start))
+
+
+def memory_verdict(used_bytes: int, limit_bytes: int | None, fraction: float | None) -> str | None:
+    """Why a process that uses so much is to be ended, or None if it may go on. No limit or no fraction: it may."""
+    if limit_bytes is None or fraction is None or used_bytes <= limit_bytes * fraction:
+        return None
+    return f"memory: {used_bytes / 2**20:.0f} MiB of {limit_bytes / 2**20:.0f} MiB limit"

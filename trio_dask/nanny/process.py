@@ -1,0 +1,323 @@
+"""The parent's side of a started process: start it by exec, know when it is ready, hear of its end, leave nothing.
+
+The child is `deploy/child.py`, run by its path. Its first line of stdin says which program to be and how; stdin then
+stays open as its lifeline. It reports on an inherited descriptor, a line of JSON at a time: its process id, then what
+its program has to tell. It leads a session of its own, so that Ctrl-C in a terminal reaches the parent alone, and so
+that it can be killed with all it started. A `guarded` one has a small process of ours between it and us (see `guard`),
+for programs that run code of users, which may start anything.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from trio_dask.errors import ClusterError
+from trio_dask.nanny.words import LastWords, describe_end
+
+__all__ = ["Child", "ChildEnd", "ChildSpec", "Heard", "run_child"]
+
+log = logging.getLogger("trio_dask.nanny")
+
+BOOTSTRAP = str(Path(__file__).parents[1] / "deploy" / "child.py")
+DRAIN_S = 0.2
+SWEEP_S = 1.0
+ABORT_S = 1.0
+MAX_LINE_BYTES = 64 * 1024
+GUARDS = hasattr(os, "pidfd_open")
+"""Elsewhere than on Linux a guard could not do more than a process group does."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChildSpec:
+    """What to start: the function `program` (`module:function`, see `services`), with `settings` that JSON allows.
+
+    It has to report something within `start_timeout_s`. Once its lifeline is cut it has `grace_s` to end. `inherit` are
+    descriptors that the child receives under the same numbers; `environment` comes on top of ours. `stderr` is called
+    with what the child writes to its stderr; `quiet` keeps back all lines of its log that are no warnings.
+    """
+
+    name: str
+    program: str
+    settings: Mapping[str, Any]
+    inherit: Sequence[int] = ()
+    environment: Mapping[str, str] = field(default_factory=dict[str, str])
+    guarded: bool = False
+    quiet: bool = True
+    debug: bool = False
+    start_timeout_s: float = 60.0
+    grace_s: float = 1.0
+    stderr: Callable[[bytes], object] = lambda data: None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChildEnd:
+    """How a child ended.
+
+    `status` is as `subprocess` has it, negative for a signal. `started`: it had reported something. `late`: it had not
+    when its time for that was over. `failure` is what the program itself says went wrong, `peak_bytes` the most memory
+    it had (0: not known).
+    """
+
+    name: str
+    status: int
+    started: bool
+    late: bool = False
+    failure: str = ""
+    words: LastWords = field(default_factory=LastWords)
+    peak_bytes: int = 0
+
+    def as_error(self) -> ClusterError:
+        """An error that says how it ended and what it said last."""
+        when = "" if self.started else " before it was ready"
+        said = "\n".join(filter(None, ("\n".join(self.words.lines), self.failure)))
+        return ClusterError(f"{self.name} {self.describe()}{when}" + (f":\n{said}" if said else " and said nothing"))
+
+    def describe(self) -> str:
+        """How it ended, for a sentence."""
+        return "was not ready in time and was ended" if self.late else describe_end(self.status)
+
+
+Heard = Callable[["Child", Mapping[str, Any]], object]
+
+
+async def run_child(
+    spec: ChildSpec, heard: Heard = lambda child, report: None, born: Callable[[Child], object] = lambda child: None
+) -> ChildEnd:
+    """Start a child, call `heard` with each of its reports, and wait for its end; cancelled, end it within its grace.
+
+    `born` is called as soon as there is a process.
+
+    Raises:
+      ClusterError: it could not even be started.
+    """
+    report_end, report_fd = os.pipe()
+    leash_fd, leash_end = os.pipe()
+    try:
+        process = await trio.lowlevel.open_process(
+            _command(spec),
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+            pass_fds=(report_fd, leash_fd, *spec.inherit),
+            env={**os.environ, **spec.environment},
+        )
+    except OSError as exc:
+        os.close(report_end)
+        os.close(leash_end)
+        raise ClusterError(f"{spec.name} could not be started: {exc.strerror or exc}") from exc
+    except BaseException:
+        os.close(report_end)
+        os.close(leash_end)
+        raise
+    finally:
+        os.close(report_fd)
+        os.close(leash_fd)
+    child = Child(spec, process, trio.lowlevel.FdStream(report_end), leash_end, heard)
+    born(child)
+    return await child.run(
+        {
+            "program": spec.program,
+            "settings": spec.settings,
+            "name": spec.name,
+            "guarded": spec.guarded and GUARDS,
+            "quiet": spec.quiet,
+            "debug": spec.debug,
+            # The child finds the modules that we find; an empty entry means the folder we are in now.
+            "path": [entry or os.getcwd() for entry in sys.path],
+            "parent_pid": os.getpid(),
+            "report_fd": report_fd,
+            "leash_fd": leash_fd,
+        }
+    )
+
+
+def _command(spec: ChildSpec) -> list[str]:
+    # Private, but what multiprocessing itself uses: -O, -W, -X and the like hold for children as well.
+    flags: Callable[[], list[str]] = getattr(subprocess, "_args_from_interpreter_flags", list)
+    return [sys.executable, *flags(), BOOTSTRAP, spec.name]
+
+
+class Child:
+    """A process that was started. `pid` is the one that runs the program, 0 until it has told; it may have a guard."""
+
+    def __init__(
+        self,
+        spec: ChildSpec,
+        process: trio.Process,
+        reports: trio.lowlevel.FdStream,
+        leash_end: int,
+        heard: Heard,
+    ) -> None:
+        assert process.stdin is not None
+        assert process.stderr is not None
+        self.pid = 0
+        self._spec = spec
+        self._guarded = spec.guarded and GUARDS
+        self._process = process
+        self._stdin = process.stdin
+        self._stderr = process.stderr
+        self._reports = reports
+        self._leash_end: int | None = leash_end
+        self._heard = heard
+        self._life = trio.CancelScope()
+        self._started = trio.Event()
+        self._late = False
+        self._failure = ""
+        self._status: int | None = None
+        self._peak_bytes = 0
+        self._tail: deque[str] = deque(maxlen=LastWords.MOST_LINES)
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal to the process that runs the program."""
+        if self._process.returncode is None:
+            self._process.send_signal(number)
+
+    def leave(self) -> None:
+        """Cut its lifeline: it leaves within its grace, or is killed."""
+        self._life.cancel()
+
+    def kill(self) -> None:
+        """End it now, and what it started."""
+        self._close_leash()
+        if not self._guarded:
+            self._process.kill()
+
+    async def run(self, orders: Mapping[str, Any]) -> ChildEnd:
+        """Tell it what to be, and stay until it has ended."""
+        last_words = trio.CancelScope(shield=True)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._listen, last_words)
+                try:
+                    with self._life:
+                        async with trio.open_nursery() as life:
+                            life.start_soon(self._limit_start)
+                            await self._tell(orders)
+                            await self._wait_for_end()
+                            life.cancel_scope.cancel()
+                finally:
+                    with trio.CancelScope(shield=True):
+                        await self._end()
+                    last_words.deadline = trio.current_time() + DRAIN_S
+        finally:
+            self._close_leash()
+            with trio.CancelScope(shield=True):
+                await self._reports.aclose()
+                await self._stderr.aclose()
+        status = self._process.returncode if self._status is None else self._status
+        assert status is not None
+        return ChildEnd(
+            name=self._spec.name,
+            status=status,
+            started=self._started.is_set(),
+            late=self._late,
+            failure=self._failure,
+            words=LastWords.of(self._tail),
+            peak_bytes=self._peak_bytes,
+        )
+
+    async def _tell(self, orders: Mapping[str, Any]) -> None:
+        try:
+            await self._stdin.send_all(json.dumps(orders).encode() + b"\n")
+        except trio.BrokenResourceError:
+            pass  # it is dead already
+
+    async def _limit_start(self) -> None:
+        with trio.move_on_after(self._spec.start_timeout_s):
+            await self._started.wait()
+            return
+        self._late = True
+        self.send_signal(signal.SIGABRT)  # on which it says where it is
+        await trio.sleep(ABORT_S)
+        self.kill()
+
+    # ------------------------------------------------------------------------------------------ what it says
+
+    async def _listen(self, scope: trio.CancelScope) -> None:
+        with scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._take_words)
+                nursery.start_soon(self._take_reports)
+
+    async def _take_words(self) -> None:
+        rest = b""
+        try:
+            async for data in self._stderr:
+                self._spec.stderr(bytes(data))
+                *lines, rest = (rest + data).split(b"\n")
+                if len(rest) > MAX_LINE_BYTES:
+                    lines, rest = [*lines, rest], b""
+                for line in lines:
+                    self._remember(line)
+        finally:
+            if rest:
+                self._remember(rest)
+                self._spec.stderr(b"\n")
+
+    def _remember(self, line: bytes) -> None:
+        self._tail.append(line[: 4 * LastWords.LONGEST].decode(errors="replace"))
+
+    async def _take_reports(self) -> None:
+        rest = b""
+        async for data in self._reports:
+            *lines, rest = (rest + data).split(b"\n")
+            for line in lines:
+                try:
+                    self._take_report(json.loads(line))
+                except ValueError:
+                    log.warning("%s has reported what cannot be understood: %.60r", self._spec.name, line)
+
+    def _take_report(self, report: dict[str, Any]) -> None:
+        if "pid" in report:
+            self.pid = report.pop("pid")
+        self._status = report.pop("status", self._status)
+        self._peak_bytes = report.pop("peak_bytes", self._peak_bytes)
+        self._failure = report.pop("failure", self._failure)
+        if report:
+            self._started.set()
+            self._heard(self, report)
+
+    # ------------------------------------------------------------------------------------------ its end
+
+    async def _wait_for_end(self) -> None:
+        """Wait until the process has ended, without reaping it: its number stays taken until its group is swept."""
+        try:
+            fd = os.pidfd_open(self._process.pid)
+        except (OSError, AttributeError):  # not Linux, or no descriptor left
+            await self._process.wait()
+            return
+        try:
+            await trio.lowlevel.wait_readable(fd)
+        finally:
+            os.close(fd)
+
+    async def _end(self) -> None:
+        await self._stdin.aclose()
+        with trio.move_on_after(self._spec.grace_s):
+            await self._wait_for_end()
+        self._close_leash()
+        if self._guarded:  # it has more to sweep than we can see
+            with trio.move_on_after(SWEEP_S):
+                await self._wait_for_end()
+        try:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            pass  # nobody is left; macOS refuses to signal a group of which only a zombie is left
+        await self._process.wait()
+
+    def _close_leash(self) -> None:
+        if self._leash_end is not None:
+            os.close(self._leash_end)
+            self._leash_end = None

@@ -1,0 +1,307 @@
+"""The nanny as a service: one worker process after the other, each watched, buried, and followed by the next.
+
+    nanny      the control endpoint, the link with the scheduler
+    └ CHILD    start under a limit ─► watch its memory ─► its end ─► obituary ─► pause ─► the next
+
+It shares a Trio loop with other nannies, and runs no code of users: whatever the workers do, it can answer for them.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import random
+import signal
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+import trio
+
+from trio_dask._version import __version__
+from trio_dask.comm import Address
+from trio_dask.config import NannySettings, WorkerSettings
+from trio_dask.errors import KeptCrashing, NoScheduler, RefusedError, TrioDaskError, UsageError
+from trio_dask.identity import new_incarnation
+from trio_dask.nanny.control import run_control
+from trio_dask.nanny.core import Again, End, NannyCore, Over, RestartPolicy
+from trio_dask.nanny.life import Life, Stop
+from trio_dask.nanny.link import SchedulerLink
+from trio_dask.nanny.obituary import cause_of_death, details_of_death, write_obituary
+from trio_dask.nanny.process import ChildEnd, ChildSpec
+from trio_dask.nanny.surroundings import OomKills, child_environment
+from trio_dask.nanny.watch import is_runnable, memory_used
+from trio_dask.protocol.messages import Leave
+from trio_dask.worker.board import Board
+
+__all__ = ["Nanny", "Stop", "run_nanny"]
+
+log = logging.getLogger("trio_dask.nanny")
+
+PROGRAM = "trio_dask.deploy.services:worker"
+
+ERRORS: Mapping[int, type[TrioDaskError]] = {2: UsageError, 3: NoScheduler, 4: RefusedError, 5: KeptCrashing}
+
+
+class Nanny:
+    """One nanny and its worker. Everything but `run` may be called at any time, in Trio's thread.
+
+    Attributes: `address`, where the worker is reached while it is registered, and `pid`, its process, while there is
+    one. `changed` is called when they change, `output` with what the worker writes to its stderr.
+    """
+
+    _oom_kills: OomKills | None = None  # one for all nannies of this program
+
+    def __init__(
+        self,
+        settings: NannySettings,
+        *,
+        label: str = "worker",
+        quiet: bool = True,
+        debug: bool = False,
+        changed: Callable[[], object] = lambda: None,
+        output: Callable[[bytes], object] = lambda data: None,
+    ) -> None:
+        worker = settings.worker
+        self.settings = settings
+        self.address: str | None = None
+        self.pid: int | None = None
+        self.control_address: Address | None = None
+        self.incarnation = new_incarnation()
+        self._label = label
+        self._quiet = quiet
+        self._debug = debug
+        self.changed = changed
+        self._output = output
+        policy = RestartPolicy(
+            max_restarts=settings.max_restarts,
+            window_s=settings.restart_window_s,
+            first_backoff_s=settings.first_backoff_s,
+            max_backoff_s=settings.max_backoff_s,
+            same_failures=settings.same_failures,
+        )
+        self._core = NannyCore(policy, lifetime_restart=settings.lifetime_restart)
+        self._link = SchedulerLink(
+            worker, details=self._details, vouch=self._vouch, take_order=lambda order: self._take_order(order)
+        )
+        self._life: Life | None = None
+        self._stop: Stop | None = None
+        self._no_pause = trio.Event()
+        self.restarts = 0
+        self._lasting_name = settings.worker.name
+        """What all processes are called: without a name of its own, the first one's address."""
+        if Nanny._oom_kills is None:
+            Nanny._oom_kills = OomKills()
+
+    @property
+    def name(self) -> str:
+        """The worker's name, or what stands for it."""
+        return self._lasting_name or ""
+
+    # ------------------------------------------------------------------------------------------ orders
+
+    def stop(self, how: Stop = Stop.DRAIN) -> None:
+        """Have the worker end, and the nanny after it. Does not wait; a later call can only make it faster."""
+        if self._stop is not None and how <= self._stop:
+            return
+        self._stop = how
+        self._no_pause.set()
+        if self._life is not None:
+            self._life.stop(how)
+
+    def restart(self) -> None:
+        """Have another worker process take the place of this one, at once. Does not wait."""
+        self._no_pause.set()
+        if self._life is not None:
+            self._life.replace()
+
+    def _take_order(self, order: Leave) -> None:
+        log.info("The scheduler %s worker %s: %s", "restarts" if order.restart else "ends", self.name, order.reason)
+        if order.restart:
+            self.restart()
+        else:
+            self.stop(Stop.NOW)
+
+    # ------------------------------------------------------------------------------------------ what others are told
+
+    def _details(self) -> Mapping[str, Any]:
+        return {
+            "process": "" if self._life is None else self._life.token,
+            "address": "" if self.control_address is None else str(self.control_address),
+            "name": self.name,
+            "pid": os.getpid(),
+        }
+
+    def _vouch(self) -> str | None:
+        life = self._life
+        return life.token if life is not None and life.child is not None and is_runnable(life.child.pid) else None
+
+    def identity(self) -> dict[str, Any]:
+        """What this nanny says of itself to whoever asks."""
+        return {
+            "type": "nanny",
+            "address": "" if self.control_address is None else str(self.control_address),
+            "incarnation": self.incarnation,
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "package": __version__,
+            "name": self.name,
+            "worker": self.address or "",
+        }
+
+    def status(self) -> dict[str, Any]:
+        """How the worker is."""
+        life = self._life
+        running = life is not None and life.child is not None
+        stopping = self._stop is not None
+        return {
+            "status": "stopping" if stopping else "running" if self.address else "starting" if running else "waiting",
+            "worker": self.address or "",
+            "worker_pid": self.pid or 0,
+            "restarts": self.restarts,
+            "memory_bytes": memory_used(self.pid) if self.pid else 0,
+            "memory_limit_bytes": self.settings.worker.memory_limit_bytes or 0,
+        }
+
+    # ------------------------------------------------------------------------------------------ life
+
+    async def run(self, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
+        """Run workers until one ends for good; see `run_nanny`."""
+        over = Over(0, "")
+        failure: Exception | None = None
+        async with trio.open_nursery() as nursery:
+            try:
+                if self.settings.port_range is not None:
+                    self.control_address = await nursery.start(run_control, self)
+                    log.info("Start nanny at: %s", self.control_address)
+                nursery.start_soon(self._link.run)
+                over = await self._run_workers(task_status)
+            except (OSError, UsageError) as error:
+                failure = error  # raised outside of the nursery, which would wrap it
+            nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+        if over.status:
+            raise ERRORS.get(over.status, KeptCrashing)(over.reason)
+
+    def _child_spec(self, token: str, board: Board) -> ChildSpec:
+        """What the next worker process is to be."""
+        settings = self.settings
+        worker = settings.worker
+        lifetime_s = worker.lifetime_s + random.uniform(-1, 1) * settings.lifetime_stagger_s
+        worker = replace(
+            worker,
+            name=self._lasting_name,
+            process=token,
+            nanny_address="" if self.control_address is None else str(self.control_address),
+            board_fd=board.fd,
+            lifetime_s=max(1.0, lifetime_s) if settings.lifetime_stagger_s else lifetime_s,
+            pid_file=None,
+        )
+        return ChildSpec(
+            name=self._label,
+            program=PROGRAM,
+            settings={
+                "worker": _plain(worker),
+                "preload": settings.preload,
+                "preload_argv": settings.preload_argv,
+            },
+            inherit=(board.fd,),
+            environment=child_environment(settings.environment),
+            guarded=True,
+            quiet=self._quiet,
+            debug=self._debug,
+            start_timeout_s=settings.start_timeout_s,
+            stderr=self._output,
+        )
+
+    async def _run_workers(self, task_status: trio.TaskStatus[str]) -> Over:
+        waiting: list[trio.TaskStatus[str]] = [task_status]
+
+        def life_changed() -> None:
+            self.pid = None if life.child is None else life.child.pid
+            self.address = life.address
+            self._lasting_name = self._lasting_name or life.address
+            if self.address is not None and waiting:
+                waiting.pop().started(self.address)
+            self.changed()
+
+        while self._stop is None:
+            with Board.create(self.settings.worker.nthreads) as board:
+                token = new_incarnation()
+                life = self._life = Life(token, self._child_spec(token, board), self.settings, self._link, life_changed)
+                try:
+                    end = await life.run()
+                finally:
+                    self._life = None
+                    self.address = self.pid = None
+                    self.changed()
+                following = self._bury(life, end, board)
+            if isinstance(following, Over):
+                return following
+            self._no_pause = trio.Event()
+            with trio.move_on_after(following.after_s):
+                await self._no_pause.wait()
+            self.restarts += 1
+        return Over(0, "")  # asked for while there was no worker
+
+    def _bury(self, life: Life, end: ChildEnd, board: Board) -> Again | Over:
+        """Tell the scheduler and the log of an end, and decide what follows."""
+        assert Nanny._oom_kills is not None
+        out_of_memory = end.status == -signal.SIGKILL and not life.killed_for and Nanny._oom_kills.claim()
+        runs = board.running()
+        cause = cause_of_death(end, killed_for=life.killed_for, out_of_memory=out_of_memory)
+        if life.lonely:
+            verdict_end = End(3, end.started, life.killed_for)
+        else:
+            verdict_end = End(
+                end.status,
+                end.started,
+                end.failure or cause if end.status in ERRORS else cause,
+                registered=life.address is not None,
+                leaving=life.leaving,
+                asked=life.asked,
+                excused=bool(life.killed_for) and bool(runs),
+                last_words=end.failure or end.words.last_line,
+            )
+        verdict = self._core.ended(verdict_end, trio.current_time())
+        pid = 0 if life.child is None else life.child.pid
+        lived_s = trio.current_time() - life.began_at
+        details = details_of_death(end, pid, lived_s, self.settings.worker.memory_limit_bytes)
+        planned = verdict.planned
+        self._link.tell(write_obituary(life.token, cause, details, () if planned else runs, planned=planned))
+        self._log_end(pid, life, cause, planned=planned, following=verdict.next)
+        return verdict.next
+
+    def _log_end(self, pid: int, life: Life, cause: str, *, planned: bool, following: Again | Over) -> None:
+        who = " ".join(filter(None, ("Worker", self._lasting_name, f"(pid {pid})")))
+        if planned:
+            why = life.asked or life.leaving or "its service is over"
+            log.info("%s has ended as planned: %s", who, why)
+        elif isinstance(following, Again):
+            pause = f" in {following.after_s:g} s" if following.after_s else ""
+            log.warning("%s is lost: %s; starting it again%s", who, cause, pause)
+        elif following.status == 5:
+            log.warning("%s is lost: %s", who, cause)
+
+
+async def run_nanny(settings: NannySettings, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
+    """Look after one worker until it ends for good; `task_status.started` gives its address once it is registered.
+
+    Cancelled, it ends the worker, which says goodbye, within about a second.
+
+    Raises:
+      KeptCrashing: it crashed more often than the settings allow; the message has the cause of the first crash.
+      NoScheduler: there was none for the worker's death-timeout.
+      RefusedError: the scheduler does not take the worker.
+      UsageError: something in the settings is of no use.
+      OSError: the control endpoint cannot listen where it shall.
+    """
+    await Nanny(settings).run(task_status=task_status)
+
+
+def _plain(settings: WorkerSettings) -> dict[str, Any]:
+    """As JSON can carry it; what is infinite is left to its default, which is infinite too."""
+    return {name: value for name, value in asdict(settings).items() if value != math.inf}

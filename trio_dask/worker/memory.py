@@ -1,0 +1,361 @@
+"""The memory of a worker process: what is done when it becomes scarce.
+
+    more than `spill_managed` of the limit in values    the least recently used go to disk
+    more than `spill_process` in the whole process      the same; then garbage is collected and free pages given back
+    more than `pause_process` in the whole process      no more tasks: what has not started goes elsewhere
+
+Each can be off. All slow things happen in a thread, one after the other, in portions after which the figures are read
+anew; the watch goes on meanwhile. Values from peers and clients wait for room before memory is taken for them.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from math import inf
+from typing import NamedTuple, TypeVar
+
+import trio
+
+from trio_dask.config import WorkerSettings, format_bytes
+from trio_dask.worker.budget import Budget
+from trio_dask.worker.pausing import PauseRule
+from trio_dask.worker.process_memory import ProcessMemory, collect_garbage, keep_large_blocks_apart, trim
+from trio_dask.worker.scratch import ScratchFolder, remove_leftovers
+from trio_dask.worker.spill import SpillDisk
+from trio_dask.worker.store import Spilled, Store
+
+__all__ = ["MemoryLimits", "MemoryMonitor", "WorkerHooks"]
+
+log = logging.getLogger("trio_dask.worker")
+
+_T = TypeVar("_T")
+
+BUSY_INTERVAL_S = 0.1
+IDLE_INTERVAL_S = 0.5
+MIN_PORTION_BYTES, MAX_PORTION_BYTES = 4 * 2**20, 64 * 2**20
+PORTIONS = 32
+"""In so many portions what the limit allows would be written to disk; after each the worker may go on."""
+
+PAUSE_PATIENCE_S = 5.0
+RETRY_S = 1.0
+"""After this long without success, spilling is tried anew."""
+
+COLLECT_INTERVAL_S = 5.0
+COLLECT_SHARE = 0.02
+"""Of the time of this process, at most, in which the garbage collector may be at work because of us."""
+
+COMPLAINT_INTERVAL_S = 60.0
+NEWS_INTERVAL_S = 10.0
+CLOSE_S = 1.0
+PROBE_S = 0.005
+WORTHWHILE_BYTES = 2**20
+INCOMING_COUNT = 64
+INCOMING_SHARE = 0.1
+
+
+@dataclass(frozen=True)
+class MemoryLimits:
+    """In bytes; what is off is infinite. Where something is done above a limit, it is done until below the lower."""
+
+    limit: int
+    managed_high: float = inf
+    managed_low: float = inf
+    process_high: float = inf
+    process_low: float = inf
+    pause_above: float = inf
+    pause_below: float = inf
+
+    @classmethod
+    def of(cls, settings: WorkerSettings) -> MemoryLimits | None:
+        """None if there is nothing to watch."""
+        limit = settings.memory_limit_bytes
+        managed, process, pause = settings.spill_managed, settings.spill_process, settings.pause_process
+        if limit is None or (managed is None and process is None and pause is None):
+            return None
+
+        def part(share: float | None, factor: float = 1.0) -> float:
+            return inf if share is None else limit * share * factor
+
+        return cls(
+            limit,
+            managed_high=part(managed),
+            managed_low=part(managed, 0.95),
+            process_high=part(process),
+            process_low=part(process, 0.95),
+            pause_above=part(pause),
+            pause_below=part(pause, 0.94),
+        )
+
+    @property
+    def ceiling(self) -> float:
+        """What the process may come to by what it takes in; where it spills anyway it would wait each time."""
+        return (
+            self.process_high
+            if self.pause_above == inf
+            else min(self.pause_above, (self.process_high + self.pause_above) / 2)
+        )
+
+    @property
+    def spills(self) -> bool:
+        """Whether anything goes to disk."""
+        return min(self.managed_high, self.process_high) < inf
+
+
+class WorkerHooks(NamedTuple):
+    """What the monitor asks of the worker, and tells it.
+
+    `held_bytes` is the size of all values, in memory or on disk; `busy` is whether tasks run or values are on their way
+    here; `waits_for_itself` is whether a task that runs may be waiting for others that this worker would have to run;
+    `lose` is called now and then, and takes what the store has lost.
+    """
+
+    held_bytes: Callable[[], int]
+    busy: Callable[[], bool]
+    waits_for_itself: Callable[[], bool]
+    pause: Callable[[], None]
+    resume: Callable[[], None]
+    lose: Callable[[], None]
+
+
+class MemoryMonitor:
+    """Watches the memory of this process for one worker, and owns the store's disk.
+
+    `used` says how much the process has; tests replace it.
+    """
+
+    def __init__(
+        self,
+        limits: MemoryLimits,
+        settings: WorkerSettings,
+        hooks: WorkerHooks,
+        used: Callable[[], int] | None = None,
+    ) -> None:
+        self.limits = limits
+        self._hooks = hooks
+        self._process = ProcessMemory()
+        self._used = used or self._process.used_bytes
+        self._disk: SpillDisk | None = None
+        if limits.spills:
+            self._disk = SpillDisk(ScratchFolder(settings.local_directory), settings.max_spill_bytes)
+        self.store = Store(self._disk, high_bytes=limits.managed_high, press=self._press)
+        self._rule = PauseRule(
+            limits.pause_above, limits.pause_below, step_bytes=0.05 * limits.limit, patience_s=PAUSE_PATIENCE_S
+        )
+        self._incoming = Budget(INCOMING_COUNT, int(INCOMING_SHARE * limits.limit))
+        self._thread = trio.CapacityLimiter(1)
+        self._token: trio.lowlevel.TrioToken | None = None
+        self._pressed = False
+        self._wake = trio.Event()
+        self._work = trio.Event()
+        self._turn = trio.Event()  # replaced after each turn of the thread
+        self._making_room = False
+        self._wanted = 0
+        self._exhausted = False  # the last turn made no room at all
+        self._portion_bytes = min(max(limits.limit // PORTIONS, MIN_PORTION_BYTES), MAX_PORTION_BYTES)
+        self._rest_until = -inf
+        self._rest_at_bytes = 0
+        self._collect_from = -inf
+        self._complained_at = -inf
+        self._told_at = -inf
+        self.loop_lag_s = 0.0
+        """The longest that the event loop was late while values were spilled."""
+
+    async def run(self) -> None:
+        """Watch until cancelled; then remove what is on disk."""
+        self._token = trio.lowlevel.current_trio_token()
+        keep_large_blocks_apart()
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._make_room_when_needed)
+                if self._disk is not None:
+                    nursery.start_soon(self._look_at_folder, self._disk.folder)
+                await self._watch()
+        finally:
+            self._process.close()
+            if self._disk is not None:
+                with trio.move_on_after(CLOSE_S, shield=True):
+                    await self._in_thread(self._disk.close, in_turn=False)
+
+    def metrics(self) -> dict[str, float]:
+        """Figures for the heartbeat."""
+        return {
+            "spilled_bytes": self.store.spilled_bytes,
+            "spilled_count": self.store.spilled_count,
+            "spill_disk_bytes": 0 if self._disk is None else self._disk.used_bytes,
+            "paused": self._rule.paused,
+            "loop_lag_s": round(self.loop_lag_s, 4),
+        }
+
+    @asynccontextmanager
+    async def room(self, nbytes: int) -> AsyncGenerator[None]:
+        """Wait until so many bytes can come in, and hold the place for the block, at whose end they are stored.
+
+        When nothing more can be moved out of the way they come in all the same: a task may need just these.
+        """
+        async with self._incoming.share(nbytes):
+            while self._used() + nbytes > self.limits.ceiling and not self._resting():
+                self._wanted = max(self._wanted, nbytes)
+                self._work.set()
+                await self._turn.wait()
+            yield
+
+    # ------------------------------------------------------------------------------------------ the watch
+
+    def _press(self) -> None:
+        """Have the watch look now. Any thread may call this."""
+        if not self._pressed and self._token is not None:
+            self._pressed = True
+            with suppress(trio.RunFinishedError):
+                self._token.run_sync_soon(self._wake_up, idempotent=True)
+
+    def _wake_up(self) -> None:
+        self._wake.set()
+
+    async def _watch(self) -> None:
+        before = 0
+        while True:
+            self._pressed = False
+            self._wake = trio.Event()
+            self._hooks.lose()
+            used = self._used()
+            scarce = self._excess(used) > 0 and not self._resting()
+            if scarce or self.store.has_garbage:
+                self._work.set()
+            self._judge(used)
+            active = self._hooks.busy() or self._rule.paused or used > before + 0.01 * self.limits.limit
+            before = used
+            with trio.move_on_after(BUSY_INTERVAL_S if active else IDLE_INTERVAL_S):
+                await self._wake.wait()
+
+    def _judge(self, used: int) -> None:
+        now = trio.current_time()
+        hooks, was_paused = self._hooks, self._rule.paused
+        at_rest = not hooks.busy() or hooks.waits_for_itself()
+        paused = self._rule.judge(now, used, stuck=at_rest and self._exhausted)
+        if paused == was_paused:
+            return
+        if now >= self._told_at + NEWS_INTERVAL_S:
+            self._told_at = now
+            figures = f"{format_bytes(used)} of {format_bytes(self.limits.limit)} are in use"
+            log.info("Paused: %s" if paused else "Not paused any more: %s", figures)
+        (hooks.pause if paused else hooks.resume)()
+
+    def _excess(self, used: int) -> float:
+        """How many bytes are too many, by values or by process; less is tolerated while room is being made."""
+        limits = self.limits
+        managed = self._hooks.held_bytes() - self.store.spilled_bytes
+        process = used + self._wanted
+        going = self._making_room
+        return max(
+            managed - limits.managed_low if managed > (limits.managed_low if going else limits.managed_high) else 0,
+            process - limits.process_low if process > (limits.process_low if going else limits.process_high) else 0,
+            process - limits.pause_above,
+        )
+
+    # ------------------------------------------------------------------------------------------ making room
+
+    async def _make_room_when_needed(self) -> None:
+        while True:
+            await self._work.wait()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._probe)
+                await self._make_room()
+                nursery.cancel_scope.cancel()
+
+    async def _make_room(self) -> None:
+        """Go on as long as it helps."""
+        self._making_room = True
+        while True:
+            self._work = trio.Event()
+            excess = self._excess(self._used())
+            if excess <= 0 or self._resting():
+                break
+            now = trio.current_time()
+            turn = partial(self._take_turn, excess, also_used=self._is_severe(), may_collect=now >= self._collect_from)
+            portion, collection_s = await self._in_thread(turn)
+            if collection_s is not None:
+                self._collect_from = now + max(COLLECT_INTERVAL_S, collection_s / COLLECT_SHARE)
+            if portion.problem:
+                self._complain(portion.problem)
+            self._exhausted = portion.nbytes <= 0
+            if self._exhausted:
+                self._rest_until = trio.current_time() + RETRY_S
+                self._rest_at_bytes = sys.maxsize if portion.problem else self.store.large_bytes
+            self._end_turn()
+        if self.store.has_garbage:
+            await self._in_thread(self.store.sweep)
+        self._making_room = False
+        self._wanted = 0
+        self._end_turn()
+
+    def _resting(self) -> bool:
+        """Whether room cannot be made just now: there is no more to spill than when it could not be made."""
+        return trio.current_time() < self._rest_until and self.store.large_bytes <= self._rest_at_bytes
+
+    def _is_severe(self) -> bool:
+        """Whether to spill also what is in use: it makes no room before its users are done, but then at once."""
+        managed = self._hooks.held_bytes() - self.store.spilled_bytes
+        return managed > self.limits.managed_high or self._used() > self.limits.pause_above
+
+    def _end_turn(self) -> None:
+        self._turn.set()
+        self._turn = trio.Event()
+        self._hooks.lose()
+        if self._rule.paused:
+            self._wake.set()  # every moment counts
+
+    def _take_turn(self, excess: float, *, also_used: bool, may_collect: bool) -> tuple[Spilled, float | None]:
+        """In the thread: spill a portion, and see that memory comes back to the system.
+
+        Returns: what came of it, and how long garbage was collected, if it was.
+        """
+        collection_s: float | None = None
+        before = self._used()
+        nbytes = int(min(excess, self._portion_bytes))
+        spilled = self.store.spill(nbytes)
+        if also_used and not spilled.nbytes and not spilled.problem:
+            spilled = self.store.spill(nbytes, also_used=True)
+        freed = spilled.nbytes
+        if before > min(self.limits.process_low, self.limits.pause_below):
+            if not freed and may_collect:
+                started = time.perf_counter()
+                collect_garbage()
+                collection_s = time.perf_counter() - started
+            if before - self._used() <= freed / 2:
+                trim()
+            if not freed and before - self._used() > WORTHWHILE_BYTES:
+                freed = before - self._used()
+        return Spilled(freed, spilled.problem), collection_s
+
+    def _complain(self, problem: str) -> None:
+        now = trio.current_time()
+        if now >= self._complained_at + COMPLAINT_INTERVAL_S:
+            self._complained_at = now
+            log.warning("Values stay in memory: %s", problem)
+
+    async def _probe(self) -> None:
+        """Measure how late the event loop comes to what it has to do."""
+        while True:
+            due = trio.current_time() + PROBE_S
+            await trio.sleep_until(due)
+            self.loop_lag_s = max(self.loop_lag_s, trio.current_time() - due)
+
+    async def _look_at_folder(self, folder: ScratchFolder) -> None:
+        for path in await self._in_thread(partial(remove_leftovers, folder.base)):
+            log.info("Removed %s, which a worker that was killed has left behind", path)
+        while not self.store.spilled_count:
+            await self._turn.wait()
+        if await self._in_thread(folder.in_memory):
+            log.warning(
+                "Values are spilled to %s, which is in memory itself; another --local-directory would help", folder.base
+            )
+
+    async def _in_thread(self, work: Callable[[], _T], *, in_turn: bool = True) -> _T:
+        limiter = self._thread if in_turn else None
+        return await trio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=limiter)

@@ -1,0 +1,188 @@
+"""Tasks that wait for other tasks give their slot back meanwhile, so that these can run here.
+
+    in a slot --secede--> outside --rejoin--> in a slot          the thread of the task goes on, the slot gets another
+                             `--the task ends                    and then that thread ends with it
+
+Whoever wants to rejoin gets the slot of the next thread that would take a run: that thread hands it over, and ends.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, MutableSequence
+from contextlib import suppress
+from queue import SimpleQueue
+from typing import Any, Final, NamedTuple
+
+import trio
+
+from trio_dask.protocol.messages import Run
+from trio_dask.worker.task_context import TaskContext
+
+__all__ = ["Rejoined", "Seceded", "Secession"]
+
+MOST: Final = 5000
+"""So many tasks of one worker may be outside of its slots: each is a thread."""
+
+NO_SLOT: Final = -1
+"""Handed to those who want to rejoin when the slots are closed."""
+
+
+class Seceded(NamedTuple):
+    """A run has left its slot and goes on outside of it."""
+
+    run: Run
+
+
+class Rejoined(NamedTuple):
+    """A run is not outside of the slots any more: it has one again, or is about to end."""
+
+    run: Run
+
+
+class _Claim:
+    """Somebody waits for a slot; who gives up waiting may be handed one nevertheless, just then."""
+
+    def __init__(self, take: Callable[[int], object]) -> None:
+        self._lock = threading.Lock()
+        self._take: Callable[[int], object] | None = take
+
+    def hand_over(self, number: int) -> bool:
+        with self._lock:
+            take, self._take = self._take, None
+            if take is not None:
+                take(number)
+        return take is not None
+
+    def withdraw(self) -> bool:
+        """Wait no more; False if a slot has been handed over already."""
+        with self._lock:
+            waiting, self._take = self._take is not None, None
+        return waiting
+
+
+class Secession:
+    """Who is outside of the slots, and who wants in. Everything here may be called from any thread.
+
+    `slots` and `cells` belong to the executor: what each slot does, for itself and for the nanny.
+    """
+
+    def __init__(
+        self,
+        slots: list[TaskContext | None],
+        cells: MutableSequence[int] | memoryview,
+        *,
+        start: Callable[[int], None],
+        post: Callable[[Any], None],
+        wake: Callable[[int], None],
+    ) -> None:
+        self._slots = slots
+        self._cells = cells
+        self._start = start
+        self._post = post
+        self._wake = wake
+        self._lock = threading.Lock()
+        self._outside: dict[int, TaskContext] = {}
+        self._claims: deque[_Claim] = deque()
+        self._closed = False
+
+    @property
+    def outside(self) -> Iterable[TaskContext]:
+        """The tasks that are outside of the slots."""
+        return list(self._outside.values())
+
+    def secede(self, context: TaskContext) -> bool:
+        """Give the slot of this task back; False if it has none.
+
+        Raises `RuntimeError` if too many have done so.
+        """
+        with self._lock:
+            number = context.slot
+            if number is None or self._closed:
+                return False
+            if len(self._outside) >= MOST:
+                raise RuntimeError(f"{MOST} tasks of this worker wait outside of its slots; no more can")
+            # In this order: whoever looks for a task without the lock finds it in one place or the other.
+            self._outside[id(context)] = context
+            context.slot = None
+            self._slots[number] = None
+            self._cells[number] = 0
+        self._post(Seceded(context.run))
+        self._start(number)
+        return True
+
+    def rejoin(self, context: TaskContext) -> None:
+        """Block until this task has a slot again."""
+        if context.slot is not None:
+            return
+        handed: SimpleQueue[int] = SimpleQueue()
+        self._claim(handed.put)
+        self._enter(context, handed.get())
+
+    async def rejoin_async(self, context: TaskContext) -> None:
+        """Wait until this task has a slot again; cancelled, it stays outside."""
+        if context.slot is not None:
+            await trio.lowlevel.checkpoint()
+            return
+        token = trio.lowlevel.current_trio_token()
+        handed: list[int] = []
+        came = trio.Event()
+
+        def take(number: int) -> None:
+            handed.append(number)
+            with suppress(trio.RunFinishedError):
+                token.run_sync_soon(came.set)
+
+        claim = self._claim(take)
+        try:
+            await came.wait()
+        except trio.Cancelled:
+            if not claim.withdraw() and handed[0] != NO_SLOT:
+                self._start(handed[0])
+            raise
+        self._enter(context, handed[0])
+
+    def hand_over(self, number: int) -> bool:
+        """A thread is about to take a run: True if it has to end, since its slot is somebody else's now."""
+        while self._claims:
+            try:
+                claim = self._claims.popleft()
+            except IndexError:  # another slot was faster
+                return False
+            if claim.hand_over(number):
+                return True
+        return False
+
+    def ended(self, context: TaskContext) -> None:
+        """A task has ended outside of the slots."""
+        self._outside.pop(id(context), None)
+        self._post(Rejoined(context.run))
+
+    def close(self) -> None:
+        """The slots are closed: nobody gets one any more, and nobody waits."""
+        with self._lock:
+            self._closed = True
+        for context in self.outside:
+            context.cancel()
+        while self._claims:
+            self._claims.popleft().hand_over(NO_SLOT)
+
+    def _claim(self, take: Callable[[int], object]) -> _Claim:
+        claim = _Claim(take)
+        with self._lock:
+            if self._closed:
+                claim.hand_over(NO_SLOT)
+                return claim
+            self._claims.append(claim)
+        self._wake(1)
+        return claim
+
+    def _enter(self, context: TaskContext, number: int) -> None:
+        if number == NO_SLOT:
+            return
+        self._slots[number] = context
+        self._cells[number] = context.run.run
+        context.slot = number
+        self._outside.pop(id(context), None)
+        self._post(Rejoined(context.run))
