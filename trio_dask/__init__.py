@@ -13,6 +13,8 @@ Importing this loads nothing but the exceptions; every other name loads its modu
 
 from __future__ import annotations
 
+import sys
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +25,7 @@ from trio_dask.errors import (
     ClusterError,
     DataLost,
     FutureCancelledError,
+    KeptCrashing,
     KeyConflict,
     KilledWorker,
     NoScheduler,
@@ -31,6 +34,7 @@ from trio_dask.errors import (
     RemoteError,
     SchedulerLost,
     SerializationError,
+    SpillError,
     TaskCancelled,
     TaskExited,
     TaskTimeout,
@@ -48,10 +52,11 @@ if TYPE_CHECKING:
         as_completed,
         wait,
     )
-    from trio_dask.client.defaults import fire_and_forget, get_client
+    from trio_dask.client.defaults import fire_and_forget, get_client, worker_client
     from trio_dask.client.futures import AsyncFuture, Future
+    from trio_dask.client.rpc import rpc
     from trio_dask.deploy.local import LocalCluster, open_local_cluster
-    from trio_dask.worker.task_context import check_cancelled, get_worker
+    from trio_dask.worker.task_context import check_cancelled, get_worker, rejoin, secede
 
 __all__ = [
     "ALL_COMPLETED",
@@ -65,6 +70,7 @@ __all__ = [
     "DoneAndNotDone",
     "Future",
     "FutureCancelledError",
+    "KeptCrashing",
     "KeyConflict",
     "KilledWorker",
     "LocalCluster",
@@ -74,6 +80,7 @@ __all__ = [
     "RemoteError",
     "SchedulerLost",
     "SerializationError",
+    "SpillError",
     "TaskCancelled",
     "TaskExited",
     "TaskTimeout",
@@ -86,7 +93,11 @@ __all__ = [
     "get_client",
     "get_worker",
     "open_local_cluster",
+    "rejoin",
+    "rpc",
+    "secede",
     "wait",
+    "worker_client",
 ]
 
 _HOMES = {
@@ -104,7 +115,11 @@ _HOMES = {
     "get_client": "client.defaults",
     "get_worker": "worker.task_context",
     "open_local_cluster": "deploy.local",
+    "rejoin": "worker.task_context",
+    "rpc": "client.rpc",
+    "secede": "worker.task_context",
     "wait": "client.completion",
+    "worker_client": "client.defaults",
 }
 
 
@@ -133,5 +148,18 @@ def _task_worker() -> TaskWorker | None:
     return None if task is None else task.worker
 
 
+def _outside_of_slots(client: object) -> AbstractContextManager[None]:
+    # A program that has not loaded this runs no tasks, and need not load it to find that out.
+    tasks = sys.modules.get("trio_dask.worker.task_context")
+    return nullcontext() if tasks is None else tasks.outside_of_slots(client)
+
+
+def _outside_of_slots_async(client: object) -> AbstractAsyncContextManager[None]:
+    tasks = sys.modules.get("trio_dask.worker.task_context")
+    return nullcontext() if tasks is None else tasks.outside_of_slots_async(client)
+
+
 hooks.local_cluster = _local_cluster
 hooks.task_worker = _task_worker
+hooks.outside_of_slots = _outside_of_slots
+hooks.outside_of_slots_async = _outside_of_slots_async

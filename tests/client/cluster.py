@@ -12,9 +12,11 @@ import trio
 from trio_dask.client.async_client import AsyncClient
 from trio_dask.client.client import Client
 from trio_dask.client.engine import Engine
+from trio_dask.comm.connection import Batches
 from trio_dask.comm.transport import ConnectionLost
 from trio_dask.protocol import messages as m
 from trio_dask.protocol.codec import DATA_PLANE, FROM_CLIENT, TO_CLIENT, decode, encode
+from trio_dask.protocol.hello import Welcome
 from trio_dask.protocol.pickling import (
     describe_exception,
     dump_value,
@@ -45,6 +47,13 @@ class MiniCluster:
         self.absent = set()
         self.channels = 0
         self.silent = False
+        self.incarnation = "s1"
+        self.keeps_clients = True
+        self.refusal = None
+        self.dials = []
+        self.said = []
+        self.handled = 0
+        self._inbox = []
         self._outgoing = []
         self._closed = None
         self._wakeup = trio.Event()
@@ -52,8 +61,18 @@ class MiniCluster:
 
     # ------------------------------------------------------------------------------------------ as a connection
 
-    async def dial(self):
+    async def dial(self, lost, received):
+        """As a scheduler does: a client that it knows goes on where it was cut off."""
         self._token = trio.lowlevel.current_trio_token()
+        self.dials.append((lost, received))
+        await trio.lowlevel.checkpoint()
+        if self.refusal is not None:
+            raise self.refusal
+        returned = lost == self.incarnation and self.keeps_clients
+        if not returned:
+            self.said, self.handled = [], 0
+        self.hello = Welcome(incarnation=self.incarnation, details={"returned": returned, "received": self.handled})
+        self._inbox, self._outgoing, self._closed, self.goodbye = self.said[received:], [], None, None
         return self
 
     async def __aenter__(self):
@@ -67,13 +86,17 @@ class MiniCluster:
 
     def flush_nowait(self):
         outgoing, self._outgoing = self._outgoing, []
-        for message in decode(encode(outgoing), FROM_CLIENT):
+        for message in decode(encode(outgoing), FROM_CLIENT) if self._closed is None else ():
+            self.handled += 1
             self.received.append(message)
             handler = getattr(self, f"_{type(message).__name__.lower()}", None)
             if handler is not None and not self.silent:
                 handler(message)
 
-    async def batches(self):
+    def batches(self):
+        return Batches(self._next_batch)
+
+    async def _next_batch(self):
         while True:
             self._wakeup = trio.Event()
             if self._inbox:
@@ -82,15 +105,13 @@ class MiniCluster:
                 if isinstance(batch[-1], m.Goodbye):
                     self.goodbye = batch.pop()
                 if batch:
-                    yield batch
+                    return batch
             elif self.goodbye is not None:
-                return
+                return []
             elif self._closed is not None:
                 raise self._closed
             else:
                 await self._wakeup.wait()
-
-    _inbox = ()
 
     async def aclose(self, reason=""):
         self.received.append(m.Goodbye(reason))
@@ -100,15 +121,26 @@ class MiniCluster:
 
     def say(self, *messages):
         """The client hears this. In the client's own loop."""
-        self._inbox = [*self._inbox, *messages]
-        self._wakeup.set()
+        self.said += [message for message in messages if not isinstance(message, m.Goodbye)]
+        if self._closed is None:
+            self._inbox = [*self._inbox, *messages]
+            self._wakeup.set()
 
     def say_from_thread(self, *messages):
         trio.from_thread.run_sync(self.say, *messages, trio_token=self._token)
 
-    def lose(self, reason="the wire was cut"):
+    def lose(self, reason="the wire was cut", *, inbox=None):
+        """Cut the wire; of what the client has not heard yet only the first `inbox` messages arrive before."""
+        if inbox is not None:
+            self._inbox = self._inbox[:inbox]
         self._closed = ConnectionLost(reason)
         self._wakeup.set()
+
+    def become_another(self, incarnation):
+        """The scheduler is replaced by one that knows nothing."""
+        self.lose()
+        self.incarnation = incarnation
+        self.tasks, self.values, self.errors, self.blobs, self.wanted = {}, {}, {}, {}, Counter()
 
     def lose_from_thread(self):
         trio.from_thread.run_sync(self.lose, trio_token=self._token)

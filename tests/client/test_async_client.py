@@ -24,6 +24,10 @@ from trio_dask.errors import (
 from trio_dask.protocol import messages as m
 
 
+async def never(*_):
+    await trio.sleep_forever()
+
+
 def increment(x, by=1):
     return x + by
 
@@ -534,6 +538,7 @@ async def test_a_lost_scheduler_fails_everything_at_once(client, cluster, announ
             nursery.start_soon(expect, client.wait_for_workers, 5)
             nursery.start_soon(iterate)
             await trio.testing.wait_all_tasks_blocked()
+            cluster.refusal = NoScheduler("nobody is there")
             if announced:
                 cluster.say(m.Goodbye("stopped by its operator"))
             else:
@@ -541,12 +546,16 @@ async def test_a_lost_scheduler_fails_everything_at_once(client, cluster, announ
     assert len(caught) == 5
     assert all(("operator" if announced else "wire") in text for text in caught if text != "iterated")
     assert future.status == "lost"
-    assert client.status == "closed"
-    for late in (lambda: client.submit(increment, 1), lambda: client.map(increment, [1])):
-        with pytest.raises(SchedulerLost):
-            late()
-    with pytest.raises(SchedulerLost):
+    assert client.status == "lost"
+    assert len(cluster.dials) == (1 if announced else 2)
+    with pytest.raises(SchedulerLost, match="nobody"):  # what is asked now is worth another try
+        await client.submit(increment, 1)
+    with pytest.raises(SchedulerLost, match="nobody"):
         await client.nthreads()
+    cluster.refusal, cluster.hold = None, ()
+    assert await client.submit(increment, 1) == 2
+    assert client.status == "running"
+    assert future.status == "lost"
 
 
 async def test_leaving_says_goodbye_after_what_was_submitted(cluster):
@@ -589,7 +598,7 @@ async def test_a_cancelled_body_can_use_the_client_to_clean_up(cluster):
 
 
 async def test_connecting_can_be_cancelled(cluster):
-    cluster.dial = trio.sleep_forever
+    cluster.dial = never
     with trio.move_on_after(0) as scope:
         async with open_async_client(cluster):
             pytest.fail("it is connected to nothing")
@@ -597,7 +606,7 @@ async def test_connecting_can_be_cancelled(cluster):
 
 
 async def test_no_scheduler_is_said_as_it_is(cluster):
-    async def dial():
+    async def dial(*lost):
         await trio.lowlevel.checkpoint()
         raise NoScheduler("nothing listens there")
 

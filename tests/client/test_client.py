@@ -211,7 +211,7 @@ def test_a_lost_scheduler_wakes_everybody(client, cluster):
     heard = []
 
     def expect(wait_for_it):
-        with pytest.raises(SchedulerLost, match="wire"):
+        with pytest.raises(SchedulerLost, match="nobody"):
             wait_for_it()
         heard.append(wait_for_it)
 
@@ -225,13 +225,18 @@ def test_a_lost_scheduler_wakes_everybody(client, cluster):
     threads = [threading.Thread(target=expect, args=(wait_for_it,)) for wait_for_it in waits]
     for thread in threads:
         thread.start()
+    cluster.refusal = NoScheduler("nobody is there")
     cluster.lose_from_thread()
     for thread in threads:
         thread.join(10)
     assert len(heard) == len(waits)
     assert future.status == "lost"
-    with pytest.raises(SchedulerLost):
-        client.submit(increment, 1)
+    with pytest.raises(SchedulerLost, match="nobody"):
+        client.submit(increment, 1).result()
+    assert client.status == "lost"
+    cluster.refusal, cluster.hold = None, ()
+    assert client.submit(increment, 1).result() == 2
+    assert client.status == "running"
 
 
 def test_close_says_goodbye_and_ends_both_threads(cluster):
@@ -361,9 +366,9 @@ def test_calls_wait_for_a_connection_that_is_still_being_made(cluster):
     gate = threading.Event()
     dial = cluster.dial
 
-    async def dial_late():
+    async def dial_late(*lost):
         await trio.to_thread.run_sync(gate.wait)
-        return await dial()
+        return await dial(*lost)
 
     cluster.dial = dial_late
     with open_client(cluster, wait=False) as client:
@@ -383,7 +388,7 @@ def test_a_connection_that_fails_later_is_a_lost_scheduler(cluster):
             call()
         heard.append(call)
 
-    async def dial():
+    async def dial(*lost):
         await trio.to_thread.run_sync(gate.wait)
         raise NoScheduler("nothing listens there")
 
@@ -400,7 +405,7 @@ def test_a_connection_that_fails_later_is_a_lost_scheduler(cluster):
 
 
 def test_closing_gives_up_connecting(cluster):
-    async def dial():
+    async def dial(*lost):
         await trio.sleep_forever()
 
     cluster.dial = dial

@@ -1,12 +1,13 @@
 """The client: `AsyncClient` for Trio, `Client` for blocking code, one core for both.
 
-Two things a client needs come from rooms it must not import: a cluster of its own (`deploy`), and the task it is called
-from (`worker`). `trio_dask` itself, which stands above all rooms, fills them in.
+Some things a client needs come from rooms it must not import: a cluster of its own (`deploy`), and the task it is
+called from (`worker`). `trio_dask` itself, which stands above all rooms, fills them in.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Any, Protocol
 
 __all__ = ["TaskWorker", "hooks"]
@@ -30,6 +31,12 @@ class Hooks:
 
     task_worker: Callable[[], TaskWorker | None] | None = None
     """The worker of the task that runs here, if any does."""
+
+    outside_of_slots: Callable[[Any], AbstractContextManager[None]] | None = None
+    """Around blocking for results of this client: if a task of its worker does that, others can run meanwhile."""
+
+    outside_of_slots_async: Callable[[Any], AbstractAsyncContextManager[None]] | None = None
+    """The same for waiting under Trio."""
 
 
 hooks = Hooks()

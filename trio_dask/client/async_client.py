@@ -37,11 +37,16 @@ class AsyncClient(BaseClient[AsyncFuture]):
 
     Entering it connects; leaving the block releases everything that only this client wanted. Its futures end with it.
 
+    A lost link is a delay: the client dials again for up to `timeout`, futures stay valid, calls wait. If another
+    scheduler answers then, or the first one says goodbye or cannot be reached in time, all futures and waiting calls
+    fail at once with `SchedulerLost`, and stay so. The client itself goes on: what is asked next is asked of the
+    scheduler that is there by then; if need be it is dialled for up to `timeout` again.
+
     Args:
       address: of the scheduler, such as "tcp://host:8786", or a cluster; else the environment variable
         `DASK_SCHEDULER_ADDRESS` names it.
       scheduler_file: instead of an address, the file that the scheduler writes; it is waited for.
-      timeout: for connecting, in seconds or as a text such as "30s".
+      timeout: for connecting, at first and again, in seconds or as a text such as "30s".
       name: how this client is called in the scheduler's answers and logs.
 
     Raises, when it is entered:
@@ -242,6 +247,38 @@ class AsyncClient(BaseClient[AsyncFuture]):
         Raises `TimeoutError` if, after `timeout`, not all of them are back.
         """
         await self._engine.call_async(operations.restart, self._engine, timeout, wait_for_workers)
+
+    async def restart_workers(
+        self, workers: Workers, timeout: Timeout = None, raise_for_error: bool = True
+    ) -> dict[str, str]:
+        """Have some workers begin afresh, as new processes where they have a nanny; what only they held is recomputed.
+
+        Returns "OK" or "timed out" for each, by what it was called here.
+
+        Raises:
+          UsageError: there is no such worker.
+          TimeoutError: one is not back after `timeout` (at most 30 s), unless `raise_for_error` is False.
+        """
+        return await self._engine.call_async(
+            operations.restart_workers, self._engine, workers, timeout, raise_for_error
+        )
+
+    async def retire_workers(
+        self, workers: Workers = None, close_workers: bool = True, remove: bool = True, n: int | None = None
+    ) -> dict[str, dict[str, Any]]:
+        """Have workers leave without losing anything: they finish what runs, and others take over what only they hold.
+
+        Args:
+          workers: names, addresses, hosts or numbers of the workers.
+          n: instead of them, how many; those with the least to do go first.
+
+        Returns what the workers that have left had said of themselves, by address.
+
+        Raises:
+          UsageError: there is no such worker.
+          ClusterError: what they hold has nowhere to go, or they were needed otherwise; the message says what.
+        """
+        return await self._engine.call_async(operations.retire_workers, self._engine, workers, n, close_workers, remove)
 
     async def shutdown(self) -> None:
         """End the cluster, scheduler and workers, and close this client."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import count, groupby, islice
+from itertools import groupby, islice
 from typing import Any, Generic, TypeVar, cast
 
 from trio_dask.client.core.outbox import NO_EXTRA, Content, Row
@@ -36,7 +36,6 @@ class BaseClient(Generic[F]):
     def __init__(self, engine: Engine, future_type: Callable[[Engine, KeyState], F], name: str | None) -> None:
         self._engine = engine
         self._future = future_type
-        self._serial = count(1)
         self.id: str = engine.incarnation
         self.name = name or f"client-{self.id[:8]}"
 
@@ -47,10 +46,8 @@ class BaseClient(Generic[F]):
 
     @property
     def status(self) -> str:
-        """connecting, running, or closed (also after the scheduler was lost)."""
-        if self._engine.core.ended is not None:
-            return "closed"
-        return "running" if self._engine.is_connected else "connecting"
+        """connecting (also after a lost link), running, lost (the scheduler is; the next use tries again), closed."""
+        return self._engine.status
 
     # ------------------------------------------------------------------------------------------------ submitting
 
@@ -209,7 +206,7 @@ class BaseClient(Generic[F]):
         return rows, contents
 
     def _fresh_key(self, name: str) -> Key:
-        return f"{name}-{self.id}-{next(self._serial):x}"
+        return f"{name}-{self.id}-{next(self._engine.serial):x}"
 
     # ------------------------------------------------------------------------------------------------ graphs
 

@@ -49,10 +49,15 @@ class Client(BaseClient[Future]):
     `submit` and `map` return at once, without waiting for anything; results wake the caller directly. The client that
     was opened last is the default one for `get_client`. A client that is not closed is closed when the program ends.
 
+    A lost link is a delay: the client dials again for up to `timeout`, futures stay valid, calls wait. If another
+    scheduler answers then, or the first one says goodbye or cannot be reached in time, all futures and waiting calls
+    fail at once with `SchedulerLost`, and stay so. The client itself goes on: what is asked next is asked of the
+    scheduler that is there by then; if need be it is dialled for up to `timeout` again.
+
     Args:
       address: of the scheduler, such as "tcp://host:8786", or a cluster. Without one the environment variable
         `DASK_SCHEDULER_ADDRESS` counts; without that either, the client starts a `LocalCluster` of its own.
-      timeout: for connecting, in seconds or as a text such as "30s".
+      timeout: for connecting, at first and again, in seconds or as a text such as "30s".
       set_as_default: whether `get_client` and unpickled futures may use this client.
       scheduler_file: instead of an address, the file that the scheduler writes; it is waited for.
       name: how this client is called in the scheduler's answers and logs.
@@ -276,6 +281,36 @@ class Client(BaseClient[Future]):
         Raises `TimeoutError` if, after `timeout`, not all of them are back.
         """
         self._call(operations.restart, timeout, wait_for_workers)
+
+    def restart_workers(
+        self, workers: Workers, timeout: Timeout = None, raise_for_error: bool = True
+    ) -> dict[str, str]:
+        """Have some workers begin afresh, as new processes where they have a nanny; what only they held is recomputed.
+
+        Returns "OK" or "timed out" for each, by what it was called here.
+
+        Raises:
+          UsageError: there is no such worker.
+          TimeoutError: one is not back after `timeout` (at most 30 s), unless `raise_for_error` is False.
+        """
+        return self._call(operations.restart_workers, workers, timeout, raise_for_error)
+
+    def retire_workers(
+        self, workers: Workers = None, close_workers: bool = True, remove: bool = True, n: int | None = None
+    ) -> dict[str, dict[str, Any]]:
+        """Have workers leave without losing anything: they finish what runs, and others take over what only they hold.
+
+        Args:
+          workers: names, addresses, hosts or numbers of the workers.
+          n: instead of them, how many; those with the least to do go first.
+
+        Returns what the workers that have left had said of themselves, by address.
+
+        Raises:
+          UsageError: there is no such worker.
+          ClusterError: what they hold has nowhere to go, or they were needed otherwise; the message says what.
+        """
+        return self._call(operations.retire_workers, workers, n, close_workers, remove)
 
     def shutdown(self) -> None:
         """End the cluster, scheduler and workers, and close this client."""

@@ -191,7 +191,8 @@ class as_completed:
             signal = ThreadSignal()
             if not self._listen(signal):
                 raise StopIteration
-            if not signal.wait(None if self._deadline is None else self._deadline - time.monotonic()):
+            assert self._engine is not None
+            if not self._engine.block(signal, None if self._deadline is None else self._deadline - time.monotonic()):
                 raise TimeoutError(f"{self.count()} futures were not done in time")
         return self._item(self._ready.popleft())
 
@@ -202,8 +203,9 @@ class as_completed:
             if not self._listen(signal):
                 raise StopAsyncIteration
             seconds = float("inf") if self._deadline is None else max(self._deadline - time.monotonic(), 0.0)
+            assert self._engine is not None
             with trio.move_on_after(seconds) as scope:
-                await signal.wait()
+                await self._engine.rest(signal)
             if scope.cancelled_caught:
                 raise TimeoutError(f"{self.count()} futures were not done in time")
         return self._item(self._ready.popleft())

@@ -17,7 +17,7 @@ from trio_dask.client.gathering import concrete, futures_in
 if TYPE_CHECKING:
     from trio_dask.client.client import Client
 
-__all__ = ["as_current", "current", "fire_and_forget", "forget", "get_client", "remember"]
+__all__ = ["as_current", "current", "fire_and_forget", "forget", "get_client", "remember", "worker_client"]
 
 _lock = threading.Lock()
 _open: list[Client] = []
@@ -49,15 +49,16 @@ def as_current(client: Client) -> Generator[None]:
 
 
 def current() -> Client | None:
-    """The default client here, if there is one: chosen by `as_current`, else the newest that is open."""
+    """The default client here, if there is one: chosen by `as_current`, else the newest that is open.
+
+    One whose scheduler is lost counts as open only where no other is.
+    """
     chosen = _chosen.get()
     if chosen is not None:
         return chosen
     with _lock:
-        for client in reversed(_open):
-            if client.status == "running":
-                return client
-    return None
+        found = [client for client in reversed(_open) if client.status != "closed"]
+    return min(found, key=lambda client: client.status == "lost", default=None)
 
 
 def get_client(address: str | None = None, timeout: Timeout = None, resolve_address: bool = True) -> Any:
@@ -85,6 +86,29 @@ def get_client(address: str | None = None, timeout: Timeout = None, resolve_addr
     if address is not None:
         return Client(address, timeout=timeout)
     raise ValueError("no client found: make one first, with `Client(...)`")
+
+
+@contextmanager
+def worker_client(timeout: Timeout = None, separate_thread: bool = True) -> Generator[Client]:
+    """In a task: the client of its worker; in the block the task has no slot, so that the tasks it waits for can run.
+
+    With `separate_thread=False` it keeps its slot, except while it waits for results.
+
+    Raises:
+      ValueError: no task is running here.
+      RuntimeError: it is an `async def` task, which has no need of this: it awaits the results of `get_client()`.
+    """
+    worker = hooks.task_worker() if hooks.task_worker is not None else None
+    if worker is None or hooks.outside_of_slots is None:
+        raise ValueError("no task is running here: worker_client() works inside a task")
+    if trio.lowlevel.in_trio_run():
+        raise RuntimeError("worker_client() blocks; in an `async def` task await the results of `get_client()`")
+    client: Client = get_client(timeout=timeout)
+    if separate_thread:
+        with hooks.outside_of_slots(client):
+            yield client
+    else:
+        yield client
 
 
 def fire_and_forget(obj: Any) -> None:

@@ -3,6 +3,13 @@
 The core stands under one lock that is never held across anything that waits. A caller changes the core and leaves;
 what it put into the outbox goes out when the loop has been woken, once for everything that gathered meanwhile. What
 arrives is handled a batch at a time, and whoever waits for it is woken directly.
+
+    connecting --> running --> connecting --> running ...      a lost link: it dials again, everybody waits meanwhile
+                      |            |
+                      `--> lost <--'                           the scheduler said goodbye, or cannot be reached again
+
+When the scheduler is lost, all who wait hear it at once, and nobody is called any more. What is asked after that makes
+the client dial again, for as long as it did when it began.
 """
 
 from __future__ import annotations
@@ -10,10 +17,9 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import Any, Final, TypeVar, TypeVarTuple
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar, TypeVarTuple
 
 import trio
 
@@ -25,7 +31,7 @@ from trio_dask.client.fetching import fetch
 from trio_dask.client.link import Dial, Link
 from trio_dask.client.peers import Channel, Peers
 from trio_dask.client.waiting import ThreadSignal, TrioSignal
-from trio_dask.errors import NoScheduler, ProtocolError, RefusedError, SchedulerLost
+from trio_dask.errors import NoScheduler, ProtocolError, RefusedError, SchedulerLost, UsageError
 
 __all__ = ["Driver"]
 
@@ -38,6 +44,16 @@ AT_ONCE: Final = 1000
 
 SWEEP_S: Final = 0.02
 """How long futures that died may wait, when results have just come in, for company on the way to the scheduler."""
+
+
+Status: TypeAlias = Literal["connecting", "running", "lost", "closed"]
+
+
+class _Loss(NamedTuple):
+    """Why there is no link any more; `is_final`: nor any use in looking for the same scheduler again."""
+
+    text: str
+    is_final: bool
 
 
 def _over(ended: Ended) -> Exception:
@@ -62,8 +78,14 @@ class Driver:
         self._link: Link | None = None
         self._nursery: trio.Nursery | None = None
         self._early: list[LoopCall[Any]] = []
-        """Calls that wait for the connection."""
-        self._dialling = trio.CancelScope()
+        """Calls that wait for the first connection."""
+        self._phase = trio.CancelScope()
+        """Around whatever ends when the client is to stop."""
+        self._hosting = trio.CancelScope()
+        self._is_lost = False
+        self._needed = trio.Event()
+        """While it is lost: somebody asks for something."""
+        self._calls_ended = trio.Event()
         self._stop_asked = trio.Event()
         self._stopped = trio.Event()
 
@@ -85,14 +107,12 @@ class Driver:
         """
         self.attach()
         try:
-            link: Link | None = None
-            with self._dialling:
-                link = await self._dial()
+            link = await self._until_stop(self._dial, "", 0)
             if link is not None:
                 with trio.CancelScope(shield=outlive_cancellation):
-                    async with link, self._session(link):
-                        task_status.started()
-                        await self._stop_asked.wait()
+                    async with trio.open_nursery() as nursery:
+                        await nursery.start(self._host_calls)
+                        await self._go_from_link_to_link(link, task_status.started)
         except (NoScheduler, RefusedError) as error:
             self._end(Ended(lost=True, text=str(error)))
             raise
@@ -100,44 +120,112 @@ class Driver:
             self._end(Ended(lost=False, text=CLOSED))
             self._stopped.set()
 
-    @asynccontextmanager
-    async def _session(self, link: Link) -> AsyncGenerator[None]:
-        self._link = link
+    async def _host_calls(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Calls and fetches: a lost link is nothing to them."""
         try:
-            async with trio.open_nursery() as nursery:
-                self._nursery = nursery
-                nursery.start_soon(self._listen, link)
-                self.flush()
-                early, self._early = self._early, []
-                for call in early:
-                    nursery.start_soon(call.run)
-                yield
-                nursery.cancel_scope.cancel()
+            with self._hosting:
+                async with trio.open_nursery() as self._nursery:
+                    early, self._early = self._early, []
+                    for call in early:
+                        self._nursery.start_soon(call.run)
+                    task_status.started()
+                    await trio.sleep_forever()
         finally:
             self._nursery = None
-            self.flush()
+            self._calls_ended.set()
+
+    async def _go_from_link_to_link(self, first: Link, started: Callable[[], None]) -> None:
+        link: Link | None = first
+        try:
+            while link is not None:
+                loss: _Loss | None = None
+                async with link:
+                    try:
+                        loss = self._join(link)
+                        if loss is None:
+                            started()
+                            loss = await self._until_stop(self._listen, link)
+                    finally:
+                        if loss is None:
+                            await self._take_leave(link)
+                        self._link = None
+                started = _say_nothing
+                link = None if loss is None else await self._next_link(loss)
+        finally:
+            await self._take_leave(None)
+
+    async def _take_leave(self, link: Link | None) -> None:
+        """The client stops: end its calls, say what is left to say, and goodbye."""
+        with trio.move_on_after(self._grace_s, shield=True):
+            self._hosting.cancel()
+            await self._calls_ended.wait()
+            if link is not None:
+                self.flush()
             self._end(Ended(lost=False, text=CLOSED))
-            with trio.move_on_after(self._grace_s, shield=True):
-                await self.peers.aclose()
+            await self.peers.aclose()
+            if link is not None:
                 await link.aclose("the client closed")
+
+    async def _next_link(self, loss: _Loss) -> Link | None:
+        """The next link, to the same scheduler or another one; None if the client stops before."""
+        if loss.is_final:
+            self._forsake(loss.text)
+        while True:
+            if self._is_lost:
+                await self._until_stop(self._needed.wait)
+                self._is_lost = False
+            lost = self.core.scheduler
+            try:
+                return await self._until_stop(self._dial, lost, self.core.received)
+            except (NoScheduler, RefusedError, UsageError) as error:
+                self._forsake(f"{loss.text}; it cannot be reached again: {error}" if lost else str(error))
+
+    def _forsake(self, text: str) -> None:
+        """Nobody knows of this client any more."""
+        with self.lock:
+            self.core.forsake(Ended(lost=True, text=text))
+        self._is_lost = True
+        self._needed = trio.Event()
+
+    async def _until_stop(self, function: Callable[[*_Ts], Awaitable[_T]], *args: *_Ts) -> _T | None:
+        """What this returns, or None if the client is to stop before."""
+        if not self._stop_asked.is_set():
+            with trio.CancelScope() as self._phase:
+                return await function(*args)
+        return None
 
     def stop(self) -> None:
         """Have `serve` say goodbye and return. For the engine's own thread."""
         self._stop_asked.set()
-        if self._link is None:
-            self._dialling.cancel()
+        self._phase.cancel()
 
     async def wait_stopped(self) -> None:
         """Return once `serve` has ended. For the engine's own loop."""
         await self._stopped.wait()
 
     @property
-    def is_connected(self) -> bool:
-        """Whether the session is alive."""
-        return self._link is not None
+    def status(self) -> Status:
+        """What the client is about: see above."""
+        if self.core.ended is not None:
+            return "closed"
+        if self._link is not None:
+            return "running"
+        return "lost" if self._is_lost else "connecting"
 
-    async def _listen(self, link: Link) -> None:
-        reason = "the scheduler closed the connection"
+    def _join(self, link: Link) -> _Loss | None:
+        """Go on with this link."""
+        welcome = link.hello
+        try:
+            with self.lock:
+                self.core.join(welcome.incarnation, _handled(welcome.details))
+        except ProtocolError as error:
+            return _Loss(f"the scheduler is lost: {error}", True)
+        self._link = link
+        self.flush()
+        return None
+
+    async def _listen(self, link: Link) -> _Loss:
+        """Take what the scheduler says until the link ends."""
         try:
             async for batch in link.batches():
                 for start in range(0, len(batch), AT_ONCE):
@@ -149,15 +237,17 @@ class Driver:
                 if not self._sweeping and self._nursery is not None:
                     self._sweeping = True
                     self._nursery.start_soon(self._sweep)
-        except (OSError, ProtocolError, trio.BrokenResourceError) as error:
-            reason = str(error) or type(error).__name__
+        except (OSError, trio.BrokenResourceError) as error:
+            return _Loss(f"the scheduler is lost: {str(error) or type(error).__name__}", False)
+        except ProtocolError as error:  # it would say the same again
+            return _Loss(f"the scheduler is lost: {error}", True)
         except Exception as error:  # a bug of ours must end in errors for those who wait, not in silence
             _logger.exception("the client failed")
-            reason = f"the client failed: {error!r}"
+            return _Loss(f"the scheduler is lost: the client failed: {error!r}", True)
         said = link.goodbye
-        self._end(
-            Ended(lost=True, text=f"the scheduler left: {said.reason}" if said else f"the scheduler is lost: {reason}")
-        )
+        if said is not None:
+            return _Loss(f"the scheduler left: {said.reason}", True)
+        return _Loss("the scheduler is lost: it closed the connection", False)
 
     def _end(self, ended: Ended) -> None:
         self._link = None
@@ -201,11 +291,11 @@ class Driver:
                 self._collect_dropped()
         with self.lock:
             self._collect_dropped()
-            if link is None:
-                return  # not connected yet, or not any more
-            messages = self.core.drain()
+            messages = self.core.drain() if link is not None else ()
             fetches = self.core.next_fetches() if nursery is not None else ()
-        if messages:
+            if link is None and self._is_lost and self.core.has_messages:
+                self._needed.set()
+        if messages and link is not None:
             link.send_many_nowait(messages)
             link.flush_nowait()
         if nursery is not None:
@@ -234,7 +324,7 @@ class Driver:
     # ------------------------------------------------------------------------------------------------ in the loop
 
     def check_open(self) -> None:
-        """Raise `SchedulerLost` if the scheduler is lost, `RuntimeError` if the client is closed or not open yet."""
+        """Raise `SchedulerLost` if there never was a scheduler, `RuntimeError` if it is closed or not open yet."""
         if self.core.ended is not None:
             raise _over(self.core.ended)
         if self._token is None:
@@ -304,3 +394,20 @@ class Driver:
     async def _fetch(self, request: FetchKeys) -> None:
         await fetch(request, self.peers, self.core, self.lock)
         self.flush()
+
+
+def _say_nothing() -> None:
+    """Only the first link is announced."""
+
+
+def _handled(details: Mapping[str, Any]) -> int | None:
+    """How many of our messages the scheduler has handled, if it goes on with us where the last link was cut.
+
+    Raises `ProtocolError` for what is no number.
+    """
+    if details.get("returned") is not True:
+        return None
+    number = details.get("received")
+    if type(number) is not int:
+        raise ProtocolError(f"a scheduler that goes on with this client has handled {number!r} messages of it")
+    return number

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from functools import partial
+from itertools import count
 from typing import Any
 
+from trio_dask.client import hooks
 from trio_dask.client.calls import Answer
 from trio_dask.client.core.outbox import Content, Row
 from trio_dask.client.core.states import Frames, KeyState
@@ -43,6 +45,8 @@ class Engine(Driver):
         self.incarnation = incarnation
         self.address = ""
         """Of the scheduler, once connected."""
+        self.serial = count(1)
+        """For keys that stand for one call each, of all clients that share this."""
         self.facade: Any = None
         """The client that futures name as theirs."""
         self.future_type: Callable[[Engine, KeyState], Any] = _no_future
@@ -103,7 +107,7 @@ class Engine(Driver):
     def detach(self, states: Iterable[KeyState]) -> None:
         """Let these finish, wanted or not."""
         with self.lock:
-            self.core.detach([state.key for state in states])
+            self.core.detach(states)
         self.wake()
 
     def shutdown(self) -> None:
@@ -128,7 +132,7 @@ class Engine(Driver):
         signal = ThreadSignal()
         waiter = self._start_settling(states, count, signal)
         try:
-            return signal.wait(timeout_s)
+            return self.block(signal, timeout_s)
         finally:
             if waiter.is_left:
                 self._abandon(states, waiter)
@@ -138,7 +142,7 @@ class Engine(Driver):
         signal = TrioSignal()
         waiter = self._start_settling(states, count, signal)
         try:
-            await signal.wait()
+            await self.rest(signal)
         finally:
             if waiter.is_left:
                 self._abandon(states, waiter)
@@ -151,7 +155,7 @@ class Engine(Driver):
         signal = ThreadSignal()
         reading = self._start_reading(states, Reading(signal, len(states), on_failure=on_failure))
         try:
-            return reading if signal.wait(timeout_s) else None
+            return reading if self.block(signal, timeout_s) else None
         finally:
             if reading.is_left:
                 self._abandon(states, reading)
@@ -161,11 +165,26 @@ class Engine(Driver):
         signal = TrioSignal()
         reading = self._start_reading(states, Reading(signal, len(states), on_failure=on_failure))
         try:
-            await signal.wait()
+            await self.rest(signal)
         finally:
             if reading.is_left:
                 self._abandon(states, reading)
         return reading
+
+    def block(self, signal: ThreadSignal, timeout_s: float | None) -> bool:
+        """Wait for results; False if the time was up before. A task that waits leaves its slot to others meanwhile."""
+        if signal.is_set or hooks.outside_of_slots is None:
+            return signal.wait(timeout_s)
+        with hooks.outside_of_slots(self.facade):
+            return signal.wait(timeout_s)
+
+    async def rest(self, signal: TrioSignal) -> None:
+        """The same under Trio."""
+        if signal.is_set or hooks.outside_of_slots_async is None:
+            await signal.wait()
+        else:
+            async with hooks.outside_of_slots_async(self.facade):
+                await signal.wait()
 
     def load(self, frames: Frames) -> Any:
         """Unpickle a value; futures inside it become futures of this client."""
@@ -201,20 +220,25 @@ class Engine(Driver):
 
     async def ask(self, what: str, arguments: Iterable[str] = ()) -> Any:
         """Put a question to the scheduler and return its answer. From any Trio loop."""
-        signal = TrioSignal()
-        answer = Answer(signal)
-        with self.lock:
-            self.core.ask(what, tuple(arguments), answer)
-        self.push()
-        await signal.wait()
-        return answer.unwrap()
+        return await self._request(lambda answer: self.core.ask(what, tuple(arguments), answer))
 
     async def restart(self) -> Any:
         """Have the cluster begin afresh; returns when it has."""
+        return await self._request(self.core.restart)
+
+    async def restart_workers(self, workers: Sequence[str]) -> Any:
+        """Have these workers begin afresh; returns when they have."""
+        return await self._request(lambda answer: self.core.restart_workers(workers, answer))
+
+    async def retire(self, workers: Sequence[str], number: int) -> Any:
+        """Have these workers leave, or so many; returns when they have."""
+        return await self._request(lambda answer: self.core.retire(workers, number, answer))
+
+    async def _request(self, put: Callable[[Answer], None]) -> Any:
         signal = TrioSignal()
         answer = Answer(signal)
         with self.lock:
-            self.core.restart(answer)
+            put(answer)
         self.push()
         await signal.wait()
         return answer.unwrap()

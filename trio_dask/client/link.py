@@ -6,6 +6,7 @@ from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine, Itera
 from types import TracebackType
 from typing import Any, Protocol
 
+from trio_dask.protocol.hello import Hello, Welcome
 from trio_dask.protocol.messages import Goodbye, Message
 
 __all__ = ["Dial", "Link"]
@@ -24,6 +25,11 @@ class Link(Protocol):
 
     def batches(self) -> AsyncIterable[Sequence[Message]]:
         """What arrives, as it arrives. Ends at a proper end of the stream, raises at a loss."""
+        ...
+
+    @property
+    def hello(self) -> Hello | Welcome:
+        """How the scheduler answered the hello."""
         ...
 
     @property
@@ -46,5 +52,6 @@ class Link(Protocol):
         ...
 
 
-Dial = Callable[[], Awaitable[Link]]
-"""Connects to the scheduler; raises `NoScheduler` or `RefusedError`."""
+Dial = Callable[[str, int], Awaitable[Link]]
+"""Connects to the scheduler, and says from whom the link was lost: from the scheduler of this incarnation, after so
+many of its messages (an empty text: from none). Raises `NoScheduler` or `RefusedError` when it gives up."""

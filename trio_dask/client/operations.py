@@ -31,6 +31,8 @@ __all__ = [
     "processing",
     "refuse_nanny",
     "restart",
+    "restart_workers",
+    "retire_workers",
     "run",
     "scheduler_info",
     "story",
@@ -125,6 +127,77 @@ async def restart(engine: Engine, timeout: Timeout, wait_for_workers: bool) -> N
         missing = (await engine.restart())["missing"]
     if wait_for_workers and (scope.cancelled_caught or missing):
         raise TimeoutError(f"after the restart these workers did not come back in time: {', '.join(missing) or 'all'}")
+
+
+async def restart_workers(engine: Engine, workers: Workers, timeout: Timeout, raise_for_error: bool) -> dict[str, str]:
+    """Have these workers begin afresh; "OK" or "timed out" for each, by the name that was given.
+
+    Raises `UsageError` for one that is not there, `TimeoutError`, unless told otherwise, if one is not back in time.
+    """
+    if not worker_names(workers):
+        raise UsageError("restart_workers() needs workers; restart() is for all of them")
+    meant = await _workers_meant(engine, workers)
+    missing: Sequence[str] = [str(worker["name"]) for found in meant.values() for worker in found.values()]
+    with limit(timeout):
+        reply = await engine.restart_workers(tuple(meant))
+        if "refused" in reply:
+            raise UsageError(f"restart_workers(): {reply['refused']}")
+        missing = reply["missing"]
+    if missing and raise_for_error:
+        raise TimeoutError(f"these workers were restarted and are not back in time: {', '.join(sorted(set(missing)))}")
+    late = frozenset(missing)
+    return {
+        name: "timed out" if any(worker["name"] in late for worker in found.values()) else "OK"
+        for name, found in meant.items()
+    }
+
+
+async def retire_workers(
+    engine: Engine, workers: Workers, n: int | None, close_workers: bool, remove: bool
+) -> dict[str, dict[str, Any]]:
+    """Have these workers leave, or `n` of the scheduler's choice; what they said of themselves, by address.
+
+    Raises `UsageError` for wrong arguments, `ClusterError` where their results have nowhere to go.
+    """
+    if not close_workers or not remove:
+        raise UsageError("a worker that is retired leaves and ends; close_workers and remove cannot be False")
+    if (workers is None) == (n is None):
+        raise UsageError("retire_workers() takes either workers, or n for so many of the scheduler's choice")
+    if n is not None and (isinstance(n, bool) or int(n) != n or n < 0):
+        raise UsageError(f"retire_workers() takes a number of workers as n, not {n!r}")
+    meant = await _workers_meant(engine, workers)
+    known: Mapping[str, Mapping[str, Any]] = (await engine.ask("scheduler_info"))["workers"]
+    if not meant and not n:
+        return {}
+    reply = await engine.retire(tuple(meant), int(n or 0))
+    gone = frozenset(reply.get("retired", ()))
+    if refused := reply.get("refused"):
+        before = f"; {', '.join(sorted(gone))} had left before" if gone else ""
+        raise ClusterError(f"the workers were not retired: {refused}{before}")
+    return {address: dict(worker) for address, worker in known.items() if worker["name"] in gone}
+
+
+async def _workers_meant(engine: Engine, workers: Workers) -> dict[str, dict[str, Mapping[str, Any]]]:
+    """By each of these names, addresses (with or without scheme) or hosts: the workers that it means.
+
+    Raises `UsageError` for one that means none.
+    """
+    names = worker_names(workers)
+    if not names:
+        return {}
+    known: Mapping[str, Mapping[str, Any]] = (await engine.ask("scheduler_info"))["workers"]
+    meant = {
+        name: {
+            address: worker
+            for address, worker in known.items()
+            if name in (worker["name"], worker["host"], address, address.rpartition("://")[2])
+        }
+        for name in names
+    }
+    for name, found in meant.items():
+        if not found:
+            raise UsageError(f"there is no worker {name!r}")
+    return meant
 
 
 async def worker_addresses(engine: Engine, workers: Workers) -> list[str]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import random
 import socket
+from dataclasses import replace
 from typing import Any, Final
 
 import trio
@@ -12,7 +14,7 @@ from trio_dask.client.engine import Engine
 from trio_dask.client.futures import Timeout
 from trio_dask.client.waiting import as_seconds
 from trio_dask.comm import memory
-from trio_dask.comm.addresses import parse_address
+from trio_dask.comm.addresses import Address, parse_address
 from trio_dask.comm.connection import Connection, LinkSettings
 from trio_dask.comm.data import DataChannel
 from trio_dask.comm.dial import open_connection, open_data_channel
@@ -27,6 +29,9 @@ __all__ = ["address_of", "engine_for", "home_of", "settings_for"]
 ADDRESS_VARIABLE: Final = "DASK_SCHEDULER_ADDRESS"
 FIRST_PAUSE_S: Final = 0.02
 LONGEST_PAUSE_S: Final = 1.0
+FIRST_SPREAD_S: Final = 0.1
+SHORTEST_TRY_S: Final = 2.0
+LONGEST_GRACE_S: Final = 3600.0
 
 
 def address_of(target: Any) -> str | None:
@@ -76,10 +81,18 @@ def engine_for(settings: ClientSettings) -> Engine:
         keepalive_s=settings.keepalive_s, silence_s=settings.silence_s, cleanup_s=settings.grace_s
     )
     name = settings.name or f"client-{incarnation[:8]}"
-    hello = Hello(role="client", incarnation=incarnation, name=name, details={"pid": os.getpid()})
+    hello = Hello(role="client", incarnation=incarnation, name=name)
 
-    async def dial() -> Connection:
-        return await _dial(engine, settings, hello, link_settings)
+    async def dial(lost: str, received: int) -> Connection:
+        details = {
+            "pid": os.getpid(),
+            # Its loss may be noticed there sooner than here, by as much as passes between two of our pings.
+            "grace_s": min(max(settings.connect_timeout_s, 0.0) + settings.keepalive_s, LONGEST_GRACE_S),
+            "previous": incarnation if lost else "",
+            "scheduler": lost,
+            "received": received,
+        }
+        return await _dial(engine, settings, replace(hello, details=details), link_settings, again=bool(lost))
 
     async def open_channel(address: str) -> DataChannel:
         data_hello = Hello(role="data", incarnation=incarnation, name=name)
@@ -90,29 +103,45 @@ def engine_for(settings: ClientSettings) -> Engine:
     return engine
 
 
-async def _dial(engine: Engine, settings: ClientSettings, hello: Hello, link: LinkSettings) -> Connection:
-    """Connect, trying again until the time is up: the scheduler may be starting just now.
+async def _dial(
+    engine: Engine, settings: ClientSettings, hello: Hello, link: LinkSettings, *, again: bool
+) -> Connection:
+    """Connect, trying again until the time is up: the scheduler may be starting just now, or the network come back.
 
-    Raises `NoScheduler` with the reason of the last try, `RefusedError` at once.
+    The first try to get back to a scheduler is made a little later, each client at another moment: it may have lost all
+    of them at once. And each is short: what is lost on the way there is only sent again after ever longer pauses.
+
+    Raises `NoScheduler` or `UsageError` (the file that names it cannot be read) with the reason of the last try,
+    `RefusedError` at once.
     """
     deadline = trio.current_time() + settings.connect_timeout_s
     pause = FIRST_PAUSE_S
+    try_s = SHORTEST_TRY_S if again else settings.connect_timeout_s
+    if again:
+        await trio.sleep(random.uniform(0, min(FIRST_SPREAD_S, settings.connect_timeout_s / 2)))
     while True:
         left = deadline - trio.current_time()
-        address = settings.scheduler
         try:
-            if address is None:
-                address = read_scheduler_file(settings.scheduler_file or "")
-            if address is None:
-                raise NoScheduler(f"the scheduler file {settings.scheduler_file} is not there")
-            where = parse_address(address)
-            connection = await open_connection(where, hello, timeout_s=max(left, FIRST_PAUSE_S), settings=link)
-        except NoScheduler as error:
-            hopeless = isinstance(error.__cause__, ProtocolError | socket.gaierror)
-            if hopeless or trio.current_time() + pause >= deadline:
+            where = _where(settings)
+            timeout_s = max(min(left, try_s), FIRST_PAUSE_S)
+            connection = await open_connection(where, hello, timeout_s=timeout_s, settings=link)
+        except (NoScheduler, UsageError) as error:
+            # What is wrong at the start is wrong. What was right, and is not, may be on its way back.
+            hopeless = isinstance(error, UsageError) or isinstance(error.__cause__, ProtocolError | socket.gaierror)
+            nap = pause * random.uniform(0.5, 1.5)
+            if (hopeless and not again) or trio.current_time() + nap >= deadline:
                 raise
-            await trio.sleep(pause)
+            await trio.sleep(nap)
             pause = min(2 * pause, LONGEST_PAUSE_S)
+            try_s *= 2
         else:
             engine.address = str(where)
             return connection
+
+
+def _where(settings: ClientSettings) -> Address:
+    """Where the scheduler is now. Raises `NoScheduler` if the file that says it is not there, else `UsageError`."""
+    address = settings.scheduler or read_scheduler_file(settings.scheduler_file or "")
+    if address is None:
+        raise NoScheduler(f"the scheduler file {settings.scheduler_file} is not there")
+    return parse_address(address)

@@ -82,6 +82,10 @@ class ThreadSignal:
             self._is_set = True
             self._lock.release()
 
+    @property
+    def is_set(self) -> bool:
+        return self._is_set
+
     def wait(self, timeout_s: float | None = None) -> bool:
         """Return True once it is set, or False after that many seconds. Ctrl-C interrupts it."""
         if self._is_set:
@@ -113,6 +117,10 @@ class TrioSignal:
                 self._token.run_sync_soon(self._resume)
             except trio.RunFinishedError:
                 pass  # nobody is left to be woken
+
+    @property
+    def is_set(self) -> bool:
+        return self._is_set
 
     async def wait(self) -> None:
         """Return once it is set."""

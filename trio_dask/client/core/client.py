@@ -8,6 +8,9 @@ A key can live twice: released or cancelled, then submitted again, perhaps as a 
 sent about the first life may still be under way, and must not settle the second. Messages arrive in order, so a fence
 is enough: a query is sent between the two lives, and what arrives for the key before its reply is about the first one.
 Only keys that come back pay for it.
+
+A link that is lost and found again changes nothing here (`stream`). A scheduler that is lost takes everything along
+that it was asked for, and the core begins anew with the next one (`forsake`).
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from typing import Any, Final
 from trio_dask.client.core.fetches import Fetches, FetchKeys
 from trio_dask.client.core.outbox import NO_EXTRA, Content, Outbox, Row
 from trio_dask.client.core.states import OVER, Ended, Frames, KeyState, Reader, Waiter
+from trio_dask.client.core.stream import Stream
 from trio_dask.errors import KeyConflict, ProtocolError
 from trio_dask.identity import Key
 from trio_dask.protocol.messages import (
@@ -30,8 +34,11 @@ from trio_dask.protocol.messages import (
     KeyReady,
     Message,
     Query,
+    Received,
     Reply,
     Restart,
+    RestartWorkers,
+    Retire,
     Retry,
     Shutdown,
     Unreachable,
@@ -50,11 +57,16 @@ Answer = Callable[[Any, Ended | None], None]
 
 
 class ClientCore:
-    """All keys of one client, for one session with a scheduler."""
+    """All keys of one client, and all that it asks of its scheduler."""
 
     def __init__(self, inline_budget_bytes: int = INLINE_BUDGET_BYTES) -> None:
         self.states: dict[Key, KeyState] = {}
         self.ended: Ended | None = None
+        self.scheduler = ""
+        """The incarnation of the scheduler that knows of this client; empty if none does."""
+        self.received = 0
+        """Messages of that scheduler that were handled. After a lost link it sends those that come after them."""
+        self._stream = Stream()
         self._outbox = Outbox(BLOB_BUDGET_BYTES)
         self._fetches = Fetches()
         self._inline: OrderedDict[Key, KeyState] = OrderedDict()
@@ -127,8 +139,7 @@ class ClientCore:
                 keys.append(state.key)
                 self._end(state, "cancelled", Dropped(state.key, "cancelled", text))
                 self._gone.add(state.key)
-        if keys:
-            self._outbox.put(Cancel(tuple(keys), force))
+        self._outbox.put_keys(lambda part: Cancel(part, force), keys)
 
     def retry(self, states: Iterable[KeyState]) -> None:
         """Run those of these that have erred again."""
@@ -137,33 +148,32 @@ class ClientCore:
             if state.status == "error":
                 state.status, state.failure = "pending", None
                 keys.append(state.key)
-        if keys:
-            self._outbox.put(Retry(tuple(keys)))
+        self._outbox.put_keys(Retry, keys)
 
-    def detach(self, keys: Iterable[Key]) -> None:
+    def detach(self, states: Iterable[KeyState]) -> None:
         """Let these finish, wanted or not."""
-        self._outbox.put(Detach(tuple(keys)))
+        keys = [state.key for state in states if self.states.get(state.key) is state]
+        self._outbox.put_keys(Detach, keys)
 
     def ask(self, what: str, arguments: Sequence[str], answer: Answer) -> None:
         """Put a question to the scheduler."""
-        if self.ended is not None:
-            answer(None, self.ended)
-            return
-        self._requests += 1
-        self._answers[self._requests] = answer
-        self._outbox.put(Query(self._requests, what, tuple(arguments)))
+        self._request(lambda number: Query(number, what, tuple(arguments)), answer)
 
     def restart(self, answer: Answer) -> None:
         """Have the cluster begin afresh; every future is cancelled now."""
-        if self.ended is not None:
-            answer(None, self.ended)
-            return
-        self._requests += 1
-        self._answers[self._requests] = answer
-        for state in list(self.states.values()):
-            self._gone.add(state.key)
-            self._end(state, "cancelled", Dropped(state.key, "cancelled", "the cluster was restarted"))
-        self._outbox.put(Restart(self._requests))
+        if self.ended is None:
+            for state in list(self.states.values()):
+                self._gone.add(state.key)
+                self._end(state, "cancelled", Dropped(state.key, "cancelled", "the cluster was restarted"))
+        self._request(Restart, answer)
+
+    def restart_workers(self, workers: Sequence[str], answer: Answer) -> None:
+        """Have these workers begin afresh."""
+        self._request(lambda number: RestartWorkers(number, tuple(workers)), answer)
+
+    def retire(self, workers: Sequence[str], number: int, answer: Answer) -> None:
+        """Have these workers leave without losing anything, or so many as the scheduler chooses."""
+        self._request(lambda request: Retire(request, tuple(workers), number), answer)
 
     def shutdown(self) -> None:
         """End the cluster."""
@@ -208,6 +218,7 @@ class ClientCore:
 
         Raises `ProtocolError` for what a scheduler does not say to a client.
         """
+        self.received += 1
         kind = type(message)
         if kind is KeyReady:
             self._ready(message)  # type: ignore[arg-type]
@@ -229,22 +240,52 @@ class ClientCore:
             answer = self._answers.pop(message.request, None)
             if answer is not None:
                 answer(message.payload, None)
+        elif isinstance(message, Received):
+            self._stream.confirmed(message.number)
         else:
             raise ProtocolError(f"a scheduler does not send {kind.__name__} to a client")
 
-    def end(self, ended: Ended) -> None:
-        """The session is over; nothing more will arrive, and whoever waits hears it now."""
-        if self.ended is not None:
-            return
-        self.ended = ended
-        self._outbox.clear()
+    # ------------------------------------------------------------------------------------------ schedulers
+
+    def join(self, scheduler: str, handled: int | None) -> None:
+        """There is a link to this scheduler; if it still knows of this client, it has `handled` so many messages.
+
+        If it does not, what was asked of the one before is lost.
+
+        Raises `ProtocolError` for a number that cannot be.
+        """
+        before = self.scheduler
+        if before and scheduler != before:
+            text = f"the scheduler {before} is gone: another one, {scheduler}, has taken its place"
+            self.forsake(Ended(lost=True, text=text))
+        elif before and handled is None:
+            text = f"the scheduler {before} has given this client up: the link was lost for too long"
+            self.forsake(Ended(lost=True, text=text))
+        elif before and handled is not None:
+            self._outbox.put_first(self._stream.take_back(handled))
+        self.scheduler = scheduler
+
+    def forsake(self, ended: Ended) -> None:
+        """The scheduler is lost, and all that was asked of it: whoever waits hears it now. The next knows nothing."""
+        self.scheduler = ""
+        self.received = 0
+        self._stream = Stream()
+        self._outbox = Outbox(BLOB_BUDGET_BYTES)
         self._fetches.clear()
-        for state in list(self.states.values()):
+        states, self.states = self.states, {}
+        for state in states.values():
             self._end(state, "lost" if ended.lost else "cancelled", ended)
-        self.states.clear()
         answers, self._answers = self._answers, {}
         for answer in answers.values():
             answer(None, ended)
+        self._gone.clear()
+        self._fences.clear()
+
+    def end(self, ended: Ended) -> None:
+        """The client is over; nothing more will arrive, and whoever waits hears it now."""
+        if self.ended is None:
+            self.ended = ended
+            self.forsake(ended)
 
     # ------------------------------------------------------------------------------------------ fetching
 
@@ -283,7 +324,7 @@ class ClientCore:
 
     def drain(self) -> Sequence[Message]:
         """The messages to send now, in this order."""
-        return self._outbox.drain()
+        return self._stream.sent(self._outbox.drain(), self.received)
 
     @property
     def has_messages(self) -> bool:
@@ -291,6 +332,14 @@ class ClientCore:
         return bool(self._outbox)
 
     # ------------------------------------------------------------------------------------------ inside
+
+    def _request(self, make: Callable[[int], Message], answer: Answer) -> None:
+        if self.ended is not None:
+            answer(None, self.ended)
+            return
+        self._requests += 1
+        self._answers[self._requests] = answer
+        self._outbox.put(make(self._requests))
 
     def _adopt(self, keys: Iterable[Key], announce: Callable[[Key], None]) -> list[KeyState]:
         found: list[KeyState] = []

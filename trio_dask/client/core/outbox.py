@@ -7,7 +7,7 @@ in one step on one list: a `KeyboardInterrupt` between two byte codes leaves no 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from trio_dask.identity import Digest, Key
@@ -17,6 +17,7 @@ __all__ = ["NO_EXTRA", "Content", "Outbox", "Row"]
 
 NO_EXTRA: Final[Mapping[str, Any]] = {}
 MAX_ROWS: Final = 2048
+MAX_KEYS: Final = 2**16
 MAX_CALL_BYTES: Final = 512 * 1024
 BLOB_PIECE_BYTES: Final = 1024 * 1024
 
@@ -99,6 +100,15 @@ class Outbox:
         self._items.append(message)
         self._last = None
 
+    def put_keys(self, make: Callable[[tuple[Key, ...]], Message], keys: Sequence[Key]) -> None:
+        """Append messages that name these keys; several if they are many, since one could not be sent."""
+        for start in range(0, len(keys), MAX_KEYS):
+            self.put(make(tuple(keys[start : start + MAX_KEYS])))
+
+    def put_first(self, messages: Sequence[Message]) -> None:
+        """Have these sent before everything else."""
+        self._items[:0] = messages
+
     def ship(self, digest: Digest, data: bytes) -> None:
         """Make sure that the other end has this blob before it reads what is put next."""
         if digest in self._shipped:
@@ -151,10 +161,6 @@ class Outbox:
                 messages.append(item)
         messages.extend(self._forget_blobs())
         return messages
-
-    def clear(self) -> None:
-        """Nothing of it will be sent."""
-        self._items, self._last = [], None
 
     def _forget_blobs(self) -> Iterator[ForgetBlobs]:
         """Blobs beyond the budget, least recently used first: they can be shipped again.

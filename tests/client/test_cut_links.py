@@ -1,0 +1,335 @@
+"""Both cores on a link that is cut at any byte, in either direction, and taken up again: an interruption is a delay."""
+
+from collections import Counter
+from typing import NamedTuple
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from trio_dask.client.core import client as client_core
+from trio_dask.client.core import outbox, stream
+from trio_dask.client.core.client import ClientCore
+from trio_dask.client.core.outbox import Row
+from trio_dask.client.core.states import Ended
+from trio_dask.identity import Incarnation, PeerId
+from trio_dask.protocol import messages as m
+from trio_dask.protocol.codec import FROM_CLIENT, TO_CLIENT, decode, encode
+from trio_dask.protocol.frames import FrameDecoder, Kind, encode_frame
+from trio_dask.scheduler.core import CoreSettings, SchedulerCore, WorkerInfo, clients
+from trio_dask.scheduler.core.invariants import check_empty
+
+ME = Incarnation("me")
+WORKER = PeerId(100)
+ADDRESS = "tcp://w:1"
+FUNCTIONS = ((b"f" * 16, b"a function of some bytes"), (b"g" * 16, b""))
+INPUTS = {"a": (), "b": ("a",), "c": ("a", "b"), "x": (), "y": ()}
+RENEWED = ("x", "y")
+"""Keys that are given to another call each time."""
+
+
+class Life(NamedTuple):
+    """A future, and the call that it stands for."""
+
+    state: object
+    call: bytes
+    calls: list
+
+
+class Wire:
+    """Bytes under way, in both directions."""
+
+    def __init__(self):
+        self.up, self.down = bytearray(), bytearray()
+        self.up_decoder, self.down_decoder = FrameDecoder(), FrameDecoder()
+
+
+def lean(message):
+    """A value that rides along is not kept for a client that is away."""
+    return message._replace(value=None) if isinstance(message, m.KeyReady) else message
+
+
+def frame(messages):
+    return encode_frame(Kind.RECORDS, encode(messages)) if messages else b""
+
+
+def received(decoder, waiting, count, allowed):
+    """The messages that the next `count` bytes complete."""
+    data = bytes(waiting[:count])
+    del waiting[:count]
+    return [message for found in decoder.feed(data) for message in decode(found.payload, allowed)]
+
+
+class CutLinks(RuleBasedStateMachine):
+    @initialize(budget=st.sampled_from((0, 30, 10_000)))
+    def start(self, budget):
+        self.patches = pytest.MonkeyPatch()
+        self.patches.setattr(clients, "CONFIRM_WEIGHT", 3)
+        self.patches.setattr(stream, "CONFIRM_EVERY", 4)
+        self.patches.setattr(outbox, "BLOB_PIECE_BYTES", 5)
+        self.patches.setattr(client_core, "BLOB_BUDGET_BYTES", 10)
+        self.now = 0.0
+        self.peer = PeerId(1)
+        self.scheduler = SchedulerCore(CoreSettings(validate=True, free_delay_s=0.0, allowed_failures=1000))
+        info = WorkerInfo("w", ADDRESS, "w", 2, 0, {}, Incarnation("w"), 1)
+        assert self.scheduler.add_worker(WORKER, info, 0.0) is None
+        self.scheduler.add_client(self.peer, ME, "me", 0.0, grace_s=30.0)
+        self.said_down, self.heard_down, self.said_up, self.heard_up = [], [], [], []
+        self.send = self.scheduler.state.send
+        self.scheduler.state.send = self.record
+        self.client = ClientCore(inline_budget_bytes=budget)
+        self.client.join("s1", None)
+        self.wire = Wire()
+        self.heard_by_scheduler = True
+        self.runs = {}
+        self.stored = {}
+        self.versions = Counter()
+        self.lives = []
+        self.cancelled = set()
+        self.reads = []
+        self.fetching = []
+
+    def record(self, peer, message):
+        """Everything that the scheduler says to the client passes here, once."""
+        if peer == self.peer:
+            self.said_down += map(lean, decode(encode([message]), TO_CLIENT))
+        self.send(peer, message)
+
+    # ------------------------------------------------------------------------------------------ the user
+
+    @rule(key=st.sampled_from(sorted(INPUTS)), function=st.sampled_from(FUNCTIONS))
+    def submit(self, key, function):
+        for needed in INPUTS[key]:
+            if self.life(needed) is None:
+                self.submit(needed, function)
+        known = self.life(key)
+        if known is None and key in RENEWED:
+            self.versions[key] += 1
+        call = b"%s#%d" % (key.encode(), self.versions[key])
+        row = Row(key, call, INPUTS[key], token=call if key in RENEWED else b"")
+        (state,) = self.client.submit(function, [row], ())
+        life = Life(state, call, [])
+        self.client.wait(state, life.calls.append)
+        self.lives.append(life)
+
+    def life(self, key):
+        return next((life for life in self.lives if life.state is self.client.states.get(key)), None)
+
+    @precondition(lambda self: self.lives)
+    @rule(data=st.data())
+    def drop(self, data):
+        life = self.lives.pop(data.draw(st.integers(0, len(self.lives) - 1)))
+        self.client.dereference([life.state])
+
+    @precondition(lambda self: self.lives)
+    @rule(data=st.data())
+    def cancel(self, data):
+        state = data.draw(st.sampled_from(self.lives)).state
+        if self.client.states.get(state.key) is state:
+            self.cancelled.add(state.key)
+        self.client.cancel([state], False, "")
+
+    @precondition(lambda self: self.lives)
+    @rule(data=st.data())
+    def retry(self, data):
+        self.client.retry([data.draw(st.sampled_from(self.lives)).state])
+
+    @precondition(lambda self: self.lives)
+    @rule(data=st.data())
+    def read(self, data):
+        life, found = data.draw(st.sampled_from(self.lives)), []
+        self.reads.append((life, found))
+        self.client.read(life.state, lambda _, frames, reason: found.append((frames, reason)))
+
+    # ------------------------------------------------------------------------------------------ the wire
+
+    @rule(up=st.integers(0, 400), down=st.integers(0, 400))
+    def deliver(self, up, down):
+        self.pump()
+        if self.wire is None:
+            return
+        for message in received(self.wire.up_decoder, self.wire.up, up, FROM_CLIENT):
+            self.heard_up.append(message)
+            self.scheduler.handle(self.peer, message, self.now)
+        self.pump()
+        for message in received(self.wire.down_decoder, self.wire.down, down, TO_CLIENT):
+            self.heard_down.append(lean(message))
+            self.client.handle(message)
+        self.pump()
+
+    def pump(self):
+        """What is to be sent is sent, and lost where there is no wire."""
+        self.scheduler.place(self.now)
+        for peer, messages in self.scheduler.drain().items():
+            if peer == WORKER:
+                self.work(messages)
+            elif self.wire is not None:
+                self.wire.down += frame(messages)
+        if self.wire is not None:
+            messages = self.client.drain()
+            self.said_up += messages
+            self.wire.up += frame(messages)
+        self.fetching += self.client.next_fetches()
+
+    @precondition(lambda self: self.wire is not None)
+    @rule(noticed=st.booleans())
+    def cut(self, noticed):
+        """All that is under way is lost. Perhaps only the client notices."""
+        self.wire = None
+        self.heard_by_scheduler = not noticed
+        if noticed:
+            self.scheduler.remove_peer(self.peer, "cut", self.now, expected=False)
+
+    @precondition(lambda self: self.wire is None)
+    @rule(seconds=st.floats(0, 5), abandoned=st.booleans(), meanwhile=st.booleans())
+    def dial(self, seconds, *, abandoned, meanwhile):
+        """The client is back after a while. Perhaps it has called once before, and not waited for the session."""
+        self.now += seconds
+        self.scheduler.tick(self.now)
+        for _ in range(2 if abandoned else 1):
+            found = self.scheduler.expect_client(ME, self.client.received, self.now)
+            assert found is not None
+            self.pump()
+        peer, handled = found
+        assert peer == self.peer
+        del self.said_up[handled:]
+        if meanwhile and self.runs:
+            self.finish_run(next(iter(self.runs)), "inline", pump=False)
+        assert self.scheduler.client_back(peer, self.client.received, self.now)
+        self.client.join("s1", handled)
+        self.wire = Wire()
+        self.pump()
+
+    # ------------------------------------------------------------------------------------------ the worker
+
+    def work(self, messages):
+        for message in messages:
+            match message:
+                case m.Run(run):
+                    self.runs[run] = message
+                case m.CancelRuns(runs):
+                    for run in runs:
+                        self.runs.pop(run, None)
+                case m.Free(keys):
+                    for key in keys:
+                        self.stored.pop(key, None)
+                case m.Retract(runs):
+                    back = tuple(run for run in runs if self.runs.pop(run, None) is not None)
+                    self.scheduler.handle(WORKER, m.Returned(back), self.now)
+
+    @precondition(lambda self: self.runs)
+    @rule(data=st.data(), how=st.sampled_from(("inline", "held", "fail")))
+    def finish(self, data, how):
+        self.finish_run(data.draw(st.sampled_from(list(self.runs))), how)
+
+    def finish_run(self, number, how, *, pump=True):
+        run = self.runs.pop(number)
+        if any(key not in self.stored for key, _ in run.dependencies):
+            self.scheduler.handle(WORKER, m.Returned((number,)), self.now)
+        elif how == "fail":
+            self.scheduler.handle(WORKER, m.RunFailed(number, "exception", None, run.call.decode(), 0.1), self.now)
+        else:
+            self.stored[run.key] = run.call
+            value = run.call if how == "inline" else None
+            self.scheduler.handle(WORKER, m.RunFinished(number, 8, "bytes", 0.1, value), self.now)
+        if pump:
+            self.pump()
+
+    @precondition(lambda self: self.stored)
+    @rule(data=st.data())
+    def lose(self, data):
+        key = data.draw(st.sampled_from(sorted(self.stored)))
+        del self.stored[key]
+        self.scheduler.handle(WORKER, m.Lost((key,)), self.now)
+        self.pump()
+
+    @precondition(lambda self: self.fetching)
+    @rule()
+    def fetch(self):
+        request = self.fetching.pop(0)
+        for state in request.states:
+            life = next((life for life in self.lives if life.state is state), None)
+            if life is not None and self.stored.get(state.key) == life.call:
+                self.client.fetched(request.address, state, (life.call,))
+            else:
+                self.client.unfetched(request.address, state, "not there")
+        self.client.fetch_ended(request.address)
+
+    # ------------------------------------------------------------------------------------------ what must hold
+
+    @invariant()
+    def what_is_known_is_about_the_right_call(self):
+        for life in getattr(self, "lives", ()):
+            self.check(life)
+
+    def check(self, life):
+        state, key = life.state, life.state.key
+        assert len(life.calls) <= 1
+        assert state.status != "lost"
+        needed = (key, *INPUTS[key])
+        if state.value is not None:
+            assert state.value == life.call
+        if state.status == "cancelled":
+            assert self.cancelled.intersection(needed)
+        elif state.status == "error":
+            failure = state.failure
+            if failure.kind == "refused":
+                assert self.cancelled.intersection(needed)
+            else:
+                assert failure.kind == "exception"
+                right = life.call if failure.blamed == key else b"%s#0" % failure.blamed.encode()
+                assert failure.text.encode() == right
+        for other, found in self.reads:
+            assert len(found) <= 1
+            if other is life and found and found[0][0] is not None:
+                assert tuple(found[0][0]) == (life.call,)
+
+    def teardown(self):
+        """Heal: with a link and a worker that works, everything settles, once; then nothing is left of it anywhere."""
+        if not hasattr(self, "client"):
+            return
+        try:
+            if self.wire is None:
+                self.dial(1.0, abandoned=False, meanwhile=False)
+            self.run_dry()
+            assert self.heard_up == self.said_up
+            assert self.heard_down == self.said_down
+            for life in self.lives:
+                self.check(life)
+                assert len(life.calls) == 1, f"{life.state} never settled"
+                assert life.state.status != "pending"
+            for life, found in self.reads:
+                held = any(other.state is life.state for other in self.lives)
+                assert found or not held, "a reader was forgotten"
+            self.client.dereference([life.state for life in self.lives])
+            self.run_dry()
+            assert not self.client.states
+            assert not self.client._fences
+            assert len(self.client._stream._kept) < 3
+            state = self.scheduler.state
+            assert not state.tasks
+            assert sum(map(len, state.clients[self.peer].unconfirmed)) < 5
+            self.client.end(Ended(lost=False, text="closed"))
+            self.scheduler.remove_peer(self.peer, "closed", self.now, expected=True)
+            self.pump()
+            check_empty(state)
+            assert not state.away_clients
+            assert not state.incarnations
+        finally:
+            self.patches.undo()
+
+    def run_dry(self):
+        for _ in range(300):
+            self.deliver(10**6, 10**6)
+            if self.runs:
+                self.finish_run(next(iter(self.runs)), "inline")
+            elif self.fetching:
+                self.fetch()
+            elif not (self.wire.up or self.wire.down):
+                return
+        raise AssertionError("it never comes to rest")
+
+
+TestCutLinks = CutLinks.TestCase
+TestCutLinks.settings = settings(max_examples=200, stateful_step_count=50, deadline=None)

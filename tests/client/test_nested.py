@@ -1,0 +1,179 @@
+"""Tasks that submit tasks and wait for them, on a cluster with one slot: it can wait for itself."""
+
+import threading
+import time
+from collections import Counter
+
+import pytest
+import trio
+
+from trio_dask import Client, as_completed, get_client, rejoin, secede, wait, worker_client
+
+PATIENCE_S = 20
+
+
+def increment(x):
+    return x + 1
+
+
+def fibonacci(n):
+    if n < 2:
+        return n
+    client = get_client()
+    before = client.map(fibonacci, (n - 1, n - 2), pure=False)
+    return sum(client.gather(before))
+
+
+async def fibonacci_under_trio(n):
+    if n < 2:
+        return n
+    client = get_client()
+    one, two = (client.submit(fibonacci_under_trio, n - step, pure=False) for step in (1, 2))
+    return await one + await two
+
+
+def explicitly(n):
+    client = get_client()
+    secede()
+    secede()  # once is enough
+    futures = client.map(increment, range(n))
+    found = [future.result() for future in futures]
+    rejoin()
+    rejoin()
+    return sum(found)
+
+
+def without_return(n):
+    secede()
+    return get_client().submit(increment, n).result()
+
+
+def in_a_block(n):
+    with worker_client() as client:
+        return client.gather(client.map(increment, range(n)))
+
+
+def by_waiting(n):
+    client = get_client()
+    futures = client.map(increment, range(n))
+    wait(futures)
+    return sorted(future.result() for future in as_completed(futures))
+
+
+def fails_outside(n):
+    with worker_client() as client:
+        client.submit(increment, n).result()
+        raise ValueError(n)
+
+
+def fail(x):
+    raise KeyError(x)
+
+
+async def goes_on_after_a_failure(n):
+    client = get_client()
+    try:
+        await client.submit(fail, n)
+    except KeyError:
+        return await client.submit(increment, n)
+
+
+async def block_under_trio(_):
+    with pytest.raises(RuntimeError, match="blocks"):
+        rejoin()
+    with pytest.raises(RuntimeError, match="blocks"), worker_client():
+        pass
+    await trio.lowlevel.checkpoint()
+    return "refused"
+
+
+@pytest.fixture(scope="module")
+def client():
+    with Client(n_workers=1, threads_per_worker=1, processes=False) as client:
+        yield client
+
+
+@pytest.mark.parametrize(
+    ("function", "argument", "expected"),
+    [
+        (fibonacci, 10, 55),
+        (fibonacci_under_trio, 10, 55),
+        (explicitly, 10, 55),
+        (without_return, 4, 5),
+        (in_a_block, 3, [1, 2, 3]),
+        (by_waiting, 3, [1, 2, 3]),
+        (goes_on_after_a_failure, 1, 2),
+        (block_under_trio, 0, "refused"),
+    ],
+)
+def test_a_task_can_wait_for_tasks(client, function, argument, expected):
+    assert client.submit(function, argument, pure=False).result(timeout=PATIENCE_S) == expected
+    assert slots(client) == 1
+
+
+def slots(client):
+    """What the scheduler thinks can run at once, when nothing runs any more."""
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        (worker,) = client.scheduler_info()["workers"].values()
+        if worker["slots"] == 1 or time.monotonic() > deadline:
+            return worker["slots"]
+        time.sleep(0.01)
+
+
+def test_a_failure_outside_of_the_slots_leaves_the_slots_as_they_were(client):
+    for n in range(3):
+        with pytest.raises(ValueError, match=str(n)):
+            client.submit(fails_outside, n).result(timeout=PATIENCE_S)
+    assert slots(client) == 1
+    assert client.submit(increment, 1).result(timeout=PATIENCE_S) == 2
+
+
+inside = Counter()
+most_inside = [0]
+lock = threading.Lock()
+
+
+def come_back(n):
+    secede()
+    rejoin()
+    with lock:
+        inside["now"] += 1
+        most_inside[0] = max(most_inside[0], inside["now"])
+    time.sleep(0.005)
+    with lock:
+        inside["now"] -= 1
+    return n
+
+
+def test_who_rejoins_waits_for_a_slot(client):
+    assert sorted(client.gather(client.map(come_back, range(20)))) == list(range(20))
+    assert most_inside == [1]
+
+
+gate = threading.Event()
+
+
+def wait_outside(_):
+    secede()
+    assert gate.wait(PATIENCE_S)
+
+
+def test_a_cancelled_task_outside_of_the_slots_takes_no_slot_along(client):
+    gate.clear()
+    future = client.submit(wait_outside, 1)
+    assert client.submit(increment, 10).result(timeout=PATIENCE_S) == 11
+    future.cancel()
+    time.sleep(0.4)  # longer than a stopped task may keep its slot
+    assert client.submit(increment, 20).result(timeout=PATIENCE_S) == 21
+    assert slots(client) == 1
+    gate.set()
+    assert slots(client) == 1
+
+
+def test_outside_of_tasks_there_is_no_slot_to_give():
+    for call in (secede, rejoin):
+        with pytest.raises(ValueError, match="no task is running here"):
+            call()
+    with pytest.raises(ValueError, match="no task is running here"), worker_client():
+        pass

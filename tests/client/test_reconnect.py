@@ -1,0 +1,287 @@
+"""A client whose link is cut, or whose scheduler is gone, against a cluster that stands where the connection would."""
+
+import threading
+
+import pytest
+import trio
+import trio.testing
+
+from tests.client.cluster import WORKER, MiniCluster, open_async_client, open_client
+from trio_dask import as_completed
+from trio_dask.errors import FutureCancelledError, NoScheduler, SchedulerLost
+from trio_dask.protocol import messages as m
+
+
+async def never(*_):
+    await trio.sleep_forever()
+
+
+def increment(x):
+    return x + 1
+
+
+@pytest.fixture
+def cluster():
+    return MiniCluster()
+
+
+@pytest.fixture
+async def client(cluster):
+    async with open_async_client(cluster) as client:
+        yield client
+
+
+async def test_a_cut_link_is_a_delay(client, cluster):
+    cluster.hold = True
+    before = client.map(increment, range(10))
+    await trio.testing.wait_all_tasks_blocked()
+    cluster.lose()
+    during = client.map(increment, range(10, 20))
+    assert client.status == "connecting" or client.status == "running"
+    cluster.finish(before[0].key)
+    await trio.testing.wait_all_tasks_blocked()
+    assert client.status == "running"
+    assert cluster.dials == [("", 0), ("s1", 0)]
+    cluster.finish(*[future.key for future in (*before, *during) if future is not before[0]])
+    assert await client.gather([*before, *during]) == list(range(1, 21))
+    assert max(cluster.computed.values()) == 1
+
+
+@pytest.mark.parametrize("heard", range(4))
+async def test_what_was_under_way_to_the_client_comes_once(client, cluster, heard):
+    cluster.hold = True
+    futures = client.map(increment, range(3))
+    settled = []
+    for future in futures:
+        future.add_done_callback(settled.append)
+    await trio.testing.wait_all_tasks_blocked()
+    cluster.finish(*[future.key for future in futures])
+    cluster.lose(inbox=heard)
+    assert await client.gather(futures) == [1, 2, 3]
+    await trio.testing.wait_all_tasks_blocked()
+    assert settled == futures
+
+
+async def test_calls_that_wait_go_on(client, cluster):
+    asked = []
+    cluster.silent = True
+
+    async def ask():
+        asked.append(await client.nthreads())
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ask)
+        await trio.testing.wait_all_tasks_blocked()
+        cluster.lose()
+        await trio.testing.wait_all_tasks_blocked()
+        assert asked == []
+        cluster.silent = False
+        cluster.say(m.Reply(cluster.of_type(m.Query)[-1].request, {WORKER: 2}))
+    assert asked == [{WORKER: 2}]
+
+
+async def test_values_come_from_workers_while_there_is_no_scheduler(client, cluster):
+    cluster.inline = False
+    future = client.submit(increment, 1)
+    await client.wait([future])
+    dialling = trio.Event()
+
+    async def dial(*lost):
+        dialling.set()
+        await trio.sleep_forever()
+
+    client.engine._dial = dial
+    cluster.lose()
+    await dialling.wait()
+    assert client.status == "connecting"
+    assert await future == 2
+
+
+async def test_another_scheduler_fails_the_futures_of_the_first_at_once_and_is_gone_on_with(client, cluster):
+    cluster.hold = True
+    (given,) = await client.scatter([7])
+    old = client.submit(increment, 1)
+    dependent = client.submit(increment, old)
+    caught = []
+
+    async def expect(wait, *args):
+        with pytest.raises(SchedulerLost) as error:
+            await wait(*args)
+        caught.append(str(error.value))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(expect, old.result)
+        nursery.start_soon(expect, client.gather, [dependent])
+        nursery.start_soon(expect, client.wait_for_workers, 5)
+        await trio.testing.wait_all_tasks_blocked()
+        cluster.become_another("s2")
+    assert len(caught) == 3
+    assert all("s1" in text and "s2" in text for text in caught)
+    assert {future.status for future in (given, old, dependent)} == {"lost"}
+    cluster.hold = ()
+    again = client.submit(increment, 1)
+    assert again.key == old.key
+    assert await again == 2
+    assert cluster.of_type(m.Blob)[-1].digest in cluster.blobs  # the new one had to be given the function
+    with pytest.raises(SchedulerLost, match="s1"):
+        await old
+    assert await client.nthreads() == {WORKER: 2}
+
+
+async def test_what_goes_with_the_old_scheduler_leaves_the_new_one_alone(client, cluster):
+    old = client.submit(increment, 1)
+    assert await old == 2
+    cluster.become_another("s2")
+    await trio.testing.wait_all_tasks_blocked()
+    again = client.submit(increment, 1)
+    assert await again == 2
+    count = len(cluster.received)
+    client.cancel(old)
+    client.retry(old)
+    client.detach(old)
+    old.release()
+    await trio.testing.wait_all_tasks_blocked()
+    assert [kind for kind in map(type, cluster.received[count:]) if kind is not m.Received] == []
+    assert again.status == "finished"
+
+
+async def test_a_scheduler_that_has_given_the_client_up_says_so(client, cluster):
+    cluster.hold, cluster.keeps_clients = True, False
+    future = client.submit(increment, 1)
+    await trio.testing.wait_all_tasks_blocked()
+    cluster.lose()
+    with pytest.raises(SchedulerLost, match="s1 has given this client up"):
+        await future
+    cluster.hold = ()
+    assert await client.submit(increment, 2) == 3
+
+
+async def test_nobody_is_called_before_somebody_needs_it(client, cluster):
+    future = client.submit(increment, 1)
+    await future
+    cluster.say(m.Goodbye("stopped by its operator"))
+    await trio.testing.wait_all_tasks_blocked()
+    assert client.status == "lost"
+    client.detach(future)
+    future.cancel()
+    del future
+    await trio.testing.wait_all_tasks_blocked()
+    assert len(cluster.dials) == 1
+    cluster.incarnation = "s2"
+    assert await client.nthreads() == {WORKER: 2}
+    assert cluster.dials == [("", 0), ("", 0)]
+    assert client.status == "running"
+
+
+async def test_a_scheduler_that_cannot_be_reached_in_time_is_lost(client, cluster):
+    cluster.hold = True
+    future = client.submit(increment, 1)
+    await trio.testing.wait_all_tasks_blocked()
+    cluster.refusal = NoScheduler("nothing listens there")
+    cluster.lose("the wire was cut")
+    with pytest.raises(SchedulerLost, match="the wire was cut; it cannot be reached again: nothing listens there"):
+        await future
+
+
+async def test_a_scheduler_that_talks_nonsense_is_not_called_again(client, cluster):
+    cluster.hold = True
+    future = client.submit(increment, 1)
+    await trio.testing.wait_all_tasks_blocked()
+    cluster.say(m.Received(1000))
+    with pytest.raises(SchedulerLost, match="1000"):
+        await future
+    await trio.testing.wait_all_tasks_blocked()
+    assert len(cluster.dials) == 1
+    assert client.status == "lost"
+
+
+@pytest.mark.parametrize("phase", ["connecting", "lost"])
+async def test_leaving_while_there_is_no_scheduler(cluster, phase):
+    cluster.hold = True
+    with trio.fail_after(5):
+        async with open_async_client(cluster) as client:
+            future = client.submit(increment, 1)
+            await trio.testing.wait_all_tasks_blocked()
+            if phase == "lost":
+                cluster.refusal = NoScheduler("nobody")
+            else:
+                client.engine._dial = never
+            cluster.lose()
+            await trio.testing.wait_all_tasks_blocked()
+            assert client.status == phase
+    assert client.status == "closed"
+    assert future.status == ("lost" if phase == "lost" else "cancelled")
+
+
+async def test_large_arguments_that_were_half_sent(client, cluster):
+    cluster.hold = True
+    wire = cluster.flush_nowait
+    data = bytes(3_500_000)
+
+    def cut_off():
+        """Of what the client sends now, two messages arrive."""
+        cluster._outgoing, lost = cluster._outgoing[:2], cluster._outgoing[2:]
+        wire()
+        if lost:
+            cluster.flush_nowait = wire
+            cluster.lose()
+
+    cluster.flush_nowait = cut_off
+    future = client.submit(len, data)
+    await trio.testing.wait_all_tasks_blocked()
+    cluster.finish(future.key)
+    assert await future == len(data)
+    assert len(cluster.of_type(m.Blob)) == 1 + 4
+
+
+async def test_messages_are_confirmed_now_and_then(client, cluster):
+    futures = client.map(increment, range(1000))
+    await client.gather(futures)
+    confirmed = cluster.of_type(m.Received)
+    assert 1 <= len(confirmed) <= 1 + 1000 // 64
+    cluster.say(m.Received(cluster.handled))
+    await trio.testing.wait_all_tasks_blocked()
+    assert not client.engine.core._stream._kept
+
+
+def test_blocking_calls_wait_until_the_link_is_back(cluster):
+    cluster.hold = True
+    with open_client(cluster) as client:
+        futures = client.map(increment, range(5))
+        results = []
+        thread = threading.Thread(target=lambda: results.append(client.gather(futures)))
+        thread.start()
+        client.wait_for_workers(1)
+        cluster.lose_from_thread()
+        client.wait_for_workers(1)
+        assert not results
+        cluster.finish_from_thread(*[future.key for future in futures])
+        thread.join(10)
+        assert results == [[1, 2, 3, 4, 5]]
+
+
+def test_a_blocking_client_goes_on_with_another_scheduler(cluster):
+    cluster.hold = True
+    with open_client(cluster) as client:
+        futures = client.map(increment, range(3))
+        client.wait_for_workers(1)
+        trio.from_thread.run_sync(cluster.become_another, "s2", trio_token=cluster._token)
+        for future in as_completed(futures):
+            with pytest.raises(SchedulerLost, match=r"s1 .* s2"):
+                future.result()
+        cluster.hold = ()
+        assert client.gather(client.map(increment, range(3))) == [1, 2, 3]
+    assert all(future.status == "lost" for future in futures)
+    with pytest.raises(SchedulerLost):
+        futures[0].result()
+
+
+def test_closing_while_the_scheduler_is_away(cluster):
+    cluster.hold = True
+    with open_client(cluster) as client:
+        future = client.submit(increment, 1)
+        client.wait_for_workers(1)
+        client.engine._dial = never
+        cluster.lose_from_thread()
+    with pytest.raises(FutureCancelledError):
+        future.result()

@@ -1,0 +1,150 @@
+"""`rpc` with a scheduler and workers inside this program."""
+
+import threading
+
+import pytest
+import trio
+
+from trio_dask import NoScheduler, RefusedError, UsageError, open_local_cluster, rpc
+from trio_dask.comm import Address, parse_address, serve
+from trio_dask.comm.control import serve_control
+from trio_dask.comm.dial import open_connection
+from trio_dask.config import SchedulerSettings, WorkerSettings
+from trio_dask.protocol.hello import Hello
+from trio_dask.scheduler.service import run_scheduler
+from trio_dask.worker.service import run_worker
+
+
+async def test_a_scheduler_tells_what_it_is_and_how():
+    async with open_local_cluster(2, 1, processes=False) as cluster, rpc(cluster) as scheduler:
+        identity = await scheduler.identity()
+        assert (identity["type"], identity["address"]) == ("scheduler", cluster.scheduler_address)
+        assert sorted(identity["workers"]) == sorted(worker.address for worker in cluster.workers.values())
+        assert await scheduler.status() == {"status": "running", "workers": 2, "clients": 0, "tasks": 0}
+
+
+async def test_a_worker_without_a_nanny_begins_afresh_and_keeps_nothing():
+    async with open_local_cluster(1, 1, processes=False) as cluster, cluster.get_client() as client:
+        (member,) = cluster.workers.values()
+        future = client.submit(pow, 2, 3)
+        assert await future == 8
+        del future
+        async with rpc(member.address) as worker:
+            before = await worker.identity()
+            assert (before["type"], before["scheduler"]) == ("worker", cluster.scheduler_address)
+            await worker.restart()
+            while (after := await worker.identity())["incarnation"] in ("", before["incarnation"]):  # noqa: ASYNC110 - nothing says when
+                await trio.sleep(0.001)
+            assert (after["address"], after["pid"]) == (before["address"], before["pid"])
+            assert (await worker.status())["keys"] == 0
+        assert await client.submit(pow, 2, 4) == 16
+
+
+async def test_a_scheduler_has_all_workers_begin_afresh():
+    async with open_local_cluster(2, 1, processes=False) as cluster, rpc(cluster) as scheduler:
+        addresses = (await scheduler.identity())["workers"]
+        before = [await incarnation(address) for address in addresses]
+        await scheduler.restart()
+        for address, old in zip(addresses, before, strict=True):
+            while await incarnation(address) in ("", old):  # noqa: ASYNC110 - nothing says when
+                await trio.sleep(0.001)
+
+
+async def incarnation(address):
+    async with rpc(address) as worker:
+        return (await worker.identity())["incarnation"]
+
+
+async def test_terminate_ends_a_worker_and_a_scheduler():
+    async with trio.open_nursery() as nursery:
+        scheduler = str(await nursery.start(run_scheduler, SchedulerSettings(address="inproc://to-be-ended")))
+        one, _ = [str(await nursery.start(run_worker, WorkerSettings(scheduler=scheduler))) for _ in range(2)]
+        async with rpc(one) as worker, rpc(scheduler) as boss:
+            await worker.terminate()
+            while (await boss.status())["workers"] == 2:  # noqa: ASYNC110 - nothing says when
+                await trio.sleep(0.001)
+            await boss.terminate()
+    # The nursery has ended: so have the scheduler, and the other worker with it.
+
+
+async def test_what_is_no_command_is_refused_and_the_session_goes_on():
+    async with open_local_cluster(0, 1, processes=False) as cluster, rpc(cluster) as scheduler:
+        with pytest.raises(RefusedError, match="no command 'explode' here; there are identity, restart, status"):
+            await scheduler._ask("explode")
+        assert (await scheduler.status())["status"] == "running"
+
+
+async def test_a_worker_serves_control_and_data_and_nothing_else():
+    async with open_local_cluster(1, 1, processes=False) as cluster:
+        (member,) = cluster.workers.values()
+        for role in ("client", "worker", "nanny"):
+            with pytest.raises(RefusedError, match=f"only control is served here, not the role '{role}'"):
+                await open_connection(parse_address(member.address), Hello(role=role))
+
+
+async def answering(commands, *, task_status):
+    async def handle(connection):
+        await serve_control(connection, commands)
+
+    await serve(Address("inproc", "answering"), handle, identity=Hello(role="nanny"), task_status=task_status)
+
+
+async def test_a_refusal_and_a_silence_of_the_other_side(autojump_clock, nursery):
+    def refuse(arguments):
+        raise UsageError("not today")
+
+    async def sleep(arguments):
+        await trio.sleep_forever()
+
+    await nursery.start(answering, {"restart": refuse, "status": sleep})
+    async with rpc("inproc://answering", timeout="5s") as asked:
+        with pytest.raises(RefusedError, match="not today"):
+            await asked.restart()
+        with pytest.raises(TimeoutError, match="inproc://answering has not answered status within 5 s"):
+            await asked.status()
+    nursery.cancel_scope.cancel()
+
+
+async def test_the_end_of_the_other_side_is_told():
+    async with open_local_cluster(0, 1, processes=False) as cluster, rpc(cluster) as scheduler:
+        await cluster.aclose()
+        with pytest.raises(NoScheduler, match=r"is gone|has said goodbye"):
+            await scheduler.status()
+
+
+def test_blocking_code_asks_over_tcp_from_any_thread():
+    ready = threading.Event()
+    found = {}
+
+    async def serve_until_asked():
+        async with trio.open_nursery() as nursery:
+            found["address"] = str(await nursery.start(run_scheduler, SchedulerSettings(host="127.0.0.1", port=0)))
+            ready.set()
+
+    thread = threading.Thread(target=trio.run, args=(serve_until_asked,))
+    thread.start()
+    ready.wait(10)
+    host, port = found["address"].removeprefix("tcp://").split(":")
+    with rpc((host, int(port))) as scheduler:
+        assert scheduler.identity()["address"] == found["address"]
+        assert scheduler.status()["status"] == "running"
+        scheduler.terminate()
+    thread.join(10)
+    assert not thread.is_alive()
+    with rpc(found["address"]) as scheduler, pytest.raises(NoScheduler, match=r"nobody to ask at .*nothing listens"):
+        scheduler.status()
+
+
+def test_nonsense_is_refused_before_anything_is_dialled():
+    with pytest.raises(UsageError, match="has no port"):
+        rpc("somewhere")
+    with pytest.raises(UsageError, match="rpc needs an address"):
+        rpc(None)
+    with pytest.raises(UsageError, match="not to a int"):
+        rpc(7)
+
+
+async def test_the_blocking_form_does_not_block_trio():
+    await trio.lowlevel.checkpoint()
+    with pytest.raises(UsageError, match="use `async with rpc"), rpc("h:1"):
+        pass

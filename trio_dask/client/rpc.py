@@ -1,0 +1,207 @@
+"""`rpc(address)`: ask one scheduler, worker or nanny what it is, have it end, or have it begin afresh."""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager
+from itertools import count
+from types import TracebackType
+from typing import Any, Final, TypeVar, cast
+
+import trio
+
+from trio_dask.client.futures import Timeout
+from trio_dask.client.session import address_of
+from trio_dask.client.waiting import as_seconds
+from trio_dask.comm.addresses import parse_address
+from trio_dask.comm.connection import Connection
+from trio_dask.comm.dial import open_connection
+from trio_dask.comm.transport import ConnectionLost
+from trio_dask.errors import NoScheduler, RefusedError, UsageError
+from trio_dask.identity import new_incarnation
+from trio_dask.protocol.hello import Hello
+from trio_dask.protocol.messages import Control, Reply
+
+__all__ = ["AsyncRpc", "Rpc", "rpc"]
+
+TIMEOUT_S: Final = 10.0
+CLEANUP_S: Final = 3.0
+
+_T = TypeVar("_T")
+
+
+class rpc:
+    """One scheduler, worker or nanny, by its address, to be asked and told things.
+
+        async with rpc("tcp://10.0.0.5:8786") as scheduler:         # in a Trio program
+            print(await scheduler.identity())
+
+        with rpc("tcp://10.0.0.6:41235") as worker:                 # elsewhere
+            worker.terminate()
+
+    The address is a text, a pair of host and port, or a cluster (which means its scheduler). `timeout` is for the
+    connection and for each answer: seconds, or text such as "5s".
+
+    Raises:
+      UsageError: that is no address.
+    """
+
+    def __init__(self, address: Any, *, timeout: Timeout = TIMEOUT_S) -> None:
+        if isinstance(address, tuple):
+            host, port = address  # pyright: ignore[reportUnknownVariableType] - checked as text below
+            address = f"{host}:{port}"
+        text = address_of(address)
+        if text is None:
+            raise UsageError("rpc needs an address, such as tcp://10.0.0.5:8786")
+        self._address = str(parse_address(text))
+        self._timeout = timeout
+
+    def __repr__(self) -> str:
+        return f"<rpc {self._address}>"
+
+    def __aenter__(self) -> Coroutine[Any, Any, AsyncRpc]:
+        self._block = _connected(self._address, self._timeout)
+        return self._block.__aenter__()
+
+    def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> Coroutine[Any, Any, bool | None]:
+        return self._block.__aexit__(kind, error, traceback)
+
+    def __enter__(self) -> Rpc:
+        if trio.lowlevel.in_trio_run():
+            raise UsageError("this blocks, and would block Trio; use `async with rpc(...)` here")
+        return Rpc(self._address, self._timeout)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        pass
+
+
+class AsyncRpc:
+    """What `async with rpc(...)` gives. Its calls are for one task at a time.
+
+    Each raises `RefusedError` with the words of the other side if that does not want to, `NoScheduler` if it cannot be
+    reached any more, and `TimeoutError`.
+    """
+
+    def __init__(self, address: str, connection: Connection, timeout_s: float) -> None:
+        self._address = address
+        self._connection = connection
+        self._timeout_s = timeout_s
+        self._numbers = count(1)
+
+    def __repr__(self) -> str:
+        return f"<rpc {self._address}>"
+
+    async def identity(self) -> dict[str, Any]:
+        """What it is: `type` (scheduler, worker, nanny), `address`, `pid`, `host`, versions, and more of its kind."""
+        return dict(await self._ask("identity"))
+
+    async def status(self) -> dict[str, Any]:
+        """How it is: `status` (running, ...), and figures of its kind."""
+        return dict(await self._ask("status"))
+
+    async def terminate(self) -> None:
+        """Have it end in good order: a worker gives its work and its results to others first. Does not wait for it."""
+        await self._ask("terminate")
+
+    async def restart(self) -> None:
+        """Have it begin afresh: a worker with nothing, a nanny with another worker process, a scheduler all workers.
+
+        What ran there runs again if it is still wanted; a scheduler forgets all tasks of all clients.
+        """
+        await self._ask("restart")
+
+    async def _ask(self, command: str, **arguments: Any) -> Any:
+        request = next(self._numbers)
+        with trio.move_on_after(self._timeout_s):
+            self._connection.send_nowait(Control(request, command, arguments), flush=True)
+            payload = await self._answer(self._connection, request)
+            if "refused" in payload:
+                raise RefusedError(str(payload["refused"]))
+            return payload.get("result")
+        raise TimeoutError(f"{self._address} has not answered {command} within {self._timeout_s:g} s")
+
+    async def _answer(self, connection: Connection, request: int) -> Mapping[str, Any]:
+        try:
+            async for batch in connection.batches():
+                for message in batch:
+                    if isinstance(message, Reply) and message.request == request:
+                        return cast("Mapping[str, Any]", message.payload)
+        except ConnectionLost as error:
+            raise NoScheduler(f"{self._address} is gone: {error}") from None
+        reason = connection.goodbye.reason if connection.goodbye else "closed"
+        raise NoScheduler(f"{self._address} has said goodbye: {reason}")
+
+
+@asynccontextmanager
+async def _connected(address: str, timeout: Timeout) -> AsyncGenerator[AsyncRpc]:
+    seconds = as_seconds(timeout)
+    limit_s = math.inf if seconds is None else seconds
+    hello = Hello(role="control", incarnation=new_incarnation(), name=f"rpc-{os.getpid()}")
+    async with await open_connection(parse_address(address), hello, timeout_s=limit_s) as connection:
+        try:
+            yield AsyncRpc(address, connection, limit_s)
+        finally:
+            with trio.move_on_after(CLEANUP_S, shield=True):
+                await connection.aclose("all was asked")
+
+
+class Rpc:
+    """What `with rpc(...)` gives: the same calls, blocking. Each makes a connection of its own.
+
+    Each raises what the call of `AsyncRpc` raises, and `NoScheduler` if nothing can be reached there.
+    """
+
+    def __init__(self, address: str, timeout: Timeout) -> None:
+        self._address = address
+        self._timeout = timeout
+
+    def __repr__(self) -> str:
+        return f"<rpc {self._address}>"
+
+    def identity(self) -> dict[str, Any]:
+        """What it is: `type` (scheduler, worker, nanny), `address`, `pid`, `host`, versions, and more of its kind."""
+        return self._call(AsyncRpc.identity)
+
+    def status(self) -> dict[str, Any]:
+        """How it is: `status` (running, ...), and figures of its kind."""
+        return self._call(AsyncRpc.status)
+
+    def terminate(self) -> None:
+        """Have it end in good order: a worker gives its work and its results to others first. Does not wait for it."""
+        self._call(AsyncRpc.terminate)
+
+    def restart(self) -> None:
+        """Have it begin afresh, as `AsyncRpc.restart` does."""
+        self._call(AsyncRpc.restart)
+
+    def _call(self, method: Callable[[AsyncRpc], Awaitable[_T]]) -> _T:
+        async def main() -> _T:
+            async with _connected(self._address, self._timeout) as connected:
+                return await method(connected)
+
+        outcome: list[Callable[[], _T]] = []
+        # In a thread of its own, so that it works wherever it is called: beside another event loop, in a task.
+        thread = threading.Thread(target=lambda: outcome.append(_run(main)), name="rpc", daemon=True)
+        thread.start()
+        thread.join()
+        return outcome[0]()
+
+
+def _run(main: Callable[[], Awaitable[_T]]) -> Callable[[], _T]:
+    try:
+        value = trio.run(main)
+    except BaseException as error:
+        failure = error
+
+        def fail() -> _T:
+            raise failure
+
+        return fail
+    return lambda: value
