@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from trio_dask.errors import UsageError
 
@@ -54,6 +55,7 @@ class SchedulerSettings:
     """
 
     address: str | None = None
+    protocol: Literal["tcp", "ws"] = "tcp"
     host: str = ""
     port: int = DEFAULT_PORT
     interface: str | None = None

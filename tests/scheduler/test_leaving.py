@@ -110,6 +110,24 @@ def test_the_last_worker_may_drain_although_nobody_can_take_its_results() -> Non
     kit.assert_empty()
 
 
+def test_who_has_come_to_the_end_of_its_lifetime_waits_for_somebody_to_take_its_results() -> None:
+    kit = Kit()
+    client = kit.client()
+    worker = kit.worker()
+    client.submit("a")
+    worker.finish(worker.runs()[0], value=None)
+    worker.send(m.Drain("lifetime"))
+    kit.tick(1.0)
+    assert not worker.take(m.Leave)
+    other = kit.worker()
+    kit.tick(1.0)
+    assert other.take(m.Acquire)
+    other.send(m.Replicas(("a",)))
+    kit.tick(1.0)
+    assert worker.take(m.Leave)
+    kit.assert_empty()
+
+
 def test_workers_are_retired_by_name_address_or_number() -> None:
     kit = Kit()
     client = kit.client()

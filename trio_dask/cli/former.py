@@ -1,21 +1,24 @@
-"""Options that `dask-worker` had in other times and that mean nothing here: taken, with a line about it, or refused.
+"""Options that our programs had in other times and that mean nothing here: taken, with a line about it, or refused.
 
 What would weaken a user's protection if it went unheeded is refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import click
 
-__all__ = ["FORMER", "former_options", "notes"]
+__all__ = ["NOT_OF_SCHEDULER", "NOT_OF_WORKER", "REFUSED", "former_options", "notes"]
 
-NO_DASHBOARD = "a worker has no dashboard"
+Former = Mapping[str, str]
+"""Name -> why it has no meaning."""
+
+NO_DASHBOARD = "there is no dashboard"
 NO_TLS = "is not supported yet: connections are not encrypted"
 
-FORMER: dict[str, str] = {
+DASHBOARD: Former = {
     "--dashboard-address": NO_DASHBOARD,
     "--dashboard/--no-dashboard": NO_DASHBOARD,
     "--dashboard-prefix": NO_DASHBOARD,
@@ -23,10 +26,21 @@ FORMER: dict[str, str] = {
     "--bokeh/--no-bokeh": NO_DASHBOARD,
     "--bokeh-prefix": NO_DASHBOARD,
     "--http-port": NO_DASHBOARD,
+}
+NOT_OF_WORKER: Former = {
+    **DASHBOARD,
     "--worker-class": "there is one kind of worker",
     "--temp-filename": "a worker reports to its nanny on a descriptor",
 }
-"""Name -> why it has no meaning."""
+NOT_OF_SCHEDULER: Former = {
+    **DASHBOARD,
+    "--bokeh-whitelist": NO_DASHBOARD,
+    "--bokeh-internal-port": NO_DASHBOARD,
+    "--show/--no-show": NO_DASHBOARD,
+    "--use-xheaders": NO_DASHBOARD,
+    "--jupyter/--no-jupyter": "there is no Jupyter server",
+    "--local-directory": "a scheduler writes nothing but the files that it is told to",
+}
 
 REFUSED = ("--tls-ca-file", "--tls-cert", "--tls-key", "--scheduler-sni")
 
@@ -35,29 +49,29 @@ NOTES = "trio_dask.notes"
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 
-def former_options(function: Decorated) -> Decorated:
+def former_options(former: Former) -> Callable[[Decorated], Decorated]:
     """Give a command all of them. They do not reach the function; `notes` has what is to be said of them."""
-    for name, why in reversed(FORMER.items()):
-        function = _option(name, help=f"Not heeded: {why}.", callback=_note)(function)
-    for name in reversed(REFUSED):
-        function = _option(name, help="Refused: there is no TLS yet.", callback=_refuse)(function)
-    return function
+
+    def note(ctx: click.Context, param: click.Parameter, value: Any) -> None:
+        # Who does not want a dashboard has got what was asked for.
+        if value is not None and value is not False:
+            why = former["/".join([*param.opts, *param.secondary_opts])]
+            notes(ctx).append(f"{param.opts[0]} is not heeded: {why}")
+
+    def decorate(function: Decorated) -> Decorated:
+        for name, why in reversed(list(former.items())):
+            function = _option(name, help=f"Not heeded: {why}.", callback=note)(function)
+        for name in reversed(REFUSED):
+            function = _option(name, help="Refused: there is no TLS yet.", callback=_refuse)(function)
+        return function
+
+    return decorate
 
 
 def _option(name: str, **options: Any) -> Callable[[Decorated], Decorated]:
     # A flag that is not given is neither on nor off: else it could not be told from one that is.
     options.update({"default": None} if "/" in name else {"metavar": "TEXT"})
     return click.option(name, expose_value=False, **options)
-
-
-def _note(ctx: click.Context, param: click.Parameter, value: Any) -> None:
-    # Who does not want a dashboard has got what was asked for.
-    if value is not None and value is not False:
-        notes(ctx).append(f"{param.opts[0]} is not heeded: {FORMER[_declared(param)]}")
-
-
-def _declared(param: click.Parameter) -> str:
-    return "/".join([*param.opts, *param.secondary_opts])
 
 
 def _refuse(ctx: click.Context, param: click.Parameter, value: Any) -> None:

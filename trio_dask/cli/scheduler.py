@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import click
 
 from trio_dask.cli.common import Checked, Program, common_options, file_option, run_command
+from trio_dask.cli.former import NOT_OF_SCHEDULER, REFUSED, former_options, notes
 from trio_dask.config import DEFAULT_PORT, SchedulerSettings, parse_count, parse_port, parse_timedelta
 from trio_dask.deploy.program import Stopper, raise_file_limit, run_program, spare_garbage_collection
 
 __all__ = ["main"]
 
 LONE_WORKER_TTLS = 6
-"""So much longer a worker may be silent that has no nanny: nobody can vouch for it while a task holds its interpreter."""
+"""So much longer a worker may be silent without a nanny: nobody vouches for it while a task holds the interpreter."""
 
 SECTIONS = {
     "Where to listen": ["host", "port", "interface"],
     "Patience": ["reconnect_grace", "worker_ttl", "allowed_failures", "idle_timeout"],
     "Files": ["scheduler_file", "pid_file"],
+    "Of other times, for scripts that give them": [
+        "protocol",
+        *(name.partition("/")[0].lstrip("-").replace("-", "_") for name in (*NOT_OF_SCHEDULER, *REFUSED)),
+    ],
 }
 
 
@@ -57,6 +63,8 @@ SECTIONS = {
 )
 @file_option("--scheduler-file", help="Write the address there, for workers and clients that are given this file.")
 @file_option("--pid-file", help="Write the process id there.")
+@click.option("--protocol", default="tcp", type=click.Choice(["tcp", "ws"]), help="What to speak, where not tcp.")
+@former_options(NOT_OF_SCHEDULER)
 @common_options
 @click.pass_obj
 def scheduler(
@@ -70,6 +78,7 @@ def scheduler(
     idle_timeout: float | None,
     scheduler_file: str | None,
     pid_file: str | None,
+    protocol: Literal["tcp", "ws"],
     debug: bool,
 ) -> int:
     """Start a scheduler.
@@ -82,6 +91,7 @@ def scheduler(
     if port is not None and host_port is not None and port != host_port:
         raise click.UsageError(f"--port {port} and --host with port {host_port}: give the port once")
     settings = SchedulerSettings(
+        protocol=protocol,
         host=host,
         port=next((number for number in (port, host_port) if number is not None), DEFAULT_PORT),
         interface=interface,
@@ -94,6 +104,10 @@ def scheduler(
         idle_timeout_s=idle_timeout or math.inf,
     )
 
+    context = click.get_current_context()
+    for note in notes(context):
+        click.echo(f"{context.command_path}: {note}", err=True)
+
     async def service() -> None:
         from trio_dask.scheduler.service import run_scheduler
 
@@ -101,7 +115,7 @@ def scheduler(
         await run_scheduler(settings)
 
     raise_file_limit()
-    return run_program(click.get_current_context().command_path, service, stopper, debug=debug)
+    return run_program(context.command_path, service, stopper, debug=debug)
 
 
 def _split_host(text: str) -> tuple[str, int | None]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 
 from trio_dask.cli.common import Checked, common_options, file_option
-from trio_dask.cli.former import FORMER, REFUSED, former_options
+from trio_dask.cli.former import NOT_OF_WORKER, REFUSED, former_options
 from trio_dask.config import (
     parse_bytes,
     parse_count,
@@ -103,7 +103,7 @@ SECTIONS: Final = {
     "How they run": ["preload", "preload_nanny", "pid_file"],
     "Of other times, for scripts that give them": [
         "protocol",
-        *(name.split("/")[0].removeprefix("--").replace("-", "_") for name in (*FORMER, *REFUSED)),
+        *(name.split("/")[0].removeprefix("--").replace("-", "_") for name in (*NOT_OF_WORKER, *REFUSED)),
     ],
 }
 
@@ -233,7 +233,7 @@ OPTIONS: Final = (
     click.option("--preload-nanny", metavar="MODULE", multiple=True, help="The same for the nannies' process."),
     file_option("--pid-file", help="Write the process id there."),
     click.option("--protocol", type=Checked("TEXT", _read_protocol), expose_value=False, help="What else but tcp."),
-    former_options,
+    former_options(NOT_OF_WORKER),
     common_options,
 )
 

@@ -144,7 +144,7 @@ class _Service:
         if settings.address is not None:
             return parse_address(settings.address)
         host = addresses_of_interface(settings.interface)[0] if settings.interface else settings.host
-        return Address("tcp", host, settings.port)
+        return Address(settings.protocol, host, settings.port)
 
     def _advertised(self, bound: list[Address]) -> Address:
         first = bound[0]
@@ -292,8 +292,8 @@ class _Service:
                     connection = self._connections.get(peer)
                     if connection is not None:
                         connection.abort(reason)
-                case Notice(text, is_warning):
-                    log.log(logging.WARNING if is_warning else logging.INFO, "%s", text)
+                case Notice(text):
+                    log.info("%s", text)
                 case Stop(reason):
                     self._stop(reason)
         deadline = core.next_deadline()

@@ -1,13 +1,11 @@
 """A board on which the slots of a worker write what they run, for whoever looks at it after their death.
 
 It is memory that two processes share: numbers of eight bytes, in the machine's order. First, for each slot, the run
-that it executes, or executed last, or 0; then, for each slot, the last run of it that is settled: the scheduler has been
-told what became of it. A nanny makes the board, the worker inherits its descriptor. What was written there outlives the
-writer, however it died.
-
-A run whose call has returned is not settled yet: what it has done may be the process's death a moment later, by a
-signal, or by the memory that it has spoilt. Slots write the first half and the event loop the second, so that neither
-has to ask the other.
+that it executes, or executed last, or 0; then, for each slot, the last run of it that is settled: the scheduler has
+been told what became of it. A nanny makes the board, the worker inherits its descriptor. What was written there
+outlives the writer, however it died. A run whose call has returned is not settled yet: what it has done may be the
+process's death a moment later, by a signal, or by the memory that it has spoilt. Slots write the first half and the
+event loop the second, so that neither has to ask the other.
 """
 
 from __future__ import annotations

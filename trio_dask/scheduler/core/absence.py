@@ -63,7 +63,7 @@ def lose_worker(state: State, worker: Worker, reason: str) -> None:
         return
     _go_away(state, worker, reason)
     text = f"Worker {worker.info.name} is away: {reason}; what it has is kept for {grace_s:g} s"
-    state.requests.append(Notice(text, False))
+    state.requests.append(Notice(text))
 
 
 def _go_away(state: State, worker: Worker, reason: str) -> None:
@@ -129,7 +129,7 @@ def reconcile(state: State, worker: Worker, inventory: Inventory) -> None:
         raise ProtocolError("an inventory came from a worker that has not just returned")
     worker.returning = False
     worker.former = ()
-    state.requests.append(Notice(f"Worker {worker.info.name} is back, with {len(inventory.held)} results", False))
+    state.requests.append(Notice(f"Worker {worker.info.name} is back, with {len(inventory.held)} results"))
     kept: dict[Key, None] = {}
     foreign: list[Key] = []
     for key, run, nbytes, type_name in inventory.held:

@@ -126,14 +126,15 @@ def end_graces(state: State) -> None:
 def note_received(state: State, client: Client, message: Message) -> None:
     """Count a message of a client, and tell it now and then."""
     client.received += 1
-    client.owed += 1
+    owed = client.owed + 1
     if isinstance(message, Blob):
-        client.owed += len(message.data) >> 16
+        owed += len(message.data) >> 16
     elif isinstance(message, Submit):
-        client.owed += len(message.keys) >> 9
-    if client.owed >= CONFIRM_WEIGHT:
-        client.owed = 0
+        owed += len(message.keys) >> 9
+    if owed >= CONFIRM_WEIGHT:
+        owed = 0
         state.send(client.peer, Received(client.received))
+    client.owed = owed
 
 
 def keep_sent(state: State, outboxes: dict[PeerId, list[Message]]) -> None:
@@ -142,10 +143,7 @@ def keep_sent(state: State, outboxes: dict[PeerId, list[Message]]) -> None:
         client = state.clients.get(peer)
         if client is None or not client.grace_s:
             continue
-        if client.away_until is None:
-            batch = outboxes[peer]
-        else:
-            batch = list(map(_lean, outboxes.pop(peer)))
+        batch = outboxes[peer] if client.away_until is None else list(map(_lean, outboxes.pop(peer)))
         client.unconfirmed.append(batch)
         client.sent += len(batch)
         if client.sent - client.confirmed > MAX_UNCONFIRMED:

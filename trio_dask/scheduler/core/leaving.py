@@ -30,6 +30,9 @@ __all__ = [
 LOOK_S: Final = 0.05
 """So often it is looked what keeps those who are leaving."""
 
+PATIENT: Final = frozenset({"lifetime", "max-tasks"})
+"""Who leaves for such a reason, with results that nobody else can take yet, waits for somebody, or for their end."""
+
 TRIES: Final = 3
 """So many workers in turn may fail to copy a result; then it is computed anew when its holder has left."""
 
@@ -59,7 +62,7 @@ def look_at_leaving(state: State) -> None:
         alone = _held_alone(worker)
         if not alone:
             worker.copying.clear()
-        elif not _have_copied(state, worker, alone) and _refuse(state, worker, alone):
+        elif not _have_copied(state, worker, alone) and (worker.leaving in PATIENT or _refuse(state, worker, alone)):
             continue
         if not worker.processing and all(target is None for target, _ in worker.copying.values()):
             del state.leaving[worker]

@@ -174,7 +174,8 @@ class SchedulerCore:
         if not state.frees:
             state.free_at = _NEVER
         outboxes, state.outboxes = state.outboxes, {}
-        clients.keep_sent(state, outboxes)
+        if outboxes:
+            clients.keep_sent(state, outboxes)
         return outboxes
 
     def next_deadline(self) -> float:

@@ -339,7 +339,6 @@ class Notice(NamedTuple):
     """Ask of the service: tell this to whoever runs the cluster."""
 
     text: str
-    is_warning: bool
 
 
 Request: TypeAlias = ClosePeer | Stop | Notice
@@ -364,7 +363,7 @@ class State:
         """When to look again who has given no sign of life."""
         self.idle_at = float("inf")
         """When to look again whether there is anything to do."""
-        self.idle_mark = (0, 0, 0.0)
+        self.idle_mark: tuple[int, int, float] = (0, 0, 0.0)
         """The last run, the last submission, and since when they are the last."""
         self.departed: list[Worker] = []
         """Those that were buried since `place` was called."""
