@@ -147,12 +147,12 @@ class Driver:
                             loss = await self._until_stop(self._listen, link)
                     finally:
                         if loss is None:
-                            await self._take_leave(link)
+                            await self._take_leave(link)  # noqa: ASYNC102 - it shields itself, with a limit
                         self._link = None
                 started = _say_nothing
                 link = None if loss is None else await self._next_link(loss)
         finally:
-            await self._take_leave(None)
+            await self._take_leave(None)  # noqa: ASYNC102 - it shields itself, with a limit
 
     async def _take_leave(self, link: Link | None) -> None:
         """The client stops: end its calls, say what is left to say, and goodbye."""

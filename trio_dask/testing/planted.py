@@ -142,8 +142,8 @@ def blamed_innocents(world: World) -> Generator[None]:
     """Whatever was assigned to a worker that died is blamed, whether it ran or not."""
     bury = membership.bury
 
-    def blame_all(state: State, worker: Worker, reason: str, **how: Any) -> None:
-        bury(state, worker, reason, **{**how, "ran": tuple(worker.processing)})
+    def blame_all(state: State, worker: Worker, reason: str, *, expected: bool, **how: Any) -> None:
+        bury(state, worker, reason, expected=expected, ran=tuple(worker.processing))
 
     with mock.patch.object(membership, "bury", blame_all), mock.patch.object(absence, "bury", blame_all):
         yield

@@ -187,7 +187,7 @@ class World:
         else:
             for client in self.clients:
                 if client.open:
-                    client.core.retire((worker.name,), 0, lambda *answer: None)
+                    client.core.retire((worker.name,), 0, lambda payload, ended: None)
                     client.pump()
                     return
 
