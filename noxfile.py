@@ -76,6 +76,12 @@ def processes(session: nox.Session) -> None:
     python(session, "-m", "pytest", "tests/processes", *session.posargs)
 
 
+@nox.session
+def soak(session: nox.Session) -> None:
+    """Real programs under trouble for as long as it takes (seven minutes): what `processes` does in short."""
+    python(session, "-m", "pytest", "tests/processes", "-m", "soak", "-s", *session.posargs)
+
+
 @nox.session(python=PYTHONS, venv_backend="virtualenv")
 def versions(session: nox.Session) -> None:
     """The fast storeys on each supported Python that this machine has, in fresh environments."""

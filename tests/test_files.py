@@ -1,6 +1,7 @@
 import json
 import os
 import subprocess
+import threading
 
 import psutil
 import pytest
@@ -29,6 +30,29 @@ def test_a_file_is_replaced_whole_and_what_replaced_ours_is_left_alone(tmp_path)
         os.rename(path, tmp_path / "aside")
         path.write_text("newest")
     assert path.read_text() == "newest"
+
+
+def test_a_reader_sees_all_of_a_file_or_nothing(tmp_path):
+    path = tmp_path / "file"
+    whole = "x" * 1_000_000
+    seen = set()
+    over = threading.Event()
+
+    def read():
+        while not over.is_set():
+            try:
+                seen.add(path.read_text())
+            except FileNotFoundError:
+                seen.add(None)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for _ in range(50):
+        with present(str(path), whole):
+            pass
+    over.set()
+    reader.join()
+    assert seen <= {None, whole}
 
 
 @pytest.fixture

@@ -68,7 +68,7 @@ class SchedulerSettings:
     worker_ttl_s: float = 10.0
     lone_worker_ttl_s: float = 60.0
     idle_timeout_s: float = math.inf
-    keepalive_s: float = 10.0
+    keepalive_s: float = 2.0
     silence_s: float = 60.0
     grace_s: float = 2.0
 

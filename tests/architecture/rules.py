@@ -42,7 +42,9 @@ FLOORS: Mapping[str, int] = {
 }
 
 # (importing module, imported module) -> why two rooms of one floor may know each other here.
-SIDEWAYS: Mapping[tuple[str, str], str] = {}
+SIDEWAYS: Mapping[tuple[str, str], str] = {
+    ("trio_dask.nanny.service", "trio_dask.worker.board"): "memory that a worker writes and its nanny reads",
+}
 
 IMPURE = {"asyncio", "logging", "os.urandom", "random", "secrets", "socket", "threading", "time", "trio", "uuid"}
 

@@ -24,11 +24,12 @@ def environment(**more):
 class Program:
     """A running program whose output is read all the time."""
 
-    def __init__(self, *arguments, cwd=None, **options):
+    def __init__(self, *arguments, cwd=None, within=(), **options):
         options.setdefault("env", environment())
         options.setdefault("stdin", subprocess.DEVNULL)
+        command = [*within, sys.executable, *arguments]
         self.process = subprocess.Popen(
-            [sys.executable, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=cwd, **options
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=cwd, **options
         )
         self.output = []
         self.errors = []
@@ -47,10 +48,10 @@ class Program:
                     lines.append(line.rstrip("\n"))
                     self._changed.notify_all()
 
-    def wait_for(self, pattern, lines=None):
+    def wait_for(self, pattern, lines=None, *, timeout_s=PATIENCE_S):
         """The first group of the first line (of stderr) that matches."""
         lines = self.errors if lines is None else lines
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + timeout_s
         with self._changed:
             while True:
                 for line in lines:
@@ -67,9 +68,9 @@ class Program:
         """All it has said."""
         return "\n".join([*self.output, "-- stderr", *self.errors])
 
-    def end(self):
-        """Its exit status, once it has ended by itself."""
-        status = self.process.wait(PATIENCE_S)
+    def end(self, timeout_s=PATIENCE_S):
+        """Its exit status, once it has ended by itself, and once nobody is left who could write to its output."""
+        status = self.process.wait(timeout_s)
         for reader in self._readers:
             reader.join()
         return status
@@ -108,6 +109,15 @@ def children(pid):
         return psutil.Process(pid).children(recursive=True)
     except psutil.NoSuchProcess:
         return []
+
+
+def until(condition, timeout_s, what):
+    """Wait for something to become true; gives how long it took, in seconds."""
+    start = time.monotonic()
+    while not condition():
+        assert time.monotonic() < start + timeout_s, f"not within {timeout_s:g} s: {what}"
+        time.sleep(0.02)
+    return time.monotonic() - start
 
 
 def survivors(processes, timeout_s=2.0):

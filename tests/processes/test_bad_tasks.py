@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import sys
 import threading
 import time
@@ -131,7 +132,12 @@ def test_a_result_of_500_megabytes_arrives(client: Client) -> None:
     goes_on(client)
 
 
-@pytest.mark.parametrize("end", [lambda: os._exit(7), lambda: ctypes.string_at(0)], ids=["exit", "segfault"])
+@pytest.mark.parametrize(
+    "end",
+    # The last one has as like as not returned when its process dies.
+    [lambda: os._exit(7), lambda: ctypes.string_at(0), lambda: os.kill(os.getpid(), signal.SIGSEGV)],
+    ids=["exit", "segfault", "signal"],
+)
 def test_a_task_that_ends_its_process_is_given_up_and_says_where(client: Client, end: Callable[[], Any]) -> None:
     future = client.submit(end, pure=False)
     with pytest.raises(KilledWorker) as caught:

@@ -1,4 +1,5 @@
 import os
+import signal
 import subprocess
 import sys
 from functools import partial
@@ -6,10 +7,12 @@ from functools import partial
 import pytest
 import trio
 
-from trio_dask.deploy.process import ChildSpec, describe_end, run_child
 from trio_dask.errors import ClusterError
+from trio_dask.nanny.process import ChildSpec, run_child
 
 pytestmark = pytest.mark.slow
+
+STUBBORN = ["ignores_its_end", "blocks_the_loop", "holds_the_interpreter"]
 
 
 def spec(function, **options):
@@ -17,9 +20,15 @@ def spec(function, **options):
     return ChildSpec(name=f"child {function}", program=f"tests.processes.children:{function}", **options)
 
 
+@pytest.fixture(params=[False, True], ids=["alone", "guarded"])
+def guarded(request):
+    """Whether there is a guard between us and the child."""
+    return request.param
+
+
 async def start(spec, task_status):
-    """For `nursery.start`: run a child, and report what it reports."""
-    await run_child(spec, task_status.started)
+    """For `nursery.start`: run a child, and give it with its first report."""
+    await run_child(spec, lambda child, report: task_status.started((child, report)))
 
 
 def alive(pid):
@@ -36,40 +45,77 @@ async def gone(*pids):
         await trio.sleep(0.005)
 
 
-async def test_a_child_reports_and_lives_until_it_is_cancelled(monkeypatch):
+async def test_a_child_reports_and_lives_until_it_is_cancelled(monkeypatch, guarded):
     monkeypatch.setattr(sys, "path", [*sys.path, "/no/such/folder"])
     async with trio.open_nursery() as nursery:
-        ready = await nursery.start(start, spec("well_behaved", settings={"number": 7}))
-        assert ready.pid == ready.report["pid"]
-        assert ready.report["settings"] == {"number": 7}
-        assert ready.report["path"] == [entry or os.getcwd() for entry in sys.path]
-        assert alive(ready.report["grandchild"])
+        child, report = await nursery.start(start, spec("well_behaved", settings={"number": 7}, guarded=guarded))
+        assert report["settings"] == {"number": 7}
+        assert report["path"] == [entry or os.getcwd() for entry in sys.path]
+        assert all(map(alive, [child.pid, *report["started"]]))
         nursery.cancel_scope.cancel()
-    assert not alive(ready.pid)
+    assert not alive(child.pid)
     with trio.fail_after(1):
-        await gone(ready.report["grandchild"])
+        await gone(*report["started"])
 
 
-async def test_the_lifeline_is_not_the_stdin_that_tasks_read():
+async def test_a_child_leaves_when_its_lifeline_is_cut(guarded):
     async with trio.open_nursery() as nursery:
-        ready = await nursery.start(start, spec("reader_of_stdin"))
-    assert ready.report == {"stdin": ""}
+        child, _ = await nursery.start(start, spec("well_behaved", guarded=guarded))
+        child.leave()
+    assert not alive(child.pid)
 
 
-async def test_the_end_of_a_child_is_told_with_its_last_words():
+async def test_the_lifeline_is_not_the_stdin_that_tasks_read(guarded):
+    async with trio.open_nursery() as nursery:
+        _, report = await nursery.start(start, spec("reader_of_stdin", guarded=guarded))
+    assert report == {"stdin": ""}
+
+
+async def test_the_end_of_a_child_is_told_with_its_last_words(guarded):
     heard = bytearray()
-    status, words = await run_child(spec("says_and_ends", stderr=heard.extend))
-    assert (status, words) == (0, "a line on stderr")
+    end = await run_child(spec("says_and_ends", stderr=heard.extend, guarded=guarded))
+    assert (end.status, end.started, end.words.lines) == (0, True, ("a line on stderr",))
     assert heard == b"a line on stderr\n"
-    status, _ = await run_child(spec("kills_itself"))
-    assert describe_end(status) == "was killed by SIGKILL"
+    end = await run_child(spec("kills_itself", guarded=guarded))
+    assert (end.status, end.describe()) == (-signal.SIGKILL, "was killed by SIGKILL")
 
 
-async def test_a_child_that_dies_before_it_is_ready_is_reported_with_its_last_words():
-    with pytest.raises(ClusterError, match=r"(?s)ended with status 7 before it was ready:\nfirst words\nlast words"):
-        await run_child(spec("speaks_and_dies", settings={"status": 7}))
-    with pytest.raises(ClusterError, match="internal error, ValueError: no such thing"):
-        await run_child(spec("raises"))
+async def test_a_signal_reaches_the_child_and_not_its_guard(guarded):
+    async with trio.open_nursery() as nursery:
+        child, _ = await nursery.start(start, spec("well_behaved", guarded=guarded))
+        child.send_signal(signal.SIGTERM)  # it stops in good order, and nothing is left
+    assert not alive(child.pid)
+
+
+async def test_a_fatal_error_leaves_its_stack(guarded):
+    end = await run_child(spec("has_a_fatal_error", guarded=guarded))
+    assert end.status == -signal.SIGSEGV
+    assert end.words.lines == ("a line before it",)
+    assert end.words.stack[0] == "Fatal Python error: Segmentation fault"
+    assert end.words.place.startswith("has_a_fatal_error (children.py:")
+
+
+async def test_the_guard_knows_how_much_memory_there_was():
+    end = await run_child(spec("takes_memory", settings={"bytes": 150 * 2**20}, guarded=True))
+    assert end.status == 0
+    assert 150 < end.peak_bytes / 2**20 < 350
+
+
+async def test_a_child_that_does_not_start_in_time_says_where_it_is_stuck(guarded):
+    end = await run_child(spec("never_starts", start_timeout_s=3.0, guarded=guarded))
+    assert (end.started, end.late) == (False, True)
+    assert end.words.place.startswith("never_starts (children.py:")
+    assert "was not ready in time" in str(end.as_error())
+
+
+async def test_a_child_that_dies_before_it_is_ready_is_reported_with_its_last_words(guarded):
+    end = await run_child(spec("speaks_and_dies", settings={"status": 7}, guarded=guarded))
+    assert not end.started
+    assert str(end.as_error()).endswith("ended with status 7 before it was ready:\nfirst words\nlast words")
+    end = await run_child(spec("raises", guarded=guarded))
+    assert (end.status, end.started) == (1, False)
+    assert "internal error, ValueError: no such thing" in end.failure
+    assert end.failure in str(end.as_error())
 
 
 async def test_a_program_that_cannot_be_started_is_an_error_of_the_cluster(monkeypatch):
@@ -78,32 +124,47 @@ async def test_a_program_that_cannot_be_started_is_an_error_of_the_cluster(monke
         await run_child(spec("well_behaved"))
 
 
-@pytest.mark.parametrize("function", ["ignores_its_end", "blocks_the_loop", "holds_the_interpreter"])
-async def test_a_child_that_does_not_listen_is_ended_by_force(function):
+@pytest.mark.parametrize("function", STUBBORN)
+async def test_a_child_that_does_not_listen_is_ended_by_force(function, guarded):
     async with trio.open_nursery() as nursery:
-        ready = await nursery.start(start, spec(function, grace_s=0.2))
+        child, _ = await nursery.start(start, spec(function, grace_s=0.2, guarded=guarded))
         nursery.cancel_scope.cancel()
-    assert not alive(ready.pid)
+    assert not alive(child.pid)
 
 
-async def test_a_thread_that_never_ends_does_not_keep_a_child():
+async def test_kill_is_at_once_and_takes_along_what_the_child_started():
+    async with trio.open_nursery() as nursery:
+        child, report = await nursery.start(start, spec("starts_sessions", guarded=True))
+        child.kill()
+    assert not any(map(alive, [child.pid, *report["started"]]))
+
+
+async def test_a_child_that_dies_takes_along_what_it_started():
+    async with trio.open_nursery() as nursery:
+        child, report = await nursery.start(start, spec("starts_sessions", guarded=True))
+        os.kill(child.pid, signal.SIGKILL)
+    assert not any(map(alive, report["started"]))
+
+
+async def test_a_thread_that_never_ends_does_not_keep_a_child(guarded):
     with trio.fail_after(10):
-        assert await run_child(spec("leaves_a_thread")) == (0, "")
+        end = await run_child(spec("leaves_a_thread", guarded=guarded))
+    assert (end.status, end.words.lines) == (0, ())
 
 
-@pytest.mark.parametrize("function", ["well_behaved", "ignores_its_end", "blocks_the_loop", "holds_the_interpreter"])
+@pytest.mark.parametrize("function", ["well_behaved", "starts_sessions", *STUBBORN])
 async def test_nothing_outlives_a_parent_that_is_killed(function):
     program = (
-        "import trio\nfrom trio_dask.deploy.process import ChildSpec, run_child\n"
+        "import trio\nfrom trio_dask.nanny.process import ChildSpec, run_child\n"
         "async def main():\n"
-        f"    spec = ChildSpec(name='c', program='tests.processes.children:{function}', settings={{}})\n"
-        "    await run_child(spec, lambda ready: print(*(ready.report.get(k, 0) for k in ('pid', 'grandchild'))))\n"
+        f"    spec = ChildSpec(name='c', program='tests.processes.children:{function}', settings={{}}, guarded=True)\n"
+        "    await run_child(spec, lambda child, report: print(child.pid, *report.get('started', ())))\n"
         "trio.run(main)\n"
     )
     async with trio.open_nursery() as nursery:
         run = partial(trio.run_process, [sys.executable, "-uc", program], stdout=subprocess.PIPE, check=False)
         parent = await nursery.start(run)
-        pids = [int(word) for word in (await parent.stdout.receive_some()).split() if int(word)]
+        pids = [int(word) for word in (await parent.stdout.receive_some()).split()]
         assert all(alive(pid) for pid in pids)
         parent.kill()
         with trio.fail_after(1):

@@ -112,9 +112,9 @@ def _reason(error: OSError | ProtocolError | trio.TooSlowError, timeout_s: float
         case ConnectionLost():
             return f"what listens there does not answer a hello: {error}"
         case trio.TooSlowError() if connected:
-            return f"what listens there did not answer within {timeout_s:g} s"
+            return f"what listens there did not answer within {timeout_s:.3g} s"
         case trio.TooSlowError():
-            return f"no answer within {timeout_s:g} s: a firewall? Or the machine is off"
+            return f"no answer within {timeout_s:.3g} s: a firewall? Or the machine is off"
         case socket.gaierror():
             return "the name of the host is not known"
         case _:

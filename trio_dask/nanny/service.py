@@ -83,9 +83,7 @@ class Nanny:
             same_failures=settings.same_failures,
         )
         self._core = NannyCore(policy, lifetime_restart=settings.lifetime_restart)
-        self._link = SchedulerLink(
-            worker, details=self._details, vouch=self._vouch, take_order=lambda order: self._take_order(order)
-        )
+        self._link = SchedulerLink(worker, details=self._details, vouch=self._vouch, take_order=self._take_order)
         self._life: Life | None = None
         self._stop: Stop | None = None
         self._no_pause = trio.Event()

@@ -49,6 +49,9 @@ SCHEDULER_SILENCE_S = 20.0
 """A scheduler that sent nothing for so long is called anew. That costs little, as it takes this worker back if it can;
 while a link that was cut without a word would hold us until TCP finds out, which may be long after it was mended."""
 
+SHORTEST_SILENCE_S = 4.5
+"""For workers that have little time without a scheduler; it says something every two seconds."""
+
 DIAL_SHARE = 0.9
 """Of the time that is left, a call may take so much: its end says why there is no scheduler."""
 
@@ -135,7 +138,7 @@ class _Worker:
         self._lost_at = trio.current_time()
         self._was_registered = False
         self._complained_at = -math.inf
-        self._reason = "none was found"
+        self._reason = ""
 
     async def run(self, task_status: trio.TaskStatus[Address]) -> None:
         failure: Exception | None = None
@@ -160,13 +163,13 @@ class _Worker:
         if self._death.cancelled_caught:
             raise NoScheduler(f"no scheduler for {self._settings.death_timeout_s:g} s: {self._reason}")
 
-    def _set_death(self, seconds: float) -> None:
+    def _set_death(self, seconds: float, *, since_s: float = 0.0) -> None:
         if self._draining:
             return  # which has a limit of its own
-        self._lost_at = trio.current_time()
+        self._lost_at = trio.current_time() - since_s
         self._death.deadline = self._lost_at + seconds
         if self._tell_end is not None:
-            self._tell_end(seconds, f"no scheduler for {self._settings.death_timeout_s:g} s")
+            self._tell_end(max(0.0, seconds - since_s), f"no scheduler for {self._settings.death_timeout_s:g} s")
 
     # ------------------------------------------------------------------------------------------ leaving
 
@@ -300,9 +303,13 @@ class _Worker:
         )
         link = LinkSettings(
             keepalive_s=settings.keepalive_s,
-            silence_s=min(settings.silence_s, SCHEDULER_SILENCE_S),
+            silence_s=min(
+                settings.silence_s, SCHEDULER_SILENCE_S, max(SHORTEST_SILENCE_S, settings.death_timeout_s / 2)
+            ),
             cleanup_s=settings.grace_s,
         )
+        if not self._reason:
+            self._reason = f"no answer from {scheduler} so far"
         share_s = max(SHORT_DIAL_S, DIAL_SHARE * (self._death.deadline - trio.current_time()))
         timeout_s = min(settings.connect_timeout_s, share_s)
         connection = await open_connection(scheduler, hello, timeout_s=timeout_s, settings=link)
@@ -354,7 +361,11 @@ class _Worker:
                 self._session_now = None
                 self._drain.is_possible = False
                 self._engine.session_lost()
-                self._set_death(self._settings.death_timeout_s)
+                silent_s = trio.current_time() - connection.heard_at
+                # Until it broke, a link was a contact; one that fell silent was none from then on.
+                self._set_death(
+                    self._settings.death_timeout_s, since_s=silent_s if silent_s >= connection.silence_s else 0.0
+                )
 
     async def _converse(self, connection: Connection) -> EndSession:
         async with aclosing(connection.batches()) as batches:

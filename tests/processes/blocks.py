@@ -1,0 +1,80 @@
+"""Blocks of numbers, and what is done with them: tasks that workers import, so this file imports little."""
+
+import os
+import time
+
+import numpy as np
+import trio
+
+STALLS = {"watching": False}
+
+
+def make(number, nbytes):
+    """A block; no two are alike. Like most of NumPy it leaves the interpreter to others while it works."""
+    block = np.zeros(nbytes // 8)
+    block += number
+    block[-1] = -number
+    return block
+
+
+def transform(block):
+    return block * 2 + 1
+
+
+def add(first, second):
+    return first + second
+
+
+def ends(block):
+    return block.nbytes, float(block[0]), float(block[-1])
+
+
+def hoard(nbytes):
+    """Take memory and keep it for a while, as a task does that needs too much."""
+    block = np.ones(nbytes // 8)
+    time.sleep(30)
+    return block.sum()
+
+
+async def watch_stalls():
+    """Look every few milliseconds, until `stop_watching`, how late the worker's event loop is: the worst, in seconds.
+
+    What the machine itself withheld is taken off: the time for which threads of this process were ready to run and got
+    no processor. Each of them may have had the interpreter's lock, one after the other.
+    """
+    STALLS["watching"] = True
+    worst = 0.0
+    while STALLS["watching"]:
+        before = _waited()
+        due = trio.current_time() + 0.005
+        await trio.sleep_until(due)
+        late = trio.current_time() - due
+        if late > worst:
+            worst = max(worst, late - (_waited() - before))
+    return worst
+
+
+def stop_watching():
+    STALLS["watching"] = False
+
+
+def _waited():
+    waited_ns = 0
+    for thread in os.listdir("/proc/self/task"):
+        try:
+            with open(f"/proc/self/task/{thread}/schedstat") as file:
+                waited_ns += int(file.read().split()[1])
+        except OSError:
+            continue  # it has ended
+    return waited_ns / 1e9
+
+
+def spilled(dask_worker):
+    return dask_worker.data.spilled_count, dask_worker.data.spilled_bytes
+
+
+def peak_bytes():
+    """The most memory that this process has had."""
+    with open("/proc/self/status") as file:
+        rows = dict(line.split(":", 1) for line in file)
+    return int(rows["VmHWM"].split()[0]) * 1024

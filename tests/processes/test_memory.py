@@ -1,0 +1,203 @@
+"""More data than memory, on real workers: right results, a loop that is never held up, and nothing left on disk."""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.processes import blocks
+from tests.processes.programs import environment, program, scheduler, until, worker
+from trio_dask import Client, KilledWorker, wait
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+MB = 10**6
+LIMIT = 256 * MB
+BLOCK = 4 * MB
+STALL_S = 0.05
+
+
+@contextlib.contextmanager
+def cluster(folder, *options, workers=2, limit=LIMIT):
+    """A scheduler, workers that spill into `folder`, and a client. All must end well, and leave nothing."""
+    with contextlib.ExitStack() as stack:
+        one = stack.enter_context(scheduler())
+        address = one.wait_for(r"Scheduler at: +(\S+)")
+        limits = ("--memory-limit", str(limit), "--local-directory", str(folder), *options)
+        running = [stack.enter_context(worker(address, *limits)) for _ in range(workers)]
+        with Client(address) as client:
+            client.wait_for_workers(workers)
+            yield client, running
+        for each in running:
+            assert each.stop(signal.SIGTERM) == 0, each.text
+        assert one.stop(signal.SIGTERM) == 0, one.text
+        assert list(folder.iterdir()) == []
+        for each in running:
+            assert "Traceback" not in each.text
+
+
+class Stalls:
+    """How late the workers' event loops were while the block ran."""
+
+    def __init__(self, client):
+        self._client = client
+        self._thread = threading.Thread(target=self._watch)
+        self.worst_s = []
+
+    def _watch(self):
+        self.worst_s = list(self._client.run(blocks.watch_stalls).values())
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error):
+        self._client.run(blocks.stop_watching)
+        self._thread.join()
+
+
+def reduce(client, level):
+    while len(level) > 1:
+        pairs = [client.submit(blocks.add, *level[i : i + 2]) for i in range(0, len(level) - 1, 2)]
+        level = pairs + level[len(level) & ~1 :]
+    return level[0]
+
+
+def on_disk(client):
+    return sum(nbytes for _, nbytes in client.run(blocks.spilled).values())
+
+
+def test_four_times_as_much_as_memory_on_two_workers(tmp_path):
+    """Generate, transform and tree-reduce: 2 GB of blocks that all have to be kept, in two times 256 MB."""
+    number = 4 * 2 * LIMIT // BLOCK
+    with cluster(tmp_path) as (client, _):
+        with Stalls(client) as stalls:
+            kept = client.map(blocks.make, range(number), nbytes=BLOCK)
+            total = reduce(client, client.map(blocks.transform, kept))
+            assert client.submit(blocks.ends, total).result(timeout=240) == (
+                BLOCK,
+                sum(2 * each + 1 for each in range(number)),
+                sum(1 - 2 * each for each in range(number)),
+            )
+        assert on_disk(client) > number * BLOCK - 2 * 0.7 * LIMIT
+        assert max(stalls.worst_s) < STALL_S
+        assert all(peak < 0.95 * LIMIT + 20 * MB for peak in client.run(blocks.peak_bytes).values())
+        # What is on disk is as good as what is in memory.
+        for each in range(0, number, 32):
+            assert client.submit(blocks.ends, kept[each]).result(timeout=60) == (BLOCK, each, -each)
+        assert client.gather(kept[3])[0] == 3
+
+
+def test_the_loop_is_not_held_up_by_spilling_alone(tmp_path):
+    """With nothing else going on: what comes in from a client goes to disk, in large values and in small ones."""
+    with cluster(tmp_path, workers=1) as (client, _):
+        with Stalls(client) as stalls:
+            kept = [
+                client.scatter([blocks.make(each, size)], hash=False) for each in range(6) for size in (10**4, 64 * MB)
+            ]
+            until(lambda: on_disk(client) > 200 * MB, 30, "values are on disk")
+        assert max(stalls.worst_s) < STALL_S
+        assert len(kept) == 12
+
+
+def test_a_full_disk_costs_memory_and_no_worker(tmp_path):
+    """When neither memory nor disk has room the worker complains once, takes tasks slowly, and gets all of it done."""
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", tmp_path]).returncode:
+        pytest.skip("a small file system cannot be mounted here")
+    try:
+        with cluster(tmp_path, workers=1) as (client, (only,)):
+            kept = client.map(blocks.make, range(60), nbytes=BLOCK)
+            wait(kept, timeout=120)
+            assert [ends[1] for ends in client.gather(client.map(blocks.ends, kept))] == list(range(60))
+            assert on_disk(client) <= 32 * MB
+            complaints = [line for line in only.errors if "stay in memory" in line]
+            assert len(complaints) == 1
+            assert "No space left on device" in complaints[0]
+            assert str(tmp_path) in complaints[0]
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+
+
+def test_values_whose_files_are_gone_are_computed_again(tmp_path):
+    with cluster(tmp_path) as (client, _):
+        kept = client.map(blocks.make, range(160), nbytes=BLOCK)
+        wait(kept)
+        assert on_disk(client) > 0
+        for each in tmp_path.iterdir():
+            shutil.rmtree(each, ignore_errors=True)  # its worker may be writing
+        firsts = [ends[1] for ends in client.gather(client.map(blocks.ends, kept))]
+        assert firsts == list(range(160))
+        assert client.gather(kept[5])[-1] == -5
+
+
+def test_a_killed_worker_leaves_its_files_to_the_next_one(tmp_path):
+    with contextlib.ExitStack() as stack:
+        one = stack.enter_context(scheduler())
+        address = one.wait_for(r"Scheduler at: +(\S+)")
+        options = ("--memory-limit", str(LIMIT), "--local-directory", str(tmp_path))
+        first = stack.enter_context(worker(address, *options))
+        with Client(address) as client:
+            client.wait_for_workers(1)
+            kept = client.map(blocks.make, range(80), nbytes=BLOCK)
+            wait(kept)
+            until(lambda: list(tmp_path.rglob("*/*")), 10, "values are on disk")
+            left = list(tmp_path.iterdir())
+            assert first.stop(signal.SIGKILL) == -signal.SIGKILL
+            assert list(tmp_path.iterdir()) == left
+            second = stack.enter_context(worker(address, *options))
+            second.wait_for(r"Removed .*left behind")
+            assert not left[0].exists()
+        assert second.stop(signal.SIGTERM) == 0
+        assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_worker_that_is_stopped_leaves_no_file(tmp_path, number):
+    with scheduler() as one:
+        address = one.wait_for(r"Scheduler at: +(\S+)")
+        with worker(address, "--memory-limit", str(LIMIT), "--local-directory", str(tmp_path)) as only:
+            with Client(address) as client:
+                client.wait_for_workers(1)
+                kept = client.map(blocks.make, range(80), nbytes=BLOCK)
+                wait(kept)
+                assert list(tmp_path.rglob("*/*"))
+                assert only.stop(number) == 0, only.text
+            assert list(tmp_path.iterdir()) == []
+
+
+def test_an_idle_worker_with_a_memory_limit_costs_next_to_nothing(tmp_path):
+    def used(pid):
+        """Processor time in seconds; the usual figure has a grain of 10 ms."""
+        return sum(int(path.read_text().split()[0]) for path in Path(f"/proc/{pid}/task").glob("*/schedstat")) / 1e9
+
+    with cluster(tmp_path, workers=1) as (client, (only,)):
+        assert client.submit(abs, -1).result() == 1
+        time.sleep(1)
+        before, start = used(only.process.pid), time.monotonic()
+        time.sleep(10)
+        assert (used(only.process.pid) - before) / (time.monotonic() - start) < 0.002
+
+
+def test_a_task_that_needs_too_much_memory_again_and_again_is_given_up_with_the_figures(tmp_path):
+    with scheduler() as one:
+        address = one.wait_for(r"Scheduler at: +(\S+)")
+        arguments = ("-m", "trio_dask", "worker", address, "--nthreads", "1", "--memory-limit", str(LIMIT))
+        options = ("--local-directory", str(tmp_path), "--restart-backoff", "0.1s:0.2s", "--max-restarts", "20")
+        with program(*arguments, *options, env=environment()) as launcher, Client(address) as client:
+            client.wait_for_workers(1)
+            task = client.submit(blocks.hoard, 400 * MB)
+            with pytest.raises(KilledWorker, match="memory") as caught:
+                task.result(timeout=120)
+            assert len(caught.value.deaths) >= 2
+            for line in caught.value.deaths:
+                assert "memory" in line
+                assert "244 MiB" in line
+            assert client.submit(abs, -1).result(timeout=60) == 1
+            assert launcher.stop(signal.SIGTERM) == 0
+        assert list(tmp_path.iterdir()) == []
