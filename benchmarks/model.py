@@ -89,6 +89,9 @@ class Sizes:
     transfer_bytes: int
     transfer_count: int
     idle_s: float
+    memory_limit: int
+    memory_times: int
+    block_bytes: int
     core_tasks: int
     core_memory_tasks: int
     core_workers: tuple[int, ...] = (1, 10, 100, 1000)
@@ -110,6 +113,9 @@ FULL = Sizes(
     transfer_bytes=50 * MB,
     transfer_count=4,
     idle_s=10.0,
+    memory_limit=256 * MB,
+    memory_times=4,
+    block_bytes=4 * MB,
     core_tasks=100_000,
     core_memory_tasks=1_000_000,
 )
@@ -128,6 +134,9 @@ QUICK = Sizes(
     transfer_bytes=50 * MB,
     transfer_count=2,
     idle_s=3.0,
+    memory_limit=256 * MB,
+    memory_times=2,
+    block_bytes=4 * MB,
     core_tasks=10_000,
     core_memory_tasks=100_000,
 )

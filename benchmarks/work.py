@@ -44,6 +44,19 @@ def make_array(nbytes: int, seed: int) -> Any:
     return array
 
 
+def make_block(number: int, nbytes: int) -> Any:
+    """An array of float64 in which every element tells which block it is."""
+    import numpy as np
+
+    block = np.zeros(nbytes // 8)
+    block += number
+    return block
+
+
+def transform_block(block: Any) -> Any:
+    return 2 * block + 1
+
+
 def array_ends(array: Any) -> tuple[int, float, float]:
     """Size and both ends: enough to know that all of it is here, without reading through it."""
     return int(array.nbytes), float(array[0]), float(array[-1])

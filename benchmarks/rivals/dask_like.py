@@ -27,6 +27,7 @@ class DaskLike(Rival):
             getattr(self.package, name)
         self.client: Any = None
         self.scheduler_file: Path | None = None
+        self.memory_arguments: list[str] = []
         self.programs: dict[str, list[Program]] = {"scheduler": [], "worker": []}
 
     @abc.abstractmethod
@@ -50,7 +51,7 @@ class DaskLike(Rival):
             if time.monotonic() > deadline:
                 raise RuntimeError("the scheduler is ready and wrote no scheduler file")
             time.sleep(0.01)
-        arguments = self.worker_arguments(scheduler_file, folder)
+        arguments = [*self.worker_arguments(scheduler_file, folder), *self.memory_arguments]
         for number in range(workers):
             program = Program(f"worker {number}", arguments, ready=WORKER_READY, folder=folder)
             self.programs["worker"].append(program)
@@ -84,6 +85,9 @@ class DaskLike(Rival):
     def gather(self, futures: Sequence[Any]) -> list[Any]:
         results: list[Any] = self.client.gather(futures)
         return results
+
+    def limit_memory(self, nbytes: int) -> None:
+        self.memory_arguments = ["--memory-limit", str(nbytes)]
 
     def workers(self) -> list[str]:
         return sorted(self.client.nthreads())

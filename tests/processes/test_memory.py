@@ -15,7 +15,7 @@ from tests.processes import blocks
 from tests.processes.programs import environment, program, scheduler, until, worker
 from trio_dask import Client, KilledWorker, wait
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 MB = 10**6
 LIMIT = 256 * MB
@@ -32,7 +32,7 @@ def cluster(folder, *options, workers=2, limit=LIMIT):
         limits = ("--memory-limit", str(limit), "--local-directory", str(folder), *options)
         running = [stack.enter_context(worker(address, *limits)) for _ in range(workers)]
         with Client(address) as client:
-            client.wait_for_workers(workers)
+            client.wait_for_workers(workers, timeout=30)
             yield client, running
         for each in running:
             assert each.stop(signal.SIGTERM) == 0, each.text
@@ -127,7 +127,7 @@ def test_a_full_disk_costs_memory_and_no_worker(tmp_path):
 def test_values_whose_files_are_gone_are_computed_again(tmp_path):
     with cluster(tmp_path) as (client, _):
         kept = client.map(blocks.make, range(160), nbytes=BLOCK)
-        wait(kept)
+        wait(kept, timeout=60)
         assert on_disk(client) > 0
         for each in tmp_path.iterdir():
             shutil.rmtree(each, ignore_errors=True)  # its worker may be writing
@@ -143,9 +143,9 @@ def test_a_killed_worker_leaves_its_files_to_the_next_one(tmp_path):
         options = ("--memory-limit", str(LIMIT), "--local-directory", str(tmp_path))
         first = stack.enter_context(worker(address, *options))
         with Client(address) as client:
-            client.wait_for_workers(1)
+            client.wait_for_workers(1, timeout=30)
             kept = client.map(blocks.make, range(80), nbytes=BLOCK)
-            wait(kept)
+            wait(kept, timeout=60)
             until(lambda: list(tmp_path.rglob("*/*")), 10, "values are on disk")
             left = list(tmp_path.iterdir())
             assert first.stop(signal.SIGKILL) == -signal.SIGKILL
@@ -163,9 +163,9 @@ def test_a_worker_that_is_stopped_leaves_no_file(tmp_path, number):
         address = one.wait_for(r"Scheduler at: +(\S+)")
         with worker(address, "--memory-limit", str(LIMIT), "--local-directory", str(tmp_path)) as only:
             with Client(address) as client:
-                client.wait_for_workers(1)
+                client.wait_for_workers(1, timeout=30)
                 kept = client.map(blocks.make, range(80), nbytes=BLOCK)
-                wait(kept)
+                wait(kept, timeout=60)
                 assert list(tmp_path.rglob("*/*"))
                 assert only.stop(number) == 0, only.text
             assert list(tmp_path.iterdir()) == []
@@ -190,7 +190,7 @@ def test_a_task_that_needs_too_much_memory_again_and_again_is_given_up_with_the_
         arguments = ("-m", "trio_dask", "worker", address, "--nthreads", "1", "--memory-limit", str(LIMIT))
         options = ("--local-directory", str(tmp_path), "--restart-backoff", "0.1s:0.2s", "--max-restarts", "20")
         with program(*arguments, *options, env=environment()) as launcher, Client(address) as client:
-            client.wait_for_workers(1)
+            client.wait_for_workers(1, timeout=30)
             task = client.submit(blocks.hoard, 400 * MB)
             with pytest.raises(KilledWorker, match="memory") as caught:
                 task.result(timeout=120)

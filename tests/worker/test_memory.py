@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import threading
+import weakref
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -28,6 +30,7 @@ from trio_dask.protocol.messages import (
     Free,
     Lost,
     Missing,
+    Put,
     PutDone,
     RunFailed,
     RunFinished,
@@ -38,8 +41,11 @@ from trio_dask.protocol.pickling import load_value
 from trio_dask.worker import memory
 from trio_dask.worker.memory import MemoryLimits, MemoryMonitor, WorkerHooks
 from trio_dask.worker.pausing import PauseRule
+from trio_dask.worker.peers import Peers
 from trio_dask.worker.process_memory import ProcessMemory, trim
 from trio_dask.worker.service import run_worker
+from trio_dask.worker.serving import DataServer
+from trio_dask.worker.spill import SpillDisk, SpilledFile
 from trio_dask.worker.store import Store
 from trio_dask.worker.task_context import WorkerHandle
 
@@ -152,6 +158,7 @@ class Process:
         self.waits = False
         self.readings = 0
         self.told: list[str] = []
+        self.told_at: list[float] = []
         self.released: list[float] = []
         self.leaked_bytes = 0
         settings = {"memory_limit_bytes": LIMIT, "local_directory": str(base), **settings}
@@ -160,8 +167,8 @@ class Process:
             held_bytes=lambda: self.store.large_bytes + self.store.spilled_bytes + self.small_bytes,
             busy=lambda: self.is_busy,
             waits_for_itself=lambda: self.waits,
-            pause=lambda: self.told.append("pause"),
-            resume=lambda: self.told.append("resume"),
+            pause=lambda: self.tell("pause"),
+            resume=lambda: self.tell("resume"),
             lose=lambda: self.told.extend(self.store.take_lost()),
         )
         found = MemoryLimits.of(all_settings)
@@ -172,6 +179,10 @@ class Process:
     def used(self) -> int:
         self.readings += 1
         return self.other_bytes + self.leaked_bytes + self.small_bytes + self.store.large_bytes
+
+    def tell(self, what: str) -> None:
+        self.told.append(what)
+        self.told_at.append(trio.current_time())
 
     def release(self) -> None:
         self.released.append(trio.current_time())
@@ -280,6 +291,16 @@ async def test_the_worker_is_paused_and_resumed_once_each(autojump_clock: MockCl
         assert process.told == ["pause", "resume"]
 
 
+async def test_a_worker_resumes_as_soon_as_room_was_made(autojump_clock: MockClock, make_process: Any) -> None:
+    async with make_process(spill_managed=None) as process:
+        process.is_busy = True
+        process.other_bytes = 45 * MB
+        process.fill("a", "b", "c", "d")
+        await trio.sleep(memory.IDLE_INTERVAL_S + 0.01)
+        assert process.told == ["pause", "resume"]
+        assert process.told_at[1] == process.told_at[0]
+
+
 async def test_a_paused_worker_that_nothing_can_help_does_not_wait_for_ever(
     autojump_clock: MockClock, make_process: Any
 ) -> None:
@@ -339,6 +360,20 @@ async def test_files_of_values_that_are_freed_are_removed(
         assert files(tmp_path) == []
 
 
+async def test_what_is_below_the_mark_stays_also_when_files_are_removed(
+    autojump_clock: MockClock, make_process: Any, tmp_path: Path
+) -> None:
+    async with make_process(spill_process=None) as process:
+        process.fill("a", "b", "c", "d", "e", "f", "g")
+        await wait_all_tasks_blocked()
+        assert process.spilled == ["a", "b"]
+        process.fill("h", nbytes=9 * MB)  # between the marks
+        process.store.drop(["a", "b"])
+        await trio.sleep(1)
+        assert files(tmp_path) == []
+        assert process.spilled == []
+
+
 async def test_an_idle_worker_is_hardly_looked_at_and_a_busy_one_often(
     autojump_clock: MockClock, make_process: Any
 ) -> None:
@@ -358,8 +393,10 @@ async def test_what_is_lost_on_disk_is_told(autojump_clock: MockClock, make_proc
     async with make_process() as process:
         process.fill("a", "b", "c", "d", "e", "f", "g")
         await wait_all_tasks_blocked()
+        process.store.drop(["d", "e", "f", "g"])  # so that nothing else is to be done
         for folder in folders(tmp_path):
             shutil.rmtree(folder)
+        await trio.sleep(1)
         with pytest.raises(KeyError):
             process.store["a"]
         await wait_all_tasks_blocked()
@@ -454,7 +491,17 @@ async def open_spilling_worker(folder: Path, **settings: Any) -> AsyncGenerator[
     assert folders(folder) == []
 
 
-async def test_results_that_were_spilled_are_used_served_and_freed(tmp_path: Path) -> None:
+async def test_results_that_were_spilled_are_used_served_and_freed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readers: list[threading.Thread] = []
+    read = SpillDisk.read
+
+    def note_and_read(disk: SpillDisk, file: SpilledFile) -> list[memoryview]:
+        readers.append(threading.current_thread())
+        return read(disk, file)
+
+    monkeypatch.setattr(SpillDisk, "read", note_and_read)
     async with open_spilling_worker(tmp_path) as session:
         session.submit("a", np.arange, 100_000)
         await session.hear(RunFinished)
@@ -471,6 +518,8 @@ async def test_results_that_were_spilled_are_used_served_and_freed(tmp_path: Pat
         with trio.fail_after(PATIENCE_S):
             while files(tmp_path):
                 await trio.lowlevel.checkpoint()
+    assert len(readers) == 2
+    assert threading.main_thread() not in readers  # it would hold the event loop up
 
 
 async def test_what_clients_scatter_is_spilled_as_it_came(tmp_path: Path) -> None:
@@ -481,6 +530,48 @@ async def test_what_clients_scatter_is_spilled_as_it_came(tmp_path: Path) -> Non
         await until_spilled(session, "x")
         session.submit("b", np.sum, Ref("x"), holders={"x": [session.address]})
         assert await session.result() == 200_000
+
+
+class Buffer(bytearray):
+    """One that can be watched."""
+
+
+class OneByOne:
+    """A channel that hands out what it is given, and then looks what has become of it."""
+
+    def __init__(self, *messages: Any) -> None:
+        self.left = list(messages)
+        self.given: weakref.ref[Buffer] | None = None
+
+    async def send(self, message: Any, buffers: Any = ()) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def receive(self, room: object = None) -> tuple[Any, Any]:
+        await trio.lowlevel.checkpoint()
+        assert self.given is None or self.given() is None, "what came before is still in memory"
+        if not self.left:
+            raise trio.EndOfChannel
+        buffer = Buffer(100)
+        self.given = weakref.ref(buffer)
+        return self.left.pop(0), [buffer]
+
+    def abort(self) -> None:
+        """Nothing to do."""
+
+
+async def test_a_channel_that_waits_for_the_next_value_does_not_keep_the_last_one() -> None:
+    puts = [Put(key, "client", "bytes", (100,)) for key in "abc"]
+    await DataServer(Store(), {}, lambda put, frames: True, WorkerHandle(name="w", nthreads=1)).handle(
+        OneByOne(*puts)  # type: ignore[arg-type]
+    )
+
+    async def open_channel(address: str) -> Any:
+        await trio.lowlevel.checkpoint()
+        return OneByOne(*(Value(key, (100,)) for key in "abc"))
+
+    taken: list[str] = []
+    await Peers(open_channel).fetch("tcp://x", ["a", "b", "c"], lambda key, frames: taken.append(key))
+    assert taken == ["a", "b", "c"]
 
 
 async def test_a_value_whose_file_is_gone_is_lost_and_its_task_handed_back(tmp_path: Path) -> None:

@@ -213,6 +213,45 @@ def test_what_is_dropped_while_it_is_written_leaves_nothing(spilling: Store, mon
     assert (spilling.spilled_bytes, spilling.large_bytes) == (0, 0)
 
 
+@pytest.mark.parametrize("access", ["__getitem__", "dump"])
+def test_whoever_reads_a_value_that_is_just_replaced_gets_the_new_one(
+    spilling: Store, monkeypatch: pytest.MonkeyPatch, access: str
+) -> None:
+    put(spilling, "a")
+    spilling.spill(MB)
+    read = SpillDisk.read
+
+    def replace_and_read(disk: SpillDisk, file: Any) -> Any:
+        spilling.put("a", "new", 100)
+        spilling.sweep()
+        return read(disk, file)
+
+    monkeypatch.setattr(SpillDisk, "read", replace_and_read)
+    value = getattr(spilling, access)("a")
+    assert (load_value(value) if access == "dump" else value) == "new"
+    assert spilling.take_lost() == ()
+
+
+def test_sending_a_value_that_is_just_replaced_does_not_hide_the_new_one_from_the_disk(spilling: Store) -> None:
+    put(spilling, "a")
+    lock = spilling._lock
+
+    class Replaced:
+        """A lock before which somebody else was."""
+
+        def __enter__(self) -> None:
+            spilling._lock = lock
+            put(spilling, "a", nbytes=2 * MB)
+            lock.acquire()
+
+        def __exit__(self, *error: object) -> None:
+            lock.release()
+
+    spilling._lock = Replaced()  # type: ignore[assignment]
+    spilling.dump("a")
+    assert spilling.spill(MB).nbytes == 2 * MB
+
+
 def test_a_value_whose_file_is_gone_is_lost_and_said_to_be_so_once(spilling: Store, folder: ScratchFolder) -> None:
     put(spilling, "a", "b")
     spilling.spill(2 * MB)

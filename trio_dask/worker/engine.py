@@ -34,8 +34,8 @@ from trio_dask.worker.core.worker import WorkerCore
 from trio_dask.worker.executor import Begun, Declined, Executor, Failed, Finished, InputGone, Outcome
 from trio_dask.worker.memory import MemoryLimits, MemoryMonitor, WorkerHooks
 from trio_dask.worker.peers import Peers
-from trio_dask.worker.secession import Rejoined, Seceded
 from trio_dask.worker.scratch import check_base
+from trio_dask.worker.secession import Rejoined, Seceded
 from trio_dask.worker.serving import DataServer
 from trio_dask.worker.store import Frames, Store
 from trio_dask.worker.task_context import WorkerHandle

@@ -134,9 +134,7 @@ class Executor:
         """Whether all tasks that are to run here have begun."""
         self._functions: dict[Digest, tuple[Callable[..., Any], bool]] = {}
         self._tokens: SimpleQueue[None] = SimpleQueue()
-        self._secession = Secession(
-            self._slots, self._cells, start=self._start_slot, post=self._post, wake=self.wake
-        )
+        self._secession = Secession(self._slots, self._cells, start=self._start_slot, post=self._post, wake=self.wake)
         self._posted: deque[_Posted] = deque()
         self._doomed: dict[int, Run] = {}  # by identity: cancelled runs that have not come back
         self._woken = False

@@ -87,7 +87,7 @@ class MemoryLimits:
             managed_high=part(managed),
             managed_low=part(managed, 0.95),
             process_high=part(process),
-            process_low=part(process, 0.95),
+            process_low=part(process, 0.85),
             pause_above=part(pause),
             pause_below=part(pause, 0.94),
         )
@@ -270,12 +270,12 @@ class MemoryMonitor:
 
     async def _make_room(self) -> None:
         """Go on as long as it helps."""
-        self._making_room = True
         while True:
             self._work = trio.Event()
             excess = self._excess(self._used())
             if excess <= 0 or self._resting():
                 break
+            self._making_room = True
             now = trio.current_time()
             turn = partial(self._take_turn, excess, also_used=self._is_severe(), may_collect=now >= self._collect_from)
             portion, collection_s = await self._in_thread(turn)
@@ -306,7 +306,6 @@ class MemoryMonitor:
     def _end_turn(self) -> None:
         self._turn.set()
         self._turn = trio.Event()
-        self._hooks.lose()
         if self._rule.paused:
             self._wake.set()  # every moment counts
 

@@ -83,6 +83,7 @@ class Peers:
             if not isinstance(message, Value | Absent) or message.key != left[-1]:
                 raise ProtocolError(f"a peer was asked for {left[-1]!r} and answered with a {type(message).__name__}")
             take(left.pop(), buffers if isinstance(message, Value) else None)
+            del buffers  # while we wait for the next value, the store alone decides what becomes of this one
 
     @asynccontextmanager
     async def _channel(self, address: str) -> AsyncGenerator[DataChannel]:

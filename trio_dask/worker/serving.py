@@ -65,24 +65,29 @@ class DataServer:
         Raises:
           ProtocolError: the peer asked for something that is no request.
         """
-        while True:
-            try:
-                message, buffers = await channel.receive(self._room)
-            except trio.EndOfChannel:
-                return
-            match message:
-                case Fetch(keys):
-                    for key in keys:
-                        await self._send_value(channel, key)
-                case Put():
-                    await channel.send(self._put(message, buffers))
-                case Call():
-                    ok, text, frames = await self._call(buffers)
-                    await channel.send(CallResult(ok, text, _sizes(frames)), frames)
-                case Goodbye():
-                    return
-                case _:
-                    raise ProtocolError(f"a peer sent a {type(message).__name__}, which is no request")
+        while await self._answer(channel):
+            pass
+
+    async def _answer(self, channel: DataChannel) -> bool:
+        """Take one request; False if there are no more. What came with it is not kept beyond it."""
+        try:
+            message, buffers = await channel.receive(self._room)
+        except trio.EndOfChannel:
+            return False
+        match message:
+            case Fetch(keys):
+                for key in keys:
+                    await self._send_value(channel, key)
+            case Put():
+                await channel.send(self._put(message, buffers))
+            case Call():
+                ok, text, frames = await self._call(buffers)
+                await channel.send(CallResult(ok, text, _sizes(frames)), frames)
+            case Goodbye():
+                return False
+            case _:
+                raise ProtocolError(f"a peer sent a {type(message).__name__}, which is no request")
+        return True
 
     async def _send_value(self, channel: DataChannel, key: Key) -> None:
         held = self._held.get(key)

@@ -50,6 +50,10 @@ class Spilled(NamedTuple):
     problem: str
 
 
+class _Gone(Exception):
+    """The file of a value is not there; nor is the value, any more, or not this one."""
+
+
 class _Nothing:
     """Stands where there is no object."""
 
@@ -121,10 +125,15 @@ class Store(Mapping[Key, Any]):
         if type(entry) is not _Entry:
             return entry
         value = entry.value
-        if value is _NOTHING:
+        if value is not _NOTHING:
+            with self._lock:
+                self._freshen(entry)
+            return value
+        try:
             return self._make(entry)
-        self._used(entry)
-        return value
+        except _Gone:
+            pass
+        return self[key]  # for there may be another value by now
 
     @property
     def spilled_bytes(self) -> int:
@@ -199,7 +208,13 @@ class Store(Mapping[Key, Any]):
             self._freshen(entry)
         if frames is not None:
             return frames
-        return self._read(entry, file) if value is _NOTHING else dump_value(value)
+        if value is not _NOTHING:
+            return dump_value(value)
+        try:
+            return self._read(entry, file)
+        except _Gone:
+            pass
+        return self.dump(key)  # for there may be another value by now
 
     def take_lost(self) -> tuple[Key, ...]:
         """The keys that turned out to be gone from disk since the last call; they are not here any more."""
@@ -245,7 +260,7 @@ class Store(Mapping[Key, Any]):
             return self._disk.read(file)
         except (FileNotFoundError, NotADirectoryError):
             self._lose(entry)
-            raise KeyError(entry.key) from None
+            raise _Gone from None
         except OSError as error:
             raise SpillError(f"cannot read {entry.key!r} back from {file.path}: {error.strerror or error}") from error
 
@@ -308,8 +323,8 @@ class Store(Mapping[Key, Any]):
                 file = disk.write(dump_value(value) if frames is None else frames)
             except SpillError:
                 with self._lock:
-                    if self._entries.get(entry.key) is entry:
-                        self._freshen(entry)
+                    self._freshen(entry)
+                    if self._recent.get(entry.key) is entry:
                         self._recent.move_to_end(entry.key, last=False)
                 raise
             except Exception:  # pickling runs the user's code, and what it cannot do now it could before
@@ -351,15 +366,12 @@ class Store(Mapping[Key, Any]):
             self._freshen(entry)
 
     def _freshen(self, entry: _Entry) -> None:
-        """A value was used."""
-        if entry.nbytes >= self._from_bytes and entry.in_memory and not entry.stays:
+        """A value was used, unless it was dropped or replaced meanwhile."""
+        if entry.nbytes < self._from_bytes or entry.stays or not entry.in_memory:
+            return
+        if self._entries.get(entry.key) is entry:
             self._recent[entry.key] = entry
             self._recent.move_to_end(entry.key)
-
-    def _used(self, entry: _Entry) -> None:
-        with self._lock:
-            if self._entries.get(entry.key) is entry:
-                self._freshen(entry)
 
     def _let_go(self, entry: _Entry) -> None:
         """An entry is not in the dict any more. What it holds lives until the caller drops it."""
