@@ -284,6 +284,8 @@ class Engine:
             self._carry_out(request)
         if effects.offered:
             self._executor.wake(effects.offered)
+            if self._memory is not None:
+                self._memory.stir()
             self._call_at(trio.current_time() + LONG_RUN_S)
         self._call_at(self._core.next_deadline())
 

@@ -37,7 +37,9 @@ log = logging.getLogger("trio_dask.worker")
 _T = TypeVar("_T")
 
 BUSY_INTERVAL_S = 0.1
-IDLE_INTERVAL_S = 0.5
+FIRST_IDLE_INTERVAL_S, MAX_IDLE_INTERVAL_S = 0.5, 5.0
+"""Doubled from one to the other: of an idle process even waking up would be most of what it does."""
+
 MIN_PORTION_BYTES, MAX_PORTION_BYTES = 4 * 2**20, 64 * 2**20
 PORTIONS = 32
 """In so many portions what the limit allows would be written to disk; after each the worker may go on."""
@@ -151,6 +153,7 @@ class MemoryMonitor:
         self._thread = trio.CapacityLimiter(1)
         self._token: trio.lowlevel.TrioToken | None = None
         self._pressed = False
+        self._dozing = False
         self._wake = trio.Event()
         self._work = trio.Event()
         self._turn = trio.Event()  # replaced after each turn of the thread
@@ -198,6 +201,7 @@ class MemoryMonitor:
 
         When nothing more can be moved out of the way they come in all the same: a task may need just these.
         """
+        self.stir()
         async with self._incoming.share(nbytes):
             while self._used() + nbytes > self.limits.ceiling and not self._resting():
                 self._wanted = max(self._wanted, nbytes)
@@ -206,6 +210,12 @@ class MemoryMonitor:
             yield
 
     # ------------------------------------------------------------------------------------------ the watch
+
+    def stir(self) -> None:
+        """Something has begun that may take memory. Cheap; for the worker's own thread."""
+        if self._dozing:
+            self._dozing = False
+            self._wake.set()
 
     def _press(self) -> None:
         """Have the watch look now. Any thread may call this."""
@@ -218,9 +228,9 @@ class MemoryMonitor:
         self._wake.set()
 
     async def _watch(self) -> None:
-        before = 0
+        before, interval_s = 0, BUSY_INTERVAL_S
         while True:
-            self._pressed = False
+            self._pressed = self._dozing = False
             self._wake = trio.Event()
             self._hooks.lose()
             used = self._used()
@@ -230,7 +240,12 @@ class MemoryMonitor:
             self._judge(used)
             active = self._hooks.busy() or self._rule.paused or used > before + 0.01 * self.limits.limit
             before = used
-            with trio.move_on_after(BUSY_INTERVAL_S if active else IDLE_INTERVAL_S):
+            if active:
+                interval_s = BUSY_INTERVAL_S
+            else:
+                interval_s = max(FIRST_IDLE_INTERVAL_S, min(2 * interval_s, MAX_IDLE_INTERVAL_S))
+                self._dozing = True
+            with trio.move_on_after(interval_s):
                 await self._wake.wait()
 
     def _judge(self, used: int) -> None:
