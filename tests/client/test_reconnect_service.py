@@ -199,7 +199,7 @@ async def test_a_client_that_vanishes_is_waited_for(start_scheduler, autojump_cl
                 future = client.submit(increment, 1)
                 await client.nthreads()
 
-                async def fail(*lost):
+                async def fail(*lost):  # noqa: ASYNC124 - it stands for one that waits
                     raise NoScheduler("not any more")
 
                 client.engine._dial = fail

@@ -521,7 +521,7 @@ async def test_results_that_were_spilled_are_used_served_and_freed(
         await until_spilled(session, "a")
         session.tell(Free(("a", "b")))
         with trio.fail_after(PATIENCE_S):
-            while files(tmp_path):
+            while files(tmp_path):  # noqa: ASYNC110 - a file that is removed tells nobody
                 await trio.lowlevel.checkpoint()
     assert len(readers) == 2
     assert threading.main_thread() not in readers  # it would hold the event loop up

@@ -463,13 +463,13 @@ def test_readers_writers_and_the_one_that_spills_do_not_get_in_each_others_way(f
     store = Store(disk)
     keys = [f"k{number}" for number in range(20)]
     stop = threading.Event()
-    failures: list[BaseException] = []
+    failures: list[Exception] = []
 
     def work(step: Any) -> None:
         try:
             while not stop.is_set():
                 step()
-        except BaseException as error:
+        except Exception as error:  # it is raised where the threads are waited for
             failures.append(error)
             stop.set()
 
