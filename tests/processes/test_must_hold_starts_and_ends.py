@@ -92,3 +92,17 @@ def test_a_worker_that_is_asked_to_leave_loses_nothing(tmp_path, nanny, running_
             assert len(tasks.executions(log)) == 31
             steps = [step for _, _, step in client.story()]
             assert not [step for step in steps if "died" in step or "blame" in step], steps
+
+
+def test_a_lone_worker_hands_its_results_to_its_successor_when_it_has_done_its_number_of_tasks(tmp_path):
+    log = str(tmp_path / "log")
+    with open_site(tmp_path) as site:
+        boss = site.scheduler()
+        launcher = site.worker(boss.address, "--max-tasks", "3", "--name", "w")
+        with Client(boss.address) as client:
+            futures = [client.submit(tasks.work, log, f"task{n}", 0, n) for n in range(10)]
+            assert client.gather(futures) == list(range(10))
+            assert set(tasks.executions(log).values()) == {1}, "a result was lost with the process that held it"
+            assert client.submit(sum, futures).result(timeout=20) == 45
+        launcher.process.send_signal(signal.SIGTERM)
+        assert launcher.end() == 0

@@ -128,6 +128,26 @@ def test_who_has_come_to_the_end_of_its_lifetime_waits_for_somebody_to_take_its_
     kit.assert_empty()
 
 
+def test_who_leaves_gives_up_his_name_and_hands_his_results_to_his_successor() -> None:
+    kit = Kit()
+    client = kit.client()
+    worker = kit.worker("alice")
+    client.submit("a")
+    worker.finish(worker.runs()[0], value=None)
+    worker.send(m.Drain("max-tasks"))
+    successor = kit.worker("alice")
+    kit.tick(1.0)
+    assert successor.take(m.Acquire)
+    successor.send(m.Replicas(("a",)))
+    kit.tick(1.0)
+    assert worker.take(m.Leave)
+    worker.leave(expected=True)
+    assert kit.states() == {"a": "memory"}
+    client.send(m.Retire(1, ("alice",), 0))
+    assert "only copies" in retired(client)["refused"], "the name is his successor's"
+    kit.assert_empty()
+
+
 def test_workers_are_retired_by_name_address_or_number() -> None:
     kit = Kit()
     client = kit.client()

@@ -9,7 +9,7 @@ import logging
 import math
 import random
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import trio
@@ -35,7 +35,7 @@ SILENCE_S = 20.0
 
 
 class SchedulerLink:
-    """`details` gives what the hello is to say, `vouch` the token of the worker if it can be vouched for.
+    """`details` gives what the hello is to say, `vouch` the tokens of the workers that can be vouched for.
 
     `take_order` is called with each `Leave` of the scheduler.
     """
@@ -45,7 +45,7 @@ class SchedulerLink:
         settings: WorkerSettings,
         *,
         details: Callable[[], Mapping[str, Any]],
-        vouch: Callable[[], str | None],
+        vouch: Callable[[], Sequence[str]],
         take_order: Callable[[Leave], object],
     ) -> None:
         self._settings = settings
@@ -157,8 +157,7 @@ class SchedulerLink:
     async def _keep_vouching(self, connection: Connection) -> None:
         while True:
             self._changed = trio.Event()
-            process = self._vouch()
-            if process is not None:
+            for process in self._vouch():
                 connection.send_nowait(Vouch(process), flush=True)
             with trio.move_on_after(VOUCH_S):
                 await self._changed.wait()

@@ -45,6 +45,26 @@ PROGRAM = "trio_dask.deploy.services:worker"
 ERRORS: Mapping[int, type[TrioDaskError]] = {2: UsageError, 3: NoScheduler, 4: RefusedError, 5: KeptCrashing}
 
 
+class _Term:
+    """The time of one worker process in its office. There is `news` when it ends, or its successor may begin."""
+
+    def __init__(self, slots: int) -> None:
+        self.board = Board.create(slots)
+        self.end: ChildEnd | None = None
+        self.news = trio.Event()
+        self.over = trio.Event()
+
+    async def serve(self, life: Life) -> None:
+        """Live it."""
+        try:
+            self.end = await life.run()
+        finally:
+            if self.end is None:
+                self.board.close()
+        self.over.set()
+        self.news.set()
+
+
 class Nanny:
     """One nanny and its worker. Everything but `run` may be called at any time, in Trio's thread.
 
@@ -85,6 +105,8 @@ class Nanny:
         self._core = NannyCore(policy, lifetime_restart=settings.lifetime_restart)
         self._link = SchedulerLink(worker, details=self._details, vouch=self._vouch, take_order=self._take_order)
         self._life: Life | None = None
+        self._draining: list[Life] = []
+        """Those whose successor is there already."""
         self._stop: Stop | None = None
         self._no_pause = trio.Event()
         self.restarts = 0
@@ -106,8 +128,8 @@ class Nanny:
             return
         self._stop = how
         self._no_pause.set()
-        if self._life is not None:
-            self._life.stop(how)
+        for life in self._lives():
+            life.stop(how)
 
     def restart(self) -> None:
         """Have another worker process take the place of this one, at once. Does not wait."""
@@ -132,9 +154,12 @@ class Nanny:
             "pid": os.getpid(),
         }
 
-    def _vouch(self) -> str | None:
-        life = self._life
-        return life.token if life is not None and life.child is not None and is_runnable(life.child.pid) else None
+    def _lives(self) -> list[Life]:
+        """Those that drain, and then the one that counts, if there is one."""
+        return [*self._draining, *filter(None, (self._life,))]
+
+    def _vouch(self) -> list[str]:
+        return [life.token for life in self._lives() if life.child is not None and is_runnable(life.child.pid)]
 
     def identity(self) -> dict[str, Any]:
         """What this nanny says of itself to whoever asks."""
@@ -216,9 +241,39 @@ class Nanny:
         )
 
     async def _run_workers(self, task_status: trio.TaskStatus[str]) -> Over:
+        """One worker after the other; where its end is foreseen, the next one while the one before it drains."""
         waiting: list[trio.TaskStatus[str]] = [task_status]
+        async with trio.open_nursery() as predecessors:
+            while True:
+                term = _Term(self.settings.worker.nthreads)
+                life = self._begin_life(term, waiting)
+                predecessors.start_soon(term.serve, life)
+                await term.news.wait()
+                if term.end is None:
+                    self._draining.append(life)
+                    predecessors.start_soon(self._see_off, term, life)
+                    self.restarts += 1
+                    continue
+                self._life = None
+                self.address = self.pid = None
+                self.changed()
+                with term.board:
+                    following = self._bury(life, term.end, term.board)
+                if isinstance(following, Over):
+                    return following
+                self._no_pause = trio.Event()
+                with trio.move_on_after(following.after_s):
+                    await self._no_pause.wait()
+                if self._stop is not None:  # asked for while it paused
+                    return Over(0, "")
+                self.restarts += 1
 
+    def _begin_life(self, term: _Term, waiting: list[trio.TaskStatus[str]]) -> Life:
         def life_changed() -> None:
+            if life.leaving and self._has_successor(life):
+                term.news.set()
+            if self._life is not life:
+                return
             self.pid = None if life.child is None else life.child.pid
             self.address = life.address
             self._lasting_name = self._lasting_name or life.address
@@ -226,24 +281,26 @@ class Nanny:
                 waiting.pop().started(self.address)
             self.changed()
 
-        while self._stop is None:
-            with Board.create(self.settings.worker.nthreads) as board:
-                token = new_incarnation()
-                life = self._life = Life(token, self._child_spec(token, board), self.settings, self._link, life_changed)
-                try:
-                    end = await life.run()
-                finally:
-                    self._life = None
-                    self.address = self.pid = None
-                    self.changed()
-                following = self._bury(life, end, board)
-            if isinstance(following, Over):
-                return following
-            self._no_pause = trio.Event()
-            with trio.move_on_after(following.after_s):
-                await self._no_pause.wait()
-            self.restarts += 1
-        return Over(0, "")  # asked for while there was no worker
+        token = new_incarnation()
+        spec = self._child_spec(token, term.board)
+        life = self._life = Life(token, spec, self.settings, self._link, life_changed)
+        return life
+
+    def _has_successor(self, life: Life) -> bool:
+        """Whether another worker follows already while this one drains, so that there is somebody to take its results.
+
+        Not where both would have to listen on one port.
+        """
+        first, last = self.settings.worker.port_range
+        expected = life.leaving == "max-tasks" or (life.leaving == "lifetime" and self.settings.lifetime_restart)
+        return expected and not life.asked and self._stop is None and (first == 0 or last > first)
+
+    async def _see_off(self, term: _Term, life: Life) -> None:
+        await term.over.wait()
+        self._draining.remove(life)
+        assert term.end is not None
+        with term.board:
+            self._bury(life, term.end, term.board)
 
     def _bury(self, life: Life, end: ChildEnd, board: Board) -> Again | Over:
         """Tell the scheduler and the log of an end, and decide what follows."""

@@ -48,9 +48,9 @@ SIGNS_PER_TTL: Final = 10
 
 
 def refusal(state: State, info: WorkerInfo) -> str | None:
-    """The sentence with which a worker is refused if its name or address is taken."""
+    """The sentence with which a worker is refused if its name or address is taken; who leaves gives up his name."""
     holder = state.names.get(info.name)
-    if holder is not None and holder.away_until is None:
+    if holder is not None and holder.away_until is None and not holder.leaving:
         return f"the name {info.name!r} is taken by the worker at {holder.info.address}; choose another with --name"
     holder = state.addresses.get(info.address)
     if holder is not None and holder.away_until is None:
