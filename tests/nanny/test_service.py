@@ -242,3 +242,48 @@ def test_the_end_of_a_child_is_told_in_words():
     end = ChildEnd(name="w", status=1, started=False, failure="ImportError: x", words=LastWords(("said",)))
     assert str(end.as_error()) == "w ended with status 1 before it was ready:\nsaid\nImportError: x"
     assert str(ChildEnd(name="w", status=-9, started=True).as_error()) == "w was killed by SIGKILL and said nothing"
+
+
+async def test_who_is_told_to_stop_before_it_begins_starts_nobody(autojump_clock, nursing):
+    async with nursing.nanny() as nanny:
+        nanny.stop(Stop.DRAIN)  # it has not run yet
+        await nursing.until(lambda: nursing.end)
+        assert nursing.end == "well"
+        assert nursing.children == []
+
+
+async def test_the_successor_of_one_whose_end_is_foreseen_starts_while_it_drains(autojump_clock, nursing):
+    async with nursing.nanny() as nanny:
+        first = await nursing.child(0)
+        first.report({"address": "tcp://a:1"})
+        first.report({"leaving": "max-tasks"})
+        second = await nursing.child(1)
+        second.report({"address": "tcp://a:2"})
+        await trio.sleep(5)
+        assert {message.process for _, message in nursing.of(Vouch)} >= {first.token, second.token}
+        first.end(0)
+        obituary = await nursing.message(Obituary)
+        assert (obituary.process, obituary.planned) == (first.token, True)
+        assert nanny.address == "tcp://a:2"
+        assert len(nursing.children) == 2
+
+
+async def test_both_are_told_to_stop_while_one_hands_over_to_the_other(autojump_clock, nursing):
+    async with nursing.nanny() as nanny:
+        first = await nursing.child(0)
+        first.report({"leaving": "max-tasks"})
+        second = await nursing.child(1)
+        nanny.stop(Stop.DRAIN)
+        assert [number for child in (first, second) for number, _ in child.signals] == [signal.SIGTERM] * 2
+        await nursing.until(lambda: nursing.end)
+        assert nursing.end == "well"
+
+
+async def test_with_one_port_for_both_the_successor_waits(autojump_clock, nursing):
+    async with nursing.nanny(worker={"port_range": (9000, 9000)}):
+        first = await nursing.child(0)
+        first.report({"leaving": "max-tasks"})
+        await trio.sleep(20)
+        assert len(nursing.children) == 1
+        first.end(0)
+        await nursing.child(1)

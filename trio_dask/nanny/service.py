@@ -244,7 +244,7 @@ class Nanny:
         """One worker after the other; where its end is foreseen, the next one while the one before it drains."""
         waiting: list[trio.TaskStatus[str]] = [task_status]
         async with trio.open_nursery() as predecessors:
-            while True:
+            while self._stop is None:
                 term = _Term(self.settings.worker.nthreads)
                 life = self._begin_life(term, waiting)
                 predecessors.start_soon(term.serve, life)
@@ -264,9 +264,8 @@ class Nanny:
                 self._no_pause = trio.Event()
                 with trio.move_on_after(following.after_s):
                     await self._no_pause.wait()
-                if self._stop is not None:  # asked for while it paused
-                    return Over(0, "")
                 self.restarts += 1
+        return Over(0, "")
 
     def _begin_life(self, term: _Term, waiting: list[trio.TaskStatus[str]]) -> Life:
         def life_changed() -> None:
