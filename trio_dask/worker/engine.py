@@ -7,9 +7,10 @@ woken. The engine lives as long as the worker, through all its sessions.
 from __future__ import annotations
 
 import logging
+import time
 from functools import partial
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import trio
 
@@ -34,14 +35,12 @@ from trio_dask.worker.core.worker import WorkerCore
 from trio_dask.worker.executor import Begun, Declined, Executor, Failed, Finished, InputGone, Outcome
 from trio_dask.worker.memory import MemoryLimits, MemoryMonitor, WorkerHooks
 from trio_dask.worker.peers import Peers
+from trio_dask.worker.process_memory import ProcessMemory
 from trio_dask.worker.scratch import check_base
 from trio_dask.worker.secession import Rejoined, Seceded
 from trio_dask.worker.serving import DataServer
 from trio_dask.worker.store import Frames, Store
 from trio_dask.worker.task_context import WorkerHandle
-
-if TYPE_CHECKING:
-    import psutil
 
 __all__ = ["Engine"]
 
@@ -85,7 +84,8 @@ class Engine:
         self._fetches: dict[FetchId, trio.CancelScope] = {}
         self._alarm = trio.CancelScope()
         self._tasks: trio.Nursery | None = None
-        self._process: psutil.Process | None = None
+        self._process = ProcessMemory()
+        self._cpu_read = time.monotonic(), time.process_time()
         self._heartbeat_at = trio.current_time()
         self.spent = trio.Event()
         """Set once all tasks that are to run here have begun."""
@@ -101,6 +101,7 @@ class Engine:
                 await self._tick()
         finally:
             self._peers.close()
+            self._process.close()
 
     # ------------------------------------------------------------------------------------------ sessions
 
@@ -334,24 +335,22 @@ class Engine:
                 await trio.sleep_forever()
 
     def _heartbeat(self) -> Heartbeat:
-        import psutil  # slow to load, and of no use before a worker has run for a while
-
         core = self._core
-        process = self._process = self._process or psutil.Process()
-        with process.oneshot():
-            return Heartbeat(
-                {
-                    "cpu_percent": process.cpu_percent(),
-                    "memory_bytes": process.memory_info().rss,
-                    "managed_bytes": core.held.nbytes,
-                    "keys": len(core.held),
-                    "executing": core.table.executing,
-                    "ready": len(core.ready),
-                    "waiting": len(core.table.waiting),
-                    "fetching": len(core.fetches.active),
-                    **(self._memory.metrics() if self._memory is not None else {}),
-                }
-            )
+        before, self._cpu_read = self._cpu_read, (time.monotonic(), time.process_time())
+        passed_s, used_s = (now - then for now, then in zip(self._cpu_read, before, strict=True))
+        return Heartbeat(
+            {
+                "cpu_percent": round(100 * used_s / max(passed_s, 1e-3), 1),
+                "memory_bytes": self._process.used_bytes(),
+                "managed_bytes": core.held.nbytes,
+                "keys": len(core.held),
+                "executing": core.table.executing,
+                "ready": len(core.ready),
+                "waiting": len(core.table.waiting),
+                "fetching": len(core.fetches.active),
+                **(self._memory.metrics() if self._memory is not None else {}),
+            }
+        )
 
 
 async def _let_go_after(connection: Connection, go: SimpleQueue[None]) -> None:
