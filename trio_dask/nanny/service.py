@@ -243,8 +243,9 @@ class Nanny:
     async def _run_workers(self, task_status: trio.TaskStatus[str]) -> Over:
         """One worker after the other; where its end is foreseen, the next one while the one before it drains."""
         waiting: list[trio.TaskStatus[str]] = [task_status]
+        over: Over | None = None
         async with trio.open_nursery() as predecessors:
-            while self._stop is None:
+            while over is None and self._stop is None:
                 term = _Term(self.settings.worker.nthreads)
                 life = self._begin_life(term, waiting)
                 predecessors.start_soon(term.serve, life)
@@ -260,12 +261,13 @@ class Nanny:
                 with term.board:
                     following = self._bury(life, term.end, term.board)
                 if isinstance(following, Over):
-                    return following
+                    over = following
+                    continue
                 self._no_pause = trio.Event()
                 with trio.move_on_after(following.after_s):
                     await self._no_pause.wait()
                 self.restarts += 1
-        return Over(0, "")
+        return over or Over(0, "")
 
     def _begin_life(self, term: _Term, waiting: list[trio.TaskStatus[str]]) -> Life:
         def life_changed() -> None:
