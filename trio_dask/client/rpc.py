@@ -197,7 +197,7 @@ class Rpc:
 def _run(main: Callable[[], Awaitable[_T]]) -> Callable[[], _T]:
     try:
         value = trio.run(main)
-    except BaseException as error:
+    except BaseException as error:  # it is raised in the thread that waits
         failure = error
 
         def fail() -> _T:

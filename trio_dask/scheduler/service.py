@@ -312,9 +312,11 @@ class _Service:
         while True:
             with trio.CancelScope(deadline=self._core.next_deadline()) as self._alarm:
                 await trio.sleep_forever()
-            for peer, connection in self._connections.items():
-                self._core.heard(peer, connection.heard_at)
-            self._core.tick(trio.current_time())
+            now = trio.current_time()
+            if self._core.looks_for_signs(now):
+                for peer, connection in self._connections.items():
+                    self._core.heard(peer, connection.heard_at)
+            self._core.tick(now)
             self._settle()
 
     async def _dismiss(self) -> None:

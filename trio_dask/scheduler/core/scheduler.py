@@ -64,6 +64,10 @@ class SchedulerCore:
         self.state.now = now
         absence.add_nanny(self.state, peer, name, process)
 
+    def looks_for_signs(self, now: float) -> bool:
+        """Whether the next `tick` looks for signs of life, and should have `heard` of them before."""
+        return self.state.signs_at <= now
+
     def heard(self, peer: PeerId, at: float) -> None:
         """A worker has given a sign of life that was no message, at this time."""
         worker = self.state.workers.get(peer)
