@@ -176,12 +176,18 @@ def test_an_idle_worker_with_a_memory_limit_costs_next_to_nothing(tmp_path):
         """Processor time in seconds; the usual figure has a grain of 10 ms."""
         return sum(int(path.read_text().split()[0]) for path in Path(f"/proc/{pid}/task").glob("*/schedstat")) / 1e9
 
+    def share_of_five_seconds(pid):
+        before, start = used(pid), time.monotonic()
+        time.sleep(5)
+        return (used(pid) - before) / (time.monotonic() - start)
+
     with cluster(tmp_path, workers=1) as (client, (only,)):
         assert client.submit(abs, -1).result() == 1
         time.sleep(1)
-        before, start = used(only.process.pid), time.monotonic()
-        time.sleep(10)
-        assert (used(only.process.pid) - before) / (time.monotonic() - start) < 0.002
+        # All that it does when idle it does in every five seconds. The median, because a host that takes the processor
+        # of a virtual machine away for 30 ms has this charged to whoever was running.
+        shares = sorted(share_of_five_seconds(only.process.pid) for _ in range(3))
+        assert shares[1] < 0.002, shares
 
 
 def test_a_task_that_needs_too_much_memory_again_and_again_is_given_up_with_the_figures(tmp_path):

@@ -1,6 +1,7 @@
 """Values between two processes: one request at a time, and the bytes of a value straight into their final place.
 
 A message that has `sizes` is followed by that many raw bytes, unframed: first the pickle, then each out-of-band buffer.
+Between processes of one machine large ones need not cross the connection: the sender lends them, see `cross_memory`.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import mmap
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -17,7 +19,10 @@ from trio_dask.errors import ProtocolError
 from trio_dask.protocol.codec import DATA_PLANE, decode, encode
 from trio_dask.protocol.frames import Kind, encode_frame, first_frame
 from trio_dask.protocol.hello import Hello, Welcome
-from trio_dask.protocol.messages import Call, CallResult, Goodbye, Message, OnDataPlane, Put, Value
+from trio_dask.protocol.messages import Borrowed, Call, CallResult, Goodbye, Lent, Message, OnDataPlane, Put, Value
+
+if TYPE_CHECKING:
+    from trio_dask.comm.cross_memory import Loan
 
 __all__ = ["DataChannel"]
 
@@ -25,6 +30,9 @@ _PIECE = 4 * 2**20
 """What one call sends at most. Over TLS a larger piece would stall the event loop while it is encrypted."""
 
 _SMALL = 64 * 2**10
+_LENT_BYTES = 2**20
+"""Less crosses a socket in the time that it takes to ask for it and to have a thread read it."""
+
 _MAX_MESSAGE = 2**20
 _MAX_BUFFERS = 2**16
 
@@ -53,6 +61,7 @@ class DataChannel:
         self._max_bytes = max_bytes
         self._silence_s = (settings or LinkSettings()).silence_s
         self._received = memoryview(received)  # what has come beyond what was asked for
+        self._lends = transport.is_local
 
     def __repr__(self) -> str:
         return f"<DataChannel with {self.remote}>"
@@ -65,18 +74,22 @@ class DataChannel:
     async def send(self, message: OnDataPlane, buffers: Iterable[Bytes] = ()) -> None:
         """Send a message and the bytes that its `sizes` announce, without copying what is large.
 
-        A checkpoint only if the network does not take everything at once. Raises `ConnectionLost` when the peer is gone
-        or takes nothing for `silence_s`, and `ValueError` if the sizes are not those of the buffers.
+        A checkpoint only if the network does not take everything at once, or the peer reads what is large by itself.
+        Raises `ConnectionLost` when the peer is gone or takes nothing for `silence_s`, and `ValueError` if the sizes
+        are not those of the buffers.
         """
         views = [_flat(buffer) for buffer in buffers]
         if tuple(map(len, views)) != _sizes(message):
             raise ValueError(f"a {type(message).__name__} announces {_sizes(message)} bytes, not {[*map(len, views)]}")
+        frame = _frame(message)
         with self._whole_or_closed():
-            for piece in _pieces(encode_frame(Kind.RECORDS, encode((message,))), views):
-                sent = self._transport.try_send(piece)
-                if sent < len(piece):
-                    with self._in_time("took nothing"):
-                        await self._transport.send_all(memoryview(piece)[sent:])
+            loan = self._loan(views)
+            if loan is not None:
+                if await self._lend(loan, frame):
+                    return
+                frame = b""  # the peer has it already
+            for piece in _pieces(frame, views):
+                await self._send_piece(piece)
 
     async def receive(
         self, room: Callable[[int], AbstractAsyncContextManager[None]] | None = None
@@ -96,11 +109,16 @@ class DataChannel:
             message = await self._receive_message()
             if isinstance(message, Goodbye):
                 raise trio.EndOfChannel
+            terms = None
+            if isinstance(message, Lent):
+                terms, message = message, await self._receive_message()
             sizes = self._checked_sizes(message)
+            if terms is not None and len(terms.places) != len(sizes):
+                raise ProtocolError(f"{len(terms.places)} buffers were lent for the {len(sizes)} of a message")
             if room is None or sum(sizes) <= _SMALL:
-                return message, await self._receive_buffers(sizes)
+                return message, await self._receive_buffers(sizes, terms)
             async with room(sum(sizes)):
-                return message, await self._receive_buffers(sizes)
+                return message, await self._receive_buffers(sizes, terms)
 
     def abort(self) -> None:
         """Close at once. Idempotent."""
@@ -116,8 +134,43 @@ class DataChannel:
     async def __aexit__(self, *error: object) -> None:
         await self.aclose()
 
-    async def _receive_buffers(self, sizes: tuple[int, ...]) -> list[memoryview]:
+    async def _send_piece(self, piece: Bytes) -> None:
+        sent = self._transport.try_send(piece)
+        if sent < len(piece):
+            with self._in_time("took nothing"):
+                await self._transport.send_all(memoryview(piece)[sent:])
+
+    def _loan(self, views: list[memoryview]) -> Loan | None:
+        """None if they are to be sent."""
+        if not self._lends or sum(map(len, views)) < _LENT_BYTES:
+            return None
+        # Imported here, because most processes never move that much.
+        from trio_dask.comm.cross_memory import Loan, can_lend
+
+        return Loan(views) if can_lend(views) else None
+
+    async def _lend(self, loan: Loan, frame: bytes) -> bool:
+        """Have the peer read the buffers; False, also for the future, if it cannot."""
+        with loan:
+            await self._send_piece(_frame(loan.terms) + frame)
+            answer = await self._receive_message()
+        if not isinstance(answer, Borrowed):
+            raise ProtocolError(f"a {type(answer).__name__} came in answer to a loan")
+        self._lends = answer.ok
+        return answer.ok
+
+    async def _borrow(self, terms: Lent, buffers: list[memoryview]) -> bool:
+        from trio_dask.comm.cross_memory import borrow
+
+        # Given up, the thread goes on for a while, into memory that nobody else knows.
+        ok = await trio.to_thread.run_sync(borrow, terms, buffers, abandon_on_cancel=True)
+        await self._send_piece(_frame(Borrowed(ok)))
+        return ok
+
+    async def _receive_buffers(self, sizes: tuple[int, ...], terms: Lent | None) -> list[memoryview]:
         buffers = [_allocate(size) for size in sizes]
+        if terms is not None and await self._borrow(terms, buffers):
+            return buffers
         for buffer in buffers:
             await self._fill(buffer)
         return buffers
@@ -185,6 +238,10 @@ class DataChannel:
         except BaseException:
             self.abort()
             raise
+
+
+def _frame(message: Message) -> bytes:
+    return encode_frame(Kind.RECORDS, encode((message,)))
 
 
 def _sizes(message: Message) -> tuple[int, ...]:

@@ -68,6 +68,7 @@ class MemoryTransport:
 
     def __init__(self, remote: str, incoming: _Pipe, outgoing: _Pipe) -> None:
         self.remote = remote
+        self.is_local = False  # it is no other process
         self._incoming = incoming
         self._outgoing = outgoing
         self._closed = False

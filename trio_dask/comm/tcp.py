@@ -40,7 +40,7 @@ class TcpTransport:
                 sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
         self._socket = sock
         self._closed = False
-        self.remote = _name_of_peer(sock)
+        self.remote, self.is_local = _peer_of(sock)
 
     def __repr__(self) -> str:
         return f"<TcpTransport to {self.remote}>"
@@ -231,10 +231,11 @@ def _reason(error: OSError) -> str:
             return os.strerror(code) if code else str(error)
 
 
-def _name_of_peer(sock: socket.socket) -> str:
+def _peer_of(sock: socket.socket) -> tuple[str, bool]:
+    """The name of the other end, and whether it has our own address."""
     try:
         host, port = sock.getpeername()[:2]
+        return str(Address("tcp", host, port)), host == sock.getsockname()[0]
     except OSError:
         # Gone already; the first use of the transport will say so.
-        return "tcp://(gone)"
-    return str(Address("tcp", host, port))
+        return "tcp://(gone)", False

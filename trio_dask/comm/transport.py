@@ -29,6 +29,11 @@ class Transport(Protocol):
         """The other end, for people."""
         ...
 
+    @property
+    def is_local(self) -> bool:
+        """Whether the other end seems to be another process of this machine; a tunnel may make it seem so."""
+        ...
+
     def try_send(self, data: Bytes) -> int:
         """Send what can be sent without waiting; returns how many bytes that was, perhaps 0.
 

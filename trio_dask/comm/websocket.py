@@ -29,6 +29,7 @@ class WebSocketTransport:
 
     def __init__(self, tcp: TcpTransport, protocol: WSConnection) -> None:
         self.remote = tcp.remote.replace("tcp:", "ws:", 1)
+        self.is_local = tcp.is_local
         self._tcp = tcp
         self._protocol = protocol
         self._received = b""

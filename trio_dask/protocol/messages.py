@@ -33,13 +33,14 @@ from trio_dask.protocol.reports import (
     Stored,
 )
 from trio_dask.protocol.supervision import Control, Obituary, Vouch
-from trio_dask.protocol.transfers import Absent, Call, CallResult, Fetch, Put, PutDone, Value
+from trio_dask.protocol.transfers import Absent, Borrowed, Call, CallResult, Fetch, Lent, Put, PutDone, Value
 
 __all__ = [
     "TAGS",
     "Absent",
     "Acquire",
     "Blob",
+    "Borrowed",
     "Call",
     "CallResult",
     "Cancel",
@@ -63,6 +64,7 @@ __all__ = [
     "KeyPending",
     "KeyReady",
     "Leave",
+    "Lent",
     "Lost",
     "Message",
     "Missing",
@@ -397,7 +399,7 @@ FromNanny = Goodbye | Vouch | Obituary
 ToNanny = Goodbye | Leave
 FromControl = Goodbye | Control
 ToControl = Goodbye | Reply
-OnDataPlane = Goodbye | Fetch | Value | Absent | Put | PutDone | Call | CallResult
+OnDataPlane = Goodbye | Fetch | Value | Absent | Put | PutDone | Call | CallResult | Lent | Borrowed
 Message = FromClient | ToClient | ToWorker | FromWorker | FromNanny | FromControl | OnDataPlane
 
 TAGS: Mapping[int, type[Any]] = {
@@ -451,5 +453,7 @@ TAGS: Mapping[int, type[Any]] = {
     104: PutDone,
     105: Call,
     106: CallResult,
+    107: Lent,
+    108: Borrowed,
 }
 """What each tag on the wire means. A tag is never given a second meaning."""

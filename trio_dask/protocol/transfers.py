@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from trio_dask.identity import Key
 
-__all__ = ["Absent", "Call", "CallResult", "Fetch", "Put", "PutDone", "Value"]
+__all__ = ["Absent", "Borrowed", "Call", "CallResult", "Fetch", "Lent", "Put", "PutDone", "Value"]
 
 
 class Fetch(NamedTuple):
@@ -57,3 +57,21 @@ class CallResult(NamedTuple):
     ok: bool
     text: str
     sizes: tuple[int, ...]
+
+
+class Lent(NamedTuple):
+    """The raw bytes of the message after this one lie in the memory of process `pid`, each buffer at its place.
+
+    The process has the bytes of `mark` at `mark_place` as long as they are there. Answered by `Borrowed`.
+    """
+
+    pid: int
+    mark_place: int
+    mark: bytes
+    places: tuple[int, ...]
+
+
+class Borrowed(NamedTuple):
+    """What was lent has been read, or (not `ok`) could not be: then the raw bytes follow after all."""
+
+    ok: bool

@@ -1,0 +1,141 @@
+"""Values between two processes of one machine: read straight from the memory of the one into that of the other.
+
+The sender *lends* its buffers: it says which process it is and where they lie. The receiver reads them with one system
+call, `process_vm_readv`, so that every byte is copied once and by one side, where a socket copies it twice and makes
+two processes take turns. MPI libraries send large messages this way and call it cross-memory attach.
+
+Whether the kernel permits it shows only when it is tried: processes may be in different containers, belong to different
+users, or be forbidden to look at one another (`kernel.yama.ptrace_scope`). Then the bytes take the socket.
+
+A loan carries a *mark*, random bytes in the sender's memory that are wiped before the buffers are let go. The receiver
+looks at it before it reads, which tells whether this is the process that was meant, and again when it has read, which
+tells whether the buffers were still the sender's until then.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import secrets
+import sys
+from collections.abc import Callable, Sequence
+from typing import cast
+
+from trio_dask.protocol.messages import Lent
+
+__all__ = ["Loan", "borrow", "can_lend"]
+
+MIN_MEAN_BYTES = 64 * 2**10
+"""Each buffer is a system call."""
+
+PIECE_BYTES = 256 * 2**20
+"""What one system call reads; the kernel's own limit is 2 GiB."""
+
+MARK_BYTES = 16
+
+SWITCH = "TRIO_DASK_CROSS_MEMORY"
+"""With `0` in this environment variable nothing is lent, for sandboxes that end whoever makes unusual system calls."""
+
+
+class Loan:
+    """Buffers that another process may read for the length of the block; they must be there as long."""
+
+    def __init__(self, buffers: Sequence[memoryview]) -> None:
+        mark = secrets.token_bytes(MARK_BYTES)
+        self._mark = memoryview(bytearray(mark))
+        self.terms = Lent(os.getpid(), _place(self._mark), mark, tuple(map(_place, buffers)))
+        """What the borrower has to know."""
+
+    def __enter__(self) -> Loan:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._mark[:] = bytes(MARK_BYTES)
+
+
+def can_lend(buffers: Sequence[memoryview]) -> bool:
+    """Whether this process could, and it would pay."""
+    return (
+        _process_vm_readv is not None
+        and os.environ.get(SWITCH) != "0"
+        and sum(map(len, buffers)) >= MIN_MEAN_BYTES * len(buffers)
+    )
+
+
+def borrow(terms: Lent, buffers: Sequence[memoryview]) -> bool:
+    """Fill the buffers, which are writeable, with what another process has lent. For a thread: it takes its time.
+
+    False if that was not possible; what the buffers hold then means nothing.
+    """
+    if os.environ.get(SWITCH) == "0" or not _is_lent(terms):
+        return False
+    filled = all(_read(terms.pid, place, buffer) for place, buffer in zip(terms.places, buffers, strict=True))
+    return filled and _is_lent(terms)
+
+
+def _is_lent(terms: Lent) -> bool:
+    mark = bytearray(MARK_BYTES)
+    return _read(terms.pid, terms.mark_place, memoryview(mark)) and bytes(mark) == terms.mark
+
+
+def _read(pid: int, place: int, buffer: memoryview) -> bool:
+    if _process_vm_readv is None:
+        return False
+    here = _place(buffer)
+    done = 0
+    while done < len(buffer):
+        nbytes = min(len(buffer) - done, PIECE_BYTES)
+        to, from_ = _Span(here + done, nbytes), _Span(place + done, nbytes)
+        count = _process_vm_readv(pid, ctypes.byref(to), 1, ctypes.byref(from_), 1, 0)
+        if count <= 0:
+            return False
+        done += count
+    return True
+
+
+class _Span(ctypes.Structure):
+    """The C library's `struct iovec`."""
+
+    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
+
+
+class _Buffer(ctypes.Structure):
+    """The interpreter's `Py_buffer`, whose layout is part of the stable ABI since Python 3.11."""
+
+    _fields_ = (
+        ("place", ctypes.c_void_p),
+        ("owner", ctypes.c_void_p),
+        ("length_and_item_size", ctypes.c_ssize_t * 2),
+        ("readonly_and_dimensions", ctypes.c_int * 2),
+        ("format_shape_strides_suboffsets_internal", ctypes.c_void_p * 5),
+    )
+
+
+def _find_process_vm_readv() -> Callable[..., int] | None:
+    if not sys.platform.startswith("linux"):
+        return None
+    function = getattr(ctypes.CDLL(None), "process_vm_readv", None)
+    if function is None:
+        return None
+    span = ctypes.POINTER(_Span)
+    function.argtypes = (ctypes.c_int, span, ctypes.c_ulong, span, ctypes.c_ulong, ctypes.c_ulong)
+    function.restype = ctypes.c_ssize_t
+    return cast("Callable[..., int]", function)
+
+
+_process_vm_readv = _find_process_vm_readv()
+
+_get_buffer = ctypes.pythonapi.PyObject_GetBuffer
+_get_buffer.argtypes = (ctypes.py_object, ctypes.POINTER(_Buffer), ctypes.c_int)
+_release_buffer = ctypes.pythonapi.PyBuffer_Release
+_release_buffer.argtypes = (ctypes.POINTER(_Buffer),)
+_release_buffer.restype = None
+
+
+def _place(view: memoryview) -> int:
+    """Where the bytes of a contiguous view lie, for as long as it exists; `ctypes` itself refuses what is read-only."""
+    found = _Buffer()
+    _get_buffer(view, ctypes.byref(found), 0)
+    place = int(found.place or 0)
+    _release_buffer(ctypes.byref(found))
+    return place
