@@ -6,7 +6,7 @@ import math
 import os
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -140,13 +140,13 @@ def _nanny_settings(options: dict[str, Any], share: Share) -> list[NannySettings
     if share.workers == 1 or settings.name is None:
         return [nanny] * share.workers
     names = (f"{settings.name}-{number}" for number in range(share.workers))
-    return [replace(nanny, worker=replace(settings, name=name)) for name in names]
+    return [nanny._replace(worker=settings._replace(name=name)) for name in names]
 
 
 def _without_nanny(settings: NannySettings, pid_file: str | None) -> WorkerSettings:
     stagger_s = random.uniform(-1, 1) * settings.lifetime_stagger_s
     lifetime_s = settings.worker.lifetime_s + stagger_s
-    return replace(settings.worker, pid_file=pid_file, lifetime_s=max(1.0, lifetime_s) if stagger_s else lifetime_s)
+    return settings.worker._replace(pid_file=pid_file, lifetime_s=max(1.0, lifetime_s) if stagger_s else lifetime_s)
 
 
 def _where(options: dict[str, Any], share: Share) -> _Where:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import socket
-from dataclasses import replace
 from typing import Any, Final
 
 import trio
@@ -60,13 +59,11 @@ def settings_for(
         raise UsageError("give an address or a scheduler file, not both")
     if address is not None:
         parse_address(address)
-    seconds = as_seconds(timeout)
-    return ClientSettings(
-        scheduler=address,
-        scheduler_file=None if scheduler_file is None else os.fspath(scheduler_file),
-        name=name,
-        connect_timeout_s=ClientSettings.connect_timeout_s if seconds is None else seconds,
+    settings = ClientSettings(
+        scheduler=address, scheduler_file=None if scheduler_file is None else os.fspath(scheduler_file), name=name
     )
+    seconds = as_seconds(timeout)
+    return settings if seconds is None else settings._replace(connect_timeout_s=seconds)
 
 
 def home_of(settings: ClientSettings) -> trio.lowlevel.TrioToken | None:
@@ -92,7 +89,7 @@ def engine_for(settings: ClientSettings) -> Engine:
             "scheduler": lost,
             "received": received,
         }
-        return await _dial(engine, settings, replace(hello, details=details), link_settings, again=bool(lost))
+        return await _dial(engine, settings, hello._replace(details=details), link_settings, again=bool(lost))
 
     async def open_channel(address: str) -> DataChannel:
         data_hello = Hello(role="data", incarnation=incarnation, name=name)

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import re
 import socket
-from dataclasses import dataclass
 from ipaddress import ip_address
-from typing import Literal, cast, get_args
+from typing import Literal, NamedTuple, cast, get_args
 
 from trio_dask.errors import AddressError
 
-__all__ = ["Address", "Scheme", "addresses_of_interface", "choose_advertised_host", "parse_address"]
+__all__ = ["Address", "Scheme", "addresses_of_interface", "choose_advertised_host", "parse_address", "resolvable"]
 
 Scheme = Literal["tcp", "ws", "inproc"]
 
@@ -21,8 +20,7 @@ _NAME = re.compile(r"[\w.-]{1,253}")
 _EXAMPLE = "write for example tcp://10.0.0.5:8786"
 
 
-@dataclass(frozen=True)
-class Address:
+class Address(NamedTuple):
     """One endpoint. An empty host means all interfaces, port 0 any free port; only listeners use these."""
 
     scheme: Scheme
@@ -34,6 +32,14 @@ class Address:
             return f"inproc://{self.host}"
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{self.scheme}://{host}:{self.port}"
+
+
+def resolvable(host: str) -> str | bytes | None:
+    """A host as `getaddrinfo` is best given it; None for all interfaces.
+
+    For a text it loads the tables of international names, whatever the text: 3 ms at the start of each process.
+    """
+    return (host.encode() if host.isascii() else host) or None
 
 
 def parse_address(text: str, *, default_port: int | None = None) -> Address:
@@ -74,7 +80,7 @@ def choose_advertised_host(bound: str, towards: str = "") -> str:
     # 192.0.2.1 and 2001:db8::1 are set aside for documentation: routed like the world, owned by nobody.
     for target in filter(None, (towards, "192.0.2.1", "2001:db8::1")):
         try:
-            family, kind, protocol, _, sockaddr = socket.getaddrinfo(target, 9, type=socket.SOCK_DGRAM)[0]
+            family, kind, protocol, _, sockaddr = socket.getaddrinfo(resolvable(target), 9, type=socket.SOCK_DGRAM)[0]
             with socket.socket(family, kind, protocol) as probe:
                 probe.connect(sockaddr)
                 return str(probe.getsockname()[0])

@@ -16,9 +16,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import trio
 
@@ -33,8 +32,7 @@ from trio_dask.protocol.messages import Goodbye, Message
 __all__ = ["Batches", "Connection", "LinkSettings"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class LinkSettings:
+class LinkSettings(NamedTuple):
     """The patience of a connection."""
 
     keepalive_s: float = 5.0

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
-from trio_dask.comm.addresses import Address, Scheme
+from trio_dask.comm.addresses import Address, Scheme, resolvable
 from trio_dask.comm.transport import Bytes, ConnectionLost
 
 __all__ = ["TcpListener", "TcpTransport", "bind_tcp", "connect_tcp"]
@@ -177,7 +177,9 @@ def bind_tcp(address: Address) -> list[TcpListener]:
     Raises `OSError`, naming the address and the reason in one line.
     """
     try:
-        found = socket.getaddrinfo(address.host or None, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        found = socket.getaddrinfo(
+            resolvable(address.host), address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
     except OSError as error:
         raise OSError(error.errno, f"cannot listen at {address}: {_reason(error)}") from error
     found.sort(key=lambda info: info[0] != socket.AF_INET)
@@ -197,7 +199,7 @@ def bind_tcp(address: Address) -> list[TcpListener]:
 
 async def connect_tcp(address: Address) -> TcpTransport:
     """Connect to whichever of the host's addresses answers first. Raises `OSError`, of which one may be the cause."""
-    stream = await trio.open_tcp_stream(address.host, address.port)
+    stream = await trio.open_tcp_stream(resolvable(address.host) or "", address.port)
     return TcpTransport(socket.socket(fileno=stream.socket.detach()))
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import trio
 
-from trio_dask.comm.addresses import Address, choose_advertised_host
+from trio_dask.comm.addresses import Address, choose_advertised_host, resolvable
 from trio_dask.config import NannySettings, SchedulerSettings, WorkerSettings
 from trio_dask.deploy.layout import Layout
 from trio_dask.errors import ClusterError, TrioDaskError
@@ -82,7 +82,7 @@ class Members:
     def _bind(self) -> socket.socket:
         host, port = self._layout.host, self._layout.scheduler_port
         try:
-            family, *_, address = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM)[0]
+            family, *_, address = socket.getaddrinfo(resolvable(host), port, type=socket.SOCK_STREAM)[0]
             return socket.create_server(address[:2], family=family, backlog=BACKLOG)
         except socket.gaierror:
             reason = "the name of the host is not known"

@@ -15,7 +15,6 @@ import random
 import signal
 import socket
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
 from typing import Any
 
 import trio
@@ -214,8 +213,7 @@ class Nanny:
         settings = self.settings
         worker = settings.worker
         lifetime_s = worker.lifetime_s + random.uniform(-1, 1) * settings.lifetime_stagger_s
-        worker = replace(
-            worker,
+        worker = worker._replace(
             name=self._lasting_name,
             process=token,
             nanny_address="" if self.control_address is None else str(self.control_address),
@@ -360,4 +358,4 @@ async def run_nanny(settings: NannySettings, *, task_status: trio.TaskStatus[str
 
 def _plain(settings: WorkerSettings) -> dict[str, Any]:
     """As JSON can carry it; what is infinite is left to its default, which is infinite too."""
-    return {name: value for name, value in asdict(settings).items() if value != math.inf}
+    return {name: value for name, value in settings._asdict().items() if value != math.inf}

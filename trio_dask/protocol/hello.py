@@ -12,8 +12,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar, cast, get_args
+from typing import Any, Literal, NamedTuple, TypeVar, cast, get_args
 
 from trio_dask._version import __version__
 from trio_dask.errors import ProtocolError
@@ -52,40 +51,39 @@ Role = Literal["client", "worker", "data", "nanny", "control", "scheduler"]
 _RUNS_USER_CODE: frozenset[Role] = frozenset(("client", "worker", "data"))
 
 
-def _python() -> str:
-    return f"{sys.version_info.major}.{sys.version_info.minor}"
+_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Hello:
+class Hello(NamedTuple):
     """Who speaks, and as what. `details` belongs to the role; `credentials` never shows in a repr."""
 
     role: Role
     incarnation: Incarnation = _NONE
     name: str = ""
-    credentials: str = field(default="", repr=False)
-    details: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    credentials: str = ""
+    details: Mapping[str, Any] = {}
     protocol: int = PROTOCOL
     package: str = __version__
-    python: str = field(default_factory=_python)
+    python: str = _PYTHON
 
     def __str__(self) -> str:
         return f"{self.role} {self.name!r}" if self.name else self.role
 
+    def __repr__(self) -> str:
+        return f"<Hello of {self}, {self.incarnation}>"
 
-@dataclass(frozen=True, kw_only=True)
-class Welcome:
+
+class Welcome(NamedTuple):
     """The caller is accepted; who accepted it."""
 
     incarnation: Incarnation
-    details: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    details: Mapping[str, Any] = {}
     protocol: int = PROTOCOL
     package: str = __version__
-    python: str = field(default_factory=_python)
+    python: str = _PYTHON
 
 
-@dataclass(frozen=True)
-class Refusal:
+class Refusal(NamedTuple):
     """The caller is not accepted; one sentence that says why, and a word for programs (`version`, `name`, ...)."""
 
     reason: str
@@ -115,12 +113,12 @@ def check_hello(hello: Hello, mine: Hello) -> str | None:
 
 def encode_hello(hello: Hello) -> bytes:
     """The bytes of a hello. Raises `ValueError` if its details cannot be sent."""
-    return _encode(vars(hello))
+    return _encode(hello._asdict())
 
 
 def encode_answer(answer: Welcome | Refusal) -> bytes:
     """The bytes of an answer. Raises `ValueError` if its details cannot be sent."""
-    return _encode({"answer": "welcome" if isinstance(answer, Welcome) else "refusal", **vars(answer)})
+    return _encode({"answer": "welcome" if isinstance(answer, Welcome) else "refusal", **answer._asdict()})
 
 
 def decode_hello(body: bytes) -> Hello:

@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 from functools import partial
 from math import inf
 from typing import NamedTuple, TypeVar
@@ -61,8 +60,7 @@ INCOMING_COUNT = 64
 INCOMING_SHARE = 0.1
 
 
-@dataclass(frozen=True)
-class MemoryLimits:
+class MemoryLimits(NamedTuple):
     """In bytes; what is off is infinite. Where something is done above a limit, it is done until below the lower."""
 
     limit: int

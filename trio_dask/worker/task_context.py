@@ -7,7 +7,6 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import trio
@@ -30,7 +29,6 @@ __all__ = [
 ]
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
 class WorkerHandle:
     """The worker, as tasks (`get_worker()`) and functions called by `client.run` (`dask_worker=`) see it.
 
@@ -39,29 +37,42 @@ class WorkerHandle:
     the next one finds, for as long as this process lives.
     """
 
-    name: str
-    nthreads: int
-    memory_limit_bytes: int | None = None
-    resources: Mapping[str, float] = field(default_factory=dict[str, float])
-    local_directory: str | None = None
-    address: str = ""
-    scheduler_address: str = ""
-    incarnation: str = ""
-    data: Mapping[Key, Any] = field(default_factory=dict[Key, Any])
-    state: dict[str, Any] = field(default_factory=dict[str, Any])
-    client: Any = None
-    client_lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    def __init__(
+        self,
+        *,
+        name: str,
+        nthreads: int,
+        memory_limit_bytes: int | None = None,
+        resources: Mapping[str, float] | None = None,
+        local_directory: str | None = None,
+        data: Mapping[Key, Any] | None = None,
+    ) -> None:
+        self.name = name
+        self.nthreads = nthreads
+        self.memory_limit_bytes = memory_limit_bytes
+        self.resources: Mapping[str, float] = resources or {}
+        self.local_directory = local_directory
+        self.address = ""
+        self.scheduler_address = ""
+        self.incarnation = ""
+        self.data: Mapping[Key, Any] = {} if data is None else data
+        self.state: dict[str, Any] = {}
+        self.client: Any = None
+        self._client_lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"<worker {self.name!r} {self.address or 'without a scheduler'}, {self.nthreads} threads>"
 
     def get_client(self, make: Callable[[str], Any]) -> Any:
         """The one client that all tasks here share, made by `make(scheduler_address)` when it is first asked for."""
-        with self.client_lock:
+        with self._client_lock:
             if self.client is None:
                 self.client = make(self.scheduler_address)
             return self.client
 
     def take_client(self) -> Any:
         """The client that tasks shared, if they did; they get a new one when they ask again."""
-        with self.client_lock:
+        with self._client_lock:
             client, self.client = self.client, None
             return client
 

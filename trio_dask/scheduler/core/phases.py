@@ -8,7 +8,6 @@ states are dask's.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple, TypeAlias
 
 from trio_dask.identity import Key, RunId
@@ -30,15 +29,17 @@ __all__ = [
 ]
 
 
-@dataclass(slots=True)
 class Past:
     """What few tasks have: troubles behind them."""
 
-    attempts: int = 1
-    failures: int = 0
-    deaths: list[str] = field(default_factory=list[str])
-    suspect: bool = False
-    """It may have been running on a worker that died; its next start is announced, so that blame is exact."""
+    __slots__ = ("attempts", "deaths", "failures", "suspect")
+
+    def __init__(self) -> None:
+        self.attempts = 1
+        self.failures = 0
+        self.deaths: list[str] = []
+        self.suspect = False
+        """It may have been running on a worker that died; its next start is announced, so that blame is exact."""
 
 
 class Failure(NamedTuple):

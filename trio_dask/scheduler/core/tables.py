@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final, NamedTuple, TypeAlias
 
 from trio_dask.identity import Digest, Incarnation, Key, PeerId, RunId
@@ -63,8 +62,7 @@ STORY_LENGTH: Final = 10_000
 """Steps kept for `story`: about 2 MB, and the last second or so of a busy scheduler."""
 
 
-@dataclass(frozen=True, slots=True)
-class CoreSettings:
+class CoreSettings(NamedTuple):
     """What the decisions depend on. Times in seconds, sizes in bytes."""
 
     allowed_failures: int = 3

@@ -8,7 +8,6 @@ failed last.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from itertools import islice
 from typing import NamedTuple
 
@@ -33,14 +32,16 @@ class GivenUp(NamedTuple):
     address: str
 
 
-@dataclass(slots=True)
 class Sought:
     """A key that has to come from a peer. `fetch` is None while it waits for its turn at `address`."""
 
-    address: str
-    fetch: FetchId | None = None
-    untried: dict[str, None] = field(default_factory=dict[str, None])
-    tried: dict[str, None] = field(default_factory=dict[str, None])
+    __slots__ = ("address", "fetch", "tried", "untried")
+
+    def __init__(self, address: str, untried: dict[str, None]) -> None:
+        self.address = address
+        self.fetch: FetchId | None = None
+        self.untried = untried
+        self.tried: dict[str, None] = {}
 
 
 class ActiveFetch(NamedTuple):
@@ -87,7 +88,7 @@ class FetchPlan:
             untried = dict.fromkeys(holders)
             address = self._least_busy(untried)
             del untried[address]
-            self._sought[key] = Sought(address, None, untried)
+            self._sought[key] = Sought(address, untried)
             self._queues.setdefault(address, {})[key] = None
             return
         for holder in holders:
