@@ -160,6 +160,24 @@ def test_a_burst_wakes_the_loop_once(client, cluster):
     assert len(wakes) <= 2
 
 
+def test_who_waits_for_what_was_asked_for_already_wakes_no_loop(client, cluster):
+    """The loop would compete with its own caller for the interpreter, to find that there is nothing to do."""
+    cluster.hold = True
+    future = client.submit(increment, 1)
+    trio.from_thread.run_sync(bool, trio_token=cluster._token)  # a turn of the loop, in which the task is sent
+    woken = []
+    token = client.engine._token
+    client.engine._token = SimpleNamespace(run_sync_soon=lambda function, *_: woken.append(function))
+    for wait_for in (future.result, future.exception):
+        with pytest.raises(TimeoutError):
+            wait_for(timeout=0.001)
+    client.engine._token = token
+    assert cluster.of_type(m.Submit)
+    assert woken == []
+    cluster.finish_from_thread(future.key)
+    assert future.result() == 2
+
+
 def test_a_key_can_be_used_again_as_soon_as_its_futures_are_gone(client):
     for number in range(20):
         future = client.submit(increment, number, key="x")

@@ -260,10 +260,10 @@ class Driver:
     # ------------------------------------------------------------------------------------------------ going out
 
     def push(self) -> None:
-        """Have what was put into the core sent soon: at once from the engine's own thread, else by waking it."""
+        """Have what was put into the core, if anything, sent soon: from the engine's own thread at once."""
         if threading.get_ident() == self._thread:
             self.flush()
-        else:
+        elif self.core.has_messages or self.core.has_fetches:
             self.wake()
 
     def wake(self) -> None:

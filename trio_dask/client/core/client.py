@@ -331,6 +331,11 @@ class ClientCore:
         """Whether `drain` would give any."""
         return bool(self._outbox)
 
+    @property
+    def has_fetches(self) -> bool:
+        """Whether keys wait to be fetched."""
+        return bool(self._fetches)
+
     # ------------------------------------------------------------------------------------------ inside
 
     def _request(self, make: Callable[[int], Message], answer: Answer) -> None:

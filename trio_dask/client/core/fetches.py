@@ -34,6 +34,10 @@ class Fetches:
         self._running: dict[str, int] = {}
         self._total = 0
 
+    def __bool__(self) -> bool:
+        """Whether anything stands in line."""
+        return bool(self._lines)
+
     def enqueue(self, state: KeyState) -> None:
         """Put a key into the shortest line among its holders' (the first such, so that the choice is repeatable)."""
         address = min(state.holders, key=self._load)
