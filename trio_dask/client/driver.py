@@ -1,8 +1,9 @@
 """What keeps a client's core in touch with its scheduler: one task of a Trio loop, which any thread may wake.
 
 The core stands under one lock that is never held across anything that waits. A caller changes the core and leaves;
-what it put into the outbox goes out when the loop has been woken, once for everything that gathered meanwhile. What
-arrives is handled a batch at a time, and whoever waits for it is woken directly.
+what it put into the outbox goes out when the loop has been woken, once for everything that gathered meanwhile. A lone
+request, when everything before it has been answered, is sent by the caller's own thread: nobody has to be woken for it.
+What arrives is handled a batch at a time, and whoever waits for it is woken directly.
 
     connecting --> running --> connecting --> running ...      a lost link: it dials again, everybody waits meanwhile
                       |            |
@@ -70,6 +71,10 @@ class Driver:
         self.peers = Peers(open_channel)
         self._dial = dial
         self._grace_s = grace_s
+        # Held by whoever takes messages out of the core, until they are sent: they must leave in their order.
+        self._sending = threading.Lock()
+        self._answered = False
+        """Whether anything has come since a caller's thread sent something: else it is a burst, and better gathered."""
         self._dropped: deque[KeyState] = deque()
         self._woken = False
         self._sweeping = False
@@ -233,6 +238,7 @@ class Driver:
                         handle = self.core.handle
                         for message in batch[start : start + AT_ONCE]:
                             handle(message)
+                self._answered = True
                 self.flush()
                 if not self._sweeping and self._nursery is not None:
                     self._sweeping = True
@@ -266,6 +272,29 @@ class Driver:
         elif self.core.has_messages or self.core.has_fetches:
             self.wake()
 
+    def send_or_wake(self) -> None:
+        """Send what was put into the core, if that is a lone request, else have the loop do it."""
+        link = self._link
+        may_send = self._answered and link is not None and link.any_thread_sends
+        if not may_send or threading.get_ident() == self._thread or not self._sending.acquire(blocking=False):
+            self.wake()
+            return
+        try:
+            self._answered = False
+            with self.lock:
+                self._collect_dropped()
+                messages = self.core.drain() if self._link is link else ()
+            if messages and link is not None:
+                link.send_many_nowait(messages)
+                link.flush_nowait()
+        except BaseException:
+            # By Ctrl-C perhaps, in the middle of a message: on the next link both sides go on where they were.
+            if link is not None:
+                self.run_soon(link.abort, "a caller was interrupted while it sent something")
+            raise
+        finally:
+            self._sending.release()
+
     def wake(self) -> None:
         """Have the loop flush. Safe anywhere: any thread, finalizers, signal handlers, the end of the interpreter."""
         if self._woken or self._token is None:
@@ -289,15 +318,16 @@ class Driver:
         while len(self._dropped) > AT_ONCE:
             with self.lock:
                 self._collect_dropped()
-        with self.lock:
-            self._collect_dropped()
-            messages = self.core.drain() if link is not None else ()
-            fetches = self.core.next_fetches() if nursery is not None else ()
-            if link is None and self._is_lost and self.core.has_messages:
-                self._needed.set()
-        if messages and link is not None:
-            link.send_many_nowait(messages)
-            link.flush_nowait()
+        with self._sending:
+            with self.lock:
+                self._collect_dropped()
+                messages = self.core.drain() if link is not None else ()
+                fetches = self.core.next_fetches() if nursery is not None else ()
+                if link is None and self._is_lost and self.core.has_messages:
+                    self._needed.set()
+            if messages and link is not None:
+                link.send_many_nowait(messages)
+                link.flush_nowait()
         if nursery is not None:
             for request in fetches:
                 nursery.start_soon(self._fetch, request)

@@ -75,7 +75,10 @@ class Engine(Driver):
                     self._collect_dropped()
                 states = self.core.submit(function[:2], rows, contents, extra)
         if not self._woken:
-            self.wake()
+            if len(states) == 1:
+                self.send_or_wake()
+            else:
+                self.wake()
         return states
 
     def adopt(self, keys: Iterable[Key], *, submitted: bool = True) -> list[KeyState]:

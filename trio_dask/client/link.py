@@ -15,6 +15,11 @@ __all__ = ["Dial", "Link"]
 class Link(Protocol):
     """The connection with the scheduler; `comm.connection.Connection` is it."""
 
+    @property
+    def any_thread_sends(self) -> bool:
+        """Whether any thread may send, and not only that of the loop."""
+        ...
+
     def send_many_nowait(self, messages: Iterable[Message]) -> None:
         """Append to what will be sent."""
         ...
@@ -35,6 +40,10 @@ class Link(Protocol):
     @property
     def goodbye(self) -> Goodbye | None:
         """What the scheduler said when it left, if it did."""
+        ...
+
+    def abort(self, reason: str = "") -> None:
+        """Close at once, in the middle of whatever."""
         ...
 
     async def aclose(self, reason: str = "") -> None:

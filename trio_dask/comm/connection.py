@@ -8,12 +8,16 @@ system call. What the socket does not take waits in the backlog for the writer, 
 there and leaves as large frames. The writer alone continues a frame that was begun, and its scope ends only with the
 connection, whatever is cancelled around it: half a frame would wedge the stream silently.
 
+Where the transport allows it, other threads may send as well: what a thread asks for then costs no thread a waking. A
+lock keeps frames whole; no waiting task is touched but in the connection's own loop.
+
 The watch task says `PING` when this side has said nothing for a while, and gives the peer up when nothing has come from
 it for longer than it may be silent.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager, suppress
 from types import TracebackType
@@ -118,6 +122,12 @@ class Connection:
         self._decoder = FrameDecoder()
         self._received = received  # what came together with the hello
 
+        self._thread = threading.get_ident()
+        self._token = trio.lowlevel.current_trio_token()
+        self._clock = trio.lowlevel.current_clock()
+        # Held by whoever changes the outbox or the backlog, or begins a frame. Reentrant, since to begin a frame may be
+        # to find that nothing can be sent any more.
+        self._sending = threading.RLock()
         self._outbox: list[Message] = []
         self._backlog = Backlog()
         self._stuck = trio.lowlevel.ParkingLot()  # where the writer waits for a backlog
@@ -149,15 +159,25 @@ class Connection:
 
     # ------------------------------------------------------------------------------------------------------ sending
 
+    @property
+    def any_thread_sends(self) -> bool:
+        """Whether the `_nowait` methods may be called from any thread; else from that of the Trio loop only.
+
+        A thread that is interrupted in one of them, as by Ctrl-C, must `abort` the connection.
+        """
+        return self._transport.any_thread_sends
+
     def send_nowait(self, message: Message, *, flush: bool = False) -> None:
         """Put a message into the outbox; without `flush`, nothing leaves before `flush_nowait`. Never blocks."""
-        self._outbox.append(message)
+        with self._sending:
+            self._outbox.append(message)
         if flush:
             self.flush_nowait()
 
     def send_many_nowait(self, messages: Iterable[Message]) -> None:
         """Put messages into the outbox; nothing leaves before `flush_nowait`. Never blocks."""
-        self._outbox += messages
+        with self._sending:
+            self._outbox += messages
 
     def flush_nowait(self) -> None:
         """Send everything in the outbox, as far as the socket takes it; the writer sends the rest. Never blocks.
@@ -166,20 +186,20 @@ class Connection:
         `SerializationError` for messages that cannot be sent at all, after sending the others; only a bug on this side
         can cause that.
         """
-        outbox = self._outbox
-        if not outbox:
+        if not self._outbox:
             return
-        self._outbox = []
-        if not self._can_send:
-            return
-        try:
-            rows = encode_rows(outbox)
-        except SerializationError:
-            for message in outbox:
-                with suppress(SerializationError):
-                    self._send_rows(encode_rows((message,)))
-            raise
-        self._send_rows(rows)
+        with self._sending:
+            outbox, self._outbox = self._outbox, []
+            if not self._can_send:
+                return
+            try:
+                rows = encode_rows(outbox)
+            except SerializationError:
+                for message in outbox:
+                    with suppress(SerializationError):
+                        self._send_rows(encode_rows((message,)))
+                raise
+            self._send_rows(rows)
 
     @property
     def backlog_bytes(self) -> int:
@@ -198,14 +218,14 @@ class Connection:
     def _send_rows(self, rows: list[bytes]) -> None:
         backlog = self._backlog
         if backlog.size <= self.settings.max_backlog_bytes:
-            self._bearable_at = trio.current_time()
+            self._bearable_at = self._clock.current_time()
         backlog.add(rows)
         while not backlog.rest and (frame := backlog.take_frame()):
             self._send_now(frame)
 
     def _send_now(self, frame: bytes) -> None:
         """Begin a frame; what the socket does not take is left to the writer."""
-        self._sent_at = trio.current_time()
+        self._sent_at = self._clock.current_time()
         try:
             sent = self._transport.try_send(frame)
         except (ConnectionLost, trio.ClosedResourceError):
@@ -213,7 +233,7 @@ class Connection:
             return
         if sent < len(frame):
             self._backlog.rest = memoryview(frame)[sent:]
-            self._stuck.unpark()
+            self._in_loop(self._stuck.unpark)
 
     async def _write(self) -> None:
         backlog = self._backlog
@@ -227,15 +247,24 @@ class Connection:
                     self._stop_sending()
                     break
                 self._sent_at = trio.current_time()
-                backlog.rest = memoryview(frame) if (frame := backlog.take_frame()) else None
+                with self._sending:
+                    backlog.rest = memoryview(frame) if (frame := backlog.take_frame()) else None
                 self._progress.unpark_all()
 
     def _stop_sending(self) -> None:
         # What the peer sent before it went, perhaps a goodbye, can still be read: the loss is for `batches` to find.
-        self._can_send = False
-        self._outbox.clear()
-        self._backlog.clear()
-        self._progress.unpark_all()
+        with self._sending:
+            self._can_send = False
+            self._outbox.clear()
+            self._backlog.clear()
+        self._in_loop(self._progress.unpark_all)
+
+    def _in_loop(self, function: Callable[[], object]) -> None:
+        if threading.get_ident() == self._thread:
+            function()
+        else:
+            with suppress(trio.RunFinishedError):
+                self._token.run_sync_soon(function)
 
     # ---------------------------------------------------------------------------------------------------- receiving
 
@@ -304,10 +333,11 @@ class Connection:
             with trio.move_on_after(self.settings.cleanup_s, shield=True) as scope:
                 self.send_nowait(Goodbye(reason), flush=True)
                 await self.wait_backlog()
-                self._can_send = False
+                self._stop_sending()
                 with suppress(ConnectionLost, trio.ClosedResourceError):
                     await self._wait_end()
             if scope.cancelled_caught:
+                self._stop_sending()
                 self._transport.abort()
         await self._transport.aclose()
 
@@ -351,6 +381,7 @@ class Connection:
             with body:
                 yield self
                 if self.goodbye:
+                    self._stop_sending()
                     await self._transport.aclose()
             self._stop_sending()
             self._transport.abort()
@@ -386,5 +417,6 @@ class Connection:
                 return
             if now >= self._sent_at + settings.keepalive_s:
                 self._sent_at = now
-                if self._can_send and not self._backlog.rest:
-                    self._send_now(PING_FRAME)
+                with self._sending:
+                    if self._can_send and not self._backlog.rest:
+                        self._send_now(PING_FRAME)

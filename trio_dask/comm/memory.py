@@ -66,6 +66,8 @@ class _Pipe:
 class MemoryTransport:
     """`Transport` to another part of the same program."""
 
+    any_thread_sends = False
+
     def __init__(self, remote: str, incoming: _Pipe, outgoing: _Pipe) -> None:
         self.remote = remote
         self.is_local = False  # it is no other process

@@ -34,6 +34,11 @@ class Transport(Protocol):
         """Whether the other end seems to be another process of this machine; a tunnel may make it seem so."""
         ...
 
+    @property
+    def any_thread_sends(self) -> bool:
+        """Whether `try_send` may be called from any thread, by one at a time, and not while this is being closed."""
+        ...
+
     def try_send(self, data: Bytes) -> int:
         """Send what can be sent without waiting; returns how many bytes that was, perhaps 0.
 

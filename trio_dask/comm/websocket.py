@@ -27,6 +27,8 @@ _PIECE = 64 * 2**10
 class WebSocketTransport:
     """`Transport` over a TCP connection, which it owns."""
 
+    any_thread_sends = False
+
     def __init__(self, tcp: TcpTransport, protocol: WSConnection) -> None:
         self.remote = tcp.remote.replace("tcp:", "ws:", 1)
         self.is_local = tcp.is_local

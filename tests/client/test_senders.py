@@ -1,0 +1,155 @@
+"""Who sends what callers ask for: a lone caller by himself, so that nobody has to be woken; bursts gather."""
+
+import threading
+from types import SimpleNamespace
+
+import pytest
+import trio
+
+from tests.client.cluster import MiniCluster, open_client
+from trio_dask.protocol import messages as m
+
+
+def increment(x):
+    return x + 1
+
+
+class AnyThreadCluster(MiniCluster):
+    """Threads of all kinds send to it. It notes who did, and hears it all in the client's loop, in that order."""
+
+    any_thread_sends = True
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.sends = []
+        self.interrupt_after = None
+        self.before_loop_sends = lambda: None
+        self._given = []
+
+    def send_many_nowait(self, messages):
+        if threading.current_thread() is not threading.main_thread():
+            self.before_loop_sends()
+        self._given += messages
+
+    def flush_nowait(self):
+        given, self._given = self._given, []
+        self.sends.append((threading.get_ident(), given))
+        if self.interrupt_after is not None and threading.current_thread() is threading.main_thread():
+            given, self.interrupt_after = given[: self.interrupt_after], None
+            self._token.run_sync_soon(self._hear, given, self._closed)
+            raise KeyboardInterrupt
+        self._token.run_sync_soon(self._hear, given, self._closed)
+
+    def _hear(self, messages, closed):
+        if closed is self._closed is None:
+            super().send_many_nowait(messages)
+            super().flush_nowait()
+
+    def abort(self, reason=""):
+        self.lose(reason)
+
+    def submits_of(self, thread):
+        return [sent for sender, sent in self.sends if sender == thread and any(type(x) is m.Submit for x in sent)]
+
+
+@pytest.fixture
+def cluster():
+    return AnyThreadCluster()
+
+
+@pytest.fixture
+def client(cluster):
+    with open_client(cluster) as client:
+        assert client.submit(increment, -1).result() == 0
+        yield client
+
+
+def a_turn_of_the_loop(cluster):
+    trio.from_thread.run_sync(bool, trio_token=cluster._token)
+
+
+def test_a_lone_caller_sends_by_himself_and_wakes_nobody(client, cluster):
+    woken = []
+    token = client.engine._token
+    me = threading.get_ident()
+    a_turn_of_the_loop(cluster)
+    client.engine._token = SimpleNamespace(run_sync_soon=lambda *args: woken.append(args) or token.run_sync_soon(*args))
+    kept = []  # a future that is dropped may wake the loop
+    for number in range(50):
+        kept.append(client.submit(increment, number))
+        assert kept[-1].result(timeout=20) == number + 1
+        a_turn_of_the_loop(cluster)  # in which the loop says what it has to say about the result
+    client.engine._token = token
+    assert len(cluster.submits_of(me)) == 50
+    assert woken == []
+
+
+def test_of_a_burst_the_first_is_sent_and_the_rest_gathers(client, cluster):
+    cluster.hold = True
+    blocked = threading.Event()
+    a_turn_of_the_loop(cluster)
+    client.engine.run_soon(blocked.wait)
+    before = len(cluster.sends)
+    futures = [client.submit(increment, number) for number in range(100)]
+    assert len(cluster.submits_of(threading.get_ident())) == 1
+    blocked.set()
+    a_turn_of_the_loop(cluster)
+    a_turn_of_the_loop(cluster)
+    assert len(cluster.sends) - before <= 3
+    cluster.finish_from_thread(*[future.key for future in futures])
+    assert client.gather(futures) == list(range(1, 101))
+
+
+def test_of_a_lone_map_the_loop_sends_all(client, cluster):
+    a_turn_of_the_loop(cluster)
+    before = len(cluster.submits_of(threading.get_ident()))
+    assert client.gather(client.map(increment, range(1000))) == list(range(1, 1001))
+    assert len(cluster.submits_of(threading.get_ident())) == before
+
+
+def test_nobody_overtakes_what_the_loop_is_about_to_send(client, cluster):
+    about_to_send, go_on = threading.Event(), threading.Event()
+    a_turn_of_the_loop(cluster)
+    cluster.before_loop_sends = lambda: about_to_send.set() or go_on.wait(20)
+    futures = client.map(increment, range(2))
+    assert about_to_send.wait(20)
+    futures.append(client.submit(increment, 2))
+    go_on.set()
+    assert client.gather(futures) == [1, 2, 3]
+    keys = [key for message in cluster.of_type(m.Submit)[1:] for key in message.keys]
+    assert keys == [future.key for future in futures]
+
+
+@pytest.mark.parametrize("heard", [0, 1, 2])
+def test_a_caller_who_is_interrupted_while_he_sends_loses_nothing(client, cluster, heard):
+    """Of what he was sending any part may have left; on the next link both sides go on where they were."""
+    a_turn_of_the_loop(cluster)
+    cluster.interrupt_after = heard
+    with pytest.raises(KeyboardInterrupt):
+        client.submit(increment, 100)
+    assert client.submit(increment, 200).result(timeout=20) == 201
+    assert client.submit(increment, 100).result(timeout=20) == 101
+    assert len(cluster.dials) == 2
+    assert max(cluster.computed.values()) == 1
+
+
+def test_whoever_sends_both_sides_count_the_same(client, cluster):
+    """Threads submit while links break; each side knows how much the other has heard, or the link would be refused."""
+    wrong = []
+
+    def work(seed):
+        for number in range(seed * 1000, seed * 1000 + 150):
+            if client.submit(increment, number).result(timeout=30) != number + 1:
+                wrong.append(number)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(3)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        cluster.lose_from_thread()
+        threads[0].join(0.01)
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    assert len(cluster.dials) > 2
+    assert {lost for lost, _ in cluster.dials[1:]} == {cluster.incarnation}
