@@ -14,39 +14,68 @@ def increment(x):
     return x + 1
 
 
-class AnyThreadCluster(MiniCluster):
-    """Threads of all kinds send to it. It notes who did, and hears it all in the client's loop, in that order."""
+class Wire:
+    """One link of the client. Threads of all kinds send on it; all of it is heard in the client's loop, in that order.
+
+    What is sent on a link that was lost, nobody hears.
+    """
 
     any_thread_sends = True
+
+    def __init__(self, cluster):
+        self.cluster = cluster
+        self._given = []
+
+    def __getattr__(self, name):
+        return getattr(self.cluster, name)
+
+    async def __aenter__(self):
+        return self
+
+    async def __aexit__(self, *error):
+        pass
+
+    def send_many_nowait(self, messages):
+        if threading.current_thread() is not threading.main_thread():
+            self.cluster.before_loop_sends()
+        self._given += messages
+
+    def flush_nowait(self):
+        cluster = self.cluster
+        given, self._given = self._given, []
+        cluster.sends.append((threading.get_ident(), given))
+        interrupted = cluster.interrupt_after is not None and threading.current_thread() is threading.main_thread()
+        if interrupted:
+            given, cluster.interrupt_after = given[: cluster.interrupt_after], None
+        cluster._token.run_sync_soon(self._hear, given)
+        if interrupted:
+            raise KeyboardInterrupt
+
+    def _hear(self, messages):
+        cluster = self.cluster
+        if cluster.wire is self and cluster._closed is None:
+            cluster.send_many_nowait(messages)
+            cluster.flush_nowait()
+
+    def abort(self, reason=""):
+        if self.cluster.wire is self:
+            self.cluster.lose(reason)
+
+
+class AnyThreadCluster(MiniCluster):
+    """Notes who sends what."""
 
     def __init__(self, **options):
         super().__init__(**options)
         self.sends = []
         self.interrupt_after = None
         self.before_loop_sends = lambda: None
-        self._given = []
+        self.wire = None
 
-    def send_many_nowait(self, messages):
-        if threading.current_thread() is not threading.main_thread():
-            self.before_loop_sends()
-        self._given += messages
-
-    def flush_nowait(self):
-        given, self._given = self._given, []
-        self.sends.append((threading.get_ident(), given))
-        if self.interrupt_after is not None and threading.current_thread() is threading.main_thread():
-            given, self.interrupt_after = given[: self.interrupt_after], None
-            self._token.run_sync_soon(self._hear, given, self._closed)
-            raise KeyboardInterrupt
-        self._token.run_sync_soon(self._hear, given, self._closed)
-
-    def _hear(self, messages, closed):
-        if closed is self._closed is None:
-            super().send_many_nowait(messages)
-            super().flush_nowait()
-
-    def abort(self, reason=""):
-        self.lose(reason)
+    async def dial(self, lost, received):
+        await super().dial(lost, received)
+        self.wire = Wire(self)
+        return self.wire
 
     def submits_of(self, thread):
         return [sent for sender, sent in self.sends if sender == thread and any(type(x) is m.Submit for x in sent)]
@@ -138,9 +167,8 @@ def test_whoever_sends_both_sides_count_the_same(client, cluster):
     wrong = []
 
     def work(seed):
-        for number in range(seed * 1000, seed * 1000 + 150):
-            if client.submit(increment, number).result(timeout=30) != number + 1:
-                wrong.append(number)
+        numbers = range(seed * 1000, seed * 1000 + 150)
+        wrong.extend(number for number in numbers if client.submit(increment, number).result(timeout=20) != number + 1)
 
     threads = [threading.Thread(target=work, args=(seed,)) for seed in range(3)]
     for thread in threads:
