@@ -57,6 +57,8 @@ async def half_open(nursery):
     class Link:
         """Around a connection that goes on when the client has lost it."""
 
+        any_thread_sends = False
+
         def __init__(self, connection):
             self.connection = connection
             self.hello, self.goodbye = connection.hello, None
