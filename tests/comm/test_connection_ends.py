@@ -1,5 +1,7 @@
 """How connections end: a goodbye is quiet, anything else is a loss, and nothing hangs."""
 
+from functools import partial
+
 import pytest
 import trio
 import trio.testing
@@ -67,6 +69,24 @@ async def test_both_may_leave_at_once(make_pair):
         async with trio.open_nursery() as nursery:
             for connection in both:
                 nursery.start_soon(leave, connection)
+
+
+@both_transports
+async def test_who_closes_what_is_being_closed_cuts_nothing_short(make_pair):
+    client, scheduler = connections(make_pair())
+    much = [Blob(b"", number, bytes(1_000_000)) for number in range(5)]
+    received = []
+
+    async def listen():
+        received.extend(await collect(scheduler))
+
+    async with client, scheduler:
+        client.send_many_nowait(much)
+        async with background(partial(client.aclose, "first"), partial(client.aclose, "second")) as nursery:
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(listen)
+    assert received == much
+    assert scheduler.goodbye in (Goodbye("first"), Goodbye("second"))
 
 
 async def test_nothing_counts_after_a_goodbye():

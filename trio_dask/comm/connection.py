@@ -136,6 +136,7 @@ class Connection:
 
         self._loss: ConnectionLost | None = None
         self._leaving = False
+        self._left = trio.Event()
         self._receiving = False  # a task waits in `batches`
         self._discarding = False  # nobody will
         self._ended = trio.Event()  # `batches` has read the last byte
@@ -328,8 +329,11 @@ class Connection:
 
         Takes at most `cleanup_s`, also when cancelled. A task in `batches` receives what still arrives, and ends.
         """
-        if not self._leaving:
-            self._leaving = True
+        if self._leaving:  # somebody else is at it, in the middle perhaps of what he has to say
+            await self._left.wait()
+            return
+        self._leaving = True
+        try:
             with trio.move_on_after(self.settings.cleanup_s, shield=True) as scope:
                 self.send_nowait(Goodbye(reason), flush=True)
                 await self.wait_backlog()
@@ -339,7 +343,9 @@ class Connection:
             if scope.cancelled_caught:
                 self._stop_sending()
                 self._transport.abort()
-        await self._transport.aclose()
+            await self._transport.aclose()
+        finally:
+            self._left.set()
 
     async def _wait_end(self) -> None:
         """Wait for the peer to close, as it does once it has read the goodbye, or to say goodbye as well.
