@@ -7,6 +7,7 @@ import pytest
 import trio
 
 from tests.client.cluster import MiniCluster, open_client
+from trio_dask import wait
 from trio_dask.protocol import messages as m
 
 
@@ -89,7 +90,7 @@ def cluster():
 @pytest.fixture
 def client(cluster):
     with open_client(cluster) as client:
-        assert client.submit(increment, -1).result() == 0
+        wait(client.submit(increment, -1))
         yield client
 
 
@@ -106,7 +107,8 @@ def test_a_lone_caller_sends_by_himself_and_wakes_nobody(client, cluster):
     kept = []  # a future that is dropped may wake the loop
     for number in range(50):
         kept.append(client.submit(increment, number))
-        assert kept[-1].result(timeout=20) == number + 1
+        wait(kept[-1])
+        assert kept[-1].result() == number + 1
         a_turn_of_the_loop(cluster)  # in which the loop says what it has to say about the result
     client.engine._token = token
     assert len(cluster.submits_of(me)) == 50
@@ -127,6 +129,16 @@ def test_of_a_burst_the_first_is_sent_and_the_rest_gathers(client, cluster):
     assert len(cluster.sends) - before <= 3
     cluster.finish_from_thread(*[future.key for future in futures])
     assert client.gather(futures) == list(range(1, 101))
+
+
+def test_while_results_come_in_and_nobody_waits_all_gathers(client, cluster):
+    before = len(cluster.submits_of(threading.get_ident()))
+    futures = []
+    for number in range(50):
+        futures.append(client.submit(increment, number))
+        a_turn_of_the_loop(cluster)
+    assert len(cluster.submits_of(threading.get_ident())) == before + 1
+    assert client.gather(futures) == list(range(1, 51))
 
 
 def test_of_a_lone_map_the_loop_sends_all(client, cluster):

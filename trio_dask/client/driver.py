@@ -2,7 +2,7 @@
 
 The core stands under one lock that is never held across anything that waits. A caller changes the core and leaves;
 what it put into the outbox goes out when the loop has been woken, once for everything that gathered meanwhile. A lone
-request, when everything before it has been answered, is sent by the caller's own thread: nobody has to be woken for it.
+request, by callers who wait for what they ask for, is sent by the caller's own thread: nobody has to be woken for it.
 What arrives is handled a batch at a time, and whoever waits for it is woken directly.
 
     connecting --> running --> connecting --> running ...      a lost link: it dials again, everybody waits meanwhile
@@ -73,8 +73,8 @@ class Driver:
         self._grace_s = grace_s
         # Held by whoever takes messages out of the core, until they are sent: they must leave in their order.
         self._sending = threading.Lock()
-        self._answered = False
-        """Whether anything has come since a caller's thread sent something: else it is a burst, and better gathered."""
+        self._waited = False
+        """Whether a caller has waited since one last sent something by himself: else it is a burst, better gathered."""
         self._dropped: deque[KeyState] = deque()
         self._woken = False
         self._sweeping = False
@@ -87,6 +87,8 @@ class Driver:
         self._phase = trio.CancelScope()
         """Around whatever ends when the client is to stop."""
         self._hosting = trio.CancelScope()
+        self._failure: _Loss | None = None
+        """Why the link that is there must be given up."""
         self._is_lost = False
         self._needed = trio.Event()
         """While it is lost: somebody asks for something."""
@@ -149,7 +151,7 @@ class Driver:
                         loss = self._join(link)
                         if loss is None:
                             started()
-                            loss = await self._until_stop(self._listen, link)
+                            loss = await self._until_stop(self._listen, link) or self._take_failure()
                     finally:
                         if loss is None:
                             await self._take_leave(link)  # noqa: ASYNC102 - it shields itself, with a limit
@@ -227,7 +229,7 @@ class Driver:
             return _Loss(f"the scheduler is lost: {error}", True)
         self._link = link
         self.flush()
-        return None
+        return self._take_failure()
 
     async def _listen(self, link: Link) -> _Loss:
         """Take what the scheduler says until the link ends."""
@@ -238,7 +240,6 @@ class Driver:
                         handle = self.core.handle
                         for message in batch[start : start + AT_ONCE]:
                             handle(message)
-                self._answered = True
                 self.flush()
                 if not self._sweeping and self._nursery is not None:
                     self._sweeping = True
@@ -254,6 +255,16 @@ class Driver:
         if said is not None:
             return _Loss(f"the scheduler left: {said.reason}", True)
         return _Loss("the scheduler is lost: it closed the connection", False)
+
+    def _fail(self, error: Exception) -> None:
+        """What was asked for cannot be said: whoever waits for it would wait for ever."""
+        _logger.error("the client failed", exc_info=error)
+        self._failure = _Loss(f"the scheduler is lost: the client failed: {error!r}", True)
+        self._phase.cancel()
+
+    def _take_failure(self) -> _Loss | None:
+        failure, self._failure = self._failure, None
+        return failure
 
     def _end(self, ended: Ended) -> None:
         self._link = None
@@ -275,18 +286,20 @@ class Driver:
     def send_or_wake(self) -> None:
         """Send what was put into the core, if that is a lone request, else have the loop do it."""
         link = self._link
-        may_send = self._answered and link is not None and link.any_thread_sends
+        may_send = self._waited and link is not None and link.any_thread_sends
         if not may_send or threading.get_ident() == self._thread or not self._sending.acquire(blocking=False):
             self.wake()
             return
         try:
-            self._answered = False
+            self._waited = False
             with self.lock:
                 self._collect_dropped()
                 messages = self.core.drain() if self._link is link else ()
             if messages and link is not None:
                 link.send_many_nowait(messages)
                 link.flush_nowait()
+        except Exception as error:
+            self.run_soon(self._fail, error)
         except BaseException:
             # By Ctrl-C perhaps, in the middle of a message: on the next link both sides go on where they were.
             if link is not None:
@@ -327,7 +340,10 @@ class Driver:
                     self._needed.set()
             if messages and link is not None:
                 link.send_many_nowait(messages)
-                link.flush_nowait()
+                try:
+                    link.flush_nowait()
+                except Exception as error:  # a bug of ours must end in errors for those who wait, not in silence
+                    self._fail(error)
         if nursery is not None:
             for request in fetches:
                 nursery.start_soon(self._fetch, request)

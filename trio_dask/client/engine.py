@@ -176,6 +176,7 @@ class Engine(Driver):
 
     def block(self, signal: ThreadSignal, timeout_s: float | None) -> bool:
         """Wait for results; False if the time was up before. A task that waits leaves its slot to others meanwhile."""
+        self._waited = True
         if signal.is_set or hooks.outside_of_slots is None:
             return signal.wait(timeout_s)
         with hooks.outside_of_slots(self.facade):
