@@ -16,7 +16,7 @@ from __future__ import annotations
 import secrets
 from typing import NewType
 
-__all__ = ["Digest", "Incarnation", "Key", "PeerId", "RunId", "new_incarnation"]
+__all__ = ["Digest", "Incarnation", "Key", "PeerId", "RunId", "new_incarnation", "places_of"]
 
 Key = str
 RunId = NewType("RunId", int)
@@ -28,3 +28,9 @@ Digest = bytes
 def new_incarnation() -> Incarnation:
     """A fresh random incarnation: 96 bits, written in hexadecimal."""
     return Incarnation(secrets.token_hex(12))
+
+
+def places_of(address: str) -> tuple[str, str, str]:
+    """What users may call the place of this address: the whole, without its scheme, and the host alone."""
+    place = address.rpartition("://")[2]
+    return address, place, place.rpartition(":")[0].strip("[]") or place

@@ -442,3 +442,58 @@ def test_a_key_that_no_holder_delivers_is_given_up():
         core.handle(m.KeyReady("k0", 1, "int", None, HOLDERS))
     assert outcomes == [(None, "no way")]
     assert [message for message in core.drain() if isinstance(message, m.Unreachable)]
+
+
+def test_a_fetch_from_a_worker_that_no_longer_counts_as_a_holder_is_not_waited_for():
+    core = ClientCore()
+    (state,) = core.submit(FUNCTION, rows(1), ())
+    core.handle(m.KeyReady("k0", 1, "int", None, HOLDERS))
+    outcomes = []
+    core.read(state, lambda _, frames, reason: outcomes.append(frames))
+    (asked,) = core.next_fetches()
+    core.handle(m.KeyReady("k0", 1, "int", None, HOLDERS))
+    assert core.next_fetches() == []
+    (other,) = set(HOLDERS) - {asked.address}
+    core.handle(m.KeyReady("k0", 1, "int", None, (other,)))
+    assert [request.address for request in core.next_fetches()] == [other]
+    core.fetched(other, state, (b"value",))
+    assert outcomes == [(b"value",)]
+
+
+def test_who_is_silent_is_not_said_to_have_lost_the_value():
+    core = ClientCore()
+    (state,) = core.submit(FUNCTION, rows(1), ())
+    core.handle(m.KeyReady("k0", 1, "int", None, HOLDERS[:1]))
+    outcomes = []
+    core.read(state, lambda _, frames, reason: outcomes.append((frames, reason)))
+    core.next_fetches()
+    core.drain()
+    core.unfetched(HOLDERS[0], state, "no answer", is_silent=True)
+    core.fetch_ended(HOLDERS[0])
+    assert core.drain() == [m.Want(("k0",))]
+    core.handle(m.KeyReady("k0", 1, "int", None, HOLDERS[:1]))
+    assert len(core.next_fetches()) == 1
+    core.fetched(HOLDERS[0], state, (b"value",))
+    assert outcomes == [((b"value",), "")]
+
+
+def test_a_result_that_nobody_here_wants_is_released_once_more():
+    """A worker that returns tells again what was scattered, and the scheduler takes it to be wanted in our name."""
+    core = ClientCore()
+    core.handle(m.KeyReady("scattered", 1, "int", None, HOLDERS))
+    assert core.drain() == [m.Release(("scattered",))]
+    (state,) = core.submit(FUNCTION, rows(1), ())
+    core.cancel([state], False, "enough")
+    core.drain()
+    core.handle(m.KeyReady("k0", 1, "int", None, HOLDERS))
+    assert core.drain() == [m.Release(("k0",))]
+
+
+def test_what_is_said_of_a_former_life_releases_nothing_of_the_next():
+    core = ClientCore()
+    core.dereference(core.submit(FUNCTION, rows(1), ()))
+    (state,) = core.submit(FUNCTION, rows(1), ())
+    core.drain()
+    core.handle(m.KeyReady("k0", 1, "int", None, HOLDERS))
+    assert state.status == "pending"
+    assert not core.drain()

@@ -23,9 +23,8 @@ def in_thread(function, *args):
 )
 async def test_only_what_has_no_state_of_its_own_lets_any_thread_send(make_pair, may_send):
     client, scheduler = connections(make_pair())
-    assert client.any_thread_sends == may_send
-    client.abort()
-    scheduler.abort()
+    async with client, scheduler:
+        assert client.any_thread_sends == may_send
 
 
 async def test_messages_of_many_threads_arrive_whole_and_each_threads_in_order():

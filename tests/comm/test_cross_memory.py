@@ -4,18 +4,20 @@ import os
 import random
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 
 import numpy as np
 import pytest
 import trio
 import trio.testing
 
-from tests.comm.kit import background, channels, frame, tcp_pair, until
+from tests.comm.kit import background, channels, frame, read_to_end, tcp_pair, until
 from trio_dask.comm import cross_memory
+from trio_dask.comm.connection import LinkSettings
 from trio_dask.comm.cross_memory import Loan, borrow, can_lend
 from trio_dask.comm.data import DataChannel
-from trio_dask.comm.transport import ConnectionLost
+from trio_dask.comm.memory import memory_pair
+from trio_dask.comm.transport import ConnectionLost, PeerSilent
 from trio_dask.errors import ProtocolError
 from trio_dask.protocol.messages import Fetch, Lent, PutDone, Value
 
@@ -258,3 +260,111 @@ async def test_who_gives_up_a_loan_has_lent_nothing():
     with pytest.raises(trio.ClosedResourceError):
         await sender.send(Fetch(("key",)))
     far.abort()
+
+
+# ------------------------------------------------------------------------------------------------------ slow and silent
+
+
+class SlowThread:
+    """Stands for the thread that reads what lies on a slow disk."""
+
+    def __init__(self, monkeypatch, seconds, *, ok=True):
+        self.seconds = seconds
+        self.ok = ok
+        monkeypatch.setattr(trio.to_thread, "run_sync", self.run)
+
+    async def run(self, read, terms, buffers, **how):
+        await trio.sleep(self.seconds)
+        return self.ok and read(terms, buffers)
+
+
+@pytest.fixture
+def near_and_far(monkeypatch):
+    """Both ends in one process, and in virtual time."""
+    near, far = memory_pair()
+    for end in (near, far):
+        monkeypatch.setattr(end, "is_local", True)
+    return near, far
+
+
+SLOW = LinkSettings(keepalive_s=5, silence_s=30)
+
+
+@pytest.mark.usefixtures("permitted")
+@pytest.mark.parametrize("ok", [True, False])
+async def test_a_slow_borrower_is_waited_for(autojump_clock, monkeypatch, near_and_far, ok):
+    near, far = channels(near_and_far, settings=SLOW)
+    SlowThread(monkeypatch, 1000, ok=ok)
+    large = random.Random(6).randbytes(MIB)
+    for _ in range(2):
+        assert [*map(bytes, await exchange_slowly(near, far, large))] == [large]
+    near.abort()
+    far.abort()
+
+
+@pytest.mark.usefixtures("permitted")
+async def test_a_borrower_may_wait_for_room(autojump_clock, near_and_far):
+    near, far = channels(near_and_far, settings=SLOW)
+    large = random.Random(7).randbytes(MIB)
+    held = []
+
+    @asynccontextmanager
+    async def room(size):
+        await trio.sleep(1000)
+        held.append(size)
+        yield
+        held.append(-size)
+
+    assert [*map(bytes, await exchange_slowly(near, far, large, room=room))] == [large]
+    assert held == [MIB, -MIB]
+    near.abort()
+    far.abort()
+
+
+async def test_a_borrower_that_says_nothing_is_silent(autojump_clock, near_and_far):
+    sender, _ = channels(near_and_far, settings=SLOW)
+    with pytest.raises(PeerSilent, match="for 30 s"):
+        await sender.send(Value("key", (MIB,)), [bytes(MIB)])
+    assert trio.current_time() >= 30
+
+
+async def test_a_borrower_whose_lender_goes_away_hears_it_when_it_pings(autojump_clock, monkeypatch, near_and_far):
+    near, far = near_and_far
+    _, receiver = channels((near, far), settings=SLOW)
+    SlowThread(monkeypatch, 1000)
+
+    async def lend_and_leave():
+        await near.send_all(frame(Lent(1, 1, bytes(16), (1,))) + frame(Value("key", (MIB,))))
+        await trio.sleep(17)
+        near.abort()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lend_and_leave)
+        with pytest.raises(ConnectionLost):
+            await receiver.receive()
+    assert trio.current_time() == pytest.approx(20, abs=1)
+
+
+async def test_who_gives_up_borrowing_is_cancelled_and_nothing_else(autojump_clock, monkeypatch, near_and_far):
+    near, far = near_and_far
+    _, receiver = channels((near, far), settings=SLOW)
+    SlowThread(monkeypatch, 1000)
+    await near.send_all(frame(Lent(1, 1, bytes(16), (1,))) + frame(Value("key", (MIB,))))
+    with trio.move_on_after(17) as scope:
+        await receiver.receive()
+    assert scope.cancelled_caught
+    with pytest.raises(ConnectionLost):
+        await read_to_end(near)
+
+
+async def exchange_slowly(sender, receiver, *buffers, room=None):
+    received = []
+
+    async def receive():
+        received.append(await receiver.receive(room))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(receive)
+        await sender.send(Value("key", tuple(map(len, buffers))), buffers)
+    [(_, parts)] = received
+    return parts

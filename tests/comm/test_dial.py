@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from tests.comm.kit import CLIENT, INPROC
-from trio_dask.comm import Address, ConnectionLost, open_connection, open_data_channel
+from trio_dask.comm import Address, ConnectionLost, PeerSilent, open_connection, open_data_channel
 from trio_dask.comm.memory import bind_memory
 from trio_dask.errors import NoScheduler
 from trio_dask.identity import Incarnation
@@ -66,6 +66,8 @@ async def test_no_answer_at_all(autojump_clock, monkeypatch):
     monkeypatch.setattr(trio, "open_tcp_stream", never)
     with pytest.raises(NoScheduler, match="no answer within 3 s: a firewall"):
         await open_connection(Address("tcp", "10.0.0.1", 9), CLIENT, timeout_s=3)
+    with pytest.raises(PeerSilent, match="no answer within 3 s"):
+        await open_data_channel(Address("tcp", "10.0.0.1", 9), Hello(role="data"), timeout_s=3)
 
 
 @asynccontextmanager
@@ -104,6 +106,16 @@ async def test_something_else_listens_there(autojump_clock, answer, words):
     async with something_that_answers(answer):
         with pytest.raises(NoScheduler, match=words):
             await open_connection(INPROC, CLIENT, timeout_s=3)
+
+
+@pytest.mark.parametrize(
+    ("answer", "is_silent"), [(None, True), (b"", False), (b"HTTP/1.1 400 Bad Request\r\n\r\n", False)]
+)
+async def test_only_who_does_not_answer_is_silent(autojump_clock, answer, is_silent):
+    async with something_that_answers(answer):
+        with pytest.raises(ConnectionLost) as caught:
+            await open_data_channel(INPROC, Hello(role="data"), timeout_s=3)
+    assert isinstance(caught.value, PeerSilent) == is_silent
 
 
 async def test_a_cancelled_call_leaves_no_connection(autojump_clock):

@@ -113,12 +113,13 @@ class Kit:
         resources: dict[str, float] | None = None,
         reconnect: bool = False,
         process: str = "",
+        address: str = "",
     ) -> Worker:
         self.last += 1
         peer = PeerId(self.last)
         name = name or f"w{peer}"
         worker = Worker(self, peer, codec.TO_WORKER, name)
-        worker.address = f"tcp://host-{peer}:9000"
+        worker.address = address or f"tcp://host-{peer}:9000"
         info = worker.info = WorkerInfo(
             name,
             worker.address,

@@ -353,3 +353,32 @@ def test_an_idle_scheduler_ends_after_its_time_and_a_busy_one_does_not() -> None
     kit.tick(3.0)
     kit.tick(3.0)
     assert [type(request).__name__ for request in kit.core.requests] == ["Stop"]
+
+
+def test_who_was_leaving_returns_though_another_has_taken_his_name() -> None:
+    kit = Kit()
+    client = kit.client()
+    worker = kit.worker("alice", reconnect=True)
+    client.submit("a")
+    (run,) = worker.runs()
+    worker.send(m.Started((run.run,)), m.Drain("lifetime"))
+    successor = kit.worker("alice", reconnect=True)
+    worker.leave()
+    assert worker.come_back()
+    assert kit.core.state.names["alice"].peer == successor.peer
+    worker.bring(("a", run.run))
+    assert client.ready() == ["a"]
+    assert successor.runs() == []
+    kit.assert_empty()
+
+
+def test_a_worker_that_returns_is_listed_once_at_demands_that_were_made_meanwhile() -> None:
+    kit = Kit()
+    client = kit.client()
+    worker = kit.worker("alice", reconnect=True)
+    worker.leave()
+    assert worker.come_back()
+    client.submit("x", workers=("alice",))
+    worker.bring()
+    assert [run.key for run in worker.runs()] == ["x"]
+    assert len(kit.core.state.names["alice"].queues) == 1

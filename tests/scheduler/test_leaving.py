@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from tests.scheduler.kit import Client, Kit, run_ids
 from trio_dask.protocol import messages as m
 
@@ -231,3 +233,26 @@ def test_unknown_workers_are_not_retired() -> None:
     kit.worker("alice")
     client.send(m.Retire(1, ("alice", "bob"), 0))
     assert "'bob'" in retired(client)["refused"]
+
+
+@pytest.mark.parametrize("drains_first", [True, False])
+def test_a_worker_that_drains_by_itself_is_not_kept_for_a_client_that_retired_it(drains_first: bool) -> None:
+    """It would hand back whatever it was given, and be given it again, for ever."""
+    kit = Kit()
+    worker, other, client = kit.worker("worker"), kit.worker("other"), kit.client()
+    client.submit("x", "y", workers=("worker",))
+    first, second = worker.runs()
+    worker.send(m.Started((first.run,)))
+    retire, drain = m.Retire(1, ("worker",), 0), m.Drain("asked to stop")
+    if drains_first:
+        worker.send(drain)
+        client.send(retire)
+    else:
+        client.send(retire)
+        worker.send(drain)
+    worker.send(m.Returned((second.run,)))
+    worker.finish(first)
+    other.leave()
+    kit.tick(1.0)
+    assert worker.runs() == []
+    assert worker.take(m.Leave) == [m.Leave("asked to stop", False)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.scheduler.kit import Kit
+from tests.scheduler.kit import Kit, run_ids
 from trio_dask.identity import Incarnation, PeerId
 from trio_dask.protocol import messages as m
 from trio_dask.scheduler.core import Stop, WorkerInfo
@@ -186,3 +186,61 @@ def test_what_is_to_be_dropped_is_told_with_the_next_message_or_a_little_later()
     kit.tick(0.02)
     kit.flush()
     assert worker.take(m.Free) == [m.Free(("y",))]
+
+
+def test_who_may_be_asking_a_lost_worker_for_a_value_hears_of_it_though_others_have_it() -> None:
+    """A process that is stopped keeps its connections: whoever asks it would wait as long as it is."""
+    kit = Kit()
+    lost, other, reader, client = kit.worker("lost"), kit.worker("other"), kit.worker("reader"), kit.client()
+    client.submit("x", "unread", workers=("lost",))
+    for run in lost.runs():
+        lost.finish(run, value=None)
+    other.send(m.Replicas(("x",)))
+    client.submit("started", "y", needs=("x",), workers=("reader",))
+    client.submit("apart", workers=("other",))
+    (running, waiting) = reader.runs()
+    reader.send(m.Started((running.run,)))
+    client.inbox.clear()
+    lost.leave(reason="no sign of life for 30 s")
+    assert reader.take(m.Retract) == [m.Retract((waiting.run,))]
+    assert other.take(m.Retract) == []
+    assert client.take(m.KeyReady) == [m.KeyReady("x", 28, "int", None, (other.address,))]
+    reader.send(m.Returned((waiting.run,)))
+    (again,) = reader.runs()
+    assert again.key == "y"
+    assert again.dependencies == (("x", (other.address,)),)
+    kit.assert_empty()
+
+
+def test_nobody_is_called_back_for_a_worker_that_leaves_in_order_or_for_what_he_has_himself() -> None:
+    kit = Kit()
+    leaver, lost, reader, client = kit.worker("leaver"), kit.worker("lost"), kit.worker("reader"), kit.client()
+    client.submit("x", workers=("leaver",))
+    leaver.finish(leaver.runs()[0])
+    for holder in (lost, reader):
+        holder.send(m.Replicas(("x",)))
+    client.submit("y", needs=("x",), workers=("reader",))
+    assert [run.key for run in reader.runs()] == ["y"]
+    client.inbox.clear()
+    leaver.leave(expected=True)
+    assert client.inbox == []
+    lost.leave()
+    assert reader.take(m.Retract) == []
+
+
+def test_a_worker_without_slots_gives_its_backlog_to_others() -> None:
+    kit = Kit()
+    holder, client = kit.worker("holder"), kit.client()
+    client.submit("data", workers=("holder",))
+    holder.finish(holder.runs()[0], nbytes=10**11, seconds=1.0)
+    for number in range(4):
+        client.submit(f"use{number}", needs=("data",))
+    other = kit.worker("other")
+    handed = holder.runs()
+    assert [run.key for run in handed] == ["use0", "use1"]
+    assert other.runs() == []
+    holder.send(m.Capacity(0), m.Returned(run_ids(handed)))
+    while runs := other.runs():
+        for run in runs:
+            other.finish(run)
+    assert sorted(client.ready()) == ["data", "use0", "use1", "use2", "use3"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from tests.scheduler.kit import Kit
 from trio_dask.protocol import messages as m
+from trio_dask.scheduler.core.lines import SWEEP_FROM, Line
+from trio_dask.scheduler.core.tables import MANY_QUEUES, NO_TERMS, RELEASED, Queue, Queued, Task, Worker
 
 
 def test_idle_workers_share_what_there_is() -> None:
@@ -135,6 +137,14 @@ def test_restrictions_by_name_address_and_host_are_kept_and_wait_without_a_worke
     assert [run.key for run in three.runs()] == ["nowhere"]
 
 
+def test_a_host_may_be_called_by_the_name_that_it_has_in_the_address() -> None:
+    for address, host in (("tcp://10.0.0.6:40483", "10.0.0.6"), ("tcp://[fe80::1]:40483", "fe80::1")):
+        kit = Kit()
+        client, there = kit.client(), kit.worker(address=address)
+        client.submit("x", workers=(host,))
+        assert [run.key for run in there.runs()] == ["x"]
+
+
 def test_a_loose_restriction_gives_way_when_no_such_worker_is_there() -> None:
     kit = Kit()
     one, client = kit.worker("one"), kit.client()
@@ -222,3 +232,109 @@ def test_siblings_of_a_tree_meet_on_one_worker() -> None:
             worker.finish(run, seconds=1e-5)
     assert len(client.ready()) == 384
     assert moved <= 40
+
+
+def test_a_function_that_never_succeeds_keeps_no_task_in_mind() -> None:
+    kit = Kit()
+    worker, client = kit.worker(), kit.client()
+    for number in range(10):
+        client.submit(f"x{number}")
+        worker.fail(worker.runs()[0])
+        client.send(m.Release((f"x{number}",)))
+    (content,) = kit.core.state.contents.values()
+    assert content.expected_s is None
+    assert not content.guesses
+
+
+def test_fractions_of_a_resource_add_up_to_all_of_it() -> None:
+    kit = Kit()
+    worker, client = kit.worker(nthreads=8, resources={"GPU": 0.3}), kit.client()
+    client.submit("tenth", resources={"GPU": 0.1})
+    client.submit("two", resources={"GPU": 0.2})  # 0.3 - 0.1 is less than 0.2
+    runs = worker.runs()
+    assert [run.key for run in runs] == ["tenth", "two"]
+    client.submit("all", resources={"GPU": 0.3})
+    for run in runs:
+        assert worker.runs() == []
+        worker.finish(run)
+    (run,) = worker.runs()
+    assert run.key == "all"
+
+
+def test_a_resource_is_whole_again_once_nothing_runs() -> None:
+    """Or what floats leave behind would gather, over millions of tasks, until it is worth a task."""
+    kit = Kit()
+    worker, client = kit.worker("alice", nthreads=8, resources={"GPU": 1.0}), kit.client()
+    assert 1.0 - 0.1 - 0.2 - 0.4 + 0.1 + 0.2 + 0.4 != 1.0
+    for amount in (0.1, 0.2, 0.4):
+        client.submit(f"x{amount}", resources={"GPU": amount})
+    assert worker.finish_all() == 3
+    assert worker_of(kit, "alice").available == {"GPU": 1.0}
+
+
+def test_what_was_dropped_leaves_a_line_behind_a_task_that_nobody_takes() -> None:
+    kit = Kit()
+    state = kit.core.state
+    client = kit.client()
+    state.validating = False
+    for priority in (5, 0):  # in turn, and before all that is there already
+        client.submit(f"head-{priority}", resources={"GPU": 1}, priority=priority)
+        for first in range(0, 5 * SWEEP_FROM, 1000):
+            keys = tuple(f"{priority}-{first + number}" for number in range(1000))
+            client.submit(*keys, resources={"GPU": 1}, priority=priority)
+            client.send(m.Release(keys))
+    (queue,) = state.queues.values()
+    assert len(queue.line) <= SWEEP_FROM
+    worker = kit.worker(nthreads=4, resources={"GPU": 2})
+    assert [run.key for run in worker.runs()] == ["head-5", "head-0"]
+
+
+def test_a_swept_line_keeps_everybody_once_and_in_order() -> None:
+    line, queued = Line(), Queued(Queue(NO_TERMS))
+    tasks = []
+    for number in range(SWEEP_FROM):
+        task = Task(f"k{number}", number * 7 % 1000, None, b"", NO_TERMS, ())
+        task.phase = queued if number % 3 else RELEASED
+        tasks.append(task)
+        line.put(task)
+    twice = next(task for task in tasks if task.phase is queued)
+    for _ in range(3 * SWEEP_FROM):
+        line.put(twice)
+    assert len(line) < 2 * SWEEP_FROM
+    taken = []
+    while (task := line.take()) is not None:
+        task.phase = RELEASED
+        taken.append(task)
+    expected = sorted((task for number, task in enumerate(tasks) if number % 3), key=lambda task: task.priority)
+    assert taken == expected
+
+
+def test_demands_that_nobody_makes_any_more_are_forgotten() -> None:
+    kit = Kit()
+    state = kit.core.state
+    worker, client = kit.worker("alice", nthreads=2), kit.client()
+    client.submit("kept", workers=("nobody",))
+    client.submit("running", workers=("alice",))
+    for number in range(3 * MANY_QUEUES):
+        client.submit("x", workers=("alice", f"bob-{number}"))
+        worker.finish_all()
+        client.send(m.Release(("x",)))
+    assert len(state.queues) <= MANY_QUEUES
+    assert len(worker_of(kit, "alice").queues) <= MANY_QUEUES
+    nobody = kit.worker("nobody")
+    assert [run.key for run in nobody.runs()] == ["kept"]
+
+
+def test_many_demands_that_are_made_are_not_looked_through_for_each_new_one() -> None:
+    kit = Kit()
+    state = kit.core.state
+    state.validating = False
+    client = kit.client()
+    for number in range(3 * MANY_QUEUES):
+        client.submit(f"x{number}", workers=(f"bob-{number}",))
+    assert len(state.queues) == 3 * MANY_QUEUES
+    assert state.most_queues == 4 * MANY_QUEUES
+
+
+def worker_of(kit: Kit, name: str) -> Worker:
+    return kit.core.state.names[name]

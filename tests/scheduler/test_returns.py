@@ -4,11 +4,12 @@ from itertools import count
 
 import pytest
 
+from trio_dask.client import session
 from trio_dask.errors import ProtocolError
 from trio_dask.identity import PeerId
 from trio_dask.protocol import messages as m
 from trio_dask.protocol.hello import Hello
-from trio_dask.scheduler.core import CoreSettings, SchedulerCore
+from trio_dask.scheduler.core import CoreSettings, SchedulerCore, clients
 from trio_dask.scheduler.core.invariants import check_empty
 from trio_dask.scheduler.returns import Returns
 
@@ -88,12 +89,18 @@ def test_what_a_client_wants_stays_for_its_grace_and_no_longer(desk):
     assert desk.greet(desk.back()) == ({"returned": False, "received": 0}, None)
 
 
-def test_a_grace_is_at_most_a_minute(desk):
+def test_a_grace_is_as_long_as_was_asked_for_up_to_an_hour(desk):
     hello = desk.hello(grace_s=10**6)
     desk.greet(hello)
     desk.lose(desk.enter(hello))
-    desk.pass_time(60)
+    desk.pass_time(3599)
+    assert desk.core.state.clients
+    desk.pass_time(1)
     assert not desk.core.state.clients
+
+
+def test_no_client_may_ask_for_a_longer_grace_than_it_is_given():
+    assert session.LONGEST_GRACE_S == clients.LONGEST_GRACE_S
 
 
 def test_a_client_without_grace_is_gone_at_once(desk):

@@ -10,6 +10,7 @@ from trio_dask.client.core.client import ClientCore
 from trio_dask.client.core.fetches import FetchKeys
 from trio_dask.client.core.states import KeyState
 from trio_dask.client.peers import CHANNEL_FAILURES, Channel, Peers, failure_text
+from trio_dask.comm.transport import PeerSilent
 from trio_dask.errors import ProtocolError
 from trio_dask.protocol.messages import Absent, Fetch, Value
 
@@ -22,16 +23,16 @@ async def fetch(request: FetchKeys, peers: Peers, core: ClientCore, lock: Lock) 
     """Carry out one request; a worker that fails is reported with each key that it still owed."""
     address, states = request
     left = deque(states)
-    reason = ""
+    reason, is_silent = "", False
     try:
         await peers.exchange(address, partial(_fetch_each, address, left, core, lock))
     except CHANNEL_FAILURES as error:
         peers.drop(address)
-        reason = failure_text(address, error)
+        reason, is_silent = failure_text(address, error), isinstance(error, PeerSilent)
     finally:
         with lock:
             for state in left:
-                core.unfetched(address, state, reason or "the fetch was given up")
+                core.unfetched(address, state, reason or "the fetch was given up", is_silent=is_silent)
             core.fetch_ended(address)
 
 

@@ -6,7 +6,7 @@ import secrets
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import trio
 
@@ -25,6 +25,9 @@ from trio_dask.protocol.pickling import dump_value
 from trio_dask.protocol.tokens import canonical_token
 
 __all__ = ["Parcel", "parcels_of", "put_all", "reshaped"]
+
+ANSWER_S: Final = 30.0
+"""How long a worker that has taken a value may take to say so."""
 
 
 class Parcel(NamedTuple):
@@ -129,7 +132,11 @@ async def _put_over(incarnation: str, load: deque[Parcel], channel: Channel) -> 
         parcel = load[0]
         sizes = tuple(len(frame) for frame in parcel.frames)
         await channel.send(Put(parcel.key, incarnation, parcel.type_name, sizes), parcel.frames)
-        message, _ = await channel.receive()
+        try:
+            with trio.fail_after(ANSWER_S):  # its process may be stopped: then it would be waited for as long as it is
+                message, _ = await channel.receive()
+        except trio.TooSlowError:
+            raise ClusterError(f"{parcel.key!r} was sent, and not confirmed within {ANSWER_S:g} s") from None
         if isinstance(message, Absent):
             raise ClusterError(message.text)
         if not isinstance(message, PutDone) or message.key != parcel.key:

@@ -5,7 +5,7 @@ from trio_dask.comm.connection import Connection, LinkSettings
 from trio_dask.comm.data import DataChannel
 from trio_dask.comm.dial import open_connection, open_data_channel
 from trio_dask.comm.listen import serve
-from trio_dask.comm.transport import ConnectionLost
+from trio_dask.comm.transport import ConnectionLost, PeerSilent
 
 __all__ = [
     "Address",
@@ -13,6 +13,7 @@ __all__ = [
     "ConnectionLost",
     "DataChannel",
     "LinkSettings",
+    "PeerSilent",
     "addresses_of_interface",
     "choose_advertised_host",
     "open_connection",

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import AbstractAsyncContextManager, contextmanager
-from typing import TYPE_CHECKING
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, cast
 
 import trio
 
 from trio_dask.comm.connection import LinkSettings
-from trio_dask.comm.transport import Bytes, ConnectionLost, Transport
+from trio_dask.comm.transport import Bytes, ConnectionLost, PeerSilent, Transport
 from trio_dask.errors import ProtocolError
 from trio_dask.protocol.codec import DATA_PLANE, decode, encode
-from trio_dask.protocol.frames import Kind, encode_frame, first_frame
+from trio_dask.protocol.frames import PING_FRAME, Kind, encode_frame, first_frame
 from trio_dask.protocol.hello import Hello, Welcome
 from trio_dask.protocol.messages import Borrowed, Call, CallResult, Goodbye, Lent, Message, OnDataPlane, Put, Value
 
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from trio_dask.comm.cross_memory import Loan
 
 __all__ = ["DataChannel"]
+
+Room = Callable[[int], AbstractAsyncContextManager[None]]
+"""Waits until so many bytes can come in, and holds the place for them."""
 
 _PIECE = 4 * 2**20
 """What one call sends at most. Over TLS a larger piece would stall the event loop while it is encrypted."""
@@ -59,7 +62,9 @@ class DataChannel:
         self.hello = hello
         self._transport = transport
         self._max_bytes = max_bytes
-        self._silence_s = (settings or LinkSettings()).silence_s
+        settings = settings or LinkSettings()
+        self._silence_s = settings.silence_s
+        self._keepalive_s = settings.keepalive_s
         self._received = memoryview(received)  # what has come beyond what was asked for
         self._lends = transport.is_local
 
@@ -91,9 +96,7 @@ class DataChannel:
             for piece in _pieces(frame, views):
                 await self._send_piece(piece)
 
-    async def receive(
-        self, room: Callable[[int], AbstractAsyncContextManager[None]] | None = None
-    ) -> tuple[Message, list[memoryview]]:
+    async def receive(self, room: Room | None = None) -> tuple[Message, list[memoryview]]:
         """The next message and its buffers, each in writeable memory of its own.
 
         Waits for the first byte without limit; then the peer may not pause longer than `silence_s`. Large buffers are
@@ -115,10 +118,12 @@ class DataChannel:
             sizes = self._checked_sizes(message)
             if terms is not None and len(terms.places) != len(sizes):
                 raise ProtocolError(f"{len(terms.places)} buffers were lent for the {len(sizes)} of a message")
+            if terms is not None:
+                return message, await self._receive_lent(sizes, terms, room)
             if room is None or sum(sizes) <= _SMALL:
-                return message, await self._receive_buffers(sizes, terms)
+                return message, await self._receive_buffers(sizes)
             async with room(sum(sizes)):
-                return message, await self._receive_buffers(sizes, terms)
+                return message, await self._receive_buffers(sizes)
 
     def abort(self) -> None:
         """Close at once. Idempotent."""
@@ -159,21 +164,49 @@ class DataChannel:
         self._lends = answer.ok
         return answer.ok
 
-    async def _borrow(self, terms: Lent, buffers: list[memoryview]) -> bool:
+    async def _receive_lent(self, sizes: tuple[int, ...], terms: Lent, room: Room | None) -> list[memoryview]:
+        """Read what is lent; where that cannot be, have it sent.
+
+        To wait for room, or to read what lies on a disk, may take longer than the lender waits for somebody who says
+        nothing. So it is told meanwhile that we are alive.
+        """
         from trio_dask.comm.cross_memory import borrow
 
-        # Given up, the thread goes on for a while, into memory that nobody else knows.
-        ok = await trio.to_thread.run_sync(borrow, terms, buffers, abandon_on_cancel=True)
-        await self._send_piece(_frame(Borrowed(ok)))
-        return ok
+        answered = trio.Event()
+        sending = trio.Lock()
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._ping_until, answered, sending)
+                async with room(sum(sizes)) if room is not None else nullcontext():
+                    buffers = [_allocate(size) for size in sizes]
+                    # Given up, the thread goes on for a while, into memory that nobody else knows.
+                    ok = await trio.to_thread.run_sync(borrow, terms, buffers, abandon_on_cancel=True)
+                    async with sending:
+                        answered.set()
+                        await self._send_piece(_frame(Borrowed(ok)))
+                    if not ok:
+                        await self._fill_all(buffers)
+        except BaseExceptionGroup as group:
+            raise _first(group) from None
+        return buffers
 
-    async def _receive_buffers(self, sizes: tuple[int, ...], terms: Lent | None) -> list[memoryview]:
+    async def _ping_until(self, answered: trio.Event, sending: trio.Lock) -> None:
+        while True:
+            with trio.move_on_after(self._keepalive_s):
+                await answered.wait()
+                return
+            async with sending:
+                if not answered.is_set():
+                    await self._send_piece(PING_FRAME)
+
+    async def _receive_buffers(self, sizes: tuple[int, ...]) -> list[memoryview]:
         buffers = [_allocate(size) for size in sizes]
-        if terms is not None and await self._borrow(terms, buffers):
-            return buffers
+        await self._fill_all(buffers)
+        return buffers
+
+    async def _fill_all(self, buffers: list[memoryview]) -> None:
         for buffer in buffers:
             await self._fill(buffer)
-        return buffers
 
     async def _receive_message(self) -> Message:
         while True:
@@ -229,7 +262,7 @@ class DataChannel:
         with trio.move_on_after(self._silence_s) as scope:
             yield
         if scope.cancelled_caught:
-            raise ConnectionLost(f"{self.remote} {otherwise} for {self._silence_s:g} s")
+            raise PeerSilent(f"{self.remote} {otherwise} for {self._silence_s:g} s")
 
     @contextmanager
     def _whole_or_closed(self) -> Generator[None]:
@@ -238,6 +271,11 @@ class DataChannel:
         except BaseException:
             self.abort()
             raise
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    error = group.exceptions[0]
+    return _first(cast("BaseExceptionGroup[BaseException]", error)) if isinstance(error, BaseExceptionGroup) else error
 
 
 def _frame(message: Message) -> bytes:

@@ -14,7 +14,7 @@ from trio_dask.comm.connection import Connection, LinkSettings
 from trio_dask.comm.data import DataChannel
 from trio_dask.comm.memory import connect_memory
 from trio_dask.comm.tcp import connect_tcp
-from trio_dask.comm.transport import ConnectionLost, Transport
+from trio_dask.comm.transport import ConnectionLost, PeerSilent, Transport
 from trio_dask.errors import NoScheduler, ProtocolError, RefusedError
 from trio_dask.protocol.codec import TO_CLIENT, TO_CONTROL, TO_NANNY, TO_WORKER, Allowed
 from trio_dask.protocol.hello import EnvelopeReader, Hello, Refusal, Role, Welcome, decode_answer, encode_hello
@@ -50,12 +50,14 @@ async def open_data_channel(
 ) -> DataChannel:
     """Connect to the data plane of a peer; `hello` has the role `data`.
 
-    Raises `ConnectionLost`, saying what is wrong there, and `RefusedError` with the peer's own words.
+    Raises `ConnectionLost`, saying what is wrong there (`PeerSilent` if it does not answer), and `RefusedError` with
+    the peer's own words.
     """
     try:
         transport, welcome, rest = await _call(address, hello, timeout_s)
     except _CannotReachError as error:
-        raise ConnectionLost(f"cannot reach {address}: {error}") from error.__cause__
+        kind = PeerSilent if isinstance(error.__cause__, trio.TooSlowError) else ConnectionLost
+        raise kind(f"cannot reach {address}: {error}") from error.__cause__
     return DataChannel(transport, welcome, max_bytes=max_bytes, settings=settings, received=rest)
 
 

@@ -7,6 +7,7 @@ may be in that state. What goes wrong with one peer closes its connection and le
 from __future__ import annotations
 
 import logging
+import math
 import socket
 from collections.abc import Awaitable, Callable
 
@@ -38,6 +39,7 @@ HELLO_S = 10.0
 
 _MAX_STRANGERS = 256
 _BACK_OFF_S = 0.2
+_COMPLAINT_INTERVAL_S = 10.0
 
 _ALLOWED: dict[Role, Allowed] = {
     "client": FROM_CLIENT,
@@ -104,13 +106,16 @@ def _bind(address: Address | socket.socket) -> list[Listener]:
 
 
 async def _accept(listener: Listener, desk: _Desk, nursery: trio.Nursery) -> None:
+    complain_at = -math.inf
     while True:
         await desk.strangers.acquire()
         try:
             transport = await listener.accept()
         except OSError as error:
             desk.strangers.release()
-            _log.warning("cannot accept connections at %s for now: %s", listener.address, error.strerror)
+            if trio.current_time() >= complain_at:
+                complain_at = trio.current_time() + _COMPLAINT_INTERVAL_S
+                _log.warning("cannot accept connections at %s for now: %s", listener.address, error.strerror)
             await trio.sleep(_BACK_OFF_S)
         except BaseException:
             desk.strangers.release()

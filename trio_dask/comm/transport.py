@@ -7,13 +7,17 @@ from typing import Protocol
 from trio_dask.comm.addresses import Address
 from trio_dask.errors import TrioDaskError
 
-__all__ = ["Bytes", "ConnectionLost", "Listener", "Transport"]
+__all__ = ["Bytes", "ConnectionLost", "Listener", "PeerSilent", "Transport"]
 
 Bytes = bytes | bytearray | memoryview
 
 
 class ConnectionLost(TrioDaskError, ConnectionError):
     """The other side is gone without a goodbye, or has been given up; the message says how that showed."""
+
+
+class PeerSilent(ConnectionLost):
+    """It has not answered in time. It may be busy: whether it is lost is for those to say who watch it."""
 
 
 class Transport(Protocol):

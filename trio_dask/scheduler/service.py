@@ -321,8 +321,10 @@ class _Service:
 
     async def _dismiss(self) -> None:
         """Tell every peer that this is the end, all at once, and give each the time to hear it."""
+        state = self._core.state
         async with trio.open_nursery() as nursery:
             for peer, connection in self._connections.items():
-                if peer in self._core.state.workers:
+                # A nanny too: it may be just about to start a worker, which would look for us for ever.
+                if peer in state.workers or peer in state.nannies:
                     connection.send_nowait(Leave(self._stop_reason, False))
                 nursery.start_soon(connection.aclose, self._stop_reason)

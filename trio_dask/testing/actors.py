@@ -23,6 +23,9 @@ from trio_dask.worker.core.worker import WorkerCore
 PATIENCE_S: Final = 1.0
 """How long a client that lost its link may be away."""
 
+SILENCE: Final = 0.02
+"""How often a worker that is there does not answer in time."""
+
 __all__ = ["Network", "SimClient", "SimScheduler", "SimWorker"]
 
 
@@ -381,6 +384,8 @@ class SimWorker:
         peer = self.network.workers.get(address)
         if peer is None:
             self.core.fetch_ended(fetch, unreachable=True)
+        elif self.timeline.rng.random() < SILENCE:
+            self.core.fetch_ended(fetch, unreachable=True, is_silent=True)
         else:
             for key in keys:
                 if key not in peer.store:
@@ -479,8 +484,11 @@ class SimClient:
         if not self.open:
             return
         peer = self.network.workers.get(request.address)
+        is_silent = peer is not None and self.timeline.rng.random() < SILENCE
         for state in request.states:
-            if peer is not None and state.key in peer.store:
+            if is_silent:
+                self.core.unfetched(request.address, state, "no answer", is_silent=True)
+            elif peer is not None and state.key in peer.store:
                 self.core.fetched(request.address, state, (str(peer.store[state.key]).encode(),))
             else:
                 self.core.unfetched(request.address, state, "not there")

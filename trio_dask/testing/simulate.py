@@ -140,8 +140,9 @@ class World:
         if self.renewable and rng.random() < 0.3 and self.clients[0].open:
             key = rng.choice(list(self.renewable))
             self.renew(key)
-            if rng.random() < 0.5:  # again, while the call before runs
-                self.timeline.after(rng.random() * 0.05, lambda: self.renew(key))
+            if rng.random() < 0.5:  # again, while the call before runs, or so that its result crosses the next call
+                crossing_s = self.jobs[key].seconds + rng.random() * 0.01
+                self.timeline.after(rng.choice((rng.random() * 0.05, crossing_s)), lambda: self.renew(key))
             return
         event = rng.random()
         if event < 0.25:

@@ -295,8 +295,13 @@ class ClientCore:
             state.fetching = ""
         self._deliver(state, frames)
 
-    def unfetched(self, address: str, state: KeyState, reason: str, *, final: bool = False) -> None:
-        """This key could not be had from `address`; `final`: nor from anywhere else."""
+    def unfetched(
+        self, address: str, state: KeyState, reason: str, *, final: bool = False, is_silent: bool = False
+    ) -> None:
+        """This key could not be had from `address`; `final`: nor from anywhere else.
+
+        One that merely `is_silent` may have it all the same: the scheduler knows whether it is lost.
+        """
         if state.fetching != address:
             return
         state.fetching = ""
@@ -308,7 +313,10 @@ class ClientCore:
             for reader in readers:
                 reader(state, None, reason)
             return
-        self._outbox.put(Unreachable(state.key, address))
+        if is_silent:
+            self._outbox.want(state.key)
+        else:
+            self._outbox.put(Unreachable(state.key, address))
         # With another holder there is no need to wait for the scheduler's answer, which is a KeyReady or a KeyPending.
         state.holders = tuple(holder for holder in state.holders if holder != address)
         if state.holders:
@@ -362,6 +370,9 @@ class ClientCore:
     def _ready(self, message: KeyReady) -> None:
         state = self.states.get(message[0])
         if state is None or state.fence or state.status in OVER:
+            if message.value is None and (state is None or not state.fence):
+                # It may be wanted in our name all the same: a worker that returns tells again what was scattered.
+                self._outbox.release(message.key)
             return
         _, state.nbytes, state.type_name, value, state.holders = message
         if value is not None:
@@ -372,7 +383,7 @@ class ClientCore:
         if state.readers is not None:
             if value is not None:
                 self._deliver(state, (value,))
-            elif not state.fetching:
+            elif state.fetching not in state.holders:  # nor is it fetched from anybody, perhaps
                 self._seek(state)
 
     def _current(self, key: Key) -> KeyState | None:

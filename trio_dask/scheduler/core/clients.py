@@ -33,7 +33,8 @@ __all__ = [
     "remove_client",
 ]
 
-LONGEST_GRACE_S: Final = 60.0
+LONGEST_GRACE_S: Final = 3600.0
+"""As long as a client asks for at most; what is kept for it meanwhile is bounded by `MAX_UNCONFIRMED`."""
 ARRIVAL_S: Final = 15.0
 """A client that was greeted has at least so long to receive the answer and begin its session."""
 CONFIRM_WEIGHT: Final = 16

@@ -301,6 +301,7 @@ def _worker_goodbye(state: State, worker: Worker, message: m.Goodbye) -> None:
 
 def _drain(state: State, worker: Worker, message: m.Drain) -> None:
     leaving.begin_leaving(state, worker, message.reason)
+    worker.leaving, worker.drains = message.reason, True  # though a client may have wanted to retire it before
 
 
 def _forget_blobs(state: State, client: Client, message: m.ForgetBlobs) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from heapq import heapify, heapreplace
 from typing import Final
 
-from trio_dask.identity import Key, PeerId
+from trio_dask.identity import Key, PeerId, places_of
 from trio_dask.protocol.messages import Acquire, Leave, NotAcquired, Reply, Retire, Retract
 from trio_dask.scheduler.core.membership import close_to_work, open_to_work
 from trio_dask.scheduler.core.tables import InMemory, Processing, State, Task, Worker
@@ -132,8 +132,7 @@ def select(state: State, names: Iterable[str]) -> tuple[list[Worker], str]:
         found = [
             worker
             for worker in state.workers.values()
-            if name in (worker.info.name, worker.info.address, worker.info.host)
-            or name == worker.info.address.rpartition("://")[2]
+            if name in (worker.info.name, worker.info.host, *places_of(worker.info.address))
         ]
         if not found:
             return [], name
@@ -182,8 +181,10 @@ def _have_copied(state: State, worker: Worker, alone: list[Task]) -> bool:
 def _refuse(state: State, worker: Worker, alone: list[Task]) -> bool:
     """Keep a worker that a client wanted to retire, since there is nobody left to take what it holds.
 
-    False if nobody asked for it: a worker that leaves by itself cannot be kept.
+    False if nobody asked for it, or it leaves by itself all the same: such a worker cannot be kept.
     """
+    if worker.drains:
+        return False
     asked = [entry for entry in state.retirements if worker in entry[2]]
     if not asked:
         return False
@@ -195,7 +196,7 @@ def _refuse(state: State, worker: Worker, alone: list[Task]) -> bool:
         client, request, workers, left = entry
         state.retirements.remove(entry)
         for other in workers:
-            if other is not worker and other in state.leaving:
+            if other is not worker and other in state.leaving and not other.drains:
                 del state.leaving[other]
                 other.leaving = ""
                 other.copying.clear()

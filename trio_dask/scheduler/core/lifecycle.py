@@ -377,9 +377,13 @@ def retire_run(state: State, task: Task) -> None:
     worker = phase.worker
     processing = worker.processing
     del processing[phase.run]
+    function = task.function
+    if function is not None and function.guesses:
+        function.guesses.pop(task, None)  # else a function that never succeeds would keep all its tasks
     worker.occupancy_s = worker.occupancy_s - phase.expected_s if processing else 0.0
     for name, amount in task.terms.resources:
-        worker.available[name] += amount
+        # As good as new when nothing runs there: sums of fractions go astray bit by bit.
+        worker.available[name] = worker.available[name] + amount if processing else worker.info.resources[name]
     state.touched[worker] = None
 
 

@@ -4,7 +4,9 @@ Nearly all tasks come in the order of their priorities, so the line is a plain r
 it a heap for those that come out of turn.
 
 A task that leaves the queue otherwise than by being taken stays in line as a stale entry, and one that comes back is in
-line twice. Both are harmless: an entry counts only while its task is queued.
+line twice. Both are harmless: an entry counts only while its task is queued. Stale entries go when they come to the
+head; behind one that is never taken, since no worker meets its demands, they would gather for ever, so a line that has
+grown long is swept.
 """
 
 from __future__ import annotations
@@ -12,23 +14,30 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from heapq import heappop, heappush
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from trio_dask.scheduler.core.tables import Task
 
 __all__ = ["Line"]
 
+SWEEP_FROM: Final = 10_000
+"""A line that is shorter is not swept."""
+
+SWEEP_FACTOR: Final = 4
+"""A line is swept when it is so many times as long as it was after the last time: that costs little per entry."""
+
 
 class Line:
     """Tasks, the least priority number first. Its length counts stale entries too."""
 
-    __slots__ = ("_arrivals", "_heap", "_row")
+    __slots__ = ("_arrivals", "_heap", "_row", "_sweep_at")
 
     def __init__(self) -> None:
         self._row: deque[Task] = deque()
         self._heap: list[tuple[int, int, Task]] = []
         self._arrivals = 0
+        self._sweep_at = SWEEP_FROM
 
     def __len__(self) -> int:
         return len(self._row) + len(self._heap)
@@ -41,6 +50,9 @@ class Line:
     def put(self, task: Task) -> None:
         """Add a task."""
         row = self._row
+        if len(row) + len(self._heap) >= self._sweep_at:
+            self._sweep()
+            row = self._row
         if not row or row[-1].priority <= task.priority:
             row.append(task)
         else:
@@ -69,6 +81,18 @@ class Line:
             else:
                 heappop(self._heap)
         return task
+
+    def _sweep(self) -> None:
+        seen = {task: None for task in self._row if task.phase.is_queued}
+        self._row = deque(seen)
+        heap: list[tuple[int, int, Task]] = []
+        for entry in sorted(self._heap):  # which is a heap too
+            task = entry[2]
+            if task.phase.is_queued and task not in seen:
+                seen[task] = None
+                heap.append(entry)
+        self._heap = heap
+        self._sweep_at = max(SWEEP_FROM, SWEEP_FACTOR * len(seen))
 
     def clear(self) -> None:
         """Drop every entry."""

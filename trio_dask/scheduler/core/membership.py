@@ -15,11 +15,13 @@ from collections.abc import Collection
 from typing import Final
 
 from trio_dask.identity import PeerId, RunId
-from trio_dask.protocol.messages import Reply
-from trio_dask.scheduler.core.lifecycle import fail, hand_back, lose, move
+from trio_dask.protocol.messages import Reply, Retract
+from trio_dask.scheduler.core.lifecycle import announce, fail, hand_back, lose, move
 from trio_dask.scheduler.core.placement import admit, settle
 from trio_dask.scheduler.core.tables import (
+    DETACHED,
     Failure,
+    InMemory,
     Notice,
     Past,
     Processing,
@@ -79,7 +81,8 @@ def enter(state: State, worker: Worker) -> None:
     """A worker has a session from now on. It has no work yet."""
     info = worker.info
     state.workers[worker.peer] = worker
-    state.names[info.name] = worker
+    if not worker.leaving or info.name not in state.names:
+        state.names[info.name] = worker
     state.addresses[info.address] = worker
     if info.process:
         state.processes[info.process] = worker
@@ -116,9 +119,14 @@ def close_to_work(state: State, worker: Worker) -> None:
     worker.queues.clear()
     for group in (state.idle, state.roomy, state.surplus, state.touched):
         group.pop(worker, None)
+    _clear_backlog(state, worker, "its worker left")
+
+
+def _clear_backlog(state: State, worker: Worker, why: str) -> None:
+    """What was queued for a worker is placed anew."""
     for task in list(worker.backlog):
         if type(task.phase) is Queued:
-            move(state, task, Waiting(0), "its worker left")
+            move(state, task, Waiting(0), why)
             state.ready.append(task)
     worker.backlog.clear()
 
@@ -151,8 +159,15 @@ def bury(state: State, worker: Worker, reason: str, *, expected: bool, ran: Coll
         running = [task for run in ran if (task := worker.processing.get(run)) is not None]
     else:
         running = _running(worker)
+    if not expected:
+        _recall_readers(state, worker)
     for task in list(worker.holds):
         lose(state, task, worker, f"worker {info.name} left")
+        if not expected and type(task.phase) is InMemory:
+            # Others have it too: whoever is asking this worker for it might wait for ever (see `_recall_readers`).
+            for peer in task.wanted:
+                if peer != DETACHED:
+                    announce(state, task, peer)
     for task in stranded:
         phase = task.phase
         if type(phase) is Processing and phase.worker is worker:
@@ -165,6 +180,25 @@ def bury(state: State, worker: Worker, reason: str, *, expected: bool, ran: Coll
     worker.away_until = None
     state.touched.pop(worker, None)
     state.departed.append(worker)
+
+
+def _recall_readers(state: State, worker: Worker) -> None:
+    """Take back what has not started elsewhere and may be waiting for values from a worker that is lost.
+
+    A process that is stopped, or cut off without a word, keeps its connections: who asks it for a value would wait as
+    long as it does, also where somebody else has that value.
+    """
+    runs: dict[Worker, list[RunId]] = {}
+    for task in worker.holds:
+        for dependent in task.dependents or ():
+            phase = dependent.phase
+            if type(phase) is not Processing or phase.worker is worker or phase.started or phase.retracting:
+                continue
+            if phase.worker.peer in state.workers and task not in phase.worker.holds:
+                phase.retracting = True
+                runs.setdefault(phase.worker, []).append(phase.run)
+    for reader, numbers in runs.items():
+        state.send(reader.peer, Retract(tuple(numbers)))
 
 
 def release_parked(state: State, worker: Worker) -> None:
@@ -183,6 +217,9 @@ def set_capacity(state: State, worker: Worker, slots: int) -> None:
         worker.slots = slots
         state.touched[worker] = None
         settle(state, worker)
+        if not slots:
+            # Nobody could take it from there: who has no slots and runs nothing has no surplus either.
+            _clear_backlog(state, worker, "its worker takes no tasks")
 
 
 def _running(worker: Worker) -> list[Task]:

@@ -23,11 +23,12 @@ from __future__ import annotations
 
 from typing import Final
 
-from trio_dask.identity import RunId
+from trio_dask.identity import RunId, places_of
 from trio_dask.protocol.messages import Run
 from trio_dask.scheduler.core.contents import ship
 from trio_dask.scheduler.core.lifecycle import CHAIN_FAN_IN, CHAIN_FAN_OUT, addresses_of, move
 from trio_dask.scheduler.core.tables import (
+    MANY_QUEUES,
     NO_TERMS,
     Content,
     InMemory,
@@ -61,6 +62,9 @@ SAMPLED_INPUTS: Final = 64
 """Inputs looked at when the best worker is sought; of a wider task every so manyth."""
 
 SAMPLED_HOLDERS: Final = 4
+
+ROUNDING: Final = 5e-10
+"""So much of a resource is not looked at: of 1.0, three times 0.1 and 0.7 can be given, whatever floats add up to."""
 
 INPUT_BYTES: Final = 1000
 """What fetching an input costs beyond its size."""
@@ -138,6 +142,8 @@ def queue_for(state: State, terms: Terms) -> Queue:
     identity = (terms.workers, terms.resources)
     queue = state.queues.get(identity)
     if queue is None:
+        if len(state.queues) >= state.most_queues:
+            _drop_empty_queues(state)
         queue = state.queues[identity] = Queue(terms)
         for worker in state.workers.values():
             admit(queue, worker)
@@ -146,13 +152,25 @@ def queue_for(state: State, terms: Terms) -> Queue:
     return queue
 
 
+def _drop_empty_queues(state: State) -> None:
+    """Forget demands that nobody makes now: of workers that are long gone, perhaps."""
+    for identity, queue in list(state.queues.items()):
+        if queue.line.first() is None:
+            del state.queues[identity]
+            for worker in queue.eligible:
+                worker.queues.remove(queue)
+    # Twice as many may gather until the next time, so that looking costs little for each that is added.
+    state.most_queues = max(MANY_QUEUES, 2 * len(state.queues))
+
+
 def admit(queue: Queue, worker: Worker) -> None:
     """Note a worker at a queue, if it meets the demands."""
     terms = queue.terms
     info = worker.info
+    if worker in queue.eligible:
+        return  # it returned, and this queue was made before it had said what it brings
     if terms.workers:
-        place_of = info.address.rpartition("://")[2]
-        names = (info.name, info.address, info.host, place_of)
+        names = (info.name, info.host, *places_of(info.address))
         if not any(name in names for name in terms.workers):
             return
     if all(info.resources.get(name, 0.0) >= amount for name, amount in terms.resources):
@@ -168,7 +186,7 @@ def assign(state: State, task: Task, worker: Worker, missing: int) -> None:
     expected_s = function.expected_s
     if expected_s is None:
         expected_s = UNKNOWN_S
-        function.guesses.append(task)
+        function.guesses[task] = None
     elif expected_s < LEAST_S:
         expected_s = LEAST_S
     worker.processing[run] = task
@@ -310,7 +328,7 @@ def _refill(state: State, worker: Worker) -> None:
             if (
                 first is not None
                 and (best is None or first.priority < best.priority)
-                and all(worker.available[name] >= amount for name, amount in queue.terms.resources)
+                and all(worker.available[name] + ROUNDING >= amount for name, amount in queue.terms.resources)
             ):
                 line, best = queue.line, first
         if best is None:

@@ -29,6 +29,7 @@ from trio_dask.scheduler.core.phases import (
 __all__ = [
     "DETACHED",
     "FORGOTTEN",
+    "MANY_QUEUES",
     "NO_TERMS",
     "RELEASED",
     "Client",
@@ -60,6 +61,10 @@ DETACHED: Final = PeerId(0)
 
 STORY_LENGTH: Final = 10_000
 """Steps kept for `story`: about 2 MB, and the last second or so of a busy scheduler."""
+
+
+MANY_QUEUES: Final = 1000
+"""With so many different demands it is looked which of them are still made."""
 
 
 class CoreSettings(NamedTuple):
@@ -138,8 +143,8 @@ class Content:
         """Clients that are still sending it, and how much has come from each."""
         self.expected_s: float | None = None
         """Smoothed duration of its calls, once one has finished."""
-        self.guesses: list[Task] = []
-        """Tasks that were assigned before that, whose duration could only be guessed."""
+        self.guesses: dict[Task, None] = {}
+        """Tasks that are being processed, whose duration could only be guessed."""
 
 
 class Task:
@@ -216,6 +221,7 @@ class Worker:
         "backlog",
         "capacity",
         "copying",
+        "drains",
         "former",
         "heard_at",
         "holds",
@@ -264,6 +270,8 @@ class Worker:
         """Clients that could not get a result from it while it was away."""
         self.leaving = ""
         """Why it is on its way out, if it is."""
+        self.drains = False
+        """It said so itself: it takes no runs any more, and cannot be kept."""
         self.copying: dict[Task, tuple[Worker | None, int]] = {}
         """Results that others are copying, because it leaves: who does, and how often it was tried."""
 
@@ -380,6 +388,8 @@ class State:
         self.contents: dict[Digest, Content] = {}
         self.queue = Queue(NO_TERMS)
         self.queues: dict[tuple[object, ...], Queue] = {}
+        self.most_queues = MANY_QUEUES
+        """With so many it is looked which are still used."""
         self.ready: list[Task] = []
         """Waiting tasks that miss nothing any more; `place` decides on them once per batch."""
         self.ahead: list[Task] = []

@@ -408,9 +408,12 @@ class WorkerCore:
         if given_up is not None:
             self._give_up([given_up])
 
-    def fetch_ended(self, fetch: FetchId, *, unreachable: bool) -> None:
-        """The fetch is over; what it has not answered for will not come. `unreachable`: the peer is gone."""
-        self._give_up(self.fetches.ended(fetch, unreachable=unreachable))
+    def fetch_ended(self, fetch: FetchId, *, unreachable: bool, is_silent: bool = False) -> None:
+        """The fetch is over; what it has not answered for will not come. `unreachable`: the peer is gone.
+
+        One that merely `is_silent` may have what was asked for all the same. The scheduler knows whether it is lost.
+        """
+        self._give_up(self.fetches.ended(fetch, unreachable=unreachable), hand_back=is_silent)
 
     def stored(self, key: Key, nbytes: int, type_name: str, client: str, now: float) -> bool:
         """A client has put a value here. True if it is kept; then it must have been stored before this call."""
@@ -472,12 +475,16 @@ class WorkerCore:
         if self.slots.came_back(run):
             self._capacity_changed()
 
-    def _give_up(self, given_up: list[GivenUp]) -> None:
+    def _give_up(self, given_up: list[GivenUp], *, hand_back: bool = False) -> None:
         """No peer could give these keys."""
         missed = self._incoming.missed(given_up)
         if missed:
             self._outbox.append(NotAcquired(missed))
-        self._outbox += self.table.forsake(given_up)
+        forsaken = self.table.forsake(given_up)
+        if hand_back and forsaken:
+            self._outbox.append(Returned(tuple(missing.run for missing in forsaken)))
+        else:
+            self._outbox += forsaken
 
     def _forsake(self, keys: Iterable[Key]) -> None:
         """The runs that computed these keys are gone."""
