@@ -7,7 +7,7 @@ import psutil
 import pytest
 
 from trio_dask.errors import NoScheduler, UsageError
-from trio_dask.files import check_writable, present, read_scheduler_file, scheduler_file_text
+from trio_dask.files import check_writable, present, read_scheduler_file, remove_present, scheduler_file_text
 
 
 def test_a_file_is_there_for_as_long_as_the_block(tmp_path):
@@ -193,3 +193,15 @@ def test_a_file_that_is_just_being_written_is_waited_for(tmp_path):
 def test_a_scheduler_file_that_cannot_be_read(tmp_path):
     with pytest.raises(UsageError, match=r"cannot read the scheduler file .*: Is a directory"):
         read_scheduler_file(str(tmp_path))
+
+
+def test_a_process_that_is_about_to_end_removes_what_is_its_own(tmp_path):
+    path, other = tmp_path / "file", tmp_path / "other"
+    with present(str(path), "ours"), present(str(other), "ours"):
+        other.unlink()
+        other.write_text("somebody else's")
+        remove_present()
+        assert os.listdir(tmp_path) == ["other"]
+        path.write_text("somebody else's")
+    remove_present()
+    assert sorted(os.listdir(tmp_path)) == ["file", "other"]

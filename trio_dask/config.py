@@ -132,8 +132,9 @@ class NannySettings(NamedTuple):
     `memory_terminate` of its memory limit the worker's process is ended; None turns that off.
 
     A lifetime of the worker varies by up to `lifetime_stagger_s` each way; with `lifetime_restart` another worker
-    follows. `environment` is set before the interpreter of the worker starts. `preload` are modules or files that it
-    imports first, with `preload_argv` as its command line.
+    follows, with `signal_restart` also after one that a signal has sent away. `environment` is set before the
+    interpreter of the worker starts. `preload` are modules or files that it imports first, with `preload_argv` as its
+    command line.
     """
 
     worker: WorkerSettings
@@ -147,6 +148,7 @@ class NannySettings(NamedTuple):
     memory_terminate: float | None = 0.95
     lifetime_stagger_s: float = 0.0
     lifetime_restart: bool = False
+    signal_restart: bool = False
     environment: Mapping[str, str] = {}
     preload: tuple[str, ...] = ()
     preload_argv: tuple[str, ...] = ()

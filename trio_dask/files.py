@@ -22,11 +22,13 @@ from typing import Any, TextIO, cast
 
 from trio_dask.errors import NoScheduler, UsageError
 
-__all__ = ["check_writable", "present", "read_scheduler_file", "scheduler_file_text"]
+__all__ = ["check_writable", "present", "read_scheduler_file", "remove_present", "scheduler_file_text"]
 
 MAX_SCHEDULER_FILE_BYTES = 1024 * 1024
 SAME_START_S = 2.0
 """Some file systems keep times in steps of two seconds, and the kernel tells its start in whole ones."""
+_present: dict[Path, os.stat_result] = {}
+"""The files of the blocks of `present` that this process is in."""
 
 
 @contextmanager
@@ -51,10 +53,19 @@ def present(path: str | None, text: str) -> Generator[None]:
         raise UsageError(f"cannot write {path}: {exc.strerror or exc}") from exc
     # While it is open, no other file can get its number, so that ours is told from what may have taken its place.
     with file:
+        own = os.fstat(file.fileno())
+        _present[target] = own
         try:
             yield
         finally:
-            _remove_own(target, os.fstat(file.fileno()))
+            _present.pop(target, None)
+            _remove_own(target, own)
+
+
+def remove_present() -> None:
+    """Remove the files of all blocks of `present`: for a process that is about to end without leaving them."""
+    for target, own in list(_present.items()):
+        _remove_own(target, own)
 
 
 def check_writable(path: str) -> None:

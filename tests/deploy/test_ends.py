@@ -81,3 +81,27 @@ def test_a_process_that_has_got_another_chance_or_is_past_the_block_goes_on():
         "time.sleep(0.2)\n"
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("end", "status"),
+    [
+        ("with LastResort() as resort: resort.expect(0.01, 3, 'too late'); time.sleep(60)", 3),
+        (
+            "stopper = Stopper(); stopper.install(); stopper.bind(print); [signal.raise_signal(15) for _ in range(2)]",
+            -15,
+        ),
+    ],
+    ids=["last resort", "second signal"],
+)
+def test_a_process_that_is_ended_leaves_no_file_behind(tmp_path, end, status):
+    done, _ = run(
+        "import signal, time\n"
+        "from trio_dask.deploy.ends import LastResort\n"
+        "from trio_dask.deploy.program import Stopper\n"
+        "from trio_dask.files import present\n"
+        f"with present({str(tmp_path / 'file')!r}, 'text'):\n"
+        f"    {end}\n"
+    )
+    assert done.returncode == status
+    assert os.listdir(tmp_path) == []

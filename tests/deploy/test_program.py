@@ -170,3 +170,68 @@ def test_a_stderr_without_reader_is_no_error():
         emit(lines, "to nobody")
         lines.drain(5)
     os.close(pipe)
+
+
+class Stdout:
+    """A stdout to which whatever is written takes as long as a test wants."""
+
+    def __init__(self, failure=None):
+        self.read = threading.Event()
+        self.flushed = threading.Event()
+        self.failure = failure
+
+    def flush(self):
+        self.read.wait(10)
+        self.flushed.set()
+        if self.failure is not None:
+            raise self.failure
+
+
+@pytest.fixture
+def exits(monkeypatch):
+    """The statuses with which the process would have been ended."""
+    statuses = []
+    monkeypatch.setattr(program.os, "_exit", statuses.append)
+    monkeypatch.setattr(program, "LINES_GRACE_S", 0.01)
+    return statuses
+
+
+async def end_with_status_2():
+    raise UsageError("no")
+
+
+@pytest.mark.usefixtures("_in_process")
+def test_a_stdout_that_nobody_reads_does_not_keep_the_process(monkeypatch, exits):
+    stdout = Stdout()
+    monkeypatch.setattr(program.sys, "stdout", stdout)
+    run_program("label", end_with_status_2, Stopper())
+    stdout.read.set()
+    assert exits == [2]
+
+
+@pytest.mark.usefixtures("_in_process")
+@pytest.mark.parametrize("stdout", [None, Stdout(), Stdout(BrokenPipeError()), Stdout(ValueError("closed"))])
+def test_what_tasks_have_printed_is_written_out_if_it_can_be(monkeypatch, exits, stdout):
+    monkeypatch.setattr(program, "LINES_GRACE_S", 10)
+    monkeypatch.setattr(program.sys, "stdout", stdout)
+    if stdout is not None:
+        stdout.read.set()
+    assert run_program("label", end_with_status_2, Stopper()) == 2
+    assert exits == []
+    assert stdout is None or stdout.flushed.is_set()
+
+
+@pytest.mark.parametrize("readable", [False, True])
+def test_exit_handlers_that_never_end_do_not_keep_the_process_whoever_reads(monkeypatch, exits, readable):
+    stdout = Stdout()
+    if readable:
+        stdout.read.set()
+    ended = threading.Event()
+    monkeypatch.setattr(program, "EXIT_GRACE_S", 0.01)
+    monkeypatch.setattr(program.os, "_exit", lambda status: (exits.append(status), ended.set()))
+    monkeypatch.setattr(program.signal, "signal", lambda number, handler: None)
+    monkeypatch.setattr(program.sys, "stdout", stdout)
+    program._limit_exit(5)
+    assert ended.wait(10)
+    stdout.read.set()
+    assert exits == [5]

@@ -19,9 +19,10 @@ from trio_dask.worker.board import Board
 
 
 class FakeChild:
-    """A process as the nanny sees it. It stops on SIGTERM and SIGINT unless it is `stubborn`."""
+    """A process as the nanny sees it. It stops on SIGTERM and SIGINT unless it is `stubborn`; one that is not `ready`
+    has not come as far as saying anything."""
 
-    def __init__(self, spec, heard, pid):
+    def __init__(self, spec, heard, pid, *, ready=True):
         self.spec = spec
         self.pid = pid
         self.token = spec.settings["worker"]["process"]
@@ -30,8 +31,9 @@ class FakeChild:
         self.board = Board.attach(os.dup(spec.inherit[0]), spec.settings["worker"]["nthreads"])
         self.done = trio.Event()
         self._heard = heard
-        self.report({"running": True})
-        self.report({"address": f"tcp://127.0.0.1:{pid}"})
+        if ready:
+            self.report({"running": True})
+            self.report({"address": f"tcp://127.0.0.1:{pid}"})
 
     def report(self, content):
         self._heard(self, content)
@@ -62,6 +64,7 @@ class Nursing:
         self.sessions = []
         self.stopped = set()
         self.memory = {}
+        self.ready = True
         self._pids = count(1001)
         self._changed = trio.Event()
         monkeypatch.setattr(life, "run_child", self._run_child)
@@ -69,7 +72,7 @@ class Nursing:
         monkeypatch.setattr(service, "is_runnable", lambda pid: pid not in self.stopped)
 
     async def _run_child(self, spec, heard, born):
-        child = FakeChild(spec, heard, next(self._pids))
+        child = FakeChild(spec, heard, next(self._pids), ready=self.ready)
         self.children.append(child)
         born(child)
         self._note()

@@ -24,13 +24,16 @@ def failed_start(words="ModuleNotFoundError: No module named 'x'"):
     [
         (End(0, True, "", leaving="scheduler"), Verdict(True, Over(0, ""))),
         (End(0, True, "", leaving="signal"), Verdict(True, Over(0, ""))),
-        (End(0, True, ""), Verdict(True, Over(0, ""))),
+        (End(0, True, ""), Verdict(False, Again(0.5))),
         (End(0, True, "", leaving="max-tasks"), Verdict(True, Again(0))),
         (End(0, True, "", leaving="restart"), Verdict(True, Again(0))),
         (End(0, True, "", leaving="lifetime"), Verdict(True, Over(0, ""))),
         (End(2, False, "what"), Verdict(False, Over(2, "what"))),
         (End(3, True, "no scheduler for 5 s"), Verdict(False, Over(3, "no scheduler for 5 s"))),
         (End(4, True, "taken"), Verdict(False, Over(4, "taken"))),
+        (End(2, True, "ended with status 2", told=False), Verdict(False, Again(0.5))),
+        (End(3, True, "ended with status 3", told=False), Verdict(False, Again(0.5))),
+        (End(4, True, "ended with status 4", told=False), Verdict(False, Again(0.5))),
         (End(-9, True, "killed", asked="stop"), Verdict(True, Over(0, ""))),
         (End(-9, True, "killed", asked="restart"), Verdict(True, Again(0))),
         (End(3, True, "no scheduler", asked="stop"), Verdict(True, Over(0, ""))),
@@ -47,6 +50,12 @@ def test_how_a_process_ended_decides_what_follows(end, verdict):
 def test_a_lifetime_is_followed_by_another_where_the_settings_say_so():
     core = NannyCore(POLICY, lifetime_restart=True)
     assert core.ended(End(0, True, "", leaving="lifetime"), 0.0) == Verdict(True, Again(0))
+
+
+def test_who_is_sent_away_by_a_signal_is_followed_by_another_where_the_settings_say_so():
+    core = NannyCore(POLICY, signal_restart=True)
+    assert core.ended(End(0, True, "", leaving="signal"), 0.0) == Verdict(True, Again(0))
+    assert core.ended(End(0, True, "", leaving="scheduler"), 0.0) == Verdict(True, Over(0, ""))
 
 
 def test_a_refusal_counts_as_a_crash_once_there_was_a_registered_worker():

@@ -1,18 +1,25 @@
 """The nanny over children that are not there, in virtual time."""
 
 import signal
+import threading
 
 import pytest
 import trio
+import trio.testing
 
 from tests.nanny.kit import Nursing
+from trio_dask.comm import open_connection
+from trio_dask.comm.addresses import choose_advertised_host
+from trio_dask.config import SchedulerSettings, WorkerSettings
 from trio_dask.errors import ClusterError, KeptCrashing, NoScheduler, RefusedError
-from trio_dask.identity import RunId
-from trio_dask.nanny import life
+from trio_dask.identity import RunId, new_incarnation
+from trio_dask.nanny import control, life
 from trio_dask.nanny.process import ChildEnd
 from trio_dask.nanny.service import Nanny, Stop
 from trio_dask.nanny.words import LastWords
+from trio_dask.protocol.hello import Hello
 from trio_dask.protocol.messages import Leave, Obituary, Vouch
+from trio_dask.scheduler.service import run_scheduler
 
 
 @pytest.fixture
@@ -103,8 +110,10 @@ async def test_the_scheduler_can_end_it(autojump_clock, nursing):
         await nursing.child(0)
         await nursing.until(lambda: nursing.sessions)
         nursing.sessions[0].send_nowait(Leave("scaled down", False), flush=True)
+        began = trio.current_time()
         await nursing.until(lambda: nursing.end)
         assert nursing.end == "well"
+        assert nursing.children[0].signals == [(signal.SIGINT, began)]  # it may say goodbye first
         assert (await nursing.message(Obituary)).planned
         assert len(nursing.children) == 1
         await nursing.until(lambda: nursing.sessions[0].goodbye is not None)
@@ -252,11 +261,14 @@ async def test_who_is_told_to_stop_before_it_begins_starts_nobody(autojump_clock
         assert nursing.children == []
 
 
-async def test_the_successor_of_one_whose_end_is_foreseen_starts_while_it_drains(autojump_clock, nursing):
+async def test_the_successor_of_one_whose_end_is_foreseen_starts_while_it_hands_its_results_over(
+    autojump_clock, nursing
+):
     async with nursing.nanny() as nanny:
         first = await nursing.child(0)
         first.report({"address": "tcp://a:1"})
         first.report({"leaving": "max-tasks"})
+        first.report({"at_rest": True})
         second = await nursing.child(1)
         second.report({"address": "tcp://a:2"})
         await trio.sleep(5)
@@ -272,6 +284,7 @@ async def test_both_are_told_to_stop_while_one_hands_over_to_the_other(autojump_
     async with nursing.nanny() as nanny:
         first = await nursing.child(0)
         first.report({"leaving": "max-tasks"})
+        first.report({"at_rest": True})
         second = await nursing.child(1)
         nanny.stop(Stop.DRAIN)
         assert [number for child in (first, second) for number, _ in child.signals] == [signal.SIGTERM] * 2
@@ -283,7 +296,105 @@ async def test_with_one_port_for_both_the_successor_waits(autojump_clock, nursin
     async with nursing.nanny(worker={"port_range": (9000, 9000)}):
         first = await nursing.child(0)
         first.report({"leaving": "max-tasks"})
+        first.report({"at_rest": True})
         await trio.sleep(20)
         assert len(nursing.children) == 1
         first.end(0)
         await nursing.child(1)
+
+
+async def test_there_is_no_successor_while_the_last_tasks_run(autojump_clock, nursing):
+    async with nursing.nanny(lifetime_restart=True):
+        first = await nursing.child(0)
+        first.report({"leaving": "lifetime"})
+        await trio.sleep(20)
+        assert len(nursing.children) == 1
+        first.report({"at_rest": True})
+        await nursing.child(1)
+
+
+async def test_at_rest_is_not_followed_by_another_where_nobody_is_to_follow(autojump_clock, nursing):
+    async with nursing.nanny():
+        first = await nursing.child(0)
+        first.report({"leaving": "signal"})
+        first.report({"at_rest": True})
+        await trio.sleep(20)
+        assert len(nursing.children) == 1
+
+
+@pytest.mark.parametrize("how", [Stop.DRAIN, Stop.SOON])
+async def test_a_worker_that_is_still_starting_is_ended_without_a_signal(autojump_clock, nursing, how):
+    """It would answer with a traceback, or not at all."""
+    nursing.ready = False
+    async with nursing.nanny() as nanny:
+        child = await nursing.child(0)
+        began = trio.current_time()
+        nanny.stop(how)
+        await nursing.until(lambda: nursing.end)
+        assert (nursing.end, child.signals, trio.current_time()) == ("well", [], began)
+
+
+@pytest.mark.parametrize("status", [0, 2, 3, 4])
+async def test_a_task_that_ends_the_process_is_to_blame_whatever_status_it_gives(autojump_clock, nursing, status):
+    async with nursing.nanny():
+        child = await nursing.child(0)
+        await nursing.until(lambda: nursing.sessions)
+        child.board.begin(0, RunId(7))
+        child.end(status)
+        obituary = await nursing.message(Obituary)
+        assert (obituary.planned, obituary.runs) == (False, (7,))
+        await nursing.child(1)
+        assert nursing.end is None
+
+
+async def test_a_worker_that_has_been_alone_for_too_long_needs_no_words(autojump_clock, nursing):
+    """A task held its event loop, so that it could only end."""
+    async with nursing.nanny(scheduler=False, worker={"death_timeout_s": 5.0}):
+        child = await nursing.child(0)
+        await trio.sleep(5.5)
+        child.end(3)
+        await nursing.until(lambda: nursing.end)
+        assert type(nursing.end) is NoScheduler
+        assert len(nursing.children) == 1
+
+
+async def test_a_scheduler_that_drops_every_session_is_not_called_without_end(autojump_clock, nursing):
+    async with nursing.nanny():
+        await nursing.child(0)
+        for number in range(30):
+            await nursing.until(lambda number=number: len(nursing.sessions) > number)
+            await trio.testing.wait_all_tasks_blocked()
+            nursing.sessions[number].abort()
+        assert trio.current_time() > 30
+
+
+async def test_one_short_session_after_a_long_absence_delays_nothing(autojump_clock, nursing):
+    async with nursing.nanny(scheduler=False):
+        await trio.sleep(30)
+        await nursing.start_scheduler()
+        await nursing.until(lambda: nursing.sessions)
+        await trio.testing.wait_all_tasks_blocked()
+        nursing.sessions[0].abort()
+        lost = trio.current_time()
+        await nursing.until(lambda: len(nursing.sessions) == 2)
+        assert trio.current_time() - lost < 0.2
+
+
+async def test_a_name_server_that_does_not_answer_holds_up_no_nanny(autojump_clock, monkeypatch):
+    answer = threading.Event()
+    monkeypatch.setattr(control, "_way_to_scheduler", lambda worker: answer.wait(60) and "10.0.0.5")
+    assert await control._host(WorkerSettings(scheduler="tcp://far.away:8786")) == choose_advertised_host("")
+    assert trio.current_time() == pytest.approx(control.LOOK_UP_S)
+    answer.set()
+
+
+async def test_a_scheduler_that_stops_tells_nannies_as_well(autojump_clock):
+    """One may be about to start a worker, which would look for that scheduler for ever."""
+    async with trio.open_nursery() as nursery:
+        hello = Hello(role="nanny", incarnation=new_incarnation(), details={"process": new_incarnation()})
+        address = await nursery.start(run_scheduler, SchedulerSettings(address=f"inproc://{new_incarnation()}"))
+        async with await open_connection(address, hello) as connection:
+            nursery.cancel_scope.cancel()
+            with trio.CancelScope(shield=True), trio.fail_after(10):
+                heard = [message async for batch in connection.batches() for message in batch]
+    assert [message.restart for message in heard if isinstance(message, Leave)] == [False]

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tests.processes.programs import REPOSITORY, program
+from tests.processes.programs import REPOSITORY, environment, program
 
 pytestmark = pytest.mark.slow
 
@@ -37,7 +37,7 @@ def test_every_example_is_tested():
 
 @pytest.mark.parametrize("name", OUTPUT)
 def test_an_example(name, tmp_path):
-    with program(str(EXAMPLES / name), cwd=tmp_path) as example:
+    with program(str(EXAMPLES / name), cwd=tmp_path, env=environment(measured=False)) as example:
         assert example.end() == 0, example.text
     expected, output = OUTPUT[name], example.output
     if name in UNORDERED:

@@ -92,6 +92,18 @@ async def test_a_worker_that_is_killed_is_started_again(caplog):
     assert "killed by SIGKILL; starting it again" in caplog.text
 
 
+async def test_a_worker_that_is_told_to_stop_behind_the_clusters_back_is_followed_by_another():
+    """A task may do so, or the user's own `kill`; the cluster has as many workers as it was asked for all the same."""
+    async with open_local_cluster(1, 1) as cluster, cluster.get_client() as client:
+        (pid,) = pids_of(cluster)
+        os.kill(pid, signal.SIGTERM)
+        with trio.fail_after(20):
+            while pids_of(cluster) == [pid]:  # noqa: ASYNC110 - nothing says when
+                await trio.sleep(0.01)
+            await cluster.wait_for_workers(1)
+            assert await client.submit(os.getpid, pure=False) != pid
+
+
 def scheduler_of(cluster):
     """The process among our children that is no worker, nor the guard of one."""
     guards = {psutil.Process(pid).ppid() for pid in pids_of(cluster)}

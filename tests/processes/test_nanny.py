@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from tests.processes.programs import children, program, scheduler, survivors
-from trio_dask import Client, KilledWorker, NoScheduler, RefusedError, UsageError, rpc
+from trio_dask import Client, KilledWorker, NoScheduler, RefusedError, UsageError, rpc, worker_client
 
 pytestmark = pytest.mark.slow
 
@@ -92,6 +92,28 @@ def test_a_worker_that_is_killed_is_back_and_its_task_runs_again(boss):
         assert future.result(timeout=15) is None
         assert running.wait_for(rf"Worker \S+ \(pid {worker.pid}\) is lost: killed by SIGKILL; starting it again")
         assert count(running, REGISTERED) == 2
+        assert running.stop(signal.SIGTERM) == 0
+
+
+@pytest.mark.parametrize("status", [0, 3])
+def test_a_task_that_ends_its_process_is_to_blame_whatever_status_it_gives(boss, status):
+    """As a library may that it calls. With 0 a worker has left in good order, with 3 it has found no scheduler."""
+    with nannies(boss, "--restart-backoff", "50ms") as running, Client(boss) as client:
+        running.wait_for(REGISTERED)
+        with pytest.raises(KilledWorker, match=f"ended with status {status}"):
+            client.submit(os._exit, status).result(timeout=45)
+        assert client.submit(abs, -1).result(timeout=45) == 1
+        assert running.stop(signal.SIGTERM) == 0
+
+
+def sum_here(numbers):
+    with worker_client() as client:
+        return sum(client.gather(client.map(abs, numbers)))
+
+
+def test_the_last_task_of_a_worker_can_wait_for_tasks_that_only_its_successor_runs(boss):
+    with nannies(boss, "--max-tasks", "1", "--drain-timeout", "60") as running, Client(boss) as client:
+        assert client.submit(sum_here, [-1, -2]).result(timeout=45) == 3
         assert running.stop(signal.SIGTERM) == 0
 
 

@@ -168,7 +168,7 @@ def test_a_second_signal_ends_it_at_once():
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("delay_s", [0.02, 0.05, 0.1, 0.2])
 def test_a_signal_at_any_moment_of_the_start_is_quiet(number, delay_s):
-    with scheduler() as boss:
+    with scheduler(env=environment(measured=False)) as boss:
         try:
             boss.process.wait(delay_s)
         except subprocess.TimeoutExpired:
@@ -198,3 +198,16 @@ def test_a_stderr_that_is_closed_or_that_nobody_reads_is_no_trouble():
             else:
                 pytest.fail(boss.text)
         os.close(reader)
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_cluster_starts_whichever_standard_streams_are_closed(tmp_path, closed):
+    text = (
+        "from trio_dask import Client; import sys\n"
+        "with Client(n_workers=1, threads_per_worker=1) as client:\n"
+        "    open(sys.argv[1], 'w').write(str(client.submit(pow, 2, 3).result(timeout=10)))\n"
+    )
+    answer = tmp_path / "answer"
+    command = ["sh", "-c", f'exec "$0" "$@" {closed}', sys.executable, "-c", text, str(answer)]
+    assert subprocess.run(command, env=environment(), timeout=30, check=False).returncode == 0
+    assert answer.read_text() == "8"

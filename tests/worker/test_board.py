@@ -12,7 +12,7 @@ import pytest
 
 from trio_dask.identity import RunId
 from trio_dask.worker import board as board_module
-from trio_dask.worker.board import Board
+from trio_dask.worker.board import OUTSIDE, Board
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -75,3 +75,15 @@ def test_closing_it_twice_is_no_trouble() -> None:
     board = Board.create(1)
     board.close()
     board.close()
+
+
+def test_who_is_outside_of_the_slots_stands_there_too_and_nobody_twice() -> None:
+    with Board.create(1) as board, Board.attach(os.dup(board.fd), 1) as worker:
+        worker.begin(0, RunId(5))
+        worker.begin(1, RunId(5))  # as in the moment in which it gives its slot back
+        assert board.running() == (5,)
+        worker.begin(0, RunId(6))
+        worker.begin(OUTSIDE, RunId(7))  # the last place
+        assert board.running() == (6, 5, 7)
+        worker.settle({5, 7})
+        assert board.running() == (6,)

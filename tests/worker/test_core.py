@@ -3,11 +3,15 @@
 from math import inf
 
 import pytest
+import trio
 
 from tests.worker.driven import ELSEWHERE, FUNCTION, HERE, THERE, Driven, run
+from trio_dask.comm import ConnectionLost, PeerSilent
+from trio_dask.config import WorkerSettings
 from trio_dask.errors import ProtocolError
 from trio_dask.identity import RunId
 from trio_dask.protocol.messages import (
+    Acquire,
     Blob,
     CancelRuns,
     Capacity,
@@ -16,6 +20,7 @@ from trio_dask.protocol.messages import (
     Goodbye,
     Leave,
     Missing,
+    NotAcquired,
     Replicas,
     Retract,
     Returned,
@@ -37,6 +42,7 @@ from trio_dask.worker.core.requests import (
     FreeKeys,
     StartFetch,
 )
+from trio_dask.worker.engine import Engine
 
 
 def test_a_run_without_inputs_is_offered_at_once_and_its_result_reported() -> None:
@@ -197,6 +203,49 @@ def test_a_key_is_asked_of_every_holder_before_its_run_is_handed_back() -> None:
     driven.core.fetch_ended(FetchId(2), unreachable=True)
     assert driven.said() == [Missing(RunId(1), "a", ELSEWHERE)]
     check_idle(driven.core)
+
+
+def test_a_silent_holder_is_not_said_to_have_lost_the_input() -> None:
+    driven = Driven()
+    driven.tell(run(1, "b", ("a", (THERE,))), run(2, "c", ("b", ())))
+    driven.wanted()
+    driven.core.fetch_ended(FetchId(1), unreachable=True, is_silent=True)
+    assert driven.said() == [Returned((RunId(1), RunId(2)))]
+    check_idle(driven.core)
+
+
+def test_with_a_silent_holder_another_one_is_asked() -> None:
+    driven = Driven()
+    driven.tell(run(1, "b", ("a", (THERE, ELSEWHERE))))
+    driven.wanted()
+    driven.core.fetch_ended(FetchId(1), unreachable=True, is_silent=True)
+    assert driven.core.drain() == ([], [StartFetch(FetchId(2), ELSEWHERE, ("a",))], 0)
+
+
+def test_a_copy_that_a_silent_holder_does_not_give_is_not_made() -> None:
+    driven = Driven()
+    driven.tell(Acquire((("a", (THERE,)),)))
+    driven.wanted()
+    driven.core.fetch_ended(FetchId(1), unreachable=True, is_silent=True)
+    assert driven.said() == [NotAcquired(("a",))]
+
+
+@pytest.mark.parametrize(("failure", "is_silent"), [(PeerSilent("no word"), True), (ConnectionLost("cut"), False)])
+async def test_the_engine_tells_who_is_silent_from_who_is_gone(
+    monkeypatch: pytest.MonkeyPatch, failure: OSError, is_silent: bool
+) -> None:
+    engine = Engine(WorkerSettings())
+    told: list[dict[str, bool]] = []
+
+    async def fail(*_: object) -> None:
+        await trio.lowlevel.checkpoint()
+        raise failure
+
+    scope = engine._fetches[FetchId(1)] = trio.CancelScope()
+    monkeypatch.setattr(engine._peers, "fetch", fail)
+    monkeypatch.setattr(engine._core, "fetch_ended", lambda _, **how: told.append(how))
+    await engine._fetch(StartFetch(FetchId(1), THERE, ("a",)), scope)
+    assert told == [{"unreachable": True, "is_silent": is_silent}]
 
 
 def test_a_holder_that_was_asked_is_not_asked_again_for_whoever_comes_later() -> None:

@@ -27,11 +27,17 @@ class Leaver:
         self.scheduler = scheduler
         self.request = DrainRequest()
         self.reasons: list[str] = []
+        self.rests: list[float] = []
         self.ended_at: float | None = None
         self.session: Session
 
     async def run(self) -> None:
-        await run_worker(self.scheduler.settings, drain=self.request, leaving=self.reasons.append)
+        await run_worker(
+            self.scheduler.settings,
+            drain=self.request,
+            leaving=self.reasons.append,
+            at_rest=lambda: self.rests.append(trio.current_time()),
+        )
         self.ended_at = trio.current_time()
 
     def said(self) -> str:
@@ -186,3 +192,35 @@ async def test_sent_away_it_says_why_before_it_leaves(
         await trio.testing.wait_all_tasks_blocked()
         assert leaver.ended_at is not None
         assert leaver.reasons == reasons
+
+
+async def test_it_is_at_rest_at_once_if_nothing_runs_and_not_before_it_drains(autojump_clock: MockClock) -> None:
+    async with open_leaver(drain_timeout_s=30) as leaver:
+        await put_value(leaver.session.address)
+        await trio.sleep(5)
+        assert leaver.rests == []
+        leaver.request.ask("signal")
+        await trio.sleep(5)
+        assert leaver.rests == [5]
+
+
+async def test_if_the_link_is_down_for_a_moment_it_does_not_leave_what_it_has_to_its_fate(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_leaver(drain_timeout_s=30) as leaver:
+        leaver.scheduler.takes_back = True
+        await put_value(leaver.session.address)
+        leaver.scheduler.refusal = "not now"
+        leaver.session.connection.abort()
+        await trio.sleep(1)
+        leaver.request.ask("terminate")
+        await trio.sleep(5)
+        assert leaver.ended_at is None
+        leaver.scheduler.refusal = None
+        leaver.session = await leaver.scheduler.next_session()
+        await leaver.session.hear(Capacity)
+        assert type(await leaver.session.any()).__name__ == "Stored"
+        await leaver.session.hear(Inventory)
+        assert await leaver.session.hear(Drain) == Drain("terminate")
+        await trio.sleep(100)
+        assert leaver.ended_at == pytest.approx(31)

@@ -494,3 +494,28 @@ async def test_what_a_slot_executes_stands_on_the_board_until_its_outcome_has_be
             await slots.outcome()
             assert seen == [(7,), (8,), (9,)]
             assert board.running() == ()
+
+
+async def test_a_fault_of_ours_ends_it_whatever_async_tasks_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = trio.Event()
+
+    async def work() -> None:
+        begun.set()
+        await trio.sleep_forever()
+
+    kit = Slots(2)
+    monkeypatch.setattr(kit.executor, "_blobs", _Names())
+    monkeypatch.setattr(executor_module, "load_function", kit.functions.__getitem__)
+    with pytest.RaisesGroup(pytest.RaisesExc(ZeroDivisionError)):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(kit.executor.run, kit.take)
+            await trio.testing.wait_all_tasks_blocked()
+            kit.offer(1, work)
+            kit.wake()
+            with trio.fail_after(PATIENCE_S):
+                await begun.wait()
+                monkeypatch.setattr(kit, "take", None)
+                kit.executor._take = lambda outcomes: 1 // 0
+                kit.offer(2, abs, -1)
+                kit.wake()
+                await trio.sleep_forever()

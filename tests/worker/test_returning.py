@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from tests.worker.kit import Ref, Session, open_scheduler, value_of
-from tests.worker.test_service import Gate, gates, keys_here, pass_gate
+from tests.worker.test_service import Gate, gates, keys_here, pass_gate, pass_gate_and_ignore
 from trio_dask.errors import NoScheduler
 from trio_dask.protocol.messages import (
     CancelRuns,
@@ -25,7 +26,7 @@ from trio_dask.protocol.messages import (
 from trio_dask.worker.board import Board
 from trio_dask.worker.draining import DrainRequest
 from trio_dask.worker.service import run_worker
-from trio_dask.worker.task_context import TaskCancelled, check_cancelled, get_worker
+from trio_dask.worker.task_context import TaskCancelled, check_cancelled, get_worker, secede
 
 PATIENCE_S = 10
 
@@ -174,6 +175,46 @@ async def test_what_runs_is_finished_before_a_draining_worker_leaves(gate: Any) 
         session.tell(Leave("nothing keeps you", restart=False))
         await session.over.wait()
         assert session.connection.goodbye is not None
+
+
+async def test_a_draining_worker_is_at_rest_when_its_slots_are_free(gate: Any) -> None:
+    request = DrainRequest()
+    at_rest = trio.Event()
+    async with open_scheduler(nthreads=2) as scheduler, trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: run_worker(scheduler.settings, drain=request, at_rest=at_rest.set))
+        session = await scheduler.next_session()
+        running = session.submit("a", pass_gate_and_ignore, gate.name)
+        await gate.wait_reached()
+        session.tell(CancelRuns((running,)))  # which does not make it leave its slot
+        assert await session.hear(Capacity) == Capacity(1)
+        request.ask("signal")
+        assert await session.hear(Drain) == Drain("signal")
+        await trio.testing.wait_all_tasks_blocked()
+        assert not at_rest.is_set()
+        gate.open.set()
+        with trio.fail_after(PATIENCE_S):
+            await at_rest.wait()
+        nursery.cancel_scope.cancel()
+
+
+async def test_who_waits_outside_of_the_slots_does_not_keep_a_worker_from_rest(gate: Any) -> None:
+    """What it waits for may need the successor."""
+    at_rest = trio.Event()
+    async with open_scheduler(max_tasks=1) as scheduler, trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: run_worker(scheduler.settings, at_rest=at_rest.set))
+        session = await scheduler.next_session()
+        run = session.submit("a", secede_and_pass_gate, gate.name)
+        with trio.fail_after(PATIENCE_S):
+            await at_rest.wait()
+        assert not gate.open.is_set()
+        gate.open.set()
+        assert (await first_of(session, RunFinished)).run == run
+        nursery.cancel_scope.cancel()
+
+
+def secede_and_pass_gate(name: str) -> str:
+    secede()
+    return pass_gate(name)
 
 
 @pytest.mark.parametrize("nthreads", [1, 4])

@@ -84,9 +84,9 @@ def test_what_waits_outside_means_nothing_to_the_next_scheduler():
 class Desk:
     """Slots without threads: what was started, posted and woken."""
 
-    def __init__(self, slots):
+    def __init__(self, slots, places=0):
         self.slots = [None] * slots
-        self.cells = [0] * slots
+        self.cells = [0] * (slots + places)
         self.started, self.posted, self.woken = [], [], 0
         self.secession = Secession(
             self.slots, self.cells, start=self.started.append, post=self.posted.append, wake=self.wake
@@ -159,3 +159,50 @@ def test_there_is_a_limit_to_those_outside(monkeypatch):
     desk.secession.secede(desk.begin(1, 0))
     with pytest.raises(RuntimeError, match="no more can"):
         desk.secession.secede(desk.begin(2, 0))
+
+
+def rejoin(desk, context, slot):
+    """Have a task back in this slot."""
+    desk.woken = 0
+    thread = threading.Thread(target=desk.secession.rejoin, args=(context,))
+    thread.start()
+    while not desk.woken:
+        pass
+    assert desk.secession.hand_over(slot)
+    thread.join(10)
+
+
+def test_who_is_outside_stands_on_the_board_as_long_as_there_are_places():
+    desk = Desk(1, places=1)
+    first, second = desk.begin(7, 0), None
+    desk.secession.secede(first)
+    assert desk.cells == [0, 7]
+    second = desk.begin(8, 0)
+    desk.secession.secede(second)
+    assert desk.cells == [0, 7]
+    rejoin(desk, first, 0)
+    assert desk.cells == [7, 0]
+    desk.secession.ended(second)  # for which there was no place
+    assert desk.secession.secede(first)
+    assert desk.cells == [0, 7]
+    desk.secession.ended(first)
+    assert desk.cells == [0, 7]  # until it is settled
+    desk.secession.secede(desk.begin(9, 0))
+    assert desk.cells == [0, 9]
+
+
+def test_if_there_can_be_no_more_threads_the_task_keeps_its_slot():
+    desk = Desk(1, places=1)
+    start, desk.secession._start = desk.secession._start, fail_to_start
+    context = desk.begin(7, 0)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        desk.secession.secede(context)
+    assert (desk.slots, desk.cells, context.slot) == ([context], [7, 0], 0)
+    assert (desk.posted, list(desk.secession.outside)) == ([], [])
+    desk.secession._start = start
+    assert desk.secession.secede(context)
+    assert desk.cells == [0, 7]
+
+
+def fail_to_start(number):
+    raise RuntimeError("can't start new thread")

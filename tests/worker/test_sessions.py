@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
@@ -16,7 +17,9 @@ from trio_dask.config import WorkerSettings
 from trio_dask.errors import NoScheduler, RefusedError, UsageError
 from trio_dask.protocol.messages import Fetch, Goodbye, Leave, Put, Retract, Run
 from trio_dask.worker import service
+from trio_dask.worker.draining import DrainRequest
 from trio_dask.worker.engine import Engine
+from trio_dask.worker.listening import Listening
 from trio_dask.worker.service import run_worker
 
 MockClock = trio.testing.MockClock
@@ -308,4 +311,90 @@ async def test_a_scheduler_that_falls_silent_is_called_anew_before_long(autojump
         silent_since = trio.current_time()
         await scheduler.next_session()
         assert trio.current_time() - silent_since == pytest.approx(20, abs=0.2)
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_scheduler_that_drops_every_session_is_not_called_without_end(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_scheduler() as scheduler, trio.open_nursery() as nursery:
+        await nursery.start(run_worker, scheduler.settings)
+        started = trio.current_time()
+        for _ in range(30):
+            session = await scheduler.next_session()
+            await trio.testing.wait_all_tasks_blocked()
+            session.connection.abort()
+        passed_s = trio.current_time() - started
+        assert passed_s > 30
+        lines = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        assert len(lines) <= 2 * (passed_s / service.COMPLAINT_INTERVAL_S + 2)
+        nursery.cancel_scope.cancel()
+
+
+async def test_one_short_session_after_a_long_absence_delays_nothing(autojump_clock: MockClock) -> None:
+    async with open_scheduler() as scheduler, trio.open_nursery() as nursery:
+        await nursery.start(run_worker, scheduler.settings)
+        session = await scheduler.next_session()
+        await trio.sleep(service.SOUND_SESSION_S)
+        scheduler.refusal = "not now"
+        session.connection.abort()
+        await trio.sleep(30)
+        scheduler.refusal = None
+        session = await scheduler.next_session()
+        await trio.testing.wait_all_tasks_blocked()
+        session.connection.abort()
+        lost = trio.current_time()
+        await scheduler.next_session()
+        assert trio.current_time() - lost < 0.2
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("back", [False, True], ids=["it comes to be", "the old one is there again"])
+async def test_a_new_place_to_listen_that_is_not_there_yet_is_waited_for(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, back: bool
+) -> None:
+    """The machine has joined another network, which does not work yet."""
+    start, hosts = Listening._start, ["home", "away"]
+
+    async def choose_host(self: Listening, scheduler: Address) -> str:
+        await trio.lowlevel.checkpoint()
+        return hosts[0]
+
+    async def fail_to_start(self: Listening, address: Address) -> Address:
+        await trio.lowlevel.checkpoint()
+        raise OSError(errno.EADDRNOTAVAIL, "Cannot assign requested address")
+
+    monkeypatch.setattr(Listening, "_choose_host", choose_host)
+    async with open_scheduler() as scheduler, trio.open_nursery() as nursery:
+        await nursery.start(run_worker, scheduler.settings)
+        session = await scheduler.next_session()
+        hosts.reverse()
+        monkeypatch.setattr(Listening, "_start", fail_to_start)
+        session.connection.abort()
+        await trio.sleep(30)
+        if back:
+            hosts.reverse()
+        monkeypatch.setattr(Listening, "_start", start)
+        session = await scheduler.next_session()
+        assert session.address == f"inproc://{hosts[0]}"
+        async with await open_data(session.address):
+            pass
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_wish_to_begin_afresh_that_came_when_the_link_broke_does_not_outlive_it(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_scheduler() as scheduler, trio.open_nursery() as nursery:
+        worker = service._Worker(scheduler.settings, DrainRequest(), None, None, None)
+        await nursery.start(worker.run)
+        session = await scheduler.next_session()
+        session.connection.abort()
+        await worker._begin_afresh()
+        session = await scheduler.next_session()
+        await trio.testing.wait_all_tasks_blocked()
+        session.tell(Goodbye("the scheduler stops"))
+        await trio.sleep(100)
+        with pytest.raises(trio.TooSlowError), trio.fail_after(100):
+            await scheduler.next_session()
         nursery.cancel_scope.cancel()

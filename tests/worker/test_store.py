@@ -232,6 +232,28 @@ def test_whoever_reads_a_value_that_is_just_replaced_gets_the_new_one(
     assert spilling.take_lost() == ()
 
 
+def test_a_file_that_makes_room_while_it_is_read_is_no_loss_if_the_value_is_in_memory_again(
+    folder: ScratchFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = SpillDisk(folder, 2 * MB)
+    store = Store(disk)
+    store.put("a", bytes(MB), MB)
+    store.spill(MB)
+    read = SpillDisk.read
+
+    def be_overtaken(disk: SpillDisk, file: Any) -> Any:
+        monkeypatch.setattr(SpillDisk, "read", read)
+        assert store["a"] == bytes(MB)  # a task needs it just now: it is in memory, and keeps its file
+        store._spare(disk)  # which makes room for another one
+        return read(disk, file)
+
+    monkeypatch.setattr(SpillDisk, "read", be_overtaken)
+    assert load_value(store.dump("a")) == bytes(MB)
+    assert "a" in store
+    assert store.take_lost() == ()
+    disk.close()
+
+
 def test_sending_a_value_that_is_just_replaced_does_not_hide_the_new_one_from_the_disk(spilling: Store) -> None:
     put(spilling, "a")
     lock = spilling._lock

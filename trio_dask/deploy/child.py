@@ -30,8 +30,16 @@ def _read_orders() -> dict[str, Any]:
     return orders
 
 
+def _open_standard_streams() -> None:
+    """A number that is closed here would go to what is opened next, which would end when the stream is replaced."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(fd, True)
+    os.close(fd)
+
+
 def main() -> int:
     """Run the program that stdin asks for, and give its exit status."""
+    _open_standard_streams()
     orders = _read_orders()
     sys.path[:] = orders["path"]  # until here its first entry was the folder of this file
     sys.argv[1:] = []

@@ -10,9 +10,12 @@ import time
 from contextlib import suppress
 from types import TracebackType
 
-__all__ = ["LastResort", "end_descendants"]
+from trio_dask.files import remove_present
+
+__all__ = ["LastResort", "end_descendants", "remove_scratch"]
 
 LATE_S = 1.0
+SWEEP_S = 1.0
 
 
 def end_descendants() -> None:
@@ -53,6 +56,20 @@ def _children_elsewhere(pid: int) -> list[int]:
         return [child.pid for child in psutil.Process(pid).children()]
     except psutil.Error:
         return []
+
+
+async def remove_scratch(local_directory: str | None) -> None:
+    """Remove what killed workers have spilled there, in a second at most: for when no worker follows that would.
+
+    Not to be cancelled: it is for those who have been.
+    """
+    import trio  # the program's start must not wait for what options alone do not need
+
+    from trio_dask.worker.scratch import ScratchFolder, remove_leftovers
+
+    with trio.move_on_after(SWEEP_S, shield=True):
+        base = ScratchFolder(local_directory).base
+        await trio.to_thread.run_sync(remove_leftovers, base, abandon_on_cancel=True)
 
 
 class LastResort:
@@ -97,4 +114,5 @@ class LastResort:
                 os.set_blocking(2, False)  # a reader that has stopped must not save us now
                 os.write(2, f"{self._text}\n".encode())
             end_descendants()
+            remove_present()
             os._exit(self._status)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 import trio
 
 from trio_dask.config import NannySettings
+from trio_dask.deploy.ends import remove_scratch
 from trio_dask.deploy.lines import StderrLines
 from trio_dask.deploy.program import Stopper
 from trio_dask.errors import TrioDaskError
@@ -51,6 +52,7 @@ class _Launcher:
     def __init__(self, settings: Sequence[NannySettings], label: str, debug: bool) -> None:
         self._lines = StderrLines(debug=False)
         self._failure: Exception | None = None
+        self._local_directory = settings[0].worker.local_directory  # of all of them
         self._nannies = [
             Nanny(one, label=self._label(label, one), quiet=False, debug=debug, output=self._output())
             for one in settings
@@ -75,6 +77,7 @@ class _Launcher:
                 for nanny in self._nannies:
                     nursery.start_soon(self._run_one, nanny)
         finally:
+            await remove_scratch(self._local_directory)
             # Not awaited: this thread has nothing else to do any more, and must not end before the last words are out.
             self._lines.drain(DRAIN_LINES_S)
         if self._failure is not None:

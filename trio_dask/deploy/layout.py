@@ -57,6 +57,8 @@ def plan(
         n_workers = _processes(cpus, threads_per_worker) if processes else 1
     if threads_per_worker is None:
         threads_per_worker = max(1, cpus // max(1, n_workers))
+    if not isinstance(resources, Mapping | None):
+        raise UsageError(f'resources is {resources!r}; give a dict such as {{"GPU": 1}}')
     for name, amount in (resources or {}).items():
         if isinstance(amount, bool) or not isinstance(amount, int | float) or not 0 <= amount < math.inf:
             raise UsageError(f"resources: {name!r} is {amount!r}; give a number that is not below 0")

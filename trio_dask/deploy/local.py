@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from trio_dask.client.futures import Timeout
+from trio_dask.client.waiting import limit, refuse_in_event_loop
 from trio_dask.config import format_bytes
 from trio_dask.deploy.layout import Layout, check_scale, plan
 from trio_dask.deploy.members import Member, Members
@@ -70,18 +72,21 @@ class AsyncLocalCluster:
         check_scale(n)
         self._running().set_worker_count(n)
 
-    async def wait_for_workers(self, n: int | None = None, timeout: float | None = None) -> None:
-        """Wait until at least `n` workers are there, by default all that were asked for.
+    async def wait_for_workers(self, n_workers: int | None = None, timeout: Timeout = None) -> None:
+        """Wait until at least `n_workers` workers are there, by default all that were asked for.
 
         Raises:
-          TimeoutError: they are not, after `timeout` seconds.
+          TimeoutError: they are not, after `timeout` (seconds, or a text such as "30s").
+          UsageError: `n_workers` is no whole number from 0 on.
         """
         members = self._running()
-        wanted = len(members.workers) if n is None else n
-        with trio.move_on_after(float("inf") if timeout is None else timeout):
+        if n_workers is not None:
+            check_scale(n_workers)
+        wanted = len(members.workers) if n_workers is None else n_workers
+        with limit(timeout):
             await members.wait_for_workers(wanted)
             return
-        raise TimeoutError(f"fewer than {wanted} workers after {timeout:g} s")
+        raise TimeoutError(f"fewer than {wanted} workers after {timeout} s")
 
     def get_client(self, **options: Any) -> AsyncClient:
         """A client of this cluster, to be entered with `async with`; `options` are those of `AsyncClient`."""
@@ -225,6 +230,7 @@ class LocalCluster:
         **foreign: Any,
     ) -> None:
         _refuse_foreign(foreign)
+        refuse_in_event_loop("LocalCluster()")
         self._open = partial(
             open_local_cluster,
             n_workers,
@@ -314,15 +320,16 @@ class LocalCluster:
         except trio.RunFinishedError:
             raise ClusterError(CLOSED) from None
 
-    def wait_for_workers(self, n: int | None = None, timeout: float | None = None) -> None:
-        """Wait until at least `n` workers are there, by default all that were asked for.
+    def wait_for_workers(self, n_workers: int | None = None, timeout: Timeout = None) -> None:
+        """Wait until at least `n_workers` workers are there, by default all that were asked for.
 
         Raises:
-          TimeoutError: they are not, after `timeout` seconds.
+          TimeoutError: they are not, after `timeout` (seconds, or a text such as "30s").
+          UsageError: `n_workers` is no whole number from 0 on.
         """
         cluster = self._running()
         try:
-            trio.from_thread.run(cluster.wait_for_workers, n, timeout, trio_token=self._token)
+            trio.from_thread.run(cluster.wait_for_workers, n_workers, timeout, trio_token=self._token)
         except trio.RunFinishedError:
             raise ClusterError(CLOSED) from None
 

@@ -19,6 +19,7 @@ import trio
 
 from trio_dask.comm.addresses import Address, choose_advertised_host, resolvable
 from trio_dask.config import NannySettings, SchedulerSettings, WorkerSettings
+from trio_dask.deploy.ends import remove_scratch
 from trio_dask.deploy.layout import Layout
 from trio_dask.errors import ClusterError, TrioDaskError
 from trio_dask.nanny.process import Child, ChildSpec, run_child
@@ -182,12 +183,15 @@ class Members:
             same_failures=1,
             max_restarts=MAX_RESTARTS,
             max_backoff_s=MAX_BACKOFF_S,
+            signal_restart=True,  # whoever means the cluster tells the cluster: `scale`, `close`
         )
         nanny = Nanny(settings, label=label, changed=changed, output=_pass_on)
         try:
             await nanny.run()
         except (TrioDaskError, OSError) as exc:
             self._fail(ClusterError(f"{label}: {exc}"))
+        finally:
+            await remove_scratch(self._layout.local_directory)
 
     def _worker_settings(self, member: Member) -> WorkerSettings:
         return WorkerSettings(

@@ -22,7 +22,7 @@ import signal
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import IntEnum
 from types import FrameType
 from typing import NamedTuple, cast
@@ -30,6 +30,7 @@ from typing import NamedTuple, cast
 from trio_dask.deploy.ends import end_descendants
 from trio_dask.deploy.lines import StderrLines
 from trio_dask.errors import KeptCrashing, NoScheduler, RefusedError, TrioDaskError, UsageError
+from trio_dask.files import remove_present
 
 __all__ = [
     "ExitStatus",
@@ -115,6 +116,7 @@ class Stopper:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self._request is not None and not self._patient:
             end_descendants()
+            remove_present()
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         self.ask(f"received {signal.Signals(number).name}", number)
@@ -199,6 +201,8 @@ def run_program(
     _limit_exit(status)
     end_descendants()
     lines.drain(LINES_GRACE_S)
+    if not _flush_stdout():
+        os._exit(status)  # the interpreter would try once more, when no other thread runs any more that could end it
     return status
 
 
@@ -248,12 +252,25 @@ def _limit_exit(status: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
     def end() -> None:
-        sys.stdout.flush()
+        _flush_stdout()
         os._exit(status)
 
     timer = threading.Timer(EXIT_GRACE_S, end)
     timer.daemon = True
     timer.start()
+
+
+def _flush_stdout() -> bool:
+    """Write out what tasks have printed. False if that takes too long, for nobody reads it."""
+
+    def flush() -> None:
+        with suppress(OSError, ValueError, AttributeError):  # it is closed, or there is none
+            sys.stdout.flush()
+
+    thread = threading.Thread(target=flush, daemon=True)
+    thread.start()
+    thread.join(LINES_GRACE_S)
+    return not thread.is_alive()
 
 
 def raise_file_limit() -> None:

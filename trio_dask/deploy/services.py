@@ -34,7 +34,7 @@ async def scheduler(settings: Mapping[str, Any], report: Report, stopper: Stoppe
 async def worker(settings: Mapping[str, Any], report: Report, stopper: Stopper) -> None:
     """A worker under a nanny: `worker` holds fields of `WorkerSettings`, `preload` and `preload_argv` what comes first.
 
-    It reports that it runs, its address once it is registered, and why it leaves before it does.
+    It reports that it runs, its address once it is registered, why it leaves before it does, and when it is at rest.
     """
     import trio
 
@@ -51,7 +51,10 @@ async def worker(settings: Mapping[str, Any], report: Report, stopper: Stopper) 
     def leaving(reason: str) -> None:
         report({"leaving": reason})
 
+    def at_rest() -> None:
+        report({"at_rest": True})
+
     report({"running": True})
     async with trio.open_nursery() as nursery:
-        address = await nursery.start(partial(work, worker_settings, stopper, leaving=leaving))
+        address = await nursery.start(partial(work, worker_settings, stopper, leaving=leaving, at_rest=at_rest))
         report({"address": str(address)})

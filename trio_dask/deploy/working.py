@@ -22,11 +22,12 @@ async def work(
     stopper: Stopper,
     *,
     leaving: Callable[[str], None] | None = None,
+    at_rest: Callable[[], None] | None = None,
     task_status: trio.TaskStatus[Address] | None = None,
 ) -> None:
     """Run a worker in this process, which is there for nothing else. A signal has it drain.
 
-    See `run_worker` for `leaving`, `task_status` and what is raised.
+    See `run_worker` for `leaving`, `at_rest`, `task_status` and what is raised.
     """
     import trio  # the program's start must not wait for what options alone do not need
 
@@ -34,7 +35,14 @@ async def work(
     from trio_dask.worker.service import run_worker
 
     drain = DrainRequest()
-    with LastResort() as resort, stopper.orderly(drain.on_signal):
+
+    def heed(number: int) -> bool:
+        heeded = drain.on_signal(number)
+        if not heeded and leaving is not None:
+            leaving("signal")  # who ends without a word is taken for one that a task has ended
+        return heeded
+
+    with LastResort() as resort, stopper.orderly(heed):
 
         def ends_in(seconds: float, failure: str) -> None:
             status = ExitStatus.NO_SCHEDULER if failure else ExitStatus.STOPPED
@@ -44,6 +52,7 @@ async def work(
             settings,
             drain=drain,
             leaving=leaving,
+            at_rest=at_rest,
             ends_in=ends_in,
             task_status=task_status or trio.TASK_STATUS_IGNORED,
         )

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 __all__ = ["run_control"]
 
+LOOK_UP_S = 1.0
+"""A name server that does not answer must hold up nothing."""
+
 
 async def run_control(nanny: Nanny, *, task_status: trio.TaskStatus[Address] = trio.TASK_STATUS_IGNORED) -> None:
     """Serve until cancelled; `task_status.started` gives the address.
@@ -92,7 +95,11 @@ async def _host(worker: WorkerSettings) -> str:
     """What the worker listens on, as far as that can be known before there is a scheduler."""
     if worker.interface is not None:
         return addresses_of_interface(worker.interface)[0]
-    return worker.host or await trio.to_thread.run_sync(_way_to_scheduler, worker, abandon_on_cancel=True)
+    if worker.host:
+        return worker.host
+    with trio.move_on_after(LOOK_UP_S):
+        return await trio.to_thread.run_sync(_way_to_scheduler, worker, abandon_on_cancel=True)
+    return choose_advertised_host("")
 
 
 def _way_to_scheduler(worker: WorkerSettings) -> str:

@@ -6,10 +6,14 @@
 | the nanny was asked for a restart, or the worker asks for one | another, at once |
 | in good order, after so many tasks | another, at once |
 | in good order, at the end of its lifetime | another, at once, if the settings say so; else nothing; 0 |
-| in good order, sent away by its scheduler or by a signal | nothing; 0 |
+| in good order, sent away by a signal | another, at once, if the settings say so; else nothing; 0 |
+| in good order, sent away by its scheduler | nothing; 0 |
 | wrong usage, no scheduler (2, 3) | nothing; the same status |
 | refused (4) | nothing; the same status; but after one that was registered it is a crash: that one is in the way |
 | any other way | a crash: another after a pause, unless there were too many; then nothing; 5 |
+
+A task may end the process with any status. So 0 counts as good order only if the worker said why it leaves, and 2, 3
+and 4 count only if it said what is wrong; else they are crashes.
 """
 
 from __future__ import annotations
@@ -66,7 +70,7 @@ class End(NamedTuple):
     `registered`: as far as being taken by a scheduler. `cause` says how it ended in words. `leaving` is the reason that
     it gave before it left in good order, `asked` what the nanny was asked for meanwhile, `stop` or `restart`.
     `excused`: it was ended for what its tasks did, which is theirs to answer for. `last_words` tell one failed start
-    from another.
+    from another. `told`: what went wrong is known from the worker itself, not from its status alone.
     """
 
     status: int
@@ -77,6 +81,7 @@ class End(NamedTuple):
     asked: str = ""
     excused: bool = False
     last_words: str = ""
+    told: bool = True
 
 
 class Verdict(NamedTuple):
@@ -119,9 +124,9 @@ class RestartWindow:
 class NannyCore:
     """Decides what follows the end of a process."""
 
-    def __init__(self, policy: RestartPolicy, *, lifetime_restart: bool = False) -> None:
+    def __init__(self, policy: RestartPolicy, *, lifetime_restart: bool = False, signal_restart: bool = False) -> None:
         self._window = RestartWindow(policy)
-        self._lifetime_restart = lifetime_restart
+        self._followed = {"max-tasks": True, "lifetime": lifetime_restart, "signal": signal_restart}
         self._first_backoff_s = policy.first_backoff_s
         self._had_registered = False
 
@@ -133,10 +138,11 @@ class NannyCore:
             return Verdict(planned=True, next=Over(STOPPED, ""))
         if end.asked == "restart" or (end.status == 0 and end.leaving == "restart"):
             return Verdict(planned=True, next=Again(0.0))
-        if end.status == 0 and end.started:
-            another = end.leaving == "max-tasks" or (end.leaving == "lifetime" and self._lifetime_restart)
+        if end.status == 0 and end.started and end.leaving:
+            another = self._followed.get(end.leaving, False)
             return Verdict(planned=True, next=Again(0.0) if another else Over(STOPPED, ""))
-        if end.status in (WRONG_USAGE, NO_SCHEDULER) or (end.status == REFUSED and not had_registered):
+        own = end.status in (WRONG_USAGE, NO_SCHEDULER) or (end.status == REFUSED and not had_registered)
+        if own and end.told:
             return Verdict(planned=False, next=Over(end.status, end.cause))
         if end.excused:
             return Verdict(planned=False, next=Again(self._first_backoff_s))

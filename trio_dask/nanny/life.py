@@ -50,7 +50,10 @@ class Life:
         self.address: str | None = None
         self.asked = ""
         self.leaving = ""
+        self.at_rest = False
+        """Its slots are free, and it takes no more tasks."""
         self.killed_for = ""
+        self._heeds_signals = False
         self.lonely = False
         """It was killed because there was no scheduler for too long."""
         self.began_at = trio.current_time()
@@ -77,7 +80,9 @@ class Life:
 
     def _heard(self, child: Child, report: Mapping[str, Any]) -> None:
         self.leaving = report.get("leaving", self.leaving)
+        self.at_rest = report.get("at_rest", self.at_rest)
         if "running" in report:
+            self._heeds_signals = True
             self._link.worker_changed()
         if "address" in report:
             self.address = str(report["address"])
@@ -90,7 +95,8 @@ class Life:
         self.asked = "stop"
         if self.child is None:
             return
-        if how is Stop.NOW:
+        if how is Stop.NOW or not self._heeds_signals:
+            # One that is still starting has nothing to drain, and could not do so: it may not even know signals yet.
             self.child.leave()
         elif how is Stop.SOON:
             self.child.send_signal(signal.SIGINT)

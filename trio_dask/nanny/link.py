@@ -29,6 +29,8 @@ log = logging.getLogger("trio_dask.nanny")
 VOUCH_S = 2.0
 FIRST_BACKOFF_S = 0.1
 MAX_BACKOFF_S = 3.0
+SOUND_SESSION_S = 10.0
+"""After the second session in a row that was lost sooner, the next one is not tried at once."""
 MAX_UNTOLD = 100
 SILENCE_S = 20.0
 """A scheduler that says nothing for so long is dialled anew: what connects us may be gone without a word."""
@@ -81,7 +83,7 @@ class SchedulerLink:
 
     async def run(self) -> None:
         """Keep the connection until cancelled, then say goodbye."""
-        backoff_s = FIRST_BACKOFF_S
+        backoff_s, unsound = FIRST_BACKOFF_S, False
         while True:
             try:
                 connection = await self._dial()
@@ -92,8 +94,12 @@ class SchedulerLink:
                 self._why_away = str(error)
                 log.debug("The scheduler does not take this nanny: %s", error)
             else:
+                began_at = trio.current_time()
                 await self._session(connection)
-                backoff_s = FIRST_BACKOFF_S
+                was_sound = trio.current_time() >= began_at + SOUND_SESSION_S
+                if was_sound or not unsound:
+                    backoff_s = FIRST_BACKOFF_S
+                unsound = not was_sound
             # At random, lest a thousand nannies call a new scheduler all at once.
             await trio.sleep(random.uniform(backoff_s / 2, backoff_s))
             backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)

@@ -101,7 +101,9 @@ class Nanny:
             max_backoff_s=settings.max_backoff_s,
             same_failures=settings.same_failures,
         )
-        self._core = NannyCore(policy, lifetime_restart=settings.lifetime_restart)
+        self._core = NannyCore(
+            policy, lifetime_restart=settings.lifetime_restart, signal_restart=settings.signal_restart
+        )
         self._link = SchedulerLink(worker, details=self._details, vouch=self._vouch, take_order=self._take_order)
         self._life: Life | None = None
         self._draining: list[Life] = []
@@ -141,7 +143,7 @@ class Nanny:
         if order.restart:
             self.restart()
         else:
-            self.stop(Stop.NOW)
+            self.stop(Stop.SOON)  # not now: the worker has been told as well, and may be about to say goodbye
 
     # ------------------------------------------------------------------------------------------ what others are told
 
@@ -269,7 +271,7 @@ class Nanny:
 
     def _begin_life(self, term: _Term, waiting: list[trio.TaskStatus[str]]) -> Life:
         def life_changed() -> None:
-            if life.leaving and self._has_successor(life):
+            if life.at_rest and self._has_successor(life):
                 term.news.set()
             if self._life is not life:
                 return
@@ -286,9 +288,10 @@ class Nanny:
         return life
 
     def _has_successor(self, life: Life) -> bool:
-        """Whether another worker follows already while this one drains, so that there is somebody to take its results.
+        """Whether another worker follows this one, which is at rest, before it ends, to take its results over.
 
-        Not where both would have to listen on one port.
+        Not where both would have to listen on one port. Nor before this one is at rest: two that compute would use
+        processors and memory twice, and during a long last task the second could come to its own end, and so on.
         """
         first, last = self.settings.worker.port_range
         expected = life.leaving == "max-tasks" or (life.leaving == "lifetime" and self.settings.lifetime_restart)
@@ -319,6 +322,7 @@ class Nanny:
                 asked=life.asked,
                 excused=bool(life.killed_for) and bool(runs),
                 last_words=end.failure or end.words.last_line,
+                told=bool(end.failure) or self._is_alone(),
             )
         verdict = self._core.ended(verdict_end, trio.current_time())
         pid = 0 if life.child is None else life.child.pid
@@ -328,6 +332,10 @@ class Nanny:
         self._link.tell(write_obituary(life.token, cause, details, () if planned else runs, planned=planned))
         self._log_end(pid, life, cause, planned=planned, following=verdict.next)
         return verdict.next
+
+    def _is_alone(self) -> bool:
+        """Whether the worker may have left for want of a scheduler: if a task blocks it, it ends without a word."""
+        return trio.current_time() >= self._link.away_since + self.settings.worker.death_timeout_s
 
     def _log_end(self, pid: int, life: Life, cause: str, *, planned: bool, following: Again | Over) -> None:
         who = " ".join(filter(None, ("Worker", self._lasting_name, f"(pid {pid})")))

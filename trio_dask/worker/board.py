@@ -1,11 +1,12 @@
 """A board on which the slots of a worker write what they run, for whoever looks at it after their death.
 
 It is memory that two processes share: numbers of eight bytes, in the machine's order. First, for each slot, the run
-that it executes, or executed last, or 0; then, for each slot, the last run of it that is settled: the scheduler has
-been told what became of it. A nanny makes the board, the worker inherits its descriptor. What was written there
-outlives the writer, however it died. A run whose call has returned is not settled yet: what it has done may be the
-process's death a moment later, by a signal, or by the memory that it has spoilt. Slots write the first half and the
-event loop the second, so that neither has to ask the other.
+that it executes, or executed last, or 0; then the same for some places outside, where tasks stand that have given their
+slot back and go on. Then, for each slot and each place, the last run of it that is settled: the scheduler has been told
+what became of it. A nanny makes the board, the worker inherits its descriptor. What was written there outlives the
+writer, however it died. A run whose call has returned is not settled yet: what it has done may be the process's death a
+moment later, by a signal, or by the memory that it has spoilt. Tasks' threads write the first half and the event loop
+the second, so that neither has to ask the other.
 """
 
 from __future__ import annotations
@@ -22,18 +23,24 @@ from trio_dask.identity import RunId
 __all__ = ["Board"]
 
 CELL_BYTES: Final = 8
+OUTSIDE: Final = 64
+"""Places for tasks that are outside of the slots. Those for whom there is none are not blamed for an end."""
 
 
 class Board:
-    """The cells of `slots` slots. It owns its descriptor `fd`, and is a context manager that closes it."""
+    """The cells of `slots` slots and of the places outside.
+
+    It owns its descriptor `fd`, and is a context manager that closes it.
+    """
 
     def __init__(self, fd: int, slots: int) -> None:
         self.fd = fd
-        self._memory = mmap.mmap(fd, 2 * slots * CELL_BYTES)
+        places = slots + OUTSIDE
+        self._memory = mmap.mmap(fd, _size(slots))
         self._all = memoryview(self._memory).cast("Q")
-        self.cells = self._all[:slots]
+        self.cells = self._all[:places]
         """What each slot executes. Slots write here without a call in between: they do so for each task."""
-        self._settled = self._all[slots:]
+        self._settled = self._all[places:]
 
     @classmethod
     def create(cls, slots: int) -> Board:
@@ -44,7 +51,7 @@ class Board:
         """
         fd = _anonymous_file()
         try:
-            os.ftruncate(fd, 2 * slots * CELL_BYTES)
+            os.ftruncate(fd, _size(slots))
             return cls(fd, slots)
         except BaseException:
             os.close(fd)
@@ -79,9 +86,10 @@ class Board:
                 self._settled[slot] = run
 
     def running(self) -> tuple[RunId, ...]:
-        """What is not settled of what stands on the board, by slot."""
+        """What is not settled of what stands on the board, by slot, and then outside."""
         pairs = zip(self.cells, self._settled, strict=True)
-        return tuple(RunId(run) for run, settled in pairs if run and run != settled)
+        # Each once: a task that gives its slot back, or gets one, stands in two places for a moment.
+        return tuple(dict.fromkeys(RunId(run) for run, settled in pairs if run and run != settled))
 
     def close(self) -> None:
         """Let go of the memory and the descriptor. Idempotent."""
@@ -91,6 +99,10 @@ class Board:
             self._memory.close()
             os.close(self.fd)
             self.fd = -1
+
+
+def _size(slots: int) -> int:
+    return 2 * (slots + OUTSIDE) * CELL_BYTES
 
 
 def _anonymous_file() -> int:

@@ -14,7 +14,7 @@ from typing import cast
 
 import trio
 
-from trio_dask.comm import Address, Connection, DataChannel, open_data_channel, parse_address
+from trio_dask.comm import Address, Connection, DataChannel, PeerSilent, open_data_channel, parse_address
 from trio_dask.config import WorkerSettings
 from trio_dask.errors import TrioDaskError
 from trio_dask.identity import Incarnation, Key
@@ -89,6 +89,8 @@ class Engine:
         self._heartbeat_at = trio.current_time()
         self.spent = trio.Event()
         """Set once all tasks that are to run here have begun."""
+        self.at_rest = trio.Event()
+        """Set once it drains and its slots are free."""
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run slots, fetches and timers until cancelled. Sessions begin after `task_status.started`."""
@@ -166,6 +168,14 @@ class Engine:
         """Take no more runs, hand back what has not started, and tell the scheduler that this worker is leaving."""
         self._core.drain_began(reason)
         self._act()
+        self._look_at_rest()
+
+    def _look_at_rest(self) -> None:
+        core = self._core
+        # The core alone knows of a run that a slot has just taken, the executor of one that was cancelled and goes on.
+        outside = sum(map(core.is_current, core.slots.outside.values()))
+        if core.table.executing == outside and self._executor.slots_are_free:
+            self.at_rest.set()
 
     def pause(self) -> None:
         """Take no more runs for now, and hand back what has not started."""
@@ -229,6 +239,8 @@ class Engine:
         if self._executor.spent:
             self.spent.set()
         self._act()
+        if core.draining:
+            self._look_at_rest()
         for go in waiting:
             self._let_go(go)
 
@@ -259,15 +271,15 @@ class Engine:
                 self._act()
 
     async def _fetch(self, start: StartFetch, scope: trio.CancelScope) -> None:
-        unreachable = False
+        unreachable = is_silent = False
         with scope:
             try:
                 await self._peers.fetch(start.address, start.keys, partial(self._take_value, start.fetch))
             except (OSError, TrioDaskError) as error:
                 log.warning("Could not fetch %d keys from %s: %s", len(start.keys), start.address, error)
-                unreachable = True
+                unreachable, is_silent = True, isinstance(error, PeerSilent)
         if self._fetches.pop(start.fetch, None) is not None:  # else the core has cancelled and forgotten it
-            self._core.fetch_ended(start.fetch, unreachable=unreachable)
+            self._core.fetch_ended(start.fetch, unreachable=unreachable, is_silent=is_silent)
             self._act()
 
     async def _open_channel(self, address: str) -> DataChannel:

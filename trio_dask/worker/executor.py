@@ -160,6 +160,7 @@ class Executor:
                 for number in range(len(self._slots)):
                     self._start_slot(number)
                 await self._failed.wait()
+                self._tasks.cancel_scope.cancel()  # else `async def` tasks would be waited for
         finally:
             self._close()
         if self._failure is not None:
@@ -185,8 +186,13 @@ class Executor:
         return [context.run for context in contexts if context is not None and context.started_at <= before]
 
     @property
+    def slots_are_free(self) -> bool:
+        """Whether no slot has a run; some may go on outside of the slots."""
+        return all(context is None for context in self._slots)
+
+    @property
     def busy(self) -> bool:
-        """Whether any slot has a run."""
+        """Whether there is a run in a slot, or outside of the slots."""
         return any(context is not None for context in (*self._slots, *self._secession.outside))
 
     def forget(self, digests: Iterable[Digest]) -> None:

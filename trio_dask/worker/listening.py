@@ -65,6 +65,7 @@ class Listening:
         if moved:
             self._scope.cancel()
             self._scope = trio.CancelScope()
+            self._host = None  # if that fails it listens nowhere, and has to whatever comes next
             self._bound = await self._bind(scheduler, host)
             self._host = host
         advertised = await self._advertised(scheduler)

@@ -65,7 +65,8 @@ class _Claim:
 class Secession:
     """Who is outside of the slots, and who wants in. Everything here may be called from any thread.
 
-    `slots` and `cells` belong to the executor: what each slot does, for itself and for the nanny.
+    `slots` and `cells` belong to the executor: what each slot does, for itself and for the nanny. The cells beyond
+    those of the slots are for who is outside: he may end the process like anybody else.
     """
 
     def __init__(
@@ -84,6 +85,8 @@ class Secession:
         self._wake = wake
         self._lock = threading.Lock()
         self._outside: dict[int, TaskContext] = {}
+        self._free_cells = list(range(len(cells) - 1, len(slots) - 1, -1))
+        self._cell_of: dict[int, int] = {}
         self._claims: deque[_Claim] = deque()
         self._closed = False
 
@@ -95,7 +98,7 @@ class Secession:
     def secede(self, context: TaskContext) -> bool:
         """Give the slot of this task back; False if it has none.
 
-        Raises `RuntimeError` if too many have done so.
+        Raises `RuntimeError`, and the task keeps its slot, if too many have done so or there can be no more threads.
         """
         with self._lock:
             number = context.slot
@@ -107,9 +110,16 @@ class Secession:
             self._outside[id(context)] = context
             context.slot = None
             self._slots[number] = None
+            if self._free_cells:
+                place = self._cell_of[id(context)] = self._free_cells.pop()
+                self._cells[place] = context.run.run
             self._cells[number] = 0
+            try:
+                self._start(number)
+            except RuntimeError:  # there can be no more threads: nobody would serve the slot
+                self._take_slot(context, number)
+                raise
         self._post(Seceded(context.run))
-        self._start(number)
         return True
 
     def rejoin(self, context: TaskContext) -> None:
@@ -156,7 +166,8 @@ class Secession:
 
     def ended(self, context: TaskContext) -> None:
         """A task has ended outside of the slots."""
-        self._outside.pop(id(context), None)
+        with self._lock:
+            self._leave_outside(context)  # it stands on the board still, until it is settled
         self._post(Rejoined(context.run))
 
     def close(self) -> None:
@@ -181,8 +192,22 @@ class Secession:
     def _enter(self, context: TaskContext, number: int) -> None:
         if number == NO_SLOT:
             return
+        with self._lock:
+            self._take_slot(context, number)
+        self._post(Rejoined(context.run))
+
+    def _take_slot(self, context: TaskContext, number: int) -> None:
         self._slots[number] = context
         self._cells[number] = context.run.run
         context.slot = number
+        place = self._leave_outside(context)
+        if place is not None:
+            self._cells[place] = 0
+
+    def _leave_outside(self, context: TaskContext) -> int | None:
+        """Give back the place that a task has outside. What stands on the board there is left to the caller."""
         self._outside.pop(id(context), None)
-        self._post(Rejoined(context.run))
+        place = self._cell_of.pop(id(context), None)
+        if place is not None:
+            self._free_cells.append(place)
+        return place

@@ -45,6 +45,9 @@ MAX_BACKOFF_S = 3.0
 COMPLAINT_INTERVAL_S = 10.0
 CLEANUP_S = 0.5
 
+SOUND_SESSION_S = 10.0
+"""After the second session in a row that was lost sooner, the next one is not tried at once, nor talked about."""
+
 SCHEDULER_SILENCE_S = 20.0
 """A scheduler that sent nothing for so long is called anew. That costs little, as it takes this worker back if it can;
 while a link that was cut without a word would hold us until TCP finds out, which may be long after it was mended."""
@@ -63,6 +66,7 @@ async def run_worker(
     *,
     drain: DrainRequest | None = None,
     leaving: Callable[[str], None] | None = None,
+    at_rest: Callable[[], None] | None = None,
     ends_in: Callable[[float, str], None] | None = None,
     task_status: trio.TaskStatus[Address] = trio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -76,7 +80,8 @@ async def run_worker(
     leaves, within `settings.drain_timeout_s`; at once if it has no scheduler. It drains by itself after
     `settings.lifetime_s`, and when `settings.max_tasks` tasks have begun. `leaving` is called with the reason before it
     leaves in such ways, or is sent away: `lifetime`, `max-tasks`, `scheduler`, `restart` (for its nanny to do, if it
-    has one), or that of the request.
+    has one), or that of the request. `at_rest` is called when it drains and its slots are free: all that is left is to
+    hand its results over.
 
     `ends_in` is called with the seconds in which this worker will have ended if nothing changes, and with why it then
     has failed, if it has; whoever runs it can see to that, should a task block the event loop.
@@ -89,7 +94,7 @@ async def run_worker(
     """
     embedded = settings.scheduler is not None and settings.scheduler.startswith("inproc:")
     with present(settings.pid_file, f"{os.getpid()}\n"), nullcontext() if embedded else tuned_interpreter():
-        await _Worker(settings, drain or DrainRequest(), leaving, ends_in).run(task_status)
+        await _Worker(settings, drain or DrainRequest(), leaving, at_rest, ends_in).run(task_status)
 
 
 class _Place(NamedTuple):
@@ -122,11 +127,13 @@ class _Worker:
         settings: WorkerSettings,
         drain: DrainRequest,
         leaving: Callable[[str], None] | None,
+        at_rest: Callable[[], None] | None,
         ends_in: Callable[[float, str], None] | None,
     ) -> None:
         self._settings = settings
         self._drain = drain
         self._tell_leaving = leaving
+        self._tell_rest = at_rest
         self._tell_end = ends_in
         self._engine = Engine(settings)
         self._death = trio.CancelScope()
@@ -147,7 +154,7 @@ class _Worker:
                 self._set_death(self._settings.death_timeout_s)
                 async with trio.open_nursery() as slots:
                     await slots.start(self._engine.run)
-                    for heed in (self._heed_requests, self._heed_lifetime, self._heed_count):
+                    for heed in (self._heed_requests, self._heed_lifetime, self._heed_count, self._heed_rest):
                         slots.start_soon(heed)
                     listening = Listening(self._settings, self._engine.server.handle, self._serve_control, slots)
                     try:
@@ -188,9 +195,17 @@ class _Worker:
         if not self._draining:
             self._begin_draining("max-tasks")
 
+    async def _heed_rest(self) -> None:
+        await self._engine.at_rest.wait()
+        if self._tell_rest is not None:
+            self._tell_rest()
+
     def _begin_draining(self, reason: str, limit_s: float = math.inf) -> None:
         """Take nothing new, and have left when the time for that is over; at once, if there is nobody to leave to."""
-        limit_s = min(limit_s, self._settings.drain_timeout_s) if self._drain.is_possible else 0.0
+        # A link that is down for a moment is no reason to lose what is here.
+        may_return = self._settings.reconnect and self._was_registered and self._engine.has_anything
+        has_time = self._drain.is_possible or may_return
+        limit_s = min(limit_s, self._settings.drain_timeout_s) if has_time else 0.0
         self._leaving.deadline = min(self._leaving.deadline, trio.current_time() + limit_s)
         if not self._draining:
             self._draining = reason
@@ -221,7 +236,7 @@ class _Worker:
 
     async def _run_sessions(self, listening: Listening, task_status: trio.TaskStatus[Address]) -> None:
         """One session after the other, until the scheduler sends this worker away."""
-        backoff_s = FIRST_BACKOFF_S
+        backoff_s, unsound = FIRST_BACKOFF_S, False
         while True:
             try:
                 connection, place = await self._dial(listening)
@@ -231,12 +246,14 @@ class _Worker:
                 if not (self._may_pass() or self._draining):
                     raise
                 self._reason = str(error)
-            except UsageError as error:
-                # What was right once is wrong for a while: a file that is being replaced, an interface that is down.
+            except (OSError, UsageError) as error:
+                # What was right once is wrong for a while: a file that is being replaced, an interface that is down, an
+                # address that cannot be listened on yet.
                 if not self._was_registered:
                     raise
                 self._reason = str(error)
             else:
+                began_at = trio.current_time()
                 end = await self._session(connection, place, task_status)
                 if isinstance(end, EndSession):
                     log.info("The scheduler ends the session: %s", end.reason)
@@ -246,15 +263,19 @@ class _Worker:
                     if not end.restart or self._settings.process:
                         self._say_leaving("restart" if end.restart else "scheduler")
                         return
-                    self._afresh = False
                     self._past = NO_PAST
                     self._engine.reset()
                     continue
-                log.warning("Scheduler lost: %s", end.reason)
+                was_sound = trio.current_time() >= began_at + SOUND_SESSION_S
+                if was_sound or not unsound:
+                    backoff_s = FIRST_BACKOFF_S
+                    self._complained_at = -math.inf
+                unsound = not was_sound
+                if self._may_complain():
+                    log.warning("Scheduler lost: %s", end.reason)
                 self._reason = end.reason
                 if not (self._settings.reconnect or self._draining):
                     raise NoScheduler(f"the scheduler is lost, and --no-reconnect was given: {end.reason}")
-                backoff_s = FIRST_BACKOFF_S
             if self._draining and not (self._settings.reconnect and self._engine.has_anything):
                 return
             await self._back_off(backoff_s)
@@ -264,12 +285,14 @@ class _Worker:
         """Whether a refusal may be due to our own last session, which the scheduler believes to be alive."""
         return self._was_registered and trio.current_time() < self._lost_at + 2 * self._settings.silence_s
 
+    def _may_complain(self) -> bool:
+        return trio.current_time() >= self._complained_at + COMPLAINT_INTERVAL_S
+
     async def _back_off(self, limit_s: float) -> None:
         # At random, lest a thousand workers call a new scheduler all at once.
         delay_s = random.uniform(limit_s / 2, limit_s)
-        now = trio.current_time()
-        if now >= self._complained_at + COMPLAINT_INTERVAL_S:
-            self._complained_at = now
+        if self._may_complain():
+            self._complained_at = now = trio.current_time()
             left_s = min(self._death.deadline, self._leaving.deadline) - now
             until = "" if left_s == math.inf else f", leaving in {left_s:.0f} s"
             log.warning("Not connected: %s; next try in %.1f s%s", self._reason, delay_s, until)
@@ -335,13 +358,13 @@ class _Worker:
         returned = welcome.details.get("returned") is True
         async with connection:
             self._session_now = connection
+            self._afresh = False
             if not returned:
                 self._engine.reset()
             self._drain.is_possible = True
             self._past = _Past(place.incarnation, welcome.incarnation)
             self._engine.session_began(connection, place.address, place.scheduler, place.incarnation, returned=returned)
             self._set_death(math.inf)
-            self._complained_at = -math.inf
             log.info("Registered to: %s", place.scheduler)
             if not self._was_registered:
                 self._was_registered = True

@@ -259,15 +259,18 @@ class Store(Mapping[Key, Any]):
         try:
             return self._disk.read(file)
         except (FileNotFoundError, NotADirectoryError):
-            self._lose(entry)
+            self._lose(entry, file)
             raise _Gone from None
         except OSError as error:
             raise SpillError(f"cannot read {entry.key!r} back from {file.path}: {error.strerror or error}") from error
 
-    def _lose(self, entry: _Entry) -> None:
+    def _lose(self, entry: _Entry, file: SpilledFile) -> None:
         with self._lock:
-            if self._entries.get(entry.key) is not entry:
-                return  # dropped while it was read
+            if self._entries.get(entry.key) is not entry or entry.file is not file:
+                return  # dropped while it was read, or in memory again, for which the file was given up
+            if entry.in_memory:
+                entry.file = None
+                return
             del self._entries[entry.key]
             self._let_go(entry)
             self._lost.append(entry.key)

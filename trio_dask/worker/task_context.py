@@ -59,16 +59,35 @@ class WorkerHandle:
         self.state: dict[str, Any] = {}
         self.client: Any = None
         self._client_lock = threading.Lock()
+        """Held for a moment only, also in the event loop."""
+        self._making = threading.Lock()
+        """Held by a thread while it makes the client, so that of many only one does."""
 
     def __repr__(self) -> str:
         return f"<worker {self.name!r} {self.address or 'without a scheduler'}, {self.nthreads} threads>"
 
     def get_client(self, make: Callable[[str], Any]) -> Any:
-        """The one client that all tasks here share, made by `make(scheduler_address)` when it is first asked for."""
+        """The one client that all tasks here share, made by `make(scheduler_address)` when it is first asked for.
+
+        In a thread `make` may have to wait for the event loop, so a task that runs in the loop waits for no thread.
+        """
+        client = self.client
+        if client is not None:
+            return client
+        if trio.lowlevel.in_trio_run():
+            return self._share(make(self.scheduler_address))
+        with self._making:
+            client = self.client
+            return client if client is not None else self._share(make(self.scheduler_address))
+
+    def _share(self, made: Any) -> Any:
         with self._client_lock:
             if self.client is None:
-                self.client = make(self.scheduler_address)
-            return self.client
+                self.client = made
+            client = self.client
+        if client is not made:  # another task was faster; to close one may mean to wait for the event loop, too
+            threading.Thread(target=made.close, name="surplus client", daemon=True).start()
+        return client
 
     def take_client(self) -> Any:
         """The client that tasks shared, if they did; they get a new one when they ask again."""

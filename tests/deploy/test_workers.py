@@ -1,0 +1,106 @@
+"""Programs around workers and nannies, without the processes: what they pass on, and what they leave behind."""
+
+import os
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from trio_dask.config import NannySettings, WorkerSettings
+from trio_dask.deploy import ends, launcher, members
+from trio_dask.deploy.launcher import run_nannies
+from trio_dask.deploy.layout import Layout
+from trio_dask.deploy.program import Stopper, StopRequest
+from trio_dask.deploy.working import work
+from trio_dask.errors import KeptCrashing
+from trio_dask.worker import scratch, service
+
+
+@pytest.mark.parametrize("registered", [False, True])
+async def test_a_signal_is_the_reason_of_an_end_whether_there_is_something_to_wait_for_or_not(monkeypatch, registered):
+    """Who says nothing of a reason is taken for one whose task has ended the process."""
+    reasons = []
+    stopper = Stopper()
+
+    async def run_worker(settings, *, drain, leaving, **more):
+        drain.is_possible = registered
+        assert stopper.is_heeded(StopRequest("asked", signal.SIGTERM)) is registered
+        if registered:
+            await drain.wait()
+            leaving(drain.reason)
+
+    monkeypatch.setattr(service, "run_worker", run_worker)
+    await work(WorkerSettings(), stopper, leaving=reasons.append)
+    assert reasons == ["signal"]
+
+
+async def test_without_anybody_to_tell_a_signal_is_heeded_all_the_same(monkeypatch):
+    stopper = Stopper()
+
+    async def run_worker(settings, **more):
+        await trio.lowlevel.checkpoint()
+        assert not stopper.is_heeded(StopRequest("asked", signal.SIGTERM))
+
+    monkeypatch.setattr(service, "run_worker", run_worker)
+    await work(WorkerSettings(), stopper)
+
+
+class _Nanny:
+    """One whose worker is killed while it has something on disk."""
+
+    error = None
+
+    def __init__(self, settings, **options):
+        self._folder = settings.worker.local_directory
+
+    async def run(self):
+        await trio.lowlevel.checkpoint()
+        machine, boot = scratch._place()
+        (Path(self._folder) / f"trio-dask-{machine}-{boot}-{os.getpid()}-1-abc").mkdir()
+        if self.error is not None:
+            raise self.error
+        await trio.sleep_forever()
+
+    def stop(self, how):
+        pass
+
+
+async def test_what_a_killed_worker_left_is_removed_with_its_launcher(monkeypatch, tmp_path):
+    monkeypatch.setattr(launcher, "Nanny", _Nanny)
+    monkeypatch.setattr(_Nanny, "error", KeptCrashing("often"))
+    settings = NannySettings(worker=WorkerSettings(local_directory=str(tmp_path)))
+    with pytest.raises(KeptCrashing):
+        await run_nannies([settings], Stopper(), label="label")
+    assert os.listdir(tmp_path) == []
+
+
+async def test_what_a_killed_worker_left_is_removed_with_its_cluster(monkeypatch, tmp_path):
+    monkeypatch.setattr(members, "Nanny", _Nanny)
+    layout = Layout(
+        n_workers=1,
+        threads_per_worker=1,
+        memory_limit_bytes=None,
+        processes=True,
+        host="127.0.0.1",
+        scheduler_port=0,
+        local_directory=str(tmp_path),
+    )
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(members.Members(layout, "name", nursery)._run_worker, members.Member("0"))
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(os.listdir(tmp_path)) == 1
+        nursery.cancel_scope.cancel()
+    assert os.listdir(tmp_path) == []
+
+
+async def test_a_disk_that_hangs_does_not_hold_up_the_end(monkeypatch, autojump_clock):
+    answer = threading.Event()
+    monkeypatch.setattr(scratch, "remove_leftovers", lambda base: answer.wait(60))
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await ends.remove_scratch(None)
+    assert trio.current_time() == pytest.approx(ends.SWEEP_S)
+    answer.set()
