@@ -99,9 +99,11 @@ def simulate(session: nox.Session) -> None:
 def coverage(session: nox.Session) -> None:
     """Branch coverage of all storeys, child processes included; floors 0 to 2 have a lower limit."""
     python(session, "-m", "coverage", "erase")
-    python(session, "-m", "coverage", "run", "-m", "pytest", *session.posargs)
-    python(session, "-m", "coverage", "combine", "--quiet")
-    python(session, "-m", "coverage", "report")
+    try:
+        python(session, "-m", "coverage", "run", "-m", "pytest", *session.posargs)
+    finally:  # what was covered can be seen whether or not every test has passed
+        python(session, "-m", "coverage", "combine", "--quiet")
+        python(session, "-m", "coverage", "report")
     python(session, "-m", "coverage", "report", f"--include={SYNC_FLOORS}", f"--fail-under={SYNC_FLOORS_COVERAGE}")
 
 

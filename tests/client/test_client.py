@@ -448,6 +448,54 @@ def test_a_view_for_trio_of_a_client_that_lives_in_a_thread(client, cluster):
     assert client.nthreads() == {WORKER: 2}
 
 
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda client, text: client.submit(increment, 1, key=text),
+        lambda client, text: client.map(increment, [1], key=text),
+        lambda client, text: client.map(increment, [1], key=[text]),
+        lambda client, text: client.submit(increment, 1, workers=text),
+        lambda client, text: client.submit(increment, 1, resources={text: 1}),
+        lambda client, text: client.get({text: (increment, 1)}, text),
+        lambda client, text: client.scatter({text: 1}),
+        lambda client, text: client.future(text),
+        lambda client, text: client.who_has(text),
+        lambda client, text: client.nthreads([text]),
+        lambda client, text: client.story(text),
+    ],
+)
+@pytest.mark.parametrize("text", ["\udc80", "x" * (2**20 + 1)], ids=["surrogate", "huge"])
+def test_a_name_that_cannot_be_sent_is_refused_where_it_is_given(client, ask, text):
+    """No message can carry it, and a message that cannot be sent is the end of everything else that is asked for."""
+    with pytest.raises(UsageError, match=r"cannot be sent|are allowed"):
+        ask(client, text)
+    assert client.submit(increment, 1).result(timeout=10) == 2
+
+
+def test_what_cannot_be_said_fails_whoever_waits_and_not_the_client(client, cluster, caplog):
+    """It can be a bug of ours only; but that must not look like a client that somebody has closed."""
+    cluster.hold = True
+    future = client.submit(increment, 1)
+    with pytest.raises(SchedulerLost, match="cannot be sent"):
+        client._call(lambda engine: engine.ask("story", ("\udc80",)))
+    with pytest.raises(SchedulerLost, match="cannot be sent"):
+        future.result(timeout=10)
+    assert "the client failed" in caplog.text
+    cluster.hold = ()
+    assert client.submit(increment, 2).result(timeout=10) == 3
+
+
+def test_a_client_that_fails_is_not_called_closed(client, cluster, caplog):
+    def fail_to_send():
+        raise ZeroDivisionError
+
+    cluster.flush_nowait = fail_to_send
+    with pytest.raises(SchedulerLost, match="the client failed"):
+        client.submit(increment, 1).result(timeout=10)
+    client.close()
+    assert "the client failed" in caplog.text
+
+
 def test_futures_of_another_client_are_refused(client):
     with open_client(MiniCluster()) as other, pytest.raises(ValueError, match="another client"):
         client.gather([other.submit(increment, 1)])

@@ -8,6 +8,7 @@ import pytest
 import trio
 
 from trio_dask import Client, as_completed, get_client, rejoin, secede, wait, worker_client
+from trio_dask.worker.task_context import WorkerHandle
 
 PATIENCE_S = 20
 
@@ -177,3 +178,56 @@ def test_outside_of_tasks_there_is_no_slot_to_give():
             call()
     with pytest.raises(ValueError, match="no task is running here"), worker_client():
         pass
+
+
+class SharedClient:
+    """Stands for a client."""
+
+    def __init__(self):
+        self.closed = threading.Event()
+
+    def close(self):
+        self.closed.set()
+
+
+async def test_a_task_in_the_event_loop_does_not_wait_for_a_thread_that_makes_the_client():
+    """The thread may be waiting for that very loop."""
+    worker = WorkerHandle(name="w", nthreads=2)
+    making, loop_is_free = threading.Event(), threading.Event()
+    surplus = SharedClient()
+    found = []
+
+    def make_slowly(_):
+        making.set()
+        assert loop_is_free.wait(PATIENCE_S)
+        return surplus
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(2):
+            nursery.start_soon(trio.to_thread.run_sync, lambda: found.append(worker.get_client(make_slowly)))
+        await trio.to_thread.run_sync(making.wait, PATIENCE_S)
+        made = SharedClient()
+        assert worker.get_client(lambda _: made) is made
+        assert not loop_is_free.is_set()
+        loop_is_free.set()
+    assert found == [made, made]
+    assert worker.get_client(make_slowly) is made
+    assert surplus.closed.wait(PATIENCE_S)
+    assert not made.closed.is_set()
+
+
+def test_of_many_threads_one_makes_the_client():
+    worker = WorkerHandle(name="w", nthreads=2)
+    made = []
+    second = threading.Thread(target=lambda: worker.get_client(make))
+
+    def make(_):
+        made.append(SharedClient())
+        if len(made) == 1:
+            second.start()
+            second.join(0.05)  # it waits for us, unless it makes one of its own
+        return made[0]
+
+    assert worker.get_client(make) is made[0]
+    second.join(PATIENCE_S)
+    assert len(made) == 1

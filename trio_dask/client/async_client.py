@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mappi
 from contextlib import asynccontextmanager
 from functools import partial
 from types import TracebackType
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import trio
 
@@ -19,7 +19,7 @@ from trio_dask.client.engine import Engine
 from trio_dask.client.futures import AsyncFuture, Timeout
 from trio_dask.client.gathering import concrete, filled, futures_in, own_states, skips, values_of
 from trio_dask.client.graphs import flat_keys, shaped_like
-from trio_dask.client.options import Options, Workers
+from trio_dask.client.options import Workers, understood
 from trio_dask.client.scattering import parcels_of, put_all, reshaped
 from trio_dask.client.session import address_of, engine_for, settings_for
 from trio_dask.errors import UsageError
@@ -152,10 +152,13 @@ class AsyncClient(BaseClient[AsyncFuture]):
         """Futures in the order in which they are done, for `async for`."""
         return as_completed(futures, None, with_results, raise_errors, timeout=timeout)
 
-    async def get(self, dsk: Mapping[Any, Any], keys: Any, **options: Any) -> Any:
-        """Compute keys of a plain graph (a dict of tasks), and return their values in the shape of `keys`."""
-        found = self._submit_graph(dsk, flat_keys(keys), cast("Options", options))
-        values = await self.gather(found)
+    async def get(self, dsk: Mapping[Any, Any], keys: Any, *, sync: bool = True, **options: Any) -> Any:
+        """Compute keys of a plain graph (a dict of tasks), and return their values in the shape of `keys`.
+
+        Without `sync` it does not wait, and futures stand in the place of values that have to be computed.
+        """
+        found = self._submit_graph(dsk, flat_keys(keys), understood(options))
+        values = await self.gather(found) if sync else found
         return shaped_like(keys, values)
 
     async def scatter(

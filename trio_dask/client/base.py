@@ -14,6 +14,7 @@ from trio_dask.client.engine import Engine
 from trio_dask.client.futures import BaseFuture, states_of
 from trio_dask.client.gathering import concrete, futures_in
 from trio_dask.client.graphs import Constant, GraphTask, Plan, plan, wire_key
+from trio_dask.client.names import sendable
 from trio_dask.client.options import Options, extra_from
 from trio_dask.client.scattering import Parcel
 from trio_dask.errors import UsageError
@@ -64,6 +65,7 @@ class BaseClient(Generic[F]):
         fifo_timeout: Any = None,
         allow_other_workers: bool = False,
         actor: bool = False,
+        actors: bool = False,
         time_limit: Any = None,
         **kwargs: Any,
     ) -> F:
@@ -86,7 +88,7 @@ class BaseClient(Generic[F]):
           SerializationError: the function or an argument cannot be pickled; the message says which.
           SchedulerLost: the scheduler is gone.
         """
-        if actor:
+        if actor or actors:
             raise UsageError("actors are not supported")
         function = pickle_function(_callable(func))
         if workers is None and not (resources or retries or priority or allow_other_workers) and time_limit is None:
@@ -130,6 +132,7 @@ class BaseClient(Generic[F]):
         fifo_timeout: Any = None,
         allow_other_workers: bool = False,
         actor: bool = False,
+        actors: bool = False,
         time_limit: Any = None,
         **kwargs: Any,
     ) -> list[F]:
@@ -138,7 +141,7 @@ class BaseClient(Generic[F]):
         The function travels once. `key` is a prefix for the keys, or a list of them; `batch_size` says how many calls
         are sent at a time. All else is as in `submit`.
         """
-        if actor:
+        if actor or actors:
             raise UsageError("actors are not supported")
         if not iterables:
             raise UsageError("map() needs something to map over")
@@ -156,12 +159,14 @@ class BaseClient(Generic[F]):
         keys: Iterator[Hashable] | None = None
         prefix = function.name
         if isinstance(key, str):
-            prefix = key
+            prefix = sendable("the key", key)
         elif key is not None:
             keys = iter(key)
         calls = zip(*iterables, strict=False)
         futures: list[F] = []
         engine, future = self._engine, self._future
+        if batch_size is not None and (isinstance(batch_size, str) or batch_size < 0):
+            raise UsageError(f"batch_size is a number of calls, not {batch_size!r}")
         size = batch_size or FIRST_CHUNK
         while batch := list(islice(calls, size)):
             if keys is not None:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Any, Literal, TypeVar, TypeVarTuple, cast
+from typing import Any, Literal, TypeVar, TypeVarTuple
 from weakref import WeakSet
 
 import trio
@@ -18,7 +18,7 @@ from trio_dask.client.engine import Engine
 from trio_dask.client.futures import Future, Timeout
 from trio_dask.client.gathering import concrete, filled, futures_in, own_states, skips, values_of
 from trio_dask.client.graphs import flat_keys, shaped_like
-from trio_dask.client.options import Options, Workers
+from trio_dask.client.options import Workers, understood
 from trio_dask.client.scattering import parcels_of, put_all, reshaped
 from trio_dask.client.session import address_of, engine_for, home_of, settings_for
 from trio_dask.client.threads import CallbackThread, EngineThread
@@ -170,7 +170,13 @@ class Client(BaseClient[Future]):
 
     # ------------------------------------------------------------------------------------------------ results
 
-    def gather(self, futures: Any, errors: Literal["raise", "skip"] = "raise", direct: object = None) -> Any:
+    def gather(
+        self,
+        futures: Any,
+        errors: Literal["raise", "skip"] = "raise",
+        direct: object = None,
+        asynchronous: object = None,
+    ) -> Any:
         """Block for the results of futures, and return them in the same lists, tuples, sets and dicts.
 
         The first error is raised; with `errors="skip"` what failed is left out.
@@ -183,11 +189,15 @@ class Client(BaseClient[Future]):
         assert reading is not None
         return filled(futures, values_of(self._engine, reading, states, skip=skip))
 
-    def get(self, dsk: Mapping[Any, Any], keys: Any, **options: Any) -> Any:
-        """Compute keys of a plain graph (a dict of tasks), and return their values in the shape of `keys`."""
-        refuse_in_event_loop("Client.get()")
-        found = self._submit_graph(dsk, flat_keys(keys), cast("Options", options))
-        values = self.gather(found)
+    def get(self, dsk: Mapping[Any, Any], keys: Any, *, sync: bool = True, **options: Any) -> Any:
+        """Compute keys of a plain graph (a dict of tasks), and return their values in the shape of `keys`.
+
+        Without `sync` it does not wait, and futures stand in the place of values that have to be computed.
+        """
+        if sync:
+            refuse_in_event_loop("Client.get()")
+        found = self._submit_graph(dsk, flat_keys(keys), understood(options))
+        values = self.gather(found) if sync else found
         return shaped_like(keys, values)
 
     def scatter(

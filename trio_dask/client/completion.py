@@ -210,6 +210,10 @@ class as_completed:
                 raise TimeoutError(f"{self.count()} futures were not done in time")
         return self._item(self._ready.popleft())
 
+    def next(self) -> Any:
+        """The next one that is done, as the builtin `next` gives it."""
+        return self.__next__()
+
     def _listen(self, signal: Signal) -> bool:
         """Have the signal set when something is ready; False if there is nothing to wait for."""
         if self._engine is None:

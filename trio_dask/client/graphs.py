@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias, TypeGuard
 
+from trio_dask.client.names import sendable
 from trio_dask.errors import UsageError
 from trio_dask.identity import Key
 from trio_dask.protocol.picklers import KeyReference
@@ -27,8 +28,11 @@ def identity(value: Any) -> Any:
 
 
 def wire_key(key: Hashable) -> Key:
-    """A key of a graph as the name of a task: text stays as it is, anything else is written out."""
-    return key if isinstance(key, str) else repr(key)
+    """A key of a graph as the name of a task: text stays as it is, anything else is written out.
+
+    Raises `UsageError` for a text that cannot be sent.
+    """
+    return sendable("the key", key if isinstance(key, str) else repr(key))
 
 
 class Nested:

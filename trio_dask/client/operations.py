@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal, TypeAlias
@@ -17,7 +17,7 @@ from trio_dask.client.options import Workers, worker_names
 from trio_dask.client.peers import CHANNEL_FAILURES, Channel, failure_text
 from trio_dask.client.waiting import limit
 from trio_dask.errors import ClusterError, ProtocolError, UsageError
-from trio_dask.identity import Key
+from trio_dask.identity import Key, places_of
 from trio_dask.protocol.messages import Call, CallResult
 from trio_dask.protocol.pickling import dump_value, load_value, rebuild_exception
 
@@ -55,7 +55,7 @@ async def ask_keys(engine: Engine, what: str, futures: Any) -> dict[Key, Any]:
     if futures is None:
         keys: list[Key] = []
     elif isinstance(futures, str):
-        keys = [futures]
+        keys = [wire_key(futures)]
     else:
         keys = [future.key for future in futures_in(concrete(futures))]
         if not keys:
@@ -100,18 +100,26 @@ async def nbytes(engine: Engine, keys: Any, summary: bool) -> dict[Key, int]:
 
 async def scheduler_info(engine: Engine) -> dict[str, Any]:
     """What the scheduler says of itself and its workers."""
-    return {"address": engine.address, **await engine.ask("scheduler_info")}
+    info: dict[str, Any] = await engine.ask("scheduler_info")
+    workers: Collection[Mapping[str, Any]] = info["workers"].values()
+    return {
+        "address": engine.address,
+        "n_workers": len(workers),
+        "total_threads": sum(worker["nthreads"] for worker in workers),
+        "total_memory": sum(worker.get("memory_limit") or 0 for worker in workers),
+        **info,
+    }
 
 
 async def story(engine: Engine, futures: tuple[Any, ...]) -> list[tuple[float, Key, str]]:
     """The last steps of these tasks, in order: the scheduler's time in seconds, the key, what happened."""
-    keys = [future if isinstance(future, str) else future.key for future in futures]
+    keys = [wire_key(future) if isinstance(future, str) else future.key for future in futures]
     return [tuple(step) for step in await engine.ask("story", keys)]
 
 
 async def wait_for_workers(engine: Engine, n_workers: int, timeout: Timeout) -> None:
     """Return once there are this many workers. Raises `TimeoutError` if that is not in time."""
-    if isinstance(n_workers, bool) or int(n_workers) != n_workers or n_workers < 0:
+    if isinstance(n_workers, bool | str) or int(n_workers) != n_workers or n_workers < 0:
         raise UsageError(f"wait_for_workers() takes a number of workers, not {n_workers!r}")
     with limit(timeout):
         await engine.ask("wait_for_workers", (str(int(n_workers)),))
@@ -190,7 +198,7 @@ async def _workers_meant(engine: Engine, workers: Workers) -> dict[str, dict[str
         name: {
             address: worker
             for address, worker in known.items()
-            if name in (worker["name"], worker["host"], address, address.rpartition("://")[2])
+            if name in (worker["name"], worker["host"], *places_of(address))
         }
         for name in names
     }

@@ -5,13 +5,14 @@ from __future__ import annotations
 import datetime
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeAlias, TypedDict
+from typing import Any, Final, TypeAlias, TypedDict, cast
 
 from trio_dask.client.core.outbox import NO_EXTRA
+from trio_dask.client.names import sendable
 from trio_dask.client.waiting import as_seconds
 from trio_dask.errors import UsageError
 
-__all__ = ["Options", "Workers", "extra_from", "worker_names"]
+__all__ = ["Options", "Workers", "extra_from", "understood", "worker_names"]
 
 Workers: TypeAlias = str | int | Iterable[str | int] | None
 MAX_PRIORITY = 10_000
@@ -43,8 +44,18 @@ def worker_names(workers: Workers) -> tuple[str, ...]:
     if workers is None:
         return ()
     if isinstance(workers, str | int):
-        return (str(workers),)
-    return tuple(str(worker) for worker in workers)
+        return (sendable("the name of a worker", str(workers)),)
+    return tuple(sendable("the name of a worker", str(worker)) for worker in workers)
+
+
+WITHOUT_MEANING: Final = frozenset({"actors", "asynchronous", "direct"})
+
+
+def understood(options: Mapping[str, Any]) -> Options:
+    """The keywords of `get`, without those of distributed's that mean nothing here."""
+    if options.get("actors"):
+        raise UsageError("actors are not supported")
+    return cast("Options", {name: value for name, value in options.items() if name not in WITHOUT_MEANING})
 
 
 def extra_from(options: Options) -> Mapping[str, Any]:
@@ -59,7 +70,12 @@ def extra_from(options: Options) -> Mapping[str, Any]:
             raise UsageError("allow_other_workers=True says which workers are preferred only together with workers=")
         extra["allow_other_workers"] = True
     if resources:
-        extra["resources"] = {str(name): _amount(f"resources[{name!r}]", amount) for name, amount in resources.items()}
+        if not isinstance(resources, Mapping):
+            raise UsageError(f'resources is a dict such as {{"GPU": 1}}, not {resources!r}')
+        extra["resources"] = {
+            sendable("the name of a resource", str(name)): _amount(f"resources[{name!r}]", amount)
+            for name, amount in resources.items()
+        }
     if retries:
         extra["retries"] = _whole("retries", retries, 0, 2**31)
     if priority:
@@ -72,7 +88,7 @@ def extra_from(options: Options) -> Mapping[str, Any]:
 
 
 def _whole(name: str, number: Any, least: int, most: int) -> int:
-    if isinstance(number, bool) or int(number) != number or not least <= number <= most:
+    if isinstance(number, bool | str) or int(number) != number or not least <= number <= most:
         raise UsageError(f"{name} is a whole number from {least} to {most}, not {number!r}")
     return int(number)
 

@@ -125,10 +125,10 @@ async def _dial(
         except (NoScheduler, UsageError) as error:
             # What is wrong at the start is wrong. What was right, and is not, may be on its way back.
             hopeless = isinstance(error, UsageError) or isinstance(error.__cause__, ProtocolError | socket.gaierror)
-            nap = pause * random.uniform(0.5, 1.5)
-            if (hopeless and not again) or trio.current_time() + nap >= deadline:
+            left = deadline - trio.current_time()
+            if (hopeless and not again) or left <= 0:
                 raise
-            await trio.sleep(nap)
+            await trio.sleep(min(pause * random.uniform(0.5, 1.5), left))  # and once more when the time is up
             pause = min(2 * pause, LONGEST_PAUSE_S)
             try_s *= 2
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,6 +15,8 @@ from trio_dask.client.engine import Engine
 from trio_dask.client.waiting import ThreadSignal
 
 __all__ = ["CallbackThread", "EngineThread"]
+
+_logger = logging.getLogger("trio_dask.client")
 
 
 class EngineThread:
@@ -68,6 +71,8 @@ class EngineThread:
                     trio.from_thread.run(self._main, trio_token=self._home)
             except Exception as error:  # it is raised in the thread that waits for the connection
                 self._error = error
+                if self._connected.is_set:  # nobody does any more
+                    _logger.exception("the client failed")
             finally:
                 self._attached.set()
                 self._connected.set()

@@ -1,0 +1,26 @@
+"""What users call things, checked where they stand: no message could carry a text that is not Unicode."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from trio_dask.errors import UsageError
+
+__all__ = ["sendable"]
+
+MAX_LENGTH: Final = 2**20
+
+
+def sendable(what: str, text: str) -> str:
+    """This text as it is.
+
+    Raises `UsageError` for one that no message can carry: it is not Unicode, or huge.
+    """
+    if len(text) > MAX_LENGTH:
+        raise UsageError(f"{what} has {len(text)} characters; {MAX_LENGTH} are allowed")
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UsageError(f"{what} {text!a} cannot be sent: {error.reason}") from None
+    return text
