@@ -197,6 +197,7 @@ def exits(monkeypatch):
 
 
 async def end_with_status_2():
+    await trio.lowlevel.checkpoint()
     raise UsageError("no")
 
 

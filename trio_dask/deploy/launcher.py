@@ -77,7 +77,7 @@ class _Launcher:
                 for nanny in self._nannies:
                     nursery.start_soon(self._run_one, nanny)
         finally:
-            await remove_scratch(self._local_directory)
+            await remove_scratch(self._local_directory)  # noqa: ASYNC102 - it shields itself, with a limit
             # Not awaited: this thread has nothing else to do any more, and must not end before the last words are out.
             self._lines.drain(DRAIN_LINES_S)
         if self._failure is not None:

@@ -191,7 +191,7 @@ class Members:
         except (TrioDaskError, OSError) as exc:
             self._fail(ClusterError(f"{label}: {exc}"))
         finally:
-            await remove_scratch(self._layout.local_directory)
+            await remove_scratch(self._layout.local_directory)  # noqa: ASYNC102 - it shields itself, with a limit
 
     def _worker_settings(self, member: Member) -> WorkerSettings:
         return WorkerSettings(
