@@ -298,7 +298,7 @@ class Driver:
             if messages and link is not None:
                 link.send_many_nowait(messages)
                 link.flush_nowait()
-        except Exception as error:
+        except Exception as error:  # as in `flush`: whoever waits hears it from the loop
             self.run_soon(self._fail, error)
         except BaseException:
             # By Ctrl-C perhaps, in the middle of a message: on the next link both sides go on where they were.

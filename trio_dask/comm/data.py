@@ -9,12 +9,12 @@ from __future__ import annotations
 import mmap
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import trio
 
 from trio_dask.comm.connection import LinkSettings
-from trio_dask.comm.transport import Bytes, ConnectionLost, PeerSilent, Transport
+from trio_dask.comm.transport import Bytes, ConnectionLost, PeerSilent, Transport, first_error
 from trio_dask.errors import ProtocolError
 from trio_dask.protocol.codec import DATA_PLANE, decode, encode
 from trio_dask.protocol.frames import PING_FRAME, Kind, encode_frame, first_frame
@@ -187,7 +187,7 @@ class DataChannel:
                     if not ok:
                         await self._fill_all(buffers)
         except BaseExceptionGroup as group:
-            raise _first(group) from None
+            raise first_error(group) from None
         return buffers
 
     async def _ping_until(self, answered: trio.Event, sending: trio.Lock) -> None:
@@ -271,11 +271,6 @@ class DataChannel:
         except BaseException:
             self.abort()
             raise
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    error = group.exceptions[0]
-    return _first(cast("BaseExceptionGroup[BaseException]", error)) if isinstance(error, BaseExceptionGroup) else error
 
 
 def _frame(message: Message) -> bytes:

@@ -18,7 +18,7 @@ from trio_dask.comm.connection import Connection, LinkSettings
 from trio_dask.comm.data import DataChannel
 from trio_dask.comm.memory import bind_memory
 from trio_dask.comm.tcp import TcpListener, bind_tcp
-from trio_dask.comm.transport import ConnectionLost, Listener, Transport
+from trio_dask.comm.transport import ConnectionLost, Listener, Transport, first_error
 from trio_dask.errors import ProtocolError
 from trio_dask.protocol.codec import FROM_CLIENT, FROM_CONTROL, FROM_NANNY, FROM_WORKER, Allowed
 from trio_dask.protocol.hello import (
@@ -151,9 +151,9 @@ class _Desk:
             if greeted:
                 await self._hand_over(transport, *greeted)
         except* ProtocolError as group:
-            _log.warning("connection from %s closed: %s", transport.remote, _first(group))
+            _log.warning("connection from %s closed: %s", transport.remote, first_error(group))
         except* ConnectionLost as group:  # it changed its mind, or its process is gone; nobody did wrong
-            _log.info("connection from %s closed: %s", transport.remote, _first(group))
+            _log.info("connection from %s closed: %s", transport.remote, first_error(group))
         finally:
             transport.abort()
 
@@ -209,8 +209,3 @@ async def _read_hello(transport: Transport) -> tuple[Hello, bytes]:
         body = reader.feed(bytes(buffer[:count]))
         if body is not None:
             return decode_hello(body), reader.rest
-
-
-def _first(group: BaseExceptionGroup[Exception]) -> Exception:
-    error = group.exceptions[0]
-    return _first(error) if isinstance(error, BaseExceptionGroup) else error

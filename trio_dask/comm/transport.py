@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, cast
 
 from trio_dask.comm.addresses import Address
 from trio_dask.errors import TrioDaskError
 
-__all__ = ["Bytes", "ConnectionLost", "Listener", "PeerSilent", "Transport"]
+__all__ = ["Bytes", "ConnectionLost", "Listener", "PeerSilent", "Transport", "first_error"]
 
 Bytes = bytes | bytearray | memoryview
 
@@ -93,3 +93,11 @@ class Listener(Protocol):
     def close(self) -> None:
         """Stop listening. Idempotent."""
         ...
+
+
+def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first exception in a group, or in the groups in it, of a nursery that ends with the first one anyway."""
+    error = group.exceptions[0]
+    if isinstance(error, BaseExceptionGroup):
+        return first_error(cast("BaseExceptionGroup[BaseException]", error))
+    return error

@@ -65,7 +65,7 @@ def _attempt(action: Callable[[], Any], otherwise: Any) -> Any:
     """What `action` gives. It runs the user's code on a broken object: whatever that raises is part of the breakage."""
     try:
         return action()
-    except BaseException:
+    except BaseException:  # the user's code may raise anything; there is something to say instead
         return otherwise
 
 
