@@ -14,8 +14,13 @@ from tests.processes.programs import children, environment, program, survivors
 from trio_dask import Client, ClusterError, LocalCluster, open_local_cluster
 from trio_dask.deploy import members
 from trio_dask.nanny import service
+from trio_dask.nanny.beside import can_fork_beside
 
 pytestmark = pytest.mark.slow
+
+
+PROCESSES = 5 + can_fork_beside()
+"""Of a cluster of two: a scheduler, two workers with a guard each, and perhaps a fork server."""
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +38,7 @@ def pids_of(cluster):
 async def test_a_cluster_is_ready_when_its_block_begins_and_gone_when_it_ends():
     async with open_local_cluster(2, 1) as cluster:
         processes = children(os.getpid())
-        assert len(processes) == 5  # a scheduler, two workers with a guard each
+        assert len(processes) == PROCESSES
         assert {worker.address is not None for worker in cluster.workers.values()} == {True}
         assert sorted(pids_of(cluster)) == sorted({process.pid for process in processes} & set(pids_of(cluster)))
         async with cluster.get_client() as client:
@@ -105,9 +110,10 @@ async def test_a_worker_that_is_told_to_stop_behind_the_clusters_back_is_followe
 
 
 def scheduler_of(cluster):
-    """The process among our children that is no worker, nor the guard of one."""
+    """The process among our children that is no worker, nor the guard of one, nor what they are forked from."""
     guards = {psutil.Process(pid).ppid() for pid in pids_of(cluster)}
-    (found,) = [process for process in psutil.Process().children() if process.pid not in guards]
+    others = [process for process in psutil.Process().children() if process.pid not in guards]
+    (found,) = [process for process in others if not process.cmdline()[-1].endswith("-fork-server")]
     return found
 
 
@@ -336,7 +342,7 @@ def test_a_forked_child_of_the_program_does_not_keep_its_workers(tmp_path):
     with script(tmp_path, text) as running:
         fork = psutil.Process(int(running.wait_for(r"(\d+)", running.output)))
         processes = [process for process in children(running.process.pid) if process != fork]
-        assert len(processes) == 5  # a scheduler, two workers with a guard each
+        assert len(processes) == PROCESSES
         running.process.kill()
         try:
             assert survivors(processes, 5) == []

@@ -1,6 +1,7 @@
 """The child's side of `nanny.process`, run by its path: read from stdin what to be, be it, report on it.
 
-Nothing of the package may be imported before the parent's module search path is in place.
+Nothing of the package may be imported before the parent's module search path is in place. One that is to be a fork
+server forks others of its kind, which begin here with a stdin of their own and everything loaded.
 """
 
 from __future__ import annotations
@@ -43,6 +44,13 @@ def main() -> int:
     orders = _read_orders()
     sys.path[:] = orders["path"]  # until here its first entry was the folder of this file
     sys.argv[1:] = []
+    if orders["program"] == "trio_dask.deploy.forking:serve":
+        from trio_dask.deploy.forking import serve
+
+        serve(orders)
+        # It comes back in the processes that it forks, each with a stdin of its own.
+        orders = _read_orders()
+        sys.path[:] = orders["path"]
 
     from trio_dask.nanny.lifeline import Lifeline, open_parent, put_on_leash
 
@@ -75,6 +83,7 @@ def main() -> int:
     async def service() -> None:
         # Imported inside the program, so that what goes wrong there is reported like everything else.
         program = getattr(importlib.import_module(module), function)
+        gc.freeze()  # else the first look would be at everything that was imported
         gc.enable()
         await program(orders["settings"], report, stopper)
 

@@ -1,8 +1,10 @@
 """The members of a local cluster, a scheduler and its workers, each with a task that starts it and minds it.
 
 As processes: the scheduler's port is bound here and handed down, so that workers can be started in the same moment and
-find somebody to knock at. Each worker has a nanny, in the Trio loop of the cluster. A worker that cannot be started, or
-keeps crashing, or a scheduler that dies, ends the cluster with that program's own last words.
+find somebody to knock at. Workers are forked from a process that has loaded what they need, while the scheduler loads
+what it needs; where that cannot be, they are started by exec as well. Each worker has a nanny, in the Trio loop of the
+cluster. A worker that cannot be started, or keeps crashing, or a scheduler that dies, ends the cluster with that
+program's own last words.
 """
 
 from __future__ import annotations
@@ -22,8 +24,11 @@ from trio_dask.config import NannySettings, SchedulerSettings, WorkerSettings
 from trio_dask.deploy.ends import remove_scratch
 from trio_dask.deploy.layout import Layout
 from trio_dask.errors import ClusterError, TrioDaskError
+from trio_dask.nanny.beside import can_fork_beside
+from trio_dask.nanny.forkserver import ForkServer
 from trio_dask.nanny.process import Child, ChildSpec, run_child
 from trio_dask.nanny.service import Nanny
+from trio_dask.nanny.starts import Starter, start_by_exec
 
 __all__ = ["Member", "Members"]
 
@@ -58,9 +63,11 @@ class Members:
         self._numbers = count()
         self._changed = trio.Event()
         self._over = False
+        self._start: Starter = start_by_exec
         self.workers: dict[str, Member] = {}
         self.scheduler_address = ""
         self.scheduler_pid: int | None = None
+        self.fork_server: ForkServer | None = None
         self.failure: ClusterError | None = None
         """Why the cluster ended by itself; its nursery is cancelled then."""
 
@@ -72,6 +79,10 @@ class Members:
                 host, port = listener.getsockname()[:2]
                 self.scheduler_address = str(Address("tcp", choose_advertised_host(host), port))
                 self._nursery.start_soon(self._mind_scheduler, listener.fileno())
+                if can_fork_beside():
+                    self.fork_server = ForkServer(f"{self._name}-fork-server")
+                    self._start = self.fork_server.start
+                    self._nursery.start_soon(self.fork_server.run)
                 self.set_worker_count(layout.n_workers)
                 # From then on the scheduler alone holds its port: when it is gone, so is the port.
                 await self._until(lambda: self.scheduler_pid is not None)
@@ -156,6 +167,8 @@ class Members:
         else:
             log.debug("the cluster was shut down")
             self.set_worker_count(0)
+            if self.fork_server is not None:
+                self.fork_server.stop()
 
     async def _mind_worker(self, member: Member) -> None:
         with member.scope:
@@ -185,7 +198,7 @@ class Members:
             max_backoff_s=MAX_BACKOFF_S,
             signal_restart=True,  # whoever means the cluster tells the cluster: `scale`, `close`
         )
-        nanny = Nanny(settings, label=label, changed=changed, output=_pass_on)
+        nanny = Nanny(settings, label=label, changed=changed, output=_pass_on, start=self._start)
         try:
             await nanny.run()
         except (TrioDaskError, OSError) as exc:

@@ -2,10 +2,10 @@
 
     nanny ── guard ── worker ── what its tasks started
 
-For Linux. It is forked from the worker's interpreter before that has loaded anything, runs no code of anybody else, and
-has one thread. A worker that dies takes its process group along, but not what its tasks started in sessions of their
-own. Being their subreaper, the guard inherits all such orphans, however deep they were, and ends them. It does so as
-well when the nanny is gone, and nobody else is there to do it.
+For Linux. The worker is forked from it before anything of the worker has begun, so that it runs no code of anybody
+else, and has one thread. A worker that dies takes its process group along, but not what its tasks started in sessions
+of their own. Being their subreaper, the guard inherits all such orphans, however deep they were, and ends them. It does
+so as well when the nanny is gone, and nobody else is there to do it.
 
 Signals to stop are passed on to the worker. How the worker ended, and how much memory it had at most, is reported.
 """

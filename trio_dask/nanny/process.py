@@ -1,10 +1,11 @@
-"""The parent's side of a started process: start it by exec, know when it is ready, hear of its end, leave nothing.
+"""The parent's side of a started process: start it, know when it is ready, hear of its end, leave nothing.
 
-The child is `deploy/child.py`, run by its path. Its first line of stdin says which program to be and how; stdin then
-stays open as its lifeline. It reports on an inherited descriptor, a line of JSON at a time: its process id, then what
-its program has to tell. It leads a session of its own, so that Ctrl-C in a terminal reaches the parent alone, and so
-that it can be killed with all it started. A `guarded` one has a small process of ours between it and us (see `guard`),
-for programs that run code of users, which may start anything.
+The child is `deploy/child.py`, run by its path, or forked from a process that runs it (see `forkserver`). Its first
+line of stdin says which program to be and how; stdin then stays open as its lifeline. It reports on an inherited
+descriptor, a line of JSON at a time: its process id, then what its program has to tell. It leads a session of its own,
+so that Ctrl-C in a terminal reaches the parent alone, and so that it can be killed with all it started. A `guarded` one
+has a small process of ours between it and us (see `guard`), for programs that run code of users, which may start
+anything.
 """
 
 from __future__ import annotations
@@ -13,24 +14,23 @@ import json
 import logging
 import os
 import signal
-import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import trio
 
 from trio_dask.errors import ClusterError
+from trio_dask.nanny.starts import Process, Start, Starter, start_by_exec, wait_for_end
 from trio_dask.nanny.words import LastWords, describe_end
 
 __all__ = ["Child", "ChildEnd", "ChildSpec", "Heard", "run_child"]
 
 log = logging.getLogger("trio_dask.nanny")
 
-BOOTSTRAP = str(Path(__file__).parents[1] / "deploy" / "child.py")
 DRAIN_S = 0.2
 SWEEP_S = 1.0
 ABORT_S = 1.0
@@ -45,7 +45,8 @@ class ChildSpec:
 
     It has to report something within `start_timeout_s`. Once its lifeline is cut it has `grace_s` to end. `inherit` are
     descriptors that the child receives under the same numbers; `environment` comes on top of ours. `stderr` is called
-    with what the child writes to its stderr; `quiet` keeps back all lines of its log that are no warnings.
+    with what the child writes to its stderr; `quiet` keeps back all lines of its log that are no warnings. `start`
+    makes the process.
     """
 
     name: str
@@ -59,6 +60,7 @@ class ChildSpec:
     start_timeout_s: float = 60.0
     grace_s: float = 1.0
     stderr: Callable[[bytes], object] = lambda data: None
+    start: Starter = start_by_exec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,29 +104,36 @@ async def run_child(
     Raises:
       ClusterError: it could not even be started.
     """
-    report_end, report_fd = os.pipe()
-    leash_fd, leash_end = os.pipe()
-    try:
-        process = await trio.lowlevel.open_process(
-            _command(spec),
-            stdin=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-            pass_fds=(report_fd, leash_fd, *spec.inherit),
-            env={**os.environ, **spec.environment},
-        )
-    except OSError as exc:
-        os.close(report_end)
-        os.close(leash_end)
-        raise ClusterError(f"{spec.name} could not be started: {exc.strerror or exc}") from exc
-    except BaseException:
-        os.close(report_end)
-        os.close(leash_end)
-        raise
-    finally:
-        os.close(report_fd)
-        os.close(leash_fd)
-    child = Child(spec, process, trio.lowlevel.FdStream(report_end), leash_end, heard)
+    with ExitStack() as theirs, ExitStack() as ours:
+
+        def pipe(*, to_child: bool) -> tuple[int, int]:
+            """The child's end, which is closed on leaving the block, and ours, which stays if there is a child."""
+            end, other = os.pipe() if to_child else reversed(os.pipe())
+            theirs.callback(os.close, end)
+            ours.callback(os.close, other)
+            return end, other
+
+        try:
+            stdin, stdin_end = pipe(to_child=True)
+            stderr, stderr_end = pipe(to_child=False)
+            report_fd, report_end = pipe(to_child=False)
+            leash_fd, leash_end = pipe(to_child=True)
+            process = await spec.start(
+                Start(
+                    name=spec.name,
+                    stdin=stdin,
+                    stderr=stderr,
+                    report_fd=report_fd,
+                    leash_fd=leash_fd,
+                    inherit=tuple(spec.inherit),
+                    environment=spec.environment,
+                    guarded=spec.guarded and GUARDS,
+                )
+            )
+        except OSError as exc:
+            raise ClusterError(f"{spec.name} could not be started: {exc.strerror or exc}") from exc
+        ours.pop_all()
+    child = Child(spec, process, stdin_end, stderr_end, report_end, leash_end, heard)
     born(child)
     return await child.run(
         {
@@ -143,32 +152,26 @@ async def run_child(
     )
 
 
-def _command(spec: ChildSpec) -> list[str]:
-    # Private, but what multiprocessing itself uses: -O, -W, -X and the like hold for children as well.
-    flags: Callable[[], list[str]] = getattr(subprocess, "_args_from_interpreter_flags", list)
-    return [sys.executable, *flags(), BOOTSTRAP, spec.name]
-
-
 class Child:
     """A process that was started. `pid` is the one that runs the program, 0 until it has told; it may have a guard."""
 
     def __init__(
         self,
         spec: ChildSpec,
-        process: trio.Process,
-        reports: trio.lowlevel.FdStream,
+        process: Process,
+        stdin_end: int,
+        stderr_end: int,
+        report_end: int,
         leash_end: int,
         heard: Heard,
     ) -> None:
-        assert process.stdin is not None
-        assert process.stderr is not None
         self.pid = 0
         self._spec = spec
         self._guarded = spec.guarded and GUARDS
         self._process = process
-        self._stdin = process.stdin
-        self._stderr = process.stderr
-        self._reports = reports
+        self._stdin = trio.lowlevel.FdStream(stdin_end)
+        self._stderr = trio.lowlevel.FdStream(stderr_end)
+        self._reports = trio.lowlevel.FdStream(report_end)
         self._leash_end: int | None = leash_end
         self._heard = heard
         self._life = trio.CancelScope()
@@ -293,15 +296,8 @@ class Child:
 
     async def _wait_for_end(self) -> None:
         """Wait until the process has ended, without reaping it: its number stays taken until its group is swept."""
-        try:
-            fd = os.pidfd_open(self._process.pid)
-        except (OSError, AttributeError):  # not Linux, or no descriptor left
+        if not await wait_for_end(self._process.pid):
             await self._process.wait()
-            return
-        try:
-            await trio.lowlevel.wait_readable(fd)
-        finally:
-            os.close(fd)
 
     async def _end(self) -> None:
         await self._stdin.aclose()

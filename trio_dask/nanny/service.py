@@ -30,6 +30,7 @@ from trio_dask.nanny.life import Life, Stop
 from trio_dask.nanny.link import SchedulerLink
 from trio_dask.nanny.obituary import cause_of_death, details_of_death, write_obituary
 from trio_dask.nanny.process import ChildEnd, ChildSpec
+from trio_dask.nanny.starts import Starter, start_by_exec
 from trio_dask.nanny.surroundings import OomKills, child_environment
 from trio_dask.nanny.watch import is_runnable, memory_used
 from trio_dask.protocol.messages import Leave
@@ -68,7 +69,8 @@ class Nanny:
     """One nanny and its worker. Everything but `run` may be called at any time, in Trio's thread.
 
     Attributes: `address`, where the worker is reached while it is registered, and `pid`, its process, while there is
-    one. `changed` is called when they change, `output` with what the worker writes to its stderr.
+    one. `changed` is called when they change, `output` with what the worker writes to its stderr,
+    `start` to have a process for it.
     """
 
     _oom_kills: OomKills | None = None  # one for all nannies of this program
@@ -82,6 +84,7 @@ class Nanny:
         debug: bool = False,
         changed: Callable[[], object] = lambda: None,
         output: Callable[[bytes], object] = lambda data: None,
+        start: Starter = start_by_exec,
     ) -> None:
         worker = settings.worker
         self.settings = settings
@@ -94,6 +97,7 @@ class Nanny:
         self._debug = debug
         self.changed = changed
         self._output = output
+        self._start = start
         policy = RestartPolicy(
             max_restarts=settings.max_restarts,
             window_s=settings.restart_window_s,
@@ -238,6 +242,7 @@ class Nanny:
             debug=self._debug,
             start_timeout_s=settings.start_timeout_s,
             stderr=self._output,
+            start=self._start,
         )
 
     async def _run_workers(self, task_status: trio.TaskStatus[str]) -> Over:

@@ -1,0 +1,58 @@
+"""Programs for `run_child` that report where they find themselves."""
+
+import os
+import random
+import resource
+import sys
+import threading
+import uuid
+
+import trio
+
+from trio_dask.nanny.watch import memory_used
+
+
+def descriptors():
+    """What is open here, by number: kinds for what has no name that lasts."""
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            target = os.readlink(f"/proc/self/fd/{name}")
+        except OSError:
+            continue
+        found[name] = target.partition(":[")[0].replace(f"/{os.getpid()}/", "/self/")
+    return found
+
+
+async def looks_around(settings, report, stopper):
+    """Say everything, then live until told to stop."""
+    report(
+        {
+            "environment": dict(os.environ),
+            "folder": os.getcwd(),
+            "path": sys.path,
+            "main": sys.modules["__main__"].__file__,
+            "modules": sorted(sys.modules),
+            "descriptors": descriptors(),
+            "parent": os.getppid(),
+            "session": os.getsid(0),
+            "signals": [sig for sig in ("SigBlk", "SigIgn", "SigCgt") for sig in [sig + _status(sig)]],
+            "nofile": resource.getrlimit(resource.RLIMIT_NOFILE),
+            "threads": sorted(thread.name for thread in threading.enumerate()),
+            "random": [random.random(), str(uuid.uuid4()), os.urandom(8).hex()],
+            "memory": memory_used(os.getpid()),
+        }
+    )
+    await trio.sleep_forever()
+
+
+def _status(name):
+    with open("/proc/self/status") as file:
+        return next(line.partition(":")[2].strip() for line in file if line.startswith(name))
+
+
+async def prints(settings, report, stopper):
+    """Say something where the launcher prints."""
+    print("printed", flush=True)
+    report({"printed": True})
+    await trio.sleep_forever()

@@ -1,0 +1,99 @@
+"""How a process comes to be: by exec, or whichever other way a `Starter` knows.
+
+What is started gets the same either way: its ends of four pipes, descriptors to inherit, our environment with something
+on top of it, our working folder, and a session of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import trio
+
+__all__ = ["Process", "Start", "Starter", "start_by_exec", "wait_for_end"]
+
+BOOTSTRAP = str(Path(__file__).parents[1] / "deploy" / "child.py")
+
+
+class Process(Protocol):
+    """A child process of ours. Its number stays taken until `wait` has returned."""
+
+    @property
+    def pid(self) -> int:
+        """Its number."""
+        ...
+
+    @property
+    def returncode(self) -> int | None:
+        """Its status as `subprocess` has it, once it has ended."""
+        ...
+
+    def send_signal(self, sig: int) -> None:
+        """Send it a signal, if it is still there."""
+        ...
+
+    def kill(self) -> None:
+        """Send it SIGKILL."""
+        ...
+
+    async def wait(self) -> int:
+        """Wait for its end, and reap it."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """What to start. The descriptors remain ours; the child has `report_fd`, `leash_fd` and `inherit` by these numbers.
+
+    `guarded`: the process that is started will be a guard, and fork the one that runs the program.
+    """
+
+    name: str
+    stdin: int
+    stderr: int
+    report_fd: int
+    leash_fd: int
+    inherit: tuple[int, ...]
+    environment: Mapping[str, str]
+    guarded: bool
+
+
+Starter = Callable[[Start], Awaitable[Process]]
+"""Raises OSError if nothing could be started."""
+
+
+async def start_by_exec(start: Start) -> Process:
+    """Start an interpreter."""
+    return await trio.lowlevel.open_process(
+        _command(start.name),
+        stdin=start.stdin,
+        stderr=start.stderr,
+        start_new_session=True,
+        pass_fds=(start.report_fd, start.leash_fd, *start.inherit),
+        env={**os.environ, **start.environment},
+    )
+
+
+def _command(name: str) -> list[str]:
+    # Private, but what multiprocessing itself uses: -O, -W, -X and the like hold for children as well.
+    flags: Callable[[], list[str]] = getattr(subprocess, "_args_from_interpreter_flags", list)
+    return [sys.executable, *flags(), BOOTSTRAP, name]
+
+
+async def wait_for_end(pid: int) -> bool:
+    """Wait until a child of ours has ended, and do not reap it. False if that is not possible here."""
+    try:
+        fd = os.pidfd_open(pid)
+    except (OSError, AttributeError):  # not Linux, or no descriptor left
+        return False
+    try:
+        await trio.lowlevel.wait_readable(fd)
+    finally:
+        os.close(fd)
+    return True
