@@ -22,6 +22,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.worker.kit import PATIENCE_S, Ref, Session, open_data, open_worker
 from tests.worker.test_data_plane import ask, call, put
+from trio_dask.comm.buffers import HUGE_PAGE_BYTES, Stock
 from trio_dask.config import WorkerSettings
 from trio_dask.errors import UsageError
 from trio_dask.protocol.messages import (
@@ -39,7 +40,7 @@ from trio_dask.protocol.messages import (
 )
 from trio_dask.protocol.pickling import load_value
 from trio_dask.worker import memory
-from trio_dask.worker.memory import MemoryLimits, MemoryMonitor, WorkerHooks
+from trio_dask.worker.memory import MemoryLimits, MemoryMonitor, WorkerHooks, keep_nothing_unwatched
 from trio_dask.worker.pausing import PauseRule
 from trio_dask.worker.peers import Peers
 from trio_dask.worker.process_memory import ProcessMemory, trim
@@ -161,6 +162,7 @@ class Process:
         self.told_at: list[float] = []
         self.released: list[float] = []
         self.leaked_bytes = 0
+        self.kept = Stock(LIMIT, start=lambda work: None)
         settings = {"memory_limit_bytes": LIMIT, "local_directory": str(base), **settings}
         all_settings = WorkerSettings(scheduler="tcp://x", **settings)
         hooks = WorkerHooks(
@@ -173,12 +175,24 @@ class Process:
         )
         found = MemoryLimits.of(all_settings)
         assert found is not None
-        self.monitor = MemoryMonitor(found, all_settings, hooks, self.used)
+        self.monitor = MemoryMonitor(found, all_settings, hooks, self.used, self.kept)
         self.store: Store = self.monitor.store
 
     def used(self) -> int:
         self.readings += 1
+        return self.used_bytes + self.kept.kept_bytes
+
+    @property
+    def used_bytes(self) -> int:
         return self.other_bytes + self.leaked_bytes + self.small_bytes + self.store.large_bytes
+
+    def keep(self) -> None:
+        """A value that came in is not needed any more, and as much is kept as may be."""
+        self.kept.allocate(self.most_kept)
+
+    @property
+    def most_kept(self) -> int:
+        return int(memory.KEPT_SHARE * LIMIT) // HUGE_PAGE_BYTES * HUGE_PAGE_BYTES
 
     def tell(self, what: str) -> None:
         self.told.append(what)
@@ -320,6 +334,75 @@ async def test_a_paused_worker_that_nothing_can_help_does_not_wait_for_ever(
         process.small_bytes += 6 * MB
         await process.live(1)
         assert process.told == ["pause", "resume", "pause"]
+
+
+async def test_memory_kept_for_values_to_come_makes_nobody_spill(autojump_clock: MockClock, make_process: Any) -> None:
+    async with make_process() as process:
+        process.fill("a", "b", "c")
+        process.other_bytes = 39 * MB
+        process.keep()
+        assert process.used() > process.monitor.limits.process_high > process.used_bytes
+        await process.live(1)
+        assert process.spilled == []
+        assert process.kept.kept_bytes == 0
+
+
+async def test_nor_does_it_pause_a_worker_or_have_its_garbage_collected(
+    autojump_clock: MockClock, make_process: Any
+) -> None:
+    async with make_process(spill_managed=None, spill_process=None) as process:
+        process.is_busy = True
+        process.small_bytes = 69 * MB
+        for _ in range(20):
+            process.keep()
+            assert process.used() > process.monitor.limits.pause_above > process.used_bytes
+            await process.live(memory.BUSY_INTERVAL_S)
+        assert process.told == process.released == []
+
+
+async def test_values_do_not_wait_for_room_that_is_only_kept(autojump_clock: MockClock, make_process: Any) -> None:
+    async with make_process() as process:
+        process.fill("a", "b")
+        process.other_bytes = 30 * MB
+        process.keep()
+        with trio.fail_after(0):
+            async with process.monitor.room(20 * MB):
+                assert process.kept.kept_bytes == 0
+        assert process.spilled == []
+
+
+async def test_while_memory_is_plenty_a_little_is_kept(autojump_clock: MockClock, make_process: Any) -> None:
+    async with make_process() as process:
+        for _ in range(2):
+            process.keep()
+            await process.live(1)
+        assert process.kept.kept_bytes == process.most_kept
+        process.kept.allocate(process.most_kept + HUGE_PAGE_BYTES)
+        assert process.kept.kept_bytes == process.most_kept
+
+
+@pytest.mark.parametrize(("limit", "keeps"), [(LIMIT, False), (None, True)])
+def test_where_nobody_could_give_it_back_nothing_is_kept(limit: int | None, keeps: bool) -> None:
+    kept = Stock(LIMIT, start=lambda work: None)
+    settings = WorkerSettings(
+        scheduler="tcp://x", memory_limit_bytes=limit, spill_managed=None, spill_process=None, pause_process=None
+    )
+    assert MemoryLimits.of(settings) is None
+    keep_nothing_unwatched(settings, kept)
+    kept.allocate(HUGE_PAGE_BYTES)
+    assert bool(kept.kept_bytes) == keeps
+
+
+@pytest.mark.parametrize("off", [("spill_process",), ("spill_process", "pause_process")])
+async def test_a_nanny_never_ends_a_worker_for_what_is_kept(
+    autojump_clock: MockClock, make_process: Any, off: tuple[str, ...]
+) -> None:
+    async with make_process(**dict.fromkeys(off)) as process:
+        process.is_busy = True
+        process.keep()
+        process.other_bytes = 90 * MB
+        await process.live(memory.BUSY_INTERVAL_S + 0.01)
+        assert process.kept.kept_bytes == 0
 
 
 @pytest.mark.parametrize("waits", [False, True])

@@ -29,6 +29,10 @@ __all__ = ["Parcel", "parcels_of", "put_all", "reshaped"]
 ANSWER_S: Final = 30.0
 """How long a worker that has taken a value may take to say so."""
 
+CHANNELS: Final = 2
+LARGE_BYTES: Final = 8 * 2**20
+"""Less goes to a worker over one channel: to open another would take longer."""
+
 
 class Parcel(NamedTuple):
     """One value, ready to be sent."""
@@ -120,28 +124,46 @@ def _turns(addresses: Mapping[str, int]) -> Iterator[str]:
 async def _put_each(
     engine: Engine, address: str, load: deque[Parcel], failures: list[str], stranded: list[Parcel]
 ) -> None:
+    """Large values over several channels at once: to copy one takes little longer than to be told that it is there."""
+    found: list[str] = []
+    nbytes = sum(len(frame) for parcel in load for frame in parcel.frames)
+    async with trio.open_nursery() as nursery:
+        for _ in range(min(CHANNELS, len(load)) if nbytes > LARGE_BYTES else 1):
+            nursery.start_soon(_put_load, engine, address, load, found)
+    if load:
+        failures += found
+        stranded += load
+
+
+async def _put_load(engine: Engine, address: str, load: deque[Parcel], failures: list[str]) -> None:
     try:
         await engine.peers.exchange(address, partial(_put_over, engine.incarnation, load))
     except CHANNEL_FAILURES as error:
         failures.append(failure_text(address, error))
-        stranded += load
 
 
 async def _put_over(incarnation: str, load: deque[Parcel], channel: Channel) -> None:
     while load:
-        parcel = load[0]
-        sizes = tuple(len(frame) for frame in parcel.frames)
-        await channel.send(Put(parcel.key, incarnation, parcel.type_name, sizes), parcel.frames)
+        parcel = load.popleft()
         try:
-            with trio.fail_after(ANSWER_S):  # its process may be stopped: then it would be waited for as long as it is
-                message, _ = await channel.receive()
-        except trio.TooSlowError:
-            raise ClusterError(f"{parcel.key!r} was sent, and not confirmed within {ANSWER_S:g} s") from None
-        if isinstance(message, Absent):
-            raise ClusterError(message.text)
-        if not isinstance(message, PutDone) or message.key != parcel.key:
-            raise ProtocolError(f"a Put was answered with {type(message).__name__}")
-        load.popleft()
+            await _put(incarnation, parcel, channel)
+        except BaseException:
+            load.appendleft(parcel)
+            raise
+
+
+async def _put(incarnation: str, parcel: Parcel, channel: Channel) -> None:
+    sizes = tuple(len(frame) for frame in parcel.frames)
+    await channel.send(Put(parcel.key, incarnation, parcel.type_name, sizes), parcel.frames)
+    try:
+        with trio.fail_after(ANSWER_S):  # its process may be stopped: then it would be waited for as long as it is
+            message, _ = await channel.receive()
+    except trio.TooSlowError:
+        raise ClusterError(f"{parcel.key!r} was sent, and not confirmed within {ANSWER_S:g} s") from None
+    if isinstance(message, Absent):
+        raise ClusterError(message.text)
+    if not isinstance(message, PutDone) or message.key != parcel.key:
+        raise ProtocolError(f"a Put was answered with {type(message).__name__}")
 
 
 async def _put_anywhere(engine: Engine, parcel: Parcel, addresses: Mapping[str, int], failures: list[str]) -> None:

@@ -40,7 +40,8 @@ _MAX_MESSAGE = 2**20
 _MAX_BUFFERS = 2**16
 
 _PAUSED = "paused in the middle of a message"
-_HUGE = 4 * 2**20
+_LARGE_BYTES = 4 * 2**20
+"""What is smaller comes from the allocator of C, which keeps memory itself."""
 
 
 class DataChannel:
@@ -307,13 +308,14 @@ def _pieces(frame: bytes, views: list[memoryview]) -> Iterator[Bytes]:
 
 
 def _allocate(size: int) -> memoryview:
-    """Writeable memory for one buffer.
+    """Writeable memory for one buffer; of what it holds before it was filled nothing may be shown.
 
-    Large ones come as huge pages where there are such: the first touch of fresh memory, page by page, costs more than
-    to receive into it.
+    The first touch of fresh memory costs more than to receive into it. So large buffers come from what was let go
+    shortly before, or else as huge pages where there are such.
     """
-    if size < _HUGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+    if size < _LARGE_BYTES or not hasattr(mmap, "MADV_HUGEPAGE"):
         return memoryview(bytearray(size))
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    memory.madvise(mmap.MADV_HUGEPAGE)
-    return memoryview(memory)
+    # Imported here, because most processes never receive that much.
+    from trio_dask.comm.buffers import stock
+
+    return stock.allocate(size)

@@ -33,7 +33,7 @@ from trio_dask.worker.core.requests import (
 )
 from trio_dask.worker.core.worker import WorkerCore
 from trio_dask.worker.executor import Begun, Declined, Executor, Failed, Finished, InputGone, Outcome
-from trio_dask.worker.memory import MemoryLimits, MemoryMonitor, WorkerHooks
+from trio_dask.worker.memory import MemoryLimits, MemoryMonitor, WorkerHooks, keep_nothing_unwatched
 from trio_dask.worker.peers import Peers
 from trio_dask.worker.process_memory import ProcessMemory
 from trio_dask.worker.scratch import check_base
@@ -190,6 +190,7 @@ class Engine:
     def _watch_memory(self, settings: WorkerSettings) -> MemoryMonitor | None:
         limits = MemoryLimits.of(settings)
         if limits is None:
+            keep_nothing_unwatched(settings)
             return None
         if settings.local_directory is not None:
             check_base(settings.local_directory)

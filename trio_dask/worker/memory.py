@@ -4,8 +4,11 @@
     more than `spill_process` in the whole process      the same; then garbage is collected and free pages given back
     more than `pause_process` in the whole process      no more tasks: what has not started goes elsewhere
 
-Each can be off. All slow things happen in a thread, one after the other, in portions after which the figures are read
-anew; the watch goes on meanwhile. Values from peers and clients wait for room before memory is taken for them.
+Each can be off. Before anything of this happens, memory that is kept for values to come (`comm.buffers`) is given back,
+so that only what is used counts.
+
+All slow things happen in a thread, one after the other, in portions after which the figures are read anew; the watch
+goes on meanwhile. Values from peers and clients wait for room before memory is taken for them.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from typing import NamedTuple, TypeVar
 
 import trio
 
+from trio_dask.comm.buffers import Stock, stock
 from trio_dask.config import WorkerSettings, format_bytes
 from trio_dask.worker.budget import Budget
 from trio_dask.worker.pausing import PauseRule
@@ -29,7 +33,7 @@ from trio_dask.worker.scratch import ScratchFolder, remove_leftovers
 from trio_dask.worker.spill import SpillDisk
 from trio_dask.worker.store import Spilled, Store
 
-__all__ = ["MemoryLimits", "MemoryMonitor", "WorkerHooks"]
+__all__ = ["MemoryLimits", "MemoryMonitor", "WorkerHooks", "keep_nothing_unwatched"]
 
 log = logging.getLogger("trio_dask.worker")
 
@@ -58,6 +62,11 @@ PROBE_S = 0.005
 WORTHWHILE_BYTES = 2**20
 INCOMING_COUNT = 64
 INCOMING_SHARE = 0.1
+
+KEPT_SHARE = 0.1
+KEPT_BELOW = 0.6
+"""What of the limit is kept at most for values to come, and up to which use of it: a nanny does not see the difference
+between what is kept and what is used."""
 
 
 class MemoryLimits(NamedTuple):
@@ -102,9 +111,20 @@ class MemoryLimits(NamedTuple):
         )
 
     @property
+    def scarce_above(self) -> float:
+        """Where nothing is kept any more that is not used; nothing else happens below."""
+        return min(self.process_low, self.pause_below, self.limit * KEPT_BELOW)
+
+    @property
     def spills(self) -> bool:
         """Whether anything goes to disk."""
         return min(self.managed_high, self.process_high) < inf
+
+
+def keep_nothing_unwatched(settings: WorkerSettings, kept: Stock = stock) -> None:
+    """Where a worker does not watch its memory, a nanny may, which cannot have anything given back."""
+    if settings.memory_limit_bytes is not None:
+        kept.keep_at_most(0)
 
 
 class WorkerHooks(NamedTuple):
@@ -126,7 +146,7 @@ class WorkerHooks(NamedTuple):
 class MemoryMonitor:
     """Watches the memory of this process for one worker, and owns the store's disk.
 
-    `used` says how much the process has; tests replace it.
+    `used` says how much the process has, and `kept` is what of it is kept for values to come; tests replace both.
     """
 
     def __init__(
@@ -135,11 +155,13 @@ class MemoryMonitor:
         settings: WorkerSettings,
         hooks: WorkerHooks,
         used: Callable[[], int] | None = None,
+        kept: Stock = stock,
     ) -> None:
         self.limits = limits
         self._hooks = hooks
         self._process = ProcessMemory()
-        self._used = used or self._process.used_bytes
+        self._read = used or self._process.used_bytes
+        self._kept = kept
         self._disk: SpillDisk | None = None
         if limits.spills:
             self._disk = SpillDisk(ScratchFolder(settings.local_directory), settings.max_spill_bytes)
@@ -171,6 +193,7 @@ class MemoryMonitor:
         """Watch until cancelled; then remove what is on disk."""
         self._token = trio.lowlevel.current_trio_token()
         keep_large_blocks_apart()
+        self._kept.keep_at_most(int(KEPT_SHARE * self.limits.limit))
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._make_room_when_needed)
@@ -201,11 +224,19 @@ class MemoryMonitor:
         """
         self.stir()
         async with self._incoming.share(nbytes):
-            while self._used() + nbytes > self.limits.ceiling and not self._resting():
+            while self._used(nbytes) + nbytes > self.limits.ceiling and not self._resting():
                 self._wanted = max(self._wanted, nbytes)
                 self._work.set()
                 await self._turn.wait()
             yield
+
+    def _used(self, more: int = 0) -> int:
+        """What the process has; where that, and so much more, is not little, it keeps nothing. From any thread."""
+        used = self._read()
+        if used + more > self.limits.scarce_above and self._kept.kept_bytes:
+            self._kept.give_back()
+            used = self._read()
+        return used
 
     # ------------------------------------------------------------------------------------------ the watch
 
@@ -231,7 +262,7 @@ class MemoryMonitor:
             self._pressed = self._dozing = False
             self._wake = trio.Event()
             self._hooks.lose()
-            used = self._used()
+            used = self._used(self._wanted)
             scarce = self._excess(used) > 0 and not self._resting()
             if scarce or self.store.has_garbage:
                 self._work.set()
@@ -285,7 +316,7 @@ class MemoryMonitor:
         """Go on as long as it helps."""
         while True:
             self._work = trio.Event()
-            excess = self._excess(self._used())
+            excess = self._excess(self._used(self._wanted))
             if excess <= 0 or self._resting():
                 break
             self._making_room = True
