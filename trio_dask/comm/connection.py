@@ -150,13 +150,18 @@ class Connection:
 
     @property
     def heard_at(self) -> float:
-        """When the last byte came from the peer, by Trio's clock."""
+        """When the last byte was taken in that came from the peer, by Trio's clock."""
         return self._heard_at
 
     @property
     def remote(self) -> str:
         """The other end, for people."""
         return self._transport.remote
+
+    @property
+    def fd(self) -> int | None:
+        """A descriptor that is readable whenever something has come, if there is one."""
+        return self._transport.fd
 
     # ------------------------------------------------------------------------------------------------------ sending
 
@@ -218,15 +223,16 @@ class Connection:
 
     def _send_rows(self, rows: list[bytes]) -> None:
         backlog = self._backlog
+        now = self._clock.current_time()
         if backlog.size <= self.settings.max_backlog_bytes:
-            self._bearable_at = self._clock.current_time()
+            self._bearable_at = now
         backlog.add(rows)
         while not backlog.rest and (frame := backlog.take_frame()):
-            self._send_now(frame)
+            self._send_now(frame, now)
 
-    def _send_now(self, frame: bytes) -> None:
+    def _send_now(self, frame: bytes, now: float) -> None:
         """Begin a frame; what the socket does not take is left to the writer."""
-        self._sent_at = self._clock.current_time()
+        self._sent_at = now
         try:
             sent = self._transport.try_send(frame)
         except (ConnectionLost, trio.ClosedResourceError):
@@ -299,6 +305,7 @@ class Connection:
         if self._received:
             data, self._received = self._received, b""
             await trio.lowlevel.checkpoint()
+            self._heard_at = self._clock.current_time()
             return data
         self._receiving = True
         try:
@@ -311,7 +318,7 @@ class Connection:
             self._receiving = False
         if not data and not self._leaving:
             raise ConnectionLost(f"{self.remote} closed the connection without a goodbye")
-        self._heard_at = trio.current_time()
+        self._heard_at = self._clock.current_time()
         return data
 
     def _take_goodbye(self, batch: list[Message]) -> None:
@@ -425,4 +432,4 @@ class Connection:
                 self._sent_at = now
                 with self._sending:
                     if self._can_send and not self._backlog.rest:
-                        self._send_now(PING_FRAME)
+                        self._send_now(PING_FRAME, now)

@@ -67,6 +67,7 @@ class MemoryTransport:
     """`Transport` to another part of the same program."""
 
     any_thread_sends = False
+    fd = None
 
     def __init__(self, remote: str, incoming: _Pipe, outgoing: _Pipe) -> None:
         self.remote = remote

@@ -47,6 +47,10 @@ class TcpTransport:
     def __repr__(self) -> str:
         return f"<TcpTransport to {self.remote}>"
 
+    @property
+    def fd(self) -> int | None:
+        return None if self._closed else self._socket.fileno()
+
     def try_send(self, data: Bytes) -> int:
         try:
             return self._socket.send(data)

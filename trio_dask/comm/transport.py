@@ -43,6 +43,11 @@ class Transport(Protocol):
         """Whether `try_send` may be called from any thread, by one at a time, and not while this is being closed."""
         ...
 
+    @property
+    def fd(self) -> int | None:
+        """A descriptor that is readable whenever something has come, if there is one."""
+        ...
+
     def try_send(self, data: Bytes) -> int:
         """Send what can be sent without waiting; returns how many bytes that was, perhaps 0.
 

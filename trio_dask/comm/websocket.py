@@ -28,6 +28,7 @@ class WebSocketTransport:
     """`Transport` over a TCP connection, which it owns."""
 
     any_thread_sends = False
+    fd = None
 
     def __init__(self, tcp: TcpTransport, protocol: WSConnection) -> None:
         self.remote = tcp.remote.replace("tcp:", "ws:", 1)

@@ -21,6 +21,7 @@ from itertools import count
 import trio
 
 from trio_dask.comm.addresses import Address, addresses_of_interface, choose_advertised_host, parse_address
+from trio_dask.comm.busy_poll import BusyPoll
 from trio_dask.comm.connection import Connection, LinkSettings
 from trio_dask.comm.control import serve_control
 from trio_dask.comm.listen import serve
@@ -80,6 +81,7 @@ class _Service:
         """Earlier sessions of workers that were told that they can go on where these ended."""
         self._clients = Returns(self._core, self._identity.incarnation)
         self._peer_ids = count(1)  # 0 is taken: the core means `fire_and_forget` by it
+        self._busy_poll = BusyPoll(settings.busy_poll_s)
         self._alarm = trio.CancelScope()
         self._stopping = trio.Event()
         self._stop_reason = "the scheduler was stopped"
@@ -98,6 +100,11 @@ class _Service:
     async def run(self, task_status: trio.TaskStatus[Address]) -> None:
         """Serve until a stop is asked for, then end in good order."""
         self._core.begin(trio.current_time())
+        with self._busy_poll.running():
+            await self._serve(task_status)
+        log.info("Scheduler stopped: %s", self._stop_reason)
+
+    async def _serve(self, task_status: trio.TaskStatus[Address]) -> None:
         async with trio.open_nursery() as sessions:
             sessions.start_soon(self._tick)
             accepting = trio.CancelScope()
@@ -112,7 +119,6 @@ class _Service:
             sessions.cancel_scope.deadline = trio.current_time() + self._settings.grace_s
             await self._dismiss()
             sessions.cancel_scope.cancel()
-        log.info("Scheduler stopped: %s", self._stop_reason)
 
     # ------------------------------------------------------------------------------------------------- listening
 
@@ -203,13 +209,14 @@ class _Service:
         error: ProtocolError | ConnectionLost | None = None
         try:
             self._settle()
-            async for batch in connection.batches():
-                if self._connections.get(peer) is not connection:
-                    break  # its client goes on with another one
-                now = trio.current_time()
-                for message in batch:
-                    self._core.handle(peer, message, now)
-                self._settle()
+            with self._busy_poll.watching(connection.fd):
+                async for batch in connection.batches():
+                    if self._connections.get(peer) is not connection:
+                        break  # its client goes on with another one
+                    now = connection.heard_at
+                    for message in batch:
+                        self._core.handle(peer, message, now)
+                    self._settle(now)
         except (ProtocolError, ConnectionLost) as exc:
             error = exc
         finally:
@@ -280,10 +287,10 @@ class _Service:
 
     # ---------------------------------------------------------------------------------------------- carrying out
 
-    def _settle(self) -> None:
+    def _settle(self, now: float | None = None) -> None:
         """Have the core decide on what has come, send what it says, and do what it asks."""
         core = self._core
-        core.place(trio.current_time())
+        core.place(trio.current_time() if now is None else now)
         self._deliver()
         requests = core.requests
         while requests:
@@ -297,7 +304,7 @@ class _Service:
                 case Stop(reason):
                     self._stop(reason)
         deadline = core.next_deadline()
-        if self._alarm.deadline != deadline:
+        if deadline < self._alarm.deadline:  # one that comes too early finds nothing to do: cheaper than to move it
             self._alarm.deadline = deadline
 
     def _deliver(self) -> None:
