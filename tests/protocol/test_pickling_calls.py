@@ -73,6 +73,24 @@ def test_every_reference_is_a_dependency_once_and_in_order(keys):
     assert kwargs["more"]["deep"] == args[1]
 
 
+@given(st.lists(atoms | st.text(max_size=3).map(Future)))
+def test_atoms_and_references_side_by_side(args):
+    keys = [argument.key for argument in args if isinstance(argument, Future)]
+    pickled = pickle_call(tuple(args), {})
+    assert pickled.dependencies == tuple(dict.fromkeys(keys))
+    values = {key: object() for key in keys}
+    expected = tuple([values[argument.key] if isinstance(argument, Future) else argument for argument in args])
+    assert load_call(pickled.call, dict(pickled.blobs), values) == (expected, {})
+
+
+def test_a_reference_is_told_from_what_it_is_written_as():
+    tokens = {
+        call_token(b"f" * 16, args, {}, pickle_call(args, {}))
+        for args in ((Future("k"),), ("k",), (("k",),), (Future("k"), Future("k")), (Future("k"), ("k",)))
+    }
+    assert len(tokens) == 5
+
+
 @pytest.mark.parametrize(
     "wrap",
     [

@@ -280,7 +280,7 @@ class Driver:
         """Have what was put into the core, if anything, sent soon: from the engine's own thread at once."""
         if threading.get_ident() == self._thread:
             self.flush()
-        elif self.core.has_messages or self.core.has_fetches:
+        elif self.core.has_something:
             self.wake()
 
     def send_or_wake(self) -> None:
@@ -328,6 +328,8 @@ class Driver:
     def flush(self) -> None:
         """Send everything there is to send. For the engine's own thread."""
         link, nursery = self._link, self._nursery
+        if not self._dropped and link is not None and not self.core.has_something:
+            return
         while len(self._dropped) > AT_ONCE:
             with self.lock:
                 self._collect_dropped()

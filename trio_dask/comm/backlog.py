@@ -25,7 +25,7 @@ class Backlog:
     @property
     def size(self) -> int:
         """Bytes that wait."""
-        return self._rows_size + (len(self.rest) if self.rest else 0)
+        return self._rows_size + len(self.rest) if self.rest else self._rows_size
 
     def add(self, rows: list[bytes]) -> None:
         """Put rows behind those that wait."""

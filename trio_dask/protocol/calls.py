@@ -11,6 +11,7 @@ The first byte of a call says what it is:
 | 0x00 | the digest of a blob that holds the call |
 | 0x01 | a pickle of `(args, kwargs)` with persistent ids |
 | 0x02 | a count (4 bytes), for each out-of-band buffer its digest and 1 if it is read-only, then the same |
+| 0x03 | a pickle of `args`, all of them numbers, strings and references; each of these is a tuple of its key |
 
 A persistent id is a string (a key), bytes (the digest of a bytes object), or a pair of a kind and a digest.
 """
@@ -48,7 +49,7 @@ _NUMBERS = frozenset({int, float, bool, type(None)})
 _ATOMS = _NUMBERS | {complex, str}
 _PLAIN = _ATOMS | {tuple, list, dict}
 
-_IN_BLOB, _REFERENCES, _BUFFERS, _PICKLE = 0x00, 0x01, 0x02, 0x80
+_IN_BLOB, _PERSISTENT_IDS, _BUFFERS, _REFERENCES, _PICKLE = 0x00, 0x01, 0x02, 0x03, 0x80
 _DIGEST_BYTES = 16
 _POOL_SIZE = 4
 _POOLED_CALL_BYTES = 1 << 12
@@ -182,7 +183,23 @@ def pickle_call(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> PickledCall
     if not kwargs and _ATOMS.issuperset(map(type, args)):
         call = pickle.dumps(args, PROTOCOL)
         return PickledCall(call, (), ()) if len(call) <= LARGE_BYTES else _made(call, (), {}, ())
-    return _pickle_plainly(args, kwargs) or _pickle_by_value(args, kwargs)
+    return (not kwargs and _pickle_references(args)) or _pickle_plainly(args, kwargs) or _pickle_by_value(args, kwargs)
+
+
+def _pickle_references(args: tuple[Any, ...]) -> PickledCall | None:
+    """A call whose arguments are atoms and references, as those of most graphs are: no hook has to see them."""
+    told: list[Any] = []
+    dependencies: dict[Key, None] = {}
+    for argument in args:
+        kind = kind_of(argument)
+        if kind in _ATOMS:
+            told.append(argument)
+        elif issubclass(kind, KeyReference):
+            dependencies[argument.key] = None
+            told.append((argument.key,))
+        else:
+            return None
+    return _made(b"\x03" + pickle.dumps(tuple(told), PROTOCOL), tuple(dependencies), {}, ())
 
 
 def _pickle_plainly(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> PickledCall | None:
@@ -300,6 +317,9 @@ def load_call(
     marker = call[0]
     if marker == _PICKLE:
         return pickle.loads(call), {}
+    if marker == _REFERENCES:
+        told: tuple[Any, ...] = pickle.loads(call[1:])
+        return tuple([values[item[0]] if kind_of(item) is tuple else item for item in told]), {}
     if marker == _IN_BLOB:
         return load_call(blobs[bytes(call[1:])], blobs, values)
     file = BytesIO(call)

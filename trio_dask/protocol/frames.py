@@ -80,16 +80,16 @@ class FrameDecoder:
             position = self._complete(view, frames)
             if self._partial:
                 return frames
-        while position + HEADER_SIZE <= end:
-            kind, length = _read_header(view, position, self._max_length)
-            start = position + HEADER_SIZE
+        max_length = self._max_length
+        while (start := position + HEADER_SIZE) <= end:
+            kind, length = _read_header(view, position, max_length)
             if start + length > end:
                 self._missing = start + length - end
                 break
             position = start + length
             frames.append(Frame(kind, view[start:position]))
         else:
-            self._missing = position + HEADER_SIZE - end
+            self._missing = start - end
         if position < end:
             self._partial = bytearray(view[position:])
         return frames

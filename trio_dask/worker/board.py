@@ -35,6 +35,7 @@ class Board:
 
     def __init__(self, fd: int, slots: int) -> None:
         self.fd = fd
+        self._slots = slots
         places = slots + OUTSIDE
         self._memory = mmap.mmap(fd, _size(slots))
         self._all = memoryview(self._memory).cast("Q")
@@ -81,9 +82,12 @@ class Board:
 
     def settle(self, runs: Collection[int]) -> None:
         """What became of these runs is known."""
-        for slot, run in enumerate(self.cells):
-            if run in runs:
-                self._settled[slot] = run
+        cells = self.cells.tolist()
+        # The places outside are many and hardly ever taken, and this happens for each burst of outcomes.
+        places = range(len(cells) if any(cells[self._slots :]) else self._slots)
+        for place in places:
+            if cells[place] in runs:
+                self._settled[place] = cells[place]
 
     def running(self) -> tuple[RunId, ...]:
         """What is not settled of what stands on the board, by slot, and then outside."""

@@ -340,9 +340,9 @@ class ClientCore:
         return bool(self._outbox)
 
     @property
-    def has_fetches(self) -> bool:
-        """Whether keys wait to be fetched."""
-        return bool(self._fetches)
+    def has_something(self) -> bool:
+        """Whether there is anything to send, to confirm or to fetch."""
+        return bool(self._outbox or self._fetches) or self._stream.owes(self.received)
 
     # ------------------------------------------------------------------------------------------ inside
 

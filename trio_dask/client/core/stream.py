@@ -32,12 +32,16 @@ class Stream:
 
     def sent(self, messages: Sequence[Message], received: int) -> Sequence[Message]:
         """These are to be sent now. Returns them, behind them a confirmation of so many that came, if one is due."""
-        if received - self._told >= CONFIRM_EVERY:
+        if self.owes(received):
             self._told = received
             messages = (*messages, Received(received))
         if messages:
             self._kept += messages
         return messages
+
+    def owes(self, received: int) -> bool:
+        """Whether a confirmation of so many messages that came is due."""
+        return received - self._told >= CONFIRM_EVERY
 
     def confirmed(self, number: int) -> None:
         """The scheduler has handled so many messages.

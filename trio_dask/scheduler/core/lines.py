@@ -42,6 +42,9 @@ class Line:
     def __len__(self) -> int:
         return len(self._row) + len(self._heap)
 
+    def __bool__(self) -> bool:
+        return bool(self._row or self._heap)
+
     def __iter__(self) -> Iterator[Task]:
         yield from self._row
         for _, _, task in self._heap:

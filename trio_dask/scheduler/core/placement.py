@@ -74,34 +74,38 @@ _PLAIN: Final[dict[str, object]] = {}
 
 def place(state: State) -> None:
     """Decide on all ready tasks, and give work to every worker that has come to have room."""
-    touched = state.touched
-    for worker in touched:
-        settle(state, worker)
+    if state.ready or state.ahead:  # else whoever is touched is settled when work for it has been looked for
+        for worker in state.touched:
+            settle(state, worker)
     fresh: dict[Queue, None] = {}
-    while state.ready or state.ahead or touched or (state.queue.line and state.roomy) or fresh:
+    common = state.queue.line
+    while True:
+        touched = state.touched
         if state.ready:
             ready, state.ready = state.ready, []
             for task in ready:
                 phase = task.phase
                 if type(phase) is Waiting and not phase.missing:
                     _dispatch(state, task, fresh)
-        for queue in fresh:
-            for worker in queue.eligible:
-                if worker in state.roomy:
-                    touched[worker] = None
-        fresh.clear()
+        if fresh:
+            for queue in fresh:
+                for worker in queue.eligible:
+                    if worker in state.roomy:
+                        touched[worker] = None
+            fresh.clear()
         if touched:
-            workers, state.touched = touched, {}
-            touched = state.touched
-            for worker in workers:
+            state.touched = {}
+            for worker in touched:
                 _refill(state, worker)
-        if state.queue.line and state.roomy:
+        if state.roomy and common:
             _drain_queue(state)
         if state.ahead:
             candidates, state.ahead = state.ahead, []
             for task in candidates:
                 if type(task.phase) is Waiting:
                     _hand_ahead(state, task)
+        if not (state.ready or state.ahead or state.touched):
+            return
 
 
 def has_room(state: State, worker: Worker) -> bool:

@@ -147,7 +147,8 @@ class SchedulerCore:
             if client.grace_s:
                 clients.note_received(state, client, message)
             from_client(state, client, message)
-        self._check()
+        if state.validating:
+            check(state)
 
     def place(self, now: float) -> None:
         """Decide on what has become ready. Call it once for all events that arrived together."""
@@ -165,7 +166,8 @@ class SchedulerCore:
             balance(state)
         elif state.balance_at != _NEVER:
             state.balance_at = _NEVER
-        self._check()
+        if state.validating:
+            check(state)
 
     def drain(self) -> dict[PeerId, list[Message]]:
         """All messages that are to be sent now, by peer, in order."""
@@ -185,12 +187,11 @@ class SchedulerCore:
     def next_deadline(self) -> float:
         """When `tick` wants to be called next; infinity when there is nothing to wait for."""
         state = self.state
+        soonest = min(state.balance_at, state.free_at, state.leaving_at, state.signs_at, state.idle_at)
+        if not (state.away or state.away_clients or state.restarts):
+            return soonest
         return min(
-            state.balance_at,
-            state.free_at,
-            state.leaving_at,
-            state.signs_at,
-            state.idle_at,
+            soonest,
             *(worker.away_until or _NEVER for worker in state.away.values()),
             *(client.away_until or _NEVER for client in state.away_clients.values()),
             *(deadline for *_, deadline in state.restarts),

@@ -24,27 +24,22 @@ def submit(state: State, client: Client, message: Submit) -> None:
 
     Raises `ProtocolError`, before anything has changed, when the message does not fit together.
     """
-    count = len(message.keys)
-    for field, name in (
-        (message.calls, "calls"),
-        (message.dependencies or message.calls, "dependencies"),
-        (message.blobs or message.calls, "blobs"),
-        (message.tokens or message.calls, "tokens"),
-    ):
-        if len(field) != count:
-            raise ProtocolError(f"Submit has {count} keys and {len(field)} {name}")
+    _, keys, calls, rows, digests_of_each, tokens, extra = message
+    count = len(keys)
+    if not len(calls) == len(rows or calls) == len(digests_of_each or calls) == len(tokens or calls) == count:
+        raise ProtocolError(
+            f"Submit has {count} keys, {len(calls)} calls, {len(rows)} dependencies, {len(digests_of_each)} blobs and "
+            f"{len(tokens)} tokens"
+        )
     function = content_of(state, message.function)
-    blobs = [tuple(content_of(state, digest) for digest in digests) for digests in message.blobs]
-    terms = _terms(message.extra)
+    blobs = [tuple(content_of(state, digest) for digest in digests) for digests in digests_of_each]
+    terms = _terms(extra) if extra else NO_TERMS
     tasks = state.tasks
     no_priority = -terms.user_priority << PRIORITY_BITS
     needed: list[Task] = []
     sole = client.sole
     wants = client.wants
-    calls = message.calls
-    rows = message.dependencies
-    tokens = message.tokens
-    for index, key in enumerate(message.keys):
+    for index, key in enumerate(keys):
         task = tasks.get(key)
         if task is not None:
             _share(state, client, task, tokens[index] if tokens else b"")
@@ -102,8 +97,6 @@ def _connect(state: State, task: Task, keys: tuple[Key, ...]) -> bool:
 
 
 def _terms(extra: Mapping[str, Any]) -> Terms:
-    if not extra:
-        return NO_TERMS
     fields: dict[str, Any] = {}
     for name, value in extra.items():
         check = _CHECKS.get(name)
