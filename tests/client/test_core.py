@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from trio_dask.client.core.client import ClientCore
+from trio_dask.client.core.fetches import REQUEST_BYTES
 from trio_dask.client.core.outbox import Outbox, Row
 from trio_dask.client.core.states import Ended
 from trio_dask.errors import KeyConflict, ProtocolError
@@ -392,7 +393,7 @@ def test_fetches_spread_over_holders_and_stay_within_bounds():
         core.read(state, lambda *_: None)
     requests = core.next_fetches()
     assert [request.address for request in requests] == [HOLDERS[0]] * 2 + [HOLDERS[1]] * 2
-    assert all(sum(state.nbytes for state in request.states) <= 32 * 2**20 for request in requests)
+    assert all(sum(state.nbytes for state in request.states) <= REQUEST_BYTES for request in requests)
     assert core.next_fetches() == []
     for request in requests:
         for state in request.states:

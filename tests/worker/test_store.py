@@ -139,6 +139,17 @@ def test_small_values_are_not_worth_a_file(spilling: Store) -> None:
     assert on_disk(spilling) == ["large"]
 
 
+def test_what_is_at_hand_in_pickled_form_is_so_until_it_is_used_or_spilled(spilling: Store) -> None:
+    put(spilling, "made here")
+    for key in ("used", "spilled"):
+        spilling.put_frames(key, dump_value(np.zeros(MB // 8)), MB)
+    assert [key for key in spilling if spilling.is_pickled(key)] == ["used", "spilled"]
+    assert spilling["used"][0] == 0
+    assert spilling.spill(3 * MB, also_used=True).nbytes == 3 * MB
+    assert [key for key in spilling if spilling.is_pickled(key)] == []
+    assert not spilling.is_pickled("never there")
+
+
 def test_a_value_that_is_in_use_stays_and_one_that_must_go_comes_back_as_the_same_object(spilling: Store) -> None:
     put(spilling, "a", "b")
     used = spilling["a"]

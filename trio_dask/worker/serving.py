@@ -100,7 +100,8 @@ class DataServer:
                 await self._dump_and_send(channel, key, held.nbytes)
 
     async def _dump_and_send(self, channel: DataChannel, key: Key, nbytes: int) -> None:
-        if nbytes > BIG_BYTES or self._store.is_spilled(key):
+        store = self._store
+        if not store.is_pickled(key) and (nbytes > BIG_BYTES or store.is_spilled(key)):
             dumped = await trio.to_thread.run_sync(self._dump, key, abandon_on_cancel=True)
         else:
             dumped = self._dump(key)

@@ -155,6 +155,11 @@ class Store(Mapping[Key, Any]):
         entry = self._entries.get(key)
         return type(entry) is _Entry and not entry.in_memory
 
+    def is_pickled(self, key: Key) -> bool:
+        """Whether this value is in memory in pickled form, as it came."""
+        entry = self._entries.get(key)
+        return type(entry) is _Entry and entry.frames is not None
+
     # ------------------------------------------------------------------------------------------ in and out
 
     def put(self, key: Key, value: Any, nbytes: int) -> None:

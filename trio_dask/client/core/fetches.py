@@ -16,7 +16,7 @@ __all__ = ["FetchKeys", "Fetches"]
 REQUESTS: Final = 16
 REQUESTS_PER_WORKER: Final = 2
 REQUEST_KEYS: Final = 512
-REQUEST_BYTES: Final = 32 * 1024 * 1024
+REQUEST_BYTES: Final = 64 * 1024 * 1024
 
 
 class FetchKeys(NamedTuple):
