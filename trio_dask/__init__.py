@@ -14,6 +14,7 @@ Importing this loads nothing but the exceptions; every other name loads its modu
 from __future__ import annotations
 
 import sys
+from concurrent.futures import CancelledError
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
         as_completed,
         wait,
     )
-    from trio_dask.client.defaults import fire_and_forget, get_client, worker_client
+    from trio_dask.client.defaults import default_client, fire_and_forget, futures_of, get_client, worker_client
     from trio_dask.client.futures import AsyncFuture, Future
     from trio_dask.client.rpc import rpc
     from trio_dask.deploy.local import LocalCluster, open_local_cluster
@@ -64,6 +65,7 @@ __all__ = [
     "AddressError",
     "AsyncClient",
     "AsyncFuture",
+    "CancelledError",
     "Client",
     "ClusterError",
     "DataLost",
@@ -89,7 +91,9 @@ __all__ = [
     "__version__",
     "as_completed",
     "check_cancelled",
+    "default_client",
     "fire_and_forget",
+    "futures_of",
     "get_client",
     "get_worker",
     "open_local_cluster",
@@ -111,7 +115,9 @@ _HOMES = {
     "LocalCluster": "deploy.local",
     "as_completed": "client.completion",
     "check_cancelled": "worker.task_context",
+    "default_client": "client.defaults",
     "fire_and_forget": "client.defaults",
+    "futures_of": "client.defaults",
     "get_client": "client.defaults",
     "get_worker": "worker.task_context",
     "open_local_cluster": "deploy.local",

@@ -12,7 +12,17 @@ import pytest
 import trio
 
 from tests.client.cluster import WORKER, MiniCluster, open_client
-from trio_dask import AsyncClient, Client, as_completed, fire_and_forget, get_client, wait
+from trio_dask import (
+    AsyncClient,
+    CancelledError,
+    Client,
+    as_completed,
+    default_client,
+    fire_and_forget,
+    futures_of,
+    get_client,
+    wait,
+)
 from trio_dask.client import defaults
 from trio_dask.errors import FutureCancelledError, KeyConflict, NoScheduler, SchedulerLost, UsageError
 from trio_dask.protocol import messages as m
@@ -366,11 +376,13 @@ def test_the_loop_of_a_notebook_is_no_obstacle(client, monkeypatch):
 
 def test_the_default_client_is_the_newest_that_is_open(cluster):
     with open_client(cluster) as first, open_client(MiniCluster()) as second:
-        with pytest.raises(ValueError, match="no client"):
-            get_client()
+        for ask in (get_client, default_client):
+            with pytest.raises(ValueError, match="no client"):
+                ask()
         defaults.remember(first)
         defaults.remember(second)
-        assert get_client() is Client.current() is second
+        assert get_client() is default_client() is Client.current() is second
+        assert default_client(first) is first
         with first.as_current():
             assert get_client() is first
         second.close()
@@ -378,6 +390,15 @@ def test_the_default_client_is_the_newest_that_is_open(cluster):
         assert second not in defaults._open
     with pytest.raises(ValueError, match="no client"):
         Client.current()
+
+
+def test_futures_are_found_in_containers_once_each(client):
+    one, two = client.submit(increment, 1), client.submit(increment, 2)
+    assert futures_of([one, {"two": (two, one)}, 3, "three"]) == [one, two]
+    assert futures_of(one) == [one]
+    two.cancel()
+    with pytest.raises(CancelledError):
+        futures_of([one, two])
 
 
 def test_calls_wait_for_a_connection_that_is_still_being_made(cluster):

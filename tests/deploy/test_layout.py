@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trio_dask.deploy.layout import check_scale, divide, plan
+from trio_dask.deploy.layout import check_scale, divide, plan, workers_for
 from trio_dask.errors import UsageError
 from trio_dask.machine import Amount
 
@@ -81,6 +81,44 @@ def test_scaling_takes_numbers_of_workers():
     check_scale(0)
     with pytest.raises(UsageError, match="n is -1"):
         check_scale(-1)
+
+
+@pytest.mark.parametrize(
+    ("n", "memory", "cores", "expected"),
+    [
+        (3, None, None, 3),
+        (0, None, None, 0),
+        (0, None, 4, 2),
+        (0, None, 5, 3),
+        (0, "1.5 kB", None, 3),
+        (0, 500, None, 1),
+        (1, "1.5 kB", 4, 3),
+        (7, "1.5 kB", 4, 7),
+    ],
+)
+def test_a_cluster_can_be_scaled_to_workers_threads_and_memory(n, memory, cores, expected):
+    layout = make(threads_per_worker=2, memory_limit=500)
+    assert workers_for(layout, n, memory, cores) == expected
+
+
+@pytest.mark.parametrize(
+    ("n", "memory", "cores", "message"),
+    [
+        (-1, None, None, "n is -1"),
+        (2.5, None, None, "n is 2.5"),
+        (0, None, -4, "cores is -4"),
+        (0, "much", None, "memory_limit: "),
+        (0, "1 TB", None, r"n is \d+; give a whole number"),
+    ],
+)
+def test_what_a_cluster_cannot_be_scaled_to_is_refused(n, memory, cores, message):
+    with pytest.raises(UsageError, match=message):
+        workers_for(make(memory_limit=500), n, memory, cores)
+
+
+def test_workers_without_a_memory_limit_cannot_be_counted_by_memory():
+    with pytest.raises(UsageError, match="no memory limit"):
+        workers_for(make(memory_limit=None), 0, "1 GB", None)
 
 
 EIGHT = Amount(8, "affinity")

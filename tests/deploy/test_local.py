@@ -34,6 +34,8 @@ async def test_scaling():
         cluster.scale(3)
         await cluster.wait_for_workers(timeout=5)
         assert len(await client.nthreads()) == 3
+        cluster.scale(cores=2)
+        assert len(cluster.workers) == 2
         cluster.scale(0)
         assert cluster.workers == {}
         with pytest.raises(UsageError, match="n is -1"):

@@ -11,13 +11,26 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from trio_dask.client import hooks
-from trio_dask.client.futures import Timeout
+from trio_dask.client.futures import BaseFuture, Timeout
 from trio_dask.client.gathering import concrete, futures_in
+from trio_dask.errors import FutureCancelledError
 
 if TYPE_CHECKING:
     from trio_dask.client.client import Client
 
-__all__ = ["as_current", "current", "fire_and_forget", "forget", "get_client", "remember", "worker_client"]
+__all__ = [
+    "as_current",
+    "current",
+    "default_client",
+    "fire_and_forget",
+    "forget",
+    "futures_of",
+    "get_client",
+    "remember",
+    "worker_client",
+]
+
+NO_CLIENT = "no client found: make one first, with `Client(...)`"
 
 _lock = threading.Lock()
 _open: list[Client] = []
@@ -61,6 +74,18 @@ def current() -> Client | None:
     return min(found, key=lambda client: client.status == "lost", default=None)
 
 
+def default_client(c: Client | None = None) -> Client:
+    """The client `c`, or else the default one here.
+
+    Raises:
+      ValueError: there is none.
+    """
+    found = c or current()
+    if found is None:
+        raise ValueError(NO_CLIENT)
+    return found
+
+
 def get_client(address: str | None = None, timeout: Timeout = None, resolve_address: bool = True) -> Any:
     """The client to use here: in a task that of its worker, connected to the worker's scheduler; else the default one.
 
@@ -85,7 +110,7 @@ def get_client(address: str | None = None, timeout: Timeout = None, resolve_addr
         return found
     if address is not None:
         return Client(address, timeout=timeout)
-    raise ValueError("no client found: make one first, with `Client(...)`")
+    raise ValueError(NO_CLIENT)
 
 
 @contextmanager
@@ -109,6 +134,19 @@ def worker_client(timeout: Timeout = None, separate_thread: bool = True) -> Gene
             yield client
     else:
         yield client
+
+
+def futures_of(obj: Any, client: Client | None = None) -> list[BaseFuture]:
+    """The futures in this: itself, or nested in lists, tuples, sets and dicts; each once. `client` means nothing.
+
+    Raises:
+      FutureCancelledError: one of them was cancelled.
+    """
+    futures = list(dict.fromkeys(futures_in(concrete(obj))))
+    for future in futures:
+        if future.status == "cancelled":
+            raise FutureCancelledError(future.key)
+    return futures
 
 
 def fire_and_forget(obj: Any) -> None:

@@ -10,7 +10,7 @@ from trio_dask.config import MAX_THREADS, format_bytes, parse_memory_limit
 from trio_dask.errors import UsageError
 from trio_dask.machine import Amount, cpu_count, memory_bytes
 
-__all__ = ["Layout", "Share", "check_scale", "divide", "plan"]
+__all__ = ["Layout", "Share", "check_scale", "divide", "plan", "workers_for"]
 
 MAX_WORKERS = 10_000
 FEW_CPUS = 4
@@ -130,6 +130,26 @@ def check_scale(n: object) -> None:
       UsageError: it is none.
     """
     _check_count("n", n, 0, MAX_WORKERS)
+
+
+def workers_for(layout: Layout, n: object, memory: str | float | None, cores: object) -> int:
+    """How many workers are `n` of them, and have so much memory and so many threads together.
+
+    Raises:
+      UsageError: one of these makes no sense, or workers without a memory limit are asked for memory.
+    """
+    _check_count("n", n, 0, MAX_WORKERS)
+    _check_count("cores", cores, 0, MAX_WORKERS * MAX_THREADS)
+    number = n if isinstance(n, int) else 0
+    if isinstance(cores, int):
+        number = max(number, -(-cores // layout.threads_per_worker))
+    if memory is not None:
+        wanted = _memory_limit(memory, memory_bytes(), 1.0) or 0
+        if layout.memory_limit_bytes is None:
+            raise UsageError("memory: these workers have no memory limit; give a number of workers")
+        number = max(number, -(-wanted // layout.memory_limit_bytes))
+    _check_count("n", number, 0, MAX_WORKERS)
+    return number
 
 
 def _processes(cpus: int, threads: int | None) -> int:

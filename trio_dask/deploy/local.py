@@ -19,7 +19,7 @@ import trio
 from trio_dask.client.futures import Timeout
 from trio_dask.client.waiting import limit, refuse_in_event_loop
 from trio_dask.config import format_bytes
-from trio_dask.deploy.layout import Layout, check_scale, plan
+from trio_dask.deploy.layout import Layout, check_scale, plan, workers_for
 from trio_dask.deploy.members import Member, Members
 from trio_dask.errors import ClusterError, UsageError
 
@@ -63,14 +63,16 @@ class AsyncLocalCluster:
         """The workers by name, those that are still starting (they have no address yet) among them."""
         return {} if self._members is None else dict(self._members.workers)
 
-    def scale(self, n: int) -> None:
-        """Have `n` workers; does not wait until they are there. What only a worker that goes held is computed again.
+    def scale(self, n: int = 0, memory: str | float | None = None, cores: int | None = None) -> None:
+        """Have `n` workers, or as many as have so much `memory`, or so many `cores` (threads), together.
+
+        It does not wait until they are there. What only a worker that goes held is computed again.
 
         Raises:
-          UsageError: `n` is not a whole number from 0 on.
+          UsageError: one of these is no whole number from 0 on, or no amount of memory.
         """
-        check_scale(n)
-        self._running().set_worker_count(n)
+        members = self._running()
+        members.set_worker_count(workers_for(self._layout, n, memory, cores))
 
     async def wait_for_workers(self, n_workers: int | None = None, timeout: Timeout = None) -> None:
         """Wait until at least `n_workers` workers are there, by default all that were asked for.
@@ -307,16 +309,17 @@ class LocalCluster:
         """The workers by name, those that are still starting (they have no address yet) among them."""
         return self._running().workers
 
-    def scale(self, n: int) -> None:
-        """Have `n` workers; does not wait until they are there. What only a worker that goes held is computed again.
+    def scale(self, n: int = 0, memory: str | float | None = None, cores: int | None = None) -> None:
+        """Have `n` workers, or as many as have so much `memory`, or so many `cores` (threads), together.
+
+        It does not wait until they are there. What only a worker that goes held is computed again.
 
         Raises:
-          UsageError: `n` is not a whole number from 0 on.
+          UsageError: one of these is no whole number from 0 on, or no amount of memory.
         """
-
         cluster = self._running()
         try:
-            trio.from_thread.run_sync(cluster.scale, n, trio_token=self._token)
+            trio.from_thread.run_sync(cluster.scale, n, memory, cores, trio_token=self._token)
         except trio.RunFinishedError:
             raise ClusterError(CLOSED) from None
 
