@@ -227,6 +227,41 @@ def test_a_retirement_is_called_off_when_the_last_one_who_could_take_the_data_di
     kit.assert_empty()
 
 
+def test_who_stays_because_a_retirement_is_called_off_takes_over_from_those_who_go() -> None:
+    kit = Kit()
+    client = kit.client()
+    going, retiring = kit.worker("going"), kit.worker("retiring")
+    for key, worker in (("a", going), ("b", retiring)):
+        client.submit(key, workers=(worker.name,))
+        worker.finish(worker.runs()[0], value=None)
+    third = kit.worker()
+    going.send(m.Drain("asked to stop"))
+    client.send(m.Retire(1, ("retiring",), 0))
+    third.leave()
+    kit.tick(1.0)
+    assert "only copies of 1 results" in retired(client)["refused"]
+    assert not going.take(m.Leave), "it is sent away with the only copy of a result"
+    assert retiring.take(m.Acquire) == [m.Acquire((("a", (going.address,)),))]
+    retiring.send(m.Replicas(("a",)))
+    kit.tick(1.0)
+    assert going.take(m.Leave)
+
+
+def test_a_retirement_that_is_called_off_is_so_for_all_whom_it_named() -> None:
+    kit = Kit()
+    client = kit.client()
+    workers = [kit.worker("first"), kit.worker("second")]
+    for worker in workers:
+        client.submit(f"on {worker.name}", workers=(worker.name,))
+        worker.finish(worker.runs()[0], value=None)
+    third = kit.worker()
+    client.send(m.Retire(1, ("first", "second"), 0))
+    third.leave()
+    kit.tick(1.0)
+    assert retired(client)["retired"] == ()
+    assert not any(worker.take(m.Leave) for worker in workers)
+
+
 def test_unknown_workers_are_not_retired() -> None:
     kit = Kit()
     client = kit.client()

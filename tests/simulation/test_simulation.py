@@ -24,6 +24,11 @@ def test_histories_hold(first: int) -> None:
         run_seed(seed)
 
 
+@pytest.mark.parametrize("seed", [15054])
+def test_histories_that_did_not_hold_once_hold(seed: int) -> None:
+    run_seed(seed)
+
+
 @pytest.mark.parametrize("name", sorted(PLANTED))
 def test_a_planted_bug_is_found(name: str) -> None:
     for seed in range(200):

@@ -56,8 +56,9 @@ def begin_leaving(state: State, worker: Worker, reason: str) -> None:
 
 def look_at_leaving(state: State) -> None:
     """Have copied what only those hold who leave, and send away those whom nothing keeps."""
-    for worker in list(state.leaving):
-        if worker.peer not in state.workers or worker.returning:
+    # Those first who may have to stay after all: they can then take over from those who go by themselves.
+    for worker in sorted(state.leaving, key=lambda worker: worker.drains):
+        if worker.peer not in state.workers or worker.returning or not worker.leaving:
             continue
         alone = _held_alone(worker)
         if not alone:
