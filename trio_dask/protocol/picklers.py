@@ -15,7 +15,7 @@ import pickle
 import sys
 from collections.abc import Callable
 from functools import partial
-from types import FunctionType
+from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakSet
 
@@ -109,12 +109,17 @@ def travels_by_value(thing: Any) -> bool:
     return bool(registered) and any(module_name == name or module_name.startswith(f"{name}.") for name in registered)
 
 
+def code_in_file(filename: str, *arguments: Any) -> CodeType:
+    """A code object that names its file: cloudpickle 3.1.3 and later leave it out, and tracebacks need it."""
+    return CodeType(*arguments).replace(co_filename=filename)
+
+
 def _again_cached(function: Callable[..., Any], parameters: dict[str, Any]) -> Any:
     return functools.lru_cache(**parameters)(function)
 
 
 class ByValuePickler(CloudPickler):
-    """cloudpickle, which by itself would pickle an open file by its content, and cannot pickle a cached function."""
+    """cloudpickle with code that names its file, without open files by their content, and with cached functions."""
 
     def reducer_override(self, obj: Any, /) -> Any:
         kind = kind_of(obj)
@@ -124,6 +129,9 @@ class ByValuePickler(CloudPickler):
         elif issubclass(kind, type):
             if obj not in _from_elsewhere and travels_by_value(obj):
                 _at_home.add(obj)
+        elif kind is CodeType:
+            reduced = cast("tuple[Any, ...]", self.dispatch_table[CodeType](obj))
+            return code_in_file, (obj.co_filename, *reduced[1])
         elif kind is io.TextIOWrapper and obj is not sys.stdout and obj is not sys.stderr:
             raise TypeError("cannot pickle an open file")
         return super().reducer_override(obj)
