@@ -50,6 +50,8 @@ IMPURE = {"asyncio", "logging", "os.urandom", "random", "secrets", "socket", "th
 
 # (module, what it imports) -> why this one may.
 PARDONED: Mapping[tuple[str, str], str] = {
+    ("trio_dask.protocol.contents", "threading"): "what it keeps is kept for all threads that pickle",
+    ("trio_dask.protocol.origins", "threading"): "two threads may load a class at once, and it must be built once",
     ("trio_dask.identity", "secrets"): "it mints incarnations, for services; no core may import its new_* functions",
 }
 

@@ -11,7 +11,7 @@ import cloudpickle
 import pytest
 
 from trio_dask.errors import SerializationError
-from trio_dask.protocol import functions
+from trio_dask.protocol import definitions
 from trio_dask.protocol.pickling import KeyReference, load_function, pickle_function
 
 
@@ -31,15 +31,19 @@ def in_main(source, *names):
     return [namespace[name] for name in names] if names else namespace
 
 
+def loaded(pickled):
+    return load_function(pickled.data, dict(pickled.blobs))[0]
+
+
 def again(function):
-    return load_function(pickle_function(function).data)
+    return loaded(pickle_function(function))
 
 
 @pytest.mark.parametrize("function", [importable, os.path.join, math.sqrt, len, dict, functools.reduce, dict.fromkeys])
 def test_what_can_be_imported_travels_by_reference(function):
     blob = pickle_function(function)
     assert len(blob.data) < 100
-    assert load_function(blob.data) == function
+    assert loaded(blob) == function
     assert pickle_function(function) is blob
     assert blob.token == blob.digest
 
@@ -107,7 +111,7 @@ def test_a_class_made_here_comes_back_as_itself_untouched():
     method = Thing.method = lambda self: 1
     blob = pickle_function(Thing)
     Thing.later = "kept"
-    assert load_function(blob.data) is Thing
+    assert loaded(blob) is Thing
     assert Thing.method is method
     assert Thing.later == "kept"
 
@@ -125,7 +129,7 @@ def test_modules_registered_to_travel_by_value_do(monkeypatch):
     assert len(by_value.data) > len(by_reference.data)
     assert pickle_function(module.f) == by_reference
     monkeypatch.delitem(__import__("sys").modules, "only_here")
-    assert load_function(by_value.data)() == "by value"
+    assert loaded(by_value)() == "by value"
 
 
 def test_a_function_by_value_is_pickled_once():
@@ -159,7 +163,7 @@ def test_a_change_of_what_a_function_captured_is_noticed(change):
         "def f(z=0): return g() + z + C.value + C().get() + C.twice(1) + len(numbers) + len(table) + config.n\n"
     )
     f = namespace["f"]
-    assert load_function(pickle_function(f).data)() == f()
+    assert again(f)() == f()
     before = pickle_function(f).data
     exec(change, namespace)
     assert pickle_function(f).data != before
@@ -179,9 +183,9 @@ def test_a_closure_that_is_bound_anew_is_noticed():
 def test_the_cache_is_bounded_and_holds_no_wrong_function():
     blobs = {}
     for number in range(3000):
-        blobs[number] = pickle_function(eval(f"lambda: {number}")).data
-    assert all(load_function(data)() == number for number, data in blobs.items())
-    assert len(functions._made) <= functions.CACHE_ENTRIES
+        blobs[number] = pickle_function(eval(f"lambda: {number}"))
+    assert all(loaded(pickled)() == number for number, pickled in blobs.items())
+    assert len(definitions._made) <= definitions.CACHE_ENTRIES
 
 
 def test_a_future_in_a_closure_is_refused_with_advice():
@@ -226,7 +230,7 @@ def test_threads_get_the_right_functions():
 
     def check(thread):
         order = made[thread:] + made[:thread]
-        return all(load_function(pickle_function(function).data)() == function() for function in order)
+        return all(again(function)() == function() for function in order)
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(check, range(8)))

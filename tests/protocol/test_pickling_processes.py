@@ -23,7 +23,11 @@ while True:
     except EOFError:
         break
     try:
-        function = functions.get(digest) or functions.setdefault(digest, load_function(data))
+        function = functions.get(digest)
+        if function is None:
+            function, shared = load_function(data, blobs)
+            if shared:
+                functions[digest] = function
         args, kwargs = load_call(call, blobs, {key: load_value(frames) for key, frames in values.items()})
         result = function(*args, **kwargs)
         assert pickle_value(result, 0).nbytes
@@ -50,7 +54,7 @@ def frames_of(function, *args, **kwargs):
     futures = {future.key: future.frames for future in args if isinstance(future, Future)}
     call = _pickling.pickle_call(args, kwargs)
     assert set(futures) == set(call.dependencies)
-    _pickle.dump((blob.digest, blob.data, call.call, dict(call.blobs), futures), _worker.stdin)
+    _pickle.dump((blob.digest, blob.data, call.call, dict(blob.blobs + call.blobs), futures), _worker.stdin)
     _worker.stdin.flush()
     ok, answer = _pickle.load(_worker.stdout)
     if not ok:

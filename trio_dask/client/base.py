@@ -19,7 +19,7 @@ from trio_dask.client.options import Options, extra_from
 from trio_dask.client.scattering import Parcel
 from trio_dask.errors import UsageError
 from trio_dask.identity import Key
-from trio_dask.protocol.pickling import FunctionBlob, call_token, pickle_call, pickle_function
+from trio_dask.protocol.pickling import PickledFunction, call_token, pickle_call, pickle_function
 
 __all__ = ["BaseClient"]
 
@@ -113,7 +113,7 @@ class BaseClient(Generic[F]):
             name = f"{function.name}-{call_token(function.token, args, kwargs, call).hex()}"
         else:
             name = self._fresh_key(function.name)
-        blobs = call.blobs
+        blobs = function.blobs + call.blobs
         row = Row(name, call.call, call.dependencies, tuple([digest for digest, _ in blobs]) if blobs else (), token)
         engine = self._engine
         return self._future(engine, engine.submit(function, (row,), blobs, extra)[0])
@@ -178,35 +178,37 @@ class BaseClient(Generic[F]):
         return futures
 
     def _rows(
-        self, function: FunctionBlob, prefix: str, batch: list[Any], kwargs: dict[str, Any], *, pure: bool
+        self, function: PickledFunction, prefix: str, batch: list[Any], kwargs: dict[str, Any], *, pure: bool
     ) -> tuple[list[Row], list[Content]]:
         rows: list[Row] = []
         contents: list[Content] = []
         function_token = function.token
+        contents += function.blobs
+        always = tuple([digest for digest, _ in function.blobs])
         for args in batch:
             call = pickle_call(args, kwargs)
             token = call_token(function_token, args, kwargs, call).hex() if pure else ""
             key = f"{prefix}-{token}" if token else self._fresh_key(prefix)
             if call.blobs:
                 contents += call.blobs
-                rows.append(Row(key, call.call, call.dependencies, tuple([digest for digest, _ in call.blobs])))
+                rows.append(Row(key, call.call, call.dependencies, (*always, *[digest for digest, _ in call.blobs])))
             else:
-                rows.append(Row(key, call.call, call.dependencies))
+                rows.append(Row(key, call.call, call.dependencies, always))
         return rows, contents
 
     def _named_rows(
-        self, function: FunctionBlob, batch: list[Any], kwargs: dict[str, Any], keys: Iterator[Hashable]
+        self, function: PickledFunction, batch: list[Any], kwargs: dict[str, Any], keys: Iterator[Hashable]
     ) -> tuple[list[Row], list[Content]]:
         names = list(islice(keys, len(batch)))
         if len(names) < len(batch):
             raise UsageError("map() was given fewer keys than calls")
         rows: list[Row] = []
-        contents: list[Content] = []
+        contents: list[Content] = list(function.blobs)
         for name, args in zip(names, batch, strict=True):
             call = pickle_call(args, kwargs)
             token = call_token(function.token, args, kwargs, call)
             contents += call.blobs
-            digests = tuple([digest for digest, _ in call.blobs])
+            digests = tuple([digest for digest, _ in (*function.blobs, *call.blobs)])
             rows.append(Row(wire_key(name), call.call, call.dependencies, digests, token))
         return rows, contents
 
@@ -249,12 +251,13 @@ class BaseClient(Generic[F]):
         """Submit tasks that call one function."""
         function = pickle_function(tasks[0].function)
         rows: list[Row] = []
-        contents: list[Content] = []
+        contents: list[Content] = list(function.blobs)
         for key, _, args in tasks:
             call = pickle_call(args, {})
             token = call_token(function.token, args, {}, call)
             contents += call.blobs
-            rows.append(Row(key, call.call, call.dependencies, tuple([digest for digest, _ in call.blobs]), token))
+            digests = tuple([digest for digest, _ in (*function.blobs, *call.blobs)])
+            rows.append(Row(key, call.call, call.dependencies, digests, token))
         return self._engine.submit(function, rows, contents, extra)
 
     # ------------------------------------------------------------------------------------------------ the rest

@@ -18,7 +18,7 @@ from trio_dask.client.peers import Channel
 from trio_dask.client.waiting import Reading, Settling, Signal, ThreadSignal, TrioSignal
 from trio_dask.errors import KeyConflict
 from trio_dask.identity import Incarnation, Key
-from trio_dask.protocol.pickling import FunctionBlob, load_value
+from trio_dask.protocol.pickling import PickledFunction, load_value
 
 __all__ = ["Engine", "loading"]
 
@@ -59,7 +59,7 @@ class Engine(Driver):
     # ------------------------------------------------------------------------------------------------ wishes
 
     def submit(
-        self, function: FunctionBlob, rows: Iterable[Row], contents: Iterable[Content], extra: Mapping[str, Any]
+        self, function: PickledFunction, rows: Iterable[Row], contents: Iterable[Content], extra: Mapping[str, Any]
     ) -> list[KeyState]:
         """Ask for tasks; each state has one reference more, which its future gives back.
 

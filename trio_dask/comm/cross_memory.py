@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 from typing import cast
 
 from trio_dask.protocol.messages import Lent
+from trio_dask.protocol.raw_memory import address_of
 
 __all__ = ["Loan", "borrow", "can_lend"]
 
@@ -43,7 +44,7 @@ class Loan:
     def __init__(self, buffers: Sequence[memoryview]) -> None:
         mark = secrets.token_bytes(MARK_BYTES)
         self._mark = memoryview(bytearray(mark))
-        self.terms = Lent(os.getpid(), _place(self._mark), mark, tuple(map(_place, buffers)))
+        self.terms = Lent(os.getpid(), address_of(self._mark), mark, tuple(map(address_of, buffers)))
         """What the borrower has to know."""
 
     def __enter__(self) -> Loan:
@@ -81,7 +82,7 @@ def _is_lent(terms: Lent) -> bool:
 def _read(pid: int, place: int, buffer: memoryview) -> bool:
     if _process_vm_readv is None:
         return False
-    here = _place(buffer)
+    here = address_of(buffer)
     done = 0
     while done < len(buffer):
         nbytes = min(len(buffer) - done, PIECE_BYTES)
@@ -99,18 +100,6 @@ class _Span(ctypes.Structure):
     _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
 
 
-class _Buffer(ctypes.Structure):
-    """The interpreter's `Py_buffer`, whose layout is part of the stable ABI since Python 3.11."""
-
-    _fields_ = (
-        ("place", ctypes.c_void_p),
-        ("owner", ctypes.c_void_p),
-        ("length_and_item_size", ctypes.c_ssize_t * 2),
-        ("readonly_and_dimensions", ctypes.c_int * 2),
-        ("format_shape_strides_suboffsets_internal", ctypes.c_void_p * 5),
-    )
-
-
 def _find_process_vm_readv() -> Callable[..., int] | None:
     if not sys.platform.startswith("linux"):
         return None
@@ -124,18 +113,3 @@ def _find_process_vm_readv() -> Callable[..., int] | None:
 
 
 _process_vm_readv = _find_process_vm_readv()
-
-_get_buffer = ctypes.pythonapi.PyObject_GetBuffer
-_get_buffer.argtypes = (ctypes.py_object, ctypes.POINTER(_Buffer), ctypes.c_int)
-_release_buffer = ctypes.pythonapi.PyBuffer_Release
-_release_buffer.argtypes = (ctypes.POINTER(_Buffer),)
-_release_buffer.restype = None
-
-
-def _place(view: memoryview) -> int:
-    """Where the bytes of a contiguous view lie, for as long as it exists; `ctypes` itself refuses what is read-only."""
-    found = _Buffer()
-    _get_buffer(view, ctypes.byref(found), 0)
-    place = int(found.place or 0)
-    _release_buffer(ctypes.byref(found))
-    return place

@@ -1,7 +1,9 @@
 """Calls: the arguments of a task as opaque bytes, in one pass.
 
 The pickler's `persistent_id` hook sees every object. A `KeyReference` becomes its key and a dependency; large content,
-and functions and classes by value, become blobs that are named by their digest, travel once, and are shared by calls.
+and definitions by value, become blobs that are named by their digest, travel once, and are shared by calls. Where a
+definition carries state (`captures`), the call is pickled as a whole instead, as cloudpickle would: what its parts
+share they share at the other end as well, and nobody else does.
 
 The first byte of a call says what it is:
 
@@ -28,22 +30,23 @@ from typing import Any, NamedTuple
 
 from trio_dask.errors import SerializationError
 from trio_dask.identity import Digest, Key
+from trio_dask.protocol.contents import LARGE_BYTES, content_digest, fixed_content, sole_owner
 from trio_dask.protocol.culprits import describe_culprit, users_own
-from trio_dask.protocol.functions import HoldsReference, blob_by_value, content_digest, load_shared, token_by_value
+from trio_dask.protocol.definitions import DefinitionPickler, by_value, load_shared, token_of_definition
 from trio_dask.protocol.picklers import (
     CACHED_FUNCTION,
     PICKLING_FAILURES,
     PROTOCOL,
     Buffer,
-    ByValuePickler,
     Chunks,
     KeyReference,
     kind_of,
+    names_what_only_we_have,
     travels_by_value,
 )
-from trio_dask.protocol.tokens import LARGE_BYTES, canonical_token, sole_owner
+from trio_dask.protocol.tokens import canonical_token
 
-__all__ = ["PickledCall", "call_token", "load_call", "pickle_call"]
+__all__ = ["PickledCall", "call_token", "can_pickle", "load_call", "pickle_arguments", "pickle_call"]
 
 _NUMBERS = frozenset({int, float, bool, type(None)})
 _ATOMS = _NUMBERS | {complex, str}
@@ -82,8 +85,7 @@ class _Gathered:
 
     def add_blob(self, data: Buffer) -> Digest:
         """Large content, copied if it could change: the blob leaves later, and must be what its digest says."""
-        fixed = data if type(data) is bytes else bytes(data)
-        digest = content_digest(fixed)
+        digest, fixed = fixed_content(data)
         self.blobs[digest] = fixed
         owner = sole_owner(data)
         if owner is not None:
@@ -91,8 +93,8 @@ class _Gathered:
         return digest
 
     def add_definition(self, thing: Any) -> Digest:
-        """A function or class by value. Raises `HoldsReference`, or whatever pickling raises."""
-        blob = blob_by_value(thing)
+        """A function or class by value. Raises `CarriesState`, or whatever pickling raises."""
+        blob = by_value(thing)
         self.blobs[blob.digest] = blob.data
         return blob.digest
 
@@ -120,6 +122,7 @@ class _Hooks:
     """What the picklers of calls have in common. Each use of one makes one call."""
 
     gathered: _Gathered
+    shares_definitions: bool
 
     def persistent_id(self, obj: Any, /) -> Any:
         kind = kind_of(obj)
@@ -133,32 +136,32 @@ class _Hooks:
             key: Key = obj.key
             self.gathered.dependencies[key] = None
             return key
-        if (kind is FunctionType or issubclass(kind, type) or kind is CACHED_FUNCTION) and travels_by_value(obj):
-            return self.definition(obj)
+        if (
+            self.shares_definitions
+            and (kind is FunctionType or issubclass(kind, type) or kind is CACHED_FUNCTION)
+            and travels_by_value(obj)
+        ):
+            return "definition", self.gathered.add_definition(obj)
         return None
-
-    def definition(self, thing: Any) -> Any:
-        return "definition", self.gathered.add_definition(thing)
 
 
 class _PlainPickler(_Hooks, pickle.Pickler):
+    shares_definitions = True
+
     def __init__(self) -> None:
         self.file = Chunks()
         self.gathered = _Gathered()
         pickle.Pickler.__init__(self, self.file, PROTOCOL, buffer_callback=self.gathered.add_buffer)
 
 
-class _ByValuePickler(_Hooks, ByValuePickler):
+class _WholePickler(_Hooks, DefinitionPickler):
+    shares_definitions = False
+    renews_classes = True
+
     def __init__(self) -> None:
         self.file = Chunks()
         self.gathered = _Gathered()
-        ByValuePickler.__init__(self, self.file, PROTOCOL, buffer_callback=self.gathered.add_buffer)
-
-    def definition(self, thing: Any) -> Any:
-        try:
-            return super().definition(thing)
-        except HoldsReference:  # it belongs to this call alone: pickled in place, with the reference in it
-            return None
+        DefinitionPickler.__init__(self, self.file, PROTOCOL, buffer_callback=self.gathered.add_buffer)
 
 
 def _made(
@@ -183,7 +186,15 @@ def pickle_call(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> PickledCall
     if not kwargs and _ATOMS.issuperset(map(type, args)):
         call = pickle.dumps(args, PROTOCOL)
         return PickledCall(call, (), ()) if len(call) <= LARGE_BYTES else _made(call, (), {}, ())
-    return (not kwargs and _pickle_references(args)) or _pickle_plainly(args, kwargs) or _pickle_by_value(args, kwargs)
+    try:
+        return (not kwargs and _pickle_references(args)) or pickle_arguments(args, kwargs)
+    except PICKLING_FAILURES as error:
+        raise SerializationError(_complaint(args, kwargs, error)) from users_own(error)
+
+
+def pickle_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> PickledCall:
+    """The same without a look at what the arguments are; raises whatever pickling raises."""
+    return _pickle_plainly(args, kwargs) or _pickle_whole(args, kwargs)
 
 
 def _pickle_references(args: tuple[Any, ...]) -> PickledCall | None:
@@ -211,7 +222,10 @@ def _pickle_plainly(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Pickled
         pickler.dump((args, kwargs))
     except PICKLING_FAILURES:
         return None
-    pickled = pickler.gathered.finish(pickler.file.take())
+    data = pickler.file.take()
+    if names_what_only_we_have(data):
+        return None
+    pickled = pickler.gathered.finish(data)
     if not pickled.blobs and len(pickled.call) <= _POOLED_CALL_BYTES and len(_pool) < _POOL_SIZE:
         pickler.clear_memo()
         if pickled.dependencies:
@@ -220,18 +234,16 @@ def _pickle_plainly(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Pickled
     return pickled
 
 
-def _pickle_by_value(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> PickledCall:
-    pickler = _ByValuePickler()
-    try:
-        pickler.dump((args, kwargs))
-    except PICKLING_FAILURES as error:
-        raise SerializationError(_complaint(args, kwargs, error)) from users_own(error)
+def _pickle_whole(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> PickledCall:
+    pickler = _WholePickler()
+    pickler.dump((args, kwargs))
     return pickler.gathered.finish(pickler.file.take())
 
 
-def _can_pickle(value: Any) -> bool:
+def can_pickle(value: Any) -> bool:
+    """Whether a call may have this as an argument."""
     try:
-        _ByValuePickler().dump(value)
+        _WholePickler().dump(value)
     except PICKLING_FAILURES:
         return False
     return True
@@ -246,8 +258,8 @@ def _labelled(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[tupl
 
 def _complaint(args: tuple[Any, ...], kwargs: Mapping[str, Any], error: BaseException) -> str:
     for label, value in _labelled(args, kwargs):
-        if not _can_pickle(value):
-            return describe_culprit(value, label, "argument", _can_pickle, error)
+        if not can_pickle(value):
+            return describe_culprit(value, label, "argument", can_pickle, error)
     return f"cannot pickle the arguments: {error}"
 
 
@@ -283,7 +295,7 @@ def call_token(function_token: bytes, args: tuple[Any, ...], kwargs: Mapping[str
         pickled.call,
         salt=function_token,
         digests={id(owner): digest for owner, digest in pickled.hashed},
-        token_by_value=token_by_value,
+        token_by_value=token_of_definition,
     )
 
 

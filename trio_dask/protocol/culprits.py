@@ -11,6 +11,7 @@ from typing import Any
 
 import cloudpickle
 
+from trio_dask.protocol.bytecode import code_use
 from trio_dask.protocol.picklers import PICKLING_FAILURES, kind_of, type_name
 
 __all__ = ["describe_culprit", "users_own"]
@@ -30,7 +31,7 @@ def _parts_of_function(function: FunctionType) -> Iterator[_Part]:
             yield f"variable {variable!r} of {name}", cell.cell_contents
         except ValueError:
             continue
-    for variable in function.__code__.co_names:
+    for variable in code_use(function.__code__).globals:
         if variable in function.__globals__:
             yield f"global {variable!r} of {name}", function.__globals__[variable]
     for number, default in enumerate(function.__defaults__ or ()):

@@ -2,24 +2,27 @@
 
 *By reference* means by module and name: the other side imports it. *By value* means its definition travels. Functions
 and classes that another process cannot import (from `__main__`, a notebook, `python -c`, a closure, or a module that
-was given to `cloudpickle.register_pickle_by_value`) travel by value; all else is ordinary pickle, which is many times
-faster than cloudpickle. Ordinary pickle alone would happily refer to `__main__.f`, which is another `__main__` over
-there, so every pickler of this package asks `travels_by_value`.
+was given to `cloudpickle.register_pickle_by_value`) travel by value; so do modules that only this process has, and
+whatever pickles as a name in one of these places. All else is ordinary pickle, which is many times faster than
+cloudpickle. Ordinary pickle alone would happily refer to `__main__.f`, which is another `__main__` over there, so
+every pickler of this package asks `travels_by_value`, and its output is asked `names_what_only_we_have`.
 """
 
 from __future__ import annotations
 
+import copyreg
 import functools
 import io
-import pickle
 import sys
+import typing
 from collections.abc import Callable
-from functools import partial
-from types import CodeType, FunctionType
+from types import CodeType, FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, cast
-from weakref import WeakSet
 
 import cloudpickle
+
+from trio_dask.protocol.bytecode import code_use
+from trio_dask.protocol.origins import keep_class, make_class, make_named, name_of, origin_of, renew_class, set_named
 
 if TYPE_CHECKING:
     from pickle import Pickler as CloudPickler
@@ -34,9 +37,10 @@ __all__ = [
     "ByValuePickler",
     "Chunks",
     "KeyReference",
+    "is_definition",
     "kind_of",
-    "load_by_value",
     "modules_by_value",
+    "names_what_only_we_have",
     "travels_by_value",
     "type_name",
 ]
@@ -87,26 +91,56 @@ def type_name(kind: type[Any]) -> str:
     return str(name) if module in (None, "builtins") else f"{module}.{name}"
 
 
+# ------------------------------------------------------------------------------------------------- the rule
+
+
 def modules_by_value() -> set[str]:
     """Names of the modules that the user has registered with cloudpickle to travel by value."""
     return cast("set[str]", cloudpickle.list_registry_pickle_by_value())
 
 
-def travels_by_value(thing: Any) -> bool:
-    """Whether `thing` is a function or class that another process cannot be expected to import."""
+def is_definition(thing: Any) -> bool:
+    """Whether this is a function, a cached function or a class."""
     kind = kind_of(thing)
+    return kind is FunctionType or kind is CACHED_FUNCTION or issubclass(kind, type)
+
+
+def travels_by_value(thing: Any) -> bool:
+    """Whether `thing` is a definition, or a module, that another process cannot be expected to import."""
+    kind = kind_of(thing)
+    if kind is ModuleType:
+        return thing.__name__ not in sys.modules or _is_registered(thing.__name__)
     if kind is not FunctionType and kind is not CACHED_FUNCTION and not issubclass(kind, type):
         return False
     module_name: Any = getattr(thing, "__module__", None)
     if module_name == "__main__":
         return True
-    found: Any = sys.modules.get(module_name, _ABSENT)
-    for name in thing.__qualname__.split("."):
-        found = getattr(found, name, _ABSENT)
-    if found is not thing:
+    if _find(module_name, thing.__qualname__) is not thing:
         return thing not in _ALWAYS_THERE if kind is type else True
+    return _is_registered(module_name)
+
+
+def _find(module_name: Any, qualified_name: str) -> Any:
+    found: Any = sys.modules.get(module_name, _ABSENT)
+    for name in qualified_name.split("."):
+        found = getattr(found, name, _ABSENT)
+    return found
+
+
+def _is_registered(module_name: Any) -> bool:
     registered = modules_by_value()
     return bool(registered) and any(module_name == name or module_name.startswith(f"{name}.") for name in registered)
+
+
+def names_what_only_we_have(pickled: bytes) -> bool:
+    """Whether an ordinary pickle may refer by name to a module that travels by value. It may also be a mere text."""
+    if b"\x08__main__" in pickled:  # the length of a name comes before it
+        return True
+    registered = modules_by_value()
+    return bool(registered) and any(name.encode() in pickled for name in registered)
+
+
+# ------------------------------------------------------------------------------------------------- by value
 
 
 def code_in_file(filename: str, *arguments: Any) -> CodeType:
@@ -114,48 +148,139 @@ def code_in_file(filename: str, *arguments: Any) -> CodeType:
     return CodeType(*arguments).replace(co_filename=filename)
 
 
-def _again_cached(function: Callable[..., Any], parameters: dict[str, Any]) -> Any:
+def make_cached(function: Callable[..., Any], parameters: dict[str, Any]) -> Any:
+    """A cached function whose cache is empty."""
     return functools.lru_cache(**parameters)(function)
 
 
+def make_cached_property(function: Callable[..., Any], name: str | None) -> Any:
+    """Python 3.11 gives it a lock, which cannot be pickled."""
+    made: functools.cached_property[Any] = functools.cached_property(function)
+    made.attrname = name
+    return made
+
+
+def make_type_variable(kind: Any, name: str, constraints: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    """A `TypeVar` or its like."""
+    return kind(name, *constraints, **options)
+
+
+_VARIANCE = {
+    "covariant": "__covariant__",
+    "contravariant": "__contravariant__",
+    "infer_variance": "__infer_variance__",
+    "bound": "__bound__",
+}
+
+
+def _parts_of_type_variable(thing: Any) -> tuple[Any, ...]:
+    kind = kind_of(thing)
+    options = {} if kind is typing.TypeVarTuple else {
+        option: getattr(thing, attribute) for option, attribute in _VARIANCE.items() if getattr(thing, attribute, None)
+    }  # fmt: skip
+    if getattr(thing, "has_default", bool)():  # from Python 3.13 on
+        options["default"] = thing.__default__
+    return make_type_variable, (kind, thing.__name__, getattr(thing, "__constraints__", ()), options)
+
+
+def _parts_of_new_type(thing: Any) -> tuple[Any, ...]:
+    return typing.NewType, (thing.__name__, thing.__supertype__), {"__module__": thing.__module__}
+
+
+def _parts_of_alias(thing: Any) -> tuple[Any, ...]:
+    return make_type_variable, (
+        kind_of(thing),
+        thing.__name__,
+        (thing.__value__,),
+        {"type_params": thing.__type_params__},
+    )
+
+
+_PARTS_OF_NAMED: dict[Any, Callable[[Any], tuple[Any, ...]]] = {
+    typing.NewType: _parts_of_new_type,
+    typing.TypeVar: _parts_of_type_variable,
+    typing.ParamSpec: _parts_of_type_variable,
+    typing.TypeVarTuple: _parts_of_type_variable,
+}
+if sys.version_info >= (3, 12):
+    _PARTS_OF_NAMED[typing.TypeAliasType] = _parts_of_alias
+
+
+def parts_of_named(thing: Any) -> tuple[Any, ...]:
+    """What to make an object of that pickles as its name: a callable, its arguments, and a state if there is one."""
+    kind = kind_of(thing)
+    parts = _PARTS_OF_NAMED.get(kind)
+    return (copyreg.__newobj__, (kind,), thing.__getstate__()) if parts is None else parts(thing)  # type: ignore[attr-defined]
+
+
 class ByValuePickler(CloudPickler):
-    """cloudpickle with code that names its file, without open files by their content, and with cached functions."""
+    """cloudpickle, with what it leaves out: files of code, globals of nested classes, cached functions, named objects.
+
+    An open file, which it would pickle by its content, is refused. `renews_classes` says whether classes that the
+    other side has are given their attributes anew.
+    """
+
+    renews_classes = False
+
+    def content_of(self, thing: Any) -> bytes:
+        """The token of what a class or named object that is defined here consists of."""
+        raise NotImplementedError
 
     def reducer_override(self, obj: Any, /) -> Any:
         kind = kind_of(obj)
+        if kind is FunctionType:
+            return self.reduce_function(obj)
         if kind is CACHED_FUNCTION:
             if travels_by_value(obj):
-                return _again_cached, (obj.__wrapped__, obj.cache_parameters())
-        elif issubclass(kind, type):
-            if obj not in _from_elsewhere and travels_by_value(obj):
-                _at_home.add(obj)
-        elif kind is CodeType:
+                return make_cached, (obj.__wrapped__, obj.cache_parameters())
+            return NotImplemented
+        if issubclass(kind, type):
+            return self.reduce_class(obj)
+        if kind is CodeType:
             reduced = cast("tuple[Any, ...]", self.dispatch_table[CodeType](obj))
             return code_in_file, (obj.co_filename, *reduced[1])
-        elif kind is io.TextIOWrapper and obj is not sys.stdout and obj is not sys.stderr:
+        if kind is functools.cached_property:
+            return make_cached_property, (obj.func, obj.attrname)
+        if kind is io.TextIOWrapper and obj is not sys.stdout and obj is not sys.stderr:
             raise TypeError("cannot pickle an open file")
-        return super().reducer_override(obj)
+        if kind in self.dispatch_table and kind not in _PARTS_OF_NAMED:
+            return NotImplemented
+        return self.reduce_object(obj)
 
+    def reduce_function(self, function: FunctionType) -> Any:
+        """cloudpickle looks for the globals of functions only, not for those that the body of a class reads."""
+        reduced: Any = super().reducer_override(function)
+        if reduced is not NotImplemented:
+            carried = cast("dict[str, Any]", reduced[2][1]["__globals__"])
+            for name in code_use(function.__code__).globals:
+                if name not in carried and name in function.__globals__:
+                    carried[name] = function.__globals__[name]
+        return reduced
 
-# cloudpickle finds a class that returns to its home by an id that travels along, but then sets all its attributes
-# anew: methods would be swapped, under the user's feet, for copies with other globals.
-_at_home: WeakSet[type[Any]] = WeakSet()
-_from_elsewhere: WeakSet[type[Any]] = WeakSet()
+    def reduce_class(self, cls: Any) -> Any:
+        """A class by value, with its origin; its type and its members are made by cloudpickle."""
+        reduced: Any = super().reducer_override(cls)
+        if reduced is NotImplemented or len(reduced) < 6:
+            return reduced
+        maker, arguments, state, _, _, set_state = reduced
+        origin = origin_of(cls, arguments[-2], self.content_of)
+        fill = renew_class if self.renews_classes else keep_class
+        return make_class, (*origin, maker, (*arguments[:-2], None, None)), (set_state, state), None, None, fill
 
+    def reduce_object(self, obj: Any) -> Any:
+        """As ever, but for what pickles as a name in a module that travels by value."""
+        reduced = obj.__reduce_ex__(PROTOCOL)
+        if type(reduced) is not str:
+            return reduced
+        module_name: Any = getattr(obj, "__module__", None)
+        if module_name is None:
+            return NotImplemented  # pickle itself searches all modules for it
+        if module_name != "__main__" and _find(module_name, reduced) is obj and not _is_registered(module_name):
+            return NotImplemented
+        return self.reduce_named(obj)
 
-def _set_class_state(setter: Callable[[Any, Any], Any], made: type[Any], state: Any) -> Any:
-    if made in _at_home:
-        return made
-    _from_elsewhere.add(made)
-    return setter(made, state)
-
-
-class _ByValueUnpickler(pickle.Unpickler):
-    def find_class(self, module_name: str, global_name: str, /) -> Any:
-        found = super().find_class(module_name, global_name)
-        return partial(_set_class_state, found) if global_name == "_class_setstate" else found
-
-
-def load_by_value(data: Buffer) -> Any:
-    """Load what a `ByValuePickler` wrote. A class that was defined in this process comes back as it is now."""
-    return _ByValueUnpickler(io.BytesIO(data)).load()
+    def reduce_named(self, obj: Any) -> Any:
+        """A named object by value."""
+        maker, arguments, *states = parts_of_named(obj)
+        state = states[0] if states else None
+        return make_named, (name_of(obj, self.content_of), maker, arguments), state, None, None, set_named

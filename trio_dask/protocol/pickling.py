@@ -12,14 +12,14 @@ from __future__ import annotations
 
 from trio_dask.protocol.calls import PickledCall, call_token, load_call, pickle_call
 from trio_dask.protocol.exceptions import describe_exception, rebuild_exception
-from trio_dask.protocol.functions import FunctionBlob, load_function, pickle_function
+from trio_dask.protocol.functions import PickledFunction, load_function, pickle_function
 from trio_dask.protocol.picklers import KeyReference
 from trio_dask.protocol.values import PickledValue, dump_value, load_value, pickle_value
 
 __all__ = [
-    "FunctionBlob",
     "KeyReference",
     "PickledCall",
+    "PickledFunction",
     "PickledValue",
     "call_token",
     "describe_exception",

@@ -6,20 +6,24 @@ holds random ids of classes by value. A token is the hash of a second, canonical
 - no memo (`Pickler.fast`), so that it depends on equality and not on identity. What is too entangled for that (cycles,
   or shared parts that multiply) is pickled with a memo instead;
 - sets are sorted, by value where that is possible, else by the tokens of their elements;
-- functions and classes by value are told by what they do: code, constants, defaults, captured variables, attributes;
-  not by file, line or the random id;
+- definitions by value are told by what they do: code, constants, defaults, captured variables, attributes; not by file,
+  line or the random name of their origin;
 - large content is told by its digest, which the call's own pickle has already computed.
 """
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable, Iterator, Mapping
 from hashlib import blake2b
 from pickle import PickleBuffer
-from types import CodeType, FunctionType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 from trio_dask.identity import Digest
+from trio_dask.protocol.bytecode import code_use
+from trio_dask.protocol.captures import NOT_THE_USERS
+from trio_dask.protocol.contents import LARGE_BYTES, content_digest, sole_owner
 from trio_dask.protocol.picklers import (
     CACHED_FUNCTION,
     PROTOCOL,
@@ -27,14 +31,12 @@ from trio_dask.protocol.picklers import (
     ByValuePickler,
     KeyReference,
     kind_of,
+    parts_of_named,
     travels_by_value,
     type_name,
 )
 
-__all__ = ["canonical_token", "sole_owner"]
-
-LARGE_BYTES = 1 << 16
-"""Content from this size on is told by its digest."""
+__all__ = ["canonical_token"]
 
 # How much longer than the ordinary pickle the one without a memo may get.
 _GROWTH = 8
@@ -43,17 +45,7 @@ _ALLOWANCE_BYTES = 1 << 20
 _HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: made by a class statement
 _PLAIN = frozenset({int, str, float, bool, type(None), tuple, list, dict, complex})
 _SORTABLE = frozenset({int, str, bytes})
-_UNTOLD = frozenset(
-    {
-        "__dict__",
-        "__weakref__",
-        "__module__",
-        "__firstlineno__",
-        "__static_attributes__",
-        "_abc_impl",
-        "__annotate_func__",
-    }
-)
+_UNTOLD = NOT_THE_USERS | {"__module__", "__firstlineno__", "__static_attributes__"}
 
 
 class _TooLong(Exception):
@@ -74,16 +66,6 @@ class _HashingFile:
         self.hash.update(data)
 
 
-def sole_owner(data: Buffer) -> Any:
-    """The object whose whole content this is. None where there is none: an exporter may redirect to a larger buffer."""
-    view = memoryview(data)
-    owner = view.obj
-    try:
-        return owner if memoryview(owner).nbytes == view.nbytes else None
-    except TypeError:
-        return None
-
-
 def _code(code: CodeType) -> tuple[Any, ...]:
     return (
         code.co_code,
@@ -100,13 +82,9 @@ def _code(code: CodeType) -> tuple[Any, ...]:
     )
 
 
-def _used_globals(function: FunctionType, code: CodeType) -> Iterator[tuple[str, Any]]:
-    for name in code.co_names:
-        if name in function.__globals__:
-            yield name, function.__globals__[name]
-    for constant in code.co_consts:
-        if type(constant) is CodeType:
-            yield from _used_globals(function, constant)
+def _used_globals(function: FunctionType) -> dict[str, Any]:
+    bound = function.__globals__
+    return {name: bound[name] for name in sorted(code_use(function.__code__).globals) if name in bound}
 
 
 def _cells(function: FunctionType) -> Iterator[Any]:
@@ -124,14 +102,32 @@ def _function(function: FunctionType) -> tuple[Any, ...]:
         function.__defaults__,
         function.__kwdefaults__,
         tuple(_cells(function)),
-        dict(_used_globals(function, function.__code__)),
+        _used_globals(function),
+        function.__annotations__,
         function.__dict__,
     )
 
 
 def _class(cls: type[Any]) -> tuple[Any, ...]:
     attributes = {name: value for name, value in vars(cls).items() if name not in _UNTOLD}
-    return type(cls), cls.__qualname__, cls.__bases__, attributes
+    return type(cls), cls.__qualname__, cls.__bases__, attributes, _registered_with(cls)
+
+
+def _registered_with(cls: type[Any]) -> frozenset[Any]:
+    """The classes that `cls.register` was called with."""
+    if not isinstance(cls, abc.ABCMeta):
+        return frozenset()
+    references: set[Callable[[], Any]] = vars(abc)["_get_dump"](cls)[0]  # which cloudpickle copies
+    return frozenset(reference() for reference in references) - {None}
+
+
+def _module(module: ModuleType) -> tuple[Any, ...]:
+    return module.__name__, {name: value for name, value in vars(module).items() if not name.startswith("__")}
+
+
+def make_named_of(name: str, parts: Any) -> Any:
+    """Stands in a token for an object that pickles as its name; never called."""
+    return name, parts
 
 
 class _CanonicalPickler(ByValuePickler):
@@ -167,13 +163,17 @@ class _CanonicalPickler(ByValuePickler):
             return self.buffer(obj)
         if kind is CodeType:
             return "code", _code(obj)
-        if kind is FunctionType or issubclass(kind, type) or kind is CACHED_FUNCTION:
+        if kind is FunctionType or issubclass(kind, type) or kind is CACHED_FUNCTION or kind is ModuleType:
             return self.definition(obj) if travels_by_value(obj) else None
         return None
 
+    def reduce_named(self, obj: Any) -> Any:
+        return make_named_of, (type_name(kind_of(obj)), parts_of_named(obj))
+
     def definition(self, thing: Any) -> tuple[Any, ...]:
-        """A function or class: in full where it is first met, later by its number, because they refer to each other."""
-        token = None if self.token_by_value is None else self.token_by_value(thing)
+        """In full where it is first met, later by its number, because definitions refer to each other."""
+        is_module = type(thing) is ModuleType
+        token = None if self.token_by_value is None or is_module else self.token_by_value(thing)
         if token is not None:
             return "by value", token
         number = self.met.get(id(thing))
@@ -181,6 +181,8 @@ class _CanonicalPickler(ByValuePickler):
             return "again", number
         self.met[id(thing)] = len(self.met)
         self.kept.append(thing)
+        if is_module:
+            return "module", _module(thing)
         if type(thing) is FunctionType:
             return "function", _function(thing)
         if type(thing) is CACHED_FUNCTION:
@@ -203,7 +205,7 @@ class _CanonicalPickler(ByValuePickler):
 
     def digest(self, content: Buffer) -> Digest:
         found = self.digests.get(id(sole_owner(content)))
-        return blake2b(content, digest_size=16).digest() if found is None else found
+        return content_digest(content) if found is None else found
 
     def buffer(self, buffer: PickleBuffer) -> tuple[str, Digest] | None:
         """By content alone: not by whether it may be written to."""

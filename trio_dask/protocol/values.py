@@ -16,15 +16,16 @@ from types import FunctionType
 from typing import Any, NamedTuple, TypeVar
 
 from trio_dask.errors import SerializationError
+from trio_dask.protocol.captures import CarriesState
 from trio_dask.protocol.culprits import describe_culprit, users_own
-from trio_dask.protocol.functions import share
+from trio_dask.protocol.definitions import DefinitionPickler, class_blob, load_shared
 from trio_dask.protocol.picklers import (
     CACHED_FUNCTION,
     PICKLING_FAILURES,
     PROTOCOL,
     Buffer,
-    ByValuePickler,
     kind_of,
+    names_what_only_we_have,
     travels_by_value,
     type_name,
 )
@@ -36,6 +37,9 @@ IN_BAND_BYTES = 1 << 12
 
 PIECE_BYTES = 1 << 20
 """A single write of the pickler from this size on (a large bytes object) becomes a frame without being copied."""
+
+LARGEST_FRAME_BYTES = 1 << 17
+"""The pickler writes whole opcodes, in frames below this size; what is larger is the content of one object."""
 
 _SCALARS: dict[type[Any], str] = {int: "int", float: "float", bool: "bool", type(None): "NoneType", complex: "complex"}
 _STRINGS: dict[type[Any], str] = {str: "str", bytes: "bytes"}
@@ -63,15 +67,20 @@ class ByReferencePickler(pickle.Pickler):
             if travels_by_value(obj):
                 raise pickle.PicklingError("by value")  # cloudpickle's turn: functions may share what they capture
         elif issubclass(kind, type) and travels_by_value(obj):
-            return share(obj)
+            return load_shared, class_blob(obj)
         return NotImplemented
 
 
-class SharingPickler(ByValuePickler):
-    """The same by way of cloudpickle, for what ordinary pickle cannot do."""
+class SharingPickler(DefinitionPickler):
+    """The same by way of cloudpickle, for what ordinary pickle cannot do, and for classes that carry state."""
 
     def reducer_override(self, obj: Any, /) -> Any:
-        return share(obj) if issubclass(type(obj), type) and travels_by_value(obj) else super().reducer_override(obj)
+        if issubclass(type(obj), type) and travels_by_value(obj):
+            try:
+                return load_shared, class_blob(obj)
+            except CarriesState:
+                pass
+        return super().reducer_override(obj)
 
 
 class _Sink:
@@ -79,10 +88,14 @@ class _Sink:
 
     def __init__(self) -> None:
         self.nbytes: int = 0
+        self.names_ours = False
+        """Whether the pickle may refer by name to what only this process has."""
         self.buffers: list[memoryview] = []
 
     def write(self, data: bytes, /) -> None:
         self.nbytes += len(data)
+        if len(data) < LARGEST_FRAME_BYTES and names_what_only_we_have(data):
+            self.names_ours = True
 
     def add_buffer(self, buffer: PickleBuffer) -> bool:
         """Whether to pickle the buffer in band."""
@@ -106,7 +119,7 @@ class _Meter(_Sink):
         self.kept: list[bytes] = []
 
     def write(self, data: bytes, /) -> None:
-        self.nbytes += len(data)
+        super().write(data)
         if self.nbytes <= self.limit_bytes:
             self.kept.append(data)
         else:
@@ -122,6 +135,7 @@ class _Frames(_Sink):
         self.small = BytesIO()
 
     def write(self, data: bytes, /) -> None:
+        super().write(data)
         if len(data) < PIECE_BYTES:
             self.small.write(data)
         else:
@@ -141,9 +155,11 @@ def _pickle(value: Any, new_sink: Callable[[], _SinkType]) -> _SinkType:
     sink = new_sink()
     try:
         ByReferencePickler(sink, PROTOCOL, buffer_callback=sink.add_buffer).dump(value)
-        return sink
+        if not sink.names_ours:
+            return sink
     except PICKLING_FAILURES:
-        sink = new_sink()
+        pass  # cloudpickle may know how
+    sink = new_sink()
     SharingPickler(sink, PROTOCOL, buffer_callback=sink.add_buffer).dump(value)
     return sink
 

@@ -307,8 +307,7 @@ class Executor:
             if self._doomed and id(run) in self._doomed:
                 context.cancelled = True
                 raise TaskCancelled(f"task {context.key!r} was cancelled before it started")
-            loaded = self._functions.get(run.function)
-            function, is_async = loaded or self._load(run.function)
+            function, is_async = self._functions.get(run.function) or self._load(run.function)
             values = self._inputs(run, carried) if run.dependencies else _NO_VALUES
             args, kwargs = load_call(run.call, self._blobs, values)
             value = self._call_async(context, function, args, kwargs) if is_async else function(*args, **kwargs)
@@ -337,10 +336,11 @@ class Executor:
             self._post(Begun(context.run, None))
 
     def _load(self, digest: Digest) -> tuple[Callable[..., Any], bool]:
-        function = load_function(self._blobs[digest])
+        function, shared = load_function(self._blobs[digest], self._blobs)
         method = getattr(type(function), "__call__", None)  # noqa: B004 (the method itself is what is asked about)
         is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(method)
-        self._functions[digest] = function, is_async
+        if shared:
+            self._functions[digest] = function, is_async
         return function, is_async
 
     def _inputs(self, run: Run, carried: Mapping[Key, Any]) -> dict[Key, Any]:

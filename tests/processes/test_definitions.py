@@ -1,0 +1,177 @@
+"""What a script defines means on the workers what it means in the script, at the time of the submit."""
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+PREAMBLE = """
+import time
+import numpy as np
+from trio_dask import Client
+"""
+
+
+def run(script, tmp_path, layout="n_workers=1, threads_per_worker=4"):
+    path = tmp_path / "script.py"
+    body = textwrap.indent(textwrap.dedent(script).partition("# cluster\n")[2], "    ")
+    definitions = textwrap.dedent(script).partition("# cluster\n")[0]
+    path.write_text(f"{PREAMBLE}{definitions}\nwith Client({layout}) as client:\n{body}\n")
+    done = subprocess.run(
+        [sys.executable, str(path)], capture_output=True, text=True, timeout=50, check=False, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split("\n")
+
+
+def test_methods_and_bound_arguments_are_each_tasks_own(tmp_path):
+    run(
+        """
+        class Model:
+            def fit(self, k): self.k = k; time.sleep(.05); return self
+        def add_one(i, a): a += 1; return float(a[0])
+        # cluster
+        assert [m.k for m in client.gather([client.submit(Model().fit, k) for k in range(6)])] == list(range(6))
+        for size in (100, 500, 200_000):
+            assert client.gather(client.map(add_one, range(4), a=np.zeros(size), pure=False)) == [1] * 4
+        """,
+        tmp_path,
+    )
+
+
+def test_a_class_that_is_changed_between_submits_is_another_class_for_each(tmp_path):
+    run(
+        """
+        class Conf:
+            scale = 0
+        def scaled(x): time.sleep(.02); return Conf.scale * x
+        # cluster
+        futures = []
+        for scale in range(12):
+            Conf.scale = scale
+            futures.append(client.submit(scaled, 10))
+        assert client.gather(futures) == [10 * scale for scale in range(12)]
+        """,
+        tmp_path,
+    )
+
+
+def test_values_of_a_class_of_the_script_are_instances_of_it_for_every_task(tmp_path):
+    run(
+        """
+        import dataclasses
+        @dataclasses.dataclass
+        class Point:
+            x: int
+            colours = ["red"]
+        def make(x): return Point(x)
+        def check(a, b, x): return isinstance(a, Point) and a == Point(x) and type(a) is type(b)
+        def grow(x): Point.colours.append(x); return len(Point.colours)
+        # cluster
+        a = client.submit(make, 1, workers=0 and None)
+        assert client.submit(check, a, Point(3), 1).result() is True
+        assert client.gather(client.map(grow, range(3), pure=False)) == [2, 2, 2]
+        assert client.submit(check, a, Point(4), 1).result() is True
+        assert type(a.result()) is Point and Point.colours == ["red"]
+        """,
+        tmp_path,
+        "n_workers=2, threads_per_worker=1",
+    )
+
+
+def test_a_module_that_travels_by_value_is_watched(tmp_path):
+    run(
+        """
+        import importlib, pathlib, sys, types
+        import cloudpickle
+        sys.dont_write_bytecode = True
+        conf = types.ModuleType("made_here")
+        conf.scale = 1
+        pathlib.Path("settings_of_mine.py").write_text("factor = 2\\ndef times(x): return factor * x\\n")
+        sys.path.insert(0, ".")
+        import settings_of_mine
+        cloudpickle.register_pickle_by_value(settings_of_mine)
+        def scaled(x): return conf.scale * x
+        def with_settings(x): return settings_of_mine.times(x) + settings_of_mine.factor
+        # cluster
+        first = client.submit(scaled, 3)
+        conf.scale = 777
+        second = client.submit(scaled, 3)
+        assert (first.result(), second.result()) == (3, 2331) and first.key != second.key
+        first = client.submit(with_settings, 3), client.submit(settings_of_mine.times, 3)
+        pathlib.Path("settings_of_mine.py").write_text("factor = 5\\n\\ndef times(x): return factor * x + 1\\n")
+        importlib.reload(settings_of_mine)
+        second = client.submit(with_settings, 3), client.submit(settings_of_mine.times, 3)
+        assert client.gather([*first, *second]) == [8, 6, 21, 16]
+        assert len({future.key for future in (*first, *second)}) == 4
+        """,
+        tmp_path,
+    )
+
+
+def test_names_of_attributes_are_no_globals(tmp_path):
+    run(
+        """
+        import pathlib, types
+        name, data = "global", np.zeros(1_000_000)
+        def name_of(path): return path.name
+        def sum_of(x): return x.data
+        def nested(path):
+            class Inner:
+                label = path.name
+            return [p.name for p in [path]] + [Inner.label]
+        # cluster
+        path = pathlib.Path("a/b")
+        before = [client.submit(f, path).key for f in (name_of, nested)]
+        fixed = client.submit(name_of, path, key="fixed")
+        name = "another"
+        assert [client.submit(f, path).key for f in (name_of, nested)] == before
+        assert client.submit(name_of, path, key="fixed").result() == "b"
+        key = client.submit(sum_of, types.SimpleNamespace(data=1)).key
+        data[0] = 1
+        assert client.submit(sum_of, types.SimpleNamespace(data=1)).key == key
+        """,
+        tmp_path,
+    )
+
+
+def test_what_pickles_as_its_name_travels_by_value_and_is_one_object(tmp_path):
+    run(
+        """
+        import functools, typing
+        UserId = typing.NewType("UserId", int)
+        T = typing.TypeVar("T", bound=int)
+        P = typing.ParamSpec("P")
+        class Missing:
+            def __reduce__(self): return "MISSING"
+        MISSING = Missing()
+        class Box(typing.Generic[T]):
+            def __init__(self, value: T): self.value = value
+            @functools.cached_property
+            def double(self) -> UserId: return UserId(self.value * 2)
+        CONST = 3
+        def annotated(x: UserId) -> "T": return UserId(x + 1)
+        def given(kind, x): return kind(x) if kind is UserId else None
+        def same(x): return x is MISSING, MISSING
+        def variables(): return UserId, T, P, MISSING
+        def body():
+            class Inner:
+                value = CONST
+            return Inner.value
+        # cluster
+        assert client.submit(annotated, UserId(1)).result() == 2
+        assert client.submit(given, UserId, 4).result() == 4
+        assert client.submit(same, MISSING).result() == (True, MISSING)
+        for _ in range(2):
+            assert all(map(lambda a, b: a is b, client.submit(variables, pure=False).result(), (UserId, T, P, MISSING)))
+        assert client.submit(lambda b: b.double, Box(4)).result() == 8
+        assert client.submit(same, client.submit(lambda: MISSING)).result()[0] is True
+        assert client.submit(body).result() == 3
+        keys = {client.submit(annotated, UserId(2)).key for _ in range(3)}
+        assert len(keys) == 1
+        """,
+        tmp_path,
+    )

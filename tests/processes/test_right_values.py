@@ -1,0 +1,267 @@
+"""What a task computes is what its call computes in a process of its own, whatever ran before it and beside it.
+
+The reference is `pickle.loads(cloudpickle.dumps(call))` in a process that is forked for that one call, with our own
+pickler by value where cloudpickle fails.
+"""
+
+import collections
+import contextlib
+import functools
+import io
+import operator
+import pickle
+import random
+import subprocess
+import sys
+
+import cloudpickle
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from trio_dask import Client
+from trio_dask.protocol.definitions import DefinitionPickler
+
+pytestmark = pytest.mark.slow
+
+REFERENCE = """
+import os, pickle, sys
+import cloudpickle, numpy, trio_dask.protocol.picklers
+while True:
+    try:
+        data = pickle.load(sys.stdin.buffer)
+    except EOFError:
+        break
+    if os.fork():
+        os.wait()
+        continue
+    try:
+        function, args, kwargs = pickle.loads(data)
+        outcome = function(*args, **kwargs)
+    except Exception as error:
+        outcome = type(error).__name__
+    pickle.dump(outcome, sys.stdout.buffer)
+    sys.stdout.buffer.flush()
+    os._exit(0)
+"""
+
+SCRIPT = """
+import functools, types
+
+number, numbers, table = 3, [1, 2], {"a": 1}
+conf = types.ModuleType("conf_of_the_script")
+conf.scale, conf.seen = 2, []
+name = "global"
+
+def read(x): return number * x
+def bind(x):
+    global number
+    number += x
+    return number
+def bind_and_read(x): return bind(x), read(1)
+def append(x): numbers.append(x); return list(numbers)
+def append_twice(x): append(x); return append(x)
+def remember(x, seen=[]): seen.append(x); return list(seen)
+def count(x): count.calls = getattr(count, "calls", 0) + x; return count.calls
+def bind_by_name(x): globals()["number"] += x; return number
+def scaled(x): conf.seen.append(x); return conf.scale * x, len(conf.seen)
+def put(x): table["a"] += x; return table["a"]
+def body(x):
+    class Body:
+        value = number + x
+    return Body.value
+def attribute(x): return getattr(types.SimpleNamespace(name=x), "name") if x.name else 0
+@functools.lru_cache
+def cached(x): return [x]
+def from_cache(x): cached(1).append(x); return cached(1)
+def closure():
+    calls, seen = 0, []
+    def inner(x):
+        nonlocal calls
+        calls += x
+        seen.append(x)
+        return calls, list(seen)
+    return inner
+def set_first(x, a): a[0] += x; return float(a[0]), len(a)
+def own_class(x):
+    Holder.last = x if not hasattr(Holder, "last") else Holder.last + x
+    return Holder.last
+
+class Holder:
+    made = 0
+    items = []
+    def __init__(self, k=0): self.k = k
+    def fit(self, x): self.k += x; return self.k
+    def __call__(self, x): self.last = getattr(self, "last", 0) + x; return self.last
+    def read(self, x): return number + x + self.k
+class Counting:
+    made = 0
+    def bump(self, x): type(self).made += x; return Counting.made
+    @classmethod
+    def all(cls, x): cls.made += x; return cls.made
+    def listed(self, x): Listing.items.append(x); return len(Listing.items)
+class Listing:
+    items = []
+"""
+
+
+def apply(function, x):
+    """By reference in this process alone, so by value: a function that calls another one."""
+    return function(x)
+
+
+class Program:
+    """A script and the objects that it keeps, which change while it runs."""
+
+    def __init__(self):
+        self.names = {"__name__": "__main__"}
+        exec(SCRIPT, self.names)
+        n = self.names
+        self.small, self.large = np.zeros(100), np.zeros(40_000)
+        self.generator = random.Random(7)
+        self.counter = collections.Counter()
+        self.holder = n["Holder"](5)
+        apply.__module__ = "__main__"
+        by_name = ["read", "bind", "bind_and_read", "append", "append_twice", "remember", "count", "bind_by_name"]
+        by_name += ["scaled", "put", "body", "from_cache"]
+        self.callables = [n[name] for name in by_name]
+        self.callables += [
+            n["closure"](),
+            n["closure"](),
+            self.holder.fit,
+            self.holder,
+            self.holder.read,
+            n["Holder"](1).fit,
+            functools.partial(n["set_first"], a=self.small),
+            functools.partial(n["set_first"], a=self.large),
+            functools.partial(operator.mul, 3),
+            functools.partial(functools.partial(n["append"])),
+            operator.neg,
+            abs,
+            self.generator.randrange,
+            n["numbers"].count,
+            self.reading_array(self.large),
+            self.reading_array(self.small),
+        ]
+        self.of_classes = [n["own_class"], n["Counting"]().bump, n["Counting"].all, n["Counting"]().listed]
+
+    def reading_array(self, array):
+        names = {"__name__": "__main__", "array": array}
+        exec("def add(x):\n    array[0] += x\n    return float(array[0])", names)
+        return names["add"]
+
+    def changes(self):
+        n = self.names
+
+        def redefine():
+            exec("def read(x): return number - x", n)
+
+        return [
+            lambda: n.__setitem__("number", n["number"] + 10),
+            lambda: n["numbers"].append(9),
+            lambda: n["table"].__setitem__("a", 50),
+            lambda: setattr(n["conf"], "scale", n["conf"].scale + 5),
+            lambda: n["conf"].seen.append(0),
+            lambda: setattr(self.holder, "k", 77),
+            lambda: operator.setitem(self.small, 0, 5),
+            lambda: operator.setitem(self.large, 0, 6),
+            lambda: n["remember"].__defaults__[0].append(8),
+            lambda: setattr(n["count"], "calls", 4),
+            lambda: setattr(n["Holder"], "read", lambda self, x: x),
+            lambda: setattr(n["Counting"], "made", 30),
+            lambda: n["Listing"].items.append(1),
+            lambda: n["closure"]().__closure__,
+            redefine,
+            lambda: self.generator.random(),
+        ]
+
+
+def pickled(call):
+    if not {"body", "from_cache"}.isdisjoint(getattr(part, "__name__", "") for part in (call[0], *call[1])):
+        file = io.BytesIO()
+        DefinitionPickler(file, pickle.HIGHEST_PROTOCOL).dump(call)
+        return file.getvalue()
+    return cloudpickle.dumps(call)
+
+
+@pytest.fixture(scope="module")
+def reference():
+    with subprocess.Popen([sys.executable, "-c", REFERENCE], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+
+        def compute(function, *args, **kwargs):
+            pickle.dump(pickled((function, args, kwargs)), process.stdin)
+            process.stdin.flush()
+            return pickle.load(process.stdout)
+
+        yield compute
+        process.stdin.close()
+
+
+@pytest.fixture(scope="module")
+def clusters():
+    with contextlib.ExitStack() as stack:
+        yield {
+            layout: stack.enter_context(Client(n_workers=layout[0], threads_per_worker=layout[1]))
+            for layout in [(1, 1), (1, 4), (3, 1)]
+        }
+
+
+@st.composite
+def histories(draw):
+    """A few callables, and steps about them: what to do, and with which callable or change."""
+    chosen = draw(st.lists(st.integers(0, 99), min_size=1, max_size=3))
+    changes = draw(st.lists(st.integers(0, 99), min_size=1, max_size=2))
+    step = st.one_of(
+        st.tuples(st.sampled_from(["submit", "map", "argument"]), st.sampled_from(chosen), st.integers(1, 3)),
+        st.tuples(st.just("change"), st.sampled_from(changes), st.just(0)),
+    )
+    return draw(st.lists(step, min_size=3, max_size=20))
+
+
+def plain(value):
+    return type(value).__name__ if isinstance(value, Exception) else value
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@given(history=histories(), layout=st.sampled_from([(1, 1), (1, 4), (3, 1)]))
+def test_a_task_gets_what_its_call_was_and_nothing_of_other_tasks(history, layout, reference, clusters):
+    client = clusters[layout]
+    program = Program()
+    changes = program.changes()
+    callables = program.callables + (program.of_classes if layout[1] == 1 else [])
+    made, expected = [], []
+    for what, number, x in history:
+        function = callables[number % len(callables)]
+        if what == "change":
+            changes[number % len(changes)]()
+        elif what == "submit":
+            made.append(client.submit(function, x, pure=False))
+            expected.append(reference(function, x))
+        elif what == "argument":
+            made.append(client.submit(apply, function, x, pure=False))
+            expected.append(reference(apply, function, x))
+        else:
+            made += client.map(function, [x, x + 1], pure=False)
+            expected += [reference(function, x), reference(function, x + 1)]
+    found = [error if (error := future.exception()) is not None else future.result() for future in made]
+    assert [plain(value) for value in found] == expected
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@given(history=histories())
+def test_a_key_stays_while_nothing_changes_and_never_stands_for_two_behaviours(history, reference, clusters):
+    client = clusters[1, 1]
+    program = Program()
+    changes = program.changes()
+    callables = program.callables + program.of_classes
+    behaviours, last = {}, {}
+    for what, number, _ in history:
+        if what == "change":
+            changes[number % len(changes)]()
+            last.clear()
+            continue
+        index = number % len(callables)
+        key, value = client.submit(callables[index], 1).key, reference(callables[index], 1)
+        assert last.setdefault(index, key) == key
+        assert behaviours.setdefault((index, key), value) == value

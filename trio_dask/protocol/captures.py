@@ -1,0 +1,295 @@
+"""What definitions by value captured when they were pickled, and whether that still is so.
+
+A pickle by value copies what it reaches. What it reaches is of three kinds:
+
+- *trusted*: what travels by reference. The other side imports its own;
+- *watched*: what can change only by being bound anew: immutable values, functions, classes, modules. A `Watch` looks
+  at the bindings again, which takes a microsecond;
+- *state*: everything else. A list may have changed in place, and a function may bind a global or an outer variable. A
+  definition that captured state, or can keep some, belongs to one call: it is pickled anew for each submit, and loaded
+  anew for each task.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import enum
+import operator
+from collections.abc import Callable, Iterable
+from functools import cached_property, partial
+from types import (
+    BuiltinFunctionType,
+    CodeType,
+    FunctionType,
+    GenericAlias,
+    GetSetDescriptorType,
+    MemberDescriptorType,
+    ModuleType,
+    UnionType,
+)
+from typing import Any
+
+from trio_dask.protocol.bytecode import code_use
+from trio_dask.protocol.picklers import is_definition, kind_of, travels_by_value
+
+__all__ = ["NOT_THE_USERS", "CarriesState", "Watch", "is_immutable"]
+
+
+class CarriesState(Exception):
+    """A definition by value has captured something that can change in place, or can keep state from call to call."""
+
+
+_IMMUTABLE = frozenset(
+    {
+        bool, bytes, complex, float, int, object, range, str, type(None), type(...), type(NotImplemented),
+        CodeType, GenericAlias, GetSetDescriptorType, MemberDescriptorType, UnionType,
+    }
+)  # fmt: skip
+_IMMUTABLE_BY_NAME = frozenset(
+    {
+        "_collections._tuplegetter", "collections._tuplegetter",
+        "dataclasses._HAS_DEFAULT_FACTORY_CLASS", "dataclasses._MISSING_TYPE",
+        "datetime.date", "datetime.datetime", "datetime.time", "datetime.timedelta", "datetime.timezone",
+        "decimal.Decimal", "fractions.Fraction", "ipaddress.IPv4Address", "ipaddress.IPv6Address",
+        "logging.Logger", "logging.RootLogger", "numpy.ufunc", "operator.attrgetter", "operator.itemgetter",
+        "pathlib.PosixPath", "pathlib.PurePosixPath", "pathlib._local.PosixPath", "pathlib._local.PurePosixPath",
+        "re.Pattern", "uuid.UUID", "zoneinfo.ZoneInfo",
+    }
+)  # fmt: skip
+"""A logger is told by its name. Naming these types saves their import."""
+
+_WRAPPERS: frozenset[type[Any]] = frozenset({cached_property, classmethod, property, staticmethod})
+"""Immutable themselves; the functions in them are seen by the pickler."""
+_WATCHED_TABLES = frozenset({"__annotations__", "__dataclass_fields__", "__kwdefaults__", "_field_defaults"})
+NOT_THE_USERS = frozenset(
+    {"__dict__", "__weakref__", "__slotnames__", "_abc_impl", "__annotations_cache__", "__annotate_func__"}
+)
+"""Attributes of classes that Python makes by itself, some of them only when the class is first pickled or asked."""
+_MADE_BY_METACLASS = frozenset(
+    {"__classdictcell__", "__dataclass_params__", "__protocol_attrs__", "__non_callable_proto_members__", "__slots__"}
+)
+_CLASS_MAKERS = frozenset({"collections", "dataclasses", "enum", "typing"})
+"""Modules whose functions remember, in the classes that they make, what they found out and nothing else."""
+_GET_THE_CLASS = frozenset({"__new__", "__init_subclass__", "__class_getitem__"})
+_HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: made by a class statement
+_ABSENT = object()
+
+
+def is_immutable(value: Any) -> bool:
+    """Whether `value` can change only by being bound anew; functions, classes and modules are watched by themselves."""
+    kind = kind_of(value)
+    if kind in _IMMUTABLE or kind is FunctionType or kind is ModuleType or issubclass(kind, type):
+        return True
+    if kind is tuple or kind is frozenset:
+        return all(map(is_immutable, value))
+    if kind is BuiltinFunctionType:
+        return is_immutable(value.__self__)  # `math.sqrt`, but not `some_list.append`
+    if kind.__module__ == "typing" or issubclass(kind, enum.Enum):
+        return True
+    return f"{kind.__module__}.{kind.__qualname__}" in _IMMUTABLE_BY_NAME or (
+        not travels_by_value(value) and is_definition(value)  # a cached function by reference
+    )
+
+
+# ------------------------------------------------------------------------------------------------- looking
+
+
+def _cells(function: FunctionType) -> list[Any]:
+    cells: list[Any] = []
+    for cell in function.__closure__ or ():
+        try:
+            cells.append(cell.cell_contents)
+        except ValueError:  # not bound yet
+            cells.append(_ABSENT)
+    return cells
+
+
+def _table(table: Any) -> list[Any]:
+    return [*table, *table.values()] if table else []
+
+
+def _look_at_function(function: FunctionType) -> list[Any]:
+    looked: list[Any] = [
+        function.__code__,
+        function.__defaults__,
+        function.__name__,
+        function.__qualname__,
+        function.__module__,
+        function.__doc__,
+        *_cells(function),
+    ]
+    for table in (function.__kwdefaults__, function.__annotations__, function.__dict__):
+        if table:
+            looked += _table(table)
+    return looked
+
+
+def _look_at_names(namespace: dict[str, Any], names: tuple[str, ...]) -> list[Any]:
+    return [namespace.get(name, _ABSENT) for name in names]
+
+
+def _look_at_class(cls: type[Any]) -> list[Any]:
+    looked: list[Any] = [cls.__name__, cls.__qualname__, kind_of(cls), *cls.__bases__]
+    for name, value in vars(cls).items():
+        if name not in NOT_THE_USERS:
+            looked += (name, value)
+    for name in _WATCHED_TABLES:
+        table = vars(cls).get(name)
+        if type(table) is dict:
+            looked += _table(table)
+    fields: dict[str, Any] = vars(cls).get("__dataclass_fields__", {})
+    for field in fields.values():
+        looked += _look_at_field(field)
+    if issubclass(cls, enum.Enum):
+        for member in cls.__members__.values():
+            looked += (member, *_table(vars(member)))
+    if isinstance(cls, abc.ABCMeta):
+        looked.append(_registrations())
+    return looked
+
+
+def _look_at_field(field: Any) -> list[Any]:
+    return [getattr(field, name) for name in _FIELD_PARTS if hasattr(field, name)]
+
+
+_FIELD_PARTS = tuple(name for name in dataclasses.Field.__slots__ if name not in ("metadata", "_field_type"))
+
+_last_token: object = None
+
+
+def _registrations() -> object:
+    """The same object as long as no class has been registered with an abstract one."""
+    global _last_token
+    token = abc.get_cache_token()
+    if token != _last_token:
+        _last_token = token
+    return _last_token
+
+
+def _look_at_module(module: ModuleType) -> list[Any]:
+    return [part for name, value in vars(module).items() if not name.startswith("__") for part in (name, value)]
+
+
+# ------------------------------------------------------------------------------------------------- judging
+
+
+def _function_keeps_state(function: FunctionType, captured: Iterable[Any]) -> bool:
+    """Whether a call can leave something behind in the definitions that it reaches.
+
+    What a function captures immutable can still be bound anew, and so can attributes of functions and classes.
+    """
+    use = code_use(function.__code__)
+    if use.keeps_state or use.outer:
+        return True
+    return use.binds_attributes and (
+        use.finds_definitions or any(is_definition(value) and travels_by_value(value) for value in captured)
+    )
+
+
+def _captured_by(function: FunctionType) -> list[Any]:
+    use = code_use(function.__code__)
+    cells = dict(zip(function.__code__.co_freevars, _cells(function), strict=True))
+    if "super" in use.globals:
+        cells.pop("__class__", None)
+    return [*cells.values(), *_look_at_names(function.__globals__, use.globals)]
+
+
+def _attribute_is_state(cls: type[Any], name: str, value: Any) -> bool:
+    kind = kind_of(value)
+    if name in NOT_THE_USERS or kind in _WRAPPERS:
+        return _is_given_the_class(cls, name, value)
+    if kind is FunctionType:
+        return _is_given_the_class(cls, name, value)
+    if issubclass(cls, enum.Enum) and (name.startswith("_") or issubclass(kind, enum.Enum)):
+        return False  # what the metaclass made of the members
+    if name in _WATCHED_TABLES and kind is dict:
+        return not all(map(_is_table_entry, value.values()))
+    return name not in _MADE_BY_METACLASS and not is_immutable(value)
+
+
+def _is_table_entry(value: Any) -> bool:
+    if kind_of(value) is dataclasses.Field:
+        return is_immutable(value.default) and not value.metadata
+    return is_immutable(value)
+
+
+def _is_of_class_maker(function: FunctionType) -> bool:
+    return function.__globals__.get("__name__") in _CLASS_MAKERS
+
+
+def _is_given_the_class(cls: type[Any], name: str, value: Any) -> bool:
+    """Whether this method is handed its class, and binds attributes."""
+    if kind_of(value) is not classmethod and name not in _GET_THE_CLASS and not issubclass(cls, type):
+        return False
+    function: Any = getattr(value, "__func__", value)
+    return (
+        type(function) is FunctionType
+        and travels_by_value(function)
+        and not _is_of_class_maker(function)
+        and code_use(function.__code__).binds_attributes
+    )
+
+
+class Watch:
+    """What definitions referred to while they were pickled, and how to look at it again."""
+
+    __slots__ = ("_looks", "_seen")
+
+    def __init__(self) -> None:
+        self._looks: list[Callable[[], list[Any]]] = []
+        self._seen: list[Any] = []
+
+    def add(self, thing: Any) -> None:
+        """Watch a function, class or module that is pickled by value.
+
+        Raises `CarriesState`.
+        """
+        kind = kind_of(thing)
+        if kind is FunctionType:
+            self._add_function(thing)
+        elif kind is ModuleType:
+            self._add_module(thing)
+        elif issubclass(kind, type):
+            self._add_class(thing)
+        else:
+            raise CarriesState  # the cache of a cached function
+
+    def _add_function(self, function: FunctionType) -> None:
+        names = code_use(function.__code__).globals
+        own = self._add(partial(_look_at_function, function))
+        bound = self._add(partial(_look_at_names, function.__globals__, names)) if names else []
+        if _is_of_class_maker(function):
+            return
+        if not all(value is _ABSENT or is_immutable(value) for value in (*own, *bound)):
+            raise CarriesState
+        if _function_keeps_state(function, _captured_by(function)):
+            raise CarriesState
+
+    def _add_class(self, cls: type[Any]) -> None:
+        if not cls.__flags__ & _HEAP_TYPE:
+            return  # a type of the interpreter that no module offers by its name
+        self._add(partial(_look_at_class, cls))
+        if any(_attribute_is_state(cls, name, value) for name, value in vars(cls).items()):
+            raise CarriesState
+        if issubclass(cls, enum.Enum) and not all(
+            is_immutable(value) for member in cls.__members__.values() for value in vars(member).values()
+        ):
+            raise CarriesState
+
+    def _add_module(self, module: ModuleType) -> None:
+        if not all(map(is_immutable, self._add(partial(_look_at_module, module)))):
+            raise CarriesState
+
+    def _add(self, look: Callable[[], list[Any]]) -> list[Any]:
+        seen = look()
+        self._looks.append(look)
+        self._seen += seen
+        return seen
+
+    def holds(self) -> bool:
+        """Whether all that was seen is still there, and nothing else."""
+        now: list[Any] = []
+        for look in self._looks:
+            now += look()
+        return len(now) == len(self._seen) and all(map(operator.is_, now, self._seen))

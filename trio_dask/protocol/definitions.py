@@ -1,0 +1,194 @@
+"""Functions and classes by value as blobs: made once, named by content, loaded once at the other end.
+
+That is right for a definition that cannot carry anything from one task to another: whatever it captured is immutable,
+and its calls leave nothing behind in it (`captures`). The blob is made anew when the watch sees that something was
+bound anew: after `y = 2` in a notebook, `f` that reads `y` is another function. All other definitions are pickled into
+each call that has them.
+"""
+
+from __future__ import annotations
+
+import functools
+import pickle
+import sys
+from collections import OrderedDict
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+from trio_dask.identity import Digest
+from trio_dask.protocol.captures import CarriesState, Watch
+from trio_dask.protocol.contents import content_digest
+from trio_dask.protocol.picklers import (
+    PROTOCOL,
+    Buffer,
+    ByValuePickler,
+    Chunks,
+    KeyReference,
+    kind_of,
+    modules_by_value,
+    names_what_only_we_have,
+    travels_by_value,
+)
+from trio_dask.protocol.tokens import canonical_token
+
+__all__ = [
+    "DefinitionPickler",
+    "PickledFunction",
+    "by_reference",
+    "by_value",
+    "class_blob",
+    "kept_definition",
+    "load_shared",
+    "short_name",
+    "token_of_definition",
+]
+
+CACHE_ENTRIES = 1024
+CACHE_DATA_BYTES = 1 << 20
+
+
+class PickledFunction(NamedTuple):
+    """A callable as it travels.
+
+    `digest` names the content `data`. `token` names what it does: it is the same in every process and under every hash
+    seed, which a pickle by value is not, so keys are derived from it. `name` is for people. `blobs` are `(digest,
+    content)` of what must be at the other end before it.
+    """
+
+    digest: Digest
+    data: bytes
+    name: str
+    token: bytes
+    blobs: tuple[tuple[Digest, bytes], ...] = ()
+
+
+class DefinitionPickler(ByValuePickler):
+    """Pickles definitions by value, classes with the token of their content."""
+
+    def content_of(self, thing: Any) -> bytes:
+        return canonical_token(thing, b"")
+
+
+class _WatchingPickler(DefinitionPickler):
+    """Looks at each definition before it is pickled, and gives up at the first that carries state."""
+
+    renews_classes = True
+
+    def __init__(self, file: Chunks) -> None:
+        super().__init__(file, PROTOCOL)
+        self.watch = Watch()
+
+    def persistent_id(self, obj: Any, /) -> Any:
+        if issubclass(type(obj), KeyReference):
+            raise CarriesState
+        return None
+
+    def reducer_override(self, obj: Any, /) -> Any:
+        if travels_by_value(obj):
+            self.watch.add(obj)
+        return super().reducer_override(obj)
+
+
+class _Entry(NamedTuple):
+    thing: Any  # held, so that no other object gets its id
+    pickled: PickledFunction
+    watch: Watch | None
+    registered: set[str]
+    modules: int
+
+
+# The caches are shared by threads without a lock: each step on them is one atomic operation, and losing a race costs
+# one more pickling.
+_made: OrderedDict[int, _Entry] = OrderedDict()
+_loaded: OrderedDict[Digest, Any] = OrderedDict()
+_classes_loaded: WeakKeyDictionary[Any, tuple[Digest, Buffer]] = WeakKeyDictionary()
+
+
+def _remember(cache: OrderedDict[Any, Any], key: Any, value: Any) -> None:
+    cache[key] = value
+    if len(cache) > CACHE_ENTRIES:
+        try:
+            cache.popitem(last=False)
+        except KeyError:  # another thread has emptied it
+            pass
+
+
+def _keep(thing: Any, pickled: PickledFunction, watch: Watch | None) -> PickledFunction:
+    if len(pickled.data) <= CACHE_DATA_BYTES:
+        _remember(_made, id(thing), _Entry(thing, pickled, watch, modules_by_value(), len(sys.modules)))
+    return pickled
+
+
+def kept_definition(thing: Any) -> PickledFunction | None:
+    """What a definition was pickled to before, if that is what it is now."""
+    entry = _made.get(id(thing))
+    if entry is None or entry.registered != modules_by_value():
+        return None
+    # By value the submodules that a function uses are imported with it, so it counts which there are.
+    if entry.watch is None or (entry.modules == len(sys.modules) and entry.watch.holds()):
+        return entry.pickled
+    return None
+
+
+def by_reference(thing: Any) -> PickledFunction | None:
+    """A definition that the other end imports; None if its ordinary pickle refers to what only this process has."""
+    data = pickle.dumps(thing, PROTOCOL)
+    if names_what_only_we_have(data):
+        return None
+    digest = content_digest(data)
+    return _keep(thing, PickledFunction(digest, data, short_name(thing), digest), None)
+
+
+def by_value(thing: Any) -> PickledFunction:
+    """A function or class that travels by value.
+
+    Raises `CarriesState` if it belongs to a single call, or whatever pickling raises.
+    """
+    kept = kept_definition(thing)
+    if kept is not None:
+        return kept
+    file = Chunks()
+    pickler = _WatchingPickler(file)
+    pickler.dump(thing)
+    data = file.take()
+    pickled = PickledFunction(content_digest(data), data, short_name(thing), canonical_token(thing, data))
+    return _keep(thing, pickled, pickler.watch)
+
+
+def token_of_definition(thing: Any) -> bytes | None:
+    """The token of a function or class by value, or None where it can only be told in its place."""
+    try:
+        return by_value(thing).token
+    except CarriesState:
+        return None
+
+
+def class_blob(cls: type[Any]) -> tuple[Digest, Buffer]:
+    """Digest and content of a class by value; of one that came as a blob, those with which it came.
+
+    Raises `CarriesState`, or whatever pickling raises.
+    """
+    return _classes_loaded.get(cls) or by_value(cls)[:2]
+
+
+def load_shared(digest: Digest, data: Buffer) -> Any:
+    """The definition of that content, loaded once in a process; raises whatever its loading raises."""
+    try:
+        return _loaded[digest]
+    except KeyError:
+        thing = pickle.loads(data)
+        _remember(_loaded, digest, thing)
+        if issubclass(kind_of(thing), type):
+            _classes_loaded[thing] = digest, data
+        return thing
+
+
+def short_name(function: Any) -> str:
+    """What people call this callable: the prefix of its tasks' keys."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    name: Any = getattr(function, "__name__", None)
+    if not isinstance(name, str):
+        name = type(function).__name__
+    name = name.strip("<>")[:50]
+    return name if name and name.isprintable() else "function"  # it becomes part of keys, which travel as UTF-8
