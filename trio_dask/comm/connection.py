@@ -28,7 +28,7 @@ import trio
 from trio_dask.comm.backlog import Backlog
 from trio_dask.comm.transport import ConnectionLost, Transport
 from trio_dask.errors import ProtocolError, SerializationError
-from trio_dask.protocol.codec import Allowed, decode, encode_rows
+from trio_dask.protocol.codec import Allowed, Row, decode, encode_rows
 from trio_dask.protocol.frames import PING_FRAME, FrameDecoder, Kind
 from trio_dask.protocol.hello import Hello, Welcome
 from trio_dask.protocol.messages import Goodbye, Message
@@ -221,7 +221,7 @@ class Connection:
         while self._backlog.size > at_most:
             await self._progress.park()
 
-    def _send_rows(self, rows: list[bytes]) -> None:
+    def _send_rows(self, rows: list[Row]) -> None:
         backlog = self._backlog
         now = self._clock.current_time()
         if backlog.size <= self.settings.max_backlog_bytes:

@@ -44,6 +44,7 @@ from trio_dask.protocol.picklers import (
     names_what_only_we_have,
     travels_by_value,
 )
+from trio_dask.protocol.raw_memory import own_copy
 from trio_dask.protocol.tokens import canonical_token
 
 __all__ = ["PickledCall", "call_token", "can_pickle", "load_call", "pickle_arguments", "pickle_call"]
@@ -66,7 +67,7 @@ class PickledCall(NamedTuple):
 
     call: bytes
     dependencies: tuple[Key, ...]
-    blobs: tuple[tuple[Digest, bytes], ...]
+    blobs: tuple[tuple[Digest, bytes | memoryview], ...]
     hashed: tuple[tuple[Any, Digest], ...] = ()
 
 
@@ -79,7 +80,7 @@ class _Gathered:
 
     def __init__(self) -> None:
         self.dependencies: dict[Key, None] = {}
-        self.blobs: dict[Digest, bytes] = {}
+        self.blobs: dict[Digest, bytes | memoryview] = {}
         self.hashed: list[tuple[Any, Digest]] = []
         self.buffers: list[bytes] = []
 
@@ -165,7 +166,10 @@ class _WholePickler(_Hooks, DefinitionPickler):
 
 
 def _made(
-    call: bytes, dependencies: tuple[Key, ...], blobs: dict[Digest, bytes], hashed: tuple[tuple[Any, Digest], ...]
+    call: bytes,
+    dependencies: tuple[Key, ...],
+    blobs: dict[Digest, bytes | memoryview],
+    hashed: tuple[tuple[Any, Digest], ...],
 ) -> PickledCall:
     if len(call) > LARGE_BYTES:
         digest = content_digest(call)
@@ -350,5 +354,5 @@ def _buffers(file: BytesIO, blobs: Mapping[Digest, Buffer]) -> list[Buffer]:
     for _ in range(count):
         content = blobs[file.read(_DIGEST_BYTES)]
         readonly = file.read(1) == b"\x01"
-        buffers.append(memoryview(content).toreadonly() if readonly else bytearray(content))
+        buffers.append(memoryview(content).toreadonly() if readonly else own_copy(content))
     return buffers

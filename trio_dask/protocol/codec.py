@@ -34,11 +34,13 @@ __all__ = [
     "TO_NANNY",
     "TO_WORKER",
     "Allowed",
+    "BlobRow",
     "decode",
     "encode",
     "encode_rows",
     "is_plain",
     "join_rows",
+    "rows_header",
 ]
 
 MAX_ITEMS = 2**20
@@ -56,6 +58,26 @@ _pack = cast("Callable[[object], bytes]", msgpack.Packer().pack)
 
 # ------------------------------------------------------------------------------------------------------ encoding
 
+BLOB_ROW_BYTES = 512 * 2**10
+"""Pieces of blobs from this size on are not copied before they are sent: they would all be, as soon as one waits."""
+
+
+class BlobRow:
+    """The row of a large piece of a blob, whose content still lies where it lay."""
+
+    __slots__ = ("content", "head")
+
+    def __init__(self, blob: messages.Blob) -> None:
+        self.content = blob.data
+        fields = map(_pack, (tag_of_type[messages.Blob], blob.digest, blob.total))
+        self.head = b"".join((b"\x94", *fields, b"\xc6", len(blob.data).to_bytes(4, "big")))
+
+    def __len__(self) -> int:
+        return len(self.head) + len(self.content)
+
+
+Row = bytes | BlobRow
+
 
 def encode(batch: Iterable[Message]) -> bytes:
     """The payload of one frame that carries these messages.
@@ -65,13 +87,16 @@ def encode(batch: Iterable[Message]) -> bytes:
     return join_rows(encode_rows(batch))
 
 
-def encode_rows(batch: Iterable[Message]) -> list[bytes]:
+def encode_rows(batch: Iterable[Message]) -> list[Row]:
     """Each message as a row of its own; several rows for a list that is longer than one message may be.
 
     Raises `SerializationError`, naming the message.
     """
-    rows: list[bytes] = []
+    rows: list[Row] = []
     for message in batch:
+        if type(message) is messages.Blob and len(message.data) >= BLOB_ROW_BYTES:
+            rows.append(BlobRow(message))
+            continue
         try:
             row = _pack((tag_of_type[type(message)], *message))
         except (KeyError, TypeError, ValueError, OverflowError) as error:
@@ -83,16 +108,19 @@ def encode_rows(batch: Iterable[Message]) -> list[bytes]:
     return rows
 
 
-def join_rows(rows: list[bytes]) -> bytes:
+def join_rows(rows: list[Row]) -> bytes:
     """The payload of one frame that carries these rows."""
-    count = len(rows)
+    parts = [part for row in rows for part in ((row.head, row.content) if isinstance(row, BlobRow) else (row,))]
+    return rows_header(len(rows)) + b"".join(parts)
+
+
+def rows_header(count: int) -> bytes:
+    """What stands before so many rows."""
     if count < 16:
-        header = bytes((0x90 | count,))
-    elif count < 2**16:
-        header = b"\xdc" + count.to_bytes(2, "big")
-    else:
-        header = b"\xdd" + count.to_bytes(4, "big")
-    return header + b"".join(rows)
+        return bytes((0x90 | count,))
+    if count < 2**16:
+        return b"\xdc" + count.to_bytes(2, "big")
+    return b"\xdd" + count.to_bytes(4, "big")
 
 
 def _cut(message: Message, row: bytes) -> Iterator[bytes]:

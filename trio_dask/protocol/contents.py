@@ -6,6 +6,7 @@ with it at the next submit: comparing takes a fraction of the time that copying 
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from collections import OrderedDict
@@ -15,7 +16,7 @@ from typing import Any, Final, NamedTuple
 
 from trio_dask.identity import Digest
 from trio_dask.protocol.picklers import Buffer
-from trio_dask.protocol.raw_memory import same_bytes
+from trio_dask.protocol.raw_memory import copy_bytes, fresh_memory, same_bytes
 
 __all__ = ["LARGE_BYTES", "content_digest", "fixed_content", "sole_owner"]
 
@@ -26,9 +27,49 @@ KEPT_BYTES: Final = 512 << 20
 WORTH_KEEPING_BYTES: Final = 1 << 20
 
 
+LEAF_BYTES: Final = 2 << 20
+MAX_THREADS: Final = 4
+
+
 def content_digest(data: Buffer) -> Digest:
-    """The name of a blob with this content."""
-    return blake2b(data, digest_size=16).digest()
+    """The name of a blob with this content. That of a large one is the hash of hashes that several threads compute."""
+    view = memoryview(data).cast("B")
+    return blake2b(view, digest_size=16).digest() if view.nbytes <= LEAF_BYTES else _digest_by_leaves(view, None)
+
+
+def _digest_by_leaves(view: memoryview, target: memoryview | None) -> Digest:
+    """Hash leaf by leaf; with a target each leaf is copied there first, and hashed while it is near the processor."""
+    starts = range(0, view.nbytes, LEAF_BYTES)
+    digests = [b""] * len(starts)
+    numbers = iter(range(len(starts)))  # `next` of it is atomic, so each leaf is taken by one thread
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            for number in numbers:
+                leaf = view[starts[number] : starts[number] + LEAF_BYTES]
+                if target is not None:
+                    own = target[starts[number] : starts[number] + LEAF_BYTES]
+                    copy_bytes(leaf, own)
+                    leaf = own
+                digests[number] = blake2b(leaf, digest_size=16).digest()
+        except BaseException as error:  # raised again by the caller
+            failures.append(error)
+
+    helpers = [
+        threading.Thread(target=work, name="hash", daemon=True)
+        for _ in range(min(MAX_THREADS, os.cpu_count() or 1, len(starts)) - 1)
+    ]
+    for helper in helpers:
+        helper.start()
+    work()
+    for helper in helpers:
+        helper.join()
+    if failures:
+        raise failures[0]
+    whole = blake2b(view.nbytes.to_bytes(8, "big"), digest_size=16, person=b"leaves")
+    whole.update(b"".join(digests))
+    return whole.digest()
 
 
 def sole_owner(data: Buffer) -> Any:
@@ -45,7 +86,7 @@ class _Kept(NamedTuple):
     owner: Callable[[], Any]
     """A weak reference; to an object of bytes, which has none, a strong one."""
     digest: Digest
-    content: bytes
+    content: bytes | memoryview
 
 
 class _KeptContents:
@@ -68,7 +109,7 @@ class _KeptContents:
             return kept
         return None
 
-    def keep(self, owner: Any, digest: Digest, content: bytes) -> None:
+    def keep(self, owner: Any, digest: Digest, content: bytes | memoryview) -> None:
         if not WORTH_KEEPING_BYTES <= len(content) <= self._limit_bytes:
             return
         number = id(owner)
@@ -95,14 +136,22 @@ class _KeptContents:
 _contents = _KeptContents(KEPT_BYTES)
 
 
-def fixed_content(data: Buffer) -> tuple[Digest, bytes]:
+def _fix(data: Buffer) -> tuple[Digest, bytes | memoryview]:
+    view = memoryview(data).cast("B")
+    if type(data) is bytes or view.nbytes <= LEAF_BYTES:
+        content = data if type(data) is bytes else bytes(view)
+        return content_digest(content), content
+    copied = fresh_memory(view.nbytes)
+    return _digest_by_leaves(view, copied), copied.toreadonly()
+
+
+def fixed_content(data: Buffer) -> tuple[Digest, bytes | memoryview]:
     """The digest of `data`, and its content as it is now."""
     owner = sole_owner(data)
     kept = None if owner is None else _contents.find(owner, data)
     if kept is not None:
         return kept.digest, kept.content
-    content = data if type(data) is bytes else bytes(data)
-    digest = content_digest(content)
+    digest, content = _fix(data)
     if owner is not None:
         _contents.keep(owner, digest, content)
     return digest, content

@@ -59,7 +59,7 @@ class PickledFunction(NamedTuple):
     data: bytes
     name: str
     token: bytes
-    blobs: tuple[tuple[Digest, bytes], ...] = ()
+    blobs: tuple[tuple[Digest, bytes | memoryview], ...] = ()
 
 
 class DefinitionPickler(ByValuePickler):

@@ -47,9 +47,9 @@ class Frame(NamedTuple):
     payload: memoryview
 
 
-def encode_frame(kind: Kind, payload: bytes = b"") -> bytes:
-    """The bytes of one frame."""
-    return _HEADER.pack(_MAGIC, kind, 0, len(payload)) + payload
+def encode_frame(kind: Kind, *parts: bytes | memoryview) -> bytes:
+    """The bytes of one frame, whose payload is these parts, one behind the other."""
+    return b"".join((_HEADER.pack(_MAGIC, kind, 0, sum(map(len, parts))), *parts))
 
 
 PING_FRAME = encode_frame(Kind.PING)

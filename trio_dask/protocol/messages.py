@@ -114,6 +114,7 @@ class Blob(NamedTuple):
     digest: Digest
     total: int
     data: bytes
+    """A view of bytes will do for one that is sent."""
 
 
 class ForgetBlobs(NamedTuple):

@@ -15,7 +15,7 @@ import enum
 import threading
 from collections.abc import Callable
 from types import GetSetDescriptorType, MemberDescriptorType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
 
 __all__ = ["Origin", "keep_class", "make_class", "make_named", "name_of", "origin_of", "renew_class", "set_named"]
@@ -93,8 +93,14 @@ def renew_class(cls: Any, state: tuple[Callable[[Any, Any], object], Any]) -> An
     return keep_class(cls, state)
 
 
-def _attributes(cls: Any) -> list[tuple[str, Any]]:
+def _attributes(cls: type[Any]) -> list[tuple[str, Any]]:
     return list(vars(cls).items())
+
+
+def _parts_of_state(state: Any) -> list[dict[str, Any]]:
+    """What `object.__getstate__` gave: a dictionary of attributes, or a pair of that and one of slots."""
+    parts = cast("tuple[Any, ...]", state) if isinstance(state, tuple) else (state,)
+    return [part for part in parts if part is not None]
 
 
 def name_of(thing: Any, content: Callable[[Any], bytes]) -> bytes:
@@ -123,8 +129,8 @@ def set_named(thing: Any, state: Any) -> Any:
     """Give a named object its state, unless it was defined here or has it already."""
     found = _named_elsewhere.get(id(thing))
     if found is not None and found[1] in _stateless:
-        attributes, slots = state if type(state) is tuple else (state, None)
-        for attribute, value in {**(attributes or {}), **(slots or {})}.items():
-            object.__setattr__(thing, attribute, value)
+        for part in _parts_of_state(state):
+            for attribute, value in part.items():
+                object.__setattr__(thing, attribute, value)
         _stateless.discard(found[1])
     return thing

@@ -1,10 +1,19 @@
-"""Where the bytes of an object lie, and whether two places hold the same."""
+"""Large pieces of memory: where they lie, copies of them, and maps that copy nothing until somebody writes."""
 
 from __future__ import annotations
 
 import ctypes
+import mmap
+import os
+import weakref
+from collections.abc import Callable
+from contextlib import suppress
+from typing import cast
 
-__all__ = ["address_of", "same_bytes"]
+__all__ = ["address_of", "copy_bytes", "fresh_memory", "new_buffer", "own_copy", "same_bytes"]
+
+MAPPED_BYTES = 8 << 20
+"""Buffers from this size on have a map of their own."""
 
 
 class _Buffer(ctypes.Structure):
@@ -24,6 +33,7 @@ _get_buffer.argtypes = (ctypes.py_object, ctypes.POINTER(_Buffer), ctypes.c_int)
 _release_buffer = ctypes.pythonapi.PyBuffer_Release
 _release_buffer.argtypes = (ctypes.POINTER(_Buffer),)
 _release_buffer.restype = None
+_memmove = cast("Callable[[int, int, int], object]", ctypes.memmove)
 _memcmp = ctypes.CDLL(None).memcmp
 _memcmp.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
 _memcmp.restype = ctypes.c_int
@@ -41,3 +51,53 @@ def address_of(view: memoryview | bytes) -> int:
 def same_bytes(one: memoryview | bytes, other: memoryview | bytes) -> bool:
     """Whether two contiguous pieces of memory of one length hold the same. Other threads run meanwhile."""
     return bool(_memcmp(address_of(one), address_of(other), memoryview(one).nbytes) == 0)
+
+
+def copy_bytes(source: memoryview | bytes, target: memoryview) -> None:
+    """Copy contiguous memory into as much of it. Other threads run meanwhile."""
+    _memmove(address_of(target), address_of(source), target.nbytes)
+
+
+def fresh_memory(nbytes: int) -> memoryview:
+    """Memory of its own for a large copy, in huge pages where the system has them: to fill these takes less time."""
+    mapping = mmap.mmap(-1, nbytes)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):
+            mapping.madvise(mmap.MADV_HUGEPAGE)
+    return memoryview(mapping)
+
+
+class _SharedMap(mmap.mmap):
+    """Memory of which others may have private maps."""
+
+    fd: int
+
+    def __new__(cls, nbytes: int) -> _SharedMap:
+        fd = os.memfd_create("trio_dask blob")
+        try:
+            os.ftruncate(fd, nbytes)
+            made = super().__new__(cls, fd, nbytes)
+        except BaseException:
+            os.close(fd)
+            raise
+        made.fd = fd
+        weakref.finalize(made, os.close, fd)
+        return made
+
+
+def new_buffer(nbytes: int) -> bytearray | memoryview:
+    """Memory to be filled, of which `own_copy` makes copies."""
+    if nbytes < MAPPED_BYTES or not hasattr(os, "memfd_create"):
+        return bytearray(nbytes)
+    try:
+        return memoryview(_SharedMap(nbytes))
+    except OSError:  # no descriptors left, or a sandbox that does not permit it
+        return bytearray(nbytes)
+
+
+def own_copy(content: bytes | bytearray | memoryview) -> bytearray | memoryview:
+    """A copy that can be written to; of memory that `new_buffer` gave, only those pages are copied that are written."""
+    shared = content.obj if isinstance(content, memoryview) else None
+    if isinstance(shared, _SharedMap):
+        return memoryview(mmap.mmap(shared.fd, len(content), access=mmap.ACCESS_COPY))
+    return bytearray(content)

@@ -114,7 +114,7 @@ class Executor:
         slots: int,
         *,
         ready: ReadyQueue,
-        blobs: Mapping[Digest, bytes | bytearray],
+        blobs: Mapping[Digest, bytes | bytearray | memoryview],
         values: Mapping[Key, Any],
         worker: WorkerHandle,
         inline_limit_bytes: int,

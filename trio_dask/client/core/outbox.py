@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias, cast
 
 from trio_dask.identity import Digest, Key
 from trio_dask.protocol.messages import Blob, ForgetBlobs, Message, Release, Submit, Want
@@ -22,7 +22,7 @@ MAX_CALL_BYTES: Final = 512 * 1024
 BLOB_PIECE_BYTES: Final = 1024 * 1024
 
 
-Content: TypeAlias = tuple[Digest, bytes]
+Content: TypeAlias = tuple[Digest, bytes | memoryview]
 """A blob, after its name."""
 
 
@@ -109,14 +109,18 @@ class Outbox:
         """Have these sent before everything else."""
         self._items[:0] = messages
 
-    def ship(self, digest: Digest, data: bytes) -> None:
+    def ship(self, digest: Digest, data: bytes | memoryview) -> None:
         """Make sure that the other end has this blob before it reads what is put next."""
         if digest in self._shipped:
             self._shipped.move_to_end(digest)
             return
         total = len(data)
+        if total > BLOB_PIECE_BYTES:
+            data = memoryview(data)  # its pieces are no copies
         pieces = range(0, max(total, 1), BLOB_PIECE_BYTES)
-        self._items.extend([Blob(digest, total, data[start : start + BLOB_PIECE_BYTES]) for start in pieces])
+        self._items.extend(
+            [Blob(digest, total, cast("bytes", data[start : start + BLOB_PIECE_BYTES])) for start in pieces]
+        )
         self._last = None
         self._shipped[digest] = total
         self._shipped_bytes += total

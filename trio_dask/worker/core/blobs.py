@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from trio_dask.errors import ProtocolError
 from trio_dask.identity import Digest, RunId
@@ -11,12 +11,26 @@ from trio_dask.protocol.messages import Blob
 __all__ = ["BlobTable"]
 
 
-class BlobTable:
-    """Complete blobs, the ones still arriving, and the ones that go once the runs that may need them are over."""
+class _Partial:
+    """A blob of which the first bytes are there."""
 
-    def __init__(self) -> None:
-        self.complete: dict[Digest, bytes | bytearray] = {}
-        self._partial: dict[Digest, bytearray] = {}
+    __slots__ = ("content", "filled")
+
+    def __init__(self, content: bytearray | memoryview) -> None:
+        self.content = content
+        self.filled = 0
+
+
+class BlobTable:
+    """Complete blobs, the ones still arriving, and the ones that go once the runs that may need them are over.
+
+    `new_buffer` makes memory of so many bytes for a blob that comes in pieces.
+    """
+
+    def __init__(self, new_buffer: Callable[[int], bytearray | memoryview] = bytearray) -> None:
+        self.complete: dict[Digest, bytes | bytearray | memoryview] = {}
+        self._new_buffer = new_buffer
+        self._partial: dict[Digest, _Partial] = {}
         self._fading: dict[Digest, RunId] = {}
 
     @property
@@ -35,12 +49,18 @@ class BlobTable:
         if size == blob.total:
             self.complete[blob.digest] = blob.data
             return
-        partial = self._partial.setdefault(blob.digest, bytearray())
-        partial += blob.data
-        if len(partial) > blob.total:
-            raise ProtocolError(f"a blob of {blob.total} bytes came as {len(partial)} bytes")
-        if len(partial) == blob.total:
-            self.complete[blob.digest] = self._partial.pop(blob.digest)
+        partial = self._partial.get(blob.digest)
+        if partial is None:
+            if size > blob.total:
+                raise ProtocolError(f"a blob of {blob.total} bytes came as {size} bytes")
+            partial = self._partial[blob.digest] = _Partial(self._new_buffer(blob.total))
+        end = partial.filled + size
+        if end > blob.total:
+            raise ProtocolError(f"a blob of {blob.total} bytes came as {end} bytes")
+        partial.content[partial.filled : end] = blob.data
+        partial.filled = end
+        if end == blob.total:
+            self.complete[blob.digest] = self._partial.pop(blob.digest).content
 
     def fade(self, digests: tuple[Digest, ...], newest: RunId) -> None:
         """Forget these as soon as `newest` and all runs before it are over."""

@@ -85,9 +85,11 @@ class WorkerCore:
     Events come in by method, with the time where it matters; effects gather until `drain`.
     """
 
-    def __init__(self, slots: int, *, limits: FetchLimits | None = None, grace_s: float = 0.2) -> None:
+    def __init__(
+        self, slots: int, *, limits: FetchLimits | None = None, blobs: BlobTable | None = None, grace_s: float = 0.2
+    ) -> None:
         self.slots = SlotBook(slots, grace_s)
-        self.blobs = BlobTable()
+        self.blobs = BlobTable() if blobs is None else blobs
         self.fetches = FetchPlan(limits or FetchLimits())
         self.held = Holdings()
         self.paused = False
