@@ -80,7 +80,7 @@ def default_client(c: Client | None = None) -> Client:
     Raises:
       ValueError: there is none.
     """
-    found = c or current()
+    found = current() if c is None else c
     if found is None:
         raise ValueError(NO_CLIENT)
     return found

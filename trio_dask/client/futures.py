@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 from trio_dask.client.core.states import KeyState, Status
 from trio_dask.client.engine import Engine, loading
-from trio_dask.client.failures import exception_of, unfetched_error
+from trio_dask.client.failures import exception_of, no_value
 from trio_dask.client.waiting import as_seconds, limit, refuse_in_event_loop
 from trio_dask.identity import Key
 from trio_dask.protocol.pickling import KeyReference
@@ -112,7 +112,7 @@ class BaseFuture(KeyReference):
         state = self._state
         frames = reading.frames.get(state)
         if frames is None:
-            raise exception_of(state) or unfetched_error(state, reading.reasons.get(state, ""))
+            raise no_value(state, reading.reasons.get(state, ""))
         return self._engine.load(frames)
 
     def __reduce__(self) -> tuple[Callable[[Key], BaseFuture], tuple[Key]]:

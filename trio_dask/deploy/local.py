@@ -261,7 +261,11 @@ class LocalCluster:
             raise
         if self._error is not None:
             self._thread.join()
-            raise self._error
+            error, self._error = self._error, None
+            try:
+                raise error
+            finally:
+                del error  # its traceback holds this frame: the two would keep each other, and the caller's variables
 
     def _run(self) -> None:
         try:

@@ -396,11 +396,14 @@ async def _run_async(task: _AsyncCall) -> None:
         answer = _raiser(error)
     finally:
         task.reply.put(answer)
+        del answer  # it holds the error, whose traceback holds this frame
 
 
 def _raiser(error: BaseException) -> Callable[[], Any]:
+    held = [error]
+
     def answer() -> Any:
-        raise error
+        raise held.pop()  # by no name: its traceback holds this frame, and the two would keep each other
 
     return answer
 
