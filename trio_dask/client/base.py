@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import groupby, islice
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, SupportsFloat, TypeVar, cast
 
 from trio_dask.client.core.outbox import NO_EXTRA, Content, Row
 from trio_dask.client.core.states import KeyState
@@ -61,7 +61,7 @@ class BaseClient(Generic[F]):
         workers: Any = None,
         resources: Mapping[str, float] | None = None,
         retries: int | None = None,
-        priority: int = 0,
+        priority: SupportsFloat = 0,
         fifo_timeout: Any = None,
         allow_other_workers: bool = False,
         actor: bool = False,
@@ -80,7 +80,7 @@ class BaseClient(Generic[F]):
           allow_other_workers: `workers` is only a preference.
           resources: what it needs of its worker, such as `{"GPU": 1}`.
           retries: how often it is run again if it raises.
-          priority: larger first.
+          priority: any number, larger first.
           time_limit: seconds, or a text such as "5 min", after which it is ended if it still runs.
 
         Raises:
@@ -91,7 +91,8 @@ class BaseClient(Generic[F]):
         if actor or actors:
             raise UsageError("actors are not supported")
         function = pickle_function(_callable(func))
-        if workers is None and not (resources or retries or priority or allow_other_workers) and time_limit is None:
+        plain = workers is None and resources is None and time_limit is None
+        if plain and not (retries or priority or allow_other_workers):
             extra = NO_EXTRA
         else:
             extra = extra_from(
@@ -128,7 +129,7 @@ class BaseClient(Generic[F]):
         workers: Any = None,
         resources: Mapping[str, float] | None = None,
         retries: int | None = None,
-        priority: int = 0,
+        priority: SupportsFloat = 0,
         fifo_timeout: Any = None,
         allow_other_workers: bool = False,
         actor: bool = False,
