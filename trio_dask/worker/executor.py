@@ -25,7 +25,7 @@ from trio_dask.worker.board import Board
 from trio_dask.worker.core.ready import ReadyQueue
 from trio_dask.worker.secession import Rejoined, Seceded, Secession
 from trio_dask.worker.task_context import TaskContext, WorkerHandle, enter
-from trio_dask.worker.wording import describe_failure, sendable
+from trio_dask.worker.wording import describe_failure, mention_trio, sendable
 
 __all__ = ["Begun", "Declined", "Executor", "Failed", "Finished", "InputGone", "Outcome"]
 
@@ -393,6 +393,7 @@ async def _run_async(task: _AsyncCall) -> None:
     except trio.Cancelled:
         raise
     except BaseException as error:  # like in a slot: what a task raises is its result
+        mention_trio(error)
         answer = _raiser(error)
     finally:
         task.reply.put(answer)
