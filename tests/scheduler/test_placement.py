@@ -128,9 +128,10 @@ def test_priority_of_the_user_comes_before_the_order_of_submission() -> None:
     assert keys == ["urgent", "between", "a", "b", "late"]
 
 
-@given(
-    st.lists(st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(2**63), 2**64 - 1), min_size=2, unique=True)
-)
+NUMBERS = st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(2**63), 2**64 - 1)
+
+
+@given(st.lists(NUMBERS, min_size=2, unique=True))
 def test_any_two_priorities_are_told_apart(priorities: list[float]) -> None:
     """By scheduler and worker, over the wire: each float, and each number that a float can hold."""
     priorities = list({float(priority): priority for priority in priorities}.values())

@@ -8,6 +8,7 @@ from functools import partial
 from itertools import groupby, islice
 from typing import Any, Generic, SupportsFloat, TypeVar, cast
 
+from trio_dask.client.ambiguity import unambiguous
 from trio_dask.client.core.outbox import NO_EXTRA, Content, Row
 from trio_dask.client.core.states import KeyState
 from trio_dask.client.engine import Engine
@@ -52,9 +53,11 @@ class BaseClient(Generic[F]):
 
     # ------------------------------------------------------------------------------------------------ submitting
 
+    @unambiguous
     def submit(
         self,
         func: Callable[..., Any],
+        /,
         *args: Any,
         key: Hashable | None = None,
         pure: bool | None = True,
@@ -72,7 +75,8 @@ class BaseClient(Generic[F]):
         """Run `func(*args, **kwargs)` in the cluster; returns at once with a future.
 
         Futures anywhere inside the arguments are replaced by their results. The same call has the same key and is
-        computed once, unless it is not `pure`.
+        computed once, unless it is not `pure`. An option for which the function has a parameter is refused:
+        `functools.partial(func, time_limit=60)` binds the parameter.
 
         Args:
           key: the name of the task, instead of one that is made from the call.
@@ -85,6 +89,7 @@ class BaseClient(Generic[F]):
 
         Raises:
           KeyConflict: `key` stands for another call already.
+          UsageError: an option makes no sense, or may be meant for the function.
           SerializationError: the function or an argument cannot be pickled; the message says which.
           SchedulerLost: the scheduler is gone.
         """
@@ -119,9 +124,11 @@ class BaseClient(Generic[F]):
         engine = self._engine
         return self._future(engine, engine.submit(function, (row,), blobs, extra)[0])
 
+    @unambiguous
     def map(
         self,
         func: Callable[..., Any],
+        /,
         *iterables: Iterable[Any],
         key: str | Iterable[Hashable] | None = None,
         pure: bool | None = True,

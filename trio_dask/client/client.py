@@ -13,6 +13,7 @@ from weakref import WeakSet
 import trio
 
 from trio_dask.client import defaults, hooks, operations
+from trio_dask.client.ambiguity import unambiguous
 from trio_dask.client.base import BaseClient
 from trio_dask.client.engine import Engine
 from trio_dask.client.futures import Future, Timeout
@@ -260,9 +261,11 @@ class Client(BaseClient[Future]):
         """Block until there are this many workers. Raises `TimeoutError` if that is not in time."""
         self._call(operations.wait_for_workers, n_workers, timeout)
 
+    @unambiguous
     def run(
         self,
         function: Callable[..., Any],
+        /,
         *args: Any,
         workers: Workers = None,
         wait: bool = True,

@@ -17,6 +17,7 @@ from trio_dask.scheduler.core.tables import NO_TERMS, RELEASED, Client, Failure,
 
 __all__ = ["submit"]
 
+
 def submit(state: State, client: Client, message: Submit) -> None:
     """Add tasks, and start those that somebody needs.
 
