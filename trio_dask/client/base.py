@@ -12,6 +12,7 @@ from trio_dask.client.ambiguity import unambiguous
 from trio_dask.client.core.outbox import NO_EXTRA, Content, Row
 from trio_dask.client.core.states import KeyState
 from trio_dask.client.engine import Engine
+from trio_dask.client.forked import bind_to_process
 from trio_dask.client.futures import BaseFuture, states_of
 from trio_dask.client.gathering import concrete, futures_in
 from trio_dask.client.graphs import Constant, GraphTask, Plan, plan, wire_key
@@ -36,6 +37,7 @@ class BaseClient(Generic[F]):
     """Submitting, and everything else that returns at once."""
 
     def __init__(self, engine: Engine, future_type: Callable[[Engine, KeyState], F], name: str | None) -> None:
+        bind_to_process(engine)
         self._engine = engine
         self._future = future_type
         self.id: str = engine.incarnation
@@ -48,7 +50,10 @@ class BaseClient(Generic[F]):
 
     @property
     def status(self) -> str:
-        """connecting (also after a lost link), running, lost (the scheduler is; the next use tries again), closed."""
+        """connecting (also after a lost link), running, lost (the scheduler is; the next use tries again), closed.
+
+        Or forked: it belongs to a process from which this one was forked.
+        """
         return self._engine.status
 
     # ------------------------------------------------------------------------------------------------ submitting

@@ -47,7 +47,7 @@ SWEEP_S: Final = 0.02
 """How long futures that died may wait, when results have just come in, for company on the way to the scheduler."""
 
 
-Status: TypeAlias = Literal["connecting", "running", "lost", "closed"]
+Status: TypeAlias = Literal["connecting", "running", "lost", "closed", "forked"]
 
 
 class _Loss(NamedTuple):

@@ -225,9 +225,9 @@ def _arrive(key: Key) -> BaseFuture:
     """A pickled future becomes one of the client that unpickles it, else of the client that is current here."""
     engine = loading.get()
     if engine is None:
-        from trio_dask.client.defaults import get_client  # it knows the clients, which are made of futures
+        from trio_dask.client.defaults import find_client  # it knows the clients, which are made of futures
 
-        engine = get_client().engine
+        engine = find_client(None, None).engine
     (state,) = engine.adopt([key])
     found: BaseFuture = engine.future_type(engine, state)
     return found

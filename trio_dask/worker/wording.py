@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from trio_dask.protocol.pickling import describe_exception
 
@@ -43,7 +43,7 @@ def _related(error: BaseException) -> Iterator[BaseException]:
     found = [error]
     for one in found:  # which grows meanwhile
         yield one
-        group = cast("tuple[BaseException, ...]", one.exceptions) if type(one) in _GROUPS else ()
+        group: tuple[BaseException, ...] = getattr(one, "exceptions", ()) if type(one) in _GROUPS else ()
         more = [one.__cause__, one.__context__, *group]
         found += [other for other in more if other is not None and not any(other is known for known in found)]
         del found[MAX_LOOKED_AT:]
@@ -53,5 +53,7 @@ _GROUPS: Final[tuple[Any, ...]] = (ExceptionGroup, BaseExceptionGroup)
 
 
 def _took_trio_for_asyncio(error: BaseException) -> bool:
-    says = {RuntimeError: _ASYNCIO_SAYS, TypeError: _TRIO_SAYS}.get(type(error), ())
-    return bool(says) and str(error).startswith(says)
+    kind = type(error)
+    if kind is not RuntimeError and kind is not TypeError:  # others may have a costly, or no, __str__
+        return False
+    return str(error).startswith(_ASYNCIO_SAYS if kind is RuntimeError else _TRIO_SAYS)

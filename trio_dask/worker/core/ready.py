@@ -103,4 +103,5 @@ class ReadyQueue:
 
 def _rank(run: Run) -> int:
     """The less, the sooner: the user's priority, then the order of submission."""
-    return (run.extra.get("priority", 0) << CLASS_BITS) + run.priority
+    given: int = run.extra.get("priority", 0)
+    return (given << CLASS_BITS) + run.priority
