@@ -72,9 +72,9 @@ def test_the_sentence_offers_what_works(client):
     with pytest.raises(UsageError) as caught:
         client.submit(solve, 1, time_limit=60)
     assert str(caught.value) == (
-        "time_limit=60 could be meant for solve() or for submit(), which both take 'time_limit'; for solve(): "
-        "submit(functools.partial(solve, time_limit=60), ...); for submit() as well, bind that of solve() like this, "
-        "and then give submit() its own"
+        "time_limit=60 could be meant for solve() or for submit(): both take 'time_limit'. For solve(): "
+        "submit(functools.partial(solve, time_limit=60), ...). For submit(): bind the one of solve() like that, and "
+        "give time_limit=60 as well"
     )
     assert client.submit(partial(solve, time_limit=60), 1).result() == (1, 60)
     assert client.submit(partial(solve, time_limit=60), 1, time_limit=90).result() == (1, 60)

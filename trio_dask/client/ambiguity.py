@@ -51,9 +51,9 @@ def _check(call: str, func: Any, bound: int, given: dict[str, Any]) -> None:
         if parameter in given:
             name, value = _name(func), _shown(given[parameter])
             raise UsageError(
-                f"{parameter}={value} could be meant for {name}() or for {call}(), which both take {parameter!r}; for "
-                f"{name}(): {call}(functools.partial({name}, {parameter}={value}), ...); for {call}() as well, bind "
-                f"that of {name}() like this, and then give {call}() its own"
+                f"{parameter}={value} could be meant for {name}() or for {call}(): both take {parameter!r}. "
+                f"For {name}(): {call}(functools.partial({name}, {parameter}={value}), ...). "
+                f"For {call}(): bind the one of {name}() like that, and give {parameter}={value} as well"
             )
 
 

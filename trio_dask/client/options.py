@@ -97,17 +97,19 @@ def _whole(name: str, number: Any, least: int, most: int) -> int:
 
 def _priority(priority: Any) -> float:
     """The nearest float: finer differences are none, and what is beyond all floats is the last of them."""
-    try:
-        if isinstance(priority, str | bytes | bytearray):
-            raise TypeError
-        number = float(priority)
-    except OverflowError:  # an integer or a fraction
-        number = math.inf if priority > 0 else -math.inf
-    except (TypeError, ValueError):
-        number = math.nan
+    number = math.nan if isinstance(priority, str | bytes | bytearray) else _nearest(priority)
     if math.isnan(number) or (math.isinf(number) and priority == number):
         raise UsageError(f"priority is a finite number (larger runs first), not {priority!r}")
     return min(max(number, -sys.float_info.max), sys.float_info.max)
+
+
+def _nearest(number: Any) -> float:
+    try:
+        return float(number)
+    except OverflowError:  # an integer or a fraction
+        return math.inf if number > 0 else -math.inf
+    except (TypeError, ValueError):
+        return math.nan
 
 
 def _amount(name: str, amount: Any) -> float:
