@@ -14,6 +14,7 @@ __all__ = [
     "AddressError",
     "ClusterError",
     "DataLost",
+    "ForkedClientError",
     "FutureCancelledError",
     "KeptCrashing",
     "KeyConflict",
@@ -59,6 +60,10 @@ class NoScheduler(TrioDaskError, OSError):
 
 class SchedulerLost(TrioDaskError, ConnectionError):
     """The connection with the scheduler is gone, and with it the futures that lived there."""
+
+
+class ForkedClientError(TrioDaskError, RuntimeError):
+    """A client, a future or a cluster was used in a forked child of the process that it belongs to."""
 
 
 class ClusterError(TrioDaskError, RuntimeError):

@@ -116,7 +116,13 @@ async def test_options_reach_the_scheduler(client, cluster):
 
 @pytest.mark.parametrize(
     "options",
-    [{"retries": -1}, {"priority": 0.5}, {"time_limit": "soon"}, {"resources": {"a": -1}}, {"allow_other_workers": 1}],
+    [
+        {"retries": -1},
+        {"priority": "high"},
+        {"time_limit": "soon"},
+        {"resources": {"a": -1}},
+        {"allow_other_workers": 1},
+    ],
 )
 async def test_wrong_options_are_refused_at_the_call(client, options):
     with pytest.raises(UsageError):

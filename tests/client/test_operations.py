@@ -132,7 +132,7 @@ def test_what_calls_in_workers_raise_is_raised_returned_or_ignored(client):
         lambda client: client.map(increment),
         lambda client: client.map(increment, [1, 2], key=["only one"]),
         lambda client: client.submit(increment, 1, retries=-1),
-        lambda client: client.submit(increment, 1, priority=0.5),
+        lambda client: client.submit(increment, 1, priority=float("inf")),
         lambda client: client.submit(increment, 1, time_limit="soon"),
         lambda client: client.submit(increment, 1, resources={"GPU": -1}),
         lambda client: client.submit(increment, 1, allow_other_workers=True),

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from tests.scheduler.kit import Kit
 from trio_dask.protocol import messages as m
 from trio_dask.scheduler.core.lines import SWEEP_FROM, Line
 from trio_dask.scheduler.core.tables import MANY_QUEUES, NO_TERMS, RELEASED, Queue, Queued, Task, Worker
+from trio_dask.worker.core.ready import ReadyQueue
 
 
 def test_idle_workers_share_what_there_is() -> None:
@@ -113,14 +117,36 @@ def test_priority_of_the_user_comes_before_the_order_of_submission() -> None:
     client.submit("a", "b")
     client.submit("urgent", priority=5)
     client.submit("late", priority=-5)
+    client.submit("between", priority=0.5)
     worker = kit.worker()
     keys = []
     while runs := worker.runs():
-        runs.sort(key=lambda run: run.priority)
+        runs.sort(key=lambda run: (run.extra.get("priority", 0), run.priority))
         keys += [run.key for run in runs]
         for run in runs:
             worker.finish(run)
-    assert keys == ["urgent", "a", "b", "late"]
+    assert keys == ["urgent", "between", "a", "b", "late"]
+
+
+NUMBERS = st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(2**63), 2**64 - 1)
+
+
+@given(st.lists(NUMBERS, min_size=2, unique=True))
+def test_any_two_priorities_are_told_apart(priorities: list[float]) -> None:
+    """By scheduler and worker, over the wire: each float, and each number that a float can hold."""
+    priorities = list({float(priority): priority for priority in priorities}.values())
+    kit = Kit()
+    client = kit.client()
+    for number, priority in enumerate(priorities):
+        client.submit(str(number), priority=priority)
+    worker = kit.worker(nthreads=len(priorities))
+    ready = ReadyQueue()
+    for run in worker.runs():
+        ready.push(run)
+    taken = []
+    while (run := ready.take()) is not None:
+        taken.append(priorities[int(run.key)])
+    assert taken == sorted(priorities, reverse=True)
 
 
 def test_restrictions_by_name_address_and_host_are_kept_and_wait_without_a_worker() -> None:

@@ -121,14 +121,26 @@ def test_a_run_of_an_old_session_leads_nobody_who_follows_its_namesake() -> None
 
 def test_a_follower_lets_what_the_user_finds_more_urgent_pass() -> None:
     driven = Driven()
-    later = 1 << 50
-    driven.tell(run(1, "a"), run(2, "b", ("a", ()), priority=later))
+    driven.tell(run(1, "a"), run(2, "b", ("a", ())))
     first = driven.take("a")
-    driven.tell(run(3, "urgent"))
+    driven.tell(Run(RunId(3), "urgent", FUNCTION, b"", (), 3, {"priority": -1}))
     assert driven.core.ready.take_follower(first) is None
     driven.finish(first)
     driven.run_to_end("urgent")
     driven.run_to_end("b")
+
+
+def test_the_users_priority_comes_before_the_order_of_submission() -> None:
+    driven = Driven(slots=4)
+    given = {"late": 2**62, "first": -(2**62), "second": -1, "third": 0}
+    driven.tell(
+        *(
+            Run(RunId(number), key, FUNCTION, b"", (), number, {"priority": priority} if priority else {})
+            for number, (key, priority) in enumerate(given.items(), 1)
+        )
+    )
+    for key in ("first", "second", "third", "late"):
+        driven.take(key)
 
 
 def test_a_run_handed_ahead_without_anyone_computing_its_input_is_handed_back() -> None:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import trio
 
 from trio_dask.client import operations
+from trio_dask.client.ambiguity import unambiguous
 from trio_dask.client.base import BaseClient
 from trio_dask.client.calls import Held
 from trio_dask.client.completion import DoneAndNotDone, ReturnWhen, as_completed, wait_async
@@ -219,9 +220,11 @@ class AsyncClient(BaseClient[AsyncFuture]):
         """Wait until there are this many workers. Raises `TimeoutError` if that is not in time."""
         await self._engine.call_async(operations.wait_for_workers, self._engine, n_workers, timeout)
 
+    @unambiguous
     async def run(
         self,
         function: Callable[..., Any],
+        /,
         *args: Any,
         workers: Workers = None,
         wait: bool = True,

@@ -6,11 +6,13 @@ import logging
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import groupby, islice
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, SupportsFloat, TypeVar, cast
 
+from trio_dask.client.ambiguity import unambiguous
 from trio_dask.client.core.outbox import NO_EXTRA, Content, Row
 from trio_dask.client.core.states import KeyState
 from trio_dask.client.engine import Engine
+from trio_dask.client.forked import bind_to_process
 from trio_dask.client.futures import BaseFuture, states_of
 from trio_dask.client.gathering import concrete, futures_in
 from trio_dask.client.graphs import Constant, GraphTask, Plan, plan, wire_key
@@ -35,6 +37,7 @@ class BaseClient(Generic[F]):
     """Submitting, and everything else that returns at once."""
 
     def __init__(self, engine: Engine, future_type: Callable[[Engine, KeyState], F], name: str | None) -> None:
+        bind_to_process(engine)
         self._engine = engine
         self._future = future_type
         self.id: str = engine.incarnation
@@ -47,21 +50,26 @@ class BaseClient(Generic[F]):
 
     @property
     def status(self) -> str:
-        """connecting (also after a lost link), running, lost (the scheduler is; the next use tries again), closed."""
+        """connecting (also after a lost link), running, lost (the scheduler is; the next use tries again), closed.
+
+        Or forked: it belongs to a process from which this one was forked.
+        """
         return self._engine.status
 
     # ------------------------------------------------------------------------------------------------ submitting
 
+    @unambiguous
     def submit(
         self,
         func: Callable[..., Any],
+        /,
         *args: Any,
         key: Hashable | None = None,
         pure: bool | None = True,
         workers: Any = None,
         resources: Mapping[str, float] | None = None,
         retries: int | None = None,
-        priority: int = 0,
+        priority: SupportsFloat = 0,
         fifo_timeout: Any = None,
         allow_other_workers: bool = False,
         actor: bool = False,
@@ -72,7 +80,8 @@ class BaseClient(Generic[F]):
         """Run `func(*args, **kwargs)` in the cluster; returns at once with a future.
 
         Futures anywhere inside the arguments are replaced by their results. The same call has the same key and is
-        computed once, unless it is not `pure`.
+        computed once, unless it is not `pure`. An option for which the function has a parameter is refused:
+        `functools.partial(func, time_limit=60)` binds the parameter.
 
         Args:
           key: the name of the task, instead of one that is made from the call.
@@ -80,18 +89,20 @@ class BaseClient(Generic[F]):
           allow_other_workers: `workers` is only a preference.
           resources: what it needs of its worker, such as `{"GPU": 1}`.
           retries: how often it is run again if it raises.
-          priority: larger first.
+          priority: any number, larger first.
           time_limit: seconds, or a text such as "5 min", after which it is ended if it still runs.
 
         Raises:
           KeyConflict: `key` stands for another call already.
+          UsageError: an option makes no sense, or may be meant for the function.
           SerializationError: the function or an argument cannot be pickled; the message says which.
           SchedulerLost: the scheduler is gone.
         """
         if actor or actors:
             raise UsageError("actors are not supported")
         function = pickle_function(_callable(func))
-        if workers is None and not (resources or retries or priority or allow_other_workers) and time_limit is None:
+        plain = workers is None and resources is None and time_limit is None
+        if plain and not (retries or priority or allow_other_workers):
             extra = NO_EXTRA
         else:
             extra = extra_from(
@@ -118,9 +129,11 @@ class BaseClient(Generic[F]):
         engine = self._engine
         return self._future(engine, engine.submit(function, (row,), blobs, extra)[0])
 
+    @unambiguous
     def map(
         self,
         func: Callable[..., Any],
+        /,
         *iterables: Iterable[Any],
         key: str | Iterable[Hashable] | None = None,
         pure: bool | None = True,
@@ -128,7 +141,7 @@ class BaseClient(Generic[F]):
         workers: Any = None,
         resources: Mapping[str, float] | None = None,
         retries: int | None = None,
-        priority: int = 0,
+        priority: SupportsFloat = 0,
         fifo_timeout: Any = None,
         allow_other_workers: bool = False,
         actor: bool = False,

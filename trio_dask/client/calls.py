@@ -39,8 +39,11 @@ class Held:
     def raise_it(self) -> None:
         """Raise what the block raised, if it did."""
         error, self._error = self._error, None
-        if error is not None:
-            raise error
+        try:
+            if error is not None:
+                raise error
+        finally:
+            del error  # its traceback holds this frame: the two would keep each other, and the caller's variables
 
 
 def guarded(callback: Callable[[], object]) -> None:
@@ -81,7 +84,7 @@ class LoopCall(Generic[_T]):
         self._args = args
         self._signal = signal
         self._result: list[_T] = []
-        self._error: Exception = RuntimeError(CLOSED)
+        self._error: Exception | None = None
 
     async def run(self) -> None:
         """Run it; whatever becomes of it, whoever waits hears, and where nobody does, the log."""
@@ -103,7 +106,11 @@ class LoopCall(Generic[_T]):
             self._signal.set()
 
     def unwrap(self) -> _T:
-        """What it returned; raises what it raised."""
+        """What it returned; raises what it raised. To be asked once."""
         if self._result:
             return self._result[0]
-        raise self._error
+        error, self._error = self._error, None
+        try:
+            raise RuntimeError(CLOSED) if error is None else error
+        finally:
+            del error  # as in `Held`

@@ -13,6 +13,7 @@ from weakref import WeakSet
 import trio
 
 from trio_dask.client import defaults, hooks, operations
+from trio_dask.client.ambiguity import unambiguous
 from trio_dask.client.base import BaseClient
 from trio_dask.client.engine import Engine
 from trio_dask.client.futures import Future, Timeout
@@ -159,10 +160,7 @@ class Client(BaseClient[Future]):
     @classmethod
     def current(cls, allow_global: bool = True) -> Client:
         """The default client here. Raises `ValueError` if there is none."""
-        found = defaults.current()
-        if found is None:
-            raise ValueError("no client found: make one first, with `Client(...)`")
-        return found
+        return defaults.default_client()
 
     def as_current(self) -> AbstractContextManager[None]:
         """Make this the default client of the code in a `with` block."""
@@ -260,9 +258,11 @@ class Client(BaseClient[Future]):
         """Block until there are this many workers. Raises `TimeoutError` if that is not in time."""
         self._call(operations.wait_for_workers, n_workers, timeout)
 
+    @unambiguous
     def run(
         self,
         function: Callable[..., Any],
+        /,
         *args: Any,
         workers: Workers = None,
         wait: bool = True,

@@ -11,7 +11,7 @@ import trio
 
 from trio_dask.client.core.states import OVER, Frames, KeyState
 from trio_dask.client.engine import Engine
-from trio_dask.client.failures import exception_of, unfetched_error
+from trio_dask.client.failures import no_value
 from trio_dask.client.futures import AsyncFuture, BaseFuture, Timeout, states_of
 from trio_dask.client.gathering import concrete, futures_in
 from trio_dask.client.waiting import Signal, ThreadSignal, TrioSignal, as_seconds, limit, refuse_in_event_loop
@@ -73,8 +73,8 @@ def _enough(states: list[KeyState], return_when: str) -> int:
 
 def _sorted_out(futures: list[BaseFuture]) -> DoneAndNotDone:
     for state in states_of(futures):
-        if state.status in OVER and (error := exception_of(state)) is not None:
-            raise error
+        if state.status in OVER:
+            raise no_value(state, "")
     done = {future for future in futures if future.done()}
     return DoneAndNotDone(done, {future for future in futures if future not in done})
 
@@ -247,12 +247,10 @@ class as_completed:
         if frames is not None:
             return future, future.engine.load(frames)
         state = future.state
-        error = exception_of(state) or unfetched_error(state, reason)
-        if state.status in OVER:
-            return future, error
-        if self._raise_errors:
-            raise error
-        return future, (type(error), error, error.__traceback__)
+        if self._raise_errors and state.status not in OVER:
+            raise no_value(state, reason)
+        error = no_value(state, reason)
+        return future, error if state.status in OVER else (type(error), error, error.__traceback__)
 
 
 class _Batches:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import trio
 
@@ -16,12 +17,14 @@ from trio_dask.client.gathering import concrete, futures_in
 from trio_dask.errors import FutureCancelledError
 
 if TYPE_CHECKING:
+    from trio_dask.client.async_client import AsyncClient
     from trio_dask.client.client import Client
 
 __all__ = [
     "as_current",
     "current",
     "default_client",
+    "find_client",
     "fire_and_forget",
     "forget",
     "futures_of",
@@ -31,6 +34,10 @@ __all__ = [
 ]
 
 NO_CLIENT = "no client found: make one first, with `Client(...)`"
+
+_C = TypeVar("_C", bound="Client | AsyncClient")
+
+_LATER: Final = {"lost": 1, "forked": 2}
 
 _lock = threading.Lock()
 _open: list[Client] = []
@@ -64,14 +71,14 @@ def as_current(client: Client) -> Generator[None]:
 def current() -> Client | None:
     """The default client here, if there is one: chosen by `as_current`, else the newest that is open.
 
-    One whose scheduler is lost counts as open only where no other is.
+    One whose scheduler is lost counts as open only where no other is, and one of the parent, in a forked child, last.
     """
     chosen = _chosen.get()
-    if chosen is not None:
+    if chosen is not None and chosen.status != "forked":
         return chosen
     with _lock:
         found = [client for client in reversed(_open) if client.status != "closed"]
-    return min(found, key=lambda client: client.status == "lost", default=None)
+    return min(found, key=lambda client: _LATER.get(client.status, 0), default=chosen)
 
 
 def default_client(c: Client | None = None) -> Client:
@@ -79,11 +86,18 @@ def default_client(c: Client | None = None) -> Client:
 
     Raises:
       ValueError: there is none.
+      ForkedClientError: there is one, of the process that this one was forked from.
     """
-    found = c or current()
+    found = current() if c is None else c
     if found is None:
         raise ValueError(NO_CLIENT)
-    return found
+    return _usable(found)
+
+
+def _usable(client: _C) -> _C:
+    if client.status == "forked":
+        client.engine.check_open()
+    return client
 
 
 def get_client(address: str | None = None, timeout: Timeout = None, resolve_address: bool = True) -> Any:
@@ -93,7 +107,13 @@ def get_client(address: str | None = None, timeout: Timeout = None, resolve_addr
 
     Raises:
       ValueError: there is none.
+      ForkedClientError: there is one, of the process that this one was forked from.
     """
+    return _usable(find_client(address, timeout))
+
+
+def find_client(address: str | None, timeout: Timeout) -> Any:
+    """The same, usable or not."""
     from trio_dask.client.async_client import AsyncClient
     from trio_dask.client.client import Client
 
@@ -153,3 +173,12 @@ def fire_and_forget(obj: Any) -> None:
     """Have these tasks (futures, nested in whatever) finish even if nobody keeps their futures."""
     for future in futures_in(concrete(obj)):
         future.engine.detach([future.state])
+
+
+def _renew_lock() -> None:
+    global _lock
+    _lock = threading.Lock()  # the old one may be held, in the parent
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)

@@ -47,7 +47,7 @@ SWEEP_S: Final = 0.02
 """How long futures that died may wait, when results have just come in, for company on the way to the scheduler."""
 
 
-Status: TypeAlias = Literal["connecting", "running", "lost", "closed"]
+Status: TypeAlias = Literal["connecting", "running", "lost", "closed", "forked"]
 
 
 class _Loss(NamedTuple):
@@ -76,6 +76,8 @@ class Driver:
         self._waited = False
         """Whether a caller has waited since one last sent something by himself: else it is a burst, better gathered."""
         self._dropped: deque[KeyState] = deque()
+        self._failure_dropped = False
+        """Whether a failed task is among them: whoever calls it again wants another attempt, not the old error."""
         self._woken = False
         self._sweeping = False
         self._thread = 0
@@ -350,6 +352,12 @@ class Driver:
             for request in fetches:
                 nursery.start_soon(self._fetch, request)
 
+    def _collect_all_dropped(self) -> None:
+        """Futures that died a moment ago still count until the loop hears of it, unless their keys are used again."""
+        self._failure_dropped = False
+        while self._dropped:
+            self._collect_dropped()
+
     def _collect_dropped(self) -> None:
         dropped = self._dropped
         if dropped:
@@ -361,6 +369,8 @@ class Driver:
         It is not worth waking anybody where results are coming in: it leaves with the next message, or soon.
         """
         self._dropped.append(state)
+        if state.status == "error":
+            self._failure_dropped = True
         if not self._sweeping:
             self.wake()
 

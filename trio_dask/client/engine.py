@@ -67,12 +67,12 @@ class Engine(Driver):
         """
         with self.lock:
             self.check_open()
+            if self._failure_dropped:
+                self._collect_all_dropped()
             try:
                 states = self.core.submit(function[:2], rows, contents, extra)
             except KeyConflict:
-                # Futures that were dropped a moment ago still count until the loop hears of it.
-                while self._dropped:
-                    self._collect_dropped()
+                self._collect_all_dropped()
                 states = self.core.submit(function[:2], rows, contents, extra)
         if not self._woken:
             if len(states) == 1:

@@ -17,7 +17,7 @@ from trio_dask.errors import (
 from trio_dask.protocol.messages import Dropped, KeyFailed
 from trio_dask.protocol.pickling import rebuild_exception
 
-__all__ = ["exception_of", "unfetched_error"]
+__all__ = ["exception_of", "no_value", "unfetched_error"]
 
 
 def exception_of(state: KeyState) -> BaseException | None:
@@ -37,6 +37,12 @@ def exception_of(state: KeyState) -> BaseException | None:
         text = f"{failure.text}; with it went {state.key!r}"
         return SchedulerLost(text) if failure.lost else FutureCancelledError(text)
     return _of_dropped(failure)
+
+
+def no_value(state: KeyState, reason: str) -> BaseException:
+    """Why there is no value: the task failed, or else its value could not be fetched, for this reason."""
+    error = exception_of(state)
+    return unfetched_error(state, reason) if error is None else error
 
 
 def unfetched_error(state: KeyState, reason: str) -> ClusterError:

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 from trio_dask.client.core.states import KeyState, Status
 from trio_dask.client.engine import Engine, loading
-from trio_dask.client.failures import exception_of, unfetched_error
+from trio_dask.client.failures import exception_of, no_value
 from trio_dask.client.waiting import as_seconds, limit, refuse_in_event_loop
 from trio_dask.identity import Key
 from trio_dask.protocol.pickling import KeyReference
@@ -112,7 +112,7 @@ class BaseFuture(KeyReference):
         state = self._state
         frames = reading.frames.get(state)
         if frames is None:
-            raise exception_of(state) or unfetched_error(state, reading.reasons.get(state, ""))
+            raise no_value(state, reading.reasons.get(state, ""))
         return self._engine.load(frames)
 
     def __reduce__(self) -> tuple[Callable[[Key], BaseFuture], tuple[Key]]:
@@ -225,9 +225,9 @@ def _arrive(key: Key) -> BaseFuture:
     """A pickled future becomes one of the client that unpickles it, else of the client that is current here."""
     engine = loading.get()
     if engine is None:
-        from trio_dask.client.defaults import get_client  # it knows the clients, which are made of futures
+        from trio_dask.client.defaults import find_client  # it knows the clients, which are made of futures
 
-        engine = get_client().engine
+        engine = find_client(None, None).engine
     (state,) = engine.adopt([key])
     found: BaseFuture = engine.future_type(engine, state)
     return found

@@ -7,7 +7,7 @@ from typing import Any, Final, TypeGuard, cast
 
 from trio_dask.client.core.states import KeyState
 from trio_dask.client.engine import Engine
-from trio_dask.client.failures import exception_of, unfetched_error
+from trio_dask.client.failures import no_value
 from trio_dask.client.futures import BaseFuture, states_of
 from trio_dask.client.waiting import Reading
 from trio_dask.errors import UsageError
@@ -87,7 +87,7 @@ def values_of(engine: Engine, reading: Reading, states: list[KeyState], *, skip:
     """The values that were read; with `skip` those that failed are left out, else the first of them is raised."""
     if reading.failed is not None and not skip:
         state = reading.failed
-        raise exception_of(state) or unfetched_error(state, reading.reasons[state])
+        raise no_value(state, reading.reasons[state])
     frames = reading.frames
     load = engine.load
     return {state: load(frames[state]) for state in states if state in frames}

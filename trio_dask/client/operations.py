@@ -244,17 +244,23 @@ async def run(
     async def call_one(address: str) -> None:
         try:
             use = partial(_call, frames, address)
-            outcomes[address] = await engine.peers.exchange(address, use, repeatable=False)
+            value, raised = await engine.peers.exchange(address, use, repeatable=False)
         except CHANNEL_FAILURES as error:
             errors[address] = ClusterError(f"the call could not be made: {failure_text(address, error)}")
-        except _Raised as raised:
-            errors[address] = raised.error
+        else:
+            if raised is None:
+                outcomes[address] = value
+            else:
+                errors[address] = raised
 
     async with trio.open_nursery() as nursery:
         for address in addresses:
             nursery.start_soon(call_one, address)
     if errors and on_error == "raise":
-        raise next(errors[address] for address in addresses if address in errors)
+        try:
+            raise next(errors[address] for address in addresses if address in errors)
+        finally:
+            errors.clear()  # a traceback that holds this frame would keep itself, and the caller's variables
     if on_error == "return":
         outcomes |= errors
     return {address: outcomes[address] for address in addresses if address in outcomes}
@@ -275,24 +281,18 @@ def time_limit(timeout: Timeout, what: str) -> Generator[None]:
         raise TimeoutError(f"{what} was not done within {timeout} s")
 
 
-class _Raised(Exception):
-    """What the called function raised: it must not be taken for a failure of the channel."""
-
-    def __init__(self, error: BaseException) -> None:
-        super().__init__(error)
-        self.error = error
-
-
-async def _call(frames: Sequence[memoryview], address: str, channel: Channel) -> Any:
+async def _call(
+    frames: Sequence[memoryview], address: str, channel: Channel
+) -> tuple[Any, None] | tuple[None, BaseException]:
+    """What the called function returned or raised: the latter must not be taken for a failure of the channel."""
     await channel.send(Call(tuple(map(len, frames))), frames)
     message, result = await channel.receive()
     if not isinstance(message, CallResult):
         raise ProtocolError(f"a call was answered with {type(message).__name__}")
     try:
         if message.ok:
-            return load_value(result)
-        error = bytes(result[0]) if result else None
-        raised = rebuild_exception(error, message.text, key="client.run", worker=address, attempt=1)
+            return load_value(result), None
+        description = bytes(result[0]) if result else None
+        return None, rebuild_exception(description, message.text, key="client.run", worker=address, attempt=1)
     except Exception as error:  # the result's own code runs while it is loaded
-        raised = error
-    raise _Raised(raised)
+        return None, error

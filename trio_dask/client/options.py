@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import datetime
 import math
+import sys
 from collections.abc import Iterable, Mapping
-from typing import Any, Final, TypeAlias, TypedDict, cast
+from typing import Any, Final, SupportsFloat, TypeAlias, TypedDict, cast
 
 from trio_dask.client.core.outbox import NO_EXTRA
 from trio_dask.client.names import sendable
@@ -15,7 +16,6 @@ from trio_dask.errors import UsageError
 __all__ = ["Options", "Workers", "extra_from", "understood", "worker_names"]
 
 Workers: TypeAlias = str | int | Iterable[str | int] | None
-MAX_PRIORITY = 10_000
 
 
 class Options(TypedDict, total=False):
@@ -25,7 +25,7 @@ class Options(TypedDict, total=False):
     allow_other_workers: treat `workers` as a preference.
     resources: what each needs of its worker, such as `{"GPU": 1}`.
     retries: how often one that raises is run again.
-    priority: larger first; tasks of the same priority run in the order of submission.
+    priority: any number, larger first; tasks of the same priority run in the order of submission.
     time_limit: seconds, or a text such as "5 min", after which one that still runs is ended.
     fifo_timeout: accepted for distributed's sake; submissions of one client always run in their order.
     """
@@ -34,7 +34,7 @@ class Options(TypedDict, total=False):
     allow_other_workers: bool
     resources: Mapping[str, float] | None
     retries: int | None
-    priority: int
+    priority: SupportsFloat
     time_limit: float | str | datetime.timedelta | None
     fifo_timeout: float | str
 
@@ -69,17 +69,19 @@ def extra_from(options: Options) -> Mapping[str, Any]:
         if "workers" not in extra:
             raise UsageError("allow_other_workers=True says which workers are preferred only together with workers=")
         extra["allow_other_workers"] = True
-    if resources:
+    if resources is not None:
         if not isinstance(resources, Mapping):
             raise UsageError(f'resources is a dict such as {{"GPU": 1}}, not {resources!r}')
-        extra["resources"] = {
+        amounts = {
             sendable("the name of a resource", str(name)): _amount(f"resources[{name!r}]", amount)
             for name, amount in resources.items()
         }
+        if amounts:
+            extra["resources"] = amounts
     if retries:
         extra["retries"] = _whole("retries", retries, 0, 2**31)
-    if priority:
-        extra["priority"] = _whole("priority", priority, -MAX_PRIORITY, MAX_PRIORITY)
+    if priority is not None and (number := _priority(priority)):
+        extra["priority"] = number
     if time_limit is not None:
         extra["time_limit"] = _amount("time_limit", as_seconds(time_limit))
     if unknown := options.keys() - Options.__annotations__.keys():
@@ -91,6 +93,23 @@ def _whole(name: str, number: Any, least: int, most: int) -> int:
     if isinstance(number, bool | str) or int(number) != number or not least <= number <= most:
         raise UsageError(f"{name} is a whole number from {least} to {most}, not {number!r}")
     return int(number)
+
+
+def _priority(priority: Any) -> float:
+    """The nearest float: finer differences are none, and what is beyond all floats is the last of them."""
+    number = math.nan if isinstance(priority, str | bytes | bytearray) else _nearest(priority)
+    if math.isnan(number) or (math.isinf(number) and priority == number):
+        raise UsageError(f"priority is a finite number (larger runs first), not {priority!r}")
+    return min(max(number, -sys.float_info.max), sys.float_info.max)
+
+
+def _nearest(number: Any) -> float:
+    try:
+        return float(number)
+    except OverflowError:  # an integer or a fraction
+        return math.inf if number > 0 else -math.inf
+    except (TypeError, ValueError):
+        return math.nan
 
 
 def _amount(name: str, amount: Any) -> float:

@@ -198,10 +198,10 @@ def _run(main: Callable[[], Awaitable[_T]]) -> Callable[[], _T]:
     try:
         value = trio.run(main)
     except BaseException as error:  # it is raised in the thread that waits
-        failure = error
+        failure = [error]
 
         def fail() -> _T:
-            raise failure
+            raise failure.pop()  # by no name: its traceback holds this frame, and the two would keep each other
 
         return fail
     return lambda: value

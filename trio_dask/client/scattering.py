@@ -12,7 +12,7 @@ import trio
 
 from trio_dask.client.core.states import KeyState
 from trio_dask.client.engine import Engine
-from trio_dask.client.failures import exception_of
+from trio_dask.client.failures import no_value
 from trio_dask.client.gathering import is_dict, is_series, series_like
 from trio_dask.client.graphs import wire_key
 from trio_dask.client.options import Workers, worker_names
@@ -96,9 +96,8 @@ async def put_all(
         raise ClusterError(f"not every worker took the data: {failures[0]}")
     await engine.settle_async(states, len(states))
     for state in states:
-        error = exception_of(state)
-        if error is not None:
-            raise error
+        if state.failure is not None:
+            raise no_value(state, "")
 
 
 async def _targets(engine: Engine, workers: Workers) -> dict[str, int]:

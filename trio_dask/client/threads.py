@@ -49,7 +49,11 @@ class EngineThread:
             raise
         if wait and self._error is not None:
             self._thread.join()
-            raise self._error
+            error, self._error = self._error, None
+            try:
+                raise error
+            finally:
+                del error  # its traceback holds this frame: the two would keep each other, and the caller's variables
 
     def stop(self, timeout_s: float | None) -> None:
         """Have the engine say goodbye, and return when its thread has ended, or after that many seconds."""
@@ -69,10 +73,8 @@ class EngineThread:
                     trio.run(self._main)
                 else:
                     trio.from_thread.run(self._main, trio_token=self._home)
-            except Exception as error:  # it is raised in the thread that waits for the connection
-                self._error = error
-                if self._connected.is_set:  # nobody does any more
-                    _logger.exception("the client failed")
+            except Exception as error:
+                self._fail(error)
             finally:
                 self._attached.set()
                 self._connected.set()
@@ -80,7 +82,16 @@ class EngineThread:
     async def _main(self) -> None:
         self._engine.attach()
         self._attached.set()
-        await self._engine.serve(task_status=self)
+        try:
+            await self._engine.serve(task_status=self)
+        except Exception as error:  # not left to Trio: its runner would keep it, and with it whoever waits for it
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        """Have the error raised in the thread that waits for the connection."""
+        self._error = error
+        if self._connected.is_set:  # nobody does any more
+            _logger.error("the client failed", exc_info=error)
 
 
 class CallbackThread:

@@ -90,8 +90,12 @@ class _Outcome:
         return True
 
     def repeat(self) -> None:
-        if self._error:
-            raise self._error
+        error, self._error = self._error, None
+        try:
+            if error is not None:
+                raise error
+        finally:
+            del error  # its traceback holds this frame: the two would keep each other, and the caller's variables
 
 
 class Connection:

@@ -6,6 +6,7 @@ cross it as cross a network, so that nothing works here that would fail there.
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from itertools import count
 
@@ -216,3 +217,7 @@ def _names() -> dict[str, MemoryListener]:
     except LookupError:
         _listeners.set({})
         return _listeners.get()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_homes.clear)  # the Trio runs of a parent do not go on in its child

@@ -6,6 +6,7 @@ However the block is left, and if the program is killed, no process stays behind
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import AsyncGenerator, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager
@@ -21,7 +22,7 @@ from trio_dask.client.waiting import limit, refuse_in_event_loop
 from trio_dask.config import format_bytes
 from trio_dask.deploy.layout import Layout, check_scale, plan, workers_for
 from trio_dask.deploy.members import Member, Members
-from trio_dask.errors import ClusterError, UsageError
+from trio_dask.errors import ClusterError, ForkedClientError, UsageError
 
 if TYPE_CHECKING:
     from trio_dask.client.async_client import AsyncClient
@@ -250,6 +251,7 @@ class LocalCluster:
         self._closing = False
         self._scope = trio.CancelScope()
         self._started = threading.Event()
+        self._pid = os.getpid()
         self._error: BaseException | None = None
         # A daemon: when the program ends without closing us, the children notice that by themselves.
         self._thread = threading.Thread(target=self._run, name="trio_dask local cluster", daemon=True)
@@ -261,7 +263,11 @@ class LocalCluster:
             raise
         if self._error is not None:
             self._thread.join()
-            raise self._error
+            error, self._error = self._error, None
+            try:
+                raise error
+            finally:
+                del error  # its traceback holds this frame: the two would keep each other, and the caller's variables
 
     def _run(self) -> None:
         try:
@@ -284,9 +290,22 @@ class LocalCluster:
     def _running(self) -> AsyncLocalCluster:
         if self._error is not None:
             raise self._error
-        if self._cluster is None or not self._thread.is_alive():
+        if self._cluster is None or not (self._is_forked or self._thread.is_alive()):
             raise ClusterError(CLOSED)
         return self._cluster
+
+    def _own(self) -> AsyncLocalCluster:
+        """It, to do something with it. Raises `ForkedClientError` in a forked child."""
+        cluster = self._running()
+        if self._is_forked:
+            raise ForkedClientError(
+                f"this cluster belongs to process {self._pid}, which process {os.getpid()} was forked from"
+            )
+        return cluster
+
+    @property
+    def _is_forked(self) -> bool:
+        return os.getpid() != self._pid
 
     def __repr__(self) -> str:
         try:
@@ -317,7 +336,7 @@ class LocalCluster:
         Raises:
           UsageError: one of these is no whole number from 0 on, or no amount of memory.
         """
-        cluster = self._running()
+        cluster = self._own()
         try:
             trio.from_thread.run_sync(cluster.scale, n, memory, cores, trio_token=self._token)
         except trio.RunFinishedError:
@@ -330,7 +349,7 @@ class LocalCluster:
           TimeoutError: they are not, after `timeout` (seconds, or a text such as "30s").
           UsageError: `n_workers` is no whole number from 0 on.
         """
-        cluster = self._running()
+        cluster = self._own()
         try:
             trio.from_thread.run(cluster.wait_for_workers, n_workers, timeout, trio_token=self._token)
         except trio.RunFinishedError:
@@ -343,7 +362,12 @@ class LocalCluster:
         return Client(self, **options)
 
     def close(self, timeout: float | None = None) -> None:
-        """End every worker and the scheduler, and wait until they have ended. Idempotent."""
+        """End every worker and the scheduler, and wait until they have ended. Idempotent.
+
+        In a forked child it does nothing: the cluster is the parent's.
+        """
+        if self._is_forked:
+            return
         self._closing = True
         if self._token is not None:
             try:

@@ -316,7 +316,8 @@ class _Rebuilder:
         if number in self.made:
             return self.made[number]
         node = self.nodes[number]
-        exc = self.load(number, node) or _twin(node)
+        loaded = self.load(number, node)
+        exc = _twin(node) if loaded is None else loaded  # not `or`: a user's exception may be falsy
         self.made[number] = exc
         exc.__traceback__ = _attempt(partial(rebuild_traceback, node.frames), None)
         return exc

@@ -151,7 +151,7 @@ class Submit(NamedTuple):
     A call whose first byte is 0 is a reference: the 16 bytes after it name the blob that holds the call.
     Tasks of one client run in the order of submission where nothing else decides; senders of graphs order them
     depth-first, and release the inner tasks of the graph right after it: what later tasks need is kept without a wish.
-    `extra` may hold: priority (int, larger first), retries (int), workers (names, addresses or hosts),
+    `extra` may hold: priority (a number, larger first), retries (int), workers (names, addresses or hosts),
     allow_other_workers (bool), resources (name -> amount), time_limit (seconds).
     """
 
@@ -305,8 +305,9 @@ class Run(NamedTuple):
     """Run one task; its outcome quotes `run`.
 
     `dependencies` lists each key the call needs with the addresses to fetch it from; no address means that it is here
-    or is being computed here by an earlier `Run`. Lower `priority` runs first. `extra` may hold: announce (bool: send
-    `Started` and flush it before the task starts), time_limit (seconds), attempt (int, absent means 1).
+    or is being computed here by an earlier `Run`. Lower `priority`, the order of submission, runs first. `extra` may
+    hold: announce (bool: send `Started` and flush it before the task starts), time_limit (seconds), attempt (int,
+    absent means 1), priority (int, absent means 0: the user's, which comes before that order; lower runs first).
     """
 
     run: RunId

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 __all__ = ["Frame", "collect_frames", "format_frames", "has_source", "rebuild_traceback"]
 
@@ -94,23 +94,19 @@ def has_source(frames: Iterable[Frame]) -> bool:
     )
 
 
-class _Stub(Exception):
-    pass
-
-
-def _compile(frame: Frame, end_line: int, column: int, end_column: int) -> TracebackType | None:
-    name = ast.Name("stub", ast.Load())
-    stub = ast.Raise(name)
-    for node in (name, stub):
-        node.lineno, node.end_lineno = frame.line, end_line
-        node.col_offset, node.end_col_offset = column, end_column
-    code = compile(ast.Module([stub], []), frame.filename, "exec").replace(co_name=frame.name, co_qualname=frame.name)
-    try:
-        exec(code, {"__name__": frame.module, "__file__": frame.filename, "stub": _Stub})
-    except _Stub as raised:
-        own = raised.__traceback__
-        return own and own.tb_next
-    return None
+def _compile(frame: Frame, end_line: int, column: int, end_column: int) -> TracebackType:
+    """One stub. It is a generator that never starts: its frame, unlike that of a call, keeps no callers alive."""
+    tree = ast.parse("lambda: (yield)", mode="eval")
+    for node in ast.walk(tree):
+        if isinstance(node, ast.expr):
+            node.lineno, node.end_lineno = frame.line, end_line
+            node.col_offset, node.end_col_offset = column, end_column
+    stub: Any = eval(compile(tree, frame.filename, "eval"), {"__name__": frame.module, "__file__": frame.filename})
+    stub.__code__ = stub.__code__.replace(co_name=frame.name, co_qualname=frame.name)
+    wanted = (frame.line, end_line, None, None) if column < 0 else (frame.line, end_line, column, end_column)
+    positions = enumerate(stub.__code__.co_positions())
+    instruction = next((number for number, position in positions if position == wanted), 0)
+    return TracebackType(None, stub().gi_frame, 2 * instruction, frame.line)
 
 
 def rebuild_traceback(frames: Sequence[Frame]) -> TracebackType | None:
@@ -121,6 +117,6 @@ def rebuild_traceback(frames: Sequence[Frame]) -> TracebackType | None:
             made = _compile(frame, frame.end_line, frame.column, frame.end_column)
         except ValueError:  # positions, or a name, that this Python's compiler refuses
             made = _compile(Frame(repr(frame.filename), "?", "?", 1, 1, -1, -1, ""), 1, -1, -1)
-        if made is not None:
-            rebuilt = TracebackType(rebuilt, made.tb_frame, made.tb_lasti, frame.line)
+        made.tb_next = rebuilt
+        rebuilt = made
     return rebuilt

@@ -25,7 +25,7 @@ from trio_dask.worker.board import Board
 from trio_dask.worker.core.ready import ReadyQueue
 from trio_dask.worker.secession import Rejoined, Seceded, Secession
 from trio_dask.worker.task_context import TaskContext, WorkerHandle, enter
-from trio_dask.worker.wording import describe_failure, sendable
+from trio_dask.worker.wording import describe_failure, mention_trio, sendable
 
 __all__ = ["Begun", "Declined", "Executor", "Failed", "Finished", "InputGone", "Outcome"]
 
@@ -393,14 +393,18 @@ async def _run_async(task: _AsyncCall) -> None:
     except trio.Cancelled:
         raise
     except BaseException as error:  # like in a slot: what a task raises is its result
+        mention_trio(error)
         answer = _raiser(error)
     finally:
         task.reply.put(answer)
+        del answer  # it holds the error, whose traceback holds this frame
 
 
 def _raiser(error: BaseException) -> Callable[[], Any]:
+    held = [error]
+
     def answer() -> Any:
-        raise error
+        raise held.pop()  # by no name: its traceback holds this frame, and the two would keep each other
 
     return answer
 

@@ -20,7 +20,7 @@ from trio_dask.worker.core.holdings import Held
 from trio_dask.worker.memory import MemoryMonitor
 from trio_dask.worker.store import Frames, Store
 from trio_dask.worker.task_context import WorkerHandle
-from trio_dask.worker.wording import describe_failure
+from trio_dask.worker.wording import describe_failure, mention_trio
 
 __all__ = ["DataServer"]
 
@@ -139,6 +139,7 @@ class DataServer:
         except trio.Cancelled:
             raise
         except BaseException as error:  # whatever the user's function raises is its result
+            mention_trio(error)
             return _describe(error)
         return await self._in_thread(partial(_dump, value))
 

@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any, Final
+
 from trio_dask.protocol.pickling import describe_exception
 
-__all__ = ["describe_failure", "sendable"]
+__all__ = ["describe_failure", "mention_trio", "sendable"]
+
+UNDER_TRIO: Final = (
+    "`async def` functions run under Trio here, not under asyncio: await Trio's counterpart (`trio.sleep`, a nursery "
+    "for `asyncio.gather`, `trio.fail_after` for `asyncio.wait_for`), or submit a plain `def` function that calls "
+    "`asyncio.run(...)`"
+)
+
+# What asyncio says where its loop does not run, and what Trio says of what it is given by asyncio.
+_ASYNCIO_SAYS: Final = ("no running event loop", "There is no current event loop")
+_TRIO_SAYS: Final = ("trio.run received unrecognized yield message",)
+MAX_LOOKED_AT: Final = 50
 
 
 def sendable(text: str) -> str:
@@ -16,3 +30,30 @@ def describe_failure(error: BaseException) -> tuple[bytes | None, str]:
     """The exception for whoever rebuilds it, if it can be pickled, and as text. Never raises."""
     description, text = describe_exception(error)
     return description, sendable(text)
+
+
+def mention_trio(error: BaseException) -> None:
+    """Add a note to what an `async def` function raised, where it took Trio for asyncio."""
+    if any(map(_took_trio_for_asyncio, _related(error))):
+        error.add_note(UNDER_TRIO)
+
+
+def _related(error: BaseException) -> Iterator[BaseException]:
+    """The exception, those that it came from, and those that it holds."""
+    found = [error]
+    for one in found:  # which grows meanwhile
+        yield one
+        group: tuple[BaseException, ...] = getattr(one, "exceptions", ()) if type(one) in _GROUPS else ()
+        more = [one.__cause__, one.__context__, *group]
+        found += [other for other in more if other is not None and not any(other is known for known in found)]
+        del found[MAX_LOOKED_AT:]
+
+
+_GROUPS: Final[tuple[Any, ...]] = (ExceptionGroup, BaseExceptionGroup)
+
+
+def _took_trio_for_asyncio(error: BaseException) -> bool:
+    kind = type(error)
+    if kind is not RuntimeError and kind is not TypeError:  # others may have a costly, or no, __str__
+        return False
+    return str(error).startswith(_ASYNCIO_SAYS if kind is RuntimeError else _TRIO_SAYS)

@@ -52,6 +52,8 @@ LEAST_S: Final = 10e-6
 PRIORITY_BITS: Final = 48
 """A task's priority is the user's (negated, so that less comes first) above this many bits of submission count."""
 
+SUBMISSION_MASK: Final = (1 << PRIORITY_BITS) - 1
+
 SMOOTHING: Final = 0.3
 """Weight of the newest call in the expected duration of a function."""
 
@@ -201,7 +203,9 @@ def assign(state: State, task: Task, worker: Worker, missing: int) -> None:
         if worker not in content.shipped:
             ship(state, content, worker)
     terms = task.terms
-    extra = _PLAIN if terms is NO_TERMS and task.past is None else _extra(task)
+    extra, priority = _PLAIN, task.priority
+    if terms is not NO_TERMS or task.past is not None:
+        extra, priority = _extra(task), priority & SUBMISSION_MASK
     for name, amount in terms.resources:
         worker.available[name] -= amount
     inputs: tuple[tuple[str, tuple[str, ...]], ...] = ()
@@ -215,7 +219,7 @@ def assign(state: State, task: Task, worker: Worker, missing: int) -> None:
                 rows.append((dependency.key, ()))
         inputs = tuple(rows)
     move(state, task, Processing(run, worker, missing, expected_s), "assigned")
-    state.send(worker.peer, Run(run, task.key, function.digest, task.call, inputs, task.priority, extra))
+    state.send(worker.peer, Run(run, task.key, function.digest, task.call, inputs, priority, extra))
     if task.dependents and len(task.dependents) <= CHAIN_FAN_OUT:
         for dependent in task.dependents:
             if type(dependent.phase) is Waiting and len(dependent.dependencies) <= CHAIN_FAN_IN:
@@ -241,6 +245,8 @@ def learn(state: State, function: Content, seconds: float) -> None:
 
 def _extra(task: Task) -> dict[str, object]:
     extra: dict[str, object] = {}
+    if task.terms.priority:
+        extra["priority"] = -task.terms.priority
     if task.terms.time_limit_s is not None:
         extra["time_limit"] = task.terms.time_limit_s
     if task.past is not None:

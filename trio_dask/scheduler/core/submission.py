@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Callable, Mapping
 from typing import Any, Final, cast
 
@@ -15,8 +16,6 @@ from trio_dask.scheduler.core.placement import PRIORITY_BITS
 from trio_dask.scheduler.core.tables import NO_TERMS, RELEASED, Client, Failure, State, Task, Terms
 
 __all__ = ["submit"]
-
-MAX_USER_PRIORITY: Final = 10_000
 
 
 def submit(state: State, client: Client, message: Submit) -> None:
@@ -35,7 +34,7 @@ def submit(state: State, client: Client, message: Submit) -> None:
     blobs = [tuple(content_of(state, digest) for digest in digests) for digests in digests_of_each]
     terms = _terms(extra) if extra else NO_TERMS
     tasks = state.tasks
-    no_priority = -terms.user_priority << PRIORITY_BITS
+    no_priority = -terms.priority << PRIORITY_BITS
     needed: list[Task] = []
     sole = client.sole
     wants = client.wants
@@ -103,7 +102,7 @@ def _terms(extra: Mapping[str, Any]) -> Terms:
         if check is None or not check(value):
             raise ProtocolError(f"Submit with {name}={value!r}")
     if "priority" in extra:
-        fields["user_priority"] = extra["priority"]
+        fields["priority"] = _ordinal(extra["priority"])
     if "resources" in extra:
         fields["resources"] = tuple(sorted((name, float(amount)) for name, amount in extra["resources"].items()))
     if "time_limit" in extra:
@@ -115,8 +114,17 @@ def _terms(extra: Mapping[str, Any]) -> Terms:
     return NO_TERMS if terms == NO_TERMS else terms
 
 
-def _is_priority(value: object) -> bool:
-    return type(value) is int and abs(value) <= MAX_USER_PRIORITY
+def _ordinal(number: float) -> int:
+    """A whole number of 64 bits for each number, in the same order; 0 for 0.
+
+    The bits of floats that are not negative are in their order already, behind the sign.
+    """
+    bits: int = struct.unpack("<q", struct.pack("<d", number))[0]
+    return bits if bits >= 0 else -(bits & 2**63 - 1)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and type(value) is not bool and math.isfinite(value)
 
 
 def _is_count(value: object) -> bool:
@@ -128,7 +136,7 @@ def _is_flag(value: object) -> bool:
 
 
 def _is_amount(value: object) -> bool:
-    return isinstance(value, int | float) and type(value) is not bool and math.isfinite(value) and value >= 0
+    return _is_number(value) and cast("float", value) >= 0
 
 
 def _are_names(value: object) -> bool:
@@ -143,7 +151,7 @@ def _are_amounts(value: object) -> bool:
 
 
 _CHECKS: Final[Mapping[str, Callable[[object], bool]]] = {
-    "priority": _is_priority,
+    "priority": _is_number,
     "retries": _is_count,
     "workers": _are_names,
     "allow_other_workers": _is_flag,

@@ -113,7 +113,8 @@ class WorkerInfo(NamedTuple):
 class Terms(NamedTuple):
     """The conditions under which tasks run; shared by all tasks submitted together."""
 
-    user_priority: int = 0
+    priority: int = 0
+    """The user's as a whole number in the same order; larger first."""
     retries: int = 0
     workers: tuple[str, ...] = ()
     allow_other_workers: bool = False

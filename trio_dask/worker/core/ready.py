@@ -12,11 +12,11 @@ from trio_dask.protocol.messages import Run
 __all__ = ["ReadyQueue"]
 
 CLASS_BITS: Final = 48
-"""Above so many bits of a priority stands what the user gave, below it the order of submission."""
+"""Above so many bits of a rank stands the priority that the user gave, below it the order of submission."""
 
 
 class ReadyQueue:
-    """Ready runs by (priority, arrival).
+    """Ready runs by (rank, arrival).
 
     Slots are threads and take runs back to back, without asking the thread of the core. That is safe because each step
     here is one operation that the interpreter does not divide (`heappush`, `heappop` on integers, `dict.pop`), and
@@ -46,7 +46,7 @@ class ReadyQueue:
         """Offer a run to the slots."""
         self._arrival += 1
         self._open[run.run] = run
-        heappush(self._heap, (run.priority, self._arrival, run))
+        heappush(self._heap, (_rank(run) if run.extra else run.priority, self._arrival, run))
         self.offered += 1
 
     def take(self) -> Run | None:
@@ -81,12 +81,13 @@ class ReadyQueue:
         pair = self._followers.get(leader.run)
         if pair is None or pair[0] is not leader:  # it follows a namesake, of a new session
             return None
-        priority = pair[1].priority
+        run = pair[1]
+        rank = _rank(run) if run.extra else run.priority
         try:
             best = self._heap[0][0]
         except IndexError:
-            best = priority
-        if best >> CLASS_BITS < priority >> CLASS_BITS:
+            best = rank
+        if best >> CLASS_BITS < rank >> CLASS_BITS:
             return None
         claimed = self._followers.pop(leader.run, None)
         return None if claimed is None else claimed[1]
@@ -98,3 +99,9 @@ class ReadyQueue:
     def runs(self) -> Iterable[Run]:
         """The runs that no slot has taken, in order of arrival."""
         return list(self._open.values())
+
+
+def _rank(run: Run) -> int:
+    """The less, the sooner: the user's priority, then the order of submission."""
+    given: int = run.extra.get("priority", 0)
+    return (given << CLASS_BITS) + run.priority

@@ -1,0 +1,189 @@
+"""An option of `submit` for which the function has a parameter of its own is refused, never swallowed."""
+
+import inspect
+import operator
+from functools import lru_cache, partial, wraps
+
+import pytest
+
+from tests.client.cluster import MiniCluster, open_async_client, open_client
+from trio_dask import AsyncClient, Client
+from trio_dask.errors import UsageError
+
+OPTIONS = {
+    "key": "k",
+    "pure": True,
+    "workers": None,
+    "resources": None,
+    "retries": None,
+    "priority": 0,
+    "fifo_timeout": None,
+    "allow_other_workers": False,
+    "actor": False,
+    "actors": False,
+    "time_limit": None,
+}
+
+
+def solve(x, time_limit=None):
+    return x, time_limit
+
+
+@pytest.fixture
+def client():
+    with open_client(MiniCluster()) as client:
+        yield client
+
+
+def taking(name):
+    """A function with a parameter of this name."""
+    namespace = {}
+    exec(f"def function(x, *, {name}=None): return x", namespace)
+    return namespace["function"]
+
+
+@pytest.mark.parametrize(("name", "default"), OPTIONS.items())
+def test_every_option_of_submit_is_refused_even_with_the_value_of_its_default(client, name, default):
+    with pytest.raises(UsageError, match=rf"{name}=\S+ could be meant for function\(\) or for submit\(\)"):
+        client.submit(taking(name), 1, **{name: default})
+    assert client.submit(taking("other"), 1, **{name: default}).result() == 1
+
+
+@pytest.mark.parametrize(("name", "default"), [*OPTIONS.items(), ("batch_size", None)])
+def test_every_option_of_map_is_refused_even_with_the_value_of_its_default(client, name, default):
+    with pytest.raises(UsageError, match=rf"{name}=\S+ could be meant for function\(\) or for map\(\)"):
+        client.map(taking(name), [1], **{name: default})
+    assert client.gather(client.map(taking("other"), [1], **{name: default})) == [1]
+
+
+def test_no_option_is_forgotten():
+    for method, more in ((Client.submit, set()), (Client.map, {"batch_size"})):
+        parameters = inspect.signature(method).parameters.values()
+        assert {one.name for one in parameters if one.kind is one.KEYWORD_ONLY} == OPTIONS.keys() | more
+
+
+def test_signatures_show_the_true_defaults():
+    parameters = inspect.signature(Client.submit).parameters
+    assert {name: parameters[name].default for name in OPTIONS} == {**OPTIONS, "key": None}
+    assert Client.submit.__doc__.startswith("Run `func")
+
+
+def test_the_sentence_offers_what_works(client):
+    with pytest.raises(UsageError) as caught:
+        client.submit(solve, 1, time_limit=60)
+    assert str(caught.value) == (
+        "time_limit=60 could be meant for solve() or for submit(): both take 'time_limit'. For solve(): "
+        "submit(functools.partial(solve, time_limit=60), ...). For submit(): bind the one of solve() like that, and "
+        "give time_limit=60 as well"
+    )
+    assert client.submit(partial(solve, time_limit=60), 1).result() == (1, 60)
+    assert client.submit(partial(solve, time_limit=60), 1, time_limit=90).result() == (1, 60)
+
+
+def decorated(function):
+    @wraps(function)
+    def call(*args, **kwargs):
+        return function(*args, **kwargs)
+
+    return call
+
+
+class Solver:
+    def __init__(self, time_limit=None):
+        self.time_limit = time_limit
+
+    def __call__(self, x, time_limit=None):
+        return x
+
+    def method(self, x, time_limit=None):
+        return x
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        solve,
+        decorated(solve),
+        lru_cache(solve),
+        partial(solve, 1),
+        Solver,
+        Solver(),
+        Solver().method,
+        lambda time_limit: 1,
+    ],
+)
+def test_all_kinds_of_functions_are_looked_into(client, function):
+    with pytest.raises(UsageError, match="could be meant for"):
+        client.submit(function, time_limit=60)
+
+
+def anything(x, **kwargs):
+    return x, kwargs
+
+
+def positional(time_limit, /, x=0):
+    return time_limit, x
+
+
+def keyed(key, value):
+    return key, value
+
+
+class Strange:
+    """Tells no signature."""
+
+    @property
+    def __signature__(self):
+        raise LookupError("none")
+
+    def __call__(self, x):
+        return x
+
+
+def test_what_can_only_be_meant_for_submit_is_taken_for_it(client):
+    assert client.submit(anything, 1, time_limit=60).result() == (1, {})
+    assert client.submit(positional, 1, time_limit=60).result() == (1, 0)
+    assert client.submit(keyed, "a", 2, key="my-key").key == "my-key"  # its own `key` is given already
+    assert client.gather(client.map(keyed, "ab", [1, 2], key=["x", "y"])) == [("a", 1), ("b", 2)]
+    assert client.submit(max, 1, 2, key="largest").key == "largest"
+    assert client.submit(Strange(), 1, key="strange").result() == 1
+
+
+def test_a_function_is_no_name_for_a_task(client):
+    for call in (client.submit, client.map):
+        for function in (max, min, sorted):
+            with pytest.raises(UsageError, match=rf"key= names the task.*partial\({function.__name__}, key=\.\.\.\)"):
+                call(function, ["a", "bcd"], key=len)
+    with pytest.raises(UsageError, match="could be meant for sorted"):
+        client.submit(sorted, ["a"], key="name")
+    assert client.submit(partial(max, key=len), ["a", "bcd"], key="longest").result() == "bcd"
+
+
+def test_functions_may_have_parameters_called_func_and_self(client):
+    def apply(self, func, function):
+        return func(self, function)
+
+    assert client.submit(apply, self=1, func=operator.add, function=2).result() == 3
+    assert client.gather(client.map(apply, [1, 2], func=operator.add, function=2)) == [3, 4]
+
+
+def work(workers=3):
+    return workers
+
+
+def test_run_is_as_careful(client):
+    with pytest.raises(UsageError, match=r"workers=3 could be meant for work\(\) or for run\(\)"):
+        client.run(work, workers=3)
+    assert list(client.run(partial(work, workers=4)).values()) == [4]
+
+
+async def test_the_client_for_trio_is_as_careful():
+    async with open_async_client(MiniCluster()) as client:
+        with pytest.raises(UsageError, match="could be meant for"):
+            client.submit(solve, 1, time_limit=None)
+        with pytest.raises(UsageError, match="could be meant for"):
+            client.map(solve, [1], time_limit=None)
+        with pytest.raises(UsageError, match="could be meant for"):
+            await client.run(work, workers=3)
+        assert await client.submit(partial(solve, time_limit=60), 1) == (1, 60)
+    assert AsyncClient.submit is Client.submit

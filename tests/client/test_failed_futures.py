@@ -1,0 +1,230 @@
+"""Errors let go of everything when their `except` block is left: without the garbage collector's help."""
+
+import gc
+import weakref
+
+import pytest
+
+from tests.client.cluster import MiniCluster, open_async_client, open_client
+from trio_dask import Client, NoScheduler, as_completed, wait
+from trio_dask.protocol.pickling import describe_exception, rebuild_exception
+
+
+class Large:
+    """A local variable of the user's function, in place of 200 MB."""
+
+
+class Empty(Exception):
+    """An exception that is falsy."""
+
+    def __len__(self):
+        return 0
+
+
+class Boom(Exception):
+    """Unlike the exceptions of Python itself it can be referred to weakly."""
+
+
+def boom():
+    raise Boom("boom")
+
+
+def empty():
+    raise Empty("nothing in here")
+
+
+@pytest.fixture(autouse=True)
+def no_collector():
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def next_completed(client, future):
+    return next(iter(as_completed([future], with_results=True)))
+
+
+def raise_exception(client, future):
+    raise future.exception()
+
+
+def next_completed_or_error(client, future):
+    raise next(as_completed([future], with_results=True, raise_errors=False))[1][1]
+
+
+BLOCKING = {
+    "result": lambda client, future: future.result(),
+    "result in time": lambda client, future: future.result(timeout=10),
+    "gather": lambda client, future: client.gather({"a": [future]}),
+    "as_completed": next_completed,
+    "as_completed without raising": next_completed_or_error,
+    "exception": raise_exception,
+    "run": lambda client, future: client.run(boom),
+    "get": lambda client, future: client.get({"x": (boom,)}, "x"),
+}
+
+
+@pytest.mark.parametrize("ask", BLOCKING.values(), ids=BLOCKING)
+def test_a_blocking_call_keeps_nothing(ask):
+    def call(client):
+        large = Large()
+        future = client.submit(boom)
+        watched.extend((weakref.ref(large), weakref.ref(future), weakref.ref(future.state)))
+        try:
+            ask(client, future)
+        except Boom as error:
+            watched.append(weakref.ref(error))
+
+    watched = []
+    with open_client(MiniCluster()) as client:
+        call(client)
+        assert len(watched) == 4
+        large, future, _, error = watched
+        assert (large(), future(), error()) == (None, None, None)
+
+
+async def next_completed_async(client, future):
+    async for _ in client.as_completed([future], with_results=True):
+        pass
+
+
+async def raise_exception_async(client, future):
+    raise await future.exception()
+
+
+async def await_it(client, future):
+    await future
+
+
+TRIO = {
+    "await": await_it,
+    "result": lambda client, future: future.result(),
+    "result in time": lambda client, future: future.result(timeout=10),
+    "gather": lambda client, future: client.gather([future]),
+    "as_completed": next_completed_async,
+    "exception": raise_exception_async,
+    "run": lambda client, future: client.run(boom),
+    "get": lambda client, future: client.get({"x": (boom,)}, "x"),
+}
+
+
+@pytest.mark.parametrize("ask", TRIO.values(), ids=TRIO)
+async def test_a_call_under_trio_keeps_nothing(ask):
+    async def call(client):
+        large = Large()
+        future = client.submit(boom)
+        watched.extend((weakref.ref(large), weakref.ref(future)))
+        try:
+            await ask(client, future)
+        except Boom as error:
+            watched.append(weakref.ref(error))
+
+    watched = []
+    async with open_async_client(MiniCluster()) as client:
+        await call(client)
+        assert [ref() for ref in watched] == [None] * 3
+
+
+def test_an_error_that_closes_a_block_keeps_nothing():
+    def call():
+        large = Large()
+        watched.append(weakref.ref(large))
+        try:
+            with open_client(MiniCluster()) as client:
+                client.submit(boom).result()
+        except Boom:
+            pass
+
+    watched = []
+    call()
+    assert watched[0]() is None
+
+
+async def test_an_error_that_closes_a_block_under_trio_keeps_nothing():
+    async def call():
+        large = Large()
+        watched.append(weakref.ref(large))
+        try:
+            async with open_async_client(MiniCluster()) as client:
+                await client.submit(boom)
+        except Boom as error:
+            watched.append(weakref.ref(error))
+
+    watched = []
+    await call()
+    assert [ref() for ref in watched] == [None, None]
+
+
+def test_waiting_for_a_cancelled_future_keeps_nothing():
+    def call(client):
+        large = Large()
+        watched.append(weakref.ref(large))
+        future = client.submit(boom)
+        future.cancel()
+        try:
+            wait(future)
+        except Exception as error:
+            watched.append(weakref.ref(error))
+
+    watched = []
+    with open_client(MiniCluster(hold=True)) as client:
+        call(client)
+    assert [ref() for ref in watched] == [None, None]
+
+
+def test_a_call_that_failed_runs_again_when_it_is_submitted_again():
+    """However soon: the future of the first attempt is gone when its `except` block is left."""
+    cluster = MiniCluster()
+    with open_client(cluster) as client:
+        for _ in range(50):
+            with pytest.raises(Boom, match="boom"):
+                client.submit(boom).result()
+        assert set(cluster.computed.values()) == {50}
+
+
+def test_a_rebuilt_traceback_has_no_callers():
+    with pytest.raises(Boom) as caught:
+        boom()
+    error, text = describe_exception(caught.value)
+    rebuilt = rebuild_exception(error, text, key="k", worker="w", attempt=1)
+    traceback = rebuilt.__traceback__
+    names = []
+    while traceback is not None:
+        assert traceback.tb_frame.f_back is None
+        names.append(traceback.tb_frame.f_code.co_name)
+        traceback = traceback.tb_next
+    assert names[-1] == "boom"
+
+
+@pytest.mark.parametrize("ask", ["result", "gather", "as_completed", "as_completed without raising", "exception"])
+def test_a_falsy_exception_arrives_as_it_is(ask):
+    with open_client(MiniCluster()) as client, pytest.raises(Empty, match="nothing in here"):
+        BLOCKING[ask](client, client.submit(empty))
+
+
+@pytest.mark.parametrize("ask", ["await", "gather", "as_completed", "exception"])
+async def test_a_falsy_exception_arrives_under_trio(ask):
+    async with open_async_client(MiniCluster()) as client:
+        with pytest.raises(Empty, match="nothing in here"):
+            await TRIO[ask](client, client.submit(empty))
+
+
+async def test_a_falsy_exception_leaves_a_block():
+    with pytest.raises(Empty):
+        async with open_async_client(MiniCluster()):
+            raise Empty
+
+
+def test_a_client_that_finds_no_scheduler_keeps_nothing():
+    def call():
+        large = Large()
+        watched.append(weakref.ref(large))
+        try:
+            Client("tcp://127.0.0.1:1", timeout=0)
+        except NoScheduler as error:
+            watched.append(weakref.ref(error))
+
+    watched = []
+    call()
+    assert [ref() for ref in watched] == [None, None]

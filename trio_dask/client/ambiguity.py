@@ -1,0 +1,85 @@
+"""Keywords that could mean an option of `submit`, or a parameter of the function that is submitted."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Collection, Iterable
+from functools import partial, wraps
+from types import FunctionType
+from typing import Any, Final, TypeVar, cast
+
+from trio_dask.errors import UsageError
+
+__all__ = ["unambiguous"]
+
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+_PLAIN: Final = frozenset({int, float, str, bool, type(None)})
+MAX_SHOWN: Final = 40
+
+
+def unambiguous(method: _Method) -> _Method:
+    """Have a method `(self, func, /, *args, <options>, **kwargs)` refuse an option that `func` has a parameter for.
+
+    An option counts as given even where it equals its default, which the method itself could not see.
+    """
+    options = frozenset(cast("FunctionType", method).__kwdefaults__ or ())
+
+    @wraps(method)
+    def checked(self: Any, func: Any, /, *args: Any, **kwargs: Any) -> Any:
+        if not kwargs:
+            return method(self, func, *args)
+        if not options.isdisjoint(kwargs):
+            _check(method.__name__, func, len(args), {name: kwargs[name] for name in kwargs if name in options})
+        return method(self, func, *args, **kwargs)
+
+    return cast("_Method", checked)
+
+
+def _check(call: str, func: Any, bound: int, given: dict[str, Any]) -> None:
+    """Raise `UsageError` if one of the options that are given could be meant for the function.
+
+    What its `bound` positional arguments are for cannot be meant once more.
+    """
+    if "key" in given and callable(given["key"]):
+        name = _name(func)
+        raise UsageError(
+            f"key= names the task, and a function is no name; if it is meant for {name}(), bind it: "
+            f"{call}(functools.partial({name}, key=...), ...)"
+        )
+    for parameter in _parameters(func, bound):
+        if parameter in given:
+            name, value = _name(func), _shown(given[parameter])
+            raise UsageError(
+                f"{parameter}={value} could be meant for {name}() or for {call}(): both take {parameter!r}. "
+                f"For {name}(): {call}(functools.partial({name}, {parameter}={value}), ...). "
+                f"For {call}(): bind the one of {name}() like that, and give {parameter}={value} as well"
+            )
+
+
+def _parameters(func: Any, bound: int) -> Iterable[str]:
+    """The parameters of a function that can be given by keyword, so far as they are not bound by position."""
+    if type(func) is FunctionType and not func.__dict__:  # else it may tell another signature than its own
+        code = func.__code__
+        names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+        return names[max(min(bound, code.co_argcount), code.co_posonlyargcount) :]
+    try:
+        parameters = list(inspect.signature(func).parameters.values())
+    except Exception:  # some builtins have none, and the user's own may raise anything
+        return ()
+    by_position = [one.name for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
+    gone: Collection[str] = {*by_position[:bound], *(func.keywords if isinstance(func, partial) else ())}
+    by_keyword = [one.name for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
+    return [name for name in by_keyword if name not in gone]
+
+
+def _name(func: Any) -> str:
+    while isinstance(func, partial):
+        func = func.func
+    name: Any = getattr(func, "__name__", None)
+    return name if isinstance(name, str) else type(func).__name__
+
+
+def _shown(value: Any) -> str:
+    shown = repr(value) if type(value) in _PLAIN else "..."
+    return shown if len(shown) <= MAX_SHOWN else "..."
