@@ -42,7 +42,7 @@ def _digest_by_leaves(view: memoryview, target: memoryview | None) -> Digest:
     starts = range(0, view.nbytes, LEAF_BYTES)
     digests = [b""] * len(starts)
     numbers = iter(range(len(starts)))  # `next` of it is atomic, so each leaf is taken by one thread
-    failures: list[BaseException] = []
+    failures: list[Exception] = []
 
     def work() -> None:
         try:
@@ -53,7 +53,7 @@ def _digest_by_leaves(view: memoryview, target: memoryview | None) -> Digest:
                     copy_bytes(leaf, own)
                     leaf = own
                 digests[number] = blake2b(leaf, digest_size=16).digest()
-        except BaseException as error:  # raised again by the caller
+        except Exception as error:  # for want of memory; the caller raises it again
             failures.append(error)
 
     helpers = [

@@ -15,7 +15,7 @@ import enum
 import threading
 from collections.abc import Callable
 from types import GetSetDescriptorType, MemberDescriptorType
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
 
 __all__ = ["Origin", "keep_class", "make_class", "make_named", "name_of", "origin_of", "renew_class", "set_named"]
@@ -99,7 +99,8 @@ def _attributes(cls: type[Any]) -> list[tuple[str, Any]]:
 
 def _parts_of_state(state: Any) -> list[dict[str, Any]]:
     """What `object.__getstate__` gave: a dictionary of attributes, or a pair of that and one of slots."""
-    parts = cast("tuple[Any, ...]", state) if isinstance(state, tuple) else (state,)
+    is_pair = issubclass(type(state), tuple)
+    parts: tuple[Any, ...] = state if is_pair else (state,)
     return [part for part in parts if part is not None]
 
 

@@ -1,0 +1,312 @@
+"""What carries state and what does not, what is watched, and large content that is hashed once."""
+
+import collections
+import dataclasses
+import enum
+import logging
+import os
+import pathlib
+import re
+import threading
+import types
+import typing
+
+import numpy as np
+import pytest
+
+from trio_dask.protocol import contents, raw_memory
+from trio_dask.protocol.bytecode import code_use
+from trio_dask.protocol.captures import CarriesState
+from trio_dask.protocol.definitions import by_value, kept_definition
+from trio_dask.protocol.pickling import call_token, load_function, pickle_call, pickle_function
+
+T = typing.TypeVar("T")
+
+
+def in_main(source):
+    namespace = {"__name__": "__main__"}
+    exec(source, namespace)
+    return namespace
+
+
+def plain():
+    class Plain:
+        def __init__(self, x):
+            super().__init__()
+            self.x = x
+
+    return Plain
+
+
+def data_class():
+    @dataclasses.dataclass
+    class Data:
+        x: int
+        y: list = dataclasses.field(default_factory=list)
+        z: typing.Optional[int] = None  # noqa: UP045
+
+    return Data
+
+
+def frozen_class():
+    @dataclasses.dataclass(frozen=True, slots=True, order=True)
+    class Frozen:
+        x: int = 3
+
+    return Frozen
+
+
+def enumeration():
+    class Colour(enum.Enum):
+        RED = 1
+        BLUE = "x"
+
+    return Colour
+
+
+def flags():
+    class Mode(enum.IntFlag):
+        A = 1
+        B = 2
+
+    return Mode
+
+
+def named_tuple():
+    class Pair(typing.NamedTuple):
+        a: int
+        b: str = "x"
+
+    return Pair
+
+
+def protocol():
+    class Reads(typing.Protocol):
+        def read(self) -> int: ...
+
+    return Reads
+
+
+def generic():
+    class Box(typing.Generic[T]):
+        __slots__ = ("v",)
+
+        def __init__(self, v: T):
+            self.v = v
+
+    return Box
+
+
+def uses_constants():
+    log, pattern, path = logging.getLogger("x"), re.compile("a"), pathlib.Path("/")
+
+    def f(x: typing.Optional[int]) -> list[int]:  # noqa: UP045
+        log.info("x")
+        return [pattern, path, x, os.path.join("a", "b")]
+
+    return f
+
+
+STATELESS = [plain, data_class, frozen_class, enumeration, flags, named_tuple, protocol, generic, uses_constants]
+
+
+@pytest.mark.parametrize("make", [*STATELESS, lambda: collections.namedtuple("P", "a b"), lambda: lambda x: x + 1])
+def test_ordinary_definitions_carry_no_state_and_are_pickled_once(make):
+    thing = make()
+    assert by_value(thing) is by_value(thing)
+    if isinstance(thing, type) and not issubclass(thing, enum.Enum) and not getattr(thing, "_is_protocol", False):
+        pickle_call((thing(*[1] * len(getattr(thing, "_fields", "x"))),), {})
+        assert kept_definition(thing) is not None, "to pickle an instance is no change"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "def f():\n    global n\n    n = 1",
+        "def f(x=[]): pass",
+        "a = []\ndef f(): return a",
+        "a = {}\ndef f(): return (lambda: a)",
+        "def g(): pass\ndef f(): g.x = 1",
+        "class C: pass\ndef f(): C.x = 1",
+        "class C: pass\ndef f(c): type(c).x = 1",
+        "class C: pass\ndef f(c): c.__class__.x = 1",
+        "def f(): globals()['x'] = 1",
+        "def f(x): setattr(x, 'y', 1)",
+        "import functools\n@functools.lru_cache\ndef f(): pass",
+        "class f:\n    items = []",
+        "class f:\n    @classmethod\n    def g(cls): cls.n = 1",
+        "class f:\n    def __init_subclass__(cls): cls.n = 1",
+        "class f(type):\n    def g(cls): cls.n = 1",
+        "import types\na = types.ModuleType('only_here'); a.b = []\ndef f(): return a",
+        "import enum\nclass f(enum.Enum):\n    A = [1]",
+        "def make():\n    n = 0\n    def f():\n        nonlocal n\n        n += 1\n    return f\nf = make()",
+        "import functools\ndef g(a): return a\nh = functools.partial(g, [])\ndef f(): return h",
+    ],
+)
+def test_what_can_carry_state_is_known(source):
+    with pytest.raises(CarriesState):
+        by_value(in_main(source)["f"])
+
+
+def test_only_names_that_code_reads_are_globals():
+    source = (
+        "def f(x):\n    a = x.one\n    class C:\n        b = two\n    return [three for _ in a], (lambda: four), len\n"
+    )
+    assert set(code_use(in_main(source)["f"].__code__).globals) - {"__name__"} == {"two", "three", "four", "len"}
+
+
+def test_a_local_variable_that_a_nested_function_binds_is_no_state():
+    use = code_use(in_main("def f():\n    n = 0\n    def g():\n        nonlocal n\n        n = 1\n")["f"].__code__)
+    assert not use.outer
+    assert not use.keeps_state
+
+
+@pytest.mark.parametrize("change", ["C.register(int)", "D.x = 5", "f.__annotations__['x'] = str"])
+def test_changes_that_leave_no_trace_in_the_function_are_noticed(change):
+    names = in_main(
+        "import abc, dataclasses\n"
+        "class C(abc.ABC): pass\n"
+        "@dataclasses.dataclass\nclass D:\n    x: int = 3\n"
+        "def f(x: int): return C, D\n"
+    )
+    before = pickle_function(names["f"])
+    assert pickle_function(names["f"]) is before
+    exec(change, names)
+    after = pickle_function(names["f"])
+    assert after.token != before.token
+    assert after.data != before.data
+
+
+@pytest.fixture
+def hashed(monkeypatch):
+    """The sizes of all content that is hashed."""
+    sizes = []
+    original = contents._digest_by_leaves
+
+    def counted(view, target):
+        sizes.append(view.nbytes)
+        return original(view, target)
+
+    monkeypatch.setattr(contents, "_digest_by_leaves", counted)
+    return sizes
+
+
+@pytest.mark.parametrize("where", ["captured", "argument", "bound"])
+def test_large_content_is_hashed_once_and_a_change_in_place_is_noticed(where, hashed):
+    array = np.zeros(1_000_000)
+    names = in_main("def f(x): return array[0]\nclass C:\n    def m(self, x): return self.array[0]\n")
+    names["array"] = array
+    bound = names["C"]()
+    bound.array = array
+
+    def submit():
+        function = {"captured": names["f"], "bound": bound.m}.get(where, len)
+        arguments = (array,) if where == "argument" else (1,)
+        pickled, call = pickle_function(function), pickle_call(arguments, {})
+        content = dict(pickled.blobs + call.blobs)
+        return call_token(pickled.token, arguments, {}, call), content
+
+    (first, sent), (again, _) = submit(), submit()
+    assert first == again
+    assert hashed == [array.nbytes]
+    array[7] = 1
+    other, sent_later = submit()
+    assert other != first
+    assert len(hashed) == 2
+    assert {bytes(content) for content in sent.values()} != {bytes(content) for content in sent_later.values()}
+
+
+def test_content_is_let_go_with_its_array():
+    array = np.zeros(1_000_000)
+    pickle_call((array,), {})
+    assert id(array) in contents._contents._kept
+    number = id(array)
+    del array
+    assert number not in contents._contents._kept
+
+
+def test_kept_content_has_a_limit():
+    kept = contents._KeptContents(5 << 20)
+    arrays = [np.full(1 << 20, number, dtype=np.uint8) for number in range(8)]
+    for array in arrays:
+        kept.keep(array, bytes([array[0]]), bytes(array))
+    found = [kept.find(array, memoryview(array)) is not None for array in arrays]
+    assert found == [False] * 3 + [True] * 5
+    assert kept._nbytes == 5 << 20
+
+
+@pytest.mark.parametrize("nbytes", [contents.LEAF_BYTES - 1, contents.LEAF_BYTES, contents.LEAF_BYTES + 1, 7_000_001])
+def test_the_digest_depends_on_content_alone(nbytes):
+    data = np.random.default_rng(nbytes).bytes(nbytes)
+    digest = contents.content_digest(data)
+    assert contents.fixed_content(np.frombuffer(bytearray(data), dtype=np.uint8)) == (digest, data)
+    assert contents.content_digest(memoryview(bytearray(data))) == digest
+    other = bytearray(data)
+    other[-1] ^= 1
+    assert contents.content_digest(other) != digest
+    assert contents.content_digest(data[:-1]) != digest
+
+
+@pytest.mark.parametrize("nbytes", [0, 100, raw_memory.MAPPED_BYTES, raw_memory.MAPPED_BYTES + 5])
+def test_copies_of_a_buffer_are_each_ones_own(nbytes):
+    buffer = raw_memory.new_buffer(nbytes)
+    buffer[:] = bytes(nbytes)
+    one, other = raw_memory.own_copy(buffer), raw_memory.own_copy(buffer)
+    if nbytes:
+        one[0] = 1
+        one[-1] = 2
+    assert bytes(buffer) == bytes(nbytes) == bytes(other)
+
+
+def test_maps_are_closed_with_the_last_use():
+    def descriptors():
+        return len(os.listdir("/proc/self/fd"))
+
+    before = descriptors()
+    buffer = raw_memory.new_buffer(raw_memory.MAPPED_BYTES)
+    array = np.frombuffer(raw_memory.own_copy(buffer), dtype=np.uint8)
+    del buffer
+    assert array[-1] == 0
+    del array
+    assert descriptors() == before
+
+
+def test_each_task_loads_a_method_for_itself_and_a_function_is_shared():
+    names = in_main("class C:\n    def m(self): self.n = getattr(self, 'n', 0) + 1; return self.n\ndef f(): pass\n")
+    pickled = pickle_function(names["C"]().m)
+    (one, shared), (other, _) = (load_function(pickled.data, dict(pickled.blobs)) for _ in range(2))
+    assert not shared
+    assert (one(), one(), other()) == (1, 2, 1)
+    assert load_function(pickle_function(names["f"]).data, {})[1]
+
+
+def test_a_class_is_built_once_however_many_threads_load_it(monkeypatch):
+    from trio_dask.protocol import origins
+
+    made, barrier = [], threading.Barrier(4)
+
+    def maker():
+        barrier.wait()
+        return type("C", (), {})
+
+    def load():
+        made.append(origins.make_class("a name", b"content", maker, ()))
+
+    threads = [threading.Thread(target=load) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(map(id, made))) == 1
+
+
+def test_a_dynamic_module_is_told_by_what_is_in_it():
+    module = types.ModuleType("made_in_this_test")
+    module.scale = 1
+    names = in_main("def f(x): return module.scale * x")
+    names["module"] = module
+    before = pickle_function(names["f"])
+    module.scale = 777
+    after = pickle_function(names["f"])
+    assert before.token != after.token
+    assert load_function(after.data, {})[0](2) == 1554
