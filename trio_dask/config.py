@@ -83,7 +83,10 @@ class WorkerSettings(NamedTuple):
     from what the worker listens on. `port_range` is tried in order; (0, 0) means any free port. A `memory_limit_bytes`
     of None means no limit. `death_timeout_s` counts while there is no scheduler, at the start and after a loss alike.
 
-    Without `reconnect` a lost scheduler ends the worker. After `lifetime_s`, or `max_tasks` tasks, it drains and goes.
+    Without `reconnect` a lost scheduler ends the worker. A scheduler that was stopped in order may have a successor:
+    `on_scheduler_stop` says whether the worker waits for it, as after a loss, or leaves.
+
+    After `lifetime_s`, or `max_tasks` tasks, it drains and goes.
     Above `spill_managed` of its memory limit in values it holds, or `spill_process` in the whole process, it writes
     values to disk, at most `max_spill_bytes` of them; above `pause_process` it takes no tasks. None turns each off.
 
@@ -105,6 +108,7 @@ class WorkerSettings(NamedTuple):
     pid_file: str | None = None
     death_timeout_s: float = math.inf
     reconnect: bool = True
+    on_scheduler_stop: Literal["leave", "wait"] = "leave"
     drain_timeout_s: float = 30.0
     lifetime_s: float = math.inf
     max_tasks: int | None = None

@@ -89,6 +89,8 @@ WORKER = [
     (["h:1", "--nworkers", "3", "--worker-port", "9000:9001"], "--worker-port: 2 ports for 3 workers"),
     (["h:1", "--nworkers", "3", "--nanny-port", "9000"], "--nanny-port: 1 ports for 3 workers; give a range, such as"),
     (["h:1", "--nanny-port", "x"], "--nanny-port: 'x' is not a port"),
+    (["h:1", "--on-scheduler-stop", "wait", "--no-reconnect"], "--on-scheduler-stop wait and --no-reconnect"),
+    (["h:1", "--on-scheduler-stop", "go"], "--on-scheduler-stop: 'go' is not one of"),
     (["h:1", "--lifetime-restart", "--no-nanny"], "--lifetime-restart and --no-nanny"),
     (["h:1", "--lifetime", "soon"], "--lifetime: 'soon' is not a length of time"),
     (["h:1", "--max-tasks", "0"], "--max-tasks: '0'"),
@@ -258,6 +260,24 @@ def test_a_worker_by_default_never_gives_up_and_uses_all_processors(started, mac
     started.clear()
     assert worker.main(["h:1", "--death-timeout", "0"]) == 0
     assert only_worker(started).death_timeout_s == float("inf")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], "leave"),
+        (["--death-timeout", "60"], "wait"),
+        (["--death-timeout", "0"], "leave"),
+        (["--reconnect"], "wait"),
+        (["--no-reconnect", "--death-timeout", "60"], "leave"),
+        (["--on-scheduler-stop", "wait"], "wait"),
+        (["--on-scheduler-stop", "leave", "--death-timeout", "60", "--reconnect"], "leave"),
+    ],
+    ids=" ".join,
+)
+def test_what_follows_when_the_scheduler_is_stopped(arguments, expected, started):
+    assert worker.main(["h:1", *arguments]) == 0
+    assert only_worker(started).on_scheduler_stop == expected
 
 
 @pytest.mark.parametrize("option", ["--nworkers", "--nprocs"])

@@ -18,7 +18,7 @@ from trio_dask.nanny.process import ChildEnd
 from trio_dask.nanny.service import Nanny, Stop
 from trio_dask.nanny.words import LastWords
 from trio_dask.protocol.hello import Hello
-from trio_dask.protocol.messages import Leave, Obituary, Vouch
+from trio_dask.protocol.messages import Leave, Obituary, SchedulerStops, Vouch
 from trio_dask.scheduler.service import run_scheduler
 
 
@@ -117,6 +117,26 @@ async def test_the_scheduler_can_end_it(autojump_clock, nursing):
         assert (await nursing.message(Obituary)).planned
         assert len(nursing.children) == 1
         await nursing.until(lambda: nursing.sessions[0].goodbye is not None)
+
+
+async def test_with_a_scheduler_that_stops_it_ends_if_it_is_to_leave_then(autojump_clock, nursing):
+    async with nursing.nanny(worker={"on_scheduler_stop": "leave"}):
+        await nursing.child(0)
+        await nursing.until(lambda: nursing.sessions)
+        nursing.sessions[0].send_nowait(SchedulerStops(), flush=True)
+        await nursing.until(lambda: nursing.end)
+        assert nursing.end == "well"
+
+
+async def test_when_its_scheduler_stops_it_can_wait_for_the_next_one_with_the_same_worker(autojump_clock, nursing):
+    async with nursing.nanny(worker={"on_scheduler_stop": "wait", "death_timeout_s": 60.0}):
+        child = await nursing.child(0)
+        await nursing.until(lambda: nursing.sessions)
+        nursing.sessions[0].send_nowait(SchedulerStops(), flush=True)
+        await nursing.sessions[0].aclose("the scheduler was stopped")
+        await nursing.until(lambda: len(nursing.sessions) > 1)
+        assert nursing.children == [child]
+        assert (child.signals, nursing.end) == ([], None)
 
 
 @pytest.mark.parametrize(
@@ -397,4 +417,4 @@ async def test_a_scheduler_that_stops_tells_nannies_as_well(autojump_clock):
             nursery.cancel_scope.cancel()
             with trio.CancelScope(shield=True), trio.fail_after(10):
                 heard = [message async for batch in connection.batches() for message in batch]
-    assert [message.restart for message in heard if isinstance(message, Leave)] == [False]
+    assert heard[0] == SchedulerStops()

@@ -70,12 +70,13 @@ PROMISED = (
     r"Registered to: tcp://",
     r"Stopping: (received SIG(INT|TERM|HUP)|the program that started this one is done)$",
     r"Leaving: ",
-    r"The scheduler ends (the session|worker \S+): ",
+    r"The scheduler (ended the session|ends worker \S+): ",
+    r"The scheduler stopped$",
     r"Worker \S+ \(pid \d+\) has ended as planned: ",
     r"Scheduler at: +tcp://",
     r"Registered worker \S+ at tcp://",
     r"Worker \S+ has left: ",
-    r"Scheduler stopped: ",
+    r"Scheduler stopped(: |$)",
 )
 ENDED = r"Worker \S+ \(pid \d+\) (ended with status|was killed)"
 

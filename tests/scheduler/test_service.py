@@ -22,6 +22,7 @@ from trio_dask.protocol.messages import (
     Restart,
     Run,
     RunFinished,
+    SchedulerStops,
     Shutdown,
     Submit,
 )
@@ -220,7 +221,7 @@ async def test_stopped_from_outside_it_tells_everybody(scheduler):
     async with await connect("client") as client, await connect("worker") as worker:
         scope.cancel()
         messages = await batch(worker)
-        assert messages == [Leave("the scheduler was stopped", False)]
+        assert messages == [SchedulerStops()]
         assert await batch(worker) is None
         assert worker.goodbye == Goodbye("the scheduler was stopped")
         assert await batch(client) is None

@@ -7,7 +7,7 @@ import os
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -92,6 +92,10 @@ def _divide(options: dict[str, Any]) -> Share:
         raise click.UsageError("--nworkers and --no-nanny: without nannies there is one worker, in this process")
     if not options["nanny"] and options["lifetime_restart"]:
         raise click.UsageError("--lifetime-restart and --no-nanny: only a nanny can start another worker")
+    if options["on_scheduler_stop"] == "wait" and options["reconnect"] is False:
+        raise click.UsageError(
+            "--on-scheduler-stop wait and --no-reconnect: give one of them, they contradict each other"
+        )
     if options["preload_argv"] and not (options["preload"] or options["preload_nanny"]):
         raise click.UsageError(f"unexpected extra argument {options['preload_argv'][0]!a}")
     return share
@@ -112,7 +116,8 @@ def _nanny_settings(options: dict[str, Any], share: Share) -> list[NannySettings
         resources=options["resources"] or {},
         local_directory=options["local_directory"],
         death_timeout_s=options["death_timeout"] or math.inf,
-        reconnect=options["reconnect"],
+        reconnect=options["reconnect"] is not False,
+        on_scheduler_stop=_on_scheduler_stop(options),
         drain_timeout_s=options["drain_timeout"],
         lifetime_s=options["lifetime"] or math.inf,
         max_tasks=options["max_tasks"],
@@ -141,6 +146,15 @@ def _nanny_settings(options: dict[str, Any], share: Share) -> list[NannySettings
         return [nanny] * share.workers
     names = (f"{settings.name}-{number}" for number in range(share.workers))
     return [nanny._replace(worker=settings._replace(name=name)) for name in names]
+
+
+def _on_scheduler_stop(options: dict[str, Any]) -> Literal["leave", "wait"]:
+    """Who says how long to be without a scheduler, or to reconnect, expects another one after the first."""
+    given: Literal["leave", "wait"] | None = options["on_scheduler_stop"]
+    if given is not None:
+        return given
+    waits = options["reconnect"] or (options["reconnect"] is None and options["death_timeout"])
+    return "wait" if waits else "leave"
 
 
 def _without_nanny(settings: NannySettings, pid_file: str | None) -> WorkerSettings:

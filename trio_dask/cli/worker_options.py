@@ -87,7 +87,7 @@ PORT: Final = Checked("PORT", parse_port_range)
 ADDRESS: Final = Checked("ADDRESS", _read_address)
 
 SECTIONS: Final = {
-    "Which scheduler": ["scheduler_file", "death_timeout", "reconnect"],
+    "Which scheduler": ["scheduler_file", "death_timeout", "reconnect", "on_scheduler_stop"],
     "How many workers, and what each offers": ["nworkers", "nthreads", "memory_limit", "resources", "name"],
     "Where they listen": ["host", "interface", "worker_port", "nanny_port", "listen_address", "contact_address"],
     "When they leave": ["drain_timeout", "lifetime", "lifetime_stagger", "lifetime_restart", "max_tasks"],
@@ -118,8 +118,14 @@ OPTIONS: Final = (
     ),
     click.option(
         "--reconnect/--no-reconnect",
-        default=True,
+        default=None,
         help="After a lost connection come back with all results, which is the default, or leave with status 3.",
+    ),
+    click.option(
+        "--on-scheduler-stop",
+        type=click.Choice(["leave", "wait"]),
+        help="When the scheduler is stopped: leave with status 0, or wait for the next one. Default: wait if "
+        "--death-timeout or --reconnect is given.",
     ),
     click.option(
         "--nworkers",

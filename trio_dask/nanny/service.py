@@ -33,7 +33,7 @@ from trio_dask.nanny.process import ChildEnd, ChildSpec
 from trio_dask.nanny.starts import Starter, start_by_exec
 from trio_dask.nanny.surroundings import OomKills, child_environment
 from trio_dask.nanny.watch import is_runnable, memory_used
-from trio_dask.protocol.messages import Leave
+from trio_dask.protocol.messages import Leave, SchedulerStops
 from trio_dask.worker.board import Board
 
 __all__ = ["Nanny", "Stop", "run_nanny"]
@@ -142,12 +142,18 @@ class Nanny:
         if self._life is not None:
             self._life.replace()
 
-    def _take_order(self, order: Leave) -> None:
-        log.info("The scheduler %s worker %s: %s", "restarts" if order.restart else "ends", self.name, order.reason)
-        if order.restart:
+    def _take_order(self, order: Leave | SchedulerStops) -> None:
+        if isinstance(order, SchedulerStops):
+            if self.settings.worker.on_scheduler_stop == "wait":
+                return  # the worker waits, and says so
+            log.info("The scheduler stopped")
+        elif order.restart:
+            log.info("The scheduler restarts worker %s: %s", self.name, order.reason)
             self.restart()
+            return
         else:
-            self.stop(Stop.SOON)  # not now: the worker has been told as well, and may be about to say goodbye
+            log.info("The scheduler ends worker %s: %s", self.name, order.reason)
+        self.stop(Stop.SOON)  # not now: the worker has been told as well, and may be about to say goodbye
 
     # ------------------------------------------------------------------------------------------ what others are told
 

@@ -31,7 +31,7 @@ from trio_dask.errors import ProtocolError
 from trio_dask.files import present, scheduler_file_text
 from trio_dask.identity import Incarnation, PeerId, new_incarnation
 from trio_dask.protocol.hello import Hello, Refusal, Welcome
-from trio_dask.protocol.messages import Leave, Restart
+from trio_dask.protocol.messages import Leave, Restart, SchedulerStops
 from trio_dask.scheduler.control import scheduler_commands
 from trio_dask.scheduler.core import ClosePeer, CoreSettings, Notice, SchedulerCore, Stop
 from trio_dask.scheduler.registration import nanny_process, previous_session, worker_info
@@ -47,7 +47,8 @@ async def run_scheduler(
 ) -> None:
     """Run a scheduler until it is cancelled, or a client ends the cluster; `task_status.started` gives its address.
 
-    Cancelled, it takes nobody in any more, tells workers and clients to leave, and ends within `settings.grace_s`.
+    Cancelled, it takes nobody in any more, tells workers and clients that it stops, and ends within `settings.grace_s`.
+    Workers then leave, or wait for its successor; where a client ends the cluster, all of them leave.
 
     Raises:
       OSError: it cannot listen where it shall.
@@ -84,7 +85,8 @@ class _Service:
         self._busy_poll = BusyPoll(settings.busy_poll_s)
         self._alarm = trio.CancelScope()
         self._stopping = trio.Event()
-        self._stop_reason = "the scheduler was stopped"
+        self._farewell: Leave | SchedulerStops = SchedulerStops()
+        """Whether the whole cluster ends, or only this scheduler."""
         self._address = ""
         self._commands = scheduler_commands(
             self._core, self._identity, address=lambda: self._address, restart=self._restart, stop=self._stop
@@ -102,7 +104,7 @@ class _Service:
         self._core.begin(trio.current_time())
         with self._busy_poll.running():
             await self._serve(task_status)
-        log.info("Scheduler stopped: %s", self._stop_reason)
+        log.info("Scheduler stopped%s", f": {self._farewell.reason}" if isinstance(self._farewell, Leave) else "")
 
     async def _serve(self, task_status: trio.TaskStatus[Address]) -> None:
         async with trio.open_nursery() as sessions:
@@ -282,7 +284,8 @@ class _Service:
         self._settle()
 
     def _stop(self, reason: str) -> None:
-        self._stop_reason = reason
+        """End the cluster, workers and all."""
+        self._farewell = Leave(reason, restart=False)
         self._stopping.set()
 
     # ---------------------------------------------------------------------------------------------- carrying out
@@ -328,10 +331,11 @@ class _Service:
 
     async def _dismiss(self) -> None:
         """Tell every peer that this is the end, all at once, and give each the time to hear it."""
-        state = self._core.state
+        state, farewell = self._core.state, self._farewell
+        reason = farewell.reason if isinstance(farewell, Leave) else "the scheduler was stopped"
         async with trio.open_nursery() as nursery:
             for peer, connection in self._connections.items():
                 # A nanny too: it may be just about to start a worker, which would look for us for ever.
                 if peer in state.workers or peer in state.nannies:
-                    connection.send_nowait(Leave(self._stop_reason, False))
-                nursery.start_soon(connection.aclose, self._stop_reason)
+                    connection.send_nowait(farewell)
+                nursery.start_soon(connection.aclose, reason)

@@ -30,7 +30,7 @@ from trio_dask.files import present, read_scheduler_file
 from trio_dask.identity import Incarnation, new_incarnation
 from trio_dask.protocol.hello import Hello, Welcome
 from trio_dask.worker.control import worker_commands
-from trio_dask.worker.core.requests import EndSession
+from trio_dask.worker.core.requests import EndSession, Then
 from trio_dask.worker.draining import DrainRequest
 from trio_dask.worker.engine import Engine
 from trio_dask.worker.listening import Listening
@@ -256,15 +256,12 @@ class _Worker:
                 began_at = trio.current_time()
                 end = await self._session(connection, place, task_status)
                 if isinstance(end, EndSession):
-                    log.info("The scheduler ends the session: %s", end.reason)
-                    if self._draining:
-                        return
-                    # A fresh process is a fresher start, where there is somebody to start it.
-                    if not end.restart or self._settings.process:
-                        self._say_leaving("restart" if end.restart else "scheduler")
+                    if self._leaves_after(end):
                         return
                     self._past = NO_PAST
                     self._engine.reset()
+                    self._reason = end.reason
+                    backoff_s = FIRST_BACKOFF_S
                     continue
                 was_sound = trio.current_time() >= began_at + SOUND_SESSION_S
                 if was_sound or not unsound:
@@ -280,6 +277,25 @@ class _Worker:
                 return
             await self._back_off(backoff_s)
             backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
+
+    def _leaves_after(self, end: EndSession) -> bool:
+        """Whether this worker leaves, now that the scheduler has ended the session; else it is to begin afresh."""
+        settings = self._settings
+        waits = end.then is Then.SUCCESSOR and settings.on_scheduler_stop == "wait" and not self._draining
+        if waits:
+            limit_s = settings.death_timeout_s
+            limit = "" if limit_s == math.inf else f"up to {limit_s:g} s "
+            log.info("The scheduler stopped; waiting %sfor the next one; results held here are dropped", limit)
+            return False
+        log.info("The scheduler ended the session: %s", end.reason)
+        if self._draining:
+            return True
+        restarts = end.then is Then.RESTART
+        # A fresh process is a fresher start, where there is somebody to start it.
+        if not restarts or settings.process:
+            self._say_leaving("restart" if restarts else "scheduler")
+            return True
+        return False
 
     def _may_pass(self) -> bool:
         """Whether a refusal may be due to our own last session, which the scheduler believes to be alive."""
@@ -398,4 +414,6 @@ class _Worker:
                     await connection.aclose(end.reason)
                     return end
         reason = connection.goodbye.reason if connection.goodbye is not None else ""
-        return EndSession(reason or "asked to begin afresh" * self._afresh, restart=self._afresh)
+        if self._afresh:
+            return EndSession(reason or "asked to begin afresh", Then.RESTART)
+        return EndSession(reason, Then.LEAVE)
