@@ -19,12 +19,14 @@ from trio_dask.errors import UsageError
 
 __all__ = [
     "DEFAULT_PORT",
+    "LEAVING",
     "MAX_NAME_LENGTH",
     "MAX_THREADS",
     "ClientSettings",
     "NannySettings",
     "SchedulerSettings",
     "WorkerSettings",
+    "counted",
     "format_bytes",
     "parse_bytes",
     "parse_count",
@@ -41,6 +43,17 @@ __all__ = [
 DEFAULT_PORT = 8786
 MAX_THREADS = 4096
 MAX_NAME_LENGTH = 255
+
+
+LEAVING: Mapping[str, str] = {
+    "lifetime": "its lifetime is over",
+    "max-tasks": "it has started as many tasks as --max-tasks allows",
+    "restart": "rpc requested a restart",
+    "scheduler": "the scheduler sent it away",
+    "signal": "it received a signal",
+    "terminate": "rpc requested it",
+}
+"""Why a worker leaves: the word by which its nanny and its scheduler hear of it -> as people read it."""
 
 
 class SchedulerSettings(NamedTuple):
@@ -220,6 +233,11 @@ def format_bytes(number: int) -> str:
     return f"{number} B"
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 thread`, `4 threads`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 _TIME_UNITS: Mapping[str, float] = {
     **dict.fromkeys(("", "s", "sec", "secs", "second", "seconds"), 1.0),
     **dict.fromkeys(("us", "µs", "microsecond", "microseconds"), 1e-6),
@@ -348,7 +366,7 @@ def parse_resources(text: str) -> dict[str, float]:
     """Named amounts that tasks can ask for: `GPU=2 MEM=10e9,FOO=1`, separated by commas or spaces.
 
     Raises:
-      UsageError: a pair is not NAME=NUMBER, a number is negative or not finite, or a name stands there twice.
+      UsageError: a pair is not NAME=NUMBER, a number is negative or not finite, or a name is given twice.
     """
     resources: dict[str, float] = {}
     for pair in text.replace(",", " ").split():
@@ -357,7 +375,7 @@ def parse_resources(text: str) -> dict[str, float]:
         if not (name and equals) or not name.isprintable() or split is None or split[1]:
             raise UsageError(f"{_quote(pair)} is not NAME=NUMBER (not below 0); write for example GPU=2,MEM=10e9")
         if name in resources:
-            raise UsageError(f"{_quote(name)} stands there twice; give each resource once")
+            raise UsageError(f"{_quote(name)} is given twice; give each resource once")
         resources[name] = split[0]
     if not resources:
         raise UsageError(f"{_quote(text)} names no resource; write for example GPU=2,MEM=10e9")

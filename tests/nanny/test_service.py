@@ -71,7 +71,10 @@ async def test_too_much_memory_ends_the_worker_and_is_told_in_figures(autojump_c
         assert not child.done.is_set()
         nursing.memory[child.pid] = 250 * 2**20
         obituary = await nursing.message(Obituary)
-        assert (obituary.planned, obituary.cause) == (False, "memory: 250 MiB of 256 MiB limit")
+        assert (obituary.planned, obituary.cause) == (
+            False,
+            "killed by its nanny: it used 250 MiB, more than 95% of its memory limit of 256 MiB",
+        )
 
 
 async def test_the_memory_watch_can_be_off(autojump_clock, nursing):
@@ -105,18 +108,48 @@ async def test_the_scheduler_can_have_another_worker(autojump_clock, nursing):
         assert (obituary.process, obituary.planned, obituary.runs) == (child.token, True, ())
 
 
-async def test_the_scheduler_can_end_it(autojump_clock, nursing):
+@pytest.mark.parametrize("leaves", [True, False], ids=["leaves", "blocked"])
+async def test_the_scheduler_can_end_it(autojump_clock, nursing, leaves):
+    """The scheduler has told the worker as well; one that does not leave is ended."""
     async with nursing.nanny():
-        await nursing.child(0)
+        child = await nursing.child(0)
+        await nursing.until(lambda: nursing.sessions)
+        nursing.sessions[0].send_nowait(Leave("scaled down", False), flush=True)
+        began = trio.current_time()
+        await trio.sleep(0.1)
+        if leaves:
+            child.report({"leaving": "scheduler"})
+            child.end(0)
+        await nursing.until(lambda: nursing.end)
+        assert nursing.end == "well"
+        assert trio.current_time() == pytest.approx(began + (0.1 if leaves else 2.5))
+        assert (child.signals, child.reasons) == ([], [] if leaves else ["scaled down"])
+        assert (await nursing.message(Obituary)).planned
+        assert len(nursing.children) == 1
+        await nursing.until(lambda: nursing.sessions[0].goodbye is not None)
+
+
+async def test_the_scheduler_can_end_it_while_its_worker_starts(autojump_clock, nursing):
+    """The scheduler does not know that worker."""
+    nursing.ready = False
+    async with nursing.nanny():
+        child = await nursing.child(0)
         await nursing.until(lambda: nursing.sessions)
         nursing.sessions[0].send_nowait(Leave("scaled down", False), flush=True)
         began = trio.current_time()
         await nursing.until(lambda: nursing.end)
-        assert nursing.end == "well"
-        assert nursing.children[0].signals == [(signal.SIGINT, began)]  # it may say goodbye first
-        assert (await nursing.message(Obituary)).planned
-        assert len(nursing.children) == 1
-        await nursing.until(lambda: nursing.sessions[0].goodbye is not None)
+        assert (nursing.end, trio.current_time(), child.reasons) == ("well", began, ["scaled down"])
+
+
+async def test_a_worker_hears_why_it_is_to_end(autojump_clock, nursing):
+    async with nursing.nanny() as nanny:
+        first = await nursing.child(0)
+        await nursing.until(lambda: nursing.sessions)
+        nursing.sessions[0].send_nowait(Leave("restarted by client c", True), flush=True)
+        second = await nursing.child(1)
+        nanny.stop(Stop.DRAIN, "the launcher received SIGTERM")
+        await nursing.until(lambda: nursing.end)
+        assert (first.reasons, second.reasons) == (["restarted by client c"], ["the launcher received SIGTERM"])
 
 
 async def test_with_a_scheduler_that_stops_it_ends_if_it_is_to_leave_then(autojump_clock, nursing):

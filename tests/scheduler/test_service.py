@@ -185,7 +185,7 @@ async def test_a_silent_peer_is_given_up(autojump_clock, scheduler, caplog):
     link = LinkSettings(keepalive_s=1000, silence_s=1000)
     async with await open_connection(parse_address(ADDRESS), Hello(role="client"), settings=link):
         await trio.sleep(10)
-    assert "is lost: " in caplog.text
+    assert "Lost the client at " in caplog.text
 
 
 async def test_the_core_is_called_when_it_asked_to_be(autojump_clock, scheduler):

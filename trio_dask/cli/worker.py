@@ -71,7 +71,15 @@ def worker(stopper: Stopper, /, debug: bool, **options: Any) -> int:
             await work(_without_nanny(nannies[0], options["pid_file"]), stopper)
 
     raise_file_limit()
-    return run_program(label, service, stopper, debug=debug)
+    return run_program(
+        label,
+        service,
+        stopper,
+        debug=debug,
+        log_format=options["log_format"],
+        log_file=options["log_file"],
+        origin="launcher" if options["nanny"] else options["name"] or "worker",
+    )
 
 
 def _divide(options: dict[str, Any]) -> Share:
@@ -93,9 +101,7 @@ def _divide(options: dict[str, Any]) -> Share:
     if not options["nanny"] and options["lifetime_restart"]:
         raise click.UsageError("--lifetime-restart and --no-nanny: only a nanny can start another worker")
     if options["on_scheduler_stop"] == "wait" and options["reconnect"] is False:
-        raise click.UsageError(
-            "--on-scheduler-stop wait and --no-reconnect: give one of them, they contradict each other"
-        )
+        raise click.UsageError("--on-scheduler-stop wait and --no-reconnect: give only one of them")
     if options["preload_argv"] and not (options["preload"] or options["preload_nanny"]):
         raise click.UsageError(f"unexpected extra argument {options['preload_argv'][0]!a}")
     return share
@@ -168,12 +174,12 @@ def _where(options: dict[str, Any], share: Share) -> _Where:
         options[name] for name in ("host", "interface", "worker_port", "contact_address")
     )
     if interface is not None and host:
-        raise click.UsageError("--interface and --host: give one of them, each says where to listen")
+        raise click.UsageError("--interface and --host: give only one of them")
     listen: Address | None = options["listen_address"]
     if listen is not None:
         for name, given in (("--host", host), ("--interface", interface), ("--worker-port", ports[0])):
             if given:
-                raise click.UsageError(f"--listen-address and {name}: give one of them, each says where to listen")
+                raise click.UsageError(f"--listen-address and {name}: give only one of them")
         host, ports = listen.host, (listen.port, listen.port)
     for name, address in (("--listen-address", listen), ("--contact-address", contact)):
         if address is not None and address.port and share.workers > 1:
@@ -187,7 +193,7 @@ def _scheduler_address(argument: str | None, scheduler_file: str | None) -> str 
 
     if scheduler_file is not None:
         if argument is not None:
-            raise click.UsageError("SCHEDULER and --scheduler-file: give one of them, each says where the scheduler is")
+            raise click.UsageError("SCHEDULER and --scheduler-file: give only one of them")
         return None
     if argument is None:
         argument = os.environ.get("DASK_SCHEDULER_ADDRESS")

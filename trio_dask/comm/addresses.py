@@ -50,7 +50,7 @@ def parse_address(text: str, *, default_port: int | None = None) -> Address:
     scheme, found, place = text.strip().rpartition("://")
     scheme = scheme.lower() if found else "tcp"
     if scheme not in get_args(Scheme):
-        raise AddressError(f"{text!r}: {scheme!r} is none of the known schemes {', '.join(get_args(Scheme))}")
+        raise AddressError(f"{text!r}: {scheme!r} is not a known scheme; there are {', '.join(get_args(Scheme))}")
     if scheme == "inproc":
         if not _NAME.fullmatch(place):
             raise AddressError(f"{text!r}: the name in an inproc address is letters, digits, '.', '-' and '_'")

@@ -21,6 +21,7 @@ from trio_dask.comm.control import Command, admit_control, serve_control
 from trio_dask.config import WorkerSettings
 from trio_dask.errors import NoScheduler, UsageError
 from trio_dask.files import read_scheduler_file
+from trio_dask.nanny.life import Stop
 from trio_dask.protocol.hello import Hello
 
 if TYPE_CHECKING:
@@ -83,10 +84,10 @@ def _commands(nanny: Nanny) -> Mapping[str, Command]:
         return nanny.status()
 
     def restart(arguments: Mapping[str, Any]) -> Any:
-        nanny.restart()
+        nanny.restart("rpc to its nanny: restart")
 
     def terminate(arguments: Mapping[str, Any]) -> Any:
-        nanny.stop()
+        nanny.stop(Stop.DRAIN, "rpc to its nanny: terminate")
 
     return {"identity": identity, "status": status, "restart": restart, "terminate": terminate}
 

@@ -26,7 +26,7 @@ from trio_dask.comm.connection import Connection, LinkSettings
 from trio_dask.comm.control import serve_control
 from trio_dask.comm.listen import serve
 from trio_dask.comm.transport import ConnectionLost, Transport
-from trio_dask.config import SchedulerSettings
+from trio_dask.config import SchedulerSettings, counted
 from trio_dask.errors import ProtocolError
 from trio_dask.files import present, scheduler_file_text
 from trio_dask.identity import Incarnation, PeerId, new_incarnation
@@ -164,7 +164,7 @@ class _Service:
         log.info("Scheduler at:   %s", address)
         if any(host.host in ("0.0.0.0", "::") for host in bound):
             log.warning(
-                "Not secured: whoever can reach port %d can run programs as this user; --host 127.0.0.1 keeps it local",
+                "Not secured: whoever reaches port %d can run programs as this user; --host 127.0.0.1 keeps it local",
                 address.port,
             )
 
@@ -235,11 +235,11 @@ class _Service:
         hello = connection.hello
         assert isinstance(hello, Hello)
         if isinstance(error, ProtocolError):
-            log.warning("The session of the %s at %s was ended: %s", hello, connection.remote, reason)
+            log.warning("Closed the connection of the %s at %s: %s", hello, connection.remote, reason)
         elif hello.role == "client" and goodbye is None and not self._stopping.is_set():
-            log.info("Client at %s is lost: %s", connection.remote, reason)
-        elif worker is not None and goodbye is not None:
-            log.info("Worker %s has left: %s", worker.info.name, reason)
+            log.info("Lost the client at %s: %s", connection.remote, reason)
+        elif worker is not None and goodbye is not None and not self._stopping.is_set():
+            log.info("Worker %s left: %s", worker.info.title, reason)
         del self._connections[peer]
         # A client that said what cannot be would say it again.
         expected = goodbye is not None or (worker is None and isinstance(error, ProtocolError))
@@ -271,7 +271,8 @@ class _Service:
             return None
         refused = self._core.add_worker(peer, info, now)
         if refused is None:
-            log.info("Registered worker %s at %s (%d threads)", info.name, info.address, info.nthreads)
+            at = info.address if info.title == info.address else f"{info.title} at {info.address}"
+            log.info("Registered worker %s (%s)", at, counted(info.nthreads, "thread"))
         return refused
 
     def _restart(self, reason: str) -> None:
