@@ -435,7 +435,7 @@ async def test_one_short_session_after_a_long_absence_delays_nothing(autojump_cl
 
 async def test_a_name_server_that_does_not_answer_holds_up_no_nanny(autojump_clock, monkeypatch):
     answer = threading.Event()
-    monkeypatch.setattr(control, "_way_to_scheduler", lambda worker: answer.wait(60) and "10.0.0.5")
+    monkeypatch.setattr(control, "_way_to_scheduler", lambda bound, worker: answer.wait(60) and "10.0.0.5")
     assert await control._host(WorkerSettings(scheduler="tcp://far.away:8786")) == choose_advertised_host("")
     assert trio.current_time() == pytest.approx(control.LOOK_UP_S)
     answer.set()

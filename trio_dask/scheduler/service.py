@@ -20,7 +20,7 @@ from itertools import count
 
 import trio
 
-from trio_dask.comm.addresses import Address, addresses_of_interface, choose_advertised_host, parse_address
+from trio_dask.comm.addresses import Address, addresses_of_interface, advertised_hosts, is_loopback, parse_address
 from trio_dask.comm.busy_poll import BusyPoll
 from trio_dask.comm.connection import Connection, LinkSettings
 from trio_dask.comm.control import serve_control
@@ -111,10 +111,10 @@ class _Service:
             sessions.start_soon(self._tick)
             accepting = trio.CancelScope()
             bound: list[Address] = await sessions.start(self._accept, accepting, sessions)
-            address = self._advertised(bound)
+            address, *others = self._advertised(bound[0])
             self._address = str(address)
             with present(self._settings.scheduler_file, self._scheduler_file(address)):
-                self._announce(address, bound)
+                self._announce(address, others, bound)
                 task_status.started(address)
                 await self._stopping.wait()
             accepting.cancel()
@@ -154,15 +154,24 @@ class _Service:
         host = addresses_of_interface(settings.interface)[0] if settings.interface else settings.host
         return Address(settings.protocol, host, settings.port)
 
-    def _advertised(self, bound: list[Address]) -> Address:
-        first = bound[0]
-        if first.scheme == "inproc":
-            return first
-        return Address(first.scheme, self._settings.contact_host or choose_advertised_host(first.host), first.port)
+    def _advertised(self, bound: Address) -> list[Address]:
+        """Where others reach us, best first; several if only those who operate us can know which it is."""
+        if bound.scheme == "inproc":
+            return [bound]
+        contact = self._settings.contact_host
+        hosts = advertised_hosts(bound.host) if contact is None else [contact]
+        return [Address(bound.scheme, host, bound.port) for host in hosts]
 
-    def _announce(self, address: Address, bound: list[Address]) -> None:
+    def _announce(self, address: Address, others: list[Address], bound: list[Address]) -> None:
         log.info("Scheduler at:   %s", address)
-        if any(host.host in ("0.0.0.0", "::") for host in bound):
+        if others:
+            log.warning(
+                "No default route, and several addresses: workers that cannot reach %s may reach %s; "
+                "choose one with --interface or --host",
+                address,
+                ", ".join(map(str, others)),
+            )
+        if any(where.scheme != "inproc" and not is_loopback(where.host) for where in bound):
             log.warning(
                 "Not secured: whoever reaches port %d can run programs as this user; --host 127.0.0.1 keeps it local",
                 address.port,
