@@ -27,12 +27,11 @@ LONE_WORKER_TTLS = 6
 """So much longer a worker may be silent without a nanny: nobody vouches for it while a task holds the interpreter."""
 
 SECTIONS = {
-    "Where to listen": ["host", "port", "interface"],
+    "Where to listen": ["host", "port", "interface", "protocol"],
     "Patience": ["reconnect_grace", "worker_ttl", "allowed_failures", "idle_timeout"],
     "Files": ["scheduler_file", "pid_file"],
     "Log": LOG_OPTIONS,
     "Accepted for compatibility, and ignored or refused": [
-        "protocol",
         *(name.partition("/")[0].lstrip("-").replace("-", "_") for name in (*NOT_OF_SCHEDULER, *REFUSED)),
     ],
 }

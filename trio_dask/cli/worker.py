@@ -42,8 +42,8 @@ class _Where:
 def worker(stopper: Stopper, /, debug: bool, **options: Any) -> int:
     """Start workers that run tasks for the scheduler at SCHEDULER, such as tcp://10.0.0.5:8786 or just 10.0.0.5:8786.
 
-    Without SCHEDULER and --scheduler-file the environment's DASK_SCHEDULER_ADDRESS counts. Each worker is a process
-    with a nanny, which starts it again when it crashes. ARGS are for what --preload names.
+    Without SCHEDULER and --scheduler-file, the environment variable DASK_SCHEDULER_ADDRESS is used. Each worker is a
+    process with a nanny, which restarts it when it crashes. ARGS are for what --preload names.
     """
     context = click.get_current_context()
     label = context.command_path
