@@ -19,12 +19,14 @@ from trio_dask.errors import UsageError
 
 __all__ = [
     "DEFAULT_PORT",
+    "LEAVING",
     "MAX_NAME_LENGTH",
     "MAX_THREADS",
     "ClientSettings",
     "NannySettings",
     "SchedulerSettings",
     "WorkerSettings",
+    "counted",
     "format_bytes",
     "parse_bytes",
     "parse_count",
@@ -41,6 +43,17 @@ __all__ = [
 DEFAULT_PORT = 8786
 MAX_THREADS = 4096
 MAX_NAME_LENGTH = 255
+
+
+LEAVING: Mapping[str, str] = {
+    "lifetime": "its lifetime is over",
+    "max-tasks": "it has started as many tasks as --max-tasks allows",
+    "restart": "rpc requested a restart",
+    "scheduler": "the scheduler sent it away",
+    "signal": "it received a signal",
+    "terminate": "rpc requested it",
+}
+"""Why a worker leaves: the word by which its nanny and its scheduler hear of it -> as people read it."""
 
 
 class SchedulerSettings(NamedTuple):
@@ -83,7 +96,10 @@ class WorkerSettings(NamedTuple):
     from what the worker listens on. `port_range` is tried in order; (0, 0) means any free port. A `memory_limit_bytes`
     of None means no limit. `death_timeout_s` counts while there is no scheduler, at the start and after a loss alike.
 
-    Without `reconnect` a lost scheduler ends the worker. After `lifetime_s`, or `max_tasks` tasks, it drains and goes.
+    Without `reconnect` a lost scheduler ends the worker. A scheduler that was stopped in order may have a successor:
+    `on_scheduler_stop` says whether the worker waits for it, as after a loss, or leaves.
+
+    After `lifetime_s`, or `max_tasks` tasks, it drains and goes.
     Above `spill_managed` of its memory limit in values it holds, or `spill_process` in the whole process, it writes
     values to disk, at most `max_spill_bytes` of them; above `pause_process` it takes no tasks. None turns each off.
 
@@ -105,6 +121,7 @@ class WorkerSettings(NamedTuple):
     pid_file: str | None = None
     death_timeout_s: float = math.inf
     reconnect: bool = True
+    on_scheduler_stop: Literal["leave", "wait"] = "leave"
     drain_timeout_s: float = 30.0
     lifetime_s: float = math.inf
     max_tasks: int | None = None
@@ -214,6 +231,11 @@ def format_bytes(number: int) -> str:
         if number >= 1024**power:
             return f"{number / 1024**power:.2f} {unit}"
     return f"{number} B"
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 thread`, `4 threads`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 _TIME_UNITS: Mapping[str, float] = {
@@ -344,7 +366,7 @@ def parse_resources(text: str) -> dict[str, float]:
     """Named amounts that tasks can ask for: `GPU=2 MEM=10e9,FOO=1`, separated by commas or spaces.
 
     Raises:
-      UsageError: a pair is not NAME=NUMBER, a number is negative or not finite, or a name stands there twice.
+      UsageError: a pair is not NAME=NUMBER, a number is negative or not finite, or a name is given twice.
     """
     resources: dict[str, float] = {}
     for pair in text.replace(",", " ").split():
@@ -353,7 +375,7 @@ def parse_resources(text: str) -> dict[str, float]:
         if not (name and equals) or not name.isprintable() or split is None or split[1]:
             raise UsageError(f"{_quote(pair)} is not NAME=NUMBER (not below 0); write for example GPU=2,MEM=10e9")
         if name in resources:
-            raise UsageError(f"{_quote(name)} stands there twice; give each resource once")
+            raise UsageError(f"{_quote(name)} is given twice; give each resource once")
         resources[name] = split[0]
     if not resources:
         raise UsageError(f"{_quote(text)} names no resource; write for example GPU=2,MEM=10e9")

@@ -39,7 +39,7 @@ SCHEDULER = [
     (["--port"], "--port"),
     (["--host", "h", "--interface", "lo"], "--interface and --host"),
     (["--host", "tcp://h:1", "--port", "2"], "give the port once"),
-    (["--host", "foo://h:1"], "'foo' is none of the known schemes"),
+    (["--host", "foo://h:1"], "'foo' is not a known scheme; there are"),
     (["--host", "a:b:c:d://"], "a:b:c:d://"),
     (["--scheduler-file", "/no/such/folder/file"], "--scheduler-file: cannot write /no/such/folder/file"),
     (["--scheduler-file", ""], "--scheduler-file: give the name of a file"),
@@ -61,9 +61,9 @@ WORKER = [
     ([], "no scheduler given; write dask-worker HOST:PORT"),
     (["h"], "'h' has no port; write for example tcp://10.0.0.5:8786"),
     (["tcp://h:99999"], "a port is a number from 0 to 65535, not '99999'"),
-    (["nonsense://x"], "'nonsense' is none of the known schemes"),
+    (["nonsense://x"], "'nonsense' is not a known scheme; there are"),
     (["h:1", "h:2"], "h:2"),
-    (["h:1", "--scheduler-file", "f"], "SCHEDULER and --scheduler-file: give one of them"),
+    (["h:1", "--scheduler-file", "f"], "SCHEDULER and --scheduler-file: give only one of them"),
     (["h:1", "--nthreads", "0"], "--nthreads: '0' is not a number of threads; give 1 to 4096"),
     (["h:1", "--nthreads", "1e9"], "--nthreads: '1e9'"),
     (["h:1", "--memory-limit", "nonsense"], "--memory-limit: 'nonsense' is not a memory limit"),
@@ -72,7 +72,7 @@ WORKER = [
     (["h:1", "--resources", "foo"], "--resources: 'foo' is not NAME=NUMBER"),
     (["h:1", "--resources", "GPU=-1"], "--resources: 'GPU=-1'"),
     (["h:1", "--resources", "GPU=nan"], "--resources: 'GPU=nan'"),
-    (["h:1", "--resources", "A=1,A=2"], "--resources: 'A' stands there twice"),
+    (["h:1", "--resources", "A=1,A=2"], "--resources: 'A' is given twice"),
     (["h:1", "--name", ""], "--name: '' is not a name"),
     (["h:1", "--name", "a\nb"], "--name: 'a\\nb' is not a name"),
     (["h:1", "--name", "x" * 1_000_000], "--name: 'xxx"),
@@ -89,6 +89,8 @@ WORKER = [
     (["h:1", "--nworkers", "3", "--worker-port", "9000:9001"], "--worker-port: 2 ports for 3 workers"),
     (["h:1", "--nworkers", "3", "--nanny-port", "9000"], "--nanny-port: 1 ports for 3 workers; give a range, such as"),
     (["h:1", "--nanny-port", "x"], "--nanny-port: 'x' is not a port"),
+    (["h:1", "--on-scheduler-stop", "wait", "--no-reconnect"], "--on-scheduler-stop wait and --no-reconnect"),
+    (["h:1", "--on-scheduler-stop", "go"], "--on-scheduler-stop: 'go' is not one of"),
     (["h:1", "--lifetime-restart", "--no-nanny"], "--lifetime-restart and --no-nanny"),
     (["h:1", "--lifetime", "soon"], "--lifetime: 'soon' is not a length of time"),
     (["h:1", "--max-tasks", "0"], "--max-tasks: '0'"),
@@ -260,6 +262,24 @@ def test_a_worker_by_default_never_gives_up_and_uses_all_processors(started, mac
     assert only_worker(started).death_timeout_s == float("inf")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], "leave"),
+        (["--death-timeout", "60"], "wait"),
+        (["--death-timeout", "0"], "leave"),
+        (["--reconnect"], "wait"),
+        (["--no-reconnect", "--death-timeout", "60"], "leave"),
+        (["--on-scheduler-stop", "wait"], "wait"),
+        (["--on-scheduler-stop", "leave", "--death-timeout", "60", "--reconnect"], "leave"),
+    ],
+    ids=" ".join,
+)
+def test_what_follows_when_the_scheduler_is_stopped(arguments, expected, started):
+    assert worker.main(["h:1", *arguments]) == 0
+    assert only_worker(started).on_scheduler_stop == expected
+
+
 @pytest.mark.parametrize("option", ["--nworkers", "--nprocs"])
 def test_several_workers_share_the_machine(option, started, machine):
     assert worker.main(["h:1", option, "4", "--name", "n", "--worker-port", "9000:9010"]) == 0
@@ -281,7 +301,7 @@ def test_options_of_other_times_are_taken_with_a_line_each(started, capsys):
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 5
     for option in (*options, "--bokeh"):
-        assert sum(f": {option} is not heeded: " in line for line in lines) == 1
+        assert sum(f": ignoring {option}: " in line for line in lines) == 1
     assert nannies(started)[0].port_range == (9101, 9101)
 
 
@@ -296,7 +316,7 @@ def test_the_scheduler_of_a_worker_may_stand_in_the_environment_or_in_a_file(sta
     assert (only_worker(started).scheduler, only_worker(started).scheduler_file) == (None, str(path))
 
 
-@pytest.mark.parametrize(("main", "lines"), [(scheduler.main, 55), (worker.main, 150), (demo.main, 50)])
+@pytest.mark.parametrize(("main", "lines"), [(scheduler.main, 65), (worker.main, 150), (demo.main, 50)])
 def test_help_is_no_longer_than_it_has_to_be_and_shows_every_option_once(main, lines, started, capsys):
     assert main(["--help"]) == 0
     out, err = capsys.readouterr()

@@ -1,6 +1,7 @@
 """Addresses: what can be written down can be read back, and what cannot is explained."""
 
 import socket
+from collections import namedtuple
 from ipaddress import ip_address
 
 import psutil
@@ -8,7 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trio_dask.comm.addresses import Address, addresses_of_interface, choose_advertised_host, parse_address
+from trio_dask.comm.addresses import (
+    Address,
+    addresses_of_interface,
+    advertised_hosts,
+    choose_advertised_host,
+    is_loopback,
+    parse_address,
+)
 from trio_dask.errors import AddressError
 
 HOSTS = st.from_regex(r"[a-zA-Z0-9]([a-zA-Z0-9.-]{0,20}[a-zA-Z0-9])?", fullmatch=True) | st.ip_addresses().map(str)
@@ -71,8 +79,8 @@ def test_the_default_port_is_for_those_who_name_none():
         ("tcp://node:\u0664\u0662", "a port is"),
         ("tcp://node:" + "9" * 5000, "a port is"),
         ("tcp://node:80/path", "a port is"),
-        ("nonsense://node:1", "'nonsense' is none of the known schemes tcp, ws, inproc"),
-        ("://node:1", "'' is none of the known schemes"),
+        ("nonsense://node:1", "'nonsense' is not a known scheme; there are tcp, ws, inproc"),
+        ("://node:1", "'' is not a known scheme; there are"),
         ("::1:8786", "an IPv6 address stands in brackets"),
         ("[::1]8786", "in brackets stands an IPv6 address"),
         ("[::1:8786", "in brackets stands an IPv6 address"),
@@ -103,12 +111,58 @@ def test_a_listener_at_all_addresses_tells_one_that_leads_there():
     assert ip_address(choose_advertised_host("", "no.such.host.invalid"))
 
 
-def test_a_machine_without_any_network_tells_loopback(monkeypatch):
+INTERFACES = {
+    "lo": (True, ["127.0.0.1", "::1"]),
+    "eth0": (True, ["10.1.0.5", "fe80::1%eth0", "fd00::5"]),
+    "eth1": (True, ["169.254.7.7", "10.2.0.5"]),
+    "eth2": (False, ["10.3.0.5"]),
+}
+
+
+@pytest.fixture
+def unrouted(monkeypatch):
+    """A machine that has these interfaces and no route."""
+
     def unreachable(*_args, **_options):
         raise OSError("network is unreachable")
 
+    def have(*names):
+        Entry, Stats = namedtuple("Entry", "family address"), namedtuple("Stats", "isup")
+        family = lambda text: socket.AF_INET6 if ":" in text else socket.AF_INET  # noqa: E731
+        addresses = {name: [Entry(family(text), text) for text in INTERFACES[name][1]] for name in names}
+        monkeypatch.setattr(psutil, "net_if_addrs", lambda: addresses)
+        monkeypatch.setattr(psutil, "net_if_stats", lambda: {name: Stats(INTERFACES[name][0]) for name in names})
+
     monkeypatch.setattr(socket, "getaddrinfo", unreachable)
-    assert choose_advertised_host("0.0.0.0", "10.0.0.1") == "127.0.0.1"
+    return have
+
+
+@pytest.mark.parametrize(
+    ("interfaces", "hosts"),
+    [
+        (["lo"], ["127.0.0.1"]),
+        (["lo", "eth2"], ["127.0.0.1"]),
+        (["lo", "eth1"], ["10.2.0.5"]),
+        (["lo", "eth0", "eth1", "eth2"], ["10.1.0.5", "10.2.0.5", "fd00::5"]),
+    ],
+)
+def test_a_machine_without_a_route_tells_the_addresses_of_its_interfaces(unrouted, interfaces, hosts):
+    unrouted(*interfaces)
+    assert advertised_hosts("0.0.0.0", "10.0.0.1") == hosts
+    assert choose_advertised_host("", "10.0.0.1") == hosts[0]
+    assert choose_advertised_host("", otherwise="10.9.0.9") == "10.9.0.9"
+    assert advertised_hosts("10.1.0.5") == [choose_advertised_host("10.1.0.5", otherwise="x")] == ["10.1.0.5"]
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        *((host, True) for host in ("127.0.0.1", "127.3.3.3", "::1", "localhost")),
+        *((host, False) for host in ("0.0.0.0", "::", "10.0.0.1", "fe80::1%eth0", "node7", "")),
+    ],
+)
+def test_what_only_this_machine_reaches(host, expected):
+    assert is_loopback(host) == expected
 
 
 def test_interfaces_have_addresses():

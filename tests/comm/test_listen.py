@@ -408,7 +408,7 @@ async def test_a_port_in_use_is_said_in_one_line():
     ("host", "reason"),
     [
         ("192.0.2.77", "no network interface of this machine has that address"),
-        ("no.such.host.invalid", "the name of the host is not known"),
+        ("no.such.host.invalid", "unknown host name"),
     ],
 )
 async def test_a_host_of_somebody_else_is_said_in_one_line(host, reason):

@@ -166,9 +166,9 @@ def test_what_is_no_number_of_workers_is_refused(workers):
 @pytest.mark.parametrize(
     ("workers", "threads", "limit", "text"),
     [
-        ("4", None, "auto", "4 workers: 2 threads each (affinity), memory limit 4.00 GiB per worker (cgroup)"),
-        ("1", 1, "2GiB", "1 worker: 1 thread each (as given), memory limit 2.00 GiB per worker (as given)"),
-        ("1", 1, "0", "1 worker: 1 thread each (as given), no memory limit"),
+        ("4", None, "auto", "4 workers: 2 threads each (affinity), memory limit 4.00 GiB each (cgroup)"),
+        ("1", 1, "2GiB", "1 worker: 1 thread (as given), memory limit 2.00 GiB (as given)"),
+        ("1", 1, "0", "1 worker: 1 thread (as given), no memory limit"),
     ],
 )
 def test_a_line_says_what_each_worker_gets_and_why(workers, threads, limit, text):

@@ -9,7 +9,8 @@ import pytest
 import trio
 
 from trio_dask.deploy import program
-from trio_dask.deploy.lines import MAX_WAITING, StderrLines
+from trio_dask.deploy.formats import TextFormatter
+from trio_dask.deploy.lines import MAX_WAITING, LogLines
 from trio_dask.deploy.program import ExitStatus, Stopper, StopRequest, explain, run_program
 from trio_dask.errors import ClusterError, NoScheduler, ProtocolError, RefusedError, UsageError
 
@@ -131,7 +132,7 @@ def emit(lines, text):
 
 
 def test_lines_appear_in_order():
-    lines = StderrLines(debug=False)
+    lines = LogLines(TextFormatter(times=False))
     with stderr_to_pipe() as pipe:
         for number in range(100):
             emit(lines, f"line {number}")
@@ -142,7 +143,7 @@ def test_lines_appear_in_order():
 
 
 def test_a_stderr_that_nobody_reads_delays_nobody():
-    lines = StderrLines(debug=False)
+    lines = LogLines(TextFormatter(times=False))
     heard = b""
     with stderr_to_pipe() as pipe:
         for number in range(2 * MAX_WAITING + 5000):
@@ -162,7 +163,7 @@ def test_a_stderr_that_nobody_reads_delays_nobody():
 
 
 def test_a_stderr_without_reader_is_no_error():
-    lines = StderrLines(debug=False)
+    lines = LogLines(TextFormatter(times=False))
     with stderr_to_pipe() as pipe:
         null = os.open(os.devnull, os.O_RDONLY)
         os.dup2(null, pipe)

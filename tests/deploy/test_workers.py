@@ -64,7 +64,7 @@ class _Nanny:
             raise self.error
         await trio.sleep_forever()
 
-    def stop(self, how):
+    def stop(self, how, reason):
         pass
 
 

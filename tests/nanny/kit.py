@@ -27,6 +27,7 @@ class FakeChild:
         self.pid = pid
         self.token = spec.settings["worker"]["process"]
         self.signals = []
+        self.reasons = []
         self.stubborn = False
         self.board = Board.attach(os.dup(spec.inherit[0]), spec.settings["worker"]["nthreads"])
         self.done = trio.Event()
@@ -42,13 +43,15 @@ class FakeChild:
         self.ending = ChildEnd(name=self.spec.name, status=status, started=True, **more)
         self.done.set()
 
-    def send_signal(self, number):
+    def stop(self, number, reason):
         self.signals.append((number, trio.current_time()))
+        self.reasons.append(reason)
         if not self.stubborn:
             self.report({"leaving": "signal"})
             self.end(0)
 
-    def leave(self):
+    def leave(self, reason):
+        self.reasons.append(reason)
         self.end(-signal.SIGKILL if self.stubborn else 0)
 
     def kill(self):

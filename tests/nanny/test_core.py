@@ -89,7 +89,7 @@ def test_an_old_crash_is_forgotten():
 
 def test_no_restarts_at_all():
     over = RestartWindow(RestartPolicy(max_restarts=0)).crashed("killed by SIGKILL", 0.0)
-    assert over == Over(5, "the worker crashed and is not to be restarted: killed by SIGKILL")
+    assert over == Over(5, "the worker crashed (--max-restarts 0): killed by SIGKILL")
 
 
 def test_the_same_failure_to_start_twice_ends_it_at_once():
@@ -97,7 +97,7 @@ def test_the_same_failure_to_start_twice_ends_it_at_once():
     assert core.ended(failed_start(), 0.0).next == Again(0.5)
     over = core.ended(failed_start(), 1.0).next
     assert over.status == 5
-    assert over.reason.startswith("the worker cannot be started: ended with status 1: ModuleNotFoundError")
+    assert over.reason.startswith("the worker cannot start: ended with status 1: ModuleNotFoundError")
 
 
 def test_numbers_make_no_difference_between_failures_to_start():
@@ -125,7 +125,12 @@ def test_what_tasks_did_to_memory_is_not_held_against_the_worker():
         (10**12, 1000, None, None),
         (950, 1000, 0.95, None),
         (243 * 2**20, 256 * 2**20, 0.95, None),
-        (244 * 2**20, 256 * 2**20, 0.95, "memory: 244 MiB of 256 MiB limit"),
+        (
+            244 * 2**20,
+            256 * 2**20,
+            0.95,
+            "killed by its nanny: it used 244 MiB, more than 95% of its memory limit of 256 MiB",
+        ),
     ],
 )
 def test_how_much_memory_is_too_much(used, limit, fraction, verdict):

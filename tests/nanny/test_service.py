@@ -18,7 +18,7 @@ from trio_dask.nanny.process import ChildEnd
 from trio_dask.nanny.service import Nanny, Stop
 from trio_dask.nanny.words import LastWords
 from trio_dask.protocol.hello import Hello
-from trio_dask.protocol.messages import Leave, Obituary, Vouch
+from trio_dask.protocol.messages import Leave, Obituary, SchedulerStops, Vouch
 from trio_dask.scheduler.service import run_scheduler
 
 
@@ -71,7 +71,10 @@ async def test_too_much_memory_ends_the_worker_and_is_told_in_figures(autojump_c
         assert not child.done.is_set()
         nursing.memory[child.pid] = 250 * 2**20
         obituary = await nursing.message(Obituary)
-        assert (obituary.planned, obituary.cause) == (False, "memory: 250 MiB of 256 MiB limit")
+        assert (obituary.planned, obituary.cause) == (
+            False,
+            "killed by its nanny: it used 250 MiB, more than 95% of its memory limit of 256 MiB",
+        )
 
 
 async def test_the_memory_watch_can_be_off(autojump_clock, nursing):
@@ -105,18 +108,68 @@ async def test_the_scheduler_can_have_another_worker(autojump_clock, nursing):
         assert (obituary.process, obituary.planned, obituary.runs) == (child.token, True, ())
 
 
-async def test_the_scheduler_can_end_it(autojump_clock, nursing):
+@pytest.mark.parametrize("leaves", [True, False], ids=["leaves", "blocked"])
+async def test_the_scheduler_can_end_it(autojump_clock, nursing, leaves):
+    """The scheduler has told the worker as well; one that does not leave is ended."""
     async with nursing.nanny():
-        await nursing.child(0)
+        child = await nursing.child(0)
+        await nursing.until(lambda: nursing.sessions)
+        nursing.sessions[0].send_nowait(Leave("scaled down", False), flush=True)
+        began = trio.current_time()
+        await trio.sleep(0.1)
+        if leaves:
+            child.report({"leaving": "scheduler"})
+            child.end(0)
+        await nursing.until(lambda: nursing.end)
+        assert nursing.end == "well"
+        assert trio.current_time() == pytest.approx(began + (0.1 if leaves else 2.5))
+        assert (child.signals, child.reasons) == ([], [] if leaves else ["scaled down"])
+        assert (await nursing.message(Obituary)).planned
+        assert len(nursing.children) == 1
+        await nursing.until(lambda: nursing.sessions[0].goodbye is not None)
+
+
+async def test_the_scheduler_can_end_it_while_its_worker_starts(autojump_clock, nursing):
+    """The scheduler does not know that worker."""
+    nursing.ready = False
+    async with nursing.nanny():
+        child = await nursing.child(0)
         await nursing.until(lambda: nursing.sessions)
         nursing.sessions[0].send_nowait(Leave("scaled down", False), flush=True)
         began = trio.current_time()
         await nursing.until(lambda: nursing.end)
+        assert (nursing.end, trio.current_time(), child.reasons) == ("well", began, ["scaled down"])
+
+
+async def test_a_worker_hears_why_it_is_to_end(autojump_clock, nursing):
+    async with nursing.nanny() as nanny:
+        first = await nursing.child(0)
+        await nursing.until(lambda: nursing.sessions)
+        nursing.sessions[0].send_nowait(Leave("restarted by client c", True), flush=True)
+        second = await nursing.child(1)
+        nanny.stop(Stop.DRAIN, "the launcher received SIGTERM")
+        await nursing.until(lambda: nursing.end)
+        assert (first.reasons, second.reasons) == (["restarted by client c"], ["the launcher received SIGTERM"])
+
+
+async def test_with_a_scheduler_that_stops_it_ends_if_it_is_to_leave_then(autojump_clock, nursing):
+    async with nursing.nanny(worker={"on_scheduler_stop": "leave"}):
+        await nursing.child(0)
+        await nursing.until(lambda: nursing.sessions)
+        nursing.sessions[0].send_nowait(SchedulerStops(), flush=True)
+        await nursing.until(lambda: nursing.end)
         assert nursing.end == "well"
-        assert nursing.children[0].signals == [(signal.SIGINT, began)]  # it may say goodbye first
-        assert (await nursing.message(Obituary)).planned
-        assert len(nursing.children) == 1
-        await nursing.until(lambda: nursing.sessions[0].goodbye is not None)
+
+
+async def test_when_its_scheduler_stops_it_can_wait_for_the_next_one_with_the_same_worker(autojump_clock, nursing):
+    async with nursing.nanny(worker={"on_scheduler_stop": "wait", "death_timeout_s": 60.0}):
+        child = await nursing.child(0)
+        await nursing.until(lambda: nursing.sessions)
+        nursing.sessions[0].send_nowait(SchedulerStops(), flush=True)
+        await nursing.sessions[0].aclose("the scheduler was stopped")
+        await nursing.until(lambda: len(nursing.sessions) > 1)
+        assert nursing.children == [child]
+        assert (child.signals, nursing.end) == ([], None)
 
 
 @pytest.mark.parametrize(
@@ -382,7 +435,7 @@ async def test_one_short_session_after_a_long_absence_delays_nothing(autojump_cl
 
 async def test_a_name_server_that_does_not_answer_holds_up_no_nanny(autojump_clock, monkeypatch):
     answer = threading.Event()
-    monkeypatch.setattr(control, "_way_to_scheduler", lambda worker: answer.wait(60) and "10.0.0.5")
+    monkeypatch.setattr(control, "_way_to_scheduler", lambda bound, worker: answer.wait(60) and "10.0.0.5")
     assert await control._host(WorkerSettings(scheduler="tcp://far.away:8786")) == choose_advertised_host("")
     assert trio.current_time() == pytest.approx(control.LOOK_UP_S)
     answer.set()
@@ -397,4 +450,4 @@ async def test_a_scheduler_that_stops_tells_nannies_as_well(autojump_clock):
             nursery.cancel_scope.cancel()
             with trio.CancelScope(shield=True), trio.fail_after(10):
                 heard = [message async for batch in connection.batches() for message in batch]
-    assert [message.restart for message in heard if isinstance(message, Leave)] == [False]
+    assert heard[0] == SchedulerStops()

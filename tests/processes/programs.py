@@ -13,6 +13,8 @@ import psutil
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PATIENCE_S = 20.0
+STAMP = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} (?:DEBUG|INFO|WARNING|ERROR) (?:\[([^]]*)\] )?")
+"""What stands before a line in a log that is no terminal."""
 
 
 def environment(*, measured=True, **more):
@@ -27,7 +29,7 @@ def environment(*, measured=True, **more):
 
 
 class Program:
-    """A running program whose output is read all the time."""
+    """A running program whose output is read all the time. `errors` are its lines without what stands before them."""
 
     def __init__(self, *arguments, cwd=None, within=(), **options):
         options.setdefault("env", environment())
@@ -38,10 +40,12 @@ class Program:
         )
         self.output = []
         self.errors = []
+        self.log = []
+        """The lines on stderr as they are."""
         self._changed = threading.Condition()
         self._readers = [
             threading.Thread(target=self._read, args=pair)
-            for pair in ((self.process.stdout, self.output), (self.process.stderr, self.errors))
+            for pair in ((self.process.stdout, (self.output,)), (self.process.stderr, (self.log, self.errors)))
         ]
         for reader in self._readers:
             reader.start()
@@ -50,7 +54,9 @@ class Program:
         with stream:
             for line in stream:
                 with self._changed:
-                    lines.append(line.rstrip("\n"))
+                    for each in lines:
+                        text = line.rstrip("\n")
+                        each.append(STAMP.sub("", text) if each is self.errors else text)
                     self._changed.notify_all()
 
     def wait_for(self, pattern, lines=None, *, timeout_s=PATIENCE_S):
@@ -71,7 +77,7 @@ class Program:
     @property
     def text(self):
         """All it has said."""
-        return "\n".join([*self.output, "-- stderr", *self.errors])
+        return "\n".join([*self.output, "-- stderr", *self.log])
 
     def end(self, timeout_s=PATIENCE_S):
         """Its exit status, once it has ended by itself, and once nobody is left who could write to its output."""

@@ -65,6 +65,35 @@ async def test_a_child_leaves_when_its_lifeline_is_cut(guarded):
     assert not alive(child.pid)
 
 
+async def test_a_child_tells_why_it_stops(guarded):
+    def stopped(child):
+        child.stop(signal.SIGTERM, "a wish of the test")
+
+    def left(child):
+        child.leave("a wish of the test")
+
+    for end in (stopped, left):
+        heard = bytearray()
+        async with trio.open_nursery() as nursery:
+            quiet = {"quiet": False, "origin": "bob", "stderr": heard.extend}
+            child, _ = await nursery.start(start, spec("well_behaved", guarded=guarded, **quiet))
+            end(child)
+        assert heard.decode().endswith("INFO [bob] Stopping: a wish of the test\n")
+
+
+async def test_a_child_that_must_leave_before_it_runs_tells_why_as_well(guarded):
+    heard = bytearray()
+
+    async def leave(child):
+        await trio.sleep(0.05)  # the interpreter is starting
+        child.leave("a wish of the test")
+
+    async with trio.open_nursery() as nursery:
+        options = {"guarded": guarded, "quiet": False, "stderr": heard.extend}
+        await run_child(spec("well_behaved", **options), born=lambda child: nursery.start_soon(leave, child))
+    assert b"the parent process ended" not in heard
+
+
 async def test_the_lifeline_is_not_the_stdin_that_tasks_read(guarded):
     async with trio.open_nursery() as nursery:
         _, report = await nursery.start(start, spec("reader_of_stdin", guarded=guarded))
@@ -83,7 +112,7 @@ async def test_the_end_of_a_child_is_told_with_its_last_words(guarded):
 async def test_a_signal_reaches_the_child_and_not_its_guard(guarded):
     async with trio.open_nursery() as nursery:
         child, _ = await nursery.start(start, spec("well_behaved", guarded=guarded))
-        child.send_signal(signal.SIGTERM)  # it stops in good order, and nothing is left
+        child.stop(signal.SIGTERM, "a test")  # it stops in good order, and nothing is left
     assert not alive(child.pid)
 
 
@@ -105,7 +134,7 @@ async def test_a_child_that_does_not_start_in_time_says_where_it_is_stuck(guarde
     end = await run_child(spec("never_starts", start_timeout_s=3.0, guarded=guarded))
     assert (end.started, end.late) == (False, True)
     assert end.words.place.startswith("never_starts (children.py:")
-    assert "was not ready in time" in str(end.as_error())
+    assert "did not start in time" in str(end.as_error())
 
 
 async def test_a_child_that_dies_before_it_is_ready_is_reported_with_its_last_words(guarded):

@@ -43,4 +43,4 @@ def test_an_example(name, tmp_path):
     if name in UNORDERED:
         expected, output = sorted(expected), sorted(output)
     assert output == expected
-    assert [line for line in example.errors if not re.search("ended with status 1; starting it again", line)] == []
+    assert [line for line in example.errors if not re.search("ended with status 1; restarting it", line)] == []

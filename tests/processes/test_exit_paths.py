@@ -68,14 +68,13 @@ PROMISED = (
     r"Starting \d workers?: ",
     r"Start (nanny|worker) at: +tcp://",
     r"Registered to: tcp://",
-    r"Stopping: (received SIG(INT|TERM|HUP)|the program that started this one is done)$",
+    r"Stopping: ((the launcher )?received SIG(INT|TERM|HUP)|another worker of this launcher failed)$",
     r"Leaving: ",
-    r"The scheduler ends (the session|worker \S+): ",
-    r"Worker \S+ \(pid \d+\) has ended as planned: ",
+    r"Worker \S+ \(pid \d+\) (stopped$|left: )",
     r"Scheduler at: +tcp://",
-    r"Registered worker \S+ at tcp://",
-    r"Worker \S+ has left: ",
-    r"Scheduler stopped: ",
+    r"Registered worker (\S+ at )?tcp://",
+    r"Worker \S+ left: ",
+    r"Scheduler stopped(: |$)",
 )
 ENDED = r"Worker \S+ \(pid \d+\) (ended with status|was killed)"
 
@@ -216,7 +215,7 @@ def test_without_reconnect_the_loss_of_the_scheduler_ends_workers_with_status_3(
             futures = keep_busy(client, tmp_path / "log")
             since = time.monotonic()
             boss.program.process.kill()
-            all_end(programs, 3, 2, since, "Scheduler lost: ", complaint(".*lost"), ENDED)
+            all_end(programs, 3, 2, since, "Lost the scheduler: ", complaint("lost the scheduler"), ENDED)
             del futures
 
 
@@ -230,7 +229,7 @@ def test_death_timeout_holds_whatever_a_task_does(tmp_path):
             futures += hold_interpreters(client, log, NAMES["two"])
             since = time.monotonic()
             boss.program.process.kill()
-            promised = ["Scheduler lost: ", "Not connected: ", complaint("no scheduler for 2 s: "), ENDED]
+            promised = ["Lost the scheduler: ", "Not connected: ", complaint("no scheduler for 2 s: "), ENDED]
             all_end(programs, 3, 4, since, *promised)
             assert time.monotonic() - since >= 2
             del futures
@@ -240,7 +239,7 @@ def test_without_a_scheduler_from_the_start(tmp_path):
     with open_site(tmp_path) as site, socket.create_server(("127.0.0.1", 0)) as mute:
         cases = {
             "127.0.0.1:1": ("nothing listens there", KINDS),
-            "nosuch.invalid:1": ("the name of the host", ("lone",)),
+            "nosuch.invalid:1": ("unknown host name", ("lone",)),
             f"127.0.0.1:{mute.getsockname()[1]}": ("what listens there did not answer", ("nanny",)),
         }
         since = time.monotonic()
@@ -277,7 +276,7 @@ def test_an_idle_cluster_ends_by_itself_if_it_is_to(tmp_path):
         since = time.monotonic()
         all_end({**programs, "scheduler": boss.program}, 0, 6, since)
         assert time.monotonic() - since >= 1.5
-        assert "there was nothing to do for 2 s" in boss.program.errors[-1]
+        assert "no work for 2 s" in boss.program.errors[-1]
 
 
 # ------------------------------------------------------------------------------------------ refusals and resources
@@ -371,7 +370,7 @@ def test_nothing_is_left_one_second_after_the_launcher_was_killed(tmp_path, task
             assert len(site.processes()) >= 6
             if task == "drain":
                 launcher.process.send_signal(signal.SIGTERM)
-                launcher.wait_for("^Leaving: ")
+                launcher.wait_for("^Stopping: the launcher received")
             launcher.process.kill()
             until(lambda: pids(site) == [boss.program.process.pid], 1, "nothing is left")
             launcher.end()

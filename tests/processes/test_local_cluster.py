@@ -94,7 +94,7 @@ async def test_a_worker_that_is_killed_is_started_again(caplog):
                 await trio.sleep(0.001)
             await cluster.wait_for_workers(2, timeout=20)
         assert await client.gather(client.map(pow, range(10), [3] * 10)) == [x**3 for x in range(10)]
-    assert "killed by SIGKILL; starting it again" in caplog.text
+    assert "killed by SIGKILL; restarting it" in caplog.text
 
 
 async def test_a_worker_that_is_told_to_stop_behind_the_clusters_back_is_followed_by_another():

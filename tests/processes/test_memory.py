@@ -116,7 +116,7 @@ def test_a_full_disk_costs_memory_and_no_worker(tmp_path):
             wait(kept, timeout=120)
             assert [ends[1] for ends in client.gather(client.map(blocks.ends, kept))] == list(range(60))
             assert on_disk(client) <= 32 * MB
-            complaints = [line for line in only.errors if "stay in memory" in line]
+            complaints = [line for line in only.errors if "Cannot spill results to disk" in line]
             assert len(complaints) == 1
             assert "No space left on device" in complaints[0]
             assert str(tmp_path) in complaints[0]

@@ -22,6 +22,7 @@ from trio_dask.protocol.messages import (
     Restart,
     Run,
     RunFinished,
+    SchedulerStops,
     Shutdown,
     Submit,
 )
@@ -184,7 +185,7 @@ async def test_a_silent_peer_is_given_up(autojump_clock, scheduler, caplog):
     link = LinkSettings(keepalive_s=1000, silence_s=1000)
     async with await open_connection(parse_address(ADDRESS), Hello(role="client"), settings=link):
         await trio.sleep(10)
-    assert "is lost: " in caplog.text
+    assert "Lost the client at " in caplog.text
 
 
 async def test_the_core_is_called_when_it_asked_to_be(autojump_clock, scheduler):
@@ -220,7 +221,7 @@ async def test_stopped_from_outside_it_tells_everybody(scheduler):
     async with await connect("client") as client, await connect("worker") as worker:
         scope.cancel()
         messages = await batch(worker)
-        assert messages == [Leave("the scheduler was stopped", False)]
+        assert messages == [SchedulerStops()]
         assert await batch(worker) is None
         assert worker.goodbye == Goodbye("the scheduler was stopped")
         assert await batch(client) is None

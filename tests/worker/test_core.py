@@ -27,6 +27,7 @@ from trio_dask.protocol.messages import (
     Run,
     RunFailed,
     RunFinished,
+    SchedulerStops,
     Started,
     Stored,
     ToWorker,
@@ -41,6 +42,7 @@ from trio_dask.worker.core.requests import (
     ForgetFunctions,
     FreeKeys,
     StartFetch,
+    Then,
 )
 from trio_dask.worker.engine import Engine
 
@@ -536,9 +538,10 @@ def test_the_end_of_a_session_drops_everything_and_the_next_one_knows_of_stuck_s
 @pytest.mark.parametrize(
     ("message", "request_"),
     [
-        (Leave("restart", restart=True), EndSession("restart", restart=True)),
-        (Leave("no longer needed", restart=False), EndSession("no longer needed", restart=False)),
-        (Goodbye("the scheduler stops"), EndSession("the scheduler stops", restart=False)),
+        (Leave("restart", restart=True), EndSession("restart", Then.RESTART)),
+        (Leave("no longer needed", restart=False), EndSession("no longer needed", Then.LEAVE)),
+        (SchedulerStops(), EndSession("the scheduler stopped", Then.SUCCESSOR)),
+        (Goodbye("the session is over"), EndSession("the session is over", Then.LEAVE)),
     ],
 )
 def test_the_scheduler_can_end_the_session(message: ToWorker, request_: EndSession) -> None:

@@ -512,7 +512,7 @@ async def test_a_full_disk_is_said_once_and_tried_again(
             await process.live(30)
         assert process.told == ["pause", "resume"]
         assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [
-            f"Values stay in memory: cannot write to {tmp_path}: No space left on device"
+            f"Cannot spill results to disk: cannot write to {tmp_path}: No space left on device"
         ]
         assert 10 <= attempts <= 40
         await process.live(2)
@@ -707,7 +707,7 @@ async def test_a_disk_that_cannot_be_read_fails_the_task_and_the_transfer_by_nam
 
 async def test_a_local_directory_that_is_of_no_use_is_refused_at_the_start(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UsageError, match="local directory"):
+    with pytest.raises(UsageError, match="--local-directory: cannot write to "):
         await run_worker(
             WorkerSettings(
                 scheduler="inproc://x", memory_limit_bytes=LIMIT, local_directory=str(tmp_path / "file" / "x")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -15,7 +17,18 @@ from trio_dask.comm import Address
 from trio_dask.comm.memory import bind_memory
 from trio_dask.config import WorkerSettings
 from trio_dask.errors import NoScheduler, RefusedError, UsageError
-from trio_dask.protocol.messages import Fetch, Goodbye, Leave, Put, Retract, Run
+from trio_dask.protocol.messages import (
+    Absent,
+    Fetch,
+    Goodbye,
+    Leave,
+    Put,
+    PutDone,
+    Retract,
+    Run,
+    SchedulerStops,
+    ToWorker,
+)
 from trio_dask.worker import service
 from trio_dask.worker.draining import DrainRequest
 from trio_dask.worker.engine import Engine
@@ -113,9 +126,20 @@ async def test_a_refusal_that_outlasts_the_old_session_ends_the_worker(autojump_
                 (await scheduler.next_session()).connection.abort()
 
 
-@pytest.mark.parametrize("message", [Leave("not needed", restart=False), Goodbye("the scheduler stops")])
-async def test_sent_away_the_worker_ends_without_an_error(autojump_clock: MockClock, message: Leave | Goodbye) -> None:
-    async with open_scheduler() as scheduler, trio.open_nursery() as nursery:
+@pytest.mark.parametrize(
+    ("message", "options"),
+    [
+        (Leave("not needed", restart=False), {}),
+        (Leave("the cluster ends", restart=False), {"on_scheduler_stop": "wait", "death_timeout_s": 60}),
+        (Goodbye("the session is over"), {}),
+        (SchedulerStops(), {}),
+        (SchedulerStops(), {"on_scheduler_stop": "leave", "death_timeout_s": 60}),
+    ],
+)
+async def test_sent_away_the_worker_ends_without_an_error(
+    autojump_clock: MockClock, message: ToWorker, options: dict[str, Any]
+) -> None:
+    async with open_scheduler(**options) as scheduler, trio.open_nursery() as nursery:
 
         async def send_away() -> None:
             (await scheduler.next_session()).tell(message)
@@ -123,6 +147,55 @@ async def test_sent_away_the_worker_ends_without_an_error(autojump_clock: MockCl
         nursery.start_soon(send_away)
         with trio.fail_after(10):
             await run_worker(scheduler.settings)
+
+
+async def test_when_its_scheduler_stops_it_can_join_the_next_one_with_nothing_of_the_past(
+    autojump_clock: MockClock,
+) -> None:
+    async with (
+        open_scheduler(on_scheduler_stop="wait", death_timeout_s=60) as scheduler,
+        trio.open_nursery() as nursery,
+    ):
+        await nursery.start(run_worker, scheduler.settings)
+        first = await scheduler.next_session()
+        async with await open_data(first.address) as channel:
+            await channel.send(Put("x", "client", "bytes", (3,)), [b"abc"])
+            assert isinstance((await channel.receive())[0], PutDone)
+        first.tell(SchedulerStops())
+        await first.over.wait()
+        second = await scheduler.next_session()
+        assert second.hello.incarnation != first.hello.incarnation
+        assert (second.hello.details["previous"], second.hello.details["scheduler"]) == ("", "")
+        async with await open_data(second.address) as channel:
+            await channel.send(Fetch(("x",)))
+            assert isinstance((await channel.receive())[0], Absent)
+        nursery.cancel_scope.cancel()
+
+
+async def test_when_its_scheduler_stops_and_no_other_comes_its_death_timeout_ends_it(autojump_clock: MockClock) -> None:
+    async with open_scheduler(on_scheduler_stop="wait", death_timeout_s=60) as scheduler:
+        with pytest.RaisesGroup(pytest.RaisesExc(NoScheduler, match="no scheduler for 60 s")):
+            async with trio.open_nursery() as nursery:
+                await nursery.start(run_worker, scheduler.settings)
+                session = await scheduler.next_session()
+                session.tell(SchedulerStops())
+                await session.over.wait()
+                await scheduler.stop()
+        assert trio.current_time() == pytest.approx(60, abs=0.6)
+
+
+async def test_who_drains_waits_for_no_successor_of_the_scheduler(autojump_clock: MockClock) -> None:
+    drain = DrainRequest()
+    async with (
+        open_scheduler(on_scheduler_stop="wait", drain_timeout_s=30) as scheduler,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(partial(run_worker, scheduler.settings, drain=drain))
+        session = await scheduler.next_session()
+        drain.ask("signal")
+        session.tell(SchedulerStops())
+        await session.over.wait()
+    assert trio.current_time() < 1
 
 
 async def test_asked_to_restart_it_comes_back_at_once_as_a_new_incarnation(autojump_clock: MockClock) -> None:
@@ -170,7 +243,7 @@ async def test_a_file_that_is_no_scheduler_file_is_wrong_usage(autojump_clock: M
 
 async def test_without_reconnect_a_loss_is_the_end(autojump_clock: MockClock) -> None:
     async with open_scheduler(reconnect=False, death_timeout_s=60) as scheduler:
-        with pytest.RaisesGroup(pytest.RaisesExc(NoScheduler, match="the scheduler is lost")):
+        with pytest.RaisesGroup(pytest.RaisesExc(NoScheduler, match="lost the scheduler")):
             async with trio.open_nursery() as nursery:
                 await nursery.start(run_worker, scheduler.settings)
                 session = await scheduler.next_session()

@@ -264,7 +264,7 @@ def test_a_base_that_is_not_there_is_made_and_one_that_cannot_be_is_refused_at_t
     check_base(str(tmp_path / "new" / "folder"))
     assert (tmp_path / "new" / "folder").is_dir()
     (tmp_path / "file").write_text("")
-    with pytest.raises(UsageError, match=r"local directory .*file/folder is of no use"):
+    with pytest.raises(UsageError, match=r"cannot write to .*file/folder: "):
         check_base(str(tmp_path / "file" / "folder"))
     assert remove_leftovers(tmp_path / "nowhere") == []
 

@@ -14,7 +14,17 @@ from trio_dask.deploy.program import ExitStatus, Stopper
 from trio_dask.errors import UsageError
 from trio_dask.files import check_writable
 
-__all__ = ["Checked", "Program", "common_options", "fail_usage", "file_option", "path_to_write", "run_command"]
+__all__ = [
+    "LOG_OPTIONS",
+    "Checked",
+    "Program",
+    "common_options",
+    "fail_usage",
+    "file_option",
+    "log_options",
+    "path_to_write",
+    "run_command",
+]
 
 MAX_MESSAGE = 300
 
@@ -89,6 +99,31 @@ def common_options(function: Decorated) -> Decorated:
         "--version", is_flag=True, expose_value=False, is_eager=True, callback=_print_version, help="Show the version."
     )(function)
     return click.option("--debug", is_flag=True, help="Log everything, with times and tracebacks.")(function)
+
+
+LOG_OPTIONS = ["log_format", "log_file"]
+
+
+def log_options(function: Decorated) -> Decorated:
+    """The options of programs that somebody operates."""
+    function = click.option(
+        "--log-file",
+        type=Checked("FILE", _log_file),
+        help="Append the log to this file too, with times and the dumps of crashes.",
+    )(function)
+    return click.option(
+        "--log-format",
+        type=click.Choice(["text", "json"]),
+        default="text",
+        show_default=True,
+        help="Lines for people (with times, where stderr is no terminal), or one JSON object a line.",
+    )(function)
+
+
+def _log_file(text: str) -> str:
+    if not text or "\0" in text:
+        raise UsageError("give the name of a file")
+    return text
 
 
 def fail_usage(option: str, message: str) -> click.UsageError:

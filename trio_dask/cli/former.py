@@ -30,7 +30,7 @@ DASHBOARD: Former = {
 NOT_OF_WORKER: Former = {
     **DASHBOARD,
     "--worker-class": "there is one kind of worker",
-    "--temp-filename": "a worker reports to its nanny on a descriptor",
+    "--temp-filename": "workers report to their nanny through a pipe",
 }
 NOT_OF_SCHEDULER: Former = {
     **DASHBOARD,
@@ -39,7 +39,7 @@ NOT_OF_SCHEDULER: Former = {
     "--show/--no-show": NO_DASHBOARD,
     "--use-xheaders": NO_DASHBOARD,
     "--jupyter/--no-jupyter": "there is no Jupyter server",
-    "--local-directory": "a scheduler writes nothing but the files that it is told to",
+    "--local-directory": "a scheduler needs no local directory",
 }
 
 REFUSED = ("--tls-ca-file", "--tls-cert", "--tls-key", "--scheduler-sni")
@@ -56,11 +56,11 @@ def former_options(former: Former) -> Callable[[Decorated], Decorated]:
         # Who does not want a dashboard has got what was asked for.
         if value is not None and value is not False:
             why = former["/".join([*param.opts, *param.secondary_opts])]
-            notes(ctx).append(f"{param.opts[0]} is not heeded: {why}")
+            notes(ctx).append(f"ignoring {param.opts[0]}: {why}")
 
     def decorate(function: Decorated) -> Decorated:
         for name, why in reversed(list(former.items())):
-            function = _option(name, help=f"Not heeded: {why}.", callback=note)(function)
+            function = _option(name, help=f"Ignored: {why}.", callback=note)(function)
         for name in reversed(REFUSED):
             function = _option(name, help="Refused: there is no TLS yet.", callback=_refuse)(function)
         return function

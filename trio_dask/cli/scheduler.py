@@ -8,7 +8,15 @@ from typing import Literal
 
 import click
 
-from trio_dask.cli.common import Checked, Program, common_options, file_option, run_command
+from trio_dask.cli.common import (
+    LOG_OPTIONS,
+    Checked,
+    Program,
+    common_options,
+    file_option,
+    log_options,
+    run_command,
+)
 from trio_dask.cli.former import NOT_OF_SCHEDULER, REFUSED, former_options, notes
 from trio_dask.config import DEFAULT_PORT, SchedulerSettings, parse_count, parse_port, parse_timedelta
 from trio_dask.deploy.program import Stopper, raise_file_limit, run_program, spare_garbage_collection
@@ -19,18 +27,18 @@ LONE_WORKER_TTLS = 6
 """So much longer a worker may be silent without a nanny: nobody vouches for it while a task holds the interpreter."""
 
 SECTIONS = {
-    "Where to listen": ["host", "port", "interface"],
+    "Where to listen": ["host", "port", "interface", "protocol"],
     "Patience": ["reconnect_grace", "worker_ttl", "allowed_failures", "idle_timeout"],
     "Files": ["scheduler_file", "pid_file"],
-    "Of other times, for scripts that give them": [
-        "protocol",
+    "Log": LOG_OPTIONS,
+    "Accepted for compatibility, and ignored or refused": [
         *(name.partition("/")[0].lstrip("-").replace("-", "_") for name in (*NOT_OF_SCHEDULER, *REFUSED)),
     ],
 }
 
 
 @click.command(cls=Program, sections=SECTIONS)
-@click.option("--host", default="", help="Name or address to listen on. Default: every interface of this machine.")
+@click.option("--host", default="", help="Name or address to listen on. Default: all interfaces.")
 @click.option(
     "--port", type=Checked("PORT", parse_port), default=None, help=f"0 takes any free port. Default: {DEFAULT_PORT}."
 )
@@ -40,31 +48,34 @@ SECTIONS = {
     type=Checked("TIME", parse_timedelta),
     default="5s",
     show_default=True,
-    help="How long what a lost worker had is kept for its return; 0 computes it anew at once.",
+    help="Keep the results and tasks of a lost worker for this long, in case it reconnects; 0: recompute them at once.",
 )
 @click.option(
     "--worker-ttl",
     type=Checked("TIME", parse_timedelta),
     default="10s",
     show_default=True,
-    help="A worker without a sign of life, from itself or its nanny, for this long is lost (without a nanny: 6 times).",
+    help="Give up a worker if neither it nor its nanny sends anything for this long (without a nanny: 6 times that).",
 )
 @click.option(
     "--allowed-failures",
     type=Checked("N", parse_count),
     default=3,
     show_default=True,
-    help="So many workers may die while they run a task; then it fails.",
+    help="Fail a task once this many workers have died while running it.",
 )
 @click.option(
     "--idle-timeout",
     type=Checked("TIME", parse_timedelta),
-    help="End after this long without work, such as 1h. Default: never (0).",
+    help="Stop the cluster after this long without work, such as 1h. Default: never (0).",
 )
-@file_option("--scheduler-file", help="Write the address there, for workers and clients that are given this file.")
-@file_option("--pid-file", help="Write the process id there.")
-@click.option("--protocol", default="tcp", type=click.Choice(["tcp", "ws"]), help="What to speak, where not tcp.")
+@file_option(
+    "--scheduler-file", help="Write the scheduler's address to this file, for --scheduler-file of workers and clients."
+)
+@file_option("--pid-file", help="Write the process id to this file.")
+@click.option("--protocol", default="tcp", type=click.Choice(["tcp", "ws"]), help="Protocol to listen with.")
 @former_options(NOT_OF_SCHEDULER)
+@log_options
 @common_options
 @click.pass_obj
 def scheduler(
@@ -79,6 +90,8 @@ def scheduler(
     scheduler_file: str | None,
     pid_file: str | None,
     protocol: Literal["tcp", "ws"],
+    log_format: Literal["text", "json"],
+    log_file: str | None,
     debug: bool,
 ) -> int:
     """Start a scheduler.
@@ -86,7 +99,7 @@ def scheduler(
     Workers join it with `dask-worker ADDRESS`, programs use it with Client("ADDRESS").
     """
     if interface is not None and host:
-        raise click.UsageError("--interface and --host: give one of them, each says where to listen")
+        raise click.UsageError("--interface and --host: give only one of them")
     host, host_port = _split_host(host)
     if port is not None and host_port is not None and port != host_port:
         raise click.UsageError(f"--port {port} and --host with port {host_port}: give the port once")
@@ -115,7 +128,15 @@ def scheduler(
         await run_scheduler(settings)
 
     raise_file_limit()
-    return run_program(context.command_path, service, stopper, debug=debug)
+    return run_program(
+        context.command_path,
+        service,
+        stopper,
+        debug=debug,
+        log_format=log_format,
+        log_file=log_file,
+        origin="" if log_format == "text" else "scheduler",
+    )
 
 
 def _split_host(text: str) -> tuple[str, int | None]:

@@ -7,7 +7,7 @@ import os
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -42,8 +42,8 @@ class _Where:
 def worker(stopper: Stopper, /, debug: bool, **options: Any) -> int:
     """Start workers that run tasks for the scheduler at SCHEDULER, such as tcp://10.0.0.5:8786 or just 10.0.0.5:8786.
 
-    Without SCHEDULER and --scheduler-file the environment's DASK_SCHEDULER_ADDRESS counts. Each worker is a process
-    with a nanny, which starts it again when it crashes. ARGS are for what --preload names.
+    Without SCHEDULER and --scheduler-file, the environment variable DASK_SCHEDULER_ADDRESS is used. Each worker is a
+    process with a nanny, which restarts it when it crashes. ARGS are for what --preload names.
     """
     context = click.get_current_context()
     label = context.command_path
@@ -71,7 +71,15 @@ def worker(stopper: Stopper, /, debug: bool, **options: Any) -> int:
             await work(_without_nanny(nannies[0], options["pid_file"]), stopper)
 
     raise_file_limit()
-    return run_program(label, service, stopper, debug=debug)
+    return run_program(
+        label,
+        service,
+        stopper,
+        debug=debug,
+        log_format=options["log_format"],
+        log_file=options["log_file"],
+        origin="launcher" if options["nanny"] else options["name"] or "worker",
+    )
 
 
 def _divide(options: dict[str, Any]) -> Share:
@@ -92,6 +100,8 @@ def _divide(options: dict[str, Any]) -> Share:
         raise click.UsageError("--nworkers and --no-nanny: without nannies there is one worker, in this process")
     if not options["nanny"] and options["lifetime_restart"]:
         raise click.UsageError("--lifetime-restart and --no-nanny: only a nanny can start another worker")
+    if options["on_scheduler_stop"] == "wait" and options["reconnect"] is False:
+        raise click.UsageError("--on-scheduler-stop wait and --no-reconnect: give only one of them")
     if options["preload_argv"] and not (options["preload"] or options["preload_nanny"]):
         raise click.UsageError(f"unexpected extra argument {options['preload_argv'][0]!a}")
     return share
@@ -112,7 +122,8 @@ def _nanny_settings(options: dict[str, Any], share: Share) -> list[NannySettings
         resources=options["resources"] or {},
         local_directory=options["local_directory"],
         death_timeout_s=options["death_timeout"] or math.inf,
-        reconnect=options["reconnect"],
+        reconnect=options["reconnect"] is not False,
+        on_scheduler_stop=_on_scheduler_stop(options),
         drain_timeout_s=options["drain_timeout"],
         lifetime_s=options["lifetime"] or math.inf,
         max_tasks=options["max_tasks"],
@@ -143,6 +154,15 @@ def _nanny_settings(options: dict[str, Any], share: Share) -> list[NannySettings
     return [nanny._replace(worker=settings._replace(name=name)) for name in names]
 
 
+def _on_scheduler_stop(options: dict[str, Any]) -> Literal["leave", "wait"]:
+    """Who says how long to be without a scheduler, or to reconnect, expects another one after the first."""
+    given: Literal["leave", "wait"] | None = options["on_scheduler_stop"]
+    if given is not None:
+        return given
+    waits = options["reconnect"] or (options["reconnect"] is None and options["death_timeout"])
+    return "wait" if waits else "leave"
+
+
 def _without_nanny(settings: NannySettings, pid_file: str | None) -> WorkerSettings:
     stagger_s = random.uniform(-1, 1) * settings.lifetime_stagger_s
     lifetime_s = settings.worker.lifetime_s + stagger_s
@@ -154,12 +174,12 @@ def _where(options: dict[str, Any], share: Share) -> _Where:
         options[name] for name in ("host", "interface", "worker_port", "contact_address")
     )
     if interface is not None and host:
-        raise click.UsageError("--interface and --host: give one of them, each says where to listen")
+        raise click.UsageError("--interface and --host: give only one of them")
     listen: Address | None = options["listen_address"]
     if listen is not None:
         for name, given in (("--host", host), ("--interface", interface), ("--worker-port", ports[0])):
             if given:
-                raise click.UsageError(f"--listen-address and {name}: give one of them, each says where to listen")
+                raise click.UsageError(f"--listen-address and {name}: give only one of them")
         host, ports = listen.host, (listen.port, listen.port)
     for name, address in (("--listen-address", listen), ("--contact-address", contact)):
         if address is not None and address.port and share.workers > 1:
@@ -173,7 +193,7 @@ def _scheduler_address(argument: str | None, scheduler_file: str | None) -> str 
 
     if scheduler_file is not None:
         if argument is not None:
-            raise click.UsageError("SCHEDULER and --scheduler-file: give one of them, each says where the scheduler is")
+            raise click.UsageError("SCHEDULER and --scheduler-file: give only one of them")
         return None
     if argument is None:
         argument = os.environ.get("DASK_SCHEDULER_ADDRESS")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
-from trio_dask.cli.common import Checked, common_options, file_option
+from trio_dask.cli.common import LOG_OPTIONS, Checked, common_options, file_option, log_options
 from trio_dask.cli.former import NOT_OF_WORKER, REFUSED, former_options
 from trio_dask.config import (
     parse_bytes,
@@ -87,11 +87,11 @@ PORT: Final = Checked("PORT", parse_port_range)
 ADDRESS: Final = Checked("ADDRESS", _read_address)
 
 SECTIONS: Final = {
-    "Which scheduler": ["scheduler_file", "death_timeout", "reconnect"],
-    "How many workers, and what each offers": ["nworkers", "nthreads", "memory_limit", "resources", "name"],
+    "Which scheduler": ["scheduler_file", "death_timeout", "reconnect", "on_scheduler_stop"],
+    "How many workers, and their size": ["nworkers", "nthreads", "memory_limit", "resources", "name"],
     "Where they listen": ["host", "interface", "worker_port", "nanny_port", "listen_address", "contact_address"],
     "When they leave": ["drain_timeout", "lifetime", "lifetime_stagger", "lifetime_restart", "max_tasks"],
-    "Memory (parts of the limit; each can be off)": [
+    "Memory (fractions of the limit; each can be off)": [
         "memory_target",
         "memory_spill",
         "memory_pause",
@@ -101,7 +101,8 @@ SECTIONS: Final = {
     ],
     "Nannies": ["nanny", "max_restarts", "restart_window", "restart_backoff", "start_timeout", "env"],
     "How they run": ["preload", "preload_nanny", "pid_file"],
-    "Of other times, for scripts that give them": [
+    "Log": LOG_OPTIONS,
+    "Accepted for compatibility, and ignored or refused": [
         "protocol",
         *(name.split("/")[0].removeprefix("--").replace("-", "_") for name in (*NOT_OF_WORKER, *REFUSED)),
     ],
@@ -110,16 +111,24 @@ SECTIONS: Final = {
 OPTIONS: Final = (
     click.argument("scheduler", required=False),
     click.argument("preload_argv", nargs=-1, metavar="[ARGS]..."),
-    click.option("--scheduler-file", metavar="FILE", help="File in which the scheduler wrote its address; waited for."),
+    click.option(
+        "--scheduler-file", metavar="FILE", help="File with the scheduler's address; the worker waits for it."
+    ),
     click.option(
         "--death-timeout",
         type=TIME,
-        help="Leave, with status 3, after this long without a scheduler, such as 60 or 5min. Default: never (0).",
+        help="Leave with status 3 after this long without a scheduler, such as 60 or 5min. Default: never (0).",
     ),
     click.option(
         "--reconnect/--no-reconnect",
-        default=True,
-        help="After a lost connection come back with all results, which is the default, or leave with status 3.",
+        default=None,
+        help="After losing the scheduler, reconnect with all results (the default), or leave with status 3.",
+    ),
+    click.option(
+        "--on-scheduler-stop",
+        type=click.Choice(["leave", "wait"]),
+        help="When the scheduler is stopped: leave with status 0, or wait for the next one. Default: wait if "
+        "--death-timeout or --reconnect is given.",
     ),
     click.option(
         "--nworkers",
@@ -133,21 +142,29 @@ OPTIONS: Final = (
     click.option(
         "--nthreads",
         type=Checked("N", parse_threads),
-        help="Tasks that run at once in each. Default: the CPUs, divided among the workers.",
+        help="Tasks that each worker runs at once. Default: the CPUs, divided among the workers.",
     ),
     click.option(
         "--memory-limit",
         type=Checked("SIZE", _read_memory_limit),
         default="auto",
-        help="For each: 4GiB, 0.5 (of the machine), 0 or none (no limit). Default: auto, its share of the machine.",
+        help="Memory limit of each worker: 4GiB, 0.5 (of the machine), 0 or none (no limit). Default: auto, its share.",
     ),
     click.option(
-        "--resources", type=Checked("PAIRS", parse_resources), help="What tasks can ask for, such as GPU=2,MEM=10e9."
+        "--resources",
+        type=Checked("PAIRS", parse_resources),
+        help="Resources of each worker that tasks can require, such as GPU=2,MEM=10e9.",
     ),
     click.option(
-        "--name", type=Checked("NAME", parse_name), help="Several are NAME-0, NAME-1, ... Default: the address."
+        "--name",
+        type=Checked("NAME", parse_name),
+        help="Name of the worker; several get NAME-0, NAME-1, ... Default: its address.",
     ),
-    click.option("--host", default="", help="Name or address to listen on. Default: that of the way to the scheduler."),
+    click.option(
+        "--host",
+        default="",
+        help="Name or address to listen on. Default: the address of this machine that reaches the scheduler.",
+    ),
     click.option("--interface", metavar="NAME", help="Network interface to listen on, such as eth0."),
     click.option(
         "--worker-port",
@@ -156,73 +173,99 @@ OPTIONS: Final = (
         help="Port to listen on, or first:last, tried in order and shared by all workers. Default: any free port.",
     ),
     click.option(
-        "--nanny-port", "--port", "nanny_port", type=PORT, default=(0, 0), help="The same for the nannies' control."
+        "--nanny-port", "--port", "nanny_port", type=PORT, default=(0, 0), help="Port of the nanny, or first:last."
     ),
     click.option("--listen-address", type=ADDRESS, help="Address to listen at, such as tcp://0.0.0.0:9000."),
-    click.option("--contact-address", type=ADDRESS, help="What others are told to dial, where that is another one."),
+    click.option("--contact-address", type=ADDRESS, help="Address that others use to reach the worker, if it differs."),
     click.option(
         "--drain-timeout",
         type=TIME,
         default="30s",
         show_default=True,
-        help="Asked to leave (SIGTERM), finish what runs and hand over results for so long. SIGINT: 2s.",
+        help="On SIGTERM, let running tasks finish and results move for at most this long. On SIGINT: 2s.",
     ),
     click.option("--lifetime", type=TIME, help="Drain and leave after this long. Default: never (0)."),
     click.option(
-        "--lifetime-stagger", type=TIME, default="0", help="Leave earlier or later by up to this, at random, each."
+        "--lifetime-stagger", type=TIME, default="0", help="Vary the lifetime of each worker at random by up to this."
     ),
     click.option(
-        "--lifetime-restart/--no-lifetime-restart", default=False, help="Have another worker follow. Default: not."
+        "--lifetime-restart/--no-lifetime-restart", default=False, help="Start another worker afterwards. Default: no."
     ),
     click.option(
         "--max-tasks",
         type=Checked("N", parse_count),
-        help="Drain after so many tasks; the nanny starts another worker.",
+        help="Drain after this many tasks; the nanny starts another worker.",
     ),
     click.option(
-        "--memory-target", type=FRACTION, default="0.6", show_default=True, help="Results above this go to disk."
+        "--memory-target",
+        type=FRACTION,
+        default="0.6",
+        show_default=True,
+        help="Spill results to disk when they exceed this.",
     ),
     click.option(
-        "--memory-spill", type=FRACTION, default="0.7", show_default=True, help="A process above this writes to disk."
+        "--memory-spill",
+        type=FRACTION,
+        default="0.7",
+        show_default=True,
+        help="Spill results to disk when the process exceeds this.",
     ),
     click.option(
-        "--memory-pause", type=FRACTION, default="0.8", show_default=True, help="Above this it takes no tasks."
+        "--memory-pause",
+        type=FRACTION,
+        default="0.8",
+        show_default=True,
+        help="Take no tasks while the process exceeds this.",
     ),
     click.option(
-        "--memory-terminate", type=FRACTION, default="0.95", show_default=True, help="Above this its nanny ends it."
+        "--memory-terminate",
+        type=FRACTION,
+        default="0.95",
+        show_default=True,
+        help="Kill and restart the process when it exceeds this.",
     ),
-    click.option("--max-spill", type=Checked("SIZE", _read_max_spill), help="Most on disk, each. Default: no limit."),
-    click.option("--local-directory", metavar="PATH", help="Where to write to disk. Default: the system's place."),
     click.option(
-        "--nanny/--no-nanny", default=True, help="A process of its own for each, looked after; or one, in this process."
+        "--max-spill",
+        type=Checked("SIZE", _read_max_spill),
+        help="Limit on spilled bytes of each worker. Default: no limit.",
+    ),
+    click.option(
+        "--local-directory", metavar="PATH", help="Folder to spill to. Default: the system's temporary folder."
+    ),
+    click.option(
+        "--nanny/--no-nanny",
+        default=True,
+        help="Run each worker in a process of its own and restart it when it crashes; or one worker, in this process.",
     ),
     click.option(
         "--max-restarts",
         type=Checked("N", _read_restarts),
         default="5",
         show_default=True,
-        help="Start a crashed worker again so often within the window; then end with status 5.",
+        help="Restart a crashed worker this often within the window; then end with status 5.",
     ),
-    click.option("--restart-window", type=TIME, default="60s", show_default=True, help="How long a crash counts."),
+    click.option(
+        "--restart-window", type=TIME, default="60s", show_default=True, help="Window in which crashes count."
+    ),
     click.option(
         "--restart-backoff",
         type=Checked("FIRST:LONGEST", _read_backoff),
         default="0.5s:30s",
         show_default=True,
-        help="Pause before it; it doubles.",
+        help="Pause before a restart; it doubles each time.",
     ),
     click.option(
         "--start-timeout",
         type=Checked("TIME", _read_timeout),
         default="60s",
         show_default=True,
-        help="A start that takes longer has failed.",
+        help="A start that takes longer counts as a crash.",
     ),
     click.option(
         "--env",
         type=Checked("NAME=VALUE", _read_environment),
         multiple=True,
-        help="Set in the workers' environment. Can be repeated.",
+        help="Environment variable for the workers. Can be repeated.",
     ),
     click.option(
         "--preload",
@@ -230,10 +273,13 @@ OPTIONS: Final = (
         multiple=True,
         help="Module or .py file that each worker imports first. Can be repeated.",
     ),
-    click.option("--preload-nanny", metavar="MODULE", multiple=True, help="The same for the nannies' process."),
-    file_option("--pid-file", help="Write the process id there."),
-    click.option("--protocol", type=Checked("TEXT", _read_protocol), expose_value=False, help="What else but tcp."),
+    click.option(
+        "--preload-nanny", metavar="MODULE", multiple=True, help="Module or .py file that the launcher imports first."
+    ),
+    file_option("--pid-file", help="Write the process id to this file."),
+    click.option("--protocol", type=Checked("TEXT", _read_protocol), expose_value=False, help="Only tcp."),
     former_options(NOT_OF_WORKER),
+    log_options,
     common_options,
 )
 

@@ -12,7 +12,16 @@ from typing import Literal, NamedTuple, cast, get_args
 
 from trio_dask.errors import AddressError
 
-__all__ = ["Address", "Scheme", "addresses_of_interface", "choose_advertised_host", "parse_address", "resolvable"]
+__all__ = [
+    "Address",
+    "Scheme",
+    "addresses_of_interface",
+    "advertised_hosts",
+    "choose_advertised_host",
+    "is_loopback",
+    "parse_address",
+    "resolvable",
+]
 
 Scheme = Literal["tcp", "ws", "inproc"]
 
@@ -50,7 +59,7 @@ def parse_address(text: str, *, default_port: int | None = None) -> Address:
     scheme, found, place = text.strip().rpartition("://")
     scheme = scheme.lower() if found else "tcp"
     if scheme not in get_args(Scheme):
-        raise AddressError(f"{text!r}: {scheme!r} is none of the known schemes {', '.join(get_args(Scheme))}")
+        raise AddressError(f"{text!r}: {scheme!r} is not a known scheme; there are {', '.join(get_args(Scheme))}")
     if scheme == "inproc":
         if not _NAME.fullmatch(place):
             raise AddressError(f"{text!r}: the name in an inproc address is letters, digits, '.', '-' and '_'")
@@ -65,18 +74,46 @@ def parse_address(text: str, *, default_port: int | None = None) -> Address:
     return Address(cast("Scheme", scheme), host, int(port))
 
 
-def choose_advertised_host(bound: str, towards: str = "") -> str:
-    """The host to tell others for a listener that is bound to `bound`.
+def choose_advertised_host(bound: str, towards: str = "", *, otherwise: str | None = None) -> str:
+    """The host to tell others for a listener that is bound to `bound`; see `advertised_hosts`.
+
+    `otherwise` is for a machine that has no route at the moment.
+    """
+    if otherwise is not None and _is_wildcard(bound) and _routed_host(towards) is None:
+        return otherwise
+    return advertised_hosts(bound, towards)[0]
+
+
+def advertised_hosts(bound: str, towards: str = "") -> list[str]:
+    """The hosts to tell others for a listener that is bound to `bound`, best first. Several if it cannot be known.
 
     A listener on all interfaces tells the address from which `towards` (a host that others can reach too, or by default
-    the world) is reached; nothing is sent to find out. On a machine without any network that is the loopback address.
+    the world) is reached; nothing is sent to find out. Without such a route any address of its interfaces may be the
+    one that others reach. On a machine without any network that is the loopback address.
     """
+    if not _is_wildcard(bound):
+        return [bound]
+    routed = _routed_host(towards)
+    return [routed] if routed is not None else _hosts_of_machine() or ["127.0.0.1"]
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches a listener that is bound to this host."""
     try:
-        wildcard = ip_address(bound).is_unspecified if bound else True
+        return ip_address(host.partition("%")[0]).is_loopback
     except ValueError:
-        wildcard = False
-    if not wildcard:
-        return bound
+        return host == "localhost"
+
+
+def _is_wildcard(host: str) -> bool:
+    try:
+        return ip_address(host).is_unspecified if host else True
+    except ValueError:
+        return False
+
+
+def _routed_host(towards: str) -> str | None:
+    """The local end of the route to this host, or else to the world; None if there is neither."""
     # 192.0.2.1 and 2001:db8::1 are set aside for documentation: routed like the world, owned by nobody.
     for target in filter(None, (towards, "192.0.2.1", "2001:db8::1")):
         try:
@@ -86,7 +123,23 @@ def choose_advertised_host(bound: str, towards: str = "") -> str:
                 return str(probe.getsockname()[0])
         except OSError:
             continue
-    return "127.0.0.1"
+    return None
+
+
+def _hosts_of_machine() -> list[str]:
+    """The addresses of the interfaces that are up, IPv4 first, without those that reach no further than a link."""
+    import psutil  # slow to load, and hardly ever needed
+
+    running = {name for name, stats in psutil.net_if_stats().items() if stats.isup}
+    found = [
+        entry.address
+        for family in (socket.AF_INET, socket.AF_INET6)
+        for name, entries in psutil.net_if_addrs().items()
+        for entry in entries
+        if name in running and entry.family == family
+    ]
+    addresses = ((host, ip_address(host.partition("%")[0])) for host in found)
+    return [host for host, address in addresses if not (address.is_loopback or address.is_link_local)]
 
 
 def addresses_of_interface(name: str) -> list[str]:

@@ -118,7 +118,7 @@ def _reason(error: OSError | ProtocolError | trio.TooSlowError, timeout_s: float
         case trio.TooSlowError():
             return f"no answer within {timeout_s:.3g} s: a firewall? Or the machine is off"
         case socket.gaierror():
-            return "the name of the host is not known"
+            return "unknown host name"
         case _:
             return _reason_of_system(error)
 

@@ -234,7 +234,7 @@ def _reason(error: OSError) -> str:
         case errno.EACCES:
             return "not permitted; ports below 1024 are for the administrator"
         case _ if isinstance(error, socket.gaierror):
-            return "the name of the host is not known"
+            return "unknown host name"
         case code:
             return os.strerror(code) if code else str(error)
 

@@ -19,16 +19,17 @@ from collections.abc import Mapping  # noqa: E402
 from typing import Any  # noqa: E402
 
 
-def _read_orders() -> dict[str, Any]:
-    """The first line of stdin, and not a byte more: the rest of stdin is the lifeline."""
-    line = bytearray()
-    while not line.endswith(b"\n"):
-        data = os.read(0, 65536)
-        if not data:
+def _read_orders() -> tuple[dict[str, Any], bytes]:
+    """The first line of stdin, and what has come after it already: the rest of stdin is the lifeline."""
+    data = bytearray()
+    while b"\n" not in data:
+        piece = os.read(0, 65536)
+        if not piece:
             sys.exit(0)  # the parent is gone before it told us anything
-        line += data
+        data += piece
+    line, _, rest = bytes(data).partition(b"\n")
     orders: dict[str, Any] = json.loads(line)
-    return orders
+    return orders, rest
 
 
 def _open_standard_streams() -> None:
@@ -41,7 +42,7 @@ def _open_standard_streams() -> None:
 def main() -> int:
     """Run the program that stdin asks for, and give its exit status."""
     _open_standard_streams()
-    orders = _read_orders()
+    orders, rest = _read_orders()
     sys.path[:] = orders["path"]  # until here its first entry was the folder of this file
     sys.argv[1:] = []
     if orders["program"] == "trio_dask.deploy.forking:serve":
@@ -49,7 +50,7 @@ def main() -> int:
 
         serve(orders)
         # It comes back in the processes that it forks, each with a stdin of its own.
-        orders = _read_orders()
+        orders, rest = _read_orders()
         sys.path[:] = orders["path"]
 
     from trio_dask.nanny.lifeline import Lifeline, open_parent, put_on_leash
@@ -77,7 +78,7 @@ def main() -> int:
 
     stopper = Stopper(patient=True)
     stopper.install()
-    Lifeline(parent_fd).watch(lambda: stopper.ask("the program that started this one is done"))
+    Lifeline(parent_fd, rest).watch(stopper.ask)
     module, _, function = orders["program"].partition(":")
 
     async def service() -> None:
@@ -94,6 +95,8 @@ def main() -> int:
         stopper,
         debug=orders["debug"],
         quiet=orders["quiet"],
+        log_format="records" if orders["records"] else "text",
+        origin=orders["origin"],
         tell=lambda status, text: report({"failure": text}),
     )
 

@@ -1,8 +1,7 @@
 """The process that a `dask-worker` is under nannies: several nannies in one nursery, and the end of all of them.
 
 The first nanny that fails ends the others in good order, and its failure is the program's. What the workers write to
-their stderr appears on ours, a line at a time and from a thread of its own, so that a reader who has stopped stops
-nobody here.
+their stderr appears in our log, a line at a time, with the name of the worker: log records, and whatever tasks print.
 """
 
 from __future__ import annotations
@@ -16,15 +15,14 @@ import trio
 
 from trio_dask.config import NannySettings
 from trio_dask.deploy.ends import remove_scratch
-from trio_dask.deploy.lines import StderrLines
 from trio_dask.deploy.program import Stopper
 from trio_dask.errors import TrioDaskError
 from trio_dask.files import present
+from trio_dask.nanny.records import read_record
 from trio_dask.nanny.service import Nanny, Stop
 
 __all__ = ["run_nannies"]
 
-DRAIN_LINES_S = 0.5
 MAX_LINE_BYTES = 64 * 1024
 
 
@@ -50,25 +48,32 @@ async def run_nannies(
 
 class _Launcher:
     def __init__(self, settings: Sequence[NannySettings], label: str, debug: bool) -> None:
-        self._lines = StderrLines(debug=False)
         self._failure: Exception | None = None
         self._local_directory = settings[0].worker.local_directory  # of all of them
-        self._nannies = [
-            Nanny(one, label=self._label(label, one), quiet=False, debug=debug, output=self._output())
-            for one in settings
-        ]
+        self._nannies = [self._nanny(label, number, len(settings), one, debug) for number, one in enumerate(settings)]
 
-    def _label(self, label: str, settings: NannySettings) -> str:
-        return label if settings.worker.name is None else f"{label} {settings.worker.name}"
+    def _nanny(self, label: str, number: int, of: int, settings: NannySettings, debug: bool) -> Nanny:
+        name = settings.worker.name
+        origin = name or ("worker" if of == 1 else f"worker {number}")
+        return Nanny(
+            settings,
+            label=label if name is None else f"{label} {name}",
+            origin=origin,
+            quiet=False,
+            debug=debug,
+            output=_output(origin),
+            records=True,
+        )
 
     def heed_signal(self, number: int) -> bool:
         """Pass a request to stop on."""
-        self._stop(Stop.SOON if number == signal.SIGINT else Stop.DRAIN)
+        how = Stop.SOON if number == signal.SIGINT else Stop.DRAIN
+        self._stop(how, f"the launcher received {signal.Signals(number).name}")
         return True
 
-    def _stop(self, how: Stop) -> None:
+    def _stop(self, how: Stop, reason: str) -> None:
         for nanny in self._nannies:
-            nanny.stop(how)
+            nanny.stop(how, reason)
 
     async def run(self) -> None:
         """Run all nannies to their end."""
@@ -78,8 +83,6 @@ class _Launcher:
                     nursery.start_soon(self._run_one, nanny)
         finally:
             await remove_scratch(self._local_directory)  # noqa: ASYNC102 - it shields itself, with a limit
-            # Not awaited: this thread has nothing else to do any more, and must not end before the last words are out.
-            self._lines.drain(DRAIN_LINES_S)
         if self._failure is not None:
             raise self._failure
 
@@ -89,17 +92,24 @@ class _Launcher:
         except (TrioDaskError, OSError) as error:
             if self._failure is None:
                 self._failure = error
-            self._stop(Stop.DRAIN)
+            self._stop(Stop.DRAIN, "another worker of this launcher failed")
 
-    def _output(self) -> Callable[[bytes], None]:
-        rest = b""
 
-        def write(data: bytes) -> None:
-            nonlocal rest
-            *lines, rest = (rest + data).split(b"\n")
-            if len(rest) > MAX_LINE_BYTES:
-                lines, rest = [*lines, rest], b""
-            for line in lines:
-                self._lines.emit(logging.makeLogRecord({"msg": line.decode(errors="backslashreplace")}))
+def _output(origin: str) -> Callable[[bytes], None]:
+    """What takes the stderr of the worker with this name."""
+    logger = logging.getLogger("trio_dask.output")
+    rest = b""
 
-        return write
+    def write(data: bytes) -> None:
+        nonlocal rest
+        *lines, rest = (rest + data).split(b"\n")
+        if len(rest) > MAX_LINE_BYTES:
+            lines, rest = [*lines, rest], b""
+        for line in lines:
+            record = read_record(line) or logger.makeRecord(
+                logger.name, logging.INFO, __file__, 0, "%s", (line.decode(errors="backslashreplace"),), None
+            )
+            record.origin = origin
+            logger.handle(record)
+
+    return write

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from trio_dask.config import MAX_THREADS, format_bytes, parse_memory_limit
+from trio_dask.config import MAX_THREADS, counted, format_bytes, parse_memory_limit
 from trio_dask.errors import UsageError
 from trio_dask.machine import Amount, cpu_count, memory_bytes
 
@@ -99,12 +99,14 @@ def divide(workers: str, threads: int | None, memory_limit: str, *, cpus: Amount
     share = min(1 / number, threads / cpus.number)
     limit = parse_memory_limit(memory_limit, machine_bytes=memory.number, share=share)
     source = memory.source if memory_limit.strip().lower() == "auto" else "as given"
-    shown = "no memory limit" if limit is None else f"memory limit {format_bytes(limit)} per worker ({source})"
+    shown = (
+        "no memory limit" if limit is None else f"memory limit {format_bytes(limit)}{' each' * (number > 1)} ({source})"
+    )
     return Share(
         workers=number,
         threads=threads,
         memory_limit_bytes=limit,
-        text=f"{number} worker{'s' * (number > 1)}: {threads} thread{'s' * (threads > 1)} each "
+        text=f"{counted(number, 'worker')}: {counted(threads, 'thread')}{' each' * (number > 1)} "
         f"({'as given' if given else cpus.source}), {shown}",
     )
 

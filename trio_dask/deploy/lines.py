@@ -1,4 +1,4 @@
-"""Log lines on stderr that can neither stall a program nor break it.
+"""Log lines that can neither stall a program nor break it.
 
 A terminal that was stopped, or a pipe that nobody reads, blocks whoever writes to it. So a thread of its own writes,
 and what it cannot get rid of is dropped. The first lines are kept: they say more than the last.
@@ -12,19 +12,18 @@ import sys
 import threading
 from queue import Empty, SimpleQueue
 
-__all__ = ["StderrLines"]
+__all__ = ["LogLines"]
 
 MAX_WAITING = 10_000
-PLAIN = "%(message)s"
-DETAILED = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
-class StderrLines(logging.Handler):
-    """Writes log records to stderr, one line each, from a thread of its own."""
+class LogLines(logging.Handler):
+    """Writes log records to a descriptor, by default stderr, as lines that `formatter` makes, from its own thread."""
 
-    def __init__(self, *, debug: bool) -> None:
+    def __init__(self, formatter: logging.Formatter, fd: int = 2) -> None:
         super().__init__()
-        self.setFormatter(logging.Formatter(DETAILED if debug else PLAIN))
+        self.setFormatter(formatter)
+        self._fd = fd
         self._queue: SimpleQueue[str | threading.Event] = SimpleQueue()
         self._dropped = 0
         self._thread: threading.Thread | None = None
@@ -61,19 +60,24 @@ class StderrLines(logging.Handler):
                 pass
             lines = [item for item in items if isinstance(item, str)]
             if self._dropped:
-                lines.append(f"({self._dropped} lines are missing here: nobody read them)")
+                lines.append(self.format(_note_of_loss(self._dropped)))
                 self._dropped = 0
             if lines:
-                _put("\n".join(lines) + "\n")
+                self._put("\n".join(lines) + "\n")
             for item in items:
                 if isinstance(item, threading.Event):
                     item.set()
 
+    def _put(self, text: str) -> None:
+        encoding = getattr(sys.stderr, "encoding", None) if self._fd == 2 else None
+        left = text.encode(encoding or "utf-8", "backslashreplace")
+        try:
+            while left:
+                left = left[os.write(self._fd, left) :]
+        except OSError:
+            pass  # stderr is closed, its reader is gone, or the disk is full: there is nobody to tell
 
-def _put(text: str) -> None:
-    left = text.encode(getattr(sys.stderr, "encoding", None) or "utf-8", "backslashreplace")
-    try:
-        while left:
-            left = left[os.write(2, left) :]
-    except OSError:
-        pass  # stderr is closed, or its reader is gone: there is nobody to tell
+
+def _note_of_loss(number: int) -> logging.LogRecord:
+    text = f"{number} lines are missing here: they came faster than they could be written"
+    return logging.LogRecord("trio_dask.program", logging.WARNING, __file__, 0, text, None, None)

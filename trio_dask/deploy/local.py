@@ -19,7 +19,7 @@ import trio
 
 from trio_dask.client.futures import Timeout
 from trio_dask.client.waiting import limit, refuse_in_event_loop
-from trio_dask.config import format_bytes
+from trio_dask.config import counted, format_bytes
 from trio_dask.deploy.layout import Layout, check_scale, plan, workers_for
 from trio_dask.deploy.members import Member, Members
 from trio_dask.errors import ClusterError, ForkedClientError, UsageError
@@ -51,8 +51,8 @@ class AsyncLocalCluster:
     def __repr__(self) -> str:
         layout = self._layout
         memory = "no limit" if layout.memory_limit_bytes is None else format_bytes(layout.memory_limit_bytes)
-        threads = f"{layout.threads_per_worker} threads and {memory} each"
-        return f"<local cluster {self.scheduler_address}: {len(self.workers)} workers with {threads}>"
+        each = f"{counted(layout.threads_per_worker, 'thread')} and {memory} each"
+        return f"<local cluster {self.scheduler_address}: {counted(len(self.workers), 'worker')} with {each}>"
 
     @property
     def scheduler_address(self) -> str:

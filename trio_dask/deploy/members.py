@@ -97,7 +97,7 @@ class Members:
             family, *_, address = socket.getaddrinfo(resolvable(host), port, type=socket.SOCK_STREAM)[0]
             return socket.create_server(address[:2], family=family, backlog=BACKLOG)
         except socket.gaierror:
-            reason = "the name of the host is not known"
+            reason = "unknown host name"
         except OSError as exc:
             reason = os.strerror(exc.errno) if exc.errno else str(exc)
         self._fail(error := ClusterError(f"the scheduler cannot listen on {host}:{port}: {reason}"))

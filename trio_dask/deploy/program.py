@@ -25,15 +25,17 @@ from collections.abc import Awaitable, Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from enum import IntEnum
 from types import FrameType
-from typing import NamedTuple, cast
+from typing import Literal, NamedTuple, cast
 
 from trio_dask.deploy.ends import end_descendants
-from trio_dask.deploy.lines import StderrLines
+from trio_dask.deploy.formats import JsonFormatter, TextFormatter, is_dump
+from trio_dask.deploy.lines import LogLines
 from trio_dask.errors import KeptCrashing, NoScheduler, RefusedError, TrioDaskError, UsageError
 from trio_dask.files import remove_present
 
 __all__ = [
     "ExitStatus",
+    "LogFormat",
     "StopRequest",
     "Stopper",
     "explain",
@@ -46,6 +48,10 @@ __all__ = [
 EXIT_GRACE_S = 1.0
 LINES_GRACE_S = 0.5
 OPEN_FILES = 65536
+
+
+LogFormat = Literal["text", "json", "records"]
+"""Lines for people, an object of JSON a line, or what a parent reads with `nanny.records`."""
 
 
 class ExitStatus(IntEnum):
@@ -174,6 +180,9 @@ def run_program(
     *,
     debug: bool = False,
     quiet: bool = False,
+    log_format: LogFormat = "text",
+    log_file: str | None = None,
+    origin: str = "",
     tell: Callable[[ExitStatus, str], object] | None = None,
 ) -> int:
     """Run a service to its end under Trio and give the exit status; nothing is raised.
@@ -182,9 +191,18 @@ def run_program(
     way (`Stopper.orderly`). Processes that it has left behind are killed. `label` stands before
     what went wrong, `quiet` keeps back everything below warnings, and `debug` adds times and tracebacks. `tell` is
     called with what went wrong, which is then left to it to be shown.
+
+    Log lines go to stderr, and to the end of `log_file` too. `origin` says from whom they are.
     """
-    lines = _log_to_stderr(debug=debug, quiet=quiet)
     log = logging.getLogger("trio_dask.program")
+    logs = [_log_to_stderr(log_format, origin, debug=debug, quiet=quiet)]
+    if log_file is not None:
+        try:
+            logs.append(_log_to_file(log_file, log_format, origin, debug=debug))
+        except OSError as exc:
+            _log_failure(log, label, f"cannot write the log file {log_file}: {exc.strerror or exc}")
+            logs[0].drain(LINES_GRACE_S)
+            return ExitStatus.REFUSED
     try:
         _run(service, stopper, log)
     except KeyboardInterrupt:
@@ -195,12 +213,13 @@ def run_program(
         if tell is not None:
             tell(status, text)
         if tell is None or debug:
-            log.error("%s: %s", label, text, exc_info=exc if debug else None)
+            _log_failure(log, label, text, exc if debug else None)
     else:
         status = ExitStatus.STOPPED
     _limit_exit(status)
     end_descendants()
-    lines.drain(LINES_GRACE_S)
+    for lines in logs:
+        lines.drain(LINES_GRACE_S)
     if not _flush_stdout():
         os._exit(status)  # the interpreter would try once more, when no other thread runs any more that could end it
     return status
@@ -234,13 +253,56 @@ def _run(service: Callable[[], Awaitable[None]], stopper: Stopper, log: logging.
         stopper.bind(None)
 
 
-def _log_to_stderr(*, debug: bool, quiet: bool) -> StderrLines:
-    lines = StderrLines(debug=debug)
+def _log_failure(log: logging.Logger, label: str, text: str, error: BaseException | None = None) -> None:
+    """The last line of a program, with the name of the program, as is the custom."""
+    log.error("%s: %s", label, text, exc_info=error, extra={"origin": ""})
+
+
+def _log_to_stderr(form: LogFormat, origin: str, *, debug: bool, quiet: bool) -> LogLines:
+    on_terminal = _is_terminal(2)
+    lines = LogLines(_formatter(form, origin, times=debug or not (on_terminal or _is_journal(2)), loggers=debug))
+    if on_terminal and not debug:
+        lines.addFilter(lambda record: not is_dump(record))
     logger = logging.getLogger("trio_dask")
     logger.addHandler(lines)
     logger.propagate = False  # else a task that configures the root logger would have every line printed twice
     logger.setLevel(logging.DEBUG if debug else logging.WARNING if quiet else logging.INFO)
     return lines
+
+
+def _log_to_file(path: str, form: LogFormat, origin: str, *, debug: bool) -> LogLines:
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    lines = LogLines(_formatter(form, origin, times=True, loggers=debug), fd)
+    logging.getLogger("trio_dask").addHandler(lines)
+    return lines
+
+
+def _formatter(form: LogFormat, origin: str, *, times: bool, loggers: bool) -> logging.Formatter:
+    match form:
+        case "text":
+            return TextFormatter(origin, times=times, loggers=loggers)
+        case "json":
+            return JsonFormatter(origin)
+        case "records":
+            from trio_dask.nanny.records import RecordFormatter  # for a child of ours alone
+
+            return RecordFormatter()
+
+
+def _is_terminal(fd: int) -> bool:
+    try:
+        return os.isatty(fd)
+    except OSError:
+        return False
+
+
+def _is_journal(fd: int) -> bool:
+    """Whether lines go to systemd's journal, which keeps the time of each itself."""
+    try:
+        found = os.fstat(fd)
+    except OSError:
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"
 
 
 def _limit_exit(status: int) -> None:

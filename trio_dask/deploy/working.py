@@ -46,7 +46,7 @@ async def work(
 
         def ends_in(seconds: float, failure: str) -> None:
             status = ExitStatus.NO_SCHEDULER if failure else ExitStatus.STOPPED
-            resort.expect(seconds, status, f"{failure or 'leaving'}: this takes too long, the process is ended")
+            resort.expect(seconds, status, f"{failure or 'leaving'}: took too long, ending the process")
 
         await run_worker(
             settings,

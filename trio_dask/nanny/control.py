@@ -21,6 +21,7 @@ from trio_dask.comm.control import Command, admit_control, serve_control
 from trio_dask.config import WorkerSettings
 from trio_dask.errors import NoScheduler, UsageError
 from trio_dask.files import read_scheduler_file
+from trio_dask.nanny.life import Stop
 from trio_dask.protocol.hello import Hello
 
 if TYPE_CHECKING:
@@ -40,7 +41,8 @@ async def run_control(nanny: Nanny, *, task_status: trio.TaskStatus[Address] = t
       UsageError: there is no such interface.
     """
     first, last = nanny.settings.port_range or (0, 0)
-    host = await _host(nanny.settings.worker)
+    worker = nanny.settings.worker
+    host = await _host(worker)
     failure: OSError | None = None
     async with trio.open_nursery() as nursery:
         for port in range(first, last + 1):
@@ -52,7 +54,7 @@ async def run_control(nanny: Nanny, *, task_status: trio.TaskStatus[Address] = t
                     break
             else:
                 failure = None
-                task_status.started(_advertised(bound[0]))
+                task_status.started(Address("tcp", await _towards_scheduler(bound[0].host, worker), bound[0].port))
                 break
     if failure is not None:
         raise failure
@@ -83,10 +85,10 @@ def _commands(nanny: Nanny) -> Mapping[str, Command]:
         return nanny.status()
 
     def restart(arguments: Mapping[str, Any]) -> Any:
-        nanny.restart()
+        nanny.restart("rpc to its nanny: restart")
 
     def terminate(arguments: Mapping[str, Any]) -> Any:
-        nanny.stop()
+        nanny.stop(Stop.DRAIN, "rpc to its nanny: terminate")
 
     return {"identity": identity, "status": status, "restart": restart, "terminate": terminate}
 
@@ -95,14 +97,17 @@ async def _host(worker: WorkerSettings) -> str:
     """What the worker listens on, as far as that can be known before there is a scheduler."""
     if worker.interface is not None:
         return addresses_of_interface(worker.interface)[0]
-    if worker.host:
-        return worker.host
+    return worker.host or await _towards_scheduler("", worker)
+
+
+async def _towards_scheduler(bound: str, worker: WorkerSettings) -> str:
+    """The host to tell others for a listener that is bound to this one."""
     with trio.move_on_after(LOOK_UP_S):
-        return await trio.to_thread.run_sync(_way_to_scheduler, worker, abandon_on_cancel=True)
-    return choose_advertised_host("")
+        return await trio.to_thread.run_sync(_way_to_scheduler, bound, worker, abandon_on_cancel=True)
+    return choose_advertised_host(bound)
 
 
-def _way_to_scheduler(worker: WorkerSettings) -> str:
+def _way_to_scheduler(bound: str, worker: WorkerSettings) -> str:
     """In a thread: a name may have to be looked up."""
     towards = ""
     try:
@@ -113,8 +118,4 @@ def _way_to_scheduler(worker: WorkerSettings) -> str:
             towards = parse_address(address).host
     except (NoScheduler, UsageError):
         pass  # the worker will say so
-    return choose_advertised_host("", towards)
-
-
-def _advertised(bound: Address) -> Address:
-    return Address(bound.scheme, choose_advertised_host(bound.host), bound.port)
+    return choose_advertised_host(bound, towards)

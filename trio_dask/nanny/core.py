@@ -112,10 +112,10 @@ class RestartWindow:
         self._same = self._same + 1 if failed_start is not None and failed_start == self._last_failure else 1
         self._last_failure = failed_start or ""
         if failed_start is not None and self._same >= policy.same_failures:
-            return Over(KEPT_CRASHING, f"the worker cannot be started: {cause}")
+            return Over(KEPT_CRASHING, f"the worker cannot start: {cause}")
         if len(crashes) > policy.max_restarts:
             often = f"{len(crashes)} times within {policy.window_s:g} s; first: " if len(crashes) > 1 else ""
-            return Over(KEPT_CRASHING, f"the worker crashed {often or 'and is not to be restarted: '}{crashes[0][1]}")
+            return Over(KEPT_CRASHING, f"the worker crashed {often or '(--max-restarts 0): '}{crashes[0][1]}")
         # The exponent is bounded: a policy may allow a million restarts.
         doublings = min(len(crashes) - 1, 60)
         return Again(min(policy.first_backoff_s * 2**doublings, policy.max_backoff_s))
@@ -155,4 +155,5 @@ def memory_verdict(used_bytes: int, limit_bytes: int | None, fraction: float | N
     """Why a process that uses so much is to be ended, or None if it may go on. No limit or no fraction: it may."""
     if limit_bytes is None or fraction is None or used_bytes <= limit_bytes * fraction:
         return None
-    return f"memory: {used_bytes / 2**20:.0f} MiB of {limit_bytes / 2**20:.0f} MiB limit"
+    used, limit = (f"{number / 2**20:.0f} MiB" for number in (used_bytes, limit_bytes))
+    return f"killed by its nanny: it used {used}, more than {fraction:.0%} of its memory limit of {limit}"

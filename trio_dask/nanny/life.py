@@ -28,11 +28,15 @@ DEATH_SLACK_S = 1.5
 
 
 class Stop(IntEnum):
-    """How urgently a nanny is to end: its worker may drain, may drain for two seconds, or is killed."""
+    """How urgently a nanny is to end: its worker may drain, or drain for two seconds, or is killed.
+
+    `TOLD`: the scheduler has told the worker too, if it is registered, which leaves by itself, as soon as that.
+    """
 
     DRAIN = 0
-    SOON = 1
-    NOW = 2
+    TOLD = 1
+    SOON = 2
+    NOW = 3
 
 
 class Life:
@@ -49,6 +53,7 @@ class Life:
         self.child: Child | None = None
         self.address: str | None = None
         self.asked = ""
+        self._why = ""
         self.leaving = ""
         self.at_rest = False
         """Its slots are free, and it takes no more tasks."""
@@ -76,7 +81,7 @@ class Life:
     def _born(self, child: Child) -> None:
         self.child = child
         if self.asked:
-            child.leave()
+            child.leave(self._why)
 
     def _heard(self, child: Child, report: Mapping[str, Any]) -> None:
         self.leaving = report.get("leaving", self.leaving)
@@ -90,26 +95,30 @@ class Life:
 
     # ------------------------------------------------------------------------------------------ its end
 
-    def stop(self, how: Stop) -> None:
+    def stop(self, how: Stop, reason: str) -> None:
         """End it for good."""
         self.asked = "stop"
+        self._why = reason
         if self.child is None:
             return
         if how is Stop.NOW or not self._heeds_signals:
             # One that is still starting has nothing to drain, and could not do so: it may not even know signals yet.
-            self.child.leave()
-        elif how is Stop.SOON:
-            self.child.send_signal(signal.SIGINT)
+            self.child.leave(reason)
+        elif how is Stop.TOLD and self.address is not None:
             self._expect_end(SIGINT_DRAIN_S + SIGINT_SLACK_S)
-        else:
-            self.child.send_signal(signal.SIGTERM)
+        elif how is Stop.DRAIN:
+            self.child.stop(signal.SIGTERM, reason)
             self._expect_end(self._settings.worker.drain_timeout_s + SIGTERM_SLACK_S)
+        else:
+            self.child.stop(signal.SIGINT, reason)
+            self._expect_end(SIGINT_DRAIN_S + SIGINT_SLACK_S)
 
-    def replace(self) -> None:
+    def replace(self, reason: str = "") -> None:
         """End it, to have another take its place."""
         self.asked = self.asked or "restart"
+        self._why = reason
         if self.child is not None:
-            self.child.leave()
+            self.child.leave(reason)
 
     def _expect_end(self, seconds: float) -> None:
         self._patience_ends_at = min(self._patience_ends_at, trio.current_time() + seconds)
@@ -120,7 +129,7 @@ class Life:
             self._patience.deadline = self._patience_ends_at
             await trio.sleep_forever()
         if self.child is not None:
-            self.child.leave()
+            self.child.leave(self._why)
 
     def _kill(self, reason: str) -> None:
         if self.child is not None and not self.killed_for:

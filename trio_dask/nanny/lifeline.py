@@ -1,9 +1,9 @@
 """The child's side of a started process: it lives as long as its stdin.
 
 End of file on stdin means that whoever started us is done with us, or is dead: leave in good order, and should that
-take longer than `GRACE_S`, end at once with everything we started ourselves. A dead parent, a cut SSH channel and a
-cancelled nursery look the same from here. The watching stands in a thread, because a blocked event loop must not keep
-us alive.
+take longer than `GRACE_S`, end at once with everything we started ourselves. The watching stands in a thread, because a
+blocked event loop must not keep us alive. What comes before the end are orders, a line of JSON each: `signal`, to be
+taken like a signal with this number, and `reason`, why that is, or why the end is near. A parent that died gives none.
 
 A thread cannot run while foreign code holds the interpreter lock. On Linux a second pipe, the leash, makes the kernel
 end the whole process group the moment the parent is gone, whatever any thread is doing.
@@ -11,6 +11,7 @@ end the whole process group the moment the parent is gone, whatever any thread i
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import signal
@@ -18,6 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 try:
     import fcntl
@@ -27,6 +29,7 @@ except ImportError:  # not a POSIX system
 __all__ = ["GRACE_S", "Lifeline", "end_group", "open_parent", "open_pid", "put_on_leash"]
 
 GRACE_S = 0.5
+PARENT_ENDED = "the parent process ended"
 
 
 def open_pid(pid: int) -> int | None:
@@ -50,36 +53,49 @@ class Lifeline:
     """Stdin, taken away from the program (which reads an empty one from now on) and watched for its end.
 
     `parent_fd`, from `open_parent`, is watched as well: a process that the parent forked may hold the other end of our
-    stdin open after the parent's death.
+    stdin open after the parent's death. `begun` has been read from stdin before.
     """
 
-    def __init__(self, parent_fd: int | None = None) -> None:
+    def __init__(self, parent_fd: int | None = None, begun: bytes = b"") -> None:
+        self._begun = begun
         self._fd = os.dup(0)
         self._parent_fd = parent_fd
         empty = os.open(os.devnull, os.O_RDONLY)
         os.dup2(empty, 0)
         os.close(empty)
 
-    def watch(self, leave: Callable[[], None], *, grace_s: float = GRACE_S) -> None:
-        """Call `leave` in another thread once the lifeline has ended; `grace_s` later end the process group."""
+    def watch(self, ask: Callable[[str, int | None], None], *, grace_s: float = GRACE_S) -> None:
+        """Call `ask`, in another thread, with the reason and the number of each signal that is ordered.
+
+        Once the lifeline has ended, call it without a number; `grace_s` later end the process group.
+        """
 
         def wait() -> None:
-            self._wait_for_end()
-            leave()
+            ask(self._wait_for_end(ask), None)
             time.sleep(grace_s)
             end_group()
 
         threading.Thread(target=wait, name="lifeline", daemon=True).start()
 
-    def _wait_for_end(self) -> None:
+    def _wait_for_end(self, ask: Callable[[str, int | None], None]) -> str:
+        """Pass on what is ordered until the end; gives the reason for that."""
+        reason, data, rest = PARENT_ENDED, self._begun, b""
         poller = select.poll()
         poller.register(self._fd, select.POLLIN)
         if self._parent_fd is not None:
             poller.register(self._parent_fd, select.POLLIN)
         while True:
+            *lines, rest = (rest + data).split(b"\n")
+            for line in lines:
+                order: dict[str, Any] = json.loads(line)
+                if "signal" in order:
+                    ask(order["reason"], order["signal"])
+                else:
+                    reason = order["reason"]
             ready = [fd for fd, _ in poller.poll()]
-            if self._parent_fd in ready or (self._fd in ready and not os.read(self._fd, 4096)):
-                return
+            data = os.read(self._fd, 4096) if self._fd in ready else b""
+            if not data:
+                return reason
 
 
 def put_on_leash(fd: int) -> None:

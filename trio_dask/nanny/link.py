@@ -20,7 +20,7 @@ from trio_dask.errors import NoScheduler, ProtocolError, RefusedError, UsageErro
 from trio_dask.files import read_scheduler_file
 from trio_dask.identity import new_incarnation
 from trio_dask.protocol.hello import Hello
-from trio_dask.protocol.messages import Leave, Obituary, ToNanny, Vouch
+from trio_dask.protocol.messages import Leave, Obituary, SchedulerStops, ToNanny, Vouch
 
 __all__ = ["SchedulerLink"]
 
@@ -39,7 +39,7 @@ SILENCE_S = 20.0
 class SchedulerLink:
     """`details` gives what the hello is to say, `vouch` the tokens of the workers that can be vouched for.
 
-    `take_order` is called with each `Leave` of the scheduler.
+    `take_order` is called with each `Leave` of the scheduler, and when it stops.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class SchedulerLink:
         *,
         details: Callable[[], Mapping[str, Any]],
         vouch: Callable[[], Sequence[str]],
-        take_order: Callable[[Leave], object],
+        take_order: Callable[[Leave | SchedulerStops], object],
     ) -> None:
         self._settings = settings
         self._details = details
@@ -151,7 +151,7 @@ class SchedulerLink:
         try:
             async for batch in connection.batches():
                 for message in cast("list[ToNanny]", batch):  # the connection lets nothing else pass
-                    if isinstance(message, Leave):
+                    if isinstance(message, Leave | SchedulerStops):
                         self._take_order(message)
         except ConnectionLost as error:
             return str(error)

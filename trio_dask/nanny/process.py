@@ -24,12 +24,14 @@ from typing import Any
 import trio
 
 from trio_dask.errors import ClusterError
+from trio_dask.nanny.records import DumpFilter, spoken
 from trio_dask.nanny.starts import Process, Start, Starter, start_by_exec, wait_for_end
 from trio_dask.nanny.words import LastWords, describe_end
 
 __all__ = ["Child", "ChildEnd", "ChildSpec", "Heard", "run_child"]
 
 log = logging.getLogger("trio_dask.nanny")
+dumps = logging.getLogger("trio_dask.nanny.dumps")
 
 DRAIN_S = 0.2
 SWEEP_S = 1.0
@@ -45,8 +47,9 @@ class ChildSpec:
 
     It has to report something within `start_timeout_s`. Once its lifeline is cut it has `grace_s` to end. `inherit` are
     descriptors that the child receives under the same numbers; `environment` comes on top of ours. `stderr` is called
-    with what the child writes to its stderr; `quiet` keeps back all lines of its log that are no warnings. `start`
-    makes the process.
+    with what the child writes to its stderr, save the dump of a crash, which goes to our log; `quiet` keeps back all
+    lines of its log that are no warnings. `origin` stands before these lines, or, with `records`, they are for
+    `read_record`. `start` makes the process.
     """
 
     name: str
@@ -57,6 +60,8 @@ class ChildSpec:
     guarded: bool = False
     quiet: bool = True
     debug: bool = False
+    origin: str = ""
+    records: bool = False
     start_timeout_s: float = 60.0
     grace_s: float = 1.0
     stderr: Callable[[bytes], object] = lambda data: None
@@ -88,7 +93,7 @@ class ChildEnd:
 
     def describe(self) -> str:
         """How it ended, for a sentence."""
-        return "was not ready in time and was ended" if self.late else describe_end(self.status)
+        return "did not start in time and was killed" if self.late else describe_end(self.status)
 
 
 Heard = Callable[["Child", Mapping[str, Any]], object]
@@ -143,6 +148,8 @@ async def run_child(
             "guarded": spec.guarded and GUARDS,
             "quiet": spec.quiet,
             "debug": spec.debug,
+            "origin": spec.origin,
+            "records": spec.records,
             # The child finds the modules that we find; an empty entry means the folder we are in now.
             "path": [entry or os.getcwd() for entry in sys.path],
             "parent_pid": os.getpid(),
@@ -177,6 +184,8 @@ class Child:
         self._life = trio.CancelScope()
         self._started = trio.Event()
         self._late = False
+        self._told = False
+        self._why = ""
         self._failure = ""
         self._status: int | None = None
         self._peak_bytes = 0
@@ -187,9 +196,22 @@ class Child:
         if self._process.returncode is None:
             self._process.send_signal(number)
 
-    def leave(self) -> None:
+    def stop(self, number: int, reason: str) -> None:
+        """Have the program take this for a signal, with a reason that it can tell."""
+        self._order({"signal": number, "reason": reason})
+
+    def leave(self, reason: str = "") -> None:
         """Cut its lifeline: it leaves within its grace, or is killed."""
+        self._why = self._why or reason
         self._life.cancel()
+
+    def _order(self, order: Mapping[str, Any]) -> None:
+        """Write to its stdin, after what it is to be."""
+        if self._told and self._process.returncode is None:
+            try:
+                os.write(self._stdin.fileno(), json.dumps(order).encode() + b"\n")
+            except OSError:
+                pass  # it is ending; or it has not read what it was told before, and will not heed this either
 
     def kill(self) -> None:
         """End it now, and what it started."""
@@ -234,6 +256,7 @@ class Child:
     async def _tell(self, orders: Mapping[str, Any]) -> None:
         try:
             await self._stdin.send_all(json.dumps(orders).encode() + b"\n")
+            self._told = True
         except trio.BrokenResourceError:
             pass  # it is dead already
 
@@ -256,9 +279,10 @@ class Child:
 
     async def _take_words(self) -> None:
         rest = b""
+        others = DumpFilter(self._spec.stderr, self._log_dump)
         try:
             async for data in self._stderr:
-                self._spec.stderr(bytes(data))
+                others.feed(bytes(data))
                 *lines, rest = (rest + data).split(b"\n")
                 if len(rest) > MAX_LINE_BYTES:
                     lines, rest = [*lines, rest], b""
@@ -267,10 +291,15 @@ class Child:
         finally:
             if rest:
                 self._remember(rest)
-                self._spec.stderr(b"\n")
+                others.feed(b"\n")
+            others.end()
 
     def _remember(self, line: bytes) -> None:
-        self._tail.append(line[: 4 * LastWords.LONGEST].decode(errors="replace"))
+        self._tail += (line[: 4 * LastWords.LONGEST] for line in spoken(line).splitlines() or [""])
+
+    def _log_dump(self, lines: Sequence[str]) -> None:
+        """For the log: people read of the death in one line, from whatever looks after this child."""
+        dumps.info("%s", lines[0], extra={"origin": self._spec.origin, "dump": "\n".join(lines[1:])})
 
     async def _take_reports(self) -> None:
         rest = b""
@@ -300,6 +329,7 @@ class Child:
             await self._process.wait()
 
     async def _end(self) -> None:
+        self._order({"reason": self._why or "the parent process stops"})
         await self._stdin.aclose()
         with trio.move_on_after(self._spec.grace_s):
             await self._wait_for_end()

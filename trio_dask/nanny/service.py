@@ -21,11 +21,11 @@ import trio
 
 from trio_dask._version import __version__
 from trio_dask.comm import Address
-from trio_dask.config import NannySettings, WorkerSettings
+from trio_dask.config import LEAVING, NannySettings, WorkerSettings
 from trio_dask.errors import KeptCrashing, NoScheduler, RefusedError, TrioDaskError, UsageError
 from trio_dask.identity import new_incarnation
 from trio_dask.nanny.control import run_control
-from trio_dask.nanny.core import Again, End, NannyCore, Over, RestartPolicy
+from trio_dask.nanny.core import KEPT_CRASHING, Again, End, NannyCore, Over, RestartPolicy
 from trio_dask.nanny.life import Life, Stop
 from trio_dask.nanny.link import SchedulerLink
 from trio_dask.nanny.obituary import cause_of_death, details_of_death, write_obituary
@@ -33,7 +33,7 @@ from trio_dask.nanny.process import ChildEnd, ChildSpec
 from trio_dask.nanny.starts import Starter, start_by_exec
 from trio_dask.nanny.surroundings import OomKills, child_environment
 from trio_dask.nanny.watch import is_runnable, memory_used
-from trio_dask.protocol.messages import Leave
+from trio_dask.protocol.messages import Leave, SchedulerStops
 from trio_dask.worker.board import Board
 
 __all__ = ["Nanny", "Stop", "run_nanny"]
@@ -69,8 +69,8 @@ class Nanny:
     """One nanny and its worker. Everything but `run` may be called at any time, in Trio's thread.
 
     Attributes: `address`, where the worker is reached while it is registered, and `pid`, its process, while there is
-    one. `changed` is called when they change, `output` with what the worker writes to its stderr,
-    `start` to have a process for it.
+    one. `changed` is called when they change, `output` with what the worker writes to its stderr, `start` to have a
+    process for it. `label`, `origin`, `quiet`, `debug` and `records` are about its log, see `ChildSpec`.
     """
 
     _oom_kills: OomKills | None = None  # one for all nannies of this program
@@ -80,8 +80,10 @@ class Nanny:
         settings: NannySettings,
         *,
         label: str = "worker",
+        origin: str = "",
         quiet: bool = True,
         debug: bool = False,
+        records: bool = False,
         changed: Callable[[], object] = lambda: None,
         output: Callable[[bytes], object] = lambda data: None,
         start: Starter = start_by_exec,
@@ -93,6 +95,8 @@ class Nanny:
         self.control_address: Address | None = None
         self.incarnation = new_incarnation()
         self._label = label
+        self._origin = origin or label
+        self._records = records
         self._quiet = quiet
         self._debug = debug
         self.changed = changed
@@ -127,27 +131,30 @@ class Nanny:
 
     # ------------------------------------------------------------------------------------------ orders
 
-    def stop(self, how: Stop = Stop.DRAIN) -> None:
+    def stop(self, how: Stop = Stop.DRAIN, reason: str = "the nanny was asked to stop") -> None:
         """Have the worker end, and the nanny after it. Does not wait; a later call can only make it faster."""
         if self._stop is not None and how <= self._stop:
             return
         self._stop = how
         self._no_pause.set()
         for life in self._lives():
-            life.stop(how)
+            life.stop(how, reason)
 
-    def restart(self) -> None:
+    def restart(self, reason: str = "the nanny was asked for a restart") -> None:
         """Have another worker process take the place of this one, at once. Does not wait."""
         self._no_pause.set()
         if self._life is not None:
-            self._life.replace()
+            self._life.replace(reason)
 
-    def _take_order(self, order: Leave) -> None:
-        log.info("The scheduler %s worker %s: %s", "restarts" if order.restart else "ends", self.name, order.reason)
-        if order.restart:
-            self.restart()
+    def _take_order(self, order: Leave | SchedulerStops) -> None:
+        if isinstance(order, SchedulerStops):
+            if self.settings.worker.on_scheduler_stop == "wait":
+                return  # the worker waits, and says so
+            self.stop(Stop.TOLD, "the scheduler stopped")
+        elif order.restart:
+            self.restart(order.reason)
         else:
-            self.stop(Stop.SOON)  # not now: the worker has been told as well, and may be about to say goodbye
+            self.stop(Stop.TOLD, order.reason)
 
     # ------------------------------------------------------------------------------------------ what others are told
 
@@ -240,6 +247,8 @@ class Nanny:
             guarded=True,
             quiet=self._quiet,
             debug=self._debug,
+            origin=self._origin,
+            records=self._records,
             start_timeout_s=settings.start_timeout_s,
             stderr=self._output,
             start=self._start,
@@ -343,15 +352,19 @@ class Nanny:
         return trio.current_time() >= self._link.away_since + self.settings.worker.death_timeout_s
 
     def _log_end(self, pid: int, life: Life, cause: str, *, planned: bool, following: Again | Over) -> None:
-        who = " ".join(filter(None, ("Worker", self._lasting_name, f"(pid {pid})")))
-        if planned:
-            why = life.asked or life.leaving or "its service is over"
-            log.info("%s has ended as planned: %s", who, why)
+        # Not `_lasting_name`: without a name of its own, a worker that was restarted has the first one's port there.
+        name = self.settings.worker.name or life.address
+        who = " ".join(filter(None, ("Worker", name, f"(pid {pid})")))
+        again = "; restarting it" if isinstance(following, Again) else ""
+        if planned and life.asked:
+            log.info("%s stopped%s", who, again)
+        elif planned:
+            log.info("%s left: %s%s", who, LEAVING.get(life.leaving, life.leaving), again)
         elif isinstance(following, Again):
             pause = f" in {following.after_s:g} s" if following.after_s else ""
-            log.warning("%s is lost: %s; starting it again%s", who, cause, pause)
-        elif following.status == 5:
-            log.warning("%s is lost: %s", who, cause)
+            log.warning("%s died: %s%s%s", who, cause, again, pause)
+        elif following.status == KEPT_CRASHING:
+            log.warning("%s died: %s", who, cause)
 
 
 async def run_nanny(settings: NannySettings, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
@@ -363,7 +376,7 @@ async def run_nanny(settings: NannySettings, *, task_status: trio.TaskStatus[str
       KeptCrashing: it crashed more often than the settings allow; the message has the cause of the first crash.
       NoScheduler: there was none for the worker's death-timeout.
       RefusedError: the scheduler does not take the worker.
-      UsageError: something in the settings is of no use.
+      UsageError: the worker cannot use something in the settings.
       OSError: the control endpoint cannot listen where it shall.
     """
     await Nanny(settings).run(task_status=task_status)

@@ -87,6 +87,7 @@ __all__ = [
     "Run",
     "RunFailed",
     "RunFinished",
+    "SchedulerStops",
     "Shutdown",
     "Started",
     "Stored",
@@ -351,6 +352,13 @@ class Leave(NamedTuple):
     restart: bool
 
 
+class SchedulerStops(NamedTuple):
+    """To workers and nannies: the scheduler stops, and another one may be started in its place; the session is over.
+
+    A worker leaves, or waits for the other one, as its own settings say. (Where the cluster ends, all get `Leave`.)
+    """
+
+
 class Acquire(NamedTuple):
     """Fetch these keys, each from one of the addresses with it, and keep them.
 
@@ -380,7 +388,7 @@ FromClient = (
     | Received
 )
 ToClient = Goodbye | KeyReady | KeyFailed | KeyPending | Dropped | Reply | Received
-ToWorker = Blob | ForgetBlobs | Goodbye | Run | Retract | CancelRuns | Free | Leave | Acquire
+ToWorker = Blob | ForgetBlobs | Goodbye | Run | Retract | CancelRuns | Free | Leave | Acquire | SchedulerStops
 FromWorker = (
     Goodbye
     | RunFinished
@@ -398,7 +406,7 @@ FromWorker = (
     | NotAcquired
 )
 FromNanny = Goodbye | Vouch | Obituary
-ToNanny = Goodbye | Leave
+ToNanny = Goodbye | Leave | SchedulerStops
 FromControl = Goodbye | Control
 ToControl = Goodbye | Reply
 OnDataPlane = Goodbye | Fetch | Value | Absent | Put | PutDone | Call | CallResult | Lent | Borrowed
@@ -432,6 +440,7 @@ TAGS: Mapping[int, type[Any]] = {
     53: Free,
     54: Leave,
     55: Acquire,
+    56: SchedulerStops,
     70: RunFinished,
     71: RunFailed,
     72: Started,

@@ -46,9 +46,9 @@ def scheduler_commands(
         }
 
     def restart_all(arguments: Mapping[str, Any]) -> Any:
-        restart("asked by rpc")
+        restart("requested by rpc")
 
     def terminate(arguments: Mapping[str, Any]) -> Any:
-        stop("asked by rpc")
+        stop("requested by rpc")
 
     return {"identity": identity, "status": status, "restart": restart_all, "terminate": terminate}

@@ -30,7 +30,7 @@ def worker_info(hello: Hello) -> WorkerInfo:
     details = hello.details
     address = _text(details, "address", MAX_ADDRESS_LENGTH)
     if not address:
-        raise ProtocolError("a worker must say at which address its data can be fetched")
+        raise ProtocolError("a worker must name the address at which it serves its data")
     return WorkerInfo(
         name=hello.name or address,
         address=address,

@@ -20,18 +20,18 @@ from itertools import count
 
 import trio
 
-from trio_dask.comm.addresses import Address, addresses_of_interface, choose_advertised_host, parse_address
+from trio_dask.comm.addresses import Address, addresses_of_interface, advertised_hosts, is_loopback, parse_address
 from trio_dask.comm.busy_poll import BusyPoll
 from trio_dask.comm.connection import Connection, LinkSettings
 from trio_dask.comm.control import serve_control
 from trio_dask.comm.listen import serve
 from trio_dask.comm.transport import ConnectionLost, Transport
-from trio_dask.config import SchedulerSettings
+from trio_dask.config import SchedulerSettings, counted
 from trio_dask.errors import ProtocolError
 from trio_dask.files import present, scheduler_file_text
 from trio_dask.identity import Incarnation, PeerId, new_incarnation
 from trio_dask.protocol.hello import Hello, Refusal, Welcome
-from trio_dask.protocol.messages import Leave, Restart
+from trio_dask.protocol.messages import Leave, Restart, SchedulerStops
 from trio_dask.scheduler.control import scheduler_commands
 from trio_dask.scheduler.core import ClosePeer, CoreSettings, Notice, SchedulerCore, Stop
 from trio_dask.scheduler.registration import nanny_process, previous_session, worker_info
@@ -47,7 +47,8 @@ async def run_scheduler(
 ) -> None:
     """Run a scheduler until it is cancelled, or a client ends the cluster; `task_status.started` gives its address.
 
-    Cancelled, it takes nobody in any more, tells workers and clients to leave, and ends within `settings.grace_s`.
+    Cancelled, it takes nobody in any more, tells workers and clients that it stops, and ends within `settings.grace_s`.
+    Workers then leave, or wait for its successor; where a client ends the cluster, all of them leave.
 
     Raises:
       OSError: it cannot listen where it shall.
@@ -84,7 +85,8 @@ class _Service:
         self._busy_poll = BusyPoll(settings.busy_poll_s)
         self._alarm = trio.CancelScope()
         self._stopping = trio.Event()
-        self._stop_reason = "the scheduler was stopped"
+        self._farewell: Leave | SchedulerStops = SchedulerStops()
+        """Whether the whole cluster ends, or only this scheduler."""
         self._address = ""
         self._commands = scheduler_commands(
             self._core, self._identity, address=lambda: self._address, restart=self._restart, stop=self._stop
@@ -102,17 +104,17 @@ class _Service:
         self._core.begin(trio.current_time())
         with self._busy_poll.running():
             await self._serve(task_status)
-        log.info("Scheduler stopped: %s", self._stop_reason)
+        log.info("Scheduler stopped%s", f": {self._farewell.reason}" if isinstance(self._farewell, Leave) else "")
 
     async def _serve(self, task_status: trio.TaskStatus[Address]) -> None:
         async with trio.open_nursery() as sessions:
             sessions.start_soon(self._tick)
             accepting = trio.CancelScope()
             bound: list[Address] = await sessions.start(self._accept, accepting, sessions)
-            address = self._advertised(bound)
+            address, *others = self._advertised(bound[0])
             self._address = str(address)
             with present(self._settings.scheduler_file, self._scheduler_file(address)):
-                self._announce(address, bound)
+                self._announce(address, others, bound)
                 task_status.started(address)
                 await self._stopping.wait()
             accepting.cancel()
@@ -152,17 +154,26 @@ class _Service:
         host = addresses_of_interface(settings.interface)[0] if settings.interface else settings.host
         return Address(settings.protocol, host, settings.port)
 
-    def _advertised(self, bound: list[Address]) -> Address:
-        first = bound[0]
-        if first.scheme == "inproc":
-            return first
-        return Address(first.scheme, self._settings.contact_host or choose_advertised_host(first.host), first.port)
+    def _advertised(self, bound: Address) -> list[Address]:
+        """Where others reach us, best first; several if only those who operate us can know which it is."""
+        if bound.scheme == "inproc":
+            return [bound]
+        contact = self._settings.contact_host
+        hosts = advertised_hosts(bound.host) if contact is None else [contact]
+        return [Address(bound.scheme, host, bound.port) for host in hosts]
 
-    def _announce(self, address: Address, bound: list[Address]) -> None:
+    def _announce(self, address: Address, others: list[Address], bound: list[Address]) -> None:
         log.info("Scheduler at:   %s", address)
-        if any(host.host in ("0.0.0.0", "::") for host in bound):
+        if others:
             log.warning(
-                "Not secured: whoever can reach port %d can run programs as this user; --host 127.0.0.1 keeps it local",
+                "No default route, and several addresses: workers that cannot reach %s may reach %s; "
+                "choose one with --interface or --host",
+                address,
+                ", ".join(map(str, others)),
+            )
+        if any(where.scheme != "inproc" and not is_loopback(where.host) for where in bound):
+            log.warning(
+                "Not secured: whoever reaches port %d can run programs as this user; --host 127.0.0.1 keeps it local",
                 address.port,
             )
 
@@ -233,11 +244,11 @@ class _Service:
         hello = connection.hello
         assert isinstance(hello, Hello)
         if isinstance(error, ProtocolError):
-            log.warning("The session of the %s at %s was ended: %s", hello, connection.remote, reason)
+            log.warning("Closed the connection of the %s at %s: %s", hello, connection.remote, reason)
         elif hello.role == "client" and goodbye is None and not self._stopping.is_set():
-            log.info("Client at %s is lost: %s", connection.remote, reason)
-        elif worker is not None and goodbye is not None:
-            log.info("Worker %s has left: %s", worker.info.name, reason)
+            log.info("Lost the client at %s: %s", connection.remote, reason)
+        elif worker is not None and goodbye is not None and not self._stopping.is_set():
+            log.info("Worker %s left: %s", worker.info.title, reason)
         del self._connections[peer]
         # A client that said what cannot be would say it again.
         expected = goodbye is not None or (worker is None and isinstance(error, ProtocolError))
@@ -269,7 +280,8 @@ class _Service:
             return None
         refused = self._core.add_worker(peer, info, now)
         if refused is None:
-            log.info("Registered worker %s at %s (%d threads)", info.name, info.address, info.nthreads)
+            at = info.address if info.title == info.address else f"{info.title} at {info.address}"
+            log.info("Registered worker %s (%s)", at, counted(info.nthreads, "thread"))
         return refused
 
     def _restart(self, reason: str) -> None:
@@ -282,7 +294,8 @@ class _Service:
         self._settle()
 
     def _stop(self, reason: str) -> None:
-        self._stop_reason = reason
+        """End the cluster, workers and all."""
+        self._farewell = Leave(reason, restart=False)
         self._stopping.set()
 
     # ---------------------------------------------------------------------------------------------- carrying out
@@ -328,10 +341,11 @@ class _Service:
 
     async def _dismiss(self) -> None:
         """Tell every peer that this is the end, all at once, and give each the time to hear it."""
-        state = self._core.state
+        state, farewell = self._core.state, self._farewell
+        reason = farewell.reason if isinstance(farewell, Leave) else "the scheduler was stopped"
         async with trio.open_nursery() as nursery:
             for peer, connection in self._connections.items():
                 # A nanny too: it may be just about to start a worker, which would look for us for ever.
                 if peer in state.workers or peer in state.nannies:
-                    connection.send_nowait(Leave(self._stop_reason, False))
-                nursery.start_soon(connection.aclose, self._stop_reason)
+                    connection.send_nowait(farewell)
+                nursery.start_soon(connection.aclose, reason)

@@ -15,7 +15,7 @@ from typing import cast
 import trio
 
 from trio_dask.comm import Address, Connection, DataChannel, PeerSilent, open_data_channel, parse_address
-from trio_dask.config import WorkerSettings
+from trio_dask.config import WorkerSettings, counted
 from trio_dask.errors import TrioDaskError
 from trio_dask.identity import Incarnation, Key
 from trio_dask.protocol.hello import Hello
@@ -279,7 +279,7 @@ class Engine:
             try:
                 await self._peers.fetch(start.address, start.keys, partial(self._take_value, start.fetch))
             except (OSError, TrioDaskError) as error:
-                log.warning("Could not fetch %d keys from %s: %s", len(start.keys), start.address, error)
+                log.warning("Could not fetch %s from %s: %s", counted(len(start.keys), "key"), start.address, error)
                 unreachable, is_silent = True, isinstance(error, PeerSilent)
         if self._fetches.pop(start.fetch, None) is not None:  # else the core has cancelled and forgotten it
             self._core.fetch_ended(start.fetch, unreachable=unreachable, is_silent=is_silent)

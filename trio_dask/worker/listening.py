@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import trio
 
@@ -26,8 +27,6 @@ from trio_dask.protocol.hello import Hello
 __all__ = ["Listening"]
 
 log = logging.getLogger("trio_dask.worker")
-
-NO_NETWORK = "127.0.0.1"
 
 
 class Listening:
@@ -81,9 +80,8 @@ class Listening:
             return addresses_of_interface(settings.interface)[0]
         if settings.host:
             return settings.host
-        host = await _local_host("", scheduler)
         # Without any network there is no way to the scheduler: that is no reason to move away from the one there was.
-        return self._host if self._host is not None and host == NO_NETWORK else host
+        return await _local_host("", scheduler, self._host)
 
     async def _advertised(self, scheduler: Address) -> Address:
         bound, contact = self._bound, self._settings.contact_address
@@ -126,6 +124,7 @@ class Listening:
             )
 
 
-async def _local_host(bound: str, scheduler: Address) -> str:
+async def _local_host(bound: str, scheduler: Address, otherwise: str | None = None) -> str:
     """In a thread: the name of the scheduler's host may have to be looked up."""
-    return await trio.to_thread.run_sync(choose_advertised_host, bound, scheduler.host, abandon_on_cancel=True)
+    choose = partial(choose_advertised_host, bound, scheduler.host, otherwise=otherwise)
+    return await trio.to_thread.run_sync(choose, abandon_on_cancel=True)

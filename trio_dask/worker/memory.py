@@ -286,8 +286,8 @@ class MemoryMonitor:
             return
         if now >= self._told_at + NEWS_INTERVAL_S:
             self._told_at = now
-            figures = f"{format_bytes(used)} of {format_bytes(self.limits.limit)} are in use"
-            log.info("Paused: %s" if paused else "Not paused any more: %s", figures)
+            figures = f"{format_bytes(used)} of {format_bytes(self.limits.limit)} in use"
+            log.info("Paused: %s" if paused else "Resumed: %s", figures)
         (hooks.pause if paused else hooks.resume)()
 
     def _excess(self, used: int) -> float:
@@ -380,7 +380,7 @@ class MemoryMonitor:
         now = trio.current_time()
         if now >= self._complained_at + COMPLAINT_INTERVAL_S:
             self._complained_at = now
-            log.warning("Values stay in memory: %s", problem)
+            log.warning("Cannot spill results to disk: %s", problem)
 
     async def _probe(self) -> None:
         """Measure how late the event loop comes to what it has to do."""
@@ -391,13 +391,11 @@ class MemoryMonitor:
 
     async def _look_at_folder(self, folder: ScratchFolder) -> None:
         for path in await self._in_thread(partial(remove_leftovers, folder.base)):
-            log.info("Removed %s, which a worker that was killed has left behind", path)
+            log.info("Removed %s, left behind by a worker that was killed", path)
         while not self.store.spilled_count:
             await self._turn.wait()
         if await self._in_thread(folder.in_memory):
-            log.warning(
-                "Values are spilled to %s, which is in memory itself; another --local-directory would help", folder.base
-            )
+            log.warning("Spilling to %s, which is in memory itself; choose another --local-directory", folder.base)
 
     async def _in_thread(self, work: Callable[[], _T], *, in_turn: bool = True) -> _T:
         limiter = self._thread if in_turn else None

@@ -68,9 +68,9 @@ def check_base(base: str) -> None:
     try:
         os.makedirs(base, exist_ok=True)
         if not os.access(base, os.W_OK | os.X_OK):
-            raise PermissionError(0, "no permission to write there")
+            raise PermissionError(0, "Permission denied")
     except OSError as error:
-        raise UsageError(f"the local directory {base} is of no use: {error.strerror or error}") from error
+        raise UsageError(f"--local-directory: cannot write to {base}: {error.strerror or error}") from error
 
 
 def remove_leftovers(base: Path) -> list[Path]:

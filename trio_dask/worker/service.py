@@ -24,13 +24,13 @@ import trio
 
 from trio_dask.comm import Address, Connection, ConnectionLost, LinkSettings, open_connection, parse_address
 from trio_dask.comm.control import serve_control
-from trio_dask.config import WorkerSettings
+from trio_dask.config import LEAVING, WorkerSettings
 from trio_dask.errors import NoScheduler, ProtocolError, RefusedError, UsageError
 from trio_dask.files import present, read_scheduler_file
 from trio_dask.identity import Incarnation, new_incarnation
 from trio_dask.protocol.hello import Hello, Welcome
 from trio_dask.worker.control import worker_commands
-from trio_dask.worker.core.requests import EndSession
+from trio_dask.worker.core.requests import EndSession, Then
 from trio_dask.worker.draining import DrainRequest
 from trio_dask.worker.engine import Engine
 from trio_dask.worker.listening import Listening
@@ -89,7 +89,7 @@ async def run_worker(
     Raises:
       NoScheduler: there was none for `settings.death_timeout_s`, or it was lost and `settings.reconnect` is off.
       RefusedError: the scheduler does not take this worker.
-      UsageError: a name, an address or a file in the settings is of no use.
+      UsageError: it cannot use a name, an address or a file in the settings.
       OSError: it cannot listen where it shall.
     """
     embedded = settings.scheduler is not None and settings.scheduler.startswith("inproc:")
@@ -210,7 +210,8 @@ class _Worker:
         if not self._draining:
             self._draining = reason
             self._death.deadline = math.inf
-            log.info("Leaving: %s", reason)
+            if reason != "signal":  # the program has said so
+                log.info("Leaving: %s", LEAVING.get(reason, reason))
             self._say_leaving(reason)
             self._engine.drain(reason)
         if self._tell_end is not None:
@@ -230,7 +231,7 @@ class _Worker:
         """End the session; the next one has nothing of it."""
         if self._session_now is not None:
             self._afresh = True
-            await self._session_now.aclose("asked to begin afresh")
+            await self._session_now.aclose("restart requested")
 
     # ------------------------------------------------------------------------------------------ session loop
 
@@ -256,15 +257,12 @@ class _Worker:
                 began_at = trio.current_time()
                 end = await self._session(connection, place, task_status)
                 if isinstance(end, EndSession):
-                    log.info("The scheduler ends the session: %s", end.reason)
-                    if self._draining:
-                        return
-                    # A fresh process is a fresher start, where there is somebody to start it.
-                    if not end.restart or self._settings.process:
-                        self._say_leaving("restart" if end.restart else "scheduler")
+                    if self._leaves_after(end):
                         return
                     self._past = NO_PAST
                     self._engine.reset()
+                    self._reason = end.reason
+                    backoff_s = FIRST_BACKOFF_S
                     continue
                 was_sound = trio.current_time() >= began_at + SOUND_SESSION_S
                 if was_sound or not unsound:
@@ -272,14 +270,34 @@ class _Worker:
                     self._complained_at = -math.inf
                 unsound = not was_sound
                 if self._may_complain():
-                    log.warning("Scheduler lost: %s", end.reason)
+                    log.warning("Lost the scheduler: %s", end.reason)
                 self._reason = end.reason
                 if not (self._settings.reconnect or self._draining):
-                    raise NoScheduler(f"the scheduler is lost, and --no-reconnect was given: {end.reason}")
+                    raise NoScheduler(f"lost the scheduler, and --no-reconnect was given: {end.reason}")
             if self._draining and not (self._settings.reconnect and self._engine.has_anything):
                 return
             await self._back_off(backoff_s)
             backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
+
+    def _leaves_after(self, end: EndSession) -> bool:
+        """Whether this worker leaves, now that the scheduler has ended the session; else it is to begin afresh."""
+        settings = self._settings
+        waits = end.then is Then.SUCCESSOR and settings.on_scheduler_stop == "wait" and not self._draining
+        if waits:
+            self._complained_at = trio.current_time()  # this line is enough for a while
+            limit_s = settings.death_timeout_s
+            limit = "" if limit_s == math.inf else f"up to {limit_s:g} s "
+            log.info("The scheduler stopped; dropping all results, and waiting %sfor the next one", limit)
+            return False
+        if self._draining:
+            return True
+        log.info("Leaving: %s" if end.then is not Then.RESTART else "Starting afresh: %s", end.reason)
+        restarts = end.then is Then.RESTART
+        # A fresh process is a fresher start, where there is somebody to start it.
+        if not restarts or settings.process:
+            self._say_leaving("restart" if restarts else "scheduler")
+            return True
+        return False
 
     def _may_pass(self) -> bool:
         """Whether a refusal may be due to our own last session, which the scheduler believes to be alive."""
@@ -398,4 +416,6 @@ class _Worker:
                     await connection.aclose(end.reason)
                     return end
         reason = connection.goodbye.reason if connection.goodbye is not None else ""
-        return EndSession(reason or "asked to begin afresh" * self._afresh, restart=self._afresh)
+        if self._afresh:
+            return EndSession(reason or "restart requested", Then.RESTART)
+        return EndSession(reason, Then.LEAVE)

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import trio
 
+from trio_dask.config import counted
 from trio_dask.errors import TaskCancelled
 from trio_dask.identity import Key
 from trio_dask.protocol.messages import Run
@@ -64,7 +65,7 @@ class WorkerHandle:
         """Held by a thread while it makes the client, so that of many only one does."""
 
     def __repr__(self) -> str:
-        return f"<worker {self.name!r} {self.address or 'without a scheduler'}, {self.nthreads} threads>"
+        return f"<worker {self.name!r} {self.address or 'without a scheduler'}, {counted(self.nthreads, 'thread')}>"
 
     def get_client(self, make: Callable[[str], Any]) -> Any:
         """The one client that all tasks here share, made by `make(scheduler_address)` when it is first asked for.

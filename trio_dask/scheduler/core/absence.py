@@ -14,6 +14,7 @@ wanted there.
 
 from __future__ import annotations
 
+from trio_dask.config import counted
 from trio_dask.errors import ProtocolError
 from trio_dask.identity import Incarnation, Key, PeerId, RunId
 from trio_dask.protocol.messages import CancelRuns, Free, Inventory, Obituary, Vouch
@@ -62,7 +63,7 @@ def lose_worker(state: State, worker: Worker, reason: str) -> None:
         bury(state, worker, reason, expected=False)
         return
     _go_away(state, worker, reason)
-    text = f"Worker {worker.info.name} is away: {reason}; what it has is kept for {grace_s:g} s"
+    text = f"Lost the connection with worker {worker.info.title}: {reason}; keeping its results for {grace_s:g} s"
     state.requests.append(Notice(text))
 
 
@@ -129,7 +130,9 @@ def reconcile(state: State, worker: Worker, inventory: Inventory) -> None:
         raise ProtocolError("an inventory came from a worker that has not just returned")
     worker.returning = False
     worker.former = ()
-    state.requests.append(Notice(f"Worker {worker.info.name} is back, with {len(inventory.held)} results"))
+    state.requests.append(
+        Notice(f"Worker {worker.info.title} reconnected with {counted(len(inventory.held), 'result')}")
+    )
     kept: dict[Key, None] = {}
     foreign: list[Key] = []
     for key, run, nbytes, type_name in inventory.held:

@@ -264,7 +264,7 @@ def _restart(state: State, client: Client, message: m.Restart) -> None:
 def _restart_workers(state: State, client: Client, message: m.RestartWorkers) -> None:
     chosen, unknown = leaving.select(state, message.workers)
     if unknown:
-        state.send(client.peer, m.Reply(message.request, {"refused": f"no worker is called {unknown!r}"}))
+        state.send(client.peer, m.Reply(message.request, {"refused": f"there is no worker {unknown!r}"}))
         return
     text = f"restarted by client {client.name}"
     _begin_afresh(state, client, message.request, chosen, text)
@@ -285,7 +285,7 @@ def _retire(state: State, client: Client, message: m.Retire) -> None:
 
 
 def _shutdown(state: State, client: Client, message: m.Shutdown) -> None:
-    reason = f"shutdown asked by client {client.name}"
+    reason = f"client {client.name} shut the cluster down"
     for worker in state.workers.values():
         state.send(worker.peer, m.Leave(reason, False))
     state.requests.append(Stop(reason))

@@ -24,7 +24,7 @@ def look(state: State) -> None:
     state.idle_mark = (state.last_run, state.last_submission, since)
     if state.now - since >= limit_s:
         state.idle_at = float("inf")
-        state.requests.append(Stop(f"there was nothing to do for {limit_s:g} s"))
+        state.requests.append(Stop(f"no work for {limit_s:g} s (--idle-timeout)"))
     else:
         state.idle_at = min(since + limit_s, state.now + limit_s / LOOKS)
 

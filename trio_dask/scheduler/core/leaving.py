@@ -94,7 +94,7 @@ def retire(state: State, client: PeerId, message: Retire) -> None:
     if message.workers:
         chosen, unknown = select(state, message.workers)
         if unknown:
-            _answer(state, client, message.request, (), f"no worker is called {unknown!r}")
+            _answer(state, client, message.request, (), f"there is no worker {unknown!r}")
             return
     else:
         ranked = sorted(state.workers.values(), key=lambda worker: (len(worker.processing), worker.managed_bytes))

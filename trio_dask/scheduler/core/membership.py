@@ -139,7 +139,7 @@ def bury(state: State, worker: Worker, reason: str, *, expected: bool, ran: Coll
     """
     info = worker.info
     if not expected:
-        state.requests.append(Notice(f"Worker {info.name} is lost for good: {reason}"))
+        state.requests.append(Notice(f"Worker {info.title} is lost: {reason}"))
     close_to_work(state, worker)
     state.workers.pop(worker.peer, None)
     state.away.pop(info.incarnation, None)

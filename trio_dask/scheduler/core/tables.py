@@ -109,6 +109,11 @@ class WorkerInfo(NamedTuple):
     process: str = ""
     """What its nanny calls its process, if it has one."""
 
+    @property
+    def title(self) -> str:
+        """For people. A worker without a name of its own has the address of its first process for one."""
+        return self.address if "://" in self.name else self.name
+
 
 class Terms(NamedTuple):
     """The conditions under which tasks run; shared by all tasks submitted together."""

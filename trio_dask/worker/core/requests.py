@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import NamedTuple, NewType
 
 from trio_dask.identity import Digest, Key
@@ -17,6 +18,7 @@ __all__ = [
     "FreeKeys",
     "Request",
     "StartFetch",
+    "Then",
 ]
 
 FetchId = NewType("FetchId", int)
@@ -55,11 +57,19 @@ class ForgetFunctions(NamedTuple):
     digests: tuple[Digest, ...]
 
 
+class Then(Enum):
+    """What is to follow a session that the scheduler has ended."""
+
+    LEAVE = "the worker leaves for good"
+    RESTART = "the worker registers again, as a new incarnation"
+    SUCCESSOR = "the scheduler stops: the worker waits for the next one, or leaves, as its settings say"
+
+
 class EndSession(NamedTuple):
-    """The scheduler ends this session: register again as a new incarnation (`restart`), or leave for good."""
+    """The scheduler ends this session."""
 
     reason: str
-    restart: bool
+    then: Then
 
 
 Request = CancelRun | StartFetch | CancelFetch | FreeKeys | ForgetFunctions | EndSession

@@ -54,6 +54,7 @@ from trio_dask.protocol.messages import (
     Run,
     RunFailed,
     RunFinished,
+    SchedulerStops,
     Started,
     Stored,
     ToWorker,
@@ -71,6 +72,7 @@ from trio_dask.worker.core.requests import (
     ForgetFunctions,
     FreeKeys,
     Request,
+    Then,
 )
 from trio_dask.worker.core.returning import Unconfirmed, take_inventory
 from trio_dask.worker.core.runs import RunTable
@@ -251,9 +253,11 @@ class WorkerCore:
             case Acquire(keys):
                 self._acquire(keys)
             case Leave(reason, restart):
-                self._requests.append(EndSession(reason, restart))
+                self._requests.append(EndSession(reason, Then.RESTART if restart else Then.LEAVE))
+            case SchedulerStops():
+                self._requests.append(EndSession("the scheduler stopped", Then.SUCCESSOR))
             case Goodbye(reason):
-                self._requests.append(EndSession(reason, restart=False))
+                self._requests.append(EndSession(reason, Then.LEAVE))
 
     def _accept(self, run: Run) -> None:
         number = run.run

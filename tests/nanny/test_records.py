@@ -1,0 +1,92 @@
+"""What a child writes to its stderr: records are told from what tasks print, and dumps from both."""
+
+import logging
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trio_dask.nanny.records import DumpFilter, RecordFormatter, read_record, spoken
+
+DUMP = b"""Fatal Python error: Segmentation fault
+
+Thread 0x00007f083e44f6c0 [log lines] (most recent call first):
+  File "lines.py", line 55 in _work
+
+Current thread 0x00007f37325d66c0 (most recent call first):
+  File "__init__.py", line 519 in string_at
+  <no Python frame>
+
+Extension modules: msgpack._cmsgpack (total: 1)
+"""
+
+
+def line_of(text, *arguments, **more):
+    record = logging.getLogger("trio_dask.worker").makeRecord(
+        "trio_dask.worker", logging.WARNING, "f", 1, text, arguments, more.get("exc_info")
+    )
+    return record, RecordFormatter().format(record).encode()
+
+
+@given(st.text())
+def test_a_record_arrives_as_it_was(text):
+    sent, line = line_of("%s", text[:1000])
+    assert b"\n" not in line
+    found = read_record(line)
+    assert found is not None
+    assert (found.getMessage(), found.levelname, found.created, found.name) == (
+        text[:1000],
+        "WARNING",
+        sent.created,
+        "trio_dask.worker",
+    )
+
+
+def test_a_traceback_comes_along():
+    try:
+        raise ValueError("no")
+    except ValueError:
+        _, line = line_of("failed", exc_info=sys.exc_info())
+    assert read_record(line).exc_text.endswith("ValueError: no")
+    assert spoken(line).startswith("failed\nTraceback")
+
+
+@pytest.mark.parametrize(
+    "line", [b"printed", b"", b"\x1e", b"\x1e{", b"\x1e[]", b'\x1e{"message": "x"}', b"\x1e" + b"[" * 100_000]
+)
+def test_whatever_else_stands_there_is_no_record(line):
+    assert read_record(line) is None
+    assert spoken(line) == line.decode()
+
+
+def pass_through(data, size):
+    passed, dumps = [], []
+    sieve = DumpFilter(passed.append, dumps.append)
+    for start in range(0, len(data), size):
+        sieve.feed(data[start : start + size])
+    sieve.end()
+    return b"".join(passed), dumps
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 50, 10_000])
+def test_a_dump_is_taken_out_however_it_arrives(size):
+    whole = [line.decode() for line in DUMP.splitlines()]
+    assert pass_through(b"before\n" + DUMP, size) == (b"before\n", [whole])
+    # A task's own child can crash as well, and then the worker goes on.
+    assert pass_through(b"before\n" + DUMP + b"after\n" + DUMP, size) == (b"before\nafter\n", [whole, whole])
+
+
+@given(
+    st.lists(st.sampled_from([b"Fatal", b"Fatal Python error", b"x Fatal Python error:", b"  ", b"\n", b"\r", b"y"]))
+)
+def test_nothing_else_is_held_back(pieces):
+    data = b"".join(pieces)
+    assert pass_through(data, 3) == (data, [])
+
+
+def test_what_is_no_dump_passes_before_its_line_ends():
+    passed = []
+    sieve = DumpFilter(passed.append, lambda lines: None)
+    sieve.feed(b"50 %")
+    assert passed == [b"50 %"]
