@@ -233,10 +233,9 @@ class WorkerCore:
         Raises:
           ProtocolError: the scheduler said something that makes no sense; the session should end.
         """
-        if isinstance(message, Run):
-            self._accept(message)
-            return
         match message:
+            case Run():
+                self._accept(message)
             case Blob():
                 self.blobs.add(message)
             case ForgetBlobs(digests):
