@@ -190,6 +190,20 @@ def test_an_idle_worker_with_a_memory_limit_costs_next_to_nothing(tmp_path):
         assert shares[1] < 0.002, shares
 
 
+@pytest.mark.parametrize("kind", ["bytes", "bytearray", "str", "chinese", "list", "dict", "frame"])
+def test_values_that_pickle_in_band_are_spilled_and_end_no_worker(tmp_path, kind):
+    nbytes = 48 * MB
+    with cluster(tmp_path, workers=1, limit=320 * MB) as (client, (only,)):
+        futures = [client.submit(blocks.make_in_band, kind, number, nbytes) for number in range(12)]
+        assert len(wait(futures, timeout=120).done) == 12
+        pid = only.process.pid
+        assert on_disk(client) > 4 * nbytes // 3
+        lengths = [len(future.result()) for future in futures]  # to the client, one after the other
+        assert client.gather(client.map(blocks.length, futures)) == lengths
+    assert "is lost" not in only.text
+    assert "limit" not in only.text.replace("memory limit", ""), (pid, only.text)
+
+
 def test_a_task_that_needs_too_much_memory_again_and_again_is_given_up_with_the_figures(tmp_path):
     with scheduler() as one:
         address = one.wait_for(r"Scheduler at: +(\S+)")

@@ -332,7 +332,13 @@ class Nanny:
         verdict = self._core.ended(verdict_end, trio.current_time())
         pid = 0 if life.child is None else life.child.pid
         lived_s = trio.current_time() - life.began_at
-        details = details_of_death(end, pid, lived_s, self.settings.worker.memory_limit_bytes)
+        details = details_of_death(
+            end,
+            pid,
+            lived_s,
+            self.settings.worker.memory_limit_bytes,
+            of_memory=out_of_memory or life.has_too_much_memory,
+        )
         planned = verdict.planned
         self._link.tell(write_obituary(life.token, cause, details, () if planned else runs, planned=planned))
         self._log_end(pid, life, cause, planned=planned, following=verdict.next)
