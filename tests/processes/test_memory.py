@@ -204,6 +204,15 @@ def test_values_that_pickle_in_band_are_spilled_and_end_no_worker(tmp_path, kind
     assert "limit" not in only.text.replace("memory limit", ""), (pid, only.text)
 
 
+def test_tasks_that_make_large_values_faster_than_these_can_be_spilled_end_no_worker(tmp_path):
+    nbytes = 170 * MB
+    with cluster(tmp_path, workers=1, limit=1024 * 2**20) as (client, (only,)):
+        futures = [client.submit(blocks.make_in_band, "bytes", number, nbytes) for number in range(10)]
+        assert len(wait(futures, timeout=120).done) == 10
+        assert all(future.status == "finished" for future in futures)
+    assert "is lost" not in only.text
+
+
 def test_a_task_that_needs_too_much_memory_again_and_again_is_given_up_with_the_figures(tmp_path):
     with scheduler() as one:
         address = one.wait_for(r"Scheduler at: +(\S+)")
