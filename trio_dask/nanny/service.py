@@ -314,6 +314,7 @@ class Nanny:
         assert Nanny._oom_kills is not None
         out_of_memory = end.status == -signal.SIGKILL and not life.killed_for and Nanny._oom_kills.claim()
         runs = board.running()
+        of_memory = out_of_memory or life.has_too_much_memory
         cause = cause_of_death(end, killed_for=life.killed_for, out_of_memory=out_of_memory)
         if life.lonely:
             verdict_end = End(3, end.started, life.killed_for)
@@ -325,7 +326,7 @@ class Nanny:
                 registered=life.address is not None,
                 leaving=life.leaving,
                 asked=life.asked,
-                excused=bool(life.killed_for) and bool(runs),
+                excused=bool(runs) or (of_memory and life.address is not None),
                 last_words=end.failure or end.words.last_line,
                 told=bool(end.failure) or self._is_alone(),
             )
@@ -337,7 +338,7 @@ class Nanny:
             pid,
             lived_s,
             self.settings.worker.memory_limit_bytes,
-            of_memory=out_of_memory or life.has_too_much_memory,
+            of_memory=of_memory,
         )
         planned = verdict.planned
         self._link.tell(write_obituary(life.token, cause, details, () if planned else runs, planned=planned))

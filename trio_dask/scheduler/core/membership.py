@@ -19,6 +19,7 @@ from trio_dask.identity import PeerId, RunId
 from trio_dask.protocol.messages import Reply, Retract
 from trio_dask.scheduler.core.lifecycle import announce, fail, hand_back, lose, move
 from trio_dask.scheduler.core.placement import admit, settle
+from trio_dask.scheduler.core.stuck import look_soon
 from trio_dask.scheduler.core.tables import (
     DETACHED,
     Failure,
@@ -107,6 +108,8 @@ def expect_signs(state: State) -> None:
 def open_to_work(state: State, worker: Worker) -> None:
     """Give a worker its slots, and a place at every queue whose demands it meets."""
     worker.slots = worker.capacity
+    if state.stuck_at < float("inf"):
+        look_soon(state)
     state.queue.eligible[worker] = None
     for queue in state.queues.values():
         admit(queue, worker)
@@ -120,6 +123,8 @@ def close_to_work(state: State, worker: Worker) -> None:
     state.queue.eligible.pop(worker, None)
     for queue in worker.queues:
         queue.eligible.pop(worker, None)
+        if not queue.eligible and queue.line:
+            look_soon(state)
     worker.queues.clear()
     for group in (state.idle, state.roomy, state.surplus, state.touched):
         group.pop(worker, None)
