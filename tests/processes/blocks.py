@@ -43,7 +43,7 @@ def make_in_band(kind, number, nbytes):
     if kind == "list":
         return [piece * 10_000 + str(index).encode() for index in range(nbytes // 10_000)]
     if kind == "dict":
-        return dict.fromkeys(range(nbytes // 1000000), piece * 1000000)
+        return {index: piece * 1_000_000 + str(index).encode() for index in range(nbytes // 1_000_000)}
     assert kind == "frame"
     frame = np.empty((nbytes // 400, 4), dtype=object)
     for index, row in enumerate(frame):
