@@ -65,7 +65,8 @@ class SchedulerSettings(NamedTuple):
     `reconnect_grace_s` is how long what a lost worker held and ran is kept for its return. A worker that has given no
     sign of life for `worker_ttl_s` is lost; the sign may come from its nanny. One that has no nanny, for whom nobody
     can vouch while a task holds the interpreter, gets `lone_worker_ttl_s`. With no work for `idle_timeout_s` the
-    scheduler ends. For `busy_poll_s` at most it polls before it sleeps, where messages come one upon the other.
+    scheduler ends. Which tasks wait for a worker that is not there is said after `stuck_after_s`. For `busy_poll_s` at
+    most it polls before it sleeps, where messages come one upon the other.
     """
 
     address: str | None = None
@@ -82,6 +83,7 @@ class SchedulerSettings(NamedTuple):
     worker_ttl_s: float = 10.0
     lone_worker_ttl_s: float = 60.0
     idle_timeout_s: float = math.inf
+    stuck_after_s: float = 10.0
     busy_poll_s: float = 0.5e-3
     keepalive_s: float = 2.0
     silence_s: float = 60.0

@@ -79,7 +79,7 @@ class KeyConflict(TrioDaskError, ValueError):
 
 
 class KilledWorker(TrioDaskError):
-    """A task was running on too many workers that died.
+    """Too many workers died while they ran a task, or, for want of memory, while they held its result.
 
     Attributes: `key`, and `deaths`, one line per attempt that says where and why.
     """
@@ -91,7 +91,7 @@ class KilledWorker(TrioDaskError):
 
     def __str__(self) -> str:
         lines = "".join(f"\n  attempt {number}: {line}" for number, line in enumerate(self.deaths, 1))
-        return f"task {self.key!r} was running on {len(self.deaths)} workers that died{lines}"
+        return f"{len(self.deaths)} workers died while they ran task {self.key!r} or held its result{lines}"
 
 
 class TaskTimeout(TrioDaskError, TimeoutError):

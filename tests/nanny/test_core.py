@@ -115,7 +115,7 @@ def test_other_failures_to_start_or_a_start_between_them_do_not():
 def test_what_tasks_did_to_memory_is_not_held_against_the_worker():
     core = NannyCore(POLICY)
     for now in range(100):
-        assert core.ended(crash(excused=True), float(now)).next == Again(0.5)
+        assert core.ended(crash(excused=True), float(now)).next == Again(0.5 * 2 ** min(now, 2))
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,32 @@ def ends(block):
     return block.nbytes, float(block[0]), float(block[-1])
 
 
+def make_in_band(kind, number, nbytes):
+    """A value that pickles in band, and holds the interpreter while it is made."""
+    piece = bytes([97 + number])
+    if kind == "bytes":
+        return piece * nbytes
+    if kind == "bytearray":
+        return bytearray(piece * nbytes)
+    if kind == "str":
+        return piece.decode() * nbytes
+    if kind == "chinese":
+        return chr(0x4E00 + number) * (nbytes // 3)
+    if kind == "list":
+        return [piece * 10_000 + str(index).encode() for index in range(nbytes // 10_000)]
+    if kind == "dict":
+        return {index: piece * 1_000_000 + str(index).encode() for index in range(nbytes // 1_000_000)}
+    assert kind == "frame"
+    frame = np.empty((nbytes // 400, 4), dtype=object)
+    for index, row in enumerate(frame):
+        row[:] = index, str(index + number), float(index), piece * 100
+    return frame
+
+
+def length(value):
+    return len(value)
+
+
 def hoard(nbytes):
     """Take memory and keep it for a while, as a task does that needs too much."""
     block = np.ones(nbytes // 8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import socket
@@ -300,6 +301,63 @@ def test_a_port_in_use_is_status_4(tmp_path, option):
         since = time.monotonic()
         programs = start_all(site, boss.address, option, str(port), kinds=kinds)
         all_end(programs, 4, 3, since, complaint(f".*{port}"), ENDED)
+
+
+def take_two_ports():
+    """Two ports of loopback, one after the other, that are listened on."""
+    for first in range(20_000, 30_000, 7):
+        try:
+            one = socket.create_server(("127.0.0.1", first))
+        except OSError:
+            continue
+        try:
+            return one, socket.create_server(("127.0.0.1", first + 1))
+        except OSError:
+            one.close()
+    raise AssertionError("no two free ports")
+
+
+@pytest.mark.parametrize("option", ["--worker-port", "--nanny-port"])
+def test_a_range_of_ports_that_are_all_in_use_is_status_4(tmp_path, option):
+    one, two = take_two_ports()
+    with open_site(tmp_path) as site, one, two:
+        boss = site.scheduler()
+        first = one.getsockname()[1]
+        kinds = ("lone", "nanny") if option == "--worker-port" else ("nanny",)
+        since = time.monotonic()
+        programs = start_all(site, boss.address, option, f"{first}:{first + 1}", kinds=kinds)
+        words = f".*all ports from {first} to {first + 1} are in use"
+        all_end(programs, 4, 3, since, complaint(words), ENDED)
+
+
+def test_workers_share_a_range_of_ports_and_one_that_is_killed_finds_another(tmp_path):
+    one, two = take_two_ports()
+    first = one.getsockname()[1]
+    two.close()
+    with open_site(tmp_path) as site, one:  # the first of the range is taken, the second is free
+        boss = site.scheduler()
+        ports = (f"{first}:{first + 9}", f"{first + 10}:{first + 19}")
+        options = ("--worker-port", ports[0], "--nanny-port", ports[1], "--restart-backoff", "0.1s:0.1s")
+        program = site.worker(boss.address, "--nworkers", "2", *options)
+        with Client(boss.address) as client:
+
+            def listening():
+                return sorted(int(address.rpartition(":")[2]) for address in client.run(os.getpid))
+
+            client.wait_for_workers(2, timeout=30)
+            before = listening()
+            assert all(first < port <= first + 9 for port in before)
+            pids = client.run(os.getpid)
+            victim = min(pids, key=lambda address: int(address.rpartition(":")[2]))
+            os.kill(pids[victim], signal.SIGKILL)
+
+            def replaced():
+                now = client.run(os.getpid, on_error="ignore")
+                return len(now) == 2 and set(now.values()) - set(pids.values())
+
+            until(replaced, 20, "a new process in the place of the one that was killed")
+            assert all(first < port <= first + 9 for port in listening())
+        assert "CancelScope" not in "".join(program.errors)
 
 
 def test_a_scheduler_port_in_use_is_status_4(tmp_path):

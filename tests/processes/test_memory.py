@@ -23,14 +23,19 @@ BLOCK = 4 * MB
 STALL_S = 0.05
 
 
+def nannied(*arguments):
+    """A worker whose nanny ends it when it has too much memory."""
+    return program("-m", "trio_dask", "worker", *arguments, "--nthreads", "1", env=environment())
+
+
 @contextlib.contextmanager
-def cluster(folder, *options, workers=2, limit=LIMIT):
+def cluster(folder, *options, workers=2, limit=LIMIT, start=worker):
     """A scheduler, workers that spill into `folder`, and a client. All must end well, and leave nothing."""
     with contextlib.ExitStack() as stack:
         one = stack.enter_context(scheduler())
         address = one.wait_for(r"Scheduler at: +(\S+)")
         limits = ("--memory-limit", str(limit), "--local-directory", str(folder), *options)
-        running = [stack.enter_context(worker(address, *limits)) for _ in range(workers)]
+        running = [stack.enter_context(start(address, *limits)) for _ in range(workers)]
         with Client(address) as client:
             client.wait_for_workers(workers, timeout=30)
             yield client, running
@@ -188,6 +193,28 @@ def test_an_idle_worker_with_a_memory_limit_costs_next_to_nothing(tmp_path):
         # of a virtual machine away for 30 ms has this charged to whoever was running.
         shares = sorted(share_of_five_seconds(only.process.pid) for _ in range(3))
         assert shares[1] < 0.002, shares
+
+
+@pytest.mark.parametrize("kind", ["bytes", "bytearray", "str", "chinese", "list", "dict", "frame"])
+def test_values_that_pickle_in_band_are_spilled_and_end_no_worker(tmp_path, kind):
+    nbytes = 48 * MB
+    with cluster(tmp_path, workers=1, limit=320 * MB, start=nannied) as (client, (only,)):
+        futures = [client.submit(blocks.make_in_band, kind, number, nbytes) for number in range(12)]
+        assert len(wait(futures, timeout=120).done) == 12
+        assert on_disk(client) > 0
+        lengths = [len(future.result()) for future in futures]  # to the client, one after the other
+        assert client.gather(client.map(blocks.length, futures)) == lengths
+    assert "is lost" not in only.text
+
+
+def test_tasks_that_make_large_values_faster_than_these_can_be_spilled_end_no_worker(tmp_path):
+    nbytes = 170 * MB
+    with cluster(tmp_path, workers=1, limit=1024 * 2**20, start=nannied) as (client, (only,)):
+        # All at once: from one task to the next nobody else gets the interpreter.
+        futures = client.map(blocks.make_in_band, ["bytes"] * 10, range(10), [nbytes] * 10)
+        assert len(wait(futures, timeout=120).done) == 10
+        assert all(future.status == "finished" for future in futures)
+    assert "is lost" not in only.text
 
 
 def test_a_task_that_needs_too_much_memory_again_and_again_is_given_up_with_the_figures(tmp_path):

@@ -1,6 +1,7 @@
 """Values: proof, size and frames; nothing large is copied."""
 
 import io
+import pickle
 import socket
 import sys
 import threading
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trio_dask.errors import SerializationError
-from trio_dask.protocol.pickling import dump_value, load_value, pickle_value
+from trio_dask.protocol.pickling import dump_value, load_value, pickle_value, stream_value
 
 MIB = 1 << 20
 
@@ -87,6 +88,72 @@ def test_measuring_takes_no_memory_and_dumping_copies_nothing_large():
     assert loaded["raw"] == value["raw"]
     np.testing.assert_array_equal(loaded["numbers"], value["numbers"])
     assert loaded["both"] == value["both"]
+
+
+class File:
+    """Where a pickle is streamed to; keeps only its size, unless it is small."""
+
+    def __init__(self):
+        self.parts = []
+        self.nbytes = 0
+        self.restarts = 0
+
+    def write(self, data):
+        self.nbytes += len(data)
+        if self.nbytes < 100_000:
+            self.parts.append(bytes(data))
+
+    def restart(self):
+        self.parts, self.nbytes = [], 0
+        self.restarts += 1
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: "x" * (48 * MIB),
+        lambda: "\u00e9" * (24 * MIB),
+        lambda: "\u4e00" * (16 * MIB),
+        lambda: [b"x" * 10_000] * 10 + [bytes([n % 256]) * 10_000 for n in range(4800)],
+        lambda: {n: bytes([n]) * MIB for n in range(48)},
+        lambda: bytearray(48 * MIB),
+        lambda: b"x" * (48 * MIB),
+        lambda: np.array([f"{n:01000}" for n in range(48_000)], dtype=object),
+    ],
+    ids=["ascii", "latin", "chinese", "list", "dict", "bytearray", "bytes", "objects"],
+)
+def test_neither_measuring_nor_writing_to_a_file_takes_a_second_copy(make):
+    value = make()
+    file = File()
+    tracemalloc.start()
+    try:
+        measured = pickle_value(value, 1000)
+        stream_value(value, file)
+        left, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert measured.nbytes == file.nbytes >= 45 * MIB
+    assert peak < 12 * MIB, "a pickler remembers what it has seen, and no more"
+    assert left < MIB
+    assert measured.copied_bytes == (0 if isinstance(value, bytes | bytearray) else measured.nbytes)
+
+
+@pytest.mark.parametrize("text", ["x", "\u00e9", "\u4e00", "\U0001f600", "\ud800", "\ud83d\ude00", "a\x00\u4e00"])
+def test_long_strings_come_back_whatever_is_in_them(text):
+    value = text * (3 * MIB // len(text)) + text
+    frames = dump_value(value)
+    assert sum(map(len, frames)) - len(frames[0]) == pickle_value(value, 0).nbytes
+    assert load_value(frames) == value
+    assert pickle.loads(b"".join(frames[1:])) == value
+
+
+def test_what_is_streamed_loads_again_also_if_the_first_pickler_gave_up_in_the_middle():
+    value = [list(range(10_000)), lambda x: x + 1, np.ones(10_000)]
+    file = File()
+    buffers = stream_value(value, file)
+    assert file.restarts == 2
+    numbers, function, ones = load_value([b"".join(file.parts), *buffers])
+    assert (numbers, function(1), ones.sum()) == (value[0], 2, 10_000)
 
 
 @given(st.lists(st.integers(0, 3 * MIB), max_size=5))

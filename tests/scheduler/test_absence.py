@@ -250,6 +250,42 @@ def test_an_obituary_ends_the_grace_and_blames_what_ran_and_nothing_else() -> No
     kit.assert_empty()
 
 
+def test_results_that_end_worker_after_worker_by_their_size_are_given_up_and_the_small_ones_are_not() -> None:
+    kit = Kit(allowed_failures=3)
+    client = kit.client()
+    client.submit("large", "small")
+    for number in range(3):
+        assert client.failed() == []
+        worker, nanny = kit.worker(process=f"p{number}", nthreads=2), kit.nanny(f"p{number}")
+        sizes = {"large": 900 * 2**20, "small": 1000}
+        for run in worker.runs():
+            worker.finish(run, nbytes=sizes[run.key], value=None)
+        kit.peers.pop(worker.peer)
+        nanny.send(m.Obituary(f"p{number}", False, "memory: 993 MiB of 1024 MiB", True, (), {"of_memory": True}))
+    (failure,) = client.take(m.KeyFailed)
+    assert (failure.key, failure.kind) == ("large", "killed")
+    assert "memory: 993 MiB of 1024 MiB, with 900 MiB of this result" in failure.details["deaths"][2]
+    assert kit.states()["small"] == "no-worker"
+    kit.assert_empty()
+
+
+@pytest.mark.parametrize(("of_memory", "runs", "failed"), [(False, False, []), (True, True, ["runs"])])
+def test_what_a_worker_held_is_not_blamed_where_a_task_ran_or_memory_was_not_the_cause(
+    of_memory: bool, runs: bool, failed: list[str]
+) -> None:
+    kit = Kit(allowed_failures=1)
+    client = kit.client()
+    worker, nanny = kit.worker(process="p"), kit.nanny("p")
+    client.submit("held", "runs")
+    held, running = worker.runs()
+    worker.finish(held, nbytes=10**9, value=None)
+    kit.peers.pop(worker.peer)
+    details = {"of_memory": of_memory}
+    nanny.send(m.Obituary("p", False, "it died", True, (running.run,) if runs else (), details))
+    assert client.failed() == failed
+    kit.assert_empty()
+
+
 def test_a_planned_end_is_nobodys_fault() -> None:
     kit = Kit(allowed_failures=1)
     client = kit.client()

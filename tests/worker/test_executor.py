@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import sys
 import threading
 from collections.abc import AsyncGenerator, Callable
@@ -20,6 +21,7 @@ from trio_dask.worker import executor as executor_module
 from trio_dask.worker.board import Board
 from trio_dask.worker.core.ready import ReadyQueue
 from trio_dask.worker.executor import Begun, Declined, Executor, Failed, Finished, InputGone, Outcome
+from trio_dask.worker.gate import Gate
 from trio_dask.worker.store import Store
 from trio_dask.worker.task_context import WorkerHandle, check_cancelled, current_task, get_worker
 
@@ -131,6 +133,54 @@ async def test_a_value_above_the_limit_does_not_ride_along(open_slots: Any) -> N
         finished = await slots.outcome()
         assert finished.inline is None
         assert finished.nbytes > 100
+
+
+async def test_who_is_known_for_large_results_passes_the_gate_and_so_does_who_is_not_known(open_slots: Any) -> None:
+    passed: list[int] = []
+    gate = Gate(lambda nbytes: passed.append(nbytes) is None, lambda: None)
+
+    def unknown() -> int:
+        return 1
+
+    async with open_slots(gate=gate, gate_from=1000) as slots:
+
+        async def run(function: Callable[..., Any], *args: Any) -> Any:
+            slots.offer(len(slots.bursts), function, *args)
+            slots.wake()
+            return await slots.value()
+
+        await run(abs, -1)
+        await run(bytes, 5000)
+        assert passed == []  # nothing large was ever seen
+        await run(abs, -1)
+        assert passed == []
+        await run(bytes, 2000)
+        await run(unknown)
+        await run(unknown)
+        large = len(pickle.dumps(bytes(5000), 5))
+        assert passed == [large, large * 7 // 8]  # what is expected fades, and of `unknown` nothing is the second time
+        for _ in range(20):
+            await run(bytes, 10)
+        passed.clear()
+        await run(bytes, 10)
+        assert passed == []
+
+
+async def test_a_run_that_waits_at_the_gate_is_not_on_the_board_yet(open_slots: Any) -> None:
+    token, called = trio.lowlevel.current_trio_token(), trio.Event()
+    gate = Gate(lambda nbytes: False, lambda: token.run_sync_soon(called.set))
+    async with open_slots(gate=gate, gate_from=1000) as slots:
+        slots.offer(1, bytes, 5000)
+        slots.wake()
+        await slots.value()
+        slots.offer(2, bytes, 5000)
+        slots.wake()
+        with trio.fail_after(PATIENCE_S):
+            await called.wait()
+        assert slots.executor.busy
+        assert slots.executor._cells[0] == 1  # the last one that began
+        gate.close()
+        await slots.value()
 
 
 async def test_runs_of_one_slot_go_by_priority_whatever_comes_first(open_slots: Any) -> None:

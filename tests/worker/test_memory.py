@@ -40,6 +40,7 @@ from trio_dask.protocol.messages import (
 )
 from trio_dask.protocol.pickling import load_value
 from trio_dask.worker import memory
+from trio_dask.worker.gate import Gate
 from trio_dask.worker.memory import MemoryLimits, MemoryMonitor, WorkerHooks, keep_nothing_unwatched
 from trio_dask.worker.pausing import PauseRule
 from trio_dask.worker.peers import Peers
@@ -531,6 +532,58 @@ async def test_what_comes_in_waits_for_room_and_not_for_ever(autojump_clock: Moc
         with trio.fail_after(2 * memory.RETRY_S):
             async with process.monitor.room(20 * MB):
                 assert len(process.spilled) == 5
+
+
+class Task:
+    """A thread that passes the gate for so many bytes."""
+
+    def __init__(self, gate: Gate, nbytes: int) -> None:
+        self.inside = threading.Event()
+        self.done = threading.Event()
+        self._thread = threading.Thread(target=self._pass, args=(gate, nbytes), daemon=True)
+        self._thread.start()
+
+    def _pass(self, gate: Gate, nbytes: int) -> None:
+        gate.enter(nbytes)
+        self.inside.set()
+        self.done.wait(PATIENCE_S)
+        gate.leave(nbytes)
+
+    def end(self) -> None:
+        self.done.set()
+        self._thread.join(PATIENCE_S)
+        assert not self._thread.is_alive()
+
+
+async def test_who_waits_at_the_gate_has_room_made_for_him(make_process: Any) -> None:
+    async with make_process(spill_managed=None) as process:
+        process.fill("a", "b", "c", "d", "e")
+        task = Task(process.monitor.gate, 20 * MB)
+        assert await trio.to_thread.run_sync(task.inside.wait, PATIENCE_S)
+        assert process.used() + 20 * MB <= 75 * MB
+        assert len(process.spilled) >= 1
+        task.end()
+
+
+async def test_a_task_that_cannot_be_helped_passes_the_gate_alone(make_process: Any) -> None:
+    async with make_process(spill_managed=None) as process:
+        process.other_bytes = 90 * MB
+        first = Task(process.monitor.gate, 20 * MB)
+        assert await trio.to_thread.run_sync(first.inside.wait, PATIENCE_S)
+        second = Task(process.monitor.gate, 20 * MB)
+        await trio.sleep(0.3)
+        assert not second.inside.is_set()
+        first.end()
+        assert await trio.to_thread.run_sync(second.inside.wait, PATIENCE_S)
+        second.end()
+
+
+async def test_nobody_stays_at_the_gate_of_a_worker_that_has_ended(make_process: Any) -> None:
+    async with make_process(spill_managed=None) as process:
+        process.other_bytes = 90 * MB
+        tasks = [Task(process.monitor.gate, 20 * MB) for _ in range(3)]
+    for task in tasks:
+        task.end()
 
 
 async def test_only_so_much_comes_in_at_once(autojump_clock: MockClock, make_process: Any) -> None:

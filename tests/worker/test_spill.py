@@ -7,6 +7,7 @@ import gc
 import os
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +209,33 @@ def test_a_write_that_is_under_way_at_the_end_stops(tmp_path: Path, monkeypatch:
         disk.write([bytes(100_000)])
     assert calls == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_value_is_written_while_it_is_pickled_and_is_what_its_frames_would_be(disk: SpillDisk) -> None:
+    value = {"numbers": np.arange(100_000), "raw": b"x" * 3_000_000, "texts": [str(n) for n in range(10_000)]}
+    tracemalloc.start()
+    try:
+        file = disk.write_value(value, 4_000_000)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2_500_000
+    assert disk.used_bytes == file.nbytes == os.stat(file.path).st_size
+    loaded = load_value(disk.read(file))
+    np.testing.assert_array_equal(loaded["numbers"], value["numbers"])
+    assert (loaded["raw"], loaded["texts"]) == (value["raw"], value["texts"])
+
+
+def test_a_disk_that_fills_up_while_a_value_is_pickled_is_named_and_no_fault_of_the_value(
+    disk: SpillDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(descriptor: int, buffers: list[Any]) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "writev", write)
+    with pytest.raises(SpillError, match="No space left"):
+        disk.write_value([bytes([n]) * 10_000 for n in range(255)], 2_550_000)
+    assert disk.used_bytes == 0
 
 
 # ------------------------------------------------------------------------------------------ whose folder is it

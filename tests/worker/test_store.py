@@ -19,6 +19,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 from trio_dask.errors import SpillError
 from trio_dask.protocol.pickling import dump_value, load_value
 from trio_dask.worker import spill
+from trio_dask.worker.gate import Gate
 from trio_dask.worker.scratch import ScratchFolder
 from trio_dask.worker.spill import SpillDisk
 from trio_dask.worker.store import WORTH_A_FILE_BYTES, Store
@@ -189,6 +190,24 @@ def test_what_cannot_be_pickled_stays_in_memory_and_holds_nothing_up(spilling: S
     assert spilling.spill(10 * MB) == (0, "")
     assert on_disk(spilling) == ["a"]
     assert isinstance(spilling["never"], Unwilling)
+
+
+def test_what_is_unpickled_to_a_copy_passes_the_gate_and_what_is_used_as_it_is_does_not(folder: ScratchFolder) -> None:
+    passed: list[int] = []
+    gate = Gate(lambda nbytes: passed.append(nbytes) is None, lambda: None)
+    store = Store(SpillDisk(folder), gate=gate, gate_from=MB)
+    store.put_frames("text", dump_value(["x" * 2 * MB]), 2 * MB)
+    store.put_frames("array", dump_value(np.zeros(2 * MB // 8)), 2 * MB)
+    assert len(store["array"]) == 2 * MB // 8
+    assert passed == []
+    assert len(store["text"][0]) == 2 * MB
+    assert passed == [pytest.approx(2 * MB, rel=0.01)]
+    assert store.copied_bytes("text") == pytest.approx(2 * MB, rel=0.01)
+    assert store.copied_bytes("array") < 1000
+    assert store.spill(4 * MB).nbytes == 4 * MB
+    assert store.copied_bytes("text") == 0  # its file is passed on
+    assert len(store["text"][0]) == 2 * MB
+    assert len(passed) == 2
 
 
 def test_what_is_read_while_it_is_written_stays_in_memory_and_has_its_file(

@@ -28,7 +28,7 @@ LONE_WORKER_TTLS = 6
 
 SECTIONS = {
     "Where to listen": ["host", "port", "interface", "protocol"],
-    "Patience": ["reconnect_grace", "worker_ttl", "allowed_failures", "idle_timeout"],
+    "Patience": ["reconnect_grace", "worker_ttl", "allowed_failures", "stuck_after", "idle_timeout"],
     "Files": ["scheduler_file", "pid_file"],
     "Log": LOG_OPTIONS,
     "Accepted for compatibility, and ignored or refused": [
@@ -69,6 +69,13 @@ SECTIONS = {
     type=Checked("TIME", parse_timedelta),
     help="Stop the cluster after this long without work, such as 1h. Default: never (0).",
 )
+@click.option(
+    "--stuck-after",
+    type=Checked("TIME", parse_timedelta),
+    default="10s",
+    show_default=True,
+    help="Say which tasks have had no worker for this long (0: never).",
+)
 @file_option(
     "--scheduler-file", help="Write the scheduler's address to this file, for --scheduler-file of workers and clients."
 )
@@ -87,6 +94,7 @@ def scheduler(
     worker_ttl: float,
     allowed_failures: int,
     idle_timeout: float | None,
+    stuck_after: float,
     scheduler_file: str | None,
     pid_file: str | None,
     protocol: Literal["tcp", "ws"],
@@ -115,6 +123,7 @@ def scheduler(
         worker_ttl_s=worker_ttl or math.inf,
         lone_worker_ttl_s=LONE_WORKER_TTLS * worker_ttl or math.inf,
         idle_timeout_s=idle_timeout or math.inf,
+        stuck_after_s=stuck_after or math.inf,
     )
 
     context = click.get_current_context()

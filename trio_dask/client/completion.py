@@ -45,7 +45,7 @@ def wait(fs: Any, timeout: Timeout = None, return_when: ReturnWhen = "ALL_COMPLE
         raise TypeError("these are futures of an AsyncClient; use `await client.wait(...)`")
     states = list(dict.fromkeys(states_of(futures)))
     if states and not futures[0].engine.settle(states, _enough(states, return_when), as_seconds(timeout)):
-        raise TimeoutError(f"{sum(not future.done() for future in futures)} futures were not done within {timeout} s")
+        raise _too_late(futures, timeout)
     return _sorted_out(futures)
 
 
@@ -57,12 +57,15 @@ async def wait_async(fs: Any, timeout: Timeout = None, return_when: ReturnWhen =
         with limit(timeout) as scope:
             await futures[0].engine.settle_async(states, _enough(states, return_when))
         if scope.cancelled_caught:
-            raise TimeoutError(
-                f"{sum(not future.done() for future in futures)} futures were not done within {timeout} s"
-            )
+            raise _too_late(futures, timeout)
     else:
         await trio.lowlevel.checkpoint()
     return _sorted_out(futures)
+
+
+def _too_late(futures: list[BaseFuture], timeout: Timeout) -> TimeoutError:
+    count = sum(not future.done() for future in futures)
+    return futures[0].engine.too_late(f"{count} futures were not done within {timeout} s")
 
 
 def _enough(states: list[KeyState], return_when: str) -> int:
@@ -193,7 +196,7 @@ class as_completed:
                 raise StopIteration
             assert self._engine is not None
             if not self._engine.block(signal, None if self._deadline is None else self._deadline - time.monotonic()):
-                raise TimeoutError(f"{self.count()} futures were not done in time")
+                raise self._engine.too_late(f"{self.count()} futures were not done in time")
         return self._item(self._ready.popleft())
 
     async def __anext__(self) -> Any:
@@ -207,7 +210,7 @@ class as_completed:
             with trio.move_on_after(seconds) as scope:
                 await self._engine.rest(signal)
             if scope.cancelled_caught:
-                raise TimeoutError(f"{self.count()} futures were not done in time")
+                raise self._engine.too_late(f"{self.count()} futures were not done in time")
         return self._item(self._ready.popleft())
 
     def next(self) -> Any:

@@ -242,6 +242,9 @@ class Driver:
                         handle = self.core.handle
                         for message in batch[start : start + AT_ONCE]:
                             handle(message)
+                        aloud = self.core.take_aloud()
+                    if aloud:
+                        _logger.warning("%s", aloud)
                 self.flush()
                 if not self._sweeping and self._nursery is not None:
                     self._sweeping = True

@@ -190,6 +190,11 @@ class Engine(Driver):
             async with hooks.outside_of_slots_async(self.facade):
                 await signal.wait()
 
+    def too_late(self, text: str) -> TimeoutError:
+        """The time is up, which this text says; with the reason, if tasks wait for a worker that is not there."""
+        stuck = self.core.stuck
+        return TimeoutError(f"{text}; {stuck}" if stuck else text)
+
     def load(self, frames: Frames) -> Any:
         """Unpickle a value; futures inside it become futures of this client."""
         before = loading.set(self)

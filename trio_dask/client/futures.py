@@ -147,7 +147,7 @@ class Future(BaseFuture):
             return self._engine.load((value,))
         reading = self._engine.read([state], as_seconds(timeout), on_failure=True)
         if reading is None:
-            raise TimeoutError(f"{self.key!r} gave no result within {timeout} s; it is {state.status}")
+            raise self._engine.too_late(f"{self.key!r} gave no result within {timeout} s; it is {state.status}")
         return self._unpack(reading)
 
     def exception(self, timeout: Timeout = None) -> BaseException | None:
@@ -159,7 +159,7 @@ class Future(BaseFuture):
         """
         refuse_in_event_loop("Future.exception()")
         if not self._engine.settle([self._state], 1, as_seconds(timeout)):
-            raise TimeoutError(f"{self.key!r} was not done within {timeout} s")
+            raise self._engine.too_late(f"{self.key!r} was not done within {timeout} s")
         return exception_of(self._state)
 
     def traceback(self, timeout: Timeout = None) -> TracebackType | None:
@@ -186,14 +186,14 @@ class AsyncFuture(BaseFuture):
         with limit(timeout) as scope:
             return await self._result_async()
         assert scope.cancelled_caught
-        raise TimeoutError(f"{self.key!r} gave no result within {timeout} s; it is {self.status}")
+        raise self._engine.too_late(f"{self.key!r} gave no result within {timeout} s; it is {self.status}")
 
     async def exception(self, timeout: Timeout = None) -> BaseException | None:
         """What the task raised, or None, once it is done. Raises `TimeoutError` if that is not in time."""
         with limit(timeout) as scope:
             await self._engine.settle_async([self._state], 1)
         if scope.cancelled_caught:
-            raise TimeoutError(f"{self.key!r} was not done within {timeout} s")
+            raise self._engine.too_late(f"{self.key!r} was not done within {timeout} s")
         return exception_of(self._state)
 
     async def traceback(self, timeout: Timeout = None) -> TracebackType | None:

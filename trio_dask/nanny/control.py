@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ from trio_dask.comm import (
     serve,
 )
 from trio_dask.comm.control import Command, admit_control, serve_control
+from trio_dask.comm.ports import listen_in_range
 from trio_dask.config import WorkerSettings
 from trio_dask.errors import NoScheduler, UsageError
 from trio_dask.files import read_scheduler_file
@@ -40,22 +40,21 @@ async def run_control(nanny: Nanny, *, task_status: trio.TaskStatus[Address] = t
       OSError: it cannot listen where the settings say.
       UsageError: there is no such interface.
     """
-    first, last = nanny.settings.port_range or (0, 0)
     worker = nanny.settings.worker
     host = await _host(worker)
     failure: OSError | None = None
     async with trio.open_nursery() as nursery:
-        for port in range(first, last + 1):
-            try:
-                bound: list[Address] = await nursery.start(_listen, nanny, Address("tcp", host, port))
-            except OSError as error:
-                failure = error  # raised outside of the nursery, which would wrap it
-                if error.errno != errno.EADDRINUSE:
-                    break
-            else:
-                failure = None
-                task_status.started(Address("tcp", await _towards_scheduler(bound[0].host, worker), bound[0].port))
-                break
+
+        async def listen(address: Address) -> list[Address]:
+            bound: list[Address] = await nursery.start(_listen, nanny, address)
+            return bound
+
+        try:
+            bound = await listen_in_range(host, nanny.settings.port_range or (0, 0), listen)
+        except OSError as error:
+            failure = error  # raised outside of the nursery, which would wrap it
+        else:
+            task_status.started(Address("tcp", await _towards_scheduler(bound[0].host, worker), bound[0].port))
     if failure is not None:
         raise failure
 

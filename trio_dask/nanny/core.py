@@ -10,7 +10,8 @@
 | in good order, sent away by its scheduler | nothing; 0 |
 | wrong usage, no scheduler (2, 3) | nothing; the same status |
 | refused (4) | nothing; the same status; but after one that was registered it is a crash: that one is in the way |
-| any other way | a crash: another after a pause, unless there were too many; then nothing; 5 |
+| any other way, while tasks ran | another after a pause: the tasks answer for it |
+| any other way | a crash of its own: another after a pause, unless there were too many; then nothing; 5 |
 
 A task may end the process with any status. So 0 counts as good order only if the worker said why it leaves, and 2, 3
 and 4 count only if it said what is wrong; else they are crashes.
@@ -38,6 +39,8 @@ KEPT_CRASHING = 5
 WRONG_USAGE = 2
 NO_SCHEDULER = 3
 REFUSED = 4
+
+MOST_DOUBLINGS_EXCUSED = 2
 
 
 class RestartPolicy(NamedTuple):
@@ -69,7 +72,7 @@ class End(NamedTuple):
     `status` is as `subprocess` has it, negative for a signal. `started`: it had come as far as running its service,
     `registered`: as far as being taken by a scheduler. `cause` says how it ended in words. `leaving` is the reason that
     it gave before it left in good order, `asked` what the nanny was asked for meanwhile, `stop` or `restart`.
-    `excused`: it was ended for what its tasks did, which is theirs to answer for. `last_words` tell one failed start
+    `excused`: it ended while its tasks ran, which are theirs to answer for it. `last_words` tell one failed start
     from another. `told`: what went wrong is known from the worker itself, not from its status alone.
     """
 
@@ -97,8 +100,19 @@ class RestartWindow:
     def __init__(self, policy: RestartPolicy) -> None:
         self._policy = policy
         self._crashes: deque[tuple[float, str]] = deque()
+        self._excused: deque[tuple[float, str]] = deque()
         self._last_failure = ""
         self._same = 0
+
+    def excused(self, now: float) -> Again:
+        """A process ended for what its tasks did: that does not count, but tasks must not have it started all the time.
+
+        The pause doubles as that after a crash does, in a window of its own, but only so often: others wait as well.
+        """
+        deaths = self._excused
+        self._forget_old(deaths, now)
+        deaths.append((now, ""))
+        return self._pause(min(len(deaths), MOST_DOUBLINGS_EXCUSED + 1))
 
     def crashed(self, cause: str, now: float, *, failed_start: str | None = None) -> Again | Over:
         """Take note of a crash. `failed_start` are the last words of a process that did not come to run its service.
@@ -106,8 +120,7 @@ class RestartWindow:
         The pause before the next process doubles with each crash that the window holds.
         """
         policy, crashes = self._policy, self._crashes
-        while crashes and crashes[0][0] <= now - policy.window_s:
-            crashes.popleft()
+        self._forget_old(crashes, now)
         crashes.append((now, cause))
         self._same = self._same + 1 if failed_start is not None and failed_start == self._last_failure else 1
         self._last_failure = failed_start or ""
@@ -116,9 +129,16 @@ class RestartWindow:
         if len(crashes) > policy.max_restarts:
             often = f"{len(crashes)} times within {policy.window_s:g} s; first: " if len(crashes) > 1 else ""
             return Over(KEPT_CRASHING, f"the worker crashed {often or '(--max-restarts 0): '}{crashes[0][1]}")
+        return self._pause(len(crashes))
+
+    def _forget_old(self, deaths: deque[tuple[float, str]], now: float) -> None:
+        while deaths and deaths[0][0] <= now - self._policy.window_s:
+            deaths.popleft()
+
+    def _pause(self, count: int) -> Again:
         # The exponent is bounded: a policy may allow a million restarts.
-        doublings = min(len(crashes) - 1, 60)
-        return Again(min(policy.first_backoff_s * 2**doublings, policy.max_backoff_s))
+        doublings = min(count - 1, 60)
+        return Again(min(self._policy.first_backoff_s * 2**doublings, self._policy.max_backoff_s))
 
 
 class NannyCore:
@@ -127,7 +147,6 @@ class NannyCore:
     def __init__(self, policy: RestartPolicy, *, lifetime_restart: bool = False, signal_restart: bool = False) -> None:
         self._window = RestartWindow(policy)
         self._followed = {"max-tasks": True, "lifetime": lifetime_restart, "signal": signal_restart}
-        self._first_backoff_s = policy.first_backoff_s
         self._had_registered = False
 
     def ended(self, end: End, now: float) -> Verdict:
@@ -145,7 +164,7 @@ class NannyCore:
         if own and end.told:
             return Verdict(planned=False, next=Over(end.status, end.cause))
         if end.excused:
-            return Verdict(planned=False, next=Again(self._first_backoff_s))
+            return Verdict(planned=False, next=self._window.excused(now))
         # Words that differ in a process id or a time would never count as the same: numbers are left out.
         failed_start = None if end.started else f"{end.status} {''.join(c for c in end.last_words if not c.isdigit())}"
         return Verdict(planned=False, next=self._window.crashed(end.cause, now, failed_start=failed_start))

@@ -58,6 +58,8 @@ class Life:
         self.at_rest = False
         """Its slots are free, and it takes no more tasks."""
         self.killed_for = ""
+        self.has_too_much_memory = False
+        """It was killed for that."""
         self._heeds_signals = False
         self.lonely = False
         """It was killed because there was no scheduler for too long."""
@@ -143,6 +145,7 @@ class Life:
             if self.child is not None and self.child.pid:
                 too_much = memory_verdict(memory_used(self.child.pid), limit, fraction)
                 if too_much is not None:
+                    self.has_too_much_memory = not self.killed_for
                     self._kill(too_much)
 
     async def _watch_scheduler(self) -> None:

@@ -33,14 +33,17 @@ def _at_most(end: ChildEnd) -> str:
     return f" (it had {end.peak_bytes / 2**20:.0f} MiB)" if end.peak_bytes else ""
 
 
-def details_of_death(end: ChildEnd, pid: int, lived_s: float, limit_bytes: int | None) -> Mapping[str, Any]:
-    """Figures and last words, for people."""
+def details_of_death(
+    end: ChildEnd, pid: int, lived_s: float, limit_bytes: int | None, *, of_memory: bool
+) -> Mapping[str, Any]:
+    """Figures and last words, for people; for the scheduler, whether it was ended for its memory."""
     return {
         "pid": pid,
         "status": end.status,
         "lived_s": round(lived_s, 3),
         "peak_bytes": end.peak_bytes,
         "limit_bytes": limit_bytes or 0,
+        "of_memory": of_memory,
         "last_lines": end.words.lines,
         "stack": end.words.stack,
     }

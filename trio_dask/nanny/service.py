@@ -323,6 +323,7 @@ class Nanny:
         assert Nanny._oom_kills is not None
         out_of_memory = end.status == -signal.SIGKILL and not life.killed_for and Nanny._oom_kills.claim()
         runs = board.running()
+        of_memory = out_of_memory or life.has_too_much_memory
         cause = cause_of_death(end, killed_for=life.killed_for, out_of_memory=out_of_memory)
         if life.lonely:
             verdict_end = End(3, end.started, life.killed_for)
@@ -334,14 +335,20 @@ class Nanny:
                 registered=life.address is not None,
                 leaving=life.leaving,
                 asked=life.asked,
-                excused=bool(life.killed_for) and bool(runs),
+                excused=bool(runs) or (of_memory and life.address is not None),
                 last_words=end.failure or end.words.last_line,
                 told=bool(end.failure) or self._is_alone(),
             )
         verdict = self._core.ended(verdict_end, trio.current_time())
         pid = 0 if life.child is None else life.child.pid
         lived_s = trio.current_time() - life.began_at
-        details = details_of_death(end, pid, lived_s, self.settings.worker.memory_limit_bytes)
+        details = details_of_death(
+            end,
+            pid,
+            lived_s,
+            self.settings.worker.memory_limit_bytes,
+            of_memory=of_memory,
+        )
         planned = verdict.planned
         self._link.tell(write_obituary(life.token, cause, details, () if planned else runs, planned=planned))
         self._log_end(pid, life, cause, planned=planned, following=verdict.next)

@@ -299,6 +299,16 @@ class Reply(NamedTuple):
     payload: Any
 
 
+class Stuck(NamedTuple):
+    """Why tasks of this client wait for a worker that is not there; empty if none does any more.
+
+    `aloud`: it has lasted long enough, or changed enough, to be told to people who did not ask.
+    """
+
+    text: str
+    aloud: bool
+
+
 # ---------------------------------------------------------------------------------------------- scheduler -> worker
 
 
@@ -387,7 +397,7 @@ FromClient = (
     | Shutdown
     | Received
 )
-ToClient = Goodbye | KeyReady | KeyFailed | KeyPending | Dropped | Reply | Received
+ToClient = Goodbye | KeyReady | KeyFailed | KeyPending | Dropped | Reply | Received | Stuck
 ToWorker = Blob | ForgetBlobs | Goodbye | Run | Retract | CancelRuns | Free | Leave | Acquire | SchedulerStops
 FromWorker = (
     Goodbye
@@ -434,6 +444,7 @@ TAGS: Mapping[int, type[Any]] = {
     33: Dropped,
     34: Reply,
     35: Received,
+    36: Stuck,
     50: Run,
     51: Retract,
     52: CancelRuns,

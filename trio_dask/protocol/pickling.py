@@ -4,7 +4,7 @@
 |---|---|---|
 | functions | `pickle_function`, `load_function` | `functions` |
 | calls and their tokens | `pickle_call`, `call_token`, `load_call` | `calls`, `tokens` |
-| results, scattered data | `pickle_value`, `dump_value`, `load_value` | `values` |
+| results, scattered data | `pickle_value`, `dump_value`, `stream_value`, `load_value` | `values` |
 | what tasks raise | `describe_exception`, `rebuild_exception` | `exceptions`, `tracebacks` |
 """
 
@@ -14,14 +14,24 @@ from trio_dask.protocol.calls import PickledCall, call_token, load_call, pickle_
 from trio_dask.protocol.exceptions import describe_exception, rebuild_exception
 from trio_dask.protocol.functions import PickledFunction, load_function, pickle_function
 from trio_dask.protocol.picklers import KeyReference
-from trio_dask.protocol.values import PickledValue, dump_value, load_value, pickle_value
+from trio_dask.protocol.values import (
+    PickledValue,
+    PickleFile,
+    copied_bytes,
+    dump_value,
+    load_value,
+    pickle_value,
+    stream_value,
+)
 
 __all__ = [
     "KeyReference",
+    "PickleFile",
     "PickledCall",
     "PickledFunction",
     "PickledValue",
     "call_token",
+    "copied_bytes",
     "describe_exception",
     "dump_value",
     "load_call",
@@ -31,4 +41,5 @@ __all__ = [
     "pickle_function",
     "pickle_value",
     "rebuild_exception",
+    "stream_value",
 ]

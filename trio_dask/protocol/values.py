@@ -8,12 +8,12 @@ first frame is a head that says in how many pieces the pickle comes (0x01 and a 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from io import BytesIO
 from pickle import PickleBuffer
 from types import FunctionType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from trio_dask.errors import SerializationError
 from trio_dask.protocol.captures import CarriesState
@@ -30,7 +30,17 @@ from trio_dask.protocol.picklers import (
     type_name,
 )
 
-__all__ = ["ByReferencePickler", "PickledValue", "SharingPickler", "dump_value", "load_value", "pickle_value"]
+__all__ = [
+    "ByReferencePickler",
+    "PickleFile",
+    "PickledValue",
+    "SharingPickler",
+    "copied_bytes",
+    "dump_value",
+    "load_value",
+    "pickle_value",
+    "stream_value",
+]
 
 IN_BAND_BYTES = 1 << 12
 """Buffers smaller than this are pickled in band: a frame of their own would cost more."""
@@ -45,17 +55,32 @@ _SCALARS: dict[type[Any], str] = {int: "int", float: "float", bool: "bool", type
 _STRINGS: dict[type[Any], str] = {str: "str", bytes: "bytes"}
 _SHORT = 1 << 10
 _PIECES = 0x01
+_PIECES_HEAD_BYTES = 5
 
 
 class PickledValue(NamedTuple):
     """Proof that a value can be pickled, the size of all its frames in bytes, and the qualified name of its type.
 
     `inline` is the whole pickle if it is small enough to ride along in a message; `load_value([inline])` loads it.
+    `copied_bytes` is how much memory `dump_value` takes at most: it copies what is pickled in band.
     """
 
     inline: bytes | None
     nbytes: int
     type_name: str
+    copied_bytes: int = 0
+
+
+class PickleFile(Protocol):
+    """Where `stream_value` writes a pickle."""
+
+    def write(self, data: bytes, /) -> object:
+        """Take the next part."""
+        ...
+
+    def restart(self) -> None:
+        """Forget what was written: the pickle begins anew."""
+        ...
 
 
 class ByReferencePickler(pickle.Pickler):
@@ -126,6 +151,19 @@ class _Meter(_Sink):
             self.kept.clear()
 
 
+class _Stream(_Sink):
+    """Passes the pickle on as it is made."""
+
+    def __init__(self, file: PickleFile) -> None:
+        super().__init__()
+        file.restart()
+        self.file = file
+
+    def write(self, data: bytes, /) -> None:
+        super().write(data)
+        self.file.write(data)
+
+
 class _Frames(_Sink):
     """Keeps everything; large writes as they are."""
 
@@ -192,22 +230,74 @@ def pickle_value(value: Any, inline_limit: int) -> PickledValue:
         data = pickle.dumps(value, PROTOCOL)
         size = len(data)
         return PickledValue(data if size <= inline_limit else None, size, name)
+    if _is_long_text(value) and inline_limit < len(value):
+        nbytes = sum(map(len, _pickle_text(value)))
+        return PickledValue(None, nbytes, "str", nbytes)
     new_meter: Callable[[], _Meter] = partial(_Meter, inline_limit)
     sink: _Meter = _pickle_or_complain(value, new_meter, "result")
     inline = b"".join(sink.kept) if sink.kept and not sink.buffers else None
-    return PickledValue(inline, sink.nbytes, type_name(kind))
+    copied_bytes = 0 if kind is bytes or kind is bytearray else sink.nbytes - sum(view.nbytes for view in sink.buffers)
+    return PickledValue(inline, sink.nbytes, type_name(kind), copied_bytes)
 
 
 def dump_value(value: Any) -> list[Buffer]:
-    """The frames of `value`, without a copy of its large parts: they live and change with it.
+    """The frames of `value`, without a copy of its large buffers and bytes: they live and change with it.
 
     Raises `SerializationError`.
     """
+    if _is_long_text(value):
+        return _in_pieces(list(_pickle_text(value)))
     sink = _pickle_or_complain(value, _Frames, "value")
     sink.cut()
-    if len(sink.pieces) == 1:
-        return [sink.pieces[0], *sink.buffers]
-    return [bytes([_PIECES]) + len(sink.pieces).to_bytes(4, "little"), *sink.pieces, *sink.buffers]
+    return [*_in_pieces(sink.pieces), *sink.buffers]
+
+
+def stream_value(value: Any, file: PickleFile) -> list[memoryview]:
+    """Write the pickle of `value` into a file as it is made, which takes no memory to speak of.
+
+    Returns: its buffers, which live and change with it. Pickle and buffers are frames that `load_value` takes.
+
+    Raises:
+      SerializationError: it cannot be pickled.
+      BaseException: `file.write` raised it, and it is not an `Exception`: those count as failures of the value.
+    """
+    if _is_long_text(value):
+        file.restart()
+        for piece in _pickle_text(value):
+            file.write(piece)
+        return []
+    return _pickle_or_complain(value, partial(_Stream, file), "value").buffers
+
+
+def copied_bytes(sizes: Sequence[int]) -> int:
+    """How much memory `load_value` takes, about, for frames of these sizes: what is out of band it uses as it is."""
+    return sum(sizes) if sizes[0] == _PIECES_HEAD_BYTES else sizes[0]
+
+
+def _in_pieces(pieces: list[bytes]) -> list[Buffer]:
+    if len(pieces) == 1:
+        return [pieces[0]]
+    return [bytes([_PIECES]) + len(pieces).to_bytes(_PIECES_HEAD_BYTES - 1, "little"), *pieces]
+
+
+def _is_long_text(value: Any) -> bool:
+    return kind_of(value) is str and len(value) >= PIECE_BYTES
+
+
+def _pickle_text(text: str) -> Iterator[bytes]:
+    """The pickle of a long string, part by part.
+
+    A pickler would encode all of it at once and, unless it is ASCII, leave that encoding at the string for good.
+    """
+    size = len(text) if text.isascii() else sum(map(len, _encoded(text)))
+    yield pickle.PROTO + bytes([PROTOCOL]) + pickle.BINUNICODE8 + size.to_bytes(8, "little")
+    yield from _encoded(text)
+    yield pickle.STOP
+
+
+def _encoded(text: str) -> Iterator[bytes]:
+    for start in range(0, len(text), PIECE_BYTES):
+        yield text[start : start + PIECE_BYTES].encode("utf-8", "surrogatepass")
 
 
 def load_value(frames: Sequence[Buffer]) -> Any:
@@ -232,21 +322,27 @@ class _PiecesFile:
     def readinto(self, target: Buffer, /) -> int:
         view = memoryview(target)
         done = 0
-        while done < len(view):
-            if not self.rest:
-                piece = next(self.pieces, None)
-                if piece is None:
-                    break
-                self.rest = memoryview(piece)
-            count = min(len(self.rest), len(view) - done)
-            view[done : done + count] = self.rest[:count]
-            self.rest = self.rest[count:]
-            done += count
+        while done < len(view) and (part := self._next(len(view) - done)):
+            view[done : done + len(part)] = part
+            done += len(part)
         return done
 
     def read(self, size: int, /) -> bytes:
-        data = bytearray(size)
-        return bytes(data[: self.readinto(data)])
+        parts: list[memoryview] = []
+        while size and (part := self._next(size)):
+            parts.append(part)
+            size -= len(part)
+        return b"".join(parts)
+
+    def _next(self, most: int) -> memoryview:
+        """What comes next, at most so much and of one piece; empty at the end."""
+        while not self.rest:
+            piece = next(self.pieces, None)
+            if piece is None:
+                break
+            self.rest = memoryview(piece)
+        part, self.rest = self.rest[:most], self.rest[most:]
+        return part
 
     def readline(self) -> bytes:
         """Only text protocols read lines."""

@@ -74,6 +74,7 @@ class _Service:
                 worker_ttl_s=settings.worker_ttl_s,
                 lone_worker_ttl_s=settings.lone_worker_ttl_s,
                 idle_timeout_s=settings.idle_timeout_s,
+                stuck_after_s=settings.stuck_after_s,
             )
         )
         self._identity = Hello(role="scheduler", incarnation=new_incarnation())

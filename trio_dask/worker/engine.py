@@ -7,6 +7,7 @@ woken. The engine lives as long as the worker, through all its sessions.
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from functools import partial
 from queue import SimpleQueue
@@ -78,6 +79,8 @@ class Engine:
             inline_limit_bytes=settings.inline_limit_bytes,
             max_tasks=settings.max_tasks,
             board=self._board,
+            gate=None if self._memory is None else self._memory.gate,
+            gate_from=sys.maxsize if self._memory is None else self._memory.large_bytes,
         )
         self._peers = Peers(self._open_channel, None if self._memory is None else self._memory.room)
         self.server = DataServer(self._store, self._core.held, self._keep, self.handle, self._memory)
@@ -220,9 +223,9 @@ class Engine:
         waiting: list[SimpleQueue[None]] = []
         for outcome in outcomes:
             if isinstance(outcome, Finished):  # as nearly all are
-                run, value, nbytes, type_name, inline, duration_s = outcome
+                run, value, nbytes, type_name, inline, duration_s, copied_bytes = outcome
                 if core.is_current(run):
-                    self._store.put(run.key, value, nbytes)
+                    self._store.put(run.key, value, nbytes, copied_bytes)
                 core.finished(run, nbytes, type_name, inline, duration_s)
             elif isinstance(outcome, Failed):
                 core.failed(*outcome)

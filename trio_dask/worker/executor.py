@@ -23,6 +23,7 @@ from trio_dask.protocol.messages import Run
 from trio_dask.protocol.pickling import load_call, load_function, pickle_value
 from trio_dask.worker.board import Board
 from trio_dask.worker.core.ready import ReadyQueue
+from trio_dask.worker.gate import Gate
 from trio_dask.worker.secession import Rejoined, Seceded, Secession
 from trio_dask.worker.task_context import TaskContext, WorkerHandle, enter
 from trio_dask.worker.wording import describe_failure, mention_trio, sendable
@@ -39,6 +40,7 @@ class Finished(NamedTuple):
     type_name: str
     inline: bytes | None
     duration_s: float
+    copied_bytes: int
 
 
 class Failed(NamedTuple):
@@ -88,6 +90,8 @@ class _AsyncCall(NamedTuple):
     reply: SimpleQueue[Callable[[], Any]]
 
 
+FADING = 7 / 8
+
 _Posted = Outcome | _AsyncCall | _Crashed
 """What slots have to say."""
 
@@ -106,7 +110,8 @@ class Executor:
     """`slots` threads and what they need. `run` hosts it; every public method is for the Trio thread.
 
     `ready`, `blobs` and `values` belong to others and change while slots read them. After `max_tasks` tasks it is
-    `spent`. On `board` stands what each slot executes.
+    `spent`. On `board` stands what each slot executes. A task whose result is expected to have `gate_from` bytes or
+    more passes the `gate` before it begins.
     """
 
     def __init__(
@@ -120,6 +125,8 @@ class Executor:
         inline_limit_bytes: int,
         max_tasks: int | None = None,
         board: Board | None = None,
+        gate: Gate | None = None,
+        gate_from: int = 0,
     ) -> None:
         self._slots: list[TaskContext | None] = [None] * slots
         self._ready = ready
@@ -133,6 +140,13 @@ class Executor:
         self.spent = False
         """Whether all tasks that are to run here have begun."""
         self._functions: dict[Digest, tuple[Callable[..., Any], bool]] = {}
+        """Those that tasks share, and whether they are `async def`."""
+        self._known: set[Digest] = set()
+        """Functions that have run."""
+        self._gate = gate
+        self._gate_from = gate_from
+        self._large: dict[Digest, int] = {}  # the size of what to expect of functions with large results
+        self._largest = 0  # and of functions that have not run yet
         self._tokens: SimpleQueue[None] = SimpleQueue()
         self._secession = Secession(self._slots, self._cells, start=self._start_slot, post=self._post, wake=self.wake)
         self._posted: deque[_Posted] = deque()
@@ -199,6 +213,8 @@ class Executor:
         """Drop these unpickled functions."""
         for digest in digests:
             self._functions.pop(digest, None)
+            self._known.discard(digest)
+            self._large.pop(digest, None)
 
     def _deliver(self) -> None:
         """Hand on what has gathered. Trio calls this when a slot has asked for it: a task to do it would come later."""
@@ -300,6 +316,9 @@ class Executor:
         run = context.run
         self._slots[number] = context
         enter(context)
+        expected = self._large.get(run.function, 0) if run.function in self._known else self._largest
+        if expected and self._gate is not None:
+            self._gate.enter(expected)
         try:
             if run.extra:
                 self._begin(context)
@@ -312,19 +331,32 @@ class Executor:
             args, kwargs = load_call(run.call, self._blobs, values)
             value = self._call_async(context, function, args, kwargs) if is_async else function(*args, **kwargs)
             pickled = pickle_value(value, self._inline_limit)
+            if expected or pickled.nbytes >= self._gate_from:
+                self._learn(run.function, pickled.nbytes)
         except _Absent as absent:
             return InputGone(run, absent.key)
         except BaseException as error:  # whatever a task raises is its result, and the slot lives on
             duration_s = perf_counter() - context.started_at
             return Failed(run, *describe_failure(error), duration_s)
         finally:
+            if expected and self._gate is not None:
+                self._gate.leave(expected)
             slot = context.slot
             if slot is None:
                 self._secession.ended(context)
             else:
                 self._slots[slot] = None
         duration_s = perf_counter() - context.started_at
-        return Finished(run, value, pickled.nbytes, sendable(pickled.type_name), pickled.inline, duration_s)
+        type_name = sendable(pickled.type_name)
+        return Finished(run, value, pickled.nbytes, type_name, pickled.inline, duration_s, pickled.copied_bytes)
+
+    def _learn(self, function: Digest, nbytes: int) -> None:
+        """A result was so large. What is expected of a function goes down slowly when its results are smaller."""
+        if self._gate is not None:
+            expected = max(nbytes, int(FADING * self._large.pop(function, 0)))
+            if expected >= self._gate_from:
+                self._large[function] = expected
+            self._largest = max(list(self._large.values()), default=0)
 
     def _begin(self, context: TaskContext) -> None:
         extra = context.run.extra
@@ -339,6 +371,7 @@ class Executor:
         function, shared = load_function(self._blobs[digest], self._blobs)
         method = getattr(type(function), "__call__", None)  # noqa: B004 (the method itself is what is asked about)
         is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(method)
+        self._known.add(digest)
         if shared:
             self._functions[digest] = function, is_async
         return function, is_async

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -20,6 +19,7 @@ from trio_dask.comm import (
     serve,
 )
 from trio_dask.comm.control import admit_control
+from trio_dask.comm.ports import listen_in_range
 from trio_dask.config import WorkerSettings
 from trio_dask.identity import new_incarnation
 from trio_dask.protocol.hello import Hello
@@ -63,7 +63,6 @@ class Listening:
         moved = host != self._host
         if moved:
             self._scope.cancel()
-            self._scope = trio.CancelScope()
             self._host = None  # if that fails it listens nowhere, and has to whatever comes next
             self._bound = await self._bind(scheduler, host)
             self._host = host
@@ -94,17 +93,12 @@ class Listening:
     async def _bind(self, scheduler: Address, host: str) -> Address:
         if scheduler.scheme == "inproc":
             return await self._start(Address("inproc", host))
-        first, last = self._settings.port_range
-        for port in range(first, last):
-            try:
-                return await self._start(Address("tcp", host, port))
-            except OSError as error:
-                if error.errno != errno.EADDRINUSE:
-                    raise
-        return await self._start(Address("tcp", host, last))
+        return await listen_in_range(host, self._settings.port_range, self._start)
 
     async def _start(self, address: Address) -> Address:
-        bound: list[Address] = await self._nursery.start(self._serve, address, self._scope)
+        scope = trio.CancelScope()  # one for each try: it can be entered only once
+        bound: list[Address] = await self._nursery.start(self._serve, address, scope)
+        self._scope = scope
         return bound[0]
 
     async def _serve(

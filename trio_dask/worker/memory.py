@@ -8,7 +8,8 @@ Each can be off. Before anything of this happens, memory that is kept for values
 so that only what is used counts.
 
 All slow things happen in a thread, one after the other, in portions after which the figures are read anew; the watch
-goes on meanwhile. Values from peers and clients wait for room before memory is taken for them.
+goes on meanwhile. Values from peers and clients wait for room before memory is taken for them, and so do tasks whose
+results are known to be large, and inputs that are to be unpickled (`gate`).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import trio
 from trio_dask.comm.buffers import Stock, stock
 from trio_dask.config import WorkerSettings, format_bytes
 from trio_dask.worker.budget import Budget
+from trio_dask.worker.gate import Gate
 from trio_dask.worker.pausing import PauseRule
 from trio_dask.worker.process_memory import ProcessMemory, collect_garbage, keep_large_blocks_apart, trim
 from trio_dask.worker.scratch import ScratchFolder, remove_leftovers
@@ -62,6 +64,9 @@ PROBE_S = 0.005
 WORTHWHILE_BYTES = 2**20
 INCOMING_COUNT = 64
 INCOMING_SHARE = 0.1
+
+LARGE_SHARE = 1 / 128
+"""Of the limit: a task with a result from this size on, and a value whose unpickling takes that much, wait for room."""
 
 KEPT_SHARE = 0.1
 KEPT_BELOW = 0.6
@@ -165,7 +170,12 @@ class MemoryMonitor:
         self._disk: SpillDisk | None = None
         if limits.spills:
             self._disk = SpillDisk(ScratchFolder(settings.local_directory), settings.max_spill_bytes)
-        self.store = Store(self._disk, high_bytes=limits.managed_high, press=self._press)
+        self.gate = Gate(self._fits, self._call_for_room)
+        self.large_bytes = int(LARGE_SHARE * limits.limit)
+        """What is smaller need not pass the gate."""
+        self.store = Store(
+            self._disk, high_bytes=limits.managed_high, press=self._press, gate=self.gate, gate_from=self.large_bytes
+        )
         self._rule = PauseRule(
             limits.pause_above, limits.pause_below, step_bytes=0.05 * limits.limit, patience_s=PAUSE_PATIENCE_S
         )
@@ -201,6 +211,7 @@ class MemoryMonitor:
                     nursery.start_soon(self._look_at_folder, self._disk.folder)
                 await self._watch()
         finally:
+            self.gate.close()
             self._process.close()
             if self._disk is not None:
                 with trio.move_on_after(CLOSE_S, shield=True):
@@ -224,11 +235,32 @@ class MemoryMonitor:
         """
         self.stir()
         async with self._incoming.share(nbytes):
-            while self._used(nbytes) + nbytes > self.limits.ceiling and not self._resting():
+            while not self._fits(nbytes) and not self._resting():
                 self._wanted = max(self._wanted, nbytes)
                 self._work.set()
                 await self._turn.wait()
             yield
+
+    def _fits(self, nbytes: int) -> bool:
+        """Whether there is room for so much. From any thread."""
+        return self._used(nbytes) + nbytes <= self.limits.ceiling
+
+    def _call_for_room(self) -> None:
+        """Somebody waits at the gate. From any thread."""
+        try:
+            if self._token is None:
+                self.gate.close()  # which `run` has not opened, and will not: nobody makes room
+            else:
+                self._token.run_sync_soon(self._look_at_gate, idempotent=True)
+        except trio.RunFinishedError:
+            self.gate.close()
+
+    def _look_at_gate(self) -> None:
+        resting = self._resting()
+        wanted = self.gate.look(helpless=resting, urgent=self._hooks.waits_for_itself())
+        if wanted and not resting:
+            self._wanted = max(self._wanted, wanted)
+            self._work.set()
 
     def _used(self, more: int = 0) -> int:
         """What the process has; where that, and so much more, is not little, it keeps nothing. From any thread."""
@@ -262,6 +294,7 @@ class MemoryMonitor:
             self._pressed = self._dozing = False
             self._wake = trio.Event()
             self._hooks.lose()
+            self._look_at_gate()
             used = self._used(self._wanted)
             scarce = self._excess(used) > 0 and not self._resting()
             if scarce or self.store.has_garbage:
@@ -350,6 +383,7 @@ class MemoryMonitor:
     def _end_turn(self) -> None:
         self._turn.set()
         self._turn = trio.Event()
+        self._look_at_gate()
         if self._rule.paused:
             self._wake.set()  # every moment counts
 

@@ -101,7 +101,12 @@ class DataServer:
 
     async def _dump_and_send(self, channel: DataChannel, key: Key, nbytes: int) -> None:
         store = self._store
-        if not store.is_pickled(key) and (nbytes > BIG_BYTES or store.is_spilled(key)):
+        copied_bytes = store.copied_bytes(key)
+        if copied_bytes > BIG_BYTES and self._room is not None:
+            # Only until the copy is there: who held on to it while a peer makes room to take it could wait in a circle.
+            async with self._room(copied_bytes):
+                dumped = await trio.to_thread.run_sync(self._dump, key, abandon_on_cancel=True)
+        elif not store.is_pickled(key) and (nbytes > BIG_BYTES or store.is_spilled(key)):
             dumped = await trio.to_thread.run_sync(self._dump, key, abandon_on_cancel=True)
         else:
             dumped = self._dump(key)

@@ -1,6 +1,7 @@
 """Values on disk: one file each, with the frames of the pickle one after the other.
 
-Writing and removing happen in one thread at a time, reading in any. A file is read by mapping it: the arrays of the
+Writing and removing happen in one thread at a time, reading in any. A value is written while it is pickled: it goes to
+disk because memory is short, so there must be no second copy of it. A file is read by mapping it: the arrays of the
 value then lie in the file's pages, are private to this process once they are written to, and cost memory only as far as
 they are looked at. Before it is mapped, the file is read through once, so that whoever touches the pages later, perhaps
 with the interpreter's lock in hand, need not wait for the disk.
@@ -14,11 +15,14 @@ import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
 
 from trio_dask.config import format_bytes
 from trio_dask.errors import SpillError
 from trio_dask.protocol.picklers import Buffer
+from trio_dask.protocol.pickling import stream_value
 from trio_dask.worker.scratch import ScratchFolder
 
 __all__ = ["SpillDisk", "SpilledFile"]
@@ -28,6 +32,9 @@ ALIGNMENT = 64
 
 PIECE_BYTES = 8 * 2**20
 """What one call writes at most, so that a worker that ends does not have to wait for long."""
+
+GATHERED_BYTES = 2**20
+"""What a pickler writes is gathered until it is so much."""
 
 PIECE_BUFFERS = 256
 MAP_BYTES = 256 * 2**10
@@ -45,10 +52,14 @@ class SpilledFile:
 
     def __init__(self, path: str, sizes: tuple[int, ...]) -> None:
         self.path = path
-        self.sizes = sizes
-        self.nbytes = sum(map(_padded, sizes))
         self.mappings = 0
         self.removed = False
+        self.take(sizes)
+
+    def take(self, sizes: tuple[int, ...]) -> None:
+        """These are the sizes of its frames."""
+        self.sizes = sizes
+        self.nbytes = sum(map(_padded, sizes))
 
 
 class SpillDisk:
@@ -88,27 +99,58 @@ class SpillDisk:
         Raises:
           SpillError: there is no room for them, or the disk does not take them.
         """
+        sizes = tuple(memoryview(frame).nbytes for frame in frames)
+        return self._fill(sizes, partial(self._write_frames, frames))
+
+    def write_value(self, value: Any, nbytes: int) -> SpilledFile:
+        """Put the frames of a value, whose size is about this, into a new file; it is pickled on the way.
+
+        Raises:
+          SpillError: there is no room for it, or the disk does not take it.
+          SerializationError: it cannot be pickled.
+        """
+        return self._fill((nbytes,), partial(self._write_value, value))
+
+    def _write_frames(self, frames: Sequence[Buffer], descriptor: int) -> tuple[int, ...]:
+        for piece in _pieces(frames):
+            self._write_piece(descriptor, piece)
+        return tuple(memoryview(frame).nbytes for frame in frames)
+
+    def _write_value(self, value: Any, descriptor: int) -> tuple[int, ...]:
+        pickled = _Pickled(descriptor, self._write_piece)
+        try:
+            buffers = stream_value(value, pickled)
+        except _Refused as refused:
+            raise refused.error from None
+        pickled.finish()
+        return (pickled.nbytes, *self._write_frames(buffers, descriptor))
+
+    def _write_piece(self, descriptor: int, piece: list[Buffer]) -> None:
+        if self._closed:
+            raise SpillError("the worker is leaving")
+        _write_all(descriptor, piece)
+
+    def _fill(self, sizes: tuple[int, ...], write: Callable[[int], tuple[int, ...]]) -> SpilledFile:
+        """A new file, for frames of about these sizes, into which `write` puts what it says afterwards."""
         self.sweep()
         try:
-            file, descriptor = self._create(tuple(memoryview(frame).nbytes for frame in frames))
+            file, descriptor = self._create(sizes)
         except SpillError:
             raise
         except OSError as error:
             raise self._complaint(error) from error
         try:
             try:
-                for piece in _pieces(frames):
-                    if self._closed:
-                        raise SpillError("the worker is leaving")
-                    _write_all(descriptor, piece)
+                written = write(descriptor)
             finally:
                 os.close(descriptor)  # where a file system over a network says that it had no room after all
-        except SpillError:
-            self._unlink(file)
-            raise
         except OSError as error:
             self._unlink(file)
             raise self._complaint(error) from error
+        except BaseException:
+            self._unlink(file)
+            raise
+        self._resize(file, written)
         return file
 
     def read(self, file: SpilledFile) -> list[memoryview]:
@@ -164,6 +206,12 @@ class SpillDisk:
             self._used += file.nbytes
             return file, descriptor
 
+    def _resize(self, file: SpilledFile, sizes: tuple[int, ...]) -> None:
+        with self._lock:
+            self._used -= file.nbytes
+            file.take(sizes)
+            self._used += file.nbytes
+
     def _unlink(self, file: SpilledFile) -> None:
         try:
             os.unlink(file.path)
@@ -206,6 +254,52 @@ class SpillDisk:
         return SpillError(f"cannot write to {self.folder.base}: {error.strerror or error}")
 
 
+class _Refused(BaseException):
+    """The disk does not take what a pickler writes. No `Exception`, which would count as a failure of the value."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+
+class _Pickled:
+    """The first frame of a file, which a pickler writes."""
+
+    def __init__(self, descriptor: int, write_piece: Callable[[int, list[Buffer]], None]) -> None:
+        self._descriptor = descriptor
+        self._write_piece = write_piece
+        self._parts: list[Buffer] = []
+        self._gathered = 0
+        self.nbytes = 0
+
+    def restart(self) -> None:
+        """Drop what was written."""
+        self._parts, self._gathered, self.nbytes = [], 0, 0
+        os.ftruncate(self._descriptor, 0)
+        os.lseek(self._descriptor, 0, os.SEEK_SET)
+
+    def write(self, data: Buffer, /) -> None:
+        self._parts.append(data)
+        self._gathered += len(data)
+        self.nbytes += len(data)
+        if self._gathered >= GATHERED_BYTES:
+            try:
+                self._flush()
+            except (SpillError, OSError) as error:
+                raise _Refused(error) from None
+
+    def finish(self) -> None:
+        """Write what is left, with the padding."""
+        self._flush()
+        padding = _padded(self.nbytes) - self.nbytes
+        if padding:
+            self._write_piece(self._descriptor, [_PADDING[:padding]])
+
+    def _flush(self) -> None:
+        parts, self._parts, self._gathered = self._parts, [], 0
+        for piece in _pieces(parts, alignment=1):
+            self._write_piece(self._descriptor, piece)
+
+
 def _padded(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
@@ -217,7 +311,7 @@ def _starts(sizes: tuple[int, ...]) -> Iterator[int]:
         start += _padded(size)
 
 
-def _pieces(frames: Sequence[Buffer]) -> Iterator[list[Buffer]]:
+def _pieces(frames: Sequence[Buffer], alignment: int = ALIGNMENT) -> Iterator[list[Buffer]]:
     """What to write, in order, padded, in portions that one call takes."""
     piece: list[Buffer] = []
     size = 0
@@ -233,7 +327,7 @@ def _pieces(frames: Sequence[Buffer]) -> Iterator[list[Buffer]]:
                 piece, size = [], 0
             piece.append(part)
             size += part.nbytes
-        padding = _padded(view.nbytes) - view.nbytes
+        padding = -view.nbytes % alignment
         if padding:
             piece.append(_PADDING[:padding])
             size += padding

@@ -25,10 +25,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import inf
 from typing import Any, NamedTuple
 
+import trio
+
 from trio_dask.errors import SpillError
 from trio_dask.identity import Key
 from trio_dask.protocol.picklers import Buffer
-from trio_dask.protocol.pickling import dump_value, load_value
+from trio_dask.protocol.pickling import copied_bytes, dump_value, load_value
+from trio_dask.worker.gate import Gate
 from trio_dask.worker.spill import SpillDisk, SpilledFile
 
 __all__ = ["Frames", "Spilled", "Store"]
@@ -64,11 +67,14 @@ _NOTHING = _Nothing()
 class _Entry:
     """A value that is not a mere object in the dict. `making` is held by who turns its frames into an object."""
 
-    __slots__ = ("alive", "file", "frames", "key", "making", "nbytes", "stays", "value")
+    __slots__ = ("alive", "copied_bytes", "file", "frames", "key", "making", "nbytes", "stays", "value")
 
-    def __init__(self, key: Key, nbytes: int, value: Any = _NOTHING, frames: Frames | None = None) -> None:
+    def __init__(
+        self, key: Key, nbytes: int, value: Any = _NOTHING, frames: Frames | None = None, copied_bytes: int = 0
+    ) -> None:
         self.key = key
         self.nbytes = nbytes
+        self.copied_bytes = copied_bytes
         self.value = value
         self.frames = frames
         self.file: SpilledFile | None = None
@@ -85,15 +91,24 @@ class Store(Mapping[Key, Any]):
     """Values by key; reading one by subscript gives the object, whatever form it had.
 
     `disk` is where `spill` puts values; without one they stay in memory. `press` is called, in any thread, when the
-    values that could be spilled come to more than `high_bytes`, and when values were found to be lost.
+    values that could be spilled come to more than `high_bytes`, and when values were found to be lost. A value whose
+    unpickling takes `gate_from` bytes or more passes the `gate` before.
     """
 
     def __init__(
-        self, disk: SpillDisk | None = None, *, high_bytes: float = inf, press: Callable[[], None] = lambda: None
+        self,
+        disk: SpillDisk | None = None,
+        *,
+        high_bytes: float = inf,
+        press: Callable[[], None] = lambda: None,
+        gate: Gate | None = None,
+        gate_from: int = 0,
     ) -> None:
         self._disk = disk
         self._high_bytes = high_bytes
         self._press = press
+        self._gate = gate
+        self._gate_from = gate_from
         self._entries: dict[Key, Any] = {}
         self._wrapped = 0  # how many of them are an _Entry
         self._recent: OrderedDict[Key, _Entry] = OrderedDict()
@@ -160,14 +175,20 @@ class Store(Mapping[Key, Any]):
         entry = self._entries.get(key)
         return type(entry) is _Entry and entry.frames is not None
 
+    def copied_bytes(self, key: Key) -> int:
+        """How much memory `dump` takes for this value, about."""
+        entry = self._entries.get(key)
+        return entry.copied_bytes if type(entry) is _Entry and entry.value is not _NOTHING else 0
+
     # ------------------------------------------------------------------------------------------ in and out
 
-    def put(self, key: Key, value: Any, nbytes: int) -> None:
-        """Keep an object that is so big when pickled."""
+    def put(self, key: Key, value: Any, nbytes: int, copied_bytes: int = 0) -> None:
+        """Keep an object that is so big when pickled; `dump` takes as much memory as `copied_bytes` says."""
         if nbytes < self._from_bytes and not (self._wrapped and type(self._entries.get(key)) is _Entry):
             self._entries[key] = value
         else:
-            self._replace(key, _Entry(key, nbytes, value) if nbytes >= self._from_bytes else value)
+            worth_it = nbytes >= self._from_bytes
+            self._replace(key, _Entry(key, nbytes, value, None, copied_bytes) if worth_it else value)
 
     def put_frames(self, key: Key, frames: Frames, nbytes: int) -> None:
         """Keep a value that came in pickled form."""
@@ -238,7 +259,10 @@ class Store(Mapping[Key, Any]):
                 frames, file, alive = entry.frames, entry.file, entry.alive
             value = None if alive is None else alive()
             if value is None:
-                value = load_value(self._read(entry, file) if frames is None else frames)
+                frames = self._read(entry, file) if frames is None else frames
+                entry.copied_bytes = copied_bytes([memoryview(frame).nbytes for frame in frames])
+                value = self._load(frames, entry.copied_bytes)
+                del frames
             with self._lock:
                 was_spilled = not entry.in_memory
                 entry.value, entry.frames, entry.alive = value, None, None
@@ -257,6 +281,15 @@ class Store(Mapping[Key, Any]):
         if full:
             self._press()
         return value
+
+    def _load(self, frames: Frames, copied_bytes: int) -> Any:
+        if self._gate is None or copied_bytes < self._gate_from or trio.lowlevel.in_trio_run():
+            return load_value(frames)
+        self._gate.enter(copied_bytes)
+        try:
+            return load_value(frames)
+        finally:
+            self._gate.leave(copied_bytes)
 
     def _read(self, entry: _Entry, file: SpilledFile | None) -> Frames:
         assert self._disk is not None, "a value is neither in memory nor on disk"
@@ -328,7 +361,7 @@ class Store(Mapping[Key, Any]):
             value, frames, file = entry.value, entry.frames, entry.file
         if file is None:
             try:
-                file = disk.write(dump_value(value) if frames is None else frames)
+                file = disk.write_value(value, nbytes) if frames is None else disk.write(frames)
             except SpillError:
                 with self._lock:
                     self._freshen(entry)

@@ -41,6 +41,7 @@ from trio_dask.protocol.messages import (
     Retire,
     Retry,
     Shutdown,
+    Stuck,
     Unreachable,
 )
 
@@ -66,6 +67,9 @@ class ClientCore:
         """The incarnation of the scheduler that knows of this client; empty if none does."""
         self.received = 0
         """Messages of that scheduler that were handled. After a lost link it sends those that come after them."""
+        self.stuck = ""
+        """Why tasks wait for a worker that is not there, as the scheduler said last; empty if none does."""
+        self._aloud = ""
         self._stream = Stream()
         self._outbox = Outbox(BLOB_BUDGET_BYTES)
         self._fetches = Fetches()
@@ -240,6 +244,10 @@ class ClientCore:
             answer = self._answers.pop(message.request, None)
             if answer is not None:
                 answer(message.payload, None)
+        elif isinstance(message, Stuck):
+            self.stuck = message.text
+            if message.aloud:
+                self._aloud = message.text
         elif isinstance(message, Received):
             self._stream.confirmed(message.number)
         else:
@@ -265,8 +273,14 @@ class ClientCore:
             self._outbox.put_first(self._stream.take_back(handled))
         self.scheduler = scheduler
 
+    def take_aloud(self) -> str:
+        """What the user should be told, once; empty if nothing."""
+        aloud, self._aloud = self._aloud, ""
+        return aloud
+
     def forsake(self, ended: Ended) -> None:
         """The scheduler is lost, and all that was asked of it: whoever waits hears it now. The next knows nothing."""
+        self.stuck = ""
         self.scheduler = ""
         self.received = 0
         self._stream = Stream()

@@ -239,7 +239,8 @@ def obituary(state: State, message: Obituary) -> None:
     if worker.peer in state.workers:
         state.requests.append(ClosePeer(worker.peer, message.cause))
     ran = message.runs if message.exact else None
-    bury(state, worker, message.cause, expected=message.planned, ran=ran)
+    of_memory = message.details.get("of_memory") is True
+    bury(state, worker, message.cause, expected=message.planned, ran=ran, of_memory=of_memory)
 
 
 def _note_process(state: State, peer: PeerId, process: str) -> None:

@@ -6,7 +6,8 @@ from it can be mistaken for news. (One that may come back is first *away*, see `
 Blame: when a worker dies, only tasks that were running there are blamed. Its nanny knows exactly which these were.
 Otherwise known to run are those it announced (`Started`), and, if it held no more ready runs than slots, all of these.
 Else its ready runs become suspects, whose next start is announced before it happens, so that a second death is known
-exactly.
+exactly. A worker that was ended for its memory while nothing ran there died of what it held: its large results are
+blamed, or they would be computed again, and end one worker after the other, for ever.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from trio_dask.identity import PeerId, RunId
 from trio_dask.protocol.messages import Reply, Retract
 from trio_dask.scheduler.core.lifecycle import announce, fail, hand_back, lose, move
 from trio_dask.scheduler.core.placement import admit, settle
+from trio_dask.scheduler.core.stuck import look_soon
 from trio_dask.scheduler.core.tables import (
     DETACHED,
     Failure,
@@ -44,6 +46,9 @@ __all__ = [
     "release_parked",
     "set_capacity",
 ]
+
+HEAVY_SHARE: Final = 1 / 32
+"""Of its worker's memory limit: from this size on a result may have been too much for it."""
 
 SIGNS_PER_TTL: Final = 10
 """So often within the time that a worker may be silent it is looked at."""
@@ -103,6 +108,8 @@ def expect_signs(state: State) -> None:
 def open_to_work(state: State, worker: Worker) -> None:
     """Give a worker its slots, and a place at every queue whose demands it meets."""
     worker.slots = worker.capacity
+    if state.stuck_at < float("inf"):
+        look_soon(state)
     state.queue.eligible[worker] = None
     for queue in state.queues.values():
         admit(queue, worker)
@@ -116,6 +123,8 @@ def close_to_work(state: State, worker: Worker) -> None:
     state.queue.eligible.pop(worker, None)
     for queue in worker.queues:
         queue.eligible.pop(worker, None)
+        if not queue.eligible and queue.line:
+            look_soon(state)
     worker.queues.clear()
     for group in (state.idle, state.roomy, state.surplus, state.touched):
         group.pop(worker, None)
@@ -131,11 +140,19 @@ def _clear_backlog(state: State, worker: Worker, why: str) -> None:
     worker.backlog.clear()
 
 
-def bury(state: State, worker: Worker, reason: str, *, expected: bool, ran: Collection[RunId] | None = None) -> None:
+def bury(
+    state: State,
+    worker: Worker,
+    reason: str,
+    *,
+    expected: bool,
+    ran: Collection[RunId] | None = None,
+    of_memory: bool = False,
+) -> None:
     """A worker has left (`expected`) or is lost for ever.
 
     Its runs are placed anew, its results computed anew where needed. Unless its end was expected, the tasks that were
-    running there are blamed: `ran`, where that is known.
+    running there are blamed: `ran`, where that is known. `of_memory`: it had too much.
     """
     info = worker.info
     if not expected:
@@ -159,6 +176,7 @@ def bury(state: State, worker: Worker, reason: str, *, expected: bool, ran: Coll
         running = [task for run in ran if (task := worker.processing.get(run)) is not None]
     else:
         running = _running(worker)
+    heavy = _heavy(worker) if of_memory and not expected and not running else {}
     if not expected:
         _recall_readers(state, worker)
     for task in list(worker.holds):
@@ -173,7 +191,10 @@ def bury(state: State, worker: Worker, reason: str, *, expected: bool, ran: Coll
         if type(phase) is Processing and phase.worker is worker:
             hand_back(state, task, f"worker {info.name} left")
     for task in running:
-        _blame(state, task, worker, reason)
+        _blame(state, task, worker, reason, "was running on")
+    for task, nbytes in heavy.items():
+        if type(task.phase) is not InMemory and (task.wanted or task.waiters):
+            _blame(state, task, worker, f"{reason}, with {nbytes / 2**20:.0f} MiB of this result", "was held by")
     release_parked(state, worker)
     worker.unreached.clear()
     worker.copying.clear()
@@ -242,7 +263,16 @@ def _running(worker: Worker) -> list[Task]:
     return known
 
 
-def _blame(state: State, task: Task, worker: Worker, reason: str) -> None:
+def _heavy(worker: Worker) -> dict[Task, int]:
+    """The large results that a worker holds, with their sizes; if none is large, the largest."""
+    sizes = {task: task.phase.nbytes for task in worker.holds if type(task.phase) is InMemory}
+    from_bytes = float(max(sizes.values(), default=0))
+    if worker.info.memory_limit:
+        from_bytes = min(from_bytes, HEAVY_SHARE * worker.info.memory_limit)
+    return {task: nbytes for task, nbytes in sizes.items() if nbytes >= from_bytes}
+
+
+def _blame(state: State, task: Task, worker: Worker, reason: str, role: str) -> None:
     past = task.past
     if past is None:
         past = task.past = Past()
@@ -250,10 +280,10 @@ def _blame(state: State, task: Task, worker: Worker, reason: str) -> None:
     info = worker.info
     name = "" if "://" in info.name else f"{info.name} "  # without a name of its own it is called by an address
     past.deaths.append(f"worker {name}at {info.address} (pid {info.pid}): {reason}")
-    state.note(task.key, f"was running on {worker.info.name}, which died")
+    state.note(task.key, f"{role} {worker.info.name}, which died")
     if len(past.deaths) >= state.settings.allowed_failures:
         details = {"deaths": tuple(past.deaths)}
-        text = f"{task.key!r} was running on {len(past.deaths)} workers that died"
+        text = f"{len(past.deaths)} workers died while they ran {task.key!r} or held its result"
         fail(state, task, Failure(task.key, "killed", None, text, details))
     else:
         past.attempts += 1

@@ -7,7 +7,7 @@ from typing import Final
 from trio_dask.errors import ProtocolError
 from trio_dask.identity import Incarnation, PeerId
 from trio_dask.protocol.messages import Message, Reply
-from trio_dask.scheduler.core import absence, clients, idleness, leaving, membership
+from trio_dask.scheduler.core import absence, clients, idleness, leaving, membership, stuck
 from trio_dask.scheduler.core.balance import balance
 from trio_dask.scheduler.core.handlers import FROM_CLIENT, FROM_NANNY, FROM_WORKER
 from trio_dask.scheduler.core.invariants import check
@@ -160,6 +160,8 @@ class SchedulerCore:
         if state.leaving_at <= now:
             leaving.look_at_leaving(state)
         place(state)
+        if not state.queue.eligible and state.queue.line:
+            stuck.look_soon(state)
         if state.restarts:
             self._settle_restarts()
         if state.idle and state.surplus:
@@ -187,7 +189,7 @@ class SchedulerCore:
     def next_deadline(self) -> float:
         """When `tick` wants to be called next; infinity when there is nothing to wait for."""
         state = self.state
-        soonest = min(state.balance_at, state.free_at, state.leaving_at, state.signs_at, state.idle_at)
+        soonest = min(state.balance_at, state.free_at, state.leaving_at, state.signs_at, state.idle_at, state.stuck_at)
         if not (state.away or state.away_clients or state.restarts):
             return soonest
         return min(
@@ -209,6 +211,8 @@ class SchedulerCore:
             absence.look_for_signs(state)
         if state.idle_at <= now:
             idleness.look(state)
+        if state.stuck_at <= now:
+            stuck.look(state)
         if state.balance_at <= now:
             balance(state)
         self.place(now)

@@ -90,6 +90,8 @@ class CoreSettings(NamedTuple):
     lone_worker_ttl_s: float = float("inf")
     """The same for a worker without a nanny: nobody can vouch for it while a task holds the interpreter."""
     idle_timeout_s: float = float("inf")
+    stuck_after_s: float = 10.0
+    """Tasks for which there is no worker for so long are worth a sentence."""
     validate: bool = False
 
 
@@ -308,6 +310,10 @@ class Client:
         "received",
         "sent",
         "sole",
+        "stuck",
+        "stuck_said",
+        "stuck_said_at",
+        "stuck_since",
         "unconfirmed",
         "wants",
     )
@@ -332,6 +338,12 @@ class Client:
         """How many of those stand before `unconfirmed`."""
         self.unconfirmed: deque[list[Message]] = deque()
         """What was sent to it, and has not been confirmed, in batches."""
+        self.stuck = ""
+        """Why tasks of it wait for a worker, as it was told; empty if none does."""
+        self.stuck_since = float("inf")
+        self.stuck_said = ""
+        """What of that it was told to say aloud."""
+        self.stuck_said_at = float("inf")
 
 
 class ClosePeer(NamedTuple):
@@ -373,6 +385,10 @@ class State:
         """When to look again what keeps those that are leaving."""
         self.signs_at = float("inf")
         """When to look again who has given no sign of life."""
+        self.stuck_at = float("inf")
+        """When to look again which tasks wait for a worker that is not there."""
+        self.stuck_queues: dict[Queue, float] = {}
+        """Queues where some do, and since when; or infinity, once that was said."""
         self.idle_at = float("inf")
         """When to look again whether there is anything to do."""
         self.idle_mark: tuple[int, int, float] = (0, 0, 0.0)

@@ -1,0 +1,129 @@
+"""Nothing waits without a word: clients hear why there is no worker for their tasks, and for these alone."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.scheduler.kit import Client, Kit
+from trio_dask.protocol import messages as m
+from trio_dask.scheduler.core import Notice
+
+
+def told(client: Client) -> list[tuple[str, bool]]:
+    return [(message.text, message.aloud) for message in client.take(m.Stuck)]
+
+
+def notices(kit: Kit) -> list[str]:
+    taken = [request.text for request in kit.core.requests if isinstance(request, Notice)]
+    kit.core.requests.clear()
+    return taken
+
+
+@pytest.mark.parametrize(
+    ("extra", "sentence"),
+    [
+        ({"resources": {"GPU": 3}}, "3 tasks wait: no worker offers GPU=3 (2 workers: GPU=2)"),
+        ({"resources": {"DISK": 1.5}}, "3 tasks wait: no worker offers DISK=1.5 (2 workers: no DISK)"),
+        ({"workers": ("nobody",)}, "3 tasks wait: no worker is called 'nobody' (2 workers: 'alice' or 'bob')"),
+        (
+            {"workers": ("alice", "x"), "resources": {"GPU": 3}},
+            "3 tasks wait: none of the workers 'alice' or 'x' offers GPU=3 (2 workers: GPU=2)",
+        ),
+    ],
+)
+def test_what_no_worker_can_do_is_told_at_once_and_aloud_when_it_has_lasted(
+    extra: dict[str, object], sentence: str
+) -> None:
+    kit = Kit()
+    client, other = kit.client(), kit.client("other")
+    kit.worker("alice", resources={"GPU": 2})
+    kit.worker("bob", resources={"GPU": 2})
+    client.submit("a", "b", "c", **extra)
+    kit.tick(0.1)
+    assert told(client) == [(sentence, False)]
+    assert notices(kit) == []
+    for _ in range(20):
+        kit.tick(1.0)
+    assert told(client) == [(sentence, True)]
+    assert notices(kit) == [sentence]
+    assert told(other) == []
+    kit.assert_empty()
+
+
+def test_without_any_worker_every_task_waits_and_none_when_one_comes() -> None:
+    kit = Kit()
+    client = kit.client()
+    client.submit("a", "b")
+    kit.tick(0.1)
+    assert told(client) == [("2 tasks wait: no worker is connected", False)]
+    kit.worker()
+    kit.tick(0.1)
+    assert told(client) == [("", False)]
+    kit.assert_empty()
+    assert kit.core.next_deadline() == float("inf") or kit.core.state.stuck_at == float("inf")
+
+
+def test_when_all_workers_are_gone_this_is_said_again_though_it_was_said_before() -> None:
+    kit = Kit(stuck_after_s=1.0)
+    client = kit.client()
+    for _ in range(2):
+        worker = kit.worker()
+        client.submit("a")
+        worker.leave()
+        for _ in range(5):
+            kit.tick(0.5)
+        assert told(client)[-1] == ("1 task waits: no worker is connected", True)
+        kit.worker().finish_all()
+        kit.tick(0.1)
+        assert told(client)[-1] == ("", False)
+        client.send(m.Release(("a",)))
+        for peer in list(kit.peers.values()):
+            if peer is not client:
+                peer.leave(expected=True)
+
+
+def test_who_wants_what_depends_on_a_stuck_task_hears_of_it() -> None:
+    kit = Kit()
+    owner, reader = kit.client(), kit.client("reader")
+    kit.worker()
+    owner.submit("a", resources={"GPU": 1})
+    reader.submit("b", needs=("a",))
+    owner.send(m.Release(("a",)))
+    kit.tick(0.1)
+    assert told(reader) == [("1 task waits: no worker offers GPU=1 (1 worker: no GPU)", False)]
+    kit.assert_empty()
+
+
+def test_a_reason_that_changes_is_said_again_but_not_all_the_time() -> None:
+    kit = Kit(stuck_after_s=10.0)
+    client = kit.client()
+    for number in range(300):
+        client.submit(f"k{number}")
+        kit.tick(0.1)
+    aloud = [text for text, is_aloud in told(client) if is_aloud]
+    assert 2 <= len(aloud) <= 3
+    assert notices(kit) == [aloud[0]]
+    kit.assert_empty()
+
+
+def test_tasks_that_are_given_up_are_not_spoken_of_any_more() -> None:
+    kit = Kit()
+    client = kit.client()
+    client.submit("a")
+    kit.tick(0.1)
+    client.send(m.Release(("a",)))
+    kit.tick(2.0)
+    assert told(client)[-1] == ("", False)
+    assert kit.core.state.stuck_at == float("inf")
+    kit.assert_empty()
+
+
+def test_a_resource_that_is_only_in_use_is_no_reason() -> None:
+    kit = Kit()
+    client = kit.client()
+    kit.worker(nthreads=2, resources={"GPU": 1})
+    client.submit("a", "b", resources={"GPU": 1})
+    for _ in range(20):
+        kit.tick(1.0)
+    assert told(client) == []
+    kit.assert_empty()
