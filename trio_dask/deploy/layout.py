@@ -7,13 +7,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from trio_dask.config import MAX_THREADS, format_bytes, parse_memory_limit
+from trio_dask.deploy.program import raise_file_limit
 from trio_dask.errors import UsageError
 from trio_dask.machine import Amount, cpu_count, memory_bytes
 
-__all__ = ["Layout", "Share", "check_scale", "divide", "plan", "workers_for"]
+__all__ = ["Layout", "Share", "allow_files", "check_scale", "divide", "plan", "workers_for"]
 
 MAX_WORKERS = 10_000
 FEW_CPUS = 4
+FILES_PER_WORKER = 12
+"""What a nanny has open while its worker starts: both ends of four pipes, a board, its process."""
+OTHER_FILES = 64
+"""What the program needs besides, at the least."""
+SPARE_FILES = 512
+"""For whatever else the program opens, and for its clients' connections; nothing is refused for want of these."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +157,23 @@ def workers_for(layout: Layout, n: object, memory: str | float | None, cores: ob
         number = max(number, -(-wanted // layout.memory_limit_bytes))
     _check_count("n", number, 0, MAX_WORKERS)
     return number
+
+
+def allow_files(layout: Layout, workers: int) -> None:
+    """Have the system allow as many open files as this program needs for so many workers.
+
+    Raises:
+      UsageError: it does not.
+    """
+    if not layout.processes:
+        return
+    wanted = FILES_PER_WORKER * workers + OTHER_FILES
+    granted = raise_file_limit(wanted + SPARE_FILES)
+    if granted < wanted:
+        raise UsageError(
+            f"{workers} workers need {wanted} open files, and the system allows this program {granted}; raise its "
+            "limit (ulimit -Hn), or have fewer workers with more threads each"
+        )
 
 
 def _processes(cpus: int, threads: int | None) -> int:

@@ -19,7 +19,7 @@ import trio
 from trio_dask.client.futures import Timeout
 from trio_dask.client.waiting import limit, refuse_in_event_loop
 from trio_dask.config import format_bytes
-from trio_dask.deploy.layout import Layout, check_scale, plan, workers_for
+from trio_dask.deploy.layout import Layout, allow_files, check_scale, plan, workers_for
 from trio_dask.deploy.members import Member, Members
 from trio_dask.errors import ClusterError, UsageError
 
@@ -69,10 +69,13 @@ class AsyncLocalCluster:
         It does not wait until they are there. What only a worker that goes held is computed again.
 
         Raises:
-          UsageError: one of these is no whole number from 0 on, or no amount of memory.
+          UsageError: one of these is no whole number from 0 on, or no amount of memory; or the system does not allow
+            as many open files as so many workers need.
         """
         members = self._running()
-        members.set_worker_count(workers_for(self._layout, n, memory, cores))
+        number = workers_for(self._layout, n, memory, cores)
+        allow_files(self._layout, number)
+        members.set_worker_count(number)
 
     async def wait_for_workers(self, n_workers: int | None = None, timeout: Timeout = None) -> None:
         """Wait until at least `n_workers` workers are there, by default all that were asked for.
@@ -171,6 +174,7 @@ async def open_local_cluster(
         resources=resources,
         local_directory=local_directory,
     )
+    allow_files(layout, layout.n_workers)
     cluster = AsyncLocalCluster(layout, name or f"local-{next(_clusters)}")
     with _one_error(cluster):
         async with trio.open_nursery() as nursery:
@@ -315,7 +319,8 @@ class LocalCluster:
         It does not wait until they are there. What only a worker that goes held is computed again.
 
         Raises:
-          UsageError: one of these is no whole number from 0 on, or no amount of memory.
+          UsageError: one of these is no whole number from 0 on, or no amount of memory; or the system does not allow
+            as many open files as so many workers need.
         """
         cluster = self._running()
         try:

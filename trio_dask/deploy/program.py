@@ -273,16 +273,19 @@ def _flush_stdout() -> bool:
     return not thread.is_alive()
 
 
-def raise_file_limit() -> None:
-    """Allow as many open files as the system grants us: each peer is one."""
+def raise_file_limit(wanted: int = OPEN_FILES) -> int:
+    """Allow so many open files, or as many as the system grants: each peer is one. Gives how many we may have."""
     try:
         import resource
     except ImportError:  # not a POSIX system
-        return
+        return wanted
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return wanted
+    granted = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
+    if granted > soft:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (granted, hard))
+    return granted
 
 
 def spare_garbage_collection() -> None:
