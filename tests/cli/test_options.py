@@ -68,6 +68,7 @@ WORKER = [
     (["h:1", "--nthreads", "1e9"], "--nthreads: '1e9'"),
     (["h:1", "--memory-limit", "nonsense"], "--memory-limit: 'nonsense' is not a memory limit"),
     (["h:1", "--memory-limit", "-1"], "--memory-limit"),
+    (["h:1", "--memory-limit", "10"], "--memory-limit: '10' is 10 B, and a worker needs at least 48 MiB; did you mean"),
     (["h:1", "--memory-limit", "200%"], "--memory-limit: '200%'"),
     (["h:1", "--resources", "foo"], "--resources: 'foo' is not NAME=NUMBER"),
     (["h:1", "--resources", "GPU=-1"], "--resources: 'GPU=-1'"),

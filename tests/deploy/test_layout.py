@@ -69,6 +69,7 @@ def test_memory_is_shared_out(limit, each):
         ({"scheduler_port": 70000}, "scheduler_port is 70000"),
         ({"memory_limit": "nonsense"}, "memory_limit: 'nonsense' is not a memory limit"),
         ({"memory_limit": -1}, "memory_limit: '-1' is not a memory limit"),
+        ({"memory_limit": 10, "machine_bytes": 2**30}, "memory_limit: '10' is 10 B, .* did you mean 10 GB"),
         ({"resources": "GPU"}, "resources is 'GPU'; give a dict"),
         ({"resources": {"GPU": -1}}, "resources: 'GPU' is -1"),
         ({"resources": {"GPU": float("nan")}}, "resources: 'GPU' is nan"),

@@ -14,7 +14,7 @@ import click
 from trio_dask.cli.common import Program, run_command
 from trio_dask.cli.former import notes
 from trio_dask.cli.worker_options import SECTIONS, worker_options
-from trio_dask.config import NannySettings, WorkerSettings
+from trio_dask.config import NannySettings, WorkerSettings, check_memory_limit
 from trio_dask.deploy.layout import Share, divide
 from trio_dask.deploy.program import Stopper, raise_file_limit, run_program
 from trio_dask.errors import UsageError
@@ -75,11 +75,15 @@ def worker(stopper: Stopper, /, debug: bool, **options: Any) -> int:
 
 
 def _divide(options: dict[str, Any]) -> Share:
-    workers = options["nworkers"]
+    workers, limit, available = options["nworkers"], options["memory_limit"], memory()
     try:
-        share = divide(workers, options["nthreads"], options["memory_limit"], cpus=cpus(), memory=memory())
+        share = divide(workers, options["nthreads"], limit, cpus=cpus(), memory=available)
     except UsageError as error:
         raise click.UsageError(f"--nworkers: {error}") from error
+    try:
+        check_memory_limit(limit, share.memory_limit_bytes, machine_bytes=available.number)
+    except UsageError as error:
+        raise click.UsageError(f"--memory-limit: {error}") from error
     for name in ("worker_port", "nanny_port"):
         first, last = options[name]
         if first and last - first + 1 < share.workers:

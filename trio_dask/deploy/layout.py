@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from trio_dask.config import MAX_THREADS, format_bytes, parse_memory_limit
+from trio_dask.config import MAX_THREADS, check_memory_limit, format_bytes, parse_memory_limit
 from trio_dask.deploy.program import raise_file_limit
 from trio_dask.errors import UsageError
 from trio_dask.machine import Amount, cpu_count, memory_bytes
@@ -69,10 +69,15 @@ def plan(
     for name, amount in (resources or {}).items():
         if isinstance(amount, bool) or not isinstance(amount, int | float) or not 0 <= amount < math.inf:
             raise UsageError(f"resources: {name!r} is {amount!r}; give a number that is not below 0")
+    limit_bytes = _memory_limit(memory_limit, machine_bytes, 1 / max(1, n_workers))
+    try:
+        check_memory_limit(str(memory_limit), limit_bytes, machine_bytes=machine_bytes)
+    except UsageError as exc:
+        raise UsageError(f"memory_limit: {exc}") from exc
     return Layout(
         n_workers=n_workers,
         threads_per_worker=threads_per_worker,
-        memory_limit_bytes=_memory_limit(memory_limit, machine_bytes, 1 / max(1, n_workers)),
+        memory_limit_bytes=limit_bytes,
         processes=processes,
         host=host,
         scheduler_port=scheduler_port,
