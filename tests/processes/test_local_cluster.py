@@ -50,7 +50,7 @@ async def test_a_cluster_is_ready_when_its_block_begins_and_gone_when_it_ends():
 
 @pytest.mark.parametrize("fork_server", ["0", "1"])
 async def test_a_program_with_very_many_open_files_can_have_a_cluster(monkeypatch, fork_server):
-    """Pipes to workers then have numbers above 1023, which `select` does not take; so has a program with 100 workers."""
+    """Pipes to workers then have numbers above 1023, which `select` does not take. A hundred workers do the same."""
     monkeypatch.setenv("TRIO_DASK_FORK_SERVER", fork_server)
     raise_file_limit(4096)
     with ExitStack() as stack:

@@ -15,7 +15,7 @@ import trio
 
 from trio_dask.client.futures import Timeout
 from trio_dask.client.session import address_of
-from trio_dask.client.waiting import as_seconds
+from trio_dask.client.waiting import as_seconds, require_trio
 from trio_dask.comm.addresses import parse_address
 from trio_dask.comm.connection import Connection
 from trio_dask.comm.dial import open_connection
@@ -63,6 +63,7 @@ class rpc:
         return f"<rpc {self._address}>"
 
     def __aenter__(self) -> Coroutine[Any, Any, AsyncRpc]:
+        require_trio("async with rpc(...)", "`with rpc(...)`")
         self._block = _connected(self._address, self._timeout)
         return self._block.__aenter__()
 

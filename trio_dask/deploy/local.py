@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from trio_dask.client.futures import Timeout
-from trio_dask.client.waiting import limit, refuse_in_event_loop
+from trio_dask.client.waiting import limit, refuse_in_event_loop, require_trio
 from trio_dask.config import format_bytes
 from trio_dask.deploy.layout import Layout, allow_files, check_scale, plan, workers_for
 from trio_dask.deploy.members import Member, Members
@@ -163,7 +163,9 @@ async def open_local_cluster(
     Raises:
       UsageError: an argument makes no sense.
       ClusterError: the cluster could not be started, or has ended by itself: then the block is cancelled.
+      RuntimeError: this thread does not run Trio.
     """
+    require_trio("open_local_cluster", "LocalCluster")
     layout = plan(
         n_workers=n_workers,
         threads_per_worker=threads_per_worker,
