@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import sys
 
+from trio_dask.cli.output import complain, say
+
 __all__ = ["main"]
 
 COMMANDS = {
@@ -28,16 +30,14 @@ def main(arguments: list[str] | None = None) -> int:
     program = "python -m trio_dask" if sys.argv[0].endswith("__main__.py") else "trio-dask"
     command, *rest = arguments or ["--help"]
     if command in ("-h", "--help"):
-        print(_help(program))
-        return 0
+        return say(program, _help(program))
     if command == "--version":
         from trio_dask._version import __version__
 
-        print(f"trio_dask {__version__}, Python {sys.version.split()[0]}")
-        return 0
+        return say(program, f"trio_dask {__version__}, Python {sys.version.split()[0]}")
     if command not in COMMANDS:
         shown = ascii(command)[:60]
-        print(f"{program}: {shown} is not a command; give one of {', '.join(COMMANDS)}", file=sys.stderr)
+        complain(program, f"{shown} is not a command; give one of {', '.join(COMMANDS)}")
         return USAGE_ERROR
     status: int = importlib.import_module(COMMANDS[command][0]).main(rest, f"{program} {command}")
     return status

@@ -368,7 +368,7 @@ async def enter(block):
 
 
 NEEDS_TRIO = {
-    "AsyncClient": lambda future: enter(AsyncClient("tcp://127.0.0.1:1")),
+    "Client": lambda future: enter(AsyncClient("tcp://127.0.0.1:1")),
     "LocalCluster": lambda future: enter(open_local_cluster(1)),
     "with rpc": lambda future: enter(rpc("tcp://127.0.0.1:1")),
     "the blocking calls of Client": lambda future: future,

@@ -143,13 +143,21 @@ async def run_child(
             "guarded": spec.guarded and GUARDS,
             "quiet": spec.quiet,
             "debug": spec.debug,
-            # The child finds the modules that we find; an empty entry means the folder we are in now.
-            "path": [entry or os.getcwd() for entry in sys.path],
+            "path": _search_path(),
             "parent_pid": os.getpid(),
             "report_fd": report_fd,
             "leash_fd": leash_fd,
         }
     )
+
+
+def _search_path() -> list[str]:
+    """Where the child finds the modules that we find. An empty entry means the folder we are in now, if that exists."""
+    try:
+        here = os.getcwd()
+    except FileNotFoundError:  # it was removed, and nothing can be found there
+        here = ""
+    return [entry or here for entry in sys.path if entry or here]
 
 
 class Child:
