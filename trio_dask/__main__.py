@@ -7,13 +7,14 @@ import sys
 
 from trio_dask.cli.output import complain, say
 
-__all__ = ["main"]
+__all__ = ["main", "scheduler", "worker"]
 
 COMMANDS = {
     "scheduler": ("trio_dask.cli.scheduler", "start a scheduler"),
     "worker": ("trio_dask.cli.worker", "start a worker and join it to a scheduler"),
     "demo": ("trio_dask.cli.demo", "do a real job on a cluster of this machine, and show it"),
 }
+STOPPED = 0
 USAGE_ERROR = 2
 
 
@@ -39,7 +40,25 @@ def main(arguments: list[str] | None = None) -> int:
         shown = ascii(command)[:60]
         complain(program, f"{shown} is not a command; give one of {', '.join(COMMANDS)}")
         return USAGE_ERROR
-    status: int = importlib.import_module(COMMANDS[command][0]).main(rest, f"{program} {command}")
+    return _run(command, rest, f"{program} {command}")
+
+
+def scheduler() -> int:
+    """The console script `dask-scheduler`."""
+    return _run("scheduler", sys.argv[1:], "dask-scheduler")
+
+
+def worker() -> int:
+    """The console script `dask-worker`."""
+    return _run("worker", sys.argv[1:], "dask-worker")
+
+
+def _run(command: str, arguments: list[str], name: str) -> int:
+    try:
+        module = importlib.import_module(COMMANDS[command][0])
+    except KeyboardInterrupt:  # asked to stop while it is still being loaded: its own handler comes after that
+        return STOPPED
+    status: int = module.main(arguments, name)
     return status
 
 
