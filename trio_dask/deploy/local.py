@@ -21,6 +21,7 @@ from trio_dask.client.waiting import limit, refuse_in_event_loop, require_trio
 from trio_dask.config import format_bytes
 from trio_dask.deploy.layout import Layout, allow_files, check_scale, plan, workers_for
 from trio_dask.deploy.members import Member, Members
+from trio_dask.deploy.suspending import heed_ctrl_z, suspended_with_us
 from trio_dask.errors import ClusterError, UsageError
 
 if TYPE_CHECKING:
@@ -124,9 +125,10 @@ class AsyncLocalCluster:
         try:
             async with trio.open_nursery() as nursery:
                 self._members = Members(self._layout, self.name, nursery)
-                await self._members.start()
-                task_status.started()
-                await trio.sleep_forever()
+                with suspended_with_us(self._members):
+                    await self._members.start()
+                    task_status.started()
+                    await trio.sleep_forever()
         finally:
             self._ended.set()
             if self._members is not None:
@@ -257,6 +259,7 @@ class LocalCluster:
         self._scope = trio.CancelScope()
         self._started = threading.Event()
         self._error: BaseException | None = None
+        heed_ctrl_z()  # a handler can be set in the main thread alone
         # A daemon: when the program ends without closing us, the children notice that by themselves.
         self._thread = threading.Thread(target=self._run, name="trio_dask local cluster", daemon=True)
         self._thread.start()

@@ -17,7 +17,7 @@ import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -194,6 +194,21 @@ class Child:
         """Send a signal to the process that runs the program."""
         if self._process.returncode is None:
             self._process.send_signal(number)
+
+    def suspend(self) -> None:
+        """Stop it for a while, with what it has started in its process group. Safe in a signal handler."""
+        self._signal_group(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Have it go on. Safe in a signal handler."""
+        self._signal_group(signal.SIGCONT)
+
+    def _signal_group(self, number: int) -> None:
+        if self._guarded:  # it knows its worker, and passes this on
+            self.send_signal(signal.SIGTSTP if number == signal.SIGSTOP else number)
+        elif self._process.returncode is None:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, number)
 
     def leave(self) -> None:
         """Cut its lifeline: it leaves within its grace, or is killed."""

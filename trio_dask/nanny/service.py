@@ -142,6 +142,18 @@ class Nanny:
         if self._life is not None:
             self._life.replace()
 
+    def suspend(self) -> None:
+        """Stop the worker's processes for a while, however many there are. Safe in a signal handler."""
+        for life in self._lives():
+            if life.child is not None:
+                life.child.suspend()
+
+    def resume(self) -> None:
+        """Have them go on. Safe in a signal handler."""
+        for life in self._lives():
+            if life.child is not None:
+                life.child.resume()
+
     def _take_order(self, order: Leave) -> None:
         log.info("The scheduler %s worker %s: %s", "restarts" if order.restart else "ends", self.name, order.reason)
         if order.restart:
