@@ -322,6 +322,7 @@ class _Worker:
                 "reconnect": settings.reconnect,
                 "process": settings.process,
                 "nanny": settings.nanny_address,
+                "metrics": self._engine.figures(),
             },
         )
         link = LinkSettings(

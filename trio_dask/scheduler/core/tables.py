@@ -108,6 +108,8 @@ class WorkerInfo(NamedTuple):
     """It comes back after a lost link, and brings what it has."""
     process: str = ""
     """What its nanny calls its process, if it has one."""
+    metrics: Mapping[str, float] = {}
+    """Its first figures; each heartbeat has new ones."""
 
 
 class Terms(NamedTuple):
@@ -255,7 +257,7 @@ class Worker:
         """Queues with demands that this worker meets."""
         self.available = dict(info.resources)
         self.sole = (self,)
-        self.last_metrics: Mapping[str, object] = {}
+        self.last_metrics: Mapping[str, object] = info.metrics
         self.heard_at = 0.0
         self.away_until: float | None = None
         """While it is away: when it is given up."""
