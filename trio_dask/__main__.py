@@ -1,4 +1,4 @@
-"""`python -m trio_dask scheduler | worker | demo`, and the console script `trio-dask`."""
+"""`python -m trio_dask scheduler | worker | status | demo`, and the console script `trio-dask`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ __all__ = ["main", "scheduler", "worker"]
 COMMANDS = {
     "scheduler": ("trio_dask.cli.scheduler", "start a scheduler"),
     "worker": ("trio_dask.cli.worker", "start a worker and join it to a scheduler"),
+    "status": ("trio_dask.cli.status", "show what a cluster is doing: workers, memory, tasks"),
     "demo": ("trio_dask.cli.demo", "do a real job on a cluster of this machine, and show it"),
 }
 STOPPED = 0

@@ -107,6 +107,12 @@ class AsyncRpc:
         """How it is: `status` (running, ...), and figures of its kind."""
         return dict(await self._ask("status"))
 
+    async def overview(self) -> dict[str, Any]:
+        """Of a scheduler: its identity, its `workers`, its `clients`, how many `tasks` are in each state, and which of
+        them has been running for longest (`oldest`).
+        """
+        return dict(await self._ask("overview"))
+
     async def terminate(self) -> None:
         """Have it end in good order: a worker gives its work and its results to others first. Does not wait for it."""
         await self._ask("terminate")
@@ -173,6 +179,10 @@ class Rpc:
     def status(self) -> dict[str, Any]:
         """How it is: `status` (running, ...), and figures of its kind."""
         return self._call(AsyncRpc.status)
+
+    def overview(self) -> dict[str, Any]:
+        """Of a scheduler: what `AsyncRpc.overview` says."""
+        return self._call(AsyncRpc.overview)
 
     def terminate(self) -> None:
         """Have it end in good order: a worker gives its work and its results to others first. Does not wait for it."""
