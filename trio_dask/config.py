@@ -53,6 +53,7 @@ class SchedulerSettings(NamedTuple):
     An empty `host` means all interfaces; `port` 0 means any free one. Two things stand in for host, port and interface:
     `address`, which names any kind of listener (`inproc://name`), and `listen_fd`, an inherited socket that listens.
 
+    A task that was running on more than `allowed_failures` workers that died fails.
     `reconnect_grace_s` is how long what a lost worker held and ran is kept for its return. A worker that has given no
     sign of life for `worker_ttl_s` is lost; the sign may come from its nanny. One that has no nanny, for whom nobody
     can vouch while a task holds the interpreter, gets `lone_worker_ttl_s`. With no work for `idle_timeout_s` the

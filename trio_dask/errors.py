@@ -74,7 +74,7 @@ class KeyConflict(TrioDaskError, ValueError):
 
 
 class KilledWorker(TrioDaskError):
-    """A task was running on too many workers that died.
+    """A task was running on more workers that died than `--allowed-failures` (3) allows.
 
     Attributes: `key`, and `deaths`, one line per attempt that says where and why.
     """

@@ -29,6 +29,10 @@ SECTIONS = {
 }
 
 
+def _read_allowed(text: str) -> int:
+    return 0 if text.strip() == "0" else parse_count(text)
+
+
 @click.command(cls=Program, sections=SECTIONS)
 @click.option("--host", default="", help="Name or address to listen on. Default: every interface of this machine.")
 @click.option(
@@ -51,10 +55,10 @@ SECTIONS = {
 )
 @click.option(
     "--allowed-failures",
-    type=Checked("N", parse_count),
+    type=Checked("N", _read_allowed),
     default=3,
     show_default=True,
-    help="So many workers may die while they run a task; then it fails.",
+    help="So many workers may die while they run a task; with the next one it fails. 0: with the first.",
 )
 @click.option(
     "--idle-timeout",

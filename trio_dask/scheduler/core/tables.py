@@ -72,6 +72,7 @@ class CoreSettings(NamedTuple):
     """What the decisions depend on. Times in seconds, sizes in bytes."""
 
     allowed_failures: int = 3
+    """So many workers may die while they run a task; with the next one it fails."""
     ahead_s: float = 0.025
     """Estimated work that a worker holds per slot, so that no slot waits for the network."""
     ahead_runs: int = 2000
