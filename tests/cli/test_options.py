@@ -47,7 +47,7 @@ SCHEDULER = [
     (["--idle-timeout", "soon"], "--idle-timeout: 'soon' is not a length of time"),
     (["--reconnect-grace", "-1"], "--reconnect-grace: '-1' is not a length of time"),
     (["--worker-ttl", ""], "--worker-ttl: '' is not a length of time"),
-    (["--allowed-failures", "0"], "--allowed-failures: '0' is not a number; give 1 or more"),
+    (["--allowed-failures", "-1"], "--allowed-failures: '-1' is not a number; give 1 or more"),
     (["--protocol", "tls"], "--protocol"),
     (["--tls-cert", "f"], "--tls-cert is not supported yet"),
     (["--no-such-option"], "--no-such-option"),

@@ -38,7 +38,11 @@ async def test_a_scheduler_gives_an_overview_of_its_cluster():
         assert found["type"] == "scheduler"
         counts = found["tasks"]
         assert (counts["memory"], counts["no-worker"], counts["erred"], sum(counts.values())) == (3, 1, 0, 6)
-        assert (list(found["clients"]), found["oldest"]["key"], found["oldest"]["worker"]) == (["alice"], "the oldest", "0")
+        assert (list(found["clients"]), found["oldest"]["key"], found["oldest"]["worker"]) == (
+            ["alice"],
+            "the oldest",
+            "0",
+        )
         assert {worker["name"]: worker["nthreads"] for worker in found["workers"]} == {"0": 1, "1": 1}
         del others
 

@@ -62,13 +62,13 @@ def worker(stopper: Stopper, /, debug: bool, **options: Any) -> int:
         if options["nanny"]:
             from trio_dask.deploy.launcher import run_nannies
 
-            preload(options["preload_nanny"], argv)
+            preload(options["preload_nanny"], argv, option="--preload-nanny")
             await run_nannies(nannies, stopper, label=label, pid_file=options["pid_file"], debug=debug)
         else:
             from trio_dask.deploy.working import work
 
-            preload(options["preload"], argv)
-            await work(_without_nanny(nannies[0], options["pid_file"]), stopper)
+            preloaded = preload(options["preload"], argv)
+            await work(_without_nanny(nannies[0], options["pid_file"]), stopper, preloaded=preloaded, argv=argv)
 
     raise_file_limit()
     return run_program(label, service, stopper, debug=debug)

@@ -228,7 +228,7 @@ OPTIONS: Final = (
         "--preload",
         metavar="MODULE",
         multiple=True,
-        help="Module or .py file that each worker imports first. Can be repeated.",
+        help="Module or .py file that each worker imports first; its dask_setup(worker) is called. Can be repeated.",
     ),
     click.option("--preload-nanny", metavar="MODULE", multiple=True, help="The same for the nannies' process."),
     file_option("--pid-file", help="Write the process id there."),

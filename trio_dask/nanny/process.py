@@ -68,8 +68,8 @@ class ChildEnd:
     """How a child ended.
 
     `status` is as `subprocess` has it, negative for a signal. `started`: it had reported something. `late`: it had not
-    when its time for that was over. `failure` is what the program itself says went wrong, `peak_bytes` the most memory
-    it had (0: not known).
+    when its time for that was over. `failure` is what the program itself says went wrong, `hopeless` that the next one
+    would fail in the same way, `peak_bytes` the most memory it had (0: not known).
     """
 
     name: str
@@ -77,6 +77,7 @@ class ChildEnd:
     started: bool
     late: bool = False
     failure: str = ""
+    hopeless: bool = False
     words: LastWords = field(default_factory=LastWords)
     peak_bytes: int = 0
 
@@ -186,6 +187,7 @@ class Child:
         self._started = trio.Event()
         self._late = False
         self._failure = ""
+        self._hopeless = False
         self._status: int | None = None
         self._peak_bytes = 0
         self._tail: deque[str] = deque(maxlen=LastWords.MOST_LINES)
@@ -250,6 +252,7 @@ class Child:
             started=self._started.is_set(),
             late=self._late,
             failure=self._failure,
+            hopeless=self._hopeless,
             words=LastWords.of(self._tail),
             peak_bytes=self._peak_bytes,
         )
@@ -311,6 +314,7 @@ class Child:
         self._status = report.pop("status", self._status)
         self._peak_bytes = report.pop("peak_bytes", self._peak_bytes)
         self._failure = report.pop("failure", self._failure)
+        self._hopeless = report.pop("hopeless", self._hopeless)
         if report:
             self._started.set()
             self._heard(self, report)

@@ -22,7 +22,7 @@ import trio
 from trio_dask._version import __version__
 from trio_dask.comm import Address
 from trio_dask.config import NannySettings, WorkerSettings
-from trio_dask.errors import KeptCrashing, NoScheduler, RefusedError, TrioDaskError, UsageError
+from trio_dask.errors import ClusterError, KeptCrashing, NoScheduler, RefusedError, TrioDaskError, UsageError
 from trio_dask.identity import new_incarnation
 from trio_dask.nanny.control import run_control
 from trio_dask.nanny.core import Again, End, NannyCore, Over, RestartPolicy
@@ -42,7 +42,13 @@ log = logging.getLogger("trio_dask.nanny")
 
 PROGRAM = "trio_dask.deploy.services:worker"
 
-ERRORS: Mapping[int, type[TrioDaskError]] = {2: UsageError, 3: NoScheduler, 4: RefusedError, 5: KeptCrashing}
+ERRORS: Mapping[int, type[TrioDaskError]] = {
+    1: ClusterError,
+    2: UsageError,
+    3: NoScheduler,
+    4: RefusedError,
+    5: KeptCrashing,
+}
 
 
 class _Term:
@@ -337,6 +343,7 @@ class Nanny:
                 registered=life.address is not None,
                 leaving=life.leaving,
                 asked=life.asked,
+                hopeless=end.hopeless,
                 excused=bool(life.killed_for) and bool(runs),
                 last_words=end.failure or end.words.last_line,
                 told=bool(end.failure) or self._is_alone(),
