@@ -132,7 +132,9 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     home = _HOMES.get(name)
     if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from trio_dask import absent
+
+        raise absent.missing(f"module {__name__!r}", name, absent.MODULE)
     value = globals()[name] = getattr(import_module(f"trio_dask.{home}"), name)
     return value
 

@@ -230,7 +230,7 @@ OPTIONS: Final = (
         multiple=True,
         help="Module or .py file that each worker imports first; its dask_setup(worker) is called. Can be repeated.",
     ),
-    click.option("--preload-nanny", metavar="MODULE", multiple=True, help="The same for the nannies' process."),
+    click.option("--preload-nanny", metavar="MODULE", multiple=True, help="What the nannies' process imports first."),
     file_option("--pid-file", help="Write the process id there."),
     click.option("--protocol", type=Checked("TEXT", _read_protocol), expose_value=False, help="What else but tcp."),
     former_options(NOT_OF_WORKER),

@@ -37,6 +37,8 @@ class AsyncClient(BaseClient[AsyncFuture]):
             print(await client.submit(sum, futures))
 
     Entering it connects; leaving the block releases everything that only this client wanted. Its futures end with it.
+    A cancel scope around `await future` ends the waiting; the task goes on until it is cancelled itself, or its last
+    future is gone.
 
     A lost link is a delay: the client dials again for up to `timeout`, futures stay valid, calls wait. If another
     scheduler answers then, or the first one says goodbye or cannot be reached in time, all futures and waiting calls

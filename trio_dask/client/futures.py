@@ -7,8 +7,9 @@ import sys
 from collections.abc import Callable, Generator, Iterable
 from functools import partial
 from types import TracebackType
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+from trio_dask.absent import FUTURE, missing
 from trio_dask.client.core.states import KeyState, Status
 from trio_dask.client.engine import Engine, loading
 from trio_dask.client.failures import exception_of, unfetched_error
@@ -41,6 +42,11 @@ class BaseFuture(KeyReference):
             self._engine.drop(self._state)
         except AttributeError:
             pass  # its making was interrupted, or it was released already
+
+    if not TYPE_CHECKING:  # a type checker would take it to have every name
+
+        def __getattr__(self, name):
+            raise missing(type(self).__name__, name, FUTURE)
 
     @property
     def status(self) -> Status:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from trio_dask.absent import LOCAL_CLUSTER, missing
 from trio_dask.client.futures import Timeout
 from trio_dask.client.waiting import limit, refuse_in_event_loop, require_trio
 from trio_dask.config import format_bytes
@@ -296,6 +297,11 @@ class LocalCluster:
         if self._cluster is None or not self._thread.is_alive():
             raise ClusterError(CLOSED)
         return self._cluster
+
+    if not TYPE_CHECKING:  # a type checker would take it to have every name
+
+        def __getattr__(self, name):
+            raise missing("LocalCluster", name, LOCAL_CLUSTER)
 
     def __repr__(self) -> str:
         try:
