@@ -19,7 +19,7 @@ async def main() -> None:
         async for future in client.as_completed(client.map(word_lengths, texts)):
             print(await future)
 
-        # An `async def` task runs under Trio on its worker. The scope ends the waiting here, and `cancel` the code there.
+        # An `async def` task runs under Trio on its worker. The scope ends the waiting here, `cancel` the code there.
         future = client.submit(wait_long)
         with trio.move_on_after(0.2):
             await future
