@@ -185,7 +185,11 @@ class Client(BaseClient[Future]):
         skip = skips(errors)
         futures = concrete(futures)
         states = own_states(self._engine, list(futures_in(futures)))
-        reading = self._engine.read(states, None, on_failure=not skip)
+        try:
+            reading = self._engine.read(states, None, on_failure=not skip)
+        except BaseException:
+            del futures  # a traceback of Ctrl-C may be kept for long, and would keep them, and so their tasks
+            raise
         assert reading is not None
         return filled(futures, values_of(self._engine, reading, states, skip=skip))
 
@@ -197,7 +201,11 @@ class Client(BaseClient[Future]):
         if sync:
             refuse_in_event_loop("Client.get()")
         found = self._submit_graph(dsk, flat_keys(keys), understood(options))
-        values = self.gather(found) if sync else found
+        try:
+            values = self.gather(found) if sync else found
+        except BaseException:
+            del found  # as in `gather`
+            raise
         return shaped_like(keys, values)
 
     def scatter(

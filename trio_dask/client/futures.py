@@ -151,7 +151,11 @@ class Future(BaseFuture):
         value = state.value
         if value is not None and state.status == "finished":
             return self._engine.load((value,))
-        reading = self._engine.read([state], as_seconds(timeout), on_failure=True)
+        try:
+            reading = self._engine.read([state], as_seconds(timeout), on_failure=True)
+        except BaseException:
+            del self  # a traceback of Ctrl-C may be kept for long, and would keep this future, and so its task
+            raise
         if reading is None:
             raise TimeoutError(f"{self.key!r} gave no result within {timeout} s; it is {state.status}")
         return self._unpack(reading)
@@ -164,7 +168,12 @@ class Future(BaseFuture):
           RuntimeError: this thread runs Trio or asyncio.
         """
         refuse_in_event_loop("Future.exception()")
-        if not self._engine.settle([self._state], 1, as_seconds(timeout)):
+        try:
+            settled = self._engine.settle([self._state], 1, as_seconds(timeout))
+        except BaseException:
+            del self  # as in `result`
+            raise
+        if not settled:
             raise TimeoutError(f"{self.key!r} was not done within {timeout} s")
         return exception_of(self._state)
 
