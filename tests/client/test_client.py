@@ -418,7 +418,7 @@ def test_the_default_client_is_the_newest_that_is_open(cluster):
             assert get_client() is first
         second.close()
         assert get_client() is first
-        assert second not in defaults._open
+        assert second not in [reference() for reference in defaults._open]
     with pytest.raises(ValueError, match="no client"):
         Client.current()
 

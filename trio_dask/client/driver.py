@@ -76,6 +76,7 @@ class Driver:
         self._waited = False
         """Whether a caller has waited since one last sent something by himself: else it is a burst, better gathered."""
         self._dropped: deque[KeyState] = deque()
+        self._when_unused: Callable[[], object] | None = None
         self._woken = False
         self._sweeping = False
         self._thread = 0
@@ -354,6 +355,15 @@ class Driver:
         dropped = self._dropped
         if dropped:
             self.core.dereference([dropped.popleft() for _ in range(min(len(dropped), AT_ONCE))])
+        if self._when_unused is not None and not self.core.states:
+            callback, self._when_unused = self._when_unused, None
+            callback()
+
+    def when_unused(self, callback: Callable[[], object]) -> None:
+        """Call this once there is no future of this client. For the engine's own thread."""
+        self._when_unused = callback
+        with self.lock:
+            self._collect_dropped()
 
     def drop(self, state: KeyState) -> None:
         """One future less. Takes no lock, so that finalizers can call it.
