@@ -49,8 +49,9 @@ class Client(BaseClient[Future]):
             print(client.submit(sum, futures).result())
 
     `submit` and `map` return at once, without waiting for anything; results wake the caller directly. The client that
-    was opened last is the default one for `get_client`. A client that is not closed is closed when the program ends. One
-    that started a cluster, and was replaced as the default one, ends its cluster once nobody has it or a future of it.
+    was opened last is the default one for `get_client`. A client that is not closed is closed when the program ends.
+    One that started a cluster, and was replaced as the default one, ends its cluster once nobody has it or a future of
+    it.
 
     A lost link is a delay: the client dials again for up to `timeout`, futures stay valid, calls wait. If another
     scheduler answers then, or the first one says goodbye or cannot be reached in time, all futures and waiting calls
