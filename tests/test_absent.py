@@ -1,6 +1,8 @@
 """What distributed has is here, or is missing with a sentence, and the page for those who come from there says so."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -51,6 +53,12 @@ def test_the_page_has_each_name_that_is_new():
     for kind, (owner, _, prefix) in OWNERS.items():
         ours = owner.__all__ if kind == "distributed" else [name for name in dir(owner) if not name.startswith("_")]
         assert {f"`{prefix}{name}`" for name in set(ours) - set(NAMES[kind])} <= told
+
+
+def test_a_name_can_be_asked_for_before_anything_else_is_loaded():
+    code = "import trio_dask; print(hasattr(trio_dask, 'Lock'), hasattr(trio_dask, 'no_such_name'))"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=20).stdout
+    assert said == "False False\n"
 
 
 def test_what_is_missing_says_why_and_where_more_is_written_and_does_not_exist():

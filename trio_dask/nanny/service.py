@@ -43,7 +43,6 @@ log = logging.getLogger("trio_dask.nanny")
 PROGRAM = "trio_dask.deploy.services:worker"
 
 ERRORS: Mapping[int, type[TrioDaskError]] = {
-    1: ClusterError,
     2: UsageError,
     3: NoScheduler,
     4: RefusedError,
@@ -230,7 +229,7 @@ class Nanny:
         if failure is not None:
             raise failure
         if over.status:
-            raise ERRORS.get(over.status, KeptCrashing)(over.reason)
+            raise ERRORS.get(over.status, ClusterError)(over.reason)
 
     def _child_spec(self, token: str, board: Board) -> ChildSpec:
         """What the next worker process is to be."""
@@ -339,7 +338,7 @@ class Nanny:
             verdict_end = End(
                 end.status,
                 end.started,
-                end.failure or cause if end.status in ERRORS else cause,
+                end.failure or cause if end.hopeless or end.status in ERRORS else cause,
                 registered=life.address is not None,
                 leaving=life.leaving,
                 asked=life.asked,
