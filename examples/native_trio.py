@@ -1,4 +1,4 @@
-"""A Trio program: cancel scopes reach the workers, and leaving a block means that its work has ended."""
+"""A Trio program: tasks that are cancelled where they run, and blocks after which nothing goes on."""
 
 import trio
 
@@ -19,7 +19,7 @@ async def main() -> None:
         async for future in client.as_completed(client.map(word_lengths, texts)):
             print(await future)
 
-        # An `async def` task runs under Trio on its worker. Cancelling the future cancels the code there.
+        # An `async def` task runs under Trio on its worker. The scope ends the waiting here, `cancel` the code there.
         future = client.submit(wait_long)
         with trio.move_on_after(0.2):
             await future

@@ -127,6 +127,27 @@ def test_what_is_no_memory_limit(text):
         config.parse_memory_limit(text, machine_bytes=1000)
 
 
+@pytest.mark.parametrize(
+    ("text", "limit", "message"),
+    [
+        ("10", 10, r"'10' is 10 B, and a worker needs at least 48 MiB; did you mean 10 GB\?$"),
+        ("2.5", 2, r"did you mean 2.5 GB\?$"),
+        ("4096", 4096, r"did you mean 4096 MB\?$"),
+        ("10kB", 10_000, r"'10kB' is 9.77 kiB, .*; give more, or 0 for no limit$"),
+        ("0.001", 2**24, r"'0.001' is 16.00 MiB, .*; give more, or 0 for no limit$"),
+        ("auto", 2**23, r"^the share of each worker is 8.00 MiB, .*; have fewer workers, or set no limit \(0\)$"),
+    ],
+)
+def test_a_memory_limit_in_which_no_worker_can_run_is_refused_and_the_right_one_guessed(text, limit, message):
+    with pytest.raises(UsageError, match=message):
+        config.check_memory_limit(text, limit, machine_bytes=2**34)
+
+
+@pytest.mark.parametrize(("text", "limit"), [("0", None), ("48 MiB", 48 * 2**20), ("4GB", 4 * 10**9)])
+def test_other_memory_limits_are_taken(text, limit):
+    config.check_memory_limit(text, limit, machine_bytes=2**34)
+
+
 def test_resources():
     assert config.parse_resources("GPU=2 MEM=10e9,FOO=1") == {"GPU": 2, "MEM": 10e9, "FOO": 1}
     assert config.parse_resources("GPU=0") == {"GPU": 0}

@@ -134,7 +134,9 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     home = _HOMES.get(name)
     if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from trio_dask.absent import MODULE, missing  # not `from trio_dask`, which would ask here again
+
+        raise missing(f"module {__name__!r}", name, MODULE)
     value = globals()[name] = getattr(import_module(f"trio_dask.{home}"), name)
     return value
 

@@ -1,17 +1,21 @@
-"""`python -m trio_dask scheduler | worker | demo`, and the console script `trio-dask`."""
+"""`python -m trio_dask scheduler | worker | status | demo`, and the console script `trio-dask`."""
 
 from __future__ import annotations
 
 import importlib
 import sys
 
-__all__ = ["main"]
+from trio_dask.cli.output import complain, say
+
+__all__ = ["main", "scheduler", "worker"]
 
 COMMANDS = {
     "scheduler": ("trio_dask.cli.scheduler", "start a scheduler"),
     "worker": ("trio_dask.cli.worker", "start a worker and join it to a scheduler"),
+    "status": ("trio_dask.cli.status", "show what a cluster is doing: workers, memory, tasks"),
     "demo": ("trio_dask.cli.demo", "do a real job on a cluster of this machine, and show it"),
 }
+STOPPED = 0
 USAGE_ERROR = 2
 
 
@@ -28,18 +32,34 @@ def main(arguments: list[str] | None = None) -> int:
     program = "python -m trio_dask" if sys.argv[0].endswith("__main__.py") else "trio-dask"
     command, *rest = arguments or ["--help"]
     if command in ("-h", "--help"):
-        print(_help(program))
-        return 0
+        return say(program, _help(program))
     if command == "--version":
         from trio_dask._version import __version__
 
-        print(f"trio_dask {__version__}, Python {sys.version.split()[0]}")
-        return 0
+        return say(program, f"trio_dask {__version__}, Python {sys.version.split()[0]}")
     if command not in COMMANDS:
         shown = ascii(command)[:60]
-        print(f"{program}: {shown} is not a command; give one of {', '.join(COMMANDS)}", file=sys.stderr)
+        complain(program, f"{shown} is not a command; give one of {', '.join(COMMANDS)}")
         return USAGE_ERROR
-    status: int = importlib.import_module(COMMANDS[command][0]).main(rest, f"{program} {command}")
+    return _run(command, rest, f"{program} {command}")
+
+
+def scheduler() -> int:
+    """The console script `dask-scheduler`."""
+    return _run("scheduler", sys.argv[1:], "dask-scheduler")
+
+
+def worker() -> int:
+    """The console script `dask-worker`."""
+    return _run("worker", sys.argv[1:], "dask-worker")
+
+
+def _run(command: str, arguments: list[str], name: str) -> int:
+    try:
+        module = importlib.import_module(COMMANDS[command][0])
+    except KeyboardInterrupt:  # asked to stop while it is still being loaded: its own handler comes after that
+        return STOPPED
+    status: int = module.main(arguments, name)
     return status
 
 

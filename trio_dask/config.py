@@ -19,6 +19,7 @@ from trio_dask.errors import UsageError
 
 __all__ = [
     "DEFAULT_PORT",
+    "LEAST_MEMORY_BYTES",
     "LEAVING",
     "MAX_NAME_LENGTH",
     "MAX_THREADS",
@@ -26,6 +27,7 @@ __all__ = [
     "NannySettings",
     "SchedulerSettings",
     "WorkerSettings",
+    "check_memory_limit",
     "counted",
     "format_bytes",
     "parse_bytes",
@@ -43,6 +45,8 @@ __all__ = [
 DEFAULT_PORT = 8786
 MAX_THREADS = 4096
 MAX_NAME_LENGTH = 255
+LEAST_MEMORY_BYTES = 48 * 2**20
+"""An idle worker has 25 MiB, and pauses at 80 % of its limit: below this it never comes to run anything."""
 
 
 LEAVING: Mapping[str, str] = {
@@ -62,6 +66,7 @@ class SchedulerSettings(NamedTuple):
     An empty `host` means all interfaces; `port` 0 means any free one. Two things stand in for host, port and interface:
     `address`, which names any kind of listener (`inproc://name`), and `listen_fd`, an inherited socket that listens.
 
+    A task that was running on more than `allowed_failures` workers that died fails.
     `reconnect_grace_s` is how long what a lost worker held and ran is kept for its return. A worker that has given no
     sign of life for `worker_ttl_s` is lost; the sign may come from its nanny. One that has no nanny, for whom nobody
     can vouch while a task holds the interpreter, gets `lone_worker_ttl_s`. With no work for `idle_timeout_s` the
@@ -346,6 +351,27 @@ def parse_memory_limit(text: str, *, machine_bytes: int, share: float = 1.0) -> 
     if not unit and number <= 1:
         return max(1, int(machine_bytes * number))
     return max(1, min(int(number * _BYTE_UNITS[unit]), machine_bytes))
+
+
+def check_memory_limit(text: str, limit_bytes: int | None, *, machine_bytes: int) -> None:
+    """Refuse a limit, read from `text`, in which no worker can run. On a machine that has less, all limits are.
+
+    Raises:
+      UsageError: it is one; the message guesses what was meant.
+    """
+    if limit_bytes is None or not limit_bytes < LEAST_MEMORY_BYTES <= machine_bytes:
+        return
+    plain = text.strip().lower()
+    number, unit = _split_unit(plain) or (0.0, "")
+    if plain == "auto":
+        found, remedy = "the share of each worker", "have fewer workers, or set no limit (0)"
+    elif not unit and 1 < number < 10**6:
+        # Whoever leaves out the unit has thought of the usual one.
+        found, remedy = _quote(text), f"did you mean {number:g} {'GB' if number < 1000 else 'MB'}?"
+    else:
+        found, remedy = _quote(text), "give more, or 0 for no limit"
+    least = LEAST_MEMORY_BYTES // 2**20
+    raise UsageError(f"{found} is {format_bytes(limit_bytes)}, and a worker needs at least {least} MiB; {remedy}")
 
 
 def parse_fraction(text: str) -> float | None:

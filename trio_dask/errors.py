@@ -79,7 +79,7 @@ class KeyConflict(TrioDaskError, ValueError):
 
 
 class KilledWorker(TrioDaskError):
-    """Too many workers died while they ran a task, or, for want of memory, while they held its result.
+    """More workers died while they ran a task, or, for want of memory, held its result, than `--allowed-failures` (3).
 
     Attributes: `key`, and `deaths`, one line per attempt that says where and why.
     """

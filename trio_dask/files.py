@@ -74,7 +74,10 @@ def check_writable(path: str) -> None:
     Raises:
       UsageError: it cannot.
     """
-    target = Path(path).absolute()
+    try:
+        target = Path(path).absolute()
+    except FileNotFoundError:
+        raise UsageError(f"cannot write {path}: the folder that this program was started in is gone") from None
     if target.is_dir():
         raise UsageError(f"cannot write {path}: it is a folder; give the name of a file")
     if not target.parent.is_dir():

@@ -23,6 +23,7 @@ FLOORS: Mapping[str, int] = {
     "files": 0,
     "machine": 0,
     "_version": 0,
+    "absent": 0,
     "protocol": 1,
     "scheduler.core": 2,
     "worker.core": 2,

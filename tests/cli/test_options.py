@@ -47,7 +47,7 @@ SCHEDULER = [
     (["--idle-timeout", "soon"], "--idle-timeout: 'soon' is not a length of time"),
     (["--reconnect-grace", "-1"], "--reconnect-grace: '-1' is not a length of time"),
     (["--worker-ttl", ""], "--worker-ttl: '' is not a length of time"),
-    (["--allowed-failures", "0"], "--allowed-failures: '0' is not a number; give 1 or more"),
+    (["--allowed-failures", "-1"], "--allowed-failures: '-1' is not a number; give 1 or more"),
     (["--protocol", "tls"], "--protocol"),
     (["--tls-cert", "f"], "--tls-cert is not supported yet"),
     (["--no-such-option"], "--no-such-option"),
@@ -68,6 +68,7 @@ WORKER = [
     (["h:1", "--nthreads", "1e9"], "--nthreads: '1e9'"),
     (["h:1", "--memory-limit", "nonsense"], "--memory-limit: 'nonsense' is not a memory limit"),
     (["h:1", "--memory-limit", "-1"], "--memory-limit"),
+    (["h:1", "--memory-limit", "10"], "--memory-limit: '10' is 10 B, and a worker needs at least 48 MiB; did you mean"),
     (["h:1", "--memory-limit", "200%"], "--memory-limit: '200%'"),
     (["h:1", "--resources", "foo"], "--resources: 'foo' is not NAME=NUMBER"),
     (["h:1", "--resources", "GPU=-1"], "--resources: 'GPU=-1'"),
@@ -356,7 +357,7 @@ def test_an_unknown_command_is_wrong_usage(capsys):
     out, err = capsys.readouterr()
     assert out == ""
     assert err.count("\n") == 1
-    assert "give one of scheduler, worker, demo" in err
+    assert "give one of scheduler, worker, status, demo" in err
 
 
 def test_no_command_shows_the_commands(capsys):

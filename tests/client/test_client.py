@@ -21,6 +21,8 @@ from trio_dask import (
     fire_and_forget,
     futures_of,
     get_client,
+    open_local_cluster,
+    rpc,
     wait,
 )
 from trio_dask.client import defaults
@@ -360,6 +362,35 @@ def test_a_future_of_a_blocking_client_can_be_awaited_under_trio(client, cluster
     trio.run(main)
 
 
+async def enter(block):
+    async with block:
+        pass
+
+
+NEEDS_TRIO = {
+    "Client": lambda future: enter(AsyncClient("tcp://127.0.0.1:1")),
+    "LocalCluster": lambda future: enter(open_local_cluster(1)),
+    "with rpc": lambda future: enter(rpc("tcp://127.0.0.1:1")),
+    "the blocking calls of Client": lambda future: future,
+}
+
+
+@pytest.mark.parametrize("instead", NEEDS_TRIO)
+def test_what_needs_trio_says_so_under_asyncio_and_names_what_does_not(client, monkeypatch, instead):
+    future = client.submit(increment, 1)
+
+    async def main():
+        await NEEDS_TRIO[instead](future)
+
+    said = f"needs Trio, and this thread runs asyncio; use .*{instead}.*"
+    with pytest.raises(RuntimeError, match=f"{said} in a thread"):
+        asyncio.run(main())
+    shell = SimpleNamespace(kernel=object())
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    with pytest.raises(RuntimeError, match=f"{said} in a notebook"):
+        asyncio.run(main())
+
+
 def test_the_loop_of_a_notebook_is_no_obstacle(client, monkeypatch):
     shell = SimpleNamespace(kernel=object())
     monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
@@ -387,7 +418,7 @@ def test_the_default_client_is_the_newest_that_is_open(cluster):
             assert get_client() is first
         second.close()
         assert get_client() is first
-        assert second not in defaults._open
+        assert second not in [reference() for reference in defaults._open]
     with pytest.raises(ValueError, match="no client"):
         Client.current()
 

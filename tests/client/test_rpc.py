@@ -23,6 +23,30 @@ async def test_a_scheduler_tells_what_it_is_and_how():
         assert await scheduler.status() == {"status": "running", "workers": 2, "clients": 0, "tasks": 0}
 
 
+async def test_a_scheduler_gives_an_overview_of_its_cluster():
+    async with (
+        open_local_cluster(2, 1, processes=False) as cluster,
+        cluster.get_client(name="alice") as client,
+        rpc(cluster) as scheduler,
+    ):
+        results = client.map(abs, range(3))
+        await client.gather(results)
+        running = client.submit(trio.sleep_forever, key="the oldest", workers=["0"])
+        others = [client.submit(max, running, 1), client.submit(divmod, 7, 2, resources={"GPU": 1})]
+        while (found := await scheduler.overview())["oldest"] is None:  # noqa: ASYNC110 - nothing says when
+            await trio.sleep(0.01)
+        assert found["type"] == "scheduler"
+        counts = found["tasks"]
+        assert (counts["memory"], counts["no-worker"], counts["erred"], sum(counts.values())) == (3, 1, 0, 6)
+        assert (list(found["clients"]), found["oldest"]["key"], found["oldest"]["worker"]) == (
+            ["alice"],
+            "the oldest",
+            "0",
+        )
+        assert {worker["name"]: worker["nthreads"] for worker in found["workers"]} == {"0": 1, "1": 1}
+        del others
+
+
 async def test_a_worker_without_a_nanny_begins_afresh_and_keeps_nothing():
     async with open_local_cluster(1, 1, processes=False) as cluster, cluster.get_client() as client:
         (member,) = cluster.workers.values()
@@ -69,7 +93,9 @@ async def test_terminate_ends_a_worker_and_a_scheduler():
 
 async def test_what_is_no_command_is_refused_and_the_session_goes_on():
     async with open_local_cluster(0, 1, processes=False) as cluster, rpc(cluster) as scheduler:
-        with pytest.raises(RefusedError, match="no command 'explode' here; there are identity, restart, status"):
+        with pytest.raises(
+            RefusedError, match="no command 'explode' here; there are identity, overview, restart, status"
+        ):
             await scheduler._ask("explode")
         assert (await scheduler.status())["status"] == "running"
 

@@ -88,7 +88,8 @@ def test_a_process_that_has_got_another_chance_or_is_past_the_block_goes_on():
     [
         ("with LastResort() as resort: resort.expect(0.01, 3, 'too late'); time.sleep(60)", 3),
         (
-            "stopper = Stopper(); stopper.install(); stopper.bind(print); [signal.raise_signal(15) for _ in range(2)]",
+            "stopper = Stopper(); stopper.install(); stopper.bind(print); "
+            "[(signal.raise_signal(15), time.sleep(0.15)) for _ in range(2)]",
             -15,
         ),
     ],

@@ -1,8 +1,10 @@
+import resource
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trio_dask.deploy.layout import check_scale, divide, plan, workers_for
+from trio_dask.deploy.layout import allow_files, check_scale, divide, plan, workers_for
 from trio_dask.errors import UsageError
 from trio_dask.machine import Amount
 
@@ -67,6 +69,7 @@ def test_memory_is_shared_out(limit, each):
         ({"scheduler_port": 70000}, "scheduler_port is 70000"),
         ({"memory_limit": "nonsense"}, "memory_limit: 'nonsense' is not a memory limit"),
         ({"memory_limit": -1}, "memory_limit: '-1' is not a memory limit"),
+        ({"memory_limit": 10, "machine_bytes": 2**30}, "memory_limit: '10' is 10 B, .* did you mean 10 GB"),
         ({"resources": "GPU"}, "resources is 'GPU'; give a dict"),
         ({"resources": {"GPU": -1}}, "resources: 'GPU' is -1"),
         ({"resources": {"GPU": float("nan")}}, "resources: 'GPU' is nan"),
@@ -173,3 +176,29 @@ def test_what_is_no_number_of_workers_is_refused(workers):
 )
 def test_a_line_says_what_each_worker_gets_and_why(workers, threads, limit, text):
     assert divide(workers, threads, limit, cpus=EIGHT, memory=MEMORY).text == text
+
+
+@pytest.fixture
+def file_limit(monkeypatch):
+    """Limits on open files that only this test sees, as (soft, hard)."""
+    limits = [(256, 4096)]
+    monkeypatch.setattr(resource, "getrlimit", lambda _: limits[-1])
+    monkeypatch.setattr(resource, "setrlimit", lambda _, pair: limits.append(pair))
+    return limits
+
+
+def test_as_many_files_are_allowed_as_the_workers_need(file_limit):
+    allow_files(make(), 100)
+    soft, hard = file_limit[-1]
+    assert 1200 < soft < hard == 4096
+
+
+def test_workers_that_need_more_files_than_the_system_allows_are_refused_in_one_line(file_limit):
+    with pytest.raises(UsageError, match=r"^1000 workers need 12064 open files, .* allows this program 4096; raise"):
+        allow_files(make(), 1000)
+    allow_files(make(processes=False), 1000)
+
+
+def test_a_small_cluster_does_with_few_files(file_limit):
+    file_limit.append((256, 256))
+    allow_files(make(), 4)

@@ -113,6 +113,27 @@ def test_a_patient_program_takes_a_second_signal_for_one_more_request():
     assert heard == [signal.SIGTERM, signal.SIGINT]
 
 
+@pytest.mark.usefixtures("_in_process")
+def test_a_signal_that_comes_twice_in_a_moment_is_one_request_and_another_signal_is_not():
+    heard = []
+
+    async def service():
+        with stopper.orderly(lambda number: heard.append(number) or True):
+            for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+                os.kill(os.getpid(), number)
+                await trio.sleep(0.01)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    stopper = Stopper(patient=True)
+    stopper.install()
+    try:
+        assert run_program("label", service, stopper, quiet=True) == ExitStatus.STOPPED
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert heard == [signal.SIGTERM, signal.SIGINT]
+
+
 @contextmanager
 def stderr_to_pipe():
     """Stderr is a pipe that nobody reads but the test. (No fixture: pytest sets its own capture up after those.)"""

@@ -173,3 +173,9 @@ def test_a_start_that_fails_always_in_the_same_way_is_tried_only_so_often(policy
     while isinstance(window.crashed("x", float(tries * gap), failed_start="x"), Again):
         tries += 1
     assert tries + 1 <= policy.same_failures
+
+
+def test_what_would_fail_in_the_same_way_again_is_not_started_again():
+    core = NannyCore(RestartPolicy())
+    verdict = core.ended(End(1, started=False, cause="its module raised", hopeless=True), 0.0)
+    assert verdict == Verdict(planned=False, next=Over(1, "its module raised"))

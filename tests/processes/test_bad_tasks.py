@@ -143,7 +143,7 @@ def test_a_task_that_ends_its_process_is_given_up_and_says_where(client: Client,
     with pytest.raises(KilledWorker) as caught:
         future.result(timeout=60)
     assert caught.value.key == future.key
-    assert len(caught.value.deaths) == 3
+    assert len(caught.value.deaths) == 4
     assert "pid" in str(caught.value)
     client.wait_for_workers(2, timeout=30)
     goes_on(client)

@@ -1,11 +1,13 @@
 """The demo, as a newcomer runs it."""
 
+import importlib
 import re
 import signal
 
 import pytest
 
-from tests.processes.programs import children, program, survivors
+from tests.processes.programs import children, environment, program, survivors
+from trio_dask.__main__ import main
 
 pytestmark = pytest.mark.slow
 
@@ -41,3 +43,22 @@ def test_it_can_be_ended_at_any_time_and_leaves_nothing(number):
         assert demo.stop(number) == 0
         assert survivors(processes, 1) == []
     assert demo.errors == ["Stopped before it was done; no process is left."]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_timeout_sends_twice_is_one_request(number):
+    """To the process, and once more to its group. It is the second request that ends a program at once."""
+    with program(*DEMO, env=environment(measured=False)) as demo:
+        demo.wait_for("^A scheduler and", demo.output)
+        demo.process.send_signal(number)
+        assert demo.stop(number) == 0
+    assert demo.errors == ["Stopped before it was done; no process is left."]
+
+
+@pytest.mark.parametrize("program_of", ["scheduler", "worker", "demo"])
+def test_ctrl_c_while_a_program_is_still_being_loaded_is_a_request_to_stop(program_of, monkeypatch):
+    def interrupted(name):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(importlib, "import_module", interrupted)
+    assert main([program_of]) == 0

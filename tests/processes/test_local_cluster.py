@@ -5,6 +5,7 @@ import signal
 import socket
 import sys
 import textwrap
+from contextlib import ExitStack
 
 import psutil
 import pytest
@@ -13,6 +14,7 @@ import trio
 from tests.processes.programs import children, environment, program, survivors
 from trio_dask import Client, ClusterError, LocalCluster, open_local_cluster
 from trio_dask.deploy import members
+from trio_dask.deploy.program import raise_file_limit
 from trio_dask.nanny import service
 from trio_dask.nanny.beside import can_fork_beside
 
@@ -44,6 +46,18 @@ async def test_a_cluster_is_ready_when_its_block_begins_and_gone_when_it_ends():
         async with cluster.get_client() as client:
             assert await client.gather(client.map(pow, range(100), [2] * 100)) == [x**2 for x in range(100)]
     assert survivors(processes, 0) == []
+
+
+@pytest.mark.parametrize("fork_server", ["0", "1"])
+async def test_a_program_with_very_many_open_files_can_have_a_cluster(monkeypatch, fork_server):
+    """Pipes to workers then have numbers above 1023, which `select` does not take. A hundred workers do the same."""
+    monkeypatch.setenv("TRIO_DASK_FORK_SERVER", fork_server)
+    raise_file_limit(4096)
+    with ExitStack() as stack:
+        for _ in range(1100):
+            stack.callback(os.close, os.open(os.devnull, os.O_RDONLY))
+        async with open_local_cluster(1, 1) as cluster, cluster.get_client() as client:
+            assert await client.submit(pow, 2, 3) == 8
 
 
 async def test_everything_listens_on_loopback_alone():

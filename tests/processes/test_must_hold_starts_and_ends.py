@@ -32,11 +32,12 @@ def test_a_worker_that_crashes_at_import_ends_with_the_cause_and_no_storm(tmp_pa
     log = tmp_path / "log"
     preload = tmp_path / "broken_preload.py"
     preload.write_text(f"import os\nopen({str(log)!r}, 'a').write(f'start {{os.getpid()}}\\n')\n{CRASHES[crash]}\n")
-    with open_site(tmp_path, tracebacks=True) as site:  # it is the user's own
+    with open_site(tmp_path, tracebacks=True) as site:  # of the segmentation fault
         boss = site.scheduler()
         start = time.monotonic()
         launcher = site.start("worker", boss.address, "--nthreads", "1", "--preload", str(preload))
-        assert launcher.end() == 5
+        # What a module of the user raises it would raise again; what kills a process may be a fault of the moment.
+        assert launcher.end() == (1 if crash in ("import", "raise") else 5)
         print(f"ended after {time.monotonic() - start:.1f} s, {len(tasks.lines_of(log))} starts")
         assert time.monotonic() - start < 10
         assert CAUSES[crash] in launcher.errors[-1], launcher.text
@@ -68,10 +69,10 @@ def test_a_worker_that_keeps_crashing_is_given_up_and_the_first_cause_is_named(t
 @pytest.mark.parametrize("running_s", [2, pytest.param(5, marks=pytest.mark.soak)])
 @pytest.mark.parametrize("nanny", ["--nanny", "--no-nanny"])
 def test_a_worker_that_is_asked_to_leave_loses_nothing(tmp_path, nanny, running_s):
-    """With `--allowed-failures 1` and no retries the first loss that counted would fail the task."""
+    """With `--allowed-failures 0` and no retries the first loss that counted would fail the task."""
     log = str(tmp_path / "log")
     with open_site(tmp_path) as site:
-        boss = site.scheduler("--allowed-failures", "1")
+        boss = site.scheduler("--allowed-failures", "0")
         leaver = site.worker(boss.address, "--name", "leaver", nanny)
         with Client(boss.address) as client:
             unique = [client.submit(tasks.bytes_of, log, f"unique{n}", 200_000 + n) for n in range(20)]

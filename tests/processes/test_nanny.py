@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from tests.processes.programs import children, program, scheduler, survivors
-from trio_dask import Client, KilledWorker, NoScheduler, RefusedError, UsageError, rpc, worker_client
+from trio_dask import Client, KilledWorker, NoScheduler, RefusedError, UsageError, get_worker, rpc, worker_client
 
 pytestmark = pytest.mark.slow
 
@@ -149,15 +149,43 @@ def test_nothing_is_left_when_a_guard_is_killed(boss):
         assert running.stop(signal.SIGTERM) == 0
 
 
-def test_a_worker_that_crashes_at_its_start_is_status_5_with_the_cause(boss, tmp_path):
-    (tmp_path / "broken.py").write_text("raise RuntimeError('the disk is missing')\n")
-    began = time.monotonic()
-    with nannies(boss, "--preload", "broken.py", cwd=tmp_path) as running:
-        assert running.end() == 5
-    assert time.monotonic() - began < 10
-    assert "the worker cannot start" in running.errors[-1]
-    assert "RuntimeError: the disk is missing" in running.errors[-1]
-    assert count(running, "restarting it") == 1
+PRELOADS = {
+    "import": "\nraise RuntimeError('the disk is missing')\n",
+    "setup": "def dask_setup(worker):\n    raise RuntimeError('the disk is missing')\n",
+}
+
+
+@pytest.mark.parametrize("nanny", ["--nanny", "--no-nanny"])
+@pytest.mark.parametrize("kind", PRELOADS)
+def test_a_preload_that_raises_ends_the_program_with_status_1_and_one_line(boss, tmp_path, nanny, kind):
+    (tmp_path / "broken.py").write_text(PRELOADS[kind])
+    with nannies(boss, "--preload", "broken.py", nanny, cwd=tmp_path) as running:
+        assert running.end() == 1
+    assert running.errors[-1].endswith(f"raised RuntimeError: the disk is missing ({tmp_path / 'broken.py'}:2)")
+    assert "Traceback" not in running.text
+    assert count(running, "restarting it") == 0
+    assert running.text.count("missing") == 1
+    with nannies(boss, "--preload", "broken.py", nanny, "--debug", cwd=tmp_path) as running:
+        assert running.end() == 1
+    assert "Traceback" in running.text
+
+
+@pytest.mark.parametrize("nanny", ["--nanny", "--no-nanny"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_setup_of_a_preload_comes_before_the_tasks_and_teardown_at_the_end(boss, tmp_path, nanny, number):
+    log = tmp_path / "log"
+    (tmp_path / "its.py").write_text(
+        f"def note(text): print(text, file=open({str(log)!r}, 'a'))\n"
+        "def dask_setup(worker): worker.state['model'] = 42; note(f'set up {worker.nthreads}')\n"
+        "async def dask_teardown(worker): note(f'torn down {worker.name}')\n"
+    )
+    options = ("--preload", "its.py", nanny, "--name", "alice")
+    with nannies(boss, *options, cwd=tmp_path) as running, Client(boss) as client:
+        running.wait_for(REGISTERED)
+        assert client.submit(lambda: get_worker().state["model"]).result(timeout=15) == 42
+        assert log.read_text() == "set up 1\n"
+        assert running.stop(number) == 0
+    assert log.read_text() == "set up 1\ntorn down alice\n"
 
 
 def test_an_interpreter_that_does_not_come_up_is_status_5_with_its_own_words(boss, tmp_path):

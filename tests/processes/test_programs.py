@@ -200,6 +200,43 @@ def test_a_stderr_that_is_closed_or_that_nobody_reads_is_no_trouble():
         os.close(reader)
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="nothing is always full here")
+@pytest.mark.parametrize("arguments", [["--help"], [], ["--version"], ["worker", "--help"], ["scheduler", "--version"]])
+@pytest.mark.parametrize("buffered", ["", "1"])
+def test_a_stdout_that_takes_nothing_is_told_in_one_line(arguments, buffered):
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "trio_dask", *arguments],
+            env=environment(PYTHONUNBUFFERED=buffered),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+    name = " ".join(["python -m trio_dask", *(word for word in arguments if not word.startswith("-"))])
+    assert (ended.returncode, ended.stderr) == (1, f"{name}: No space left on device\n")
+
+
+def test_a_program_whose_folder_was_removed_works_and_cannot_write_a_file_there(tmp_path):
+    """The interpreter looks for modules in the folder it was started in, and there is none."""
+    text = (
+        "import os; os.rmdir(os.getcwd())\n"
+        "from trio_dask import Client\n"
+        "with Client(n_workers=1, threads_per_worker=1) as client: print(client.submit(pow, 2, 3).result(timeout=10))\n"
+        "from trio_dask.cli.scheduler import main\n"
+        "raise SystemExit(main(['--pid-file', 'here.pid']))\n"
+    )
+    for fork_server in ("0", "1"):
+        folder = tmp_path / fork_server
+        folder.mkdir()
+        with program("-c", text, cwd=folder, env=environment(TRIO_DASK_FORK_SERVER=fork_server)) as running:
+            assert running.end() == 2
+        assert running.output == ["8"]
+        (line,) = running.errors
+        assert "cannot write here.pid: the folder that this program was started in is gone" in line
+
+
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 def test_a_cluster_starts_whichever_standard_streams_are_closed(tmp_path, closed):
     text = (

@@ -235,7 +235,7 @@ def test_a_scheduler_that_was_stopped_itself_does_not_blame_its_workers() -> Non
 
 
 def test_an_obituary_ends_the_grace_and_blames_what_ran_and_nothing_else() -> None:
-    kit = Kit(allowed_failures=1)
+    kit = Kit(allowed_failures=0)
     client = kit.client()
     worker = kit.worker(process="p1", nthreads=2, reconnect=True)
     nanny = kit.nanny("p1")
@@ -287,7 +287,7 @@ def test_what_a_worker_held_is_not_blamed_where_a_task_ran_or_memory_was_not_the
 
 
 def test_a_planned_end_is_nobodys_fault() -> None:
-    kit = Kit(allowed_failures=1)
+    kit = Kit(allowed_failures=0)
     client = kit.client()
     worker = kit.worker(process="p1", reconnect=True)
     nanny = kit.nanny("p1")

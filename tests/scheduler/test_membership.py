@@ -17,11 +17,11 @@ def test_a_name_that_is_taken_is_refused_in_one_sentence() -> None:
     assert "'alice' is taken" in refusal
 
 
-def test_a_task_whose_running_worker_dies_three_times_is_killed_and_says_where() -> None:
+def test_a_task_fails_with_the_fourth_worker_that_dies_while_it_runs_and_says_where() -> None:
     kit = Kit()
     client = kit.client()
     client.submit("bad")
-    for number in range(3):
+    for number in range(4):
         worker = kit.worker(f"w{number}")
         (run,) = worker.runs()
         if run.extra.get("announce"):
@@ -31,7 +31,7 @@ def test_a_task_whose_running_worker_dies_three_times_is_killed_and_says_where()
     (failure,) = client.take(m.KeyFailed)
     assert failure.kind == "killed"
     deaths = failure.details["deaths"]
-    assert len(deaths) == 3
+    assert len(deaths) == 4
     assert "w2" in deaths[2]
     assert "signal 11" in deaths[2]
     kit.assert_empty()
@@ -55,7 +55,7 @@ def test_only_what_ran_is_blamed() -> None:
     for number in range(5):
         worker = kit.worker(f"w{number}")
         runs = worker.runs()
-        killer = next(run for run in runs if run.key == "k0") if number < 3 else None
+        killer = next(run for run in runs if run.key == "k0") if number < 4 else None
         if killer is not None:
             worker.send(m.Started((killer.run,)))
         worker.leave(reason="segmentation fault")

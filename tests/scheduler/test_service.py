@@ -157,6 +157,9 @@ async def test_two_workers_that_come_at_once_do_not_get_one_name(autojump_clock,
         {**WORKER, "resources": {"GPU": -1}},
         {**WORKER, "resources": {"GPU": "1"}},
         {**WORKER, "pid": []},
+        {**WORKER, "metrics": [1]},
+        {**WORKER, "metrics": {"memory_bytes": "much"}},
+        {**WORKER, "metrics": {str(number): 1 for number in range(1000)}},
     ],
     ids=str,
 )
@@ -167,6 +170,14 @@ async def test_a_worker_that_says_impossible_things_is_turned_away(scheduler, de
     assert len(caplog.records) == 1
     async with await connect("client") as client:
         assert (await ask(client, "scheduler_info"))["workers"] == {}
+
+
+async def test_the_figures_of_a_worker_are_known_from_the_moment_it_has_registered(scheduler):
+    await scheduler()
+    details = {**WORKER, "metrics": {"memory_bytes": 7, "paused": False}}
+    async with await connect("client") as client, await connect("worker", details=details):
+        (worker,) = (await ask(client, "scheduler_info"))["workers"].values()
+        assert worker["metrics"] == {"memory_bytes": 7, "paused": False}
 
 
 async def test_a_peer_that_breaks_the_protocol_is_closed_and_nobody_else_notices(scheduler, caplog):

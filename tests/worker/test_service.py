@@ -89,6 +89,8 @@ async def test_a_worker_says_who_and_where_it_is() -> None:
         details = session.hello.details
         assert (details["nthreads"], details["memory_limit"], details["resources"]) == (3, 10**9, {"GPU": 2.0})
         assert details["address"].startswith("inproc://")
+        assert details["metrics"]["memory_bytes"] > 2**20
+        assert (details["metrics"]["executing"], details["metrics"]["keys"]) == (0, 0)
 
 
 async def test_a_chain_handed_ahead_runs_without_another_word() -> None:

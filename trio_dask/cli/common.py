@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from trio_dask._version import __version__
+from trio_dask.cli.output import complain, stdout_failed
 from trio_dask.deploy.program import ExitStatus, Stopper
 from trio_dask.errors import UsageError
 from trio_dask.files import check_writable
@@ -164,22 +164,13 @@ def run_command(command: click.Command, name: str, arguments: Sequence[str] | No
             args=None if arguments is None else list(arguments), prog_name=name, standalone_mode=False, obj=stopper
         )
     except click.ClickException as exc:
-        _complain(name, f"{_shorten(_message(exc))} ({name} --help shows all options)")
+        complain(name, f"{_shorten(_message(exc))} ({name} --help shows all options)")
         return ExitStatus.WRONG_USAGE
     except UsageError as exc:
-        _complain(name, _shorten(str(exc)))
+        complain(name, _shorten(str(exc)))
         return ExitStatus.WRONG_USAGE
     except (click.Abort, KeyboardInterrupt):
         return ExitStatus.STOPPED
     except OSError as exc:  # of the help or version text: a pipe that nobody reads, a full disk
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - the interpreter flushes it once more at exit
-        _complain(name, exc.strerror or str(exc))
-        return ExitStatus.INTERNAL_ERROR
+        return stdout_failed(name, exc)
     return status if isinstance(status, int) else ExitStatus.STOPPED
-
-
-def _complain(name: str, text: str) -> None:
-    try:
-        sys.stderr.write(f"{name}: {text}\n")
-    except (OSError, ValueError, AttributeError):
-        pass  # stderr is closed; the exit status says it all

@@ -36,7 +36,8 @@ def _read_folder(text: str) -> Path:
 def demo(stopper: Stopper, folder: Path | None, debug: bool) -> int:
     """Count the names in every module of Python's standard library, on a cluster with one worker per processor.
 
-    One task tokenizes one file, a tree of tasks adds up the counts. Ctrl-C ends it; no process stays behind.
+    One task tokenizes one file, a tree of tasks adds up the counts. Ctrl-C ends it, with status 0; no process stays
+    behind.
     """
     what = f"of Python {sys.version_info.major}.{sys.version_info.minor}'s standard library"
     if folder is not None:

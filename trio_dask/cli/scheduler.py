@@ -37,6 +37,10 @@ SECTIONS = {
 }
 
 
+def _read_allowed(text: str) -> int:
+    return 0 if text.strip() == "0" else parse_count(text)
+
+
 @click.command(cls=Program, sections=SECTIONS)
 @click.option("--host", default="", help="Name or address to listen on. Default: all interfaces.")
 @click.option(
@@ -59,10 +63,10 @@ SECTIONS = {
 )
 @click.option(
     "--allowed-failures",
-    type=Checked("N", parse_count),
+    type=Checked("N", _read_allowed),
     default=3,
     show_default=True,
-    help="Fail a task once this many workers have died while running it.",
+    help="Fail a task once more than this many workers have died while running it.",
 )
 @click.option(
     "--idle-timeout",

@@ -14,7 +14,7 @@ import click
 from trio_dask.cli.common import Program, run_command
 from trio_dask.cli.former import notes
 from trio_dask.cli.worker_options import SECTIONS, worker_options
-from trio_dask.config import NannySettings, WorkerSettings
+from trio_dask.config import NannySettings, WorkerSettings, check_memory_limit
 from trio_dask.deploy.layout import Share, divide
 from trio_dask.deploy.program import Stopper, raise_file_limit, run_program
 from trio_dask.errors import UsageError
@@ -62,13 +62,13 @@ def worker(stopper: Stopper, /, debug: bool, **options: Any) -> int:
         if options["nanny"]:
             from trio_dask.deploy.launcher import run_nannies
 
-            preload(options["preload_nanny"], argv)
+            preload(options["preload_nanny"], argv, option="--preload-nanny")
             await run_nannies(nannies, stopper, label=label, pid_file=options["pid_file"], debug=debug)
         else:
             from trio_dask.deploy.working import work
 
-            preload(options["preload"], argv)
-            await work(_without_nanny(nannies[0], options["pid_file"]), stopper)
+            preloaded = preload(options["preload"], argv)
+            await work(_without_nanny(nannies[0], options["pid_file"]), stopper, preloaded=preloaded, argv=argv)
 
     raise_file_limit()
     return run_program(
@@ -83,11 +83,15 @@ def worker(stopper: Stopper, /, debug: bool, **options: Any) -> int:
 
 
 def _divide(options: dict[str, Any]) -> Share:
-    workers = options["nworkers"]
+    workers, limit, available = options["nworkers"], options["memory_limit"], memory()
     try:
-        share = divide(workers, options["nthreads"], options["memory_limit"], cpus=cpus(), memory=memory())
+        share = divide(workers, options["nthreads"], limit, cpus=cpus(), memory=available)
     except UsageError as error:
         raise click.UsageError(f"--nworkers: {error}") from error
+    try:
+        check_memory_limit(limit, share.memory_limit_bytes, machine_bytes=available.number)
+    except UsageError as error:
+        raise click.UsageError(f"--memory-limit: {error}") from error
     for name in ("worker_port", "nanny_port"):
         first, last = options[name]
         if first and last - first + 1 < share.workers:

@@ -271,7 +271,7 @@ OPTIONS: Final = (
         "--preload",
         metavar="MODULE",
         multiple=True,
-        help="Module or .py file that each worker imports first. Can be repeated.",
+        help="Module or .py file that each worker imports first; its dask_setup(worker) is called. Can be repeated.",
     ),
     click.option(
         "--preload-nanny", metavar="MODULE", multiple=True, help="Module or .py file that the launcher imports first."

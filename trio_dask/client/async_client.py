@@ -23,6 +23,7 @@ from trio_dask.client.graphs import flat_keys, shaped_like
 from trio_dask.client.options import Workers, understood
 from trio_dask.client.scattering import parcels_of, put_all, reshaped
 from trio_dask.client.session import address_of, engine_for, settings_for
+from trio_dask.client.waiting import require_trio
 from trio_dask.errors import UsageError
 from trio_dask.identity import Key
 
@@ -37,6 +38,8 @@ class AsyncClient(BaseClient[AsyncFuture]):
             print(await client.submit(sum, futures))
 
     Entering it connects; leaving the block releases everything that only this client wanted. Its futures end with it.
+    A cancel scope around `await future` ends the waiting; the task goes on until it is cancelled itself, or its last
+    future is gone.
 
     A lost link is a delay: the client dials again for up to `timeout`, futures stay valid, calls wait. If another
     scheduler answers then, or the first one says goodbye or cannot be reached in time, all futures and waiting calls
@@ -53,6 +56,7 @@ class AsyncClient(BaseClient[AsyncFuture]):
     Raises, when it is entered:
       NoScheduler: none could be reached within `timeout`; the message says why. It is an `OSError`.
       RefusedError: the scheduler refuses this client, for example for its version of Python.
+      RuntimeError: this thread does not run Trio (a notebook, for example, runs asyncio: use `Client` there).
     """
 
     def __init__(
@@ -83,6 +87,7 @@ class AsyncClient(BaseClient[AsyncFuture]):
         self._block = self._view() if is_view else self._host()
 
     def __aenter__(self) -> Coroutine[Any, Any, AsyncClient]:
+        require_trio("AsyncClient")
         return self._block.__aenter__()
 
     def __aexit__(

@@ -6,8 +6,9 @@ import logging
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import groupby, islice
-from typing import Any, Generic, SupportsFloat, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, SupportsFloat, TypeVar, cast
 
+from trio_dask.absent import CLIENT, missing
 from trio_dask.client.ambiguity import unambiguous
 from trio_dask.client.core.outbox import NO_EXTRA, Content, Row
 from trio_dask.client.core.states import KeyState
@@ -42,6 +43,11 @@ class BaseClient(Generic[F]):
         self._future = future_type
         self.id: str = engine.incarnation
         self.name = name or f"client-{self.id[:8]}"
+
+    if not TYPE_CHECKING:  # a type checker would take it to have every name
+
+        def __getattr__(self, name):
+            raise missing(type(self).__name__, name, CLIENT)
 
     @property
     def engine(self) -> Engine:

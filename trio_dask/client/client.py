@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import atexit
 import os
+import weakref
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal, TypeVar, TypeVarTuple
 from weakref import WeakSet
 
 import trio
 
-from trio_dask.client import defaults, hooks, operations
+from trio_dask.client import defaults, hooks, operations, replaced
 from trio_dask.client.ambiguity import unambiguous
 from trio_dask.client.base import BaseClient
 from trio_dask.client.engine import Engine
@@ -49,6 +51,8 @@ class Client(BaseClient[Future]):
 
     `submit` and `map` return at once, without waiting for anything; results wake the caller directly. The client that
     was opened last is the default one for `get_client`. A client that is not closed is closed when the program ends.
+    One that started a cluster, and was replaced as the default one, ends its cluster once nobody has it or a future of
+    it.
 
     A lost link is a delay: the client dials again for up to `timeout`, futures stay valid, calls wait. If another
     scheduler answers then, or the first one says goodbye or cannot be reached in time, all futures and waiting calls
@@ -105,6 +109,11 @@ class Client(BaseClient[Future]):
             self._close_cluster()
             raise
         if set_as_default:
+            former = [client for client in _open_clients if client._owns_cluster and client is not self]
+            for client in former:
+                client._let_go()
+            if self._owns_cluster:
+                replaced.warn_of_many(1 + len(former))
             defaults.remember(self)
 
     def _open(
@@ -112,11 +121,18 @@ class Client(BaseClient[Future]):
     ) -> None:
         super().__init__(engine, Future, name)
         engine.belong_to(self, Future)
+        self._replaced: weakref.finalize[..., Any] | None = None
         self._callbacks = CallbackThread()
         engine.run_callback = self._callbacks.put
         self._thread = EngineThread(engine, home)
         self._thread.start(wait=wait)
         _open_clients.add(self)
+
+    def _let_go(self) -> None:
+        """Another client is the default one now: with the last reference to this one its own cluster ends."""
+        if self._replaced is None:
+            close = partial(_close_parts, self._thread, self._callbacks, self.cluster)
+            self._replaced = replaced.let_go(self, self._engine, close)
 
     @classmethod
     def without_waiting(cls, address: str, timeout: Timeout = None) -> Client:
@@ -148,6 +164,8 @@ class Client(BaseClient[Future]):
         """
         defaults.forget(self)
         _open_clients.discard(self)
+        if self._replaced is not None:
+            self._replaced.detach()
         self._thread.stop(as_seconds(timeout))
         self._callbacks.stop()
         self._close_cluster()
@@ -183,7 +201,11 @@ class Client(BaseClient[Future]):
         skip = skips(errors)
         futures = concrete(futures)
         states = own_states(self._engine, list(futures_in(futures)))
-        reading = self._engine.read(states, None, on_failure=not skip)
+        try:
+            reading = self._engine.read(states, None, on_failure=not skip)
+        except BaseException:
+            del futures  # a traceback of Ctrl-C may be kept for long, and would keep them, and so their tasks
+            raise
         assert reading is not None
         return filled(futures, values_of(self._engine, reading, states, skip=skip))
 
@@ -195,7 +217,11 @@ class Client(BaseClient[Future]):
         if sync:
             refuse_in_event_loop("Client.get()")
         found = self._submit_graph(dsk, flat_keys(keys), understood(options))
-        values = self.gather(found) if sync else found
+        try:
+            values = self.gather(found) if sync else found
+        except BaseException:
+            del found  # as in `gather`
+            raise
         return shaped_like(keys, values)
 
     def scatter(
@@ -332,8 +358,15 @@ class Client(BaseClient[Future]):
         return self._engine.call(function, self._engine, *args)
 
 
+def _close_parts(thread: EngineThread, callbacks: CallbackThread, cluster: Any) -> None:
+    thread.stop(None)
+    callbacks.stop()
+    cluster.close()
+
+
 @atexit.register
 def _close_all() -> None:
     """Leave nothing behind when the program ends: neither our threads nor the clusters that clients have started."""
     for client in list(_open_clients):
         client.close()
+    replaced.close_unreachable()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any, Literal, NamedTuple, TypeAlias
+from weakref import WeakMethod
 
 import trio
 
@@ -44,7 +45,12 @@ def wait(fs: Any, timeout: Timeout = None, return_when: ReturnWhen = "ALL_COMPLE
     if any(isinstance(future, AsyncFuture) for future in futures):
         raise TypeError("these are futures of an AsyncClient; use `await client.wait(...)`")
     states = list(dict.fromkeys(states_of(futures)))
-    if states and not futures[0].engine.settle(states, _enough(states, return_when), as_seconds(timeout)):
+    try:
+        settled = not states or futures[0].engine.settle(states, _enough(states, return_when), as_seconds(timeout))
+    except BaseException:
+        del fs, futures  # a traceback of Ctrl-C may be kept for long, and would keep them, and so their tasks
+        raise
+    if not settled:
         raise _too_late(futures, timeout)
     return _sorted_out(futures)
 
@@ -88,6 +94,18 @@ class _Completed(NamedTuple):
     reason: str
 
 
+def _weakly(method: Callable[..., None]) -> Callable[..., None]:
+    """The method, without keeping its object: nobody may want the futures any more that it waits for."""
+    reference = WeakMethod(method)
+
+    def call(*arguments: Any) -> None:
+        found = reference()
+        if found is not None:
+            found(*arguments)
+
+    return call
+
+
 class as_completed:
     """Futures in the order in which they are done, for `for` and for `async for`; more can be added on the way.
 
@@ -116,6 +134,8 @@ class as_completed:
         self._waiting: dict[KeyState, list[BaseFuture]] = {}
         self._ready: deque[_Completed] = deque()
         self._signals: list[Signal] = []
+        self._weakly_arrived = _weakly(self._arrived)
+        self._weakly_settled = _weakly(self._settled)
         if futures is not None:
             self.update(futures)
 
@@ -137,9 +157,9 @@ class as_completed:
                     continue
                 self._waiting[future.state] = [future]
                 if self._with_results:
-                    engine.core.read(future.state, self._arrived)
+                    engine.core.read(future.state, self._weakly_arrived)
                 else:
-                    engine.core.wait(future.state, self._settled)
+                    engine.core.wait(future.state, self._weakly_settled)
         engine.push()
 
     def count(self) -> int:
@@ -159,7 +179,9 @@ class as_completed:
         if self._engine is not None:
             with self._engine.lock:
                 for state in self._waiting:
-                    self._engine.core.abandon(state, self._arrived if self._with_results else self._settled)
+                    self._engine.core.abandon(
+                        state, self._weakly_arrived if self._with_results else self._weakly_settled
+                    )
                 self._waiting.clear()
                 self._ready.clear()
                 self._notify()
@@ -194,9 +216,16 @@ class as_completed:
             signal = ThreadSignal()
             if not self._listen(signal):
                 raise StopIteration
-            assert self._engine is not None
-            if not self._engine.block(signal, None if self._deadline is None else self._deadline - time.monotonic()):
-                raise self._engine.too_late(f"{self.count()} futures were not done in time")
+            engine = self._engine
+            assert engine is not None
+            left_s = None if self._deadline is None else self._deadline - time.monotonic()
+            try:
+                in_time = engine.block(signal, left_s)
+            except BaseException:
+                del self  # as in `wait`
+                raise
+            if not in_time:
+                raise engine.too_late(f"{self.count()} futures were not done in time")
         return self._item(self._ready.popleft())
 
     async def __anext__(self) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -29,6 +30,7 @@ __all__ = [
     "forget",
     "futures_of",
     "get_client",
+    "loosen",
     "remember",
     "worker_client",
 ]
@@ -40,22 +42,31 @@ _C = TypeVar("_C", bound="Client | AsyncClient")
 _LATER: Final = {"lost": 1, "forked": 2}
 
 _lock = threading.Lock()
-_open: list[Client] = []
+_open: list[weakref.ref[Client]] = []
 """Clients that were opened as default ones, the newest last."""
+_kept: dict[Client, None] = {}
+"""Those of them that stay though nobody else refers to them."""
 _chosen: ContextVar[Client | None] = ContextVar("trio_dask current client", default=None)
 
 
 def remember(client: Client) -> None:
     """Make this the default client until it is closed, or another is opened."""
     with _lock:
-        _open.append(client)
+        _open.append(weakref.ref(client))
+        _kept[client] = None
+
+
+def loosen(client: Client) -> None:
+    """This one was replaced: it is a default one for as long as somebody refers to it."""
+    with _lock:
+        _kept.pop(client, None)
 
 
 def forget(client: Client) -> None:
     """This client is closed."""
     with _lock:
-        if client in _open:
-            _open.remove(client)
+        _open[:] = [reference for reference in _open if reference() not in (client, None)]
+        _kept.pop(client, None)
 
 
 @contextmanager
@@ -77,7 +88,8 @@ def current() -> Client | None:
     if chosen is not None and chosen.status != "forked":
         return chosen
     with _lock:
-        found = [client for client in reversed(_open) if client.status != "closed"]
+        clients = [reference() for reference in reversed(_open)]
+    found = [client for client in clients if client is not None and client.status != "closed"]
     return min(found, key=lambda client: _LATER.get(client.status, 0), default=chosen)
 
 

@@ -78,6 +78,7 @@ class Driver:
         self._dropped: deque[KeyState] = deque()
         self._failure_dropped = False
         """Whether a failed task is among them: whoever calls it again wants another attempt, not the old error."""
+        self._when_unused: Callable[[], object] | None = None
         self._woken = False
         self._sweeping = False
         self._thread = 0
@@ -365,6 +366,15 @@ class Driver:
         dropped = self._dropped
         if dropped:
             self.core.dereference([dropped.popleft() for _ in range(min(len(dropped), AT_ONCE))])
+        if self._when_unused is not None and not self.core.states:
+            callback, self._when_unused = self._when_unused, None
+            callback()
+
+    def when_unused(self, callback: Callable[[], object]) -> None:
+        """Call this once there is no future of this client. For the engine's own thread."""
+        self._when_unused = callback
+        with self.lock:
+            self._collect_dropped()
 
     def drop(self, state: KeyState) -> None:
         """One future less. Takes no lock, so that finalizers can call it.

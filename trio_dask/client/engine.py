@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from functools import partial
@@ -30,6 +31,10 @@ def _no_future(engine: Engine, state: KeyState) -> Any:
     raise RuntimeError("this client makes no futures")
 
 
+def _nobody() -> None:
+    return None
+
+
 class Engine(Driver):
     """One client core, driven, with everything that can be asked of it. Safe from any thread."""
 
@@ -47,14 +52,22 @@ class Engine(Driver):
         """Of the scheduler, once connected."""
         self.serial = count(1)
         """For keys that stand for one call each, of all clients that share this."""
-        self.facade: Any = None
-        """The client that futures name as theirs."""
+        self._facade: Callable[[], Any] = _nobody
         self.future_type: Callable[[Engine, KeyState], Any] = _no_future
         self.run_callback: Callable[[Callable[[], object]], object] = self.run_soon
 
     def belong_to(self, client: Any, future_type: Callable[[Engine, KeyState], Any]) -> None:
         """Say which client futures name as theirs, and what its futures are."""
-        self.facade, self.future_type = client, future_type
+        self._facade, self.future_type = lambda: client, future_type
+
+    @property
+    def facade(self) -> Any:
+        """The client that futures name as theirs; None if there is none any more."""
+        return self._facade()
+
+    def loosen(self) -> None:
+        """Refer to the client no longer than others do."""
+        self._facade = weakref.ref(self._facade())
 
     # ------------------------------------------------------------------------------------------------ wishes
 

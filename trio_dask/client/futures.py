@@ -7,8 +7,9 @@ import sys
 from collections.abc import Callable, Generator, Iterable
 from functools import partial
 from types import TracebackType
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+from trio_dask.absent import FUTURE, missing
 from trio_dask.client.core.states import KeyState, Status
 from trio_dask.client.engine import Engine, loading
 from trio_dask.client.failures import exception_of, no_value
@@ -41,6 +42,11 @@ class BaseFuture(KeyReference):
             self._engine.drop(self._state)
         except AttributeError:
             pass  # its making was interrupted, or it was released already
+
+    if not TYPE_CHECKING:  # a type checker would take it to have every name
+
+        def __getattr__(self, name):
+            raise missing(type(self).__name__, name, FUTURE)
 
     @property
     def status(self) -> Status:
@@ -145,7 +151,11 @@ class Future(BaseFuture):
         value = state.value
         if value is not None and state.status == "finished":
             return self._engine.load((value,))
-        reading = self._engine.read([state], as_seconds(timeout), on_failure=True)
+        try:
+            reading = self._engine.read([state], as_seconds(timeout), on_failure=True)
+        except BaseException:
+            del self  # a traceback of Ctrl-C may be kept for long, and would keep this future, and so its task
+            raise
         if reading is None:
             raise self._engine.too_late(f"{self.key!r} gave no result within {timeout} s; it is {state.status}")
         return self._unpack(reading)
@@ -158,7 +168,12 @@ class Future(BaseFuture):
           RuntimeError: this thread runs Trio or asyncio.
         """
         refuse_in_event_loop("Future.exception()")
-        if not self._engine.settle([self._state], 1, as_seconds(timeout)):
+        try:
+            settled = self._engine.settle([self._state], 1, as_seconds(timeout))
+        except BaseException:
+            del self  # as in `result`
+            raise
+        if not settled:
             raise self._engine.too_late(f"{self.key!r} was not done within {timeout} s")
         return exception_of(self._state)
 

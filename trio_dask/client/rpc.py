@@ -15,7 +15,7 @@ import trio
 
 from trio_dask.client.futures import Timeout
 from trio_dask.client.session import address_of
-from trio_dask.client.waiting import as_seconds
+from trio_dask.client.waiting import as_seconds, require_trio
 from trio_dask.comm.addresses import parse_address
 from trio_dask.comm.connection import Connection
 from trio_dask.comm.dial import open_connection
@@ -63,6 +63,7 @@ class rpc:
         return f"<rpc {self._address}>"
 
     def __aenter__(self) -> Coroutine[Any, Any, AsyncRpc]:
+        require_trio("async with rpc(...)", "`with rpc(...)`")
         self._block = _connected(self._address, self._timeout)
         return self._block.__aenter__()
 
@@ -105,6 +106,12 @@ class AsyncRpc:
     async def status(self) -> dict[str, Any]:
         """How it is: `status` (running, ...), and figures of its kind."""
         return dict(await self._ask("status"))
+
+    async def overview(self) -> dict[str, Any]:
+        """Of a scheduler: its identity, its `workers`, its `clients`, how many `tasks` are in each state, and which of
+        them has been running for longest (`oldest`).
+        """
+        return dict(await self._ask("overview"))
 
     async def terminate(self) -> None:
         """Have it end in good order: a worker gives its work and its results to others first. Does not wait for it."""
@@ -172,6 +179,10 @@ class Rpc:
     def status(self) -> dict[str, Any]:
         """How it is: `status` (running, ...), and figures of its kind."""
         return self._call(AsyncRpc.status)
+
+    def overview(self) -> dict[str, Any]:
+        """Of a scheduler: what `AsyncRpc.overview` says."""
+        return self._call(AsyncRpc.overview)
 
     def terminate(self) -> None:
         """Have it end in good order: a worker gives its work and its results to others first. Does not wait for it."""

@@ -12,7 +12,17 @@ import trio
 from trio_dask.client.core.states import Frames, KeyState
 from trio_dask.config import parse_timedelta
 
-__all__ = ["Reading", "Settling", "Signal", "ThreadSignal", "TrioSignal", "as_seconds", "limit", "refuse_in_event_loop"]
+__all__ = [
+    "Reading",
+    "Settling",
+    "Signal",
+    "ThreadSignal",
+    "TrioSignal",
+    "as_seconds",
+    "limit",
+    "refuse_in_event_loop",
+    "require_trio",
+]
 
 
 def as_seconds(timeout: float | str | datetime.timedelta | None) -> float | None:
@@ -51,6 +61,17 @@ def refuse_in_event_loop(what: str) -> None:
             f"{what} blocks, and this thread runs asyncio, which it would bring to a halt; "
             "call it in a thread: `await asyncio.to_thread(...)`"
         )
+
+
+def require_trio(what: str, instead: str = "Client") -> None:
+    """Raise `RuntimeError` unless this thread runs Trio."""
+    if trio.lowlevel.in_trio_run():
+        return
+    asyncio = sys.modules.get("asyncio")
+    if asyncio is not None and asyncio._get_running_loop() is not None:
+        where = "a notebook" if _in_notebook() else "a thread (`await asyncio.to_thread(...)`)"
+        raise RuntimeError(f"{what} needs Trio, and this thread runs asyncio; use {instead} in {where}")
+    raise RuntimeError(f"{what} needs Trio; start the program with `trio.run(main)`, or use {instead}")
 
 
 def _in_notebook() -> bool:
@@ -103,7 +124,11 @@ class TrioSignal:
     def __init__(self) -> None:
         self._is_set = False
         self._task: trio.lowlevel.Task | None = None
-        self._token = trio.lowlevel.current_trio_token()
+        try:
+            self._token = trio.lowlevel.current_trio_token()
+        except RuntimeError:
+            require_trio("awaiting this", "the blocking calls of Client")
+            raise
         self._thread = threading.get_ident()
 
     def set(self) -> None:

@@ -16,6 +16,7 @@ import trio
 from trio_dask.config import NannySettings
 from trio_dask.deploy.ends import remove_scratch
 from trio_dask.deploy.program import Stopper
+from trio_dask.deploy.suspending import suspended_with_us
 from trio_dask.errors import TrioDaskError
 from trio_dask.files import present
 from trio_dask.nanny.records import read_record
@@ -42,7 +43,7 @@ async def run_nannies(
       KeptCrashing, NoScheduler, RefusedError, UsageError, OSError: what the first nanny that failed raised.
     """
     launcher = _Launcher(settings, label, debug)
-    with present(pid_file, f"{os.getpid()}\n"), stopper.orderly(launcher.heed_signal):
+    with present(pid_file, f"{os.getpid()}\n"), stopper.orderly(launcher.heed_signal), suspended_with_us(launcher):
         await launcher.run()
 
 
@@ -70,6 +71,16 @@ class _Launcher:
         how = Stop.SOON if number == signal.SIGINT else Stop.DRAIN
         self._stop(how, f"the launcher received {signal.Signals(number).name}")
         return True
+
+    def suspend(self) -> None:
+        """Stop all workers for a while; this program is about to stop as well."""
+        for nanny in self._nannies:
+            nanny.suspend()
+
+    def resume(self) -> None:
+        """Have them go on."""
+        for nanny in self._nannies:
+            nanny.resume()
 
     def _stop(self, how: Stop, reason: str) -> None:
         for nanny in self._nannies:

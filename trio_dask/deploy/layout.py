@@ -6,14 +6,21 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from trio_dask.config import MAX_THREADS, counted, format_bytes, parse_memory_limit
+from trio_dask.config import MAX_THREADS, check_memory_limit, counted, format_bytes, parse_memory_limit
+from trio_dask.deploy.program import raise_file_limit
 from trio_dask.errors import UsageError
 from trio_dask.machine import Amount, cpu_count, memory_bytes
 
-__all__ = ["Layout", "Share", "check_scale", "divide", "plan", "workers_for"]
+__all__ = ["Layout", "Share", "allow_files", "check_scale", "divide", "plan", "workers_for"]
 
 MAX_WORKERS = 10_000
 FEW_CPUS = 4
+FILES_PER_WORKER = 12
+"""What a nanny has open while its worker starts: both ends of four pipes, a board, its process."""
+OTHER_FILES = 64
+"""What the program needs besides, at the least."""
+SPARE_FILES = 512
+"""For whatever else the program opens, and for its clients' connections; nothing is refused for want of these."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,10 +69,15 @@ def plan(
     for name, amount in (resources or {}).items():
         if isinstance(amount, bool) or not isinstance(amount, int | float) or not 0 <= amount < math.inf:
             raise UsageError(f"resources: {name!r} is {amount!r}; give a number that is not below 0")
+    limit_bytes = _memory_limit(memory_limit, machine_bytes, 1 / max(1, n_workers))
+    try:
+        check_memory_limit(str(memory_limit), limit_bytes, machine_bytes=machine_bytes)
+    except UsageError as exc:
+        raise UsageError(f"memory_limit: {exc}") from exc
     return Layout(
         n_workers=n_workers,
         threads_per_worker=threads_per_worker,
-        memory_limit_bytes=_memory_limit(memory_limit, machine_bytes, 1 / max(1, n_workers)),
+        memory_limit_bytes=limit_bytes,
         processes=processes,
         host=host,
         scheduler_port=scheduler_port,
@@ -152,6 +164,23 @@ def workers_for(layout: Layout, n: object, memory: str | float | None, cores: ob
         number = max(number, -(-wanted // layout.memory_limit_bytes))
     _check_count("n", number, 0, MAX_WORKERS)
     return number
+
+
+def allow_files(layout: Layout, workers: int) -> None:
+    """Have the system allow as many open files as this program needs for so many workers.
+
+    Raises:
+      UsageError: it does not.
+    """
+    if not layout.processes:
+        return
+    wanted = FILES_PER_WORKER * workers + OTHER_FILES
+    granted = raise_file_limit(wanted + SPARE_FILES)
+    if granted < wanted:
+        raise UsageError(
+            f"{workers} workers need {wanted} open files, and the system allows this program {granted}; raise its "
+            "limit (ulimit -Hn), or have fewer workers with more threads each"
+        )
 
 
 def _processes(cpus: int, threads: int | None) -> int:

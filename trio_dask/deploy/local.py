@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from trio_dask.absent import LOCAL_CLUSTER, missing
 from trio_dask.client.futures import Timeout
-from trio_dask.client.waiting import limit, refuse_in_event_loop
+from trio_dask.client.waiting import limit, refuse_in_event_loop, require_trio
 from trio_dask.config import counted, format_bytes
-from trio_dask.deploy.layout import Layout, check_scale, plan, workers_for
+from trio_dask.deploy.layout import Layout, allow_files, check_scale, plan, workers_for
 from trio_dask.deploy.members import Member, Members
+from trio_dask.deploy.suspending import heed_ctrl_z, suspended_with_us
 from trio_dask.errors import ClusterError, ForkedClientError, UsageError
 
 if TYPE_CHECKING:
@@ -70,10 +72,13 @@ class AsyncLocalCluster:
         It does not wait until they are there. What only a worker that goes held is computed again.
 
         Raises:
-          UsageError: one of these is no whole number from 0 on, or no amount of memory.
+          UsageError: one of these is no whole number from 0 on, or no amount of memory; or the system does not allow
+            as many open files as so many workers need.
         """
         members = self._running()
-        members.set_worker_count(workers_for(self._layout, n, memory, cores))
+        number = workers_for(self._layout, n, memory, cores)
+        allow_files(self._layout, number)
+        members.set_worker_count(number)
 
     async def wait_for_workers(self, n_workers: int | None = None, timeout: Timeout = None) -> None:
         """Wait until at least `n_workers` workers are there, by default all that were asked for.
@@ -122,9 +127,10 @@ class AsyncLocalCluster:
         try:
             async with trio.open_nursery() as nursery:
                 self._members = Members(self._layout, self.name, nursery)
-                await self._members.start()
-                task_status.started()
-                await trio.sleep_forever()
+                with suspended_with_us(self._members):
+                    await self._members.start()
+                    task_status.started()
+                    await trio.sleep_forever()
         finally:
             self._ended.set()
             if self._members is not None:
@@ -161,7 +167,9 @@ async def open_local_cluster(
     Raises:
       UsageError: an argument makes no sense.
       ClusterError: the cluster could not be started, or has ended by itself: then the block is cancelled.
+      RuntimeError: this thread does not run Trio.
     """
+    require_trio("open_local_cluster", "LocalCluster")
     layout = plan(
         n_workers=n_workers,
         threads_per_worker=threads_per_worker,
@@ -172,6 +180,7 @@ async def open_local_cluster(
         resources=resources,
         local_directory=local_directory,
     )
+    allow_files(layout, layout.n_workers)
     cluster = AsyncLocalCluster(layout, name or f"local-{next(_clusters)}")
     with _one_error(cluster):
         async with trio.open_nursery() as nursery:
@@ -253,6 +262,7 @@ class LocalCluster:
         self._started = threading.Event()
         self._pid = os.getpid()
         self._error: BaseException | None = None
+        heed_ctrl_z()  # a handler can be set in the main thread alone
         # A daemon: when the program ends without closing us, the children notice that by themselves.
         self._thread = threading.Thread(target=self._run, name="trio_dask local cluster", daemon=True)
         self._thread.start()
@@ -307,6 +317,11 @@ class LocalCluster:
     def _is_forked(self) -> bool:
         return os.getpid() != self._pid
 
+    if not TYPE_CHECKING:  # a type checker would take it to have every name
+
+        def __getattr__(self, name):
+            raise missing("LocalCluster", name, LOCAL_CLUSTER)
+
     def __repr__(self) -> str:
         try:
             return repr(self._running())
@@ -334,7 +349,8 @@ class LocalCluster:
         It does not wait until they are there. What only a worker that goes held is computed again.
 
         Raises:
-          UsageError: one of these is no whole number from 0 on, or no amount of memory.
+          UsageError: one of these is no whole number from 0 on, or no amount of memory; or the system does not allow
+            as many open files as so many workers need.
         """
         cluster = self._own()
         try:

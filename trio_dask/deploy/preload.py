@@ -1,52 +1,142 @@
-"""Modules and files that a user wants to have imported before the worker starts."""
+"""Modules and files that a user wants to have imported before the worker starts, and their `dask_setup` and
+`dask_teardown`.
+"""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
+import logging
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
 
 from trio_dask.errors import ClusterError, UsageError
 
-__all__ = ["preload"]
+__all__ = ["PreloadError", "Preloaded", "preload", "set_up"]
+
+TEARDOWN_S = 2.0
+
+log = logging.getLogger("trio_dask.preload")
 
 
-def preload(names: Sequence[str], argv: Sequence[str]) -> None:
+class Preloaded(NamedTuple):
+    """What was imported, and by which name it was asked for."""
+
+    name: str
+    module: ModuleType
+
+
+class PreloadError(ClusterError):
+    """The user's own module raised. It would do so again in the next process."""
+
+
+def preload(names: Sequence[str], argv: Sequence[str], *, option: str = "--preload") -> list[Preloaded]:
     """Import each of these, once: a dotted name, or the path of a `.py` file. `sys.argv` holds `argv` meanwhile.
 
     Raises:
       UsageError: there is no such module or file.
-      ClusterError: it raised when it was imported. Its traceback is on stderr.
+      PreloadError: it raised when it was imported; the message says where.
     """
     before = sys.argv[1:]
     sys.argv[1:] = argv
     try:
-        for name in names:
-            _load(name)
+        return [Preloaded(name, _load(name, option)) for name in names]
     finally:
         sys.argv[1:] = before
 
 
-def _load(name: str) -> None:
+@asynccontextmanager
+async def set_up(preloaded: Sequence[Preloaded], argv: Sequence[str], worker: Any) -> AsyncGenerator[None]:
+    """Call what these modules have as `dask_setup` with the worker, and at the end, in reverse, their `dask_teardown`.
+
+    Either is a plain function, which is called in a thread, or an `async def` one, which runs under Trio. A
+    `dask_setup` that is a click command gets its options from `argv`.
+
+    Raises:
+      PreloadError: a `dask_setup` raised; the message says where.
+    """
+    import trio  # options alone do not need it
+
+    ready: list[Preloaded] = []
+    try:
+        for one in preloaded:
+            try:
+                await _call(getattr(one.module, "dask_setup", None), worker, argv)
+            except Exception as error:  # it is the user's code: it can raise anything
+                raise PreloadError(f"--preload: dask_setup of {_told(one, error)}") from error
+            ready.append(one)
+        yield
+    finally:
+        with trio.CancelScope(shield=True) as scope:
+            scope.deadline = trio.current_time() + TEARDOWN_S
+            for one in reversed(ready):
+                try:
+                    await _call(getattr(one.module, "dask_teardown", None), worker, ())
+                except Exception as error:  # the worker has ended well all the same
+                    log.warning("--preload: dask_teardown of %s", _told(one, error))
+        if scope.cancelled_caught:
+            log.warning("--preload: dask_teardown took more than %g s, and was left", TEARDOWN_S)
+
+
+async def _call(function: Any, worker: Any, argv: Sequence[str]) -> None:
+    import trio
+
+    if function is None:
+        return
+    options: dict[str, Any] = {}
+    if hasattr(function, "make_context"):  # a click command
+        options = function.make_context("dask_setup", list(argv)).params
+        function = function.callback
+    if inspect.iscoroutinefunction(function):
+        await function(worker, **options)
+    else:
+        await trio.to_thread.run_sync(lambda: function(worker, **options), abandon_on_cancel=True)
+
+
+def _load(name: str, option: str) -> ModuleType:
     is_file = name.endswith(".py")
     try:
         if is_file:
-            _load_file(Path(name))
-        else:
-            importlib.import_module(name)
+            return _load_file(Path(name))
+        return importlib.import_module(name)
     except Exception as error:  # it is the user's code: it can raise anything
         if isinstance(error, ModuleNotFoundError) and name == error.name:
-            raise UsageError(f"--preload: there is no module {name!a}") from error
+            raise UsageError(f"{option}: there is no module {name!a}") from error
         if is_file and not Path(name).is_file():
-            raise UsageError(f"--preload: there is no file {name!a}") from error
-        traceback.print_exc()
-        raise ClusterError(f"--preload: importing {name} raised {type(error).__name__}: {error}") from error
+            raise UsageError(f"{option}: there is no file {name!a}") from error
+        raise PreloadError(f"{option}: importing {name} raised {_described(error, _file_of(name))}") from error
 
 
-def _load_file(path: Path) -> None:
+def _told(one: Preloaded, error: BaseException) -> str:
+    return f"{one.name} raised {_described(error, one.module.__file__ or '')}"
+
+
+def _file_of(name: str) -> str:
+    """The file of a module, by its name; what is imported half-way is in no table."""
+    if name.endswith(".py"):
+        return str(Path(name))
+    spec = importlib.util.find_spec(name)
+    return "" if spec is None or spec.origin is None else spec.origin
+
+
+def _described(error: BaseException, file: str) -> str:
+    """The error, and where in this file it came from; if in none of its lines, where it was raised."""
+    said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    if isinstance(error, SyntaxError) and error.filename is not None:
+        return f"{type(error).__name__}: {error.msg} ({error.filename}:{error.lineno})"
+    frames = traceback.extract_tb(error.__traceback__)
+    inside = [frame for frame in frames if file and Path(frame.filename).resolve() == Path(file).resolve()]
+    where = (inside or frames)[-1]
+    return f"{said} ({where.filename}:{where.lineno})"
+
+
+def _load_file(path: Path) -> ModuleType:
     """Under its own name, so that tasks can import what it defines, and functions of it pickle."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
@@ -57,3 +147,4 @@ def _load_file(path: Path) -> None:
     except BaseException:
         del sys.modules[path.stem]
         raise
+    return module

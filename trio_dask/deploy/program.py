@@ -10,17 +10,20 @@
 | 5 | the worker kept crashing |
 
 The first signal asks the service to stop in good order, a second one ends the program at once, with all that it has
-started. The end of the lifeline is no signal: whoever started the program is gone, and nothing is worth waiting for.
+started, and with the status of that signal. The end of the lifeline is no signal: whoever started the program is gone,
+and nothing is worth waiting for.
 """
 
 from __future__ import annotations
 
 import gc
 import logging
+import math
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Awaitable, Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from enum import IntEnum
@@ -45,6 +48,8 @@ __all__ = [
     "spare_garbage_collection",
 ]
 
+SAME_REQUEST_S = 0.1
+"""`timeout`, `srun` and the like signal a process and its group: what comes twice within this time is one request."""
 EXIT_GRACE_S = 1.0
 LINES_GRACE_S = 0.5
 OPEN_FILES = 65536
@@ -84,6 +89,7 @@ class Stopper:
         self._stop: Callable[[StopRequest], None] | None = None
         self._heed: Callable[[int], bool] | None = None
         self._request: StopRequest | None = None
+        self._last_signal = (0, -math.inf)
 
     def install(self) -> None:
         """Handle SIGINT, SIGTERM and SIGHUP from here on, save those that whoever started us wants ignored."""
@@ -120,6 +126,10 @@ class Stopper:
             self._stop(self._request)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        last_number, last_at = self._last_signal
+        self._last_signal = number, time.monotonic()
+        if number == last_number and self._last_signal[1] - last_at < SAME_REQUEST_S:
+            return
         if self._request is not None and not self._patient:
             end_descendants()
             remove_present()
@@ -335,16 +345,19 @@ def _flush_stdout() -> bool:
     return not thread.is_alive()
 
 
-def raise_file_limit() -> None:
-    """Allow as many open files as the system grants us: each peer is one."""
+def raise_file_limit(wanted: int = OPEN_FILES) -> int:
+    """Allow so many open files, or as many as the system grants: each peer is one. Gives how many we may have."""
     try:
         import resource
     except ImportError:  # not a POSIX system
-        return
+        return wanted
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return wanted
+    granted = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
+    if granted > soft:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (granted, hard))
+    return granted
 
 
 def spare_garbage_collection() -> None:

@@ -39,12 +39,15 @@ async def worker(settings: Mapping[str, Any], report: Report, stopper: Stopper) 
     import trio
 
     from trio_dask.config import WorkerSettings
+    from trio_dask.deploy.preload import PreloadError, preload
     from trio_dask.deploy.working import work
 
-    if settings["preload"]:
-        from trio_dask.deploy.preload import preload
-
-        preload(settings["preload"], settings["preload_argv"])
+    argv: list[str] = settings["preload_argv"]
+    try:
+        preloaded = preload(settings["preload"], argv)
+    except PreloadError:
+        report({"hopeless": True})
+        raise
     fields: dict[str, Any] = {**settings["worker"], "port_range": tuple(settings["worker"]["port_range"])}
     worker_settings = WorkerSettings(**fields)
 
@@ -55,6 +58,11 @@ async def worker(settings: Mapping[str, Any], report: Report, stopper: Stopper) 
         report({"at_rest": True})
 
     report({"running": True})
-    async with trio.open_nursery() as nursery:
-        address = await nursery.start(partial(work, worker_settings, stopper, leaving=leaving, at_rest=at_rest))
-        report({"address": str(address)})
+    serve = partial(work, worker_settings, stopper, leaving=leaving, at_rest=at_rest, preloaded=preloaded, argv=argv)
+    try:
+        async with trio.open_nursery() as nursery:
+            address = await nursery.start(serve)
+            report({"address": str(address)})
+    except* PreloadError:
+        report({"hopeless": True})
+        raise

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from trio_dask.config import WorkerSettings
 from trio_dask.deploy.ends import LastResort
+from trio_dask.deploy.preload import Preloaded, set_up
 from trio_dask.deploy.program import ExitStatus, Stopper
 
 if TYPE_CHECKING:
@@ -23,10 +25,13 @@ async def work(
     *,
     leaving: Callable[[str], None] | None = None,
     at_rest: Callable[[], None] | None = None,
+    preloaded: Sequence[Preloaded] = (),
+    argv: Sequence[str] = (),
     task_status: trio.TaskStatus[Address] | None = None,
 ) -> None:
     """Run a worker in this process, which is there for nothing else. A signal has it drain.
 
+    `preloaded` modules are set up before, with `argv`, and torn down after it, see `preload`.
     See `run_worker` for `leaving`, `at_rest`, `task_status` and what is raised.
     """
     import trio  # the program's start must not wait for what options alone do not need
@@ -54,5 +59,6 @@ async def work(
             leaving=leaving,
             at_rest=at_rest,
             ends_in=ends_in,
+            around=partial(set_up, preloaded, argv),
             task_status=task_status or trio.TASK_STATUS_IGNORED,
         )

@@ -10,6 +10,7 @@
 | in good order, sent away by its scheduler | nothing; 0 |
 | wrong usage, no scheduler (2, 3) | nothing; the same status |
 | refused (4) | nothing; the same status; but after one that was registered it is a crash: that one is in the way |
+| its user's own module raises at its start | nothing; 1 |
 | any other way, while tasks ran | another after a pause: the tasks answer for it |
 | any other way | a crash of its own: another after a pause, unless there were too many; then nothing; 5 |
 
@@ -35,6 +36,7 @@ __all__ = [
 ]
 
 STOPPED = 0
+FAILED = 1
 KEPT_CRASHING = 5
 WRONG_USAGE = 2
 NO_SCHEDULER = 3
@@ -72,8 +74,9 @@ class End(NamedTuple):
     `status` is as `subprocess` has it, negative for a signal. `started`: it had come as far as running its service,
     `registered`: as far as being taken by a scheduler. `cause` says how it ended in words. `leaving` is the reason that
     it gave before it left in good order, `asked` what the nanny was asked for meanwhile, `stop` or `restart`.
-    `excused`: it ended while its tasks ran, which are theirs to answer for it. `last_words` tell one failed start
-    from another. `told`: what went wrong is known from the worker itself, not from its status alone.
+    `hopeless`: the next one would fail in the same way. `excused`: it ended while its tasks ran, which are theirs to
+    answer for. `last_words` tell one failed start from another. `told`: what went wrong is known from the worker
+    itself, not from its status alone.
     """
 
     status: int
@@ -85,6 +88,7 @@ class End(NamedTuple):
     excused: bool = False
     last_words: str = ""
     told: bool = True
+    hopeless: bool = False
 
 
 class Verdict(NamedTuple):
@@ -160,6 +164,8 @@ class NannyCore:
         if end.status == 0 and end.started and end.leaving:
             another = self._followed.get(end.leaving, False)
             return Verdict(planned=True, next=Again(0.0) if another else Over(STOPPED, ""))
+        if end.hopeless:
+            return Verdict(planned=False, next=Over(FAILED, end.cause))
         own = end.status in (WRONG_USAGE, NO_SCHEDULER) or (end.status == REFUSED and not had_registered)
         if own and end.told:
             return Verdict(planned=False, next=Over(end.status, end.cause))

@@ -7,7 +7,8 @@ else, and has one thread. A worker that dies takes its process group along, but 
 of their own. Being their subreaper, the guard inherits all such orphans, however deep they were, and ends them. It does
 so as well when the nanny is gone, and nobody else is there to do it.
 
-Signals to stop are passed on to the worker. How the worker ended, and how much memory it had at most, is reported.
+Signals to end, to stop and to go on are passed on to the worker. How the worker ended, and how much memory it had at
+most, is reported.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from trio_dask.nanny.lifeline import GRACE_S
 __all__ = ["stand_guard"]
 
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGABRT)
+STOP_OR_GO_ON = {signal.SIGTSTP: signal.SIGSTOP, signal.SIGCONT: signal.SIGCONT}
+"""What the worker's process group gets when the guard, which goes on, gets these."""
 PATIENCE_S = GRACE_S + 0.2
 SWEEP_S = 1.0
 PR_SET_CHILD_SUBREAPER = 36
@@ -70,6 +73,8 @@ class _Guard:
         for number in PASSED_ON:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._pass_on)
+        for number in STOP_OR_GO_ON:
+            signal.signal(number, self._stop_or_go_on)
         signal.signal(signal.SIGCHLD, self._bury_strangers)
         try:
             self._wait()
@@ -86,6 +91,10 @@ class _Guard:
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
         with suppress(ProcessLookupError):
             os.kill(self._pid, number)
+
+    def _stop_or_go_on(self, number: int, frame: FrameType | None) -> None:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._pid, STOP_OR_GO_ON[signal.Signals(number)])
 
     def _wait(self) -> None:
         """Return when the worker has ended, or was to have ended."""

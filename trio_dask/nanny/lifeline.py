@@ -106,7 +106,9 @@ def put_on_leash(fd: int) -> None:
     fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGKILL)
     fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_ASYNC)
     # The other end may have been closed before the kernel knew whom to tell.
-    if select.select([fd], [], [], 0)[0]:
+    poller = select.poll()
+    poller.register(fd, select.POLLIN)
+    if poller.poll(0):
         end_group()
 
 

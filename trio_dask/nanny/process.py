@@ -17,7 +17,7 @@ import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,8 +73,8 @@ class ChildEnd:
     """How a child ended.
 
     `status` is as `subprocess` has it, negative for a signal. `started`: it had reported something. `late`: it had not
-    when its time for that was over. `failure` is what the program itself says went wrong, `peak_bytes` the most memory
-    it had (0: not known).
+    when its time for that was over. `failure` is what the program itself says went wrong, `hopeless` that the next one
+    would fail in the same way, `peak_bytes` the most memory it had (0: not known).
     """
 
     name: str
@@ -82,6 +82,7 @@ class ChildEnd:
     started: bool
     late: bool = False
     failure: str = ""
+    hopeless: bool = False
     words: LastWords = field(default_factory=LastWords)
     peak_bytes: int = 0
 
@@ -150,13 +151,21 @@ async def run_child(
             "debug": spec.debug,
             "origin": spec.origin,
             "records": spec.records,
-            # The child finds the modules that we find; an empty entry means the folder we are in now.
-            "path": [entry or os.getcwd() for entry in sys.path],
+            "path": _search_path(),
             "parent_pid": os.getpid(),
             "report_fd": report_fd,
             "leash_fd": leash_fd,
         }
     )
+
+
+def _search_path() -> list[str]:
+    """Where the child finds the modules that we find. An empty entry means the folder we are in now, if that exists."""
+    try:
+        here = os.getcwd()
+    except FileNotFoundError:  # it was removed, and nothing can be found there
+        here = ""
+    return [entry or here for entry in sys.path if entry or here]
 
 
 class Child:
@@ -187,6 +196,7 @@ class Child:
         self._told = False
         self._why = ""
         self._failure = ""
+        self._hopeless = False
         self._status: int | None = None
         self._peak_bytes = 0
         self._tail: deque[str] = deque(maxlen=LastWords.MOST_LINES)
@@ -199,6 +209,21 @@ class Child:
     def stop(self, number: int, reason: str) -> None:
         """Have the program take this for a signal, with a reason that it can tell."""
         self._order({"signal": number, "reason": reason})
+
+    def suspend(self) -> None:
+        """Stop it for a while, with what it has started in its process group. Safe in a signal handler."""
+        self._signal_group(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Have it go on. Safe in a signal handler."""
+        self._signal_group(signal.SIGCONT)
+
+    def _signal_group(self, number: int) -> None:
+        if self._guarded:  # it knows its worker, and passes this on
+            self.send_signal(signal.SIGTSTP if number == signal.SIGSTOP else number)
+        elif self._process.returncode is None:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, number)
 
     def leave(self, reason: str = "") -> None:
         """Cut its lifeline: it leaves within its grace, or is killed."""
@@ -249,6 +274,7 @@ class Child:
             started=self._started.is_set(),
             late=self._late,
             failure=self._failure,
+            hopeless=self._hopeless,
             words=LastWords.of(self._tail),
             peak_bytes=self._peak_bytes,
         )
@@ -317,6 +343,7 @@ class Child:
         self._status = report.pop("status", self._status)
         self._peak_bytes = report.pop("peak_bytes", self._peak_bytes)
         self._failure = report.pop("failure", self._failure)
+        self._hopeless = report.pop("hopeless", self._hopeless)
         if report:
             self._started.set()
             self._heard(self, report)

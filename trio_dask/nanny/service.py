@@ -22,7 +22,7 @@ import trio
 from trio_dask._version import __version__
 from trio_dask.comm import Address
 from trio_dask.config import LEAVING, NannySettings, WorkerSettings
-from trio_dask.errors import KeptCrashing, NoScheduler, RefusedError, TrioDaskError, UsageError
+from trio_dask.errors import ClusterError, KeptCrashing, NoScheduler, RefusedError, TrioDaskError, UsageError
 from trio_dask.identity import new_incarnation
 from trio_dask.nanny.control import run_control
 from trio_dask.nanny.core import KEPT_CRASHING, Again, End, NannyCore, Over, RestartPolicy
@@ -42,7 +42,12 @@ log = logging.getLogger("trio_dask.nanny")
 
 PROGRAM = "trio_dask.deploy.services:worker"
 
-ERRORS: Mapping[int, type[TrioDaskError]] = {2: UsageError, 3: NoScheduler, 4: RefusedError, 5: KeptCrashing}
+ERRORS: Mapping[int, type[TrioDaskError]] = {
+    2: UsageError,
+    3: NoScheduler,
+    4: RefusedError,
+    5: KeptCrashing,
+}
 
 
 class _Term:
@@ -146,6 +151,18 @@ class Nanny:
         if self._life is not None:
             self._life.replace(reason)
 
+    def suspend(self) -> None:
+        """Stop the worker's processes for a while, however many there are. Safe in a signal handler."""
+        for life in self._lives():
+            if life.child is not None:
+                life.child.suspend()
+
+    def resume(self) -> None:
+        """Have them go on. Safe in a signal handler."""
+        for life in self._lives():
+            if life.child is not None:
+                life.child.resume()
+
     def _take_order(self, order: Leave | SchedulerStops) -> None:
         if isinstance(order, SchedulerStops):
             if self.settings.worker.on_scheduler_stop == "wait":
@@ -219,7 +236,7 @@ class Nanny:
         if failure is not None:
             raise failure
         if over.status:
-            raise ERRORS.get(over.status, KeptCrashing)(over.reason)
+            raise ERRORS.get(over.status, ClusterError)(over.reason)
 
     def _child_spec(self, token: str, board: Board) -> ChildSpec:
         """What the next worker process is to be."""
@@ -331,10 +348,11 @@ class Nanny:
             verdict_end = End(
                 end.status,
                 end.started,
-                end.failure or cause if end.status in ERRORS else cause,
+                end.failure or cause if end.hopeless or end.status in ERRORS else cause,
                 registered=life.address is not None,
                 leaving=life.leaving,
                 asked=life.asked,
+                hopeless=end.hopeless,
                 excused=bool(runs) or (of_memory and life.address is not None),
                 last_words=end.failure or end.words.last_line,
                 told=bool(end.failure) or self._is_alone(),

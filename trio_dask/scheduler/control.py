@@ -10,6 +10,7 @@ from typing import Any
 from trio_dask.comm.control import Command
 from trio_dask.protocol.hello import Hello
 from trio_dask.scheduler.core import SchedulerCore
+from trio_dask.scheduler.overview import overview
 
 __all__ = ["scheduler_commands"]
 
@@ -45,10 +46,19 @@ def scheduler_commands(
             "tasks": len(state.tasks),
         }
 
+    async def describe(arguments: Mapping[str, Any]) -> Any:
+        return {**identity(arguments), **await overview(core)}
+
     def restart_all(arguments: Mapping[str, Any]) -> Any:
         restart("requested by rpc")
 
     def terminate(arguments: Mapping[str, Any]) -> Any:
         stop("requested by rpc")
 
-    return {"identity": identity, "status": status, "restart": restart_all, "terminate": terminate}
+    return {
+        "identity": identity,
+        "overview": describe,
+        "status": status,
+        "restart": restart_all,
+        "terminate": terminate,
+    }

@@ -19,6 +19,7 @@ __all__ = ["nanny_process", "previous_session", "worker_info"]
 
 MAX_ADDRESS_LENGTH = 512
 MAX_RESOURCES = 1000
+MAX_METRICS = 100
 
 
 def worker_info(hello: Hello) -> WorkerInfo:
@@ -42,6 +43,7 @@ def worker_info(hello: Hello) -> WorkerInfo:
         pid=_number(details, "pid", 0, 2**31),
         reconnect=details.get("reconnect") is True,
         process=_text(details, "process", MAX_NAME_LENGTH),
+        metrics=_metrics(details),
     )
 
 
@@ -95,3 +97,15 @@ def _resources(details: Mapping[str, Any]) -> dict[str, float]:
             raise ProtocolError(f"a worker has no less than 0 of a resource, and not {amount!r} of {name!r}")
         resources[name] = float(amount)
     return resources
+
+
+def _metrics(details: Mapping[str, Any]) -> dict[str, float]:
+    value: object = details.get("metrics") or {}
+    if not isinstance(value, dict) or len(cast("Mapping[object, object]", value)) > MAX_METRICS:
+        raise ProtocolError(f"a worker's metrics are at most {MAX_METRICS} names with numbers")
+    metrics: dict[str, float] = {}
+    for name, number in cast("Mapping[object, object]", value).items():
+        if not isinstance(name, str) or len(name) > MAX_NAME_LENGTH or not isinstance(number, int | float):
+            raise ProtocolError("a worker's metric is a name with a number")
+        metrics[name] = number
+    return metrics

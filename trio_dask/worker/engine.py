@@ -343,7 +343,7 @@ class Engine:
                 self._heartbeat_at = now + self._settings.heartbeat_interval_s
                 self._peers.close_idle(now)
                 if self._connection is not None:
-                    self._connection.send_nowait(self._heartbeat(), flush=True)
+                    self._connection.send_nowait(Heartbeat(self.figures()), flush=True)
             with trio.CancelScope() as self._alarm:
                 self._alarm.deadline = self._heartbeat_at
                 if self._executor.busy:
@@ -352,23 +352,22 @@ class Engine:
                 self._act()
                 await trio.sleep_forever()
 
-    def _heartbeat(self) -> Heartbeat:
+    def figures(self) -> dict[str, float]:
+        """How the worker is, for people: what it holds and does, what its process takes."""
         core = self._core
         before, self._cpu_read = self._cpu_read, (time.monotonic(), time.process_time())
         passed_s, used_s = (now - then for now, then in zip(self._cpu_read, before, strict=True))
-        return Heartbeat(
-            {
-                "cpu_percent": round(100 * used_s / max(passed_s, 1e-3), 1),
-                "memory_bytes": self._process.used_bytes(),
-                "managed_bytes": core.held.nbytes,
-                "keys": len(core.held),
-                "executing": core.table.executing,
-                "ready": len(core.ready),
-                "waiting": len(core.table.waiting),
-                "fetching": len(core.fetches.active),
-                **(self._memory.metrics() if self._memory is not None else {}),
-            }
-        )
+        return {
+            "cpu_percent": round(100 * used_s / max(passed_s, 1e-3), 1),
+            "memory_bytes": self._process.used_bytes(),
+            "managed_bytes": core.held.nbytes,
+            "keys": len(core.held),
+            "executing": core.table.executing,
+            "ready": len(core.ready),
+            "waiting": len(core.table.waiting),
+            "fetching": len(core.fetches.active),
+            **(self._memory.metrics() if self._memory is not None else {}),
+        }
 
 
 async def _let_go_after(connection: Connection, go: SimpleQueue[None]) -> None:

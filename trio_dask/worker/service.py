@@ -17,7 +17,7 @@ import os
 import random
 import socket
 from collections.abc import Callable
-from contextlib import aclosing, nullcontext
+from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from typing import NamedTuple
 
 import trio
@@ -34,6 +34,7 @@ from trio_dask.worker.core.requests import EndSession, Then
 from trio_dask.worker.draining import DrainRequest
 from trio_dask.worker.engine import Engine
 from trio_dask.worker.listening import Listening
+from trio_dask.worker.task_context import WorkerHandle
 from trio_dask.worker.tuning import tuned_interpreter
 
 __all__ = ["run_worker"]
@@ -68,6 +69,7 @@ async def run_worker(
     leaving: Callable[[str], None] | None = None,
     at_rest: Callable[[], None] | None = None,
     ends_in: Callable[[float, str], None] | None = None,
+    around: Callable[[WorkerHandle], AbstractAsyncContextManager[None]] | None = None,
     task_status: trio.TaskStatus[Address] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Run a worker until it is cancelled, has drained, or its scheduler sends it away.
@@ -86,6 +88,9 @@ async def run_worker(
     `ends_in` is called with the seconds in which this worker will have ended if nothing changes, and with why it then
     has failed, if it has; whoever runs it can see to that, should a task block the event loop.
 
+    `around` makes a block, from what tasks see of this worker, which is entered before anything else, and left when the
+    worker has ended.
+
     Raises:
       NoScheduler: there was none for `settings.death_timeout_s`, or it was lost and `settings.reconnect` is off.
       RefusedError: the scheduler does not take this worker.
@@ -94,7 +99,9 @@ async def run_worker(
     """
     embedded = settings.scheduler is not None and settings.scheduler.startswith("inproc:")
     with present(settings.pid_file, f"{os.getpid()}\n"), nullcontext() if embedded else tuned_interpreter():
-        await _Worker(settings, drain or DrainRequest(), leaving, at_rest, ends_in).run(task_status)
+        worker = _Worker(settings, drain or DrainRequest(), leaving, at_rest, ends_in)
+        async with nullcontext() if around is None else around(worker.handle):
+            await worker.run(task_status)
 
 
 class _Place(NamedTuple):
@@ -147,7 +154,13 @@ class _Worker:
         self._complained_at = -math.inf
         self._reason = ""
 
+    @property
+    def handle(self) -> WorkerHandle:
+        """What tasks see of this worker."""
+        return self._engine.handle
+
     async def run(self, task_status: trio.TaskStatus[Address]) -> None:
+        """Run it to its end, see `run_worker`."""
         failure: Exception | None = None
         try:
             with self._death, self._leaving:
@@ -340,6 +353,7 @@ class _Worker:
                 "reconnect": settings.reconnect,
                 "process": settings.process,
                 "nanny": settings.nanny_address,
+                "metrics": self._engine.figures(),
             },
         )
         link = LinkSettings(

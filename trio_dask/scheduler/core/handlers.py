@@ -76,6 +76,7 @@ def _started(state: State, worker: Worker, message: m.Started) -> None:
         task = worker.processing.get(run)
         if task is not None and isinstance(task.phase, Processing):
             task.phase.started = True
+            task.phase.started_at = state.now
 
 
 def _returned(state: State, worker: Worker, message: m.Returned) -> None:

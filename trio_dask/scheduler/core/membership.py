@@ -281,7 +281,7 @@ def _blame(state: State, task: Task, worker: Worker, reason: str, role: str) -> 
     name = "" if "://" in info.name else f"{info.name} "  # without a name of its own it is called by an address
     past.deaths.append(f"worker {name}at {info.address} (pid {info.pid}): {reason}")
     state.note(task.key, f"{role} {worker.info.name}, which died")
-    if len(past.deaths) >= state.settings.allowed_failures:
+    if len(past.deaths) > state.settings.allowed_failures:
         details = {"deaths": tuple(past.deaths)}
         text = f"{len(past.deaths)} workers died while they ran {task.key!r} or held its result"
         fail(state, task, Failure(task.key, "killed", None, text, details))

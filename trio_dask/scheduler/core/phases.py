@@ -7,6 +7,7 @@ states are dask's.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple, TypeAlias
 
@@ -16,8 +17,13 @@ if TYPE_CHECKING:
     from trio_dask.scheduler.core.tables import Queue, Worker
 
 __all__ = [
+    "ERRED",
+    "FIRST_QUEUE",
     "FORGOTTEN",
+    "IN_MEMORY",
+    "PROCESSING",
     "RELEASED",
+    "WAITING",
     "Erred",
     "Failure",
     "InMemory",
@@ -27,6 +33,15 @@ __all__ = [
     "Queued",
     "Waiting",
 ]
+
+
+UNCOUNTED: Final = 0
+"""In the tally of tasks: those that are released, which are all others, and those that are forgotten."""
+WAITING: Final = 1
+PROCESSING: Final = 2
+IN_MEMORY: Final = 3
+ERRED: Final = 4
+FIRST_QUEUE: Final = 5
 
 
 class Past:
@@ -57,6 +72,7 @@ class Released:
 
     __slots__ = ()
     state: ClassVar[str] = "released"
+    place: ClassVar[int] = UNCOUNTED
     is_queued: ClassVar[bool] = False
 
 
@@ -65,6 +81,7 @@ class Waiting:
 
     __slots__ = ("missing",)
     state: ClassVar[str] = "waiting"
+    place: ClassVar[int] = WAITING
     is_queued: ClassVar[bool] = False
 
     def __init__(self, missing: int) -> None:
@@ -72,13 +89,14 @@ class Waiting:
 
 
 class Queued:
-    """Ready, in a queue of the scheduler. One object serves all tasks of a queue."""
+    """Ready, in a queue of the scheduler. One object serves all tasks of a queue, whose place in the tally it has."""
 
-    __slots__ = ("queue",)
+    __slots__ = ("place", "queue")
     is_queued: ClassVar[bool] = True
 
-    def __init__(self, queue: Queue) -> None:
+    def __init__(self, queue: Queue, place: int) -> None:
         self.queue = queue
+        self.place = place
 
     @property
     def state(self) -> str:
@@ -88,8 +106,9 @@ class Queued:
 class Processing:
     """Assigned to a worker as `run`; `missing` inputs are still being computed there."""
 
-    __slots__ = ("expected_s", "missing", "retracting", "run", "started", "worker")
+    __slots__ = ("expected_s", "missing", "retracting", "run", "started", "started_at", "worker")
     state: ClassVar[str] = "processing"
+    place: ClassVar[int] = PROCESSING
     is_queued: ClassVar[bool] = False
 
     def __init__(self, run: RunId, worker: Worker, missing: int, expected_s: float) -> None:
@@ -98,6 +117,8 @@ class Processing:
         self.missing = missing
         self.expected_s = expected_s
         self.started = False
+        self.started_at = math.inf
+        """When we heard of its start, which we do if it takes long."""
         self.retracting = False
 
 
@@ -106,6 +127,7 @@ class InMemory:
 
     __slots__ = ("holders", "nbytes", "type_name")
     state: ClassVar[str] = "memory"
+    place: ClassVar[int] = IN_MEMORY
     is_queued: ClassVar[bool] = False
 
     def __init__(self, holders: tuple[Worker, ...], nbytes: int, type_name: str) -> None:
@@ -119,6 +141,7 @@ class Erred:
 
     __slots__ = ("failure",)
     state: ClassVar[str] = "erred"
+    place: ClassVar[int] = ERRED
     is_queued: ClassVar[bool] = False
 
     def __init__(self, failure: Failure) -> None:
@@ -130,6 +153,7 @@ class Forgotten:
 
     __slots__ = ()
     state: ClassVar[str] = "forgotten"
+    place: ClassVar[int] = UNCOUNTED
     is_queued: ClassVar[bool] = False
 
 

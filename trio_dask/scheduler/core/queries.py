@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from trio_dask.errors import ProtocolError
-from trio_dask.scheduler.core.tables import InMemory, State, Task, Worker
+from trio_dask.scheduler.core.phases import ERRED, IN_MEMORY, PROCESSING, WAITING
+from trio_dask.scheduler.core.tables import InMemory, Processing, State, Task, Worker
 
-__all__ = ["answer"]
+__all__ = ["answer", "count_states", "describe_workers", "oldest_run"]
 
 
 def answer(state: State, what: str, arguments: tuple[str, ...]) -> Any:
@@ -92,6 +93,61 @@ def _story(state: State, keys: tuple[str, ...]) -> list[tuple[float, str, str]]:
 
 def _states(state: State, keys: tuple[str, ...]) -> dict[str, str]:
     return {task.key: task.phase.state for task in _tasks(state, keys)}
+
+
+# ------------------------------------------------------------------------------------------------ for an overview
+
+
+def count_states(state: State) -> dict[str, int]:
+    """How many tasks are in each state. Costs O(queues)."""
+    tally = state.tally
+    counts = {"waiting": tally[WAITING], "queued": 0, "no-worker": 0, "processing": tally[PROCESSING]}
+    counts |= {"memory": tally[IN_MEMORY], "erred": tally[ERRED]}
+    for queue in (state.queue, *state.queues.values()):
+        counts[queue.phase.state] += tally[queue.phase.place]
+    counts["released"] = len(state.tasks) - sum(counts.values())
+    return counts
+
+
+def describe_workers(state: State) -> list[dict[str, Any]]:
+    """What there is to say about each worker, those among them that are away."""
+    return [
+        {
+            "name": worker.info.name,
+            "address": worker.info.address,
+            "host": worker.info.host,
+            "pid": worker.info.pid,
+            "status": _status(worker),
+            "nthreads": worker.info.nthreads,
+            "memory_limit": worker.info.memory_limit,
+            "processing": len(worker.processing),
+            "in_memory": len(worker.holds),
+            "metrics": dict(worker.last_metrics),
+        }
+        for worker in (*state.workers.values(), *state.away.values())
+    ]
+
+
+def _status(worker: Worker) -> str:
+    if worker.away_until is not None:
+        return "away"
+    if worker.leaving:
+        return "leaving"
+    return "paused" if worker.last_metrics.get("paused") else "running"
+
+
+def oldest_run(workers: Iterable[Worker], now: float) -> dict[str, Any] | None:
+    """Of the tasks that have run for a while on these workers: the one that was begun first."""
+    found: tuple[float, Task, Worker] | None = None
+    for worker in workers:
+        for task in worker.processing.values():
+            phase = task.phase
+            if type(phase) is Processing and phase.started and (found is None or phase.started_at < found[0]):
+                found = (phase.started_at, task, worker)
+    if found is None:
+        return None
+    started_at, task, worker = found
+    return {"key": task.key, "worker": worker.info.name, "seconds": max(0.0, now - started_at)}
 
 
 _QUESTIONS: Final[dict[str, Callable[[State, tuple[str, ...]], Any]]] = {

@@ -14,6 +14,7 @@ from trio_dask.identity import Digest, Incarnation, Key, PeerId, RunId
 from trio_dask.protocol.messages import Free, Message
 from trio_dask.scheduler.core.lines import Line
 from trio_dask.scheduler.core.phases import (
+    FIRST_QUEUE,
     FORGOTTEN,
     RELEASED,
     Erred,
@@ -71,6 +72,7 @@ class CoreSettings(NamedTuple):
     """What the decisions depend on. Times in seconds, sizes in bytes."""
 
     allowed_failures: int = 3
+    """So many workers may die while they run a task; with the next one it fails."""
     ahead_s: float = 0.025
     """Estimated work that a worker holds per slot, so that no slot waits for the network."""
     ahead_runs: int = 2000
@@ -110,6 +112,8 @@ class WorkerInfo(NamedTuple):
     """It comes back after a lost link, and brings what it has."""
     process: str = ""
     """What its nanny calls its process, if it has one."""
+    metrics: Mapping[str, float] = {}
+    """Its first figures; each heartbeat has new ones."""
 
     @property
     def title(self) -> str:
@@ -209,11 +213,11 @@ class Queue:
 
     __slots__ = ("eligible", "line", "phase", "terms")
 
-    def __init__(self, terms: Terms) -> None:
+    def __init__(self, terms: Terms, place: int) -> None:
         self.terms = terms
         self.line = Line()
         self.eligible: dict[Worker, None] = {}
-        self.phase = Queued(self)
+        self.phase = Queued(self, place)
 
 
 class Worker:
@@ -263,7 +267,7 @@ class Worker:
         """Queues with demands that this worker meets."""
         self.available = dict(info.resources)
         self.sole = (self,)
-        self.last_metrics: Mapping[str, object] = {}
+        self.last_metrics: Mapping[str, object] = info.metrics
         self.heard_at = 0.0
         self.away_until: float | None = None
         """While it is away: when it is given up."""
@@ -408,7 +412,11 @@ class State:
         self.addresses: dict[str, Worker] = {}
         self.incarnations: dict[str, Client] = {}
         self.contents: dict[Digest, Content] = {}
-        self.queue = Queue(NO_TERMS)
+        self.tally = [0] * (FIRST_QUEUE + 1)
+        """How many tasks are in each phase, and in each queue, by the `place` of the phase."""
+        self.free_places: list[int] = []
+        """Of queues that are gone."""
+        self.queue = Queue(NO_TERMS, FIRST_QUEUE)
         self.queues: dict[tuple[object, ...], Queue] = {}
         self.most_queues = MANY_QUEUES
         """With so many it is looked which are still used."""

@@ -1,0 +1,98 @@
+"""Who stops waiting: which tasks go on, and which are let go, also while the traceback of a Ctrl-C is kept."""
+
+import time
+
+import pytest
+import trio
+import trio.testing
+
+from tests.client.cluster import MiniCluster, open_async_client, open_client
+from trio_dask import as_completed, wait
+from trio_dask.protocol import messages as m
+
+
+def increment(x):
+    return x + 1
+
+
+BLOCKING = {
+    "gather": lambda client: client.gather(client.map(increment, range(3))),
+    "gather_list": lambda client: client.gather([client.submit(increment, x) for x in range(3)]),
+    "get": lambda client: client.get({x: (increment, number) for number, x in enumerate("abc")}, [*"abc"]),
+    "wait": lambda client: wait(client.map(increment, range(3))),
+    "as_completed": lambda client: next(as_completed(client.map(increment, range(3)))),
+    "as_completed_with_results": lambda client: next(as_completed(client.map(increment, range(3)), with_results=True)),
+    "result": lambda client: client.submit(increment, 1).result(),
+    "exception": lambda client: client.submit(increment, 1).exception(),
+}
+
+
+def let_go(cluster):
+    """The keys that the client has released."""
+    return {key for message in cluster.of_type(m.Release) for key in message.keys}
+
+
+def asked_for(cluster):
+    return {key for message in cluster.of_type(m.Submit) for key in message.keys}
+
+
+def interrupt(client, monkeypatch):
+    """Ctrl-C in the middle of the next blocking call."""
+
+    def block(signal, timeout_s):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(client.engine, "block", block)
+
+
+@pytest.mark.parametrize("blocking", BLOCKING)
+def test_what_nobody_holds_after_a_ctrl_c_is_let_go_though_the_traceback_is_kept(monkeypatch, blocking):
+    cluster = MiniCluster(hold=True)
+    with open_client(cluster) as client:
+        interrupt(client, monkeypatch)
+        with pytest.raises(KeyboardInterrupt) as kept:
+            BLOCKING[blocking](client)
+        deadline = time.monotonic() + 5
+        while let_go(cluster) != asked_for(cluster) or not asked_for(cluster):
+            assert time.monotonic() < deadline, "the traceback keeps the tasks"
+            time.sleep(0.005)
+        assert kept.tb is not None
+
+
+def test_what_has_a_name_goes_on_after_a_ctrl_c(monkeypatch):
+    cluster = MiniCluster(hold=True)
+    with open_client(cluster) as client:
+        futures = client.map(increment, range(3))
+        with monkeypatch.context() as patch:
+            interrupt(client, patch)
+            for blocking in (client.gather, wait, lambda futures: next(as_completed(futures))):
+                with pytest.raises(KeyboardInterrupt):
+                    blocking(futures)
+        cluster.finish_from_thread(*[future.key for future in futures])
+        assert client.gather(futures) == [1, 2, 3]
+
+
+async def test_a_scope_around_waiting_ends_the_waiting_alone():
+    cluster = MiniCluster(hold=True)
+    async with open_async_client(cluster) as client:
+        future = client.submit(increment, 1)
+        with trio.move_on_after(0.01):
+            await future
+        with trio.move_on_after(0.01):
+            await client.gather([future])
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert let_go(cluster) == set()
+        assert future.status == "pending"
+        cluster.finish(future.key)
+        assert await future == 2
+
+
+async def test_a_scope_around_the_last_future_of_a_task_lets_the_task_go():
+    cluster = MiniCluster(hold=True)
+    async with open_async_client(cluster) as client:
+        with trio.move_on_after(0.01):
+            await client.submit(increment, 1)
+        with trio.fail_after(5):
+            while not let_go(cluster):  # noqa: ASYNC110 - nothing says when
+                await trio.sleep(0.005)
+        assert let_go(cluster) == asked_for(cluster)

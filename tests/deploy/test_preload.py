@@ -1,0 +1,115 @@
+"""Modules of the user, before a worker starts and after it has ended."""
+
+import logging
+import sys
+
+import pytest
+import trio
+
+from trio_dask.deploy.preload import TEARDOWN_S, PreloadError, preload, set_up
+from trio_dask.errors import UsageError
+
+
+@pytest.fixture
+def load(tmp_path, monkeypatch):
+    """Import code as a file of this name."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    before = dict(sys.modules)
+
+    def load(code, name="its_name", argv=()):
+        (tmp_path / f"{name}.py").write_text(code)
+        return preload([str(tmp_path / f"{name}.py")], argv)
+
+    yield load
+    for name in sys.modules.keys() - before.keys():
+        if name.startswith("its_"):
+            del sys.modules[name]
+
+
+async def test_setup_and_teardown_get_the_worker_and_come_before_and_after_it(load):
+    plain = load(
+        "def dask_setup(worker): worker.append('plain')\ndef dask_teardown(worker): worker.append('end plain')"
+    )
+    under_trio = load(
+        "import trio\n"
+        "async def dask_setup(worker): await trio.sleep(0); worker.append('async')\n"
+        "async def dask_teardown(worker): await trio.sleep(0); worker.append('end async')",
+        "its_other",
+    )
+    nothing = load("", "its_third")
+    worker = []
+    async with set_up([*plain, *under_trio, *nothing], (), worker):
+        assert worker == ["plain", "async"]
+        worker.append("works")
+    assert worker == ["plain", "async", "works", "end async", "end plain"]
+
+
+async def test_a_setup_that_is_a_click_command_gets_its_options(load):
+    code = (
+        "import click\n"
+        "@click.command()\n"
+        "@click.option('--size', type=int, default=1)\n"
+        "def dask_setup(worker, size): worker.append(size)\n"
+    )
+    worker = []
+    async with set_up(load(code), ["--size", "7"], worker):
+        assert worker == [7]
+    with pytest.raises(PreloadError, match=r"raised BadParameter: .*'many' is not a valid integer"):
+        async with set_up(load(code), ["--size", "many"], worker):
+            pass
+
+
+async def test_a_setup_that_raises_is_told_with_file_and_line_and_what_was_set_up_is_torn_down(load, tmp_path):
+    first = load("def dask_setup(worker): pass\ndef dask_teardown(worker): worker.append('torn down')")
+    bad = load("import json\n\ndef dask_setup(worker):\n    json.loads('{')\n", "its_bad")
+    worker = []
+    with pytest.raises(PreloadError) as caught:
+        async with set_up([*first, *bad], (), worker):
+            pass
+    (line,) = str(caught.value).splitlines()
+    assert line.startswith(f"--preload: dask_setup of {tmp_path / 'its_bad.py'} raised JSONDecodeError: ")
+    assert line.endswith(f"({tmp_path / 'its_bad.py'}:4)")
+    assert worker == ["torn down"]
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("\n1 / 0", r"importing \S+ raised ZeroDivisionError: division by zero \(\S+/its_name.py:2\)$"),
+        ("def f(:", r"importing \S+ raised SyntaxError: .*its_name.py:1"),
+        ("import json\njson.loads('{')", r"raised JSONDecodeError: .* \(\S+/its_name.py:2\)$"),
+    ],
+)
+def test_a_module_that_raises_is_told_with_file_and_line(load, code, said):
+    with pytest.raises(PreloadError, match=said):
+        load(code)
+
+
+def test_what_is_not_there_is_wrong_usage():
+    for name in ("no_such_module_at_all", "/no/such/file.py"):
+        with pytest.raises(UsageError, match="--preload-nanny: there is no"):
+            preload([name], (), option="--preload-nanny")
+
+
+async def test_a_teardown_that_raises_or_hangs_is_told_and_ends_in_time(load, caplog, autojump_clock):
+    bad = load("async def dask_teardown(worker): raise ValueError('no')")
+    slow = load("import trio\nasync def dask_teardown(worker): await trio.sleep_forever()", "its_slow")
+    with caplog.at_level(logging.WARNING, "trio_dask.preload"):
+        async with set_up(bad, (), None):
+            pass
+        began = trio.current_time()
+        async with set_up(slow, (), None):
+            pass
+    assert trio.current_time() - began == TEARDOWN_S
+    first, second = (record.getMessage() for record in caplog.records)
+    assert first.endswith("raised ValueError: no (" + bad[0].module.__file__ + ":1)")
+    assert "took more than 2 s" in second
+
+
+async def test_the_teardown_runs_when_the_worker_is_cancelled(load, autojump_clock):
+    code = "import trio\nasync def dask_teardown(worker): await trio.sleep(1); worker.append('torn down')"
+    worker = []
+    with trio.move_on_after(1):
+        async with set_up(load(code), (), worker):
+            await trio.sleep_forever()
+    assert worker == ["torn down"]

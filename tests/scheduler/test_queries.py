@@ -1,0 +1,68 @@
+"""Answers about tasks by state: counted as they change, whatever happens to them."""
+
+from __future__ import annotations
+
+from tests.scheduler.kit import Kit
+from trio_dask.protocol import messages as m
+from trio_dask.scheduler.core.queries import count_states, describe_workers, oldest_run
+from trio_dask.scheduler.core.tables import MANY_QUEUES
+
+
+def counts(kit: Kit) -> dict[str, int]:
+    """Those states in which there are tasks."""
+    return {state: number for state, number in count_states(kit.core.state).items() if number}
+
+
+def test_tasks_are_counted_by_state_through_their_whole_life() -> None:
+    kit = Kit()
+    client = kit.client()
+    client.submit("a", "b", "c")
+    client.submit("d", needs=("a",))
+    client.submit("gpu", resources={"GPU": 1})
+    assert counts(kit) == {"no-worker": 4, "waiting": 1}
+    worker = kit.worker()
+    first, second, *_ = worker.runs()
+    assert counts(kit)["no-worker"] == 1
+    assert "processing" in counts(kit)
+    worker.finish(first)
+    worker.fail(second)
+    assert (counts(kit)["memory"], counts(kit)["erred"] >= 1) == (1, True)
+    assert sum(counts(kit).values()) == 5
+    client.send(m.Release(("a", "b", "c", "d", "gpu")))
+    assert counts(kit) == {}
+
+
+def test_the_counts_of_queues_that_are_gone_are_used_again() -> None:
+    kit = Kit()
+    client = kit.client()
+    state = kit.core.state
+    for number in range(2 * MANY_QUEUES):
+        client.submit(f"k{number}", resources={f"R{number}": 1})
+        assert counts(kit) == {"no-worker": 1}
+        client.send(m.Release((f"k{number}",)))
+        assert counts(kit) == {}
+    assert len(state.tally) <= MANY_QUEUES + 10
+
+
+def test_the_oldest_of_the_tasks_that_run_for_long_is_found() -> None:
+    kit = Kit()
+    one, two, client = kit.worker(name="one"), kit.worker(name="two"), kit.client()
+    client.submit("a", "b", "c", "d")
+    workers = list(kit.core.state.workers.values())
+    assert oldest_run(workers, kit.now) is None
+    early, late = one.runs()[0], two.runs()[0]
+    one.send(m.Started((early.run,)))
+    kit.tick(10)
+    two.send(m.Started((late.run,)))
+    found = oldest_run(workers, kit.now + 5)
+    assert found == {"key": early.key, "worker": "one", "seconds": 15.0}
+
+
+def test_workers_are_described_with_what_they_are_about() -> None:
+    kit = Kit(reconnect_grace_s=5.0)
+    kit.worker(name="well")
+    paused = kit.worker(name="full")
+    paused.send(m.Heartbeat({"paused": True}))
+    kit.worker(name="gone", reconnect=True).leave()
+    found = {worker["name"]: worker["status"] for worker in describe_workers(kit.core.state)}
+    assert found == {"well": "running", "full": "paused", "gone": "away"}

@@ -1,0 +1,162 @@
+"""`trio-dask status`: what a cluster is doing, at a glance."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import click
+
+from trio_dask.cli.common import Checked, Program, common_options, run_command
+from trio_dask.config import format_bytes, parse_timedelta
+from trio_dask.deploy.program import Stopper, run_program
+from trio_dask.errors import NoScheduler, ProtocolError, UsageError
+
+__all__ = ["main", "rendered"]
+
+PAUSE_S = 0.1
+SHORTEST_TRY_S = 0.1
+NARROWEST = 60
+STATES = ("waiting", "queued", "no-worker", "processing", "memory", "erred", "released")
+
+
+@click.command(cls=Program, sections={"Which scheduler": ["scheduler_file", "timeout"], "How": ["as_json"]})
+@click.argument("scheduler", required=False)
+@click.option("--scheduler-file", metavar="FILE", help="File in which the scheduler wrote its address.")
+@click.option(
+    "--timeout",
+    type=Checked("TIME", parse_timedelta),
+    default="10s",
+    show_default=True,
+    help="Try for so long to reach it, then end with status 3.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON.")
+@common_options
+@click.pass_obj
+def status(
+    stopper: Stopper, scheduler: str | None, scheduler_file: str | None, timeout: float, as_json: bool, debug: bool
+) -> int:
+    """Show what the cluster of the scheduler at SCHEDULER is doing.
+
+    Its workers with their threads and memory, how many tasks are in each state, and which has been running for longest.
+
+    Without SCHEDULER and --scheduler-file the environment's DASK_SCHEDULER_ADDRESS counts.
+    """
+    if scheduler is not None and scheduler_file is not None:
+        raise click.UsageError("SCHEDULER and --scheduler-file: give one of them, each says where the scheduler is")
+    given = scheduler if scheduler_file is not None else scheduler or os.environ.get("DASK_SCHEDULER_ADDRESS")
+    if given is None and scheduler_file is None:
+        raise click.UsageError("no scheduler given; write trio-dask status HOST:PORT, or give --scheduler-file FILE")
+    if given is not None:
+        from trio_dask.comm.addresses import parse_address
+
+        parse_address(given)
+
+    async def service() -> None:
+        found = await _ask(given, scheduler_file, timeout)
+        width = max(NARROWEST, shutil.get_terminal_size().columns)
+        print(json.dumps(found) if as_json else rendered(found, width), flush=True)
+
+    return run_program(click.get_current_context().command_path, service, stopper, debug=debug, quiet=True)
+
+
+async def _ask(address: str | None, file: str | None, timeout_s: float) -> dict[str, Any]:
+    """The scheduler's overview. It may be starting just now, so it is tried again until the time is up."""
+    import trio
+
+    from trio_dask.client.rpc import rpc
+    from trio_dask.files import read_scheduler_file
+
+    deadline = trio.current_time() + timeout_s
+    while True:
+        left = max(SHORTEST_TRY_S, deadline - trio.current_time())
+        try:
+            where = address or read_scheduler_file(file or "")
+            if where is None:
+                raise NoScheduler(f"the scheduler file {file} is not there")
+            async with rpc(where, timeout=left) as peer:
+                kind = (await peer.identity())["type"]
+                if kind != "scheduler":
+                    raise UsageError(f"{where} is a {kind}, not a scheduler")
+                return await peer.overview()
+        except (NoScheduler, TimeoutError) as error:
+            hopeless = isinstance(error.__cause__, ProtocolError | socket.gaierror)
+            if hopeless or trio.current_time() + PAUSE_S >= deadline:
+                raise NoScheduler(str(error)) from error
+        await trio.sleep(PAUSE_S)
+
+
+def rendered(found: Mapping[str, Any], width: int) -> str:
+    """The overview as text for a terminal of this width."""
+    workers: list[Mapping[str, Any]] = sorted(found["workers"], key=lambda worker: worker["name"])
+    threads = sum(worker["nthreads"] for worker in workers)
+    tasks: Mapping[str, int] = found["tasks"]
+    counts = ", ".join(f"{tasks[state]:,} {_in_words(state)}" for state in STATES if tasks.get(state))
+    lines = [
+        _fitting(
+            f"Scheduler  {found['address']}, trio_dask {found['package']}, pid {found['pid']} on {found['host']}", width
+        ),
+        f"Workers    {len(workers)}, with {threads} threads",
+        f"Clients    {len(found['clients'])}",
+        textwrap.fill(counts or "none", width, initial_indent="Tasks      ", subsequent_indent=" " * 11),
+    ]
+    oldest = found["oldest"]
+    if oldest is not None:
+        rest = f" has been running for {_duration(oldest['seconds'])} on {oldest['worker']}"
+        lines.append(f"Oldest     {_fitting(oldest['key'], max(20, width - 11 - len(rest)))}{rest}")
+    if workers:
+        lines += ["", *_table(workers, width)]
+    return "\n".join(lines)
+
+
+def _table(workers: Sequence[Mapping[str, Any]], width: int) -> list[str]:
+    heads = ("WORKER", "STATUS", "THREADS", "TASKS", "CPU", "MEMORY")
+    rows = [heads, *(_row(worker) for worker in workers)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(heads))]
+    widths[0] = min(widths[0], max(20, width - sum(widths[1:]) - 2 * (len(heads) - 1)))
+    return [
+        "  ".join(
+            _fitting(cell, size).ljust(size) if column < 2 else cell.rjust(size)
+            for column, (cell, size) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+
+
+def _row(worker: Mapping[str, Any]) -> tuple[str, ...]:
+    metrics = worker["metrics"]
+    used, limit = format_bytes(metrics.get("memory_bytes", 0)), worker["memory_limit"]
+    return (
+        worker["name"],
+        worker["status"],
+        str(worker["nthreads"]),
+        str(worker["processing"]),
+        f"{metrics.get('cpu_percent', 0):.0f} %",
+        f"{used} of {format_bytes(limit)}" if limit else used,
+    )
+
+
+def _in_words(state: str) -> str:
+    return {"memory": "in memory", "no-worker": "without a fitting worker"}.get(state, state)
+
+
+def _fitting(text: str, width: int) -> str:
+    text = "".join(letter if letter.isprintable() else "?" for letter in text)  # a key may hold anything
+    return text if len(text) <= width else f"{text[: width - 3]}..."
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes, hours = seconds / 60, seconds / 3600
+    return f"{minutes:.0f} min" if minutes < 120 else f"{hours:.1f} h"
+
+
+def main(arguments: Sequence[str] | None = None, name: str = "trio-dask status") -> int:
+    """Run the command line and give the exit status."""
+    return run_command(status, name, arguments)
