@@ -118,7 +118,7 @@ def oldest(session: nox.Session) -> None:
 def constraints(session: nox.Session) -> None:
     """Renew the constraints: the newest releases of today, and the lowest ones that pyproject.toml allows."""
     session.install("uv")
-    renew = "uv pip compile pyproject.toml --quiet --universal --upgrade --no-annotate".split()
+    renew = ["uv", "pip", "compile", "pyproject.toml", "--quiet", "--universal", "--upgrade", "--no-annotate"]
     renew += ["--custom-compile-command", "nox -s constraints"]
     session.run(*renew, "--all-extras", "--output-file", CONSTRAINTS)
     session.run(*renew, "--extra", "test", "--resolution", "lowest-direct", "--output-file", OLDEST)
