@@ -92,6 +92,12 @@ def soak(session: nox.Session) -> None:
     python(session, "-m", "pytest", "tests/processes", "-m", "soak", "-s", *session.posargs)
 
 
+@nox.session
+def slurm(session: nox.Session) -> None:
+    """Workers under a real Slurm of two nodes on this host. Needs root, and Debian's slurmctld, slurmd and munge."""
+    python(session, "-m", "pytest", "tests/processes/test_slurm.py", "-m", "slurm", *session.posargs)
+
+
 @nox.session(python=PYTHONS, venv_backend="virtualenv")
 def versions(session: nox.Session) -> None:
     """The fast storeys on each supported Python that this machine has, in fresh environments."""

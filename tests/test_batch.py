@@ -115,3 +115,10 @@ def test_the_kernel_wins_where_it_grants_less(tmp_path, monkeypatch):
     task = {**TASK, PER_TASK: "4", ON_NODE: "8", PER_CPU: "1"}
     assert cpus(tmp_path, task) == Amount(1, "affinity")
     assert memory(tmp_path, task) == Amount(4 * MIB, "SLURM_MEM_PER_CPU")
+
+
+def test_limits_that_slurm_sets_for_all_tasks_of_a_node_are_shared_by_them(tmp_path, monkeypatch):
+    """A bare srun sets resource limits and control groups to the job's memory on the node, and no variable."""
+    monkeypatch.setattr("resource.getrlimit", lambda kind: (GIB, GIB))
+    assert memory(tmp_path, {**TASK, PER_CPU: ""}) == Amount(GIB // 2, TASKS)
+    assert memory(tmp_path, {**TASK, PER_CPU: "", TASKS: "1"}) == Amount(GIB, "rlimit")

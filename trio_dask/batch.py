@@ -33,12 +33,16 @@ def cpus(environment: Mapping[str, str]) -> Iterator[Amount]:
         yield from _amount(environment, "NCPUS")
 
 
-def memory(environment: Mapping[str, str], machine_bytes: int) -> Iterator[Amount]:
-    """Memory that a batch system grants to this process, in bytes."""
+def memory(environment: Mapping[str, str], available_bytes: int) -> Iterator[Amount]:
+    """Memory that a batch system grants to this process, in bytes.
+
+    A bare `srun --mem-per-cpu` tells its tasks nothing about memory. What is available by other limits is then that of
+    the job on this node, since Slurm sets those for all its tasks together.
+    """
     tasks = _slurm_tasks(environment)
     amounts = [amount._replace(number=amount.number * MIB) for amount in _slurm_memory(environment)]
-    if not amounts and tasks > 1:  # a bare `srun --mem-per-cpu` tells its tasks nothing about memory
-        amounts = [Amount(machine_bytes // tasks, TASKS)]
+    if not amounts and tasks > 1:
+        amounts = [Amount(available_bytes // tasks, TASKS)]
     yield from amounts
 
 

@@ -44,11 +44,10 @@ def cpus(root: Path = ROOT, environment: Mapping[str, str] = os.environ) -> Amou
 
 def memory(root: Path = ROOT, environment: Mapping[str, str] = os.environ) -> Amount:
     """Memory that this process can use: the machine's, cut to limits of control groups, its own, its batch system's."""
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    amounts = [Amount(machine, "machine")]
+    amounts = [Amount(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "machine")]
     amounts += [Amount(limit, "cgroup") for limit in _memory_limits(root)]
     amounts += [Amount(limit, "rlimit") for limit in _own_limits()]
-    amounts += batch.memory(environment, machine)
+    amounts += batch.memory(environment, min(amounts).number)
     least = min(amounts, key=lambda amount: amount.number)
     return least._replace(number=max(1, least.number))
 
