@@ -1,4 +1,4 @@
-"""Build the API reference from the docstrings of all public names, in docs/_api; fails on warnings and missing names."""
+"""Build the API reference from the docstrings of all public names, in docs/_api. Warnings are errors."""
 
 import sys
 import warnings
