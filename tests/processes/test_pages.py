@@ -10,24 +10,16 @@ from tests.processes.programs import REPOSITORY
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
-# Pages that are not yet written for this, and what stands in for it.
-ELSEWHERE = {
-    "coming-from-distributed.md": "has a test of its own",
-}
 
 
-def covered():
-    return [page for page in PAGES if page.name not in ELSEWHERE]
-
-
-@pytest.mark.parametrize("page", covered(), ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_block_is_run_or_says_why_not(page):
     for block in blocks(page):
         assert block.reason or block.language in RUN, f"{page.name}:{block.line}: precede it with <!-- not run: why -->"
 
 
 def that_run():
-    return [page for page in covered() if any(block.commands and block.reason is None for block in blocks(page))]
+    return [page for page in PAGES if any(block.commands and block.reason is None for block in blocks(page))]
 
 
 @pytest.mark.parametrize("page", that_run(), ids=lambda page: page.name)
