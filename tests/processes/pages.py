@@ -1,8 +1,8 @@
 """The fenced blocks of a Markdown page as one session in a terminal, and the shape of what it should print.
 
 `console` blocks are typed into one shell, in the order of the page: lines with `$ ` are commands, the others what is
-printed. A `python` block is run as a program; one that begins with `# name.py` is only saved under that name. A `text`
-block after either is what it prints. Whatever else, or has a comment `<!-- not run: why -->` before it, is not run.
+printed. A `python` block is run as a program; one that begins with `# name.py` is only saved under that name. One of
+`>>>` lines is a doctest. A `text` block after any of these is what it prints. Whatever else, or has a comment `<!-- not run: why -->` before it, is not run.
 The addresses 10.0.0.5 and 10.0.0.6 stand for two of loopback, and port 8786 for a free one.
 
 The shape of a line: words as they are, any numbers in place of numbers, anything in place of `...`.
@@ -48,9 +48,10 @@ class Block:
         if self.language != "python":
             return []
         named = re.match(r"# (\S+\.py)\n", self.text)
-        name = named[1] if named else "block.py"
+        name = named[1] if named else "block.txt" if self.text.startswith(">>>") else "block.py"
         saved = f"cat > {name} <<'END_OF_BLOCK'\n{self.text}END_OF_BLOCK"
-        return [saved] if named else [saved, f"python {name}"]
+        doctest = " -m doctest -o ELLIPSIS" if self.text.startswith(">>>") else ""
+        return [saved] if named else [saved, f"python{doctest} {name} || echo @@failed"]
 
     @property
     def output(self) -> list[str]:
@@ -105,7 +106,7 @@ def run_page(page: Path, folder: Path, port: int) -> None:
         while (missing := list(_missing(page, mine, log.read_text()))) and time.monotonic() < deadline:
             time.sleep(0.1)
         assert missing == [], f"{missing}\n\n{log.read_text()}"
-        assert "@@end" in log.read_text()
+        assert "@@failed" not in log.read_text(), log.read_text()
     finally:
         assert shell.stdin is not None
         shell.stdin.close()

@@ -51,3 +51,11 @@ def test_a_page_that_promises_too_much_is_found(tmp_path, monkeypatch):
     page.write_text("```console\n$ echo one 1\none 2\ntwo\n```\n")
     with pytest.raises(AssertionError, match=r"\['page.md:1: two'\]"):
         run_page(page, tmp_path, 1)
+
+
+@pytest.mark.parametrize("block", ["raise SystemExit(1)", ">>> 1 + 1\n3"])
+def test_a_program_that_fails_is_found(tmp_path, block):
+    page = tmp_path / "page.md"
+    page.write_text(f"```python\n{block}\n```\n")
+    with pytest.raises(AssertionError, match="@@failed"):
+        run_page(page, tmp_path, 1)
