@@ -2,7 +2,8 @@
 
 `console` blocks are typed into one shell, in the order of the page: lines with `$ ` are commands, the others what is
 printed. A `python` block is run as a program; one that begins with `# name.py` is only saved under that name. One of
-`>>>` lines is a doctest. A `text` block after any of these is what it prints. Whatever else, or has a comment `<!-- not run: why -->` before it, is not run.
+`>>>` lines is a doctest. A `text` block after any of these is what it prints. A block of another language, or with a
+comment `<!-- not run: why -->` before it, is not run.
 The addresses 10.0.0.5 and 10.0.0.6 stand for two of loopback, and port 8786 for a free one.
 
 The shape of a line: words as they are, any numbers in place of numbers, anything in place of `...`.
