@@ -1,7 +1,8 @@
 """Every check of this repository: ``nox`` runs the default sessions, ``nox --list`` names all.
 
-Sessions run in the environment that nox itself was started from (``pip install -e '.[dev]'``), so
-nothing is installed twice; ``versions`` and ``bench`` build environments of their own.
+Sessions run in the environment that nox itself was started from (``pip install -e '.[dev]' -c
+constraints.txt``), so nothing is installed twice; ``versions``, ``newest``, ``oldest``, ``bench`` and
+``constraints`` build environments of their own.
 """
 
 import os
@@ -13,6 +14,14 @@ import nox
 ROOT = Path(__file__).parent
 PROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
 PYTHONS = nox.project.python_versions(PROJECT)  # from the classifiers
+
+# The releases that every check installs, and the lowest ones that pyproject.toml allows; `constraints` renews both.
+CONSTRAINTS = "constraints.txt"
+OLDEST = "constraints-oldest.txt"
+
+# Where our code meets the libraries; the rest decides by itself.
+SHORT = [f"tests/{name}" for name in ("cli", "client", "comm", "deploy", "nanny", "protocol", "worker")]
+SHORT += ["tests/architecture/test_requirements.py", "tests/processes/test_examples.py"]
 
 # Floors 0 to 2 of docs/design: plain functions, so nearly every branch is within easy reach of a test.
 SYNC_FLOORS = ",".join(
@@ -48,14 +57,16 @@ def lint(session: nox.Session) -> None:
 def typing(session: nox.Session) -> None:
     """mypy and pyright, both strict: each finds what the other lets pass."""
     python(session, "-m", "mypy")
-    python(session, "-m", "pyright", "--pythonpath", sys.executable)
+    interpreter = str(Path(session.bin) / "python") if session.virtualenv.is_sandboxed else sys.executable
+    python(session, "-m", "pyright", "--pythonpath", interpreter)
 
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Links in the documentation resolve, and the generated state diagram is up to date."""
+    """Links resolve, the diagram of states is up to date; builds the API reference from docstrings, in docs/_api."""
     python(session, "docs/check_links.py")
     python(session, "docs/generate_states.py", "--check")
+    python(session, "docs/build_api.py")
 
 
 @nox.session
@@ -82,11 +93,42 @@ def soak(session: nox.Session) -> None:
     python(session, "-m", "pytest", "tests/processes", "-m", "soak", "-s", *session.posargs)
 
 
+@nox.session
+def slurm(session: nox.Session) -> None:
+    """Workers under a real Slurm of two nodes on this host. Needs root, and Debian's slurmctld, slurmd and munge."""
+    python(session, "-m", "pytest", "tests/processes/test_slurm.py", "-m", "slurm", *session.posargs)
+
+
 @nox.session(python=PYTHONS, venv_backend="virtualenv")
 def versions(session: nox.Session) -> None:
     """The fast storeys on each supported Python that this machine has, in fresh environments."""
-    session.install(".[dev]")
+    session.install(".[test]", "-c", CONSTRAINTS)
     python(session, "-m", "pytest", "--ignore=tests/processes", *session.posargs)
+
+
+@nox.session(venv_backend="virtualenv")
+def newest(session: nox.Session) -> None:
+    """The default sessions without the constraints: the newest release of everything. Arguments go to pytest."""
+    session.install(".[dev]")
+    for check in (lint, typing, docs, full):
+        check(session)
+
+
+@nox.session(venv_backend="virtualenv")
+def oldest(session: nox.Session) -> None:
+    """The lowest releases that pyproject.toml allows, where our code meets them. Arguments go to pytest."""
+    session.install(".[test]", "-c", OLDEST)
+    python(session, "-m", "pytest", *(session.posargs or SHORT))
+
+
+@nox.session(venv_backend="virtualenv")
+def constraints(session: nox.Session) -> None:
+    """Renew the constraints: the newest releases of today, and the lowest ones that pyproject.toml allows."""
+    session.install("uv")
+    renew = ["uv", "pip", "compile", "pyproject.toml", "--quiet", "--universal", "--upgrade", "--no-annotate"]
+    renew += ["--custom-compile-command", "nox -s constraints"]
+    session.run(*renew, "--all-extras", "--output-file", CONSTRAINTS)
+    session.run(*renew, "--extra", "test", "--resolution", "lowest-direct", "--output-file", OLDEST)
 
 
 @nox.session
@@ -110,7 +152,7 @@ def coverage(session: nox.Session) -> None:
 @nox.session(venv_backend="virtualenv")
 def bench(session: nox.Session) -> None:
     """Our figures beside those of distributed, measured in the same run. Arguments go to benchmarks."""
-    session.install(".[bench]")
+    session.install(".[bench]", "-c", CONSTRAINTS)
     python(session, "-m", "benchmarks", *session.posargs)
 
 

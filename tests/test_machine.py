@@ -18,7 +18,7 @@ def tree(root, cgroup, **files):
 
 @pytest.fixture(autouse=True)
 def no_batch_system(monkeypatch):
-    for name in [name for name in os.environ if name.startswith("SLURM_")]:
+    for name in [name for name in os.environ if name.startswith("SLURM_") or name in ("JOB_ID", "PBS_JOBID")]:
         monkeypatch.delenv(name)
 
 
@@ -63,26 +63,11 @@ def test_a_group_that_is_not_visible_from_inside_a_container(tmp_path):
 
 def test_it_is_told_what_sets_the_limit(tmp_path, sixteen):
     assert cpus(tmp_path, {}) == Amount(16, "affinity")
-    assert cpus(tmp_path, {"SLURM_CPUS_ON_NODE": "4"}) == Amount(4, "Slurm")
+    assert cpus(tmp_path, {"SLURM_CPUS_ON_NODE": "4"}) == Amount(4, "SLURM_CPUS_ON_NODE")
     grouped = tree(tmp_path, "0::/\n", cpu_dot_max="300000 100000\n", memory_dot_max="500000\n")
     assert cpus(grouped, {"SLURM_CPUS_ON_NODE": "4"}) == Amount(3, "cgroup")
     assert memory(grouped, {}) == Amount(500_000, "cgroup")
     assert memory(tmp_path / "nothing", {}).source in ("machine", "rlimit")
-
-
-@pytest.mark.parametrize(
-    ("environment", "megabytes"),
-    [
-        ({"SLURM_MEM_PER_NODE": "10"}, 10),
-        ({"SLURM_MEM_PER_CPU": "3", "SLURM_CPUS_ON_NODE": "4"}, 12),
-        ({"SLURM_MEM_PER_CPU": "3"}, None),
-        ({"SLURM_MEM_PER_NODE": "0"}, None),
-        ({"SLURM_MEM_PER_NODE": "nonsense"}, None),
-    ],
-)
-def test_the_share_that_slurm_gives(tmp_path, environment, megabytes):
-    found = memory(tmp_path, environment)
-    assert (found == Amount(megabytes * 2**20, "Slurm")) if megabytes else (found.source != "Slurm")
 
 
 def test_an_rlimit_counts(tmp_path, monkeypatch):

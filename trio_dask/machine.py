@@ -1,6 +1,6 @@
-"""What this process may use of its machine: processors and memory, as kernel, control groups and Slurm grant them.
+"""What this process may use of its machine: processors and memory, as kernel, control groups and batch systems grant.
 
-`root` is where `/proc` and `/sys` are looked for, and `environment` where Slurm's variables are; tests give their own.
+`root` is the place of `/proc` and `/sys`, and `environment` that of a batch system's variables; tests give their own.
 """
 
 from __future__ import annotations
@@ -9,18 +9,13 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+
+from trio_dask import batch
+from trio_dask.batch import Amount
 
 __all__ = ["Amount", "cpu_count", "cpus", "memory", "memory_bytes", "oom_kills"]
 
 ROOT = Path("/")
-
-
-class Amount(NamedTuple):
-    """How much there is, and what set that limit."""
-
-    number: int
-    source: str
 
 
 def cpu_count(root: Path = ROOT) -> int:
@@ -34,7 +29,7 @@ def memory_bytes(root: Path = ROOT) -> int:
 
 
 def cpus(root: Path = ROOT, environment: Mapping[str, str] = os.environ) -> Amount:
-    """Processors that this process can keep busy: its affinity, cut to the quota of its control groups and to Slurm's.
+    """Processors that this process can keep busy: its affinity, cut to the quotas of control groups and batch system.
 
     Of equal limits the first counts: the machine's own number before what merely repeats it.
     """
@@ -42,17 +37,17 @@ def cpus(root: Path = ROOT, environment: Mapping[str, str] = os.environ) -> Amou
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else machine
     amounts = [Amount(allowed, "affinity" if allowed < machine else "machine")]
     amounts += [Amount(math.ceil(quota), "cgroup") for quota in _cpu_quotas(root)]
-    amounts += [Amount(number, "Slurm") for number in _slurm(environment, "SLURM_CPUS_ON_NODE")]
+    amounts += batch.cpus(environment)
     least = min(amounts, key=lambda amount: amount.number)
     return least._replace(number=max(1, least.number))
 
 
 def memory(root: Path = ROOT, environment: Mapping[str, str] = os.environ) -> Amount:
-    """Memory that this process can use: the machine's, cut to the limits of control groups, its own, and Slurm's."""
+    """Memory that this process can use: the machine's, cut to limits of control groups, its own, its batch system's."""
     amounts = [Amount(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "machine")]
     amounts += [Amount(limit, "cgroup") for limit in _memory_limits(root)]
     amounts += [Amount(limit, "rlimit") for limit in _own_limits()]
-    amounts += [Amount(limit, "Slurm") for limit in _slurm_memory(environment)]
+    amounts += batch.memory(environment, min(amounts).number)
     least = min(amounts, key=lambda amount: amount.number)
     return least._replace(number=max(1, least.number))
 
@@ -77,19 +72,6 @@ def _own_limits() -> Iterator[int]:
         soft, _ = resource.getrlimit(kind)
         if soft != resource.RLIM_INFINITY:
             yield soft
-
-
-def _slurm(environment: Mapping[str, str], name: str) -> Iterator[int]:
-    number = _number(environment.get(name, ""))
-    if number:
-        yield number
-
-
-def _slurm_memory(environment: Mapping[str, str]) -> Iterator[int]:
-    """In MiB; a job has either a limit for the node or one for each processor. 0 means all of the node."""
-    yield from (number * 2**20 for number in _slurm(environment, "SLURM_MEM_PER_NODE"))
-    for number in _slurm(environment, "SLURM_MEM_PER_CPU"):
-        yield from (number * cpus * 2**20 for cpus in _slurm(environment, "SLURM_CPUS_ON_NODE"))
 
 
 def _groups(root: Path, controller: str) -> Iterator[Path]:

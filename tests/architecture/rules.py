@@ -21,6 +21,7 @@ FLOORS: Mapping[str, int] = {
     "identity": 0,
     "config": 0,
     "files": 0,
+    "batch": 0,
     "machine": 0,
     "_version": 0,
     "absent": 0,

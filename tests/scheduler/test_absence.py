@@ -251,7 +251,7 @@ def test_an_obituary_ends_the_grace_and_blames_what_ran_and_nothing_else() -> No
 
 
 def test_results_that_end_worker_after_worker_by_their_size_are_given_up_and_the_small_ones_are_not() -> None:
-    kit = Kit(allowed_failures=3)
+    kit = Kit(allowed_failures=2)
     client = kit.client()
     client.submit("large", "small")
     for number in range(3):
@@ -273,7 +273,7 @@ def test_results_that_end_worker_after_worker_by_their_size_are_given_up_and_the
 def test_what_a_worker_held_is_not_blamed_where_a_task_ran_or_memory_was_not_the_cause(
     of_memory: bool, runs: bool, failed: list[str]
 ) -> None:
-    kit = Kit(allowed_failures=1)
+    kit = Kit(allowed_failures=0)
     client = kit.client()
     worker, nanny = kit.worker(process="p"), kit.nanny("p")
     client.submit("held", "runs")
