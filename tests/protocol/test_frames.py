@@ -92,3 +92,29 @@ def test_the_first_frame_of_a_mixed_stream(frame, rest):
     assert (kind, bytes(payload), bytes(stream[end:])) == (*frame, rest)
     for cut in range(len(encoded)):
         assert first_frame(stream[:cut], 64) is None
+
+
+@given(
+    sizes=st.lists(st.sampled_from([0, 5, 140_000, 300_000]), min_size=1, max_size=5),
+    chunks=st.lists(st.integers(1000, 200_000), min_size=1, max_size=6),
+)
+def test_large_frames_may_be_received_where_they_belong(sizes: list[int], chunks: list[int]) -> None:
+    payloads = [bytes([number]) * size for number, size in enumerate(sizes)]
+    stream = memoryview(b"".join(encode_frame(Kind.RECORDS, payload) for payload in payloads))
+    decoder, found, in_room, number = FrameDecoder(), [], 0, 0
+    while stream:
+        size = chunks[number % len(chunks)]
+        number += 1
+        room = decoder.room
+        if room is None:
+            frames = decoder.feed(stream[:size])
+        else:
+            size = min(size, len(room))
+            size = len(room[:size]) if len(stream) >= size else len(stream)
+            room[:size] = stream[:size]
+            in_room += size
+            frames = decoder.filled(size)
+        found += [bytes(frame.payload) for frame in frames]
+        stream = stream[size:]
+    assert found == payloads
+    assert in_room or max(sizes) < 300_000 or max(chunks) > 100_000

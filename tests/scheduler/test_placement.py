@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from tests.scheduler.kit import Kit
 from trio_dask.protocol import messages as m
 from trio_dask.scheduler.core.lines import SWEEP_FROM, Line
-from trio_dask.scheduler.core.phases import FIRST_QUEUE
 from trio_dask.scheduler.core.tables import MANY_QUEUES, NO_TERMS, RELEASED, Queue, Task, Worker
 from trio_dask.worker.core.ready import ReadyQueue
 
@@ -317,7 +316,7 @@ def test_what_was_dropped_leaves_a_line_behind_a_task_that_nobody_takes() -> Non
 
 
 def test_a_swept_line_keeps_everybody_once_and_in_order() -> None:
-    line, queued = Line(), Queue(NO_TERMS, FIRST_QUEUE).phase
+    line, queued = Line(), Queue(NO_TERMS).phase
     tasks = []
     for number in range(SWEEP_FROM):
         task = Task(f"k{number}", number * 7 % 1000, None, b"", NO_TERMS, ())

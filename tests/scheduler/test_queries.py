@@ -1,11 +1,10 @@
-"""Answers about tasks by state: counted as they change, whatever happens to them."""
+"""Answers about tasks by state, whatever happens to them."""
 
 from __future__ import annotations
 
 from tests.scheduler.kit import Kit
 from trio_dask.protocol import messages as m
 from trio_dask.scheduler.core.queries import count_states, describe_workers, oldest_run
-from trio_dask.scheduler.core.tables import MANY_QUEUES
 
 
 def counts(kit: Kit) -> dict[str, int]:
@@ -30,18 +29,6 @@ def test_tasks_are_counted_by_state_through_their_whole_life() -> None:
     assert sum(counts(kit).values()) == 5
     client.send(m.Release(("a", "b", "c", "d", "gpu")))
     assert counts(kit) == {}
-
-
-def test_the_counts_of_queues_that_are_gone_are_used_again() -> None:
-    kit = Kit()
-    client = kit.client()
-    state = kit.core.state
-    for number in range(2 * MANY_QUEUES):
-        client.submit(f"k{number}", resources={f"R{number}": 1})
-        assert counts(kit) == {"no-worker": 1}
-        client.send(m.Release((f"k{number}",)))
-        assert counts(kit) == {}
-    assert len(state.tally) <= MANY_QUEUES + 10
 
 
 def test_the_oldest_of_the_tasks_that_run_for_long_is_found() -> None:

@@ -29,7 +29,7 @@ from trio_dask.comm.backlog import Backlog
 from trio_dask.comm.transport import ConnectionLost, Transport
 from trio_dask.errors import ProtocolError, SerializationError
 from trio_dask.protocol.codec import Allowed, Row, decode, encode_rows
-from trio_dask.protocol.frames import PING_FRAME, FrameDecoder, Kind
+from trio_dask.protocol.frames import PING_FRAME, Frame, FrameDecoder, Kind
 from trio_dask.protocol.hello import Hello, Welcome
 from trio_dask.protocol.messages import Goodbye, Message
 
@@ -292,9 +292,9 @@ class Connection:
         return [] if self._discarding else await self._read_batch()
 
     async def _read_batch(self) -> list[Message]:
-        while not self.goodbye and (data := await self._receive()):
+        while not self.goodbye and (frames := await self._receive()) is not None:
             batch: list[Message] = []
-            for kind, payload in self._decoder.feed(data):
+            for kind, payload in frames:
                 if kind == Kind.RECORDS:
                     batch += decode(payload, self._allowed)
             if Goodbye in map(type, batch):
@@ -304,26 +304,34 @@ class Connection:
         self._ended.set()
         return []
 
-    async def _receive(self) -> bytes:
-        """The next bytes; empty at an end that was announced, by either side."""
+    async def _receive(self) -> list[Frame] | None:
+        """The frames that the next bytes complete; None at an end that was announced, by either side."""
         if self._received:
             data, self._received = self._received, b""
             await trio.lowlevel.checkpoint()
             self._heard_at = self._clock.current_time()
-            return data
+            return self._decoder.feed(data)
+        room = self._decoder.room
         self._receiving = True
         try:
-            data = await self._transport.receive_some()
+            if room is None:
+                data = await self._transport.receive_some()
+                count = len(data)
+            else:
+                data = b""
+                count = await self._transport.receive_into(room)
         except (ConnectionLost, trio.ClosedResourceError) as error:
             if self._leaving:
-                return b""
+                return None
             raise self._loss or error from None
         finally:
             self._receiving = False
-        if not data and not self._leaving:
+        if not count:
+            if self._leaving:
+                return None
             raise ConnectionLost(f"{self.remote} closed the connection without a goodbye")
         self._heard_at = self._clock.current_time()
-        return data
+        return self._decoder.feed(data) if room is None else self._decoder.filled(count)
 
     def _take_goodbye(self, batch: list[Message]) -> None:
         """Nothing counts after a goodbye."""

@@ -55,16 +55,40 @@ def encode_frame(kind: Kind, *parts: bytes | memoryview) -> bytes:
 PING_FRAME = encode_frame(Kind.PING)
 
 
+_LARGE = 128 * 2**10
+_MOST_ROOM = 2 * 2**20  # memory that is taken for a promise; ours do not send larger frames
+
+
 class FrameDecoder:
     """Takes bytes as they come and gives the frames that are complete.
 
-    What a header announces is checked when the header is there, and memory grows only with what has arrived.
+    What a header announces is checked when the header is there. The rest of a large frame may be received where it
+    belongs, in the `room` for it, and not be copied.
     """
 
     def __init__(self, max_length: int = MAX_CONTROL_FRAME) -> None:
         self._max_length = max_length
         self._partial = bytearray()
         self._missing = 0  # bytes that the partial frame, or its header, still needs
+        self._large: memoryview | None = None  # a frame in its full length, of which so many bytes are there
+        self._filled = 0
+        self._memory: bytearray | None = None  # for large frames, one after the other
+
+    @property
+    def room(self) -> memoryview | None:
+        """Where the rest of a large frame belongs; None if what comes next is for `feed`."""
+        return None if self._large is None else self._large[self._filled :]
+
+    def filled(self, count: int) -> list[Frame]:
+        """So many bytes were received into `room`. Gives the frame if it is complete."""
+        large = self._large
+        assert large is not None
+        self._filled += count
+        if self._filled < len(large):
+            return []
+        self._large = None
+        kind, _ = _read_header(large, 0, self._max_length)
+        return [Frame(kind, large[HEADER_SIZE:])]
 
     def feed(self, data: bytes | bytearray | memoryview) -> list[Frame]:
         """The frames that these bytes complete, in order.
@@ -76,9 +100,16 @@ class FrameDecoder:
         end = len(view)
         frames: list[Frame] = []
         position = 0
-        if self._partial:
+        if (room := self.room) is not None:
+            position = min(end, len(room))
+            room[:position] = view[:position]
+            frames = self.filled(position)
+            if self._large is not None:
+                return frames
+        elif self._partial:
             position = self._complete(view, frames)
             if self._partial:
+                self._make_room()
                 return frames
         max_length = self._max_length
         while (start := position + HEADER_SIZE) <= end:
@@ -92,7 +123,19 @@ class FrameDecoder:
             self._missing = start - end
         if position < end:
             self._partial = bytearray(view[position:])
+            self._make_room()
         return frames
+
+    def _make_room(self) -> None:
+        """For the rest of a partial frame that is large and whose header is there."""
+        partial, missing = self._partial, self._missing
+        if missing >= _LARGE and len(partial) >= HEADER_SIZE and len(partial) + missing <= _MOST_ROOM:
+            if self._memory is None:
+                self._memory = bytearray(_MOST_ROOM)
+            self._large = memoryview(self._memory)[: len(partial) + missing]
+            self._large[: len(partial)] = partial
+            self._filled = len(partial)
+            self._partial, self._missing = bytearray(), 0
 
     def _complete(self, view: memoryview, frames: list[Frame]) -> int:
         """Go on with the partial frame; returns how much of the view belongs to it."""

@@ -112,9 +112,6 @@ def move(state: State, task: Task, phase: Phase, why: str) -> None:
     """Change a task's phase and note it."""
     if state.validating and (task.phase.state, phase.state) not in TRANSITIONS:
         raise AssertionError(f"no transition {task.phase.state} -> {phase.state} ({why}) for {task.key}")
-    tally = state.tally
-    tally[task.phase.place] -= 1
-    tally[phase.place] += 1
     task.phase = phase
     state.story.append((state.now, task.key, why))
 

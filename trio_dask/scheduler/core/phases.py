@@ -17,13 +17,8 @@ if TYPE_CHECKING:
     from trio_dask.scheduler.core.tables import Queue, Worker
 
 __all__ = [
-    "ERRED",
-    "FIRST_QUEUE",
     "FORGOTTEN",
-    "IN_MEMORY",
-    "PROCESSING",
     "RELEASED",
-    "WAITING",
     "Erred",
     "Failure",
     "InMemory",
@@ -33,15 +28,6 @@ __all__ = [
     "Queued",
     "Waiting",
 ]
-
-
-UNCOUNTED: Final = 0
-"""In the tally of tasks: those that are released, which are all others, and those that are forgotten."""
-WAITING: Final = 1
-PROCESSING: Final = 2
-IN_MEMORY: Final = 3
-ERRED: Final = 4
-FIRST_QUEUE: Final = 5
 
 
 class Past:
@@ -72,7 +58,6 @@ class Released:
 
     __slots__ = ()
     state: ClassVar[str] = "released"
-    place: ClassVar[int] = UNCOUNTED
     is_queued: ClassVar[bool] = False
 
 
@@ -81,7 +66,6 @@ class Waiting:
 
     __slots__ = ("missing",)
     state: ClassVar[str] = "waiting"
-    place: ClassVar[int] = WAITING
     is_queued: ClassVar[bool] = False
 
     def __init__(self, missing: int) -> None:
@@ -89,14 +73,13 @@ class Waiting:
 
 
 class Queued:
-    """Ready, in a queue of the scheduler. One object serves all tasks of a queue, whose place in the tally it has."""
+    """Ready, in a queue of the scheduler. One object serves all tasks of a queue."""
 
-    __slots__ = ("place", "queue")
+    __slots__ = ("queue",)
     is_queued: ClassVar[bool] = True
 
-    def __init__(self, queue: Queue, place: int) -> None:
+    def __init__(self, queue: Queue) -> None:
         self.queue = queue
-        self.place = place
 
     @property
     def state(self) -> str:
@@ -108,7 +91,6 @@ class Processing:
 
     __slots__ = ("expected_s", "missing", "retracting", "run", "started", "started_at", "worker")
     state: ClassVar[str] = "processing"
-    place: ClassVar[int] = PROCESSING
     is_queued: ClassVar[bool] = False
 
     def __init__(self, run: RunId, worker: Worker, missing: int, expected_s: float) -> None:
@@ -127,7 +109,6 @@ class InMemory:
 
     __slots__ = ("holders", "nbytes", "type_name")
     state: ClassVar[str] = "memory"
-    place: ClassVar[int] = IN_MEMORY
     is_queued: ClassVar[bool] = False
 
     def __init__(self, holders: tuple[Worker, ...], nbytes: int, type_name: str) -> None:
@@ -141,7 +122,6 @@ class Erred:
 
     __slots__ = ("failure",)
     state: ClassVar[str] = "erred"
-    place: ClassVar[int] = ERRED
     is_queued: ClassVar[bool] = False
 
     def __init__(self, failure: Failure) -> None:
@@ -153,7 +133,6 @@ class Forgotten:
 
     __slots__ = ()
     state: ClassVar[str] = "forgotten"
-    place: ClassVar[int] = UNCOUNTED
     is_queued: ClassVar[bool] = False
 
 

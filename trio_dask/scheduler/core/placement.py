@@ -153,10 +153,7 @@ def queue_for(state: State, terms: Terms) -> Queue:
     if queue is None:
         if len(state.queues) >= state.most_queues:
             _drop_empty_queues(state)
-        if not state.free_places:
-            state.free_places.append(len(state.tally))
-            state.tally.append(0)
-        queue = state.queues[identity] = Queue(terms, state.free_places.pop())
+        queue = state.queues[identity] = Queue(terms)
         for worker in state.workers.values():
             admit(queue, worker)
     if terms.allow_other_workers and not queue.eligible:
@@ -169,7 +166,6 @@ def _drop_empty_queues(state: State) -> None:
     for identity, queue in list(state.queues.items()):
         if queue.line.first() is None:
             del state.queues[identity]
-            state.free_places.append(queue.phase.place)
             for worker in queue.eligible:
                 worker.queues.remove(queue)
     # Twice as many may gather until the next time, so that looking costs little for each that is added.

@@ -14,7 +14,6 @@ from trio_dask.identity import Digest, Incarnation, Key, PeerId, RunId
 from trio_dask.protocol.messages import Free, Message
 from trio_dask.scheduler.core.lines import Line
 from trio_dask.scheduler.core.phases import (
-    FIRST_QUEUE,
     FORGOTTEN,
     RELEASED,
     Erred,
@@ -213,11 +212,11 @@ class Queue:
 
     __slots__ = ("eligible", "line", "phase", "terms")
 
-    def __init__(self, terms: Terms, place: int) -> None:
+    def __init__(self, terms: Terms) -> None:
         self.terms = terms
         self.line = Line()
         self.eligible: dict[Worker, None] = {}
-        self.phase = Queued(self, place)
+        self.phase = Queued(self)
 
 
 class Worker:
@@ -412,11 +411,7 @@ class State:
         self.addresses: dict[str, Worker] = {}
         self.incarnations: dict[str, Client] = {}
         self.contents: dict[Digest, Content] = {}
-        self.tally = [0] * (FIRST_QUEUE + 1)
-        """How many tasks are in each phase, and in each queue, by the `place` of the phase."""
-        self.free_places: list[int] = []
-        """Of queues that are gone."""
-        self.queue = Queue(NO_TERMS, FIRST_QUEUE)
+        self.queue = Queue(NO_TERMS)
         self.queues: dict[tuple[object, ...], Queue] = {}
         self.most_queues = MANY_QUEUES
         """With so many it is looked which are still used."""
