@@ -8,9 +8,9 @@ against the names of a released version of distributed.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, NoReturn
 
-__all__ = ["AS_COMPLETED", "CLIENT", "FUTURE", "LOCAL_CLUSTER", "MODULE", "PAGE", "missing"]
+__all__ = ["AS_COMPLETED", "CLIENT", "FUTURE", "LOCAL_CLUSTER", "MODULE", "PAGE", "Absent", "missing"]
 
 PAGE: Final = "docs/coming-from-distributed.md"
 
@@ -149,3 +149,20 @@ def missing(owner: str, name: str, reasons: Mapping[str, str]) -> AttributeError
     if reason is None:
         return AttributeError(f"{owner} has no attribute {name!r}")
     return AttributeError(f"{owner} has no attribute {name!r}, which distributed has: {reason} (see {PAGE})")
+
+
+class Absent:
+    """An attribute that distributed has, and the class with this one does not.
+
+    For classes whose attributes are read for each task: a `__getattr__` would have every one of them take longer.
+    """
+
+    def __init__(self, reasons: Mapping[str, str]) -> None:
+        self._reasons = reasons
+        self._name = ""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, instance: object, owner: type) -> NoReturn:
+        raise missing(owner.__name__, self._name, self._reasons)

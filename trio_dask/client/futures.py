@@ -9,7 +9,7 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from trio_dask.absent import FUTURE, missing
+from trio_dask.absent import FUTURE, Absent
 from trio_dask.client.core.states import KeyState, Status
 from trio_dask.client.engine import Engine, loading
 from trio_dask.client.failures import exception_of, no_value
@@ -43,10 +43,10 @@ class BaseFuture(KeyReference):
         except AttributeError:
             pass  # its making was interrupted, or it was released already
 
-    if not TYPE_CHECKING:  # a type checker would take it to have every name
-
-        def __getattr__(self, name):
-            raise missing(type(self).__name__, name, FUTURE)
+    if not TYPE_CHECKING:  # for a type checker they are simply not there
+        bind_client = Absent(FUTURE)
+        executor = Absent(FUTURE)
+        substitute = Absent(FUTURE)
 
     @property
     def status(self) -> Status:

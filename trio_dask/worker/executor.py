@@ -316,7 +316,7 @@ class Executor:
         run = context.run
         self._slots[number] = context
         enter(context)
-        expected = self._large.get(run.function, 0) if run.function in self._known else self._largest
+        expected = self._expected(run.function) if self._largest else 0
         if expected and self._gate is not None:
             self._gate.enter(expected)
         try:
@@ -349,6 +349,9 @@ class Executor:
         duration_s = perf_counter() - context.started_at
         type_name = sendable(pickled.type_name)
         return Finished(run, value, pickled.nbytes, type_name, pickled.inline, duration_s, pickled.copied_bytes)
+
+    def _expected(self, function: Digest) -> int:
+        return self._large.get(function, 0) if function in self._known else self._largest
 
     def _learn(self, function: Digest, nbytes: int) -> None:
         """A result was so large. What is expected of a function goes down slowly when its results are smaller."""
