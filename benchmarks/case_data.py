@@ -7,9 +7,10 @@ import time
 from typing import Any
 
 from . import work
-from .model import Case, Context, Kind, Metric, at_least_times
+from .model import Case, Context, Kind, Metric, at_least_times, at_most_of
 
 LATER_ROUNDS = 3
+ARGUMENTS = 3
 BETWEEN_ROUNDS_S = 0.5
 
 
@@ -75,6 +76,22 @@ def transfer(context: Context) -> dict[str, float]:
     return {"rate": sizes.transfer_bytes * sizes.transfer_count / spent}
 
 
+def argument(context: Context) -> dict[str, float]:
+    """One array after the other as an argument of a call; the key of each is made from its content."""
+    rival, nbytes = context.rival, context.sizes.argument_bytes
+    seconds = []
+    for seed in range(1, ARGUMENTS + 1):
+        array = work.make_array(nbytes, seed)
+        started = time.perf_counter()
+        future: Any = rival.submit(work.array_ends, array)
+        ends = future.result()
+        seconds.append(time.perf_counter() - started)
+        assert tuple(ends) == expected_ends(nbytes, seed)
+        del array, future
+        time.sleep(BETWEEN_ROUNDS_S)
+    return {"seconds": statistics.median(seconds)}
+
+
 CASES = (
     Case(
         "scatter-gather",
@@ -86,6 +103,13 @@ CASES = (
             Metric("scatter_again", "scatter, later rounds", Kind.RATE, (at_least_times("distributed", 6),)),
             Metric("gather_again", "gather, later rounds", Kind.RATE, (at_least_times("distributed", 6),)),
         ),
+        moves_data=True,
+    ),
+    Case(
+        "argument",
+        "a large NumPy array as an argument",
+        argument,
+        (Metric("seconds", "argument of 1 GiB", Kind.TIME, (at_most_of("distributed", 1),)),),
         moves_data=True,
     ),
     Case(

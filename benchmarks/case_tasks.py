@@ -35,6 +35,31 @@ def map_until_finished(context: Context) -> dict[str, float]:
     return {"per_task": elapsed / tasks}
 
 
+def map_by_value(context: Context) -> dict[str, float]:
+    """A function that the workers cannot import, as those of scripts and notebooks."""
+    rival, tasks = context.rival, context.sizes.map_tasks
+    rival.require_functions_by_value()
+    offset = 1
+    started = time.perf_counter()
+    futures = rival.map(lambda x: work.increment(x) + offset, range(tasks))
+    rival.wait(futures)
+    elapsed = time.perf_counter() - started
+    assert futures[-1].result() == tasks + 1
+    return {"per_task": elapsed / tasks}
+
+
+def map_of_method(context: Context) -> dict[str, float]:
+    """A callable with state: each task has its own."""
+    rival, tasks = context.rival, context.sizes.map_tasks
+    counter = work.Counter()
+    started = time.perf_counter()
+    futures = rival.map(counter.add, range(tasks))
+    rival.wait(futures)
+    elapsed = time.perf_counter() - started
+    assert futures[1].result() == 1
+    return {"per_task": elapsed / tasks}
+
+
 def map_in_trio(context: Context) -> dict[str, float]:
     tasks = context.sizes.map_tasks
     return {"per_task_in_trio": context.rival.map_in_trio(work.increment, range(tasks)) / tasks}
@@ -138,6 +163,18 @@ CASES = (
         "map of trivial calls, until all are finished",
         map_until_finished,
         (Metric("per_task", "map, per task", Kind.TIME, (at_most_of("distributed", 60), below("ppe"))),),
+    ),
+    Case(
+        "map-by-value",
+        "map of a function that cannot be imported",
+        map_by_value,
+        (Metric("per_task", "map of a script's function, per task", Kind.TIME, (at_most_of("distributed", 60),)),),
+    ),
+    Case(
+        "map-method",
+        "map of a bound method, whose object every task has for itself",
+        map_of_method,
+        (Metric("per_task", "map of a bound method, per task", Kind.TIME),),
     ),
     Case(
         "map-trio",

@@ -86,6 +86,7 @@ class Sizes:
     dag_tasks: int
     array_bytes: int
     array_count: int
+    argument_bytes: int
     transfer_bytes: int
     transfer_count: int
     idle_s: float
@@ -110,6 +111,7 @@ FULL = Sizes(
     dag_tasks=20_000,
     array_bytes=20 * MB,
     array_count=10,
+    argument_bytes=2**30,
     transfer_bytes=50 * MB,
     transfer_count=4,
     idle_s=10.0,
@@ -131,6 +133,7 @@ QUICK = Sizes(
     dag_tasks=2_000,
     array_bytes=20 * MB,
     array_count=3,
+    argument_bytes=16 * MB,
     transfer_bytes=50 * MB,
     transfer_count=2,
     idle_s=3.0,

@@ -30,6 +30,17 @@ def mix(x: int, y: int) -> int:
     return (31 * x + 17 * y + 1) % MIX_MODULUS
 
 
+class Counter:
+    """An object that remembers."""
+
+    def __init__(self) -> None:
+        self.total = 0
+
+    def add(self, x: int) -> int:
+        self.total += x
+        return self.total
+
+
 def nap(seconds: float) -> float:
     time.sleep(seconds)
     return seconds

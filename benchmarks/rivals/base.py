@@ -50,6 +50,10 @@ class Rival(abc.ABC):
         """Refuse with ``Unsupported`` if a future cannot be an argument of another call."""
         return
 
+    def require_functions_by_value(self) -> None:
+        """Refuse with ``Unsupported`` if workers must be able to import a function."""
+        return
+
     def limit_memory(self, nbytes: int) -> None:
         """Give each worker so much memory; called before ``start``."""
         raise Unsupported("has no memory limit")

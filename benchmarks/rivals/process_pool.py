@@ -39,3 +39,6 @@ class ProcessPool(Rival):
 
     def require_dependencies(self) -> None:
         raise Unsupported("a future cannot be an argument")
+
+    def require_functions_by_value(self) -> None:
+        raise Unsupported("pickles functions by name")

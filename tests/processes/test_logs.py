@@ -72,7 +72,7 @@ def test_on_a_terminal_lines_have_no_times(tmp_path):
     reader = threading.Thread(target=read)
     reader.start()
     with open_site(tmp_path) as site:
-        boss = site.scheduler("--allowed-failures", "1")
+        boss = site.scheduler("--allowed-failures", "0")
         command = [sys.executable, "-m", "trio_dask", "worker", boss.address, "--name", "bob", "--log-file", "log"]
         with subprocess.Popen(command, stderr=theirs, cwd=tmp_path, env=environment()) as launcher:
             os.close(theirs)
@@ -100,7 +100,7 @@ def test_on_a_terminal_lines_have_no_times(tmp_path):
 def test_json_has_one_object_a_line_whatever_tasks_print(tmp_path):
     with open_site(tmp_path) as site:
         json_log = ("--log-format", "json")
-        boss = site.start("scheduler", "--host", "127.0.0.1", "--port", "0", *json_log, "--allowed-failures", "1")
+        boss = site.start("scheduler", "--host", "127.0.0.1", "--port", "0", *json_log, "--allowed-failures", "0")
         address = boss.wait_for(r"Scheduler at:   (tcp://[\d.:]+)")
         launcher = site.start("worker", address, *json_log, "--name", "bob", "--nthreads", "1")
         launcher.wait_for("Registered to: ")
