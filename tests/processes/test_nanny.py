@@ -12,6 +12,7 @@ import pytest
 
 from tests.processes.programs import children, program, scheduler, survivors
 from trio_dask import Client, KilledWorker, NoScheduler, RefusedError, UsageError, get_worker, rpc, worker_client
+from trio_dask.deploy.program import SAME_REQUEST_S
 
 pytestmark = pytest.mark.slow
 
@@ -271,6 +272,7 @@ def test_a_second_signal_is_at_once(boss):
         processes = children(running.process.pid)
         running.process.send_signal(signal.SIGTERM)
         running.wait_for("^Stopping: received SIGTERM")
+        time.sleep(2 * SAME_REQUEST_S)
         began = time.monotonic()
         running.stop(signal.SIGTERM)
         assert time.monotonic() - began < 2

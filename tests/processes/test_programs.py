@@ -6,11 +6,13 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 
 from tests.processes.programs import environment, program, scheduler, worker
 from trio_dask import Client
+from trio_dask.deploy.program import SAME_REQUEST_S
 
 pytestmark = pytest.mark.slow
 
@@ -161,6 +163,7 @@ def test_a_second_signal_ends_it_at_once():
         hand.process.send_signal(signal.SIGSTOP)  # the scheduler's goodbye has somebody to wait for
         boss.process.send_signal(signal.SIGTERM)
         boss.wait_for("^Stopping: received SIGTERM")
+        time.sleep(2 * SAME_REQUEST_S)
         assert boss.stop(signal.SIGTERM) == -signal.SIGTERM
     assert "Traceback" not in boss.text
 

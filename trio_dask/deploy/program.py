@@ -126,10 +126,10 @@ class Stopper:
             self._stop(self._request)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        last_number, last_at = self._last_signal
-        self._last_signal = number, time.monotonic()
-        if number == last_number and self._last_signal[1] - last_at < SAME_REQUEST_S:
+        (last_number, last_at), now = self._last_signal, time.monotonic()
+        if number == last_number and now - last_at < SAME_REQUEST_S:
             return
+        self._last_signal = number, now
         if self._request is not None and not self._patient:
             end_descendants()
             remove_present()
