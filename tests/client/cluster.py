@@ -187,7 +187,7 @@ class MiniCluster:
         try:
             if failed is None:
                 args, kwargs = load_call(call, self.blobs, self.values)
-                self.values[key] = load_function(self.blobs[function], self.blobs)[0](*args, **kwargs)
+                self.values[key] = load_function(function, self.blobs[function], self.blobs)[0](*args, **kwargs)
         except Exception as error:
             failed = (key, *describe_exception(error))
         if failed is not None:

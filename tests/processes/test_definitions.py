@@ -175,3 +175,65 @@ def test_what_pickles_as_its_name_travels_by_value_and_is_one_object(tmp_path):
         """,
         tmp_path,
     )
+
+
+def test_methods_are_found_again_whatever_they_are_called(tmp_path):
+    run(
+        """
+        import dataclasses
+        def decorate(f):
+            def wrapper(*a): return f(*a)
+            return wrapper
+        class A:
+            @decorate
+            def m(self): return "A.m"
+            def hi(self): return "A.hi"
+            def __private(self): return "private"
+            def private(self): return self.__private
+        class B(A):
+            def hi(self): return "B.hi"
+            def base(self): return super().hi
+        @dataclasses.dataclass(slots=True)
+        class Slotted:
+            x: int
+        # cluster
+        assert client.submit(B().base()).result() == "A.hi"
+        assert client.submit(A().m).result() == "A.m"
+        assert client.submit(A().private()).result() == "private"
+        assert client.submit(lambda f: f(), B().base()).result() == "A.hi"
+        assert client.submit(lambda: B().base()).result()() == "A.hi"
+        assert client.submit(Slotted, 3).result() == Slotted(3)
+        x = bytearray(100_000)
+        def alias(a, b): a[0] = 7; return b[0]
+        assert client.submit(alias, x, x).result() == 7
+        assert client.submit(alias, x, bytearray(100_000), pure=False).result() == 0
+        """,
+        tmp_path,
+    )
+
+
+def test_what_one_task_did_to_a_shared_definition_the_next_does_not_see(tmp_path):
+    run(
+        """
+        class K: n = 0
+        class Big: rows = tuple(range(400_000))
+        def read(): return K.n
+        def write(): K.n = 5
+        def bump(cls): cls.n += 1; return cls.n
+        def g(): pass
+        def mark(f): f.calls = getattr(f, "calls", 0) + 1; return f.calls
+        def first(): return Big.rows[0]
+        # cluster
+        def again(f, *args): return client.submit(f, *args, pure=False).result()
+        assert [again(read), again(write), again(read)] == [0, None, 0]
+        assert [again(bump, K), again(bump, K)] == [1, 1]
+        assert [again(setattr, K, "n", 5), again(getattr, K, "n")] == [None, 0]
+        assert [again(mark, g), again(mark, g)] == [1, 1]
+        old, seen = Big.rows, [again(first)]
+        Big.rows = tuple(range(1, 400_000)); seen.append(again(first))
+        Big.rows = old; seen.append(again(first))
+        assert seen == [0, 1, 0]
+        """,
+        tmp_path,
+        "n_workers=1, threads_per_worker=1",
+    )

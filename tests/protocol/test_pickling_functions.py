@@ -32,7 +32,7 @@ def in_main(source, *names):
 
 
 def loaded(pickled):
-    return load_function(pickled.data, dict(pickled.blobs))[0]
+    return load_function(pickled.digest, pickled.data, dict(pickled.blobs))[0]
 
 
 def again(function):

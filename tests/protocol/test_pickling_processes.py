@@ -25,7 +25,7 @@ while True:
     try:
         function = functions.get(digest)
         if function is None:
-            function, shared = load_function(data, blobs)
+            function, shared = load_function(digest, data, blobs)
             if shared:
                 functions[digest] = function
         args, kwargs = load_call(call, blobs, {key: load_value(frames) for key, frames in values.items()})

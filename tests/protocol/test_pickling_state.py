@@ -274,10 +274,10 @@ def test_maps_are_closed_with_the_last_use():
 def test_each_task_loads_a_method_for_itself_and_a_function_is_shared():
     names = in_main("class C:\n    def m(self): self.n = getattr(self, 'n', 0) + 1; return self.n\ndef f(): pass\n")
     pickled = pickle_function(names["C"]().m)
-    (one, shared), (other, _) = (load_function(pickled.data, dict(pickled.blobs)) for _ in range(2))
+    (one, shared), (other, _) = (load_function(pickled.digest, pickled.data, dict(pickled.blobs)) for _ in range(2))
     assert not shared
     assert (one(), one(), other()) == (1, 2, 1)
-    assert load_function(pickle_function(names["f"]).data, {})[1]
+    assert load_function(b"", pickle_function(names["f"]).data, {})[1]
 
 
 def test_a_class_is_built_once_however_many_threads_load_it(monkeypatch):
@@ -309,4 +309,4 @@ def test_a_dynamic_module_is_told_by_what_is_in_it():
     module.scale = 777
     after = pickle_function(names["f"])
     assert before.token != after.token
-    assert load_function(after.data, {})[0](2) == 1554
+    assert load_function(b"", after.data, {})[0](2) == 1554

@@ -92,7 +92,7 @@ def open_slots(monkeypatch: pytest.MonkeyPatch) -> Any:
         kit = Slots(slots, **options)
         blobs = _Names()
         monkeypatch.setattr(kit.executor, "_blobs", blobs)
-        monkeypatch.setattr(executor_module, "load_function", lambda data, _: (kit.functions[data], True))
+        monkeypatch.setattr(executor_module, "load_function", lambda _digest, data, _: (kit.functions[data], True))
         before = set(threading.enumerate())
         async with trio.open_nursery() as nursery:
             nursery.start_soon(kit.executor.run, kit.take)
@@ -555,7 +555,7 @@ async def test_a_fault_of_ours_ends_it_whatever_async_tasks_run(monkeypatch: pyt
 
     kit = Slots(2)
     monkeypatch.setattr(kit.executor, "_blobs", _Names())
-    monkeypatch.setattr(executor_module, "load_function", lambda data, _: (kit.functions[data], True))
+    monkeypatch.setattr(executor_module, "load_function", lambda _digest, data, _: (kit.functions[data], True))
     with pytest.RaisesGroup(pytest.RaisesExc(ZeroDivisionError)):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(kit.executor.run, kit.take)

@@ -42,11 +42,18 @@ def code_use(code: CodeType) -> CodeUse:
     """What `code` does with names."""
     names: dict[str, None] = {}
     outer: set[str] = set()
+    own: set[str] = set()  # names that the body of a class has bound by then, whatever happened
+    is_straight = True
     keeps_state = binds_attributes = finds_definitions = False
     for instruction in dis.get_instructions(code):
         operation, name = instruction.opname, instruction.argval
+        if "JUMP" in operation or instruction.is_jump_target:
+            is_straight = False
         if operation in _READS:
-            names[name] = None
+            if operation == "LOAD_GLOBAL" or name not in own:
+                names[name] = None
+        elif operation == "STORE_NAME" and is_straight:
+            own.add(name)
         elif operation in _BINDS_GLOBAL:
             keeps_state = True
         elif operation in _BINDS_CELL:

@@ -15,7 +15,8 @@ The first byte of a call says what it is:
 | 0x02 | a count (4 bytes), for each out-of-band buffer its digest and 1 if it is read-only, then the same |
 | 0x03 | a pickle of `args`, all of them numbers, strings and references; each of these is a tuple of its key |
 
-A persistent id is a string (a key), bytes (the digest of a bytes object), or a pair of a kind and a digest.
+A persistent id is a string (a key), bytes (the digest of a bytes object), or a tuple: a kind, a digest, and for a
+bytearray its number in the call.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from trio_dask.protocol.culprits import describe_culprit, users_own
 from trio_dask.protocol.definitions import DefinitionPickler, by_value, load_shared, token_of_definition
 from trio_dask.protocol.picklers import (
     CACHED_FUNCTION,
+    ORDINARY,
     PICKLING_FAILURES,
     PROTOCOL,
     Buffer,
@@ -83,6 +85,7 @@ class _Gathered:
         self.blobs: dict[Digest, bytes | memoryview] = {}
         self.hashed: list[tuple[Any, Digest]] = []
         self.buffers: list[bytes] = []
+        self.bytearrays: dict[int, int] = {}
 
     def add_blob(self, data: Buffer) -> Digest:
         """Large content, copied if it could change: the blob leaves later, and must be what its digest says."""
@@ -92,6 +95,10 @@ class _Gathered:
         if owner is not None:
             self.hashed.append((owner, digest))
         return digest
+
+    def add_bytearray(self, data: bytearray) -> tuple[str, Digest, int]:
+        """The same, with a number for each object: one that stands in two places is one over there too."""
+        return "bytearray", self.add_blob(data), self.bytearrays.setdefault(id(data), len(self.bytearrays))
 
     def add_definition(self, thing: Any) -> Digest:
         """A function or class by value. Raises `CarriesState`, or whatever pickling raises."""
@@ -132,7 +139,7 @@ class _Hooks:
         if kind is bytes:
             return self.gathered.add_blob(obj) if len(obj) >= LARGE_BYTES else None
         if kind is bytearray:
-            return ("bytearray", self.gathered.add_blob(obj)) if len(obj) >= LARGE_BYTES else None
+            return self.gathered.add_bytearray(obj) if len(obj) >= LARGE_BYTES else None
         if issubclass(kind, KeyReference):
             key: Key = obj.key
             self.gathered.dependencies[key] = None
@@ -148,6 +155,7 @@ class _Hooks:
 
 class _PlainPickler(_Hooks, pickle.Pickler):
     shares_definitions = True
+    dispatch_table = ORDINARY
 
     def __init__(self) -> None:
         self.file = Chunks()
@@ -309,6 +317,7 @@ def call_token(function_token: bytes, args: tuple[Any, ...], kwargs: Mapping[str
 class _Unpickler(pickle.Unpickler):
     values: Mapping[Key, Any]
     blobs: Mapping[Digest, Buffer]
+    made: dict[int, bytearray]
 
     def persistent_load(self, pid: Any, /) -> Any:
         kind = kind_of(pid)
@@ -316,9 +325,9 @@ class _Unpickler(pickle.Unpickler):
             return self.values[pid]
         if kind is bytes:
             return bytes(self.blobs[pid])
-        what, digest = pid
+        what, digest, *number = pid
         if what == "bytearray":
-            return bytearray(self.blobs[digest])
+            return self.made.setdefault(number[0], bytearray(self.blobs[digest]))
         return load_shared(digest, self.blobs[digest])
 
 
@@ -343,6 +352,7 @@ def load_call(
     unpickler = _Unpickler(file, buffers=_buffers(file, blobs)) if marker == _BUFFERS else _Unpickler(file)
     unpickler.values = values
     unpickler.blobs = blobs
+    unpickler.made = {}
     arguments: tuple[tuple[Any, ...], dict[str, Any]] = unpickler.load()
     return arguments
 

@@ -33,7 +33,7 @@ from typing import Any
 from trio_dask.protocol.bytecode import code_use
 from trio_dask.protocol.picklers import is_definition, kind_of, travels_by_value
 
-__all__ = ["NOT_THE_USERS", "CarriesState", "Watch", "is_immutable"]
+__all__ = ["NOT_THE_USERS", "OF_THE_IMPORT", "CarriesState", "Watch", "is_immutable"]
 
 
 class CarriesState(Exception):
@@ -50,7 +50,7 @@ _IMMUTABLE_BY_NAME = frozenset(
     {
         "_collections._tuplegetter", "collections._tuplegetter",
         "dataclasses._HAS_DEFAULT_FACTORY_CLASS", "dataclasses._MISSING_TYPE",
-        "datetime.date", "datetime.datetime", "datetime.time", "datetime.timedelta", "datetime.timezone",
+        "datetime.date", "datetime.timedelta", "datetime.timezone",
         "decimal.Decimal", "fractions.Fraction", "ipaddress.IPv4Address", "ipaddress.IPv6Address",
         "logging.Logger", "logging.RootLogger", "numpy.ufunc", "operator.attrgetter", "operator.itemgetter",
         "pathlib.PosixPath", "pathlib.PurePosixPath", "pathlib._local.PosixPath", "pathlib._local.PurePosixPath",
@@ -71,6 +71,8 @@ _MADE_BY_METACLASS = frozenset(
 )
 _CLASS_MAKERS = frozenset({"collections", "dataclasses", "enum", "typing"})
 """Modules whose functions remember, in the classes that they make, what they found out and nothing else."""
+OF_THE_IMPORT = frozenset({"__builtins__", "__cached__", "__file__", "__loader__", "__path__", "__spec__"})
+"""Attributes of modules that say where they came from."""
 _GET_THE_CLASS = frozenset({"__new__", "__init_subclass__", "__class_getitem__"})
 _HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: made by a class statement
 _ABSENT = object()
@@ -87,7 +89,10 @@ def is_immutable(value: Any) -> bool:
         return is_immutable(value.__self__)  # `math.sqrt`, but not `some_list.append`
     if kind.__module__ == "typing" or issubclass(kind, enum.Enum):
         return True
-    return f"{kind.__module__}.{kind.__qualname__}" in _IMMUTABLE_BY_NAME or (
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    if name == "datetime.datetime" or name == "datetime.time":
+        return is_immutable(value.tzinfo)
+    return name in _IMMUTABLE_BY_NAME or (
         not travels_by_value(value) and is_definition(value)  # a cached function by reference
     )
 
@@ -168,7 +173,7 @@ def _registrations() -> object:
 
 
 def _look_at_module(module: ModuleType) -> list[Any]:
-    return [part for name, value in vars(module).items() if not name.startswith("__") for part in (name, value)]
+    return [part for name, value in vars(module).items() if name not in OF_THE_IMPORT for part in (name, value)]
 
 
 # ------------------------------------------------------------------------------------------------- judging

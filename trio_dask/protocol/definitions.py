@@ -13,12 +13,13 @@ import pickle
 import sys
 from collections import OrderedDict
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 from trio_dask.identity import Digest
 from trio_dask.protocol.captures import CarriesState, Watch
 from trio_dask.protocol.contents import content_digest
 from trio_dask.protocol.picklers import (
+    PICKLING_FAILURES,
     PROTOCOL,
     Buffer,
     ByValuePickler,
@@ -42,6 +43,8 @@ __all__ = [
     "short_name",
     "token_of_definition",
 ]
+
+_ABSENT = object()
 
 CACHE_ENTRIES = 1024
 CACHE_DATA_BYTES = 1 << 20
@@ -101,6 +104,7 @@ class _Entry(NamedTuple):
 # one more pickling.
 _made: OrderedDict[int, _Entry] = OrderedDict()
 _loaded: OrderedDict[Digest, Any] = OrderedDict()
+_unwatched: WeakSet[Any] = WeakSet()
 _classes_loaded: WeakKeyDictionary[Any, tuple[Digest, Buffer]] = WeakKeyDictionary()
 
 
@@ -172,15 +176,21 @@ def class_blob(cls: type[Any]) -> tuple[Digest, Buffer]:
 
 
 def load_shared(digest: Digest, data: Buffer) -> Any:
-    """The definition of that content, loaded once in a process; raises whatever its loading raises."""
-    try:
-        return _loaded[digest]
-    except KeyError:
+    """The definition of that content, loaded once in a process; raises whatever its loading raises.
+
+    One that a task has changed meanwhile, by whatever means, is loaded anew: it is watched here as where it was made.
+    """
+    thing = _loaded.get(digest, _ABSENT)
+    if thing is _ABSENT or (thing not in _unwatched and kept_definition(thing) is None):
         thing = pickle.loads(data)
         _remember(_loaded, digest, thing)
         if issubclass(kind_of(thing), type):
             _classes_loaded[thing] = digest, data
-        return thing
+        try:
+            by_value(thing)
+        except PICKLING_FAILURES:  # it has become what it is elsewhere only
+            _unwatched.add(thing)
+    return thing
 
 
 def short_name(function: Any) -> str:

@@ -24,9 +24,11 @@ from trio_dask.protocol.definitions import (
     by_reference,
     by_value,
     kept_definition,
+    load_shared,
     short_name,
     token_of_definition,
 )
+from trio_dask.protocol.origins import make_class
 from trio_dask.protocol.picklers import (
     PICKLING_FAILURES,
     Buffer,
@@ -39,6 +41,7 @@ from trio_dask.protocol.tokens import canonical_token
 __all__ = ["PickledFunction", "load_function", "pickle_function"]
 
 _PICKLE = 0x80
+_BRINGS_CLASSES = make_class.__name__.encode()
 
 
 def pickle_function(function: Callable[..., Any]) -> PickledFunction:
@@ -85,12 +88,15 @@ def _pickle_own(function: Any) -> PickledFunction:
     return PickledFunction(content_digest(pickled.call), pickled.call, short_name(function), token, pickled.blobs)
 
 
-def load_function(data: Buffer, blobs: Mapping[Digest, Buffer]) -> tuple[Callable[..., Any], bool]:
-    """The callable that `pickle_function` gave `data` for, and whether other tasks may call the same object.
+def load_function(digest: Digest, data: Buffer, blobs: Mapping[Digest, Buffer]) -> tuple[Callable[..., Any], bool]:
+    """The callable that `pickle_function` gave `digest` and `data` for, and whether the caller may keep it.
 
-    Raises whatever its loading raises.
+    One that brings classes is to be asked for again: tasks may change these, and then it is loaded anew. Raises
+    whatever its loading raises.
     """
     if data[0] == _PICKLE:
+        if _BRINGS_CLASSES in bytes(data):
+            return load_shared(digest, data), False
         function: Callable[..., Any] = pickle.loads(data)
         return function, True
     (own,), _ = load_call(data, blobs, {})

@@ -15,8 +15,9 @@ import functools
 import io
 import sys
 import typing
-from collections.abc import Callable
-from types import CodeType, FunctionType, ModuleType
+from collections import ChainMap
+from collections.abc import Callable, Mapping
+from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
 import cloudpickle
@@ -31,6 +32,7 @@ else:
 
 __all__ = [
     "CACHED_FUNCTION",
+    "ORDINARY",
     "PICKLING_FAILURES",
     "PROTOCOL",
     "Buffer",
@@ -148,6 +150,20 @@ def code_in_file(filename: str, *arguments: Any) -> CodeType:
     return CodeType(*arguments).replace(co_filename=filename)
 
 
+def reduce_method(method: MethodType) -> tuple[Any, ...]:
+    """A bound method by name where that finds it again, as it does not for decorated, private and `super()` ones."""
+    function, owner = method.__func__, method.__self__
+    name: Any = getattr(function, "__name__", None)
+    found = getattr(owner, name, None) if type(name) is str else None
+    if type(found) is MethodType and found.__func__ is function and found.__self__ is owner:
+        return getattr, (owner, name)
+    return MethodType, (function, owner)
+
+
+ORDINARY: Mapping[Any, Callable[[Any], Any]] = ChainMap({MethodType: reduce_method}, copyreg.dispatch_table)
+"""What ordinary picklers of this package do by type."""
+
+
 def make_cached(function: Callable[..., Any], parameters: dict[str, Any]) -> Any:
     """A cached function whose cache is empty."""
     return functools.lru_cache(**parameters)(function)
@@ -213,6 +229,22 @@ def parts_of_named(thing: Any) -> tuple[Any, ...]:
     return (copyreg.__newobj__, (kind,), thing.__getstate__()) if parts is None else parts(thing)  # type: ignore[attr-defined]
 
 
+class _Example:
+    """What cloudpickle makes classes with, other than enumerations, is what it makes this one with."""
+
+
+_Example.__module__ = "__main__"
+_MAKE_CLASS: Any = cast("Any", CloudPickler(io.BytesIO()).reducer_override(_Example))[0]
+
+
+def _with_slots(cls: type[Any], arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Have the class be made with its slots: else instances could not come back to where it has them."""
+    attributes: dict[str, Any] = dict(vars(cls))
+    if "__slots__" not in attributes:
+        return arguments
+    return (*arguments[:3], {**arguments[3], "__slots__": attributes["__slots__"]}, *arguments[4:])
+
+
 class ByValuePickler(CloudPickler):
     """cloudpickle, with what it leaves out: files of code, globals of nested classes, cached functions, named objects.
 
@@ -263,6 +295,8 @@ class ByValuePickler(CloudPickler):
         if reduced is NotImplemented or len(reduced) < 6:
             return reduced
         maker, arguments, state, _, _, set_state = reduced
+        if maker is _MAKE_CLASS and not issubclass(cls, tuple):
+            arguments = _with_slots(cls, arguments)
         origin = origin_of(cls, arguments[-2], self.content_of)
         fill = renew_class if self.renews_classes else keep_class
         return make_class, (*origin, maker, (*arguments[:-2], None, None)), (set_state, state), None, None, fill

@@ -14,6 +14,7 @@ holds random ids of classes by value. A token is the hash of a second, canonical
 from __future__ import annotations
 
 import abc
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from hashlib import blake2b
 from pickle import PickleBuffer
@@ -22,7 +23,7 @@ from typing import Any
 
 from trio_dask.identity import Digest
 from trio_dask.protocol.bytecode import code_use
-from trio_dask.protocol.captures import NOT_THE_USERS
+from trio_dask.protocol.captures import NOT_THE_USERS, OF_THE_IMPORT
 from trio_dask.protocol.contents import LARGE_BYTES, content_digest, sole_owner
 from trio_dask.protocol.picklers import (
     CACHED_FUNCTION,
@@ -104,6 +105,7 @@ def _function(function: FunctionType) -> tuple[Any, ...]:
         tuple(_cells(function)),
         _used_globals(function),
         function.__annotations__,
+        function.__doc__,
         function.__dict__,
     )
 
@@ -122,7 +124,7 @@ def _registered_with(cls: type[Any]) -> frozenset[Any]:
 
 
 def _module(module: ModuleType) -> tuple[Any, ...]:
-    return module.__name__, {name: value for name, value in vars(module).items() if not name.startswith("__")}
+    return module.__name__, {name: value for name, value in vars(module).items() if name not in OF_THE_IMPORT}
 
 
 def make_named_of(name: str, parts: Any) -> Any:
@@ -168,7 +170,7 @@ class _CanonicalPickler(ByValuePickler):
         return None
 
     def reduce_named(self, obj: Any) -> Any:
-        return make_named_of, (type_name(kind_of(obj)), parts_of_named(obj))
+        return make_named_of, (f"{type_name(kind_of(obj))} {obj.__reduce_ex__(PROTOCOL)}", parts_of_named(obj))
 
     def definition(self, thing: Any) -> tuple[Any, ...]:
         """In full where it is first met, later by its number, because definitions refer to each other."""
@@ -232,7 +234,8 @@ def canonical_token(
     """
     limit = _GROWTH * len(ordinary) + _ALLOWANCE_BYTES
     for memo in (False, True):
-        file = _HashingFile(limit)
+        # With a memo it is about as long as the ordinary pickle, whether or not there is one.
+        file = _HashingFile(sys.maxsize if memo and not ordinary else limit)
         file.hash.update(salt)
         try:
             _CanonicalPickler(file, memo, digests or {}, token_by_value).dump(value)

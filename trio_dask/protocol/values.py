@@ -21,6 +21,7 @@ from trio_dask.protocol.culprits import describe_culprit, users_own
 from trio_dask.protocol.definitions import DefinitionPickler, class_blob, load_shared
 from trio_dask.protocol.picklers import (
     CACHED_FUNCTION,
+    ORDINARY,
     PICKLING_FAILURES,
     PROTOCOL,
     Buffer,
@@ -85,6 +86,8 @@ class PickleFile(Protocol):
 
 class ByReferencePickler(pickle.Pickler):
     """Ordinary pickle; classes by value ride along as blobs, which the other end loads only once."""
+
+    dispatch_table = ORDINARY
 
     def reducer_override(self, obj: Any, /) -> Any:
         kind = kind_of(obj)

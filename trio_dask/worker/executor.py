@@ -371,7 +371,7 @@ class Executor:
             self._post(Begun(context.run, None))
 
     def _load(self, digest: Digest) -> tuple[Callable[..., Any], bool]:
-        function, shared = load_function(self._blobs[digest], self._blobs)
+        function, shared = load_function(digest, self._blobs[digest], self._blobs)
         method = getattr(type(function), "__call__", None)  # noqa: B004 (the method itself is what is asked about)
         is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(method)
         self._known.add(digest)
