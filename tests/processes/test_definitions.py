@@ -237,3 +237,115 @@ def test_what_one_task_did_to_a_shared_definition_the_next_does_not_see(tmp_path
         tmp_path,
         "n_workers=1, threads_per_worker=1",
     )
+
+
+def test_an_enumeration_of_the_script_is_whole_on_the_workers(tmp_path):
+    run(
+        """
+        import datetime, enum
+        class Planet(enum.Enum):
+            EARTH = 5.9e24, 6.3e6
+            def __init__(self, mass, radius): self.mass, self.radius = mass, radius
+            @property
+            def density(self): return self.mass / self.radius
+        class Axis(bytes, enum.Enum):
+            def __new__(cls, value, label):
+                made = bytes.__new__(cls, [value])
+                made._value_, made.label = value, label
+                return made
+            X = 0, "x axis"
+            Y = 1, "y axis"
+        class Day(datetime.date, enum.Enum):
+            CHRISTMAS = 2020, 12, 25
+        class Pair(tuple, enum.Enum):
+            A = 1, 2
+        class Colour(enum.Enum):
+            RED = [1]
+            BLUE = {"a": 1}
+            ROUGE = [1]
+            @classmethod
+            def _missing_(cls, value): return cls.BLUE
+            def itself(self): return Colour.RED, lambda: Colour.BLUE
+        class Access(enum.Flag):
+            READ = 4
+            WRITE = 2
+            BOTH = 6
+        def look():
+            return (
+                Planet.EARTH.density, Axis.Y.label, bytes(Axis.Y), Axis(1) is Axis.Y, Day.CHRISTMAS.year, Pair.A[1],
+                Colour.ROUGE is Colour.RED, Colour([1]) is Colour.RED, Colour(5) is Colour.BLUE, len(Colour),
+                repr(Access.BOTH), repr(Access.READ | Access.WRITE), repr(~Access.READ), Pair((1, 2)) is Pair.A,
+            )
+        def change(member, x):
+            member.value.append(x)
+            member.note = x
+            return list(member.value)
+        def see(member): return list(member.value), hasattr(member, "note"), member is Colour.RED
+        # cluster
+        assert client.submit(look).result() == look()
+        for member in (Planet.EARTH, Axis.Y, Day.CHRISTMAS, Pair.A, Colour.RED, Access.BOTH, Access.READ):
+            assert client.submit(lambda member: member, member).result() is member
+        for x in (7, 8):
+            assert client.submit(change, Colour.RED, x).result() == [1, x]
+            assert client.submit(see, Colour.RED, pure=False).result() == ([1], False, True)
+        keys = [client.submit(look).key]
+        Access.READ | Access.WRITE, ~Access.READ
+        keys.append(client.submit(look).key)
+        Colour.RED.value.append(5)
+        keys.append(client.submit(look).key)
+        assert keys[0] == keys[1] != keys[2]
+        """,
+        tmp_path,
+    )
+
+
+def test_what_pickles_as_its_name_is_told_from_others_of_that_name(tmp_path):
+    run(
+        """
+        import functools, typing
+        K, V = typing.TypeVar("T"), typing.TypeVar("T")
+        class Box(typing.Generic[K, V]): pass
+        class Sentinel:
+            def __init__(self): self.seen = 0
+            def __reduce__(self): return "SENTINEL"
+        SENTINEL = Sentinel()
+        def see(thing):
+            thing.seen += 1
+            thing.note = 1
+            return thing.seen, thing is SENTINEL
+        @functools.lru_cache
+        def cached(x): return x
+        cached.version = 3
+        # cluster
+        assert client.submit(lambda: Box[int, str]).result() == Box[int, str]
+        assert client.submit(lambda thing: (thing is V, thing is K), V).result() == (True, False)
+        assert [client.submit(see, SENTINEL, pure=False).result() for _ in range(2)] == [(1, True)] * 2
+        assert client.submit(lambda: cached.version).result() == 3
+        """,
+        tmp_path,
+    )
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="the type statement came with Python 3.12")
+def test_a_type_alias_travels_and_one_that_cannot_says_so(tmp_path):
+    run(
+        """
+        from trio_dask import SerializationError
+        type Json = dict[str, Json] | list[Json] | str
+        type Pair[T] = tuple[T, T]
+        type Tree[T] = T | list[Tree[T]]
+        def first[T](x: list[T]) -> T: return x[0]
+        # cluster
+        assert client.submit(lambda: Json.__value__.__args__[1].__args__[0] is Json).result() is True
+        assert client.submit(lambda: Json).result() is Json
+        assert client.submit(lambda: Pair.__value__.__args__[0] is Pair.__type_params__[0]).result() is True
+        assert client.submit(lambda: len(first.__type_params__)).result() == 1
+        try:
+            client.submit(lambda: Tree)
+        except SerializationError as error:
+            assert "the type alias Tree, which has parameters and refers to itself" in str(error)
+        else:
+            raise AssertionError
+        """,
+        tmp_path,
+    )

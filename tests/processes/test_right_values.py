@@ -47,7 +47,7 @@ while True:
 """
 
 SCRIPT = """
-import functools, types
+import abc, enum, functools, types
 
 number, numbers, table = 3, [1, 2], {"a": 1}
 conf = types.ModuleType("conf_of_the_script")
@@ -103,6 +103,26 @@ class Counting:
     def listed(self, x): Listing.items.append(x); return len(Listing.items)
 class Listing:
     items = []
+class Level(enum.Enum):
+    LOW = [1]
+    HIGH = {"a": 2}
+    def __init__(self, value): self.marks = 0
+class Step(enum.Enum):
+    FIRST = 1
+class Shape(abc.ABC):
+    pass
+class Sentinel:
+    def __init__(self): self.seen = 0
+    def __reduce__(self): return "SENTINEL"
+SENTINEL = Sentinel()
+def fill_member(x): Level.LOW.value.append(x); return sum(Level.LOW.value), Level(Level.LOW.value) is Level.LOW
+def mark_member(x): Level.HIGH.marks += x; return Level.HIGH.marks
+def mark_step(x): setattr(Step.FIRST, "marks", getattr(Step.FIRST, "marks", 0) + x); return Step.FIRST.marks
+def of_sentinel(x): SENTINEL.seen += x; return SENTINEL.seen
+def gives_length(x): setattr(Holder, "__len__", lambda self: x); return hasattr(Listing, "__len__"), len(Holder())
+def has_length(x): return hasattr(Holder, "__len__"), x
+def registers(x): Shape.register(int); return isinstance(x, Shape)
+def is_shape(x): return isinstance(x, Shape)
 """
 
 
@@ -145,6 +165,8 @@ class Program:
             self.reading_array(self.small),
         ]
         self.of_classes = [n["own_class"], n["Counting"]().bump, n["Counting"].all, n["Counting"]().listed]
+        by_name = ["fill_member", "mark_member", "mark_step", "of_sentinel"]
+        self.of_classes += [n[name] for name in [*by_name, "gives_length", "has_length", "registers", "is_shape"]]
 
     def reading_array(self, array):
         names = {"__name__": "__main__", "array": array}
@@ -171,14 +193,21 @@ class Program:
             lambda: setattr(n["Holder"], "read", lambda self, x: x),
             lambda: setattr(n["Counting"], "made", 30),
             lambda: n["Listing"].items.append(1),
+            lambda: n["Level"].LOW.value.append(1),
+            lambda: setattr(n["Level"].HIGH, "marks", 7),
+            lambda: setattr(n["Step"].FIRST, "marks", 8),
+            lambda: setattr(n["SENTINEL"], "seen", 9),
             lambda: n["closure"]().__closure__,
             redefine,
             lambda: self.generator.random(),
         ]
 
 
+BEYOND_CLOUDPICKLE = {"body", "from_cache", "fill_member", "mark_member", "mark_step", "of_sentinel"}
+
+
 def pickled(call):
-    if not {"body", "from_cache"}.isdisjoint(getattr(part, "__name__", "") for part in (call[0], *call[1])):
+    if not BEYOND_CLOUDPICKLE.isdisjoint(getattr(part, "__name__", "") for part in (call[0], *call[1])):
         file = io.BytesIO()
         DefinitionPickler(file, pickle.HIGHEST_PROTOCOL).dump(call)
         return file.getvalue()

@@ -34,6 +34,7 @@ from trio_dask.identity import Digest, Key
 from trio_dask.protocol.contents import LARGE_BYTES, content_digest, fixed_content, sole_owner
 from trio_dask.protocol.culprits import describe_culprit, users_own
 from trio_dask.protocol.definitions import DefinitionPickler, by_value, load_shared, token_of_definition
+from trio_dask.protocol.introspection import kind_of
 from trio_dask.protocol.picklers import (
     CACHED_FUNCTION,
     ORDINARY,
@@ -42,7 +43,6 @@ from trio_dask.protocol.picklers import (
     Buffer,
     Chunks,
     KeyReference,
-    kind_of,
     names_what_only_we_have,
     travels_by_value,
 )
@@ -165,7 +165,7 @@ class _PlainPickler(_Hooks, pickle.Pickler):
 
 class _WholePickler(_Hooks, DefinitionPickler):
     shares_definitions = False
-    renews_classes = True
+    renews_state = True
 
     def __init__(self) -> None:
         self.file = Chunks()

@@ -31,9 +31,12 @@ from types import (
 from typing import Any
 
 from trio_dask.protocol.bytecode import code_use
-from trio_dask.protocol.picklers import is_definition, kind_of, travels_by_value
+from trio_dask.protocol.enumerations import members_of
+from trio_dask.protocol.introspection import kind_of
+from trio_dask.protocol.origins import MADE_BY_PYTHON
+from trio_dask.protocol.picklers import is_definition, travels_by_value
 
-__all__ = ["NOT_THE_USERS", "OF_THE_IMPORT", "CarriesState", "Watch", "is_immutable"]
+__all__ = ["OF_THE_IMPORT", "CarriesState", "Watch", "is_immutable"]
 
 
 class CarriesState(Exception):
@@ -62,10 +65,6 @@ _IMMUTABLE_BY_NAME = frozenset(
 _WRAPPERS: frozenset[type[Any]] = frozenset({cached_property, classmethod, property, staticmethod})
 """Immutable themselves; the functions in them are seen by the pickler."""
 _WATCHED_TABLES = frozenset({"__annotations__", "__dataclass_fields__", "__kwdefaults__", "_field_defaults"})
-NOT_THE_USERS = frozenset(
-    {"__dict__", "__weakref__", "__slotnames__", "_abc_impl", "__annotations_cache__", "__annotate_func__"}
-)
-"""Attributes of classes that Python makes by itself, some of them only when the class is first pickled or asked."""
 _MADE_BY_METACLASS = frozenset(
     {"__classdictcell__", "__dataclass_params__", "__protocol_attrs__", "__non_callable_proto_members__", "__slots__"}
 )
@@ -137,7 +136,7 @@ def _look_at_names(namespace: dict[str, Any], names: tuple[str, ...]) -> list[An
 def _look_at_class(cls: type[Any]) -> list[Any]:
     looked: list[Any] = [cls.__name__, cls.__qualname__, kind_of(cls), *cls.__bases__]
     for name, value in vars(cls).items():
-        if name not in NOT_THE_USERS:
+        if name not in MADE_BY_PYTHON:
             looked += (name, value)
     for name in _WATCHED_TABLES:
         table = vars(cls).get(name)
@@ -147,8 +146,9 @@ def _look_at_class(cls: type[Any]) -> list[Any]:
     for field in fields.values():
         looked += _look_at_field(field)
     if issubclass(cls, enum.Enum):
-        for member in cls.__members__.values():
-            looked += (member, *_table(vars(member)))
+        looked += cls.__members__.values()
+        for attributes in members_of(cls).values():
+            looked += _table(attributes)
     if isinstance(cls, abc.ABCMeta):
         looked.append(_registrations())
     return looked
@@ -202,7 +202,7 @@ def _captured_by(function: FunctionType) -> list[Any]:
 
 def _attribute_is_state(cls: type[Any], name: str, value: Any) -> bool:
     kind = kind_of(value)
-    if name in NOT_THE_USERS or kind in _WRAPPERS:
+    if name in MADE_BY_PYTHON or kind in _WRAPPERS:
         return _is_given_the_class(cls, name, value)
     if kind is FunctionType:
         return _is_given_the_class(cls, name, value)
@@ -278,7 +278,7 @@ class Watch:
         if any(_attribute_is_state(cls, name, value) for name, value in vars(cls).items()):
             raise CarriesState
         if issubclass(cls, enum.Enum) and not all(
-            is_immutable(value) for member in cls.__members__.values() for value in vars(member).values()
+            is_immutable(value) for attributes in members_of(cls).values() for value in attributes.values()
         ):
             raise CarriesState
 

@@ -12,7 +12,8 @@ from typing import Any
 import cloudpickle
 
 from trio_dask.protocol.bytecode import code_use
-from trio_dask.protocol.picklers import PICKLING_FAILURES, kind_of, type_name
+from trio_dask.protocol.introspection import kind_of
+from trio_dask.protocol.picklers import PICKLING_FAILURES, type_name
 
 __all__ = ["describe_culprit", "users_own"]
 

@@ -18,6 +18,7 @@ from weakref import WeakKeyDictionary, WeakSet
 from trio_dask.identity import Digest
 from trio_dask.protocol.captures import CarriesState, Watch
 from trio_dask.protocol.contents import content_digest
+from trio_dask.protocol.introspection import kind_of
 from trio_dask.protocol.picklers import (
     PICKLING_FAILURES,
     PROTOCOL,
@@ -25,7 +26,6 @@ from trio_dask.protocol.picklers import (
     ByValuePickler,
     Chunks,
     KeyReference,
-    kind_of,
     modules_by_value,
     names_what_only_we_have,
     travels_by_value,
@@ -75,7 +75,7 @@ class DefinitionPickler(ByValuePickler):
 class _WatchingPickler(DefinitionPickler):
     """Looks at each definition before it is pickled, and gives up at the first that carries state."""
 
-    renews_classes = True
+    renews_state = True
 
     def __init__(self, file: Chunks) -> None:
         super().__init__(file, PROTOCOL)

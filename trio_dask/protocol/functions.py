@@ -28,12 +28,12 @@ from trio_dask.protocol.definitions import (
     short_name,
     token_of_definition,
 )
+from trio_dask.protocol.introspection import kind_of
 from trio_dask.protocol.origins import make_class
 from trio_dask.protocol.picklers import (
     PICKLING_FAILURES,
     Buffer,
     is_definition,
-    kind_of,
     travels_by_value,
 )
 from trio_dask.protocol.tokens import canonical_token

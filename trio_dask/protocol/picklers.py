@@ -11,19 +11,30 @@ every pickler of this package asks `travels_by_value`, and its output is asked `
 from __future__ import annotations
 
 import copyreg
+import enum
 import functools
 import io
 import sys
-import typing
 from collections import ChainMap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
 import cloudpickle
 
 from trio_dask.protocol.bytecode import code_use
-from trio_dask.protocol.origins import keep_class, make_class, make_named, name_of, origin_of, renew_class, set_named
+from trio_dask.protocol.enumerations import fill_enum, make_enum, reduce_enum
+from trio_dask.protocol.introspection import attributes_of, kind_of
+from trio_dask.protocol.named import (
+    PARTS_BY_TYPE,
+    keep_named,
+    make_generic_alias,
+    make_named,
+    name_of,
+    parts_of_named,
+    renew_named,
+)
+from trio_dask.protocol.origins import keep_class, make_class, origin_of, renew_class
 
 if TYPE_CHECKING:
     from pickle import Pickler as CloudPickler
@@ -40,7 +51,6 @@ __all__ = [
     "Chunks",
     "KeyReference",
     "is_definition",
-    "kind_of",
     "modules_by_value",
     "names_what_only_we_have",
     "travels_by_value",
@@ -53,9 +63,6 @@ PICKLING_FAILURES = (Exception, SystemExit, GeneratorExit)
 """What a user's `__reduce__` or `__setstate__` may raise that is an error of theirs; a real Ctrl-C is not among it."""
 
 Buffer = bytes | bytearray | memoryview
-
-kind_of: Callable[[Any], type[Any]] = type
-"""`type` with one argument, in words that type checkers accept for any object."""
 
 # A wrapper made by lru_cache pickles as its own name, so it needs the same care as a function.
 CACHED_FUNCTION: type[Any] = type(functools.lru_cache(abs))
@@ -176,59 +183,6 @@ def make_cached_property(function: Callable[..., Any], name: str | None) -> Any:
     return made
 
 
-def make_type_variable(kind: Any, name: str, constraints: tuple[Any, ...], options: dict[str, Any]) -> Any:
-    """A `TypeVar` or its like."""
-    return kind(name, *constraints, **options)
-
-
-_VARIANCE = {
-    "covariant": "__covariant__",
-    "contravariant": "__contravariant__",
-    "infer_variance": "__infer_variance__",
-    "bound": "__bound__",
-}
-
-
-def _parts_of_type_variable(thing: Any) -> tuple[Any, ...]:
-    kind = kind_of(thing)
-    options = {} if kind is typing.TypeVarTuple else {
-        option: getattr(thing, attribute) for option, attribute in _VARIANCE.items() if getattr(thing, attribute, None)
-    }  # fmt: skip
-    if getattr(thing, "has_default", bool)():  # from Python 3.13 on
-        options["default"] = thing.__default__
-    return make_type_variable, (kind, thing.__name__, getattr(thing, "__constraints__", ()), options)
-
-
-def _parts_of_new_type(thing: Any) -> tuple[Any, ...]:
-    return typing.NewType, (thing.__name__, thing.__supertype__), {"__module__": thing.__module__}
-
-
-def _parts_of_alias(thing: Any) -> tuple[Any, ...]:
-    return make_type_variable, (
-        kind_of(thing),
-        thing.__name__,
-        (thing.__value__,),
-        {"type_params": thing.__type_params__},
-    )
-
-
-_PARTS_OF_NAMED: dict[Any, Callable[[Any], tuple[Any, ...]]] = {
-    typing.NewType: _parts_of_new_type,
-    typing.TypeVar: _parts_of_type_variable,
-    typing.ParamSpec: _parts_of_type_variable,
-    typing.TypeVarTuple: _parts_of_type_variable,
-}
-if sys.version_info >= (3, 12):
-    _PARTS_OF_NAMED[typing.TypeAliasType] = _parts_of_alias
-
-
-def parts_of_named(thing: Any) -> tuple[Any, ...]:
-    """What to make an object of that pickles as its name: a callable, its arguments, and a state if there is one."""
-    kind = kind_of(thing)
-    parts = _PARTS_OF_NAMED.get(kind)
-    return (copyreg.__newobj__, (kind,), thing.__getstate__()) if parts is None else parts(thing)  # type: ignore[attr-defined]
-
-
 class _Example:
     """What cloudpickle makes classes with, other than enumerations, is what it makes this one with."""
 
@@ -248,11 +202,12 @@ def _with_slots(cls: type[Any], arguments: tuple[Any, ...]) -> tuple[Any, ...]:
 class ByValuePickler(CloudPickler):
     """cloudpickle, with what it leaves out: files of code, globals of nested classes, cached functions, named objects.
 
-    An open file, which it would pickle by its content, is refused. `renews_classes` says whether classes that the
-    other side has are given their attributes anew.
+    An open file, which it would pickle by its content, is refused. `renews_state` says whether classes and
+    named objects that the other side has are given their attributes anew.
     """
 
-    renews_classes = False
+    renews_state = False
+    _met_aliases: Sequence[Any] = ()
 
     def content_of(self, thing: Any) -> bytes:
         """The token of what a class or named object that is defined here consists of."""
@@ -264,7 +219,8 @@ class ByValuePickler(CloudPickler):
             return self.reduce_function(obj)
         if kind is CACHED_FUNCTION:
             if travels_by_value(obj):
-                return make_cached, (obj.__wrapped__, obj.cache_parameters())
+                attributes = {name: value for name, value in attributes_of(obj).items() if name != "__wrapped__"}
+                return make_cached, (obj.__wrapped__, obj.cache_parameters()), attributes
             return NotImplemented
         if issubclass(kind, type):
             return self.reduce_class(obj)
@@ -275,7 +231,7 @@ class ByValuePickler(CloudPickler):
             return make_cached_property, (obj.func, obj.attrname)
         if kind is io.TextIOWrapper and obj is not sys.stdout and obj is not sys.stderr:
             raise TypeError("cannot pickle an open file")
-        if kind in self.dispatch_table and kind not in _PARTS_OF_NAMED:
+        if kind in self.dispatch_table and kind not in PARTS_BY_TYPE:
             return NotImplemented
         return self.reduce_object(obj)
 
@@ -287,6 +243,8 @@ class ByValuePickler(CloudPickler):
             for name in code_use(function.__code__).globals:
                 if name not in carried and name in function.__globals__:
                     carried[name] = function.__globals__[name]
+            if getattr(function, "__type_params__", ()):  # from Python 3.12 on
+                reduced[2][1]["__type_params__"] = function.__type_params__  # type: ignore[attr-defined]
         return reduced
 
     def reduce_class(self, cls: Any) -> Any:
@@ -295,16 +253,24 @@ class ByValuePickler(CloudPickler):
         if reduced is NotImplemented or len(reduced) < 6:
             return reduced
         maker, arguments, state, _, _, set_state = reduced
-        if maker is _MAKE_CLASS and not issubclass(cls, tuple):
-            arguments = _with_slots(cls, arguments)
         origin = origin_of(cls, arguments[-2], self.content_of)
-        fill = renew_class if self.renews_classes else keep_class
-        return make_class, (*origin, maker, (*arguments[:-2], None, None)), (set_state, state), None, None, fill
+        if issubclass(cls, enum.Enum):
+            arguments, state = reduce_enum(cls, state[0], set_state)
+            maker, set_state = make_enum, fill_enum
+        else:
+            if maker is _MAKE_CLASS and not issubclass(cls, tuple):
+                arguments = _with_slots(cls, arguments)
+            arguments = (*arguments[:-2], None, None)
+        fill = renew_class if self.renews_state else keep_class
+        return make_class, (*origin, maker, arguments), (set_state, state), None, None, fill
 
     def reduce_object(self, obj: Any) -> Any:
         """As ever, but for what pickles as a name in a module that travels by value."""
         reduced = obj.__reduce_ex__(PROTOCOL)
         if type(reduced) is not str:
+            kind = kind_of(obj)
+            if issubclass(kind, enum.Enum) and reduced[0] is kind and obj.name in kind.__members__:
+                return getattr, (kind, obj.name)  # the value may be one that a task has changed
             return reduced
         module_name: Any = getattr(obj, "__module__", None)
         if module_name is None:
@@ -314,7 +280,18 @@ class ByValuePickler(CloudPickler):
         return self.reduce_named(obj)
 
     def reduce_named(self, obj: Any) -> Any:
-        """A named object by value."""
-        maker, arguments, *states = parts_of_named(obj)
-        state = states[0] if states else None
-        return make_named, (name_of(obj, self.content_of), maker, arguments), state, None, None, set_named
+        """A named object by value.
+
+        Raises `TypeError` for a type alias that has parameters and refers to itself: Python makes these only from
+        source.
+        """
+        parts = parts_of_named(obj)
+        if parts.maker is make_generic_alias:
+            self._met_aliases = [*self._met_aliases, obj]
+            if sum(met is obj for met in self._met_aliases) > 1:  # it has no place in the memo yet
+                raise TypeError(
+                    f"cannot pickle the type alias {obj.__name__}, which has parameters and refers to itself"
+                )
+        fill = renew_named if self.renews_state else keep_named
+        made = make_named, (name_of(obj, self.content_of), parts.maker, parts.arguments)
+        return *made, (parts.set_state, parts.state), None, None, fill

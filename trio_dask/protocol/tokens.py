@@ -14,6 +14,7 @@ holds random ids of classes by value. A token is the hash of a second, canonical
 from __future__ import annotations
 
 import abc
+import enum
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from hashlib import blake2b
@@ -23,16 +24,18 @@ from typing import Any
 
 from trio_dask.identity import Digest
 from trio_dask.protocol.bytecode import code_use
-from trio_dask.protocol.captures import NOT_THE_USERS, OF_THE_IMPORT
+from trio_dask.protocol.captures import OF_THE_IMPORT
 from trio_dask.protocol.contents import LARGE_BYTES, content_digest, sole_owner
+from trio_dask.protocol.enumerations import told_of
+from trio_dask.protocol.introspection import attributes_of, kind_of
+from trio_dask.protocol.named import parts_of_named
+from trio_dask.protocol.origins import MADE_BY_PYTHON
 from trio_dask.protocol.picklers import (
     CACHED_FUNCTION,
     PROTOCOL,
     Buffer,
     ByValuePickler,
     KeyReference,
-    kind_of,
-    parts_of_named,
     travels_by_value,
     type_name,
 )
@@ -46,7 +49,7 @@ _ALLOWANCE_BYTES = 1 << 20
 _HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: made by a class statement
 _PLAIN = frozenset({int, str, float, bool, type(None), tuple, list, dict, complex})
 _SORTABLE = frozenset({int, str, bytes})
-_UNTOLD = NOT_THE_USERS | {"__module__", "__firstlineno__", "__static_attributes__"}
+_UNTOLD = MADE_BY_PYTHON | {"__module__", "__firstlineno__", "__static_attributes__"}
 
 
 class _TooLong(Exception):
@@ -98,7 +101,7 @@ def _cells(function: FunctionType) -> Iterator[Any]:
 
 def _function(function: FunctionType) -> tuple[Any, ...]:
     return (
-        function.__name__,
+        function.__qualname__,
         function.__code__,
         function.__defaults__,
         function.__kwdefaults__,
@@ -111,7 +114,9 @@ def _function(function: FunctionType) -> tuple[Any, ...]:
 
 
 def _class(cls: type[Any]) -> tuple[Any, ...]:
-    attributes = {name: value for name, value in vars(cls).items() if name not in _UNTOLD}
+    attributes: Any = {name: value for name, value in vars(cls).items() if name not in _UNTOLD}
+    if issubclass(cls, enum.Enum):
+        attributes = told_of(cls, attributes)
     return type(cls), cls.__qualname__, cls.__bases__, attributes, _registered_with(cls)
 
 
@@ -127,7 +132,7 @@ def _module(module: ModuleType) -> tuple[Any, ...]:
     return module.__name__, {name: value for name, value in vars(module).items() if name not in OF_THE_IMPORT}
 
 
-def make_named_of(name: str, parts: Any) -> Any:
+def make_named_of(name: Any, parts: Any) -> Any:
     """Stands in a token for an object that pickles as its name; never called."""
     return name, parts
 
@@ -170,7 +175,9 @@ class _CanonicalPickler(ByValuePickler):
         return None
 
     def reduce_named(self, obj: Any) -> Any:
-        return make_named_of, (f"{type_name(kind_of(obj))} {obj.__reduce_ex__(PROTOCOL)}", parts_of_named(obj))
+        parts = parts_of_named(obj)
+        name = f"{type_name(kind_of(obj))} {obj.__reduce_ex__(PROTOCOL)}"
+        return make_named_of, (name, parts.arguments), parts.state, None, None, make_named_of
 
     def definition(self, thing: Any) -> tuple[Any, ...]:
         """In full where it is first met, later by its number, because definitions refer to each other."""
@@ -188,7 +195,7 @@ class _CanonicalPickler(ByValuePickler):
         if type(thing) is FunctionType:
             return "function", _function(thing)
         if type(thing) is CACHED_FUNCTION:
-            return "cached function", thing.__wrapped__, thing.cache_parameters()
+            return "cached function", thing.cache_parameters(), attributes_of(thing)
         if not thing.__flags__ & _HEAP_TYPE:
             return "built-in", type_name(thing)  # types.FunctionType and the like, which no module offers by its name
         return "class", _class(thing)
@@ -209,12 +216,12 @@ class _CanonicalPickler(ByValuePickler):
         found = self.digests.get(id(sole_owner(content)))
         return content_digest(content) if found is None else found
 
-    def buffer(self, buffer: PickleBuffer) -> tuple[str, Digest] | None:
-        """By content alone: not by whether it may be written to."""
+    def buffer(self, buffer: PickleBuffer) -> tuple[str, bool, Digest] | None:
         try:
-            return "buffer", self.digest(buffer.raw())
+            content = buffer.raw()
         except BufferError:  # not contiguous
             return None
+        return "buffer", content.readonly, self.digest(content)
 
 
 def canonical_token(

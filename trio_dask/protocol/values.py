@@ -19,13 +19,13 @@ from trio_dask.errors import SerializationError
 from trio_dask.protocol.captures import CarriesState
 from trio_dask.protocol.culprits import describe_culprit, users_own
 from trio_dask.protocol.definitions import DefinitionPickler, class_blob, load_shared
+from trio_dask.protocol.introspection import kind_of
 from trio_dask.protocol.picklers import (
     CACHED_FUNCTION,
     ORDINARY,
     PICKLING_FAILURES,
     PROTOCOL,
     Buffer,
-    kind_of,
     names_what_only_we_have,
     travels_by_value,
     type_name,

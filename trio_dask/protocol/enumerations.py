@@ -1,0 +1,170 @@
+"""Enumerations by value: members with their names, aliases, attributes and the type that is mixed in.
+
+A metaclass makes the members, from their values, while it makes the class. The user's `__new__` and `__init__` ran
+where the class was defined and must not run again. So an enumeration is made with a stand-in for each value. Afterwards
+its members get their attributes, as classes do: at first, and anew where a task has changed them.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import enum
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from trio_dask.protocol.introspection import attributes_of
+
+__all__ = ["FilledEnum", "fill_enum", "make_enum", "members_of", "reduce_enum", "told_of"]
+
+_OF_THE_METACLASS = frozenset({"__objclass__", "_inverted_", "_name_", "_sort_order_"})
+"""Attributes of members."""
+_TABLES = frozenset(
+    {
+        "_hashable_values_", "_member_map_", "_member_names_", "_member_type_", "_unhashable_values_",
+        "_unhashable_values_map_", "_value2member_map_",
+    }
+)  # fmt: skip
+"""Attributes of classes, which hold members and values, and those of combinations of flags that were met."""
+_PROTOCOL = 2
+
+
+class FilledEnum(NamedTuple):
+    """The state of an enumeration. `attributes` has those of its class, and has to come first (`origins`)."""
+
+    attributes: dict[str, Any]
+    set_attributes: Callable[[Any, Any], object]
+    members: dict[str, dict[str, Any]]
+    other_values: list[tuple[Any, str]]
+
+
+def members_of(cls: type[enum.Enum]) -> dict[str, dict[str, Any]]:
+    """What the user gave each member, by name; aliases are not among them."""
+    return {
+        name: {key: value for key, value in attributes_of(member).items() if key not in _OF_THE_METACLASS}
+        for name, member in cls.__members__.items()
+        if member.name == name
+    }
+
+
+def told_of(cls: type[enum.Enum], attributes: dict[str, Any]) -> tuple[Any, ...]:
+    """What tells an enumeration from another, out of the attributes of its class."""
+    own = {name: value for name, value in attributes.items() if name not in _TABLES and name not in cls.__members__}
+    aliases = [(name, member.name) for name, member in cls.__members__.items() if member.name != name]
+    return own, members_of(cls), aliases
+
+
+def reduce_enum(
+    cls: type[enum.Enum], attributes: dict[str, Any], set_attributes: Callable[[Any, Any], object]
+) -> tuple[tuple[Any, ...], FilledEnum]:
+    """The arguments of `make_enum` and of `fill_enum`."""
+    members = dict(cls.__members__)
+    is_flag = issubclass(cls, enum.Flag)
+    numbers = {name: number for number, name in enumerate(members)}
+    stand_ins = tuple(
+        (name, member.value if is_flag else numbers[member.name], _mixed_in(cls, member))
+        for name, member in members.items()
+    )
+    attributes = {name: value for name, value in attributes.items() if name not in _TABLES and name not in members}
+    if "_generate_next_value_" in vars(cls):
+        attributes["_generate_next_value_"] = vars(cls)["_generate_next_value_"]
+    table: dict[Any, Any] = vars(cls).get("_value2member_map_", {})
+    other_values = [
+        (value, member.name)
+        for value, member in table.items()
+        if member.name in members and value is not member.value and value != member.value
+    ]
+    boundary: Any = getattr(cls, "_boundary_", None) if is_flag else None
+    arguments = (
+        type(cls), cls.__bases__, cls.__name__, cls.__qualname__, cls.__module__, _data_type(cls), boundary, stand_ins
+    )  # fmt: skip
+    return arguments, FilledEnum(attributes, set_attributes, members_of(cls), other_values)
+
+
+def _data_type(cls: Any) -> Any:
+    return cls._member_type_
+
+
+def _mixed_in(cls: type[enum.Enum], member: Any) -> tuple[Any, ...]:
+    """What the type that is mixed in wants for its part of a member, besides the class."""
+    data_type = _data_type(cls)
+    if data_type is object:
+        return ()
+    made = data_type.__reduce_ex__(member, _PROTOCOL)
+    return tuple(made[1][1:] if made[0] is copyreg.__newobj__ else made[1])  # type: ignore[attr-defined]
+
+
+def make_enum(
+    metaclass: Any,
+    bases: tuple[Any, ...],
+    name: str,
+    qualified_name: str,
+    module: str,
+    data_type: Any,
+    boundary: Any,
+    stand_ins: tuple[tuple[str, Any, tuple[Any, ...]], ...],
+) -> Any:
+    """An enumeration whose members are there, without their attributes."""
+    to_come = iter(stand_ins)
+
+    def make_member(cls: Any, *_arguments: object) -> Any:
+        _, value, parts = next(to_come)
+        member = data_type.__new__(cls, *parts)
+        member._value_ = value
+        return member
+
+    options: dict[str, Any] = {} if boundary is None else {"boundary": boundary}
+    namespace = metaclass.__prepare__(name, bases, **options)
+    namespace["__module__"], namespace["__qualname__"] = module, qualified_name
+    if stand_ins:
+        namespace["__new__"], namespace["__init__"] = make_member, _leave_as_it_is
+    for stand_in in stand_ins:
+        namespace[stand_in[0]] = stand_in[1]
+    made = metaclass(name, bases, namespace, **options)
+    for attribute in ("__new_member__", "__init__"):
+        if attribute in vars(made):
+            delattr(made, attribute)
+    return made
+
+
+def _leave_as_it_is(_member: Any, *_arguments: object) -> None:
+    """Stands for the `__init__` of members while they are made."""
+
+
+def fill_enum(cls: Any, state: tuple[Any, ...]) -> None:
+    """Give an enumeration and its members their attributes, instead of those that they have."""
+    filled = FilledEnum(*state)
+    filled.set_attributes(cls, (filled.attributes, {}))
+    by_name: dict[str, Any] = cls._member_map_
+    for name, attributes in filled.members.items():
+        own = attributes_of(by_name[name])
+        for attribute in [key for key in own if key not in _OF_THE_METACLASS]:
+            del own[attribute]
+        own |= attributes
+    _fill_tables(cls, by_name)
+    for value, name in filled.other_values:
+        cls._value2member_map_[value] = by_name[name]
+
+
+def _fill_tables(cls: Any, members: dict[str, Any]) -> None:
+    table: dict[Any, Any] = cls._value2member_map_
+    for value in [value for value, member in table.items() if member.name in members]:
+        del table[value]  # combinations of flags stay: each is one object
+    hashable: list[Any] = []
+    unhashable: list[Any] = []
+    by_name: dict[str, list[Any]] = {}
+    for member in members.values():
+        try:
+            table.setdefault(member.value, member)
+        except TypeError:
+            unhashable.append(member.value)
+            by_name.setdefault(member.name, []).append(member.value)
+        else:
+            hashable.append(member.value)
+    tables: tuple[tuple[str, Any], ...] = (
+        ("_hashable_values_", hashable),
+        ("_unhashable_values_", unhashable),
+        ("_unhashable_values_map_", by_name),
+    )
+    for table_name, content in tables:
+        if table_name in vars(cls):  # the later a version of Python, the more of them
+            type.__setattr__(cls, table_name, content)

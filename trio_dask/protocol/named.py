@@ -1,0 +1,214 @@
+"""Objects that pickle as a name in their module, by value: `NewType`, `TypeVar`, type aliases, a script's sentinels.
+
+Ordinary pickle looks such a name up at the other end, where a script's module is not. So the object travels as what it
+is made of, with a name of its own, and there is one for each name in a process: what comes back to the process that
+defined it is the object itself.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import keyword
+import sys
+import threading
+import typing
+from collections.abc import Callable
+from functools import partial
+from hashlib import blake2b
+from typing import Any, NamedTuple
+from weakref import ref
+
+from trio_dask.protocol.introspection import attributes_of, kind_of
+
+__all__ = ["PARTS_BY_TYPE", "Parts", "keep_named", "make_named", "name_of", "parts_of_named", "renew_named"]
+
+
+def leave_as_made(_thing: Any, _state: None) -> None:
+    """For objects that have no state besides the arguments that they are made with."""
+
+
+class Parts(NamedTuple):
+    """What to make an object of: `maker` called with `arguments`, then `set_state` with the object and `state`."""
+
+    maker: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    state: Any = None
+    set_state: Callable[[Any, Any], object] = leave_as_made
+
+
+# ------------------------------------------------------------------------------------------------- parts
+
+
+def set_attributes(thing: Any, state: Any) -> None:
+    """Give an object the attributes of a state as `object.__getstate__` gives it, instead of those that it has."""
+    if hasattr(thing, "__dict__"):
+        attributes_of(thing).clear()
+    parts: tuple[dict[str, Any] | None, ...] = state if issubclass(kind_of(state), tuple) else (state,)
+    for part in parts:
+        for name, value in (part or {}).items():
+            object.__setattr__(thing, name, value)
+
+
+def make_type_variable(kind: Any, name: str, constraints: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    """A `TypeVar` or its like."""
+    return kind(name, *constraints, **options)
+
+
+_VARIANCE = {
+    "covariant": "__covariant__",
+    "contravariant": "__contravariant__",
+    "infer_variance": "__infer_variance__",
+    "bound": "__bound__",
+}
+
+
+def _parts_of_type_variable(thing: Any) -> Parts:
+    kind = kind_of(thing)
+    options = {} if kind is typing.TypeVarTuple else {
+        option: getattr(thing, attribute) for option, attribute in _VARIANCE.items() if getattr(thing, attribute, None)
+    }  # fmt: skip
+    if getattr(thing, "has_default", bool)():  # from Python 3.13 on
+        options["default"] = thing.__default__
+    return Parts(make_type_variable, (kind, thing.__name__, getattr(thing, "__constraints__", ()), options))
+
+
+def _parts_of_new_type(thing: Any) -> Parts:
+    return Parts(typing.NewType, (thing.__name__, thing.__supertype__), dict(attributes_of(thing)), set_attributes)
+
+
+_unfilled: dict[int, list[Any]] = {}
+
+
+def make_lazy_alias(name: str, module: str) -> Any:
+    """A type alias whose value `fill_alias` gives: it may refer to the alias itself."""
+    box: list[Any] = []
+    made: dict[str, Any] = {}
+    exec(f"type {name} = box[0]", {"box": box, "__name__": module}, made)
+    _unfilled[id(made[name])] = box
+    return made[name]
+
+
+def fill_alias(alias: Any, value: Any) -> None:
+    """Give a type alias its value, unless it has one."""
+    box = _unfilled.pop(id(alias), None)
+    if box is not None:
+        box.append(value)
+
+
+def make_generic_alias(kind: Any, name: str, value: Any, type_params: tuple[Any, ...]) -> Any:
+    """A type alias with parameters."""
+    return kind(name, value, type_params=type_params)
+
+
+def _parts_of_alias(thing: Any) -> Parts:
+    name: str = thing.__name__
+    if thing.__type_params__ or not name.isidentifier() or keyword.iskeyword(name):
+        return Parts(make_generic_alias, (type(thing), name, thing.__value__, thing.__type_params__))
+    return Parts(make_lazy_alias, (name, thing.__module__), thing.__value__, fill_alias)
+
+
+PARTS_BY_TYPE: dict[Any, Callable[[Any], Parts]] = {
+    typing.NewType: _parts_of_new_type,
+    typing.TypeVar: _parts_of_type_variable,
+    typing.ParamSpec: _parts_of_type_variable,
+    typing.TypeVarTuple: _parts_of_type_variable,
+}
+if sys.version_info >= (3, 12):
+    PARTS_BY_TYPE[typing.TypeAliasType] = _parts_of_alias
+
+
+def parts_of_named(thing: Any) -> Parts:
+    """What to make an object of that pickles as its name."""
+    kind = kind_of(thing)
+    parts = PARTS_BY_TYPE.get(kind)
+    if parts is not None:
+        return parts(thing)
+    return Parts(copyreg.__newobj__, (kind,), thing.__getstate__(), set_attributes)  # type: ignore[attr-defined]
+
+
+# ------------------------------------------------------------------------------------------------- one for each name
+
+
+class _Known(NamedTuple):
+    name: bytes
+    find: Callable[[], Any]
+    is_from_here: bool
+
+
+_lock = threading.Lock()
+_by_id: dict[int, _Known] = {}
+"""By `id`, since it may be an object that cannot be hashed."""
+_by_name: dict[bytes, _Known] = {}
+_empty: set[bytes] = set()
+
+
+def _itself(thing: Any) -> Any:
+    return thing
+
+
+def _remember(thing: Any, name: bytes, is_from_here: bool) -> None:
+    number = id(thing)
+
+    def forget(_: object) -> None:
+        _by_id.pop(number, None)
+        if _by_name.get(name) is known:
+            del _by_name[name]
+
+    try:
+        find: Callable[[], Any] = ref(thing, forget)
+    except TypeError:
+        find = partial(_itself, thing)
+    known = _Known(name, find, is_from_here)
+    _by_id[number] = _by_name[name] = known
+
+
+def _find(name: bytes) -> Any:
+    known = _by_name.get(name)
+    return None if known is None else known.find()
+
+
+def name_of(thing: Any, content: Callable[[Any], bytes]) -> bytes:
+    """The name of a named object that is about to be pickled by value.
+
+    `content` gives the token of the content of one that was defined here; two with the same content get two names.
+    """
+    known = _by_id.get(id(thing))
+    if known is not None:
+        return known.name
+    name = content(thing)
+    with _lock:
+        while _find(name) is not None:
+            name = blake2b(name, digest_size=16).digest()
+        _remember(thing, name, is_from_here=True)
+    return name
+
+
+def make_named(name: bytes, maker: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    """The named object of that name; one of `keep_named`, `renew_named` gives it its state."""
+    found = _find(name)
+    if found is not None:
+        return found
+    made = maker(*arguments)
+    with _lock:
+        found = _find(name)
+        if found is not None:
+            return found
+        _remember(made, name, is_from_here=False)
+        _empty.add(name)
+    return made
+
+
+def keep_named(thing: Any, state: tuple[Callable[[Any, Any], object], Any]) -> None:
+    """Give a named object its state, unless it was defined here or has it already."""
+    known = _by_id.get(id(thing))
+    if known is not None and known.name in _empty:
+        renew_named(thing, state)
+
+
+def renew_named(thing: Any, state: tuple[Callable[[Any, Any], object], Any]) -> None:
+    """Give a named object its state anew, unless it was defined here."""
+    known = _by_id.get(id(thing))
+    if known is not None and not known.is_from_here:
+        set_state, content = state
+        set_state(thing, content)
+        _empty.discard(known.name)
