@@ -215,7 +215,11 @@ def test_methods_are_found_again_whatever_they_are_called(tmp_path):
 def test_what_one_task_did_to_a_shared_definition_the_next_does_not_see(tmp_path):
     run(
         """
+        import abc
         class K: n = 0
+        class Shape(abc.ABC): pass
+        class M: n = 1
+        class L(K): pass
         class Big: rows = tuple(range(400_000))
         def read(): return K.n
         def write(): K.n = 5
@@ -223,12 +227,17 @@ def test_what_one_task_did_to_a_shared_definition_the_next_does_not_see(tmp_path
         def g(): pass
         def mark(f): f.calls = getattr(f, "calls", 0) + 1; return f.calls
         def first(): return Big.rows[0]
+        def is_shape(): return isinstance(3, Shape)
+        def register(): return Shape.register(int)
         # cluster
         def again(f, *args): return client.submit(f, *args, pure=False).result()
         assert [again(read), again(write), again(read)] == [0, None, 0]
         assert [again(bump, K), again(bump, K)] == [1, 1]
         assert [again(setattr, K, "n", 5), again(getattr, K, "n")] == [None, 0]
         assert [again(mark, g), again(mark, g)] == [1, 1]
+        assert [again(setattr, K, "__len__", len), again(hasattr, K, "__len__")] == [None, False]
+        assert [again(is_shape), again(register), again(is_shape)] == [False, int, False]
+        assert [again(setattr, L, "__bases__", (M,)), again(issubclass, L, K)] == [None, True]
         old, seen = Big.rows, [again(first)]
         Big.rows = tuple(range(1, 400_000)); seen.append(again(first))
         Big.rows = old; seen.append(again(first))
@@ -270,6 +279,7 @@ def test_an_enumeration_of_the_script_is_whole_on_the_workers(tmp_path):
             READ = 4
             WRITE = 2
             BOTH = 6
+            ASK = 8
         def look():
             return (
                 Planet.EARTH.density, Axis.Y.label, bytes(Axis.Y), Axis(1) is Axis.Y, Day.CHRISTMAS.year, Pair.A[1],
@@ -285,15 +295,20 @@ def test_an_enumeration_of_the_script_is_whole_on_the_workers(tmp_path):
         assert client.submit(look).result() == look()
         for member in (Planet.EARTH, Axis.Y, Day.CHRISTMAS, Pair.A, Colour.RED, Access.BOTH, Access.READ):
             assert client.submit(lambda member: member, member).result() is member
+        kept = client.submit(lambda member: member, Colour.RED)
         for x in (7, 8):
             assert client.submit(change, Colour.RED, x).result() == [1, x]
             assert client.submit(see, Colour.RED, pure=False).result() == ([1], False, True)
         keys = [client.submit(look).key]
-        Access.READ | Access.WRITE, ~Access.READ
+        Access.READ | Access.ASK, ~Access.ASK
+        keys.append(client.submit(look).key)
+        assert keys[0] == keys[1]
+        Planet.EARTH.radius = 1.5
         keys.append(client.submit(look).key)
         Colour.RED.value.append(5)
         keys.append(client.submit(look).key)
-        assert keys[0] == keys[1] != keys[2]
+        assert len(set(keys)) == 3
+        assert client.submit(look).result() == look()
         """,
         tmp_path,
     )
@@ -319,6 +334,8 @@ def test_what_pickles_as_its_name_is_told_from_others_of_that_name(tmp_path):
         # cluster
         assert client.submit(lambda: Box[int, str]).result() == Box[int, str]
         assert client.submit(lambda thing: (thing is V, thing is K), V).result() == (True, False)
+        kept = client.submit(lambda thing: thing, SENTINEL)
+        kept.result()
         assert [client.submit(see, SENTINEL, pure=False).result() for _ in range(2)] == [(1, True)] * 2
         assert client.submit(lambda: cached.version).result() == 3
         """,
