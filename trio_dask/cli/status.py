@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from trio_dask.cli.common import Checked, Program, common_options, run_command
+from trio_dask.cli.output import show
 from trio_dask.config import format_bytes, parse_timedelta
 from trio_dask.deploy.program import Stopper, run_program
 from trio_dask.errors import NoScheduler, ProtocolError, UsageError
@@ -60,7 +61,7 @@ def status(
     async def service() -> None:
         found = await _ask(given, scheduler_file, timeout)
         width = max(NARROWEST, shutil.get_terminal_size().columns)
-        print(json.dumps(found) if as_json else rendered(found, width), flush=True)
+        show(json.dumps(found) if as_json else rendered(found, width))
 
     return run_program(click.get_current_context().command_path, service, stopper, debug=debug, quiet=True)
 
