@@ -59,7 +59,6 @@ SCHEDULER = [
 ]
 WORKER = [
     ([], "no scheduler given; write dask-worker HOST:PORT"),
-    (["h"], "'h' has no port; write for example tcp://10.0.0.5:8786"),
     (["tcp://h:99999"], "a port is a number from 0 to 65535, not '99999'"),
     (["nonsense://x"], "'nonsense' is not a known scheme; there are"),
     (["h:1", "h:2"], "h:2"),
@@ -189,6 +188,8 @@ def test_the_scheduler_listens_on_all_interfaces_unless_told_otherwise(started):
         (["--host", "node7:9000"], "node7", 9000),
         (["--host", "::1"], "::1", 8786),
         (["--host", "[::1]:9000"], "::1", 9000),
+        (["--host", "tcp://10.0.0.5"], "10.0.0.5", 8786),
+        (["--host", "tcp://10.0.0.5", "--port", "0"], "10.0.0.5", 0),
     ],
 )
 def test_where_the_scheduler_listens(arguments, host, port, started):
@@ -304,6 +305,11 @@ def test_options_of_other_times_are_taken_with_a_line_each(started, capsys):
     for option in (*options, "--bokeh"):
         assert sum(f": ignoring {option}: " in line for line in lines) == 1
     assert nannies(started)[0].port_range == (9101, 9101)
+
+
+def test_a_scheduler_without_a_port_is_at_the_default_one(started):
+    assert worker.main(["node7"]) == 0
+    assert only_worker(started).scheduler == "tcp://node7:8786"
 
 
 def test_the_scheduler_of_a_worker_may_stand_in_the_environment_or_in_a_file(started, monkeypatch, tmp_path):

@@ -575,6 +575,12 @@ def test_no_scheduler_is_an_os_error_that_says_why(tmp_path):
         Client(scheduler_file=tmp_path / "absent.json", timeout="50ms")
 
 
+def test_a_scheduler_without_a_port_is_at_the_default_one():
+    with pytest.raises(NoScheduler, match=r"no scheduler at tcp://nowhere\.invalid:8786: "):
+        Client("nowhere.invalid", timeout=0.1)
+    assert repr(rpc("node7")) == "<rpc tcp://node7:8786>"
+
+
 def test_a_cluster_object_or_the_environment_name_the_scheduler(monkeypatch):
     with pytest.raises(NoScheduler, match="nothing listens"):
         Client(SimpleNamespace(scheduler_address="tcp://127.0.0.1:2"), timeout=0.05)

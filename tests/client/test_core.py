@@ -498,3 +498,19 @@ def test_what_is_said_of_a_former_life_releases_nothing_of_the_next():
     core.handle(m.KeyReady("k0", 1, "int", None, HOLDERS))
     assert state.status == "pending"
     assert not core.drain()
+
+
+def test_only_of_keys_that_pend_it_is_said_why_they_wait():
+    core = ClientCore()
+    a, b, c, d = core.submit(FUNCTION, rows(4), ())
+    no_gpu, nobody = "no worker offers GPU=3", "no worker is called 'nobody'"
+    core.handle(m.Stuck("3 tasks wait", False, ((no_gpu, (a.key, b.key)), (nobody, (c.key,)))))
+    assert core.stuck.why([a]) == f"1 task waits: {no_gpu}"
+    assert core.stuck.why([a, b, c, d]) == f"2 tasks wait: {no_gpu}; 1 task waits: {nobody}"
+    assert core.stuck.why([d]) == ""
+    core.handle(m.Dropped(a.key, "cancelled", ""))
+    assert core.stuck.why([a]) == ""
+    core.handle(m.Stuck("3 tasks wait", True, (("no worker is connected", None),)))
+    assert core.stuck.why([a, b, c, d]) == "3 tasks wait: no worker is connected"
+    core.handle(m.Stuck("", False, ()))
+    assert core.stuck.why([a, b, c, d]) == ""

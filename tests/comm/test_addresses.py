@@ -16,6 +16,7 @@ from trio_dask.comm.addresses import (
     choose_advertised_host,
     is_loopback,
     parse_address,
+    parse_scheduler_address,
 )
 from trio_dask.errors import AddressError
 
@@ -65,6 +66,12 @@ def test_the_default_port_is_for_those_who_name_none():
     assert parse_address("node", default_port=8786) == Address("tcp", "node", 8786)
     assert parse_address("[::1]", default_port=8786) == Address("tcp", "::1", 8786)
     assert parse_address("tcp://node:1", default_port=8786) == Address("tcp", "node", 1)
+
+
+def test_a_scheduler_has_a_port_of_its_own():
+    assert parse_scheduler_address("node") == parse_scheduler_address("tcp://node/") == Address("tcp", "node", 8786)
+    assert parse_scheduler_address("node:1") == Address("tcp", "node", 1)
+    assert parse_scheduler_address("inproc://one") == Address("inproc", "one")
 
 
 @pytest.mark.parametrize(

@@ -172,6 +172,14 @@ def test_what_is_no_number_of_workers_is_refused(workers):
         ("4", None, "auto", "4 workers: 2 threads each (affinity), memory limit 4.00 GiB each (cgroup)"),
         ("1", 1, "2GiB", "1 worker: 1 thread (as given), memory limit 2.00 GiB (as given)"),
         ("1", 1, "0", "1 worker: 1 thread (as given), no memory limit"),
+        ("1", 8, "1TiB", "1 worker: 8 threads (as given), memory limit 16.00 GiB (cgroup)"),
+        ("1", 8, "16GiB", "1 worker: 8 threads (as given), memory limit 16.00 GiB (as given)"),
+        (
+            "2",
+            4,
+            "0.25",
+            "2 workers: 4 threads each (as given), memory limit 4.00 GiB each (0.25 of 16.00 GiB, cgroup)",
+        ),
     ],
 )
 def test_a_line_says_what_each_worker_gets_and_why(workers, threads, limit, text):

@@ -97,6 +97,23 @@ def test_on_a_terminal_lines_have_no_times(tmp_path):
     assert STAMPED.match(log)
 
 
+def test_a_crash_is_one_line_on_a_stderr_that_is_no_terminal_and_a_dump_with_debug(tmp_path):
+    with open_site(tmp_path) as site:
+        boss = site.scheduler("--allowed-failures", "0")
+        launcher = site.worker(boss.address, "--name", "bob")
+        crash_a_worker(boss.address)
+        launcher.wait_for("restarting it")
+        assert launcher.stop(signal.SIGTERM) == 0
+        loud = site.start("worker", boss.address, "--nthreads", "1", "--name", "eve", "--debug")
+        crash_a_worker(boss.address)
+        loud.wait_for("restarting it")
+        loud.stop(signal.SIGTERM)
+    assert [line for line in launcher.log if STAMPED.fullmatch(line) is None] == []
+    (line,) = (line for line in launcher.log if "SIGSEGV" in line or "Fatal" in line)
+    assert " died: killed by SIGSEGV in string_at " in line
+    assert "Fatal Python error: Segmentation fault" in loud.text
+
+
 def test_json_has_one_object_a_line_whatever_tasks_print(tmp_path):
     with open_site(tmp_path) as site:
         json_log = ("--log-format", "json")

@@ -219,7 +219,26 @@ def test_a_stdout_that_takes_nothing_is_told_in_one_line(arguments, buffered):
             check=False,
         )
     name = " ".join(["python -m trio_dask", *(word for word in arguments if not word.startswith("-"))])
-    assert (ended.returncode, ended.stderr) == (1, f"{name}: No space left on device\n")
+    assert (ended.returncode, ended.stderr) == (4, f"{name}: cannot write to stdout: No space left on device\n")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="nothing is always full here")
+@pytest.mark.parametrize("command", ["status", "demo"])
+def test_so_is_a_stdout_that_takes_no_result(command, tmp_path):
+    (tmp_path / "one.py").write_text("import os\n")
+    with scheduler() as boss, open("/dev/full", "w") as full:
+        arguments = [boss.wait_for(r"Scheduler at: +(\S+)")] if command == "status" else ["--folder", str(tmp_path)]
+        ended = subprocess.run(
+            [sys.executable, "-m", "trio_dask", command, *arguments],
+            env=environment(),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+    line = f"ERROR python -m trio_dask {command}: cannot write to stdout: No space left on device\n"
+    assert (ended.returncode, ended.stderr[24:]) == (4, line)
 
 
 def test_a_program_whose_folder_was_removed_works_and_cannot_write_a_file_there(tmp_path):

@@ -33,16 +33,22 @@ def test_every_timeout_says_why_and_after_a_while_client_and_scheduler_say_it_un
             with nannied(address, "--name", "alice", "--resources", "GPU=2") as launcher:
                 assert lone.result(timeout=30) == 1
                 futures = client.map(abs, range(3), resources={"GPU": 3})
-                sentence = f"3 tasks wait: {NO_GPU}"
-                for ask in (
-                    lambda: futures[0].result(timeout=0.5),
-                    lambda: futures[0].exception(timeout="500ms"),
-                    lambda: wait(futures, timeout=0.5),
-                    lambda: next(as_completed(futures, timeout=0.5)),
+                one_waits, sentence = f"1 task waits: {NO_GPU}", f"3 tasks wait: {NO_GPU}"
+                for ask, reason in (
+                    (lambda: futures[0].result(timeout=0.5), one_waits),
+                    (lambda: futures[0].exception(timeout="500ms"), one_waits),
+                    (lambda: wait(futures[0], timeout=0.5), one_waits),
+                    (lambda: wait(futures, timeout=0.5), sentence),
+                    (lambda: next(as_completed(futures, timeout=0.5)), sentence),
+                    (lambda: client.submit(sum, futures).result(timeout=0.5), one_waits),
                 ):
                     with pytest.raises(TimeoutError) as caught:
                         ask()
-                    assert sentence in str(caught.value)
+                    assert str(caught.value).endswith(f"; {reason}")
+                with pytest.raises(TimeoutError) as caught:
+                    client.submit(time.sleep, 1).result(timeout=0.3)
+                assert "tasks wait" not in str(caught.value)
+                assert "GPU" not in str(caught.value)
                 until(lambda: sentence in caplog.text, 10, "the client's log")
                 one.wait_for(rf"({sentence.replace('(', '.').replace(')', '.')})")
                 time.sleep(2.5)

@@ -94,6 +94,65 @@ def test_who_wants_what_depends_on_a_stuck_task_hears_of_it() -> None:
     kit.assert_empty()
 
 
+def test_a_client_is_told_which_of_its_keys_wait_for_what() -> None:
+    kit = Kit()
+    client, other = kit.client(), kit.client("other")
+    kit.worker("alice", resources={"GPU": 2})
+    client.submit("a", "b", resources={"GPU": 3})
+    client.submit("c", workers=("nobody",))
+    client.submit("runs")
+    client.submit("sum", needs=("a", "runs"))
+    other.submit("x", needs=("b",))
+    kit.tick(0.1)
+    no_gpu = "no worker offers GPU=3 (1 worker: GPU=2)"
+    (told_client,), (told_other,) = client.take(m.Stuck), other.take(m.Stuck)
+    assert told_client.reasons == (
+        (no_gpu, ("a", "b", "sum")),
+        ("no worker is called 'nobody' (1 worker: 'alice')", ("c",)),
+    )
+    assert told_other.reasons == ((no_gpu, ("x",)),)
+    client.send(m.Release(("a", "sum")))
+    kit.tick(2.0)
+    assert client.take(m.Stuck)[-1].reasons[0] == (no_gpu, ("b",))
+    kit.assert_empty()
+
+
+def test_who_comes_later_and_wants_what_depends_on_a_stuck_task_hears_of_it_soon() -> None:
+    kit = Kit()
+    first, second, third = kit.client(), kit.client("second"), kit.client("third")
+    kit.worker()
+    first.submit("a", resources={"GPU": 1})
+    kit.tick(0.1)
+    second.submit("b", needs=("a",))
+    third.send(m.Want(("a",)))
+    kit.tick(0.3)
+    assert [client.take(m.Stuck)[-1].reasons[0][1] for client in (first, second, third)] == [("a",), ("b",), ("a",)]
+    kit.assert_empty()
+
+
+def test_without_any_worker_all_keys_wait() -> None:
+    kit = Kit()
+    client = kit.client()
+    client.submit("a", "b", resources={"GPU": 3})
+    kit.tick(0.1)
+    assert client.take(m.Stuck)[-1].reasons == (("no worker is connected", None),)
+    kit.assert_empty()
+
+
+def test_what_a_client_is_told_of_very_many_keys_is_limited() -> None:
+    kit = Kit()
+    client = kit.client()
+    kit.worker()
+    client.submit(*(f"{number:04}-{'k' * 1000}" for number in range(1000)), resources={"GPU": 1})
+    kit.tick(0.1)
+    (told_once,) = client.take(m.Stuck)
+    ((_, keys),) = told_once.reasons
+    assert told_once.text.startswith("1000 tasks wait: ")
+    assert keys is not None
+    assert 100 < len(keys) < 300
+    kit.assert_empty()
+
+
 def test_a_reason_that_changes_is_said_again_but_not_all_the_time() -> None:
     kit = Kit(stuck_after_s=10.0)
     client = kit.client()

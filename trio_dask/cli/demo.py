@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -12,6 +12,7 @@ import click
 
 from trio_dask.cli.common import Checked, Program, common_options, run_command
 from trio_dask.cli.demo_work import FAN_IN, Counts, combine, count_names, run_plainly, source_files, standard_library
+from trio_dask.cli.output import show
 from trio_dask.deploy.program import ExitStatus, Stopper, run_program
 from trio_dask.errors import UsageError
 
@@ -64,22 +65,22 @@ async def _run(folder: str, names: Sequence[str], what: str) -> None:
 
     from trio_dask.deploy.local import open_local_cluster
 
-    print(f"The names in {len(names)} modules {what}, {folder}", flush=True)
+    show(f"The names in {len(names)} modules {what}, {folder}")
     started = perf_counter()
     async with open_local_cluster() as cluster, cluster.get_client() as client:
         workers = len(cluster.workers)
-        print(f"A scheduler and {workers} workers were ready after {perf_counter() - started:.2f} s.", flush=True)
+        show(f"A scheduler and {workers} workers were ready after {perf_counter() - started:.2f} s.")
         started = perf_counter()
         counts, tasks = await _map_and_reduce(client, folder, names)
         elapsed_s = perf_counter() - started
-    _show(counts)
-    print(f"\n{tasks:,} tasks took {elapsed_s:.2f} s on {workers} workers.", flush=True)
+    show(*_rendered(counts))
+    show(f"\n{tasks:,} tasks took {elapsed_s:.2f} s on {workers} workers.")
     started = perf_counter()
     plain = await trio.to_thread.run_sync(run_plainly, folder, names, abandon_on_cancel=True)
     plain_s = perf_counter() - started
     if plain != counts:
         raise AssertionError("the cluster and the plain process found different counts")
-    print(f"One plain process took {plain_s:.2f} s for the same result, {plain_s / elapsed_s:.2f} times as long.")
+    show(f"One plain process took {plain_s:.2f} s for the same result, {plain_s / elapsed_s:.2f} times as long.")
 
 
 async def _map_and_reduce(client: AsyncClient, folder: str, names: Sequence[str]) -> tuple[Counts, int]:
@@ -104,16 +105,16 @@ async def _map_and_reduce(client: AsyncClient, folder: str, names: Sequence[str]
     return result, tasks
 
 
-def _show(counts: Counts) -> None:
-    print(f"\n{counts.tokens:,} tokens in {counts.lines:,} lines, {len(counts.names):,} different names\n")
-    print("  most frequent names")
+def _rendered(counts: Counts) -> Iterator[str]:
+    yield f"\n{counts.tokens:,} tokens in {counts.lines:,} lines, {len(counts.names):,} different names\n"
+    yield "  most frequent names"
     for name, number in counts.names.most_common(FREQUENT):
-        print(f"  {number:>9,}  {name}")
-    print("\n  largest modules, in tokens")
+        yield f"  {number:>9,}  {name}"
+    yield "\n  largest modules, in tokens"
     for module in counts.largest:
-        print(f"  {module.tokens:>9,}  {module.name}")
+        yield f"  {module.tokens:>9,}  {module.name}"
     if counts.skipped:
-        print(f"\n  {len(counts.skipped)} files are not valid Python, such as {counts.skipped[0]}")
+        yield f"\n  {len(counts.skipped)} files are not valid Python, such as {counts.skipped[0]}"
 
 
 def main(arguments: Sequence[str] | None = None, name: str = "trio-dask demo") -> int:

@@ -1,14 +1,28 @@
-"""What a program says on stdout, which may go where nothing can be written: a full disk, a pipe that nobody reads."""
+"""What a program says on stdout, which may go where nothing can be written: a full disk, a pipe that nobody reads.
+
+Whatever was to be shown, that ends the program with one line that names stdout, and with status 4.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
 
-__all__ = ["complain", "say", "stdout_failed"]
+__all__ = ["complain", "say", "show", "stdout_failed"]
 
 STOPPED = 0
-INTERNAL_ERROR = 1
+REFUSED = 4
+
+
+def show(*lines: str) -> None:
+    """Print these lines, now.
+
+    Raises `OSError`, which says that stdout is what cannot be written to.
+    """
+    try:
+        print(*lines, sep="\n", flush=True)
+    except OSError as exc:
+        raise OSError(exc.errno, _reason(exc)) from exc
 
 
 def say(name: str, text: str) -> int:
@@ -23,8 +37,12 @@ def say(name: str, text: str) -> int:
 def stdout_failed(name: str, error: OSError) -> int:
     """Say in one line that nothing can be written to stdout, and give the exit status."""
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - the interpreter flushes it once more at exit
-    complain(name, error.strerror or str(error))
-    return INTERNAL_ERROR
+    complain(name, _reason(error))
+    return REFUSED
+
+
+def _reason(error: OSError) -> str:
+    return f"cannot write to stdout: {error.strerror or error}"
 
 
 def complain(name: str, text: str) -> None:

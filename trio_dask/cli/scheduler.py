@@ -112,7 +112,7 @@ def scheduler(
     """
     if interface is not None and host:
         raise click.UsageError("--interface and --host: give only one of them")
-    host, host_port = _split_host(host)
+    host, host_port = _split_host(host, DEFAULT_PORT if port is None else port)
     if port is not None and host_port is not None and port != host_port:
         raise click.UsageError(f"--port {port} and --host with port {host_port}: give the port once")
     settings = SchedulerSettings(
@@ -152,13 +152,13 @@ def scheduler(
     )
 
 
-def _split_host(text: str) -> tuple[str, int | None]:
-    """What `--host` says: a name or an address, or, as with distributed, a URI with a port."""
+def _split_host(text: str, default_port: int) -> tuple[str, int | None]:
+    """What `--host` says: a name or an address, or, as with distributed, a URI, which may have a port."""
     if "://" not in text and not (text.count(":") == 1 or text.startswith("[")):
         return text, None
     from trio_dask.comm.addresses import parse_address
 
-    address = parse_address(text)
+    address = parse_address(text, default_port=default_port)
     return address.host, address.port
 
 

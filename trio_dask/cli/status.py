@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from trio_dask.cli.common import Checked, Program, common_options, run_command
+from trio_dask.cli.output import show
 from trio_dask.config import format_bytes, parse_timedelta
 from trio_dask.deploy.program import Stopper, run_program
 from trio_dask.errors import NoScheduler, ProtocolError, UsageError
@@ -41,7 +42,7 @@ STATES = ("waiting", "queued", "no-worker", "processing", "memory", "erred", "re
 def status(
     stopper: Stopper, scheduler: str | None, scheduler_file: str | None, timeout: float, as_json: bool, debug: bool
 ) -> int:
-    """Show what the cluster of the scheduler at SCHEDULER is doing.
+    """Show what the cluster of the scheduler at SCHEDULER is doing. Without a port that is 8786.
 
     Its workers with their threads and memory, how many tasks are in each state, and which has been running for longest.
 
@@ -53,14 +54,14 @@ def status(
     if given is None and scheduler_file is None:
         raise click.UsageError("no scheduler given; write trio-dask status HOST:PORT, or give --scheduler-file FILE")
     if given is not None:
-        from trio_dask.comm.addresses import parse_address
+        from trio_dask.comm.addresses import parse_scheduler_address
 
-        parse_address(given)
+        parse_scheduler_address(given)
 
     async def service() -> None:
         found = await _ask(given, scheduler_file, timeout)
         width = max(NARROWEST, shutil.get_terminal_size().columns)
-        print(json.dumps(found) if as_json else rendered(found, width), flush=True)
+        show(json.dumps(found) if as_json else rendered(found, width))
 
     return run_program(click.get_current_context().command_path, service, stopper, debug=debug, quiet=True)
 

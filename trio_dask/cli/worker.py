@@ -40,7 +40,7 @@ class _Where:
 @worker_options
 @click.pass_obj
 def worker(stopper: Stopper, /, debug: bool, **options: Any) -> int:
-    """Start workers that run tasks for the scheduler at SCHEDULER, such as tcp://10.0.0.5:8786 or just 10.0.0.5:8786.
+    """Start workers that run tasks for the scheduler at SCHEDULER, such as tcp://10.0.0.5:8786 or just 10.0.0.5.
 
     Without SCHEDULER and --scheduler-file, the environment variable DASK_SCHEDULER_ADDRESS is used. Each worker is a
     process with a nanny, which restarts it when it crashes. ARGS are for what --preload names.
@@ -193,7 +193,7 @@ def _where(options: dict[str, Any], share: Share) -> _Where:
 
 
 def _scheduler_address(argument: str | None, scheduler_file: str | None) -> str | None:
-    from trio_dask.comm.addresses import parse_address
+    from trio_dask.comm.addresses import parse_scheduler_address
 
     if scheduler_file is not None:
         if argument is not None:
@@ -203,7 +203,7 @@ def _scheduler_address(argument: str | None, scheduler_file: str | None) -> str 
         argument = os.environ.get("DASK_SCHEDULER_ADDRESS")
     if not argument:
         raise click.UsageError("no scheduler given; write dask-worker HOST:PORT, or give --scheduler-file FILE")
-    return str(parse_address(argument))
+    return str(parse_scheduler_address(argument))
 
 
 def main(arguments: Sequence[str] | None = None, name: str = "dask-worker") -> int:

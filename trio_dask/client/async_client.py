@@ -47,7 +47,7 @@ class AsyncClient(BaseClient[AsyncFuture]):
     scheduler that is there by then; if need be it is dialled for up to `timeout` again.
 
     Args:
-      address: of the scheduler, such as "tcp://host:8786", or a cluster; else the environment variable
+      address: of the scheduler, such as "tcp://host:8786" or "host", or a cluster; else the environment variable
         `DASK_SCHEDULER_ADDRESS` names it.
       scheduler_file: instead of an address, the file that the scheduler writes; it is waited for.
       timeout: for connecting, at first and again, in seconds or as a text such as "30s".

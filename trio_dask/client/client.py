@@ -60,7 +60,7 @@ class Client(BaseClient[Future]):
     scheduler that is there by then; if need be it is dialled for up to `timeout` again.
 
     Args:
-      address: of the scheduler, such as "tcp://host:8786", or a cluster. Without one the environment variable
+      address: of the scheduler, such as "tcp://host:8786" or "host", or a cluster. Without one the environment variable
         `DASK_SCHEDULER_ADDRESS` counts; without that either, the client starts a `LocalCluster` of its own.
       timeout: for connecting, at first and again, in seconds or as a text such as "30s".
       set_as_default: whether `get_client` and unpickled futures may use this client.

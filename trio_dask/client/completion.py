@@ -16,6 +16,7 @@ from trio_dask.client.failures import no_value
 from trio_dask.client.futures import AsyncFuture, BaseFuture, Timeout, states_of
 from trio_dask.client.gathering import concrete, futures_in
 from trio_dask.client.waiting import Signal, ThreadSignal, TrioSignal, as_seconds, limit, refuse_in_event_loop
+from trio_dask.config import counted
 
 __all__ = ["ALL_COMPLETED", "FIRST_COMPLETED", "DoneAndNotDone", "ReturnWhen", "as_completed", "wait", "wait_async"]
 
@@ -70,8 +71,12 @@ async def wait_async(fs: Any, timeout: Timeout = None, return_when: ReturnWhen =
 
 
 def _too_late(futures: list[BaseFuture], timeout: Timeout) -> TimeoutError:
-    count = sum(not future.done() for future in futures)
-    return futures[0].engine.too_late(f"{count} futures were not done within {timeout} s")
+    left = [future.state for future in futures if not future.done()]
+    return futures[0].engine.too_late(f"{_were_not_done(len(left))} within {timeout} s", left)
+
+
+def _were_not_done(number: int) -> str:
+    return f"{counted(number, 'future')} {'was' if number == 1 else 'were'} not done"
 
 
 def _enough(states: list[KeyState], return_when: str) -> int:
@@ -225,7 +230,7 @@ class as_completed:
                 del self  # as in `wait`
                 raise
             if not in_time:
-                raise engine.too_late(f"{self.count()} futures were not done in time")
+                raise engine.too_late(f"{_were_not_done(self.count())} in time", list(self._waiting))
         return self._item(self._ready.popleft())
 
     async def __anext__(self) -> Any:
@@ -239,7 +244,7 @@ class as_completed:
             with trio.move_on_after(seconds) as scope:
                 await self._engine.rest(signal)
             if scope.cancelled_caught:
-                raise self._engine.too_late(f"{self.count()} futures were not done in time")
+                raise self._engine.too_late(f"{_were_not_done(self.count())} in time", list(self._waiting))
         return self._item(self._ready.popleft())
 
     def next(self) -> Any:

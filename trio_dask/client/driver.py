@@ -243,7 +243,7 @@ class Driver:
                         handle = self.core.handle
                         for message in batch[start : start + AT_ONCE]:
                             handle(message)
-                        aloud = self.core.take_aloud()
+                        aloud = self.core.stuck.take_aloud()
                     if aloud:
                         _logger.warning("%s", aloud)
                 self.flush()

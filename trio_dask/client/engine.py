@@ -203,9 +203,9 @@ class Engine(Driver):
             async with hooks.outside_of_slots_async(self.facade):
                 await signal.wait()
 
-    def too_late(self, text: str) -> TimeoutError:
-        """The time is up, which this text says; with the reason, if tasks wait for a worker that is not there."""
-        stuck = self.core.stuck
+    def too_late(self, text: str, states: Iterable[KeyState]) -> TimeoutError:
+        """The time is up, which the text says; with the reason, if these wait for a worker that is not there."""
+        stuck = self.core.stuck.why(states)
         return TimeoutError(f"{text}; {stuck}" if stuck else text)
 
     def load(self, frames: Frames) -> Any:

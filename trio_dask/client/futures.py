@@ -157,7 +157,8 @@ class Future(BaseFuture):
             del self  # a traceback of Ctrl-C may be kept for long, and would keep this future, and so its task
             raise
         if reading is None:
-            raise self._engine.too_late(f"{self.key!r} gave no result within {timeout} s; it is {state.status}")
+            text = f"{self.key!r} gave no result within {timeout} s; it is {state.status}"
+            raise self._engine.too_late(text, [state])
         return self._unpack(reading)
 
     def exception(self, timeout: Timeout = None) -> BaseException | None:
@@ -174,7 +175,7 @@ class Future(BaseFuture):
             del self  # as in `result`
             raise
         if not settled:
-            raise self._engine.too_late(f"{self.key!r} was not done within {timeout} s")
+            raise self._engine.too_late(f"{self.key!r} was not done within {timeout} s", [self._state])
         return exception_of(self._state)
 
     def traceback(self, timeout: Timeout = None) -> TracebackType | None:
@@ -201,14 +202,15 @@ class AsyncFuture(BaseFuture):
         with limit(timeout) as scope:
             return await self._result_async()
         assert scope.cancelled_caught
-        raise self._engine.too_late(f"{self.key!r} gave no result within {timeout} s; it is {self.status}")
+        text = f"{self.key!r} gave no result within {timeout} s; it is {self.status}"
+        raise self._engine.too_late(text, [self._state])
 
     async def exception(self, timeout: Timeout = None) -> BaseException | None:
         """What the task raised, or None, once it is done. Raises `TimeoutError` if that is not in time."""
         with limit(timeout) as scope:
             await self._engine.settle_async([self._state], 1)
         if scope.cancelled_caught:
-            raise self._engine.too_late(f"{self.key!r} was not done within {timeout} s")
+            raise self._engine.too_late(f"{self.key!r} was not done within {timeout} s", [self._state])
         return exception_of(self._state)
 
     async def traceback(self, timeout: Timeout = None) -> TracebackType | None:

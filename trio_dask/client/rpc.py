@@ -16,7 +16,7 @@ import trio
 from trio_dask.client.futures import Timeout
 from trio_dask.client.session import address_of
 from trio_dask.client.waiting import as_seconds, require_trio
-from trio_dask.comm.addresses import parse_address
+from trio_dask.comm.addresses import parse_address, parse_scheduler_address
 from trio_dask.comm.connection import Connection
 from trio_dask.comm.dial import open_connection
 from trio_dask.comm.transport import ConnectionLost
@@ -56,7 +56,7 @@ class rpc:
         text = address_of(address)
         if text is None:
             raise UsageError("rpc needs an address, such as tcp://10.0.0.5:8786")
-        self._address = str(parse_address(text))
+        self._address = str(parse_scheduler_address(text))
         self._timeout = timeout
 
     def __repr__(self) -> str:

@@ -13,7 +13,7 @@ from trio_dask.client.engine import Engine
 from trio_dask.client.futures import Timeout
 from trio_dask.client.waiting import as_seconds
 from trio_dask.comm import memory
-from trio_dask.comm.addresses import Address, parse_address
+from trio_dask.comm.addresses import Address, parse_address, parse_scheduler_address
 from trio_dask.comm.connection import Connection, LinkSettings
 from trio_dask.comm.data import DataChannel
 from trio_dask.comm.dial import open_connection, open_data_channel
@@ -58,7 +58,7 @@ def settings_for(
     if address is not None and scheduler_file is not None:
         raise UsageError("give an address or a scheduler file, not both")
     if address is not None:
-        parse_address(address)
+        parse_scheduler_address(address)
     settings = ClientSettings(
         scheduler=address, scheduler_file=None if scheduler_file is None else os.fspath(scheduler_file), name=name
     )
@@ -68,7 +68,7 @@ def settings_for(
 
 def home_of(settings: ClientSettings) -> trio.lowlevel.TrioToken | None:
     """The Trio run of this program in which the scheduler lives, if it does: a client of it must live there as well."""
-    return None if settings.scheduler is None else memory.home_of(parse_address(settings.scheduler))
+    return None if settings.scheduler is None else memory.home_of(parse_scheduler_address(settings.scheduler))
 
 
 def engine_for(settings: ClientSettings) -> Engine:
@@ -141,4 +141,4 @@ def _where(settings: ClientSettings) -> Address:
     address = settings.scheduler or read_scheduler_file(settings.scheduler_file or "")
     if address is None:
         raise NoScheduler(f"the scheduler file {settings.scheduler_file} is not there")
-    return parse_address(address)
+    return parse_scheduler_address(address)

@@ -1,6 +1,12 @@
 """Carry messages between two processes. Knows what a message is, and nothing of what it means."""
 
-from trio_dask.comm.addresses import Address, addresses_of_interface, choose_advertised_host, parse_address
+from trio_dask.comm.addresses import (
+    Address,
+    addresses_of_interface,
+    choose_advertised_host,
+    parse_address,
+    parse_scheduler_address,
+)
 from trio_dask.comm.connection import Connection, LinkSettings
 from trio_dask.comm.data import DataChannel
 from trio_dask.comm.dial import open_connection, open_data_channel
@@ -19,5 +25,6 @@ __all__ = [
     "open_connection",
     "open_data_channel",
     "parse_address",
+    "parse_scheduler_address",
     "serve",
 ]

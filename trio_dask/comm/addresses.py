@@ -10,6 +10,7 @@ import socket
 from ipaddress import ip_address
 from typing import Literal, NamedTuple, cast, get_args
 
+from trio_dask.config import DEFAULT_PORT
 from trio_dask.errors import AddressError
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "choose_advertised_host",
     "is_loopback",
     "parse_address",
+    "parse_scheduler_address",
     "resolvable",
 ]
 
@@ -72,6 +74,14 @@ def parse_address(text: str, *, default_port: int | None = None) -> Address:
     if not (port.isascii() and port.isdigit() and int(port[:6]) < 2**16):
         raise AddressError(f"{text!r}: a port is a number from 0 to 65535, not {port!r}")
     return Address(cast("Scheme", scheme), host, int(port))
+
+
+def parse_scheduler_address(text: str) -> Address:
+    """The address where a text says that the scheduler is: without a port, its default one.
+
+    Raises `AddressError`, saying what is wrong with the text.
+    """
+    return parse_address(text, default_port=DEFAULT_PORT)
 
 
 def choose_advertised_host(bound: str, towards: str = "", *, otherwise: str | None = None) -> str:

@@ -11,7 +11,7 @@ __all__ = ["JsonFormatter", "TextFormatter", "is_dump"]
 
 
 def is_dump(record: logging.LogRecord) -> bool:
-    """Whether a record is the dump of a crash, which is for a log and not for a terminal."""
+    """Whether a record is the dump of a crash, which is for files and machines, and not for people."""
     return hasattr(record, "dump")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -110,9 +111,10 @@ def divide(workers: str, threads: int | None, memory_limit: str, *, cpus: Amount
     threads = threads or max(1, cpus.number // number)
     share = min(1 / number, threads / cpus.number)
     limit = parse_memory_limit(memory_limit, machine_bytes=memory.number, share=share)
-    source = memory.source if memory_limit.strip().lower() == "auto" else "as given"
     shown = (
-        "no memory limit" if limit is None else f"memory limit {format_bytes(limit)}{' each' * (number > 1)} ({source})"
+        "no memory limit"
+        if limit is None
+        else f"memory limit {format_bytes(limit)}{' each' * (number > 1)} ({_source(memory_limit, limit, memory)})"
     )
     return Share(
         workers=number,
@@ -121,6 +123,16 @@ def divide(workers: str, threads: int | None, memory_limit: str, *, cpus: Amount
         text=f"{counted(number, 'worker')}: {counted(threads, 'thread')}{' each' * (number > 1)} "
         f"({'as given' if given else cpus.source}), {shown}",
     )
+
+
+def _source(text: str, limit_bytes: int, memory: Amount) -> str:
+    """What decided on a memory limit: whoever gave it, unless it is a part of the machine's, or was cut to that."""
+    plain = text.strip().lower()
+    if plain != "auto" and parse_memory_limit(text, machine_bytes=sys.maxsize) == limit_bytes:
+        return "as given"
+    if plain == "auto" or limit_bytes == memory.number:
+        return memory.source
+    return f"{plain} of {format_bytes(memory.number)}, {memory.source}"
 
 
 def _count_workers(text: str, threads: int | None, cpus: int) -> int:

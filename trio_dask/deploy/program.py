@@ -269,9 +269,9 @@ def _log_failure(log: logging.Logger, label: str, text: str, error: BaseExceptio
 
 
 def _log_to_stderr(form: LogFormat, origin: str, *, debug: bool, quiet: bool) -> LogLines:
-    on_terminal = _is_terminal(2)
-    lines = LogLines(_formatter(form, origin, times=debug or not (on_terminal or _is_journal(2)), loggers=debug))
-    if on_terminal and not debug:
+    stamped = debug or not (_is_terminal(2) or _is_journal(2))
+    lines = LogLines(_formatter(form, origin, times=stamped, loggers=debug))
+    if form == "text" and not debug:  # people read of a crash in one line
         lines.addFilter(lambda record: not is_dump(record))
     logger = logging.getLogger("trio_dask")
     logger.addHandler(lines)

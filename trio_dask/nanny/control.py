@@ -13,7 +13,7 @@ from trio_dask.comm import (
     LinkSettings,
     addresses_of_interface,
     choose_advertised_host,
-    parse_address,
+    parse_scheduler_address,
     serve,
 )
 from trio_dask.comm.control import Command, admit_control, serve_control
@@ -114,7 +114,7 @@ def _way_to_scheduler(bound: str, worker: WorkerSettings) -> str:
         if worker.scheduler_file is not None:
             address = read_scheduler_file(worker.scheduler_file)
         if address:
-            towards = parse_address(address).host
+            towards = parse_scheduler_address(address).host
     except (NoScheduler, UsageError):
         pass  # the worker will say so
     return choose_advertised_host(bound, towards)

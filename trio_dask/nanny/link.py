@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import trio
 
-from trio_dask.comm import Connection, ConnectionLost, LinkSettings, open_connection, parse_address
+from trio_dask.comm import Connection, ConnectionLost, LinkSettings, open_connection, parse_scheduler_address
 from trio_dask.config import WorkerSettings
 from trio_dask.errors import NoScheduler, ProtocolError, RefusedError, UsageError
 from trio_dask.files import read_scheduler_file
@@ -115,7 +115,7 @@ class SchedulerLink:
         link = LinkSettings(
             keepalive_s=settings.keepalive_s, silence_s=min(settings.silence_s, SILENCE_S), cleanup_s=settings.grace_s
         )
-        address = parse_address(self._scheduler_address())
+        address = parse_scheduler_address(self._scheduler_address())
         return await open_connection(address, hello, timeout_s=settings.connect_timeout_s, settings=link)
 
     def _scheduler_address(self) -> str:

@@ -300,13 +300,16 @@ class Reply(NamedTuple):
 
 
 class Stuck(NamedTuple):
-    """Why tasks of this client wait for a worker that is not there; empty if none does any more.
+    """Why tasks of this client wait for a worker that is not there: `text`, one sentence; empty if none does any more.
 
-    `aloud`: it has lasted long enough, or changed enough, to be told to people who did not ask.
+    `aloud`: it has lasted long enough, or changed enough, to be told to people who did not ask. For those who ask about
+    some of them, `reasons` has each reason with the keys that it holds up, themselves or through what they depend on;
+    None stands for all keys of the client. Of very many keys some are left out.
     """
 
     text: str
     aloud: bool
+    reasons: tuple[tuple[str, tuple[Key, ...] | None], ...]
 
 
 # ---------------------------------------------------------------------------------------------- scheduler -> worker

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import trio
 
-from trio_dask.comm import Address, Connection, ConnectionLost, LinkSettings, open_connection, parse_address
+from trio_dask.comm import Address, Connection, ConnectionLost, LinkSettings, open_connection, parse_scheduler_address
 from trio_dask.comm.control import serve_control
 from trio_dask.config import LEAVING, WorkerSettings
 from trio_dask.errors import NoScheduler, ProtocolError, RefusedError, UsageError
@@ -334,7 +334,7 @@ class _Worker:
     async def _dial(self, listening: Listening) -> tuple[Connection, _Place]:
         """Find the scheduler and register with it."""
         settings = self._settings
-        scheduler = parse_address(self._scheduler_address())
+        scheduler = parse_scheduler_address(self._scheduler_address())
         address = await listening.towards(scheduler)
         place = _Place(address, scheduler, new_incarnation())
         hello = Hello(

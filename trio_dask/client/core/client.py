@@ -21,6 +21,7 @@ from typing import Any, Final
 
 from trio_dask.client.core.fetches import Fetches, FetchKeys
 from trio_dask.client.core.outbox import NO_EXTRA, Content, Outbox, Row
+from trio_dask.client.core.reasons import StuckReasons
 from trio_dask.client.core.states import OVER, Ended, Frames, KeyState, Reader, Waiter
 from trio_dask.client.core.stream import Stream
 from trio_dask.errors import KeyConflict, ProtocolError
@@ -67,9 +68,7 @@ class ClientCore:
         """The incarnation of the scheduler that knows of this client; empty if none does."""
         self.received = 0
         """Messages of that scheduler that were handled. After a lost link it sends those that come after them."""
-        self.stuck = ""
-        """Why tasks wait for a worker that is not there, as the scheduler said last; empty if none does."""
-        self._aloud = ""
+        self.stuck = StuckReasons()
         self._stream = Stream()
         self._outbox = Outbox(BLOB_BUDGET_BYTES)
         self._fetches = Fetches()
@@ -245,9 +244,7 @@ class ClientCore:
             if answer is not None:
                 answer(message.payload, None)
         elif isinstance(message, Stuck):
-            self.stuck = message.text
-            if message.aloud:
-                self._aloud = message.text
+            self.stuck.hear(message)
         elif isinstance(message, Received):
             self._stream.confirmed(message.number)
         else:
@@ -273,14 +270,9 @@ class ClientCore:
             self._outbox.put_first(self._stream.take_back(handled))
         self.scheduler = scheduler
 
-    def take_aloud(self) -> str:
-        """What the user should be told, once; empty if nothing."""
-        aloud, self._aloud = self._aloud, ""
-        return aloud
-
     def forsake(self, ended: Ended) -> None:
         """The scheduler is lost, and all that was asked of it: whoever waits hears it now. The next knows nothing."""
-        self.stuck = ""
+        self.stuck.forget()
         self.scheduler = ""
         self.received = 0
         self._stream = Stream()

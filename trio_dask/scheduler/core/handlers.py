@@ -12,6 +12,7 @@ from trio_dask.scheduler.core import absence, clients, leaving, lifecycle, membe
 from trio_dask.scheduler.core.contents import forget_contents, receive
 from trio_dask.scheduler.core.placement import learn
 from trio_dask.scheduler.core.queries import answer
+from trio_dask.scheduler.core.stuck import look_again
 from trio_dask.scheduler.core.submission import submit
 from trio_dask.scheduler.core.tables import (
     DETACHED,
@@ -162,6 +163,7 @@ def _want(state: State, client: Client, message: m.Want) -> None:
         lifecycle.announce(state, task, client.peer)
         if task.phase is RELEASED:
             lifecycle.activate(state, task)
+    look_again(state)
 
 
 def _unknown(key: str) -> m.Dropped:

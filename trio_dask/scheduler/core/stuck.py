@@ -13,22 +13,27 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from trio_dask.identity import PeerId
+from trio_dask.identity import Key, PeerId
 from trio_dask.protocol.messages import Stuck
-from trio_dask.scheduler.core.tables import Client, Notice, Queue, Queued, State, Task, Terms
+from trio_dask.scheduler.core.tables import Client, Notice, Queue, Queued, State, Task, Terms, Waiting
 
-__all__ = ["look", "look_soon"]
+__all__ = ["look", "look_again", "look_soon"]
 
 SOON_S: Final = 0.05
 """After this long what comes together has come."""
 
+AGAIN_S: Final = 0.25
 INTERVAL_S: Final = 2.0
 MOST_TASKS: Final = 10_000
 """So many are looked at; how many more there are nobody needs to know."""
 
-MOST_STEPS: Final = 1000
-"""From a task that nobody wants for itself, to find those who want what depends on it."""
+MOST_DEPENDENTS: Final = 10_000
+"""So many of those that wait for these are looked at as well."""
 
+MOST_KEY_CHARACTERS: Final = 2**18
+"""So much of keys a client is told."""
+
+NOBODY: Final = "no worker is connected"
 MOST_REASONS: Final = 3
 MOST_GROUPS: Final = 4
 
@@ -38,25 +43,29 @@ def look_soon(state: State) -> None:
     state.stuck_at = min(state.stuck_at, state.now + SOON_S)
 
 
+def look_again(state: State) -> None:
+    """Somebody wants something new, which may depend on what is stuck, if anything is."""
+    if state.stuck_at < float("inf"):
+        state.stuck_at = min(state.stuck_at, state.now + AGAIN_S)
+
+
 def look(state: State) -> None:
     """Tell clients why tasks of theirs wait for a worker, if any do, and say when to look again."""
     state.stuck_at = float("inf")
+    stuck = dict(_stuck_tasks(state))
     everybody: dict[Queue, int] = {}
-    of_client: dict[Client, dict[Queue, int]] = {}
-    for task, queue in _stuck_tasks(state):
+    for queue in stuck.values():
         everybody[queue] = everybody.get(queue, 0) + 1
-        for client in _clients_of(state, task):
-            counts = of_client.setdefault(client, {})
-            counts[queue] = counts.get(queue, 0) + 1
-    for client in state.clients.values():
-        _tell(state, client, of_client.get(client, {}))
+    waiting = _waiting_keys(stuck)
+    for peer, client in state.clients.items():
+        _tell(state, client, waiting.get(peer, {}))
     _note(state, everybody)
     if everybody:
         state.stuck_at = state.now + INTERVAL_S
 
 
-def _tell(state: State, client: Client, counts: Mapping[Queue, int]) -> None:
-    text = _sentence(state, counts)
+def _tell(state: State, client: Client, waiting: Mapping[Queue, list[Key]]) -> None:
+    text = _sentence(state, {queue: len(keys) for queue, keys in waiting.items()})
     if not text:
         client.stuck_since = client.stuck_said_at = float("inf")
         client.stuck_said = ""
@@ -68,9 +77,10 @@ def _tell(state: State, client: Client, counts: Mapping[Queue, int]) -> None:
         is_due = False  # it changes all the time
     if is_due:
         client.stuck_said, client.stuck_said_at = text, state.now
-    if is_due or text != client.stuck:
-        client.stuck = text
-        state.send(client.peer, Stuck(text, is_due))
+    told = Stuck(text, False, _reasons(state, waiting))
+    if is_due or told != client.stuck:
+        client.stuck = told
+        state.send(client.peer, told._replace(aloud=is_due))
 
 
 def _note(state: State, counts: Mapping[Queue, int]) -> None:
@@ -100,20 +110,37 @@ def _stuck_tasks(state: State) -> Iterable[tuple[Task, Queue]]:
                     return
 
 
-def _clients_of(state: State, task: Task) -> Iterable[Client]:
-    """Those who want this task, or anything that depends on it, as far as a few steps show."""
-    peers: dict[PeerId, None] = {}
-    seen: dict[Task, None] = {task: None}
-    stack = [task]
-    while stack and len(seen) < MOST_STEPS:
-        for peer in (above := stack.pop()).wanted:
-            peers[peer] = None
-        if not above.wanted:
-            for dependent in above.dependents or ():
-                if dependent not in seen:
-                    seen[dependent] = None
-                    stack.append(dependent)
-    return [client for peer in peers if (client := state.clients.get(peer)) is not None]
+def _waiting_keys(stuck: Mapping[Task, Queue]) -> dict[PeerId, dict[Queue, list[Key]]]:
+    """What each client wants and does not get, by the queue in which it waits, or something that it depends on does."""
+    found: dict[PeerId, dict[Queue, list[Key]]] = {}
+    held_up = dict(stuck)
+    most = len(held_up) + MOST_DEPENDENTS
+    line = list(held_up)
+    for task in line:  # which grows meanwhile
+        queue = held_up[task]
+        for peer in task.wanted:
+            found.setdefault(peer, {}).setdefault(queue, []).append(task.key)
+        for dependent in task.dependents or ():
+            if type(dependent.phase) is Waiting and dependent not in held_up and len(held_up) < most:
+                held_up[dependent] = queue
+                line.append(dependent)
+    return found
+
+
+def _reasons(state: State, waiting: Mapping[Queue, Iterable[Key]]) -> tuple[tuple[str, tuple[Key, ...] | None], ...]:
+    if waiting and not state.workers:
+        return ((NOBODY, None),)
+    left = MOST_KEY_CHARACTERS
+    reasons: list[tuple[str, tuple[Key, ...] | None]] = []
+    for queue, keys in waiting.items():
+        told: list[Key] = []
+        for key in keys:
+            left -= len(key)
+            if left < 0:
+                break
+            told.append(key)
+        reasons.append((_reason(state, queue.terms), tuple(told)))
+    return tuple(reasons)
 
 
 # ------------------------------------------------------------------------------------------------- in words
@@ -133,7 +160,7 @@ def _sentence(state: State, counts: Mapping[Queue, int]) -> str:
 
 def _reason(state: State, terms: Terms) -> str:
     if not state.workers:
-        return "no worker is connected"
+        return NOBODY
     names = _listed(terms.workers)
     demands = ", ".join(f"{name}={amount:g}" for name, amount in terms.resources)
     offers = _grouped([_offer(worker.info.resources, terms) for worker in state.workers.values()])

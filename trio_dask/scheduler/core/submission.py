@@ -13,6 +13,7 @@ from trio_dask.protocol.messages import KeyFailed, Submit
 from trio_dask.scheduler.core.contents import content_of
 from trio_dask.scheduler.core.lifecycle import activate, announce, fail, want
 from trio_dask.scheduler.core.placement import PRIORITY_BITS
+from trio_dask.scheduler.core.stuck import look_again
 from trio_dask.scheduler.core.tables import NO_TERMS, RELEASED, Client, Failure, State, Task, Terms
 
 __all__ = ["submit"]
@@ -60,6 +61,7 @@ def submit(state: State, client: Client, message: Submit) -> None:
     for task in needed:
         if task.phase is RELEASED:
             activate(state, task)
+    look_again(state)
 
 
 def _share(state: State, client: Client, task: Task, token: bytes) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Final, NamedTuple, TypeAlias
 
 from trio_dask.identity import Digest, Incarnation, Key, PeerId, RunId
-from trio_dask.protocol.messages import Free, Message
+from trio_dask.protocol.messages import Free, Message, Stuck
 from trio_dask.scheduler.core.lines import Line
 from trio_dask.scheduler.core.phases import (
     FORGOTTEN,
@@ -341,8 +341,8 @@ class Client:
         """How many of those stand before `unconfirmed`."""
         self.unconfirmed: deque[list[Message]] = deque()
         """What was sent to it, and has not been confirmed, in batches."""
-        self.stuck = ""
-        """Why tasks of it wait for a worker, as it was told; empty if none does."""
+        self.stuck = Stuck("", False, ())
+        """Why tasks of it wait for a worker, as it was told last."""
         self.stuck_since = float("inf")
         self.stuck_said = ""
         """What of that it was told to say aloud."""
