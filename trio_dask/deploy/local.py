@@ -309,7 +309,7 @@ class LocalCluster:
         cluster = self._running()
         if self._is_forked:
             raise ForkedClientError(
-                f"this cluster belongs to process {self._pid}, which process {os.getpid()} was forked from"
+                f"this cluster belongs to process {self._pid}, from which process {os.getpid()} was forked"
             )
         return cluster
 
