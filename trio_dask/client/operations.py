@@ -294,5 +294,5 @@ async def _call(
             return load_value(result), None
         description = bytes(result[0]) if result else None
         return None, rebuild_exception(description, message.text, key="client.run", worker=address, attempt=1)
-    except Exception as error:  # the result's own code runs while it is loaded
+    except Exception as error:  # unpickling runs the user's code; the caller raises it, or gives it back
         return None, error
