@@ -42,4 +42,4 @@ with Client(n_workers=2, threads_per_worker=1) as client:
     try:
         client.submit(os._exit, 1).result()
     except KilledWorker as exc:
-        print("KilledWorker:", len(exc.deaths), "workers died while they ran it")
+        print("KilledWorker:", len(exc.deaths), "workers died while running it")

@@ -68,7 +68,7 @@ def test_a_pid_file_of_a_program_that_runs_is_left_alone(tmp_path, running):
     pid, started_at = running
     path.write_text(f"{pid}\n")
     os.utime(path, (started_at, started_at))
-    with pytest.raises(FileExistsError, match=f"belongs to a program that is running, pid {pid}"), present(path, ""):
+    with pytest.raises(FileExistsError, match=f"belongs to a running program, pid {pid}"), present(path, ""):
         pass
     assert path.read_text() == f"{pid}\n"
 
@@ -119,7 +119,7 @@ def test_a_scheduler_file_of_a_scheduler_that_runs_is_read_and_left_alone(tmp_pa
     path = tmp_path / "scheduler.json"
     path.write_text(scheduler_of(running[0], ticks_of(running[0])))
     assert read_scheduler_file(str(path)) == "tcp://10.0.0.5:8786"
-    with pytest.raises(FileExistsError, match=f"pid {running[0]}; stop that one"), present(str(path), "ours"):
+    with pytest.raises(FileExistsError, match=f"pid {running[0]}; stop that program"), present(str(path), "ours"):
         pass
 
 
@@ -171,9 +171,9 @@ def test_a_scheduler_file_names_the_address(tmp_path):
         (b"{", "invalid JSON at byte 1"),
         (b"\xff\xfe", "invalid JSON"),
         (b"[" * 100_000, "invalid JSON"),
-        (b"[]", "names no address"),
-        (b"{}", "names no address"),
-        (b'{"address": 5}', "names no address"),
+        (b"[]", "contains no address"),
+        (b"{}", "contains no address"),
+        (b'{"address": 5}', "contains no address"),
         (b" " * 2_000_000 + b"{}", "longer than"),
     ],
 )

@@ -11,9 +11,9 @@ __all__ = ["main", "scheduler", "worker"]
 
 COMMANDS = {
     "scheduler": ("trio_dask.cli.scheduler", "start a scheduler"),
-    "worker": ("trio_dask.cli.worker", "start a worker and join it to a scheduler"),
+    "worker": ("trio_dask.cli.worker", "start workers that run tasks for a scheduler"),
     "status": ("trio_dask.cli.status", "show what a cluster is doing: workers, memory, tasks"),
-    "demo": ("trio_dask.cli.demo", "do a real job on a cluster of this machine, and show it"),
+    "demo": ("trio_dask.cli.demo", "run a real job on a cluster on this machine"),
 }
 STOPPED = 0
 USAGE_ERROR = 2

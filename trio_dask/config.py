@@ -50,14 +50,14 @@ LEAST_MEMORY_BYTES = 48 * 2**20
 
 
 LEAVING: Mapping[str, str] = {
-    "lifetime": "its lifetime is over",
+    "lifetime": "its lifetime has ended",
     "max-tasks": "it has started as many tasks as --max-tasks allows",
     "restart": "rpc requested a restart",
-    "scheduler": "the scheduler sent it away",
+    "scheduler": "the scheduler told it to leave",
     "signal": "it received a signal",
     "terminate": "rpc requested it",
 }
-"""Why a worker leaves: the word by which its nanny and its scheduler hear of it -> as people read it."""
+"""Why a worker leaves: the word that its nanny and its scheduler receive -> the words that people read."""
 
 
 class SchedulerSettings(NamedTuple):
@@ -308,7 +308,7 @@ def parse_threads(text: str) -> int:
     number = _parse_integer(text)
     if number is None or not 1 <= number <= MAX_THREADS:
         raise UsageError(
-            f"{_quote(text)} is not a number of threads; give 1 to {MAX_THREADS}, or leave it out: one per CPU"
+            f"{_quote(text)} is not a number of threads; give 1 to {MAX_THREADS}, or leave it out for one per CPU"
         )
     return number
 
@@ -401,7 +401,7 @@ def parse_resources(text: str) -> dict[str, float]:
         name, equals, amount_text = pair.partition("=")
         split = _split_unit(amount_text)
         if not (name and equals) or not name.isprintable() or split is None or split[1]:
-            raise UsageError(f"{_quote(pair)} is not NAME=NUMBER (not below 0); write for example GPU=2,MEM=10e9")
+            raise UsageError(f"{_quote(pair)} is not NAME=NUMBER (0 or more); write for example GPU=2,MEM=10e9")
         if name in resources:
             raise UsageError(f"{_quote(name)} is given twice; give each resource once")
         resources[name] = split[0]

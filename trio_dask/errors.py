@@ -79,7 +79,7 @@ class KeyConflict(TrioDaskError, ValueError):
 
 
 class KilledWorker(TrioDaskError):
-    """More workers died while they ran a task, or, for want of memory, held its result, than `--allowed-failures` (3).
+    """More workers than `--allowed-failures` (3) died while running a task, or, for lack of memory, holding its result.
 
     Attributes: `key`, and `deaths`, one line per attempt that says where and why.
     """
@@ -90,8 +90,9 @@ class KilledWorker(TrioDaskError):
         self.deaths = deaths
 
     def __str__(self) -> str:
+        died = f"{len(self.deaths)} worker{'' if len(self.deaths) == 1 else 's'} died"
         lines = "".join(f"\n  attempt {number}: {line}" for number, line in enumerate(self.deaths, 1))
-        return f"{len(self.deaths)} workers died while they ran task {self.key!r} or held its result{lines}"
+        return f"{died} while running task {self.key!r} or holding its result{lines}"
 
 
 class TaskTimeout(TrioDaskError, TimeoutError):

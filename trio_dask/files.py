@@ -45,7 +45,7 @@ def present(path: str | None, text: str) -> Generator[None]:
     target = Path(path).absolute()  # the program may change its folder meanwhile
     owner = _running_owner(target)
     if owner is not None:
-        belongs = f"{path} belongs to a program that is running, pid {owner}; stop that one, or give another file"
+        belongs = f"{path} belongs to a running program, pid {owner}; stop that program, or give another file"
         raise FileExistsError(errno.EEXIST, belongs)
     try:
         file = _write(target, text)
@@ -77,7 +77,7 @@ def check_writable(path: str) -> None:
     try:
         target = Path(path).absolute()
     except FileNotFoundError:
-        raise UsageError(f"cannot write {path}: the folder that this program was started in is gone") from None
+        raise UsageError(f"cannot write {path}: the folder in which this program was started is gone") from None
     if target.is_dir():
         raise UsageError(f"cannot write {path}: it is a folder; give the name of a file")
     if not target.parent.is_dir():
@@ -233,7 +233,7 @@ def read_scheduler_file(path: str) -> str | None:
     fields: Mapping[str, object] = cast("Mapping[str, object]", content) if isinstance(content, dict) else {}
     address = fields.get("address")
     if not isinstance(address, str):
-        raise UsageError(f"{path} is not a scheduler file: it names no address")
+        raise UsageError(f"{path} is not a scheduler file: it contains no address")
     pid, runs = _scheduler_of(fields)
     if runs is False:
         raise NoScheduler(f"the scheduler file {path} is stale: its scheduler, pid {pid}, has ended")

@@ -6,6 +6,7 @@ the small broken packages with which the tests prove that each rule bites.
 
 import ast
 import fnmatch
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -47,6 +48,8 @@ FLOORS: Mapping[str, int] = {
 SIDEWAYS: Mapping[tuple[str, str], str] = {
     ("trio_dask.nanny.service", "trio_dask.worker.board"): "memory that a worker writes and its nanny reads",
 }
+
+EVERYTHING = {"BaseException", "BaseExceptionGroup", "Exception", "ExceptionGroup"}
 
 IMPURE = {"asyncio", "logging", "os.urandom", "random", "secrets", "socket", "threading", "time", "trio", "uuid"}
 
@@ -306,3 +309,22 @@ def oversized(root: Path) -> list[str]:
     """Files that are long enough to have two ideas in them."""
     counts = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in sorted(root.rglob("*.py"))}
     return [f"{path.relative_to(root)} has {count} lines" for path, count in counts.items() if count > MAX_LINES]
+
+
+def unexplained_excepts(root: Path) -> list[str]:
+    """Handlers of every exception that neither end by raising it again nor begin with a comment that says why."""
+    found = []
+    for module in modules(root).values():
+        lines = module.path.read_text(encoding="utf-8").splitlines()
+        for node in ast.walk(module.tree):
+            if isinstance(node, ast.ExceptHandler) and _is_broad(node):
+                head, last = lines[node.lineno - 1 : node.body[0].lineno], node.body[-1]
+                is_explained = any(re.search(r"^\s*#|:  # ", line) for line in head)
+                if not is_explained and not (isinstance(last, ast.Raise) and last.exc is None):
+                    found.append(f"{module.name}:{node.lineno} catches everything and does not say why")
+    return found
+
+
+def _is_broad(handler: ast.ExceptHandler) -> bool:
+    kinds = handler.type.elts if isinstance(handler.type, ast.Tuple) else [handler.type]
+    return any(kind is None or (isinstance(kind, ast.Name) and kind.id in EVERYTHING) for kind in kinds)

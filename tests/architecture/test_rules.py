@@ -191,3 +191,17 @@ def test_reserved_packages_are_free_at_home(package):
 def test_a_file_of_more_than_500_lines_is_found(package):
     assert rules.oversized(package(config="\n" * 500)) == []
     assert len(rules.oversized(package(config="\n" * 501))) == 1
+
+
+@pytest.mark.parametrize("caught", ["", " Exception", " BaseException as error", " (OSError, Exception)"])
+def test_a_handler_of_everything_raises_it_again_or_says_why(package, caught):
+    handler = f"try:\n    run()\nexcept{caught}:"
+    (breach,) = rules.unexplained_excepts(package(config=f"{handler}\n    log()\n"))
+    assert breach.startswith("trio_dask.config:3 ")
+    assert rules.unexplained_excepts(package(config=f"{handler}  # the user's code\n    log()\n")) == []
+    assert rules.unexplained_excepts(package(config=f"{handler}\n    # the user's code\n    log()\n")) == []
+    assert rules.unexplained_excepts(package(config=f"{handler}\n    clean_up()\n    raise\n")) == []
+
+
+def test_a_handler_of_one_kind_need_not_say_why(package):
+    assert rules.unexplained_excepts(package(config="try:\n    run()\nexcept OSError:\n    log()\n")) == []

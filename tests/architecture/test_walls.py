@@ -19,6 +19,7 @@ from tests.architecture import rules
         rules.way_to_unpickling,
         rules.trespassing,
         rules.oversized,
+        rules.unexplained_excepts,
     ],
     ids=lambda rule: rule.__name__,
 )

@@ -98,14 +98,14 @@ WORKER = [
     (["h:1", "--memory-terminate", "x"], "--memory-terminate: 'x' is not a fraction"),
     (["h:1", "--max-spill", "x"], "--max-spill: 'x' is not an amount of memory"),
     (["h:1", "--max-restarts", "-1"], "--max-restarts: '-1'"),
-    (["h:1", "--restart-backoff", "2:1"], "--restart-backoff: '2:1' ends below where it begins"),
+    (["h:1", "--restart-backoff", "2:1"], "--restart-backoff: '2:1' ends below its start"),
     (["h:1", "--env", "x"], "--env: 'x' is not NAME=VALUE"),
     (["h:1", "--listen-address", "ws://h:1"], "--listen-address: workers listen on tcp only"),
     (["h:1", "--listen-address", "h:9000", "--host", "h"], "--listen-address and --host"),
     (["h:1", "--listen-address", "h:9000", "--worker-port", "9000"], "--listen-address and --worker-port"),
     (["h:1", "--listen-address", "h:9000", "--nworkers", "2"], "--listen-address: one port for 2 workers"),
     (["h:1", "--contact-address", "h:9000", "--nworkers", "2"], "--contact-address: one port for 2 workers"),
-    (["h:1", "--protocol", "ucx"], "--protocol: 'ucx' is not what workers listen on"),
+    (["h:1", "--protocol", "ucx"], "--protocol: 'ucx' is not a protocol that workers listen on"),
     (["h:1", "--tls-ca-file", "ca.pem"], "--tls-ca-file is not supported yet: connections are not encrypted"),
     (["h:1", "--tls-cert", "c"], "--tls-cert is not supported yet"),
     (["h:1", "--tls-key", "k"], "--tls-key is not supported yet"),
@@ -142,7 +142,7 @@ def test_wrong_usage_is_one_line_and_status_2(main, arguments, message, started,
 
 def test_a_folder_without_python_is_wrong_usage(tmp_path, started, capsys):
     assert demo.main(["--folder", str(tmp_path)]) == 2
-    assert "there are no Python files below" in capsys.readouterr().err
+    assert "there are no Python files in" in capsys.readouterr().err
 
 
 def settings(started):
@@ -341,7 +341,7 @@ def test_the_help_of_a_worker_puts_every_option_under_a_heading(capsys):
     assert rest.split() == [
         *("Other:", "--debug", "Log", "everything,", "with", "times", "and", "tracebacks."),
         *("--version", "Show", "the", "version."),
-        *("-h,", "--help", "Show", "this", "page", "and", "exit."),
+        *("-h,", "--help", "Show", "this", "help", "and", "exit."),
     ]
 
 

@@ -42,8 +42,8 @@ TEXT = """\
 Scheduler  tcp://10.0.0.5:8786, trio_dask 0.1.0, pid 42 on boss
 Workers    3, with 12 threads
 Clients    1
-Tasks      1,200 waiting, 1 without a fitting worker, 9 processing, 3 in memory,
-           1 erred
+Tasks      1,200 waiting, 1 without a suitable worker, 9 processing, 3 in
+           memory, 1 erred
 Oldest     load-000000000000000000000000... has been running for 13 min on alice
 
 WORKER                     STATUS   THREADS  TASKS    CPU                 MEMORY

@@ -73,8 +73,8 @@ def test_the_sentence_offers_what_works(client):
         client.submit(solve, 1, time_limit=60)
     assert str(caught.value) == (
         "time_limit=60 could be meant for solve() or for submit(): both take 'time_limit'. For solve(): "
-        "submit(functools.partial(solve, time_limit=60), ...). For submit(): bind the one of solve() like that, and "
-        "give time_limit=60 as well"
+        "submit(functools.partial(solve, time_limit=60), ...). For submit(): bind the argument of solve() like that, "
+        "and also give time_limit=60"
     )
     assert client.submit(partial(solve, time_limit=60), 1).result() == (1, 60)
     assert client.submit(partial(solve, time_limit=60), 1, time_limit=90).result() == (1, 60)
@@ -152,7 +152,9 @@ def test_what_can_only_be_meant_for_submit_is_taken_for_it(client):
 def test_a_function_is_no_name_for_a_task(client):
     for call in (client.submit, client.map):
         for function in (max, min, sorted):
-            with pytest.raises(UsageError, match=rf"key= names the task.*partial\({function.__name__}, key=\.\.\.\)"):
+            with pytest.raises(
+                UsageError, match=rf"key= must be a name for the task.*partial\({function.__name__}, key=\.\.\.\)"
+            ):
                 call(function, ["a", "bcd"], key=len)
     with pytest.raises(UsageError, match="could be meant for sorted"):
         client.submit(sorted, ["a"], key="name")

@@ -382,7 +382,7 @@ def test_what_needs_trio_says_so_under_asyncio_and_names_what_does_not(client, m
     async def main():
         await NEEDS_TRIO[instead](future)
 
-    said = f"needs Trio, and this thread runs asyncio; use .*{instead}.*"
+    said = f"needs Trio, but this thread runs asyncio; use .*{instead}.*"
     with pytest.raises(RuntimeError, match=f"{said} in a thread"):
         asyncio.run(main())
     shell = SimpleNamespace(kernel=object())
@@ -571,7 +571,7 @@ def test_what_cannot_be_understood_is_refused_at_once():
 def test_no_scheduler_is_an_os_error_that_says_why(tmp_path):
     with pytest.raises(NoScheduler, match="nothing listens"):
         Client("tcp://127.0.0.1:1", timeout=0.1)
-    with pytest.raises(OSError, match="not there"):
+    with pytest.raises(OSError, match="does not exist"):
         Client(scheduler_file=tmp_path / "absent.json", timeout="50ms")
 
 

@@ -47,7 +47,7 @@ def test_what_is_no_different_from_0_is_not_sent(priority):
     [math.nan, math.inf, -math.inf, Decimal("nan"), Decimal("-inf"), np.float64("inf"), "high", "5", b"5", (1, 2), 1j],
 )
 def test_what_has_no_place_in_the_order_is_refused_in_one_sentence(priority):
-    with pytest.raises(UsageError, match=r"^priority is a finite number \(larger runs first\), not "):
+    with pytest.raises(UsageError, match=r"^priority must be a finite number \(larger runs first\), not "):
         extra_from({"priority": priority})
 
 

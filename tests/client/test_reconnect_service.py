@@ -169,7 +169,7 @@ async def test_a_scheduler_that_stops_says_so_and_is_looked_for_when_it_is_neede
         future = client.submit(increment, 1)
         assert await client.nthreads() == {}
         first.scope.cancel()
-        with pytest.raises(SchedulerLost, match="the scheduler left: the scheduler was stopped"):
+        with pytest.raises(SchedulerLost, match=r"the scheduler closed the connection \(it was stopped\)"):
             await future
         began = trio.current_time()
         with pytest.raises(SchedulerLost, match="nothing listens"):
@@ -187,7 +187,7 @@ async def test_a_scheduler_that_does_not_come_back_is_lost_after_the_timeout(sta
         client.engine._link.abort("the wire was cut")
         first.scope.cancel()
         began = trio.current_time()
-        with pytest.raises(SchedulerLost, match="the wire was cut; it cannot be reached again: no scheduler at inproc"):
+        with pytest.raises(SchedulerLost, match="the wire was cut; reconnecting failed: no scheduler at inproc"):
             await future
         assert 5 < trio.current_time() - began <= 7
 

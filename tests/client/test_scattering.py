@@ -73,5 +73,5 @@ async def test_what_one_worker_does_not_confirm_another_one_takes(autojump_clock
 
 async def test_where_nobody_confirms_there_is_an_end(autojump_clock):
     engine = FakeEngine({STOPPED: float("inf")})
-    with pytest.raises(ClusterError, match="no worker took 'key'"):
+    with pytest.raises(ClusterError, match="no worker accepted 'key'"):
         await scattering._put_anywhere(engine, parcel(), {STOPPED: 1}, [])

@@ -77,7 +77,7 @@ def test_a_scheduler_has_a_port_of_its_own():
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("", "not the name of a host"),
+        ("", "is not a host name"),
         ("node", "has no port"),
         ("node:", "a port is a number from 0 to 65535, not ''"),
         ("tcp://node:99999", "a port is a number from 0 to 65535, not '99999'"),
@@ -88,15 +88,15 @@ def test_a_scheduler_has_a_port_of_its_own():
         ("tcp://node:80/path", "a port is"),
         ("nonsense://node:1", "'nonsense' is not a known scheme; there are tcp, ws, inproc"),
         ("://node:1", "'' is not a known scheme; there are"),
-        ("::1:8786", "an IPv6 address stands in brackets"),
-        ("[::1]8786", "in brackets stands an IPv6 address"),
-        ("[::1:8786", "in brackets stands an IPv6 address"),
-        ("[127.0.0.1]:1", "in brackets stands an IPv6 address"),
-        ("user@node:1", "not the name of a host"),
-        ("no de:1", "not the name of a host"),
-        ("node\0:1", "not the name of a host"),
-        ("inproc://", "the name in an inproc address"),
-        ("inproc://a b", "the name in an inproc address"),
+        ("::1:8786", "write an IPv6 address in brackets"),
+        ("[::1]8786", "brackets are for an IPv6 address"),
+        ("[::1:8786", "brackets are for an IPv6 address"),
+        ("[127.0.0.1]:1", "brackets are for an IPv6 address"),
+        ("user@node:1", "is not a host name"),
+        ("no de:1", "is not a host name"),
+        ("node\0:1", "is not a host name"),
+        ("inproc://", "an inproc name may contain"),
+        ("inproc://a b", "an inproc name may contain"),
     ],
 )
 def test_what_is_wrong_with_an_address_is_said(text, complaint):

@@ -129,7 +129,7 @@ async def test_no_more_is_read_than_was_asked_for(ends):
 async def test_what_is_no_websocket_is_refused(ends, said):
     tcp, _, server = ends
     tcp.try_send(said)
-    with pytest.raises(ProtocolError, match="no websocket peer"):
+    with pytest.raises(ProtocolError, match="not a websocket peer"):
         await server.receive_some()
 
 

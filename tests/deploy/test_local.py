@@ -70,7 +70,7 @@ async def test_who_waits_for_workers_hears_of_the_end(nursery):
     async with open_local_cluster(0, 1, processes=False) as cluster:
 
         async def wait():
-            with pytest.raises(ClusterError, match="closed while it was waited for"):
+            with pytest.raises(ClusterError, match="closed while a caller waited for it"):
                 await cluster.wait_for_workers(1)
 
         nursery.start_soon(wait)

@@ -90,7 +90,7 @@ async def test_what_the_kernel_killed_for_want_of_memory_is_told_so(autojump_clo
     async with nursing.nanny():
         (await nursing.child(0)).end(-signal.SIGKILL, peak_bytes=300 * 2**20)
         obituary = await nursing.message(Obituary)
-        assert obituary.cause == "killed by the kernel: out of memory (it had 300 MiB)"
+        assert obituary.cause == "killed by the kernel: out of memory (it used 300 MiB)"
         (await nursing.child(1)).end(-signal.SIGSEGV)
         assert (await nursing.message(Obituary, 1)).cause == "killed by SIGSEGV"
 
@@ -166,7 +166,7 @@ async def test_when_its_scheduler_stops_it_can_wait_for_the_next_one_with_the_sa
         child = await nursing.child(0)
         await nursing.until(lambda: nursing.sessions)
         nursing.sessions[0].send_nowait(SchedulerStops(), flush=True)
-        await nursing.sessions[0].aclose("the scheduler was stopped")
+        await nursing.sessions[0].aclose("it was stopped")
         await nursing.until(lambda: len(nursing.sessions) > 1)
         assert nursing.children == [child]
         assert (child.signals, nursing.end) == ([], None)

@@ -126,7 +126,7 @@ def test_a_scheduler_that_is_stopped_is_lost_at_once_and_the_next_one_found_when
             future = client.submit(abs, -1)
             client.scheduler_info()
             boss.program.process.terminate()
-            with pytest.raises(SchedulerLost, match="the scheduler left"):
+            with pytest.raises(SchedulerLost, match="the scheduler closed the connection"):
                 future.result(timeout=5)
             assert boss.program.end() == 0
             assert client.status == "lost"

@@ -16,7 +16,7 @@ OUTPUT = {
         "note: in task 'parse",
         "worked the second time",
         "TaskTimeout after 0.2 s",
-        "KilledWorker: 4 workers died while they ran it",
+        "KilledWorker: 4 workers died while running it",
     ],
     "first_steps.py": [
         "sum of squares: 285",

@@ -83,7 +83,7 @@ def test_the_file_of_a_program_that_runs_is_not_taken_from_it(tmp_path):
         for file, taker in {file: site.start(*arguments) for file, arguments in takers.items()}.items():
             assert taker.end() == 4, file
             pid = owners[file[0]].process.pid
-            assert f"{file} belongs to a program that is running, pid {pid}; stop" in taker.errors[-1]
+            assert f"{file} belongs to a running program, pid {pid}; stop" in taker.errors[-1]
         assert time.monotonic() - start < 4
         assert {path.name: path.read_text() for path in site.cwd.iterdir()} == before
 

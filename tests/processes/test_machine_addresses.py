@@ -49,7 +49,7 @@ def test_a_scheduler_announces_what_others_reach(tmp_path, addresses, arguments,
     with machine_with(*addresses) as machine, open_site(tmp_path) as site:
         boss = site.start("scheduler", "--port", "8786", "--scheduler-file", "s.json", *arguments, machine=machine)
         assert boss.wait_for(SCHEDULER_AT) == f"tcp://{announced}:8786"
-        boss.wait_for("^Not secured: whoever reaches port 8786 ")
+        boss.wait_for("^Not secured: anyone who can reach port 8786 ")
         assert json.loads((site.cwd / "s.json").read_text())["address"] == f"tcp://{announced}:8786"
         several = [line for line in boss.errors if "several addresses" in line]
         if others is None:

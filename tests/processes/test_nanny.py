@@ -405,6 +405,6 @@ async def test_rpc_is_native_in_trio_and_says_what_is_wrong(boss):
             await asked._ask("nonsense")
     with pytest.raises(UsageError, match=r"use `async with rpc\("), rpc(boss):
         pass
-    with pytest.raises(NoScheduler, match=r"nobody to ask at tcp://127.0.0.1:1: .*nothing listens there"):
+    with pytest.raises(NoScheduler, match=r"nothing to ask at tcp://127.0.0.1:1: .*nothing listens there"):
         async with rpc("127.0.0.1:1"):
             pass

@@ -68,7 +68,7 @@ def test_a_killed_scheduler_is_waited_for_as_long_as_the_death_timeout_says():
 def test_the_files_name_the_process_and_the_address_and_go_with_it(tmp_path):
     files = ["--scheduler-file", "s.json", "--pid-file", "s.pid"]
     with worker("--scheduler-file", "s.json", "--pid-file", "w.pid", cwd=tmp_path) as hand:  # it waits for the file
-        hand.wait_for("scheduler file s.json is not there")
+        hand.wait_for("scheduler file s.json does not exist")
         with scheduler(*files, cwd=tmp_path) as boss:
             address = boss.wait_for(SCHEDULER_AT)
             assert hand.wait_for(REGISTERED) == address
@@ -94,7 +94,7 @@ def test_a_client_can_shut_everything_down():
 
 def test_a_scheduler_on_all_interfaces_says_that_it_is_open_to_all():
     with program("-m", "trio_dask", "scheduler", "--port", "0") as boss:
-        boss.wait_for("^Not secured: whoever reaches port")
+        boss.wait_for("^Not secured: anyone who can reach port")
         assert boss.stop(signal.SIGTERM) == 0
     with scheduler() as boss:
         boss.wait_for(SCHEDULER_AT)
@@ -257,7 +257,7 @@ def test_a_program_whose_folder_was_removed_works_and_cannot_write_a_file_there(
             assert running.end() == 2
         assert running.output == ["8"]
         (line,) = running.errors
-        assert "cannot write here.pid: the folder that this program was started in is gone" in line
+        assert "cannot write here.pid: the folder in which this program was started is gone" in line
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])

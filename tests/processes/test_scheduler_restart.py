@@ -14,7 +14,7 @@ from trio_dask import Client
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(90)]
 
 KINDS = ["--nanny", "--no-nanny"]
-WAITING = "The scheduler stopped; dropping all results, and waiting "
+WAITING = "The scheduler stopped; dropping all results and waiting "
 
 
 def names_of(client):

@@ -234,9 +234,9 @@ async def test_stopped_from_outside_it_tells_everybody(scheduler):
         messages = await batch(worker)
         assert messages == [SchedulerStops()]
         assert await batch(worker) is None
-        assert worker.goodbye == Goodbye("the scheduler was stopped")
+        assert worker.goodbye == Goodbye("it was stopped")
         assert await batch(client) is None
-        assert client.goodbye == Goodbye("the scheduler was stopped")
+        assert client.goodbye == Goodbye("it was stopped")
     with pytest.raises(NoScheduler):
         await connect("client")
 

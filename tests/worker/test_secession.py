@@ -157,7 +157,7 @@ def test_there_is_a_limit_to_those_outside(monkeypatch):
     monkeypatch.setattr("trio_dask.worker.secession.MOST", 1)
     desk = Desk(1)
     desk.secession.secede(desk.begin(1, 0))
-    with pytest.raises(RuntimeError, match="no more can"):
+    with pytest.raises(RuntimeError, match="no more are allowed"):
         desk.secession.secede(desk.begin(2, 0))
 
 

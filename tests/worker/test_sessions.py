@@ -237,7 +237,7 @@ async def test_a_scheduler_file_is_waited_for_and_read_anew(autojump_clock: Mock
 async def test_a_file_that_is_no_scheduler_file_is_wrong_usage(autojump_clock: MockClock, tmp_path: Path) -> None:
     path = tmp_path / "scheduler.json"
     path.write_text("[]")
-    with pytest.raises(UsageError, match="names no address"):
+    with pytest.raises(UsageError, match="contains no address"):
         await run_worker(WorkerSettings(scheduler_file=str(path)))
 
 

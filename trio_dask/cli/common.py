@@ -94,7 +94,7 @@ def _print_version(ctx: click.Context, param: click.Parameter, wanted: bool) -> 
 
 def common_options(function: Decorated) -> Decorated:
     """The options that every program has."""
-    function = click.help_option("-h", "--help", help="Show this page and exit.")(function)
+    function = click.help_option("-h", "--help", help="Show this help and exit.")(function)
     function = click.option(
         "--version", is_flag=True, expose_value=False, is_eager=True, callback=_print_version, help="Show the version."
     )(function)
@@ -109,14 +109,14 @@ def log_options(function: Decorated) -> Decorated:
     function = click.option(
         "--log-file",
         type=Checked("FILE", _log_file),
-        help="Append the log to this file too, with times and the dumps of crashes.",
+        help="Also append the log to this file, with times and crash dumps.",
     )(function)
     return click.option(
         "--log-format",
         type=click.Choice(["text", "json"]),
         default="text",
         show_default=True,
-        help="Lines for people (with times, where stderr is no terminal), or one JSON object a line.",
+        help="Plain text (with times unless stderr is a terminal), or one JSON object per line.",
     )(function)
 
 

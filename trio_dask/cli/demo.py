@@ -13,6 +13,7 @@ import click
 from trio_dask.cli.common import Checked, Program, common_options, run_command
 from trio_dask.cli.demo_work import FAN_IN, Counts, combine, count_names, run_plainly, source_files, standard_library
 from trio_dask.cli.output import show
+from trio_dask.config import counted
 from trio_dask.deploy.program import ExitStatus, Stopper, run_program
 from trio_dask.errors import UsageError
 
@@ -31,22 +32,25 @@ def _read_folder(text: str) -> Path:
 
 
 @click.command(cls=Program, sections={"What to read": ["folder"]})
-@click.option("--folder", type=Checked("PATH", _read_folder), help="Python files below it, instead of the library.")
+@click.option(
+    "--folder",
+    type=Checked("PATH", _read_folder),
+    help="Read the Python files in this folder instead of the standard library.",
+)
 @common_options
 @click.pass_obj
 def demo(stopper: Stopper, folder: Path | None, debug: bool) -> int:
     """Count the names in every module of Python's standard library, on a cluster with one worker per processor.
 
-    One task tokenizes one file, a tree of tasks adds up the counts. Ctrl-C ends it, with status 0; no process stays
-    behind.
+    One task tokenizes one file; a tree of tasks adds up the counts. Ctrl-C stops everything, with status 0.
     """
-    what = f"of Python {sys.version_info.major}.{sys.version_info.minor}'s standard library"
-    if folder is not None:
-        what = f"below {folder}"
+    what = (
+        "" if folder is not None else f"Python {sys.version_info.major}.{sys.version_info.minor}'s standard library, "
+    )
     folder = (folder or standard_library()).resolve()
     names = source_files(folder)
     if not names:
-        raise UsageError(f"--folder: there are no Python files below {folder}")
+        raise UsageError(f"--folder: there are no Python files in {folder}")
     finished = False
 
     async def service() -> None:
@@ -56,7 +60,7 @@ def demo(stopper: Stopper, folder: Path | None, debug: bool) -> int:
 
     status = run_program(click.get_current_context().command_path, service, stopper, debug=debug, quiet=True)
     if status == ExitStatus.STOPPED and not finished:
-        click.echo("Stopped before it was done; no process is left.", err=True)
+        click.echo("Stopped before the job was finished. No processes are left running.", err=True)
     return status
 
 
@@ -65,16 +69,16 @@ async def _run(folder: str, names: Sequence[str], what: str) -> None:
 
     from trio_dask.deploy.local import open_local_cluster
 
-    show(f"The names in {len(names)} modules {what}, {folder}")
+    show(f"The names in {counted(len(names), 'module')} of {what}{folder}")
     started = perf_counter()
     async with open_local_cluster() as cluster, cluster.get_client() as client:
-        workers = len(cluster.workers)
-        show(f"A scheduler and {workers} workers were ready after {perf_counter() - started:.2f} s.")
+        workers = counted(len(cluster.workers), "worker")
+        show(f"Started a scheduler and {workers} in {perf_counter() - started:.2f} s.")
         started = perf_counter()
         counts, tasks = await _map_and_reduce(client, folder, names)
         elapsed_s = perf_counter() - started
     show(*_rendered(counts))
-    show(f"\n{tasks:,} tasks took {elapsed_s:.2f} s on {workers} workers.")
+    show(f"\n{tasks:,} tasks took {elapsed_s:.2f} s on {workers}.")
     started = perf_counter()
     plain = await trio.to_thread.run_sync(run_plainly, folder, names, abandon_on_cancel=True)
     plain_s = perf_counter() - started
@@ -114,7 +118,7 @@ def _rendered(counts: Counts) -> Iterator[str]:
     for module in counts.largest:
         yield f"  {module.tokens:>9,}  {module.name}"
     if counts.skipped:
-        yield f"\n  {len(counts.skipped)} files are not valid Python, such as {counts.skipped[0]}"
+        yield f"\n  Skipped as invalid Python: {counted(len(counts.skipped), 'file')}, such as {counts.skipped[0]}"
 
 
 def main(arguments: Sequence[str] | None = None, name: str = "trio-dask demo") -> int:

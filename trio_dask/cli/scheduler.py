@@ -28,7 +28,7 @@ LONE_WORKER_TTLS = 6
 
 SECTIONS = {
     "Where to listen": ["host", "port", "interface", "protocol"],
-    "Patience": ["reconnect_grace", "worker_ttl", "allowed_failures", "stuck_after", "idle_timeout"],
+    "Timeouts and failures": ["reconnect_grace", "worker_ttl", "allowed_failures", "stuck_after", "idle_timeout"],
     "Files": ["scheduler_file", "pid_file"],
     "Log": LOG_OPTIONS,
     "Accepted for compatibility, and ignored or refused": [
@@ -44,7 +44,10 @@ def _read_allowed(text: str) -> int:
 @click.command(cls=Program, sections=SECTIONS)
 @click.option("--host", default="", help="Name or address to listen on. Default: all interfaces.")
 @click.option(
-    "--port", type=Checked("PORT", parse_port), default=None, help=f"0 takes any free port. Default: {DEFAULT_PORT}."
+    "--port",
+    type=Checked("PORT", parse_port),
+    default=None,
+    help=f"Port to listen on; 0: any free port. Default: {DEFAULT_PORT}.",
 )
 @click.option("--interface", default=None, metavar="NAME", help="Network interface to listen on, such as eth0.")
 @click.option(
@@ -59,7 +62,8 @@ def _read_allowed(text: str) -> int:
     type=Checked("TIME", parse_timedelta),
     default="10s",
     show_default=True,
-    help="Give up a worker if neither it nor its nanny sends anything for this long (without a nanny: 6 times that).",
+    help="Give up on a worker if neither it nor its nanny sends anything for this long "
+    "(without a nanny: 6 times that).",
 )
 @click.option(
     "--allowed-failures",
@@ -78,13 +82,15 @@ def _read_allowed(text: str) -> int:
     type=Checked("TIME", parse_timedelta),
     default="10s",
     show_default=True,
-    help="Say which tasks have had no worker for this long (0: never).",
+    help="Report tasks that have waited this long for a worker able to run them (0: never).",
 )
 @file_option(
     "--scheduler-file", help="Write the scheduler's address to this file, for --scheduler-file of workers and clients."
 )
 @file_option("--pid-file", help="Write the process id to this file.")
-@click.option("--protocol", default="tcp", type=click.Choice(["tcp", "ws"]), help="Protocol to listen with.")
+@click.option(
+    "--protocol", default="tcp", show_default=True, type=click.Choice(["tcp", "ws"]), help="Protocol of connections."
+)
 @former_options(NOT_OF_SCHEDULER)
 @log_options
 @common_options
@@ -108,7 +114,7 @@ def scheduler(
 ) -> int:
     """Start a scheduler.
 
-    Workers join it with `dask-worker ADDRESS`, programs use it with Client("ADDRESS").
+    Workers join it with `dask-worker ADDRESS`; programs use it with Client("ADDRESS").
     """
     if interface is not None and host:
         raise click.UsageError("--interface and --host: give only one of them")

@@ -26,15 +26,15 @@ NARROWEST = 60
 STATES = ("waiting", "queued", "no-worker", "processing", "memory", "erred", "released")
 
 
-@click.command(cls=Program, sections={"Which scheduler": ["scheduler_file", "timeout"], "How": ["as_json"]})
+@click.command(cls=Program, sections={"Which scheduler": ["scheduler_file", "timeout"], "Output": ["as_json"]})
 @click.argument("scheduler", required=False)
-@click.option("--scheduler-file", metavar="FILE", help="File in which the scheduler wrote its address.")
+@click.option("--scheduler-file", metavar="FILE", help="File with the scheduler's address.")
 @click.option(
     "--timeout",
     type=Checked("TIME", parse_timedelta),
     default="10s",
     show_default=True,
-    help="Try for so long to reach it, then end with status 3.",
+    help="Give up with status 3 if the scheduler cannot be reached within this time.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON.")
 @common_options
@@ -44,12 +44,13 @@ def status(
 ) -> int:
     """Show what the cluster of the scheduler at SCHEDULER is doing. Without a port that is 8786.
 
-    Its workers with their threads and memory, how many tasks are in each state, and which has been running for longest.
+    It lists the workers with their threads and memory, the number of tasks in each state, and the task that has been
+    running longest.
 
-    Without SCHEDULER and --scheduler-file the environment's DASK_SCHEDULER_ADDRESS counts.
+    Without SCHEDULER and --scheduler-file, the environment variable DASK_SCHEDULER_ADDRESS is used.
     """
     if scheduler is not None and scheduler_file is not None:
-        raise click.UsageError("SCHEDULER and --scheduler-file: give one of them, each says where the scheduler is")
+        raise click.UsageError("SCHEDULER and --scheduler-file: give only one of them")
     given = scheduler if scheduler_file is not None else scheduler or os.environ.get("DASK_SCHEDULER_ADDRESS")
     if given is None and scheduler_file is None:
         raise click.UsageError("no scheduler given; write trio-dask status HOST:PORT, or give --scheduler-file FILE")
@@ -79,7 +80,7 @@ async def _ask(address: str | None, file: str | None, timeout_s: float) -> dict[
         try:
             where = address or read_scheduler_file(file or "")
             if where is None:
-                raise NoScheduler(f"the scheduler file {file} is not there")
+                raise NoScheduler(f"the scheduler file {file} does not exist")
             async with rpc(where, timeout=left) as peer:
                 kind = (await peer.identity())["type"]
                 if kind != "scheduler":
@@ -143,7 +144,7 @@ def _row(worker: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _in_words(state: str) -> str:
-    return {"memory": "in memory", "no-worker": "without a fitting worker"}.get(state, state)
+    return {"memory": "in memory", "no-worker": "without a suitable worker"}.get(state, state)
 
 
 def _fitting(text: str, width: int) -> str:

@@ -43,7 +43,7 @@ def worker(stopper: Stopper, /, debug: bool, **options: Any) -> int:
     """Start workers that run tasks for the scheduler at SCHEDULER, such as tcp://10.0.0.5:8786 or just 10.0.0.5.
 
     Without SCHEDULER and --scheduler-file, the environment variable DASK_SCHEDULER_ADDRESS is used. Each worker is a
-    process with a nanny, which restarts it when it crashes. ARGS are for what --preload names.
+    process with a nanny, which restarts it when it crashes. ARGS are passed on to the --preload modules.
     """
     context = click.get_current_context()
     label = context.command_path
@@ -187,7 +187,7 @@ def _where(options: dict[str, Any], share: Share) -> _Where:
         host, ports = listen.host, (listen.port, listen.port)
     for name, address in (("--listen-address", listen), ("--contact-address", contact)):
         if address is not None and address.port and share.workers > 1:
-            raise click.UsageError(f"{name}: one port for {share.workers} workers; leave it out, or have one worker")
+            raise click.UsageError(f"{name}: one port for {share.workers} workers; leave it out, or start one worker")
     # Without a port of its own it gets that of the listener.
     return _Where(host, interface, ports, None if contact is None else str(contact).removesuffix(":0"))
 

@@ -48,7 +48,7 @@ def _read_address(text: str) -> Address:
 
 def _read_protocol(text: str) -> str:
     if text.strip().rstrip(":/").lower() != "tcp":
-        raise UsageError(f"{text[:40]!a} is not what workers listen on; there is tcp")
+        raise UsageError(f"{text[:40]!a} is not a protocol that workers listen on; give tcp")
     return "tcp"
 
 
@@ -65,7 +65,7 @@ def _read_backoff(text: str) -> tuple[float, float]:
     first = parse_timedelta(first_text)
     longest = parse_timedelta(longest_text) if colon else first
     if longest < first:
-        raise UsageError(f"{text[:40]!a} ends below where it begins; write for example 0.5s:30s")
+        raise UsageError(f"{text[:40]!a} ends below its start; write for example 0.5s:30s")
     return first, longest
 
 
@@ -117,17 +117,17 @@ OPTIONS: Final = (
     click.option(
         "--death-timeout",
         type=TIME,
-        help="Leave with status 3 after this long without a scheduler, such as 60 or 5min. Default: never (0).",
+        help="Exit with status 3 after this long without a scheduler, such as 60 or 5min. Default: never (0).",
     ),
     click.option(
         "--reconnect/--no-reconnect",
         default=None,
-        help="After losing the scheduler, reconnect with all results (the default), or leave with status 3.",
+        help="After losing the scheduler, reconnect and keep all results (the default), or exit with status 3.",
     ),
     click.option(
         "--on-scheduler-stop",
         type=click.Choice(["leave", "wait"]),
-        help="When the scheduler is stopped: leave with status 0, or wait for the next one. Default: wait if "
+        help="When the scheduler is stopped, exit with status 0 or wait for the next scheduler. Default: wait if "
         "--death-timeout or --reconnect is given.",
     ),
     click.option(
@@ -148,7 +148,8 @@ OPTIONS: Final = (
         "--memory-limit",
         type=Checked("SIZE", _read_memory_limit),
         default="auto",
-        help="Memory limit of each worker: 4GiB, 0.5 (of the machine), 0 or none (no limit). Default: auto, its share.",
+        help="Memory limit of each worker: 4GiB, 0.5 (of the machine), 0 or none (no limit). "
+        "Default: auto, a share of the machine's.",
     ),
     click.option(
         "--resources",
@@ -163,7 +164,7 @@ OPTIONS: Final = (
     click.option(
         "--host",
         default="",
-        help="Name or address to listen on. Default: the address of this machine that reaches the scheduler.",
+        help="Name or address to listen on. Default: this machine's address on the route to the scheduler.",
     ),
     click.option("--interface", metavar="NAME", help="Network interface to listen on, such as eth0."),
     click.option(
@@ -173,9 +174,14 @@ OPTIONS: Final = (
         help="Port to listen on, or first:last, tried in order and shared by all workers. Default: any free port.",
     ),
     click.option(
-        "--nanny-port", "--port", "nanny_port", type=PORT, default=(0, 0), help="Port of the nanny, or first:last."
+        "--nanny-port",
+        "--port",
+        "nanny_port",
+        type=PORT,
+        default=(0, 0),
+        help="Port of the nanny, or first:last, as for --worker-port.",
     ),
-    click.option("--listen-address", type=ADDRESS, help="Address to listen at, such as tcp://0.0.0.0:9000."),
+    click.option("--listen-address", type=ADDRESS, help="Address to listen on, such as tcp://0.0.0.0:9000."),
     click.option("--contact-address", type=ADDRESS, help="Address that others use to reach the worker, if it differs."),
     click.option(
         "--drain-timeout",
@@ -186,15 +192,18 @@ OPTIONS: Final = (
     ),
     click.option("--lifetime", type=TIME, help="Drain and leave after this long. Default: never (0)."),
     click.option(
-        "--lifetime-stagger", type=TIME, default="0", help="Vary the lifetime of each worker at random by up to this."
+        "--lifetime-stagger",
+        type=TIME,
+        default="0",
+        help="Vary the lifetime of each worker at random by up to this much.",
     ),
     click.option(
-        "--lifetime-restart/--no-lifetime-restart", default=False, help="Start another worker afterwards. Default: no."
+        "--lifetime-restart/--no-lifetime-restart", default=False, help="Start a new worker after that. Default: no."
     ),
     click.option(
         "--max-tasks",
         type=Checked("N", parse_count),
-        help="Drain after this many tasks; the nanny starts another worker.",
+        help="Drain after this many tasks; the nanny then starts a new worker.",
     ),
     click.option(
         "--memory-target",
@@ -235,31 +244,31 @@ OPTIONS: Final = (
     click.option(
         "--nanny/--no-nanny",
         default=True,
-        help="Run each worker in a process of its own and restart it when it crashes; or one worker, in this process.",
+        help="Run each worker in its own process and restart it when it crashes, or run one worker in this process.",
     ),
     click.option(
         "--max-restarts",
         type=Checked("N", _read_restarts),
         default="5",
         show_default=True,
-        help="Restart a crashed worker this often within the window; then end with status 5.",
+        help="Restart a crashed worker at most this many times within --restart-window; then exit with status 5.",
     ),
     click.option(
-        "--restart-window", type=TIME, default="60s", show_default=True, help="Window in which crashes count."
+        "--restart-window", type=TIME, default="60s", show_default=True, help="Period over which --max-restarts counts."
     ),
     click.option(
         "--restart-backoff",
         type=Checked("FIRST:LONGEST", _read_backoff),
         default="0.5s:30s",
         show_default=True,
-        help="Pause before a restart; it doubles each time.",
+        help="Pause before a restart; it doubles from the first to the longest.",
     ),
     click.option(
         "--start-timeout",
         type=Checked("TIME", _read_timeout),
         default="60s",
         show_default=True,
-        help="A start that takes longer counts as a crash.",
+        help="Count a start that takes longer as a crash.",
     ),
     click.option(
         "--env",
@@ -274,10 +283,13 @@ OPTIONS: Final = (
         help="Module or .py file that each worker imports first; its dask_setup(worker) is called. Can be repeated.",
     ),
     click.option(
-        "--preload-nanny", metavar="MODULE", multiple=True, help="Module or .py file that the launcher imports first."
+        "--preload-nanny",
+        metavar="MODULE",
+        multiple=True,
+        help="Module or .py file that the launcher imports first. Can be repeated.",
     ),
     file_option("--pid-file", help="Write the process id to this file."),
-    click.option("--protocol", type=Checked("TEXT", _read_protocol), expose_value=False, help="Only tcp."),
+    click.option("--protocol", type=Checked("TEXT", _read_protocol), expose_value=False, help="Only tcp is supported."),
     former_options(NOT_OF_WORKER),
     log_options,
     common_options,

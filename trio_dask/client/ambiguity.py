@@ -44,7 +44,7 @@ def _check(call: str, func: Any, bound: int, given: dict[str, Any]) -> None:
     if "key" in given and callable(given["key"]):
         name = _name(func)
         raise UsageError(
-            f"key= names the task, and a function is no name; if it is meant for {name}(), bind it: "
+            f"key= must be a name for the task, not a function; if it is meant for {name}(), bind it: "
             f"{call}(functools.partial({name}, key=...), ...)"
         )
     for parameter in _parameters(func, bound):
@@ -53,7 +53,7 @@ def _check(call: str, func: Any, bound: int, given: dict[str, Any]) -> None:
             raise UsageError(
                 f"{parameter}={value} could be meant for {name}() or for {call}(): both take {parameter!r}. "
                 f"For {name}(): {call}(functools.partial({name}, {parameter}={value}), ...). "
-                f"For {call}(): bind the one of {name}() like that, and give {parameter}={value} as well"
+                f"For {call}(): bind the argument of {name}() like that, and also give {parameter}={value}"
             )
 
 

@@ -185,7 +185,7 @@ class BaseClient(Generic[F]):
         futures: list[F] = []
         engine, future = self._engine, self._future
         if batch_size is not None and (isinstance(batch_size, str) or batch_size < 0):
-            raise UsageError(f"batch_size is a number of calls, not {batch_size!r}")
+            raise UsageError(f"batch_size must be a number of calls, not {batch_size!r}")
         size = batch_size or FIRST_CHUNK
         while batch := list(islice(calls, size)):
             if keys is not None:

@@ -81,7 +81,7 @@ def _were_not_done(number: int) -> str:
 
 def _enough(states: list[KeyState], return_when: str) -> int:
     if return_when not in (ALL_COMPLETED, FIRST_COMPLETED):
-        raise ValueError(f"return_when is {ALL_COMPLETED!r} or {FIRST_COMPLETED!r}, not {return_when!r}")
+        raise ValueError(f"return_when must be {ALL_COMPLETED!r} or {FIRST_COMPLETED!r}, not {return_when!r}")
     return len(states) if return_when == ALL_COMPLETED else 1
 
 

@@ -174,7 +174,7 @@ class Driver:
             self._end(Ended(lost=False, text=CLOSED))
             await self.peers.aclose()
             if link is not None:
-                await link.aclose("the client closed")
+                await link.aclose("the client was closed")
 
     async def _next_link(self, loss: _Loss) -> Link | None:
         """The next link, to the same scheduler or another one; None if the client stops before."""
@@ -188,7 +188,7 @@ class Driver:
             try:
                 return await self._until_stop(self._dial, lost, self.core.received)
             except (NoScheduler, RefusedError, UsageError) as error:
-                self._forsake(f"{loss.text}; it cannot be reached again: {error}" if lost else str(error))
+                self._forsake(f"{loss.text}; reconnecting failed: {error}" if lost else str(error))
 
     def _forsake(self, text: str) -> None:
         """Nobody knows of this client any more."""
@@ -259,8 +259,8 @@ class Driver:
             return _Loss(f"the scheduler is lost: the client failed: {error!r}", True)
         said = link.goodbye
         if said is not None:
-            return _Loss(f"the scheduler left: {said.reason}", True)
-        return _Loss("the scheduler is lost: it closed the connection", False)
+            return _Loss(f"the scheduler closed the connection ({said.reason})", True)
+        return _Loss("the scheduler is lost: it closed the connection unexpectedly", False)
 
     def _fail(self, error: Exception) -> None:
         """What was asked for cannot be said: whoever waits for it would wait for ever."""

@@ -34,7 +34,7 @@ def exception_of(state: KeyState) -> BaseException | None:
             error.add_note(f"needed for task {failure.key!r}")
         return error
     if isinstance(failure, Ended):
-        text = f"{failure.text}; with it went {state.key!r}"
+        text = f"{state.key!r} is lost: {failure.text}"
         return SchedulerLost(text) if failure.lost else FutureCancelledError(text)
     return _of_dropped(failure)
 

@@ -47,7 +47,7 @@ async def _fetch_each(address: str, left: deque[KeyState], core: ClientCore, loc
                 core.fetched(address, state, frames)
         elif isinstance(message, Absent) and message.key == state.key:
             left.popleft()
-            reason = message.text or f"{address} does not hold it any more"
+            reason = message.text or f"{address} no longer holds it"
             with lock:
                 core.unfetched(address, state, reason, final=bool(message.text))
         else:

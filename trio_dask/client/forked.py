@@ -46,8 +46,8 @@ class _Forked(Engine):
     def check_open(self) -> NoReturn:
         at = f"({self.address!r})" if self.address else "(...)"
         raise ForkedClientError(
-            f"this client belongs to process {self.owner}, which process {os.getpid()} was forked from: its connection "
-            f"and its threads are there. Make another client here, `Client{at}`, perhaps in a function for "
+            f"this client belongs to process {self.owner}, from which process {os.getpid()} was forked: its connection "
+            f"and its threads exist only there. Make another client here, `Client{at}`, perhaps in a function for "
             "`os.register_at_fork(after_in_child=...)`"
         )
 

@@ -67,7 +67,7 @@ def concrete(collection: Any) -> Any:
 def skips(errors: str) -> bool:
     """Whether `gather` is to leave out what failed. Raises `UsageError`."""
     if errors not in ("raise", "skip"):
-        raise UsageError(f"errors is 'raise' or 'skip', not {errors!r}")
+        raise UsageError(f"errors must be 'raise' or 'skip', not {errors!r}")
     return errors == "skip"
 
 

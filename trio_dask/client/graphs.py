@@ -114,7 +114,7 @@ def plan(graph: Mapping[Any, Any], outputs: Sequence[Hashable]) -> Plan:
             _find_needs(graph[key], graph, needs)
             for need in reversed(needs):
                 if need in path:
-                    raise UsageError(f"the graph goes in circles: {_circle(path, need)}")
+                    raise UsageError(f"the graph has a cycle: {_circle(path, need)}")
                 if need not in bound:
                     stack.append(need)
     return Plan(tasks, {key: bound.get(key) for key in outputs})

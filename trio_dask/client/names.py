@@ -17,7 +17,7 @@ def sendable(what: str, text: str) -> str:
     Raises `UsageError` for one that no message can carry: it is not Unicode, or huge.
     """
     if len(text) > MAX_LENGTH:
-        raise UsageError(f"{what} has {len(text)} characters; {MAX_LENGTH} are allowed")
+        raise UsageError(f"{what} has {len(text)} characters; at most {MAX_LENGTH} are allowed")
     if not text.isascii():
         try:
             text.encode()

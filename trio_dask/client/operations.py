@@ -45,8 +45,8 @@ __all__ = [
 OnError: TypeAlias = Literal["raise", "return", "ignore"]
 
 NO_RUN_ON_SCHEDULER = (
-    "run_on_scheduler is not available: a scheduler of trio_dask never unpickles anything, so it runs no functions; "
-    "ask with who_has, has_what, processing, nbytes or scheduler_info, or run on the workers with client.run"
+    "run_on_scheduler is not available: the scheduler never unpickles anything, so it cannot run functions; "
+    "use who_has, has_what, processing, nbytes or scheduler_info, or client.run to run on the workers"
 )
 
 
@@ -143,7 +143,7 @@ async def restart_workers(engine: Engine, workers: Workers, timeout: Timeout, ra
     Raises `UsageError` for one that is not there, `TimeoutError`, unless told otherwise, if one is not back in time.
     """
     if not worker_names(workers):
-        raise UsageError("restart_workers() needs workers; restart() is for all of them")
+        raise UsageError("restart_workers() needs the names of workers; use restart() to restart all of them")
     meant = await _workers_meant(engine, workers)
     missing: Sequence[str] = [str(worker["name"]) for found in meant.values() for worker in found.values()]
     with limit(timeout):
@@ -152,7 +152,7 @@ async def restart_workers(engine: Engine, workers: Workers, timeout: Timeout, ra
             raise UsageError(f"restart_workers(): {reply['refused']}")
         missing = reply["missing"]
     if missing and raise_for_error:
-        raise TimeoutError(f"these workers were restarted and are not back in time: {', '.join(sorted(set(missing)))}")
+        raise TimeoutError(f"these workers did not come back in time: {', '.join(sorted(set(missing)))}")
     late = frozenset(missing)
     return {
         name: "timed out" if any(worker["name"] in late for worker in found.values()) else "OK"
@@ -168,9 +168,9 @@ async def retire_workers(
     Raises `UsageError` for wrong arguments, `ClusterError` where their results have nowhere to go.
     """
     if not close_workers or not remove:
-        raise UsageError("a worker that is retired leaves and ends; close_workers and remove cannot be False")
+        raise UsageError("a retired worker always leaves and ends; close_workers and remove cannot be False")
     if (workers is None) == (n is None):
-        raise UsageError("retire_workers() takes either workers, or n for so many of the scheduler's choice")
+        raise UsageError("retire_workers() takes either workers, or n to let the scheduler choose n workers")
     if n is not None and (isinstance(n, bool) or int(n) != n or n < 0):
         raise UsageError(f"retire_workers() takes a number of workers as n, not {n!r}")
     meant = await _workers_meant(engine, workers)
@@ -235,7 +235,7 @@ async def run(
     With `on_error="return"` an exception stands in the place of the result, with `"ignore"` such a worker is left out.
     """
     if on_error not in ("raise", "return", "ignore"):
-        raise UsageError(f"on_error is 'raise', 'return' or 'ignore', not {on_error!r}")
+        raise UsageError(f"on_error must be 'raise', 'return' or 'ignore', not {on_error!r}")
     addresses = await worker_addresses(engine, workers)
     frames = [memoryview(frame).cast("B") for frame in dump_value((function, args, dict(kwargs)))]
     outcomes: dict[str, Any] = {}
@@ -294,5 +294,5 @@ async def _call(
             return load_value(result), None
         description = bytes(result[0]) if result else None
         return None, rebuild_exception(description, message.text, key="client.run", worker=address, attempt=1)
-    except Exception as error:  # the result's own code runs while it is loaded
+    except Exception as error:  # unpickling runs the user's code; the caller raises it, or gives it back
         return None, error

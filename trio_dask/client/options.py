@@ -67,11 +67,11 @@ def extra_from(options: Options) -> Mapping[str, Any]:
         extra["workers"] = names
     if options.get("allow_other_workers"):
         if "workers" not in extra:
-            raise UsageError("allow_other_workers=True says which workers are preferred only together with workers=")
+            raise UsageError("allow_other_workers=True needs workers= as well")
         extra["allow_other_workers"] = True
     if resources is not None:
         if not isinstance(resources, Mapping):
-            raise UsageError(f'resources is a dict such as {{"GPU": 1}}, not {resources!r}')
+            raise UsageError(f'resources must be a dict such as {{"GPU": 1}}, not {resources!r}')
         amounts = {
             sendable("the name of a resource", str(name)): _amount(f"resources[{name!r}]", amount)
             for name, amount in resources.items()
@@ -91,7 +91,7 @@ def extra_from(options: Options) -> Mapping[str, Any]:
 
 def _whole(name: str, number: Any, least: int, most: int) -> int:
     if isinstance(number, bool | str) or int(number) != number or not least <= number <= most:
-        raise UsageError(f"{name} is a whole number from {least} to {most}, not {number!r}")
+        raise UsageError(f"{name} must be a whole number from {least} to {most}, not {number!r}")
     return int(number)
 
 
@@ -99,7 +99,7 @@ def _priority(priority: Any) -> float:
     """The nearest float: finer differences are none, and what is beyond all floats is the last of them."""
     number = math.nan if isinstance(priority, str | bytes | bytearray) else _nearest(priority)
     if math.isnan(number) or (math.isinf(number) and priority == number):
-        raise UsageError(f"priority is a finite number (larger runs first), not {priority!r}")
+        raise UsageError(f"priority must be a finite number (larger runs first), not {priority!r}")
     return min(max(number, -sys.float_info.max), sys.float_info.max)
 
 
@@ -115,5 +115,5 @@ def _nearest(number: Any) -> float:
 def _amount(name: str, amount: Any) -> float:
     number = float(amount)
     if not math.isfinite(number) or number < 0:
-        raise UsageError(f"{name} is a number not below 0, not {amount!r}")
+        raise UsageError(f"{name} must be 0 or more, not {amount!r}")
     return number

@@ -67,7 +67,7 @@ def warn_of_many(reachable: int) -> None:
     number = reachable + len(_unreachable)
     if number >= MANY:
         log.warning(
-            "%d clusters of `Client()` are open in this program, each with processes of its own; "
-            "end those that are not needed with `client.close()`, or use `with Client() as client`",
+            "%d clusters of `Client()` are open in this program, each with its own processes; "
+            "close those that you no longer need with `client.close()`, or use `with Client() as client`",
             number,
         )

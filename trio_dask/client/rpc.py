@@ -143,7 +143,7 @@ class AsyncRpc:
         except ConnectionLost as error:
             raise NoScheduler(f"{self._address} is gone: {error}") from None
         reason = connection.goodbye.reason if connection.goodbye else "closed"
-        raise NoScheduler(f"{self._address} has said goodbye: {reason}")
+        raise NoScheduler(f"{self._address} closed the connection: {reason}")
 
 
 @asynccontextmanager
@@ -156,7 +156,7 @@ async def _connected(address: str, timeout: Timeout) -> AsyncGenerator[AsyncRpc]
             yield AsyncRpc(address, connection, limit_s)
         finally:
             with trio.move_on_after(CLEANUP_S, shield=True):
-                await connection.aclose("all was asked")
+                await connection.aclose("done")
 
 
 class Rpc:

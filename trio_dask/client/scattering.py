@@ -93,7 +93,7 @@ async def put_all(
     for parcel in stranded if not broadcast else ():
         await _put_anywhere(engine, parcel, addresses, failures)
     if broadcast and failures:
-        raise ClusterError(f"not every worker took the data: {failures[0]}")
+        raise ClusterError(f"not every worker accepted the data: {failures[0]}")
     await engine.settle_async(states, len(states))
     for state in states:
         if state.failure is not None:
@@ -158,7 +158,7 @@ async def _put(incarnation: str, parcel: Parcel, channel: Channel) -> None:
         with trio.fail_after(ANSWER_S):  # its process may be stopped: then it would be waited for as long as it is
             message, _ = await channel.receive()
     except trio.TooSlowError:
-        raise ClusterError(f"{parcel.key!r} was sent, and not confirmed within {ANSWER_S:g} s") from None
+        raise ClusterError(f"{parcel.key!r} was sent but not confirmed within {ANSWER_S:g} s") from None
     if isinstance(message, Absent):
         raise ClusterError(message.text)
     if not isinstance(message, PutDone) or message.key != parcel.key:
@@ -174,4 +174,4 @@ async def _put_anywhere(engine: Engine, parcel: Parcel, addresses: Mapping[str, 
             failures.append(failure_text(address, error))
         else:
             return
-    raise ClusterError(f"no worker took {parcel.key!r}: {failures[-1]}")
+    raise ClusterError(f"no worker accepted {parcel.key!r}: {failures[-1]}")

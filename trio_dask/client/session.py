@@ -140,5 +140,5 @@ def _where(settings: ClientSettings) -> Address:
     """Where the scheduler is now. Raises `NoScheduler` if the file that says it is not there, else `UsageError`."""
     address = settings.scheduler or read_scheduler_file(settings.scheduler_file or "")
     if address is None:
-        raise NoScheduler(f"the scheduler file {settings.scheduler_file} is not there")
+        raise NoScheduler(f"the scheduler file {settings.scheduler_file} does not exist")
     return parse_scheduler_address(address)

@@ -73,7 +73,9 @@ class EngineThread:
                     trio.run(self._main)
                 else:
                     trio.from_thread.run(self._main, trio_token=self._home)
-            except Exception as error:
+            except (
+                Exception
+            ) as error:  # the caller of `start` raises it; here only the thread would end, without a word
                 self._fail(error)
             finally:
                 self._attached.set()

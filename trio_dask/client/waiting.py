@@ -52,13 +52,12 @@ def refuse_in_event_loop(what: str) -> None:
     """
     if trio.lowlevel.in_trio_run():
         raise RuntimeError(
-            f"{what} blocks, and this thread runs Trio, which it would bring to a halt; "
-            "use `async with AsyncClient(...)`"
+            f"{what} blocks, which would stall the Trio loop of this thread; use `async with AsyncClient(...)`"
         )
     asyncio = sys.modules.get("asyncio")
     if asyncio is not None and asyncio._get_running_loop() is not None and not _in_notebook():
         raise RuntimeError(
-            f"{what} blocks, and this thread runs asyncio, which it would bring to a halt; "
+            f"{what} blocks, which would stall the asyncio loop of this thread; "
             "call it in a thread: `await asyncio.to_thread(...)`"
         )
 
@@ -70,7 +69,7 @@ def require_trio(what: str, instead: str = "Client") -> None:
     asyncio = sys.modules.get("asyncio")
     if asyncio is not None and asyncio._get_running_loop() is not None:
         where = "a notebook" if _in_notebook() else "a thread (`await asyncio.to_thread(...)`)"
-        raise RuntimeError(f"{what} needs Trio, and this thread runs asyncio; use {instead} in {where}")
+        raise RuntimeError(f"{what} needs Trio, but this thread runs asyncio; use {instead} in {where}")
     raise RuntimeError(f"{what} needs Trio; start the program with `trio.run(main)`, or use {instead}")
 
 

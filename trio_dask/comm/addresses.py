@@ -64,7 +64,7 @@ def parse_address(text: str, *, default_port: int | None = None) -> Address:
         raise AddressError(f"{text!r}: {scheme!r} is not a known scheme; there are {', '.join(get_args(Scheme))}")
     if scheme == "inproc":
         if not _NAME.fullmatch(place):
-            raise AddressError(f"{text!r}: the name in an inproc address is letters, digits, '.', '-' and '_'")
+            raise AddressError(f"{text!r}: an inproc name may contain only letters, digits, '.', '-' and '_'")
         return Address("inproc", place)
     host, port = _split(text, place.removesuffix("/"))
     if port is None:
@@ -178,11 +178,11 @@ def _split(text: str, place: str) -> tuple[str, str | None]:
         except ValueError:
             valid = False
         if not valid:
-            raise AddressError(f"{text!r}: in brackets stands an IPv6 address, as in tcp://[::1]:8786")
+            raise AddressError(f"{text!r}: brackets are for an IPv6 address, as in tcp://[::1]:8786")
         return host, rest[1:] if rest else None
     if place.count(":") > 1:
-        raise AddressError(f"{text!r} has too many colons; an IPv6 address stands in brackets, as in tcp://[::1]:8786")
+        raise AddressError(f"{text!r} has too many colons; write an IPv6 address in brackets, as in tcp://[::1]:8786")
     host, colon, port = place.partition(":")
     if (host or not colon) and not _NAME.fullmatch(host):
-        raise AddressError(f"{text!r}: {host!r} is not the name of a host; {_EXAMPLE}")
+        raise AddressError(f"{text!r}: {host!r} is not a host name; {_EXAMPLE}")
     return host, port if colon else None

@@ -329,7 +329,7 @@ class Connection:
         if not count:
             if self._leaving:
                 return None
-            raise ConnectionLost(f"{self.remote} closed the connection without a goodbye")
+            raise ConnectionLost(f"{self.remote} closed the connection unexpectedly")
         self._heard_at = self._clock.current_time()
         return self._decoder.feed(data) if room is None else self._decoder.filled(count)
 
@@ -438,7 +438,7 @@ class Connection:
                 self._heard_at = now
             too_much = self._backlog.size > settings.max_backlog_bytes
             if too_much and now >= self._bearable_at + settings.silence_s:
-                self.abort(f"{self.remote} does not read: {self._backlog.size} bytes are waiting for it")
+                self.abort(f"{self.remote} has stopped reading: {self._backlog.size} bytes are waiting for it")
                 return
             if now >= self._sent_at + settings.keepalive_s:
                 self._sent_at = now

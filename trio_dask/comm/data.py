@@ -187,7 +187,7 @@ class DataChannel:
                         await self._send_piece(_frame(Borrowed(ok)))
                     if not ok:
                         await self._fill_all(buffers)
-        except BaseExceptionGroup as group:
+        except BaseExceptionGroup as group:  # the nursery is ours; callers expect the error in it
             raise first_error(group) from None
         return buffers
 

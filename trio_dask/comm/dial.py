@@ -35,7 +35,7 @@ async def open_connection(
     try:
         transport, welcome, rest = await _call(address, hello, timeout_s)
     except _CannotReachError as error:
-        missing = "nobody to ask" if hello.role == "control" else "no scheduler"
+        missing = "nothing to ask" if hello.role == "control" else "no scheduler"
         raise NoScheduler(f"{missing} at {address}: {error}") from error.__cause__
     return Connection(transport, welcome, allowed=allowed, settings=settings, received=rest)
 
@@ -98,7 +98,7 @@ async def _greet(transport: Transport, hello: Hello) -> tuple[Welcome | Refusal,
         while True:
             data = await transport.receive_some()
             if not data:
-                raise ConnectionLost("it closes the connection without an answer")
+                raise ConnectionLost("it closed the connection without an answer")
             body = reader.feed(data)
             if body is not None:
                 return decode_answer(body), reader.rest
@@ -116,7 +116,7 @@ def _reason(error: OSError | ProtocolError | trio.TooSlowError, timeout_s: float
         case trio.TooSlowError() if connected:
             return f"what listens there did not answer within {timeout_s:.3g} s"
         case trio.TooSlowError():
-            return f"no answer within {timeout_s:.3g} s: a firewall? Or the machine is off"
+            return f"no answer within {timeout_s:.3g} s; the machine may be off, or a firewall in between"
         case socket.gaierror():
             return "unknown host name"
         case _:
@@ -129,7 +129,7 @@ def _reason_of_system(error: OSError | ProtocolError | trio.TooSlowError) -> str
     if errno.ECONNREFUSED in numbers or any(isinstance(cause, ConnectionRefusedError) for cause in causes):
         return "refused: nothing listens there"
     if errno.ETIMEDOUT in numbers:
-        return "no answer: a firewall? Or the machine is off"
+        return "no answer; the machine may be off, or a firewall in between"
     if numbers & {errno.EHOSTUNREACH, errno.ENETUNREACH}:
         return "there is no route to that host"
     return ", ".join(dict.fromkeys(cause.strerror or str(cause) for cause in causes)) or str(error)

@@ -232,7 +232,7 @@ def _reason(error: OSError) -> str:
         case errno.EADDRNOTAVAIL:
             return "no network interface of this machine has that address"
         case errno.EACCES:
-            return "not permitted; ports below 1024 are for the administrator"
+            return "not permitted; ports below 1024 usually need root"
         case _ if isinstance(error, socket.gaierror):
             return "unknown host name"
         case code:

@@ -132,7 +132,7 @@ class WebSocketTransport:
             for event in self._protocol.events():
                 self._handle(event)
         except (LocalProtocolError, RemoteProtocolError) as error:
-            raise ProtocolError(f"no websocket peer: {error}") from error
+            raise ProtocolError(f"not a websocket peer: {error}") from error
         if self._pongs and not self._rest:
             self.try_send(b"")
 
@@ -151,7 +151,7 @@ class WebSocketTransport:
             case Pong():
                 pass
             case _:
-                raise ProtocolError(f"no websocket peer of ours: it sent a {type(event).__name__}")
+                raise ProtocolError(f"not a websocket peer of ours: it sent a {type(event).__name__}")
 
 
 class WebSocketListener:

@@ -69,7 +69,7 @@ def plan(
         raise UsageError(f'resources is {resources!r}; give a dict such as {{"GPU": 1}}')
     for name, amount in (resources or {}).items():
         if isinstance(amount, bool) or not isinstance(amount, int | float) or not 0 <= amount < math.inf:
-            raise UsageError(f"resources: {name!r} is {amount!r}; give a number that is not below 0")
+            raise UsageError(f"resources: {name!r} is {amount!r}; give a number of 0 or more")
     limit_bytes = _memory_limit(memory_limit, machine_bytes, 1 / max(1, n_workers))
     try:
         check_memory_limit(str(memory_limit), limit_bytes, machine_bytes=machine_bytes)

@@ -197,7 +197,7 @@ def _one_error(cluster: AsyncLocalCluster) -> Generator[None]:
     """What the block raised leaves it without the group that our nursery made; the end of the cluster comes first."""
     try:
         yield
-    except BaseExceptionGroup as group:
+    except BaseExceptionGroup as group:  # raised again, whole if it has several errors
         only = group.exceptions[0] if len(group.exceptions) == 1 else None
         if cluster.failure is not None:
             raise cluster.failure from (None if only is cluster.failure else group)
@@ -309,7 +309,7 @@ class LocalCluster:
         cluster = self._running()
         if self._is_forked:
             raise ForkedClientError(
-                f"this cluster belongs to process {self._pid}, which process {os.getpid()} was forked from"
+                f"this cluster belongs to process {self._pid}, from which process {os.getpid()} was forked"
             )
         return cluster
 

@@ -121,7 +121,7 @@ class Members:
     async def _until(self, condition: Callable[[], bool]) -> None:
         while not condition():
             if self._over:
-                raise self.failure or ClusterError("this cluster was closed while it was waited for")
+                raise self.failure or ClusterError("this cluster was closed while a caller waited for it")
             await self._changed.wait()
 
     def note_end(self) -> None:

@@ -81,7 +81,7 @@ async def set_up(preloaded: Sequence[Preloaded], argv: Sequence[str], worker: An
                 except Exception as error:  # the worker has ended well all the same
                     log.warning("--preload: dask_teardown of %s", _told(one, error))
         if scope.cancelled_caught:
-            log.warning("--preload: dask_teardown took more than %g s, and was left", TEARDOWN_S)
+            log.warning("--preload: dask_teardown took more than %g s and was abandoned", TEARDOWN_S)
 
 
 async def _call(function: Any, worker: Any, argv: Sequence[str]) -> None:
@@ -140,7 +140,7 @@ def _load_file(path: Path) -> ModuleType:
     """Under its own name, so that tasks can import what it defines, and functions of it pickle."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
-        raise ImportError(f"{path} is no Python file")
+        raise ImportError(f"{path} is not a Python file")
     module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)

@@ -143,10 +143,10 @@ class ForkServer:
                     return _pid_in(answer) if answer else None
                 # Once it is dead there is either an answer, from the process that it has forked, or the end.
                 self.pid = None
-                log.warning("%s does not answer: it is ended, and workers are started by exec", self._name)
+                log.warning("%s does not answer; ending it, and starting workers by exec", self._name)
                 child.kill()
         except OSError as exc:
-            log.info("%s could not be asked: %s", self._name, exc)
+            log.info("%s could not be reached: %s", self._name, exc)
             return None
         raise OSError(f"{self._name} cannot be ended")
 

@@ -92,7 +92,7 @@ class SchedulerLink:
             except RefusedError as error:
                 self._note_contact()
                 self._why_away = str(error)
-                log.debug("The scheduler does not take this nanny: %s", error)
+                log.debug("The scheduler refused this nanny: %s", error)
             else:
                 began_at = trio.current_time()
                 await self._session(connection)
@@ -122,7 +122,7 @@ class SchedulerLink:
         path = self._settings.scheduler_file
         address = self._settings.scheduler if path is None else read_scheduler_file(path)
         if address is None:
-            raise NoScheduler(f"the scheduler file {path} is not there")
+            raise NoScheduler(f"the scheduler file {path} does not exist")
         return address
 
     async def _session(self, connection: Connection) -> None:

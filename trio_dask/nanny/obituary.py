@@ -30,7 +30,7 @@ def cause_of_death(end: ChildEnd, *, killed_for: str = "", out_of_memory: bool =
 
 
 def _at_most(end: ChildEnd) -> str:
-    return f" (it had {end.peak_bytes / 2**20:.0f} MiB)" if end.peak_bytes else ""
+    return f" (it used {end.peak_bytes / 2**20:.0f} MiB)" if end.peak_bytes else ""
 
 
 def details_of_death(

@@ -335,7 +335,7 @@ class Child:
                 try:
                     self._take_report(json.loads(line))
                 except ValueError:
-                    log.warning("%s has reported what cannot be understood: %.60r", self._spec.name, line)
+                    log.warning("%s sent a report that cannot be understood: %.60r", self._spec.name, line)
 
     def _take_report(self, report: dict[str, Any]) -> None:
         if "pid" in report:

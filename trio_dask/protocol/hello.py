@@ -171,7 +171,7 @@ class EnvelopeReader:
         received = self._received
         received += data
         if not received.startswith(_MAGIC[: len(received)]):
-            raise ProtocolError(f"no trio_dask peer: {_what_speaks(bytes(received[:64]))}")
+            raise ProtocolError(f"not a trio_dask peer: {_what_speaks(bytes(received[:64]))}")
         if len(received) < _PREFIX:
             return None
         length = int.from_bytes(received[len(_MAGIC) : _PREFIX], "big")

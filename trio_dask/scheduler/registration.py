@@ -94,7 +94,7 @@ def _resources(details: Mapping[str, Any]) -> dict[str, float]:
         if not isinstance(name, str) or isinstance(amount, bool) or not isinstance(amount, int | float):
             raise ProtocolError(f"a worker's resource is a name with a number, not {name!r}")
         if not 0 <= amount < math.inf:
-            raise ProtocolError(f"a worker has no less than 0 of a resource, and not {amount!r} of {name!r}")
+            raise ProtocolError(f"a worker must have 0 or more of a resource, not {amount!r} of {name!r}")
         resources[name] = float(amount)
     return resources
 

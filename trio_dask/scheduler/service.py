@@ -26,7 +26,7 @@ from trio_dask.comm.connection import Connection, LinkSettings
 from trio_dask.comm.control import serve_control
 from trio_dask.comm.listen import serve
 from trio_dask.comm.transport import ConnectionLost, Transport
-from trio_dask.config import SchedulerSettings, counted
+from trio_dask.config import LEAVING, SchedulerSettings, counted
 from trio_dask.errors import ProtocolError
 from trio_dask.files import present, scheduler_file_text
 from trio_dask.identity import Incarnation, PeerId, new_incarnation
@@ -174,7 +174,8 @@ class _Service:
             )
         if any(where.scheme != "inproc" and not is_loopback(where.host) for where in bound):
             log.warning(
-                "Not secured: whoever reaches port %d can run programs as this user; --host 127.0.0.1 keeps it local",
+                "Not secured: anyone who can reach port %d can run programs as this user; "
+                "--host 127.0.0.1 keeps it local",
                 address.port,
             )
 
@@ -211,7 +212,7 @@ class _Service:
             return
         peer = self._peer_of(hello)
         if peer is None:
-            connection.abort("its client has to call again")
+            connection.abort("its client must connect again")
             return
         refused = self._register(peer, connection, hello)
         if refused is not None:  # somebody else took the name between our welcome and now
@@ -245,11 +246,11 @@ class _Service:
         hello = connection.hello
         assert isinstance(hello, Hello)
         if isinstance(error, ProtocolError):
-            log.warning("Closed the connection of the %s at %s: %s", hello, connection.remote, reason)
+            log.warning("Closed the connection to the %s at %s: %s", hello, connection.remote, reason)
         elif hello.role == "client" and goodbye is None and not self._stopping.is_set():
             log.info("Lost the client at %s: %s", connection.remote, reason)
         elif worker is not None and goodbye is not None and not self._stopping.is_set():
-            log.info("Worker %s left: %s", worker.info.title, reason)
+            log.info("Worker %s left: %s", worker.info.title, LEAVING.get(reason, reason))
         del self._connections[peer]
         # A client that said what cannot be would say it again.
         expected = goodbye is not None or (worker is None and isinstance(error, ProtocolError))
@@ -276,8 +277,8 @@ class _Service:
         if previous in self._welcomed_back:
             self._welcomed_back.discard(previous)
             if not self._core.come_back(peer, previous, info, now):
-                connection.abort("it cannot go on where it was any more")  # so it calls again, and begins afresh
-                return "it is too late to go on"
+                connection.abort("it can no longer continue its session")  # so it calls again, and begins afresh
+                return "it came back too late to continue its session"
             return None
         refused = self._core.add_worker(peer, info, now)
         if refused is None:
@@ -343,7 +344,7 @@ class _Service:
     async def _dismiss(self) -> None:
         """Tell every peer that this is the end, all at once, and give each the time to hear it."""
         state, farewell = self._core.state, self._farewell
-        reason = farewell.reason if isinstance(farewell, Leave) else "the scheduler was stopped"
+        reason = farewell.reason if isinstance(farewell, Leave) else "it was stopped"
         async with trio.open_nursery() as nursery:
             for peer, connection in self._connections.items():
                 # A nanny too: it may be just about to start a worker, which would look for us for ever.

@@ -147,7 +147,7 @@ class Engine:
             try:
                 await trio.to_thread.run_sync(client.close, abandon_on_cancel=True)
             except Exception as error:  # it is of no use any more, whatever is wrong with it
-                log.debug("the client of this worker's tasks did not close well: %r", error)
+                log.debug("the client of this worker's tasks could not be closed properly: %r", error)
 
     def receive(self, batch: list[Message]) -> EndSession | None:
         """Take what the scheduler sent; gives its wish to end the session, if that was in it.

@@ -429,7 +429,7 @@ class MemoryMonitor:
         while not self.store.spilled_count:
             await self._turn.wait()
         if await self._in_thread(folder.in_memory):
-            log.warning("Spilling to %s, which is in memory itself; choose another --local-directory", folder.base)
+            log.warning("Spilling to %s, which is itself in memory; choose another --local-directory", folder.base)
 
     async def _in_thread(self, work: Callable[[], _T], *, in_turn: bool = True) -> _T:
         limiter = self._thread if in_turn else None

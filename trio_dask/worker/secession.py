@@ -105,7 +105,7 @@ class Secession:
             if number is None or self._closed:
                 return False
             if len(self._outside) >= MOST:
-                raise RuntimeError(f"{MOST} tasks of this worker wait outside of its slots; no more can")
+                raise RuntimeError(f"{MOST} tasks of this worker already wait outside its slots; no more are allowed")
             # In this order: whoever looks for a task without the lock finds it in one place or the other.
             self._outside[id(context)] = context
             context.slot = None

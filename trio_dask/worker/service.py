@@ -300,11 +300,11 @@ class _Worker:
             self._complained_at = trio.current_time()  # this line is enough for a while
             limit_s = settings.death_timeout_s
             limit = "" if limit_s == math.inf else f"up to {limit_s:g} s "
-            log.info("The scheduler stopped; dropping all results, and waiting %sfor the next one", limit)
+            log.info("The scheduler stopped; dropping all results and waiting %sfor the next one", limit)
             return False
         if self._draining:
             return True
-        log.info("Leaving: %s" if end.then is not Then.RESTART else "Starting afresh: %s", end.reason)
+        log.info("Leaving: %s" if end.then is not Then.RESTART else "Starting again: %s", end.reason)
         restarts = end.then is Then.RESTART
         # A fresh process is a fresher start, where there is somebody to start it.
         if not restarts or settings.process:
@@ -378,7 +378,7 @@ class _Worker:
             return self._settings.scheduler
         address = read_scheduler_file(path)
         if address is None:
-            raise NoScheduler(f"the scheduler file {path} is not there")
+            raise NoScheduler(f"the scheduler file {path} does not exist")
         return address
 
     async def _session(

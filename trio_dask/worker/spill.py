@@ -163,7 +163,7 @@ class SpillDisk:
         descriptor = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             if os.fstat(descriptor).st_size < file.nbytes:
-                raise FileNotFoundError(errno.ENOENT, "somebody has cut it off", file.path)
+                raise FileNotFoundError(errno.ENOENT, "another program has truncated it", file.path)
             if file.nbytes < MAP_BYTES or not self._may_map(file):
                 content = memoryview(bytearray(file.nbytes))
                 _read_all(descriptor, content)
@@ -351,7 +351,7 @@ def _read_all(descriptor: int, target: memoryview) -> None:
     while done < target.nbytes:
         count = os.preadv(descriptor, [target[done:]], done)
         if not count:
-            raise FileNotFoundError(errno.ENOENT, "somebody has cut it off")
+            raise FileNotFoundError(errno.ENOENT, "another program has truncated it")
         done += count
 
 
@@ -362,5 +362,5 @@ def _read_through(descriptor: int, size: int) -> None:
     while done < size:
         count = os.preadv(descriptor, [buffer], done)
         if not count:
-            raise FileNotFoundError(errno.ENOENT, "somebody has cut it off")
+            raise FileNotFoundError(errno.ENOENT, "another program has truncated it")
         done += count

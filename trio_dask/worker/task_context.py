@@ -223,8 +223,8 @@ async def outside_of_slots_async(client: object) -> AsyncGenerator[None]:
         return
     try:
         yield
-    except Exception:
-        await context.slots.rejoin_async(context)  # noqa: ASYNC120 - who is cancelled needs no other error
+    except Exception:  # not `Cancelled`: a task that is ending needs no slot
+        await context.slots.rejoin_async(context)  # noqa: ASYNC120 - if this is cancelled, the other error may go
         raise
     await context.slots.rejoin_async(context)
 

@@ -261,10 +261,10 @@ class ClientCore:
         """
         before = self.scheduler
         if before and scheduler != before:
-            text = f"the scheduler {before} is gone: another one, {scheduler}, has taken its place"
+            text = f"the scheduler {before} is gone; another one, {scheduler}, has taken its place"
             self.forsake(Ended(lost=True, text=text))
         elif before and handled is None:
-            text = f"the scheduler {before} has given this client up: the link was lost for too long"
+            text = f"the scheduler {before} has given up on this client: the connection was lost for too long"
             self.forsake(Ended(lost=True, text=text))
         elif before and handled is not None:
             self._outbox.put_first(self._stream.take_back(handled))

@@ -63,7 +63,7 @@ def lose_worker(state: State, worker: Worker, reason: str) -> None:
         bury(state, worker, reason, expected=False)
         return
     _go_away(state, worker, reason)
-    text = f"Lost the connection with worker {worker.info.title}: {reason}; keeping its results for {grace_s:g} s"
+    text = f"Lost the connection to worker {worker.info.title}: {reason}; keeping its results for {grace_s:g} s"
     state.requests.append(Notice(text))
 
 

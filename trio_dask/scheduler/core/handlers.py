@@ -95,7 +95,7 @@ def _missing(state: State, worker: Worker, message: m.Missing) -> None:
             _drop_replica(state, source, holder, f"{worker.info.name} could not get it from {holder.info.name}")
     task = worker.processing.get(message.run)
     if task is not None:
-        lifecycle.hand_back(state, task, f"its input {message.key} could not be had")
+        lifecycle.hand_back(state, task, f"its input {message.key} could not be fetched")
 
 
 def _replicas(state: State, worker: Worker, message: m.Replicas) -> None:
@@ -167,7 +167,7 @@ def _want(state: State, client: Client, message: m.Want) -> None:
 
 
 def _unknown(key: str) -> m.Dropped:
-    return m.Dropped(key, "lost", f"the scheduler does not know {key!r} (any more)")
+    return m.Dropped(key, "lost", f"the scheduler does not know {key!r}: it was released, or never submitted")
 
 
 def _release(state: State, client: Client, message: m.Release) -> None:

@@ -283,7 +283,7 @@ def _blame(state: State, task: Task, worker: Worker, reason: str, role: str) -> 
     state.note(task.key, f"{role} {worker.info.name}, which died")
     if len(past.deaths) > state.settings.allowed_failures:
         details = {"deaths": tuple(past.deaths)}
-        text = f"{len(past.deaths)} workers died while they ran {task.key!r} or held its result"
+        text = f"{len(past.deaths)} workers died while running {task.key!r} or holding its result"
         fail(state, task, Failure(task.key, "killed", None, text, details))
     else:
         past.attempts += 1
