@@ -1,8 +1,9 @@
+import mmap
 import os
 
 import pytest
 
-from trio_dask.machine import Amount, cpu_count, cpus, memory, memory_bytes, oom_kills
+from trio_dask.machine import Amount, cpu_count, cpus, memory, memory_bytes, oom_kills, repeated_bytes
 
 
 def tree(root, cgroup, **files):
@@ -88,3 +89,27 @@ def test_kills_by_the_kernel_are_counted_where_it_tells(tmp_path):
 def test_the_real_machine_has_something():
     assert cpu_count() >= 1
     assert memory_bytes() > 2**20
+
+
+def test_pages_that_are_mapped_repeatedly_count_once():
+    nbytes = 16 << 20
+    fd = os.memfd_create("test")
+    try:
+        os.ftruncate(fd, nbytes)
+        whole = mmap.mmap(fd, nbytes)
+        whole[:] = bytes(nbytes)
+        before = repeated_bytes()
+        others = [mmap.mmap(fd, nbytes, access=mmap.ACCESS_COPY) for _ in range(3)]
+        assert sum(other[page] for other in others for page in range(0, nbytes, mmap.PAGESIZE)) == 0
+        assert abs(repeated_bytes() - before - 3 * nbytes) < 1 << 20
+    finally:
+        os.close(fd)
+
+
+def test_a_kernel_that_does_not_tell_which_pages_it_counts_repeatedly(tmp_path):
+    (tmp_path / "proc" / "self").mkdir(parents=True)
+    assert repeated_bytes(root=tmp_path) == 0
+    (tmp_path / "proc" / "self" / "status").write_text("VmRSS: 100 kB\nRssShmem:   50 kB\n")
+    assert repeated_bytes(root=tmp_path) == 0
+    (tmp_path / "proc" / "self" / "smaps_rollup").write_text("Rss: 100 kB\nPss_Shmem: 20 kB\n")
+    assert repeated_bytes(root=tmp_path) == 30 * 1024

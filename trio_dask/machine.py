@@ -13,7 +13,7 @@ from pathlib import Path
 from trio_dask import batch
 from trio_dask.batch import Amount
 
-__all__ = ["Amount", "cpu_count", "cpus", "memory", "memory_bytes", "oom_kills"]
+__all__ = ["Amount", "cpu_count", "cpus", "memory", "memory_bytes", "oom_kills", "repeated_bytes"]
 
 ROOT = Path("/")
 
@@ -50,6 +50,26 @@ def memory(root: Path = ROOT, environment: Mapping[str, str] = os.environ) -> Am
     amounts += batch.memory(environment, min(amounts).number)
     least = min(amounts, key=lambda amount: amount.number)
     return least._replace(number=max(1, least.number))
+
+
+def repeated_bytes(pid: int | None = None, root: Path = ROOT) -> int:
+    """How much of the resident memory of a process (default: this one) is there only since it is counted repeatedly.
+
+    The kernel counts a page of shared memory for each map of it. 0 if it does not tell.
+    """
+    process = root / "proc" / ("self" if pid is None else str(pid))
+    counted = _amount_in(process / "status", "RssShmem:")
+    if not counted:
+        return 0
+    there = _amount_in(process / "smaps_rollup", "Pss_Shmem:")  # walks all pages: milliseconds for each GiB
+    return 0 if there is None else max(0, counted - there)
+
+
+def _amount_in(path: Path, label: str) -> int | None:
+    for line in _read(path).splitlines():
+        if line.startswith(label):
+            return int(line.split()[1]) * 1024
+    return None
 
 
 def oom_kills(root: Path = ROOT) -> int | None:

@@ -82,6 +82,14 @@ def test_memory_grows_with_what_arrives_and_not_with_what_is_promised():
         tracemalloc.stop()
 
 
+def test_a_frame_that_fills_its_room_is_not_overwritten_by_what_follows_it():
+    one, other = (encode_frame(Kind.RECORDS, bytes([number]) * 300_000) for number in (1, 2))
+    decoder = FrameDecoder()
+    assert decoder.feed(one[:100]) == []
+    frames = decoder.feed(one[100:] + other[:100])
+    assert [bytes(frame.payload) for frame in frames] == [b"\1" * 300_000]
+
+
 @given(st.tuples(KINDS, st.binary(max_size=50)), st.binary(max_size=20))
 def test_the_first_frame_of_a_mixed_stream(frame, rest):
     encoded = encode_frame(*frame)

@@ -14,11 +14,11 @@ import typing
 import numpy as np
 import pytest
 
-from trio_dask.protocol import contents, raw_memory
+from trio_dask.protocol import contents, definitions, raw_memory, tokens
 from trio_dask.protocol.bytecode import code_use
 from trio_dask.protocol.captures import CarriesState
 from trio_dask.protocol.definitions import by_value, kept_definition
-from trio_dask.protocol.pickling import call_token, load_function, pickle_call, pickle_function
+from trio_dask.protocol.pickling import call_token, load_call, load_function, pickle_call, pickle_function
 
 T = typing.TypeVar("T")
 
@@ -310,3 +310,88 @@ def test_a_dynamic_module_is_told_by_what_is_in_it():
     after = pickle_function(names["f"])
     assert before.token != after.token
     assert load_function(b"", after.data, {})[0](2) == 1554
+
+
+def test_a_copy_is_made_where_no_map_can_be_had(monkeypatch):
+    buffer = raw_memory.new_buffer(raw_memory.MAPPED_BYTES)
+    monkeypatch.setattr(raw_memory, "MOST_MAPS", 2)
+    monkeypatch.setattr(raw_memory, "_NO_DESCRIPTOR", {})
+    copies = [raw_memory.own_copy(buffer) for _ in range(4)]
+    assert [type(copy) for copy in copies] == [memoryview, memoryview, bytearray, bytearray]
+    assert raw_memory.has_private_maps()
+    copies.clear()
+    assert not raw_memory.has_private_maps()
+    monkeypatch.setattr(raw_memory.mmap, "mmap", lambda *_, **__: (_ for _ in ()).throw(OSError(24, "too many")))
+    assert type(raw_memory.own_copy(buffer)) is bytearray
+
+
+def test_large_content_is_hashed_where_no_thread_can_be_had(monkeypatch):
+    data = os.urandom(3 * contents.LEAF_BYTES)
+    expected = contents.content_digest(data)
+
+    def refuse(_):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(contents.os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    assert contents.content_digest(data) == expected
+
+
+def test_a_large_definition_is_loaded_once_as_well():
+    names = in_main("rows = tuple(range(400_000))\ndef f(): return rows[0]")
+    pickled = pickle_function(names["f"])
+    assert len(pickled.data) > 1 << 20
+    assert definitions.load_shared(pickled.digest, pickled.data) is definitions.load_shared(
+        pickled.digest, pickled.data
+    )
+
+
+def test_caches_of_definitions_have_a_limit_in_bytes(monkeypatch):
+    monkeypatch.setattr(definitions, "CACHE_BYTES", 100)
+    cache = definitions._Cache()
+    for key in range(6):
+        cache.put(key, str(key), 40)
+    cache.put(5, "five", 30)
+    cache.put(6, "too large", 101)
+    assert [cache.get(key) for key in (3, 4, 5, 6)] == [None, "4", "five", None]
+
+
+def test_each_class_is_looked_into_once_for_a_pickle(monkeypatch):
+    count = 30
+    source = "\n".join(
+        f"class C{n}:\n    items = []\n    def other(self): return C{(n + 1) % count}, C{(n + 7) % count}"
+        for n in range(count)
+    )
+    names = in_main(source)
+    looks = []
+    make = tokens._ShallowPickler
+
+    def look(file, memo, root, others):
+        looks.append(root)
+        return make(file, memo, root, others)
+
+    monkeypatch.setattr(tokens, "_ShallowPickler", look)
+    pickle_function(names["C0"]().other)
+    assert len(set(map(id, looks))) == count
+    assert len(looks) <= 2 * count
+
+
+def test_a_class_is_another_where_one_that_it_reaches_is_another():
+    names = in_main(
+        "class A:\n    items = []\n    def b(self): return B()\nclass B:\n    n = 1\n    def a(self): return A"
+    )
+
+    def content():
+        return tokens.ContentTokens().of(names["A"])
+
+    before = content()
+    assert content() == before
+    names["B"].n = 2
+    assert content() != before
+
+
+def test_a_bytearray_that_stands_in_two_places_is_one():
+    data = bytearray(200_000)
+    pickled = pickle_call((data, [data]), {})
+    (one, (other,)), _ = load_call(pickled.call, dict(pickled.blobs), {})
+    assert one is other

@@ -309,3 +309,15 @@ def test_tokens_are_the_same_in_every_process_and_hash_seed():
     assert len(outputs[0]) > 80
     assert outputs[0] == outputs[1] == outputs[2]
     assert len({line.split()[1] for line in outputs[0]}) == len(outputs[0]), "all of these are different calls"
+
+
+@pytest.mark.parametrize("words", [1000, 300_000])
+def test_long_lists_of_equal_words_are_equal(words):
+    """Equal strings that are one object in one list, and many in another."""
+
+    def listed():
+        return [str(number % 1000) for number in range(words)]
+
+    one = [str(number) for number in range(1000)] * (words // 1000)
+    tokens = [call_token(b"f", (value,), {}, pickle_call((value,), {})) for value in (listed(), listed(), one)]
+    assert tokens[0] == tokens[1] == tokens[2]

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from trio_dask.machine import repeated_bytes
+
 __all__ = ["is_runnable", "memory_used"]
 
 DEAD_OR_STOPPED = frozenset("ZXTt")
 # What the kernel could drop or write back at any time is not counted: values that are mapped from disk, code.
 COUNTED = frozenset(("RssAnon:", "RssShmem:", "VmSwap:"))
+
+NOTEWORTHY_BYTES = 64 << 20
+"""To tell which shared memory is counted repeatedly takes time, so less than this is taken as it stands."""
 
 
 def is_runnable(pid: int) -> bool:
@@ -27,7 +32,9 @@ def memory_used(pid: int) -> int:
             rows = [line.split() for line in file]
     except OSError:
         return 0
-    return sum(int(row[1]) for row in rows if len(row) == 3 and row[0] in COUNTED) * 1024
+    amounts = {row[0]: int(row[1]) * 1024 for row in rows if len(row) == 3 and row[0] in COUNTED}
+    repeated = repeated_bytes(pid) if amounts.get("RssShmem:", 0) >= NOTEWORTHY_BYTES else 0
+    return sum(amounts.values()) - repeated
 
 
 def _has_proc() -> bool:

@@ -297,14 +297,17 @@ def _is_canonical(args: tuple[Any, ...], dependencies: tuple[Key, ...]) -> bool:
 def call_token(function_token: bytes, args: tuple[Any, ...], kwargs: Mapping[str, Any], pickled: PickledCall) -> bytes:
     """Sixteen bytes that are the same for the same function with equal arguments, in every process.
 
-    `function_token` is the `FunctionBlob.token` of the function, `pickled` what `pickle_call` made of the arguments.
+    `function_token` is the `PickledFunction.token` of the function, `pickled` what `pickle_call` made of the arguments.
     Keyword arguments count in any order; dictionaries in theirs.
     """
     if not kwargs and _is_canonical(args, pickled.dependencies):
         return blake2b(function_token + pickled.call, digest_size=16).digest()
+    call: Buffer = pickled.call
+    if call[0] == _IN_BLOB:
+        call = dict(pickled.blobs)[bytes(call[1:])]
     return canonical_token(
         (args, sorted(kwargs.items())),
-        pickled.call,
+        call,
         salt=function_token,
         digests={id(owner): digest for owner, digest in pickled.hashed},
         token_by_value=token_of_definition,
@@ -327,7 +330,10 @@ class _Unpickler(pickle.Unpickler):
             return bytes(self.blobs[pid])
         what, digest, *number = pid
         if what == "bytearray":
-            return self.made.setdefault(number[0], bytearray(self.blobs[digest]))
+            made = self.made.get(number[0])
+            if made is None:
+                made = self.made[number[0]] = bytearray(self.blobs[digest])
+            return made
         return load_shared(digest, self.blobs[digest])
 
 

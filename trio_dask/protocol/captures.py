@@ -32,7 +32,7 @@ from typing import Any
 
 from trio_dask.protocol.bytecode import code_use
 from trio_dask.protocol.enumerations import members_of
-from trio_dask.protocol.introspection import kind_of
+from trio_dask.protocol.introspection import attributes_of, cells_of, is_made_by_statement, kind_of
 from trio_dask.protocol.origins import MADE_BY_PYTHON
 from trio_dask.protocol.picklers import is_definition, travels_by_value
 
@@ -65,7 +65,7 @@ _IMMUTABLE_BY_NAME = frozenset(
 _WRAPPERS: frozenset[type[Any]] = frozenset({cached_property, classmethod, property, staticmethod})
 """Immutable themselves; the functions in them are seen by the pickler."""
 _WATCHED_TABLES = frozenset({"__annotations__", "__dataclass_fields__", "__kwdefaults__", "_field_defaults"})
-_MADE_BY_METACLASS = frozenset(
+_FIXED_WITH_THE_CLASS = frozenset(
     {"__classdictcell__", "__dataclass_params__", "__protocol_attrs__", "__non_callable_proto_members__", "__slots__"}
 )
 _CLASS_MAKERS = frozenset({"collections", "dataclasses", "enum", "typing"})
@@ -73,7 +73,6 @@ _CLASS_MAKERS = frozenset({"collections", "dataclasses", "enum", "typing"})
 OF_THE_IMPORT = frozenset({"__builtins__", "__cached__", "__file__", "__loader__", "__path__", "__spec__"})
 """Attributes of modules that say where they came from."""
 _GET_THE_CLASS = frozenset({"__new__", "__init_subclass__", "__class_getitem__"})
-_HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: made by a class statement
 _ABSENT = object()
 
 
@@ -99,16 +98,6 @@ def is_immutable(value: Any) -> bool:
 # ------------------------------------------------------------------------------------------------- looking
 
 
-def _cells(function: FunctionType) -> list[Any]:
-    cells: list[Any] = []
-    for cell in function.__closure__ or ():
-        try:
-            cells.append(cell.cell_contents)
-        except ValueError:  # not bound yet
-            cells.append(_ABSENT)
-    return cells
-
-
 def _table(table: Any) -> list[Any]:
     return [*table, *table.values()] if table else []
 
@@ -121,7 +110,7 @@ def _look_at_function(function: FunctionType) -> list[Any]:
         function.__qualname__,
         function.__module__,
         function.__doc__,
-        *_cells(function),
+        *cells_of(function, _ABSENT),
     ]
     for table in (function.__kwdefaults__, function.__annotations__, function.__dict__):
         if table:
@@ -135,7 +124,7 @@ def _look_at_names(namespace: dict[str, Any], names: tuple[str, ...]) -> list[An
 
 def _look_at_class(cls: type[Any]) -> list[Any]:
     looked: list[Any] = [cls.__name__, cls.__qualname__, kind_of(cls), *cls.__bases__]
-    for name, value in vars(cls).items():
+    for name, value in attributes_of(cls).items():
         if name not in MADE_BY_PYTHON:
             looked += (name, value)
     for name in _WATCHED_TABLES:
@@ -173,7 +162,7 @@ def _registrations() -> object:
 
 
 def _look_at_module(module: ModuleType) -> list[Any]:
-    return [part for name, value in vars(module).items() if name not in OF_THE_IMPORT for part in (name, value)]
+    return [part for name, value in list(vars(module).items()) if name not in OF_THE_IMPORT for part in (name, value)]
 
 
 # ------------------------------------------------------------------------------------------------- judging
@@ -194,7 +183,7 @@ def _function_keeps_state(function: FunctionType, captured: Iterable[Any]) -> bo
 
 def _captured_by(function: FunctionType) -> list[Any]:
     use = code_use(function.__code__)
-    cells = dict(zip(function.__code__.co_freevars, _cells(function), strict=True))
+    cells = dict(zip(function.__code__.co_freevars, cells_of(function, _ABSENT), strict=True))
     if "super" in use.globals:
         cells.pop("__class__", None)
     return [*cells.values(), *_look_at_names(function.__globals__, use.globals)]
@@ -210,7 +199,7 @@ def _attribute_is_state(cls: type[Any], name: str, value: Any) -> bool:
         return False  # what the metaclass made of the members
     if name in _WATCHED_TABLES and kind is dict:
         return not all(map(_is_table_entry, value.values()))
-    return name not in _MADE_BY_METACLASS and not is_immutable(value)
+    return name not in _FIXED_WITH_THE_CLASS and not is_immutable(value)
 
 
 def _is_table_entry(value: Any) -> bool:
@@ -272,10 +261,10 @@ class Watch:
             raise CarriesState
 
     def _add_class(self, cls: type[Any]) -> None:
-        if not cls.__flags__ & _HEAP_TYPE:
+        if not is_made_by_statement(cls):
             return  # a type of the interpreter that no module offers by its name
         self._add(partial(_look_at_class, cls))
-        if any(_attribute_is_state(cls, name, value) for name, value in vars(cls).items()):
+        if any(_attribute_is_state(cls, name, value) for name, value in attributes_of(cls).items()):
             raise CarriesState
         if issubclass(cls, enum.Enum) and not all(
             is_immutable(value) for attributes in members_of(cls).values() for value in attributes.values()

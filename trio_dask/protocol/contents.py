@@ -56,12 +56,14 @@ def _digest_by_leaves(view: memoryview, target: memoryview | None) -> Digest:
         except Exception as error:  # for want of memory; the caller raises it again
             failures.append(error)
 
-    helpers = [
-        threading.Thread(target=work, name="hash", daemon=True)
-        for _ in range(min(MAX_THREADS, os.cpu_count() or 1, len(starts)) - 1)
-    ]
-    for helper in helpers:
-        helper.start()
+    helpers: list[threading.Thread] = []
+    for _ in range(min(MAX_THREADS, os.cpu_count() or 1, len(starts)) - 1):
+        helper = threading.Thread(target=work, name="hash", daemon=True)
+        try:
+            helper.start()
+        except RuntimeError:  # no more threads to be had: this one does the rest
+            break
+        helpers.append(helper)
     work()
     for helper in helpers:
         helper.join()

@@ -11,8 +11,9 @@ from __future__ import annotations
 import functools
 import pickle
 import sys
+import threading
 from collections import OrderedDict
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary, WeakSet
 
 from trio_dask.identity import Digest
@@ -30,7 +31,7 @@ from trio_dask.protocol.picklers import (
     names_what_only_we_have,
     travels_by_value,
 )
-from trio_dask.protocol.tokens import canonical_token
+from trio_dask.protocol.tokens import ContentTokens, canonical_token
 
 __all__ = [
     "DefinitionPickler",
@@ -44,10 +45,11 @@ __all__ = [
     "token_of_definition",
 ]
 
-_ABSENT = object()
+_K = TypeVar("_K")
+_V = TypeVar("_V")
 
 CACHE_ENTRIES = 1024
-CACHE_DATA_BYTES = 1 << 20
+CACHE_BYTES = 128 << 20
 
 
 class PickledFunction(NamedTuple):
@@ -66,10 +68,14 @@ class PickledFunction(NamedTuple):
 
 
 class DefinitionPickler(ByValuePickler):
-    """Pickles definitions by value, classes with the token of their content."""
+    """Pickles definitions by value, classes with the token of their content. For one pickle."""
+
+    _contents: ContentTokens | None = None
 
     def content_of(self, thing: Any) -> bytes:
-        return canonical_token(thing, b"")
+        if self._contents is None:
+            self._contents = ContentTokens()
+        return self._contents.of(thing)
 
 
 class _WatchingPickler(DefinitionPickler):
@@ -100,26 +106,39 @@ class _Entry(NamedTuple):
     modules: int
 
 
-# The caches are shared by threads without a lock: each step on them is one atomic operation, and losing a race costs
-# one more pickling.
-_made: OrderedDict[int, _Entry] = OrderedDict()
-_loaded: OrderedDict[Digest, Any] = OrderedDict()
+class _Cache(Generic[_K, _V]):
+    """The newest entries, limited in number and in the bytes that they stand for. Threads share it."""
+
+    def __init__(self) -> None:
+        self._entries: OrderedDict[_K, tuple[_V, int]] = OrderedDict()
+        self._nbytes = 0
+        self._lock = threading.RLock()  # a finalizer may run in the middle of anything
+
+    def get(self, key: _K) -> _V | None:
+        entry = self._entries.get(key)
+        return None if entry is None else entry[0]
+
+    def put(self, key: _K, value: _V, nbytes: int) -> None:
+        if nbytes > CACHE_BYTES:
+            return
+        with self._lock:
+            self._nbytes += nbytes - self._entries.pop(key, (None, 0))[1]
+            self._entries[key] = value, nbytes
+            while len(self._entries) > CACHE_ENTRIES or self._nbytes > CACHE_BYTES:
+                self._nbytes -= self._entries.popitem(last=False)[1][1]
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+_made: _Cache[int, _Entry] = _Cache()
+_loaded: _Cache[Digest, Any] = _Cache()
 _unwatched: WeakSet[Any] = WeakSet()
 _classes_loaded: WeakKeyDictionary[Any, tuple[Digest, Buffer]] = WeakKeyDictionary()
 
 
-def _remember(cache: OrderedDict[Any, Any], key: Any, value: Any) -> None:
-    cache[key] = value
-    if len(cache) > CACHE_ENTRIES:
-        try:
-            cache.popitem(last=False)
-        except KeyError:  # another thread has emptied it
-            pass
-
-
 def _keep(thing: Any, pickled: PickledFunction, watch: Watch | None) -> PickledFunction:
-    if len(pickled.data) <= CACHE_DATA_BYTES:
-        _remember(_made, id(thing), _Entry(thing, pickled, watch, modules_by_value(), len(sys.modules)))
+    _made.put(id(thing), _Entry(thing, pickled, watch, modules_by_value(), len(sys.modules)), len(pickled.data))
     return pickled
 
 
@@ -180,10 +199,10 @@ def load_shared(digest: Digest, data: Buffer) -> Any:
 
     One that a task has changed meanwhile, by whatever means, is loaded anew: it is watched here as where it was made.
     """
-    thing = _loaded.get(digest, _ABSENT)
-    if thing is _ABSENT or (thing not in _unwatched and kept_definition(thing) is None):
+    thing = _loaded.get(digest)
+    if thing is None or (thing not in _unwatched and kept_definition(thing) is None):
         thing = pickle.loads(data)
-        _remember(_loaded, digest, thing)
+        _loaded.put(digest, thing, len(data))
         if issubclass(kind_of(thing), type):
             _classes_loaded[thing] = digest, data
         try:

@@ -131,35 +131,40 @@ def _leave_as_it_is(_member: Any, *_arguments: object) -> None:
 
 
 def fill_enum(cls: Any, state: tuple[Any, ...]) -> None:
-    """Give an enumeration and its members their attributes, instead of those that they have."""
+    """Give an enumeration and its members their attributes, instead of those that they have.
+
+    Other tasks may use them meanwhile, so what stays is there at every moment.
+    """
     filled = FilledEnum(*state)
     filled.set_attributes(cls, (filled.attributes, {}))
     by_name: dict[str, Any] = cls._member_map_
     for name, attributes in filled.members.items():
         own = attributes_of(by_name[name])
-        for attribute in [key for key in own if key not in _OF_THE_METACLASS]:
-            del own[attribute]
-        own |= attributes
-    _fill_tables(cls, by_name)
-    for value, name in filled.other_values:
-        cls._value2member_map_[value] = by_name[name]
+        own.update(attributes)
+        for attribute in own.keys() - attributes.keys() - _OF_THE_METACLASS:
+            own.pop(attribute, None)
+    _fill_tables(cls, by_name, filled.other_values)
 
 
-def _fill_tables(cls: Any, members: dict[str, Any]) -> None:
+def _fill_tables(cls: Any, members: dict[str, Any], other_values: list[tuple[Any, str]]) -> None:
     table: dict[Any, Any] = cls._value2member_map_
-    for value in [value for value, member in table.items() if member.name in members]:
-        del table[value]  # combinations of flags stay: each is one object
+    former = [value for value, member in list(table.items()) if member.name in members]  # so not combinations of flags
+    by_value: dict[Any, Any] = {value: members[name] for value, name in other_values}
     hashable: list[Any] = []
     unhashable: list[Any] = []
     by_name: dict[str, list[Any]] = {}
     for member in members.values():
         try:
-            table.setdefault(member.value, member)
+            by_value.setdefault(member.value, member)
         except TypeError:
             unhashable.append(member.value)
             by_name.setdefault(member.name, []).append(member.value)
         else:
             hashable.append(member.value)
+    table.update(by_value)
+    for value in former:
+        if value not in by_value:
+            table.pop(value, None)
     tables: tuple[tuple[str, Any], ...] = (
         ("_hashable_values_", hashable),
         ("_unhashable_values_", unhashable),

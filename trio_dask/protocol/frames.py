@@ -106,6 +106,7 @@ class FrameDecoder:
             frames = self.filled(position)
             if self._large is not None:
                 return frames
+            self._memory = None  # the frame has it until the caller is done with this batch
         elif self._partial:
             position = self._complete(view, frames)
             if self._partial:

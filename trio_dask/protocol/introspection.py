@@ -1,15 +1,35 @@
-"""`type` and `vars` in words that type checkers accept for any object."""
+"""What objects, classes and functions consist of, in words that type checkers accept."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any, cast
 
-__all__ = ["attributes_of", "kind_of"]
+__all__ = ["attributes_of", "cells_of", "is_made_by_statement", "kind_of"]
+
+_HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE
 
 kind_of: Callable[[Any], type[Any]] = type
 
 
 def attributes_of(thing: Any) -> dict[str, Any]:
-    """The attributes of an object itself; those of a class may only be read."""
-    return cast("dict[str, Any]", vars(thing))
+    """The attributes of an object itself; of a class a copy, since other threads may bind more meanwhile."""
+    found = cast("dict[str, Any]", vars(thing))
+    return dict(found) if issubclass(kind_of(thing), type) else found
+
+
+def cells_of(function: FunctionType, unbound: object) -> list[Any]:
+    """What the variables of enclosing functions hold; `unbound` stands for one that is not bound yet."""
+    cells: list[Any] = []
+    for cell in function.__closure__ or ():
+        try:
+            cells.append(cell.cell_contents)
+        except ValueError:
+            cells.append(unbound)
+    return cells
+
+
+def is_made_by_statement(cls: type[Any]) -> bool:
+    """Whether a class statement made this class; else it is a type of the interpreter or of an extension."""
+    return bool(cls.__flags__ & _HEAP_TYPE)

@@ -40,13 +40,20 @@ class Parts(NamedTuple):
 
 
 def set_attributes(thing: Any, state: Any) -> None:
-    """Give an object the attributes of a state as `object.__getstate__` gives it, instead of those that it has."""
-    if hasattr(thing, "__dict__"):
-        attributes_of(thing).clear()
+    """Give an object the attributes of a state as `object.__getstate__` gives it, instead of those that it has.
+
+    Other tasks may use it meanwhile, so what stays is there at every moment.
+    """
+    kept: set[str] = set()
     parts: tuple[dict[str, Any] | None, ...] = state if issubclass(kind_of(state), tuple) else (state,)
     for part in parts:
         for name, value in (part or {}).items():
             object.__setattr__(thing, name, value)
+            kept.add(name)
+    if hasattr(thing, "__dict__"):
+        own = attributes_of(thing)
+        for name in own.keys() - kept:
+            own.pop(name, None)
 
 
 def make_type_variable(kind: Any, name: str, constraints: tuple[Any, ...], options: dict[str, Any]) -> Any:
@@ -135,7 +142,8 @@ class _Known(NamedTuple):
     is_from_here: bool
 
 
-_lock = threading.Lock()
+_lock = threading.RLock()
+"""Whoever loads a named object goes on when it is complete."""
 _by_id: dict[int, _Known] = {}
 """By `id`, since it may be an object that cannot be hashed."""
 _by_name: dict[bytes, _Known] = {}
@@ -151,6 +159,8 @@ def _remember(thing: Any, name: bytes, is_from_here: bool) -> None:
 
     def forget(_: object) -> None:
         _by_id.pop(number, None)
+        _unfilled.pop(number, None)
+        _empty.discard(name)
         if _by_name.get(name) is known:
             del _by_name[name]
 
@@ -200,15 +210,17 @@ def make_named(name: bytes, maker: Callable[..., Any], arguments: tuple[Any, ...
 
 def keep_named(thing: Any, state: tuple[Callable[[Any, Any], object], Any]) -> None:
     """Give a named object its state, unless it was defined here or has it already."""
-    known = _by_id.get(id(thing))
-    if known is not None and known.name in _empty:
-        renew_named(thing, state)
+    with _lock:
+        known = _by_id.get(id(thing))
+        if known is not None and known.name in _empty:
+            renew_named(thing, state)
 
 
 def renew_named(thing: Any, state: tuple[Callable[[Any, Any], object], Any]) -> None:
     """Give a named object its state anew, unless it was defined here."""
-    known = _by_id.get(id(thing))
-    if known is not None and not known.is_from_here:
-        set_state, content = state
-        set_state(thing, content)
-        _empty.discard(known.name)
+    with _lock:
+        known = _by_id.get(id(thing))
+        if known is not None and not known.is_from_here:
+            set_state, content = state
+            set_state(thing, content)
+            _empty.discard(known.name)

@@ -11,12 +11,13 @@ from __future__ import annotations
 import abc
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from trio_dask.protocol.introspection import attributes_of
 
-__all__ = ["MADE_BY_PYTHON", "Origin", "keep_class", "make_class", "origin_of", "renew_class"]
+__all__ = ["MADE_BY_PYTHON", "Origin", "keep_class", "make_class", "origin_of", "registered_with", "renew_class"]
 
 
 class Origin(NamedTuple):
@@ -38,7 +39,8 @@ MADE_BY_PYTHON = frozenset(
 )
 """Attributes of classes that Python makes by itself, some of them only when the class is first pickled or asked."""
 
-_lock = threading.Lock()
+_lock = threading.RLock()
+"""Whoever loads a class goes on when it is complete."""
 _home: WeakValueDictionary[str, Any] = WeakValueDictionary()
 """The classes that were defined here and have been sent, by name."""
 _origins: WeakKeyDictionary[Any, Origin] = WeakKeyDictionary()
@@ -76,25 +78,39 @@ def make_class(name: str, content: bytes, maker: Callable[..., Any], arguments: 
 
 def keep_class(cls: Any, state: tuple[Callable[[Any, Any], object], Any]) -> Any:
     """Give a class its attributes, unless it has them."""
-    if cls in _origins and cls not in _complete:
-        set_state, attributes = state
-        set_state(cls, attributes)
-        _complete[cls] = _Shape(cls.__bases__, frozenset(attributes_of(cls)))
+    with _lock:
+        if cls in _origins and cls not in _complete:
+            set_state, attributes = state
+            set_state(cls, attributes)
+            _complete[cls] = _Shape(cls.__bases__, frozenset(attributes_of(cls)))
     return cls
 
 
 def renew_class(cls: Any, state: tuple[Callable[[Any, Any], object], Any]) -> Any:
-    """Give a class its attributes; one that has them, which tasks may have changed, gets them anew."""
-    shape = _complete.get(cls)
-    if shape is None:
-        return keep_class(cls, state)
-    if cls.__bases__ != shape.bases:
-        cls.__bases__ = shape.bases
-    for name in frozenset(attributes_of(cls)) - shape.attributes - MADE_BY_PYTHON:
-        delattr(cls, name)
-    if issubclass(type(cls), abc.ABCMeta):
-        cls._abc_registry_clear()
-        cls._abc_caches_clear()
-    set_state, attributes = state
-    set_state(cls, attributes)
+    """Give a class its attributes; one that has them, which tasks may have changed, gets them anew.
+
+    Other tasks may use it meanwhile, so what stays is there at every moment.
+    """
+    with _lock:
+        shape = _complete.get(cls)
+        if shape is None:
+            return keep_class(cls, state)
+        if cls.__bases__ != shape.bases:
+            cls.__bases__ = shape.bases
+        for name in attributes_of(cls).keys() - shape.attributes - MADE_BY_PYTHON:
+            with suppress(AttributeError):  # the task that has bound it has unbound it
+                delattr(cls, name)
+        set_state, attributes = state
+        if registered_with(cls) != frozenset(attributes[0].get("_abc_impl", ())):
+            cls._abc_registry_clear()
+            cls._abc_caches_clear()
+        set_state(cls, attributes)
     return cls
+
+
+def registered_with(cls: Any) -> frozenset[Any]:
+    """The classes that `cls.register` was called with."""
+    if not issubclass(type(cls), abc.ABCMeta):
+        return frozenset()
+    references: set[Callable[[], Any]] = vars(abc)["_get_dump"](cls)[0]  # which cloudpickle copies
+    return frozenset(reference() for reference in references) - {None}

@@ -5,15 +5,19 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import sys
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
-from typing import cast
+from typing import Any, cast
+from weakref import WeakSet
 
-__all__ = ["address_of", "copy_bytes", "fresh_memory", "new_buffer", "own_copy", "same_bytes"]
+__all__ = ["address_of", "copy_bytes", "fresh_memory", "has_private_maps", "new_buffer", "own_copy", "same_bytes"]
 
 MAPPED_BYTES = 8 << 20
 """Buffers from this size on have a map of their own."""
+MOST_MAPS = 128
+"""Up to Python 3.12 each private map holds a descriptor, and a task may return views of its argument."""
 
 
 class _Buffer(ctypes.Structure):
@@ -67,6 +71,10 @@ def fresh_memory(nbytes: int) -> memoryview:
     return memoryview(mapping)
 
 
+_private_maps: WeakSet[mmap.mmap] = WeakSet()
+_NO_DESCRIPTOR: dict[str, Any] = {"trackfd": False} if sys.version_info >= (3, 13) else {}
+
+
 class _SharedMap(mmap.mmap):
     """Memory of which others may have private maps."""
 
@@ -98,6 +106,16 @@ def new_buffer(nbytes: int) -> bytearray | memoryview:
 def own_copy(content: bytes | bytearray | memoryview) -> bytearray | memoryview:
     """A copy that can be written to; of memory that `new_buffer` gave, only those pages are copied that are written."""
     shared = content.obj if isinstance(content, memoryview) else None
-    if isinstance(shared, _SharedMap):
-        return memoryview(mmap.mmap(shared.fd, len(content), access=mmap.ACCESS_COPY))
+    if isinstance(shared, _SharedMap) and (_NO_DESCRIPTOR or len(_private_maps) < MOST_MAPS):
+        try:
+            private = mmap.mmap(shared.fd, len(content), access=mmap.ACCESS_COPY, **_NO_DESCRIPTOR)
+        except OSError:  # no descriptors left
+            return bytearray(content)
+        _private_maps.add(private)
+        return memoryview(private)
     return bytearray(content)
+
+
+def has_private_maps() -> bool:
+    """Whether there are copies that `own_copy` made without copying."""
+    return bool(_private_maps)

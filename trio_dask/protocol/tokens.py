@@ -13,23 +13,24 @@ holds random ids of classes by value. A token is the hash of a second, canonical
 
 from __future__ import annotations
 
-import abc
 import enum
+import itertools
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from hashlib import blake2b
 from pickle import PickleBuffer
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from trio_dask.identity import Digest
 from trio_dask.protocol.bytecode import code_use
 from trio_dask.protocol.captures import OF_THE_IMPORT
 from trio_dask.protocol.contents import LARGE_BYTES, content_digest, sole_owner
 from trio_dask.protocol.enumerations import told_of
-from trio_dask.protocol.introspection import attributes_of, kind_of
+from trio_dask.protocol.introspection import attributes_of, cells_of, is_made_by_statement, kind_of
 from trio_dask.protocol.named import parts_of_named
-from trio_dask.protocol.origins import MADE_BY_PYTHON
+from trio_dask.protocol.origins import MADE_BY_PYTHON, registered_with
 from trio_dask.protocol.picklers import (
     CACHED_FUNCTION,
     PROTOCOL,
@@ -40,13 +41,12 @@ from trio_dask.protocol.picklers import (
     type_name,
 )
 
-__all__ = ["canonical_token"]
+__all__ = ["ContentTokens", "canonical_token"]
 
 # How much longer than the ordinary pickle the one without a memo may get.
 _GROWTH = 8
 _ALLOWANCE_BYTES = 1 << 20
 
-_HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: made by a class statement
 _PLAIN = frozenset({int, str, float, bool, type(None), tuple, list, dict, complex})
 _SORTABLE = frozenset({int, str, bytes})
 _UNTOLD = MADE_BY_PYTHON | {"__module__", "__firstlineno__", "__static_attributes__"}
@@ -91,21 +91,13 @@ def _used_globals(function: FunctionType) -> dict[str, Any]:
     return {name: bound[name] for name in sorted(code_use(function.__code__).globals) if name in bound}
 
 
-def _cells(function: FunctionType) -> Iterator[Any]:
-    for cell in function.__closure__ or ():
-        try:
-            yield cell.cell_contents
-        except ValueError:  # not bound yet
-            yield "unbound"
-
-
 def _function(function: FunctionType) -> tuple[Any, ...]:
     return (
         function.__qualname__,
         function.__code__,
         function.__defaults__,
         function.__kwdefaults__,
-        tuple(_cells(function)),
+        tuple(cells_of(function, _unbound)),
         _used_globals(function),
         function.__annotations__,
         function.__doc__,
@@ -114,22 +106,18 @@ def _function(function: FunctionType) -> tuple[Any, ...]:
 
 
 def _class(cls: type[Any]) -> tuple[Any, ...]:
-    attributes: Any = {name: value for name, value in vars(cls).items() if name not in _UNTOLD}
+    attributes: Any = {name: value for name, value in attributes_of(cls).items() if name not in _UNTOLD}
     if issubclass(cls, enum.Enum):
         attributes = told_of(cls, attributes)
-    return type(cls), cls.__qualname__, cls.__bases__, attributes, _registered_with(cls)
-
-
-def _registered_with(cls: type[Any]) -> frozenset[Any]:
-    """The classes that `cls.register` was called with."""
-    if not isinstance(cls, abc.ABCMeta):
-        return frozenset()
-    references: set[Callable[[], Any]] = vars(abc)["_get_dump"](cls)[0]  # which cloudpickle copies
-    return frozenset(reference() for reference in references) - {None}
+    return type(cls), cls.__qualname__, cls.__bases__, attributes, registered_with(cls)
 
 
 def _module(module: ModuleType) -> tuple[Any, ...]:
     return module.__name__, {name: value for name, value in vars(module).items() if name not in OF_THE_IMPORT}
+
+
+def _unbound() -> None:
+    """Stands in a token for a variable that is not bound yet; never called."""
 
 
 def make_named_of(name: Any, parts: Any) -> Any:
@@ -196,7 +184,7 @@ class _CanonicalPickler(ByValuePickler):
             return "function", _function(thing)
         if type(thing) is CACHED_FUNCTION:
             return "cached function", thing.cache_parameters(), attributes_of(thing)
-        if not thing.__flags__ & _HEAP_TYPE:
+        if not is_made_by_statement(thing):
             return "built-in", type_name(thing)  # types.FunctionType and the like, which no module offers by its name
         return "class", _class(thing)
 
@@ -208,9 +196,13 @@ class _CanonicalPickler(ByValuePickler):
 
     def nested(self, value: Any) -> bytes:
         file = _HashingFile(self.file.left)
-        _CanonicalPickler(file, self.memo_wanted, self.digests, self.token_by_value).dump(value)
+        self.another(file).dump(value)
         self.file.left = file.left
         return file.hash.digest()
+
+    def another(self, file: _HashingFile) -> _CanonicalPickler:
+        """For a part that has a token of its own."""
+        return _CanonicalPickler(file, self.memo_wanted, self.digests, self.token_by_value)
 
     def digest(self, content: Buffer) -> Digest:
         found = self.digests.get(id(sole_owner(content)))
@@ -226,7 +218,7 @@ class _CanonicalPickler(ByValuePickler):
 
 def canonical_token(
     value: Any,
-    ordinary: bytes,
+    ordinary: Buffer,
     *,
     salt: bytes = b"",
     digests: Mapping[int, Digest] | None = None,
@@ -241,12 +233,74 @@ def canonical_token(
     """
     limit = _GROWTH * len(ordinary) + _ALLOWANCE_BYTES
     for memo in (False, True):
-        # With a memo it is about as long as the ordinary pickle, whether or not there is one.
-        file = _HashingFile(sys.maxsize if memo and not ordinary else limit)
+        file = _HashingFile(limit)  # with a memo it is about as long as the ordinary pickle
         file.hash.update(salt)
         try:
             _CanonicalPickler(file, memo, digests or {}, token_by_value).dump(value)
         except Exception:  # cycles and entanglement first of all; a user's __reduce__ may raise anything
             continue
         return file.hash.digest()
-    return blake2b(salt + ordinary, digest_size=16, person=b"ordinary").digest()
+    hashed = blake2b(salt, digest_size=16, person=b"ordinary")
+    hashed.update(ordinary)
+    return hashed.digest()
+
+
+# ------------------------------------------------------------------------------------------------- classes
+
+
+_numbers: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+_next_number = itertools.count().__next__
+
+
+class _ShallowPickler(_CanonicalPickler):
+    """Looks into one class alone, and notes which others it met."""
+
+    def __init__(self, file: _HashingFile, memo: bool, root: Any, others: dict[int, Any]) -> None:
+        super().__init__(file, memo, {}, None)
+        self.root = root
+        self.others = others
+
+    def definition(self, thing: Any) -> tuple[Any, ...]:
+        if thing is self.root or not issubclass(kind_of(thing), type) or not is_made_by_statement(thing):
+            return super().definition(thing)
+        self.others[id(thing)] = thing
+        return "another class", _numbers.setdefault(thing, _next_number())
+
+    def another(self, file: _HashingFile) -> _CanonicalPickler:
+        return _ShallowPickler(file, self.memo_wanted, self.root, self.others)
+
+
+class ContentTokens:
+    """Tokens of classes and named objects as they are at one moment, good within one process.
+
+    A class's token covers all classes that it reaches. Each is looked into once, so that many classes that know each
+    other cost no more than their sum.
+    """
+
+    def __init__(self) -> None:
+        self._own: dict[int, tuple[bytes, list[Any]]] = {}
+
+    def of(self, thing: Any) -> bytes:
+        """Sixteen bytes. Raises whatever looking into it raises."""
+        tokens: dict[int, bytes] = {}
+        to_come = [thing]
+        while to_come:
+            found = to_come.pop()
+            if id(found) not in tokens:
+                tokens[id(found)], others = self._look_into(found)
+                to_come += others
+        own = tokens.pop(id(thing))
+        return blake2b(own + b"".join(sorted(tokens.values())), digest_size=16).digest()
+
+    def _look_into(self, thing: Any) -> tuple[bytes, list[Any]]:
+        found = self._own.get(id(thing))
+        if found is None:
+            others: dict[int, Any] = {}
+            file = _HashingFile(_ALLOWANCE_BYTES)
+            try:
+                _ShallowPickler(file, False, thing, others).dump(thing)
+            except Exception:  # cycles and entanglement, or what cannot be pickled at all
+                file = _HashingFile(sys.maxsize)
+                _ShallowPickler(file, True, thing, others).dump(thing)
+            found = self._own[id(thing)] = file.hash.digest(), list(others.values())
+        return found

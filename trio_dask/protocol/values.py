@@ -49,7 +49,7 @@ IN_BAND_BYTES = 1 << 12
 PIECE_BYTES = 1 << 20
 """A single write of the pickler from this size on (a large bytes object) becomes a frame without being copied."""
 
-LARGEST_FRAME_BYTES = 1 << 17
+LARGEST_FRAME_BYTES = 1 << 18
 """The pickler writes whole opcodes, in frames below this size; what is larger is the content of one object."""
 
 _SCALARS: dict[type[Any], str] = {int: "int", float: "float", bool: "bool", type(None): "NoneType", complex: "complex"}

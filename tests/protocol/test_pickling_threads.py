@@ -1,0 +1,123 @@
+"""Classes that are renewed while other tasks use them, and what several threads load at once."""
+
+import abc
+import enum
+import sys
+import threading
+
+import pytest
+
+from trio_dask.protocol import named, origins
+from trio_dask.protocol.enumerations import fill_enum, make_enum, reduce_enum
+
+ROUNDS = 3000
+
+
+class Colour(enum.Enum):
+    RED = (1,)
+    BLUE = (2,)
+    ROUGE = RED
+
+
+class Circle:
+    pass
+
+
+@pytest.fixture(autouse=True)
+def switching():
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+def set_attributes(cls, state):
+    for name, value in state[0].items():
+        if name == "_abc_impl":
+            for registered in value:
+                cls.register(registered)
+        else:
+            setattr(cls, name, value)
+
+
+def together(*jobs):
+    """Run the first job in two threads, each so many times; the others as often as they can meanwhile."""
+    errors, over = [], threading.Event()
+
+    def run(job, rounds):
+        try:
+            while not over.is_set() and (rounds := rounds - 1) >= 0:
+                job()
+        except BaseException as error:
+            errors.append(error)
+
+    loaders = [threading.Thread(target=run, args=(jobs[0], ROUNDS)) for _ in range(2)]
+    readers = [threading.Thread(target=run, args=(job, sys.maxsize)) for job in jobs[1:]]
+    for thread in (*loaders, *readers):
+        thread.start()
+    for thread in loaders:
+        thread.join()
+    over.set()
+    for thread in readers:
+        thread.join()
+    assert errors == []
+
+
+def test_members_of_an_enumeration_are_there_while_it_is_renewed():
+    arguments, state = reduce_enum(Colour, {}, set_attributes)
+    cls = origins.make_class("enumeration of the thread test", b"content", make_enum, arguments)
+    origins.keep_class(cls, (fill_enum, state))
+
+    def read():
+        assert cls((1,)) is cls.RED is cls.ROUGE
+        assert cls.BLUE.value == (2,)
+
+    def change():
+        cls.RED.note = 1
+
+    together(lambda: origins.renew_class(cls, (fill_enum, state)), read, change)
+
+
+def test_a_class_is_whole_while_it_is_renewed():
+    cls = origins.make_class("class of the thread test", b"content", lambda: abc.ABCMeta("Shape", (), {}), ())
+    state = (set_attributes, ({"sides": 4, "_abc_impl": [Circle]}, {}))
+    origins.keep_class(cls, state)
+
+    def read():
+        assert cls.sides == 4
+        assert isinstance(Circle(), cls)
+
+    def change():
+        cls.added = 1
+
+    together(lambda: origins.renew_class(cls, state), read, change)
+
+
+def test_a_named_object_is_whole_while_it_is_renewed():
+    class Sentinel:
+        pass
+
+    def make():
+        return named.make_named(b"of the thread test", Sentinel, ())
+
+    state = (named.set_attributes, {"seen": 0})
+    thing = make()
+
+    def load():
+        named.renew_named(make(), state)
+
+    def change():
+        thing.note = 1
+
+    load()
+    together(load, lambda: thing.seen, change)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="the type statement came with Python 3.12")
+def test_a_type_alias_has_its_value_for_whoever_loads_it():
+    def load():
+        alias = named.make_named(b"alias of the thread test", named.make_lazy_alias, ("Alias", "__main__"))
+        named.keep_named(alias, (named.fill_alias, int))
+        assert alias.__value__ is int
+
+    together(load, load)
