@@ -100,9 +100,11 @@ def generic():
 def uses_constants():
     log, pattern, path = logging.getLogger("x"), re.compile("a"), pathlib.Path("/")
 
+    scalars, kind, part = (np.float64(1), np.int8(1), np.bool_(True), np.str_("a")), np.dtype("f8"), slice(1, 2)
+
     def f(x: typing.Optional[int]) -> list[int]:  # noqa: UP045
         log.info("x")
-        return [pattern, path, x, os.path.join("a", "b")]
+        return [pattern, path, x, os.path.join("a", "b"), scalars, kind, part]
 
     return f
 
@@ -124,6 +126,10 @@ def test_ordinary_definitions_carry_no_state_and_are_pickled_once(make):
     [
         "def f():\n    global n\n    n = 1",
         "def f(x=[]): pass",
+        "def f(x=slice([])): pass",
+        "import numpy\na = numpy.zeros(1, 'i4,f4')[0]\ndef f(): return a",
+        "import numpy\na = numpy.dtype('i4,f4')\ndef f(): return a",
+        "class C: pass\ndef f(c): super(C, c).__dict__['x'] = 1",
         "a = []\ndef f(): return a",
         "a = {}\ndef f(): return (lambda: a)",
         "def g(): pass\ndef f(): g.x = 1",

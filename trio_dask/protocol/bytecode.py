@@ -13,7 +13,7 @@ _READS: Final = frozenset({"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBAL
 _BINDS_GLOBAL: Final = frozenset({"STORE_GLOBAL", "DELETE_GLOBAL"})
 _BINDS_CELL: Final = frozenset({"STORE_DEREF", "DELETE_DEREF"})
 _BINDS_ATTRIBUTE: Final = frozenset({"STORE_ATTR", "DELETE_ATTR"})
-_READS_ATTRIBUTE: Final = frozenset({"LOAD_ATTR", "LOAD_METHOD"})
+_READS_ATTRIBUTE: Final = frozenset({"LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR"})
 
 _BINDING_BUILTINS: Final = frozenset({"delattr", "eval", "exec", "globals", "setattr", "vars"})
 _WAYS_IN: Final = frozenset({"__class__", "__closure__", "__func__", "__globals__", "__kwdefaults__", "__wrapped__"})

@@ -61,6 +61,20 @@ _IMMUTABLE_BY_NAME = frozenset(
     }
 )  # fmt: skip
 """A logger is told by its name. Naming these types saves their import."""
+_NUMPY_SCALARS = (
+    "bool",
+    "bytes_",
+    "clongdouble",
+    "complex",
+    "datetime64",
+    "float",
+    "int",
+    "longdouble",
+    "str_",
+    "timedelta64",
+    "uint",
+)
+"""How the names of NumPy's immutable scalar types begin; `void`, which has fields, is not among them."""
 
 _WRAPPERS: frozenset[type[Any]] = frozenset({cached_property, classmethod, property, staticmethod})
 """Immutable themselves; the functions in them are seen by the pickler."""
@@ -83,6 +97,12 @@ def is_immutable(value: Any) -> bool:
         return True
     if kind is tuple or kind is frozenset:
         return all(map(is_immutable, value))
+    if kind is slice:
+        return is_immutable((value.start, value.stop, value.step))
+    if kind.__module__ == "numpy" and kind.__name__.startswith(_NUMPY_SCALARS):
+        return True
+    if kind.__module__ == "numpy.dtypes":
+        return not value.fields
     if kind is BuiltinFunctionType:
         return is_immutable(value.__self__)  # `math.sqrt`, but not `some_list.append`
     if kind.__module__ == "typing" or issubclass(kind, enum.Enum):

@@ -5,7 +5,7 @@ and classes that another process cannot import (from `__main__`, a notebook, `py
 was given to `cloudpickle.register_pickle_by_value`) travel by value; so do modules that only this process has, and
 whatever pickles as a name in one of these places. All else is ordinary pickle, which is many times faster than
 cloudpickle. Ordinary pickle alone would happily refer to `__main__.f`, which is another `__main__` over there, so
-every pickler of this package asks `travels_by_value`, and its output is asked `names_what_only_we_have`.
+every pickler of this package asks `travels_by_value`, and its output is searched with `names_what_only_we_have`.
 """
 
 from __future__ import annotations
