@@ -46,6 +46,13 @@ def _read_address(text: str) -> Address:
     return address
 
 
+def _read_host(text: str) -> str:
+    from trio_dask.comm.addresses import check_host
+
+    check_host(text)
+    return text
+
+
 def _read_protocol(text: str) -> str:
     if text.strip().rstrip(":/").lower() != "tcp":
         raise UsageError(f"{text[:40]!a} is not what workers listen on; there is tcp")
@@ -162,6 +169,7 @@ OPTIONS: Final = (
     ),
     click.option(
         "--host",
+        type=Checked("TEXT", _read_host),
         default="",
         help="Name or address to listen on. Default: the address of this machine that reaches the scheduler.",
     ),
