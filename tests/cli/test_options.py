@@ -86,7 +86,7 @@ WORKER = [
     (["h:1", "--nworkers", "many"], "--nworkers: 'many' is not a number of workers"),
     (["h:1", "--nworkers", "2", "--no-nanny"], "--nworkers and --no-nanny"),
     (["h:1", "--nworkers", "3", "--worker-port", "9000:9001"], "--worker-port: 2 ports for 3 workers"),
-    (["h:1", "--nworkers", "3", "--nanny-port", "9000"], "--nanny-port: 1 ports for 3 workers; give a range, such as"),
+    (["h:1", "--nworkers", "3", "--nanny-port", "9000"], "--nanny-port: 1 port for 3 workers; give a range, such as"),
     (["h:1", "--nanny-port", "x"], "--nanny-port: 'x' is not a port"),
     (["h:1", "--on-scheduler-stop", "wait", "--no-reconnect"], "--on-scheduler-stop wait and --no-reconnect"),
     (["h:1", "--on-scheduler-stop", "go"], "--on-scheduler-stop: 'go' is not one of"),

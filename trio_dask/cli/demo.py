@@ -13,6 +13,7 @@ import click
 from trio_dask.cli.common import Checked, Program, common_options, run_command
 from trio_dask.cli.demo_work import FAN_IN, Counts, combine, count_names, run_plainly, source_files, standard_library
 from trio_dask.cli.output import show
+from trio_dask.config import counted
 from trio_dask.deploy.program import ExitStatus, Stopper, run_program
 from trio_dask.errors import UnavailableError, UsageError
 
@@ -71,12 +72,12 @@ async def _run(folder: str, names: Sequence[str], what: str) -> None:
     started = perf_counter()
     async with open_local_cluster() as cluster, cluster.get_client() as client:
         workers = len(cluster.workers)
-        show(f"A scheduler and {workers} workers were ready after {perf_counter() - started:.2f} s.")
+        show(f"A scheduler and {counted(workers, 'worker')} were ready after {perf_counter() - started:.2f} s.")
         started = perf_counter()
         counts, tasks = await _map_and_reduce(client, folder, names)
         elapsed_s = perf_counter() - started
     show(*_rendered(counts))
-    show(f"\n{tasks:,} tasks took {elapsed_s:.2f} s on {workers} workers.")
+    show(f"\n{tasks:,} tasks took {elapsed_s:.2f} s on {counted(workers, 'worker')}.")
     started = perf_counter()
     plain = await trio.to_thread.run_sync(run_plainly, folder, names, abandon_on_cancel=True)
     plain_s = perf_counter() - started
