@@ -90,6 +90,9 @@ class BaseClient(Generic[F]):
         computed once, unless it is not `pure`. An option for which the function has a parameter is refused:
         `functools.partial(func, time_limit=60)` binds the parameter.
 
+        A call that is submitted again while a future of it is there is the same task, with the options of the first
+        submission: those of later ones have no effect. `pure=False` or another `key` makes a task of its own.
+
         Args:
           key: the name of the task, instead of one that is made from the call.
           workers: names, addresses or hosts of the workers that may run it.
