@@ -6,7 +6,7 @@ import threading
 import psutil
 import pytest
 
-from trio_dask.errors import NoScheduler, UsageError
+from trio_dask.errors import NoScheduler, UnavailableError, UsageError
 from trio_dask.files import check_writable, present, read_scheduler_file, remove_present, scheduler_file_text
 
 
@@ -142,11 +142,14 @@ def test_a_scheduler_file_from_elsewhere_is_not_judged(tmp_path, running):
         assert path.read_text() == "ours"
 
 
-def test_a_file_that_cannot_be_written_is_wrong_usage(tmp_path):
-    with pytest.raises(UsageError, match=r"cannot write .*: No such file or directory"), present(f"{tmp_path}/a/b", ""):
+def test_a_file_that_cannot_be_written(tmp_path):
+    with (
+        pytest.raises(UnavailableError, match=r"cannot write .*: No such file or directory"),
+        present(f"{tmp_path}/a/b", ""),
+    ):
         pass
     for path in (str(tmp_path), f"{tmp_path}/a/b"):
-        with pytest.raises(UsageError, match="cannot write"):
+        with pytest.raises(UnavailableError, match="cannot write"):
             check_writable(path)
     check_writable(str(tmp_path / "file"))
 
@@ -191,7 +194,7 @@ def test_a_file_that_is_just_being_written_is_waited_for(tmp_path):
 
 
 def test_a_scheduler_file_that_cannot_be_read(tmp_path):
-    with pytest.raises(UsageError, match=r"cannot read the scheduler file .*: Is a directory"):
+    with pytest.raises(UnavailableError, match=r"cannot read the scheduler file .*: Is a directory"):
         read_scheduler_file(str(tmp_path))
 
 

@@ -41,6 +41,7 @@ from trio_dask.errors import (
     TaskExited,
     TaskTimeout,
     TrioDaskError,
+    UnavailableError,
     UsageError,
 )
 
@@ -89,6 +90,7 @@ __all__ = [
     "TaskExited",
     "TaskTimeout",
     "TrioDaskError",
+    "UnavailableError",
     "UsageError",
     "__version__",
     "as_completed",

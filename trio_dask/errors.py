@@ -30,6 +30,7 @@ __all__ = [
     "TaskExited",
     "TaskTimeout",
     "TrioDaskError",
+    "UnavailableError",
     "UsageError",
 ]
 
@@ -40,6 +41,10 @@ class TrioDaskError(Exception):
 
 class UsageError(TrioDaskError, ValueError):
     """Wrong input from the user; the message says what, where and how to mend it."""
+
+
+class UnavailableError(TrioDaskError, OSError):
+    """What was named is not here, or may not be used: a file, a folder, a network interface. Elsewhere it may be."""
 
 
 class AddressError(UsageError):

@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO, cast
 
-from trio_dask.errors import NoScheduler, UsageError
+from trio_dask.errors import NoScheduler, UnavailableError, UsageError
 
 __all__ = ["check_writable", "present", "read_scheduler_file", "remove_present", "scheduler_file_text"]
 
@@ -37,7 +37,7 @@ def present(path: str | None, text: str) -> Generator[None]:
 
     Raises:
       FileExistsError: the file is that of another program, which is running.
-      UsageError: the file cannot be written.
+      UnavailableError: the file cannot be written.
     """
     if path is None:
         yield
@@ -50,7 +50,7 @@ def present(path: str | None, text: str) -> Generator[None]:
     try:
         file = _write(target, text)
     except OSError as exc:
-        raise UsageError(f"cannot write {path}: {exc.strerror or exc}") from exc
+        raise UnavailableError(f"cannot write {path}: {exc.strerror or exc}") from exc
     # While it is open, no other file can get its number, so that ours is told from what may have taken its place.
     with file:
         own = os.fstat(file.fileno())
@@ -72,18 +72,18 @@ def check_writable(path: str) -> None:
     """Find out early whether `path` can be written by `present`.
 
     Raises:
-      UsageError: it cannot.
+      UnavailableError: it cannot.
     """
     try:
         target = Path(path).absolute()
     except FileNotFoundError:
-        raise UsageError(f"cannot write {path}: the folder in which this program was started is gone") from None
+        raise UnavailableError(f"cannot write {path}: the folder in which this program was started is gone") from None
     if target.is_dir():
-        raise UsageError(f"cannot write {path}: it is a folder; give the name of a file")
+        raise UnavailableError(f"cannot write {path}: it is a folder; give the name of a file")
     if not target.parent.is_dir():
-        raise UsageError(f"cannot write {path}: there is no folder {target.parent}")
+        raise UnavailableError(f"cannot write {path}: there is no folder {target.parent}")
     if not os.access(target.parent, os.W_OK):
-        raise UsageError(f"cannot write {path}: no permission to write in {target.parent}")
+        raise UnavailableError(f"cannot write {path}: no permission to write in {target.parent}")
 
 
 def _write(target: Path, text: str) -> TextIO:
@@ -212,7 +212,8 @@ def read_scheduler_file(path: str) -> str | None:
 
     Raises:
       NoScheduler: the scheduler that wrote it has ended.
-      UsageError: the file cannot be read, or is not a scheduler file.
+      UnavailableError: the file cannot be read.
+      UsageError: it is not a scheduler file.
     """
     try:
         with open(path, "rb") as file:
@@ -220,7 +221,7 @@ def read_scheduler_file(path: str) -> str | None:
     except FileNotFoundError:
         return None
     except OSError as exc:
-        raise UsageError(f"cannot read the scheduler file {path}: {exc.strerror or exc}") from exc
+        raise UnavailableError(f"cannot read the scheduler file {path}: {exc.strerror or exc}") from exc
     if len(data) > MAX_SCHEDULER_FILE_BYTES:
         raise UsageError(f"{path} is not a scheduler file: it is longer than {MAX_SCHEDULER_FILE_BYTES} bytes")
     if not data.strip():

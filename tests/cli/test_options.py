@@ -41,9 +41,8 @@ SCHEDULER = [
     (["--host", "tcp://h:1", "--port", "2"], "give the port once"),
     (["--host", "foo://h:1"], "'foo' is not a known scheme; there are"),
     (["--host", "a:b:c:d://"], "a:b:c:d://"),
-    (["--scheduler-file", "/no/such/folder/file"], "--scheduler-file: cannot write /no/such/folder/file"),
     (["--scheduler-file", ""], "--scheduler-file: give the name of a file"),
-    (["--pid-file", "/"], "--pid-file: cannot write /: it is a folder"),
+    (["--host", "a b"], "'a b' is neither the name nor the address of a host"),
     (["--idle-timeout", "soon"], "--idle-timeout: 'soon' is not a length of time"),
     (["--reconnect-grace", "-1"], "--reconnect-grace: '-1' is not a length of time"),
     (["--worker-ttl", ""], "--worker-ttl: '' is not a length of time"),
@@ -63,6 +62,7 @@ WORKER = [
     (["nonsense://x"], "'nonsense' is not a known scheme; there are"),
     (["h:1", "h:2"], "h:2"),
     (["h:1", "--scheduler-file", "f"], "SCHEDULER and --scheduler-file: give only one of them"),
+    (["h:1", "--host", "a b"], "--host: 'a b' is neither the name nor the address of a host"),
     (["h:1", "--nthreads", "0"], "--nthreads: '0' is not a number of threads; give 1 to 4096"),
     (["h:1", "--nthreads", "1e9"], "--nthreads: '1e9'"),
     (["h:1", "--memory-limit", "nonsense"], "--memory-limit: 'nonsense' is not a memory limit"),
@@ -81,13 +81,12 @@ WORKER = [
     (["h:1", "--death-timeout", "soon"], "--death-timeout: 'soon' is not a length of time"),
     (["h:1", "--death-timeout", "-5"], "--death-timeout"),
     (["h:1", *HOST, "--interface", "lo"], "--interface and --host"),
-    (["h:1", "--pid-file", "/no/such/folder/file"], "--pid-file: cannot write"),
     (["h:1", "--nworkers", "0"], "--nworkers: '0' means 0 workers"),
     (["h:1", "--nprocs", "-100000"], "--nworkers: '-100000' means -"),
     (["h:1", "--nworkers", "many"], "--nworkers: 'many' is not a number of workers"),
     (["h:1", "--nworkers", "2", "--no-nanny"], "--nworkers and --no-nanny"),
     (["h:1", "--nworkers", "3", "--worker-port", "9000:9001"], "--worker-port: 2 ports for 3 workers"),
-    (["h:1", "--nworkers", "3", "--nanny-port", "9000"], "--nanny-port: 1 ports for 3 workers; give a range, such as"),
+    (["h:1", "--nworkers", "3", "--nanny-port", "9000"], "--nanny-port: 1 port for 3 workers; give a range, such as"),
     (["h:1", "--nanny-port", "x"], "--nanny-port: 'x' is not a port"),
     (["h:1", "--on-scheduler-stop", "wait", "--no-reconnect"], "--on-scheduler-stop wait and --no-reconnect"),
     (["h:1", "--on-scheduler-stop", "go"], "--on-scheduler-stop: 'go' is not one of"),
@@ -112,8 +111,7 @@ WORKER = [
     (["h:1", "--scheduler-sni", "s"], "--scheduler-sni is not supported yet"),
 ]
 DEMO = [
-    (["--folder", "/no/such/folder"], "--folder: there is no folder '/no/such/folder'"),
-    (["--folder", ""], "--folder"),
+    (["--folder", ""], "--folder: give the name of a folder"),
     (["--folder", "a\0b"], "--folder"),
 ]
 
@@ -140,8 +138,30 @@ def test_wrong_usage_is_one_line_and_status_2(main, arguments, message, started,
     assert started == []
 
 
-def test_a_folder_without_python_is_wrong_usage(tmp_path, started, capsys):
-    assert demo.main(["--folder", str(tmp_path)]) == 2
+@pytest.mark.parametrize(
+    ("main", "arguments", "message"),
+    [
+        (
+            scheduler.main,
+            ["--scheduler-file", "/no/such/folder/file"],
+            "--scheduler-file: cannot write /no/such",
+        ),
+        (scheduler.main, ["--pid-file", "/"], "--pid-file: cannot write /: it is a folder; give the name of a file"),
+        (worker.main, ["h:1", "--pid-file", "/no/such/folder/file"], "--pid-file: cannot write /no/such/folder/file"),
+        (demo.main, ["--folder", "/no/such/folder"], "--folder: there is no folder '/no/such/folder'"),
+    ],
+)
+def test_what_is_not_here_is_one_line_and_status_4(main, arguments, message, started, capsys):
+    assert main(arguments) == 4
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert message in err
+    assert err.count("\n") == 1
+    assert started == []
+
+
+def test_a_folder_without_python_is_status_4(tmp_path, started, capsys):
+    assert demo.main(["--folder", str(tmp_path)]) == 4
     assert "there are no Python files in" in capsys.readouterr().err
 
 

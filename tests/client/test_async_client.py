@@ -471,7 +471,7 @@ async def test_a_graph_can_use_what_is_in_the_cluster(client):
     future = client.submit(increment, 1, key="held")
     assert await client.get({"y": (increment, future)}, "y") == 3
     assert await client.get({}, "held") == 2
-    with pytest.raises(Exception, match="unknown"):
+    with pytest.raises(KeyError, match=r"'nobody knows it' is neither a key of the graph \(which is empty\) nor"):
         await client.get({}, "nobody knows it")
 
 

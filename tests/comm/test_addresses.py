@@ -13,12 +13,13 @@ from trio_dask.comm.addresses import (
     Address,
     addresses_of_interface,
     advertised_hosts,
+    check_host,
     choose_advertised_host,
     is_loopback,
     parse_address,
     parse_scheduler_address,
 )
-from trio_dask.errors import AddressError
+from trio_dask.errors import AddressError, UnavailableError
 
 HOSTS = st.from_regex(r"[a-zA-Z0-9]([a-zA-Z0-9.-]{0,20}[a-zA-Z0-9])?", fullmatch=True) | st.ip_addresses().map(str)
 
@@ -172,6 +173,17 @@ def test_what_only_this_machine_reaches(host, expected):
     assert is_loopback(host) == expected
 
 
+@pytest.mark.parametrize("host", ["", "node-1.cluster", "my_host", "10.0.0.5", "::1", "fe80::1%eth0"])
+def test_hosts_that_people_write(host):
+    check_host(host)
+
+
+@pytest.mark.parametrize("host", ["a b", "[::1]", "a/b", "1::2::3", "\0"])
+def test_what_can_be_no_host_is_refused(host):
+    with pytest.raises(AddressError, match="is neither the name nor the address of a host; write for example"):
+        check_host(host)
+
+
 def test_interfaces_have_addresses():
     name = next(
         name
@@ -179,5 +191,5 @@ def test_interfaces_have_addresses():
         if any(entry.address == "127.0.0.1" for entry in entries)
     )
     assert addresses_of_interface(name)[0] == "127.0.0.1"
-    with pytest.raises(AddressError, match=f"'nope0'; there are .*{name}"):
+    with pytest.raises(UnavailableError, match=f"'nope0'; there are .*{name}"):
         addresses_of_interface("nope0")

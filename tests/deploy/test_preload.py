@@ -7,7 +7,7 @@ import pytest
 import trio
 
 from trio_dask.deploy.preload import TEARDOWN_S, PreloadError, preload, set_up
-from trio_dask.errors import UsageError
+from trio_dask.errors import UnavailableError
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_a_module_that_raises_is_told_with_file_and_line(load, code, said):
 
 def test_what_is_not_there_is_wrong_usage():
     for name in ("no_such_module_at_all", "/no/such/file.py"):
-        with pytest.raises(UsageError, match="--preload-nanny: there is no"):
+        with pytest.raises(UnavailableError, match="--preload-nanny: there is no"):
             preload([name], (), option="--preload-nanny")
 
 

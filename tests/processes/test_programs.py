@@ -115,13 +115,13 @@ def test_a_port_in_use_is_status_4_and_one_line():
     ("arguments", "status"),
     [
         (["scheduler", "--port", "99999"], 2),
-        (["scheduler", "--interface", "nosuch0"], 2),
+        (["scheduler", "--interface", "nosuch0"], 4),
         (["scheduler", "--host", "nosuch.invalid"], 4),
         (["scheduler", "--host", "192.0.2.77"], 4),
         (["worker"], 2),
         (["worker", "nonsense://x"], 2),
         (["worker", "127.0.0.1:1", "--nthreads", "0"], 2),
-        (["demo", "--folder", "/no/such/folder"], 2),
+        (["demo", "--folder", "/no/such/folder"], 4),
         (["nonsense"], 2),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
@@ -254,7 +254,7 @@ def test_a_program_whose_folder_was_removed_works_and_cannot_write_a_file_there(
         folder = tmp_path / fork_server
         folder.mkdir()
         with program("-c", text, cwd=folder, env=environment(TRIO_DASK_FORK_SERVER=fork_server)) as running:
-            assert running.end() == 2
+            assert running.end() == 4
         assert running.output == ["8"]
         (line,) = running.errors
         assert "cannot write here.pid: the folder in which this program was started is gone" in line

@@ -171,6 +171,18 @@ def test_a_result_that_crosses_its_cancellation_is_stale_and_dropped() -> None:
     assert kit.states() == {}
 
 
+def test_the_same_task_again_keeps_the_options_of_the_first_submission() -> None:
+    kit = Kit()
+    worker, client, other = kit.worker("alice"), kit.client(), kit.client("other")
+    client.submit("a", workers=("nobody",))
+    other.submit("a", workers=("alice",), resources={"GPU": 1})
+    assert worker.runs() == []
+    assert kit.core.state.tasks["a"].terms.workers == ("nobody",)
+    assert kit.core.state.tasks["a"].terms.resources == ()
+    kit.worker("nobody").finish_all()
+    assert client.ready() == other.ready() == ["a"]
+
+
 def test_one_key_for_two_different_tasks_is_a_conflict_and_leaves_the_first_alone() -> None:
     kit = Kit()
     worker, client, other = kit.worker(), kit.client("one"), kit.client("two")

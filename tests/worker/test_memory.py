@@ -24,7 +24,7 @@ from tests.worker.kit import PATIENCE_S, Ref, Session, open_data, open_worker
 from tests.worker.test_data_plane import ask, call, put
 from trio_dask.comm.buffers import HUGE_PAGE_BYTES, Stock
 from trio_dask.config import WorkerSettings
-from trio_dask.errors import UsageError
+from trio_dask.errors import UnavailableError
 from trio_dask.protocol.messages import (
     Absent,
     Fetch,
@@ -760,7 +760,7 @@ async def test_a_disk_that_cannot_be_read_fails_the_task_and_the_transfer_by_nam
 
 async def test_a_local_directory_that_is_of_no_use_is_refused_at_the_start(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UsageError, match="--local-directory: cannot write to "):
+    with pytest.raises(UnavailableError, match="--local-directory: cannot write to "):
         await run_worker(
             WorkerSettings(
                 scheduler="inproc://x", memory_limit_bytes=LIMIT, local_directory=str(tmp_path / "file" / "x")

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trio_dask.errors import SpillError, UsageError
+from trio_dask.errors import SpillError, UnavailableError
 from trio_dask.protocol.pickling import dump_value, load_value
 from trio_dask.worker import scratch, spill
 from trio_dask.worker.scratch import ScratchFolder, check_base, remove_leftovers
@@ -292,7 +292,7 @@ def test_a_base_that_is_not_there_is_made_and_one_that_cannot_be_is_refused_at_t
     check_base(str(tmp_path / "new" / "folder"))
     assert (tmp_path / "new" / "folder").is_dir()
     (tmp_path / "file").write_text("")
-    with pytest.raises(UsageError, match=r"cannot write to .*file/folder: "):
+    with pytest.raises(UnavailableError, match=r"cannot write to .*file/folder: "):
         check_base(str(tmp_path / "file" / "folder"))
     assert remove_leftovers(tmp_path / "nowhere") == []
 

@@ -11,7 +11,7 @@ import click
 from trio_dask._version import __version__
 from trio_dask.cli.output import complain, stdout_failed
 from trio_dask.deploy.program import ExitStatus, Stopper
-from trio_dask.errors import UsageError
+from trio_dask.errors import UnavailableError, UsageError
 from trio_dask.files import check_writable
 
 __all__ = [
@@ -52,6 +52,9 @@ class Checked(ParamType):
             return self._read(value)
         except UsageError as exc:
             self.fail(str(exc), param, ctx)
+        except UnavailableError as exc:
+            name = self.name if param is None else max(param.opts, key=len)
+            raise UnavailableError(f"{name}: {exc}") from exc
 
 
 def path_to_write(text: str) -> str:
@@ -169,6 +172,9 @@ def run_command(command: click.Command, name: str, arguments: Sequence[str] | No
     except UsageError as exc:
         complain(name, _shorten(str(exc)))
         return ExitStatus.WRONG_USAGE
+    except UnavailableError as exc:
+        complain(name, _shorten(str(exc)))
+        return ExitStatus.REFUSED
     except (click.Abort, KeyboardInterrupt):
         return ExitStatus.STOPPED
     except OSError as exc:  # of the help or version text: a pipe that nobody reads, a full disk

@@ -15,7 +15,7 @@ from trio_dask.cli.demo_work import FAN_IN, Counts, combine, count_names, run_pl
 from trio_dask.cli.output import show
 from trio_dask.config import counted
 from trio_dask.deploy.program import ExitStatus, Stopper, run_program
-from trio_dask.errors import UsageError
+from trio_dask.errors import UnavailableError, UsageError
 
 if TYPE_CHECKING:
     from trio_dask.client.async_client import AsyncClient
@@ -26,8 +26,10 @@ FREQUENT = 10
 
 
 def _read_folder(text: str) -> Path:
-    if not text or "\0" in text or not Path(text).is_dir():
-        raise UsageError(f"there is no folder {text!a}")
+    if not text or "\0" in text:
+        raise UsageError("give the name of a folder")
+    if not Path(text).is_dir():
+        raise UnavailableError(f"there is no folder {text!a}")
     return Path(text)
 
 
@@ -50,7 +52,7 @@ def demo(stopper: Stopper, folder: Path | None, debug: bool) -> int:
     folder = (folder or standard_library()).resolve()
     names = source_files(folder)
     if not names:
-        raise UsageError(f"--folder: there are no Python files in {folder}")
+        raise UnavailableError(f"--folder: there are no Python files in {folder}")
     finished = False
 
     async def service() -> None:

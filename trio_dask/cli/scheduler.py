@@ -160,9 +160,11 @@ def scheduler(
 
 def _split_host(text: str, default_port: int) -> tuple[str, int | None]:
     """What `--host` says: a name or an address, or, as with distributed, a URI, which may have a port."""
+    from trio_dask.comm.addresses import check_host, parse_address
+
     if "://" not in text and not (text.count(":") == 1 or text.startswith("[")):
+        check_host(text)
         return text, None
-    from trio_dask.comm.addresses import parse_address
 
     address = parse_address(text, default_port=default_port)
     return address.host, address.port

@@ -14,7 +14,7 @@ import click
 
 from trio_dask.cli.common import Checked, Program, common_options, run_command
 from trio_dask.cli.output import show
-from trio_dask.config import format_bytes, parse_timedelta
+from trio_dask.config import counted, format_bytes, parse_timedelta
 from trio_dask.deploy.program import Stopper, run_program
 from trio_dask.errors import NoScheduler, ProtocolError, UsageError
 
@@ -103,7 +103,7 @@ def rendered(found: Mapping[str, Any], width: int) -> str:
         _fitting(
             f"Scheduler  {found['address']}, trio_dask {found['package']}, pid {found['pid']} on {found['host']}", width
         ),
-        f"Workers    {len(workers)}, with {threads} threads",
+        f"Workers    {len(workers)}, with {counted(threads, 'thread')}",
         f"Clients    {len(found['clients'])}",
         textwrap.fill(counts or "none", width, initial_indent="Tasks      ", subsequent_indent=" " * 11),
     ]

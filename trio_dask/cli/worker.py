@@ -14,7 +14,7 @@ import click
 from trio_dask.cli.common import Program, run_command
 from trio_dask.cli.former import notes
 from trio_dask.cli.worker_options import SECTIONS, worker_options
-from trio_dask.config import NannySettings, WorkerSettings, check_memory_limit
+from trio_dask.config import NannySettings, WorkerSettings, check_memory_limit, counted
 from trio_dask.deploy.layout import Share, divide
 from trio_dask.deploy.program import Stopper, raise_file_limit, run_program
 from trio_dask.errors import UsageError
@@ -97,7 +97,7 @@ def _divide(options: dict[str, Any]) -> Share:
         if first and last - first + 1 < share.workers:
             option = "--" + name.replace("_", "-")
             raise click.UsageError(
-                f"{option}: {last - first + 1} ports for {share.workers} workers; give a range, such as "
+                f"{option}: {counted(last - first + 1, 'port')} for {share.workers} workers; give a range, such as "
                 f"{first}:{min(65535, first + share.workers - 1)}"
             )
     if not options["nanny"] and share.workers > 1:

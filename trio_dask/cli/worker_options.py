@@ -46,6 +46,13 @@ def _read_address(text: str) -> Address:
     return address
 
 
+def _read_host(text: str) -> str:
+    from trio_dask.comm.addresses import check_host
+
+    check_host(text)
+    return text
+
+
 def _read_protocol(text: str) -> str:
     if text.strip().rstrip(":/").lower() != "tcp":
         raise UsageError(f"{text[:40]!a} is not a protocol that workers listen on; give tcp")
@@ -163,6 +170,7 @@ OPTIONS: Final = (
     ),
     click.option(
         "--host",
+        type=Checked("TEXT", _read_host),
         default="",
         help="Name or address to listen on. Default: this machine's address on the route to the scheduler.",
     ),

@@ -24,7 +24,7 @@ from trio_dask.client.options import Workers, understood
 from trio_dask.client.scattering import parcels_of, put_all, reshaped
 from trio_dask.client.session import address_of, engine_for, settings_for
 from trio_dask.client.waiting import require_trio
-from trio_dask.errors import UsageError
+from trio_dask.errors import DataLost, UsageError
 from trio_dask.identity import Key
 
 __all__ = ["AsyncClient"]
@@ -162,9 +162,15 @@ class AsyncClient(BaseClient[AsyncFuture]):
         """Compute keys of a plain graph (a dict of tasks), and return their values in the shape of `keys`.
 
         Without `sync` it does not wait, and futures stand in the place of values that have to be computed.
+
+        Raises `KeyError` for a key that is neither in the graph nor at the scheduler.
         """
         found = self._submit_graph(dsk, flat_keys(keys), understood(options))
-        values = await self.gather(found) if sync else found
+        try:
+            values = await self.gather(found) if sync else found
+        except DataLost:
+            self._refuse_unknown(dsk, found)
+            raise
         return shaped_like(keys, values)
 
     async def scatter(

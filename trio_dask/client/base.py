@@ -15,10 +15,10 @@ from trio_dask.client.core.states import KeyState
 from trio_dask.client.engine import Engine
 from trio_dask.client.forked import bind_to_process
 from trio_dask.client.futures import BaseFuture, states_of
-from trio_dask.client.gathering import concrete, futures_in
+from trio_dask.client.gathering import futures_given
 from trio_dask.client.graphs import Constant, GraphTask, Plan, plan, wire_key
 from trio_dask.client.names import sendable
-from trio_dask.client.options import Options, extra_from
+from trio_dask.client.options import Options, extra_from, whole
 from trio_dask.client.scattering import Parcel
 from trio_dask.errors import UsageError
 from trio_dask.identity import Key
@@ -32,6 +32,7 @@ F = TypeVar("F", bound=BaseFuture)
 FIRST_CHUNK = 256
 LARGEST_CHUNK = 4096
 LARGE_KWARGS_BYTES = 1024
+MOST_SHOWN = 5
 
 
 class BaseClient(Generic[F]):
@@ -88,6 +89,9 @@ class BaseClient(Generic[F]):
         Futures anywhere inside the arguments are replaced by their results. The same call has the same key and is
         computed once, unless it is not `pure`. An option for which the function has a parameter is refused:
         `functools.partial(func, time_limit=60)` binds the parameter.
+
+        A call that is submitted again while a future of it is there is the same task, with the options of the first
+        submission: those of later ones have no effect. `pure=False` or another `key` makes a task of its own.
 
         Args:
           key: the name of the task, instead of one that is made from the call.
@@ -164,6 +168,12 @@ class BaseClient(Generic[F]):
             raise UsageError("actors are not supported")
         if not iterables:
             raise UsageError("map() needs something to map over")
+        for iterable in iterables:
+            if not _is_iterable(iterable):
+                raise TypeError(
+                    f"map() calls the function on each element of an iterable, and {iterable!r:.60} is none; "
+                    "for one call use submit()"
+                )
         func, kwargs = _with_large_kwargs(_callable(func), kwargs)
         function = pickle_function(func)
         options: Options = {
@@ -180,12 +190,14 @@ class BaseClient(Generic[F]):
         if isinstance(key, str):
             prefix = sendable("the key", key)
         elif key is not None:
+            if not _is_iterable(key):
+                raise UsageError(f"key is the beginning of all keys, a text, or a list of keys, not {key!r:.60}")
             keys = iter(key)
         calls = zip(*iterables, strict=False)
         futures: list[F] = []
         engine, future = self._engine, self._future
-        if batch_size is not None and (isinstance(batch_size, str) or batch_size < 0):
-            raise UsageError(f"batch_size must be a number of calls, not {batch_size!r}")
+        if batch_size is not None:
+            batch_size = whole("batch_size", batch_size, 0, 2**31)
         size = batch_size or FIRST_CHUNK
         while batch := list(islice(calls, size)):
             if keys is not None:
@@ -279,6 +291,17 @@ class BaseClient(Generic[F]):
             rows.append(Row(key, call.call, call.dependencies, digests, token))
         return self._engine.submit(function, rows, contents, extra)
 
+    def _refuse_unknown(self, graph: Mapping[Any, Any], found: Mapping[Hashable, Any]) -> None:
+        """Say which of these keys is not there at all, if one is: neither in the graph nor at the scheduler.
+
+        Raises `KeyError`.
+        """
+        for key, future in found.items():
+            if key not in graph and isinstance(future, BaseFuture) and future.status == "lost":
+                known = ", ".join(repr(other) for other in islice(graph, MOST_SHOWN)) or "which is empty"
+                more = ", ..." if len(graph) > MOST_SHOWN else ""
+                raise KeyError(f"{key!r} is neither a key of the graph ({known}{more}) nor of a task at the scheduler")
+
     # ------------------------------------------------------------------------------------------------ the rest
 
     def _expected(self, parcels: Sequence[Parcel]) -> list[F]:
@@ -298,15 +321,15 @@ class BaseClient(Generic[F]):
 
         With `force` they stop even then. Takes effect here at once.
         """
-        self._engine.cancel(states_of(_listed(futures)), force=force, text=msg or reason or "")
+        self._engine.cancel(states_of(futures_given(futures, "cancel()")), force=force, text=msg or reason or "")
 
     def retry(self, futures: Any, asynchronous: object = None) -> None:
         """Run those of these tasks that have erred again, from the task whose failure it was."""
-        self._engine.retry(states_of(_listed(futures)))
+        self._engine.retry(states_of(futures_given(futures, "retry()")))
 
     def detach(self, futures: Any) -> None:
         """Have these tasks finish whether or not anybody still wants their results (`fire_and_forget`)."""
-        self._engine.detach(states_of(_listed(futures)))
+        self._engine.detach(states_of(futures_given(futures, "detach()")))
 
     def future(self, key: Hashable) -> F:
         """A future for a task that somebody submitted, perhaps another client."""
@@ -319,8 +342,12 @@ def _callable(func: Any) -> Callable[..., Any]:
     return cast("Callable[..., Any]", func)
 
 
-def _listed(futures: Any) -> list[BaseFuture]:
-    return list(futures_in(concrete(futures)))
+def _is_iterable(value: Any) -> bool:
+    try:
+        iter(value)
+    except TypeError:
+        return False
+    return True
 
 
 def _with_large_kwargs(func: Callable[..., Any], kwargs: dict[str, Any]) -> tuple[Callable[..., Any], dict[str, Any]]:

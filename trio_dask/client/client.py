@@ -26,7 +26,7 @@ from trio_dask.client.scattering import parcels_of, put_all, reshaped
 from trio_dask.client.session import address_of, engine_for, home_of, settings_for
 from trio_dask.client.threads import CallbackThread, EngineThread
 from trio_dask.client.waiting import as_seconds, refuse_in_event_loop
-from trio_dask.errors import UsageError
+from trio_dask.errors import DataLost, UsageError
 from trio_dask.identity import Key
 
 __all__ = ["Client"]
@@ -213,12 +213,17 @@ class Client(BaseClient[Future]):
         """Compute keys of a plain graph (a dict of tasks), and return their values in the shape of `keys`.
 
         Without `sync` it does not wait, and futures stand in the place of values that have to be computed.
+
+        Raises `KeyError` for a key that is neither in the graph nor at the scheduler.
         """
         if sync:
             refuse_in_event_loop("Client.get()")
         found = self._submit_graph(dsk, flat_keys(keys), understood(options))
         try:
             values = self.gather(found) if sync else found
+        except DataLost:
+            self._refuse_unknown(dsk, found)
+            raise
         except BaseException:
             del found  # as in `gather`
             raise

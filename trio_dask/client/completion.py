@@ -14,7 +14,7 @@ from trio_dask.client.core.states import OVER, Frames, KeyState
 from trio_dask.client.engine import Engine
 from trio_dask.client.failures import no_value
 from trio_dask.client.futures import AsyncFuture, BaseFuture, Timeout, states_of
-from trio_dask.client.gathering import concrete, futures_in
+from trio_dask.client.gathering import futures_given
 from trio_dask.client.waiting import Signal, ThreadSignal, TrioSignal, as_seconds, limit, refuse_in_event_loop
 from trio_dask.config import counted
 
@@ -42,7 +42,7 @@ def wait(fs: Any, timeout: Timeout = None, return_when: ReturnWhen = "ALL_COMPLE
       RuntimeError: this thread runs Trio or asyncio.
     """
     refuse_in_event_loop("wait()")
-    futures = list(futures_in(concrete(fs)))
+    futures = futures_given(fs, "wait()")
     if any(isinstance(future, AsyncFuture) for future in futures):
         raise TypeError("these are futures of an AsyncClient; use `await client.wait(...)`")
     states = list(dict.fromkeys(states_of(futures)))
@@ -58,7 +58,7 @@ def wait(fs: Any, timeout: Timeout = None, return_when: ReturnWhen = "ALL_COMPLE
 
 async def wait_async(fs: Any, timeout: Timeout = None, return_when: ReturnWhen = "ALL_COMPLETED") -> DoneAndNotDone:
     """As `wait`, for Trio."""
-    futures = list(futures_in(concrete(fs)))
+    futures = futures_given(fs, "wait()")
     states = list(dict.fromkeys(states_of(futures)))
     if states:
         with limit(timeout) as scope:
@@ -150,7 +150,7 @@ class as_completed:
 
     def update(self, futures: Iterable[Any]) -> None:
         """Have these futures come out as well, each once it is done."""
-        added = list(futures_in(concrete(futures)))
+        added = futures_given(futures, "as_completed()")
         if not added:
             return
         engine = self._engine = self._engine or added[0].engine

@@ -14,7 +14,7 @@ import trio
 
 from trio_dask.client import hooks
 from trio_dask.client.futures import BaseFuture, Timeout
-from trio_dask.client.gathering import concrete, futures_in
+from trio_dask.client.gathering import concrete, futures_given, futures_in
 from trio_dask.errors import FutureCancelledError
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ def futures_of(obj: Any, client: Client | None = None) -> list[BaseFuture]:
 
 def fire_and_forget(obj: Any) -> None:
     """Have these tasks (futures, nested in whatever) finish even if nobody keeps their futures."""
-    for future in futures_in(concrete(obj)):
+    for future in futures_given(obj, "fire_and_forget()"):
         future.engine.detach([future.state])
 
 

@@ -32,7 +32,7 @@ from trio_dask.client.fetching import fetch
 from trio_dask.client.link import Dial, Link
 from trio_dask.client.peers import Channel, Peers
 from trio_dask.client.waiting import ThreadSignal, TrioSignal
-from trio_dask.errors import NoScheduler, ProtocolError, RefusedError, SchedulerLost, UsageError
+from trio_dask.errors import NoScheduler, ProtocolError, RefusedError, SchedulerLost, UnavailableError, UsageError
 
 __all__ = ["Driver"]
 
@@ -187,7 +187,7 @@ class Driver:
             lost = self.core.scheduler
             try:
                 return await self._until_stop(self._dial, lost, self.core.received)
-            except (NoScheduler, RefusedError, UsageError) as error:
+            except (NoScheduler, RefusedError, UnavailableError, UsageError) as error:
                 self._forsake(f"{loss.text}; reconnecting failed: {error}" if lost else str(error))
 
     def _forsake(self, text: str) -> None:

@@ -15,6 +15,7 @@ from trio_dask.errors import UsageError
 __all__ = [
     "concrete",
     "filled",
+    "futures_given",
     "futures_in",
     "is_dict",
     "is_series",
@@ -57,6 +58,24 @@ def futures_in(collection: Any) -> Iterator[BaseFuture]:
     elif is_dict(collection):
         for item in collection.values():
             yield from futures_in(item)
+
+
+def futures_given(given: Any, function: str) -> list[BaseFuture]:
+    """The futures in what a function about futures was given, perhaps none, if that is empty.
+
+    Raises `TypeError` for anything without a future in it, such as a key.
+    """
+    given = concrete(given)
+    futures = list(futures_in(given))
+    if not futures and not _is_empty(given):
+        raise TypeError(f"{function} takes futures, alone or in lists, tuples, sets and dicts, not {given!r:.60}")
+    return futures
+
+
+def _is_empty(collection: Any) -> bool:
+    if is_dict(collection):
+        return all(map(_is_empty, collection.values()))
+    return is_series(collection) and all(map(_is_empty, collection))
 
 
 def concrete(collection: Any) -> Any:

@@ -96,6 +96,8 @@ def plan(graph: Mapping[Any, Any], outputs: Sequence[Hashable]) -> Plan:
 
     Raises `UsageError` for a graph that goes in circles.
     """
+    if not isinstance(graph, Mapping):
+        raise UsageError(f"a graph is a dict from keys to tasks, not {graph!r:.60}")
     bound: dict[Hashable, Bound] = {}
     tasks: list[GraphTask] = []
     path: dict[Hashable, None] = {}
@@ -121,8 +123,13 @@ def plan(graph: Mapping[Any, Any], outputs: Sequence[Hashable]) -> Plan:
 
 
 def flat_keys(keys: Any) -> list[Hashable]:
-    """The keys in nested lists, each once, in order."""
+    """The keys in nested lists, each once, in order.
+
+    Raises `UsageError` for what can be no key.
+    """
     if not _is_list(keys):
+        if not isinstance(keys, Hashable):
+            raise UsageError(f"the keys to get are keys of the graph, or lists of them, not {keys!r:.60}")
         return [keys]
     found: dict[Hashable, None] = {}
     for item in keys:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 import trio
 
 from trio_dask.client.engine import Engine
-from trio_dask.client.futures import Timeout
+from trio_dask.client.futures import BaseFuture, Timeout
 from trio_dask.client.gathering import concrete, futures_in
 from trio_dask.client.graphs import wire_key
-from trio_dask.client.options import Workers, worker_names
+from trio_dask.client.options import Workers, whole, worker_names
 from trio_dask.client.peers import CHANNEL_FAILURES, Channel, failure_text
 from trio_dask.client.waiting import limit
 from trio_dask.errors import ClusterError, ProtocolError, UsageError
@@ -57,9 +57,12 @@ async def ask_keys(engine: Engine, what: str, futures: Any) -> dict[Key, Any]:
     elif isinstance(futures, str):
         keys = [wire_key(futures)]
     else:
-        keys = [future.key for future in futures_in(concrete(futures))]
+        futures = concrete(futures)
+        keys = [future.key for future in futures_in(futures)]
         if not keys:
-            names: list[Any] = list(futures)
+            if not isinstance(futures, Iterable):
+                raise TypeError(f"expected futures or keys, or a list of them, not {futures!r:.60}")
+            names: list[Any] = list(cast("Iterable[Any]", futures))
             keys = [wire_key(name) for name in names]
         if not keys:
             return {}
@@ -113,16 +116,15 @@ async def scheduler_info(engine: Engine) -> dict[str, Any]:
 
 async def story(engine: Engine, futures: tuple[Any, ...]) -> list[tuple[float, Key, str]]:
     """The last steps of these tasks, in order: the scheduler's time in seconds, the key, what happened."""
-    keys = [wire_key(future) if isinstance(future, str) else future.key for future in futures]
+    keys = [future.key if isinstance(future, BaseFuture) else wire_key(future) for future in futures]
     return [tuple(step) for step in await engine.ask("story", keys)]
 
 
 async def wait_for_workers(engine: Engine, n_workers: int, timeout: Timeout) -> None:
     """Return once there are this many workers. Raises `TimeoutError` if that is not in time."""
-    if isinstance(n_workers, bool | str) or int(n_workers) != n_workers or n_workers < 0:
-        raise UsageError(f"wait_for_workers() takes a number of workers, not {n_workers!r}")
+    number = whole("n_workers", n_workers, 0, 2**31)
     with limit(timeout):
-        await engine.ask("wait_for_workers", (str(int(n_workers)),))
+        await engine.ask("wait_for_workers", (str(number),))
         return
     there = len(await engine.ask("nthreads"))
     raise TimeoutError(f"only {there} of {n_workers} workers arrived within {timeout} s")
@@ -234,6 +236,8 @@ async def run(
 
     With `on_error="return"` an exception stands in the place of the result, with `"ignore"` such a worker is left out.
     """
+    if not callable(function):
+        raise TypeError(f"run() takes a function and its arguments, not {function!r:.60}")
     if on_error not in ("raise", "return", "ignore"):
         raise UsageError(f"on_error must be 'raise', 'return' or 'ignore', not {on_error!r}")
     addresses = await worker_addresses(engine, workers)

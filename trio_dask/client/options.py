@@ -13,7 +13,7 @@ from trio_dask.client.names import sendable
 from trio_dask.client.waiting import as_seconds
 from trio_dask.errors import UsageError
 
-__all__ = ["Options", "Workers", "extra_from", "understood", "worker_names"]
+__all__ = ["Options", "Workers", "extra_from", "understood", "whole", "worker_names"]
 
 Workers: TypeAlias = str | int | Iterable[str | int] | None
 
@@ -45,6 +45,8 @@ def worker_names(workers: Workers) -> tuple[str, ...]:
         return ()
     if isinstance(workers, str | int):
         return (sendable("the name of a worker", str(workers)),)
+    if not isinstance(workers, Iterable):
+        raise UsageError(f'workers is a name, an address or a host, or a list such as ["alice"], not {workers!r:.60}')
     return tuple(sendable("the name of a worker", str(worker)) for worker in workers)
 
 
@@ -79,7 +81,7 @@ def extra_from(options: Options) -> Mapping[str, Any]:
         if amounts:
             extra["resources"] = amounts
     if retries:
-        extra["retries"] = _whole("retries", retries, 0, 2**31)
+        extra["retries"] = whole("retries", retries, 0, 2**31)
     if priority is not None and (number := _priority(priority)):
         extra["priority"] = number
     if time_limit is not None:
@@ -89,10 +91,15 @@ def extra_from(options: Options) -> Mapping[str, Any]:
     return extra or NO_EXTRA
 
 
-def _whole(name: str, number: Any, least: int, most: int) -> int:
-    if isinstance(number, bool | str) or int(number) != number or not least <= number <= most:
-        raise UsageError(f"{name} must be a whole number from {least} to {most}, not {number!r}")
-    return int(number)
+def whole(name: str, number: Any, least: int, most: int) -> int:
+    """This number, if it is one of those. Raises `UsageError`."""
+    try:
+        found = int(number)
+    except (TypeError, ValueError, OverflowError):
+        found = least - 1
+    if isinstance(number, bool | str) or found != number or not least <= found <= most:
+        raise UsageError(f"{name} must be a whole number from {least} to {most}, not {number!r:.60}")
+    return found
 
 
 def _priority(priority: Any) -> float:
@@ -113,7 +120,10 @@ def _nearest(number: Any) -> float:
 
 
 def _amount(name: str, amount: Any) -> float:
-    number = float(amount)
+    try:
+        number = float(amount)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
     if not math.isfinite(number) or number < 0:
-        raise UsageError(f"{name} must be 0 or more, not {amount!r}")
+        raise UsageError(f"{name} must be 0 or more, such as 1, not {amount!r:.60}")
     return number

@@ -18,7 +18,7 @@ from trio_dask.comm.connection import Connection, LinkSettings
 from trio_dask.comm.data import DataChannel
 from trio_dask.comm.dial import open_connection, open_data_channel
 from trio_dask.config import ClientSettings
-from trio_dask.errors import NoScheduler, ProtocolError, UsageError
+from trio_dask.errors import NoScheduler, ProtocolError, UnavailableError, UsageError
 from trio_dask.files import read_scheduler_file
 from trio_dask.identity import new_incarnation
 from trio_dask.protocol.hello import Hello
@@ -108,8 +108,8 @@ async def _dial(
     The first try to get back to a scheduler is made a little later, each client at another moment: it may have lost all
     of them at once. And each is short: what is lost on the way there is only sent again after ever longer pauses.
 
-    Raises `NoScheduler` or `UsageError` (the file that names it cannot be read) with the reason of the last try,
-    `RefusedError` at once.
+    Raises, with the reason of the last try, `NoScheduler`, or `UnavailableError` or `UsageError`, which are about the
+    file that names it; `RefusedError` at once.
     """
     deadline = trio.current_time() + settings.connect_timeout_s
     pause = FIRST_PAUSE_S
@@ -122,9 +122,11 @@ async def _dial(
             where = _where(settings)
             timeout_s = max(min(left, try_s), FIRST_PAUSE_S)
             connection = await open_connection(where, hello, timeout_s=timeout_s, settings=link)
-        except (NoScheduler, UsageError) as error:
+        except (NoScheduler, UnavailableError, UsageError) as error:
             # What is wrong at the start is wrong. What was right, and is not, may be on its way back.
-            hopeless = isinstance(error, UsageError) or isinstance(error.__cause__, ProtocolError | socket.gaierror)
+            hopeless = not isinstance(error, NoScheduler) or isinstance(
+                error.__cause__, ProtocolError | socket.gaierror
+            )
             left = deadline - trio.current_time()
             if (hopeless and not again) or left <= 0:
                 raise
@@ -137,7 +139,7 @@ async def _dial(
 
 
 def _where(settings: ClientSettings) -> Address:
-    """Where the scheduler is now. Raises `NoScheduler` if the file that says it is not there, else `UsageError`."""
+    """Where the scheduler is now. Raises `NoScheduler` if the file that says it is not there, else as that does."""
     address = settings.scheduler or read_scheduler_file(settings.scheduler_file or "")
     if address is None:
         raise NoScheduler(f"the scheduler file {settings.scheduler_file} does not exist")

@@ -11,6 +11,7 @@ import trio
 
 from trio_dask.client.core.states import Frames, KeyState
 from trio_dask.config import parse_timedelta
+from trio_dask.errors import UsageError
 
 __all__ = [
     "Reading",
@@ -28,7 +29,7 @@ __all__ = [
 def as_seconds(timeout: float | str | datetime.timedelta | None) -> float | None:
     """A timeout as users write it (`5`, `"5s"`, `timedelta(seconds=5)`) in seconds; None means none.
 
-    Raises `UsageError` for a text that is no length of time.
+    Raises `UsageError` for what is no length of time.
     """
     if timeout is None or isinstance(timeout, float):
         return timeout
@@ -36,7 +37,11 @@ def as_seconds(timeout: float | str | datetime.timedelta | None) -> float | None
         return parse_timedelta(timeout)
     if isinstance(timeout, datetime.timedelta):
         return timeout.total_seconds()
-    return float(timeout)
+    try:
+        return float(timeout)
+    except (TypeError, ValueError, OverflowError):
+        text = f'a length of time is a number of seconds or a text such as "5s", not {timeout!r:.60}'
+        raise UsageError(text) from None
 
 
 def limit(timeout: float | str | datetime.timedelta | None) -> trio.CancelScope:

@@ -11,13 +11,14 @@ from ipaddress import ip_address
 from typing import Literal, NamedTuple, cast, get_args
 
 from trio_dask.config import DEFAULT_PORT
-from trio_dask.errors import AddressError
+from trio_dask.errors import AddressError, UnavailableError
 
 __all__ = [
     "Address",
     "Scheme",
     "addresses_of_interface",
     "advertised_hosts",
+    "check_host",
     "choose_advertised_host",
     "is_loopback",
     "parse_address",
@@ -28,6 +29,7 @@ __all__ = [
 Scheme = Literal["tcp", "ws", "inproc"]
 
 _NAME = re.compile(r"[\w.-]{1,253}")
+_EXAMPLE_HOST = "write for example 10.0.0.5"
 _EXAMPLE = "write for example tcp://10.0.0.5:8786"
 
 
@@ -84,6 +86,15 @@ def parse_scheduler_address(text: str) -> Address:
     return parse_address(text, default_port=DEFAULT_PORT)
 
 
+def check_host(text: str) -> None:
+    """Refuse what can be neither the name nor the address of a host. All interfaces are the empty text.
+
+    Raises `AddressError`.
+    """
+    if text and not (_NAME.fullmatch(text) or _is_address(text)):
+        raise AddressError(f"{text!r} is neither the name nor the address of a host; {_EXAMPLE_HOST}")
+
+
 def choose_advertised_host(bound: str, towards: str = "", *, otherwise: str | None = None) -> str:
     """The host to tell others for a listener that is bound to `bound`; see `advertised_hosts`.
 
@@ -113,6 +124,14 @@ def is_loopback(host: str) -> bool:
         return ip_address(host.partition("%")[0]).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    return True
 
 
 def _is_wildcard(host: str) -> bool:
@@ -155,7 +174,7 @@ def _hosts_of_machine() -> list[str]:
 def addresses_of_interface(name: str) -> list[str]:
     """The IP addresses of a network interface, IPv4 first.
 
-    Raises `AddressError`, naming the interfaces that there are.
+    Raises `UnavailableError`, naming the interfaces that there are.
     """
     import psutil  # slow to load, and hardly ever needed
 
@@ -163,7 +182,7 @@ def addresses_of_interface(name: str) -> list[str]:
     families = (socket.AF_INET, socket.AF_INET6)
     found = [entry.address for family in families for entry in interfaces.get(name, ()) if entry.family == family]
     if not found:
-        raise AddressError(
+        raise UnavailableError(
             f"no address is known for the network interface {name!r}; there are {', '.join(sorted(interfaces))}"
         )
     return found

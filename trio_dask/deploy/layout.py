@@ -189,9 +189,10 @@ def allow_files(layout: Layout, workers: int) -> None:
     wanted = FILES_PER_WORKER * workers + OTHER_FILES
     granted = raise_file_limit(wanted + SPARE_FILES)
     if granted < wanted:
+        needed = f"{counted(workers, 'worker')} need{'s' * (workers == 1)} {wanted} open files"
         raise UsageError(
-            f"{workers} workers need {wanted} open files, and the system allows this program {granted}; raise its "
-            "limit (ulimit -Hn), or have fewer workers with more threads each"
+            f"{needed}, and the system allows this program {granted}; raise its limit (ulimit -Hn), or have fewer "
+            "workers with more threads each"
         )
 
 

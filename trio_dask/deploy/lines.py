@@ -79,5 +79,5 @@ class LogLines(logging.Handler):
 
 
 def _note_of_loss(number: int) -> logging.LogRecord:
-    text = f"{number} lines are missing here: they came faster than they could be written"
+    text = f"lines are missing here, {number} in number: they came faster than they could be written"
     return logging.LogRecord("trio_dask.program", logging.WARNING, __file__, 0, text, None, None)

@@ -94,7 +94,7 @@ class AsyncLocalCluster:
         with limit(timeout):
             await members.wait_for_workers(wanted)
             return
-        raise TimeoutError(f"fewer than {wanted} workers after {timeout} s")
+        raise TimeoutError(f"fewer than {counted(wanted, 'worker')} after {timeout} s")
 
     def get_client(self, **options: Any) -> AsyncClient:
         """A client of this cluster, to be entered with `async with`; `options` are those of `AsyncClient`."""

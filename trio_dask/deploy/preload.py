@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from trio_dask.errors import ClusterError, UsageError
+from trio_dask.errors import ClusterError, UnavailableError
 
 __all__ = ["PreloadError", "Preloaded", "preload", "set_up"]
 
@@ -40,7 +40,7 @@ def preload(names: Sequence[str], argv: Sequence[str], *, option: str = "--prelo
     """Import each of these, once: a dotted name, or the path of a `.py` file. `sys.argv` holds `argv` meanwhile.
 
     Raises:
-      UsageError: there is no such module or file.
+      UnavailableError: there is no such module or file.
       PreloadError: it raised when it was imported; the message says where.
     """
     before = sys.argv[1:]
@@ -107,9 +107,9 @@ def _load(name: str, option: str) -> ModuleType:
         return importlib.import_module(name)
     except Exception as error:  # it is the user's code: it can raise anything
         if isinstance(error, ModuleNotFoundError) and name == error.name:
-            raise UsageError(f"{option}: there is no module {name!a}") from error
+            raise UnavailableError(f"{option}: there is no module {name!a}") from error
         if is_file and not Path(name).is_file():
-            raise UsageError(f"{option}: there is no file {name!a}") from error
+            raise UnavailableError(f"{option}: there is no file {name!a}") from error
         raise PreloadError(f"{option}: importing {name} raised {_described(error, _file_of(name))}") from error
 
 

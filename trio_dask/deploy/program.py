@@ -4,9 +4,9 @@
 |---|---|
 | 0 | asked to stop: by a signal, by the end of its lifeline, or by the cluster |
 | 1 | internal error |
-| 2 | wrong usage |
+| 2 | wrong usage: what was typed cannot be right, here or anywhere |
 | 3 | no scheduler: it could not be reached, or was away for longer than the death-timeout |
-| 4 | refused (versions, credentials, name taken), or something the machine should have is missing (port in use) |
+| 4 | not here: refused (versions, name taken), or what was named is missing or denied (a port, a file, a host) |
 | 5 | the worker kept crashing |
 
 The first signal asks the service to stop in good order, a second one ends the program at once, with all that it has
@@ -33,7 +33,7 @@ from typing import Literal, NamedTuple, cast
 from trio_dask.deploy.ends import end_descendants
 from trio_dask.deploy.formats import JsonFormatter, TextFormatter, is_dump
 from trio_dask.deploy.lines import LogLines
-from trio_dask.errors import KeptCrashing, NoScheduler, RefusedError, TrioDaskError, UsageError
+from trio_dask.errors import KeptCrashing, NoScheduler, RefusedError, TrioDaskError, UnavailableError, UsageError
 from trio_dask.files import remove_present
 
 __all__ = [
@@ -155,7 +155,7 @@ def _status(error: BaseException) -> ExitStatus:
             return ExitStatus.WRONG_USAGE
         case NoScheduler():
             return ExitStatus.NO_SCHEDULER
-        case RefusedError():
+        case RefusedError() | UnavailableError():
             return ExitStatus.REFUSED
         case KeptCrashing():
             return ExitStatus.KEPT_CRASHING

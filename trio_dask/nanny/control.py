@@ -19,7 +19,7 @@ from trio_dask.comm import (
 from trio_dask.comm.control import Command, admit_control, serve_control
 from trio_dask.comm.ports import listen_in_range
 from trio_dask.config import WorkerSettings
-from trio_dask.errors import NoScheduler, UsageError
+from trio_dask.errors import NoScheduler, UnavailableError, UsageError
 from trio_dask.files import read_scheduler_file
 from trio_dask.nanny.life import Stop
 from trio_dask.protocol.hello import Hello
@@ -38,7 +38,7 @@ async def run_control(nanny: Nanny, *, task_status: trio.TaskStatus[Address] = t
 
     Raises:
       OSError: it cannot listen where the settings say.
-      UsageError: there is no such interface.
+      UnavailableError: there is no such interface.
     """
     worker = nanny.settings.worker
     host = await _host(worker)
@@ -115,6 +115,6 @@ def _way_to_scheduler(bound: str, worker: WorkerSettings) -> str:
             address = read_scheduler_file(worker.scheduler_file)
         if address:
             towards = parse_scheduler_address(address).host
-    except (NoScheduler, UsageError):
+    except (NoScheduler, UnavailableError, UsageError):
         pass  # the worker will say so
     return choose_advertised_host(bound, towards)

@@ -16,7 +16,7 @@ import trio
 
 from trio_dask.comm import Connection, ConnectionLost, LinkSettings, open_connection, parse_scheduler_address
 from trio_dask.config import WorkerSettings
-from trio_dask.errors import NoScheduler, ProtocolError, RefusedError, UsageError
+from trio_dask.errors import NoScheduler, ProtocolError, RefusedError, UnavailableError, UsageError
 from trio_dask.files import read_scheduler_file
 from trio_dask.identity import new_incarnation
 from trio_dask.protocol.hello import Hello
@@ -87,7 +87,7 @@ class SchedulerLink:
         while True:
             try:
                 connection = await self._dial()
-            except (NoScheduler, UsageError) as error:
+            except (NoScheduler, UnavailableError, UsageError) as error:
                 self._why_away = str(error)
             except RefusedError as error:
                 self._note_contact()

@@ -16,7 +16,7 @@ import socket
 import tempfile
 from pathlib import Path
 
-from trio_dask.errors import UsageError
+from trio_dask.errors import UnavailableError
 
 __all__ = ["ScratchFolder", "check_base", "remove_leftovers"]
 
@@ -63,14 +63,14 @@ def check_base(base: str) -> None:
     """Find out at the start whether scratch folders can be made in `base`, which is made if need be.
 
     Raises:
-      UsageError: they cannot.
+      UnavailableError: they cannot.
     """
     try:
         os.makedirs(base, exist_ok=True)
         if not os.access(base, os.W_OK | os.X_OK):
             raise PermissionError(0, "Permission denied")
     except OSError as error:
-        raise UsageError(f"--local-directory: cannot write to {base}: {error.strerror or error}") from error
+        raise UnavailableError(f"--local-directory: cannot write to {base}: {error.strerror or error}") from error
 
 
 def remove_leftovers(base: Path) -> list[Path]:
