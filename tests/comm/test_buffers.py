@@ -457,7 +457,7 @@ async def test_memory_that_a_thread_still_writes_to_is_nobody_elses(
 
     def borrow(_: object, views: list[memoryview]) -> bool:
         begun.set()
-        go_on.wait(10)
+        go_on.wait(50)
         fill(views[0])
         return True
 
@@ -480,8 +480,9 @@ async def test_memory_that_a_thread_still_writes_to_is_nobody_elses(
 
 
 PROGRAM = """
-import os, sys, threading, time
+import os, sys, threading
 from trio_dask.comm.buffers import stock
+stock._keep_s = 1e6
 held = [stock.allocate(5 << 20) for _ in range(3)]
 del held[0]
 assert stock.kept_bytes == 6 << 20
@@ -497,13 +498,11 @@ if not child:
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 kept_until_the_end = [held]
 kept_until_the_end.append(kept_until_the_end)
-started = time.monotonic()
-import atexit
-atexit.register(lambda: print(time.monotonic() - started < 1))
 """
 
 
 def test_neither_the_end_of_a_process_nor_a_fork_is_disturbed() -> None:
+    """Its memory would be kept for days: the process ends now, or not before this test is out of patience."""
     flags = ["-W", "ignore::DeprecationWarning"]
-    done = subprocess.run([sys.executable, *flags, "-c", PROGRAM], capture_output=True, text=True, timeout=4)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
+    done = subprocess.run([sys.executable, *flags, "-c", PROGRAM], capture_output=True, text=True, timeout=50)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -78,9 +78,11 @@ async def test_one_receive_is_bounded(pair, monkeypatch):
 async def test_a_full_transport_takes_nothing_and_does_not_wait(pair):
     near, far = pair
     data = random.Random(0).randbytes(2**24)
-    taken = near.try_send(data)
+    taken = 0
+    # More than once: the kernel moves what it took on to the receiver's end when it gets to it, and has room again.
+    while now := near.try_send(data[taken:]):
+        taken += now
     assert 0 < taken < len(data)
-    assert near.try_send(data[taken:]) == 0
 
     async def drain():
         assert await receive_exactly(far, len(data)) == data
