@@ -15,14 +15,14 @@ def client():
         yield client
 
 
-NO_AMOUNT = "is a number not below 0, such as 1, not"
+NO_AMOUNT = "must be 0 or more, such as 1, not"
 OPTIONS = [
     ({"resources": {"GPU": "x"}}, rf"resources\['GPU'\] {NO_AMOUNT} 'x'"),
     ({"resources": {"GPU": None}}, rf"resources\['GPU'\] {NO_AMOUNT} None"),
     ({"resources": {"GPU": float("nan")}}, rf"resources\['GPU'\] {NO_AMOUNT} nan"),
-    ({"retries": [1]}, r"retries is a whole number from 0 to \d+, not \[1\]"),
-    ({"retries": 1.5}, r"retries is a whole number from 0 to \d+, not 1.5"),
-    ({"retries": float("nan")}, r"retries is a whole number from 0 to \d+, not nan"),
+    ({"retries": [1]}, r"retries must be a whole number from 0 to \d+, not \[1\]"),
+    ({"retries": 1.5}, r"retries must be a whole number from 0 to \d+, not 1.5"),
+    ({"retries": float("nan")}, r"retries must be a whole number from 0 to \d+, not nan"),
     ({"workers": 5.5}, r"workers is a name, an address or a host, or a list such as \[\"alice\"\], not 5.5"),
     ({"time_limit": []}, r"a length of time is a number of seconds or a text such as \"5s\", not \[\]"),
 ]
@@ -44,7 +44,7 @@ def test_what_map_cannot_map(client):
         client.map(abs, client.submit(abs, 1))
     with pytest.raises(UsageError, match="key is the beginning of all keys, a text, or a list of keys, not 3"):
         client.map(abs, [1], key=3)
-    with pytest.raises(UsageError, match=r"batch_size is a whole number from 0 to \d+, not \[1\]"):
+    with pytest.raises(UsageError, match=r"batch_size must be a whole number from 0 to \d+, not \[1\]"):
         client.map(abs, [1], batch_size=[1])
     assert client.map(abs, []) == []
 
@@ -106,7 +106,7 @@ def test_times_that_are_none(client):
 
 
 def test_questions_about_nonsense(client):
-    with pytest.raises(UsageError, match="n_workers is a whole number from 0"):
+    with pytest.raises(UsageError, match="n_workers must be a whole number from 0"):
         client.wait_for_workers([1])
     with pytest.raises(TypeError, match="expected futures or keys, or a list of them, not 5"):
         client.who_has(5)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, Literal, TypeAlias
 
 import trio
 
@@ -62,7 +62,7 @@ async def ask_keys(engine: Engine, what: str, futures: Any) -> dict[Key, Any]:
         if not keys:
             if not isinstance(futures, Iterable):
                 raise TypeError(f"expected futures or keys, or a list of them, not {futures!r:.60}")
-            names: list[Any] = list(cast("Iterable[Any]", futures))
+            names: Iterable[Any] = futures
             keys = [wire_key(name) for name in names]
         if not keys:
             return {}

@@ -82,7 +82,7 @@ _WATCHED_TABLES = frozenset({"__annotations__", "__dataclass_fields__", "__kwdef
 _FIXED_WITH_THE_CLASS = frozenset(
     {"__classdictcell__", "__dataclass_params__", "__protocol_attrs__", "__non_callable_proto_members__", "__slots__"}
 )
-_CLASS_MAKERS = frozenset({"collections", "dataclasses", "enum", "typing"})
+_CLASS_MAKERS = frozenset({"collections", "dataclasses", "enum", "reprlib", "typing"})
 """Modules whose functions remember, in the classes that they make, what they found out and nothing else."""
 OF_THE_IMPORT = frozenset({"__builtins__", "__cached__", "__file__", "__loader__", "__path__", "__spec__"})
 """Attributes of modules that say where they came from."""
