@@ -48,7 +48,7 @@ def together(*jobs):
         try:
             while not over.is_set() and (rounds := rounds - 1) >= 0:
                 job()
-        except BaseException as error:
+        except Exception as error:
             errors.append(error)
 
     loaders = [threading.Thread(target=run, args=(jobs[0], ROUNDS)) for _ in range(2)]

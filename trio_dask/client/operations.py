@@ -62,8 +62,7 @@ async def ask_keys(engine: Engine, what: str, futures: Any) -> dict[Key, Any]:
         if not keys:
             if not isinstance(futures, Iterable):
                 raise TypeError(f"expected futures or keys, or a list of them, not {futures!r:.60}")
-            names: Iterable[Any] = futures
-            keys = [wire_key(name) for name in names]
+            keys = [wire_key(name) for name in cast("Any", futures)]
         if not keys:
             return {}
     return dict(await engine.ask(what, keys))
