@@ -8,7 +8,7 @@ from tests.scheduler.kit import Kit, run_ids
 from trio_dask.errors import ProtocolError
 from trio_dask.identity import RunId
 from trio_dask.protocol import messages as m
-from trio_dask.scheduler.core import ClosePeer
+from trio_dask.scheduler.core import ClosePeer, Notice
 
 
 def test_nothing_is_computed_anew_while_a_worker_is_away_and_nothing_is_when_it_returns() -> None:
@@ -418,3 +418,45 @@ def test_a_worker_that_returns_is_listed_once_at_demands_that_were_made_meanwhil
     worker.bring()
     assert [run.key for run in worker.runs()] == ["x"]
     assert len(kit.core.state.names["alice"].queues) == 1
+
+
+def notices(kit: Kit) -> list[tuple[str, bool]]:
+    taken = [(request.text, request.serious) for request in kit.core.requests if isinstance(request, Notice)]
+    kit.core.requests.clear()
+    return taken
+
+
+def test_the_death_of_a_worker_is_one_serious_notice_with_its_cause() -> None:
+    kit = Kit(reconnect_grace_s=5.0)
+    worker = kit.worker("bob", process="p1", reconnect=True)
+    nanny = kit.nanny("p1")
+    worker.leave(reason="it closed the connection")
+    assert notices(kit) == []
+    kit.tick(0.5)
+    nanny.send(m.Obituary("p1", False, "killed by SIGSEGV in solve", True, (), {}))
+    assert notices(kit) == [("Worker bob is lost: killed by SIGSEGV in solve", True)]
+    kit.tick(10.0)
+    assert notices(kit) == []
+
+
+def test_a_link_that_stays_lost_is_told_before_its_worker_is_given_up() -> None:
+    kit = Kit(reconnect_grace_s=5.0)
+    worker = kit.worker("bob", reconnect=True)
+    worker.leave(reason="it closed the connection")
+    for _ in range(8):
+        kit.tick(0.25)
+    assert notices(kit) == [
+        ("Lost the connection with worker bob: it closed the connection; keeping its results for 5 s", False)
+    ]
+    kit.tick(5.0)
+    assert notices(kit) == [("Worker bob is lost: it closed the connection", True)]
+
+
+def test_a_planned_end_is_nothing_serious() -> None:
+    kit = Kit(reconnect_grace_s=5.0)
+    worker = kit.worker("bob", process="p1", reconnect=True)
+    nanny = kit.nanny("p1")
+    worker.leave()
+    nanny.send(m.Obituary("p1", True, "restarted", True, (), {}))
+    kit.tick(10.0)
+    assert notices(kit) == []

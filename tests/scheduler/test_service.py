@@ -8,7 +8,7 @@ import trio
 
 from trio_dask.comm import ConnectionLost, LinkSettings, open_connection, parse_address
 from trio_dask.config import SchedulerSettings
-from trio_dask.errors import NoScheduler, RefusedError, UsageError
+from trio_dask.errors import NoScheduler, RefusedError, UnavailableError
 from trio_dask.files import read_scheduler_file
 from trio_dask.protocol.hello import Hello
 from trio_dask.protocol.messages import (
@@ -103,7 +103,8 @@ async def test_what_a_lost_worker_was_running_goes_to_another(scheduler, caplog)
         async with await connect("worker", name="two", details=details) as worker:
             messages = await batch(worker)
             assert [type(message) for message in messages] == [Blob, Run]
-    assert "Worker one is lost" in caplog.text
+    lost, _ = (record.getMessage() for record in caplog.records if record.levelno == logging.WARNING)
+    assert lost == "Worker one is lost: the connection to it broke: the other end is gone"
 
 
 async def test_a_worker_whose_name_is_taken_is_refused(scheduler):
@@ -264,7 +265,7 @@ async def test_the_files_of_a_scheduler(scheduler, tmp_path):
 
 async def test_a_file_that_cannot_be_written_ends_it(tmp_path):
     settings = SchedulerSettings(address=ADDRESS, scheduler_file=f"{tmp_path}/no/folder/file")
-    with pytest.RaisesGroup(UsageError, flatten_subgroups=True):
+    with pytest.RaisesGroup(UnavailableError, flatten_subgroups=True):
         await run_scheduler(settings)
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, Literal, TypeAlias
 
 import trio
 
@@ -60,9 +60,11 @@ async def ask_keys(engine: Engine, what: str, futures: Any) -> dict[Key, Any]:
         futures = concrete(futures)
         keys = [future.key for future in futures_in(futures)]
         if not keys:
-            if not isinstance(futures, Iterable):
-                raise TypeError(f"expected futures or keys, or a list of them, not {futures!r:.60}")
-            keys = [wire_key(name) for name in cast("Any", futures)]
+            try:
+                names: list[Any] = list(futures)
+            except TypeError:
+                raise TypeError(f"expected futures or keys, or a list of them, not {futures!r:.60}") from None
+            keys = [wire_key(name) for name in names]
         if not keys:
             return {}
     return dict(await engine.ask(what, keys))

@@ -243,6 +243,8 @@ class _Service:
         goodbye = connection.goodbye
         reason = goodbye.reason if goodbye is not None else str(error or "the session was ended by the scheduler")
         worker = self._core.state.workers.get(peer)
+        if worker is not None:
+            reason = reason.replace(str(connection.remote), "it")  # its port of the moment says nothing to anybody
         hello = connection.hello
         assert isinstance(hello, Hello)
         if isinstance(error, ProtocolError):
@@ -314,8 +316,8 @@ class _Service:
                     connection = self._connections.get(peer)
                     if connection is not None:
                         connection.abort(reason)
-                case Notice(text):
-                    log.info("%s", text)
+                case Notice(text, serious):
+                    log.log(logging.WARNING if serious else logging.INFO, "%s", text)
                 case Stop(reason):
                     self._stop(reason)
         deadline = core.next_deadline()

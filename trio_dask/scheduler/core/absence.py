@@ -14,6 +14,8 @@ wanted there.
 
 from __future__ import annotations
 
+from typing import Final
+
 from trio_dask.config import counted
 from trio_dask.errors import ProtocolError
 from trio_dask.identity import Incarnation, Key, PeerId, RunId
@@ -53,6 +55,9 @@ __all__ = [
 ]
 
 
+SAID_AFTER_S: Final = 1.0
+"""The obituary of a worker that has died comes before that, and says why; then its lost link is no news."""
+
 # ------------------------------------------------------------------------------------------------- away and back
 
 
@@ -63,8 +68,7 @@ def lose_worker(state: State, worker: Worker, reason: str) -> None:
         bury(state, worker, reason, expected=False)
         return
     _go_away(state, worker, reason)
-    text = f"Lost the connection to worker {worker.info.title}: {reason}; keeping its results for {grace_s:g} s"
-    state.requests.append(Notice(text))
+    worker.away_said_at = state.now + SAID_AFTER_S
 
 
 def _go_away(state: State, worker: Worker, reason: str) -> None:
@@ -105,6 +109,7 @@ def come_back(state: State, peer: PeerId, previous: Incarnation, info: WorkerInf
         state.requests.append(ClosePeer(worker.peer, "this worker has begun another session"))
         _go_away(state, worker, "it has begun another session")
     del state.away[worker.info.incarnation]
+    worker.away_said_at = float("inf")
     for table, key in (
         (state.names, worker.info.name),
         (state.addresses, worker.info.address),
@@ -174,10 +179,15 @@ def reconcile(state: State, worker: Worker, inventory: Inventory) -> None:
 
 
 def end_graces(state: State) -> None:
-    """Bury those whose time to come back is over."""
+    """Bury those whose time to come back is over, and say who is away for longer than it takes to hear of a death."""
+    grace_s = state.settings.reconnect_grace_s
     for worker in list(state.away.values()):
         if worker.away_until is not None and worker.away_until <= state.now:
             bury(state, worker, worker.why_away, expected=False)
+        elif worker.away_said_at <= state.now:
+            worker.away_said_at = float("inf")
+            text = f"Lost the connection with worker {worker.info.title}: {worker.why_away}"
+            state.requests.append(Notice(f"{text}; keeping its results for {grace_s:g} s"))
 
 
 def _find(state: State, previous: Incarnation) -> Worker | None:

@@ -156,7 +156,7 @@ def bury(
     """
     info = worker.info
     if not expected:
-        state.requests.append(Notice(f"Worker {info.title} is lost: {reason}"))
+        state.requests.append(Notice(f"Worker {info.title} is lost: {reason}", serious=True))
     close_to_work(state, worker)
     state.workers.pop(worker.peer, None)
     state.away.pop(info.incarnation, None)

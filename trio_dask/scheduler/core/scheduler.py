@@ -194,7 +194,7 @@ class SchedulerCore:
             return soonest
         return min(
             soonest,
-            *(worker.away_until or _NEVER for worker in state.away.values()),
+            *(min(worker.away_until or _NEVER, worker.away_said_at) for worker in state.away.values()),
             *(client.away_until or _NEVER for client in state.away_clients.values()),
             *(deadline for *_, deadline in state.restarts),
         )

@@ -228,6 +228,7 @@ class Worker:
 
     __slots__ = (
         "available",
+        "away_said_at",
         "away_until",
         "backlog",
         "capacity",
@@ -269,6 +270,8 @@ class Worker:
         self.last_metrics: Mapping[str, object] = info.metrics
         self.heard_at = 0.0
         self.away_until: float | None = None
+        self.away_said_at = float("inf")
+        """When it is said that this worker is away, if it has neither come back nor been buried by then."""
         """While it is away: when it is given up."""
         self.why_away = ""
         self.former: tuple[Incarnation, ...] = ()
@@ -363,9 +366,10 @@ class Stop(NamedTuple):
 
 
 class Notice(NamedTuple):
-    """Ask of the service: tell this to whoever runs the cluster."""
+    """Ask of the service: tell this to whoever runs the cluster; `serious` if it was not planned and costs work."""
 
     text: str
+    serious: bool = False
 
 
 Request: TypeAlias = ClosePeer | Stop | Notice
