@@ -3,7 +3,7 @@
 from trio_dask.comm.addresses import Address, addresses_of_interface, choose_advertised_host, parse_address
 from trio_dask.comm.connection import Connection, LinkSettings
 from trio_dask.comm.data import DataChannel
-from trio_dask.comm.dial import open_connection, open_data_channel
+from trio_dask.comm.dial import limit_of_call, open_connection, open_data_channel
 from trio_dask.comm.listen import serve
 from trio_dask.comm.transport import ConnectionLost, PeerSilent
 
@@ -16,6 +16,7 @@ __all__ = [
     "PeerSilent",
     "addresses_of_interface",
     "choose_advertised_host",
+    "limit_of_call",
     "open_connection",
     "open_data_channel",
     "parse_address",
