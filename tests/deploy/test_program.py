@@ -91,6 +91,19 @@ def test_whoever_started_the_program_and_is_gone_is_not_waited_for():
     assert serve(Stopper(), signal.SIGTERM, None) == [signal.SIGTERM]
 
 
+@contextmanager
+def patient_stopper():
+    """One that has the signals of this process, until the block is left."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    stopper = Stopper(patient=True)
+    stopper.install()
+    try:
+        yield stopper
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 @pytest.mark.usefixtures("_in_process")
 def test_a_patient_program_takes_a_second_signal_for_one_more_request():
     heard = []
@@ -102,14 +115,8 @@ def test_a_patient_program_takes_a_second_signal_for_one_more_request():
             os.kill(os.getpid(), signal.SIGINT)
             await trio.sleep(0.01)
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    stopper = Stopper(patient=True)
-    stopper.install()
-    try:
+    with patient_stopper() as stopper:
         assert run_program("label", service, stopper, quiet=True) == ExitStatus.STOPPED
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
     assert heard == [signal.SIGTERM, signal.SIGINT]
 
 
@@ -123,14 +130,8 @@ def test_a_signal_that_comes_twice_in_a_moment_is_one_request_and_another_signal
                 os.kill(os.getpid(), number)
                 await trio.sleep(0.01)
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    stopper = Stopper(patient=True)
-    stopper.install()
-    try:
+    with patient_stopper() as stopper:
         assert run_program("label", service, stopper, quiet=True) == ExitStatus.STOPPED
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
     assert heard == [signal.SIGTERM, signal.SIGINT]
 
 

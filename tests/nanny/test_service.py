@@ -288,6 +288,21 @@ async def test_a_worker_that_cannot_leave_without_a_scheduler_is_made_to(autojum
         assert str(nursing.end).startswith("no scheduler for 5 s: no scheduler at inproc://")
 
 
+async def test_a_call_that_nothing_answers_ends_in_time_to_say_why_there_is_no_scheduler(
+    autojump_clock, nursing, monkeypatch
+):
+    """The nanny counts from its own start, and may be the one that ends a worker that was slow to start."""
+
+    async def unanswered(address, hello, *, timeout_s, settings):
+        await trio.sleep(timeout_s)
+        raise NoScheduler("it did not answer")
+
+    monkeypatch.setattr("trio_dask.nanny.link.open_connection", unanswered)
+    async with nursing.nanny(scheduler=False, worker={"death_timeout_s": 5.0}):
+        await nursing.until(lambda: nursing.end)
+        assert str(nursing.end) == "no scheduler for 5 s: it did not answer"
+
+
 async def test_a_program_that_cannot_even_be_started_is_a_failed_start(autojump_clock, nursing, monkeypatch):
     async def fail(*arguments):
         await trio.lowlevel.checkpoint()

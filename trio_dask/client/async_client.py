@@ -14,7 +14,6 @@ import trio
 from trio_dask.client import operations
 from trio_dask.client.ambiguity import unambiguous
 from trio_dask.client.base import BaseClient
-from trio_dask.client.calls import Held
 from trio_dask.client.completion import DoneAndNotDone, ReturnWhen, as_completed, wait_async
 from trio_dask.client.engine import Engine
 from trio_dask.client.futures import AsyncFuture, Timeout
@@ -24,6 +23,7 @@ from trio_dask.client.options import Workers, understood
 from trio_dask.client.scattering import parcels_of, put_all, reshaped
 from trio_dask.client.session import address_of, engine_for, settings_for
 from trio_dask.client.waiting import require_trio
+from trio_dask.comm.held import Held
 from trio_dask.errors import DataLost, UsageError
 from trio_dask.identity import Key
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from types import TracebackType
 from typing import Any, Final, Generic, TypeVar
 
 import trio
@@ -13,37 +12,12 @@ from trio_dask.client.core.states import Ended
 from trio_dask.client.waiting import Signal
 from trio_dask.errors import FutureCancelledError, SchedulerLost
 
-__all__ = ["CLOSED", "Answer", "Held", "LoopCall", "guarded"]
+__all__ = ["CLOSED", "Answer", "LoopCall", "guarded"]
 
 _logger = logging.getLogger("trio_dask.client")
 _T = TypeVar("_T")
 
 CLOSED: Final = "the client is closed"
-
-
-class Held:
-    """Keeps what a `with` block raises, so that it can be raised where no nursery wraps it in a group."""
-
-    def __init__(self) -> None:
-        self._error: BaseException | None = None
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> bool:
-        self._error = error
-        return True
-
-    def raise_it(self) -> None:
-        """Raise what the block raised, if it did."""
-        error, self._error = self._error, None
-        try:
-            if error is not None:
-                raise error
-        finally:
-            del error  # its traceback holds this frame: the two would keep each other, and the caller's variables
 
 
 def guarded(callback: Callable[[], object]) -> None:

@@ -9,7 +9,7 @@ from trio_dask.comm.addresses import (
 )
 from trio_dask.comm.connection import Connection, LinkSettings
 from trio_dask.comm.data import DataChannel
-from trio_dask.comm.dial import open_connection, open_data_channel
+from trio_dask.comm.dial import limit_of_call, open_connection, open_data_channel
 from trio_dask.comm.listen import serve
 from trio_dask.comm.transport import ConnectionLost, PeerSilent
 
@@ -22,6 +22,7 @@ __all__ = [
     "PeerSilent",
     "addresses_of_interface",
     "choose_advertised_host",
+    "limit_of_call",
     "open_connection",
     "open_data_channel",
     "parse_address",

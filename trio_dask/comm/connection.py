@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import trio
 
 from trio_dask.comm.backlog import Backlog
+from trio_dask.comm.held import Held
 from trio_dask.comm.transport import ConnectionLost, Transport
 from trio_dask.errors import ProtocolError, SerializationError
 from trio_dask.protocol.codec import Allowed, Row, decode, encode_rows
@@ -72,30 +73,6 @@ class Batches:
     async def aclose(self) -> None:
         """Does nothing; for callers that treat it as the generator that it looks like."""
         await trio.lowlevel.checkpoint()
-
-
-class _Outcome:
-    """Takes an exception out of a block and raises it elsewhere: behind a nursery that would wrap it in a group."""
-
-    def __init__(self) -> None:
-        self._error: BaseException | None = None
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> bool:
-        self._error = error
-        return True
-
-    def repeat(self) -> None:
-        error, self._error = self._error, None
-        try:
-            if error is not None:
-                raise error
-        finally:
-            del error  # its traceback holds this frame: the two would keep each other, and the caller's variables
 
 
 class Connection:
@@ -400,7 +377,7 @@ class Connection:
 
     @asynccontextmanager
     async def _host_tasks(self) -> AsyncGenerator[Connection]:
-        body = _Outcome()
+        body = Held()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._run_tasks)
             with body:
@@ -411,7 +388,7 @@ class Connection:
             self._stop_sending()
             self._transport.abort()
             self._tasks_scope.cancel()
-        body.repeat()
+        body.raise_it()
 
     async def _run_tasks(self) -> None:
         # The shield keeps cancellation around the block from the writer: `aclose` in the block may still need it.

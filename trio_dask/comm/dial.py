@@ -19,9 +19,19 @@ from trio_dask.errors import NoScheduler, ProtocolError, RefusedError
 from trio_dask.protocol.codec import TO_CLIENT, TO_CONTROL, TO_NANNY, TO_WORKER, Allowed
 from trio_dask.protocol.hello import EnvelopeReader, Hello, Refusal, Role, Welcome, decode_answer, encode_hello
 
-__all__ = ["open_connection", "open_data_channel"]
+__all__ = ["limit_of_call", "open_connection", "open_data_channel"]
 
 _ALLOWED: dict[Role, Allowed] = {"client": TO_CLIENT, "worker": TO_WORKER, "nanny": TO_NANNY, "control": TO_CONTROL}
+
+DIAL_SHARE = 0.9
+"""The share of the time left to find a scheduler that one call may take: its end says why there is none."""
+
+SHORT_DIAL_S = 1.0
+
+
+def limit_of_call(limit_s: float, left_s: float) -> float:
+    """How long a call may take: `limit_s`, or less if only `left_s` are left to find a scheduler."""
+    return min(limit_s, max(SHORT_DIAL_S, DIAL_SHARE * left_s))
 
 
 async def open_connection(

@@ -14,7 +14,14 @@ from typing import Any, cast
 
 import trio
 
-from trio_dask.comm import Connection, ConnectionLost, LinkSettings, open_connection, parse_scheduler_address
+from trio_dask.comm import (
+    Connection,
+    ConnectionLost,
+    LinkSettings,
+    limit_of_call,
+    open_connection,
+    parse_scheduler_address,
+)
 from trio_dask.config import WorkerSettings
 from trio_dask.errors import NoScheduler, ProtocolError, RefusedError, UnavailableError, UsageError
 from trio_dask.files import read_scheduler_file
@@ -116,7 +123,9 @@ class SchedulerLink:
             keepalive_s=settings.keepalive_s, silence_s=min(settings.silence_s, SILENCE_S), cleanup_s=settings.grace_s
         )
         address = parse_scheduler_address(self._scheduler_address())
-        return await open_connection(address, hello, timeout_s=settings.connect_timeout_s, settings=link)
+        left_s = self._away_since + settings.death_timeout_s - trio.current_time()
+        timeout_s = limit_of_call(settings.connect_timeout_s, left_s)
+        return await open_connection(address, hello, timeout_s=timeout_s, settings=link)
 
     def _scheduler_address(self) -> str:
         path = self._settings.scheduler_file

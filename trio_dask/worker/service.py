@@ -22,7 +22,15 @@ from typing import NamedTuple
 
 import trio
 
-from trio_dask.comm import Address, Connection, ConnectionLost, LinkSettings, open_connection, parse_scheduler_address
+from trio_dask.comm import (
+    Address,
+    Connection,
+    ConnectionLost,
+    LinkSettings,
+    limit_of_call,
+    open_connection,
+    parse_scheduler_address,
+)
 from trio_dask.comm.control import serve_control
 from trio_dask.config import LEAVING, WorkerSettings
 from trio_dask.errors import NoScheduler, ProtocolError, RefusedError, UsageError
@@ -55,11 +63,6 @@ while a link that was cut without a word would hold us until TCP finds out, whic
 
 SHORTEST_SILENCE_S = 4.5
 """For workers that have little time without a scheduler; it says something every two seconds."""
-
-DIAL_SHARE = 0.9
-"""Of the time that is left, a call may take so much: its end says why there is no scheduler."""
-
-SHORT_DIAL_S = 1.0
 
 
 async def run_worker(
@@ -365,8 +368,7 @@ class _Worker:
         )
         if not self._reason:
             self._reason = f"no answer from {scheduler} so far"
-        share_s = max(SHORT_DIAL_S, DIAL_SHARE * (self._death.deadline - trio.current_time()))
-        timeout_s = min(settings.connect_timeout_s, share_s)
+        timeout_s = limit_of_call(settings.connect_timeout_s, self._death.deadline - trio.current_time())
         connection = await open_connection(scheduler, hello, timeout_s=timeout_s, settings=link)
         return connection, place
 
