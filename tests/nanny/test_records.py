@@ -52,6 +52,13 @@ def test_a_traceback_comes_along():
     assert spoken(line).startswith("failed\nTraceback")
 
 
+@pytest.mark.parametrize("created", ["1e300", "-1e300", "NaN", "Infinity", "-1.0", "1e15"])
+def test_what_has_no_time_of_this_age_is_no_record(created):
+    line = b'\x1e{"created": %s, "level": 20, "logger": "x", "message": "x"}'
+    assert read_record(line % created.encode()) is None
+    logging.Formatter("%(asctime)s").format(read_record(line % str(2.0**40 - 1).encode()))
+
+
 @pytest.mark.parametrize(
     "line", [b"printed", b"", b"\x1e", b"\x1e{", b"\x1e[]", b'\x1e{"message": "x"}', b"\x1e" + b"[" * 100_000]
 )

@@ -16,6 +16,8 @@ __all__ = ["DumpFilter", "RecordFormatter", "read_record", "spoken"]
 
 SEPARATOR = b"\x1e"
 MAX_TEXT = 8000
+TOO_LATE = 2**40
+"""From some time on `time.localtime` raises, and the record would be lost."""
 
 MAX_LINE_BYTES = 2**16
 MAX_DUMP_BYTES = 2**21
@@ -57,6 +59,8 @@ def read_record(line: bytes) -> logging.LogRecord | None:
     created, level, logger, message = (fields.get(name) for name in ("created", "level", "logger", "message"))
     exception = fields.get("exception")
     if not (isinstance(created, float) and type(level) is int and isinstance(logger, str) and isinstance(message, str)):
+        return None
+    if not 0 <= created < TOO_LATE:
         return None
     return logging.makeLogRecord(
         {
