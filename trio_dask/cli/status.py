@@ -14,7 +14,7 @@ import click
 
 from trio_dask.cli.common import Checked, Program, common_options, run_command
 from trio_dask.cli.output import show
-from trio_dask.config import format_bytes, parse_timedelta
+from trio_dask.config import counted, format_bytes, parse_timedelta
 from trio_dask.deploy.program import Stopper, run_program
 from trio_dask.errors import NoScheduler, ProtocolError, UsageError
 
@@ -23,7 +23,6 @@ __all__ = ["main", "rendered"]
 PAUSE_S = 0.1
 SHORTEST_TRY_S = 0.1
 NARROWEST = 60
-STATES = ("waiting", "queued", "no-worker", "processing", "memory", "erred", "released")
 
 
 @click.command(cls=Program, sections={"Which scheduler": ["scheduler_file", "timeout"], "Output": ["as_json"]})
@@ -98,12 +97,12 @@ def rendered(found: Mapping[str, Any], width: int) -> str:
     workers: list[Mapping[str, Any]] = sorted(found["workers"], key=lambda worker: worker["name"])
     threads = sum(worker["nthreads"] for worker in workers)
     tasks: Mapping[str, int] = found["tasks"]
-    counts = ", ".join(f"{tasks[state]:,} {_in_words(state)}" for state in STATES if tasks.get(state))
+    counts = ", ".join(f"{number:,} {_in_words(state)}" for state, number in tasks.items() if number)
     lines = [
         _fitting(
             f"Scheduler  {found['address']}, trio_dask {found['package']}, pid {found['pid']} on {found['host']}", width
         ),
-        f"Workers    {len(workers)}, with {threads} threads",
+        f"Workers    {len(workers)}, with {counted(threads, 'thread')}",
         f"Clients    {len(found['clients'])}",
         textwrap.fill(counts or "none", width, initial_indent="Tasks      ", subsequent_indent=" " * 11),
     ]
