@@ -278,7 +278,7 @@ def _blame(state: State, task: Task, worker: Worker, reason: str, role: str) -> 
         past = task.past = Past()
     past.suspect = True
     info = worker.info
-    name = "" if "://" in info.name else f"{info.name} "  # without a name of its own it is called by an address
+    name = f"{info.own_name} " if info.own_name else ""
     past.deaths.append(f"worker {name}at {info.address} (pid {info.pid}): {reason}")
     state.note(task.key, f"{role} {worker.info.name}, which died")
     if len(past.deaths) > state.settings.allowed_failures:

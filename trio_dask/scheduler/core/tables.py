@@ -115,9 +115,14 @@ class WorkerInfo(NamedTuple):
     """Its first figures; each heartbeat has new ones."""
 
     @property
+    def own_name(self) -> str:
+        """The name that it was given, or "": then `name` is the address of its first process."""
+        return "" if "://" in self.name else self.name
+
+    @property
     def title(self) -> str:
-        """For people. A worker without a name of its own has the address of its first process for one."""
-        return self.address if "://" in self.name else self.name
+        """What people call it."""
+        return self.own_name or self.address
 
 
 class Terms(NamedTuple):
