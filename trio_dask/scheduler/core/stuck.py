@@ -17,7 +17,7 @@ from typing import Final
 
 from trio_dask.identity import Key, PeerId
 from trio_dask.protocol.messages import Stuck
-from trio_dask.scheduler.core.tables import Client, Notice, Queue, Queued, State, Task, Terms, Waiting
+from trio_dask.scheduler.core.tables import Client, Notice, Queue, Queued, State, StuckNews, Task, Terms, Waiting
 
 __all__ = ["has_become_stuck", "look", "look_again", "look_soon", "note_arrivals"]
 
@@ -123,21 +123,22 @@ def _survey(queue: Queue, found: _Findings, most_tasks: int, most_dependents: in
 
 
 def _tell(state: State, client: Client, waiting: Mapping[Queue, list[Key]], partial: Collection[Queue]) -> None:
+    if not waiting:
+        if client.stuck is not None:
+            client.stuck = None
+            state.send(client.peer, Stuck("", False, ()))
+        return
+    news = client.stuck
+    if news is None:
+        news = client.stuck = StuckNews(since=state.now)
     text = _sentence(state, {queue: len(keys) for queue, keys in waiting.items()}, partial)
-    if not text:
-        client.stuck_since = client.stuck_said_at = float("inf")
-        client.stuck_said = ""
-    else:
-        client.stuck_since = min(client.stuck_since, state.now)
-    delay_s = state.settings.stuck_after_s
-    is_due = state.now >= client.stuck_since + delay_s and text != client.stuck_said
-    if is_due and client.stuck_said and state.now < client.stuck_said_at + delay_s:
-        is_due = False  # it changes all the time
+    # It may change all the time: then it is said aloud no more often than that.
+    is_due = text != news.aloud and state.now >= max(news.since, news.aloud_at) + state.settings.stuck_after_s
     if is_due:
-        client.stuck_said, client.stuck_said_at = text, state.now
+        news.aloud, news.aloud_at = text, state.now
     told = Stuck(text, False, _reasons(state, waiting))
-    if is_due or told != client.stuck:
-        client.stuck = told
+    if is_due or told != news.told:
+        news.told = told
         state.send(client.peer, told._replace(aloud=is_due))
 
 

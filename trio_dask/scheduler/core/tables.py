@@ -49,6 +49,7 @@ __all__ = [
     "Request",
     "State",
     "Stop",
+    "StuckNews",
     "Task",
     "Terms",
     "Waiting",
@@ -303,6 +304,19 @@ class Nanny(NamedTuple):
     process: str
 
 
+class StuckNews:
+    """What a client was told of its tasks that wait for a worker, since they do."""
+
+    __slots__ = ("aloud", "aloud_at", "since", "told")
+
+    def __init__(self, since: float) -> None:
+        self.since = since
+        self.told: Stuck | None = None
+        self.aloud = ""
+        """What of that it was told to say aloud, last."""
+        self.aloud_at = float("-inf")
+
+
 class Client:
     """One client, from its first hello to its goodbye; its link may be cut meanwhile. See `clients`."""
 
@@ -319,9 +333,6 @@ class Client:
         "sent",
         "sole",
         "stuck",
-        "stuck_said",
-        "stuck_said_at",
-        "stuck_since",
         "unconfirmed",
         "wants",
     )
@@ -346,12 +357,8 @@ class Client:
         """How many of those stand before `unconfirmed`."""
         self.unconfirmed: deque[list[Message]] = deque()
         """What was sent to it, and has not been confirmed, in batches."""
-        self.stuck = Stuck("", False, ())
-        """Why tasks of it wait for a worker, as it was told last."""
-        self.stuck_since = float("inf")
-        self.stuck_said = ""
-        """What of that it was told to say aloud."""
-        self.stuck_said_at = float("inf")
+        self.stuck: StuckNews | None = None
+        """While tasks of it wait for a worker that is not there: what it was told of them."""
 
 
 class ClosePeer(NamedTuple):
