@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-from trio_dask.cli.output import complain, say
+from trio_dask.cli.output import STOPPED, WRONG_USAGE, complain, say
 
 __all__ = ["main", "scheduler", "worker"]
 
@@ -15,8 +15,6 @@ COMMANDS = {
     "status": ("trio_dask.cli.status", "show what a cluster is doing: workers, memory, tasks"),
     "demo": ("trio_dask.cli.demo", "run a real job on a cluster on this machine"),
 }
-STOPPED = 0
-USAGE_ERROR = 2
 
 
 def _help(program: str) -> str:
@@ -40,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     if command not in COMMANDS:
         shown = ascii(command)[:60]
         complain(program, f"{shown} is not a command; give one of {', '.join(COMMANDS)}")
-        return USAGE_ERROR
+        return WRONG_USAGE
     return _run(command, rest, f"{program} {command}")
 
 

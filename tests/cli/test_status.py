@@ -61,6 +61,11 @@ def test_no_line_is_wider_than_the_terminal():
         assert max(map(len, rendered(OVERVIEW, width).splitlines())) <= width
 
 
+def test_one_thread_is_one():
+    text = rendered({**OVERVIEW, "workers": [worker("alice", nthreads=1)]}, 80)
+    assert text.splitlines()[1] == "Workers    1, with 1 thread"
+
+
 def test_an_empty_cluster():
     text = rendered({**OVERVIEW, "workers": [], "clients": [], "tasks": {}, "oldest": None}, 80)
     assert text.splitlines()[1:] == ["Workers    0, with 0 threads", "Clients    0", "Tasks      none"]

@@ -85,8 +85,22 @@ def test_a_module_that_raises_is_told_with_file_and_line(load, code, said):
         load(code)
 
 
+def test_a_package_that_raises_is_told_and_imported_once(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "its_package").mkdir()
+    (tmp_path / "its_package" / "module.py").write_text("")
+    (tmp_path / "its_package" / "__init__.py").write_text(
+        f"with open({str(tmp_path / 'runs')!r}, 'a') as file: file.write('run ')\nimport no_such_module_at_all\n"
+    )
+    with pytest.raises(
+        PreloadError, match=r"importing its_package.module raised ModuleNotFoundError: .*its_package/__init__.py:2\)$"
+    ):
+        preload(["its_package.module"], ())
+    assert (tmp_path / "runs").read_text() == "run "
+
+
 def test_what_is_not_there_is_wrong_usage():
-    for name in ("no_such_module_at_all", "/no/such/file.py"):
+    for name in ("no_such_module_at_all", "no_such_package.module", "json.no_such", "os.no_such", "/no/such/file.py"):
         with pytest.raises(UnavailableError, match="--preload-nanny: there is no"):
             preload([name], (), option="--preload-nanny")
 

@@ -52,6 +52,13 @@ def test_a_traceback_comes_along():
     assert spoken(line).startswith("failed\nTraceback")
 
 
+@pytest.mark.parametrize("created", ["1e300", "-1e300", "NaN", "Infinity", "-1.0", "1e15"])
+def test_what_has_no_time_of_this_age_is_no_record(created):
+    line = b'\x1e{"created": %s, "level": 20, "logger": "x", "message": "x"}'
+    assert read_record(line % created.encode()) is None
+    logging.Formatter("%(asctime)s").format(read_record(line % str(2.0**40 - 1).encode()))
+
+
 @pytest.mark.parametrize(
     "line", [b"printed", b"", b"\x1e", b"\x1e{", b"\x1e[]", b'\x1e{"message": "x"}', b"\x1e" + b"[" * 100_000]
 )
@@ -90,3 +97,33 @@ def test_what_is_no_dump_passes_before_its_line_ends():
     sieve = DumpFilter(passed.append, lambda lines: None)
     sieve.feed(b"50 %")
     assert passed == [b"50 %"]
+
+
+def test_a_line_that_never_ends_is_not_held_back_for_ever():
+    passed, dumps = [], []
+    sieve = DumpFilter(passed.append, dumps.append)
+    sieve.feed(b"Fatal Python error: not really\n")
+    for _ in range(200):
+        sieve.feed(b"\r" + b"#" * 999)
+    assert dumps == [["Fatal Python error: not really"]]
+    assert sum(map(len, passed)) == 200_000
+
+
+def test_a_dump_that_never_ends_is_no_dump():
+    passed, dumps = [], []
+    sieve = DumpFilter(passed.append, dumps.append)
+    sieve.feed(b"Fatal Python error: not really\n")
+    indented = (b"  " + b"x" * 997 + b"\n") * 100
+    for _ in range(30):
+        sieve.feed(indented)
+    ((_, *held),) = dumps
+    assert 0 < len(held) * 1000 <= 2**21 + 1000
+    assert sum(map(len, passed)) == 3_000_000 - len(held) * 1000
+
+
+def test_the_longest_dump_of_faulthandler_is_taken_out():
+    frames = b'  File "' + b"d" * 70 + b'.py", line 55 in function_with_a_name\n'
+    dump = b"Fatal Python error: Aborted\n" + (b"Thread 0x00007f083e44f6c0 [x]:\n" + frames * 100) * 100
+    passed, (lines,) = pass_through(dump, 2**16)
+    assert passed == b""
+    assert len(lines) == 1 + 101 * 100

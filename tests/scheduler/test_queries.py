@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import pytest
+import trio
+
 from tests.scheduler.kit import Kit
 from trio_dask.protocol import messages as m
-from trio_dask.scheduler.core.queries import count_states, describe_workers, oldest_run
+from trio_dask.scheduler import overview as overview_module
+from trio_dask.scheduler.core.queries import STATES, count_states, describe_workers, oldest_run
 
 
 def counts(kit: Kit) -> dict[str, int]:
     """Those states in which there are tasks."""
-    return {state: number for state, number in count_states(kit.core.state).items() if number}
+    return dict(count_states(kit.core.state.tasks.values()))
 
 
 def test_tasks_are_counted_by_state_through_their_whole_life() -> None:
@@ -29,6 +33,26 @@ def test_tasks_are_counted_by_state_through_their_whole_life() -> None:
     assert sum(counts(kit).values()) == 5
     client.send(m.Release(("a", "b", "c", "d", "gpu")))
     assert counts(kit) == {}
+
+
+async def test_an_overview_lets_the_scheduler_work_while_it_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(overview_module, "TASKS_AT_ONCE", 10)
+    kit = Kit()
+    client = kit.client()
+    keys = [f"k{number}" for number in range(25)]
+    client.submit(*keys)
+
+    async def release() -> None:
+        await trio.lowlevel.checkpoint()
+        client.send(m.Release(tuple(keys)))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(release)
+        found = await overview_module.overview(kit.core)
+        assert kit.core.state.tasks == {}, "the overview has not waited"
+    assert list(found["tasks"]) == list(STATES)
+    assert 10 <= found["tasks"]["no-worker"] <= 25
+    assert await overview_module.overview(kit.core) == {**found, "tasks": dict.fromkeys(STATES, 0)}
 
 
 def test_the_oldest_of_the_tasks_that_run_for_long_is_found() -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 from tests.scheduler.kit import Client, Kit
 from trio_dask.protocol import messages as m
-from trio_dask.scheduler.core import Notice
+from trio_dask.scheduler.core import Notice, stuck
+from trio_dask.scheduler.core.lines import Line
+from trio_dask.scheduler.core.tables import Task
 
 
 def told(client: Client) -> list[tuple[str, bool]]:
@@ -185,4 +189,126 @@ def test_a_resource_that_is_only_in_use_is_no_reason() -> None:
     for _ in range(20):
         kit.tick(1.0)
     assert told(client) == []
+    kit.assert_empty()
+
+
+def looks(kit: Kit, seconds: float) -> int:
+    """How often the core asks for a `tick` within so many seconds in which nothing else happens."""
+    count = 0
+    end = kit.now + seconds
+    while (due := kit.core.next_deadline()) <= end:
+        kit.tick(max(0.0, due - kit.now))
+        count += 1
+    kit.now = end
+    return count
+
+
+def test_tasks_that_stay_stuck_are_looked_at_now_and_then_only() -> None:
+    kit = Kit()
+    client = kit.client()
+    client.submit("a", "b")
+    client.submit("c", resources={"GPU": 1})
+    assert looks(kit, 60.0) <= 31
+    kit.assert_empty()
+
+
+def test_events_do_not_hasten_the_look_at_what_is_known_to_be_stuck() -> None:
+    kit = Kit()
+    client = kit.client()
+    client.submit("a")
+    kit.tick(0.1)
+    due = kit.core.next_deadline()
+    client.send(m.Release(("nothing",)))
+    kit.client("another")
+    assert kit.core.next_deadline() == due > kit.now + 1
+    kit.assert_empty()
+
+
+def test_inputs_that_come_one_by_one_do_not_hasten_the_look_at_the_queue_that_they_lead_to() -> None:
+    kit = Kit()
+    client = kit.client()
+    worker = kit.worker()
+    for number in range(100):
+        client.submit(f"input-{number}")
+        client.submit(f"stuck-{number}", needs=(f"input-{number}",), resources={"GPU": 1})
+    count = 0
+    for _ in range(100):
+        (run, *others) = worker.runs()
+        worker.inbox += others
+        worker.finish(run)
+        count += looks(kit, 0.05)
+    assert count <= 5 / 0.25 + 2
+    kit.assert_empty()
+
+
+def test_a_look_walks_no_more_of_a_line_than_it_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    walked: list[object] = []
+
+    def counting(line: Line) -> Iterator[Task]:
+        for task in each(line):
+            walked.append(task)
+            yield task
+
+    each = Line.__iter__
+    kit = Kit(validate=False)
+    client = kit.client()
+    client.submit(*map(str, range(stuck.MOST_TASKS + 500)))
+    monkeypatch.setattr(Line, "__iter__", counting)
+    kit.tick(0.1)
+    assert len(walked) <= stuck.MOST_TASKS + 1
+    assert told(client) == [(f"{stuck.MOST_TASKS}+ tasks wait: no worker is connected", False)]
+    kit.assert_empty()
+
+
+def test_a_look_goes_to_a_limited_number_of_dependents_in_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stuck, "MOST_DEPENDENTS", 100)
+    kit = Kit(validate=False)
+    client, reader = kit.client(), kit.client("reader")
+    kit.worker()
+    roots = [f"root-{number}" for number in range(50)]
+    client.submit(*roots, resources={"GPU": 1})
+    for number in range(30):
+        reader.submit(f"leaf-{number}", needs=tuple(roots))
+    seen: list[object] = []
+    for task in kit.core.state.tasks.values():
+        task.dependents = Watched(task.dependents or {}, seen)
+    kit.tick(0.1)
+    assert len(seen) <= 100
+    ((_, keys),) = client.take(m.Stuck)[-1].reasons
+    assert keys == tuple(roots), "what waits itself is told however much depends on it"
+    assert told(reader)[-1][0].startswith("30+ tasks wait")
+    kit.assert_empty()
+
+
+class Watched(dict[Task, None]):
+    """Dependents that note which of them are looked at."""
+
+    def __init__(self, dependents: dict[Task, None], seen: list[object]) -> None:
+        super().__init__(dependents)
+        self.seen = seen
+
+    def __iter__(self) -> Iterator[Task]:
+        for task in super().__iter__():
+            self.seen.append(task)
+            yield task
+
+
+def test_a_long_line_hides_no_other_and_each_reason_is_noted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stuck, "MOST_TASKS", 20)
+    kit = Kit(stuck_after_s=5.0)
+    client, other = kit.client(), kit.client("other")
+    kit.worker()
+    client.submit("first", workers=("nobody",))
+    other.submit("lonely", resources={"TPU": 1})
+    no_tpu = "1 task waits: no worker offers TPU=1 (1 worker: no TPU)"
+    many = [f"k{number}" for number in range(100)]
+    for step in range(30):
+        if step == 10:
+            client.submit(*many, workers=("nobody",))
+        elif step == 20:
+            client.send(m.Release(tuple(many)))
+        kit.tick(2.0)
+    assert notices(kit) == [f"1 task waits: no worker is called 'nobody' (1 worker: 'w3'); {no_tpu}"]
+    assert told(other) == [(no_tpu, False), (no_tpu, True)]
+    assert "10+ tasks wait: no worker is called 'nobody' (1 worker: 'w3')" in [text for text, _ in told(client)]
     kit.assert_empty()

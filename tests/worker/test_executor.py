@@ -183,6 +183,42 @@ async def test_a_run_that_waits_at_the_gate_is_not_on_the_board_yet(open_slots: 
         await slots.value()
 
 
+async def test_a_run_that_waits_at_the_gate_has_not_started(open_slots: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    token, called = trio.lowlevel.current_trio_token(), trio.Event()
+    gate = Gate(lambda nbytes: False, lambda: token.run_sync_soon(called.set))
+    clock = [1e9]
+    started = threading.Event()
+    go_on = threading.Event()
+
+    def work() -> bytes:
+        started.set()
+        assert go_on.wait(PATIENCE_S)
+        clock[0] += 5
+        return bytes(5000)
+
+    async with open_slots(gate=gate, gate_from=1000) as slots:
+        go_on.set()
+        slots.offer(1, work)
+        slots.wake()
+        await slots.value()
+        go_on.clear()
+        started.clear()
+        monkeypatch.setattr(executor_module, "perf_counter", lambda: clock[0])
+        run = slots.offer(2, work)
+        slots.wake()
+        with trio.fail_after(PATIENCE_S):
+            await called.wait()
+        assert slots.executor.running_for(0) == []
+        assert not slots.executor.slots_are_free
+        gate.close()
+        assert await trio.to_thread.run_sync(started.wait, PATIENCE_S)
+        assert slots.executor.running_for(0) == [run]
+        go_on.set()
+        finished = await slots.outcome()
+        assert isinstance(finished, Finished)
+        assert finished.duration_s == 5
+
+
 async def test_runs_of_one_slot_go_by_priority_whatever_comes_first(open_slots: Any) -> None:
     async with open_slots() as slots:
         for number, priority in ((1, 3), (2, 1), (3, 2), (4, 1)):

@@ -238,6 +238,19 @@ def test_a_disk_that_fills_up_while_a_value_is_pickled_is_named_and_no_fault_of_
     assert disk.used_bytes == 0
 
 
+@pytest.mark.parametrize("value", [[bytes([n]) * 10_000 for n in range(255)], "ü" * 2_000_000])
+def test_a_disk_that_fails_before_a_value_is_pickled_is_named_and_no_fault_of_the_value(
+    disk: SpillDisk, monkeypatch: pytest.MonkeyPatch, value: object
+) -> None:
+    def truncate(descriptor: int, size: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "ftruncate", truncate)
+    with pytest.raises(SpillError, match="Input/output error"):
+        disk.write_value(value, 2_550_000)
+    assert disk.used_bytes == 0
+
+
 # ------------------------------------------------------------------------------------------ whose folder is it
 
 LEAVE = """

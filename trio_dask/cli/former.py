@@ -53,7 +53,7 @@ def former_options(former: Former) -> Callable[[Decorated], Decorated]:
     """Give a command all of them. They do not reach the function; `notes` has what is to be said of them."""
 
     def note(ctx: click.Context, param: click.Parameter, value: Any) -> None:
-        # Who does not want a dashboard has got what was asked for.
+        # A user that turns off what does not exist gets just that.
         if value is not None and value is not False:
             why = former["/".join([*param.opts, *param.secondary_opts])]
             notes(ctx).append(f"ignoring {param.opts[0]}: {why}")

@@ -8,9 +8,11 @@ from __future__ import annotations
 import os
 import sys
 
-__all__ = ["complain", "say", "show", "stdout_failed"]
+__all__ = ["REFUSED", "STOPPED", "WRONG_USAGE", "complain", "say", "show", "stdout_failed"]
 
+# Of `deploy.program.ExitStatus`, which takes too long to import for `--help` and `--version`.
 STOPPED = 0
+WRONG_USAGE = 2
 REFUSED = 4
 
 

@@ -23,7 +23,6 @@ __all__ = ["main", "rendered"]
 PAUSE_S = 0.1
 SHORTEST_TRY_S = 0.1
 NARROWEST = 60
-STATES = ("waiting", "queued", "no-worker", "processing", "memory", "erred", "released")
 
 
 @click.command(cls=Program, sections={"Which scheduler": ["scheduler_file", "timeout"], "Output": ["as_json"]})
@@ -98,7 +97,7 @@ def rendered(found: Mapping[str, Any], width: int) -> str:
     workers: list[Mapping[str, Any]] = sorted(found["workers"], key=lambda worker: worker["name"])
     threads = sum(worker["nthreads"] for worker in workers)
     tasks: Mapping[str, int] = found["tasks"]
-    counts = ", ".join(f"{tasks[state]:,} {_in_words(state)}" for state in STATES if tasks.get(state))
+    counts = ", ".join(f"{number:,} {_in_words(state)}" for state, number in tasks.items() if number)
     lines = [
         _fitting(
             f"Scheduler  {found['address']}, trio_dask {found['package']}, pid {found['pid']} on {found['host']}", width

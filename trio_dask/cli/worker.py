@@ -159,7 +159,7 @@ def _nanny_settings(options: dict[str, Any], share: Share) -> list[NannySettings
 
 
 def _on_scheduler_stop(options: dict[str, Any]) -> Literal["leave", "wait"]:
-    """Who says how long to be without a scheduler, or to reconnect, expects another one after the first."""
+    """A user that sets --death-timeout or --reconnect expects another scheduler after the first."""
     given: Literal["leave", "wait"] | None = options["on_scheduler_stop"]
     if given is not None:
         return given

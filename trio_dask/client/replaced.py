@@ -7,10 +7,12 @@ as the default one is held by its users alone. When none of them is left, nor an
 
 from __future__ import annotations
 
+import _thread
 import logging
 import threading
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -41,9 +43,11 @@ def let_go(client: Client, engine: Engine, close: Callable[[], object]) -> weakr
 
 
 def _lost(engine: Engine, close: Callable[[], object]) -> None:
-    # By the garbage collector, in the middle of whatever it may be: all that is safe here is to wake the loop.
+    # The garbage collector calls this in the middle of anything: it must take no lock, as `Thread.start` does.
     _unreachable[close] = None
-    engine.run_soon(_when_unused, engine, close)
+    if not engine.run_soon(_when_unused, engine, close):  # the loop has ended, so no future is of use any more
+        with suppress(RuntimeError):  # there can be no more threads; it is closed at the end of the program
+            _thread.start_new_thread(_close, (close,))
 
 
 def _when_unused(engine: Engine, close: Callable[[], object]) -> None:

@@ -106,7 +106,7 @@ def _load(name: str, option: str) -> ModuleType:
             return _load_file(Path(name))
         return importlib.import_module(name)
     except Exception as error:  # it is the user's code: it can raise anything
-        if isinstance(error, ModuleNotFoundError) and name == error.name:
+        if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."):
             raise UnavailableError(f"{option}: there is no module {name!a}") from error
         if is_file and not Path(name).is_file():
             raise UnavailableError(f"{option}: there is no file {name!a}") from error
@@ -121,7 +121,13 @@ def _file_of(name: str) -> str:
     """The file of a module, by its name; what is imported half-way is in no table."""
     if name.endswith(".py"):
         return str(Path(name))
-    spec = importlib.util.find_spec(name)
+    package = name.rpartition(".")[0]
+    if package and package not in sys.modules:
+        return ""  # it has raised itself, and would run again to find what is in it
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        return ""
     return "" if spec is None or spec.origin is None else spec.origin
 
 

@@ -17,7 +17,7 @@ __all__ = ["heed_ctrl_z", "suspended_with_us"]
 
 
 class Suspendable(Protocol):
-    """Whoever looks after processes. Both calls come from a signal handler: they must not wait, nor take locks."""
+    """Processes that stop with this program. A signal handler makes both calls: they must not wait, nor take locks."""
 
     def suspend(self) -> None:
         """Stop them."""

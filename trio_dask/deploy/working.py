@@ -44,7 +44,7 @@ async def work(
     def heed(number: int) -> bool:
         heeded = drain.on_signal(number)
         if not heeded and leaving is not None:
-            leaving("signal")  # who ends without a word is taken for one that a task has ended
+            leaving("signal")  # a worker that ends without a word counts as ended by its task
         return heeded
 
     with LastResort() as resort, stopper.orderly(heed):

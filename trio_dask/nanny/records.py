@@ -16,6 +16,12 @@ __all__ = ["DumpFilter", "RecordFormatter", "read_record", "spoken"]
 
 SEPARATOR = b"\x1e"
 MAX_TEXT = 8000
+TOO_LATE = 2**40
+"""From some time on `time.localtime` raises, and the record would be lost."""
+
+MAX_LINE_BYTES = 2**16
+MAX_DUMP_BYTES = 2**21
+"""What is longer is no dump: `faulthandler` writes at most 100 lines for each of 100 threads."""
 
 FATAL = b"Fatal Python error:"
 _DUMPED = re.compile(
@@ -54,6 +60,8 @@ def read_record(line: bytes) -> logging.LogRecord | None:
     exception = fields.get("exception")
     if not (isinstance(created, float) and type(level) is int and isinstance(logger, str) and isinstance(message, str)):
         return None
+    if not 0 <= created < TOO_LATE:
+        return None
     return logging.makeLogRecord(
         {
             "created": created,
@@ -78,7 +86,8 @@ def spoken(line: bytes) -> str:
 class DumpFilter:
     """Takes out of a stream what `faulthandler` writes when the interpreter crashes.
 
-    `pass_on` is called with the rest, as it comes, `dumped` with the lines of each dump.
+    `pass_on` is called with the rest, as it comes, `dumped` with the lines of each dump. A task can write the beginning
+    of a dump as well, and then anything; only so much of that is held back.
     """
 
     def __init__(self, pass_on: Callable[[bytes], object], dumped: Callable[[Sequence[str]], object]) -> None:
@@ -88,6 +97,7 @@ class DumpFilter:
         self._held = b""
         """The beginning of a line that may belong to a dump."""
         self._dump: list[str] = []
+        self._dump_bytes = 0
 
     def feed(self, data: bytes) -> None:
         """Take what came."""
@@ -96,11 +106,12 @@ class DumpFilter:
         for line in re.findall(rb"[^\n]*\n|[^\n]+", data):  # `splitlines` would also end lines elsewhere
             if not self._at_line_start:
                 passed.append(line)
-            elif self._belongs(line):
+            elif self._belongs(line) and len(line) <= MAX_LINE_BYTES and self._dump_bytes <= MAX_DUMP_BYTES:
                 if not line.endswith(b"\n"):
                     self._held = line
                     break
                 self._dump.append(line.decode(errors="replace").rstrip())
+                self._dump_bytes += len(line)
                 continue
             else:
                 self._end_dump()
@@ -127,5 +138,5 @@ class DumpFilter:
 
     def _end_dump(self) -> None:
         if self._dump:
-            dump, self._dump = self._dump, []
+            dump, self._dump, self._dump_bytes = self._dump, [], 0
             self._dumped(dump)

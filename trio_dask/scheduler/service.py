@@ -284,7 +284,7 @@ class _Service:
             return None
         refused = self._core.add_worker(peer, info, now)
         if refused is None:
-            at = info.address if info.title == info.address else f"{info.title} at {info.address}"
+            at = f"{info.own_name} at {info.address}" if info.own_name else info.address
             log.info("Registered worker %s (%s)", at, counted(info.nthreads, "thread"))
         return refused
 

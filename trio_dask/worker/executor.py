@@ -11,6 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, MutableSequence
 from contextlib import suppress
+from math import inf
 from queue import SimpleQueue
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -194,7 +195,7 @@ class Executor:
                 context.cancel()
 
     def running_for(self, seconds: float) -> list[Run]:
-        """The runs that slots have had for at least so long."""
+        """The runs that have been under way for at least so long."""
         before = perf_counter() - seconds
         contexts = (*self._slots, *self._secession.outside)
         return [context.run for context in contexts if context is not None and context.started_at <= before]
@@ -287,7 +288,8 @@ class Executor:
         while following is not None:
             run = following
             context = TaskContext(run, self._worker, self._secession, number)
-            outcome = self._execute(context, number, carried)
+            execute = self._execute_when_let_in if self._largest else self._execute
+            outcome = execute(context, number, carried)
             self._post(outcome)
             if type(outcome) is not Finished or context.slot is None:
                 return context.slot
@@ -305,8 +307,23 @@ class Executor:
             self.spent = True
             self._post(Begun(run, None))  # has the loop look
         context = TaskContext(run, self._worker, self._secession, number)
-        self._post(self._execute(context, number, {}))
+        execute = self._execute_when_let_in if self._largest else self._execute
+        self._post(execute(context, number, {}))
         return context.slot
+
+    def _execute_when_let_in(self, context: TaskContext, number: int, carried: Mapping[Key, Any]) -> Outcome:
+        """One run, which passes the gate before it starts if its result may be large."""
+        expected = self._expected(context.run.function)
+        if not expected or self._gate is None:
+            return self._execute(context, number, carried)
+        context.started_at = inf
+        self._slots[number] = context  # it has its slot while it waits
+        self._gate.enter(expected)
+        try:
+            context.started_at = perf_counter()
+            return self._execute(context, number, carried)
+        finally:
+            self._gate.leave(expected)
 
     def _execute(self, context: TaskContext, number: int, carried: Mapping[Key, Any]) -> Outcome:
         """One run, start to end; `carried` is the value that it follows, if it does.
@@ -316,9 +333,6 @@ class Executor:
         run = context.run
         self._slots[number] = context
         enter(context)
-        expected = self._expected(run.function) if self._largest else 0
-        if expected and self._gate is not None:
-            self._gate.enter(expected)
         try:
             if run.extra:
                 self._begin(context)
@@ -331,7 +345,7 @@ class Executor:
             args, kwargs = load_call(run.call, self._blobs, values)
             value = self._call_async(context, function, args, kwargs) if is_async else function(*args, **kwargs)
             pickled = pickle_value(value, self._inline_limit)
-            if expected or pickled.nbytes >= self._gate_from:
+            if self._largest or pickled.nbytes >= self._gate_from:
                 self._learn(run.function, pickled.nbytes)
         except _Absent as absent:
             return InputGone(run, absent.key)
@@ -339,8 +353,6 @@ class Executor:
             duration_s = perf_counter() - context.started_at
             return Failed(run, *describe_failure(error), duration_s)
         finally:
-            if expected and self._gate is not None:
-                self._gate.leave(expected)
             slot = context.slot
             if slot is None:
                 self._secession.ended(context)

@@ -66,8 +66,8 @@ def keep_large_blocks_apart() -> None:
     """Have the allocator of C return each large block to the system when it is freed.
 
     By default glibc raises the size from which it does so with every large block that it sees freed, up to 32 MiB: the
-    arrays of tasks then end up between longer lived things, and their memory stays. Who has set the allocator up by
-    environment variables has decided that already.
+    arrays of tasks then end up between longer lived things, and their memory stays. Environment variables
+    that set the allocator up take precedence.
     """
     function = _libc("mallopt")
     if function is None or any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):

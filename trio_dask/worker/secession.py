@@ -66,7 +66,7 @@ class Secession:
     """Who is outside of the slots, and who wants in. Everything here may be called from any thread.
 
     `slots` and `cells` belong to the executor: what each slot does, for itself and for the nanny. The cells beyond
-    those of the slots are for who is outside: he may end the process like anybody else.
+    those of the slots are for tasks outside of them, which may end the process as well.
     """
 
     def __init__(

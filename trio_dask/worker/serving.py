@@ -103,7 +103,7 @@ class DataServer:
         store = self._store
         copied_bytes = store.copied_bytes(key)
         if copied_bytes > BIG_BYTES and self._room is not None:
-            # Only until the copy is there: who held on to it while a peer makes room to take it could wait in a circle.
+            # Only until the copy is there: kept while a peer makes room to take it, it could have both wait for ever.
             async with self._room(copied_bytes):
                 dumped = await trio.to_thread.run_sync(self._dump, key, abandon_on_cancel=True)
         elif not store.is_pickled(key) and (nbytes > BIG_BYTES or store.is_spilled(key)):

@@ -274,8 +274,11 @@ class _Pickled:
     def restart(self) -> None:
         """Drop what was written."""
         self._parts, self._gathered, self.nbytes = [], 0, 0
-        os.ftruncate(self._descriptor, 0)
-        os.lseek(self._descriptor, 0, os.SEEK_SET)
+        try:
+            os.ftruncate(self._descriptor, 0)
+            os.lseek(self._descriptor, 0, os.SEEK_SET)
+        except OSError as error:
+            raise _Refused(error) from None
 
     def write(self, data: Buffer, /) -> None:
         self._parts.append(data)

@@ -114,7 +114,10 @@ class Slots(Protocol):
 
 
 class TaskContext:
-    """One run in one slot, from the moment the slot took it; `slot` is None while it has given that back."""
+    """One run in one slot, from the moment the slot took it.
+
+    `slot` is None while the run has given its slot back. `started_at` is infinite while it waits for room to start.
+    """
 
     __slots__ = ("_on_cancel", "cancelled", "run", "slot", "slots", "started_at", "worker")
 

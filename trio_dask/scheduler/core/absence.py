@@ -91,7 +91,7 @@ def may_return(state: State, previous: Incarnation, info: WorkerInfo) -> bool:
         former is not None
         and former.info.nthreads == info.nthreads
         and former.info.resources == info.resources
-        and (former.leaving != "" or state.names.get(info.name, former) is former)  # who leaves gives up his name
+        and (former.leaving != "" or state.names.get(info.name, former) is former)  # one that leaves gives up its name
         and state.addresses.get(info.address, former) is former
     )
 

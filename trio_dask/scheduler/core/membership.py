@@ -55,7 +55,7 @@ SIGNS_PER_TTL: Final = 10
 
 
 def refusal(state: State, info: WorkerInfo) -> str | None:
-    """The sentence with which a worker is refused if its name or address is taken; who leaves gives up his name."""
+    """The sentence that refuses a worker whose name or address is taken; one that leaves gives up its name."""
     holder = state.names.get(info.name)
     if holder is not None and holder.away_until is None and not holder.leaving:
         return f"the name {info.name!r} is taken by the worker at {holder.info.address}; choose another with --name"
@@ -206,8 +206,8 @@ def bury(
 def _recall_readers(state: State, worker: Worker) -> None:
     """Take back what has not started elsewhere and may be waiting for values from a worker that is lost.
 
-    A process that is stopped, or cut off without a word, keeps its connections: who asks it for a value would wait as
-    long as it does, also where somebody else has that value.
+    A process that is stopped, or cut off without a word, keeps its connections: a worker that asks it for a value would
+    wait as long as it does, even where another one has that value.
     """
     runs: dict[Worker, list[RunId]] = {}
     for task in worker.holds:
@@ -278,7 +278,7 @@ def _blame(state: State, task: Task, worker: Worker, reason: str, role: str) -> 
         past = task.past = Past()
     past.suspect = True
     info = worker.info
-    name = "" if "://" in info.name else f"{info.name} "  # without a name of its own it is called by an address
+    name = f"{info.own_name} " if info.own_name else ""
     past.deaths.append(f"worker {name}at {info.address} (pid {info.pid}): {reason}")
     state.note(task.key, f"{role} {worker.info.name}, which died")
     if len(past.deaths) > state.settings.allowed_failures:

@@ -27,7 +27,7 @@ from trio_dask.identity import RunId, places_of
 from trio_dask.protocol.messages import Run
 from trio_dask.scheduler.core.contents import ship
 from trio_dask.scheduler.core.lifecycle import CHAIN_FAN_IN, CHAIN_FAN_OUT, addresses_of, move
-from trio_dask.scheduler.core.stuck import look_soon
+from trio_dask.scheduler.core.stuck import note_arrivals
 from trio_dask.scheduler.core.tables import (
     MANY_QUEUES,
     NO_TERMS,
@@ -92,8 +92,7 @@ def place(state: State) -> None:
                     _dispatch(state, task, fresh)
         if fresh:
             for queue in fresh:
-                if not queue.eligible:
-                    look_soon(state)
+                note_arrivals(state, queue)
                 for worker in queue.eligible:
                     if worker in state.roomy:
                         touched[worker] = None

@@ -4,20 +4,22 @@ A ready task whose demands no worker meets waits in its queue, as long as it tak
 waits for its result should know why nothing happens. So its clients are told the reason, in one sentence: at once, in
 case they give up, and as something worth saying aloud once it has lasted for `stuck_after_s`, or has changed since.
 
-Nothing is counted per task: the queues without workers are looked at a moment after something was put there, and then
-now and then, until there is nothing left in them.
+The scheduler counts nothing per task. It looks at the queues without workers a moment after one of them has got its
+first task, soon after somebody wants more, and now and then until they are empty. What one look costs is bounded, and
+each such queue has an equal share of that, so that a long one does not hide the others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from itertools import islice
 from typing import Final
 
 from trio_dask.identity import Key, PeerId
 from trio_dask.protocol.messages import Stuck
-from trio_dask.scheduler.core.tables import Client, Notice, Queue, Queued, State, Task, Terms, Waiting
+from trio_dask.scheduler.core.tables import Client, Notice, Queue, Queued, State, StuckNews, Task, Terms, Waiting
 
-__all__ = ["look", "look_again", "look_soon"]
+__all__ = ["has_become_stuck", "look", "look_again", "look_soon", "note_arrivals"]
 
 SOON_S: Final = 0.05
 """After this long what comes together has come."""
@@ -25,10 +27,10 @@ SOON_S: Final = 0.05
 AGAIN_S: Final = 0.25
 INTERVAL_S: Final = 2.0
 MOST_TASKS: Final = 10_000
-"""So many are looked at; how many more there are nobody needs to know."""
+"""So many entries of queues are looked at; how many more there are nobody needs to know."""
 
 MOST_DEPENDENTS: Final = 10_000
-"""So many of those that wait for these are looked at as well."""
+"""So many dependents of these are looked at as well."""
 
 MOST_KEY_CHARACTERS: Final = 2**18
 """So much of keys a client is told."""
@@ -49,41 +51,98 @@ def look_again(state: State) -> None:
         state.stuck_at = min(state.stuck_at, state.now + AGAIN_S)
 
 
+def has_become_stuck(state: State, queue: Queue) -> bool:
+    """Whether tasks wait in a queue without workers, of which no look has known yet."""
+    return not queue.eligible and queue not in state.stuck_queues and queue.line.first() is not None
+
+
+def note_arrivals(state: State, queue: Queue) -> None:
+    """Tasks were put into this queue: they are stuck if it has no workers."""
+    if has_become_stuck(state, queue):
+        look_soon(state)
+    elif not queue.eligible:
+        look_again(state)
+
+
+class _Findings:
+    """What one look has found: the tasks that wait in queues without workers, and what waits for those."""
+
+    __slots__ = ("counts", "held_up", "keys", "partial")
+
+    def __init__(self) -> None:
+        self.counts: dict[Queue, int] = {}
+        self.held_up: dict[Task, None] = {}
+        self.keys: dict[PeerId, dict[Queue, list[Key]]] = {}
+        """What each client wants and does not get, by the queue that holds it up."""
+        self.partial: dict[Queue, None] = {}
+        """Queues that hold up more than was looked at."""
+
+
 def look(state: State) -> None:
     """Tell clients why tasks of theirs wait for a worker, if any do, and say when to look again."""
     state.stuck_at = float("inf")
-    stuck = dict(_stuck_tasks(state))
-    everybody: dict[Queue, int] = {}
-    for queue in stuck.values():
-        everybody[queue] = everybody.get(queue, 0) + 1
-    waiting = _waiting_keys(stuck)
+    queues = [
+        queue
+        for queue in (state.queue, *state.queues.values())
+        if not queue.eligible and queue.line.first() is not None
+    ]
+    found = _Findings()
+    for queue in queues:
+        _survey(queue, found, max(1, MOST_TASKS // len(queues)), max(1, MOST_DEPENDENTS // len(queues)))
     for peer, client in state.clients.items():
-        _tell(state, client, waiting.get(peer, {}))
-    _note(state, everybody)
-    if everybody:
+        _tell(state, client, found.keys.get(peer, {}), found.partial)
+    _note(state, found.counts, found.partial)
+    if queues:
         state.stuck_at = state.now + INTERVAL_S
 
 
-def _tell(state: State, client: Client, waiting: Mapping[Queue, list[Key]]) -> None:
-    text = _sentence(state, {queue: len(keys) for queue, keys in waiting.items()})
-    if not text:
-        client.stuck_since = client.stuck_said_at = float("inf")
-        client.stuck_said = ""
-    else:
-        client.stuck_since = min(client.stuck_since, state.now)
-    delay_s = state.settings.stuck_after_s
-    is_due = state.now >= client.stuck_since + delay_s and text != client.stuck_said
-    if is_due and client.stuck_said and state.now < client.stuck_said_at + delay_s:
-        is_due = False  # it changes all the time
+def _survey(queue: Queue, found: _Findings, most_tasks: int, most_dependents: int) -> None:
+    """Find what waits in one queue, and for whom."""
+    held_up = found.held_up
+    row: list[Task] = []
+    for task in islice(queue.line, most_tasks):
+        if type(task.phase) is Queued and task.phase.queue is queue and task not in held_up:
+            held_up[task] = None
+            row.append(task)
+    found.counts[queue] = len(row)
+    if len(queue.line) > most_tasks:
+        found.partial[queue] = None
+    left = most_dependents
+    for task in row:  # which grows meanwhile
+        for peer in task.wanted:
+            found.keys.setdefault(peer, {}).setdefault(queue, []).append(task.key)
+        dependents = task.dependents
+        if dependents:
+            for dependent in islice(dependents, left):
+                if type(dependent.phase) is Waiting and dependent not in held_up:
+                    held_up[dependent] = None
+                    row.append(dependent)
+            if len(dependents) > left:
+                found.partial[queue] = None
+            left = max(0, left - len(dependents))
+
+
+def _tell(state: State, client: Client, waiting: Mapping[Queue, list[Key]], partial: Collection[Queue]) -> None:
+    if not waiting:
+        if client.stuck is not None:
+            client.stuck = None
+            state.send(client.peer, Stuck("", False, ()))
+        return
+    news = client.stuck
+    if news is None:
+        news = client.stuck = StuckNews(since=state.now)
+    text = _sentence(state, {queue: len(keys) for queue, keys in waiting.items()}, partial)
+    # It may change all the time: then it is said aloud no more often than that.
+    is_due = text != news.aloud and state.now >= max(news.since, news.aloud_at) + state.settings.stuck_after_s
     if is_due:
-        client.stuck_said, client.stuck_said_at = text, state.now
+        news.aloud, news.aloud_at = text, state.now
     told = Stuck(text, False, _reasons(state, waiting))
-    if is_due or told != client.stuck:
-        client.stuck = told
+    if is_due or told != news.told:
+        news.told = told
         state.send(client.peer, told._replace(aloud=is_due))
 
 
-def _note(state: State, counts: Mapping[Queue, int]) -> None:
+def _note(state: State, counts: Mapping[Queue, int], partial: Collection[Queue]) -> None:
     """Say it to whoever runs the cluster, once for each reason."""
     noted = {queue: since for queue, since in state.stuck_queues.items() if queue in counts}
     state.stuck_queues = noted
@@ -94,37 +153,7 @@ def _note(state: State, counts: Mapping[Queue, int]) -> None:
             noted[queue] = float("inf")  # it is said
             new[queue] = count
     if new:
-        state.requests.append(Notice(_sentence(state, new)))
-
-
-def _stuck_tasks(state: State) -> Iterable[tuple[Task, Queue]]:
-    left = MOST_TASKS
-    for queue in (state.queue, *state.queues.values()):
-        if queue.eligible or queue.line.first() is None:
-            continue
-        for task in dict.fromkeys(queue.line):
-            if type(task.phase) is Queued and task.phase.queue is queue:
-                yield task, queue
-                left -= 1
-                if not left:
-                    return
-
-
-def _waiting_keys(stuck: Mapping[Task, Queue]) -> dict[PeerId, dict[Queue, list[Key]]]:
-    """What each client wants and does not get, by the queue in which it waits, or something that it depends on does."""
-    found: dict[PeerId, dict[Queue, list[Key]]] = {}
-    held_up = dict(stuck)
-    most = len(held_up) + MOST_DEPENDENTS
-    line = list(held_up)
-    for task in line:  # which grows meanwhile
-        queue = held_up[task]
-        for peer in task.wanted:
-            found.setdefault(peer, {}).setdefault(queue, []).append(task.key)
-        for dependent in task.dependents or ():
-            if type(dependent.phase) is Waiting and dependent not in held_up and len(held_up) < most:
-                held_up[dependent] = queue
-                line.append(dependent)
-    return found
+        state.requests.append(Notice(_sentence(state, new, partial)))
 
 
 def _reasons(state: State, waiting: Mapping[Queue, Iterable[Key]]) -> tuple[tuple[str, tuple[Key, ...] | None], ...]:
@@ -146,9 +175,9 @@ def _reasons(state: State, waiting: Mapping[Queue, Iterable[Key]]) -> tuple[tupl
 # ------------------------------------------------------------------------------------------------- in words
 
 
-def _sentence(state: State, counts: Mapping[Queue, int]) -> str:
+def _sentence(state: State, counts: Mapping[Queue, int], partial: Collection[Queue]) -> str:
     parts = [
-        f"{count}{'+' if count >= MOST_TASKS else ''} {'tasks wait' if count > 1 else 'task waits'}: "
+        f"{count}{'+' if queue in partial else ''} {'tasks wait' if count > 1 else 'task waits'}: "
         f"{_reason(state, queue.terms)}"
         for queue, count in list(counts.items())[:MOST_REASONS]
     ]

@@ -49,6 +49,7 @@ __all__ = [
     "Request",
     "State",
     "Stop",
+    "StuckNews",
     "Task",
     "Terms",
     "Waiting",
@@ -115,9 +116,14 @@ class WorkerInfo(NamedTuple):
     """Its first figures; each heartbeat has new ones."""
 
     @property
+    def own_name(self) -> str:
+        """The name that it was given, or "": then `name` is the address of its first process."""
+        return "" if "://" in self.name else self.name
+
+    @property
     def title(self) -> str:
-        """For people. A worker without a name of its own has the address of its first process for one."""
-        return self.address if "://" in self.name else self.name
+        """What people call it."""
+        return self.own_name or self.address
 
 
 class Terms(NamedTuple):
@@ -301,6 +307,19 @@ class Nanny(NamedTuple):
     process: str
 
 
+class StuckNews:
+    """What a client was told of its tasks that wait for a worker, since they do."""
+
+    __slots__ = ("aloud", "aloud_at", "since", "told")
+
+    def __init__(self, since: float) -> None:
+        self.since = since
+        self.told: Stuck | None = None
+        self.aloud = ""
+        """What of that it was told to say aloud, last."""
+        self.aloud_at = float("-inf")
+
+
 class Client:
     """One client, from its first hello to its goodbye; its link may be cut meanwhile. See `clients`."""
 
@@ -317,9 +336,6 @@ class Client:
         "sent",
         "sole",
         "stuck",
-        "stuck_said",
-        "stuck_said_at",
-        "stuck_since",
         "unconfirmed",
         "wants",
     )
@@ -344,12 +360,8 @@ class Client:
         """How many of those stand before `unconfirmed`."""
         self.unconfirmed: deque[list[Message]] = deque()
         """What was sent to it, and has not been confirmed, in batches."""
-        self.stuck = Stuck("", False, ())
-        """Why tasks of it wait for a worker, as it was told last."""
-        self.stuck_since = float("inf")
-        self.stuck_said = ""
-        """What of that it was told to say aloud."""
-        self.stuck_said_at = float("inf")
+        self.stuck: StuckNews | None = None
+        """While tasks of it wait for a worker that is not there: what it was told of them."""
 
 
 class ClosePeer(NamedTuple):

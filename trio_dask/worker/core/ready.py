@@ -102,6 +102,10 @@ class ReadyQueue:
 
 
 def _rank(run: Run) -> int:
-    """The less, the sooner: the user's priority, then the order of submission."""
+    """The less, the sooner: the user's priority, then the order of submission.
+
+    For runs that have extras. For the others it is `run.priority`, and the two callers spare themselves the call, which
+    would make each `push` a tenth dearer.
+    """
     given: int = run.extra.get("priority", 0)
     return (given << CLASS_BITS) + run.priority

@@ -120,7 +120,7 @@ class WorkerCore:
 
     @property
     def capacity(self) -> int:
-        """How many runs can execute here at once, as things stand. Who is outside of the slots leaves his to others."""
+        """How many runs can execute here at once, as things stand. A run outside of the slots uses none."""
         slots = 0 if self.paused else self.slots.capacity
         return slots + sum(map(self.is_current, self.slots.outside.values())) if slots else 0
 
