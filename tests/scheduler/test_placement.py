@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -176,6 +177,36 @@ def test_a_loose_restriction_gives_way_when_no_such_worker_is_there() -> None:
     one, client = kit.worker("one"), kit.client()
     client.submit("x", workers=("three",), allow_other_workers=True)
     assert [run.key for run in one.runs()] == ["x"]
+
+
+@pytest.mark.parametrize("workers", [("three",), ()])
+def test_a_loose_restriction_leaves_the_demand_for_resources_as_it_is(workers: tuple[str, ...]) -> None:
+    kit = Kit()
+    one, client = kit.worker("one"), kit.client()
+    client.submit("x", workers=workers, allow_other_workers=True, resources={"GPU": 1})
+    assert one.runs() == []
+    assert kit.states() == {"x": "no-worker"}
+    for _ in range(2):
+        other = kit.worker("other", resources={"GPU": 1})
+        (run,) = other.runs()
+        other.leave(expected=True)
+        assert (run.key, kit.states()) == ("x", {"x": "no-worker"})
+    kit.assert_empty()
+
+
+def test_a_loose_restriction_gives_way_when_such_a_worker_leaves() -> None:
+    kit = Kit()
+    one, two, client = kit.worker("one"), kit.worker("two"), kit.client()
+    client.submit(*(f"strict-{number}" for number in range(3)), workers=("one",))
+    client.submit(*(f"loose-{number}" for number in range(10)), workers=("one",), allow_other_workers=True)
+    client.submit("urgent", workers=("one",), allow_other_workers=True, priority=1)
+    client.send(m.Release(("loose-9",)))
+    one.leave(expected=True)
+    assert two.runs()[0].key == "urgent"
+    assert {state for key, state in kit.states().items() if key.startswith("strict")} == {"no-worker"}
+    assert "no-worker" not in {state for key, state in kit.states().items() if not key.startswith("strict")}
+    assert kit.worker("one").finish_all() >= 3
+    kit.assert_empty()
 
 
 def test_resources_are_never_given_twice() -> None:

@@ -27,6 +27,7 @@ from trio_dask.scheduler.core.tables import (
     Notice,
     Past,
     Processing,
+    Queue,
     Queued,
     State,
     Task,
@@ -124,11 +125,28 @@ def close_to_work(state: State, worker: Worker) -> None:
     for queue in worker.queues:
         queue.eligible.pop(worker, None)
         if not queue.eligible and queue.line:
+            _let_others_work(state, queue)
             look_soon(state)
     worker.queues.clear()
     for group in (state.idle, state.roomy, state.surplus, state.touched):
         group.pop(worker, None)
     _clear_backlog(state, worker, "its worker left")
+
+
+def _let_others_work(state: State, queue: Queue) -> None:
+    """No worker of this queue is left: those of its tasks that may also run elsewhere are placed anew."""
+    tasks = list(dict.fromkeys(queue.line))
+    if not any(task.terms.allow_other_workers for task in tasks):
+        return
+    queue.line.clear()
+    for task in tasks:
+        if task.phase is not queue.phase:
+            continue  # its entry is stale
+        if task.terms.allow_other_workers:
+            move(state, task, Waiting(0), "its workers left")
+            state.ready.append(task)
+        else:
+            queue.line.put(task)
 
 
 def _clear_backlog(state: State, worker: Worker, why: str) -> None:

@@ -155,7 +155,7 @@ def queue_for(state: State, terms: Terms) -> Queue:
         queue = state.queues[identity] = Queue(terms)
         for worker in state.workers.values():
             admit(queue, worker)
-    if terms.allow_other_workers and not queue.eligible:
+    if terms.workers and terms.allow_other_workers and not queue.eligible:
         return queue_for(state, terms._replace(workers=()))
     return queue
 

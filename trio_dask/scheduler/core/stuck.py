@@ -17,7 +17,7 @@ from typing import Final
 
 from trio_dask.identity import Key, PeerId
 from trio_dask.protocol.messages import Stuck
-from trio_dask.scheduler.core.tables import Client, Notice, Queue, Queued, State, StuckNews, Task, Terms, Waiting
+from trio_dask.scheduler.core.tables import Client, Notice, Queue, State, StuckNews, Task, Terms, Waiting
 
 __all__ = ["has_become_stuck", "look", "look_again", "look_soon", "note_arrivals"]
 
@@ -92,7 +92,7 @@ def look(state: State) -> None:
     for peer, client in state.clients.items():
         _tell(state, client, found.keys.get(peer, {}), found.partial)
     _note(state, found.counts, found.partial)
-    if queues:
+    if found.counts:
         state.stuck_at = state.now + INTERVAL_S
 
 
@@ -101,9 +101,11 @@ def _survey(queue: Queue, found: _Findings, most_tasks: int, most_dependents: in
     held_up = found.held_up
     row: list[Task] = []
     for task in islice(queue.line, most_tasks):
-        if type(task.phase) is Queued and task.phase.queue is queue and task not in held_up:
+        if task.phase is queue.phase and task not in held_up:
             held_up[task] = None
             row.append(task)
+    if not row:
+        return  # its entries are of tasks that wait in another queue by now
     found.counts[queue] = len(row)
     if len(queue.line) > most_tasks:
         found.partial[queue] = None
