@@ -58,6 +58,7 @@ PARDONED: Mapping[tuple[str, str], str] = {
     ("trio_dask.protocol.contents", "threading"): "what it keeps is kept for all threads that pickle",
     ("trio_dask.protocol.origins", "threading"): "two threads may load a class at once, and it must be built once",
     ("trio_dask.protocol.named", "threading"): "the same for named objects",
+    ("trio_dask.protocol.named", "secrets"): "nothing but a random name tells one plain object from another",
     ("trio_dask.protocol.definitions", "threading"): "its caches are for all threads that pickle and load",
     ("trio_dask.identity", "secrets"): "it mints incarnations, for services; no core may import its new_* functions",
 }

@@ -366,3 +366,67 @@ def test_a_type_alias_travels_and_one_that_cannot_says_so(tmp_path):
         """,
         tmp_path,
     )
+
+
+def test_a_function_is_one_object_within_a_call(tmp_path):
+    run(
+        """
+        import functools
+        def double(x): return 2 * x
+        def run(op): return op is double
+        TABLE = {double: "double"}
+        def look_up(op): return TABLE.get(op)
+        MISSING = object()
+        def given(x=MISSING): return x is not MISSING
+        def get_missing(): return MISSING
+        class Holder:
+            def __init__(self, f): self.f = f
+            def has(self): return self.f is double
+        # cluster
+        assert client.submit(run, double).result()
+        assert client.submit(look_up, double).result() == "double"
+        assert client.submit(lambda g, h: g() is h, (lambda: double), double).result()
+        assert client.submit(lambda fs: fs.count(double), [double, double]).result() == 2
+        assert client.submit(lambda holder: holder.has(), Holder(double)).result()
+        assert client.submit(lambda p: p.func is double, functools.partial(double, 1)).result()
+        assert client.submit(given, MISSING).result() is False
+        assert client.submit(given, object()).result() is True
+        assert client.submit(lambda g: g() is MISSING, get_missing).result()
+        assert client.submit(get_missing).result() is MISSING
+        """,
+        tmp_path,
+    )
+
+
+def test_what_is_told_apart_by_its_name_has_a_key_of_its_own(tmp_path):
+    run(
+        """
+        import enum, typing
+        def make(name):
+            def task(): return task.__name__
+            task.__name__ = name
+            return task
+        META = [1]
+        Marked = typing.Annotated[int, META]
+        def mark(): return Marked.__metadata__[0][0]
+        def aliased(alias):
+            class E(enum.Enum):
+                A = 1
+                def __new__(cls, value):
+                    made = object.__new__(cls)
+                    made._value_ = value
+                    cls._value2member_map_[alias] = made
+                    return made
+            return E
+        def find(E):
+            try: return E("uno").name
+            except ValueError: return None
+        # cluster
+        assert [client.submit(lambda f: f.__name__, make(name)).result() for name in "ab"] == ["a", "b"]
+        assert client.submit(mark).result() == 1
+        META[0] = 2
+        assert client.submit(mark).result() == 2
+        assert [client.submit(find, aliased(alias)).result() for alias in ("one", "uno")] == [None, "A"]
+        """,
+        tmp_path,
+    )

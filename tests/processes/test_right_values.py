@@ -115,6 +115,29 @@ class Sentinel:
     def __init__(self): self.seen = 0
     def __reduce__(self): return "SENTINEL"
 SENTINEL = Sentinel()
+def default_function(x, h=read): h.calls = getattr(h, "calls", 0) + x; return h.calls
+HANDLERS = (read, append)
+def in_tuple(x): HANDLERS[0].calls = getattr(HANDLERS[0], "calls", 0) + x; return HANDLERS[0].calls
+def is_read(x, f=read): return f is read, f is HANDLERS[0], {read: 1}.get(f)
+nothing = object()
+def is_nothing(x, y=nothing): return y is nothing
+def by_module(x): counts.n += x; return counts.n
+counts = types.ModuleType("counts_of_the_script")
+counts.n = 0
+def in_static(x): return Static.keep(x)
+class Static:
+    keep = staticmethod(functools.partial(lambda seen, x: seen.append(x) or list(seen), []))
+class Hidden(enum.Enum):
+    ONE = 1
+    __seen = []
+    @classmethod
+    def note(cls, x): cls.__seen.append(x); return list(cls.__seen)
+class Registry:
+    known = set()
+    def __init_subclass__(cls): Registry.known.add(cls); Registry.names.append(cls.__name__)
+    names = []
+class First(Registry): v = 1
+def registered(x): return list(Registry.names), sorted(cls.v for cls in Registry.known)
 def fill_member(x): Level.LOW.value.append(x); return sum(Level.LOW.value), Level(Level.LOW.value) is Level.LOW
 def mark_member(x): Level.HIGH.marks += x; return Level.HIGH.marks
 def mark_step(x): setattr(Step.FIRST, "marks", getattr(Step.FIRST, "marks", 0) + x); return Step.FIRST.marks
@@ -144,7 +167,8 @@ class Program:
         self.holder = n["Holder"](5)
         apply.__module__ = "__main__"
         by_name = ["read", "bind", "bind_and_read", "append", "append_twice", "remember", "count", "bind_by_name"]
-        by_name += ["scaled", "put", "body", "from_cache"]
+        by_name += ["scaled", "put", "body", "from_cache", "default_function", "in_tuple", "is_read", "is_nothing"]
+        by_name += ["by_module"]
         self.callables = [n[name] for name in by_name]
         self.callables += [
             n["closure"](),
@@ -165,7 +189,8 @@ class Program:
             self.reading_array(self.small),
         ]
         self.of_classes = [n["own_class"], n["Counting"]().bump, n["Counting"].all, n["Counting"]().listed]
-        by_name = ["fill_member", "mark_member", "mark_step", "of_sentinel"]
+        by_name = ["in_static", "registered", "fill_member", "mark_member", "mark_step", "of_sentinel"]
+        self.of_classes.append(n["Hidden"].note)
         self.of_classes += [n[name] for name in [*by_name, "gives_length", "has_length", "registers", "is_shape"]]
 
     def reading_array(self, array):
@@ -196,6 +221,11 @@ class Program:
             lambda: n["Level"].LOW.value.append(1),
             lambda: setattr(n["Level"].HIGH, "marks", 7),
             lambda: setattr(n["Step"].FIRST, "marks", 8),
+            lambda: setattr(n["read"], "calls", 5),
+            lambda: setattr(n["counts"], "n", 6),
+            lambda: setattr(n["First"], "v", 7),
+            lambda: n["Hidden"]._Hidden__seen.append(3),
+            lambda: n["Static"].keep.args[0].append(4),
             lambda: setattr(n["SENTINEL"], "seen", 9),
             lambda: n["closure"]().__closure__,
             redefine,
@@ -203,7 +233,7 @@ class Program:
         ]
 
 
-BEYOND_CLOUDPICKLE = {"body", "from_cache", "fill_member", "mark_member", "mark_step", "of_sentinel"}
+BEYOND_CLOUDPICKLE = {"body", "from_cache", "fill_member", "mark_member", "mark_step", "of_sentinel", "registered"}
 
 
 def pickled(call):

@@ -21,6 +21,7 @@ bytearray its number in the call.
 
 from __future__ import annotations
 
+import functools
 import pickle
 from collections.abc import Iterator, Mapping
 from hashlib import blake2b
@@ -31,10 +32,12 @@ from typing import Any, NamedTuple
 
 from trio_dask.errors import SerializationError
 from trio_dask.identity import Digest, Key
+from trio_dask.protocol.captures import CarriesState, stands_alone
 from trio_dask.protocol.contents import LARGE_BYTES, content_digest, fixed_content, sole_owner
 from trio_dask.protocol.culprits import describe_culprit, users_own
-from trio_dask.protocol.definitions import DefinitionPickler, by_value, load_shared, token_of_definition
+from trio_dask.protocol.definitions import DefinitionPickler, DefinitionTokens, by_value, load_shared
 from trio_dask.protocol.introspection import kind_of
+from trio_dask.protocol.origins import load_twice
 from trio_dask.protocol.picklers import (
     CACHED_FUNCTION,
     ORDINARY,
@@ -164,13 +167,28 @@ class _PlainPickler(_Hooks, pickle.Pickler):
 
 
 class _WholePickler(_Hooks, DefinitionPickler):
+    """Shares only functions that stand alone: tasks ask whether one that they were given is one that they know."""
+
     shares_definitions = False
     renews_state = True
+
+    def persistent_id(self, obj: Any, /) -> Any:
+        if kind_of(obj) is FunctionType and not _is_method(obj) and travels_by_value(obj) and stands_alone(obj):
+            try:
+                return "definition", self.gathered.add_definition(obj)
+            except CarriesState:  # an attribute that can change in place
+                return None
+        return super().persistent_id(obj)
 
     def __init__(self) -> None:
         self.file = Chunks()
         self.gathered = _Gathered()
         DefinitionPickler.__init__(self, self.file, PROTOCOL, buffer_callback=self.gathered.add_buffer)
+
+
+def _is_method(function: FunctionType) -> bool:
+    scope, _, _ = function.__qualname__.rpartition(".")
+    return bool(scope) and not scope.endswith("<locals>")
 
 
 def _made(
@@ -310,7 +328,7 @@ def call_token(function_token: bytes, args: tuple[Any, ...], kwargs: Mapping[str
         call,
         salt=function_token,
         digests={id(owner): digest for owner, digest in pickled.hashed},
-        token_by_value=token_of_definition,
+        token_by_value=DefinitionTokens(),
     )
 
 
@@ -353,9 +371,15 @@ def load_call(
         return tuple([values[item[0]] if kind_of(item) is tuple else item for item in told]), {}
     if marker == _IN_BLOB:
         return load_call(blobs[bytes(call[1:])], blobs, values)
+    return load_twice(functools.partial(_load_whole, call, blobs, values))
+
+
+def _load_whole(
+    call: Buffer, blobs: Mapping[Digest, Buffer], values: Mapping[Key, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     file = BytesIO(call)
     file.seek(1)
-    unpickler = _Unpickler(file, buffers=_buffers(file, blobs)) if marker == _BUFFERS else _Unpickler(file)
+    unpickler = _Unpickler(file, buffers=_buffers(file, blobs)) if call[0] == _BUFFERS else _Unpickler(file)
     unpickler.values = values
     unpickler.blobs = blobs
     unpickler.made = {}

@@ -16,27 +16,30 @@ import abc
 import dataclasses
 import enum
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property, partial
 from types import (
     BuiltinFunctionType,
+    ClassMethodDescriptorType,
     CodeType,
     FunctionType,
     GenericAlias,
     GetSetDescriptorType,
     MemberDescriptorType,
+    MethodDescriptorType,
     ModuleType,
     UnionType,
+    WrapperDescriptorType,
 )
-from typing import Any
+from typing import Annotated, Any
 
 from trio_dask.protocol.bytecode import code_use
-from trio_dask.protocol.enumerations import members_of
+from trio_dask.protocol.enumerations import MADE_WITH_MEMBERS, aliases_of, members_of
 from trio_dask.protocol.introspection import attributes_of, cells_of, is_made_by_statement, kind_of
 from trio_dask.protocol.origins import MADE_BY_PYTHON
 from trio_dask.protocol.picklers import is_definition, travels_by_value
 
-__all__ = ["OF_THE_IMPORT", "CarriesState", "Watch", "is_immutable"]
+__all__ = ["OF_THE_IMPORT", "CarriesState", "Watch", "is_immutable", "stands_alone"]
 
 
 class CarriesState(Exception):
@@ -46,7 +49,8 @@ class CarriesState(Exception):
 _IMMUTABLE = frozenset(
     {
         bool, bytes, complex, float, int, object, range, str, type(None), type(...), type(NotImplemented),
-        CodeType, GenericAlias, GetSetDescriptorType, MemberDescriptorType, UnionType,
+        ClassMethodDescriptorType, CodeType, GenericAlias, GetSetDescriptorType, MemberDescriptorType,
+        MethodDescriptorType, UnionType, WrapperDescriptorType,
     }
 )  # fmt: skip
 _IMMUTABLE_BY_NAME = frozenset(
@@ -77,7 +81,8 @@ _NUMPY_SCALARS = (
 """How the names of NumPy's immutable scalar types begin; `void`, which has fields, is not among them."""
 
 _WRAPPERS: frozenset[type[Any]] = frozenset({cached_property, classmethod, property, staticmethod})
-"""Immutable themselves; the functions in them are seen by the pickler."""
+"""Immutable themselves; functions in them are seen by the pickler, other callables may carry state."""
+_WRAPPED = ("__func__", "fget", "fset", "fdel", "func")
 _WATCHED_TABLES = frozenset({"__annotations__", "__dataclass_fields__", "__kwdefaults__", "_field_defaults"})
 _FIXED_WITH_THE_CLASS = frozenset(
     {"__classdictcell__", "__dataclass_params__", "__protocol_attrs__", "__non_callable_proto_members__", "__slots__"}
@@ -88,17 +93,23 @@ OF_THE_IMPORT = frozenset({"__builtins__", "__cached__", "__file__", "__loader__
 """Attributes of modules that say where they came from."""
 _GET_THE_CLASS = frozenset({"__new__", "__init_subclass__", "__class_getitem__"})
 _ABSENT = object()
+_ANNOTATED: type[Any] = kind_of(Annotated[int, ""])
+_CONTAINERS: frozenset[type[Any]] = frozenset({tuple, frozenset, slice, _ANNOTATED})
+"""Immutable themselves; what stands in them may not be."""
 
 
 def is_immutable(value: Any) -> bool:
     """Whether `value` can change only by being bound anew; functions, classes and modules are watched by themselves."""
     kind = kind_of(value)
-    if kind in _IMMUTABLE or kind is FunctionType or kind is ModuleType or issubclass(kind, type):
+    if kind in _CONTAINERS:
+        return all(map(_is_immutable_part, _parts_of(value)))
+    return _is_immutable_part(value)
+
+
+def _is_immutable_part(value: Any) -> bool:
+    kind = kind_of(value)
+    if kind in _IMMUTABLE or kind in _CONTAINERS or kind in (FunctionType, ModuleType) or issubclass(kind, type):
         return True
-    if kind is tuple or kind is frozenset:
-        return all(map(is_immutable, value))
-    if kind is slice:
-        return is_immutable((value.start, value.stop, value.step))
     if kind.__module__ == "numpy" and kind.__name__.startswith(_NUMPY_SCALARS):
         return True
     if kind.__module__ == "numpy.dtypes":
@@ -158,6 +169,7 @@ def _look_at_class(cls: type[Any]) -> list[Any]:
         looked += cls.__members__.values()
         for attributes in members_of(cls).values():
             looked += _table(attributes)
+        looked += [part for alias in aliases_of(cls) for part in alias]
     if isinstance(cls, abc.ABCMeta):
         looked.append(_registrations())
     return looked
@@ -196,9 +208,31 @@ def _function_keeps_state(function: FunctionType, captured: Iterable[Any]) -> bo
     use = code_use(function.__code__)
     if use.keeps_state or use.outer:
         return True
-    return use.binds_attributes and (
-        use.finds_definitions or any(is_definition(value) and travels_by_value(value) for value in captured)
-    )
+    return use.binds_attributes and (use.finds_definitions or any(map(_leads_to_ours, captured)))
+
+
+def _leads_to_ours(value: Any) -> bool:
+    """Whether something whose attributes a call could bind is there, or in there, and travels by value."""
+    return any(travels_by_value(part) or hasattr(part, "__supertype__") for part in _parts_of(value))
+
+
+def _parts_of(value: Any) -> Iterator[Any]:
+    """A value, and what stands in it if it is an immutable container; each part once."""
+    seen: set[int] = set()
+    to_come = [value]
+    while to_come:
+        part = to_come.pop()
+        if id(part) in seen:
+            continue
+        seen.add(id(part))
+        yield part
+        kind = kind_of(part)
+        if kind is tuple or kind is frozenset:
+            to_come += part
+        elif kind is slice:
+            to_come += (part.start, part.stop, part.step)
+        elif kind is _ANNOTATED:
+            to_come += (part.__origin__, *part.__metadata__)
 
 
 def _captured_by(function: FunctionType) -> list[Any]:
@@ -206,17 +240,37 @@ def _captured_by(function: FunctionType) -> list[Any]:
     cells = dict(zip(function.__code__.co_freevars, cells_of(function, _ABSENT), strict=True))
     if "super" in use.globals:
         cells.pop("__class__", None)
-    return [*cells.values(), *_look_at_names(function.__globals__, use.globals)]
+    defaults = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
+    return [*cells.values(), *defaults, *_look_at_names(function.__globals__, use.globals)]
+
+
+def stands_alone(function: FunctionType) -> bool:
+    """Whether a function can carry no state and captured nothing besides defaults that reach nothing by value.
+
+    Even an immutable global may be one that another function of the same call binds.
+    """
+    use = code_use(function.__code__)
+    if function.__closure__ or any(name in function.__globals__ for name in use.globals):
+        return False
+    captured = _captured_by(function)
+    return (
+        all(map(is_immutable, captured))
+        and not any(travels_by_value(part) for value in captured for part in _parts_of(value))
+        and not _function_keeps_state(function, captured)
+    )
 
 
 def _attribute_is_state(cls: type[Any], name: str, value: Any) -> bool:
     kind = kind_of(value)
-    if name in MADE_BY_PYTHON or kind in _WRAPPERS:
-        return _is_given_the_class(cls, name, value)
+    if name in MADE_BY_PYTHON:
+        return False
+    if kind in _WRAPPERS:
+        wrapped = [getattr(value, part) for part in _WRAPPED if hasattr(value, part)]
+        return not all(map(is_immutable, wrapped)) or _is_given_the_class(cls, name, value)
     if kind is FunctionType:
         return _is_given_the_class(cls, name, value)
-    if issubclass(cls, enum.Enum) and (name.startswith("_") or issubclass(kind, enum.Enum)):
-        return False  # what the metaclass made of the members
+    if issubclass(cls, enum.Enum) and (name in MADE_WITH_MEMBERS or issubclass(kind, enum.Enum)):
+        return False
     if name in _WATCHED_TABLES and kind is dict:
         return not all(map(_is_table_entry, value.values()))
     return name not in _FIXED_WITH_THE_CLASS and not is_immutable(value)

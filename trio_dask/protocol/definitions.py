@@ -13,6 +13,7 @@ import pickle
 import sys
 import threading
 from collections import OrderedDict
+from types import FunctionType
 from typing import Any, Generic, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -20,6 +21,7 @@ from trio_dask.identity import Digest
 from trio_dask.protocol.captures import CarriesState, Watch
 from trio_dask.protocol.contents import content_digest
 from trio_dask.protocol.introspection import kind_of
+from trio_dask.protocol.origins import fill_function, load_twice, make_function
 from trio_dask.protocol.picklers import (
     PICKLING_FAILURES,
     PROTOCOL,
@@ -35,6 +37,7 @@ from trio_dask.protocol.tokens import ContentTokens, canonical_token
 
 __all__ = [
     "DefinitionPickler",
+    "DefinitionTokens",
     "PickledFunction",
     "by_reference",
     "by_value",
@@ -42,7 +45,6 @@ __all__ = [
     "kept_definition",
     "load_shared",
     "short_name",
-    "token_of_definition",
 ]
 
 _K = TypeVar("_K")
@@ -96,6 +98,15 @@ class _WatchingPickler(DefinitionPickler):
         if travels_by_value(obj):
             self.watch.add(obj)
         return super().reducer_override(obj)
+
+    def reduce_function(self, function: FunctionType) -> Any:
+        """One object at the other end, wherever it is reached from."""
+        reduced = super().reduce_function(function)
+        if reduced is NotImplemented:
+            return reduced
+        maker, arguments, state, _, _, set_state = reduced
+        made = make_function, (self.content_of(function), maker, arguments)
+        return *made, (set_state, state), None, None, fill_function
 
 
 class _Entry(NamedTuple):
@@ -178,12 +189,21 @@ def by_value(thing: Any) -> PickledFunction:
     return _keep(thing, pickled, pickler.watch)
 
 
-def token_of_definition(thing: Any) -> bytes | None:
-    """The token of a function or class by value, or None where it can only be told in its place."""
-    try:
-        return by_value(thing).token
-    except CarriesState:
-        return None
+class DefinitionTokens:
+    """The tokens of functions and classes by value that one call reaches, up to the first that carries state."""
+
+    def __init__(self) -> None:
+        self._is_over = False
+
+    def __call__(self, thing: Any) -> bytes | None:
+        """None where it can only be told in its place: to find that out for each would take the square of the time."""
+        if self._is_over:
+            return None
+        try:
+            return by_value(thing).token
+        except CarriesState:
+            self._is_over = True
+            return None
 
 
 def class_blob(cls: type[Any]) -> tuple[Digest, Buffer]:
@@ -201,7 +221,7 @@ def load_shared(digest: Digest, data: Buffer) -> Any:
     """
     thing = _loaded.get(digest)
     if thing is None or (thing not in _unwatched and kept_definition(thing) is None):
-        thing = pickle.loads(data)
+        thing = load_twice(functools.partial(pickle.loads, data))
         _loaded.put(digest, thing, len(data))
         if issubclass(kind_of(thing), type):
             _classes_loaded[thing] = digest, data

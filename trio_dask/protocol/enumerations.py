@@ -12,7 +12,7 @@ import enum
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from trio_dask.protocol.introspection import attributes_of
+from trio_dask.protocol.introspection import attributes_of, kind_of
 
 __all__ = ["FilledEnum", "fill_enum", "make_enum", "members_of", "reduce_enum", "told_of"]
 
@@ -25,7 +25,13 @@ _TABLES = frozenset(
     }
 )  # fmt: skip
 """Attributes of classes, which hold members and values, and those of combinations of flags that were met."""
+MADE_WITH_MEMBERS = _TABLES | {
+    "_all_bits_", "_boundary_", "_flag_mask_", "_generate_next_value_", "_inverted_", "_new_member_", "_singles_mask_",
+    "_use_args_", "_value_repr_", "__new_member__",
+}  # fmt: skip
+"""Attributes of classes that the metaclass made of the members and of how they are made."""
 _PROTOCOL = 2
+_PLAIN = (int, float, str, bytes, bool, type(None))
 
 
 class FilledEnum(NamedTuple):
@@ -40,17 +46,39 @@ class FilledEnum(NamedTuple):
 def members_of(cls: type[enum.Enum]) -> dict[str, dict[str, Any]]:
     """What the user gave each member, by name; aliases are not among them."""
     return {
-        name: {key: value for key, value in attributes_of(member).items() if key not in _OF_THE_METACLASS}
+        name: {key: value for key, value in _attributes_of_member(member).items() if key not in _OF_THE_METACLASS}
         for name, member in cls.__members__.items()
         if member.name == name
     }
+
+
+def _attributes_of_member(member: enum.Enum) -> dict[str, Any]:
+    slots = [name for kind in type(member).__mro__ for name in _slots_of(kind)]
+    if not slots:
+        return attributes_of(member)
+    return {**{name: getattr(member, name) for name in slots if hasattr(member, name)}, **attributes_of(member)}
+
+
+def _slots_of(kind: type[Any]) -> tuple[str, ...]:
+    slots: Any = vars(kind).get("__slots__", ())
+    return (slots,) if isinstance(slots, str) else tuple(slots)
 
 
 def told_of(cls: type[enum.Enum], attributes: dict[str, Any]) -> tuple[Any, ...]:
     """What tells an enumeration from another, out of the attributes of its class."""
     own = {name: value for name, value in attributes.items() if name not in _TABLES and name not in cls.__members__}
     aliases = [(name, member.name) for name, member in cls.__members__.items() if member.name != name]
-    return own, members_of(cls), aliases
+    return own, members_of(cls), aliases, aliases_of(cls)
+
+
+def aliases_of(cls: type[enum.Enum]) -> list[tuple[Any, str]]:
+    """Values that lead to a member besides its own, with its name."""
+    table: dict[Any, Any] = vars(cls).get("_value2member_map_", {})
+    return [
+        (value, member.name)
+        for value, member in list(table.items())
+        if member.name in cls.__members__ and value is not member.value and value != member.value
+    ]
 
 
 def reduce_enum(
@@ -58,26 +86,22 @@ def reduce_enum(
 ) -> tuple[tuple[Any, ...], FilledEnum]:
     """The arguments of `make_enum` and of `fill_enum`."""
     members = dict(cls.__members__)
-    is_flag = issubclass(cls, enum.Flag)
-    numbers = {name: number for number, name in enumerate(members)}
-    stand_ins = tuple(
-        (name, member.value if is_flag else numbers[member.name], _mixed_in(cls, member))
-        for name, member in members.items()
-    )
+    stand_ins = tuple((name, _stand_in(member), _mixed_in(cls, member)) for name, member in members.items())
     attributes = {name: value for name, value in attributes.items() if name not in _TABLES and name not in members}
     if "_generate_next_value_" in vars(cls):
         attributes["_generate_next_value_"] = vars(cls)["_generate_next_value_"]
-    table: dict[Any, Any] = vars(cls).get("_value2member_map_", {})
-    other_values = [
-        (value, member.name)
-        for value, member in table.items()
-        if member.name in members and value is not member.value and value != member.value
-    ]
-    boundary: Any = getattr(cls, "_boundary_", None) if is_flag else None
+    boundary: Any = getattr(cls, "_boundary_", None) if issubclass(cls, enum.Flag) else None
     arguments = (
         type(cls), cls.__bases__, cls.__name__, cls.__qualname__, cls.__module__, _data_type(cls), boundary, stand_ins
     )  # fmt: skip
-    return arguments, FilledEnum(attributes, set_attributes, members_of(cls), other_values)
+    return arguments, FilledEnum(attributes, set_attributes, members_of(cls), aliases_of(cls))
+
+
+def _stand_in(member: enum.Enum) -> Any:
+    """The value itself if it is plain: hooks of the user that run while a class is made may read it."""
+    value: Any = member.value
+    parts: tuple[Any, ...] = value if kind_of(value) is tuple else (value,)
+    return value if all(kind_of(part) in _PLAIN for part in parts) else f"the value of {member.name}"
 
 
 def _data_type(cls: Any) -> Any:
@@ -140,7 +164,8 @@ def fill_enum(cls: Any, state: tuple[Any, ...]) -> None:
     by_name: dict[str, Any] = cls._member_map_
     for name, attributes in filled.members.items():
         own = attributes_of(by_name[name])
-        own.update(attributes)
+        for attribute, value in attributes.items():
+            object.__setattr__(by_name[name], attribute, value)
         for attribute in own.keys() - attributes.keys() - _OF_THE_METACLASS:
             own.pop(attribute, None)
     _fill_tables(cls, by_name, filled.other_values)

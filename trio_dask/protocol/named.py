@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import copyreg
 import keyword
+import secrets
 import sys
 import threading
 import typing
+from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 from hashlib import blake2b
@@ -20,7 +22,21 @@ from weakref import ref
 
 from trio_dask.protocol.introspection import attributes_of, kind_of
 
-__all__ = ["PARTS_BY_TYPE", "Parts", "keep_named", "make_named", "name_of", "parts_of_named", "renew_named"]
+__all__ = [
+    "PARTS_BY_TYPE",
+    "Parts",
+    "keep_named",
+    "make_named",
+    "name_of",
+    "parts_of_named",
+    "reduce_sentinel",
+    "renew_named",
+]
+
+
+_lock = threading.RLock()
+"""Whoever loads a named object goes on when it is complete."""
+MOST_SENTINELS = 1 << 14
 
 
 def leave_as_made(_thing: Any, _state: None) -> None:
@@ -133,6 +149,49 @@ def parts_of_named(thing: Any) -> Parts:
     return Parts(copyreg.__newobj__, (kind,), thing.__getstate__(), set_attributes)  # type: ignore[attr-defined]
 
 
+# ------------------------------------------------------------------------------------------------- sentinels
+
+
+class _Sentinels:
+    """The newest of the plain objects that have travelled, each with a name: nothing else tells one from another."""
+
+    def __init__(self) -> None:
+        self._names: OrderedDict[int, tuple[object, bytes]] = OrderedDict()
+        self._things: dict[bytes, object] = {}
+
+    def name_of(self, thing: object) -> bytes:
+        with _lock:
+            known = self._names.get(id(thing))
+            return self._add(thing, secrets.token_bytes(16)) if known is None else known[1]
+
+    def find(self, name: bytes) -> object:
+        with _lock:
+            if name not in self._things:
+                self._add(object(), name)
+            return self._things[name]
+
+    def _add(self, thing: object, name: bytes) -> bytes:
+        self._names[id(thing)] = thing, name
+        self._things[name] = thing
+        if len(self._names) > MOST_SENTINELS:
+            _, (_, oldest) = self._names.popitem(last=False)
+            del self._things[oldest]
+        return name
+
+
+_sentinels = _Sentinels()
+
+
+def make_sentinel(name: bytes) -> object:
+    """The plain object of that name."""
+    return _sentinels.find(name)
+
+
+def reduce_sentinel(thing: object) -> tuple[Any, ...]:
+    """What a plain object, as `object()` makes it, pickles as."""
+    return make_sentinel, (_sentinels.name_of(thing),)
+
+
 # ------------------------------------------------------------------------------------------------- one for each name
 
 
@@ -142,8 +201,6 @@ class _Known(NamedTuple):
     is_from_here: bool
 
 
-_lock = threading.RLock()
-"""Whoever loads a named object goes on when it is complete."""
 _by_id: dict[int, _Known] = {}
 """By `id`, since it may be an object that cannot be hashed."""
 _by_name: dict[bytes, _Known] = {}

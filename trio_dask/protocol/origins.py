@@ -1,23 +1,41 @@
-"""Classes by value: one class a process for each that was defined somewhere.
+"""Classes and functions by value: one object a process for each that was defined somewhere.
 
 Values of several tasks meet in one process, and `isinstance` has to hold between them. So a class travels with its
 origin: the name that cloudpickle drew for it where it was defined, and the token of its content when it left. What
 comes back to that process is the class itself, as it is now. Elsewhere each origin is built once; a class that was
 changed before it was sent again has another content, and is another class.
+
+A function that cannot carry state is one object for each content, so that tasks may ask whether two are the same.
 """
 
 from __future__ import annotations
 
 import abc
+import enum
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, NamedTuple
+from types import FunctionType
+from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from trio_dask.protocol.introspection import attributes_of
 
-__all__ = ["MADE_BY_PYTHON", "Origin", "keep_class", "make_class", "origin_of", "registered_with", "renew_class"]
+__all__ = [
+    "MADE_BY_PYTHON",
+    "Origin",
+    "fill_function",
+    "keep_class",
+    "load_twice",
+    "make_class",
+    "make_function",
+    "origin_of",
+    "registered_with",
+    "renew_class",
+]
+
+
+_T = TypeVar("_T")
 
 
 class Origin(NamedTuple):
@@ -45,6 +63,9 @@ _home: WeakValueDictionary[str, Any] = WeakValueDictionary()
 """The classes that were defined here and have been sent, by name."""
 _origins: WeakKeyDictionary[Any, Origin] = WeakKeyDictionary()
 """Of the classes that were built here."""
+_METACLASSES = frozenset({type, abc.ABCMeta, enum.EnumMeta})
+_hooks_run: list[str] = []
+"""The names of classes that were built here by code of the user."""
 _built: WeakValueDictionary[Origin, Any] = WeakValueDictionary()
 _complete: WeakKeyDictionary[Any, _Shape] = WeakKeyDictionary()
 
@@ -73,7 +94,25 @@ def make_class(name: str, content: bytes, maker: Callable[..., Any], arguments: 
         with _lock:
             built = _built.setdefault(origin, made)
             _origins[built] = origin
+            if _has_hooks(built):
+                _hooks_run.append(built.__qualname__)
     return built
+
+
+def _has_hooks(cls: Any) -> bool:
+    """Whether code of the user runs while such a class is made."""
+    return type(cls) not in _METACLASSES or any("__init_subclass__" in vars(base) for base in cls.__mro__[1:-1])
+
+
+def load_twice(load: Callable[[], _T]) -> _T:
+    """What `load` gives; it is called again if it has built classes whose making runs code of the user.
+
+    Such code (`__init_subclass__`, a metaclass) ran where the class was defined, and what it did there travels. Here it
+    has run again, after that arrived: the second time all classes are there, and get their attributes as they were.
+    """
+    before = len(_hooks_run)
+    result = load()
+    return result if len(_hooks_run) == before else load()
 
 
 def keep_class(cls: Any, state: tuple[Callable[[Any, Any], object], Any]) -> Any:
@@ -114,3 +153,42 @@ def registered_with(cls: Any) -> frozenset[Any]:
         return frozenset()
     references: set[Callable[[], Any]] = vars(abc)["_get_dump"](cls)[0]  # which cloudpickle copies
     return frozenset(reference() for reference in references) - {None}
+
+
+# ------------------------------------------------------------------------------------------------- functions
+
+
+_functions: WeakValueDictionary[bytes, FunctionType] = WeakValueDictionary()
+_as_made: WeakKeyDictionary[FunctionType, list[Any]] = WeakKeyDictionary()
+
+
+def make_function(content: bytes, maker: Callable[..., Any], arguments: tuple[Any, ...]) -> FunctionType:
+    """The function of that content, which cannot carry state; `fill_function` fills it.
+
+    One that a task has changed stays that task's, and there is a new one for all who come later.
+    """
+    found = _functions.get(content)
+    if found is None or (found in _as_made and _as_made[found] != _bound_to(found)):
+        made = maker(*arguments)
+        with _lock:
+            if _functions.get(content) is found:
+                _functions[content] = made
+            found = _functions[content]
+    return found
+
+
+def fill_function(function: FunctionType, state: tuple[Callable[[Any, Any], object], Any]) -> None:
+    """Give a function its attributes and what it captured, unless it has them."""
+    with _lock:
+        if function not in _as_made:
+            set_state, parts = state
+            set_state(function, parts)
+            _as_made[function] = _bound_to(function)
+
+
+def _bound_to(function: FunctionType) -> list[Any]:
+    """What can be bound anew in a function itself."""
+    looked: list[Any] = [id(function.__code__), id(function.__defaults__), function.__qualname__, function.__doc__]
+    for table in (function.__kwdefaults__ or {}, function.__annotations__, function.__dict__):
+        looked += [(name, id(value)) for name, value in list(table.items())]
+    return looked

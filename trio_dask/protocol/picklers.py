@@ -32,6 +32,7 @@ from trio_dask.protocol.named import (
     make_named,
     name_of,
     parts_of_named,
+    reduce_sentinel,
     renew_named,
 )
 from trio_dask.protocol.origins import keep_class, make_class, origin_of, renew_class
@@ -167,7 +168,9 @@ def reduce_method(method: MethodType) -> tuple[Any, ...]:
     return MethodType, (function, owner)
 
 
-ORDINARY: Mapping[Any, Callable[[Any], Any]] = ChainMap({MethodType: reduce_method}, copyreg.dispatch_table)
+ORDINARY: Mapping[Any, Callable[[Any], Any]] = ChainMap(
+    {MethodType: reduce_method, object: reduce_sentinel}, copyreg.dispatch_table
+)
 """What ordinary picklers of this package do by type."""
 
 
@@ -227,6 +230,8 @@ class ByValuePickler(CloudPickler):
         if kind is CodeType:
             reduced = cast("tuple[Any, ...]", self.dispatch_table[CodeType](obj))
             return code_in_file, (obj.co_filename, *reduced[1])
+        if kind is object:
+            return reduce_sentinel(obj)
         if kind is functools.cached_property:
             return make_cached_property, (obj.func, obj.attrname)
         if kind is io.TextIOWrapper and obj is not sys.stdout and obj is not sys.stderr:

@@ -48,6 +48,8 @@ _GROWTH = 8
 _ALLOWANCE_BYTES = 1 << 20
 
 _PLAIN = frozenset({int, str, float, bool, type(None), tuple, list, dict, complex})
+_SETS: Any = (set, frozenset)
+_REDUCED_AS_SETS = frozenset({"set.__reduce__", "frozenset.__reduce__"})
 _SORTABLE = frozenset({int, str, bytes})
 _UNTOLD = MADE_BY_PYTHON | {"__module__", "__firstlineno__", "__static_attributes__"}
 
@@ -93,6 +95,7 @@ def _used_globals(function: FunctionType) -> dict[str, Any]:
 
 def _function(function: FunctionType) -> tuple[Any, ...]:
     return (
+        function.__name__,
         function.__qualname__,
         function.__code__,
         function.__defaults__,
@@ -107,6 +110,8 @@ def _function(function: FunctionType) -> tuple[Any, ...]:
 
 def _class(cls: type[Any]) -> tuple[Any, ...]:
     attributes: Any = {name: value for name, value in attributes_of(cls).items() if name not in _UNTOLD}
+    if not attributes.get("__annotations__", True):
+        del attributes["__annotations__"]  # Python adds an empty one when it is asked for them
     if issubclass(cls, enum.Enum):
         attributes = told_of(cls, attributes)
     return type(cls), cls.__qualname__, cls.__bases__, attributes, registered_with(cls)
@@ -142,6 +147,7 @@ class _CanonicalPickler(ByValuePickler):
         self.digests = digests
         self.token_by_value = token_by_value
         self.met: dict[int, int] = {}
+        self.told: dict[int, tuple[Any, bytes]] = {}
         self.kept: list[Any] = []
 
     def persistent_id(self, obj: Any, /) -> Any:
@@ -152,6 +158,8 @@ class _CanonicalPickler(ByValuePickler):
             return (kind.__name__, self.digest(obj)) if len(obj) >= LARGE_BYTES else None
         if kind is set or kind is frozenset:
             return kind.__name__, self.sort(obj)
+        if issubclass(kind, _SETS) and obj.__reduce__.__qualname__ in _REDUCED_AS_SETS:
+            return "set", kind, self.sort(obj), getattr(obj, "__dict__", None)
         if issubclass(kind, KeyReference):
             return "key", obj.key
         if kind is PickleBuffer:
@@ -163,9 +171,13 @@ class _CanonicalPickler(ByValuePickler):
         return None
 
     def reduce_named(self, obj: Any) -> Any:
+        number = self.met.get(id(obj))
+        if number is not None:
+            return make_named_of, ("again", number)
+        self.meet(obj)
         parts = parts_of_named(obj)
         name = f"{type_name(kind_of(obj))} {obj.__reduce_ex__(PROTOCOL)}"
-        return make_named_of, (name, parts.arguments), parts.state, None, None, make_named_of
+        return make_named_of, (name, (parts.arguments, parts.state))
 
     def definition(self, thing: Any) -> tuple[Any, ...]:
         """In full where it is first met, later by its number, because definitions refer to each other."""
@@ -176,8 +188,7 @@ class _CanonicalPickler(ByValuePickler):
         number = self.met.get(id(thing))
         if number is not None:
             return "again", number
-        self.met[id(thing)] = len(self.met)
-        self.kept.append(thing)
+        self.meet(thing)
         if is_module:
             return "module", _module(thing)
         if type(thing) is FunctionType:
@@ -188,6 +199,10 @@ class _CanonicalPickler(ByValuePickler):
             return "built-in", type_name(thing)  # types.FunctionType and the like, which no module offers by its name
         return "class", _class(thing)
 
+    def meet(self, thing: Any) -> None:
+        self.met[id(thing)] = len(self.met)
+        self.kept.append(thing)
+
     def sort(self, elements: set[Any] | frozenset[Any]) -> tuple[Any, ...]:
         kinds = set(map(type, elements))
         if len(kinds) == 1 and kinds <= _SORTABLE:
@@ -195,9 +210,18 @@ class _CanonicalPickler(ByValuePickler):
         return tuple(sorted(self.nested(element) for element in elements))
 
     def nested(self, value: Any) -> bytes:
+        """What was met so far is known there, so that a set which leads to itself comes to an end."""
+        known = self.told.get(id(value))
+        if known is not None:
+            return known[1]
         file = _HashingFile(self.file.left)
-        self.another(file).dump(value)
+        pickler = self.another(file)
+        pickler.met, pickler.told = dict(self.met), self.told
+        pickler.dump(value)
         self.file.left = file.left
+        self.kept += pickler.kept
+        if not pickler.kept:  # it met nothing whose number depends on where it stands
+            self.told[id(value)] = value, file.hash.digest()
         return file.hash.digest()
 
     def another(self, file: _HashingFile) -> _CanonicalPickler:
