@@ -162,7 +162,7 @@ def test_blocking_code_asks_over_tcp_from_any_thread():
 
 
 def test_nonsense_is_refused_before_anything_is_dialled():
-    with pytest.raises(UsageError, match="is not the name of a host"):
+    with pytest.raises(UsageError, match="is not a host name"):
         rpc("some where")
     with pytest.raises(UsageError, match="rpc needs an address"):
         rpc(None)

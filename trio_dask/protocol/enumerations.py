@@ -73,12 +73,12 @@ def told_of(cls: type[enum.Enum], attributes: dict[str, Any]) -> tuple[Any, ...]
 
 def aliases_of(cls: type[enum.Enum]) -> list[tuple[Any, str]]:
     """Values that lead to a member besides its own, with its name."""
-    table: dict[Any, Any] = vars(cls).get("_value2member_map_", {})
-    return [
-        (value, member.name)
-        for value, member in list(table.items())
-        if member.name in cls.__members__ and value is not member.value and value != member.value
-    ]
+    own = attributes_of(cls)
+    table: dict[Any, Any] = own.get("_value2member_map_", {})
+    found = [(value, member.name) for value, member in list(table.items()) if member.name in cls.__members__]
+    by_name: dict[str, list[Any]] = own.get("_unhashable_values_map_", {})  # from Python 3.13 on
+    found += [(value, name) for name, values in by_name.items() for value in values if name in cls.__members__]
+    return [(value, name) for value, name in found if value is not cls[name].value and value != cls[name].value]
 
 
 def reduce_enum(
@@ -174,18 +174,18 @@ def fill_enum(cls: Any, state: tuple[Any, ...]) -> None:
 def _fill_tables(cls: Any, members: dict[str, Any], other_values: list[tuple[Any, str]]) -> None:
     table: dict[Any, Any] = cls._value2member_map_
     former = [value for value, member in list(table.items()) if member.name in members]  # so not combinations of flags
-    by_value: dict[Any, Any] = {value: members[name] for value, name in other_values}
+    by_value: dict[Any, Any] = {}
     hashable: list[Any] = []
     unhashable: list[Any] = []
     by_name: dict[str, list[Any]] = {}
-    for member in members.values():
+    for value, name in [*((member.value, member.name) for member in members.values()), *other_values]:
         try:
-            by_value.setdefault(member.value, member)
+            by_value.setdefault(value, members[name])
         except TypeError:
-            unhashable.append(member.value)
-            by_name.setdefault(member.name, []).append(member.value)
+            unhashable.append(value)
+            by_name.setdefault(name, []).append(value)
         else:
-            hashable.append(member.value)
+            hashable.append(value)
     table.update(by_value)
     for value in former:
         if value not in by_value:

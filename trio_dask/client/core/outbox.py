@@ -13,7 +13,10 @@ from typing import Any, Final, NamedTuple, TypeAlias, cast
 from trio_dask.identity import Digest, Key
 from trio_dask.protocol.messages import Blob, ForgetBlobs, Message, Release, Submit, Want
 
-__all__ = ["NO_EXTRA", "Content", "Outbox", "Row"]
+__all__ = ["LOADED_BYTES", "NO_EXTRA", "Content", "Outbox", "Row"]
+
+LOADED_BYTES = 1 << 14
+"""What each blob takes of the budget besides its content: a worker also keeps what it loaded from it."""
 
 NO_EXTRA: Final[Mapping[str, Any]] = {}
 MAX_ROWS: Final = 2048
@@ -122,8 +125,8 @@ class Outbox:
             [Blob(digest, total, cast("bytes", data[start : start + BLOB_PIECE_BYTES])) for start in pieces]
         )
         self._last = None
-        self._shipped[digest] = total
-        self._shipped_bytes += total
+        self._shipped[digest] = taken = total + LOADED_BYTES
+        self._shipped_bytes += taken
 
     def submit(self, function: Digest, extra: Mapping[str, Any], rows: list[Row]) -> None:
         """Append tasks to the `Submit` before them, if that has the same function and options."""
