@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from trio_dask.client.core.client import ClientCore
 from trio_dask.client.core.fetches import REQUEST_BYTES
-from trio_dask.client.core.outbox import Outbox, Row
+from trio_dask.client.core.outbox import LOADED_BYTES, Outbox, Row
 from trio_dask.client.core.states import Ended
 from trio_dask.errors import KeyConflict, ProtocolError
 from trio_dask.protocol import messages as m
@@ -334,6 +334,15 @@ def test_a_blob_travels_once_in_pieces_until_it_is_forgotten():
     assert outbox.drain()[-1] == m.ForgetBlobs((b"1" * 16,))
     outbox.ship(b"1" * 16, large)
     assert len(outbox.drain()) == 4
+
+
+def test_small_blobs_are_forgotten_too():
+    """A worker keeps what it loaded from each, which takes more than its content."""
+    outbox = Outbox(10 * LOADED_BYTES)
+    for number in range(15):
+        outbox.ship(b"%16d" % number, b"x")
+    forgotten = outbox.drain()[-1]
+    assert forgotten == m.ForgetBlobs(tuple(b"%16d" % number for number in range(6)))
 
 
 def test_what_a_scheduler_may_not_say_is_refused():
