@@ -14,7 +14,7 @@ import typing
 import numpy as np
 import pytest
 
-from trio_dask.protocol import contents, definitions, raw_memory, tokens
+from trio_dask.protocol import contents, definitions, named, raw_memory, tokens
 from trio_dask.protocol.bytecode import code_use
 from trio_dask.protocol.captures import CarriesState, is_immutable
 from trio_dask.protocol.definitions import by_value, kept_definition
@@ -442,3 +442,21 @@ def test_a_named_object_is_told_without_going_round(monkeypatch):
     )
     tokens.canonical_token(names["UserId"], b"")
     assert attempts == [False]
+
+
+@pytest.mark.parametrize("slots", ["()", "('__weakref__',)"])
+def test_named_objects_are_not_kept_for_ever(monkeypatch, slots):
+    monkeypatch.setattr(named, "MOST_HELD", 10)
+    names = in_main(f"class S:\n    __slots__ = {slots}\n    def __reduce__(self): return 'gone'")
+    before = len(named._by_id)
+    for _ in range(50):
+        pickle_call((names["S"](),), {})
+    assert len(named._by_id) <= before + 10
+    assert len(named._by_name) == len(named._by_id)
+
+
+def test_plain_objects_are_not_kept_for_ever(monkeypatch):
+    monkeypatch.setattr(named, "MOST_HELD", 10)
+    names = {named.reduce_sentinel(object())[1] for _ in range(50)}
+    assert len(names) == 50
+    assert len(named._sentinels._things) <= 10

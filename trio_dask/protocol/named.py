@@ -36,7 +36,7 @@ __all__ = [
 
 _lock = threading.RLock()
 """Whoever loads a named object goes on when it is complete."""
-MOST_SENTINELS = 1 << 14
+MOST_HELD = 1 << 14
 
 
 def leave_as_made(_thing: Any, _state: None) -> None:
@@ -173,7 +173,7 @@ class _Sentinels:
     def _add(self, thing: object, name: bytes) -> bytes:
         self._names[id(thing)] = thing, name
         self._things[name] = thing
-        if len(self._names) > MOST_SENTINELS:
+        if len(self._names) > MOST_HELD:
             _, (_, oldest) = self._names.popitem(last=False)
             del self._things[oldest]
         return name
@@ -205,6 +205,8 @@ _by_id: dict[int, _Known] = {}
 """By `id`, since it may be an object that cannot be hashed."""
 _by_name: dict[bytes, _Known] = {}
 _empty: set[bytes] = set()
+_held: OrderedDict[int, Callable[[object], None]] = OrderedDict()
+"""How to forget objects that cannot be referred to weakly; the newest are kept."""
 
 
 def _itself(thing: Any) -> Any:
@@ -225,8 +227,11 @@ def _remember(thing: Any, name: bytes, is_from_here: bool) -> None:
         find: Callable[[], Any] = ref(thing, forget)
     except TypeError:
         find = partial(_itself, thing)
+        _held[number] = forget
     known = _Known(name, find, is_from_here)
     _by_id[number] = _by_name[name] = known
+    if len(_held) > MOST_HELD:
+        _held.popitem(last=False)[1](None)
 
 
 def _find(name: bytes) -> Any:
