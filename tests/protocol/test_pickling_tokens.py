@@ -271,6 +271,16 @@ class Color(enum.Enum):
 
 words = {"alpha", "beta", "gamma", "delta"}
 
+class Tags(set):
+    pass
+class Plugin:
+    known = set()
+    def __init_subclass__(cls): Plugin.known.add(cls)
+class First(Plugin): v = 1
+class Second(Plugin): v = 2
+tags = Tags(words)
+tags.note = "n"
+
 def helper(x): return x in {"one", "two", "three"}
 def main_function(x, y=frozenset(["p", "q", "r"])): return helper(x) or main_function(y, words)
 def by_closure(n):
@@ -284,6 +294,7 @@ values = [
     Future("k-1"), [Future("k-1"), {"a": Future("k-2")}], main_function, [main_function, helper], by_closure(3),
     functools.partial(main_function, y=words), Config("n", words).method, lambda x: words, Config, Color,
     datetime.datetime(2020, 1, 1), decimal.Decimal("1.5"), pathlib.PurePosixPath("/a"), uuid.UUID(int=5), range(3),
+    tags, [Tags(words)], Plugin, First(), lambda: Plugin.known,
     b"x" * 100_000, "y" * 100_000, Ellipsis, int, np.sin, len, str.upper, slice(1, 2), 1 + 2j,
 ]
 for number, value in enumerate(values):

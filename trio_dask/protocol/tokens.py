@@ -158,7 +158,7 @@ class _CanonicalPickler(ByValuePickler):
             return (kind.__name__, self.digest(obj)) if len(obj) >= LARGE_BYTES else None
         if kind is set or kind is frozenset:
             return kind.__name__, self.sort(obj)
-        if issubclass(kind, _SETS) and obj.__reduce__.__qualname__ in _REDUCED_AS_SETS:
+        if issubclass(kind, _SETS) and kind.__reduce__.__qualname__ in _REDUCED_AS_SETS:
             return "set", kind, self.sort(obj), getattr(obj, "__dict__", None)
         if issubclass(kind, KeyReference):
             return "key", obj.key
