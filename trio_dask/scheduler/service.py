@@ -40,6 +40,7 @@ from trio_dask.scheduler.returns import Returns
 __all__ = ["run_scheduler"]
 
 log = logging.getLogger("trio_dask.scheduler")
+deaths = logging.getLogger("trio_dask.scheduler.deaths")
 
 
 async def run_scheduler(
@@ -317,7 +318,10 @@ class _Service:
                     if connection is not None:
                         connection.abort(reason)
                 case Notice(text, serious):
-                    log.log(logging.WARNING if serious else logging.INFO, "%s", text)
+                    if serious:
+                        deaths.warning("%s", text)
+                    else:
+                        log.info("%s", text)
                 case Stop(reason):
                     self._stop(reason)
         deadline = core.next_deadline()
