@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection, Iterable
-from functools import partial, wraps
-from types import FunctionType
+from functools import lru_cache, partial, wraps
+from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any, Final, TypeVar, cast
 
 from trio_dask.errors import UsageError
@@ -63,14 +63,25 @@ def _parameters(func: Any, bound: int) -> Iterable[str]:
         code = func.__code__
         names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
         return names[max(min(bound, code.co_argcount), code.co_posonlyargcount) :]
+    is_builtin = type(func) is BuiltinFunctionType and type(func.__self__) is ModuleType
+    by_position, by_keyword = (_names_of_builtin if is_builtin else _names)(func)
+    gone: Collection[str] = {*by_position[:bound], *(func.keywords if isinstance(func, partial) else ())}
+    return [name for name in by_keyword if name not in gone]
+
+
+def _names(func: Any) -> tuple[list[str], list[str]]:
+    """The parameters of any callable that can be given by position, and by keyword."""
     try:
         parameters = list(inspect.signature(func).parameters.values())
     except Exception:  # some builtins have none, and the user's own may raise anything
-        return ()
-    by_position = [one.name for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
-    gone: Collection[str] = {*by_position[:bound], *(func.keywords if isinstance(func, partial) else ())}
-    by_keyword = [one.name for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
-    return [name for name in by_keyword if name not in gone]
+        return [], []
+    return (
+        [one.name for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)],
+        [one.name for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)],
+    )
+
+
+_names_of_builtin = lru_cache(maxsize=1024)(_names)  # these are read from texts, which takes 200 µs
 
 
 def _name(func: Any) -> str:
