@@ -29,11 +29,16 @@ def unambiguous(method: _Method) -> _Method:
     def checked(self: Any, func: Any, /, *args: Any, **kwargs: Any) -> Any:
         if not kwargs:
             return method(self, func, *args)
-        if not options.isdisjoint(kwargs):
+        if not options.isdisjoint(kwargs) and ("key" in kwargs or not _takes_none_of(kwargs, func)):
             _check(method.__name__, func, len(args), {name: kwargs[name] for name in kwargs if name in options})
         return method(self, func, *args, **kwargs)
 
     return cast("_Method", checked)
+
+
+def _takes_none_of(names: Collection[str], func: Any) -> bool:
+    """Whether a glance tells that no variable of a plain function has one of these names."""
+    return type(func) is FunctionType and not func.__dict__ and not any(name in func.__code__.co_varnames for name in names)
 
 
 def _check(call: str, func: Any, bound: int, given: dict[str, Any]) -> None:
