@@ -100,7 +100,8 @@ class FrameDecoder:
         end = len(view)
         frames: list[Frame] = []
         position = 0
-        if (room := self.room) is not None:
+        if self._large is not None:
+            room = self._large[self._filled :]
             position = min(end, len(room))
             room[:position] = view[:position]
             frames = self.filled(position)
