@@ -38,7 +38,10 @@ def unambiguous(method: _Method) -> _Method:
 
 def _takes_none_of(names: Collection[str], func: Any) -> bool:
     """Whether a glance tells that no variable of a plain function has one of these names."""
-    return type(func) is FunctionType and not func.__dict__ and not any(name in func.__code__.co_varnames for name in names)
+    if type(func) is not FunctionType or func.__dict__:
+        return False
+    variables = func.__code__.co_varnames
+    return not any(name in variables for name in names)
 
 
 def _check(call: str, func: Any, bound: int, given: dict[str, Any]) -> None:

@@ -273,12 +273,12 @@ def _log_to_stderr(form: LogFormat, origin: str, *, debug: bool, quiet: bool) ->
     lines = LogLines(_formatter(form, origin, times=stamped, loggers=debug))
     if form == "text" and not debug:  # people read of a crash in one line
         lines.addFilter(lambda record: not is_dump(record))
+    if quiet and not debug:  # the scheduler of a local cluster, whose workers' nannies say the same on the same stderr
+        lines.addFilter(lambda record: record.name != "trio_dask.scheduler.deaths")
     logger = logging.getLogger("trio_dask")
     logger.addHandler(lines)
     logger.propagate = False  # else a task that configures the root logger would have every line printed twice
     logger.setLevel(logging.DEBUG if debug else logging.WARNING if quiet else logging.INFO)
-    if quiet and not debug:  # the scheduler of a local cluster, whose workers' nannies say the same on the same stderr
-        logging.getLogger("trio_dask.scheduler.deaths").setLevel(logging.ERROR)
     return lines
 
 

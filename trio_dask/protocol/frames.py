@@ -100,8 +100,7 @@ class FrameDecoder:
         end = len(view)
         frames: list[Frame] = []
         position = 0
-        if self._large is not None:
-            room = self._large[self._filled :]
+        if (room := self.room) is not None:
             position = min(end, len(room))
             room[:position] = view[:position]
             frames = self.filled(position)
