@@ -71,7 +71,7 @@ class Nursing:
         self._pids = count(1001)
         self._changed = trio.Event()
         monkeypatch.setattr(life, "run_child", self._run_child)
-        monkeypatch.setattr(life, "memory_used", lambda pid: self.memory.get(pid, 0))
+        monkeypatch.setattr(life, "memory_used", lambda pid, roughly_up_to=0: self.memory.get(pid, 0))
         monkeypatch.setattr(service, "is_runnable", lambda pid: pid not in self.stopped)
 
     async def _run_child(self, spec, heard, born):

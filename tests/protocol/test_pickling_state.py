@@ -23,6 +23,10 @@ from trio_dask.protocol.pickling import call_token, load_call, load_function, pi
 T = typing.TypeVar("T")
 
 
+def content_of(thing):
+    return tokens.ContentTokens().of(thing)
+
+
 def in_main(source):
     namespace = {"__name__": "__main__"}
     exec(source, namespace)
@@ -387,13 +391,10 @@ def test_a_class_is_another_where_one_that_it_reaches_is_another():
         "class A:\n    items = []\n    def b(self): return B()\nclass B:\n    n = 1\n    def a(self): return A"
     )
 
-    def content():
-        return tokens.ContentTokens().of(names["A"])
-
-    before = content()
-    assert content() == before
+    before = content_of(names["A"])
+    assert content_of(names["A"]) == before
     names["B"].n = 2
-    assert content() != before
+    assert content_of(names["A"]) != before
 
 
 def test_a_bytearray_that_stands_in_two_places_is_one():
@@ -418,13 +419,10 @@ def test_a_set_that_leads_to_itself_has_a_token():
         "class A(Base): v = 1\nclass B(Base): v = 2"
     )
 
-    def content():
-        return tokens.ContentTokens().of(names["Base"])
-
-    before = content()
-    assert content() == before
+    before = content_of(names["Base"])
+    assert content_of(names["Base"]) == before
     names["A"].v = 3
-    assert content() != before
+    assert content_of(names["Base"]) != before
 
 
 def test_a_named_object_is_told_without_going_round(monkeypatch):

@@ -41,7 +41,7 @@ def set_attributes(cls, state):
 
 
 def together(*jobs):
-    """Run the first job in two threads, each so many times; the others as often as they can meanwhile."""
+    """Run the first job `ROUNDS` times in each of two threads; the other jobs repeat until these are done."""
     errors, over = [], threading.Event()
 
     def run(job, rounds):

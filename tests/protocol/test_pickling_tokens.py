@@ -15,7 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import trio_dask.errors
+from trio_dask.protocol.definitions import token_of_definition
 from trio_dask.protocol.pickling import KeyReference, call_token, pickle_call, pickle_function
+from trio_dask.protocol.tokens import canonical_token
 
 FUNCTION = b"f" * 16
 
@@ -332,3 +334,13 @@ def test_long_lists_of_equal_words_are_equal(words):
     one = [str(number) for number in range(1000)] * (words // 1000)
     tokens = [call_token(b"f", (value,), {}, pickle_call((value,), {})) for value in (listed(), listed(), one)]
     assert tokens[0] == tokens[1] == tokens[2]
+
+
+def test_one_definition_that_carries_state_has_all_told_in_full():
+    """Else the first of a set would decide how the others are told, and sets of functions have no order."""
+    names = {"__name__": "__main__"}
+    exec("log = []\ndef a(): return log\ndef b(): return 1", names)
+    for value in ([names["b"], names["a"]], [names["a"], names["b"]]):
+        in_full = canonical_token(value, b"")
+        assert canonical_token(value, b"", token_by_value=token_of_definition) == in_full
+    assert canonical_token([names["b"]], b"", token_by_value=token_of_definition) != canonical_token([names["b"]], b"")

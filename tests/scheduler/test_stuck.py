@@ -193,7 +193,7 @@ def test_a_resource_that_is_only_in_use_is_no_reason() -> None:
 
 
 def looks(kit: Kit, seconds: float) -> int:
-    """How often the core asks for a `tick` within so many seconds in which nothing else happens."""
+    """The core asks for this many ticks in a time in which nothing else happens."""
     count = 0
     end = kit.now + seconds
     while (due := kit.core.next_deadline()) <= end:

@@ -143,7 +143,8 @@ class Life:
         while limit is not None and fraction is not None:  # the kernel has no event for this
             await trio.sleep(WATCH_INTERVAL_S)
             if self.child is not None and self.child.pid:
-                too_much = memory_verdict(memory_used(self.child.pid), limit, fraction)
+                used = memory_used(self.child.pid, roughly_up_to=limit * fraction)
+                too_much = memory_verdict(used, limit, fraction)
                 if too_much is not None:
                     self.has_too_much_memory = not self.killed_for
                     self._kill(too_much)

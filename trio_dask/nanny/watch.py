@@ -10,9 +10,6 @@ DEAD_OR_STOPPED = frozenset("ZXTt")
 # What the kernel could drop or write back at any time is not counted: values that are mapped from disk, code.
 COUNTED = frozenset(("RssAnon:", "RssShmem:", "VmSwap:"))
 
-NOTEWORTHY_BYTES = 64 << 20
-"""To tell which shared memory is counted repeatedly takes time, so less than this is taken as it stands."""
-
 
 def is_runnable(pid: int) -> bool:
     """Whether this process lives and is not stopped. Where there is no `/proc`, it is taken to."""
@@ -25,16 +22,19 @@ def is_runnable(pid: int) -> bool:
         return False
 
 
-def memory_used(pid: int) -> int:
-    """How much memory this process holds for itself alone, in bytes; 0 if that cannot be told."""
+def memory_used(pid: int, roughly_up_to: float = 0) -> int:
+    """How much memory this process holds for itself alone, in bytes; 0 if that cannot be told.
+
+    Shared memory that it maps repeatedly counts once. That takes milliseconds to tell, so an amount of up to
+    `roughly_up_to` may have it repeatedly.
+    """
     try:
         with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file:
             rows = [line.split() for line in file]
     except OSError:
         return 0
-    amounts = {row[0]: int(row[1]) * 1024 for row in rows if len(row) == 3 and row[0] in COUNTED}
-    repeated = repeated_bytes(pid) if amounts.get("RssShmem:", 0) >= NOTEWORTHY_BYTES else 0
-    return sum(amounts.values()) - repeated
+    used = sum(int(row[1]) for row in rows if len(row) == 3 and row[0] in COUNTED) * 1024
+    return used - repeated_bytes(pid) if used > roughly_up_to else used
 
 
 def _has_proc() -> bool:

@@ -35,7 +35,7 @@ from trio_dask.identity import Digest, Key
 from trio_dask.protocol.captures import CarriesState, stands_alone
 from trio_dask.protocol.contents import LARGE_BYTES, content_digest, fixed_content, sole_owner
 from trio_dask.protocol.culprits import describe_culprit, users_own
-from trio_dask.protocol.definitions import DefinitionPickler, DefinitionTokens, by_value, load_shared
+from trio_dask.protocol.definitions import DefinitionPickler, by_value, load_shared, token_of_definition
 from trio_dask.protocol.introspection import kind_of
 from trio_dask.protocol.origins import load_twice
 from trio_dask.protocol.picklers import (
@@ -328,7 +328,7 @@ def call_token(function_token: bytes, args: tuple[Any, ...], kwargs: Mapping[str
         call,
         salt=function_token,
         digests={id(owner): digest for owner, digest in pickled.hashed},
-        token_by_value=DefinitionTokens(),
+        token_by_value=token_of_definition,
     )
 
 

@@ -37,7 +37,6 @@ from trio_dask.protocol.tokens import ContentTokens, canonical_token
 
 __all__ = [
     "DefinitionPickler",
-    "DefinitionTokens",
     "PickledFunction",
     "by_reference",
     "by_value",
@@ -45,6 +44,7 @@ __all__ = [
     "kept_definition",
     "load_shared",
     "short_name",
+    "token_of_definition",
 ]
 
 _K = TypeVar("_K")
@@ -189,21 +189,9 @@ def by_value(thing: Any) -> PickledFunction:
     return _keep(thing, pickled, pickler.watch)
 
 
-class DefinitionTokens:
-    """The tokens of functions and classes by value that one call reaches, up to the first that carries state."""
-
-    def __init__(self) -> None:
-        self._is_over = False
-
-    def __call__(self, thing: Any) -> bytes | None:
-        """None where it can only be told in its place: to find that out for each would take the square of the time."""
-        if self._is_over:
-            return None
-        try:
-            return by_value(thing).token
-        except CarriesState:
-            self._is_over = True
-            return None
+def token_of_definition(thing: Any) -> bytes:
+    """The token of a function or class by value. Raises `CarriesState`, or whatever pickling raises."""
+    return by_value(thing).token
 
 
 def class_blob(cls: type[Any]) -> tuple[Digest, Buffer]:

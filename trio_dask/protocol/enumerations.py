@@ -75,10 +75,15 @@ def aliases_of(cls: type[enum.Enum]) -> list[tuple[Any, str]]:
     """Values that lead to a member besides its own, with its name."""
     own = attributes_of(cls)
     table: dict[Any, Any] = own.get("_value2member_map_", {})
-    found = [(value, member.name) for value, member in list(table.items()) if member.name in cls.__members__]
+    found = [
+        (value, member.name)
+        for value, member in list(table.items())
+        if member.name in cls.__members__ and value is not member.value and value != member.value
+    ]
     by_name: dict[str, list[Any]] = own.get("_unhashable_values_map_", {})  # from Python 3.13 on
-    found += [(value, name) for name, values in by_name.items() for value in values if name in cls.__members__]
-    return [(value, name) for value, name in found if value is not cls[name].value and value != cls[name].value]
+    for name, values in by_name.items():
+        found += [(value, name) for value in values if value is not cls[name].value]  # arrays do not say if they differ
+    return found
 
 
 def reduce_enum(

@@ -20,13 +20,13 @@ from trio_dask.protocol.captures import CarriesState, is_immutable
 from trio_dask.protocol.contents import content_digest
 from trio_dask.protocol.culprits import describe_culprit, users_own
 from trio_dask.protocol.definitions import (
-    DefinitionTokens,
     PickledFunction,
     by_reference,
     by_value,
     kept_definition,
     load_shared,
     short_name,
+    token_of_definition,
 )
 from trio_dask.protocol.introspection import kind_of
 from trio_dask.protocol.origins import make_class
@@ -83,7 +83,7 @@ def _pickle_own(function: Any) -> PickledFunction:
         function,
         pickled.call,
         digests={id(owner): digest for owner, digest in pickled.hashed},
-        token_by_value=DefinitionTokens(),
+        token_by_value=token_of_definition,
     )
     return PickledFunction(content_digest(pickled.call), pickled.call, short_name(function), token, pickled.blobs)
 

@@ -64,8 +64,7 @@ _home: WeakValueDictionary[str, Any] = WeakValueDictionary()
 _origins: WeakKeyDictionary[Any, Origin] = WeakKeyDictionary()
 """Of the classes that were built here."""
 _METACLASSES = frozenset({type, abc.ABCMeta, enum.EnumMeta})
-_hooks_run: list[str] = []
-"""The names of classes that were built here by code of the user."""
+_hooks_run = 0
 _built: WeakValueDictionary[Origin, Any] = WeakValueDictionary()
 _complete: WeakKeyDictionary[Any, _Shape] = WeakKeyDictionary()
 
@@ -84,6 +83,7 @@ def origin_of(cls: Any, name: str, content: Callable[[Any], bytes]) -> Origin:
 
 def make_class(name: str, content: bytes, maker: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
     """The class of that origin; what `maker` builds is still empty, and one of `keep_class`, `renew_class` fills it."""
+    global _hooks_run
     home = _home.get(name)
     if home is not None:
         return home
@@ -95,7 +95,7 @@ def make_class(name: str, content: bytes, maker: Callable[..., Any], arguments: 
             built = _built.setdefault(origin, made)
             _origins[built] = origin
             if _has_hooks(built):
-                _hooks_run.append(built.__qualname__)
+                _hooks_run += 1
     return built
 
 
@@ -110,9 +110,9 @@ def load_twice(load: Callable[[], _T]) -> _T:
     Such code (`__init_subclass__`, a metaclass) ran where the class was defined, and what it did there travels. Here it
     has run again, after that arrived: the second time all classes are there, and get their attributes as they were.
     """
-    before = len(_hooks_run)
+    before = _hooks_run
     result = load()
-    return result if len(_hooks_run) == before else load()
+    return result if _hooks_run == before else load()
 
 
 def keep_class(cls: Any, state: tuple[Callable[[Any, Any], object], Any]) -> Any:

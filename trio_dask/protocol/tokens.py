@@ -25,7 +25,7 @@ from weakref import WeakKeyDictionary
 
 from trio_dask.identity import Digest
 from trio_dask.protocol.bytecode import code_use
-from trio_dask.protocol.captures import OF_THE_IMPORT
+from trio_dask.protocol.captures import OF_THE_IMPORT, CarriesState
 from trio_dask.protocol.contents import LARGE_BYTES, content_digest, sole_owner
 from trio_dask.protocol.enumerations import told_of
 from trio_dask.protocol.introspection import attributes_of, cells_of, is_made_by_statement, kind_of
@@ -111,7 +111,7 @@ def _function(function: FunctionType) -> tuple[Any, ...]:
 def _class(cls: type[Any]) -> tuple[Any, ...]:
     attributes: Any = {name: value for name, value in attributes_of(cls).items() if name not in _UNTOLD}
     if not attributes.get("__annotations__", True):
-        del attributes["__annotations__"]  # Python adds an empty one when it is asked for them
+        del attributes["__annotations__"]  # Python itself adds an empty one
     if issubclass(cls, enum.Enum):
         attributes = told_of(cls, attributes)
     return type(cls), cls.__qualname__, cls.__bases__, attributes, registered_with(cls)
@@ -138,7 +138,7 @@ class _CanonicalPickler(ByValuePickler):
         file: _HashingFile,
         memo: bool,
         digests: Mapping[int, Digest],
-        token_by_value: Callable[[Any], bytes | None] | None,
+        token_by_value: Callable[[Any], bytes] | None,
     ) -> None:
         super().__init__(file, PROTOCOL)
         self.fast = not memo
@@ -181,10 +181,9 @@ class _CanonicalPickler(ByValuePickler):
 
     def definition(self, thing: Any) -> tuple[Any, ...]:
         """In full where it is first met, later by its number, because definitions refer to each other."""
-        is_module = type(thing) is ModuleType
-        token = None if self.token_by_value is None or is_module else self.token_by_value(thing)
-        if token is not None:
-            return "by value", token
+        is_module = kind_of(thing) is ModuleType
+        if self.token_by_value is not None and not is_module:
+            return "by value", self.token_by_value(thing)
         number = self.met.get(id(thing))
         if number is not None:
             return "again", number
@@ -246,14 +245,15 @@ def canonical_token(
     *,
     salt: bytes = b"",
     digests: Mapping[int, Digest] | None = None,
-    token_by_value: Callable[[Any], bytes | None] | None = None,
+    token_by_value: Callable[[Any], bytes] | None = None,
 ) -> bytes:
     """The token of any picklable value.
 
     `ordinary` is its ordinary pickle: it limits the effort, and is what the token falls back on where no canonical form
     exists (an object that can be pickled but not looked into). `digests` has the known digests of large content by the
-    id of its `sole_owner`, which must be alive. `token_by_value` gives the tokens of functions and classes by value
-    that are known.
+    id of its `sole_owner`, which must be alive. `token_by_value` gives the tokens of functions and classes by value.
+    Where it raises `CarriesState` all of them are told in full: to find out which of them carry state would take the
+    square of the time, and the first that is met depends on the order of sets.
     """
     limit = _GROWTH * len(ordinary) + _ALLOWANCE_BYTES
     for memo in (False, True):
@@ -261,6 +261,8 @@ def canonical_token(
         file.hash.update(salt)
         try:
             _CanonicalPickler(file, memo, digests or {}, token_by_value).dump(value)
+        except CarriesState:
+            return canonical_token(value, ordinary, salt=salt, digests=digests)
         except Exception:  # cycles and entanglement first of all; a user's __reduce__ may raise anything
             continue
         return file.hash.digest()

@@ -7,6 +7,7 @@ import gc
 import os
 import sys
 from collections.abc import Callable
+from time import perf_counter
 
 from trio_dask.machine import repeated_bytes
 from trio_dask.protocol.raw_memory import has_private_maps
@@ -16,18 +17,21 @@ __all__ = ["ProcessMemory", "collect_garbage", "keep_large_blocks_apart", "trim"
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _LARGE_BLOCK_BYTES = 2**20
 _SPARE_BYTES = 4 * 2**20
+LOOK_SHARE = 20
 
 
 class ProcessMemory:
     """The resident memory of this process, with what it looks at in mapped files, also if the kernel could drop that.
 
-    Large arguments of several tasks are maps of the same pages, which count once. A reading takes 2 µs on Linux, while
-    there are such maps some milliseconds for each GiB, and psutil's 8 µs elsewhere.
+    Large arguments of several tasks are maps of the same pages, which count once. A reading takes 2 µs on Linux, and
+    psutil's 8 µs elsewhere. To tell what is mapped repeatedly takes some 5 ms for each GiB, so that is done as seldom
+    as keeps it below a twentieth of the time.
     """
 
     def __init__(self) -> None:
         self._descriptor = -1
         self._page_bytes = 0
+        self._repeated, self._look_again_at = 0, 0.0
         try:
             self._descriptor = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
             self._page_bytes = os.sysconf("SC_PAGE_SIZE")
@@ -38,10 +42,17 @@ class ProcessMemory:
         """How much there is now."""
         if self._descriptor >= 0:
             resident = int(os.pread(self._descriptor, 64, 0).split()[1]) * self._page_bytes
-            return resident - repeated_bytes() if has_private_maps() else resident
+            return max(0, resident - self._repeated_bytes()) if has_private_maps() else resident
         import psutil
 
         return int(psutil.Process().memory_info().rss)
+
+    def _repeated_bytes(self) -> int:
+        now = perf_counter()
+        if now >= self._look_again_at:
+            self._repeated = repeated_bytes()
+            self._look_again_at = now + LOOK_SHARE * (perf_counter() - now)
+        return self._repeated
 
     def close(self) -> None:
         """Idempotent; there are no readings afterwards."""

@@ -179,7 +179,7 @@ def reconcile(state: State, worker: Worker, inventory: Inventory) -> None:
 
 
 def end_graces(state: State) -> None:
-    """Bury those whose time to come back is over, and say who is away for longer than it takes to hear of a death."""
+    """Bury each worker whose time to come back is over; report one whose death would be known by now."""
     grace_s = state.settings.reconnect_grace_s
     for worker in list(state.away.values()):
         if worker.away_until is not None and worker.away_until <= state.now:

@@ -27,13 +27,13 @@ SOON_S: Final = 0.05
 AGAIN_S: Final = 0.25
 INTERVAL_S: Final = 2.0
 MOST_TASKS: Final = 10_000
-"""So many entries of queues are looked at; how many more there are nobody needs to know."""
+"""One look reads at most this many entries of queues. Its sentence says "+" where there are more."""
 
 MOST_DEPENDENTS: Final = 10_000
-"""So many dependents of these are looked at as well."""
+"""The same for the dependents of these."""
 
 MOST_KEY_CHARACTERS: Final = 2**18
-"""So much of keys a client is told."""
+"""The scheduler tells a client at most this much text of keys."""
 
 NOBODY: Final = "no worker is connected"
 MOST_REASONS: Final = 3

@@ -1,0 +1,37 @@
+"""What is mapped repeatedly counts once, and to tell that takes little of the time."""
+
+from trio_dask.protocol import raw_memory
+from trio_dask.worker import process_memory
+from trio_dask.worker.process_memory import LOOK_SHARE, ProcessMemory
+
+
+def test_private_maps_of_one_buffer_count_once():
+    nbytes = 4 * raw_memory.MAPPED_BYTES
+    memory = ProcessMemory()
+    buffer = raw_memory.new_buffer(nbytes)
+    buffer[:] = bytes(nbytes)
+    before = memory.used_bytes()
+    copies = [raw_memory.own_copy(buffer) for _ in range(4)]
+    assert sum(sum(copy[::4096]) for copy in copies) == 0
+    assert memory.used_bytes() - before < nbytes
+    memory.close()
+
+
+def test_it_is_told_as_seldom_as_it_takes_long(monkeypatch):
+    clock, looks = [100.0], []
+
+    def look():
+        looks.append(clock[0])
+        clock[0] += 0.01
+        return 0
+
+    monkeypatch.setattr(process_memory, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(process_memory, "repeated_bytes", look)
+    monkeypatch.setattr(process_memory, "has_private_maps", lambda: True)
+    memory = ProcessMemory()
+    end = clock[0] + 10
+    while clock[0] < end:
+        memory.used_bytes()
+        clock[0] += 0.001
+    assert len(looks) <= 10 / (LOOK_SHARE * 0.01) + 1
+    memory.close()
