@@ -173,7 +173,7 @@ class _Sentinels:
     def _add(self, thing: object, name: bytes) -> bytes:
         self._names[id(thing)] = thing, name
         self._things[name] = thing
-        if len(self._names) > MOST_HELD:
+        while len(self._names) > MOST_HELD:
             _, (_, oldest) = self._names.popitem(last=False)
             del self._things[oldest]
         return name
@@ -230,7 +230,7 @@ def _remember(thing: Any, name: bytes, is_from_here: bool) -> None:
         _held[number] = forget
     known = _Known(name, find, is_from_here)
     _by_id[number] = _by_name[name] = known
-    if len(_held) > MOST_HELD:
+    while len(_held) > MOST_HELD:
         _held.popitem(last=False)[1](None)
 
 
