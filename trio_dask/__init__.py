@@ -13,14 +13,11 @@ Importing this loads nothing but the exceptions; every other name loads its modu
 
 from __future__ import annotations
 
-import sys
 from concurrent.futures import CancelledError
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from trio_dask._version import __version__
-from trio_dask.client import TaskWorker, hooks
 from trio_dask.errors import (
     AddressError,
     ClusterError,
@@ -44,6 +41,7 @@ from trio_dask.errors import (
     UnavailableError,
     UsageError,
 )
+from trio_dask.hooks import hooks
 
 if TYPE_CHECKING:
     from trio_dask.client.async_client import AsyncClient
@@ -153,25 +151,4 @@ def _local_cluster(**options: Any) -> Any:
     return LocalCluster(**options)
 
 
-def _task_worker() -> TaskWorker | None:
-    from trio_dask.worker.task_context import current_task
-
-    task = current_task()
-    return None if task is None else task.worker
-
-
-def _outside_of_slots(client: object) -> AbstractContextManager[None]:
-    # A program that has not loaded this runs no tasks, and need not load it to find that out.
-    tasks = sys.modules.get("trio_dask.worker.task_context")
-    return nullcontext() if tasks is None else tasks.outside_of_slots(client)
-
-
-def _outside_of_slots_async(client: object) -> AbstractAsyncContextManager[None]:
-    tasks = sys.modules.get("trio_dask.worker.task_context")
-    return nullcontext() if tasks is None else tasks.outside_of_slots_async(client)
-
-
 hooks.local_cluster = _local_cluster
-hooks.task_worker = _task_worker
-hooks.outside_of_slots = _outside_of_slots
-hooks.outside_of_slots_async = _outside_of_slots_async

@@ -22,6 +22,7 @@ FLOORS: Mapping[str, int] = {
     "identity": 0,
     "config": 0,
     "files": 0,
+    "hooks": 0,
     "batch": 0,
     "machine": 0,
     "_version": 0,

@@ -37,11 +37,19 @@ def unambiguous(method: _Method) -> _Method:
 
 
 def _takes_none_of(names: Collection[str], func: Any) -> bool:
-    """Whether a glance tells that no variable of a plain function has one of these names."""
-    if type(func) is not FunctionType or func.__dict__:
+    """Whether a glance tells that no variable of a plain function or parameter of a builtin has one of these names."""
+    kind = type(func)
+    variables: Collection[str]
+    if kind is FunctionType and not func.__dict__:
+        variables = func.__code__.co_varnames
+    elif kind is BuiltinFunctionType and type(func.__self__) is ModuleType:
+        variables = _names_of_builtin(func)[1]
+    else:
         return False
-    variables = func.__code__.co_varnames
-    return not any(name in variables for name in names)
+    for name in names:  # noqa: SIM110 - every submit comes here
+        if name in variables:
+            return False
+    return True
 
 
 def _check(call: str, func: Any, bound: int, given: dict[str, Any]) -> None:

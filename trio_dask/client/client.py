@@ -14,7 +14,7 @@ from weakref import WeakSet
 
 import trio
 
-from trio_dask.client import defaults, hooks, operations, replaced
+from trio_dask.client import defaults, operations, replaced
 from trio_dask.client.ambiguity import unambiguous
 from trio_dask.client.base import BaseClient
 from trio_dask.client.engine import Engine
@@ -27,6 +27,7 @@ from trio_dask.client.session import address_of, engine_for, home_of, settings_f
 from trio_dask.client.threads import CallbackThread, EngineThread
 from trio_dask.client.waiting import as_seconds, refuse_in_event_loop
 from trio_dask.errors import DataLost, UsageError
+from trio_dask.hooks import hooks
 from trio_dask.identity import Key
 
 __all__ = ["Client"]

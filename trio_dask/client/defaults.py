@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import trio
 
-from trio_dask.client import hooks
 from trio_dask.client.futures import BaseFuture, Timeout
 from trio_dask.client.gathering import concrete, futures_given, futures_in
 from trio_dask.errors import FutureCancelledError
+from trio_dask.hooks import hooks
 
 if TYPE_CHECKING:
     from trio_dask.client.async_client import AsyncClient
@@ -133,7 +133,7 @@ def find_client(address: str | None, timeout: Timeout) -> Any:
         return Client.without_waiting(scheduler_address, timeout)
 
     if address is None:
-        worker = hooks.task_worker() if hooks.task_worker is not None else None
+        worker = None if hooks.tasks is None else hooks.tasks.current_worker()
         if worker is not None:
             client: Client = worker.get_client(make)
             return AsyncClient.over(client.engine) if trio.lowlevel.in_trio_run() else client
@@ -155,14 +155,14 @@ def worker_client(timeout: Timeout = None, separate_thread: bool = True) -> Gene
       ValueError: no task is running here.
       RuntimeError: it is an `async def` task, which has no need of this: it awaits the results of `get_client()`.
     """
-    worker = hooks.task_worker() if hooks.task_worker is not None else None
-    if worker is None or hooks.outside_of_slots is None:
+    tasks = hooks.tasks
+    if tasks is None or tasks.current_worker() is None:
         raise ValueError("no task is running here: worker_client() works inside a task")
     if trio.lowlevel.in_trio_run():
         raise RuntimeError("worker_client() blocks; in an `async def` task await the results of `get_client()`")
     client: Client = get_client(timeout=timeout)
     if separate_thread:
-        with hooks.outside_of_slots(client):
+        with tasks.outside_of_slots(client):
             yield client
     else:
         yield client

@@ -243,9 +243,8 @@ class Driver:
                         handle = self.core.handle
                         for message in batch[start : start + AT_ONCE]:
                             handle(message)
-                        aloud = self.core.stuck.take_aloud()
-                    if aloud:
-                        _logger.warning("%s", aloud)
+                    if self.core.stuck.aloud:
+                        _logger.warning("%s", self.core.stuck.take_aloud())
                 self.flush()
                 if not self._sweeping and self._nursery is not None:
                     self._sweeping = True

@@ -9,7 +9,6 @@ from functools import partial
 from itertools import count
 from typing import Any
 
-from trio_dask.client import hooks
 from trio_dask.client.calls import Answer
 from trio_dask.client.core.outbox import Content, Row
 from trio_dask.client.core.states import Frames, KeyState
@@ -18,6 +17,7 @@ from trio_dask.client.link import Dial
 from trio_dask.client.peers import Channel
 from trio_dask.client.waiting import Reading, Settling, Signal, ThreadSignal, TrioSignal
 from trio_dask.errors import KeyConflict
+from trio_dask.hooks import hooks
 from trio_dask.identity import Incarnation, Key
 from trio_dask.protocol.pickling import PickledFunction, load_value
 
@@ -190,17 +190,17 @@ class Engine(Driver):
     def block(self, signal: ThreadSignal, timeout_s: float | None) -> bool:
         """Wait for results; False if the time was up before. A task that waits leaves its slot to others meanwhile."""
         self._waited = True
-        if signal.is_set or hooks.outside_of_slots is None:
+        if signal.is_set or hooks.tasks is None:
             return signal.wait(timeout_s)
-        with hooks.outside_of_slots(self.facade):
+        with hooks.tasks.outside_of_slots(self.facade):
             return signal.wait(timeout_s)
 
     async def rest(self, signal: TrioSignal) -> None:
         """The same under Trio."""
-        if signal.is_set or hooks.outside_of_slots_async is None:
+        if signal.is_set or hooks.tasks is None:
             await signal.wait()
         else:
-            async with hooks.outside_of_slots_async(self.facade):
+            async with hooks.tasks.outside_of_slots_async(self.facade):
                 await signal.wait()
 
     def too_late(self, text: str, states: Iterable[KeyState]) -> TimeoutError:

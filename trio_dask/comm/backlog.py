@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from itertools import islice
-from typing import cast
+from typing import Any
 
 from trio_dask.protocol.codec import BlobRow, Row, rows_header
-from trio_dask.protocol.frames import Kind, encode_frame
+from trio_dask.protocol.frames import Kind, frame_header
 
 __all__ = ["Backlog"]
 
@@ -37,15 +37,15 @@ class Backlog:
         """The next frame, made of the rows that have waited longest; empty if none wait."""
         if not self._rows:
             return b""
-        if self._rows_size <= _FRAME_BYTES:
-            rows, self._rows, self._rows_size = self._rows, [], 0
+        parts: list[Any]
+        if (size := self._rows_size) <= _FRAME_BYTES:
+            parts, self._rows, self._rows_size = self._rows, [], 0  # rows of blobs are larger
+            count = len(parts)
         else:
-            rows = self._first_rows()
-        header = rows_header(len(rows))
-        first = rows[0]
-        if isinstance(first, BlobRow):
-            return encode_frame(Kind.RECORDS, header, first.head, first.content)
-        return encode_frame(Kind.RECORDS, header, *cast("list[bytes]", rows))
+            parts, count = self._first_rows()
+            size = sum(map(len, parts))
+        header = rows_header(count)
+        return b"".join((frame_header(Kind.RECORDS, len(header) + size), header, *parts))
 
     def clear(self) -> None:
         """Drop everything."""
@@ -53,8 +53,8 @@ class Backlog:
         self._rows_size = 0
         self.rest = None
 
-    def _first_rows(self) -> list[Row]:
-        """As many as make a frame; a large piece of a blob has one of its own."""
+    def _first_rows(self) -> tuple[list[Any], int]:
+        """The parts of as many rows as make a frame, and their number; a large piece of a blob has its own frame."""
         size = count = 0
         for row in self._rows:
             if count and isinstance(row, BlobRow):
@@ -66,4 +66,5 @@ class Backlog:
         rows = list(islice(self._rows, count))
         del self._rows[:count]
         self._rows_size -= size
-        return rows
+        first = rows[0]
+        return ([first.head, first.content] if isinstance(first, BlobRow) else [*rows]), count

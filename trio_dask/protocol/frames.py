@@ -21,6 +21,7 @@ __all__ = [
     "Kind",
     "encode_frame",
     "first_frame",
+    "frame_header",
 ]
 
 MAX_CONTROL_FRAME = 64 * 2**20
@@ -47,9 +48,14 @@ class Frame(NamedTuple):
     payload: memoryview
 
 
-def encode_frame(kind: Kind, *parts: bytes | memoryview) -> bytes:
-    """The bytes of one frame, whose payload is these parts, one behind the other."""
-    return b"".join((_HEADER.pack(_MAGIC, kind, 0, sum(map(len, parts))), *parts))
+def frame_header(kind: Kind, length: int) -> bytes:
+    """What stands before a payload of this length."""
+    return _HEADER.pack(_MAGIC, kind, 0, length)
+
+
+def encode_frame(kind: Kind, payload: bytes = b"") -> bytes:
+    """The bytes of one frame."""
+    return frame_header(kind, len(payload)) + payload
 
 
 PING_FRAME = encode_frame(Kind.PING)
@@ -70,23 +76,19 @@ class FrameDecoder:
         self._max_length = max_length
         self._partial = bytearray()
         self._missing = 0  # bytes that the partial frame, or its header, still needs
-        self._large: memoryview | None = None  # a frame in its full length, of which so many bytes are there
-        self._filled = 0
-        self._memory: bytearray | None = None  # for large frames, one after the other
-
-    @property
-    def room(self) -> memoryview | None:
+        self.room: memoryview | None = None
         """Where the rest of a large frame belongs; None if what comes next is for `feed`."""
-        return None if self._large is None else self._large[self._filled :]
+        self._large = memoryview(b"")  # that frame in its full length
+        self._memory: bytearray | None = None  # for large frames, one after the other
 
     def filled(self, count: int) -> list[Frame]:
         """So many bytes were received into `room`. Gives the frame if it is complete."""
-        large = self._large
-        assert large is not None
-        self._filled += count
-        if self._filled < len(large):
+        large, room = self._large, self.room
+        assert room is not None
+        if count < len(room):
+            self.room = room[count:]
             return []
-        self._large = None
+        self.room = None
         kind, _ = _read_header(large, 0, self._max_length)
         return [Frame(kind, large[HEADER_SIZE:])]
 
@@ -104,7 +106,7 @@ class FrameDecoder:
             position = min(end, len(room))
             room[:position] = view[:position]
             frames = self.filled(position)
-            if self._large is not None:
+            if self.room is not None:
                 return frames
             self._memory = None  # the frame has it until the caller is done with this batch
         elif self._partial:
@@ -135,7 +137,7 @@ class FrameDecoder:
                 self._memory = bytearray(_MOST_ROOM)
             self._large = memoryview(self._memory)[: len(partial) + missing]
             self._large[: len(partial)] = partial
-            self._filled = len(partial)
+            self.room = self._large[len(partial) :]
             self._partial, self._missing = bytearray(), 0
 
     def _complete(self, view: memoryview, frames: list[Frame]) -> int:

@@ -13,6 +13,7 @@ import trio
 
 from trio_dask.config import counted
 from trio_dask.errors import TaskCancelled
+from trio_dask.hooks import hooks
 from trio_dask.identity import Key
 from trio_dask.protocol.messages import Run
 
@@ -249,3 +250,16 @@ def get_worker() -> WorkerHandle:
     if context is None:
         raise ValueError("no worker found: get_worker() works inside a task")
     return context.worker
+
+
+class _TaskHooks:
+    outside_of_slots = staticmethod(outside_of_slots)
+    outside_of_slots_async = staticmethod(outside_of_slots_async)
+
+    @staticmethod
+    def current_worker() -> WorkerHandle | None:
+        context = _current.get(None)
+        return None if context is None else context.worker
+
+
+hooks.tasks = _TaskHooks()

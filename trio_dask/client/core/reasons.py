@@ -19,21 +19,22 @@ class StuckReasons:
 
     def __init__(self) -> None:
         self._reasons: tuple[tuple[str, frozenset[Key] | None], ...] = ()
-        self._aloud = ""
+        self.aloud = ""
+        """What the user has yet to be told."""
 
     def hear(self, message: Stuck) -> None:
         """The scheduler says it anew."""
         self._reasons = tuple((reason, None if keys is None else frozenset(keys)) for reason, keys in message.reasons)
         if message.aloud:
-            self._aloud = message.text
+            self.aloud = message.text
 
     def forget(self) -> None:
         """The scheduler is lost."""
         self._reasons = ()
 
     def take_aloud(self) -> str:
-        """What the user should be told, once; empty if nothing."""
-        aloud, self._aloud = self._aloud, ""
+        """What the user has yet to be told, once; empty if nothing."""
+        aloud, self.aloud = self.aloud, ""
         return aloud
 
     def why(self, states: Iterable[KeyState]) -> str:

@@ -160,7 +160,7 @@ class SchedulerCore:
         if state.leaving_at <= now:
             leaving.look_at_leaving(state)
         place(state)
-        if stuck.has_become_stuck(state, state.queue):
+        if not state.queue.eligible and stuck.has_become_stuck(state, state.queue):
             stuck.look_soon(state)
         if state.restarts:
             self._settle_restarts()

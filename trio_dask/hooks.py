@@ -1,0 +1,50 @@
+"""What rooms offer to others that must not import them, in programs that have loaded them.
+
+A client asks here for the task that it is called from, which a worker's room knows, and for a cluster of its own. A
+program that has not loaded the worker's room runs no tasks, and finds that out here at no cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from typing import Any, Protocol
+
+__all__ = ["TaskHooks", "TaskWorker", "hooks"]
+
+
+class TaskWorker(Protocol):
+    """What a client wants to know of the worker whose task calls it."""
+
+    scheduler_address: str
+
+    def get_client(self, make: Callable[[str], Any]) -> Any:
+        """The client that all tasks of the worker share, made from the scheduler's address when first asked for."""
+        ...
+
+
+class TaskHooks(Protocol):
+    """What tasks need of their worker, whatever they call."""
+
+    def current_worker(self) -> TaskWorker | None:
+        """The worker of the task that runs here, if any does."""
+        ...
+
+    def outside_of_slots(self, client: object) -> AbstractContextManager[None]:
+        """Around blocking for results of this client: if a task of its worker does that, others can run meanwhile."""
+        ...
+
+    def outside_of_slots_async(self, client: object) -> AbstractAsyncContextManager[None]:
+        """The same for waiting under Trio."""
+        ...
+
+
+class _Hooks:
+    tasks: TaskHooks | None = None
+    """Set by `trio_dask.worker.task_context` when it is loaded."""
+
+    local_cluster: Callable[..., Any] | None = None
+    """Makes a `LocalCluster` of keyword arguments; set by `trio_dask`."""
+
+
+hooks = _Hooks()
