@@ -48,7 +48,7 @@ def replace(page: str, generated: str) -> str:
 def load() -> Transitions:
     """The table itself, with states as plain strings whether or not they are an enum there."""
     sys.path.insert(0, str(ROOT))
-    from trio_dask.scheduler.core.lifecycle import TRANSITIONS
+    from trio_dask.scheduler.core.task_transitions import TRANSITIONS
 
     return {(str(start), str(end)): reason for (start, end), reason in TRANSITIONS.items()}
 

@@ -44,19 +44,19 @@ from trio_dask.errors import (
 from trio_dask.hooks import hooks
 
 if TYPE_CHECKING:
-    from trio_dask.client.async_client import AsyncClient
-    from trio_dask.client.client import Client
-    from trio_dask.client.completion import (
+    from trio_dask.client.as_completed import (
         ALL_COMPLETED,
         FIRST_COMPLETED,
         DoneAndNotDone,
         as_completed,
         wait,
     )
-    from trio_dask.client.defaults import default_client, fire_and_forget, futures_of, get_client, worker_client
+    from trio_dask.client.async_client import AsyncClient
+    from trio_dask.client.client import Client
+    from trio_dask.client.current_client import default_client, fire_and_forget, futures_of, get_client, worker_client
     from trio_dask.client.futures import AsyncFuture, Future
     from trio_dask.client.rpc import rpc
-    from trio_dask.deploy.local import LocalCluster, open_local_cluster
+    from trio_dask.deploy.local_cluster import LocalCluster, open_local_cluster
     from trio_dask.worker.task_context import check_cancelled, get_worker, rejoin, secede
 
 __all__ = [
@@ -107,34 +107,34 @@ __all__ = [
 ]
 
 _HOMES = {
-    "ALL_COMPLETED": "client.completion",
-    "FIRST_COMPLETED": "client.completion",
+    "ALL_COMPLETED": "client.as_completed",
+    "FIRST_COMPLETED": "client.as_completed",
     "AsyncClient": "client.async_client",
     "AsyncFuture": "client.futures",
     "Client": "client.client",
-    "DoneAndNotDone": "client.completion",
+    "DoneAndNotDone": "client.as_completed",
     "Future": "client.futures",
-    "LocalCluster": "deploy.local",
-    "as_completed": "client.completion",
+    "LocalCluster": "deploy.local_cluster",
+    "as_completed": "client.as_completed",
     "check_cancelled": "worker.task_context",
-    "default_client": "client.defaults",
-    "fire_and_forget": "client.defaults",
-    "futures_of": "client.defaults",
-    "get_client": "client.defaults",
+    "default_client": "client.current_client",
+    "fire_and_forget": "client.current_client",
+    "futures_of": "client.current_client",
+    "get_client": "client.current_client",
     "get_worker": "worker.task_context",
-    "open_local_cluster": "deploy.local",
+    "open_local_cluster": "deploy.local_cluster",
     "rejoin": "worker.task_context",
     "rpc": "client.rpc",
     "secede": "worker.task_context",
-    "wait": "client.completion",
-    "worker_client": "client.defaults",
+    "wait": "client.as_completed",
+    "worker_client": "client.current_client",
 }
 
 
 def __getattr__(name: str) -> Any:
     home = _HOMES.get(name)
     if home is None:
-        from trio_dask.absent import MODULE, missing  # not `from trio_dask`, which would ask here again
+        from trio_dask.unsupported_names import MODULE, missing  # not `from trio_dask`, which would ask here again
 
         raise missing(f"module {__name__!r}", name, MODULE)
     value = globals()[name] = getattr(import_module(f"trio_dask.{home}"), name)
@@ -146,7 +146,7 @@ def __dir__() -> list[str]:
 
 
 def _local_cluster(**options: Any) -> Any:
-    from trio_dask.deploy.local import LocalCluster
+    from trio_dask.deploy.local_cluster import LocalCluster
 
     return LocalCluster(**options)
 

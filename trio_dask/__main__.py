@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-from trio_dask.cli.output import STOPPED, WRONG_USAGE, complain, say
+from trio_dask.cli.stdout import STOPPED, WRONG_USAGE, complain, say
 
 __all__ = ["main", "scheduler", "worker"]
 

@@ -19,20 +19,21 @@ TOP = 7
 # Prefix of a dotted name inside the package -> its floor. The first match counts, so cores stand before their rooms.
 FLOORS: Mapping[str, int] = {
     "errors": 0,
-    "identity": 0,
+    "ids": 0,
     "config": 0,
-    "files": 0,
+    "scheduler_file": 0,
     "hooks": 0,
-    "batch": 0,
-    "machine": 0,
+    "batch_system": 0,
+    "host_limits": 0,
     "_version": 0,
-    "absent": 0,
+    "unsupported_names": 0,
     "protocol": 1,
     "scheduler.core": 2,
     "worker.core": 2,
     "client.core": 2,
-    "nanny.core": 2,
+    "nanny.restart_policy": 2,
     "comm": 3,
+    "processes": 3,
     "scheduler": 4,
     "worker": 4,
     "client": 4,
@@ -47,7 +48,7 @@ FLOORS: Mapping[str, int] = {
 
 # (importing module, imported module) -> why two rooms of one floor may know each other here.
 SIDEWAYS: Mapping[tuple[str, str], str] = {
-    ("trio_dask.nanny.service", "trio_dask.worker.board"): "memory that a worker writes and its nanny reads",
+    ("trio_dask.nanny.service", "trio_dask.worker.running_table"): "memory that a worker writes and its nanny reads",
 }
 
 EVERYTHING = {"BaseException", "BaseExceptionGroup", "Exception", "ExceptionGroup"}
@@ -56,12 +57,15 @@ IMPURE = {"asyncio", "logging", "os.urandom", "random", "secrets", "socket", "th
 
 # (module, what it imports) -> why this one may.
 PARDONED: Mapping[tuple[str, str], str] = {
-    ("trio_dask.protocol.contents", "threading"): "what it keeps is kept for all threads that pickle",
-    ("trio_dask.protocol.origins", "threading"): "two threads may load a class at once, and it must be built once",
-    ("trio_dask.protocol.named", "threading"): "the same for named objects",
-    ("trio_dask.protocol.named", "secrets"): "nothing but a random name tells one plain object from another",
-    ("trio_dask.protocol.definitions", "threading"): "its caches are for all threads that pickle and load",
-    ("trio_dask.identity", "secrets"): "it mints incarnations, for services; no core may import its new_* functions",
+    ("trio_dask.protocol.blob_contents", "threading"): "what it keeps is kept for all threads that pickle",
+    (
+        "trio_dask.protocol.rebuilt_classes",
+        "threading",
+    ): "two threads may load a class at once, and it must be built once",
+    ("trio_dask.protocol.pickled_names", "threading"): "the same for named objects",
+    ("trio_dask.protocol.pickled_names", "secrets"): "nothing but a random name tells one plain object from another",
+    ("trio_dask.protocol.pickled_definitions", "threading"): "its caches are for all threads that pickle and load",
+    ("trio_dask.ids", "secrets"): "it mints incarnations, for services; no core may import its new_* functions",
 }
 
 # Third-party package -> the only files that may import it.
@@ -254,7 +258,7 @@ def impure(root: Path) -> list[str]:
                 breaches.append(f"{module.name}:{node.lineno} has a coroutine: {node.name}")
             elif isinstance(node, ast.Attribute) and f"{getattr(node.value, 'id', '')}.{node.attr}" in IMPURE:
                 breaches.append(f"{module.name}:{node.lineno} uses {ast.unparse(node)}")
-            elif isinstance(node, ast.ImportFrom) and (node.module or "").endswith("identity"):
+            elif isinstance(node, ast.ImportFrom) and (node.module or "").endswith("ids"):
                 breaches += [
                     f"{module.name}:{node.lineno} mints: {a.name}" for a in node.names if a.name.startswith("new_")
                 ]

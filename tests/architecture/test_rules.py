@@ -48,16 +48,16 @@ def test_an_import_that_climbs_is_found(package, source):
 def test_own_folder_and_lower_floors_are_free(package):
     root = package(
         errors="",
-        identity="from trio_dask.errors import E",
+        ids="from trio_dask.errors import E",
         protocol__codec="from . import frames\nfrom .frames import f\nfrom .. import errors\nimport msgpack",
         protocol__frames="",
         comm__tcp="from trio_dask.protocol import codec\nimport trio",
         scheduler__service="from trio_dask.scheduler.core import tables\nfrom .log import x\nfrom ..comm.tcp import y",
         scheduler__log="",
         scheduler__core__tables="",
-        client__client="from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from trio_dask.worker import store",
-        worker__store="",
-        cli__worker="from trio_dask.worker.store import Store",
+        client__client="from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from trio_dask.worker import executor",
+        worker__executor="",
+        cli__worker="from trio_dask.worker.executor import Store",
         __main__="from trio_dask.cli import worker",
     )
     assert rules.unplaced(root) == []
@@ -68,14 +68,14 @@ def test_rooms_of_one_floor_are_apart_unless_there_is_a_reason(package):
     root = package(worker__peers="from trio_dask.client.futures import F", client__futures="")
     (breach,) = rules.climbing(root)
     assert "another room" in breach
-    pair = ("trio_dask.worker.peers", "trio_dask.client.futures")
+    pair = ("trio_dask.worker.peer_channels", "trio_dask.client.futures")
     assert rules.climbing(root, {pair: "get_client()"}) == []
     assert rules.unused_permissions(root, {pair: "get_client()"}) == []
 
 
 def test_a_permission_without_use_or_reason_is_found(package):
     root = package(worker__peers="from trio_dask.client.futures import F", client__futures="")
-    pair = ("trio_dask.worker.peers", "trio_dask.client.futures")
+    pair = ("trio_dask.worker.peer_channels", "trio_dask.client.futures")
     assert rules.unused_permissions(root, {pair: " ", ("a", "b"): "once"}) == [f"{pair}: ' '", "('a', 'b'): 'once'"]
 
 
@@ -103,11 +103,11 @@ def test_a_worldly_core_is_found(package, core, source):
     assert len(rules.worldly_cores(root)) == 1
 
 
-def test_a_core_may_use_messages_identity_and_the_standard_library(package):
+def test_a_core_may_use_messages_ids_and_the_standard_library(package):
     root = package(
-        identity="",
+        ids="",
         protocol__messages="",
-        scheduler__core__tables="import heapq\nfrom trio_dask.identity import Key\nfrom . import lifecycle\n"
+        scheduler__core__tables="import heapq\nfrom trio_dask.ids import Key\nfrom . import lifecycle\n"
         "from trio_dask.protocol import messages\nfrom trio_dask.protocol.messages import Run",
         scheduler__core__lifecycle="from __future__ import annotations\nfrom collections.abc import Mapping",
     )
@@ -126,12 +126,12 @@ def test_a_core_may_use_messages_identity_and_the_standard_library(package):
         "from os import urandom",
         "import os\nos.urandom(8)",
         "from uuid import uuid4",
-        "from trio_dask.identity import Key, new_incarnation",
+        "from trio_dask.ids import Key, new_incarnation",
         "async def f(): pass",
         "class C:\n    async def f(self): pass",
     ],
 )
-@pytest.mark.parametrize("module", ["identity", "protocol__hello", "worker__core__fetch", "client__core"])
+@pytest.mark.parametrize("module", ["ids", "protocol__hello", "worker__core__fetch", "client__core"])
 def test_impurity_is_found_on_the_lower_floors_only(package, module, source):
     assert len(rules.impure(package(**{module: source}))) == 1
     assert rules.impure(package(**{module: "import os, hmac, hashlib, json"}, comm__tcp=source)) == []

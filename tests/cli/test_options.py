@@ -7,8 +7,8 @@ import pytest
 from trio_dask import __main__
 from trio_dask.cli import demo, scheduler, worker
 from trio_dask.config import NannySettings
-from trio_dask.deploy.program import ExitStatus
-from trio_dask.machine import Amount
+from trio_dask.deploy.program_runner import ExitStatus
+from trio_dask.host_limits import Amount
 
 HOST = ["--host", "127.0.0.1"]
 
@@ -26,7 +26,7 @@ def started(monkeypatch):
         monkeypatch.setattr(module, "run_program", run_program)
         monkeypatch.setattr(module, "raise_file_limit", lambda: None, raising=False)
     # The signal handlers of the test run stay as they are.
-    monkeypatch.setattr("trio_dask.deploy.program.Stopper.install", lambda self: None)
+    monkeypatch.setattr("trio_dask.deploy.program_runner.Stopper.install", lambda self: None)
     monkeypatch.delenv("DASK_SCHEDULER_ADDRESS", raising=False)
     return services
 

@@ -25,7 +25,7 @@ from trio_dask import (
     rpc,
     wait,
 )
-from trio_dask.client import defaults
+from trio_dask.client import current_client
 from trio_dask.errors import FutureCancelledError, KeyConflict, NoScheduler, SchedulerLost, UsageError
 from trio_dask.protocol import messages as m
 
@@ -305,7 +305,7 @@ def test_an_interrupted_call_is_cancelled_in_the_loop(client, cluster, monkeypat
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("trio_dask.client.waiting.ThreadSignal.wait", interrupted)
+        patch.setattr("trio_dask.client.wait_signals.ThreadSignal.wait", interrupted)
         with pytest.raises(KeyboardInterrupt):
             client.engine.call(never)
     assert client.nthreads() == {WORKER: 2}
@@ -410,15 +410,15 @@ def test_the_default_client_is_the_newest_that_is_open(cluster):
         for ask in (get_client, default_client):
             with pytest.raises(ValueError, match="no client"):
                 ask()
-        defaults.remember(first)
-        defaults.remember(second)
+        current_client.remember(first)
+        current_client.remember(second)
         assert get_client() is default_client() is Client.current() is second
         assert default_client(first) is first
         with first.as_current():
             assert get_client() is first
         second.close()
         assert get_client() is first
-        assert second not in [reference() for reference in defaults._open]
+        assert second not in [reference() for reference in current_client._open]
     with pytest.raises(ValueError, match="no client"):
         Client.current()
 

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from trio_dask.client.core.client import ClientCore
-from trio_dask.client.core.fetches import REQUEST_BYTES
+from trio_dask.client.core.fetch_queue import REQUEST_BYTES
+from trio_dask.client.core.key_state import Ended
 from trio_dask.client.core.outbox import LOADED_BYTES, Outbox, Row
-from trio_dask.client.core.states import Ended
 from trio_dask.errors import KeyConflict, ProtocolError
 from trio_dask.protocol import messages as m
 from trio_dask.protocol.codec import FROM_CLIENT, TO_CLIENT, decode, encode

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from trio_dask.client.core import client as client_core
-from trio_dask.client.core import outbox, stream
+from trio_dask.client.core import outbox, resend_buffer
 from trio_dask.client.core.client import ClientCore
+from trio_dask.client.core.key_state import Ended
 from trio_dask.client.core.outbox import Row
-from trio_dask.client.core.states import Ended
-from trio_dask.identity import Incarnation, PeerId
+from trio_dask.ids import Incarnation, PeerId
 from trio_dask.protocol import messages as m
 from trio_dask.protocol.codec import FROM_CLIENT, TO_CLIENT, decode, encode
 from trio_dask.protocol.frames import FrameDecoder, Kind, encode_frame
@@ -66,7 +66,7 @@ class CutLinks(RuleBasedStateMachine):
     def start(self, budget):
         self.patches = pytest.MonkeyPatch()
         self.patches.setattr(clients, "CONFIRM_WEIGHT", 3)
-        self.patches.setattr(stream, "CONFIRM_EVERY", 4)
+        self.patches.setattr(resend_buffer, "CONFIRM_EVERY", 4)
         self.patches.setattr(outbox, "BLOB_PIECE_BYTES", 5)
         self.patches.setattr(client_core, "BLOB_BUDGET_BYTES", 10)
         self.now = 0.0

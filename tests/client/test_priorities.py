@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.client.cluster import MiniCluster, open_client
-from trio_dask.client.options import extra_from
+from trio_dask.client.task_options import extra_from
 from trio_dask.errors import UsageError
 from trio_dask.protocol import messages as m
 

@@ -7,8 +7,8 @@ import trio
 
 from trio_dask import NoScheduler, RefusedError, UsageError, open_local_cluster, rpc
 from trio_dask.comm import Address, parse_address, serve
-from trio_dask.comm.control import serve_control
-from trio_dask.comm.dial import open_connection
+from trio_dask.comm.connect import open_connection
+from trio_dask.comm.rpc_server import serve_control
 from trio_dask.config import SchedulerSettings, WorkerSettings
 from trio_dask.protocol.hello import Hello
 from trio_dask.scheduler.service import run_scheduler

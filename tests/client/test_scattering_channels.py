@@ -11,8 +11,8 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from trio_dask.client import scattering
-from trio_dask.client.scattering import CHANNELS, LARGE_BYTES, Parcel
+from trio_dask.client import scatter
+from trio_dask.client.scatter import CHANNELS, LARGE_BYTES, Parcel
 from trio_dask.protocol.messages import Put, PutDone
 
 
@@ -62,7 +62,7 @@ async def put(worker: Worker, load: list[Parcel]) -> tuple[list[str], list[Parce
     failures: list[str] = []
     stranded: list[Parcel] = []
     engine: Any = SimpleNamespace(peers=worker, incarnation="client")
-    await scattering._put_each(engine, "tcp://worker", deque(load), failures, stranded)
+    await scatter._put_each(engine, "tcp://worker", deque(load), failures, stranded)
     return failures, stranded
 
 

@@ -11,13 +11,13 @@ from wsproto.events import AcceptConnection, Request
 
 from trio_dask.comm.addresses import Address
 from trio_dask.comm.connection import Connection, LinkSettings
-from trio_dask.comm.data import DataChannel
+from trio_dask.comm.data_channel import DataChannel
+from trio_dask.comm.inproc import connect_memory, memory_pair
 from trio_dask.comm.listen import serve
-from trio_dask.comm.memory import connect_memory, memory_pair
 from trio_dask.comm.tcp import TcpTransport, connect_tcp
 from trio_dask.comm.transport import Transport
 from trio_dask.comm.websocket import WebSocketTransport, connect_websocket
-from trio_dask.identity import Incarnation
+from trio_dask.ids import Incarnation
 from trio_dask.protocol.codec import FROM_CLIENT, TO_CLIENT, encode
 from trio_dask.protocol.frames import Kind, encode_frame
 from trio_dask.protocol.hello import Hello, Welcome

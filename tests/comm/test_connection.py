@@ -9,7 +9,7 @@ import trio.testing
 
 from tests.comm.kit import HELLO, PAIRS, background, collect, connections, frame, question, read_to_end
 from trio_dask.comm.connection import Connection, LinkSettings
-from trio_dask.comm.memory import memory_pair
+from trio_dask.comm.inproc import memory_pair
 from trio_dask.comm.transport import ConnectionLost
 from trio_dask.errors import ProtocolError, SerializationError
 from trio_dask.protocol.codec import FROM_CLIENT, encode

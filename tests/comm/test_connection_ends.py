@@ -8,7 +8,7 @@ import trio.testing
 
 from tests.comm.kit import PAIRS, background, collect, connections, frame, question, read_to_end
 from trio_dask.comm.connection import LinkSettings
-from trio_dask.comm.memory import memory_pair
+from trio_dask.comm.inproc import memory_pair
 from trio_dask.comm.transport import ConnectionLost
 from trio_dask.protocol.messages import Blob, Goodbye, KeyPending, Reply
 

@@ -8,7 +8,7 @@ import trio
 import trio.lowlevel
 
 from tests.comm.kit import background, collect, connections, question, tcp_pair, websocket_pair
-from trio_dask.comm.memory import memory_pair
+from trio_dask.comm.inproc import memory_pair
 from trio_dask.protocol.messages import Blob, Goodbye, Query
 
 

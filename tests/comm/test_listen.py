@@ -34,9 +34,9 @@ from trio_dask.comm import (
     open_data_channel,
     serve,
 )
-from trio_dask.comm.memory import MemoryListener, MemoryTransport, connect_memory
+from trio_dask.comm.inproc import MemoryListener, MemoryTransport, connect_memory
 from trio_dask.errors import NoScheduler, ProtocolError, RefusedError
-from trio_dask.identity import Incarnation
+from trio_dask.ids import Incarnation
 from trio_dask.protocol.codec import encode
 from trio_dask.protocol.frames import Kind, encode_frame
 from trio_dask.protocol.hello import MAX_HELLO, Hello, Refusal, Welcome, encode_hello

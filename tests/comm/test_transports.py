@@ -7,8 +7,8 @@ import trio
 import trio.testing
 
 from tests.comm.kit import PAIRS, background, stop_at, until
-from trio_dask.comm import memory, tcp
-from trio_dask.comm.memory import memory_pair
+from trio_dask.comm import inproc, tcp
+from trio_dask.comm.inproc import memory_pair
 from trio_dask.comm.transport import ConnectionLost
 
 
@@ -68,7 +68,7 @@ async def test_one_receive_takes_all_that_has_come(pair):
 
 async def test_one_receive_is_bounded(pair, monkeypatch):
     monkeypatch.setattr(tcp, "_PASS", 2**17)
-    monkeypatch.setattr(memory, "_PASS", 2**17)
+    monkeypatch.setattr(inproc, "_PASS", 2**17)
     near, far = pair
     total = stop_at(near)
     assert total > 2**19

@@ -10,13 +10,13 @@ import trio
 import trio.testing
 
 from trio_dask.config import NannySettings, WorkerSettings
-from trio_dask.deploy import ends, launcher, members
-from trio_dask.deploy.launcher import run_nannies
-from trio_dask.deploy.layout import Layout
-from trio_dask.deploy.program import Stopper, StopRequest
-from trio_dask.deploy.working import work
+from trio_dask.deploy import cluster_members, nanny_group, process_tree
+from trio_dask.deploy.cluster_sizing import Layout
+from trio_dask.deploy.nanny_group import run_nannies
+from trio_dask.deploy.program_runner import Stopper, StopRequest
+from trio_dask.deploy.worker_program import work
 from trio_dask.errors import KeptCrashing
-from trio_dask.worker import scratch, service
+from trio_dask.worker import service, spill_directory
 
 
 @pytest.mark.parametrize("registered", [False, True])
@@ -58,7 +58,7 @@ class _Nanny:
 
     async def run(self):
         await trio.lowlevel.checkpoint()
-        machine, boot = scratch._place()
+        machine, boot = spill_directory._place()
         (Path(self._folder) / f"trio-dask-{machine}-{boot}-{os.getpid()}-1-abc").mkdir()
         if self.error is not None:
             raise self.error
@@ -69,7 +69,7 @@ class _Nanny:
 
 
 async def test_what_a_killed_worker_left_is_removed_with_its_launcher(monkeypatch, tmp_path):
-    monkeypatch.setattr(launcher, "Nanny", _Nanny)
+    monkeypatch.setattr(nanny_group, "Nanny", _Nanny)
     monkeypatch.setattr(_Nanny, "error", KeptCrashing("often"))
     settings = NannySettings(worker=WorkerSettings(local_directory=str(tmp_path)))
     with pytest.raises(KeptCrashing):
@@ -78,7 +78,7 @@ async def test_what_a_killed_worker_left_is_removed_with_its_launcher(monkeypatc
 
 
 async def test_what_a_killed_worker_left_is_removed_with_its_cluster(monkeypatch, tmp_path):
-    monkeypatch.setattr(members, "Nanny", _Nanny)
+    monkeypatch.setattr(cluster_members, "Nanny", _Nanny)
     layout = Layout(
         n_workers=1,
         threads_per_worker=1,
@@ -89,7 +89,7 @@ async def test_what_a_killed_worker_left_is_removed_with_its_cluster(monkeypatch
         local_directory=str(tmp_path),
     )
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(members.Members(layout, "name", nursery)._run_worker, members.Member("0"))
+        nursery.start_soon(cluster_members.Members(layout, "name", nursery)._run_worker, cluster_members.Member("0"))
         await trio.testing.wait_all_tasks_blocked()
         assert len(os.listdir(tmp_path)) == 1
         nursery.cancel_scope.cancel()
@@ -98,9 +98,9 @@ async def test_what_a_killed_worker_left_is_removed_with_its_cluster(monkeypatch
 
 async def test_a_disk_that_hangs_does_not_hold_up_the_end(monkeypatch, autojump_clock):
     answer = threading.Event()
-    monkeypatch.setattr(scratch, "remove_leftovers", lambda base: answer.wait(60))
+    monkeypatch.setattr(spill_directory, "remove_leftovers", lambda base: answer.wait(60))
     with trio.CancelScope() as scope:
         scope.cancel()
-        await ends.remove_scratch(None)
-    assert trio.current_time() == pytest.approx(ends.SWEEP_S)
+        await process_tree.remove_scratch(None)
+    assert trio.current_time() == pytest.approx(process_tree.SWEEP_S)
     answer.set()

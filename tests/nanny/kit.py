@@ -10,12 +10,12 @@ import trio
 
 from trio_dask.comm import Address, serve
 from trio_dask.config import NannySettings, WorkerSettings
-from trio_dask.identity import new_incarnation
-from trio_dask.nanny import life, service
-from trio_dask.nanny.process import ChildEnd
+from trio_dask.ids import new_incarnation
+from trio_dask.nanny import service, worker_process
 from trio_dask.nanny.service import Nanny
+from trio_dask.processes.child_process import ChildEnd
 from trio_dask.protocol.hello import Hello
-from trio_dask.worker.board import Board
+from trio_dask.worker.running_table import Board
 
 
 class FakeChild:
@@ -70,8 +70,8 @@ class Nursing:
         self.ready = True
         self._pids = count(1001)
         self._changed = trio.Event()
-        monkeypatch.setattr(life, "run_child", self._run_child)
-        monkeypatch.setattr(life, "memory_used", lambda pid, roughly_up_to=0: self.memory.get(pid, 0))
+        monkeypatch.setattr(worker_process, "run_child", self._run_child)
+        monkeypatch.setattr(worker_process, "memory_used", lambda pid, roughly_up_to=0: self.memory.get(pid, 0))
         monkeypatch.setattr(service, "is_runnable", lambda pid: pid not in self.stopped)
 
     async def _run_child(self, spec, heard, born):

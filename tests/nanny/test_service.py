@@ -12,11 +12,11 @@ from trio_dask.comm import open_connection
 from trio_dask.comm.addresses import choose_advertised_host
 from trio_dask.config import SchedulerSettings, WorkerSettings
 from trio_dask.errors import ClusterError, KeptCrashing, NoScheduler, RefusedError
-from trio_dask.identity import RunId, new_incarnation
-from trio_dask.nanny import control, life
-from trio_dask.nanny.process import ChildEnd
+from trio_dask.ids import RunId, new_incarnation
+from trio_dask.nanny import rpc_handlers, worker_process
 from trio_dask.nanny.service import Nanny, Stop
-from trio_dask.nanny.words import LastWords
+from trio_dask.processes.child_process import ChildEnd
+from trio_dask.processes.exit_report import LastWords
 from trio_dask.protocol.hello import Hello
 from trio_dask.protocol.messages import Leave, Obituary, SchedulerStops, Vouch
 from trio_dask.scheduler.service import run_scheduler
@@ -297,7 +297,7 @@ async def test_a_call_that_nothing_answers_ends_in_time_to_say_why_there_is_no_s
         await trio.sleep(timeout_s)
         raise NoScheduler("it did not answer")
 
-    monkeypatch.setattr("trio_dask.nanny.link.open_connection", unanswered)
+    monkeypatch.setattr("trio_dask.nanny.scheduler_connection.open_connection", unanswered)
     async with nursing.nanny(scheduler=False, worker={"death_timeout_s": 5.0}):
         await nursing.until(lambda: nursing.end)
         assert str(nursing.end) == "no scheduler for 5 s: it did not answer"
@@ -308,7 +308,7 @@ async def test_a_program_that_cannot_even_be_started_is_a_failed_start(autojump_
         await trio.lowlevel.checkpoint()
         raise ClusterError("worker could not be started: No such file or directory")
 
-    monkeypatch.setattr(life, "run_child", fail)
+    monkeypatch.setattr(worker_process, "run_child", fail)
     async with nursing.nanny():
         await nursing.until(lambda: nursing.end)
         assert type(nursing.end) is KeptCrashing
@@ -450,9 +450,9 @@ async def test_one_short_session_after_a_long_absence_delays_nothing(autojump_cl
 
 async def test_a_name_server_that_does_not_answer_holds_up_no_nanny(autojump_clock, monkeypatch):
     answer = threading.Event()
-    monkeypatch.setattr(control, "_way_to_scheduler", lambda bound, worker: answer.wait(60) and "10.0.0.5")
-    assert await control._host(WorkerSettings(scheduler="tcp://far.away:8786")) == choose_advertised_host("")
-    assert trio.current_time() == pytest.approx(control.LOOK_UP_S)
+    monkeypatch.setattr(rpc_handlers, "_way_to_scheduler", lambda bound, worker: answer.wait(60) and "10.0.0.5")
+    assert await rpc_handlers._host(WorkerSettings(scheduler="tcp://far.away:8786")) == choose_advertised_host("")
+    assert trio.current_time() == pytest.approx(rpc_handlers.LOOK_UP_S)
     answer.set()
 
 

@@ -9,7 +9,7 @@ import uuid
 
 import trio
 
-from trio_dask.nanny.watch import memory_used
+from trio_dask.processes.procfs import memory_used
 
 
 def descriptors():

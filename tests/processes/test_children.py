@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from trio_dask.errors import ClusterError
-from trio_dask.nanny.process import ChildSpec, run_child
+from trio_dask.processes.child_process import ChildSpec, run_child
 
 pytestmark = pytest.mark.slow
 
@@ -184,7 +184,7 @@ async def test_a_thread_that_never_ends_does_not_keep_a_child(guarded):
 @pytest.mark.parametrize("function", ["well_behaved", "starts_sessions", *STUBBORN])
 async def test_nothing_outlives_a_parent_that_is_killed(function):
     program = (
-        "import trio\nfrom trio_dask.nanny.process import ChildSpec, run_child\n"
+        "import trio\nfrom trio_dask.processes.child_process import ChildSpec, run_child\n"
         "async def main():\n"
         f"    spec = ChildSpec(name='c', program='tests.processes.children:{function}', settings={{}}, guarded=True)\n"
         "    await run_child(spec, lambda child, report: print(child.pid, *report.get('started', ())))\n"

@@ -15,11 +15,11 @@ import trio.testing
 
 from tests.processes.programs import children, program, survivors
 from trio_dask import open_local_cluster
-from trio_dask.nanny import forkserver
-from trio_dask.nanny.beside import can_fork_beside
-from trio_dask.nanny.forkserver import ForkServer
-from trio_dask.nanny.process import ChildSpec, run_child
-from trio_dask.nanny.starts import start_by_exec
+from trio_dask.processes import fork_server
+from trio_dask.processes.child_process import ChildSpec, run_child
+from trio_dask.processes.clone_parent import can_fork_beside
+from trio_dask.processes.fork_server import ForkServer
+from trio_dask.processes.spawn import start_by_exec
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not can_fork_beside(), reason="no fork server here")]
 
@@ -246,7 +246,7 @@ async def test_what_dies_with_the_server_before_it_is_known_is_reaped():
     stray = subprocess.Popen(["sleep", "1000"], process_group=leader.pid)  # noqa: ASYNC220
     os.killpg(leader.pid, signal.SIGKILL)
     os.waitpid(leader.pid, 0)  # noqa: ASYNC222
-    await forkserver._reap_strays(leader.pid)
+    await fork_server._reap_strays(leader.pid)
     with pytest.raises(ChildProcessError):
         os.waitpid(stray.pid, os.WNOHANG)  # noqa: ASYNC222
     leader.returncode = stray.returncode = 0
@@ -299,7 +299,7 @@ async def test_a_server_that_is_killed_while_asked_costs_nobody_his_start():
 
 
 async def test_a_server_that_does_not_answer_is_replaced_by_exec(monkeypatch):
-    monkeypatch.setattr(forkserver, "ANSWER_S", 0.3)
+    monkeypatch.setattr(fork_server, "ANSWER_S", 0.3)
     async with serving() as server:
         process = psutil.Process(server.pid)
         process.suspend()
@@ -313,7 +313,7 @@ async def test_a_server_that_does_not_answer_is_replaced_by_exec(monkeypatch):
 
 
 async def test_a_server_that_cannot_start_is_no_loss(monkeypatch):
-    monkeypatch.setattr(forkserver, "PROGRAM", "trio_dask.no_such:server")
+    monkeypatch.setattr(fork_server, "PROGRAM", "trio_dask.no_such:server")
     async with serving() as server:
         assert (await first_report(spec("looks_around", server.start)))["folder"] == os.getcwd()
 

@@ -13,10 +13,10 @@ import trio
 
 from tests.processes.programs import children, environment, program, survivors
 from trio_dask import Client, ClusterError, LocalCluster, open_local_cluster
-from trio_dask.deploy import members
-from trio_dask.deploy.program import raise_file_limit
+from trio_dask.deploy import cluster_members
+from trio_dask.deploy.program_runner import raise_file_limit
 from trio_dask.nanny import service
-from trio_dask.nanny.beside import can_fork_beside
+from trio_dask.processes.clone_parent import can_fork_beside
 
 pytestmark = pytest.mark.slow
 
@@ -170,9 +170,9 @@ async def test_a_port_in_use_is_told():
 @pytest.mark.parametrize("who", ["scheduler", "worker"])
 async def test_a_member_that_cannot_start_is_told_with_its_own_words(monkeypatch, who):
     if who == "scheduler":
-        made = members.ChildSpec
+        made = cluster_members.ChildSpec
         monkeypatch.setattr(
-            members, "ChildSpec", lambda **fields: made(**{**fields, "settings": {"no_such_setting": 1}})
+            cluster_members, "ChildSpec", lambda **fields: made(**{**fields, "settings": {"no_such_setting": 1}})
         )
     else:
         monkeypatch.setattr(service, "_plain", lambda settings: {"no_such_setting": 1, "port_range": (0, 0)})

@@ -12,7 +12,7 @@ import pytest
 
 from tests.processes.programs import children, program, scheduler, survivors
 from trio_dask import Client, KilledWorker, NoScheduler, RefusedError, UsageError, get_worker, rpc, worker_client
-from trio_dask.deploy.program import SAME_REQUEST_S
+from trio_dask.deploy.program_runner import SAME_REQUEST_S
 
 pytestmark = pytest.mark.slow
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests.processes.programs import environment, program, scheduler, until, worker
 from trio_dask import Client
-from trio_dask.deploy.program import SAME_REQUEST_S
+from trio_dask.deploy.program_runner import SAME_REQUEST_S
 
 pytestmark = pytest.mark.slow
 

@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from trio_dask import Client
-from trio_dask.protocol.definitions import DefinitionPickler
+from trio_dask.protocol.pickled_definitions import DefinitionPickler
 
 pytestmark = pytest.mark.slow
 

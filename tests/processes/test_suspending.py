@@ -16,8 +16,8 @@ import trio
 from tests.processes import tasks
 from tests.processes.programs import environment, scheduler, survivors, until
 from trio_dask import Client
-from trio_dask.deploy import suspending
-from trio_dask.nanny.process import ChildSpec, run_child
+from trio_dask.deploy import job_control
+from trio_dask.processes.child_process import ChildSpec, run_child
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
 
@@ -161,7 +161,7 @@ def test_a_program_that_answers_ctrl_z_itself_goes_on_doing_so():
     own = lambda number, frame: None  # noqa: E731
     before = signal.signal(signal.SIGTSTP, own)
     try:
-        suspending.heed_ctrl_z()
+        job_control.heed_ctrl_z()
         assert signal.getsignal(signal.SIGTSTP) is own
     finally:
         signal.signal(signal.SIGTSTP, before)

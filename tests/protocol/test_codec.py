@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests import strategies
 from trio_dask.errors import ProtocolError, SerializationError
-from trio_dask.identity import RunId
+from trio_dask.ids import RunId
 from trio_dask.protocol import codec, messages
 from trio_dask.protocol.codec import DATA_PLANE, FROM_CLIENT, FROM_WORKER, TO_CLIENT, TO_WORKER, decode, encode
 from trio_dask.protocol.messages import TAGS, Capacity, Heartbeat, Release, Reply, RunFinished, Shutdown, Submit, Want

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests import strategies
 from trio_dask.errors import ProtocolError
-from trio_dask.identity import Incarnation
+from trio_dask.ids import Incarnation
 from trio_dask.protocol.hello import (
     MAX_HELLO,
     PROTOCOL,

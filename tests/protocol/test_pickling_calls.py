@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trio_dask.errors import SerializationError
-from trio_dask.protocol import calls
+from trio_dask.protocol import pickled_calls
 from trio_dask.protocol.pickling import KeyReference, call_token, load_call, pickle_call
 
 LARGE = 1 << 16
@@ -314,9 +314,9 @@ def test_nothing_is_kept_alive_not_even_as_a_cycle(size, extra):
 
 def test_a_pickler_is_reused():
     pickle_call(([1],), {})
-    (pickler, *_) = calls._pool
+    (pickler, *_) = pickled_calls._pool
     pickle_call(([2],), {})
-    assert calls._pool[0] is pickler
+    assert pickled_calls._pool[0] is pickler
 
 
 def test_an_argument_may_submit_while_it_is_pickled():

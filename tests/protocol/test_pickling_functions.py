@@ -11,7 +11,7 @@ import cloudpickle
 import pytest
 
 from trio_dask.errors import SerializationError
-from trio_dask.protocol import definitions
+from trio_dask.protocol import pickled_definitions
 from trio_dask.protocol.pickling import KeyReference, load_function, pickle_function
 
 
@@ -185,7 +185,7 @@ def test_the_cache_is_bounded_and_holds_no_wrong_function():
     for number in range(3000):
         blobs[number] = pickle_function(eval(f"lambda: {number}"))
     assert all(loaded(pickled)() == number for number, pickled in blobs.items())
-    assert len(definitions._made) <= definitions.CACHE_ENTRIES
+    assert len(pickled_definitions._made) <= pickled_definitions.CACHE_ENTRIES
 
 
 def test_a_future_in_a_closure_is_refused_with_advice():

@@ -220,4 +220,4 @@ def test_exceptions_of_main_return_as_themselves_with_source_lines(tmp_path, how
     assert "cannot pickle the result, a dict: result['a'][0] is a _thread.lock" in output
     assert "WORKER" not in output
     assert "line 16, in <module>" not in output, "the frame of the worker's own loop, which was to be skipped"
-    assert "protocol/values.py" not in output
+    assert "protocol/pickled_values.py" not in output

@@ -14,17 +14,17 @@ import typing
 import numpy as np
 import pytest
 
-from trio_dask.protocol import contents, definitions, named, raw_memory, tokens
+from trio_dask.protocol import blob_contents, call_tokens, pickled_definitions, pickled_names, raw_memory
 from trio_dask.protocol.bytecode import code_use
-from trio_dask.protocol.captures import CarriesState, is_immutable
-from trio_dask.protocol.definitions import by_value, kept_definition
+from trio_dask.protocol.captured_values import CarriesState, is_immutable
+from trio_dask.protocol.pickled_definitions import by_value, kept_definition
 from trio_dask.protocol.pickling import call_token, load_call, load_function, pickle_call, pickle_function
 
 T = typing.TypeVar("T")
 
 
 def content_of(thing):
-    return tokens.ContentTokens().of(thing)
+    return call_tokens.ContentTokens().of(thing)
 
 
 def in_main(source):
@@ -191,13 +191,13 @@ def test_changes_that_leave_no_trace_in_the_function_are_noticed(change):
 def hashed(monkeypatch):
     """The sizes of all content that is hashed."""
     sizes = []
-    original = contents._digest_by_leaves
+    original = blob_contents._digest_by_leaves
 
     def counted(view, target):
         sizes.append(view.nbytes)
         return original(view, target)
 
-    monkeypatch.setattr(contents, "_digest_by_leaves", counted)
+    monkeypatch.setattr(blob_contents, "_digest_by_leaves", counted)
     return sizes
 
 
@@ -229,14 +229,14 @@ def test_large_content_is_hashed_once_and_a_change_in_place_is_noticed(where, ha
 def test_content_is_let_go_with_its_array():
     array = np.zeros(1_000_000)
     pickle_call((array,), {})
-    assert id(array) in contents._contents._kept
+    assert id(array) in blob_contents._contents._kept
     number = id(array)
     del array
-    assert number not in contents._contents._kept
+    assert number not in blob_contents._contents._kept
 
 
 def test_kept_content_has_a_limit():
-    kept = contents._KeptContents(5 << 20)
+    kept = blob_contents._KeptContents(5 << 20)
     arrays = [np.full(1 << 20, number, dtype=np.uint8) for number in range(8)]
     for array in arrays:
         kept.keep(array, bytes([array[0]]), bytes(array))
@@ -245,16 +245,18 @@ def test_kept_content_has_a_limit():
     assert kept._nbytes == 5 << 20
 
 
-@pytest.mark.parametrize("nbytes", [contents.LEAF_BYTES - 1, contents.LEAF_BYTES, contents.LEAF_BYTES + 1, 7_000_001])
+@pytest.mark.parametrize(
+    "nbytes", [blob_contents.LEAF_BYTES - 1, blob_contents.LEAF_BYTES, blob_contents.LEAF_BYTES + 1, 7_000_001]
+)
 def test_the_digest_depends_on_content_alone(nbytes):
     data = np.random.default_rng(nbytes).bytes(nbytes)
-    digest = contents.content_digest(data)
-    assert contents.fixed_content(np.frombuffer(bytearray(data), dtype=np.uint8)) == (digest, data)
-    assert contents.content_digest(memoryview(bytearray(data))) == digest
+    digest = blob_contents.content_digest(data)
+    assert blob_contents.fixed_content(np.frombuffer(bytearray(data), dtype=np.uint8)) == (digest, data)
+    assert blob_contents.content_digest(memoryview(bytearray(data))) == digest
     other = bytearray(data)
     other[-1] ^= 1
-    assert contents.content_digest(other) != digest
-    assert contents.content_digest(data[:-1]) != digest
+    assert blob_contents.content_digest(other) != digest
+    assert blob_contents.content_digest(data[:-1]) != digest
 
 
 @pytest.mark.parametrize("nbytes", [0, 100, raw_memory.MAPPED_BYTES, raw_memory.MAPPED_BYTES + 5])
@@ -291,7 +293,7 @@ def test_each_task_loads_a_method_for_itself_and_a_function_is_shared():
 
 
 def test_a_class_is_built_once_however_many_threads_load_it(monkeypatch):
-    from trio_dask.protocol import origins
+    from trio_dask.protocol import rebuilt_classes
 
     made, barrier = [], threading.Barrier(4)
 
@@ -300,7 +302,7 @@ def test_a_class_is_built_once_however_many_threads_load_it(monkeypatch):
         return type("C", (), {})
 
     def load():
-        made.append(origins.make_class("a name", b"content", maker, ()))
+        made.append(rebuilt_classes.make_class("a name", b"content", maker, ()))
 
     threads = [threading.Thread(target=load) for _ in range(4)]
     for thread in threads:
@@ -336,29 +338,29 @@ def test_a_copy_is_made_where_no_map_can_be_had(monkeypatch):
 
 
 def test_large_content_is_hashed_where_no_thread_can_be_had(monkeypatch):
-    data = os.urandom(3 * contents.LEAF_BYTES)
-    expected = contents.content_digest(data)
+    data = os.urandom(3 * blob_contents.LEAF_BYTES)
+    expected = blob_contents.content_digest(data)
 
     def refuse(_):
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(contents.os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(blob_contents.os, "cpu_count", lambda: 4)
     monkeypatch.setattr(threading.Thread, "start", refuse)
-    assert contents.content_digest(data) == expected
+    assert blob_contents.content_digest(data) == expected
 
 
 def test_a_large_definition_is_loaded_once_as_well():
     names = in_main("rows = tuple(range(400_000))\ndef f(): return rows[0]")
     pickled = pickle_function(names["f"])
     assert len(pickled.data) > 1 << 20
-    assert definitions.load_shared(pickled.digest, pickled.data) is definitions.load_shared(
+    assert pickled_definitions.load_shared(pickled.digest, pickled.data) is pickled_definitions.load_shared(
         pickled.digest, pickled.data
     )
 
 
 def test_caches_of_definitions_have_a_limit_in_bytes(monkeypatch):
-    monkeypatch.setattr(definitions, "CACHE_BYTES", 100)
-    cache = definitions._Cache()
+    monkeypatch.setattr(pickled_definitions, "CACHE_BYTES", 100)
+    cache = pickled_definitions._Cache()
     for key in range(6):
         cache.put(key, str(key), 40)
     cache.put(5, "five", 30)
@@ -374,13 +376,13 @@ def test_each_class_is_looked_into_once_for_a_pickle(monkeypatch):
     )
     names = in_main(source)
     looks = []
-    make = tokens._ShallowPickler
+    make = call_tokens._ShallowPickler
 
     def look(file, memo, root, others):
         looks.append(root)
         return make(file, memo, root, others)
 
-    monkeypatch.setattr(tokens, "_ShallowPickler", look)
+    monkeypatch.setattr(call_tokens, "_ShallowPickler", look)
     pickle_function(names["C0"]().other)
     assert len({id(look) for look in looks if isinstance(look, type)}) == count
     assert len(looks) <= 3 * count
@@ -429,34 +431,34 @@ def test_a_named_object_is_told_without_going_round(monkeypatch):
     names = in_main("import typing\nUserId = typing.NewType('UserId', int)")
     attempts = []
 
-    class Counted(tokens._CanonicalPickler):
+    class Counted(call_tokens._CanonicalPickler):
         def dump(self, value):
             attempts.append(self.memo_wanted)
             super().dump(value)
 
-    monkeypatch.setattr(tokens, "_CanonicalPickler", Counted)
+    monkeypatch.setattr(call_tokens, "_CanonicalPickler", Counted)
     monkeypatch.setattr(
         Counted, "dump", lambda self, value: (attempts.append(self.memo_wanted), super(Counted, self).dump(value))
     )
-    tokens.canonical_token(names["UserId"], b"")
+    call_tokens.canonical_token(names["UserId"], b"")
     assert attempts == [False]
 
 
 @pytest.mark.parametrize("slots", ["()", "('__weakref__',)"])
 def test_named_objects_are_not_kept_for_ever(monkeypatch, slots):
-    monkeypatch.setattr(named, "MOST_HELD", 10)
+    monkeypatch.setattr(pickled_names, "MOST_HELD", 10)
     names = in_main(f"class S:\n    __slots__ = {slots}\n    def __reduce__(self): return 'gone'")
-    before = len(named._by_id)
+    before = len(pickled_names._by_id)
     for _ in range(50):
         pickle_call((names["S"](),), {})
-    assert len(named._by_id) <= before + 10
-    assert len(named._by_name) == len(named._by_id)
+    assert len(pickled_names._by_id) <= before + 10
+    assert len(pickled_names._by_name) == len(pickled_names._by_id)
 
 
 def test_plain_objects_are_not_kept_for_ever(monkeypatch):
     for _ in range(20):  # such as other tests leave
-        named.reduce_sentinel(object())
-    monkeypatch.setattr(named, "MOST_HELD", 10)
-    names = {named.reduce_sentinel(object())[1] for _ in range(50)}
+        pickled_names.reduce_sentinel(object())
+    monkeypatch.setattr(pickled_names, "MOST_HELD", 10)
+    names = {pickled_names.reduce_sentinel(object())[1] for _ in range(50)}
     assert len(names) == 50
-    assert len(named._sentinels._things) <= 10
+    assert len(pickled_names._sentinels._things) <= 10

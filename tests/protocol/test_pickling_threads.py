@@ -7,8 +7,8 @@ import threading
 
 import pytest
 
-from trio_dask.protocol import named, origins
-from trio_dask.protocol.enumerations import fill_enum, make_enum, reduce_enum
+from trio_dask.protocol import pickled_names, rebuilt_classes
+from trio_dask.protocol.pickled_enums import fill_enum, make_enum, reduce_enum
 
 ROUNDS = 3000
 
@@ -65,8 +65,8 @@ def together(*jobs):
 
 def test_members_of_an_enumeration_are_there_while_it_is_renewed():
     arguments, state = reduce_enum(Colour, {}, set_attributes)
-    cls = origins.make_class("enumeration of the thread test", b"content", make_enum, arguments)
-    origins.keep_class(cls, (fill_enum, state))
+    cls = rebuilt_classes.make_class("enumeration of the thread test", b"content", make_enum, arguments)
+    rebuilt_classes.keep_class(cls, (fill_enum, state))
 
     def read():
         assert cls((1,)) is cls.RED is cls.ROUGE
@@ -75,13 +75,13 @@ def test_members_of_an_enumeration_are_there_while_it_is_renewed():
     def change():
         cls.RED.note = 1
 
-    together(lambda: origins.renew_class(cls, (fill_enum, state)), read, change)
+    together(lambda: rebuilt_classes.renew_class(cls, (fill_enum, state)), read, change)
 
 
 def test_a_class_is_whole_while_it_is_renewed():
-    cls = origins.make_class("class of the thread test", b"content", lambda: abc.ABCMeta("Shape", (), {}), ())
+    cls = rebuilt_classes.make_class("class of the thread test", b"content", lambda: abc.ABCMeta("Shape", (), {}), ())
     state = (set_attributes, ({"sides": 4, "_abc_impl": [Circle]}, {}))
-    origins.keep_class(cls, state)
+    rebuilt_classes.keep_class(cls, state)
 
     def read():
         assert cls.sides == 4
@@ -90,7 +90,7 @@ def test_a_class_is_whole_while_it_is_renewed():
     def change():
         cls.added = 1
 
-    together(lambda: origins.renew_class(cls, state), read, change)
+    together(lambda: rebuilt_classes.renew_class(cls, state), read, change)
 
 
 def test_a_named_object_is_whole_while_it_is_renewed():
@@ -98,13 +98,13 @@ def test_a_named_object_is_whole_while_it_is_renewed():
         pass
 
     def make():
-        return named.make_named(b"of the thread test", Sentinel, ())
+        return pickled_names.make_named(b"of the thread test", Sentinel, ())
 
-    state = (named.set_attributes, {"seen": 0})
+    state = (pickled_names.set_attributes, {"seen": 0})
     thing = make()
 
     def load():
-        named.renew_named(make(), state)
+        pickled_names.renew_named(make(), state)
 
     def change():
         thing.note = 1
@@ -116,8 +116,10 @@ def test_a_named_object_is_whole_while_it_is_renewed():
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="the type statement came with Python 3.12")
 def test_a_type_alias_has_its_value_for_whoever_loads_it():
     def load():
-        alias = named.make_named(b"alias of the thread test", named.make_lazy_alias, ("Alias", "__main__"))
-        named.keep_named(alias, (named.fill_alias, int))
+        alias = pickled_names.make_named(
+            b"alias of the thread test", pickled_names.make_lazy_alias, ("Alias", "__main__")
+        )
+        pickled_names.keep_named(alias, (pickled_names.fill_alias, int))
         assert alias.__value__ is int
 
     together(load, load)

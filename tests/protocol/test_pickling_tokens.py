@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import trio_dask.errors
-from trio_dask.protocol.definitions import token_of_definition
+from trio_dask.protocol.call_tokens import canonical_token
+from trio_dask.protocol.pickled_definitions import token_of_definition
 from trio_dask.protocol.pickling import KeyReference, call_token, pickle_call, pickle_function
-from trio_dask.protocol.tokens import canonical_token
 
 FUNCTION = b"f" * 16
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
-from trio_dask.identity import Incarnation, PeerId, RunId
+from trio_dask.ids import Incarnation, PeerId, RunId
 from trio_dask.protocol import codec
 from trio_dask.protocol import messages as m
 from trio_dask.scheduler.core import CoreSettings, SchedulerCore, WorkerInfo

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from tests.scheduler.kit import Kit
 from trio_dask.protocol import messages as m
-from trio_dask.scheduler.core.lines import SWEEP_FROM, Line
-from trio_dask.scheduler.core.tables import MANY_QUEUES, NO_TERMS, RELEASED, Queue, Task, Worker
-from trio_dask.worker.core.ready import ReadyQueue
+from trio_dask.scheduler.core.priority_queue import SWEEP_FROM, Line
+from trio_dask.scheduler.core.state import MANY_QUEUES, NO_TERMS, RELEASED, Queue, Task, Worker
+from trio_dask.worker.core.ready_queue import ReadyQueue
 
 
 def test_idle_workers_share_what_there_is() -> None:

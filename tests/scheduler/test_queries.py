@@ -7,7 +7,7 @@ import trio
 
 from tests.scheduler.kit import Kit
 from trio_dask.protocol import messages as m
-from trio_dask.scheduler import overview as overview_module
+from trio_dask.scheduler import cluster_overview as overview_module
 from trio_dask.scheduler.core.queries import STATES, count_states, describe_workers, oldest_run
 
 

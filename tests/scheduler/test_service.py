@@ -9,7 +9,6 @@ import trio
 from trio_dask.comm import ConnectionLost, LinkSettings, open_connection, parse_address
 from trio_dask.config import SchedulerSettings
 from trio_dask.errors import NoScheduler, RefusedError, UnavailableError
-from trio_dask.files import read_scheduler_file
 from trio_dask.protocol.hello import Hello
 from trio_dask.protocol.messages import (
     Blob,
@@ -27,6 +26,7 @@ from trio_dask.protocol.messages import (
     Submit,
 )
 from trio_dask.scheduler.service import run_scheduler
+from trio_dask.scheduler_file import read_scheduler_file
 
 ADDRESS = "inproc://scheduler"
 FUNCTION = b"f" * 16

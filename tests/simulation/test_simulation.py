@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trio_dask.testing.planted import PLANTED
+from trio_dask.testing.injected_bugs import PLANTED
+from trio_dask.testing.random_graphs import ALWAYS, Job
 from trio_dask.testing.simulate import Failure, World, main, run_seed
-from trio_dask.testing.workload import ALWAYS, Job
 
 SEEDS = 300
 SEEDS_PER_TEST = 50

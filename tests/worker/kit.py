@@ -12,7 +12,7 @@ import trio.testing
 from trio_dask.comm import Address, Connection, ConnectionLost, DataChannel, open_data_channel, parse_address, serve
 from trio_dask.comm.transport import Transport
 from trio_dask.config import WorkerSettings
-from trio_dask.identity import RunId, new_incarnation
+from trio_dask.ids import RunId, new_incarnation
 from trio_dask.protocol.hello import Hello, Refusal, Welcome
 from trio_dask.protocol.messages import Blob, Heartbeat, Message, Run, Started
 from trio_dask.protocol.pickling import KeyReference, load_value, pickle_call, pickle_function

@@ -9,7 +9,7 @@ from tests.worker.driven import ELSEWHERE, FUNCTION, HERE, THERE, Driven, run
 from trio_dask.comm import ConnectionLost, PeerSilent
 from trio_dask.config import WorkerSettings
 from trio_dask.errors import ProtocolError
-from trio_dask.identity import RunId
+from trio_dask.ids import RunId
 from trio_dask.protocol.messages import (
     Acquire,
     Blob,
@@ -32,9 +32,7 @@ from trio_dask.protocol.messages import (
     Stored,
     ToWorker,
 )
-from trio_dask.worker.core.holdings import Held
-from trio_dask.worker.core.invariants import check, check_idle
-from trio_dask.worker.core.requests import (
+from trio_dask.worker.core.effects import (
     CancelFetch,
     CancelRun,
     EndSession,
@@ -44,7 +42,9 @@ from trio_dask.worker.core.requests import (
     StartFetch,
     Then,
 )
-from trio_dask.worker.engine import Engine
+from trio_dask.worker.core.held_keys import Held
+from trio_dask.worker.core.invariants import check, check_idle
+from trio_dask.worker.core_driver import Engine
 
 
 def test_a_run_without_inputs_is_offered_at_once_and_its_result_reported() -> None:

@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from trio_dask.identity import RunId
+from trio_dask.ids import RunId
 from trio_dask.protocol.messages import (
     Acquire,
     Blob,
@@ -32,9 +32,9 @@ from trio_dask.protocol.messages import (
     Started,
     Stored,
 )
-from trio_dask.worker.core.fetching import FetchLimits
+from trio_dask.worker.core.effects import CancelFetch, CancelRun, Request, StartFetch
+from trio_dask.worker.core.fetch_plan import FetchLimits
 from trio_dask.worker.core.invariants import check, check_idle
-from trio_dask.worker.core.requests import CancelFetch, CancelRun, Request, StartFetch
 from trio_dask.worker.core.worker import WorkerCore
 
 FUNCTION = b"f" * 16

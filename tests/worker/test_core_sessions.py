@@ -4,7 +4,7 @@ import pytest
 
 from tests.worker.driven import FUNCTION, HERE, THERE, Driven, run
 from trio_dask.errors import ProtocolError
-from trio_dask.identity import RunId
+from trio_dask.ids import RunId
 from trio_dask.protocol.messages import (
     Acquire,
     Blob,
@@ -23,9 +23,9 @@ from trio_dask.protocol.messages import (
     Started,
     Stored,
 )
-from trio_dask.worker.core import returning
+from trio_dask.worker.core import resume
+from trio_dask.worker.core.effects import CancelFetch, CancelRun, ForgetFunctions, FreeKeys
 from trio_dask.worker.core.invariants import check, check_idle
-from trio_dask.worker.core.requests import CancelFetch, CancelRun, ForgetFunctions, FreeKeys
 
 
 def inventory(*held: tuple[str, int], runs: tuple[int, ...] = ()) -> Inventory:
@@ -96,8 +96,8 @@ def test_failures_are_told_again_whether_or_not_they_arrived() -> None:
 
 
 def test_the_memory_of_failures_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(returning, "MAX_REMEMBERED", 3)
-    monkeypatch.setattr(returning, "MAX_REMEMBERED_BYTES", 25)
+    monkeypatch.setattr(resume, "MAX_REMEMBERED", 3)
+    monkeypatch.setattr(resume, "MAX_REMEMBERED_BYTES", 25)
     driven = Driven()
     for number, size in enumerate((1, 1, 1, 1, 20), 1):
         driven.tell(run(number, f"k{number}"))
@@ -202,7 +202,7 @@ def test_another_scheduler_hears_of_nothing() -> None:
 
 
 def test_what_there_is_no_room_for_in_an_inventory_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(returning, "MAX_INVENTORY_BYTES", 140)
+    monkeypatch.setattr(resume, "MAX_INVENTORY_BYTES", 140)
     driven = Driven()
     for number in range(3):
         driven.tell(run(number, f"k{number}"))

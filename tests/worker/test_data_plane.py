@@ -33,7 +33,7 @@ from trio_dask.protocol.messages import (
     Value,
 )
 from trio_dask.protocol.pickling import dump_value, load_value, rebuild_exception
-from trio_dask.worker.peers import Peers
+from trio_dask.worker.peer_channels import Peers
 from trio_dask.worker.service import run_worker
 from trio_dask.worker.task_context import WorkerHandle
 

@@ -14,15 +14,15 @@ import trio
 import trio.testing
 
 from trio_dask.errors import TaskCancelled
-from trio_dask.identity import RunId
+from trio_dask.ids import RunId
 from trio_dask.protocol.messages import Run
 from trio_dask.protocol.pickling import pickle_call, rebuild_exception
 from trio_dask.worker import executor as executor_module
-from trio_dask.worker.board import Board
-from trio_dask.worker.core.ready import ReadyQueue
+from trio_dask.worker.core.ready_queue import ReadyQueue
 from trio_dask.worker.executor import Begun, Declined, Executor, Failed, Finished, InputGone, Outcome
-from trio_dask.worker.gate import Gate
-from trio_dask.worker.store import Store
+from trio_dask.worker.memory_reservations import Gate
+from trio_dask.worker.result_store import Store
+from trio_dask.worker.running_table import Board
 from trio_dask.worker.task_context import WorkerHandle, check_cancelled, current_task, get_worker
 
 PATIENCE_S = 10

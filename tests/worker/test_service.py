@@ -23,7 +23,7 @@ from trio_dask.protocol.messages import (
     Started,
 )
 from trio_dask.protocol.pickling import rebuild_exception
-from trio_dask.worker import engine
+from trio_dask.worker import core_driver
 from trio_dask.worker.task_context import check_cancelled, get_worker
 
 PATIENCE_S = 10
@@ -157,7 +157,7 @@ async def test_an_async_task_is_cancelled_at_once(gate: Any) -> None:
 
 
 async def test_an_async_task_out_of_time_ends_at_once(gate: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "LONG_RUN_S", 1000)
+    monkeypatch.setattr(core_driver, "LONG_RUN_S", 1000)
     async with open_worker(heartbeat_interval_s=1000) as session:
         run = session.submit("a", sleep_at_gate, gate.name, time_limit=0.01)
         assert await session.hear(Started) == Started((run,))
@@ -189,7 +189,7 @@ async def test_a_run_is_announced_before_it_starts(gate: Any) -> None:
 
 
 async def test_a_long_run_is_announced_while_it_goes_on(gate: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "LONG_RUN_S", 0.01)
+    monkeypatch.setattr(core_driver, "LONG_RUN_S", 0.01)
     async with open_worker(heartbeat_interval_s=1000) as session:
         run = session.submit("a", pass_gate, gate.name)
         assert await session.hear(Started) == Started((run,))

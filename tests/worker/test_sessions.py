@@ -14,7 +14,7 @@ import trio.testing
 
 from tests.worker.kit import Ref, open_data, open_scheduler, open_worker
 from trio_dask.comm import Address
-from trio_dask.comm.memory import bind_memory
+from trio_dask.comm.inproc import bind_memory
 from trio_dask.config import WorkerSettings
 from trio_dask.errors import NoScheduler, RefusedError, UsageError
 from trio_dask.protocol.messages import (
@@ -30,9 +30,9 @@ from trio_dask.protocol.messages import (
     ToWorker,
 )
 from trio_dask.worker import service
-from trio_dask.worker.draining import DrainRequest
-from trio_dask.worker.engine import Engine
-from trio_dask.worker.listening import Listening
+from trio_dask.worker.core_driver import Engine
+from trio_dask.worker.drain_request import DrainRequest
+from trio_dask.worker.listener import Listening
 from trio_dask.worker.service import run_worker
 
 MockClock = trio.testing.MockClock

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from trio_dask.cli.common import Checked, Program, common_options, run_command
-from trio_dask.cli.demo_work import FAN_IN, Counts, combine, count_names, run_plainly, source_files, standard_library
-from trio_dask.cli.output import show
+from trio_dask.cli.command import Checked, Program, common_options, run_command
+from trio_dask.cli.demo_tasks import FAN_IN, Counts, combine, count_names, run_plainly, source_files, standard_library
+from trio_dask.cli.stdout import show
 from trio_dask.config import counted
-from trio_dask.deploy.program import ExitStatus, Stopper, run_program
+from trio_dask.deploy.program_runner import ExitStatus, Stopper, run_program
 from trio_dask.errors import UnavailableError, UsageError
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def demo(stopper: Stopper, folder: Path | None, debug: bool) -> int:
 async def _run(folder: str, names: Sequence[str], what: str) -> None:
     import trio
 
-    from trio_dask.deploy.local import open_local_cluster
+    from trio_dask.deploy.local_cluster import open_local_cluster
 
     show(f"The names in {counted(len(names), 'module')} of {what}{folder}")
     started = perf_counter()

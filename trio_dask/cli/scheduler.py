@@ -8,7 +8,7 @@ from typing import Literal
 
 import click
 
-from trio_dask.cli.common import (
+from trio_dask.cli.command import (
     LOG_OPTIONS,
     Checked,
     Program,
@@ -17,9 +17,9 @@ from trio_dask.cli.common import (
     log_options,
     run_command,
 )
-from trio_dask.cli.former import NOT_OF_SCHEDULER, REFUSED, former_options, notes
+from trio_dask.cli.legacy_options import NOT_OF_SCHEDULER, REFUSED, former_options, notes
 from trio_dask.config import DEFAULT_PORT, SchedulerSettings, parse_count, parse_port, parse_timedelta
-from trio_dask.deploy.program import Stopper, raise_file_limit, run_program, spare_garbage_collection
+from trio_dask.deploy.program_runner import Stopper, raise_file_limit, run_program, spare_garbage_collection
 
 __all__ = ["main"]
 

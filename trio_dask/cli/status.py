@@ -12,10 +12,10 @@ from typing import Any
 
 import click
 
-from trio_dask.cli.common import Checked, Program, common_options, run_command
-from trio_dask.cli.output import show
+from trio_dask.cli.command import Checked, Program, common_options, run_command
+from trio_dask.cli.stdout import show
 from trio_dask.config import counted, format_bytes, parse_timedelta
-from trio_dask.deploy.program import Stopper, run_program
+from trio_dask.deploy.program_runner import Stopper, run_program
 from trio_dask.errors import NoScheduler, ProtocolError, UsageError
 
 __all__ = ["main", "rendered"]
@@ -71,7 +71,7 @@ async def _ask(address: str | None, file: str | None, timeout_s: float) -> dict[
     import trio
 
     from trio_dask.client.rpc import rpc
-    from trio_dask.files import read_scheduler_file
+    from trio_dask.scheduler_file import read_scheduler_file
 
     deadline = trio.current_time() + timeout_s
     while True:

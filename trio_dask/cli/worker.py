@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from trio_dask.cli.common import Program, run_command
-from trio_dask.cli.former import notes
+from trio_dask.cli.command import Program, run_command
+from trio_dask.cli.legacy_options import notes
 from trio_dask.cli.worker_options import SECTIONS, worker_options
 from trio_dask.config import NannySettings, WorkerSettings, check_memory_limit, counted
-from trio_dask.deploy.layout import Share, divide
-from trio_dask.deploy.program import Stopper, raise_file_limit, run_program
+from trio_dask.deploy.cluster_sizing import Share, divide
+from trio_dask.deploy.program_runner import Stopper, raise_file_limit, run_program
 from trio_dask.errors import UsageError
-from trio_dask.machine import cpus, memory
+from trio_dask.host_limits import cpus, memory
 
 if TYPE_CHECKING:
     from trio_dask.comm.addresses import Address
@@ -60,12 +60,12 @@ def worker(stopper: Stopper, /, debug: bool, **options: Any) -> int:
         logging.getLogger("trio_dask.launcher").info("Starting %s", share.text)
         argv = nannies[0].preload_argv
         if options["nanny"]:
-            from trio_dask.deploy.launcher import run_nannies
+            from trio_dask.deploy.nanny_group import run_nannies
 
             preload(options["preload_nanny"], argv, option="--preload-nanny")
             await run_nannies(nannies, stopper, label=label, pid_file=options["pid_file"], debug=debug)
         else:
-            from trio_dask.deploy.working import work
+            from trio_dask.deploy.worker_program import work
 
             preloaded = preload(options["preload"], argv)
             await work(_without_nanny(nannies[0], options["pid_file"]), stopper, preloaded=preloaded, argv=argv)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
-from trio_dask.cli.common import LOG_OPTIONS, Checked, common_options, file_option, log_options
-from trio_dask.cli.former import NOT_OF_WORKER, REFUSED, former_options
+from trio_dask.cli.command import LOG_OPTIONS, Checked, common_options, file_option, log_options
+from trio_dask.cli.legacy_options import NOT_OF_WORKER, REFUSED, former_options
 from trio_dask.config import (
     parse_bytes,
     parse_count,

@@ -12,20 +12,20 @@ from typing import Any, Literal
 import trio
 
 from trio_dask.client import operations
-from trio_dask.client.ambiguity import unambiguous
-from trio_dask.client.base import BaseClient
-from trio_dask.client.completion import DoneAndNotDone, ReturnWhen, as_completed, wait_async
+from trio_dask.client.as_completed import DoneAndNotDone, ReturnWhen, as_completed, wait_async
+from trio_dask.client.client_base import BaseClient
+from trio_dask.client.dask_graphs import flat_keys, shaped_like
 from trio_dask.client.engine import Engine
 from trio_dask.client.futures import AsyncFuture, Timeout
-from trio_dask.client.gathering import concrete, filled, futures_in, own_states, skips, values_of
-from trio_dask.client.graphs import flat_keys, shaped_like
-from trio_dask.client.options import Workers, understood
-from trio_dask.client.scattering import parcels_of, put_all, reshaped
-from trio_dask.client.session import address_of, engine_for, settings_for
-from trio_dask.client.waiting import require_trio
-from trio_dask.comm.held import Held
+from trio_dask.client.nested_futures import concrete, filled, futures_in, own_states, skips, values_of
+from trio_dask.client.open_engine import address_of, engine_for, settings_for
+from trio_dask.client.option_conflicts import unambiguous
+from trio_dask.client.scatter import parcels_of, put_all, reshaped
+from trio_dask.client.task_options import Workers, understood
+from trio_dask.client.wait_signals import require_trio
+from trio_dask.comm.captured_error import Held
 from trio_dask.errors import DataLost, UsageError
-from trio_dask.identity import Key
+from trio_dask.ids import Key
 
 __all__ = ["AsyncClient"]
 

@@ -14,21 +14,21 @@ from weakref import WeakSet
 
 import trio
 
-from trio_dask.client import defaults, operations, replaced
-from trio_dask.client.ambiguity import unambiguous
-from trio_dask.client.base import BaseClient
+from trio_dask.client import current_client, operations, orphaned_clusters
+from trio_dask.client.client_base import BaseClient
+from trio_dask.client.dask_graphs import flat_keys, shaped_like
 from trio_dask.client.engine import Engine
 from trio_dask.client.futures import Future, Timeout
-from trio_dask.client.gathering import concrete, filled, futures_in, own_states, skips, values_of
-from trio_dask.client.graphs import flat_keys, shaped_like
-from trio_dask.client.options import Workers, understood
-from trio_dask.client.scattering import parcels_of, put_all, reshaped
-from trio_dask.client.session import address_of, engine_for, home_of, settings_for
-from trio_dask.client.threads import CallbackThread, EngineThread
-from trio_dask.client.waiting import as_seconds, refuse_in_event_loop
+from trio_dask.client.loop_thread import CallbackThread, EngineThread
+from trio_dask.client.nested_futures import concrete, filled, futures_in, own_states, skips, values_of
+from trio_dask.client.open_engine import address_of, engine_for, home_of, settings_for
+from trio_dask.client.option_conflicts import unambiguous
+from trio_dask.client.scatter import parcels_of, put_all, reshaped
+from trio_dask.client.task_options import Workers, understood
+from trio_dask.client.wait_signals import as_seconds, refuse_in_event_loop
 from trio_dask.errors import DataLost, UsageError
 from trio_dask.hooks import hooks
-from trio_dask.identity import Key
+from trio_dask.ids import Key
 
 __all__ = ["Client"]
 
@@ -114,8 +114,8 @@ class Client(BaseClient[Future]):
             for client in former:
                 client._let_go()
             if self._owns_cluster:
-                replaced.warn_of_many(1 + len(former))
-            defaults.remember(self)
+                orphaned_clusters.warn_of_many(1 + len(former))
+            current_client.remember(self)
 
     def _open(
         self, engine: Engine, home: trio.lowlevel.TrioToken | None, name: str | None = None, *, wait: bool = True
@@ -133,7 +133,7 @@ class Client(BaseClient[Future]):
         """Another client is the default one now: with the last reference to this one its own cluster ends."""
         if self._replaced is None:
             close = partial(_close_parts, self._thread, self._callbacks, self.cluster)
-            self._replaced = replaced.let_go(self, self._engine, close)
+            self._replaced = orphaned_clusters.let_go(self, self._engine, close)
 
     @classmethod
     def without_waiting(cls, address: str, timeout: Timeout = None) -> Client:
@@ -163,7 +163,7 @@ class Client(BaseClient[Future]):
 
         Futures that still exist are cancelled by it.
         """
-        defaults.forget(self)
+        current_client.forget(self)
         _open_clients.discard(self)
         if self._replaced is not None:
             self._replaced.detach()
@@ -179,11 +179,11 @@ class Client(BaseClient[Future]):
     @classmethod
     def current(cls, allow_global: bool = True) -> Client:
         """The default client here. Raises `ValueError` if there is none."""
-        return defaults.default_client()
+        return current_client.default_client()
 
     def as_current(self) -> AbstractContextManager[None]:
         """Make this the default client of the code in a `with` block."""
-        return defaults.as_current(self)
+        return current_client.as_current(self)
 
     # ------------------------------------------------------------------------------------------------ results
 
@@ -375,4 +375,4 @@ def _close_all() -> None:
     """Leave nothing behind when the program ends: neither our threads nor the clusters that clients have started."""
     for client in list(_open_clients):
         client.close()
-    replaced.close_unreachable()
+    orphaned_clusters.close_unreachable()

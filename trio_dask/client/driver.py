@@ -24,14 +24,14 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar, TypeVarT
 
 import trio
 
-from trio_dask.client.calls import CLOSED, LoopCall, guarded
 from trio_dask.client.core.client import ClientCore
-from trio_dask.client.core.fetches import FetchKeys
-from trio_dask.client.core.states import Ended, KeyState
-from trio_dask.client.fetching import fetch
+from trio_dask.client.core.fetch_queue import FetchKeys
+from trio_dask.client.core.key_state import Ended, KeyState
+from trio_dask.client.fetch_results import fetch
 from trio_dask.client.link import Dial, Link
-from trio_dask.client.peers import Channel, Peers
-from trio_dask.client.waiting import ThreadSignal, TrioSignal
+from trio_dask.client.loop_calls import CLOSED, LoopCall, guarded
+from trio_dask.client.wait_signals import ThreadSignal, TrioSignal
+from trio_dask.client.worker_channels import Channel, Peers
 from trio_dask.errors import NoScheduler, ProtocolError, RefusedError, SchedulerLost, UnavailableError, UsageError
 
 __all__ = ["Driver"]

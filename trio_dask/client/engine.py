@@ -9,16 +9,16 @@ from functools import partial
 from itertools import count
 from typing import Any
 
-from trio_dask.client.calls import Answer
+from trio_dask.client.core.key_state import Frames, KeyState
 from trio_dask.client.core.outbox import Content, Row
-from trio_dask.client.core.states import Frames, KeyState
 from trio_dask.client.driver import Driver
 from trio_dask.client.link import Dial
-from trio_dask.client.peers import Channel
-from trio_dask.client.waiting import Reading, Settling, Signal, ThreadSignal, TrioSignal
+from trio_dask.client.loop_calls import Answer
+from trio_dask.client.wait_signals import Reading, Settling, Signal, ThreadSignal, TrioSignal
+from trio_dask.client.worker_channels import Channel
 from trio_dask.errors import KeyConflict
 from trio_dask.hooks import hooks
-from trio_dask.identity import Incarnation, Key
+from trio_dask.ids import Incarnation, Key
 from trio_dask.protocol.pickling import PickledFunction, load_value
 
 __all__ = ["Engine", "loading"]

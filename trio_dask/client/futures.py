@@ -9,13 +9,13 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from trio_dask.absent import FUTURE, Absent
-from trio_dask.client.core.states import KeyState, Status
+from trio_dask.client.core.key_state import KeyState, Status
 from trio_dask.client.engine import Engine, loading
-from trio_dask.client.failures import exception_of, no_value
-from trio_dask.client.waiting import as_seconds, limit, refuse_in_event_loop
-from trio_dask.identity import Key
+from trio_dask.client.task_errors import exception_of, no_value
+from trio_dask.client.wait_signals import as_seconds, limit, refuse_in_event_loop
+from trio_dask.ids import Key
 from trio_dask.protocol.pickling import KeyReference
+from trio_dask.unsupported_names import FUTURE, Absent
 
 __all__ = ["AsyncFuture", "BaseFuture", "Future", "Timeout", "states_of"]
 
@@ -242,7 +242,7 @@ def _arrive(key: Key) -> BaseFuture:
     """A pickled future becomes one of the client that unpickles it, else of the client that is current here."""
     engine = loading.get()
     if engine is None:
-        from trio_dask.client.defaults import find_client  # it knows the clients, which are made of futures
+        from trio_dask.client.current_client import find_client  # it knows the clients, which are made of futures
 
         engine = find_client(None, None).engine
     (state,) = engine.adopt([key])

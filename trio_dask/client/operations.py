@@ -9,15 +9,15 @@ from typing import Any, Literal, TypeAlias
 
 import trio
 
+from trio_dask.client.dask_graphs import wire_key
 from trio_dask.client.engine import Engine
 from trio_dask.client.futures import BaseFuture, Timeout
-from trio_dask.client.gathering import concrete, futures_in
-from trio_dask.client.graphs import wire_key
-from trio_dask.client.options import Workers, whole, worker_names
-from trio_dask.client.peers import CHANNEL_FAILURES, Channel, failure_text
-from trio_dask.client.waiting import limit
+from trio_dask.client.nested_futures import concrete, futures_in
+from trio_dask.client.task_options import Workers, whole, worker_names
+from trio_dask.client.wait_signals import limit
+from trio_dask.client.worker_channels import CHANNEL_FAILURES, Channel, failure_text
 from trio_dask.errors import ClusterError, ProtocolError, UsageError
-from trio_dask.identity import Key, places_of
+from trio_dask.ids import Key, places_of
 from trio_dask.protocol.messages import Call, CallResult
 from trio_dask.protocol.pickling import dump_value, load_value, rebuild_exception
 

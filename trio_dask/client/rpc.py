@@ -14,14 +14,14 @@ from typing import Any, Final, TypeVar, cast
 import trio
 
 from trio_dask.client.futures import Timeout
-from trio_dask.client.session import address_of
-from trio_dask.client.waiting import as_seconds, require_trio
+from trio_dask.client.open_engine import address_of
+from trio_dask.client.wait_signals import as_seconds, require_trio
 from trio_dask.comm.addresses import parse_address, parse_scheduler_address
+from trio_dask.comm.connect import open_connection
 from trio_dask.comm.connection import Connection
-from trio_dask.comm.dial import open_connection
 from trio_dask.comm.transport import ConnectionLost
 from trio_dask.errors import NoScheduler, RefusedError, UsageError
-from trio_dask.identity import new_incarnation
+from trio_dask.ids import new_incarnation
 from trio_dask.protocol.hello import Hello
 from trio_dask.protocol.messages import Control, Reply
 

@@ -7,9 +7,9 @@ from trio_dask.comm.addresses import (
     parse_address,
     parse_scheduler_address,
 )
+from trio_dask.comm.connect import limit_of_call, open_connection, open_data_channel
 from trio_dask.comm.connection import Connection, LinkSettings
-from trio_dask.comm.data import DataChannel
-from trio_dask.comm.dial import limit_of_call, open_connection, open_data_channel
+from trio_dask.comm.data_channel import DataChannel
 from trio_dask.comm.listen import serve
 from trio_dask.comm.transport import ConnectionLost, PeerSilent
 

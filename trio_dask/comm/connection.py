@@ -25,9 +25,9 @@ from typing import Any, NamedTuple
 
 import trio
 
-from trio_dask.comm.backlog import Backlog
-from trio_dask.comm.held import Held
+from trio_dask.comm.captured_error import Held
 from trio_dask.comm.transport import ConnectionLost, Transport
+from trio_dask.comm.write_buffer import Backlog
 from trio_dask.errors import ProtocolError, SerializationError
 from trio_dask.protocol.codec import Allowed, Row, decode, encode_rows
 from trio_dask.protocol.frames import PING_FRAME, Frame, FrameDecoder, Kind

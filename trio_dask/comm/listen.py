@@ -15,8 +15,8 @@ import trio
 
 from trio_dask.comm.addresses import Address
 from trio_dask.comm.connection import Connection, LinkSettings
-from trio_dask.comm.data import DataChannel
-from trio_dask.comm.memory import bind_memory
+from trio_dask.comm.data_channel import DataChannel
+from trio_dask.comm.inproc import bind_memory
 from trio_dask.comm.tcp import TcpListener, bind_tcp
 from trio_dask.comm.transport import ConnectionLost, Listener, Transport, first_error
 from trio_dask.errors import ProtocolError

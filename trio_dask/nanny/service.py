@@ -23,24 +23,24 @@ from trio_dask._version import __version__
 from trio_dask.comm import Address
 from trio_dask.config import LEAVING, NannySettings, WorkerSettings
 from trio_dask.errors import ClusterError, KeptCrashing, NoScheduler, RefusedError, TrioDaskError, UsageError
-from trio_dask.identity import new_incarnation
-from trio_dask.nanny.control import run_control
-from trio_dask.nanny.core import KEPT_CRASHING, Again, End, NannyCore, Over, RestartPolicy
-from trio_dask.nanny.life import Life, Stop
-from trio_dask.nanny.link import SchedulerLink
-from trio_dask.nanny.obituary import cause_of_death, details_of_death, write_obituary
-from trio_dask.nanny.process import ChildEnd, ChildSpec
-from trio_dask.nanny.starts import Starter, start_by_exec
-from trio_dask.nanny.surroundings import OomKills, child_environment
-from trio_dask.nanny.watch import is_runnable, memory_used
+from trio_dask.ids import new_incarnation
+from trio_dask.nanny.death_report import cause_of_death, details_of_death, write_obituary
+from trio_dask.nanny.restart_policy import KEPT_CRASHING, Again, End, NannyCore, Over, RestartPolicy
+from trio_dask.nanny.rpc_handlers import run_control
+from trio_dask.nanny.scheduler_connection import SchedulerLink
+from trio_dask.nanny.worker_process import Life, Stop
+from trio_dask.processes.child_process import ChildEnd, ChildSpec
+from trio_dask.processes.environment import OomKills, child_environment
+from trio_dask.processes.procfs import is_runnable, memory_used
+from trio_dask.processes.spawn import Starter, start_by_exec
 from trio_dask.protocol.messages import Leave, SchedulerStops
-from trio_dask.worker.board import Board
+from trio_dask.worker.running_table import Board
 
 __all__ = ["Nanny", "Stop", "run_nanny"]
 
 log = logging.getLogger("trio_dask.nanny")
 
-PROGRAM = "trio_dask.deploy.services:worker"
+PROGRAM = "trio_dask.deploy.child_services:worker"
 
 ERRORS: Mapping[int, type[TrioDaskError]] = {
     2: UsageError,

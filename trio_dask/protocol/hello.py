@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple, TypeVar, cast, get_args
 
 from trio_dask._version import __version__
 from trio_dask.errors import ProtocolError
-from trio_dask.identity import Incarnation
+from trio_dask.ids import Incarnation
 from trio_dask.protocol.codec import MAX_DEPTH, is_plain
 
 __all__ = [

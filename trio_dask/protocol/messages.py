@@ -4,8 +4,8 @@ A message is a value: it carries no behaviour, and names no socket. On the wire 
 (`codec`). Fields are flat and positional; what is rare stands in one `extra` map, so that the common row stays short.
 Fields called `call`, `value`, `error` and `data` are opaque: only the client and the workers can read them.
 
-What workers say stands in `reports`, the data plane in `transfers`, nannies and control in `supervision`; all of it can
-be had from here.
+What workers say stands in `worker_messages`, the data plane in `data_messages`, nannies and control in
+`nanny_messages`; all of it can be had from here.
 
 Order matters and is guaranteed: the messages of one connection arrive in the order in which they were sent. So a blob
 stands before the first message that refers to it, a `Free` after the last `Run` that needed the key.
@@ -16,8 +16,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from trio_dask.identity import Digest, Key, RunId
-from trio_dask.protocol.reports import (
+from trio_dask.ids import Digest, Key, RunId
+from trio_dask.protocol.data_messages import Absent, Borrowed, Call, CallResult, Fetch, Lent, Put, PutDone, Value
+from trio_dask.protocol.nanny_messages import Control, Obituary, Vouch
+from trio_dask.protocol.worker_messages import (
     Capacity,
     Drain,
     Heartbeat,
@@ -32,8 +34,6 @@ from trio_dask.protocol.reports import (
     Started,
     Stored,
 )
-from trio_dask.protocol.supervision import Control, Obituary, Vouch
-from trio_dask.protocol.transfers import Absent, Borrowed, Call, CallResult, Fetch, Lent, Put, PutDone, Value
 
 __all__ = [
     "TAGS",

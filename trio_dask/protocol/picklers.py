@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Any, cast
 import cloudpickle
 
 from trio_dask.protocol.bytecode import code_use
-from trio_dask.protocol.enumerations import fill_enum, make_enum, reduce_enum
 from trio_dask.protocol.introspection import attributes_of, kind_of
-from trio_dask.protocol.named import (
+from trio_dask.protocol.pickled_enums import fill_enum, make_enum, reduce_enum
+from trio_dask.protocol.pickled_names import (
     PARTS_BY_TYPE,
     keep_named,
     make_generic_alias,
@@ -35,7 +35,7 @@ from trio_dask.protocol.named import (
     reduce_sentinel,
     renew_named,
 )
-from trio_dask.protocol.origins import keep_class, make_class, origin_of, renew_class
+from trio_dask.protocol.rebuilt_classes import keep_class, make_class, origin_of, renew_class
 
 if TYPE_CHECKING:
     from pickle import Pickler as CloudPickler

@@ -2,7 +2,7 @@
 
 | what | here | in |
 |---|---|---|
-| functions | `pickle_function`, `load_function` | `functions` |
+| functions | `pickle_function`, `load_function` | `pickled_functions` |
 | calls and their tokens | `pickle_call`, `call_token`, `load_call` | `calls`, `tokens` |
 | results, scattered data | `pickle_value`, `dump_value`, `stream_value`, `load_value` | `values` |
 | what tasks raise | `describe_exception`, `rebuild_exception` | `exceptions`, `tracebacks` |
@@ -10,11 +10,10 @@
 
 from __future__ import annotations
 
-from trio_dask.protocol.calls import PickledCall, call_token, load_call, pickle_call
-from trio_dask.protocol.exceptions import describe_exception, rebuild_exception
-from trio_dask.protocol.functions import PickledFunction, load_function, pickle_function
-from trio_dask.protocol.picklers import KeyReference
-from trio_dask.protocol.values import (
+from trio_dask.protocol.pickled_calls import PickledCall, call_token, load_call, pickle_call
+from trio_dask.protocol.pickled_exceptions import describe_exception, rebuild_exception
+from trio_dask.protocol.pickled_functions import PickledFunction, load_function, pickle_function
+from trio_dask.protocol.pickled_values import (
     PickledValue,
     PickleFile,
     copied_bytes,
@@ -23,6 +22,7 @@ from trio_dask.protocol.values import (
     pickle_value,
     stream_value,
 )
+from trio_dask.protocol.picklers import KeyReference
 
 __all__ = [
     "KeyReference",

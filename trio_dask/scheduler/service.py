@@ -23,19 +23,19 @@ import trio
 from trio_dask.comm.addresses import Address, addresses_of_interface, advertised_hosts, is_loopback, parse_address
 from trio_dask.comm.busy_poll import BusyPoll
 from trio_dask.comm.connection import Connection, LinkSettings
-from trio_dask.comm.control import serve_control
 from trio_dask.comm.listen import serve
+from trio_dask.comm.rpc_server import serve_control
 from trio_dask.comm.transport import ConnectionLost, Transport
 from trio_dask.config import LEAVING, SchedulerSettings, counted
 from trio_dask.errors import ProtocolError
-from trio_dask.files import present, scheduler_file_text
-from trio_dask.identity import Incarnation, PeerId, new_incarnation
+from trio_dask.ids import Incarnation, PeerId, new_incarnation
 from trio_dask.protocol.hello import Hello, Refusal, Welcome
 from trio_dask.protocol.messages import Leave, Restart, SchedulerStops
-from trio_dask.scheduler.control import scheduler_commands
+from trio_dask.scheduler.client_resume import Returns
 from trio_dask.scheduler.core import ClosePeer, CoreSettings, Notice, SchedulerCore, Stop
 from trio_dask.scheduler.registration import nanny_process, previous_session, worker_info
-from trio_dask.scheduler.returns import Returns
+from trio_dask.scheduler.rpc_handlers import scheduler_commands
+from trio_dask.scheduler_file import present, scheduler_file_text
 
 __all__ = ["run_scheduler"]
 

@@ -16,15 +16,15 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Final
 
+from trio_dask.client.core.key_state import Ended, KeyState
 from trio_dask.client.core.outbox import NO_EXTRA, Content, Row
-from trio_dask.client.core.states import Ended, KeyState
-from trio_dask.identity import Key
+from trio_dask.ids import Key
 from trio_dask.protocol.messages import KeyFailed
 from trio_dask.scheduler.core import CoreSettings
 from trio_dask.scheduler.core.invariants import check_empty
-from trio_dask.testing.actors import Network, SimClient, SimScheduler, SimWorker
-from trio_dask.testing.links import Timeline
-from trio_dask.testing.workload import Job, compute, expected, random_jobs, renewable_jobs
+from trio_dask.testing.random_graphs import Job, compute, expected, random_jobs, renewable_jobs
+from trio_dask.testing.sim_network import Timeline
+from trio_dask.testing.sim_processes import Network, SimClient, SimScheduler, SimWorker
 from trio_dask.worker.core.invariants import check_idle
 
 __all__ = ["Failure", "World", "main", "run_seed"]

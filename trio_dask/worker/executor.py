@@ -19,15 +19,15 @@ from typing import Any, NamedTuple
 import trio
 
 from trio_dask.errors import TaskCancelled
-from trio_dask.identity import Digest, Key
+from trio_dask.ids import Digest, Key
 from trio_dask.protocol.messages import Run
 from trio_dask.protocol.pickling import load_call, load_function, pickle_value
-from trio_dask.worker.board import Board
-from trio_dask.worker.core.ready import ReadyQueue
-from trio_dask.worker.gate import Gate
-from trio_dask.worker.secession import Rejoined, Seceded, Secession
+from trio_dask.worker.core.ready_queue import ReadyQueue
+from trio_dask.worker.error_text import describe_failure, mention_trio, sendable
+from trio_dask.worker.memory_reservations import Gate
+from trio_dask.worker.running_table import Board
+from trio_dask.worker.secede import Rejoined, Seceded, Secession
 from trio_dask.worker.task_context import TaskContext, WorkerHandle, enter
-from trio_dask.worker.wording import describe_failure, mention_trio, sendable
 
 __all__ = ["Begun", "Declined", "Executor", "Failed", "Finished", "InputGone", "Outcome"]
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from time import perf_counter
 
-from trio_dask.machine import repeated_bytes
+from trio_dask.host_limits import repeated_bytes
 from trio_dask.protocol.raw_memory import has_private_maps
 
 __all__ = ["ProcessMemory", "collect_garbage", "keep_large_blocks_apart", "trim"]

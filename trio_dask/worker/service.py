@@ -31,19 +31,19 @@ from trio_dask.comm import (
     open_connection,
     parse_scheduler_address,
 )
-from trio_dask.comm.control import serve_control
+from trio_dask.comm.rpc_server import serve_control
 from trio_dask.config import LEAVING, WorkerSettings
 from trio_dask.errors import NoScheduler, ProtocolError, RefusedError, UsageError
-from trio_dask.files import present, read_scheduler_file
-from trio_dask.identity import Incarnation, new_incarnation
+from trio_dask.ids import Incarnation, new_incarnation
 from trio_dask.protocol.hello import Hello, Welcome
-from trio_dask.worker.control import worker_commands
-from trio_dask.worker.core.requests import EndSession, Then
-from trio_dask.worker.draining import DrainRequest
-from trio_dask.worker.engine import Engine
-from trio_dask.worker.listening import Listening
+from trio_dask.scheduler_file import present, read_scheduler_file
+from trio_dask.worker.core.effects import EndSession, Then
+from trio_dask.worker.core_driver import Engine
+from trio_dask.worker.drain_request import DrainRequest
+from trio_dask.worker.interpreter_settings import tuned_interpreter
+from trio_dask.worker.listener import Listening
+from trio_dask.worker.rpc_handlers import worker_commands
 from trio_dask.worker.task_context import WorkerHandle
-from trio_dask.worker.tuning import tuned_interpreter
 
 __all__ = ["run_worker"]
 

@@ -14,7 +14,7 @@ import trio
 from trio_dask.config import counted
 from trio_dask.errors import TaskCancelled
 from trio_dask.hooks import hooks
-from trio_dask.identity import Key
+from trio_dask.ids import Key
 from trio_dask.protocol.messages import Run
 
 __all__ = [

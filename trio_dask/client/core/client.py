@@ -19,13 +19,13 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from trio_dask.client.core.fetches import Fetches, FetchKeys
+from trio_dask.client.core.fetch_queue import Fetches, FetchKeys
+from trio_dask.client.core.key_state import OVER, Ended, Frames, KeyState, Reader, Waiter
 from trio_dask.client.core.outbox import NO_EXTRA, Content, Outbox, Row
-from trio_dask.client.core.reasons import StuckReasons
-from trio_dask.client.core.states import OVER, Ended, Frames, KeyState, Reader, Waiter
-from trio_dask.client.core.stream import Stream
+from trio_dask.client.core.resend_buffer import Stream
+from trio_dask.client.core.stuck_reasons import StuckReasons
 from trio_dask.errors import KeyConflict, ProtocolError
-from trio_dask.identity import Key
+from trio_dask.ids import Key
 from trio_dask.protocol.messages import (
     Cancel,
     Detach,

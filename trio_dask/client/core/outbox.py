@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias, cast
 
-from trio_dask.identity import Digest, Key
+from trio_dask.ids import Digest, Key
 from trio_dask.protocol.messages import Blob, ForgetBlobs, Message, Release, Submit, Want
 
 __all__ = ["LOADED_BYTES", "NO_EXTRA", "Content", "Outbox", "Row"]

@@ -15,11 +15,11 @@ from __future__ import annotations
 from typing import Final
 
 from trio_dask.errors import ProtocolError
-from trio_dask.identity import Incarnation, PeerId
+from trio_dask.ids import Incarnation, PeerId
 from trio_dask.protocol.messages import Blob, KeyReady, Message, Received, Submit
-from trio_dask.scheduler.core.contents import unreference
-from trio_dask.scheduler.core.lifecycle import sweep, unwant
-from trio_dask.scheduler.core.tables import Client, State
+from trio_dask.scheduler.core.blobs import unreference
+from trio_dask.scheduler.core.state import Client, State
+from trio_dask.scheduler.core.task_transitions import sweep, unwant
 
 __all__ = [
     "add_client",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trio_dask.scheduler.core.tables import (
+from trio_dask.scheduler.core.state import (
     DETACHED,
     FORGOTTEN,
     RELEASED,

@@ -23,12 +23,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from trio_dask.identity import RunId, places_of
+from trio_dask.ids import RunId, places_of
 from trio_dask.protocol.messages import Run
-from trio_dask.scheduler.core.contents import ship
-from trio_dask.scheduler.core.lifecycle import CHAIN_FAN_IN, CHAIN_FAN_OUT, addresses_of, move
-from trio_dask.scheduler.core.stuck import note_arrivals
-from trio_dask.scheduler.core.tables import (
+from trio_dask.scheduler.core.blobs import ship
+from trio_dask.scheduler.core.state import (
     MANY_QUEUES,
     NO_TERMS,
     Content,
@@ -41,6 +39,8 @@ from trio_dask.scheduler.core.tables import (
     Waiting,
     Worker,
 )
+from trio_dask.scheduler.core.stuck_tasks import note_arrivals
+from trio_dask.scheduler.core.task_transitions import CHAIN_FAN_IN, CHAIN_FAN_OUT, addresses_of, move
 
 __all__ = ["PRIORITY_BITS", "admit", "assign", "has_room", "learn", "place", "queue_for", "settle"]
 

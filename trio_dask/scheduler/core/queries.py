@@ -8,7 +8,7 @@ from operator import attrgetter
 from typing import Any, Final
 
 from trio_dask.errors import ProtocolError
-from trio_dask.scheduler.core.tables import InMemory, Processing, State, Task, Worker
+from trio_dask.scheduler.core.state import InMemory, Processing, State, Task, Worker
 
 __all__ = ["STATES", "answer", "count_states", "describe_workers", "oldest_run"]
 

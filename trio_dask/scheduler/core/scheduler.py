@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Final
 
 from trio_dask.errors import ProtocolError
-from trio_dask.identity import Incarnation, PeerId
+from trio_dask.ids import Incarnation, PeerId
 from trio_dask.protocol.messages import Message, Reply
-from trio_dask.scheduler.core import absence, clients, idleness, leaving, membership, stuck
-from trio_dask.scheduler.core.balance import balance
-from trio_dask.scheduler.core.handlers import FROM_CLIENT, FROM_NANNY, FROM_WORKER
+from trio_dask.scheduler.core import clients, idle_timeout, reconnect, retirement, stuck_tasks, worker_membership
 from trio_dask.scheduler.core.invariants import check
+from trio_dask.scheduler.core.message_handlers import FROM_CLIENT, FROM_NANNY, FROM_WORKER
 from trio_dask.scheduler.core.placement import place
-from trio_dask.scheduler.core.tables import CoreSettings, State, WorkerInfo
+from trio_dask.scheduler.core.state import CoreSettings, State, WorkerInfo
+from trio_dask.scheduler.core.work_stealing import balance
 
 __all__ = ["SchedulerCore"]
 
@@ -43,26 +43,26 @@ class SchedulerCore:
 
     def refusal(self, info: WorkerInfo) -> str | None:
         """The sentence with which `add_worker` would refuse this worker now."""
-        return membership.refusal(self.state, info)
+        return worker_membership.refusal(self.state, info)
 
     def add_worker(self, peer: PeerId, info: WorkerInfo, now: float) -> str | None:
         """Register a worker. Returns None, or the sentence with which it is refused (its name is taken)."""
         self.state.now = now
-        return membership.add_worker(self.state, peer, info)
+        return worker_membership.add_worker(self.state, peer, info)
 
     def may_return(self, previous: Incarnation, info: WorkerInfo) -> bool:
         """Whether `come_back` would have this worker go on where the session `previous` ended."""
-        return absence.may_return(self.state, previous, info)
+        return reconnect.may_return(self.state, previous, info)
 
     def come_back(self, peer: PeerId, previous: Incarnation, info: WorkerInfo, now: float) -> bool:
         """A worker is back, with what it had; False if it cannot go on, and has to be added as a new one."""
         self.state.now = now
-        return absence.come_back(self.state, peer, previous, info)
+        return reconnect.come_back(self.state, peer, previous, info)
 
     def add_nanny(self, peer: PeerId, name: str, process: str, now: float) -> None:
         """Register a nanny, for the worker process that it calls so."""
         self.state.now = now
-        absence.add_nanny(self.state, peer, name, process)
+        reconnect.add_nanny(self.state, peer, name, process)
 
     def looks_for_signs(self, now: float) -> bool:
         """Whether the next `tick` looks for signs of life, and should have `heard` of them before."""
@@ -106,11 +106,11 @@ class SchedulerCore:
         state.now = now
         if (worker := state.workers.get(peer)) is not None:
             if expected:
-                membership.bury(state, worker, reason, expected=True)
+                worker_membership.bury(state, worker, reason, expected=True)
             else:
-                absence.lose_worker(state, worker, reason)
+                reconnect.lose_worker(state, worker, reason)
         elif peer in state.nannies:
-            absence.remove_nanny(state, peer)
+            reconnect.remove_nanny(state, peer)
         elif (client := state.clients.get(peer)) is not None:
             if expected:
                 clients.remove_client(state, client)
@@ -156,12 +156,12 @@ class SchedulerCore:
         state.now = now
         departed = state.departed
         while departed:
-            leaving.note_departure(state, departed.pop())
+            retirement.note_departure(state, departed.pop())
         if state.leaving_at <= now:
-            leaving.look_at_leaving(state)
+            retirement.look_at_leaving(state)
         place(state)
-        if not state.queue.eligible and stuck.has_become_stuck(state, state.queue):
-            stuck.look_soon(state)
+        if not state.queue.eligible and stuck_tasks.has_become_stuck(state, state.queue):
+            stuck_tasks.look_soon(state)
         if state.restarts:
             self._settle_restarts()
         if state.idle and state.surplus:
@@ -204,15 +204,15 @@ class SchedulerCore:
         state = self.state
         state.now = now
         if state.away:
-            absence.end_graces(state)
+            reconnect.end_graces(state)
         if state.away_clients:
             clients.end_graces(state)
         if state.signs_at <= now:
-            absence.look_for_signs(state)
+            reconnect.look_for_signs(state)
         if state.idle_at <= now:
-            idleness.look(state)
+            idle_timeout.look(state)
         if state.stuck_at <= now:
-            stuck.look(state)
+            stuck_tasks.look(state)
         if state.balance_at <= now:
             balance(state)
         self.place(now)

@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, cast
 
 from trio_dask.errors import ProtocolError
-from trio_dask.identity import Key
+from trio_dask.ids import Key
 from trio_dask.protocol.messages import KeyFailed, Submit
-from trio_dask.scheduler.core.contents import content_of
-from trio_dask.scheduler.core.lifecycle import activate, announce, fail, want
+from trio_dask.scheduler.core.blobs import content_of
 from trio_dask.scheduler.core.placement import PRIORITY_BITS
-from trio_dask.scheduler.core.stuck import look_again
-from trio_dask.scheduler.core.tables import NO_TERMS, RELEASED, Client, Failure, State, Task, Terms
+from trio_dask.scheduler.core.state import NO_TERMS, RELEASED, Client, Failure, State, Task, Terms
+from trio_dask.scheduler.core.stuck_tasks import look_again
+from trio_dask.scheduler.core.task_transitions import activate, announce, fail, want
 
 __all__ = ["submit"]
 

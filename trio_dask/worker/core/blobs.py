@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from trio_dask.errors import ProtocolError
-from trio_dask.identity import Digest, RunId
+from trio_dask.ids import Digest, RunId
 from trio_dask.protocol.messages import Blob
 
 __all__ = ["BlobTable"]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from trio_dask.identity import Key
-from trio_dask.worker.core.requests import FetchId
+from trio_dask.ids import Key
+from trio_dask.worker.core.effects import FetchId
 from trio_dask.worker.core.worker import WorkerCore
 
 __all__ = ["check", "check_idle"]

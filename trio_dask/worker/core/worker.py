@@ -33,7 +33,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from trio_dask.errors import ProtocolError
-from trio_dask.identity import Digest, Key, RunId
+from trio_dask.ids import Digest, Key, RunId
 from trio_dask.protocol.messages import (
     Acquire,
     Blob,
@@ -60,10 +60,7 @@ from trio_dask.protocol.messages import (
     ToWorker,
 )
 from trio_dask.worker.core.blobs import BlobTable
-from trio_dask.worker.core.fetching import FetchLimits, FetchPlan, GivenUp
-from trio_dask.worker.core.holdings import Holdings
-from trio_dask.worker.core.incoming import Incoming
-from trio_dask.worker.core.requests import (
+from trio_dask.worker.core.effects import (
     CancelFetch,
     CancelRun,
     Effects,
@@ -74,9 +71,12 @@ from trio_dask.worker.core.requests import (
     Request,
     Then,
 )
-from trio_dask.worker.core.returning import Unconfirmed, take_inventory
-from trio_dask.worker.core.runs import RunTable
-from trio_dask.worker.core.slots import SlotBook
+from trio_dask.worker.core.fetch_plan import FetchLimits, FetchPlan, GivenUp
+from trio_dask.worker.core.held_keys import Holdings
+from trio_dask.worker.core.resume import Unconfirmed, take_inventory
+from trio_dask.worker.core.run_table import RunTable
+from trio_dask.worker.core.slot_states import SlotBook
+from trio_dask.worker.core.wanted_keys import Incoming
 
 __all__ = ["WorkerCore"]
 

@@ -1,0 +1,77 @@
+"""Putting values onto workers that do not answer."""
+
+from collections import deque
+
+import pytest
+import trio
+
+from trio_dask.client import scatter
+from trio_dask.client.scatter import ANSWER_S, Parcel
+from trio_dask.client.worker_channels import Peers
+from trio_dask.errors import ClusterError
+from trio_dask.protocol.messages import PutDone
+
+STOPPED, OTHER = "tcp://stopped:1", "tcp://other:1"
+
+
+class FakeChannel:
+    """To a worker that confirms what it is sent after a while, or never."""
+
+    def __init__(self, answer_s):
+        self.answer_s = answer_s
+        self.sent = []
+        self.is_open = True
+
+    async def send(self, message, buffers=()):
+        self.sent.append(message)
+        await trio.lowlevel.checkpoint()
+
+    async def receive(self):
+        await trio.sleep(self.answer_s)
+        return PutDone(self.sent[-1].key, 1), []
+
+    def abort(self):
+        self.is_open = False
+
+    async def aclose(self):
+        self.is_open = False
+
+
+class FakeEngine:
+    incarnation = "me"
+
+    def __init__(self, answers):
+        self.channels = {address: FakeChannel(answer_s) for address, answer_s in answers.items()}
+        self.peers = Peers(self.open)
+
+    async def open(self, address):
+        await trio.lowlevel.checkpoint()
+        return self.channels[address]
+
+
+def parcel():
+    return Parcel("key", "bytes", [memoryview(b"value")])
+
+
+async def test_a_worker_that_does_not_confirm_what_it_was_sent_is_given_up(autojump_clock):
+    engine = FakeEngine({STOPPED: float("inf")})
+    failures, stranded = [], []
+    await scatter._put_each(engine, STOPPED, deque([parcel()]), failures, stranded)
+    assert trio.current_time() == pytest.approx(ANSWER_S, abs=1)
+    assert [left.key for left in stranded] == ["key"]
+    assert "not confirmed within 30 s" in failures[0]
+    assert not engine.channels[STOPPED].is_open
+
+
+async def test_what_one_worker_does_not_confirm_another_one_takes(autojump_clock):
+    engine = FakeEngine({STOPPED: float("inf"), OTHER: ANSWER_S - 1})
+    failures = []
+    await scatter._put_anywhere(engine, parcel(), {STOPPED: 1, OTHER: 1}, failures)
+    assert len(failures) == 1
+    assert [put.key for put in engine.channels[OTHER].sent] == ["key"]
+
+
+async def test_where_nobody_confirms_there_is_an_end(autojump_clock):
+    engine = FakeEngine({STOPPED: float("inf")})
+    with pytest.raises(ClusterError, match="no worker accepted 'key'"):
+        await scatter._put_anywhere(engine, parcel(), {STOPPED: 1}, [])

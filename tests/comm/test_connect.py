@@ -1,0 +1,126 @@
+"""Calling: where it does not work, the caller is told why in words."""
+
+import errno
+import socket
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+
+from tests.comm.kit import CLIENT, INPROC
+from trio_dask.comm import Address, ConnectionLost, PeerSilent, open_connection, open_data_channel
+from trio_dask.comm.inproc import bind_memory
+from trio_dask.errors import NoScheduler
+from trio_dask.ids import Incarnation
+from trio_dask.protocol.hello import Hello, Refusal, Welcome, encode_answer
+
+
+async def test_nothing_listens_there():
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port = sock.getsockname()[1]
+    for host in ("127.0.0.1", "localhost"):
+        with pytest.raises(NoScheduler, match=f"^no scheduler at tcp://{host}:{port}: refused: nothing listens there$"):
+            await open_connection(Address("tcp", host, port), CLIENT)
+    with pytest.raises(NoScheduler, match="no scheduler at inproc://place: refused: nothing listens there"):
+        await open_connection(INPROC, CLIENT)
+    with pytest.raises(ConnectionLost, match="cannot reach inproc://place: refused: nothing listens there"):
+        await open_data_channel(INPROC, Hello(role="data"))
+
+
+async def test_a_name_that_nobody_knows(monkeypatch):
+    async def unknown(*_args, **_options):
+        await trio.lowlevel.checkpoint()
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(trio.socket, "getaddrinfo", unknown)
+    with pytest.raises(NoScheduler, match="unknown host name") as caught:
+        await open_connection(Address("tcp", "nowhere", 1), CLIENT)
+    assert isinstance(caught.value.__cause__, socket.gaierror)
+
+
+@pytest.mark.parametrize(
+    ("number", "reason"),
+    [
+        (errno.EHOSTUNREACH, "there is no route to that host"),
+        (errno.ENETUNREACH, "there is no route to that host"),
+        (errno.ETIMEDOUT, "no answer; the machine may be off"),
+        (errno.EACCES, "Permission denied"),
+    ],
+)
+async def test_what_the_system_says_is_translated(monkeypatch, number, reason):
+    async def fail(*_args):
+        await trio.lowlevel.checkpoint()
+        # As Trio does: one error above what each address of the host gave.
+        causes = [OSError(number, "Permission denied" if number == errno.EACCES else "failed") for _ in range(2)]
+        raise OSError("all attempts to connect failed") from ExceptionGroup("attempts", causes)
+
+    monkeypatch.setattr(trio, "open_tcp_stream", fail)
+    with pytest.raises(NoScheduler, match=reason):
+        await open_connection(Address("tcp", "127.0.0.1", 9), CLIENT)
+
+
+async def test_no_answer_at_all(autojump_clock, monkeypatch):
+    async def never(*_args):
+        await trio.sleep_forever()
+
+    monkeypatch.setattr(trio, "open_tcp_stream", never)
+    with pytest.raises(NoScheduler, match="no answer within 3 s; the machine may be off"):
+        await open_connection(Address("tcp", "10.0.0.1", 9), CLIENT, timeout_s=3)
+    with pytest.raises(PeerSilent, match="no answer within 3 s"):
+        await open_data_channel(Address("tcp", "10.0.0.1", 9), Hello(role="data"), timeout_s=3)
+
+
+@asynccontextmanager
+async def something_that_answers(answer):
+    listener = bind_memory(INPROC)
+    accepted = []
+
+    async def accept():
+        transport = await listener.accept()
+        accepted.append(transport)
+        if answer is not None:
+            await transport.receive_some()
+            transport.try_send(answer)
+            await transport.aclose()
+        await trio.sleep_forever()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(accept)
+        yield accepted
+        nursery.cancel_scope.cancel()
+    listener.close()
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "what listens there is not a trio_dask peer: it speaks HTTP"),
+        (b"\x15\x03\x01\x00\x02\x02\x16", "what listens there is not a trio_dask peer"),
+        (b"", "what listens there does not answer a hello: it closed the connection without an answer"),
+        (encode_answer(Welcome(incarnation=Incarnation("")))[:-1], "does not answer a hello"),
+        (encode_answer(Refusal("no"))[:10] + b"\xff\xff\xff\xff", "limit"),
+        (None, "what listens there did not answer within 3 s"),
+    ],
+)
+async def test_something_else_listens_there(autojump_clock, answer, words):
+    async with something_that_answers(answer):
+        with pytest.raises(NoScheduler, match=words):
+            await open_connection(INPROC, CLIENT, timeout_s=3)
+
+
+@pytest.mark.parametrize(
+    ("answer", "is_silent"), [(None, True), (b"", False), (b"HTTP/1.1 400 Bad Request\r\n\r\n", False)]
+)
+async def test_only_who_does_not_answer_is_silent(autojump_clock, answer, is_silent):
+    async with something_that_answers(answer):
+        with pytest.raises(ConnectionLost) as caught:
+            await open_data_channel(INPROC, Hello(role="data"), timeout_s=3)
+    assert isinstance(caught.value, PeerSilent) == is_silent
+
+
+async def test_a_cancelled_call_leaves_no_connection(autojump_clock):
+    async with something_that_answers(None) as accepted:
+        with trio.move_on_after(1):
+            await open_connection(INPROC, CLIENT)
+        with pytest.raises(ConnectionLost):
+            await accepted[0].receive_some()

@@ -1,0 +1,261 @@
+import errno
+import logging
+import os
+import signal
+import threading
+from contextlib import contextmanager
+
+import pytest
+import trio
+
+from trio_dask.deploy import program_runner
+from trio_dask.deploy.log_formats import TextFormatter
+from trio_dask.deploy.log_handler import MAX_WAITING, LogLines
+from trio_dask.deploy.program_runner import ExitStatus, Stopper, StopRequest, explain, run_program
+from trio_dask.errors import ClusterError, NoScheduler, ProtocolError, RefusedError, UsageError
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "text"),
+    [
+        (UsageError("no such thing"), ExitStatus.WRONG_USAGE, "no such thing"),
+        (NoScheduler("nothing\nlistens"), ExitStatus.NO_SCHEDULER, "nothing listens"),
+        (RefusedError("versions"), ExitStatus.REFUSED, "versions"),
+        (OSError(errno.EADDRINUSE, "cannot listen: in use"), ExitStatus.REFUSED, "cannot listen: in use"),
+        (FileNotFoundError(errno.ENOENT, "No such file", "/x"), ExitStatus.REFUSED, "No such file: /x"),
+        (ClusterError("ended"), ExitStatus.INTERNAL_ERROR, "ended"),
+        (ProtocolError("garbage"), ExitStatus.INTERNAL_ERROR, "garbage"),
+        (KeyError("x"), ExitStatus.INTERNAL_ERROR, "internal error, KeyError: 'x' (--debug shows where)"),
+        (
+            ExceptionGroup("", [KeyError("x"), ExceptionGroup("", [NoScheduler("gone")])]),
+            ExitStatus.NO_SCHEDULER,
+            "gone",
+        ),
+    ],
+)
+def test_every_error_has_a_status_and_one_line(error, status, text):
+    assert explain(error) == (status, text)
+
+
+def test_a_request_to_stop_is_remembered_until_there_is_something_to_stop():
+    requests = []
+    stopper = Stopper()
+    stopper.ask("first")
+    stopper.bind(requests.append)
+    assert requests == [StopRequest("first", None)]
+
+
+def serve(stopper, *requests):
+    """Run a service that is asked to stop in these ways, one after the other, and say how it ended."""
+    heard = []
+
+    async def service():
+        def heed(number):
+            heard.append(number)
+            return number == signal.SIGTERM
+
+        with stopper.orderly(heed):
+            for request in requests:
+                stopper.ask("asked", request)
+                with trio.move_on_after(0.01):
+                    await trio.sleep_forever()
+        heard.append("ended by itself")
+
+    assert run_program("label", service, stopper, quiet=True) == ExitStatus.STOPPED
+    return heard
+
+
+@pytest.fixture
+def _in_process(monkeypatch):
+    """What a program does to its process is undone."""
+    monkeypatch.setattr(program_runner, "_limit_exit", lambda status: None)
+    logger = logging.getLogger("trio_dask")
+    before = logger.propagate, logger.level, list(logger.handlers)
+    yield
+    logger.propagate, logger.level, logger.handlers[:] = before
+
+
+@pytest.mark.usefixtures("_in_process")
+def test_a_signal_that_the_service_heeds_does_not_cancel_it():
+    assert serve(Stopper(), signal.SIGTERM) == [signal.SIGTERM, "ended by itself"]
+
+
+@pytest.mark.usefixtures("_in_process")
+def test_a_signal_that_the_service_does_not_heed_cancels_it():
+    assert serve(Stopper(), signal.SIGINT) == [signal.SIGINT]
+
+
+@pytest.mark.usefixtures("_in_process")
+def test_whoever_started_the_program_and_is_gone_is_not_waited_for():
+    assert serve(Stopper(), None) == []
+    assert serve(Stopper(), signal.SIGTERM, None) == [signal.SIGTERM]
+
+
+@contextmanager
+def patient_stopper():
+    """One that has the signals of this process, until the block is left."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    stopper = Stopper(patient=True)
+    stopper.install()
+    try:
+        yield stopper
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("_in_process")
+def test_a_patient_program_takes_a_second_signal_for_one_more_request():
+    heard = []
+
+    async def service():
+        with stopper.orderly(lambda number: heard.append(number) or True):
+            os.kill(os.getpid(), signal.SIGTERM)
+            await trio.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGINT)
+            await trio.sleep(0.01)
+
+    with patient_stopper() as stopper:
+        assert run_program("label", service, stopper, quiet=True) == ExitStatus.STOPPED
+    assert heard == [signal.SIGTERM, signal.SIGINT]
+
+
+@pytest.mark.usefixtures("_in_process")
+def test_a_signal_that_comes_twice_in_a_moment_is_one_request_and_another_signal_is_not():
+    heard = []
+
+    async def service():
+        with stopper.orderly(lambda number: heard.append(number) or True):
+            for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+                os.kill(os.getpid(), number)
+                await trio.sleep(0.01)
+
+    with patient_stopper() as stopper:
+        assert run_program("label", service, stopper, quiet=True) == ExitStatus.STOPPED
+    assert heard == [signal.SIGTERM, signal.SIGINT]
+
+
+@contextmanager
+def stderr_to_pipe():
+    """Stderr is a pipe that nobody reads but the test. (No fixture: pytest sets its own capture up after those.)"""
+    before = os.dup(2)
+    reader, writer = os.pipe()
+    os.dup2(writer, 2)
+    os.close(writer)
+    try:
+        yield reader
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+
+
+def emit(lines, text):
+    lines.emit(logging.makeLogRecord({"msg": text, "levelno": logging.INFO}))
+
+
+def test_lines_appear_in_order():
+    lines = LogLines(TextFormatter(times=False))
+    with stderr_to_pipe() as pipe:
+        for number in range(100):
+            emit(lines, f"line {number}")
+        lines.drain(5)
+        heard = os.read(pipe, 65536)
+    os.close(pipe)
+    assert heard.decode().splitlines() == [f"line {number}" for number in range(100)]
+
+
+def test_a_stderr_that_nobody_reads_delays_nobody():
+    lines = LogLines(TextFormatter(times=False))
+    heard = b""
+    with stderr_to_pipe() as pipe:
+        for number in range(2 * MAX_WAITING + 5000):
+            emit(lines, f"{number:100}")
+        lines.drain(0)
+        while b"lines are missing here" not in heard:
+            heard += os.read(pipe, 65536)
+            emit(lines, "afterwards")
+        # What is still to be written must find a reader before stderr is itself again.
+        reading = threading.Thread(target=lambda: [None for _ in iter(lambda: os.read(pipe, 65536), b"")])
+        reading.start()
+        lines.drain(5)
+    reading.join()
+    os.close(pipe)
+    lines_heard = heard.decode().splitlines()
+    assert [int(line) for line in lines_heard[:MAX_WAITING]] == list(range(MAX_WAITING))
+
+
+def test_a_stderr_without_reader_is_no_error():
+    lines = LogLines(TextFormatter(times=False))
+    with stderr_to_pipe() as pipe:
+        null = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(null, pipe)
+        os.close(null)
+        emit(lines, "to nobody")
+        lines.drain(5)
+    os.close(pipe)
+
+
+class Stdout:
+    """A stdout to which whatever is written takes as long as a test wants."""
+
+    def __init__(self, failure=None):
+        self.read = threading.Event()
+        self.flushed = threading.Event()
+        self.failure = failure
+
+    def flush(self):
+        self.read.wait(10)
+        self.flushed.set()
+        if self.failure is not None:
+            raise self.failure
+
+
+@pytest.fixture
+def exits(monkeypatch):
+    """The statuses with which the process would have been ended."""
+    statuses = []
+    monkeypatch.setattr(program_runner.os, "_exit", statuses.append)
+    monkeypatch.setattr(program_runner, "LINES_GRACE_S", 0.01)
+    return statuses
+
+
+async def end_with_status_2():
+    await trio.lowlevel.checkpoint()
+    raise UsageError("no")
+
+
+@pytest.mark.usefixtures("_in_process")
+def test_a_stdout_that_nobody_reads_does_not_keep_the_process(monkeypatch, exits):
+    stdout = Stdout()
+    monkeypatch.setattr(program_runner.sys, "stdout", stdout)
+    run_program("label", end_with_status_2, Stopper())
+    stdout.read.set()
+    assert exits == [2]
+
+
+@pytest.mark.usefixtures("_in_process")
+@pytest.mark.parametrize("stdout", [None, Stdout(), Stdout(BrokenPipeError()), Stdout(ValueError("closed"))])
+def test_what_tasks_have_printed_is_written_out_if_it_can_be(monkeypatch, exits, stdout):
+    monkeypatch.setattr(program_runner, "LINES_GRACE_S", 10)
+    monkeypatch.setattr(program_runner.sys, "stdout", stdout)
+    if stdout is not None:
+        stdout.read.set()
+    assert run_program("label", end_with_status_2, Stopper()) == 2
+    assert exits == []
+    assert stdout is None or stdout.flushed.is_set()
+
+
+@pytest.mark.parametrize("readable", [False, True])
+def test_exit_handlers_that_never_end_do_not_keep_the_process_whoever_reads(monkeypatch, exits, readable):
+    stdout = Stdout()
+    if readable:
+        stdout.read.set()
+    ended = threading.Event()
+    monkeypatch.setattr(program_runner, "EXIT_GRACE_S", 0.01)
+    monkeypatch.setattr(program_runner.os, "_exit", lambda status: (exits.append(status), ended.set()))
+    monkeypatch.setattr(program_runner.signal, "signal", lambda number, handler: None)
+    monkeypatch.setattr(program_runner.sys, "stdout", stdout)
+    program_runner._limit_exit(5)
+    assert ended.wait(10)
+    stdout.read.set()
+    assert exits == [5]

@@ -1,0 +1,190 @@
+"""What follows the end of a worker's process: plain functions."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trio_dask.nanny.restart_policy import (
+    Again,
+    End,
+    NannyCore,
+    Over,
+    RestartPolicy,
+    RestartWindow,
+    Verdict,
+    memory_verdict,
+)
+
+POLICY = RestartPolicy()
+
+
+def crash(**more):
+    return End(status=-9, started=True, cause="killed by SIGKILL", **more)
+
+
+def failed_start(words="ModuleNotFoundError: No module named 'x'"):
+    return End(status=1, started=False, cause=f"ended with status 1: {words}", last_words=words)
+
+
+@pytest.mark.parametrize(
+    ("end", "verdict"),
+    [
+        (End(0, True, "", leaving="scheduler"), Verdict(True, Over(0, ""))),
+        (End(0, True, "", leaving="signal"), Verdict(True, Over(0, ""))),
+        (End(0, True, ""), Verdict(False, Again(0.5))),
+        (End(0, True, "", leaving="max-tasks"), Verdict(True, Again(0))),
+        (End(0, True, "", leaving="restart"), Verdict(True, Again(0))),
+        (End(0, True, "", leaving="lifetime"), Verdict(True, Over(0, ""))),
+        (End(2, False, "what"), Verdict(False, Over(2, "what"))),
+        (End(3, True, "no scheduler for 5 s"), Verdict(False, Over(3, "no scheduler for 5 s"))),
+        (End(4, True, "taken"), Verdict(False, Over(4, "taken"))),
+        (End(2, True, "ended with status 2", told=False), Verdict(False, Again(0.5))),
+        (End(3, True, "ended with status 3", told=False), Verdict(False, Again(0.5))),
+        (End(4, True, "ended with status 4", told=False), Verdict(False, Again(0.5))),
+        (End(-9, True, "killed", asked="stop"), Verdict(True, Over(0, ""))),
+        (End(-9, True, "killed", asked="restart"), Verdict(True, Again(0))),
+        (End(3, True, "no scheduler", asked="stop"), Verdict(True, Over(0, ""))),
+        (End(1, True, "a bug"), Verdict(False, Again(0.5))),
+        (End(-9, True, "killed"), Verdict(False, Again(0.5))),
+        (End(-9, True, "memory", excused=True), Verdict(False, Again(0.5))),
+        (End(0, False, "ended with status 0"), Verdict(False, Again(0.5))),
+    ],
+)
+def test_how_a_process_ended_decides_what_follows(end, verdict):
+    assert NannyCore(POLICY).ended(end, 0.0) == verdict
+
+
+def test_a_lifetime_is_followed_by_another_where_the_settings_say_so():
+    core = NannyCore(POLICY, lifetime_restart=True)
+    assert core.ended(End(0, True, "", leaving="lifetime"), 0.0) == Verdict(True, Again(0))
+
+
+def test_who_is_sent_away_by_a_signal_is_followed_by_another_where_the_settings_say_so():
+    core = NannyCore(POLICY, signal_restart=True)
+    assert core.ended(End(0, True, "", leaving="signal"), 0.0) == Verdict(True, Again(0))
+    assert core.ended(End(0, True, "", leaving="scheduler"), 0.0) == Verdict(True, Over(0, ""))
+
+
+def test_a_refusal_counts_as_a_crash_once_there_was_a_registered_worker():
+    """The scheduler may believe that one to be alive, and its name to be taken."""
+    core = NannyCore(POLICY)
+    core.ended(crash(registered=True), 0.0)
+    refused = End(4, True, "the name is taken")
+    assert core.ended(refused, 1.0).next == Again(1.0)
+    assert NannyCore(POLICY).ended(refused, 1.0).next == Over(4, "the name is taken")
+
+
+def test_pauses_double_up_to_a_limit():
+    window = RestartWindow(RestartPolicy(max_restarts=10, window_s=1000))
+    assert [window.crashed("x", now).after_s for now in range(9)] == [0.5, 1, 2, 4, 8, 16, 30, 30, 30]
+
+
+def test_too_many_crashes_end_it_with_the_cause_of_the_first():
+    window = RestartWindow(POLICY)
+    for number in range(5):
+        assert isinstance(window.crashed(f"cause {number}", 10.0 * number), Again)
+    assert window.crashed("cause 5", 50.0) == Over(5, "the worker crashed 6 times within 60 s; first: cause 0")
+
+
+def test_an_old_crash_is_forgotten():
+    window = RestartWindow(POLICY)
+    for number in range(5):
+        window.crashed(f"cause {number}", 10.0 * number)
+    assert window.crashed("cause 5", 60.0) == Again(8.0)  # the first is out of the window, four are in it
+    assert window.crashed("cause 6", 1000.0) == Again(0.5)
+
+
+def test_no_restarts_at_all():
+    over = RestartWindow(RestartPolicy(max_restarts=0)).crashed("killed by SIGKILL", 0.0)
+    assert over == Over(5, "the worker crashed (--max-restarts 0): killed by SIGKILL")
+
+
+def test_the_same_failure_to_start_twice_ends_it_at_once():
+    core = NannyCore(POLICY)
+    assert core.ended(failed_start(), 0.0).next == Again(0.5)
+    over = core.ended(failed_start(), 1.0).next
+    assert over.status == 5
+    assert over.reason.startswith("the worker cannot start: ended with status 1: ModuleNotFoundError")
+
+
+def test_numbers_make_no_difference_between_failures_to_start():
+    core = NannyCore(POLICY)
+    core.ended(failed_start("pid 17: cannot allocate"), 0.0)
+    assert isinstance(core.ended(failed_start("pid 18: cannot allocate"), 1.0).next, Over)
+
+
+def test_other_failures_to_start_or_a_start_between_them_do_not():
+    core = NannyCore(POLICY)
+    ends = [failed_start("a"), failed_start("b"), crash(), failed_start("b"), failed_start("a")]
+    assert all(isinstance(core.ended(end, 10.0 * now).next, Again) for now, end in enumerate(ends))
+
+
+def test_what_tasks_did_to_memory_is_not_held_against_the_worker():
+    core = NannyCore(POLICY)
+    for now in range(100):
+        assert core.ended(crash(excused=True), float(now)).next == Again(0.5 * 2 ** min(now, 2))
+
+
+@pytest.mark.parametrize(
+    ("used", "limit", "fraction", "verdict"),
+    [
+        (100, None, 0.95, None),
+        (10**12, 1000, None, None),
+        (950, 1000, 0.95, None),
+        (243 * 2**20, 256 * 2**20, 0.95, None),
+        (
+            244 * 2**20,
+            256 * 2**20,
+            0.95,
+            "killed by its nanny: it used 244 MiB, more than 95% of its memory limit of 256 MiB",
+        ),
+    ],
+)
+def test_how_much_memory_is_too_much(used, limit, fraction, verdict):
+    assert memory_verdict(used, limit, fraction) == verdict
+
+
+policies = st.builds(
+    RestartPolicy,
+    max_restarts=st.integers(0, 8),
+    window_s=st.floats(0.1, 1000),
+    first_backoff_s=st.floats(0, 10),
+    max_backoff_s=st.floats(10, 100),
+    same_failures=st.integers(2, 4),
+)
+
+
+@given(policies, st.lists(st.floats(0, 300), max_size=40))
+def test_never_more_restarts_in_any_window_than_the_policy_says(policy, gaps):
+    window = RestartWindow(policy)
+    now = 0.0
+    crashes = []
+    for gap in gaps:
+        now += gap
+        crashes.append(now)
+        decision = window.crashed("x", now)
+        inside = [at for at in crashes if at > now - policy.window_s]
+        if isinstance(decision, Over):
+            assert len(inside) > policy.max_restarts
+            assert decision.status == 5
+            return
+        assert len(inside) <= policy.max_restarts
+        pause = policy.first_backoff_s * 2 ** (len(inside) - 1)
+        assert math.isclose(decision.after_s, min(pause, policy.max_backoff_s))
+
+
+@given(policies, st.integers(1, 10))
+def test_a_start_that_fails_always_in_the_same_way_is_tried_only_so_often(policy, gap):
+    window = RestartWindow(policy)
+    tries = 0
+    while isinstance(window.crashed("x", float(tries * gap), failed_start="x"), Again):
+        tries += 1
+    assert tries + 1 <= policy.same_failures
+
+
+def test_what_would_fail_in_the_same_way_again_is_not_started_again():
+    core = NannyCore(RestartPolicy())
+    verdict = core.ended(End(1, started=False, cause="its module raised", hopeless=True), 0.0)
+    assert verdict == Verdict(planned=False, next=Over(1, "its module raised"))

@@ -1,0 +1,232 @@
+"""Clients that come back: which session a hello opens, whatever happens between the answer and the session."""
+
+from itertools import count
+
+import pytest
+
+from trio_dask.client import open_engine
+from trio_dask.errors import ProtocolError
+from trio_dask.ids import PeerId
+from trio_dask.protocol import messages as m
+from trio_dask.protocol.hello import Hello
+from trio_dask.scheduler.client_resume import Returns
+from trio_dask.scheduler.core import CoreSettings, SchedulerCore, clients
+from trio_dask.scheduler.core.invariants import check_empty
+
+FUNCTION = b"f" * 16
+
+
+class Desk:
+    """A scheduler core and who is greeted there."""
+
+    def __init__(self):
+        self.core = SchedulerCore(CoreSettings(validate=True))
+        self.returns = Returns(self.core, "s1")
+        self.peers = count(1)
+        self.now = 0.0
+
+    def hello(self, **details):
+        return Hello(role="client", incarnation="me", name="me", details={"grace_s": 20, **details})
+
+    def greet(self, hello):
+        return self.returns.greet(hello, self.now)
+
+    def enter(self, hello):
+        return self.returns.enter(hello, lambda: PeerId(next(self.peers)), self.now)
+
+    def join(self):
+        """A client that is here, and has submitted a task."""
+        hello = self.hello()
+        self.greet(hello)
+        peer = self.enter(hello)
+        self.core.handle(peer, m.Blob(FUNCTION, 1, b"f"), self.now)
+        self.core.handle(peer, m.Submit(FUNCTION, ("k",), (b"call",), (), (), (), {}), self.now)
+        self.settle()
+        return peer
+
+    def settle(self):
+        self.core.place(self.now)
+        return self.core.drain()
+
+    def back(self, received=0):
+        return self.hello(previous="me", scheduler="s1", received=received)
+
+    def lose(self, peer):
+        self.core.remove_peer(peer, "cut", self.now, expected=False)
+
+    def pass_time(self, seconds):
+        self.now += seconds
+        if self.core.next_deadline() <= self.now:
+            self.core.tick(self.now)
+
+    @property
+    def tasks(self):
+        return list(self.core.state.tasks)
+
+
+@pytest.fixture
+def desk():
+    return Desk()
+
+
+def test_a_client_that_is_back_goes_on_as_the_same_peer(desk):
+    peer = desk.join()
+    desk.lose(peer)
+    hello = desk.back()
+    assert desk.greet(hello) == ({"returned": True, "received": 2}, peer)
+    assert desk.enter(hello) == peer
+    assert desk.tasks == ["k"]
+    assert not desk.core.state.away_clients
+
+
+def test_what_a_client_wants_stays_for_its_grace_and_no_longer(desk):
+    desk.lose(desk.join())
+    desk.pass_time(19.9)
+    assert desk.tasks == ["k"]
+    desk.pass_time(0.2)
+    assert desk.tasks == []
+    check_empty(desk.core.state)
+    assert desk.greet(desk.back()) == ({"returned": False, "received": 0}, None)
+
+
+def test_a_grace_is_as_long_as_was_asked_for_up_to_an_hour(desk):
+    hello = desk.hello(grace_s=10**6)
+    desk.greet(hello)
+    desk.lose(desk.enter(hello))
+    desk.pass_time(3599)
+    assert desk.core.state.clients
+    desk.pass_time(1)
+    assert not desk.core.state.clients
+
+
+def test_no_client_may_ask_for_a_longer_grace_than_it_is_given():
+    assert open_engine.LONGEST_GRACE_S == clients.LONGEST_GRACE_S
+
+
+def test_a_client_without_grace_is_gone_at_once(desk):
+    hello = desk.hello(grace_s=0)
+    desk.greet(hello)
+    peer = desk.enter(hello)
+    desk.core.handle(peer, m.Blob(FUNCTION, 1, b"f"), 0.0)
+    for _ in range(100):
+        desk.core.handle(peer, m.Query(1, "nthreads", ()), 0.0)
+    assert all(isinstance(message, m.Reply) for message in desk.settle()[peer])
+    desk.lose(peer)
+    check_empty(desk.core.state)
+
+
+def test_a_link_that_still_seems_alive_is_over_once_its_client_calls_again(desk):
+    peer = desk.join()
+    hello = desk.back()
+    assert desk.greet(hello) == ({"returned": True, "received": 2}, peer)
+    desk.core.handle(peer, m.Release(("k",)), desk.now)  # from the old link: its client will say it again
+    assert desk.tasks == ["k"]
+    assert desk.enter(hello) == peer
+    desk.core.handle(peer, m.Release(("k",)), desk.now)
+    assert desk.tasks == []
+
+
+def test_of_two_calls_the_last_one_counts(desk):
+    peer = desk.join()
+    desk.lose(peer)
+    first, second = desk.back(), desk.back()
+    desk.greet(first)
+    desk.greet(second)
+    assert desk.enter(second) == peer
+    assert desk.enter(first) is None
+    assert desk.tasks == ["k"]
+
+
+def test_a_session_that_begins_before_the_next_call_is_taken_over(desk):
+    peer = desk.join()
+    desk.lose(peer)
+    for _ in range(2):
+        hello = desk.back()
+        assert desk.greet(hello)[1] == peer
+        assert desk.enter(hello) == peer
+
+
+def test_the_time_can_be_up_between_the_answer_and_the_session(desk):
+    desk.lose(desk.join())
+    hello = desk.back()
+    assert desk.greet(hello)[0]["returned"]
+    desk.pass_time(100)
+    assert desk.enter(hello) is None
+    check_empty(desk.core.state)
+
+
+def test_two_first_calls_of_one_client(desk):
+    first, second = desk.hello(), desk.hello()
+    desk.greet(first)
+    desk.greet(second)
+    peer = desk.enter(first)
+    assert peer is not None
+    assert desk.enter(second) is None  # its client hears that, and calls back
+    assert desk.greet(desk.back())[0] == {"returned": True, "received": 0}
+
+
+def test_a_client_that_begins_anew_leaves_nothing_behind(desk):
+    peer = desk.join()
+    hello = desk.hello()
+    assert desk.greet(hello) == ({"returned": False, "received": 0}, peer)
+    assert desk.tasks == []
+    assert desk.enter(hello) != peer
+
+
+@pytest.mark.parametrize("details", [{"previous": "other"}, {"scheduler": "s0"}, {"received": 7}])
+def test_who_does_not_fit_begins_anew(desk, details):
+    desk.lose(desk.join())
+    hello = desk.hello(**{"previous": "me", "scheduler": "s1", "received": 0, **details})
+    assert desk.greet(hello)[0] == {"returned": False, "received": 0}
+
+
+@pytest.mark.parametrize("details", [{"received": -1}, {"received": "1"}, {"received": True}, {"received": 2**63}])
+def test_odd_numbers_are_refused(desk, details):
+    with pytest.raises(ProtocolError):
+        desk.greet(desk.hello(**details))
+
+
+@pytest.mark.parametrize("grace_s", [-1, "1", True, float("inf"), float("nan")])
+def test_odd_graces_are_refused(desk, grace_s):
+    with pytest.raises(ProtocolError):
+        desk.enter(desk.hello(grace_s=grace_s))
+
+
+def test_what_was_not_confirmed_is_sent_again_and_values_are_left_out(desk):
+    peer = desk.join()
+    state = desk.core.state
+    for number in range(5):
+        state.send(peer, m.KeyReady(f"r{number}", 1, "int", b"v", ()))
+        desk.settle()
+    desk.core.handle(peer, m.Received(1), desk.now)
+    desk.lose(peer)
+    state.send(peer, m.KeyReady("away", 1, "int", b"v", ()))
+    assert peer not in desk.settle()
+    hello = desk.back(received=3)
+    desk.greet(hello)
+    state.send(peer, m.KeyReady("late", 1, "int", b"v", ()))
+    desk.enter(hello)
+    (messages,) = desk.settle().values()
+    assert [(message.key, message.value) for message in messages] == [
+        ("r3", None),
+        ("r4", None),
+        ("away", None),
+        ("late", b"v"),
+    ]
+
+
+def test_more_than_was_sent_cannot_have_been_received(desk):
+    peer = desk.join()
+    with pytest.raises(ProtocolError):
+        desk.core.handle(peer, m.Received(1), desk.now)
+
+
+def test_a_client_that_confirms_nothing_is_kept_nothing_for(desk, monkeypatch):
+    monkeypatch.setattr("trio_dask.scheduler.core.clients.MAX_UNCONFIRMED", 10)
+    peer = desk.join()
+    for _ in range(11):
+        desk.core.state.send(peer, m.KeyPending("k"))
+    desk.settle()
+    assert not desk.core.state.clients[peer].unconfirmed
+    desk.lose(peer)
+    check_empty(desk.core.state)

@@ -1,0 +1,55 @@
+"""What a program says on stdout, which may go where nothing can be written: a full disk, a pipe that nobody reads.
+
+Whatever was to be shown, that ends the program with one line that names stdout, and with status 4.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+__all__ = ["REFUSED", "STOPPED", "WRONG_USAGE", "complain", "say", "show", "stdout_failed"]
+
+# Of `deploy.program_runner.ExitStatus`, which takes too long to import for `--help` and `--version`.
+STOPPED = 0
+WRONG_USAGE = 2
+REFUSED = 4
+
+
+def show(*lines: str) -> None:
+    """Print these lines, now.
+
+    Raises `OSError`, which says that stdout is what cannot be written to.
+    """
+    try:
+        print(*lines, sep="\n", flush=True)
+    except OSError as exc:
+        raise OSError(exc.errno, _reason(exc)) from exc
+
+
+def say(name: str, text: str) -> int:
+    """Print this, and give the exit status of a program that had nothing else to do."""
+    try:
+        print(text, flush=True)
+    except OSError as exc:
+        return stdout_failed(name, exc)
+    return STOPPED
+
+
+def stdout_failed(name: str, error: OSError) -> int:
+    """Say in one line that nothing can be written to stdout, and give the exit status."""
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - the interpreter flushes it once more at exit
+    complain(name, _reason(error))
+    return REFUSED
+
+
+def _reason(error: OSError) -> str:
+    return f"cannot write to stdout: {error.strerror or error}"
+
+
+def complain(name: str, text: str) -> None:
+    """Say what is wrong, in one line on stderr."""
+    try:
+        sys.stderr.write(f"{name}: {text}\n")
+    except (OSError, ValueError, AttributeError):
+        pass  # stderr is closed; the exit status says it all

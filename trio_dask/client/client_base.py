@@ -1,0 +1,359 @@
+"""What both clients can do without waiting."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import groupby, islice
+from typing import TYPE_CHECKING, Any, Generic, SupportsFloat, TypeVar, cast
+
+from trio_dask.client.core.key_state import KeyState
+from trio_dask.client.core.outbox import NO_EXTRA, Content, Row
+from trio_dask.client.dask_graphs import Constant, GraphTask, Plan, plan, wire_key
+from trio_dask.client.engine import Engine
+from trio_dask.client.forked_clients import bind_to_process
+from trio_dask.client.futures import BaseFuture, states_of
+from trio_dask.client.name_checks import sendable
+from trio_dask.client.nested_futures import futures_given
+from trio_dask.client.option_conflicts import unambiguous
+from trio_dask.client.scatter import Parcel
+from trio_dask.client.task_options import Options, extra_from, whole
+from trio_dask.errors import UsageError
+from trio_dask.ids import Key
+from trio_dask.protocol.pickling import PickledFunction, call_token, pickle_call, pickle_function
+from trio_dask.unsupported_names import CLIENT, missing
+
+__all__ = ["BaseClient"]
+
+_logger = logging.getLogger("trio_dask.client")
+F = TypeVar("F", bound=BaseFuture)
+
+FIRST_CHUNK = 256
+LARGEST_CHUNK = 4096
+LARGE_KWARGS_BYTES = 1024
+MOST_SHOWN = 5
+
+
+class BaseClient(Generic[F]):
+    """Submitting, and everything else that returns at once."""
+
+    def __init__(self, engine: Engine, future_type: Callable[[Engine, KeyState], F], name: str | None) -> None:
+        bind_to_process(engine)
+        self._engine = engine
+        self._future = future_type
+        self.id: str = engine.incarnation
+        self.name = name or f"client-{self.id[:8]}"
+
+    if not TYPE_CHECKING:  # a type checker would take it to have every name
+
+        def __getattr__(self, name):
+            raise missing(type(self).__name__, name, CLIENT)
+
+    @property
+    def engine(self) -> Engine:
+        """What drives this client."""
+        return self._engine
+
+    @property
+    def status(self) -> str:
+        """connecting (also after a lost link), running, lost (the scheduler is; the next use tries again), closed.
+
+        Or forked: it belongs to a process from which this one was forked.
+        """
+        return self._engine.status
+
+    # ------------------------------------------------------------------------------------------------ submitting
+
+    @unambiguous
+    def submit(
+        self,
+        func: Callable[..., Any],
+        /,
+        *args: Any,
+        key: Hashable | None = None,
+        pure: bool | None = True,
+        workers: Any = None,
+        resources: Mapping[str, float] | None = None,
+        retries: int | None = None,
+        priority: SupportsFloat = 0,
+        fifo_timeout: Any = None,
+        allow_other_workers: bool = False,
+        actor: bool = False,
+        actors: bool = False,
+        time_limit: Any = None,
+        **kwargs: Any,
+    ) -> F:
+        """Run `func(*args, **kwargs)` in the cluster; returns at once with a future.
+
+        Futures anywhere inside the arguments are replaced by their results. The same call has the same key and is
+        computed once, unless it is not `pure`. An option for which the function has a parameter is refused:
+        `functools.partial(func, time_limit=60)` binds the parameter.
+
+        A call that is submitted again while a future of it is there is the same task, with the options of the first
+        submission: those of later ones have no effect. `pure=False` or another `key` makes a task of its own.
+
+        Args:
+          key: the name of the task, instead of one that is made from the call.
+          workers: names, addresses or hosts of the workers that may run it.
+          allow_other_workers: `workers` is only a preference.
+          resources: what it needs of its worker, such as `{"GPU": 1}`.
+          retries: how often it is run again if it raises.
+          priority: any number, larger first.
+          time_limit: seconds, or a text such as "5 min", after which it is ended if it still runs.
+
+        Raises:
+          KeyConflict: `key` stands for another call already.
+          UsageError: an option makes no sense, or may be meant for the function.
+          SerializationError: the function or an argument cannot be pickled; the message says which.
+          SchedulerLost: the scheduler is gone.
+        """
+        if actor or actors:
+            raise UsageError("actors are not supported")
+        function = pickle_function(_callable(func))
+        plain = workers is None and resources is None and time_limit is None
+        if plain and not (retries or priority or allow_other_workers):
+            extra = NO_EXTRA
+        else:
+            extra = extra_from(
+                {
+                    "workers": workers,
+                    "resources": resources,
+                    "retries": retries,
+                    "priority": priority,
+                    "allow_other_workers": allow_other_workers,
+                    "time_limit": time_limit,
+                }
+            )
+        call = pickle_call(args, kwargs)
+        token = b""
+        if key is not None:
+            name = wire_key(key)
+            token = call_token(function.token, args, kwargs, call)
+        elif pure or pure is None:
+            name = f"{function.name}-{call_token(function.token, args, kwargs, call).hex()}"
+        else:
+            name = self._fresh_key(function.name)
+        blobs = function.blobs + call.blobs
+        row = Row(name, call.call, call.dependencies, tuple([digest for digest, _ in blobs]) if blobs else (), token)
+        engine = self._engine
+        return self._future(engine, engine.submit(function, (row,), blobs, extra)[0])
+
+    @unambiguous
+    def map(
+        self,
+        func: Callable[..., Any],
+        /,
+        *iterables: Iterable[Any],
+        key: str | Iterable[Hashable] | None = None,
+        pure: bool | None = True,
+        batch_size: int | None = None,
+        workers: Any = None,
+        resources: Mapping[str, float] | None = None,
+        retries: int | None = None,
+        priority: SupportsFloat = 0,
+        fifo_timeout: Any = None,
+        allow_other_workers: bool = False,
+        actor: bool = False,
+        actors: bool = False,
+        time_limit: Any = None,
+        **kwargs: Any,
+    ) -> list[F]:
+        """Run `func` on each element of an iterable, or on the elements of several in step, as `map` does.
+
+        The function travels once. `key` is a prefix for the keys, or a list of them; `batch_size` says how many calls
+        are sent at a time. All else is as in `submit`.
+        """
+        if actor or actors:
+            raise UsageError("actors are not supported")
+        if not iterables:
+            raise UsageError("map() needs something to map over")
+        for iterable in iterables:
+            if not _is_iterable(iterable):
+                raise TypeError(
+                    f"map() calls the function on each element of an iterable, and {iterable!r:.60} is none; "
+                    "for one call use submit()"
+                )
+        func, kwargs = _with_large_kwargs(_callable(func), kwargs)
+        function = pickle_function(func)
+        options: Options = {
+            "workers": workers,
+            "resources": resources,
+            "retries": retries,
+            "priority": priority,
+            "allow_other_workers": allow_other_workers,
+            "time_limit": time_limit,
+        }
+        extra = extra_from(options)
+        keys: Iterator[Hashable] | None = None
+        prefix = function.name
+        if isinstance(key, str):
+            prefix = sendable("the key", key)
+        elif key is not None:
+            if not _is_iterable(key):
+                raise UsageError(f"key is the beginning of all keys, a text, or a list of keys, not {key!r:.60}")
+            keys = iter(key)
+        calls = zip(*iterables, strict=False)
+        futures: list[F] = []
+        engine, future = self._engine, self._future
+        if batch_size is not None:
+            batch_size = whole("batch_size", batch_size, 0, 2**31)
+        size = batch_size or FIRST_CHUNK
+        while batch := list(islice(calls, size)):
+            if keys is not None:
+                rows, contents = self._named_rows(function, batch, kwargs, keys)
+            else:
+                rows, contents = self._rows(function, prefix, batch, kwargs, pure=pure is not False)
+            futures += [future(engine, state) for state in engine.submit(function, rows, contents, extra)]
+            size = batch_size or min(2 * size, LARGEST_CHUNK)
+        return futures
+
+    def _rows(
+        self, function: PickledFunction, prefix: str, batch: list[Any], kwargs: dict[str, Any], *, pure: bool
+    ) -> tuple[list[Row], list[Content]]:
+        rows: list[Row] = []
+        contents: list[Content] = []
+        function_token = function.token
+        contents += function.blobs
+        always = tuple([digest for digest, _ in function.blobs])
+        for args in batch:
+            call = pickle_call(args, kwargs)
+            token = call_token(function_token, args, kwargs, call).hex() if pure else ""
+            key = f"{prefix}-{token}" if token else self._fresh_key(prefix)
+            if call.blobs:
+                contents += call.blobs
+                rows.append(Row(key, call.call, call.dependencies, (*always, *[digest for digest, _ in call.blobs])))
+            else:
+                rows.append(Row(key, call.call, call.dependencies, always))
+        return rows, contents
+
+    def _named_rows(
+        self, function: PickledFunction, batch: list[Any], kwargs: dict[str, Any], keys: Iterator[Hashable]
+    ) -> tuple[list[Row], list[Content]]:
+        names = list(islice(keys, len(batch)))
+        if len(names) < len(batch):
+            raise UsageError("map() was given fewer keys than calls")
+        rows: list[Row] = []
+        contents: list[Content] = list(function.blobs)
+        for name, args in zip(names, batch, strict=True):
+            call = pickle_call(args, kwargs)
+            token = call_token(function.token, args, kwargs, call)
+            contents += call.blobs
+            digests = tuple([digest for digest, _ in (*function.blobs, *call.blobs)])
+            rows.append(Row(wire_key(name), call.call, call.dependencies, digests, token))
+        return rows, contents
+
+    def _fresh_key(self, name: str) -> Key:
+        return f"{name}-{self.id}-{next(self._engine.serial):x}"
+
+    # ------------------------------------------------------------------------------------------------ graphs
+
+    def _submit_graph(
+        self, graph: Mapping[Any, Any], outputs: Sequence[Hashable], options: Options
+    ) -> dict[Hashable, Any]:
+        """Submit what the outputs need; for each output a future, or the value of one that is a constant.
+
+        The inner tasks are released at once, and kept as long as outputs need them.
+        """
+        made: Plan = plan(graph, outputs)
+        extra = extra_from(options)
+        wanted = {found.key for found in made.outputs.values() if not (found is None or isinstance(found, Constant))}
+        futures: dict[Key, F] = {}
+        inner: list[KeyState] = []
+        try:
+            for _, tasks in groupby(made.tasks, lambda task: id(task.function)):
+                while batch := list(islice(tasks, LARGEST_CHUNK)):
+                    for state in self._submit_graph_tasks(batch, extra):
+                        if state.key in wanted:
+                            futures[state.key] = self._future(self._engine, state)
+                        else:
+                            inner.append(state)
+        finally:
+            self._engine.release(inner)
+        foreign = [key for key, found in made.outputs.items() if found is None]
+        for key, state in zip(foreign, self._engine.adopt([wire_key(key) for key in foreign]), strict=True):
+            futures[wire_key(key)] = self._future(self._engine, state)
+        return {
+            key: found.value if isinstance(found, Constant) else futures[wire_key(key) if found is None else found.key]
+            for key, found in made.outputs.items()
+        }
+
+    def _submit_graph_tasks(self, tasks: list[GraphTask], extra: Mapping[str, Any]) -> list[KeyState]:
+        """Submit tasks that call one function."""
+        function = pickle_function(tasks[0].function)
+        rows: list[Row] = []
+        contents: list[Content] = list(function.blobs)
+        for key, _, args in tasks:
+            call = pickle_call(args, {})
+            token = call_token(function.token, args, {}, call)
+            contents += call.blobs
+            digests = tuple([digest for digest, _ in (*function.blobs, *call.blobs)])
+            rows.append(Row(key, call.call, call.dependencies, digests, token))
+        return self._engine.submit(function, rows, contents, extra)
+
+    def _refuse_unknown(self, graph: Mapping[Any, Any], found: Mapping[Hashable, Any]) -> None:
+        """Say which of these keys is not there at all, if one is: neither in the graph nor at the scheduler.
+
+        Raises `KeyError`.
+        """
+        for key, future in found.items():
+            if key not in graph and isinstance(future, BaseFuture) and future.status == "lost":
+                known = ", ".join(repr(other) for other in islice(graph, MOST_SHOWN)) or "which is empty"
+                more = ", ..." if len(graph) > MOST_SHOWN else ""
+                raise KeyError(f"{key!r} is neither a key of the graph ({known}{more}) nor of a task at the scheduler")
+
+    # ------------------------------------------------------------------------------------------------ the rest
+
+    def _expected(self, parcels: Sequence[Parcel]) -> list[F]:
+        """Futures for values that are about to be put onto workers."""
+        states = self._engine.adopt([parcel.key for parcel in parcels], submitted=False)
+        return [self._future(self._engine, state) for state in states]
+
+    def cancel(
+        self,
+        futures: Any,
+        asynchronous: object = None,
+        force: bool = False,
+        reason: str | None = None,
+        msg: str | None = None,
+    ) -> None:
+        """Give futures up, and everything that depends on them. Their tasks stop unless other clients want them.
+
+        With `force` they stop even then. Takes effect here at once.
+        """
+        self._engine.cancel(states_of(futures_given(futures, "cancel()")), force=force, text=msg or reason or "")
+
+    def retry(self, futures: Any, asynchronous: object = None) -> None:
+        """Run those of these tasks that have erred again, from the task whose failure it was."""
+        self._engine.retry(states_of(futures_given(futures, "retry()")))
+
+    def detach(self, futures: Any) -> None:
+        """Have these tasks finish whether or not anybody still wants their results (`fire_and_forget`)."""
+        self._engine.detach(states_of(futures_given(futures, "detach()")))
+
+    def future(self, key: Hashable) -> F:
+        """A future for a task that somebody submitted, perhaps another client."""
+        return self._future(self._engine, self._engine.adopt([wire_key(key)])[0])
+
+
+def _callable(func: Any) -> Callable[..., Any]:
+    if not callable(func):
+        raise TypeError(f"the first argument must be callable, not {type(func).__name__}")
+    return cast("Callable[..., Any]", func)
+
+
+def _is_iterable(value: Any) -> bool:
+    try:
+        iter(value)
+    except TypeError:
+        return False
+    return True
+
+
+def _with_large_kwargs(func: Callable[..., Any], kwargs: dict[str, Any]) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """Bind large keyword arguments to the function, so that they travel with it once, not with each call."""
+    if kwargs:
+        call = pickle_call((), kwargs)
+        if (call.blobs or len(call.call) > LARGE_KWARGS_BYTES) and not call.dependencies:
+            return partial(func, **kwargs), {}
+    return func, kwargs

@@ -1,0 +1,89 @@
+"""What a client knows of one key.
+
+| status | what is true |
+|---|---|
+| pending | no answer yet, or its result is being computed again |
+| finished | the result exists: `value` is here, or `holders` have it, or neither (the copy that was here made room) |
+| error | `failure` is a `KeyFailed` |
+| cancelled, lost | `failure` is a `Dropped` or `Ended`; it stays so for ever: a new submission makes a new state |
+
+Futures hold their `KeyState` directly, so asking a future for its status costs no look-up and no lock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final, Literal, NamedTuple, TypeAlias
+
+from trio_dask.ids import Key
+from trio_dask.protocol.messages import Dropped, KeyFailed
+
+__all__ = ["OVER", "Ended", "Frames", "KeyState", "Reader", "Status", "Waiter"]
+
+Status: TypeAlias = Literal["pending", "finished", "error", "cancelled", "lost"]
+
+OVER: Final = frozenset[str](("cancelled", "lost"))
+
+Frames: TypeAlias = Sequence[bytes | bytearray | memoryview]
+"""A pickled value: the pickle, then its out-of-band buffers."""
+
+
+class Ended(NamedTuple):
+    """The session ended under the key: `lost` says whether that was a loss, or the client closed."""
+
+    lost: bool
+    text: str
+
+
+class KeyState:
+    """One key, as this client sees it.
+
+    `refs` counts futures. `waiters` are called once, when the status stops being pending. `readers` want the value, not
+    just the news of it.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "failure",
+        "fence",
+        "fetching",
+        "holders",
+        "key",
+        "nbytes",
+        "readers",
+        "refs",
+        "status",
+        "token",
+        "tries",
+        "type_name",
+        "value",
+        "waiters",
+    )
+
+    def __init__(self, key: Key, token: bytes = b"") -> None:
+        self.key = key
+        self.token = token
+        """Fingerprint of the call, for keys that the user chose."""
+        self.status: Status = "pending"
+        self.refs = 0
+        self.waiters: list[Waiter] | None = None
+        self.readers: list[Reader] | None = None
+        self.value: bytes | None = None
+        self.holders: tuple[str, ...] = ()
+        self.nbytes = 0
+        self.type_name = ""
+        self.failure: KeyFailed | Dropped | Ended | None = None
+        self.fence = 0
+        """While not 0: what arrives is about an earlier task of this key, until the reply with this number."""
+        self.fetching = ""
+        """The address it is being fetched from, or waits in line for."""
+        self.tries = 0
+        """Fetches that failed since somebody wanted the value."""
+
+    def __repr__(self) -> str:
+        return f"<KeyState {self.key} {self.status}>"
+
+
+Waiter: TypeAlias = Callable[[KeyState], None]
+Reader: TypeAlias = Callable[[KeyState, Frames | None, str], None]
+"""Called once: with the frames, or None. Then the key failed, or (a reason is given) it could not be fetched."""

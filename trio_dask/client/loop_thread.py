@@ -1,0 +1,120 @@
+"""The threads of a blocking client: one that runs its Trio loop, one that runs the callbacks of its futures."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from queue import SimpleQueue
+
+import trio
+
+from trio_dask.client.engine import Engine
+from trio_dask.client.loop_calls import guarded
+from trio_dask.client.wait_signals import ThreadSignal
+
+__all__ = ["CallbackThread", "EngineThread"]
+
+_logger = logging.getLogger("trio_dask.client")
+
+
+class EngineThread:
+    """Runs an engine. A daemon, so that a program that forgets to close its client still ends.
+
+    `home` is the Trio run in which the engine must live, for a scheduler inside this program; without one it gets a run
+    of its own.
+    """
+
+    def __init__(self, engine: Engine, home: trio.lowlevel.TrioToken | None = None) -> None:
+        self._engine = engine
+        self._home = home
+        self._attached = ThreadSignal()
+        self._connected = ThreadSignal()
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._run, name="trio_dask-client", daemon=True)
+
+    def start(self, *, wait: bool = True) -> None:
+        """Return once the engine is connected, or (without `wait`) trying to. Raises what kept it from that."""
+        if trio.lowlevel.in_trio_run() and trio.lowlevel.current_trio_token() is self._home:
+            self._engine.attach()  # its loop is at a stand while we are in it: nobody else could
+            self._attached.set()
+        self._thread.start()
+        try:
+            self._attached.wait()
+            if wait:
+                self._connected.wait()
+        except BaseException:  # Ctrl-C: give up connecting as well
+            self.stop(None)
+            raise
+        if wait and self._error is not None:
+            self._thread.join()
+            error, self._error = self._error, None
+            try:
+                raise error
+            finally:
+                del error  # its traceback holds this frame: the two would keep each other, and the caller's variables
+
+    def stop(self, timeout_s: float | None) -> None:
+        """Have the engine say goodbye, and return when its thread has ended, or after that many seconds."""
+        self._engine.run_soon(self._engine.stop)
+        if self._thread.is_alive() and threading.current_thread() is not self._thread:
+            self._thread.join(timeout_s)
+
+    def started(self, value: None = None) -> None:
+        """The engine says that it is connected: this stands in for the status object of a Trio task."""
+        self._connected.set()
+
+    def _run(self) -> None:
+        # Cancelled means that the loop which is our home has ended, and the engine with it.
+        with suppress(trio.Cancelled):
+            try:
+                if self._home is None:
+                    trio.run(self._main)
+                else:
+                    trio.from_thread.run(self._main, trio_token=self._home)
+            except (
+                Exception
+            ) as error:  # the caller of `start` raises it; here only the thread would end, without a word
+                self._fail(error)
+            finally:
+                self._attached.set()
+                self._connected.set()
+
+    async def _main(self) -> None:
+        self._engine.attach()
+        self._attached.set()
+        try:
+            await self._engine.serve(task_status=self)
+        except Exception as error:  # not left to Trio: its runner would keep it, and with it whoever waits for it
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        """Have the error raised in the thread that waits for the connection."""
+        self._error = error
+        if self._connected.is_set:  # nobody does any more
+            _logger.error("the client failed", exc_info=error)
+
+
+class CallbackThread:
+    """Calls the callbacks of futures, one after the other; the thread starts with the first one."""
+
+    def __init__(self) -> None:
+        self._queue: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def put(self, callback: Callable[[], object]) -> None:
+        """Have this called soon. From any thread; a client calls it under its lock, so never by two at once."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="trio_dask-callbacks", daemon=True)
+            self._thread.start()
+        self._queue.put(callback)
+
+    def stop(self) -> None:
+        """End the thread once it has made the calls that are due."""
+        if self._thread is not None:
+            self._queue.put(None)
+
+    def _run(self) -> None:
+        while (callback := self._queue.get()) is not None:
+            guarded(callback)

@@ -1,0 +1,138 @@
+"""Futures nested in lists, tuples, sets and dicts: which there are, and the same shape with values in their place."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any, Final, TypeGuard, cast
+
+from trio_dask.client.core.key_state import KeyState
+from trio_dask.client.engine import Engine
+from trio_dask.client.futures import BaseFuture, states_of
+from trio_dask.client.task_errors import no_value
+from trio_dask.client.wait_signals import Reading
+from trio_dask.errors import UsageError
+
+__all__ = [
+    "concrete",
+    "filled",
+    "futures_given",
+    "futures_in",
+    "is_dict",
+    "is_series",
+    "own_states",
+    "series_like",
+    "skips",
+    "values_of",
+]
+
+_MISSING: Final = object()
+_SERIES: Final = (list, tuple, set, frozenset)
+
+
+def is_dict(value: object) -> TypeGuard[dict[Any, Any]]:
+    """Whether this is a dictionary."""
+    return isinstance(value, dict)
+
+
+def is_series(value: object) -> TypeGuard[Collection[Any]]:
+    """Whether this is a list, tuple, set or frozenset, perhaps a named tuple."""
+    return isinstance(value, _SERIES)
+
+
+def series_like(model: Collection[Any], items: Iterable[Any]) -> Any:
+    """The items in a collection of the same kind."""
+    make: Any = next(kind for kind in _SERIES if isinstance(model, kind))
+    return make(items)
+
+
+def futures_in(collection: Any) -> Iterator[BaseFuture]:
+    """All futures in a nested collection, in order."""
+    if isinstance(collection, BaseFuture):
+        yield collection
+    elif is_series(collection):
+        for item in collection:
+            if isinstance(item, BaseFuture):
+                yield item
+            else:
+                yield from futures_in(item)
+    elif is_dict(collection):
+        for item in collection.values():
+            yield from futures_in(item)
+
+
+def futures_given(given: Any, function: str) -> list[BaseFuture]:
+    """The futures in what a function about futures was given, perhaps none, if that is empty.
+
+    Raises `TypeError` for anything without a future in it, such as a key.
+    """
+    given = concrete(given)
+    futures = list(futures_in(given))
+    if not futures and not _is_empty(given):
+        raise TypeError(f"{function} takes futures, alone or in lists, tuples, sets and dicts, not {given!r:.60}")
+    return futures
+
+
+def _is_empty(collection: Any) -> bool:
+    if is_dict(collection):
+        return all(map(_is_empty, collection.values()))
+    return is_series(collection) and all(map(_is_empty, collection))
+
+
+def concrete(collection: Any) -> Any:
+    """A list in place of an iterator or range; anything else as it is."""
+    return list(cast("Iterable[Any]", collection)) if isinstance(collection, Iterator | range) else collection
+
+
+def skips(errors: str) -> bool:
+    """Whether `gather` is to leave out what failed. Raises `UsageError`."""
+    if errors not in ("raise", "skip"):
+        raise UsageError(f"errors must be 'raise' or 'skip', not {errors!r}")
+    return errors == "skip"
+
+
+def own_states(engine: Engine, futures: list[BaseFuture]) -> list[KeyState]:
+    """The states behind these futures, each once.
+
+    Raises `ValueError` for futures of another client.
+    """
+    states = states_of(futures)
+    for future in futures:
+        if future.engine is not engine:
+            raise ValueError(f"{future.key!r} belongs to another client; gather it there")
+    return list(dict.fromkeys(states))
+
+
+def values_of(engine: Engine, reading: Reading, states: list[KeyState], *, skip: bool) -> dict[KeyState, Any]:
+    """The values that were read; with `skip` those that failed are left out, else the first of them is raised."""
+    if reading.failed is not None and not skip:
+        state = reading.failed
+        raise no_value(state, reading.reasons[state])
+    frames = reading.frames
+    load = engine.load
+    return {state: load(frames[state]) for state in states if state in frames}
+
+
+def filled(collection: Any, values: Mapping[KeyState, Any]) -> Any:
+    """The collection with values for futures; a future without a value falls out of its container, or becomes None."""
+    found = _filled(collection, values)
+    return None if found is _MISSING else found
+
+
+def _filled(collection: Any, values: Mapping[KeyState, Any]) -> Any:
+    if isinstance(collection, BaseFuture):
+        return values.get(collection.state, _MISSING)
+    if is_dict(collection):
+        pairs = [(key, _filled(item, values)) for key, item in collection.items()]
+        return {key: item for key, item in pairs if item is not _MISSING}
+    if not is_series(collection):
+        return collection
+    items = [
+        found
+        for item in collection
+        if (found := values.get(item.state, _MISSING) if isinstance(item, BaseFuture) else _filled(item, values))
+        is not _MISSING
+    ]
+    if hasattr(collection, "_fields") and len(items) == len(collection):
+        make: Any = type(collection)
+        return make(*items)
+    return series_like(collection, items)

@@ -1,0 +1,177 @@
+"""Putting values of the client onto workers."""
+
+from __future__ import annotations
+
+import secrets
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, Final, NamedTuple
+
+import trio
+
+from trio_dask.client.core.key_state import KeyState
+from trio_dask.client.dask_graphs import wire_key
+from trio_dask.client.engine import Engine
+from trio_dask.client.nested_futures import is_dict, is_series, series_like
+from trio_dask.client.task_errors import no_value
+from trio_dask.client.task_options import Workers, worker_names
+from trio_dask.client.worker_channels import CHANNEL_FAILURES, Channel, failure_text
+from trio_dask.errors import ClusterError, ProtocolError, UsageError
+from trio_dask.ids import Key
+from trio_dask.protocol.call_tokens import canonical_token
+from trio_dask.protocol.messages import Absent, Put, PutDone
+from trio_dask.protocol.picklers import type_name
+from trio_dask.protocol.pickling import dump_value
+
+__all__ = ["Parcel", "parcels_of", "put_all", "reshaped"]
+
+ANSWER_S: Final = 30.0
+"""How long a worker that has taken a value may take to say so."""
+
+CHANNELS: Final = 2
+LARGE_BYTES: Final = 8 * 2**20
+"""Less goes to a worker over one channel: to open another would take longer."""
+
+
+class Parcel(NamedTuple):
+    """One value, ready to be sent."""
+
+    key: Key
+    type_name: str
+    frames: list[memoryview]
+
+
+def parcels_of(data: Any, *, hashed: bool) -> list[Parcel]:
+    """The values in a list, tuple, set, frozenset or dict, or the one value that `data` is.
+
+    Raises `SerializationError`, which names what cannot be pickled.
+    """
+    if is_dict(data):
+        return [_parcel(wire_key(key), value) for key, value in data.items()]
+    return [_parcel(None, value, hashed=hashed) for value in (data if is_series(data) else (data,))]
+
+
+def _parcel(key: Key | None, value: object, *, hashed: bool = False) -> Parcel:
+    frames = [memoryview(frame).cast("B") for frame in dump_value(value)]
+    kind = type(value)
+    if key is None:
+        token = canonical_token(value, bytes(frames[0])) if hashed else secrets.token_bytes(16)
+        key = f"{kind.__name__}-{token.hex()}"
+    return Parcel(key, type_name(kind), frames)
+
+
+def reshaped(data: Any, futures: Sequence[Any]) -> Any:
+    """The futures in the shape of the data."""
+    if is_dict(data):
+        return dict(zip(data, futures, strict=True))
+    return series_like(data, futures) if is_series(data) else futures[0]
+
+
+async def put_all(
+    engine: Engine, parcels: Sequence[Parcel], states: Sequence[KeyState], workers: Workers, broadcast: bool
+) -> None:
+    """Send each value to a worker, to the workers in turn by their threads, or each to all of them; wait until they
+    count as results. What is there already is not sent again.
+
+    Raises `UsageError` if there is no such worker, `ClusterError` if no worker takes a value.
+    """
+    addresses = await _targets(engine, workers)
+    missing = [parcel for parcel, state in zip(parcels, states, strict=True) if state.status == "pending"]
+    missing = list({parcel.key: parcel for parcel in missing}.values())
+    turns = _turns(addresses)
+    loads: dict[str, deque[Parcel]] = {address: deque() for address in addresses}
+    for parcel in missing:
+        for address in addresses if broadcast else (next(turns),):
+            loads[address].append(parcel)
+    failures: list[str] = []
+    stranded: list[Parcel] = []
+    async with trio.open_nursery() as nursery:
+        for address, load in loads.items():
+            if load:
+                nursery.start_soon(_put_each, engine, address, load, failures, stranded)
+    for parcel in stranded if not broadcast else ():
+        await _put_anywhere(engine, parcel, addresses, failures)
+    if broadcast and failures:
+        raise ClusterError(f"not every worker accepted the data: {failures[0]}")
+    await engine.settle_async(states, len(states))
+    for state in states:
+        if state.failure is not None:
+            raise no_value(state, "")
+
+
+async def _targets(engine: Engine, workers: Workers) -> dict[str, int]:
+    """The threads of the workers that may hold the data, by address. Waits for the first worker if there is none."""
+    names = worker_names(workers)
+    if not names:
+        await engine.ask("wait_for_workers", ("1",))
+    found: Mapping[str, int] = await engine.ask("nthreads", names)
+    if not found:
+        raise UsageError(f"there is no worker {names[0]!r}" if names else "there are no workers")
+    return dict(found)
+
+
+def _turns(addresses: Mapping[str, int]) -> Iterator[str]:
+    """Each worker as often as it has threads, round after round."""
+    while True:
+        for turn in range(max(addresses.values())):
+            for address, threads in addresses.items():
+                if turn < max(threads, 1):
+                    yield address
+
+
+async def _put_each(
+    engine: Engine, address: str, load: deque[Parcel], failures: list[str], stranded: list[Parcel]
+) -> None:
+    """Large values over several channels at once: to copy one takes little longer than to be told that it is there."""
+    found: list[str] = []
+    nbytes = sum(len(frame) for parcel in load for frame in parcel.frames)
+    async with trio.open_nursery() as nursery:
+        for _ in range(min(CHANNELS, len(load)) if nbytes > LARGE_BYTES else 1):
+            nursery.start_soon(_put_load, engine, address, load, found)
+    if load:
+        failures += found
+        stranded += load
+
+
+async def _put_load(engine: Engine, address: str, load: deque[Parcel], failures: list[str]) -> None:
+    try:
+        await engine.peers.exchange(address, partial(_put_over, engine.incarnation, load))
+    except CHANNEL_FAILURES as error:
+        failures.append(failure_text(address, error))
+
+
+async def _put_over(incarnation: str, load: deque[Parcel], channel: Channel) -> None:
+    while load:
+        parcel = load.popleft()
+        try:
+            await _put(incarnation, parcel, channel)
+        except BaseException:
+            load.appendleft(parcel)
+            raise
+
+
+async def _put(incarnation: str, parcel: Parcel, channel: Channel) -> None:
+    sizes = tuple(len(frame) for frame in parcel.frames)
+    await channel.send(Put(parcel.key, incarnation, parcel.type_name, sizes), parcel.frames)
+    try:
+        with trio.fail_after(ANSWER_S):  # its process may be stopped: then it would be waited for as long as it is
+            message, _ = await channel.receive()
+    except trio.TooSlowError:
+        raise ClusterError(f"{parcel.key!r} was sent but not confirmed within {ANSWER_S:g} s") from None
+    if isinstance(message, Absent):
+        raise ClusterError(message.text)
+    if not isinstance(message, PutDone) or message.key != parcel.key:
+        raise ProtocolError(f"a Put was answered with {type(message).__name__}")
+
+
+async def _put_anywhere(engine: Engine, parcel: Parcel, addresses: Mapping[str, int], failures: list[str]) -> None:
+    for address in addresses:
+        load = deque([parcel])
+        try:
+            await engine.peers.exchange(address, partial(_put_over, engine.incarnation, load))
+        except CHANNEL_FAILURES as error:
+            failures.append(failure_text(address, error))
+        else:
+            return
+    raise ClusterError(f"no worker accepted {parcel.key!r}: {failures[-1]}")

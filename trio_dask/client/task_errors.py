@@ -1,0 +1,82 @@
+"""What a failed key raises where its result is asked for."""
+
+from __future__ import annotations
+
+from trio_dask.client.core.key_state import Ended, KeyState
+from trio_dask.errors import (
+    ClusterError,
+    DataLost,
+    FutureCancelledError,
+    KeyConflict,
+    KilledWorker,
+    RemoteError,
+    SchedulerLost,
+    TaskTimeout,
+    UsageError,
+)
+from trio_dask.protocol.messages import Dropped, KeyFailed
+from trio_dask.protocol.pickling import rebuild_exception
+
+__all__ = ["exception_of", "no_value", "unfetched_error"]
+
+
+def exception_of(state: KeyState) -> BaseException | None:
+    """A fresh exception for a key that failed, or None for one that did not.
+
+    Fresh each time: an exception that is raised twice drags the first one's traceback along.
+    """
+    failure = state.failure
+    if failure is None:
+        return None
+    if isinstance(failure, KeyFailed):
+        error = _of_task(failure)
+        if failure.blamed != failure.key:
+            error.add_note(f"needed for task {failure.key!r}")
+        return error
+    if isinstance(failure, Ended):
+        text = f"{state.key!r} is lost: {failure.text}"
+        return SchedulerLost(text) if failure.lost else FutureCancelledError(text)
+    return _of_dropped(failure)
+
+
+def no_value(state: KeyState, reason: str) -> BaseException:
+    """Why there is no value: the task failed, or else its value could not be fetched, for this reason."""
+    error = exception_of(state)
+    return unfetched_error(state, reason) if error is None else error
+
+
+def unfetched_error(state: KeyState, reason: str) -> ClusterError:
+    """The result exists, and yet cannot be had."""
+    return ClusterError(f"the result of {state.key!r} could not be fetched: {reason}")
+
+
+def _of_task(failure: KeyFailed) -> BaseException:
+    details = failure.details
+    match failure.kind:
+        case "exception":
+            name, address = details.get("worker"), details.get("address")
+            return rebuild_exception(
+                failure.error,
+                failure.text,
+                key=failure.blamed,
+                worker=f"{name} ({address})" if name and address and name != address else str(name or address or "?"),
+                attempt=int(details.get("attempt", 1)),
+            )
+        case "killed":
+            return KilledWorker(failure.blamed, tuple(str(line) for line in details.get("deaths", ())))
+        case "conflict":
+            return KeyConflict(failure.text)
+        case "timeout":
+            return TaskTimeout(failure.text)
+        case "lost":
+            return DataLost(failure.text)
+        case "refused":
+            return UsageError(failure.text)
+        case other:
+            return RemoteError(other, failure.text)
+
+
+def _of_dropped(dropped: Dropped) -> Exception:
+    if dropped.reason == "lost":
+        return DataLost(dropped.text or f"{dropped.key!r} is lost")
+    return FutureCancelledError(dropped.text or f"{dropped.key!r} was cancelled")

@@ -1,0 +1,129 @@
+"""The keywords of `submit` and `map` that say how a task runs, checked where the user stands."""
+
+from __future__ import annotations
+
+import datetime
+import math
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, SupportsFloat, TypeAlias, TypedDict, cast
+
+from trio_dask.client.core.outbox import NO_EXTRA
+from trio_dask.client.name_checks import sendable
+from trio_dask.client.wait_signals import as_seconds
+from trio_dask.errors import UsageError
+
+__all__ = ["Options", "Workers", "extra_from", "understood", "whole", "worker_names"]
+
+Workers: TypeAlias = str | int | Iterable[str | int] | None
+
+
+class Options(TypedDict, total=False):
+    """How tasks run.
+
+    workers: names, addresses or hosts of the workers that may run them.
+    allow_other_workers: treat `workers` as a preference.
+    resources: what each needs of its worker, such as `{"GPU": 1}`.
+    retries: how often one that raises is run again.
+    priority: any number, larger first; tasks of the same priority run in the order of submission.
+    time_limit: seconds, or a text such as "5 min", after which one that still runs is ended.
+    fifo_timeout: accepted for distributed's sake; submissions of one client always run in their order.
+    """
+
+    workers: Workers
+    allow_other_workers: bool
+    resources: Mapping[str, float] | None
+    retries: int | None
+    priority: SupportsFloat
+    time_limit: float | str | datetime.timedelta | None
+    fifo_timeout: float | str
+
+
+def worker_names(workers: Workers) -> tuple[str, ...]:
+    """Workers as a user names them (one or several; names may be numbers), as a tuple of texts."""
+    if workers is None:
+        return ()
+    if isinstance(workers, str | int):
+        return (sendable("the name of a worker", str(workers)),)
+    if not isinstance(workers, Iterable):
+        raise UsageError(f'workers is a name, an address or a host, or a list such as ["alice"], not {workers!r:.60}')
+    return tuple(sendable("the name of a worker", str(worker)) for worker in workers)
+
+
+WITHOUT_MEANING: Final = frozenset({"actors", "asynchronous", "direct"})
+
+
+def understood(options: Mapping[str, Any]) -> Options:
+    """The keywords of `get`, without those of distributed's that mean nothing here."""
+    if options.get("actors"):
+        raise UsageError("actors are not supported")
+    return cast("Options", {name: value for name, value in options.items() if name not in WITHOUT_MEANING})
+
+
+def extra_from(options: Options) -> Mapping[str, Any]:
+    """These options as the scheduler reads them; what is None or 0 is left out. Raises `UsageError`."""
+    extra: dict[str, Any] = {}
+    workers, resources, retries = options.get("workers"), options.get("resources"), options.get("retries")
+    priority, time_limit = options.get("priority"), options.get("time_limit")
+    if workers is not None and (names := worker_names(workers)):
+        extra["workers"] = names
+    if options.get("allow_other_workers"):
+        if "workers" not in extra:
+            raise UsageError("allow_other_workers=True needs workers= as well")
+        extra["allow_other_workers"] = True
+    if resources is not None:
+        if not isinstance(resources, Mapping):
+            raise UsageError(f'resources must be a dict such as {{"GPU": 1}}, not {resources!r}')
+        amounts = {
+            sendable("the name of a resource", str(name)): _amount(f"resources[{name!r}]", amount)
+            for name, amount in resources.items()
+        }
+        if amounts:
+            extra["resources"] = amounts
+    if retries:
+        extra["retries"] = whole("retries", retries, 0, 2**31)
+    if priority is not None and (number := _priority(priority)):
+        extra["priority"] = number
+    if time_limit is not None:
+        extra["time_limit"] = _amount("time_limit", as_seconds(time_limit))
+    if unknown := options.keys() - Options.__annotations__.keys():
+        raise TypeError(f"there is no option {min(unknown)!r}")
+    return extra or NO_EXTRA
+
+
+def whole(name: str, number: Any, least: int, most: int) -> int:
+    """This number, if it is one of those. Raises `UsageError`."""
+    try:
+        found = int(number)
+    except (TypeError, ValueError, OverflowError):
+        found = least - 1
+    if isinstance(number, bool | str) or found != number or not least <= found <= most:
+        raise UsageError(f"{name} must be a whole number from {least} to {most}, not {number!r:.60}")
+    return found
+
+
+def _priority(priority: Any) -> float:
+    """The nearest float: finer differences are none, and what is beyond all floats is the last of them."""
+    number = math.nan if isinstance(priority, str | bytes | bytearray) else _nearest(priority)
+    if math.isnan(number) or (math.isinf(number) and priority == number):
+        raise UsageError(f"priority must be a finite number (larger runs first), not {priority!r}")
+    return min(max(number, -sys.float_info.max), sys.float_info.max)
+
+
+def _nearest(number: Any) -> float:
+    try:
+        return float(number)
+    except OverflowError:  # an integer or a fraction
+        return math.inf if number > 0 else -math.inf
+    except (TypeError, ValueError):
+        return math.nan
+
+
+def _amount(name: str, amount: Any) -> float:
+    try:
+        number = float(amount)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number) or number < 0:
+        raise UsageError(f"{name} must be 0 or more, such as 1, not {amount!r:.60}")
+    return number

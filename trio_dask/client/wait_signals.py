@@ -1,0 +1,227 @@
+"""Waiting for keys, in a plain thread or a Trio task of any loop. Whoever settles a key wakes them directly."""
+
+from __future__ import annotations
+
+import datetime
+import sys
+import threading
+from typing import Any, Protocol
+
+import trio
+
+from trio_dask.client.core.key_state import Frames, KeyState
+from trio_dask.config import parse_timedelta
+from trio_dask.errors import UsageError
+
+__all__ = [
+    "Reading",
+    "Settling",
+    "Signal",
+    "ThreadSignal",
+    "TrioSignal",
+    "as_seconds",
+    "limit",
+    "refuse_in_event_loop",
+    "require_trio",
+]
+
+
+def as_seconds(timeout: float | str | datetime.timedelta | None) -> float | None:
+    """A timeout as users write it (`5`, `"5s"`, `timedelta(seconds=5)`) in seconds; None means none.
+
+    Raises `UsageError` for what is no length of time.
+    """
+    if timeout is None or isinstance(timeout, float):
+        return timeout
+    if isinstance(timeout, str):
+        return parse_timedelta(timeout)
+    if isinstance(timeout, datetime.timedelta):
+        return timeout.total_seconds()
+    try:
+        return float(timeout)
+    except (TypeError, ValueError, OverflowError):
+        text = f'a length of time is a number of seconds or a text such as "5s", not {timeout!r:.60}'
+        raise UsageError(text) from None
+
+
+def limit(timeout: float | str | datetime.timedelta | None) -> trio.CancelScope:
+    """A scope that is cancelled after this long. Raises `UsageError` for a text that is no length of time."""
+    seconds = as_seconds(timeout)
+    return trio.CancelScope(deadline=float("inf") if seconds is None else trio.current_time() + max(seconds, 0.0))
+
+
+def refuse_in_event_loop(what: str) -> None:
+    """Raise `RuntimeError` if this thread runs an event loop, which a blocking call would bring to a halt.
+
+    The loop of a notebook's kernel is no obstacle: cells run inside it, one after the other, and may block.
+    """
+    if trio.lowlevel.in_trio_run():
+        raise RuntimeError(
+            f"{what} blocks, which would stall the Trio loop of this thread; use `async with AsyncClient(...)`"
+        )
+    asyncio = sys.modules.get("asyncio")
+    if asyncio is not None and asyncio._get_running_loop() is not None and not _in_notebook():
+        raise RuntimeError(
+            f"{what} blocks, which would stall the asyncio loop of this thread; "
+            "call it in a thread: `await asyncio.to_thread(...)`"
+        )
+
+
+def require_trio(what: str, instead: str = "Client") -> None:
+    """Raise `RuntimeError` unless this thread runs Trio."""
+    if trio.lowlevel.in_trio_run():
+        return
+    asyncio = sys.modules.get("asyncio")
+    if asyncio is not None and asyncio._get_running_loop() is not None:
+        where = "a notebook" if _in_notebook() else "a thread (`await asyncio.to_thread(...)`)"
+        raise RuntimeError(f"{what} needs Trio, but this thread runs asyncio; use {instead} in {where}")
+    raise RuntimeError(f"{what} needs Trio; start the program with `trio.run(main)`, or use {instead}")
+
+
+def _in_notebook() -> bool:
+    ipython = sys.modules.get("IPython")
+    shell: Any = ipython.get_ipython() if ipython is not None else None
+    return getattr(shell, "kernel", None) is not None
+
+
+class Signal(Protocol):
+    """Somebody who waits for one thing to happen."""
+
+    def set(self) -> None:
+        """It has happened. Cheap, from any thread, any number of times."""
+        ...
+
+
+class ThreadSignal:
+    """Stops a thread until it is set."""
+
+    __slots__ = ("_is_set", "_lock")
+
+    def __init__(self) -> None:
+        self._is_set = False
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def set(self) -> None:
+        if not self._is_set:
+            self._is_set = True
+            self._lock.release()
+
+    @property
+    def is_set(self) -> bool:
+        return self._is_set
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Return True once it is set, or False after that many seconds. Ctrl-C interrupts it."""
+        if self._is_set:
+            return True
+        if timeout_s is None:
+            return self._lock.acquire()
+        return self._lock.acquire(timeout=min(max(timeout_s, 0.0), threading.TIMEOUT_MAX))
+
+
+class TrioSignal:
+    """Parks a Trio task until it is set; from the same thread without a detour, from another through its loop."""
+
+    __slots__ = ("_is_set", "_task", "_thread", "_token")
+
+    def __init__(self) -> None:
+        self._is_set = False
+        self._task: trio.lowlevel.Task | None = None
+        try:
+            self._token = trio.lowlevel.current_trio_token()
+        except RuntimeError:
+            require_trio("awaiting this", "the blocking calls of Client")
+            raise
+        self._thread = threading.get_ident()
+
+    def set(self) -> None:
+        if self._is_set:
+            return
+        self._is_set = True
+        if threading.get_ident() == self._thread:
+            self._resume()
+        else:
+            try:
+                self._token.run_sync_soon(self._resume)
+            except trio.RunFinishedError:
+                pass  # nobody is left to be woken
+
+    @property
+    def is_set(self) -> bool:
+        return self._is_set
+
+    async def wait(self) -> None:
+        """Return once it is set."""
+        if self._is_set:
+            await trio.lowlevel.checkpoint()
+            return
+        self._task = trio.lowlevel.current_task()
+
+        def abort(_: object) -> trio.lowlevel.Abort:
+            self._task = None
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        await trio.lowlevel.wait_task_rescheduled(abort)
+
+    def _resume(self) -> None:
+        task, self._task = self._task, None
+        if task is not None:
+            trio.lowlevel.reschedule(task)
+
+
+class Settling:
+    """A waiter for several keys: sets the signal when enough of them have settled."""
+
+    __slots__ = ("_enough", "_left", "_signal")
+
+    def __init__(self, signal: Signal, enough: int, count: int) -> None:
+        self._signal = signal
+        self._left = count
+        self._enough = count - enough
+        if enough <= 0:
+            signal.set()
+
+    def __call__(self, state: KeyState) -> None:
+        self._left -= 1
+        if self._left == self._enough:
+            self._signal.set()
+
+    @property
+    def is_left(self) -> bool:
+        """Whether some of the keys have not settled yet."""
+        return self._left > 0
+
+
+class Reading:
+    """A reader of several keys. `frames` fills up; `failed` is the first key without a value, where that ends it."""
+
+    __slots__ = ("_left", "_on_failure", "_signal", "failed", "frames", "reasons")
+
+    def __init__(self, signal: Signal, count: int, *, on_failure: bool) -> None:
+        self._signal = signal
+        self._left = count
+        self._on_failure = on_failure
+        self.frames: dict[KeyState, Frames] = {}
+        self.reasons: dict[KeyState, str] = {}
+        self.failed: KeyState | None = None
+        if not count:
+            signal.set()
+
+    def __call__(self, state: KeyState, frames: Frames | None, reason: str) -> None:
+        self._left -= 1
+        if frames is not None:
+            self.frames[state] = frames
+        else:
+            self.reasons[state] = reason
+            if self.failed is None:
+                self.failed = state
+                if self._on_failure:
+                    self._signal.set()
+        if not self._left:
+            self._signal.set()
+
+    @property
+    def is_left(self) -> bool:
+        """Whether some of the keys have neither given a value nor failed yet."""
+        return self._left > 0

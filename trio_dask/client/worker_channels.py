@@ -1,0 +1,108 @@
+"""Channels to workers, for values and for calls: opened when needed, and kept for the next use.
+
+A channel carries one request at a time. One that was left in the middle of an exchange is never used again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Final, Protocol, TypeVar
+
+import trio
+
+from trio_dask.client.core.key_state import Frames
+from trio_dask.errors import TrioDaskError
+from trio_dask.protocol.messages import Message, OnDataPlane
+
+__all__ = ["CHANNEL_FAILURES", "Channel", "Peers", "failure_text"]
+
+_T = TypeVar("_T")
+
+MAX_IDLE: Final = 32
+
+CHANNEL_FAILURES: Final = (OSError, TrioDaskError, trio.ClosedResourceError, trio.EndOfChannel)
+"""What an exchange with a worker can fail with."""
+
+
+class Channel(Protocol):
+    """One way to one worker; `comm.data_channel.DataChannel` is it."""
+
+    async def send(self, message: OnDataPlane, buffers: Frames = ()) -> None:
+        """Send a message and the bytes that follow it."""
+        ...
+
+    async def receive(self) -> tuple[Message, Frames]:
+        """The next message and the bytes that follow it."""
+        ...
+
+    def abort(self) -> None:
+        """Close at once, in the middle of whatever."""
+        ...
+
+    async def aclose(self) -> None:
+        """Close between two exchanges."""
+        ...
+
+
+class Peers:
+    """The channels of one client."""
+
+    def __init__(self, open_channel: Callable[[str], Awaitable[Channel]]) -> None:
+        self._open = open_channel
+        self._idle: dict[str, list[Channel]] = {}
+        self._idle_count = 0
+
+    async def exchange(self, address: str, use: Callable[[Channel], Awaitable[_T]], *, repeatable: bool = True) -> _T:
+        """Have `use` talk to the worker at `address`, and return what it returns.
+
+        A kept channel may have been closed by its worker meanwhile, which shows only now: then `use` is called again
+        with a new one. What must not be done twice is not `repeatable`, and gets a new one from the start.
+
+        Raises one of `CHANNEL_FAILURES`.
+        """
+        if repeatable and (kept := self._take(address)) is not None:
+            try:
+                return await self._use(address, kept, use)
+            except CHANNEL_FAILURES:
+                self.drop(address)
+        return await self._use(address, await self._open(address), use)
+
+    def drop(self, address: str) -> None:
+        """Close the idle channels to a worker."""
+        for channel in self._idle.pop(address, ()):
+            self._idle_count -= 1
+            channel.abort()
+
+    async def aclose(self) -> None:
+        """Close every idle channel."""
+        idle, self._idle, self._idle_count = self._idle, {}, 0
+        for channels in idle.values():
+            for channel in channels:
+                await channel.aclose()
+
+    async def _use(self, address: str, channel: Channel, use: Callable[[Channel], Awaitable[_T]]) -> _T:
+        try:
+            result = await use(channel)
+        except BaseException:
+            channel.abort()
+            raise
+        if self._idle_count < MAX_IDLE:
+            self._idle.setdefault(address, []).append(channel)
+            self._idle_count += 1
+        else:
+            await channel.aclose()
+        return result
+
+    def _take(self, address: str) -> Channel | None:
+        idle = self._idle.get(address)
+        if not idle:
+            return None
+        self._idle_count -= 1
+        return idle.pop()
+
+
+def failure_text(address: str, error: BaseException) -> str:
+    """One line that says with whom an exchange failed, and how."""
+    if isinstance(error, trio.EndOfChannel):
+        return f"{address} closed the connection"
+    return f"{address}: {str(error) or type(error).__name__}"

@@ -1,0 +1,227 @@
+"""Memory for large values that come in, used again by the next ones.
+
+The system clears each page that it hands out, and a virtual machine may have to get it from its host first: to fill
+fresh memory takes longer by a third, or ten times as long. So a map whose last view has died is kept for a short time,
+for a value of about the same size.
+
+A map may come back anywhere: in any thread, while garbage is collected, with any lock held. So what happens then never
+waits for a lock, and starts its thread without the module `threading`, which has locks of its own.
+
+What is kept has been the data of some value. Nobody sees it, since whoever asks for memory shows it to others only
+after all of it was filled. Who gives up halfway drops it, and a thread that still writes into it still holds it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import threading
+import time
+import weakref
+from _thread import start_new_thread
+from collections import deque
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+from trio_dask.host_limits import memory_bytes
+
+__all__ = ["Stock", "stock"]
+
+KEEP_S: Final = 5.0
+MAX_BYTES: Final = 2**30
+MACHINE_SHARE: Final = 1 / 16
+WASTE_SHARE: Final = 1 / 8
+"""Of the size asked for, at most, by which a map is larger: that much nobody would account for."""
+
+HUGE_PAGE_BYTES: Final = 2 * 2**20
+"""Maps of whole huge pages begin at one; others may have small pages at both ends."""
+
+MIN_NAP_S: Final = 0.5
+
+
+class _Byte(ctypes.Union):
+    """Views of unions, unlike those of numbers, have the format of plain bytes."""
+
+    _fields_ = (("value", ctypes.c_ubyte),)
+
+
+class _Kept(NamedTuple):
+    mapping: mmap.mmap
+    since: float
+
+
+def _start(work: Callable[[], None]) -> None:
+    start_new_thread(work, ())
+
+
+class Stock:
+    """Memory that is lent out, and for `keep_s` after it came back kept for others; at most `max_bytes` of it.
+
+    Any thread may call anything. While something is kept there is a thread that lets go of it in time. Neither the end
+    of the process nor a fork waits for that thread.
+    """
+
+    def __init__(
+        self,
+        max_bytes: int,
+        keep_s: float = KEEP_S,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+        start: Callable[[Callable[[], None]], None] = _start,
+    ) -> None:
+        self._max_bytes = max_bytes
+        self._keep_s = keep_s
+        self._clock = clock
+        self._sleep = sleep
+        self._start = start
+        self._returned: deque[mmap.mmap] = deque()
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin anew, as after a fork, where the other threads do not exist, and their locks may be held for ever."""
+        self._lock = threading.Lock()  # guards what is kept; whoever has had it looks at what was returned
+        self._watched = threading.Lock()  # held for the thread
+        self._kept: list[_Kept] = []  # the oldest first
+        self._returned.clear()
+
+    @property
+    def kept_bytes(self) -> int:
+        """How much is kept for nobody in particular."""
+        return sum(len(kept.mapping) for kept in self._kept.copy())
+
+    def keep_at_most(self, max_bytes: int) -> None:
+        """From now on keep no more than this, or than what was said before."""
+        self._max_bytes = min(self._max_bytes, max_bytes)
+        self._let_go(lambda: self._excess(0))
+
+    def give_back(self) -> None:
+        """Let the system have everything that is kept."""
+        self._let_go(lambda: len(self._kept))
+
+    def allocate(self, size: int) -> memoryview:
+        """Writeable memory of so many bytes, at least one, for somebody who fills all of it before he shows it."""
+        mapping = self._take(size)
+        if mapping is None:
+            try:
+                mapping = _fresh(size)
+            except OSError:  # what is kept may be what is lacking
+                self.give_back()
+                mapping = _fresh(size)
+        array = (_Byte * len(mapping)).from_buffer(mapping)
+        weakref.finalize(array, self._come_back, mapping).atexit = False
+        return memoryview(array)[:size]
+
+    def _take(self, size: int) -> mmap.mmap | None:
+        """The smallest that is kept and fits, of several the last that came back, which may be in the cache."""
+        if not self._kept or not self._lock.acquire(blocking=False):
+            return None
+        try:
+            sizes = [len(kept.mapping) for kept in self._kept]
+            best = min((found for found in sizes if size <= found <= _rounded(size) * (1 + WASTE_SHARE)), default=None)
+            if best is None:
+                return None
+            return self._kept.pop(len(sizes) - 1 - sizes[::-1].index(best)).mapping
+        finally:
+            self._lock.release()
+            self._settle()
+
+    # ------------------------------------------------------------------------------------------ coming back
+
+    def _come_back(self, mapping: mmap.mmap) -> None:
+        self._returned.append(mapping)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Sort in what came back, unless the lock is held: whoever has it does this next, be it this very thread."""
+        while self._returned and self._lock.acquire(blocking=False):
+            try:
+                gone = self._sort_in()
+            finally:
+                self._lock.release()
+            del gone  # to unmap takes a while
+        self._have_it_watched()
+
+    def _sort_in(self) -> list[_Kept]:
+        gone: list[_Kept] = []
+        while self._returned:
+            new = _Kept(self._returned.popleft(), self._clock())
+            if len(new.mapping) > self._max_bytes:
+                gone.append(new)
+                continue
+            gone += self._cut(self._excess(len(new.mapping)))
+            self._kept.append(new)
+        return gone
+
+    def _excess(self, more: int) -> int:
+        """How many of the oldest have to go, so that there is room for so many bytes more."""
+        count, left = 0, self.kept_bytes + more
+        while left > self._max_bytes and count < len(self._kept):
+            left -= len(self._kept[count].mapping)
+            count += 1
+        return count
+
+    # ------------------------------------------------------------------------------------------ letting go
+
+    def _cut(self, count: int) -> list[_Kept]:
+        gone = self._kept[:count]
+        del self._kept[:count]
+        return gone
+
+    def _let_go(self, choose: Callable[[], int]) -> None:
+        """Let go of the oldest, as many as `choose` says under the lock."""
+        self._settle()
+        with self._lock:
+            gone = self._cut(choose())
+        del gone
+        self._settle()
+
+    def _have_it_watched(self) -> None:
+        if not self._kept or not self._watched.acquire(blocking=False):
+            return
+        try:
+            self._start(self._watch)
+        except RuntimeError:  # there are too many threads, or the interpreter ends
+            self._watched.release()
+            self._keep_nothing()
+
+    def _keep_nothing(self) -> None:
+        """Without waiting: whoever has the lock comes to this too."""
+        if self._lock.acquire(blocking=False):
+            try:
+                gone = self._cut(len(self._kept))
+            finally:
+                self._lock.release()
+            del gone
+
+    def _watch(self) -> None:
+        """In the thread: let go of what nobody wanted in time. Ends when nothing is kept."""
+        while self._kept:
+            due = min((kept.since for kept in self._kept.copy()), default=0.0) + self._keep_s
+            if due > self._clock():
+                self._sleep(max(due - self._clock(), MIN_NAP_S))
+            self._let_go(self._count_old)
+        self._watched.release()
+        self._have_it_watched()  # what came back just now has seen that there was a thread
+
+    def _count_old(self) -> int:
+        old = self._clock() - self._keep_s
+        return sum(kept.since <= old for kept in self._kept)
+
+
+def _rounded(size: int) -> int:
+    return -(-size // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
+
+
+def _fresh(size: int) -> mmap.mmap:
+    mapping = mmap.mmap(-1, _rounded(size), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    mapping.madvise(mmap.MADV_HUGEPAGE)
+    return mapping
+
+
+stock = Stock(min(MAX_BYTES, int(MACHINE_SHARE * memory_bytes())))
+"""What this process has."""
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=stock.forget)

@@ -1,0 +1,61 @@
+"""Control: a program or a script asks scheduler, worker or nanny for something; `trio_dask.rpc` is the other side."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+from trio_dask.comm.connection import Connection
+from trio_dask.comm.transport import Transport
+from trio_dask.errors import TrioDaskError
+from trio_dask.ids import Incarnation
+from trio_dask.protocol.hello import Hello, Refusal, Welcome
+from trio_dask.protocol.messages import Control, FromControl, Reply
+
+__all__ = ["Command", "admit_control", "serve_control"]
+
+Command = Callable[[Mapping[str, Any]], Any]
+"""Does what is asked, with these arguments, and gives the answer, or an awaitable of it.
+
+What it raises of ours is the refusal.
+"""
+
+
+async def serve_control(connection: Connection, commands: Mapping[str, Command]) -> None:
+    """Carry out one command after the other until the peer leaves.
+
+    An answer is `{"result": ...}`, or `{"refused": sentence}`.
+
+    Raises:
+      ConnectionLost: the peer is gone without a goodbye.
+      ProtocolError: it sent what it may not.
+    """
+    async for batch in connection.batches():
+        for message in cast("list[FromControl]", batch):  # the connection lets nothing else pass
+            if isinstance(message, Control):
+                answer = await _carry_out(message, commands)
+                connection.send_nowait(Reply(message.request, answer), flush=True)
+
+
+async def _carry_out(asked: Control, commands: Mapping[str, Command]) -> Mapping[str, Any]:
+    command = commands.get(asked.command)
+    if command is None:
+        known = ", ".join(sorted(commands))
+        return {"refused": f"there is no command {asked.command[:60]!r} here; there are {known}"}
+    try:
+        result = command(asked.arguments)
+        return {"result": await result if inspect.isawaitable(result) else result}
+    except TrioDaskError as error:
+        return {"refused": str(error)}
+
+
+def admit_control(incarnation: Incarnation) -> Callable[[Hello, Transport], Welcome | Refusal]:
+    """For `serve`, where a listener has a handler for control only, and perhaps one for data."""
+
+    def admit(hello: Hello, transport: Transport) -> Welcome | Refusal:
+        if hello.role in ("control", "data"):
+            return Welcome(incarnation=incarnation)
+        return Refusal(f"only control is served here, not the role {hello.role!r} of the {hello}", "role")
+
+    return admit

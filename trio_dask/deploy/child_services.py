@@ -1,0 +1,68 @@
+"""The programs that a child process can be; each reports what its parent has to know.
+
+Each imports what it needs itself: a scheduler must never load what unpickles, and every import delays the start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trio_dask.deploy.program_runner import Stopper
+
+__all__ = ["Report", "scheduler", "worker"]
+
+Report = Callable[[Mapping[str, Any]], None]
+
+
+async def scheduler(settings: Mapping[str, Any], report: Report, stopper: Stopper) -> None:
+    """A scheduler; `settings` are fields of `SchedulerSettings`. It reports its address."""
+    import trio
+
+    from trio_dask.config import SchedulerSettings
+    from trio_dask.deploy.program_runner import spare_garbage_collection
+    from trio_dask.scheduler.service import run_scheduler
+
+    spare_garbage_collection()
+    async with trio.open_nursery() as nursery:
+        address = await nursery.start(run_scheduler, SchedulerSettings(**settings))
+        report({"address": str(address)})
+
+
+async def worker(settings: Mapping[str, Any], report: Report, stopper: Stopper) -> None:
+    """A worker under a nanny: `worker` holds fields of `WorkerSettings`, `preload` and `preload_argv` what comes first.
+
+    It reports that it runs, its address once it is registered, why it leaves before it does, and when it is at rest.
+    """
+    import trio
+
+    from trio_dask.config import WorkerSettings
+    from trio_dask.deploy.preload import PreloadError, preload
+    from trio_dask.deploy.worker_program import work
+
+    argv: list[str] = settings["preload_argv"]
+    try:
+        preloaded = preload(settings["preload"], argv)
+    except PreloadError:
+        report({"hopeless": True})
+        raise
+    fields: dict[str, Any] = {**settings["worker"], "port_range": tuple(settings["worker"]["port_range"])}
+    worker_settings = WorkerSettings(**fields)
+
+    def leaving(reason: str) -> None:
+        report({"leaving": reason})
+
+    def at_rest() -> None:
+        report({"at_rest": True})
+
+    report({"running": True})
+    serve = partial(work, worker_settings, stopper, leaving=leaving, at_rest=at_rest, preloaded=preloaded, argv=argv)
+    try:
+        async with trio.open_nursery() as nursery:
+            address = await nursery.start(serve)
+            report({"address": str(address)})
+    except* PreloadError:
+        report({"hopeless": True})
+        raise

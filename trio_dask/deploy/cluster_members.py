@@ -1,0 +1,268 @@
+"""The members of a local cluster, a scheduler and its workers, each with a task that starts it and minds it.
+
+As processes: the scheduler's port is bound here and handed down, so that workers can be started in the same moment and
+find somebody to knock at. Workers are forked from a process that has loaded what they need, while the scheduler loads
+what it needs; where that cannot be, they are started by exec as well. Each worker has a nanny, in the Trio loop of the
+cluster. A worker that cannot be started, or keeps crashing, or a scheduler that dies, ends the cluster with that
+program's own last words.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+from collections.abc import Callable, Mapping
+from itertools import count
+from typing import Any
+
+import trio
+
+from trio_dask.comm.addresses import Address, choose_advertised_host, resolvable
+from trio_dask.config import NannySettings, SchedulerSettings, WorkerSettings
+from trio_dask.deploy.cluster_sizing import Layout
+from trio_dask.deploy.process_tree import remove_scratch
+from trio_dask.errors import ClusterError, TrioDaskError
+from trio_dask.nanny.service import Nanny
+from trio_dask.processes.child_process import Child, ChildSpec, run_child
+from trio_dask.processes.clone_parent import can_fork_beside
+from trio_dask.processes.fork_server import ForkServer
+from trio_dask.processes.spawn import Starter, start_by_exec
+
+__all__ = ["Member", "Members"]
+
+DEATH_TIMEOUT_S = 60.0
+BACKLOG = 4096
+MAX_RESTARTS = 20
+MAX_BACKOFF_S = 2.0
+
+log = logging.getLogger("trio_dask.deploy")
+
+
+class Member:
+    """One worker of the cluster: its name, and, while it is there, where it listens and which process it is."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.address: str | None = None
+        self.pid: int | None = None
+        self.scope = trio.CancelScope()
+
+    def __repr__(self) -> str:
+        return f"<worker {self.name} {self.address or 'starting'}>"
+
+
+class Members:
+    """What runs in the nursery of a local cluster."""
+
+    def __init__(self, layout: Layout, name: str, nursery: trio.Nursery) -> None:
+        self._layout = layout
+        self._name = name
+        self._nursery = nursery
+        self._numbers = count()
+        self._changed = trio.Event()
+        self._over = False
+        self._start: Starter = start_by_exec
+        self.workers: dict[str, Member] = {}
+        self.scheduler_address = ""
+        self.scheduler_pid: int | None = None
+        self.fork_server: ForkServer | None = None
+        self._scheduler: Child | None = None
+        self._nannies: dict[Nanny, None] = {}
+        self.failure: ClusterError | None = None
+        """Why the cluster ended by itself; its nursery is cancelled then."""
+
+    async def start(self) -> None:
+        """Start the scheduler and the workers, and wait until all of them are there."""
+        layout = self._layout
+        if layout.processes:
+            with self._bind() as listener:
+                host, port = listener.getsockname()[:2]
+                self.scheduler_address = str(Address("tcp", choose_advertised_host(host), port))
+                self._nursery.start_soon(self._mind_scheduler, listener.fileno())
+                if can_fork_beside():
+                    self.fork_server = ForkServer(f"{self._name}-fork-server")
+                    self._start = self.fork_server.start
+                    self._nursery.start_soon(self.fork_server.run)
+                self.set_worker_count(layout.n_workers)
+                # From then on the scheduler alone holds its port: when it is gone, so is the port.
+                await self._until(lambda: self.scheduler_pid is not None)
+        else:
+            await self._nursery.start(self._run_scheduler_here)
+            self.set_worker_count(layout.n_workers)
+        await self.wait_for_workers(layout.n_workers)
+
+    def _bind(self) -> socket.socket:
+        host, port = self._layout.host, self._layout.scheduler_port
+        try:
+            family, *_, address = socket.getaddrinfo(resolvable(host), port, type=socket.SOCK_STREAM)[0]
+            return socket.create_server(address[:2], family=family, backlog=BACKLOG)
+        except socket.gaierror:
+            reason = "unknown host name"
+        except OSError as exc:
+            reason = os.strerror(exc.errno) if exc.errno else str(exc)
+        self._fail(error := ClusterError(f"the scheduler cannot listen on {host}:{port}: {reason}"))
+        raise error
+
+    def set_worker_count(self, number: int) -> None:
+        """Have this many workers: start new ones, or let the newest go. Does not wait."""
+        while len(self.workers) < number:
+            member = Member(str(next(self._numbers)))
+            self.workers[member.name] = member
+            self._nursery.start_soon(self._mind_worker, member)
+        for name in list(self.workers)[number:]:
+            self.workers.pop(name).scope.cancel()
+
+    async def wait_for_workers(self, number: int) -> None:
+        """Wait until at least this many workers are registered."""
+        await self._until(lambda: sum(member.address is not None for member in self.workers.values()) >= number)
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            if self._over:
+                raise self.failure or ClusterError("this cluster was closed while a caller waited for it")
+            await self._changed.wait()
+
+    def note_end(self) -> None:
+        """Nothing is left; who still waits for a worker is told so."""
+        self._over = True
+        self._note_change()
+
+    def _note_change(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+    def stop(self) -> None:
+        """End all members; the nursery ends when they have."""
+        self._nursery.cancel_scope.cancel()
+
+    def suspend(self) -> None:
+        """Stop the processes of all members for a while; the program is about to stop as well."""
+        for one in (self._scheduler, *self._nannies):
+            if one is not None:
+                one.suspend()
+
+    def resume(self) -> None:
+        """Have them go on."""
+        for one in (self._scheduler, *self._nannies):
+            if one is not None:
+                one.resume()
+
+    def _fail(self, error: ClusterError) -> None:
+        if self.failure is None:
+            self.failure = error
+        self.stop()
+
+    # ------------------------------------------------------------------------------------------- as processes
+
+    async def _mind_scheduler(self, listen_fd: int) -> None:
+        def born(child: Child) -> None:
+            self._scheduler = child
+
+        def heard(child: Child, report: Mapping[str, Any]) -> None:
+            self.scheduler_pid = child.pid
+            self._note_change()
+
+        spec = ChildSpec(
+            name=f"{self._name}-scheduler",
+            program="trio_dask.deploy.child_services:scheduler",
+            settings={"listen_fd": listen_fd},
+            inherit=(listen_fd,),
+            stderr=_pass_on,
+        )
+        try:
+            end = await run_child(spec, heard, born)
+        except ClusterError as exc:
+            self._fail(exc)
+            return
+        if not end.started:
+            self._fail(end.as_error())
+        elif end.status:
+            said = "\n".join(filter(None, (*end.words.lines, end.failure)))
+            self._fail(ClusterError(f"the scheduler of this cluster {end.describe()}" + (f":\n{said}" if said else "")))
+        else:
+            log.debug("the cluster was shut down")
+            self.set_worker_count(0)
+            if self.fork_server is not None:
+                self.fork_server.stop()
+
+    async def _mind_worker(self, member: Member) -> None:
+        with member.scope:
+            if self._layout.processes:
+                await self._run_worker(member)
+            else:
+                await self._run_worker_here(member)
+        member.address = None
+        self.workers.pop(member.name, None)
+        self._note_change()
+
+    async def _run_worker(self, member: Member) -> None:
+        """Look after one worker process, and those that follow it."""
+
+        def changed() -> None:
+            member.address, member.pid = nanny.address, nanny.pid or member.pid
+            self._note_change()
+
+        label = f"{self._name}-worker-{member.name}"
+        # What does not start the first time will not start the second; there is somebody waiting for it. Crashes later
+        # on are forgiven more often than elsewhere: to give up is to end the cluster, and with it the user's session.
+        settings = NannySettings(
+            worker=self._worker_settings(member),
+            port_range=None,
+            same_failures=1,
+            max_restarts=MAX_RESTARTS,
+            max_backoff_s=MAX_BACKOFF_S,
+            signal_restart=True,  # whoever means the cluster tells the cluster: `scale`, `close`
+        )
+        nanny = Nanny(settings, label=label, changed=changed, output=_pass_on, start=self._start)
+        self._nannies[nanny] = None
+        try:
+            await nanny.run()
+        except (TrioDaskError, OSError) as exc:
+            self._fail(ClusterError(f"{label}: {exc}"))
+        finally:
+            del self._nannies[nanny]
+            await remove_scratch(self._layout.local_directory)  # noqa: ASYNC102 - it shields itself, with a limit
+
+    def _worker_settings(self, member: Member) -> WorkerSettings:
+        return WorkerSettings(
+            scheduler=self.scheduler_address,
+            host=self._layout.host if self._layout.processes else "",
+            name=member.name,
+            nthreads=self._layout.threads_per_worker,
+            memory_limit_bytes=self._layout.memory_limit_bytes,
+            resources=self._layout.resources,
+            local_directory=self._layout.local_directory,
+            death_timeout_s=DEATH_TIMEOUT_S,
+        )
+
+    # ------------------------------------------------------------------------------------------- in this program
+
+    async def _run_scheduler_here(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        from trio_dask.scheduler.service import run_scheduler
+
+        async with trio.open_nursery() as nursery:
+            settings = SchedulerSettings(address=f"inproc://{self._name}-{next(_programs)}")
+            self.scheduler_address = str(await nursery.start(run_scheduler, settings))
+            task_status.started()
+        self.set_worker_count(0)
+
+    async def _run_worker_here(self, member: Member) -> None:
+        from trio_dask.worker.service import run_worker
+
+        async with trio.open_nursery() as nursery:
+            member.address = str(await nursery.start(run_worker, self._worker_settings(member)))
+            self._note_change()
+
+
+_programs = count()
+
+
+def _pass_on(data: bytes) -> None:
+    """What a child writes to its stderr appears on ours, wherever that goes (a notebook's is not a descriptor)."""
+    try:
+        sys.stderr.write(data.decode(errors="replace"))
+        sys.stderr.flush()
+    except (OSError, ValueError, AttributeError):
+        pass  # our own stderr is closed; the last words are kept all the same

@@ -1,0 +1,219 @@
+"""How a cluster on one machine is laid out: how many workers, with how many threads and how much memory each."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from trio_dask.config import MAX_THREADS, check_memory_limit, counted, format_bytes, parse_memory_limit
+from trio_dask.deploy.program_runner import raise_file_limit
+from trio_dask.errors import UsageError
+from trio_dask.host_limits import Amount, cpu_count, memory_bytes
+
+__all__ = ["Layout", "Share", "allow_files", "check_scale", "divide", "plan", "workers_for"]
+
+MAX_WORKERS = 10_000
+FEW_CPUS = 4
+FILES_PER_WORKER = 12
+"""What a nanny has open while its worker starts: both ends of four pipes, a board, its process."""
+OTHER_FILES = 64
+"""What the program needs besides, at the least."""
+SPARE_FILES = 512
+"""For whatever else the program opens, and for its clients' connections; nothing is refused for want of these."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """What a local cluster consists of. `memory_limit_bytes` is for each worker; None means no limit."""
+
+    n_workers: int
+    threads_per_worker: int
+    memory_limit_bytes: int | None
+    processes: bool
+    host: str
+    scheduler_port: int
+    resources: Mapping[str, float] = field(default_factory=dict[str, float])
+    local_directory: str | None = None
+
+
+def plan(
+    *,
+    n_workers: int | None,
+    threads_per_worker: int | None,
+    memory_limit: str | float | None,
+    processes: bool,
+    host: str,
+    scheduler_port: int,
+    resources: Mapping[str, float] | None,
+    local_directory: str | None,
+    cpus: int | None = None,
+    machine_bytes: int | None = None,
+) -> Layout:
+    """Fill in what was not said: together the workers use each processor once, and the whole memory.
+
+    Raises:
+      UsageError: something that was said makes no sense.
+    """
+    cpus = cpu_count() if cpus is None else cpus
+    machine_bytes = memory_bytes() if machine_bytes is None else machine_bytes
+    _check_count("n_workers", n_workers, 0, MAX_WORKERS)
+    _check_count("threads_per_worker", threads_per_worker, 1, MAX_THREADS)
+    _check_count("scheduler_port", scheduler_port, 0, 65535)
+    if n_workers is None:
+        n_workers = _processes(cpus, threads_per_worker) if processes else 1
+    if threads_per_worker is None:
+        threads_per_worker = max(1, cpus // max(1, n_workers))
+    if not isinstance(resources, Mapping | None):
+        raise UsageError(f'resources is {resources!r}; give a dict such as {{"GPU": 1}}')
+    for name, amount in (resources or {}).items():
+        if isinstance(amount, bool) or not isinstance(amount, int | float) or not 0 <= amount < math.inf:
+            raise UsageError(f"resources: {name!r} is {amount!r}; give a number of 0 or more")
+    limit_bytes = _memory_limit(memory_limit, machine_bytes, 1 / max(1, n_workers))
+    try:
+        check_memory_limit(str(memory_limit), limit_bytes, machine_bytes=machine_bytes)
+    except UsageError as exc:
+        raise UsageError(f"memory_limit: {exc}") from exc
+    return Layout(
+        n_workers=n_workers,
+        threads_per_worker=threads_per_worker,
+        memory_limit_bytes=limit_bytes,
+        processes=processes,
+        host=host,
+        scheduler_port=scheduler_port,
+        resources=dict(resources or {}),
+        local_directory=local_directory,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """What each of the workers of one launcher gets. `text` says it for people, and where it comes from."""
+
+    workers: int
+    threads: int
+    memory_limit_bytes: int | None
+    text: str
+
+
+def divide(workers: str, threads: int | None, memory_limit: str, *, cpus: Amount, memory: Amount) -> Share:
+    """Divide a machine among workers. `workers` is a number, a negative one to be taken from the processors, or `auto`.
+
+    Together the workers use each processor once, but each has a thread at least, and all the memory, or their share of
+    the processors of it.
+
+    Raises:
+      UsageError: that is no number of workers, or none is left.
+    """
+    number = _count_workers(workers, threads, cpus.number)
+    given = threads is not None
+    threads = threads or max(1, cpus.number // number)
+    share = min(1 / number, threads / cpus.number)
+    limit = parse_memory_limit(memory_limit, machine_bytes=memory.number, share=share)
+    shown = (
+        "no memory limit"
+        if limit is None
+        else f"memory limit {format_bytes(limit)}{' each' * (number > 1)} ({_source(memory_limit, limit, memory)})"
+    )
+    return Share(
+        workers=number,
+        threads=threads,
+        memory_limit_bytes=limit,
+        text=f"{counted(number, 'worker')}: {counted(threads, 'thread')}{' each' * (number > 1)} "
+        f"({'as given' if given else cpus.source}), {shown}",
+    )
+
+
+def _source(text: str, limit_bytes: int, memory: Amount) -> str:
+    """What decided on a memory limit: whoever gave it, unless it is a part of the machine's, or was cut to that."""
+    plain = text.strip().lower()
+    if plain != "auto" and parse_memory_limit(text, machine_bytes=sys.maxsize) == limit_bytes:
+        return "as given"
+    if plain == "auto" or limit_bytes == memory.number:
+        return memory.source
+    return f"{plain} of {format_bytes(memory.number)}, {memory.source}"
+
+
+def _count_workers(text: str, threads: int | None, cpus: int) -> int:
+    plain = text.strip().lower()
+    if plain == "auto":
+        return _processes(cpus, threads)
+    digits = plain.removeprefix("-")
+    if not (digits.isascii() and digits.isdigit() and len(digits) <= 9):
+        raise UsageError(f"{text[:40]!a} is not a number of workers; give 1 or more, -1 for one per CPU, or auto")
+    number = int(plain)
+    number = cpus + 1 + number if number < 0 else number
+    if not 1 <= number <= MAX_WORKERS:
+        raise UsageError(f"{text[:40]!a} means {number} workers on {cpus} CPUs; there can be 1 to {MAX_WORKERS}")
+    return number
+
+
+def check_scale(n: object) -> None:
+    """Refuse what is not a number of workers.
+
+    Raises:
+      UsageError: it is none.
+    """
+    _check_count("n", n, 0, MAX_WORKERS)
+
+
+def workers_for(layout: Layout, n: object, memory: str | float | None, cores: object) -> int:
+    """How many workers are `n` of them, and have so much memory and so many threads together.
+
+    Raises:
+      UsageError: one of these makes no sense, or workers without a memory limit are asked for memory.
+    """
+    _check_count("n", n, 0, MAX_WORKERS)
+    _check_count("cores", cores, 0, MAX_WORKERS * MAX_THREADS)
+    number = n if isinstance(n, int) else 0
+    if isinstance(cores, int):
+        number = max(number, -(-cores // layout.threads_per_worker))
+    if memory is not None:
+        wanted = _memory_limit(memory, memory_bytes(), 1.0) or 0
+        if layout.memory_limit_bytes is None:
+            raise UsageError("memory: these workers have no memory limit; give a number of workers")
+        number = max(number, -(-wanted // layout.memory_limit_bytes))
+    _check_count("n", number, 0, MAX_WORKERS)
+    return number
+
+
+def allow_files(layout: Layout, workers: int) -> None:
+    """Have the system allow as many open files as this program needs for so many workers.
+
+    Raises:
+      UsageError: it does not.
+    """
+    if not layout.processes:
+        return
+    wanted = FILES_PER_WORKER * workers + OTHER_FILES
+    granted = raise_file_limit(wanted + SPARE_FILES)
+    if granted < wanted:
+        needed = f"{counted(workers, 'worker')} need{'s' * (workers == 1)} {wanted} open files"
+        raise UsageError(
+            f"{needed}, and the system allows this program {granted}; raise its limit (ulimit -Hn), or have fewer "
+            "workers with more threads each"
+        )
+
+
+def _processes(cpus: int, threads: int | None) -> int:
+    """One process per processor where they are few, else about as many processes as threads in each, as dask does."""
+    if threads is not None:
+        return max(1, cpus // threads)
+    if cpus <= FEW_CPUS:
+        return cpus
+    return min(number for number in range(1, cpus + 1) if cpus % number == 0 and number * number >= cpus)
+
+
+def _check_count(name: str, value: object, least: int, most: int) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most):
+        raise UsageError(f"{name} is {value!r}; give a whole number from {least} to {most}")
+
+
+def _memory_limit(limit: str | float | None, machine_bytes: int, share: float) -> int | None:
+    if limit is None:
+        return None
+    try:
+        return parse_memory_limit(str(limit), machine_bytes=machine_bytes, share=share)
+    except UsageError as exc:
+        raise UsageError(f"memory_limit: {exc}") from exc

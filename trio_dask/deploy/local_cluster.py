@@ -1,0 +1,403 @@
+"""A cluster on this machine: `open_local_cluster` for Trio, `LocalCluster` for blocking code.
+
+Scheduler and workers are processes of their own, bound to loopback; with `processes=False` they run inside the program.
+However the block is left, and if the program is killed, no process stays behind.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import AsyncGenerator, Generator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
+from itertools import count
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from trio_dask.client.futures import Timeout
+from trio_dask.client.wait_signals import limit, refuse_in_event_loop, require_trio
+from trio_dask.config import counted, format_bytes
+from trio_dask.deploy.cluster_members import Member, Members
+from trio_dask.deploy.cluster_sizing import Layout, allow_files, check_scale, plan, workers_for
+from trio_dask.deploy.job_control import heed_ctrl_z, suspended_with_us
+from trio_dask.errors import ClusterError, ForkedClientError, UsageError
+from trio_dask.unsupported_names import LOCAL_CLUSTER, missing
+
+if TYPE_CHECKING:
+    from trio_dask.client.async_client import AsyncClient
+    from trio_dask.client.client import Client
+
+__all__ = ["AsyncLocalCluster", "LocalCluster", "open_local_cluster"]
+
+CLOSED = "this cluster is closed"
+
+WITHOUT_MEANING = frozenset(
+    ("asynchronous", "dashboard_address", "loop", "security", "silence_logs", "start", "worker_dashboard_address")
+)
+
+_clusters = count(1)
+
+
+class AsyncLocalCluster:
+    """A running cluster on this machine, inside the block of `open_local_cluster`."""
+
+    def __init__(self, layout: Layout, name: str) -> None:
+        self.name = name
+        self._layout = layout
+        self._members: Members | None = None
+        self._ended = trio.Event()
+
+    def __repr__(self) -> str:
+        layout = self._layout
+        memory = "no limit" if layout.memory_limit_bytes is None else format_bytes(layout.memory_limit_bytes)
+        each = f"{counted(layout.threads_per_worker, 'thread')} and {memory} each"
+        return f"<local cluster {self.scheduler_address}: {counted(len(self.workers), 'worker')} with {each}>"
+
+    @property
+    def scheduler_address(self) -> str:
+        """Where clients connect."""
+        return self._running().scheduler_address
+
+    @property
+    def workers(self) -> dict[str, Member]:
+        """The workers by name, those that are still starting (they have no address yet) among them."""
+        return {} if self._members is None else dict(self._members.workers)
+
+    def scale(self, n: int = 0, memory: str | float | None = None, cores: int | None = None) -> None:
+        """Have `n` workers, or as many as have so much `memory`, or so many `cores` (threads), together.
+
+        It does not wait until they are there. What only a worker that goes held is computed again.
+
+        Raises:
+          UsageError: one of these is no whole number from 0 on, or no amount of memory; or the system does not allow
+            as many open files as so many workers need.
+        """
+        members = self._running()
+        number = workers_for(self._layout, n, memory, cores)
+        allow_files(self._layout, number)
+        members.set_worker_count(number)
+
+    async def wait_for_workers(self, n_workers: int | None = None, timeout: Timeout = None) -> None:
+        """Wait until at least `n_workers` workers are there, by default all that were asked for.
+
+        Raises:
+          TimeoutError: they are not, after `timeout` (seconds, or a text such as "30s").
+          UsageError: `n_workers` is no whole number from 0 on.
+        """
+        members = self._running()
+        if n_workers is not None:
+            check_scale(n_workers)
+        wanted = len(members.workers) if n_workers is None else n_workers
+        with limit(timeout):
+            await members.wait_for_workers(wanted)
+            return
+        raise TimeoutError(f"fewer than {counted(wanted, 'worker')} after {timeout} s")
+
+    def get_client(self, **options: Any) -> AsyncClient:
+        """A client of this cluster, to be entered with `async with`; `options` are those of `AsyncClient`."""
+        from trio_dask.client.async_client import AsyncClient
+
+        return AsyncClient(self.scheduler_address, **options)
+
+    async def aclose(self) -> None:
+        """End every worker and the scheduler. Idempotent; leaving the block does it as well."""
+        if self._members is not None:
+            self._members.stop()
+            await self._ended.wait()
+
+    @property
+    def failure(self) -> ClusterError | None:
+        """Why the cluster has ended by itself, if it has."""
+        return None if self._members is None else self._members.failure
+
+    def _running(self) -> Members:
+        if self._members is None or self._ended.is_set():
+            raise self.failure or ClusterError(CLOSED)
+        return self._members
+
+    async def host(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Start the cluster and keep it until `aclose`.
+
+        Raises:
+          ClusterError: it could not be started, or it ended by itself.
+        """
+        try:
+            async with trio.open_nursery() as nursery:
+                self._members = Members(self._layout, self.name, nursery)
+                with suspended_with_us(self._members):
+                    await self._members.start()
+                    task_status.started()
+                    await trio.sleep_forever()
+        finally:
+            self._ended.set()
+            if self._members is not None:
+                self._members.note_end()
+        if self.failure is not None:
+            raise self.failure
+
+
+@asynccontextmanager
+async def open_local_cluster(
+    n_workers: int | None = None,
+    threads_per_worker: int | None = None,
+    memory_limit: str | float | None = "auto",
+    processes: bool = True,
+    host: str = "127.0.0.1",
+    scheduler_port: int = 0,
+    *,
+    name: str | None = None,
+    resources: Mapping[str, float] | None = None,
+    local_directory: str | None = None,
+) -> AsyncGenerator[AsyncLocalCluster, None]:
+    """A scheduler and workers on this machine, for as long as the block lasts. All of them are ready when it begins.
+
+    Args:
+      n_workers: how many workers; by default one per processor where these are few.
+      threads_per_worker: how many tasks run at once in each; by default the processors are shared out.
+      memory_limit: for each worker, such as "4GiB", a number of bytes, a fraction of the machine, "auto" (its share),
+        or None or 0 for no limit.
+      processes: whether scheduler and workers are processes of their own, or run in this Trio loop.
+      host: where they listen. Whoever can reach that address can run programs in your name.
+      scheduler_port: 0 takes any free one.
+      resources: what each worker offers to tasks that ask for resources.
+
+    Raises:
+      UsageError: an argument makes no sense.
+      ClusterError: the cluster could not be started, or has ended by itself: then the block is cancelled.
+      RuntimeError: this thread does not run Trio.
+    """
+    require_trio("open_local_cluster", "LocalCluster")
+    layout = plan(
+        n_workers=n_workers,
+        threads_per_worker=threads_per_worker,
+        memory_limit=memory_limit,
+        processes=processes,
+        host=host,
+        scheduler_port=scheduler_port,
+        resources=resources,
+        local_directory=local_directory,
+    )
+    allow_files(layout, layout.n_workers)
+    cluster = AsyncLocalCluster(layout, name or f"local-{next(_clusters)}")
+    with _one_error(cluster):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(cluster.host)
+            try:
+                yield cluster
+            finally:
+                with trio.CancelScope(shield=True):  # every step of it has a deadline of its own
+                    await cluster.aclose()
+
+
+@contextmanager
+def _one_error(cluster: AsyncLocalCluster) -> Generator[None]:
+    """What the block raised leaves it without the group that our nursery made; the end of the cluster comes first."""
+    try:
+        yield
+    except BaseExceptionGroup as group:  # raised again, whole if it has several errors
+        only = group.exceptions[0] if len(group.exceptions) == 1 else None
+        if cluster.failure is not None:
+            raise cluster.failure from (None if only is cluster.failure else group)
+        if only is None:
+            raise
+        raise only from only.__cause__
+
+
+def _refuse_foreign(options: Mapping[str, Any]) -> None:
+    if options.get("asynchronous"):
+        raise UsageError("LocalCluster blocks; use open_local_cluster in a Trio program")
+    if options.get("security"):
+        raise UsageError("security= is not supported yet")
+    unknown = options.keys() - WITHOUT_MEANING
+    if unknown:
+        raise TypeError(f"LocalCluster() got an unexpected argument {min(unknown)!r}")
+
+
+class LocalCluster:
+    """A scheduler and workers on this machine, for blocking code; ready when it has been made.
+
+    The arguments are those of `open_local_cluster`. Use it in a `with` block, or `close` it. Arguments of distributed's
+    `LocalCluster` that mean nothing here (`dashboard_address`, `silence_logs`, ...) are taken and not used.
+
+    Raises:
+      UsageError: an argument makes no sense.
+      ClusterError: the cluster could not be started.
+    """
+
+    def __init__(
+        self,
+        n_workers: int | None = None,
+        threads_per_worker: int | None = None,
+        memory_limit: str | float | None = "auto",
+        processes: bool = True,
+        host: str = "127.0.0.1",
+        scheduler_port: int = 0,
+        *,
+        name: str | None = None,
+        resources: Mapping[str, float] | None = None,
+        local_directory: str | None = None,
+        **foreign: Any,
+    ) -> None:
+        _refuse_foreign(foreign)
+        refuse_in_event_loop("LocalCluster()")
+        self._open = partial(
+            open_local_cluster,
+            n_workers,
+            threads_per_worker,
+            memory_limit,
+            processes,
+            host,
+            scheduler_port,
+            name=name,
+            resources=resources,
+            local_directory=local_directory,
+        )
+        self._cluster: AsyncLocalCluster | None = None
+        self._token: trio.lowlevel.TrioToken | None = None
+        self._closing = False
+        self._scope = trio.CancelScope()
+        self._started = threading.Event()
+        self._pid = os.getpid()
+        self._error: BaseException | None = None
+        heed_ctrl_z()  # a handler can be set in the main thread alone
+        # A daemon: when the program ends without closing us, the children notice that by themselves.
+        self._thread = threading.Thread(target=self._run, name="trio_dask local cluster", daemon=True)
+        self._thread.start()
+        try:
+            self._started.wait()
+        except BaseException:  # Ctrl-C while we start
+            self.close()
+            raise
+        if self._error is not None:
+            self._thread.join()
+            error, self._error = self._error, None
+            try:
+                raise error
+            finally:
+                del error  # its traceback holds this frame: the two would keep each other, and the caller's variables
+
+    def _run(self) -> None:
+        try:
+            trio.run(self._serve)
+        except (Exception, BaseExceptionGroup) as exc:  # it belongs to the thread that uses us
+            self._error = exc
+        finally:
+            self._started.set()
+
+    async def _serve(self) -> None:
+        self._token = trio.lowlevel.current_trio_token()
+        if self._closing:
+            self._scope.cancel()
+        with self._scope:
+            async with self._open() as cluster:
+                self._cluster = cluster
+                self._started.set()
+                await trio.sleep_forever()
+
+    def _running(self) -> AsyncLocalCluster:
+        if self._error is not None:
+            raise self._error
+        if self._cluster is None or not (self._is_forked or self._thread.is_alive()):
+            raise ClusterError(CLOSED)
+        return self._cluster
+
+    def _own(self) -> AsyncLocalCluster:
+        """It, to do something with it. Raises `ForkedClientError` in a forked child."""
+        cluster = self._running()
+        if self._is_forked:
+            raise ForkedClientError(
+                f"this cluster belongs to process {self._pid}, from which process {os.getpid()} was forked"
+            )
+        return cluster
+
+    @property
+    def _is_forked(self) -> bool:
+        return os.getpid() != self._pid
+
+    if not TYPE_CHECKING:  # a type checker would take it to have every name
+
+        def __getattr__(self, name):
+            raise missing("LocalCluster", name, LOCAL_CLUSTER)
+
+    def __repr__(self) -> str:
+        try:
+            return repr(self._running())
+        except ClusterError as exc:
+            return f"<local cluster: {exc}>"
+
+    @property
+    def name(self) -> str:
+        """What the processes of this cluster are called."""
+        return self._running().name
+
+    @property
+    def scheduler_address(self) -> str:
+        """Where clients connect."""
+        return self._running().scheduler_address
+
+    @property
+    def workers(self) -> dict[str, Member]:
+        """The workers by name, those that are still starting (they have no address yet) among them."""
+        return self._running().workers
+
+    def scale(self, n: int = 0, memory: str | float | None = None, cores: int | None = None) -> None:
+        """Have `n` workers, or as many as have so much `memory`, or so many `cores` (threads), together.
+
+        It does not wait until they are there. What only a worker that goes held is computed again.
+
+        Raises:
+          UsageError: one of these is no whole number from 0 on, or no amount of memory; or the system does not allow
+            as many open files as so many workers need.
+        """
+        cluster = self._own()
+        try:
+            trio.from_thread.run_sync(cluster.scale, n, memory, cores, trio_token=self._token)
+        except trio.RunFinishedError:
+            raise ClusterError(CLOSED) from None
+
+    def wait_for_workers(self, n_workers: int | None = None, timeout: Timeout = None) -> None:
+        """Wait until at least `n_workers` workers are there, by default all that were asked for.
+
+        Raises:
+          TimeoutError: they are not, after `timeout` (seconds, or a text such as "30s").
+          UsageError: `n_workers` is no whole number from 0 on.
+        """
+        cluster = self._own()
+        try:
+            trio.from_thread.run(cluster.wait_for_workers, n_workers, timeout, trio_token=self._token)
+        except trio.RunFinishedError:
+            raise ClusterError(CLOSED) from None
+
+    def get_client(self, **options: Any) -> Client:
+        """A client of this cluster; `options` are those of `Client`."""
+        from trio_dask.client.client import Client
+
+        return Client(self, **options)
+
+    def close(self, timeout: float | None = None) -> None:
+        """End every worker and the scheduler, and wait until they have ended. Idempotent.
+
+        In a forked child it does nothing: the cluster is the parent's.
+        """
+        if self._is_forked:
+            return
+        self._closing = True
+        if self._token is not None:
+            try:
+                self._token.run_sync_soon(self._scope.cancel)
+            except trio.RunFinishedError:
+                pass  # it has ended by itself
+        self._thread.join(timeout)
+
+    def __enter__(self) -> LocalCluster:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+        if self._error is not None and error is None:
+            raise self._error

@@ -1,0 +1,126 @@
+"""The process that a `dask-worker` is under nannies: several nannies in one nursery, and the end of all of them.
+
+The first nanny that fails ends the others in good order, and its failure is the program's. What the workers write to
+their stderr appears in our log, a line at a time, with the name of the worker: log records, and whatever tasks print.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections.abc import Callable, Sequence
+
+import trio
+
+from trio_dask.config import NannySettings
+from trio_dask.deploy.job_control import suspended_with_us
+from trio_dask.deploy.process_tree import remove_scratch
+from trio_dask.deploy.program_runner import Stopper
+from trio_dask.errors import TrioDaskError
+from trio_dask.nanny.service import Nanny, Stop
+from trio_dask.processes.stderr_records import read_record
+from trio_dask.scheduler_file import present
+
+__all__ = ["run_nannies"]
+
+MAX_LINE_BYTES = 64 * 1024
+
+
+async def run_nannies(
+    settings: Sequence[NannySettings],
+    stopper: Stopper,
+    *,
+    label: str,
+    pid_file: str | None = None,
+    debug: bool = False,
+) -> None:
+    """Look after one worker for each of these settings, until all have ended. A signal has the workers drain.
+
+    `label` is what the program is called in lines about a worker.
+
+    Raises:
+      KeptCrashing, NoScheduler, RefusedError, UsageError, OSError: what the first nanny that failed raised.
+    """
+    launcher = _Launcher(settings, label, debug)
+    with present(pid_file, f"{os.getpid()}\n"), stopper.orderly(launcher.heed_signal), suspended_with_us(launcher):
+        await launcher.run()
+
+
+class _Launcher:
+    def __init__(self, settings: Sequence[NannySettings], label: str, debug: bool) -> None:
+        self._failure: Exception | None = None
+        self._local_directory = settings[0].worker.local_directory  # of all of them
+        self._nannies = [self._nanny(label, number, len(settings), one, debug) for number, one in enumerate(settings)]
+
+    def _nanny(self, label: str, number: int, of: int, settings: NannySettings, debug: bool) -> Nanny:
+        name = settings.worker.name
+        origin = name or ("worker" if of == 1 else f"worker {number}")
+        return Nanny(
+            settings,
+            label=label if name is None else f"{label} {name}",
+            origin=origin,
+            quiet=False,
+            debug=debug,
+            output=_output(origin),
+            records=True,
+        )
+
+    def heed_signal(self, number: int) -> bool:
+        """Pass a request to stop on."""
+        how = Stop.SOON if number == signal.SIGINT else Stop.DRAIN
+        self._stop(how, f"the launcher received {signal.Signals(number).name}")
+        return True
+
+    def suspend(self) -> None:
+        """Stop all workers for a while; this program is about to stop as well."""
+        for nanny in self._nannies:
+            nanny.suspend()
+
+    def resume(self) -> None:
+        """Have them go on."""
+        for nanny in self._nannies:
+            nanny.resume()
+
+    def _stop(self, how: Stop, reason: str) -> None:
+        for nanny in self._nannies:
+            nanny.stop(how, reason)
+
+    async def run(self) -> None:
+        """Run all nannies to their end."""
+        try:
+            async with trio.open_nursery() as nursery:
+                for nanny in self._nannies:
+                    nursery.start_soon(self._run_one, nanny)
+        finally:
+            await remove_scratch(self._local_directory)  # noqa: ASYNC102 - it shields itself, with a limit
+        if self._failure is not None:
+            raise self._failure
+
+    async def _run_one(self, nanny: Nanny) -> None:
+        try:
+            await nanny.run()
+        except (TrioDaskError, OSError) as error:
+            if self._failure is None:
+                self._failure = error
+            self._stop(Stop.DRAIN, "another worker of this launcher failed")
+
+
+def _output(origin: str) -> Callable[[bytes], None]:
+    """What takes the stderr of the worker with this name."""
+    logger = logging.getLogger("trio_dask.output")
+    rest = b""
+
+    def write(data: bytes) -> None:
+        nonlocal rest
+        *lines, rest = (rest + data).split(b"\n")
+        if len(rest) > MAX_LINE_BYTES:
+            lines, rest = [*lines, rest], b""
+        for line in lines:
+            record = read_record(line) or logger.makeRecord(
+                logger.name, logging.INFO, __file__, 0, "%s", (line.decode(errors="backslashreplace"),), None
+            )
+            record.origin = origin
+            logger.handle(record)
+
+    return write

@@ -1,0 +1,368 @@
+"""Run a service as a program: signals, limits, log lines, and what its end means as an exit status.
+
+| status | meaning |
+|---|---|
+| 0 | asked to stop: by a signal, by the end of its lifeline, or by the cluster |
+| 1 | internal error |
+| 2 | wrong usage: what was typed cannot be right, here or anywhere |
+| 3 | no scheduler: it could not be reached, or was away for longer than the death-timeout |
+| 4 | not here: refused (versions, name taken), or what was named is missing or denied (a port, a file, a host) |
+| 5 | the worker kept crashing |
+
+The first signal asks the service to stop in good order, a second one ends the program at once, with all that it has
+started, and with the status of that signal. The end of the lifeline is no signal: whoever started the program is gone,
+and nothing is worth waiting for.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import math
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Awaitable, Callable, Generator, Iterator
+from contextlib import contextmanager, suppress
+from enum import IntEnum
+from types import FrameType
+from typing import Literal, NamedTuple, cast
+
+from trio_dask.deploy.log_formats import JsonFormatter, TextFormatter, is_dump
+from trio_dask.deploy.log_handler import LogLines
+from trio_dask.deploy.process_tree import end_descendants
+from trio_dask.errors import KeptCrashing, NoScheduler, RefusedError, TrioDaskError, UnavailableError, UsageError
+from trio_dask.scheduler_file import remove_present
+
+__all__ = [
+    "ExitStatus",
+    "LogFormat",
+    "StopRequest",
+    "Stopper",
+    "explain",
+    "leaves",
+    "raise_file_limit",
+    "run_program",
+    "spare_garbage_collection",
+]
+
+SAME_REQUEST_S = 0.1
+"""`timeout`, `srun` and the like signal a process and its group: what comes twice within this time is one request."""
+EXIT_GRACE_S = 1.0
+LINES_GRACE_S = 0.5
+OPEN_FILES = 65536
+
+
+LogFormat = Literal["text", "json", "records"]
+"""Lines for people, an object of JSON a line, or what a parent reads with `processes.stderr_records`."""
+
+
+class ExitStatus(IntEnum):
+    """What the end of a program tells those who started it."""
+
+    STOPPED = 0
+    INTERNAL_ERROR = 1
+    WRONG_USAGE = 2
+    NO_SCHEDULER = 3
+    REFUSED = 4
+    KEPT_CRASHING = 5
+
+
+class StopRequest(NamedTuple):
+    """Why the program is to stop, and the signal that said so, if one did."""
+
+    reason: str
+    signal: int | None
+
+
+class Stopper:
+    """Turns signals into requests to stop, from the first moment of the program on.
+
+    With `patient` a second signal is one more request and no more: for a program whose end another one sees to, that
+    passes signals on. (A batch system may signal every process of a job, so that the same one comes twice.)
+    """
+
+    def __init__(self, *, patient: bool = False) -> None:
+        self._patient = patient
+        self._stop: Callable[[StopRequest], None] | None = None
+        self._heed: Callable[[int], bool] | None = None
+        self._request: StopRequest | None = None
+        self._last_signal = (0, -math.inf)
+
+    def install(self) -> None:
+        """Handle SIGINT, SIGTERM and SIGHUP from here on, save those that whoever started us wants ignored."""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._on_signal)
+
+    def bind(self, stop: Callable[[StopRequest], None] | None) -> None:
+        """From now on call `stop` with each request, one made already too; with None the program ends at once."""
+        self._stop = stop
+        if stop is not None and self._request is not None:
+            stop(self._request)
+
+    @contextmanager
+    def orderly(self, heed: Callable[[int], bool]) -> Generator[None]:
+        """For the block: a signal does not cancel the service if `heed(number)`, in Trio's thread, gives True.
+
+        Then the service has begun to stop, and ends by itself.
+        """
+        self._heed = heed
+        try:
+            yield
+        finally:
+            self._heed = None
+
+    def is_heeded(self, request: StopRequest) -> bool:
+        """Have the service stop by itself; False if it does not, and has to be cancelled."""
+        return request.signal is not None and self._heed is not None and self._heed(request.signal)
+
+    def ask(self, reason: str, number: int | None = None) -> None:
+        """Ask the program to stop; without the number of a signal, nothing is worth waiting for."""
+        self._request = StopRequest(reason, number)
+        if self._stop is not None:
+            self._stop(self._request)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        (last_number, last_at), now = self._last_signal, time.monotonic()
+        if number == last_number and now - last_at < SAME_REQUEST_S:
+            return
+        self._last_signal = number, now
+        if self._request is not None and not self._patient:
+            end_descendants()
+            remove_present()
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        self.ask(f"received {signal.Signals(number).name}", number)
+        if self._stop is None:
+            raise SystemExit(ExitStatus.STOPPED)
+
+
+def leaves(error: BaseException) -> Iterator[BaseException]:
+    """The exceptions inside nested groups, in order."""
+    if isinstance(error, BaseExceptionGroup):
+        for inner in cast("BaseExceptionGroup[BaseException]", error).exceptions:
+            yield from leaves(inner)
+    else:
+        yield error
+
+
+def _status(error: BaseException) -> ExitStatus:
+    match error:
+        case UsageError():
+            return ExitStatus.WRONG_USAGE
+        case NoScheduler():
+            return ExitStatus.NO_SCHEDULER
+        case RefusedError() | UnavailableError():
+            return ExitStatus.REFUSED
+        case KeptCrashing():
+            return ExitStatus.KEPT_CRASHING
+        case TrioDaskError():
+            return ExitStatus.INTERNAL_ERROR
+        case OSError():
+            return ExitStatus.REFUSED
+        case _:
+            return ExitStatus.INTERNAL_ERROR
+
+
+def explain(error: BaseException) -> tuple[ExitStatus, str]:
+    """The exit status for an error that ended a service, and one line that says what it was."""
+    found = list(leaves(error))
+    # What we know by name says more about the cause than what happened on the way out.
+    worst = next((leaf for leaf in found if _status(leaf) is not ExitStatus.INTERNAL_ERROR), found[0])
+    status = _status(worst)
+    text = " ".join(str(worst).split())
+    if isinstance(worst, OSError) and not isinstance(worst, TrioDaskError):
+        text = " ".join((worst.strerror or str(worst)).split())
+        if worst.filename is not None:
+            text = f"{text}: {worst.filename}"
+    elif not isinstance(worst, TrioDaskError):
+        text = f"internal error, {type(worst).__name__}: {text} (--debug shows where)"
+    return status, text or type(worst).__name__
+
+
+def run_program(
+    label: str,
+    service: Callable[[], Awaitable[None]],
+    stopper: Stopper,
+    *,
+    debug: bool = False,
+    quiet: bool = False,
+    log_format: LogFormat = "text",
+    log_file: str | None = None,
+    origin: str = "",
+    tell: Callable[[ExitStatus, str], object] | None = None,
+) -> int:
+    """Run a service to its end under Trio and give the exit status; nothing is raised.
+
+    A request to stop cancels the service, which then ends in good order within its own grace, unless it knows a better
+    way (`Stopper.orderly`). Processes that it has left behind are killed. `label` stands before
+    what went wrong, `quiet` keeps back everything below warnings, and `debug` adds times and tracebacks. `tell` is
+    called with what went wrong, which is then left to it to be shown.
+
+    Log lines go to stderr, and to the end of `log_file` too. `origin` says from whom they are.
+    """
+    log = logging.getLogger("trio_dask.program")
+    logs = [_log_to_stderr(log_format, origin, debug=debug, quiet=quiet)]
+    if log_file is not None:
+        try:
+            logs.append(_log_to_file(log_file, log_format, origin, debug=debug))
+        except OSError as exc:
+            _log_failure(log, label, f"cannot write the log file {log_file}: {exc.strerror or exc}")
+            logs[0].drain(LINES_GRACE_S)
+            return ExitStatus.REFUSED
+    try:
+        _run(service, stopper, log)
+    except KeyboardInterrupt:
+        status = ExitStatus.STOPPED  # Trio's own handler, where ours could not be installed
+    except (Exception, BaseExceptionGroup) as exc:
+        # The last line of defence: whatever it is becomes one line and a status.
+        status, text = explain(exc)
+        if tell is not None:
+            tell(status, text)
+        if tell is None or debug:
+            _log_failure(log, label, text, exc if debug else None)
+    else:
+        status = ExitStatus.STOPPED
+    _limit_exit(status)
+    end_descendants()
+    for lines in logs:
+        lines.drain(LINES_GRACE_S)
+    if not _flush_stdout():
+        os._exit(status)  # the interpreter would try once more, when no other thread runs any more that could end it
+    return status
+
+
+def _run(service: Callable[[], Awaitable[None]], stopper: Stopper, log: logging.Logger) -> None:
+    import trio
+
+    async def main() -> None:
+        token = trio.lowlevel.current_trio_token()
+        with trio.CancelScope() as scope:
+
+            def stop(request: StopRequest) -> None:
+                if not scope.cancel_called:
+                    log.info("Stopping: %s", request.reason)
+                if not stopper.is_heeded(request):
+                    scope.cancel()
+
+            def stop_from_anywhere(request: StopRequest) -> None:
+                try:
+                    token.run_sync_soon(stop, request)
+                except trio.RunFinishedError:
+                    pass  # it has just stopped by itself
+
+            stopper.bind(stop_from_anywhere)
+            await service()
+
+    try:
+        trio.run(main)
+    finally:
+        stopper.bind(None)
+
+
+def _log_failure(log: logging.Logger, label: str, text: str, error: BaseException | None = None) -> None:
+    """The last line of a program, with the name of the program, as is the custom."""
+    log.error("%s: %s", label, text, exc_info=error, extra={"origin": ""})
+
+
+def _log_to_stderr(form: LogFormat, origin: str, *, debug: bool, quiet: bool) -> LogLines:
+    stamped = debug or not (_is_terminal(2) or _is_journal(2))
+    lines = LogLines(_formatter(form, origin, times=stamped, loggers=debug))
+    if form == "text" and not debug:  # people read of a crash in one line
+        lines.addFilter(lambda record: not is_dump(record))
+    if quiet and not debug:  # the scheduler of a local cluster, whose workers' nannies say the same on the same stderr
+        lines.addFilter(lambda record: record.name != "trio_dask.scheduler.deaths")
+    logger = logging.getLogger("trio_dask")
+    logger.addHandler(lines)
+    logger.propagate = False  # else a task that configures the root logger would have every line printed twice
+    logger.setLevel(logging.DEBUG if debug else logging.WARNING if quiet else logging.INFO)
+    return lines
+
+
+def _log_to_file(path: str, form: LogFormat, origin: str, *, debug: bool) -> LogLines:
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    lines = LogLines(_formatter(form, origin, times=True, loggers=debug), fd)
+    logging.getLogger("trio_dask").addHandler(lines)
+    return lines
+
+
+def _formatter(form: LogFormat, origin: str, *, times: bool, loggers: bool) -> logging.Formatter:
+    match form:
+        case "text":
+            return TextFormatter(origin, times=times, loggers=loggers)
+        case "json":
+            return JsonFormatter(origin)
+        case "records":
+            from trio_dask.processes.stderr_records import RecordFormatter  # for a child of ours alone
+
+            return RecordFormatter()
+
+
+def _is_terminal(fd: int) -> bool:
+    try:
+        return os.isatty(fd)
+    except OSError:
+        return False
+
+
+def _is_journal(fd: int) -> bool:
+    """Whether lines go to systemd's journal, which keeps the time of each itself."""
+    try:
+        found = os.fstat(fd)
+    except OSError:
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"
+
+
+def _limit_exit(status: int) -> None:
+    """Threads of tasks that never end must not keep the process: give them and exit handlers a moment, no more.
+
+    No signal changes the status any more: the interpreter would give up its handlers while it ends, and be killed.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+
+    def end() -> None:
+        _flush_stdout()
+        os._exit(status)
+
+    timer = threading.Timer(EXIT_GRACE_S, end)
+    timer.daemon = True
+    timer.start()
+
+
+def _flush_stdout() -> bool:
+    """Write out what tasks have printed. False if that takes too long, for nobody reads it."""
+
+    def flush() -> None:
+        with suppress(OSError, ValueError, AttributeError):  # it is closed, or there is none
+            sys.stdout.flush()
+
+    thread = threading.Thread(target=flush, daemon=True)
+    thread.start()
+    thread.join(LINES_GRACE_S)
+    return not thread.is_alive()
+
+
+def raise_file_limit(wanted: int = OPEN_FILES) -> int:
+    """Allow so many open files, or as many as the system grants: each peer is one. Gives how many we may have."""
+    try:
+        import resource
+    except ImportError:  # not a POSIX system
+        return wanted
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return wanted
+    granted = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
+    if granted > soft:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (granted, hard))
+    return granted
+
+
+def spare_garbage_collection() -> None:
+    """Collect cycles rarely: a scheduler holds millions of objects for long and makes hardly any cycles."""
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 100)

@@ -1,0 +1,143 @@
+"""What this process may use of its machine: processors and memory, as kernel, control groups and batch systems grant.
+
+`root` is the place of `/proc` and `/sys`, and `environment` that of a batch system's variables; tests give their own.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from trio_dask import batch_system
+from trio_dask.batch_system import Amount
+
+__all__ = ["Amount", "cpu_count", "cpus", "memory", "memory_bytes", "oom_kills", "repeated_bytes"]
+
+ROOT = Path("/")
+
+
+def cpu_count(root: Path = ROOT) -> int:
+    """Processors that this process can keep busy."""
+    return cpus(root).number
+
+
+def memory_bytes(root: Path = ROOT) -> int:
+    """Memory that this process can use."""
+    return memory(root).number
+
+
+def cpus(root: Path = ROOT, environment: Mapping[str, str] = os.environ) -> Amount:
+    """Processors that this process can keep busy: its affinity, cut to the quotas of control groups and batch system.
+
+    Of equal limits the first counts: the machine's own number before what merely repeats it.
+    """
+    machine = os.cpu_count() or 1
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else machine
+    amounts = [Amount(allowed, "affinity" if allowed < machine else "machine")]
+    amounts += [Amount(math.ceil(quota), "cgroup") for quota in _cpu_quotas(root)]
+    amounts += batch_system.cpus(environment)
+    least = min(amounts, key=lambda amount: amount.number)
+    return least._replace(number=max(1, least.number))
+
+
+def memory(root: Path = ROOT, environment: Mapping[str, str] = os.environ) -> Amount:
+    """Memory that this process can use: the machine's, cut to limits of control groups, its own, its batch system's."""
+    amounts = [Amount(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "machine")]
+    amounts += [Amount(limit, "cgroup") for limit in _memory_limits(root)]
+    amounts += [Amount(limit, "rlimit") for limit in _own_limits()]
+    amounts += batch_system.memory(environment, min(amounts).number)
+    least = min(amounts, key=lambda amount: amount.number)
+    return least._replace(number=max(1, least.number))
+
+
+def repeated_bytes(pid: int | None = None, root: Path = ROOT) -> int:
+    """How much of the resident memory of a process (default: this one) is there only since it is counted repeatedly.
+
+    The kernel counts a page of shared memory for each map of it. 0 if it does not tell.
+    """
+    process = root / "proc" / ("self" if pid is None else str(pid))
+    counted = _amount_in(process / "status", "RssShmem:")
+    if not counted:
+        return 0
+    there = _amount_in(process / "smaps_rollup", "Pss_Shmem:")  # walks all pages: milliseconds for each GiB
+    return 0 if there is None else max(0, counted - there)
+
+
+def _amount_in(path: Path, label: str) -> int | None:
+    for line in _read(path).splitlines():
+        if line.startswith(label):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def oom_kills(root: Path = ROOT) -> int | None:
+    """How many processes of our control group the kernel has killed for want of memory; None if it does not tell."""
+    for group in _groups(root, "memory"):
+        for name in ("memory.events", "memory.oom_control"):
+            for line in _read(group / name).splitlines():
+                key, _, number = line.partition(" ")
+                if key == "oom_kill":
+                    return _number(number)
+    return None
+
+
+def _own_limits() -> Iterator[int]:
+    try:
+        import resource
+    except ImportError:  # not a POSIX system
+        return
+    for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA, resource.RLIMIT_RSS):
+        soft, _ = resource.getrlimit(kind)
+        if soft != resource.RLIM_INFINITY:
+            yield soft
+
+
+def _groups(root: Path, controller: str) -> Iterator[Path]:
+    """Folders of the control groups around this process, innermost first, of version 2 and of version 1."""
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        number, _, rest = line.partition(":")
+        names, _, path = rest.partition(":")
+        if number == "0":
+            bases = [root / "sys/fs/cgroup", root / "sys/fs/cgroup/unified"]
+        elif controller in names.split(","):
+            bases = [root / "sys/fs/cgroup" / names, root / "sys/fs/cgroup" / controller]
+        else:
+            continue
+        inner = Path(path.lstrip("/"))
+        for base in bases:
+            # Inside a container the path may name groups that are not visible; the mount's own root then speaks for it.
+            yield from (base / group for group in (inner, *inner.parents) if (base / group).is_dir())
+
+
+def _cpu_quotas(root: Path) -> Iterator[float]:
+    for group in _groups(root, "cpu"):
+        words = _read(group / "cpu.max").split()
+        if len(words) == 2:
+            quota, period = _number(words[0]), _number(words[1])
+        else:
+            quota, period = (_number(_read(group / f"cpu.cfs_{name}_us")) for name in ("quota", "period"))
+        if quota and period:
+            yield quota / period
+
+
+def _memory_limits(root: Path) -> Iterator[int]:
+    for group in _groups(root, "memory"):
+        for name in ("memory.max", "memory.high", "memory.limit_in_bytes", "memory.soft_limit_in_bytes"):
+            limit = _number(_read(group / name))
+            if limit:
+                yield limit
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _number(text: str) -> int | None:
+    """A limit as the kernel writes it; `max` and -1 mean that there is none."""
+    text = text.strip()
+    return int(text) if text.isascii() and text.isdigit() else None

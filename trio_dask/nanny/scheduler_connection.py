@@ -1,0 +1,178 @@
+"""A nanny's own connection with the scheduler: it vouches for its worker, tells of its death, and takes orders.
+
+It is made again whenever it is lost, as long as the nanny lives. What could not be told meanwhile is told then.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+import trio
+
+from trio_dask.comm import (
+    Connection,
+    ConnectionLost,
+    LinkSettings,
+    limit_of_call,
+    open_connection,
+    parse_scheduler_address,
+)
+from trio_dask.config import WorkerSettings
+from trio_dask.errors import NoScheduler, ProtocolError, RefusedError, UnavailableError, UsageError
+from trio_dask.ids import new_incarnation
+from trio_dask.protocol.hello import Hello
+from trio_dask.protocol.messages import Leave, Obituary, SchedulerStops, ToNanny, Vouch
+from trio_dask.scheduler_file import read_scheduler_file
+
+__all__ = ["SchedulerLink"]
+
+log = logging.getLogger("trio_dask.nanny")
+
+VOUCH_S = 2.0
+FIRST_BACKOFF_S = 0.1
+MAX_BACKOFF_S = 3.0
+SOUND_SESSION_S = 10.0
+"""After the second session in a row that was lost sooner, the next one is not tried at once."""
+MAX_UNTOLD = 100
+SILENCE_S = 20.0
+"""A scheduler that says nothing for so long is dialled anew: what connects us may be gone without a word."""
+
+
+class SchedulerLink:
+    """`details` gives what the hello is to say, `vouch` the tokens of the workers that can be vouched for.
+
+    `take_order` is called with each `Leave` of the scheduler, and when it stops.
+    """
+
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        *,
+        details: Callable[[], Mapping[str, Any]],
+        vouch: Callable[[], Sequence[str]],
+        take_order: Callable[[Leave | SchedulerStops], object],
+    ) -> None:
+        self._settings = settings
+        self._details = details
+        self._vouch = vouch
+        self._take_order = take_order
+        self._connection: Connection | None = None
+        self._untold: deque[Obituary] = deque(maxlen=MAX_UNTOLD)
+        self._changed = trio.Event()
+        self._away_since = trio.current_time()
+        self._why_away = "none was found"
+
+    @property
+    def away_since(self) -> float:
+        """Since when there has been no contact with a scheduler; infinite while there is."""
+        return self._away_since
+
+    @property
+    def why_away(self) -> str:
+        """What became of the last try to find one."""
+        return self._why_away
+
+    def tell(self, obituary: Obituary) -> None:
+        """Tell the scheduler of a death, now or as soon as there is one."""
+        if self._connection is None:
+            self._untold.append(obituary)
+        else:
+            self._connection.send_nowait(obituary, flush=True)
+
+    def worker_changed(self) -> None:
+        """There is another worker to vouch for."""
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Keep the connection until cancelled, then say goodbye."""
+        backoff_s, unsound = FIRST_BACKOFF_S, False
+        while True:
+            try:
+                connection = await self._dial()
+            except (NoScheduler, UnavailableError, UsageError) as error:
+                self._why_away = str(error)
+            except RefusedError as error:
+                self._note_contact()
+                self._why_away = str(error)
+                log.debug("The scheduler refused this nanny: %s", error)
+            else:
+                began_at = trio.current_time()
+                await self._session(connection)
+                was_sound = trio.current_time() >= began_at + SOUND_SESSION_S
+                if was_sound or not unsound:
+                    backoff_s = FIRST_BACKOFF_S
+                unsound = not was_sound
+            # At random, lest a thousand nannies call a new scheduler all at once.
+            await trio.sleep(random.uniform(backoff_s / 2, backoff_s))
+            backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
+
+    def _note_contact(self) -> None:
+        self._away_since = trio.current_time()
+
+    async def _dial(self) -> Connection:
+        settings = self._settings
+        hello = Hello(
+            role="nanny", incarnation=new_incarnation(), name=settings.name or "", details=dict(self._details())
+        )
+        link = LinkSettings(
+            keepalive_s=settings.keepalive_s, silence_s=min(settings.silence_s, SILENCE_S), cleanup_s=settings.grace_s
+        )
+        address = parse_scheduler_address(self._scheduler_address())
+        left_s = self._away_since + settings.death_timeout_s - trio.current_time()
+        timeout_s = limit_of_call(settings.connect_timeout_s, left_s)
+        return await open_connection(address, hello, timeout_s=timeout_s, settings=link)
+
+    def _scheduler_address(self) -> str:
+        path = self._settings.scheduler_file
+        address = self._settings.scheduler if path is None else read_scheduler_file(path)
+        if address is None:
+            raise NoScheduler(f"the scheduler file {path} does not exist")
+        return address
+
+    async def _session(self, connection: Connection) -> None:
+        async with connection:
+            self._connection = connection
+            self._away_since = math.inf
+            connection.send_many_nowait(self._untold)
+            self._untold.clear()
+            connection.flush_nowait()
+            over = False
+            try:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._keep_vouching, connection)
+                    self._why_away = await self._listen(connection)
+                    over = True
+                    nursery.cancel_scope.cancel()
+            finally:
+                self._connection = None
+                self._note_contact()
+                if not over:
+                    with trio.move_on_after(self._settings.grace_s, shield=True):
+                        await connection.aclose("the nanny was stopped")
+
+    async def _listen(self, connection: Connection) -> str:
+        """Take orders until the session ends; gives the reason of its end."""
+        try:
+            async for batch in connection.batches():
+                for message in cast("list[ToNanny]", batch):  # the connection lets nothing else pass
+                    if isinstance(message, Leave | SchedulerStops):
+                        self._take_order(message)
+        except ConnectionLost as error:
+            return str(error)
+        except ProtocolError as error:
+            await connection.aclose(f"protocol error: {error}")
+            return str(error)
+        return connection.goodbye.reason if connection.goodbye is not None else ""
+
+    async def _keep_vouching(self, connection: Connection) -> None:
+        while True:
+            self._changed = trio.Event()
+            for process in self._vouch():
+                connection.send_nowait(Vouch(process), flush=True)
+            with trio.move_on_after(VOUCH_S):
+                await self._changed.wait()

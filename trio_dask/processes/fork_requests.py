@@ -1,0 +1,109 @@
+"""What a fork server is asked for: one message, an open file in it for everything that a new process gets.
+
+    launcher ── Request.send ──► fork server ── fork ──► Request.become: in the new process
+
+The descriptors travel as descriptors do, over a Unix socket. Those that the process is to have get the numbers in it
+that they have in the launcher, for it will be told of them by their numbers. All else, the environment with it, is in a
+file in memory: it may be larger than a message.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # what loads Trio is not for this moment
+    from trio_dask.processes.spawn import Start
+
+__all__ = ["Request", "arrange", "pack"]
+
+MOST_DESCRIPTORS = 253
+"""The kernel's limit for one message."""
+
+
+def pack(start: Start, stack: ExitStack) -> list[int]:
+    """The descriptors that ask for this process; `stack` closes those of them that were made for it.
+
+    Raises:
+      OSError: there is no descriptor left, or we are in no folder.
+    """
+    numbers = {0: start.stdin, 2: start.stderr}
+    with suppress(OSError):  # ours may be closed, and then the child has an empty one, as by exec
+        os.fstat(1)
+        numbers[1] = 1
+    numbers |= {fd: fd for fd in (start.report_fd, start.leash_fd, *start.inherit)}
+    contents = os.memfd_create("trio_dask request")
+    stack.callback(os.close, contents)
+    environment = {**os.environ, **start.environment}
+    data = json.dumps({"numbers": list(numbers), "environment": environment}).encode()
+    with open(contents, "wb", closefd=False) as file:
+        file.write(data)
+    folder = os.open(".", os.O_PATH | os.O_DIRECTORY)
+    stack.callback(os.close, folder)
+    return [contents, folder, *numbers.values()]
+
+
+class Request:
+    """A request as the fork server has it."""
+
+    def __init__(self, descriptors: Sequence[int]) -> None:
+        self._descriptors = descriptors
+
+    @classmethod
+    def receive(cls, channel: socket.socket) -> Request | None:
+        """The next one, or None if there will be none.
+
+        Raises:
+          OSError: it could not be received whole.
+        """
+        data, descriptors, flags, _ = socket.recv_fds(channel, 1, MOST_DESCRIPTORS)
+        request = cls(descriptors)
+        if flags & socket.MSG_CTRUNC:
+            request.close()
+            raise OSError("no descriptor left")
+        return request if data else None
+
+    def close(self) -> None:
+        """Let go of everything that has come with it."""
+        for fd in self._descriptors:
+            os.close(fd)
+
+    def become(self) -> None:
+        """Make this process, fresh from the fork, one that cannot be told from one that the launcher has started."""
+        contents, folder, *given = self._descriptors
+        with open(contents, "rb", closefd=False) as file:
+            file.seek(0)
+            wanted = json.load(file)
+        os.fchdir(folder)
+        _set_environment(wanted["environment"])
+        arrange(given, wanted["numbers"])
+        importlib.invalidate_caches()
+
+
+def _set_environment(environment: Mapping[str, Any]) -> None:
+    for name in os.environ.keys() - environment.keys():
+        del os.environ[name]
+    os.environ.update(environment)
+    time.tzset()
+
+
+def arrange(given: Sequence[int], numbers: Sequence[int]) -> None:
+    """Give these descriptors these numbers, for inheritance, and close every other one save the first three."""
+    safe: list[int] = []
+    for fd in given:
+        while fd in numbers:  # where another one is to go; what stays behind is overwritten there
+            fd = os.dup(fd)
+        safe.append(fd)
+    for fd, number in zip(safe, numbers, strict=True):
+        os.dup2(fd, number)
+    kept = {0, 1, 2, *numbers}
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) not in kept:
+            with suppress(OSError):  # the one that was opened to read the list
+                os.close(int(name))

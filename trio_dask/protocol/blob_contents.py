@@ -1,0 +1,159 @@
+"""Large content: named by its digest, fixed at the moment of a submit, and hashed once as long as it stays the same.
+
+An array may change in place at any time, so what leaves is a copy. The copy is kept while the array lives, and compared
+with it at the next submit: comparing takes a fraction of the time that copying and hashing take.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable
+from hashlib import blake2b
+from typing import Any, Final, NamedTuple
+
+from trio_dask.ids import Digest
+from trio_dask.protocol.picklers import Buffer
+from trio_dask.protocol.raw_memory import copy_bytes, fresh_memory, same_bytes
+
+__all__ = ["LARGE_BYTES", "content_digest", "fixed_content", "sole_owner"]
+
+LARGE_BYTES: Final = 1 << 16
+"""Content from this size on travels as a blob, and is told by its digest."""
+
+KEPT_BYTES: Final = 512 << 20
+WORTH_KEEPING_BYTES: Final = 1 << 20
+
+
+LEAF_BYTES: Final = 2 << 20
+MAX_THREADS: Final = 4
+
+
+def content_digest(data: Buffer) -> Digest:
+    """The name of a blob with this content. That of a large one is the hash of hashes that several threads compute."""
+    view = memoryview(data).cast("B")
+    return blake2b(view, digest_size=16).digest() if view.nbytes <= LEAF_BYTES else _digest_by_leaves(view, None)
+
+
+def _digest_by_leaves(view: memoryview, target: memoryview | None) -> Digest:
+    """Hash leaf by leaf; with a target each leaf is copied there first, and hashed while it is near the processor."""
+    starts = range(0, view.nbytes, LEAF_BYTES)
+    digests = [b""] * len(starts)
+    numbers = iter(range(len(starts)))  # `next` of it is atomic, so each leaf is taken by one thread
+    failures: list[Exception] = []
+
+    def work() -> None:
+        try:
+            for number in numbers:
+                leaf = view[starts[number] : starts[number] + LEAF_BYTES]
+                if target is not None:
+                    own = target[starts[number] : starts[number] + LEAF_BYTES]
+                    copy_bytes(leaf, own)
+                    leaf = own
+                digests[number] = blake2b(leaf, digest_size=16).digest()
+        except Exception as error:  # for want of memory; the caller raises it again
+            failures.append(error)
+
+    helpers: list[threading.Thread] = []
+    for _ in range(min(MAX_THREADS, os.cpu_count() or 1, len(starts)) - 1):
+        helper = threading.Thread(target=work, name="hash", daemon=True)
+        try:
+            helper.start()
+        except RuntimeError:  # no more threads to be had: this one does the rest
+            break
+        helpers.append(helper)
+    work()
+    for helper in helpers:
+        helper.join()
+    if failures:
+        raise failures[0]
+    whole = blake2b(view.nbytes.to_bytes(8, "big"), digest_size=16, person=b"leaves")
+    whole.update(b"".join(digests))
+    return whole.digest()
+
+
+def sole_owner(data: Buffer) -> Any:
+    """The object whose whole content this is. None where there is none: an exporter may redirect to a larger buffer."""
+    view = memoryview(data)
+    owner = view.obj
+    try:
+        return owner if memoryview(owner).nbytes == view.nbytes else None
+    except TypeError:
+        return None
+
+
+class _Kept(NamedTuple):
+    owner: Callable[[], Any]
+    """A weak reference; to an object of bytes, which has none, a strong one."""
+    digest: Digest
+    content: bytes | memoryview
+
+
+class _KeptContents:
+    """Copies of large content by the `id` of its owner, the least recently used ones given up first."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit_bytes = limit_bytes
+        self._kept: OrderedDict[int, _Kept] = OrderedDict()
+        self._nbytes = 0
+        self._lock = threading.RLock()  # a finalizer may run in the middle of anything
+
+    def find(self, owner: Any, data: Buffer) -> _Kept | None:
+        with self._lock:
+            kept = self._kept.get(id(owner))
+            if kept is None or kept.owner() is not owner:
+                return None
+            self._kept.move_to_end(id(owner))
+        view, content = memoryview(data), kept.content
+        if content is data or (len(content) == view.nbytes and same_bytes(view, content)):
+            return kept
+        return None
+
+    def keep(self, owner: Any, digest: Digest, content: bytes | memoryview) -> None:
+        if not WORTH_KEEPING_BYTES <= len(content) <= self._limit_bytes:
+            return
+        number = id(owner)
+        try:
+            reference: Callable[[], Any] = weakref.ref(owner, lambda _: self._drop(number))
+        except TypeError:
+            if type(owner) is not bytes:
+                return
+            reference = lambda: owner  # noqa: E731 (it stands for a weak reference)
+        with self._lock:
+            self._drop(number)
+            self._kept[number] = _Kept(reference, digest, content)
+            self._nbytes += len(content)
+            while self._nbytes > self._limit_bytes:
+                self._drop(next(iter(self._kept)))
+
+    def _drop(self, number: int) -> None:
+        with self._lock:
+            kept = self._kept.pop(number, None)
+            if kept is not None:
+                self._nbytes -= len(kept.content)
+
+
+_contents = _KeptContents(KEPT_BYTES)
+
+
+def _fix(data: Buffer) -> tuple[Digest, bytes | memoryview]:
+    view = memoryview(data).cast("B")
+    if type(data) is bytes or view.nbytes <= LEAF_BYTES:
+        content = data if type(data) is bytes else bytes(view)
+        return content_digest(content), content
+    copied = fresh_memory(view.nbytes)
+    return _digest_by_leaves(view, copied), copied.toreadonly()
+
+
+def fixed_content(data: Buffer) -> tuple[Digest, bytes | memoryview]:
+    """The digest of `data`, and its content as it is now."""
+    owner = sole_owner(data)
+    kept = None if owner is None else _contents.find(owner, data)
+    if kept is not None:
+        return kept.digest, kept.content
+    digest, content = _fix(data)
+    if owner is not None:
+        _contents.keep(owner, digest, content)
+    return digest, content

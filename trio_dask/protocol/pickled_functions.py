@@ -1,0 +1,103 @@
+"""The callables of tasks, as they travel: each once for all the tasks that call it.
+
+The other end tells two kinds by their first byte, and the rule is that of `captured_values`. What cannot carry anything
+from one task to another, a definition by reference or one by value that captured only what is immutable, is a plain
+pickle: it is loaded once and shared by all its tasks. Everything else, a bound method, a partial, an object, a closure
+over a list, has the form of a call with one argument: each task loads its own.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Mapping
+from types import BuiltinFunctionType
+from typing import Any
+
+from trio_dask.errors import SerializationError
+from trio_dask.ids import Digest
+from trio_dask.protocol.blob_contents import content_digest
+from trio_dask.protocol.call_tokens import canonical_token
+from trio_dask.protocol.captured_values import CarriesState, is_immutable
+from trio_dask.protocol.introspection import kind_of
+from trio_dask.protocol.pickle_errors import describe_culprit, users_own
+from trio_dask.protocol.pickled_calls import can_pickle, load_call, pickle_arguments
+from trio_dask.protocol.pickled_definitions import (
+    PickledFunction,
+    by_reference,
+    by_value,
+    kept_definition,
+    load_shared,
+    short_name,
+    token_of_definition,
+)
+from trio_dask.protocol.picklers import (
+    PICKLING_FAILURES,
+    Buffer,
+    is_definition,
+    travels_by_value,
+)
+from trio_dask.protocol.rebuilt_classes import make_class
+
+__all__ = ["PickledFunction", "load_function", "pickle_function"]
+
+_PICKLE = 0x80
+_BRINGS_CLASSES = make_class.__name__.encode()
+
+
+def pickle_function(function: Callable[..., Any]) -> PickledFunction:
+    """The callable as it travels.
+
+    Raises `SerializationError`, which says what in it cannot be pickled.
+    """
+    kept = kept_definition(function)
+    if kept is not None:
+        return kept
+    try:
+        return _pickle_shared(function) or _pickle_own(function)
+    except PICKLING_FAILURES as error:
+        sentence = describe_culprit(function, f"the function {short_name(function)}", "function", can_pickle, error)
+        raise SerializationError(sentence) from users_own(error)
+
+
+def _pickle_shared(function: Any) -> PickledFunction | None:
+    """The callable as what tasks may share, or None if it can carry something from one to another."""
+    if not is_definition(function):
+        is_fixed = kind_of(function) is BuiltinFunctionType and is_immutable(function)
+        return by_reference(function) if is_fixed else None
+    if not travels_by_value(function):
+        return by_reference(function)
+    try:
+        return by_value(function)
+    except CarriesState:
+        return None
+
+
+def _pickle_own(function: Any) -> PickledFunction:
+    pickled = pickle_arguments((function,), {})
+    if pickled.dependencies:
+        raise SerializationError(
+            f"the function {short_name(function)} refers to the future {pickled.dependencies[0]!r}: "
+            "pass it as an argument"
+        )
+    token = canonical_token(
+        function,
+        pickled.call,
+        digests={id(owner): digest for owner, digest in pickled.hashed},
+        token_by_value=token_of_definition,
+    )
+    return PickledFunction(content_digest(pickled.call), pickled.call, short_name(function), token, pickled.blobs)
+
+
+def load_function(digest: Digest, data: Buffer, blobs: Mapping[Digest, Buffer]) -> tuple[Callable[..., Any], bool]:
+    """The callable that `pickle_function` gave `digest` and `data` for, and whether the caller may keep it.
+
+    One that brings classes is to be asked for again: tasks may change these, and then it is loaded anew. Raises
+    whatever its loading raises.
+    """
+    if data[0] == _PICKLE:
+        if _BRINGS_CLASSES in bytes(data):
+            return load_shared(digest, data), False
+        function: Callable[..., Any] = pickle.loads(data)
+        return function, True
+    (own,), _ = load_call(data, blobs, {})
+    return own, False

@@ -1,0 +1,40 @@
+"""A scheduler with nothing to do for long enough ends, if it was told to."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from trio_dask.scheduler.core.state import State, Stop
+
+__all__ = ["look"]
+
+LOOKS: Final = 20
+"""So often within the time that may pass without work it is looked whether there is any."""
+
+
+def look(state: State) -> None:
+    """Ask for the end if nothing has been computed, queued or asked for since `idle_timeout_s`; else look again later.
+
+    Results that clients merely keep are no work, and neither are workers or clients that are merely connected.
+    """
+    limit_s = state.settings.idle_timeout_s
+    run, submission, since = state.idle_mark
+    if run != state.last_run or submission != state.last_submission or _is_busy(state):
+        since = state.now
+    state.idle_mark = (state.last_run, state.last_submission, since)
+    if state.now - since >= limit_s:
+        state.idle_at = float("inf")
+        state.requests.append(Stop(f"no work for {limit_s:g} s (--idle-timeout)"))
+    else:
+        state.idle_at = min(since + limit_s, state.now + limit_s / LOOKS)
+
+
+def _is_busy(state: State) -> bool:
+    """Whether any task is on its way: whatever waits, waits for one that is queued or processed."""
+    lines = [state.queue.line, *(queue.line for queue in state.queues.values())]
+    workers = [*state.workers.values(), *state.away.values()]
+    return (
+        bool(state.ready)
+        or any(line.first() is not None for line in lines)
+        or any(worker.processing or worker.parked or worker.backlog.first() is not None for worker in workers)
+    )

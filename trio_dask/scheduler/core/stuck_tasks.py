@@ -1,0 +1,229 @@
+"""Which tasks wait for a worker that is not there, and who is told.
+
+A ready task whose demands no worker meets waits in its queue, as long as it takes: the worker may come. But whoever
+waits for its result should know why nothing happens. So its clients are told the reason, in one sentence: at once, in
+case they give up, and as something worth saying aloud once it has lasted for `stuck_after_s`, or has changed since.
+
+The scheduler counts nothing per task. It looks at the queues without workers a moment after one of them has got its
+first task, soon after somebody wants more, and now and then until they are empty. What one look costs is bounded, and
+each such queue has an equal share of that, so that a long one does not hide the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from itertools import islice
+from typing import Final
+
+from trio_dask.ids import Key, PeerId
+from trio_dask.protocol.messages import Stuck
+from trio_dask.scheduler.core.state import Client, Notice, Queue, State, StuckNews, Task, Terms, Waiting
+
+__all__ = ["has_become_stuck", "look", "look_again", "look_soon", "note_arrivals"]
+
+SOON_S: Final = 0.05
+"""After this long what comes together has come."""
+
+AGAIN_S: Final = 0.25
+INTERVAL_S: Final = 2.0
+MOST_TASKS: Final = 10_000
+"""One look reads at most this many entries of queues. Its sentence says "+" where there are more."""
+
+MOST_DEPENDENTS: Final = 10_000
+"""The same for the dependents of these."""
+
+MOST_KEY_CHARACTERS: Final = 2**18
+"""The scheduler tells a client at most this much text of keys."""
+
+NOBODY: Final = "no worker is connected"
+MOST_REASONS: Final = 3
+MOST_GROUPS: Final = 4
+
+
+def look_soon(state: State) -> None:
+    """Something may have become stuck, or is stuck no more."""
+    state.stuck_at = min(state.stuck_at, state.now + SOON_S)
+
+
+def look_again(state: State) -> None:
+    """Somebody wants something new, which may depend on what is stuck, if anything is."""
+    if state.stuck_at < float("inf"):
+        state.stuck_at = min(state.stuck_at, state.now + AGAIN_S)
+
+
+def has_become_stuck(state: State, queue: Queue) -> bool:
+    """Whether tasks wait in a queue without workers, of which no look has known yet."""
+    return not queue.eligible and queue not in state.stuck_queues and queue.line.first() is not None
+
+
+def note_arrivals(state: State, queue: Queue) -> None:
+    """Tasks were put into this queue: they are stuck if it has no workers."""
+    if has_become_stuck(state, queue):
+        look_soon(state)
+    elif not queue.eligible:
+        look_again(state)
+
+
+class _Findings:
+    """What one look has found: the tasks that wait in queues without workers, and what waits for those."""
+
+    __slots__ = ("counts", "held_up", "keys", "partial")
+
+    def __init__(self) -> None:
+        self.counts: dict[Queue, int] = {}
+        self.held_up: dict[Task, None] = {}
+        self.keys: dict[PeerId, dict[Queue, list[Key]]] = {}
+        """What each client wants and does not get, by the queue that holds it up."""
+        self.partial: dict[Queue, None] = {}
+        """Queues that hold up more than was looked at."""
+
+
+def look(state: State) -> None:
+    """Tell clients why tasks of theirs wait for a worker, if any do, and say when to look again."""
+    state.stuck_at = float("inf")
+    queues = [
+        queue
+        for queue in (state.queue, *state.queues.values())
+        if not queue.eligible and queue.line.first() is not None
+    ]
+    found = _Findings()
+    for queue in queues:
+        _survey(queue, found, max(1, MOST_TASKS // len(queues)), max(1, MOST_DEPENDENTS // len(queues)))
+    for peer, client in state.clients.items():
+        _tell(state, client, found.keys.get(peer, {}), found.partial)
+    _note(state, found.counts, found.partial)
+    if found.counts:
+        state.stuck_at = state.now + INTERVAL_S
+
+
+def _survey(queue: Queue, found: _Findings, most_tasks: int, most_dependents: int) -> None:
+    """Find what waits in one queue, and for whom."""
+    held_up = found.held_up
+    row: list[Task] = []
+    for task in islice(queue.line, most_tasks):
+        if task.phase is queue.phase and task not in held_up:
+            held_up[task] = None
+            row.append(task)
+    if not row:
+        return  # its entries are of tasks that wait in another queue by now
+    found.counts[queue] = len(row)
+    if len(queue.line) > most_tasks:
+        found.partial[queue] = None
+    left = most_dependents
+    for task in row:  # which grows meanwhile
+        for peer in task.wanted:
+            found.keys.setdefault(peer, {}).setdefault(queue, []).append(task.key)
+        dependents = task.dependents
+        if dependents:
+            for dependent in islice(dependents, left):
+                if type(dependent.phase) is Waiting and dependent not in held_up:
+                    held_up[dependent] = None
+                    row.append(dependent)
+            if len(dependents) > left:
+                found.partial[queue] = None
+            left = max(0, left - len(dependents))
+
+
+def _tell(state: State, client: Client, waiting: Mapping[Queue, list[Key]], partial: Collection[Queue]) -> None:
+    if not waiting:
+        if client.stuck is not None:
+            client.stuck = None
+            state.send(client.peer, Stuck("", False, ()))
+        return
+    news = client.stuck
+    if news is None:
+        news = client.stuck = StuckNews(since=state.now)
+    text = _sentence(state, {queue: len(keys) for queue, keys in waiting.items()}, partial)
+    # It may change all the time: then it is said aloud no more often than that.
+    is_due = text != news.aloud and state.now >= max(news.since, news.aloud_at) + state.settings.stuck_after_s
+    if is_due:
+        news.aloud, news.aloud_at = text, state.now
+    told = Stuck(text, False, _reasons(state, waiting))
+    if is_due or told != news.told:
+        news.told = told
+        state.send(client.peer, told._replace(aloud=is_due))
+
+
+def _note(state: State, counts: Mapping[Queue, int], partial: Collection[Queue]) -> None:
+    """Say it to whoever runs the cluster, once for each reason."""
+    noted = {queue: since for queue, since in state.stuck_queues.items() if queue in counts}
+    state.stuck_queues = noted
+    new: dict[Queue, int] = {}
+    for queue, count in counts.items():
+        since = noted.setdefault(queue, state.now)
+        if since + state.settings.stuck_after_s <= state.now:
+            noted[queue] = float("inf")  # it is said
+            new[queue] = count
+    if new:
+        state.requests.append(Notice(_sentence(state, new, partial)))
+
+
+def _reasons(state: State, waiting: Mapping[Queue, Iterable[Key]]) -> tuple[tuple[str, tuple[Key, ...] | None], ...]:
+    if waiting and not state.workers:
+        return ((NOBODY, None),)
+    left = MOST_KEY_CHARACTERS
+    reasons: list[tuple[str, tuple[Key, ...] | None]] = []
+    for queue, keys in waiting.items():
+        told: list[Key] = []
+        for key in keys:
+            left -= len(key)
+            if left < 0:
+                break
+            told.append(key)
+        reasons.append((_reason(state, queue.terms), tuple(told)))
+    return tuple(reasons)
+
+
+# ------------------------------------------------------------------------------------------------- in words
+
+
+def _sentence(state: State, counts: Mapping[Queue, int], partial: Collection[Queue]) -> str:
+    parts = [
+        f"{count}{'+' if queue in partial else ''} {'tasks wait' if count > 1 else 'task waits'}: "
+        f"{_reason(state, queue.terms)}"
+        for queue, count in list(counts.items())[:MOST_REASONS]
+    ]
+    more = len(counts) - MOST_REASONS
+    if more > 0:
+        parts.append(f"and so do others, for {more} more reason{'s' if more > 1 else ''}")
+    return "; ".join(parts)
+
+
+def _reason(state: State, terms: Terms) -> str:
+    if not state.workers:
+        return NOBODY
+    names = _listed(terms.workers)
+    demands = ", ".join(f"{name}={amount:g}" for name, amount in terms.resources)
+    offers = _grouped([_offer(worker.info.resources, terms) for worker in state.workers.values()])
+    if names and demands:
+        return f"none of the workers {names} offers {demands} ({offers})"
+    if demands:
+        return f"no worker offers {demands} ({offers})"
+    if names:
+        there = _listed([worker.info.name for worker in state.workers.values()])
+        return f"no worker is called {names} ({_count(len(state.workers))}: {there})"
+    return f"no worker takes tasks ({_count(len(state.workers))}, all of which are leaving or returning)"
+
+
+def _offer(resources: Mapping[str, float], terms: Terms) -> str:
+    return ", ".join(
+        f"{name}={resources[name]:g}" if name in resources else f"no {name}" for name, _ in terms.resources
+    )
+
+
+def _grouped(offers: list[str]) -> str:
+    counts: dict[str, int] = {}
+    for offer in offers:
+        counts[offer] = counts.get(offer, 0) + 1
+    groups = sorted(counts.items(), key=lambda group: -group[1])
+    parts = [f"{_count(count)}: {offer}" for offer, count in groups[:MOST_GROUPS]]
+    return "; ".join([*parts, "..."] if len(groups) > MOST_GROUPS else parts)
+
+
+def _listed(names: Iterable[str]) -> str:
+    shown = [repr(name) for name in names]
+    return " or ".join(shown[:MOST_GROUPS]) + (" or others" if len(shown) > MOST_GROUPS else "")
+
+
+def _count(number: int) -> str:
+    return f"{number} worker{'' if number == 1 else 's'}"

@@ -1,0 +1,495 @@
+"""Every transition of a task.
+
+Theory of operation
+-------------------
+
+A task is *needed* while a client wants it, or while a dependent of it is waiting, queued or processing (`waiters`
+counts those). The whole life follows from that one notion:
+
+- a needed task that is `released` becomes `waiting`, and with it, recursively, each input that is not in memory;
+- a waiting task that misses nothing goes to `State.ready`; `placement` makes it `queued` (or `no-worker`) or
+  `processing`. A waiting task may also be assigned ahead, to the worker that computes the inputs it misses;
+- its worker reports the result, and it is in `memory`; or an exception, and it is tried again or has `erred`, and every
+  needed dependent has erred with it;
+- a task that is no longer needed is `released`: its run is cancelled or its result is freed. It is kept while it has
+  dependents, since a lost result of theirs would be computed again from it; without dependents it is `forgotten`;
+- a result whose last holder is lost is `released`, and, if needed, `waiting` again.
+
+Work spreads along dependencies through explicit lists, never by recursion, so that a chain of a million links is as
+good as any other graph. Whatever changes a phase goes through `move`, which writes the story, and in validating mode
+holds every step against `TRANSITIONS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import Final
+
+from trio_dask.ids import PeerId
+from trio_dask.protocol.messages import CancelRuns, KeyFailed, KeyPending, KeyReady
+from trio_dask.scheduler.core.blobs import unreference
+from trio_dask.scheduler.core.state import (
+    DETACHED,
+    FORGOTTEN,
+    RELEASED,
+    Erred,
+    Failure,
+    InMemory,
+    Phase,
+    Processing,
+    Queued,
+    State,
+    Task,
+    Waiting,
+    Worker,
+)
+
+__all__ = [
+    "TRANSITIONS",
+    "activate",
+    "addresses_of",
+    "announce",
+    "appear",
+    "arrived",
+    "fail",
+    "finish",
+    "hand_back",
+    "key_failed",
+    "lose",
+    "move",
+    "retire_run",
+    "revive",
+    "sweep",
+    "unwant",
+    "want",
+]
+
+TRANSITIONS: Final[Mapping[tuple[str, str], str]] = MappingProxyType(
+    {
+        ("released", "waiting"): "it is needed",
+        ("released", "memory"): "a client scattered it, or a worker turned out to hold it",
+        ("released", "erred"): "the call was refused, or an input of it cannot be computed again",
+        ("released", "forgotten"): "nobody needs it and nothing depends on it",
+        ("waiting", "queued"): "all inputs are in memory, no worker has room yet",
+        ("waiting", "no-worker"): "all inputs are in memory, no worker meets its demands",
+        ("waiting", "processing"): "assigned to a worker, perhaps ahead of inputs that are computed there",
+        ("waiting", "released"): "no longer needed",
+        ("waiting", "erred"): "an input erred",
+        ("waiting", "memory"): "a client scattered the same key",
+        ("queued", "processing"): "assigned to a worker",
+        ("queued", "no-worker"): "the last worker that meets its demands left",
+        ("queued", "waiting"): "an input was lost",
+        ("queued", "released"): "no longer needed",
+        ("queued", "erred"): "an input was lost that cannot be computed again",
+        ("queued", "memory"): "a client scattered the same key",
+        ("no-worker", "queued"): "a worker came that meets its demands",
+        ("no-worker", "processing"): "assigned to a worker",
+        ("no-worker", "waiting"): "an input was lost",
+        ("no-worker", "released"): "no longer needed",
+        ("no-worker", "erred"): "an input was lost that cannot be computed again",
+        ("no-worker", "memory"): "a client scattered the same key",
+        ("processing", "memory"): "the worker reported the result",
+        ("processing", "erred"): "it raised and no retries are left, an input erred, or its workers kept dying",
+        ("processing", "waiting"): "it raised and is retried, its worker died, or it was handed back",
+        ("processing", "released"): "no longer needed",
+        ("memory", "released"): "no longer needed, or the last holder is lost",
+        ("memory", "erred"): "the only copy of scattered data is lost",
+        ("erred", "released"): "it is to be retried",
+        ("erred", "forgotten"): "nobody needs it and nothing depends on it",
+    }
+)
+"""All transitions there are, each with its reason. The diagram in the documentation is made from this table."""
+
+CHAIN_FAN_OUT: Final = 4
+"""Dependents of a wider task are not assigned ahead: they can run anywhere, so they should not pile up in one place."""
+
+CHAIN_FAN_IN: Final = 8
+"""Tasks with more inputs are not assigned ahead: looking at all inputs at each of their steps would be quadratic."""
+
+
+def move(state: State, task: Task, phase: Phase, why: str) -> None:
+    """Change a task's phase and note it."""
+    if state.validating and (task.phase.state, phase.state) not in TRANSITIONS:
+        raise AssertionError(f"no transition {task.phase.state} -> {phase.state} ({why}) for {task.key}")
+    task.phase = phase
+    state.story.append((state.now, task.key, why))
+
+
+def activate(state: State, task: Task) -> None:
+    """Start what a needed task needs: `task`, if released, and every released input, become waiting."""
+    failed: list[tuple[Task, Failure]] = []
+    stack = [task]
+    while stack:
+        task = stack.pop()
+        if task.phase is not RELEASED:
+            continue
+        if task.function is None:
+            failed.append((task, _irrecoverable(task)))
+            continue
+        missing = 0
+        failure: Failure | None = None
+        for dependency in task.dependencies:
+            dependency.waiters += 1
+            phase = dependency.phase
+            if type(phase) is InMemory:
+                continue
+            missing += 1
+            if type(phase) is Erred:
+                failure = phase.failure
+            elif phase is RELEASED:
+                stack.append(dependency)
+        move(state, task, Waiting(missing), "needed")
+        if failure is not None:
+            failed.append((task, failure))
+        elif not missing:
+            state.ready.append(task)
+        elif len(task.dependencies) <= CHAIN_FAN_IN:
+            state.ahead.append(task)
+    for task, failure in failed:
+        if type(task.phase) is not Erred:
+            fail(state, task, failure)
+
+
+def finish(state: State, task: Task, worker: Worker, nbytes: int, type_name: str, value: bytes | None) -> None:
+    """A processing task has its result, which `worker` holds."""
+    retire_run(state, task)
+    move(state, task, InMemory(worker.sole, nbytes, type_name), "finished")
+    worker.holds[task] = None
+    worker.managed_bytes += nbytes
+    if task.past is not None:
+        task.past.suspect = False
+    unneeded = _leave_inputs(task)
+    arrived(state, task, worker)
+    if task.wanted:
+        _tell_ready(state, task, value)
+    if not task.waiters and not task.wanted:
+        unneeded.append(task)
+    if unneeded:
+        sweep(state, unneeded)
+
+
+def appear(state: State, task: Task, worker: Worker, nbytes: int, type_name: str) -> None:
+    """`worker` holds the result of a task that nobody asked it to compute (scattered data)."""
+    phase = task.phase
+    unneeded: list[Task] = []
+    if type(phase) is InMemory:
+        if worker not in phase.holders:
+            phase.holders += (worker,)
+            worker.holds[task] = None
+            worker.managed_bytes += phase.nbytes
+    else:
+        if type(phase) is Erred:
+            move(state, task, RELEASED, "stored anew")
+        elif phase is not RELEASED:
+            if type(phase) is Processing:
+                _take_back(state, task, "its value was stored")
+            unneeded = _leave_inputs(task)
+        move(state, task, InMemory(worker.sole, nbytes, type_name), "stored")
+        worker.holds[task] = None
+        worker.managed_bytes += nbytes
+        arrived(state, task, worker)
+    if task.wanted:
+        _tell_ready(state, task, None)
+    unneeded.append(task)
+    sweep(state, unneeded)
+
+
+def fail(state: State, task: Task, failure: Failure, *, run_is_over: bool = False) -> None:
+    """`task` has erred, and with it all needed tasks that depend on it."""
+    unneeded: list[Task] = []
+    stack = [task]
+    while stack:
+        task = stack.pop()
+        phase = task.phase
+        if type(phase) is Erred or phase is FORGOTTEN:
+            continue
+        if type(phase) is Processing:
+            if run_is_over:
+                retire_run(state, task)
+                run_is_over = False
+            else:
+                _cancel_run(state, task, phase)
+        if phase is not RELEASED and type(phase) is not InMemory:
+            unneeded += _leave_inputs(task)
+        move(state, task, Erred(failure), "erred")
+        unneeded.append(task)
+        for peer in task.wanted:
+            if peer == DETACHED:
+                task.wanted = tuple(other for other in task.wanted if other != DETACHED)
+            else:
+                state.send(peer, key_failed(task, failure))
+        if task.dependents:
+            stack += [dependent for dependent in task.dependents if type(dependent.phase) in _ACTIVE]
+    sweep(state, unneeded)
+
+
+def hand_back(state: State, task: Task, why: str) -> None:
+    """A processing task that will not finish where it is: it waits again, and is placed anew once it can be."""
+    _take_back(state, task, why)
+    _recount(state, task, why)
+
+
+def lose(state: State, task: Task, worker: Worker, why: str) -> None:
+    """`worker` no longer holds the result of `task`."""
+    phase = task.phase
+    worker.holds.pop(task, None)
+    if type(phase) is not InMemory or worker not in phase.holders:
+        return
+    worker.managed_bytes -= phase.nbytes
+    if len(phase.holders) > 1:
+        phase.holders = tuple(holder for holder in phase.holders if holder is not worker)
+        return
+    if task.function is None:
+        if not task.wanted and not task.waiters:
+            move(state, task, RELEASED, why)
+            sweep(state, [task])
+        else:
+            _forsake_dependents(state, task, why)
+            fail(state, task, _irrecoverable(task))
+        return
+    move(state, task, RELEASED, why)
+    _forsake_dependents(state, task, why)
+    if task.wanted or task.waiters:
+        for peer in task.wanted:
+            if peer != DETACHED:
+                state.send(peer, KeyPending(task.key))
+        activate(state, task)
+    else:
+        sweep(state, [task])
+
+
+def revive(state: State, tasks: Iterable[Task]) -> None:
+    """Run erred tasks again, from the erred task at the root of each; what erred with them comes along.
+
+    A task that was refused, for want of an input, stays erred: it was never whole.
+    """
+    erred: dict[Task, None] = {}
+    stack = [task for task in tasks if type(task.phase) is Erred]
+    while stack:
+        task = stack.pop()
+        if task in erred or _was_refused(task):
+            continue
+        erred[task] = None
+        stack += [dependency for dependency in task.dependencies if type(dependency.phase) is Erred]
+        stack += [dependent for dependent in task.dependents or () if type(dependent.phase) is Erred]
+    for task in erred:
+        move(state, task, RELEASED, "retried")
+        if task.past is not None:
+            task.past.failures = 0
+            task.past.deaths.clear()
+    for task in erred:
+        if task.wanted:
+            for peer in task.wanted:
+                if peer != DETACHED:
+                    state.send(peer, KeyPending(task.key))
+            activate(state, task)
+    sweep(state, list(erred))
+
+
+def _was_refused(task: Task) -> bool:
+    phase = task.phase
+    return isinstance(phase, Erred) and phase.failure.kind == "refused" and phase.failure.blamed == task.key
+
+
+def want(state: State, task: Task, peer: PeerId) -> None:
+    """Note that a client wants `task`. The caller activates it if it is released."""
+    if peer not in task.wanted:
+        task.wanted += (peer,)
+    client = state.clients.get(peer)
+    if client is not None:
+        client.wants[task] = None
+
+
+def unwant(state: State, task: Task, peer: PeerId) -> None:
+    """Note that a client no longer wants `task`. The caller sweeps."""
+    task.wanted = (
+        tuple(other for other in task.wanted if other != peer)
+        if len(task.wanted) > 1
+        else (() if task.wanted and task.wanted[0] == peer else task.wanted)
+    )
+    client = state.clients.get(peer)
+    if client is not None:
+        client.wants.pop(task, None)
+
+
+def announce(state: State, task: Task, peer: PeerId) -> None:
+    """Tell a client that newly wants `task` how it stands, if that is settled."""
+    phase = task.phase
+    if type(phase) is InMemory:
+        state.send(peer, KeyReady(task.key, phase.nbytes, phase.type_name, None, addresses_of(phase)))
+    elif type(phase) is Erred:
+        state.send(peer, key_failed(task, phase.failure))
+
+
+def addresses_of(phase: InMemory) -> tuple[str, ...]:
+    """Where a result can be had: at the holders that are here, if any is."""
+    holders = phase.holders
+    if len(holders) > 1:
+        here = tuple(holder.info.address for holder in holders if holder.away_until is None)
+        if here:
+            return here
+    return tuple(holder.info.address for holder in holders)
+
+
+def key_failed(task: Task, failure: Failure) -> KeyFailed:
+    """The message that tells of a failure."""
+    return KeyFailed(task.key, failure.blamed, failure.kind, failure.error, failure.text, failure.details)
+
+
+def sweep(state: State, tasks: list[Task]) -> None:
+    """Release and forget those of `tasks` that nobody needs, and what then nobody needs either. Consumes the list."""
+    while tasks:
+        task = tasks.pop()
+        if task.wanted or task.waiters:
+            continue
+        phase = task.phase
+        if phase is FORGOTTEN:
+            continue
+        if type(phase) is InMemory:
+            _free(state, task, phase)
+            move(state, task, RELEASED, "no longer needed")
+        elif type(phase) in _ACTIVE:
+            if type(phase) is Processing:
+                _cancel_run(state, task, phase)
+            tasks += _leave_inputs(task)
+            move(state, task, RELEASED, "no longer needed")
+        if task.dependents:
+            continue
+        move(state, task, FORGOTTEN, "forgotten")
+        del state.tasks[task.key]
+        for dependency in task.dependencies:
+            dependents = dependency.dependents
+            if dependents is not None:
+                dependents.pop(task, None)
+                if not dependents:
+                    tasks.append(dependency)
+        if task.function is not None:
+            unreference(state, task.function)
+        for content in task.blobs:
+            unreference(state, content)
+
+
+def retire_run(state: State, task: Task) -> None:
+    """Take the run of a processing task off its worker's books. The caller gives the task its next phase."""
+    phase = task.phase
+    assert isinstance(phase, Processing)
+    worker = phase.worker
+    processing = worker.processing
+    del processing[phase.run]
+    function = task.function
+    if function is not None and function.guesses:
+        function.guesses.pop(task, None)  # else a function that never succeeds would keep all its tasks
+    worker.occupancy_s = worker.occupancy_s - phase.expected_s if processing else 0.0
+    for name, amount in task.terms.resources:
+        # As good as new when nothing runs there: sums of fractions go astray bit by bit.
+        worker.available[name] = worker.available[name] + amount if processing else worker.info.resources[name]
+    state.touched[worker] = None
+
+
+_ACTIVE: Final = frozenset({Waiting, Queued, Processing})
+
+
+def _leave_inputs(task: Task) -> list[Task]:
+    """An active task stops being so; returns the inputs that this may leave unneeded."""
+    unneeded: list[Task] = []
+    for dependency in task.dependencies:
+        dependency.waiters -= 1
+        if not dependency.waiters and not dependency.wanted:
+            unneeded.append(dependency)
+    return unneeded
+
+
+def arrived(state: State, task: Task, worker: Worker) -> None:
+    """A result has come to be: those that missed it miss one input less."""
+    for dependent in task.dependents or ():
+        phase = dependent.phase
+        if type(phase) is Waiting:
+            phase.missing -= 1
+            if not phase.missing:
+                state.ready.append(dependent)
+            elif len(dependent.dependencies) <= CHAIN_FAN_IN:
+                state.ahead.append(dependent)
+        elif type(phase) is Processing and phase.missing and phase.worker is worker:
+            phase.missing -= 1
+
+
+def _tell_ready(state: State, task: Task, value: bytes | None) -> None:
+    phase = task.phase
+    assert isinstance(phase, InMemory)
+    addresses = () if value is not None else addresses_of(phase)
+    message = KeyReady(task.key, phase.nbytes, phase.type_name, value, addresses)
+    for peer in task.wanted:
+        if peer == DETACHED:
+            task.wanted = tuple(other for other in task.wanted if other != DETACHED)
+        else:
+            state.send(peer, message)
+
+
+def _cancel_run(state: State, task: Task, phase: Processing) -> None:
+    if phase.worker.peer in state.workers:
+        state.send(phase.worker.peer, CancelRuns((phase.run,)))
+    retire_run(state, task)
+
+
+def _take_back(state: State, task: Task, why: str) -> None:
+    """Take a run off its worker, and with it those that were assigned there ahead, to wait for its result."""
+    phase = task.phase
+    assert isinstance(phase, Processing)
+    worker = phase.worker
+    retire_run(state, task)
+    stack = [task]
+    while stack:
+        for dependent in stack.pop().dependents or ():
+            below = dependent.phase
+            if type(below) is Processing and below.missing and below.worker is worker:
+                _cancel_run(state, dependent, below)
+                _recount(state, dependent, why)
+                stack.append(dependent)
+
+
+def _recount(state: State, task: Task, why: str) -> None:
+    """An active task starts over as waiting: what it misses is counted anew, and started if it is lost."""
+    missing = 0
+    failure: Failure | None = None
+    lost: list[Task] = []
+    for dependency in task.dependencies:
+        phase = dependency.phase
+        if isinstance(phase, InMemory):
+            continue
+        missing += 1
+        if isinstance(phase, Erred):
+            failure = phase.failure
+        elif phase is RELEASED:
+            lost.append(dependency)
+    move(state, task, Waiting(missing), why)
+    if failure is not None:
+        fail(state, task, failure)
+        return
+    if not missing:
+        state.ready.append(task)
+    for dependency in lost:
+        activate(state, dependency)
+
+
+def _forsake_dependents(state: State, task: Task, why: str) -> None:
+    """A result is gone: dependents that had counted on it miss it again. Those at a worker find out by themselves."""
+    for dependent in task.dependents or ():
+        phase = dependent.phase
+        if type(phase) is Waiting:
+            phase.missing += 1
+        elif type(phase) is Queued:
+            move(state, dependent, Waiting(1), why)
+
+
+def _free(state: State, task: Task, phase: InMemory) -> None:
+    for holder in phase.holders:
+        del holder.holds[task]
+        holder.managed_bytes -= phase.nbytes
+        if holder.away_until is None:
+            state.free(holder.peer, task.key)
+
+
+def _irrecoverable(task: Task) -> Failure:
+    text = f"the data of {task.key!r} was scattered by a client and its last copy is gone; it cannot be computed again"
+    return Failure(task.key, "lost", None, text, {})

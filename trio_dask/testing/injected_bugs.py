@@ -1,0 +1,187 @@
+"""Planted bugs: the proof that the simulation would find the real ones.
+
+Each takes a `World` and is a context within which that world is broken in one classic way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from types import MappingProxyType
+from typing import Any, Final
+from unittest import mock
+
+from trio_dask.ids import Key, RunId
+from trio_dask.protocol.messages import Inventory, RunFinished
+from trio_dask.scheduler.core import (
+    message_handlers,
+    placement,
+    reconnect,
+    retirement,
+    task_transitions,
+    worker_membership,
+)
+from trio_dask.scheduler.core.state import Processing, State, Task, Waiting, Worker
+from trio_dask.testing.simulate import World
+
+__all__ = ["PLANTED"]
+
+
+@contextmanager
+def dropped_message(world: World) -> Generator[None]:
+    """A link loses one message and goes on as if nothing had happened."""
+
+    def drop() -> None:
+        link = world.rng.choice(list(world.scheduler.links.values()))
+        world.rng.choice((link.to_peer, link.to_scheduler)).drop_next = True
+
+    world.timeline.at(world.rng.random() * 0.1, drop)
+    yield
+
+
+@contextmanager
+def stale_result(world: World) -> Generator[None]:
+    """A result of a run that was given up is taken for the result of the task that has its key now."""
+    keys: dict[RunId, Key] = {}
+    assign = placement.assign
+    run_finished = message_handlers.FROM_WORKER[RunFinished]
+
+    def remember(state: State, task: Task, worker: Worker, missing: int) -> None:
+        assign(state, task, worker, missing)
+        keys[RunId(state.last_run)] = task.key
+
+    def accept(state: State, worker: Worker, message: RunFinished) -> None:
+        task = state.tasks.get(keys.get(message.run, ""))
+        if message.run not in worker.processing and task is not None and isinstance(task.phase, Processing):
+            task_transitions.finish(state, task, worker, message.nbytes, message.type_name, message.value)
+        else:
+            run_finished(state, worker, message)
+
+    with (
+        mock.patch.object(placement, "assign", remember),
+        mock.patch.dict(message_handlers.FROM_WORKER, {RunFinished: accept}),
+    ):
+        yield
+
+
+@contextmanager
+def miscounted_dependency(world: World) -> Generator[None]:
+    """The arrival of one input is counted twice for a task that misses more than one."""
+    arrived = task_transitions.arrived
+
+    def twice(state: State, task: Task, worker: Worker) -> None:
+        arrived(state, task, worker)
+        for dependent in task.dependents or ():
+            phase = dependent.phase
+            if isinstance(phase, Waiting) and phase.missing:
+                phase.missing -= 1
+                if not phase.missing:
+                    state.ready.append(dependent)
+
+    with mock.patch.object(task_transitions, "arrived", twice):
+        yield
+
+
+@contextmanager
+def lost_wakeup(world: World) -> Generator[None]:
+    """A worker that has come to have room is not looked at."""
+    retire_run = task_transitions.retire_run
+
+    def forgetful(state: State, task: Task) -> None:
+        touched = dict(state.touched)
+        retire_run(state, task)
+        state.touched = touched
+
+    with mock.patch.object(task_transitions, "retire_run", forgetful):
+        yield
+
+
+@contextmanager
+def leaked_slot(world: World) -> Generator[None]:
+    """A slot whose run was cancelled never comes back."""
+    for worker in world.workers:
+        worker.leak_slots = True
+    yield
+
+
+@contextmanager
+def merged_state(world: World) -> Generator[None]:
+    """What was believed of a worker before it was away is believed after its return."""
+    reconcile = reconnect.reconcile
+
+    def merge(state: State, worker: Worker, inventory: Inventory) -> None:
+        reconcile(state, worker, inventory._replace(runs=(*inventory.runs, *worker.processing)))
+
+    with mock.patch.dict(message_handlers.FROM_WORKER, {Inventory: merge}):
+        yield
+
+
+@contextmanager
+def trusted_keys(world: World) -> Generator[None]:
+    """A value that a worker brings back is taken for the result of the task that has its key now."""
+    reconcile = reconnect.reconcile
+
+    def trust(state: State, worker: Worker, inventory: Inventory) -> None:
+        for key, _, nbytes, type_name in inventory.held:
+            task = state.tasks.get(key)
+            if task is not None and isinstance(task.phase, Processing) and task.phase.worker is worker:
+                task_transitions.finish(state, task, worker, nbytes, type_name, None)
+        reconcile(state, worker, inventory)
+
+    with mock.patch.dict(message_handlers.FROM_WORKER, {Inventory: trust}):
+        yield
+
+
+@contextmanager
+def half_removed_worker(world: World) -> Generator[None]:
+    """A worker is gone, and stays among those that can be given work."""
+    bury = worker_membership.bury
+
+    def leave_behind(state: State, worker: Worker, reason: str, **how: Any) -> None:
+        had_room = worker in state.roomy
+        bury(state, worker, reason, **how)
+        if had_room:
+            state.roomy[worker] = None
+
+    with mock.patch.object(worker_membership, "bury", leave_behind), mock.patch.object(reconnect, "bury", leave_behind):
+        yield
+
+
+@contextmanager
+def blamed_innocents(world: World) -> Generator[None]:
+    """Whatever was assigned to a worker that died is blamed, whether it ran or not."""
+    bury = worker_membership.bury
+
+    def blame_all(state: State, worker: Worker, reason: str, *, expected: bool, **how: Any) -> None:
+        bury(state, worker, reason, expected=expected, ran=tuple(worker.processing))
+
+    with mock.patch.object(worker_membership, "bury", blame_all), mock.patch.object(reconnect, "bury", blame_all):
+        yield
+
+
+@contextmanager
+def hasty_retirement(world: World) -> Generator[None]:
+    """A worker is sent away once nothing runs there, whatever it holds."""
+    with mock.patch.object(retirement, "_held_alone", return_value=[]):
+        yield
+
+
+Bug = Callable[[World], AbstractContextManager[None]]
+
+PLANTED: Final[Mapping[str, Bug]] = MappingProxyType(
+    {
+        bug.__name__: bug
+        for bug in (
+            dropped_message,
+            stale_result,
+            miscounted_dependency,
+            lost_wakeup,
+            leaked_slot,
+            merged_state,
+            trusted_keys,
+            half_removed_worker,
+            blamed_innocents,
+            hasty_retirement,
+        )
+    }
+)

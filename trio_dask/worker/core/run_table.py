@@ -1,0 +1,137 @@
+"""The current runs, in whichever of their states, and what the waiting ones wait for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterable
+from typing import NamedTuple
+
+from trio_dask.ids import Key, RunId
+from trio_dask.protocol.messages import Missing, Run
+from trio_dask.worker.core.ready_queue import ReadyQueue
+
+__all__ = ["RunTable", "Waiting"]
+
+
+class Waiting(NamedTuple):
+    """A run whose inputs are not all here."""
+
+    run: Run
+    missing: dict[Key, None]
+
+
+class RunTable:
+    """Every current run is in `current`, oldest first; those that wait are in `waiting`, those on offer in `ready`.
+
+    `sought` are the keys that peers are asked for. `unawaited(key)` is called when no run waits for a key any more.
+    """
+
+    def __init__(self, sought: Container[Key], unawaited: Callable[[Key], None]) -> None:
+        self.current: dict[RunId, Run] = {}
+        self.ready = ReadyQueue()
+        self.waiting: dict[RunId, Waiting] = {}
+        self.producers: dict[Key, RunId] = {}
+        """The run that computes each key; of several the newest."""
+        self.waiters: dict[Key, dict[RunId, None]] = {}  # the inverse of Waiting.missing
+        self.leaders: dict[RunId, RunId] = {}  # of waiting runs that follow another
+        self._sought = sought
+        self._unawaited = unawaited
+
+    @property
+    def executing(self) -> int:
+        """How many of them slots have taken."""
+        return len(self.current) - len(self.waiting) - len(self.ready)
+
+    def begin(self, run: Run) -> None:
+        """A run that misses nothing."""
+        self.current[run.run] = run
+        self.producers[run.key] = run.run
+        self.ready.push(run)
+
+    def begin_waiting(self, run: Run, missing: Iterable[Key]) -> None:
+        """A run that misses these keys."""
+        number = run.run
+        waiting = self.waiting[number] = Waiting(run, dict.fromkeys(missing))
+        for key in waiting.missing:
+            self.waiters.setdefault(key, {})[number] = None
+        self._let_follow(waiting)
+        self.current[number] = run
+        self.producers[run.key] = number
+
+    def supply(self, key: Key) -> None:
+        """This key is here now: whoever waits for nothing else is ready."""
+        for number in list(self.waiters.pop(key, ())):
+            waiting = self.waiting[number]
+            del waiting.missing[key]
+            if not self.claim(number):
+                continue
+            if waiting.missing:
+                self._let_follow(waiting)
+            else:
+                del self.waiting[number]
+                self.ready.push(waiting.run)
+
+    def remove(self, run: Run) -> None:
+        """This run is over, or was never to be. A slot that has taken it keeps it."""
+        number = run.run
+        del self.current[number]
+        if self.producers.get(run.key) == number:
+            del self.producers[run.key]
+        if self.waiting and number in self.waiting:
+            self.leaders.pop(number, None)
+            self._end_wait(number)
+
+    def claim(self, number: RunId) -> bool:
+        """Make sure that no slot takes this waiting run; False if one has, then it is executing."""
+        leader = self.leaders.pop(number, None)
+        if leader is None or self.ready.unfollow(leader, number):
+            return True
+        self._end_wait(number)
+        return False
+
+    def withdraw(self, number: RunId) -> bool:
+        """Make sure that no slot takes this run; False if one has."""
+        return self.claim(number) if number in self.waiting else self.ready.withdraw(number)
+
+    def withdraw_all(self) -> list[Run]:
+        """Take out every run that no slot has taken, and give them."""
+        unstarted = [run for run in list(self.current.values()) if self.withdraw(run.run)]
+        for run in unstarted:
+            self.remove(run)
+        return unstarted
+
+    def forsake(self, lacking: Iterable[tuple[Key, str]]) -> list[Missing]:
+        """Hand back the runs that wait for these keys, those that wait for what they would have given, and so on.
+
+        With each key stands the address from which it could not be had, or nothing if the run that computed it here is
+        gone. A key that a peer is still asked for, or that another run computes, is not lacking.
+        """
+        missing: list[Missing] = []
+        queue = list(lacking)
+        for key, address in queue:  # which grows on the way
+            if key not in self.waiters or key in self.producers or key in self._sought:
+                continue
+            for number in list(self.waiters[key]):
+                if self.claim(number):
+                    run = self.waiting[number].run
+                    self.remove(run)
+                    missing.append(Missing(number, key, address))
+                    queue.append((run.key, ""))
+        return missing
+
+    def _let_follow(self, waiting: Waiting) -> None:
+        """If a run misses one thing only, and that is being computed here, let the slot that has it go on with it."""
+        if len(waiting.missing) == 1:
+            (key,) = waiting.missing
+            leader = self.producers.get(key)
+            if leader is None or key in self._sought:
+                return
+            if self.ready.follow(self.current[leader], waiting.run):
+                self.leaders[waiting.run.run] = leader
+
+    def _end_wait(self, number: RunId) -> None:
+        for key in self.waiting.pop(number).missing:
+            waiters = self.waiters[key]
+            del waiters[number]
+            if not waiters:
+                del self.waiters[key]
+                self._unawaited(key)

@@ -1,0 +1,377 @@
+"""The core with hands: events come in, effects go out, and both meet here.
+
+Every event ends in `_act`: the messages leave in one write, then what the core asks for is begun, then the slots are
+woken. The engine lives as long as the worker, through all its sessions.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from functools import partial
+from queue import SimpleQueue
+from typing import cast
+
+import trio
+
+from trio_dask.comm import Address, Connection, DataChannel, PeerSilent, open_data_channel, parse_address
+from trio_dask.config import WorkerSettings, counted
+from trio_dask.errors import TrioDaskError
+from trio_dask.ids import Incarnation, Key
+from trio_dask.protocol.hello import Hello
+from trio_dask.protocol.messages import Heartbeat, Message, Put, ToWorker
+from trio_dask.protocol.raw_memory import new_buffer
+from trio_dask.worker.core.blobs import BlobTable
+from trio_dask.worker.core.effects import (
+    CancelFetch,
+    CancelRun,
+    EndSession,
+    FetchId,
+    ForgetFunctions,
+    FreeKeys,
+    Request,
+    StartFetch,
+)
+from trio_dask.worker.core.worker import WorkerCore
+from trio_dask.worker.data_server import DataServer
+from trio_dask.worker.executor import Begun, Declined, Executor, Failed, Finished, InputGone, Outcome
+from trio_dask.worker.memory_monitor import MemoryLimits, MemoryMonitor, WorkerHooks, keep_nothing_unwatched
+from trio_dask.worker.peer_channels import Peers
+from trio_dask.worker.process_memory import ProcessMemory
+from trio_dask.worker.result_store import Frames, Store
+from trio_dask.worker.running_table import Board
+from trio_dask.worker.secede import Rejoined, Seceded
+from trio_dask.worker.spill_directory import check_base
+from trio_dask.worker.task_context import WorkerHandle
+
+__all__ = ["Engine"]
+
+log = logging.getLogger("trio_dask.worker")
+
+LONG_RUN_S = 0.5
+"""A run that has taken so long is announced: should this worker die, the run may be what killed it."""
+
+
+class Engine:
+    """Core, slots, store and data plane of one worker."""
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        self._settings = settings
+        self._memory = self._watch_memory(settings)
+        self._store = Store() if self._memory is None else self._memory.store
+        self.handle = WorkerHandle(
+            name=settings.name or "",
+            nthreads=settings.nthreads,
+            memory_limit_bytes=settings.memory_limit_bytes,
+            resources=settings.resources,
+            local_directory=settings.local_directory,
+            data=self._store,
+        )
+        self._core = WorkerCore(settings.nthreads, blobs=BlobTable(new_buffer))
+        self._board = None if settings.board_fd is None else Board.attach(settings.board_fd, settings.nthreads)
+        self._executor = Executor(
+            settings.nthreads,
+            ready=self._core.ready,
+            blobs=self._core.blobs.complete,
+            values=self._store,
+            worker=self.handle,
+            inline_limit_bytes=settings.inline_limit_bytes,
+            max_tasks=settings.max_tasks,
+            board=self._board,
+            gate=None if self._memory is None else self._memory.gate,
+            gate_from=sys.maxsize if self._memory is None else self._memory.large_bytes,
+        )
+        self._peers = Peers(self._open_channel, None if self._memory is None else self._memory.room)
+        self.server = DataServer(self._store, self._core.held, self._keep, self.handle, self._memory)
+        self._connection: Connection | None = None
+        self._end: EndSession | None = None
+        self._fetches: dict[FetchId, trio.CancelScope] = {}
+        self._alarm = trio.CancelScope()
+        self._tasks: trio.Nursery | None = None
+        self._process = ProcessMemory()
+        self._cpu_read = time.monotonic(), time.process_time()
+        self._heartbeat_at = trio.current_time()
+        self.spent = trio.Event()
+        """Set once all tasks that are to run here have begun."""
+        self.at_rest = trio.Event()
+        """Set once it drains and its slots are free."""
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Run slots, fetches and timers until cancelled. Sessions begin after `task_status.started`."""
+        try:
+            async with trio.open_nursery() as self._tasks:
+                self._tasks.start_soon(self._executor.run, self._take_outcomes)
+                if self._memory is not None:
+                    self._tasks.start_soon(self._memory.run)
+                task_status.started()
+                await self._tick()
+        finally:
+            self._peers.close()
+            self._process.close()
+
+    # ------------------------------------------------------------------------------------------ sessions
+
+    def session_began(
+        self, connection: Connection, address: Address, scheduler: Address, incarnation: Incarnation, *, returned: bool
+    ) -> None:
+        """This worker is registered, or taken back (else `reset` came before), and peers reach it at `address`."""
+        self._connection = connection
+        self._end = None
+        self.handle.name = self._settings.name or str(address)
+        self.handle.address = str(address)
+        self.handle.scheduler_address = str(scheduler)
+        self.handle.incarnation = incarnation
+        self._core.session_began(str(address), returned)
+        self._heartbeat_at = trio.current_time() + self._settings.heartbeat_interval_s
+        self._act()
+
+    def session_lost(self) -> None:
+        """The link to the scheduler is gone; what it gave us is kept."""
+        self._connection = None
+        self.handle.address = self.handle.scheduler_address = self.handle.incarnation = ""
+        self._core.session_lost(trio.current_time())
+        self._act()
+
+    def reset(self) -> None:
+        """The scheduler will not take this worker back: drop what it gave us, and the client that tasks shared."""
+        self._core.reset(trio.current_time())
+        self._act()
+        if self._tasks is not None:
+            self._tasks.start_soon(self.close_client)
+
+    async def close_client(self) -> None:
+        """Close the client that tasks shared. Tasks that wait for it hear so."""
+        client = self.handle.take_client()
+        if client is not None:
+            try:
+                await trio.to_thread.run_sync(client.close, abandon_on_cancel=True)
+            except Exception as error:  # it is of no use any more, whatever is wrong with it
+                log.debug("the client of this worker's tasks could not be closed properly: %r", error)
+
+    def receive(self, batch: list[Message]) -> EndSession | None:
+        """Take what the scheduler sent; gives its wish to end the session, if that was in it.
+
+        Raises:
+          ProtocolError: something in it makes no sense.
+        """
+        now = trio.current_time()
+        handle = self._core.handle
+        for message in cast("list[ToWorker]", batch):  # the connection lets nothing else pass
+            handle(message, now)
+        self._act()
+        return self._end
+
+    # ------------------------------------------------------------------------------------------ open or not
+
+    @property
+    def has_anything(self) -> bool:
+        """Whether there is anything here that would be lost with this worker."""
+        return bool(self._core.runs or self._core.held)
+
+    def drain(self, reason: str) -> None:
+        """Take no more runs, hand back what has not started, and tell the scheduler that this worker is leaving."""
+        self._core.drain_began(reason)
+        self._act()
+        self._look_at_rest()
+
+    def _look_at_rest(self) -> None:
+        core = self._core
+        # The core alone knows of a run that a slot has just taken, the executor of one that was cancelled and goes on.
+        outside = sum(map(core.is_current, core.slots.outside.values()))
+        if core.table.executing == outside and self._executor.slots_are_free:
+            self.at_rest.set()
+
+    def pause(self) -> None:
+        """Take no more runs for now, and hand back what has not started."""
+        self._core.pause()
+        self._act()
+
+    def resume(self) -> None:
+        """Take runs again."""
+        self._core.resume()
+        self._act()
+
+    def _watch_memory(self, settings: WorkerSettings) -> MemoryMonitor | None:
+        limits = MemoryLimits.of(settings)
+        if limits is None:
+            keep_nothing_unwatched(settings)
+            return None
+        if settings.local_directory is not None:
+            check_base(settings.local_directory)
+        hooks = WorkerHooks(
+            held_bytes=lambda: self._core.held.nbytes,
+            busy=lambda: bool(self._core.runs or self._core.fetches.active or self._executor.busy),
+            waits_for_itself=lambda: self.handle.client is not None,
+            pause=self.pause,
+            resume=self.resume,
+            lose=self._lose,
+        )
+        return MemoryMonitor(limits, settings, hooks)
+
+    def _lose(self) -> None:
+        """Tell the scheduler which values are gone from disk."""
+        lost = self._store.take_lost()
+        if lost:
+            self._core.lost_values(lost)
+            self._act()
+
+    # ------------------------------------------------------------------------------------------ events
+
+    def _take_outcomes(self, outcomes: list[Outcome]) -> None:
+        core = self._core
+        waiting: list[SimpleQueue[None]] = []
+        for outcome in outcomes:
+            if isinstance(outcome, Finished):  # as nearly all are
+                run, value, nbytes, type_name, inline, duration_s, copied_bytes = outcome
+                if core.is_current(run):
+                    self._store.put(run.key, value, nbytes, copied_bytes)
+                core.finished(run, nbytes, type_name, inline, duration_s)
+            elif isinstance(outcome, Failed):
+                core.failed(*outcome)
+            elif isinstance(outcome, InputGone):
+                self._lose()
+                core.input_gone(*outcome)
+            elif isinstance(outcome, Declined):
+                core.declined(outcome.run)
+            elif isinstance(outcome, Begun):
+                core.started((outcome.run,), trio.current_time())
+                if outcome.go is not None:
+                    waiting.append(outcome.go)
+            elif isinstance(outcome, Seceded):
+                core.seceded(outcome.run)
+            elif isinstance(outcome, Rejoined):
+                core.rejoined(outcome.run)
+        if self._executor.spent:
+            self.spent.set()
+        self._act()
+        if core.draining:
+            self._look_at_rest()
+        for go in waiting:
+            self._let_go(go)
+
+    def _let_go(self, go: SimpleQueue[None]) -> None:
+        """Have a slot begin its run, which was announced, as soon as the announcement has left this process."""
+        if self._tasks is not None and self._connection is not None and self._connection.backlog_bytes:
+            self._tasks.start_soon(_let_go_after, self._connection, go)
+        else:
+            go.put(None)
+
+    def _keep(self, put: Put, frames: Frames) -> bool:
+        if self._connection is None:
+            return False
+        self._store.put_frames(put.key, frames, sum(put.sizes))
+        self._core.stored(put.key, sum(put.sizes), put.type_name, put.client, trio.current_time())
+        self._act()
+        return True
+
+    def _take_value(self, fetch: FetchId, key: Key, frames: Frames | None) -> None:
+        if frames is None:
+            self._core.absent(fetch, key)
+            self._act()
+        elif self._core.expects(fetch, key):
+            nbytes = sum(map(len, frames))
+            self._store.put_frames(key, frames, nbytes)
+            self._core.fetched(fetch, key, nbytes)
+            if self._core.ready.offered:  # else it can wait for the next value, or the end of the fetch
+                self._act()
+
+    async def _fetch(self, start: StartFetch, scope: trio.CancelScope) -> None:
+        unreachable = is_silent = False
+        with scope:
+            try:
+                await self._peers.fetch(start.address, start.keys, partial(self._take_value, start.fetch))
+            except (OSError, TrioDaskError) as error:
+                log.warning("Could not fetch %s from %s: %s", counted(len(start.keys), "key"), start.address, error)
+                unreachable, is_silent = True, isinstance(error, PeerSilent)
+        if self._fetches.pop(start.fetch, None) is not None:  # else the core has cancelled and forgotten it
+            self._core.fetch_ended(start.fetch, unreachable=unreachable, is_silent=is_silent)
+            self._act()
+
+    async def _open_channel(self, address: str) -> DataChannel:
+        hello = Hello(role="data", name=self.handle.name, incarnation=Incarnation(self.handle.incarnation))
+        return await open_data_channel(parse_address(address), hello, timeout_s=self._settings.connect_timeout_s)
+
+    # ------------------------------------------------------------------------------------------ effects
+
+    def _act(self) -> None:
+        effects = self._core.drain()
+        if effects.messages and self._connection is not None:
+            self._connection.send_many_nowait(effects.messages)
+            self._connection.flush_nowait()
+        for request in effects.requests:
+            self._carry_out(request)
+        if effects.offered:
+            self._executor.wake(effects.offered)
+            if self._memory is not None:
+                self._memory.stir()
+            self._call_at(trio.current_time() + LONG_RUN_S)
+        self._call_at(self._core.next_deadline())
+
+    def _carry_out(self, request: Request) -> None:
+        match request:
+            case CancelRun(run):
+                self._executor.cancel(run)
+            case StartFetch():
+                assert self._tasks is not None, "a session began before the engine ran"
+                scope = self._fetches[request.fetch] = trio.CancelScope()
+                self._tasks.start_soon(self._fetch, request, scope)
+            case CancelFetch(fetch):
+                if fetch in self._fetches:
+                    self._fetches.pop(fetch).cancel()
+            case FreeKeys(keys):
+                self._store.drop(keys)
+            case ForgetFunctions(digests):
+                self._executor.forget(digests)
+            case EndSession():
+                self._end = request
+
+    # ------------------------------------------------------------------------------------------ time
+
+    def _call_at(self, deadline: float) -> None:
+        if deadline < self._alarm.deadline:
+            self._alarm.deadline = deadline
+
+    async def _tick(self) -> None:
+        """One timer for everything; it sleeps until the first thing is due, and others move it forward."""
+        while True:
+            now = trio.current_time()
+            self._core.tick(now)
+            if self._executor.busy:
+                self._core.started(self._executor.running_for(LONG_RUN_S), now)
+            if self._heartbeat_at <= now:
+                self._heartbeat_at = now + self._settings.heartbeat_interval_s
+                self._peers.close_idle(now)
+                if self._connection is not None:
+                    self._connection.send_nowait(Heartbeat(self.figures()), flush=True)
+            with trio.CancelScope() as self._alarm:
+                self._alarm.deadline = self._heartbeat_at
+                if self._executor.busy:
+                    self._call_at(now + LONG_RUN_S)
+                self._call_at(self._core.next_deadline())
+                self._act()
+                await trio.sleep_forever()
+
+    def figures(self) -> dict[str, float]:
+        """How the worker is, for people: what it holds and does, what its process takes."""
+        core = self._core
+        before, self._cpu_read = self._cpu_read, (time.monotonic(), time.process_time())
+        passed_s, used_s = (now - then for now, then in zip(self._cpu_read, before, strict=True))
+        return {
+            "cpu_percent": round(100 * used_s / max(passed_s, 1e-3), 1),
+            "memory_bytes": self._process.used_bytes(),
+            "managed_bytes": core.held.nbytes,
+            "keys": len(core.held),
+            "executing": core.table.executing,
+            "ready": len(core.ready),
+            "waiting": len(core.table.waiting),
+            "fetching": len(core.fetches.active),
+            **(self._memory.metrics() if self._memory is not None else {}),
+        }
+
+
+async def _let_go_after(connection: Connection, go: SimpleQueue[None]) -> None:
+    try:
+        await connection.wait_backlog()
+    finally:
+        go.put(None)

@@ -1,0 +1,199 @@
+"""Answering on the data plane: values for peers and clients, values from clients, calls of `client.run`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from functools import partial
+from math import inf
+from typing import Any, NamedTuple, TypeVar
+
+import trio
+
+from trio_dask.comm import DataChannel
+from trio_dask.errors import ProtocolError
+from trio_dask.ids import Key
+from trio_dask.protocol.messages import Absent, Call, CallResult, Fetch, Goodbye, Put, PutDone, Value
+from trio_dask.protocol.pickling import dump_value, load_value
+from trio_dask.worker.core.held_keys import Held
+from trio_dask.worker.error_text import describe_failure, mention_trio
+from trio_dask.worker.memory_monitor import MemoryMonitor
+from trio_dask.worker.result_store import Frames, Store
+from trio_dask.worker.task_context import WorkerHandle
+from trio_dask.worker.transfer_limit import Budget
+
+__all__ = ["DataServer"]
+
+SMALL_BYTES = 64 * 2**10
+BIG_BYTES = 2**20
+MAX_SENDS = 16
+MAX_SEND_BYTES = 512 * 2**20
+SENDS_SHARE = 0.1
+MAX_CALLS = 40
+
+_T = TypeVar("_T")
+
+
+class DataServer:
+    """What peers and clients can ask of this worker.
+
+    `held` says what is here and how big it is; `keep(put, frames)` stores what a client sends, and is False between
+    sessions, when nobody would ever free it. `memory` makes room for what comes in, and bounds what goes out at once:
+    of a value that is on disk, what is being sent is in memory.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        held: Mapping[Key, Held],
+        keep: Callable[[Put, Frames], bool],
+        worker: WorkerHandle,
+        memory: MemoryMonitor | None = None,
+    ) -> None:
+        self._store = store
+        self._held = held
+        self._keep = keep
+        self._worker = worker
+        limit = inf if memory is None else SENDS_SHARE * memory.limits.limit
+        self._sends = Budget(MAX_SENDS, int(min(MAX_SEND_BYTES, limit)))
+        self._room = None if memory is None else memory.room
+        self._calls = trio.CapacityLimiter(MAX_CALLS)
+
+    async def handle(self, channel: DataChannel) -> None:
+        """Answer requests, one after the other, until the peer leaves.
+
+        Raises:
+          ProtocolError: the peer asked for something that is no request.
+        """
+        while await self._answer(channel):
+            pass
+
+    async def _answer(self, channel: DataChannel) -> bool:
+        """Take one request; False if there are no more. What came with it is not kept beyond it."""
+        try:
+            message, buffers = await channel.receive(self._room)
+        except trio.EndOfChannel:
+            return False
+        match message:
+            case Fetch(keys):
+                for key in keys:
+                    await self._send_value(channel, key)
+            case Put():
+                await channel.send(self._put(message, buffers))
+            case Call():
+                ok, text, frames = await self._call(buffers)
+                await channel.send(CallResult(ok, text, _sizes(frames)), frames)
+            case Goodbye():
+                return False
+            case _:
+                raise ProtocolError(f"a peer sent a {type(message).__name__}, which is no request")
+        return True
+
+    async def _send_value(self, channel: DataChannel, key: Key) -> None:
+        held = self._held.get(key)
+        if held is None:
+            await channel.send(Absent(key, ""))
+        elif held.nbytes <= SMALL_BYTES:
+            await self._dump_and_send(channel, key, held.nbytes)
+        else:
+            async with self._sends.share(held.nbytes):
+                await self._dump_and_send(channel, key, held.nbytes)
+
+    async def _dump_and_send(self, channel: DataChannel, key: Key, nbytes: int) -> None:
+        store = self._store
+        copied_bytes = store.copied_bytes(key)
+        if copied_bytes > BIG_BYTES and self._room is not None:
+            # Only until the copy is there: kept while a peer makes room to take it, it could have both wait for ever.
+            async with self._room(copied_bytes):
+                dumped = await trio.to_thread.run_sync(self._dump, key, abandon_on_cancel=True)
+        elif not store.is_pickled(key) and (nbytes > BIG_BYTES or store.is_spilled(key)):
+            dumped = await trio.to_thread.run_sync(self._dump, key, abandon_on_cancel=True)
+        else:
+            dumped = self._dump(key)
+        if isinstance(dumped, Absent):
+            await channel.send(dumped)
+        else:
+            await channel.send(Value(key, _sizes(dumped)), dumped)
+
+    def _dump(self, key: Key) -> Frames | Absent:
+        if key not in self._store:
+            return Absent(key, "")  # freed while it waited for its turn
+        try:
+            return self._store.dump(key)
+        except BaseException as error:  # pickling runs the user's code
+            if key not in self._store:
+                return Absent(key, "")  # it was on disk, and is gone from there
+            return Absent(key, describe_failure(error)[1])
+
+    def _put(self, put: Put, frames: Frames) -> PutDone | Absent:
+        if not frames:
+            raise ProtocolError("a value came without any bytes")
+        if not self._keep(put, frames):
+            return Absent(put.key, "this worker has no scheduler at the moment")
+        return PutDone(put.key, sum(put.sizes))
+
+    # ------------------------------------------------------------------------------------------ client.run
+
+    async def _call(self, frames: Frames) -> _Outcome:
+        """Call a function outside of the slots: `async def` under Trio, all else in a thread."""
+        outcome = await self._in_thread(partial(_load_and_call, frames, self._worker))
+        if not isinstance(outcome, _Coroutine):
+            return outcome
+        try:
+            value = await outcome.function(*outcome.args, **outcome.kwargs)
+        except trio.Cancelled:
+            raise
+        except BaseException as error:  # whatever the user's function raises is its result
+            mention_trio(error)
+            return _describe(error)
+        return await self._in_thread(partial(_dump, value))
+
+    async def _in_thread(self, work: Callable[[], _T]) -> _T:
+        return await trio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=self._calls)
+
+
+class _Coroutine(NamedTuple):
+    """An `async def` function, which is called under Trio."""
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+_Outcome = tuple[bool, str, Frames]
+"""The fields of a `CallResult`, and what follows it."""
+
+
+def _load_and_call(frames: Frames, worker: WorkerHandle) -> _Outcome | _Coroutine:
+    try:
+        function, args, kwargs = load_value(frames)
+        if "dask_worker" not in kwargs and _takes_worker(function):
+            kwargs = {**kwargs, "dask_worker": worker}
+        if inspect.iscoroutinefunction(function):
+            return _Coroutine(function, tuple(args), kwargs)
+        return _dump(function(*args, **kwargs))
+    except BaseException as error:  # it runs in a thread of its own, which must not end the worker
+        return _describe(error)
+
+
+def _dump(value: Any) -> _Outcome:
+    try:
+        return True, "", dump_value(value)
+    except BaseException as error:  # pickling runs the user's code
+        return _describe(error)
+
+
+def _describe(error: BaseException) -> _Outcome:
+    description, text = describe_failure(error)
+    return False, text, [] if description is None else [description]
+
+
+def _takes_worker(function: Callable[..., Any]) -> bool:
+    try:
+        return "dask_worker" in inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return False  # a builtin without a signature
+
+
+def _sizes(frames: Frames) -> tuple[int, ...]:
+    return tuple(frame.nbytes if isinstance(frame, memoryview) else len(frame) for frame in frames)

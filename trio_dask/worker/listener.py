@@ -1,0 +1,124 @@
+"""Where a worker listens, for its data plane and for control, and which address it tells others."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+import trio
+
+from trio_dask.comm import (
+    Address,
+    Connection,
+    DataChannel,
+    LinkSettings,
+    addresses_of_interface,
+    choose_advertised_host,
+    parse_address,
+    serve,
+)
+from trio_dask.comm.port_range import listen_in_range
+from trio_dask.comm.rpc_server import admit_control
+from trio_dask.config import WorkerSettings
+from trio_dask.ids import new_incarnation
+from trio_dask.protocol.hello import Hello
+
+__all__ = ["Listening"]
+
+log = logging.getLogger("trio_dask.worker")
+
+
+class Listening:
+    """The listener of one worker. It serves in `nursery`, through all sessions.
+
+    Where the settings name no place it listens on the local address of the way to the scheduler, and moves when that
+    way changes: a laptop that joins another network, or a scheduler that returns elsewhere.
+    """
+
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        handler: Callable[[DataChannel], Awaitable[None]],
+        control: Callable[[Connection], Awaitable[None]],
+        nursery: trio.Nursery,
+    ) -> None:
+        self._settings = settings
+        self._handler = handler
+        self._control = control
+        self._nursery = nursery
+        self._identity = Hello(role="worker", name=settings.name or "", incarnation=new_incarnation())
+        self._host: str | None = None
+        self._bound = Address("tcp", "")
+        self._scope = trio.CancelScope()
+
+    async def towards(self, scheduler: Address) -> Address:
+        """Listen where peers of this scheduler can reach us, and say where that is.
+
+        Raises:
+          OSError: it cannot listen there.
+          AddressError: the settings name an interface or an address that does not exist.
+        """
+        host = await self._choose_host(scheduler)
+        moved = host != self._host
+        if moved:
+            self._scope.cancel()
+            self._host = None  # if that fails it listens nowhere, and has to whatever comes next
+            self._bound = await self._bind(scheduler, host)
+            self._host = host
+        advertised = await self._advertised(scheduler)
+        if moved:
+            log.info("Start worker at: %s", advertised)
+        return advertised
+
+    async def _choose_host(self, scheduler: Address) -> str:
+        settings = self._settings
+        if scheduler.scheme == "inproc":
+            return self._host or f"worker-{new_incarnation()}"
+        if settings.interface is not None:
+            return addresses_of_interface(settings.interface)[0]
+        if settings.host:
+            return settings.host
+        # Without any network there is no way to the scheduler: that is no reason to move away from the one there was.
+        return await _local_host("", scheduler, self._host)
+
+    async def _advertised(self, scheduler: Address) -> Address:
+        bound, contact = self._bound, self._settings.contact_address
+        if contact is not None:
+            return parse_address(contact, default_port=bound.port)
+        if bound.scheme == "inproc":
+            return bound
+        return Address(bound.scheme, await _local_host(bound.host, scheduler), bound.port)
+
+    async def _bind(self, scheduler: Address, host: str) -> Address:
+        if scheduler.scheme == "inproc":
+            return await self._start(Address("inproc", host))
+        return await listen_in_range(host, self._settings.port_range, self._start)
+
+    async def _start(self, address: Address) -> Address:
+        scope = trio.CancelScope()  # one for each try: it can be entered only once
+        bound: list[Address] = await self._nursery.start(self._serve, address, scope)
+        self._scope = scope
+        return bound[0]
+
+    async def _serve(
+        self, address: Address, scope: trio.CancelScope, *, task_status: trio.TaskStatus[list[Address]]
+    ) -> None:
+        with scope:
+            await serve(
+                address,
+                self._control,
+                identity=self._identity,
+                admit=admit_control(self._identity.incarnation),
+                data_handler=self._handler,
+                max_bytes=self._settings.memory_limit_bytes,
+                settings=LinkSettings(keepalive_s=self._settings.keepalive_s, silence_s=self._settings.silence_s),
+                handler_nursery=self._nursery,
+                task_status=task_status,
+            )
+
+
+async def _local_host(bound: str, scheduler: Address, otherwise: str | None = None) -> str:
+    """In a thread: the name of the scheduler's host may have to be looked up."""
+    choose = partial(choose_advertised_host, bound, scheduler.host, otherwise=otherwise)
+    return await trio.to_thread.run_sync(choose, abandon_on_cancel=True)

@@ -1,0 +1,450 @@
+"""The results that this worker holds.
+
+A value is there in one of three forms:
+
+    an object       as a task made it, or a reader got it
+    frozen          the frames in which it came from a peer or a client, until a task needs it
+    spilled         a file on disk, with the same frames
+
+The core decides what is held and knows the sizes; the store only has the values. Slot threads read while the worker's
+own thread writes, and one more thread spills. Where the store has a disk, values that are worth a file stand in an
+`_Entry`, and those of them that are in memory in `_recent`, the least recently used first; all others cost as much as a
+place in a dict. What was read back from disk keeps its file, so that letting go of it again costs nothing.
+
+`_lock` guards the entries' fields, `_recent` and the counts. Nothing slow happens under it: no pickling, no reading or
+writing, and no end of a value, which may run any code.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from math import inf
+from typing import Any, NamedTuple
+
+import trio
+
+from trio_dask.errors import SpillError
+from trio_dask.ids import Key
+from trio_dask.protocol.picklers import Buffer
+from trio_dask.protocol.pickling import copied_bytes, dump_value, load_value
+from trio_dask.worker.memory_reservations import Gate
+from trio_dask.worker.spill_files import SpillDisk, SpilledFile
+
+__all__ = ["Frames", "Spilled", "Store"]
+
+Frames = Sequence[Buffer]
+"""A pickle and its out-of-band buffers."""
+
+WORTH_A_FILE_BYTES = 8 * 2**10
+"""Smaller values stay in memory: a file of its own takes a tenth of a millisecond, and at least a page of cache."""
+
+
+class Spilled(NamedTuple):
+    """What a call of `Store.spill` came to: the bytes that memory needs no more, and what stood in the way, if any did.
+
+    The problem is text, since an exception would keep alive, by its traceback, the value that was to go.
+    """
+
+    nbytes: int
+    problem: str
+
+
+class _Gone(Exception):
+    """The file of a value is not there; nor is the value, any more, or not this one."""
+
+
+class _Nothing:
+    """Stands where there is no object."""
+
+
+_NOTHING = _Nothing()
+
+
+class _Entry:
+    """A value that is not a mere object in the dict. `making` is held by who turns its frames into an object."""
+
+    __slots__ = ("alive", "copied_bytes", "file", "frames", "key", "making", "nbytes", "stays", "value")
+
+    def __init__(
+        self, key: Key, nbytes: int, value: Any = _NOTHING, frames: Frames | None = None, copied_bytes: int = 0
+    ) -> None:
+        self.key = key
+        self.nbytes = nbytes
+        self.copied_bytes = copied_bytes
+        self.value = value
+        self.frames = frames
+        self.file: SpilledFile | None = None
+        self.alive: Callable[[], Any] | None = None  # a weak reference: somebody may still use what was spilled
+        self.making = threading.Lock()
+        self.stays = False  # it cannot be written to disk
+
+    @property
+    def in_memory(self) -> bool:
+        return self.value is not _NOTHING or self.frames is not None
+
+
+class Store(Mapping[Key, Any]):
+    """Values by key; reading one by subscript gives the object, whatever form it had.
+
+    `disk` is where `spill` puts values; without one they stay in memory. `press` is called, in any thread, when the
+    values that could be spilled come to more than `high_bytes`, and when values were found to be lost. A value whose
+    unpickling takes `gate_from` bytes or more passes the `gate` before.
+    """
+
+    def __init__(
+        self,
+        disk: SpillDisk | None = None,
+        *,
+        high_bytes: float = inf,
+        press: Callable[[], None] = lambda: None,
+        gate: Gate | None = None,
+        gate_from: int = 0,
+    ) -> None:
+        self._disk = disk
+        self._high_bytes = high_bytes
+        self._press = press
+        self._gate = gate
+        self._gate_from = gate_from
+        self._entries: dict[Key, Any] = {}
+        self._wrapped = 0  # how many of them are an _Entry
+        self._recent: OrderedDict[Key, _Entry] = OrderedDict()
+        self._large = 0  # bytes in memory that stand in an _Entry and are worth a file
+        self._spilled_bytes = 0
+        self._spilled_count = 0
+        self._lost: list[Key] = []
+        self._lock = threading.Lock()
+        self._from_bytes = sys.maxsize if disk is None else WORTH_A_FILE_BYTES
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[Key]:
+        return iter(list(self._entries))
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._entries
+
+    def __getitem__(self, key: Key) -> Any:
+        """The value as an object. Unpickling and reading from disk happen in the calling thread.
+
+        Raises:
+          KeyError: it is not here, or was lost on disk.
+          SpillError: it is on disk and cannot be read.
+          BaseException: whatever unpickling raises.
+        """
+        entry = self._entries[key]
+        if type(entry) is not _Entry:
+            return entry
+        value = entry.value
+        if value is not _NOTHING:
+            with self._lock:
+                self._freshen(entry)
+            return value
+        try:
+            return self._make(entry)
+        except _Gone:
+            pass
+        return self[key]  # for there may be another value by now
+
+    @property
+    def spilled_bytes(self) -> int:
+        """Size of the values that are on disk alone."""
+        return self._spilled_bytes
+
+    @property
+    def spilled_count(self) -> int:
+        """How many values are on disk alone."""
+        return self._spilled_count
+
+    @property
+    def large_bytes(self) -> int:
+        """Size of the values in memory that are worth a file."""
+        return self._large
+
+    def is_spilled(self, key: Key) -> bool:
+        """Whether to read this value means to read from disk."""
+        entry = self._entries.get(key)
+        return type(entry) is _Entry and not entry.in_memory
+
+    def is_pickled(self, key: Key) -> bool:
+        """Whether this value is in memory in pickled form, as it came."""
+        entry = self._entries.get(key)
+        return type(entry) is _Entry and entry.frames is not None
+
+    def copied_bytes(self, key: Key) -> int:
+        """How much memory `dump` takes for this value, about."""
+        entry = self._entries.get(key)
+        return entry.copied_bytes if type(entry) is _Entry and entry.value is not _NOTHING else 0
+
+    # ------------------------------------------------------------------------------------------ in and out
+
+    def put(self, key: Key, value: Any, nbytes: int, copied_bytes: int = 0) -> None:
+        """Keep an object that is so big when pickled; `dump` takes as much memory as `copied_bytes` says."""
+        if nbytes < self._from_bytes and not (self._wrapped and type(self._entries.get(key)) is _Entry):
+            self._entries[key] = value
+        else:
+            worth_it = nbytes >= self._from_bytes
+            self._replace(key, _Entry(key, nbytes, value, None, copied_bytes) if worth_it else value)
+
+    def put_frames(self, key: Key, frames: Frames, nbytes: int) -> None:
+        """Keep a value that came in pickled form."""
+        self._replace(key, _Entry(key, nbytes, frames=frames))
+
+    def _replace(self, key: Key, entry: Any) -> None:
+        with self._lock:
+            old = self._entries.get(key)
+            if type(old) is _Entry:
+                self._let_go(old)
+            self._entries[key] = entry
+            if type(entry) is _Entry:
+                self._wrapped += 1
+                self._count_in(entry)
+            full = self._large > self._high_bytes
+        del old  # outside of the lock
+        if full:
+            self._press()
+
+    def drop(self, keys: Iterable[Key]) -> None:
+        """Let go of these values. Whoever reads one at this moment still gets it."""
+        gone: list[Any] = []
+        with self._lock:
+            for key in keys:
+                gone.append(self._entries.pop(key, None))
+                if type(gone[-1]) is _Entry:
+                    self._let_go(gone[-1])
+        del gone  # outside of the lock
+
+    def dump(self, key: Key) -> Frames:
+        """The value in pickled form, without a copy where that is possible; a spilled one as it is in its file.
+
+        Raises:
+          KeyError: it is not here, or was lost on disk.
+          SerializationError: it cannot be pickled.
+          SpillError: it is on disk and cannot be read.
+        """
+        entry = self._entries[key]
+        if type(entry) is not _Entry:
+            return dump_value(entry)
+        with self._lock:
+            value, frames, file = entry.value, entry.frames, entry.file
+            self._freshen(entry)
+        if frames is not None:
+            return frames
+        if value is not _NOTHING:
+            return dump_value(value)
+        try:
+            return self._read(entry, file)
+        except _Gone:
+            pass
+        return self.dump(key)  # for there may be another value by now
+
+    def take_lost(self) -> tuple[Key, ...]:
+        """The keys that turned out to be gone from disk since the last call; they are not here any more."""
+        with self._lock:
+            lost, self._lost = tuple(self._lost), []
+        return lost
+
+    # ------------------------------------------------------------------------------------------ back to an object
+
+    def _make(self, entry: _Entry) -> Any:
+        with entry.making:
+            value = entry.value
+            if value is not _NOTHING:
+                return value  # another slot was faster
+            with self._lock:
+                frames, file, alive = entry.frames, entry.file, entry.alive
+            value = None if alive is None else alive()
+            if value is None:
+                frames = self._read(entry, file) if frames is None else frames
+                entry.copied_bytes = copied_bytes([memoryview(frame).nbytes for frame in frames])
+                value = self._load(frames, entry.copied_bytes)
+                del frames
+            with self._lock:
+                was_spilled = not entry.in_memory
+                entry.value, entry.frames, entry.alive = value, None, None
+                if self._entries.get(entry.key) is not entry:
+                    return value
+                if entry.nbytes < self._from_bytes:
+                    self._entries[entry.key] = value
+                    self._wrapped -= 1
+                elif was_spilled:
+                    self._spilled_bytes -= entry.nbytes
+                    self._spilled_count -= 1
+                    self._count_in(entry)
+                else:
+                    self._freshen(entry)
+                full = self._large > self._high_bytes
+        if full:
+            self._press()
+        return value
+
+    def _load(self, frames: Frames, copied_bytes: int) -> Any:
+        if self._gate is None or copied_bytes < self._gate_from or trio.lowlevel.in_trio_run():
+            return load_value(frames)
+        self._gate.enter(copied_bytes)
+        try:
+            return load_value(frames)
+        finally:
+            self._gate.leave(copied_bytes)
+
+    def _read(self, entry: _Entry, file: SpilledFile | None) -> Frames:
+        assert self._disk is not None, "a value is neither in memory nor on disk"
+        assert file is not None, "a value is neither in memory nor on disk"
+        try:
+            return self._disk.read(file)
+        except (FileNotFoundError, NotADirectoryError):
+            self._lose(entry, file)
+            raise _Gone from None
+        except OSError as error:
+            raise SpillError(f"cannot read {entry.key!r} back from {file.path}: {error.strerror or error}") from error
+
+    def _lose(self, entry: _Entry, file: SpilledFile) -> None:
+        with self._lock:
+            if self._entries.get(entry.key) is not entry or entry.file is not file:
+                return  # dropped while it was read, or in memory again, for which the file was given up
+            if entry.in_memory:
+                entry.file = None
+                return
+            del self._entries[entry.key]
+            self._let_go(entry)
+            self._lost.append(entry.key)
+        self._press()
+
+    # ------------------------------------------------------------------------------------------ to the disk
+
+    def spill(self, nbytes: int, *, also_used: bool = False) -> Spilled:
+        """Have so many bytes of values on disk alone that were in memory, least recently used first.
+
+        Values that somebody else has a reference to, such as a running task, would not make room, and are passed over
+        unless `also_used`. For the thread that spills; only one calls this at a time.
+        """
+        disk = self._disk
+        if disk is None:
+            return Spilled(0, "")
+        disk.sweep()
+        freed = 0
+        with self._lock:
+            candidates = list(self._recent.values())
+        candidates.reverse()
+        while candidates and freed < nbytes:
+            entry = candidates.pop()
+            if not also_used and _is_used(entry):
+                continue
+            try:
+                freed += self._spill(disk, entry)
+            except SpillError as error:
+                if not self._spare(disk):
+                    return Spilled(freed, str(error))
+                candidates.append(entry)
+        return Spilled(freed, "")
+
+    def sweep(self) -> None:
+        """Remove the files of values that are not needed any more. For the thread that spills."""
+        if self._disk is not None:
+            self._disk.sweep()
+
+    @property
+    def has_garbage(self) -> bool:
+        """Whether `sweep` has something to do."""
+        return self._disk is not None and self._disk.has_garbage
+
+    def _spill(self, disk: SpillDisk, entry: _Entry) -> int:
+        nbytes = entry.nbytes
+        with self._lock:
+            if self._recent.get(entry.key) is not entry:
+                return 0  # dropped meanwhile
+            del self._recent[entry.key]  # if it stands there again later, it was used meanwhile
+            value, frames, file = entry.value, entry.frames, entry.file
+        if file is None:
+            try:
+                file = disk.write_value(value, nbytes) if frames is None else disk.write(frames)
+            except SpillError:
+                with self._lock:
+                    self._freshen(entry)
+                    if self._recent.get(entry.key) is entry:
+                        self._recent.move_to_end(entry.key, last=False)
+                raise
+            except Exception:  # pickling runs the user's code, and what it cannot do now it could before
+                entry.stays = True
+                return 0
+        with self._lock:
+            if self._entries.get(entry.key) is not entry:
+                disk.remove(file)
+                return 0
+            entry.file = file
+            if entry.key in self._recent:
+                return 0
+            entry.value, entry.frames = _NOTHING, None
+            entry.alive = _weak(value)
+            self._large -= nbytes
+            self._spilled_bytes += nbytes
+            self._spilled_count += 1
+        return nbytes
+
+    def _spare(self, disk: SpillDisk) -> bool:
+        """Make room on a bounded disk: give up the files of values that were read back. False if there is none."""
+        if not disk.bounded:
+            return False
+        before = disk.used_bytes
+        with self._lock:
+            for entry in self._recent.values():
+                if entry.file is not None and not entry.file.mappings:
+                    disk.remove(entry.file)
+                    entry.file = None
+        disk.sweep()
+        return disk.used_bytes < before
+
+    # ------------------------------------------------------------------------------------------ under the lock
+
+    def _count_in(self, entry: _Entry) -> None:
+        """A value is in memory that was not."""
+        if entry.nbytes >= self._from_bytes:
+            self._large += entry.nbytes
+            self._freshen(entry)
+
+    def _freshen(self, entry: _Entry) -> None:
+        """A value was used, unless it was dropped or replaced meanwhile."""
+        if entry.nbytes < self._from_bytes or entry.stays or not entry.in_memory:
+            return
+        if self._entries.get(entry.key) is entry:
+            self._recent[entry.key] = entry
+            self._recent.move_to_end(entry.key)
+
+    def _let_go(self, entry: _Entry) -> None:
+        """An entry is not in the dict any more. What it holds lives until the caller drops it."""
+        self._wrapped -= 1
+        self._recent.pop(entry.key, None)
+        if entry.nbytes >= self._from_bytes:
+            if entry.in_memory:
+                self._large -= entry.nbytes
+            else:
+                self._spilled_bytes -= entry.nbytes
+                self._spilled_count -= 1
+        if entry.file is not None and self._disk is not None:
+            self._disk.remove(entry.file)
+
+
+def _weak(value: Any) -> Callable[[], Any] | None:
+    """How to get the object again as long as it lives."""
+    if value is _NOTHING:
+        return None
+    try:
+        return weakref.ref(value)
+    except TypeError:  # a type that does not have them
+        return None
+
+
+def _references(entry: _Entry) -> int:
+    return sys.getrefcount(entry.value if entry.frames is None else entry.frames)
+
+
+_UNUSED = _references(_Entry(Key(""), 0, object()))
+"""The count where nobody but the store has a reference, whatever this interpreter counts by itself."""
+
+
+def _is_used(entry: _Entry) -> bool:
+    return _references(entry) > _UNUSED

@@ -1,0 +1,369 @@
+"""Values on disk: one file each, with the frames of the pickle one after the other.
+
+Writing and removing happen in one thread at a time, reading in any. A value is written while it is pickled: it goes to
+disk because memory is short, so there must be no second copy of it. A file is read by mapping it: the arrays of the
+value then lie in the file's pages, are private to this process once they are written to, and cost memory only as far as
+they are looked at. Before it is mapped, the file is read through once, so that whoever touches the pages later, perhaps
+with the interpreter's lock in hand, need not wait for the disk.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+from trio_dask.config import format_bytes
+from trio_dask.errors import SpillError
+from trio_dask.protocol.picklers import Buffer
+from trio_dask.protocol.pickling import stream_value
+from trio_dask.worker.spill_directory import ScratchFolder
+
+__all__ = ["SpillDisk", "SpilledFile"]
+
+ALIGNMENT = 64
+"""Where a frame begins: arrays keep the alignment that they have in memory."""
+
+PIECE_BYTES = 8 * 2**20
+"""What one call writes at most, so that a worker that ends does not have to wait for long."""
+
+GATHERED_BYTES = 2**20
+"""What a pickler writes is gathered until it is so much."""
+
+PIECE_BUFFERS = 256
+MAP_BYTES = 256 * 2**10
+"""Smaller files are read into memory: a mapping costs a descriptor and an entry in the kernel's table."""
+
+MAX_MAPPINGS = 1000
+_READ_BYTES = 2**20
+_PADDING = bytes(ALIGNMENT)
+
+
+class SpilledFile:
+    """Where a value is on disk."""
+
+    __slots__ = ("mappings", "nbytes", "path", "removed", "sizes")
+
+    def __init__(self, path: str, sizes: tuple[int, ...]) -> None:
+        self.path = path
+        self.mappings = 0
+        self.removed = False
+        self.take(sizes)
+
+    def take(self, sizes: tuple[int, ...]) -> None:
+        """These are the sizes of its frames."""
+        self.sizes = sizes
+        self.nbytes = sum(map(_padded, sizes))
+
+
+class SpillDisk:
+    """The files of one worker process, at most `max_bytes` of them together (None: as much as the disk takes)."""
+
+    def __init__(self, folder: ScratchFolder, max_bytes: int | None = None) -> None:
+        self.folder = folder
+        self._max_bytes = max_bytes
+        self._lock = threading.Lock()
+        self._used = 0
+        self._mapped = 0
+        self._written = 0
+        self._garbage: deque[SpilledFile] = deque()
+        self._unmapped: deque[SpilledFile] = deque()  # a mapping can end anywhere, also where the lock is held
+        self._closed = False
+
+    @property
+    def used_bytes(self) -> int:
+        """What the files occupy, with those that are removed and still mapped."""
+        with self._lock:
+            self._settle()
+            return self._used
+
+    @property
+    def bounded(self) -> bool:
+        """Whether the files have a limit of their own."""
+        return self._max_bytes is not None
+
+    @property
+    def has_garbage(self) -> bool:
+        """Whether `sweep` has something to do."""
+        return bool(self._garbage)
+
+    def write(self, frames: Sequence[Buffer]) -> SpilledFile:
+        """Put the frames into a new file.
+
+        Raises:
+          SpillError: there is no room for them, or the disk does not take them.
+        """
+        sizes = tuple(memoryview(frame).nbytes for frame in frames)
+        return self._fill(sizes, partial(self._write_frames, frames))
+
+    def write_value(self, value: Any, nbytes: int) -> SpilledFile:
+        """Put the frames of a value, whose size is about this, into a new file; it is pickled on the way.
+
+        Raises:
+          SpillError: there is no room for it, or the disk does not take it.
+          SerializationError: it cannot be pickled.
+        """
+        return self._fill((nbytes,), partial(self._write_value, value))
+
+    def _write_frames(self, frames: Sequence[Buffer], descriptor: int) -> tuple[int, ...]:
+        for piece in _pieces(frames):
+            self._write_piece(descriptor, piece)
+        return tuple(memoryview(frame).nbytes for frame in frames)
+
+    def _write_value(self, value: Any, descriptor: int) -> tuple[int, ...]:
+        pickled = _Pickled(descriptor, self._write_piece)
+        try:
+            buffers = stream_value(value, pickled)
+        except _Refused as refused:
+            raise refused.error from None
+        pickled.finish()
+        return (pickled.nbytes, *self._write_frames(buffers, descriptor))
+
+    def _write_piece(self, descriptor: int, piece: list[Buffer]) -> None:
+        if self._closed:
+            raise SpillError("the worker is leaving")
+        _write_all(descriptor, piece)
+
+    def _fill(self, sizes: tuple[int, ...], write: Callable[[int], tuple[int, ...]]) -> SpilledFile:
+        """A new file, for frames of about these sizes, into which `write` puts what it says afterwards."""
+        self.sweep()
+        try:
+            file, descriptor = self._create(sizes)
+        except SpillError:
+            raise
+        except OSError as error:
+            raise self._complaint(error) from error
+        try:
+            try:
+                written = write(descriptor)
+            finally:
+                os.close(descriptor)  # where a file system over a network says that it had no room after all
+        except OSError as error:
+            self._unlink(file)
+            raise self._complaint(error) from error
+        except BaseException:
+            self._unlink(file)
+            raise
+        self._resize(file, written)
+        return file
+
+    def read(self, file: SpilledFile) -> list[memoryview]:
+        """The frames, in writeable memory that is private to this process. Changes do not reach the file.
+
+        Raises:
+          FileNotFoundError: the file is not there any more, or not what was written.
+          OSError: it cannot be read.
+        """
+        descriptor = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            if os.fstat(descriptor).st_size < file.nbytes:
+                raise FileNotFoundError(errno.ENOENT, "another program has truncated it", file.path)
+            if file.nbytes < MAP_BYTES or not self._may_map(file):
+                content = memoryview(bytearray(file.nbytes))
+                _read_all(descriptor, content)
+            else:
+                content = memoryview(self._map(file, descriptor))
+        finally:
+            os.close(descriptor)
+        starts = _starts(file.sizes)
+        return [content[start : start + size] for start, size in zip(starts, file.sizes, strict=True)]
+
+    def remove(self, file: SpilledFile) -> None:
+        """Have the file removed by the next `sweep`."""
+        self._garbage.append(file)
+
+    def sweep(self) -> None:
+        """Remove the files that nobody needs."""
+        while self._garbage:
+            self._unlink(self._garbage.popleft())
+
+    def close(self) -> None:
+        """Remove everything, and write no more. What is mapped stays readable. Idempotent."""
+        with self._lock:  # a file that is being created is in the folder, or never will be
+            self._closed = True
+        self.folder.remove()
+        self._garbage.clear()
+
+    def _create(self, sizes: tuple[int, ...]) -> tuple[SpilledFile, int]:
+        with self._lock:
+            if self._closed:
+                raise SpillError("the worker is leaving")
+            self._settle()
+            file = SpilledFile(f"{self.folder.make()}/{self._written:x}", sizes)
+            if self._max_bytes is not None and self._used + file.nbytes > self._max_bytes:
+                raise SpillError(
+                    f"the limit of {format_bytes(self._max_bytes)} for spilled values is reached "
+                    f"({format_bytes(self._used)} are used, {format_bytes(file.nbytes)} are needed)"
+                )
+            descriptor = os.open(file.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            self._written += 1
+            self._used += file.nbytes
+            return file, descriptor
+
+    def _resize(self, file: SpilledFile, sizes: tuple[int, ...]) -> None:
+        with self._lock:
+            self._used -= file.nbytes
+            file.take(sizes)
+            self._used += file.nbytes
+
+    def _unlink(self, file: SpilledFile) -> None:
+        try:
+            os.unlink(file.path)
+        except OSError:
+            pass  # gone already, or with its folder at the end
+        with self._lock:
+            self._settle()
+            file.removed = True
+            if not file.mappings:
+                self._used -= file.nbytes
+
+    def _may_map(self, file: SpilledFile) -> bool:
+        with self._lock:
+            self._settle()
+            if self._mapped >= MAX_MAPPINGS:
+                return False
+            self._mapped += 1
+            file.mappings += 1
+            return True
+
+    def _map(self, file: SpilledFile, descriptor: int) -> mmap.mmap:
+        try:
+            _read_through(descriptor, file.nbytes)
+            mapping = mmap.mmap(descriptor, file.nbytes, access=mmap.ACCESS_COPY)
+        except BaseException:
+            self._unmapped.append(file)
+            raise
+        weakref.finalize(mapping, self._unmapped.append, file).atexit = False
+        return mapping
+
+    def _settle(self) -> None:
+        while self._unmapped:
+            file = self._unmapped.popleft()
+            self._mapped -= 1
+            file.mappings -= 1
+            if file.removed and not file.mappings:
+                self._used -= file.nbytes
+
+    def _complaint(self, error: OSError) -> SpillError:
+        return SpillError(f"cannot write to {self.folder.base}: {error.strerror or error}")
+
+
+class _Refused(BaseException):
+    """The disk does not take what a pickler writes. No `Exception`, which would count as a failure of the value."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+
+class _Pickled:
+    """The first frame of a file, which a pickler writes."""
+
+    def __init__(self, descriptor: int, write_piece: Callable[[int, list[Buffer]], None]) -> None:
+        self._descriptor = descriptor
+        self._write_piece = write_piece
+        self._parts: list[Buffer] = []
+        self._gathered = 0
+        self.nbytes = 0
+
+    def restart(self) -> None:
+        """Drop what was written."""
+        self._parts, self._gathered, self.nbytes = [], 0, 0
+        try:
+            os.ftruncate(self._descriptor, 0)
+            os.lseek(self._descriptor, 0, os.SEEK_SET)
+        except OSError as error:
+            raise _Refused(error) from None
+
+    def write(self, data: Buffer, /) -> None:
+        self._parts.append(data)
+        self._gathered += len(data)
+        self.nbytes += len(data)
+        if self._gathered >= GATHERED_BYTES:
+            try:
+                self._flush()
+            except (SpillError, OSError) as error:
+                raise _Refused(error) from None
+
+    def finish(self) -> None:
+        """Write what is left, with the padding."""
+        self._flush()
+        padding = _padded(self.nbytes) - self.nbytes
+        if padding:
+            self._write_piece(self._descriptor, [_PADDING[:padding]])
+
+    def _flush(self) -> None:
+        parts, self._parts, self._gathered = self._parts, [], 0
+        for piece in _pieces(parts, alignment=1):
+            self._write_piece(self._descriptor, piece)
+
+
+def _padded(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def _starts(sizes: tuple[int, ...]) -> Iterator[int]:
+    start = 0
+    for size in sizes:
+        yield start
+        start += _padded(size)
+
+
+def _pieces(frames: Sequence[Buffer], alignment: int = ALIGNMENT) -> Iterator[list[Buffer]]:
+    """What to write, in order, padded, in portions that one call takes."""
+    piece: list[Buffer] = []
+    size = 0
+    for frame in frames:
+        view = memoryview(frame)
+        if not view.nbytes:
+            continue
+        view = view.cast("B")
+        for start in range(0, view.nbytes, PIECE_BYTES):
+            part = view[start : start + PIECE_BYTES]
+            if size + part.nbytes > PIECE_BYTES or len(piece) >= PIECE_BUFFERS:
+                yield piece
+                piece, size = [], 0
+            piece.append(part)
+            size += part.nbytes
+        padding = -view.nbytes % alignment
+        if padding:
+            piece.append(_PADDING[:padding])
+            size += padding
+    if piece:
+        yield piece
+
+
+def _write_all(descriptor: int, buffers: list[Buffer]) -> None:
+    """All of it: a disk that fills up takes a part first, and says why with the next call."""
+    views = [memoryview(buffer) for buffer in buffers]
+    while views:
+        written = os.writev(descriptor, views)
+        while views and written >= views[0].nbytes:
+            written -= views.pop(0).nbytes
+        if written:
+            views[0] = views[0][written:]
+
+
+def _read_all(descriptor: int, target: memoryview) -> None:
+    done = 0
+    while done < target.nbytes:
+        count = os.preadv(descriptor, [target[done:]], done)
+        if not count:
+            raise FileNotFoundError(errno.ENOENT, "another program has truncated it")
+        done += count
+
+
+def _read_through(descriptor: int, size: int) -> None:
+    """Have the file in the system's cache."""
+    buffer = bytearray(min(size, _READ_BYTES))
+    done = 0
+    while done < size:
+        count = os.preadv(descriptor, [buffer], done)
+        if not count:
+            raise FileNotFoundError(errno.ENOENT, "another program has truncated it")
+        done += count
