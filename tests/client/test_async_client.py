@@ -242,7 +242,7 @@ async def test_a_holder_that_is_gone_is_reported_and_another_found(client, clust
 async def test_a_kept_channel_that_its_worker_has_closed_is_replaced(client, cluster):
     cluster.inline = False
     assert await client.submit(increment, 1) == 2
-    (kept,) = client.engine.peers._idle[WORKER]
+    (kept,) = client.engine.channels._idle[WORKER]
     kept.hung_up = True
     assert await client.submit(increment, 2) == 3
     assert cluster.channels == 2
@@ -272,7 +272,7 @@ async def test_values_arriving_while_they_are_gathered_need_no_budget(client, cl
 
 
 async def test_dropped_futures_are_released_once_nobody_holds_them(client, cluster, monkeypatch):
-    monkeypatch.setattr("trio_dask.client.driver.SWEEP_S", 0)  # else the release may wait for company
+    monkeypatch.setattr("trio_dask.client.outgoing.DELAY_S", 0)  # else the release may wait for company
     first, second = client.submit(increment, 1), client.submit(increment, 1)
     await first
     key = first.key

@@ -157,16 +157,16 @@ def test_a_burst_wakes_the_loop_once(client, cluster):
     block = threading.Event()
     client.engine.run_soon(block.wait)
     wakes = []
-    token = client.engine._token
+    token = client.engine.calls.token
 
     class Counting:
         def run_sync_soon(self, function, *args, **kwargs):
             wakes.append(function)
             token.run_sync_soon(function, *args, **kwargs)
 
-    client.engine._token = Counting()
+    client.engine.calls.token = Counting()
     futures = [client.submit(increment, i) for i in range(100)]
-    client.engine._token = token
+    client.engine.calls.token = token
     block.set()
     assert client.gather(futures) == list(range(1, 101))
     assert len(wakes) <= 2
@@ -178,12 +178,12 @@ def test_who_waits_for_what_was_asked_for_already_wakes_no_loop(client, cluster)
     future = client.submit(increment, 1)
     trio.from_thread.run_sync(bool, trio_token=cluster._token)  # a turn of the loop, in which the task is sent
     woken = []
-    token = client.engine._token
-    client.engine._token = SimpleNamespace(run_sync_soon=lambda function, *_: woken.append(function))
+    token = client.engine.calls.token
+    client.engine.calls.token = SimpleNamespace(run_sync_soon=lambda function, *_: woken.append(function))
     for wait_for in (future.result, future.exception):
         with pytest.raises(TimeoutError):
             wait_for(timeout=0.001)
-    client.engine._token = token
+    client.engine.calls.token = token
     assert cluster.of_type(m.Submit)
     assert woken == []
     cluster.finish_from_thread(future.key)

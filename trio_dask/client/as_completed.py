@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
@@ -10,7 +11,7 @@ from weakref import WeakMethod
 
 import trio
 
-from trio_dask.client.core.key_state import OVER, Frames, KeyState
+from trio_dask.client.core.key_state import TERMINAL, Frames, KeyState
 from trio_dask.client.engine import Engine
 from trio_dask.client.futures import AsyncFuture, BaseFuture, Timeout, states_of
 from trio_dask.client.nested_futures import futures_given
@@ -47,7 +48,8 @@ def wait(fs: Any, timeout: Timeout = None, return_when: ReturnWhen = "ALL_COMPLE
         raise TypeError("these are futures of an AsyncClient; use `await client.wait(...)`")
     states = list(dict.fromkeys(states_of(futures)))
     try:
-        settled = not states or futures[0].engine.settle(states, _enough(states, return_when), as_seconds(timeout))
+        enough = _enough(states, return_when)
+        settled = not states or futures[0].engine.wait_settled(states, enough, as_seconds(timeout))
     except BaseException:
         del fs, futures  # a traceback of Ctrl-C may be kept for long, and would keep them, and so their tasks
         raise
@@ -62,7 +64,7 @@ async def wait_async(fs: Any, timeout: Timeout = None, return_when: ReturnWhen =
     states = list(dict.fromkeys(states_of(futures)))
     if states:
         with limit(timeout) as scope:
-            await futures[0].engine.settle_async(states, _enough(states, return_when))
+            await futures[0].engine.wait_settled_async(states, _enough(states, return_when))
         if scope.cancelled_caught:
             raise _too_late(futures, timeout)
     else:
@@ -87,7 +89,7 @@ def _enough(states: list[KeyState], return_when: str) -> int:
 
 def _sorted_out(futures: list[BaseFuture]) -> DoneAndNotDone:
     for state in states_of(futures):
-        if state.status in OVER:
+        if state.status in TERMINAL:
             raise no_value(state, "")
     done = {future for future in futures if future.done()}
     return DoneAndNotDone(done, {future for future in futures if future not in done})
@@ -136,6 +138,8 @@ class as_completed:
         self._with_results = with_results
         self._raise_errors = raise_errors
         self._engine: Engine | None = None
+        # Inside of the engine's lock, under which the engine calls `_settled` and `_arrived`; never around it.
+        self._lock = threading.RLock()
         self._waiting: dict[KeyState, list[BaseFuture]] = {}
         self._ready: deque[_Completed] = deque()
         self._signals: list[Signal] = []
@@ -154,18 +158,19 @@ class as_completed:
         if not added:
             return
         engine = self._engine = self._engine or added[0].engine
-        with engine.lock:
+        states: list[KeyState] = []
+        with self._lock:
             for future in added:
                 waiting = self._waiting.get(future.state)
                 if waiting is not None:
                     waiting.append(future)
                     continue
                 self._waiting[future.state] = [future]
-                if self._with_results:
-                    engine.core.read(future.state, self._weakly_arrived)
-                else:
-                    engine.core.wait(future.state, self._weakly_settled)
-        engine.push()
+                states.append(future.state)
+        if self._with_results:
+            engine.watch_values(states, self._weakly_arrived)
+        else:
+            engine.watch(states, self._weakly_settled)
 
     def count(self) -> int:
         """How many futures have not come out yet."""
@@ -181,15 +186,13 @@ class as_completed:
 
     def clear(self) -> None:
         """Forget all futures that have not come out yet."""
+        with self._lock:
+            states = list(self._waiting)
+            self._waiting.clear()
+            self._ready.clear()
+            self._notify()
         if self._engine is not None:
-            with self._engine.lock:
-                for state in self._waiting:
-                    self._engine.core.abandon(
-                        state, self._weakly_arrived if self._with_results else self._weakly_settled
-                    )
-                self._waiting.clear()
-                self._ready.clear()
-                self._notify()
+            self._engine.unwatch(states, self._weakly_arrived if self._with_results else self._weakly_settled)
 
     def next_batch(self, block: bool = True) -> list[Any]:
         """All that are done by now; with `block` at least one, unless none is left."""
@@ -242,7 +245,7 @@ class as_completed:
             seconds = float("inf") if self._deadline is None else max(self._deadline - time.monotonic(), 0.0)
             assert self._engine is not None
             with trio.move_on_after(seconds) as scope:
-                await self._engine.rest(signal)
+                await self._engine.wait_async(signal)
             if scope.cancelled_caught:
                 raise self._engine.too_late(f"{_were_not_done(self.count())} in time", list(self._waiting))
         return self._item(self._ready.popleft())
@@ -253,9 +256,7 @@ class as_completed:
 
     def _listen(self, signal: Signal) -> bool:
         """Have the signal set when something is ready; False if there is nothing to wait for."""
-        if self._engine is None:
-            return False
-        with self._engine.lock:
+        with self._lock:
             if self._ready:
                 signal.set()
             elif not self._waiting:
@@ -265,12 +266,12 @@ class as_completed:
         return True
 
     def _settled(self, state: KeyState) -> None:
-        self._ready += [_Completed(future, None, "") for future in self._waiting.pop(state, ())]
-        self._notify()
+        self._arrived(state, None, "")
 
     def _arrived(self, state: KeyState, frames: Frames | None, reason: str) -> None:
-        self._ready += [_Completed(future, frames, reason) for future in self._waiting.pop(state, ())]
-        self._notify()
+        with self._lock:
+            self._ready += [_Completed(future, frames, reason) for future in self._waiting.pop(state, ())]
+            self._notify()
 
     def _notify(self) -> None:
         signals, self._signals = self._signals, []
@@ -284,10 +285,10 @@ class as_completed:
         if frames is not None:
             return future, future.engine.load(frames)
         state = future.state
-        if self._raise_errors and state.status not in OVER:
+        if self._raise_errors and state.status not in TERMINAL:
             raise no_value(state, reason)
         error = no_value(state, reason)
-        return future, error if state.status in OVER else (type(error), error, error.__traceback__)
+        return future, error if state.status in TERMINAL else (type(error), error, error.__traceback__)
 
 
 class _Batches:

@@ -121,7 +121,7 @@ class Client(BaseClient[Future]):
         self, engine: Engine, home: trio.lowlevel.TrioToken | None, name: str | None = None, *, wait: bool = True
     ) -> None:
         super().__init__(engine, Future, name)
-        engine.belong_to(self, Future)
+        engine.bind_client(self, Future)
         self._replaced: weakref.finalize[..., Any] | None = None
         self._callbacks = CallbackThread()
         engine.run_callback = self._callbacks.put

@@ -66,7 +66,7 @@ class BaseFuture(KeyReference):
     @property
     def client(self) -> Any:
         """The client that this future belongs to."""
-        return self._engine.facade
+        return self._engine.client
 
     @property
     def type(self) -> type[Any] | str | None:
@@ -170,7 +170,7 @@ class Future(BaseFuture):
         """
         refuse_in_event_loop("Future.exception()")
         try:
-            settled = self._engine.settle([self._state], 1, as_seconds(timeout))
+            settled = self._engine.wait_settled([self._state], 1, as_seconds(timeout))
         except BaseException:
             del self  # as in `result`
             raise
@@ -208,7 +208,7 @@ class AsyncFuture(BaseFuture):
     async def exception(self, timeout: Timeout = None) -> BaseException | None:
         """What the task raised, or None, once it is done. Raises `TimeoutError` if that is not in time."""
         with limit(timeout) as scope:
-            await self._engine.settle_async([self._state], 1)
+            await self._engine.wait_settled_async([self._state], 1)
         if scope.cancelled_caught:
             raise self._engine.too_late(f"{self.key!r} was not done within {timeout} s", [self._state])
         return exception_of(self._state)

@@ -38,7 +38,7 @@ def let_go(client: Client, engine: Engine, close: Callable[[], object]) -> weakr
     To be detached, if the client is closed otherwise.
     """
     current_client.loosen(client)
-    engine.loosen()
+    engine.hold_client_weakly()
     return weakref.finalize(client, _lost, engine, close)
 
 

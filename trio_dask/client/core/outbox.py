@@ -1,4 +1,4 @@
-"""Messages to the scheduler, in the order of the user's calls, with what is alike merged into one.
+"""Messages to the scheduler, in the order of the user's calls; similar ones are merged.
 
 A burst of `submit` calls of one function becomes one `Submit`, a burst of dying futures one `Release`. Each call ends
 in one step on one list: a `KeyboardInterrupt` between two byte codes leaves no half of a task behind.
@@ -16,7 +16,7 @@ from trio_dask.protocol.messages import Blob, ForgetBlobs, Message, Release, Sub
 __all__ = ["LOADED_BYTES", "NO_EXTRA", "Content", "Outbox", "Row"]
 
 LOADED_BYTES = 1 << 14
-"""What each blob takes of the budget besides its content: a worker also keeps what it loaded from it."""
+"""What each blob takes of the budget besides its content: a worker also keeps what it loaded from the blob."""
 
 NO_EXTRA: Final[Mapping[str, Any]] = {}
 MAX_ROWS: Final = 2048
@@ -104,7 +104,7 @@ class Outbox:
         self._last = None
 
     def put_keys(self, make: Callable[[tuple[Key, ...]], Message], keys: Sequence[Key]) -> None:
-        """Append messages that name these keys; several if they are many, since one could not be sent."""
+        """Append messages that name these keys; several if there are too many for one."""
         for start in range(0, len(keys), MAX_KEYS):
             self.put(make(tuple(keys[start : start + MAX_KEYS])))
 
