@@ -19,7 +19,7 @@ from trio_dask.client.core.outbox import Content, Row
 from trio_dask.client.link import Link
 from trio_dask.client.loop_calls import LoopCalls
 from trio_dask.client.outgoing import Outgoing
-from trio_dask.client.shared_state import Closed, Dial, Phase, SharedState, Status
+from trio_dask.client.shared_state import Closed, Connected, Dial, Phase, SharedState, Status
 from trio_dask.client.wait_signals import PendingReply, SettleWaiter, ThreadSignal, TrioSignal, ValueReader
 from trio_dask.client.worker_channels import Channel, WorkerChannels
 from trio_dask.errors import KeyConflict
@@ -124,7 +124,8 @@ class Engine:
         """
         outgoing = self._outgoing
         with self.shared.lock:
-            self.check_open()
+            if type(self.shared.phase) is not Connected:
+                self.check_open()
             if outgoing.failure_dropped:
                 outgoing.collect_all_dropped()
             try:

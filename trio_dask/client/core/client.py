@@ -327,12 +327,12 @@ class ClientCore:
     @property
     def has_messages(self) -> bool:
         """Whether `drain` would give any."""
-        return bool(self._outbox)
+        return bool(self._outbox.items)
 
     @property
     def has_something(self) -> bool:
         """Whether there is anything to send, to confirm or to fetch."""
-        return bool(self._outbox or self._fetch_queue) or self._resend.ack_due(self.received)
+        return bool(self._outbox.items or self._fetch_queue.queues or self.received >= self._resend.ack_due_at)
 
     # ------------------------------------------------------------------------------------------ inside
 

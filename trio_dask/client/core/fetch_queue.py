@@ -30,19 +30,16 @@ class FetchQueue:
     """The keys that wait, and the requests that run."""
 
     def __init__(self) -> None:
-        self._queues: dict[str, deque[KeyState]] = {}
+        self.queues: dict[str, deque[KeyState]] = {}
+        """The keys that wait, by worker."""
         self._running: dict[str, int] = {}
         self._total = 0
-
-    def __bool__(self) -> bool:
-        """Whether any key waits."""
-        return bool(self._queues)
 
     def enqueue(self, state: KeyState) -> None:
         """Put a key into the shortest queue among its holders' (the first such, so that the choice is repeatable)."""
         address = min(state.holders, key=self._load)
         state.fetching = address
-        self._queues.setdefault(address, deque()).append(state)
+        self.queues.setdefault(address, deque()).append(state)
 
     def ended(self, address: str) -> None:
         """One request to this worker has ended."""
@@ -55,10 +52,10 @@ class FetchQueue:
 
     def next(self) -> list[FetchRequest]:
         """The requests that can start now."""
-        if not self._queues:
+        if not self.queues:
             return []
         requests: list[FetchRequest] = []
-        for address in list(self._queues):
+        for address in list(self.queues):
             while self._total < REQUESTS and self._running.get(address, 0) < REQUESTS_PER_WORKER:
                 states = self._cut(address)
                 if not states:
@@ -70,15 +67,15 @@ class FetchQueue:
 
     def clear(self) -> None:
         """No key waits any more."""
-        self._queues.clear()
+        self.queues.clear()
 
     def _load(self, address: str) -> int:
-        queue = self._queues.get(address)
+        queue = self.queues.get(address)
         return (len(queue) if queue else 0) + self._running.get(address, 0)
 
     def _cut(self, address: str) -> tuple[KeyState, ...]:
         """The head of a queue, as much as one request may carry; keys without readers fall out."""
-        queue = self._queues.get(address)
+        queue = self.queues.get(address)
         states: list[KeyState] = []
         size = 0
         while queue and len(states) < REQUEST_KEYS:
@@ -93,5 +90,5 @@ class FetchQueue:
             size += state.nbytes
             states.append(state)
         if not queue:
-            self._queues.pop(address, None)
+            self.queues.pop(address, None)
         return tuple(states)

@@ -89,18 +89,16 @@ class Outbox:
     """Takes messages one by one, gives them out merged, each blob before the first message that refers to it."""
 
     def __init__(self, blob_budget_bytes: int) -> None:
-        self._items: list[Message | _Submits | _Keys] = []
+        self.items: list[Message | _Submits | _Keys] = []
+        """What the next `drain` takes."""
         self._last: _Submits | _Keys | None = None
         self._blob_budget = blob_budget_bytes
         self._shipped: OrderedDict[Digest, int] = OrderedDict()
         self._shipped_bytes = 0
 
-    def __bool__(self) -> bool:
-        return bool(self._items)
-
     def put(self, message: Message) -> None:
         """Append one message that merges with no other."""
-        self._items.append(message)
+        self.items.append(message)
         self._last = None
 
     def put_keys(self, make: Callable[[tuple[Key, ...]], Message], keys: Sequence[Key]) -> None:
@@ -110,7 +108,7 @@ class Outbox:
 
     def put_first(self, messages: Sequence[Message]) -> None:
         """Have these sent before everything else."""
-        self._items[:0] = messages
+        self.items[:0] = messages
 
     def ship(self, digest: Digest, data: bytes | memoryview) -> None:
         """Make sure that the other end has this blob before it reads what is put next."""
@@ -121,7 +119,7 @@ class Outbox:
         if total > BLOB_PIECE_BYTES:
             data = memoryview(data)  # its pieces are no copies
         pieces = range(0, max(total, 1), BLOB_PIECE_BYTES)
-        self._items.extend(
+        self.items.extend(
             [Blob(digest, total, cast("bytes", data[start : start + BLOB_PIECE_BYTES])) for start in pieces]
         )
         self._last = None
@@ -133,7 +131,7 @@ class Outbox:
         last = self._last
         if type(last) is not _Submits or last.function != function or (last.extra is not extra and last.extra != extra):
             last = _Submits(function, extra)
-            self._items.append(last)
+            self.items.append(last)
             self._last = last
         last.rows.extend(rows)
 
@@ -149,15 +147,15 @@ class Outbox:
         last = self._last
         if type(last) is not _Keys or last.kind is not kind or len(last.keys) >= MAX_ROWS:
             last = _Keys(kind)
-            self._items.append(last)
+            self.items.append(last)
             self._last = last
         last.keys.append(key)
 
     def drain(self) -> Sequence[Message]:
         """Everything so far, to be sent in this order; the outbox is empty afterwards."""
-        if not self._items:
+        if not self.items:
             return ()
-        items, self._items, self._last = self._items, [], None
+        items, self.items, self._last = self.items, [], None
         messages: list[Message] = []
         for item in items:
             if isinstance(item, _Submits):

@@ -23,25 +23,22 @@ ACK_EVERY: Final = 64
 class ResendBuffer:
     """What the client sends in one session, over all its connections."""
 
-    __slots__ = ("_acknowledged", "_before", "_kept")
+    __slots__ = ("_before", "_kept", "ack_due_at")
 
     def __init__(self) -> None:
-        self._acknowledged = 0
+        self.ack_due_at = ACK_EVERY
+        """The number of received messages from which on the scheduler is to hear of them."""
         self._before = 0
         self._kept: deque[Message] = deque()
 
     def sent(self, messages: Sequence[Message], received: int) -> Sequence[Message]:
         """Keep what is to be sent now. Returns it, followed by an acknowledgement of what came if one is due."""
-        if self.ack_due(received):
-            self._acknowledged = received
+        if received >= self.ack_due_at:
+            self.ack_due_at = received + ACK_EVERY
             messages = (*messages, Received(received))
         if messages:
             self._kept += messages
         return messages
-
-    def ack_due(self, received: int) -> bool:
-        """Whether so many received messages should be acknowledged now."""
-        return received - self._acknowledged >= ACK_EVERY
 
     def acknowledged(self, number: int) -> None:
         """The scheduler has handled this many messages.
