@@ -25,7 +25,7 @@ from trio_dask import (
     rpc,
     wait,
 )
-from trio_dask.client import current_client
+from trio_dask.client import default_clients
 from trio_dask.errors import FutureCancelledError, KeyConflict, NoScheduler, SchedulerLost, UsageError
 from trio_dask.protocol import messages as m
 
@@ -410,15 +410,15 @@ def test_the_default_client_is_the_newest_that_is_open(cluster):
         for ask in (get_client, default_client):
             with pytest.raises(ValueError, match="no client"):
                 ask()
-        current_client.remember(first)
-        current_client.remember(second)
+        default_clients.remember(first)
+        default_clients.remember(second)
         assert get_client() is default_client() is Client.current() is second
         assert default_client(first) is first
         with first.as_current():
             assert get_client() is first
         second.close()
         assert get_client() is first
-        assert second not in [reference() for reference in current_client._open]
+        assert second not in [reference() for reference in default_clients._open]
     with pytest.raises(ValueError, match="no client"):
         Client.current()
 

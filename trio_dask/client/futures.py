@@ -13,6 +13,7 @@ from trio_dask.client.core.key_state import KeyState, Status
 from trio_dask.client.engine import Engine, loading
 from trio_dask.client.task_errors import exception_of, no_value
 from trio_dask.client.wait_signals import as_seconds, limit, refuse_in_event_loop
+from trio_dask.hooks import hooks
 from trio_dask.ids import Key
 from trio_dask.protocol.pickling import KeyReference
 from trio_dask.unsupported_names import FUTURE, Absent
@@ -242,9 +243,8 @@ def _arrive(key: Key) -> BaseFuture:
     """A pickled future becomes one of the client that unpickles it, else of the client that is current here."""
     engine = loading.get()
     if engine is None:
-        from trio_dask.client.current_client import find_client  # it knows the clients, which are made of futures
-
-        engine = find_client(None, None).engine
+        assert hooks.find_client is not None, "trio_dask sets it"
+        engine = hooks.find_client(None, None).engine
     (state,) = engine.adopt([key])
     found: BaseFuture = engine.future_type(engine, state)
     return found
