@@ -9,7 +9,7 @@ from functools import partial
 from itertools import count
 from typing import Any
 
-from trio_dask.client.core.key_state import Frames, KeyState
+from trio_dask.client.core.key_state import Frames, KeyState, Reader, Waiter
 from trio_dask.client.core.outbox import Content, Row
 from trio_dask.client.driver import Driver
 from trio_dask.client.link import Dial
@@ -142,6 +142,28 @@ class Engine(Driver):
         self.run_callback(callback)
 
     # ------------------------------------------------------------------------------------------------ waiting
+
+    def watch(self, states: Iterable[KeyState], waiter: Waiter) -> None:
+        """Have `waiter` called once for each of these, when it is not pending: under the lock, now or later."""
+        with self.lock:
+            wait = self.core.wait
+            for state in states:
+                wait(state, waiter)
+        self.push()
+
+    def watch_values(self, states: Iterable[KeyState], reader: Reader) -> None:
+        """Have `reader` called once for each of these, with its value or without one: under the lock, now or later."""
+        with self.lock:
+            read = self.core.read
+            for state in states:
+                read(state, reader)
+        self.push()
+
+    def unwatch(self, states: Iterable[KeyState], waiter: Waiter | Reader) -> None:
+        """Call this waiter or reader no more."""
+        with self.lock:
+            for state in states:
+                self.core.abandon(state, waiter)
 
     def settle(self, states: Sequence[KeyState], count: int, timeout_s: float | None) -> bool:
         """Block until `count` of these have settled; False if the time was up before."""
