@@ -529,7 +529,7 @@ def test_what_cannot_be_said_fails_whoever_waits_and_not_the_client(client, clus
     cluster.hold = True
     future = client.submit(increment, 1)
     with pytest.raises(SchedulerLost, match="cannot be sent"):
-        client._call(lambda engine: engine.ask("story", ("\udc80",)))
+        client.engine.call(client.engine.ask, "story", ("\udc80",))
     with pytest.raises(SchedulerLost, match="cannot be sent"):
         future.result(timeout=10)
     assert "the client failed" in caplog.text

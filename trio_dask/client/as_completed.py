@@ -6,93 +6,24 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 from weakref import WeakMethod
 
 import trio
 
+from trio_dask.client.call_forms import Timeout, blocking
 from trio_dask.client.core.key_state import TERMINAL, Frames, KeyState
 from trio_dask.client.engine import Engine
-from trio_dask.client.futures import AsyncFuture, BaseFuture, Timeout, states_of
+from trio_dask.client.futures import BaseFuture
 from trio_dask.client.nested_futures import futures_given
 from trio_dask.client.task_errors import no_value
+from trio_dask.client.wait import ALL_COMPLETED, FIRST_COMPLETED, DoneAndNotDone, were_not_done
+from trio_dask.client.wait import wait as definition_of_wait
 from trio_dask.client.wait_signals import Signal, ThreadSignal, TrioSignal, as_seconds, limit, refuse_in_event_loop
-from trio_dask.config import counted
 
-__all__ = ["ALL_COMPLETED", "FIRST_COMPLETED", "DoneAndNotDone", "ReturnWhen", "as_completed", "wait", "wait_async"]
+__all__ = ["ALL_COMPLETED", "FIRST_COMPLETED", "DoneAndNotDone", "as_completed", "wait"]
 
-ALL_COMPLETED = "ALL_COMPLETED"
-FIRST_COMPLETED = "FIRST_COMPLETED"
-ReturnWhen: TypeAlias = Literal["ALL_COMPLETED", "FIRST_COMPLETED"]
-
-
-class DoneAndNotDone(NamedTuple):
-    """The two sets that `wait` returns."""
-
-    done: set[Any]
-    not_done: set[Any]
-
-
-def wait(fs: Any, timeout: Timeout = None, return_when: ReturnWhen = "ALL_COMPLETED") -> DoneAndNotDone:
-    """Block until all of these futures are done, or the first is. An error counts as done and is not raised.
-
-    Raises:
-      TimeoutError: the time was up before.
-      FutureCancelledError: one of them was cancelled.
-      SchedulerLost: the scheduler is gone.
-      RuntimeError: this thread runs Trio or asyncio.
-    """
-    refuse_in_event_loop("wait()")
-    futures = futures_given(fs, "wait()")
-    if any(isinstance(future, AsyncFuture) for future in futures):
-        raise TypeError("these are futures of an AsyncClient; use `await client.wait(...)`")
-    states = list(dict.fromkeys(states_of(futures)))
-    try:
-        enough = _enough(states, return_when)
-        settled = not states or futures[0].engine.wait_settled(states, enough, as_seconds(timeout))
-    except BaseException:
-        del fs, futures  # a traceback of Ctrl-C may be kept for long, and would keep them, and so their tasks
-        raise
-    if not settled:
-        raise _too_late(futures, timeout)
-    return _sorted_out(futures)
-
-
-async def wait_async(fs: Any, timeout: Timeout = None, return_when: ReturnWhen = "ALL_COMPLETED") -> DoneAndNotDone:
-    """As `wait`, for Trio."""
-    futures = futures_given(fs, "wait()")
-    states = list(dict.fromkeys(states_of(futures)))
-    if states:
-        with limit(timeout) as scope:
-            await futures[0].engine.wait_settled_async(states, _enough(states, return_when))
-        if scope.cancelled_caught:
-            raise _too_late(futures, timeout)
-    else:
-        await trio.lowlevel.checkpoint()
-    return _sorted_out(futures)
-
-
-def _too_late(futures: list[BaseFuture], timeout: Timeout) -> TimeoutError:
-    left = [future.state for future in futures if not future.done()]
-    return futures[0].engine.too_late(f"{_were_not_done(len(left))} within {timeout} s", left)
-
-
-def _were_not_done(number: int) -> str:
-    return f"{counted(number, 'future')} {'was' if number == 1 else 'were'} not done"
-
-
-def _enough(states: list[KeyState], return_when: str) -> int:
-    if return_when not in (ALL_COMPLETED, FIRST_COMPLETED):
-        raise ValueError(f"return_when must be {ALL_COMPLETED!r} or {FIRST_COMPLETED!r}, not {return_when!r}")
-    return len(states) if return_when == ALL_COMPLETED else 1
-
-
-def _sorted_out(futures: list[BaseFuture]) -> DoneAndNotDone:
-    for state in states_of(futures):
-        if state.status in TERMINAL:
-            raise no_value(state, "")
-    done = {future for future in futures if future.done()}
-    return DoneAndNotDone(done, {future for future in futures if future not in done})
+wait = blocking(definition_of_wait)
 
 
 class _Completed(NamedTuple):
@@ -138,13 +69,13 @@ class as_completed:
         self._with_results = with_results
         self._raise_errors = raise_errors
         self._engine: Engine | None = None
-        # Inside of the engine's lock, under which the engine calls `_settled` and `_arrived`; never around it.
+        # Around the three below. The engine calls us under its own lock, so nothing of it is called under this one.
+        # Reentrant: the garbage collector may run anybody's finalizer in the middle of our own code.
         self._lock = threading.RLock()
         self._waiting: dict[KeyState, list[BaseFuture]] = {}
         self._ready: deque[_Completed] = deque()
         self._signals: list[Signal] = []
-        self._weakly_arrived = _weakly(self._arrived)
-        self._weakly_settled = _weakly(self._settled)
+        self._watcher = _weakly(self._come_out)
         if futures is not None:
             self.update(futures)
 
@@ -158,19 +89,15 @@ class as_completed:
         if not added:
             return
         engine = self._engine = self._engine or added[0].engine
-        states: list[KeyState] = []
+        new: list[KeyState] = []
         with self._lock:
             for future in added:
-                waiting = self._waiting.get(future.state)
-                if waiting is not None:
-                    waiting.append(future)
-                    continue
-                self._waiting[future.state] = [future]
-                states.append(future.state)
-        if self._with_results:
-            engine.watch_values(states, self._weakly_arrived)
-        else:
-            engine.watch(states, self._weakly_settled)
+                waiting = self._waiting.setdefault(future.state, [])
+                if not waiting:
+                    new.append(future.state)
+                waiting.append(future)
+        watch = engine.watch_values if self._with_results else engine.watch
+        watch(new, self._watcher)
 
     def count(self) -> int:
         """How many futures have not come out yet."""
@@ -192,7 +119,7 @@ class as_completed:
             self._ready.clear()
             self._notify()
         if self._engine is not None:
-            self._engine.unwatch(states, self._weakly_arrived if self._with_results else self._weakly_settled)
+            self._engine.unwatch(states, self._watcher)
 
     def next_batch(self, block: bool = True) -> list[Any]:
         """All that are done by now; with `block` at least one, unless none is left."""
@@ -222,53 +149,58 @@ class as_completed:
         refuse_in_event_loop("iterating over as_completed()")
         while not self._ready:
             signal = ThreadSignal()
-            if not self._listen(signal):
+            engine = self._listen(signal)
+            if engine is None:
                 raise StopIteration
-            engine = self._engine
-            assert engine is not None
-            left_s = None if self._deadline is None else self._deadline - time.monotonic()
             try:
-                in_time = engine.block(signal, left_s)
+                in_time = engine.block(signal, self._left_s())
             except BaseException:
-                del self  # as in `wait`
+                del self  # a traceback of Ctrl-C may be kept for long, and would keep the futures, and so their tasks
                 raise
             if not in_time:
-                raise engine.too_late(f"{_were_not_done(self.count())} in time", list(self._waiting))
+                raise self._too_late(engine)
         return self._item(self._ready.popleft())
 
     async def __anext__(self) -> Any:
         await trio.lowlevel.checkpoint()
         while not self._ready:
             signal = TrioSignal()
-            if not self._listen(signal):
+            engine = self._listen(signal)
+            if engine is None:
                 raise StopAsyncIteration
-            seconds = float("inf") if self._deadline is None else max(self._deadline - time.monotonic(), 0.0)
-            assert self._engine is not None
-            with trio.move_on_after(seconds) as scope:
-                await self._engine.wait_async(signal)
+            with limit(self._left_s()) as scope:
+                await engine.wait_async(signal)
             if scope.cancelled_caught:
-                raise self._engine.too_late(f"{_were_not_done(self.count())} in time", list(self._waiting))
+                raise self._too_late(engine)
         return self._item(self._ready.popleft())
 
     def next(self) -> Any:
         """The next one that is done, as the builtin `next` gives it."""
         return self.__next__()
 
-    def _listen(self, signal: Signal) -> bool:
-        """Have the signal set when something is ready; False if there is nothing to wait for."""
+    def _left_s(self) -> float | None:
+        return None if self._deadline is None else max(self._deadline - time.monotonic(), 0.0)
+
+    def _too_late(self, engine: Engine) -> TimeoutError:
+        return engine.too_late(f"{were_not_done(self.count())} in time", list(self._waiting))
+
+    def _listen(self, signal: Signal) -> Engine | None:
+        """Have the signal set when something is ready; None if there is nothing to wait for, else whom to wait with."""
+        engine = self._engine
+        if engine is None:
+            return None
+        if engine.status == "forked":
+            engine.check_open()
         with self._lock:
             if self._ready:
                 signal.set()
             elif not self._waiting:
-                return False
+                return None
             else:
                 self._signals.append(signal)
-        return True
+        return engine
 
-    def _settled(self, state: KeyState) -> None:
-        self._arrived(state, None, "")
-
-    def _arrived(self, state: KeyState, frames: Frames | None, reason: str) -> None:
+    def _come_out(self, state: KeyState, frames: Frames | None = None, reason: str = "") -> None:
         with self._lock:
             self._ready += [_Completed(future, frames, reason) for future in self._waiting.pop(state, ())]
             self._notify()

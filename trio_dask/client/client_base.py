@@ -1,4 +1,4 @@
-"""What both clients can do without waiting."""
+"""What both clients can do without waiting, and the definitions of the calls with which they wait for results."""
 
 from __future__ import annotations
 
@@ -6,20 +6,22 @@ import logging
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import groupby, islice
-from typing import TYPE_CHECKING, Any, Generic, SupportsFloat, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, Literal, SupportsFloat, TypeVar, cast
 
+from trio_dask.client.call_forms import CallForms, Done, ForCall, ForValues, Timeout, Waiting
 from trio_dask.client.core.key_state import KeyState
 from trio_dask.client.core.outbox import NO_EXTRA, Content, Row
-from trio_dask.client.dask_graphs import Constant, GraphTask, Plan, plan, wire_key
+from trio_dask.client.dask_graphs import Constant, GraphTask, Plan, flat_keys, plan, shaped_like, wire_key
 from trio_dask.client.engine import Engine
 from trio_dask.client.forked_clients import bind_to_process
 from trio_dask.client.futures import BaseFuture, states_of
 from trio_dask.client.name_checks import sendable
-from trio_dask.client.nested_futures import futures_given
+from trio_dask.client.nested_futures import concrete, filled, futures_given, futures_in, own_states, skips, values_of
 from trio_dask.client.option_conflicts import unambiguous
-from trio_dask.client.scatter import Parcel
-from trio_dask.client.task_options import Options, extra_from, whole
-from trio_dask.errors import UsageError
+from trio_dask.client.scatter import Parcel, parcels_of, put_all, reshaped
+from trio_dask.client.task_options import Options, Workers, extra_from, understood, whole
+from trio_dask.client.wait_signals import ValueReader
+from trio_dask.errors import DataLost, UsageError
 from trio_dask.ids import Key
 from trio_dask.protocol.pickling import PickledFunction, call_token, pickle_call, pickle_function
 from trio_dask.unsupported_names import CLIENT, missing
@@ -35,8 +37,8 @@ LARGE_KWARGS_BYTES = 1024
 MOST_SHOWN = 5
 
 
-class BaseClient(Generic[F]):
-    """Submitting, and everything else that returns at once."""
+class BaseClient(CallForms, Generic[F]):
+    """Submitting, and everything else that returns at once; and the definitions of what waits for results."""
 
     def __init__(self, engine: Engine, future_type: Callable[[Engine, KeyState], F], name: str | None) -> None:
         bind_to_process(engine)
@@ -302,7 +304,86 @@ class BaseClient(Generic[F]):
                 more = ", ..." if len(graph) > MOST_SHOWN else ""
                 raise KeyError(f"{key!r} is neither a key of the graph ({known}{more}) nor of a task at the scheduler")
 
+    # ------------------------------------------------------------------------------------------------ results
+
+    def _gather(
+        self,
+        futures: Any,
+        errors: Literal["raise", "skip"] = "raise",
+        direct: object = None,
+        asynchronous: object = None,
+    ) -> Waiting[Any]:
+        """The results of futures, once they are there, in the same lists, tuples, sets and dicts.
+
+        The first error is raised; with `errors="skip"` what failed is left out.
+        """
+        skip = skips(errors)
+        futures = concrete(futures)
+        engine = self._engine
+        states = own_states(engine, list(futures_in(futures)))
+
+        def finish(reading: ValueReader | None) -> Any:
+            assert reading is not None
+            return filled(futures, values_of(engine, reading, states, skip=skip))
+
+        return ForValues(engine, states, finish, futures=futures, on_failure=not skip)
+
+    def _get(self, dsk: Mapping[Any, Any], keys: Any, *, sync: bool = True, **options: Any) -> Waiting[Any]:
+        """Compute keys of a plain graph (a dict of tasks), and return their values in the shape of `keys`.
+
+        Without `sync` it does not wait, and futures stand in the place of values that have to be computed.
+
+        Raises `KeyError` for a key that is neither in the graph nor at the scheduler.
+        """
+        found = self._submit_graph(dsk, flat_keys(keys), understood(options))
+        if not sync:
+            return Done(shaped_like(keys, found))
+        engine = self._engine
+        states = own_states(engine, list(futures_in(found)))
+
+        def finish(reading: ValueReader | None) -> Any:
+            assert reading is not None
+            try:
+                values = filled(found, values_of(engine, reading, states, skip=False))
+            except DataLost:
+                self._refuse_unknown(dsk, found)
+                raise
+            return shaped_like(keys, values)
+
+        return ForValues(engine, states, finish, futures=found)
+
+    def _scatter(
+        self,
+        data: Any,
+        workers: Workers = None,
+        broadcast: bool = False,
+        direct: object = None,
+        hash: bool = True,
+        timeout: Timeout = None,
+        asynchronous: object = None,
+    ) -> Waiting[Any]:
+        """Put values onto workers; futures in the shape of `data` (a list, tuple, set, dict, or a single value).
+
+        Equal values have equal keys, unless `hash` is False. With `broadcast` every worker gets a copy. Scattered data
+        cannot be computed again: with the last copy it is lost.
+        """
+        data = concrete(data)
+        parcels = parcels_of(data, hashed=hash)
+        futures = self._expected(parcels)
+        engine, states = self._engine, [future.state for future in futures]
+
+        async def put() -> Any:
+            await put_all(engine, parcels, states, workers, broadcast)
+            return reshaped(data, futures)
+
+        return ForCall(engine, put, timeout=timeout, what="scatter()")
+
     # ------------------------------------------------------------------------------------------------ the rest
+
+    def _shutdown(self) -> Waiting[None]:
+        """End the cluster, scheduler and workers, and close this client."""
+        self._engine.shutdown()
+        return _ForClose(self)
 
     def _expected(self, parcels: Sequence[Parcel]) -> list[F]:
         """Futures for values that are about to be put onto workers."""
@@ -334,6 +415,19 @@ class BaseClient(Generic[F]):
     def future(self, key: Hashable) -> F:
         """A future for a task that somebody submitted, perhaps another client."""
         return self._future(self._engine, self._engine.adopt([wire_key(key)])[0])
+
+
+class _ForClose:
+    """The end of a client."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    def block(self) -> None:
+        self._client.close()
+
+    async def wait(self) -> None:
+        await self._client.close()
 
 
 def _callable(func: Any) -> Callable[..., Any]:

@@ -38,7 +38,7 @@ def unambiguous(method: _Method) -> _Method:
 
 def _takes_none_of(names: Collection[str], func: Any) -> bool:
     """Whether a glance tells that no variable of a plain function or parameter of a builtin has one of these names."""
-    kind = type(func)
+    kind: type[Any] = type(func)
     variables: Collection[str]
     if kind is FunctionType and not func.__dict__:
         variables = func.__code__.co_varnames

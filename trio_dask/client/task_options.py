@@ -12,10 +12,19 @@ from trio_dask.client.core.outbox import NO_EXTRA
 from trio_dask.client.name_checks import sendable
 from trio_dask.client.wait_signals import as_seconds
 from trio_dask.errors import UsageError
+from trio_dask.ids import WorkerName
 
-__all__ = ["Options", "Workers", "extra_from", "understood", "whole", "worker_names"]
+__all__ = [
+    "Options",
+    "Workers",
+    "each_worker",
+    "extra_from",
+    "understood",
+    "whole",
+    "worker_names",
+]
 
-Workers: TypeAlias = str | int | Iterable[str | int] | None
+Workers: TypeAlias = WorkerName | Iterable[WorkerName] | None
 
 
 class Options(TypedDict, total=False):
@@ -39,15 +48,20 @@ class Options(TypedDict, total=False):
     fifo_timeout: float | str
 
 
-def worker_names(workers: Workers) -> tuple[str, ...]:
-    """Workers as a user names them (one or several; names may be numbers), as a tuple of texts."""
+def each_worker(workers: Workers) -> tuple[WorkerName, ...]:
+    """Workers as a user names them, one or several, as a tuple. Raises `UsageError`."""
     if workers is None:
         return ()
     if isinstance(workers, str | int):
-        return (sendable("the name of a worker", str(workers)),)
+        return (workers,)
     if not isinstance(workers, Iterable):
         raise UsageError(f'workers is a name, an address or a host, or a list such as ["alice"], not {workers!r:.60}')
-    return tuple(sendable("the name of a worker", str(worker)) for worker in workers)
+    return tuple(workers)
+
+
+def worker_names(workers: Workers) -> tuple[str, ...]:
+    """The same, as the scheduler names them: texts, also where a name is a number."""
+    return tuple([sendable("the name of a worker", str(worker)) for worker in each_worker(workers)])
 
 
 WITHOUT_MEANING: Final = frozenset({"actors", "asynchronous", "direct"})
