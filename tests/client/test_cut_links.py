@@ -253,7 +253,7 @@ class CutLinks(RuleBasedStateMachine):
             if life is not None and self.stored.get(state.key) == life.call:
                 self.client.fetched(request.address, state, (life.call,))
             else:
-                self.client.unfetched(request.address, state, "not there")
+                self.client.fetch_failed(request.address, state, "not there")
         self.client.fetch_ended(request.address)
 
     # ------------------------------------------------------------------------------------------ what must hold

@@ -1,4 +1,4 @@
-"""Fetch results from one worker, and report each to the core."""
+"""Fetches results from one worker, and reports each to the core."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Lock = AbstractContextManager[object]
 
 
 async def fetch(request: FetchRequest, channels: WorkerChannels, core: ClientCore, lock: Lock) -> None:
-    """Carry out one request; a worker that fails is reported with each key that it still owed."""
+    """Carry out one request; if the worker fails, the core hears of each key that is left."""
     address, states = request
     left = deque(states)
     reason, is_silent = "", False
@@ -32,7 +32,7 @@ async def fetch(request: FetchRequest, channels: WorkerChannels, core: ClientCor
     finally:
         with lock:
             for state in left:
-                core.unfetched(address, state, reason or "the fetch was given up", is_silent=is_silent)
+                core.fetch_failed(address, state, reason or "the fetch was given up", is_silent=is_silent)
             core.fetch_ended(address)
 
 
@@ -49,6 +49,6 @@ async def _fetch_each(address: str, left: deque[KeyState], core: ClientCore, loc
             left.popleft()
             reason = message.text or f"{address} no longer holds it"
             with lock:
-                core.unfetched(address, state, reason, final=bool(message.text))
+                core.fetch_failed(address, state, reason, final=bool(message.text))
         else:
             raise ProtocolError(f"asked for {state.key!r}, got {type(message).__name__}")

@@ -48,7 +48,7 @@ class _Loss(NamedTuple):
 
 
 class Link:
-    """Changes the phase; nothing else does. All of it is for the loop's own thread."""
+    """Changes the phase; outside of forked children nothing else does. For the loop's own thread only."""
 
     def __init__(
         self,

@@ -33,7 +33,7 @@ LONGEST_GRACE_S: Final = 3600.0
 
 
 def address_of(target: Any) -> str | None:
-    """The address in what `Client` is given first: a text, or a cluster, which has a `scheduler_address`.
+    """The address that the first argument of a client names: a text, or a cluster with a `scheduler_address`.
 
     Raises `UsageError` for anything else.
     """
@@ -48,7 +48,7 @@ def address_of(target: Any) -> str | None:
 def settings_for(
     address: str | None, scheduler_file: str | os.PathLike[str] | None, timeout: Timeout, name: str | None
 ) -> ClientSettings:
-    """The settings for what the user gave, else for the scheduler that the environment names.
+    """Settings from the arguments of a client, else for the scheduler that the environment names.
 
     `scheduler` and `scheduler_file` are both None if nothing names one. Raises `UsageError`.
     """
@@ -66,7 +66,7 @@ def settings_for(
 
 
 def home_of(settings: ClientSettings) -> trio.lowlevel.TrioToken | None:
-    """The Trio run of this program in which the scheduler lives, if it does: a client of it must live there as well."""
+    """The Trio run of this program that the scheduler runs in, if any: its clients must run there as well."""
     return None if settings.scheduler is None else inproc.home_of(parse_scheduler_address(settings.scheduler))
 
 
@@ -82,7 +82,7 @@ def engine_for(settings: ClientSettings) -> Engine:
     async def dial(lost: str, received: int) -> Connection:
         details = {
             "pid": os.getpid(),
-            # Its loss may be noticed there sooner than here, by as much as passes between two of our pings.
+            # The scheduler may notice a loss sooner than this client, by the time between two of our pings.
             "grace_s": min(max(settings.connect_timeout_s, 0.0) + settings.keepalive_s, LONGEST_GRACE_S),
             "previous": incarnation if lost else "",
             "scheduler": lost,
@@ -139,7 +139,7 @@ async def _dial(
 
 
 def _where(settings: ClientSettings) -> Address:
-    """Where the scheduler is now. Raises `NoScheduler` if the file that says it is not there, else as that does."""
+    """Where the scheduler is now. Raises `NoScheduler` if its file does not exist, else as that is read."""
     address = settings.scheduler or read_scheduler_file(settings.scheduler_file or "")
     if address is None:
         raise NoScheduler(f"the scheduler file {settings.scheduler_file} does not exist")

@@ -52,9 +52,9 @@ def limit(timeout: float | str | datetime.timedelta | None) -> trio.CancelScope:
 
 
 def refuse_in_event_loop(what: str) -> None:
-    """Raise `RuntimeError` if this thread runs an event loop, which a blocking call would bring to a halt.
+    """Raise `RuntimeError` if this thread runs an event loop, which a blocking call would stall.
 
-    The loop of a notebook's kernel is no obstacle: cells run inside it, one after the other, and may block.
+    The loop of a notebook's kernel is allowed: cells run inside it, one after the other, and may block.
     """
     if trio.lowlevel.in_trio_run():
         raise RuntimeError(
@@ -86,10 +86,10 @@ def _in_notebook() -> bool:
 
 
 class Signal(Protocol):
-    """Somebody who waits for one thing to happen."""
+    """What wakes one waiter."""
 
     def set(self) -> None:
-        """It has happened. Cheap, from any thread, any number of times."""
+        """Wake it. Cheap, from any thread, any number of times."""
         ...
 
 
@@ -113,7 +113,7 @@ class ThreadSignal:
         return self._is_set
 
     def wait(self, timeout_s: float | None = None) -> bool:
-        """Return True once it is set, or False after that many seconds. Ctrl-C interrupts it."""
+        """Return True once it is set, or False after this many seconds. Ctrl-C interrupts it."""
         if self._is_set:
             return True
         if timeout_s is None:
@@ -122,7 +122,7 @@ class ThreadSignal:
 
 
 class TrioSignal:
-    """Parks a Trio task until it is set; from the same thread without a detour, from another through its loop."""
+    """Parks a Trio task until it is set: directly from the same thread, through its loop from another."""
 
     __slots__ = ("_is_set", "_task", "_thread", "_token")
 
@@ -146,7 +146,7 @@ class TrioSignal:
             try:
                 self._token.run_sync_soon(self._resume)
             except trio.RunFinishedError:
-                pass  # nobody is left to be woken
+                pass  # the task has ended with its loop
 
     @property
     def is_set(self) -> bool:
@@ -229,7 +229,7 @@ class ValueReader:
 
 
 class PendingReply:
-    """One reply of the scheduler, which somebody waits for."""
+    """A reply of the scheduler that a caller waits for."""
 
     __slots__ = ("_ended", "_payload", "_signal")
 

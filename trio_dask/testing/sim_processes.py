@@ -487,10 +487,10 @@ class SimClient:
         is_silent = peer is not None and self.timeline.rng.random() < SILENCE
         for state in request.states:
             if is_silent:
-                self.core.unfetched(request.address, state, "no answer", is_silent=True)
+                self.core.fetch_failed(request.address, state, "no answer", is_silent=True)
             elif peer is not None and state.key in peer.store:
                 self.core.fetched(request.address, state, (str(peer.store[state.key]).encode(),))
             else:
-                self.core.unfetched(request.address, state, "not there")
+                self.core.fetch_failed(request.address, state, "not there")
         self.core.fetch_ended(request.address)
         self.pump()

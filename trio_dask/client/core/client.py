@@ -1,8 +1,8 @@
 """What this client wants, and what became of it.
 
 Three things come in: the user's wishes (`submit`, `release`, `cancel`, ...), the scheduler's messages (`handle`) and
-the outcomes of fetches (`fetched`, `unfetched`). Two go out: messages (`drain`) and fetches (`next_fetches`). Waiters
-and readers are called once. No clock, no thread, no socket; the caller of the core holds the lock.
+the outcomes of fetches (`fetched`, `fetch_failed`). Two go out: messages (`drain`) and fetches (`next_fetches`).
+Waiters and readers are called once. No clock, no thread, no socket; the caller of the core holds the lock.
 
 A key can live twice: released or cancelled, then submitted again, perhaps as a different task. What the scheduler had
 sent about the first life may still be under way, and must not settle the second. Messages arrive in order, so a fence
@@ -75,7 +75,7 @@ class ClientCore:
         self._inline_budget = inline_budget_bytes
         self._pending_replies: dict[int, OnReply] = {}
         self._last_request = 0
-        self._gone: set[Key] = set()
+        self._given_up: set[Key] = set()
         """Keys that this client gave up since it sent the last fence."""
         self._fences: dict[int, set[Key]] = {}
 
@@ -96,7 +96,7 @@ class ClientCore:
         found: list[KeyState] = []
         new: dict[Key, KeyState] = {}
         fresh: list[Row] = []
-        recurring = self._gone or self._fences
+        recurring = self._given_up or self._fences
         for row in rows:
             key = row[0]
             state = states.get(key) or new.get(key)
@@ -138,7 +138,7 @@ class ClientCore:
             if self.states.get(state.key) is state and state.status not in TERMINAL:
                 keys.append(state.key)
                 self._end(state, "cancelled", Dropped(state.key, "cancelled", text))
-                self._gone.add(state.key)
+                self._given_up.add(state.key)
         self._outbox.put_keys(lambda part: Cancel(part, force), keys)
 
     def retry(self, states: Iterable[KeyState]) -> None:
@@ -158,7 +158,7 @@ class ClientCore:
     def cancel_all(self, text: str) -> None:
         """The scheduler is about to drop all tasks; every future is cancelled now."""
         for state in list(self.states.values()):
-            self._gone.add(state.key)
+            self._given_up.add(state.key)
             self._end(state, "cancelled", Dropped(state.key, "cancelled", text))
 
     def request(self, make: Callable[[int], Message], on_reply: OnReply) -> int:
@@ -196,7 +196,7 @@ class ClientCore:
             state.tries = 0
         state.readers.append(reader)
         if state.status == "finished" and not state.fetching:
-            self._seek(state)
+            self._request_value(state)
 
     def abandon(self, state: KeyState, waiter: Waiter | Reader) -> None:
         """Call this waiter or reader no more."""
@@ -274,7 +274,7 @@ class ClientCore:
         replies, self._pending_replies = self._pending_replies, {}
         for on_reply in replies.values():
             on_reply(None, ended)
-        self._gone.clear()
+        self._given_up.clear()
         self._fences.clear()
 
     # ------------------------------------------------------------------------------------------ fetching
@@ -285,7 +285,7 @@ class ClientCore:
             state.fetching = ""
         self._deliver(state, frames)
 
-    def unfetched(
+    def fetch_failed(
         self, address: str, state: KeyState, reason: str, *, final: bool = False, is_silent: bool = False
     ) -> None:
         """The fetch of this key from `address` failed; `final` if no other worker can give it either.
@@ -366,7 +366,7 @@ class ClientCore:
             if value is not None:
                 self._deliver(state, (value,))
             elif state.fetching not in state.holders:  # it may be fetched from nowhere
-                self._seek(state)
+                self._request_value(state)
 
     def _current(self, key: Key) -> KeyState | None:
         """The state that a message about `key` is meant for, if any."""
@@ -398,13 +398,13 @@ class ClientCore:
         if state.status in TERMINAL:
             return
         self._outbox.release(state.key)
-        self._gone.add(state.key)
-        if len(self._gone) > RELEASES_PER_FENCE:
+        self._given_up.add(state.key)
+        if len(self._given_up) > RELEASES_PER_FENCE:
             self._send_fence()
 
     def _fence_off(self, state: KeyState) -> None:
         """If messages about an earlier life of this key may be under way, have this one ignore them."""
-        if state.key in self._gone:
+        if state.key in self._given_up:
             state.fence = self._send_fence()
         else:
             for number, keys in self._fences.items():
@@ -415,7 +415,7 @@ class ClientCore:
         number = self.request(
             lambda request: Query(request, FENCE, ()), lambda _payload, _end: self._lift_fence(number)
         )
-        self._fences[number], self._gone = self._gone, set()
+        self._fences[number], self._given_up = self._given_up, set()
         return number
 
     def _lift_fence(self, number: int) -> None:
@@ -424,7 +424,7 @@ class ClientCore:
             if state is not None and state.fence == number:
                 state.fence = 0
 
-    def _seek(self, state: KeyState) -> None:
+    def _request_value(self, state: KeyState) -> None:
         """Get the value of a finished key to those who read it."""
         if state.holders:
             self._fetch_queue.enqueue(state)

@@ -5,7 +5,7 @@
 | pending | no answer yet, or its result is being computed again |
 | finished | the result exists: `value` is here, or `holders` have it, or neither (the copy that was here made room) |
 | error | `failure` is a `KeyFailed` |
-| cancelled, lost | `failure` is a `Dropped` or `Ended`; it stays so for ever: a new submission makes a new state |
+| cancelled, lost | `failure` is a `Dropped` or `Ended`; terminal: a new submission makes a new state |
 
 Futures hold their `KeyState` directly, so asking a future for its status costs no look-up and no lock.
 """
@@ -38,8 +38,8 @@ class Ended(NamedTuple):
 class KeyState:
     """One key, as this client sees it.
 
-    `refs` counts futures. `waiters` are called once, when the status stops being pending. `readers` want the value, not
-    just the news of it.
+    `refs` counts futures. `waiters` are called once, when the status stops being pending; `readers` once with the
+    value, or when it is certain that there will be none.
     """
 
     __slots__ = (

@@ -111,7 +111,7 @@ class Outbox:
         self.items[:0] = messages
 
     def ship(self, digest: Digest, data: bytes | memoryview) -> None:
-        """Make sure that the other end has this blob before it reads what is put next."""
+        """Make sure that the scheduler has this blob before it reads what is put next."""
         if digest in self._shipped:
             self._shipped.move_to_end(digest)
             return
