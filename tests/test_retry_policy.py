@@ -1,12 +1,14 @@
 """The reconnect policy alone, with a clock and dice of the test's own."""
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import pytest
 
 from trio_dask.errors import NoScheduler, ProtocolError, RefusedError, UnavailableError, UsageError
-from trio_dask.retry_policy import CLIENTS, SOUND_SESSION_S, WORKERS, RetryPolicy
+from trio_dask.retry_policy import CLIENTS, SOUND_SESSION_S, WORKERS, Backoff, RetryPolicy
 
 
 def longest(low: float, high: float) -> float:
@@ -17,12 +19,18 @@ def shortest(low: float, high: float) -> float:
     return low
 
 
-def policy(backoff=WORKERS, uniform=longest, now=0.0, give_up_s=60.0, **options) -> RetryPolicy:
+def policy(
+    backoff: Backoff = WORKERS,
+    uniform: Callable[[float, float], float] = longest,
+    now: float = 0.0,
+    give_up_s: float = 60.0,
+    **options: Any,
+) -> RetryPolicy:
     return RetryPolicy(backoff, uniform, now, give_up_s=give_up_s, **options)
 
 
 @pytest.mark.parametrize("backoff", [WORKERS, CLIENTS])
-def test_pauses_double_up_to_the_longest(backoff) -> None:
+def test_pauses_double_up_to_the_longest(backoff: Backoff) -> None:
     found = policy(backoff)
     pauses = [found.next_pause_s() / backoff.spread[1] for _ in range(10)]
     assert pauses[0] == pytest.approx(backoff.first_s)
@@ -31,7 +39,7 @@ def test_pauses_double_up_to_the_longest(backoff) -> None:
 
 
 @pytest.mark.parametrize("backoff", [WORKERS, CLIENTS])
-def test_the_dice_decide_within_the_spread(backoff) -> None:
+def test_the_dice_decide_within_the_spread(backoff: Backoff) -> None:
     low, high = backoff.spread
     assert policy(backoff, shortest).next_pause_s() == pytest.approx(low * backoff.first_s)
     assert policy(backoff, longest).next_pause_s() == pytest.approx(high * backoff.first_s)
@@ -89,7 +97,7 @@ def caused_by(cause: BaseException) -> NoScheduler:
 
 
 @pytest.mark.parametrize("error", [UsageError("wrong address"), UnavailableError("no such file"), OSError("in use")])
-def test_what_is_wrong_at_the_start_is_final_and_later_is_not(error) -> None:
+def test_what_is_wrong_at_the_start_is_final_and_later_is_not(error: Exception) -> None:
     assert policy().is_final(error, 0.0)
     assert not policy(was_connected=True).is_final(error, 0.0)
     found = policy()
