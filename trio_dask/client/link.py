@@ -125,7 +125,12 @@ class Link:
                 loss: _Loss | None = None
                 async with connection:
                     try:
-                        loss = await self._use(connection, started)
+                        phase = self._begin(connection)
+                        if isinstance(phase, _Loss):
+                            loss = phase
+                        else:
+                            started()
+                            loss = await self._unless_stopped(self._listen, phase)
                     finally:
                         if loss is None:
                             await self._take_leave(connection)  # noqa: ASYNC102 - it shields itself, with a limit
@@ -136,8 +141,8 @@ class Link:
         finally:
             await self._take_leave(None)  # noqa: ASYNC102 - it shields itself, with a limit
 
-    async def _use(self, connection: Connection, started: Callable[[], None]) -> _Loss | None:
-        """Go on with this connection until it ends; None if the client is to stop before."""
+    def _begin(self, connection: Connection) -> Connected | _Loss:
+        """Go on with this connection, if the scheduler says what can be."""
         welcome = connection.hello
         try:
             with self._shared.lock:
@@ -146,8 +151,7 @@ class Link:
             return _Loss(f"the scheduler is lost: {error}", True)
         phase = self._shared.phase = Connected(connection)
         self._outgoing.flush()
-        started()
-        return await self._unless_stopped(self._listen, phase)
+        return phase
 
     async def _listen(self, phase: Connected) -> _Loss:
         """Take what the scheduler says until the connection ends."""

@@ -96,14 +96,13 @@ class ClientCore:
         found: list[KeyState] = []
         new: dict[Key, KeyState] = {}
         fresh: list[Row] = []
-        recurring = self._given_up or self._fences
         for row in rows:
             key = row[0]
             state = states.get(key) or new.get(key)
             if state is None or state.status in TERMINAL:
                 new[key] = state = KeyState(key, row[4])
                 fresh.append(row)
-                if recurring:
+                if key in self._given_up or self._fences:
                     self._fence_off(state)
             elif row[4] and state.token and row[4] != state.token:
                 raise KeyConflict(f"the key {key!r} stands for a different call already; choose another, or release it")

@@ -7,7 +7,7 @@ in one step on one list: a `KeyboardInterrupt` between two byte codes leaves no 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias, cast
 
 from trio_dask.ids import Digest, Key
@@ -49,27 +49,29 @@ class _Submits:
         self.extra = extra
         self.rows: list[Row] = []
 
-    def messages(self) -> Iterator[Submit]:
+    def messages(self) -> list[Submit]:
         """As few as possible, none of them unduly large."""
-        for start in range(0, len(self.rows), MAX_ROWS):
-            yield from self._messages(self.rows[start : start + MAX_ROWS])
+        if len(self.rows) <= MAX_ROWS:
+            return self._messages(self.rows)
+        starts = range(0, len(self.rows), MAX_ROWS)
+        return [message for start in starts for message in self._messages(self.rows[start : start + MAX_ROWS])]
 
-    def _messages(self, rows: list[Row]) -> Iterator[Submit]:
+    def _messages(self, rows: list[Row]) -> list[Submit]:
         keys, calls, dependencies, blobs, tokens = zip(*rows, strict=True)
         if len(rows) > 1 and sum(map(len, calls)) > MAX_CALL_BYTES:
             half = len(rows) // 2
-            yield from self._messages(rows[:half])
-            yield from self._messages(rows[half:])
-            return
-        yield Submit(
-            self.function,
-            keys,
-            calls,
-            dependencies if any(dependencies) else (),
-            blobs if any(blobs) else (),
-            tokens if any(tokens) else (),
-            self.extra,
-        )
+            return [*self._messages(rows[:half]), *self._messages(rows[half:])]
+        return [
+            Submit(
+                self.function,
+                keys,
+                calls,
+                dependencies if any(dependencies) else (),
+                blobs if any(blobs) else (),
+                tokens if any(tokens) else (),
+                self.extra,
+            )
+        ]
 
 
 class _Keys:
@@ -164,10 +166,11 @@ class Outbox:
                 messages.append(item.message())
             else:
                 messages.append(item)
-        messages.extend(self._forget_blobs())
+        if self._shipped_bytes > self._blob_budget and len(self._shipped) > 1:
+            messages.append(self._forget_blobs())
         return messages
 
-    def _forget_blobs(self) -> Iterator[ForgetBlobs]:
+    def _forget_blobs(self) -> ForgetBlobs:
         """Blobs beyond the budget, least recently used first: they can be shipped again.
 
         Only between batches, never between a blob and the message that needs it.
@@ -177,5 +180,4 @@ class Outbox:
             digest, size = self._shipped.popitem(last=False)
             self._shipped_bytes -= size
             forgotten.append(digest)
-        if forgotten:
-            yield ForgetBlobs(tuple(forgotten))
+        return ForgetBlobs(tuple(forgotten))
