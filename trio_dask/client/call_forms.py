@@ -42,6 +42,7 @@ __all__ = [
     "blocking",
     "described_by",
     "in_loop",
+    "remade",
 ]
 
 P = ParamSpec("P")
@@ -228,7 +229,7 @@ def blocking(definition: Callable[P, Waiting[R]], *, waits_if: str = "") -> Call
 
         return described_by(definition, call, name)
 
-    return _remade(make, definition.__name__.removeprefix("_"))
+    return remade(make, definition.__name__.removeprefix("_"))
 
 
 def awaitable(definition: Callable[P, Waiting[R]]) -> Callable[P, Coroutine[Any, Any, R]]:
@@ -240,10 +241,10 @@ def awaitable(definition: Callable[P, Waiting[R]]) -> Callable[P, Coroutine[Any,
 
         return described_by(definition, call, name)
 
-    return _remade(make, definition.__name__.removeprefix("_"))
+    return remade(make, definition.__name__.removeprefix("_"))
 
 
-def _remade(make: Callable[[str], Form], name: str) -> Form:
+def remade(make: Callable[[str], Form], name: str) -> Form:
     """The form, which can be made again under the name of another class."""
     form = make(name)
     form.make_form = make  # type: ignore[attr-defined]
@@ -262,7 +263,7 @@ class CallForms:
             members.update(vars(base))
         for attribute, member in members.items():
             if isinstance(member, FunctionType) and (make := getattr(member, "make_form", None)) is not None:
-                form = _remade(make, f"{cls.__qualname__}.{attribute}")
+                form = remade(make, f"{cls.__qualname__}.{attribute}")
                 form.__module__ = cls.__module__
                 setattr(cls, attribute, form)
 

@@ -40,8 +40,11 @@ def is_series(value: object) -> TypeGuard[Collection[Any]]:
 
 
 def series_like(model: Collection[Any], items: Iterable[Any]) -> Any:
-    """The items in a collection of the same kind."""
-    make: Any = next(kind for kind in _SERIES if isinstance(model, kind))
+    """The items in a collection of the same kind; in a named tuple of the same type, unless some are left out."""
+    items = list(items)
+    make: Any = getattr(type(model), "_make", None)
+    if make is None or len(items) != len(model):
+        make = next(kind for kind in _SERIES if isinstance(model, kind))
     return make(items)
 
 
@@ -132,7 +135,4 @@ def _filled(collection: Any, values: Mapping[KeyState, Any]) -> Any:
         if (found := values.get(item.state, _MISSING) if isinstance(item, BaseFuture) else _filled(item, values))
         is not _MISSING
     ]
-    if hasattr(collection, "_fields") and len(items) == len(collection):
-        make: Any = type(collection)
-        return make(*items)
     return series_like(collection, items)
