@@ -22,6 +22,7 @@ FLOORS: Mapping[str, int] = {
     "ids": 0,
     "config": 0,
     "scheduler_file": 0,
+    "retry_policy": 0,
     "hooks": 0,
     "batch_system": 0,
     "host_limits": 0,

@@ -13,7 +13,7 @@ PATIENCE_S = 10
 class EndedEngine:
     """An engine whose loop has ended."""
 
-    def loosen(self) -> None:
+    def hold_client_weakly(self) -> None:
         pass
 
     def run_soon(self, *_: Any) -> bool:

@@ -61,7 +61,7 @@ def parcels(count: int, nbytes: int) -> list[Parcel]:
 async def put(worker: Worker, load: list[Parcel]) -> tuple[list[str], list[Parcel]]:
     failures: list[str] = []
     stranded: list[Parcel] = []
-    engine: Any = SimpleNamespace(peers=worker, incarnation="client")
+    engine: Any = SimpleNamespace(channels=worker, incarnation="client")
     await scatter._put_each(engine, "tcp://worker", deque(load), failures, stranded)
     return failures, stranded
 

@@ -12,7 +12,7 @@ from weakref import WeakMethod
 import trio
 
 from trio_dask.client.call_forms import Timeout, blocking
-from trio_dask.client.core.key_state import OVER, Frames, KeyState
+from trio_dask.client.core.key_state import TERMINAL, Frames, KeyState
 from trio_dask.client.engine import Engine
 from trio_dask.client.futures import BaseFuture
 from trio_dask.client.nested_futures import futures_given
@@ -169,7 +169,7 @@ class as_completed:
             if engine is None:
                 raise StopAsyncIteration
             with limit(self._left_s()) as scope:
-                await engine.rest(signal)
+                await engine.wait_async(signal)
             if scope.cancelled_caught:
                 raise self._too_late(engine)
         return self._item(self._ready.popleft())
@@ -217,10 +217,10 @@ class as_completed:
         if frames is not None:
             return future, future.engine.load(frames)
         state = future.state
-        if self._raise_errors and state.status not in OVER:
+        if self._raise_errors and state.status not in TERMINAL:
             raise no_value(state, reason)
         error = no_value(state, reason)
-        return future, error if state.status in OVER else (type(error), error, error.__traceback__)
+        return future, error if state.status in TERMINAL else (type(error), error, error.__traceback__)
 
 
 class _Batches:

@@ -72,13 +72,13 @@ class AsyncClient(AsyncOperations, BaseClient[AsyncFuture]):
     def over(cls, engine: Engine) -> AsyncClient:
         """Another view of a running engine, which may live in the loop of another thread; entering it does nothing."""
         client = cls.__new__(cls)
-        client._set_up(engine, engine.facade.name, is_view=True)
+        client._set_up(engine, engine.client.name, is_view=True)
         return client
 
     def _set_up(self, engine: Engine, name: str | None, *, is_view: bool = False) -> None:
         super().__init__(engine, AsyncFuture, name)
         if not is_view:
-            engine.belong_to(self, AsyncFuture)
+            engine.bind_client(self, AsyncFuture)
         self._is_view = is_view
         self._block = self._view() if is_view else self._host()
 

@@ -28,7 +28,7 @@ import trio
 
 from trio_dask.client.core.key_state import KeyState
 from trio_dask.client.engine import Engine
-from trio_dask.client.wait_signals import Reading, as_seconds, limit, refuse_in_event_loop
+from trio_dask.client.wait_signals import ValueReader, as_seconds, limit, refuse_in_event_loop
 
 __all__ = [
     "CallForms",
@@ -95,7 +95,7 @@ class ForValues(Generic[R]):
         self,
         engine: Engine,
         states: Sequence[KeyState],
-        finish: Callable[[Reading | None], R],
+        finish: Callable[[ValueReader | None], R],
         *,
         futures: object,
         on_failure: bool = True,
@@ -117,7 +117,7 @@ class ForValues(Generic[R]):
         return self._finish(reading)
 
     async def wait(self) -> R:
-        reading: Reading | None = None
+        reading: ValueReader | None = None
         with limit(self._timeout) if self._timeout is not None else nullcontext():
             reading = await self._engine.read_async(self._states, on_failure=self._on_failure)
         return self._finish(reading)
@@ -154,7 +154,7 @@ class ForStates(Generic[R]):
         if self._refusal:
             raise TypeError(self._refusal)
         try:
-            settled = self._engine.settle(self._states, self._count, as_seconds(self._timeout))
+            settled = self._engine.wait_settled(self._states, self._count, as_seconds(self._timeout))
         except BaseException:
             del self  # as in `ForValues`
             raise
@@ -162,7 +162,7 @@ class ForStates(Generic[R]):
 
     async def wait(self) -> R:
         with limit(self._timeout) as scope:
-            await self._engine.settle_async(self._states, self._count)
+            await self._engine.wait_settled_async(self._states, self._count)
         return self._finish(not scope.cancelled_caught)
 
 

@@ -13,7 +13,7 @@ from weakref import WeakSet
 
 import trio
 
-from trio_dask.client import current_client, orphaned_clusters
+from trio_dask.client import default_clients, orphaned_clusters
 from trio_dask.client.call_forms import blocking
 from trio_dask.client.client_base import BaseClient
 from trio_dask.client.engine import Engine
@@ -107,13 +107,13 @@ class Client(BlockingOperations, BaseClient[Future]):
                 client._let_go()
             if self._owns_cluster:
                 orphaned_clusters.warn_of_many(1 + len(former))
-            current_client.remember(self)
+            default_clients.remember(self)
 
     def _open(
         self, engine: Engine, home: trio.lowlevel.TrioToken | None, name: str | None = None, *, wait: bool = True
     ) -> None:
         super().__init__(engine, Future, name)
-        engine.belong_to(self, Future)
+        engine.bind_client(self, Future)
         self._replaced: weakref.finalize[..., Any] | None = None
         self._callbacks = CallbackThread()
         engine.run_callback = self._callbacks.put
@@ -155,7 +155,7 @@ class Client(BlockingOperations, BaseClient[Future]):
 
         Futures that still exist are cancelled by it.
         """
-        current_client.forget(self)
+        default_clients.forget(self)
         _open_clients.discard(self)
         if self._replaced is not None:
             self._replaced.detach()
@@ -171,11 +171,11 @@ class Client(BlockingOperations, BaseClient[Future]):
     @classmethod
     def current(cls, allow_global: bool = True) -> Client:
         """The default client here. Raises `ValueError` if there is none."""
-        return current_client.default_client()
+        return default_clients.default_client()
 
     def as_current(self) -> AbstractContextManager[None]:
         """Make this the default client of the code in a `with` block."""
-        return current_client.as_current(self)
+        return default_clients.as_current(self)
 
     gather = blocking(BaseClient[Future]._gather)
     get = blocking(BaseClient[Future]._get, waits_if="sync")

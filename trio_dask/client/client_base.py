@@ -20,7 +20,7 @@ from trio_dask.client.nested_futures import concrete, filled, futures_given, fut
 from trio_dask.client.option_conflicts import unambiguous
 from trio_dask.client.scatter import Parcel, parcels_of, put_all, reshaped
 from trio_dask.client.task_options import Options, Workers, extra_from, understood, whole
-from trio_dask.client.wait_signals import Reading
+from trio_dask.client.wait_signals import ValueReader
 from trio_dask.errors import DataLost, UsageError
 from trio_dask.ids import Key
 from trio_dask.protocol.pickling import PickledFunction, call_token, pickle_call, pickle_function
@@ -322,7 +322,7 @@ class BaseClient(CallForms, Generic[F]):
         engine = self._engine
         states = own_states(engine, list(futures_in(futures)))
 
-        def finish(reading: Reading | None) -> Any:
+        def finish(reading: ValueReader | None) -> Any:
             assert reading is not None
             return filled(futures, values_of(engine, reading, states, skip=skip))
 
@@ -341,7 +341,7 @@ class BaseClient(CallForms, Generic[F]):
         engine = self._engine
         states = own_states(engine, list(futures_in(found)))
 
-        def finish(reading: Reading | None) -> Any:
+        def finish(reading: ValueReader | None) -> Any:
             assert reading is not None
             try:
                 values = filled(found, values_of(engine, reading, states, skip=False))

@@ -21,7 +21,8 @@ from trio_dask.client.call_forms import (
 from trio_dask.client.core.key_state import KeyState, Status
 from trio_dask.client.engine import Engine, loading
 from trio_dask.client.task_errors import exception_of, no_value
-from trio_dask.client.wait_signals import Reading
+from trio_dask.client.wait_signals import ValueReader
+from trio_dask.hooks import hooks
 from trio_dask.ids import Key
 from trio_dask.protocol.pickling import KeyReference
 from trio_dask.unsupported_names import FUTURE, Absent
@@ -74,7 +75,7 @@ class BaseFuture(CallForms, KeyReference):
     @property
     def client(self) -> Any:
         """The client that this future belongs to."""
-        return self._engine.facade
+        return self._engine.client
 
     @property
     def type(self) -> type[Any] | str | None:
@@ -141,7 +142,7 @@ def _result(future: BaseFuture, timeout: Timeout = None) -> Waiting[Any]:
     if value is not None and state.status == "finished":
         return Done(engine.load((value,)))
 
-    def finish(reading: Reading | None) -> Any:
+    def finish(reading: ValueReader | None) -> Any:
         if reading is None:
             raise engine.too_late(f"{state.key!r} gave no result within {timeout} s; it is {state.status}", [state])
         frames = reading.frames.get(state)
@@ -221,9 +222,8 @@ def _arrive(key: Key) -> BaseFuture:
     """A pickled future becomes one of the client that unpickles it, else of the client that is current here."""
     engine = loading.get()
     if engine is None:
-        from trio_dask.client.current_client import find_client  # it knows the clients, which are made of futures
-
-        engine = find_client(None, None).engine
+        assert hooks.find_client is not None, "trio_dask sets it"
+        engine = hooks.find_client(None, None).engine
     (state,) = engine.adopt([key])
     found: BaseFuture = engine.future_type(engine, state)
     return found

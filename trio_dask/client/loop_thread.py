@@ -11,7 +11,7 @@ from queue import SimpleQueue
 import trio
 
 from trio_dask.client.engine import Engine
-from trio_dask.client.loop_calls import guarded
+from trio_dask.client.loop_calls import log_failure
 from trio_dask.client.wait_signals import ThreadSignal
 
 __all__ = ["CallbackThread", "EngineThread"]
@@ -117,4 +117,4 @@ class CallbackThread:
 
     def _run(self) -> None:
         while (callback := self._queue.get()) is not None:
-            guarded(callback)
+            log_failure(callback)

@@ -9,7 +9,7 @@ from trio_dask.client.core.key_state import KeyState
 from trio_dask.client.engine import Engine
 from trio_dask.client.futures import BaseFuture, states_of
 from trio_dask.client.task_errors import no_value
-from trio_dask.client.wait_signals import Reading
+from trio_dask.client.wait_signals import ValueReader
 from trio_dask.errors import UsageError
 
 __all__ = [
@@ -105,7 +105,7 @@ def own_states(engine: Engine, futures: list[BaseFuture]) -> list[KeyState]:
     return list(dict.fromkeys(states))
 
 
-def values_of(engine: Engine, reading: Reading, states: list[KeyState], *, skip: bool) -> dict[KeyState, Any]:
+def values_of(engine: Engine, reading: ValueReader, states: list[KeyState], *, skip: bool) -> dict[KeyState, Any]:
     """The values that were read; with `skip` those that failed are left out, else the first of them is raised."""
     if reading.failed is not None and not skip:
         state = reading.failed

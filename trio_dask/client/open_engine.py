@@ -21,13 +21,12 @@ from trio_dask.config import ClientSettings
 from trio_dask.errors import NoScheduler, ProtocolError, UnavailableError, UsageError
 from trio_dask.ids import new_incarnation
 from trio_dask.protocol.hello import Hello
+from trio_dask.retry_policy import CLIENTS, RetryPolicy
 from trio_dask.scheduler_file import read_scheduler_file
 
 __all__ = ["address_of", "engine_for", "home_of", "settings_for"]
 
 ADDRESS_VARIABLE: Final = "DASK_SCHEDULER_ADDRESS"
-FIRST_PAUSE_S: Final = 0.02
-LONGEST_PAUSE_S: Final = 1.0
 FIRST_SPREAD_S: Final = 0.1
 SHORTEST_TRY_S: Final = 2.0
 LONGEST_GRACE_S: Final = 3600.0
@@ -103,35 +102,36 @@ def engine_for(settings: ClientSettings) -> Engine:
 async def _dial(
     engine: Engine, settings: ClientSettings, hello: Hello, link: LinkSettings, *, again: bool
 ) -> Connection:
-    """Connect, trying again until the time is up: the scheduler may be starting just now, or the network come back.
+    """Connect, trying again until the time is up: the scheduler may be starting, or the network come back.
 
-    The first try to get back to a scheduler is made a little later, each client at another moment: it may have lost all
-    of them at once. And each is short: what is lost on the way there is only sent again after ever longer pauses.
+    After a lost connection each client waits a random moment first, as the scheduler may have lost all clients at once.
+    The tries are short at first: TCP sends packets that were lost on the way again only after ever longer pauses.
 
     Raises, with the reason of the last try, `NoScheduler`, or `UnavailableError` or `UsageError`, which are about the
     file that names it; `RefusedError` at once.
     """
-    deadline = trio.current_time() + settings.connect_timeout_s
-    pause = FIRST_PAUSE_S
+    retries = RetryPolicy(
+        CLIENTS,
+        random.uniform,
+        trio.current_time(),
+        give_up_s=settings.connect_timeout_s,
+        was_connected=again,
+        hopeless=(ProtocolError, socket.gaierror),
+    )
     try_s = SHORTEST_TRY_S if again else settings.connect_timeout_s
     if again:
         await trio.sleep(random.uniform(0, min(FIRST_SPREAD_S, settings.connect_timeout_s / 2)))
     while True:
-        left = deadline - trio.current_time()
+        left_s = retries.deadline - trio.current_time()
         try:
             where = _where(settings)
-            timeout_s = max(min(left, try_s), FIRST_PAUSE_S)
+            timeout_s = max(min(left_s, try_s), CLIENTS.first_s)
             connection = await open_connection(where, hello, timeout_s=timeout_s, settings=link)
         except (NoScheduler, UnavailableError, UsageError) as error:
-            # What is wrong at the start is wrong. What was right, and is not, may be on its way back.
-            hopeless = not isinstance(error, NoScheduler) or isinstance(
-                error.__cause__, ProtocolError | socket.gaierror
-            )
-            left = deadline - trio.current_time()
-            if (hopeless and not again) or left <= 0:
+            now = trio.current_time()
+            if retries.is_final(error, now) or now >= retries.deadline:
                 raise
-            await trio.sleep(min(pause * random.uniform(0.5, 1.5), left))  # and once more when the time is up
-            pause = min(2 * pause, LONGEST_PAUSE_S)
+            await trio.sleep(min(retries.next_pause_s(), retries.deadline - now))  # and once more when the time is up
             try_s *= 2
         else:
             engine.address = str(where)

@@ -22,7 +22,7 @@ from trio_dask.client.wait_signals import limit
 from trio_dask.client.worker_channels import CHANNEL_FAILURES, Channel, failure_text
 from trio_dask.errors import ClusterError, ProtocolError, UsageError
 from trio_dask.ids import Key, WorkerName, given_name, places_of
-from trio_dask.protocol.messages import Call, CallResult
+from trio_dask.protocol.messages import Call, CallResult, RestartWorkers, Retire
 from trio_dask.protocol.pickling import dump_value, load_value, rebuild_exception
 
 __all__ = [
@@ -178,7 +178,7 @@ async def restart_workers(
     meant = await _workers_meant(engine, names)
     missing: Sequence[str] = [str(worker["name"]) for found in meant.values() for worker in found.values()]
     with limit(timeout):
-        reply = await engine.restart_workers(tuple(meant))
+        reply = await engine.request(RestartWorkers, tuple(meant))
         if "refused" in reply:
             raise UsageError(f"restart_workers(): {reply['refused']}")
         missing = reply["missing"]
@@ -217,7 +217,7 @@ async def retire_workers(
     known: Mapping[str, WorkerInfo] = (await engine.ask("scheduler_info"))["workers"]
     if not meant and not n:
         return {}
-    reply = await engine.retire(tuple(meant), int(n or 0))
+    reply = await engine.request(Retire, tuple(meant), int(n or 0))
     gone = frozenset(reply.get("retired", ()))
     if refused := reply.get("refused"):
         before = f"; {', '.join(sorted(gone))} had left before" if gone else ""
@@ -302,7 +302,7 @@ async def _run(
     async def call_one(address: str) -> None:
         try:
             use = partial(_call, frames, address)
-            value, raised = await engine.peers.exchange(address, use, repeatable=False)
+            value, raised = await engine.channels.exchange(address, use, repeatable=False)
         except CHANNEL_FAILURES as error:
             errors[address] = ClusterError(f"the call could not be made: {failure_text(address, error)}")
         else:

@@ -16,7 +16,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from trio_dask.client import current_client
+from trio_dask.client import default_clients
 
 if TYPE_CHECKING:
     from trio_dask.client.client import Client
@@ -37,8 +37,8 @@ def let_go(client: Client, engine: Engine, close: Callable[[], object]) -> weakr
 
     To be detached, if the client is closed otherwise.
     """
-    current_client.loosen(client)
-    engine.loosen()
+    default_clients.hold_weakly(client)
+    engine.hold_client_weakly()
     return weakref.finalize(client, _lost, engine, close)
 
 

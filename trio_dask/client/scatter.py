@@ -94,7 +94,7 @@ async def put_all(
         await _put_anywhere(engine, parcel, addresses, failures)
     if broadcast and failures:
         raise ClusterError(f"not every worker accepted the data: {failures[0]}")
-    await engine.settle_async(states, len(states))
+    await engine.wait_settled_async(states, len(states))
     for state in states:
         if state.failure is not None:
             raise no_value(state, "")
@@ -136,7 +136,7 @@ async def _put_each(
 
 async def _put_load(engine: Engine, address: str, load: deque[Parcel], failures: list[str]) -> None:
     try:
-        await engine.peers.exchange(address, partial(_put_over, engine.incarnation, load))
+        await engine.channels.exchange(address, partial(_put_over, engine.incarnation, load))
     except CHANNEL_FAILURES as error:
         failures.append(failure_text(address, error))
 
@@ -169,7 +169,7 @@ async def _put_anywhere(engine: Engine, parcel: Parcel, addresses: Mapping[str, 
     for address in addresses:
         load = deque([parcel])
         try:
-            await engine.peers.exchange(address, partial(_put_over, engine.incarnation, load))
+            await engine.channels.exchange(address, partial(_put_over, engine.incarnation, load))
         except CHANNEL_FAILURES as error:
             failures.append(failure_text(address, error))
         else:

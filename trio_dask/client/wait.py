@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from trio_dask.client.call_forms import Done, ForStates, Timeout, Waiting
-from trio_dask.client.core.key_state import OVER, KeyState
+from trio_dask.client.core.key_state import TERMINAL, KeyState
 from trio_dask.client.futures import AsyncFuture, BaseFuture, states_of
 from trio_dask.client.nested_futures import futures_given
 from trio_dask.client.task_errors import no_value
@@ -66,7 +66,7 @@ def _count(states: list[KeyState], return_when: str) -> int:
 
 def _done_and_not_done(futures: list[BaseFuture]) -> DoneAndNotDone:
     for state in states_of(futures):
-        if state.status in OVER:
+        if state.status in TERMINAL:
             raise no_value(state, "")
     done = {future for future in futures if future.done()}
     return DoneAndNotDone(done, {future for future in futures if future not in done})

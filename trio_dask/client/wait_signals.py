@@ -1,4 +1,4 @@
-"""Waiting for keys, in a plain thread or a Trio task of any loop. Whoever settles a key wakes them directly."""
+"""Waiting for keys and replies, in a plain thread or a Trio task of any loop; what arrives wakes it directly."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from typing import Any, Protocol
 
 import trio
 
-from trio_dask.client.core.key_state import Frames, KeyState
+from trio_dask.client.core.key_state import Ended, Frames, KeyState
 from trio_dask.config import parse_timedelta
-from trio_dask.errors import UsageError
+from trio_dask.errors import FutureCancelledError, SchedulerLost, UsageError
 
 __all__ = [
-    "Reading",
-    "Settling",
+    "PendingReply",
+    "SettleWaiter",
     "Signal",
     "ThreadSignal",
     "TrioSignal",
+    "ValueReader",
     "as_seconds",
     "limit",
     "refuse_in_event_loop",
@@ -170,7 +171,7 @@ class TrioSignal:
             trio.lowlevel.reschedule(task)
 
 
-class Settling:
+class SettleWaiter:
     """A waiter for several keys: sets the signal when enough of them have settled."""
 
     __slots__ = ("_enough", "_left", "_signal")
@@ -193,7 +194,7 @@ class Settling:
         return self._left > 0
 
 
-class Reading:
+class ValueReader:
     """A reader of several keys. `frames` fills up; `failed` is the first key without a value, where that ends it."""
 
     __slots__ = ("_left", "_on_failure", "_signal", "failed", "frames", "reasons")
@@ -225,3 +226,25 @@ class Reading:
     def is_left(self) -> bool:
         """Whether some of the keys have neither given a value nor failed yet."""
         return self._left > 0
+
+
+class PendingReply:
+    """One reply of the scheduler, which somebody waits for."""
+
+    __slots__ = ("_ended", "_payload", "_signal")
+
+    def __init__(self, signal: Signal) -> None:
+        self._signal = signal
+        self._payload: Any = None
+        self._ended: Ended | None = None
+
+    def __call__(self, payload: Any, ended: Ended | None) -> None:
+        self._payload, self._ended = payload, ended
+        self._signal.set()
+
+    def unwrap(self) -> Any:
+        """What the scheduler said; raises an error if the session ended before."""
+        if self._ended is not None:
+            text = self._ended.text
+            raise SchedulerLost(text) if self._ended.lost else FutureCancelledError(text)
+        return self._payload

@@ -14,7 +14,7 @@ from trio_dask.client.core.key_state import Frames
 from trio_dask.errors import TrioDaskError
 from trio_dask.protocol.messages import Message, OnDataPlane
 
-__all__ = ["CHANNEL_FAILURES", "Channel", "Peers", "failure_text"]
+__all__ = ["CHANNEL_FAILURES", "Channel", "WorkerChannels", "failure_text"]
 
 _T = TypeVar("_T")
 
@@ -44,7 +44,7 @@ class Channel(Protocol):
         ...
 
 
-class Peers:
+class WorkerChannels:
     """The channels of one client."""
 
     def __init__(self, open_channel: Callable[[str], Awaitable[Channel]]) -> None:

@@ -407,7 +407,7 @@ class SimClient:
         self.network = network
         self.name = name
         self.core = ClientCore()
-        self.core.join(scheduler.incarnation, None)
+        self.core.connected(scheduler.incarnation, None)
         self.peer, self.link = scheduler.connect(codec.FROM_CLIENT, codec.TO_CLIENT, self.receive)
         scheduler.core.add_client(self.peer, Incarnation(name), name, timeline.now, grace_s=PATIENCE_S)
         self.futures: dict[Key, KeyState] = {}
@@ -464,14 +464,14 @@ class SimClient:
         self.peer, handled = expected
         _, self.link = self.scheduler.connect(codec.FROM_CLIENT, codec.TO_CLIENT, self.receive, self.peer)
         assert core.client_back(self.peer, received, now)
-        self.core.join(self.scheduler.incarnation, handled)
+        self.core.connected(self.scheduler.incarnation, handled)
         self.scheduler.settle()
         self.pump()
 
     def close(self) -> None:
         """Leave in order."""
         self.open = False
-        self.core.end(Ended(False, "closed"))
+        self.core.end_session(Ended(False, "closed"))
         self.link.to_scheduler.send([Goodbye("closed")])
 
     def vanish(self) -> None:

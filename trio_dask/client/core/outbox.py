@@ -1,4 +1,4 @@
-"""Messages to the scheduler, in the order of the user's calls, with what is alike merged into one.
+"""Messages to the scheduler, in the order of the user's calls; similar ones are merged.
 
 A burst of `submit` calls of one function becomes one `Submit`, a burst of dying futures one `Release`. Each call ends
 in one step on one list: a `KeyboardInterrupt` between two byte codes leaves no half of a task behind.
@@ -16,7 +16,7 @@ from trio_dask.protocol.messages import Blob, ForgetBlobs, Message, Release, Sub
 __all__ = ["LOADED_BYTES", "NO_EXTRA", "Content", "Outbox", "Row"]
 
 LOADED_BYTES = 1 << 14
-"""What each blob takes of the budget besides its content: a worker also keeps what it loaded from it."""
+"""What each blob takes of the budget besides its content: a worker also keeps what it loaded from the blob."""
 
 NO_EXTRA: Final[Mapping[str, Any]] = {}
 MAX_ROWS: Final = 2048
@@ -89,28 +89,26 @@ class Outbox:
     """Takes messages one by one, gives them out merged, each blob before the first message that refers to it."""
 
     def __init__(self, blob_budget_bytes: int) -> None:
-        self._items: list[Message | _Submits | _Keys] = []
+        self.items: list[Message | _Submits | _Keys] = []
+        """What the next `drain` takes."""
         self._last: _Submits | _Keys | None = None
         self._blob_budget = blob_budget_bytes
         self._shipped: OrderedDict[Digest, int] = OrderedDict()
         self._shipped_bytes = 0
 
-    def __bool__(self) -> bool:
-        return bool(self._items)
-
     def put(self, message: Message) -> None:
         """Append one message that merges with no other."""
-        self._items.append(message)
+        self.items.append(message)
         self._last = None
 
     def put_keys(self, make: Callable[[tuple[Key, ...]], Message], keys: Sequence[Key]) -> None:
-        """Append messages that name these keys; several if they are many, since one could not be sent."""
+        """Append messages that name these keys; several if there are too many for one."""
         for start in range(0, len(keys), MAX_KEYS):
             self.put(make(tuple(keys[start : start + MAX_KEYS])))
 
     def put_first(self, messages: Sequence[Message]) -> None:
         """Have these sent before everything else."""
-        self._items[:0] = messages
+        self.items[:0] = messages
 
     def ship(self, digest: Digest, data: bytes | memoryview) -> None:
         """Make sure that the other end has this blob before it reads what is put next."""
@@ -121,7 +119,7 @@ class Outbox:
         if total > BLOB_PIECE_BYTES:
             data = memoryview(data)  # its pieces are no copies
         pieces = range(0, max(total, 1), BLOB_PIECE_BYTES)
-        self._items.extend(
+        self.items.extend(
             [Blob(digest, total, cast("bytes", data[start : start + BLOB_PIECE_BYTES])) for start in pieces]
         )
         self._last = None
@@ -133,7 +131,7 @@ class Outbox:
         last = self._last
         if type(last) is not _Submits or last.function != function or (last.extra is not extra and last.extra != extra):
             last = _Submits(function, extra)
-            self._items.append(last)
+            self.items.append(last)
             self._last = last
         last.rows.extend(rows)
 
@@ -149,15 +147,15 @@ class Outbox:
         last = self._last
         if type(last) is not _Keys or last.kind is not kind or len(last.keys) >= MAX_ROWS:
             last = _Keys(kind)
-            self._items.append(last)
+            self.items.append(last)
             self._last = last
         last.keys.append(key)
 
     def drain(self) -> Sequence[Message]:
         """Everything so far, to be sent in this order; the outbox is empty afterwards."""
-        if not self._items:
+        if not self.items:
             return ()
-        items, self._items, self._last = self._items, [], None
+        items, self.items, self._last = self.items, [], None
         messages: list[Message] = []
         for item in items:
             if isinstance(item, _Submits):
