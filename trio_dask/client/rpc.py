@@ -159,18 +159,6 @@ async def _connected(address: str, timeout: Timeout) -> AsyncGenerator[AsyncRpc]
                 await connection.aclose("done")
 
 
-def _blocking(method: Callable[[AsyncRpc], Awaitable[_T]]) -> Callable[[Rpc], _T]:
-    """The form of a call that blocks."""
-
-    def make(name: str) -> Callable[[Rpc], _T]:
-        def call(self: Rpc) -> _T:
-            return self._call(method)
-
-        return described_by(method, call, name)
-
-    return remade(make, method.__name__)
-
-
 class Rpc(CallForms):
     """What `with rpc(...)` gives: the calls of `AsyncRpc`, blocking. Each makes a connection of its own.
 
@@ -183,6 +171,18 @@ class Rpc(CallForms):
 
     def __repr__(self) -> str:
         return f"<rpc {self._address}>"
+
+    @staticmethod
+    def _blocking(method: Callable[[AsyncRpc], Awaitable[_T]]) -> Callable[[Rpc], _T]:
+        """The form of a call that blocks."""
+
+        def make(name: str) -> Callable[[Rpc], _T]:
+            def call(self: Rpc) -> _T:
+                return self._call(method)
+
+            return described_by(method, call, name)
+
+        return remade(make, method.__name__)
 
     identity = _blocking(AsyncRpc.identity)
     status = _blocking(AsyncRpc.status)

@@ -39,6 +39,8 @@ WITHOUT_MEANING = frozenset(
 )
 
 _clusters = count(1)
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class _BaseCluster(CallForms):
@@ -50,17 +52,17 @@ class _BaseCluster(CallForms):
     @property
     def name(self) -> str:
         """What the processes of this cluster are called."""
-        return self._readable()._name
+        return self._readable()._name  # pyright: ignore[reportPrivateUsage] - its own base
 
     @property
     def scheduler_address(self) -> str:
         """Where clients connect."""
-        return self._readable()._running().scheduler_address
+        return self._readable()._running().scheduler_address  # pyright: ignore[reportPrivateUsage] - its own base
 
     @property
     def workers(self) -> dict[str, Member]:
         """The workers by name, those that are still starting (they have no address yet) among them."""
-        members = self._readable()._members
+        members = self._readable()._members  # pyright: ignore[reportPrivateUsage] - its own base
         return {} if members is None else dict(members.workers)
 
 
@@ -232,10 +234,6 @@ def _refuse_foreign(options: Mapping[str, Any]) -> None:
         raise TypeError(f"LocalCluster() got an unexpected argument {min(unknown)!r}")
 
 
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
 def _awaited_in_loop(
     method: Callable[Concatenate[AsyncLocalCluster, P], Awaitable[R]],
 ) -> Callable[Concatenate[LocalCluster, P], R]:
@@ -254,12 +252,11 @@ def _called_in_loop(
 
 def _form(method: Callable[..., Any], run: Callable[..., Any]) -> Any:
     def make(name: str) -> Callable[..., Any]:
-        def call(self: LocalCluster, /, *args: Any, **kwargs: Any) -> Any:
-            function = partial(method, self._own(), *args, **kwargs)
-            try:
-                return run(function, trio_token=self._token)
-            except trio.RunFinishedError:
-                raise ClusterError(CLOSED) from None
+        def call(self: Any, /, *args: Any, **kwargs: Any) -> Any:
+            def act(cluster: AsyncLocalCluster) -> Any:
+                return method(cluster, *args, **kwargs)
+
+            return self._do(run, act)
 
         return described_by(method, call, name)
 
@@ -377,6 +374,13 @@ class LocalCluster(_BaseCluster):
             return repr(self._readable())
         except ClusterError as exc:
             return f"<local cluster: {exc}>"
+
+    def _do(self, run: Callable[..., Any], function: Callable[..., Any]) -> Any:
+        """Have the loop's thread call or await this with the cluster, and return what it returns."""
+        try:
+            return run(function, self._own(), trio_token=self._token)
+        except trio.RunFinishedError:
+            raise ClusterError(CLOSED) from None
 
     scale = _called_in_loop(AsyncLocalCluster.scale)
     wait_for_workers = _awaited_in_loop(AsyncLocalCluster.wait_for_workers)
