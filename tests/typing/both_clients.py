@@ -1,4 +1,4 @@
-"""What type checkers make of the calls of both clients; a test has mypy check it, which fails for a needless ignore."""
+"""What type checkers make of the calls of both clients: checked by mypy, for which a needless ignore is an error."""
 
 from __future__ import annotations
 
