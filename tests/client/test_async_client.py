@@ -150,6 +150,14 @@ async def test_gather_keeps_the_shape(client):
     assert await client.gather([]) == []
 
 
+async def test_scatter_keeps_the_shape(client):
+    for shape in (Point(1, 2), (1, 2), [1, 2], {"x": 1, "y": 2}, {1, 2}):
+        futures = await client.scatter(shape)
+        assert type(futures) is type(shape)
+        assert await client.gather(futures) == shape
+    assert (await client.scatter(Point(1, 2))).x.key == (await client.scatter([1])).pop().key
+
+
 async def test_gather_raises_or_skips(client):
     good, bad = client.submit(increment, 0), client.submit(fail, "boom")
     with pytest.raises(ValueError, match="boom"):

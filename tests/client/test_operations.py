@@ -4,6 +4,8 @@ import pytest
 import trio
 
 from trio_dask import Client, FutureCancelledError, LocalCluster, as_completed, get_worker, wait
+from trio_dask.client.task_options import worker_names
+from trio_dask.ids import given_name
 
 
 def increment(x):
@@ -216,6 +218,26 @@ def test_a_task_knows_its_worker(client):
     assert found in [(name, address, 1) for name, address in addresses(client).items()]
     with pytest.raises(ValueError, match="inside a task"):
         get_worker()
+
+
+def test_names_in_digits_are_numbers_for_users_and_other_names_stay_texts(client):
+    assert sorted(addresses(client)) == sorted(client.run(lambda dask_worker: dask_worker.name).values()) == [0, 1]
+    assert {given_name(name) for name in ("007", "a1", "-1", "1.0", "", "\u0663", "9" * 19)} == {
+        "007",
+        "a1",
+        "-1",
+        "1.0",
+        "",
+        "\u0663",
+        "9" * 19,
+    }
+    for number in (0, 123, 10**17):
+        assert (given_name(str(number)), worker_names(given_name(str(number)))) == (number, (str(number),))
+    for workers in (1, "1", [1]):
+        found = client.submit(lambda: get_worker().name, workers=workers, pure=False)
+        assert found.result() == 1
+    assert client.restart_workers([1, "0"]) == {1: "OK", "0": "OK"}
+    client.wait_for_workers(2)
 
 
 # ------------------------------------------------------------------------------------------ distributed's keywords

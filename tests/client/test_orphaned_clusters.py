@@ -27,7 +27,7 @@ class Somebody:
 def test_one_whose_loop_has_ended_ends_its_cluster_when_nobody_has_it() -> None:
     closed = threading.Event()
     client = Somebody()
-    orphaned_clusters.let_go(cast("Any", client), cast("Any", EndedEngine()), closed.set)
+    orphaned_clusters.close_when_unreachable(cast("Any", client), cast("Any", EndedEngine()), closed.set)
     assert not closed.is_set()
     del client
     assert closed.wait(PATIENCE_S)

@@ -33,7 +33,7 @@ class _Completed(NamedTuple):
 
 
 def _weakly(method: Callable[..., None]) -> Callable[..., None]:
-    """The method, without keeping its object: nobody may want the futures any more that it waits for."""
+    """The method, without keeping its object alive: the program may have dropped the futures it waits for."""
     reference = WeakMethod(method)
 
     def call(*arguments: Any) -> None:
@@ -80,11 +80,11 @@ class as_completed:
             self.update(futures)
 
     def add(self, future: BaseFuture) -> None:
-        """Have this future come out as well, once it is done."""
+        """Yield this future too, once it is done."""
         self.update((future,))
 
     def update(self, futures: Iterable[Any]) -> None:
-        """Have these futures come out as well, each once it is done."""
+        """Yield these futures too, each once it is done."""
         added = futures_given(futures, "as_completed()")
         if not added:
             return
@@ -100,19 +100,19 @@ class as_completed:
         watch(new, self._watcher)
 
     def count(self) -> int:
-        """How many futures have not come out yet."""
+        """How many futures are still to be yielded."""
         return len(self._ready) + sum(len(futures) for futures in list(self._waiting.values()))
 
     def is_empty(self) -> bool:
-        """Whether none is left to come out."""
+        """Whether no future is left to be yielded."""
         return not self._ready and not self._waiting
 
     def has_ready(self) -> bool:
-        """Whether one is done, so that the next step will not wait."""
+        """Whether a future is done, so that the next step does not wait."""
         return bool(self._ready)
 
     def clear(self) -> None:
-        """Forget all futures that have not come out yet."""
+        """Forget all futures that were not yielded yet."""
         with self._lock:
             states = list(self._waiting)
             self._waiting.clear()
@@ -122,7 +122,7 @@ class as_completed:
             self._engine.unwatch(states, self._watcher)
 
     def next_batch(self, block: bool = True) -> list[Any]:
-        """All that are done by now; with `block` at least one, unless none is left."""
+        """All futures that are done by now; with `block` at least one, unless none is left."""
         if block and not self._ready:
             try:
                 first = [next(self)]
@@ -185,7 +185,7 @@ class as_completed:
         return engine.too_late(f"{were_not_done(self.count())} in time", list(self._waiting))
 
     def _listen(self, signal: Signal) -> Engine | None:
-        """Have the signal set when something is ready; None if there is nothing to wait for, else whom to wait with."""
+        """Have the signal set when something is ready; gives the engine to wait with, or None if nothing is left."""
         engine = self._engine
         if engine is None:
             return None

@@ -70,7 +70,7 @@ class AsyncClient(AsyncOperations, BaseClient[AsyncFuture]):
 
     @classmethod
     def over(cls, engine: Engine) -> AsyncClient:
-        """Another view of a running engine, which may live in the loop of another thread; entering it does nothing."""
+        """Another view of a running engine, perhaps in another thread's loop; entering it does nothing."""
         client = cls.__new__(cls)
         client._set_up(engine, engine.client.name, is_view=True)
         return client
@@ -112,7 +112,7 @@ class AsyncClient(AsyncOperations, BaseClient[AsyncFuture]):
         yield self
 
     async def aclose(self) -> None:
-        """Say goodbye and release everything. Leaving the block does it as well."""
+        """Say goodbye and release everything, as leaving the block does."""
         if self._is_view:
             await trio.lowlevel.checkpoint()
             return

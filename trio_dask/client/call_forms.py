@@ -28,7 +28,7 @@ import trio
 
 from trio_dask.client.core.key_state import KeyState
 from trio_dask.client.engine import Engine
-from trio_dask.client.wait_signals import ValueReader, as_seconds, limit, refuse_in_event_loop
+from trio_dask.client.wait_signals import ValueReader, as_seconds, limit, refuse_in_event_loop, require_trio
 
 __all__ = [
     "CallForms",
@@ -42,6 +42,7 @@ __all__ = [
     "blocking",
     "described_by",
     "in_loop",
+    "remade",
 ]
 
 P = ParamSpec("P")
@@ -77,6 +78,7 @@ class Done(Generic[R]):
         return self._value
 
     async def wait(self) -> R:
+        require_trio("awaiting this", "the blocking calls of Client")
         await trio.lowlevel.checkpoint()
         return self._value
 
@@ -228,7 +230,7 @@ def blocking(definition: Callable[P, Waiting[R]], *, waits_if: str = "") -> Call
 
         return described_by(definition, call, name)
 
-    return _remade(make, definition.__name__.removeprefix("_"))
+    return remade(make, definition.__name__.removeprefix("_"))
 
 
 def awaitable(definition: Callable[P, Waiting[R]]) -> Callable[P, Coroutine[Any, Any, R]]:
@@ -240,10 +242,10 @@ def awaitable(definition: Callable[P, Waiting[R]]) -> Callable[P, Coroutine[Any,
 
         return described_by(definition, call, name)
 
-    return _remade(make, definition.__name__.removeprefix("_"))
+    return remade(make, definition.__name__.removeprefix("_"))
 
 
-def _remade(make: Callable[[str], Form], name: str) -> Form:
+def remade(make: Callable[[str], Form], name: str) -> Form:
     """The form, which can be made again under the name of another class."""
     form = make(name)
     form.make_form = make  # type: ignore[attr-defined]
@@ -262,7 +264,7 @@ class CallForms:
             members.update(vars(base))
         for attribute, member in members.items():
             if isinstance(member, FunctionType) and (make := getattr(member, "make_form", None)) is not None:
-                form = _remade(make, f"{cls.__qualname__}.{attribute}")
+                form = remade(make, f"{cls.__qualname__}.{attribute}")
                 form.__module__ = cls.__module__
                 setattr(cls, attribute, form)
 

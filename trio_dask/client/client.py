@@ -1,4 +1,4 @@
-"""The client for blocking code: the same engine, in a Trio loop on a thread of its own."""
+"""The client for blocking code: the same engine, in a Trio loop in its own thread."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ class Client(BlockingOperations, BaseClient[Future]):
 
     `submit` and `map` return at once, without waiting for anything; results wake the caller directly. The client that
     was opened last is the default one for `get_client`. A client that is not closed is closed when the program ends.
-    One that started a cluster, and was replaced as the default one, ends its cluster once nobody has it or a future of
-    it.
+    One that started a cluster and was replaced as the default one ends its cluster once no reference to it, or to a
+    future of it, is left.
 
     A lost link is a delay: the client dials again for up to `timeout`, futures stay valid, calls wait. If another
     scheduler answers then, or the first one says goodbye or cannot be reached in time, all futures and waiting calls
@@ -122,16 +122,16 @@ class Client(BlockingOperations, BaseClient[Future]):
         _open_clients.add(self)
 
     def _let_go(self) -> None:
-        """Another client is the default one now: with the last reference to this one its own cluster ends."""
+        """Another client is the default one now: close this one's cluster with the last reference to this one."""
         if self._replaced is None:
             close = partial(_close_parts, self._thread, self._callbacks, self.cluster)
-            self._replaced = orphaned_clusters.let_go(self, self._engine, close)
+            self._replaced = orphaned_clusters.close_when_unreachable(self, self._engine, close)
 
     @classmethod
     def without_waiting(cls, address: str, timeout: Timeout = None) -> Client:
-        """A client that connects while calls are made already, and is not a default one; it can be made under Trio.
+        """A client that accepts calls while it connects, and is no default client; it can be made under Trio.
 
-        Where connecting fails, whoever asks for anything hears of it as `SchedulerLost`.
+        If connecting fails, its calls raise `SchedulerLost`.
         """
         settings = settings_for(address, None, timeout, None)
         client = cls.__new__(cls)
@@ -191,7 +191,7 @@ def _close_parts(thread: EngineThread, callbacks: CallbackThread, cluster: Any) 
 
 @atexit.register
 def _close_all() -> None:
-    """Leave nothing behind when the program ends: neither our threads nor the clusters that clients have started."""
+    """At the end of the program, end our threads and the clusters that clients have started."""
     for client in list(_open_clients):
         client.close()
     orphaned_clusters.close_unreachable()

@@ -12,7 +12,7 @@ from trio_dask.client.async_client import AsyncClient
 from trio_dask.client.client import Client
 from trio_dask.client.default_clients import NO_CLIENT, current, default_client, usable
 from trio_dask.client.futures import BaseFuture, Timeout
-from trio_dask.client.nested_futures import concrete, futures_given, futures_in
+from trio_dask.client.nested_futures import futures_given, futures_in, materialize
 from trio_dask.errors import FutureCancelledError
 from trio_dask.hooks import hooks
 
@@ -86,7 +86,7 @@ def futures_of(obj: Any, client: Client | None = None) -> list[BaseFuture]:
     Raises:
       FutureCancelledError: one of them was cancelled.
     """
-    futures = list(dict.fromkeys(futures_in(concrete(obj))))
+    futures = list(dict.fromkeys(futures_in(materialize(obj))))
     for future in futures:
         if future.status == "cancelled":
             raise FutureCancelledError(future.key)

@@ -50,9 +50,9 @@ class BaseFuture(CallForms, KeyReference):
         try:
             self._engine.drop(self._state)
         except AttributeError:
-            pass  # its making was interrupted, or it was released already
+            pass  # `__init__` was interrupted
 
-    if not TYPE_CHECKING:  # for a type checker they are simply not there
+    if not TYPE_CHECKING:  # for type checkers these names do not exist
         bind_client = Absent(FUTURE)
         executor = Absent(FUTURE)
         substitute = Absent(FUTURE)
@@ -88,7 +88,7 @@ class BaseFuture(CallForms, KeyReference):
         return found if isinstance(found, type) else name
 
     def done(self) -> bool:
-        """Whether it has finished, in whichever way: with a result, an error, or cancelled."""
+        """Whether it has ended: with a result, with an error, or cancelled."""
         return self._state.status != "pending"
 
     def cancelled(self) -> bool:
@@ -96,7 +96,7 @@ class BaseFuture(CallForms, KeyReference):
         return self._state.status == "cancelled"
 
     def cancel(self, reason: str = "", msg: str | None = None, *, force: bool = False) -> None:
-        """Give the task up, and stop it if nobody else wants it; with `force`, even then."""
+        """Give up the task, and stop it unless another client wants it; with `force`, even then."""
         self._engine.cancel([self._state], force=force, text=msg or reason)
 
     def retry(self) -> None:
@@ -104,7 +104,7 @@ class BaseFuture(CallForms, KeyReference):
         self._engine.retry([self._state])
 
     def release(self) -> None:
-        """Let go of the result now, rather than when this object is collected. Only `key` can be asked for then."""
+        """Release the result now, not when this object is collected. After that, only `key` can be asked for."""
         state = self._state
         self._state = _released(state)
         self._engine.drop(state)

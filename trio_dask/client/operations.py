@@ -12,12 +12,12 @@ from typing import Any, Literal, TypeAlias
 import trio
 
 from trio_dask.client.call_forms import Done, ForCall, HasEngine, Timeout, Waiting, in_loop
-from trio_dask.client.dask_graphs import wire_key
+from trio_dask.client.dask_graphs import key_to_str
 from trio_dask.client.engine import Engine
 from trio_dask.client.futures import BaseFuture
-from trio_dask.client.nested_futures import concrete, futures_in
+from trio_dask.client.nested_futures import futures_in, materialize
 from trio_dask.client.option_conflicts import unambiguous
-from trio_dask.client.task_options import Workers, each_worker, whole, worker_names
+from trio_dask.client.task_options import Workers, each_worker, whole_number, worker_names
 from trio_dask.client.wait_signals import limit
 from trio_dask.client.worker_channels import CHANNEL_FAILURES, Channel, failure_text
 from trio_dask.errors import ClusterError, ProtocolError, UsageError
@@ -103,14 +103,14 @@ async def scheduler_info(engine: Engine, /, *_: object, **__: object) -> dict[st
 @in_loop
 async def story(engine: Engine, *keys_or_futures: Any) -> list[tuple[float, Key, str]]:
     """The last steps of tasks that the scheduler remembers: its time in seconds, the key, what happened."""
-    keys = [future.key if isinstance(future, BaseFuture) else wire_key(future) for future in keys_or_futures]
+    keys = [future.key if isinstance(future, BaseFuture) else key_to_str(future) for future in keys_or_futures]
     return [tuple(step) for step in await engine.ask("story", keys)]
 
 
 @in_loop
 async def wait_for_workers(engine: Engine, n_workers: int = 1, timeout: Timeout = None) -> None:
     """Wait until there are this many workers. Raises `TimeoutError` if that is not in time."""
-    number = whole("n_workers", n_workers, 0, 2**31)
+    number = whole_number("n_workers", n_workers, 0, 2**31)
     with limit(timeout):
         await engine.ask("wait_for_workers", (str(number),))
         return
@@ -119,27 +119,27 @@ async def wait_for_workers(engine: Engine, n_workers: int = 1, timeout: Timeout 
 
 
 async def _about_keys(engine: Engine, what: str, futures: Any) -> dict[Key, Any]:
-    """Put a question about keys: of futures (nested in whatever), or texts; all keys if there are none."""
+    """Ask about keys, given as futures (alone or nested) or texts; about all keys if none are given."""
     if futures is None:
         keys: list[Key] = []
     elif isinstance(futures, str):
-        keys = [wire_key(futures)]
+        keys = [key_to_str(futures)]
     else:
-        futures = concrete(futures)
+        futures = materialize(futures)
         keys = [future.key for future in futures_in(futures)]
         if not keys:
             try:
                 names: list[Any] = list(futures)
             except TypeError:
                 raise TypeError(f"expected futures or keys, or a list of them, not {futures!r:.60}") from None
-            keys = [wire_key(name) for name in names]
+            keys = [key_to_str(name) for name in names]
         if not keys:
             return {}
     return dict(await engine.ask(what, keys))
 
 
 async def _about_workers(engine: Engine, what: str, workers: Workers) -> dict[str, Any]:
-    """Put a question about workers: those of these names or addresses, all if there are none."""
+    """Ask about the workers of these names or addresses; about all workers if none are given."""
     return dict(await engine.ask(what, worker_names(workers)))
 
 
@@ -226,12 +226,12 @@ async def retire_workers(
 
 
 def _shown(worker: WorkerInfo) -> dict[str, Any]:
-    """What a worker says of itself, as users read it."""
+    """A worker's description as users read it."""
     return {**worker, "name": given_name(worker["name"])}
 
 
 async def _workers_meant(engine: Engine, names: Sequence[str]) -> dict[str, dict[str, WorkerInfo]]:
-    """By each of these names, addresses (with or without scheme) or hosts: the workers that it means.
+    """The workers that each of these names, addresses (with or without scheme) or hosts means.
 
     Raises `UsageError` for one that means none.
     """
@@ -341,7 +341,7 @@ async def _addresses(engine: Engine, workers: Workers) -> list[str]:
 async def _call(
     frames: Sequence[memoryview], address: str, channel: Channel
 ) -> tuple[Any, None] | tuple[None, BaseException]:
-    """What the called function returned or raised: the latter must not be taken for a failure of the channel."""
+    """The value that the function returned, or the exception it raised, apart from failures of the channel."""
     await channel.send(Call(tuple(map(len, frames))), frames)
     message, result = await channel.receive()
     if not isinstance(message, CallResult):
@@ -351,7 +351,7 @@ async def _call(
             return load_value(result), None
         description = bytes(result[0]) if result else None
         return None, rebuild_exception(description, message.text, key="client.run", worker=address, attempt=1)
-    except Exception as error:  # unpickling runs the user's code; the caller raises it, or gives it back
+    except Exception as error:  # unpickling runs the user's code; the caller raises or returns its error
         return None, error
 
 
