@@ -26,7 +26,7 @@ from trio_dask.config import WorkerSettings
 from trio_dask.errors import NoScheduler, ProtocolError, RefusedError, UnavailableError, UsageError
 from trio_dask.ids import new_incarnation
 from trio_dask.protocol.hello import Hello
-from trio_dask.protocol.messages import Leave, Obituary, SchedulerStops, ToNanny, Vouch
+from trio_dask.protocol.messages import Leave, SchedulerStops, ToNanny, WorkerAlive, WorkerExited
 from trio_dask.scheduler_file import read_scheduler_file
 
 __all__ = ["SchedulerLink"]
@@ -62,7 +62,7 @@ class SchedulerLink:
         self._vouch = vouch
         self._take_order = take_order
         self._connection: Connection | None = None
-        self._untold: deque[Obituary] = deque(maxlen=MAX_UNTOLD)
+        self._untold: deque[WorkerExited] = deque(maxlen=MAX_UNTOLD)
         self._changed = trio.Event()
         self._away_since = trio.current_time()
         self._why_away = "none was found"
@@ -77,7 +77,7 @@ class SchedulerLink:
         """What became of the last try to find one."""
         return self._why_away
 
-    def tell(self, obituary: Obituary) -> None:
+    def tell(self, obituary: WorkerExited) -> None:
         """Tell the scheduler of a death, now or as soon as there is one."""
         if self._connection is None:
             self._untold.append(obituary)
@@ -173,6 +173,6 @@ class SchedulerLink:
         while True:
             self._changed = trio.Event()
             for process in self._vouch():
-                connection.send_nowait(Vouch(process), flush=True)
+                connection.send_nowait(WorkerAlive(process), flush=True)
             with trio.move_on_after(VOUCH_S):
                 await self._changed.wait()

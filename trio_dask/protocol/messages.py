@@ -18,21 +18,21 @@ from typing import Any, NamedTuple
 
 from trio_dask.ids import Digest, Key, RunId
 from trio_dask.protocol.data_messages import Absent, Borrowed, Call, CallResult, Fetch, Lent, Put, PutDone, Value
-from trio_dask.protocol.nanny_messages import Control, Obituary, Vouch
+from trio_dask.protocol.nanny_messages import Control, WorkerAlive, WorkerExited
 from trio_dask.protocol.worker_messages import (
     Capacity,
     Drain,
     Heartbeat,
+    InputMissing,
     Inventory,
     Lost,
-    Missing,
     NotAcquired,
     Replicas,
-    Returned,
     RunFailed,
     RunFinished,
+    RunsReturned,
+    Scattered,
     Started,
-    Stored,
 )
 
 __all__ = [
@@ -47,10 +47,11 @@ __all__ = [
     "CancelRuns",
     "Capacity",
     "Control",
-    "Detach",
     "Drain",
     "Dropped",
     "Fetch",
+    "FetchFailed",
+    "FireAndForget",
     "ForgetBlobs",
     "Free",
     "FromClient",
@@ -59,6 +60,7 @@ __all__ = [
     "FromWorker",
     "Goodbye",
     "Heartbeat",
+    "InputMissing",
     "Inventory",
     "KeyFailed",
     "KeyPending",
@@ -67,9 +69,7 @@ __all__ = [
     "Lent",
     "Lost",
     "Message",
-    "Missing",
     "NotAcquired",
-    "Obituary",
     "OnDataPlane",
     "Put",
     "PutDone",
@@ -81,25 +81,25 @@ __all__ = [
     "Restart",
     "RestartWorkers",
     "Retire",
-    "Retract",
     "Retry",
-    "Returned",
+    "ReturnRuns",
     "Run",
     "RunFailed",
     "RunFinished",
+    "RunsReturned",
+    "Scattered",
     "SchedulerStops",
     "Shutdown",
     "Started",
-    "Stored",
     "Submit",
     "ToClient",
     "ToControl",
     "ToNanny",
     "ToWorker",
-    "Unreachable",
     "Value",
-    "Vouch",
     "Want",
+    "WorkerAlive",
+    "WorkerExited",
 ]
 
 # ---------------------------------------------------------------------------------------------- both directions
@@ -190,13 +190,13 @@ class Retry(NamedTuple):
     keys: tuple[Key, ...]
 
 
-class Detach(NamedTuple):
+class FireAndForget(NamedTuple):
     """Finish these tasks whether or not any client still wants them (`fire_and_forget`)."""
 
     keys: tuple[Key, ...]
 
 
-class Unreachable(NamedTuple):
+class FetchFailed(NamedTuple):
     """The client could not fetch `key` from the worker at `address`."""
 
     key: Key
@@ -333,8 +333,8 @@ class Run(NamedTuple):
     extra: Mapping[str, Any]
 
 
-class Retract(NamedTuple):
-    """Hand back those of these runs that have not started; each is answered with `Returned` or by its outcome."""
+class ReturnRuns(NamedTuple):
+    """Hand back those of these runs that have not started; each is answered with `RunsReturned` or by its outcome."""
 
     runs: tuple[RunId, ...]
 
@@ -391,8 +391,8 @@ FromClient = (
     | Release
     | Cancel
     | Retry
-    | Detach
-    | Unreachable
+    | FireAndForget
+    | FetchFailed
     | Query
     | Restart
     | RestartWorkers
@@ -401,16 +401,16 @@ FromClient = (
     | Received
 )
 ToClient = Goodbye | KeyReady | KeyFailed | KeyPending | Dropped | Reply | Received | Stuck
-ToWorker = Blob | ForgetBlobs | Goodbye | Run | Retract | CancelRuns | Free | Leave | Acquire | SchedulerStops
+ToWorker = Blob | ForgetBlobs | Goodbye | Run | ReturnRuns | CancelRuns | Free | Leave | Acquire | SchedulerStops
 FromWorker = (
     Goodbye
     | RunFinished
     | RunFailed
     | Started
-    | Returned
-    | Missing
+    | RunsReturned
+    | InputMissing
     | Replicas
-    | Stored
+    | Scattered
     | Lost
     | Capacity
     | Heartbeat
@@ -418,7 +418,7 @@ FromWorker = (
     | Drain
     | NotAcquired
 )
-FromNanny = Goodbye | Vouch | Obituary
+FromNanny = Goodbye | WorkerAlive | WorkerExited
 ToNanny = Goodbye | Leave | SchedulerStops
 FromControl = Goodbye | Control
 ToControl = Goodbye | Reply
@@ -434,8 +434,8 @@ TAGS: Mapping[int, type[Any]] = {
     12: Release,
     13: Cancel,
     14: Retry,
-    15: Detach,
-    16: Unreachable,
+    15: FireAndForget,
+    16: FetchFailed,
     17: Query,
     18: Restart,
     19: Shutdown,
@@ -449,7 +449,7 @@ TAGS: Mapping[int, type[Any]] = {
     35: Received,
     36: Stuck,
     50: Run,
-    51: Retract,
+    51: ReturnRuns,
     52: CancelRuns,
     53: Free,
     54: Leave,
@@ -458,18 +458,18 @@ TAGS: Mapping[int, type[Any]] = {
     70: RunFinished,
     71: RunFailed,
     72: Started,
-    73: Returned,
-    74: Missing,
+    73: RunsReturned,
+    74: InputMissing,
     75: Replicas,
-    76: Stored,
+    76: Scattered,
     77: Lost,
     78: Capacity,
     79: Heartbeat,
     80: Inventory,
     81: Drain,
     82: NotAcquired,
-    90: Vouch,
-    91: Obituary,
+    90: WorkerAlive,
+    91: WorkerExited,
     95: Control,
     100: Fetch,
     101: Value,

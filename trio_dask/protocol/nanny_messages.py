@@ -7,16 +7,16 @@ from typing import Any, NamedTuple
 
 from trio_dask.ids import RunId
 
-__all__ = ["Control", "Obituary", "Vouch"]
+__all__ = ["Control", "WorkerAlive", "WorkerExited"]
 
 
-class Vouch(NamedTuple):
+class WorkerAlive(NamedTuple):
     """The worker process that this nanny calls `process` is alive, and not stopped."""
 
     process: str
 
 
-class Obituary(NamedTuple):
+class WorkerExited(NamedTuple):
     """The worker process that this nanny calls `process` has ended.
 
     `planned`: the nanny ended it, or it ended itself in good order, and nothing is to be blamed. `cause` is one line.

@@ -11,16 +11,16 @@ __all__ = [
     "Capacity",
     "Drain",
     "Heartbeat",
+    "InputMissing",
     "Inventory",
     "Lost",
-    "Missing",
     "NotAcquired",
     "Replicas",
-    "Returned",
     "RunFailed",
     "RunFinished",
+    "RunsReturned",
+    "Scattered",
     "Started",
-    "Stored",
 ]
 
 
@@ -77,13 +77,13 @@ class Started(NamedTuple):
     runs: tuple[RunId, ...]
 
 
-class Returned(NamedTuple):
+class RunsReturned(NamedTuple):
     """These runs have not started and never will here; the scheduler places them anew."""
 
     runs: tuple[RunId, ...]
 
 
-class Missing(NamedTuple):
+class InputMissing(NamedTuple):
     """`run` is handed back because `key` could not be had from `address` (empty: it was not here)."""
 
     run: RunId
@@ -97,7 +97,7 @@ class Replicas(NamedTuple):
     keys: tuple[Key, ...]
 
 
-class Stored(NamedTuple):
+class Scattered(NamedTuple):
     """A client (by incarnation) has put this value here (`scatter`)."""
 
     key: Key

@@ -28,8 +28,9 @@ from trio_dask.errors import KeyConflict, ProtocolError
 from trio_dask.ids import Key
 from trio_dask.protocol.messages import (
     Cancel,
-    Detach,
     Dropped,
+    FetchFailed,
+    FireAndForget,
     KeyFailed,
     KeyPending,
     KeyReady,
@@ -43,7 +44,6 @@ from trio_dask.protocol.messages import (
     Retry,
     Shutdown,
     Stuck,
-    Unreachable,
 )
 
 __all__ = ["ClientCore"]
@@ -156,7 +156,7 @@ class ClientCore:
     def detach(self, states: Iterable[KeyState]) -> None:
         """Let these finish, wanted or not."""
         keys = [state.key for state in states if self.states.get(state.key) is state]
-        self._outbox.put_keys(Detach, keys)
+        self._outbox.put_keys(FireAndForget, keys)
 
     def ask(self, what: str, arguments: Sequence[str], answer: Answer) -> None:
         """Put a question to the scheduler."""
@@ -322,7 +322,7 @@ class ClientCore:
         if is_silent:
             self._outbox.want(state.key)
         else:
-            self._outbox.put(Unreachable(state.key, address))
+            self._outbox.put(FetchFailed(state.key, address))
         # With another holder there is no need to wait for the scheduler's answer, which is a KeyReady or a KeyPending.
         state.holders = tuple(holder for holder in state.holders if holder != address)
         if state.holders:

@@ -80,14 +80,14 @@ def _started(state: State, worker: Worker, message: m.Started) -> None:
             task.phase.started_at = state.now
 
 
-def _returned(state: State, worker: Worker, message: m.Returned) -> None:
+def _returned(state: State, worker: Worker, message: m.RunsReturned) -> None:
     for run in message.runs:
         task = worker.processing.get(run)
         if task is not None:
             task_transitions.hand_back(state, task, f"handed back by {worker.info.name}")
 
 
-def _missing(state: State, worker: Worker, message: m.Missing) -> None:
+def _missing(state: State, worker: Worker, message: m.InputMissing) -> None:
     source = state.tasks.get(message.key)
     if source is not None:
         holder = state.addresses.get(message.address) if message.address else worker
@@ -112,7 +112,7 @@ def _replicas(state: State, worker: Worker, message: m.Replicas) -> None:
         state.send(worker.peer, m.Free(tuple(unknown)))
 
 
-def _stored(state: State, worker: Worker, message: m.Stored) -> None:
+def _stored(state: State, worker: Worker, message: m.Scattered) -> None:
     client = state.incarnations.get(message.client)
     task = state.tasks.get(message.key)
     if task is None:
@@ -212,7 +212,7 @@ def _retry(state: State, client: Client, message: m.Retry) -> None:
             task_transitions.announce(state, task, client.peer)
 
 
-def _detach(state: State, client: Client, message: m.Detach) -> None:
+def _detach(state: State, client: Client, message: m.FireAndForget) -> None:
     for key in message.keys:
         task = state.tasks.get(key)
         if task is None or isinstance(task.phase, InMemory | Erred):
@@ -222,7 +222,7 @@ def _detach(state: State, client: Client, message: m.Detach) -> None:
             task_transitions.activate(state, task)
 
 
-def _unreachable(state: State, client: Client, message: m.Unreachable) -> None:
+def _unreachable(state: State, client: Client, message: m.FetchFailed) -> None:
     task = state.tasks.get(message.key)
     if task is None:
         state.send(client.peer, _unknown(message.key))
@@ -314,7 +314,7 @@ def _forget_blobs(state: State, client: Client, message: m.ForgetBlobs) -> None:
 # ------------------------------------------------------------------------------------------------- from nannies
 
 
-def _obituary(state: State, nanny: PeerId, message: m.Obituary) -> None:
+def _obituary(state: State, nanny: PeerId, message: m.WorkerExited) -> None:
     reconnect.obituary(state, message)
 
 
@@ -330,10 +330,10 @@ FROM_WORKER: Final[dict[type[Any], _FromWorker]] = {
     m.RunFinished: _run_finished,
     m.RunFailed: _run_failed,
     m.Started: _started,
-    m.Returned: _returned,
-    m.Missing: _missing,
+    m.RunsReturned: _returned,
+    m.InputMissing: _missing,
     m.Replicas: _replicas,
-    m.Stored: _stored,
+    m.Scattered: _stored,
     m.Lost: _lost,
     m.Capacity: _capacity,
     m.Heartbeat: _heartbeat,
@@ -351,8 +351,8 @@ FROM_CLIENT: Final[dict[type[Any], _FromClient]] = {
     m.Release: _release,
     m.Cancel: _cancel,
     m.Retry: _retry,
-    m.Detach: _detach,
-    m.Unreachable: _unreachable,
+    m.FireAndForget: _detach,
+    m.FetchFailed: _unreachable,
     m.Query: _query,
     m.Restart: _restart,
     m.RestartWorkers: _restart_workers,
@@ -361,7 +361,7 @@ FROM_CLIENT: Final[dict[type[Any], _FromClient]] = {
     m.Goodbye: _client_goodbye,
 }
 FROM_NANNY: Final[dict[type[Any], _FromNanny]] = {
-    m.Vouch: reconnect.vouch,
-    m.Obituary: _obituary,
+    m.WorkerAlive: reconnect.vouch,
+    m.WorkerExited: _obituary,
     m.Goodbye: _nanny_goodbye,
 }

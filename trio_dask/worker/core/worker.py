@@ -11,7 +11,7 @@ longer wanted. A current run is in exactly one of three states:
     Run ──► waiting ──► ready ──► executing ──► RunFinished | RunFailed
                │          │           │
                │          │           └──► cancelled | RunFailed(timeout): its slot is *leaving*, later *overdue*
-               └──────────┴──► Returned | Missing | cancelled
+               └──────────┴──► RunsReturned | InputMissing | cancelled
 
 A slot whose run was stopped has `grace_s` to leave it; after that the scheduler hears that the worker has one slot
 less, and once more when the slot came back after all.
@@ -44,19 +44,19 @@ from trio_dask.protocol.messages import (
     Free,
     FromWorker,
     Goodbye,
+    InputMissing,
     Leave,
     Lost,
-    Missing,
     NotAcquired,
     Replicas,
-    Retract,
-    Returned,
+    ReturnRuns,
     Run,
     RunFailed,
     RunFinished,
+    RunsReturned,
+    Scattered,
     SchedulerStops,
     Started,
-    Stored,
     ToWorker,
 )
 from trio_dask.worker.core.blobs import BlobTable
@@ -223,7 +223,7 @@ class WorkerCore:
             return
         unstarted = self.table.withdraw_all()
         if unstarted:
-            self._outbox.append(Returned(tuple(run.run for run in unstarted)))
+            self._outbox.append(RunsReturned(tuple(run.run for run in unstarted)))
 
     # ------------------------------------------------------------------------------------------ from the scheduler
 
@@ -243,7 +243,7 @@ class WorkerCore:
             case Free(keys):
                 self._incoming.forgo(keys)
                 self._free(keys)
-            case Retract(numbers):
+            case ReturnRuns(numbers):
                 self._retract(numbers)
             case CancelRuns(numbers):
                 self._forsake([key for number in numbers if (key := self._cancel(number, now)) is not None])
@@ -267,7 +267,7 @@ class WorkerCore:
         if run.extra and not isinstance(run.extra.get("time_limit", 0), int | float):
             raise ProtocolError(f"run {number} has a time limit that is no number")
         if not self.is_open:
-            self._outbox.append(Returned((number,)))
+            self._outbox.append(RunsReturned((number,)))
             return
         if run.dependencies:
             missing = {key: holders for key, holders in run.dependencies if key not in self.held}
@@ -281,7 +281,7 @@ class WorkerCore:
         remote = {key: [at for at in holders if at != self._address] for key, holders in missing.items()}
         for key, holders in remote.items():
             if not (holders or key in self.table.producers or key in self.fetches.sought):
-                self._outbox.append(Missing(run.run, key, missing[key][0] if missing[key] else ""))
+                self._outbox.append(InputMissing(run.run, key, missing[key][0] if missing[key] else ""))
                 return
         for key, holders in remote.items():
             if holders:
@@ -316,7 +316,7 @@ class WorkerCore:
                 returned.append(number)
                 keys.append(run.key)
         if returned:
-            self._outbox.append(Returned(tuple(returned)))
+            self._outbox.append(RunsReturned(tuple(returned)))
         self._forsake(keys)
 
     # ------------------------------------------------------------------------------------------ from the slots
@@ -355,7 +355,7 @@ class WorkerCore:
     def declined(self, run: Run) -> None:
         """A slot has taken this run and will not begin it, for it has done all that it was to do."""
         if self.is_current(run):
-            self._outbox.append(Returned((run.run,)))
+            self._outbox.append(RunsReturned((run.run,)))
             self._remove(run)
             self._forsake([run.key])
         else:
@@ -364,7 +364,7 @@ class WorkerCore:
     def input_gone(self, run: Run, key: Key) -> None:
         """A slot has taken this run, and found that an input is not here any more."""
         if self.is_current(run):
-            self._outbox.append(Missing(run.run, key, ""))
+            self._outbox.append(InputMissing(run.run, key, ""))
             self._remove(run)
             self._forsake([run.key])
         else:
@@ -425,7 +425,7 @@ class WorkerCore:
         if self._address is None:
             return False
         self.held.add(key, nbytes, None, type_name)
-        message = Stored(key, nbytes, type_name, client)
+        message = Scattered(key, nbytes, type_name, client)
         self._outbox.append(message)
         self._unconfirmed.stored(message, now)
         if key in self._waiters or key in self.acquiring:
@@ -487,7 +487,7 @@ class WorkerCore:
             self._outbox.append(NotAcquired(missed))
         forsaken = self.table.forsake(given_up)
         if hand_back and forsaken:
-            self._outbox.append(Returned(tuple(missing.run for missing in forsaken)))
+            self._outbox.append(RunsReturned(tuple(missing.run for missing in forsaken)))
         else:
             self._outbox += forsaken
 
