@@ -38,8 +38,7 @@ def test_a_worker_that_drains_leaves_once_its_run_is_over_and_its_results_are_el
     other.send(m.Replicas(("running",)))
     kit.tick(1.0)
     assert worker.take(m.Leave) == [m.Leave("received SIGTERM", False)]
-    worker.send(m.Goodbye("received SIGTERM"))
-    kit.peers.pop(worker.peer)
+    worker.leave(reason="received SIGTERM", expected=True)
     assert kit.states() == {"held": "memory", "running": "memory", "queued": "processing"}
     kit.assert_empty()
 

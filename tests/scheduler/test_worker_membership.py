@@ -43,8 +43,7 @@ def test_a_worker_that_leaves_as_announced_is_nobodys_fault() -> None:
     client.submit("fine")
     for number in range(5):
         worker = kit.worker(f"w{number}")
-        worker.send(m.Goodbye("drained"))
-        kit.peers.pop(worker.peer)
+        worker.leave(reason="drained", expected=True)
     assert client.failed() == []
 
 

@@ -17,7 +17,6 @@ from trio_dask.protocol.messages import (
     Capacity,
     ForgetBlobs,
     Free,
-    Goodbye,
     InputMissing,
     Leave,
     NotAcquired,
@@ -541,7 +540,6 @@ def test_the_end_of_a_session_drops_everything_and_the_next_one_knows_of_stuck_s
         (Leave("restart", restart=True), EndSession("restart", Then.RESTART)),
         (Leave("no longer needed", restart=False), EndSession("no longer needed", Then.LEAVE)),
         (SchedulerStops(), EndSession("the scheduler stopped", Then.SUCCESSOR)),
-        (Goodbye("the session is over"), EndSession("the session is over", Then.LEAVE)),
     ],
 )
 def test_the_scheduler_can_end_the_session(message: ToWorker, request_: EndSession) -> None:

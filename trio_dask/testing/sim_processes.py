@@ -80,9 +80,11 @@ class SimScheduler:
 
     def _receive(self, peer: PeerId, messages: Sequence[Message]) -> None:
         for message in messages:
-            self.core.handle(peer, message, self.timeline.now)
             if isinstance(message, Goodbye):
+                self.core.remove_peer(peer, message.reason, self.timeline.now, expected=True)
                 self.links.pop(peer).cut()
+                break
+            self.core.handle(peer, message, self.timeline.now)
         self.settle()
 
     def lose(self, peer: PeerId, reason: str) -> None:
