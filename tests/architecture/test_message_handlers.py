@@ -1,10 +1,12 @@
 """Every message has a tag, a direction, and a handler for its own type in the room that receives it."""
 
+import re
 from collections.abc import Mapping
 from typing import Any, get_args, get_type_hints
 
 import pytest
 
+from tests.architecture import rules
 from trio_dask.client.core.client import ClientCore
 from trio_dask.comm import rpc_server
 from trio_dask.nanny.service import Nanny
@@ -73,6 +75,15 @@ def test_every_direction_has_a_receiver():
 def test_every_message_has_a_tag_and_a_direction():
     directed = set().union(*(kinds(way.messages) for way in m.DIRECTIONS))
     assert directed == set(m.TAGS.values()) == kinds(m.Message)
+
+
+def test_the_table_of_directions_in_the_documentation_is_true():
+    page = (rules.ROOT.parent / "docs/design/wire-protocol.md").read_text()
+    rows = re.findall(r"^\| ([^`|]+) \| ([^`|]+) \| `(\w+)` \| (?:`([\w/.]+)`)?.*? \|$", page, re.MULTILINE)
+    assert [(sender, receiver, getattr(m, union)) for sender, receiver, union, _ in rows] == list(m.DIRECTIONS)
+    for _, _, union, file in rows:
+        for kind in kinds(getattr(m, union)) if file else ():
+            assert re.search(rf"\b{kind.__name__}\b", (rules.ROOT / file).read_text()), f"{file} knows no {kind}"
 
 
 def test_a_tag_cannot_be_given_twice():

@@ -35,9 +35,9 @@ MAX_THREADS: Final = 4
 def content_digest(data: Buffer) -> Digest:
     """The name of a blob with this content. That of a large one is the hash of hashes that several threads compute."""
     view = memoryview(data).cast("B")
-    return (
-        blake2b(view, digest_size=DIGEST_BYTES).digest() if view.nbytes <= LEAF_BYTES else _digest_by_leaves(view, None)
-    )
+    if view.nbytes > LEAF_BYTES:
+        return _digest_by_leaves(view, None)
+    return blake2b(view, digest_size=DIGEST_BYTES).digest()
 
 
 def _digest_by_leaves(view: memoryview, target: memoryview | None) -> Digest:
