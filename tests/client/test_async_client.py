@@ -484,7 +484,7 @@ async def test_scatter_keeps_the_shape_and_dedupes(client, cluster):
     assert (await client.scatter("equal", hash=False)).key != one.key
     assert await client.submit(len, one) == 5
     assert type(await client.scatter({1, 2})) is set
-    cluster._query = lambda message: cluster.say(m.Reply(message.request, {}))
+    cluster.handlers[m.Query] = lambda message: cluster.say(m.Reply(message.request, {}))
     with pytest.raises(UsageError, match="no worker"):
         await client.scatter([5], workers="nobody")
 

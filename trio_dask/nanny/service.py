@@ -177,7 +177,7 @@ class Nanny:
         if self.settings.worker.on_scheduler_stop != "wait":
             self.stop(Stop.TOLD, "the scheduler stopped")
 
-    HANDLERS: ClassVar[Mapping[type[Any], Callable[[Nanny, Any], None]]] = {
+    HANDLERS: ClassVar[Mapping[type[Any], Callable[[Any, Any], None]]] = {
         Leave: _leave,
         SchedulerStops: _scheduler_stops,
     }

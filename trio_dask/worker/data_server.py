@@ -96,7 +96,7 @@ class DataServer:
         ok, text, frames = await self._run_call(buffers)
         await channel.send(CallResult(ok, text, _sizes(frames)), frames)
 
-    HANDLERS: ClassVar[Mapping[type[Any], Callable[[DataServer, DataChannel, Any, Frames], Awaitable[None]]]] = {
+    HANDLERS: ClassVar[Mapping[type[Any], Callable[[Any, DataChannel, Any, Frames], Awaitable[None]]]] = {
         Fetch: _fetch,
         Put: _put,
         Call: _call,

@@ -274,7 +274,7 @@ class ClientCore:
     def _received(self, message: Received) -> None:
         self._stream.confirmed(message.number)
 
-    HANDLERS: ClassVar[Mapping[type[Any], Callable[[ClientCore, Any], None]]] = {
+    HANDLERS: ClassVar[Mapping[type[Any], Callable[[Any, Any], None]]] = {
         KeyReady: _key_ready,
         KeyFailed: _key_failed,
         KeyPending: _key_pending,

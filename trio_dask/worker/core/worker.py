@@ -297,7 +297,7 @@ class WorkerCore:
     def _scheduler_stops(self, message: m.SchedulerStops, now: float) -> None:
         self._requests.append(EndSession("the scheduler stopped", Then.SUCCESSOR))
 
-    HANDLERS: ClassVar[Mapping[type[Any], Callable[[WorkerCore, Any, float], None]]] = {
+    HANDLERS: ClassVar[Mapping[type[Any], Callable[[Any, Any, float], None]]] = {
         m.Run: _run,
         m.Blob: _blob,
         m.ForgetBlobs: _forget_blobs,
