@@ -85,7 +85,7 @@ class SchedulerLink:
             self._connection.send_nowait(message, flush=True)
 
     def worker_changed(self) -> None:
-        """Vouch at once: the nanny has another worker."""
+        """The nanny has another worker: say at once that it is alive."""
         self._changed.set()
 
     async def run(self) -> None:
