@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final, TypeAlias
+from typing import Any, ClassVar, Final, TypeAlias
 
 from trio_dask.client.core.fetch_queue import FetchQueue, FetchRequest
 from trio_dask.client.core.key_state import TERMINAL, Ended, Frames, KeyState, Reader, Waiter
@@ -28,8 +28,9 @@ from trio_dask.errors import KeyConflict, ProtocolError
 from trio_dask.ids import Key
 from trio_dask.protocol.messages import (
     Cancel,
-    Detach,
     Dropped,
+    FetchFailed,
+    FireAndForget,
     KeyFailed,
     KeyPending,
     KeyReady,
@@ -40,7 +41,6 @@ from trio_dask.protocol.messages import (
     Retry,
     Shutdown,
     Stuck,
-    Unreachable,
 )
 
 __all__ = ["ClientCore"]
@@ -152,7 +152,7 @@ class ClientCore:
     def detach(self, states: Iterable[KeyState]) -> None:
         """Let these finish, wanted or not."""
         keys = [state.key for state in states if self.states.get(state.key) is state]
-        self._outbox.put_keys(Detach, keys)
+        self._outbox.put_keys(FireAndForget, keys)
 
     def cancel_all(self, text: str) -> None:
         """The scheduler is about to drop all tasks; every future is cancelled now."""
@@ -211,33 +211,67 @@ class ClientCore:
         Raises `ProtocolError` for what a scheduler does not say to a client.
         """
         self.received += 1
-        kind = type(message)
-        if kind is KeyReady:
-            self._ready(message)  # type: ignore[arg-type]
-        elif isinstance(message, KeyFailed):
-            state = self._current(message.key)
-            if state is not None:
-                self._drop_inline(state)
-                state.failure, state.holders = message, ()
-                self._settle(state, "error")
-        elif isinstance(message, KeyPending):
-            state = self._current(message.key)
-            if state is not None and state.value is None:  # a value that is here is right whatever becomes of others
-                state.status, state.failure, state.holders, state.fetching = "pending", None, (), ""
-        elif isinstance(message, Dropped):
-            state = self._current(message.key)
-            if state is not None:
-                self._end(state, "lost" if message.reason == "lost" else "cancelled", message)
-        elif isinstance(message, Reply):
-            on_reply = self._pending_replies.pop(message.request, None)
-            if on_reply is not None:
-                on_reply(message.payload, None)
-        elif isinstance(message, Stuck):
-            self.stuck.hear(message)
-        elif isinstance(message, Received):
-            self._resend.acknowledged(message.number)
-        else:
-            raise ProtocolError(f"a scheduler does not send {kind.__name__} to a client")
+        handler = self.HANDLERS.get(type(message))
+        if handler is None:
+            raise ProtocolError(f"a scheduler does not send {type(message).__name__} to a client")
+        handler(self, message)
+
+    def _key_ready(self, message: KeyReady) -> None:
+        state = self.states.get(message[0])
+        if state is None or state.fence or state.status in TERMINAL:
+            if message.value is None and (state is None or not state.fence):
+                # The scheduler may keep it for us all the same: a returning worker reports again what was scattered.
+                self._outbox.release(message.key)
+            return
+        _, state.nbytes, state.type_name, value, state.holders = message
+        if value is not None:
+            self._keep_inline(state, value)
+        if state.status != "finished":
+            state.failure = None
+            self._settle(state, "finished")
+        if state.readers is not None:
+            if value is not None:
+                self._deliver(state, (value,))
+            elif state.fetching not in state.holders:  # it may be fetched from nowhere
+                self._request_value(state)
+
+    def _key_failed(self, message: KeyFailed) -> None:
+        state = self._current(message.key)
+        if state is not None:
+            self._drop_inline(state)
+            state.failure, state.holders = message, ()
+            self._settle(state, "error")
+
+    def _key_pending(self, message: KeyPending) -> None:
+        state = self._current(message.key)
+        if state is not None and state.value is None:  # a value that is here is right whatever becomes of others
+            state.status, state.failure, state.holders, state.fetching = "pending", None, (), ""
+
+    def _dropped(self, message: Dropped) -> None:
+        state = self._current(message.key)
+        if state is not None:
+            self._end(state, "lost" if message.reason == "lost" else "cancelled", message)
+
+    def _reply(self, message: Reply) -> None:
+        on_reply = self._pending_replies.pop(message.request, None)
+        if on_reply is not None:
+            on_reply(message.payload, None)
+
+    def _stuck(self, message: Stuck) -> None:
+        self.stuck.hear(message)
+
+    def _received(self, message: Received) -> None:
+        self._resend.acknowledged(message.number)
+
+    HANDLERS: ClassVar[Mapping[type[Any], Callable[[Any, Any], None]]] = {
+        KeyReady: _key_ready,
+        KeyFailed: _key_failed,
+        KeyPending: _key_pending,
+        Dropped: _dropped,
+        Reply: _reply,
+        Stuck: _stuck,
+        Received: _received,
+    }
 
     # ------------------------------------------------------------------------------------------ schedulers
 
@@ -305,7 +339,7 @@ class ClientCore:
         if is_silent:
             self._outbox.want(state.key)
         else:
-            self._outbox.put(Unreachable(state.key, address))
+            self._outbox.put(FetchFailed(state.key, address))
         # With another holder there is no need to wait for the scheduler's answer, which is a KeyReady or a KeyPending.
         state.holders = tuple(holder for holder in state.holders if holder != address)
         if state.holders:
@@ -347,25 +381,6 @@ class ClientCore:
             state.refs += 1
             found.append(state)
         return found
-
-    def _ready(self, message: KeyReady) -> None:
-        state = self.states.get(message[0])
-        if state is None or state.fence or state.status in TERMINAL:
-            if message.value is None and (state is None or not state.fence):
-                # The scheduler may keep it for us all the same: a returning worker reports again what was scattered.
-                self._outbox.release(message.key)
-            return
-        _, state.nbytes, state.type_name, value, state.holders = message
-        if value is not None:
-            self._keep_inline(state, value)
-        if state.status != "finished":
-            state.failure = None
-            self._settle(state, "finished")
-        if state.readers is not None:
-            if value is not None:
-                self._deliver(state, (value,))
-            elif state.fetching not in state.holders:  # it may be fetched from nowhere
-                self._request_value(state)
 
     def _current(self, key: Key) -> KeyState | None:
         """The state that a message about `key` is meant for, if any."""
