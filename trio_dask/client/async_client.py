@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
 from types import TracebackType
-from typing import Any
+from typing import Any, Final
 
 import trio
 
@@ -24,6 +24,9 @@ from trio_dask.comm.captured_error import Held
 from trio_dask.errors import UsageError
 
 __all__ = ["AsyncClient"]
+
+LONGEST_FAREWELL_S: Final = 30.0
+"""The engine bounds its own farewell; this is for a bug in that."""
 
 
 class AsyncClient(AsyncOperations, BaseClient[AsyncFuture]):
@@ -103,7 +106,8 @@ class AsyncClient(AsyncOperations, BaseClient[AsyncFuture]):
                 await nursery.start(partial(self._engine.serve, outlive_cancellation=True))
                 yield self
             self._engine.stop()
-            nursery.cancel_scope.shield = True  # it ends soon: the engine bounds its own farewell
+            nursery.cancel_scope.deadline = trio.current_time() + LONGEST_FAREWELL_S
+            nursery.cancel_scope.shield = True
         body.raise_it()
 
     @asynccontextmanager
