@@ -7,10 +7,10 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from trio_dask.config import MAX_THREADS, check_memory_limit, counted, format_bytes, parse_memory_limit
 from trio_dask.deploy.program_runner import raise_file_limit
 from trio_dask.errors import UsageError
 from trio_dask.host_limits import Amount, cpu_count, memory_bytes
+from trio_dask.parsing import MAX_THREADS, check_memory_limit, counted, format_bytes, parse_memory_limit
 
 __all__ = ["Layout", "Share", "allow_files", "check_scale", "divide", "plan", "workers_for"]
 

@@ -19,11 +19,11 @@ import trio
 
 from trio_dask.client.futures import Timeout
 from trio_dask.client.wait_signals import limit, refuse_in_event_loop, require_trio
-from trio_dask.config import counted, format_bytes
 from trio_dask.deploy.cluster_members import Member, Members
 from trio_dask.deploy.cluster_sizing import Layout, allow_files, check_scale, plan, workers_for
 from trio_dask.deploy.job_control import heed_ctrl_z, suspended_with_us
 from trio_dask.errors import ClusterError, ForkedClientError, UsageError
+from trio_dask.parsing import counted, format_bytes
 from trio_dask.unsupported_names import LOCAL_CLUSTER, missing
 
 if TYPE_CHECKING:

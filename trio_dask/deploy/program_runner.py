@@ -34,7 +34,7 @@ from trio_dask.deploy.log_formats import JsonFormatter, TextFormatter, is_dump
 from trio_dask.deploy.log_handler import LogLines
 from trio_dask.deploy.process_tree import end_descendants
 from trio_dask.errors import KeptCrashing, NoScheduler, RefusedError, TrioDaskError, UnavailableError, UsageError
-from trio_dask.scheduler_file import remove_present
+from trio_dask.owned_files import remove_kept_files
 
 __all__ = [
     "ExitStatus",
@@ -132,7 +132,7 @@ class Stopper:
         self._last_signal = number, now
         if self._request is not None and not self._patient:
             end_descendants()
-            remove_present()
+            remove_kept_files()
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         self.ask(f"received {signal.Signals(number).name}", number)
