@@ -68,14 +68,14 @@ def test_rooms_of_one_floor_are_apart_unless_there_is_a_reason(package):
     root = package(worker__peers="from trio_dask.client.futures import F", client__futures="")
     (breach,) = rules.climbing(root)
     assert "another room" in breach
-    pair = ("trio_dask.worker.peer_channels", "trio_dask.client.futures")
+    pair = ("trio_dask.worker.peers", "trio_dask.client.futures")
     assert rules.climbing(root, {pair: "get_client()"}) == []
     assert rules.unused_permissions(root, {pair: "get_client()"}) == []
 
 
 def test_a_permission_without_use_or_reason_is_found(package):
     root = package(worker__peers="from trio_dask.client.futures import F", client__futures="")
-    pair = ("trio_dask.worker.peer_channels", "trio_dask.client.futures")
+    pair = ("trio_dask.worker.peers", "trio_dask.client.futures")
     assert rules.unused_permissions(root, {pair: " ", ("a", "b"): "once"}) == [f"{pair}: ' '", "('a', 'b'): 'once'"]
 
 
@@ -97,7 +97,7 @@ def test_a_module_without_a_floor_is_found(package):
         "def f():\n    import numpy as np",
     ],
 )
-@pytest.mark.parametrize("core", ["scheduler__core__tables", "nanny__core"])
+@pytest.mark.parametrize("core", ["scheduler__core__tables", "nanny__restart_policy"])
 def test_a_worldly_core_is_found(package, core, source):
     root = package(**{core: source}, protocol__codec="")
     assert len(rules.worldly_cores(root)) == 1
