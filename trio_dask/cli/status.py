@@ -145,7 +145,7 @@ def _in_words(state: str) -> str:
 
 
 def _fitting(text: str, width: int) -> str:
-    text = "".join(letter if letter.isprintable() else "?" for letter in text)  # a key may hold anything
+    text = "".join(letter if letter.isprintable() else "?" for letter in text)  # a key may contain anything
     return text if len(text) <= width else f"{text[: width - 3]}..."
 
 

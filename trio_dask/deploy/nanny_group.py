@@ -45,7 +45,7 @@ async def run_nannies(
     """
     launcher = _Launcher(settings, label, debug)
     pid_file = keep_file(settings[0].worker.pid_file, f"{os.getpid()}\n")
-    with pid_file, stopper.orderly(launcher.heed_signal), suspended_with_us(launcher):
+    with pid_file, stopper.stopping_by(launcher.heed_signal), suspended_with_us(launcher):
         await launcher.run()
 
 
