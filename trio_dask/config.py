@@ -136,13 +136,9 @@ class SchedulerSettings(NamedTuple):
     host: str = ""
     port: int = DEFAULT_PORT
     interface: Annotated[
-        str | None,
-        Option("--interface", "Network interface to listen on, such as eth0.", WHERE_TO_LISTEN, INTERFACE),
+        str | None, Option("--interface", "Network interface to listen on, such as eth0.", WHERE_TO_LISTEN, INTERFACE)
     ] = None
-    protocol: Annotated[
-        Literal["tcp", "ws"],
-        Option("--protocol", "Protocol of connections.", WHERE_TO_LISTEN),
-    ] = "tcp"
+    protocol: Annotated[Literal["tcp", "ws"], Option("--protocol", "Protocol of connections.", WHERE_TO_LISTEN)] = "tcp"
     contact_host: str | None = None
     listen_fd: int | None = None
     reconnect_grace_s: Annotated[
@@ -202,10 +198,9 @@ class SchedulerSettings(NamedTuple):
             OUTPUT_FILE,
         ),
     ] = None
-    pid_file: Annotated[
-        str | None,
-        Option("--pid-file", "Write the process id to this file.", FILES, OUTPUT_FILE),
-    ] = None
+    pid_file: Annotated[str | None, Option("--pid-file", "Write the process id to this file.", FILES, OUTPUT_FILE)] = (
+        None
+    )
     busy_poll_s: float = 0.5e-3
     keepalive_s: float = 2.0
     silence_s: float = 60.0
@@ -286,8 +281,7 @@ class WorkerSettings(NamedTuple):
         ),
     ] = 30.0
     lifetime_s: Annotated[
-        float,
-        Option("--lifetime", "Drain and leave after this long. Default: never (0).", WHEN_THEY_LEAVE, TIME_LIMIT),
+        float, Option("--lifetime", "Drain and leave after this long. Default: never (0).", WHEN_THEY_LEAVE, TIME_LIMIT)
     ] = math.inf
     max_tasks: Annotated[
         int | None,
@@ -300,16 +294,13 @@ class WorkerSettings(NamedTuple):
         ),
     ] = None
     spill_managed: Annotated[
-        float | None,
-        Option("--memory-target", "Spill results to disk when they exceed this.", MEMORY, FRACTION),
+        float | None, Option("--memory-target", "Spill results to disk when they exceed this.", MEMORY, FRACTION)
     ] = 0.6
     spill_process: Annotated[
-        float | None,
-        Option("--memory-spill", "Spill results to disk when the process exceeds this.", MEMORY, FRACTION),
+        float | None, Option("--memory-spill", "Spill results to disk when the process exceeds this.", MEMORY, FRACTION)
     ] = 0.7
     pause_process: Annotated[
-        float | None,
-        Option("--memory-pause", "Take no tasks while the process exceeds this.", MEMORY, FRACTION),
+        float | None, Option("--memory-pause", "Take no tasks while the process exceeds this.", MEMORY, FRACTION)
     ] = 0.8
     max_spill_bytes: Annotated[
         int | None,
@@ -365,8 +356,7 @@ class NannySettings(NamedTuple):
         ),
     ] = 5
     restart_window_s: Annotated[
-        float,
-        Option("--restart-window", "Period over which --max-restarts counts.", NANNIES, TIME),
+        float, Option("--restart-window", "Period over which --max-restarts counts.", NANNIES, TIME)
     ] = 60.0
     backoff_s: Annotated[
         tuple[float, float],
@@ -376,8 +366,7 @@ class NannySettings(NamedTuple):
     ] = (0.5, 30.0)
     same_failures: int = 2
     start_timeout_s: Annotated[
-        float,
-        Option("--start-timeout", "Count a start that takes longer as a crash.", NANNIES, TIME_LIMIT),
+        float, Option("--start-timeout", "Count a start that takes longer as a crash.", NANNIES, TIME_LIMIT)
     ] = 60.0
     memory_terminate: Annotated[
         float | None,

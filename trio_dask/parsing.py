@@ -77,11 +77,7 @@ _BYTE_UNITS: Mapping[str, int] = {
 
 
 def parse_bytes(text: str) -> int:
-    """An amount of memory, such as `500MB`, `4 GiB`, `1e9` or `1048576`, in bytes.
-
-    Raises:
-      UsageError: it is not one.
-    """
+    """An amount of memory, such as `500MB`, `4 GiB`, `1e9` or `1048576`, in bytes."""
     split = _split_unit(text)
     if split is None or split[1] not in _BYTE_UNITS:
         raise UsageError(f"{_quote(text)} is not an amount of memory; write for example 500MB, 4GiB or 1000000")
@@ -112,11 +108,7 @@ _TIME_UNITS: Mapping[str, float] = {
 
 
 def parse_timedelta(text: str) -> float:
-    """A length of time, such as `60`, `60s`, `5 min` or `200ms`, in seconds.
-
-    Raises:
-      UsageError: it is not one.
-    """
+    """A length of time, such as `60`, `60s`, `5 min` or `200ms`, in seconds."""
     split = _split_unit(text)
     if split is None or split[1] not in _TIME_UNITS:
         raise UsageError(f"{_quote(text)} is not a length of time; write for example 60, 60s, 5min or 200ms")
@@ -124,11 +116,7 @@ def parse_timedelta(text: str) -> float:
 
 
 def parse_time_limit(text: str) -> float:
-    """A length of time after which something ends; 0 means never.
-
-    Raises:
-      UsageError: it is not one.
-    """
+    """A length of time after which something ends; 0 means never."""
     return parse_timedelta(text) or math.inf
 
 
@@ -153,11 +141,7 @@ def _parse_integer(text: str) -> int | None:
 
 
 def parse_port(text: str) -> int:
-    """A TCP port; 0 means any free one.
-
-    Raises:
-      UsageError: it is not one.
-    """
+    """A TCP port; 0 means any free one."""
     port = _parse_integer(text)
     if port is None or port > 65535:
         raise UsageError(f"{_quote(text)} is not a port; give a number from 1 to 65535, or 0 for any free port")
@@ -165,11 +149,7 @@ def parse_port(text: str) -> int:
 
 
 def parse_port_range(text: str) -> tuple[int, int]:
-    """One port, or `first:last` with both ends included, tried in order.
-
-    Raises:
-      UsageError: it is neither.
-    """
+    """One port, or `first:last` with both ends included, tried in order."""
     first_text, colon, last_text = text.partition(":")
     first = parse_port(first_text)
     last = parse_port(last_text) if colon else first
@@ -179,11 +159,7 @@ def parse_port_range(text: str) -> tuple[int, int]:
 
 
 def parse_threads(text: str) -> int:
-    """How many tasks run at once in one worker.
-
-    Raises:
-      UsageError: it is not a number from 1 to `MAX_THREADS`.
-    """
+    """How many tasks run at once in one worker."""
     number = _parse_integer(text)
     if number is None or not 1 <= number <= MAX_THREADS:
         raise UsageError(
@@ -193,11 +169,7 @@ def parse_threads(text: str) -> int:
 
 
 def parse_count(text: str) -> int:
-    """A whole number of at least 1.
-
-    Raises:
-      UsageError: it is not one.
-    """
+    """A whole number of at least 1."""
     number = _parse_integer(text)
     if not number:
         raise UsageError(f"{_quote(text)} is not a number; give 1 or more")
@@ -205,11 +177,7 @@ def parse_count(text: str) -> int:
 
 
 def parse_zero_or_count(text: str) -> int:
-    """A whole number of at least 0.
-
-    Raises:
-      UsageError: it is not one.
-    """
+    """A whole number of at least 0."""
     number = _parse_integer(text)
     if number is None:
         raise UsageError(f"{_quote(text)} is not a number; give 0 or more")
@@ -220,11 +188,7 @@ def parse_memory_limit(text: str, *, machine_bytes: int, share: float = 1.0) -> 
     """The memory one worker may use, in bytes, or None for no limit.
 
     `auto` is this worker's `share` of `machine_bytes`; a number up to 1 is a fraction of the machine; `0` and `none`
-    mean no limit; everything else is an amount, and more than the machine has is as much as it has.
-
-    Raises:
-      UsageError: it is none of these.
-    """
+    mean no limit; everything else is an amount, and more than the machine has is as much as it has."""
     plain = text.strip().lower()
     if plain == "auto":
         return max(1, int(machine_bytes * min(1.0, share)))
@@ -266,11 +230,7 @@ def check_memory_limit(text: str, limit_bytes: int | None, *, machine_bytes: int
 
 
 def parse_fraction(text: str) -> float | None:
-    """A part of the memory limit, such as `0.8` or `80%`; `0`, `none`, `off` and `false` mean never, as None.
-
-    Raises:
-      UsageError: it is none of these.
-    """
+    """A part of the memory limit, such as `0.8` or `80%`; `0`, `none`, `off` and `false` mean never, as None."""
     plain = text.strip().lower()
     if plain in OFF:
         return None
@@ -282,11 +242,7 @@ def parse_fraction(text: str) -> float | None:
 
 
 def parse_spill_limit(text: str) -> int | None:
-    """The bytes that one worker may write to disk; `0`, `none`, `off` and `false` mean no limit, as None.
-
-    Raises:
-      UsageError: it is none of these.
-    """
+    """The bytes that one worker may write to disk; `0`, `none`, `off` and `false` mean no limit, as None."""
     return None if text.strip().lower() in (*OFF, "0") else parse_bytes(text)
 
 
@@ -311,22 +267,14 @@ def parse_resources(text: str) -> dict[str, float]:
 
 
 def parse_name(text: str) -> str:
-    """The name of a worker or a client: printable, without spaces at its ends, at most 255 characters.
-
-    Raises:
-      UsageError: it is not such a name.
-    """
+    """The name of a worker or a client: printable, without spaces at its ends, at most 255 characters."""
     if not text or len(text) > MAX_NAME_LENGTH or not text.isprintable() or text != text.strip():
         raise UsageError(f"{_quote(text)} is not a name; give 1 to {MAX_NAME_LENGTH} printable characters")
     return text
 
 
 def parse_environment(text: str) -> tuple[str, str]:
-    """An environment variable as `NAME=VALUE`.
-
-    Raises:
-      UsageError: it is not one.
-    """
+    """An environment variable as `NAME=VALUE`."""
     name, equals, value = text.partition("=")
     if not (name and equals) or "\0" in text:
         raise UsageError(f"{_quote(text)} is not NAME=VALUE")
@@ -334,11 +282,7 @@ def parse_environment(text: str) -> tuple[str, str]:
 
 
 def parse_file(text: str) -> str:
-    """The name of a file.
-
-    Raises:
-      UsageError: it is not one.
-    """
+    """The name of a file."""
     if not text or "\0" in text:
         raise UsageError("give the name of a file")
     return text
