@@ -71,9 +71,9 @@ def test_a_process_that_does_not_end_by_itself_is_ended_with_all_it_has_started(
 def test_a_process_that_has_got_another_chance_or_is_past_the_block_goes_on():
     done, _ = run(
         "import math, time\n"
-        "from trio_dask.deploy import ends\n"
-        "ends.LATE_S = 0.05\n"
-        "with ends.LastResort() as resort:\n"
+        "from trio_dask.deploy import process_tree\n"
+        "process_tree.LATE_S = 0.05\n"
+        "with process_tree.LastResort() as resort:\n"
         "    resort.expect(0.01, 3, 'no')\n"
         "    resort.expect(math.inf, 3, 'no')\n"
         "    time.sleep(0.2)\n"
