@@ -65,7 +65,7 @@ def test_own_folder_and_lower_floors_are_free(package):
 
 
 def test_rooms_of_one_floor_are_apart_unless_there_is_a_reason(package):
-    root = package(worker__peers="from trio_dask.client.futures import F", client__futures="")
+    root = package(worker__peer_channels="from trio_dask.client.futures import F", client__futures="")
     (breach,) = rules.climbing(root)
     assert "another room" in breach
     pair = ("trio_dask.worker.peer_channels", "trio_dask.client.futures")
@@ -74,7 +74,7 @@ def test_rooms_of_one_floor_are_apart_unless_there_is_a_reason(package):
 
 
 def test_a_permission_without_use_or_reason_is_found(package):
-    root = package(worker__peers="from trio_dask.client.futures import F", client__futures="")
+    root = package(worker__peer_channels="from trio_dask.client.futures import F", client__futures="")
     pair = ("trio_dask.worker.peer_channels", "trio_dask.client.futures")
     assert rules.unused_permissions(root, {pair: " ", ("a", "b"): "once"}) == [f"{pair}: ' '", "('a', 'b'): 'once'"]
 
@@ -97,7 +97,7 @@ def test_a_module_without_a_floor_is_found(package):
         "def f():\n    import numpy as np",
     ],
 )
-@pytest.mark.parametrize("core", ["scheduler__core__tables", "nanny__core"])
+@pytest.mark.parametrize("core", ["scheduler__core__tables", "nanny__restart_policy"])
 def test_a_worldly_core_is_found(package, core, source):
     root = package(**{core: source}, protocol__codec="")
     assert len(rules.worldly_cores(root)) == 1
@@ -188,9 +188,30 @@ def test_reserved_packages_are_free_at_home(package):
     assert rules.trespassing(root) == []
 
 
-def test_a_file_of_more_than_500_lines_is_found(package):
+@pytest.mark.parametrize(
+    "late", ["from trio_dask.comm import tcp", "def f():\n    import trio_dask.comm.tcp", "from . import tcp"]
+)
+def test_a_circle_of_imports_is_found_whole(package, late):
+    root = package(comm__tcp="from .frames import f", comm__frames="import trio_dask.comm.link", comm__link=late)
+    circle = [f"{rules.PACKAGE}.comm.{name}" for name in ("frames", "link", "tcp")]
+    assert rules.circles(root) == [f"circle: {', '.join(circle)}"]
+    assert rules.circles(root, frozenset(circle)) == []
+    assert len(rules.circles(root, frozenset(circle[1:]))) == 1
+
+
+def test_an_import_for_type_checkers_closes_no_circle(package):
+    typing_only = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from . import tcp"
+    root = package(comm__tcp="from . import frames", comm__frames="from . import link", comm__link=typing_only)
+    assert rules.circles(root) == []
+
+
+def test_a_file_of_more_than_500_lines_says_why(package):
     assert rules.oversized(package(config="\n" * 500)) == []
-    assert len(rules.oversized(package(config="\n" * 501))) == 1
+    (breach,) = rules.oversized(package(config='"""Settings."""' + "\n" * 501))
+    assert breach.startswith("config.py has 501 lines")
+    reason = '"""Settings.\n\nThis is one file\nbecause its classes share a lock.\n"""'
+    assert rules.oversized(package(config=reason + "\n" * 501)) == []
+    assert rules.oversized(package(config='"""Settings in one file because."""' + "\n" * 501)) != []
 
 
 @pytest.mark.parametrize("caught", ["", " Exception", " BaseException as error", " (OSError, Exception)"])
