@@ -33,19 +33,20 @@ from trio_dask.worker.core.effects import (
     Request,
     StartFetch,
 )
+from trio_dask.worker.core.memory_policy import MemoryLimits
 from trio_dask.worker.core.worker import WorkerCore
 from trio_dask.worker.data_server import DataServer
 from trio_dask.worker.executor import Begun, Declined, Executor, Failed, Finished, InputGone, Outcome
-from trio_dask.worker.memory_monitor import MemoryLimits, MemoryMonitor, WorkerHooks, keep_nothing_unwatched
-from trio_dask.worker.peer_channels import Peers
+from trio_dask.worker.memory_monitor import MemoryMonitor, WorkerCallbacks, keep_nothing_unwatched
+from trio_dask.worker.peer_channels import PeerChannels
 from trio_dask.worker.process_memory import ProcessMemory
-from trio_dask.worker.result_store import Frames, Store
-from trio_dask.worker.running_table import Board
+from trio_dask.worker.result_store import Frames, ResultStore
+from trio_dask.worker.running_table import RunningTable
 from trio_dask.worker.secede import Rejoined, Seceded
 from trio_dask.worker.spill_directory import check_base
 from trio_dask.worker.task_context import WorkerHandle
 
-__all__ = ["Engine"]
+__all__ = ["CoreDriver"]
 
 log = logging.getLogger("trio_dask.worker")
 
@@ -53,13 +54,13 @@ LONG_RUN_S = 0.5
 """A run that has taken so long is announced: should this worker die, the run may be what killed it."""
 
 
-class Engine:
+class CoreDriver:
     """Core, slots, store and data plane of one worker."""
 
     def __init__(self, settings: WorkerSettings) -> None:
         self._settings = settings
         self._memory = self._watch_memory(settings)
-        self._store = Store() if self._memory is None else self._memory.store
+        self._store = ResultStore() if self._memory is None else self._memory.store
         self.handle = WorkerHandle(
             name=settings.name or "",
             nthreads=settings.nthreads,
@@ -69,7 +70,9 @@ class Engine:
             data=self._store,
         )
         self._core = WorkerCore(settings.nthreads, blobs=BlobTable(new_buffer))
-        self._board = None if settings.board_fd is None else Board.attach(settings.board_fd, settings.nthreads)
+        self._running_table = (
+            None if settings.board_fd is None else RunningTable.attach(settings.board_fd, settings.nthreads)
+        )
         self._executor = Executor(
             settings.nthreads,
             ready=self._core.ready,
@@ -78,11 +81,11 @@ class Engine:
             worker=self.handle,
             inline_limit_bytes=settings.inline_limit_bytes,
             max_tasks=settings.max_tasks,
-            board=self._board,
-            gate=None if self._memory is None else self._memory.gate,
-            gate_from=sys.maxsize if self._memory is None else self._memory.large_bytes,
+            running_table=self._running_table,
+            reservations=None if self._memory is None else self._memory.reservations,
+            reserve_from=sys.maxsize if self._memory is None else self._memory.large_bytes,
         )
-        self._peers = Peers(self._open_channel, None if self._memory is None else self._memory.room)
+        self._peers = PeerChannels(self._open_channel, None if self._memory is None else self._memory.room)
         self.server = DataServer(self._store, self._core.held, self._keep, self.handle, self._memory)
         self._connection: Connection | None = None
         self._end: EndSession | None = None
@@ -173,9 +176,9 @@ class Engine:
         """Take no more runs, hand back what has not started, and tell the scheduler that this worker is leaving."""
         self._core.drain_began(reason)
         self._act()
-        self._look_at_rest()
+        self._check_slots_free()
 
-    def _look_at_rest(self) -> None:
+    def _check_slots_free(self) -> None:
         core = self._core
         # The core alone knows of a run that a slot has just taken, the executor of one that was cancelled and goes on.
         outside = sum(map(core.is_current, core.slots.outside.values()))
@@ -199,17 +202,17 @@ class Engine:
             return None
         if settings.local_directory is not None:
             check_base(settings.local_directory)
-        hooks = WorkerHooks(
+        hooks = WorkerCallbacks(
             held_bytes=lambda: self._core.held.nbytes,
             busy=lambda: bool(self._core.runs or self._core.fetches.active or self._executor.busy),
             waits_for_itself=lambda: self.handle.client is not None,
             pause=self.pause,
             resume=self.resume,
-            lose=self._lose,
+            report_lost=self._report_lost,
         )
         return MemoryMonitor(limits, settings, hooks)
 
-    def _lose(self) -> None:
+    def _report_lost(self) -> None:
         """Tell the scheduler which values are gone from disk."""
         lost = self._store.take_lost()
         if lost:
@@ -230,7 +233,7 @@ class Engine:
             elif isinstance(outcome, Failed):
                 core.failed(*outcome)
             elif isinstance(outcome, InputGone):
-                self._lose()
+                self._report_lost()
                 core.input_gone(*outcome)
             elif isinstance(outcome, Declined):
                 core.declined(outcome.run)
@@ -246,7 +249,7 @@ class Engine:
             self.spent.set()
         self._act()
         if core.draining:
-            self._look_at_rest()
+            self._check_slots_free()
         for go in waiting:
             self._let_go(go)
 
@@ -295,7 +298,7 @@ class Engine:
     # ------------------------------------------------------------------------------------------ effects
 
     def _act(self) -> None:
-        effects = self._core.drain()
+        effects = self._core.take_effects()
         if effects.messages and self._connection is not None:
             self._connection.send_many_nowait(effects.messages)
             self._connection.flush_nowait()
@@ -304,7 +307,7 @@ class Engine:
         if effects.offered:
             self._executor.wake(effects.offered)
             if self._memory is not None:
-                self._memory.stir()
+                self._memory.wake()
             self._call_at(trio.current_time() + LONG_RUN_S)
         self._call_at(self._core.next_deadline())
 

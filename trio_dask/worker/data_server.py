@@ -18,9 +18,9 @@ from trio_dask.protocol.pickling import dump_value, load_value
 from trio_dask.worker.core.held_keys import Held
 from trio_dask.worker.error_text import describe_failure, mention_trio
 from trio_dask.worker.memory_monitor import MemoryMonitor
-from trio_dask.worker.result_store import Frames, Store
+from trio_dask.worker.result_store import Frames, ResultStore
 from trio_dask.worker.task_context import WorkerHandle
-from trio_dask.worker.transfer_limit import Budget
+from trio_dask.worker.transfer_limit import TransferLimit
 
 __all__ = ["DataServer"]
 
@@ -44,7 +44,7 @@ class DataServer:
 
     def __init__(
         self,
-        store: Store,
+        store: ResultStore,
         held: Mapping[Key, Held],
         keep: Callable[[Put, Frames], bool],
         worker: WorkerHandle,
@@ -55,7 +55,7 @@ class DataServer:
         self._keep = keep
         self._worker = worker
         limit = inf if memory is None else SENDS_SHARE * memory.limits.limit
-        self._sends = Budget(MAX_SENDS, int(min(MAX_SEND_BYTES, limit)))
+        self._sends = TransferLimit(MAX_SENDS, int(min(MAX_SEND_BYTES, limit)))
         self._room = None if memory is None else memory.room
         self._calls = trio.CapacityLimiter(MAX_CALLS)
 

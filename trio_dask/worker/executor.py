@@ -24,9 +24,9 @@ from trio_dask.protocol.messages import Run
 from trio_dask.protocol.pickling import load_call, load_function, pickle_value
 from trio_dask.worker.core.ready_queue import ReadyQueue
 from trio_dask.worker.error_text import describe_failure, mention_trio, sendable
-from trio_dask.worker.memory_reservations import Gate
-from trio_dask.worker.running_table import Board
-from trio_dask.worker.secede import Rejoined, Seceded, Secession
+from trio_dask.worker.memory_reservations import Reservations
+from trio_dask.worker.running_table import RunningTable
+from trio_dask.worker.secede import Rejoined, Seceded, SecededTasks
 from trio_dask.worker.task_context import TaskContext, WorkerHandle, enter
 
 __all__ = ["Begun", "Declined", "Executor", "Failed", "Finished", "InputGone", "Outcome"]
@@ -91,7 +91,7 @@ class _AsyncCall(NamedTuple):
     reply: SimpleQueue[Callable[[], Any]]
 
 
-FADING = 7 / 8
+DECAY = 7 / 8
 
 _Posted = Outcome | _AsyncCall | _Crashed
 """What slots have to say."""
@@ -111,8 +111,8 @@ class Executor:
     """`slots` threads and what they need. `run` hosts it; every public method is for the Trio thread.
 
     `ready`, `blobs` and `values` belong to others and change while slots read them. After `max_tasks` tasks it is
-    `spent`. On `board` stands what each slot executes. A task whose result is expected to have `gate_from` bytes or
-    more passes the `gate` before it begins.
+    `spent`. Each slot writes what it executes into `running_table`. A task whose result is expected to have
+    `reserve_from` bytes or more reserves them before it begins.
     """
 
     def __init__(
@@ -125,9 +125,9 @@ class Executor:
         worker: WorkerHandle,
         inline_limit_bytes: int,
         max_tasks: int | None = None,
-        board: Board | None = None,
-        gate: Gate | None = None,
-        gate_from: int = 0,
+        running_table: RunningTable | None = None,
+        reservations: Reservations | None = None,
+        reserve_from: int = 0,
     ) -> None:
         self._slots: list[TaskContext | None] = [None] * slots
         self._ready = ready
@@ -135,23 +135,23 @@ class Executor:
         self._values = values
         self._worker = worker
         self._inline_limit = inline_limit_bytes
-        self._tickets = None if max_tasks is None else iter(range(max_tasks - 1, -1, -1))
-        self._board = board
-        self._cells: MutableSequence[int] | memoryview = [0] * slots if board is None else board.cells
+        self._task_budget = None if max_tasks is None else iter(range(max_tasks - 1, -1, -1))
+        self._running_table = running_table
+        self._cells: MutableSequence[int] | memoryview = [0] * slots if running_table is None else running_table.cells
         self.spent = False
         """Whether all tasks that are to run here have begun."""
         self._functions: dict[Digest, tuple[Callable[..., Any], bool]] = {}
         """Those that tasks share, and whether they are `async def`."""
         self._known: set[Digest] = set()
         """Functions that have run."""
-        self._gate = gate
-        self._gate_from = gate_from
+        self._reservations = reservations
+        self._reserve_from = reserve_from
         self._large: dict[Digest, int] = {}  # the size of what to expect of functions with large results
         self._largest = 0  # and of functions that have not run yet
         self._tokens: SimpleQueue[None] = SimpleQueue()
-        self._secession = Secession(self._slots, self._cells, start=self._start_slot, post=self._post, wake=self.wake)
+        self._seceded = SecededTasks(self._slots, self._cells, start=self._start_slot, post=self._post, wake=self.wake)
         self._posted: deque[_Posted] = deque()
-        self._doomed: dict[int, Run] = {}  # by identity: cancelled runs that have not come back
+        self._cancelled_runs: dict[int, Run] = {}  # by identity: cancelled runs that have not come back
         self._woken = False
         self._closed = False
         self._take: Callable[[list[Outcome]], None] | None = None
@@ -189,15 +189,15 @@ class Executor:
     def cancel(self, run: Run) -> None:
         """Stop this run if a slot has it: `async def` code at once, other code when it calls `check_cancelled`."""
         # First this, then the look at the slots: one that takes the run meanwhile looks here after it shows itself.
-        self._doomed[id(run)] = run
-        for context in (*self._slots, *self._secession.outside):
+        self._cancelled_runs[id(run)] = run
+        for context in (*self._slots, *self._seceded.outside):
             if context is not None and context.run is run:
                 context.cancel()
 
     def running_for(self, seconds: float) -> list[Run]:
         """The runs that have been under way for at least so long."""
         before = perf_counter() - seconds
-        contexts = (*self._slots, *self._secession.outside)
+        contexts = (*self._slots, *self._seceded.outside)
         return [context.run for context in contexts if context is not None and context.started_at <= before]
 
     @property
@@ -208,7 +208,7 @@ class Executor:
     @property
     def busy(self) -> bool:
         """Whether there is a run in a slot, or outside of the slots."""
-        return any(context is not None for context in (*self._slots, *self._secession.outside))
+        return any(context is not None for context in (*self._slots, *self._seceded.outside))
 
     def forget(self, digests: Iterable[Digest]) -> None:
         """Drop these unpickled functions."""
@@ -233,8 +233,10 @@ class Executor:
                     batch.append(outcome)
             if batch and self._take is not None:
                 self._take(batch)
-                if self._board is not None:
-                    self._board.settle({outcome.run.run for outcome in batch if isinstance(outcome, _ENDS)})
+                if self._running_table is not None:
+                    self._running_table.mark_reported(
+                        {outcome.run.run for outcome in batch if isinstance(outcome, _ENDS)}
+                    )
         except BaseException as error:  # `run` raises it; out of here it would be an internal error of Trio
             self._failure = error
             self._failed.set()
@@ -243,10 +245,10 @@ class Executor:
         """Take what is there, and be called for whatever comes after."""
         self._woken = False  # before the count: what is appended after it calls us anew
         outcomes = [self._posted.popleft() for _ in range(len(self._posted))]
-        if self._doomed:
+        if self._cancelled_runs:
             for outcome in outcomes:
                 if isinstance(outcome, Finished | Failed | InputGone | Declined):
-                    self._doomed.pop(id(outcome.run), None)
+                    self._cancelled_runs.pop(id(outcome.run), None)
         return outcomes
 
     def _close(self) -> None:
@@ -254,7 +256,7 @@ class Executor:
         for context in self._slots:
             if context is not None:
                 context.cancel()
-        self._secession.close()
+        self._seceded.close()
         self.wake(len(self._slots))
         for outcome in self._collect():
             self._turn_away(outcome)
@@ -269,15 +271,15 @@ class Executor:
         try:
             while slot is not None:
                 self._tokens.get()
-                if self._closed or self._secession.hand_over(slot):
+                if self._closed or self._seceded.hand_over(slot):
                     return
                 run = self._ready.take()
                 if run is None:
                     continue
-                if self._tickets is None:
+                if self._task_budget is None:
                     slot = self._work_off(slot, run)
                 else:
-                    slot = self._work_off_one(slot, run, next(self._tickets, None))
+                    slot = self._work_off_one(slot, run, next(self._task_budget, None))
         except BaseException as error:  # a slot that ended silently would be waited for for ever
             self._post(_Crashed(error))
 
@@ -287,14 +289,14 @@ class Executor:
         following: Run | None = run
         while following is not None:
             run = following
-            context = TaskContext(run, self._worker, self._secession, number)
-            execute = self._execute_when_let_in if self._largest else self._execute
+            context = TaskContext(run, self._worker, self._seceded, number)
+            execute = self._execute_with_reservation if self._largest else self._execute
             outcome = execute(context, number, carried)
             self._post(outcome)
             if type(outcome) is not Finished or context.slot is None:
                 return context.slot
             number = context.slot
-            following = self._ready.take_follower(run)
+            following = self._ready.take_chained(run)
             carried = {run.key: outcome.value} if following is not None else {}
         return number
 
@@ -306,24 +308,24 @@ class Executor:
         if not left:
             self.spent = True
             self._post(Begun(run, None))  # has the loop look
-        context = TaskContext(run, self._worker, self._secession, number)
-        execute = self._execute_when_let_in if self._largest else self._execute
+        context = TaskContext(run, self._worker, self._seceded, number)
+        execute = self._execute_with_reservation if self._largest else self._execute
         self._post(execute(context, number, {}))
         return context.slot
 
-    def _execute_when_let_in(self, context: TaskContext, number: int, carried: Mapping[Key, Any]) -> Outcome:
-        """One run, which passes the gate before it starts if its result may be large."""
+    def _execute_with_reservation(self, context: TaskContext, number: int, carried: Mapping[Key, Any]) -> Outcome:
+        """One run, which passes the reservations before it starts if its result may be large."""
         expected = self._expected(context.run.function)
-        if not expected or self._gate is None:
+        if not expected or self._reservations is None:
             return self._execute(context, number, carried)
         context.started_at = inf
         self._slots[number] = context  # it has its slot while it waits
-        self._gate.enter(expected)
+        self._reservations.reserve(expected)
         try:
             context.started_at = perf_counter()
             return self._execute(context, number, carried)
         finally:
-            self._gate.leave(expected)
+            self._reservations.release(expected)
 
     def _execute(self, context: TaskContext, number: int, carried: Mapping[Key, Any]) -> Outcome:
         """One run, start to end; `carried` is the value that it follows, if it does.
@@ -337,7 +339,7 @@ class Executor:
             if run.extra:
                 self._begin(context)
             self._cells[number] = run.run
-            if self._doomed and id(run) in self._doomed:
+            if self._cancelled_runs and id(run) in self._cancelled_runs:
                 context.cancelled = True
                 raise TaskCancelled(f"task {context.key!r} was cancelled before it started")
             function, is_async = self._functions.get(run.function) or self._load(run.function)
@@ -345,7 +347,7 @@ class Executor:
             args, kwargs = load_call(run.call, self._blobs, values)
             value = self._call_async(context, function, args, kwargs) if is_async else function(*args, **kwargs)
             pickled = pickle_value(value, self._inline_limit)
-            if self._largest or pickled.nbytes >= self._gate_from:
+            if self._largest or pickled.nbytes >= self._reserve_from:
                 self._learn(run.function, pickled.nbytes)
         except _Absent as absent:
             return InputGone(run, absent.key)
@@ -355,7 +357,7 @@ class Executor:
         finally:
             slot = context.slot
             if slot is None:
-                self._secession.ended(context)
+                self._seceded.ended(context)
             else:
                 self._slots[slot] = None
         duration_s = perf_counter() - context.started_at
@@ -367,9 +369,9 @@ class Executor:
 
     def _learn(self, function: Digest, nbytes: int) -> None:
         """A result was so large. What is expected of a function goes down slowly when its results are smaller."""
-        if self._gate is not None:
-            expected = max(nbytes, int(FADING * self._large.pop(function, 0)))
-            if expected >= self._gate_from:
+        if self._reservations is not None:
+            expected = max(nbytes, int(DECAY * self._large.pop(function, 0)))
+            if expected >= self._reserve_from:
                 self._large[function] = expected
             self._largest = max(list(self._large.values()), default=0)
 

@@ -24,12 +24,12 @@ from trio_dask.config import WorkerSettings
 from trio_dask.ids import new_incarnation
 from trio_dask.protocol.hello import Hello
 
-__all__ = ["Listening"]
+__all__ = ["Listener"]
 
 log = logging.getLogger("trio_dask.worker")
 
 
-class Listening:
+class Listener:
     """The listener of one worker. It serves in `nursery`, through all sessions.
 
     Where the settings name no place it listens on the local address of the way to the scheduler, and moves when that

@@ -14,7 +14,7 @@ from trio_dask.ids import Key
 from trio_dask.protocol.messages import Absent, Fetch, Value
 from trio_dask.worker.result_store import Frames
 
-__all__ = ["Peers"]
+__all__ = ["PeerChannels"]
 
 Take = Callable[[Key, Frames | None], None]
 """Takes one answer: the frames of the value, or None if the peer does not have the key."""
@@ -31,7 +31,7 @@ class _Idle(NamedTuple):
     since: float
 
 
-class Peers:
+class PeerChannels:
     """The data channels of this worker. `open_channel` makes a new one to an address; values wait for `room`."""
 
     def __init__(self, open_channel: Callable[[str], Awaitable[DataChannel]], room: Room | None = None) -> None:

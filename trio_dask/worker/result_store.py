@@ -31,10 +31,10 @@ from trio_dask.errors import SpillError
 from trio_dask.ids import Key
 from trio_dask.protocol.picklers import Buffer
 from trio_dask.protocol.pickling import copied_bytes, dump_value, load_value
-from trio_dask.worker.memory_reservations import Gate
+from trio_dask.worker.memory_reservations import Reservations
 from trio_dask.worker.spill_files import SpillDisk, SpilledFile
 
-__all__ = ["Frames", "Spilled", "Store"]
+__all__ = ["Frames", "ResultStore", "Spilled"]
 
 Frames = Sequence[Buffer]
 """A pickle and its out-of-band buffers."""
@@ -44,9 +44,9 @@ WORTH_A_FILE_BYTES = 8 * 2**10
 
 
 class Spilled(NamedTuple):
-    """What a call of `Store.spill` came to: the bytes that memory needs no more, and what stood in the way, if any did.
+    """What a call of `ResultStore.spill` achieved: the bytes that left memory, and the problem that stopped it, if any.
 
-    The problem is text, since an exception would keep alive, by its traceback, the value that was to go.
+    The problem is text: the traceback of an exception would keep the value alive that was to go.
     """
 
     nbytes: int
@@ -87,12 +87,12 @@ class _Entry:
         return self.value is not _NOTHING or self.frames is not None
 
 
-class Store(Mapping[Key, Any]):
+class ResultStore(Mapping[Key, Any]):
     """Values by key; reading one by subscript gives the object, whatever form it had.
 
-    `disk` is where `spill` puts values; without one they stay in memory. `press` is called, in any thread, when the
-    values that could be spilled come to more than `high_bytes`, and when values were found to be lost. A value whose
-    unpickling takes `gate_from` bytes or more passes the `gate` before.
+    `disk` is where `spill` puts values; without one they stay in memory. `request_check` is called, in any thread, when
+    the values that can be spilled exceed `high_bytes`, and when values were found to be lost. Unpickling that takes
+    `reserve_from` bytes or more reserves them first.
     """
 
     def __init__(
@@ -100,15 +100,15 @@ class Store(Mapping[Key, Any]):
         disk: SpillDisk | None = None,
         *,
         high_bytes: float = inf,
-        press: Callable[[], None] = lambda: None,
-        gate: Gate | None = None,
-        gate_from: int = 0,
+        request_check: Callable[[], object] = lambda: None,
+        reservations: Reservations | None = None,
+        reserve_from: int = 0,
     ) -> None:
         self._disk = disk
         self._high_bytes = high_bytes
-        self._press = press
-        self._gate = gate
-        self._gate_from = gate_from
+        self._request_check = request_check
+        self._reservations = reservations
+        self._reserve_from = reserve_from
         self._entries: dict[Key, Any] = {}
         self._wrapped = 0  # how many of them are an _Entry
         self._recent: OrderedDict[Key, _Entry] = OrderedDict()
@@ -142,7 +142,7 @@ class Store(Mapping[Key, Any]):
         value = entry.value
         if value is not _NOTHING:
             with self._lock:
-                self._freshen(entry)
+                self._mark_used(entry)
             return value
         try:
             return self._make(entry)
@@ -202,11 +202,11 @@ class Store(Mapping[Key, Any]):
             self._entries[key] = entry
             if type(entry) is _Entry:
                 self._wrapped += 1
-                self._count_in(entry)
+                self._add_in_memory(entry)
             full = self._large > self._high_bytes
         del old  # outside of the lock
         if full:
-            self._press()
+            self._request_check()
 
     def drop(self, keys: Iterable[Key]) -> None:
         """Let go of these values. Whoever reads one at this moment still gets it."""
@@ -231,7 +231,7 @@ class Store(Mapping[Key, Any]):
             return dump_value(entry)
         with self._lock:
             value, frames, file = entry.value, entry.frames, entry.file
-            self._freshen(entry)
+            self._mark_used(entry)
         if frames is not None:
             return frames
         if value is not _NOTHING:
@@ -274,22 +274,22 @@ class Store(Mapping[Key, Any]):
                 elif was_spilled:
                     self._spilled_bytes -= entry.nbytes
                     self._spilled_count -= 1
-                    self._count_in(entry)
+                    self._add_in_memory(entry)
                 else:
-                    self._freshen(entry)
+                    self._mark_used(entry)
                 full = self._large > self._high_bytes
         if full:
-            self._press()
+            self._request_check()
         return value
 
     def _load(self, frames: Frames, copied_bytes: int) -> Any:
-        if self._gate is None or copied_bytes < self._gate_from or trio.lowlevel.in_trio_run():
+        if self._reservations is None or copied_bytes < self._reserve_from or trio.lowlevel.in_trio_run():
             return load_value(frames)
-        self._gate.enter(copied_bytes)
+        self._reservations.reserve(copied_bytes)
         try:
             return load_value(frames)
         finally:
-            self._gate.leave(copied_bytes)
+            self._reservations.release(copied_bytes)
 
     def _read(self, entry: _Entry, file: SpilledFile | None) -> Frames:
         assert self._disk is not None, "a value is neither in memory nor on disk"
@@ -312,7 +312,7 @@ class Store(Mapping[Key, Any]):
             del self._entries[entry.key]
             self._let_go(entry)
             self._lost.append(entry.key)
-        self._press()
+        self._request_check()
 
     # ------------------------------------------------------------------------------------------ to the disk
 
@@ -325,7 +325,7 @@ class Store(Mapping[Key, Any]):
         disk = self._disk
         if disk is None:
             return Spilled(0, "")
-        disk.sweep()
+        disk.remove_garbage()
         freed = 0
         with self._lock:
             candidates = list(self._recent.values())
@@ -337,15 +337,15 @@ class Store(Mapping[Key, Any]):
             try:
                 freed += self._spill(disk, entry)
             except SpillError as error:
-                if not self._spare(disk):
+                if not self._drop_reusable_files(disk):
                     return Spilled(freed, str(error))
                 candidates.append(entry)
         return Spilled(freed, "")
 
-    def sweep(self) -> None:
+    def remove_garbage(self) -> None:
         """Remove the files of values that are not needed any more. For the thread that spills."""
         if self._disk is not None:
-            self._disk.sweep()
+            self._disk.remove_garbage()
 
     @property
     def has_garbage(self) -> bool:
@@ -364,7 +364,7 @@ class Store(Mapping[Key, Any]):
                 file = disk.write_value(value, nbytes) if frames is None else disk.write(frames)
             except SpillError:
                 with self._lock:
-                    self._freshen(entry)
+                    self._mark_used(entry)
                     if self._recent.get(entry.key) is entry:
                         self._recent.move_to_end(entry.key, last=False)
                 raise
@@ -385,7 +385,7 @@ class Store(Mapping[Key, Any]):
             self._spilled_count += 1
         return nbytes
 
-    def _spare(self, disk: SpillDisk) -> bool:
+    def _drop_reusable_files(self, disk: SpillDisk) -> bool:
         """Make room on a bounded disk: give up the files of values that were read back. False if there is none."""
         if not disk.bounded:
             return False
@@ -395,18 +395,18 @@ class Store(Mapping[Key, Any]):
                 if entry.file is not None and not entry.file.mappings:
                     disk.remove(entry.file)
                     entry.file = None
-        disk.sweep()
+        disk.remove_garbage()
         return disk.used_bytes < before
 
     # ------------------------------------------------------------------------------------------ under the lock
 
-    def _count_in(self, entry: _Entry) -> None:
+    def _add_in_memory(self, entry: _Entry) -> None:
         """A value is in memory that was not."""
         if entry.nbytes >= self._from_bytes:
             self._large += entry.nbytes
-            self._freshen(entry)
+            self._mark_used(entry)
 
-    def _freshen(self, entry: _Entry) -> None:
+    def _mark_used(self, entry: _Entry) -> None:
         """A value was used, unless it was dropped or replaced meanwhile."""
         if entry.nbytes < self._from_bytes or entry.stays or not entry.in_memory:
             return

@@ -20,9 +20,9 @@ import trio
 from trio_dask.protocol.messages import Run
 from trio_dask.worker.task_context import TaskContext
 
-__all__ = ["Rejoined", "Seceded", "Secession"]
+__all__ = ["Rejoined", "Seceded", "SecededTasks"]
 
-MOST: Final = 5000
+MAX_SECEDED: Final = 5000
 """So many tasks of one worker may be outside of its slots: each is a thread."""
 
 NO_SLOT: Final = -1
@@ -62,7 +62,7 @@ class _Claim:
         return waiting
 
 
-class Secession:
+class SecededTasks:
     """Who is outside of the slots, and who wants in. Everything here may be called from any thread.
 
     `slots` and `cells` belong to the executor: what each slot does, for itself and for the nanny. The cells beyond
@@ -104,8 +104,10 @@ class Secession:
             number = context.slot
             if number is None or self._closed:
                 return False
-            if len(self._outside) >= MOST:
-                raise RuntimeError(f"{MOST} tasks of this worker already wait outside its slots; no more are allowed")
+            if len(self._outside) >= MAX_SECEDED:
+                raise RuntimeError(
+                    f"{MAX_SECEDED} tasks of this worker already wait outside its slots; no more are allowed"
+                )
             # In this order: whoever looks for a task without the lock finds it in one place or the other.
             self._outside[id(context)] = context
             context.slot = None
@@ -167,7 +169,7 @@ class Secession:
     def ended(self, context: TaskContext) -> None:
         """A task has ended outside of the slots."""
         with self._lock:
-            self._leave_outside(context)  # it stands on the board still, until it is settled
+            self._leave_outside(context)  # it stands on the running_table still, until it is settled
         self._post(Rejoined(context.run))
 
     def close(self) -> None:
@@ -205,7 +207,7 @@ class Secession:
             self._cells[place] = 0
 
     def _leave_outside(self, context: TaskContext) -> int | None:
-        """Give back the place that a task has outside. What stands on the board there is left to the caller."""
+        """Give back the place that a task has outside. What stands on the running_table there is left to the caller."""
         self._outside.pop(id(context), None)
         place = self._cell_of.pop(id(context), None)
         if place is not None:

@@ -38,10 +38,10 @@ from trio_dask.ids import Incarnation, new_incarnation
 from trio_dask.protocol.hello import Hello, Welcome
 from trio_dask.scheduler_file import present, read_scheduler_file
 from trio_dask.worker.core.effects import EndSession, Then
-from trio_dask.worker.core_driver import Engine
+from trio_dask.worker.core_driver import CoreDriver
 from trio_dask.worker.drain_request import DrainRequest
 from trio_dask.worker.interpreter_settings import tuned_interpreter
-from trio_dask.worker.listener import Listening
+from trio_dask.worker.listener import Listener
 from trio_dask.worker.rpc_handlers import worker_commands
 from trio_dask.worker.task_context import WorkerHandle
 
@@ -145,7 +145,7 @@ class _Worker:
         self._tell_leaving = leaving
         self._tell_rest = at_rest
         self._tell_end = ends_in
-        self._engine = Engine(settings)
+        self._engine = CoreDriver(settings)
         self._death = trio.CancelScope()
         self._leaving = trio.CancelScope()
         self._draining = ""
@@ -172,7 +172,7 @@ class _Worker:
                     await slots.start(self._engine.run)
                     for heed in (self._heed_requests, self._heed_lifetime, self._heed_count, self._heed_rest):
                         slots.start_soon(heed)
-                    listening = Listening(self._settings, self._engine.server.handle, self._serve_control, slots)
+                    listening = Listener(self._settings, self._engine.server.handle, self._serve_control, slots)
                     try:
                         await self._run_sessions(listening, task_status)
                     except (OSError, UsageError) as error:
@@ -227,7 +227,7 @@ class _Worker:
             self._draining = reason
             self._death.deadline = math.inf
             if reason != "signal":  # the program has said so
-                log.info("Leaving: %s", LEAVING.get(reason, reason))
+                log.info("StoppedRun: %s", LEAVING.get(reason, reason))
             self._say_leaving(reason)
             self._engine.drain(reason)
         if self._tell_end is not None:
@@ -251,7 +251,7 @@ class _Worker:
 
     # ------------------------------------------------------------------------------------------ session loop
 
-    async def _run_sessions(self, listening: Listening, task_status: trio.TaskStatus[Address]) -> None:
+    async def _run_sessions(self, listening: Listener, task_status: trio.TaskStatus[Address]) -> None:
         """One session after the other, until the scheduler sends this worker away."""
         backoff_s, unsound = FIRST_BACKOFF_S, False
         while True:
@@ -307,7 +307,7 @@ class _Worker:
             return False
         if self._draining:
             return True
-        log.info("Leaving: %s" if end.then is not Then.RESTART else "Starting again: %s", end.reason)
+        log.info("StoppedRun: %s" if end.then is not Then.RESTART else "Starting again: %s", end.reason)
         restarts = end.then is Then.RESTART
         # A fresh process is a fresher start, where there is somebody to start it.
         if not restarts or settings.process:
@@ -334,7 +334,7 @@ class _Worker:
 
     # ------------------------------------------------------------------------------------------ one session
 
-    async def _dial(self, listening: Listening) -> tuple[Connection, _Place]:
+    async def _dial(self, listening: Listener) -> tuple[Connection, _Place]:
         """Find the scheduler and register with it."""
         settings = self._settings
         scheduler = parse_scheduler_address(self._scheduler_address())

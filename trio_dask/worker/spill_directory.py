@@ -18,12 +18,12 @@ from pathlib import Path
 
 from trio_dask.errors import UnavailableError
 
-__all__ = ["ScratchFolder", "check_base", "remove_leftovers"]
+__all__ = ["SpillDirectory", "check_base", "remove_leftovers"]
 
 _NAME = re.compile(r"trio-dask-([0-9a-f]{12})-([0-9a-f]{12})-([0-9]+)-([0-9]+)-[^-]+")
 
 
-class ScratchFolder:
+class SpillDirectory:
     """One folder for this process, below `base`, or below the system's folder for temporary files."""
 
     def __init__(self, base: str | None = None) -> None:

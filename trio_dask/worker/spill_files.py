@@ -23,7 +23,7 @@ from trio_dask.config import format_bytes
 from trio_dask.errors import SpillError
 from trio_dask.protocol.picklers import Buffer
 from trio_dask.protocol.pickling import stream_value
-from trio_dask.worker.spill_directory import ScratchFolder
+from trio_dask.worker.spill_directory import SpillDirectory
 
 __all__ = ["SpillDisk", "SpilledFile"]
 
@@ -65,8 +65,8 @@ class SpilledFile:
 class SpillDisk:
     """The files of one worker process, at most `max_bytes` of them together (None: as much as the disk takes)."""
 
-    def __init__(self, folder: ScratchFolder, max_bytes: int | None = None) -> None:
-        self.folder = folder
+    def __init__(self, directory: SpillDirectory, max_bytes: int | None = None) -> None:
+        self.directory = directory
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
         self._used = 0
@@ -132,13 +132,13 @@ class SpillDisk:
 
     def _fill(self, sizes: tuple[int, ...], write: Callable[[int], tuple[int, ...]]) -> SpilledFile:
         """A new file, for frames of about these sizes, into which `write` puts what it says afterwards."""
-        self.sweep()
+        self.remove_garbage()
         try:
             file, descriptor = self._create(sizes)
         except SpillError:
             raise
         except OSError as error:
-            raise self._complaint(error) from error
+            raise self._disk_error(error) from error
         try:
             try:
                 written = write(descriptor)
@@ -146,7 +146,7 @@ class SpillDisk:
                 os.close(descriptor)  # where a file system over a network says that it had no room after all
         except OSError as error:
             self._unlink(file)
-            raise self._complaint(error) from error
+            raise self._disk_error(error) from error
         except BaseException:
             self._unlink(file)
             raise
@@ -178,7 +178,7 @@ class SpillDisk:
         """Have the file removed by the next `sweep`."""
         self._garbage.append(file)
 
-    def sweep(self) -> None:
+    def remove_garbage(self) -> None:
         """Remove the files that nobody needs."""
         while self._garbage:
             self._unlink(self._garbage.popleft())
@@ -187,7 +187,7 @@ class SpillDisk:
         """Remove everything, and write no more. What is mapped stays readable. Idempotent."""
         with self._lock:  # a file that is being created is in the folder, or never will be
             self._closed = True
-        self.folder.remove()
+        self.directory.remove()
         self._garbage.clear()
 
     def _create(self, sizes: tuple[int, ...]) -> tuple[SpilledFile, int]:
@@ -195,7 +195,7 @@ class SpillDisk:
             if self._closed:
                 raise SpillError("the worker is leaving")
             self._settle()
-            file = SpilledFile(f"{self.folder.make()}/{self._written:x}", sizes)
+            file = SpilledFile(f"{self.directory.make()}/{self._written:x}", sizes)
             if self._max_bytes is not None and self._used + file.nbytes > self._max_bytes:
                 raise SpillError(
                     f"the limit of {format_bytes(self._max_bytes)} for spilled values is reached "
@@ -250,8 +250,8 @@ class SpillDisk:
             if file.removed and not file.mappings:
                 self._used -= file.nbytes
 
-    def _complaint(self, error: OSError) -> SpillError:
-        return SpillError(f"cannot write to {self.folder.base}: {error.strerror or error}")
+    def _disk_error(self, error: OSError) -> SpillError:
+        return SpillError(f"cannot write to {self.directory.base}: {error.strerror or error}")
 
 
 class _Refused(BaseException):

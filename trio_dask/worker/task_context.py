@@ -99,7 +99,7 @@ class WorkerHandle:
 
 
 class Slots(Protocol):
-    """Where a task can give its slot back, and get another. `secession.Secession` is it."""
+    """Where a task can give its slot back, and get another. `secession.SecededTasks` is it."""
 
     def secede(self, context: TaskContext) -> bool:
         """Give the slot of this task back; False if it has none."""

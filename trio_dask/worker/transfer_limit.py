@@ -8,10 +8,10 @@ from contextlib import asynccontextmanager
 
 import trio
 
-__all__ = ["Budget"]
+__all__ = ["TransferLimit"]
 
 
-class Budget:
+class TransferLimit:
     """At most `count` holders with at most `nbytes` together; one that is bigger than that is admitted alone.
 
     First come, first served, so that a big one is not overtaken by small ones for ever.

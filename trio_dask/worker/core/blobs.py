@@ -31,12 +31,12 @@ class BlobTable:
         self.complete: dict[Digest, bytes | bytearray | memoryview] = {}
         self._new_buffer = new_buffer
         self._partial: dict[Digest, _Partial] = {}
-        self._fading: dict[Digest, RunId] = {}
+        self._expiring: dict[Digest, RunId] = {}
 
     @property
-    def fading(self) -> Mapping[Digest, RunId]:
+    def expiring(self) -> Mapping[Digest, RunId]:
         """What the scheduler has forgotten, with the newest run that may need it."""
-        return self._fading
+        return self._expiring
 
     def add(self, blob: Blob) -> None:
         """Take one piece.
@@ -44,7 +44,7 @@ class BlobTable:
         Raises:
           ProtocolError: the pieces are longer than the blob.
         """
-        self._fading.pop(blob.digest, None)
+        self._expiring.pop(blob.digest, None)
         size = len(blob.data)
         if size == blob.total:
             self.complete[blob.digest] = blob.data
@@ -62,23 +62,23 @@ class BlobTable:
         if end == blob.total:
             self.complete[blob.digest] = self._partial.pop(blob.digest).content
 
-    def fade(self, digests: tuple[Digest, ...], newest: RunId) -> None:
+    def expire_after(self, digests: tuple[Digest, ...], newest: RunId) -> None:
         """Forget these as soon as `newest` and all runs before it are over."""
         for digest in digests:
             self._partial.pop(digest, None)
             if digest in self.complete:
-                self._fading[digest] = newest
+                self._expiring[digest] = newest
 
-    def fade_all(self, newest: RunId) -> None:
+    def expire_all_after(self, newest: RunId) -> None:
         """Forget all of them likewise, and what was arriving: the sender counts nothing of it as sent."""
-        self.fade(tuple(self.complete), newest)
+        self.expire_after(tuple(self.complete), newest)
         self._partial.clear()
 
     def forget_before(self, oldest: RunId | None) -> tuple[Digest, ...]:
         """Drop what only runs before `oldest` (None: there is no run at all) could need, and say what it was."""
-        gone = tuple(digest for digest, newest in self._fading.items() if oldest is None or newest < oldest)
+        gone = tuple(digest for digest, newest in self._expiring.items() if oldest is None or newest < oldest)
         for digest in gone:
-            del self._fading[digest]
+            del self._expiring[digest]
             del self.complete[digest]
         return gone
 
@@ -87,5 +87,5 @@ class BlobTable:
         gone = tuple(self.complete)
         self.complete.clear()
         self._partial.clear()
-        self._fading.clear()
+        self._expiring.clear()
         return gone

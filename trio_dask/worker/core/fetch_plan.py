@@ -14,7 +14,7 @@ from typing import NamedTuple
 from trio_dask.ids import Key
 from trio_dask.worker.core.effects import FetchId, StartFetch
 
-__all__ = ["ActiveFetch", "FetchLimits", "FetchPlan", "GivenUp", "Sought"]
+__all__ = ["ActiveFetch", "FetchLimits", "FetchPlan", "PendingKey", "UnfetchableKey"]
 
 
 class FetchLimits(NamedTuple):
@@ -25,14 +25,14 @@ class FetchLimits(NamedTuple):
     keys_per_fetch: int = 256
 
 
-class GivenUp(NamedTuple):
+class UnfetchableKey(NamedTuple):
     """No holder of `key` is left to be asked; `address` was the last."""
 
     key: Key
     address: str
 
 
-class Sought:
+class PendingKey:
     """A key that has to come from a peer. `fetch` is None while it waits for its turn at `address`."""
 
     __slots__ = ("address", "fetch", "tried", "untried")
@@ -56,7 +56,7 @@ class FetchPlan:
 
     def __init__(self, limits: FetchLimits) -> None:
         self._limits = limits
-        self._sought: dict[Key, Sought] = {}
+        self._sought: dict[Key, PendingKey] = {}
         self._queues: dict[str, dict[Key, None]] = {}
         self._active: dict[FetchId, ActiveFetch] = {}
         self._active_at: dict[str, int] = {}
@@ -67,7 +67,7 @@ class FetchPlan:
         return self._limits
 
     @property
-    def sought(self) -> Mapping[Key, Sought]:
+    def sought(self) -> Mapping[Key, PendingKey]:
         """Every key that is wanted from a peer."""
         return self._sought
 
@@ -88,7 +88,7 @@ class FetchPlan:
             untried = dict.fromkeys(holders)
             address = self._least_busy(untried)
             del untried[address]
-            self._sought[key] = Sought(address, untried)
+            self._sought[key] = PendingKey(address, untried)
             self._queues.setdefault(address, {})[key] = None
             return
         for holder in holders:
@@ -121,7 +121,7 @@ class FetchPlan:
         del self._sought[key]
         return True
 
-    def absent(self, number: FetchId, key: Key) -> GivenUp | None:
+    def absent(self, number: FetchId, key: Key) -> UnfetchableKey | None:
         """The peer does not have `key`: ask the next holder, or give it up."""
         if not self.expects(number, key):
             return None
@@ -129,7 +129,7 @@ class FetchPlan:
         del fetch.keys[key]
         return self._next_holder(key, fetch.address)
 
-    def ended(self, number: FetchId, *, unreachable: bool) -> list[GivenUp]:
+    def ended(self, number: FetchId, *, unreachable: bool) -> list[UnfetchableKey]:
         """The fetch is over; what it has not answered is asked of others, and if the peer is gone so is its queue."""
         fetch = self._active.get(number)
         if fetch is None:
@@ -177,12 +177,12 @@ class FetchPlan:
         if not self._active_at[address]:
             del self._active_at[address]
 
-    def _next_holder(self, key: Key, failed: str) -> GivenUp | None:
+    def _next_holder(self, key: Key, failed: str) -> UnfetchableKey | None:
         sought = self._sought[key]
         sought.tried[failed] = None
         if not sought.untried:
             del self._sought[key]
-            return GivenUp(key, failed)
+            return UnfetchableKey(key, failed)
         sought.address = self._least_busy(sought.untried)
         sought.fetch = None
         del sought.untried[sought.address]

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from trio_dask.ids import Key, RunId
 
-__all__ = ["Held", "Holdings"]
+__all__ = ["Held", "HeldKeys"]
 
 
 class Held(NamedTuple):
@@ -18,7 +18,7 @@ class Held(NamedTuple):
     type_name: str = ""
 
 
-class Holdings(Mapping[Key, Held]):
+class HeldKeys(Mapping[Key, Held]):
     """The keys that are here; `nbytes` is the size of all of them."""
 
     def __init__(self) -> None:

@@ -37,9 +37,9 @@ def check_idle(core: WorkerCore) -> None:
     check(core)
     table, slots = core.table, core.slots
     tables: dict[str, Any] = {
-        name: getattr(table, name) for name in ("current", "waiting", "waiters", "producers", "leaders")
+        name: getattr(table, name) for name in ("current", "waiting", "waiters", "producers", "predecessors")
     }
-    tables |= {"announced": slots.announced, "leaving": slots.leaving, "overdue": slots.overdue}
+    tables |= {"announced": slots.announced, "leaving": slots.stopping, "overdue": slots.overdue}
     tables["acquiring"] = core.acquiring
     left = {name: table for name, table in tables.items() if table}
     assert not left, f"left over: {left}"

@@ -24,15 +24,15 @@ class ReadyQueue:
 
     A run that misses nothing but the result of another run here can *follow* that one: the slot that has the result
     goes on with it at once, so that the links of a chain do not pass through the core between them. It belongs to
-    whoever pops it from `_followers`.
+    whoever pops it from `_chained`.
     """
 
-    __slots__ = ("_arrival", "_followers", "_heap", "_open", "offered")
+    __slots__ = ("_arrival", "_chained", "_heap", "_open", "offered")
 
     def __init__(self) -> None:
         self._heap: list[tuple[int, int, Run]] = []
         self._open: dict[RunId, Run] = {}
-        self._followers: dict[RunId, tuple[Run, Run]] = {}  # by the leader's number: leader, follower
+        self._chained: dict[RunId, tuple[Run, Run]] = {}  # by the predecessor's number: predecessor, follower
         self._arrival = 0
         self.offered = 0
 
@@ -61,25 +61,25 @@ class ReadyQueue:
             if claimed is not None:
                 return claimed
 
-    def follow(self, leader: Run, run: Run) -> bool:
+    def chain_after(self, predecessor: Run, run: Run) -> bool:
         """Let a run follow another, if none does yet."""
-        pair = leader, run
-        return self._followers.setdefault(leader.run, pair) is pair
+        pair = predecessor, run
+        return self._chained.setdefault(predecessor.run, pair) is pair
 
-    def unfollow(self, leader: RunId, number: RunId) -> bool:
+    def unchain(self, predecessor: RunId, number: RunId) -> bool:
         """Take a follower back; False means that a slot was faster."""
-        pair = self._followers.get(leader)
+        pair = self._chained.get(predecessor)
         if pair is None or pair[1].run != number:  # taken, and perhaps another one follows by now
             return False
-        return self._followers.pop(leader, None) is not None
+        return self._chained.pop(predecessor, None) is not None
 
-    def take_follower(self, leader: Run) -> Run | None:
+    def take_chained(self, predecessor: Run) -> Run | None:
         """The run that follows this one, which has given its result. It belongs to the caller now.
 
         A follower lets a ready run of a higher class of priority pass. Any thread may call this.
         """
-        pair = self._followers.get(leader.run)
-        if pair is None or pair[0] is not leader:  # it follows a namesake, of a new session
+        pair = self._chained.get(predecessor.run)
+        if pair is None or pair[0] is not predecessor:  # it follows a namesake, of a new session
             return None
         run = pair[1]
         rank = _rank(run) if run.extra else run.priority
@@ -89,7 +89,7 @@ class ReadyQueue:
             best = rank
         if best >> CLASS_BITS < rank >> CLASS_BITS:
             return None
-        claimed = self._followers.pop(leader.run, None)
+        claimed = self._chained.pop(predecessor.run, None)
         return None if claimed is None else claimed[1]
 
     def withdraw(self, number: RunId) -> bool:

@@ -15,7 +15,7 @@ from trio_dask.ids import Key, RunId
 from trio_dask.protocol.messages import FromWorker, Inventory, NotAcquired, Run, RunFailed, Stored
 from trio_dask.worker.core.held_keys import Held
 
-__all__ = ["Unconfirmed", "take_inventory"]
+__all__ = ["ResendOnReturn", "take_inventory"]
 
 MAX_REMEMBERED: Final = 1000
 MAX_REMEMBERED_BYTES: Final = 16 * 2**20
@@ -28,7 +28,7 @@ ROW_BYTES: Final = 48
 """A row of the inventory has fewer bytes besides its texts, a run too; and so rows stay below what a list may have."""
 
 
-class Unconfirmed:
+class ResendOnReturn:
     """The last failures and stored values, and the copies that were being made, in case they are to be told again."""
 
     def __init__(self) -> None:

@@ -32,7 +32,7 @@ class RunTable:
         self.producers: dict[Key, RunId] = {}
         """The run that computes each key; of several the newest."""
         self.waiters: dict[Key, dict[RunId, None]] = {}  # the inverse of Waiting.missing
-        self.leaders: dict[RunId, RunId] = {}  # of waiting runs that follow another
+        self.predecessors: dict[RunId, RunId] = {}  # of waiting runs that follow another
         self._sought = sought
         self._unawaited = unawaited
 
@@ -53,11 +53,11 @@ class RunTable:
         waiting = self.waiting[number] = Waiting(run, dict.fromkeys(missing))
         for key in waiting.missing:
             self.waiters.setdefault(key, {})[number] = None
-        self._let_follow(waiting)
+        self._try_chain(waiting)
         self.current[number] = run
         self.producers[run.key] = number
 
-    def supply(self, key: Key) -> None:
+    def input_arrived(self, key: Key) -> None:
         """This key is here now: whoever waits for nothing else is ready."""
         for number in list(self.waiters.pop(key, ())):
             waiting = self.waiting[number]
@@ -65,7 +65,7 @@ class RunTable:
             if not self.claim(number):
                 continue
             if waiting.missing:
-                self._let_follow(waiting)
+                self._try_chain(waiting)
             else:
                 del self.waiting[number]
                 self.ready.push(waiting.run)
@@ -77,13 +77,13 @@ class RunTable:
         if self.producers.get(run.key) == number:
             del self.producers[run.key]
         if self.waiting and number in self.waiting:
-            self.leaders.pop(number, None)
+            self.predecessors.pop(number, None)
             self._end_wait(number)
 
     def claim(self, number: RunId) -> bool:
         """Make sure that no slot takes this waiting run; False if one has, then it is executing."""
-        leader = self.leaders.pop(number, None)
-        if leader is None or self.ready.unfollow(leader, number):
+        predecessor = self.predecessors.pop(number, None)
+        if predecessor is None or self.ready.unchain(predecessor, number):
             return True
         self._end_wait(number)
         return False
@@ -99,7 +99,7 @@ class RunTable:
             self.remove(run)
         return unstarted
 
-    def forsake(self, lacking: Iterable[tuple[Key, str]]) -> list[Missing]:
+    def return_dependents(self, lacking: Iterable[tuple[Key, str]]) -> list[Missing]:
         """Hand back the runs that wait for these keys, those that wait for what they would have given, and so on.
 
         With each key stands the address from which it could not be had, or nothing if the run that computed it here is
@@ -118,15 +118,15 @@ class RunTable:
                     queue.append((run.key, ""))
         return missing
 
-    def _let_follow(self, waiting: Waiting) -> None:
+    def _try_chain(self, waiting: Waiting) -> None:
         """If a run misses one thing only, and that is being computed here, let the slot that has it go on with it."""
         if len(waiting.missing) == 1:
             (key,) = waiting.missing
-            leader = self.producers.get(key)
-            if leader is None or key in self._sought:
+            predecessor = self.producers.get(key)
+            if predecessor is None or key in self._sought:
                 return
-            if self.ready.follow(self.current[leader], waiting.run):
-                self.leaders[waiting.run.run] = leader
+            if self.ready.chain_after(self.current[predecessor], waiting.run):
+                self.predecessors[waiting.run.run] = predecessor
 
     def _end_wait(self, number: RunId) -> None:
         for key in self.waiting.pop(number).missing:

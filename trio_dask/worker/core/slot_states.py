@@ -12,17 +12,17 @@ from typing import NamedTuple
 from trio_dask.ids import RunId
 from trio_dask.protocol.messages import Run
 
-__all__ = ["Leaving", "SlotBook"]
+__all__ = ["SlotStates", "StoppedRun"]
 
 
-class Leaving(NamedTuple):
+class StoppedRun(NamedTuple):
     """A run that was stopped while a slot had it, and when the slot is due."""
 
     run: Run
     due: float
 
 
-class SlotBook:
+class SlotStates:
     """The slots, as far as anything is to be done about them. Runs that merely execute are not in here."""
 
     def __init__(self, slots: int, grace_s: float) -> None:
@@ -31,7 +31,7 @@ class SlotBook:
         self.announced: set[RunId] = set()
         self.deadlines: dict[RunId, float] = {}
         # By identity: runs are values, and equal ones of two sessions must not be mixed up.
-        self.leaving: dict[int, Leaving] = {}
+        self.stopping: dict[int, StoppedRun] = {}
         self.overdue: dict[int, Run] = {}
         self.outside: dict[int, Run] = {}
         """Runs that have given their slot back and go on."""
@@ -44,9 +44,9 @@ class SlotBook:
 
     def next_deadline(self) -> float:
         """When a run is out of time, or a slot overdue."""
-        if not (self.deadlines or self.leaving):
+        if not (self.deadlines or self.stopping):
             return inf  # as nearly always
-        return min([*self.deadlines.values(), *(leaving.due for leaving in self.leaving.values())])
+        return min([*self.deadlines.values(), *(stopped.due for stopped in self.stopping.values())])
 
     def begin(self, run: Run, now: float) -> bool:
         """A slot has begun this run; False if that was known."""
@@ -66,7 +66,7 @@ class SlotBook:
 
     def seceded(self, run: Run) -> None:
         """A run is outside of the slots; its slot is due to nobody any more."""
-        self.came_back(run)
+        self.returned(run)
         self.outside[id(run)] = run
 
     def rejoined(self, run: Run) -> None:
@@ -77,12 +77,12 @@ class SlotBook:
         """A slot is to leave this run; False if it has none."""
         if id(run) in self.outside:
             return False
-        self.leaving[id(run)] = Leaving(run, now + self._grace_s)
+        self.stopping[id(run)] = StoppedRun(run, now + self._grace_s)
         return True
 
-    def came_back(self, run: Run) -> bool:
+    def returned(self, run: Run) -> bool:
         """A slot has left a run that was stopped; True if it had been overdue."""
-        self.leaving.pop(id(run), None)
+        self.stopping.pop(id(run), None)
         return self.overdue.pop(id(run), None) is not None
 
     def expired(self, now: float) -> list[RunId]:
@@ -91,7 +91,7 @@ class SlotBook:
 
     def give_up(self, now: float) -> bool:
         """Count those that are late as overdue; True if there were any."""
-        late = [identity for identity, leaving in self.leaving.items() if leaving.due <= now]
+        late = [identity for identity, stopped in self.stopping.items() if stopped.due <= now]
         for identity in late:
-            self.overdue[identity] = self.leaving.pop(identity).run
+            self.overdue[identity] = self.stopping.pop(identity).run
         return bool(late)

@@ -6,12 +6,12 @@ from collections.abc import Callable, Container, Iterable
 
 from trio_dask.ids import Key
 from trio_dask.worker.core.effects import FetchId
-from trio_dask.worker.core.fetch_plan import FetchPlan, GivenUp
+from trio_dask.worker.core.fetch_plan import FetchPlan, UnfetchableKey
 
-__all__ = ["Incoming"]
+__all__ = ["WantedKeys"]
 
 
-class Incoming:
+class WantedKeys:
     """A key stays in the `plan` as long as it is in `awaited`, by runs, or is being acquired.
 
     `cancel` is called with a fetch of which nothing is of use any more.
@@ -29,17 +29,17 @@ class Incoming:
         self._plan.seek(key, holders)
         self.acquiring[key] = None
 
-    def forgo(self, keys: Iterable[Key]) -> None:
+    def cancel_acquire(self, keys: Iterable[Key]) -> None:
         """These need not be kept here after all."""
         for key in keys:
             if key in self.acquiring:
                 del self.acquiring[key]
                 self.look(key)
 
-    def abandon(self) -> tuple[Key, ...]:
+    def cancel_all(self) -> tuple[Key, ...]:
         """Acquire nothing any more, and say what was still to come."""
         keys = tuple(self.acquiring)
-        self.forgo(keys)
+        self.cancel_acquire(keys)
         return keys
 
     def look(self, key: Key) -> None:
@@ -56,7 +56,7 @@ class Incoming:
         del self.acquiring[key]
         return True
 
-    def missed(self, given_up: Iterable[GivenUp]) -> tuple[Key, ...]:
+    def missed(self, given_up: Iterable[UnfetchableKey]) -> tuple[Key, ...]:
         """No peer could give these keys; says which of them were to be acquired."""
         missed = tuple(key for key, _ in given_up if key in self.acquiring)
         for key in missed:

@@ -20,7 +20,7 @@ A worker takes runs while it is *open*: it is neither paused nor draining, and a
 that ends, what has not started is handed back, and so is every run that is assigned until it is open again.
 
 Sessions come and go. Between them everything goes on: slots run what is ready, peers are asked for what is missing, and
-outcomes are kept, as values or among the `Unconfirmed`. Then either the scheduler takes the worker back, which tells
+outcomes are kept, as values or among the `ResendOnReturn`. Then either the scheduler takes the worker back, which tells
 what it has; or, with `reset`, it forgets everything and is as new.
 
 The slots move runs from ready to executing on their own (see `ReadyQueue`), so a run is executing when it is current
@@ -71,12 +71,12 @@ from trio_dask.worker.core.effects import (
     Request,
     Then,
 )
-from trio_dask.worker.core.fetch_plan import FetchLimits, FetchPlan, GivenUp
-from trio_dask.worker.core.held_keys import Holdings
-from trio_dask.worker.core.resume import Unconfirmed, take_inventory
+from trio_dask.worker.core.fetch_plan import FetchLimits, FetchPlan, UnfetchableKey
+from trio_dask.worker.core.held_keys import HeldKeys
+from trio_dask.worker.core.resume import ResendOnReturn, take_inventory
 from trio_dask.worker.core.run_table import RunTable
-from trio_dask.worker.core.slot_states import SlotBook
-from trio_dask.worker.core.wanted_keys import Incoming
+from trio_dask.worker.core.slot_states import SlotStates
+from trio_dask.worker.core.wanted_keys import WantedKeys
 
 __all__ = ["WorkerCore"]
 
@@ -84,29 +84,29 @@ __all__ = ["WorkerCore"]
 class WorkerCore:
     """One worker's decisions, over all its sessions. `slots` is how many runs can execute at once.
 
-    Events come in by method, with the time where it matters; effects gather until `drain`.
+    Events come in by method, with the time where it matters; effects gather until `take_effects`.
     """
 
     def __init__(
         self, slots: int, *, limits: FetchLimits | None = None, blobs: BlobTable | None = None, grace_s: float = 0.2
     ) -> None:
-        self.slots = SlotBook(slots, grace_s)
+        self.slots = SlotStates(slots, grace_s)
         self.blobs = BlobTable() if blobs is None else blobs
         self.fetches = FetchPlan(limits or FetchLimits())
-        self.held = Holdings()
+        self.held = HeldKeys()
         self.paused = False
         self.draining = ""
         """Why this worker is leaving; empty as long as it is not."""
         self.is_open = True
         """Whether it takes runs."""
-        self.table = RunTable(self.fetches.sought, lambda key: self._incoming.look(key))
-        self._incoming = Incoming(self.fetches, self.table.waiters, self._cancel_fetch)
-        self.acquiring = self._incoming.acquiring
+        self.table = RunTable(self.fetches.sought, lambda key: self._wanted.look(key))
+        self._wanted = WantedKeys(self.fetches, self.table.waiters, self._cancel_fetch)
+        self.acquiring = self._wanted.acquiring
         self.ready = self.table.ready
         self._runs = self.table.current
         self._waiters = self.table.waiters
         self._address: str | None = None  # None between sessions
-        self._unconfirmed = Unconfirmed()
+        self._resend = ResendOnReturn()
         self._replicas: dict[Key, None] = {}
         self._outbox: list[FromWorker] = []
         self._requests: list[Request] = []
@@ -132,9 +132,9 @@ class WorkerCore:
         """When `tick` has something to do."""
         return self.slots.next_deadline()
 
-    def drain(self) -> Effects:
+    def take_effects(self) -> Effects:
         """Everything to be done since the last call. Call it once per batch of events."""
-        if self.blobs.fading:
+        if self.blobs.expiring:
             self._forget(self.blobs.forget_before(next(iter(self._runs), None)))
         if self.fetches.queues:
             self._requests.extend(self.fetches.launch())
@@ -158,14 +158,14 @@ class WorkerCore:
         if returned or self.capacity != self.slots.slots:
             self._outbox.append(Capacity(self.capacity))
         if returned:
-            self._tell_all()
+            self._report_all()
         if self.draining:
             self._outbox.append(Drain(self.draining))
 
     def session_lost(self, now: float) -> None:
         """The link to the scheduler is gone. Everything is kept: the scheduler may take this worker back."""
         self._address = None
-        self._unconfirmed.session_lost(self._incoming.abandon(), now)
+        self._resend.session_lost(self._wanted.cancel_all(), now)
 
     def reset(self, now: float) -> None:
         """Nothing here means anything to the next scheduler: drop all of it."""
@@ -178,16 +178,16 @@ class WorkerCore:
             self._requests.append(FreeKeys(self.held.clear()))
         self._replicas.clear()
         self._outbox.clear()
-        self._unconfirmed.clear()
+        self._resend.clear()
         self._forget(self.blobs.clear())
 
-    def _tell_all(self) -> None:
+    def _report_all(self) -> None:
         """Say what may not have arrived, and what is here."""
         # The scheduler sends functions anew to whoever has returned, so none of these is known to be needed again.
-        self.blobs.fade_all(next(reversed(self._runs), RunId(-1)))
+        self.blobs.expire_all_after(next(reversed(self._runs), RunId(-1)))
         if self.slots.announced:
             self._outbox.append(Started(tuple(self.slots.announced)))
-        self._outbox += self._unconfirmed.tell(self.held)
+        self._outbox += self._resend.tell(self.held)
         inventory, beyond = take_inventory(self.held, self._runs)
         self._free(beyond)
         self._outbox.append(inventory)
@@ -210,14 +210,14 @@ class WorkerCore:
         """This worker is leaving: it takes no more runs, and tells the scheduler. What executes goes on."""
         if not self.draining:
             self.draining = reason
-            self._open_or_shut()
+            self._update_open()
             self._outbox.append(Drain(reason))
 
     def _capacity_changed(self) -> None:
         self._outbox.append(Capacity(self.capacity))
-        self._open_or_shut()
+        self._update_open()
 
-    def _open_or_shut(self) -> None:
+    def _update_open(self) -> None:
         self.is_open = not self.draining and self.capacity > 0
         if self.is_open:
             return
@@ -239,14 +239,14 @@ class WorkerCore:
             case Blob():
                 self.blobs.add(message)
             case ForgetBlobs(digests):
-                self.blobs.fade(digests, next(reversed(self._runs), RunId(-1)))
+                self.blobs.expire_after(digests, next(reversed(self._runs), RunId(-1)))
             case Free(keys):
-                self._incoming.forgo(keys)
+                self._wanted.cancel_acquire(keys)
                 self._free(keys)
             case Retract(numbers):
                 self._retract(numbers)
             case CancelRuns(numbers):
-                self._forsake([key for number in numbers if (key := self._cancel(number, now)) is not None])
+                self._return_dependents([key for number in numbers if (key := self._cancel(number, now)) is not None])
                 # The scheduler has not heard of a result that crosses its cancellation, so it will not free it.
                 self._free([key for number in numbers if (key := self.held.results.get(number)) is not None])
             case Acquire(keys):
@@ -297,7 +297,7 @@ class WorkerCore:
             elif key not in self.acquiring and (self.paused or self.draining or not remote):
                 refused.append(key)
             else:
-                self._incoming.acquire(key, remote)
+                self._wanted.acquire(key, remote)
         if refused:
             self._outbox.append(NotAcquired(tuple(refused)))
 
@@ -317,7 +317,7 @@ class WorkerCore:
                 keys.append(run.key)
         if returned:
             self._outbox.append(Returned(tuple(returned)))
-        self._forsake(keys)
+        self._return_dependents(keys)
 
     # ------------------------------------------------------------------------------------------ from the slots
 
@@ -346,9 +346,9 @@ class WorkerCore:
     def failed(self, run: Run, error: bytes | None, text: str, duration_s: float) -> None:
         """A run raised, or its result is not fit to be kept."""
         if self.is_current(run):
-            self._say_failed(RunFailed(run.run, "exception", error, text, duration_s))
+            self._report_failed(RunFailed(run.run, "exception", error, text, duration_s))
             self._remove(run)
-            self._forsake([run.key])
+            self._return_dependents([run.key])
         else:
             self._slot_returned(run)
 
@@ -357,7 +357,7 @@ class WorkerCore:
         if self.is_current(run):
             self._outbox.append(Returned((run.run,)))
             self._remove(run)
-            self._forsake([run.key])
+            self._return_dependents([run.key])
         else:
             self._slot_returned(run)
 
@@ -366,7 +366,7 @@ class WorkerCore:
         if self.is_current(run):
             self._outbox.append(Missing(run.run, key, ""))
             self._remove(run)
-            self._forsake([run.key])
+            self._return_dependents([run.key])
         else:
             self._slot_returned(run)
 
@@ -386,9 +386,9 @@ class WorkerCore:
             run = self._runs[number]
             limit = float(run.extra["time_limit"])
             text = f"{run.key} ran longer than its time limit of {limit:g} s"
-            self._say_failed(RunFailed(number, "timeout", None, text, limit))
+            self._report_failed(RunFailed(number, "timeout", None, text, limit))
             self._cancel(number, now)
-            self._forsake([run.key])
+            self._return_dependents([run.key])
         if self.slots.give_up(now):
             self._capacity_changed()
 
@@ -427,7 +427,7 @@ class WorkerCore:
         self.held.add(key, nbytes, None, type_name)
         message = Stored(key, nbytes, type_name, client)
         self._outbox.append(message)
-        self._unconfirmed.stored(message, now)
+        self._resend.stored(message, now)
         if key in self._waiters or key in self.acquiring:
             self._came(key)
         return True
@@ -445,13 +445,13 @@ class WorkerCore:
 
     def _came(self, key: Key) -> None:
         """A key that runs were waiting for, or that was to be acquired, is here, from wherever it came first."""
-        if self._incoming.came(key):
+        if self._wanted.came(key):
             self._replicas[key] = None
-        self.table.supply(key)
+        self.table.input_arrived(key)
 
-    def _say_failed(self, message: RunFailed) -> None:
+    def _report_failed(self, message: RunFailed) -> None:
         self._outbox.append(message)
-        self._unconfirmed.failed(message)
+        self._resend.failed(message)
 
     def _remove(self, run: Run) -> None:
         """Take a run out of every table. A slot that has taken it keeps it."""
@@ -477,23 +477,23 @@ class WorkerCore:
 
     def _slot_returned(self, run: Run) -> None:
         """A run that is not current has left its slot."""
-        if self.slots.came_back(run):
+        if self.slots.returned(run):
             self._capacity_changed()
 
-    def _give_up(self, given_up: list[GivenUp], *, hand_back: bool = False) -> None:
+    def _give_up(self, given_up: list[UnfetchableKey], *, hand_back: bool = False) -> None:
         """No peer could give these keys."""
-        missed = self._incoming.missed(given_up)
+        missed = self._wanted.missed(given_up)
         if missed:
             self._outbox.append(NotAcquired(missed))
-        forsaken = self.table.forsake(given_up)
+        forsaken = self.table.return_dependents(given_up)
         if hand_back and forsaken:
             self._outbox.append(Returned(tuple(missing.run for missing in forsaken)))
         else:
             self._outbox += forsaken
 
-    def _forsake(self, keys: Iterable[Key]) -> None:
+    def _return_dependents(self, keys: Iterable[Key]) -> None:
         """The runs that computed these keys are gone."""
-        self._outbox += self.table.forsake((key, "") for key in keys)
+        self._outbox += self.table.return_dependents((key, "") for key in keys)
 
     def _forget(self, digests: tuple[Digest, ...]) -> None:
         if digests:
