@@ -65,17 +65,17 @@ def test_own_folder_and_lower_floors_are_free(package):
 
 
 def test_rooms_of_one_floor_are_apart_unless_there_is_a_reason(package):
-    root = package(worker__peer_channels="from trio_dask.client.futures import F", client__futures="")
+    root = package(worker__peers="from trio_dask.client.futures import F", client__futures="")
     (breach,) = rules.climbing(root)
     assert "another room" in breach
-    pair = ("trio_dask.worker.peer_channels", "trio_dask.client.futures")
+    pair = ("trio_dask.worker.peers", "trio_dask.client.futures")
     assert rules.climbing(root, {pair: "get_client()"}) == []
     assert rules.unused_permissions(root, {pair: "get_client()"}) == []
 
 
 def test_a_permission_without_use_or_reason_is_found(package):
-    root = package(worker__peer_channels="from trio_dask.client.futures import F", client__futures="")
-    pair = ("trio_dask.worker.peer_channels", "trio_dask.client.futures")
+    root = package(worker__peers="from trio_dask.client.futures import F", client__futures="")
+    pair = ("trio_dask.worker.peers", "trio_dask.client.futures")
     assert rules.unused_permissions(root, {pair: " ", ("a", "b"): "once"}) == [f"{pair}: ' '", "('a', 'b'): 'once'"]
 
 

@@ -18,7 +18,7 @@ import trio
 
 __all__ = ["Process", "Start", "Starter", "start_by_exec", "wait_for_end"]
 
-BOOTSTRAP = str(Path(__file__).parents[1] / "deploy" / "child.py")
+BOOTSTRAP = str(Path(__file__).parents[1] / "deploy" / "child_main.py")
 
 
 class Process(Protocol):
