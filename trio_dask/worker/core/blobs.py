@@ -22,9 +22,9 @@ class _Partial:
 
 
 class BlobTable:
-    """Complete blobs, the ones still arriving, and the ones that go once the runs that may need them are over.
+    """Complete blobs, those still arriving, and those to forget once the runs that may need them are over.
 
-    `new_buffer` makes memory of so many bytes for a blob that comes in pieces.
+    `new_buffer` makes memory of a size for a blob that comes in pieces.
     """
 
     def __init__(self, new_buffer: Callable[[int], bytearray | memoryview] = bytearray) -> None:
@@ -35,7 +35,7 @@ class BlobTable:
 
     @property
     def expiring(self) -> Mapping[Digest, RunId]:
-        """What the scheduler has forgotten, with the newest run that may need it."""
+        """The blobs that the scheduler has forgotten, with the newest run that may need them."""
         return self._expiring
 
     def add(self, blob: Blob) -> None:
@@ -70,12 +70,12 @@ class BlobTable:
                 self._expiring[digest] = newest
 
     def expire_all_after(self, newest: RunId) -> None:
-        """Forget all of them likewise, and what was arriving: the sender counts nothing of it as sent."""
+        """Forget all of them likewise, and drop what was arriving: the sender counts none of it as sent."""
         self.expire_after(tuple(self.complete), newest)
         self._partial.clear()
 
     def forget_before(self, oldest: RunId | None) -> tuple[Digest, ...]:
-        """Drop what only runs before `oldest` (None: there is no run at all) could need, and say what it was."""
+        """Drop the blobs that only runs before `oldest` can need (None: there is no run), and return them."""
         gone = tuple(digest for digest, newest in self._expiring.items() if oldest is None or newest < oldest)
         for digest in gone:
             del self._expiring[digest]
@@ -83,7 +83,7 @@ class BlobTable:
         return gone
 
     def clear(self) -> tuple[Digest, ...]:
-        """Drop everything, and say what it was."""
+        """Drop everything, and return the digests."""
         gone = tuple(self.complete)
         self.complete.clear()
         self._partial.clear()

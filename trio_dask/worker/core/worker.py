@@ -1,31 +1,31 @@
-"""The worker core: what to run, what to fetch, what to keep, what to say.
+"""The worker core: what to run, what to fetch, what to hold, what to send.
 
 A run that the scheduler has assigned is *current* until its outcome was reported, it was handed back, or it is no
 longer wanted. A current run is in exactly one of three states:
 
-    waiting     some of its inputs are not here: they are being fetched, or computed by another current run; it may
-                *follow* that run, and a slot may then take it before the core hears of the result
+    waiting     some of its inputs are not here: they are being fetched, or computed by another current run; it may be
+                *chained* after that run, and a slot may then take it before the core hears of the result
     ready       it is offered to the slots, best (priority, arrival) first
     executing   a slot has taken it
 
     Run ──► waiting ──► ready ──► executing ──► RunFinished | RunFailed
                │          │           │
-               │          │           └──► cancelled | RunFailed(timeout): its slot is *leaving*, later *overdue*
+               │          │           └──► cancelled | RunFailed(timeout): its slot is *stopping*, later *overdue*
                └──────────┴──► Returned | Missing | cancelled
 
-A slot whose run was stopped has `grace_s` to leave it; after that the scheduler hears that the worker has one slot
-less, and once more when the slot came back after all.
+A slot whose run was stopped has `grace_s` to leave it. After that the worker reports one slot less, and one more again
+when the slot returns.
 
-A worker takes runs while it is *open*: it is neither paused nor draining, and at least one slot can be counted on. When
-that ends, what has not started is handed back, and so is every run that is assigned until it is open again.
+A worker takes runs while it is *open*: neither paused nor draining, with at least one slot that is not overdue. When
+that ends it hands back the runs that have not started, and every run that is assigned until it is open again.
 
-Sessions come and go. Between them everything goes on: slots run what is ready, peers are asked for what is missing, and
-outcomes are kept, as values or among the `ResendOnReturn`. Then either the scheduler takes the worker back, which tells
-what it has; or, with `reset`, it forgets everything and is as new.
+Sessions come and go. Between them work goes on: slots run what is ready, peers are asked for missing keys, and outcomes
+are kept, as values or in `ResendOnReturn`. Then either the scheduler takes the worker back, which reports what it has;
+or `reset` makes it forget everything.
 
 The slots move runs from ready to executing on their own (see `ReadyQueue`), so a run is executing when it is current
-and neither waiting nor ready. Events name a run by the very object that was offered: what is no longer current is
-stale, also when a new scheduler counts its runs from one again, and a stale outcome is dropped.
+and neither waiting nor ready. Events name a run by the very object that was offered, for a new scheduler may count its
+runs from one again; the outcome of a run that is not current is dropped.
 """
 
 from __future__ import annotations
@@ -96,10 +96,10 @@ class WorkerCore:
         self.held = HeldKeys()
         self.paused = False
         self.draining = ""
-        """Why this worker is leaving; empty as long as it is not."""
+        """Why this worker drains; empty if it does not."""
         self.is_open = True
         """Whether it takes runs."""
-        self.table = RunTable(self.fetches.sought, lambda key: self._wanted.look(key))
+        self.table = RunTable(self.fetches.pending, lambda key: self._wanted.drop_unwanted(key))
         self._wanted = WantedKeys(self.fetches, self.table.waiters, self._cancel_fetch)
         self.acquiring = self._wanted.acquiring
         self.ready = self.table.ready
@@ -120,7 +120,7 @@ class WorkerCore:
 
     @property
     def capacity(self) -> int:
-        """How many runs can execute here at once, as things stand. A run outside of the slots uses none."""
+        """How many runs can execute at once now. A seceded run uses no slot."""
         slots = 0 if self.paused else self.slots.capacity
         return slots + sum(map(self.is_current, self.slots.outside.values())) if slots else 0
 
@@ -163,12 +163,12 @@ class WorkerCore:
             self._outbox.append(Drain(self.draining))
 
     def session_lost(self, now: float) -> None:
-        """The link to the scheduler is gone. Everything is kept: the scheduler may take this worker back."""
+        """The connection to the scheduler is lost. Keep everything: the scheduler may take this worker back."""
         self._address = None
         self._resend.session_lost(self._wanted.cancel_all(), now)
 
     def reset(self, now: float) -> None:
-        """Nothing here means anything to the next scheduler: drop all of it."""
+        """Drop everything: none of it means anything to the next scheduler."""
         self._address = None
         for number in list(self._runs):
             self._cancel(number, now)
@@ -182,12 +182,12 @@ class WorkerCore:
         self._forget(self.blobs.clear())
 
     def _report_all(self) -> None:
-        """Say what may not have arrived, and what is here."""
-        # The scheduler sends functions anew to whoever has returned, so none of these is known to be needed again.
+        """Send what may not have arrived, and the inventory."""
+        # The scheduler sends functions anew to a worker that has returned, so these may not be needed again.
         self.blobs.expire_all_after(next(reversed(self._runs), RunId(-1)))
         if self.slots.announced:
             self._outbox.append(Started(tuple(self.slots.announced)))
-        self._outbox += self._resend.tell(self.held)
+        self._outbox += self._resend.take_messages(self.held)
         inventory, beyond = take_inventory(self.held, self._runs)
         self._free(beyond)
         self._outbox.append(inventory)
@@ -195,7 +195,7 @@ class WorkerCore:
     # ------------------------------------------------------------------------------------------ open or not
 
     def pause(self) -> None:
-        """Take no runs for now: there is no memory for what they would bring. What executes goes on."""
+        """Take no runs for now, for want of memory. Executing runs go on."""
         if not self.paused:
             self.paused = True
             self._capacity_changed()
@@ -207,7 +207,7 @@ class WorkerCore:
             self._capacity_changed()
 
     def drain_began(self, reason: str) -> None:
-        """This worker is leaving: it takes no more runs, and tells the scheduler. What executes goes on."""
+        """Take no more runs, and tell the scheduler. Executing runs go on."""
         if not self.draining:
             self.draining = reason
             self._update_open()
@@ -231,7 +231,7 @@ class WorkerCore:
         """Take one message of the scheduler.
 
         Raises:
-          ProtocolError: the scheduler said something that makes no sense; the session should end.
+          ProtocolError: the message makes no sense; the session should end.
         """
         match message:
             case Run():
@@ -277,10 +277,10 @@ class WorkerCore:
         self.table.begin(run)
 
     def _wait_for(self, run: Run, missing: Mapping[Key, tuple[str, ...]]) -> None:
-        """Have the run wait for these inputs, or hand it back, since one of them can never come."""
+        """Have the run wait for these inputs, or hand it back if one of them can never come."""
         remote = {key: [at for at in holders if at != self._address] for key, holders in missing.items()}
         for key, holders in remote.items():
-            if not (holders or key in self.table.producers or key in self.fetches.sought):
+            if not (holders or key in self.table.producers or key in self.fetches.pending):
                 self._outbox.append(Missing(run.run, key, missing[key][0] if missing[key] else ""))
                 return
         for key, holders in remote.items():
@@ -322,7 +322,7 @@ class WorkerCore:
     # ------------------------------------------------------------------------------------------ from the slots
 
     def started(self, runs: Iterable[Run], now: float) -> None:
-        """Slots have taken these runs: ones that are to be announced, or have a time limit, or have run for long.
+        """Slots have taken these runs, which are to be announced, have a time limit, or have run for long.
 
         Where `announce` asks for it, the slot waits until the messages of this batch have left.
         """
@@ -331,7 +331,7 @@ class WorkerCore:
             self._outbox.append(Started(tuple(fresh)))
 
     def finished(self, run: Run, nbytes: int, type_name: str, value: bytes | None, duration_s: float) -> bool:
-        """A run gave a result. True if it is kept; then the value must have been stored before this call."""
+        """A run gave a result. True if it is kept; its value must have been stored before this call."""
         number = run.run
         if self._runs.get(number) is not run:
             self._slot_returned(run)
@@ -340,11 +340,11 @@ class WorkerCore:
         self.held.add(run.key, nbytes, number, type_name)
         self._outbox.append(RunFinished(number, nbytes, type_name, duration_s, value))
         if run.key in self._waiters or run.key in self.acquiring:
-            self._came(run.key)
+            self._arrived(run.key)
         return True
 
     def failed(self, run: Run, error: bytes | None, text: str, duration_s: float) -> None:
-        """A run raised, or its result is not fit to be kept."""
+        """A run raised, or its result cannot be kept."""
         if self.is_current(run):
             self._report_failed(RunFailed(run.run, "exception", error, text, duration_s))
             self._remove(run)
@@ -353,7 +353,7 @@ class WorkerCore:
             self._slot_returned(run)
 
     def declined(self, run: Run) -> None:
-        """A slot has taken this run and will not begin it, for it has done all that it was to do."""
+        """A slot has taken this run and does not begin it: the worker's `max_tasks` have begun."""
         if self.is_current(run):
             self._outbox.append(Returned((run.run,)))
             self._remove(run)
@@ -362,7 +362,7 @@ class WorkerCore:
             self._slot_returned(run)
 
     def input_gone(self, run: Run, key: Key) -> None:
-        """A slot has taken this run, and found that an input is not here any more."""
+        """A slot has taken this run, and an input is not here any more."""
         if self.is_current(run):
             self._outbox.append(Missing(run.run, key, ""))
             self._remove(run)
@@ -371,17 +371,17 @@ class WorkerCore:
             self._slot_returned(run)
 
     def seceded(self, run: Run) -> None:
-        """A run has given its slot back and goes on outside of the slots: another one can execute in its place."""
+        """A run has given its slot back and goes on: another one can execute in its place."""
         self.slots.seceded(run)
         self._capacity_changed()
 
     def rejoined(self, run: Run) -> None:
-        """A run that was outside of the slots has one again, or has ended."""
+        """A seceded run has a slot again, or has ended."""
         self.slots.rejoined(run)
         self._capacity_changed()
 
     def tick(self, now: float) -> None:
-        """Give up the runs that are out of time, and the slots that do not come back."""
+        """Fail the runs that are out of time, and count slots as overdue."""
         for number in self.slots.expired(now):
             run = self._runs[number]
             limit = float(run.extra["time_limit"])
@@ -389,7 +389,7 @@ class WorkerCore:
             self._report_failed(RunFailed(number, "timeout", None, text, limit))
             self._cancel(number, now)
             self._return_dependents([run.key])
-        if self.slots.give_up(now):
+        if self.slots.mark_overdue(now):
             self._capacity_changed()
 
     # ------------------------------------------------------------------------------------------ from the data plane
@@ -399,12 +399,12 @@ class WorkerCore:
         return self.fetches.expects(fetch, key)
 
     def fetched(self, fetch: FetchId, key: Key, nbytes: int) -> bool:
-        """A value came from a peer. True if it is kept; then it must have been stored before this call."""
+        """A value came from a peer. True if it is kept; it must have been stored before this call."""
         if not self.fetches.arrived(fetch, key):
             return False
         self._replicas[key] = None
         self.held.add(key, nbytes)
-        self._came(key)
+        self._arrived(key)
         return True
 
     def absent(self, fetch: FetchId, key: Key) -> None:
@@ -414,14 +414,14 @@ class WorkerCore:
             self._give_up([given_up])
 
     def fetch_ended(self, fetch: FetchId, *, unreachable: bool, is_silent: bool = False) -> None:
-        """The fetch is over; what it has not answered for will not come. `unreachable`: the peer is gone.
+        """The fetch is over; what it has not answered will not come. `unreachable`: the peer is gone.
 
-        One that merely `is_silent` may have what was asked for all the same. The scheduler knows whether it is lost.
+        A peer that `is_silent` may have the keys all the same. The scheduler knows whether it is lost.
         """
         self._give_up(self.fetches.ended(fetch, unreachable=unreachable), hand_back=is_silent)
 
     def stored(self, key: Key, nbytes: int, type_name: str, client: str, now: float) -> bool:
-        """A client has put a value here. True if it is kept; then it must have been stored before this call."""
+        """A client has put a value here. True if it is kept; it must have been stored before this call."""
         if self._address is None:
             return False
         self.held.add(key, nbytes, None, type_name)
@@ -429,13 +429,13 @@ class WorkerCore:
         self._outbox.append(message)
         self._resend.stored(message, now)
         if key in self._waiters or key in self.acquiring:
-            self._came(key)
+            self._arrived(key)
         return True
 
     # ------------------------------------------------------------------------------------------ from the store
 
     def lost_values(self, keys: Iterable[Key]) -> None:
-        """These values could not be kept. Tasks that need them find them missing, the scheduler has them made anew."""
+        """These values could not be kept. Tasks that need them lack them; the scheduler has them computed again."""
         lost = tuple(key for key in keys if key in self.held)
         if lost:
             self._free(lost)
@@ -443,9 +443,9 @@ class WorkerCore:
 
     # ------------------------------------------------------------------------------------------ steps
 
-    def _came(self, key: Key) -> None:
-        """A key that runs were waiting for, or that was to be acquired, is here, from wherever it came first."""
-        if self._wanted.came(key):
+    def _arrived(self, key: Key) -> None:
+        """A key that runs wait for, or that was to be acquired, is here, from wherever it came first."""
+        if self._wanted.arrived(key):
             self._replicas[key] = None
         self.table.input_arrived(key)
 
@@ -463,7 +463,7 @@ class WorkerCore:
         self._requests.append(CancelFetch(fetch))
 
     def _cancel(self, number: RunId, now: float) -> Key | None:
-        """Drop a run that is no longer wanted. Gives its key, or None if it is not current."""
+        """Drop a run that is not wanted any more. Returns its key, or None if it is not current."""
         run = self._runs.get(number)
         if run is None:
             return None
