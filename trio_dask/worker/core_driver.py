@@ -1,7 +1,7 @@
-"""The core with hands: events come in, effects go out, and both meet here.
+"""Drives the worker's core: passes events in, and carries its effects out.
 
-Every event ends in `_act`: the messages leave in one write, then what the core asks for is begun, then the slots are
-woken. The engine lives as long as the worker, through all its sessions.
+Every event ends in `_act`: messages leave in one write, then the core's requests are carried out, then slots are woken.
+The driver lives as long as the worker, through all its sessions.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ __all__ = ["CoreDriver"]
 log = logging.getLogger("trio_dask.worker")
 
 LONG_RUN_S = 0.5
-"""A run that has taken so long is announced: should this worker die, the run may be what killed it."""
+"""A run that has taken this long is announced: if this worker dies, the run may have killed it."""
 
 
 class CoreDriver:
@@ -96,12 +96,12 @@ class CoreDriver:
         self._cpu_read = time.monotonic(), time.process_time()
         self._heartbeat_at = trio.current_time()
         self.spent = trio.Event()
-        """Set once all tasks that are to run here have begun."""
+        """Set once `max_tasks` tasks have begun."""
         self.at_rest = trio.Event()
-        """Set once it drains and its slots are free."""
+        """Set once the worker drains and its slots are free."""
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Run slots, fetches and timers until cancelled. Sessions begin after `task_status.started`."""
+        """Run slots, fetches and the timer until cancelled. Sessions begin after `task_status.started`."""
         try:
             async with trio.open_nursery() as self._tasks:
                 self._tasks.start_soon(self._executor.run, self._take_outcomes)
@@ -130,37 +130,37 @@ class CoreDriver:
         self._act()
 
     def session_lost(self) -> None:
-        """The link to the scheduler is gone; what it gave us is kept."""
+        """The connection to the scheduler is lost; keep everything."""
         self._connection = None
         self.handle.address = self.handle.scheduler_address = self.handle.incarnation = ""
         self._core.session_lost(trio.current_time())
         self._act()
 
     def reset(self) -> None:
-        """The scheduler will not take this worker back: drop what it gave us, and the client that tasks shared."""
+        """The scheduler does not take this worker back: drop everything of it, and the client that tasks shared."""
         self._core.reset(trio.current_time())
         self._act()
         if self._tasks is not None:
             self._tasks.start_soon(self.close_client)
 
     async def close_client(self) -> None:
-        """Close the client that tasks shared. Tasks that wait for it hear so."""
+        """Close the client that tasks shared. Tasks that wait for its results fail."""
         client = self.handle.take_client()
         if client is not None:
             try:
                 await trio.to_thread.run_sync(client.close, abandon_on_cancel=True)
             except Exception as error:  # it is of no use any more, whatever is wrong with it
-                log.debug("the client of this worker's tasks could not be closed properly: %r", error)
+                log.debug("could not close the client of this worker's tasks properly: %r", error)
 
     def receive(self, batch: list[Message]) -> EndSession | None:
-        """Take what the scheduler sent; gives its wish to end the session, if that was in it.
+        """Take what the scheduler sent; returns how it ends the session, if it does.
 
         Raises:
-          ProtocolError: something in it makes no sense.
+          ProtocolError: a message makes no sense.
         """
         now = trio.current_time()
         handle = self._core.handle
-        for message in cast("list[ToWorker]", batch):  # the connection lets nothing else pass
+        for message in cast("list[ToWorker]", batch):  # the connection admits nothing else
             handle(message, now)
         self._act()
         return self._end
@@ -169,24 +169,24 @@ class CoreDriver:
 
     @property
     def has_anything(self) -> bool:
-        """Whether there is anything here that would be lost with this worker."""
+        """Whether this worker has runs or values, which would be lost with it."""
         return bool(self._core.runs or self._core.held)
 
     def drain(self, reason: str) -> None:
-        """Take no more runs, hand back what has not started, and tell the scheduler that this worker is leaving."""
+        """Take no more runs, hand back those that have not started, and tell the scheduler."""
         self._core.drain_began(reason)
         self._act()
         self._check_slots_free()
 
     def _check_slots_free(self) -> None:
         core = self._core
-        # The core alone knows of a run that a slot has just taken, the executor of one that was cancelled and goes on.
+        # Only the core knows of a run that a slot has just taken, only the executor of a cancelled one that goes on.
         outside = sum(map(core.is_current, core.slots.outside.values()))
         if core.table.executing == outside and self._executor.slots_are_free:
             self.at_rest.set()
 
     def pause(self) -> None:
-        """Take no more runs for now, and hand back what has not started."""
+        """Take no more runs for now, and hand back those that have not started."""
         self._core.pause()
         self._act()
 
@@ -213,7 +213,7 @@ class CoreDriver:
         return MemoryMonitor(limits, settings, hooks)
 
     def _report_lost(self) -> None:
-        """Tell the scheduler which values are gone from disk."""
+        """Tell the scheduler which values were lost on disk."""
         lost = self._store.take_lost()
         if lost:
             self._core.lost_values(lost)
@@ -225,7 +225,7 @@ class CoreDriver:
         core = self._core
         waiting: list[SimpleQueue[None]] = []
         for outcome in outcomes:
-            if isinstance(outcome, Finished):  # as nearly all are
+            if isinstance(outcome, Finished):  # the usual case
                 run, value, nbytes, type_name, inline, duration_s, copied_bytes = outcome
                 if core.is_current(run):
                     self._store.put(run.key, value, nbytes, copied_bytes)
@@ -251,12 +251,12 @@ class CoreDriver:
         if core.draining:
             self._check_slots_free()
         for go in waiting:
-            self._let_go(go)
+            self._start_run(go)
 
-    def _let_go(self, go: SimpleQueue[None]) -> None:
-        """Have a slot begin its run, which was announced, as soon as the announcement has left this process."""
+    def _start_run(self, go: SimpleQueue[None]) -> None:
+        """Let a slot begin its announced run as soon as the announcement has left this process."""
         if self._tasks is not None and self._connection is not None and self._connection.backlog_bytes:
-            self._tasks.start_soon(_let_go_after, self._connection, go)
+            self._tasks.start_soon(_start_run_after, self._connection, go)
         else:
             go.put(None)
 
@@ -276,7 +276,7 @@ class CoreDriver:
             nbytes = sum(map(len, frames))
             self._store.put_frames(key, frames, nbytes)
             self._core.fetched(fetch, key, nbytes)
-            if self._core.ready.offered:  # else it can wait for the next value, or the end of the fetch
+            if self._core.ready.offered:  # else the next value, or the end of the fetch, is early enough
                 self._act()
 
     async def _fetch(self, start: StartFetch, scope: trio.CancelScope) -> None:
@@ -316,7 +316,7 @@ class CoreDriver:
             case CancelRun(run):
                 self._executor.cancel(run)
             case StartFetch():
-                assert self._tasks is not None, "a session began before the engine ran"
+                assert self._tasks is not None, "a session began before the driver ran"
                 scope = self._fetches[request.fetch] = trio.CancelScope()
                 self._tasks.start_soon(self._fetch, request, scope)
             case CancelFetch(fetch):
@@ -336,7 +336,7 @@ class CoreDriver:
             self._alarm.deadline = deadline
 
     async def _tick(self) -> None:
-        """One timer for everything; it sleeps until the first thing is due, and others move it forward."""
+        """One timer for all deadlines: it sleeps until the first, and `_call_at` moves it forward."""
         while True:
             now = trio.current_time()
             self._core.tick(now)
@@ -356,7 +356,7 @@ class CoreDriver:
                 await trio.sleep_forever()
 
     def figures(self) -> dict[str, float]:
-        """How the worker is, for people: what it holds and does, what its process takes."""
+        """Figures for people: what the worker holds and does, and what its process uses."""
         core = self._core
         before, self._cpu_read = self._cpu_read, (time.monotonic(), time.process_time())
         passed_s, used_s = (now - then for now, then in zip(self._cpu_read, before, strict=True))
@@ -373,7 +373,7 @@ class CoreDriver:
         }
 
 
-async def _let_go_after(connection: Connection, go: SimpleQueue[None]) -> None:
+async def _start_run_after(connection: Connection, go: SimpleQueue[None]) -> None:
     try:
         await connection.wait_backlog()
     finally:

@@ -1,4 +1,4 @@
-"""Answering on the data plane: values for peers and clients, values from clients, calls of `client.run`."""
+"""Answers requests on data channels: values for peers and clients, values from clients, calls of `client.run`."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ _T = TypeVar("_T")
 class DataServer:
     """What peers and clients can ask of this worker.
 
-    `held` says what is here and how big it is; `keep(put, frames)` stores what a client sends, and is False between
-    sessions, when nobody would ever free it. `memory` makes room for what comes in, and bounds what goes out at once:
-    of a value that is on disk, what is being sent is in memory.
+    `held` has the values held here and their sizes; `keep(put, frames)` stores a value from a client, and returns False
+    between sessions, when no scheduler would free it. `memory` makes room for incoming values, and bounds what goes out
+    at once: the part of a spilled value that is being sent is in memory.
     """
 
     def __init__(
@@ -63,13 +63,13 @@ class DataServer:
         """Answer requests, one after the other, until the peer leaves.
 
         Raises:
-          ProtocolError: the peer asked for something that is no request.
+          ProtocolError: the peer sent a message that is no request.
         """
         while await self._answer(channel):
             pass
 
     async def _answer(self, channel: DataChannel) -> bool:
-        """Take one request; False if there are no more. What came with it is not kept beyond it."""
+        """Take one request; False if there are no more. Its buffers are not kept afterwards."""
         try:
             message, buffers = await channel.receive(self._room)
         except trio.EndOfChannel:
@@ -103,7 +103,7 @@ class DataServer:
         store = self._store
         copied_bytes = store.copied_bytes(key)
         if copied_bytes > BIG_BYTES and self._room is not None:
-            # Only until the copy is there: kept while a peer makes room to take it, it could have both wait for ever.
+            # Only until the copy is made: held while the peer makes room for it, two workers could wait for each other.
             async with self._room(copied_bytes):
                 dumped = await trio.to_thread.run_sync(self._dump, key, abandon_on_cancel=True)
         elif not store.is_pickled(key) and (nbytes > BIG_BYTES or store.is_spilled(key)):
@@ -117,7 +117,7 @@ class DataServer:
 
     def _dump(self, key: Key) -> Frames | Absent:
         if key not in self._store:
-            return Absent(key, "")  # freed while it waited for its turn
+            return Absent(key, "")  # freed while it waited
         try:
             return self._store.dump(key)
         except BaseException as error:  # pickling runs the user's code
@@ -135,7 +135,7 @@ class DataServer:
     # ------------------------------------------------------------------------------------------ client.run
 
     async def _call(self, frames: Frames) -> _Outcome:
-        """Call a function outside of the slots: `async def` under Trio, all else in a thread."""
+        """Call a function outside of the slots: `async def` under Trio, others in a thread."""
         outcome = await self._in_thread(partial(_load_and_call, frames, self._worker))
         if not isinstance(outcome, _Coroutine):
             return outcome
