@@ -314,7 +314,7 @@ class _Worker:
             return True
         log.info("StoppedRun: %s" if end.then is not Then.RESTART else "Starting again: %s", end.reason)
         restarts = end.then is Then.RESTART
-        # A fresh process is a fresher start, where there is somebody to start it.
+        # A new process is the better restart, where a nanny can start one.
         if not restarts or settings.process:
             self._say_leaving("restart" if restarts else "scheduler")
             return True
