@@ -1,4 +1,4 @@
-"""What a worker does when memory becomes scarce: the rules, the watch over them, and a whole worker."""
+"""What a worker does when memory becomes scarce: the monitor on its own, and a whole worker."""
 
 from __future__ import annotations
 
@@ -60,9 +60,6 @@ def folders(base: Path) -> list[Path]:
 
 def files(base: Path) -> list[Path]:
     return [path for path in base.rglob("*") if path.is_file()]
-
-
-# ------------------------------------------------------------------------------------------ the rules
 
 
 def test_the_memory_of_this_process_is_read() -> None:
@@ -464,7 +461,7 @@ async def test_what_comes_in_waits_for_room_and_not_for_ever(autojump_clock: Moc
 
 
 class Task:
-    """A thread that passes the reservations for so many bytes."""
+    """A thread that reserves this many bytes."""
 
     def __init__(self, reservations: Reservations, nbytes: int) -> None:
         self.inside = threading.Event()
@@ -484,7 +481,7 @@ class Task:
         assert not self._thread.is_alive()
 
 
-async def test_who_waits_at_the_gate_has_room_made_for_him(make_process: Any) -> None:
+async def test_room_is_made_for_a_thread_that_reserves_memory(make_process: Any) -> None:
     async with make_process(spill_managed=None) as process:
         process.fill("a", "b", "c", "d", "e")
         task = Task(process.monitor.reservations, 20 * MB)
@@ -494,7 +491,7 @@ async def test_who_waits_at_the_gate_has_room_made_for_him(make_process: Any) ->
         task.end()
 
 
-async def test_a_task_that_cannot_be_helped_passes_the_gate_alone(make_process: Any) -> None:
+async def test_where_no_room_can_be_made_a_thread_is_admitted_alone(make_process: Any) -> None:
     async with make_process(spill_managed=None) as process:
         process.other_bytes = 90 * MB
         first = Task(process.monitor.reservations, 20 * MB)
@@ -507,7 +504,7 @@ async def test_a_task_that_cannot_be_helped_passes_the_gate_alone(make_process: 
         second.end()
 
 
-async def test_nobody_stays_at_the_gate_of_a_worker_that_has_ended(make_process: Any) -> None:
+async def test_no_thread_waits_for_memory_of_a_worker_that_has_ended(make_process: Any) -> None:
     async with make_process(spill_managed=None) as process:
         process.other_bytes = 90 * MB
         tasks = [Task(process.monitor.reservations, 20 * MB) for _ in range(3)]

@@ -1,4 +1,4 @@
-"""The reservations: who would take more memory than there is waits, in turn, and nobody for ever."""
+"""A thread that would take more memory than there is waits its turn, and none waits for ever."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PATIENCE_S = 10
 
 
 class Door:
-    """A reservations before so many bytes, and threads that pass it."""
+    """Reservations of this much memory, and threads that make them."""
 
     def __init__(self, room: int) -> None:
         self.room = room
@@ -24,7 +24,7 @@ class Door:
         self.calls += 1
 
     def visitor(self, name: str, *sizes: int) -> Callable[[], None]:
-        """Somebody who passes once for each size, one within the other; gives how to have him leave."""
+        """A thread that reserves each size, one within the other; returns a function that ends it."""
         leave = threading.Event()
 
         def visit() -> None:
@@ -53,7 +53,7 @@ class Door:
             time.sleep(0.001)
 
 
-def test_who_fits_passes_and_counts_until_he_leaves() -> None:
+def test_what_fits_is_admitted_and_counts_until_it_is_released() -> None:
     door = Door(10)
     first = door.visitor("a", 6)
     door.until(lambda: door.inside == ["a"])
@@ -68,7 +68,7 @@ def test_who_fits_passes_and_counts_until_he_leaves() -> None:
     second()
 
 
-def test_where_no_room_can_be_made_they_pass_one_at_a_time() -> None:
+def test_where_no_room_can_be_made_threads_are_admitted_one_at_a_time() -> None:
     door = Door(0)
     ends = [door.visitor("a", 5)]
     door.until(lambda: door.calls == 1)
@@ -84,7 +84,7 @@ def test_where_no_room_can_be_made_they_pass_one_at_a_time() -> None:
     ends[1]()
 
 
-def test_who_was_let_in_may_need_those_who_were_not() -> None:
+def test_an_admitted_thread_may_need_those_that_are_not() -> None:
     door = Door(5)
     first, second = door.visitor("a", 5), None
     door.until(lambda: door.inside == ["a"])
@@ -110,7 +110,7 @@ def test_tasks_that_each_wait_for_more_do_not_wait_for_each_other() -> None:
     ends[1]()
 
 
-def test_when_it_is_closed_nobody_waits_any_more() -> None:
+def test_after_the_end_no_thread_waits() -> None:
     door = Door(0)
     first = door.visitor("a", 5)
     door.until(lambda: door.calls == 1)

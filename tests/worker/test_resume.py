@@ -10,7 +10,7 @@ import trio
 import trio.testing
 
 from tests.worker.kit import Ref, Session, open_scheduler, value_of
-from tests.worker.test_service import Reservations, gates, keys_here, pass_gate, pass_gate_and_ignore
+from tests.worker.test_service import Gate, gates, keys_here, pass_gate, pass_gate_and_ignore
 from trio_dask.errors import NoScheduler
 from trio_dask.protocol.messages import (
     CancelRuns,
@@ -32,9 +32,9 @@ PATIENCE_S = 10
 
 
 @pytest.fixture
-def reservations(request: pytest.FixtureRequest) -> Any:
+def gate(request: pytest.FixtureRequest) -> Any:
     name = request.node.name
-    gates[name] = Reservations(name)
+    gates[name] = Gate(name)
     yield gates[name]
     gates.pop(name).open.set()
 
@@ -48,33 +48,33 @@ async def back_again(scheduler: Any, session: Session) -> Session:
     return again
 
 
-async def test_results_and_a_running_task_outlive_a_cut_link(reservations: Any) -> None:
+async def test_results_and_a_running_task_outlive_a_cut_link(gate: Any) -> None:
     async with open_scheduler(nthreads=2) as scheduler, trio.open_nursery() as nursery:
         scheduler.takes_back = True
         await nursery.start(run_worker, scheduler.settings)
         session = await scheduler.next_session()
         done = session.submit("done", abs, -5)
         await session.hear(RunFinished)
-        running = session.submit("running", pass_gate, reservations.name)
-        await reservations.wait_reached()
+        running = session.submit("running", pass_gate, gate.name)
+        await gate.wait_reached()
         again = await back_again(scheduler, session)
         assert await again.hear(Capacity) == Capacity(2)
         inventory = await again.hear(Inventory)
         assert [(key, run, kind) for key, run, _, kind in inventory.held] == [("done", done, "int")]
         assert inventory.runs == (running,)
-        reservations.open.set()
+        gate.open.set()
         assert (await again.hear(RunFinished)).run == running
         nursery.cancel_scope.cancel()
 
 
-async def test_a_scheduler_that_does_not_take_the_worker_back_finds_it_empty(reservations: Any) -> None:
+async def test_a_scheduler_that_does_not_take_the_worker_back_finds_it_empty(gate: Any) -> None:
     async with open_scheduler(nthreads=2) as scheduler, trio.open_nursery() as nursery:
         await nursery.start(run_worker, scheduler.settings)
         session = await scheduler.next_session()
         session.submit("done", abs, -5)
         await session.hear(RunFinished)
-        session.submit("running", wait_for_cancellation, reservations.name)
-        await reservations.wait_reached()
+        session.submit("running", wait_for_cancellation, gate.name)
+        await gate.wait_reached()
         again = await back_again(scheduler, session)
         await trio.to_thread.run_sync(cancelled.wait, PATIENCE_S)
         again.submit("new", keys_here)
@@ -127,15 +127,15 @@ def use_client() -> None:
     clients.append(get_worker().get_client(_Client))
 
 
-async def test_a_failure_reaches_the_scheduler_that_takes_the_worker_back(reservations: Any) -> None:
+async def test_a_failure_reaches_the_scheduler_that_takes_the_worker_back(gate: Any) -> None:
     async with open_scheduler() as scheduler, trio.open_nursery() as nursery:
         scheduler.takes_back = True
         await nursery.start(run_worker, scheduler.settings)
         session = await scheduler.next_session()
-        run = session.submit("a", fail_at_gate, reservations.name)
-        await reservations.wait_reached()
+        run = session.submit("a", fail_at_gate, gate.name)
+        await gate.wait_reached()
         session.connection.abort()
-        reservations.open.set()
+        gate.open.set()
         again = await scheduler.next_session()
         failed = await first_of(again, RunFailed)
         assert failed.run == run
@@ -157,57 +157,57 @@ async def first_of(session: Session, kind: type[Any]) -> Any:
 # ------------------------------------------------------------------------------------------------------------ leaving
 
 
-async def test_what_runs_is_finished_before_a_draining_worker_leaves(reservations: Any) -> None:
+async def test_what_runs_is_finished_before_a_draining_worker_leaves(gate: Any) -> None:
     request = DrainRequest()
     async with open_scheduler() as scheduler, trio.open_nursery() as nursery:
         nursery.start_soon(lambda: run_worker(scheduler.settings, drain=request))
         session = await scheduler.next_session()
-        running = session.submit("a", pass_gate, reservations.name)
+        running = session.submit("a", pass_gate, gate.name)
         queued = session.submit("b", abs, -1)
-        await reservations.wait_reached()
+        await gate.wait_reached()
         request.ask("signal")
         assert await session.hear(Returned) == Returned((queued,))
         assert await session.hear(Drain) == Drain("signal")
         late = session.submit("c", abs, -1)
         assert await session.hear(Returned) == Returned((late,))
-        reservations.open.set()
+        gate.open.set()
         assert (await session.hear(RunFinished)).run == running
         session.tell(Leave("nothing keeps you", restart=False))
         await session.over.wait()
         assert session.connection.goodbye is not None
 
 
-async def test_a_draining_worker_is_at_rest_when_its_slots_are_free(reservations: Any) -> None:
+async def test_a_draining_worker_is_at_rest_when_its_slots_are_free(gate: Any) -> None:
     request = DrainRequest()
     at_rest = trio.Event()
     async with open_scheduler(nthreads=2) as scheduler, trio.open_nursery() as nursery:
         nursery.start_soon(lambda: run_worker(scheduler.settings, drain=request, at_rest=at_rest.set))
         session = await scheduler.next_session()
-        running = session.submit("a", pass_gate_and_ignore, reservations.name)
-        await reservations.wait_reached()
+        running = session.submit("a", pass_gate_and_ignore, gate.name)
+        await gate.wait_reached()
         session.tell(CancelRuns((running,)))  # which does not make it leave its slot
         assert await session.hear(Capacity) == Capacity(1)
         request.ask("signal")
         assert await session.hear(Drain) == Drain("signal")
         await trio.testing.wait_all_tasks_blocked()
         assert not at_rest.is_set()
-        reservations.open.set()
+        gate.open.set()
         with trio.fail_after(PATIENCE_S):
             await at_rest.wait()
         nursery.cancel_scope.cancel()
 
 
-async def test_who_waits_outside_of_the_slots_does_not_keep_a_worker_from_rest(reservations: Any) -> None:
+async def test_who_waits_outside_of_the_slots_does_not_keep_a_worker_from_rest(gate: Any) -> None:
     """What it waits for may need the successor."""
     at_rest = trio.Event()
     async with open_scheduler(max_tasks=1) as scheduler, trio.open_nursery() as nursery:
         nursery.start_soon(lambda: run_worker(scheduler.settings, at_rest=at_rest.set))
         session = await scheduler.next_session()
-        run = session.submit("a", secede_and_pass_gate, reservations.name)
+        run = session.submit("a", secede_and_pass_gate, gate.name)
         with trio.fail_after(PATIENCE_S):
             await at_rest.wait()
-        assert not reservations.open.is_set()
-        reservations.open.set()
+        assert not gate.open.is_set()
+        gate.open.set()
         assert (await first_of(session, RunFinished)).run == run
         nursery.cancel_scope.cancel()
 
@@ -237,7 +237,7 @@ async def test_after_so_many_tasks_not_one_more_is_begun(nthreads: int) -> None:
         session.tell(Leave("go", restart=False))
 
 
-async def test_a_board_shows_what_runs(reservations: Any) -> None:
+async def test_a_board_shows_what_runs(gate: Any) -> None:
     with RunningTable.create(2) as running_table:
         async with (
             open_scheduler(nthreads=2, board_fd=running_table.fd) as scheduler,
@@ -245,13 +245,13 @@ async def test_a_board_shows_what_runs(reservations: Any) -> None:
         ):
             await nursery.start(run_worker, scheduler.settings)
             session = await scheduler.next_session()
-            run = session.submit("a", pass_gate, reservations.name)
+            run = session.submit("a", pass_gate, gate.name)
             session.submit("b", abs, -1)
             await session.hear(RunFinished)
-            await reservations.wait_reached()
+            await gate.wait_reached()
             assert running_table.running() == (run,)
             session.tell(CancelRuns((run,)))
-            reservations.open.set()
+            gate.open.set()
             session.tell(Free(("b",)))
             session.submit("c", abs, -1)
             await first_of(session, RunFinished)
@@ -261,7 +261,7 @@ async def test_a_board_shows_what_runs(reservations: Any) -> None:
 # ------------------------------------------------------------------------------------------------------ ending in time
 
 
-async def test_neither_a_running_task_nor_its_client_holds_up_the_end(reservations: Any) -> None:
+async def test_neither_a_running_task_nor_its_client_holds_up_the_end(gate: Any) -> None:
     async with open_scheduler(nthreads=2, death_timeout_s=0.2) as scheduler:
         ended: list[float] = []
 
@@ -275,8 +275,8 @@ async def test_neither_a_running_task_nor_its_client_holds_up_the_end(reservatio
             session = await scheduler.next_session()
             session.submit("a", make_stuck_client)
             await session.hear(RunFinished)
-            session.submit("b", pass_gate, reservations.name)
-            await reservations.wait_reached()
+            session.submit("b", pass_gate, gate.name)
+            await gate.wait_reached()
             await scheduler.stop()
             session.connection.abort()
             lost = trio.current_time()

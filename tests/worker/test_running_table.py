@@ -1,4 +1,4 @@
-"""The running_table on which slots write what they run: another process reads it, also when its writer is dead."""
+"""The table in which slots write what they run: another process reads it, also when the writer is dead."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ from trio_dask.worker.task_context import check_cancelled, get_worker
 PATIENCE_S = 10
 
 
-class Reservations:
+class Gate:
     """Where a task in a thread stops until the test lets it pass. Tasks reach it by name: it is not pickled."""
 
     def __init__(self, name: str) -> None:
@@ -41,13 +41,13 @@ class Reservations:
         assert await trio.to_thread.run_sync(self.reached.wait, PATIENCE_S)
 
 
-gates: dict[str, Reservations] = {}
+gates: dict[str, Gate] = {}
 
 
 @pytest.fixture
-def reservations(request: pytest.FixtureRequest) -> Any:
+def gate(request: pytest.FixtureRequest) -> Any:
     name = request.node.name
-    gates[name] = Reservations(name)
+    gates[name] = Gate(name)
     yield gates[name]
     gates.pop(name).open.set()
 
@@ -136,30 +136,30 @@ async def test_text_that_no_wire_takes_still_arrives_as_a_failure() -> None:
         await session.hear(RunFinished)
 
 
-async def test_what_has_not_started_can_be_taken_back(reservations: Any) -> None:
+async def test_what_has_not_started_can_be_taken_back(gate: Any) -> None:
     async with open_worker() as session:
-        running = session.submit("a", pass_gate, reservations.name)
+        running = session.submit("a", pass_gate, gate.name)
         queued = session.submit("b", abs, -1)
-        await reservations.wait_reached()
+        await gate.wait_reached()
         session.tell(Retract((running, queued)))
         assert await session.hear(Returned) == Returned((queued,))
-        reservations.open.set()
+        gate.open.set()
         assert (await session.hear(RunFinished)).run == running
 
 
-async def test_an_async_task_is_cancelled_at_once(reservations: Any) -> None:
+async def test_an_async_task_is_cancelled_at_once(gate: Any) -> None:
     async with open_worker() as session:
-        run = session.submit("a", sleep_at_gate, reservations.name)
-        await reservations.wait_reached()
+        run = session.submit("a", sleep_at_gate, gate.name)
+        await gate.wait_reached()
         session.tell(CancelRuns((run,)))
         after = session.submit("b", abs, -1)
         assert (await session.hear(RunFinished)).run == after
 
 
-async def test_an_async_task_out_of_time_ends_at_once(reservations: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_async_task_out_of_time_ends_at_once(gate: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(core_driver, "LONG_RUN_S", 1000)
     async with open_worker(heartbeat_interval_s=1000) as session:
-        run = session.submit("a", sleep_at_gate, reservations.name, time_limit=0.01)
+        run = session.submit("a", sleep_at_gate, gate.name, time_limit=0.01)
         assert await session.hear(Started) == Started((run,))
         failed = await session.hear(RunFailed)
         assert (failed.run, failed.kind) == (run, "timeout")
@@ -167,33 +167,33 @@ async def test_an_async_task_out_of_time_ends_at_once(reservations: Any, monkeyp
         assert (await session.hear(RunFinished)).run == after
 
 
-async def test_a_thread_out_of_time_keeps_its_slot_until_it_returns(reservations: Any) -> None:
+async def test_a_thread_out_of_time_keeps_its_slot_until_it_returns(gate: Any) -> None:
     async with open_worker(nthreads=2) as session:
-        run = session.submit("a", pass_gate, reservations.name, time_limit=0.01)
+        run = session.submit("a", pass_gate, gate.name, time_limit=0.01)
         assert await session.hear(Started) == Started((run,))
         assert (await session.hear(RunFailed)).kind == "timeout"
         assert await session.hear(Capacity) == Capacity(1)
         after = session.submit("b", abs, -1)
         assert (await session.hear(RunFinished)).run == after
-        reservations.open.set()
+        gate.open.set()
         assert await session.hear(Capacity) == Capacity(2)
 
 
-async def test_a_run_is_announced_before_it_starts(reservations: Any) -> None:
+async def test_a_run_is_announced_before_it_starts(gate: Any) -> None:
     async with open_worker() as session:
-        run = session.submit("a", pass_gate, reservations.name, announce=True)
+        run = session.submit("a", pass_gate, gate.name, announce=True)
         assert await session.hear(Started) == Started((run,))
-        await reservations.wait_reached()
-        reservations.open.set()
+        await gate.wait_reached()
+        gate.open.set()
         assert (await session.hear(RunFinished)).run == run
 
 
-async def test_a_long_run_is_announced_while_it_goes_on(reservations: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_long_run_is_announced_while_it_goes_on(gate: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(core_driver, "LONG_RUN_S", 0.01)
     async with open_worker(heartbeat_interval_s=1000) as session:
-        run = session.submit("a", pass_gate, reservations.name)
+        run = session.submit("a", pass_gate, gate.name)
         assert await session.hear(Started) == Started((run,))
-        reservations.open.set()
+        gate.open.set()
         await session.hear(RunFinished)
 
 
@@ -225,13 +225,13 @@ async def test_a_freed_result_is_let_go() -> None:
         assert await session.result() == ["b"]
 
 
-async def test_the_result_of_a_run_that_ignored_its_cancellation_is_not_kept(reservations: Any) -> None:
+async def test_the_result_of_a_run_that_ignored_its_cancellation_is_not_kept(gate: Any) -> None:
     async with open_worker(nthreads=2) as session:
-        run = session.submit("a", pass_gate_and_ignore, reservations.name)
-        await reservations.wait_reached()
+        run = session.submit("a", pass_gate_and_ignore, gate.name)
+        await gate.wait_reached()
         session.tell(CancelRuns((run,)))
         assert await session.hear(Capacity) == Capacity(1)
-        reservations.open.set()
+        gate.open.set()
         assert await session.hear(Capacity) == Capacity(2)
         session.submit("b", keys_here)
         assert await session.result() == []
@@ -257,15 +257,15 @@ async def test_thousands_of_tasks_at_once() -> None:
             assert value_of(finished.value) == runs.pop(finished.run)
 
 
-async def test_a_worker_that_is_stopped_says_goodbye_and_leaves_no_thread(reservations: Any) -> None:
+async def test_a_worker_that_is_stopped_says_goodbye_and_leaves_no_thread(gate: Any) -> None:
     before = set(threading.enumerate())
     async with open_worker(nthreads=3) as session:
-        session.submit("a", pass_gate, reservations.name)
-        await reservations.wait_reached()
+        session.submit("a", pass_gate, gate.name)
+        await gate.wait_reached()
     await session.over.wait()
     assert session.connection.goodbye is not None
     assert session.connection.goodbye.reason == "the worker was stopped"
-    reservations.open.set()
+    gate.open.set()
     for thread in set(threading.enumerate()) - before:
         if thread.name.startswith("slot-"):
             await trio.to_thread.run_sync(thread.join, PATIENCE_S)
