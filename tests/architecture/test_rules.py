@@ -209,9 +209,9 @@ def test_a_file_of_more_than_500_lines_says_why(package):
     assert rules.oversized(package(config="\n" * 500)) == []
     (breach,) = rules.oversized(package(config='"""Settings."""' + "\n" * 501))
     assert breach.startswith("config.py has 501 lines")
-    reason = '"""Settings.\n\nThis is one file\nbecause its classes share a lock.\n"""'
+    reason = '"""Settings.\n\nThis file is long\nbecause its classes share a lock.\n"""'
     assert rules.oversized(package(config=reason + "\n" * 501)) == []
-    assert rules.oversized(package(config='"""Settings in one file because."""' + "\n" * 501)) != []
+    assert rules.oversized(package(config='"""This file is long because"""' + "\n" * 501)) != []
 
 
 @pytest.mark.parametrize("caught", ["", " Exception", " BaseException as error", " (OSError, Exception)"])

@@ -18,12 +18,10 @@ from typing import Any, Final, NamedTuple
 import trio
 
 from trio_dask.protocol.messages import Run
+from trio_dask.protocol.wire_constants import MAX_SECEDED
 from trio_dask.worker.task_context import TaskContext
 
 __all__ = ["Rejoined", "Seceded", "SecededTasks"]
-
-MAX_SECEDED: Final = 5000
-"""At most this many tasks of one worker may be outside of its slots: each is a thread."""
 
 NO_SLOT: Final = -1
 """Handed to tasks that rejoin when the slots are closed."""
@@ -105,9 +103,7 @@ class SecededTasks:
             if number is None or self._closed:
                 return False
             if len(self._outside) >= MAX_SECEDED:
-                raise RuntimeError(
-                    f"{MAX_SECEDED} tasks of this worker already wait outside its slots; no more are allowed"
-                )
+                raise RuntimeError(f"{MAX_SECEDED} tasks of this worker have already seceded; no more are allowed")
             # In this order: a thread that searches a task without the lock finds it in one place or the other.
             self._outside[id(context)] = context
             context.slot = None

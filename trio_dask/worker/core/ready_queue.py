@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from heapq import heappop, heappush
-from typing import Final
 
 from trio_dask.ids import RunId
 from trio_dask.protocol.messages import Run
+from trio_dask.protocol.wire_constants import PRIORITY_BITS
 
 __all__ = ["ReadyQueue"]
-
-CLASS_BITS: Final = 48
-"""The low bits of a rank are the order of submission; those above are the user's priority."""
 
 
 class ReadyQueue:
@@ -86,7 +83,7 @@ class ReadyQueue:
             best = self._heap[0][0]
         except IndexError:
             best = rank
-        if best >> CLASS_BITS < rank >> CLASS_BITS:
+        if best >> PRIORITY_BITS < rank >> PRIORITY_BITS:
             return None
         claimed = self._chained.pop(predecessor.run, None)
         return None if claimed is None else claimed[1]
@@ -107,4 +104,4 @@ def _rank(run: Run) -> int:
     `push` by a tenth.
     """
     given: int = run.extra.get("priority", 0)
-    return (given << CLASS_BITS) + run.priority
+    return (given << PRIORITY_BITS) + run.priority
