@@ -123,7 +123,7 @@ def test_kept_memory_is_given_back_before_anything_else(kept: int, process: int,
 
 
 def test_room_is_made_above_a_high_limit_until_below_the_low_one(policy: MemoryPolicy) -> None:
-    asked = []
+    asked: list[bool] = []
     for process in (60, 70, 71, 65, 60, 59, 65):
         (action,) = policy.step(0, Figures(process * MB, spillable=50 * MB)).actions or (None,)
         asked.append(isinstance(action, MakeRoom))
@@ -202,7 +202,8 @@ def test_garbage_is_collected_rarely_and_the_more_so_the_longer_it_takes(
 
 def test_a_busy_worker_is_read_often_and_an_idle_one_ever_more_rarely(policy: MemoryPolicy) -> None:
     assert policy.step(0, Figures(10 * MB, is_busy=True)).next_s == memory_policy.BUSY_INTERVAL_S
-    now, intervals = 0.1, []
+    now = 0.1
+    intervals: list[float] = []
     while now < 30:
         intervals.append(policy.step(now, Figures(10 * MB)).next_s)
         now += intervals[-1]
