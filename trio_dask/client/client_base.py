@@ -32,7 +32,7 @@ from trio_dask.client.wait_signals import ValueReader
 from trio_dask.errors import DataLost, UsageError
 from trio_dask.ids import Key
 from trio_dask.protocol.pickling import PickledFunction, call_token, pickle_call, pickle_function
-from trio_dask.unsupported_names import CLIENT, missing
+from trio_dask.unsupported_names import CLIENT, unsupported_error
 
 __all__ = ["BaseClient"]
 
@@ -58,7 +58,7 @@ class BaseClient(CallForms, Generic[F]):
     if not TYPE_CHECKING:  # with it, a type checker would accept any name
 
         def __getattr__(self, name):
-            raise missing(type(self).__name__, name, CLIENT)
+            raise unsupported_error(type(self).__name__, name, CLIENT)
 
     @property
     def engine(self) -> Engine:

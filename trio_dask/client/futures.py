@@ -25,7 +25,7 @@ from trio_dask.client.wait_signals import ValueReader
 from trio_dask.hooks import hooks
 from trio_dask.ids import Key
 from trio_dask.protocol.pickling import KeyReference
-from trio_dask.unsupported_names import FUTURE, Absent
+from trio_dask.unsupported_names import FUTURE, UnsupportedName
 
 __all__ = ["AsyncFuture", "BaseFuture", "Future", "Timeout", "states_of"]
 
@@ -53,9 +53,9 @@ class BaseFuture(CallForms, KeyReference):
             pass  # `__init__` was interrupted
 
     if not TYPE_CHECKING:  # for type checkers these names do not exist
-        bind_client = Absent(FUTURE)
-        executor = Absent(FUTURE)
-        substitute = Absent(FUTURE)
+        bind_client = UnsupportedName(FUTURE)
+        executor = UnsupportedName(FUTURE)
+        substitute = UnsupportedName(FUTURE)
 
     @property
     def status(self) -> Status:

@@ -9,7 +9,7 @@ from trio_dask.client.core.key_state import TERMINAL, KeyState
 from trio_dask.client.futures import AsyncFuture, BaseFuture, states_of
 from trio_dask.client.nested_futures import futures_given
 from trio_dask.client.task_errors import no_value
-from trio_dask.config import counted
+from trio_dask.parsing import counted
 
 __all__ = ["ALL_COMPLETED", "FIRST_COMPLETED", "DoneAndNotDone", "ReturnWhen", "wait", "were_not_done"]
 
