@@ -49,6 +49,7 @@ FLOORS: Mapping[str, int] = {
 # (importing module, imported module) -> why two rooms of one floor may know each other here.
 SIDEWAYS: Mapping[tuple[str, str], str] = {
     ("trio_dask.nanny.service", "trio_dask.worker.running_table"): "memory that a worker writes and its nanny reads",
+    ("trio_dask.nanny.worker_process", "trio_dask.worker.running_table"): "the same",
 }
 
 EVERYTHING = {"BaseException", "BaseExceptionGroup", "Exception", "ExceptionGroup"}

@@ -15,8 +15,7 @@ from trio_dask.errors import ClusterError, KeptCrashing, NoScheduler, RefusedErr
 from trio_dask.ids import RunId, new_incarnation
 from trio_dask.nanny import rpc_handlers, worker_process
 from trio_dask.nanny.service import Nanny, Stop
-from trio_dask.processes.child_process import ChildEnd
-from trio_dask.processes.exit_report import LastWords
+from trio_dask.processes.exit_report import ChildEnd, LastWords
 from trio_dask.protocol.hello import Hello
 from trio_dask.protocol.messages import Leave, Obituary, SchedulerStops, Vouch
 from trio_dask.scheduler.service import run_scheduler

@@ -19,7 +19,8 @@ from trio_dask.cli.command import (
 )
 from trio_dask.cli.legacy_options import NOT_OF_SCHEDULER, REFUSED, former_options, notes
 from trio_dask.config import DEFAULT_PORT, SchedulerSettings, parse_count, parse_port, parse_timedelta
-from trio_dask.deploy.program_runner import Stopper, raise_file_limit, run_program, spare_garbage_collection
+from trio_dask.deploy.program_runner import Stopper, run_program, spare_garbage_collection
+from trio_dask.processes.environment import raise_file_limit
 
 __all__ = ["main"]
 

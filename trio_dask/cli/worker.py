@@ -15,10 +15,11 @@ from trio_dask.cli.command import Program, run_command
 from trio_dask.cli.legacy_options import notes
 from trio_dask.cli.worker_options import SECTIONS, worker_options
 from trio_dask.config import NannySettings, WorkerSettings, check_memory_limit, counted
-from trio_dask.deploy.cluster_sizing import Share, divide
-from trio_dask.deploy.program_runner import Stopper, raise_file_limit, run_program
+from trio_dask.deploy.cluster_sizing import WorkerSizing, divide
+from trio_dask.deploy.program_runner import Stopper, run_program
 from trio_dask.errors import UsageError
 from trio_dask.host_limits import cpus, memory
+from trio_dask.processes.environment import raise_file_limit
 
 if TYPE_CHECKING:
     from trio_dask.comm.addresses import Address
@@ -82,7 +83,7 @@ def worker(stopper: Stopper, /, debug: bool, **options: Any) -> int:
     )
 
 
-def _divide(options: dict[str, Any]) -> Share:
+def _divide(options: dict[str, Any]) -> WorkerSizing:
     workers, limit, available = options["nworkers"], options["memory_limit"], memory()
     try:
         share = divide(workers, options["nthreads"], limit, cpus=cpus(), memory=available)
@@ -111,7 +112,7 @@ def _divide(options: dict[str, Any]) -> Share:
     return share
 
 
-def _nanny_settings(options: dict[str, Any], share: Share) -> list[NannySettings]:
+def _nanny_settings(options: dict[str, Any], share: WorkerSizing) -> list[NannySettings]:
     where = _where(options, share)
     settings = WorkerSettings(
         scheduler=_scheduler_address(options["scheduler"], options["scheduler_file"]),
@@ -173,7 +174,7 @@ def _without_nanny(settings: NannySettings, pid_file: str | None) -> WorkerSetti
     return settings.worker._replace(pid_file=pid_file, lifetime_s=max(1.0, lifetime_s) if stagger_s else lifetime_s)
 
 
-def _where(options: dict[str, Any], share: Share) -> _Where:
+def _where(options: dict[str, Any], share: WorkerSizing) -> _Where:
     host, interface, ports, contact = (
         options[name] for name in ("host", "interface", "worker_port", "contact_address")
     )

@@ -1,40 +1,40 @@
-"""The programs that a child process can be; each reports what its parent has to know.
+"""The programs of our child processes: scheduler and worker. Each reports what its parent has to know.
 
-Each imports what it needs itself: a scheduler must never load what unpickles, and every import delays the start.
+They import what they need when they run: a scheduler must never load what unpickles, and every import delays the start.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from trio_dask.deploy.program_runner import Stopper
+from trio_dask.deploy.child_program import child_program
+from trio_dask.deploy.program_runner import Stopper, spare_garbage_collection
+from trio_dask.processes.child_context import ChildContext
 
-__all__ = ["Report", "scheduler", "worker"]
-
-Report = Callable[[Mapping[str, Any]], None]
+__all__ = ["load_worker", "scheduler", "worker"]
 
 
-async def scheduler(settings: Mapping[str, Any], report: Report, stopper: Stopper) -> None:
-    """A scheduler; `settings` are fields of `SchedulerSettings`. It reports its address."""
+@child_program
+async def scheduler(child: ChildContext, stopper: Stopper) -> None:
+    """A scheduler; its settings are fields of `SchedulerSettings`. It reports its address."""
     import trio
 
     from trio_dask.config import SchedulerSettings
-    from trio_dask.deploy.program_runner import spare_garbage_collection
     from trio_dask.scheduler.service import run_scheduler
 
     spare_garbage_collection()
     async with trio.open_nursery() as nursery:
-        address = await nursery.start(run_scheduler, SchedulerSettings(**settings))
-        report({"address": str(address)})
+        address = await nursery.start(run_scheduler, SchedulerSettings(**child.settings))
+        child.report({"address": str(address)})
 
 
-async def worker(settings: Mapping[str, Any], report: Report, stopper: Stopper) -> None:
+@child_program
+async def worker(child: ChildContext, stopper: Stopper) -> None:
     """A worker under a nanny: `worker` holds fields of `WorkerSettings`, `preload` and `preload_argv` what comes first.
 
-    It reports that it runs, its address once it is registered, why it leaves before it does, and when it is at rest.
+    It reports that it runs, its address once it is registered, why it leaves before it does, and that its slots are
+    free for good.
     """
     import trio
 
@@ -42,27 +42,38 @@ async def worker(settings: Mapping[str, Any], report: Report, stopper: Stopper) 
     from trio_dask.deploy.preload import PreloadError, preload
     from trio_dask.deploy.worker_program import work
 
+    settings = child.settings
     argv: list[str] = settings["preload_argv"]
     try:
         preloaded = preload(settings["preload"], argv)
     except PreloadError:
-        report({"hopeless": True})
+        child.report({"hopeless": True})
         raise
     fields: dict[str, Any] = {**settings["worker"], "port_range": tuple(settings["worker"]["port_range"])}
     worker_settings = WorkerSettings(**fields)
 
     def leaving(reason: str) -> None:
-        report({"leaving": reason})
+        child.report({"leaving": reason})
 
     def at_rest() -> None:
-        report({"at_rest": True})
+        child.report({"at_rest": True})
 
-    report({"running": True})
+    child.report({"running": True})
     serve = partial(work, worker_settings, stopper, leaving=leaving, at_rest=at_rest, preloaded=preloaded, argv=argv)
     try:
         async with trio.open_nursery() as nursery:
             address = await nursery.start(serve)
-            report({"address": str(address)})
+            child.report({"address": str(address)})
     except* PreloadError:
-        report({"hopeless": True})
+        child.report({"hopeless": True})
         raise
+
+
+def load_worker() -> None:
+    """Import what a worker and its guard need, and nothing that starts a thread: for a fork server."""
+    import ctypes  # noqa: F401
+
+    import trio_dask.deploy.worker_program
+    import trio_dask.processes.subreaper
+    import trio_dask.worker.drain_request
+    import trio_dask.worker.service  # noqa: F401

@@ -73,8 +73,7 @@ async def set_up(preloaded: Sequence[Preloaded], argv: Sequence[str], worker: An
             ready.append(one)
         yield
     finally:
-        with trio.CancelScope(shield=True) as scope:
-            scope.deadline = trio.current_time() + TEARDOWN_S
+        with trio.move_on_after(TEARDOWN_S, shield=True) as scope:
             for one in reversed(ready):
                 try:
                     await _call(getattr(one.module, "dask_teardown", None), worker, ())

@@ -1,6 +1,6 @@
-"""A nanny's own connection with the scheduler: it vouches for its worker, tells of its death, and takes orders.
+"""A nanny's own connection with the scheduler: it says that its worker lives, reports its death, and takes orders.
 
-It is made again whenever it is lost, as long as the nanny lives. What could not be told meanwhile is told then.
+Whenever it is lost, it is made again, as long as the nanny lives. Then follow the reports that could not be sent.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ from trio_dask.protocol.hello import Hello
 from trio_dask.protocol.messages import Leave, Obituary, SchedulerStops, ToNanny, Vouch
 from trio_dask.scheduler_file import read_scheduler_file
 
-__all__ = ["SchedulerLink"]
+__all__ = ["SchedulerConnection"]
 
 log = logging.getLogger("trio_dask.nanny")
 
-VOUCH_S = 2.0
+ALIVE_S = 2.0
 FIRST_BACKOFF_S = 0.1
 MAX_BACKOFF_S = 3.0
 SOUND_SESSION_S = 10.0
-"""After the second session in a row that was lost sooner, the next one is not tried at once."""
-MAX_UNTOLD = 100
+"""After two sessions in a row that were shorter, the next one is not tried at once."""
+MAX_UNSENT = 100
 SILENCE_S = 20.0
-"""A scheduler that says nothing for so long is dialled anew: what connects us may be gone without a word."""
+"""After this time without a word from the scheduler, connect again: the connection may have broken unnoticed."""
 
 
-class SchedulerLink:
-    """`details` gives what the hello is to say, `vouch` the tokens of the workers that can be vouched for.
+class SchedulerConnection:
+    """`details` gives the details of the hello, `alive` the tokens of the worker processes that live.
 
     `take_order` is called with each `Leave` of the scheduler, and when it stops.
     """
@@ -54,38 +54,38 @@ class SchedulerLink:
         settings: WorkerSettings,
         *,
         details: Callable[[], Mapping[str, Any]],
-        vouch: Callable[[], Sequence[str]],
+        alive: Callable[[], Sequence[str]],
         take_order: Callable[[Leave | SchedulerStops], object],
     ) -> None:
         self._settings = settings
         self._details = details
-        self._vouch = vouch
+        self._alive = alive
         self._take_order = take_order
         self._connection: Connection | None = None
-        self._untold: deque[Obituary] = deque(maxlen=MAX_UNTOLD)
+        self._unsent: deque[Obituary] = deque(maxlen=MAX_UNSENT)
         self._changed = trio.Event()
         self._away_since = trio.current_time()
         self._why_away = "none was found"
 
     @property
     def away_since(self) -> float:
-        """Since when there has been no contact with a scheduler; infinite while there is."""
+        """When the last contact with a scheduler ended; infinite during one."""
         return self._away_since
 
     @property
     def why_away(self) -> str:
-        """What became of the last try to find one."""
+        """Why the last attempt to reach one failed."""
         return self._why_away
 
-    def tell(self, obituary: Obituary) -> None:
-        """Tell the scheduler of a death, now or as soon as there is one."""
+    def report_death(self, obituary: Obituary) -> None:
+        """Report a death to the scheduler, now or as soon as there is one."""
         if self._connection is None:
-            self._untold.append(obituary)
+            self._unsent.append(obituary)
         else:
             self._connection.send_nowait(obituary, flush=True)
 
     def worker_changed(self) -> None:
-        """There is another worker to vouch for."""
+        """There is another worker process: report it at once."""
         self._changed.set()
 
     async def run(self) -> None:
@@ -93,7 +93,7 @@ class SchedulerLink:
         backoff_s, unsound = FIRST_BACKOFF_S, False
         while True:
             try:
-                connection = await self._dial()
+                connection = await self._connect()
             except (NoScheduler, UnavailableError, UsageError) as error:
                 self._why_away = str(error)
             except RefusedError as error:
@@ -114,7 +114,7 @@ class SchedulerLink:
     def _note_contact(self) -> None:
         self._away_since = trio.current_time()
 
-    async def _dial(self) -> Connection:
+    async def _connect(self) -> Connection:
         settings = self._settings
         hello = Hello(
             role="nanny", incarnation=new_incarnation(), name=settings.name or "", details=dict(self._details())
@@ -138,13 +138,13 @@ class SchedulerLink:
         async with connection:
             self._connection = connection
             self._away_since = math.inf
-            connection.send_many_nowait(self._untold)
-            self._untold.clear()
+            connection.send_many_nowait(self._unsent)
+            self._unsent.clear()
             connection.flush_nowait()
             over = False
             try:
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._keep_vouching, connection)
+                    nursery.start_soon(self._report_alive, connection)
                     self._why_away = await self._listen(connection)
                     over = True
                     nursery.cancel_scope.cancel()
@@ -169,10 +169,10 @@ class SchedulerLink:
             return str(error)
         return connection.goodbye.reason if connection.goodbye is not None else ""
 
-    async def _keep_vouching(self, connection: Connection) -> None:
+    async def _report_alive(self, connection: Connection) -> None:
         while True:
             self._changed = trio.Event()
-            for process in self._vouch():
+            for process in self._alive():
                 connection.send_nowait(Vouch(process), flush=True)
-            with trio.move_on_after(VOUCH_S):
+            with trio.move_on_after(ALIVE_S):
                 await self._changed.wait()
