@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import signal
 import sys
@@ -141,18 +142,19 @@ def _search_path() -> list[str]:
 
 
 class _Lines:
-    """A stream that comes in pieces, and its lines."""
+    """A stream that comes in pieces, and its lines; a line ends at `max_bytes` at the latest."""
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, max_bytes: float = math.inf) -> None:
         self.stream = trio.lowlevel.FdStream(fd)
+        self._max_bytes = max_bytes
         self.rest = b""
         """The beginning of a line that is not whole yet."""
 
     async def receive(self) -> tuple[bytes, list[bytes]]:
-        """The next piece, empty at the end, and the lines that are whole by it, or too long."""
+        """The next piece, empty at the end, and the lines that it completes."""
         data = bytes(await self.stream.receive_some())
         *lines, self.rest = (self.rest + data).split(b"\n")
-        if len(self.rest) > MAX_LINE_BYTES:
+        if len(self.rest) > self._max_bytes:
             lines, self.rest = [*lines, self.rest], b""
         return data, lines
 
@@ -175,7 +177,7 @@ class Child:
         self._guarded = spec.guarded and GUARDS
         self._process = process
         self._stdin = trio.lowlevel.FdStream(stdin_end)
-        self._stderr = _Lines(stderr_end)
+        self._stderr = _Lines(stderr_end, MAX_LINE_BYTES)
         self._reports = _Lines(report_end)
         self._kill_end: int | None = kill_end
         self._heard = heard
