@@ -69,6 +69,26 @@ PARDONED: Mapping[tuple[str, str], str] = {
     ("trio_dask.ids", "secrets"): "it mints incarnations, for services; no core may import its new_* functions",
 }
 
+# (module, text) -> why it may name a module of the package by a string.
+NAMED: Mapping[tuple[str, str], str] = {
+    **{
+        ("trio_dask.__main__", f"trio_dask.cli.{command}"): "the one command that is run is the one that is imported"
+        for command in ("scheduler", "worker", "status", "demo")
+    },
+    ("trio_dask.deploy.program_runner", "trio_dask.scheduler.deaths"): "the name of a logger",
+}
+
+# Rooms whose files still import each other.
+CIRCULAR_ROOMS = ("trio_dask.client",)
+
+# Module -> why a shield there gets its deadline later.
+LATE_DEADLINES: Mapping[str, str] = {
+    "trio_dask.comm.connection": "the writer outlives a cancelled block; leaving the block cancels it",
+    "trio_dask.scheduler.service": "a request to stop sets the deadline of what is inside",
+    "trio_dask.client.driver": "only `stop` ends an engine, and a farewell has a limit",
+    "trio_dask.client.async_client": "the same",
+}
+
 # Third-party package -> the only files that may import it.
 RESERVED: Mapping[str, tuple[str, ...]] = {
     "asyncssh": ("deploy/ssh*.py",),
@@ -337,3 +357,82 @@ def unexplained_excepts(root: Path) -> list[str]:
 def _is_broad(handler: ast.ExceptHandler) -> bool:
     kinds = handler.type.elts if isinstance(handler.type, ast.Tuple) else [handler.type]
     return any(kind is None or (isinstance(kind, ast.Name) and kind.id in EVERYTHING) for kind in kinds)
+
+
+def named_by_string(root: Path, allowed: Mapping[tuple[str, str], str] = NAMED) -> list[str]:
+    """Strings that name a module of the package, or something in it: a dependency that no import shows.
+
+    Docstrings and the names of loggers and of a run's variables are none.
+    """
+    known = modules(root)
+    found = []
+    for module in known.values():
+        harmless = {id(node.value) for node in ast.walk(module.tree) if isinstance(node, ast.Expr)}
+        harmless |= {
+            id(arg) for named in ("getLogger", "RunVar") for call in _calls(module.tree, named) for arg in call.args
+        }
+        for node in ast.walk(module.tree):
+            if not isinstance(node, ast.Constant) or not isinstance(node.value, str) or id(node) in harmless:
+                continue
+            dotted = re.fullmatch(rf"({PACKAGE}(?:\.\w+)+)(?::\w+)?", node.value)
+            named = dotted and (dotted[1] in known or dotted[1].rpartition(".")[0] in known.keys() - {PACKAGE})
+            if named and (module.name, node.value) not in allowed:
+                found.append(f"{module.name}:{node.lineno} names {node.value} by a string: import it")
+    return found
+
+
+def unlimited_shields(root: Path, allowed: Mapping[str, str] = LATE_DEADLINES) -> list[str]:
+    """Shields against cancellation that are made without a deadline."""
+    found = []
+    for module in modules(root).values():
+        if module.name in allowed:
+            continue
+        lines = [
+            call.lineno
+            for call in _calls(module.tree, "CancelScope")
+            if (shield := _keyword(call, "shield")) is not None
+            and not (isinstance(shield, ast.Constant) and shield.value is False)
+            and _keyword(call, "deadline") is None
+            and _keyword(call, "relative_deadline") is None
+        ]
+        lines += [
+            node.lineno
+            for node in ast.walk(module.tree)
+            if isinstance(node, ast.Assign)
+            and any(isinstance(target, ast.Attribute) and target.attr == "shield" for target in node.targets)
+            and not (isinstance(node.value, ast.Constant) and node.value.value is False)
+        ]
+        found += [f"{module.name}:{line} shields without a deadline: use trio.move_on_after" for line in sorted(lines)]
+    return found
+
+
+def _calls(tree: ast.Module, name: str) -> Iterator[ast.Call]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and name in (getattr(node.func, "attr", ""), getattr(node.func, "id", "")):
+            yield node
+
+
+def _keyword(call: ast.Call, name: str) -> ast.expr | None:
+    return next((keyword.value for keyword in call.keywords if keyword.arg == name), None)
+
+
+def circles(root: Path, rooms: tuple[str, ...] = CIRCULAR_ROOMS) -> list[str]:
+    """Files that import each other, directly or through others; imports for type checkers aside."""
+    known = modules(root)
+    edges = {
+        module.name: {found.target for found in imports(module, known) if not found.typing_only} & known.keys()
+        for module in known.values()
+        if module.name != PACKAGE and not any(_within(module.name, room) for room in rooms)
+    }
+    reach: dict[str, set[str]] = {}
+    for start in edges:
+        seen: set[str] = set()
+        queue = list(edges[start])
+        while queue:
+            name = queue.pop()
+            if name not in seen:
+                seen.add(name)
+                queue += edges.get(name, ())
+        reach[start] = seen
+    rings = {frozenset(n for n in seen if name in reach.get(n, ())) for name, seen in reach.items() if name in seen}
+    return [" <-> ".join(sorted(ring)) for ring in sorted(rings, key=sorted)]

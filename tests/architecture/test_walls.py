@@ -20,6 +20,9 @@ from tests.architecture import rules
         rules.trespassing,
         rules.oversized,
         rules.unexplained_excepts,
+        rules.named_by_string,
+        rules.unlimited_shields,
+        rules.circles,
     ],
     ids=lambda rule: rule.__name__,
 )

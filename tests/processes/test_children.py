@@ -4,11 +4,13 @@ import subprocess
 import sys
 from functools import partial
 
+import psutil
 import pytest
 import trio
 
 from tests.processes import children
 from trio_dask.errors import ClusterError
+from trio_dask.processes import child_process
 from trio_dask.processes.child_context import ChildLog
 from trio_dask.processes.child_process import ChildSpec, run_child
 
@@ -175,6 +177,47 @@ async def test_a_child_that_dies_takes_along_what_it_started():
         child, report = await nursery.start(start, spec("starts_sessions", guarded=True))
         os.kill(child.pid, signal.SIGKILL)
     assert not any(map(alive, report["started"]))
+
+
+async def test_a_guard_that_is_killed_takes_along_what_the_child_started():
+    """Its parent does what can be done from there: an orphan in a session of its own is nobody's any more."""
+    async with trio.open_nursery() as nursery:
+        child, report = await nursery.start(start, spec("starts_sessions", guarded=True))
+        started, orphan = report["started"]
+        os.kill(psutil.Process(child.pid).ppid(), signal.SIGKILL)
+    with trio.fail_after(1):
+        await gone(child.pid, started)
+    os.kill(orphan, signal.SIGKILL)
+
+
+class Unkillable:
+    """A process that waits for a device, as the parent sees it: the kernel does not end it."""
+
+    returncode = None
+
+    def __init__(self, pid):
+        self.pid = pid
+
+    def send_signal(self, sig):
+        pass
+
+    kill = lambda self: None  # noqa: E731
+
+    async def wait(self):
+        await trio.sleep_forever()
+
+
+async def test_a_process_that_the_kernel_does_not_end_is_given_up_in_time(monkeypatch, caplog, autojump_clock):
+    async def start_nothing(start):
+        await trio.lowlevel.checkpoint()
+        return Unkillable(2**22 + 1)  # larger than any process id
+
+    monkeypatch.setattr(child_process, "wait_for_end", lambda pid: trio.sleep_forever())
+    with trio.move_on_after(10) as scope:
+        await run_child(spec("well_behaved", start=start_nothing, guarded=True))
+    assert scope.cancelled_caught
+    assert trio.current_time() == pytest.approx(10 + 1 + child_process.SWEEP_S + child_process.REAP_S)
+    assert "was killed, but the kernel does not end it" in caplog.text
 
 
 async def test_a_thread_that_never_ends_does_not_keep_a_child(guarded):

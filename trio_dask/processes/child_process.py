@@ -373,10 +373,9 @@ class Child:
         self._filter.end()
         self._stderr.stream.close()
         self._reports.stream.close()
+        if self._process.returncode is None:
+            log.warning("%s (pid %d) was killed, but the kernel does not end it", self._spec.name, self._process.pid)
 
     def _exit_status(self) -> int:
         status = self._process.returncode if self._status is None else self._status
-        if status is None:
-            log.warning("%s (pid %d) was killed, but the kernel does not end it", self._spec.name, self._process.pid)
-            return -signal.SIGKILL
-        return status
+        return -signal.SIGKILL if status is None else status
