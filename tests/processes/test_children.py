@@ -212,7 +212,7 @@ async def test_a_process_that_the_kernel_does_not_end_is_given_up_in_time(monkey
         await trio.lowlevel.checkpoint()
         return Unkillable(2**22 + 1)  # larger than any process id
 
-    monkeypatch.setattr(child_process, "wait_for_end", lambda pid: trio.sleep_forever())
+    monkeypatch.setattr(child_process, "wait_for_end", Unkillable.wait)
     with trio.move_on_after(10) as scope:
         await run_child(spec("well_behaved", start=start_nothing, guarded=True))
     assert scope.cancelled_caught
