@@ -3,6 +3,7 @@
 import json
 import os
 import threading
+from contextlib import suppress
 
 import pytest
 
@@ -13,13 +14,13 @@ class Worker:
     """One that has ended when the pipe is closed, as it is when it is killed."""
 
     def __init__(self):
-        self.fd, self._alive = os.pipe()
+        self.fd, alive = os.pipe()
+        self._alive = [alive]
         self.steps = []
 
     def die(self):
-        if self._alive is not None:
-            os.close(self._alive)
-            self._alive = None
+        with suppress(IndexError):  # test and guard may both end it
+            os.close(self._alive.pop())
 
     def kill(self):
         self.steps.append("kill")

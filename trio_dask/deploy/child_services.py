@@ -71,9 +71,11 @@ async def worker(child: ChildContext, stopper: Stopper) -> None:
 
 def load_worker() -> None:
     """Import what a worker and its guard need, and nothing that starts a thread: for a fork server."""
-    import ctypes  # noqa: F401
+    import ctypes
 
     import trio_dask.deploy.worker_program
     import trio_dask.processes.subreaper
     import trio_dask.worker.drain_request
-    import trio_dask.worker.service  # noqa: F401
+    import trio_dask.worker.service
+
+    _ = ctypes, trio_dask

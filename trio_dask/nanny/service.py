@@ -15,7 +15,7 @@ import random
 import signal
 import socket
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import trio
 
@@ -46,7 +46,7 @@ from trio_dask.processes.environment import child_environment
 from trio_dask.processes.procfs import is_runnable, memory_used
 from trio_dask.processes.spawn import Starter, start_by_exec
 from trio_dask.protocol.hello import Hello
-from trio_dask.protocol.messages import Leave, Obituary, SchedulerStops
+from trio_dask.protocol.messages import Leave, SchedulerStops, ToNanny, WorkerExited
 from trio_dask.worker.running_table import Board
 
 __all__ = ["Nanny", "Stop"]
@@ -105,7 +105,7 @@ class Nanny:
             policy, lifetime_restart=settings.lifetime_restart, signal_restart=settings.signal_restart
         )
         self._connection = SchedulerConnection(
-            settings.worker, details=self._details, alive=self._alive, take_order=self._take_order
+            settings.worker, details=self._details, alive=self._alive, handle=self._handle
         )
         self._current: WorkerProcess | None = None
         self._predecessors: list[WorkerProcess] = []
@@ -152,15 +152,24 @@ class Nanny:
             if process.child is not None:
                 process.child.resume()
 
-    def _take_order(self, order: Leave | SchedulerStops) -> None:
-        if isinstance(order, SchedulerStops):
-            if self.settings.worker.on_scheduler_stop == "wait":
-                return  # the worker waits, and says so
-            self.stop(Stop.TOLD, "the scheduler stopped")
-        elif order.restart:
-            self.restart(order.reason)
+    def _handle(self, message: ToNanny) -> None:
+        self.HANDLERS[type(message)](self, message)
+
+    def _leave(self, message: Leave) -> None:
+        if message.restart:
+            self.restart(message.reason)
         else:
-            self.stop(Stop.TOLD, order.reason)
+            self.stop(Stop.TOLD, message.reason)
+
+    def _scheduler_stops(self, message: SchedulerStops) -> None:
+        # A worker that waits for the next scheduler says so itself.
+        if self.settings.worker.on_scheduler_stop != "wait":
+            self.stop(Stop.TOLD, "the scheduler stopped")
+
+    HANDLERS: ClassVar[Mapping[type[Any], Callable[[Any, Any], None]]] = {
+        Leave: _leave,
+        SchedulerStops: _scheduler_stops,
+    }
 
     # ------------------------------------------------------------------------------------------ what others are told
 
@@ -278,8 +287,9 @@ class Nanny:
     async def _run_workers(self, task_status: trio.TaskStatus[str]) -> Finish | GiveUp:
         """One worker after the other; if its end is foreseen, the next one while the one before it drains."""
         waiting: list[trio.TaskStatus[str]] = [task_status]
+        outcome: Finish | GiveUp | None = None
         async with trio.open_nursery() as predecessors:
-            while self._stop is None:
+            while outcome is None and self._stop is None:
                 process = self._new_process(waiting)
                 predecessors.start_soon(process.run)
                 await process.successor_may_start.wait()
@@ -293,12 +303,13 @@ class Nanny:
                 self.changed()
                 following = self._report_exit(process)
                 if not isinstance(following, Restart):
-                    return following
+                    outcome = following
+                    continue
                 self._no_pause = trio.Event()
                 with trio.move_on_after(following.after_s):
                     await self._no_pause.wait()
                 self.restarts += 1
-        return Finish()
+        return outcome or Finish()
 
     def _new_process(self, waiting: list[trio.TaskStatus[str]]) -> WorkerProcess:
         def process_changed() -> None:
@@ -365,7 +376,7 @@ class Nanny:
         details = details_of_death(end, process.pid, lived_s, limit_bytes, of_memory=of_memory)
         planned = decision.planned
         self._connection.report_death(
-            Obituary(process.token, planned, cause, exact=True, runs=() if planned else runs, details=details)
+            WorkerExited(process.token, planned, cause, exact=True, runs=() if planned else runs, details=details)
         )
         self._log_end(process, cause, decision)
         return decision.next

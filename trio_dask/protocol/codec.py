@@ -1,10 +1,9 @@
-"""Messages to msgpack rows and back; whatever a peer may send gives messages or a `ProtocolError`.
+"""Messages to msgpack rows and back; whatever a peer sends gives messages or a `ProtocolError`.
 
 The payload of one frame is a msgpack array of rows, each row `[tag, *fields]`. For every message type a check of its
 row is compiled once, from the annotations of its fields, so that what leaves `decode` has the shape that its type
-promises: how many fields there are, the type of each, the types inside tuples, no number that is not finite, and where
-anything at all is allowed (`Any`) plain values only, nested at most `MAX_DEPTH` deep. What the values *mean* is for
-the cores to judge.
+promises: the number of fields, the type of each, the types inside tuples, finite numbers only, and where anything is
+allowed (`Any`) plain values only, nested at most `MAX_DEPTH` deep. What the values *mean* is for the cores to judge.
 """
 
 from __future__ import annotations
@@ -18,8 +17,9 @@ import msgpack
 
 from trio_dask.errors import ProtocolError, SerializationError
 from trio_dask.protocol import messages
-from trio_dask.protocol.frames import MAX_CONTROL_FRAME
+from trio_dask.protocol.frames import Kind
 from trio_dask.protocol.messages import TAGS, Message
+from trio_dask.protocol.wire_constants import MAX_CONTROL_FRAME, MAX_DEPTH, MAX_ITEMS
 
 __all__ = [
     "DATA_PLANE",
@@ -27,14 +27,12 @@ __all__ = [
     "FROM_CONTROL",
     "FROM_NANNY",
     "FROM_WORKER",
-    "MAX_DEPTH",
-    "MAX_ITEMS",
     "TO_CLIENT",
     "TO_CONTROL",
     "TO_NANNY",
     "TO_WORKER",
     "Allowed",
-    "BlobRow",
+    "OwnFrame",
     "decode",
     "encode",
     "encode_rows",
@@ -43,13 +41,6 @@ __all__ = [
     "rows_header",
 ]
 
-MAX_ITEMS = 2**20
-"""The longest array or map inside a message. Messages that are mere lists of things are cut to it when encoded."""
-
-MAX_DEPTH = 32
-"""How deep plain values may be nested."""
-
-type_of_tag: Mapping[int, type[Any]] = TAGS
 tag_of_type: Mapping[type[Any], int] = {kind: tag for tag, kind in TAGS.items()}
 
 # One packer for all: it is used by one call at a time, because it neither releases the GIL nor calls Python code.
@@ -62,21 +53,31 @@ BLOB_ROW_BYTES = 512 * 2**10
 """Pieces of blobs from this size on are not copied before they are sent: they would all be, as soon as one waits."""
 
 
-class BlobRow:
-    """The row of a large piece of a blob, whose content still lies where it lay."""
+class OwnFrame:
+    """A message that has a frame to itself, and whose content still lies where it lay."""
 
-    __slots__ = ("content", "head")
+    __slots__ = ("kind", "parts", "size")
 
-    def __init__(self, blob: messages.Blob) -> None:
-        self.content = blob.data
-        fields = map(_pack, (tag_of_type[messages.Blob], blob.digest, blob.total))
-        self.head = b"".join((b"\x94", *fields, b"\xc6", len(blob.data).to_bytes(4, "big")))
+    def __init__(self, kind: Kind, *parts: bytes | memoryview) -> None:
+        self.kind = kind
+        self.parts = parts
+        self.size = sum(map(len, parts))
 
     def __len__(self) -> int:
-        return len(self.head) + len(self.content)
+        """Its size for the bounds on what waits to be sent, which no small frame reaches."""
+        return max(self.size, BLOB_ROW_BYTES)
 
 
-Row = bytes | BlobRow
+Row = bytes | OwnFrame
+
+Share = Callable[[messages.Blob], "bytes | None"]
+"""Gives the payload of a frame that says where a blob lies which the peer can map; None for another blob."""
+
+
+def _blob_frame(blob: messages.Blob) -> OwnFrame:
+    fields = map(_pack, (tag_of_type[messages.Blob], blob.digest, blob.total))
+    head = b"".join((b"\x91\x94", *fields, b"\xc6", len(blob.data).to_bytes(4, "big")))
+    return OwnFrame(Kind.RECORDS, head, blob.data)
 
 
 def encode(batch: Iterable[Message]) -> bytes:
@@ -87,16 +88,20 @@ def encode(batch: Iterable[Message]) -> bytes:
     return join_rows(encode_rows(batch))
 
 
-def encode_rows(batch: Iterable[Message]) -> list[Row]:
+def encode_rows(batch: Iterable[Message], share: Share | None = None) -> list[Row]:
     """Each message as a row of its own; several rows for a list that is longer than one message may be.
 
     Raises `SerializationError`, naming the message.
     """
     rows: list[Row] = []
     for message in batch:
-        if type(message) is messages.Blob and len(message.data) >= BLOB_ROW_BYTES:
-            rows.append(BlobRow(message))
-            continue
+        if type(message) is messages.Blob:
+            if share is not None and (payload := share(message)):
+                rows.append(OwnFrame(Kind.SHARED, payload))
+                continue
+            if len(message.data) >= BLOB_ROW_BYTES:
+                rows.append(_blob_frame(message))
+                continue
         try:
             row = _pack((tag_of_type[type(message)], *message))
         except (KeyError, TypeError, ValueError, OverflowError) as error:
@@ -110,12 +115,12 @@ def encode_rows(batch: Iterable[Message]) -> list[Row]:
 
 def join_rows(rows: list[Row]) -> bytes:
     """The payload of one frame that carries these rows."""
-    parts = [part for row in rows for part in ((row.head, row.content) if isinstance(row, BlobRow) else (row,))]
+    parts = [b"".join(row.parts)[1:] if isinstance(row, OwnFrame) else row for row in rows]
     return rows_header(len(rows)) + b"".join(parts)
 
 
 def rows_header(count: int) -> bytes:
-    """What stands before so many rows."""
+    """The bytes before this many rows."""
     if count < 16:
         return bytes((0x90 | count,))
     if count < 2**16:
@@ -124,7 +129,7 @@ def rows_header(count: int) -> bytes:
 
 
 def _cut(message: Message, row: bytes) -> Iterator[bytes]:
-    """The row of a big message; where it is one long list of equals, the rows of several shorter messages."""
+    """The row of a big message, or the rows of several shorter ones where it is one long list."""
     fields = cast("tuple[Any, ...]", message)
     lists = [field for field in fields if _is_tuple(field)]
     if not any(len(items) > MAX_ITEMS for items in lists):
@@ -150,7 +155,7 @@ _MAX_ROW = MAX_CONTROL_FRAME - 8  # less what `join_rows` puts before it
 
 
 class _Builders(dict[int, Callable[[Any], Message]]):
-    """A builder for each tag, compiled when the first such row comes: a program starts sooner for it."""
+    """A builder for each tag, compiled when the first such row comes, so that a program starts sooner."""
 
     def __init__(self, kinds: Mapping[int, type[Any]]) -> None:
         super().__init__()
@@ -162,13 +167,14 @@ class _Builders(dict[int, Callable[[Any], Message]]):
 
 
 class Allowed:
-    """The messages that may arrive from one kind of peer. `who` names it in error messages."""
+    """The messages that may arrive from one kind of peer: those of `union`, and `Goodbye`. Errors name it `who`."""
 
     __slots__ = ("builders", "kinds", "who")
 
-    def __init__(self, who: str, union: UnionType) -> None:
+    def __init__(self, who: str, union: Any) -> None:
         self.who = who
-        self.kinds: Mapping[int, type[Any]] = {tag_of_type[kind]: kind for kind in get_args(union)}
+        kinds = (messages.Goodbye, *(get_args(union) or (union,)))
+        self.kinds: Mapping[int, type[Any]] = {tag_of_type[kind]: kind for kind in kinds}
         self.builders: Mapping[int, Callable[[Any], Message]] = _Builders(self.kinds)
 
     def __repr__(self) -> str:
@@ -191,7 +197,7 @@ def decode(payload: bytes | bytearray | memoryview, allowed: Allowed) -> list[Me
 
 
 def is_plain(value: object, depth: int = MAX_DEPTH) -> bool:
-    """Whether a value consists of plain atoms, sequences, and maps from strings or integers, not nested too deep."""
+    """Whether a value consists of plain atoms, sequences, and maps from strings or integers, not nested too deeply."""
     kind = type(value)
     if kind in _ATOMS:
         return True
@@ -223,11 +229,11 @@ def _unpack(payload: bytes | bytearray | memoryview, allowed: Allowed) -> tuple[
 
 
 def _complain(rows: tuple[Any, ...], allowed: Allowed) -> NoReturn:
-    """Say which row is wrong and how: the way that needs not be fast."""
+    """Say which row is wrong and how. Only the way of errors comes here, so it may be slow."""
     for row in rows:
         if not _is_tuple(row) or not row or type(tag := row[0]) is not int:
             raise ProtocolError(f"{allowed.who} sent {_show(row)} in place of a row")
-        kind = type_of_tag.get(tag)
+        kind = TAGS.get(tag)
         if kind is None:
             raise ProtocolError(f"{allowed.who} sent a message with the unknown tag {tag}")
         if tag not in allowed.kinds:
@@ -254,7 +260,7 @@ def _show(value: object) -> str:
 
 # What the generated code refers to besides the fields.
 _NAMESPACE: Mapping[str, Any] = {
-    "new": vars(tuple)["__new__"],  # a named tuple's own constructor takes twice as long
+    "new": vars(tuple)["__new__"],  # the constructor of a named tuple takes twice as long
     "chain": chain.from_iterable,
     "plain": is_plain,
     **{f"only_{kind.__name__}": frozenset((kind,)).issuperset for kind in (bool, bytes, int, str, tuple)},
@@ -269,8 +275,8 @@ class _Field(NamedTuple):
 def _compile_builder(kind: type[Any]) -> Callable[[Any], Message]:
     """A function from row to message: one unpacking, one chain of type checks, one tuple.
 
-    Generated as source, like the methods of a dataclass, because a loop over checks costs three times as much and runs
-    for every message there is.
+    It is generated as source, like the methods of a dataclass, because every message passes here and a loop over
+    checks costs three times as much.
     """
     hints = get_type_hints(kind)
     fields = [_Field(name, _check(hints[name], name)) for name in kind._fields]
@@ -303,7 +309,7 @@ def _check(annotation: Any, name: str) -> str:
     if annotation is Any:
         return f"plain({name})"
     if annotation is float:
-        # What is not finite would poison every sum it enters; an int is a float that happens to be whole.
+        # Infinity and NaN would poison every sum that they enter; an int is a float that happens to be whole.
         return f"(type({name}) is float or type({name}) is int) and {name} - {name} == 0"
     if annotation in (bool, bytes, int, str):
         return f"type({name}) is {annotation.__name__}"
@@ -320,7 +326,7 @@ def _check(annotation: Any, name: str) -> str:
 
 
 def _check_all(annotation: Any, items: str) -> str:
-    """The same for every item of an iterable, in C where the type allows: batches of tasks are long."""
+    """The same for every item of an iterable; in C where the type allows it, because batches of tasks are long."""
     annotation = getattr(annotation, "__supertype__", annotation)
     arguments = get_args(annotation)
     if annotation in (bool, bytes, int, str):
@@ -336,6 +342,6 @@ FROM_WORKER = Allowed("a worker", messages.FromWorker)
 TO_WORKER = Allowed("the scheduler", messages.ToWorker)
 FROM_NANNY = Allowed("a nanny", messages.FromNanny)
 TO_NANNY = Allowed("the scheduler", messages.ToNanny)
-FROM_CONTROL = Allowed("a caller", messages.FromControl)
-TO_CONTROL = Allowed("the one that was called", messages.ToControl)
+FROM_CONTROL = Allowed("a program", messages.FromControl)
+TO_CONTROL = Allowed("the process that was asked", messages.ToControl)
 DATA_PLANE = Allowed("a peer on the data plane", messages.OnDataPlane)

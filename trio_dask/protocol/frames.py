@@ -11,10 +11,10 @@ from struct import Struct
 from typing import NamedTuple
 
 from trio_dask.errors import ProtocolError
+from trio_dask.protocol.wire_constants import MAX_CONTROL_FRAME
 
 __all__ = [
     "HEADER_SIZE",
-    "MAX_CONTROL_FRAME",
     "PING_FRAME",
     "Frame",
     "FrameDecoder",
@@ -23,9 +23,6 @@ __all__ = [
     "first_frame",
     "frame_header",
 ]
-
-MAX_CONTROL_FRAME = 64 * 2**20
-"""The longest payload of a frame between scheduler, workers and clients, in bytes."""
 
 _MAGIC = 0xDA
 _HEADER = Struct(">BBHI")
@@ -39,6 +36,10 @@ class Kind(IntEnum):
     """Messages, see `codec`."""
     PING = 2
     """Nothing: the sender is alive. Never answered, since each side sends its own."""
+    SHARED = 3
+    """Where a piece of a blob lies in the sender's memory, instead of the piece itself."""
+    MAPPED = 4
+    """The receiver has mapped all of a shared blob: the sender need not keep it for that any longer."""
 
 
 class Frame(NamedTuple):

@@ -17,11 +17,11 @@ from typing import Any, Literal, NamedTuple, TypeVar, cast, get_args
 from trio_dask._version import __version__
 from trio_dask.errors import ProtocolError
 from trio_dask.ids import Incarnation
-from trio_dask.protocol.codec import MAX_DEPTH, is_plain
+from trio_dask.protocol.codec import is_plain
+from trio_dask.protocol.wire_constants import MAX_DEPTH, PROTOCOL_VERSION
 
 __all__ = [
     "MAX_HELLO",
-    "PROTOCOL",
     "EnvelopeReader",
     "Hello",
     "Refusal",
@@ -33,9 +33,6 @@ __all__ = [
     "encode_answer",
     "encode_hello",
 ]
-
-PROTOCOL = 1
-"""The version of everything that follows the hello."""
 
 MAX_HELLO = 64 * 2**10
 """The longest hello or answer, and all that is read from a peer before it is accepted, in bytes."""
@@ -62,9 +59,11 @@ class Hello(NamedTuple):
     name: str = ""
     credentials: str = ""
     details: Mapping[str, Any] = {}
-    protocol: int = PROTOCOL
+    protocol: int = PROTOCOL_VERSION
     package: str = __version__
     python: str = _PYTHON
+    memory: str = ""
+    """Processes with the same text here can map each other's memory; empty if this one shares none."""
 
     def __str__(self) -> str:
         return f"{self.role} {self.name!r}" if self.name else self.role
@@ -78,9 +77,10 @@ class Welcome(NamedTuple):
 
     incarnation: Incarnation
     details: Mapping[str, Any] = {}
-    protocol: int = PROTOCOL
+    protocol: int = PROTOCOL_VERSION
     package: str = __version__
     python: str = _PYTHON
+    memory: str = ""
 
 
 class Refusal(NamedTuple):
@@ -113,12 +113,12 @@ def check_hello(hello: Hello, mine: Hello) -> str | None:
 
 def encode_hello(hello: Hello) -> bytes:
     """The bytes of a hello. Raises `ValueError` if its details cannot be sent."""
-    return _encode(hello._asdict())
+    return _encode(_members_of(hello))
 
 
 def encode_answer(answer: Welcome | Refusal) -> bytes:
     """The bytes of an answer. Raises `ValueError` if its details cannot be sent."""
-    return _encode({"answer": "welcome" if isinstance(answer, Welcome) else "refusal", **answer._asdict()})
+    return _encode({"answer": "welcome" if isinstance(answer, Welcome) else "refusal", **_members_of(answer)})
 
 
 def decode_hello(body: bytes) -> Hello:
@@ -136,6 +136,7 @@ def decode_hello(body: bytes) -> Hello:
         protocol=members.number("protocol"),
         package=members.text("package"),
         python=members.text("python"),
+        memory=members.text("memory"),
     )
 
 
@@ -150,6 +151,7 @@ def decode_answer(body: bytes) -> Welcome | Refusal:
                 protocol=members.number("protocol"),
                 package=members.text("package"),
                 python=members.text("python"),
+                memory=members.text("memory"),
             )
         case "refusal":
             return Refusal(members.text("reason", MAX_HELLO), members.text("kind"))
@@ -191,6 +193,13 @@ class EnvelopeReader:
         """What came behind the envelope, after `feed` has returned its body."""
         length = int.from_bytes(self._received[len(_MAGIC) : _PREFIX], "big")
         return bytes(self._received[_PREFIX + length :])
+
+
+def _members_of(said: Hello | Welcome | Refusal) -> Mapping[str, object]:
+    members = said._asdict()
+    if members.get("memory") == "":  # younger than the first release, which did without
+        del members["memory"]
+    return members
 
 
 def _encode(members: Mapping[str, object]) -> bytes:
