@@ -99,8 +99,8 @@ def test_a_process_that_is_ended_leaves_no_file_behind(tmp_path, end, status):
         "import signal, time\n"
         "from trio_dask.processes.exit_watchdog import ExitWatchdog\n"
         "from trio_dask.deploy.program_runner import Stopper\n"
-        "from trio_dask.scheduler_file import present\n"
-        f"with present({str(tmp_path / 'file')!r}, 'text'):\n"
+        "from trio_dask.owned_files import keep_file\n"
+        f"with keep_file({str(tmp_path / 'file')!r}, 'text'):\n"
         f"    {end}\n"
     )
     assert done.returncode == status

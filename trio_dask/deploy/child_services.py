@@ -6,7 +6,6 @@ They import what they need when they run: a scheduler must never load what unpic
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 from trio_dask.deploy.child_program import child_program
 from trio_dask.deploy.program_runner import Stopper, spare_garbage_collection
@@ -17,40 +16,40 @@ __all__ = ["load_worker", "scheduler", "worker"]
 
 @child_program
 async def scheduler(child: ChildContext, stopper: Stopper) -> None:
-    """A scheduler; its settings are fields of `SchedulerSettings`. It reports its address."""
+    """A scheduler with these `SchedulerSettings`. It reports its address."""
     import trio
 
     from trio_dask.config import SchedulerSettings
     from trio_dask.scheduler.service import run_scheduler
+    from trio_dask.settings_json import from_json
 
     spare_garbage_collection()
     async with trio.open_nursery() as nursery:
-        address = await nursery.start(run_scheduler, SchedulerSettings(**child.settings))
+        address = await nursery.start(run_scheduler, from_json(SchedulerSettings, child.settings))
         child.report({"address": str(address)})
 
 
 @child_program
 async def worker(child: ChildContext, stopper: Stopper) -> None:
-    """A worker under a nanny: `worker` holds fields of `WorkerSettings`, `preload` and `preload_argv` what comes first.
+    """A worker under a nanny, with these `NannySettings`.
 
     It reports that it runs, its address once it is registered, why it leaves before it does, and that its slots are
     free for good.
     """
     import trio
 
-    from trio_dask.config import WorkerSettings
+    from trio_dask.config import NannySettings
     from trio_dask.deploy.preload import PreloadError, preload
     from trio_dask.deploy.worker_program import work
+    from trio_dask.settings_json import from_json
 
-    settings = child.settings
-    argv: list[str] = settings["preload_argv"]
+    nanny = from_json(NannySettings, child.settings)
+    argv = nanny.preload_argv
     try:
-        preloaded = preload(settings["preload"], argv)
+        preloaded = preload(nanny.preload, argv)
     except PreloadError:
         child.report({"hopeless": True})
         raise
-    fields: dict[str, Any] = {**settings["worker"], "port_range": tuple(settings["worker"]["port_range"])}
-    worker_settings = WorkerSettings(**fields)
 
     def leaving(reason: str) -> None:
         child.report({"leaving": reason})
@@ -59,7 +58,7 @@ async def worker(child: ChildContext, stopper: Stopper) -> None:
         child.report({"at_rest": True})
 
     child.report({"running": True})
-    serve = partial(work, worker_settings, stopper, leaving=leaving, at_rest=at_rest, preloaded=preloaded, argv=argv)
+    serve = partial(work, nanny.worker, stopper, leaving=leaving, at_rest=at_rest, preloaded=preloaded, argv=argv)
     try:
         async with trio.open_nursery() as nursery:
             address = await nursery.start(serve)

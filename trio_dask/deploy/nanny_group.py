@@ -19,10 +19,10 @@ from trio_dask.deploy.program_runner import Stopper
 from trio_dask.deploy.worker_program import remove_scratch
 from trio_dask.errors import TrioDaskError
 from trio_dask.nanny.service import Nanny, Stop
+from trio_dask.owned_files import keep_file
 from trio_dask.processes.child_context import ChildLog
 from trio_dask.processes.job_control import suspended_with_us
 from trio_dask.processes.stderr_records import read_record
-from trio_dask.scheduler_file import present
 
 __all__ = ["run_nannies"]
 
@@ -34,10 +34,11 @@ async def run_nannies(
     stopper: Stopper,
     *,
     label: str,
-    pid_file: str | None = None,
     debug: bool = False,
 ) -> None:
     """Look after one worker for each of these settings, until all have ended. A signal makes the workers drain.
+
+    Their pid file is the launcher's.
 
     `label` is the name of the program in lines about a worker.
 
@@ -45,7 +46,8 @@ async def run_nannies(
       KeptCrashing, NoScheduler, RefusedError, UsageError, OSError: what the first nanny that failed raised.
     """
     launcher = _Launcher(settings, label, debug)
-    with present(pid_file, f"{os.getpid()}\n"), stopper.orderly(launcher.pass_signal_on), suspended_with_us(launcher):
+    pid_file = keep_file(settings[0].worker.pid_file, f"{os.getpid()}\n")
+    with pid_file, stopper.stopping_by(launcher.pass_signal_on), suspended_with_us(launcher):
         await launcher.run()
 
 

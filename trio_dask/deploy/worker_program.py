@@ -50,7 +50,7 @@ async def work(
             leaving("signal")  # else the worker would count as ended by its task
         return heeded
 
-    with ExitWatchdog() as watchdog, stopper.orderly(heed):
+    with ExitWatchdog() as watchdog, stopper.stopping_by(heed):
 
         def ends_in(seconds: float, failure: str) -> None:
             status = ExitStatus.NO_SCHEDULER if failure else ExitStatus.STOPPED

@@ -10,8 +10,8 @@ import time
 from contextlib import suppress
 from types import TracebackType
 
+from trio_dask.owned_files import remove_kept_files
 from trio_dask.processes.procfs import end_descendants
-from trio_dask.scheduler_file import remove_present
 
 __all__ = ["ExitWatchdog", "flush_stdout"]
 
@@ -59,7 +59,7 @@ class ExitWatchdog:
                     os.set_blocking(2, False)  # a reader that has stopped must not save us now
                     os.write(2, f"{self._text}\n".encode())
             end_descendants(os.getpid())
-            remove_present()
+            remove_kept_files()
             flush_stdout()
         finally:
             os._exit(self._status)
