@@ -13,6 +13,7 @@ from tests.architecture import rules
     [
         rules.unplaced,
         rules.climbing,
+        rules.circles,
         rules.unused_permissions,
         rules.worldly_cores,
         rules.impure,
@@ -22,7 +23,6 @@ from tests.architecture import rules
         rules.unexplained_excepts,
         rules.named_by_string,
         rules.unlimited_shields,
-        rules.circles,
     ],
     ids=lambda rule: rule.__name__,
 )

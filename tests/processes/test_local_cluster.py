@@ -175,8 +175,8 @@ async def test_a_member_that_cannot_start_is_told_with_its_own_words(monkeypatch
             cluster_members, "ChildSpec", lambda **fields: made(**{**fields, "settings": {"no_such_setting": 1}})
         )
     else:
-        monkeypatch.setattr(service, "_plain", lambda settings: {"no_such_setting": 1, "port_range": (0, 0)})
-    with pytest.raises(ClusterError, match=rf"(?s)-{who}.* ended with status 1 before it was ready:.*no_such_setting"):
+        monkeypatch.setattr(service, "to_json", lambda settings: {"no_such_setting": 1})
+    with pytest.raises(ClusterError, match=rf"(?s)-{who}.* ended with status 2 before it was ready:.*no_such_setting"):
         async with open_local_cluster(1, 1):
             pass
 

@@ -47,7 +47,7 @@ from trio_dask.processes.spawn import Starter, start_by_exec
 from trio_dask.protocol.hello import Hello
 from trio_dask.protocol.messages import Leave, SchedulerStops, ToNanny, WorkerExited
 from trio_dask.settings_json import to_json
-from trio_dask.worker.running_table import Board
+from trio_dask.worker.running_table import RunningTable
 
 __all__ = ["Nanny", "Stop"]
 
@@ -254,7 +254,7 @@ class Nanny:
         if isinstance(outcome, GiveUp):
             raise ERRORS.get(outcome.status, ClusterError)(outcome.reason)
 
-    def _child_spec(self, token: str, board: Board) -> ChildSpec:
+    def _child_spec(self, token: str, board: RunningTable) -> ChildSpec:
         """What the next worker process is started with."""
         settings = self.settings
         worker = settings.worker
@@ -321,7 +321,7 @@ class Nanny:
             self.changed()
 
         token = new_incarnation()
-        board = Board.create(self.settings.worker.nthreads)
+        board = RunningTable.create(self.settings.worker.nthreads)
         spec = self._child_spec(token, board)
         process = self._current = WorkerProcess(token, board, spec, self.settings, self._connection, process_changed)
         return process

@@ -17,7 +17,7 @@ from trio_dask.nanny.scheduler_connection import SchedulerConnection
 from trio_dask.processes.child_process import Child, ChildSpec, run_child
 from trio_dask.processes.exit_report import ChildEnd
 from trio_dask.processes.procfs import memory_used
-from trio_dask.worker.running_table import Board
+from trio_dask.worker.running_table import RunningTable
 
 __all__ = ["Kill", "Stop", "WorkerProcess"]
 
@@ -59,7 +59,7 @@ class WorkerProcess:
     def __init__(
         self,
         token: str,
-        board: Board,
+        board: RunningTable,
         spec: ChildSpec,
         settings: NannySettings,
         connection: SchedulerConnection,
