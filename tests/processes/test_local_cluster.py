@@ -176,7 +176,7 @@ async def test_a_member_that_cannot_start_is_told_with_its_own_words(monkeypatch
         )
     else:
         monkeypatch.setattr(service, "to_json", lambda settings: {"no_such_setting": 1})
-    with pytest.raises(ClusterError, match=rf"(?s)-{who}.* ended with status 2 before it was ready:.*no_such_setting"):
+    with pytest.raises(ClusterError, match=rf"(?s)-{who}.*has no setting 'no_such_setting'"):
         async with open_local_cluster(1, 1):
             pass
 
