@@ -72,9 +72,8 @@ def load_worker() -> None:
     """Import what a worker and its guard need, and nothing that starts a thread: for a fork server."""
     import ctypes
 
-    import trio_dask.deploy.worker_program
-    import trio_dask.processes.subreaper
-    import trio_dask.worker.drain_request
-    import trio_dask.worker.service
+    from trio_dask.deploy import worker_program
+    from trio_dask.processes import subreaper
+    from trio_dask.worker import drain_request, service
 
-    _ = ctypes, trio_dask
+    _ = ctypes, worker_program, subreaper, drain_request, service
