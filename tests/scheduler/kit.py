@@ -53,7 +53,7 @@ class Worker(Peer):
         self.info = self.info._replace(incarnation=Incarnation(f"i{self.peer}"))
         self.inbox.clear()
         self.kit.peers[self.peer] = self
-        back = self.kit.core.come_back(self.peer, previous, self.info, self.kit.now)
+        back = self.kit.core.resume_worker(self.peer, previous, self.info, self.kit.now)
         self.kit.settle()
         return back
 

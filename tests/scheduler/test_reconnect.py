@@ -8,7 +8,7 @@ from tests.scheduler.kit import Kit, run_ids
 from trio_dask.errors import ProtocolError
 from trio_dask.ids import RunId
 from trio_dask.protocol import messages as m
-from trio_dask.scheduler.core import ClosePeer, Notice
+from trio_dask.scheduler.core import ClosePeer, LogLine
 
 
 def test_nothing_is_computed_anew_while_a_worker_is_away_and_nothing_is_when_it_returns() -> None:
@@ -421,7 +421,7 @@ def test_a_worker_that_returns_is_listed_once_at_demands_that_were_made_meanwhil
 
 
 def notices(kit: Kit) -> list[tuple[str, bool]]:
-    taken = [(request.text, request.serious) for request in kit.core.requests if isinstance(request, Notice)]
+    taken = [(request.text, request.serious) for request in kit.core.requests if isinstance(request, LogLine)]
     kit.core.requests.clear()
     return taken
 

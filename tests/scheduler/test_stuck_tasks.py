@@ -8,8 +8,8 @@ import pytest
 
 from tests.scheduler.kit import Client, Kit
 from trio_dask.protocol import messages as m
-from trio_dask.scheduler.core import Notice, stuck_tasks
-from trio_dask.scheduler.core.priority_queue import Line
+from trio_dask.scheduler.core import LogLine, stuck_tasks
+from trio_dask.scheduler.core.priority_queue import TaskQueue
 from trio_dask.scheduler.core.state import Task
 
 
@@ -18,7 +18,7 @@ def told(client: Client) -> list[tuple[str, bool]]:
 
 
 def notices(kit: Kit) -> list[str]:
-    taken = [request.text for request in kit.core.requests if isinstance(request, Notice)]
+    taken = [request.text for request in kit.core.requests if isinstance(request, LogLine)]
     kit.core.requests.clear()
     return taken
 
@@ -244,16 +244,16 @@ def test_inputs_that_come_one_by_one_do_not_hasten_the_look_at_the_queue_that_th
 def test_a_look_walks_no_more_of_a_line_than_it_tells(monkeypatch: pytest.MonkeyPatch) -> None:
     walked: list[object] = []
 
-    def counting(line: Line) -> Iterator[Task]:
+    def counting(line: TaskQueue) -> Iterator[Task]:
         for task in each(line):
             walked.append(task)
             yield task
 
-    each = Line.__iter__
+    each = TaskQueue.__iter__
     kit = Kit(validate=False)
     client = kit.client()
     client.submit(*map(str, range(stuck_tasks.MOST_TASKS + 500)))
-    monkeypatch.setattr(Line, "__iter__", counting)
+    monkeypatch.setattr(TaskQueue, "__iter__", counting)
     kit.tick(0.1)
     assert len(walked) <= stuck_tasks.MOST_TASKS + 1
     assert told(client) == [(f"{stuck_tasks.MOST_TASKS}+ tasks wait: no worker is connected", False)]

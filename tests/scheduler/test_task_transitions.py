@@ -177,8 +177,8 @@ def test_the_same_task_again_keeps_the_options_of_the_first_submission() -> None
     client.submit("a", workers=("nobody",))
     other.submit("a", workers=("alice",), resources={"GPU": 1})
     assert worker.runs() == []
-    assert kit.core.state.tasks["a"].terms.workers == ("nobody",)
-    assert kit.core.state.tasks["a"].terms.resources == ()
+    assert kit.core.state.tasks["a"].options.workers == ("nobody",)
+    assert kit.core.state.tasks["a"].options.resources == ()
     kit.worker("nobody").finish_all()
     assert client.ready() == other.ready() == ["a"]
 

@@ -32,7 +32,7 @@ from trio_dask.ids import Incarnation, PeerId, new_incarnation
 from trio_dask.protocol.hello import Hello, Refusal, Welcome
 from trio_dask.protocol.messages import Leave, Restart, SchedulerStops
 from trio_dask.scheduler.client_resume import Returns
-from trio_dask.scheduler.core import ClosePeer, CoreSettings, Notice, SchedulerCore, Stop
+from trio_dask.scheduler.core import ClosePeer, CoreSettings, LogLine, SchedulerCore, Stop
 from trio_dask.scheduler.registration import nanny_process, previous_session, worker_info
 from trio_dask.scheduler.rpc_handlers import scheduler_commands
 from trio_dask.scheduler_file import present, scheduler_file_text
@@ -196,7 +196,7 @@ class _Service:
         if hello.role == "worker":
             info = worker_info(hello)
             previous = previous_session(hello, self._identity.incarnation)
-            if self._core.may_return(previous, info):
+            if self._core.may_resume(previous, info):
                 self._welcomed_back.add(previous)
                 return Welcome(incarnation=self._identity.incarnation, details={"returned": True})
             refused = self._core.refusal(info)
@@ -279,7 +279,7 @@ class _Service:
         previous = previous_session(hello, self._identity.incarnation)
         if previous in self._welcomed_back:
             self._welcomed_back.discard(previous)
-            if not self._core.come_back(peer, previous, info, now):
+            if not self._core.resume_worker(peer, previous, info, now):
                 connection.abort("it can no longer continue its session")  # so it calls again, and begins afresh
                 return "it came back too late to continue its session"
             return None
@@ -317,7 +317,7 @@ class _Service:
                     connection = self._connections.get(peer)
                     if connection is not None:
                         connection.abort(reason)
-                case Notice(text, serious):
+                case LogLine(text, serious):
                     if serious:
                         deaths.warning("%s", text)
                     else:
@@ -341,7 +341,7 @@ class _Service:
             with trio.CancelScope(deadline=self._core.next_deadline()) as self._alarm:
                 await trio.sleep_forever()
             now = trio.current_time()
-            if self._core.looks_for_signs(now):
+            if self._core.checks_heartbeats(now):
                 for peer, connection in self._connections.items():
                     self._core.heard(peer, connection.heard_at)
             self._core.tick(now)

@@ -91,7 +91,7 @@ class SimScheduler:
             self.core.remove_peer(peer, reason, self.timeline.now, expected=False)
             self.settle()
 
-    def bury(self, process: str, cause: str, ran: tuple[RunId, ...]) -> None:
+    def remove_worker(self, process: str, cause: str, ran: tuple[RunId, ...]) -> None:
         """A nanny tells that a worker process has ended."""
         self.core.handle(self._nanny, Obituary(process, False, cause, True, ran, {}), self.timeline.now)
         self.settle()
@@ -117,7 +117,7 @@ class SimScheduler:
             return
         for task in worker.holds:
             alone = isinstance(task.phase, InMemory) and all(holder.leaving for holder in task.phase.holders)
-            if alone and worker.copying.get(task, (None, 0))[1] < TRIES:
+            if alone and worker.copies.get(task, (None, 0))[1] < TRIES:
                 self.leaves.append(f"{worker.info.name} was sent away with the only copy of {task.key}")
 
     def _tick(self) -> None:
@@ -186,7 +186,7 @@ class SimWorker:
             self.name, self.address, self.name, self.slots, 0, {}, incarnation, 0, self.reconnect, self.process
         )
         previous = self._session[0] if self._session and self._session[1] == self.scheduler.incarnation else None
-        returned = previous is not None and core.may_return(previous, info)
+        returned = previous is not None and core.may_resume(previous, info)
         if not returned:
             if self._session is not None:
                 self.fatal.update(self._unseen)
@@ -199,7 +199,7 @@ class SimWorker:
         self.peer, self.link = self.scheduler.connect(codec.FROM_WORKER, codec.TO_WORKER, self.receive)
         if returned:
             assert previous is not None
-            assert core.come_back(self.peer, previous, info, now)
+            assert core.resume_worker(self.peer, previous, info, now)
             if self.timeline.rng.random() < 0.1:  # the welcome does not arrive
                 peer = self.peer
                 self.link.cut()
@@ -273,7 +273,7 @@ class SimWorker:
         if self.process:
             # A nanny is faster than any grace, but not always faster than the end of the link.
             delay = rng.random() * 0.04 if self.link.is_open else 0.0
-            self.timeline.after(delay, lambda: self.scheduler.bury(self.process, "killed", ran))
+            self.timeline.after(delay, lambda: self.scheduler.remove_worker(self.process, "killed", ran))
         self.link.cut()
         self.timeline.after(rng.random() * 0.05, lambda: self.scheduler.lose(peer, "killed"))
 

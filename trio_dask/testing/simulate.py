@@ -306,7 +306,7 @@ class World:
 
 
 def run_seed(seed: int, bug: Callable[[World], AbstractContextManager[None]] | None = None) -> None:
-    """Run the history of one seed, with a planted bug if there is one.
+    """Run the history of one seed, with a injected bug if there is one.
 
     Raises `Failure` if something does not hold.
     """

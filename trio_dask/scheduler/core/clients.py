@@ -19,18 +19,18 @@ from trio_dask.ids import Incarnation, PeerId
 from trio_dask.protocol.messages import Blob, KeyReady, Message, Received, Submit
 from trio_dask.scheduler.core.blobs import unreference
 from trio_dask.scheduler.core.state import Client, State
-from trio_dask.scheduler.core.task_transitions import sweep, unwant
+from trio_dask.scheduler.core.task_transitions import release_unneeded, unwant
 
 __all__ = [
     "add_client",
-    "come_back",
     "confirm",
-    "end_graces",
+    "end_expired",
     "expect_client",
     "keep_sent",
     "lose_client",
     "note_received",
     "remove_client",
+    "resume_worker",
 ]
 
 LONGEST_GRACE_S: Final = 3600.0
@@ -60,11 +60,11 @@ def remove_client(state: State, client: Client) -> None:
     wants = list(client.wants)
     for task in wants:
         unwant(state, task, client.peer)
-    sweep(state, wants)
-    for content in client.contents:
-        content.uploads.pop(client, None)
-        unreference(state, content)
-    client.contents.clear()
+    release_unneeded(state, wants)
+    for blob in client.blobs:
+        blob.uploads.pop(client, None)
+        unreference(state, blob)
+    client.blobs.clear()
     state.waits = [wait for wait in state.waits if wait[0] != client.peer]
     state.restarts = [restart for restart in state.restarts if restart[0] != client.peer]
     state.retirements = [retirement for retirement in state.retirements if retirement[0] != client.peer]
@@ -99,7 +99,7 @@ def expect_client(state: State, previous: Incarnation, received: int) -> tuple[P
     return client.peer, client.received
 
 
-def come_back(state: State, peer: PeerId, received: int) -> bool:
+def resume_worker(state: State, peer: PeerId, received: int) -> bool:
     """A client is back that was expected. What it has not handled is sent again, before anything new."""
     client = state.away_clients.get(peer)
     if client is None or not client.confirmed <= received <= client.sent:
@@ -114,7 +114,7 @@ def come_back(state: State, peer: PeerId, received: int) -> bool:
     return True
 
 
-def end_graces(state: State) -> None:
+def end_expired(state: State) -> None:
     """Remove those whose time to come back is over."""
     for client in list(state.away_clients.values()):
         if client.away_until is not None and client.away_until <= state.now:

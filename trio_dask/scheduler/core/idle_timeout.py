@@ -31,10 +31,12 @@ def look(state: State) -> None:
 
 def _is_busy(state: State) -> bool:
     """Whether any task is on its way: whatever waits, waits for one that is queued or processed."""
-    lines = [state.queue.line, *(queue.line for queue in state.queues.values())]
+    queues = [state.queue.tasks, *(queue.tasks for queue in state.queues.values())]
     workers = [*state.workers.values(), *state.away.values()]
     return (
         bool(state.ready)
-        or any(line.first() is not None for line in lines)
-        or any(worker.processing or worker.parked or worker.backlog.first() is not None for worker in workers)
+        or any(queue.first() is not None for queue in queues)
+        or any(
+            worker.processing or worker.blocked_on_return or worker.backlog.first() is not None for worker in workers
+        )
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trio_dask.scheduler.core.state import (
-    DETACHED,
+    FIRE_AND_FORGET,
     FORGOTTEN,
     RELEASED,
     Erred,
@@ -27,20 +27,20 @@ def check(state: State) -> None:
     for key, task in state.tasks.items():
         assert task.key == key
         _check_task(state, task)
-        for content in (task.function, *task.blobs):
-            if content is not None:
-                content_references[content] = content_references.get(content, 0) + 1
+        for blob in (task.function, *task.blobs):
+            if blob is not None:
+                content_references[blob] = content_references.get(blob, 0) + 1
     for client in state.clients.values():
         for task in client.wants:
             assert client.peer in task.wanted, f"{client.name} wants {task}, which does not know"
-        for content in client.contents:
-            content_references[content] = content_references.get(content, 0) + 1
+        for blob in client.blobs:
+            content_references[blob] = content_references.get(blob, 0) + 1
         assert (client.away_until is not None) == (client.peer in state.away_clients), f"{client.name} is away or not"
         unconfirmed = sum(map(len, client.unconfirmed))
         assert not client.grace_s or client.sent - client.confirmed == unconfirmed, "sent messages are counted wrongly"
-    for content in state.contents.values():
-        assert content.references == content_references.get(content, 0), "a blob counts its references wrongly"
-        for worker in content.shipped:
+    for blob in state.blobs.values():
+        assert blob.references == content_references.get(blob, 0), "a blob counts its references wrongly"
+        for worker in blob.shipped:
             assert worker.peer in state.workers, "a blob is said to be at a worker that is gone"
     for worker in (*state.workers.values(), *state.away.values()):
         occupancy_s = 0.0
@@ -51,7 +51,7 @@ def check(state: State) -> None:
             assert phase.run == run
             assert phase.worker is worker
             occupancy_s += phase.expected_s
-            for name, amount in task.terms.resources:
+            for name, amount in task.options.resources:
                 used[name] = used.get(name, 0.0) + amount
         assert abs(worker.occupancy_s - occupancy_s) < 1e-6, f"occupancy of {worker}"
         for name, amount in worker.info.resources.items():
@@ -89,7 +89,9 @@ def _check_task(state: State, task: Task) -> None:
         assert dependency.dependents is not None
         assert task in dependency.dependents
     for peer in task.wanted:
-        assert peer == DETACHED or task in state.clients[peer].wants, f"{task} is wanted by a client that does not know"
+        assert peer == FIRE_AND_FORGET or task in state.clients[peer].wants, (
+            f"{task} is wanted by a client that does not know"
+        )
     missing = sum(not isinstance(dependency.phase, InMemory) for dependency in task.dependencies)
     needed = bool(task.wanted) or task.waiters > 0
     if phase is RELEASED:
@@ -99,16 +101,18 @@ def _check_task(state: State, task: Task) -> None:
         assert needed
         assert phase.missing == missing, f"{task} counts {phase.missing} missing inputs, misses {missing}"
         if not missing and task not in state.ready:
-            parked = any(task in worker.parked for worker in state.away.values())
-            parked = parked or any(worker.returning and task in worker.parked for worker in state.workers.values())
-            assert parked, f"{task} is ready, and nobody will place it"
+            blocked_on_return = any(task in worker.blocked_on_return for worker in state.away.values())
+            blocked_on_return = blocked_on_return or any(
+                worker.returning and task in worker.blocked_on_return for worker in state.workers.values()
+            )
+            assert blocked_on_return, f"{task} is ready, and nobody will place it"
         for dependency in task.dependencies:
             assert not isinstance(dependency.phase, Erred), f"{task} waits for an input that erred"
     elif isinstance(phase, Queued):
         assert needed
         assert not missing, f"{task} is queued and misses inputs"
-        lines = [phase.queue.line, *(worker.backlog for worker in state.workers.values())]
-        assert any(entry is task for line in lines for entry in line), f"{task} is queued nowhere"
+        queues = [phase.queue.tasks, *(worker.backlog for worker in state.workers.values())]
+        assert any(entry is task for queue in queues for entry in queue), f"{task} is queued nowhere"
     elif isinstance(phase, Processing):
         assert needed
         assert phase.worker.processing.get(phase.run) is task, f"{task} runs where nobody knows"
@@ -127,7 +131,7 @@ def check_empty(state: State) -> None:
     Raises `AssertionError` naming what is left.
     """
     assert not state.tasks, f"{len(state.tasks)} tasks are left"
-    assert not state.contents, f"{len(state.contents)} blobs are left"
+    assert not state.blobs, f"{len(state.blobs)} blobs are left"
     for worker in state.workers.values():
         assert not worker.processing, f"{worker} still processes"
         assert not worker.holds, f"{worker} still holds"

@@ -9,30 +9,30 @@ from trio_dask.errors import ProtocolError
 from trio_dask.ids import PeerId
 from trio_dask.protocol import messages as m
 from trio_dask.scheduler.core import clients, reconnect, retirement, task_transitions, worker_membership
-from trio_dask.scheduler.core.blobs import forget_contents, receive
-from trio_dask.scheduler.core.placement import learn
+from trio_dask.scheduler.core.blobs import forget_blobs, receive
+from trio_dask.scheduler.core.placement import update_duration
 from trio_dask.scheduler.core.queries import answer
 from trio_dask.scheduler.core.state import (
-    DETACHED,
-    NO_TERMS,
+    DEFAULT_OPTIONS,
+    FIRE_AND_FORGET,
     RELEASED,
     Client,
     Erred,
     Failure,
     InMemory,
-    Past,
     Processing,
+    RetryHistory,
     State,
     Stop,
     Task,
     Worker,
 )
-from trio_dask.scheduler.core.stuck_tasks import look_again
+from trio_dask.scheduler.core.stuck_tasks import recheck_soon
 from trio_dask.scheduler.core.submission import submit
 
 __all__ = ["FROM_CLIENT", "FROM_NANNY", "FROM_WORKER"]
 
-MOST_OUTSIDE: Final = 10_000
+MAX_SECEDED: Final = 10_000
 """Most tasks of a worker that may wait outside of its slots."""
 
 # ------------------------------------------------------------------------------------------------- from workers
@@ -45,7 +45,7 @@ def _run_finished(state: State, worker: Worker, message: m.RunFinished) -> None:
         state.note("", f"stale result of run {message.run} from {worker.info.name}")
         return
     if task.function is not None:
-        learn(state, task.function, message.duration_s)
+        update_duration(state, task.function, message.duration_s)
     task_transitions.finish(state, task, worker, message.nbytes, message.type_name, message.value)
 
 
@@ -53,14 +53,14 @@ def _run_failed(state: State, worker: Worker, message: m.RunFailed) -> None:
     task = worker.processing.get(message.run)
     if task is None:
         return
-    past = task.past
-    attempt = past.attempts if past is not None else 1
-    if (past.failures if past is not None else 0) < task.terms.retries:
-        if past is None:
-            past = task.past = Past()
-        past.failures += 1
-        past.attempts += 1
-        task_transitions.hand_back(state, task, "raised, retried")
+    history = task.history
+    attempt = history.attempts if history is not None else 1
+    if (history.failures if history is not None else 0) < task.options.retries:
+        if history is None:
+            history = task.history = RetryHistory()
+        history.failures += 1
+        history.attempts += 1
+        task_transitions.requeue(state, task, "raised, retried")
         return
     details = {
         "worker": worker.info.name,
@@ -84,7 +84,7 @@ def _returned(state: State, worker: Worker, message: m.Returned) -> None:
     for run in message.runs:
         task = worker.processing.get(run)
         if task is not None:
-            task_transitions.hand_back(state, task, f"handed back by {worker.info.name}")
+            task_transitions.requeue(state, task, f"handed back by {worker.info.name}")
 
 
 def _missing(state: State, worker: Worker, message: m.Missing) -> None:
@@ -95,7 +95,7 @@ def _missing(state: State, worker: Worker, message: m.Missing) -> None:
             _drop_replica(state, source, holder, f"{worker.info.name} could not get it from {holder.info.name}")
     task = worker.processing.get(message.run)
     if task is not None:
-        task_transitions.hand_back(state, task, f"its input {message.key} could not be fetched")
+        task_transitions.requeue(state, task, f"its input {message.key} could not be fetched")
 
 
 def _replicas(state: State, worker: Worker, message: m.Replicas) -> None:
@@ -120,22 +120,22 @@ def _stored(state: State, worker: Worker, message: m.Stored) -> None:
             state.free(worker.peer, message.key)
             return
         state.last_submission += 1
-        task = state.tasks[message.key] = Task(message.key, state.last_submission, None, b"", NO_TERMS, ())
+        task = state.tasks[message.key] = Task(message.key, state.last_submission, None, b"", DEFAULT_OPTIONS, ())
     if client is not None:
         task_transitions.want(state, task, client.peer)
-    task_transitions.appear(state, task, worker, message.nbytes, message.type_name)
+    task_transitions.store_scattered(state, task, worker, message.nbytes, message.type_name)
 
 
 def _lost(state: State, worker: Worker, message: m.Lost) -> None:
     for key in message.keys:
         task = state.tasks.get(key)
         if task is not None:
-            task_transitions.lose(state, task, worker, f"{worker.info.name} lost it")
+            task_transitions.remove_replica(state, task, worker, f"{worker.info.name} lost it")
 
 
 def _capacity(state: State, worker: Worker, message: m.Capacity) -> None:
     # More than its threads while tasks wait outside of its slots, where they count as processed all the same.
-    if not 0 <= message.slots <= worker.info.nthreads + MOST_OUTSIDE:
+    if not 0 <= message.slots <= worker.info.nthreads + MAX_SECEDED:
         raise ProtocolError(f"a worker of {worker.info.nthreads} threads reports {message.slots} slots")
     worker_membership.set_capacity(state, worker, message.slots)
 
@@ -147,7 +147,7 @@ def _heartbeat(state: State, worker: Worker, message: m.Heartbeat) -> None:
 def _drop_replica(state: State, task: Task, holder: Worker, why: str) -> None:
     if isinstance(task.phase, InMemory) and holder in task.phase.holders:
         state.free(holder.peer, task.key)
-        task_transitions.lose(state, task, holder, why)
+        task_transitions.remove_replica(state, task, holder, why)
 
 
 # ------------------------------------------------------------------------------------------------- from clients
@@ -160,10 +160,10 @@ def _want(state: State, client: Client, message: m.Want) -> None:
             state.send(client.peer, _unknown(key))
             continue
         task_transitions.want(state, task, client.peer)
-        task_transitions.announce(state, task, client.peer)
+        task_transitions.notify_client(state, task, client.peer)
         if task.phase is RELEASED:
             task_transitions.activate(state, task)
-    look_again(state)
+    recheck_soon(state)
 
 
 def _unknown(key: str) -> m.Dropped:
@@ -177,7 +177,7 @@ def _release(state: State, client: Client, message: m.Release) -> None:
         if task is not None:
             task_transitions.unwant(state, task, client.peer)
             released.append(task)
-    task_transitions.sweep(state, released)
+    task_transitions.release_unneeded(state, released)
 
 
 def _cancel(state: State, client: Client, message: m.Cancel) -> None:
@@ -193,9 +193,9 @@ def _cancel(state: State, client: Client, message: m.Cancel) -> None:
         for peer in task.wanted if message.force else (client.peer,):
             if peer in task.wanted:
                 task_transitions.unwant(state, task, peer)
-                if peer != DETACHED:
+                if peer != FIRE_AND_FORGET:
                     state.send(peer, m.Dropped(task.key, "cancelled", f"cancelled by client {client.name}"))
-    task_transitions.sweep(state, list(seen))
+    task_transitions.release_unneeded(state, list(seen))
 
 
 def _retry(state: State, client: Client, message: m.Retry) -> None:
@@ -206,10 +206,10 @@ def _retry(state: State, client: Client, message: m.Retry) -> None:
             state.send(client.peer, _unknown(key))
         else:
             tasks.append(task)
-    task_transitions.revive(state, tasks)
+    task_transitions.retry_erred(state, tasks)
     for task in tasks:
         if isinstance(task.phase, Erred):
-            task_transitions.announce(state, task, client.peer)
+            task_transitions.notify_client(state, task, client.peer)
 
 
 def _detach(state: State, client: Client, message: m.Detach) -> None:
@@ -217,7 +217,7 @@ def _detach(state: State, client: Client, message: m.Detach) -> None:
         task = state.tasks.get(key)
         if task is None or isinstance(task.phase, InMemory | Erred):
             continue
-        task_transitions.want(state, task, DETACHED)
+        task_transitions.want(state, task, FIRE_AND_FORGET)
         if task.phase is RELEASED:
             task_transitions.activate(state, task)
 
@@ -231,12 +231,12 @@ def _unreachable(state: State, client: Client, message: m.Unreachable) -> None:
     if holder is not None and holder.away_until is not None:
         phase = task.phase
         if isinstance(phase, InMemory) and all(other.away_until is not None for other in phase.holders):
-            holder.unreached.append((client.peer, task))
+            holder.failed_readers.append((client.peer, task))
             return
     elif holder is not None:
         _drop_replica(state, task, holder, f"client {client.name} could not get it from {holder.info.name}")
     if isinstance(task.phase, InMemory):
-        task_transitions.announce(state, task, client.peer)
+        task_transitions.notify_client(state, task, client.peer)
 
 
 def _query(state: State, client: Client, message: m.Query) -> None:
@@ -255,12 +255,12 @@ def _restart(state: State, client: Client, message: m.Restart) -> None:
     tasks = list(state.tasks.values())
     for task in tasks:
         for peer in task.wanted:
-            if peer != DETACHED:
+            if peer != FIRE_AND_FORGET:
                 state.send(peer, m.Dropped(task.key, "cancelled", text))
             task_transitions.unwant(state, task, peer)
-    task_transitions.sweep(state, tasks)
+    task_transitions.release_unneeded(state, tasks)
     for worker in list(state.away.values()):
-        worker_membership.bury(state, worker, text, expected=True)
+        worker_membership.remove_worker(state, worker, text, expected=True)
     _begin_afresh(state, client, message.request, list(state.workers.values()), text)
 
 
@@ -299,16 +299,16 @@ def _client_goodbye(state: State, client: Client, message: m.Goodbye) -> None:
 
 
 def _worker_goodbye(state: State, worker: Worker, message: m.Goodbye) -> None:
-    worker_membership.bury(state, worker, message.reason, expected=True)
+    worker_membership.remove_worker(state, worker, message.reason, expected=True)
 
 
 def _drain(state: State, worker: Worker, message: m.Drain) -> None:
-    retirement.begin_leaving(state, worker, message.reason)
+    retirement.begin_retiring(state, worker, message.reason)
     worker.leaving, worker.drains = message.reason, True  # though a client may have wanted to retire it before
 
 
 def _forget_blobs(state: State, client: Client, message: m.ForgetBlobs) -> None:
-    forget_contents(state, client, message.digests)
+    forget_blobs(state, client, message.digests)
 
 
 # ------------------------------------------------------------------------------------------------- from nannies
@@ -361,7 +361,7 @@ FROM_CLIENT: Final[dict[type[Any], _FromClient]] = {
     m.Goodbye: _client_goodbye,
 }
 FROM_NANNY: Final[dict[type[Any], _FromNanny]] = {
-    m.Vouch: reconnect.vouch,
+    m.Vouch: reconnect.nanny_heartbeat,
     m.Obituary: _obituary,
     m.Goodbye: _nanny_goodbye,
 }

@@ -27,22 +27,31 @@ from trio_dask.ids import RunId, places_of
 from trio_dask.protocol.messages import Run
 from trio_dask.scheduler.core.blobs import ship
 from trio_dask.scheduler.core.state import (
-    MANY_QUEUES,
-    NO_TERMS,
-    Content,
+    DEFAULT_OPTIONS,
+    PRUNE_QUEUES_FROM,
     InMemory,
     Processing,
     Queue,
     State,
+    StoredBlob,
     Task,
-    Terms,
+    TaskOptions,
     Waiting,
     Worker,
 )
 from trio_dask.scheduler.core.stuck_tasks import note_arrivals
 from trio_dask.scheduler.core.task_transitions import CHAIN_FAN_IN, CHAIN_FAN_OUT, addresses_of, move
 
-__all__ = ["PRIORITY_BITS", "admit", "assign", "has_room", "learn", "place", "queue_for", "settle"]
+__all__ = [
+    "PRIORITY_BITS",
+    "assign",
+    "has_room",
+    "place",
+    "queue_for",
+    "register_eligible",
+    "settle",
+    "update_duration",
+]
 
 UNKNOWN_S: Final = 0.5
 """Expected duration of a call of a function that has not run yet."""
@@ -81,7 +90,7 @@ def place(state: State) -> None:
         for worker in state.touched:
             settle(state, worker)
     fresh: dict[Queue, None] = {}
-    common = state.queue.line
+    common = state.queue.tasks
     while True:
         touched = state.touched
         if state.ready:
@@ -102,12 +111,12 @@ def place(state: State) -> None:
             for worker in touched:
                 _refill(state, worker)
         if state.roomy and common:
-            _drain_queue(state)
+            _hand_out_common(state)
         if state.ahead:
             candidates, state.ahead = state.ahead, []
             for task in candidates:
                 if type(task.phase) is Waiting:
-                    _hand_ahead(state, task)
+                    _assign_ahead(state, task)
         if not (state.ready or state.ahead or state.touched):
             return
 
@@ -143,45 +152,45 @@ def settle(state: State, worker: Worker) -> None:
         state.roomy.pop(worker, None)
 
 
-def queue_for(state: State, terms: Terms) -> Queue:
+def queue_for(state: State, options: TaskOptions) -> Queue:
     """The queue of tasks with these demands."""
-    if not terms.workers and not terms.resources:
+    if not options.workers and not options.resources:
         return state.queue
-    identity = (terms.workers, terms.resources)
+    identity = (options.workers, options.resources)
     queue = state.queues.get(identity)
     if queue is None:
-        if len(state.queues) >= state.most_queues:
+        if len(state.queues) >= state.prune_queues_at:
             _drop_empty_queues(state)
-        queue = state.queues[identity] = Queue(terms)
+        queue = state.queues[identity] = Queue(options)
         for worker in state.workers.values():
-            admit(queue, worker)
-    if terms.workers and terms.allow_other_workers and not queue.eligible:
-        return queue_for(state, terms._replace(workers=()))
+            register_eligible(queue, worker)
+    if options.workers and options.allow_other_workers and not queue.eligible:
+        return queue_for(state, options._replace(workers=()))
     return queue
 
 
 def _drop_empty_queues(state: State) -> None:
     """Forget demands that nobody makes now: of workers that are long gone, perhaps."""
     for identity, queue in list(state.queues.items()):
-        if queue.line.first() is None:
+        if queue.tasks.first() is None:
             del state.queues[identity]
             for worker in queue.eligible:
                 worker.queues.remove(queue)
     # Twice as many may gather until the next time, so that looking costs little for each that is added.
-    state.most_queues = max(MANY_QUEUES, 2 * len(state.queues))
+    state.prune_queues_at = max(PRUNE_QUEUES_FROM, 2 * len(state.queues))
 
 
-def admit(queue: Queue, worker: Worker) -> None:
+def register_eligible(queue: Queue, worker: Worker) -> None:
     """Note a worker at a queue, if it meets the demands."""
-    terms = queue.terms
+    options = queue.options
     info = worker.info
     if worker in queue.eligible:
         return  # it returned, and this queue was made before it had said what it brings
-    if terms.workers:
+    if options.workers:
         names = (info.name, info.host, *places_of(info.address))
-        if not any(name in names for name in terms.workers):
+        if not any(name in names for name in options.workers):
             return
-    if all(info.resources.get(name, 0.0) >= amount for name, amount in terms.resources):
+    if all(info.resources.get(name, 0.0) >= amount for name, amount in options.resources):
         queue.eligible[worker] = None
         worker.queues.append(queue)
 
@@ -201,14 +210,14 @@ def assign(state: State, task: Task, worker: Worker, missing: int) -> None:
     worker.occupancy_s += expected_s
     if worker not in function.shipped:
         ship(state, function, worker)
-    for content in task.blobs:
-        if worker not in content.shipped:
-            ship(state, content, worker)
-    terms = task.terms
+    for blob in task.blobs:
+        if worker not in blob.shipped:
+            ship(state, blob, worker)
+    options = task.options
     extra, priority = _PLAIN, task.priority
-    if terms is not NO_TERMS or task.past is not None:
+    if options is not DEFAULT_OPTIONS or task.history is not None:
         extra, priority = _extra(task), priority & SUBMISSION_MASK
-    for name, amount in terms.resources:
+    for name, amount in options.resources:
         worker.available[name] -= amount
     inputs: tuple[tuple[str, tuple[str, ...]], ...] = ()
     if task.dependencies:
@@ -228,7 +237,7 @@ def assign(state: State, task: Task, worker: Worker, missing: int) -> None:
                 state.ahead.append(dependent)
 
 
-def learn(state: State, function: Content, seconds: float) -> None:
+def update_duration(state: State, function: StoredBlob, seconds: float) -> None:
     """A call has taken so long. The first one corrects what was guessed for those under way."""
     known_s = function.expected_s
     if known_s is not None:
@@ -247,29 +256,29 @@ def learn(state: State, function: Content, seconds: float) -> None:
 
 def _extra(task: Task) -> dict[str, object]:
     extra: dict[str, object] = {}
-    if task.terms.priority:
-        extra["priority"] = -task.terms.priority
-    if task.terms.time_limit_s is not None:
-        extra["time_limit"] = task.terms.time_limit_s
-    if task.past is not None:
-        extra["attempt"] = task.past.attempts
-        if task.past.suspect:
+    if task.options.priority:
+        extra["priority"] = -task.options.priority
+    if task.options.time_limit_s is not None:
+        extra["time_limit"] = task.options.time_limit_s
+    if task.history is not None:
+        extra["attempt"] = task.history.attempts
+        if task.history.suspect:
             extra["announce"] = True
     return extra
 
 
 def _dispatch(state: State, task: Task, fresh: dict[Queue, None]) -> None:
-    terms = task.terms
-    queue = state.queue if terms is NO_TERMS else queue_for(state, terms)
+    options = task.options
+    queue = state.queue if options is DEFAULT_OPTIONS else queue_for(state, options)
     if queue is not state.queue:
-        if state.away and _park(state, task):
+        if state.away and _block_on_return(state, task):
             return
-        queue.line.put(task)
+        queue.tasks.put(task)
         move(state, task, queue.phase, "queued")
         fresh[queue] = None
         return
     if task.dependencies:
-        if state.away and _park(state, task):
+        if state.away and _block_on_return(state, task):
             return
         worker = _best_worker(state, task)
         if worker is not None:
@@ -280,16 +289,16 @@ def _dispatch(state: State, task: Task, fresh: dict[Queue, None]) -> None:
                 worker.backlog.put(task)
                 move(state, task, queue.phase, "queued")
             return
-    queue.line.put(task)
+    queue.tasks.put(task)
     move(state, task, queue.phase, "queued")
 
 
-def _park(state: State, task: Task) -> bool:
+def _block_on_return(state: State, task: Task) -> bool:
     """Have a ready task wait if an input of it is nowhere but at workers that are away; False if none is."""
     for dependency in task.dependencies:
         phase = dependency.phase
         if isinstance(phase, InMemory) and all(holder.away_until is not None for holder in phase.holders):
-            phase.holders[0].parked[task] = None
+            phase.holders[0].blocked_on_return[task] = None
             return True
     return False
 
@@ -333,36 +342,36 @@ def _refill(state: State, worker: Worker) -> None:
     if worker.peer not in state.workers:
         return
     while has_room(state, worker):
-        line = worker.backlog
-        best = line.first()
+        source = worker.backlog
+        best = source.first()
         for queue in worker.queues:
-            first = queue.line.first()
+            first = queue.tasks.first()
             if (
                 first is not None
                 and (best is None or first.priority < best.priority)
-                and all(worker.available[name] + ROUNDING >= amount for name, amount in queue.terms.resources)
+                and all(worker.available[name] + ROUNDING >= amount for name, amount in queue.options.resources)
             ):
-                line, best = queue.line, first
+                source, best = queue.tasks, first
         if best is None:
             break
-        common = state.queue.line.first()
+        common = state.queue.tasks.first()
         if common is not None and common.priority >> PRIORITY_BITS < best.priority >> PRIORITY_BITS:
-            line, best = state.queue.line, common
-        line.take()
+            source, best = state.queue.tasks, common
+        source.take()
         assign(state, best, worker, 0)
     settle(state, worker)
 
 
-def _drain_queue(state: State) -> None:
+def _hand_out_common(state: State) -> None:
     """Hand the common queue out to workers with room: idle ones first, a run of consecutive tasks to each."""
-    line = state.queue.line
+    source = state.queue.tasks
     roomy = state.roomy
     idle = state.idle
-    while roomy and line:
-        share = min(CHUNK, max(1, len(line) // len(roomy)))
+    while roomy and source:
+        share = min(CHUNK, max(1, len(source) // len(roomy)))
         worker = next(iter(idle or roomy))
         while share and has_room(state, worker):
-            task = line.take()
+            task = source.take()
             if task is None:
                 break
             assign(state, task, worker, 0)
@@ -374,9 +383,9 @@ def _drain_queue(state: State) -> None:
             idle.move_to_end(worker)
 
 
-def _hand_ahead(state: State, task: Task) -> None:
+def _assign_ahead(state: State, task: Task) -> None:
     """Assign a waiting task to the one worker where all its inputs are or are being computed, if there is one."""
-    if task.terms is not NO_TERMS and (task.terms.workers or task.terms.resources):
+    if task.options is not DEFAULT_OPTIONS and (task.options.workers or task.options.resources):
         return
     worker: Worker | None = None
     missing = 0

@@ -19,43 +19,43 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from trio_dask.scheduler.core.state import Task
 
-__all__ = ["Line"]
+__all__ = ["TaskQueue"]
 
-SWEEP_FROM: Final = 10_000
+DROP_STALE_FROM: Final = 10_000
 """A line that is shorter is not swept."""
 
-SWEEP_FACTOR: Final = 4
+DROP_STALE_FACTOR: Final = 4
 """A line is swept when it is so many times as long as it was after the last time: that costs little per entry."""
 
 
-class Line:
+class TaskQueue:
     """Tasks, the least priority number first. Its length counts stale entries too."""
 
-    __slots__ = ("_arrivals", "_heap", "_row", "_sweep_at")
+    __slots__ = ("_arrivals", "_drop_stale_at", "_heap", "_in_order")
 
     def __init__(self) -> None:
-        self._row: deque[Task] = deque()
+        self._in_order: deque[Task] = deque()
         self._heap: list[tuple[int, int, Task]] = []
         self._arrivals = 0
-        self._sweep_at = SWEEP_FROM
+        self._drop_stale_at = DROP_STALE_FROM
 
     def __len__(self) -> int:
-        return len(self._row) + len(self._heap)
+        return len(self._in_order) + len(self._heap)
 
     def __bool__(self) -> bool:
-        return bool(self._row or self._heap)
+        return bool(self._in_order or self._heap)
 
     def __iter__(self) -> Iterator[Task]:
-        yield from self._row
+        yield from self._in_order
         for _, _, task in self._heap:
             yield task
 
     def put(self, task: Task) -> None:
         """Add a task."""
-        row = self._row
-        if len(row) + len(self._heap) >= self._sweep_at:
-            self._sweep()
-            row = self._row
+        row = self._in_order
+        if len(row) + len(self._heap) >= self._drop_stale_at:
+            self._drop_stale()
+            row = self._in_order
         if not row or row[-1].priority <= task.priority:
             row.append(task)
         else:
@@ -64,7 +64,7 @@ class Line:
 
     def first(self) -> Task | None:
         """The task that `take` would give."""
-        row, heap = self._row, self._heap
+        row, heap = self._in_order, self._heap
         while row and not row[0].phase.is_queued:
             row.popleft()
         if not heap:
@@ -79,15 +79,15 @@ class Line:
         """Take the best task, if there is one."""
         task = self.first()
         if task is not None:
-            if self._row and self._row[0] is task:
-                self._row.popleft()
+            if self._in_order and self._in_order[0] is task:
+                self._in_order.popleft()
             else:
                 heappop(self._heap)
         return task
 
-    def _sweep(self) -> None:
-        seen = {task: None for task in self._row if task.phase.is_queued}
-        self._row = deque(seen)
+    def _drop_stale(self) -> None:
+        seen = {task: None for task in self._in_order if task.phase.is_queued}
+        self._in_order = deque(seen)
         heap: list[tuple[int, int, Task]] = []
         for entry in sorted(self._heap):  # which is a heap too
             task = entry[2]
@@ -95,9 +95,9 @@ class Line:
                 seen[task] = None
                 heap.append(entry)
         self._heap = heap
-        self._sweep_at = max(SWEEP_FROM, SWEEP_FACTOR * len(seen))
+        self._drop_stale_at = max(DROP_STALE_FROM, DROP_STALE_FACTOR * len(seen))
 
     def clear(self) -> None:
         """Drop every entry."""
-        self._row.clear()
+        self._in_order.clear()
         self._heap.clear()

@@ -24,34 +24,34 @@ from trio_dask.scheduler.core.retirement import forget_copies
 from trio_dask.scheduler.core.state import (
     ClosePeer,
     InMemory,
+    LogLine,
     Nanny,
-    Notice,
     Processing,
     State,
     Worker,
     WorkerInfo,
 )
-from trio_dask.scheduler.core.task_transitions import announce, finish, hand_back, lose
+from trio_dask.scheduler.core.task_transitions import finish, notify_client, remove_replica, requeue
 from trio_dask.scheduler.core.worker_membership import (
-    bury,
-    close_to_work,
+    disable_worker,
+    enable_worker,
     enter,
-    expect_signs,
-    open_to_work,
-    release_parked,
+    remove_worker,
+    schedule_heartbeat_check,
+    unblock_tasks,
 )
 
 __all__ = [
     "add_nanny",
-    "come_back",
-    "end_graces",
-    "look_for_signs",
-    "lose_worker",
-    "may_return",
+    "check_heartbeats",
+    "connection_lost",
+    "end_expired",
+    "may_resume",
+    "nanny_heartbeat",
     "obituary",
     "reconcile",
     "remove_nanny",
-    "vouch",
+    "resume_worker",
 ]
 
 
@@ -61,30 +61,30 @@ SAID_AFTER_S: Final = 1.0
 # ------------------------------------------------------------------------------------------------- away and back
 
 
-def lose_worker(state: State, worker: Worker, reason: str) -> None:
+def connection_lost(state: State, worker: Worker, reason: str) -> None:
     """The link to a worker was lost without a goodbye. It is away, if it may come back; else this is its end."""
     grace_s = state.settings.reconnect_grace_s
     if not worker.info.reconnect or grace_s <= 0:
-        bury(state, worker, reason, expected=False)
+        remove_worker(state, worker, reason, expected=False)
         return
     _go_away(state, worker, reason)
     worker.away_said_at = state.now + SAID_AFTER_S
 
 
 def _go_away(state: State, worker: Worker, reason: str) -> None:
-    close_to_work(state, worker)
+    disable_worker(state, worker)
     del state.workers[worker.peer]
     state.outboxes.pop(worker.peer, None)
     state.frees.pop(worker.peer, None)
-    for content in state.contents.values():
-        content.shipped.pop(worker, None)
+    for blob in state.blobs.values():
+        blob.shipped.pop(worker, None)
     worker.returning = False
     worker.why_away = reason
     worker.away_until = state.now + state.settings.reconnect_grace_s
     state.away[worker.info.incarnation] = worker
 
 
-def may_return(state: State, previous: Incarnation, info: WorkerInfo) -> bool:
+def may_resume(state: State, previous: Incarnation, info: WorkerInfo) -> bool:
     """Whether this worker can go on where the session `previous` ended."""
     former = _find(state, previous)
     return (
@@ -96,12 +96,12 @@ def may_return(state: State, previous: Incarnation, info: WorkerInfo) -> bool:
     )
 
 
-def come_back(state: State, peer: PeerId, previous: Incarnation, info: WorkerInfo) -> bool:
-    """A worker that was away is back, if it `may_return`. It is given work once it has sent its inventory.
+def resume_worker(state: State, peer: PeerId, previous: Incarnation, info: WorkerInfo) -> bool:
+    """A worker that was away is back, if it `may_resume`. It is given work once it has sent its inventory.
 
     If its old session still counts as alive, because nobody has noticed its end, that ends here.
     """
-    if not may_return(state, previous, info):
+    if not may_resume(state, previous, info):
         return False
     worker = _find(state, previous)
     assert worker is not None
@@ -136,7 +136,7 @@ def reconcile(state: State, worker: Worker, inventory: Inventory) -> None:
     worker.returning = False
     worker.former = ()
     state.requests.append(
-        Notice(f"Worker {worker.info.title} reconnected with {counted(len(inventory.held), 'result')}")
+        LogLine(f"Worker {worker.info.title} reconnected with {counted(len(inventory.held), 'result')}")
     )
     kept: dict[Key, None] = {}
     foreign: list[Key] = []
@@ -151,13 +151,13 @@ def reconcile(state: State, worker: Worker, inventory: Inventory) -> None:
             foreign.append(key)
     for task in list(worker.holds):
         if task.key not in kept:
-            lose(state, task, worker, f"{worker.info.name} came back without it")
+            remove_replica(state, task, worker, f"{worker.info.name} came back without it")
     brought = dict.fromkeys(inventory.runs)
     for run, task in list(worker.processing.items()):
         if worker.processing.get(run) is not task:
             continue  # handing one back takes along those that wait there for its result
         if run not in brought:
-            hand_back(state, task, f"{worker.info.name} came back without it")
+            requeue(state, task, f"{worker.info.name} came back without it")
         elif isinstance(task.phase, Processing):
             task.phase.retracting = False
     if foreign:
@@ -170,24 +170,24 @@ def reconcile(state: State, worker: Worker, inventory: Inventory) -> None:
         state.leaving[worker] = None  # whatever it was told before may not have come
         state.leaving_at = state.now
     else:
-        open_to_work(state, worker)
-    release_parked(state, worker)
-    unreached, worker.unreached = worker.unreached, []
-    for peer, task in unreached:
+        enable_worker(state, worker)
+    unblock_tasks(state, worker)
+    failed_readers, worker.failed_readers = worker.failed_readers, []
+    for peer, task in failed_readers:
         if peer in task.wanted:
-            announce(state, task, peer)
+            notify_client(state, task, peer)
 
 
-def end_graces(state: State) -> None:
+def end_expired(state: State) -> None:
     """Bury each worker whose time to come back is over; report one whose death would be known by now."""
     grace_s = state.settings.reconnect_grace_s
     for worker in list(state.away.values()):
         if worker.away_until is not None and worker.away_until <= state.now:
-            bury(state, worker, worker.why_away, expected=False)
+            remove_worker(state, worker, worker.why_away, expected=False)
         elif worker.away_said_at <= state.now:
             worker.away_said_at = float("inf")
             text = f"Lost the connection with worker {worker.info.title}: {worker.why_away}"
-            state.requests.append(Notice(f"{text}; keeping its results for {grace_s:g} s"))
+            state.requests.append(LogLine(f"{text}; keeping its results for {grace_s:g} s"))
 
 
 def _find(state: State, previous: Incarnation) -> Worker | None:
@@ -202,10 +202,10 @@ def _find(state: State, previous: Incarnation) -> Worker | None:
 # ------------------------------------------------------------------------------------------------- signs of life
 
 
-def look_for_signs(state: State) -> None:
+def check_heartbeats(state: State) -> None:
     """Bury the workers that have given no sign of life for too long, and say when to look again."""
     settings = state.settings
-    if state.now - state.signs_at > min(settings.worker_ttl_s, settings.lone_worker_ttl_s) / 2:
+    if state.now - state.heartbeat_check_at > min(settings.worker_ttl_s, settings.lone_worker_ttl_s) / 2:
         # This process itself was stopped or busy: what the workers have said meanwhile waits to be read.
         for worker in state.workers.values():
             worker.heard_at = state.now
@@ -214,9 +214,9 @@ def look_for_signs(state: State) -> None:
         if state.now - worker.heard_at >= limit_s:
             reason = f"no sign of life for {state.now - worker.heard_at:.0f} s"
             state.requests.append(ClosePeer(worker.peer, reason))
-            bury(state, worker, reason, expected=False)
-    state.signs_at = float("inf")
-    expect_signs(state)
+            remove_worker(state, worker, reason, expected=False)
+    state.heartbeat_check_at = float("inf")
+    schedule_heartbeat_check(state)
 
 
 def add_nanny(state: State, peer: PeerId, name: str, process: str) -> None:
@@ -233,7 +233,7 @@ def remove_nanny(state: State, peer: PeerId) -> None:
         del state.nanny_of[nanny.process]
 
 
-def vouch(state: State, peer: PeerId, message: Vouch) -> None:
+def nanny_heartbeat(state: State, peer: PeerId, message: Vouch) -> None:
     """A worker process is alive, says its nanny."""
     _note_process(state, peer, message.process)
     worker = state.processes.get(message.process)
@@ -250,7 +250,7 @@ def obituary(state: State, message: Obituary) -> None:
         state.requests.append(ClosePeer(worker.peer, message.cause))
     ran = message.runs if message.exact else None
     of_memory = message.details.get("of_memory") is True
-    bury(state, worker, message.cause, expected=message.planned, ran=ran, of_memory=of_memory)
+    remove_worker(state, worker, message.cause, expected=message.planned, ran=ran, of_memory=of_memory)
 
 
 def _note_process(state: State, peer: PeerId, process: str) -> None:

@@ -14,11 +14,11 @@ from typing import Final
 from trio_dask.ids import Key, PeerId, places_of
 from trio_dask.protocol.messages import Acquire, Leave, NotAcquired, Reply, Retire, Retract
 from trio_dask.scheduler.core.state import InMemory, Processing, State, Task, Worker
-from trio_dask.scheduler.core.worker_membership import close_to_work, open_to_work
+from trio_dask.scheduler.core.worker_membership import disable_worker, enable_worker
 
 __all__ = [
     "TRIES",
-    "begin_leaving",
+    "begin_retiring",
     "forget_copies",
     "look_at_leaving",
     "not_acquired",
@@ -37,12 +37,12 @@ TRIES: Final = 3
 """So many workers in turn may fail to copy a result; then it is computed anew when its holder has left."""
 
 
-def begin_leaving(state: State, worker: Worker, reason: str) -> None:
+def begin_retiring(state: State, worker: Worker, reason: str) -> None:
     """Give this worker no more work, take back what it has not started, and send it away once nothing keeps it."""
     if worker.leaving:
         return
     worker.leaving = reason
-    close_to_work(state, worker)
+    disable_worker(state, worker)
     runs = [
         run
         for run, task in worker.processing.items()
@@ -62,10 +62,10 @@ def look_at_leaving(state: State) -> None:
             continue
         alone = _held_alone(worker)
         if not alone:
-            worker.copying.clear()
+            worker.copies.clear()
         elif not _have_copied(state, worker, alone) and (worker.leaving in PATIENT or _refuse(state, worker, alone)):
             continue
-        if not worker.processing and all(target is None for target, _ in worker.copying.values()):
+        if not worker.processing and all(target is None for target, _ in worker.copies.values()):
             del state.leaving[worker]
             state.send(worker.peer, Leave(worker.leaving, False))
     state.leaving_at = state.now + LOOK_S if state.leaving else float("inf")
@@ -76,17 +76,17 @@ def not_acquired(state: State, target: Worker, message: NotAcquired) -> None:
     tasks = [task for key in message.keys if (task := state.tasks.get(key)) is not None]
     for worker in state.leaving:
         for task in tasks:
-            tries = worker.copying.get(task)
+            tries = worker.copies.get(task)
             if tries is not None and tries[0] is target:
-                worker.copying[task] = (None, tries[1])
+                worker.copies[task] = (None, tries[1])
 
 
 def forget_copies(state: State, target: Worker) -> None:
     """A worker is back that was to copy results: whether it did is not known, so they are copied anew."""
     for worker in state.leaving:
-        for task, (copier, tries) in worker.copying.items():
+        for task, (copier, tries) in worker.copies.items():
             if copier is target:
-                worker.copying[task] = (None, tries)
+                worker.copies[task] = (None, tries)
 
 
 def retire(state: State, client: PeerId, message: Retire) -> None:
@@ -109,7 +109,7 @@ def retire(state: State, client: PeerId, message: Retire) -> None:
         return
     state.retirements.append((client, message.request, dict.fromkeys(chosen), []))
     for worker in chosen:
-        begin_leaving(state, worker, "it was retired")
+        begin_retiring(state, worker, "it was retired")
 
 
 def note_departure(state: State, worker: Worker) -> None:
@@ -154,16 +154,16 @@ def _have_copied(state: State, worker: Worker, alone: list[Task]) -> bool:
     """Ask others to copy what nobody is copying yet; False if there are no others."""
     targets = [other for other in state.workers.values() if not other.leaving and not other.returning]
     if not targets:
-        worker.copying.clear()
+        worker.copies.clear()
         return False
     heap = [(other.managed_bytes, place) for place, other in enumerate(targets)]
     heapify(heap)
     orders: dict[Worker, list[tuple[Key, tuple[str, ...]]]] = {}
-    copying: dict[Task, tuple[Worker | None, int]] = {}
+    copies: dict[Task, tuple[Worker | None, int]] = {}
     for task in alone:
         phase = task.phase
         assert isinstance(phase, InMemory)
-        target, tries = worker.copying.get(task, (None, 0))
+        target, tries = worker.copies.get(task, (None, 0))
         if target is None or target.peer not in state.workers:
             target = None
             if tries < TRIES:
@@ -172,8 +172,8 @@ def _have_copied(state: State, worker: Worker, alone: list[Task]) -> bool:
                 target = targets[place]
                 orders.setdefault(target, []).append((task.key, (worker.info.address,)))
                 tries += 1
-        copying[task] = (target, tries)
-    worker.copying = copying
+        copies[task] = (target, tries)
+    worker.copies = copies
     for target, rows in orders.items():
         state.send(target.peer, Acquire(tuple(rows)))
     return True
@@ -191,8 +191,8 @@ def _refuse(state: State, worker: Worker, alone: list[Task]) -> bool:
         return False
     del state.leaving[worker]
     worker.leaving = ""
-    worker.copying.clear()
-    open_to_work(state, worker)
+    worker.copies.clear()
+    enable_worker(state, worker)
     for entry in asked:
         client, request, workers, left = entry
         state.retirements.remove(entry)
@@ -200,8 +200,8 @@ def _refuse(state: State, worker: Worker, alone: list[Task]) -> bool:
             if other is not worker and other in state.leaving and not other.drains:
                 del state.leaving[other]
                 other.leaving = ""
-                other.copying.clear()
-                open_to_work(state, other)
+                other.copies.clear()
+                enable_worker(state, other)
         _answer(state, client, request, left, _nowhere(worker, alone))
     return True
 

@@ -19,7 +19,7 @@ __all__ = ["SchedulerCore"]
 _NEVER: Final = float("inf")
 
 
-MANY_FREES: Final = 100
+FLUSH_FREES_FROM: Final = 100
 """So many keys to drop are worth a message of their own at once."""
 
 
@@ -50,23 +50,23 @@ class SchedulerCore:
         self.state.now = now
         return worker_membership.add_worker(self.state, peer, info)
 
-    def may_return(self, previous: Incarnation, info: WorkerInfo) -> bool:
-        """Whether `come_back` would have this worker go on where the session `previous` ended."""
-        return reconnect.may_return(self.state, previous, info)
+    def may_resume(self, previous: Incarnation, info: WorkerInfo) -> bool:
+        """Whether `resume_worker` would have this worker go on where the session `previous` ended."""
+        return reconnect.may_resume(self.state, previous, info)
 
-    def come_back(self, peer: PeerId, previous: Incarnation, info: WorkerInfo, now: float) -> bool:
+    def resume_worker(self, peer: PeerId, previous: Incarnation, info: WorkerInfo, now: float) -> bool:
         """A worker is back, with what it had; False if it cannot go on, and has to be added as a new one."""
         self.state.now = now
-        return reconnect.come_back(self.state, peer, previous, info)
+        return reconnect.resume_worker(self.state, peer, previous, info)
 
     def add_nanny(self, peer: PeerId, name: str, process: str, now: float) -> None:
         """Register a nanny, for the worker process that it calls so."""
         self.state.now = now
         reconnect.add_nanny(self.state, peer, name, process)
 
-    def looks_for_signs(self, now: float) -> bool:
+    def checks_heartbeats(self, now: float) -> bool:
         """Whether the next `tick` looks for signs of life, and should have `heard` of them before."""
-        return self.state.signs_at <= now
+        return self.state.heartbeat_check_at <= now
 
     def heard(self, peer: PeerId, at: float) -> None:
         """A worker has given a sign of life that was no message, at this time."""
@@ -98,7 +98,7 @@ class SchedulerCore:
     def client_back(self, peer: PeerId, received: int, now: float) -> bool:
         """A client that was expected is back, having handled so many messages. False if its time was up before."""
         self.state.now = now
-        return clients.come_back(self.state, peer, received)
+        return clients.resume_worker(self.state, peer, received)
 
     def remove_peer(self, peer: PeerId, reason: str, now: float, *, expected: bool) -> None:
         """A session has ended: announced (`expected`), or lost for the `reason` given. Unknown peers are ignored."""
@@ -106,9 +106,9 @@ class SchedulerCore:
         state.now = now
         if (worker := state.workers.get(peer)) is not None:
             if expected:
-                worker_membership.bury(state, worker, reason, expected=True)
+                worker_membership.remove_worker(state, worker, reason, expected=True)
             else:
-                reconnect.lose_worker(state, worker, reason)
+                reconnect.connection_lost(state, worker, reason)
         elif peer in state.nannies:
             reconnect.remove_nanny(state, peer)
         elif (client := state.clients.get(peer)) is not None:
@@ -161,7 +161,7 @@ class SchedulerCore:
             retirement.look_at_leaving(state)
         place(state)
         if not state.queue.eligible and stuck_tasks.has_become_stuck(state, state.queue):
-            stuck_tasks.look_soon(state)
+            stuck_tasks.check_soon(state)
         if state.restarts:
             self._settle_restarts()
         if state.idle and state.surplus:
@@ -177,7 +177,7 @@ class SchedulerCore:
         if state.frees:
             due = state.free_at <= state.now
             for peer in list(state.frees):
-                if due or peer in state.outboxes or len(state.frees[peer]) > MANY_FREES:
+                if due or peer in state.outboxes or len(state.frees[peer]) > FLUSH_FREES_FROM:
                     state.flush_frees(peer)
         if not state.frees:
             state.free_at = _NEVER
@@ -189,7 +189,9 @@ class SchedulerCore:
     def next_deadline(self) -> float:
         """When `tick` wants to be called next; infinity when there is nothing to wait for."""
         state = self.state
-        soonest = min(state.balance_at, state.free_at, state.leaving_at, state.signs_at, state.idle_at, state.stuck_at)
+        soonest = min(
+            state.balance_at, state.free_at, state.leaving_at, state.heartbeat_check_at, state.idle_at, state.stuck_at
+        )
         if not (state.away or state.away_clients or state.restarts):
             return soonest
         return min(
@@ -204,11 +206,11 @@ class SchedulerCore:
         state = self.state
         state.now = now
         if state.away:
-            reconnect.end_graces(state)
+            reconnect.end_expired(state)
         if state.away_clients:
-            clients.end_graces(state)
-        if state.signs_at <= now:
-            reconnect.look_for_signs(state)
+            clients.end_expired(state)
+        if state.heartbeat_check_at <= now:
+            reconnect.check_heartbeats(state)
         if state.idle_at <= now:
             idle_timeout.look(state)
         if state.stuck_at <= now:

@@ -12,59 +12,59 @@ from typing import Final, NamedTuple, TypeAlias
 
 from trio_dask.ids import Digest, Incarnation, Key, PeerId, RunId
 from trio_dask.protocol.messages import Free, Message, Stuck
-from trio_dask.scheduler.core.priority_queue import Line
+from trio_dask.scheduler.core.priority_queue import TaskQueue
 from trio_dask.scheduler.core.task_states import (
     FORGOTTEN,
     RELEASED,
     Erred,
     Failure,
     InMemory,
-    Past,
     Phase,
     Processing,
     Queued,
+    RetryHistory,
     Waiting,
 )
 
 __all__ = [
-    "DETACHED",
+    "DEFAULT_OPTIONS",
+    "FIRE_AND_FORGET",
     "FORGOTTEN",
-    "MANY_QUEUES",
-    "NO_TERMS",
+    "PRUNE_QUEUES_FROM",
     "RELEASED",
     "Client",
     "ClosePeer",
-    "Content",
     "CoreSettings",
     "Erred",
     "Failure",
     "InMemory",
+    "LogLine",
     "Nanny",
-    "Notice",
-    "Past",
     "Phase",
     "Processing",
     "Queue",
     "Queued",
     "Request",
+    "RetryHistory",
     "State",
     "Stop",
+    "StoredBlob",
     "StuckNews",
     "Task",
-    "Terms",
+    "TaskOptions",
     "Waiting",
     "Worker",
     "WorkerInfo",
 ]
 
-DETACHED: Final = PeerId(0)
+FIRE_AND_FORGET: Final = PeerId(0)
 """Stands among those who want a task until it has finished, when a client asked for `fire_and_forget`."""
 
 STORY_LENGTH: Final = 10_000
 """Steps kept for `story`: about 2 MB, and the last second or so of a busy scheduler."""
 
 
-MANY_QUEUES: Final = 1000
+PRUNE_QUEUES_FROM: Final = 1000
 """With so many different demands it is looked which of them are still made."""
 
 
@@ -126,7 +126,7 @@ class WorkerInfo(NamedTuple):
         return self.own_name or self.address
 
 
-class Terms(NamedTuple):
+class TaskOptions(NamedTuple):
     """The conditions under which tasks run; shared by all tasks submitted together."""
 
     priority: int = 0
@@ -138,10 +138,10 @@ class Terms(NamedTuple):
     time_limit_s: float | None = None
 
 
-NO_TERMS: Final = Terms()
+DEFAULT_OPTIONS: Final = TaskOptions()
 
 
-class Content:
+class StoredBlob:
     """A blob that tasks refer to, opaque; for a function also how long its calls take.
 
     `references` counts tasks and clients; at zero the blob is dropped here and at the workers it was `shipped` to.
@@ -173,11 +173,11 @@ class Task:
         "dependencies",
         "dependents",
         "function",
+        "history",
         "key",
-        "past",
+        "options",
         "phase",
         "priority",
-        "terms",
         "token",
         "waiters",
         "wanted",
@@ -187,9 +187,9 @@ class Task:
         self,
         key: Key,
         priority: int,
-        function: Content | None,
+        function: StoredBlob | None,
         call: bytes,
-        terms: Terms,
+        options: TaskOptions,
         wanted: tuple[PeerId, ...],
     ) -> None:
         self.key = key
@@ -197,7 +197,7 @@ class Task:
         self.function = function
         """None for data that a client scattered: it cannot be computed again."""
         self.call = call
-        self.terms = terms
+        self.options = options
         self.wanted = wanted
         """Clients that want the result (a tuple, since nearly all tasks share one of one)."""
         self.dependencies: tuple[Task, ...] = ()
@@ -205,8 +205,8 @@ class Task:
         self.waiters = 0
         """Dependents that are waiting, queued or processing."""
         self.phase: Phase = RELEASED
-        self.past: Past | None = None
-        self.blobs: tuple[Content, ...] = ()
+        self.history: RetryHistory | None = None
+        self.blobs: tuple[StoredBlob, ...] = ()
         self.token = b""
 
     def __repr__(self) -> str:
@@ -216,11 +216,11 @@ class Task:
 class Queue:
     """Ready tasks with the same demands on a worker, and the workers that meet them."""
 
-    __slots__ = ("eligible", "line", "phase", "terms")
+    __slots__ = ("eligible", "options", "phase", "tasks")
 
-    def __init__(self, terms: Terms) -> None:
-        self.terms = terms
-        self.line = Line()
+    def __init__(self, options: TaskOptions) -> None:
+        self.options = options
+        self.tasks = TaskQueue()
         self.eligible: dict[Worker, None] = {}
         self.phase = Queued(self)
 
@@ -237,9 +237,11 @@ class Worker:
         "away_said_at",
         "away_until",
         "backlog",
+        "blocked_on_return",
         "capacity",
-        "copying",
+        "copies",
         "drains",
+        "failed_readers",
         "former",
         "heard_at",
         "holds",
@@ -248,14 +250,12 @@ class Worker:
         "leaving",
         "managed_bytes",
         "occupancy_s",
-        "parked",
         "peer",
         "processing",
         "queues",
         "returning",
+        "self_tuple",
         "slots",
-        "sole",
-        "unreached",
         "why_away",
     )
 
@@ -267,12 +267,12 @@ class Worker:
         self.occupancy_s = 0.0
         self.holds: dict[Task, None] = {}
         self.managed_bytes = 0
-        self.backlog = Line()
+        self.backlog = TaskQueue()
         """Queued tasks whose inputs are here."""
         self.queues: list[Queue] = []
         """Queues with demands that this worker meets."""
         self.available = dict(info.resources)
-        self.sole = (self,)
+        self.self_tuple = (self,)
         self.last_metrics: Mapping[str, object] = info.metrics
         self.heard_at = 0.0
         self.away_until: float | None = None
@@ -284,15 +284,15 @@ class Worker:
         """Earlier sessions, until it has shown that it knows of the one that it has now."""
         self.returning = False
         """It is back, and has not said yet what it brings."""
-        self.parked: dict[Task, None] = {}
+        self.blocked_on_return: dict[Task, None] = {}
         """Ready tasks that wait for its return, because it alone has inputs of theirs."""
-        self.unreached: list[tuple[PeerId, Task]] = []
+        self.failed_readers: list[tuple[PeerId, Task]] = []
         """Clients that could not get a result from it while it was away."""
         self.leaving = ""
         """Why it is on its way out, if it is."""
         self.drains = False
         """It said so itself: it takes no runs any more, and cannot be kept."""
-        self.copying: dict[Task, tuple[Worker | None, int]] = {}
+        self.copies: dict[Task, tuple[Worker | None, int]] = {}
         """Results that others are copying, because it leaves: who does, and how often it was tried."""
 
     def __repr__(self) -> str:
@@ -325,16 +325,16 @@ class Client:
 
     __slots__ = (
         "away_until",
+        "blobs",
         "confirmed",
-        "contents",
         "grace_s",
         "incarnation",
         "name",
         "owed",
         "peer",
         "received",
+        "self_tuple",
         "sent",
-        "sole",
         "stuck",
         "unconfirmed",
         "wants",
@@ -348,8 +348,8 @@ class Client:
         """How long it may be away. With 0 it does not come back, and nothing is kept for it."""
         self.away_until: float | None = None
         self.wants: dict[Task, None] = {}
-        self.contents: dict[Content, None] = {}
-        self.sole = (peer,)
+        self.blobs: dict[StoredBlob, None] = {}
+        self.self_tuple = (peer,)
         self.received = 0
         """Messages of it that were handled."""
         self.owed = 0
@@ -377,14 +377,14 @@ class Stop(NamedTuple):
     reason: str
 
 
-class Notice(NamedTuple):
+class LogLine(NamedTuple):
     """Ask of the service: tell this to whoever runs the cluster; `serious` if it was not planned and costs work."""
 
     text: str
     serious: bool = False
 
 
-Request: TypeAlias = ClosePeer | Stop | Notice
+Request: TypeAlias = ClosePeer | Stop | LogLine
 
 
 class State:
@@ -402,7 +402,7 @@ class State:
         self.leaving: dict[Worker, None] = {}
         self.leaving_at = float("inf")
         """When to look again what keeps those that are leaving."""
-        self.signs_at = float("inf")
+        self.heartbeat_check_at = float("inf")
         """When to look again who has given no sign of life."""
         self.stuck_at = float("inf")
         """When to look again which tasks wait for a worker that is not there."""
@@ -426,10 +426,10 @@ class State:
         self.names: dict[str, Worker] = {}
         self.addresses: dict[str, Worker] = {}
         self.incarnations: dict[str, Client] = {}
-        self.contents: dict[Digest, Content] = {}
-        self.queue = Queue(NO_TERMS)
+        self.blobs: dict[Digest, StoredBlob] = {}
+        self.queue = Queue(DEFAULT_OPTIONS)
         self.queues: dict[tuple[object, ...], Queue] = {}
-        self.most_queues = MANY_QUEUES
+        self.prune_queues_at = PRUNE_QUEUES_FROM
         """With so many it is looked which are still used."""
         self.ready: list[Task] = []
         """Waiting tasks that miss nothing any more; `place` decides on them once per batch."""

@@ -17,9 +17,9 @@ from typing import Final
 
 from trio_dask.ids import Key, PeerId
 from trio_dask.protocol.messages import Stuck
-from trio_dask.scheduler.core.state import Client, Notice, Queue, State, StuckNews, Task, Terms, Waiting
+from trio_dask.scheduler.core.state import Client, LogLine, Queue, State, StuckNews, Task, TaskOptions, Waiting
 
-__all__ = ["has_become_stuck", "look", "look_again", "look_soon", "note_arrivals"]
+__all__ = ["check_soon", "has_become_stuck", "look", "note_arrivals", "recheck_soon"]
 
 SOON_S: Final = 0.05
 """After this long what comes together has come."""
@@ -40,12 +40,12 @@ MOST_REASONS: Final = 3
 MOST_GROUPS: Final = 4
 
 
-def look_soon(state: State) -> None:
+def check_soon(state: State) -> None:
     """Something may have become stuck, or is stuck no more."""
     state.stuck_at = min(state.stuck_at, state.now + SOON_S)
 
 
-def look_again(state: State) -> None:
+def recheck_soon(state: State) -> None:
     """Somebody wants something new, which may depend on what is stuck, if anything is."""
     if state.stuck_at < float("inf"):
         state.stuck_at = min(state.stuck_at, state.now + AGAIN_S)
@@ -53,15 +53,15 @@ def look_again(state: State) -> None:
 
 def has_become_stuck(state: State, queue: Queue) -> bool:
     """Whether tasks wait in a queue without workers, of which no look has known yet."""
-    return not queue.eligible and queue not in state.stuck_queues and queue.line.first() is not None
+    return not queue.eligible and queue not in state.stuck_queues and queue.tasks.first() is not None
 
 
 def note_arrivals(state: State, queue: Queue) -> None:
     """Tasks were put into this queue: they are stuck if it has no workers."""
     if has_become_stuck(state, queue):
-        look_soon(state)
+        check_soon(state)
     elif not queue.eligible:
-        look_again(state)
+        recheck_soon(state)
 
 
 class _Findings:
@@ -84,7 +84,7 @@ def look(state: State) -> None:
     queues = [
         queue
         for queue in (state.queue, *state.queues.values())
-        if not queue.eligible and queue.line.first() is not None
+        if not queue.eligible and queue.tasks.first() is not None
     ]
     found = _Findings()
     for queue in queues:
@@ -100,14 +100,14 @@ def _survey(queue: Queue, found: _Findings, most_tasks: int, most_dependents: in
     """Find what waits in one queue, and for whom."""
     held_up = found.held_up
     row: list[Task] = []
-    for task in islice(queue.line, most_tasks):
+    for task in islice(queue.tasks, most_tasks):
         if task.phase is queue.phase and task not in held_up:
             held_up[task] = None
             row.append(task)
     if not row:
         return  # its entries are of tasks that wait in another queue by now
     found.counts[queue] = len(row)
-    if len(queue.line) > most_tasks:
+    if len(queue.tasks) > most_tasks:
         found.partial[queue] = None
     left = most_dependents
     for task in row:  # which grows meanwhile
@@ -155,7 +155,7 @@ def _note(state: State, counts: Mapping[Queue, int], partial: Collection[Queue])
             noted[queue] = float("inf")  # it is said
             new[queue] = count
     if new:
-        state.requests.append(Notice(_sentence(state, new, partial)))
+        state.requests.append(LogLine(_sentence(state, new, partial)))
 
 
 def _reasons(state: State, waiting: Mapping[Queue, Iterable[Key]]) -> tuple[tuple[str, tuple[Key, ...] | None], ...]:
@@ -170,7 +170,7 @@ def _reasons(state: State, waiting: Mapping[Queue, Iterable[Key]]) -> tuple[tupl
             if left < 0:
                 break
             told.append(key)
-        reasons.append((_reason(state, queue.terms), tuple(told)))
+        reasons.append((_reason(state, queue.options), tuple(told)))
     return tuple(reasons)
 
 
@@ -180,7 +180,7 @@ def _reasons(state: State, waiting: Mapping[Queue, Iterable[Key]]) -> tuple[tupl
 def _sentence(state: State, counts: Mapping[Queue, int], partial: Collection[Queue]) -> str:
     parts = [
         f"{count}{'+' if queue in partial else ''} {'tasks wait' if count > 1 else 'task waits'}: "
-        f"{_reason(state, queue.terms)}"
+        f"{_reason(state, queue.options)}"
         for queue, count in list(counts.items())[:MOST_REASONS]
     ]
     more = len(counts) - MOST_REASONS
@@ -189,12 +189,12 @@ def _sentence(state: State, counts: Mapping[Queue, int], partial: Collection[Que
     return "; ".join(parts)
 
 
-def _reason(state: State, terms: Terms) -> str:
+def _reason(state: State, options: TaskOptions) -> str:
     if not state.workers:
         return NOBODY
-    names = _listed(terms.workers)
-    demands = ", ".join(f"{name}={amount:g}" for name, amount in terms.resources)
-    offers = _grouped([_offer(worker.info.resources, terms) for worker in state.workers.values()])
+    names = _listed(options.workers)
+    demands = ", ".join(f"{name}={amount:g}" for name, amount in options.resources)
+    offers = _grouped([_offer(worker.info.resources, options) for worker in state.workers.values()])
     if names and demands:
         return f"none of the workers {names} offers {demands} ({offers})"
     if demands:
@@ -205,9 +205,9 @@ def _reason(state: State, terms: Terms) -> str:
     return f"no worker takes tasks ({_count(len(state.workers))}, all of which are leaving or returning)"
 
 
-def _offer(resources: Mapping[str, float], terms: Terms) -> str:
+def _offer(resources: Mapping[str, float], options: TaskOptions) -> str:
     return ", ".join(
-        f"{name}={resources[name]:g}" if name in resources else f"no {name}" for name, _ in terms.resources
+        f"{name}={resources[name]:g}" if name in resources else f"no {name}" for name, _ in options.resources
     )
 
 

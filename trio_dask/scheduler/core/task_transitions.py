@@ -30,7 +30,7 @@ from trio_dask.ids import PeerId
 from trio_dask.protocol.messages import CancelRuns, KeyFailed, KeyPending, KeyReady
 from trio_dask.scheduler.core.blobs import unreference
 from trio_dask.scheduler.core.state import (
-    DETACHED,
+    FIRE_AND_FORGET,
     FORGOTTEN,
     RELEASED,
     Erred,
@@ -49,18 +49,18 @@ __all__ = [
     "TRANSITIONS",
     "activate",
     "addresses_of",
-    "announce",
-    "appear",
-    "arrived",
+    "end_run",
     "fail",
     "finish",
-    "hand_back",
+    "input_ready",
     "key_failed",
-    "lose",
     "move",
-    "retire_run",
-    "revive",
-    "sweep",
+    "notify_client",
+    "release_unneeded",
+    "remove_replica",
+    "requeue",
+    "retry_erred",
+    "store_scattered",
     "unwant",
     "want",
 ]
@@ -153,23 +153,23 @@ def activate(state: State, task: Task) -> None:
 
 def finish(state: State, task: Task, worker: Worker, nbytes: int, type_name: str, value: bytes | None) -> None:
     """A processing task has its result, which `worker` holds."""
-    retire_run(state, task)
-    move(state, task, InMemory(worker.sole, nbytes, type_name), "finished")
+    end_run(state, task)
+    move(state, task, InMemory(worker.self_tuple, nbytes, type_name), "finished")
     worker.holds[task] = None
     worker.managed_bytes += nbytes
-    if task.past is not None:
-        task.past.suspect = False
-    unneeded = _leave_inputs(task)
-    arrived(state, task, worker)
+    if task.history is not None:
+        task.history.suspect = False
+    unneeded = _stop_waiting(task)
+    input_ready(state, task, worker)
     if task.wanted:
-        _tell_ready(state, task, value)
+        _notify_ready(state, task, value)
     if not task.waiters and not task.wanted:
         unneeded.append(task)
     if unneeded:
-        sweep(state, unneeded)
+        release_unneeded(state, unneeded)
 
 
-def appear(state: State, task: Task, worker: Worker, nbytes: int, type_name: str) -> None:
+def store_scattered(state: State, task: Task, worker: Worker, nbytes: int, type_name: str) -> None:
     """`worker` holds the result of a task that nobody asked it to compute (scattered data)."""
     phase = task.phase
     unneeded: list[Task] = []
@@ -183,16 +183,16 @@ def appear(state: State, task: Task, worker: Worker, nbytes: int, type_name: str
             move(state, task, RELEASED, "stored anew")
         elif phase is not RELEASED:
             if type(phase) is Processing:
-                _take_back(state, task, "its value was stored")
-            unneeded = _leave_inputs(task)
-        move(state, task, InMemory(worker.sole, nbytes, type_name), "stored")
+                _withdraw_run(state, task, "its value was stored")
+            unneeded = _stop_waiting(task)
+        move(state, task, InMemory(worker.self_tuple, nbytes, type_name), "stored")
         worker.holds[task] = None
         worker.managed_bytes += nbytes
-        arrived(state, task, worker)
+        input_ready(state, task, worker)
     if task.wanted:
-        _tell_ready(state, task, None)
+        _notify_ready(state, task, None)
     unneeded.append(task)
-    sweep(state, unneeded)
+    release_unneeded(state, unneeded)
 
 
 def fail(state: State, task: Task, failure: Failure, *, run_is_over: bool = False) -> None:
@@ -206,31 +206,31 @@ def fail(state: State, task: Task, failure: Failure, *, run_is_over: bool = Fals
             continue
         if type(phase) is Processing:
             if run_is_over:
-                retire_run(state, task)
+                end_run(state, task)
                 run_is_over = False
             else:
                 _cancel_run(state, task, phase)
         if phase is not RELEASED and type(phase) is not InMemory:
-            unneeded += _leave_inputs(task)
+            unneeded += _stop_waiting(task)
         move(state, task, Erred(failure), "erred")
         unneeded.append(task)
         for peer in task.wanted:
-            if peer == DETACHED:
-                task.wanted = tuple(other for other in task.wanted if other != DETACHED)
+            if peer == FIRE_AND_FORGET:
+                task.wanted = tuple(other for other in task.wanted if other != FIRE_AND_FORGET)
             else:
                 state.send(peer, key_failed(task, failure))
         if task.dependents:
             stack += [dependent for dependent in task.dependents if type(dependent.phase) in _ACTIVE]
-    sweep(state, unneeded)
+    release_unneeded(state, unneeded)
 
 
-def hand_back(state: State, task: Task, why: str) -> None:
+def requeue(state: State, task: Task, why: str) -> None:
     """A processing task that will not finish where it is: it waits again, and is placed anew once it can be."""
-    _take_back(state, task, why)
-    _recount(state, task, why)
+    _withdraw_run(state, task, why)
+    _wait_again(state, task, why)
 
 
-def lose(state: State, task: Task, worker: Worker, why: str) -> None:
+def remove_replica(state: State, task: Task, worker: Worker, why: str) -> None:
     """`worker` no longer holds the result of `task`."""
     phase = task.phase
     worker.holds.pop(task, None)
@@ -243,23 +243,23 @@ def lose(state: State, task: Task, worker: Worker, why: str) -> None:
     if task.function is None:
         if not task.wanted and not task.waiters:
             move(state, task, RELEASED, why)
-            sweep(state, [task])
+            release_unneeded(state, [task])
         else:
-            _forsake_dependents(state, task, why)
+            _inputs_lost(state, task, why)
             fail(state, task, _irrecoverable(task))
         return
     move(state, task, RELEASED, why)
-    _forsake_dependents(state, task, why)
+    _inputs_lost(state, task, why)
     if task.wanted or task.waiters:
         for peer in task.wanted:
-            if peer != DETACHED:
+            if peer != FIRE_AND_FORGET:
                 state.send(peer, KeyPending(task.key))
         activate(state, task)
     else:
-        sweep(state, [task])
+        release_unneeded(state, [task])
 
 
-def revive(state: State, tasks: Iterable[Task]) -> None:
+def retry_erred(state: State, tasks: Iterable[Task]) -> None:
     """Run erred tasks again, from the erred task at the root of each; what erred with them comes along.
 
     A task that was refused, for want of an input, stays erred: it was never whole.
@@ -275,16 +275,16 @@ def revive(state: State, tasks: Iterable[Task]) -> None:
         stack += [dependent for dependent in task.dependents or () if type(dependent.phase) is Erred]
     for task in erred:
         move(state, task, RELEASED, "retried")
-        if task.past is not None:
-            task.past.failures = 0
-            task.past.deaths.clear()
+        if task.history is not None:
+            task.history.failures = 0
+            task.history.deaths.clear()
     for task in erred:
         if task.wanted:
             for peer in task.wanted:
-                if peer != DETACHED:
+                if peer != FIRE_AND_FORGET:
                     state.send(peer, KeyPending(task.key))
             activate(state, task)
-    sweep(state, list(erred))
+    release_unneeded(state, list(erred))
 
 
 def _was_refused(task: Task) -> bool:
@@ -313,7 +313,7 @@ def unwant(state: State, task: Task, peer: PeerId) -> None:
         client.wants.pop(task, None)
 
 
-def announce(state: State, task: Task, peer: PeerId) -> None:
+def notify_client(state: State, task: Task, peer: PeerId) -> None:
     """Tell a client that newly wants `task` how it stands, if that is settled."""
     phase = task.phase
     if type(phase) is InMemory:
@@ -337,7 +337,7 @@ def key_failed(task: Task, failure: Failure) -> KeyFailed:
     return KeyFailed(task.key, failure.blamed, failure.kind, failure.error, failure.text, failure.details)
 
 
-def sweep(state: State, tasks: list[Task]) -> None:
+def release_unneeded(state: State, tasks: list[Task]) -> None:
     """Release and forget those of `tasks` that nobody needs, and what then nobody needs either. Consumes the list."""
     while tasks:
         task = tasks.pop()
@@ -352,7 +352,7 @@ def sweep(state: State, tasks: list[Task]) -> None:
         elif type(phase) in _ACTIVE:
             if type(phase) is Processing:
                 _cancel_run(state, task, phase)
-            tasks += _leave_inputs(task)
+            tasks += _stop_waiting(task)
             move(state, task, RELEASED, "no longer needed")
         if task.dependents:
             continue
@@ -366,11 +366,11 @@ def sweep(state: State, tasks: list[Task]) -> None:
                     tasks.append(dependency)
         if task.function is not None:
             unreference(state, task.function)
-        for content in task.blobs:
-            unreference(state, content)
+        for blob in task.blobs:
+            unreference(state, blob)
 
 
-def retire_run(state: State, task: Task) -> None:
+def end_run(state: State, task: Task) -> None:
     """Take the run of a processing task off its worker's books. The caller gives the task its next phase."""
     phase = task.phase
     assert isinstance(phase, Processing)
@@ -381,7 +381,7 @@ def retire_run(state: State, task: Task) -> None:
     if function is not None and function.guesses:
         function.guesses.pop(task, None)  # else a function that never succeeds would keep all its tasks
     worker.occupancy_s = worker.occupancy_s - phase.expected_s if processing else 0.0
-    for name, amount in task.terms.resources:
+    for name, amount in task.options.resources:
         # As good as new when nothing runs there: sums of fractions go astray bit by bit.
         worker.available[name] = worker.available[name] + amount if processing else worker.info.resources[name]
     state.touched[worker] = None
@@ -390,7 +390,7 @@ def retire_run(state: State, task: Task) -> None:
 _ACTIVE: Final = frozenset({Waiting, Queued, Processing})
 
 
-def _leave_inputs(task: Task) -> list[Task]:
+def _stop_waiting(task: Task) -> list[Task]:
     """An active task stops being so; returns the inputs that this may leave unneeded."""
     unneeded: list[Task] = []
     for dependency in task.dependencies:
@@ -400,7 +400,7 @@ def _leave_inputs(task: Task) -> list[Task]:
     return unneeded
 
 
-def arrived(state: State, task: Task, worker: Worker) -> None:
+def input_ready(state: State, task: Task, worker: Worker) -> None:
     """A result has come to be: those that missed it miss one input less."""
     for dependent in task.dependents or ():
         phase = dependent.phase
@@ -414,14 +414,14 @@ def arrived(state: State, task: Task, worker: Worker) -> None:
             phase.missing -= 1
 
 
-def _tell_ready(state: State, task: Task, value: bytes | None) -> None:
+def _notify_ready(state: State, task: Task, value: bytes | None) -> None:
     phase = task.phase
     assert isinstance(phase, InMemory)
     addresses = () if value is not None else addresses_of(phase)
     message = KeyReady(task.key, phase.nbytes, phase.type_name, value, addresses)
     for peer in task.wanted:
-        if peer == DETACHED:
-            task.wanted = tuple(other for other in task.wanted if other != DETACHED)
+        if peer == FIRE_AND_FORGET:
+            task.wanted = tuple(other for other in task.wanted if other != FIRE_AND_FORGET)
         else:
             state.send(peer, message)
 
@@ -429,26 +429,26 @@ def _tell_ready(state: State, task: Task, value: bytes | None) -> None:
 def _cancel_run(state: State, task: Task, phase: Processing) -> None:
     if phase.worker.peer in state.workers:
         state.send(phase.worker.peer, CancelRuns((phase.run,)))
-    retire_run(state, task)
+    end_run(state, task)
 
 
-def _take_back(state: State, task: Task, why: str) -> None:
+def _withdraw_run(state: State, task: Task, why: str) -> None:
     """Take a run off its worker, and with it those that were assigned there ahead, to wait for its result."""
     phase = task.phase
     assert isinstance(phase, Processing)
     worker = phase.worker
-    retire_run(state, task)
+    end_run(state, task)
     stack = [task]
     while stack:
         for dependent in stack.pop().dependents or ():
             below = dependent.phase
             if type(below) is Processing and below.missing and below.worker is worker:
                 _cancel_run(state, dependent, below)
-                _recount(state, dependent, why)
+                _wait_again(state, dependent, why)
                 stack.append(dependent)
 
 
-def _recount(state: State, task: Task, why: str) -> None:
+def _wait_again(state: State, task: Task, why: str) -> None:
     """An active task starts over as waiting: what it misses is counted anew, and started if it is lost."""
     missing = 0
     failure: Failure | None = None
@@ -472,7 +472,7 @@ def _recount(state: State, task: Task, why: str) -> None:
         activate(state, dependency)
 
 
-def _forsake_dependents(state: State, task: Task, why: str) -> None:
+def _inputs_lost(state: State, task: Task, why: str) -> None:
     """A result is gone: dependents that had counted on it miss it again. Those at a worker find out by themselves."""
     for dependent in task.dependents or ():
         phase = dependent.phase

@@ -84,10 +84,11 @@ def _from_queues(state: State, thief: Worker) -> bool:
 
 
 def _may_move(task: Task, thief: Worker) -> bool:
-    terms = task.terms
-    if terms.workers or terms.resources:
+    options = task.options
+    if options.workers or options.resources:
         return any(
-            queue.terms.workers == terms.workers and queue.terms.resources == terms.resources for queue in thief.queues
+            queue.options.workers == options.workers and queue.options.resources == options.resources
+            for queue in thief.queues
         )
     for dependent in task.dependents or ():
         phase = dependent.phase

@@ -17,41 +17,41 @@ from typing import Final
 
 from trio_dask.ids import PeerId, RunId
 from trio_dask.protocol.messages import Reply, Retract
-from trio_dask.scheduler.core.placement import admit, settle
+from trio_dask.scheduler.core.placement import register_eligible, settle
 from trio_dask.scheduler.core.state import (
-    DETACHED,
+    FIRE_AND_FORGET,
     Failure,
     InMemory,
-    Notice,
-    Past,
+    LogLine,
     Processing,
     Queue,
     Queued,
+    RetryHistory,
     State,
     Task,
     Waiting,
     Worker,
     WorkerInfo,
 )
-from trio_dask.scheduler.core.stuck_tasks import look_soon
-from trio_dask.scheduler.core.task_transitions import announce, fail, hand_back, lose, move
+from trio_dask.scheduler.core.stuck_tasks import check_soon
+from trio_dask.scheduler.core.task_transitions import fail, move, notify_client, remove_replica, requeue
 
 __all__ = [
     "add_worker",
-    "bury",
-    "close_to_work",
+    "disable_worker",
+    "enable_worker",
     "enter",
-    "expect_signs",
-    "open_to_work",
     "refusal",
-    "release_parked",
+    "remove_worker",
+    "schedule_heartbeat_check",
     "set_capacity",
+    "unblock_tasks",
 ]
 
 HEAVY_SHARE: Final = 1 / 32
 """Of its worker's memory limit: from this size on a result may have been too much for it."""
 
-SIGNS_PER_TTL: Final = 10
+HEARTBEAT_CHECKS_PER_TTL: Final = 10
 """So often within the time that a worker may be silent it is looked at."""
 
 
@@ -76,10 +76,10 @@ def add_worker(state: State, peer: PeerId, info: WorkerInfo) -> str | None:
         return refused
     for former in (state.names.get(info.name), state.addresses.get(info.address)):
         if former is not None and former.info.incarnation in state.away:
-            bury(state, former, f"{former.why_away}, and its successor came", expected=False)
+            remove_worker(state, former, f"{former.why_away}, and its successor came", expected=False)
     worker = Worker(peer, info)
     enter(state, worker)
-    open_to_work(state, worker)
+    enable_worker(state, worker)
     return None
 
 
@@ -93,60 +93,60 @@ def enter(state: State, worker: Worker) -> None:
     if info.process:
         state.processes[info.process] = worker
     worker.heard_at = state.now
-    expect_signs(state)
+    schedule_heartbeat_check(state)
     _answer_waits(state)
     for _, _, names, _ in state.restarts:
         names.pop(info.name, None)
 
 
-def expect_signs(state: State) -> None:
+def schedule_heartbeat_check(state: State) -> None:
     """Have it looked at, in time, whether workers give signs of life."""
     shortest_s = min(state.settings.worker_ttl_s, state.settings.lone_worker_ttl_s)
-    if state.workers and state.signs_at == float("inf"):
-        state.signs_at = state.now + shortest_s / SIGNS_PER_TTL
+    if state.workers and state.heartbeat_check_at == float("inf"):
+        state.heartbeat_check_at = state.now + shortest_s / HEARTBEAT_CHECKS_PER_TTL
 
 
-def open_to_work(state: State, worker: Worker) -> None:
+def enable_worker(state: State, worker: Worker) -> None:
     """Give a worker its slots, and a place at every queue whose demands it meets."""
     worker.slots = worker.capacity
     if state.stuck_at < float("inf"):
-        look_soon(state)
+        check_soon(state)
     state.queue.eligible[worker] = None
     for queue in state.queues.values():
-        admit(queue, worker)
+        register_eligible(queue, worker)
     state.touched[worker] = None
     settle(state, worker)
 
 
-def close_to_work(state: State, worker: Worker) -> None:
+def disable_worker(state: State, worker: Worker) -> None:
     """Give a worker no more work; what was queued for it is placed anew."""
     worker.slots = 0
     state.queue.eligible.pop(worker, None)
     for queue in worker.queues:
         queue.eligible.pop(worker, None)
-        if not queue.eligible and queue.line:
-            _let_others_work(state, queue)
-            look_soon(state)
+        if not queue.eligible and queue.tasks:
+            _allow_other_workers(state, queue)
+            check_soon(state)
     worker.queues.clear()
     for group in (state.idle, state.roomy, state.surplus, state.touched):
         group.pop(worker, None)
     _clear_backlog(state, worker, "its worker left")
 
 
-def _let_others_work(state: State, queue: Queue) -> None:
+def _allow_other_workers(state: State, queue: Queue) -> None:
     """No worker of this queue is left: those of its tasks that may also run elsewhere are placed anew."""
-    tasks = list(dict.fromkeys(queue.line))
-    if not any(task.terms.allow_other_workers for task in tasks):
+    tasks = list(dict.fromkeys(queue.tasks))
+    if not any(task.options.allow_other_workers for task in tasks):
         return
-    queue.line.clear()
+    queue.tasks.clear()
     for task in tasks:
         if task.phase is not queue.phase:
             continue  # its entry is stale
-        if task.terms.allow_other_workers:
+        if task.options.allow_other_workers:
             move(state, task, Waiting(0), "its workers left")
             state.ready.append(task)
         else:
-            queue.line.put(task)
+            queue.tasks.put(task)
 
 
 def _clear_backlog(state: State, worker: Worker, why: str) -> None:
@@ -158,7 +158,7 @@ def _clear_backlog(state: State, worker: Worker, why: str) -> None:
     worker.backlog.clear()
 
 
-def bury(
+def remove_worker(
     state: State,
     worker: Worker,
     reason: str,
@@ -174,8 +174,8 @@ def bury(
     """
     info = worker.info
     if not expected:
-        state.requests.append(Notice(f"Worker {info.title} is lost: {reason}", serious=True))
-    close_to_work(state, worker)
+        state.requests.append(LogLine(f"Worker {info.title} is lost: {reason}", serious=True))
+    disable_worker(state, worker)
     state.workers.pop(worker.peer, None)
     state.away.pop(info.incarnation, None)
     state.leaving.pop(worker, None)
@@ -184,8 +184,8 @@ def bury(
             del table[key]
     state.outboxes.pop(worker.peer, None)
     state.frees.pop(worker.peer, None)
-    for content in state.contents.values():
-        content.shipped.pop(worker, None)
+    for blob in state.blobs.values():
+        blob.shipped.pop(worker, None)
 
     stranded = list(worker.processing.values())
     if expected:
@@ -198,24 +198,24 @@ def bury(
     if not expected:
         _recall_readers(state, worker)
     for task in list(worker.holds):
-        lose(state, task, worker, f"worker {info.name} left")
+        remove_replica(state, task, worker, f"worker {info.name} left")
         if not expected and type(task.phase) is InMemory:
             # Others have it too: whoever is asking this worker for it might wait for ever (see `_recall_readers`).
             for peer in task.wanted:
-                if peer != DETACHED:
-                    announce(state, task, peer)
+                if peer != FIRE_AND_FORGET:
+                    notify_client(state, task, peer)
     for task in stranded:
         phase = task.phase
         if type(phase) is Processing and phase.worker is worker:
-            hand_back(state, task, f"worker {info.name} left")
+            requeue(state, task, f"worker {info.name} left")
     for task in running:
         _blame(state, task, worker, reason, "was running on")
     for task, nbytes in heavy.items():
         if type(task.phase) is not InMemory and (task.wanted or task.waiters):
             _blame(state, task, worker, f"{reason}, with {nbytes / 2**20:.0f} MiB of this result", "was held by")
-    release_parked(state, worker)
-    worker.unreached.clear()
-    worker.copying.clear()
+    unblock_tasks(state, worker)
+    worker.failed_readers.clear()
+    worker.copies.clear()
     worker.away_until = None
     state.touched.pop(worker, None)
     state.departed.append(worker)
@@ -240,10 +240,10 @@ def _recall_readers(state: State, worker: Worker) -> None:
         state.send(reader.peer, Retract(tuple(numbers)))
 
 
-def release_parked(state: State, worker: Worker) -> None:
+def unblock_tasks(state: State, worker: Worker) -> None:
     """Those that waited for this worker to return are placed after all."""
-    parked, worker.parked = worker.parked, {}
-    for task in parked:
+    blocked_on_return, worker.blocked_on_return = worker.blocked_on_return, {}
+    for task in blocked_on_return:
         phase = task.phase
         if type(phase) is Waiting and not phase.missing:
             state.ready.append(task)
@@ -270,14 +270,14 @@ def _running(worker: Worker) -> list[Task]:
         assert isinstance(phase, Processing)
         if phase.started:
             known.append(task)
-        elif not phase.missing and not (task.past is not None and task.past.suspect):
+        elif not phase.missing and not (task.history is not None and task.history.suspect):
             possible.append(task)
     if len(known) + len(possible) <= worker.capacity:
         return known + possible
     for task in possible:
-        if task.past is None:
-            task.past = Past()
-        task.past.suspect = True
+        if task.history is None:
+            task.history = RetryHistory()
+        task.history.suspect = True
     return known
 
 
@@ -291,20 +291,20 @@ def _heavy(worker: Worker) -> dict[Task, int]:
 
 
 def _blame(state: State, task: Task, worker: Worker, reason: str, role: str) -> None:
-    past = task.past
-    if past is None:
-        past = task.past = Past()
-    past.suspect = True
+    history = task.history
+    if history is None:
+        history = task.history = RetryHistory()
+    history.suspect = True
     info = worker.info
     name = f"{info.own_name} " if info.own_name else ""
-    past.deaths.append(f"worker {name}at {info.address} (pid {info.pid}): {reason}")
+    history.deaths.append(f"worker {name}at {info.address} (pid {info.pid}): {reason}")
     state.note(task.key, f"{role} {worker.info.name}, which died")
-    if len(past.deaths) > state.settings.allowed_failures:
-        details = {"deaths": tuple(past.deaths)}
-        text = f"{len(past.deaths)} workers died while running {task.key!r} or holding its result"
+    if len(history.deaths) > state.settings.allowed_failures:
+        details = {"deaths": tuple(history.deaths)}
+        text = f"{len(history.deaths)} workers died while running {task.key!r} or holding its result"
         fail(state, task, Failure(task.key, "killed", None, text, details))
     else:
-        past.attempts += 1
+        history.attempts += 1
 
 
 def _answer_waits(state: State) -> None:
