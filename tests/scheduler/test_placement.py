@@ -38,7 +38,7 @@ def test_the_queue_ahead_deepens_for_short_tasks_and_not_for_long_ones() -> None
     worker.finish(first, seconds=10.0)
     assert len(worker.runs()) == 1
     kit2 = Kit()
-    kit2.core.state.validating = False
+    kit2.state.validating = False
     worker, client = kit2.worker(), kit2.client()
     client.submit(*(f"k{number}" for number in range(3000)))
     first, _ = worker.runs()
@@ -276,7 +276,7 @@ def test_a_backlog_is_shared_with_idle_workers() -> None:
 
 def test_siblings_of_a_tree_meet_on_one_worker() -> None:
     kit = Kit()
-    kit.core.state.validating = False
+    kit.state.validating = False
     workers = [kit.worker(), kit.worker()]
     client = kit.client()
     client.submit(*(f"leaf-{number}" for number in range(256)))
@@ -298,7 +298,7 @@ def test_a_function_that_never_succeeds_keeps_no_task_in_mind() -> None:
         client.submit(f"x{number}")
         worker.fail(worker.runs()[0])
         client.send(m.Release((f"x{number}",)))
-    (content,) = kit.core.state.blobs.values()
+    (content,) = kit.state.blobs.values()
     assert content.expected_s is None
     assert not content.guesses
 
@@ -331,7 +331,7 @@ def test_a_resource_is_whole_again_once_nothing_runs() -> None:
 
 def test_what_was_dropped_leaves_a_line_behind_a_task_that_nobody_takes() -> None:
     kit = Kit()
-    state = kit.core.state
+    state = kit.state
     client = kit.client()
     state.validating = False
     for priority in (5, 0):  # in turn, and before all that is there already
@@ -368,7 +368,7 @@ def test_a_swept_line_keeps_everybody_once_and_in_order() -> None:
 
 def test_demands_that_nobody_makes_any_more_are_forgotten() -> None:
     kit = Kit()
-    state = kit.core.state
+    state = kit.state
     worker, client = kit.worker("alice", nthreads=2), kit.client()
     client.submit("kept", workers=("nobody",))
     client.submit("running", workers=("alice",))
@@ -384,7 +384,7 @@ def test_demands_that_nobody_makes_any_more_are_forgotten() -> None:
 
 def test_many_demands_that_are_made_are_not_looked_through_for_each_new_one() -> None:
     kit = Kit()
-    state = kit.core.state
+    state = kit.state
     state.validating = False
     client = kit.client()
     for number in range(3 * PRUNE_QUEUES_FROM):
@@ -394,4 +394,4 @@ def test_many_demands_that_are_made_are_not_looked_through_for_each_new_one() ->
 
 
 def worker_of(kit: Kit, name: str) -> Worker:
-    return kit.core.state.names[name]
+    return kit.state.names[name]

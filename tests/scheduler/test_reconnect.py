@@ -401,7 +401,7 @@ def test_who_was_leaving_returns_though_another_has_taken_his_name() -> None:
     successor = kit.worker("alice", reconnect=True)
     worker.leave()
     assert worker.come_back()
-    assert kit.core.state.names["alice"].peer == successor.peer
+    assert kit.state.names["alice"].peer == successor.peer
     worker.bring(("a", run.run))
     assert client.ready() == ["a"]
     assert successor.runs() == []
@@ -417,7 +417,7 @@ def test_a_worker_that_returns_is_listed_once_at_demands_that_were_made_meanwhil
     client.submit("x", workers=("alice",))
     worker.bring()
     assert [run.key for run in worker.runs()] == ["x"]
-    assert len(kit.core.state.names["alice"].queues) == 1
+    assert len(kit.state.names["alice"].queues) == 1
 
 
 def notices(kit: Kit) -> list[tuple[str, bool]]:

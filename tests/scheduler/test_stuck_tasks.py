@@ -64,7 +64,7 @@ def test_without_any_worker_every_task_waits_and_none_when_one_comes() -> None:
     kit.tick(0.1)
     assert told(client) == [("", False)]
     kit.assert_empty()
-    assert kit.core.next_deadline() == float("inf") or kit.core.state.stuck_at == float("inf")
+    assert kit.core.next_deadline() == float("inf") or kit.state.stuck_at == float("inf")
 
 
 def test_when_all_workers_are_gone_this_is_said_again_though_it_was_said_before() -> None:
@@ -177,7 +177,7 @@ def test_tasks_that_are_given_up_are_not_spoken_of_any_more() -> None:
     client.send(m.Release(("a",)))
     kit.tick(2.0)
     assert told(client)[-1] == ("", False)
-    assert kit.core.state.stuck_at == float("inf")
+    assert kit.state.stuck_at == float("inf")
     kit.assert_empty()
 
 
@@ -270,7 +270,7 @@ def test_a_look_goes_to_a_limited_number_of_dependents_in_all(monkeypatch: pytes
     for number in range(30):
         reader.submit(f"leaf-{number}", needs=tuple(roots))
     seen: list[object] = []
-    for task in kit.core.state.tasks.values():
+    for task in kit.state.tasks.values():
         task.dependents = Watched(task.dependents or {}, seen)
     kit.tick(0.1)
     assert len(seen) <= 100

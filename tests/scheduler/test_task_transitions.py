@@ -177,8 +177,8 @@ def test_the_same_task_again_keeps_the_options_of_the_first_submission() -> None
     client.submit("a", workers=("nobody",))
     other.submit("a", workers=("alice",), resources={"GPU": 1})
     assert worker.runs() == []
-    assert kit.core.state.tasks["a"].options.workers == ("nobody",)
-    assert kit.core.state.tasks["a"].options.resources == ()
+    assert kit.state.tasks["a"].options.workers == ("nobody",)
+    assert kit.state.tasks["a"].options.resources == ()
     kit.worker("nobody").finish_all()
     assert client.ready() == other.ready() == ["a"]
 
@@ -356,7 +356,7 @@ def test_messages_of_sessions_that_have_ended_are_ignored() -> None:
 
 def test_a_chain_of_ten_thousand_links_fails_and_is_forgotten_without_recursion() -> None:
     kit = Kit()
-    kit.core.state.validating = False
+    kit.state.validating = False
     worker, client = kit.worker(), kit.client()
     keys = tuple(f"link-{number}" for number in range(10_000))
     rows = ((), *((key,) for key in keys[:-1]))

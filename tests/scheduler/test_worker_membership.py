@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from tests.scheduler.kit import Kit, run_ids
-from trio_dask.ids import Incarnation, PeerId
+from tests.scheduler.kit import Kit, run_ids, worker_hello
+from trio_dask.ids import Incarnation
 from trio_dask.protocol import messages as m
+from trio_dask.protocol.hello import Refusal
 from trio_dask.scheduler.core import Stop, WorkerInfo
 
 
@@ -12,9 +13,9 @@ def test_a_name_that_is_taken_is_refused_in_one_sentence() -> None:
     kit = Kit()
     kit.worker("alice")
     info = WorkerInfo("alice", "tcp://elsewhere:1", "elsewhere", 1, 0, {}, Incarnation("x"), 1)
-    refusal = kit.core.add_worker(PeerId(77), info, 0.0)
-    assert refusal is not None
-    assert "'alice' is taken" in refusal
+    answer = kit.core.greet(worker_hello(info), 0.0)
+    assert isinstance(answer, Refusal)
+    assert "'alice' is taken" in answer.reason
 
 
 def test_a_task_fails_with_the_fourth_worker_that_dies_while_it_runs_and_says_where() -> None:

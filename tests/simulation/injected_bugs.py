@@ -84,13 +84,15 @@ def miscounted_dependency(world: World) -> Generator[None]:
 
 @contextmanager
 def lost_wakeup(world: World) -> Generator[None]:
-    """A worker that has come to have room is not looked at."""
+    """A worker that has come to have room is not noticed."""
     end_run = task_transitions.end_run
 
     def forgetful(state: State, task: Task) -> None:
-        touched = dict(state.touched)
+        before = list(state.index.dirty)
         end_run(state, task)
-        state.touched = touched
+        for worker in list(state.index.dirty):
+            if worker not in before:
+                del state.index._dirty[worker]
 
     with mock.patch.object(task_transitions, "end_run", forgetful):
         yield
@@ -138,10 +140,10 @@ def half_removed_worker(world: World) -> Generator[None]:
     remove_worker = worker_membership.remove_worker
 
     def leave_behind(state: State, worker: Worker, reason: str, **how: Any) -> None:
-        had_room = worker in state.roomy
+        had_room = worker in state.index.has_capacity
         remove_worker(state, worker, reason, **how)
         if had_room:
-            state.roomy[worker] = None
+            state.index._has_capacity[worker] = None
 
     with (
         mock.patch.object(worker_membership, "remove_worker", leave_behind),
@@ -152,7 +154,7 @@ def half_removed_worker(world: World) -> Generator[None]:
 
 @contextmanager
 def blamed_innocents(world: World) -> Generator[None]:
-    """Whatever was assigned to a worker that died is blamed, whether it ran or not."""
+    """All that was assigned to a worker that died is blamed, whether it ran or not."""
     remove_worker = worker_membership.remove_worker
 
     def blame_all(state: State, worker: Worker, reason: str, *, expected: bool, **how: Any) -> None:
@@ -167,7 +169,7 @@ def blamed_innocents(world: World) -> Generator[None]:
 
 @contextmanager
 def hasty_retirement(world: World) -> Generator[None]:
-    """A worker is sent away once nothing runs there, whatever it holds."""
+    """A worker is dismissed once nothing runs there, whatever it holds."""
     with mock.patch.object(retirement, "_held_alone", return_value=[]):
         yield
 

@@ -34,17 +34,11 @@ def scheduler_commands(
             "host": socket.gethostname(),
             "package": mine.package,
             "python": mine.python,
-            "workers": [worker.info.address for worker in core.state.workers.values()],
+            "workers": core.worker_addresses(),
         }
 
     def status(arguments: Mapping[str, Any]) -> Any:
-        state = core.state
-        return {
-            "status": "running",
-            "workers": len(state.workers),
-            "clients": len(state.clients),
-            "tasks": len(state.tasks),
-        }
+        return {"status": "running", **core.counts()}
 
     async def describe(arguments: Mapping[str, Any]) -> Any:
         return {**identity(arguments), **await overview(core)}

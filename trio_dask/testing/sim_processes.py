@@ -10,10 +10,12 @@ from trio_dask.client.core.client import ClientCore
 from trio_dask.client.core.key_state import Ended, KeyState
 from trio_dask.ids import Incarnation, Key, PeerId, RunId
 from trio_dask.protocol import codec
+from trio_dask.protocol.hello import Hello, Refusal, Welcome
 from trio_dask.protocol.messages import Goodbye, Leave, Message, Obituary, Run
-from trio_dask.scheduler.core import CoreSettings, SchedulerCore, WorkerInfo
-from trio_dask.scheduler.core.retirement import TRIES
-from trio_dask.scheduler.core.state import InMemory
+from trio_dask.scheduler.core import Admit, CallAgain, ClosePeer, CoreSettings, Refuse, Resume, SchedulerCore
+from trio_dask.scheduler.core.retirement import ATTEMPTS
+from trio_dask.scheduler.core.state import InMemory, State
+from trio_dask.scheduler.core.worker_states import HERE
 from trio_dask.testing.random_graphs import Job, compute
 from trio_dask.testing.sim_network import Link, Pipe, Timeline
 from trio_dask.worker.core.effects import CancelFetch, EndSession, FetchId, FreeKeys, StartFetch
@@ -26,7 +28,12 @@ PATIENCE_S: Final = 1.0
 SILENCE: Final = 0.02
 """How often a worker that is there does not answer in time."""
 
-__all__ = ["Network", "SimClient", "SimScheduler", "SimWorker"]
+__all__ = ["Network", "SimClient", "SimScheduler", "SimWorker", "state_of"]
+
+
+def state_of(core: SchedulerCore) -> State:
+    """What a scheduler knows, for the oracle."""
+    return core._state  # pyright: ignore[reportPrivateUsage]
 
 
 class Network:
@@ -41,44 +48,64 @@ class SimScheduler:
 
     def __init__(self, timeline: Timeline, settings: CoreSettings) -> None:
         self.timeline = timeline
-        self.core = SchedulerCore(settings)
         self.incarnation = Incarnation("scheduler.0")
+        self.core = SchedulerCore(settings, self.incarnation)
         self.links: dict[PeerId, Link] = {}
         self.leaves: list[str] = []
         """What went wrong when workers were sent away."""
         self._settings = settings
-        self._nanny = PeerId(-1)
-        """One nanny for all workers, so that its link is as good as any."""
-        self._last = 0
+        self._restarts = 0
         self._tick_at = float("inf")
-        self.core.add_nanny(self._nanny, "nanny", "", timeline.now)
+        self._nanny = self._join_nanny()
+        """One nanny for all workers, so that its link is as good as any."""
+
+    def _join_nanny(self) -> PeerId:
+        hello = Hello(role="nanny", name="nanny")
+        self.core.greet(hello, self.timeline.now)
+        outcome = self.core.begin_session(hello, self.timeline.now)
+        assert isinstance(outcome, Admit)
+        return outcome.peer
 
     def restart(self) -> None:
-        """As by kill -9, and then by hand: another scheduler is there, which knows nobody."""
+        """As by kill -9, and then by hand: another scheduler is there, which knows no peer."""
         for link in self.links.values():
             link.cut()
         self.links.clear()
-        self.incarnation = Incarnation(f"scheduler.{self._last}")
-        self.core = SchedulerCore(self._settings)
-        self.core.add_nanny(self._nanny, "nanny", "", self.timeline.now)
+        self._restarts += 1
+        self.incarnation = Incarnation(f"scheduler.{self._restarts}")
+        self.core = SchedulerCore(self._settings, self.incarnation)
+        self._nanny = self._join_nanny()
 
     def connect(
         self,
         incoming: codec.Allowed,
         outgoing: codec.Allowed,
         deliver: Callable[[Sequence[Message]], None],
-        peer: PeerId | None = None,
-    ) -> tuple[PeerId, Link]:
-        """A new session, or another link for the one of a client that is back."""
-        if peer is None:
-            self._last += 1
-            peer = PeerId(self._last)
-        to_scheduler = Pipe(self.timeline, incoming, partial(self._receive, peer))
-        link = Link(to_scheduler, Pipe(self.timeline, outgoing, deliver))
+        peer: PeerId,
+    ) -> Link:
+        """The link of a session that has begun."""
+        link = Link(
+            Pipe(self.timeline, incoming, lambda messages: self._receive(peer, link, messages)),
+            Pipe(self.timeline, outgoing, deliver),
+        )
         self.links[peer] = link
-        return peer, link
+        return link
 
-    def _receive(self, peer: PeerId, messages: Sequence[Message]) -> None:
+    def no_link(self) -> Link:
+        """What a peer has before its first session."""
+        link = Link(*(Pipe(self.timeline, codec.FROM_WORKER, lambda messages: None) for _ in range(2)))
+        link.cut()
+        return link
+
+    def greet(self, hello: Hello) -> Welcome | Refusal:
+        """A peer calls."""
+        answer = self.core.greet(hello, self.timeline.now)
+        self.settle()
+        return answer
+
+    def _receive(self, peer: PeerId, link: Link, messages: Sequence[Message]) -> None:
+        if self.links.get(peer) is not link:
+            return  # the core has ended this session
         for message in messages:
             self.core.handle(peer, message, self.timeline.now)
             if isinstance(message, Goodbye):
@@ -88,7 +115,7 @@ class SimScheduler:
     def lose(self, peer: PeerId, reason: str) -> None:
         """The session has ended without a goodbye."""
         if self.links.pop(peer, None) is not None:
-            self.core.remove_peer(peer, reason, self.timeline.now, expected=False)
+            self.core.end_session(peer, reason, self.timeline.now, expected=False)
             self.settle()
 
     def remove_worker(self, process: str, cause: str, ran: tuple[RunId, ...]) -> None:
@@ -104,20 +131,28 @@ class SimScheduler:
                 self._check_leave(peer)
             if peer in self.links:
                 self.links[peer].to_peer.send(messages)
+        while self.core.requests:
+            request = self.core.requests.pop(0)
+            if isinstance(request, ClosePeer) and (link := self.links.pop(request.peer, None)) is not None:
+                link.cut()
         deadline = self.core.next_deadline()
         if deadline < self._tick_at:
             self._tick_at = deadline
             self.timeline.at(max(deadline, self.timeline.now), self._tick)
 
     def _check_leave(self, peer: PeerId) -> None:
-        """Whoever is sent away must not take the only copy of anything along, if somebody can keep another."""
-        state = self.core.state
+        """A worker that is dismissed must not take the only copy of a result along, if another can keep one."""
+        state = state_of(self.core)
         worker = state.workers.get(peer)
-        if worker is None or not any(not other.leaving and not other.returning for other in state.workers.values()):
+        if worker is None or not any(other.phase is HERE for other in state.workers.values()):
             return
+        retirement = worker.phase.retirement
+        copies = {} if retirement is None else retirement.copies
         for task in worker.holds:
-            alone = isinstance(task.phase, InMemory) and all(holder.leaving for holder in task.phase.holders)
-            if alone and worker.copies.get(task, (None, 0))[1] < TRIES:
+            alone = isinstance(task.phase, InMemory) and all(
+                holder.phase.retirement is not None for holder in task.phase.holders
+            )
+            if alone and copies.get(task, (None, 0))[1] < ATTEMPTS:
                 self.leaves.append(f"{worker.info.name} was sent away with the only copy of {task.key}")
 
     def _tick(self) -> None:
@@ -171,6 +206,8 @@ class SimWorker:
         self._sessions = 0
         self._session: tuple[Incarnation, Incarnation] | None = None
         network.workers[self.address] = self
+        self.peer = PeerId(-1)
+        self.link = scheduler.no_link()
         self.connect()
 
     # ------------------------------------------------------------------------------------------ sessions
@@ -179,36 +216,56 @@ class SimWorker:
         """Dial the scheduler, to go on with the last session if it was lost and that can be; else try again later."""
         if not self.alive:
             return
-        now, core = self.timeline.now, self.scheduler.core
         self._sessions += 1
         incarnation = Incarnation(f"{self.name}.{self._sessions}")
-        info = WorkerInfo(
-            self.name, self.address, self.name, self.slots, 0, {}, incarnation, 0, self.reconnect, self.process
-        )
-        previous = self._session[0] if self._session and self._session[1] == self.scheduler.incarnation else None
-        returned = previous is not None and core.may_resume(previous, info)
-        if not returned:
-            if self._session is not None:
-                self.fatal.update(self._unseen)
-                self.core.reset(now)
-                self._session = None
-                self.pump()
-            if core.refusal(info) is not None:
-                self.timeline.after(0.02, self.connect)
-                return
-        self.peer, self.link = self.scheduler.connect(codec.FROM_WORKER, codec.TO_WORKER, self.receive)
-        if returned:
-            assert previous is not None
-            assert core.resume_worker(self.peer, previous, info, now)
-            if self.timeline.rng.random() < 0.1:  # the welcome does not arrive
-                peer = self.peer
-                self.link.cut()
-                self.timeline.after(0.01, lambda: self.scheduler.lose(peer, "cut"))
-                self.timeline.after(0.02, self.connect)
-                return
+        details: dict[str, object] = {
+            "address": self.address,
+            "host": self.name,
+            "nthreads": self.slots,
+            "reconnect": self.reconnect,
+            "process": self.process,
+        }
+        if self._session is not None:
+            details["previous"], details["scheduler"] = self._session
+        hello = Hello(role="worker", incarnation=incarnation, name=self.name, details=details)
+        scheduler = self.scheduler.incarnation
+        answer = self.scheduler.greet(hello)
+        returned = isinstance(answer, Welcome) and answer.details.get("returned") is True
+        if not returned and self._session is not None:
+            self.fatal.update(self._unseen)
+            self.core.reset(self.timeline.now)
+            self._session = None
+            self.pump()
+        if isinstance(answer, Refusal):
+            self.timeline.after(0.02, self.connect)
+        elif self.timeline.rng.random() < 0.1:  # the session begins later: much may happen meanwhile
+            self.timeline.after(
+                self.timeline.rng.random() * 0.4, partial(self._begin_session, hello, scheduler, returned)
+            )
         else:
-            assert core.add_worker(self.peer, info, now) is None
-        self._session = incarnation, self.scheduler.incarnation
+            self._begin_session(hello, scheduler, returned)
+
+    def _begin_session(self, hello: Hello, scheduler: Incarnation, returned: bool) -> None:
+        """It was welcomed, and its session begins, unless something has come between."""
+        if not self.alive:
+            return
+        if scheduler != self.scheduler.incarnation:
+            self.connect()
+            return
+        outcome = self.scheduler.core.begin_session(hello, self.timeline.now)
+        self.scheduler.settle()
+        if isinstance(outcome, CallAgain | Refuse):
+            self.timeline.after(0.02, self.connect)
+            return
+        assert isinstance(outcome, Resume) == returned
+        self.peer = peer = outcome.peer
+        self.link = self.scheduler.connect(codec.FROM_WORKER, codec.TO_WORKER, self.receive, peer)
+        if returned and self.timeline.rng.random() < 0.1:  # the welcome does not arrive
+            self.link.cut()
+            self.timeline.after(0.01, lambda: self.scheduler.lose(peer, "cut"))
+            self.timeline.after(0.02, self.connect)
+            return
+        self._session = hello.incarnation, scheduler
         self._unseen.clear()
         self.core.session_began(self.address, returned)
         self.scheduler.settle()
@@ -223,7 +280,7 @@ class SimWorker:
         self.link.cut()
 
         def be_missed() -> None:
-            worker = self.scheduler.core.state.workers.get(peer)
+            worker = state_of(self.scheduler.core).workers.get(peer)
             if worker is not None:
                 self._unseen = {task.key: None for task in worker.processing.values()}
             self.scheduler.lose(peer, "cut")
@@ -408,8 +465,12 @@ class SimClient:
         self.name = name
         self.core = ClientCore()
         self.core.join(scheduler.incarnation, None)
-        self.peer, self.link = scheduler.connect(codec.FROM_CLIENT, codec.TO_CLIENT, self.receive)
-        scheduler.core.add_client(self.peer, Incarnation(name), name, timeline.now, grace_s=PATIENCE_S)
+        hello = self._hello()
+        scheduler.greet(hello)
+        outcome = scheduler.core.begin_session(hello, timeline.now)
+        assert isinstance(outcome, Admit)
+        self.peer = outcome.peer
+        self.link = scheduler.connect(codec.FROM_CLIENT, codec.TO_CLIENT, self.receive, self.peer)
         self.futures: dict[Key, KeyState] = {}
         self.values: list[tuple[KeyState, int]] = []
         """What its user has read, in order."""
@@ -457,16 +518,31 @@ class SimClient:
     def _come_back(self) -> None:
         if not self.open:
             return
-        core, now = self.scheduler.core, self.timeline.now
-        received = self.core.received
-        expected = core.expect_client(Incarnation(self.name), received, now)
-        assert expected is not None, f"{self.name} came back in time, and cannot go on"
-        self.peer, handled = expected
-        _, self.link = self.scheduler.connect(codec.FROM_CLIENT, codec.TO_CLIENT, self.receive, self.peer)
-        assert core.client_back(self.peer, received, now)
+        hello = self._hello(previous=self.name, scheduler=self.scheduler.incarnation, received=self.core.received)
+        answer = self.scheduler.greet(hello)
+        assert isinstance(answer, Welcome)
+        assert answer.details["returned"], f"{self.name} came back in time, and cannot go on"
+        rng = self.timeline.rng
+        if rng.random() < 0.1:  # it gives this connection up and calls again
+            self.timeline.after(rng.random() * 0.1, self._come_back)
+        delay = rng.random() * 0.1 if rng.random() < 0.1 else 0.0  # the session may begin later
+        self.timeline.after(delay, partial(self._begin_session, hello, answer.details["received"]))
+
+    def _begin_session(self, hello: Hello, handled: int) -> None:
+        if not self.open:
+            return
+        outcome = self.scheduler.core.begin_session(hello, self.timeline.now)
+        if isinstance(outcome, CallAgain):
+            return  # a later hello counts
+        assert outcome == Resume(self.peer)
+        self.link = self.scheduler.connect(codec.FROM_CLIENT, codec.TO_CLIENT, self.receive, self.peer)
         self.core.join(self.scheduler.incarnation, handled)
         self.scheduler.settle()
         self.pump()
+
+    def _hello(self, **details: object) -> Hello:
+        grace = {"grace_s": PATIENCE_S, **details}
+        return Hello(role="client", incarnation=Incarnation(self.name), name=self.name, details=grace)
 
     def close(self) -> None:
         """Leave in order."""

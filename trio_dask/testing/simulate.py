@@ -24,7 +24,7 @@ from trio_dask.scheduler.core import CoreSettings
 from trio_dask.scheduler.core.invariants import check_empty
 from trio_dask.testing.random_graphs import Job, compute, expected, random_jobs, renewable_jobs
 from trio_dask.testing.sim_network import Timeline
-from trio_dask.testing.sim_processes import Network, SimClient, SimScheduler, SimWorker
+from trio_dask.testing.sim_processes import Network, SimClient, SimScheduler, SimWorker, state_of
 from trio_dask.worker.core.invariants import check_idle
 
 __all__ = ["Failure", "World", "main", "run_seed"]
@@ -294,7 +294,7 @@ class World:
     def _check_nothing_left(self) -> None:
         core = self.scheduler.core
         assert not self.scheduler.leaves, self.scheduler.leaves[0]
-        check_empty(core.state)
+        check_empty(state_of(core))
         for worker in self.workers:
             if worker.alive:
                 check_idle(worker.core)
@@ -302,7 +302,7 @@ class World:
                 assert worker.free_slots == worker.slots, f"{worker.name} has leaked a slot"
 
     def _story(self, key: Key) -> str:
-        return "; ".join(f"{at:.4f} {what}" for at, name, what in self.scheduler.core.state.story if name == key)
+        return "; ".join(f"{at:.4f} {what}" for at, name, what in state_of(self.scheduler.core).story if name == key)
 
 
 def run_seed(seed: int, bug: Callable[[World], AbstractContextManager[None]] | None = None) -> None:

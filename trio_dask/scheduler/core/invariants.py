@@ -13,7 +13,10 @@ from trio_dask.scheduler.core.state import (
     State,
     Task,
     Waiting,
+    Worker,
 )
+from trio_dask.scheduler.core.worker_states import GONE, HERE, Away, Retiring
+from trio_dask.scheduler.core.worker_transitions import absence_of
 
 __all__ = ["check", "check_empty"]
 
@@ -35,14 +38,14 @@ def check(state: State) -> None:
             assert client.peer in task.wanted, f"{client.name} wants {task}, which does not know"
         for blob in client.blobs:
             content_references[blob] = content_references.get(blob, 0) + 1
-        assert (client.away_until is not None) == (client.peer in state.away_clients), f"{client.name} is away or not"
+        assert (client.away is not None) == (client.peer in state.away_clients), f"{client.name} is away or not"
         unconfirmed = sum(map(len, client.unconfirmed))
         assert not client.grace_s or client.sent - client.confirmed == unconfirmed, "sent messages are counted wrongly"
     for blob in state.blobs.values():
         assert blob.references == content_references.get(blob, 0), "a blob counts its references wrongly"
         for worker in blob.shipped:
             assert worker.peer in state.workers, "a blob is said to be at a worker that is gone"
-    for worker in (*state.workers.values(), *state.away.values()):
+    for worker in (*state.workers.values(), *state.away):
         occupancy_s = 0.0
         used: dict[str, float] = {}
         for run, task in worker.processing.items():
@@ -63,17 +66,21 @@ def check(state: State) -> None:
             assert worker in task.phase.holders
             managed += task.phase.nbytes
         assert worker.managed_bytes == managed, f"bytes of {worker}"
-    for group in (state.idle, state.roomy, state.surplus):
+        _check_worker_phase(state, worker)
+    for group in (state.index.idle, state.index.has_capacity, state.index.overloaded):
         for worker in group:
-            assert worker.peer in state.workers, "a worker that is gone is still listed"
-            assert not worker.leaving, "a worker that leaves is to be given work"
-            assert not worker.returning, "a worker is to be given work before it has said what it brings back"
-    for incarnation, worker in state.away.items():
-        assert worker.info.incarnation == incarnation
-        assert worker.away_until is not None
-        assert worker.peer not in state.workers, "a worker is away and here"
-    for worker in state.leaving:
-        assert worker.leaving
+            assert worker.phase is HERE, f"{worker} is to be given work"
+            assert worker.peer in state.workers, f"{worker} is still listed"
+
+
+def _check_worker_phase(state: State, worker: Worker) -> None:
+    phase = worker.phase
+    assert phase is not GONE, f"{worker} is in a table"
+    assert phase.has_session == (state.workers.get(worker.peer) is worker), f"{worker} is in the wrong table"
+    assert (type(phase) is Away) == (worker in state.away), f"{worker} is away or not"
+    assert (type(phase) is Retiring) == (worker in state.retiring), f"{worker} is retiring or not"
+    assert worker.slots == (worker.capacity if phase is HERE else 0), f"slots of {worker}"
+    assert phase is HERE or not worker.queues, f"{worker} has queues"
 
 
 def _check_task(state: State, task: Task) -> None:
@@ -101,11 +108,9 @@ def _check_task(state: State, task: Task) -> None:
         assert needed
         assert phase.missing == missing, f"{task} counts {phase.missing} missing inputs, misses {missing}"
         if not missing and task not in state.ready:
-            blocked_on_return = any(task in worker.blocked_on_return for worker in state.away.values())
-            blocked_on_return = blocked_on_return or any(
-                worker.returning and task in worker.blocked_on_return for worker in state.workers.values()
-            )
-            assert blocked_on_return, f"{task} is ready, and nobody will place it"
+            workers = (*state.away, *state.workers.values())
+            blocked = any(task in absence_of(worker).blocked_tasks for worker in workers)
+            assert blocked, f"{task} is ready, and nothing will place it"
         for dependency in task.dependencies:
             assert not isinstance(dependency.phase, Erred), f"{task} waits for an input that erred"
     elif isinstance(phase, Queued):
@@ -122,7 +127,7 @@ def _check_task(state: State, task: Task) -> None:
         assert phase.holders, f"{task} is in memory nowhere"
         for worker in phase.holders:
             assert task in worker.holds
-            assert worker.peer in state.workers or worker.info.incarnation in state.away
+            assert worker.phase is not GONE, f"{worker} holds {task}"
 
 
 def check_empty(state: State) -> None:

@@ -8,8 +8,16 @@ from typing import Any, Final, TypeAlias
 from trio_dask.errors import ProtocolError
 from trio_dask.ids import PeerId
 from trio_dask.protocol import messages as m
-from trio_dask.scheduler.core import clients, reconnect, retirement, task_transitions, worker_membership
+from trio_dask.scheduler.core import (
+    clients,
+    reconnect,
+    retirement,
+    task_transitions,
+    worker_membership,
+    worker_transitions,
+)
 from trio_dask.scheduler.core.blobs import forget_blobs, receive
+from trio_dask.scheduler.core.pending_requests import PendingRequest, WorkerCount, WorkersBack
 from trio_dask.scheduler.core.placement import update_duration
 from trio_dask.scheduler.core.queries import answer
 from trio_dask.scheduler.core.state import (
@@ -29,8 +37,9 @@ from trio_dask.scheduler.core.state import (
 )
 from trio_dask.scheduler.core.stuck_tasks import recheck_soon
 from trio_dask.scheduler.core.submission import submit
+from trio_dask.scheduler.core.worker_states import Away
 
-__all__ = ["FROM_CLIENT", "FROM_NANNY", "FROM_WORKER"]
+__all__ = ["FROM_CLIENT", "FROM_NANNY", "FROM_WORKER", "restart"]
 
 MAX_SECEDED: Final = 10_000
 """Most tasks of a worker that may wait outside of its slots."""
@@ -91,7 +100,7 @@ def _missing(state: State, worker: Worker, message: m.Missing) -> None:
     source = state.tasks.get(message.key)
     if source is not None:
         holder = state.addresses.get(message.address) if message.address else worker
-        if holder is not None and holder.away_until is None:
+        if holder is not None and type(holder.phase) is not Away:
             _drop_replica(state, source, holder, f"{worker.info.name} could not get it from {holder.info.name}")
     task = worker.processing.get(message.run)
     if task is not None:
@@ -110,6 +119,7 @@ def _replicas(state: State, worker: Worker, message: m.Replicas) -> None:
             worker.managed_bytes += task.phase.nbytes
     if unknown:
         state.send(worker.peer, m.Free(tuple(unknown)))
+    state.check_retirements_soon()
 
 
 def _stored(state: State, worker: Worker, message: m.Stored) -> None:
@@ -137,7 +147,7 @@ def _capacity(state: State, worker: Worker, message: m.Capacity) -> None:
     # More than its threads while tasks wait outside of its slots, where they count as processed all the same.
     if not 0 <= message.slots <= worker.info.nthreads + MAX_SECEDED:
         raise ProtocolError(f"a worker of {worker.info.nthreads} threads reports {message.slots} slots")
-    worker_membership.set_capacity(state, worker, message.slots)
+    worker_transitions.set_capacity(state, worker, message.slots)
 
 
 def _heartbeat(state: State, worker: Worker, message: m.Heartbeat) -> None:
@@ -228,10 +238,10 @@ def _unreachable(state: State, client: Client, message: m.Unreachable) -> None:
         state.send(client.peer, _unknown(message.key))
         return
     holder = state.addresses.get(message.address)
-    if holder is not None and holder.away_until is not None:
+    if holder is not None and isinstance(holder.phase, Away):
         phase = task.phase
-        if isinstance(phase, InMemory) and all(other.away_until is not None for other in phase.holders):
-            holder.failed_readers.append((client.peer, task))
+        if isinstance(phase, InMemory) and all(type(other.phase) is Away for other in phase.holders):
+            holder.phase.absence.failed_readers.append((client.peer, task))
             return
     elif holder is not None:
         _drop_replica(state, task, holder, f"client {client.name} could not get it from {holder.info.name}")
@@ -241,17 +251,21 @@ def _unreachable(state: State, client: Client, message: m.Unreachable) -> None:
 
 def _query(state: State, client: Client, message: m.Query) -> None:
     if message.what == "wait_for_workers":
-        number = int(message.arguments[0]) if message.arguments and message.arguments[0].isdecimal() else 1
-        if len(state.workers) >= number:
-            state.send(client.peer, m.Reply(message.request, len(state.workers)))
-        else:
-            state.waits.append((client.peer, message.request, number))
+        if len(message.arguments) != 1 or not message.arguments[0].isdecimal():
+            raise ProtocolError(f"wait_for_workers takes a number of workers, not {message.arguments!r}")
+        goal = WorkerCount(int(message.arguments[0]))
+        state.pending.add(PendingRequest(client.peer, message.request, goal))
         return
     state.send(client.peer, m.Reply(message.request, answer(state, message.what, message.arguments)))
 
 
 def _restart(state: State, client: Client, message: m.Restart) -> None:
-    text = f"the cluster was restarted by client {client.name}"
+    names = restart(state, f"the cluster was restarted by client {client.name}")
+    _await_workers(state, client, message.request, names)
+
+
+def restart(state: State, text: str) -> list[str]:
+    """Cancel all tasks and have all workers begin afresh; returns the names of those that are to come back."""
     tasks = list(state.tasks.values())
     for task in tasks:
         for peer in task.wanted:
@@ -259,9 +273,9 @@ def _restart(state: State, client: Client, message: m.Restart) -> None:
                 state.send(peer, m.Dropped(task.key, "cancelled", text))
             task_transitions.unwant(state, task, peer)
     task_transitions.release_unneeded(state, tasks)
-    for worker in list(state.away.values()):
+    for worker in list(state.away):
         worker_membership.remove_worker(state, worker, text, expected=True)
-    _begin_afresh(state, client, message.request, list(state.workers.values()), text)
+    return _begin_afresh(state, list(state.workers.values()), text)
 
 
 def _restart_workers(state: State, client: Client, message: m.RestartWorkers) -> None:
@@ -269,18 +283,21 @@ def _restart_workers(state: State, client: Client, message: m.RestartWorkers) ->
     if unknown:
         state.send(client.peer, m.Reply(message.request, {"refused": f"there is no worker {unknown!r}"}))
         return
-    text = f"restarted by client {client.name}"
-    _begin_afresh(state, client, message.request, chosen, text)
+    names = _begin_afresh(state, chosen, f"restarted by client {client.name}")
+    _await_workers(state, client, message.request, names)
 
 
-def _begin_afresh(state: State, client: Client, request: int, workers: list[Worker], text: str) -> None:
-    names = dict.fromkeys(worker.info.name for worker in workers)
+def _begin_afresh(state: State, workers: list[Worker], text: str) -> list[str]:
     for worker in workers:
         # A nanny gives it a new process; without one it begins another session.
         nanny = state.nanny_of.get(worker.info.process)
         state.send(worker.peer if nanny is None else nanny, m.Leave(text, True))
+    return [worker.info.name for worker in workers]
+
+
+def _await_workers(state: State, client: Client, request: int, names: list[str]) -> None:
     deadline = state.now + state.settings.restart_timeout_s
-    state.restarts.append((client.peer, request, names, deadline))
+    state.pending.add(PendingRequest(client.peer, request, WorkersBack(names), deadline))
 
 
 def _retire(state: State, client: Client, message: m.Retire) -> None:
@@ -302,11 +319,6 @@ def _worker_goodbye(state: State, worker: Worker, message: m.Goodbye) -> None:
     worker_membership.remove_worker(state, worker, message.reason, expected=True)
 
 
-def _drain(state: State, worker: Worker, message: m.Drain) -> None:
-    retirement.begin_retiring(state, worker, message.reason)
-    worker.leaving, worker.drains = message.reason, True  # though a client may have wanted to retire it before
-
-
 def _forget_blobs(state: State, client: Client, message: m.ForgetBlobs) -> None:
     forget_blobs(state, client, message.digests)
 
@@ -314,8 +326,8 @@ def _forget_blobs(state: State, client: Client, message: m.ForgetBlobs) -> None:
 # ------------------------------------------------------------------------------------------------- from nannies
 
 
-def _obituary(state: State, nanny: PeerId, message: m.Obituary) -> None:
-    reconnect.obituary(state, message)
+def _worker_exited(state: State, nanny: PeerId, message: m.Obituary) -> None:
+    reconnect.worker_exited(state, message)
 
 
 def _nanny_goodbye(state: State, nanny: PeerId, message: m.Goodbye) -> None:
@@ -338,7 +350,7 @@ FROM_WORKER: Final[dict[type[Any], _FromWorker]] = {
     m.Capacity: _capacity,
     m.Heartbeat: _heartbeat,
     m.Inventory: reconnect.reconcile,
-    m.Drain: _drain,
+    m.Drain: retirement.drain,
     m.NotAcquired: retirement.not_acquired,
     m.Goodbye: _worker_goodbye,
 }
@@ -362,6 +374,6 @@ FROM_CLIENT: Final[dict[type[Any], _FromClient]] = {
 }
 FROM_NANNY: Final[dict[type[Any], _FromNanny]] = {
     m.Vouch: reconnect.nanny_heartbeat,
-    m.Obituary: _obituary,
+    m.Obituary: _worker_exited,
     m.Goodbye: _nanny_goodbye,
 }

@@ -6,12 +6,14 @@ every decision follows from the order of the events alone.
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Mapping
 from typing import Final, NamedTuple, TypeAlias
 
 from trio_dask.ids import Digest, Incarnation, Key, PeerId, RunId
+from trio_dask.protocol.hello import Hello
 from trio_dask.protocol.messages import Free, Message, Stuck
+from trio_dask.scheduler.core.pending_requests import PendingRequests
 from trio_dask.scheduler.core.priority_queue import TaskQueue
 from trio_dask.scheduler.core.task_states import (
     FORGOTTEN,
@@ -25,6 +27,8 @@ from trio_dask.scheduler.core.task_states import (
     RetryHistory,
     Waiting,
 )
+from trio_dask.scheduler.core.worker_index import WorkerIndex
+from trio_dask.scheduler.core.worker_states import NEW, WorkerPhase
 
 __all__ = [
     "DEFAULT_OPTIONS",
@@ -66,6 +70,13 @@ STORY_LENGTH: Final = 10_000
 
 PRUNE_QUEUES_FROM: Final = 1000
 """With so many different demands it is looked which of them are still made."""
+
+
+RETIREMENT_GAP_S: Final = 0.01
+"""A check of retiring workers reads all that they hold, so there are no more than this allows."""
+
+HEARTBEAT_CHECKS_PER_TTL: Final = 10
+"""Checks within the time that a worker may be silent."""
 
 
 class CoreSettings(NamedTuple):
@@ -226,43 +237,35 @@ class Queue:
 
 
 class Worker:
-    """One worker, through all sessions of one life: it may be away for a while, and come back with what it has.
-
-    It is given work while it has slots. It has as many as it can run at once, its capacity; but none while it is away,
-    until it has said what it brings back, and once it is leaving.
-    """
+    """One worker, through all sessions of one life: it may be away for a while, and come back with what it has."""
 
     __slots__ = (
         "available",
-        "away_said_at",
-        "away_until",
         "backlog",
-        "blocked_on_return",
         "capacity",
-        "copies",
-        "drains",
-        "failed_readers",
-        "former",
         "heard_at",
         "holds",
         "info",
         "last_metrics",
-        "leaving",
         "managed_bytes",
         "occupancy_s",
         "peer",
+        "phase",
         "processing",
         "queues",
-        "returning",
         "self_tuple",
         "slots",
-        "why_away",
     )
 
     def __init__(self, peer: PeerId, info: WorkerInfo) -> None:
         self.peer = peer
+        """Its session, or, while it is away, its last one."""
         self.info = info
-        self.capacity = self.slots = info.nthreads
+        self.phase: WorkerPhase = NEW
+        self.capacity = info.nthreads
+        """The runs that it can execute at once."""
+        self.slots = 0
+        """Its capacity while it is here; 0 in every other phase, so that it is given no work."""
         self.processing: dict[RunId, Task] = {}
         self.occupancy_s = 0.0
         self.holds: dict[Task, None] = {}
@@ -273,30 +276,12 @@ class Worker:
         """Queues with demands that this worker meets."""
         self.available = dict(info.resources)
         self.self_tuple = (self,)
+        """The holders of a result that only this worker has: one tuple for all of them."""
         self.last_metrics: Mapping[str, object] = info.metrics
         self.heard_at = 0.0
-        self.away_until: float | None = None
-        self.away_said_at = float("inf")
-        """When it is said that this worker is away, if it has neither come back nor been buried by then."""
-        """While it is away: when it is given up."""
-        self.why_away = ""
-        self.former: tuple[Incarnation, ...] = ()
-        """Earlier sessions, until it has shown that it knows of the one that it has now."""
-        self.returning = False
-        """It is back, and has not said yet what it brings."""
-        self.blocked_on_return: dict[Task, None] = {}
-        """Ready tasks that wait for its return, because it alone has inputs of theirs."""
-        self.failed_readers: list[tuple[PeerId, Task]] = []
-        """Clients that could not get a result from it while it was away."""
-        self.leaving = ""
-        """Why it is on its way out, if it is."""
-        self.drains = False
-        """It said so itself: it takes no runs any more, and cannot be kept."""
-        self.copies: dict[Task, tuple[Worker | None, int]] = {}
-        """Results that others are copying, because it leaves: who does, and how often it was tried."""
 
     def __repr__(self) -> str:
-        return f"<Worker {self.info.name}>"
+        return f"<Worker {self.info.name} {self.phase.name}>"
 
 
 class Nanny(NamedTuple):
@@ -305,6 +290,25 @@ class Nanny(NamedTuple):
     peer: PeerId
     name: str
     process: str
+
+
+class ClientAway:
+    """The connection of a client was lost; what it wants is kept until its grace is over."""
+
+    __slots__ = ("offered_to", "until")
+
+    def __init__(self, until: float) -> None:
+        self.until = until
+        self.offered_to: Hello | None = None
+        """The last hello of the client that was answered with the offer to go on."""
+
+
+class Offer(NamedTuple):
+    """The answer to a hello said that its sender may go on with the session that it had."""
+
+    hello: Hello
+    subject: Worker | Client
+    expires_at: float
 
 
 class StuckNews:
@@ -324,7 +328,7 @@ class Client:
     """One client, from its first hello to its goodbye; its link may be cut meanwhile. See `clients`."""
 
     __slots__ = (
-        "away_until",
+        "away",
         "blobs",
         "confirmed",
         "grace_s",
@@ -346,7 +350,7 @@ class Client:
         self.name = name
         self.grace_s = grace_s
         """How long it may be away. With 0 it does not come back, and nothing is kept for it."""
-        self.away_until: float | None = None
+        self.away: ClientAway | None = None
         self.wants: dict[Task, None] = {}
         self.blobs: dict[StoredBlob, None] = {}
         self.self_tuple = (peer,)
@@ -390,36 +394,39 @@ Request: TypeAlias = ClosePeer | Stop | LogLine
 class State:
     """The whole of it. Functions of this room work on one `State`; nobody outside the core touches it."""
 
-    def __init__(self, settings: CoreSettings) -> None:
+    def __init__(self, settings: CoreSettings, incarnation: Incarnation) -> None:
         self.settings = settings
+        self.incarnation = incarnation
+        """The scheduler's own: a peer that resumes a session names the scheduler that it had it with."""
+        self.last_peer = 0  # a session never gets 0: that is FIRE_AND_FORGET
         self.validating = settings.validate
         self.now = 0.0
         self.tasks: dict[Key, Task] = {}
         self.workers: dict[PeerId, Worker] = {}
         """Those that have a session."""
-        self.away: dict[Incarnation, Worker] = {}
-        """Those that lost theirs a moment ago, by the incarnation of that session."""
-        self.leaving: dict[Worker, None] = {}
-        self.leaving_at = float("inf")
-        """When to look again what keeps those that are leaving."""
+        self.away: dict[Worker, None] = {}
+        """Those that lost theirs a moment ago."""
+        self.retiring: dict[Worker, None] = {}
+        self.retirements_at = float("inf")
+        """When to check what keeps retiring workers: soon after a change that may matter to them."""
+        self.retirements_checked_at = float("-inf")
+        self.offers: dict[int, Offer] = {}
+        """Hellos that were answered with the offer to go on, by identity; the oldest first."""
         self.heartbeat_check_at = float("inf")
-        """When to look again who has given no sign of life."""
+        """When to check which workers have given no sign of life."""
         self.stuck_at = float("inf")
-        """When to look again which tasks wait for a worker that is not there."""
+        """When to check which tasks wait for a worker that is not there."""
         self.stuck_queues: dict[Queue, float] = {}
         """Queues where some do, and since when; or infinity, once that was said."""
         self.idle_at = float("inf")
-        """When to look again whether there is anything to do."""
+        """When to check whether there is anything to do."""
         self.idle_mark: tuple[int, int, float] = (0, 0, 0.0)
         """The last run, the last submission, and since when they are the last."""
-        self.departed: list[Worker] = []
-        """Those that were buried since `place` was called."""
         self.processes: dict[str, Worker] = {}
         self.nannies: dict[PeerId, Nanny] = {}
         self.nanny_of: dict[str, PeerId] = {}
         """By what a nanny calls its process."""
-        self.retirements: list[tuple[PeerId, int, dict[Worker, None], list[str]]] = []
-        """Retirements under way: (client, request, workers that have not left yet, names of those that have)."""
+        self.pending = PendingRequests()
         self.clients: dict[PeerId, Client] = {}
         """Those that are away are among them."""
         self.away_clients: dict[PeerId, Client] = {}
@@ -433,14 +440,9 @@ class State:
         """With so many it is looked which are still used."""
         self.ready: list[Task] = []
         """Waiting tasks that miss nothing any more; `place` decides on them once per batch."""
-        self.ahead: list[Task] = []
+        self.chain_candidates: list[Task] = []
         """Waiting tasks whose inputs may all be on one worker soon."""
-        self.touched: dict[Worker, None] = {}
-        """Workers that have had a change that may give them room."""
-        self.roomy: OrderedDict[Worker, None] = OrderedDict()
-        self.idle: OrderedDict[Worker, None] = OrderedDict()
-        self.surplus: OrderedDict[Worker, None] = OrderedDict()
-        """Workers with more runs than slots: the ones that an idle worker can take from."""
+        self.index = WorkerIndex(settings)
         self.last_run = 0
         self.last_submission = 0
         self.outboxes: dict[PeerId, list[Message]] = {}
@@ -451,10 +453,6 @@ class State:
         self.requests: list[Request] = []
         self.story: deque[tuple[float, Key, str]] = deque(maxlen=STORY_LENGTH)
         """The last steps of all tasks: when, which, what."""
-        self.waits: list[tuple[PeerId, int, int]] = []
-        """Clients that wait for a number of workers: (client, request, number)."""
-        self.restarts: list[tuple[PeerId, int, dict[str, None], float]] = []
-        """Restarts under way: (client, request, names that are still to come back, deadline)."""
         self.balance_at = float("inf")
 
     def send(self, peer: PeerId, message: Message) -> None:
@@ -476,6 +474,17 @@ class State:
             self.frees[peer] = [key]
         else:
             keys.append(key)
+
+    def check_retirements_soon(self) -> None:
+        """Something has changed that may let a retiring worker go. What changes at once is checked together."""
+        if self.retiring and self.retirements_at == float("inf"):
+            self.retirements_at = max(self.now, self.retirements_checked_at + RETIREMENT_GAP_S)
+
+    def schedule_heartbeat_check(self) -> None:
+        """Have the signs of life of workers checked in time."""
+        if self.workers and self.heartbeat_check_at == float("inf"):
+            shortest_s = min(self.settings.worker_ttl_s, self.settings.lone_worker_ttl_s)
+            self.heartbeat_check_at = self.now + shortest_s / HEARTBEAT_CHECKS_PER_TTL
 
     def flush_frees(self, peer: PeerId) -> None:
         """Put what a worker is to drop into its box."""

@@ -19,15 +19,15 @@ from trio_dask.ids import Key, PeerId
 from trio_dask.protocol.messages import Stuck
 from trio_dask.scheduler.core.state import Client, LogLine, Queue, State, StuckNews, Task, TaskOptions, Waiting
 
-__all__ = ["check_soon", "has_become_stuck", "look", "note_arrivals", "recheck_soon"]
+__all__ = ["check_soon", "check_stuck", "has_become_stuck", "note_arrivals", "recheck_soon"]
 
 SOON_S: Final = 0.05
-"""After this long what comes together has come."""
+"""What comes together has come after this time."""
 
 AGAIN_S: Final = 0.25
 INTERVAL_S: Final = 2.0
 MOST_TASKS: Final = 10_000
-"""One look reads at most this many entries of queues. Its sentence says "+" where there are more."""
+"""One check reads at most this many entries of queues. Its sentence says "+" where there are more."""
 
 MOST_DEPENDENTS: Final = 10_000
 """The same for the dependents of these."""
@@ -46,13 +46,13 @@ def check_soon(state: State) -> None:
 
 
 def recheck_soon(state: State) -> None:
-    """Somebody wants something new, which may depend on what is stuck, if anything is."""
+    """A client wants something new, which may depend on what is stuck, if anything is."""
     if state.stuck_at < float("inf"):
         state.stuck_at = min(state.stuck_at, state.now + AGAIN_S)
 
 
 def has_become_stuck(state: State, queue: Queue) -> bool:
-    """Whether tasks wait in a queue without workers, of which no look has known yet."""
+    """Whether tasks wait in a queue without workers, and no check has found them yet."""
     return not queue.eligible and queue not in state.stuck_queues and queue.tasks.first() is not None
 
 
@@ -65,7 +65,7 @@ def note_arrivals(state: State, queue: Queue) -> None:
 
 
 class _Findings:
-    """What one look has found: the tasks that wait in queues without workers, and what waits for those."""
+    """What one check has found: the tasks that wait in queues without workers, and what waits for those."""
 
     __slots__ = ("counts", "held_up", "keys", "partial")
 
@@ -75,11 +75,11 @@ class _Findings:
         self.keys: dict[PeerId, dict[Queue, list[Key]]] = {}
         """What each client wants and does not get, by the queue that holds it up."""
         self.partial: dict[Queue, None] = {}
-        """Queues that hold up more than was looked at."""
+        """Queues that hold up more than the check has read."""
 
 
-def look(state: State) -> None:
-    """Tell clients why tasks of theirs wait for a worker, if any do, and say when to look again."""
+def check_stuck(state: State) -> None:
+    """Tell clients why tasks of theirs wait for a worker, if any do, and schedule the next check."""
     state.stuck_at = float("inf")
     queues = [
         queue
@@ -145,7 +145,7 @@ def _tell(state: State, client: Client, waiting: Mapping[Queue, list[Key]], part
 
 
 def _note(state: State, counts: Mapping[Queue, int], partial: Collection[Queue]) -> None:
-    """Say it to whoever runs the cluster, once for each reason."""
+    """Tell the operator, once for each reason."""
     noted = {queue: since for queue, since in state.stuck_queues.items() if queue in counts}
     state.stuck_queues = noted
     new: dict[Queue, int] = {}

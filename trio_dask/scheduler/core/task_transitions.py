@@ -44,6 +44,7 @@ from trio_dask.scheduler.core.state import (
     Waiting,
     Worker,
 )
+from trio_dask.scheduler.core.worker_states import HERE, Away
 
 __all__ = [
     "TRANSITIONS",
@@ -145,7 +146,7 @@ def activate(state: State, task: Task) -> None:
         elif not missing:
             state.ready.append(task)
         elif len(task.dependencies) <= CHAIN_FAN_IN:
-            state.ahead.append(task)
+            state.chain_candidates.append(task)
     for task, failure in failed:
         if type(task.phase) is not Erred:
             fail(state, task, failure)
@@ -237,8 +238,11 @@ def remove_replica(state: State, task: Task, worker: Worker, why: str) -> None:
     if type(phase) is not InMemory or worker not in phase.holders:
         return
     worker.managed_bytes -= phase.nbytes
+    state.index.mark_dirty(worker)
     if len(phase.holders) > 1:
         phase.holders = tuple(holder for holder in phase.holders if holder is not worker)
+        for holder in phase.holders:
+            state.index.mark_dirty(holder)  # it may be retiring, and the only one with the result now
         return
     if task.function is None:
         if not task.wanted and not task.waiters:
@@ -326,7 +330,7 @@ def addresses_of(phase: InMemory) -> tuple[str, ...]:
     """Where a result can be had: at the holders that are here, if any is."""
     holders = phase.holders
     if len(holders) > 1:
-        here = tuple(holder.info.address for holder in holders if holder.away_until is None)
+        here = tuple(holder.info.address for holder in holders if type(holder.phase) is not Away)
         if here:
             return here
     return tuple(holder.info.address for holder in holders)
@@ -384,7 +388,7 @@ def end_run(state: State, task: Task) -> None:
     for name, amount in task.options.resources:
         # As good as new when nothing runs there: sums of fractions go astray bit by bit.
         worker.available[name] = worker.available[name] + amount if processing else worker.info.resources[name]
-    state.touched[worker] = None
+    state.index.mark_dirty(worker)
 
 
 _ACTIVE: Final = frozenset({Waiting, Queued, Processing})
@@ -409,7 +413,7 @@ def input_ready(state: State, task: Task, worker: Worker) -> None:
             if not phase.missing:
                 state.ready.append(dependent)
             elif len(dependent.dependencies) <= CHAIN_FAN_IN:
-                state.ahead.append(dependent)
+                state.chain_candidates.append(dependent)
         elif type(phase) is Processing and phase.missing and phase.worker is worker:
             phase.missing -= 1
 
@@ -486,8 +490,11 @@ def _free(state: State, task: Task, phase: InMemory) -> None:
     for holder in phase.holders:
         del holder.holds[task]
         holder.managed_bytes -= phase.nbytes
-        if holder.away_until is None:
+        if holder.phase is HERE:
             state.free(holder.peer, task.key)
+        elif type(holder.phase) is not Away:
+            state.free(holder.peer, task.key)
+            state.index.mark_dirty(holder)
 
 
 def _irrecoverable(task: Task) -> Failure:
