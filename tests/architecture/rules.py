@@ -219,7 +219,7 @@ def unused_permissions(root: Path, sideways: Mapping[tuple[str, str], str] = SID
 
 
 def worldly_cores(root: Path) -> list[str]:
-    """Imports of a core that are neither its own, nor floor 0, nor the messages, nor the standard library."""
+    """Imports of a core that are neither its own, nor floor 0, nor messages or hellos, nor the standard library."""
     breaches = []
     known = modules(root)
     for module in known.values():
@@ -231,7 +231,7 @@ def worldly_cores(root: Path) -> list[str]:
                 there = place(found.target)
                 lower = there is not None and there.floor < 2 and found.typing_only
                 allowed = lower or (there is not None and (there == here or there.floor == 0))
-                allowed = allowed or found.target == f"{PACKAGE}.protocol.messages"
+                allowed = allowed or found.target in (f"{PACKAGE}.protocol.messages", f"{PACKAGE}.protocol.hello")
             else:
                 allowed = found.target.partition(".")[0] in sys.stdlib_module_names
             if not allowed:

@@ -23,8 +23,10 @@ from trio_dask.protocol.messages import KeyFailed
 from trio_dask.scheduler.core import CoreSettings
 from trio_dask.scheduler.core.invariants import check_empty
 from trio_dask.testing.random_graphs import Job, compute, expected, random_jobs, renewable_jobs
+from trio_dask.testing.sim_client import SimClient
 from trio_dask.testing.sim_network import Timeline
-from trio_dask.testing.sim_processes import Network, SimClient, SimScheduler, SimWorker, state_of
+from trio_dask.testing.sim_scheduler import SimScheduler, state_of
+from trio_dask.testing.sim_worker import Network, SimWorker
 from trio_dask.worker.core.invariants import check_idle
 
 __all__ = ["Failure", "World", "main", "run_seed"]

@@ -16,7 +16,7 @@ counts those). The whole life follows from that one notion:
 - a result whose last holder is lost is `released`, and, if needed, `waiting` again.
 
 Work spreads along dependencies through explicit lists, never by recursion, so that a chain of a million links is as
-good as any other graph. Whatever changes a phase goes through `move`, which writes the story, and in validating mode
+good as any other graph. Every change of a phase goes through `move`, which writes the story, and in validating mode
 holds every step against `TRANSITIONS`.
 """
 
@@ -272,7 +272,9 @@ def retry_erred(state: State, tasks: Iterable[Task]) -> None:
     stack = [task for task in tasks if type(task.phase) is Erred]
     while stack:
         task = stack.pop()
-        if task in erred or _was_refused(task):
+        phase = task.phase
+        assert isinstance(phase, Erred)
+        if task in erred or (phase.failure.kind == "refused" and phase.failure.blamed == task.key):
             continue
         erred[task] = None
         stack += [dependency for dependency in task.dependencies if type(dependency.phase) is Erred]
@@ -289,11 +291,6 @@ def retry_erred(state: State, tasks: Iterable[Task]) -> None:
                     state.send(peer, KeyPending(task.key))
             activate(state, task)
     release_unneeded(state, list(erred))
-
-
-def _was_refused(task: Task) -> bool:
-    phase = task.phase
-    return isinstance(phase, Erred) and phase.failure.kind == "refused" and phase.failure.blamed == task.key
 
 
 def want(state: State, task: Task, peer: PeerId) -> None:

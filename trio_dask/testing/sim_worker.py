@@ -1,39 +1,27 @@
-"""Simulated processes around the real cores: a scheduler, workers with slots and a store, clients with a will."""
+"""A simulated worker process: the real core, with slots that take virtual time, a store, and a data plane."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
-from trio_dask.client.core.client import ClientCore
-from trio_dask.client.core.key_state import Ended, KeyState
 from trio_dask.ids import Incarnation, Key, PeerId, RunId
 from trio_dask.protocol import codec
 from trio_dask.protocol.hello import Hello, Refusal, Welcome
-from trio_dask.protocol.messages import Goodbye, Leave, Message, Obituary, Run
-from trio_dask.scheduler.core import Admit, CallAgain, ClosePeer, CoreSettings, Refuse, Resume, SchedulerCore
-from trio_dask.scheduler.core.retirement import ATTEMPTS
-from trio_dask.scheduler.core.state import InMemory, State
-from trio_dask.scheduler.core.worker_states import HERE
+from trio_dask.protocol.messages import Goodbye, Message, Run
+from trio_dask.scheduler.core import CallAgain, Refuse, Resume
 from trio_dask.testing.random_graphs import Job, compute
-from trio_dask.testing.sim_network import Link, Pipe, Timeline
+from trio_dask.testing.sim_network import Timeline
+from trio_dask.testing.sim_scheduler import SimScheduler, state_of
 from trio_dask.worker.core.effects import CancelFetch, EndSession, FetchId, FreeKeys, StartFetch
 from trio_dask.worker.core.invariants import check as check_worker
 from trio_dask.worker.core.worker import WorkerCore
 
-PATIENCE_S: Final = 1.0
-"""How long a client that lost its link may be away."""
+__all__ = ["SILENCE", "Network", "SimWorker"]
 
 SILENCE: Final = 0.02
 """How often a worker that is there does not answer in time."""
-
-__all__ = ["Network", "SimClient", "SimScheduler", "SimWorker", "state_of"]
-
-
-def state_of(core: SchedulerCore) -> State:
-    """What a scheduler knows, for the oracle."""
-    return core._state  # pyright: ignore[reportPrivateUsage]
 
 
 class Network:
@@ -41,125 +29,6 @@ class Network:
 
     def __init__(self) -> None:
         self.workers: dict[str, SimWorker] = {}
-
-
-class SimScheduler:
-    """The scheduler core behind links."""
-
-    def __init__(self, timeline: Timeline, settings: CoreSettings) -> None:
-        self.timeline = timeline
-        self.incarnation = Incarnation("scheduler.0")
-        self.core = SchedulerCore(settings, self.incarnation)
-        self.links: dict[PeerId, Link] = {}
-        self.leaves: list[str] = []
-        """What went wrong when workers were sent away."""
-        self._settings = settings
-        self._restarts = 0
-        self._tick_at = float("inf")
-        self._nanny = self._join_nanny()
-        """One nanny for all workers, so that its link is as good as any."""
-
-    def _join_nanny(self) -> PeerId:
-        hello = Hello(role="nanny", name="nanny")
-        self.core.greet(hello, self.timeline.now)
-        outcome = self.core.begin_session(hello, self.timeline.now)
-        assert isinstance(outcome, Admit)
-        return outcome.peer
-
-    def restart(self) -> None:
-        """As by kill -9, and then by hand: another scheduler is there, which knows no peer."""
-        for link in self.links.values():
-            link.cut()
-        self.links.clear()
-        self._restarts += 1
-        self.incarnation = Incarnation(f"scheduler.{self._restarts}")
-        self.core = SchedulerCore(self._settings, self.incarnation)
-        self._nanny = self._join_nanny()
-
-    def connect(
-        self,
-        incoming: codec.Allowed,
-        outgoing: codec.Allowed,
-        deliver: Callable[[Sequence[Message]], None],
-        peer: PeerId,
-    ) -> Link:
-        """The link of a session that has begun."""
-        link = Link(
-            Pipe(self.timeline, incoming, lambda messages: self._receive(peer, link, messages)),
-            Pipe(self.timeline, outgoing, deliver),
-        )
-        self.links[peer] = link
-        return link
-
-    def no_link(self) -> Link:
-        """What a peer has before its first session."""
-        link = Link(*(Pipe(self.timeline, codec.FROM_WORKER, lambda messages: None) for _ in range(2)))
-        link.cut()
-        return link
-
-    def greet(self, hello: Hello) -> Welcome | Refusal:
-        """A peer calls."""
-        answer = self.core.greet(hello, self.timeline.now)
-        self.settle()
-        return answer
-
-    def _receive(self, peer: PeerId, link: Link, messages: Sequence[Message]) -> None:
-        if self.links.get(peer) is not link:
-            return  # the core has ended this session
-        for message in messages:
-            self.core.handle(peer, message, self.timeline.now)
-            if isinstance(message, Goodbye):
-                self.links.pop(peer).cut()
-        self.settle()
-
-    def lose(self, peer: PeerId, reason: str) -> None:
-        """The session has ended without a goodbye."""
-        if self.links.pop(peer, None) is not None:
-            self.core.end_session(peer, reason, self.timeline.now, expected=False)
-            self.settle()
-
-    def remove_worker(self, process: str, cause: str, ran: tuple[RunId, ...]) -> None:
-        """A nanny tells that a worker process has ended."""
-        self.core.handle(self._nanny, Obituary(process, False, cause, True, ran, {}), self.timeline.now)
-        self.settle()
-
-    def settle(self) -> None:
-        """Place, send, and see when to look again."""
-        self.core.place(self.timeline.now)
-        for peer, messages in self.core.drain().items():
-            if any(isinstance(message, Leave) for message in messages):
-                self._check_leave(peer)
-            if peer in self.links:
-                self.links[peer].to_peer.send(messages)
-        while self.core.requests:
-            request = self.core.requests.pop(0)
-            if isinstance(request, ClosePeer) and (link := self.links.pop(request.peer, None)) is not None:
-                link.cut()
-        deadline = self.core.next_deadline()
-        if deadline < self._tick_at:
-            self._tick_at = deadline
-            self.timeline.at(max(deadline, self.timeline.now), self._tick)
-
-    def _check_leave(self, peer: PeerId) -> None:
-        """A worker that is dismissed must not take the only copy of a result along, if another can keep one."""
-        state = state_of(self.core)
-        worker = state.workers.get(peer)
-        if worker is None or not any(other.phase is HERE for other in state.workers.values()):
-            return
-        retirement = worker.phase.retirement
-        copies = {} if retirement is None else retirement.copies
-        for task in worker.holds:
-            alone = isinstance(task.phase, InMemory) and all(
-                holder.phase.retirement is not None for holder in task.phase.holders
-            )
-            if alone and copies.get(task, (None, 0))[1] < ATTEMPTS:
-                self.leaves.append(f"{worker.info.name} was sent away with the only copy of {task.key}")
-
-    def _tick(self) -> None:
-        self._tick_at = float("inf")
-        if self.core.next_deadline() <= self.timeline.now:
-            self.core.tick(self.timeline.now)
-        self.settle()
 
 
 class SimWorker:
@@ -253,7 +122,6 @@ class SimWorker:
             self.connect()
             return
         outcome = self.scheduler.core.begin_session(hello, self.timeline.now)
-        self.scheduler.settle()
         if isinstance(outcome, CallAgain | Refuse):
             self.timeline.after(0.02, self.connect)
             return
@@ -262,7 +130,8 @@ class SimWorker:
         self.link = self.scheduler.connect(codec.FROM_WORKER, codec.TO_WORKER, self.receive, peer)
         if returned and self.timeline.rng.random() < 0.1:  # the welcome does not arrive
             self.link.cut()
-            self.timeline.after(0.01, lambda: self.scheduler.lose(peer, "cut"))
+            link = self.link
+            self.timeline.after(0.01, lambda: self.scheduler.lose(peer, link, "cut"))
             self.timeline.after(0.02, self.connect)
             return
         self._session = hello.incarnation, scheduler
@@ -275,15 +144,15 @@ class SimWorker:
         """Its link is cut. Both ends notice sooner or later, the scheduler perhaps only when it calls again."""
         if not self.alive or not self.link.is_open:
             return
-        rng, peer = self.timeline.rng, self.peer
+        rng, peer, link = self.timeline.rng, self.peer, self.link
         self._unseen.clear()
-        self.link.cut()
+        link.cut()
 
         def be_missed() -> None:
             worker = state_of(self.scheduler.core).workers.get(peer)
-            if worker is not None:
+            if worker is not None and self.scheduler.links.get(peer) is link:
                 self._unseen = {task.key: None for task in worker.processing.values()}
-            self.scheduler.lose(peer, "cut")
+            self.scheduler.lose(peer, link, "cut")
 
         self.timeline.after(rng.choice((0.0, 0.01, 0.2)), be_missed)
 
@@ -325,14 +194,14 @@ class SimWorker:
         """As by kill -9: nothing it does is seen any more; the scheduler notices a little later."""
         self.alive = False
         self.network.workers.pop(self.address, None)
-        rng, peer, ran = self.timeline.rng, self.peer, tuple(self.running)
+        rng, peer, link, ran = self.timeline.rng, self.peer, self.link, tuple(self.running)
         self.fatal.update(dict.fromkeys(self.running.values()) | self._unseen)
         if self.process:
             # A nanny is faster than any grace, but not always faster than the end of the link.
             delay = rng.random() * 0.04 if self.link.is_open else 0.0
             self.timeline.after(delay, lambda: self.scheduler.remove_worker(self.process, "killed", ran))
         self.link.cut()
-        self.timeline.after(rng.random() * 0.05, lambda: self.scheduler.lose(peer, "killed"))
+        self.timeline.after(rng.random() * 0.05, lambda: self.scheduler.lose(peer, link, "killed"))
 
     def pump(self) -> None:
         """Do all that the core asks for, and let slots take what is ready."""
@@ -452,121 +321,4 @@ class SimWorker:
                     if not self.core.fetched(fetch, key, 64):
                         del self.store[key]
             self.core.fetch_ended(fetch, unreachable=False)
-        self.pump()
-
-
-class SimClient:
-    """The client core and what its user has seen."""
-
-    def __init__(self, timeline: Timeline, scheduler: SimScheduler, network: Network, name: str) -> None:
-        self.timeline = timeline
-        self.scheduler = scheduler
-        self.network = network
-        self.name = name
-        self.core = ClientCore()
-        self.core.join(scheduler.incarnation, None)
-        hello = self._hello()
-        scheduler.greet(hello)
-        outcome = scheduler.core.begin_session(hello, timeline.now)
-        assert isinstance(outcome, Admit)
-        self.peer = outcome.peer
-        self.link = scheduler.connect(codec.FROM_CLIENT, codec.TO_CLIENT, self.receive, self.peer)
-        self.futures: dict[Key, KeyState] = {}
-        self.values: list[tuple[KeyState, int]] = []
-        """What its user has read, in order."""
-        self.open = True
-
-    def receive(self, messages: Sequence[Message]) -> None:
-        """A batch from the scheduler has arrived."""
-        if self.open:
-            for message in messages:
-                self.core.handle(message)
-            self.pump()
-
-    def pump(self) -> None:
-        """Send what is to be sent, fetch what is to be fetched."""
-        if self.link.is_open:
-            self.link.to_scheduler.send(list(self.core.drain()))
-        for request in self.core.next_fetches():
-            delay = self.timeline.rng.random() * 0.004
-            self.timeline.after(delay, lambda r=request: self._fetch(r))  # type: ignore[misc]
-
-    def read(self, state: KeyState) -> None:
-        """Ask for the value of a future."""
-
-        def reader(state: KeyState, frames: Sequence[Any] | None, reason: str) -> None:
-            if frames is not None:
-                self.values.append((state, int(bytes(frames[0]))))
-
-        self.core.read(state, reader)
-        self.pump()
-
-    def lose_link(self) -> None:
-        """Its link is cut; it calls again in time, and goes on where it was."""
-        if not self.open or not self.link.is_open:
-            return
-        rng, link = self.timeline.rng, self.link
-        link.cut()
-
-        def be_missed() -> None:
-            if self.scheduler.links.get(self.peer) is link:
-                self.scheduler.lose(self.peer, "cut")
-
-        self.timeline.after(rng.choice((0.0, 0.01, 0.2)), be_missed)
-        self.timeline.after(rng.choice((0.001, 0.05, 0.3)), self._come_back)
-
-    def _come_back(self) -> None:
-        if not self.open:
-            return
-        hello = self._hello(previous=self.name, scheduler=self.scheduler.incarnation, received=self.core.received)
-        answer = self.scheduler.greet(hello)
-        assert isinstance(answer, Welcome)
-        assert answer.details["returned"], f"{self.name} came back in time, and cannot go on"
-        rng = self.timeline.rng
-        if rng.random() < 0.1:  # it gives this connection up and calls again
-            self.timeline.after(rng.random() * 0.1, self._come_back)
-        delay = rng.random() * 0.1 if rng.random() < 0.1 else 0.0  # the session may begin later
-        self.timeline.after(delay, partial(self._begin_session, hello, answer.details["received"]))
-
-    def _begin_session(self, hello: Hello, handled: int) -> None:
-        if not self.open:
-            return
-        outcome = self.scheduler.core.begin_session(hello, self.timeline.now)
-        if isinstance(outcome, CallAgain):
-            return  # a later hello counts
-        assert outcome == Resume(self.peer)
-        self.link = self.scheduler.connect(codec.FROM_CLIENT, codec.TO_CLIENT, self.receive, self.peer)
-        self.core.join(self.scheduler.incarnation, handled)
-        self.scheduler.settle()
-        self.pump()
-
-    def _hello(self, **details: object) -> Hello:
-        grace = {"grace_s": PATIENCE_S, **details}
-        return Hello(role="client", incarnation=Incarnation(self.name), name=self.name, details=grace)
-
-    def close(self) -> None:
-        """Leave in order."""
-        self.open = False
-        self.core.end(Ended(False, "closed"))
-        self.link.to_scheduler.send([Goodbye("closed")])
-
-    def vanish(self) -> None:
-        """As by kill -9."""
-        self.open = False
-        self.link.cut()
-        self.timeline.after(self.timeline.rng.random() * 0.05, lambda: self.scheduler.lose(self.peer, "killed"))
-
-    def _fetch(self, request: Any) -> None:
-        if not self.open:
-            return
-        peer = self.network.workers.get(request.address)
-        is_silent = peer is not None and self.timeline.rng.random() < SILENCE
-        for state in request.states:
-            if is_silent:
-                self.core.unfetched(request.address, state, "no answer", is_silent=True)
-            elif peer is not None and state.key in peer.store:
-                self.core.fetched(request.address, state, (str(peer.store[state.key]).encode(),))
-            else:
-                self.core.unfetched(request.address, state, "not there")
-        self.core.fetch_ended(request.address)
         self.pump()
