@@ -13,6 +13,7 @@ from trio_dask.comm.addresses import Address
 from trio_dask.comm.connection import Connection, LinkSettings
 from trio_dask.comm.data_channel import DataChannel
 from trio_dask.comm.inproc import connect_memory
+from trio_dask.comm.shared_blobs import memory_domain
 from trio_dask.comm.tcp import connect_tcp
 from trio_dask.comm.transport import ConnectionLost, PeerSilent, Transport
 from trio_dask.errors import NoScheduler, ProtocolError, RefusedError
@@ -43,7 +44,7 @@ async def open_connection(
     """
     allowed = _ALLOWED[hello.role]
     try:
-        transport, welcome, rest = await _call(address, hello, timeout_s)
+        transport, welcome, rest = await _call(address, hello._replace(memory=memory_domain()), timeout_s)
     except _CannotReachError as error:
         missing = "nothing to ask" if hello.role == "control" else "no scheduler"
         raise NoScheduler(f"{missing} at {address}: {error}") from error.__cause__

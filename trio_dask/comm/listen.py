@@ -17,6 +17,7 @@ from trio_dask.comm.addresses import Address
 from trio_dask.comm.connection import Connection, LinkSettings
 from trio_dask.comm.data_channel import DataChannel
 from trio_dask.comm.inproc import bind_memory
+from trio_dask.comm.shared_blobs import memory_domain
 from trio_dask.comm.tcp import TcpListener, bind_tcp
 from trio_dask.comm.transport import ConnectionLost, Listener, Transport, first_error
 from trio_dask.errors import ProtocolError
@@ -178,7 +179,8 @@ class _Desk:
             return Refusal(refusal, "version")
         if not (self._data_handler if hello.role == "data" else self._handler and hello.role in _ALLOWED):
             return Refusal(f"this {self._identity} does not serve the role {hello.role!r} of the {hello}", "role")
-        return self._admit(hello, transport)
+        answer = self._admit(hello, transport)
+        return answer._replace(memory=memory_domain()) if isinstance(answer, Welcome) else answer
 
     def _admit_all(self, hello: Hello, transport: Transport) -> Welcome | Refusal:
         return Welcome(incarnation=self._identity.incarnation)
