@@ -1,13 +1,13 @@
 """The scheduler as a service: it carries events to the core, and the core's messages to their peers.
 
-    a stop is asked for (by cancelling from outside, by the core from inside)
+    a stop is requested (from outside by cancelling, from inside by the core)
     SESSIONS                        shielded; has a deadline once the stop begins
       |- ticker                     sleeps until the core wants to be called
       |- one session per peer       reads; its connection hosts the writer
       `- ACCEPTING                  cancelled first
 
-What arrives together is decided together: all messages of a batch, then placement once, then every outbox that was
-touched leaves at once. Nothing is unpickled here, and nothing that could unpickle is imported.
+What arrives together is decided together: all messages of a batch, then placement once, then each outbox with
+messages leaves as one frame. Nothing is unpickled here, and nothing that could unpickle is imported.
 """
 
 from __future__ import annotations
@@ -49,6 +49,9 @@ __all__ = ["run_scheduler"]
 log = logging.getLogger("trio_dask.scheduler")
 deaths = logging.getLogger("trio_dask.scheduler.deaths")
 
+CLEANUP_S = 5.0
+"""What the end of a scheduler takes at most, beyond the graces of its sessions."""
+
 
 async def run_scheduler(
     settings: SchedulerSettings, *, task_status: trio.TaskStatus[Address] = trio.TASK_STATUS_IGNORED
@@ -65,9 +68,9 @@ async def run_scheduler(
     service = _Service(settings)
     with present(settings.pid_file, f"{os.getpid()}\n"):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(service.heed_cancellation)
-            # A loop of its own inside the shield: what outlives the request to stop must not be cancelled by it.
-            with trio.CancelScope(shield=True):
+            # A cancellation must not cut the orderly stop short; it gives the shield a deadline instead.
+            with trio.CancelScope(shield=True) as shield:
+                nursery.start_soon(service.heed_cancellation, shield)
                 await service.run(task_status)
             nursery.cancel_scope.cancel()
 
@@ -98,12 +101,13 @@ class _Service:
             self._core, self._identity, address=lambda: self._address, restart=self._restart, stop=self._stop
         )
 
-    async def heed_cancellation(self) -> None:
+    async def heed_cancellation(self, shield: trio.CancelScope) -> None:
         """Turn the cancellation of the whole service into an orderly stop."""
         try:
             await trio.sleep_forever()
         finally:
             self._stopping.set()
+            shield.deadline = trio.current_time() + 2 * self._settings.grace_s + CLEANUP_S
 
     async def run(self, task_status: trio.TaskStatus[Address]) -> None:
         """Serve until a stop is asked for, then end in good order."""
@@ -161,7 +165,7 @@ class _Service:
         return Address(settings.protocol, host, settings.port)
 
     def _advertised(self, bound: Address) -> list[Address]:
-        """Where others reach us, best first; several if only those who operate us can know which it is."""
+        """Where other processes reach this one, best first; several if only the operator can know which it is."""
         if bound.scheme == "inproc":
             return [bound]
         contact = self._settings.contact_host
@@ -267,7 +271,7 @@ class _Service:
     # ---------------------------------------------------------------------------------------------- carrying out
 
     def _settle(self, now: float | None = None) -> None:
-        """Have the core decide on what has come, send what it says, and do what it asks."""
+        """Have the core decide on what has arrived, send its messages, and carry out its requests."""
         core = self._core
         core.place(trio.current_time() if now is None else now)
         self._deliver()
@@ -309,12 +313,12 @@ class _Service:
             self._settle()
 
     async def _dismiss(self) -> None:
-        """Tell every peer that this is the end, all at once, and give each the time to hear it."""
+        """Tell all peers at once that the scheduler stops, and give each the time to receive it."""
         farewell = self._farewell
         reason = farewell.reason if isinstance(farewell, Leave) else "it was stopped"
         async with trio.open_nursery() as nursery:
             for connection in self._connections.values():
-                # A nanny too: it may be just about to start a worker, which would look for us for ever.
+                # A nanny too: it may be just about to start a worker, which would try to connect for ever.
                 hello = connection.hello
                 if isinstance(hello, Hello) and hello.role in ("worker", "nanny"):
                     connection.send_nowait(farewell)

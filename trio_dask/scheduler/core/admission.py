@@ -1,4 +1,4 @@
-"""Who may join, and with which session: a new one, or the one that a worker or client had before.
+"""Which peers may join, and with which session: a new one, or the one that a worker or client had before.
 
 A peer says hello (`greet` answers), and then begins its session (`begin_session`). Between the two everything may
 happen: the peer gives that connection up and calls again, its grace ends, its first connection turns out to be alive,

@@ -102,7 +102,7 @@ def _check_task(state: State, task: Task) -> None:
     missing = sum(not isinstance(dependency.phase, InMemory) for dependency in task.dependencies)
     needed = bool(task.wanted) or task.waiters > 0
     if phase is RELEASED:
-        assert not needed, f"{task} is needed, and nobody works on it"
+        assert not needed, f"{task} is needed, and nothing is done for it"
         assert task.dependents, f"{task} should have been forgotten"
     elif isinstance(phase, Waiting):
         assert needed
@@ -120,10 +120,10 @@ def _check_task(state: State, task: Task) -> None:
         assert any(entry is task for queue in queues for entry in queue), f"{task} is queued nowhere"
     elif isinstance(phase, Processing):
         assert needed
-        assert phase.worker.processing.get(phase.run) is task, f"{task} runs where nobody knows"
+        assert phase.worker.processing.get(phase.run) is task, f"{task} runs at a worker that does not know it"
         assert phase.missing <= missing, f"{task} waits at its worker for an input that is there"
     elif isinstance(phase, InMemory):
-        assert needed, f"{task} is in memory, and nobody needs it"
+        assert needed, f"{task} is in memory, and not needed"
         assert phase.holders, f"{task} is in memory nowhere"
         for worker in phase.holders:
             assert task in worker.holds

@@ -1,4 +1,4 @@
-"""What each message does: one function a message, two tables by who may send it."""
+"""What each message does: one function for each, in three tables by the role of the sender."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from trio_dask.scheduler.core.worker_states import Away
 __all__ = ["FROM_CLIENT", "FROM_NANNY", "FROM_WORKER", "restart"]
 
 MAX_SECEDED: Final = 10_000
-"""Most tasks of a worker that may wait outside of its slots."""
+"""Tasks of one worker that may have seceded, at most."""
 
 # ------------------------------------------------------------------------------------------------- from workers
 
@@ -144,7 +144,7 @@ def _lost(state: State, worker: Worker, message: m.Lost) -> None:
 
 
 def _capacity(state: State, worker: Worker, message: m.Capacity) -> None:
-    # More than its threads while tasks wait outside of its slots, where they count as processed all the same.
+    # A task that has seceded still counts as processed, so a worker may report more slots than threads.
     if not 0 <= message.slots <= worker.info.nthreads + MAX_SECEDED:
         raise ProtocolError(f"a worker of {worker.info.nthreads} threads reports {message.slots} slots")
     worker_transitions.set_capacity(state, worker, message.slots)

@@ -1,12 +1,10 @@
-"""A line of queued tasks, by priority.
+"""A queue of tasks, by priority.
 
-Nearly all tasks come in the order of their priorities, so the line is a plain row at whose end they are put, and beside
-it a heap for those that come out of turn.
+Nearly all tasks come in the order of their priorities: these stand in a deque, and a heap beside it has the others.
 
-A task that leaves the queue otherwise than by being taken stays in line as a stale entry, and one that comes back is in
-line twice. Both are harmless: an entry counts only while its task is queued. Stale entries go when they come to the
-head; behind one that is never taken, since no worker meets its demands, they would gather for ever, so a line that has
-grown long is swept.
+A task that leaves the queue other than by `take` stays in it as a stale entry; a task that comes back is in it twice.
+Both are harmless: an entry counts only while its task is queued. Stale entries are dropped at the head; behind a task
+that is never taken, since no worker meets its demands, they would gather for ever, so a long queue drops all of them.
 """
 
 from __future__ import annotations
@@ -22,10 +20,10 @@ if TYPE_CHECKING:
 __all__ = ["TaskQueue"]
 
 DROP_STALE_FROM: Final = 10_000
-"""A line that is shorter is not swept."""
+"""A shorter queue keeps its stale entries."""
 
 DROP_STALE_FACTOR: Final = 4
-"""A line is swept when it is so many times as long as it was after the last time: that costs little per entry."""
+"""Stale entries are dropped once the queue has grown by this factor, so that an entry costs little."""
 
 
 class TaskQueue:

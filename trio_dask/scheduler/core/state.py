@@ -1,4 +1,4 @@
-"""What the scheduler knows: tasks, workers, clients, contents, and the boxes of messages that wait to be sent.
+"""What the scheduler knows: tasks, workers, clients, blobs, and the messages that wait to be sent.
 
 Everything here is plain data. Ordered containers only (dicts and lists, never sets of objects), so that the order of
 every decision follows from the order of the events alone.
@@ -62,14 +62,14 @@ __all__ = [
 ]
 
 FIRE_AND_FORGET: Final = PeerId(0)
-"""Stands among those who want a task until it has finished, when a client asked for `fire_and_forget`."""
+"""Stands among the clients that want a task until it has finished, if one asked for `fire_and_forget`."""
 
 STORY_LENGTH: Final = 10_000
 """Steps kept for `story`: about 2 MB, and the last second or so of a busy scheduler."""
 
 
 PRUNE_QUEUES_FROM: Final = 1000
-"""With so many different demands it is looked which of them are still made."""
+"""Above this many task queues, empty ones are dropped."""
 
 
 RETIREMENT_GAP_S: Final = 0.01
@@ -83,7 +83,7 @@ class CoreSettings(NamedTuple):
     """What the decisions depend on. Times in seconds, sizes in bytes."""
 
     allowed_failures: int = 3
-    """So many workers may die while they run a task; with the next one it fails."""
+    """Workers that may die while they run a task; with the next one it fails."""
     ahead_s: float = 0.025
     """Estimated work that a worker holds per slot, so that no slot waits for the network."""
     ahead_runs: int = 2000
@@ -94,17 +94,17 @@ class CoreSettings(NamedTuple):
     latency_s: float = 0.002
     balance_interval_s: float = 0.1
     free_delay_s: float = 0.02
-    """How long a worker may keep what it is to drop, when there is nothing else to tell it."""
+    """How long a worker may keep unneeded results when there is no other message for it."""
     restart_timeout_s: float = 30.0
     reconnect_grace_s: float = 5.0
     """How long what a lost worker held and ran is kept for its return."""
     worker_ttl_s: float = float("inf")
-    """Without a sign of life for so long, from itself or its nanny, a worker is lost."""
+    """A worker is lost after this time without a sign of life from itself or its nanny."""
     lone_worker_ttl_s: float = float("inf")
-    """The same for a worker without a nanny: nobody can vouch for it while a task holds the interpreter."""
+    """The same for a worker without a nanny, which cannot give signs of life while a task holds the interpreter."""
     idle_timeout_s: float = float("inf")
     stuck_after_s: float = 10.0
-    """Tasks for which there is no worker for so long are worth a sentence."""
+    """Tasks that no worker can take are reported after this time."""
     validate: bool = False
 
 
@@ -122,7 +122,7 @@ class WorkerInfo(NamedTuple):
     reconnect: bool = False
     """It comes back after a lost link, and brings what it has."""
     process: str = ""
-    """What its nanny calls its process, if it has one."""
+    """Its nanny's name for its process, if it has a nanny."""
     metrics: Mapping[str, float] = {}
     """Its first figures; each heartbeat has new ones."""
 
@@ -285,7 +285,7 @@ class Worker:
 
 
 class Nanny(NamedTuple):
-    """One session of a nanny: who it is, and what it calls the worker process that it last vouched for."""
+    """One session of a nanny: its name, and its name for the worker process that it last reported alive."""
 
     peer: PeerId
     name: str
@@ -312,7 +312,7 @@ class Offer(NamedTuple):
 
 
 class StuckNews:
-    """What a client was told of its tasks that wait for a worker, since they do."""
+    """What a client was told about its tasks that wait for a worker."""
 
     __slots__ = ("aloud", "aloud_at", "since", "told")
 
@@ -320,7 +320,7 @@ class StuckNews:
         self.since = since
         self.told: Stuck | None = None
         self.aloud = ""
-        """What of that it was told to say aloud, last."""
+        """The sentence that it was last told to say aloud."""
         self.aloud_at = float("-inf")
 
 
@@ -382,7 +382,7 @@ class Stop(NamedTuple):
 
 
 class LogLine(NamedTuple):
-    """Ask of the service: tell this to whoever runs the cluster; `serious` if it was not planned and costs work."""
+    """Ask of the service: tell this to the operator; `serious` if it was not planned and costs work."""
 
     text: str
     serious: bool = False
@@ -392,7 +392,7 @@ Request: TypeAlias = ClosePeer | Stop | LogLine
 
 
 class State:
-    """The whole of it. Functions of this room work on one `State`; nobody outside the core touches it."""
+    """The whole of it. Functions of this room work on one `State`; no code outside the core touches it."""
 
     def __init__(self, settings: CoreSettings, incarnation: Incarnation) -> None:
         self.settings = settings
@@ -425,7 +425,7 @@ class State:
         self.processes: dict[str, Worker] = {}
         self.nannies: dict[PeerId, Nanny] = {}
         self.nanny_of: dict[str, PeerId] = {}
-        """By what a nanny calls its process."""
+        """By the nanny's name for its process."""
         self.pending = PendingRequests()
         self.clients: dict[PeerId, Client] = {}
         """Those that are away are among them."""
@@ -437,7 +437,7 @@ class State:
         self.queue = Queue(DEFAULT_OPTIONS)
         self.queues: dict[tuple[object, ...], Queue] = {}
         self.prune_queues_at = PRUNE_QUEUES_FROM
-        """With so many it is looked which are still used."""
+        """Empty queues are dropped when there are this many."""
         self.ready: list[Task] = []
         """Waiting tasks that miss nothing any more; `place` decides on them once per batch."""
         self.chain_candidates: list[Task] = []
@@ -492,5 +492,5 @@ class State:
         self.outboxes.setdefault(peer, []).append(Free(tuple(keys)))
 
     def note(self, key: Key, what: str) -> None:
-        """Add a line to a task's story."""
+        """Add a step to a task's story."""
         self.story.append((self.now, key, what))

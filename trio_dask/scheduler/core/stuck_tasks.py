@@ -1,11 +1,11 @@
-"""Which tasks wait for a worker that is not there, and who is told.
+"""Which tasks wait for a worker that is not there, and which clients are told.
 
-A ready task whose demands no worker meets waits in its queue, as long as it takes: the worker may come. But whoever
-waits for its result should know why nothing happens. So its clients are told the reason, in one sentence: at once, in
+A ready task whose demands no worker meets waits in its queue, as long as it takes: the worker may come. But users who
+wait for its result should know why nothing happens. So its clients are told the reason, in one sentence: at once, in
 case they give up, and as something worth saying aloud once it has lasted for `stuck_after_s`, or has changed since.
 
-The scheduler counts nothing per task. It looks at the queues without workers a moment after one of them has got its
-first task, soon after somebody wants more, and now and then until they are empty. What one look costs is bounded, and
+The scheduler counts nothing per task. It checks the queues without workers a moment after one of them has got its
+first task, soon after a client wants more, and now and then until they are empty. What one check costs is bounded, and
 each such queue has an equal share of that, so that a long one does not hide the others.
 """
 

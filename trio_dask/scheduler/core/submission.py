@@ -1,4 +1,4 @@
-"""Taking in what a client submits."""
+"""Add the tasks that a client submits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["submit"]
 
 
 def submit(state: State, client: Client, message: Submit) -> None:
-    """Add tasks, and start those that somebody needs.
+    """Add tasks, and start those that are needed.
 
     Raises `ProtocolError`, before anything has changed, when the message does not fit together.
     """
@@ -65,7 +65,7 @@ def submit(state: State, client: Client, message: Submit) -> None:
 
 
 def _share(state: State, client: Client, task: Task, token: bytes) -> None:
-    """A key that is known already: the same task, unless its fingerprint says otherwise."""
+    """A client submits a key that is known: the same task, unless its token says otherwise."""
     if task.token != token:
         text = (
             f"the key {task.key!r} already names another task; give this one another key, "
@@ -80,7 +80,7 @@ def _share(state: State, client: Client, task: Task, token: bytes) -> None:
 
 
 def _connect(state: State, task: Task, keys: tuple[Key, ...]) -> bool:
-    """Tie a task to its inputs. An unknown input fails it."""
+    """Connect a task to its inputs. An unknown input fails it."""
     inputs: list[Task] = []
     for key in keys:
         dependency = state.tasks.get(key)

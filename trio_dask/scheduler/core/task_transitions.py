@@ -106,7 +106,7 @@ CHAIN_FAN_OUT: Final = 4
 """Dependents of a wider task are not assigned ahead: they can run anywhere, so they should not pile up in one place."""
 
 CHAIN_FAN_IN: Final = 8
-"""Tasks with more inputs are not assigned ahead: looking at all inputs at each of their steps would be quadratic."""
+"""Tasks with more inputs are not assigned ahead: reading all inputs at each of their steps would be quadratic."""
 
 
 def move(state: State, task: Task, phase: Phase, why: str) -> None:
@@ -171,7 +171,7 @@ def finish(state: State, task: Task, worker: Worker, nbytes: int, type_name: str
 
 
 def store_scattered(state: State, task: Task, worker: Worker, nbytes: int, type_name: str) -> None:
-    """`worker` holds the result of a task that nobody asked it to compute (scattered data)."""
+    """`worker` holds a result that it was not asked to compute (scattered data)."""
     phase = task.phase
     unneeded: list[Task] = []
     if type(phase) is InMemory:
@@ -226,7 +226,7 @@ def fail(state: State, task: Task, failure: Failure, *, run_is_over: bool = Fals
 
 
 def requeue(state: State, task: Task, why: str) -> None:
-    """A processing task that will not finish where it is: it waits again, and is placed anew once it can be."""
+    """A processing task will not finish where it is: it waits again, and is placed anew once it is ready."""
     _withdraw_run(state, task, why)
     _wait_again(state, task, why)
 
@@ -303,7 +303,7 @@ def want(state: State, task: Task, peer: PeerId) -> None:
 
 
 def unwant(state: State, task: Task, peer: PeerId) -> None:
-    """Note that a client no longer wants `task`. The caller sweeps."""
+    """Note that a client no longer wants `task`. The caller releases it if it is unneeded."""
     task.wanted = (
         tuple(other for other in task.wanted if other != peer)
         if len(task.wanted) > 1
@@ -315,7 +315,7 @@ def unwant(state: State, task: Task, peer: PeerId) -> None:
 
 
 def notify_client(state: State, task: Task, peer: PeerId) -> None:
-    """Tell a client that newly wants `task` how it stands, if that is settled."""
+    """Tell a client that newly wants `task` its result or failure, if there is one."""
     phase = task.phase
     if type(phase) is InMemory:
         state.send(peer, KeyReady(task.key, phase.nbytes, phase.type_name, None, addresses_of(phase)))
@@ -324,7 +324,7 @@ def notify_client(state: State, task: Task, peer: PeerId) -> None:
 
 
 def addresses_of(phase: InMemory) -> tuple[str, ...]:
-    """Where a result can be had: at the holders that are here, if any is."""
+    """Where a result can be fetched: from holders that are not away, if there are any."""
     holders = phase.holders
     if len(holders) > 1:
         here = tuple(holder.info.address for holder in holders if type(holder.phase) is not Away)
@@ -339,7 +339,7 @@ def key_failed(task: Task, failure: Failure) -> KeyFailed:
 
 
 def release_unneeded(state: State, tasks: list[Task]) -> None:
-    """Release and forget those of `tasks` that nobody needs, and what then nobody needs either. Consumes the list."""
+    """Release and forget the unneeded ones of `tasks`, and what becomes unneeded by that. Consumes the list."""
     while tasks:
         task = tasks.pop()
         if task.wanted or task.waiters:
@@ -372,7 +372,7 @@ def release_unneeded(state: State, tasks: list[Task]) -> None:
 
 
 def end_run(state: State, task: Task) -> None:
-    """Take the run of a processing task off its worker's books. The caller gives the task its next phase."""
+    """Remove the run of a processing task from its worker. The caller gives the task its next phase."""
     phase = task.phase
     assert isinstance(phase, Processing)
     worker = phase.worker
@@ -383,7 +383,7 @@ def end_run(state: State, task: Task) -> None:
         function.guesses.pop(task, None)  # else a function that never succeeds would keep all its tasks
     worker.occupancy_s = worker.occupancy_s - phase.expected_s if processing else 0.0
     for name, amount in task.options.resources:
-        # As good as new when nothing runs there: sums of fractions go astray bit by bit.
+        # Reset when nothing runs there: sums of fractions drift.
         worker.available[name] = worker.available[name] + amount if processing else worker.info.resources[name]
     state.index.mark_dirty(worker)
 
@@ -402,7 +402,7 @@ def _stop_waiting(task: Task) -> list[Task]:
 
 
 def input_ready(state: State, task: Task, worker: Worker) -> None:
-    """A result has come to be: those that missed it miss one input less."""
+    """A result is there: dependents that missed it miss one input less."""
     for dependent in task.dependents or ():
         phase = dependent.phase
         if type(phase) is Waiting:
@@ -474,7 +474,7 @@ def _wait_again(state: State, task: Task, why: str) -> None:
 
 
 def _inputs_lost(state: State, task: Task, why: str) -> None:
-    """A result is gone: dependents that had counted on it miss it again. Those at a worker find out by themselves."""
+    """A result is gone: dependents that had counted on it miss it again. Processing ones learn it from their worker."""
     for dependent in task.dependents or ():
         phase = dependent.phase
         if type(phase) is Waiting:
