@@ -175,7 +175,7 @@ def test_a_client_that_begins_anew_leaves_nothing_behind(desk):
 
 
 @pytest.mark.parametrize("details", [{"previous": "other"}, {"scheduler": "s0"}, {"received": 7}])
-def test_who_does_not_fit_begins_anew(desk, details):
+def test_a_client_that_does_not_fit_begins_anew(desk, details):
     desk.lose(desk.join())
     hello = desk.hello(**{"previous": "me", "scheduler": "s1", "received": 0, **details})
     assert desk.greet(hello)[0] == {"returned": False, "received": 0}

@@ -329,7 +329,7 @@ def test_a_resource_is_whole_again_once_nothing_runs() -> None:
     assert worker_of(kit, "alice").available == {"GPU": 1.0}
 
 
-def test_what_was_dropped_leaves_a_line_behind_a_task_that_nobody_takes() -> None:
+def test_stale_entries_leave_a_queue_behind_a_task_that_no_worker_takes() -> None:
     kit = Kit()
     state = kit.state
     client = kit.client()
@@ -366,7 +366,7 @@ def test_a_swept_line_keeps_everybody_once_and_in_order() -> None:
     assert taken == expected
 
 
-def test_demands_that_nobody_makes_any_more_are_forgotten() -> None:
+def test_demands_without_tasks_are_forgotten() -> None:
     kit = Kit()
     state = kit.state
     worker, client = kit.worker("alice", nthreads=2), kit.client()

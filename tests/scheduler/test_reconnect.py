@@ -151,7 +151,7 @@ def test_only_a_worker_that_returns_has_an_inventory() -> None:
         worker.bring(("a", 1))
 
 
-def test_a_newcomer_with_the_name_of_one_who_is_away_takes_its_place() -> None:
+def test_a_newcomer_with_the_name_of_a_worker_that_is_away_takes_its_place() -> None:
     kit = Kit()
     client = kit.client()
     worker = kit.worker("alice", reconnect=True)
@@ -200,7 +200,7 @@ def test_a_peer_that_cannot_fetch_from_a_worker_that_is_away_does_not_make_its_r
     kit.assert_empty()
 
 
-def test_who_gives_no_sign_of_life_is_lost_and_his_nanny_can_give_it() -> None:
+def test_a_worker_without_a_sign_of_life_is_lost_and_its_nanny_can_give_one() -> None:
     kit = Kit(worker_ttl_s=10.0, lone_worker_ttl_s=60.0)
     client = kit.client()
     worker = kit.worker("alice", process="p1", reconnect=True)
@@ -391,7 +391,7 @@ def test_an_idle_scheduler_ends_after_its_time_and_a_busy_one_does_not() -> None
     assert [type(request).__name__ for request in kit.core.requests] == ["Stop"]
 
 
-def test_who_was_leaving_returns_though_another_has_taken_his_name() -> None:
+def test_a_retiring_worker_returns_though_another_has_taken_its_name() -> None:
     kit = Kit()
     client = kit.client()
     worker = kit.worker("alice", reconnect=True)

@@ -86,7 +86,7 @@ def test_when_all_workers_are_gone_this_is_said_again_though_it_was_said_before(
                 peer.leave(expected=True)
 
 
-def test_who_wants_what_depends_on_a_stuck_task_hears_of_it() -> None:
+def test_a_client_that_wants_what_depends_on_a_stuck_task_hears_of_it() -> None:
     kit = Kit()
     owner, reader = kit.client(), kit.client("reader")
     kit.worker()
@@ -121,7 +121,7 @@ def test_a_client_is_told_which_of_its_keys_wait_for_what() -> None:
     kit.assert_empty()
 
 
-def test_who_comes_later_and_wants_what_depends_on_a_stuck_task_hears_of_it_soon() -> None:
+def test_a_later_client_that_wants_what_depends_on_a_stuck_task_hears_of_it_soon() -> None:
     kit = Kit()
     first, second, third = kit.client(), kit.client("second"), kit.client("third")
     kit.worker()

@@ -47,7 +47,7 @@ def test_a_released_result_is_freed_and_forgotten() -> None:
     assert kit.states() == {}
 
 
-def test_inputs_nobody_wants_are_freed_once_their_last_dependent_has_finished_and_kept_as_lineage() -> None:
+def test_unwanted_inputs_are_freed_once_their_last_dependent_has_finished_and_kept_as_lineage() -> None:
     kit = Kit()
     worker, client = kit.worker(), kit.client()
     client.submit("x")

@@ -189,7 +189,7 @@ def test_what_is_to_be_dropped_is_told_with_the_next_message_or_a_little_later()
     assert worker.take(m.Free) == [m.Free(("y",))]
 
 
-def test_who_may_be_asking_a_lost_worker_for_a_value_hears_of_it_though_others_have_it() -> None:
+def test_readers_of_a_lost_worker_hear_of_it_though_others_have_the_value() -> None:
     """A process that is stopped keeps its connections: whoever asks it would wait as long as it is."""
     kit = Kit()
     lost, other, reader, client = kit.worker("lost"), kit.worker("other"), kit.worker("reader"), kit.client()
@@ -213,7 +213,7 @@ def test_who_may_be_asking_a_lost_worker_for_a_value_hears_of_it_though_others_h
     kit.assert_empty()
 
 
-def test_nobody_is_called_back_for_a_worker_that_leaves_in_order_or_for_what_he_has_himself() -> None:
+def test_no_run_is_taken_back_for_a_worker_that_leaves_in_order_or_for_an_input_that_is_there() -> None:
     kit = Kit()
     leaver, lost, reader, client = kit.worker("leaver"), kit.worker("lost"), kit.worker("reader"), kit.client()
     client.submit("x", workers=("leaver",))

@@ -103,7 +103,7 @@ def test_a_worker_has_time_to_begin_the_session_that_it_was_offered() -> None:
     assert isinstance(kit.core.begin_session(hello, kit.now), Resume)
 
 
-def test_offers_that_nobody_takes_up_are_forgotten() -> None:
+def test_offers_that_are_not_taken_up_are_forgotten() -> None:
     kit = Kit(reconnect_grace_s=1000.0)
     worker = kit.worker(reconnect=True)
     worker.leave()
@@ -193,7 +193,7 @@ def test_a_malformed_number_of_workers_ends_the_session_and_is_not_taken_for_one
             client.send(m.Query(1, "wait_for_workers", arguments))
 
 
-def test_nobody_outside_the_core_touches_its_state() -> None:
+def test_no_code_outside_the_core_touches_its_state() -> None:
     core = "trio_dask.scheduler.core"
     reads = []
     for module in rules.modules(rules.ROOT).values():

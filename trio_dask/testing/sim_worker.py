@@ -25,7 +25,7 @@ SILENCE: Final = 0.02
 
 
 class Network:
-    """Who can be reached where, for the data plane."""
+    """The workers that can be reached, by address, for the data plane."""
 
     def __init__(self) -> None:
         self.workers: dict[str, SimWorker] = {}
@@ -69,7 +69,7 @@ class SimWorker:
         self.fatal: dict[Key, None] = {}
         """What can be blamed for its death: what it ran. For a loss that outlasts the grace: what it was given."""
         self._unseen: dict[Key, None] = {}
-        """What it had been given when its link was lost, whether it ran or not: nobody can tell."""
+        """What it had been given when its link was lost, whether it ran or not: that cannot be known."""
         self._fetches: dict[FetchId, None] = {}
         self._heard_at = 0.0
         self._sessions = 0
@@ -229,7 +229,7 @@ class SimWorker:
         check_worker(self.core)
 
     def leave(self) -> None:
-        """Say goodbye and go; without a link nobody hears it."""
+        """Say goodbye and go; without a link it is as if it died."""
         if not self.link.is_open:
             self.die()
             return

@@ -223,7 +223,7 @@ class World:
         job = self.renewable.get(key)
         if job is None or not client.open:
             return
-        if self.rng.random() < 0.4:  # whoever has its value, or computes it, is away meanwhile
+        if self.rng.random() < 0.4:  # workers that have its value, or compute it, are away meanwhile
             for worker in self.workers:
                 if key in worker.store or key in worker.running.values():
                     worker.lose_link()
@@ -278,7 +278,7 @@ class World:
             excused = excused or (kind == "killed" and self._was_fatal(state.failure.blamed))
             assert value is None or excused, f"{state.key} erred ({state.failure.text}), and should be {value}"
         else:
-            assert state.key in self.cancelled[client.name], f"{state.key} is {state.status}, and nobody cancelled it"
+            assert state.key in self.cancelled[client.name], f"{state.key} is {state.status}, and was not cancelled"
 
     def _was_fatal(self, key: Key) -> bool:
         """Whether a task was really running on so many workers that died, as far as anybody can know."""
