@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from trio_dask.ids import Incarnation, PeerId, RunId
 from trio_dask.protocol import codec
 from trio_dask.protocol.hello import Hello, Refusal, Welcome
-from trio_dask.protocol.messages import Goodbye, Leave, Message, Obituary
+from trio_dask.protocol.messages import Goodbye, Leave, Message, WorkerExited
 from trio_dask.scheduler.core import Admit, ClosePeer, CoreSettings, SchedulerCore
 from trio_dask.scheduler.core.retirement import ATTEMPTS
 from trio_dask.scheduler.core.state import InMemory, State
@@ -86,9 +86,11 @@ class SimScheduler:
         if self.links.get(peer) is not link:
             return  # the core has ended this session
         for message in messages:
-            self.core.handle(peer, message, self.timeline.now)
             if isinstance(message, Goodbye):
                 self.links.pop(peer).cut()
+                self.core.end_session(peer, message.reason, self.timeline.now, expected=True)
+                break
+            self.core.handle(peer, message, self.timeline.now)
         self.settle()
 
     def lose(self, peer: PeerId, link: Link, reason: str) -> None:
@@ -100,7 +102,7 @@ class SimScheduler:
 
     def remove_worker(self, process: str, cause: str, ran: tuple[RunId, ...]) -> None:
         """A nanny tells that a worker process has ended."""
-        self.core.handle(self._nanny, Obituary(process, False, cause, True, ran, {}), self.timeline.now)
+        self.core.handle(self._nanny, WorkerExited(process, False, cause, True, ran, {}), self.timeline.now)
         self.settle()
 
     def settle(self) -> None:

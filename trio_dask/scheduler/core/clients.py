@@ -18,6 +18,7 @@ from trio_dask.errors import ProtocolError
 from trio_dask.ids import Incarnation, PeerId
 from trio_dask.protocol.hello import Hello
 from trio_dask.protocol.messages import Blob, KeyReady, Message, Received, Submit
+from trio_dask.protocol.wire_constants import LONGEST_GRACE_S
 from trio_dask.scheduler.core.blobs import unreference
 from trio_dask.scheduler.core.reconnect import ARRIVAL_S
 from trio_dask.scheduler.core.state import Client, ClientAway, State
@@ -36,8 +37,6 @@ __all__ = [
     "resume_client",
 ]
 
-LONGEST_GRACE_S: Final = 3600.0
-"""A client can ask for no longer grace; `MAX_UNCONFIRMED` bounds what is kept for it meanwhile."""
 CONFIRM_WEIGHT: Final = 16
 """After this many messages a client is told that they were handled. A big one counts for several: it keeps them."""
 MAX_UNCONFIRMED: Final = 2**20

@@ -1,13 +1,17 @@
-"""What each message does: one function for each, in three tables by the role of the sender."""
+"""What each message does: one function for each, and a table for each kind of peer that sends messages.
+
+The tests compare the tables with `protocol.messages`: nothing is forgotten, and each handler takes the type of its row.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 from trio_dask.errors import ProtocolError
 from trio_dask.ids import PeerId
 from trio_dask.protocol import messages as m
+from trio_dask.protocol.wire_constants import MAX_SECEDED
 from trio_dask.scheduler.core import (
     clients,
     reconnect,
@@ -40,9 +44,6 @@ from trio_dask.scheduler.core.submission import submit
 from trio_dask.scheduler.core.worker_states import Away
 
 __all__ = ["FROM_CLIENT", "FROM_NANNY", "FROM_WORKER", "restart"]
-
-MAX_SECEDED: Final = 10_000
-"""Tasks of one worker that may have seceded, at most."""
 
 # ------------------------------------------------------------------------------------------------- from workers
 
@@ -89,14 +90,14 @@ def _started(state: State, worker: Worker, message: m.Started) -> None:
             task.phase.started_at = state.now
 
 
-def _returned(state: State, worker: Worker, message: m.Returned) -> None:
+def _runs_returned(state: State, worker: Worker, message: m.RunsReturned) -> None:
     for run in message.runs:
         task = worker.processing.get(run)
         if task is not None:
             task_transitions.requeue(state, task, f"handed back by {worker.info.name}")
 
 
-def _missing(state: State, worker: Worker, message: m.Missing) -> None:
+def _input_missing(state: State, worker: Worker, message: m.InputMissing) -> None:
     source = state.tasks.get(message.key)
     if source is not None:
         holder = state.addresses.get(message.address) if message.address else worker
@@ -122,7 +123,7 @@ def _replicas(state: State, worker: Worker, message: m.Replicas) -> None:
     state.check_retirements_soon()
 
 
-def _stored(state: State, worker: Worker, message: m.Stored) -> None:
+def _scattered(state: State, worker: Worker, message: m.Scattered) -> None:
     client = state.incarnations.get(message.client)
     task = state.tasks.get(message.key)
     if task is None:
@@ -222,7 +223,7 @@ def _retry(state: State, client: Client, message: m.Retry) -> None:
             task_transitions.notify_client(state, task, client.peer)
 
 
-def _detach(state: State, client: Client, message: m.Detach) -> None:
+def _fire_and_forget(state: State, client: Client, message: m.FireAndForget) -> None:
     for key in message.keys:
         task = state.tasks.get(key)
         if task is None or isinstance(task.phase, InMemory | Erred):
@@ -232,7 +233,7 @@ def _detach(state: State, client: Client, message: m.Detach) -> None:
             task_transitions.activate(state, task)
 
 
-def _unreachable(state: State, client: Client, message: m.Unreachable) -> None:
+def _fetch_failed(state: State, client: Client, message: m.FetchFailed) -> None:
     task = state.tasks.get(message.key)
     if task is None:
         state.send(client.peer, _unknown(message.key))
@@ -311,14 +312,6 @@ def _shutdown(state: State, client: Client, message: m.Shutdown) -> None:
     state.requests.append(Stop(reason))
 
 
-def _client_goodbye(state: State, client: Client, message: m.Goodbye) -> None:
-    clients.remove_client(state, client)
-
-
-def _worker_goodbye(state: State, worker: Worker, message: m.Goodbye) -> None:
-    worker_membership.remove_worker(state, worker, message.reason, expected=True)
-
-
 def _forget_blobs(state: State, client: Client, message: m.ForgetBlobs) -> None:
     forget_blobs(state, client, message.digests)
 
@@ -326,35 +319,29 @@ def _forget_blobs(state: State, client: Client, message: m.ForgetBlobs) -> None:
 # ------------------------------------------------------------------------------------------------- from nannies
 
 
-def _worker_exited(state: State, nanny: PeerId, message: m.Obituary) -> None:
+def _worker_exited(state: State, nanny: PeerId, message: m.WorkerExited) -> None:
     reconnect.worker_exited(state, message)
 
 
-def _nanny_goodbye(state: State, nanny: PeerId, message: m.Goodbye) -> None:
-    reconnect.remove_nanny(state, nanny)
+# ------------------------------------------------------------------------------------------------- the tables
 
 
-_FromNanny: TypeAlias = Callable[[State, PeerId, Any], None]
-_FromWorker: TypeAlias = Callable[[State, Worker, Any], None]
-_FromClient: TypeAlias = Callable[[State, Client, Any], None]
-
-FROM_WORKER: Final[dict[type[Any], _FromWorker]] = {
+FROM_WORKER: Final[dict[type[Any], Callable[[State, Worker, Any], None]]] = {
     m.RunFinished: _run_finished,
     m.RunFailed: _run_failed,
     m.Started: _started,
-    m.Returned: _returned,
-    m.Missing: _missing,
+    m.RunsReturned: _runs_returned,
+    m.InputMissing: _input_missing,
     m.Replicas: _replicas,
-    m.Stored: _stored,
+    m.Scattered: _scattered,
     m.Lost: _lost,
     m.Capacity: _capacity,
     m.Heartbeat: _heartbeat,
     m.Inventory: reconnect.reconcile,
     m.Drain: retirement.drain,
     m.NotAcquired: retirement.not_acquired,
-    m.Goodbye: _worker_goodbye,
 }
-FROM_CLIENT: Final[dict[type[Any], _FromClient]] = {
+FROM_CLIENT: Final[dict[type[Any], Callable[[State, Client, Any], None]]] = {
     m.Blob: receive,
     m.ForgetBlobs: _forget_blobs,
     m.Received: clients.confirm,
@@ -363,17 +350,15 @@ FROM_CLIENT: Final[dict[type[Any], _FromClient]] = {
     m.Release: _release,
     m.Cancel: _cancel,
     m.Retry: _retry,
-    m.Detach: _detach,
-    m.Unreachable: _unreachable,
+    m.FireAndForget: _fire_and_forget,
+    m.FetchFailed: _fetch_failed,
     m.Query: _query,
     m.Restart: _restart,
     m.RestartWorkers: _restart_workers,
     m.Retire: _retire,
     m.Shutdown: _shutdown,
-    m.Goodbye: _client_goodbye,
 }
-FROM_NANNY: Final[dict[type[Any], _FromNanny]] = {
-    m.Vouch: reconnect.nanny_heartbeat,
-    m.Obituary: _worker_exited,
-    m.Goodbye: _nanny_goodbye,
+FROM_NANNY: Final[dict[type[Any], Callable[[State, PeerId, Any], None]]] = {
+    m.WorkerAlive: reconnect.nanny_heartbeat,
+    m.WorkerExited: _worker_exited,
 }

@@ -25,6 +25,7 @@ from typing import Final
 
 from trio_dask.ids import RunId, places_of
 from trio_dask.protocol.messages import Run
+from trio_dask.protocol.wire_constants import PRIORITY_BITS
 from trio_dask.scheduler.core.blobs import ship
 from trio_dask.scheduler.core.state import (
     DEFAULT_OPTIONS,
@@ -44,7 +45,6 @@ from trio_dask.scheduler.core.task_transitions import CHAIN_FAN_IN, CHAIN_FAN_OU
 from trio_dask.scheduler.core.worker_states import HERE, Away
 
 __all__ = [
-    "PRIORITY_BITS",
     "assign",
     "place",
     "queue_for",
@@ -57,9 +57,6 @@ UNKNOWN_S: Final = 0.5
 
 LEAST_S: Final = 10e-6
 """What even the shortest call costs a worker."""
-
-PRIORITY_BITS: Final = 48
-"""A task's priority is the user's (negated: the least comes first) above this many bits of submission count."""
 
 SUBMISSION_MASK: Final = (1 << PRIORITY_BITS) - 1
 

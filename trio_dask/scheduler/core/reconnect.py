@@ -15,7 +15,7 @@ from trio_dask.config import counted
 from trio_dask.errors import ProtocolError
 from trio_dask.ids import Incarnation, Key, PeerId, RunId
 from trio_dask.protocol.hello import Hello
-from trio_dask.protocol.messages import CancelRuns, Free, Inventory, Obituary, Vouch
+from trio_dask.protocol.messages import CancelRuns, Free, Inventory, WorkerAlive, WorkerExited
 from trio_dask.scheduler.core.retirement import begin_retiring, forget_copies
 from trio_dask.scheduler.core.state import (
     ClosePeer,
@@ -217,7 +217,7 @@ def remove_nanny(state: State, peer: PeerId) -> None:
         del state.nanny_of[nanny.process]
 
 
-def nanny_heartbeat(state: State, peer: PeerId, message: Vouch) -> None:
+def nanny_heartbeat(state: State, peer: PeerId, message: WorkerAlive) -> None:
     """A worker process is alive, says its nanny."""
     _note_process(state, peer, message.process)
     worker = state.processes.get(message.process)
@@ -225,7 +225,7 @@ def nanny_heartbeat(state: State, peer: PeerId, message: Vouch) -> None:
         worker.heard_at = state.now
 
 
-def worker_exited(state: State, message: Obituary) -> None:
+def worker_exited(state: State, message: WorkerExited) -> None:
     """A worker process has ended, says its nanny, and why. So it does not come back."""
     worker = state.processes.get(message.process)
     if worker is None:

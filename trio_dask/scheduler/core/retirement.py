@@ -13,7 +13,7 @@ from heapq import heapify, heapreplace
 from typing import Final
 
 from trio_dask.ids import Key, PeerId, places_of
-from trio_dask.protocol.messages import Acquire, Drain, Leave, NotAcquired, Reply, Retire, Retract
+from trio_dask.protocol.messages import Acquire, Drain, Leave, NotAcquired, Reply, Retire, ReturnRuns
 from trio_dask.scheduler.core.pending_requests import PendingRequest, WorkersGone
 from trio_dask.scheduler.core.state import InMemory, Processing, State, Task, Worker
 from trio_dask.scheduler.core.worker_states import HERE, Away, Dismissed, Retirement, Retiring, Returning
@@ -63,7 +63,7 @@ def begin_retiring(state: State, worker: Worker, retirement: Retirement) -> None
         if isinstance(task.phase, Processing) and not task.phase.retracting and not task.phase.started
     ]
     if runs:
-        state.send(worker.peer, Retract(tuple(runs)))
+        state.send(worker.peer, ReturnRuns(tuple(runs)))
 
 
 def check_retirements(state: State) -> None:

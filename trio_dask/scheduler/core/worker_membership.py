@@ -17,7 +17,7 @@ from typing import Final
 
 from trio_dask.config import counted
 from trio_dask.ids import PeerId, RunId
-from trio_dask.protocol.messages import Retract
+from trio_dask.protocol.messages import ReturnRuns
 from trio_dask.scheduler.core.state import (
     FIRE_AND_FORGET,
     Failure,
@@ -133,7 +133,7 @@ def _recall_readers(state: State, worker: Worker) -> None:
                 phase.retracting = True
                 runs.setdefault(phase.worker, []).append(phase.run)
     for reader, numbers in runs.items():
-        state.send(reader.peer, Retract(tuple(numbers)))
+        state.send(reader.peer, ReturnRuns(tuple(numbers)))
 
 
 def _running(worker: Worker) -> list[Task]:
