@@ -10,7 +10,7 @@ import time
 from contextlib import suppress
 from types import TracebackType
 
-from trio_dask.scheduler_file import remove_present
+from trio_dask.owned_files import remove_kept_files
 
 __all__ = ["LastResort", "end_descendants", "remove_scratch"]
 
@@ -114,5 +114,5 @@ class LastResort:
                 os.set_blocking(2, False)  # a reader that has stopped must not save us now
                 os.write(2, f"{self._text}\n".encode())
             end_descendants()
-            remove_present()
+            remove_kept_files()
             os._exit(self._status)

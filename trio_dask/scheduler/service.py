@@ -28,6 +28,7 @@ from trio_dask.comm.transport import ConnectionLost, Transport
 from trio_dask.config import LEAVING, SchedulerSettings
 from trio_dask.errors import ProtocolError
 from trio_dask.ids import PeerId, new_incarnation
+from trio_dask.owned_files import keep_file
 from trio_dask.protocol.hello import Hello, Refusal, Welcome
 from trio_dask.protocol.messages import Leave, SchedulerStops
 from trio_dask.scheduler.core import (
@@ -42,7 +43,7 @@ from trio_dask.scheduler.core import (
     Stop,
 )
 from trio_dask.scheduler.rpc_handlers import scheduler_commands
-from trio_dask.scheduler_file import present, scheduler_file_text
+from trio_dask.scheduler_file import scheduler_file_text
 
 __all__ = ["run_scheduler"]
 
@@ -66,7 +67,7 @@ async def run_scheduler(
       UsageError: a file cannot be written, or there is no such interface.
     """
     service = _Service(settings)
-    with present(settings.pid_file, f"{os.getpid()}\n"):
+    with keep_file(settings.pid_file, f"{os.getpid()}\n"):
         async with trio.open_nursery() as nursery:
             # A cancellation must not cut the orderly stop short; it gives the shield a deadline instead.
             with trio.CancelScope(shield=True) as shield:
@@ -123,7 +124,7 @@ class _Service:
             bound: list[Address] = await sessions.start(self._accept, accepting, sessions)
             address, *others = self._advertised(bound[0])
             self._address = str(address)
-            with present(self._settings.scheduler_file, self._scheduler_file(address)):
+            with keep_file(self._settings.scheduler_file, self._scheduler_file(address)):
                 self._announce(address, others, bound)
                 task_status.started(address)
                 await self._stopping.wait()

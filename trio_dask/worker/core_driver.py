@@ -16,9 +16,10 @@ from typing import cast
 import trio
 
 from trio_dask.comm import Address, Connection, DataChannel, PeerSilent, open_data_channel, parse_address
-from trio_dask.config import WorkerSettings, counted
+from trio_dask.config import WorkerSettings
 from trio_dask.errors import TrioDaskError
 from trio_dask.ids import Incarnation, Key
+from trio_dask.parsing import counted
 from trio_dask.protocol.hello import Hello
 from trio_dask.protocol.messages import Heartbeat, Message, Put, ToWorker
 from trio_dask.protocol.raw_memory import shared_memory, whole_of

@@ -26,7 +26,8 @@ from typing import NamedTuple, TypeVar
 import trio
 
 from trio_dask.comm.buffer_pool import Stock, stock
-from trio_dask.config import WorkerSettings, format_bytes
+from trio_dask.config import WorkerSettings
+from trio_dask.parsing import format_bytes
 from trio_dask.worker.memory_reservations import Gate
 from trio_dask.worker.pause_rule import PauseRule
 from trio_dask.worker.process_memory import ProcessMemory, collect_garbage, keep_large_blocks_apart, trim

@@ -35,8 +35,9 @@ from trio_dask.comm.rpc_server import serve_control
 from trio_dask.config import LEAVING, WorkerSettings
 from trio_dask.errors import NoScheduler, ProtocolError, RefusedError, UsageError
 from trio_dask.ids import Incarnation, new_incarnation
+from trio_dask.owned_files import keep_file
 from trio_dask.protocol.hello import Hello, Welcome
-from trio_dask.scheduler_file import present, read_scheduler_file
+from trio_dask.scheduler_file import read_scheduler_file
 from trio_dask.worker.core.effects import EndSession, Then
 from trio_dask.worker.core_driver import Engine
 from trio_dask.worker.drain_request import DrainRequest
@@ -101,7 +102,7 @@ async def run_worker(
       OSError: it cannot listen where it shall.
     """
     embedded = settings.scheduler is not None and settings.scheduler.startswith("inproc:")
-    with present(settings.pid_file, f"{os.getpid()}\n"), nullcontext() if embedded else tuned_interpreter():
+    with keep_file(settings.pid_file, f"{os.getpid()}\n"), nullcontext() if embedded else tuned_interpreter():
         worker = _Worker(settings, drain or DrainRequest(), leaving, at_rest, ends_in)
         async with nullcontext() if around is None else around(worker.handle):
             await worker.run(task_status)

@@ -19,8 +19,8 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from trio_dask.config import format_bytes
 from trio_dask.errors import SpillError
+from trio_dask.parsing import format_bytes
 from trio_dask.protocol.picklers import Buffer
 from trio_dask.protocol.pickling import stream_value
 from trio_dask.worker.spill_directory import ScratchFolder

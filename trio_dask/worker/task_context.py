@@ -11,10 +11,10 @@ from typing import Any, Protocol
 
 import trio
 
-from trio_dask.config import counted
 from trio_dask.errors import TaskCancelled
 from trio_dask.hooks import hooks
 from trio_dask.ids import Key
+from trio_dask.parsing import counted
 from trio_dask.protocol.messages import Run
 
 __all__ = [

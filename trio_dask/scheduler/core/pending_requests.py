@@ -24,12 +24,6 @@ class WorkerCount:
     def __init__(self, number: int) -> None:
         self.number = number
 
-    def worker_joined(self, worker: Worker) -> None:
-        """Nothing to note."""
-
-    def worker_left(self, worker: Worker) -> None:
-        """Nothing to note."""
-
     def answer(self, state: State, *, late: bool) -> Any:
         """The number of workers, or None if there are too few."""
         count = len(state.workers)
@@ -44,13 +38,6 @@ class WorkersBack:
     def __init__(self, names: Iterable[str]) -> None:
         self.missing = dict.fromkeys(names)
 
-    def worker_joined(self, worker: Worker) -> None:
-        """A worker has this name again."""
-        self.missing.pop(worker.info.name, None)
-
-    def worker_left(self, worker: Worker) -> None:
-        """Nothing to note."""
-
     def answer(self, state: State, *, late: bool) -> Any:
         """Names that did not come back; None while there is time."""
         return {"missing": tuple(self.missing)} if late or not self.missing else None
@@ -64,15 +51,6 @@ class WorkersGone:
     def __init__(self, workers: Iterable[Worker]) -> None:
         self.remaining = dict.fromkeys(workers)
         self.left: list[str] = []
-
-    def worker_joined(self, worker: Worker) -> None:
-        """Nothing to note."""
-
-    def worker_left(self, worker: Worker) -> None:
-        """One less."""
-        if worker in self.remaining:
-            del self.remaining[worker]
-            self.left.append(worker.info.name)
 
     def answer(self, state: State, *, late: bool) -> Any:
         """Names of those that have left; None while some have not."""
@@ -109,13 +87,16 @@ class PendingRequests:
     def worker_joined(self, worker: Worker) -> None:
         """A worker has a session."""
         for pending in self._pending:
-            pending.goal.worker_joined(worker)
+            if isinstance(pending.goal, WorkersBack):
+                pending.goal.missing.pop(worker.info.name, None)
             self.due_at = -_NEVER
 
     def worker_left(self, worker: Worker) -> None:
         """A worker has left or is lost."""
         for pending in self._pending:
-            pending.goal.worker_left(worker)
+            if isinstance(pending.goal, WorkersGone) and worker in pending.goal.remaining:
+                del pending.goal.remaining[worker]
+                pending.goal.left.append(worker.info.name)
             self.due_at = -_NEVER
 
     def client_left(self, client: PeerId) -> None:

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from trio_dask.config import counted
 from trio_dask.errors import ProtocolError
 from trio_dask.ids import Incarnation, Key, PeerId, RunId
+from trio_dask.parsing import counted
 from trio_dask.protocol.hello import Hello
 from trio_dask.protocol.messages import CancelRuns, Free, Inventory, WorkerAlive, WorkerExited
 from trio_dask.scheduler.core.retirement import begin_retiring, forget_copies

@@ -15,8 +15,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Final
 
-from trio_dask.config import counted
 from trio_dask.ids import PeerId, RunId
+from trio_dask.parsing import counted
 from trio_dask.protocol.messages import ReturnRuns
 from trio_dask.scheduler.core.state import (
     FIRE_AND_FORGET,
