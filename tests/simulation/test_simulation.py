@@ -24,7 +24,7 @@ def test_histories_hold(first: int) -> None:
         run_seed(seed)
 
 
-@pytest.mark.parametrize("seed", [15054])
+@pytest.mark.parametrize("seed", [15054, 24400])
 def test_histories_that_did_not_hold_once_hold(seed: int) -> None:
     run_seed(seed)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
@@ -66,8 +67,8 @@ class SimWorker:
         self.executed: list[Key] = []
         self.running: dict[RunId, Key] = {}
         """What the slots execute, wanted or not."""
-        self.fatal: dict[Key, None] = {}
-        """What can be blamed for its death: what it ran. For a loss that outlasts the grace: what it was given."""
+        self.fatal: Counter[Key] = Counter()
+        """How often a task can be blamed: for its death, what it ran; for a loss that outlasts the grace, what it was given."""
         self._unseen: dict[Key, None] = {}
         """What it had been given when its link was lost, whether it ran or not: that cannot be known."""
         self._fetches: dict[FetchId, None] = {}
@@ -101,7 +102,7 @@ class SimWorker:
         answer = self.scheduler.greet(hello)
         returned = isinstance(answer, Welcome) and answer.details.get("returned") is True
         if not returned and self._session is not None:
-            self.fatal.update(self._unseen)
+            self.fatal.update(list(self._unseen))
             self.core.reset(self.timeline.now)
             self._session = None
             self.pump()
@@ -195,7 +196,7 @@ class SimWorker:
         self.alive = False
         self.network.workers.pop(self.address, None)
         rng, peer, link, ran = self.timeline.rng, self.peer, self.link, tuple(self.running)
-        self.fatal.update(dict.fromkeys(self.running.values()) | self._unseen)
+        self.fatal.update(list(dict.fromkeys(self.running.values()) | self._unseen))
         if self.process:
             # A nanny is faster than any grace, but not always faster than the end of the link.
             delay = rng.random() * 0.04 if self.link.is_open else 0.0

@@ -282,7 +282,7 @@ class World:
 
     def _was_fatal(self, key: Key) -> bool:
         """Whether a task was really running on so many workers that died, as far as anybody can know."""
-        return not self.guarded or sum(key in worker.fatal for worker in self.workers) > self.allowed_failures
+        return not self.guarded or sum(worker.fatal[key] for worker in self.workers) > self.allowed_failures
 
     def _check_values(self, client: SimClient) -> None:
         read = [state for state, _ in client.values]
