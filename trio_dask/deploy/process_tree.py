@@ -65,10 +65,10 @@ async def remove_scratch(local_directory: str | None) -> None:
     """
     import trio  # the program's start must not wait for what options alone do not need
 
-    from trio_dask.worker.spill_directory import ScratchFolder, remove_leftovers
+    from trio_dask.worker.spill_directory import SpillDirectory, remove_leftovers
 
     with trio.move_on_after(SWEEP_S, shield=True):
-        base = ScratchFolder(local_directory).base
+        base = SpillDirectory(local_directory).base
         await trio.to_thread.run_sync(remove_leftovers, base, abandon_on_cancel=True)
 
 

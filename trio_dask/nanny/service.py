@@ -34,7 +34,7 @@ from trio_dask.processes.procfs import is_runnable, memory_used
 from trio_dask.processes.spawn import Starter, start_by_exec
 from trio_dask.protocol.messages import Leave, SchedulerStops, ToNanny
 from trio_dask.settings_json import to_json
-from trio_dask.worker.running_table import Board
+from trio_dask.worker.running_table import RunningTable
 
 __all__ = ["Nanny", "Stop", "run_nanny"]
 
@@ -54,7 +54,7 @@ class _Term:
     """The time of one worker process in its office. There is `news` when it ends, or its successor may begin."""
 
     def __init__(self, slots: int) -> None:
-        self.board = Board.create(slots)
+        self.board = RunningTable.create(slots)
         self.end: ChildEnd | None = None
         self.news = trio.Event()
         self.over = trio.Event()
@@ -247,7 +247,7 @@ class Nanny:
         if over.status:
             raise ERRORS.get(over.status, ClusterError)(over.reason)
 
-    def _child_spec(self, token: str, board: Board) -> ChildSpec:
+    def _child_spec(self, token: str, board: RunningTable) -> ChildSpec:
         """What the next worker process is to be."""
         settings = self.settings
         worker = settings.worker
@@ -340,7 +340,7 @@ class Nanny:
         with term.board:
             self._bury(life, term.end, term.board)
 
-    def _bury(self, life: Life, end: ChildEnd, board: Board) -> Again | Over:
+    def _bury(self, life: Life, end: ChildEnd, board: RunningTable) -> Again | Over:
         """Tell the scheduler and the log of an end, and decide what follows."""
         assert Nanny._oom_kills is not None
         out_of_memory = end.status == -signal.SIGKILL and not life.killed_for and Nanny._oom_kills.claim()

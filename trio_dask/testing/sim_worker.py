@@ -68,7 +68,7 @@ class SimWorker:
         self.running: dict[RunId, Key] = {}
         """What the slots execute, wanted or not."""
         self.fatal: Counter[Key] = Counter()
-        """How often a task can be blamed: for its death, what it ran; for a loss that outlasts the grace, what it was given."""
+        """How often a task can be blamed: for a death, if it ran; for a loss beyond the grace, if it was given."""
         self._unseen: dict[Key, None] = {}
         """What it had been given when its link was lost, whether it ran or not: that cannot be known."""
         self._fetches: dict[FetchId, None] = {}
@@ -207,7 +207,7 @@ class SimWorker:
     def pump(self) -> None:
         """Do all that the core asks for, and let slots take what is ready."""
         while True:
-            effects = self.core.drain()
+            effects = self.core.take_effects()
             self.link.to_scheduler.send(effects.messages)
             for request in effects.requests:
                 match request:
@@ -283,7 +283,7 @@ class SimWorker:
             self.core.finished(run, 64, "int", inline, job.seconds)
 
         self._report(finished)
-        follower = self.core.ready.take_follower(run)
+        follower = self.core.ready.take_chained(run)
         if follower is not None:
             self._begin(follower, {run.key: value})
         else:
