@@ -25,6 +25,7 @@ FLOORS: Mapping[str, int] = {
     "parsing": 0,
     "settings_json": 0,
     "scheduler_file": 0,
+    "retry_policy": 0,
     "owned_files": 0,
     "process_identity": 0,
     "hooks": 0,

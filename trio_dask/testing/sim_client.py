@@ -32,7 +32,7 @@ class SimClient:
         self.network = network
         self.name = name
         self.core = ClientCore()
-        self.core.join(scheduler.incarnation, None)
+        self.core.connected(scheduler.incarnation, None)
         hello = self._hello()
         scheduler.greet(hello)
         outcome = scheduler.core.begin_session(hello, timeline.now)
@@ -100,7 +100,7 @@ class SimClient:
             return  # a later hello counts
         assert outcome == Resume(self.peer)
         self.link = self.scheduler.connect(codec.FROM_CLIENT, codec.TO_CLIENT, self.receive, self.peer)
-        self.core.join(self.scheduler.incarnation, handled)
+        self.core.connected(self.scheduler.incarnation, handled)
         self.scheduler.settle()
         self.pump()
 
@@ -111,7 +111,7 @@ class SimClient:
     def close(self) -> None:
         """Leave in order."""
         self.open = False
-        self.core.end(Ended(False, "closed"))
+        self.core.end_session(Ended(False, "closed"))
         self.link.to_scheduler.send([Goodbye("closed")])
 
     def vanish(self) -> None:
@@ -128,10 +128,10 @@ class SimClient:
         is_silent = peer is not None and self.timeline.rng.random() < SILENCE
         for state in request.states:
             if is_silent:
-                self.core.unfetched(request.address, state, "no answer", is_silent=True)
+                self.core.fetch_failed(request.address, state, "no answer", is_silent=True)
             elif peer is not None and state.key in peer.store:
                 self.core.fetched(request.address, state, (str(peer.store[state.key]).encode(),))
             else:
-                self.core.unfetched(request.address, state, "not there")
+                self.core.fetch_failed(request.address, state, "not there")
         self.core.fetch_ended(request.address)
         self.pump()

@@ -18,7 +18,7 @@ import trio
 from trio_dask.comm import Address, Connection, DataChannel, PeerSilent, open_data_channel, parse_address
 from trio_dask.config import WorkerSettings
 from trio_dask.errors import TrioDaskError
-from trio_dask.ids import Incarnation, Key
+from trio_dask.ids import Incarnation, Key, given_name
 from trio_dask.parsing import counted
 from trio_dask.protocol.hello import Hello
 from trio_dask.protocol.messages import Heartbeat, Message, Put, ToWorker
@@ -122,7 +122,7 @@ class CoreDriver:
         """This worker is registered, or taken back (else `reset` came before), and peers reach it at `address`."""
         self._connection = connection
         self._end = None
-        self.handle.name = self._settings.name or str(address)
+        self.handle.name = given_name(self._settings.name or str(address))
         self.handle.address = str(address)
         self.handle.scheduler_address = str(scheduler)
         self.handle.incarnation = incarnation
@@ -293,7 +293,7 @@ class CoreDriver:
             self._act()
 
     async def _open_channel(self, address: str) -> DataChannel:
-        hello = Hello(role="data", name=self.handle.name, incarnation=Incarnation(self.handle.incarnation))
+        hello = Hello(role="data", name=str(self.handle.name), incarnation=Incarnation(self.handle.incarnation))
         return await open_data_channel(parse_address(address), hello, timeout_s=self._settings.connect_timeout_s)
 
     # ------------------------------------------------------------------------------------------ effects
