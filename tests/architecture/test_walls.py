@@ -21,6 +21,8 @@ from tests.architecture import rules
         rules.trespassing,
         rules.oversized,
         rules.unexplained_excepts,
+        rules.named_by_string,
+        rules.unlimited_shields,
     ],
     ids=lambda rule: rule.__name__,
 )

@@ -197,7 +197,7 @@ class _Worker:
 
     def _set_death(self) -> None:
         if self._draining:
-            return  # which has a limit of its own
+            return  # draining has its own limit
         self._death.deadline = self._retries.deadline
         if self._tell_end is not None:
             left_s = max(0.0, self._retries.deadline - trio.current_time())
@@ -226,8 +226,8 @@ class _Worker:
             self._tell_rest()
 
     def _begin_draining(self, reason: str, limit_s: float = math.inf) -> None:
-        """Take nothing new, and have left when the time for that is over; at once, if there is nobody to leave to."""
-        # A link that is down for a moment is no reason to lose what is here.
+        """Take nothing new, and leave within the limit; at once without a scheduler."""
+        # A short loss of the connection is no reason to lose the results held here.
         may_return = self._settings.reconnect and self._retries.was_connected and self._engine.has_anything
         has_time = self._drain.is_possible or may_return
         limit_s = min(limit_s, self._settings.drain_timeout_s) if has_time else 0.0
@@ -412,7 +412,7 @@ class _Worker:
                 self._engine.session_lost()
                 now = trio.current_time()
                 silent_s = now - connection.heard_at
-                # Until it broke, a link was a contact; one that fell silent was none from then on.
+                # A connection that broke was a contact until then; one that fell silent only until the silence began.
                 self._retries.lost_contact(now, silent_s if silent_s >= connection.silence_s else 0.0)
                 self._set_death()
 
