@@ -32,33 +32,22 @@ class CoreUnderTest:
     def __init__(self) -> None:
         # Imported here: a run that leaves this case out, or measures only rivals, needs no trio_dask.
         self.messages: Any = importlib.import_module("trio_dask.protocol.messages")
-        self.package: Any = importlib.import_module("trio_dask.scheduler.core")
-        self.core: Any = self.package.SchedulerCore()
+        self.hello: Any = importlib.import_module("trio_dask.protocol.hello").Hello
+        self.core: Any = importlib.import_module("trio_dask.scheduler.core").SchedulerCore()
         self.peers = 0
 
-    def _next_peer(self) -> int:
+    def _join(self, role: str, **details: Any) -> int:
         self.peers += 1
-        return self.peers
+        hello = self.hello(role=role, incarnation=f"{role}-{self.peers}", name=f"{role}-{self.peers}", details=details)
+        self.core.greet(hello, time.monotonic())
+        peer: int = self.core.begin_session(hello, time.monotonic()).peer
+        return peer
 
     def join_client(self) -> int:
-        peer = self._next_peer()
-        self.core.add_client(peer, f"client-{peer}", "benchmark", time.monotonic())
-        return peer
+        return self._join("client")
 
     def join_worker(self) -> int:
-        peer = self._next_peer()
-        info = self.package.WorkerInfo(
-            name=f"worker-{peer}",
-            address=f"tcp://127.0.0.1:{peer}",
-            host="127.0.0.1",
-            nthreads=1,
-            memory_limit=0,
-            resources={},
-            incarnation=f"worker-{peer}",
-            pid=peer,
-        )
-        self.core.add_worker(peer, info, time.monotonic())
-        return peer
+        return self._join("worker", address=f"tcp://127.0.0.1:{self.peers + 1}", nthreads=1)
 
     def batch(self, peer: int, messages: Iterable[Any]) -> Iterator[tuple[int, list[Any]]]:
         """What the service does with all messages that came from one peer at once; then what goes out to whom."""

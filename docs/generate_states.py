@@ -1,6 +1,6 @@
-"""Write the scheduler's task states, as its own table has them, into docs/design/states.md.
+"""Write the states of tasks and workers, as the scheduler's own tables have them, into docs/design/states.md.
 
-``python docs/generate_states.py`` rewrites what stands between the two markers and nothing else;
+``python docs/generate_states.py`` rewrites what stands between the markers and nothing else;
 ``--check`` writes nothing and exits 1 when the page is stale.
 """
 
@@ -11,9 +11,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "design" / "states.md"
-BEGIN = "<!-- generated:states -->"
+BEGIN = "<!-- generated:{} -->"
 END = "<!-- /generated -->"
-NEW_PAGE = f"# Task states\n\n{BEGIN}\n{END}\n"
 
 Transitions = Mapping[tuple[str, str], str]
 
@@ -24,11 +23,10 @@ def render(transitions: Transitions) -> str:
     names = {state: state.replace("-", "_") for state in states}
     lines = ["```mermaid", "stateDiagram-v2"]
     lines += [f'    state "{state}" as {name}' for state, name in names.items() if state != name]
-    if "released" in names:
-        lines.append("    [*] --> released")
+    lines.append(f"    [*] --> {names[states[0]]}")
     lines += [f"    {names[start]} --> {names[end]}" for start, end in transitions]
-    if "forgotten" in names:
-        lines.append("    forgotten --> [*]")
+    last = [state for state in states if all(start != state for start, _ in transitions)]
+    lines += [f"    {names[state]} --> [*]" for state in last]
     lines += ["```", "", "| from | to | when |", "|---|---|---|"]
     for (start, end), reason in transitions.items():
         cell = " ".join(reason.split()).replace("|", "\\|")
@@ -36,21 +34,23 @@ def render(transitions: Transitions) -> str:
     return "\n".join(lines)
 
 
-def replace(page: str, generated: str) -> str:
-    """The page with new text between its markers."""
-    before, begin, rest = page.partition(BEGIN)
+def replace(page: str, name: str, generated: str) -> str:
+    """The page with new text between the markers of this name."""
+    mark = BEGIN.format(name)
+    before, begin, rest = page.partition(mark)
     _, end, after = rest.partition(END)
     if not (begin and end):
-        raise SystemExit(f"{PAGE.relative_to(ROOT)} needs the markers {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n\n{generated}\n\n{END}{after}"
+        raise SystemExit(f"{PAGE.relative_to(ROOT)} needs the markers {mark} and {END}")
+    return f"{before}{mark}\n\n{generated}\n\n{END}{after}"
 
 
-def load() -> Transitions:
-    """The table itself, with states as plain strings whether or not they are an enum there."""
+def load() -> Mapping[str, Transitions]:
+    """The tables themselves."""
     sys.path.insert(0, str(ROOT))
     from trio_dask.scheduler.core.task_transitions import TRANSITIONS
+    from trio_dask.scheduler.core.worker_states import WORKER_TRANSITIONS
 
-    return {(str(start), str(end)): reason for (start, end), reason in TRANSITIONS.items()}
+    return {"tasks": TRANSITIONS, "workers": WORKER_TRANSITIONS}
 
 
 def main() -> int:
@@ -58,14 +58,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if the page is stale")
     check = parser.parse_args().check
-    old = PAGE.read_text(encoding="utf-8") if PAGE.exists() else None
-    new = replace(old if old is not None else NEW_PAGE, render(load()))
+    old = new = PAGE.read_text(encoding="utf-8")
+    for name, transitions in load().items():
+        new = replace(new, name, render(transitions))
     if new == old:
         return 0
     if check:
         print(f"{PAGE.relative_to(ROOT)} is stale; run: python docs/generate_states.py", file=sys.stderr)
         return 1
-    PAGE.parent.mkdir(parents=True, exist_ok=True)
     PAGE.write_text(new, encoding="utf-8")
     return 0
 

@@ -4,7 +4,7 @@
 |---|---|---|
 | `Key` | a task and its result, for as long as anybody wants it | the client (deterministic for pure calls) |
 | `RunId` | one assignment of a task to a worker; every outcome quotes it | the scheduler, counting up |
-| `PeerId` | one session of one peer with the scheduler | the scheduler service, counting up |
+| `PeerId` | one session of one peer with the scheduler | the scheduler, counting up |
 | `Incarnation` | one registration of a process; a process that returns has a new one | the process itself, at random |
 | `Digest` | a blob, by its content | whoever made the blob |
 

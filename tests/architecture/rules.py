@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 PACKAGE = "trio_dask"
-SHARED_BY_PEERS = (f"{PACKAGE}.protocol.messages", f"{PACKAGE}.protocol.wire_constants")
+SHARED_BY_PEERS = tuple(f"{PACKAGE}.protocol.{name}" for name in ("hello", "messages", "wire_constants"))
 ROOT = Path(__file__).resolve().parents[2] / PACKAGE
 TOP = 7
 

@@ -17,11 +17,12 @@ from trio_dask.ids import Incarnation, PeerId
 from trio_dask.protocol import messages as m
 from trio_dask.protocol.codec import FROM_CLIENT, TO_CLIENT, decode, encode
 from trio_dask.protocol.frames import FrameDecoder, Kind, encode_frame
-from trio_dask.scheduler.core import CoreSettings, SchedulerCore, WorkerInfo, clients
+from trio_dask.protocol.hello import Hello
+from trio_dask.scheduler.core import Admit, CoreSettings, Resume, SchedulerCore, clients
 from trio_dask.scheduler.core.invariants import check_empty
 
 ME = Incarnation("me")
-WORKER = PeerId(100)
+WORKER = PeerId(1)
 ADDRESS = "tcp://w:1"
 FUNCTIONS = ((b"f" * 16, b"a function of some bytes"), (b"g" * 16, b""))
 INPUTS = {"a": (), "b": ("a",), "c": ("a", "b"), "x": (), "y": ()}
@@ -70,14 +71,17 @@ class CutLinks(RuleBasedStateMachine):
         self.patches.setattr(outbox, "BLOB_PIECE_BYTES", 5)
         self.patches.setattr(client_core, "BLOB_BUDGET_BYTES", 10)
         self.now = 0.0
-        self.peer = PeerId(1)
-        self.scheduler = SchedulerCore(CoreSettings(validate=True, free_delay_s=0.0, allowed_failures=1000))
-        info = WorkerInfo("w", ADDRESS, "w", 2, 0, {}, Incarnation("w"), 1)
-        assert self.scheduler.add_worker(WORKER, info, 0.0) is None
-        self.scheduler.add_client(self.peer, ME, "me", 0.0, grace_s=30.0)
+        self.peer = PeerId(2)
+        self.scheduler = SchedulerCore(CoreSettings(validate=True, free_delay_s=0.0, allowed_failures=1000), "s1")
+        worker = Hello(
+            role="worker", incarnation=Incarnation("w"), name="w", details={"address": ADDRESS, "nthreads": 2}
+        )
+        for hello, peer in ((worker, WORKER), (self.hello(), self.peer)):
+            self.scheduler.greet(hello, 0.0)
+            assert self.scheduler.begin_session(hello, 0.0) == Admit(peer)
         self.said_down, self.heard_down, self.said_up, self.heard_up = [], [], [], []
-        self.send = self.scheduler.state.send
-        self.scheduler.state.send = self.record
+        self.send = self.scheduler._state.send
+        self.scheduler._state.send = self.record
         self.client = ClientCore(inline_budget_bytes=budget)
         self.client.connected("s1", None)
         self.wire = Wire()
@@ -89,6 +93,9 @@ class CutLinks(RuleBasedStateMachine):
         self.cancelled = set()
         self.reads = []
         self.fetching = []
+
+    def hello(self, **details):
+        return Hello(role="client", incarnation=ME, name="me", details={"grace_s": 30.0, **details})
 
     def record(self, peer, message):
         """Everything that the scheduler says to the client passes here, once."""
@@ -179,7 +186,7 @@ class CutLinks(RuleBasedStateMachine):
         self.wire = None
         self.heard_by_scheduler = not noticed
         if noticed:
-            self.scheduler.remove_peer(self.peer, "cut", self.now, expected=False)
+            self.scheduler.end_session(self.peer, "cut", self.now, expected=False)
 
     @precondition(lambda self: self.wire is None)
     @rule(seconds=st.floats(0, 5), abandoned=st.booleans(), meanwhile=st.booleans())
@@ -188,15 +195,15 @@ class CutLinks(RuleBasedStateMachine):
         self.now += seconds
         self.scheduler.tick(self.now)
         for _ in range(2 if abandoned else 1):
-            found = self.scheduler.expect_client(ME, self.client.received, self.now)
-            assert found is not None
+            hello = self.hello(previous=ME, scheduler="s1", received=self.client.received)
+            answer = self.scheduler.greet(hello, self.now).details
+            assert answer["returned"]
             self.pump()
-        peer, handled = found
-        assert peer == self.peer
+        handled = answer["received"]
         del self.said_up[handled:]
         if meanwhile and self.runs:
             self.finish_run(next(iter(self.runs)), "inline", pump=False)
-        assert self.scheduler.client_back(peer, self.client.received, self.now)
+        assert self.scheduler.begin_session(hello, self.now) == Resume(self.peer)
         self.client.connected("s1", handled)
         self.wire = Wire()
         self.pump()
@@ -307,11 +314,11 @@ class CutLinks(RuleBasedStateMachine):
             assert not self.client.states
             assert not self.client._fences
             assert len(self.client._resend._kept) < 3
-            state = self.scheduler.state
+            state = self.scheduler._state
             assert not state.tasks
             assert sum(map(len, state.clients[self.peer].unconfirmed)) < 5
             self.client.end_session(Ended(lost=False, text="closed"))
-            self.scheduler.remove_peer(self.peer, "closed", self.now, expected=True)
+            self.scheduler.end_session(self.peer, "closed", self.now, expected=True)
             self.pump()
             check_empty(state)
             assert not state.away_clients

@@ -7,11 +7,20 @@ from typing import Any, TypeVar
 from trio_dask.ids import Incarnation, PeerId, RunId
 from trio_dask.protocol import codec
 from trio_dask.protocol import messages as m
-from trio_dask.scheduler.core import CoreSettings, SchedulerCore, WorkerInfo
+from trio_dask.protocol.hello import Hello, Welcome
+from trio_dask.scheduler.core import Admit, CoreSettings, LogLine, Resume, SchedulerCore, WorkerInfo
 from trio_dask.scheduler.core.invariants import check_empty
+from trio_dask.scheduler.core.state import State
 
 FUNCTION = b"f" * 16
+SCHEDULER = Incarnation("s1")
 M = TypeVar("M")
+
+
+def worker_hello(info: WorkerInfo, **details: Any) -> Hello:
+    """What a worker like this says when it connects."""
+    told = {**info._asdict(), **details}
+    return Hello(role="worker", incarnation=told.pop("incarnation"), name=told.pop("name"), details=told)
 
 
 class Peer:
@@ -37,7 +46,7 @@ class Peer:
     def leave(self, *, reason: str = "connection lost", expected: bool = False) -> None:
         """The session ends."""
         self.kit.peers.pop(self.peer)
-        self.kit.core.remove_peer(self.peer, reason, self.kit.now, expected=expected)
+        self.kit.core.end_session(self.peer, reason, self.kit.now, expected=expected)
         self.kit.settle()
 
 
@@ -47,15 +56,19 @@ class Worker(Peer):
 
     def come_back(self) -> bool:
         """The same process has dialled again, after its session was lost or not; False if it cannot go on."""
-        self.kit.last += 1
         previous = self.info.incarnation
-        self.peer = PeerId(self.kit.last)
-        self.info = self.info._replace(incarnation=Incarnation(f"i{self.peer}"))
+        self.info = self.info._replace(incarnation=self.kit.next_incarnation("i"))
         self.inbox.clear()
+        hello = worker_hello(self.info, previous=previous, scheduler=SCHEDULER)
+        answer = self.kit.core.greet(hello, self.kit.now)
+        if not isinstance(answer, Welcome) or not answer.details.get("returned"):
+            return False
+        outcome = self.kit.core.begin_session(hello, self.kit.now)
+        assert isinstance(outcome, Resume)
+        self.peer = outcome.peer
         self.kit.peers[self.peer] = self
-        back = self.kit.core.come_back(self.peer, previous, self.info, self.kit.now)
         self.kit.settle()
-        return back
+        return True
 
     def bring(self, *held: tuple[str, int], runs: tuple[RunId, ...] = ()) -> None:
         """Tell what came along: keys with the runs that made them (-1: fetched), and runs that are under way."""
@@ -100,10 +113,27 @@ class Nanny(Peer):
 
 class Kit:
     def __init__(self, **settings: Any) -> None:
-        self.core = SchedulerCore(CoreSettings(**{"validate": True, "free_delay_s": 0.0, **settings}))
+        self.core = SchedulerCore(CoreSettings(**{"validate": True, "free_delay_s": 0.0, **settings}), SCHEDULER)
         self.now = 0.0
         self.peers: dict[PeerId, Peer] = {}
         self.last = 0
+
+    @property
+    def state(self) -> State:
+        """What the core knows."""
+        return self.core._state
+
+    def next_incarnation(self, prefix: str) -> Incarnation:
+        self.last += 1
+        return Incarnation(f"{prefix}{self.last}")
+
+    def join(self, hello: Hello) -> PeerId:
+        """A new peer is welcomed and begins its session."""
+        answer = self.core.greet(hello, self.now)
+        assert isinstance(answer, Welcome), answer
+        outcome = self.core.begin_session(hello, self.now)
+        assert isinstance(outcome, Admit), outcome
+        return outcome.peer
 
     def worker(
         self,
@@ -115,43 +145,36 @@ class Kit:
         process: str = "",
         address: str = "",
     ) -> Worker:
-        self.last += 1
-        peer = PeerId(self.last)
-        name = name or f"w{peer}"
-        worker = Worker(self, peer, codec.TO_WORKER, name)
-        worker.address = address or f"tcp://host-{peer}:9000"
-        info = worker.info = WorkerInfo(
-            name,
-            worker.address,
-            f"host-{peer}",
-            nthreads,
-            0,
-            resources or {},
-            Incarnation(f"i{peer}"),
-            4000 + peer,
-            reconnect,
-            process,
+        incarnation = self.next_incarnation("i")
+        number = self.last
+        name = name or f"w{number}"
+        address = address or f"tcp://host-{number}:9000"
+        host = f"host-{number}"
+        pid = 4000 + number
+        info = WorkerInfo(
+            name, address, host, nthreads, 0, resources or {}, incarnation, pid, reconnect=reconnect, process=process
         )
-        self.peers[peer] = worker
-        refusal = self.core.add_worker(peer, info, self.now)
-        assert refusal is None, refusal
+        worker = Worker(self, self.join(worker_hello(info)), codec.TO_WORKER, name)
+        worker.address = address
+        worker.info = info
+        self.peers[worker.peer] = worker
+        line = self.core.requests.pop()
+        assert isinstance(line, LogLine)
+        assert line.text.startswith("Registered worker")
         self.settle()
         return worker
 
     def client(self, name: str = "client") -> Client:
-        self.last += 1
-        peer = PeerId(self.last)
+        peer = self.join(Hello(role="client", incarnation=self.next_incarnation("c"), name=name))
         client = Client(self, peer, codec.TO_CLIENT, name)
         self.peers[peer] = client
-        self.core.add_client(peer, Incarnation(f"c{peer}"), name, self.now)
         client.send(m.Blob(FUNCTION, 3, b"fun"))
         return client
 
     def nanny(self, process: str) -> Nanny:
-        self.last += 1
-        nanny = Nanny(self, PeerId(self.last), codec.TO_NANNY, process)
-        self.peers[nanny.peer] = nanny
-        self.core.add_nanny(nanny.peer, nanny.name, process, self.now)
+        peer = self.join(Hello(role="nanny", name=process, details={"process": process}))
+        nanny = Nanny(self, peer, codec.TO_NANNY, process)
+        self.peers[peer] = nanny
         return nanny
 
     def deliver(self, sender: Peer, messages: tuple[m.Message, ...]) -> None:
@@ -178,14 +201,14 @@ class Kit:
         self.flush()
 
     def states(self) -> dict[str, str]:
-        return {key: task.phase.state for key, task in self.core.state.tasks.items()}
+        return {key: task.phase.state for key, task in self.state.tasks.items()}
 
     def assert_empty(self) -> None:
         """All clients gone: nothing may be left."""
         for peer in list(self.peers.values()):
             if isinstance(peer, Client):
                 peer.leave()
-        check_empty(self.core.state)
+        check_empty(self.state)
 
 
 def run_ids(runs: list[m.Run]) -> tuple[RunId, ...]:

@@ -1,15 +1,11 @@
 """Clients that come back: which session a hello opens, whatever happens between the answer and the session."""
 
-from itertools import count
-
 import pytest
 
 from trio_dask.errors import ProtocolError
-from trio_dask.ids import PeerId
 from trio_dask.protocol import messages as m
 from trio_dask.protocol.hello import Hello
-from trio_dask.scheduler.client_resume import Returns
-from trio_dask.scheduler.core import CoreSettings, SchedulerCore
+from trio_dask.scheduler.core import CallAgain, ClosePeer, CoreSettings, SchedulerCore
 from trio_dask.scheduler.core.invariants import check_empty
 
 FUNCTION = b"f" * 16
@@ -19,19 +15,24 @@ class Desk:
     """A scheduler core and who is greeted there."""
 
     def __init__(self):
-        self.core = SchedulerCore(CoreSettings(validate=True))
-        self.returns = Returns(self.core, "s1")
-        self.peers = count(1)
+        self.core = SchedulerCore(CoreSettings(validate=True), "s1")
+        self.state = self.core._state
         self.now = 0.0
 
     def hello(self, **details):
         return Hello(role="client", incarnation="me", name="me", details={"grace_s": 20, **details})
 
     def greet(self, hello):
-        return self.returns.greet(hello, self.now)
+        """What the client is told, and the peer whose connection is over by that."""
+        answer = self.core.greet(hello, self.now)
+        closed = [request.peer for request in self.core.requests if isinstance(request, ClosePeer)]
+        self.core.requests.clear()
+        return answer.details, closed
 
     def enter(self, hello):
-        return self.returns.enter(hello, lambda: PeerId(next(self.peers)), self.now)
+        """The peer of the session that this hello opens; None if its client has to call again."""
+        outcome = self.core.begin_session(hello, self.now)
+        return None if isinstance(outcome, CallAgain) else outcome.peer
 
     def join(self):
         """A client that is here, and has submitted a task."""
@@ -51,7 +52,7 @@ class Desk:
         return self.hello(previous="me", scheduler="s1", received=received)
 
     def lose(self, peer):
-        self.core.remove_peer(peer, "cut", self.now, expected=False)
+        self.core.end_session(peer, "cut", self.now, expected=False)
 
     def pass_time(self, seconds):
         self.now += seconds
@@ -60,7 +61,7 @@ class Desk:
 
     @property
     def tasks(self):
-        return list(self.core.state.tasks)
+        return list(self.state.tasks)
 
 
 @pytest.fixture
@@ -72,10 +73,10 @@ def test_a_client_that_is_back_goes_on_as_the_same_peer(desk):
     peer = desk.join()
     desk.lose(peer)
     hello = desk.back()
-    assert desk.greet(hello) == ({"returned": True, "received": 2}, peer)
+    assert desk.greet(hello) == ({"returned": True, "received": 2}, [])
     assert desk.enter(hello) == peer
     assert desk.tasks == ["k"]
-    assert not desk.core.state.away_clients
+    assert not desk.state.away_clients
 
 
 def test_what_a_client_wants_stays_for_its_grace_and_no_longer(desk):
@@ -84,8 +85,8 @@ def test_what_a_client_wants_stays_for_its_grace_and_no_longer(desk):
     assert desk.tasks == ["k"]
     desk.pass_time(0.2)
     assert desk.tasks == []
-    check_empty(desk.core.state)
-    assert desk.greet(desk.back()) == ({"returned": False, "received": 0}, None)
+    check_empty(desk.state)
+    assert desk.greet(desk.back()) == ({"returned": False, "received": 0}, [])
 
 
 def test_a_grace_is_as_long_as_was_asked_for_up_to_an_hour(desk):
@@ -93,9 +94,9 @@ def test_a_grace_is_as_long_as_was_asked_for_up_to_an_hour(desk):
     desk.greet(hello)
     desk.lose(desk.enter(hello))
     desk.pass_time(3599)
-    assert desk.core.state.clients
+    assert desk.state.clients
     desk.pass_time(1)
-    assert not desk.core.state.clients
+    assert not desk.state.clients
 
 
 def test_a_client_without_grace_is_gone_at_once(desk):
@@ -107,13 +108,13 @@ def test_a_client_without_grace_is_gone_at_once(desk):
         desk.core.handle(peer, m.Query(1, "nthreads", ()), 0.0)
     assert all(isinstance(message, m.Reply) for message in desk.settle()[peer])
     desk.lose(peer)
-    check_empty(desk.core.state)
+    check_empty(desk.state)
 
 
 def test_a_link_that_still_seems_alive_is_over_once_its_client_calls_again(desk):
     peer = desk.join()
     hello = desk.back()
-    assert desk.greet(hello) == ({"returned": True, "received": 2}, peer)
+    assert desk.greet(hello) == ({"returned": True, "received": 2}, [peer])
     desk.core.handle(peer, m.Release(("k",)), desk.now)  # from the old link: its client will say it again
     assert desk.tasks == ["k"]
     assert desk.enter(hello) == peer
@@ -137,7 +138,7 @@ def test_a_session_that_begins_before_the_next_call_is_taken_over(desk):
     desk.lose(peer)
     for _ in range(2):
         hello = desk.back()
-        assert desk.greet(hello)[1] == peer
+        desk.greet(hello)
         assert desk.enter(hello) == peer
 
 
@@ -147,7 +148,7 @@ def test_the_time_can_be_up_between_the_answer_and_the_session(desk):
     assert desk.greet(hello)[0]["returned"]
     desk.pass_time(100)
     assert desk.enter(hello) is None
-    check_empty(desk.core.state)
+    check_empty(desk.state)
 
 
 def test_two_first_calls_of_one_client(desk):
@@ -163,13 +164,13 @@ def test_two_first_calls_of_one_client(desk):
 def test_a_client_that_begins_anew_leaves_nothing_behind(desk):
     peer = desk.join()
     hello = desk.hello()
-    assert desk.greet(hello) == ({"returned": False, "received": 0}, peer)
+    assert desk.greet(hello) == ({"returned": False, "received": 0}, [peer])
     assert desk.tasks == []
     assert desk.enter(hello) != peer
 
 
 @pytest.mark.parametrize("details", [{"previous": "other"}, {"scheduler": "s0"}, {"received": 7}])
-def test_who_does_not_fit_begins_anew(desk, details):
+def test_a_client_that_does_not_fit_begins_anew(desk, details):
     desk.lose(desk.join())
     hello = desk.hello(**{"previous": "me", "scheduler": "s1", "received": 0, **details})
     assert desk.greet(hello)[0] == {"returned": False, "received": 0}
@@ -189,7 +190,7 @@ def test_odd_graces_are_refused(desk, grace_s):
 
 def test_what_was_not_confirmed_is_sent_again_and_values_are_left_out(desk):
     peer = desk.join()
-    state = desk.core.state
+    state = desk.state
     for number in range(5):
         state.send(peer, m.KeyReady(f"r{number}", 1, "int", b"v", ()))
         desk.settle()
@@ -220,8 +221,8 @@ def test_a_client_that_confirms_nothing_is_kept_nothing_for(desk, monkeypatch):
     monkeypatch.setattr("trio_dask.scheduler.core.clients.MAX_UNCONFIRMED", 10)
     peer = desk.join()
     for _ in range(11):
-        desk.core.state.send(peer, m.KeyPending("k"))
+        desk.state.send(peer, m.KeyPending("k"))
     desk.settle()
-    assert not desk.core.state.clients[peer].unconfirmed
+    assert not desk.state.clients[peer].unconfirmed
     desk.lose(peer)
-    check_empty(desk.core.state)
+    check_empty(desk.state)

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from tests.scheduler.kit import Kit
 from trio_dask.protocol import messages as m
-from trio_dask.scheduler.core.priority_queue import SWEEP_FROM, Line
-from trio_dask.scheduler.core.state import MANY_QUEUES, NO_TERMS, RELEASED, Queue, Task, Worker
+from trio_dask.scheduler.core.priority_queue import DROP_STALE_FROM, TaskQueue
+from trio_dask.scheduler.core.state import DEFAULT_OPTIONS, PRUNE_QUEUES_FROM, RELEASED, Queue, Task, Worker
 from trio_dask.worker.core.ready_queue import ReadyQueue
 
 
@@ -38,7 +38,7 @@ def test_the_queue_ahead_deepens_for_short_tasks_and_not_for_long_ones() -> None
     worker.finish(first, seconds=10.0)
     assert len(worker.runs()) == 1
     kit2 = Kit()
-    kit2.core.state.validating = False
+    kit2.state.validating = False
     worker, client = kit2.worker(), kit2.client()
     client.submit(*(f"k{number}" for number in range(3000)))
     first, _ = worker.runs()
@@ -276,7 +276,7 @@ def test_a_backlog_is_shared_with_idle_workers() -> None:
 
 def test_siblings_of_a_tree_meet_on_one_worker() -> None:
     kit = Kit()
-    kit.core.state.validating = False
+    kit.state.validating = False
     workers = [kit.worker(), kit.worker()]
     client = kit.client()
     client.submit(*(f"leaf-{number}" for number in range(256)))
@@ -298,7 +298,7 @@ def test_a_function_that_never_succeeds_keeps_no_task_in_mind() -> None:
         client.submit(f"x{number}")
         worker.fail(worker.runs()[0])
         client.send(m.Release((f"x{number}",)))
-    (content,) = kit.core.state.contents.values()
+    (content,) = kit.state.blobs.values()
     assert content.expected_s is None
     assert not content.guesses
 
@@ -329,35 +329,35 @@ def test_a_resource_is_whole_again_once_nothing_runs() -> None:
     assert worker_of(kit, "alice").available == {"GPU": 1.0}
 
 
-def test_what_was_dropped_leaves_a_line_behind_a_task_that_nobody_takes() -> None:
+def test_stale_entries_leave_a_queue_behind_a_task_that_no_worker_takes() -> None:
     kit = Kit()
-    state = kit.core.state
+    state = kit.state
     client = kit.client()
     state.validating = False
     for priority in (5, 0):  # in turn, and before all that is there already
         client.submit(f"head-{priority}", resources={"GPU": 1}, priority=priority)
-        for first in range(0, 5 * SWEEP_FROM, 1000):
+        for first in range(0, 5 * DROP_STALE_FROM, 1000):
             keys = tuple(f"{priority}-{first + number}" for number in range(1000))
             client.submit(*keys, resources={"GPU": 1}, priority=priority)
             client.send(m.Release(keys))
     (queue,) = state.queues.values()
-    assert len(queue.line) <= SWEEP_FROM
+    assert len(queue.tasks) <= DROP_STALE_FROM
     worker = kit.worker(nthreads=4, resources={"GPU": 2})
     assert [run.key for run in worker.runs()] == ["head-5", "head-0"]
 
 
 def test_a_swept_line_keeps_everybody_once_and_in_order() -> None:
-    line, queued = Line(), Queue(NO_TERMS).phase
+    line, queued = TaskQueue(), Queue(DEFAULT_OPTIONS).phase
     tasks = []
-    for number in range(SWEEP_FROM):
-        task = Task(f"k{number}", number * 7 % 1000, None, b"", NO_TERMS, ())
+    for number in range(DROP_STALE_FROM):
+        task = Task(f"k{number}", number * 7 % 1000, None, b"", DEFAULT_OPTIONS, ())
         task.phase = queued if number % 3 else RELEASED
         tasks.append(task)
         line.put(task)
     twice = next(task for task in tasks if task.phase is queued)
-    for _ in range(3 * SWEEP_FROM):
+    for _ in range(3 * DROP_STALE_FROM):
         line.put(twice)
-    assert len(line) < 2 * SWEEP_FROM
+    assert len(line) < 2 * DROP_STALE_FROM
     taken = []
     while (task := line.take()) is not None:
         task.phase = RELEASED
@@ -366,32 +366,32 @@ def test_a_swept_line_keeps_everybody_once_and_in_order() -> None:
     assert taken == expected
 
 
-def test_demands_that_nobody_makes_any_more_are_forgotten() -> None:
+def test_demands_without_tasks_are_forgotten() -> None:
     kit = Kit()
-    state = kit.core.state
+    state = kit.state
     worker, client = kit.worker("alice", nthreads=2), kit.client()
     client.submit("kept", workers=("nobody",))
     client.submit("running", workers=("alice",))
-    for number in range(3 * MANY_QUEUES):
+    for number in range(3 * PRUNE_QUEUES_FROM):
         client.submit("x", workers=("alice", f"bob-{number}"))
         worker.finish_all()
         client.send(m.Release(("x",)))
-    assert len(state.queues) <= MANY_QUEUES
-    assert len(worker_of(kit, "alice").queues) <= MANY_QUEUES
+    assert len(state.queues) <= PRUNE_QUEUES_FROM
+    assert len(worker_of(kit, "alice").queues) <= PRUNE_QUEUES_FROM
     nobody = kit.worker("nobody")
     assert [run.key for run in nobody.runs()] == ["kept"]
 
 
 def test_many_demands_that_are_made_are_not_looked_through_for_each_new_one() -> None:
     kit = Kit()
-    state = kit.core.state
+    state = kit.state
     state.validating = False
     client = kit.client()
-    for number in range(3 * MANY_QUEUES):
+    for number in range(3 * PRUNE_QUEUES_FROM):
         client.submit(f"x{number}", workers=(f"bob-{number}",))
-    assert len(state.queues) == 3 * MANY_QUEUES
-    assert state.most_queues == 4 * MANY_QUEUES
+    assert len(state.queues) == 3 * PRUNE_QUEUES_FROM
+    assert state.prune_queues_at == 4 * PRUNE_QUEUES_FROM
 
 
 def worker_of(kit: Kit, name: str) -> Worker:
-    return kit.core.state.names[name]
+    return kit.state.names[name]

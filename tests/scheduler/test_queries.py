@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import trio
 
 from tests.scheduler.kit import Kit
 from trio_dask.protocol import messages as m
-from trio_dask.scheduler import cluster_overview as overview_module
-from trio_dask.scheduler.core.queries import STATES, count_states, describe_workers, oldest_run
+from trio_dask.scheduler.cluster_overview import overview
+from trio_dask.scheduler.core import queries
+from trio_dask.scheduler.core.queries import STATES
+
+
+def picture(kit: Kit, now: float = 0.0) -> dict[str, Any]:
+    """What an overview says."""
+    steps = kit.core.overview(lambda: now)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
 
 
 def counts(kit: Kit) -> dict[str, int]:
-    """Those states in which there are tasks."""
-    return dict(count_states(kit.core.state.tasks.values()))
+    """The states in which there are tasks."""
+    return {state: count for state, count in picture(kit)["tasks"].items() if count}
 
 
 def test_tasks_are_counted_by_state_through_their_whole_life() -> None:
@@ -36,7 +49,7 @@ def test_tasks_are_counted_by_state_through_their_whole_life() -> None:
 
 
 async def test_an_overview_lets_the_scheduler_work_while_it_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(overview_module, "TASKS_AT_ONCE", 10)
+    monkeypatch.setattr(queries, "TASKS_AT_ONCE", 10)
     kit = Kit()
     client = kit.client()
     keys = [f"k{number}" for number in range(25)]
@@ -48,24 +61,23 @@ async def test_an_overview_lets_the_scheduler_work_while_it_counts(monkeypatch: 
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(release)
-        found = await overview_module.overview(kit.core)
-        assert kit.core.state.tasks == {}, "the overview has not waited"
+        found = await overview(kit.core)
+        assert kit.state.tasks == {}, "the overview has not waited"
     assert list(found["tasks"]) == list(STATES)
     assert 10 <= found["tasks"]["no-worker"] <= 25
-    assert await overview_module.overview(kit.core) == {**found, "tasks": dict.fromkeys(STATES, 0)}
+    assert await overview(kit.core) == {**found, "tasks": dict.fromkeys(STATES, 0)}
 
 
 def test_the_oldest_of_the_tasks_that_run_for_long_is_found() -> None:
     kit = Kit()
     one, two, client = kit.worker(name="one"), kit.worker(name="two"), kit.client()
     client.submit("a", "b", "c", "d")
-    workers = list(kit.core.state.workers.values())
-    assert oldest_run(workers, kit.now) is None
+    assert picture(kit, kit.now)["oldest"] is None
     early, late = one.runs()[0], two.runs()[0]
     one.send(m.Started((early.run,)))
     kit.tick(10)
     two.send(m.Started((late.run,)))
-    found = oldest_run(workers, kit.now + 5)
+    found = picture(kit, kit.now + 5)["oldest"]
     assert found == {"key": early.key, "worker": "one", "seconds": 15.0}
 
 
@@ -75,5 +87,5 @@ def test_workers_are_described_with_what_they_are_about() -> None:
     paused = kit.worker(name="full")
     paused.send(m.Heartbeat({"paused": True}))
     kit.worker(name="gone", reconnect=True).leave()
-    found = {worker["name"]: worker["status"] for worker in describe_workers(kit.core.state)}
+    found = {worker["name"]: worker["status"] for worker in picture(kit)["workers"]}
     assert found == {"well": "running", "full": "paused", "gone": "away"}

@@ -8,7 +8,7 @@ from tests.scheduler.kit import Kit, run_ids
 from trio_dask.errors import ProtocolError
 from trio_dask.ids import RunId
 from trio_dask.protocol import messages as m
-from trio_dask.scheduler.core import ClosePeer, Notice
+from trio_dask.scheduler.core import ClosePeer, LogLine
 
 
 def test_nothing_is_computed_anew_while_a_worker_is_away_and_nothing_is_when_it_returns() -> None:
@@ -151,7 +151,7 @@ def test_only_a_worker_that_returns_has_an_inventory() -> None:
         worker.bring(("a", 1))
 
 
-def test_a_newcomer_with_the_name_of_one_who_is_away_takes_its_place() -> None:
+def test_a_newcomer_with_the_name_of_a_worker_that_is_away_takes_its_place() -> None:
     kit = Kit()
     client = kit.client()
     worker = kit.worker("alice", reconnect=True)
@@ -200,7 +200,7 @@ def test_a_peer_that_cannot_fetch_from_a_worker_that_is_away_does_not_make_its_r
     kit.assert_empty()
 
 
-def test_who_gives_no_sign_of_life_is_lost_and_his_nanny_can_give_it() -> None:
+def test_a_worker_without_a_sign_of_life_is_lost_and_its_nanny_can_give_one() -> None:
     kit = Kit(worker_ttl_s=10.0, lone_worker_ttl_s=60.0)
     client = kit.client()
     worker = kit.worker("alice", process="p1", reconnect=True)
@@ -391,7 +391,7 @@ def test_an_idle_scheduler_ends_after_its_time_and_a_busy_one_does_not() -> None
     assert [type(request).__name__ for request in kit.core.requests] == ["Stop"]
 
 
-def test_who_was_leaving_returns_though_another_has_taken_his_name() -> None:
+def test_a_retiring_worker_returns_though_another_has_taken_its_name() -> None:
     kit = Kit()
     client = kit.client()
     worker = kit.worker("alice", reconnect=True)
@@ -401,7 +401,7 @@ def test_who_was_leaving_returns_though_another_has_taken_his_name() -> None:
     successor = kit.worker("alice", reconnect=True)
     worker.leave()
     assert worker.come_back()
-    assert kit.core.state.names["alice"].peer == successor.peer
+    assert kit.state.names["alice"].peer == successor.peer
     worker.bring(("a", run.run))
     assert client.ready() == ["a"]
     assert successor.runs() == []
@@ -417,11 +417,11 @@ def test_a_worker_that_returns_is_listed_once_at_demands_that_were_made_meanwhil
     client.submit("x", workers=("alice",))
     worker.bring()
     assert [run.key for run in worker.runs()] == ["x"]
-    assert len(kit.core.state.names["alice"].queues) == 1
+    assert len(kit.state.names["alice"].queues) == 1
 
 
 def notices(kit: Kit) -> list[tuple[str, bool]]:
-    taken = [(request.text, request.serious) for request in kit.core.requests if isinstance(request, Notice)]
+    taken = [(request.text, request.serious) for request in kit.core.requests if isinstance(request, LogLine)]
     kit.core.requests.clear()
     return taken
 

@@ -65,7 +65,7 @@ def test_a_copy_that_fails_is_tried_elsewhere_and_given_up_in_the_end() -> None:
     kit.assert_empty()
 
 
-def test_a_copy_is_tried_again_when_the_one_who_makes_it_dies() -> None:
+def test_a_copy_is_tried_again_when_its_copier_dies() -> None:
     kit = Kit()
     client = kit.client()
     worker = kit.worker()
@@ -97,7 +97,7 @@ def test_what_is_not_needed_keeps_nobody() -> None:
     kit.assert_empty()
 
 
-def test_the_last_worker_may_drain_although_nobody_can_take_its_results() -> None:
+def test_the_last_worker_may_drain_although_no_other_can_take_its_results() -> None:
     kit = Kit()
     client = kit.client()
     worker = kit.worker()
@@ -111,7 +111,7 @@ def test_the_last_worker_may_drain_although_nobody_can_take_its_results() -> Non
     kit.assert_empty()
 
 
-def test_who_has_come_to_the_end_of_its_lifetime_waits_for_somebody_to_take_its_results() -> None:
+def test_a_worker_at_the_end_of_its_lifetime_waits_for_another_to_take_its_results() -> None:
     kit = Kit()
     client = kit.client()
     worker = kit.worker()
@@ -129,7 +129,7 @@ def test_who_has_come_to_the_end_of_its_lifetime_waits_for_somebody_to_take_its_
     kit.assert_empty()
 
 
-def test_who_leaves_gives_up_his_name_and_hands_his_results_to_his_successor() -> None:
+def test_a_retiring_worker_gives_up_its_name_and_hands_its_results_to_its_successor() -> None:
     kit = Kit()
     client = kit.client()
     worker = kit.worker("alice")
@@ -189,7 +189,7 @@ def test_a_retired_worker_hands_back_what_it_has_not_started_and_nothing_runs_tw
     kit.assert_empty()
 
 
-def test_nobody_is_retired_where_data_have_nowhere_to_go() -> None:
+def test_no_worker_is_retired_where_data_have_nowhere_to_go() -> None:
     kit = Kit()
     client = kit.client()
     worker = kit.worker()
@@ -209,7 +209,7 @@ def test_nobody_is_retired_where_data_have_nowhere_to_go() -> None:
     assert retired(client) == {"retired": (worker.name,)}
 
 
-def test_a_retirement_is_called_off_when_the_last_one_who_could_take_the_data_dies() -> None:
+def test_a_retirement_is_called_off_when_the_last_other_worker_dies() -> None:
     kit = Kit()
     client = kit.client()
     worker = kit.worker()
@@ -226,7 +226,7 @@ def test_a_retirement_is_called_off_when_the_last_one_who_could_take_the_data_di
     kit.assert_empty()
 
 
-def test_who_stays_because_a_retirement_is_called_off_takes_over_from_those_who_go() -> None:
+def test_a_worker_whose_retirement_is_called_off_takes_over_from_those_that_go() -> None:
     kit = Kit()
     client = kit.client()
     going, retiring = kit.worker("going"), kit.worker("retiring")
@@ -246,7 +246,7 @@ def test_who_stays_because_a_retirement_is_called_off_takes_over_from_those_who_
     assert going.take(m.Leave)
 
 
-def test_a_retirement_that_is_called_off_is_so_for_all_whom_it_named() -> None:
+def test_a_retirement_is_called_off_for_all_workers_that_it_named() -> None:
     kit = Kit()
     client = kit.client()
     workers = [kit.worker("first"), kit.worker("second")]

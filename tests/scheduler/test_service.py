@@ -284,7 +284,7 @@ async def test_the_results_of_a_client_that_left_are_released(scheduler):
         assert "a" in str(messages)
 
 
-async def test_nobody_waits_for_a_loss_to_be_noticed(scheduler):
+async def test_a_lost_connection_delays_no_other_peer(scheduler):
     await scheduler()
     connection = await connect("worker")
     async with connection:

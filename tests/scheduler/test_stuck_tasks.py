@@ -8,8 +8,8 @@ import pytest
 
 from tests.scheduler.kit import Client, Kit
 from trio_dask.protocol import messages as m
-from trio_dask.scheduler.core import Notice, stuck_tasks
-from trio_dask.scheduler.core.priority_queue import Line
+from trio_dask.scheduler.core import LogLine, stuck_tasks
+from trio_dask.scheduler.core.priority_queue import TaskQueue
 from trio_dask.scheduler.core.state import Task
 
 
@@ -18,7 +18,7 @@ def told(client: Client) -> list[tuple[str, bool]]:
 
 
 def notices(kit: Kit) -> list[str]:
-    taken = [request.text for request in kit.core.requests if isinstance(request, Notice)]
+    taken = [request.text for request in kit.core.requests if isinstance(request, LogLine)]
     kit.core.requests.clear()
     return taken
 
@@ -64,7 +64,7 @@ def test_without_any_worker_every_task_waits_and_none_when_one_comes() -> None:
     kit.tick(0.1)
     assert told(client) == [("", False)]
     kit.assert_empty()
-    assert kit.core.next_deadline() == float("inf") or kit.core.state.stuck_at == float("inf")
+    assert kit.core.next_deadline() == float("inf") or kit.state.stuck_at == float("inf")
 
 
 def test_when_all_workers_are_gone_this_is_said_again_though_it_was_said_before() -> None:
@@ -86,7 +86,7 @@ def test_when_all_workers_are_gone_this_is_said_again_though_it_was_said_before(
                 peer.leave(expected=True)
 
 
-def test_who_wants_what_depends_on_a_stuck_task_hears_of_it() -> None:
+def test_a_client_that_wants_what_depends_on_a_stuck_task_hears_of_it() -> None:
     kit = Kit()
     owner, reader = kit.client(), kit.client("reader")
     kit.worker()
@@ -121,7 +121,7 @@ def test_a_client_is_told_which_of_its_keys_wait_for_what() -> None:
     kit.assert_empty()
 
 
-def test_who_comes_later_and_wants_what_depends_on_a_stuck_task_hears_of_it_soon() -> None:
+def test_a_later_client_that_wants_what_depends_on_a_stuck_task_hears_of_it_soon() -> None:
     kit = Kit()
     first, second, third = kit.client(), kit.client("second"), kit.client("third")
     kit.worker()
@@ -177,7 +177,7 @@ def test_tasks_that_are_given_up_are_not_spoken_of_any_more() -> None:
     client.send(m.Release(("a",)))
     kit.tick(2.0)
     assert told(client)[-1] == ("", False)
-    assert kit.core.state.stuck_at == float("inf")
+    assert kit.state.stuck_at == float("inf")
     kit.assert_empty()
 
 
@@ -244,16 +244,16 @@ def test_inputs_that_come_one_by_one_do_not_hasten_the_look_at_the_queue_that_th
 def test_a_look_walks_no_more_of_a_line_than_it_tells(monkeypatch: pytest.MonkeyPatch) -> None:
     walked: list[object] = []
 
-    def counting(line: Line) -> Iterator[Task]:
+    def counting(line: TaskQueue) -> Iterator[Task]:
         for task in each(line):
             walked.append(task)
             yield task
 
-    each = Line.__iter__
+    each = TaskQueue.__iter__
     kit = Kit(validate=False)
     client = kit.client()
     client.submit(*map(str, range(stuck_tasks.MOST_TASKS + 500)))
-    monkeypatch.setattr(Line, "__iter__", counting)
+    monkeypatch.setattr(TaskQueue, "__iter__", counting)
     kit.tick(0.1)
     assert len(walked) <= stuck_tasks.MOST_TASKS + 1
     assert told(client) == [(f"{stuck_tasks.MOST_TASKS}+ tasks wait: no worker is connected", False)]
@@ -270,7 +270,7 @@ def test_a_look_goes_to_a_limited_number_of_dependents_in_all(monkeypatch: pytes
     for number in range(30):
         reader.submit(f"leaf-{number}", needs=tuple(roots))
     seen: list[object] = []
-    for task in kit.core.state.tasks.values():
+    for task in kit.state.tasks.values():
         task.dependents = Watched(task.dependents or {}, seen)
     kit.tick(0.1)
     assert len(seen) <= 100

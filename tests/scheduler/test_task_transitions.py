@@ -47,7 +47,7 @@ def test_a_released_result_is_freed_and_forgotten() -> None:
     assert kit.states() == {}
 
 
-def test_inputs_nobody_wants_are_freed_once_their_last_dependent_has_finished_and_kept_as_lineage() -> None:
+def test_unwanted_inputs_are_freed_once_their_last_dependent_has_finished_and_kept_as_lineage() -> None:
     kit = Kit()
     worker, client = kit.worker(), kit.client()
     client.submit("x")
@@ -177,8 +177,8 @@ def test_the_same_task_again_keeps_the_options_of_the_first_submission() -> None
     client.submit("a", workers=("nobody",))
     other.submit("a", workers=("alice",), resources={"GPU": 1})
     assert worker.runs() == []
-    assert kit.core.state.tasks["a"].terms.workers == ("nobody",)
-    assert kit.core.state.tasks["a"].terms.resources == ()
+    assert kit.state.tasks["a"].options.workers == ("nobody",)
+    assert kit.state.tasks["a"].options.resources == ()
     kit.worker("nobody").finish_all()
     assert client.ready() == other.ready() == ["a"]
 
@@ -356,7 +356,7 @@ def test_messages_of_sessions_that_have_ended_are_ignored() -> None:
 
 def test_a_chain_of_ten_thousand_links_fails_and_is_forgotten_without_recursion() -> None:
     kit = Kit()
-    kit.core.state.validating = False
+    kit.state.validating = False
     worker, client = kit.worker(), kit.client()
     keys = tuple(f"link-{number}" for number in range(10_000))
     rows = ((), *((key,) for key in keys[:-1]))

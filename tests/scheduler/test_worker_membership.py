@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from tests.scheduler.kit import Kit, run_ids
-from trio_dask.ids import Incarnation, PeerId
+from tests.scheduler.kit import Kit, run_ids, worker_hello
+from trio_dask.ids import Incarnation
 from trio_dask.protocol import messages as m
+from trio_dask.protocol.hello import Refusal
 from trio_dask.scheduler.core import Stop, WorkerInfo
 
 
@@ -12,9 +13,9 @@ def test_a_name_that_is_taken_is_refused_in_one_sentence() -> None:
     kit = Kit()
     kit.worker("alice")
     info = WorkerInfo("alice", "tcp://elsewhere:1", "elsewhere", 1, 0, {}, Incarnation("x"), 1)
-    refusal = kit.core.add_worker(PeerId(77), info, 0.0)
-    assert refusal is not None
-    assert "'alice' is taken" in refusal
+    answer = kit.core.greet(worker_hello(info), 0.0)
+    assert isinstance(answer, Refusal)
+    assert "'alice' is taken" in answer.reason
 
 
 def test_a_task_fails_with_the_fourth_worker_that_dies_while_it_runs_and_says_where() -> None:
@@ -187,7 +188,7 @@ def test_what_is_to_be_dropped_is_told_with_the_next_message_or_a_little_later()
     assert worker.take(m.Free) == [m.Free(("y",))]
 
 
-def test_who_may_be_asking_a_lost_worker_for_a_value_hears_of_it_though_others_have_it() -> None:
+def test_readers_of_a_lost_worker_hear_of_it_though_others_have_the_value() -> None:
     """A process that is stopped keeps its connections: whoever asks it would wait as long as it is."""
     kit = Kit()
     lost, other, reader, client = kit.worker("lost"), kit.worker("other"), kit.worker("reader"), kit.client()
@@ -211,7 +212,7 @@ def test_who_may_be_asking_a_lost_worker_for_a_value_hears_of_it_though_others_h
     kit.assert_empty()
 
 
-def test_nobody_is_called_back_for_a_worker_that_leaves_in_order_or_for_what_he_has_himself() -> None:
+def test_no_run_is_taken_back_for_a_worker_that_leaves_in_order_or_for_an_input_that_is_there() -> None:
     kit = Kit()
     leaver, lost, reader, client = kit.worker("leaver"), kit.worker("lost"), kit.worker("reader"), kit.client()
     client.submit("x", workers=("leaver",))

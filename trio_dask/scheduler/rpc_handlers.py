@@ -1,4 +1,4 @@
-"""What programs and scripts can ask of a scheduler, see `comm.rpc_server`."""
+"""The commands that programs and scripts can send to a scheduler, see `comm.rpc_server`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def scheduler_commands(
     restart: Callable[[str], object],
     stop: Callable[[str], object],
 ) -> Mapping[str, Command]:
-    """The commands. `restart` has all workers begin afresh, `stop` ends the scheduler; each is told why."""
+    """The commands. `restart` has all workers begin afresh, `stop` ends the scheduler; both take a reason."""
 
     def identity(arguments: Mapping[str, Any]) -> Any:
         return {
@@ -34,17 +34,11 @@ def scheduler_commands(
             "host": socket.gethostname(),
             "package": mine.package,
             "python": mine.python,
-            "workers": [worker.info.address for worker in core.state.workers.values()],
+            "workers": core.worker_addresses(),
         }
 
     def status(arguments: Mapping[str, Any]) -> Any:
-        state = core.state
-        return {
-            "status": "running",
-            "workers": len(state.workers),
-            "clients": len(state.clients),
-            "tasks": len(state.tasks),
-        }
+        return {"status": "running", **core.counts()}
 
     async def describe(arguments: Mapping[str, Any]) -> Any:
         return {**identity(arguments), **await overview(core)}

@@ -1,13 +1,13 @@
 """The scheduler as a service: it carries events to the core, and the core's messages to their peers.
 
-    a stop is asked for (by cancelling from outside, by the core from inside)
+    a stop is requested (from outside by cancelling, from inside by the core)
     SESSIONS                        shielded; has a deadline once the stop begins
       |- ticker                     sleeps until the core wants to be called
       |- one session per peer       reads; its connection hosts the writer
       `- ACCEPTING                  cancelled first
 
-What arrives together is decided together: all messages of a batch, then placement once, then every outbox that was
-touched leaves at once. Nothing is unpickled here, and nothing that could unpickle is imported.
+What arrives together is decided together: all messages of a batch, then placement once, then each outbox with
+messages leaves as one frame. Nothing is unpickled here, and nothing that could unpickle is imported.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import logging
 import math
 import os
 import socket
-from itertools import count
 
 import trio
 
@@ -28,14 +27,21 @@ from trio_dask.comm.rpc_server import serve_control
 from trio_dask.comm.transport import ConnectionLost, Transport
 from trio_dask.config import LEAVING, SchedulerSettings
 from trio_dask.errors import ProtocolError
-from trio_dask.ids import Incarnation, PeerId, new_incarnation
+from trio_dask.ids import PeerId, new_incarnation
 from trio_dask.owned_files import keep_file
-from trio_dask.parsing import counted
 from trio_dask.protocol.hello import Hello, Refusal, Welcome
-from trio_dask.protocol.messages import Leave, Restart, SchedulerStops
-from trio_dask.scheduler.client_resume import Returns
-from trio_dask.scheduler.core import ClosePeer, CoreSettings, Notice, SchedulerCore, Stop
-from trio_dask.scheduler.registration import nanny_process, previous_session, worker_info
+from trio_dask.protocol.messages import Leave, SchedulerStops
+from trio_dask.scheduler.core import (
+    Admit,
+    CallAgain,
+    ClosePeer,
+    CoreSettings,
+    LogLine,
+    Refuse,
+    Resume,
+    SchedulerCore,
+    Stop,
+)
 from trio_dask.scheduler.rpc_handlers import scheduler_commands
 from trio_dask.scheduler_file import scheduler_file_text
 
@@ -44,25 +50,28 @@ __all__ = ["run_scheduler"]
 log = logging.getLogger("trio_dask.scheduler")
 deaths = logging.getLogger("trio_dask.scheduler.deaths")
 
+CLEANUP_S = 5.0
+"""What the end of a scheduler takes at most, beyond the graces of its sessions."""
+
 
 async def run_scheduler(
     settings: SchedulerSettings, *, task_status: trio.TaskStatus[Address] = trio.TASK_STATUS_IGNORED
 ) -> None:
     """Run a scheduler until it is cancelled, or a client ends the cluster; `task_status.started` gives its address.
 
-    Cancelled, it takes nobody in any more, tells workers and clients that it stops, and ends within `settings.grace_s`.
-    Workers then leave, or wait for its successor; where a client ends the cluster, all of them leave.
+    Once cancelled it admits no peer, tells workers and clients that it stops, and ends within `settings.grace_s`.
+    Workers then leave, or wait for its successor; when a client ends the cluster, all of them leave.
 
     Raises:
-      OSError: it cannot listen where it shall.
+      OSError: it cannot listen at its address.
       UsageError: a file cannot be written, or there is no such interface.
     """
     service = _Service(settings)
     with keep_file(settings.pid_file, f"{os.getpid()}\n"):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(service.heed_cancellation)
-            # A loop of its own inside the shield: what outlives the request to stop must not be cancelled by it.
-            with trio.CancelScope(shield=True):
+            # A cancellation must not cut the orderly stop short; it gives the shield a deadline instead.
+            with trio.CancelScope(shield=True) as shield:
+                nursery.start_soon(service.heed_cancellation, shield)
                 await service.run(task_status)
             nursery.cancel_scope.cancel()
 
@@ -70,6 +79,7 @@ async def run_scheduler(
 class _Service:
     def __init__(self, settings: SchedulerSettings) -> None:
         self._settings = settings
+        self._identity = Hello(role="scheduler", incarnation=new_incarnation())
         self._core = SchedulerCore(
             CoreSettings(
                 allowed_failures=settings.allowed_failures,
@@ -78,14 +88,10 @@ class _Service:
                 lone_worker_ttl_s=settings.lone_worker_ttl_s,
                 idle_timeout_s=settings.idle_timeout_s,
                 stuck_after_s=settings.stuck_after_s,
-            )
+            ),
+            self._identity.incarnation,
         )
-        self._identity = Hello(role="scheduler", incarnation=new_incarnation())
         self._connections: dict[PeerId, Connection] = {}
-        self._welcomed_back: set[Incarnation] = set()
-        """Earlier sessions of workers that were told that they can go on where these ended."""
-        self._clients = Returns(self._core, self._identity.incarnation)
-        self._peer_ids = count(1)  # 0 is taken: the core means `fire_and_forget` by it
         self._busy_poll = BusyPoll(settings.busy_poll_s)
         self._alarm = trio.CancelScope()
         self._stopping = trio.Event()
@@ -96,12 +102,13 @@ class _Service:
             self._core, self._identity, address=lambda: self._address, restart=self._restart, stop=self._stop
         )
 
-    async def heed_cancellation(self) -> None:
+    async def heed_cancellation(self, shield: trio.CancelScope) -> None:
         """Turn the cancellation of the whole service into an orderly stop."""
         try:
             await trio.sleep_forever()
         finally:
             self._stopping.set()
+            shield.deadline = trio.current_time() + 2 * self._settings.grace_s + CLEANUP_S
 
     async def run(self, task_status: trio.TaskStatus[Address]) -> None:
         """Serve until a stop is asked for, then end in good order."""
@@ -141,7 +148,7 @@ class _Service:
                 self._where_to_listen(),
                 self._session,
                 identity=self._identity,
-                admit=self._admit,
+                admit=self._greet,
                 settings=LinkSettings(
                     keepalive_s=settings.keepalive_s, silence_s=settings.silence_s, cleanup_s=settings.grace_s
                 ),
@@ -159,7 +166,7 @@ class _Service:
         return Address(settings.protocol, host, settings.port)
 
     def _advertised(self, bound: Address) -> list[Address]:
-        """Where others reach us, best first; several if only those who operate us can know which it is."""
+        """Where other processes reach this one, best first; several if only the operator can know which it is."""
         if bound.scheme == "inproc":
             return [bound]
         contact = self._settings.contact_host
@@ -188,23 +195,10 @@ class _Service:
 
     # -------------------------------------------------------------------------------------------------- sessions
 
-    def _admit(self, hello: Hello, transport: Transport) -> Welcome | Refusal:
-        if hello.role == "client":
-            details, former = self._clients.greet(hello, trio.current_time())
-            connection = self._connections.pop(former, None) if former is not None else None
-            if connection is not None:
-                connection.abort("its client has begun another session")
-            return Welcome(incarnation=self._identity.incarnation, details=details)
-        if hello.role == "worker":
-            info = worker_info(hello)
-            previous = previous_session(hello, self._identity.incarnation)
-            if self._core.may_return(previous, info):
-                self._welcomed_back.add(previous)
-                return Welcome(incarnation=self._identity.incarnation, details={"returned": True})
-            refused = self._core.refusal(info)
-            if refused is not None:
-                return Refusal(refused, "name")
-        return Welcome(incarnation=self._identity.incarnation)
+    def _greet(self, hello: Hello, transport: Transport) -> Welcome | Refusal:
+        answer = self._core.greet(hello, trio.current_time())
+        self._settle()
+        return answer
 
     async def _session(self, connection: Connection) -> None:
         """One peer, from its welcome to its end. What it does wrong ends this session and no other."""
@@ -213,14 +207,18 @@ class _Service:
         if hello.role == "control":
             await serve_control(connection, self._commands)
             return
-        peer = self._peer_of(hello)
-        if peer is None:
-            connection.abort("its client must connect again")
-            return
-        refused = self._register(peer, connection, hello)
-        if refused is not None:  # somebody else took the name between our welcome and now
-            await connection.aclose(refused)
-            return
+        if hello.role == "worker":
+            # The core watches whether workers live: a task may keep one from saying so itself for minutes.
+            connection.silence_s = math.inf
+        match self._core.begin_session(hello, trio.current_time()):
+            case CallAgain(reason):
+                connection.abort(reason)
+            case Refuse(reason):  # another worker took the name between our welcome and now
+                await connection.aclose(reason)
+            case Admit(peer) | Resume(peer):
+                await self._serve_peer(peer, connection)
+
+    async def _serve_peer(self, peer: PeerId, connection: Connection) -> None:
         self._connections[peer] = connection
         error: ProtocolError | ConnectionLost | None = None
         try:
@@ -236,68 +234,34 @@ class _Service:
         except (ProtocolError, ConnectionLost) as exc:
             error = exc
         finally:
-            self._remove(peer, connection, error)
+            self._end_session(peer, connection, error)
         if isinstance(error, ProtocolError):
             await connection.aclose(str(error))
 
-    def _remove(self, peer: PeerId, connection: Connection, error: Exception | None) -> None:
+    def _end_session(self, peer: PeerId, connection: Connection, error: Exception | None) -> None:
         if self._connections.get(peer) is not connection:
             return
         goodbye = connection.goodbye
         reason = goodbye.reason if goodbye is not None else str(error or "the session was ended by the scheduler")
-        worker = self._core.state.workers.get(peer)
-        if worker is not None:
-            reason = reason.replace(str(connection.remote), "it")  # its port of the moment says nothing to anybody
+        worker = self._core.worker_title(peer)
+        if worker:
+            reason = reason.replace(str(connection.remote), "it")  # its port of the moment tells people nothing
         hello = connection.hello
         assert isinstance(hello, Hello)
         if isinstance(error, ProtocolError):
             log.warning("Closed the connection to the %s at %s: %s", hello, connection.remote, reason)
         elif hello.role == "client" and goodbye is None and not self._stopping.is_set():
             log.info("Lost the client at %s: %s", connection.remote, reason)
-        elif worker is not None and goodbye is not None and not self._stopping.is_set():
-            log.info("Worker %s left: %s", worker.info.title, LEAVING.get(reason, reason))
+        elif worker and goodbye is not None and not self._stopping.is_set():
+            log.info("Worker %s left: %s", worker, LEAVING.get(reason, reason))
         del self._connections[peer]
         # A client that said what cannot be would say it again.
-        expected = goodbye is not None or (worker is None and isinstance(error, ProtocolError))
-        self._core.remove_peer(peer, reason, trio.current_time(), expected=expected)
+        expected = goodbye is not None or (not worker and isinstance(error, ProtocolError))
+        self._core.end_session(peer, reason, trio.current_time(), expected=expected)
         self._settle()
 
-    def _peer_of(self, hello: Hello) -> PeerId | None:
-        """The peer that a session belongs to: a new one, or, for a client that is back, the one it was."""
-        if hello.role == "client":
-            return self._clients.enter(hello, lambda: PeerId(next(self._peer_ids)), trio.current_time())
-        return PeerId(next(self._peer_ids))
-
-    def _register(self, peer: PeerId, connection: Connection, hello: Hello) -> str | None:
-        now = trio.current_time()
-        if hello.role == "client":
-            return None
-        if hello.role == "nanny":
-            self._core.add_nanny(peer, hello.name, nanny_process(hello), now)
-            return None
-        # The core watches whether workers live: a task may keep one from saying so itself for minutes.
-        connection.silence_s = math.inf
-        info = worker_info(hello)
-        previous = previous_session(hello, self._identity.incarnation)
-        if previous in self._welcomed_back:
-            self._welcomed_back.discard(previous)
-            if not self._core.come_back(peer, previous, info, now):
-                connection.abort("it can no longer continue its session")  # so it calls again, and begins afresh
-                return "it came back too late to continue its session"
-            return None
-        refused = self._core.add_worker(peer, info, now)
-        if refused is None:
-            at = f"{info.own_name} at {info.address}" if info.own_name else info.address
-            log.info("Registered worker %s (%s)", at, counted(info.nthreads, "thread"))
-        return refused
-
     def _restart(self, reason: str) -> None:
-        """Have all workers begin afresh, as for a client that is here for nothing else."""
-        now = trio.current_time()
-        peer = PeerId(next(self._peer_ids))
-        self._core.add_client(peer, new_incarnation(), reason, now)
-        self._core.handle(peer, Restart(1), now)
-        self._core.remove_peer(peer, reason, now, expected=True)
+        self._core.restart(reason, trio.current_time())
         self._settle()
 
     def _stop(self, reason: str) -> None:
@@ -308,7 +272,7 @@ class _Service:
     # ---------------------------------------------------------------------------------------------- carrying out
 
     def _settle(self, now: float | None = None) -> None:
-        """Have the core decide on what has come, send what it says, and do what it asks."""
+        """Have the core decide on what has arrived, send its messages, and carry out its requests."""
         core = self._core
         core.place(trio.current_time() if now is None else now)
         self._deliver()
@@ -316,10 +280,10 @@ class _Service:
         while requests:
             match requests.pop(0):
                 case ClosePeer(peer, reason):
-                    connection = self._connections.get(peer)
+                    connection = self._connections.pop(peer, None)
                     if connection is not None:
                         connection.abort(reason)
-                case Notice(text, serious):
+                case LogLine(text, serious):
                     if serious:
                         deaths.warning("%s", text)
                     else:
@@ -343,19 +307,20 @@ class _Service:
             with trio.CancelScope(deadline=self._core.next_deadline()) as self._alarm:
                 await trio.sleep_forever()
             now = trio.current_time()
-            if self._core.looks_for_signs(now):
+            if self._core.checks_heartbeats(now):
                 for peer, connection in self._connections.items():
                     self._core.heard(peer, connection.heard_at)
             self._core.tick(now)
             self._settle()
 
     async def _dismiss(self) -> None:
-        """Tell every peer that this is the end, all at once, and give each the time to hear it."""
-        state, farewell = self._core.state, self._farewell
+        """Tell all peers at once that the scheduler stops, and give each the time to receive it."""
+        farewell = self._farewell
         reason = farewell.reason if isinstance(farewell, Leave) else "it was stopped"
         async with trio.open_nursery() as nursery:
-            for peer, connection in self._connections.items():
-                # A nanny too: it may be just about to start a worker, which would look for us for ever.
-                if peer in state.workers or peer in state.nannies:
+            for connection in self._connections.values():
+                # A nanny too: it may be just about to start a worker, which would try to connect for ever.
+                hello = connection.hello
+                if isinstance(hello, Hello) and hello.role in ("worker", "nanny"):
                     connection.send_nowait(farewell)
                 nursery.start_soon(connection.aclose, reason)

@@ -24,8 +24,10 @@ from trio_dask.protocol.messages import KeyFailed, Retire
 from trio_dask.scheduler.core import CoreSettings
 from trio_dask.scheduler.core.invariants import check_empty
 from trio_dask.testing.random_graphs import Job, compute, expected, random_jobs, renewable_jobs
+from trio_dask.testing.sim_client import SimClient
 from trio_dask.testing.sim_network import Timeline
-from trio_dask.testing.sim_processes import Network, SimClient, SimScheduler, SimWorker
+from trio_dask.testing.sim_scheduler import SimScheduler, state_of
+from trio_dask.testing.sim_worker import Network, SimWorker
 from trio_dask.worker.core.invariants import check_idle
 
 __all__ = ["Failure", "World", "main", "run_seed"]
@@ -222,7 +224,7 @@ class World:
         job = self.renewable.get(key)
         if job is None or not client.open:
             return
-        if self.rng.random() < 0.4:  # whoever has its value, or computes it, is away meanwhile
+        if self.rng.random() < 0.4:  # workers that have its value, or compute it, are away meanwhile
             for worker in self.workers:
                 if key in worker.store or key in worker.running.values():
                     worker.lose_link()
@@ -277,11 +279,11 @@ class World:
             excused = excused or (kind == "killed" and self._was_fatal(state.failure.blamed))
             assert value is None or excused, f"{state.key} erred ({state.failure.text}), and should be {value}"
         else:
-            assert state.key in self.cancelled[client.name], f"{state.key} is {state.status}, and nobody cancelled it"
+            assert state.key in self.cancelled[client.name], f"{state.key} is {state.status}, and was not cancelled"
 
     def _was_fatal(self, key: Key) -> bool:
         """Whether a task was really running on so many workers that died, as far as anybody can know."""
-        return not self.guarded or sum(key in worker.fatal for worker in self.workers) > self.allowed_failures
+        return not self.guarded or sum(worker.fatal[key] for worker in self.workers) > self.allowed_failures
 
     def _check_values(self, client: SimClient) -> None:
         read = [state for state, _ in client.values]
@@ -295,7 +297,7 @@ class World:
     def _check_nothing_left(self) -> None:
         core = self.scheduler.core
         assert not self.scheduler.leaves, self.scheduler.leaves[0]
-        check_empty(core.state)
+        check_empty(state_of(core))
         for worker in self.workers:
             if worker.alive:
                 check_idle(worker.core)
@@ -303,11 +305,11 @@ class World:
                 assert worker.free_slots == worker.slots, f"{worker.name} has leaked a slot"
 
     def _story(self, key: Key) -> str:
-        return "; ".join(f"{at:.4f} {what}" for at, name, what in self.scheduler.core.state.story if name == key)
+        return "; ".join(f"{at:.4f} {what}" for at, name, what in state_of(self.scheduler.core).story if name == key)
 
 
 def run_seed(seed: int, bug: Callable[[World], AbstractContextManager[None]] | None = None) -> None:
-    """Run the history of one seed, with a planted bug if there is one.
+    """Run the history of one seed, with a injected bug if there is one.
 
     Raises `Failure` if something does not hold.
     """

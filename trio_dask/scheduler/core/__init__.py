@@ -1,6 +1,20 @@
 """The scheduler's decisions: plain synchronous code, to be driven by a service, a simulation or a test."""
 
+from trio_dask.scheduler.core.admission import Admit, CallAgain, Outcome, Refuse, Resume
 from trio_dask.scheduler.core.scheduler import SchedulerCore
-from trio_dask.scheduler.core.state import ClosePeer, CoreSettings, Notice, Request, Stop, WorkerInfo
+from trio_dask.scheduler.core.state import ClosePeer, CoreSettings, LogLine, Request, Stop, WorkerInfo
 
-__all__ = ["ClosePeer", "CoreSettings", "Notice", "Request", "SchedulerCore", "Stop", "WorkerInfo"]
+__all__ = [
+    "Admit",
+    "CallAgain",
+    "ClosePeer",
+    "CoreSettings",
+    "LogLine",
+    "Outcome",
+    "Refuse",
+    "Request",
+    "Resume",
+    "SchedulerCore",
+    "Stop",
+    "WorkerInfo",
+]

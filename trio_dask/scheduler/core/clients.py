@@ -7,7 +7,7 @@ it has handled, and learns how many of its own were. Both streams go on exactly 
 comes twice, wherever the link was cut, and neither side has to find out what the other has missed: to everything else
 an interruption is nothing but a delay.
 
-A client keeps its peer id while it is away; so whoever owes it an answer needs not know of it.
+A client keeps its peer id while it is away; so answers to it need no special care.
 """
 
 from __future__ import annotations
@@ -16,28 +16,29 @@ from typing import Final
 
 from trio_dask.errors import ProtocolError
 from trio_dask.ids import Incarnation, PeerId
+from trio_dask.protocol.hello import Hello
 from trio_dask.protocol.messages import Blob, KeyReady, Message, Received, Submit
 from trio_dask.protocol.wire_constants import LONGEST_GRACE_S
 from trio_dask.scheduler.core.blobs import unreference
-from trio_dask.scheduler.core.state import Client, State
-from trio_dask.scheduler.core.task_transitions import sweep, unwant
+from trio_dask.scheduler.core.reconnect import ARRIVAL_S
+from trio_dask.scheduler.core.state import Client, ClientAway, State
+from trio_dask.scheduler.core.task_transitions import release_unneeded, unwant
 
 __all__ = [
     "add_client",
-    "come_back",
+    "can_resume",
     "confirm",
-    "end_graces",
-    "expect_client",
+    "connection_lost",
+    "end_expired",
     "keep_sent",
-    "lose_client",
     "note_received",
+    "offer_return",
     "remove_client",
+    "resume_client",
 ]
 
-ARRIVAL_S: Final = 15.0
-"""A client that was greeted has at least so long to receive the answer and begin its session."""
 CONFIRM_WEIGHT: Final = 16
-"""A client is told after so many messages that they were handled. A big one counts for several: it keeps them all."""
+"""After this many messages a client is told that they were handled. A big one counts for several: it keeps them."""
 MAX_UNCONFIRMED: Final = 2**20
 """A client that leaves more messages than this unconfirmed cannot come back after a loss: too much would be kept."""
 
@@ -59,64 +60,62 @@ def remove_client(state: State, client: Client) -> None:
     wants = list(client.wants)
     for task in wants:
         unwant(state, task, client.peer)
-    sweep(state, wants)
-    for content in client.contents:
-        content.uploads.pop(client, None)
-        unreference(state, content)
-    client.contents.clear()
-    state.waits = [wait for wait in state.waits if wait[0] != client.peer]
-    state.restarts = [restart for restart in state.restarts if restart[0] != client.peer]
-    state.retirements = [retirement for retirement in state.retirements if retirement[0] != client.peer]
+    release_unneeded(state, wants)
+    for blob in client.blobs:
+        blob.uploads.pop(client, None)
+        unreference(state, blob)
+    client.blobs.clear()
+    state.pending.client_left(client.peer)
 
 
 # ------------------------------------------------------------------------------------------------- away and back
 
 
-def lose_client(state: State, client: Client) -> None:
-    """The link to a client was lost without a goodbye. It is away, if it may come back; else this is its end."""
-    if client.away_until is not None:
+def connection_lost(state: State, client: Client) -> None:
+    """The connection to a client ended without a goodbye. It is away, if it may come back; else this is its end."""
+    if client.away is not None:
         return
     if not client.grace_s:
         remove_client(state, client)
         return
-    client.away_until = state.now + client.grace_s
+    client.away = ClientAway(state.now + client.grace_s)
     state.away_clients[client.peer] = client
     for batch in client.unconfirmed:
         batch[:] = map(_lean, batch)
 
 
-def expect_client(state: State, previous: Incarnation, received: int) -> tuple[PeerId, int] | None:
-    """A client is on its way back, having handled so many messages: take nothing more from the link that it had.
-
-    Returns its peer and the number of its messages that were handled, or None if it cannot go on.
-    """
-    client = state.incarnations.get(previous)
-    if client is None or not client.grace_s or not client.confirmed <= received <= client.sent:
-        return None
-    lose_client(state, client)
-    client.away_until = state.now + max(client.grace_s, ARRIVAL_S)
-    return client.peer, client.received
+def can_resume(client: Client, received: int) -> bool:
+    """Whether a client that has handled this many messages can go on where it was."""
+    return bool(client.grace_s) and client.confirmed <= received <= client.sent
 
 
-def come_back(state: State, peer: PeerId, received: int) -> bool:
-    """A client is back that was expected. What it has not handled is sent again, before anything new."""
-    client = state.away_clients.get(peer)
-    if client is None or not client.confirmed <= received <= client.sent:
+def offer_return(state: State, client: Client, hello: Hello) -> None:
+    """A client called again and hears that it can go on: nothing more is taken from the connection that it had."""
+    connection_lost(state, client)
+    away = client.away
+    assert away is not None
+    away.until = state.now + max(client.grace_s, ARRIVAL_S)
+    away.offered_to = hello
+
+
+def resume_client(state: State, client: Client, received: int) -> bool:
+    """A client that is away has begun a session. What it has not handled is sent again, before anything new."""
+    if not can_resume(client, received):
         return False
-    del state.away_clients[peer]
-    client.away_until = None
+    del state.away_clients[client.peer]
+    client.away = None
     kept = [message for batch in client.unconfirmed for message in batch][received - client.confirmed :]
     client.unconfirmed.clear()
     client.confirmed = client.sent = received
     if kept:
-        state.outboxes[peer] = kept + state.outboxes.get(peer, [])
+        state.outboxes[client.peer] = kept + state.outboxes.get(client.peer, [])
     return True
 
 
-def end_graces(state: State) -> None:
-    """Remove those whose time to come back is over."""
+def end_expired(state: State) -> None:
+    """Remove each client whose time to come back is over."""
     for client in list(state.away_clients.values()):
-        if client.away_until is not None and client.away_until <= state.now:
+        if client.away is not None and client.away.until <= state.now:
             remove_client(state, client)
 
 
@@ -143,20 +142,20 @@ def keep_sent(state: State, outboxes: dict[PeerId, list[Message]]) -> None:
         client = state.clients.get(peer)
         if client is None or not client.grace_s:
             continue
-        batch = outboxes[peer] if client.away_until is None else list(map(_lean, outboxes.pop(peer)))
+        batch = outboxes[peer] if client.away is None else list(map(_lean, outboxes.pop(peer)))
         client.unconfirmed.append(batch)
         client.sent += len(batch)
         if client.sent - client.confirmed > MAX_UNCONFIRMED:
             client.grace_s = 0.0
             client.unconfirmed.clear()
-            if client.away_until is not None:
-                client.away_until = state.now
+            if client.away is not None:
+                client.away.until = state.now
 
 
 def confirm(state: State, client: Client, message: Received) -> None:
-    """A client has handled so many messages.
+    """A client says how many messages it has handled.
 
-    Raises `ProtocolError` if it was not sent so many.
+    Raises `ProtocolError` if it was not sent that many.
     """
     if not client.grace_s:
         return

@@ -5,15 +5,16 @@ from __future__ import annotations
 from typing import Final
 
 from trio_dask.scheduler.core.state import State, Stop
+from trio_dask.scheduler.core.worker_transitions import absence_of
 
-__all__ = ["look"]
+__all__ = ["check_idle"]
 
-LOOKS: Final = 20
-"""So often within the time that may pass without work it is looked whether there is any."""
+CHECKS: Final = 20
+"""Number of checks within `idle_timeout_s`."""
 
 
-def look(state: State) -> None:
-    """Ask for the end if nothing has been computed, queued or asked for since `idle_timeout_s`; else look again later.
+def check_idle(state: State) -> None:
+    """Ask for the end if nothing was computed, queued or asked for within `idle_timeout_s`; else schedule a check.
 
     Results that clients merely keep are no work, and neither are workers or clients that are merely connected.
     """
@@ -26,15 +27,18 @@ def look(state: State) -> None:
         state.idle_at = float("inf")
         state.requests.append(Stop(f"no work for {limit_s:g} s (--idle-timeout)"))
     else:
-        state.idle_at = min(since + limit_s, state.now + limit_s / LOOKS)
+        state.idle_at = min(since + limit_s, state.now + limit_s / CHECKS)
 
 
 def _is_busy(state: State) -> bool:
-    """Whether any task is on its way: whatever waits, waits for one that is queued or processed."""
-    lines = [state.queue.line, *(queue.line for queue in state.queues.values())]
-    workers = [*state.workers.values(), *state.away.values()]
+    """Whether any task is on its way: each waiting task waits for one that is queued or processed."""
+    queues = [state.queue.tasks, *(queue.tasks for queue in state.queues.values())]
+    workers = [*state.workers.values(), *state.away]
     return (
         bool(state.ready)
-        or any(line.first() is not None for line in lines)
-        or any(worker.processing or worker.parked or worker.backlog.first() is not None for worker in workers)
+        or any(queue.first() is not None for queue in queues)
+        or any(
+            worker.processing or absence_of(worker).blocked_tasks or worker.backlog.first() is not None
+            for worker in workers
+        )
     )

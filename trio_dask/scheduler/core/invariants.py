@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trio_dask.scheduler.core.state import (
-    DETACHED,
+    FIRE_AND_FORGET,
     FORGOTTEN,
     RELEASED,
     Erred,
@@ -13,7 +13,10 @@ from trio_dask.scheduler.core.state import (
     State,
     Task,
     Waiting,
+    Worker,
 )
+from trio_dask.scheduler.core.worker_states import GONE, HERE, Away, Retiring
+from trio_dask.scheduler.core.worker_transitions import absence_of
 
 __all__ = ["check", "check_empty"]
 
@@ -27,22 +30,22 @@ def check(state: State) -> None:
     for key, task in state.tasks.items():
         assert task.key == key
         _check_task(state, task)
-        for content in (task.function, *task.blobs):
-            if content is not None:
-                content_references[content] = content_references.get(content, 0) + 1
+        for blob in (task.function, *task.blobs):
+            if blob is not None:
+                content_references[blob] = content_references.get(blob, 0) + 1
     for client in state.clients.values():
         for task in client.wants:
             assert client.peer in task.wanted, f"{client.name} wants {task}, which does not know"
-        for content in client.contents:
-            content_references[content] = content_references.get(content, 0) + 1
-        assert (client.away_until is not None) == (client.peer in state.away_clients), f"{client.name} is away or not"
+        for blob in client.blobs:
+            content_references[blob] = content_references.get(blob, 0) + 1
+        assert (client.away is not None) == (client.peer in state.away_clients), f"{client.name} is away or not"
         unconfirmed = sum(map(len, client.unconfirmed))
         assert not client.grace_s or client.sent - client.confirmed == unconfirmed, "sent messages are counted wrongly"
-    for content in state.contents.values():
-        assert content.references == content_references.get(content, 0), "a blob counts its references wrongly"
-        for worker in content.shipped:
+    for blob in state.blobs.values():
+        assert blob.references == content_references.get(blob, 0), "a blob counts its references wrongly"
+        for worker in blob.shipped:
             assert worker.peer in state.workers, "a blob is said to be at a worker that is gone"
-    for worker in (*state.workers.values(), *state.away.values()):
+    for worker in (*state.workers.values(), *state.away):
         occupancy_s = 0.0
         used: dict[str, float] = {}
         for run, task in worker.processing.items():
@@ -51,7 +54,7 @@ def check(state: State) -> None:
             assert phase.run == run
             assert phase.worker is worker
             occupancy_s += phase.expected_s
-            for name, amount in task.terms.resources:
+            for name, amount in task.options.resources:
                 used[name] = used.get(name, 0.0) + amount
         assert abs(worker.occupancy_s - occupancy_s) < 1e-6, f"occupancy of {worker}"
         for name, amount in worker.info.resources.items():
@@ -63,17 +66,21 @@ def check(state: State) -> None:
             assert worker in task.phase.holders
             managed += task.phase.nbytes
         assert worker.managed_bytes == managed, f"bytes of {worker}"
-    for group in (state.idle, state.roomy, state.surplus):
+        _check_worker_phase(state, worker)
+    for group in (state.index.idle, state.index.has_capacity, state.index.overloaded):
         for worker in group:
-            assert worker.peer in state.workers, "a worker that is gone is still listed"
-            assert not worker.leaving, "a worker that leaves is to be given work"
-            assert not worker.returning, "a worker is to be given work before it has said what it brings back"
-    for incarnation, worker in state.away.items():
-        assert worker.info.incarnation == incarnation
-        assert worker.away_until is not None
-        assert worker.peer not in state.workers, "a worker is away and here"
-    for worker in state.leaving:
-        assert worker.leaving
+            assert worker.phase is HERE, f"{worker} is to be given work"
+            assert worker.peer in state.workers, f"{worker} is still listed"
+
+
+def _check_worker_phase(state: State, worker: Worker) -> None:
+    phase = worker.phase
+    assert phase is not GONE, f"{worker} is in a table"
+    assert phase.has_session == (state.workers.get(worker.peer) is worker), f"{worker} is in the wrong table"
+    assert (type(phase) is Away) == (worker in state.away), f"{worker} is away or not"
+    assert (type(phase) is Retiring) == (worker in state.retiring), f"{worker} is retiring or not"
+    assert worker.slots == (worker.capacity if phase is HERE else 0), f"slots of {worker}"
+    assert phase is HERE or not worker.queues, f"{worker} has queues"
 
 
 def _check_task(state: State, task: Task) -> None:
@@ -89,36 +96,38 @@ def _check_task(state: State, task: Task) -> None:
         assert dependency.dependents is not None
         assert task in dependency.dependents
     for peer in task.wanted:
-        assert peer == DETACHED or task in state.clients[peer].wants, f"{task} is wanted by a client that does not know"
+        assert peer == FIRE_AND_FORGET or task in state.clients[peer].wants, (
+            f"{task} is wanted by a client that does not know"
+        )
     missing = sum(not isinstance(dependency.phase, InMemory) for dependency in task.dependencies)
     needed = bool(task.wanted) or task.waiters > 0
     if phase is RELEASED:
-        assert not needed, f"{task} is needed, and nobody works on it"
+        assert not needed, f"{task} is needed, and nothing is done for it"
         assert task.dependents, f"{task} should have been forgotten"
     elif isinstance(phase, Waiting):
         assert needed
         assert phase.missing == missing, f"{task} counts {phase.missing} missing inputs, misses {missing}"
         if not missing and task not in state.ready:
-            parked = any(task in worker.parked for worker in state.away.values())
-            parked = parked or any(worker.returning and task in worker.parked for worker in state.workers.values())
-            assert parked, f"{task} is ready, and nobody will place it"
+            workers = (*state.away, *state.workers.values())
+            blocked = any(task in absence_of(worker).blocked_tasks for worker in workers)
+            assert blocked, f"{task} is ready, and nothing will place it"
         for dependency in task.dependencies:
             assert not isinstance(dependency.phase, Erred), f"{task} waits for an input that erred"
     elif isinstance(phase, Queued):
         assert needed
         assert not missing, f"{task} is queued and misses inputs"
-        lines = [phase.queue.line, *(worker.backlog for worker in state.workers.values())]
-        assert any(entry is task for line in lines for entry in line), f"{task} is queued nowhere"
+        queues = [phase.queue.tasks, *(worker.backlog for worker in state.workers.values())]
+        assert any(entry is task for queue in queues for entry in queue), f"{task} is queued nowhere"
     elif isinstance(phase, Processing):
         assert needed
-        assert phase.worker.processing.get(phase.run) is task, f"{task} runs where nobody knows"
+        assert phase.worker.processing.get(phase.run) is task, f"{task} runs at a worker that does not know it"
         assert phase.missing <= missing, f"{task} waits at its worker for an input that is there"
     elif isinstance(phase, InMemory):
-        assert needed, f"{task} is in memory, and nobody needs it"
+        assert needed, f"{task} is in memory, and not needed"
         assert phase.holders, f"{task} is in memory nowhere"
         for worker in phase.holders:
             assert task in worker.holds
-            assert worker.peer in state.workers or worker.info.incarnation in state.away
+            assert worker.phase is not GONE, f"{worker} holds {task}"
 
 
 def check_empty(state: State) -> None:
@@ -127,7 +136,7 @@ def check_empty(state: State) -> None:
     Raises `AssertionError` naming what is left.
     """
     assert not state.tasks, f"{len(state.tasks)} tasks are left"
-    assert not state.contents, f"{len(state.contents)} blobs are left"
+    assert not state.blobs, f"{len(state.blobs)} blobs are left"
     for worker in state.workers.values():
         assert not worker.processing, f"{worker} still processes"
         assert not worker.holds, f"{worker} still holds"

@@ -12,29 +12,38 @@ from trio_dask.errors import ProtocolError
 from trio_dask.ids import PeerId
 from trio_dask.protocol import messages as m
 from trio_dask.protocol.wire_constants import MAX_SECEDED
-from trio_dask.scheduler.core import clients, reconnect, retirement, task_transitions, worker_membership
-from trio_dask.scheduler.core.blobs import forget_contents, receive
-from trio_dask.scheduler.core.placement import learn
+from trio_dask.scheduler.core import (
+    clients,
+    reconnect,
+    retirement,
+    task_transitions,
+    worker_membership,
+    worker_transitions,
+)
+from trio_dask.scheduler.core.blobs import forget_blobs, receive
+from trio_dask.scheduler.core.pending_requests import PendingRequest, WorkerCount, WorkersBack
+from trio_dask.scheduler.core.placement import update_duration
 from trio_dask.scheduler.core.queries import answer
 from trio_dask.scheduler.core.state import (
-    DETACHED,
-    NO_TERMS,
+    DEFAULT_OPTIONS,
+    FIRE_AND_FORGET,
     RELEASED,
     Client,
     Erred,
     Failure,
     InMemory,
-    Past,
     Processing,
+    RetryHistory,
     State,
     Stop,
     Task,
     Worker,
 )
-from trio_dask.scheduler.core.stuck_tasks import look_again
+from trio_dask.scheduler.core.stuck_tasks import recheck_soon
 from trio_dask.scheduler.core.submission import submit
+from trio_dask.scheduler.core.worker_states import Away
 
-__all__ = ["FROM_CLIENT", "FROM_NANNY", "FROM_WORKER"]
+__all__ = ["FROM_CLIENT", "FROM_NANNY", "FROM_WORKER", "restart"]
 
 # ------------------------------------------------------------------------------------------------- from workers
 
@@ -46,7 +55,7 @@ def _run_finished(state: State, worker: Worker, message: m.RunFinished) -> None:
         state.note("", f"stale result of run {message.run} from {worker.info.name}")
         return
     if task.function is not None:
-        learn(state, task.function, message.duration_s)
+        update_duration(state, task.function, message.duration_s)
     task_transitions.finish(state, task, worker, message.nbytes, message.type_name, message.value)
 
 
@@ -54,14 +63,14 @@ def _run_failed(state: State, worker: Worker, message: m.RunFailed) -> None:
     task = worker.processing.get(message.run)
     if task is None:
         return
-    past = task.past
-    attempt = past.attempts if past is not None else 1
-    if (past.failures if past is not None else 0) < task.terms.retries:
-        if past is None:
-            past = task.past = Past()
-        past.failures += 1
-        past.attempts += 1
-        task_transitions.hand_back(state, task, "raised, retried")
+    history = task.history
+    attempt = history.attempts if history is not None else 1
+    if (history.failures if history is not None else 0) < task.options.retries:
+        if history is None:
+            history = task.history = RetryHistory()
+        history.failures += 1
+        history.attempts += 1
+        task_transitions.requeue(state, task, "raised, retried")
         return
     details = {
         "worker": worker.info.name,
@@ -85,18 +94,18 @@ def _runs_returned(state: State, worker: Worker, message: m.RunsReturned) -> Non
     for run in message.runs:
         task = worker.processing.get(run)
         if task is not None:
-            task_transitions.hand_back(state, task, f"handed back by {worker.info.name}")
+            task_transitions.requeue(state, task, f"handed back by {worker.info.name}")
 
 
 def _input_missing(state: State, worker: Worker, message: m.InputMissing) -> None:
     source = state.tasks.get(message.key)
     if source is not None:
         holder = state.addresses.get(message.address) if message.address else worker
-        if holder is not None and holder.away_until is None:
+        if holder is not None and type(holder.phase) is not Away:
             _drop_replica(state, source, holder, f"{worker.info.name} could not get it from {holder.info.name}")
     task = worker.processing.get(message.run)
     if task is not None:
-        task_transitions.hand_back(state, task, f"its input {message.key} could not be fetched")
+        task_transitions.requeue(state, task, f"its input {message.key} could not be fetched")
 
 
 def _replicas(state: State, worker: Worker, message: m.Replicas) -> None:
@@ -111,6 +120,7 @@ def _replicas(state: State, worker: Worker, message: m.Replicas) -> None:
             worker.managed_bytes += task.phase.nbytes
     if unknown:
         state.send(worker.peer, m.Free(tuple(unknown)))
+    state.check_retirements_soon()
 
 
 def _scattered(state: State, worker: Worker, message: m.Scattered) -> None:
@@ -121,24 +131,24 @@ def _scattered(state: State, worker: Worker, message: m.Scattered) -> None:
             state.free(worker.peer, message.key)
             return
         state.last_submission += 1
-        task = state.tasks[message.key] = Task(message.key, state.last_submission, None, b"", NO_TERMS, ())
+        task = state.tasks[message.key] = Task(message.key, state.last_submission, None, b"", DEFAULT_OPTIONS, ())
     if client is not None:
         task_transitions.want(state, task, client.peer)
-    task_transitions.appear(state, task, worker, message.nbytes, message.type_name)
+    task_transitions.store_scattered(state, task, worker, message.nbytes, message.type_name)
 
 
 def _lost(state: State, worker: Worker, message: m.Lost) -> None:
     for key in message.keys:
         task = state.tasks.get(key)
         if task is not None:
-            task_transitions.lose(state, task, worker, f"{worker.info.name} lost it")
+            task_transitions.remove_replica(state, task, worker, f"{worker.info.name} lost it")
 
 
 def _capacity(state: State, worker: Worker, message: m.Capacity) -> None:
-    # More than its threads while tasks wait outside of its slots, where they count as processed all the same.
+    # A task that has seceded still counts as processed, so a worker may report more slots than threads.
     if not 0 <= message.slots <= worker.info.nthreads + MAX_SECEDED:
         raise ProtocolError(f"a worker of {worker.info.nthreads} threads reports {message.slots} slots")
-    worker_membership.set_capacity(state, worker, message.slots)
+    worker_transitions.set_capacity(state, worker, message.slots)
 
 
 def _heartbeat(state: State, worker: Worker, message: m.Heartbeat) -> None:
@@ -148,7 +158,7 @@ def _heartbeat(state: State, worker: Worker, message: m.Heartbeat) -> None:
 def _drop_replica(state: State, task: Task, holder: Worker, why: str) -> None:
     if isinstance(task.phase, InMemory) and holder in task.phase.holders:
         state.free(holder.peer, task.key)
-        task_transitions.lose(state, task, holder, why)
+        task_transitions.remove_replica(state, task, holder, why)
 
 
 # ------------------------------------------------------------------------------------------------- from clients
@@ -161,10 +171,10 @@ def _want(state: State, client: Client, message: m.Want) -> None:
             state.send(client.peer, _unknown(key))
             continue
         task_transitions.want(state, task, client.peer)
-        task_transitions.announce(state, task, client.peer)
+        task_transitions.notify_client(state, task, client.peer)
         if task.phase is RELEASED:
             task_transitions.activate(state, task)
-    look_again(state)
+    recheck_soon(state)
 
 
 def _unknown(key: str) -> m.Dropped:
@@ -178,7 +188,7 @@ def _release(state: State, client: Client, message: m.Release) -> None:
         if task is not None:
             task_transitions.unwant(state, task, client.peer)
             released.append(task)
-    task_transitions.sweep(state, released)
+    task_transitions.release_unneeded(state, released)
 
 
 def _cancel(state: State, client: Client, message: m.Cancel) -> None:
@@ -194,9 +204,9 @@ def _cancel(state: State, client: Client, message: m.Cancel) -> None:
         for peer in task.wanted if message.force else (client.peer,):
             if peer in task.wanted:
                 task_transitions.unwant(state, task, peer)
-                if peer != DETACHED:
+                if peer != FIRE_AND_FORGET:
                     state.send(peer, m.Dropped(task.key, "cancelled", f"cancelled by client {client.name}"))
-    task_transitions.sweep(state, list(seen))
+    task_transitions.release_unneeded(state, list(seen))
 
 
 def _retry(state: State, client: Client, message: m.Retry) -> None:
@@ -207,10 +217,10 @@ def _retry(state: State, client: Client, message: m.Retry) -> None:
             state.send(client.peer, _unknown(key))
         else:
             tasks.append(task)
-    task_transitions.revive(state, tasks)
+    task_transitions.retry_erred(state, tasks)
     for task in tasks:
         if isinstance(task.phase, Erred):
-            task_transitions.announce(state, task, client.peer)
+            task_transitions.notify_client(state, task, client.peer)
 
 
 def _fire_and_forget(state: State, client: Client, message: m.FireAndForget) -> None:
@@ -218,7 +228,7 @@ def _fire_and_forget(state: State, client: Client, message: m.FireAndForget) -> 
         task = state.tasks.get(key)
         if task is None or isinstance(task.phase, InMemory | Erred):
             continue
-        task_transitions.want(state, task, DETACHED)
+        task_transitions.want(state, task, FIRE_AND_FORGET)
         if task.phase is RELEASED:
             task_transitions.activate(state, task)
 
@@ -229,40 +239,44 @@ def _fetch_failed(state: State, client: Client, message: m.FetchFailed) -> None:
         state.send(client.peer, _unknown(message.key))
         return
     holder = state.addresses.get(message.address)
-    if holder is not None and holder.away_until is not None:
+    if holder is not None and isinstance(holder.phase, Away):
         phase = task.phase
-        if isinstance(phase, InMemory) and all(other.away_until is not None for other in phase.holders):
-            holder.unreached.append((client.peer, task))
+        if isinstance(phase, InMemory) and all(type(other.phase) is Away for other in phase.holders):
+            holder.phase.absence.failed_readers.append((client.peer, task))
             return
     elif holder is not None:
         _drop_replica(state, task, holder, f"client {client.name} could not get it from {holder.info.name}")
     if isinstance(task.phase, InMemory):
-        task_transitions.announce(state, task, client.peer)
+        task_transitions.notify_client(state, task, client.peer)
 
 
 def _query(state: State, client: Client, message: m.Query) -> None:
     if message.what == "wait_for_workers":
-        number = int(message.arguments[0]) if message.arguments and message.arguments[0].isdecimal() else 1
-        if len(state.workers) >= number:
-            state.send(client.peer, m.Reply(message.request, len(state.workers)))
-        else:
-            state.waits.append((client.peer, message.request, number))
+        if len(message.arguments) != 1 or not message.arguments[0].isdecimal():
+            raise ProtocolError(f"wait_for_workers takes a number of workers, not {message.arguments!r}")
+        goal = WorkerCount(int(message.arguments[0]))
+        state.pending.add(PendingRequest(client.peer, message.request, goal))
         return
     state.send(client.peer, m.Reply(message.request, answer(state, message.what, message.arguments)))
 
 
 def _restart(state: State, client: Client, message: m.Restart) -> None:
-    text = f"the cluster was restarted by client {client.name}"
+    names = restart(state, f"the cluster was restarted by client {client.name}")
+    _await_workers(state, client, message.request, names)
+
+
+def restart(state: State, text: str) -> list[str]:
+    """Cancel all tasks and have all workers begin afresh; returns the names of those that are to come back."""
     tasks = list(state.tasks.values())
     for task in tasks:
         for peer in task.wanted:
-            if peer != DETACHED:
+            if peer != FIRE_AND_FORGET:
                 state.send(peer, m.Dropped(task.key, "cancelled", text))
             task_transitions.unwant(state, task, peer)
-    task_transitions.sweep(state, tasks)
-    for worker in list(state.away.values()):
-        worker_membership.bury(state, worker, text, expected=True)
-    _begin_afresh(state, client, message.request, list(state.workers.values()), text)
+    task_transitions.release_unneeded(state, tasks)
+    for worker in list(state.away):
+        worker_membership.remove_worker(state, worker, text, expected=True)
+    return _begin_afresh(state, list(state.workers.values()), text)
 
 
 def _restart_workers(state: State, client: Client, message: m.RestartWorkers) -> None:
@@ -270,18 +284,21 @@ def _restart_workers(state: State, client: Client, message: m.RestartWorkers) ->
     if unknown:
         state.send(client.peer, m.Reply(message.request, {"refused": f"there is no worker {unknown!r}"}))
         return
-    text = f"restarted by client {client.name}"
-    _begin_afresh(state, client, message.request, chosen, text)
+    names = _begin_afresh(state, chosen, f"restarted by client {client.name}")
+    _await_workers(state, client, message.request, names)
 
 
-def _begin_afresh(state: State, client: Client, request: int, workers: list[Worker], text: str) -> None:
-    names = dict.fromkeys(worker.info.name for worker in workers)
+def _begin_afresh(state: State, workers: list[Worker], text: str) -> list[str]:
     for worker in workers:
         # A nanny gives it a new process; without one it begins another session.
         nanny = state.nanny_of.get(worker.info.process)
         state.send(worker.peer if nanny is None else nanny, m.Leave(text, True))
+    return [worker.info.name for worker in workers]
+
+
+def _await_workers(state: State, client: Client, request: int, names: list[str]) -> None:
     deadline = state.now + state.settings.restart_timeout_s
-    state.restarts.append((client.peer, request, names, deadline))
+    state.pending.add(PendingRequest(client.peer, request, WorkersBack(names), deadline))
 
 
 def _retire(state: State, client: Client, message: m.Retire) -> None:
@@ -295,23 +312,19 @@ def _shutdown(state: State, client: Client, message: m.Shutdown) -> None:
     state.requests.append(Stop(reason))
 
 
-def _drain(state: State, worker: Worker, message: m.Drain) -> None:
-    retirement.begin_leaving(state, worker, message.reason)
-    worker.leaving, worker.drains = message.reason, True  # though a client may have wanted to retire it before
-
-
 def _forget_blobs(state: State, client: Client, message: m.ForgetBlobs) -> None:
-    forget_contents(state, client, message.digests)
+    forget_blobs(state, client, message.digests)
 
 
 # ------------------------------------------------------------------------------------------------- from nannies
 
 
 def _worker_exited(state: State, nanny: PeerId, message: m.WorkerExited) -> None:
-    reconnect.obituary(state, message)
+    reconnect.worker_exited(state, message)
 
 
 # ------------------------------------------------------------------------------------------------- the tables
+
 
 FROM_WORKER: Final[dict[type[Any], Callable[[State, Worker, Any], None]]] = {
     m.RunFinished: _run_finished,
@@ -325,7 +338,7 @@ FROM_WORKER: Final[dict[type[Any], Callable[[State, Worker, Any], None]]] = {
     m.Capacity: _capacity,
     m.Heartbeat: _heartbeat,
     m.Inventory: reconnect.reconcile,
-    m.Drain: _drain,
+    m.Drain: retirement.drain,
     m.NotAcquired: retirement.not_acquired,
 }
 FROM_CLIENT: Final[dict[type[Any], Callable[[State, Client, Any], None]]] = {
@@ -346,6 +359,6 @@ FROM_CLIENT: Final[dict[type[Any], Callable[[State, Client, Any], None]]] = {
     m.Shutdown: _shutdown,
 }
 FROM_NANNY: Final[dict[type[Any], Callable[[State, PeerId, Any], None]]] = {
-    m.WorkerAlive: reconnect.vouch,
+    m.WorkerAlive: reconnect.nanny_heartbeat,
     m.WorkerExited: _worker_exited,
 }

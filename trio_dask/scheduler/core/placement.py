@@ -28,22 +28,29 @@ from trio_dask.protocol.messages import Run
 from trio_dask.protocol.wire_constants import PRIORITY_BITS
 from trio_dask.scheduler.core.blobs import ship
 from trio_dask.scheduler.core.state import (
-    MANY_QUEUES,
-    NO_TERMS,
-    Content,
+    DEFAULT_OPTIONS,
+    PRUNE_QUEUES_FROM,
     InMemory,
     Processing,
     Queue,
     State,
+    StoredBlob,
     Task,
-    Terms,
+    TaskOptions,
     Waiting,
     Worker,
 )
 from trio_dask.scheduler.core.stuck_tasks import note_arrivals
 from trio_dask.scheduler.core.task_transitions import CHAIN_FAN_IN, CHAIN_FAN_OUT, addresses_of, move
+from trio_dask.scheduler.core.worker_states import HERE, Away
 
-__all__ = ["admit", "assign", "has_room", "learn", "place", "queue_for", "settle"]
+__all__ = [
+    "assign",
+    "place",
+    "queue_for",
+    "register_eligible",
+    "update_duration",
+]
 
 UNKNOWN_S: Final = 0.5
 """Expected duration of a call of a function that has not run yet."""
@@ -60,12 +67,12 @@ CHUNK: Final = 32
 """Consecutive root tasks that go to one worker, so that siblings meet there."""
 
 SAMPLED_INPUTS: Final = 64
-"""Inputs looked at when the best worker is sought; of a wider task every so manyth."""
+"""Inputs examined when the best worker is chosen; of a wider task, as many at even distances."""
 
 SAMPLED_HOLDERS: Final = 4
 
 ROUNDING: Final = 5e-10
-"""So much of a resource is not looked at: of 1.0, three times 0.1 and 0.7 can be given, whatever floats add up to."""
+"""Resources may be short of this much: 1.0 is enough for three times 0.1 and 0.7, whatever floats add up to."""
 
 INPUT_BYTES: Final = 1000
 """What fetching an input costs beyond its size."""
@@ -75,13 +82,13 @@ _PLAIN: Final[dict[str, object]] = {}
 
 def place(state: State) -> None:
     """Decide on all ready tasks, and give work to every worker that has come to have room."""
-    if state.ready or state.ahead:  # else whoever is touched is settled when work for it has been looked for
-        for worker in state.touched:
-            settle(state, worker)
+    index = state.index
+    if state.ready or state.chain_candidates:  # else each dirty worker is updated once it has been given work
+        for worker in index.dirty:
+            index.update(worker)
     fresh: dict[Queue, None] = {}
-    common = state.queue.line
+    common = state.queue.tasks
     while True:
-        touched = state.touched
         if state.ready:
             ready, state.ready = state.ready, []
             for task in ready:
@@ -92,94 +99,60 @@ def place(state: State) -> None:
             for queue in fresh:
                 note_arrivals(state, queue)
                 for worker in queue.eligible:
-                    if worker in state.roomy:
-                        touched[worker] = None
+                    if worker in index.has_capacity:
+                        index.mark_dirty(worker)
             fresh.clear()
-        if touched:
-            state.touched = {}
-            for worker in touched:
+        if index.dirty:
+            for worker in index.take_dirty():
                 _refill(state, worker)
-        if state.roomy and common:
-            _drain_queue(state)
-        if state.ahead:
-            candidates, state.ahead = state.ahead, []
+        if index.has_capacity and common:
+            _hand_out_common(state)
+        if state.chain_candidates:
+            candidates, state.chain_candidates = state.chain_candidates, []
             for task in candidates:
                 if type(task.phase) is Waiting:
-                    _hand_ahead(state, task)
-        if not (state.ready or state.ahead or state.touched):
+                    _assign_ahead(state, task)
+        if not (state.ready or state.chain_candidates or index.dirty):
             return
 
 
-def has_room(state: State, worker: Worker) -> bool:
-    """Whether a worker should be given more."""
-    count = len(worker.processing)
-    if count < 2 * worker.slots:
-        return True
-    settings = state.settings
-    return count < settings.ahead_runs and worker.occupancy_s < settings.ahead_s * worker.slots
-
-
-def settle(state: State, worker: Worker) -> None:
-    """Bring the lists of idle, roomy and surplus workers up to date for one worker."""
-    if worker.peer not in state.workers or worker.leaving or worker.returning:
-        return
-    count = len(worker.processing)
-    slots = worker.slots
-    if count < slots:
-        if worker not in state.idle:
-            state.idle[worker] = None
-    else:
-        state.idle.pop(worker, None)
-    if count > slots:
-        state.surplus[worker] = None
-    else:
-        state.surplus.pop(worker, None)
-    if has_room(state, worker):
-        if worker not in state.roomy:
-            state.roomy[worker] = None
-    else:
-        state.roomy.pop(worker, None)
-
-
-def queue_for(state: State, terms: Terms) -> Queue:
+def queue_for(state: State, options: TaskOptions) -> Queue:
     """The queue of tasks with these demands."""
-    if not terms.workers and not terms.resources:
+    if not options.workers and not options.resources:
         return state.queue
-    identity = (terms.workers, terms.resources)
+    identity = (options.workers, options.resources)
     queue = state.queues.get(identity)
     if queue is None:
-        if len(state.queues) >= state.most_queues:
+        if len(state.queues) >= state.prune_queues_at:
             _drop_empty_queues(state)
-        queue = state.queues[identity] = Queue(terms)
-        for worker in state.workers.values():
-            admit(queue, worker)
-    if terms.workers and terms.allow_other_workers and not queue.eligible:
-        return queue_for(state, terms._replace(workers=()))
+        queue = state.queues[identity] = Queue(options)
+        for worker in state.queue.eligible:  # all that are given work
+            register_eligible(queue, worker)
+    if options.workers and options.allow_other_workers and not queue.eligible:
+        return queue_for(state, options._replace(workers=()))
     return queue
 
 
 def _drop_empty_queues(state: State) -> None:
-    """Forget demands that nobody makes now: of workers that are long gone, perhaps."""
+    """Drop queues without tasks; perhaps the workers that they name are long gone."""
     for identity, queue in list(state.queues.items()):
-        if queue.line.first() is None:
+        if queue.tasks.first() is None:
             del state.queues[identity]
             for worker in queue.eligible:
                 worker.queues.remove(queue)
-    # Twice as many may gather until the next time, so that looking costs little for each that is added.
-    state.most_queues = max(MANY_QUEUES, 2 * len(state.queues))
+    # The number may double until the next time, so that this costs little for each queue that is added.
+    state.prune_queues_at = max(PRUNE_QUEUES_FROM, 2 * len(state.queues))
 
 
-def admit(queue: Queue, worker: Worker) -> None:
-    """Note a worker at a queue, if it meets the demands."""
-    terms = queue.terms
+def register_eligible(queue: Queue, worker: Worker) -> None:
+    """Make a worker eligible for a queue if it meets the demands."""
+    options = queue.options
     info = worker.info
-    if worker in queue.eligible:
-        return  # it returned, and this queue was made before it had said what it brings
-    if terms.workers:
+    if options.workers:
         names = (info.name, info.host, *places_of(info.address))
-        if not any(name in names for name in terms.workers):
+        if not any(name in names for name in options.workers):
             return
-    if all(info.resources.get(name, 0.0) >= amount for name, amount in terms.resources):
+    if all(info.resources.get(name, 0.0) >= amount for name, amount in options.resources):
         queue.eligible[worker] = None
         worker.queues.append(queue)
 
@@ -199,14 +172,14 @@ def assign(state: State, task: Task, worker: Worker, missing: int) -> None:
     worker.occupancy_s += expected_s
     if worker not in function.shipped:
         ship(state, function, worker)
-    for content in task.blobs:
-        if worker not in content.shipped:
-            ship(state, content, worker)
-    terms = task.terms
+    for blob in task.blobs:
+        if worker not in blob.shipped:
+            ship(state, blob, worker)
+    options = task.options
     extra, priority = _PLAIN, task.priority
-    if terms is not NO_TERMS or task.past is not None:
+    if options is not DEFAULT_OPTIONS or task.history is not None:
         extra, priority = _extra(task), priority & SUBMISSION_MASK
-    for name, amount in terms.resources:
+    for name, amount in options.resources:
         worker.available[name] -= amount
     inputs: tuple[tuple[str, tuple[str, ...]], ...] = ()
     if task.dependencies:
@@ -223,11 +196,11 @@ def assign(state: State, task: Task, worker: Worker, missing: int) -> None:
     if task.dependents and len(task.dependents) <= CHAIN_FAN_OUT:
         for dependent in task.dependents:
             if type(dependent.phase) is Waiting and len(dependent.dependencies) <= CHAIN_FAN_IN:
-                state.ahead.append(dependent)
+                state.chain_candidates.append(dependent)
 
 
-def learn(state: State, function: Content, seconds: float) -> None:
-    """A call has taken so long. The first one corrects what was guessed for those under way."""
+def update_duration(state: State, function: StoredBlob, seconds: float) -> None:
+    """A call has finished. The first one of a function corrects the guesses for those under way."""
     known_s = function.expected_s
     if known_s is not None:
         function.expected_s = known_s + SMOOTHING * (seconds - known_s)
@@ -239,55 +212,57 @@ def learn(state: State, function: Content, seconds: float) -> None:
         if type(phase) is Processing and phase.expected_s == UNKNOWN_S:
             phase.worker.occupancy_s += expected_s - UNKNOWN_S
             phase.expected_s = expected_s
-            state.touched[phase.worker] = None
+            state.index.mark_dirty(phase.worker)
     function.guesses.clear()
 
 
 def _extra(task: Task) -> dict[str, object]:
     extra: dict[str, object] = {}
-    if task.terms.priority:
-        extra["priority"] = -task.terms.priority
-    if task.terms.time_limit_s is not None:
-        extra["time_limit"] = task.terms.time_limit_s
-    if task.past is not None:
-        extra["attempt"] = task.past.attempts
-        if task.past.suspect:
+    if task.options.priority:
+        extra["priority"] = -task.options.priority
+    if task.options.time_limit_s is not None:
+        extra["time_limit"] = task.options.time_limit_s
+    if task.history is not None:
+        extra["attempt"] = task.history.attempts
+        if task.history.suspect:
             extra["announce"] = True
     return extra
 
 
 def _dispatch(state: State, task: Task, fresh: dict[Queue, None]) -> None:
-    terms = task.terms
-    queue = state.queue if terms is NO_TERMS else queue_for(state, terms)
+    options = task.options
+    queue = state.queue if options is DEFAULT_OPTIONS else queue_for(state, options)
     if queue is not state.queue:
-        if state.away and _park(state, task):
+        if state.away and _block_on_return(state, task):
             return
-        queue.line.put(task)
+        queue.tasks.put(task)
         move(state, task, queue.phase, "queued")
         fresh[queue] = None
         return
     if task.dependencies:
-        if state.away and _park(state, task):
+        if state.away and _block_on_return(state, task):
             return
         worker = _best_worker(state, task)
         if worker is not None:
-            if has_room(state, worker):
+            if state.index.has_room(worker):
                 assign(state, task, worker, 0)
-                settle(state, worker)
+                state.index.update(worker)
             else:
                 worker.backlog.put(task)
                 move(state, task, queue.phase, "queued")
             return
-    queue.line.put(task)
+    queue.tasks.put(task)
     move(state, task, queue.phase, "queued")
 
 
-def _park(state: State, task: Task) -> bool:
-    """Have a ready task wait if an input of it is nowhere but at workers that are away; False if none is."""
+def _block_on_return(state: State, task: Task) -> bool:
+    """Have a ready task wait if only workers that are away hold one of its inputs; False if there is no such input."""
     for dependency in task.dependencies:
         phase = dependency.phase
-        if isinstance(phase, InMemory) and all(holder.away_until is not None for holder in phase.holders):
-            phase.holders[0].parked[task] = None
+        if isinstance(phase, InMemory) and all(type(holder.phase) is Away for holder in phase.holders):
+            first = phase.holders[0].phase
+            assert isinstance(first, Away)
+            first.absence.blocked_tasks[task] = None
             return True
     return False
 
@@ -318,9 +293,9 @@ def _best_worker(state: State, task: Task) -> Worker | None:
         if size > most or (size == most and best is not None and worker.occupancy_s < best.occupancy_s):
             best, most = worker, size
     assert best is not None
-    if len(best.processing) < best.slots or not state.idle:
+    if len(best.processing) < best.slots or not state.index.idle:
         return best
-    idle = next(iter(state.idle))
+    idle = next(iter(state.index.idle))
     settings = state.settings
     moving_s = settings.latency_s + (total - scores.get(idle, 0)) / settings.bandwidth_bytes_per_s
     return idle if best.occupancy_s / best.slots > moving_s else best
@@ -328,53 +303,50 @@ def _best_worker(state: State, task: Task) -> Worker | None:
 
 def _refill(state: State, worker: Worker) -> None:
     """Give a worker with room what waits for it: its backlog and its queues by priority, then the common queue."""
-    if worker.peer not in state.workers:
+    if worker.phase is not HERE:
+        state.check_retirements_soon()  # what it ran or held may have been all that kept it
         return
-    while has_room(state, worker):
-        line = worker.backlog
-        best = line.first()
+    index = state.index
+    while index.has_room(worker):
+        source = worker.backlog
+        best = source.first()
         for queue in worker.queues:
-            first = queue.line.first()
+            first = queue.tasks.first()
             if (
                 first is not None
                 and (best is None or first.priority < best.priority)
-                and all(worker.available[name] + ROUNDING >= amount for name, amount in queue.terms.resources)
+                and all(worker.available[name] + ROUNDING >= amount for name, amount in queue.options.resources)
             ):
-                line, best = queue.line, first
+                source, best = queue.tasks, first
         if best is None:
             break
-        common = state.queue.line.first()
+        common = state.queue.tasks.first()
         if common is not None and common.priority >> PRIORITY_BITS < best.priority >> PRIORITY_BITS:
-            line, best = state.queue.line, common
-        line.take()
+            source, best = state.queue.tasks, common
+        source.take()
         assign(state, best, worker, 0)
-    settle(state, worker)
+    index.update(worker)
 
 
-def _drain_queue(state: State) -> None:
-    """Hand the common queue out to workers with room: idle ones first, a run of consecutive tasks to each."""
-    line = state.queue.line
-    roomy = state.roomy
-    idle = state.idle
-    while roomy and line:
-        share = min(CHUNK, max(1, len(line) // len(roomy)))
-        worker = next(iter(idle or roomy))
-        while share and has_room(state, worker):
-            task = line.take()
+def _hand_out_common(state: State) -> None:
+    """Hand the common queue out to workers with capacity: idle ones first, a run of consecutive tasks to each."""
+    common = state.queue.tasks
+    index = state.index
+    while index.has_capacity and common:
+        share = min(CHUNK, max(1, len(common) // len(index.has_capacity)))
+        worker = next(iter(index.idle or index.has_capacity))
+        while share and index.has_room(worker):
+            task = common.take()
             if task is None:
                 break
             assign(state, task, worker, 0)
             share -= 1
-        settle(state, worker)
-        if worker in roomy:
-            roomy.move_to_end(worker)
-        if worker in idle:
-            idle.move_to_end(worker)
+        index.update_last(worker)
 
 
-def _hand_ahead(state: State, task: Task) -> None:
+def _assign_ahead(state: State, task: Task) -> None:
     """Assign a waiting task to the one worker where all its inputs are or are being computed, if there is one."""
-    if task.terms is not NO_TERMS and (task.terms.workers or task.terms.resources):
+    if task.options is not DEFAULT_OPTIONS and (task.options.workers or task.options.resources):
         return
     worker: Worker | None = None
     missing = 0
@@ -398,4 +370,4 @@ def _hand_ahead(state: State, task: Task) -> None:
             return
     if len(worker.processing) < state.settings.chain_runs:
         assign(state, task, worker, missing)
-        settle(state, worker)
+        state.index.update(worker)

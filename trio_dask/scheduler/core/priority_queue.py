@@ -1,12 +1,10 @@
-"""A line of queued tasks, by priority.
+"""A queue of tasks, by priority.
 
-Nearly all tasks come in the order of their priorities, so the line is a plain row at whose end they are put, and beside
-it a heap for those that come out of turn.
+Nearly all tasks come in the order of their priorities: these stand in a deque, and a heap beside it has the others.
 
-A task that leaves the queue otherwise than by being taken stays in line as a stale entry, and one that comes back is in
-line twice. Both are harmless: an entry counts only while its task is queued. Stale entries go when they come to the
-head; behind one that is never taken, since no worker meets its demands, they would gather for ever, so a line that has
-grown long is swept.
+A task that leaves the queue other than by `take` stays in it as a stale entry; a task that comes back is in it twice.
+Both are harmless: an entry counts only while its task is queued. Stale entries are dropped at the head; behind a task
+that is never taken, since no worker meets its demands, they would gather for ever, so a long queue drops all of them.
 """
 
 from __future__ import annotations
@@ -19,43 +17,43 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from trio_dask.scheduler.core.state import Task
 
-__all__ = ["Line"]
+__all__ = ["TaskQueue"]
 
-SWEEP_FROM: Final = 10_000
-"""A line that is shorter is not swept."""
+DROP_STALE_FROM: Final = 10_000
+"""A shorter queue keeps its stale entries."""
 
-SWEEP_FACTOR: Final = 4
-"""A line is swept when it is so many times as long as it was after the last time: that costs little per entry."""
+DROP_STALE_FACTOR: Final = 4
+"""Stale entries are dropped once the queue has grown by this factor, so that an entry costs little."""
 
 
-class Line:
+class TaskQueue:
     """Tasks, the least priority number first. Its length counts stale entries too."""
 
-    __slots__ = ("_arrivals", "_heap", "_row", "_sweep_at")
+    __slots__ = ("_arrivals", "_drop_stale_at", "_heap", "_in_order")
 
     def __init__(self) -> None:
-        self._row: deque[Task] = deque()
+        self._in_order: deque[Task] = deque()
         self._heap: list[tuple[int, int, Task]] = []
         self._arrivals = 0
-        self._sweep_at = SWEEP_FROM
+        self._drop_stale_at = DROP_STALE_FROM
 
     def __len__(self) -> int:
-        return len(self._row) + len(self._heap)
+        return len(self._in_order) + len(self._heap)
 
     def __bool__(self) -> bool:
-        return bool(self._row or self._heap)
+        return bool(self._in_order or self._heap)
 
     def __iter__(self) -> Iterator[Task]:
-        yield from self._row
+        yield from self._in_order
         for _, _, task in self._heap:
             yield task
 
     def put(self, task: Task) -> None:
         """Add a task."""
-        row = self._row
-        if len(row) + len(self._heap) >= self._sweep_at:
-            self._sweep()
-            row = self._row
+        row = self._in_order
+        if len(row) + len(self._heap) >= self._drop_stale_at:
+            self._drop_stale()
+            row = self._in_order
         if not row or row[-1].priority <= task.priority:
             row.append(task)
         else:
@@ -64,7 +62,7 @@ class Line:
 
     def first(self) -> Task | None:
         """The task that `take` would give."""
-        row, heap = self._row, self._heap
+        row, heap = self._in_order, self._heap
         while row and not row[0].phase.is_queued:
             row.popleft()
         if not heap:
@@ -79,15 +77,15 @@ class Line:
         """Take the best task, if there is one."""
         task = self.first()
         if task is not None:
-            if self._row and self._row[0] is task:
-                self._row.popleft()
+            if self._in_order and self._in_order[0] is task:
+                self._in_order.popleft()
             else:
                 heappop(self._heap)
         return task
 
-    def _sweep(self) -> None:
-        seen = {task: None for task in self._row if task.phase.is_queued}
-        self._row = deque(seen)
+    def _drop_stale(self) -> None:
+        seen = {task: None for task in self._in_order if task.phase.is_queued}
+        self._in_order = deque(seen)
         heap: list[tuple[int, int, Task]] = []
         for entry in sorted(self._heap):  # which is a heap too
             task = entry[2]
@@ -95,9 +93,9 @@ class Line:
                 seen[task] = None
                 heap.append(entry)
         self._heap = heap
-        self._sweep_at = max(SWEEP_FROM, SWEEP_FACTOR * len(seen))
+        self._drop_stale_at = max(DROP_STALE_FROM, DROP_STALE_FACTOR * len(seen))
 
     def clear(self) -> None:
         """Drop every entry."""
-        self._row.clear()
+        self._in_order.clear()
         self._heap.clear()

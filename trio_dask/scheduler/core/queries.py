@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from operator import attrgetter
 from typing import Any, Final
 
 from trio_dask.errors import ProtocolError
 from trio_dask.scheduler.core.state import InMemory, Processing, State, Task, Worker
+from trio_dask.scheduler.core.worker_states import Away
 
-__all__ = ["STATES", "answer", "count_states", "describe_workers", "oldest_run"]
+__all__ = ["STATES", "answer", "overview"]
 
 
 def answer(state: State, what: str, arguments: tuple[str, ...]) -> Any:
@@ -102,44 +103,63 @@ def _states(state: State, keys: tuple[str, ...]) -> dict[str, str]:
 STATES: Final = ("waiting", "queued", "no-worker", "processing", "memory", "erred", "released")
 """Of the tasks that the scheduler knows, in the order in which people read them."""
 
+WORKERS_AT_ONCE: Final = 20
+TASKS_AT_ONCE: Final = 20_000
+"""Each of these takes about 2 ms."""
 
-def count_states(tasks: Iterable[Task]) -> Counter[str]:
-    """How many of these tasks are in each state: a tenth of a second for a million.
 
-    Counters would cost more, since each step of each task would have to move them.
+def overview(state: State, clock: Callable[[], float]) -> Generator[None, None, dict[str, Any]]:
+    """The workers, how many tasks are in each state, and which task has been running for longest.
+
+    It reads every task and every run, and pauses now and then for the scheduler to do other work, so its parts may be
+    some moments apart. Counters would cost more, since each step of each task would have to move them.
     """
-    return Counter(map(attrgetter("phase.state"), tasks))
+    tasks = list(state.tasks.values())
+    counts: Counter[str] = Counter()
+    for start in range(0, len(tasks), TASKS_AT_ONCE):
+        counts += Counter(map(attrgetter("phase.state"), tasks[start : start + TASKS_AT_ONCE]))
+        yield
+    workers = list(state.workers.values())
+    oldest: dict[str, Any] | None = None
+    for start in range(0, len(workers), WORKERS_AT_ONCE):
+        run = _oldest_run(workers[start : start + WORKERS_AT_ONCE], clock())
+        if run is not None and (oldest is None or run["seconds"] > oldest["seconds"]):
+            oldest = run
+        yield
+    return {
+        "workers": [_describe(worker) for worker in (*state.workers.values(), *state.away)],
+        "clients": [client.name for client in state.clients.values()],
+        "tasks": {name: counts[name] for name in STATES},
+        "oldest": oldest,
+    }
 
 
-def describe_workers(state: State) -> list[dict[str, Any]]:
-    """What there is to say about each worker, those among them that are away."""
-    return [
-        {
-            "name": worker.info.name,
-            "address": worker.info.address,
-            "host": worker.info.host,
-            "pid": worker.info.pid,
-            "status": _status(worker),
-            "nthreads": worker.info.nthreads,
-            "memory_limit": worker.info.memory_limit,
-            "processing": len(worker.processing),
-            "in_memory": len(worker.holds),
-            "metrics": dict(worker.last_metrics),
-        }
-        for worker in (*state.workers.values(), *state.away.values())
-    ]
+def _describe(worker: Worker) -> dict[str, Any]:
+    info = worker.info
+    return {
+        "name": info.name,
+        "address": info.address,
+        "host": info.host,
+        "pid": info.pid,
+        "status": _status(worker),
+        "nthreads": info.nthreads,
+        "memory_limit": info.memory_limit,
+        "processing": len(worker.processing),
+        "in_memory": len(worker.holds),
+        "metrics": dict(worker.last_metrics),
+    }
 
 
 def _status(worker: Worker) -> str:
-    if worker.away_until is not None:
+    if type(worker.phase) is Away:
         return "away"
-    if worker.leaving:
+    if worker.phase.retirement is not None:
         return "leaving"
     return "paused" if worker.last_metrics.get("paused") else "running"
 
 
-def oldest_run(workers: Iterable[Worker], now: float) -> dict[str, Any] | None:
-    """Of the tasks that have run for a while on these workers: the one that was begun first."""
+def _oldest_run(workers: Iterable[Worker], now: float) -> dict[str, Any] | None:
+    """The task that has run for longest on these workers, among those whose start was reported."""
     found: tuple[float, Task, Worker] | None = None
     for worker in workers:
         for task in worker.processing.values():

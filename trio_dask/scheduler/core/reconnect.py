@@ -1,15 +1,10 @@
-"""Workers that are lost, perhaps for a moment only.
+"""Workers whose connection is lost, perhaps for a moment only.
 
-    here ──► away ──► returning ──► here        its link was cut, it dialled again and brought what it has
-              │ │
-              │ └──► buried                      its grace is over, or its nanny said that its process has ended
-    here ──► buried                              it gave no sign of life for too long, or it said goodbye
-
-While a worker is away it keeps its results and its runs, on paper, and nothing is computed anew: tasks whose inputs
-only it has wait, parked. Nothing is sent to it, so whatever was decided meanwhile it does not know, and what it had
-said last may not have arrived. Therefore nothing is replayed or merged when it returns: it tells what it has, and
-`reconcile` holds that against the books, line by line. A result counts only if the very run that gave it is still
-wanted there.
+While a worker is away, the scheduler keeps the records of its results and its runs, and computes nothing anew: tasks
+whose inputs only this worker has wait for its return. Nothing is sent to it, so it does not know what was decided
+meanwhile, and what it said last may not have arrived. Therefore nothing is replayed or merged when it returns: it tells
+what it has, and `reconcile` compares that with the records, one by one. A result counts only if the very run that gave
+it is still wanted there.
 """
 
 from __future__ import annotations
@@ -19,124 +14,113 @@ from typing import Final
 from trio_dask.errors import ProtocolError
 from trio_dask.ids import Incarnation, Key, PeerId, RunId
 from trio_dask.parsing import counted
+from trio_dask.protocol.hello import Hello
 from trio_dask.protocol.messages import CancelRuns, Free, Inventory, WorkerAlive, WorkerExited
-from trio_dask.scheduler.core.retirement import forget_copies
+from trio_dask.scheduler.core.retirement import begin_retiring, forget_copies
 from trio_dask.scheduler.core.state import (
     ClosePeer,
     InMemory,
+    LogLine,
     Nanny,
-    Notice,
     Processing,
     State,
     Worker,
     WorkerInfo,
 )
-from trio_dask.scheduler.core.task_transitions import announce, finish, hand_back, lose
-from trio_dask.scheduler.core.worker_membership import (
-    bury,
-    close_to_work,
-    enter,
-    expect_signs,
-    open_to_work,
-    release_parked,
-)
+from trio_dask.scheduler.core.task_transitions import finish, notify_client, remove_replica, requeue
+from trio_dask.scheduler.core.worker_membership import remove_worker
+from trio_dask.scheduler.core.worker_states import HERE, Away, Returning
+from trio_dask.scheduler.core.worker_transitions import absence_of, change_phase, leave_tables, unblock_tasks
 
 __all__ = [
+    "ARRIVAL_S",
     "add_nanny",
-    "come_back",
-    "end_graces",
-    "look_for_signs",
-    "lose_worker",
-    "may_return",
-    "obituary",
+    "check_heartbeats",
+    "connection_lost",
+    "end_expired",
+    "find_resumable",
+    "nanny_heartbeat",
+    "offer_return",
     "reconcile",
     "remove_nanny",
-    "vouch",
+    "resume_worker",
+    "worker_exited",
 ]
 
 
-SAID_AFTER_S: Final = 1.0
-"""The obituary of a worker that has died comes before that, and says why; then its lost link is no news."""
+REPORT_AFTER_S: Final = 1.0
+"""The report of a worker's death comes before that, and says why; then its lost connection is no news."""
+
+ARRIVAL_S: Final = 15.0
+"""A worker or client that was offered its session has at least this long to receive the answer and begin it."""
 
 # ------------------------------------------------------------------------------------------------- away and back
 
 
-def lose_worker(state: State, worker: Worker, reason: str) -> None:
-    """The link to a worker was lost without a goodbye. It is away, if it may come back; else this is its end."""
+def connection_lost(state: State, worker: Worker, reason: str) -> None:
+    """The connection to a worker ended without a goodbye. It is away, if it may come back; else this is its end."""
     grace_s = state.settings.reconnect_grace_s
     if not worker.info.reconnect or grace_s <= 0:
-        bury(state, worker, reason, expected=False)
-        return
-    _go_away(state, worker, reason)
-    worker.away_said_at = state.now + SAID_AFTER_S
+        remove_worker(state, worker, reason, expected=False)
+    else:
+        _go_away(state, worker, reason, report_at=state.now + REPORT_AFTER_S)
 
 
-def _go_away(state: State, worker: Worker, reason: str) -> None:
-    close_to_work(state, worker)
-    del state.workers[worker.peer]
-    state.outboxes.pop(worker.peer, None)
-    state.frees.pop(worker.peer, None)
-    for content in state.contents.values():
-        content.shipped.pop(worker, None)
-    worker.returning = False
-    worker.why_away = reason
-    worker.away_until = state.now + state.settings.reconnect_grace_s
-    state.away[worker.info.incarnation] = worker
+def _go_away(state: State, worker: Worker, reason: str, *, report_at: float) -> None:
+    until = state.now + state.settings.reconnect_grace_s
+    absence, retirement = absence_of(worker), worker.phase.retirement
+    change_phase(state, worker, Away(absence, retirement, why=reason, until=until, report_at=report_at))
 
 
-def may_return(state: State, previous: Incarnation, info: WorkerInfo) -> bool:
-    """Whether this worker can go on where the session `previous` ended."""
-    former = _find(state, previous)
-    return (
-        former is not None
-        and former.info.nthreads == info.nthreads
-        and former.info.resources == info.resources
-        and (former.leaving != "" or state.names.get(info.name, former) is former)  # one that leaves gives up its name
-        and state.addresses.get(info.address, former) is former
-    )
-
-
-def come_back(state: State, peer: PeerId, previous: Incarnation, info: WorkerInfo) -> bool:
-    """A worker that was away is back, if it `may_return`. It is given work once it has sent its inventory.
-
-    If its old session still counts as alive, because nobody has noticed its end, that ends here.
-    """
-    if not may_return(state, previous, info):
-        return False
+def find_resumable(state: State, previous: Incarnation, info: WorkerInfo) -> Worker | None:
+    """The worker that was in session `previous` and can go on as the one that now says `info`."""
     worker = _find(state, previous)
-    assert worker is not None
-    if worker.away_until is None:
-        state.requests.append(ClosePeer(worker.peer, "this worker has begun another session"))
-        _go_away(state, worker, "it has begun another session")
-    del state.away[worker.info.incarnation]
-    worker.away_said_at = float("inf")
-    for table, key in (
-        (state.names, worker.info.name),
-        (state.addresses, worker.info.address),
-        (state.processes, worker.info.process),
+    if (
+        worker is not None
+        and worker.info.nthreads == info.nthreads
+        and worker.info.resources == info.resources
+        # A retiring worker gives up its name, so another may have it.
+        and (worker.phase.retirement is not None or state.names.get(info.name, worker) is worker)
+        and state.addresses.get(info.address, worker) is worker
     ):
-        if table.get(key) is worker:
-            del table[key]
+        return worker
+    return None
+
+
+def offer_return(state: State, worker: Worker, hello: Hello) -> None:
+    """A worker called again and hears that it can go on. If its old session seems alive, that ends here."""
+    if type(worker.phase) is not Away:
+        reason = "this worker has begun another session"
+        state.requests.append(ClosePeer(worker.peer, reason))
+        _go_away(state, worker, reason, report_at=float("inf"))
+    phase = worker.phase
+    assert isinstance(phase, Away)
+    phase.offered_to = hello
+    phase.until = max(phase.until, state.now + ARRIVAL_S)
+
+
+def resume_worker(state: State, worker: Worker, peer: PeerId, info: WorkerInfo) -> None:
+    """A worker that is away has begun a session. It is given work once it has sent its inventory."""
+    phase = worker.phase
+    assert isinstance(phase, Away)
+    leave_tables(state, worker)
+    absence = phase.absence
+    absence.old_incarnations += (worker.info.incarnation,)
     worker.peer = peer
-    worker.former = (*worker.former, worker.info.incarnation)
     worker.info = info
-    worker.away_until = None
-    worker.returning = True
-    enter(state, worker)
-    return True
+    change_phase(state, worker, Returning(absence, phase.retirement))
 
 
 def reconcile(state: State, worker: Worker, inventory: Inventory) -> None:
-    """Hold what a returned worker has against what it should have, and give it work again.
+    """Compare what a returned worker has with what it should have, and give it work again.
 
     Raises `ProtocolError` if this worker has not just returned.
     """
-    if not worker.returning:
+    phase = worker.phase
+    if not isinstance(phase, Returning):
         raise ProtocolError("an inventory came from a worker that has not just returned")
-    worker.returning = False
-    worker.former = ()
     state.requests.append(
-        Notice(f"Worker {worker.info.title} reconnected with {counted(len(inventory.held), 'result')}")
+        LogLine(f"Worker {worker.info.title} reconnected with {counted(len(inventory.held), 'result')}")
     )
     kept: dict[Key, None] = {}
     foreign: list[Key] = []
@@ -151,13 +135,13 @@ def reconcile(state: State, worker: Worker, inventory: Inventory) -> None:
             foreign.append(key)
     for task in list(worker.holds):
         if task.key not in kept:
-            lose(state, task, worker, f"{worker.info.name} came back without it")
+            remove_replica(state, task, worker, f"{worker.info.name} came back without it")
     brought = dict.fromkeys(inventory.runs)
     for run, task in list(worker.processing.items()):
         if worker.processing.get(run) is not task:
-            continue  # handing one back takes along those that wait there for its result
+            continue  # requeueing one takes along those that wait there for its result
         if run not in brought:
-            hand_back(state, task, f"{worker.info.name} came back without it")
+            requeue(state, task, f"{worker.info.name} came back without it")
         elif isinstance(task.phase, Processing):
             task.phase.retracting = False
     if foreign:
@@ -166,35 +150,35 @@ def reconcile(state: State, worker: Worker, inventory: Inventory) -> None:
     if unwanted:
         state.send(worker.peer, CancelRuns(unwanted))
     forget_copies(state, worker)
-    if worker.leaving:
-        state.leaving[worker] = None  # whatever it was told before may not have come
-        state.leaving_at = state.now
+    if phase.retirement is None:
+        change_phase(state, worker, HERE)
     else:
-        open_to_work(state, worker)
-    release_parked(state, worker)
-    unreached, worker.unreached = worker.unreached, []
-    for peer, task in unreached:
+        begin_retiring(state, worker, phase.retirement)
+    unblock_tasks(state, phase.absence)
+    for peer, task in phase.absence.failed_readers:
         if peer in task.wanted:
-            announce(state, task, peer)
+            notify_client(state, task, peer)
 
 
-def end_graces(state: State) -> None:
-    """Bury each worker whose time to come back is over; report one whose death would be known by now."""
+def end_expired(state: State) -> None:
+    """Remove each worker whose grace is over; report each lost connection once a death would be known."""
     grace_s = state.settings.reconnect_grace_s
-    for worker in list(state.away.values()):
-        if worker.away_until is not None and worker.away_until <= state.now:
-            bury(state, worker, worker.why_away, expected=False)
-        elif worker.away_said_at <= state.now:
-            worker.away_said_at = float("inf")
-            text = f"Lost the connection with worker {worker.info.title}: {worker.why_away}"
-            state.requests.append(Notice(f"{text}; keeping its results for {grace_s:g} s"))
+    for worker in list(state.away):
+        phase = worker.phase
+        assert isinstance(phase, Away)
+        if phase.until <= state.now:
+            remove_worker(state, worker, phase.why, expected=False)
+        elif phase.report_at <= state.now:
+            phase.report_at = float("inf")
+            text = f"Lost the connection with worker {worker.info.title}: {phase.why}"
+            state.requests.append(LogLine(f"{text}; keeping its results for {grace_s:g} s"))
 
 
 def _find(state: State, previous: Incarnation) -> Worker | None:
     """The worker, here or away, that was in this session last, as far as it knows: a welcome may have been lost."""
-    for workers in (state.away, state.workers):
-        for worker in workers.values():
-            if previous and (worker.info.incarnation == previous or previous in worker.former):
+    for workers in (state.away, state.workers.values()):
+        for worker in workers:
+            if previous and (worker.info.incarnation == previous or previous in absence_of(worker).old_incarnations):
                 return worker
     return None
 
@@ -202,10 +186,10 @@ def _find(state: State, previous: Incarnation) -> Worker | None:
 # ------------------------------------------------------------------------------------------------- signs of life
 
 
-def look_for_signs(state: State) -> None:
-    """Bury the workers that have given no sign of life for too long, and say when to look again."""
+def check_heartbeats(state: State) -> None:
+    """Remove the workers that have given no sign of life for too long, and schedule the next check."""
     settings = state.settings
-    if state.now - state.signs_at > min(settings.worker_ttl_s, settings.lone_worker_ttl_s) / 2:
+    if state.now - state.heartbeat_check_at > min(settings.worker_ttl_s, settings.lone_worker_ttl_s) / 2:
         # This process itself was stopped or busy: what the workers have said meanwhile waits to be read.
         for worker in state.workers.values():
             worker.heard_at = state.now
@@ -214,26 +198,26 @@ def look_for_signs(state: State) -> None:
         if state.now - worker.heard_at >= limit_s:
             reason = f"no sign of life for {state.now - worker.heard_at:.0f} s"
             state.requests.append(ClosePeer(worker.peer, reason))
-            bury(state, worker, reason, expected=False)
-    state.signs_at = float("inf")
-    expect_signs(state)
+            remove_worker(state, worker, reason, expected=False)
+    state.heartbeat_check_at = float("inf")
+    state.schedule_heartbeat_check()
 
 
 def add_nanny(state: State, peer: PeerId, name: str, process: str) -> None:
-    """A nanny has registered, for the process that it calls so."""
+    """A nanny has registered, for the worker process with this name."""
     state.nannies[peer] = Nanny(peer, name, "")
     if process:
         _note_process(state, peer, process)
 
 
 def remove_nanny(state: State, peer: PeerId) -> None:
-    """A nanny has left. Its worker stays, with nobody to vouch for it."""
+    """A nanny has left. Its worker stays, and gives its signs of life alone."""
     nanny = state.nannies.pop(peer)
     if state.nanny_of.get(nanny.process) == peer:
         del state.nanny_of[nanny.process]
 
 
-def vouch(state: State, peer: PeerId, message: WorkerAlive) -> None:
+def nanny_heartbeat(state: State, peer: PeerId, message: WorkerAlive) -> None:
     """A worker process is alive, says its nanny."""
     _note_process(state, peer, message.process)
     worker = state.processes.get(message.process)
@@ -241,16 +225,16 @@ def vouch(state: State, peer: PeerId, message: WorkerAlive) -> None:
         worker.heard_at = state.now
 
 
-def obituary(state: State, message: WorkerExited) -> None:
-    """A worker process has ended, says its nanny, who knows why. So it does not come back."""
+def worker_exited(state: State, message: WorkerExited) -> None:
+    """A worker process has ended, says its nanny, and why. So it does not come back."""
     worker = state.processes.get(message.process)
     if worker is None:
         return
-    if worker.peer in state.workers:
+    if worker.phase.has_session:
         state.requests.append(ClosePeer(worker.peer, message.cause))
     ran = message.runs if message.exact else None
     of_memory = message.details.get("of_memory") is True
-    bury(state, worker, message.cause, expected=message.planned, ran=ran, of_memory=of_memory)
+    remove_worker(state, worker, message.cause, expected=message.planned, ran=ran, of_memory=of_memory)
 
 
 def _note_process(state: State, peer: PeerId, process: str) -> None:

@@ -1,8 +1,9 @@
 """Workers that leave in good order: nothing that runs is cut off, and no result is lost with them.
 
-A worker on its way out gets no more work. What has not started there is taken back, what runs may finish, and what it
-alone holds is copied to others. When nothing keeps it any longer it is sent away. It goes because it says so itself
-(`Drain`: it was told to stop, or has come to its end), or because a client has asked for it (`Retire`).
+A retiring worker gets no more work. The scheduler takes back what it has not started, lets its runs finish, and has
+others copy the results that it alone holds. When nothing keeps it any longer, the scheduler dismisses it. A worker
+retires because it says so itself (`Drain`: it was told to stop, or has come to its end), or because a client wants it
+to (`Retire`).
 """
 
 from __future__ import annotations
@@ -12,37 +13,50 @@ from heapq import heapify, heapreplace
 from typing import Final
 
 from trio_dask.ids import Key, PeerId, places_of
-from trio_dask.protocol.messages import Acquire, Leave, NotAcquired, Reply, Retire, ReturnRuns
+from trio_dask.protocol.messages import Acquire, Drain, Leave, NotAcquired, Reply, Retire, ReturnRuns
+from trio_dask.scheduler.core.pending_requests import PendingRequest, WorkersGone
 from trio_dask.scheduler.core.state import InMemory, Processing, State, Task, Worker
-from trio_dask.scheduler.core.worker_membership import close_to_work, open_to_work
+from trio_dask.scheduler.core.worker_states import HERE, Away, Dismissed, Retirement, Retiring, Returning
+from trio_dask.scheduler.core.worker_transitions import change_phase
 
 __all__ = [
-    "TRIES",
-    "begin_leaving",
+    "ATTEMPTS",
+    "begin_retiring",
+    "check_retirements",
+    "drain",
     "forget_copies",
-    "look_at_leaving",
     "not_acquired",
-    "note_departure",
     "retire",
     "select",
 ]
 
-LOOK_S: Final = 0.05
-"""So often it is looked what keeps those who are leaving."""
-
 PATIENT: Final = frozenset({"lifetime", "max-tasks"})
-"""Who leaves for such a reason, with results that nobody else can take yet, waits for somebody, or for their end."""
+"""A worker retiring for one of these reasons waits until another can take its results, or they are released."""
 
-TRIES: Final = 3
-"""So many workers in turn may fail to copy a result; then it is computed anew when its holder has left."""
+ATTEMPTS: Final = 3
+"""Workers that may fail to copy a result; then it is computed anew once its holder has left."""
 
 
-def begin_leaving(state: State, worker: Worker, reason: str) -> None:
-    """Give this worker no more work, take back what it has not started, and send it away once nothing keeps it."""
-    if worker.leaving:
-        return
-    worker.leaving = reason
-    close_to_work(state, worker)
+def drain(state: State, worker: Worker, message: Drain) -> None:
+    """A worker wants to leave by itself, though a client may have retired it before."""
+    retirement = worker.phase.retirement
+    if retirement is None:
+        _retire(state, worker, Retirement(message.reason, self_initiated=True))
+    else:
+        retirement.reason, retirement.self_initiated = message.reason, True
+        state.check_retirements_soon()
+
+
+def _retire(state: State, worker: Worker, retirement: Retirement) -> None:
+    if isinstance(worker.phase, Returning):
+        worker.phase.retirement = retirement  # `reconcile` takes it from there
+    else:
+        begin_retiring(state, worker, retirement)
+
+
+def begin_retiring(state: State, worker: Worker, retirement: Retirement) -> None:
+    """Give this worker no more work, and take back what it has not started."""
+    change_phase(state, worker, Retiring(retirement))
     runs = [
         run
         for run, task in worker.processing.items()
@@ -50,43 +64,53 @@ def begin_leaving(state: State, worker: Worker, reason: str) -> None:
     ]
     if runs:
         state.send(worker.peer, ReturnRuns(tuple(runs)))
-    state.leaving[worker] = None
-    state.leaving_at = state.now
 
 
-def look_at_leaving(state: State) -> None:
-    """Have copied what only those hold who leave, and send away those whom nothing keeps."""
-    # Those first who may have to stay after all: they can then take over from those who go by themselves.
-    for worker in sorted(state.leaving, key=lambda worker: worker.drains):
-        if worker.peer not in state.workers or worker.returning or not worker.leaving:
-            continue
+def check_retirements(state: State) -> None:
+    """Copy data that only retiring workers hold, and dismiss workers with nothing left to wait for."""
+    state.retirements_at = float("inf")
+    state.retirements_checked_at = state.now
+    phases = [(worker, worker.phase) for worker in state.retiring]
+    # Workers that may have to stay come first: they can then take over from those that leave by themselves.
+    phases.sort(key=lambda entry: entry[1].retirement is not None and entry[1].retirement.self_initiated)
+    for worker, phase in phases:
+        if worker.phase is not phase or not isinstance(phase, Retiring):
+            continue  # its retirement was called off with that of another
+        retirement = phase.retirement
         alone = _held_alone(worker)
         if not alone:
-            worker.copying.clear()
-        elif not _have_copied(state, worker, alone) and (worker.leaving in PATIENT or _refuse(state, worker, alone)):
+            retirement.copies.clear()
+        elif not _have_copied(state, worker, retirement, alone) and (
+            retirement.reason in PATIENT or _call_off(state, worker, retirement, alone)
+        ):
             continue
-        if not worker.processing and all(target is None for target, _ in worker.copying.values()):
-            del state.leaving[worker]
-            state.send(worker.peer, Leave(worker.leaving, False))
-    state.leaving_at = state.now + LOOK_S if state.leaving else float("inf")
+        if not worker.processing and all(target is None for target, _ in retirement.copies.values()):
+            change_phase(state, worker, Dismissed(retirement))
+            state.send(worker.peer, Leave(retirement.reason, False))
 
 
 def not_acquired(state: State, target: Worker, message: NotAcquired) -> None:
     """A worker could not copy these results."""
     tasks = [task for key in message.keys if (task := state.tasks.get(key)) is not None]
-    for worker in state.leaving:
+    for copies in _copies(state):
         for task in tasks:
-            tries = worker.copying.get(task)
-            if tries is not None and tries[0] is target:
-                worker.copying[task] = (None, tries[1])
+            copier, attempts = copies.get(task, (None, 0))
+            if copier is target:
+                copies[task] = (None, attempts)
+    state.check_retirements_soon()
 
 
 def forget_copies(state: State, target: Worker) -> None:
     """A worker is back that was to copy results: whether it did is not known, so they are copied anew."""
-    for worker in state.leaving:
-        for task, (copier, tries) in worker.copying.items():
+    for copies in _copies(state):
+        for task, (copier, attempts) in copies.items():
             if copier is target:
-                worker.copying[task] = (None, tries)
+                copies[task] = (None, attempts)
+
+
+def _copies(state: State) -> list[dict[Task, tuple[Worker | None, int]]]:
+    retirements = [worker.phase.retirement for worker in (*state.workers.values(), *state.away)]
+    return [retirement.copies for retirement in retirements if retirement is not None]
 
 
 def retire(state: State, client: PeerId, message: Retire) -> None:
@@ -94,36 +118,20 @@ def retire(state: State, client: PeerId, message: Retire) -> None:
     if message.workers:
         chosen, unknown = select(state, message.workers)
         if unknown:
-            _answer(state, client, message.request, (), f"there is no worker {unknown!r}")
+            _refuse(state, client, message.request, f"there is no worker {unknown!r}")
             return
     else:
         ranked = sorted(state.workers.values(), key=lambda worker: (len(worker.processing), worker.managed_bytes))
-        chosen = [worker for worker in ranked if not worker.leaving][: max(0, message.number)]
-    staying = [worker for worker in state.workers.values() if worker not in chosen and not worker.leaving]
+        chosen = [worker for worker in ranked if worker.phase.retirement is None][: max(0, message.number)]
+    staying = [worker for worker in state.workers.values() if worker not in chosen and worker.phase.retirement is None]
     for worker in chosen:
         if not staying and worker.holds:
-            _answer(state, client, message.request, (), _nowhere(worker, list(worker.holds)))
+            _refuse(state, client, message.request, _nowhere(worker, list(worker.holds)))
             return
-    if not chosen:
-        _answer(state, client, message.request, (), "")
-        return
-    state.retirements.append((client, message.request, dict.fromkeys(chosen), []))
+    state.pending.add(PendingRequest(client, message.request, WorkersGone(chosen)))
     for worker in chosen:
-        begin_leaving(state, worker, "it was retired")
-
-
-def note_departure(state: State, worker: Worker) -> None:
-    """A worker is gone: tell those who wanted it retired."""
-    still: list[tuple[PeerId, int, dict[Worker, None], list[str]]] = []
-    for client, request, workers, left in state.retirements:
-        if worker in workers:
-            del workers[worker]
-            left.append(worker.info.name)
-        if workers:
-            still.append((client, request, workers, left))
-        else:
-            _answer(state, client, request, left, "")
-    state.retirements = still
+        if worker.phase.retirement is None:
+            _retire(state, worker, Retirement("it was retired", self_initiated=False))
 
 
 def select(state: State, names: Iterable[str]) -> tuple[list[Worker], str]:
@@ -142,67 +150,65 @@ def select(state: State, names: Iterable[str]) -> tuple[list[Worker], str]:
 
 
 def _held_alone(worker: Worker) -> list[Task]:
-    """The results of which only this worker, and perhaps others that leave, have a copy."""
+    """The results of which only this worker, and perhaps other retiring ones, have a copy."""
     return [
         task
         for task in worker.holds
-        if isinstance(task.phase, InMemory) and all(holder.leaving for holder in task.phase.holders)
+        if isinstance(task.phase, InMemory)
+        and all(holder.phase.retirement is not None for holder in task.phase.holders)
     ]
 
 
-def _have_copied(state: State, worker: Worker, alone: list[Task]) -> bool:
-    """Ask others to copy what nobody is copying yet; False if there are no others."""
-    targets = [other for other in state.workers.values() if not other.leaving and not other.returning]
+def _have_copied(state: State, worker: Worker, retirement: Retirement, alone: list[Task]) -> bool:
+    """Ask others to copy what none of them is copying yet; False if there are no others."""
+    targets = [other for other in state.workers.values() if other.phase is HERE]
     if not targets:
-        worker.copying.clear()
+        retirement.copies.clear()
         return False
     heap = [(other.managed_bytes, place) for place, other in enumerate(targets)]
     heapify(heap)
     orders: dict[Worker, list[tuple[Key, tuple[str, ...]]]] = {}
-    copying: dict[Task, tuple[Worker | None, int]] = {}
+    copies: dict[Task, tuple[Worker | None, int]] = {}
     for task in alone:
         phase = task.phase
         assert isinstance(phase, InMemory)
-        target, tries = worker.copying.get(task, (None, 0))
-        if target is None or target.peer not in state.workers:
+        target, attempts = retirement.copies.get(task, (None, 0))
+        if target is None or not target.phase.has_session:
             target = None
-            if tries < TRIES:
+            if attempts < ATTEMPTS:
                 nbytes, place = heap[0]
                 heapreplace(heap, (nbytes + phase.nbytes, place))
                 target = targets[place]
                 orders.setdefault(target, []).append((task.key, (worker.info.address,)))
-                tries += 1
-        copying[task] = (target, tries)
-    worker.copying = copying
+                attempts += 1
+        copies[task] = (target, attempts)
+    retirement.copies = copies
     for target, rows in orders.items():
         state.send(target.peer, Acquire(tuple(rows)))
     return True
 
 
-def _refuse(state: State, worker: Worker, alone: list[Task]) -> bool:
-    """Keep a worker that a client wanted to retire, since there is nobody left to take what it holds.
+def _call_off(state: State, worker: Worker, retirement: Retirement, alone: list[Task]) -> bool:
+    """Keep a worker that a client wanted to retire, since there is no other to take what it holds.
 
-    False if nobody asked for it, or it leaves by itself all the same: such a worker cannot be kept.
+    False if no client asked for it, or it leaves by itself all the same: such a worker cannot be kept.
     """
-    if worker.drains:
+    requests = [] if retirement.self_initiated else state.pending.retirements_of(worker)
+    if not requests:
         return False
-    asked = [entry for entry in state.retirements if worker in entry[2]]
-    if not asked:
-        return False
-    del state.leaving[worker]
-    worker.leaving = ""
-    worker.copying.clear()
-    open_to_work(state, worker)
-    for entry in asked:
-        client, request, workers, left = entry
-        state.retirements.remove(entry)
-        for other in workers:
-            if other is not worker and other in state.leaving and not other.drains:
-                del state.leaving[other]
-                other.leaving = ""
-                other.copying.clear()
-                open_to_work(state, other)
-        _answer(state, client, request, left, _nowhere(worker, alone))
+    kept = {worker: None}
+    for pending in requests:
+        assert isinstance(pending.goal, WorkersGone)
+        kept.update(pending.goal.remaining)
+        state.pending.refuse(state, pending, _nowhere(worker, alone))
+    for other in kept:
+        phase = other.phase
+        if phase.retirement is None or phase.retirement.self_initiated:
+            continue
+        if isinstance(phase, Retiring):
+            change_phase(state, other, HERE)
+        elif isinstance(phase, Away | Returning):
+            phase.retirement = None
     return True
 
 
@@ -213,8 +219,5 @@ def _nowhere(worker: Worker, tasks: list[Task]) -> str:
     )
 
 
-def _answer(state: State, client: PeerId, request: int, retired: Iterable[str], refused: str) -> None:
-    payload: dict[str, object] = {"retired": tuple(retired)}
-    if refused:
-        payload["refused"] = refused
-    state.send(client, Reply(request, payload))
+def _refuse(state: State, client: PeerId, request: int, reason: str) -> None:
+    state.send(client, Reply(request, {"retired": (), "refused": reason}))

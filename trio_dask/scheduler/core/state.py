@@ -1,4 +1,4 @@
-"""What the scheduler knows: tasks, workers, clients, contents, and the boxes of messages that wait to be sent.
+"""What the scheduler knows: tasks, workers, clients, blobs, and the messages that wait to be sent.
 
 Everything here is plain data. Ordered containers only (dicts and lists, never sets of objects), so that the order of
 every decision follows from the order of the events alone.
@@ -6,73 +6,84 @@ every decision follows from the order of the events alone.
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Mapping
 from typing import Final, NamedTuple, TypeAlias
 
 from trio_dask.ids import Digest, Incarnation, Key, PeerId, RunId
+from trio_dask.protocol.hello import Hello
 from trio_dask.protocol.messages import Free, Message, Stuck
-from trio_dask.scheduler.core.priority_queue import Line
+from trio_dask.scheduler.core.pending_requests import PendingRequests
+from trio_dask.scheduler.core.priority_queue import TaskQueue
 from trio_dask.scheduler.core.task_states import (
     FORGOTTEN,
     RELEASED,
     Erred,
     Failure,
     InMemory,
-    Past,
     Phase,
     Processing,
     Queued,
+    RetryHistory,
     Waiting,
 )
+from trio_dask.scheduler.core.worker_index import WorkerIndex
+from trio_dask.scheduler.core.worker_states import NEW, WorkerPhase
 
 __all__ = [
-    "DETACHED",
+    "DEFAULT_OPTIONS",
+    "FIRE_AND_FORGET",
     "FORGOTTEN",
-    "MANY_QUEUES",
-    "NO_TERMS",
+    "PRUNE_QUEUES_FROM",
     "RELEASED",
     "Client",
     "ClosePeer",
-    "Content",
     "CoreSettings",
     "Erred",
     "Failure",
     "InMemory",
+    "LogLine",
     "Nanny",
-    "Notice",
-    "Past",
     "Phase",
     "Processing",
     "Queue",
     "Queued",
     "Request",
+    "RetryHistory",
     "State",
     "Stop",
+    "StoredBlob",
     "StuckNews",
     "Task",
-    "Terms",
+    "TaskOptions",
     "Waiting",
     "Worker",
     "WorkerInfo",
 ]
 
-DETACHED: Final = PeerId(0)
-"""Stands among those who want a task until it has finished, when a client asked for `fire_and_forget`."""
+FIRE_AND_FORGET: Final = PeerId(0)
+"""Stands among the clients that want a task until it has finished, if one asked for `fire_and_forget`."""
 
 STORY_LENGTH: Final = 10_000
 """Steps kept for `story`: about 2 MB, and the last second or so of a busy scheduler."""
 
 
-MANY_QUEUES: Final = 1000
-"""With so many different demands it is looked which of them are still made."""
+PRUNE_QUEUES_FROM: Final = 1000
+"""Above this many task queues, empty ones are dropped."""
+
+
+RETIREMENT_GAP_S: Final = 0.01
+"""A check of retiring workers reads all that they hold, so there are no more than this allows."""
+
+HEARTBEAT_CHECKS_PER_TTL: Final = 10
+"""Checks within the time that a worker may be silent."""
 
 
 class CoreSettings(NamedTuple):
     """What the decisions depend on. Times in seconds, sizes in bytes."""
 
     allowed_failures: int = 3
-    """So many workers may die while they run a task; with the next one it fails."""
+    """Workers that may die while they run a task; with the next one it fails."""
     ahead_s: float = 0.025
     """Estimated work that a worker holds per slot, so that no slot waits for the network."""
     ahead_runs: int = 2000
@@ -83,17 +94,17 @@ class CoreSettings(NamedTuple):
     latency_s: float = 0.002
     balance_interval_s: float = 0.1
     free_delay_s: float = 0.02
-    """How long a worker may keep what it is to drop, when there is nothing else to tell it."""
+    """How long a worker may keep unneeded results when there is no other message for it."""
     restart_timeout_s: float = 30.0
     reconnect_grace_s: float = 5.0
     """How long what a lost worker held and ran is kept for its return."""
     worker_ttl_s: float = float("inf")
-    """Without a sign of life for so long, from itself or its nanny, a worker is lost."""
+    """A worker is lost after this time without a sign of life from itself or its nanny."""
     lone_worker_ttl_s: float = float("inf")
-    """The same for a worker without a nanny: nobody can vouch for it while a task holds the interpreter."""
+    """The same for a worker without a nanny, which cannot give signs of life while a task holds the interpreter."""
     idle_timeout_s: float = float("inf")
     stuck_after_s: float = 10.0
-    """Tasks for which there is no worker for so long are worth a sentence."""
+    """Tasks that no worker can take are reported after this time."""
     validate: bool = False
 
 
@@ -111,7 +122,7 @@ class WorkerInfo(NamedTuple):
     reconnect: bool = False
     """It comes back after a lost link, and brings what it has."""
     process: str = ""
-    """What its nanny calls its process, if it has one."""
+    """Its nanny's name for its process, if it has a nanny."""
     metrics: Mapping[str, float] = {}
     """Its first figures; each heartbeat has new ones."""
 
@@ -126,7 +137,7 @@ class WorkerInfo(NamedTuple):
         return self.own_name or self.address
 
 
-class Terms(NamedTuple):
+class TaskOptions(NamedTuple):
     """The conditions under which tasks run; shared by all tasks submitted together."""
 
     priority: int = 0
@@ -138,10 +149,10 @@ class Terms(NamedTuple):
     time_limit_s: float | None = None
 
 
-NO_TERMS: Final = Terms()
+DEFAULT_OPTIONS: Final = TaskOptions()
 
 
-class Content:
+class StoredBlob:
     """A blob that tasks refer to, opaque; for a function also how long its calls take.
 
     `references` counts tasks and clients; at zero the blob is dropped here and at the workers it was `shipped` to.
@@ -173,11 +184,11 @@ class Task:
         "dependencies",
         "dependents",
         "function",
+        "history",
         "key",
-        "past",
+        "options",
         "phase",
         "priority",
-        "terms",
         "token",
         "waiters",
         "wanted",
@@ -187,9 +198,9 @@ class Task:
         self,
         key: Key,
         priority: int,
-        function: Content | None,
+        function: StoredBlob | None,
         call: bytes,
-        terms: Terms,
+        options: TaskOptions,
         wanted: tuple[PeerId, ...],
     ) -> None:
         self.key = key
@@ -197,7 +208,7 @@ class Task:
         self.function = function
         """None for data that a client scattered: it cannot be computed again."""
         self.call = call
-        self.terms = terms
+        self.options = options
         self.wanted = wanted
         """Clients that want the result (a tuple, since nearly all tasks share one of one)."""
         self.dependencies: tuple[Task, ...] = ()
@@ -205,8 +216,8 @@ class Task:
         self.waiters = 0
         """Dependents that are waiting, queued or processing."""
         self.phase: Phase = RELEASED
-        self.past: Past | None = None
-        self.blobs: tuple[Content, ...] = ()
+        self.history: RetryHistory | None = None
+        self.blobs: tuple[StoredBlob, ...] = ()
         self.token = b""
 
     def __repr__(self) -> str:
@@ -216,99 +227,92 @@ class Task:
 class Queue:
     """Ready tasks with the same demands on a worker, and the workers that meet them."""
 
-    __slots__ = ("eligible", "line", "phase", "terms")
+    __slots__ = ("eligible", "options", "phase", "tasks")
 
-    def __init__(self, terms: Terms) -> None:
-        self.terms = terms
-        self.line = Line()
+    def __init__(self, options: TaskOptions) -> None:
+        self.options = options
+        self.tasks = TaskQueue()
         self.eligible: dict[Worker, None] = {}
         self.phase = Queued(self)
 
 
 class Worker:
-    """One worker, through all sessions of one life: it may be away for a while, and come back with what it has.
-
-    It is given work while it has slots. It has as many as it can run at once, its capacity; but none while it is away,
-    until it has said what it brings back, and once it is leaving.
-    """
+    """One worker, through all sessions of one life: it may be away for a while, and come back with what it has."""
 
     __slots__ = (
         "available",
-        "away_said_at",
-        "away_until",
         "backlog",
         "capacity",
-        "copying",
-        "drains",
-        "former",
         "heard_at",
         "holds",
         "info",
         "last_metrics",
-        "leaving",
         "managed_bytes",
         "occupancy_s",
-        "parked",
         "peer",
+        "phase",
         "processing",
         "queues",
-        "returning",
+        "self_tuple",
         "slots",
-        "sole",
-        "unreached",
-        "why_away",
     )
 
     def __init__(self, peer: PeerId, info: WorkerInfo) -> None:
         self.peer = peer
+        """Its session, or, while it is away, its last one."""
         self.info = info
-        self.capacity = self.slots = info.nthreads
+        self.phase: WorkerPhase = NEW
+        self.capacity = info.nthreads
+        """The runs that it can execute at once."""
+        self.slots = 0
+        """Its capacity while it is here; 0 in every other phase, so that it is given no work."""
         self.processing: dict[RunId, Task] = {}
         self.occupancy_s = 0.0
         self.holds: dict[Task, None] = {}
         self.managed_bytes = 0
-        self.backlog = Line()
+        self.backlog = TaskQueue()
         """Queued tasks whose inputs are here."""
         self.queues: list[Queue] = []
         """Queues with demands that this worker meets."""
         self.available = dict(info.resources)
-        self.sole = (self,)
+        self.self_tuple = (self,)
+        """The holders of a result that only this worker has: one tuple for all of them."""
         self.last_metrics: Mapping[str, object] = info.metrics
         self.heard_at = 0.0
-        self.away_until: float | None = None
-        self.away_said_at = float("inf")
-        """When it is said that this worker is away, if it has neither come back nor been buried by then."""
-        """While it is away: when it is given up."""
-        self.why_away = ""
-        self.former: tuple[Incarnation, ...] = ()
-        """Earlier sessions, until it has shown that it knows of the one that it has now."""
-        self.returning = False
-        """It is back, and has not said yet what it brings."""
-        self.parked: dict[Task, None] = {}
-        """Ready tasks that wait for its return, because it alone has inputs of theirs."""
-        self.unreached: list[tuple[PeerId, Task]] = []
-        """Clients that could not get a result from it while it was away."""
-        self.leaving = ""
-        """Why it is on its way out, if it is."""
-        self.drains = False
-        """It said so itself: it takes no runs any more, and cannot be kept."""
-        self.copying: dict[Task, tuple[Worker | None, int]] = {}
-        """Results that others are copying, because it leaves: who does, and how often it was tried."""
 
     def __repr__(self) -> str:
-        return f"<Worker {self.info.name}>"
+        return f"<Worker {self.info.name} {self.phase.name}>"
 
 
 class Nanny(NamedTuple):
-    """One session of a nanny: who it is, and what it calls the worker process that it last vouched for."""
+    """One session of a nanny: its name, and its name for the worker process that it last reported alive."""
 
     peer: PeerId
     name: str
     process: str
 
 
+class ClientAway:
+    """The connection of a client was lost; what it wants is kept until its grace is over."""
+
+    __slots__ = ("offered_to", "until")
+
+    def __init__(self, until: float) -> None:
+        self.until = until
+        self.offered_to: Hello | None = None
+        """The last hello of the client that was answered with the offer to go on."""
+
+
+class Offer(NamedTuple):
+    """The answer to a hello said that its sender may go on with the session that it had."""
+
+    hello: Hello
+    subject: Worker | Client
+    expires_at: float
+
+
 class StuckNews:
-    """What a client was told of its tasks that wait for a worker, since they do."""
+    """What a client was told about its tasks that wait for a worker."""
 
     __slots__ = ("aloud", "aloud_at", "since", "told")
 
@@ -316,7 +320,7 @@ class StuckNews:
         self.since = since
         self.told: Stuck | None = None
         self.aloud = ""
-        """What of that it was told to say aloud, last."""
+        """The sentence that it was last told to say aloud."""
         self.aloud_at = float("-inf")
 
 
@@ -324,17 +328,17 @@ class Client:
     """One client, from its first hello to its goodbye; its link may be cut meanwhile. See `clients`."""
 
     __slots__ = (
-        "away_until",
+        "away",
+        "blobs",
         "confirmed",
-        "contents",
         "grace_s",
         "incarnation",
         "name",
         "owed",
         "peer",
         "received",
+        "self_tuple",
         "sent",
-        "sole",
         "stuck",
         "unconfirmed",
         "wants",
@@ -346,10 +350,10 @@ class Client:
         self.name = name
         self.grace_s = grace_s
         """How long it may be away. With 0 it does not come back, and nothing is kept for it."""
-        self.away_until: float | None = None
+        self.away: ClientAway | None = None
         self.wants: dict[Task, None] = {}
-        self.contents: dict[Content, None] = {}
-        self.sole = (peer,)
+        self.blobs: dict[StoredBlob, None] = {}
+        self.self_tuple = (peer,)
         self.received = 0
         """Messages of it that were handled."""
         self.owed = 0
@@ -377,70 +381,68 @@ class Stop(NamedTuple):
     reason: str
 
 
-class Notice(NamedTuple):
-    """Ask of the service: tell this to whoever runs the cluster; `serious` if it was not planned and costs work."""
+class LogLine(NamedTuple):
+    """Ask of the service: tell this to the operator; `serious` if it was not planned and costs work."""
 
     text: str
     serious: bool = False
 
 
-Request: TypeAlias = ClosePeer | Stop | Notice
+Request: TypeAlias = ClosePeer | Stop | LogLine
 
 
 class State:
-    """The whole of it. Functions of this room work on one `State`; nobody outside the core touches it."""
+    """The whole of it. Functions of this room work on one `State`; no code outside the core touches it."""
 
-    def __init__(self, settings: CoreSettings) -> None:
+    def __init__(self, settings: CoreSettings, incarnation: Incarnation) -> None:
         self.settings = settings
+        self.incarnation = incarnation
+        """The scheduler's own: a peer that resumes a session names the scheduler that it had it with."""
+        self.last_peer = 0  # a session never gets 0: that is FIRE_AND_FORGET
         self.validating = settings.validate
         self.now = 0.0
         self.tasks: dict[Key, Task] = {}
         self.workers: dict[PeerId, Worker] = {}
         """Those that have a session."""
-        self.away: dict[Incarnation, Worker] = {}
-        """Those that lost theirs a moment ago, by the incarnation of that session."""
-        self.leaving: dict[Worker, None] = {}
-        self.leaving_at = float("inf")
-        """When to look again what keeps those that are leaving."""
-        self.signs_at = float("inf")
-        """When to look again who has given no sign of life."""
+        self.away: dict[Worker, None] = {}
+        """Those that lost theirs a moment ago."""
+        self.retiring: dict[Worker, None] = {}
+        self.retirements_at = float("inf")
+        """When to check what keeps retiring workers: soon after a change that may matter to them."""
+        self.retirements_checked_at = float("-inf")
+        self.offers: dict[int, Offer] = {}
+        """Hellos that were answered with the offer to go on, by identity; the oldest first."""
+        self.heartbeat_check_at = float("inf")
+        """When to check which workers have given no sign of life."""
         self.stuck_at = float("inf")
-        """When to look again which tasks wait for a worker that is not there."""
+        """When to check which tasks wait for a worker that is not there."""
         self.stuck_queues: dict[Queue, float] = {}
         """Queues where some do, and since when; or infinity, once that was said."""
         self.idle_at = float("inf")
-        """When to look again whether there is anything to do."""
+        """When to check whether there is anything to do."""
         self.idle_mark: tuple[int, int, float] = (0, 0, 0.0)
         """The last run, the last submission, and since when they are the last."""
-        self.departed: list[Worker] = []
-        """Those that were buried since `place` was called."""
         self.processes: dict[str, Worker] = {}
         self.nannies: dict[PeerId, Nanny] = {}
         self.nanny_of: dict[str, PeerId] = {}
-        """By what a nanny calls its process."""
-        self.retirements: list[tuple[PeerId, int, dict[Worker, None], list[str]]] = []
-        """Retirements under way: (client, request, workers that have not left yet, names of those that have)."""
+        """By the nanny's name for its process."""
+        self.pending = PendingRequests()
         self.clients: dict[PeerId, Client] = {}
         """Those that are away are among them."""
         self.away_clients: dict[PeerId, Client] = {}
         self.names: dict[str, Worker] = {}
         self.addresses: dict[str, Worker] = {}
         self.incarnations: dict[str, Client] = {}
-        self.contents: dict[Digest, Content] = {}
-        self.queue = Queue(NO_TERMS)
+        self.blobs: dict[Digest, StoredBlob] = {}
+        self.queue = Queue(DEFAULT_OPTIONS)
         self.queues: dict[tuple[object, ...], Queue] = {}
-        self.most_queues = MANY_QUEUES
-        """With so many it is looked which are still used."""
+        self.prune_queues_at = PRUNE_QUEUES_FROM
+        """Empty queues are dropped when there are this many."""
         self.ready: list[Task] = []
         """Waiting tasks that miss nothing any more; `place` decides on them once per batch."""
-        self.ahead: list[Task] = []
+        self.chain_candidates: list[Task] = []
         """Waiting tasks whose inputs may all be on one worker soon."""
-        self.touched: dict[Worker, None] = {}
-        """Workers that have had a change that may give them room."""
-        self.roomy: OrderedDict[Worker, None] = OrderedDict()
-        self.idle: OrderedDict[Worker, None] = OrderedDict()
-        self.surplus: OrderedDict[Worker, None] = OrderedDict()
-        """Workers with more runs than slots: the ones that an idle worker can take from."""
+        self.index = WorkerIndex(settings)
         self.last_run = 0
         self.last_submission = 0
         self.outboxes: dict[PeerId, list[Message]] = {}
@@ -451,10 +453,6 @@ class State:
         self.requests: list[Request] = []
         self.story: deque[tuple[float, Key, str]] = deque(maxlen=STORY_LENGTH)
         """The last steps of all tasks: when, which, what."""
-        self.waits: list[tuple[PeerId, int, int]] = []
-        """Clients that wait for a number of workers: (client, request, number)."""
-        self.restarts: list[tuple[PeerId, int, dict[str, None], float]] = []
-        """Restarts under way: (client, request, names that are still to come back, deadline)."""
         self.balance_at = float("inf")
 
     def send(self, peer: PeerId, message: Message) -> None:
@@ -477,11 +475,22 @@ class State:
         else:
             keys.append(key)
 
+    def check_retirements_soon(self) -> None:
+        """Something has changed that may let a retiring worker go. What changes at once is checked together."""
+        if self.retiring and self.retirements_at == float("inf"):
+            self.retirements_at = max(self.now, self.retirements_checked_at + RETIREMENT_GAP_S)
+
+    def schedule_heartbeat_check(self) -> None:
+        """Have the signs of life of workers checked in time."""
+        if self.workers and self.heartbeat_check_at == float("inf"):
+            shortest_s = min(self.settings.worker_ttl_s, self.settings.lone_worker_ttl_s)
+            self.heartbeat_check_at = self.now + shortest_s / HEARTBEAT_CHECKS_PER_TTL
+
     def flush_frees(self, peer: PeerId) -> None:
         """Put what a worker is to drop into its box."""
         keys = self.frees.pop(peer)
         self.outboxes.setdefault(peer, []).append(Free(tuple(keys)))
 
     def note(self, key: Key, what: str) -> None:
-        """Add a line to a task's story."""
+        """Add a step to a task's story."""
         self.story.append((self.now, key, what))

@@ -1,11 +1,11 @@
-"""Which tasks wait for a worker that is not there, and who is told.
+"""Which tasks wait for a worker that is not there, and which clients are told.
 
-A ready task whose demands no worker meets waits in its queue, as long as it takes: the worker may come. But whoever
-waits for its result should know why nothing happens. So its clients are told the reason, in one sentence: at once, in
+A ready task whose demands no worker meets waits in its queue, as long as it takes: the worker may come. But users who
+wait for its result should know why nothing happens. So its clients are told the reason, in one sentence: at once, in
 case they give up, and as something worth saying aloud once it has lasted for `stuck_after_s`, or has changed since.
 
-The scheduler counts nothing per task. It looks at the queues without workers a moment after one of them has got its
-first task, soon after somebody wants more, and now and then until they are empty. What one look costs is bounded, and
+The scheduler counts nothing per task. It checks the queues without workers a moment after one of them has got its
+first task, soon after a client wants more, and now and then until they are empty. What one check costs is bounded, and
 each such queue has an equal share of that, so that a long one does not hide the others.
 """
 
@@ -17,17 +17,17 @@ from typing import Final
 
 from trio_dask.ids import Key, PeerId
 from trio_dask.protocol.messages import Stuck
-from trio_dask.scheduler.core.state import Client, Notice, Queue, State, StuckNews, Task, Terms, Waiting
+from trio_dask.scheduler.core.state import Client, LogLine, Queue, State, StuckNews, Task, TaskOptions, Waiting
 
-__all__ = ["has_become_stuck", "look", "look_again", "look_soon", "note_arrivals"]
+__all__ = ["check_soon", "check_stuck", "has_become_stuck", "note_arrivals", "recheck_soon"]
 
 SOON_S: Final = 0.05
-"""After this long what comes together has come."""
+"""What comes together has come after this time."""
 
 AGAIN_S: Final = 0.25
 INTERVAL_S: Final = 2.0
 MOST_TASKS: Final = 10_000
-"""One look reads at most this many entries of queues. Its sentence says "+" where there are more."""
+"""One check reads at most this many entries of queues. Its sentence says "+" where there are more."""
 
 MOST_DEPENDENTS: Final = 10_000
 """The same for the dependents of these."""
@@ -40,32 +40,32 @@ MOST_REASONS: Final = 3
 MOST_GROUPS: Final = 4
 
 
-def look_soon(state: State) -> None:
+def check_soon(state: State) -> None:
     """Something may have become stuck, or is stuck no more."""
     state.stuck_at = min(state.stuck_at, state.now + SOON_S)
 
 
-def look_again(state: State) -> None:
-    """Somebody wants something new, which may depend on what is stuck, if anything is."""
+def recheck_soon(state: State) -> None:
+    """A client wants something new, which may depend on what is stuck, if anything is."""
     if state.stuck_at < float("inf"):
         state.stuck_at = min(state.stuck_at, state.now + AGAIN_S)
 
 
 def has_become_stuck(state: State, queue: Queue) -> bool:
-    """Whether tasks wait in a queue without workers, of which no look has known yet."""
-    return not queue.eligible and queue not in state.stuck_queues and queue.line.first() is not None
+    """Whether tasks wait in a queue without workers, and no check has found them yet."""
+    return not queue.eligible and queue not in state.stuck_queues and queue.tasks.first() is not None
 
 
 def note_arrivals(state: State, queue: Queue) -> None:
     """Tasks were put into this queue: they are stuck if it has no workers."""
     if has_become_stuck(state, queue):
-        look_soon(state)
+        check_soon(state)
     elif not queue.eligible:
-        look_again(state)
+        recheck_soon(state)
 
 
 class _Findings:
-    """What one look has found: the tasks that wait in queues without workers, and what waits for those."""
+    """What one check has found: the tasks that wait in queues without workers, and what waits for those."""
 
     __slots__ = ("counts", "held_up", "keys", "partial")
 
@@ -75,16 +75,16 @@ class _Findings:
         self.keys: dict[PeerId, dict[Queue, list[Key]]] = {}
         """What each client wants and does not get, by the queue that holds it up."""
         self.partial: dict[Queue, None] = {}
-        """Queues that hold up more than was looked at."""
+        """Queues that hold up more than the check has read."""
 
 
-def look(state: State) -> None:
-    """Tell clients why tasks of theirs wait for a worker, if any do, and say when to look again."""
+def check_stuck(state: State) -> None:
+    """Tell clients why tasks of theirs wait for a worker, if any do, and schedule the next check."""
     state.stuck_at = float("inf")
     queues = [
         queue
         for queue in (state.queue, *state.queues.values())
-        if not queue.eligible and queue.line.first() is not None
+        if not queue.eligible and queue.tasks.first() is not None
     ]
     found = _Findings()
     for queue in queues:
@@ -100,14 +100,14 @@ def _survey(queue: Queue, found: _Findings, most_tasks: int, most_dependents: in
     """Find what waits in one queue, and for whom."""
     held_up = found.held_up
     row: list[Task] = []
-    for task in islice(queue.line, most_tasks):
+    for task in islice(queue.tasks, most_tasks):
         if task.phase is queue.phase and task not in held_up:
             held_up[task] = None
             row.append(task)
     if not row:
         return  # its entries are of tasks that wait in another queue by now
     found.counts[queue] = len(row)
-    if len(queue.line) > most_tasks:
+    if len(queue.tasks) > most_tasks:
         found.partial[queue] = None
     left = most_dependents
     for task in row:  # which grows meanwhile
@@ -145,7 +145,7 @@ def _tell(state: State, client: Client, waiting: Mapping[Queue, list[Key]], part
 
 
 def _note(state: State, counts: Mapping[Queue, int], partial: Collection[Queue]) -> None:
-    """Say it to whoever runs the cluster, once for each reason."""
+    """Tell the operator, once for each reason."""
     noted = {queue: since for queue, since in state.stuck_queues.items() if queue in counts}
     state.stuck_queues = noted
     new: dict[Queue, int] = {}
@@ -155,7 +155,7 @@ def _note(state: State, counts: Mapping[Queue, int], partial: Collection[Queue])
             noted[queue] = float("inf")  # it is said
             new[queue] = count
     if new:
-        state.requests.append(Notice(_sentence(state, new, partial)))
+        state.requests.append(LogLine(_sentence(state, new, partial)))
 
 
 def _reasons(state: State, waiting: Mapping[Queue, Iterable[Key]]) -> tuple[tuple[str, tuple[Key, ...] | None], ...]:
@@ -170,7 +170,7 @@ def _reasons(state: State, waiting: Mapping[Queue, Iterable[Key]]) -> tuple[tupl
             if left < 0:
                 break
             told.append(key)
-        reasons.append((_reason(state, queue.terms), tuple(told)))
+        reasons.append((_reason(state, queue.options), tuple(told)))
     return tuple(reasons)
 
 
@@ -180,7 +180,7 @@ def _reasons(state: State, waiting: Mapping[Queue, Iterable[Key]]) -> tuple[tupl
 def _sentence(state: State, counts: Mapping[Queue, int], partial: Collection[Queue]) -> str:
     parts = [
         f"{count}{'+' if queue in partial else ''} {'tasks wait' if count > 1 else 'task waits'}: "
-        f"{_reason(state, queue.terms)}"
+        f"{_reason(state, queue.options)}"
         for queue, count in list(counts.items())[:MOST_REASONS]
     ]
     more = len(counts) - MOST_REASONS
@@ -189,12 +189,12 @@ def _sentence(state: State, counts: Mapping[Queue, int], partial: Collection[Que
     return "; ".join(parts)
 
 
-def _reason(state: State, terms: Terms) -> str:
+def _reason(state: State, options: TaskOptions) -> str:
     if not state.workers:
         return NOBODY
-    names = _listed(terms.workers)
-    demands = ", ".join(f"{name}={amount:g}" for name, amount in terms.resources)
-    offers = _grouped([_offer(worker.info.resources, terms) for worker in state.workers.values()])
+    names = _listed(options.workers)
+    demands = ", ".join(f"{name}={amount:g}" for name, amount in options.resources)
+    offers = _grouped([_offer(worker.info.resources, options) for worker in state.workers.values()])
     if names and demands:
         return f"none of the workers {names} offers {demands} ({offers})"
     if demands:
@@ -205,9 +205,9 @@ def _reason(state: State, terms: Terms) -> str:
     return f"no worker takes tasks ({_count(len(state.workers))}, all of which are leaving or returning)"
 
 
-def _offer(resources: Mapping[str, float], terms: Terms) -> str:
+def _offer(resources: Mapping[str, float], options: TaskOptions) -> str:
     return ", ".join(
-        f"{name}={resources[name]:g}" if name in resources else f"no {name}" for name, _ in terms.resources
+        f"{name}={resources[name]:g}" if name in resources else f"no {name}" for name, _ in options.resources
     )
 
 

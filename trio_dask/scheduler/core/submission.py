@@ -1,4 +1,4 @@
-"""Taking in what a client submits."""
+"""Add the tasks that a client submits."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from trio_dask.errors import ProtocolError
 from trio_dask.ids import Key
 from trio_dask.protocol.messages import KeyFailed, Submit
 from trio_dask.protocol.wire_constants import PRIORITY_BITS
-from trio_dask.scheduler.core.blobs import content_of
-from trio_dask.scheduler.core.state import NO_TERMS, RELEASED, Client, Failure, State, Task, Terms
-from trio_dask.scheduler.core.stuck_tasks import look_again
-from trio_dask.scheduler.core.task_transitions import activate, announce, fail, want
+from trio_dask.scheduler.core.blobs import complete_blob
+from trio_dask.scheduler.core.state import DEFAULT_OPTIONS, RELEASED, Client, Failure, State, Task, TaskOptions
+from trio_dask.scheduler.core.stuck_tasks import recheck_soon
+from trio_dask.scheduler.core.task_transitions import activate, fail, notify_client, want
 
 __all__ = ["submit"]
 
 
 def submit(state: State, client: Client, message: Submit) -> None:
-    """Add tasks, and start those that somebody needs.
+    """Add tasks, and start those that are needed.
 
     Raises `ProtocolError`, before anything has changed, when the message does not fit together.
     """
@@ -31,13 +31,13 @@ def submit(state: State, client: Client, message: Submit) -> None:
             f"Submit has {count} keys, {len(calls)} calls, {len(rows)} dependencies, {len(digests_of_each)} blobs and "
             f"{len(tokens)} tokens"
         )
-    function = content_of(state, message.function)
-    blobs = [tuple(content_of(state, digest) for digest in digests) for digests in digests_of_each]
-    terms = _terms(extra) if extra else NO_TERMS
+    function = complete_blob(state, message.function)
+    blobs = [tuple(complete_blob(state, digest) for digest in digests) for digests in digests_of_each]
+    options = _terms(extra) if extra else DEFAULT_OPTIONS
     tasks = state.tasks
-    no_priority = -terms.priority << PRIORITY_BITS
+    no_priority = -options.priority << PRIORITY_BITS
     needed: list[Task] = []
-    sole = client.sole
+    self_tuple = client.self_tuple
     wants = client.wants
     for index, key in enumerate(keys):
         task = tasks.get(key)
@@ -45,15 +45,15 @@ def submit(state: State, client: Client, message: Submit) -> None:
             _share(state, client, task, tokens[index] if tokens else b"")
             continue
         state.last_submission += 1
-        task = tasks[key] = Task(key, no_priority + state.last_submission, function, calls[index], terms, ())
+        task = tasks[key] = Task(key, no_priority + state.last_submission, function, calls[index], options, ())
         function.references += 1
         if blobs and blobs[index]:
             task.blobs = blobs[index]
-            for content in task.blobs:
-                content.references += 1
+            for blob in task.blobs:
+                blob.references += 1
         if tokens:
             task.token = tokens[index]
-        task.wanted = sole
+        task.wanted = self_tuple
         wants[task] = None
         needed.append(task)
         if rows and rows[index] and not _connect(state, task, rows[index]):
@@ -61,11 +61,11 @@ def submit(state: State, client: Client, message: Submit) -> None:
     for task in needed:
         if task.phase is RELEASED:
             activate(state, task)
-    look_again(state)
+    recheck_soon(state)
 
 
 def _share(state: State, client: Client, task: Task, token: bytes) -> None:
-    """A key that is known already: the same task, unless its fingerprint says otherwise."""
+    """A client submits a key that is known: the same task, unless its token says otherwise."""
     if task.token != token:
         text = (
             f"the key {task.key!r} already names another task; give this one another key, "
@@ -74,13 +74,13 @@ def _share(state: State, client: Client, task: Task, token: bytes) -> None:
         state.send(client.peer, KeyFailed(task.key, task.key, "conflict", None, text, {}))
         return
     want(state, task, client.peer)
-    announce(state, task, client.peer)
+    notify_client(state, task, client.peer)
     if task.phase is RELEASED:
         activate(state, task)
 
 
 def _connect(state: State, task: Task, keys: tuple[Key, ...]) -> bool:
-    """Tie a task to its inputs. An unknown input fails it."""
+    """Connect a task to its inputs. An unknown input fails it."""
     inputs: list[Task] = []
     for key in keys:
         dependency = state.tasks.get(key)
@@ -97,7 +97,7 @@ def _connect(state: State, task: Task, keys: tuple[Key, ...]) -> bool:
     return True
 
 
-def _terms(extra: Mapping[str, Any]) -> Terms:
+def _terms(extra: Mapping[str, Any]) -> TaskOptions:
     fields: dict[str, Any] = {}
     for name, value in extra.items():
         check = _CHECKS.get(name)
@@ -112,8 +112,8 @@ def _terms(extra: Mapping[str, Any]) -> Terms:
     for name in ("retries", "workers", "allow_other_workers"):
         if name in extra:
             fields[name] = extra[name]
-    terms = Terms(**fields)
-    return NO_TERMS if terms == NO_TERMS else terms
+    options = TaskOptions(**fields)
+    return DEFAULT_OPTIONS if options == DEFAULT_OPTIONS else options
 
 
 def _ordinal(number: float) -> int:

@@ -22,15 +22,15 @@ __all__ = [
     "Erred",
     "Failure",
     "InMemory",
-    "Past",
     "Phase",
     "Processing",
     "Queued",
+    "RetryHistory",
     "Waiting",
 ]
 
 
-class Past:
+class RetryHistory:
     """What few tasks have: troubles behind them."""
 
     __slots__ = ("attempts", "deaths", "failures", "suspect")

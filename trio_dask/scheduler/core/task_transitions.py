@@ -16,7 +16,7 @@ counts those). The whole life follows from that one notion:
 - a result whose last holder is lost is `released`, and, if needed, `waiting` again.
 
 Work spreads along dependencies through explicit lists, never by recursion, so that a chain of a million links is as
-good as any other graph. Whatever changes a phase goes through `move`, which writes the story, and in validating mode
+good as any other graph. Every change of a phase goes through `move`, which writes the story, and in validating mode
 holds every step against `TRANSITIONS`.
 """
 
@@ -30,7 +30,7 @@ from trio_dask.ids import PeerId
 from trio_dask.protocol.messages import CancelRuns, KeyFailed, KeyPending, KeyReady
 from trio_dask.scheduler.core.blobs import unreference
 from trio_dask.scheduler.core.state import (
-    DETACHED,
+    FIRE_AND_FORGET,
     FORGOTTEN,
     RELEASED,
     Erred,
@@ -44,23 +44,24 @@ from trio_dask.scheduler.core.state import (
     Waiting,
     Worker,
 )
+from trio_dask.scheduler.core.worker_states import HERE, Away
 
 __all__ = [
     "TRANSITIONS",
     "activate",
     "addresses_of",
-    "announce",
-    "appear",
-    "arrived",
+    "end_run",
     "fail",
     "finish",
-    "hand_back",
+    "input_ready",
     "key_failed",
-    "lose",
     "move",
-    "retire_run",
-    "revive",
-    "sweep",
+    "notify_client",
+    "release_unneeded",
+    "remove_replica",
+    "requeue",
+    "retry_erred",
+    "store_scattered",
     "unwant",
     "want",
 ]
@@ -105,7 +106,7 @@ CHAIN_FAN_OUT: Final = 4
 """Dependents of a wider task are not assigned ahead: they can run anywhere, so they should not pile up in one place."""
 
 CHAIN_FAN_IN: Final = 8
-"""Tasks with more inputs are not assigned ahead: looking at all inputs at each of their steps would be quadratic."""
+"""Tasks with more inputs are not assigned ahead: reading all inputs at each of their steps would be quadratic."""
 
 
 def move(state: State, task: Task, phase: Phase, why: str) -> None:
@@ -145,7 +146,7 @@ def activate(state: State, task: Task) -> None:
         elif not missing:
             state.ready.append(task)
         elif len(task.dependencies) <= CHAIN_FAN_IN:
-            state.ahead.append(task)
+            state.chain_candidates.append(task)
     for task, failure in failed:
         if type(task.phase) is not Erred:
             fail(state, task, failure)
@@ -153,24 +154,24 @@ def activate(state: State, task: Task) -> None:
 
 def finish(state: State, task: Task, worker: Worker, nbytes: int, type_name: str, value: bytes | None) -> None:
     """A processing task has its result, which `worker` holds."""
-    retire_run(state, task)
-    move(state, task, InMemory(worker.sole, nbytes, type_name), "finished")
+    end_run(state, task)
+    move(state, task, InMemory(worker.self_tuple, nbytes, type_name), "finished")
     worker.holds[task] = None
     worker.managed_bytes += nbytes
-    if task.past is not None:
-        task.past.suspect = False
-    unneeded = _leave_inputs(task)
-    arrived(state, task, worker)
+    if task.history is not None:
+        task.history.suspect = False
+    unneeded = _stop_waiting(task)
+    input_ready(state, task, worker)
     if task.wanted:
-        _tell_ready(state, task, value)
+        _notify_ready(state, task, value)
     if not task.waiters and not task.wanted:
         unneeded.append(task)
     if unneeded:
-        sweep(state, unneeded)
+        release_unneeded(state, unneeded)
 
 
-def appear(state: State, task: Task, worker: Worker, nbytes: int, type_name: str) -> None:
-    """`worker` holds the result of a task that nobody asked it to compute (scattered data)."""
+def store_scattered(state: State, task: Task, worker: Worker, nbytes: int, type_name: str) -> None:
+    """`worker` holds a result that it was not asked to compute (scattered data)."""
     phase = task.phase
     unneeded: list[Task] = []
     if type(phase) is InMemory:
@@ -183,16 +184,16 @@ def appear(state: State, task: Task, worker: Worker, nbytes: int, type_name: str
             move(state, task, RELEASED, "stored anew")
         elif phase is not RELEASED:
             if type(phase) is Processing:
-                _take_back(state, task, "its value was stored")
-            unneeded = _leave_inputs(task)
-        move(state, task, InMemory(worker.sole, nbytes, type_name), "stored")
+                _withdraw_run(state, task, "its value was stored")
+            unneeded = _stop_waiting(task)
+        move(state, task, InMemory(worker.self_tuple, nbytes, type_name), "stored")
         worker.holds[task] = None
         worker.managed_bytes += nbytes
-        arrived(state, task, worker)
+        input_ready(state, task, worker)
     if task.wanted:
-        _tell_ready(state, task, None)
+        _notify_ready(state, task, None)
     unneeded.append(task)
-    sweep(state, unneeded)
+    release_unneeded(state, unneeded)
 
 
 def fail(state: State, task: Task, failure: Failure, *, run_is_over: bool = False) -> None:
@@ -206,60 +207,63 @@ def fail(state: State, task: Task, failure: Failure, *, run_is_over: bool = Fals
             continue
         if type(phase) is Processing:
             if run_is_over:
-                retire_run(state, task)
+                end_run(state, task)
                 run_is_over = False
             else:
                 _cancel_run(state, task, phase)
         if phase is not RELEASED and type(phase) is not InMemory:
-            unneeded += _leave_inputs(task)
+            unneeded += _stop_waiting(task)
         move(state, task, Erred(failure), "erred")
         unneeded.append(task)
         for peer in task.wanted:
-            if peer == DETACHED:
-                task.wanted = tuple(other for other in task.wanted if other != DETACHED)
+            if peer == FIRE_AND_FORGET:
+                task.wanted = tuple(other for other in task.wanted if other != FIRE_AND_FORGET)
             else:
                 state.send(peer, key_failed(task, failure))
         if task.dependents:
             stack += [dependent for dependent in task.dependents if type(dependent.phase) in _ACTIVE]
-    sweep(state, unneeded)
+    release_unneeded(state, unneeded)
 
 
-def hand_back(state: State, task: Task, why: str) -> None:
-    """A processing task that will not finish where it is: it waits again, and is placed anew once it can be."""
-    _take_back(state, task, why)
-    _recount(state, task, why)
+def requeue(state: State, task: Task, why: str) -> None:
+    """A processing task will not finish where it is: it waits again, and is placed anew once it is ready."""
+    _withdraw_run(state, task, why)
+    _wait_again(state, task, why)
 
 
-def lose(state: State, task: Task, worker: Worker, why: str) -> None:
+def remove_replica(state: State, task: Task, worker: Worker, why: str) -> None:
     """`worker` no longer holds the result of `task`."""
     phase = task.phase
     worker.holds.pop(task, None)
     if type(phase) is not InMemory or worker not in phase.holders:
         return
     worker.managed_bytes -= phase.nbytes
+    state.index.mark_dirty(worker)
     if len(phase.holders) > 1:
         phase.holders = tuple(holder for holder in phase.holders if holder is not worker)
+        for holder in phase.holders:
+            state.index.mark_dirty(holder)  # it may be retiring, and the only one with the result now
         return
     if task.function is None:
         if not task.wanted and not task.waiters:
             move(state, task, RELEASED, why)
-            sweep(state, [task])
+            release_unneeded(state, [task])
         else:
-            _forsake_dependents(state, task, why)
+            _inputs_lost(state, task, why)
             fail(state, task, _irrecoverable(task))
         return
     move(state, task, RELEASED, why)
-    _forsake_dependents(state, task, why)
+    _inputs_lost(state, task, why)
     if task.wanted or task.waiters:
         for peer in task.wanted:
-            if peer != DETACHED:
+            if peer != FIRE_AND_FORGET:
                 state.send(peer, KeyPending(task.key))
         activate(state, task)
     else:
-        sweep(state, [task])
+        release_unneeded(state, [task])
 
 
-def revive(state: State, tasks: Iterable[Task]) -> None:
+def retry_erred(state: State, tasks: Iterable[Task]) -> None:
     """Run erred tasks again, from the erred task at the root of each; what erred with them comes along.
 
     A task that was refused, for want of an input, stays erred: it was never whole.
@@ -268,28 +272,25 @@ def revive(state: State, tasks: Iterable[Task]) -> None:
     stack = [task for task in tasks if type(task.phase) is Erred]
     while stack:
         task = stack.pop()
-        if task in erred or _was_refused(task):
+        phase = task.phase
+        assert isinstance(phase, Erred)
+        if task in erred or (phase.failure.kind == "refused" and phase.failure.blamed == task.key):
             continue
         erred[task] = None
         stack += [dependency for dependency in task.dependencies if type(dependency.phase) is Erred]
         stack += [dependent for dependent in task.dependents or () if type(dependent.phase) is Erred]
     for task in erred:
         move(state, task, RELEASED, "retried")
-        if task.past is not None:
-            task.past.failures = 0
-            task.past.deaths.clear()
+        if task.history is not None:
+            task.history.failures = 0
+            task.history.deaths.clear()
     for task in erred:
         if task.wanted:
             for peer in task.wanted:
-                if peer != DETACHED:
+                if peer != FIRE_AND_FORGET:
                     state.send(peer, KeyPending(task.key))
             activate(state, task)
-    sweep(state, list(erred))
-
-
-def _was_refused(task: Task) -> bool:
-    phase = task.phase
-    return isinstance(phase, Erred) and phase.failure.kind == "refused" and phase.failure.blamed == task.key
+    release_unneeded(state, list(erred))
 
 
 def want(state: State, task: Task, peer: PeerId) -> None:
@@ -302,7 +303,7 @@ def want(state: State, task: Task, peer: PeerId) -> None:
 
 
 def unwant(state: State, task: Task, peer: PeerId) -> None:
-    """Note that a client no longer wants `task`. The caller sweeps."""
+    """Note that a client no longer wants `task`. The caller releases it if it is unneeded."""
     task.wanted = (
         tuple(other for other in task.wanted if other != peer)
         if len(task.wanted) > 1
@@ -313,8 +314,8 @@ def unwant(state: State, task: Task, peer: PeerId) -> None:
         client.wants.pop(task, None)
 
 
-def announce(state: State, task: Task, peer: PeerId) -> None:
-    """Tell a client that newly wants `task` how it stands, if that is settled."""
+def notify_client(state: State, task: Task, peer: PeerId) -> None:
+    """Tell a client that newly wants `task` its result or failure, if there is one."""
     phase = task.phase
     if type(phase) is InMemory:
         state.send(peer, KeyReady(task.key, phase.nbytes, phase.type_name, None, addresses_of(phase)))
@@ -323,10 +324,10 @@ def announce(state: State, task: Task, peer: PeerId) -> None:
 
 
 def addresses_of(phase: InMemory) -> tuple[str, ...]:
-    """Where a result can be had: at the holders that are here, if any is."""
+    """Where a result can be fetched: from holders that are not away, if there are any."""
     holders = phase.holders
     if len(holders) > 1:
-        here = tuple(holder.info.address for holder in holders if holder.away_until is None)
+        here = tuple(holder.info.address for holder in holders if type(holder.phase) is not Away)
         if here:
             return here
     return tuple(holder.info.address for holder in holders)
@@ -337,8 +338,8 @@ def key_failed(task: Task, failure: Failure) -> KeyFailed:
     return KeyFailed(task.key, failure.blamed, failure.kind, failure.error, failure.text, failure.details)
 
 
-def sweep(state: State, tasks: list[Task]) -> None:
-    """Release and forget those of `tasks` that nobody needs, and what then nobody needs either. Consumes the list."""
+def release_unneeded(state: State, tasks: list[Task]) -> None:
+    """Release and forget the unneeded ones of `tasks`, and what becomes unneeded by that. Consumes the list."""
     while tasks:
         task = tasks.pop()
         if task.wanted or task.waiters:
@@ -352,7 +353,7 @@ def sweep(state: State, tasks: list[Task]) -> None:
         elif type(phase) in _ACTIVE:
             if type(phase) is Processing:
                 _cancel_run(state, task, phase)
-            tasks += _leave_inputs(task)
+            tasks += _stop_waiting(task)
             move(state, task, RELEASED, "no longer needed")
         if task.dependents:
             continue
@@ -366,12 +367,12 @@ def sweep(state: State, tasks: list[Task]) -> None:
                     tasks.append(dependency)
         if task.function is not None:
             unreference(state, task.function)
-        for content in task.blobs:
-            unreference(state, content)
+        for blob in task.blobs:
+            unreference(state, blob)
 
 
-def retire_run(state: State, task: Task) -> None:
-    """Take the run of a processing task off its worker's books. The caller gives the task its next phase."""
+def end_run(state: State, task: Task) -> None:
+    """Remove the run of a processing task from its worker. The caller gives the task its next phase."""
     phase = task.phase
     assert isinstance(phase, Processing)
     worker = phase.worker
@@ -381,16 +382,16 @@ def retire_run(state: State, task: Task) -> None:
     if function is not None and function.guesses:
         function.guesses.pop(task, None)  # else a function that never succeeds would keep all its tasks
     worker.occupancy_s = worker.occupancy_s - phase.expected_s if processing else 0.0
-    for name, amount in task.terms.resources:
-        # As good as new when nothing runs there: sums of fractions go astray bit by bit.
+    for name, amount in task.options.resources:
+        # Reset when nothing runs there: sums of fractions drift.
         worker.available[name] = worker.available[name] + amount if processing else worker.info.resources[name]
-    state.touched[worker] = None
+    state.index.mark_dirty(worker)
 
 
 _ACTIVE: Final = frozenset({Waiting, Queued, Processing})
 
 
-def _leave_inputs(task: Task) -> list[Task]:
+def _stop_waiting(task: Task) -> list[Task]:
     """An active task stops being so; returns the inputs that this may leave unneeded."""
     unneeded: list[Task] = []
     for dependency in task.dependencies:
@@ -400,8 +401,8 @@ def _leave_inputs(task: Task) -> list[Task]:
     return unneeded
 
 
-def arrived(state: State, task: Task, worker: Worker) -> None:
-    """A result has come to be: those that missed it miss one input less."""
+def input_ready(state: State, task: Task, worker: Worker) -> None:
+    """A result is there: dependents that missed it miss one input less."""
     for dependent in task.dependents or ():
         phase = dependent.phase
         if type(phase) is Waiting:
@@ -409,19 +410,19 @@ def arrived(state: State, task: Task, worker: Worker) -> None:
             if not phase.missing:
                 state.ready.append(dependent)
             elif len(dependent.dependencies) <= CHAIN_FAN_IN:
-                state.ahead.append(dependent)
+                state.chain_candidates.append(dependent)
         elif type(phase) is Processing and phase.missing and phase.worker is worker:
             phase.missing -= 1
 
 
-def _tell_ready(state: State, task: Task, value: bytes | None) -> None:
+def _notify_ready(state: State, task: Task, value: bytes | None) -> None:
     phase = task.phase
     assert isinstance(phase, InMemory)
     addresses = () if value is not None else addresses_of(phase)
     message = KeyReady(task.key, phase.nbytes, phase.type_name, value, addresses)
     for peer in task.wanted:
-        if peer == DETACHED:
-            task.wanted = tuple(other for other in task.wanted if other != DETACHED)
+        if peer == FIRE_AND_FORGET:
+            task.wanted = tuple(other for other in task.wanted if other != FIRE_AND_FORGET)
         else:
             state.send(peer, message)
 
@@ -429,26 +430,26 @@ def _tell_ready(state: State, task: Task, value: bytes | None) -> None:
 def _cancel_run(state: State, task: Task, phase: Processing) -> None:
     if phase.worker.peer in state.workers:
         state.send(phase.worker.peer, CancelRuns((phase.run,)))
-    retire_run(state, task)
+    end_run(state, task)
 
 
-def _take_back(state: State, task: Task, why: str) -> None:
+def _withdraw_run(state: State, task: Task, why: str) -> None:
     """Take a run off its worker, and with it those that were assigned there ahead, to wait for its result."""
     phase = task.phase
     assert isinstance(phase, Processing)
     worker = phase.worker
-    retire_run(state, task)
+    end_run(state, task)
     stack = [task]
     while stack:
         for dependent in stack.pop().dependents or ():
             below = dependent.phase
             if type(below) is Processing and below.missing and below.worker is worker:
                 _cancel_run(state, dependent, below)
-                _recount(state, dependent, why)
+                _wait_again(state, dependent, why)
                 stack.append(dependent)
 
 
-def _recount(state: State, task: Task, why: str) -> None:
+def _wait_again(state: State, task: Task, why: str) -> None:
     """An active task starts over as waiting: what it misses is counted anew, and started if it is lost."""
     missing = 0
     failure: Failure | None = None
@@ -472,8 +473,8 @@ def _recount(state: State, task: Task, why: str) -> None:
         activate(state, dependency)
 
 
-def _forsake_dependents(state: State, task: Task, why: str) -> None:
-    """A result is gone: dependents that had counted on it miss it again. Those at a worker find out by themselves."""
+def _inputs_lost(state: State, task: Task, why: str) -> None:
+    """A result is gone: dependents that had counted on it miss it again. Processing ones learn it from their worker."""
     for dependent in task.dependents or ():
         phase = dependent.phase
         if type(phase) is Waiting:
@@ -486,8 +487,11 @@ def _free(state: State, task: Task, phase: InMemory) -> None:
     for holder in phase.holders:
         del holder.holds[task]
         holder.managed_bytes -= phase.nbytes
-        if holder.away_until is None:
+        if holder.phase is HERE:
             state.free(holder.peer, task.key)
+        elif type(holder.phase) is not Away:
+            state.free(holder.peer, task.key)
+            state.index.mark_dirty(holder)
 
 
 def _irrecoverable(task: Task) -> Failure:

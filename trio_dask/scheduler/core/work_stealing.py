@@ -1,7 +1,7 @@
-"""Moving work to workers that have none: from the backlogs kept here, and, by retraction, from other workers' queues.
+"""Move work to idle workers: from the backlogs kept here, and, by asking for it back, from the queues of busy workers.
 
-Nothing is moved by decree: a retracted run stays where it is until its worker has handed it back, so that a task never
-runs twice because two messages crossed.
+A run that the scheduler asks back stays where it is until its worker has handed it back, so no task runs twice because
+two messages crossed.
 """
 
 from __future__ import annotations
@@ -11,33 +11,33 @@ from typing import Final
 
 from trio_dask.ids import RunId
 from trio_dask.protocol.messages import ReturnRuns
-from trio_dask.scheduler.core.placement import assign, has_room, settle
+from trio_dask.scheduler.core.placement import assign
 from trio_dask.scheduler.core.state import InMemory, Processing, State, Task, Worker
 
 __all__ = ["balance"]
 
 WORTHWHILE_S: Final = 0.003
-"""A queue that is worked off sooner than this is left alone: handing it over would take as long."""
+"""A queue with less work than this is left alone: moving it would take as long."""
 
-LOOKED_AT: Final = 16
-"""Loaded workers among which the most loaded is sought, and runs of one that are looked at for each that is taken."""
+EXAMINED: Final = 16
+"""Overloaded workers that are compared, and runs of one worker that are passed over at most."""
 
 
 def balance(state: State) -> None:
-    """Give idle workers something of what others have too much of."""
-    if not state.idle:
+    """Give idle workers some of the work of overloaded ones."""
+    if not state.index.idle:
         state.balance_at = float("inf")
         return
-    for thief in list(islice(state.idle, LOOKED_AT)):
+    for thief in list(islice(state.index.idle, EXAMINED)):
         if not _from_backlogs(state, thief) and not _from_queues(state, thief):
             break
-    due = state.idle and state.surplus
+    due = state.index.idle and state.index.overloaded
     state.balance_at = state.now + state.settings.balance_interval_s if due else float("inf")
 
 
 def _from_backlogs(state: State, thief: Worker) -> bool:
     taken = False
-    for victim in list(islice(state.surplus, LOOKED_AT)):
+    for victim in list(islice(state.index.overloaded, EXAMINED)):
         backlog = victim.backlog
         while len(thief.processing) < thief.slots and (task := backlog.first()) is not None:
             wait_s = victim.occupancy_s / victim.slots if victim.slots else float("inf")
@@ -46,27 +46,27 @@ def _from_backlogs(state: State, thief: Worker) -> bool:
             backlog.take()
             assign(state, task, thief, 0)
             taken = True
-        if not has_room(state, thief) or len(thief.processing) >= thief.slots:
+        if not state.index.has_room(thief) or len(thief.processing) >= thief.slots:
             break
     if taken:
-        settle(state, thief)
+        state.index.update(thief)
     return taken
 
 
 def _from_queues(state: State, thief: Worker) -> bool:
     victim: Worker | None = None
-    for worker in islice(state.surplus, LOOKED_AT):
+    for worker in islice(state.index.overloaded, EXAMINED):
         if victim is None or worker.occupancy_s * victim.slots > victim.occupancy_s * worker.slots:
             victim = worker
     if victim is None:
         return False
     count = len(victim.processing)
-    surplus = count - victim.slots
-    if surplus <= 0 or victim.occupancy_s * surplus / count < WORTHWHILE_S:
+    excess = count - victim.slots
+    if excess <= 0 or victim.occupancy_s * excess / count < WORTHWHILE_S:
         return False
-    wanted = max(1, min(surplus, surplus * thief.slots // (thief.slots + victim.slots)))
+    wanted = max(1, min(excess, excess * thief.slots // (thief.slots + victim.slots)))
     runs: list[RunId] = []
-    for run in islice(reversed(victim.processing), surplus + LOOKED_AT):
+    for run in islice(reversed(victim.processing), excess + EXAMINED):
         task = victim.processing[run]
         phase = task.phase
         assert isinstance(phase, Processing)
@@ -84,10 +84,11 @@ def _from_queues(state: State, thief: Worker) -> bool:
 
 
 def _may_move(task: Task, thief: Worker) -> bool:
-    terms = task.terms
-    if terms.workers or terms.resources:
+    options = task.options
+    if options.workers or options.resources:
         return any(
-            queue.terms.workers == terms.workers and queue.terms.resources == terms.resources for queue in thief.queues
+            queue.options.workers == options.workers and queue.options.resources == options.resources
+            for queue in thief.queues
         )
     for dependent in task.dependents or ():
         phase = dependent.phase
@@ -98,7 +99,7 @@ def _may_move(task: Task, thief: Worker) -> bool:
 
 def _moving_s(state: State, task: Task, thief: Worker) -> float:
     size = 0
-    for dependency in task.dependencies[:LOOKED_AT]:
+    for dependency in task.dependencies[:EXAMINED]:
         phase = dependency.phase
         if type(phase) is InMemory and thief not in phase.holders:
             size += phase.nbytes

@@ -1,7 +1,7 @@
-"""Workers come and go.
+"""Workers register and are removed.
 
-A worker that is gone is buried in one step: its state is gone when the function returns, and nothing that arrives later
-from it can be mistaken for news. (One that may come back is first *away*, see `reconnect`.)
+A worker is removed in one step: all that was known of it is gone when the function returns, and nothing that arrives
+later from it can be mistaken for news. (A worker that may come back is *away* first, see `reconnect`.)
 
 Blame: when a worker dies, only tasks that were running there are blamed. Its nanny knows exactly which these were.
 Otherwise known to run are those it announced (`Started`), and, if it held no more ready runs than slots, all of these.
@@ -16,52 +16,37 @@ from collections.abc import Collection
 from typing import Final
 
 from trio_dask.ids import PeerId, RunId
-from trio_dask.protocol.messages import Reply, ReturnRuns
-from trio_dask.scheduler.core.placement import admit, settle
+from trio_dask.parsing import counted
+from trio_dask.protocol.messages import ReturnRuns
 from trio_dask.scheduler.core.state import (
-    DETACHED,
+    FIRE_AND_FORGET,
     Failure,
     InMemory,
-    Notice,
-    Past,
+    LogLine,
     Processing,
-    Queue,
-    Queued,
+    RetryHistory,
     State,
     Task,
-    Waiting,
     Worker,
     WorkerInfo,
 )
-from trio_dask.scheduler.core.stuck_tasks import look_soon
-from trio_dask.scheduler.core.task_transitions import announce, fail, hand_back, lose, move
+from trio_dask.scheduler.core.task_transitions import fail, notify_client, remove_replica, requeue
+from trio_dask.scheduler.core.worker_states import GONE, HERE, Away
+from trio_dask.scheduler.core.worker_transitions import absence_of, change_phase, unblock_tasks
 
-__all__ = [
-    "add_worker",
-    "bury",
-    "close_to_work",
-    "enter",
-    "expect_signs",
-    "open_to_work",
-    "refusal",
-    "release_parked",
-    "set_capacity",
-]
+__all__ = ["add_worker", "refusal", "remove_worker"]
 
 HEAVY_SHARE: Final = 1 / 32
-"""Of its worker's memory limit: from this size on a result may have been too much for it."""
-
-SIGNS_PER_TTL: Final = 10
-"""So often within the time that a worker may be silent it is looked at."""
+"""Of its worker's memory limit: a result of at least this size may have been too much for it."""
 
 
 def refusal(state: State, info: WorkerInfo) -> str | None:
-    """The sentence that refuses a worker whose name or address is taken; one that leaves gives up its name."""
+    """The sentence that refuses a worker whose name or address is taken; a retiring worker gives up its name."""
     holder = state.names.get(info.name)
-    if holder is not None and holder.away_until is None and not holder.leaving:
+    if holder is not None and type(holder.phase) is not Away and holder.phase.retirement is None:
         return f"the name {info.name!r} is taken by the worker at {holder.info.address}; choose another with --name"
     holder = state.addresses.get(info.address)
-    if holder is not None and holder.away_until is None:
+    if holder is not None and type(holder.phase) is not Away:
         return f"a worker with the address {info.address} is registered already"
     return None
 
@@ -69,96 +54,21 @@ def refusal(state: State, info: WorkerInfo) -> str | None:
 def add_worker(state: State, peer: PeerId, info: WorkerInfo) -> str | None:
     """Register a worker; returns the sentence of refusal if there is one.
 
-    Whoever has its name or its address and is away will not come back: this is its successor.
+    A worker that is away and has this name or address will not come back: this is its successor.
     """
     refused = refusal(state, info)
     if refused is not None:
         return refused
-    for former in (state.names.get(info.name), state.addresses.get(info.address)):
-        if former is not None and former.info.incarnation in state.away:
-            bury(state, former, f"{former.why_away}, and its successor came", expected=False)
-    worker = Worker(peer, info)
-    enter(state, worker)
-    open_to_work(state, worker)
+    for holder in (state.names.get(info.name), state.addresses.get(info.address)):
+        if holder is not None and type(holder.phase) is Away:
+            remove_worker(state, holder, f"{holder.phase.why}, and its successor came", expected=False)
+    change_phase(state, Worker(peer, info), HERE)
+    at = f"{info.own_name} at {info.address}" if info.own_name else info.address
+    state.requests.append(LogLine(f"Registered worker {at} ({counted(info.nthreads, 'thread')})"))
     return None
 
 
-def enter(state: State, worker: Worker) -> None:
-    """A worker has a session from now on. It has no work yet."""
-    info = worker.info
-    state.workers[worker.peer] = worker
-    if not worker.leaving or info.name not in state.names:
-        state.names[info.name] = worker
-    state.addresses[info.address] = worker
-    if info.process:
-        state.processes[info.process] = worker
-    worker.heard_at = state.now
-    expect_signs(state)
-    _answer_waits(state)
-    for _, _, names, _ in state.restarts:
-        names.pop(info.name, None)
-
-
-def expect_signs(state: State) -> None:
-    """Have it looked at, in time, whether workers give signs of life."""
-    shortest_s = min(state.settings.worker_ttl_s, state.settings.lone_worker_ttl_s)
-    if state.workers and state.signs_at == float("inf"):
-        state.signs_at = state.now + shortest_s / SIGNS_PER_TTL
-
-
-def open_to_work(state: State, worker: Worker) -> None:
-    """Give a worker its slots, and a place at every queue whose demands it meets."""
-    worker.slots = worker.capacity
-    if state.stuck_at < float("inf"):
-        look_soon(state)
-    state.queue.eligible[worker] = None
-    for queue in state.queues.values():
-        admit(queue, worker)
-    state.touched[worker] = None
-    settle(state, worker)
-
-
-def close_to_work(state: State, worker: Worker) -> None:
-    """Give a worker no more work; what was queued for it is placed anew."""
-    worker.slots = 0
-    state.queue.eligible.pop(worker, None)
-    for queue in worker.queues:
-        queue.eligible.pop(worker, None)
-        if not queue.eligible and queue.line:
-            _let_others_work(state, queue)
-            look_soon(state)
-    worker.queues.clear()
-    for group in (state.idle, state.roomy, state.surplus, state.touched):
-        group.pop(worker, None)
-    _clear_backlog(state, worker, "its worker left")
-
-
-def _let_others_work(state: State, queue: Queue) -> None:
-    """No worker of this queue is left: those of its tasks that may also run elsewhere are placed anew."""
-    tasks = list(dict.fromkeys(queue.line))
-    if not any(task.terms.allow_other_workers for task in tasks):
-        return
-    queue.line.clear()
-    for task in tasks:
-        if task.phase is not queue.phase:
-            continue  # its entry is stale
-        if task.terms.allow_other_workers:
-            move(state, task, Waiting(0), "its workers left")
-            state.ready.append(task)
-        else:
-            queue.line.put(task)
-
-
-def _clear_backlog(state: State, worker: Worker, why: str) -> None:
-    """What was queued for a worker is placed anew."""
-    for task in list(worker.backlog):
-        if type(task.phase) is Queued:
-            move(state, task, Waiting(0), why)
-            state.ready.append(task)
-    worker.backlog.clear()
-
-
-def bury(
+def remove_worker(
     state: State,
     worker: Worker,
     reason: str,
@@ -167,26 +77,16 @@ def bury(
     ran: Collection[RunId] | None = None,
     of_memory: bool = False,
 ) -> None:
-    """A worker has left (`expected`) or is lost for ever.
+    """A worker has left (`expected`) or is lost for good.
 
     Its runs are placed anew, its results computed anew where needed. Unless its end was expected, the tasks that were
     running there are blamed: `ran`, where that is known. `of_memory`: it had too much.
     """
     info = worker.info
     if not expected:
-        state.requests.append(Notice(f"Worker {info.title} is lost: {reason}", serious=True))
-    close_to_work(state, worker)
-    state.workers.pop(worker.peer, None)
-    state.away.pop(info.incarnation, None)
-    state.leaving.pop(worker, None)
-    for table, key in ((state.names, info.name), (state.addresses, info.address), (state.processes, info.process)):
-        if table.get(key) is worker:
-            del table[key]
-    state.outboxes.pop(worker.peer, None)
-    state.frees.pop(worker.peer, None)
-    for content in state.contents.values():
-        content.shipped.pop(worker, None)
-
+        state.requests.append(LogLine(f"Worker {info.title} is lost: {reason}", serious=True))
+    absence = absence_of(worker)
+    change_phase(state, worker, GONE)
     stranded = list(worker.processing.values())
     if expected:
         running = []
@@ -198,27 +98,23 @@ def bury(
     if not expected:
         _recall_readers(state, worker)
     for task in list(worker.holds):
-        lose(state, task, worker, f"worker {info.name} left")
+        remove_replica(state, task, worker, f"worker {info.name} left")
         if not expected and type(task.phase) is InMemory:
-            # Others have it too: whoever is asking this worker for it might wait for ever (see `_recall_readers`).
+            # Others have it too. A client that asks this worker for it might wait for ever (see `_recall_readers`).
             for peer in task.wanted:
-                if peer != DETACHED:
-                    announce(state, task, peer)
+                if peer != FIRE_AND_FORGET:
+                    notify_client(state, task, peer)
     for task in stranded:
         phase = task.phase
         if type(phase) is Processing and phase.worker is worker:
-            hand_back(state, task, f"worker {info.name} left")
+            requeue(state, task, f"worker {info.name} left")
     for task in running:
         _blame(state, task, worker, reason, "was running on")
     for task, nbytes in heavy.items():
         if type(task.phase) is not InMemory and (task.wanted or task.waiters):
             _blame(state, task, worker, f"{reason}, with {nbytes / 2**20:.0f} MiB of this result", "was held by")
-    release_parked(state, worker)
-    worker.unreached.clear()
-    worker.copying.clear()
-    worker.away_until = None
-    state.touched.pop(worker, None)
-    state.departed.append(worker)
+    unblock_tasks(state, absence)
+    state.index.remove(worker)
 
 
 def _recall_readers(state: State, worker: Worker) -> None:
@@ -233,32 +129,11 @@ def _recall_readers(state: State, worker: Worker) -> None:
             phase = dependent.phase
             if type(phase) is not Processing or phase.worker is worker or phase.started or phase.retracting:
                 continue
-            if phase.worker.peer in state.workers and task not in phase.worker.holds:
+            if phase.worker.phase.has_session and task not in phase.worker.holds:
                 phase.retracting = True
                 runs.setdefault(phase.worker, []).append(phase.run)
     for reader, numbers in runs.items():
         state.send(reader.peer, ReturnRuns(tuple(numbers)))
-
-
-def release_parked(state: State, worker: Worker) -> None:
-    """Those that waited for this worker to return are placed after all."""
-    parked, worker.parked = worker.parked, {}
-    for task in parked:
-        phase = task.phase
-        if type(phase) is Waiting and not phase.missing:
-            state.ready.append(task)
-
-
-def set_capacity(state: State, worker: Worker, slots: int) -> None:
-    """A worker can run this many tasks at once from now on."""
-    worker.capacity = slots
-    if not worker.returning and not worker.leaving:
-        worker.slots = slots
-        state.touched[worker] = None
-        settle(state, worker)
-        if not slots:
-            # Nobody could take it from there: who has no slots and runs nothing has no surplus either.
-            _clear_backlog(state, worker, "its worker takes no tasks")
 
 
 def _running(worker: Worker) -> list[Task]:
@@ -270,14 +145,14 @@ def _running(worker: Worker) -> list[Task]:
         assert isinstance(phase, Processing)
         if phase.started:
             known.append(task)
-        elif not phase.missing and not (task.past is not None and task.past.suspect):
+        elif not phase.missing and not (task.history is not None and task.history.suspect):
             possible.append(task)
     if len(known) + len(possible) <= worker.capacity:
         return known + possible
     for task in possible:
-        if task.past is None:
-            task.past = Past()
-        task.past.suspect = True
+        if task.history is None:
+            task.history = RetryHistory()
+        task.history.suspect = True
     return known
 
 
@@ -291,28 +166,17 @@ def _heavy(worker: Worker) -> dict[Task, int]:
 
 
 def _blame(state: State, task: Task, worker: Worker, reason: str, role: str) -> None:
-    past = task.past
-    if past is None:
-        past = task.past = Past()
-    past.suspect = True
+    history = task.history
+    if history is None:
+        history = task.history = RetryHistory()
+    history.suspect = True
     info = worker.info
     name = f"{info.own_name} " if info.own_name else ""
-    past.deaths.append(f"worker {name}at {info.address} (pid {info.pid}): {reason}")
+    history.deaths.append(f"worker {name}at {info.address} (pid {info.pid}): {reason}")
     state.note(task.key, f"{role} {worker.info.name}, which died")
-    if len(past.deaths) > state.settings.allowed_failures:
-        details = {"deaths": tuple(past.deaths)}
-        text = f"{len(past.deaths)} workers died while running {task.key!r} or holding its result"
+    if len(history.deaths) > state.settings.allowed_failures:
+        details = {"deaths": tuple(history.deaths)}
+        text = f"{len(history.deaths)} workers died while running {task.key!r} or holding its result"
         fail(state, task, Failure(task.key, "killed", None, text, details))
     else:
-        past.attempts += 1
-
-
-def _answer_waits(state: State) -> None:
-    count = len(state.workers)
-    still: list[tuple[PeerId, int, int]] = []
-    for client, request, number in state.waits:
-        if count >= number:
-            state.send(client, Reply(request, count))
-        else:
-            still.append((client, request, number))
-    state.waits = still
+        history.attempts += 1

@@ -1,4 +1,4 @@
-"""What workers and nannies say of themselves when they register.
+"""What workers, nannies and clients say of themselves in their hellos.
 
 Every field is checked: a peer can write anything there.
 """
@@ -13,17 +13,18 @@ from trio_dask.errors import ProtocolError
 from trio_dask.ids import Incarnation
 from trio_dask.parsing import MAX_NAME_LENGTH, MAX_THREADS
 from trio_dask.protocol.hello import Hello
-from trio_dask.scheduler.core import WorkerInfo
+from trio_dask.scheduler.core.state import WorkerInfo
 
-__all__ = ["nanny_process", "previous_session", "worker_info"]
+__all__ = ["client_grace_s", "client_session", "nanny_process", "worker_info", "worker_session"]
 
 MAX_ADDRESS_LENGTH = 512
 MAX_RESOURCES = 1000
 MAX_METRICS = 100
+MAX_MESSAGES = 2**62
 
 
 def worker_info(hello: Hello) -> WorkerInfo:
-    """The worker behind a hello. Without a name of its own it is called by its address.
+    """The worker behind a hello. A worker without a name of its own is called by its address.
 
     Raises:
       ProtocolError: something in it cannot be.
@@ -47,8 +48,8 @@ def worker_info(hello: Hello) -> WorkerInfo:
     )
 
 
-def previous_session(hello: Hello, scheduler: Incarnation) -> Incarnation:
-    """The session of this scheduler in which a worker was before, as it says; empty if there was none.
+def worker_session(hello: Hello, scheduler: Incarnation) -> Incarnation:
+    """The session that a worker says it had with this scheduler; empty if there was none.
 
     Raises:
       ProtocolError: something in it cannot be.
@@ -58,8 +59,34 @@ def previous_session(hello: Hello, scheduler: Incarnation) -> Incarnation:
     return Incarnation(_text(hello.details, "previous", MAX_NAME_LENGTH))
 
 
+def client_session(hello: Hello, scheduler: Incarnation) -> tuple[bool, int]:
+    """Whether a client had a session with this scheduler, and how many messages of it the client has handled.
+
+    Raises:
+      ProtocolError: something in it cannot be.
+    """
+    details = hello.details
+    received = details.get("received", 0)
+    if type(received) is not int or not 0 <= received <= MAX_MESSAGES:
+        raise ProtocolError("the number of messages that a client has received is a whole number")
+    # A client keeps its incarnation for life: what it names as its previous session can only be its own.
+    return details.get("scheduler") == scheduler and details.get("previous") == hello.incarnation, received
+
+
+def client_grace_s(hello: Hello) -> float:
+    """How long a client may be away, in seconds.
+
+    Raises:
+      ProtocolError: it cannot be.
+    """
+    grace_s = hello.details.get("grace_s", 0)
+    if isinstance(grace_s, bool) or not isinstance(grace_s, int | float) or not 0 <= grace_s < math.inf:
+        raise ProtocolError("the grace of a client is a number of seconds")
+    return float(grace_s)
+
+
 def nanny_process(hello: Hello) -> str:
-    """What a nanny calls the worker process that it looks after; empty if it has none at the moment.
+    """The name that a nanny gives to its worker process; empty if it has none at the moment.
 
     Raises:
       ProtocolError: it cannot be.

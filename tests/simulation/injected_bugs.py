@@ -1,4 +1,4 @@
-"""Planted bugs: the proof that the simulation would find the real ones.
+"""Injected bugs: the proof that the simulation would find the real ones.
 
 Each takes a `World` and is a context within which that world is broken in one classic way.
 """
@@ -24,7 +24,7 @@ from trio_dask.scheduler.core import (
 from trio_dask.scheduler.core.state import Processing, State, Task, Waiting, Worker
 from trio_dask.testing.simulate import World
 
-__all__ = ["PLANTED"]
+__all__ = ["INJECTED_BUGS"]
 
 
 @contextmanager
@@ -67,10 +67,10 @@ def stale_result(world: World) -> Generator[None]:
 @contextmanager
 def miscounted_dependency(world: World) -> Generator[None]:
     """The arrival of one input is counted twice for a task that misses more than one."""
-    arrived = task_transitions.arrived
+    input_ready = task_transitions.input_ready
 
     def twice(state: State, task: Task, worker: Worker) -> None:
-        arrived(state, task, worker)
+        input_ready(state, task, worker)
         for dependent in task.dependents or ():
             phase = dependent.phase
             if isinstance(phase, Waiting) and phase.missing:
@@ -78,21 +78,23 @@ def miscounted_dependency(world: World) -> Generator[None]:
                 if not phase.missing:
                     state.ready.append(dependent)
 
-    with mock.patch.object(task_transitions, "arrived", twice):
+    with mock.patch.object(task_transitions, "input_ready", twice):
         yield
 
 
 @contextmanager
 def lost_wakeup(world: World) -> Generator[None]:
-    """A worker that has come to have room is not looked at."""
-    retire_run = task_transitions.retire_run
+    """A worker that has come to have room is not noticed."""
+    end_run = task_transitions.end_run
 
     def forgetful(state: State, task: Task) -> None:
-        touched = dict(state.touched)
-        retire_run(state, task)
-        state.touched = touched
+        before = list(state.index.dirty)
+        end_run(state, task)
+        for worker in list(state.index.dirty):
+            if worker not in before:
+                del state.index._dirty[worker]
 
-    with mock.patch.object(task_transitions, "retire_run", forgetful):
+    with mock.patch.object(task_transitions, "end_run", forgetful):
         yield
 
 
@@ -135,40 +137,46 @@ def trusted_keys(world: World) -> Generator[None]:
 @contextmanager
 def half_removed_worker(world: World) -> Generator[None]:
     """A worker is gone, and stays among those that can be given work."""
-    bury = worker_membership.bury
+    remove_worker = worker_membership.remove_worker
 
     def leave_behind(state: State, worker: Worker, reason: str, **how: Any) -> None:
-        had_room = worker in state.roomy
-        bury(state, worker, reason, **how)
+        had_room = worker in state.index.has_capacity
+        remove_worker(state, worker, reason, **how)
         if had_room:
-            state.roomy[worker] = None
+            state.index._has_capacity[worker] = None
 
-    with mock.patch.object(worker_membership, "bury", leave_behind), mock.patch.object(reconnect, "bury", leave_behind):
+    with (
+        mock.patch.object(worker_membership, "remove_worker", leave_behind),
+        mock.patch.object(reconnect, "remove_worker", leave_behind),
+    ):
         yield
 
 
 @contextmanager
 def blamed_innocents(world: World) -> Generator[None]:
-    """Whatever was assigned to a worker that died is blamed, whether it ran or not."""
-    bury = worker_membership.bury
+    """All that was assigned to a worker that died is blamed, whether it ran or not."""
+    remove_worker = worker_membership.remove_worker
 
     def blame_all(state: State, worker: Worker, reason: str, *, expected: bool, **how: Any) -> None:
-        bury(state, worker, reason, expected=expected, ran=tuple(worker.processing))
+        remove_worker(state, worker, reason, expected=expected, ran=tuple(worker.processing))
 
-    with mock.patch.object(worker_membership, "bury", blame_all), mock.patch.object(reconnect, "bury", blame_all):
+    with (
+        mock.patch.object(worker_membership, "remove_worker", blame_all),
+        mock.patch.object(reconnect, "remove_worker", blame_all),
+    ):
         yield
 
 
 @contextmanager
 def hasty_retirement(world: World) -> Generator[None]:
-    """A worker is sent away once nothing runs there, whatever it holds."""
+    """A worker is dismissed once nothing runs there, whatever it holds."""
     with mock.patch.object(retirement, "_held_alone", return_value=[]):
         yield
 
 
 Bug = Callable[[World], AbstractContextManager[None]]
 
-PLANTED: Final[Mapping[str, Bug]] = MappingProxyType(
+INJECTED_BUGS: Final[Mapping[str, Bug]] = MappingProxyType(
     {
         bug.__name__: bug
         for bug in (

@@ -1,0 +1,129 @@
+"""Requests of clients that are answered later: when enough workers are there, are back, or have left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
+
+from trio_dask.ids import PeerId
+from trio_dask.protocol.messages import Reply
+
+if TYPE_CHECKING:
+    from trio_dask.scheduler.core.state import State, Worker
+
+__all__ = ["PendingRequest", "PendingRequests", "WorkerCount", "WorkersBack", "WorkersGone"]
+
+_NEVER: Final = float("inf")
+
+
+class WorkerCount:
+    """Wait until this many workers have a session."""
+
+    __slots__ = ("number",)
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def answer(self, state: State, *, late: bool) -> Any:
+        """The number of workers, or None if there are too few."""
+        count = len(state.workers)
+        return count if late or count >= self.number else None
+
+
+class WorkersBack:
+    """Wait until workers with these names have begun new sessions."""
+
+    __slots__ = ("missing",)
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.missing = dict.fromkeys(names)
+
+    def answer(self, state: State, *, late: bool) -> Any:
+        """Names that did not come back; None while there is time."""
+        return {"missing": tuple(self.missing)} if late or not self.missing else None
+
+
+class WorkersGone:
+    """Wait until these workers have left."""
+
+    __slots__ = ("left", "remaining")
+
+    def __init__(self, workers: Iterable[Worker]) -> None:
+        self.remaining = dict.fromkeys(workers)
+        self.left: list[str] = []
+
+    def answer(self, state: State, *, late: bool) -> Any:
+        """Names of those that have left; None while some have not."""
+        return {"retired": tuple(self.left)} if late or not self.remaining else None
+
+
+Goal: TypeAlias = WorkerCount | WorkersBack | WorkersGone
+
+
+class PendingRequest(NamedTuple):
+    """One request, what it waits for, and when it is answered whatever has happened."""
+
+    client: PeerId
+    request: int
+    goal: Goal
+    deadline: float = _NEVER
+
+
+class PendingRequests:
+    """All requests that wait for workers."""
+
+    __slots__ = ("_pending", "due_at")
+
+    def __init__(self) -> None:
+        self._pending: list[PendingRequest] = []
+        self.due_at = _NEVER
+        """When to call `answer_due`; in the past once something has changed."""
+
+    def add(self, pending: PendingRequest) -> None:
+        """Have a request answered once its goal is reached, which it may be already."""
+        self._pending.append(pending)
+        self.due_at = -_NEVER
+
+    def worker_joined(self, worker: Worker) -> None:
+        """A worker has a session."""
+        for pending in self._pending:
+            if isinstance(pending.goal, WorkersBack):
+                pending.goal.missing.pop(worker.info.name, None)
+            self.due_at = -_NEVER
+
+    def worker_left(self, worker: Worker) -> None:
+        """A worker has left or is lost."""
+        for pending in self._pending:
+            if isinstance(pending.goal, WorkersGone) and worker in pending.goal.remaining:
+                del pending.goal.remaining[worker]
+                pending.goal.left.append(worker.info.name)
+            self.due_at = -_NEVER
+
+    def client_left(self, client: PeerId) -> None:
+        """Nobody waits for these answers any more."""
+        self._pending = [pending for pending in self._pending if pending.client != client]
+
+    def retirements_of(self, worker: Worker) -> list[PendingRequest]:
+        """The requests that wait until this worker has left."""
+        return [
+            pending
+            for pending in self._pending
+            if isinstance(pending.goal, WorkersGone) and worker in pending.goal.remaining
+        ]
+
+    def refuse(self, state: State, pending: PendingRequest, reason: str) -> None:
+        """Answer a request whose goal cannot be reached."""
+        self._pending.remove(pending)
+        state.send(pending.client, Reply(pending.request, {**pending.goal.answer(state, late=True), "refused": reason}))
+
+    def answer_due(self, state: State) -> None:
+        """Answer each request whose goal is reached or whose time is up."""
+        still: list[PendingRequest] = []
+        for pending in self._pending:
+            payload = pending.goal.answer(state, late=pending.deadline <= state.now)
+            if payload is None:
+                still.append(pending)
+            else:
+                state.send(pending.client, Reply(pending.request, payload))
+        self._pending = still
+        self.due_at = min((pending.deadline for pending in still), default=_NEVER)

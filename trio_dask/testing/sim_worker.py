@@ -1,0 +1,325 @@
+"""A simulated worker process: the real core, with slots that take virtual time, a store, and a data plane."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Final
+
+from trio_dask.ids import Incarnation, Key, PeerId, RunId
+from trio_dask.protocol import codec
+from trio_dask.protocol.hello import Hello, Refusal, Welcome
+from trio_dask.protocol.messages import Goodbye, Message, Run
+from trio_dask.scheduler.core import CallAgain, Refuse, Resume
+from trio_dask.testing.random_graphs import Job, compute
+from trio_dask.testing.sim_network import Timeline
+from trio_dask.testing.sim_scheduler import SimScheduler, state_of
+from trio_dask.worker.core.effects import CancelFetch, EndSession, FetchId, FreeKeys, StartFetch
+from trio_dask.worker.core.invariants import check as check_worker
+from trio_dask.worker.core.worker import WorkerCore
+
+__all__ = ["SILENCE", "Network", "SimWorker"]
+
+SILENCE: Final = 0.02
+"""How often a worker that is there does not answer in time."""
+
+
+class Network:
+    """The workers that can be reached, by address, for the data plane."""
+
+    def __init__(self) -> None:
+        self.workers: dict[str, SimWorker] = {}
+
+
+class SimWorker:
+    """The worker core with slots that take virtual time, a store, and a data plane.
+
+    It may have a nanny, which tells the scheduler how it ended and what it was running then.
+    """
+
+    def __init__(
+        self,
+        timeline: Timeline,
+        scheduler: SimScheduler,
+        network: Network,
+        name: str,
+        slots: int,
+        jobs: dict[Key, Job],
+        *,
+        reconnect: bool = False,
+        nanny: bool = False,
+    ) -> None:
+        self.timeline = timeline
+        self.scheduler = scheduler
+        self.network = network
+        self.name = name
+        self.address = f"inproc://{name}"
+        self.slots = slots
+        self.free_slots = slots
+        self.leak_slots = False
+        self.core = WorkerCore(slots)
+        self.store: dict[Key, int] = {}
+        self.jobs = jobs
+        self.alive = True
+        self.reconnect = reconnect
+        self.process = f"process-{name}" if nanny else ""
+        self.executed: list[Key] = []
+        self.running: dict[RunId, Key] = {}
+        """What the slots execute, wanted or not."""
+        self.fatal: Counter[Key] = Counter()
+        """How often a task can be blamed: for a death, if it ran; for a loss beyond the grace, if it was given."""
+        self._unseen: dict[Key, None] = {}
+        """What it had been given when its link was lost, whether it ran or not: that cannot be known."""
+        self._fetches: dict[FetchId, None] = {}
+        self._heard_at = 0.0
+        self._sessions = 0
+        self._session: tuple[Incarnation, Incarnation] | None = None
+        network.workers[self.address] = self
+        self.peer = PeerId(-1)
+        self.link = scheduler.no_link()
+        self.connect()
+
+    # ------------------------------------------------------------------------------------------ sessions
+
+    def connect(self) -> None:
+        """Dial the scheduler, to go on with the last session if it was lost and that can be; else try again later."""
+        if not self.alive:
+            return
+        self._sessions += 1
+        incarnation = Incarnation(f"{self.name}.{self._sessions}")
+        details: dict[str, object] = {
+            "address": self.address,
+            "host": self.name,
+            "nthreads": self.slots,
+            "reconnect": self.reconnect,
+            "process": self.process,
+        }
+        if self._session is not None:
+            details["previous"], details["scheduler"] = self._session
+        hello = Hello(role="worker", incarnation=incarnation, name=self.name, details=details)
+        scheduler = self.scheduler.incarnation
+        answer = self.scheduler.greet(hello)
+        returned = isinstance(answer, Welcome) and answer.details.get("returned") is True
+        if not returned and self._session is not None:
+            self.fatal.update(list(self._unseen))
+            self.core.reset(self.timeline.now)
+            self._session = None
+            self.pump()
+        if isinstance(answer, Refusal):
+            self.timeline.after(0.02, self.connect)
+        elif self.timeline.rng.random() < 0.1:  # the session begins later: much may happen meanwhile
+            self.timeline.after(
+                self.timeline.rng.random() * 0.4, partial(self._begin_session, hello, scheduler, returned)
+            )
+        else:
+            self._begin_session(hello, scheduler, returned)
+
+    def _begin_session(self, hello: Hello, scheduler: Incarnation, returned: bool) -> None:
+        """It was welcomed, and its session begins, unless something has come between."""
+        if not self.alive:
+            return
+        if scheduler != self.scheduler.incarnation:
+            self.connect()
+            return
+        outcome = self.scheduler.core.begin_session(hello, self.timeline.now)
+        if isinstance(outcome, CallAgain | Refuse):
+            self.timeline.after(0.02, self.connect)
+            return
+        assert isinstance(outcome, Resume) == returned
+        self.peer = peer = outcome.peer
+        self.link = self.scheduler.connect(codec.FROM_WORKER, codec.TO_WORKER, self.receive, peer)
+        if returned and self.timeline.rng.random() < 0.1:  # the welcome does not arrive
+            self.link.cut()
+            link = self.link
+            self.timeline.after(0.01, lambda: self.scheduler.lose(peer, link, "cut"))
+            self.timeline.after(0.02, self.connect)
+            return
+        self._session = hello.incarnation, scheduler
+        self._unseen.clear()
+        self.core.session_began(self.address, returned)
+        self.scheduler.settle()
+        self.pump()
+
+    def lose_link(self) -> None:
+        """Its link is cut. Both ends notice sooner or later, the scheduler perhaps only when it calls again."""
+        if not self.alive or not self.link.is_open:
+            return
+        rng, peer, link = self.timeline.rng, self.peer, self.link
+        self._unseen.clear()
+        link.cut()
+
+        def be_missed() -> None:
+            worker = state_of(self.scheduler.core).workers.get(peer)
+            if worker is not None and self.scheduler.links.get(peer) is link:
+                self._unseen = {task.key: None for task in worker.processing.values()}
+            self.scheduler.lose(peer, link, "cut")
+
+        self.timeline.after(rng.choice((0.0, 0.01, 0.2)), be_missed)
+
+        def notice() -> None:
+            if self.alive:
+                self.core.session_lost(self.timeline.now)
+                self.pump()
+                self.timeline.after(rng.choice((0.001, 0.02, 0.3)), self.connect)
+
+        self.timeline.after(rng.choice((0.0, 0.01)), notice)
+
+    def drain(self) -> None:
+        """It was told to stop."""
+        if self.alive:
+            self.core.drain_began("asked to stop")
+            self.pump()
+
+    def pause(self, seconds: float) -> None:
+        """It is short of memory for a while."""
+
+        def resume() -> None:
+            if self.alive:
+                self.core.resume()
+                self.pump()
+
+        if self.alive:
+            self.core.pause()
+            self.pump()
+            self.timeline.after(seconds, resume)
+
+    def receive(self, messages: Sequence[Message]) -> None:
+        """A batch from the scheduler has arrived."""
+        if self.alive:
+            for message in messages:
+                self.core.handle(message, self.timeline.now)  # type: ignore[arg-type]
+            self.pump()
+
+    def die(self) -> None:
+        """As by kill -9: nothing it does is seen any more; the scheduler notices a little later."""
+        self.alive = False
+        self.network.workers.pop(self.address, None)
+        rng, peer, link, ran = self.timeline.rng, self.peer, self.link, tuple(self.running)
+        self.fatal.update(list(dict.fromkeys(self.running.values()) | self._unseen))
+        if self.process:
+            # A nanny is faster than any grace, but not always faster than the end of the link.
+            delay = rng.random() * 0.04 if self.link.is_open else 0.0
+            self.timeline.after(delay, lambda: self.scheduler.remove_worker(self.process, "killed", ran))
+        self.link.cut()
+        self.timeline.after(rng.random() * 0.05, lambda: self.scheduler.lose(peer, link, "killed"))
+
+    def pump(self) -> None:
+        """Do all that the core asks for, and let slots take what is ready."""
+        while True:
+            effects = self.core.take_effects()
+            self.link.to_scheduler.send(effects.messages)
+            for request in effects.requests:
+                match request:
+                    case StartFetch(fetch, address, keys):
+                        self._fetches[fetch] = None
+                        delay = self.timeline.rng.random() * 0.004
+                        self.timeline.after(delay, lambda f=fetch, a=address, k=keys: self._fetch(f, a, k))  # type: ignore[misc]
+                    case CancelFetch(fetch):
+                        self._fetches.pop(fetch, None)
+                    case FreeKeys(keys):
+                        for key in keys:
+                            self.store.pop(key, None)
+                    case EndSession():
+                        self.leave()
+                        return
+                    case _:
+                        pass
+            if not self._start_runs() and not effects.messages and not effects.requests:
+                break
+        check_worker(self.core)
+
+    def leave(self) -> None:
+        """Say goodbye and go; without a link it is as if it died."""
+        if not self.link.is_open:
+            self.die()
+            return
+        self.alive = False
+        self.network.workers.pop(self.address, None)
+        self.link.to_scheduler.send([Goodbye("leaving")])
+
+    def _start_runs(self) -> bool:
+        started = False
+        while self.free_slots and (run := self.core.ready.take()) is not None:
+            started = True
+            self.free_slots -= 1
+            self._begin(run, {})
+        return started
+
+    def _begin(self, run: Run, carried: dict[Key, int]) -> None:
+        """A slot has taken this run, and if it follows another, carries that one's value along."""
+        if run.extra.get("announce"):
+            self._report(lambda: self.core.started([run], self.timeline.now))
+        inputs: list[int] = []
+        for key, _ in run.dependencies:
+            if key in carried:
+                inputs.append(carried[key])
+            elif key in self.store:
+                inputs.append(self.store[key])
+            else:
+                self.free_slots += 1
+                self._report(lambda lacking=key: self.core.input_gone(run, lacking))  # type: ignore[misc]
+                return
+        self.executed.append(run.key)
+        self.running[run.run] = run.key
+        self.timeline.after(self.jobs[run.key].seconds, lambda: self._end(run, tuple(inputs)))
+
+    def _end(self, run: Run, inputs: tuple[int, ...]) -> None:
+        if not self.alive:
+            return
+        self.running.pop(run.run, None)
+        job = self.jobs[run.key]
+        job.executions += 1
+        if job.executions <= job.failing:
+            self._free_slot(run)
+            self._report(lambda: self.core.failed(run, b"error", f"ValueError: {run.key}", job.seconds))
+            return
+        value = compute(run.call, inputs)
+        inline = str(value).encode() if job.small else None
+
+        def finished() -> None:
+            if self.core.is_current(run):
+                self.store[run.key] = value
+            self.core.finished(run, 64, "int", inline, job.seconds)
+
+        self._report(finished)
+        follower = self.core.ready.take_chained(run)
+        if follower is not None:
+            self._begin(follower, {run.key: value})
+        else:
+            self._free_slot(run)
+
+    def _free_slot(self, run: Run) -> None:
+        if self.core.is_current(run) or not self.leak_slots:
+            self.free_slots += 1
+
+    def _report(self, outcome: Callable[[], None]) -> None:
+        """The core hears of it a little later, as slots are threads; in order."""
+
+        def hear() -> None:
+            if self.alive:
+                outcome()
+                self.pump()
+
+        self._heard_at = max(self._heard_at, self.timeline.now + self.timeline.rng.choice((0.0, 0.0002, 0.002)))
+        self.timeline.at(self._heard_at, hear)
+
+    def _fetch(self, fetch: FetchId, address: str, keys: tuple[Key, ...]) -> None:
+        if not self.alive or fetch not in self._fetches:
+            return
+        del self._fetches[fetch]
+        peer = self.network.workers.get(address)
+        if peer is None:
+            self.core.fetch_ended(fetch, unreachable=True)
+        elif self.timeline.rng.random() < SILENCE:
+            self.core.fetch_ended(fetch, unreachable=True, is_silent=True)
+        else:
+            for key in keys:
+                if key not in peer.store:
+                    self.core.absent(fetch, key)
+                elif self.core.expects(fetch, key):
+                    self.store[key] = peer.store[key]
+                    if not self.core.fetched(fetch, key, 64):
+                        del self.store[key]
+            self.core.fetch_ended(fetch, unreachable=False)
+        self.pump()
