@@ -13,16 +13,18 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from trio_dask.errors import UsageError
 
 __all__ = [
     "DEFAULT_PORT",
+    "DEFAULT_SCHEME",
     "LEAST_MEMORY_BYTES",
     "LEAVING",
     "MAX_NAME_LENGTH",
     "MAX_THREADS",
+    "SCHEMES",
     "ClientSettings",
     "NannySettings",
     "SchedulerSettings",
@@ -43,6 +45,9 @@ __all__ = [
 ]
 
 DEFAULT_PORT = 8786
+DEFAULT_SCHEME: Final = "tcp"
+SCHEMES: Final = (DEFAULT_SCHEME, "ws")
+"""What a scheduler can speak; `comm` has a transport for each."""
 MAX_THREADS = 4096
 MAX_NAME_LENGTH = 255
 LEAST_MEMORY_BYTES = 48 * 2**20
@@ -75,7 +80,7 @@ class SchedulerSettings(NamedTuple):
     """
 
     address: str | None = None
-    protocol: Literal["tcp", "ws"] = "tcp"
+    protocol: str = DEFAULT_SCHEME
     host: str = ""
     port: int = DEFAULT_PORT
     interface: str | None = None

@@ -73,8 +73,12 @@ RESERVED: Mapping[str, tuple[str, ...]] = {
     "asyncssh": ("deploy/ssh*.py",),
     "dask": ("client/collections.py",),
     "distributed": (),
-    "wsproto": ("comm/websocket.py",),
+    "trio_websocket": ("comm/websocket.py",),
+    "wsproto": (),
 }
+
+# The only file besides the transports that may spell a scheme: what programs speak where nothing else was said.
+SCHEME_DEFAULTS = f"{PACKAGE}.config"
 
 UNPICKLERS = {"pickle", "_pickle", "cloudpickle", f"{PACKAGE}.protocol.pickling"}
 
@@ -317,6 +321,31 @@ def oversized(root: Path) -> list[str]:
     """Files that are long enough to have two ideas in them."""
     counts = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in sorted(root.rglob("*.py"))}
     return [f"{path.relative_to(root)} has {count} lines" for path, count in counts.items() if count > MAX_LINES]
+
+
+def stray_schemes(root: Path) -> list[str]:
+    """Schemes of addresses that are spelled outside the files of their transports, which say `SCHEME = "..."`."""
+    known = modules(root)
+    owners = {
+        module.name: node.value.value
+        for module in known.values()
+        for node in module.tree.body
+        if isinstance(node, ast.Assign)
+        and ast.unparse(node.targets[0]) == "SCHEME"
+        and isinstance(node.value, ast.Constant)
+    }
+    texts = re.compile(rf"({'|'.join(map(re.escape, owners.values()))})(:.*)?", re.DOTALL) if owners else None
+    found = []
+    for module in known.values():
+        documentation = {id(node.value) for node in ast.walk(module.tree) if isinstance(node, ast.Expr)}
+        found += [
+            f"{module.name}:{node.lineno} spells {node.value!r}"
+            for node in ast.walk(module.tree)
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documentation
+            if texts is not None and (match := texts.fullmatch(node.value))
+            if owners.get(module.name) != match[1] and module.name != SCHEME_DEFAULTS
+        ]
+    return found
 
 
 def unexplained_excepts(root: Path) -> list[str]:

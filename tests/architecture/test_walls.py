@@ -20,6 +20,7 @@ from tests.architecture import rules
         rules.trespassing,
         rules.oversized,
         rules.unexplained_excepts,
+        rules.stray_schemes,
     ],
     ids=lambda rule: rule.__name__,
 )

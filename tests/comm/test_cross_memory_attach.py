@@ -13,12 +13,12 @@ import trio.testing
 
 from tests.comm.kit import background, channels, frame, read_to_end, tcp_pair, until
 from trio_dask.comm import cross_memory_attach
-from trio_dask.comm.connection import LinkSettings
 from trio_dask.comm.cross_memory_attach import Loan, borrow, can_lend
 from trio_dask.comm.data_channel import DataChannel
 from trio_dask.comm.inproc import memory_pair
 from trio_dask.comm.transport import ConnectionLost, PeerSilent
 from trio_dask.errors import ProtocolError
+from trio_dask.protocol.link import LinkLimits
 from trio_dask.protocol.messages import Fetch, Lent, PutDone, Value
 
 pytestmark = pytest.mark.skipif(not can_lend([memoryview(bytes(2**20))]), reason="this system has no such call")
@@ -287,13 +287,13 @@ def near_and_far(monkeypatch):
     return near, far
 
 
-SLOW = LinkSettings(keepalive_s=5, silence_s=30)
+SLOW = LinkLimits(keepalive_s=5, silence_s=30)
 
 
 @pytest.mark.usefixtures("permitted")
 @pytest.mark.parametrize("ok", [True, False])
 async def test_a_slow_borrower_is_waited_for(autojump_clock, monkeypatch, near_and_far, ok):
-    near, far = channels(near_and_far, settings=SLOW)
+    near, far = channels(near_and_far, limits=SLOW)
     SlowThread(monkeypatch, 1000, ok=ok)
     large = random.Random(6).randbytes(MIB)
     for _ in range(2):
@@ -304,7 +304,7 @@ async def test_a_slow_borrower_is_waited_for(autojump_clock, monkeypatch, near_a
 
 @pytest.mark.usefixtures("permitted")
 async def test_a_borrower_may_wait_for_room(autojump_clock, near_and_far):
-    near, far = channels(near_and_far, settings=SLOW)
+    near, far = channels(near_and_far, limits=SLOW)
     large = random.Random(7).randbytes(MIB)
     held = []
 
@@ -322,7 +322,7 @@ async def test_a_borrower_may_wait_for_room(autojump_clock, near_and_far):
 
 
 async def test_a_borrower_that_says_nothing_is_silent(autojump_clock, near_and_far):
-    sender, _ = channels(near_and_far, settings=SLOW)
+    sender, _ = channels(near_and_far, limits=SLOW)
     with pytest.raises(PeerSilent, match="for 30 s"):
         await sender.send(Value("key", (MIB,)), [bytes(MIB)])
     assert trio.current_time() >= 30
@@ -330,7 +330,7 @@ async def test_a_borrower_that_says_nothing_is_silent(autojump_clock, near_and_f
 
 async def test_a_borrower_whose_lender_goes_away_hears_it_when_it_pings(autojump_clock, monkeypatch, near_and_far):
     near, far = near_and_far
-    _, receiver = channels((near, far), settings=SLOW)
+    _, receiver = channels((near, far), limits=SLOW)
     SlowThread(monkeypatch, 1000)
 
     async def lend_and_leave():
@@ -347,7 +347,7 @@ async def test_a_borrower_whose_lender_goes_away_hears_it_when_it_pings(autojump
 
 async def test_who_gives_up_borrowing_is_cancelled_and_nothing_else(autojump_clock, monkeypatch, near_and_far):
     near, far = near_and_far
-    _, receiver = channels((near, far), settings=SLOW)
+    _, receiver = channels((near, far), limits=SLOW)
     SlowThread(monkeypatch, 1000)
     await near.send_all(frame(Lent(1, 1, bytes(16), (1,))) + frame(Value("key", (MIB,))))
     with trio.move_on_after(17) as scope:

@@ -18,7 +18,15 @@ from trio_dask.cli.command import (
     run_command,
 )
 from trio_dask.cli.legacy_options import NOT_OF_SCHEDULER, REFUSED, former_options, notes
-from trio_dask.config import DEFAULT_PORT, SchedulerSettings, parse_count, parse_port, parse_timedelta
+from trio_dask.config import (
+    DEFAULT_PORT,
+    DEFAULT_SCHEME,
+    SCHEMES,
+    SchedulerSettings,
+    parse_count,
+    parse_port,
+    parse_timedelta,
+)
 from trio_dask.deploy.program_runner import Stopper, raise_file_limit, run_program, spare_garbage_collection
 
 __all__ = ["main"]
@@ -89,7 +97,7 @@ def _read_allowed(text: str) -> int:
 )
 @file_option("--pid-file", help="Write the process id to this file.")
 @click.option(
-    "--protocol", default="tcp", show_default=True, type=click.Choice(["tcp", "ws"]), help="Protocol of connections."
+    "--protocol", default=DEFAULT_SCHEME, show_default=True, type=click.Choice(SCHEMES), help="Protocol of connections."
 )
 @former_options(NOT_OF_SCHEDULER)
 @log_options
@@ -107,7 +115,7 @@ def scheduler(
     stuck_after: float,
     scheduler_file: str | None,
     pid_file: str | None,
-    protocol: Literal["tcp", "ws"],
+    protocol: str,
     log_format: Literal["text", "json"],
     log_file: str | None,
     debug: bool,

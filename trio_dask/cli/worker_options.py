@@ -11,6 +11,7 @@ import click
 from trio_dask.cli.command import LOG_OPTIONS, Checked, common_options, file_option, log_options
 from trio_dask.cli.legacy_options import NOT_OF_WORKER, REFUSED, former_options
 from trio_dask.config import (
+    DEFAULT_SCHEME,
     parse_bytes,
     parse_count,
     parse_fraction,
@@ -41,8 +42,8 @@ def _read_address(text: str) -> Address:
     from trio_dask.comm.addresses import parse_address
 
     address = parse_address(text, default_port=0)
-    if address.scheme != "tcp":
-        raise UsageError(f"workers listen on tcp only, not on {address.scheme}")
+    if address.scheme != DEFAULT_SCHEME:
+        raise UsageError(f"workers listen on {DEFAULT_SCHEME} only, not on {address.scheme}")
     return address
 
 
@@ -54,9 +55,9 @@ def _read_host(text: str) -> str:
 
 
 def _read_protocol(text: str) -> str:
-    if text.strip().rstrip(":/").lower() != "tcp":
-        raise UsageError(f"{text[:40]!a} is not a protocol that workers listen on; give tcp")
-    return "tcp"
+    if text.strip().rstrip(":/").lower() != DEFAULT_SCHEME:
+        raise UsageError(f"{text[:40]!a} is not a protocol that workers listen on; give {DEFAULT_SCHEME}")
+    return DEFAULT_SCHEME
 
 
 def _read_max_spill(text: str) -> int | None:
@@ -297,7 +298,12 @@ OPTIONS: Final = (
         help="Module or .py file that the launcher imports first. Can be repeated.",
     ),
     file_option("--pid-file", help="Write the process id to this file."),
-    click.option("--protocol", type=Checked("TEXT", _read_protocol), expose_value=False, help="Only tcp is supported."),
+    click.option(
+        "--protocol",
+        type=Checked("TEXT", _read_protocol),
+        expose_value=False,
+        help=f"Only {DEFAULT_SCHEME} is supported.",
+    ),
     former_options(NOT_OF_WORKER),
     log_options,
     common_options,

@@ -23,7 +23,7 @@ from trio_dask.client.option_conflicts import unambiguous
 from trio_dask.client.scatter import parcels_of, put_all, reshaped
 from trio_dask.client.task_options import Workers, understood
 from trio_dask.client.wait_signals import require_trio
-from trio_dask.comm.captured_error import Held
+from trio_dask.comm.captured_error import CapturedError
 from trio_dask.errors import DataLost, UsageError
 from trio_dask.ids import Key
 
@@ -101,7 +101,7 @@ class AsyncClient(BaseClient[AsyncFuture]):
 
         The nursery is left without the body's exception, which it would wrap in a group.
         """
-        body = Held()
+        body = CapturedError()
         async with trio.open_nursery() as nursery:
             with body:
                 await nursery.start(partial(self._engine.serve, outlive_cancellation=True))

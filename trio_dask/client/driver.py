@@ -32,6 +32,7 @@ from trio_dask.client.link import Dial, Link
 from trio_dask.client.loop_calls import CLOSED, LoopCall, guarded
 from trio_dask.client.wait_signals import ThreadSignal, TrioSignal
 from trio_dask.client.worker_channels import Channel, Peers
+from trio_dask.comm.captured_error import CapturedError
 from trio_dask.errors import NoScheduler, ProtocolError, RefusedError, SchedulerLost, UnavailableError, UsageError
 
 __all__ = ["Driver"]
@@ -85,6 +86,8 @@ class Driver:
         self._token: trio.lowlevel.TrioToken | None = None
         self._link: Link | None = None
         self._nursery: trio.Nursery | None = None
+        self.transports: trio.Nursery
+        """For the tasks of transports, while this serves."""
         self._early: list[LoopCall[Any]] = []
         """Calls that wait for the first connection."""
         self._phase = trio.CancelScope()
@@ -116,6 +119,13 @@ class Driver:
         Raises `NoScheduler` or `RefusedError`, before it is connected only.
         """
         self.attach()
+        block = CapturedError()
+        async with trio.open_nursery() as self.transports:
+            with block:
+                await self._serve(task_status, outlive_cancellation=outlive_cancellation)
+        block.raise_it()
+
+    async def _serve(self, task_status: trio.TaskStatus[None], *, outlive_cancellation: bool) -> None:
         try:
             link = await self._until_stop(self._dial, "", 0)
             if link is not None:
@@ -291,7 +301,7 @@ class Driver:
     def send_or_wake(self) -> None:
         """Send what was put into the core, if that is a lone request, else have the loop do it."""
         link = self._link
-        may_send = self._waited and link is not None and link.any_thread_sends
+        may_send = self._waited and link is not None and link.thread_safe_send
         if not may_send or threading.get_ident() == self._thread or not self._sending.acquire(blocking=False):
             self.wake()
             return

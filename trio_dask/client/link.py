@@ -16,7 +16,7 @@ class Link(Protocol):
     """The connection with the scheduler; `comm.connection.Connection` is it."""
 
     @property
-    def any_thread_sends(self) -> bool:
+    def thread_safe_send(self) -> bool:
         """Whether any thread may send, and not only that of the loop."""
         ...
 

@@ -87,4 +87,4 @@ class LoopCall(Generic[_T]):
         try:
             raise RuntimeError(CLOSED) if error is None else error
         finally:
-            del error  # as in `Held`
+            del error  # as in `CapturedError`

@@ -21,36 +21,21 @@ import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager, suppress
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 import trio
 
-from trio_dask.comm.captured_error import Held
+from trio_dask.comm.captured_error import CapturedError
 from trio_dask.comm.transport import ConnectionLost, Transport
 from trio_dask.comm.write_buffer import Backlog
 from trio_dask.errors import ProtocolError, SerializationError
 from trio_dask.protocol.codec import Allowed, Row, decode, encode_rows
 from trio_dask.protocol.frames import PING_FRAME, Frame, FrameDecoder, Kind
 from trio_dask.protocol.hello import Hello, Welcome
+from trio_dask.protocol.link import DEFAULT_LIMITS, LinkLimits
 from trio_dask.protocol.messages import Goodbye, Message
 
-__all__ = ["Batches", "Connection", "LinkSettings"]
-
-
-class LinkSettings(NamedTuple):
-    """The patience of a connection."""
-
-    keepalive_s: float = 5.0
-    """After this long without a frame of our own, a `PING` tells the peer that we are alive."""
-
-    silence_s: float = 30.0
-    """After this long without a byte from the peer, it is taken to be dead."""
-
-    cleanup_s: float = 2.0
-    """How long a closing connection may take to deliver what was sent, and to see the other side close."""
-
-    max_backlog_bytes: int = 256 * 2**20
-    """A peer that lets more than this wait for `silence_s` does not read, and is given up."""
+__all__ = ["Batches", "Connection"]
 
 
 class Batches:
@@ -90,13 +75,13 @@ class Connection:
         hello: Hello | Welcome,
         *,
         allowed: Allowed,
-        settings: LinkSettings | None = None,
+        limits: LinkLimits = DEFAULT_LIMITS,
         received: bytes = b"",
     ) -> None:
         self.hello = hello
         self.goodbye: Goodbye | None = None
-        self.settings = settings or LinkSettings()
-        self.silence_s = self.settings.silence_s
+        self.limits = limits
+        self.silence_s = self.limits.silence_s
         """How long the peer may be silent. May be set, for peers whose life is watched otherwise."""
         self._transport = transport
         self._allowed = allowed
@@ -147,12 +132,12 @@ class Connection:
     # ------------------------------------------------------------------------------------------------------ sending
 
     @property
-    def any_thread_sends(self) -> bool:
+    def thread_safe_send(self) -> bool:
         """Whether the `_nowait` methods may be called from any thread; else from that of the Trio loop only.
 
         A thread that is interrupted in one of them, as by Ctrl-C, must `abort` the connection.
         """
-        return self._transport.any_thread_sends
+        return self._transport.thread_safe_send
 
     def send_nowait(self, message: Message, *, flush: bool = False) -> None:
         """Put a message into the outbox; without `flush`, nothing leaves before `flush_nowait`. Never blocks."""
@@ -205,7 +190,7 @@ class Connection:
     def _send_rows(self, rows: list[Row]) -> None:
         backlog = self._backlog
         now = self._clock.current_time()
-        if backlog.size <= self.settings.max_backlog_bytes:
+        if backlog.size <= self.limits.max_backlog_bytes:
             self._bearable_at = now
         backlog.add(rows)
         while not backlog.rest and (frame := backlog.take_frame()):
@@ -330,7 +315,7 @@ class Connection:
             return
         self._leaving = True
         try:
-            with trio.move_on_after(self.settings.cleanup_s, shield=True) as scope:
+            with trio.move_on_after(self.limits.cleanup_s, shield=True) as scope:
                 self.send_nowait(Goodbye(reason), flush=True)
                 await self.wait_backlog()
                 self._stop_sending()
@@ -377,12 +362,14 @@ class Connection:
 
     @asynccontextmanager
     async def _host_tasks(self) -> AsyncGenerator[Connection]:
-        body = Held()
+        body = CapturedError()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._run_tasks)
             with body:
                 yield self
                 if self.goodbye:
+                    with trio.move_on_after(self.limits.cleanup_s):
+                        await self.wait_backlog()
                     self._stop_sending()
                     await self._transport.aclose()
             self._stop_sending()
@@ -399,9 +386,9 @@ class Connection:
 
     async def _watch(self) -> None:
         """Speak up before the peer gives us up, and give it up when it is silent."""
-        settings = self.settings
+        limits = self.limits
         while True:
-            ping_at = self._sent_at + settings.keepalive_s
+            ping_at = self._sent_at + limits.keepalive_s
             silent_at = self._heard_at + self.silence_s
             wake_at = min(ping_at, silent_at)
             await trio.sleep_until(wake_at)
@@ -409,15 +396,15 @@ class Connection:
             if now >= self._heard_at + self.silence_s:
                 # When this process was stopped or busy, it is late itself: what came meanwhile waits to be read. And if
                 # nothing came, the peer may have been stopped likewise, as all processes of a job can be.
-                if not self._transport.has_input() and now < wake_at + settings.keepalive_s:
+                if not self._transport.has_input() and now < wake_at + limits.keepalive_s:
                     self.abort(f"{self.remote} was silent for {self.silence_s:g} s")
                     return
                 self._heard_at = now
-            too_much = self._backlog.size > settings.max_backlog_bytes
-            if too_much and now >= self._bearable_at + settings.silence_s:
+            too_much = self._backlog.size > limits.max_backlog_bytes
+            if too_much and now >= self._bearable_at + limits.silence_s:
                 self.abort(f"{self.remote} has stopped reading: {self._backlog.size} bytes are waiting for it")
                 return
-            if now >= self._sent_at + settings.keepalive_s:
+            if now >= self._sent_at + limits.keepalive_s:
                 self._sent_at = now
                 with self._sending:
                     if self._can_send and not self._backlog.rest:

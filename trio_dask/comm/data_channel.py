@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from trio_dask.comm.connection import LinkSettings
 from trio_dask.comm.transport import Bytes, ConnectionLost, PeerSilent, Transport, first_error
 from trio_dask.errors import ProtocolError
 from trio_dask.protocol.codec import DATA_PLANE, decode, encode
 from trio_dask.protocol.frames import PING_FRAME, Kind, encode_frame, first_frame
 from trio_dask.protocol.hello import Hello, Welcome
+from trio_dask.protocol.link import DEFAULT_LIMITS, LinkLimits
 from trio_dask.protocol.messages import Borrowed, Call, CallResult, Goodbye, Lent, Message, OnDataPlane, Put, Value
 
 if TYPE_CHECKING:
@@ -57,15 +57,14 @@ class DataChannel:
         hello: Hello | Welcome,
         *,
         max_bytes: int | None = None,
-        settings: LinkSettings | None = None,
+        limits: LinkLimits = DEFAULT_LIMITS,
         received: bytes = b"",
     ) -> None:
         self.hello = hello
         self._transport = transport
         self._max_bytes = max_bytes
-        settings = settings or LinkSettings()
-        self._silence_s = settings.silence_s
-        self._keepalive_s = settings.keepalive_s
+        self._silence_s = limits.silence_s
+        self._keepalive_s = limits.keepalive_s
         self._received = memoryview(received)  # what has come beyond what was asked for
         self._lends = transport.is_local
 

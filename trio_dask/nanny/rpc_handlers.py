@@ -10,7 +10,8 @@ import trio
 from trio_dask.comm import (
     Address,
     Connection,
-    LinkSettings,
+    Endpoint,
+    LinkLimits,
     addresses_of_interface,
     choose_advertised_host,
     parse_scheduler_address,
@@ -54,7 +55,7 @@ async def run_control(nanny: Nanny, *, task_status: trio.TaskStatus[Address] = t
         except OSError as error:
             failure = error  # raised outside of the nursery, which would wrap it
         else:
-            task_status.started(Address("tcp", await _towards_scheduler(bound[0].host, worker), bound[0].port))
+            task_status.started(bound[0]._replace(host=await _towards_scheduler(bound[0].host, worker)))
     if failure is not None:
         raise failure
 
@@ -66,12 +67,12 @@ async def _listen(nanny: Nanny, address: Address, *, task_status: trio.TaskStatu
     async def handle(connection: Connection) -> None:
         await serve_control(connection, commands)
 
+    limits = LinkLimits(keepalive_s=worker.keepalive_s, silence_s=worker.silence_s, cleanup_s=worker.grace_s)
     await serve(
-        address,
+        Endpoint(address, limits),
         handle,
         identity=Hello(role="nanny", incarnation=nanny.incarnation, name=nanny.name),
         admit=admit_control(nanny.incarnation),
-        settings=LinkSettings(keepalive_s=worker.keepalive_s, silence_s=worker.silence_s, cleanup_s=worker.grace_s),
         task_status=task_status,
     )
 

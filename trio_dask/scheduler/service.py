@@ -22,7 +22,8 @@ import trio
 
 from trio_dask.comm.addresses import Address, addresses_of_interface, advertised_hosts, is_loopback, parse_address
 from trio_dask.comm.busy_poll import BusyPoll
-from trio_dask.comm.connection import Connection, LinkSettings
+from trio_dask.comm.connection import Connection
+from trio_dask.comm.endpoint import Endpoint
 from trio_dask.comm.listen import serve
 from trio_dask.comm.rpc_server import serve_control
 from trio_dask.comm.transport import ConnectionLost, Transport
@@ -30,6 +31,7 @@ from trio_dask.config import LEAVING, SchedulerSettings, counted
 from trio_dask.errors import ProtocolError
 from trio_dask.ids import Incarnation, PeerId, new_incarnation
 from trio_dask.protocol.hello import Hello, Refusal, Welcome
+from trio_dask.protocol.link import LinkLimits
 from trio_dask.protocol.messages import Leave, Restart, SchedulerStops
 from trio_dask.scheduler.client_resume import Returns
 from trio_dask.scheduler.core import ClosePeer, CoreSettings, Notice, SchedulerCore, Stop
@@ -134,31 +136,31 @@ class _Service:
         task_status: trio.TaskStatus[list[Address]],
     ) -> None:
         settings = self._settings
+        address, listening = self._where_to_listen()
+        limits = LinkLimits(keepalive_s=settings.keepalive_s, silence_s=settings.silence_s, cleanup_s=settings.grace_s)
         with scope:
             await serve(
-                self._where_to_listen(),
+                Endpoint(address, limits),
                 self._session,
                 identity=self._identity,
                 admit=self._admit,
-                settings=LinkSettings(
-                    keepalive_s=settings.keepalive_s, silence_s=settings.silence_s, cleanup_s=settings.grace_s
-                ),
+                listening=listening,
                 handler_nursery=sessions,
                 task_status=task_status,
             )
 
-    def _where_to_listen(self) -> Address | socket.socket:
+    def _where_to_listen(self) -> tuple[Address, socket.socket | None]:
         settings = self._settings
         if settings.listen_fd is not None:
-            return socket.socket(fileno=settings.listen_fd)
+            return Address(settings.protocol, ""), socket.socket(fileno=settings.listen_fd)
         if settings.address is not None:
-            return parse_address(settings.address)
+            return parse_address(settings.address), None
         host = addresses_of_interface(settings.interface)[0] if settings.interface else settings.host
-        return Address(settings.protocol, host, settings.port)
+        return Address(settings.protocol, host, settings.port), None
 
     def _advertised(self, bound: Address) -> list[Address]:
         """Where others reach us, best first; several if only those who operate us can know which it is."""
-        if bound.scheme == "inproc":
+        if bound.is_in_process:
             return [bound]
         contact = self._settings.contact_host
         hosts = advertised_hosts(bound.host) if contact is None else [contact]
@@ -173,7 +175,7 @@ class _Service:
                 address,
                 ", ".join(map(str, others)),
             )
-        if any(where.scheme != "inproc" and not is_loopback(where.host) for where in bound):
+        if any(not where.is_in_process and not is_loopback(where.host) for where in bound):
             log.warning(
                 "Not secured: anyone who can reach port %d can run programs as this user; "
                 "--host 127.0.0.1 keeps it local",

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from trio_dask.client.core.client import ClientCore
 from trio_dask.client.core.key_state import Ended, KeyState
+from trio_dask.comm.inproc import inproc_address
 from trio_dask.ids import Incarnation, Key, PeerId, RunId
 from trio_dask.protocol import codec
 from trio_dask.protocol.messages import Goodbye, Leave, Message, Obituary, Run
@@ -149,7 +150,7 @@ class SimWorker:
         self.scheduler = scheduler
         self.network = network
         self.name = name
-        self.address = f"inproc://{name}"
+        self.address = str(inproc_address(name))
         self.slots = slots
         self.free_slots = slots
         self.leak_slots = False

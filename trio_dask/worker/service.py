@@ -26,11 +26,12 @@ from trio_dask.comm import (
     Address,
     Connection,
     ConnectionLost,
-    LinkSettings,
-    limit_of_call,
-    open_connection,
+    Endpoint,
+    LinkLimits,
+    connect_limit_s,
     parse_scheduler_address,
 )
+from trio_dask.comm.connect import connect
 from trio_dask.comm.rpc_server import serve_control
 from trio_dask.config import LEAVING, WorkerSettings
 from trio_dask.errors import NoScheduler, ProtocolError, RefusedError, UsageError
@@ -100,7 +101,7 @@ async def run_worker(
       UsageError: it cannot use a name, an address or a file in the settings.
       OSError: it cannot listen where it shall.
     """
-    embedded = settings.scheduler is not None and settings.scheduler.startswith("inproc:")
+    embedded = settings.scheduler is not None and parse_scheduler_address(settings.scheduler).is_in_process
     with present(settings.pid_file, f"{os.getpid()}\n"), nullcontext() if embedded else tuned_interpreter():
         worker = _Worker(settings, drain or DrainRequest(), leaving, at_rest, ends_in)
         async with nullcontext() if around is None else around(worker.handle):
@@ -174,7 +175,7 @@ class _Worker:
                         slots.start_soon(heed)
                     listening = Listening(self._settings, self._engine.server.handle, self._serve_control, slots)
                     try:
-                        await self._run_sessions(listening, task_status)
+                        await self._run_sessions(listening, slots, task_status)
                     except (OSError, UsageError) as error:
                         failure = error  # raised outside of the nursery, which would wrap it
                     slots.cancel_scope.cancel()
@@ -251,12 +252,14 @@ class _Worker:
 
     # ------------------------------------------------------------------------------------------ session loop
 
-    async def _run_sessions(self, listening: Listening, task_status: trio.TaskStatus[Address]) -> None:
+    async def _run_sessions(
+        self, listening: Listening, nursery: trio.Nursery, task_status: trio.TaskStatus[Address]
+    ) -> None:
         """One session after the other, until the scheduler sends this worker away."""
         backoff_s, unsound = FIRST_BACKOFF_S, False
         while True:
             try:
-                connection, place = await self._dial(listening)
+                connection, place = await self._dial(listening, nursery)
             except NoScheduler as error:
                 self._reason = str(error)
             except RefusedError as error:
@@ -334,7 +337,7 @@ class _Worker:
 
     # ------------------------------------------------------------------------------------------ one session
 
-    async def _dial(self, listening: Listening) -> tuple[Connection, _Place]:
+    async def _dial(self, listening: Listening, nursery: trio.Nursery) -> tuple[Connection, _Place]:
         """Find the scheduler and register with it."""
         settings = self._settings
         scheduler = parse_scheduler_address(self._scheduler_address())
@@ -359,7 +362,7 @@ class _Worker:
                 "metrics": self._engine.figures(),
             },
         )
-        link = LinkSettings(
+        limits = LinkLimits(
             keepalive_s=settings.keepalive_s,
             silence_s=min(
                 settings.silence_s, SCHEDULER_SILENCE_S, max(SHORTEST_SILENCE_S, settings.death_timeout_s / 2)
@@ -368,8 +371,8 @@ class _Worker:
         )
         if not self._reason:
             self._reason = f"no answer from {scheduler} so far"
-        timeout_s = limit_of_call(settings.connect_timeout_s, self._death.deadline - trio.current_time())
-        connection = await open_connection(scheduler, hello, timeout_s=timeout_s, settings=link)
+        timeout_s = connect_limit_s(settings.connect_timeout_s, self._death.deadline - trio.current_time())
+        connection = await connect(Endpoint(scheduler, limits), hello, nursery=nursery, timeout_s=timeout_s)
         return connection, place
 
     def _scheduler_address(self) -> str:
