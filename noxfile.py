@@ -64,9 +64,10 @@ def typing(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Links resolve, the diagram of states is up to date; builds the API reference from docstrings, in docs/_api."""
+    """Links resolve, diagram and map are up to date; builds the API reference from docstrings, in docs/_api."""
     python(session, "docs/check_links.py")
     python(session, "docs/generate_states.py", "--check")
+    python(session, "docs/generate_map.py", "--check")
     python(session, "docs/build_api.py")
 
 

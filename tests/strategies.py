@@ -86,4 +86,5 @@ HELLOS = st.builds(
     protocol=st.integers(0, 9),
     package=PRINTABLE,
     python=st.sampled_from(["3.11", "3.12", "3.14"]),
+    memory=PRINTABLE,
 )

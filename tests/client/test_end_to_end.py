@@ -6,6 +6,8 @@ import pytest
 import trio
 
 from trio_dask import AsyncClient, Client, KeyConflict, as_completed, get_client, open_local_cluster, wait
+from trio_dask.comm import shared_blobs
+from trio_dask.protocol.raw_memory import map_shared
 
 
 def increment(x):
@@ -112,3 +114,31 @@ async def test_a_trio_program():
         with trio.move_on_after(0):
             await client.submit(increment, 5)
         assert await client.submit(increment, 5) == 6
+
+
+def first_and_last(values):
+    values[0] += 1  # a task's argument is its own
+    return float(values[0]), float(values[-1])
+
+
+def test_a_large_argument_is_mapped_by_everybody_and_each_task_has_its_own(client, monkeypatch):
+    np = pytest.importorskip("numpy")
+    mapped = []
+    monkeypatch.setattr(shared_blobs, "map_shared", lambda part: mapped.append(part) or map_shared(part))
+    values = np.arange(2_000_000.0)
+    futures = [client.submit(first_and_last, values, pure=False) for _ in range(4)]
+    values[:] = 0  # what a task gets is what was there at the submit
+    assert client.gather(futures) == [(1.0, 1_999_999.0)] * 4
+    assert mapped
+
+
+def test_where_memory_cannot_be_mapped_the_content_is_sent_after_all(client, monkeypatch, caplog):
+    np = pytest.importorskip("numpy")
+    monkeypatch.setattr(shared_blobs, "_broken", False)
+
+    def refuse(part):
+        raise OSError("no more descriptors")
+
+    monkeypatch.setattr(shared_blobs, "map_shared", refuse)
+    assert client.submit(first_and_last, np.arange(3_000_000.0)).result(60) == (1.0, 2_999_999.0)
+    assert not shared_blobs.memory_domain()

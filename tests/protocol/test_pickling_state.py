@@ -261,7 +261,7 @@ def test_the_digest_depends_on_content_alone(nbytes):
 
 @pytest.mark.parametrize("nbytes", [0, 100, raw_memory.MAPPED_BYTES, raw_memory.MAPPED_BYTES + 5])
 def test_copies_of_a_buffer_are_each_ones_own(nbytes):
-    buffer = raw_memory.new_buffer(nbytes)
+    buffer = raw_memory.shared_memory(nbytes)
     buffer[:] = bytes(nbytes)
     one, other = raw_memory.own_copy(buffer), raw_memory.own_copy(buffer)
     if nbytes:
@@ -275,7 +275,7 @@ def test_maps_are_closed_with_the_last_use():
         return len(os.listdir("/proc/self/fd"))
 
     before = descriptors()
-    buffer = raw_memory.new_buffer(raw_memory.MAPPED_BYTES)
+    buffer = raw_memory.shared_memory(raw_memory.MAPPED_BYTES)
     array = np.frombuffer(raw_memory.own_copy(buffer), dtype=np.uint8)
     del buffer
     assert array[-1] == 0
@@ -325,7 +325,7 @@ def test_a_dynamic_module_is_told_by_what_is_in_it():
 
 
 def test_a_copy_is_made_where_no_map_can_be_had(monkeypatch):
-    buffer = raw_memory.new_buffer(raw_memory.MAPPED_BYTES)
+    buffer = raw_memory.shared_memory(raw_memory.MAPPED_BYTES)
     monkeypatch.setattr(raw_memory, "MOST_MAPS", 2)
     monkeypatch.setattr(raw_memory, "_NO_DESCRIPTOR", {})
     copies = [raw_memory.own_copy(buffer) for _ in range(4)]

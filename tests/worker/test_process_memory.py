@@ -8,7 +8,7 @@ from trio_dask.worker.process_memory import LOOK_SHARE, ProcessMemory
 def test_private_maps_of_one_buffer_count_once():
     nbytes = 4 * raw_memory.MAPPED_BYTES
     memory = ProcessMemory()
-    buffer = raw_memory.new_buffer(nbytes)
+    buffer = raw_memory.shared_memory(nbytes)
     buffer[:] = bytes(nbytes)
     before = memory.used_bytes()
     copies = [raw_memory.own_copy(buffer) for _ in range(4)]

@@ -26,10 +26,11 @@ from typing import Any
 import trio
 
 from trio_dask.comm.captured_error import CapturedError
+from trio_dask.comm.shared_blobs import SharedBlobs, memory_domain
 from trio_dask.comm.transport import ConnectionLost, Transport
 from trio_dask.comm.write_buffer import Backlog
 from trio_dask.errors import ProtocolError, SerializationError
-from trio_dask.protocol.codec import Allowed, Row, decode, encode_rows
+from trio_dask.protocol.codec import Allowed, OwnFrame, Row, decode, encode_rows
 from trio_dask.protocol.frames import PING_FRAME, Frame, FrameDecoder, Kind
 from trio_dask.protocol.hello import Hello, Welcome
 from trio_dask.protocol.link import DEFAULT_LIMITS, LinkLimits
@@ -96,6 +97,9 @@ class Connection:
         self._sending = threading.RLock()
         self._outbox: list[Message] = []
         self._backlog = Backlog()
+        shares = hello.memory != "" and hello.memory == memory_domain()
+        self._shared = SharedBlobs(allowed.who) if shares else None
+        self._share = None if self._shared is None else self._shared.offer
         self._stuck = trio.lowlevel.ParkingLot()  # where the writer waits for a backlog
         self._progress = trio.lowlevel.ParkingLot()  # where others wait for the backlog to shrink
         self._can_send = True
@@ -165,11 +169,11 @@ class Connection:
             if not self._can_send:
                 return
             try:
-                rows = encode_rows(outbox)
+                rows = encode_rows(outbox, self._share)
             except SerializationError:
                 for message in outbox:
                     with suppress(SerializationError):
-                        self._send_rows(encode_rows((message,)))
+                        self._send_rows(encode_rows((message,), self._share))
                 raise
             self._send_rows(rows)
 
@@ -259,6 +263,8 @@ class Connection:
             for kind, payload in frames:
                 if kind == Kind.RECORDS:
                     batch += decode(payload, self._allowed)
+                elif kind != Kind.PING:
+                    batch += self._take_shared(kind, payload)
             if Goodbye in map(type, batch):
                 self._take_goodbye(batch)
             if batch:
@@ -294,6 +300,21 @@ class Connection:
             raise ConnectionLost(f"{self.remote} closed the connection unexpectedly")
         self._heard_at = self._clock.current_time()
         return self._decoder.feed(data) if room is None else self._decoder.filled(count)
+
+    def _take_shared(self, kind: int, payload: memoryview) -> list[Message]:
+        """Of a blob that the peer shares: a piece, or that the peer has mapped it all."""
+        if self._shared is None:
+            raise ProtocolError(f"{self._allowed.who} shares memory, which was not agreed on")
+        if kind == Kind.MAPPED:
+            with self._sending:
+                self._shared.release(payload)
+            return []
+        blob, is_last = self._shared.take(payload, self._allowed)
+        if is_last is not None:
+            with self._sending:
+                if self._can_send:
+                    self._send_rows([OwnFrame(Kind.MAPPED, is_last)])
+        return [blob]
 
     def _take_goodbye(self, batch: list[Message]) -> None:
         """Nothing counts after a goodbye."""

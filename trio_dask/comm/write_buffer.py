@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import islice
 from typing import Any
 
-from trio_dask.protocol.codec import BlobRow, Row, rows_header
+from trio_dask.protocol.codec import OwnFrame, Row, rows_header
 from trio_dask.protocol.frames import Kind, frame_header
 
 __all__ = ["Backlog"]
@@ -39,12 +39,14 @@ class Backlog:
             return b""
         parts: list[Any]
         if (size := self._rows_size) <= _FRAME_BYTES:
-            parts, self._rows, self._rows_size = self._rows, [], 0  # rows of blobs are larger
-            count = len(parts)
+            parts, self._rows, self._rows_size = self._rows, [], 0  # what has a frame to itself is larger
         else:
-            parts, count = self._first_rows()
+            rows = self._first_rows()
+            if isinstance(own := rows[0], OwnFrame):
+                return b"".join((frame_header(own.kind, own.size), *own.parts))
+            parts = [*rows]
             size = sum(map(len, parts))
-        header = rows_header(count)
+        header = rows_header(len(parts))
         return b"".join((frame_header(Kind.RECORDS, len(header) + size), header, *parts))
 
     def clear(self) -> None:
@@ -53,11 +55,11 @@ class Backlog:
         self._rows_size = 0
         self.rest = None
 
-    def _first_rows(self) -> tuple[list[Any], int]:
-        """The parts of as many rows as make a frame, and their number; a large piece of a blob has its own frame."""
+    def _first_rows(self) -> list[Row]:
+        """As many as make a frame."""
         size = count = 0
         for row in self._rows:
-            if count and isinstance(row, BlobRow):
+            if count and isinstance(row, OwnFrame):
                 break
             size += len(row)
             count += 1
@@ -66,5 +68,4 @@ class Backlog:
         rows = list(islice(self._rows, count))
         del self._rows[:count]
         self._rows_size -= size
-        first = rows[0]
-        return ([first.head, first.content] if isinstance(first, BlobRow) else [*rows]), count
+        return rows

@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 
 from trio_dask.ids import Digest
 from trio_dask.protocol.picklers import Buffer
-from trio_dask.protocol.raw_memory import copy_bytes, fresh_memory, same_bytes
+from trio_dask.protocol.raw_memory import copy_bytes, same_bytes, shared_memory
 
 __all__ = ["LARGE_BYTES", "content_digest", "fixed_content", "sole_owner"]
 
@@ -143,7 +143,7 @@ def _fix(data: Buffer) -> tuple[Digest, bytes | memoryview]:
     if type(data) is bytes or view.nbytes <= LEAF_BYTES:
         content = data if type(data) is bytes else bytes(view)
         return content_digest(content), content
-    copied = fresh_memory(view.nbytes)
+    copied = shared_memory(view.nbytes)
     return _digest_by_leaves(view, copied), copied.toreadonly()
 
 

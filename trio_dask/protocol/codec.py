@@ -18,7 +18,7 @@ import msgpack
 
 from trio_dask.errors import ProtocolError, SerializationError
 from trio_dask.protocol import messages
-from trio_dask.protocol.frames import MAX_CONTROL_FRAME
+from trio_dask.protocol.frames import MAX_CONTROL_FRAME, Kind
 from trio_dask.protocol.messages import TAGS, Message
 
 __all__ = [
@@ -34,7 +34,7 @@ __all__ = [
     "TO_NANNY",
     "TO_WORKER",
     "Allowed",
-    "BlobRow",
+    "OwnFrame",
     "decode",
     "encode",
     "encode_rows",
@@ -62,21 +62,31 @@ BLOB_ROW_BYTES = 512 * 2**10
 """Pieces of blobs from this size on are not copied before they are sent: they would all be, as soon as one waits."""
 
 
-class BlobRow:
-    """The row of a large piece of a blob, whose content still lies where it lay."""
+class OwnFrame:
+    """A message that has a frame to itself, and whose content still lies where it lay."""
 
-    __slots__ = ("content", "head")
+    __slots__ = ("kind", "parts", "size")
 
-    def __init__(self, blob: messages.Blob) -> None:
-        self.content = blob.data
-        fields = map(_pack, (tag_of_type[messages.Blob], blob.digest, blob.total))
-        self.head = b"".join((b"\x94", *fields, b"\xc6", len(blob.data).to_bytes(4, "big")))
+    def __init__(self, kind: Kind, *parts: bytes | memoryview) -> None:
+        self.kind = kind
+        self.parts = parts
+        self.size = sum(map(len, parts))
 
     def __len__(self) -> int:
-        return len(self.head) + len(self.content)
+        """Its size for the bounds on what waits to be sent, which no small frame reaches."""
+        return max(self.size, BLOB_ROW_BYTES)
 
 
-Row = bytes | BlobRow
+Row = bytes | OwnFrame
+
+Share = Callable[[messages.Blob], "bytes | None"]
+"""Gives the payload of a frame that says where a blob lies which the peer can map; None for another blob."""
+
+
+def _blob_frame(blob: messages.Blob) -> OwnFrame:
+    fields = map(_pack, (tag_of_type[messages.Blob], blob.digest, blob.total))
+    head = b"".join((b"\x91\x94", *fields, b"\xc6", len(blob.data).to_bytes(4, "big")))
+    return OwnFrame(Kind.RECORDS, head, blob.data)
 
 
 def encode(batch: Iterable[Message]) -> bytes:
@@ -87,16 +97,20 @@ def encode(batch: Iterable[Message]) -> bytes:
     return join_rows(encode_rows(batch))
 
 
-def encode_rows(batch: Iterable[Message]) -> list[Row]:
+def encode_rows(batch: Iterable[Message], share: Share | None = None) -> list[Row]:
     """Each message as a row of its own; several rows for a list that is longer than one message may be.
 
     Raises `SerializationError`, naming the message.
     """
     rows: list[Row] = []
     for message in batch:
-        if type(message) is messages.Blob and len(message.data) >= BLOB_ROW_BYTES:
-            rows.append(BlobRow(message))
-            continue
+        if type(message) is messages.Blob:
+            if share is not None and (payload := share(message)):
+                rows.append(OwnFrame(Kind.SHARED, payload))
+                continue
+            if len(message.data) >= BLOB_ROW_BYTES:
+                rows.append(_blob_frame(message))
+                continue
         try:
             row = _pack((tag_of_type[type(message)], *message))
         except (KeyError, TypeError, ValueError, OverflowError) as error:
@@ -110,7 +124,7 @@ def encode_rows(batch: Iterable[Message]) -> list[Row]:
 
 def join_rows(rows: list[Row]) -> bytes:
     """The payload of one frame that carries these rows."""
-    parts = [part for row in rows for part in ((row.head, row.content) if isinstance(row, BlobRow) else (row,))]
+    parts = [b"".join(row.parts)[1:] if isinstance(row, OwnFrame) else row for row in rows]
     return rows_header(len(rows)) + b"".join(parts)
 
 

@@ -39,6 +39,10 @@ class Kind(IntEnum):
     """Messages, see `codec`."""
     PING = 2
     """Nothing: the sender is alive. Never answered, since each side sends its own."""
+    SHARED = 3
+    """Where a piece of a blob lies in the sender's memory, instead of the piece itself."""
+    MAPPED = 4
+    """The receiver has mapped all of a shared blob: the sender need not keep it for that any longer."""
 
 
 class Frame(NamedTuple):

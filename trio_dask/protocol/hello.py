@@ -65,6 +65,8 @@ class Hello(NamedTuple):
     protocol: int = PROTOCOL
     package: str = __version__
     python: str = _PYTHON
+    memory: str = ""
+    """Processes with the same text here can map each other's memory; empty if this one shares none."""
 
     def __str__(self) -> str:
         return f"{self.role} {self.name!r}" if self.name else self.role
@@ -81,6 +83,7 @@ class Welcome(NamedTuple):
     protocol: int = PROTOCOL
     package: str = __version__
     python: str = _PYTHON
+    memory: str = ""
 
 
 class Refusal(NamedTuple):
@@ -113,12 +116,12 @@ def check_hello(hello: Hello, mine: Hello) -> str | None:
 
 def encode_hello(hello: Hello) -> bytes:
     """The bytes of a hello. Raises `ValueError` if its details cannot be sent."""
-    return _encode(hello._asdict())
+    return _encode(_members_of(hello))
 
 
 def encode_answer(answer: Welcome | Refusal) -> bytes:
     """The bytes of an answer. Raises `ValueError` if its details cannot be sent."""
-    return _encode({"answer": "welcome" if isinstance(answer, Welcome) else "refusal", **answer._asdict()})
+    return _encode({"answer": "welcome" if isinstance(answer, Welcome) else "refusal", **_members_of(answer)})
 
 
 def decode_hello(body: bytes) -> Hello:
@@ -136,6 +139,7 @@ def decode_hello(body: bytes) -> Hello:
         protocol=members.number("protocol"),
         package=members.text("package"),
         python=members.text("python"),
+        memory=members.text("memory"),
     )
 
 
@@ -150,6 +154,7 @@ def decode_answer(body: bytes) -> Welcome | Refusal:
                 protocol=members.number("protocol"),
                 package=members.text("package"),
                 python=members.text("python"),
+                memory=members.text("memory"),
             )
         case "refusal":
             return Refusal(members.text("reason", MAX_HELLO), members.text("kind"))
@@ -191,6 +196,13 @@ class EnvelopeReader:
         """What came behind the envelope, after `feed` has returned its body."""
         length = int.from_bytes(self._received[len(_MAGIC) : _PREFIX], "big")
         return bytes(self._received[_PREFIX + length :])
+
+
+def _members_of(said: Hello | Welcome | Refusal) -> Mapping[str, object]:
+    members = said._asdict()
+    if members.get("memory") == "":  # younger than the first release, which did without
+        del members["memory"]
+    return members
 
 
 def _encode(members: Mapping[str, object]) -> bytes:

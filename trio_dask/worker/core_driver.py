@@ -22,7 +22,7 @@ from trio_dask.errors import TrioDaskError
 from trio_dask.ids import Incarnation, Key
 from trio_dask.protocol.hello import Hello
 from trio_dask.protocol.messages import Heartbeat, Message, Put, ToWorker
-from trio_dask.protocol.raw_memory import new_buffer
+from trio_dask.protocol.raw_memory import shared_memory, whole_of
 from trio_dask.worker.core.blobs import BlobTable
 from trio_dask.worker.core.effects import (
     CancelFetch,
@@ -69,7 +69,7 @@ class Engine:
             local_directory=settings.local_directory,
             data=self._store,
         )
-        self._core = WorkerCore(settings.nthreads, blobs=BlobTable(new_buffer))
+        self._core = WorkerCore(settings.nthreads, blobs=BlobTable(shared_memory, whole_of))
         self._board = None if settings.board_fd is None else Board.attach(settings.board_fd, settings.nthreads)
         self._executor = Executor(
             settings.nthreads,

@@ -12,24 +12,35 @@ __all__ = ["BlobTable"]
 
 
 class _Partial:
-    """A blob of which the first bytes are there."""
+    """A blob of which the first bytes have come; `is_whole` if the rest is there with them."""
 
-    __slots__ = ("content", "filled")
+    __slots__ = ("content", "filled", "is_whole")
 
-    def __init__(self, content: bytearray | memoryview) -> None:
+    def __init__(self, content: bytearray | memoryview, *, is_whole: bool) -> None:
         self.content = content
         self.filled = 0
+        self.is_whole = is_whole
+
+
+def _is_never_whole(_view: bytes | memoryview, _nbytes: int) -> None:
+    return None
 
 
 class BlobTable:
     """Complete blobs, the ones still arriving, and the ones that go once the runs that may need them are over.
 
-    `new_buffer` makes memory of so many bytes for a blob that comes in pieces.
+    `new_buffer` makes memory of so many bytes for a blob that comes in pieces. `whole_of` gives the whole blob, of so
+    many bytes, that a first piece is a view of, if it lies in memory that the sender shares.
     """
 
-    def __init__(self, new_buffer: Callable[[int], bytearray | memoryview] = bytearray) -> None:
+    def __init__(
+        self,
+        new_buffer: Callable[[int], bytearray | memoryview] = bytearray,
+        whole_of: Callable[[bytes | memoryview, int], memoryview | None] = _is_never_whole,
+    ) -> None:
         self.complete: dict[Digest, bytes | bytearray | memoryview] = {}
         self._new_buffer = new_buffer
+        self._whole_of = whole_of
         self._partial: dict[Digest, _Partial] = {}
         self._fading: dict[Digest, RunId] = {}
 
@@ -53,11 +64,14 @@ class BlobTable:
         if partial is None:
             if size > blob.total:
                 raise ProtocolError(f"a blob of {blob.total} bytes came as {size} bytes")
-            partial = self._partial[blob.digest] = _Partial(self._new_buffer(blob.total))
+            whole = self._whole_of(blob.data, blob.total)
+            content = self._new_buffer(blob.total) if whole is None else whole
+            partial = self._partial[blob.digest] = _Partial(content, is_whole=whole is not None)
         end = partial.filled + size
         if end > blob.total:
             raise ProtocolError(f"a blob of {blob.total} bytes came as {end} bytes")
-        partial.content[partial.filled : end] = blob.data
+        if not partial.is_whole:
+            partial.content[partial.filled : end] = blob.data
         partial.filled = end
         if end == blob.total:
             self.complete[blob.digest] = self._partial.pop(blob.digest).content

@@ -1,0 +1,184 @@
+"""Large blobs on one machine: mapped instead of sent, with the content itself as a way out."""
+
+import os
+
+import msgpack
+import pytest
+import trio
+
+from tests.comm.kit import HELLO, WELCOME, tcp_pair
+from trio_dask.comm import shared_blobs
+from trio_dask.comm.connection import Connection
+from trio_dask.comm.shared_blobs import SharedBlobs, memory_domain
+from trio_dask.comm.transport import ConnectionLost
+from trio_dask.errors import ProtocolError
+from trio_dask.protocol.codec import FROM_CLIENT, TO_CLIENT
+from trio_dask.protocol.frames import Kind, encode_frame
+from trio_dask.protocol.messages import Blob, Reply
+from trio_dask.protocol.raw_memory import MAPPED_BYTES, shared_memory, shared_part, whole_of
+
+pytestmark = pytest.mark.skipif(not memory_domain(), reason="no memory is shared here: needs Linux and /proc")
+
+PIECE = 1 << 20
+NBYTES = MAPPED_BYTES + 12_345
+
+
+def shared_content() -> memoryview:
+    memory = shared_memory(NBYTES)
+    memory[:] = os.urandom(1 << 16) * (NBYTES >> 16) + os.urandom(NBYTES % (1 << 16))
+    return memory.toreadonly()
+
+
+def pieces_of(content: memoryview) -> list[Blob]:
+    return [Blob(b"digest", len(content), content[start : start + PIECE]) for start in range(0, len(content), PIECE)]
+
+
+def local_pair() -> tuple[Connection, Connection]:
+    """A client's end and a scheduler's end which know that they are on one machine."""
+    near, far = tcp_pair()
+    domain = memory_domain()
+    return (
+        Connection(near, WELCOME._replace(memory=domain), allowed=TO_CLIENT),
+        Connection(far, HELLO._replace(memory=domain), allowed=FROM_CLIENT),
+    )
+
+
+async def receive(connection: Connection, count: int) -> list[Blob]:
+    received: list[Blob] = []
+    async for batch in connection.batches():
+        received += batch
+        if len(received) >= count:
+            return received
+    raise AssertionError("the connection ended")
+
+
+async def test_a_large_blob_is_mapped_and_not_sent():
+    content = shared_content()
+    client, scheduler = local_pair()
+    async with client, scheduler:
+        sent = pieces_of(content)
+        client.send_many_nowait(sent)
+        client.flush_nowait()
+        with trio.fail_after(10):
+            received = await receive(scheduler, len(sent))
+        assert [(blob.digest, blob.total, bytes(blob.data)) for blob in received] == [
+            (blob.digest, blob.total, bytes(blob.data)) for blob in sent
+        ]
+        whole = whole_of(received[0].data, NBYTES)
+        assert whole is not None
+        assert whole.readonly
+        assert shared_part(whole).inode == shared_part(content).inode
+        assert shared_part(whole).fd != shared_part(content).fd
+        await client.aclose()
+
+
+async def test_memory_is_held_for_the_peer_until_it_has_mapped_it_all():
+    client, scheduler = local_pair()
+    async with client, scheduler:
+        content = shared_content()
+        inode = shared_part(content).inode
+        sent = pieces_of(content)
+        del content
+        client.send_many_nowait(sent)
+        client.flush_nowait()
+        del sent
+        assert list(client._shared._offered) == [inode]
+        received = await receive(scheduler, 9)
+        assert len(b"".join(blob.data for blob in received)) == NBYTES
+        scheduler.send_nowait(Reply(1, "so that there is something to wait for"), flush=True)
+        await receive(client, 1)
+        assert not client._shared._offered
+        assert not scheduler._shared._mapping
+        await client.aclose()
+
+
+def test_what_is_mapped_outlives_its_owner_and_can_be_shared_on():
+    content = shared_content()
+    expected = bytes(content)
+    first, second = SharedBlobs("a client"), SharedBlobs("the scheduler")
+    mapped = [second.take(memoryview(first.offer(blob)), FROM_CLIENT)[0] for blob in pieces_of(content)]
+    content.release()
+    first._offered.clear()
+    assert b"".join(blob.data for blob in mapped) == expected
+    third = SharedBlobs("the scheduler")
+    again = [third.take(memoryview(second.offer(blob)), FROM_CLIENT)[0] for blob in mapped]
+    assert b"".join(blob.data for blob in again) == expected
+
+
+async def test_between_machines_the_content_is_sent():
+    near, far = tcp_pair()
+    client = Connection(near, WELCOME._replace(memory="another machine"), allowed=TO_CLIENT)
+    scheduler = Connection(far, HELLO, allowed=FROM_CLIENT)
+    content = shared_content()
+    async with client, scheduler:
+        client.send_many_nowait(pieces_of(content))
+        client.flush_nowait()
+        received = await receive(scheduler, 9)
+        assert b"".join(blob.data for blob in received) == content
+        assert {type(blob.data) for blob in received} == {bytes}
+        await client.aclose()
+
+
+def row(content: memoryview, **changes: int) -> memoryview:
+    part = shared_part(content)._replace(**changes)
+    return memoryview(msgpack.packb((b"digest", NBYTES, *part)))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"fd": 0}, {"fd": 1 << 20}, {"pid": 1 << 30}, {"inode": 1}, {"nbytes": NBYTES - 1}, {"nbytes": 1 << 62}],
+    ids=str,
+)
+def test_what_is_not_that_memory_is_not_mapped_and_this_process_shares_no_more(changes, monkeypatch):
+    monkeypatch.setattr(shared_blobs, "_broken", False)
+    with pytest.raises(ConnectionLost, match="cannot map the memory that a client shares"):
+        SharedBlobs("a client").take(row(shared_content(), **changes), FROM_CLIENT)
+    assert memory_domain() == ""
+
+
+def test_a_file_that_can_shrink_is_not_mapped(monkeypatch, tmp_path):
+    monkeypatch.setattr(shared_blobs, "_broken", False)
+    fd = os.memfd_create("trio_dask blob", os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(fd, NBYTES)
+        part = (os.getpid(), fd, os.fstat(fd).st_ino, NBYTES, 0, PIECE)
+        with pytest.raises(ConnectionLost, match="is not the memory"):
+            SharedBlobs("a client").take(memoryview(msgpack.packb((b"d", NBYTES, *part))), FROM_CLIENT)
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"",
+        b"\xc1",
+        msgpack.packb(5),
+        msgpack.packb((b"digest", 1, 2)),
+        msgpack.packb(("text", 1, 2, 3, 4, 5, 6, 7)),
+        msgpack.packb((b"digest", 1, 2, True, 4, 5, 6, 7)),
+        msgpack.packb((b"digest", 1, 2, 3, 4, 5, 6, -7)),
+        msgpack.packb((b"digest", 1, 2, 3, 4, 5, 6, 7, 8)),
+    ],
+    ids=repr,
+)
+def test_nonsense_is_an_error_of_the_peer(payload):
+    with pytest.raises(ProtocolError):
+        SharedBlobs("a client").take(memoryview(payload), FROM_CLIENT)
+
+
+def test_pieces_outside_of_the_memory_and_blobs_of_those_who_send_none_are_refused():
+    content = shared_content()
+    with pytest.raises(ProtocolError, match="behind its memory"):
+        SharedBlobs("a client").take(row(content, start=NBYTES - 10, length=11), FROM_CLIENT)
+    with pytest.raises(ProtocolError, match="may not"):
+        SharedBlobs("the scheduler").take(row(content), TO_CLIENT)
+
+
+async def test_a_peer_that_shares_without_having_agreed_is_refused():
+    near, far = tcp_pair()
+    async with Connection(far, HELLO, allowed=FROM_CLIENT) as scheduler:
+        near.try_send(encode_frame(Kind.SHARED, b"\x90"))
+        with pytest.raises(ProtocolError, match="not agreed on"):
+            await receive(scheduler, 1)
+    near.abort()
