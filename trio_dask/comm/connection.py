@@ -30,10 +30,10 @@ from trio_dask.comm.shared_blobs import SharedBlobs, memory_domain
 from trio_dask.comm.transport import ConnectionLost, Transport
 from trio_dask.comm.write_buffer import Backlog
 from trio_dask.errors import ProtocolError, SerializationError
-from trio_dask.protocol.codec import Allowed, OwnFrame, Row, decode, encode_rows
-from trio_dask.protocol.frames import PING_FRAME, Frame, FrameDecoder, Kind
+from trio_dask.protocol.codec import Allowed, OwnFrame, Row, encode_rows
+from trio_dask.protocol.frames import PING_FRAME, Kind
 from trio_dask.protocol.hello import Hello, Welcome
-from trio_dask.protocol.link import DEFAULT_LIMITS, LinkLimits
+from trio_dask.protocol.link import DEFAULT_LIMITS, GiveUp, Link, LinkLimits
 from trio_dask.protocol.messages import Goodbye, Message
 
 __all__ = ["Batches", "Connection"]
@@ -67,7 +67,6 @@ class Connection:
     Leaving the block without `aclose` is a loss for the peer, unless the peer has said goodbye itself.
 
     `hello` is what the peer said of itself: a `Hello` on the accepting side, a `Welcome` on the calling side.
-    `goodbye` is what the peer said when it left, if it did.
     """
 
     def __init__(
@@ -80,13 +79,10 @@ class Connection:
         received: bytes = b"",
     ) -> None:
         self.hello = hello
-        self.goodbye: Goodbye | None = None
         self.limits = limits
-        self.silence_s = self.limits.silence_s
-        """How long the peer may be silent. May be set, for peers whose life is watched otherwise."""
         self._transport = transport
         self._allowed = allowed
-        self._decoder = FrameDecoder()
+        self._link = Link(transport.remote, allowed, limits, trio.current_time(), self._take_shared)
         self._received = received  # what came together with the hello
 
         self._thread = threading.get_ident()
@@ -104,14 +100,11 @@ class Connection:
         self._progress = trio.lowlevel.ParkingLot()  # where others wait for the backlog to shrink
         self._can_send = True
 
-        self._loss: ConnectionLost | None = None
-        self._leaving = False
-        self._left = trio.Event()
+        self._left: trio.Event | None = None
+        """Set once this side has closed; there is one as soon as it begins to."""
         self._receiving = False  # a task waits in `batches`
         self._discarding = False  # nobody will
         self._ended = trio.Event()  # `batches` has read the last byte
-        self._heard_at = self._sent_at = trio.current_time()
-        self._bearable_at = self._sent_at  # when no more waited than may
         self._block = self._host_tasks()
         self._tasks_scope = trio.CancelScope(shield=True)
 
@@ -119,9 +112,23 @@ class Connection:
         return f"<Connection with {self.remote}>"
 
     @property
+    def goodbye(self) -> Goodbye | None:
+        """What the peer said when it left, if it did."""
+        return self._link.goodbye
+
+    @property
     def heard_at(self) -> float:
-        """When the last byte was taken in that came from the peer, by Trio's clock."""
-        return self._heard_at
+        """When the last byte was received from the peer, by Trio's clock."""
+        return self._link.heard_at
+
+    @property
+    def silence_s(self) -> float:
+        """How long the peer may be silent. May be set, for peers whose life is watched otherwise."""
+        return self._link.silence_s
+
+    @silence_s.setter
+    def silence_s(self, seconds: float) -> None:
+        self._link.silence_s = seconds
 
     @property
     def remote(self) -> str:
@@ -195,14 +202,14 @@ class Connection:
         backlog = self._backlog
         now = self._clock.current_time()
         if backlog.size <= self.limits.max_backlog_bytes:
-            self._bearable_at = now
+            self._link.bearable_at = now
         backlog.add(rows)
         while not backlog.rest and (frame := backlog.take_frame()):
             self._send_now(frame, now)
 
     def _send_now(self, frame: bytes, now: float) -> None:
         """Begin a frame; what the socket does not take is left to the writer."""
-        self._sent_at = now
+        self._link.sent_at = now
         try:
             sent = self._transport.try_send(frame)
         except (ConnectionLost, trio.ClosedResourceError):
@@ -223,7 +230,7 @@ class Connection:
                 except (ConnectionLost, trio.ClosedResourceError):
                     self._stop_sending()
                     break
-                self._sent_at = trio.current_time()
+                self._link.sent_at = trio.current_time()
                 with self._sending:
                     backlog.rest = memoryview(frame) if (frame := backlog.take_frame()) else None
                 self._progress.unpark_all()
@@ -258,48 +265,39 @@ class Connection:
         return [] if self._discarding else await self._read_batch()
 
     async def _read_batch(self) -> list[Message]:
-        while not self.goodbye and (frames := await self._receive()) is not None:
-            batch: list[Message] = []
-            for kind, payload in frames:
-                if kind == Kind.RECORDS:
-                    batch += decode(payload, self._allowed)
-                elif kind != Kind.PING:
-                    batch += self._take_shared(kind, payload)
-            if Goodbye in map(type, batch):
-                self._take_goodbye(batch)
+        link = self._link
+        while link.goodbye is None:
+            if self._received:
+                data, self._received = self._received, b""
+                await trio.lowlevel.checkpoint()
+                batch = link.receive(data, self._clock.current_time())
+            else:
+                room = link.decoder.room
+                self._receiving = True
+                try:
+                    if room is None:
+                        data = await self._transport.receive_some()
+                        count = len(data)
+                    else:
+                        data = b""
+                        count = await self._transport.receive_into(room)
+                except (ConnectionLost, trio.ClosedResourceError) as error:
+                    if link.stream_ends(how := str(error)):
+                        break
+                    raise (error if link.loss == how else ConnectionLost(link.loss)) from None
+                finally:
+                    self._receiving = False
+                now = self._clock.current_time()
+                if count:
+                    batch = link.receive(data, now) if room is None else link.received_into_room(count, now)
+                elif link.stream_ends(f"{self.remote} closed the connection unexpectedly"):
+                    break
+                else:
+                    raise ConnectionLost(link.loss)
             if batch:
                 return batch
         self._ended.set()
         return []
-
-    async def _receive(self) -> list[Frame] | None:
-        """The frames that the next bytes complete; None at an end that was announced, by either side."""
-        if self._received:
-            data, self._received = self._received, b""
-            await trio.lowlevel.checkpoint()
-            self._heard_at = self._clock.current_time()
-            return self._decoder.feed(data)
-        room = self._decoder.room
-        self._receiving = True
-        try:
-            if room is None:
-                data = await self._transport.receive_some()
-                count = len(data)
-            else:
-                data = b""
-                count = await self._transport.receive_into(room)
-        except (ConnectionLost, trio.ClosedResourceError) as error:
-            if self._leaving:
-                return None
-            raise self._loss or error from None
-        finally:
-            self._receiving = False
-        if not count:
-            if self._leaving:
-                return None
-            raise ConnectionLost(f"{self.remote} closed the connection unexpectedly")
-        self._heard_at = self._clock.current_time()
-        return self._decoder.feed(data) if room is None else self._decoder.filled(count)
 
     def _take_shared(self, kind: int, payload: memoryview) -> list[Message]:
         """Of a blob that the peer shares: a piece, or that the peer has mapped it all."""
@@ -316,14 +314,6 @@ class Connection:
                     self._send_rows([OwnFrame(Kind.MAPPED, is_last)])
         return [blob]
 
-    def _take_goodbye(self, batch: list[Message]) -> None:
-        """Nothing counts after a goodbye."""
-        for position, message in enumerate(batch):
-            if isinstance(message, Goodbye):
-                self.goodbye = message
-                del batch[position:]
-                return
-
     # ------------------------------------------------------------------------------------------------ life and death
 
     async def aclose(self, reason: str = "") -> None:
@@ -331,10 +321,11 @@ class Connection:
 
         Takes at most `cleanup_s`, also when cancelled. A task in `batches` receives what still arrives, and ends.
         """
-        if self._leaving:  # somebody else is at it, in the middle perhaps of what he has to say
+        if self._left is not None:  # another task is closing it, perhaps in the middle of a frame
             await self._left.wait()
             return
-        self._leaving = True
+        self._left = trio.Event()
+        self._link.say_goodbye()
         try:
             with trio.move_on_after(self.limits.cleanup_s, shield=True) as scope:
                 self.send_nowait(Goodbye(reason), flush=True)
@@ -368,8 +359,7 @@ class Connection:
 
     def abort(self, reason: str = "given up by this side") -> None:
         """Close at once: a loss for the peer, and for `batches` a `ConnectionLost` with this reason."""
-        if not self._loss:
-            self._loss = ConnectionLost(reason)
+        self._link.give_up(reason)
         self._stop_sending()
         self._transport.abort()
 
@@ -407,26 +397,15 @@ class Connection:
 
     async def _watch(self) -> None:
         """Speak up before the peer gives us up, and give it up when it is silent."""
-        limits = self.limits
+        link = self._link
         while True:
-            ping_at = self._sent_at + limits.keepalive_s
-            silent_at = self._heard_at + self.silence_s
-            wake_at = min(ping_at, silent_at)
-            await trio.sleep_until(wake_at)
+            await trio.sleep_until(link.next_deadline())
             now = trio.current_time()
-            if now >= self._heard_at + self.silence_s:
-                # When this process was stopped or busy, it is late itself: what came meanwhile waits to be read. And if
-                # nothing came, the peer may have been stopped likewise, as all processes of a job can be.
-                if not self._transport.has_input() and now < wake_at + limits.keepalive_s:
-                    self.abort(f"{self.remote} was silent for {self.silence_s:g} s")
-                    return
-                self._heard_at = now
-            too_much = self._backlog.size > limits.max_backlog_bytes
-            if too_much and now >= self._bearable_at + limits.silence_s:
-                self.abort(f"{self.remote} has stopped reading: {self._backlog.size} bytes are waiting for it")
+            due = link.tick(now, has_input=self._transport.has_input, backlog_bytes=self._backlog.size)
+            if isinstance(due, GiveUp):
+                self.abort(due.reason)
                 return
-            if now >= self._sent_at + limits.keepalive_s:
-                self._sent_at = now
+            if due is not None:
                 with self._sending:
                     if self._can_send and not self._backlog.rest:
                         self._send_now(PING_FRAME, now)
