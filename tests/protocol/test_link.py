@@ -41,7 +41,7 @@ def feed(link: Link, data: bytes, cuts: list[int]) -> list[Message]:
                 received += link.receive(data[start : start + count], 1.0)
             else:
                 room[:count] = data[start : start + count]
-                received += link.received_into_room(count, 1.0)
+                received += link.receive(b"", 1.0, filled=count)
             start += count
     return received
 

@@ -122,23 +122,20 @@ class Driver:
         block = CapturedError()
         async with trio.open_nursery() as self.transports:
             with block:
-                await self._serve(task_status, outlive_cancellation=outlive_cancellation)
+                try:
+                    link = await self._until_stop(self._dial, "", 0)
+                    if link is not None:
+                        with trio.CancelScope(shield=outlive_cancellation):
+                            async with trio.open_nursery() as nursery:
+                                await nursery.start(self._host_calls)
+                                await self._go_from_link_to_link(link, task_status.started)
+                except (NoScheduler, RefusedError) as error:
+                    self._end(Ended(lost=True, text=str(error)))
+                    raise
+                finally:
+                    self._end(Ended(lost=False, text=CLOSED))
+                    self._stopped.set()
         block.raise_it()
-
-    async def _serve(self, task_status: trio.TaskStatus[None], *, outlive_cancellation: bool) -> None:
-        try:
-            link = await self._until_stop(self._dial, "", 0)
-            if link is not None:
-                with trio.CancelScope(shield=outlive_cancellation):
-                    async with trio.open_nursery() as nursery:
-                        await nursery.start(self._host_calls)
-                        await self._go_from_link_to_link(link, task_status.started)
-        except (NoScheduler, RefusedError) as error:
-            self._end(Ended(lost=True, text=str(error)))
-            raise
-        finally:
-            self._end(Ended(lost=False, text=CLOSED))
-            self._stopped.set()
 
     async def _host_calls(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Calls and fetches: a lost link is nothing to them."""

@@ -275,21 +275,20 @@ class Connection:
                 room = link.decoder.room
                 self._receiving = True
                 try:
+                    data = b""
+                    filled = 0
                     if room is None:
                         data = await self._transport.receive_some()
-                        count = len(data)
                     else:
-                        data = b""
-                        count = await self._transport.receive_into(room)
+                        filled = await self._transport.receive_into(room)
                 except (ConnectionLost, trio.ClosedResourceError) as error:
                     if link.stream_ends(how := str(error)):
                         break
                     raise (error if link.loss == how else ConnectionLost(link.loss)) from None
                 finally:
                     self._receiving = False
-                now = self._clock.current_time()
-                if count:
-                    batch = link.receive(data, now) if room is None else link.received_into_room(count, now)
+                if data or filled:
+                    batch = link.receive(data, self._clock.current_time(), filled=filled)
                 elif link.stream_ends(f"{self.remote} closed the connection unexpectedly"):
                     break
                 else:

@@ -19,7 +19,7 @@ from enum import Enum, auto
 from typing import Final, NamedTuple
 
 from trio_dask.protocol.codec import Allowed, decode
-from trio_dask.protocol.frames import Frame, FrameDecoder, Kind
+from trio_dask.protocol.frames import FrameDecoder, Kind
 from trio_dask.protocol.messages import Goodbye, Message
 
 __all__ = ["DEFAULT_LIMITS", "STEPS", "Event", "GiveUp", "Link", "LinkLimits", "Phase", "Ping"]
@@ -139,17 +139,13 @@ class Link:
 
     # ---------------------------------------------------------------------------------------------------- receiving
 
-    def receive(self, data: bytes, now: float) -> list[Message]:
-        """The messages that these bytes complete, up to a goodbye. Raises `ProtocolError` for what may not be sent."""
-        self.heard_at = now
-        return self._messages(self.decoder.feed(data))
+    def receive(self, data: bytes, now: float, *, filled: int = 0) -> list[Message]:
+        """The messages that these bytes complete, up to a goodbye; or the bytes that `filled` the decoder's `room`.
 
-    def received_into_room(self, count: int, now: float) -> list[Message]:
-        """The same for bytes that were received into the decoder's `room`."""
+        Raises `ProtocolError` for what the peer may not send.
+        """
         self.heard_at = now
-        return self._messages(self.decoder.filled(count))
-
-    def _messages(self, frames: list[Frame]) -> list[Message]:
+        frames = self.decoder.filled(filled) if filled else self.decoder.feed(data)
         if self.goodbye is not None:
             return []
         batch: list[Message] = []
