@@ -11,6 +11,7 @@ millisecond to define, six times as long.
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Mapping
 from typing import Final, Literal, NamedTuple
@@ -31,6 +32,7 @@ __all__ = [
     "WorkerSettings",
     "check_memory_limit",
     "counted",
+    "cross_memory_allowed",
     "format_bytes",
     "parse_bytes",
     "parse_count",
@@ -48,6 +50,9 @@ DEFAULT_PORT = 8786
 DEFAULT_SCHEME: Final = "tcp"
 SCHEMES: Final = (DEFAULT_SCHEME, "ws")
 """What a scheduler can speak; `comm` has a transport for each."""
+CROSS_MEMORY_VARIABLE: Final = "TRIO_DASK_CROSS_MEMORY"
+"""With `0` in this environment variable no process reads another's memory: some sandboxes end those that try."""
+
 MAX_THREADS = 4096
 MAX_NAME_LENGTH = 255
 LEAST_MEMORY_BYTES = 48 * 2**20
@@ -424,3 +429,8 @@ def parse_name(text: str) -> str:
     if not text or len(text) > MAX_NAME_LENGTH or not text.isprintable() or text != text.strip():
         raise UsageError(f"{_quote(text)} is not a name; give 1 to {MAX_NAME_LENGTH} printable characters")
     return text
+
+
+def cross_memory_allowed() -> bool:
+    """Whether processes may read values from each other's memory, see `CROSS_MEMORY_VARIABLE`."""
+    return os.environ.get(CROSS_MEMORY_VARIABLE) != "0"

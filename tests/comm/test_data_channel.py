@@ -20,12 +20,12 @@ from trio_dask.protocol.frames import PING_FRAME, Kind, encode_frame
 from trio_dask.protocol.link import LinkLimits
 from trio_dask.protocol.messages import (
     Absent,
-    Borrowed,
     Call,
     CallResult,
     Fetch,
     Goodbye,
-    Lent,
+    MemoryOffered,
+    MemoryRead,
     Put,
     PutDone,
     Value,
@@ -134,7 +134,7 @@ def test_any_sequence_of_messages_arrives_in_any_chunks(sent):
     sent = [
         (message._replace(sizes=tuple(map(len, buffers))), buffers) if hasattr(message, "sizes") else (message, [])
         for message, buffers in sent
-        if not isinstance(message, Goodbye | Lent | Borrowed)  # of which the channel itself makes something
+        if not isinstance(message, Goodbye | MemoryOffered | MemoryRead)  # of which the channel itself makes something
     ]
 
     async def main():

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from trio_dask.ids import Key
 
-__all__ = ["Absent", "Borrowed", "Call", "CallResult", "Fetch", "Lent", "Put", "PutDone", "Value"]
+__all__ = ["Absent", "Call", "CallResult", "Fetch", "MemoryOffered", "MemoryRead", "Put", "PutDone", "Value"]
 
 
 class Fetch(NamedTuple):
@@ -59,19 +59,20 @@ class CallResult(NamedTuple):
     sizes: tuple[int, ...]
 
 
-class Lent(NamedTuple):
+class MemoryOffered(NamedTuple):
     """The raw bytes of the message after this one lie in the memory of process `pid`, each buffer at its place.
 
-    The process has the bytes of `mark` at `mark_place` as long as they are there. Answered by `Borrowed`.
+    The process has the bytes of `liveness_token` at `token_address` as long as they are valid. The answer is a
+    `MemoryRead`.
     """
 
     pid: int
-    mark_place: int
-    mark: bytes
+    token_address: int
+    liveness_token: bytes
     places: tuple[int, ...]
 
 
-class Borrowed(NamedTuple):
-    """What was lent has been read, or (not `ok`) could not be: then the raw bytes follow after all."""
+class MemoryRead(NamedTuple):
+    """The offered memory has been read, or (not `ok`) could not be: then the raw bytes follow after all."""
 
     ok: bool

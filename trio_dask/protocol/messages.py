@@ -17,7 +17,17 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from trio_dask.ids import Digest, Key, RunId
-from trio_dask.protocol.data_messages import Absent, Borrowed, Call, CallResult, Fetch, Lent, Put, PutDone, Value
+from trio_dask.protocol.data_messages import (
+    Absent,
+    Call,
+    CallResult,
+    Fetch,
+    MemoryOffered,
+    MemoryRead,
+    Put,
+    PutDone,
+    Value,
+)
 from trio_dask.protocol.nanny_messages import Control, Obituary, Vouch
 from trio_dask.protocol.worker_messages import (
     Capacity,
@@ -40,7 +50,6 @@ __all__ = [
     "Absent",
     "Acquire",
     "Blob",
-    "Borrowed",
     "Call",
     "CallResult",
     "Cancel",
@@ -64,8 +73,9 @@ __all__ = [
     "KeyPending",
     "KeyReady",
     "Leave",
-    "Lent",
     "Lost",
+    "MemoryOffered",
+    "MemoryRead",
     "Message",
     "Missing",
     "NotAcquired",
@@ -422,7 +432,7 @@ FromNanny = Goodbye | Vouch | Obituary
 ToNanny = Goodbye | Leave | SchedulerStops
 FromControl = Goodbye | Control
 ToControl = Goodbye | Reply
-OnDataPlane = Goodbye | Fetch | Value | Absent | Put | PutDone | Call | CallResult | Lent | Borrowed
+OnDataPlane = Goodbye | Fetch | Value | Absent | Put | PutDone | Call | CallResult | MemoryOffered | MemoryRead
 Message = FromClient | ToClient | ToWorker | FromWorker | FromNanny | FromControl | OnDataPlane
 
 TAGS: Mapping[int, type[Any]] = {
@@ -478,7 +488,7 @@ TAGS: Mapping[int, type[Any]] = {
     104: PutDone,
     105: Call,
     106: CallResult,
-    107: Lent,
-    108: Borrowed,
+    107: MemoryOffered,
+    108: MemoryRead,
 }
 """What each tag on the wire means. A tag is never given a second meaning."""

@@ -25,7 +25,7 @@ from typing import NamedTuple, TypeVar
 
 import trio
 
-from trio_dask.comm.buffer_pool import Stock, stock
+from trio_dask.comm.buffer_pool import BufferPool, pool
 from trio_dask.config import WorkerSettings, format_bytes
 from trio_dask.worker.memory_reservations import Gate
 from trio_dask.worker.pause_rule import PauseRule
@@ -126,7 +126,7 @@ class MemoryLimits(NamedTuple):
         return min(self.managed_high, self.process_high) < inf
 
 
-def keep_nothing_unwatched(settings: WorkerSettings, kept: Stock = stock) -> None:
+def keep_nothing_unwatched(settings: WorkerSettings, kept: BufferPool = pool) -> None:
     """Where a worker does not watch its memory, a nanny may, which cannot have anything given back."""
     if settings.memory_limit_bytes is not None:
         kept.keep_at_most(0)
@@ -160,7 +160,7 @@ class MemoryMonitor:
         settings: WorkerSettings,
         hooks: WorkerHooks,
         used: Callable[[], int] | None = None,
-        kept: Stock = stock,
+        kept: BufferPool = pool,
     ) -> None:
         self.limits = limits
         self._hooks = hooks
