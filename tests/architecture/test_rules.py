@@ -192,6 +192,7 @@ def test_reserved_packages_are_free_at_home(package):
 def test_a_file_of_more_than_500_lines_is_found(package):
     assert rules.oversized(package(config="\n" * 500)) == []
     assert len(rules.oversized(package(config="\n" * 501))) == 1
+    assert rules.oversized(package(config='"""This file is long because ..."""' + "\n" * 501)) == []
 
 
 @pytest.mark.parametrize("caught", ["", " Exception", " BaseException as error", " (OSError, Exception)"])

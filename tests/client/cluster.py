@@ -58,6 +58,17 @@ class MiniCluster:
         self._closed = None
         self._wakeup = trio.Event()
         self._token = None
+        self.handlers = {
+            m.Blob: self._blob,
+            m.Submit: self._submit,
+            m.Want: self._want,
+            m.Release: self._release,
+            m.Cancel: self._cancel,
+            m.Retry: self._retry,
+            m.FetchFailed: self._fetch_failed,
+            m.Query: self._query,
+            m.Restart: self._restart,
+        }
 
     # ------------------------------------------------------------------------------------------ as a connection
 
@@ -91,7 +102,7 @@ class MiniCluster:
         for message in decode(encode(outgoing), FROM_CLIENT) if self._closed is None else ():
             self.handled += 1
             self.received.append(message)
-            handler = getattr(self, f"_{type(message).__name__.lower()}", None)
+            handler = self.handlers.get(type(message))
             if handler is not None and not self.silent:
                 handler(message)
 
@@ -229,7 +240,7 @@ class MiniCluster:
             self.say(m.KeyPending(key))
             self._compute(key)
 
-    def _unreachable(self, message):
+    def _fetch_failed(self, message):
         self.say(self._ready(message.key))
 
     def _query(self, message):

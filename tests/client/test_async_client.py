@@ -236,7 +236,7 @@ async def test_a_holder_that_is_gone_is_reported_and_another_found(client, clust
     cluster.inline = False
     cluster.say(m.KeyReady(future.key, 100_000, "int", None, ("tcp://gone:1",)))
     assert await future == 2
-    assert m.Unreachable(future.key, "tcp://gone:1") in cluster.received
+    assert m.FetchFailed(future.key, "tcp://gone:1") in cluster.received
 
 
 async def test_a_kept_channel_that_its_worker_has_closed_is_replaced(client, cluster):
@@ -246,7 +246,7 @@ async def test_a_kept_channel_that_its_worker_has_closed_is_replaced(client, clu
     kept.hung_up = True
     assert await client.submit(increment, 2) == 3
     assert cluster.channels == 2
-    assert not cluster.of_type(m.Unreachable)
+    assert not cluster.of_type(m.FetchFailed)
 
 
 async def test_a_value_that_nobody_can_deliver_is_an_error_in_the_end(client, cluster):
@@ -484,7 +484,7 @@ async def test_scatter_keeps_the_shape_and_dedupes(client, cluster):
     assert (await client.scatter("equal", hash=False)).key != one.key
     assert await client.submit(len, one) == 5
     assert type(await client.scatter({1, 2})) is set
-    cluster._query = lambda message: cluster.say(m.Reply(message.request, {}))
+    cluster.handlers[m.Query] = lambda message: cluster.say(m.Reply(message.request, {}))
     with pytest.raises(UsageError, match="no worker"):
         await client.scatter([5], workers="nobody")
 
@@ -568,7 +568,7 @@ async def test_leaving_says_goodbye_after_what_was_submitted(cluster):
     async with open_async_client(cluster) as client:
         future = client.submit(increment, 1)
         client.detach(future)
-    assert [type(message) for message in cluster.received] == [m.Blob, m.Submit, m.Detach, m.Goodbye]
+    assert [type(message) for message in cluster.received] == [m.Blob, m.Submit, m.FireAndForget, m.Goodbye]
     assert future.cancelled()
     with pytest.raises(RuntimeError, match="closed"):
         client.submit(increment, 2)

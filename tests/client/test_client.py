@@ -278,7 +278,7 @@ def test_close_says_goodbye_and_ends_both_threads(cluster):
         assert future.result() == 2
     client.close()
     assert type(cluster.received[-1]) is m.Goodbye
-    assert cluster.of_type(m.Detach)
+    assert cluster.of_type(m.FireAndForget)
     for thread in set(threading.enumerate()) - before:
         thread.join(10)
     assert set(threading.enumerate()) <= before

@@ -65,7 +65,7 @@ class SchedulerModel:
                 for key in keys:
                     if key in self.results:
                         self.tell(key, inline=False)
-            case m.Unreachable(key):
+            case m.FetchFailed(key):
                 if key in self.results:
                     self.tell(key, inline=False)
             case m.Query(request):
@@ -451,7 +451,7 @@ def test_a_key_that_no_holder_delivers_is_given_up():
             core.fetch_ended(request.address)
         core.handle(m.KeyReady("k0", 1, "int", None, HOLDERS))
     assert outcomes == [(None, "no way")]
-    assert [message for message in core.drain() if isinstance(message, m.Unreachable)]
+    assert [message for message in core.drain() if isinstance(message, m.FetchFailed)]
 
 
 def test_a_fetch_from_a_worker_that_no_longer_counts_as_a_holder_is_not_waited_for():

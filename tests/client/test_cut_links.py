@@ -214,9 +214,9 @@ class CutLinks(RuleBasedStateMachine):
                 case m.Free(keys):
                     for key in keys:
                         self.stored.pop(key, None)
-                case m.Retract(runs):
+                case m.ReturnRuns(runs):
                     back = tuple(run for run in runs if self.runs.pop(run, None) is not None)
-                    self.scheduler.handle(WORKER, m.Returned(back), self.now)
+                    self.scheduler.handle(WORKER, m.RunsReturned(back), self.now)
 
     @precondition(lambda self: self.runs)
     @rule(data=st.data(), how=st.sampled_from(("inline", "held", "fail")))
@@ -226,7 +226,7 @@ class CutLinks(RuleBasedStateMachine):
     def finish_run(self, number, how, *, pump=True):
         run = self.runs.pop(number)
         if any(key not in self.stored for key, _ in run.dependencies):
-            self.scheduler.handle(WORKER, m.Returned((number,)), self.now)
+            self.scheduler.handle(WORKER, m.RunsReturned((number,)), self.now)
         elif how == "fail":
             self.scheduler.handle(WORKER, m.RunFailed(number, "exception", None, run.call.decode(), 0.1), self.now)
         else:

@@ -17,7 +17,7 @@ HOLDER = "tcp://worker:1"
 
 @pytest.mark.parametrize(
     ("failure", "said"),
-    [(PeerSilent("no word for 30 s"), m.Want(("k",))), (ConnectionLost("refused"), m.Unreachable("k", HOLDER))],
+    [(PeerSilent("no word for 30 s"), m.Want(("k",))), (ConnectionLost("refused"), m.FetchFailed("k", HOLDER))],
 )
 async def test_who_is_silent_has_not_lost_what_he_was_asked_for(failure, said):
     async def open_channel(address):

@@ -12,7 +12,7 @@ import trio
 from trio.testing import MockClock
 
 from trio_dask.client import scatter
-from trio_dask.client.scatter import CHANNELS, LARGE_BYTES, Parcel
+from trio_dask.client.scatter import CHANNELS, PARALLEL_BYTES, Parcel
 from trio_dask.protocol.messages import Put, PutDone
 
 
@@ -68,7 +68,12 @@ async def put(worker: Worker, load: list[Parcel]) -> tuple[list[str], list[Parce
 
 @pytest.mark.parametrize(
     ("count", "nbytes", "channels"),
-    [(1, LARGE_BYTES + 1, 1), (4, LARGE_BYTES // 4, 1), (4, LARGE_BYTES // 4 + 1, CHANNELS), (2, LARGE_BYTES, 2)],
+    [
+        (1, PARALLEL_BYTES + 1, 1),
+        (4, PARALLEL_BYTES // 4, 1),
+        (4, PARALLEL_BYTES // 4 + 1, CHANNELS),
+        (2, PARALLEL_BYTES, 2),
+    ],
 )
 async def test_large_values_go_over_several_channels_and_each_goes_once(
     autojump_clock: MockClock, count: int, nbytes: int, channels: int
@@ -81,13 +86,13 @@ async def test_large_values_go_over_several_channels_and_each_goes_once(
 
 
 async def test_what_a_broken_channel_leaves_behind_goes_over_the_others(autojump_clock: MockClock) -> None:
-    worker, load = Worker(0), parcels(5, LARGE_BYTES)
+    worker, load = Worker(0), parcels(5, PARALLEL_BYTES)
     assert await put(worker, load) == ([], [])
     assert sorted(worker.stored) == [parcel.key for parcel in load]
 
 
 async def test_what_no_channel_has_taken_is_stranded_once_and_the_reason_is_told(autojump_clock: MockClock) -> None:
-    worker, load = Worker(*range(CHANNELS)), parcels(5, LARGE_BYTES)
+    worker, load = Worker(*range(CHANNELS)), parcels(5, PARALLEL_BYTES)
     failures, stranded = await put(worker, load)
     assert failures == ["tcp://worker: it broke"] * CHANNELS
     assert sorted(parcel.key for parcel in stranded) == [parcel.key for parcel in load]

@@ -18,7 +18,7 @@ from trio_dask.nanny.service import Nanny, Stop
 from trio_dask.processes.child_process import ChildEnd
 from trio_dask.processes.exit_report import LastWords
 from trio_dask.protocol.hello import Hello
-from trio_dask.protocol.messages import Leave, Obituary, SchedulerStops, Vouch
+from trio_dask.protocol.messages import Leave, SchedulerStops, WorkerAlive, WorkerExited
 from trio_dask.scheduler.service import run_scheduler
 
 
@@ -32,14 +32,14 @@ async def test_it_vouches_for_a_worker_that_lives_and_is_not_stopped(autojump_cl
     async with nursing.nanny():
         child = await nursing.child(0)
         await trio.sleep(9)
-        assert {message.process for _, message in nursing.of(Vouch)} == {child.token}
-        assert len(nursing.of(Vouch)) == 5
+        assert {message.process for _, message in nursing.of(WorkerAlive)} == {child.token}
+        assert len(nursing.of(WorkerAlive)) == 5
         nursing.stopped.add(child.pid)
         await trio.sleep(10)
-        assert len(nursing.of(Vouch)) == 5
+        assert len(nursing.of(WorkerAlive)) == 5
         nursing.stopped.clear()
         await trio.sleep(10)
-        assert len(nursing.of(Vouch)) == 10
+        assert len(nursing.of(WorkerAlive)) == 10
 
 
 async def test_a_crash_is_told_with_what_ran_and_followed_by_another_worker(autojump_clock, nursing):
@@ -50,7 +50,7 @@ async def test_a_crash_is_told_with_what_ran_and_followed_by_another_worker(auto
         words = LastWords(("last words",), ("Fatal Python error: Aborted",))
         began = trio.current_time()
         child.end(-signal.SIGSEGV, words=words, peak_bytes=2**20)
-        obituary = await nursing.message(Obituary)
+        obituary = await nursing.message(WorkerExited)
         assert obituary[:3] == (child.token, False, "killed by SIGSEGV")
         assert (obituary.exact, obituary.runs) == (True, (7, 9))
         assert obituary.details["last_lines"] == ("last words",)
@@ -59,7 +59,7 @@ async def test_a_crash_is_told_with_what_ran_and_followed_by_another_worker(auto
         another = await nursing.child(1)
         assert trio.current_time() - began == pytest.approx(0.5)
         assert another.token != child.token
-        assert await nursing.message(Vouch, len(nursing.of(Vouch))) == Vouch(another.token)
+        assert await nursing.message(WorkerAlive, len(nursing.of(WorkerAlive))) == WorkerAlive(another.token)
         assert nanny.status()["restarts"] == 1
 
 
@@ -70,7 +70,7 @@ async def test_too_much_memory_ends_the_worker_and_is_told_in_figures(autojump_c
         await trio.sleep(10)
         assert not child.done.is_set()
         nursing.memory[child.pid] = 250 * 2**20
-        obituary = await nursing.message(Obituary)
+        obituary = await nursing.message(WorkerExited)
         assert (obituary.planned, obituary.cause) == (
             False,
             "killed by its nanny: it used 250 MiB, more than 95% of its memory limit of 256 MiB",
@@ -89,10 +89,10 @@ async def test_what_the_kernel_killed_for_want_of_memory_is_told_so(autojump_clo
     monkeypatch.setattr(Nanny, "_oom_kills", type("One", (), {"claim": lambda self: True})())
     async with nursing.nanny():
         (await nursing.child(0)).end(-signal.SIGKILL, peak_bytes=300 * 2**20)
-        obituary = await nursing.message(Obituary)
+        obituary = await nursing.message(WorkerExited)
         assert obituary.cause == "killed by the kernel: out of memory (it used 300 MiB)"
         (await nursing.child(1)).end(-signal.SIGSEGV)
-        assert (await nursing.message(Obituary, 1)).cause == "killed by SIGSEGV"
+        assert (await nursing.message(WorkerExited, 1)).cause == "killed by SIGSEGV"
 
 
 async def test_the_scheduler_can_have_another_worker(autojump_clock, nursing):
@@ -104,7 +104,7 @@ async def test_the_scheduler_can_have_another_worker(autojump_clock, nursing):
         nursing.sessions[0].send_nowait(Leave("restart", True), flush=True)
         await nursing.child(1)
         assert trio.current_time() == began
-        obituary = await nursing.message(Obituary)
+        obituary = await nursing.message(WorkerExited)
         assert (obituary.process, obituary.planned, obituary.runs) == (child.token, True, ())
 
 
@@ -124,7 +124,7 @@ async def test_the_scheduler_can_end_it(autojump_clock, nursing, leaves):
         assert nursing.end == "well"
         assert trio.current_time() == pytest.approx(began + (0.1 if leaves else 2.5))
         assert (child.signals, child.reasons) == ([], [] if leaves else ["scaled down"])
-        assert (await nursing.message(Obituary)).planned
+        assert (await nursing.message(WorkerExited)).planned
         assert len(nursing.children) == 1
         await nursing.until(lambda: nursing.sessions[0].goodbye is not None)
 
@@ -188,7 +188,7 @@ async def test_a_worker_that_leaves_in_good_order_says_why(autojump_clock, nursi
         await nursing.until(lambda: nursing.sessions)
         child.report({"leaving": leaving})
         child.end(0)
-        obituary = await nursing.message(Obituary)
+        obituary = await nursing.message(WorkerExited)
         assert obituary.planned
         if goes_on:
             await nursing.child(1)
@@ -214,7 +214,7 @@ async def test_it_gives_up_in_the_end_and_names_the_first_cause(autojump_clock, 
         await nursing.until(lambda: nursing.end)
         assert type(nursing.end) is KeptCrashing
         assert str(nursing.end) == "the worker crashed 6 times within 60 s; first: killed by SIGSEGV"
-        assert len(nursing.of(Obituary)) == 6
+        assert len(nursing.of(WorkerExited)) == 6
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ async def test_a_stop_is_passed_on_and_forced_in_the_end(autojump_clock, nursing
         assert child.signals == [(number, began)]
         assert trio.current_time() - began == pytest.approx(after_s)
         assert nursing.end == "well"
-        assert (await nursing.message(Obituary)).planned
+        assert (await nursing.message(WorkerExited)).planned
 
 
 async def test_a_worker_that_drains_is_not_hurried(autojump_clock, nursing):
@@ -246,7 +246,7 @@ async def test_a_worker_that_drains_is_not_hurried(autojump_clock, nursing):
 async def test_a_stop_during_the_pause_starts_nothing(autojump_clock, nursing):
     async with nursing.nanny(first_backoff_s=10.0) as nanny:
         (await nursing.child(0)).end(-signal.SIGKILL)
-        await nursing.message(Obituary)
+        await nursing.message(WorkerExited)
         nanny.stop()
         await nursing.until(lambda: nursing.end)
         assert nursing.end == "well"
@@ -258,22 +258,22 @@ async def test_a_death_is_told_when_there_is_a_scheduler_again(autojump_clock, n
         (await nursing.child(0)).end(-signal.SIGKILL)
         await trio.sleep(30)
         await nursing.start_scheduler()
-        obituary = await nursing.message(Obituary)
+        obituary = await nursing.message(WorkerExited)
         assert obituary.process == nursing.children[0].token
-        assert await nursing.message(Vouch) == Vouch(nursing.children[1].token)
+        assert await nursing.message(WorkerAlive) == WorkerAlive(nursing.children[1].token)
 
 
 async def test_a_scheduler_that_is_gone_is_found_again(autojump_clock, nursing):
     async with nursing.nanny():
         child = await nursing.child(0)
-        await nursing.message(Vouch)
+        await nursing.message(WorkerAlive)
         nursing.scope.cancel()
         nursing.scope = trio.CancelScope()
         await trio.sleep(60)
         nursing.heard.clear()
         await nursing.start_scheduler()
         began = trio.current_time()
-        assert await nursing.message(Vouch) == Vouch(child.token)
+        assert await nursing.message(WorkerAlive) == WorkerAlive(child.token)
         assert trio.current_time() - began < 4
 
 
@@ -340,9 +340,9 @@ async def test_the_successor_of_one_whose_end_is_foreseen_starts_while_it_hands_
         second = await nursing.child(1)
         second.report({"address": "tcp://a:2"})
         await trio.sleep(5)
-        assert {message.process for _, message in nursing.of(Vouch)} >= {first.token, second.token}
+        assert {message.process for _, message in nursing.of(WorkerAlive)} >= {first.token, second.token}
         first.end(0)
-        obituary = await nursing.message(Obituary)
+        obituary = await nursing.message(WorkerExited)
         assert (obituary.process, obituary.planned) == (first.token, True)
         assert nanny.address == "tcp://a:2"
         assert len(nursing.children) == 2
@@ -409,7 +409,7 @@ async def test_a_task_that_ends_the_process_is_to_blame_whatever_status_it_gives
         await nursing.until(lambda: nursing.sessions)
         child.board.begin(0, RunId(7))
         child.end(status)
-        obituary = await nursing.message(Obituary)
+        obituary = await nursing.message(WorkerExited)
         assert (obituary.planned, obituary.runs) == (False, (7,))
         await nursing.child(1)
         assert nursing.end is None

@@ -12,7 +12,6 @@ from trio_dask.errors import ProtocolError
 from trio_dask.ids import Incarnation
 from trio_dask.protocol.hello import (
     MAX_HELLO,
-    PROTOCOL,
     EnvelopeReader,
     Hello,
     Refusal,
@@ -23,6 +22,7 @@ from trio_dask.protocol.hello import (
     encode_answer,
     encode_hello,
 )
+from trio_dask.protocol.wire_constants import PROTOCOL_VERSION
 
 MINE = Hello(role="scheduler", package="0.1.0", python="3.11")
 
@@ -75,7 +75,7 @@ def test_a_hello_from_the_future_can_be_read_and_refused():
     hello = decode_hello(json.dumps(future).encode())
     assert (hello.protocol, hello.package, hello.python) == (99, "7.0", "")
     assert check_hello(hello, MINE) == (
-        f"versions do not match: this scheduler has protocol {PROTOCOL} (trio_dask 0.1.0), "
+        f"versions do not match: this scheduler has protocol {PROTOCOL_VERSION} (trio_dask 0.1.0), "
         "the worker 'w1' has protocol 99 (trio_dask 7.0)"
     )
 

@@ -4,13 +4,12 @@ from itertools import count
 
 import pytest
 
-from trio_dask.client import open_engine
 from trio_dask.errors import ProtocolError
 from trio_dask.ids import PeerId
 from trio_dask.protocol import messages as m
 from trio_dask.protocol.hello import Hello
 from trio_dask.scheduler.client_resume import Returns
-from trio_dask.scheduler.core import CoreSettings, SchedulerCore, clients
+from trio_dask.scheduler.core import CoreSettings, SchedulerCore
 from trio_dask.scheduler.core.invariants import check_empty
 
 FUNCTION = b"f" * 16
@@ -97,10 +96,6 @@ def test_a_grace_is_as_long_as_was_asked_for_up_to_an_hour(desk):
     assert desk.core.state.clients
     desk.pass_time(1)
     assert not desk.core.state.clients
-
-
-def test_no_client_may_ask_for_a_longer_grace_than_it_is_given():
-    assert open_engine.LONGEST_GRACE_S == clients.LONGEST_GRACE_S
 
 
 def test_a_client_without_grace_is_gone_at_once(desk):

@@ -97,7 +97,7 @@ def test_when_a_task_is_handed_back_what_waits_for_it_there_is_taken_back_too() 
     client.submit("b", needs=("a",))
     run_a, run_b = one.runs()
     two = kit.worker()
-    one.send(m.Returned((run_a.run,)))
+    one.send(m.RunsReturned((run_a.run,)))
     assert one.take(m.CancelRuns) == [m.CancelRuns((run_b.run,))]
     assert [run.key for run in (*one.runs(), *two.runs())] == ["a", "b"]
 
@@ -235,10 +235,10 @@ def test_an_idle_worker_takes_from_the_queue_of_a_loaded_one() -> None:
     client.submit("a", "b")
     _, ahead = one.runs()
     two = kit.worker()
-    (retract,) = one.take(m.Retract)
+    (retract,) = one.take(m.ReturnRuns)
     assert retract.runs == (ahead.run,)
     assert kit.states() == {"a": "processing", "b": "processing"}
-    one.send(m.Returned(retract.runs))
+    one.send(m.RunsReturned(retract.runs))
     assert [run.key for run in two.runs()] == ["b"]
     assert one.runs() == []
 

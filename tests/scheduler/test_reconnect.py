@@ -173,7 +173,7 @@ def test_a_client_that_cannot_reach_a_worker_that_is_away_hears_when_it_is_back(
     worker.finish(run, value=None)
     worker.leave()
     client.take(m.KeyReady)
-    client.send(m.Unreachable("a", worker.address))
+    client.send(m.FetchFailed("a", worker.address))
     assert not client.inbox
     assert worker.come_back()
     worker.bring(("a", run.run))
@@ -192,7 +192,7 @@ def test_a_peer_that_cannot_fetch_from_a_worker_that_is_away_does_not_make_its_r
     client.submit("b", needs=("a",), workers=(other.name,))
     (needy,) = other.runs()
     worker.leave()
-    other.send(m.Missing(needy.run, "a", worker.address))
+    other.send(m.InputMissing(needy.run, "a", worker.address))
     assert kit.states() == {"a": "memory", "b": "waiting"}
     assert worker.come_back()
     worker.bring(("a", run.run))
@@ -209,7 +209,7 @@ def test_who_gives_no_sign_of_life_is_lost_and_his_nanny_can_give_it() -> None:
     worker.runs()
     for _ in range(60):  # a task holds the interpreter for two minutes
         kit.tick(2.0)
-        nanny.send(m.Vouch("p1"))
+        nanny.send(m.WorkerAlive("p1"))
     assert kit.states() == {"a": "processing"}
     kit.peers.pop(worker.peer)
     for _ in range(9):
@@ -242,7 +242,7 @@ def test_an_obituary_ends_the_grace_and_blames_what_ran_and_nothing_else() -> No
     client.submit("guilty", "innocent")
     guilty, _ = worker.runs()
     worker.leave()
-    nanny.send(m.Obituary("p1", False, "memory: 243 MiB of 256 MiB", True, (guilty.run,), {}))
+    nanny.send(m.WorkerExited("p1", False, "memory: 243 MiB of 256 MiB", True, (guilty.run,), {}))
     (failure,) = client.take(m.KeyFailed)
     assert failure.key == "guilty"
     assert "memory: 243 MiB of 256 MiB" in failure.details["deaths"][0]
@@ -261,7 +261,7 @@ def test_results_that_end_worker_after_worker_by_their_size_are_given_up_and_the
         for run in worker.runs():
             worker.finish(run, nbytes=sizes[run.key], value=None)
         kit.peers.pop(worker.peer)
-        nanny.send(m.Obituary(f"p{number}", False, "memory: 993 MiB of 1024 MiB", True, (), {"of_memory": True}))
+        nanny.send(m.WorkerExited(f"p{number}", False, "memory: 993 MiB of 1024 MiB", True, (), {"of_memory": True}))
     (failure,) = client.take(m.KeyFailed)
     assert (failure.key, failure.kind) == ("large", "killed")
     assert "memory: 993 MiB of 1024 MiB, with 900 MiB of this result" in failure.details["deaths"][2]
@@ -281,7 +281,7 @@ def test_what_a_worker_held_is_not_blamed_where_a_task_ran_or_memory_was_not_the
     worker.finish(held, nbytes=10**9, value=None)
     kit.peers.pop(worker.peer)
     details = {"of_memory": of_memory}
-    nanny.send(m.Obituary("p", False, "it died", True, (running.run,) if runs else (), details))
+    nanny.send(m.WorkerExited("p", False, "it died", True, (running.run,) if runs else (), details))
     assert client.failed() == failed
     kit.assert_empty()
 
@@ -295,7 +295,7 @@ def test_a_planned_end_is_nobodys_fault() -> None:
     (run,) = worker.runs()
     worker.send(m.Started((run.run,)))
     kit.peers.pop(worker.peer)  # the obituary is faster than the end of the session
-    nanny.send(m.Obituary("p1", True, "restarted", False, (), {}))
+    nanny.send(m.WorkerExited("p1", True, "restarted", False, (), {}))
     assert client.failed() == []
     assert kit.states() == {"a": "no-worker"}
     kit.assert_empty()
@@ -433,7 +433,7 @@ def test_the_death_of_a_worker_is_one_serious_notice_with_its_cause() -> None:
     worker.leave(reason="it closed the connection")
     assert notices(kit) == []
     kit.tick(0.5)
-    nanny.send(m.Obituary("p1", False, "killed by SIGSEGV in solve", True, (), {}))
+    nanny.send(m.WorkerExited("p1", False, "killed by SIGSEGV in solve", True, (), {}))
     assert notices(kit) == [("Worker bob is lost: killed by SIGSEGV in solve", True)]
     kit.tick(10.0)
     assert notices(kit) == []
@@ -457,6 +457,6 @@ def test_a_planned_end_is_nothing_serious() -> None:
     worker = kit.worker("bob", process="p1", reconnect=True)
     nanny = kit.nanny("p1")
     worker.leave()
-    nanny.send(m.Obituary("p1", True, "restarted", True, (), {}))
+    nanny.send(m.WorkerExited("p1", True, "restarted", True, (), {}))
     kit.tick(10.0)
     assert notices(kit) == []

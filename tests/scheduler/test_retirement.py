@@ -23,7 +23,7 @@ def test_a_worker_that_drains_leaves_once_its_run_is_over_and_its_results_are_el
     held, running = worker.runs()
     worker.finish(held, value=None)
     (queued,) = worker.runs()
-    worker.send(m.Returned((queued.run,)), m.Drain("received SIGTERM"))
+    worker.send(m.RunsReturned((queued.run,)), m.Drain("received SIGTERM"))
     assert not worker.runs()
     (acquire,) = other.take(m.Acquire)
     assert acquire.keys == (("held", (worker.address,)),)
@@ -38,8 +38,7 @@ def test_a_worker_that_drains_leaves_once_its_run_is_over_and_its_results_are_el
     other.send(m.Replicas(("running",)))
     kit.tick(1.0)
     assert worker.take(m.Leave) == [m.Leave("received SIGTERM", False)]
-    worker.send(m.Goodbye("received SIGTERM"))
-    kit.peers.pop(worker.peer)
+    worker.leave(reason="received SIGTERM", expected=True)
     assert kit.states() == {"held": "memory", "running": "memory", "queued": "processing"}
     kit.assert_empty()
 
@@ -174,10 +173,10 @@ def test_a_retired_worker_hands_back_what_it_has_not_started_and_nothing_runs_tw
     worker.send(m.Started((runs[0].run,)))
     other = kit.worker()
     client.send(m.Retire(1, (worker.name,), 0))
-    taken_back = {run for retract in worker.take(m.Retract) for run in retract.runs}
+    taken_back = {run for retract in worker.take(m.ReturnRuns) for run in retract.runs}
     assert runs[0].run not in taken_back
     assert taken_back == set(run_ids(runs[1:]))
-    worker.send(m.Returned(tuple(taken_back)))
+    worker.send(m.RunsReturned(tuple(taken_back)))
     worker.finish(runs[0], value=None)
     kit.tick(1.0)
     other.take(m.Acquire)
@@ -285,7 +284,7 @@ def test_a_worker_that_drains_by_itself_is_not_kept_for_a_client_that_retired_it
     else:
         client.send(retire)
         worker.send(drain)
-    worker.send(m.Returned((second.run,)))
+    worker.send(m.RunsReturned((second.run,)))
     worker.finish(first)
     other.leave()
     kit.tick(1.0)

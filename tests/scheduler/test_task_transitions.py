@@ -234,7 +234,7 @@ def test_a_detached_task_runs_to_its_end_without_its_client() -> None:
     kit = Kit()
     worker, client = kit.worker(), kit.client()
     client.submit("x")
-    client.send(m.Detach(("x",)))
+    client.send(m.FireAndForget(("x",)))
     client.leave()
     assert kit.states() == {"x": "processing"}
     worker.finish_all()
@@ -244,7 +244,7 @@ def test_a_detached_task_runs_to_its_end_without_its_client() -> None:
 def test_scattered_data_is_known_by_its_client_and_lost_with_its_worker() -> None:
     kit = Kit()
     worker, client = kit.worker(), kit.client()
-    worker.send(m.Stored("data", 100, "ndarray", f"c{client.peer}"))
+    worker.send(m.Scattered("data", 100, "ndarray", f"c{client.peer}"))
     assert client.ready() == ["data"]
     client.submit("y", needs=("data",))
     worker.leave()
@@ -256,7 +256,7 @@ def test_scattered_data_is_known_by_its_client_and_lost_with_its_worker() -> Non
 def test_data_of_a_client_that_has_left_is_freed() -> None:
     kit = Kit()
     worker = kit.worker()
-    worker.send(m.Stored("data", 100, "ndarray", "nobody"))
+    worker.send(m.Scattered("data", 100, "ndarray", "nobody"))
     assert worker.take(m.Free) == [m.Free(("data",))]
 
 
@@ -274,7 +274,7 @@ def test_an_input_that_cannot_be_had_is_computed_again_and_its_task_placed_anew(
     first.finish(first.runs()[0])
     client.submit("y", needs=("x",), workers=("b",))
     (run,) = second.runs()
-    second.send(m.Missing(run.run, "x", first.address))
+    second.send(m.InputMissing(run.run, "x", first.address))
     assert first.take(m.Free) == [m.Free(("x",))]
     assert client.take(m.KeyPending) == [m.KeyPending("x")]
     first.finish_all()
@@ -287,7 +287,7 @@ def test_a_client_that_cannot_reach_a_holder_gets_the_next_result() -> None:
     client.submit("x")
     worker.finish(worker.runs()[0], value=None)
     client.ready()
-    client.send(m.Unreachable("x", worker.address))
+    client.send(m.FetchFailed("x", worker.address))
     assert client.take(m.KeyPending) == [m.KeyPending("x")]
     assert worker.finish_all() == 1
     assert client.ready() == ["x"]

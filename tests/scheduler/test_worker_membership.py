@@ -43,8 +43,7 @@ def test_a_worker_that_leaves_as_announced_is_nobodys_fault() -> None:
     client.submit("fine")
     for number in range(5):
         worker = kit.worker(f"w{number}")
-        worker.send(m.Goodbye("drained"))
-        kit.peers.pop(worker.peer)
+        worker.leave(reason="drained", expected=True)
     assert client.failed() == []
 
 
@@ -202,10 +201,10 @@ def test_who_may_be_asking_a_lost_worker_for_a_value_hears_of_it_though_others_h
     reader.send(m.Started((running.run,)))
     client.inbox.clear()
     lost.leave(reason="no sign of life for 30 s")
-    assert reader.take(m.Retract) == [m.Retract((waiting.run,))]
-    assert other.take(m.Retract) == []
+    assert reader.take(m.ReturnRuns) == [m.ReturnRuns((waiting.run,))]
+    assert other.take(m.ReturnRuns) == []
     assert client.take(m.KeyReady) == [m.KeyReady("x", 28, "int", None, (other.address,))]
-    reader.send(m.Returned((waiting.run,)))
+    reader.send(m.RunsReturned((waiting.run,)))
     (again,) = reader.runs()
     assert again.key == "y"
     assert again.dependencies == (("x", (other.address,)),)
@@ -225,7 +224,7 @@ def test_nobody_is_called_back_for_a_worker_that_leaves_in_order_or_for_what_he_
     leaver.leave(expected=True)
     assert client.inbox == []
     lost.leave()
-    assert reader.take(m.Retract) == []
+    assert reader.take(m.ReturnRuns) == []
 
 
 def test_a_worker_without_slots_gives_its_backlog_to_others() -> None:
@@ -239,7 +238,7 @@ def test_a_worker_without_slots_gives_its_backlog_to_others() -> None:
     handed = holder.runs()
     assert [run.key for run in handed] == ["use0", "use1"]
     assert other.runs() == []
-    holder.send(m.Capacity(0), m.Returned(run_ids(handed)))
+    holder.send(m.Capacity(0), m.RunsReturned(run_ids(handed)))
     while runs := other.runs():
         for run in runs:
             other.finish(run)

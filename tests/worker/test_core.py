@@ -17,19 +17,18 @@ from trio_dask.protocol.messages import (
     Capacity,
     ForgetBlobs,
     Free,
-    Goodbye,
+    InputMissing,
     Leave,
-    Missing,
     NotAcquired,
     Replicas,
-    Retract,
-    Returned,
+    ReturnRuns,
     Run,
     RunFailed,
     RunFinished,
+    RunsReturned,
+    Scattered,
     SchedulerStops,
     Started,
-    Stored,
     ToWorker,
 )
 from trio_dask.worker.core.effects import (
@@ -82,8 +81,8 @@ def test_a_slot_goes_on_with_what_follows_its_result_before_the_core_hears_of_it
     assert second is not None
     assert second.key == "b"
     assert driven.core.ready.take_follower(first) is None
-    driven.tell(Retract((RunId(2), RunId(3))))
-    assert driven.said() == [Returned((RunId(3),))]
+    driven.tell(ReturnRuns((RunId(2), RunId(3))))
+    assert driven.said() == [RunsReturned((RunId(3),))]
     assert driven.finish(first)
     assert driven.core.drain().offered == 0
     assert driven.finish(second)
@@ -105,7 +104,7 @@ def test_what_follows_a_cancelled_run_is_taken_by_nobody() -> None:
     driven.tell(run(1, "a"), run(2, "b", ("a", ())))
     first = driven.take("a")
     driven.tell(CancelRuns((RunId(1),)))
-    assert driven.said() == [Missing(RunId(2), "a", "")]
+    assert driven.said() == [InputMissing(RunId(2), "a", "")]
     assert driven.core.ready.take_follower(first) is None
 
 
@@ -148,14 +147,14 @@ def test_the_users_priority_comes_before_the_order_of_submission() -> None:
 def test_a_run_handed_ahead_without_anyone_computing_its_input_is_handed_back() -> None:
     driven = Driven()
     driven.tell(run(1, "b", ("a", ())))
-    assert driven.said() == [Missing(RunId(1), "a", "")]
+    assert driven.said() == [InputMissing(RunId(1), "a", "")]
     check_idle(driven.core)
 
 
 def test_the_scheduler_hears_that_an_input_it_believed_to_be_here_is_not() -> None:
     driven = Driven()
     driven.tell(run(1, "b", ("a", (HERE,))))
-    assert driven.said() == [Missing(RunId(1), "a", HERE)]
+    assert driven.said() == [InputMissing(RunId(1), "a", HERE)]
 
 
 @pytest.mark.parametrize("end", ["fails", "is retracted", "is cancelled", "is handed back"])
@@ -167,7 +166,7 @@ def test_when_a_run_gives_no_result_the_whole_chain_behind_it_is_handed_back(end
         case "fails":
             driven.core.failed(driven.take("a"), None, "ValueError: no", 0.1)
         case "is retracted":
-            driven.tell(Retract((RunId(1),)))
+            driven.tell(ReturnRuns((RunId(1),)))
         case "is cancelled":
             driven.tell(CancelRuns((RunId(1),)))
         case _:
@@ -175,7 +174,7 @@ def test_when_a_run_gives_no_result_the_whole_chain_behind_it_is_handed_back(end
             assert isinstance(start, StartFetch)
             driven.core.absent(start.fetch, "x")
             driven.core.fetch_ended(start.fetch, unreachable=False)
-    missing = [message for message in driven.said() if isinstance(message, Missing) and message.key != "x"]
+    missing = [message for message in driven.said() if isinstance(message, InputMissing) and message.key != "x"]
     assert sorted(message.run for message in missing) == [2, 3, 4]
     assert all(message.address == "" for message in missing)
     check_idle(driven.core)
@@ -215,7 +214,7 @@ def test_a_key_is_asked_of_every_holder_before_its_run_is_handed_back() -> None:
     driven.core.fetch_ended(FetchId(1), unreachable=False)
     assert driven.core.drain() == ([], [StartFetch(FetchId(2), ELSEWHERE, ("a",))], 0)
     driven.core.fetch_ended(FetchId(2), unreachable=True)
-    assert driven.said() == [Missing(RunId(1), "a", ELSEWHERE)]
+    assert driven.said() == [InputMissing(RunId(1), "a", ELSEWHERE)]
     check_idle(driven.core)
 
 
@@ -224,7 +223,7 @@ def test_a_silent_holder_is_not_said_to_have_lost_the_input() -> None:
     driven.tell(run(1, "b", ("a", (THERE,))), run(2, "c", ("b", ())))
     driven.wanted()
     driven.core.fetch_ended(FetchId(1), unreachable=True, is_silent=True)
-    assert driven.said() == [Returned((RunId(1), RunId(2)))]
+    assert driven.said() == [RunsReturned((RunId(1), RunId(2)))]
     check_idle(driven.core)
 
 
@@ -269,7 +268,7 @@ def test_a_holder_that_was_asked_is_not_asked_again_for_whoever_comes_later() ->
     driven.tell(run(2, "c", ("a", (THERE,))))
     driven.core.absent(FetchId(1), "a")
     driven.core.fetch_ended(FetchId(1), unreachable=False)
-    assert driven.core.drain() == ([Missing(RunId(1), "a", THERE), Missing(RunId(2), "a", THERE)], [], 0)
+    assert driven.core.drain() == ([InputMissing(RunId(1), "a", THERE), InputMissing(RunId(2), "a", THERE)], [], 0)
     check_idle(driven.core)
 
 
@@ -280,7 +279,7 @@ def test_when_a_peer_is_gone_the_keys_that_wait_for_it_move_on_at_once() -> None
     driven.tell(run(3, "z", ("b", (ELSEWHERE,))))
     driven.core.fetch_ended(FetchId(1), unreachable=True)
     effects = driven.core.drain()
-    assert effects.messages == [Missing(RunId(1), "a", THERE)]
+    assert effects.messages == [InputMissing(RunId(1), "a", THERE)]
     assert effects.requests == [StartFetch(FetchId(2), ELSEWHERE, ("b",))]
 
 
@@ -342,8 +341,8 @@ def test_only_what_no_slot_has_taken_is_handed_back() -> None:
     driven = Driven()
     driven.tell(run(1, "a"), run(2, "b"), run(3, "c", ("a", ())))
     taken = driven.take("a")
-    driven.tell(Retract((RunId(1), RunId(2), RunId(3), RunId(77))))
-    assert driven.said() == [Returned((RunId(2), RunId(3)))]
+    driven.tell(ReturnRuns((RunId(1), RunId(2), RunId(3), RunId(77))))
+    assert driven.said() == [RunsReturned((RunId(2), RunId(3)))]
     assert driven.finish(taken)
     assert driven.core.ready.take() is None
     check_idle(driven.core)
@@ -395,9 +394,9 @@ def test_with_no_slot_left_nothing_waits_for_one() -> None:
     driven.tell(CancelRuns((RunId(1),)))
     driven.core.tick(1.0)
     check(driven.core)
-    assert driven.said() == [Capacity(0), Returned((RunId(2), RunId(3)))]
+    assert driven.said() == [Capacity(0), RunsReturned((RunId(2), RunId(3)))]
     driven.tell(run(4, "d"))
-    assert driven.said() == [Returned((RunId(4),))]
+    assert driven.said() == [RunsReturned((RunId(4),))]
     driven.finish(taken)
     driven.tell(run(5, "d"))
     driven.run_to_end("d")
@@ -419,7 +418,7 @@ def test_a_time_limit_counts_from_the_start_and_fails_the_run() -> None:
     failed, missing = effects.messages
     assert isinstance(failed, RunFailed)
     assert (failed.run, failed.kind, failed.duration_s) == (1, "timeout", 3.0)
-    assert missing == Missing(RunId(2), "a", "")
+    assert missing == InputMissing(RunId(2), "a", "")
     assert effects.requests == [CancelRun(taken)]
     assert not driven.finish(taken)
     check_idle(driven.core)
@@ -448,14 +447,14 @@ def test_an_input_that_is_gone_when_the_slot_looks_hands_the_run_back() -> None:
     driven.tell(run(2, "b", ("a", ())), Free(("a", "unknown")))
     assert driven.wanted() == [FreeKeys(("a",))]
     driven.core.input_gone(driven.take("b"), "a")
-    assert driven.said() == [Missing(RunId(2), "a", "")]
+    assert driven.said() == [InputMissing(RunId(2), "a", "")]
     check_idle(driven.core)
 
 
 def test_a_value_put_by_a_client_is_reported_and_used() -> None:
     driven = Driven()
     assert driven.core.stored("x", 100, "list", "client-1", 0.0)
-    assert driven.said() == [Stored("x", 100, "list", "client-1")]
+    assert driven.said() == [Scattered("x", 100, "list", "client-1")]
     driven.tell(run(1, "a", ("x", (HERE,))))
     driven.run_to_end("a")
 
@@ -541,7 +540,6 @@ def test_the_end_of_a_session_drops_everything_and_the_next_one_knows_of_stuck_s
         (Leave("restart", restart=True), EndSession("restart", Then.RESTART)),
         (Leave("no longer needed", restart=False), EndSession("no longer needed", Then.LEAVE)),
         (SchedulerStops(), EndSession("the scheduler stopped", Then.SUCCESSOR)),
-        (Goodbye("the session is over"), EndSession("the session is over", Then.LEAVE)),
     ],
 )
 def test_the_scheduler_can_end_the_session(message: ToWorker, request_: EndSession) -> None:

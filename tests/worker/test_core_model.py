@@ -19,18 +19,18 @@ from trio_dask.protocol.messages import (
     Drain,
     Free,
     FromWorker,
+    InputMissing,
     Inventory,
     Lost,
-    Missing,
     NotAcquired,
     Replicas,
-    Retract,
-    Returned,
+    ReturnRuns,
     Run,
     RunFailed,
     RunFinished,
+    RunsReturned,
+    Scattered,
     Started,
-    Stored,
 )
 from trio_dask.worker.core.effects import CancelFetch, CancelRun, Request, StartFetch
 from trio_dask.worker.core.fetch_plan import FetchLimits
@@ -90,7 +90,7 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.online)
     @rule(offsets=st.lists(st.integers(0, 5), max_size=3))
     def retract(self, offsets: list[int]) -> None:
-        self.core.handle(Retract(self.some_runs(offsets)), self.now)
+        self.core.handle(ReturnRuns(self.some_runs(offsets)), self.now)
 
     @precondition(lambda self: self.online)
     @rule(offsets=st.lists(st.integers(0, 5), max_size=3))
@@ -275,9 +275,9 @@ class Machine(RuleBasedStateMachine):
                     self.settle(number)
                 case RunFailed(number):
                     self.settle(number)
-                case Missing(number):
+                case InputMissing(number):
                     self.settle(number)
-                case Returned(numbers):
+                case RunsReturned(numbers):
                     for number in numbers:
                         assert number not in self.announced, "handed back after it was said to have started"
                         self.settle(number)
@@ -296,7 +296,7 @@ class Machine(RuleBasedStateMachine):
                         del self.to_acquire[key]
                 case Inventory():
                     raise AssertionError("an inventory that nobody asked for")
-                case Drain() | Stored() | Lost():
+                case Drain() | Scattered() | Lost():
                     pass
 
     def take_requests(self, requests: list[Request]) -> None:

@@ -12,16 +12,16 @@ from trio_dask.protocol.messages import (
     Capacity,
     Drain,
     Free,
+    InputMissing,
     Inventory,
     Lost,
-    Missing,
     NotAcquired,
     Replicas,
-    Returned,
     RunFailed,
     RunFinished,
+    RunsReturned,
+    Scattered,
     Started,
-    Stored,
 )
 from trio_dask.worker.core import resume
 from trio_dask.worker.core.effects import CancelFetch, CancelRun, ForgetFunctions, FreeKeys
@@ -116,7 +116,7 @@ def test_a_value_that_a_client_has_put_here_is_told_again_while_that_may_be_news
     driven.lose()
     assert not driven.core.stored("refused", 10, "list", "client", driven.now)
     capacity, stored, here = driven.come_back()
-    assert (capacity, stored) == (Capacity(1), Stored("new", 10, "list", "client"))
+    assert (capacity, stored) == (Capacity(1), Scattered("new", 10, "list", "client"))
     assert here == Inventory((("old", -1, 10, "list"), ("new", -1, 10, "list")), ())
 
 
@@ -279,7 +279,7 @@ def test_an_acquisition_and_a_run_that_both_get_nothing_both_hear_so() -> None:
     driven = Driven()
     driven.tell(run(1, "b", ("a", (THERE,))), Acquire((("a", (THERE,)),)))
     driven.core.fetch_ended(driven.fetch().fetch, unreachable=True)
-    assert driven.said() == [NotAcquired(("a",)), Missing(RunId(1), "a", THERE)]
+    assert driven.said() == [NotAcquired(("a",)), InputMissing(RunId(1), "a", THERE)]
     check_idle(driven.core)
 
 
@@ -305,10 +305,10 @@ def test_a_draining_worker_hands_back_what_has_not_started_and_finishes_the_rest
     driven.core.drain_began("signal")
     check(driven.core)
     effects = driven.core.drain()
-    assert effects.messages == [Returned((RunId(2), RunId(3), RunId(4))), Drain("signal")]
+    assert effects.messages == [RunsReturned((RunId(2), RunId(3), RunId(4))), Drain("signal")]
     assert effects.requests == [CancelFetch(start.fetch)]
     driven.tell(run(5, "e"), Acquire((("y", (THERE,)),)))
-    assert driven.said() == [Returned((RunId(5),)), NotAcquired(("y",))]
+    assert driven.said() == [RunsReturned((RunId(5),)), NotAcquired(("y",))]
     assert driven.finish(taken)
     driven.core.drain_began("again")
     assert driven.said() == [RunFinished(RunId(1), 10, "int", 0.5, None)]
@@ -323,7 +323,7 @@ def test_a_draining_worker_that_comes_back_says_so_after_its_inventory() -> None
     driven.lose()
     assert driven.come_back() == [Capacity(1), inventory(runs=(1,)), Drain("lifetime")]
     driven.tell(run(2, "b"))
-    assert driven.said() == [Returned((RunId(2),))]
+    assert driven.said() == [RunsReturned((RunId(2),))]
 
 
 def test_a_follower_that_a_slot_has_taken_is_finished_by_a_draining_worker() -> None:
@@ -344,9 +344,9 @@ def test_a_paused_worker_hands_back_its_queue_and_takes_nothing_until_it_resumes
     taken = driven.take("a")
     driven.core.pause()
     driven.core.pause()
-    assert driven.said() == [Capacity(0), Returned((RunId(2),))]
+    assert driven.said() == [Capacity(0), RunsReturned((RunId(2),))]
     driven.tell(run(3, "c"), Acquire((("y", (THERE,)),)))
-    assert driven.said() == [Returned((RunId(3),)), NotAcquired(("y",))]
+    assert driven.said() == [RunsReturned((RunId(3),)), NotAcquired(("y",))]
     assert driven.finish(taken)
     driven.core.drain()
     driven.core.resume()
@@ -374,7 +374,7 @@ def test_pauses_stuck_slots_and_draining_compose() -> None:
     driven.finish(taken)
     check(driven.core)
     driven.tell(run(2, "b"))
-    assert driven.said()[-1] == Returned((RunId(2),))
+    assert driven.said()[-1] == RunsReturned((RunId(2),))
 
 
 def test_a_pause_outlives_the_session() -> None:
@@ -407,5 +407,5 @@ def test_a_run_that_no_slot_may_begin_is_handed_back_with_what_waits_for_it() ->
     driven.tell(run(1, "a"), run(2, "b", ("a", ())))
     driven.core.declined(driven.take("a"))
     check(driven.core)
-    assert driven.said() == [Returned((RunId(1),)), Missing(RunId(2), "a", "")]
+    assert driven.said() == [RunsReturned((RunId(1),)), InputMissing(RunId(2), "a", "")]
     check_idle(driven.core)

@@ -23,13 +23,13 @@ from trio_dask.protocol.messages import (
     CancelRuns,
     Fetch,
     Free,
-    Missing,
+    InputMissing,
     Put,
     PutDone,
     Replicas,
     RunFailed,
     RunFinished,
-    Stored,
+    Scattered,
     Value,
 )
 from trio_dask.protocol.pickling import dump_value, load_value, rebuild_exception
@@ -92,7 +92,7 @@ async def test_a_value_put_by_a_client_is_kept_reported_used_and_freed() -> None
     async with open_worker() as session, await open_data(session.address) as channel:
         done = await put(channel, "x", list(range(1000)))
         assert isinstance(done, PutDone)
-        stored = await session.hear(Stored)
+        stored = await session.hear(Scattered)
         assert (stored.key, stored.nbytes, stored.type_name, stored.client) == ("x", done.nbytes, "thing", "client-1")
         session.submit("a", sum, Ref("x"), holders={"x": [session.address]})
         assert await session.result() == 499_500
@@ -123,7 +123,7 @@ async def test_what_came_in_pickled_form_is_unpickled_once_however_many_tasks_ne
     unpickled.clear()
     async with open_worker(nthreads=4) as session, await open_data(session.address) as channel:
         await put(channel, "x", Counted("one"))
-        await session.hear(Stored)
+        await session.hear(Scattered)
         for number in range(20):
             session.submit(f"k{number}", name_of, Ref("x"), holders={"x": [session.address]})
         for _ in range(20):
@@ -134,7 +134,7 @@ async def test_what_came_in_pickled_form_is_unpickled_once_however_many_tasks_ne
 async def test_an_input_that_cannot_be_unpickled_fails_the_task_that_needs_it() -> None:
     async with open_worker() as session, await open_data(session.address) as channel:
         await ask(channel, Put("x", "client-1", "thing", (7,)), [b"garbage"])
-        await session.hear(Stored)
+        await session.hear(Scattered)
         session.submit("a", abs, Ref("x"))
         assert "Unpickling" in (await session.hear(RunFailed)).text
         session.submit("b", abs, -1)
@@ -190,11 +190,11 @@ async def test_thousands_of_inputs_come_from_a_peer() -> None:
 async def test_a_run_whose_input_is_nowhere_is_handed_back_with_the_address_that_failed() -> None:
     async with open_workers() as (first, second):
         run = second.submit("c", abs, Ref("a"), holders={"a": ["inproc://gone", first.address]})
-        assert await second.hear(Missing) == Missing(run, "a", first.address)
+        assert await second.hear(InputMissing) == InputMissing(run, "a", first.address)
         run = second.submit("c", abs, Ref("a"), holders={"a": ["inproc://gone"]})
-        assert await second.hear(Missing) == Missing(run, "a", "inproc://gone")
+        assert await second.hear(InputMissing) == InputMissing(run, "a", "inproc://gone")
         run = second.submit("c", abs, Ref("a"), holders={"a": ["no address"]})
-        assert await second.hear(Missing) == Missing(run, "a", "no address")
+        assert await second.hear(InputMissing) == InputMissing(run, "a", "no address")
 
 
 async def test_a_cancelled_run_lets_go_of_its_fetch() -> None:

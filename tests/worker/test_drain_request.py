@@ -138,7 +138,7 @@ async def test_if_the_link_is_lost_while_it_drains_with_something_to_save_it_com
         leaver.session = await leaver.scheduler.next_session()
         assert await leaver.session.hear(Capacity) == Capacity(1)
         stored = await leaver.session.any()
-        assert type(stored).__name__ == "Stored"
+        assert type(stored).__name__ == "Scattered"
         inventory = await leaver.session.hear(Inventory)
         assert [row[0] for row in inventory.held] == ["k"]
         assert await leaver.session.hear(Drain) == Drain("signal")
@@ -219,7 +219,7 @@ async def test_if_the_link_is_down_for_a_moment_it_does_not_leave_what_it_has_to
         leaver.scheduler.refusal = None
         leaver.session = await leaver.scheduler.next_session()
         await leaver.session.hear(Capacity)
-        assert type(await leaver.session.any()).__name__ == "Stored"
+        assert type(await leaver.session.any()).__name__ == "Scattered"
         await leaver.session.hear(Inventory)
         assert await leaver.session.hear(Drain) == Drain("terminate")
         await trio.sleep(100)

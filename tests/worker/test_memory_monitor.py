@@ -29,13 +29,13 @@ from trio_dask.protocol.messages import (
     Absent,
     Fetch,
     Free,
+    InputMissing,
     Lost,
-    Missing,
     Put,
     PutDone,
     RunFailed,
     RunFinished,
-    Stored,
+    Scattered,
     Value,
 )
 from trio_dask.protocol.pickling import load_value
@@ -667,7 +667,7 @@ async def test_what_clients_scatter_is_spilled_as_it_came(tmp_path: Path) -> Non
     async with open_spilling_worker(tmp_path) as session:
         async with await open_data(session.address) as channel:
             assert isinstance(await put(channel, "x", np.ones(200_000)), PutDone)
-        await session.hear(Stored)
+        await session.hear(Scattered)
         await until_spilled(session, "x")
         session.submit("b", np.sum, Ref("x"), holders={"x": [session.address]})
         assert await session.result() == 200_000
@@ -725,7 +725,7 @@ async def test_a_value_whose_file_is_gone_is_lost_and_its_task_handed_back(tmp_p
             shutil.rmtree(folder)
         run = session.submit("c", np.sum, Ref("a"), holders={"a": [session.address]})
         assert await session.hear(Lost) == Lost(("a",))
-        missing = await session.hear(Missing)
+        missing = await session.hear(InputMissing)
         assert (missing.run, missing.key) == (run, "a")
         async with await open_data(session.address) as channel:
             answer, _ = await ask(channel, Fetch(("b",)))

@@ -19,9 +19,9 @@ from trio_dask.protocol.messages import (
     Free,
     Inventory,
     Leave,
-    Returned,
     RunFailed,
     RunFinished,
+    RunsReturned,
 )
 from trio_dask.worker.drain_request import DrainRequest
 from trio_dask.worker.running_table import Board
@@ -166,10 +166,10 @@ async def test_what_runs_is_finished_before_a_draining_worker_leaves(gate: Any) 
         queued = session.submit("b", abs, -1)
         await gate.wait_reached()
         request.ask("signal")
-        assert await session.hear(Returned) == Returned((queued,))
+        assert await session.hear(RunsReturned) == RunsReturned((queued,))
         assert await session.hear(Drain) == Drain("signal")
         late = session.submit("c", abs, -1)
-        assert await session.hear(Returned) == Returned((late,))
+        assert await session.hear(RunsReturned) == RunsReturned((late,))
         gate.open.set()
         assert (await session.hear(RunFinished)).run == running
         session.tell(Leave("nothing keeps you", restart=False))
@@ -230,8 +230,8 @@ async def test_after_so_many_tasks_not_one_more_is_begun(nthreads: int) -> None:
             while finished + returned < 1 + len(runs):
                 message = await session.any()
                 finished += isinstance(message, RunFinished)
-                returned += len(message.runs) if isinstance(message, Returned) else 0
-                returned += type(message).__name__ == "Missing"
+                returned += len(message.runs) if isinstance(message, RunsReturned) else 0
+                returned += type(message).__name__ == "InputMissing"
         assert finished == 5
         assert reasons == ["max-tasks"]
         session.tell(Leave("go", restart=False))

@@ -154,7 +154,7 @@ def test_nobody_waits_for_slots_that_are_closed():
 
 
 def test_there_is_a_limit_to_those_outside(monkeypatch):
-    monkeypatch.setattr("trio_dask.worker.secede.MOST", 1)
+    monkeypatch.setattr("trio_dask.worker.secede.MAX_SECEDED", 1)
     desk = Desk(1)
     desk.secession.secede(desk.begin(1, 0))
     with pytest.raises(RuntimeError, match="no more are allowed"):

@@ -15,11 +15,11 @@ from trio_dask.protocol.messages import (
     Capacity,
     Free,
     Heartbeat,
-    Missing,
-    Retract,
-    Returned,
+    InputMissing,
+    ReturnRuns,
     RunFailed,
     RunFinished,
+    RunsReturned,
     Started,
 )
 from trio_dask.protocol.pickling import rebuild_exception
@@ -114,7 +114,7 @@ async def test_a_failing_task_fails_alone_and_what_waited_for_it_is_handed_back(
         error = rebuild_exception(failed.error, failed.text, key="a", worker="w", attempt=1)
         assert isinstance(error, ValueError)
         messages = [await session.any() for _ in range(2)]
-        assert Missing(behind, "a", "") in messages
+        assert InputMissing(behind, "a", "") in messages
 
 
 async def test_a_task_that_exits_leaves_the_worker_alone() -> None:
@@ -141,8 +141,8 @@ async def test_what_has_not_started_can_be_taken_back(gate: Any) -> None:
         running = session.submit("a", pass_gate, gate.name)
         queued = session.submit("b", abs, -1)
         await gate.wait_reached()
-        session.tell(Retract((running, queued)))
-        assert await session.hear(Returned) == Returned((queued,))
+        session.tell(ReturnRuns((running, queued)))
+        assert await session.hear(RunsReturned) == RunsReturned((queued,))
         gate.open.set()
         assert (await session.hear(RunFinished)).run == running
 

@@ -24,7 +24,7 @@ from trio_dask.protocol.messages import (
     Leave,
     Put,
     PutDone,
-    Retract,
+    ReturnRuns,
     Run,
     SchedulerStops,
     ToWorker,
@@ -216,7 +216,7 @@ async def test_a_scheduler_that_talks_nonsense_is_left_and_called_again(autojump
     async with open_scheduler() as scheduler, trio.open_nursery() as nursery:
         await nursery.start(run_worker, scheduler.settings)
         first = await scheduler.next_session()
-        first.tell(Retract(()), Run(1, "k", b"?" * 16, b"", (), 0, {}))
+        first.tell(ReturnRuns(()), Run(1, "k", b"?" * 16, b"", (), 0, {}))
         await scheduler.next_session()
         await first.over.wait()
         assert first.connection.goodbye is not None
@@ -366,7 +366,7 @@ async def test_a_worker_that_was_stopped_for_long_does_not_blame_its_scheduler(
         session = await scheduler.next_session()
         await trio.testing.wait_all_tasks_blocked()
         if pinged:
-            session.tell(Retract(()))
+            session.tell(ReturnRuns(()))
         mock_clock.jump(65)  # nothing in this process ran meanwhile
         await trio.testing.wait_all_tasks_blocked()
         assert not session.over.is_set()

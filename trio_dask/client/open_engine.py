@@ -23,6 +23,7 @@ from trio_dask.errors import NoScheduler, ProtocolError, UnavailableError, Usage
 from trio_dask.ids import new_incarnation
 from trio_dask.protocol.hello import Hello
 from trio_dask.protocol.link import LinkLimits
+from trio_dask.protocol.wire_constants import LONGEST_GRACE_S
 from trio_dask.scheduler_file import read_scheduler_file
 
 __all__ = ["address_of", "engine_for", "home_of", "settings_for"]
@@ -32,7 +33,6 @@ FIRST_PAUSE_S: Final = 0.02
 LONGEST_PAUSE_S: Final = 1.0
 FIRST_SPREAD_S: Final = 0.1
 SHORTEST_TRY_S: Final = 2.0
-LONGEST_GRACE_S: Final = 3600.0
 
 
 def address_of(target: Any) -> str | None:

@@ -30,7 +30,7 @@ ANSWER_S: Final = 30.0
 """How long a worker that has taken a value may take to say so."""
 
 CHANNELS: Final = 2
-LARGE_BYTES: Final = 8 * 2**20
+PARALLEL_BYTES: Final = 8 * 2**20
 """Less goes to a worker over one channel: to open another would take longer."""
 
 
@@ -127,7 +127,7 @@ async def _put_each(
     found: list[str] = []
     nbytes = sum(len(frame) for parcel in load for frame in parcel.frames)
     async with trio.open_nursery() as nursery:
-        for _ in range(min(CHANNELS, len(load)) if nbytes > LARGE_BYTES else 1):
+        for _ in range(min(CHANNELS, len(load)) if nbytes > PARALLEL_BYTES else 1):
             nursery.start_soon(_put_load, engine, address, load, found)
     if load:
         failures += found

@@ -1,29 +1,29 @@
-"""Control: a program or a script asks scheduler, worker or nanny for something; `trio_dask.rpc` is the other side."""
+"""Control: a program or a script asks a scheduler, worker or nanny for something; `trio_dask.rpc` is the other side."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
-from typing import Any, cast
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
 
 from trio_dask.comm.connection import Connection
 from trio_dask.comm.transport import Transport
 from trio_dask.errors import TrioDaskError
 from trio_dask.ids import Incarnation
 from trio_dask.protocol.hello import Hello, Refusal, Welcome
-from trio_dask.protocol.messages import Control, FromControl, Reply
+from trio_dask.protocol.messages import Control, Reply
 
 __all__ = ["Command", "admit_control", "serve_control"]
 
 Command = Callable[[Mapping[str, Any]], Any]
-"""Does what is asked, with these arguments, and gives the answer, or an awaitable of it.
+"""Carries out a request with these arguments, and gives the answer, or an awaitable of it.
 
-What it raises of ours is the refusal.
+A `TrioDaskError` that it raises is the refusal.
 """
 
 
 async def serve_control(connection: Connection, commands: Mapping[str, Command]) -> None:
-    """Carry out one command after the other until the peer leaves.
+    """Carry out one command after another until the peer leaves.
 
     An answer is `{"result": ...}`, or `{"refused": sentence}`.
 
@@ -32,19 +32,25 @@ async def serve_control(connection: Connection, commands: Mapping[str, Command])
       ProtocolError: it sent what it may not.
     """
     async for batch in connection.batches():
-        for message in cast("list[FromControl]", batch):  # the connection lets nothing else pass
-            if isinstance(message, Control):
-                answer = await _carry_out(message, commands)
-                connection.send_nowait(Reply(message.request, answer), flush=True)
+        for message in batch:
+            # The connection lets nothing else pass than what has a handler.
+            connection.send_nowait(await HANDLERS[type(message)](message, commands), flush=True)
 
 
-async def _carry_out(asked: Control, commands: Mapping[str, Command]) -> Mapping[str, Any]:
-    command = commands.get(asked.command)
+async def _control(message: Control, commands: Mapping[str, Command]) -> Reply:
+    return Reply(message.request, await _carry_out(message.command, message.arguments, commands))
+
+
+HANDLERS: Mapping[type[Any], Callable[[Any, Mapping[str, Command]], Awaitable[Reply]]] = {Control: _control}
+
+
+async def _carry_out(name: str, arguments: Mapping[str, Any], commands: Mapping[str, Command]) -> Mapping[str, Any]:
+    command = commands.get(name)
     if command is None:
         known = ", ".join(sorted(commands))
-        return {"refused": f"there is no command {asked.command[:60]!r} here; there are {known}"}
+        return {"refused": f"there is no command {name[:60]!r} here; there are {known}"}
     try:
-        result = command(asked.arguments)
+        result = command(arguments)
         return {"result": await result if inspect.isawaitable(result) else result}
     except TrioDaskError as error:
         return {"refused": str(error)}

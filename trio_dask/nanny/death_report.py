@@ -7,7 +7,7 @@ from typing import Any
 
 from trio_dask.ids import RunId
 from trio_dask.processes.child_process import ChildEnd
-from trio_dask.protocol.messages import Obituary
+from trio_dask.protocol.messages import WorkerExited
 
 __all__ = ["cause_of_death", "details_of_death", "write_obituary"]
 
@@ -51,6 +51,6 @@ def details_of_death(
 
 def write_obituary(
     process: str, cause: str, details: Mapping[str, Any], runs: tuple[RunId, ...] | None, *, planned: bool
-) -> Obituary:
+) -> WorkerExited:
     """What the scheduler is told. `runs` are those that were running, None if that is not known."""
-    return Obituary(process, planned, cause, runs is not None, runs or (), details)
+    return WorkerExited(process, planned, cause, runs is not None, runs or (), details)

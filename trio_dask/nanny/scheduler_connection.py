@@ -1,6 +1,6 @@
-"""A nanny's own connection with the scheduler: it vouches for its worker, tells of its death, and takes orders.
+"""A nanny's own connection with the scheduler, over which it vouches for its worker and reports its death.
 
-It is made again whenever it is lost, as long as the nanny lives. What could not be told meanwhile is told then.
+While the nanny lives, it makes a lost connection again, and then sends the reports that could not be sent meanwhile.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from trio_dask.config import WorkerSettings
 from trio_dask.errors import NoScheduler, ProtocolError, RefusedError, UnavailableError, UsageError
 from trio_dask.ids import new_incarnation
 from trio_dask.protocol.hello import Hello
-from trio_dask.protocol.messages import Leave, Obituary, SchedulerStops, ToNanny, Vouch
+from trio_dask.protocol.messages import ToNanny, WorkerAlive, WorkerExited
 from trio_dask.scheduler_file import read_scheduler_file
 
 __all__ = ["SchedulerLink"]
@@ -38,16 +38,16 @@ VOUCH_S = 2.0
 FIRST_BACKOFF_S = 0.1
 MAX_BACKOFF_S = 3.0
 SOUND_SESSION_S = 10.0
-"""After the second session in a row that was lost sooner, the next one is not tried at once."""
-MAX_UNTOLD = 100
+"""After two sessions in a row that ended sooner, the next attempt waits longer."""
+MAX_UNSENT = 100
 SILENCE_S = 20.0
-"""A scheduler that says nothing for so long is dialled anew: what connects us may be gone without a word."""
+"""After this long without a sign of the scheduler the nanny connects again: a network can fail silently."""
 
 
 class SchedulerLink:
-    """`details` gives what the hello is to say, `vouch` the tokens of the workers that can be vouched for.
+    """`details` gives the details of the hello, `vouch` the tokens of the workers' processes that are alive.
 
-    `take_order` is called with each `Leave` of the scheduler, and when it stops.
+    `handle` is called with each message of the scheduler.
     """
 
     def __init__(
@@ -56,37 +56,37 @@ class SchedulerLink:
         *,
         details: Callable[[], Mapping[str, Any]],
         vouch: Callable[[], Sequence[str]],
-        take_order: Callable[[Leave | SchedulerStops], object],
+        handle: Callable[[ToNanny], object],
     ) -> None:
         self._settings = settings
         self._details = details
         self._vouch = vouch
-        self._take_order = take_order
+        self._handle = handle
         self._connection: Connection | None = None
-        self._untold: deque[Obituary] = deque(maxlen=MAX_UNTOLD)
+        self._unsent: deque[WorkerExited] = deque(maxlen=MAX_UNSENT)
         self._changed = trio.Event()
         self._away_since = trio.current_time()
         self._why_away = "none was found"
 
     @property
     def away_since(self) -> float:
-        """Since when there has been no contact with a scheduler; infinite while there is."""
+        """Since when the nanny has had no contact with a scheduler; infinite while it is connected."""
         return self._away_since
 
     @property
     def why_away(self) -> str:
-        """What became of the last try to find one."""
+        """Why the last attempt to connect failed, or how the last session ended."""
         return self._why_away
 
-    def tell(self, obituary: Obituary) -> None:
-        """Tell the scheduler of a death, now or as soon as there is one."""
+    def tell(self, message: WorkerExited) -> None:
+        """Report a death to the scheduler, now or as soon as the nanny is connected."""
         if self._connection is None:
-            self._untold.append(obituary)
+            self._unsent.append(message)
         else:
-            self._connection.send_nowait(obituary, flush=True)
+            self._connection.send_nowait(message, flush=True)
 
     def worker_changed(self) -> None:
-        """There is another worker to vouch for."""
+        """The nanny has another worker: say at once that it is alive."""
         self._changed.set()
 
     async def run(self) -> None:
@@ -112,7 +112,7 @@ class SchedulerLink:
                 if was_sound or not unsound:
                     backoff_s = FIRST_BACKOFF_S
                 unsound = not was_sound
-            # At random, lest a thousand nannies call a new scheduler all at once.
+            # At random, so that a thousand nannies do not connect to a new scheduler all at once.
             await trio.sleep(random.uniform(backoff_s / 2, backoff_s))
             backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
 
@@ -143,8 +143,8 @@ class SchedulerLink:
         async with connection:
             self._connection = connection
             self._away_since = math.inf
-            connection.send_many_nowait(self._untold)
-            self._untold.clear()
+            connection.send_many_nowait(self._unsent)
+            self._unsent.clear()
             connection.flush_nowait()
             over = False
             try:
@@ -161,12 +161,11 @@ class SchedulerLink:
                         await connection.aclose("the nanny was stopped")
 
     async def _listen(self, connection: Connection) -> str:
-        """Take orders until the session ends; gives the reason of its end."""
+        """Handle messages until the session ends; returns the reason for its end."""
         try:
             async for batch in connection.batches():
                 for message in cast("list[ToNanny]", batch):  # the connection lets nothing else pass
-                    if isinstance(message, Leave | SchedulerStops):
-                        self._take_order(message)
+                    self._handle(message)
         except ConnectionLost as error:
             return str(error)
         except ProtocolError as error:
@@ -178,6 +177,6 @@ class SchedulerLink:
         while True:
             self._changed = trio.Event()
             for process in self._vouch():
-                connection.send_nowait(Vouch(process), flush=True)
+                connection.send_nowait(WorkerAlive(process), flush=True)
             with trio.move_on_after(VOUCH_S):
                 await self._changed.wait()

@@ -15,7 +15,7 @@ import random
 import signal
 import socket
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import trio
 
@@ -33,7 +33,7 @@ from trio_dask.processes.child_process import ChildEnd, ChildSpec
 from trio_dask.processes.environment import OomKills, child_environment
 from trio_dask.processes.procfs import is_runnable, memory_used
 from trio_dask.processes.spawn import Starter, start_by_exec
-from trio_dask.protocol.messages import Leave, SchedulerStops
+from trio_dask.protocol.messages import Leave, SchedulerStops, ToNanny
 from trio_dask.worker.running_table import Board
 
 __all__ = ["Nanny", "Stop", "run_nanny"]
@@ -117,7 +117,7 @@ class Nanny:
         self._core = NannyCore(
             policy, lifetime_restart=settings.lifetime_restart, signal_restart=settings.signal_restart
         )
-        self._link = SchedulerLink(worker, details=self._details, vouch=self._vouch, take_order=self._take_order)
+        self._link = SchedulerLink(worker, details=self._details, vouch=self._vouch, handle=self._handle)
         self._life: Life | None = None
         self._draining: list[Life] = []
         """Those whose successor is there already."""
@@ -163,15 +163,24 @@ class Nanny:
             if life.child is not None:
                 life.child.resume()
 
-    def _take_order(self, order: Leave | SchedulerStops) -> None:
-        if isinstance(order, SchedulerStops):
-            if self.settings.worker.on_scheduler_stop == "wait":
-                return  # the worker waits, and says so
-            self.stop(Stop.TOLD, "the scheduler stopped")
-        elif order.restart:
-            self.restart(order.reason)
+    def _handle(self, message: ToNanny) -> None:
+        self.HANDLERS[type(message)](self, message)
+
+    def _leave(self, message: Leave) -> None:
+        if message.restart:
+            self.restart(message.reason)
         else:
-            self.stop(Stop.TOLD, order.reason)
+            self.stop(Stop.TOLD, message.reason)
+
+    def _scheduler_stops(self, message: SchedulerStops) -> None:
+        # A worker that waits for the next scheduler says so itself.
+        if self.settings.worker.on_scheduler_stop != "wait":
+            self.stop(Stop.TOLD, "the scheduler stopped")
+
+    HANDLERS: ClassVar[Mapping[type[Any], Callable[[Any, Any], None]]] = {
+        Leave: _leave,
+        SchedulerStops: _scheduler_stops,
+    }
 
     # ------------------------------------------------------------------------------------------ what others are told
 

@@ -17,6 +17,7 @@ from typing import Any, Final, NamedTuple
 from trio_dask.ids import Digest
 from trio_dask.protocol.picklers import Buffer
 from trio_dask.protocol.raw_memory import copy_bytes, same_bytes, shared_memory
+from trio_dask.protocol.wire_constants import DIGEST_BYTES
 
 __all__ = ["LARGE_BYTES", "content_digest", "fixed_content", "sole_owner"]
 
@@ -34,7 +35,9 @@ MAX_THREADS: Final = 4
 def content_digest(data: Buffer) -> Digest:
     """The name of a blob with this content. That of a large one is the hash of hashes that several threads compute."""
     view = memoryview(data).cast("B")
-    return blake2b(view, digest_size=16).digest() if view.nbytes <= LEAF_BYTES else _digest_by_leaves(view, None)
+    if view.nbytes > LEAF_BYTES:
+        return _digest_by_leaves(view, None)
+    return blake2b(view, digest_size=DIGEST_BYTES).digest()
 
 
 def _digest_by_leaves(view: memoryview, target: memoryview | None) -> Digest:
@@ -52,7 +55,7 @@ def _digest_by_leaves(view: memoryview, target: memoryview | None) -> Digest:
                     own = target[starts[number] : starts[number] + LEAF_BYTES]
                     copy_bytes(leaf, own)
                     leaf = own
-                digests[number] = blake2b(leaf, digest_size=16).digest()
+                digests[number] = blake2b(leaf, digest_size=DIGEST_BYTES).digest()
         except Exception as error:  # for want of memory; the caller raises it again
             failures.append(error)
 
@@ -69,7 +72,7 @@ def _digest_by_leaves(view: memoryview, target: memoryview | None) -> Digest:
         helper.join()
     if failures:
         raise failures[0]
-    whole = blake2b(view.nbytes.to_bytes(8, "big"), digest_size=16, person=b"leaves")
+    whole = blake2b(view.nbytes.to_bytes(8, "big"), digest_size=DIGEST_BYTES, person=b"leaves")
     whole.update(b"".join(digests))
     return whole.digest()
 

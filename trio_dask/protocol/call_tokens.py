@@ -32,7 +32,7 @@ from trio_dask.protocol.pickled_enums import told_of
 from trio_dask.protocol.pickled_names import parts_of_named
 from trio_dask.protocol.picklers import (
     CACHED_FUNCTION,
-    PROTOCOL,
+    PICKLE_PROTOCOL,
     Buffer,
     ByValuePickler,
     KeyReference,
@@ -140,7 +140,7 @@ class _CanonicalPickler(ByValuePickler):
         digests: Mapping[int, Digest],
         token_by_value: Callable[[Any], bytes] | None,
     ) -> None:
-        super().__init__(file, PROTOCOL)
+        super().__init__(file, PICKLE_PROTOCOL)
         self.fast = not memo
         self.memo_wanted = memo
         self.file = file
@@ -176,7 +176,7 @@ class _CanonicalPickler(ByValuePickler):
             return make_named_of, ("again", number)
         self.meet(obj)
         parts = parts_of_named(obj)
-        name = f"{type_name(kind_of(obj))} {obj.__reduce_ex__(PROTOCOL)}"
+        name = f"{type_name(kind_of(obj))} {obj.__reduce_ex__(PICKLE_PROTOCOL)}"
         return make_named_of, (name, (parts.arguments, parts.state))
 
     def definition(self, thing: Any) -> tuple[Any, ...]:

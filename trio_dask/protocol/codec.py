@@ -1,10 +1,9 @@
-"""Messages to msgpack rows and back; whatever a peer may send gives messages or a `ProtocolError`.
+"""Messages to msgpack rows and back; whatever a peer sends gives messages or a `ProtocolError`.
 
 The payload of one frame is a msgpack array of rows, each row `[tag, *fields]`. For every message type a check of its
 row is compiled once, from the annotations of its fields, so that what leaves `decode` has the shape that its type
-promises: how many fields there are, the type of each, the types inside tuples, no number that is not finite, and where
-anything at all is allowed (`Any`) plain values only, nested at most `MAX_DEPTH` deep. What the values *mean* is for
-the cores to judge.
+promises: the number of fields, the type of each, the types inside tuples, finite numbers only, and where anything is
+allowed (`Any`) plain values only, nested at most `MAX_DEPTH` deep. What the values *mean* is for the cores to judge.
 """
 
 from __future__ import annotations
@@ -18,8 +17,9 @@ import msgpack
 
 from trio_dask.errors import ProtocolError, SerializationError
 from trio_dask.protocol import messages
-from trio_dask.protocol.frames import MAX_CONTROL_FRAME, Kind
+from trio_dask.protocol.frames import Kind
 from trio_dask.protocol.messages import TAGS, Message
+from trio_dask.protocol.wire_constants import MAX_CONTROL_FRAME, MAX_DEPTH, MAX_ITEMS
 
 __all__ = [
     "DATA_PLANE",
@@ -27,8 +27,6 @@ __all__ = [
     "FROM_CONTROL",
     "FROM_NANNY",
     "FROM_WORKER",
-    "MAX_DEPTH",
-    "MAX_ITEMS",
     "TO_CLIENT",
     "TO_CONTROL",
     "TO_NANNY",
@@ -43,13 +41,6 @@ __all__ = [
     "rows_header",
 ]
 
-MAX_ITEMS = 2**20
-"""The longest array or map inside a message. Messages that are mere lists of things are cut to it when encoded."""
-
-MAX_DEPTH = 32
-"""How deep plain values may be nested."""
-
-type_of_tag: Mapping[int, type[Any]] = TAGS
 tag_of_type: Mapping[type[Any], int] = {kind: tag for tag, kind in TAGS.items()}
 
 # One packer for all: it is used by one call at a time, because it neither releases the GIL nor calls Python code.
@@ -129,7 +120,7 @@ def join_rows(rows: list[Row]) -> bytes:
 
 
 def rows_header(count: int) -> bytes:
-    """What stands before so many rows."""
+    """The bytes before this many rows."""
     if count < 16:
         return bytes((0x90 | count,))
     if count < 2**16:
@@ -138,7 +129,7 @@ def rows_header(count: int) -> bytes:
 
 
 def _cut(message: Message, row: bytes) -> Iterator[bytes]:
-    """The row of a big message; where it is one long list of equals, the rows of several shorter messages."""
+    """The row of a big message, or the rows of several shorter ones where it is one long list."""
     fields = cast("tuple[Any, ...]", message)
     lists = [field for field in fields if _is_tuple(field)]
     if not any(len(items) > MAX_ITEMS for items in lists):
@@ -164,7 +155,7 @@ _MAX_ROW = MAX_CONTROL_FRAME - 8  # less what `join_rows` puts before it
 
 
 class _Builders(dict[int, Callable[[Any], Message]]):
-    """A builder for each tag, compiled when the first such row comes: a program starts sooner for it."""
+    """A builder for each tag, compiled when the first such row comes, so that a program starts sooner."""
 
     def __init__(self, kinds: Mapping[int, type[Any]]) -> None:
         super().__init__()
@@ -176,13 +167,14 @@ class _Builders(dict[int, Callable[[Any], Message]]):
 
 
 class Allowed:
-    """The messages that may arrive from one kind of peer. `who` names it in error messages."""
+    """The messages that may arrive from one kind of peer: those of `union`, and `Goodbye`. Errors name it `who`."""
 
     __slots__ = ("builders", "kinds", "who")
 
-    def __init__(self, who: str, union: UnionType) -> None:
+    def __init__(self, who: str, union: Any) -> None:
         self.who = who
-        self.kinds: Mapping[int, type[Any]] = {tag_of_type[kind]: kind for kind in get_args(union)}
+        kinds = (messages.Goodbye, *(get_args(union) or (union,)))
+        self.kinds: Mapping[int, type[Any]] = {tag_of_type[kind]: kind for kind in kinds}
         self.builders: Mapping[int, Callable[[Any], Message]] = _Builders(self.kinds)
 
     def __repr__(self) -> str:
@@ -205,7 +197,7 @@ def decode(payload: bytes | bytearray | memoryview, allowed: Allowed) -> list[Me
 
 
 def is_plain(value: object, depth: int = MAX_DEPTH) -> bool:
-    """Whether a value consists of plain atoms, sequences, and maps from strings or integers, not nested too deep."""
+    """Whether a value consists of plain atoms, sequences, and maps from strings or integers, not nested too deeply."""
     kind = type(value)
     if kind in _ATOMS:
         return True
@@ -237,11 +229,11 @@ def _unpack(payload: bytes | bytearray | memoryview, allowed: Allowed) -> tuple[
 
 
 def _complain(rows: tuple[Any, ...], allowed: Allowed) -> NoReturn:
-    """Say which row is wrong and how: the way that needs not be fast."""
+    """Say which row is wrong and how. Only the way of errors comes here, so it may be slow."""
     for row in rows:
         if not _is_tuple(row) or not row or type(tag := row[0]) is not int:
             raise ProtocolError(f"{allowed.who} sent {_show(row)} in place of a row")
-        kind = type_of_tag.get(tag)
+        kind = TAGS.get(tag)
         if kind is None:
             raise ProtocolError(f"{allowed.who} sent a message with the unknown tag {tag}")
         if tag not in allowed.kinds:
@@ -268,7 +260,7 @@ def _show(value: object) -> str:
 
 # What the generated code refers to besides the fields.
 _NAMESPACE: Mapping[str, Any] = {
-    "new": vars(tuple)["__new__"],  # a named tuple's own constructor takes twice as long
+    "new": vars(tuple)["__new__"],  # the constructor of a named tuple takes twice as long
     "chain": chain.from_iterable,
     "plain": is_plain,
     **{f"only_{kind.__name__}": frozenset((kind,)).issuperset for kind in (bool, bytes, int, str, tuple)},
@@ -283,8 +275,8 @@ class _Field(NamedTuple):
 def _compile_builder(kind: type[Any]) -> Callable[[Any], Message]:
     """A function from row to message: one unpacking, one chain of type checks, one tuple.
 
-    Generated as source, like the methods of a dataclass, because a loop over checks costs three times as much and runs
-    for every message there is.
+    It is generated as source, like the methods of a dataclass, because every message passes here and a loop over
+    checks costs three times as much.
     """
     hints = get_type_hints(kind)
     fields = [_Field(name, _check(hints[name], name)) for name in kind._fields]
@@ -317,7 +309,7 @@ def _check(annotation: Any, name: str) -> str:
     if annotation is Any:
         return f"plain({name})"
     if annotation is float:
-        # What is not finite would poison every sum it enters; an int is a float that happens to be whole.
+        # Infinity and NaN would poison every sum that they enter; an int is a float that happens to be whole.
         return f"(type({name}) is float or type({name}) is int) and {name} - {name} == 0"
     if annotation in (bool, bytes, int, str):
         return f"type({name}) is {annotation.__name__}"
@@ -334,7 +326,7 @@ def _check(annotation: Any, name: str) -> str:
 
 
 def _check_all(annotation: Any, items: str) -> str:
-    """The same for every item of an iterable, in C where the type allows: batches of tasks are long."""
+    """The same for every item of an iterable; in C where the type allows it, because batches of tasks are long."""
     annotation = getattr(annotation, "__supertype__", annotation)
     arguments = get_args(annotation)
     if annotation in (bool, bytes, int, str):
@@ -350,6 +342,6 @@ FROM_WORKER = Allowed("a worker", messages.FromWorker)
 TO_WORKER = Allowed("the scheduler", messages.ToWorker)
 FROM_NANNY = Allowed("a nanny", messages.FromNanny)
 TO_NANNY = Allowed("the scheduler", messages.ToNanny)
-FROM_CONTROL = Allowed("a caller", messages.FromControl)
-TO_CONTROL = Allowed("the one that was called", messages.ToControl)
+FROM_CONTROL = Allowed("a program", messages.FromControl)
+TO_CONTROL = Allowed("the process that was asked", messages.ToControl)
 DATA_PLANE = Allowed("a peer on the data plane", messages.OnDataPlane)

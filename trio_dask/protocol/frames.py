@@ -11,10 +11,10 @@ from struct import Struct
 from typing import NamedTuple
 
 from trio_dask.errors import ProtocolError
+from trio_dask.protocol.wire_constants import MAX_CONTROL_FRAME
 
 __all__ = [
     "HEADER_SIZE",
-    "MAX_CONTROL_FRAME",
     "PING_FRAME",
     "Frame",
     "FrameDecoder",
@@ -23,9 +23,6 @@ __all__ = [
     "first_frame",
     "frame_header",
 ]
-
-MAX_CONTROL_FRAME = 64 * 2**20
-"""The longest payload of a frame between scheduler, workers and clients, in bytes."""
 
 _MAGIC = 0xDA
 _HEADER = Struct(">BBHI")

@@ -17,11 +17,11 @@ from typing import Any, Literal, NamedTuple, TypeVar, cast, get_args
 from trio_dask._version import __version__
 from trio_dask.errors import ProtocolError
 from trio_dask.ids import Incarnation
-from trio_dask.protocol.codec import MAX_DEPTH, is_plain
+from trio_dask.protocol.codec import is_plain
+from trio_dask.protocol.wire_constants import MAX_DEPTH, PROTOCOL_VERSION
 
 __all__ = [
     "MAX_HELLO",
-    "PROTOCOL",
     "EnvelopeReader",
     "Hello",
     "Refusal",
@@ -33,9 +33,6 @@ __all__ = [
     "encode_answer",
     "encode_hello",
 ]
-
-PROTOCOL = 1
-"""The version of everything that follows the hello."""
 
 MAX_HELLO = 64 * 2**10
 """The longest hello or answer, and all that is read from a peer before it is accepted, in bytes."""
@@ -62,7 +59,7 @@ class Hello(NamedTuple):
     name: str = ""
     credentials: str = ""
     details: Mapping[str, Any] = {}
-    protocol: int = PROTOCOL
+    protocol: int = PROTOCOL_VERSION
     package: str = __version__
     python: str = _PYTHON
     memory: str = ""
@@ -80,7 +77,7 @@ class Welcome(NamedTuple):
 
     incarnation: Incarnation
     details: Mapping[str, Any] = {}
-    protocol: int = PROTOCOL
+    protocol: int = PROTOCOL_VERSION
     package: str = __version__
     python: str = _PYTHON
     memory: str = ""

@@ -1,167 +1,128 @@
-"""Every message of the wire protocol, as a named tuple; one union per direction.
+"""Every message of the wire protocol: its fields, its tag, and who sends it to whom.
 
-A message is a value: it carries no behaviour, and names no socket. On the wire it is the msgpack row `[tag, *fields]`
-(`codec`). Fields are flat and positional; what is rare stands in one `extra` map, so that the common row stays short.
-Fields called `call`, `value`, `error` and `data` are opaque: only the client and the workers can read them.
+A message is a named tuple without behaviour; it names no socket. On the wire it is the msgpack row `[tag, *fields]`
+(`codec`). Fields are flat and positional; rare ones stand in one `extra` map, so that the common row stays short.
+Only clients and workers can read the opaque fields `call`, `value`, `error` and `data`.
 
-What workers say stands in `worker_messages`, the data plane in `data_messages`, nannies and control in
-`nanny_messages`; all of it can be had from here.
+The messages of one connection arrive in the order in which they were sent, and the roles rely on it: a blob comes
+before the first message that refers to it, a `Free` after the last `Run` that needed the key.
 
-Order matters and is guaranteed: the messages of one connection arrive in the order in which they were sent. So a blob
-stands before the first message that refers to it, a `Free` after the last `Run` that needed the key.
+To add a message, define it here with a tag that was never used, add it to the union of its direction, and write its
+handler in the room that receives it; `tests/architecture/test_message_handlers.py` fails until all three are there.
+
+This file is long because it is a reference: one list in which every message can be found.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 from trio_dask.ids import Digest, Key, RunId
-from trio_dask.protocol.data_messages import (
-    Absent,
-    Call,
-    CallResult,
-    Fetch,
-    MemoryOffered,
-    MemoryRead,
-    Put,
-    PutDone,
-    Value,
-)
-from trio_dask.protocol.nanny_messages import Control, Obituary, Vouch
-from trio_dask.protocol.worker_messages import (
-    Capacity,
-    Drain,
-    Heartbeat,
-    Inventory,
-    Lost,
-    Missing,
-    NotAcquired,
-    Replicas,
-    Returned,
-    RunFailed,
-    RunFinished,
-    Started,
-    Stored,
-)
 
-__all__ = [
-    "TAGS",
-    "Absent",
-    "Acquire",
-    "Blob",
-    "Call",
-    "CallResult",
-    "Cancel",
-    "CancelRuns",
-    "Capacity",
-    "Control",
-    "Detach",
-    "Drain",
-    "Dropped",
-    "Fetch",
-    "ForgetBlobs",
-    "Free",
-    "FromClient",
-    "FromControl",
-    "FromNanny",
-    "FromWorker",
-    "Goodbye",
-    "Heartbeat",
-    "Inventory",
-    "KeyFailed",
-    "KeyPending",
-    "KeyReady",
-    "Leave",
-    "Lost",
-    "MemoryOffered",
-    "MemoryRead",
-    "Message",
-    "Missing",
-    "NotAcquired",
-    "Obituary",
-    "OnDataPlane",
-    "Put",
-    "PutDone",
-    "Query",
-    "Received",
-    "Release",
-    "Replicas",
-    "Reply",
-    "Restart",
-    "RestartWorkers",
-    "Retire",
-    "Retract",
-    "Retry",
-    "Returned",
-    "Run",
-    "RunFailed",
-    "RunFinished",
-    "SchedulerStops",
-    "Shutdown",
-    "Started",
-    "Stored",
-    "Submit",
-    "ToClient",
-    "ToControl",
-    "ToNanny",
-    "ToWorker",
-    "Unreachable",
-    "Value",
-    "Vouch",
-    "Want",
-]
+_M = TypeVar("_M")
 
-# ---------------------------------------------------------------------------------------------- both directions
+TAGS: dict[int, type[Any]] = {}
+"""The message of each tag. A tag never gets a second meaning."""
 
 
+def tagged(tag: int) -> Callable[[type[_M]], type[_M]]:
+    """Give a message the tag that stands for it on the wire."""
+
+    def register(kind: type[_M]) -> type[_M]:
+        if TAGS.setdefault(tag, kind) is not kind:
+            raise ValueError(f"{kind.__name__} and {TAGS[tag].__name__} have the same tag, {tag}")
+        return kind
+
+    return register
+
+
+# ---------------------------------------------------------------------------------------------- in several directions
+
+
+@tagged(1)
 class Blob(NamedTuple):
     """A piece of content that later messages refer to by digest: a function, or a large argument.
 
-    Pieces of one blob follow one another in order; it is complete when `total` bytes have come. A blob of one piece is
-    the rule. Each blob crosses a connection once, until `ForgetBlobs`.
+    The pieces of one blob follow one another; it is complete when `total` bytes have come. Most blobs have one piece.
+    Each blob crosses a connection once, until `ForgetBlobs`.
     """
 
     digest: Digest
     total: int
     data: bytes
-    """A view of bytes will do for one that is sent."""
+    """The sender may give a view of bytes instead."""
 
 
+@tagged(2)
 class ForgetBlobs(NamedTuple):
     """The sender will not refer to these blobs again without sending them anew."""
 
     digests: tuple[Digest, ...]
 
 
+@tagged(3)
 class Goodbye(NamedTuple):
-    """The sender leaves on purpose; end of stream after it is silent, without it is a loss."""
+    """The sender leaves on purpose. An end of the stream after it is silent; without it, it is a loss.
+
+    Every peer may send it. The connection takes it in, so no room has a handler for it.
+    """
 
     reason: str
 
 
-class Received(NamedTuple):
-    """So many messages of the other side have been handled, in all links of this session together.
+@tagged(34)
+class Reply(NamedTuple):
+    """The answer to a `Query`, `Restart`, `RestartWorkers`, `Retire` or `Control`."""
 
-    Between client and scheduler, in both directions, now and then. The other side may forget these: after a lost link
-    each sends again what the other has not handled, and nothing else.
+    request: int
+    payload: Any
+
+
+@tagged(35)
+class Received(NamedTuple):
+    """The sender has handled this many messages, counted over all connections of the session.
+
+    Client and scheduler send it to each other from time to time. The receiver may then forget these messages: after a
+    lost connection each side repeats exactly what the other has not handled.
     """
 
     number: int
 
 
+@tagged(54)
+class Leave(NamedTuple):
+    """To a worker: end this session; with `restart`, drop everything and register again afresh, else exit with 0.
+
+    To a nanny: end the worker's process, as planned; with `restart`, start another, else exit with 0.
+    """
+
+    reason: str
+    restart: bool
+
+
+@tagged(56)
+class SchedulerStops(NamedTuple):
+    """The session is over, because the scheduler stops; another one may be started in its place.
+
+    A worker leaves or waits for the next scheduler, as its own settings say. If the whole cluster ends, every worker
+    and nanny gets a `Leave` instead.
+    """
+
+
 # ---------------------------------------------------------------------------------------------- client -> scheduler
 
 
+@tagged(10)
 class Submit(NamedTuple):
-    """Tasks that call one function. All of them are wanted by the client that sends this, from now until `Release`.
+    """Tasks that call one function. The client wants all of them, from now until `Release`.
 
     `function` names a blob. `keys` and `calls` are parallel. `dependencies` and `blobs` are parallel to them, or empty
-    when no call has any. `tokens` is empty for keys that the client derived from the call itself; for keys that the
-    user chose it is parallel to `keys` and fingerprints the call: the same key with another token is a conflict.
-    A call whose first byte is 0 is a reference: the 16 bytes after it name the blob that holds the call.
-    Tasks of one client run in the order of submission where nothing else decides; senders of graphs order them
-    depth-first, and release the inner tasks of the graph right after it: what later tasks need is kept without a wish.
+    if no call has any. `tokens` is empty for keys that the client derived from the call itself; for keys that the user
+    chose it is parallel to `keys` and fingerprints the call: the same key with another token is a conflict.
+    A call whose first byte is 0 is a reference: the next 16 bytes name the blob that holds the call.
+    Tasks of one client run in the order of submission where nothing else decides. Senders of graphs order them
+    depth-first, and release the inner tasks of the graph right after it; the scheduler keeps what later tasks need.
     `extra` may hold: priority (a number, larger first), retries (int), workers (names, addresses or hosts),
     allow_other_workers (bool), resources (name -> amount), time_limit (seconds).
     """
@@ -175,44 +136,51 @@ class Submit(NamedTuple):
     extra: Mapping[str, Any]
 
 
+@tagged(11)
 class Want(NamedTuple):
-    """The client wants these keys, which somebody else submitted. Unknown ones are answered with `Dropped`."""
+    """The client wants these keys, which another client submitted. `Dropped` answers for unknown ones."""
 
     keys: tuple[Key, ...]
 
 
+@tagged(12)
 class Release(NamedTuple):
     """The client no longer wants these keys."""
 
     keys: tuple[Key, ...]
 
 
+@tagged(13)
 class Cancel(NamedTuple):
-    """Give these tasks up, and what depends on them: for this client, or with `force` for all of them."""
+    """Give up these tasks and their dependents: for this client, or with `force` for every client."""
 
     keys: tuple[Key, ...]
     force: bool
 
 
+@tagged(14)
 class Retry(NamedTuple):
     """Run these erred tasks again, from the erred task at the root of each."""
 
     keys: tuple[Key, ...]
 
 
-class Detach(NamedTuple):
-    """Finish these tasks whether or not any client still wants them (`fire_and_forget`)."""
+@tagged(15)
+class FireAndForget(NamedTuple):
+    """Finish these tasks whether or not any client still wants them."""
 
     keys: tuple[Key, ...]
 
 
-class Unreachable(NamedTuple):
+@tagged(16)
+class FetchFailed(NamedTuple):
     """The client could not fetch `key` from the worker at `address`."""
 
     key: Key
     address: str
 
 
+@tagged(17)
 class Query(NamedTuple):
     """A question about the state of the cluster, answered by one `Reply` with the same `request`.
 
@@ -226,24 +194,27 @@ class Query(NamedTuple):
     arguments: tuple[str, ...]
 
 
+@tagged(18)
 class Restart(NamedTuple):
-    """Forget every task of every client and have all workers begin afresh; answered by a `Reply` once it is done."""
+    """Forget every task of every client and have all workers begin afresh; a `Reply` says when it is done."""
 
     request: int
 
 
+@tagged(20)
 class RestartWorkers(NamedTuple):
-    """Have these workers (names, addresses or hosts) begin afresh; answered by a `Reply` once they are back."""
+    """Have these workers (names, addresses or hosts) begin afresh; a `Reply` says when they are back."""
 
     request: int
     workers: tuple[str, ...]
 
 
+@tagged(21)
 class Retire(NamedTuple):
-    """Have workers leave without losing anything; answered by a `Reply` once they have left, or with a refusal.
+    """Have workers leave without losing anything; a `Reply` says when they have left, or refuses.
 
     `workers` are names, addresses or hosts; if there are none, the scheduler chooses `number` workers. The payload of
-    the answer is a map: `retired` (names of those that left) and, if that could not be done, `refused` (a sentence).
+    the answer is a map: `retired` (names of those that left) and, if that was impossible, `refused` (a sentence).
     """
 
     request: int
@@ -251,17 +222,38 @@ class Retire(NamedTuple):
     number: int
 
 
+@tagged(19)
 class Shutdown(NamedTuple):
     """End the cluster: workers, clients and scheduler."""
+
+
+FromClient = (
+    Blob
+    | ForgetBlobs
+    | Received
+    | Submit
+    | Want
+    | Release
+    | Cancel
+    | Retry
+    | FireAndForget
+    | FetchFailed
+    | Query
+    | Restart
+    | RestartWorkers
+    | Retire
+    | Shutdown
+)
 
 
 # ---------------------------------------------------------------------------------------------- scheduler -> client
 
 
+@tagged(30)
 class KeyReady(NamedTuple):
-    """The result of `key` exists. A small one rides along in `value` (pickled, without out-of-band buffers).
+    """The result of `key` exists. A small one comes along in `value` (pickled, without out-of-band buffers).
 
-    `holders` are the addresses of workers that hold it; it is empty when `value` is there.
+    `holders` are the addresses of the workers with a replica; it is empty when `value` is there.
     """
 
     key: Key
@@ -271,11 +263,12 @@ class KeyReady(NamedTuple):
     holders: tuple[str, ...]
 
 
+@tagged(31)
 class KeyFailed(NamedTuple):
-    """`key` has erred. `blamed` is the task whose failure it is, `key` itself or an ancestor.
+    """`key` has erred. `blamed` is the task that failed: `key` itself or an ancestor.
 
-    `kind` is `exception` (then `error` is the pickled exception, or None if only `text` could be made), `killed`
-    (`details["deaths"]` has a line an attempt), `conflict`, `timeout`, `refused`.
+    `kind` is `exception` (then `error` is the pickled exception, or None if there is only `text`), `killed`
+    (`details["deaths"]` has a line for each attempt), `conflict`, `timeout` or `refused`.
     `text` says it in words (for an exception: qualified type, message and traceback as text, see
     `protocol.pickling`). `details` may hold: worker (name), address, attempt (int), duration_s.
     """
@@ -288,12 +281,14 @@ class KeyFailed(NamedTuple):
     details: Mapping[str, Any]
 
 
+@tagged(32)
 class KeyPending(NamedTuple):
     """`key` was ready or erred and is being computed again."""
 
     key: Key
 
 
+@tagged(33)
 class Dropped(NamedTuple):
     """`key` will not be computed: `reason` is `cancelled` or `lost`; `text` says why in words."""
 
@@ -302,19 +297,13 @@ class Dropped(NamedTuple):
     text: str
 
 
-class Reply(NamedTuple):
-    """Answer to a `Query`, `Restart`, `RestartWorkers`, `Retire` or `Control`."""
-
-    request: int
-    payload: Any
-
-
+@tagged(36)
 class Stuck(NamedTuple):
-    """Why tasks of this client wait for a worker that is not there: `text`, one sentence; empty if none does any more.
+    """Why tasks of this client wait for a worker that is not there: one sentence, empty if no task waits any more.
 
-    `aloud`: it has lasted long enough, or changed enough, to be told to people who did not ask. For those who ask about
-    some of them, `reasons` has each reason with the keys that it holds up, themselves or through what they depend on;
-    None stands for all keys of the client. Of very many keys some are left out.
+    `aloud`: it has lasted long enough, or changed enough, to tell it to users who did not ask. `reasons` pairs each
+    reason with the keys that it holds up, directly or through their dependencies; None stands for all keys of the
+    client. If there are very many keys, some are left out.
     """
 
     text: str
@@ -322,15 +311,19 @@ class Stuck(NamedTuple):
     reasons: tuple[tuple[str, tuple[Key, ...] | None], ...]
 
 
+ToClient = KeyReady | KeyFailed | KeyPending | Dropped | Reply | Received | Stuck
+
+
 # ---------------------------------------------------------------------------------------------- scheduler -> worker
 
 
+@tagged(50)
 class Run(NamedTuple):
     """Run one task; its outcome quotes `run`.
 
-    `dependencies` lists each key the call needs with the addresses to fetch it from; no address means that it is here
-    or is being computed here by an earlier `Run`. Lower `priority`, the order of submission, runs first. `extra` may
-    hold: announce (bool: send `Started` and flush it before the task starts), time_limit (seconds), attempt (int,
+    `dependencies` lists each key that the call needs with the addresses to fetch it from; no address means that the
+    worker has it, or computes it by an earlier `Run`. Lower `priority`, the order of submission, runs first. `extra`
+    may hold: announce (bool: send `Started` and flush it before the task starts), time_limit (seconds), attempt (int,
     absent means 1), priority (int, absent means 0: the user's, which comes before that order; lower runs first).
     """
 
@@ -343,84 +336,169 @@ class Run(NamedTuple):
     extra: Mapping[str, Any]
 
 
-class Retract(NamedTuple):
-    """Hand back those of these runs that have not started; each is answered with `Returned` or by its outcome."""
+@tagged(51)
+class ReturnRuns(NamedTuple):
+    """Give back those of these runs that have not started; `RunsReturned` or its outcome answers for each."""
 
     runs: tuple[RunId, ...]
 
 
+@tagged(52)
 class CancelRuns(NamedTuple):
-    """These runs are no longer wanted; no answer is due.
+    """The scheduler no longer wants these runs, and expects no answer.
 
-    What has not started is dropped, what runs is cancelled, and a result that one of them gave just now is dropped too
-    (unless a later run or a fetch has brought the same key here again).
+    The worker drops those that have not started, cancels those that run, and drops a result that one of them has just
+    given, unless a later run or a fetch has brought the same key again.
     """
 
     runs: tuple[RunId, ...]
 
 
+@tagged(53)
 class Free(NamedTuple):
     """Drop these results."""
 
     keys: tuple[Key, ...]
 
 
-class Leave(NamedTuple):
-    """To a worker: end this session; with `restart`, drop everything and register again afresh, else exit with 0.
-
-    To a nanny: end its worker process, which is planned; with `restart`, start another, else exit with 0.
-    """
-
-    reason: str
-    restart: bool
-
-
-class SchedulerStops(NamedTuple):
-    """To workers and nannies: the scheduler stops, and another one may be started in its place; the session is over.
-
-    A worker leaves, or waits for the other one, as its own settings say. (Where the cluster ends, all get `Leave`.)
-    """
-
-
+@tagged(55)
 class Acquire(NamedTuple):
     """Fetch these keys, each from one of the addresses with it, and keep them.
 
-    What has come is told by `Replicas`, what cannot be had by `NotAcquired`. Used to save the results of a worker that
-    is leaving.
+    `Replicas` tells what has come, `NotAcquired` what no address could give. The scheduler uses it to save the results
+    of a worker that is leaving.
     """
 
     keys: tuple[tuple[Key, tuple[str, ...]], ...]
 
 
-FromClient = (
-    Blob
-    | ForgetBlobs
-    | Goodbye
-    | Submit
-    | Want
-    | Release
-    | Cancel
-    | Retry
-    | Detach
-    | Unreachable
-    | Query
-    | Restart
-    | RestartWorkers
-    | Retire
-    | Shutdown
-    | Received
-)
-ToClient = Goodbye | KeyReady | KeyFailed | KeyPending | Dropped | Reply | Received | Stuck
-ToWorker = Blob | ForgetBlobs | Goodbye | Run | Retract | CancelRuns | Free | Leave | Acquire | SchedulerStops
+ToWorker = Blob | ForgetBlobs | Run | ReturnRuns | CancelRuns | Free | Acquire | Leave | SchedulerStops
+
+
+# ---------------------------------------------------------------------------------------------- worker -> scheduler
+
+
+@tagged(70)
+class RunFinished(NamedTuple):
+    """A run gave a result, which this worker now holds. A small one comes along in `value` (pickled)."""
+
+    run: RunId
+    nbytes: int
+    type_name: str
+    duration_s: float
+    value: bytes | None
+
+
+@tagged(71)
+class RunFailed(NamedTuple):
+    """A run raised, its result cannot be pickled, or it hit its time limit (`kind`: exception, timeout)."""
+
+    run: RunId
+    kind: str
+    error: bytes | None
+    text: str
+    duration_s: float
+
+
+@tagged(72)
+class Started(NamedTuple):
+    """These runs are running now. Sent before the start where `announce` asks for it, else for long ones."""
+
+    runs: tuple[RunId, ...]
+
+
+@tagged(73)
+class RunsReturned(NamedTuple):
+    """These runs have not started and never will here; the scheduler places them anew."""
+
+    runs: tuple[RunId, ...]
+
+
+@tagged(74)
+class InputMissing(NamedTuple):
+    """The worker gives `run` back, because it could not get `key` from `address` (empty: it was not here)."""
+
+    run: RunId
+    key: Key
+    address: str
+
+
+@tagged(75)
+class Replicas(NamedTuple):
+    """This worker has fetched these keys from other workers, and now holds replicas."""
+
+    keys: tuple[Key, ...]
+
+
+@tagged(76)
+class Scattered(NamedTuple):
+    """A client (named by its incarnation) has put this value here."""
+
+    key: Key
+    nbytes: int
+    type_name: str
+    client: str
+
+
+@tagged(77)
+class Lost(NamedTuple):
+    """This worker no longer holds these keys, although the scheduler did not free them."""
+
+    keys: tuple[Key, ...]
+
+
+@tagged(78)
+class Capacity(NamedTuple):
+    """From now on this many tasks can run here at once; a thread that ignores its cancellation keeps its slot."""
+
+    slots: int
+
+
+@tagged(79)
+class Heartbeat(NamedTuple):
+    """Periodic figures for people and dashboards: `cpu_percent`, `memory_bytes`, `managed_bytes` and others."""
+
+    metrics: Mapping[str, Any]
+
+
+@tagged(80)
+class Inventory(NamedTuple):
+    """What a worker has when it comes back after a lost connection; everything it had to say before precedes this.
+
+    `held` has a row for each value: key, the run that made it (-1: it was fetched or scattered), size in bytes, type.
+    `runs` are the runs that wait, are ready or run here. The scheduler answers with `Free` and `CancelRuns` for what
+    it no longer wants.
+    """
+
+    held: tuple[tuple[Key, int, int, str], ...]
+    runs: tuple[RunId, ...]
+
+
+@tagged(81)
+class Drain(NamedTuple):
+    """This worker is leaving: it takes no more runs, has given back what has not started, and finishes the rest.
+
+    The scheduler has other workers copy what only this one holds, then sends `Leave`.
+    """
+
+    reason: str
+
+
+@tagged(82)
+class NotAcquired(NamedTuple):
+    """No address could give these keys of an `Acquire`."""
+
+    keys: tuple[Key, ...]
+
+
 FromWorker = (
-    Goodbye
-    | RunFinished
+    RunFinished
     | RunFailed
     | Started
-    | Returned
-    | Missing
+    | RunsReturned
+    | InputMissing
     | Replicas
-    | Stored
+    | Scattered
     | Lost
     | Capacity
     | Heartbeat
@@ -428,67 +506,171 @@ FromWorker = (
     | Drain
     | NotAcquired
 )
-FromNanny = Goodbye | Vouch | Obituary
-ToNanny = Goodbye | Leave | SchedulerStops
-FromControl = Goodbye | Control
-ToControl = Goodbye | Reply
-OnDataPlane = Goodbye | Fetch | Value | Absent | Put | PutDone | Call | CallResult | MemoryOffered | MemoryRead
-Message = FromClient | ToClient | ToWorker | FromWorker | FromNanny | FromControl | OnDataPlane
 
-TAGS: Mapping[int, type[Any]] = {
-    1: Blob,
-    2: ForgetBlobs,
-    3: Goodbye,
-    10: Submit,
-    11: Want,
-    12: Release,
-    13: Cancel,
-    14: Retry,
-    15: Detach,
-    16: Unreachable,
-    17: Query,
-    18: Restart,
-    19: Shutdown,
-    20: RestartWorkers,
-    21: Retire,
-    30: KeyReady,
-    31: KeyFailed,
-    32: KeyPending,
-    33: Dropped,
-    34: Reply,
-    35: Received,
-    36: Stuck,
-    50: Run,
-    51: Retract,
-    52: CancelRuns,
-    53: Free,
-    54: Leave,
-    55: Acquire,
-    56: SchedulerStops,
-    70: RunFinished,
-    71: RunFailed,
-    72: Started,
-    73: Returned,
-    74: Missing,
-    75: Replicas,
-    76: Stored,
-    77: Lost,
-    78: Capacity,
-    79: Heartbeat,
-    80: Inventory,
-    81: Drain,
-    82: NotAcquired,
-    90: Vouch,
-    91: Obituary,
-    95: Control,
-    100: Fetch,
-    101: Value,
-    102: Absent,
-    103: Put,
-    104: PutDone,
-    105: Call,
-    106: CallResult,
-    107: MemoryOffered,
-    108: MemoryRead,
-}
-"""What each tag on the wire means. A tag is never given a second meaning."""
+
+# ---------------------------------------------------------------------------------------------- nanny <-> scheduler
+
+
+@tagged(90)
+class WorkerAlive(NamedTuple):
+    """The worker's process that this nanny calls `process` is alive, and not stopped."""
+
+    process: str
+
+
+@tagged(91)
+class WorkerExited(NamedTuple):
+    """The worker's process that this nanny calls `process` has ended.
+
+    `planned`: the nanny ended it, or it ended in good order, and no task is to blame. `cause` is one line. If `exact`,
+    `runs` are the runs that were running then; else the scheduler has to go by what it knows. `details` are figures
+    and last words for people.
+    """
+
+    process: str
+    planned: bool
+    cause: str
+    exact: bool
+    runs: tuple[RunId, ...]
+    details: Mapping[str, Any]
+
+
+FromNanny = WorkerAlive | WorkerExited
+ToNanny = Leave | SchedulerStops
+
+
+# ---------------------------------------------------------------------------------------------- programs and scripts
+
+
+@tagged(95)
+class Control(NamedTuple):
+    """A program or a script asks a scheduler, worker or nanny; one `Reply` with the same `request` answers.
+
+    `command` is one of: identity, status, restart, terminate; a scheduler knows `overview` as well.
+    """
+
+    request: int
+    command: str
+    arguments: Mapping[str, Any]
+
+
+FromControl = Control
+ToControl = Reply
+
+
+# ---------------------------------------------------------------------------------------------- the data plane
+
+
+@tagged(100)
+class Fetch(NamedTuple):
+    """Send me these keys; `Value` or `Absent` answers for each, in this order."""
+
+    keys: tuple[Key, ...]
+
+
+@tagged(101)
+class Value(NamedTuple):
+    """A pickled value follows as raw bytes: `sizes[0]` of pickle, then each out-of-band buffer."""
+
+    key: Key
+    sizes: tuple[int, ...]
+
+
+@tagged(102)
+class Absent(NamedTuple):
+    """The key is not here, or (`text` not empty) could not be sent, for the reason given."""
+
+    key: Key
+    text: str
+
+
+@tagged(103)
+class Put(NamedTuple):
+    """Keep this value, which follows as raw bytes like that of `Value`; `PutDone` answers."""
+
+    key: Key
+    client: str
+    type_name: str
+    sizes: tuple[int, ...]
+
+
+@tagged(104)
+class PutDone(NamedTuple):
+    """The value is stored."""
+
+    key: Key
+    nbytes: int
+
+
+@tagged(105)
+class Call(NamedTuple):
+    """Call a function in this process, outside the task slots (`client.run`); it follows as raw bytes, pickled."""
+
+    sizes: tuple[int, ...]
+
+
+@tagged(106)
+class CallResult(NamedTuple):
+    """What the function of `Call` returned (`ok`) or raised; it follows as raw bytes, pickled."""
+
+    ok: bool
+    text: str
+    sizes: tuple[int, ...]
+
+
+@tagged(107)
+class MemoryOffered(NamedTuple):
+    """The raw bytes of the message after this one lie in the memory of process `pid`, each buffer at its place.
+
+    The process has the bytes of `liveness_token` at `token_address` as long as they are valid. `MemoryRead` answers.
+    """
+
+    pid: int
+    token_address: int
+    liveness_token: bytes
+    places: tuple[int, ...]
+
+
+@tagged(108)
+class MemoryRead(NamedTuple):
+    """The offered memory has been read, or (not `ok`) could not be: then the raw bytes follow after all."""
+
+    ok: bool
+
+
+DataRequest = Fetch | Put | Call
+DataAnswer = Value | Absent | PutDone | CallResult
+MemoryLending = MemoryOffered | MemoryRead
+"""Either end of a data channel, as a part of sending a value; the channel takes these in itself."""
+
+OnDataPlane = DataRequest | DataAnswer | MemoryLending | Goodbye
+
+
+# ---------------------------------------------------------------------------------------------- all of them
+
+
+class Direction(NamedTuple):
+    """Who sends which messages to whom."""
+
+    sender: str
+    receiver: str
+    messages: Any
+    """A message, or a union of messages."""
+
+
+DIRECTIONS = (
+    Direction("any peer", "any peer", Goodbye),
+    Direction("client", "scheduler", FromClient),
+    Direction("scheduler", "client", ToClient),
+    Direction("worker", "scheduler", FromWorker),
+    Direction("scheduler", "worker", ToWorker),
+    Direction("nanny", "scheduler", FromNanny),
+    Direction("scheduler", "nanny", ToNanny),
+    Direction("program", "scheduler, worker, nanny", FromControl),
+    Direction("scheduler, worker, nanny", "program", ToControl),
+    Direction("client, worker", "worker", DataRequest),
+    Direction("worker", "client, worker", DataAnswer),
+    Direction("client, worker", "client, worker", MemoryLending),
+)
+
+Message = FromClient | ToClient | FromWorker | ToWorker | FromNanny | ToNanny | FromControl | ToControl | OnDataPlane

@@ -41,8 +41,8 @@ from trio_dask.protocol.pickled_definitions import DefinitionPickler, by_value, 
 from trio_dask.protocol.picklers import (
     CACHED_FUNCTION,
     ORDINARY,
+    PICKLE_PROTOCOL,
     PICKLING_FAILURES,
-    PROTOCOL,
     Buffer,
     Chunks,
     KeyReference,
@@ -51,6 +51,7 @@ from trio_dask.protocol.picklers import (
 )
 from trio_dask.protocol.raw_memory import own_copy
 from trio_dask.protocol.rebuilt_classes import load_twice
+from trio_dask.protocol.wire_constants import DIGEST_BYTES
 
 __all__ = ["PickledCall", "call_token", "can_pickle", "load_call", "pickle_arguments", "pickle_call"]
 
@@ -59,7 +60,6 @@ _ATOMS = _NUMBERS | {complex, str}
 _PLAIN = _ATOMS | {tuple, list, dict}
 
 _IN_BLOB, _PERSISTENT_IDS, _BUFFERS, _REFERENCES, _PICKLE = 0x00, 0x01, 0x02, 0x03, 0x80
-_DIGEST_BYTES = 16
 _POOL_SIZE = 4
 _POOLED_CALL_BYTES = 1 << 12
 
@@ -163,7 +163,7 @@ class _PlainPickler(_Hooks, pickle.Pickler):
     def __init__(self) -> None:
         self.file = Chunks()
         self.gathered = _Gathered()
-        pickle.Pickler.__init__(self, self.file, PROTOCOL, buffer_callback=self.gathered.add_buffer)
+        pickle.Pickler.__init__(self, self.file, PICKLE_PROTOCOL, buffer_callback=self.gathered.add_buffer)
 
 
 class _WholePickler(_Hooks, DefinitionPickler):
@@ -183,7 +183,7 @@ class _WholePickler(_Hooks, DefinitionPickler):
     def __init__(self) -> None:
         self.file = Chunks()
         self.gathered = _Gathered()
-        DefinitionPickler.__init__(self, self.file, PROTOCOL, buffer_callback=self.gathered.add_buffer)
+        DefinitionPickler.__init__(self, self.file, PICKLE_PROTOCOL, buffer_callback=self.gathered.add_buffer)
 
 
 def _is_method(function: FunctionType) -> bool:
@@ -214,7 +214,7 @@ def pickle_call(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> PickledCall
     Raises `SerializationError`, which names the argument and what in it cannot be pickled.
     """
     if not kwargs and _ATOMS.issuperset(map(type, args)):
-        call = pickle.dumps(args, PROTOCOL)
+        call = pickle.dumps(args, PICKLE_PROTOCOL)
         return PickledCall(call, (), ()) if len(call) <= LARGE_BYTES else _made(call, (), {}, ())
     try:
         return (not kwargs and _pickle_references(args)) or pickle_arguments(args, kwargs)
@@ -240,7 +240,7 @@ def _pickle_references(args: tuple[Any, ...]) -> PickledCall | None:
             told.append((argument.key,))
         else:
             return None
-    return _made(b"\x03" + pickle.dumps(tuple(told), PROTOCOL), tuple(dependencies), {}, ())
+    return _made(b"\x03" + pickle.dumps(tuple(told), PICKLE_PROTOCOL), tuple(dependencies), {}, ())
 
 
 def _pickle_plainly(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> PickledCall | None:
@@ -319,7 +319,7 @@ def call_token(function_token: bytes, args: tuple[Any, ...], kwargs: Mapping[str
     Keyword arguments count in any order; dictionaries in theirs.
     """
     if not kwargs and _is_canonical(args, pickled.dependencies):
-        return blake2b(function_token + pickled.call, digest_size=16).digest()
+        return blake2b(function_token + pickled.call, digest_size=DIGEST_BYTES).digest()
     call: Buffer = pickled.call
     if call[0] == _IN_BLOB:
         call = dict(pickled.blobs)[bytes(call[1:])]
@@ -392,7 +392,7 @@ def _buffers(file: BytesIO, blobs: Mapping[Digest, Buffer]) -> list[Buffer]:
     count = int.from_bytes(file.read(4), "little")
     buffers: list[Buffer] = []
     for _ in range(count):
-        content = blobs[file.read(_DIGEST_BYTES)]
+        content = blobs[file.read(DIGEST_BYTES)]
         readonly = file.read(1) == b"\x01"
         buffers.append(memoryview(content).toreadonly() if readonly else own_copy(content))
     return buffers

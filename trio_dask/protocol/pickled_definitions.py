@@ -23,8 +23,8 @@ from trio_dask.protocol.call_tokens import ContentTokens, canonical_token
 from trio_dask.protocol.captured_values import CarriesState, Watch
 from trio_dask.protocol.introspection import kind_of
 from trio_dask.protocol.picklers import (
+    PICKLE_PROTOCOL,
     PICKLING_FAILURES,
-    PROTOCOL,
     Buffer,
     ByValuePickler,
     Chunks,
@@ -86,7 +86,7 @@ class _WatchingPickler(DefinitionPickler):
     renews_state = True
 
     def __init__(self, file: Chunks) -> None:
-        super().__init__(file, PROTOCOL)
+        super().__init__(file, PICKLE_PROTOCOL)
         self.watch = Watch()
 
     def persistent_id(self, obj: Any, /) -> Any:
@@ -166,7 +166,7 @@ def kept_definition(thing: Any) -> PickledFunction | None:
 
 def by_reference(thing: Any) -> PickledFunction | None:
     """A definition that the other end imports; None if its ordinary pickle refers to what only this process has."""
-    data = pickle.dumps(thing, PROTOCOL)
+    data = pickle.dumps(thing, PICKLE_PROTOCOL)
     if names_what_only_we_have(data):
         return None
     digest = content_digest(data)

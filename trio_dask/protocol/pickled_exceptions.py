@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, cast
 from trio_dask.errors import RemoteError, TaskExited
 from trio_dask.ids import Key
 from trio_dask.protocol.pickled_values import ByReferencePickler, SharingPickler
-from trio_dask.protocol.picklers import PICKLING_FAILURES, PROTOCOL, Chunks, type_name
+from trio_dask.protocol.picklers import PICKLE_PROTOCOL, PICKLING_FAILURES, Chunks, type_name
 from trio_dask.protocol.tracebacks import Frame, collect_frames, format_frames, has_source, rebuild_traceback
 
 __all__ = ["describe_exception", "rebuild_exception"]
@@ -200,7 +200,7 @@ class _Describer:
     def dump(self, exc: BaseException, candidate: Any) -> bytes | None:
         for pickler_type in (_ByReferencePickler, _SharingPickler):
             file = _ShortFile()
-            pickler = pickler_type(file, PROTOCOL)
+            pickler = pickler_type(file, PICKLE_PROTOCOL)
             pickler.exception = exc
             pickler.number_of = self.number_of
             try:
@@ -298,7 +298,7 @@ def describe_exception(exc: BaseException, skip_frames: int = 0) -> tuple[bytes 
             spent += len(node.pickled or b"")
             if spent > TOTAL_PICKLE_BYTES:
                 nodes[number] = node._replace(pickled=None)
-        return pickle.dumps([tuple(node) for node in nodes], PROTOCOL), text
+        return pickle.dumps([tuple(node) for node in nodes], PICKLE_PROTOCOL), text
     except BaseException as error:  # it came from the user's code: nothing that it does may end the worker
         return None, f"{_bare_name(type(exc))}: <cannot be described: {type(error).__name__}>"
 

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from weakref import ref
 
 from trio_dask.protocol.introspection import attributes_of, kind_of
+from trio_dask.protocol.wire_constants import DIGEST_BYTES
 
 __all__ = [
     "PARTS_BY_TYPE",
@@ -250,7 +251,7 @@ def name_of(thing: Any, content: Callable[[Any], bytes]) -> bytes:
     name = content(thing)
     with _lock:
         while _find(name) is not None:
-            name = blake2b(name, digest_size=16).digest()
+            name = blake2b(name, digest_size=DIGEST_BYTES).digest()
         _remember(thing, name, is_from_here=True)
     return name
 

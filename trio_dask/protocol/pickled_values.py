@@ -23,8 +23,8 @@ from trio_dask.protocol.pickled_definitions import DefinitionPickler, class_blob
 from trio_dask.protocol.picklers import (
     CACHED_FUNCTION,
     ORDINARY,
+    PICKLE_PROTOCOL,
     PICKLING_FAILURES,
-    PROTOCOL,
     Buffer,
     names_what_only_we_have,
     travels_by_value,
@@ -195,13 +195,13 @@ _SinkType = TypeVar("_SinkType", bound=_Sink)
 def _pickle(value: Any, new_sink: Callable[[], _SinkType]) -> _SinkType:
     sink = new_sink()
     try:
-        ByReferencePickler(sink, PROTOCOL, buffer_callback=sink.add_buffer).dump(value)
+        ByReferencePickler(sink, PICKLE_PROTOCOL, buffer_callback=sink.add_buffer).dump(value)
         if not sink.names_ours:
             return sink
     except PICKLING_FAILURES:
         pass  # cloudpickle may know how
     sink = new_sink()
-    SharingPickler(sink, PROTOCOL, buffer_callback=sink.add_buffer).dump(value)
+    SharingPickler(sink, PICKLE_PROTOCOL, buffer_callback=sink.add_buffer).dump(value)
     return sink
 
 
@@ -230,7 +230,7 @@ def pickle_value(value: Any, inline_limit: int) -> PickledValue:
     if name is None and kind in _STRINGS and len(value) <= _SHORT:
         name = _STRINGS[kind]
     if name is not None:
-        data = pickle.dumps(value, PROTOCOL)
+        data = pickle.dumps(value, PICKLE_PROTOCOL)
         size = len(data)
         return PickledValue(data if size <= inline_limit else None, size, name)
     if _is_long_text(value) and inline_limit < len(value):
@@ -293,7 +293,7 @@ def _pickle_text(text: str) -> Iterator[bytes]:
     A pickler would encode all of it at once and, unless it is ASCII, leave that encoding at the string for good.
     """
     size = len(text) if text.isascii() else sum(map(len, _encoded(text)))
-    yield pickle.PROTO + bytes([PROTOCOL]) + pickle.BINUNICODE8 + size.to_bytes(8, "little")
+    yield pickle.PROTO + bytes([PICKLE_PROTOCOL]) + pickle.BINUNICODE8 + size.to_bytes(8, "little")
     yield from _encoded(text)
     yield pickle.STOP
 

@@ -45,8 +45,8 @@ else:
 __all__ = [
     "CACHED_FUNCTION",
     "ORDINARY",
+    "PICKLE_PROTOCOL",
     "PICKLING_FAILURES",
-    "PROTOCOL",
     "Buffer",
     "ByValuePickler",
     "Chunks",
@@ -58,7 +58,7 @@ __all__ = [
     "type_name",
 ]
 
-PROTOCOL = 5
+PICKLE_PROTOCOL = 5
 
 PICKLING_FAILURES = (Exception, SystemExit, GeneratorExit)
 """What a user's `__reduce__` or `__setstate__` may raise that is an error of theirs; a real Ctrl-C is not among it."""
@@ -271,7 +271,7 @@ class ByValuePickler(CloudPickler):
 
     def reduce_object(self, obj: Any) -> Any:
         """As ever, but for what pickles as a name in a module that travels by value."""
-        reduced = obj.__reduce_ex__(PROTOCOL)
+        reduced = obj.__reduce_ex__(PICKLE_PROTOCOL)
         if type(reduced) is not str:
             kind = kind_of(obj)
             if issubclass(kind, enum.Enum) and reduced[0] is kind and obj.name in kind.__members__:

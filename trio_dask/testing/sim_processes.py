@@ -11,7 +11,7 @@ from trio_dask.client.core.key_state import Ended, KeyState
 from trio_dask.comm.inproc import inproc_address
 from trio_dask.ids import Incarnation, Key, PeerId, RunId
 from trio_dask.protocol import codec
-from trio_dask.protocol.messages import Goodbye, Leave, Message, Obituary, Run
+from trio_dask.protocol.messages import Goodbye, Leave, Message, Run, WorkerExited
 from trio_dask.scheduler.core import CoreSettings, SchedulerCore, WorkerInfo
 from trio_dask.scheduler.core.retirement import TRIES
 from trio_dask.scheduler.core.state import InMemory
@@ -81,9 +81,11 @@ class SimScheduler:
 
     def _receive(self, peer: PeerId, messages: Sequence[Message]) -> None:
         for message in messages:
-            self.core.handle(peer, message, self.timeline.now)
             if isinstance(message, Goodbye):
+                self.core.remove_peer(peer, message.reason, self.timeline.now, expected=True)
                 self.links.pop(peer).cut()
+                break
+            self.core.handle(peer, message, self.timeline.now)
         self.settle()
 
     def lose(self, peer: PeerId, reason: str) -> None:
@@ -94,7 +96,7 @@ class SimScheduler:
 
     def bury(self, process: str, cause: str, ran: tuple[RunId, ...]) -> None:
         """A nanny tells that a worker process has ended."""
-        self.core.handle(self._nanny, Obituary(process, False, cause, True, ran, {}), self.timeline.now)
+        self.core.handle(self._nanny, WorkerExited(process, False, cause, True, ran, {}), self.timeline.now)
         self.settle()
 
     def settle(self) -> None:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from math import inf
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import trio
 
 from trio_dask.comm import DataChannel
 from trio_dask.errors import ProtocolError
 from trio_dask.ids import Key
-from trio_dask.protocol.messages import Absent, Call, CallResult, Fetch, Goodbye, Put, PutDone, Value
+from trio_dask.protocol.messages import Absent, Call, CallResult, Fetch, Put, PutDone, Value
 from trio_dask.protocol.pickling import dump_value, load_value
 from trio_dask.worker.core.held_keys import Held
 from trio_dask.worker.error_text import describe_failure, mention_trio
@@ -74,20 +74,33 @@ class DataServer:
             message, buffers = await channel.receive(self._room)
         except trio.EndOfChannel:
             return False
-        match message:
-            case Fetch(keys):
-                for key in keys:
-                    await self._send_value(channel, key)
-            case Put():
-                await channel.send(self._put(message, buffers))
-            case Call():
-                ok, text, frames = await self._call(buffers)
-                await channel.send(CallResult(ok, text, _sizes(frames)), frames)
-            case Goodbye():
-                return False
-            case _:
-                raise ProtocolError(f"a peer sent a {type(message).__name__}, which is no request")
+        handler = self.HANDLERS.get(type(message))
+        if handler is None:
+            raise ProtocolError(f"a peer sent a {type(message).__name__}, which is no request")
+        await handler(self, channel, message, buffers)
         return True
+
+    async def _fetch(self, channel: DataChannel, message: Fetch, buffers: Frames) -> None:
+        for key in message.keys:
+            await self._send_value(channel, key)
+
+    async def _put(self, channel: DataChannel, message: Put, buffers: Frames) -> None:
+        if not buffers:
+            raise ProtocolError("a value came without any bytes")
+        if self._keep(message, buffers):
+            await channel.send(PutDone(message.key, sum(message.sizes)))
+        else:
+            await channel.send(Absent(message.key, "this worker has no scheduler at the moment"))
+
+    async def _call(self, channel: DataChannel, message: Call, buffers: Frames) -> None:
+        ok, text, frames = await self._run_call(buffers)
+        await channel.send(CallResult(ok, text, _sizes(frames)), frames)
+
+    HANDLERS: ClassVar[Mapping[type[Any], Callable[[Any, DataChannel, Any, Frames], Awaitable[None]]]] = {
+        Fetch: _fetch,
+        Put: _put,
+        Call: _call,
+    }
 
     async def _send_value(self, channel: DataChannel, key: Key) -> None:
         held = self._held.get(key)
@@ -125,16 +138,9 @@ class DataServer:
                 return Absent(key, "")  # it was on disk, and is gone from there
             return Absent(key, describe_failure(error)[1])
 
-    def _put(self, put: Put, frames: Frames) -> PutDone | Absent:
-        if not frames:
-            raise ProtocolError("a value came without any bytes")
-        if not self._keep(put, frames):
-            return Absent(put.key, "this worker has no scheduler at the moment")
-        return PutDone(put.key, sum(put.sizes))
-
     # ------------------------------------------------------------------------------------------ client.run
 
-    async def _call(self, frames: Frames) -> _Outcome:
+    async def _run_call(self, frames: Frames) -> _Outcome:
         """Call a function outside of the slots: `async def` under Trio, all else in a thread."""
         outcome = await self._in_thread(partial(_load_and_call, frames, self._worker))
         if not isinstance(outcome, _Coroutine):

@@ -18,12 +18,10 @@ from typing import Any, Final, NamedTuple
 import trio
 
 from trio_dask.protocol.messages import Run
+from trio_dask.protocol.wire_constants import MAX_SECEDED
 from trio_dask.worker.task_context import TaskContext
 
 __all__ = ["Rejoined", "Seceded", "Secession"]
-
-MOST: Final = 5000
-"""So many tasks of one worker may be outside of its slots: each is a thread."""
 
 NO_SLOT: Final = -1
 """Handed to those who want to rejoin when the slots are closed."""
@@ -104,8 +102,8 @@ class Secession:
             number = context.slot
             if number is None or self._closed:
                 return False
-            if len(self._outside) >= MOST:
-                raise RuntimeError(f"{MOST} tasks of this worker already wait outside its slots; no more are allowed")
+            if len(self._outside) >= MAX_SECEDED:
+                raise RuntimeError(f"{MAX_SECEDED} tasks of this worker have already seceded; no more are allowed")
             # In this order: whoever looks for a task without the lock finds it in one place or the other.
             self._outside[id(context)] = context
             context.slot = None

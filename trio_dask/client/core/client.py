@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from trio_dask.client.core.fetch_queue import Fetches, FetchKeys
 from trio_dask.client.core.key_state import OVER, Ended, Frames, KeyState, Reader, Waiter
@@ -28,8 +28,9 @@ from trio_dask.errors import KeyConflict, ProtocolError
 from trio_dask.ids import Key
 from trio_dask.protocol.messages import (
     Cancel,
-    Detach,
     Dropped,
+    FetchFailed,
+    FireAndForget,
     KeyFailed,
     KeyPending,
     KeyReady,
@@ -43,7 +44,6 @@ from trio_dask.protocol.messages import (
     Retry,
     Shutdown,
     Stuck,
-    Unreachable,
 )
 
 __all__ = ["ClientCore"]
@@ -156,7 +156,7 @@ class ClientCore:
     def detach(self, states: Iterable[KeyState]) -> None:
         """Let these finish, wanted or not."""
         keys = [state.key for state in states if self.states.get(state.key) is state]
-        self._outbox.put_keys(Detach, keys)
+        self._outbox.put_keys(FireAndForget, keys)
 
     def ask(self, what: str, arguments: Sequence[str], answer: Answer) -> None:
         """Put a question to the scheduler."""
@@ -222,33 +222,67 @@ class ClientCore:
         Raises `ProtocolError` for what a scheduler does not say to a client.
         """
         self.received += 1
-        kind = type(message)
-        if kind is KeyReady:
-            self._ready(message)  # type: ignore[arg-type]
-        elif isinstance(message, KeyFailed):
-            state = self._current(message.key)
-            if state is not None:
-                self._drop_inline(state)
-                state.failure, state.holders = message, ()
-                self._settle(state, "error")
-        elif isinstance(message, KeyPending):
-            state = self._current(message.key)
-            if state is not None and state.value is None:  # a value that is here is right whatever becomes of others
-                state.status, state.failure, state.holders, state.fetching = "pending", None, (), ""
-        elif isinstance(message, Dropped):
-            state = self._current(message.key)
-            if state is not None:
-                self._end(state, "lost" if message.reason == "lost" else "cancelled", message)
-        elif isinstance(message, Reply):
-            answer = self._answers.pop(message.request, None)
-            if answer is not None:
-                answer(message.payload, None)
-        elif isinstance(message, Stuck):
-            self.stuck.hear(message)
-        elif isinstance(message, Received):
-            self._stream.confirmed(message.number)
-        else:
-            raise ProtocolError(f"a scheduler does not send {kind.__name__} to a client")
+        handler = self.HANDLERS.get(type(message))
+        if handler is None:
+            raise ProtocolError(f"a scheduler does not send {type(message).__name__} to a client")
+        handler(self, message)
+
+    def _key_ready(self, message: KeyReady) -> None:
+        state = self.states.get(message[0])
+        if state is None or state.fence or state.status in OVER:
+            if message.value is None and (state is None or not state.fence):
+                # It may be wanted in our name all the same: a worker that returns tells again what was scattered.
+                self._outbox.release(message.key)
+            return
+        _, state.nbytes, state.type_name, value, state.holders = message
+        if value is not None:
+            self._keep_inline(state, value)
+        if state.status != "finished":
+            state.failure = None
+            self._settle(state, "finished")
+        if state.readers is not None:
+            if value is not None:
+                self._deliver(state, (value,))
+            elif state.fetching not in state.holders:  # nor is it fetched from anybody, perhaps
+                self._seek(state)
+
+    def _key_failed(self, message: KeyFailed) -> None:
+        state = self._current(message.key)
+        if state is not None:
+            self._drop_inline(state)
+            state.failure, state.holders = message, ()
+            self._settle(state, "error")
+
+    def _key_pending(self, message: KeyPending) -> None:
+        state = self._current(message.key)
+        if state is not None and state.value is None:  # a value that is here is right whatever becomes of others
+            state.status, state.failure, state.holders, state.fetching = "pending", None, (), ""
+
+    def _dropped(self, message: Dropped) -> None:
+        state = self._current(message.key)
+        if state is not None:
+            self._end(state, "lost" if message.reason == "lost" else "cancelled", message)
+
+    def _reply(self, message: Reply) -> None:
+        answer = self._answers.pop(message.request, None)
+        if answer is not None:
+            answer(message.payload, None)
+
+    def _stuck(self, message: Stuck) -> None:
+        self.stuck.hear(message)
+
+    def _received(self, message: Received) -> None:
+        self._stream.confirmed(message.number)
+
+    HANDLERS: ClassVar[Mapping[type[Any], Callable[[Any, Any], None]]] = {
+        KeyReady: _key_ready,
+        KeyFailed: _key_failed,
+        KeyPending: _key_pending,
+        Dropped: _dropped,
+        Reply: _reply,
+        Stuck: _stuck,
+        Received: _received,
+    }
 
     # ------------------------------------------------------------------------------------------ schedulers
 
@@ -322,7 +356,7 @@ class ClientCore:
         if is_silent:
             self._outbox.want(state.key)
         else:
-            self._outbox.put(Unreachable(state.key, address))
+            self._outbox.put(FetchFailed(state.key, address))
         # With another holder there is no need to wait for the scheduler's answer, which is a KeyReady or a KeyPending.
         state.holders = tuple(holder for holder in state.holders if holder != address)
         if state.holders:
@@ -372,25 +406,6 @@ class ClientCore:
             state.refs += 1
             found.append(state)
         return found
-
-    def _ready(self, message: KeyReady) -> None:
-        state = self.states.get(message[0])
-        if state is None or state.fence or state.status in OVER:
-            if message.value is None and (state is None or not state.fence):
-                # It may be wanted in our name all the same: a worker that returns tells again what was scattered.
-                self._outbox.release(message.key)
-            return
-        _, state.nbytes, state.type_name, value, state.holders = message
-        if value is not None:
-            self._keep_inline(state, value)
-        if state.status != "finished":
-            state.failure = None
-            self._settle(state, "finished")
-        if state.readers is not None:
-            if value is not None:
-                self._deliver(state, (value,))
-            elif state.fetching not in state.holders:  # nor is it fetched from anybody, perhaps
-                self._seek(state)
 
     def _current(self, key: Key) -> KeyState | None:
         """The state that a message about `key` is meant for, if any."""

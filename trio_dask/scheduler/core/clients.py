@@ -17,6 +17,7 @@ from typing import Final
 from trio_dask.errors import ProtocolError
 from trio_dask.ids import Incarnation, PeerId
 from trio_dask.protocol.messages import Blob, KeyReady, Message, Received, Submit
+from trio_dask.protocol.wire_constants import LONGEST_GRACE_S
 from trio_dask.scheduler.core.blobs import unreference
 from trio_dask.scheduler.core.state import Client, State
 from trio_dask.scheduler.core.task_transitions import sweep, unwant
@@ -33,8 +34,6 @@ __all__ = [
     "remove_client",
 ]
 
-LONGEST_GRACE_S: Final = 3600.0
-"""As long as a client asks for at most; what is kept for it meanwhile is bounded by `MAX_UNCONFIRMED`."""
 ARRIVAL_S: Final = 15.0
 """A client that was greeted has at least so long to receive the answer and begin its session."""
 CONFIRM_WEIGHT: Final = 16

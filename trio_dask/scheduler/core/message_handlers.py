@@ -1,13 +1,17 @@
-"""What each message does: one function a message, two tables by who may send it."""
+"""What each message does: one function for each, and a table for each kind of peer that sends messages.
+
+The tests compare the tables with `protocol.messages`: nothing is forgotten, and each handler takes the type of its row.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 from trio_dask.errors import ProtocolError
 from trio_dask.ids import PeerId
 from trio_dask.protocol import messages as m
+from trio_dask.protocol.wire_constants import MAX_SECEDED
 from trio_dask.scheduler.core import clients, reconnect, retirement, task_transitions, worker_membership
 from trio_dask.scheduler.core.blobs import forget_contents, receive
 from trio_dask.scheduler.core.placement import learn
@@ -31,9 +35,6 @@ from trio_dask.scheduler.core.stuck_tasks import look_again
 from trio_dask.scheduler.core.submission import submit
 
 __all__ = ["FROM_CLIENT", "FROM_NANNY", "FROM_WORKER"]
-
-MOST_OUTSIDE: Final = 10_000
-"""Most tasks of a worker that may wait outside of its slots."""
 
 # ------------------------------------------------------------------------------------------------- from workers
 
@@ -80,14 +81,14 @@ def _started(state: State, worker: Worker, message: m.Started) -> None:
             task.phase.started_at = state.now
 
 
-def _returned(state: State, worker: Worker, message: m.Returned) -> None:
+def _runs_returned(state: State, worker: Worker, message: m.RunsReturned) -> None:
     for run in message.runs:
         task = worker.processing.get(run)
         if task is not None:
             task_transitions.hand_back(state, task, f"handed back by {worker.info.name}")
 
 
-def _missing(state: State, worker: Worker, message: m.Missing) -> None:
+def _input_missing(state: State, worker: Worker, message: m.InputMissing) -> None:
     source = state.tasks.get(message.key)
     if source is not None:
         holder = state.addresses.get(message.address) if message.address else worker
@@ -112,7 +113,7 @@ def _replicas(state: State, worker: Worker, message: m.Replicas) -> None:
         state.send(worker.peer, m.Free(tuple(unknown)))
 
 
-def _stored(state: State, worker: Worker, message: m.Stored) -> None:
+def _scattered(state: State, worker: Worker, message: m.Scattered) -> None:
     client = state.incarnations.get(message.client)
     task = state.tasks.get(message.key)
     if task is None:
@@ -135,7 +136,7 @@ def _lost(state: State, worker: Worker, message: m.Lost) -> None:
 
 def _capacity(state: State, worker: Worker, message: m.Capacity) -> None:
     # More than its threads while tasks wait outside of its slots, where they count as processed all the same.
-    if not 0 <= message.slots <= worker.info.nthreads + MOST_OUTSIDE:
+    if not 0 <= message.slots <= worker.info.nthreads + MAX_SECEDED:
         raise ProtocolError(f"a worker of {worker.info.nthreads} threads reports {message.slots} slots")
     worker_membership.set_capacity(state, worker, message.slots)
 
@@ -212,7 +213,7 @@ def _retry(state: State, client: Client, message: m.Retry) -> None:
             task_transitions.announce(state, task, client.peer)
 
 
-def _detach(state: State, client: Client, message: m.Detach) -> None:
+def _fire_and_forget(state: State, client: Client, message: m.FireAndForget) -> None:
     for key in message.keys:
         task = state.tasks.get(key)
         if task is None or isinstance(task.phase, InMemory | Erred):
@@ -222,7 +223,7 @@ def _detach(state: State, client: Client, message: m.Detach) -> None:
             task_transitions.activate(state, task)
 
 
-def _unreachable(state: State, client: Client, message: m.Unreachable) -> None:
+def _fetch_failed(state: State, client: Client, message: m.FetchFailed) -> None:
     task = state.tasks.get(message.key)
     if task is None:
         state.send(client.peer, _unknown(message.key))
@@ -294,14 +295,6 @@ def _shutdown(state: State, client: Client, message: m.Shutdown) -> None:
     state.requests.append(Stop(reason))
 
 
-def _client_goodbye(state: State, client: Client, message: m.Goodbye) -> None:
-    clients.remove_client(state, client)
-
-
-def _worker_goodbye(state: State, worker: Worker, message: m.Goodbye) -> None:
-    worker_membership.bury(state, worker, message.reason, expected=True)
-
-
 def _drain(state: State, worker: Worker, message: m.Drain) -> None:
     retirement.begin_leaving(state, worker, message.reason)
     worker.leaving, worker.drains = message.reason, True  # though a client may have wanted to retire it before
@@ -314,35 +307,28 @@ def _forget_blobs(state: State, client: Client, message: m.ForgetBlobs) -> None:
 # ------------------------------------------------------------------------------------------------- from nannies
 
 
-def _obituary(state: State, nanny: PeerId, message: m.Obituary) -> None:
+def _worker_exited(state: State, nanny: PeerId, message: m.WorkerExited) -> None:
     reconnect.obituary(state, message)
 
 
-def _nanny_goodbye(state: State, nanny: PeerId, message: m.Goodbye) -> None:
-    reconnect.remove_nanny(state, nanny)
+# ------------------------------------------------------------------------------------------------- the tables
 
-
-_FromNanny: TypeAlias = Callable[[State, PeerId, Any], None]
-_FromWorker: TypeAlias = Callable[[State, Worker, Any], None]
-_FromClient: TypeAlias = Callable[[State, Client, Any], None]
-
-FROM_WORKER: Final[dict[type[Any], _FromWorker]] = {
+FROM_WORKER: Final[dict[type[Any], Callable[[State, Worker, Any], None]]] = {
     m.RunFinished: _run_finished,
     m.RunFailed: _run_failed,
     m.Started: _started,
-    m.Returned: _returned,
-    m.Missing: _missing,
+    m.RunsReturned: _runs_returned,
+    m.InputMissing: _input_missing,
     m.Replicas: _replicas,
-    m.Stored: _stored,
+    m.Scattered: _scattered,
     m.Lost: _lost,
     m.Capacity: _capacity,
     m.Heartbeat: _heartbeat,
     m.Inventory: reconnect.reconcile,
     m.Drain: _drain,
     m.NotAcquired: retirement.not_acquired,
-    m.Goodbye: _worker_goodbye,
 }
-FROM_CLIENT: Final[dict[type[Any], _FromClient]] = {
+FROM_CLIENT: Final[dict[type[Any], Callable[[State, Client, Any], None]]] = {
     m.Blob: receive,
     m.ForgetBlobs: _forget_blobs,
     m.Received: clients.confirm,
@@ -351,17 +337,15 @@ FROM_CLIENT: Final[dict[type[Any], _FromClient]] = {
     m.Release: _release,
     m.Cancel: _cancel,
     m.Retry: _retry,
-    m.Detach: _detach,
-    m.Unreachable: _unreachable,
+    m.FireAndForget: _fire_and_forget,
+    m.FetchFailed: _fetch_failed,
     m.Query: _query,
     m.Restart: _restart,
     m.RestartWorkers: _restart_workers,
     m.Retire: _retire,
     m.Shutdown: _shutdown,
-    m.Goodbye: _client_goodbye,
 }
-FROM_NANNY: Final[dict[type[Any], _FromNanny]] = {
-    m.Vouch: reconnect.vouch,
-    m.Obituary: _obituary,
-    m.Goodbye: _nanny_goodbye,
+FROM_NANNY: Final[dict[type[Any], Callable[[State, PeerId, Any], None]]] = {
+    m.WorkerAlive: reconnect.vouch,
+    m.WorkerExited: _worker_exited,
 }

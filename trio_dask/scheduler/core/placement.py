@@ -25,6 +25,7 @@ from typing import Final
 
 from trio_dask.ids import RunId, places_of
 from trio_dask.protocol.messages import Run
+from trio_dask.protocol.wire_constants import PRIORITY_BITS
 from trio_dask.scheduler.core.blobs import ship
 from trio_dask.scheduler.core.state import (
     MANY_QUEUES,
@@ -42,16 +43,13 @@ from trio_dask.scheduler.core.state import (
 from trio_dask.scheduler.core.stuck_tasks import note_arrivals
 from trio_dask.scheduler.core.task_transitions import CHAIN_FAN_IN, CHAIN_FAN_OUT, addresses_of, move
 
-__all__ = ["PRIORITY_BITS", "admit", "assign", "has_room", "learn", "place", "queue_for", "settle"]
+__all__ = ["admit", "assign", "has_room", "learn", "place", "queue_for", "settle"]
 
 UNKNOWN_S: Final = 0.5
 """Expected duration of a call of a function that has not run yet."""
 
 LEAST_S: Final = 10e-6
 """What even the shortest call costs a worker."""
-
-PRIORITY_BITS: Final = 48
-"""A task's priority is the user's (negated, so that less comes first) above this many bits of submission count."""
 
 SUBMISSION_MASK: Final = (1 << PRIORITY_BITS) - 1
 

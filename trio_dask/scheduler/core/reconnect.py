@@ -19,7 +19,7 @@ from typing import Final
 from trio_dask.config import counted
 from trio_dask.errors import ProtocolError
 from trio_dask.ids import Incarnation, Key, PeerId, RunId
-from trio_dask.protocol.messages import CancelRuns, Free, Inventory, Obituary, Vouch
+from trio_dask.protocol.messages import CancelRuns, Free, Inventory, WorkerAlive, WorkerExited
 from trio_dask.scheduler.core.retirement import forget_copies
 from trio_dask.scheduler.core.state import (
     ClosePeer,
@@ -233,7 +233,7 @@ def remove_nanny(state: State, peer: PeerId) -> None:
         del state.nanny_of[nanny.process]
 
 
-def vouch(state: State, peer: PeerId, message: Vouch) -> None:
+def vouch(state: State, peer: PeerId, message: WorkerAlive) -> None:
     """A worker process is alive, says its nanny."""
     _note_process(state, peer, message.process)
     worker = state.processes.get(message.process)
@@ -241,7 +241,7 @@ def vouch(state: State, peer: PeerId, message: Vouch) -> None:
         worker.heard_at = state.now
 
 
-def obituary(state: State, message: Obituary) -> None:
+def obituary(state: State, message: WorkerExited) -> None:
     """A worker process has ended, says its nanny, who knows why. So it does not come back."""
     worker = state.processes.get(message.process)
     if worker is None:

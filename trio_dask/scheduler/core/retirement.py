@@ -12,7 +12,7 @@ from heapq import heapify, heapreplace
 from typing import Final
 
 from trio_dask.ids import Key, PeerId, places_of
-from trio_dask.protocol.messages import Acquire, Leave, NotAcquired, Reply, Retire, Retract
+from trio_dask.protocol.messages import Acquire, Leave, NotAcquired, Reply, Retire, ReturnRuns
 from trio_dask.scheduler.core.state import InMemory, Processing, State, Task, Worker
 from trio_dask.scheduler.core.worker_membership import close_to_work, open_to_work
 
@@ -49,7 +49,7 @@ def begin_leaving(state: State, worker: Worker, reason: str) -> None:
         if isinstance(task.phase, Processing) and not task.phase.retracting and not task.phase.started
     ]
     if runs:
-        state.send(worker.peer, Retract(tuple(runs)))
+        state.send(worker.peer, ReturnRuns(tuple(runs)))
     state.leaving[worker] = None
     state.leaving_at = state.now
 

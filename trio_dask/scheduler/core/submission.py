@@ -10,8 +10,8 @@ from typing import Any, Final, cast
 from trio_dask.errors import ProtocolError
 from trio_dask.ids import Key
 from trio_dask.protocol.messages import KeyFailed, Submit
+from trio_dask.protocol.wire_constants import PRIORITY_BITS
 from trio_dask.scheduler.core.blobs import content_of
-from trio_dask.scheduler.core.placement import PRIORITY_BITS
 from trio_dask.scheduler.core.state import NO_TERMS, RELEASED, Client, Failure, State, Task, Terms
 from trio_dask.scheduler.core.stuck_tasks import look_again
 from trio_dask.scheduler.core.task_transitions import activate, announce, fail, want

@@ -10,7 +10,7 @@ from itertools import islice
 from typing import Final
 
 from trio_dask.ids import RunId
-from trio_dask.protocol.messages import Retract
+from trio_dask.protocol.messages import ReturnRuns
 from trio_dask.scheduler.core.placement import assign, has_room, settle
 from trio_dask.scheduler.core.state import InMemory, Processing, State, Task, Worker
 
@@ -79,7 +79,7 @@ def _from_queues(state: State, thief: Worker) -> bool:
         if wanted <= 0:
             break
     if runs:
-        state.send(victim.peer, Retract(tuple(runs)))
+        state.send(victim.peer, ReturnRuns(tuple(runs)))
     return bool(runs)
 
 

@@ -16,7 +16,7 @@ from collections.abc import Collection
 from typing import Final
 
 from trio_dask.ids import PeerId, RunId
-from trio_dask.protocol.messages import Reply, Retract
+from trio_dask.protocol.messages import Reply, ReturnRuns
 from trio_dask.scheduler.core.placement import admit, settle
 from trio_dask.scheduler.core.state import (
     DETACHED,
@@ -237,7 +237,7 @@ def _recall_readers(state: State, worker: Worker) -> None:
                 phase.retracting = True
                 runs.setdefault(phase.worker, []).append(phase.run)
     for reader, numbers in runs.items():
-        state.send(reader.peer, Retract(tuple(numbers)))
+        state.send(reader.peer, ReturnRuns(tuple(numbers)))
 
 
 def release_parked(state: State, worker: Worker) -> None:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from heapq import heappop, heappush
-from typing import Final
 
 from trio_dask.ids import RunId
 from trio_dask.protocol.messages import Run
+from trio_dask.protocol.wire_constants import PRIORITY_BITS
 
 __all__ = ["ReadyQueue"]
-
-CLASS_BITS: Final = 48
-"""Above so many bits of a rank stands the priority that the user gave, below it the order of submission."""
 
 
 class ReadyQueue:
@@ -87,7 +84,7 @@ class ReadyQueue:
             best = self._heap[0][0]
         except IndexError:
             best = rank
-        if best >> CLASS_BITS < rank >> CLASS_BITS:
+        if best >> PRIORITY_BITS < rank >> PRIORITY_BITS:
             return None
         claimed = self._followers.pop(leader.run, None)
         return None if claimed is None else claimed[1]
@@ -108,4 +105,4 @@ def _rank(run: Run) -> int:
     would make each `push` a tenth dearer.
     """
     given: int = run.extra.get("priority", 0)
-    return (given << CLASS_BITS) + run.priority
+    return (given << PRIORITY_BITS) + run.priority

@@ -12,7 +12,8 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 from trio_dask.ids import Key, RunId
-from trio_dask.protocol.messages import FromWorker, Inventory, NotAcquired, Run, RunFailed, Stored
+from trio_dask.protocol.messages import FromWorker, Inventory, NotAcquired, Run, RunFailed, Scattered
+from trio_dask.protocol.wire_constants import MAX_INVENTORY_BYTES, MAX_ITEMS
 from trio_dask.worker.core.held_keys import Held
 
 __all__ = ["Unconfirmed", "take_inventory"]
@@ -23,9 +24,8 @@ MAX_REMEMBERED_BYTES: Final = 16 * 2**20
 STORED_S: Final = 60.0
 """What was said longer ago has arrived, or the scheduler has given this worker up."""
 
-MAX_INVENTORY_BYTES: Final = 48 * 2**20
-ROW_BYTES: Final = 48
-"""A row of the inventory has fewer bytes besides its texts, a run too; and so rows stay below what a list may have."""
+ROW_BYTES: Final = MAX_INVENTORY_BYTES // MAX_ITEMS
+"""A row of the inventory has fewer bytes besides its texts, a run too; so there are fewer rows than a list may have."""
 
 
 class Unconfirmed:
@@ -34,7 +34,7 @@ class Unconfirmed:
     def __init__(self) -> None:
         self._failed: deque[RunFailed] = deque()
         self._failed_bytes = 0
-        self._stored: deque[tuple[float, Stored]] = deque(maxlen=MAX_REMEMBERED)
+        self._stored: deque[tuple[float, Scattered]] = deque(maxlen=MAX_REMEMBERED)
         self._not_acquired: dict[Key, None] = {}
 
     def failed(self, message: RunFailed) -> None:
@@ -44,7 +44,7 @@ class Unconfirmed:
         while len(self._failed) > MAX_REMEMBERED or self._failed_bytes > MAX_REMEMBERED_BYTES:
             self._failed_bytes -= _size(self._failed.popleft())
 
-    def stored(self, message: Stored, now: float) -> None:
+    def stored(self, message: Scattered, now: float) -> None:
         """This was said."""
         self._stored.append((now, message))
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Container, Iterable
 from typing import NamedTuple
 
 from trio_dask.ids import Key, RunId
-from trio_dask.protocol.messages import Missing, Run
+from trio_dask.protocol.messages import InputMissing, Run
 from trio_dask.worker.core.ready_queue import ReadyQueue
 
 __all__ = ["RunTable", "Waiting"]
@@ -99,13 +99,13 @@ class RunTable:
             self.remove(run)
         return unstarted
 
-    def forsake(self, lacking: Iterable[tuple[Key, str]]) -> list[Missing]:
+    def forsake(self, lacking: Iterable[tuple[Key, str]]) -> list[InputMissing]:
         """Hand back the runs that wait for these keys, those that wait for what they would have given, and so on.
 
         With each key stands the address from which it could not be had, or nothing if the run that computed it here is
         gone. A key that a peer is still asked for, or that another run computes, is not lacking.
         """
-        missing: list[Missing] = []
+        missing: list[InputMissing] = []
         queue = list(lacking)
         for key, address in queue:  # which grows on the way
             if key not in self.waiters or key in self.producers or key in self._sought:
@@ -114,7 +114,7 @@ class RunTable:
                 if self.claim(number):
                     run = self.waiting[number].run
                     self.remove(run)
-                    missing.append(Missing(number, key, address))
+                    missing.append(InputMissing(number, key, address))
                     queue.append((run.key, ""))
         return missing
 

@@ -11,7 +11,7 @@ longer wanted. A current run is in exactly one of three states:
     Run ──► waiting ──► ready ──► executing ──► RunFinished | RunFailed
                │          │           │
                │          │           └──► cancelled | RunFailed(timeout): its slot is *leaving*, later *overdue*
-               └──────────┴──► Returned | Missing | cancelled
+               └──────────┴──► RunsReturned | InputMissing | cancelled
 
 A slot whose run was stopped has `grace_s` to leave it; after that the scheduler hears that the worker has one slot
 less, and once more when the slot came back after all.
@@ -30,35 +30,12 @@ stale, also when a new scheduler counts its runs from one again, and a stale out
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar
 
 from trio_dask.errors import ProtocolError
 from trio_dask.ids import Digest, Key, RunId
-from trio_dask.protocol.messages import (
-    Acquire,
-    Blob,
-    CancelRuns,
-    Capacity,
-    Drain,
-    ForgetBlobs,
-    Free,
-    FromWorker,
-    Goodbye,
-    Leave,
-    Lost,
-    Missing,
-    NotAcquired,
-    Replicas,
-    Retract,
-    Returned,
-    Run,
-    RunFailed,
-    RunFinished,
-    SchedulerStops,
-    Started,
-    Stored,
-    ToWorker,
-)
+from trio_dask.protocol import messages as m
 from trio_dask.worker.core.blobs import BlobTable
 from trio_dask.worker.core.effects import (
     CancelFetch,
@@ -108,13 +85,13 @@ class WorkerCore:
         self._address: str | None = None  # None between sessions
         self._unconfirmed = Unconfirmed()
         self._replicas: dict[Key, None] = {}
-        self._outbox: list[FromWorker] = []
+        self._outbox: list[m.FromWorker] = []
         self._requests: list[Request] = []
 
     # ------------------------------------------------------------------------------------------ what others may read
 
     @property
-    def runs(self) -> Mapping[RunId, Run]:
+    def runs(self) -> Mapping[RunId, m.Run]:
         """Every current run, oldest first."""
         return self._runs
 
@@ -124,7 +101,7 @@ class WorkerCore:
         slots = 0 if self.paused else self.slots.capacity
         return slots + sum(map(self.is_current, self.slots.outside.values())) if slots else 0
 
-    def is_current(self, run: Run) -> bool:
+    def is_current(self, run: m.Run) -> bool:
         """Whether the outcome of this run is still wanted."""
         return self._runs.get(run.run) is run
 
@@ -139,7 +116,7 @@ class WorkerCore:
         if self.fetches.queues:
             self._requests.extend(self.fetches.launch())
         if self._replicas:
-            self._outbox.append(Replicas(tuple(self._replicas)))
+            self._outbox.append(m.Replicas(tuple(self._replicas)))
             self._replicas.clear()
         effects = Effects(self._outbox, self._requests, self.ready.offered)
         self._outbox, self._requests, self.ready.offered = [], [], 0
@@ -156,11 +133,11 @@ class WorkerCore:
         self._outbox.clear()
         self._replicas.clear()
         if returned or self.capacity != self.slots.slots:
-            self._outbox.append(Capacity(self.capacity))
+            self._outbox.append(m.Capacity(self.capacity))
         if returned:
             self._tell_all()
         if self.draining:
-            self._outbox.append(Drain(self.draining))
+            self._outbox.append(m.Drain(self.draining))
 
     def session_lost(self, now: float) -> None:
         """The link to the scheduler is gone. Everything is kept: the scheduler may take this worker back."""
@@ -186,7 +163,7 @@ class WorkerCore:
         # The scheduler sends functions anew to whoever has returned, so none of these is known to be needed again.
         self.blobs.fade_all(next(reversed(self._runs), RunId(-1)))
         if self.slots.announced:
-            self._outbox.append(Started(tuple(self.slots.announced)))
+            self._outbox.append(m.Started(tuple(self.slots.announced)))
         self._outbox += self._unconfirmed.tell(self.held)
         inventory, beyond = take_inventory(self.held, self._runs)
         self._free(beyond)
@@ -211,10 +188,10 @@ class WorkerCore:
         if not self.draining:
             self.draining = reason
             self._open_or_shut()
-            self._outbox.append(Drain(reason))
+            self._outbox.append(m.Drain(reason))
 
     def _capacity_changed(self) -> None:
-        self._outbox.append(Capacity(self.capacity))
+        self._outbox.append(m.Capacity(self.capacity))
         self._open_or_shut()
 
     def _open_or_shut(self) -> None:
@@ -223,42 +200,22 @@ class WorkerCore:
             return
         unstarted = self.table.withdraw_all()
         if unstarted:
-            self._outbox.append(Returned(tuple(run.run for run in unstarted)))
+            self._outbox.append(m.RunsReturned(tuple(run.run for run in unstarted)))
 
     # ------------------------------------------------------------------------------------------ from the scheduler
 
-    def handle(self, message: ToWorker, now: float) -> None:
+    def handle(self, message: m.ToWorker, now: float) -> None:
         """Take one message of the scheduler.
 
         Raises:
           ProtocolError: the scheduler said something that makes no sense; the session should end.
         """
-        match message:
-            case Run():
-                self._accept(message)
-            case Blob():
-                self.blobs.add(message)
-            case ForgetBlobs(digests):
-                self.blobs.fade(digests, next(reversed(self._runs), RunId(-1)))
-            case Free(keys):
-                self._incoming.forgo(keys)
-                self._free(keys)
-            case Retract(numbers):
-                self._retract(numbers)
-            case CancelRuns(numbers):
-                self._forsake([key for number in numbers if (key := self._cancel(number, now)) is not None])
-                # The scheduler has not heard of a result that crosses its cancellation, so it will not free it.
-                self._free([key for number in numbers if (key := self.held.results.get(number)) is not None])
-            case Acquire(keys):
-                self._acquire(keys)
-            case Leave(reason, restart):
-                self._requests.append(EndSession(reason, Then.RESTART if restart else Then.LEAVE))
-            case SchedulerStops():
-                self._requests.append(EndSession("the scheduler stopped", Then.SUCCESSOR))
-            case Goodbye(reason):
-                self._requests.append(EndSession(reason, Then.LEAVE))
+        handler = self.HANDLERS.get(type(message))
+        if handler is None:
+            raise ProtocolError(f"a scheduler does not send {type(message).__name__} to a worker")
+        handler(self, message, now)
 
-    def _accept(self, run: Run) -> None:
+    def _run(self, run: m.Run, now: float) -> None:
         number = run.run
         if number in self._runs:
             raise ProtocolError(f"run {number} was assigned twice")
@@ -267,7 +224,7 @@ class WorkerCore:
         if run.extra and not isinstance(run.extra.get("time_limit", 0), int | float):
             raise ProtocolError(f"run {number} has a time limit that is no number")
         if not self.is_open:
-            self._outbox.append(Returned((number,)))
+            self._outbox.append(m.RunsReturned((number,)))
             return
         if run.dependencies:
             missing = {key: holders for key, holders in run.dependencies if key not in self.held}
@@ -276,21 +233,27 @@ class WorkerCore:
                 return
         self.table.begin(run)
 
-    def _wait_for(self, run: Run, missing: Mapping[Key, tuple[str, ...]]) -> None:
+    def _wait_for(self, run: m.Run, missing: Mapping[Key, tuple[str, ...]]) -> None:
         """Have the run wait for these inputs, or hand it back, since one of them can never come."""
         remote = {key: [at for at in holders if at != self._address] for key, holders in missing.items()}
         for key, holders in remote.items():
             if not (holders or key in self.table.producers or key in self.fetches.sought):
-                self._outbox.append(Missing(run.run, key, missing[key][0] if missing[key] else ""))
+                self._outbox.append(m.InputMissing(run.run, key, missing[key][0] if missing[key] else ""))
                 return
         for key, holders in remote.items():
             if holders:
                 self.fetches.seek(key, holders)
         self.table.begin_waiting(run, missing)
 
-    def _acquire(self, rows: Iterable[tuple[Key, tuple[str, ...]]]) -> None:
+    def _blob(self, message: m.Blob, now: float) -> None:
+        self.blobs.add(message)
+
+    def _forget_blobs(self, message: m.ForgetBlobs, now: float) -> None:
+        self.blobs.fade(message.digests, next(reversed(self._runs), RunId(-1)))
+
+    def _acquire(self, message: m.Acquire, now: float) -> None:
         refused: list[Key] = []
-        for key, holders in rows:
+        for key, holders in message.keys:
             remote = [at for at in holders if at != self._address]
             if key in self.held:
                 self._replicas[key] = None
@@ -299,38 +262,65 @@ class WorkerCore:
             else:
                 self._incoming.acquire(key, remote)
         if refused:
-            self._outbox.append(NotAcquired(tuple(refused)))
+            self._outbox.append(m.NotAcquired(tuple(refused)))
+
+    def _free_keys(self, message: m.Free, now: float) -> None:
+        self._incoming.forgo(message.keys)
+        self._free(message.keys)
 
     def _free(self, keys: Iterable[Key]) -> None:
         freed = [key for key in keys if self.held.drop(key)]
         if freed:
             self._requests.append(FreeKeys(tuple(freed)))
 
-    def _retract(self, numbers: tuple[RunId, ...]) -> None:
+    def _return_runs(self, message: m.ReturnRuns, now: float) -> None:
         returned: list[RunId] = []
         keys: list[Key] = []
-        for number in numbers:
+        for number in message.runs:
             run = self._runs.get(number)
             if run is not None and self.table.withdraw(number):
                 self._remove(run)
                 returned.append(number)
                 keys.append(run.key)
         if returned:
-            self._outbox.append(Returned(tuple(returned)))
+            self._outbox.append(m.RunsReturned(tuple(returned)))
         self._forsake(keys)
+
+    def _cancel_runs(self, message: m.CancelRuns, now: float) -> None:
+        self._forsake([key for number in message.runs if (key := self._cancel(number, now)) is not None])
+        # The scheduler has not heard of a result that crosses its cancellation, so it will not free it.
+        self._free([key for number in message.runs if (key := self.held.results.get(number)) is not None])
+
+    def _leave(self, message: m.Leave, now: float) -> None:
+        self._requests.append(EndSession(message.reason, Then.RESTART if message.restart else Then.LEAVE))
+
+    def _scheduler_stops(self, message: m.SchedulerStops, now: float) -> None:
+        self._requests.append(EndSession("the scheduler stopped", Then.SUCCESSOR))
+
+    HANDLERS: ClassVar[Mapping[type[Any], Callable[[Any, Any, float], None]]] = {
+        m.Run: _run,
+        m.Blob: _blob,
+        m.ForgetBlobs: _forget_blobs,
+        m.Free: _free_keys,
+        m.Acquire: _acquire,
+        m.ReturnRuns: _return_runs,
+        m.CancelRuns: _cancel_runs,
+        m.Leave: _leave,
+        m.SchedulerStops: _scheduler_stops,
+    }
 
     # ------------------------------------------------------------------------------------------ from the slots
 
-    def started(self, runs: Iterable[Run], now: float) -> None:
+    def started(self, runs: Iterable[m.Run], now: float) -> None:
         """Slots have taken these runs: ones that are to be announced, or have a time limit, or have run for long.
 
         Where `announce` asks for it, the slot waits until the messages of this batch have left.
         """
         fresh = [run.run for run in runs if self.is_current(run) and self.slots.begin(run, now)]
         if fresh:
-            self._outbox.append(Started(tuple(fresh)))
+            self._outbox.append(m.Started(tuple(fresh)))
 
-    def finished(self, run: Run, nbytes: int, type_name: str, value: bytes | None, duration_s: float) -> bool:
+    def finished(self, run: m.Run, nbytes: int, type_name: str, value: bytes | None, duration_s: float) -> bool:
         """A run gave a result. True if it is kept; then the value must have been stored before this call."""
         number = run.run
         if self._runs.get(number) is not run:
@@ -338,44 +328,44 @@ class WorkerCore:
             return False
         self._remove(run)
         self.held.add(run.key, nbytes, number, type_name)
-        self._outbox.append(RunFinished(number, nbytes, type_name, duration_s, value))
+        self._outbox.append(m.RunFinished(number, nbytes, type_name, duration_s, value))
         if run.key in self._waiters or run.key in self.acquiring:
             self._came(run.key)
         return True
 
-    def failed(self, run: Run, error: bytes | None, text: str, duration_s: float) -> None:
+    def failed(self, run: m.Run, error: bytes | None, text: str, duration_s: float) -> None:
         """A run raised, or its result is not fit to be kept."""
         if self.is_current(run):
-            self._say_failed(RunFailed(run.run, "exception", error, text, duration_s))
+            self._say_failed(m.RunFailed(run.run, "exception", error, text, duration_s))
             self._remove(run)
             self._forsake([run.key])
         else:
             self._slot_returned(run)
 
-    def declined(self, run: Run) -> None:
+    def declined(self, run: m.Run) -> None:
         """A slot has taken this run and will not begin it, for it has done all that it was to do."""
         if self.is_current(run):
-            self._outbox.append(Returned((run.run,)))
+            self._outbox.append(m.RunsReturned((run.run,)))
             self._remove(run)
             self._forsake([run.key])
         else:
             self._slot_returned(run)
 
-    def input_gone(self, run: Run, key: Key) -> None:
+    def input_gone(self, run: m.Run, key: Key) -> None:
         """A slot has taken this run, and found that an input is not here any more."""
         if self.is_current(run):
-            self._outbox.append(Missing(run.run, key, ""))
+            self._outbox.append(m.InputMissing(run.run, key, ""))
             self._remove(run)
             self._forsake([run.key])
         else:
             self._slot_returned(run)
 
-    def seceded(self, run: Run) -> None:
+    def seceded(self, run: m.Run) -> None:
         """A run has given its slot back and goes on outside of the slots: another one can execute in its place."""
         self.slots.seceded(run)
         self._capacity_changed()
 
-    def rejoined(self, run: Run) -> None:
+    def rejoined(self, run: m.Run) -> None:
         """A run that was outside of the slots has one again, or has ended."""
         self.slots.rejoined(run)
         self._capacity_changed()
@@ -386,7 +376,7 @@ class WorkerCore:
             run = self._runs[number]
             limit = float(run.extra["time_limit"])
             text = f"{run.key} ran longer than its time limit of {limit:g} s"
-            self._say_failed(RunFailed(number, "timeout", None, text, limit))
+            self._say_failed(m.RunFailed(number, "timeout", None, text, limit))
             self._cancel(number, now)
             self._forsake([run.key])
         if self.slots.give_up(now):
@@ -425,7 +415,7 @@ class WorkerCore:
         if self._address is None:
             return False
         self.held.add(key, nbytes, None, type_name)
-        message = Stored(key, nbytes, type_name, client)
+        message = m.Scattered(key, nbytes, type_name, client)
         self._outbox.append(message)
         self._unconfirmed.stored(message, now)
         if key in self._waiters or key in self.acquiring:
@@ -439,7 +429,7 @@ class WorkerCore:
         lost = tuple(key for key in keys if key in self.held)
         if lost:
             self._free(lost)
-            self._outbox.append(Lost(lost))
+            self._outbox.append(m.Lost(lost))
 
     # ------------------------------------------------------------------------------------------ steps
 
@@ -449,11 +439,11 @@ class WorkerCore:
             self._replicas[key] = None
         self.table.supply(key)
 
-    def _say_failed(self, message: RunFailed) -> None:
+    def _say_failed(self, message: m.RunFailed) -> None:
         self._outbox.append(message)
         self._unconfirmed.failed(message)
 
-    def _remove(self, run: Run) -> None:
+    def _remove(self, run: m.Run) -> None:
         """Take a run out of every table. A slot that has taken it keeps it."""
         self.table.remove(run)
         if self.slots.announced:
@@ -475,7 +465,7 @@ class WorkerCore:
                 self._capacity_changed()
         return run.key
 
-    def _slot_returned(self, run: Run) -> None:
+    def _slot_returned(self, run: m.Run) -> None:
         """A run that is not current has left its slot."""
         if self.slots.came_back(run):
             self._capacity_changed()
@@ -484,10 +474,10 @@ class WorkerCore:
         """No peer could give these keys."""
         missed = self._incoming.missed(given_up)
         if missed:
-            self._outbox.append(NotAcquired(missed))
+            self._outbox.append(m.NotAcquired(missed))
         forsaken = self.table.forsake(given_up)
         if hand_back and forsaken:
-            self._outbox.append(Returned(tuple(missing.run for missing in forsaken)))
+            self._outbox.append(m.RunsReturned(tuple(missing.run for missing in forsaken)))
         else:
             self._outbox += forsaken
 

@@ -1,0 +1,46 @@
+"""Numbers on which both ends of a connection rely; what only one end needs stands where that end uses it."""
+
+from __future__ import annotations
+
+from typing import Final
+
+__all__ = [
+    "DIGEST_BYTES",
+    "LONGEST_GRACE_S",
+    "MAX_CONTROL_FRAME",
+    "MAX_DEPTH",
+    "MAX_INVENTORY_BYTES",
+    "MAX_ITEMS",
+    "MAX_SECEDED",
+    "PRIORITY_BITS",
+    "PROTOCOL_VERSION",
+]
+
+PROTOCOL_VERSION: Final = 1
+"""The version of everything that follows the hello; peers with different ones refuse each other."""
+
+MAX_CONTROL_FRAME: Final = 64 * 2**20
+"""The longest payload of a frame between scheduler, workers and clients; a receiver refuses a longer one."""
+
+MAX_ITEMS: Final = 2**20
+"""The longest array or map inside a message. The sender cuts a message that is one longer list into several."""
+
+MAX_DEPTH: Final = 32
+"""The greatest nesting of plain values, in messages and in the details of a hello."""
+
+MAX_INVENTORY_BYTES: Final = MAX_CONTROL_FRAME * 3 // 4
+"""The longest `Inventory` of a worker that comes back: it is one message, and has to fit into a frame."""
+
+DIGEST_BYTES: Final = 16
+"""The length of a digest; one end writes digests into calls, the other reads them from there."""
+
+PRIORITY_BITS: Final = 48
+"""Scheduler and workers order runs by one number: the user's priority stands above this many bits, the order of
+submission below them."""
+
+MAX_SECEDED: Final = 5000
+"""A worker lets at most this many tasks secede, since each is a thread; the scheduler believes no more slots than that
+beyond the worker's threads."""
+
+LONGEST_GRACE_S: Final = 3600.0
+"""A client asks the scheduler for at most this grace, and the scheduler grants no more."""
