@@ -3,16 +3,16 @@
     send_nowait -> outbox -> flush_nowait -> one system call -> the peer           while the socket takes everything
                                   `-> backlog -> the writer task -> the peer       once it does not
 
-Whoever handles a batch appends what it has to say and flushes once; that is all there is between a message and its
-system call. What the socket does not take waits in the backlog for the writer, and what is flushed meanwhile gathers
-there and leaves as large frames. The writer alone continues a frame that was begun, and its scope ends only with the
-connection, whatever is cancelled around it: half a frame would wedge the stream silently.
+A handler of a batch appends its answers and flushes once; nothing else lies between a message and its system call.
+What the socket does not take waits in the backlog for the writer; what is flushed meanwhile gathers there and leaves as
+large frames. Only the writer continues a frame that was begun, and its scope ends only with the connection, whatever is
+cancelled around it: half a frame would wedge the stream silently.
 
-Where the transport allows it, other threads may send as well: what a thread asks for then costs no thread a waking. A
-lock keeps frames whole; no waiting task is touched but in the connection's own loop.
+Where the transport allows it, other threads may send as well, which wakes no thread. A lock keeps frames whole; only
+the connection's own loop touches waiting tasks.
 
-The watch task says `PING` when this side has said nothing for a while, and gives the peer up when nothing has come from
-it for longer than it may be silent.
+This moves bytes. What they mean, what is due when, and how the connection ends is decided by `protocol.link.Link`; the
+watch task does what it says.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ __all__ = ["Batches", "Connection"]
 
 
 class Batches:
-    """Iterates over what a peer sends. Unlike a generator it may be left at any point without being closed."""
+    """Iterates over what a peer sends. Unlike a generator, it need not be closed."""
 
     __slots__ = ("_next",)
 
@@ -88,8 +88,8 @@ class Connection:
         self._thread = threading.get_ident()
         self._token = trio.lowlevel.current_trio_token()
         self._clock = trio.lowlevel.current_clock()
-        # Held by whoever changes the outbox or the backlog, or begins a frame. Reentrant, since to begin a frame may be
-        # to find that nothing can be sent any more.
+        # Held while the outbox or the backlog changes, or a frame is begun. Reentrant, since beginning a frame may show
+        # that nothing can be sent any more.
         self._sending = threading.RLock()
         self._outbox: list[Message] = []
         self._backlog = Backlog()
@@ -165,7 +165,7 @@ class Connection:
     def flush_nowait(self) -> None:
         """Send everything in the outbox, as far as the socket takes it; the writer sends the rest. Never blocks.
 
-        That the peer is gone is no error here: what is sent to it is dropped, and `batches` tells. Raises
+        A peer that is gone is no error here: what is sent to it is dropped, and `batches` tells. Raises
         `SerializationError` for messages that cannot be sent at all, after sending the others; only a bug on this side
         can cause that.
         """
@@ -192,7 +192,7 @@ class Connection:
     async def wait_backlog(self, at_most: int = 0) -> None:
         """Wait until no more than `at_most` bytes of what was flushed wait here, or the peer is gone.
 
-        For senders of much: they would otherwise hold in memory what the network has not yet taken.
+        For bulk senders, which would otherwise hold in memory what the network has not taken yet.
         """
         await trio.lowlevel.checkpoint()
         while self._backlog.size > at_most:
@@ -395,7 +395,7 @@ class Connection:
                 nursery.start_soon(self._watch)
 
     async def _watch(self) -> None:
-        """Speak up before the peer gives us up, and give it up when it is silent."""
+        """Do what is due: say that we are alive, or give the peer up."""
         link = self._link
         while True:
             await trio.sleep_until(link.next_deadline())

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 __all__ = ["DataChannel"]
 
 Room = Callable[[int], AbstractAsyncContextManager[None]]
-"""Waits until so many bytes can come in, and holds the place for them."""
+"""Waits until there is room for this many bytes, and reserves it."""
 
 _PIECE = 4 * 2**20
 """What one call sends at most. Over TLS a larger piece would stall the event loop while it is encrypted."""
@@ -58,8 +58,8 @@ _LARGE_BYTES = 4 * 2**20
 class DataChannel:
     """A connection for values. Whoever made it closes it, with `aclose` or `async with`.
 
-    After a `send` or `receive` that did not succeed, by cancellation or otherwise, the channel is closed: nobody could
-    tell where on the stream it stands.
+    A `send` or `receive` that fails, by cancellation or otherwise, closes the channel: its position on the stream is
+    unknown then.
     """
 
     def __init__(
@@ -318,10 +318,10 @@ def _pieces(frame: bytes, views: list[memoryview]) -> Iterator[Bytes]:
 
 
 def _allocate(size: int) -> memoryview:
-    """Writeable memory for one buffer; of what it holds before it was filled nothing may be shown.
+    """Writeable memory for one buffer; nobody may see what it holds before it was filled.
 
-    The first touch of fresh memory costs more than to receive into it. So large buffers come from what was let go
-    shortly before, or else as huge pages where there are such.
+    The first touch of fresh memory costs more than receiving into it. So large buffers reuse memory that was released
+    shortly before, or else are huge pages where there are such.
     """
     if size < _LARGE_BYTES or not hasattr(mmap, "MADV_HUGEPAGE"):
         return memoryview(bytearray(size))
