@@ -134,9 +134,12 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     home = _HOMES.get(name)
     if home is None:
-        from trio_dask.unsupported_names import MODULE, missing  # not `from trio_dask`, which would ask here again
+        from trio_dask.unsupported_names import (
+            MODULE,
+            unsupported_error,
+        )  # not `from trio_dask`, which would ask here again
 
-        raise missing(f"module {__name__!r}", name, MODULE)
+        raise unsupported_error(f"module {__name__!r}", name, MODULE)
     value = globals()[name] = getattr(import_module(f"trio_dask.{home}"), name)
     return value
 

@@ -1,7 +1,7 @@
-"""What a batch system grants to this process, from the variables that it sets: Slurm, Grid Engine, PBS.
+"""Processors and memory that a batch system grants to this process: Slurm, Grid Engine, PBS.
 
-Each amount names the variable that it comes from. Where a system binds its tasks to processors, or puts them into
-control groups, `host_limits` finds those limits too, and the least counts.
+Each amount names the environment variable that it comes from. Where a system binds its tasks to processors, or puts
+them into control groups, `host_limits` finds those limits too, and the smallest counts.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ TASKS = "SLURM_STEP_TASKS_PER_NODE"
 
 
 class Amount(NamedTuple):
-    """How much there is, and what set that limit."""
+    """An amount of processors or bytes, and what limits it."""
 
     number: int
     source: str
@@ -36,8 +36,8 @@ def cpus(environment: Mapping[str, str]) -> Iterator[Amount]:
 def memory(environment: Mapping[str, str], available_bytes: int) -> Iterator[Amount]:
     """Memory that a batch system grants to this process, in bytes.
 
-    A bare `srun --mem-per-cpu` tells its tasks nothing about memory. What is available by other limits is then that of
-    the job on this node, since Slurm sets those for all its tasks together.
+    A bare `srun --mem-per-cpu` tells its tasks nothing about memory. The tasks of the job on this node then share what
+    the other limits leave, since Slurm sets those for all of them together.
     """
     tasks = _slurm_tasks(environment)
     amounts = [amount._replace(number=amount.number * MIB) for amount in _slurm_memory(environment)]
@@ -55,7 +55,7 @@ def _slurm_cpus(environment: Mapping[str, str]) -> Iterator[Amount]:
 
 
 def _slurm_memory(environment: Mapping[str, str]) -> Iterator[Amount]:
-    """In MiB; a job has either a limit for the node or one for each processor. 0 means all of the node."""
+    """In MiB. A job has a limit for the node or one for each processor; 0 means all of the node."""
     tasks = max(1, _slurm_tasks(environment))
     for amount in _amount(environment, "SLURM_MEM_PER_NODE"):
         yield amount._replace(number=max(1, amount.number // tasks))
@@ -91,7 +91,7 @@ def _of_node(environment: Mapping[str, str], name: str) -> Iterator[Amount]:
 
 
 def _grid_engine_cpus(environment: Mapping[str, str]) -> Iterator[Amount]:
-    """NSLOTS counts the slots on all hosts of a job; where there are several, PE_HOSTFILE has those of this one."""
+    """NSLOTS counts the slots on all hosts of a job; if there are several hosts, PE_HOSTFILE has those of this one."""
     if "JOB_ID" not in environment:
         return
     if environment.get("NHOSTS", "1") == "1":

@@ -1,6 +1,6 @@
-"""What this process may use of its machine: processors and memory, as kernel, control groups and batch systems grant.
+"""Processors and memory that this process may use, as kernel, control groups and batch system allow.
 
-`root` is the place of `/proc` and `/sys`, and `environment` that of a batch system's variables; tests give their own.
+`/proc` and `/sys` are below `root`, and `environment` has the variables of a batch system; tests give their own.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ def memory_bytes(root: Path = ROOT) -> int:
 
 
 def cpus(root: Path = ROOT, environment: Mapping[str, str] = os.environ) -> Amount:
-    """Processors that this process can keep busy: its affinity, cut to the quotas of control groups and batch system.
+    """Processors that this process can keep busy: its affinity, within the quotas of control groups and batch system.
 
-    Of equal limits the first counts: the machine's own number before what merely repeats it.
+    Of equal limits the first is named: the machine's own number before one that merely repeats it.
     """
     machine = os.cpu_count() or 1
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else machine
@@ -43,7 +43,7 @@ def cpus(root: Path = ROOT, environment: Mapping[str, str] = os.environ) -> Amou
 
 
 def memory(root: Path = ROOT, environment: Mapping[str, str] = os.environ) -> Amount:
-    """Memory that this process can use: the machine's, cut to limits of control groups, its own, its batch system's."""
+    """Memory that this process can use: the machine's, within the limits of control groups, process, batch system."""
     amounts = [Amount(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "machine")]
     amounts += [Amount(limit, "cgroup") for limit in _memory_limits(root)]
     amounts += [Amount(limit, "rlimit") for limit in _own_limits()]
@@ -53,7 +53,7 @@ def memory(root: Path = ROOT, environment: Mapping[str, str] = os.environ) -> Am
 
 
 def repeated_bytes(pid: int | None = None, root: Path = ROOT) -> int:
-    """How much of the resident memory of a process (default: this one) is there only since it is counted repeatedly.
+    """How much of a process's resident memory (default: this one's) is counted more than once.
 
     The kernel counts a page of shared memory for each map of it. 0 if it does not tell.
     """
@@ -73,7 +73,7 @@ def _amount_in(path: Path, label: str) -> int | None:
 
 
 def oom_kills(root: Path = ROOT) -> int | None:
-    """How many processes of our control group the kernel has killed for want of memory; None if it does not tell."""
+    """How many processes of our control group the kernel has killed to free memory; None if it does not tell."""
     for group in _groups(root, "memory"):
         for name in ("memory.events", "memory.oom_control"):
             for line in _read(group / name).splitlines():

@@ -1,8 +1,8 @@
-"""What `dask.distributed` has and trio_dask has not, by name, each with the reason or with what to use instead.
+"""The names that `dask.distributed` has and trio_dask does not, each with the reason or with what to use instead.
 
-Whoever asks for such a name gets an `AttributeError` with that sentence; `hasattr` is False as for any other name that
-does not exist. `docs/coming-from-distributed.md` has the same sentences, and a test holds them against each other, and
-against the names of a released version of distributed.
+Reading such a name raises an `AttributeError` with that sentence; `hasattr` is False, as for any other name that does
+not exist. `docs/coming-from-distributed.md` has the same sentences. A test compares them, and the names with those of a
+released version of distributed.
 """
 
 from __future__ import annotations
@@ -10,7 +10,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final, NoReturn
 
-__all__ = ["AS_COMPLETED", "CLIENT", "FUTURE", "LOCAL_CLUSTER", "MODULE", "PAGE", "Absent", "missing"]
+__all__ = [
+    "AS_COMPLETED",
+    "CLIENT",
+    "FUTURE",
+    "LOCAL_CLUSTER",
+    "MODULE",
+    "PAGE",
+    "UnsupportedName",
+    "unsupported_error",
+]
 
 PAGE: Final = "docs/coming-from-distributed.md"
 
@@ -59,18 +68,18 @@ MODULE: Final[Mapping[str, str]] = {
     "Variable": NO_COORDINATION,
     "Worker": "there is no class for a worker; start one with dask-worker or LocalCluster; tasks have get_worker()",
     "WorkerPlugin": NO_PLUGINS,
-    "config": "there is no configuration file; options and arguments say everything",
+    "config": "there is no configuration file; give options and arguments",
     "connect": INTERNAL,
     "dask": INTERNAL,
     "get_task_metadata": NO_METADATA,
     "get_task_stream": NO_DASHBOARD,
     "local_client": "use worker_client",
     "performance_report": NO_DASHBOARD,
-    "print": "what tasks print appears where their worker prints",
+    "print": "the output of a task appears where its worker prints",
     "progress": "there is no progress bar yet; use as_completed",
     "span": "spans are not there yet",
     "sync": NO_ASYNCIO,
-    "warn": "what tasks warn of appears where their worker prints",
+    "warn": "the warnings of a task appear where its worker prints",
     "widgets": NO_DASHBOARD,
 }
 
@@ -78,7 +87,7 @@ CLIENT: Final[Mapping[str, str]] = {
     "amm": NO_REPLICAS,
     "asynchronous": "Client blocks, and AsyncClient does not",
     "benchmark_hardware": NO_DASHBOARD,
-    "call_stack": "call stacks of tasks cannot be asked for yet",
+    "call_stack": "call stacks of tasks are not available yet",
     "compute": NO_DASK,
     "dashboard_link": NO_DASHBOARD,
     "dump_cluster_state": "use story(), scheduler_info() or trio-dask status --json",
@@ -143,18 +152,18 @@ LOCAL_CLUSTER: Final[Mapping[str, str]] = {
 }
 
 
-def missing(owner: str, name: str, reasons: Mapping[str, str]) -> AttributeError:
-    """The error for a name that `owner` has not, to be raised: with a sentence, where distributed has such a name."""
+def unsupported_error(owner: str, name: str, reasons: Mapping[str, str]) -> AttributeError:
+    """The error to raise for a name that `owner` does not have; it gives the reason if distributed has the name."""
     reason = reasons.get(name)
     if reason is None:
         return AttributeError(f"{owner} has no attribute {name!r}")
     return AttributeError(f"{owner} has no attribute {name!r}, which distributed has: {reason} (see {PAGE})")
 
 
-class Absent:
-    """An attribute that distributed has, and the class with this one does not.
+class UnsupportedName:
+    """A descriptor for an attribute that distributed has and this class does not.
 
-    For classes whose attributes are read for each task: a `__getattr__` would have every one of them take longer.
+    For classes whose attributes are read for each task: a `__getattr__` would slow down every one of them.
     """
 
     def __init__(self, reasons: Mapping[str, str]) -> None:
@@ -165,4 +174,4 @@ class Absent:
         self._name = name
 
     def __get__(self, instance: object, owner: type) -> NoReturn:
-        raise missing(owner.__name__, self._name, self._reasons)
+        raise unsupported_error(owner.__name__, self._name, self._reasons)

@@ -189,10 +189,30 @@ def test_reserved_packages_are_free_at_home(package):
     assert rules.trespassing(root) == []
 
 
-def test_a_file_of_more_than_500_lines_is_found(package):
+@pytest.mark.parametrize(
+    "late", ["from trio_dask.comm import tcp", "def f():\n    import trio_dask.comm.tcp", "from . import tcp"]
+)
+def test_a_circle_of_imports_is_found_whole(package, late):
+    root = package(comm__tcp="from .frames import f", comm__frames="import trio_dask.comm.link", comm__link=late)
+    circle = [f"{rules.PACKAGE}.comm.{name}" for name in ("frames", "link", "tcp")]
+    assert rules.circles(root) == [f"circle: {', '.join(circle)}"]
+    assert rules.circles(root, frozenset(circle)) == []
+    assert len(rules.circles(root, frozenset(circle[1:]))) == 1
+
+
+def test_an_import_for_type_checkers_closes_no_circle(package):
+    typing_only = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from . import tcp"
+    root = package(comm__tcp="from . import frames", comm__frames="from . import link", comm__link=typing_only)
+    assert rules.circles(root) == []
+
+
+def test_a_file_of_more_than_500_lines_says_why(package):
     assert rules.oversized(package(config="\n" * 500)) == []
-    assert len(rules.oversized(package(config="\n" * 501))) == 1
-    assert rules.oversized(package(config='"""This file is long because ..."""' + "\n" * 501)) == []
+    (breach,) = rules.oversized(package(config='"""Settings."""' + "\n" * 501))
+    assert breach.startswith("config.py has 501 lines")
+    reason = '"""Settings.\n\nThis file is long\nbecause its classes share a lock.\n"""'
+    assert rules.oversized(package(config=reason + "\n" * 501)) == []
+    assert rules.oversized(package(config='"""This file is long because"""' + "\n" * 501)) != []
 
 
 @pytest.mark.parametrize("caught", ["", " Exception", " BaseException as error", " (OSError, Exception)"])

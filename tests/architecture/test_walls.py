@@ -13,6 +13,7 @@ from tests.architecture import rules
     [
         rules.unplaced,
         rules.climbing,
+        rules.circles,
         rules.unused_permissions,
         rules.worldly_cores,
         rules.impure,

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from trio_dask import __main__
-from trio_dask.cli import demo, scheduler, worker
+from trio_dask.cli import command, demo, scheduler, worker
 from trio_dask.config import NannySettings
 from trio_dask.deploy.program_runner import ExitStatus
 from trio_dask.host_limits import Amount
@@ -22,9 +22,8 @@ def started(monkeypatch):
         services.append((label, service, options))
         return ExitStatus.STOPPED
 
-    for module in (scheduler, worker, demo):
-        monkeypatch.setattr(module, "run_program", run_program)
-        monkeypatch.setattr(module, "raise_file_limit", lambda: None, raising=False)
+    monkeypatch.setattr(command, "run_program", run_program)
+    monkeypatch.setattr(command, "raise_file_limit", lambda: None)
     # The signal handlers of the test run stay as they are.
     monkeypatch.setattr("trio_dask.deploy.program_runner.Stopper.install", lambda self: None)
     monkeypatch.delenv("DASK_SCHEDULER_ADDRESS", raising=False)
@@ -46,7 +45,7 @@ SCHEDULER = [
     (["--idle-timeout", "soon"], "--idle-timeout: 'soon' is not a length of time"),
     (["--reconnect-grace", "-1"], "--reconnect-grace: '-1' is not a length of time"),
     (["--worker-ttl", ""], "--worker-ttl: '' is not a length of time"),
-    (["--allowed-failures", "-1"], "--allowed-failures: '-1' is not a number; give 1 or more"),
+    (["--allowed-failures", "-1"], "--allowed-failures: '-1' is not a number; give 0 or more"),
     (["--protocol", "tls"], "--protocol"),
     (["--tls-cert", "f"], "--tls-cert is not supported yet"),
     (["--no-such-option"], "--no-such-option"),
@@ -259,7 +258,7 @@ def test_the_options_of_a_worker(started, tmp_path, machine):
     assert (found.max_spill_bytes, found.local_directory, found.reconnect) == (10**9, "/scratch", False)
     assert (nanny.port_range, nanny.memory_terminate) == ((9101, 9101), None)
     assert (nanny.max_restarts, nanny.restart_window_s) == (0, 120)
-    assert (nanny.first_backoff_s, nanny.max_backoff_s, nanny.start_timeout_s) == (1, 2, float("inf"))
+    assert (nanny.backoff_s, nanny.start_timeout_s) == ((1, 2), float("inf"))
     assert (nanny.lifetime_restart, nanny.lifetime_stagger_s) == (True, 300)
     assert nanny.environment == {"A": "1", "B": "x=y"}
     assert (nanny.preload, nanny.preload_argv) == (("a.b", "c.py"), ("d", "e"))
@@ -371,11 +370,11 @@ def test_the_version(main, started, capsys):
     assert capsys.readouterr().out.startswith("trio_dask ")
 
 
-@pytest.mark.parametrize(("command", "label"), [("scheduler", "scheduler"), ("worker", "worker"), ("demo", "demo")])
-def test_commands_by_their_short_names(command, label, started, capsys):
-    arguments = ["h:1"] if command == "worker" else []
-    assert __main__.main([command, *arguments]) == 0
-    assert started[0][0].endswith(label)
+@pytest.mark.parametrize("name", ["scheduler", "worker", "demo"])
+def test_commands_by_their_short_names(name, started, capsys):
+    arguments = ["h:1"] if name == "worker" else []
+    assert __main__.main([name, *arguments]) == 0
+    assert started[0][0].endswith(name)
 
 
 def test_an_unknown_command_is_wrong_usage(capsys):

@@ -71,9 +71,9 @@ def test_a_process_that_does_not_end_by_itself_is_ended_with_all_it_has_started(
 def test_a_process_that_has_got_another_chance_or_is_past_the_block_goes_on():
     done, _ = run(
         "import math, time\n"
-        "from trio_dask.deploy import ends\n"
-        "ends.LATE_S = 0.05\n"
-        "with ends.LastResort() as resort:\n"
+        "from trio_dask.deploy import process_tree\n"
+        "process_tree.LATE_S = 0.05\n"
+        "with process_tree.LastResort() as resort:\n"
         "    resort.expect(0.01, 3, 'no')\n"
         "    resort.expect(math.inf, 3, 'no')\n"
         "    time.sleep(0.2)\n"
@@ -100,8 +100,8 @@ def test_a_process_that_is_ended_leaves_no_file_behind(tmp_path, end, status):
         "import signal, time\n"
         "from trio_dask.deploy.process_tree import LastResort\n"
         "from trio_dask.deploy.program_runner import Stopper\n"
-        "from trio_dask.scheduler_file import present\n"
-        f"with present({str(tmp_path / 'file')!r}, 'text'):\n"
+        "from trio_dask.owned_files import keep_file\n"
+        f"with keep_file({str(tmp_path / 'file')!r}, 'text'):\n"
         f"    {end}\n"
     )
     assert done.returncode == status

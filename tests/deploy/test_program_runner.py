@@ -54,7 +54,7 @@ def serve(stopper, *requests):
             heard.append(number)
             return number == signal.SIGTERM
 
-        with stopper.orderly(heed):
+        with stopper.stopping_by(heed):
             for request in requests:
                 stopper.ask("asked", request)
                 with trio.move_on_after(0.01):
@@ -109,7 +109,7 @@ def test_a_patient_program_takes_a_second_signal_for_one_more_request():
     heard = []
 
     async def service():
-        with stopper.orderly(lambda number: heard.append(number) or True):
+        with stopper.stopping_by(lambda number: heard.append(number) or True):
             os.kill(os.getpid(), signal.SIGTERM)
             await trio.sleep(0.01)
             os.kill(os.getpid(), signal.SIGINT)
@@ -125,7 +125,7 @@ def test_a_signal_that_comes_twice_in_a_moment_is_one_request_and_another_signal
     heard = []
 
     async def service():
-        with stopper.orderly(lambda number: heard.append(number) or True):
+        with stopper.stopping_by(lambda number: heard.append(number) or True):
             for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
                 os.kill(os.getpid(), number)
                 await trio.sleep(0.01)
@@ -171,7 +171,7 @@ def test_a_stderr_that_nobody_reads_delays_nobody():
         for number in range(2 * MAX_WAITING + 5000):
             emit(lines, f"{number:100}")
         lines.drain(0)
-        while b"lines are missing here" not in heard:
+        while b"log lines are missing here" not in heard:
             heard += os.read(pipe, 65536)
             emit(lines, "afterwards")
         # What is still to be written must find a reader before stderr is itself again.

@@ -27,7 +27,7 @@ async def test_a_signal_is_the_reason_of_an_end_whether_there_is_something_to_wa
 
     async def run_worker(settings, *, drain, leaving, **more):
         drain.is_possible = registered
-        assert stopper.is_heeded(StopRequest("asked", signal.SIGTERM)) is registered
+        assert stopper.stops_by_itself(StopRequest("asked", signal.SIGTERM)) is registered
         if registered:
             await drain.wait()
             leaving(drain.reason)
@@ -37,12 +37,12 @@ async def test_a_signal_is_the_reason_of_an_end_whether_there_is_something_to_wa
     assert reasons == ["signal"]
 
 
-async def test_without_anybody_to_tell_a_signal_is_heeded_all_the_same(monkeypatch):
+async def test_without_anybody_to_tell_a_signal_stops_by_itself_all_the_same(monkeypatch):
     stopper = Stopper()
 
     async def run_worker(settings, **more):
         await trio.lowlevel.checkpoint()
-        assert not stopper.is_heeded(StopRequest("asked", signal.SIGTERM))
+        assert not stopper.stops_by_itself(StopRequest("asked", signal.SIGTERM))
 
     monkeypatch.setattr(service, "run_worker", run_worker)
     await work(WorkerSettings(), stopper)

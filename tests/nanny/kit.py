@@ -15,7 +15,7 @@ from trio_dask.nanny import service, worker_process
 from trio_dask.nanny.service import Nanny
 from trio_dask.processes.child_process import ChildEnd
 from trio_dask.protocol.hello import Hello
-from trio_dask.worker.running_table import Board
+from trio_dask.worker.running_table import RunningTable
 
 
 class FakeChild:
@@ -29,7 +29,7 @@ class FakeChild:
         self.signals = []
         self.reasons = []
         self.stubborn = False
-        self.board = Board.attach(os.dup(spec.inherit[0]), spec.settings["worker"]["nthreads"])
+        self.board = RunningTable.attach(os.dup(spec.inherit[0]), spec.settings["worker"]["nthreads"])
         self.done = trio.Event()
         self._heard = heard
         if ready:

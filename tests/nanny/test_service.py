@@ -244,7 +244,7 @@ async def test_a_worker_that_drains_is_not_hurried(autojump_clock, nursing):
 
 
 async def test_a_stop_during_the_pause_starts_nothing(autojump_clock, nursing):
-    async with nursing.nanny(first_backoff_s=10.0) as nanny:
+    async with nursing.nanny(backoff_s=(10.0, 30.0)) as nanny:
         (await nursing.child(0)).end(-signal.SIGKILL)
         await nursing.message(WorkerExited)
         nanny.stop()

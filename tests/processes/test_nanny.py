@@ -191,7 +191,7 @@ def test_setup_of_a_preload_comes_before_the_tasks_and_teardown_at_the_end(boss,
 
 def test_an_interpreter_that_does_not_come_up_is_status_5_with_its_own_words(boss, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(
-        "import os, sys\nif any('child.py' in word for word in sys.orig_argv):\n"
+        "import os, sys\nif any('child_main.py' in word for word in sys.orig_argv):\n"
         "    os.write(2, b'no licence\\n'); os._exit(77)\n"
     )
     with nannies(boss, "--env", f"PYTHONPATH={tmp_path}") as running:

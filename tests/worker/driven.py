@@ -52,12 +52,12 @@ class Driven:
 
     def said(self) -> list[FromWorker]:
         """What it has to say, as the scheduler reads it."""
-        messages = codec.decode(codec.encode(self.core.drain().messages), codec.FROM_WORKER)
+        messages = codec.decode(codec.encode(self.core.take_effects().messages), codec.FROM_WORKER)
         check(self.core)
         return cast("list[FromWorker]", messages)
 
     def wanted(self) -> list[Request]:
-        return self.core.drain().requests
+        return self.core.take_effects().requests
 
     def fetch(self) -> StartFetch:
         """The one thing that it wants, a fetch."""
@@ -67,7 +67,7 @@ class Driven:
 
     def lose(self) -> None:
         """The link is cut; what was said may not have arrived."""
-        self.core.drain()
+        self.core.take_effects()
         self.core.session_lost(self.now)
         check(self.core)
 

@@ -43,13 +43,13 @@ from trio_dask.worker.core.effects import (
 )
 from trio_dask.worker.core.held_keys import Held
 from trio_dask.worker.core.invariants import check, check_idle
-from trio_dask.worker.core_driver import Engine
+from trio_dask.worker.core_driver import CoreDriver
 
 
 def test_a_run_without_inputs_is_offered_at_once_and_its_result_reported() -> None:
     driven = Driven()
     driven.tell(run(1, "a"))
-    assert driven.core.drain().offered == 1
+    assert driven.core.take_effects().offered == 1
     assert driven.finish(driven.take("a"), nbytes=28)
     assert driven.said() == [RunFinished(RunId(1), 28, "int", 0.5, None)]
     assert dict(driven.core.held) == {"a": Held(28, RunId(1), "int")}
@@ -77,14 +77,14 @@ def test_a_slot_goes_on_with_what_follows_its_result_before_the_core_hears_of_it
     driven = Driven()
     driven.tell(run(1, "a"), run(2, "b", ("a", ())), run(3, "c", ("b", ())))
     first = driven.take("a")
-    second = driven.core.ready.take_follower(first)
+    second = driven.core.ready.take_chained(first)
     assert second is not None
     assert second.key == "b"
-    assert driven.core.ready.take_follower(first) is None
+    assert driven.core.ready.take_chained(first) is None
     driven.tell(ReturnRuns((RunId(2), RunId(3))))
     assert driven.said() == [RunsReturned((RunId(3),))]
     assert driven.finish(first)
-    assert driven.core.drain().offered == 0
+    assert driven.core.take_effects().offered == 0
     assert driven.finish(second)
     check_idle(driven.core)
 
@@ -94,7 +94,7 @@ def test_a_result_that_nobody_went_on_with_makes_its_follower_ready() -> None:
     driven.tell(run(1, "a"), run(2, "b", ("a", ())))
     first = driven.take("a")
     driven.finish(first)
-    assert driven.core.ready.take_follower(first) is None
+    assert driven.core.ready.take_chained(first) is None
     driven.run_to_end("b")
     check_idle(driven.core)
 
@@ -105,7 +105,7 @@ def test_what_follows_a_cancelled_run_is_taken_by_nobody() -> None:
     first = driven.take("a")
     driven.tell(CancelRuns((RunId(1),)))
     assert driven.said() == [InputMissing(RunId(2), "a", "")]
-    assert driven.core.ready.take_follower(first) is None
+    assert driven.core.ready.take_chained(first) is None
 
 
 def test_a_run_of_an_old_session_leads_nobody_who_follows_its_namesake() -> None:
@@ -115,9 +115,9 @@ def test_a_run_of_an_old_session_leads_nobody_who_follows_its_namesake() -> None
     driven.core.reset(0.0)
     driven.core.session_began(HERE)
     driven.tell(Blob(FUNCTION, 1, b"f"), run(1, "a"), run(2, "b", ("a", ())))
-    assert driven.core.ready.take_follower(old) is None
+    assert driven.core.ready.take_chained(old) is None
     new = driven.take("a")
-    assert driven.core.ready.take_follower(new) is not None
+    assert driven.core.ready.take_chained(new) is not None
 
 
 def test_a_follower_lets_what_the_user_finds_more_urgent_pass() -> None:
@@ -125,7 +125,7 @@ def test_a_follower_lets_what_the_user_finds_more_urgent_pass() -> None:
     driven.tell(run(1, "a"), run(2, "b", ("a", ())))
     first = driven.take("a")
     driven.tell(Run(RunId(3), "urgent", FUNCTION, b"", (), 3, {"priority": -1}))
-    assert driven.core.ready.take_follower(first) is None
+    assert driven.core.ready.take_chained(first) is None
     driven.finish(first)
     driven.run_to_end("urgent")
     driven.run_to_end("b")
@@ -187,14 +187,14 @@ def test_a_chain_of_thousands_unwinds_without_recursion() -> None:
     for number in range(1, 5000):
         core.handle(run(number, f"k{number}", (f"k{number - 1}", ())), 0.0)
     core.handle(CancelRuns((RunId(0),)), 0.0)
-    assert len(core.drain().messages) == 4999
+    assert len(core.take_effects().messages) == 4999
     check_idle(core)
 
 
 def test_inputs_are_fetched_in_one_request_a_peer_and_reported_as_replicas() -> None:
     driven = Driven()
     driven.tell(run(1, "c", ("a", (THERE,)), ("b", (THERE,))), run(2, "d", ("b", (THERE,))))
-    effects = driven.core.drain()
+    effects = driven.core.take_effects()
     assert effects.requests == [StartFetch(FetchId(1), THERE, ("a", "b"))]
     assert driven.core.fetched(FetchId(1), "b", 5)
     driven.run_to_end("d")
@@ -212,7 +212,7 @@ def test_a_key_is_asked_of_every_holder_before_its_run_is_handed_back() -> None:
     assert driven.wanted() == [StartFetch(FetchId(1), THERE, ("a",))]
     driven.core.absent(FetchId(1), "a")
     driven.core.fetch_ended(FetchId(1), unreachable=False)
-    assert driven.core.drain() == ([], [StartFetch(FetchId(2), ELSEWHERE, ("a",))], 0)
+    assert driven.core.take_effects() == ([], [StartFetch(FetchId(2), ELSEWHERE, ("a",))], 0)
     driven.core.fetch_ended(FetchId(2), unreachable=True)
     assert driven.said() == [InputMissing(RunId(1), "a", ELSEWHERE)]
     check_idle(driven.core)
@@ -232,7 +232,7 @@ def test_with_a_silent_holder_another_one_is_asked() -> None:
     driven.tell(run(1, "b", ("a", (THERE, ELSEWHERE))))
     driven.wanted()
     driven.core.fetch_ended(FetchId(1), unreachable=True, is_silent=True)
-    assert driven.core.drain() == ([], [StartFetch(FetchId(2), ELSEWHERE, ("a",))], 0)
+    assert driven.core.take_effects() == ([], [StartFetch(FetchId(2), ELSEWHERE, ("a",))], 0)
 
 
 def test_a_copy_that_a_silent_holder_does_not_give_is_not_made() -> None:
@@ -247,7 +247,7 @@ def test_a_copy_that_a_silent_holder_does_not_give_is_not_made() -> None:
 async def test_the_engine_tells_who_is_silent_from_who_is_gone(
     monkeypatch: pytest.MonkeyPatch, failure: OSError, is_silent: bool
 ) -> None:
-    engine = Engine(WorkerSettings())
+    engine = CoreDriver(WorkerSettings())
     told: list[dict[str, bool]] = []
 
     async def fail(*_: object) -> None:
@@ -268,7 +268,11 @@ def test_a_holder_that_was_asked_is_not_asked_again_for_whoever_comes_later() ->
     driven.tell(run(2, "c", ("a", (THERE,))))
     driven.core.absent(FetchId(1), "a")
     driven.core.fetch_ended(FetchId(1), unreachable=False)
-    assert driven.core.drain() == ([InputMissing(RunId(1), "a", THERE), InputMissing(RunId(2), "a", THERE)], [], 0)
+    assert driven.core.take_effects() == (
+        [InputMissing(RunId(1), "a", THERE), InputMissing(RunId(2), "a", THERE)],
+        [],
+        0,
+    )
     check_idle(driven.core)
 
 
@@ -278,7 +282,7 @@ def test_when_a_peer_is_gone_the_keys_that_wait_for_it_move_on_at_once() -> None
     assert driven.wanted() == [StartFetch(FetchId(1), THERE, ("a",))]
     driven.tell(run(3, "z", ("b", (ELSEWHERE,))))
     driven.core.fetch_ended(FetchId(1), unreachable=True)
-    effects = driven.core.drain()
+    effects = driven.core.take_effects()
     assert effects.messages == [InputMissing(RunId(1), "a", THERE)]
     assert effects.requests == [StartFetch(FetchId(2), ELSEWHERE, ("b",))]
 
@@ -414,7 +418,7 @@ def test_a_time_limit_counts_from_the_start_and_fails_the_run() -> None:
     assert driven.said() == [Started((RunId(1),))]
     driven.core.tick(13.0)
     check(driven.core)
-    effects = driven.core.drain()
+    effects = driven.core.take_effects()
     failed, missing = effects.messages
     assert isinstance(failed, RunFailed)
     assert (failed.run, failed.kind, failed.duration_s) == (1, "timeout", 3.0)
@@ -510,11 +514,11 @@ def test_the_end_of_a_session_drops_everything_and_the_next_one_knows_of_stuck_s
     driven.run_to_end("held")
     driven.tell(run(2, "taken"), run(3, "fetching", ("x", (THERE,))), run(4, "ready", priority=1))
     taken = driven.take("taken")
-    driven.core.drain()
+    driven.core.take_effects()
     driven.core.session_lost(5.0)
     driven.core.reset(5.0)
     check(driven.core)
-    effects = driven.core.drain()
+    effects = driven.core.take_effects()
     assert effects.requests == [
         CancelRun(taken),
         CancelFetch(FetchId(1)),

@@ -150,7 +150,7 @@ class Machine(RuleBasedStateMachine):
         """A slot has its result and goes on with what follows; the core hears of the result only now."""
         position = which % len(self.slots)
         run = self.slots[position]
-        follower = self.core.ready.take_follower(run)
+        follower = self.core.ready.take_chained(run)
         current = self.core.is_current(run)
         assert self.core.finished(run, 3, "int", None, 0.1) == current
         if follower is None:
@@ -224,7 +224,7 @@ class Machine(RuleBasedStateMachine):
     def come_back(self) -> None:
         self.online = True
         self.core.session_began(HERE, returned=True)
-        effects = self.core.drain()
+        effects = self.core.take_effects()
         self.take_requests(effects.requests)
         first, *words = effects.messages
         assert first == Capacity(self.core.capacity)
@@ -255,7 +255,7 @@ class Machine(RuleBasedStateMachine):
 
     def observe(self) -> None:
         """Take the effects as scheduler, slots and peers would, and check each answer against what was owed."""
-        effects = self.core.drain()
+        effects = self.core.take_effects()
         if self.online:
             self.take_messages(effects.messages)
         else:

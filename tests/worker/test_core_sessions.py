@@ -52,7 +52,7 @@ def test_what_happens_without_a_scheduler_is_told_by_the_inventory() -> None:
     start = driven.fetch()
     driven.lose()
     driven.run_to_end("a")
-    assert driven.core.drain().offered == 1
+    assert driven.core.take_effects().offered == 1
     driven.run_to_end("b")
     assert driven.core.fetched(start.fetch, "x", 10)
     driven.core.absent(start.fetch, "y")
@@ -209,7 +209,7 @@ def test_what_there_is_no_room_for_in_an_inventory_is_dropped(monkeypatch: pytes
         driven.run_to_end(f"k{number}")
     driven.lose()
     driven.core.session_began(HERE, returned=True)
-    effects = driven.core.drain()
+    effects = driven.core.take_effects()
     assert effects.messages[-1] == inventory(("k0", 0), ("k1", 1))
     assert effects.requests == [FreeKeys(("k2",)), ForgetFunctions((FUNCTION,))]
 
@@ -233,7 +233,7 @@ def test_keys_to_be_acquired_are_fetched_and_kept_without_any_run() -> None:
 def test_a_key_that_is_here_already_is_acquired_and_one_without_holders_is_not() -> None:
     driven = Driven()
     driven.core.stored("a", 10, "int", "client", 0.0)
-    driven.core.drain()
+    driven.core.take_effects()
     driven.tell(Acquire((("a", (THERE,)), ("b", ()), ("c", (HERE,)))))
     assert driven.said() == [NotAcquired(("b", "c")), Replicas(("a",))]
 
@@ -270,7 +270,7 @@ def test_a_run_here_may_give_what_was_to_be_acquired() -> None:
     driven.tell(run(1, "a"), Acquire((("a", (THERE,)),)))
     start = driven.fetch()
     driven.run_to_end("a")
-    effects = driven.core.drain()
+    effects = driven.core.take_effects()
     assert effects.requests == [CancelFetch(start.fetch)]
     assert effects.messages == [RunFinished(RunId(1), 10, "int", 0.5, None), Replicas(("a",))]
 
@@ -286,7 +286,7 @@ def test_an_acquisition_and_a_run_that_both_get_nothing_both_hear_so() -> None:
 def test_an_acquisition_ends_with_its_session_and_the_scheduler_hears_so() -> None:
     driven = Driven()
     driven.tell(Acquire((("a", (THERE,)),)))
-    driven.core.drain()
+    driven.core.take_effects()
     driven.lose()
     check_idle(driven.core)
     assert driven.come_back() == [Capacity(1), NotAcquired(("a",)), Inventory((), ())]
@@ -304,7 +304,7 @@ def test_a_draining_worker_hands_back_what_has_not_started_and_finishes_the_rest
     start = driven.fetch()
     driven.core.drain_began("signal")
     check(driven.core)
-    effects = driven.core.drain()
+    effects = driven.core.take_effects()
     assert effects.messages == [RunsReturned((RunId(2), RunId(3), RunId(4))), Drain("signal")]
     assert effects.requests == [CancelFetch(start.fetch)]
     driven.tell(run(5, "e"), Acquire((("y", (THERE,)),)))
@@ -330,7 +330,7 @@ def test_a_follower_that_a_slot_has_taken_is_finished_by_a_draining_worker() -> 
     driven = Driven()
     driven.tell(run(1, "a"), run(2, "b", ("a", ())))
     first = driven.take("a")
-    second = driven.core.ready.take_follower(first)
+    second = driven.core.ready.take_chained(first)
     assert second is not None
     driven.core.drain_began("signal")
     assert driven.said() == [Drain("signal")]
@@ -348,7 +348,7 @@ def test_a_paused_worker_hands_back_its_queue_and_takes_nothing_until_it_resumes
     driven.tell(run(3, "c"), Acquire((("y", (THERE,)),)))
     assert driven.said() == [RunsReturned((RunId(3),)), NotAcquired(("y",))]
     assert driven.finish(taken)
-    driven.core.drain()
+    driven.core.take_effects()
     driven.core.resume()
     driven.core.resume()
     assert driven.said() == [Capacity(2)]
@@ -392,10 +392,10 @@ def test_values_that_could_not_be_kept_are_reported_and_not_held() -> None:
     driven = Driven()
     driven.tell(run(1, "a"))
     driven.run_to_end("a")
-    driven.core.drain()
+    driven.core.take_effects()
     driven.core.lost_values(["a", "unknown"])
     check(driven.core)
-    assert driven.core.drain().messages == [Lost(("a",))]
+    assert driven.core.take_effects().messages == [Lost(("a",))]
     driven.core.lost_values(["a"])
     assert driven.said() == []
     driven.lose()

@@ -33,7 +33,7 @@ from trio_dask.protocol.messages import (
     Value,
 )
 from trio_dask.protocol.pickling import dump_value, load_value, rebuild_exception
-from trio_dask.worker.peer_channels import Peers
+from trio_dask.worker.peer_channels import PeerChannels
 from trio_dask.worker.service import run_worker
 from trio_dask.worker.task_context import WorkerHandle
 
@@ -210,13 +210,13 @@ async def test_a_cancelled_run_lets_go_of_its_fetch() -> None:
 async def test_a_fetch_that_succeeds_just_as_it_is_cancelled_does_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
     asked, answered = trio.Event(), trio.Event()
 
-    async def fetch(peers: Peers, address: str, keys: Any, take: Any) -> None:
+    async def fetch(peers: PeerChannels, address: str, keys: Any, take: Any) -> None:
         with trio.CancelScope(shield=True):  # past the last point where it could have been cancelled
             asked.set()
             await answered.wait()
         take(keys[0], dump_value("late"))
 
-    monkeypatch.setattr(Peers, "fetch", fetch)
+    monkeypatch.setattr(PeerChannels, "fetch", fetch)
     async with open_worker() as session:
         run = session.submit("a", abs, Ref("x"), holders={"x": ["inproc://somewhere"]})
         await asked.wait()

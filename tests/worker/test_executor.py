@@ -20,9 +20,9 @@ from trio_dask.protocol.pickling import pickle_call, rebuild_exception
 from trio_dask.worker import executor as executor_module
 from trio_dask.worker.core.ready_queue import ReadyQueue
 from trio_dask.worker.executor import Begun, Declined, Executor, Failed, Finished, InputGone, Outcome
-from trio_dask.worker.memory_reservations import Gate
-from trio_dask.worker.result_store import Store
-from trio_dask.worker.running_table import Board
+from trio_dask.worker.memory_reservations import Reservations
+from trio_dask.worker.result_store import ResultStore
+from trio_dask.worker.running_table import RunningTable
 from trio_dask.worker.task_context import WorkerHandle, check_cancelled, current_task, get_worker
 
 PATIENCE_S = 10
@@ -33,7 +33,7 @@ class Slots:
 
     def __init__(self, slots: int, **options: Any) -> None:
         self.ready = ReadyQueue()
-        self.store = Store()
+        self.store = ResultStore()
         self.functions: dict[bytes, Callable[..., Any]] = {}
         self.handle = WorkerHandle(name="w", nthreads=slots, data=self.store)
         self.executor = Executor(
@@ -137,12 +137,12 @@ async def test_a_value_above_the_limit_does_not_ride_along(open_slots: Any) -> N
 
 async def test_who_is_known_for_large_results_passes_the_gate_and_so_does_who_is_not_known(open_slots: Any) -> None:
     passed: list[int] = []
-    gate = Gate(lambda nbytes: passed.append(nbytes) is None, lambda: None)
+    reservations = Reservations(lambda nbytes: passed.append(nbytes) is None, lambda: None)
 
     def unknown() -> int:
         return 1
 
-    async with open_slots(gate=gate, gate_from=1000) as slots:
+    async with open_slots(reservations=reservations, reserve_from=1000) as slots:
 
         async def run(function: Callable[..., Any], *args: Any) -> Any:
             slots.offer(len(slots.bursts), function, *args)
@@ -168,8 +168,8 @@ async def test_who_is_known_for_large_results_passes_the_gate_and_so_does_who_is
 
 async def test_a_run_that_waits_at_the_gate_is_not_on_the_board_yet(open_slots: Any) -> None:
     token, called = trio.lowlevel.current_trio_token(), trio.Event()
-    gate = Gate(lambda nbytes: False, lambda: token.run_sync_soon(called.set))
-    async with open_slots(gate=gate, gate_from=1000) as slots:
+    reservations = Reservations(lambda nbytes: False, lambda: token.run_sync_soon(called.set))
+    async with open_slots(reservations=reservations, reserve_from=1000) as slots:
         slots.offer(1, bytes, 5000)
         slots.wake()
         await slots.value()
@@ -179,13 +179,13 @@ async def test_a_run_that_waits_at_the_gate_is_not_on_the_board_yet(open_slots: 
             await called.wait()
         assert slots.executor.busy
         assert slots.executor._cells[0] == 1  # the last one that began
-        gate.close()
+        reservations.close()
         await slots.value()
 
 
 async def test_a_run_that_waits_at_the_gate_has_not_started(open_slots: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     token, called = trio.lowlevel.current_trio_token(), trio.Event()
-    gate = Gate(lambda nbytes: False, lambda: token.run_sync_soon(called.set))
+    reservations = Reservations(lambda nbytes: False, lambda: token.run_sync_soon(called.set))
     clock = [1e9]
     started = threading.Event()
     go_on = threading.Event()
@@ -196,7 +196,7 @@ async def test_a_run_that_waits_at_the_gate_has_not_started(open_slots: Any, mon
         clock[0] += 5
         return bytes(5000)
 
-    async with open_slots(gate=gate, gate_from=1000) as slots:
+    async with open_slots(reservations=reservations, reserve_from=1000) as slots:
         go_on.set()
         slots.offer(1, work)
         slots.wake()
@@ -210,7 +210,7 @@ async def test_a_run_that_waits_at_the_gate_has_not_started(open_slots: Any, mon
             await called.wait()
         assert slots.executor.running_for(0) == []
         assert not slots.executor.slots_are_free
-        gate.close()
+        reservations.close()
         assert await trio.to_thread.run_sync(started.wait, PATIENCE_S)
         assert slots.executor.running_for(0) == [run]
         go_on.set()
@@ -344,7 +344,7 @@ async def test_a_cancellation_that_overtakes_the_slot_is_not_lost(open_slots: An
         slots.wake()
         assert await slots.value() == 3
         assert not slots.executor.busy
-        assert not vars(slots.executor)["_doomed"]
+        assert not vars(slots.executor)["_cancelled_runs"]
 
 
 async def test_the_next_run_of_a_slot_does_not_inherit_a_cancellation(open_slots: Any) -> None:
@@ -465,14 +465,14 @@ def _ref(key: str) -> Any:
 
 async def test_a_slot_carries_its_result_to_what_follows_it(open_slots: Any) -> None:
     async with open_slots() as slots:
-        leader = slots.offer(1, list, (3, 1, 2))
+        predecessor = slots.offer(1, list, (3, 1, 2))
         follower = slots.run(2, sorted, _ref("k1"))
-        assert slots.ready.follow(leader, follower)
+        assert slots.ready.chain_after(predecessor, follower)
         slots.wake()
         assert await slots.value() == [3, 1, 2]
         assert await slots.value() == [1, 2, 3]  # though nobody has put the first result into the store
         failing = slots.offer(3, int, "no number")
-        assert slots.ready.follow(failing, slots.run(4, abs, _ref("k3")))
+        assert slots.ready.chain_after(failing, slots.run(4, abs, _ref("k3")))
         slots.wake()
         assert isinstance(await slots.error(), ValueError)
         slots.offer(5, abs, -5)
@@ -562,12 +562,12 @@ async def test_what_a_slot_executes_stands_on_the_board_until_its_outcome_has_be
     seen: list[tuple[RunId, ...]] = []
 
     def look(error: type[Exception] | None) -> None:
-        seen.append(board.running())
+        seen.append(running_table.running())
         if error is not None:
             raise error
 
-    with Board.create(1) as board:
-        async with open_slots(1, board=board) as slots:
+    with RunningTable.create(1) as running_table:
+        async with open_slots(1, running_table=running_table) as slots:
             slots.offer(7, look, None)
             slots.offer(8, look, ValueError)
             announced = slots.offer(9, look, None, announce=True)
@@ -575,11 +575,11 @@ async def test_what_a_slot_executes_stands_on_the_board_until_its_outcome_has_be
             await slots.outcome()
             await slots.outcome()
             begun = await slots.outcome()
-            assert (begun.run, board.running()) == (announced, ())
+            assert (begun.run, running_table.running()) == (announced, ())
             begun.go.put(None)
             await slots.outcome()
             assert seen == [(7,), (8,), (9,)]
-            assert board.running() == ()
+            assert running_table.running() == ()
 
 
 async def test_a_fault_of_ours_ends_it_whatever_async_tasks_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""What a worker does when memory becomes scarce: the rules, the watch over them, and a whole worker."""
+"""What a worker does when memory becomes scarce: the monitor on its own, and a whole worker."""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ import numpy as np
 import pytest
 import trio
 import trio.testing
-from hypothesis import given
-from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.worker.kit import PATIENCE_S, Ref, Session, open_data, open_worker
@@ -40,13 +38,14 @@ from trio_dask.protocol.messages import (
 )
 from trio_dask.protocol.pickling import load_value
 from trio_dask.worker import memory_monitor
+from trio_dask.worker.core import memory_policy
+from trio_dask.worker.core.memory_policy import MemoryLimits
 from trio_dask.worker.data_server import DataServer
-from trio_dask.worker.memory_monitor import MemoryLimits, MemoryMonitor, WorkerHooks, keep_nothing_unwatched
-from trio_dask.worker.memory_reservations import Gate
-from trio_dask.worker.pause_rule import PauseRule
-from trio_dask.worker.peer_channels import Peers
+from trio_dask.worker.memory_monitor import MemoryMonitor, WorkerCallbacks, keep_nothing_unwatched
+from trio_dask.worker.memory_reservations import Reservations
+from trio_dask.worker.peer_channels import PeerChannels
 from trio_dask.worker.process_memory import ProcessMemory, trim
-from trio_dask.worker.result_store import Store
+from trio_dask.worker.result_store import ResultStore
 from trio_dask.worker.service import run_worker
 from trio_dask.worker.spill_files import SpillDisk, SpilledFile
 from trio_dask.worker.task_context import WorkerHandle
@@ -61,79 +60,6 @@ def folders(base: Path) -> list[Path]:
 
 def files(base: Path) -> list[Path]:
     return [path for path in base.rglob("*") if path.is_file()]
-
-
-# ------------------------------------------------------------------------------------------ the rules
-
-
-def limits(**settings: Any) -> MemoryLimits | None:
-    return MemoryLimits.of(WorkerSettings(scheduler="tcp://x", **{"memory_limit_bytes": LIMIT, **settings}))
-
-
-def test_the_limits_are_shares_of_the_memory_limit() -> None:
-    found = limits()
-    assert found is not None
-    assert (found.managed_high, found.process_high, found.pause_above) == (60 * MB, 70 * MB, 80 * MB)
-    assert found.managed_low < found.managed_high
-    assert found.process_low < found.process_high
-    assert found.process_high < found.pause_below < found.pause_above
-
-
-def test_each_of_them_can_be_off_and_all_are_without_a_memory_limit() -> None:
-    assert limits(memory_limit_bytes=None) is None
-    assert limits(spill_managed=None, spill_process=None, pause_process=None) is None
-    only_pause = limits(spill_managed=None, spill_process=None)
-    assert only_pause is not None
-    assert not only_pause.spills
-    no_pause = limits(pause_process=None)
-    assert no_pause is not None
-    assert no_pause.pause_above == float("inf")
-
-
-def rule() -> PauseRule:
-    return PauseRule(80, 75, step_bytes=5, patience_s=10)
-
-
-def test_a_worker_pauses_above_one_mark_and_resumes_below_a_lower_one() -> None:
-    pause = rule()
-    readings = [79, 80, 81, 78, 76, 75, 74, 78, 80, 81]
-    judged = [pause.judge(0, reading, stuck=False) for reading in readings]
-    assert judged == [False, False, True, True, True, True, False, False, False, True]
-
-
-def test_a_paused_worker_that_is_stuck_resumes_after_a_while_and_pauses_at_the_next_step() -> None:
-    pause = rule()
-    assert pause.judge(0, 90, stuck=True)
-    assert pause.judge(1, 90, stuck=True)
-    assert pause.judge(10.9, 90, stuck=True)
-    assert not pause.judge(11, 90, stuck=True)
-    assert not pause.judge(12, 95, stuck=False)
-    assert pause.judge(13, 96, stuck=False)
-    assert not pause.judge(14, 89, stuck=False)
-    assert not pause.judge(15, 74, stuck=False)  # as usual again
-    assert pause.judge(16, 81, stuck=False)
-
-
-def test_who_is_not_stuck_all_the_time_has_not_waited() -> None:
-    pause = rule()
-    now = 0.0
-    for _ in range(100):
-        assert pause.judge(now, 90, stuck=True)
-        now += 9.9
-        assert pause.judge(now, 90, stuck=False)
-
-
-@given(st.lists(st.tuples(st.integers(0, 120), st.booleans()), min_size=1))
-def test_nobody_is_paused_for_ever_without_a_reason(history: list[tuple[int, bool]]) -> None:
-    pause = rule()
-    now = 0.0
-    for reading, stuck in history:
-        now += 1
-        pause.judge(now, reading, stuck=stuck)
-    for _ in range(12):
-        now += 1
-        pause.judge(now, history[-1][0], stuck=True)
-    assert not pause.paused
 
 
 def test_the_memory_of_this_process_is_read() -> None:
@@ -166,18 +92,18 @@ class Process:
         self.kept = BufferPool(LIMIT, start=lambda work: None)
         settings = {"memory_limit_bytes": LIMIT, "local_directory": str(base), **settings}
         all_settings = WorkerSettings(scheduler="tcp://x", **settings)
-        hooks = WorkerHooks(
+        hooks = WorkerCallbacks(
             held_bytes=lambda: self.store.large_bytes + self.store.spilled_bytes + self.small_bytes,
             busy=lambda: self.is_busy,
             waits_for_itself=lambda: self.waits,
             pause=lambda: self.tell("pause"),
             resume=lambda: self.tell("resume"),
-            lose=lambda: self.told.extend(self.store.take_lost()),
+            report_lost=lambda: self.told.extend(self.store.take_lost()),
         )
         found = MemoryLimits.of(all_settings)
         assert found is not None
         self.monitor = MemoryMonitor(found, all_settings, hooks, self.used, self.kept)
-        self.store: Store = self.monitor.store
+        self.store: ResultStore = self.monitor.store
 
     def used(self) -> int:
         self.readings += 1
@@ -209,7 +135,7 @@ class Process:
 
     async def live(self, seconds: float) -> None:
         """Let time go by, with somebody who notices that there is something to do."""
-        self.monitor.stir()
+        self.monitor.wake()
         await trio.sleep(seconds)
 
     @property
@@ -293,7 +219,7 @@ async def test_when_nothing_is_left_to_spill_garbage_is_collected_now_and_then(
         assert process.leaked_bytes == 0
         process.other_bytes = 75 * MB
         await process.live(60)
-        assert 3 <= len(process.released) <= 1 + 60 / memory_monitor.COLLECT_INTERVAL_S
+        assert 3 <= len(process.released) <= 1 + 60 / memory_policy.COLLECT_INTERVAL_S
 
 
 async def test_the_worker_is_paused_and_resumed_once_each(autojump_clock: MockClock, make_process: Any) -> None:
@@ -316,7 +242,7 @@ async def test_a_worker_resumes_as_soon_as_room_was_made(autojump_clock: MockClo
         process.is_busy = True
         process.other_bytes = 45 * MB
         process.fill("a", "b", "c", "d")
-        await process.live(memory_monitor.BUSY_INTERVAL_S + 0.01)
+        await process.live(memory_policy.BUSY_INTERVAL_S + 0.01)
         assert process.told == ["pause", "resume"]
         assert process.told_at[1] == process.told_at[0]
 
@@ -326,7 +252,7 @@ async def test_a_paused_worker_that_nothing_can_help_does_not_wait_for_ever(
 ) -> None:
     async with make_process() as process:
         process.small_bytes = 75 * MB  # which no spilling and no collecting moves
-        await process.live(memory_monitor.PAUSE_PATIENCE_S - 1)
+        await process.live(memory_policy.PAUSE_PATIENCE_S - 1)
         assert process.told == ["pause"]
         await process.live(3)
         assert process.told == ["pause", "resume"]
@@ -357,7 +283,7 @@ async def test_nor_does_it_pause_a_worker_or_have_its_garbage_collected(
         for _ in range(20):
             process.keep()
             assert process.used() > process.monitor.limits.pause_above > process.used_bytes
-            await process.live(memory_monitor.BUSY_INTERVAL_S)
+            await process.live(memory_policy.BUSY_INTERVAL_S)
         assert process.told == process.released == []
 
 
@@ -402,7 +328,7 @@ async def test_a_nanny_never_ends_a_worker_for_what_is_kept(
         process.is_busy = True
         process.keep()
         process.other_bytes = 90 * MB
-        await process.live(memory_monitor.BUSY_INTERVAL_S + 0.01)
+        await process.live(memory_policy.BUSY_INTERVAL_S + 0.01)
         assert process.kept.kept_bytes == 0
 
 
@@ -470,12 +396,12 @@ async def test_an_idle_worker_is_hardly_looked_at_and_a_busy_one_often(
         await process.live(1)
         process.readings = 0
         await process.live(60)
-        assert process.readings <= 60 / memory_monitor.MAX_IDLE_INTERVAL_S + 4
+        assert process.readings <= 60 / memory_policy.MAX_IDLE_INTERVAL_S + 4
         process.is_busy = True
         process.readings = 0
-        process.monitor.stir()
+        process.monitor.wake()
         await process.live(60)
-        assert process.readings >= 60 / memory_monitor.BUSY_INTERVAL_S - 1
+        assert process.readings >= 60 / memory_policy.BUSY_INTERVAL_S - 1
 
 
 async def test_what_is_lost_on_disk_is_told(autojump_clock: MockClock, make_process: Any, tmp_path: Path) -> None:
@@ -529,25 +455,25 @@ async def test_what_comes_in_waits_for_room_and_not_for_ever(autojump_clock: Moc
             assert len(process.spilled) >= 1
             assert process.used() + 20 * MB <= 70 * MB
         process.other_bytes = 95 * MB
-        with trio.fail_after(2 * memory_monitor.RETRY_S):
+        with trio.fail_after(2 * memory_policy.RETRY_S):
             async with process.monitor.room(20 * MB):
                 assert len(process.spilled) == 5
 
 
 class Task:
-    """A thread that passes the gate for so many bytes."""
+    """A thread that reserves this many bytes."""
 
-    def __init__(self, gate: Gate, nbytes: int) -> None:
+    def __init__(self, reservations: Reservations, nbytes: int) -> None:
         self.inside = threading.Event()
         self.done = threading.Event()
-        self._thread = threading.Thread(target=self._pass, args=(gate, nbytes), daemon=True)
+        self._thread = threading.Thread(target=self._pass, args=(reservations, nbytes), daemon=True)
         self._thread.start()
 
-    def _pass(self, gate: Gate, nbytes: int) -> None:
-        gate.enter(nbytes)
+    def _pass(self, reservations: Reservations, nbytes: int) -> None:
+        reservations.reserve(nbytes)
         self.inside.set()
         self.done.wait(PATIENCE_S)
-        gate.leave(nbytes)
+        reservations.release(nbytes)
 
     def end(self) -> None:
         self.done.set()
@@ -555,22 +481,22 @@ class Task:
         assert not self._thread.is_alive()
 
 
-async def test_who_waits_at_the_gate_has_room_made_for_him(make_process: Any) -> None:
+async def test_room_is_made_for_a_thread_that_reserves_memory(make_process: Any) -> None:
     async with make_process(spill_managed=None) as process:
         process.fill("a", "b", "c", "d", "e")
-        task = Task(process.monitor.gate, 20 * MB)
+        task = Task(process.monitor.reservations, 20 * MB)
         assert await trio.to_thread.run_sync(task.inside.wait, PATIENCE_S)
         assert process.used() + 20 * MB <= 75 * MB
         assert len(process.spilled) >= 1
         task.end()
 
 
-async def test_a_task_that_cannot_be_helped_passes_the_gate_alone(make_process: Any) -> None:
+async def test_where_no_room_can_be_made_a_thread_is_admitted_alone(make_process: Any) -> None:
     async with make_process(spill_managed=None) as process:
         process.other_bytes = 90 * MB
-        first = Task(process.monitor.gate, 20 * MB)
+        first = Task(process.monitor.reservations, 20 * MB)
         assert await trio.to_thread.run_sync(first.inside.wait, PATIENCE_S)
-        second = Task(process.monitor.gate, 20 * MB)
+        second = Task(process.monitor.reservations, 20 * MB)
         await trio.sleep(0.3)
         assert not second.inside.is_set()
         first.end()
@@ -578,10 +504,10 @@ async def test_a_task_that_cannot_be_helped_passes_the_gate_alone(make_process: 
         second.end()
 
 
-async def test_nobody_stays_at_the_gate_of_a_worker_that_has_ended(make_process: Any) -> None:
+async def test_no_thread_waits_for_memory_of_a_worker_that_has_ended(make_process: Any) -> None:
     async with make_process(spill_managed=None) as process:
         process.other_bytes = 90 * MB
-        tasks = [Task(process.monitor.gate, 20 * MB) for _ in range(3)]
+        tasks = [Task(process.monitor.reservations, 20 * MB) for _ in range(3)]
     for task in tasks:
         task.end()
 
@@ -614,7 +540,7 @@ SPILLS_ALL = {"memory_limit_bytes": 10**11, "spill_managed": 1e-9, "spill_proces
 
 def spilled_keys(dask_worker: WorkerHandle) -> list[str]:
     store = dask_worker.data
-    assert isinstance(store, Store)
+    assert isinstance(store, ResultStore)
     return sorted(key for key in store if store.is_spilled(key))
 
 
@@ -702,7 +628,7 @@ class OneByOne:
 
 async def test_a_channel_that_waits_for_the_next_value_does_not_keep_the_last_one() -> None:
     puts = [Put(key, "client", "bytes", (100,)) for key in "abc"]
-    await DataServer(Store(), {}, lambda put, frames: True, WorkerHandle(name="w", nthreads=1)).handle(
+    await DataServer(ResultStore(), {}, lambda put, frames: True, WorkerHandle(name="w", nthreads=1)).handle(
         OneByOne(*puts)  # type: ignore[arg-type]
     )
 
@@ -711,7 +637,7 @@ async def test_a_channel_that_waits_for_the_next_value_does_not_keep_the_last_on
         return OneByOne(*(Value(key, (100,)) for key in "abc"))
 
     taken: list[str] = []
-    await Peers(open_channel).fetch("tcp://x", ["a", "b", "c"], lambda key, frames: taken.append(key))
+    await PeerChannels(open_channel).fetch("tcp://x", ["a", "b", "c"], lambda key, frames: taken.append(key))
     assert taken == ["a", "b", "c"]
 
 

@@ -12,7 +12,7 @@ from trio_dask.comm import DataChannel
 from trio_dask.comm.transport import ConnectionLost
 from trio_dask.errors import ProtocolError
 from trio_dask.protocol.messages import Absent, Fetch, Value
-from trio_dask.worker.peer_channels import IDLE_S, Peers
+from trio_dask.worker.peer_channels import IDLE_S, PeerChannels
 
 Answer = Callable[[str], tuple[Any, Sequence[bytes]]]
 
@@ -47,13 +47,13 @@ class FakeChannel:
 
 
 class Kit:
-    """Peers whose channels are fake, and what was taken from them."""
+    """PeerChannels whose channels are fake, and what was taken from them."""
 
     def __init__(self, answer: Answer = value) -> None:
         self.answer = answer
         self.opened: list[FakeChannel] = []
         self.taken: dict[str, Any] = {}
-        self.peers = Peers(self.open)
+        self.peers = PeerChannels(self.open)
 
     async def open(self, address: str) -> DataChannel:
         await trio.lowlevel.checkpoint()
@@ -110,7 +110,7 @@ async def test_a_cancelled_fetch_gives_up_its_channel() -> None:
         await kit.fetch("a")
     with trio.CancelScope() as scope:
         await kit.open("there")
-        kit.peers = Peers(kit.open)
+        kit.peers = PeerChannels(kit.open)
         kit.answer = lambda key: (scope.cancel(), value(key))[1]
         await kit.fetch("a", "b")
     assert scope.cancelled_caught

@@ -2,7 +2,7 @@
 
 from trio_dask.protocol import raw_memory
 from trio_dask.worker import process_memory
-from trio_dask.worker.process_memory import LOOK_SHARE, ProcessMemory
+from trio_dask.worker.process_memory import RECOUNT_SHARE, ProcessMemory
 
 
 def test_private_maps_of_one_buffer_count_once():
@@ -33,5 +33,5 @@ def test_it_is_told_as_seldom_as_it_takes_long(monkeypatch):
     while clock[0] < end:
         memory.used_bytes()
         clock[0] += 0.001
-    assert len(looks) <= 10 / (LOOK_SHARE * 0.01) + 1
+    assert len(looks) <= 10 / (RECOUNT_SHARE * 0.01) + 1
     memory.close()

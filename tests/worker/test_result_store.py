@@ -19,9 +19,9 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 from trio_dask.errors import SpillError
 from trio_dask.protocol.pickling import dump_value, load_value
 from trio_dask.worker import spill_files
-from trio_dask.worker.memory_reservations import Gate
-from trio_dask.worker.result_store import WORTH_A_FILE_BYTES, Store
-from trio_dask.worker.spill_directory import ScratchFolder
+from trio_dask.worker.memory_reservations import Reservations
+from trio_dask.worker.result_store import WORTH_A_FILE_BYTES, ResultStore
+from trio_dask.worker.spill_directory import SpillDirectory
 from trio_dask.worker.spill_files import SpillDisk
 
 PATIENCE_S = 10
@@ -47,19 +47,19 @@ class Slow:
 def store() -> Any:
     Slow.begun = threading.Semaphore(0)
     Slow.go_on = threading.Event()
-    store = Store()
+    store = ResultStore()
     store.put_frames("x", dump_value(Slow()), 100)
     yield store
     Slow.go_on.set()
 
 
-def read(store: Store, into: list[Any]) -> threading.Thread:
+def read(store: ResultStore, into: list[Any]) -> threading.Thread:
     thread = threading.Thread(target=lambda: into.append(store["x"]))
     thread.start()
     return thread
 
 
-def test_two_that_need_a_frozen_value_at_once_share_one_object(store: Store) -> None:
+def test_two_that_need_a_frozen_value_at_once_share_one_object(store: ResultStore) -> None:
     values: list[Any] = []
     first = read(store, values)
     assert Slow.begun.acquire(timeout=PATIENCE_S)
@@ -71,7 +71,7 @@ def test_two_that_need_a_frozen_value_at_once_share_one_object(store: Store) -> 
     assert not Slow.begun.acquire(blocking=False)  # nobody has unpickled it a second time
 
 
-def test_a_value_dropped_while_it_is_thawed_reaches_its_reader_and_does_not_come_back(store: Store) -> None:
+def test_a_value_dropped_while_it_is_thawed_reaches_its_reader_and_does_not_come_back(store: ResultStore) -> None:
     values: list[Any] = []
     reader = read(store, values)
     assert Slow.begun.acquire(timeout=PATIENCE_S)
@@ -84,13 +84,13 @@ def test_a_value_dropped_while_it_is_thawed_reaches_its_reader_and_does_not_come
         store["x"]
 
 
-def test_a_frozen_value_is_passed_on_as_it_came(store: Store) -> None:
+def test_a_frozen_value_is_passed_on_as_it_came(store: ResultStore) -> None:
     assert store.dump("x") == dump_value(Slow())
     assert not Slow.begun.acquire(blocking=False)
 
 
 def test_none_is_a_value() -> None:
-    store = Store()
+    store = ResultStore()
     store.put_frames("x", dump_value(None), 4)
     assert store["x"] is None
     store.put("y", None, 4)
@@ -102,28 +102,28 @@ def test_none_is_a_value() -> None:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> ScratchFolder:
-    return ScratchFolder(str(tmp_path))
+def folder(tmp_path: Path) -> SpillDirectory:
+    return SpillDirectory(str(tmp_path))
 
 
 @pytest.fixture
-def spilling(folder: ScratchFolder) -> Any:
+def spilling(folder: SpillDirectory) -> Any:
     disk = SpillDisk(folder)
-    yield Store(disk)
+    yield ResultStore(disk)
     disk.close()
     assert list(folder.base.iterdir()) == []
 
 
-def put(store: Store, *keys: str, nbytes: int = MB) -> None:
+def put(store: ResultStore, *keys: str, nbytes: int = MB) -> None:
     for number, key in enumerate(keys):
         store.put(key, np.full(nbytes // 8, float(number)), nbytes)
 
 
-def on_disk(store: Store) -> list[str]:
+def on_disk(store: ResultStore) -> list[str]:
     return [key for key in store if store.is_spilled(key)]
 
 
-def test_the_least_recently_used_go_first_and_no_more_than_needed(spilling: Store) -> None:
+def test_the_least_recently_used_go_first_and_no_more_than_needed(spilling: ResultStore) -> None:
     put(spilling, "a", "b", "c", "d")
     assert spilling["a"][0] == 0
     assert spilling.dump("b")
@@ -132,7 +132,7 @@ def test_the_least_recently_used_go_first_and_no_more_than_needed(spilling: Stor
     assert (spilling.spilled_bytes, spilling.spilled_count, spilling.large_bytes) == (2 * MB, 2, 2 * MB)
 
 
-def test_small_values_are_not_worth_a_file(spilling: Store) -> None:
+def test_small_values_are_not_worth_a_file(spilling: ResultStore) -> None:
     spilling.put("small", b"x", WORTH_A_FILE_BYTES - 1)
     spilling.put_frames("frozen", dump_value(b"x"), WORTH_A_FILE_BYTES - 1)
     spilling.put("large", bytes(WORTH_A_FILE_BYTES), WORTH_A_FILE_BYTES)
@@ -140,7 +140,7 @@ def test_small_values_are_not_worth_a_file(spilling: Store) -> None:
     assert on_disk(spilling) == ["large"]
 
 
-def test_what_is_at_hand_in_pickled_form_is_so_until_it_is_used_or_spilled(spilling: Store) -> None:
+def test_what_is_at_hand_in_pickled_form_is_so_until_it_is_used_or_spilled(spilling: ResultStore) -> None:
     put(spilling, "made here")
     for key in ("used", "spilled"):
         spilling.put_frames(key, dump_value(np.zeros(MB // 8)), MB)
@@ -151,7 +151,7 @@ def test_what_is_at_hand_in_pickled_form_is_so_until_it_is_used_or_spilled(spill
     assert not spilling.is_pickled("never there")
 
 
-def test_a_value_that_is_in_use_stays_and_one_that_must_go_comes_back_as_the_same_object(spilling: Store) -> None:
+def test_a_value_that_is_in_use_stays_and_one_that_must_go_comes_back_as_the_same_object(spilling: ResultStore) -> None:
     put(spilling, "a", "b")
     used = spilling["a"]
     assert spilling.spill(2 * MB).nbytes == MB
@@ -163,7 +163,7 @@ def test_a_value_that_is_in_use_stays_and_one_that_must_go_comes_back_as_the_sam
     assert spilling["a"][0] == 0
 
 
-def test_a_spilled_value_is_passed_on_as_its_file_and_not_loaded(spilling: Store) -> None:
+def test_a_spilled_value_is_passed_on_as_its_file_and_not_loaded(spilling: ResultStore) -> None:
     Slow.go_on.clear()
     spilling.put_frames("x", dump_value([Slow(), bytes(MB)]), MB)
     spilling.spill(MB)
@@ -171,7 +171,7 @@ def test_a_spilled_value_is_passed_on_as_its_file_and_not_loaded(spilling: Store
     assert sum(map(len, frames)) >= MB
     assert on_disk(spilling) == ["x"]
     spilling.drop(["x"])
-    spilling.sweep()
+    spilling.remove_garbage()
     Slow.go_on.set()
     assert load_value(frames)[1] == bytes(MB)  # what is being sent outlives the file
 
@@ -183,7 +183,7 @@ class Unwilling:
         self.lock = threading.Lock()
 
 
-def test_what_cannot_be_pickled_stays_in_memory_and_holds_nothing_up(spilling: Store) -> None:
+def test_what_cannot_be_pickled_stays_in_memory_and_holds_nothing_up(spilling: ResultStore) -> None:
     spilling.put("never", Unwilling(), MB)
     put(spilling, "a")
     assert spilling.spill(10 * MB) == (MB, "")
@@ -192,10 +192,10 @@ def test_what_cannot_be_pickled_stays_in_memory_and_holds_nothing_up(spilling: S
     assert isinstance(spilling["never"], Unwilling)
 
 
-def test_what_is_unpickled_to_a_copy_passes_the_gate_and_what_is_used_as_it_is_does_not(folder: ScratchFolder) -> None:
+def test_what_is_unpickled_to_a_copy_passes_the_gate_and_what_is_used_as_it_is_does_not(folder: SpillDirectory) -> None:
     passed: list[int] = []
-    gate = Gate(lambda nbytes: passed.append(nbytes) is None, lambda: None)
-    store = Store(SpillDisk(folder), gate=gate, gate_from=MB)
+    reservations = Reservations(lambda nbytes: passed.append(nbytes) is None, lambda: None)
+    store = ResultStore(SpillDisk(folder), reservations=reservations, reserve_from=MB)
     store.put_frames("text", dump_value(["x" * 2 * MB]), 2 * MB)
     store.put_frames("array", dump_value(np.zeros(2 * MB // 8)), 2 * MB)
     assert len(store["array"]) == 2 * MB // 8
@@ -211,7 +211,7 @@ def test_what_is_unpickled_to_a_copy_passes_the_gate_and_what_is_used_as_it_is_d
 
 
 def test_what_is_read_while_it_is_written_stays_in_memory_and_has_its_file(
-    spilling: Store, monkeypatch: pytest.MonkeyPatch
+    spilling: ResultStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(spilling, "a")
     writev = os.writev
@@ -228,7 +228,9 @@ def test_what_is_read_while_it_is_written_stays_in_memory_and_has_its_file(
     assert spilling.spill(MB).nbytes == MB
 
 
-def test_what_is_dropped_while_it_is_written_leaves_nothing(spilling: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_dropped_while_it_is_written_leaves_nothing(
+    spilling: ResultStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     put(spilling, "a")
     writev = os.writev
 
@@ -239,13 +241,13 @@ def test_what_is_dropped_while_it_is_written_leaves_nothing(spilling: Store, mon
     monkeypatch.setattr(os, "writev", write)
     assert spilling.spill(MB) == (0, "")
     assert spilling.has_garbage
-    spilling.sweep()
+    spilling.remove_garbage()
     assert (spilling.spilled_bytes, spilling.large_bytes) == (0, 0)
 
 
 @pytest.mark.parametrize("access", ["__getitem__", "dump"])
 def test_whoever_reads_a_value_that_is_just_replaced_gets_the_new_one(
-    spilling: Store, monkeypatch: pytest.MonkeyPatch, access: str
+    spilling: ResultStore, monkeypatch: pytest.MonkeyPatch, access: str
 ) -> None:
     put(spilling, "a")
     spilling.spill(MB)
@@ -253,7 +255,7 @@ def test_whoever_reads_a_value_that_is_just_replaced_gets_the_new_one(
 
     def replace_and_read(disk: SpillDisk, file: Any) -> Any:
         spilling.put("a", "new", 100)
-        spilling.sweep()
+        spilling.remove_garbage()
         return read(disk, file)
 
     monkeypatch.setattr(SpillDisk, "read", replace_and_read)
@@ -263,10 +265,10 @@ def test_whoever_reads_a_value_that_is_just_replaced_gets_the_new_one(
 
 
 def test_a_file_that_makes_room_while_it_is_read_is_no_loss_if_the_value_is_in_memory_again(
-    folder: ScratchFolder, monkeypatch: pytest.MonkeyPatch
+    folder: SpillDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     disk = SpillDisk(folder, 2 * MB)
-    store = Store(disk)
+    store = ResultStore(disk)
     store.put("a", bytes(MB), MB)
     store.spill(MB)
     read = SpillDisk.read
@@ -274,7 +276,7 @@ def test_a_file_that_makes_room_while_it_is_read_is_no_loss_if_the_value_is_in_m
     def be_overtaken(disk: SpillDisk, file: Any) -> Any:
         monkeypatch.setattr(SpillDisk, "read", read)
         assert store["a"] == bytes(MB)  # a task needs it just now: it is in memory, and keeps its file
-        store._spare(disk)  # which makes room for another one
+        store._drop_reusable_files(disk)  # which makes room for another one
         return read(disk, file)
 
     monkeypatch.setattr(SpillDisk, "read", be_overtaken)
@@ -284,7 +286,7 @@ def test_a_file_that_makes_room_while_it_is_read_is_no_loss_if_the_value_is_in_m
     disk.close()
 
 
-def test_sending_a_value_that_is_just_replaced_does_not_hide_the_new_one_from_the_disk(spilling: Store) -> None:
+def test_sending_a_value_that_is_just_replaced_does_not_hide_the_new_one_from_the_disk(spilling: ResultStore) -> None:
     put(spilling, "a")
     lock = spilling._lock
 
@@ -304,7 +306,7 @@ def test_sending_a_value_that_is_just_replaced_does_not_hide_the_new_one_from_th
     assert spilling.spill(MB).nbytes == 2 * MB
 
 
-def test_a_value_whose_file_is_gone_is_lost_and_said_to_be_so_once(spilling: Store, folder: ScratchFolder) -> None:
+def test_a_value_whose_file_is_gone_is_reported_lost_once(spilling: ResultStore, folder: SpillDirectory) -> None:
     put(spilling, "a", "b")
     spilling.spill(2 * MB)
     shutil.rmtree(folder.make())
@@ -318,7 +320,7 @@ def test_a_value_whose_file_is_gone_is_lost_and_said_to_be_so_once(spilling: Sto
 
 
 def test_a_value_that_cannot_be_read_now_is_named_and_may_be_read_later(
-    spilling: Store, monkeypatch: pytest.MonkeyPatch
+    spilling: ResultStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(spilling, "a")
     spilling.spill(MB)
@@ -335,7 +337,7 @@ def test_a_value_that_cannot_be_read_now_is_named_and_may_be_read_later(
     assert spilling.take_lost() == ()
 
 
-def test_a_full_disk_is_told_and_everything_stays_readable(spilling: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_full_disk_everything_stays_readable(spilling: ResultStore, monkeypatch: pytest.MonkeyPatch) -> None:
     put(spilling, "a", "b")
 
     def full(*arguments: Any) -> int:
@@ -350,9 +352,9 @@ def test_a_full_disk_is_told_and_everything_stays_readable(spilling: Store, monk
     assert spilling.spill(2 * MB) == (2 * MB, "")
 
 
-def test_a_bounded_disk_gives_up_the_files_of_what_was_read_back(folder: ScratchFolder) -> None:
+def test_a_bounded_disk_gives_up_the_files_of_what_was_read_back(folder: SpillDirectory) -> None:
     disk = SpillDisk(folder, max_bytes=250_000)
-    store = Store(disk)
+    store = ResultStore(disk)
     for key in "abc":
         store.put(key, [key * 100_000], 100_000)
     assert store.spill(200_000).nbytes == 200_000
@@ -365,10 +367,10 @@ def test_a_bounded_disk_gives_up_the_files_of_what_was_read_back(folder: Scratch
     disk.close()
 
 
-def test_pressure_is_told_when_values_come_and_when_they_come_back(folder: ScratchFolder) -> None:
+def test_pressure_is_told_when_values_come_and_when_they_come_back(folder: SpillDirectory) -> None:
     pressed: list[str] = []
     disk = SpillDisk(folder)
-    store = Store(disk, high_bytes=2.5 * MB, press=lambda: pressed.append("!"))
+    store = ResultStore(disk, high_bytes=2.5 * MB, request_check=lambda: pressed.append("!"))
     put(store, "a", "b")
     assert not pressed
     put(store, "c")
@@ -414,9 +416,9 @@ class StoreModel(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.base = Path(tempfile.mkdtemp())
-        self.folder = ScratchFolder(str(self.base))
+        self.folder = SpillDirectory(str(self.base))
         self.disk = SpillDisk(self.folder, max_bytes=2 * MB)
-        self.store = Store(self.disk, high_bytes=MB)
+        self.store = ResultStore(self.disk, high_bytes=MB)
         self.model: dict[str, tuple[Any, int]] = {}
         self.mapping_bytes = spill_files.MAP_BYTES
         spill_files.MAP_BYTES = 100_000  # so that both ways of reading are taken
@@ -424,7 +426,7 @@ class StoreModel(RuleBasedStateMachine):
     def teardown(self) -> None:
         spill_files.MAP_BYTES = self.mapping_bytes
         self.store.drop(list(self.store))
-        self.store.sweep()
+        self.store.remove_garbage()
         assert [path for path in self.base.rglob("*") if path.is_file()] == []
         assert (self.store.spilled_bytes, self.store.spilled_count, self.store.large_bytes) == (0, 0, 0)
         self.disk.close()
@@ -491,8 +493,8 @@ class StoreModel(RuleBasedStateMachine):
         del self.model[key]
 
     @rule()
-    def sweep(self) -> None:
-        self.store.sweep()
+    def remove_garbage(self) -> None:
+        self.store.remove_garbage()
         assert not self.store.has_garbage
 
     @invariant()
@@ -510,9 +512,9 @@ TestStoreModel = StoreModel.TestCase
 TestStoreModel.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 
 
-def test_readers_writers_and_the_one_that_spills_do_not_get_in_each_others_way(folder: ScratchFolder) -> None:
+def test_readers_writers_and_the_one_that_spills_do_not_get_in_each_others_way(folder: SpillDirectory) -> None:
     disk = SpillDisk(folder)
-    store = Store(disk)
+    store = ResultStore(disk)
     keys = [f"k{number}" for number in range(20)]
     stop = threading.Event()
     failures: list[Exception] = []

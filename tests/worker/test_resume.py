@@ -24,7 +24,7 @@ from trio_dask.protocol.messages import (
     RunsReturned,
 )
 from trio_dask.worker.drain_request import DrainRequest
-from trio_dask.worker.running_table import Board
+from trio_dask.worker.running_table import RunningTable
 from trio_dask.worker.service import run_worker
 from trio_dask.worker.task_context import TaskCancelled, check_cancelled, get_worker, secede
 
@@ -238,15 +238,18 @@ async def test_after_so_many_tasks_not_one_more_is_begun(nthreads: int) -> None:
 
 
 async def test_a_board_shows_what_runs(gate: Any) -> None:
-    with Board.create(2) as board:
-        async with open_scheduler(nthreads=2, board_fd=board.fd) as scheduler, trio.open_nursery() as nursery:
+    with RunningTable.create(2) as running_table:
+        async with (
+            open_scheduler(nthreads=2, board_fd=running_table.fd) as scheduler,
+            trio.open_nursery() as nursery,
+        ):
             await nursery.start(run_worker, scheduler.settings)
             session = await scheduler.next_session()
             run = session.submit("a", pass_gate, gate.name)
             session.submit("b", abs, -1)
             await session.hear(RunFinished)
             await gate.wait_reached()
-            assert board.running() == (run,)
+            assert running_table.running() == (run,)
             session.tell(CancelRuns((run,)))
             gate.open.set()
             session.tell(Free(("b",)))

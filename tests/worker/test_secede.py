@@ -8,7 +8,7 @@ import trio.testing
 
 from trio_dask.protocol.messages import Blob, CancelRuns, Capacity, Run
 from trio_dask.worker.core.worker import WorkerCore
-from trio_dask.worker.secede import NO_SLOT, Rejoined, Seceded, Secession
+from trio_dask.worker.secede import NO_SLOT, Rejoined, Seceded, SecededTasks
 from trio_dask.worker.task_context import TaskContext, WorkerHandle
 
 FUNCTION = b"f" * 16
@@ -25,14 +25,14 @@ class Core:
         self.core = WorkerCore(1, grace_s=0.2)
         self.core.session_began("tcp://w:1")
         self.core.handle(Blob(FUNCTION, 1, b"f"), 0.0)
-        self.core.drain()
+        self.core.take_effects()
 
     def take(self, number):
         self.core.handle(run(number), 0.0)
         return self.core.ready.take()
 
     def capacities(self):
-        return [message.slots for message in self.core.drain().messages if isinstance(message, Capacity)]
+        return [message.slots for message in self.core.take_effects().messages if isinstance(message, Capacity)]
 
 
 def test_the_scheduler_is_told_that_another_task_can_run():
@@ -53,7 +53,7 @@ def test_a_cancelled_task_outside_of_the_slots_is_not_taken_for_a_stuck_slot():
     kit = Core()
     outer = kit.take(1)
     kit.core.seceded(outer)
-    kit.core.drain()
+    kit.core.take_effects()
     kit.core.handle(CancelRuns((1,)), 0.0)
     assert kit.capacities() == [1]
     kit.core.tick(10.0)
@@ -88,7 +88,7 @@ class Desk:
         self.slots = [None] * slots
         self.cells = [0] * (slots + places)
         self.started, self.posted, self.woken = [], [], 0
-        self.secession = Secession(
+        self.secession = SecededTasks(
             self.slots, self.cells, start=self.started.append, post=self.posted.append, wake=self.wake
         )
 

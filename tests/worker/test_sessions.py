@@ -30,9 +30,9 @@ from trio_dask.protocol.messages import (
     ToWorker,
 )
 from trio_dask.worker import service
-from trio_dask.worker.core_driver import Engine
+from trio_dask.worker.core_driver import CoreDriver
 from trio_dask.worker.drain_request import DrainRequest
-from trio_dask.worker.listener import Listening
+from trio_dask.worker.listener import Listener
 from trio_dask.worker.service import run_worker
 
 MockClock = trio.testing.MockClock
@@ -278,8 +278,8 @@ async def test_nothing_that_is_under_way_holds_up_the_end(
     silent = bind_memory(Address("inproc", "silent"))
     async with open_scheduler(death_timeout_s=30, connect_timeout_s=1000) as scheduler, trio.open_nursery() as nursery:
         ended: list[float] = []
-        engines: list[Engine] = []
-        monkeypatch.setattr(service, "Engine", lambda settings: engines.append(Engine(settings)) or engines[0])
+        engines: list[CoreDriver] = []
+        monkeypatch.setattr(service, "CoreDriver", lambda settings: engines.append(CoreDriver(settings)) or engines[0])
 
         async def worker() -> None:
             with pytest.raises(NoScheduler):
@@ -427,27 +427,27 @@ async def test_a_new_place_to_listen_that_is_not_there_yet_is_waited_for(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, back: bool
 ) -> None:
     """The machine has joined another network, which does not work yet."""
-    start, hosts = Listening._start, ["home", "away"]
+    start, hosts = Listener._start, ["home", "away"]
 
-    async def choose_host(self: Listening, scheduler: Address) -> str:
+    async def choose_host(self: Listener, scheduler: Address) -> str:
         await trio.lowlevel.checkpoint()
         return hosts[0]
 
-    async def fail_to_start(self: Listening, address: Address) -> Address:
+    async def fail_to_start(self: Listener, address: Address) -> Address:
         await trio.lowlevel.checkpoint()
         raise OSError(errno.EADDRNOTAVAIL, "Cannot assign requested address")
 
-    monkeypatch.setattr(Listening, "_choose_host", choose_host)
+    monkeypatch.setattr(Listener, "_choose_host", choose_host)
     async with open_scheduler() as scheduler, trio.open_nursery() as nursery:
         await nursery.start(run_worker, scheduler.settings)
         session = await scheduler.next_session()
         hosts.reverse()
-        monkeypatch.setattr(Listening, "_start", fail_to_start)
+        monkeypatch.setattr(Listener, "_start", fail_to_start)
         session.connection.abort()
         await trio.sleep(30)
         if back:
             hosts.reverse()
-        monkeypatch.setattr(Listening, "_start", start)
+        monkeypatch.setattr(Listener, "_start", start)
         session = await scheduler.next_session()
         assert session.address == f"inproc://{hosts[0]}"
         async with await open_data(session.address):

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from trio_dask.errors import SpillError, UnavailableError
 from trio_dask.protocol.pickling import dump_value, load_value
 from trio_dask.worker import spill_directory, spill_files
-from trio_dask.worker.spill_directory import ScratchFolder, check_base, remove_leftovers
+from trio_dask.worker.spill_directory import SpillDirectory, check_base, remove_leftovers
 from trio_dask.worker.spill_files import SpillDisk, SpilledFile
 
 
@@ -29,7 +29,7 @@ def files(base: Path) -> list[Path]:
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Any:
-    disk = SpillDisk(ScratchFolder(str(tmp_path)))
+    disk = SpillDisk(SpillDirectory(str(tmp_path)))
     yield disk
     disk.close()
     assert list(tmp_path.iterdir()) == []
@@ -50,7 +50,7 @@ def test_frames_come_back_as_they_were(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(spill_files, "PIECE_BYTES", piece)
         patch.setattr(spill_files, "PIECE_BUFFERS", buffers)
-        disk = SpillDisk(ScratchFolder(str(tmp_path_factory.mktemp("spill"))))
+        disk = SpillDisk(SpillDirectory(str(tmp_path_factory.mktemp("spill"))))
         frames = [os.urandom(size) for size in sizes]
         file = disk.write(frames)
         assert os.stat(file.path).st_size == file.nbytes == disk.used_bytes
@@ -77,7 +77,7 @@ def test_an_array_that_could_not_be_written_to_cannot_be_afterwards(disk: SpillD
 
 def test_an_array_read_back_is_the_file_and_not_a_copy(disk: SpillDisk) -> None:
     array = load_value(disk.read(disk.write(dump_value(np.zeros(4_000_000)))))
-    mapping = Path("/proc/self/smaps").read_text().split(disk.folder.make())[1]
+    mapping = Path("/proc/self/smaps").read_text().split(disk.directory.make())[1]
     (copied,) = (line.split()[1] for line in mapping.split("VmFlags")[0].splitlines() if line.startswith("Anonymous:"))
     assert copied == "0"
     assert array.sum() == 0
@@ -85,12 +85,12 @@ def test_an_array_read_back_is_the_file_and_not_a_copy(disk: SpillDisk) -> None:
 
 def test_only_the_owner_can_look_into_the_folder(disk: SpillDisk, tmp_path: Path) -> None:
     file = disk.write([b"secret"])
-    assert os.stat(disk.folder.make()).st_mode & 0o777 == 0o700
+    assert os.stat(disk.directory.make()).st_mode & 0o777 == 0o700
     assert os.stat(file.path).st_mode & 0o777 == 0o600
 
 
 def test_the_limit_holds_and_counts_what_is_removed_but_still_mapped(tmp_path: Path) -> None:
-    disk = SpillDisk(ScratchFolder(str(tmp_path)), max_bytes=1_000_000)
+    disk = SpillDisk(SpillDirectory(str(tmp_path)), max_bytes=1_000_000)
     file = disk.write([bytes(600_000)])
     with pytest.raises(SpillError, match=r"limit of 976\.56 kiB"):
         disk.write([bytes(600_000)])
@@ -152,8 +152,8 @@ def test_a_file_system_that_is_full(tmp_path: Path) -> None:
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", tmp_path], capture_output=True).returncode:
         pytest.skip("cannot mount here")
     try:
-        disk = SpillDisk(ScratchFolder(str(tmp_path)))
-        assert disk.folder.in_memory()
+        disk = SpillDisk(SpillDirectory(str(tmp_path)))
+        assert disk.directory.in_memory()
         kept = disk.write([bytes(500_000)])
         with pytest.raises(SpillError, match="No space left"):
             disk.write([bytes(800_000)])
@@ -168,7 +168,7 @@ def test_a_file_system_that_is_full(tmp_path: Path) -> None:
 def test_a_folder_that_is_removed_under_it_is_made_anew(disk: SpillDisk) -> None:
     lost = disk.write([b"x"])
     os.unlink(lost.path)
-    os.rmdir(disk.folder.make())
+    os.rmdir(disk.directory.make())
     with pytest.raises(FileNotFoundError):
         disk.read(lost)
     assert bytes(disk.read(disk.write([b"y"]))[0]) == b"y"
@@ -184,7 +184,7 @@ def test_a_file_that_was_cut_off_is_not_read(disk: SpillDisk, size: int) -> None
 
 
 def test_after_the_end_nothing_is_written_and_what_is_mapped_stays(tmp_path: Path) -> None:
-    disk = SpillDisk(ScratchFolder(str(tmp_path)))
+    disk = SpillDisk(SpillDirectory(str(tmp_path)))
     array = load_value(disk.read(disk.write(dump_value(np.ones(100_000)))))
     disk.close()
     disk.close()
@@ -196,7 +196,7 @@ def test_after_the_end_nothing_is_written_and_what_is_mapped_stays(tmp_path: Pat
 
 
 def test_a_write_that_is_under_way_at_the_end_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    disk = SpillDisk(ScratchFolder(str(tmp_path)))
+    disk = SpillDisk(SpillDirectory(str(tmp_path)))
     monkeypatch.setattr(spill_files, "PIECE_BYTES", 1000)
     writev, calls = os.writev, 0
 
@@ -257,9 +257,9 @@ def test_a_disk_that_fails_before_a_value_is_pickled_is_named_and_no_fault_of_th
 
 LEAVE = """
 import sys
-from trio_dask.worker.spill_directory import ScratchFolder
+from trio_dask.worker.spill_directory import SpillDirectory
 from trio_dask.worker.spill_files import SpillDisk
-print(SpillDisk(ScratchFolder(sys.argv[1])).write([b"left behind"]).path, flush=True)
+print(SpillDisk(SpillDirectory(sys.argv[1])).write([b"left behind"]).path, flush=True)
 sys.stdin.read()
 """
 
@@ -276,7 +276,7 @@ def test_what_a_killed_process_left_is_removed_and_what_a_living_one_has_is_not(
     assert process.stdin is not None
     assert process.stdout is not None
     left = Path(process.stdout.readline().strip())
-    own = ScratchFolder(str(tmp_path))
+    own = SpillDirectory(str(tmp_path))
     folder = Path(own.make())
     assert remove_leftovers(tmp_path) == []
     assert left.exists()
@@ -289,7 +289,7 @@ def test_what_a_killed_process_left_is_removed_and_what_a_living_one_has_is_not(
 
 def test_a_process_number_that_is_used_again_is_told_by_the_time_of_its_start(tmp_path: Path) -> None:
     machine, boot = spill_directory._place()
-    ours = Path(ScratchFolder(str(tmp_path)).make())
+    ours = Path(SpillDirectory(str(tmp_path)).make())
     earlier = tmp_path / f"trio-dask-{machine}-{boot}-{os.getpid()}-1-abc"
     last_boot = tmp_path / f"trio-dask-{machine}-000000{boot[6:]}-{os.getpid()}-1-abc"
     container = tmp_path / f"trio-dask-{machine}-{boot[:6]}000000-{os.getpid()}-1-abc"
@@ -322,5 +322,5 @@ def test_a_mapping_that_fails_is_not_counted(disk: SpillDisk, monkeypatch: pytes
         with pytest.raises(OSError, match="Input/output error"):
             disk.read(file)
     disk.remove(file)
-    disk.sweep()
+    disk.remove_garbage()
     assert disk.used_bytes == 0

@@ -3,13 +3,13 @@
 import trio
 import trio.testing
 
-from trio_dask.worker.transfer_limit import Budget
+from trio_dask.worker.transfer_limit import TransferLimit
 
 
 class Holders:
     """Tasks that hold shares until they are told to stop."""
 
-    def __init__(self, budget: Budget, nursery: trio.Nursery) -> None:
+    def __init__(self, budget: TransferLimit, nursery: trio.Nursery) -> None:
         self._budget = budget
         self._nursery = nursery
         self.holding: set[str] = set()
@@ -39,7 +39,7 @@ class Holders:
 
 async def test_bytes_and_count_are_bounded_and_the_order_is_kept() -> None:
     async with trio.open_nursery() as nursery:
-        holders = Holders(Budget(2, 100), nursery)
+        holders = Holders(TransferLimit(2, 100), nursery)
         for name, nbytes in (("a", 60), ("b", 60), ("c", 10), ("d", 10)):
             await holders.start(name, nbytes)
         assert holders.holding == {"a"}
@@ -52,7 +52,7 @@ async def test_bytes_and_count_are_bounded_and_the_order_is_kept() -> None:
 
 async def test_what_exceeds_the_bound_is_admitted_alone() -> None:
     async with trio.open_nursery() as nursery:
-        holders = Holders(Budget(5, 100), nursery)
+        holders = Holders(TransferLimit(5, 100), nursery)
         await holders.start("small", 10)
         await holders.start("huge", 1000)
         await holders.start("other", 10)
@@ -66,7 +66,7 @@ async def test_what_exceeds_the_bound_is_admitted_alone() -> None:
 
 async def test_one_that_gives_up_waiting_lets_the_next_one_pass() -> None:
     async with trio.open_nursery() as nursery:
-        holders = Holders(Budget(5, 100), nursery)
+        holders = Holders(TransferLimit(5, 100), nursery)
         await holders.start("a", 90)
         await holders.start("big", 90)
         await holders.start("b", 10)
@@ -76,7 +76,7 @@ async def test_one_that_gives_up_waiting_lets_the_next_one_pass() -> None:
 
 
 async def test_a_share_that_is_granted_to_one_who_has_just_given_up_goes_on_to_the_next() -> None:
-    budget = Budget(1, 100)
+    budget = TransferLimit(1, 100)
     async with trio.open_nursery() as nursery:
         holders = Holders(budget, nursery)
         async with budget.share(1):
@@ -90,7 +90,7 @@ async def test_a_share_that_is_granted_to_one_who_has_just_given_up_goes_on_to_t
 
 async def test_a_share_that_is_granted_and_cancelled_at_once_is_given_back() -> None:
     async with trio.open_nursery() as nursery:
-        holders = Holders(Budget(1, 100), nursery)
+        holders = Holders(TransferLimit(1, 100), nursery)
         await holders.start("a", 1)
         await holders.start("b", 1)
         await holders.start("c", 1)

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from trio_dask.cli.command import Checked, Program, common_options, run_command
+from trio_dask.cli.command import run_command, run_service
 from trio_dask.cli.demo_tasks import FAN_IN, Counts, combine, count_names, run_plainly, source_files, standard_library
+from trio_dask.cli.options import Checked, Program, SectionOption
 from trio_dask.cli.stdout import show
-from trio_dask.config import counted
-from trio_dask.deploy.program_runner import ExitStatus, Stopper, run_program
+from trio_dask.deploy.program_runner import ExitStatus
 from trio_dask.errors import UnavailableError, UsageError
+from trio_dask.parsing import counted
 
 if TYPE_CHECKING:
     from trio_dask.client.async_client import AsyncClient
@@ -33,15 +34,22 @@ def _read_folder(text: str) -> Path:
     return Path(text)
 
 
-@click.command(cls=Program, sections={"What to read": ["folder"]})
-@click.option(
-    "--folder",
-    type=Checked("PATH", _read_folder),
-    help="Read the Python files in this folder instead of the standard library.",
+WHAT_TO_READ = "What to read"
+
+
+@click.command(
+    cls=Program,
+    sections=[WHAT_TO_READ],
+    params=[
+        SectionOption(
+            ["--folder"],
+            section=WHAT_TO_READ,
+            type=Checked("PATH", _read_folder),
+            help="Read the Python files in this folder instead of the standard library.",
+        )
+    ],
 )
-@common_options
-@click.pass_obj
-def demo(stopper: Stopper, folder: Path | None, debug: bool) -> int:
+def demo(folder: Path | None, debug: bool) -> int:
     """Count the names in every module of Python's standard library, on a cluster with one worker per processor.
 
     One task tokenizes one file; a tree of tasks adds up the counts. Ctrl-C stops everything, with status 0.
@@ -60,7 +68,7 @@ def demo(stopper: Stopper, folder: Path | None, debug: bool) -> int:
         await _run(str(folder), names, what)
         finished = True
 
-    status = run_program(click.get_current_context().command_path, service, stopper, debug=debug, quiet=True)
+    status = run_service(service, quiet=True)
     if status == ExitStatus.STOPPED and not finished:
         click.echo("Stopped before the job was finished. No processes are left running.", err=True)
     return status

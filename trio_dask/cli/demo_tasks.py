@@ -28,7 +28,7 @@ class Module(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """What is known about some source files. `skipped` are those that are not valid Python, with the reason."""
+    """What some source files contain. `skipped` names those that are not valid Python, with the reason."""
 
     files: int
     tokens: int
@@ -72,7 +72,7 @@ def count_names(folder: str, name: str) -> Counts:
 
 
 def combine(parts: Sequence[Counts]) -> Counts:
-    """Add up; of the modules only the largest few are kept."""
+    """Add up the counts; only the largest few modules are kept."""
     names: Counter[str] = Counter()
     for part in parts:
         names.update(part.names)

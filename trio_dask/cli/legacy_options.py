@@ -1,24 +1,25 @@
-"""Options that our programs had in other times and that mean nothing here: taken, with a line about it, or refused.
+"""Options that distributed's programs have and that mean nothing here: accepted with a message, or refused.
 
-What would weaken a user's protection if it went unheeded is refused.
+An option is refused where ignoring it would weaken the user's protection.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
 import click
 
-__all__ = ["NOT_OF_SCHEDULER", "NOT_OF_WORKER", "REFUSED", "former_options", "notes"]
+from trio_dask.cli.options import SectionOption
 
-Former = Mapping[str, str]
-"""Name -> why it has no meaning."""
+__all__ = ["LEGACY", "NOT_OF_SCHEDULER", "NOT_OF_WORKER", "legacy_options", "notes"]
+
+LEGACY = "Accepted for compatibility, and ignored or refused"
 
 NO_DASHBOARD = "there is no dashboard"
 NO_TLS = "is not supported yet: connections are not encrypted"
 
-DASHBOARD: Former = {
+DASHBOARD: Mapping[str, str] = {
     "--dashboard-address": NO_DASHBOARD,
     "--dashboard/--no-dashboard": NO_DASHBOARD,
     "--dashboard-prefix": NO_DASHBOARD,
@@ -27,12 +28,13 @@ DASHBOARD: Former = {
     "--bokeh-prefix": NO_DASHBOARD,
     "--http-port": NO_DASHBOARD,
 }
-NOT_OF_WORKER: Former = {
+"""Name -> why it has no meaning."""
+NOT_OF_WORKER: Mapping[str, str] = {
     **DASHBOARD,
     "--worker-class": "there is one kind of worker",
     "--temp-filename": "workers report to their nanny through a pipe",
 }
-NOT_OF_SCHEDULER: Former = {
+NOT_OF_SCHEDULER: Mapping[str, str] = {
     **DASHBOARD,
     "--bokeh-whitelist": NO_DASHBOARD,
     "--bokeh-internal-port": NO_DASHBOARD,
@@ -46,32 +48,25 @@ REFUSED = ("--tls-ca-file", "--tls-cert", "--tls-key", "--scheduler-sni")
 
 NOTES = "trio_dask.notes"
 
-Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
-
-def former_options(former: Former) -> Callable[[Decorated], Decorated]:
-    """Give a command all of them. They do not reach the function; `notes` has what is to be said of them."""
+def legacy_options(ignored: Mapping[str, str]) -> list[SectionOption]:
+    """Options that do not reach the command; `notes` has a line for each ignored one that was given."""
 
     def note(ctx: click.Context, param: click.Parameter, value: Any) -> None:
-        # A user that turns off what does not exist gets just that.
-        if value is not None and value is not False:
-            why = former["/".join([*param.opts, *param.secondary_opts])]
+        if value is not None and value is not False:  # turning off what does not exist needs no message
+            why = ignored["/".join([*param.opts, *param.secondary_opts])]
             notes(ctx).append(f"ignoring {param.opts[0]}: {why}")
 
-    def decorate(function: Decorated) -> Decorated:
-        for name, why in reversed(list(former.items())):
-            function = _option(name, help=f"Ignored: {why}.", callback=note)(function)
-        for name in reversed(REFUSED):
-            function = _option(name, help="Refused: there is no TLS yet.", callback=_refuse)(function)
-        return function
-
-    return decorate
+    return [
+        *(_option(name, help=f"Ignored: {why}.", callback=note) for name, why in ignored.items()),
+        *(_option(name, help="Refused: there is no TLS yet.", callback=_refuse) for name in REFUSED),
+    ]
 
 
-def _option(name: str, **options: Any) -> Callable[[Decorated], Decorated]:
-    # A flag that is not given is neither on nor off: else it could not be told from one that is.
-    options.update({"default": None} if "/" in name else {"metavar": "TEXT"})
-    return click.option(name, expose_value=False, **options)
+def _option(name: str, **more: Any) -> SectionOption:
+    # A flag has no default, else one that was not given would look like one that was turned off.
+    more.update({"default": None} if "/" in name else {"metavar": "TEXT"})
+    return SectionOption([name], section=LEGACY, expose_value=False, **more)
 
 
 def _refuse(ctx: click.Context, param: click.Parameter, value: Any) -> None:
@@ -80,6 +75,6 @@ def _refuse(ctx: click.Context, param: click.Parameter, value: Any) -> None:
 
 
 def notes(ctx: click.Context) -> list[str]:
-    """What is to be said of the options that were given and mean nothing, a line each."""
+    """A line for each option that was given and is ignored."""
     found: list[str] = ctx.meta.setdefault(NOTES, [])
     return found

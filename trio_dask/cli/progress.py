@@ -1,4 +1,4 @@
-"""A line that shows how far a job is: a bar on a terminal, a plain line now and then elsewhere."""
+"""The progress of a job: a bar on a terminal, elsewhere a plain line now and then."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def bar(done: int, total: int, what: str, elapsed_s: float) -> str:
 
 
 async def show_progress(progress: Callable[[], tuple[int, int]], what: str) -> None:
-    """Show on stderr what `progress` says (done, total), until all is done or this is cancelled."""
+    """Show on stderr what `progress()` returns (done, total), until all is done or this is cancelled."""
     started = trio.current_time()
     terminal = sys.stderr.isatty()
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import socket
 import textwrap
@@ -12,11 +11,12 @@ from typing import Any
 
 import click
 
-from trio_dask.cli.command import Checked, Program, common_options, run_command
+from trio_dask.cli.command import run_command, run_service, scheduler_address
+from trio_dask.cli.options import Checked, Program, SectionOption
 from trio_dask.cli.stdout import show
-from trio_dask.config import counted, format_bytes, parse_timedelta
-from trio_dask.deploy.program_runner import Stopper, run_program
+from trio_dask.config import WHICH_SCHEDULER
 from trio_dask.errors import NoScheduler, ProtocolError, UsageError
+from trio_dask.parsing import counted, format_bytes, parse_timedelta
 
 __all__ = ["main", "rendered"]
 
@@ -24,50 +24,48 @@ PAUSE_S = 0.1
 SHORTEST_TRY_S = 0.1
 NARROWEST = 60
 
+OUTPUT = "Output"
 
-@click.command(cls=Program, sections={"Which scheduler": ["scheduler_file", "timeout"], "Output": ["as_json"]})
-@click.argument("scheduler", required=False)
-@click.option("--scheduler-file", metavar="FILE", help="File with the scheduler's address.")
-@click.option(
-    "--timeout",
-    type=Checked("TIME", parse_timedelta),
-    default="10s",
-    show_default=True,
-    help="Give up with status 3 if the scheduler cannot be reached within this time.",
+
+@click.command(
+    cls=Program,
+    sections=[WHICH_SCHEDULER, OUTPUT],
+    params=[
+        click.Argument(["scheduler"], required=False),
+        SectionOption(
+            ["--scheduler-file"], section=WHICH_SCHEDULER, metavar="FILE", help="File with the scheduler's address."
+        ),
+        SectionOption(
+            ["--timeout"],
+            section=WHICH_SCHEDULER,
+            type=Checked("TIME", parse_timedelta),
+            default="10s",
+            show_default=True,
+            help="Give up with status 3 if the scheduler cannot be reached within this time.",
+        ),
+        SectionOption(["--json", "as_json"], section=OUTPUT, is_flag=True, help="Print one line of JSON."),
+    ],
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON.")
-@common_options
-@click.pass_obj
-def status(
-    stopper: Stopper, scheduler: str | None, scheduler_file: str | None, timeout: float, as_json: bool, debug: bool
-) -> int:
-    """Show what the cluster of the scheduler at SCHEDULER is doing. Without a port that is 8786.
+def status(scheduler: str | None, scheduler_file: str | None, timeout: float, as_json: bool, debug: bool) -> int:
+    """Show what the cluster of the scheduler at SCHEDULER is doing. A SCHEDULER without a port has port 8786.
 
     It lists the workers with their threads and memory, the number of tasks in each state, and the task that has been
     running longest.
 
     Without SCHEDULER and --scheduler-file, the environment variable DASK_SCHEDULER_ADDRESS is used.
     """
-    if scheduler is not None and scheduler_file is not None:
-        raise click.UsageError("SCHEDULER and --scheduler-file: give only one of them")
-    given = scheduler if scheduler_file is not None else scheduler or os.environ.get("DASK_SCHEDULER_ADDRESS")
-    if given is None and scheduler_file is None:
-        raise click.UsageError("no scheduler given; write trio-dask status HOST:PORT, or give --scheduler-file FILE")
-    if given is not None:
-        from trio_dask.comm.addresses import parse_scheduler_address
-
-        parse_scheduler_address(given)
+    address = scheduler_address(scheduler, scheduler_file)
 
     async def service() -> None:
-        found = await _ask(given, scheduler_file, timeout)
+        found = await _ask(address, scheduler_file, timeout)
         width = max(NARROWEST, shutil.get_terminal_size().columns)
         show(json.dumps(found) if as_json else rendered(found, width))
 
-    return run_program(click.get_current_context().command_path, service, stopper, debug=debug, quiet=True)
+    return run_service(service, quiet=True)
 
 
 async def _ask(address: str | None, file: str | None, timeout_s: float) -> dict[str, Any]:
-    """The scheduler's overview. It may be starting just now, so it is tried again until the time is up."""
+    """The scheduler's overview. It may just be starting, so this tries again until the time is up."""
     import trio
 
     from trio_dask.client.rpc import rpc
@@ -147,7 +145,7 @@ def _in_words(state: str) -> str:
 
 
 def _fitting(text: str, width: int) -> str:
-    text = "".join(letter if letter.isprintable() else "?" for letter in text)  # a key may hold anything
+    text = "".join(letter if letter.isprintable() else "?" for letter in text)  # a key may contain anything
     return text if len(text) <= width else f"{text[: width - 3]}..."
 
 

@@ -1,6 +1,6 @@
-"""What a program says on stdout, which may go where nothing can be written: a full disk, a pipe that nobody reads.
+"""Output on stdout, where writing may fail: a full disk, a pipe that nobody reads.
 
-Whatever was to be shown, that ends the program with one line that names stdout, and with status 4.
+A failure ends the program with one line that names stdout, and with status 4.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ REFUSED = 4
 def show(*lines: str) -> None:
     """Print these lines, now.
 
-    Raises `OSError`, which says that stdout is what cannot be written to.
+    Raises `OSError`, with a message that names stdout.
     """
     try:
         print(*lines, sep="\n", flush=True)

@@ -16,7 +16,7 @@ from trio_dask.client.futures import AsyncFuture, BaseFuture, Timeout, states_of
 from trio_dask.client.nested_futures import futures_given
 from trio_dask.client.task_errors import no_value
 from trio_dask.client.wait_signals import Signal, ThreadSignal, TrioSignal, as_seconds, limit, refuse_in_event_loop
-from trio_dask.config import counted
+from trio_dask.parsing import counted
 
 __all__ = ["ALL_COMPLETED", "FIRST_COMPLETED", "DoneAndNotDone", "ReturnWhen", "as_completed", "wait", "wait_async"]
 

@@ -22,7 +22,7 @@ from trio_dask.client.task_options import Options, extra_from, whole
 from trio_dask.errors import UsageError
 from trio_dask.ids import Key
 from trio_dask.protocol.pickling import PickledFunction, call_token, pickle_call, pickle_function
-from trio_dask.unsupported_names import CLIENT, missing
+from trio_dask.unsupported_names import CLIENT, unsupported_error
 
 __all__ = ["BaseClient"]
 
@@ -48,7 +48,7 @@ class BaseClient(Generic[F]):
     if not TYPE_CHECKING:  # a type checker would take it to have every name
 
         def __getattr__(self, name):
-            raise missing(type(self).__name__, name, CLIENT)
+            raise unsupported_error(type(self).__name__, name, CLIENT)
 
     @property
     def engine(self) -> Engine:

@@ -15,7 +15,7 @@ from trio_dask.client.task_errors import exception_of, no_value
 from trio_dask.client.wait_signals import as_seconds, limit, refuse_in_event_loop
 from trio_dask.ids import Key
 from trio_dask.protocol.pickling import KeyReference
-from trio_dask.unsupported_names import FUTURE, Absent
+from trio_dask.unsupported_names import FUTURE, UnsupportedName
 
 __all__ = ["AsyncFuture", "BaseFuture", "Future", "Timeout", "states_of"]
 
@@ -44,9 +44,9 @@ class BaseFuture(KeyReference):
             pass  # its making was interrupted, or it was released already
 
     if not TYPE_CHECKING:  # for a type checker they are simply not there
-        bind_client = Absent(FUTURE)
-        executor = Absent(FUTURE)
-        substitute = Absent(FUTURE)
+        bind_client = UnsupportedName(FUTURE)
+        executor = UnsupportedName(FUTURE)
+        substitute = UnsupportedName(FUTURE)
 
     @property
     def status(self) -> Status:

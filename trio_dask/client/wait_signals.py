@@ -10,8 +10,8 @@ from typing import Any, Protocol
 import trio
 
 from trio_dask.client.core.key_state import Frames, KeyState
-from trio_dask.config import parse_timedelta
 from trio_dask.errors import UsageError
+from trio_dask.parsing import parse_timedelta
 
 __all__ = [
     "Reading",

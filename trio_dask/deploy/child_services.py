@@ -18,38 +18,39 @@ Report = Callable[[Mapping[str, Any]], None]
 
 
 async def scheduler(settings: Mapping[str, Any], report: Report, stopper: Stopper) -> None:
-    """A scheduler; `settings` are fields of `SchedulerSettings`. It reports its address."""
+    """A scheduler with these `SchedulerSettings`. It reports its address."""
     import trio
 
     from trio_dask.config import SchedulerSettings
     from trio_dask.deploy.program_runner import spare_garbage_collection
     from trio_dask.scheduler.service import run_scheduler
+    from trio_dask.settings_json import from_json
 
     spare_garbage_collection()
     async with trio.open_nursery() as nursery:
-        address = await nursery.start(run_scheduler, SchedulerSettings(**settings))
+        address = await nursery.start(run_scheduler, from_json(SchedulerSettings, settings))
         report({"address": str(address)})
 
 
 async def worker(settings: Mapping[str, Any], report: Report, stopper: Stopper) -> None:
-    """A worker under a nanny: `worker` holds fields of `WorkerSettings`, `preload` and `preload_argv` what comes first.
+    """A worker under a nanny, with these `NannySettings`.
 
     It reports that it runs, its address once it is registered, why it leaves before it does, and when it is at rest.
     """
     import trio
 
-    from trio_dask.config import WorkerSettings
+    from trio_dask.config import NannySettings
     from trio_dask.deploy.preload import PreloadError, preload
     from trio_dask.deploy.worker_program import work
+    from trio_dask.settings_json import from_json
 
-    argv: list[str] = settings["preload_argv"]
+    nanny = from_json(NannySettings, settings)
+    argv = nanny.preload_argv
     try:
-        preloaded = preload(settings["preload"], argv)
+        preloaded = preload(nanny.preload, argv)
     except PreloadError:
         report({"hopeless": True})
         raise
-    fields: dict[str, Any] = {**settings["worker"], "port_range": tuple(settings["worker"]["port_range"])}
-    worker_settings = WorkerSettings(**fields)
 
     def leaving(reason: str) -> None:
         report({"leaving": reason})
@@ -58,7 +59,7 @@ async def worker(settings: Mapping[str, Any], report: Report, stopper: Stopper) 
         report({"at_rest": True})
 
     report({"running": True})
-    serve = partial(work, worker_settings, stopper, leaving=leaving, at_rest=at_rest, preloaded=preloaded, argv=argv)
+    serve = partial(work, nanny.worker, stopper, leaving=leaving, at_rest=at_rest, preloaded=preloaded, argv=argv)
     try:
         async with trio.open_nursery() as nursery:
             address = await nursery.start(serve)

@@ -30,13 +30,14 @@ from trio_dask.processes.child_process import Child, ChildSpec, run_child
 from trio_dask.processes.clone_parent import can_fork_beside
 from trio_dask.processes.fork_server import ForkServer
 from trio_dask.processes.spawn import Starter, start_by_exec
+from trio_dask.settings_json import to_json
 
 __all__ = ["Member", "Members"]
 
 DEATH_TIMEOUT_S = 60.0
 BACKLOG = 4096
 MAX_RESTARTS = 20
-MAX_BACKOFF_S = 2.0
+BACKOFF_S = (0.5, 2.0)
 
 log = logging.getLogger("trio_dask.deploy")
 
@@ -168,7 +169,7 @@ class Members:
         spec = ChildSpec(
             name=f"{self._name}-scheduler",
             program="trio_dask.deploy.child_services:scheduler",
-            settings={"listen_fd": listen_fd},
+            settings=to_json(SchedulerSettings(listen_fd=listen_fd)),
             inherit=(listen_fd,),
             stderr=_pass_on,
         )
@@ -213,7 +214,7 @@ class Members:
             port_range=None,
             same_failures=1,
             max_restarts=MAX_RESTARTS,
-            max_backoff_s=MAX_BACKOFF_S,
+            backoff_s=BACKOFF_S,
             signal_restart=True,  # whoever means the cluster tells the cluster: `scale`, `close`
         )
         nanny = Nanny(settings, label=label, changed=changed, output=_pass_on, start=self._start)

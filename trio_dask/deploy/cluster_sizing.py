@@ -1,4 +1,4 @@
-"""How a cluster on one machine is laid out: how many workers, with how many threads and how much memory each."""
+"""The size of a cluster on one machine: how many workers, with how many threads and how much memory each."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from trio_dask.config import MAX_THREADS, check_memory_limit, counted, format_bytes, parse_memory_limit
 from trio_dask.deploy.program_runner import raise_file_limit
 from trio_dask.errors import UsageError
 from trio_dask.host_limits import Amount, cpu_count, memory_bytes
+from trio_dask.parsing import MAX_THREADS, check_memory_limit, counted, format_bytes, parse_memory_limit
 
 __all__ = ["Layout", "Share", "allow_files", "check_scale", "divide", "plan", "workers_for"]
 
 MAX_WORKERS = 10_000
 FEW_CPUS = 4
 FILES_PER_WORKER = 12
-"""What a nanny has open while its worker starts: both ends of four pipes, a board, its process."""
+"""What a nanny has open while its worker starts: both ends of four pipes, shared memory, the process."""
 OTHER_FILES = 64
-"""What the program needs besides, at the least."""
+"""What the rest of the program needs, at least."""
 SPARE_FILES = 512
-"""For whatever else the program opens, and for its clients' connections; nothing is refused for want of these."""
+"""Wanted, but not required: for the user's own files and for connections of clients."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,10 +51,10 @@ def plan(
     cpus: int | None = None,
     machine_bytes: int | None = None,
 ) -> Layout:
-    """Fill in what was not said: together the workers use each processor once, and the whole memory.
+    """Choose what was not given: together the workers use each processor once, and all the memory.
 
     Raises:
-      UsageError: something that was said makes no sense.
+      UsageError: an argument makes no sense.
     """
     cpus = cpu_count() if cpus is None else cpus
     machine_bytes = memory_bytes() if machine_bytes is None else machine_bytes
@@ -89,7 +89,7 @@ def plan(
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """What each of the workers of one launcher gets. `text` says it for people, and where it comes from."""
+    """What each worker of one launcher gets. `text` says it for people, with the source of each limit."""
 
     workers: int
     threads: int
@@ -98,13 +98,12 @@ class Share:
 
 
 def divide(workers: str, threads: int | None, memory_limit: str, *, cpus: Amount, memory: Amount) -> Share:
-    """Divide a machine among workers. `workers` is a number, a negative one to be taken from the processors, or `auto`.
+    """Divide a machine among workers. `workers` is a number, `auto`, or negative: -1 for one per CPU, -2 for one less.
 
-    Together the workers use each processor once, but each has a thread at least, and all the memory, or their share of
-    the processors of it.
+    Each worker has at least one thread; together they use each processor once. Memory is shared like the processors.
 
     Raises:
-      UsageError: that is no number of workers, or none is left.
+      UsageError: `workers` is no number of workers, or none is left.
     """
     number = _count_workers(workers, threads, cpus.number)
     given = threads is not None
@@ -126,7 +125,7 @@ def divide(workers: str, threads: int | None, memory_limit: str, *, cpus: Amount
 
 
 def _source(text: str, limit_bytes: int, memory: Amount) -> str:
-    """What decided on a memory limit: whoever gave it, unless it is a part of the machine's, or was cut to that."""
+    """Where a memory limit comes from: the user gave it, or it is a part of the machine's, or was cut to that."""
     plain = text.strip().lower()
     if plain != "auto" and parse_memory_limit(text, machine_bytes=sys.maxsize) == limit_bytes:
         return "as given"
@@ -150,19 +149,19 @@ def _count_workers(text: str, threads: int | None, cpus: int) -> int:
 
 
 def check_scale(n: object) -> None:
-    """Refuse what is not a number of workers.
+    """Refuse an `n` that is no number of workers.
 
     Raises:
-      UsageError: it is none.
+      UsageError: it is not one.
     """
     _check_count("n", n, 0, MAX_WORKERS)
 
 
 def workers_for(layout: Layout, n: object, memory: str | float | None, cores: object) -> int:
-    """How many workers are `n` of them, and have so much memory and so many threads together.
+    """How many workers it takes to have at least `n` workers, this much memory and this many threads together.
 
     Raises:
-      UsageError: one of these makes no sense, or workers without a memory limit are asked for memory.
+      UsageError: an argument makes no sense, or memory is asked for and the workers have no memory limit.
     """
     _check_count("n", n, 0, MAX_WORKERS)
     _check_count("cores", cores, 0, MAX_WORKERS * MAX_THREADS)
@@ -179,10 +178,10 @@ def workers_for(layout: Layout, n: object, memory: str | float | None, cores: ob
 
 
 def allow_files(layout: Layout, workers: int) -> None:
-    """Have the system allow as many open files as this program needs for so many workers.
+    """Raise the limit of open files to what this program needs for this many workers.
 
     Raises:
-      UsageError: it does not.
+      UsageError: the system does not allow it.
     """
     if not layout.processes:
         return
@@ -197,7 +196,7 @@ def allow_files(layout: Layout, workers: int) -> None:
 
 
 def _processes(cpus: int, threads: int | None) -> int:
-    """One process per processor where they are few, else about as many processes as threads in each, as dask does."""
+    """One process per processor if they are few, else about as many processes as threads in each, as dask does."""
     if threads is not None:
         return max(1, cpus // threads)
     if cpus <= FEW_CPUS:

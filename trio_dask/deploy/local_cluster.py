@@ -19,12 +19,12 @@ import trio
 
 from trio_dask.client.futures import Timeout
 from trio_dask.client.wait_signals import limit, refuse_in_event_loop, require_trio
-from trio_dask.config import counted, format_bytes
 from trio_dask.deploy.cluster_members import Member, Members
 from trio_dask.deploy.cluster_sizing import Layout, allow_files, check_scale, plan, workers_for
 from trio_dask.deploy.job_control import heed_ctrl_z, suspended_with_us
 from trio_dask.errors import ClusterError, ForkedClientError, UsageError
-from trio_dask.unsupported_names import LOCAL_CLUSTER, missing
+from trio_dask.parsing import counted, format_bytes
+from trio_dask.unsupported_names import LOCAL_CLUSTER, unsupported_error
 
 if TYPE_CHECKING:
     from trio_dask.client.async_client import AsyncClient
@@ -320,7 +320,7 @@ class LocalCluster:
     if not TYPE_CHECKING:  # a type checker would take it to have every name
 
         def __getattr__(self, name):
-            raise missing("LocalCluster", name, LOCAL_CLUSTER)
+            raise unsupported_error("LocalCluster", name, LOCAL_CLUSTER)
 
     def __repr__(self) -> str:
         try:

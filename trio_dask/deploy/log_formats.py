@@ -11,7 +11,7 @@ __all__ = ["JsonFormatter", "TextFormatter", "is_dump"]
 
 
 def is_dump(record: logging.LogRecord) -> bool:
-    """Whether a record is the dump of a crash, which is for files and machines, and not for people."""
+    """Whether a record is the dump of a crash, which belongs into files and JSON, not on a terminal."""
     return hasattr(record, "dump")
 
 
@@ -21,7 +21,7 @@ def _origin(record: logging.LogRecord, default: str) -> str:
 
 
 def _details(record: logging.LogRecord) -> str:
-    """What belongs to a record and is no sentence: a traceback, a dump."""
+    """The traceback and the dump of a record."""
     if record.exc_info and not record.exc_text:
         record.exc_text = logging.Formatter().formatException(record.exc_info)
     dump: str | None = getattr(record, "dump", None)

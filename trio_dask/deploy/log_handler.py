@@ -1,7 +1,7 @@
 """Log lines that can neither stall a program nor break it.
 
-A terminal that was stopped, or a pipe that nobody reads, blocks whoever writes to it. So a thread of its own writes,
-and what it cannot get rid of is dropped. The first lines are kept: they say more than the last.
+A terminal that was stopped, or a pipe that nobody reads, blocks the thread that writes to it. So the lines are written
+by a thread of their own. When too many wait, new ones are dropped: the first lines say more than the last.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class LogLines(logging.Handler):
         """Hand one record to the writing thread."""
         try:
             text = self.format(record)
-        except Exception:  # a record whose arguments cannot be printed is the fault of whoever logged it
+        except Exception:  # formatting arguments calls any code; logging has its own way to report that
             self.handleError(record)
             return
         if self._queue.qsize() >= MAX_WAITING:
@@ -75,9 +75,9 @@ class LogLines(logging.Handler):
             while left:
                 left = left[os.write(self._fd, left) :]
         except OSError:
-            pass  # stderr is closed, its reader is gone, or the disk is full: there is nobody to tell
+            pass  # stderr is closed, its reader is gone, or the disk is full: nothing is left to report to
 
 
 def _note_of_loss(number: int) -> logging.LogRecord:
-    text = f"lines are missing here, {number} in number: they came faster than they could be written"
+    text = f"{number} log lines are missing here: they came faster than they could be written"
     return logging.LogRecord("trio_dask.program", logging.WARNING, __file__, 0, text, None, None)

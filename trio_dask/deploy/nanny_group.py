@@ -19,8 +19,8 @@ from trio_dask.deploy.process_tree import remove_scratch
 from trio_dask.deploy.program_runner import Stopper
 from trio_dask.errors import TrioDaskError
 from trio_dask.nanny.service import Nanny, Stop
+from trio_dask.owned_files import keep_file
 from trio_dask.processes.stderr_records import read_record
-from trio_dask.scheduler_file import present
 
 __all__ = ["run_nannies"]
 
@@ -32,10 +32,11 @@ async def run_nannies(
     stopper: Stopper,
     *,
     label: str,
-    pid_file: str | None = None,
     debug: bool = False,
 ) -> None:
     """Look after one worker for each of these settings, until all have ended. A signal has the workers drain.
+
+    Their pid file is the launcher's.
 
     `label` is what the program is called in lines about a worker.
 
@@ -43,7 +44,8 @@ async def run_nannies(
       KeptCrashing, NoScheduler, RefusedError, UsageError, OSError: what the first nanny that failed raised.
     """
     launcher = _Launcher(settings, label, debug)
-    with present(pid_file, f"{os.getpid()}\n"), stopper.orderly(launcher.heed_signal), suspended_with_us(launcher):
+    pid_file = keep_file(settings[0].worker.pid_file, f"{os.getpid()}\n")
+    with pid_file, stopper.stopping_by(launcher.heed_signal), suspended_with_us(launcher):
         await launcher.run()
 
 

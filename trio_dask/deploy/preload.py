@@ -1,6 +1,4 @@
-"""Modules and files that a user wants to have imported before the worker starts, and their `dask_setup` and
-`dask_teardown`.
-"""
+"""User modules that a worker imports before it starts, with their `dask_setup` and `dask_teardown`."""
 
 from __future__ import annotations
 
@@ -26,14 +24,14 @@ log = logging.getLogger("trio_dask.preload")
 
 
 class Preloaded(NamedTuple):
-    """What was imported, and by which name it was asked for."""
+    """A module that was imported, and the name that the user gave."""
 
     name: str
     module: ModuleType
 
 
 class PreloadError(ClusterError):
-    """The user's own module raised. It would do so again in the next process."""
+    """The user's module raised, as it would again in the next process."""
 
 
 def preload(names: Sequence[str], argv: Sequence[str], *, option: str = "--preload") -> list[Preloaded]:
@@ -53,9 +51,9 @@ def preload(names: Sequence[str], argv: Sequence[str], *, option: str = "--prelo
 
 @asynccontextmanager
 async def set_up(preloaded: Sequence[Preloaded], argv: Sequence[str], worker: Any) -> AsyncGenerator[None]:
-    """Call what these modules have as `dask_setup` with the worker, and at the end, in reverse, their `dask_teardown`.
+    """Call the `dask_setup` of each module with the worker, and at the end, in reverse, each `dask_teardown`.
 
-    Either is a plain function, which is called in a thread, or an `async def` one, which runs under Trio. A
+    Both may be plain functions, called in a thread, or `async def` ones, which run under Trio. A
     `dask_setup` that is a click command gets its options from `argv`.
 
     Raises:
@@ -73,8 +71,7 @@ async def set_up(preloaded: Sequence[Preloaded], argv: Sequence[str], worker: An
             ready.append(one)
         yield
     finally:
-        with trio.CancelScope(shield=True) as scope:
-            scope.deadline = trio.current_time() + TEARDOWN_S
+        with trio.move_on_after(TEARDOWN_S, shield=True) as scope:
             for one in reversed(ready):
                 try:
                     await _call(getattr(one.module, "dask_teardown", None), worker, ())
@@ -118,12 +115,12 @@ def _told(one: Preloaded, error: BaseException) -> str:
 
 
 def _file_of(name: str) -> str:
-    """The file of a module, by its name; what is imported half-way is in no table."""
+    """The file of a module, by its name; a module whose import failed is not in `sys.modules`."""
     if name.endswith(".py"):
         return str(Path(name))
     package = name.rpartition(".")[0]
     if package and package not in sys.modules:
-        return ""  # it has raised itself, and would run again to find what is in it
+        return ""  # importing the package failed; looking for the module would run it again
     try:
         spec = importlib.util.find_spec(name)
     except (ImportError, ValueError):
@@ -132,7 +129,7 @@ def _file_of(name: str) -> str:
 
 
 def _described(error: BaseException, file: str) -> str:
-    """The error, and where in this file it came from; if in none of its lines, where it was raised."""
+    """The error, with its last line in this file, or else the line that raised it."""
     said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     if isinstance(error, SyntaxError) and error.filename is not None:
         return f"{type(error).__name__}: {error.msg} ({error.filename}:{error.lineno})"

@@ -10,7 +10,7 @@ import time
 from contextlib import suppress
 from types import TracebackType
 
-from trio_dask.scheduler_file import remove_present
+from trio_dask.owned_files import remove_kept_files
 
 __all__ = ["LastResort", "end_descendants", "remove_scratch"]
 
@@ -65,10 +65,10 @@ async def remove_scratch(local_directory: str | None) -> None:
     """
     import trio  # the program's start must not wait for what options alone do not need
 
-    from trio_dask.worker.spill_directory import ScratchFolder, remove_leftovers
+    from trio_dask.worker.spill_directory import SpillDirectory, remove_leftovers
 
     with trio.move_on_after(SWEEP_S, shield=True):
-        base = ScratchFolder(local_directory).base
+        base = SpillDirectory(local_directory).base
         await trio.to_thread.run_sync(remove_leftovers, base, abandon_on_cancel=True)
 
 
@@ -114,5 +114,5 @@ class LastResort:
                 os.set_blocking(2, False)  # a reader that has stopped must not save us now
                 os.write(2, f"{self._text}\n".encode())
             end_descendants()
-            remove_present()
+            remove_kept_files()
             os._exit(self._status)

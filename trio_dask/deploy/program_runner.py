@@ -1,17 +1,16 @@
-"""Run a service as a program: signals, limits, log lines, and what its end means as an exit status.
+"""Run a service as a program: signals, limits, log lines and exit status.
 
 | status | meaning |
 |---|---|
-| 0 | asked to stop: by a signal, by the end of its lifeline, or by the cluster |
+| 0 | asked to stop: by a signal, by its parent or the parent's end, or by the cluster |
 | 1 | internal error |
-| 2 | wrong usage: what was typed cannot be right, here or anywhere |
+| 2 | wrong usage: the command line cannot be right, here or anywhere |
 | 3 | no scheduler: it could not be reached, or was away for longer than the death-timeout |
-| 4 | not here: refused (versions, name taken), or what was named is missing or denied (a port, a file, a host) |
+| 4 | not here: refused (versions, name taken), or something named is missing or denied (a port, a file, a host) |
 | 5 | the worker kept crashing |
 
-The first signal asks the service to stop in good order, a second one ends the program at once, with all that it has
-started, and with the status of that signal. The end of the lifeline is no signal: whoever started the program is gone,
-and nothing is worth waiting for.
+The first signal asks the service to stop in order. A second one ends the program at once, with all processes that it
+has started, and with the status of that signal. When the parent of the program has ended, nothing is worth waiting for.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from trio_dask.deploy.log_formats import JsonFormatter, TextFormatter, is_dump
 from trio_dask.deploy.log_handler import LogLines
 from trio_dask.deploy.process_tree import end_descendants
 from trio_dask.errors import KeptCrashing, NoScheduler, RefusedError, TrioDaskError, UnavailableError, UsageError
-from trio_dask.scheduler_file import remove_present
+from trio_dask.owned_files import remove_kept_files
 
 __all__ = [
     "ExitStatus",
@@ -42,25 +41,24 @@ __all__ = [
     "StopRequest",
     "Stopper",
     "explain",
-    "leaves",
     "raise_file_limit",
     "run_program",
     "spare_garbage_collection",
 ]
 
 SAME_REQUEST_S = 0.1
-"""`timeout`, `srun` and the like signal a process and its group: what comes twice within this time is one request."""
+"""`timeout`, `srun` and the like signal a process and its group: two equal signals within this time are one request."""
 EXIT_GRACE_S = 1.0
 LINES_GRACE_S = 0.5
 OPEN_FILES = 65536
 
 
 LogFormat = Literal["text", "json", "records"]
-"""Lines for people, an object of JSON a line, or what a parent reads with `processes.stderr_records`."""
+"""Lines for people, one JSON object per line, or records that a parent reads with `processes.stderr_records`."""
 
 
 class ExitStatus(IntEnum):
-    """What the end of a program tells those who started it."""
+    """The exit status of a program."""
 
     STOPPED = 0
     INTERNAL_ERROR = 1
@@ -71,7 +69,7 @@ class ExitStatus(IntEnum):
 
 
 class StopRequest(NamedTuple):
-    """Why the program is to stop, and the signal that said so, if one did."""
+    """Why the program is to stop, and the signal that asked for it, if one did."""
 
     reason: str
     signal: int | None
@@ -80,47 +78,47 @@ class StopRequest(NamedTuple):
 class Stopper:
     """Turns signals into requests to stop, from the first moment of the program on.
 
-    With `patient` a second signal is one more request and no more: for a program whose end another one sees to, that
-    passes signals on. (A batch system may signal every process of a job, so that the same one comes twice.)
+    With `patient` a second signal is only another request: for a child whose parent passes signals on and kills it in
+    the end. (A batch system may signal every process of a job, so that the same signal comes twice.)
     """
 
     def __init__(self, *, patient: bool = False) -> None:
         self._patient = patient
         self._stop: Callable[[StopRequest], None] | None = None
-        self._heed: Callable[[int], bool] | None = None
+        self._stop_by_itself: Callable[[int], bool] | None = None
         self._request: StopRequest | None = None
         self._last_signal = (0, -math.inf)
 
     def install(self) -> None:
-        """Handle SIGINT, SIGTERM and SIGHUP from here on, save those that whoever started us wants ignored."""
+        """Handle SIGINT, SIGTERM and SIGHUP from here on, except those that our parent had us ignore."""
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._on_signal)
 
     def bind(self, stop: Callable[[StopRequest], None] | None) -> None:
-        """From now on call `stop` with each request, one made already too; with None the program ends at once."""
+        """From now on call `stop` with each request, also with an earlier one; with None a request ends the program."""
         self._stop = stop
         if stop is not None and self._request is not None:
             stop(self._request)
 
     @contextmanager
-    def orderly(self, heed: Callable[[int], bool]) -> Generator[None]:
-        """For the block: a signal does not cancel the service if `heed(number)`, in Trio's thread, gives True.
+    def stopping_by(self, on_signal: Callable[[int], bool]) -> Generator[None]:
+        """For the block: a signal does not cancel the service if `on_signal(number)`, in Trio's thread, returns True.
 
         Then the service has begun to stop, and ends by itself.
         """
-        self._heed = heed
+        self._stop_by_itself = on_signal
         try:
             yield
         finally:
-            self._heed = None
+            self._stop_by_itself = None
 
-    def is_heeded(self, request: StopRequest) -> bool:
-        """Have the service stop by itself; False if it does not, and has to be cancelled."""
-        return request.signal is not None and self._heed is not None and self._heed(request.signal)
+    def stops_by_itself(self, request: StopRequest) -> bool:
+        """Ask the service to stop by itself; False if it does not, and has to be cancelled."""
+        return request.signal is not None and self._stop_by_itself is not None and self._stop_by_itself(request.signal)
 
     def ask(self, reason: str, number: int | None = None) -> None:
-        """Ask the program to stop; without the number of a signal, nothing is worth waiting for."""
+        """Ask the program to stop; without a signal number, at once."""
         self._request = StopRequest(reason, number)
         if self._stop is not None:
             self._stop(self._request)
@@ -132,7 +130,7 @@ class Stopper:
         self._last_signal = number, now
         if self._request is not None and not self._patient:
             end_descendants()
-            remove_present()
+            remove_kept_files()
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         self.ask(f"received {signal.Signals(number).name}", number)
@@ -140,11 +138,11 @@ class Stopper:
             raise SystemExit(ExitStatus.STOPPED)
 
 
-def leaves(error: BaseException) -> Iterator[BaseException]:
+def _flattened(error: BaseException) -> Iterator[BaseException]:
     """The exceptions inside nested groups, in order."""
     if isinstance(error, BaseExceptionGroup):
         for inner in cast("BaseExceptionGroup[BaseException]", error).exceptions:
-            yield from leaves(inner)
+            yield from _flattened(inner)
     else:
         yield error
 
@@ -168,9 +166,9 @@ def _status(error: BaseException) -> ExitStatus:
 
 
 def explain(error: BaseException) -> tuple[ExitStatus, str]:
-    """The exit status for an error that ended a service, and one line that says what it was."""
-    found = list(leaves(error))
-    # What we know by name says more about the cause than what happened on the way out.
+    """The exit status for an error that ended a service, and one line that explains it."""
+    found = list(_flattened(error))
+    # Errors of ours say more about the cause than those that followed from it.
     worst = next((leaf for leaf in found if _status(leaf) is not ExitStatus.INTERNAL_ERROR), found[0])
     status = _status(worst)
     text = " ".join(str(worst).split())
@@ -197,12 +195,12 @@ def run_program(
 ) -> int:
     """Run a service to its end under Trio and give the exit status; nothing is raised.
 
-    A request to stop cancels the service, which then ends in good order within its own grace, unless it knows a better
-    way (`Stopper.orderly`). Processes that it has left behind are killed. `label` stands before
-    what went wrong, `quiet` keeps back everything below warnings, and `debug` adds times and tracebacks. `tell` is
-    called with what went wrong, which is then left to it to be shown.
+    A request to stop cancels the service, which then ends within its own time for cleaning up, unless it stops by
+    itself (`Stopper.stopping_by`). Processes that it has left behind are killed.
 
-    Log lines go to stderr, and to the end of `log_file` too. `origin` says from whom they are.
+    Log lines go to stderr, and to the end of `log_file` too, with `origin` as the name of this program among others.
+    `quiet` leaves out everything below warnings, and `debug` adds times and tracebacks. An error becomes one line after
+    `label`; with `tell`, that function gets it instead.
     """
     log = logging.getLogger("trio_dask.program")
     logs = [_log_to_stderr(log_format, origin, debug=debug, quiet=quiet)]
@@ -218,7 +216,7 @@ def run_program(
     except KeyboardInterrupt:
         status = ExitStatus.STOPPED  # Trio's own handler, where ours could not be installed
     except (Exception, BaseExceptionGroup) as exc:
-        # The last line of defence: whatever it is becomes one line and a status.
+        # The last line of defence: any error becomes one line and a status.
         status, text = explain(exc)
         if tell is not None:
             tell(status, text)
@@ -231,7 +229,7 @@ def run_program(
     for lines in logs:
         lines.drain(LINES_GRACE_S)
     if not _flush_stdout():
-        os._exit(status)  # the interpreter would try once more, when no other thread runs any more that could end it
+        os._exit(status)  # the interpreter would try again, after the last thread that could end it has stopped
     return status
 
 
@@ -245,7 +243,7 @@ def _run(service: Callable[[], Awaitable[None]], stopper: Stopper, log: logging.
             def stop(request: StopRequest) -> None:
                 if not scope.cancel_called:
                     log.info("Stopping: %s", request.reason)
-                if not stopper.is_heeded(request):
+                if not stopper.stops_by_itself(request):
                     scope.cancel()
 
             def stop_from_anywhere(request: StopRequest) -> None:
@@ -264,16 +262,16 @@ def _run(service: Callable[[], Awaitable[None]], stopper: Stopper, log: logging.
 
 
 def _log_failure(log: logging.Logger, label: str, text: str, error: BaseException | None = None) -> None:
-    """The last line of a program, with the name of the program, as is the custom."""
+    """The last line of a program, which begins with the name of the program, as is the custom."""
     log.error("%s: %s", label, text, exc_info=error, extra={"origin": ""})
 
 
 def _log_to_stderr(form: LogFormat, origin: str, *, debug: bool, quiet: bool) -> LogLines:
     stamped = debug or not (_is_terminal(2) or _is_journal(2))
     lines = LogLines(_formatter(form, origin, times=stamped, loggers=debug))
-    if form == "text" and not debug:  # people read of a crash in one line
+    if form == "text" and not debug:  # for people, a crash is one line
         lines.addFilter(lambda record: not is_dump(record))
-    if quiet and not debug:  # the scheduler of a local cluster, whose workers' nannies say the same on the same stderr
+    if quiet and not debug:  # the nannies of a local cluster report deaths on the same stderr as its scheduler
         lines.addFilter(lambda record: record.name != "trio_dask.scheduler.deaths")
     logger = logging.getLogger("trio_dask")
     logger.addHandler(lines)
@@ -318,9 +316,9 @@ def _is_journal(fd: int) -> bool:
 
 
 def _limit_exit(status: int) -> None:
-    """Threads of tasks that never end must not keep the process: give them and exit handlers a moment, no more.
+    """End the process after a moment, even if exit handlers, or threads of tasks that never end, keep it.
 
-    No signal changes the status any more: the interpreter would give up its handlers while it ends, and be killed.
+    Signals are ignored from here on, so that none changes the status: the interpreter drops its handlers as it ends.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
@@ -335,7 +333,7 @@ def _limit_exit(status: int) -> None:
 
 
 def _flush_stdout() -> bool:
-    """Write out what tasks have printed. False if that takes too long, for nobody reads it."""
+    """Write out what tasks have printed. False if that takes too long, because nobody reads it."""
 
     def flush() -> None:
         with suppress(OSError, ValueError, AttributeError):  # it is closed, or there is none
@@ -348,7 +346,7 @@ def _flush_stdout() -> bool:
 
 
 def raise_file_limit(wanted: int = OPEN_FILES) -> int:
-    """Allow so many open files, or as many as the system grants: each peer is one. Gives how many we may have."""
+    """Raise the limit of open files (each peer is one) as far as the system grants, and return the new limit."""
     try:
         import resource
     except ImportError:  # not a POSIX system
@@ -363,6 +361,6 @@ def raise_file_limit(wanted: int = OPEN_FILES) -> int:
 
 
 def spare_garbage_collection() -> None:
-    """Collect cycles rarely: a scheduler holds millions of objects for long and makes hardly any cycles."""
+    """Collect cycles rarely: a scheduler keeps millions of objects for long and makes hardly any cycles."""
     gc.freeze()
     gc.set_threshold(100_000, 50, 100)

@@ -47,7 +47,7 @@ async def work(
             leaving("signal")  # a worker that ends without a word counts as ended by its task
         return heeded
 
-    with LastResort() as resort, stopper.orderly(heed):
+    with LastResort() as resort, stopper.stopping_by(heed):
 
         def ends_in(seconds: float, failure: str) -> None:
             status = ExitStatus.NO_SCHEDULER if failure else ExitStatus.STOPPED

@@ -9,7 +9,6 @@ It shares a Trio loop with other nannies, and runs no code of users: whatever th
 from __future__ import annotations
 
 import logging
-import math
 import os
 import random
 import signal
@@ -21,7 +20,7 @@ import trio
 
 from trio_dask._version import __version__
 from trio_dask.comm import Address
-from trio_dask.config import LEAVING, NannySettings, WorkerSettings
+from trio_dask.config import LEAVING, NannySettings
 from trio_dask.errors import ClusterError, KeptCrashing, NoScheduler, RefusedError, TrioDaskError, UsageError
 from trio_dask.ids import new_incarnation
 from trio_dask.nanny.death_report import cause_of_death, details_of_death, write_obituary
@@ -34,7 +33,8 @@ from trio_dask.processes.environment import OomKills, child_environment
 from trio_dask.processes.procfs import is_runnable, memory_used
 from trio_dask.processes.spawn import Starter, start_by_exec
 from trio_dask.protocol.messages import Leave, SchedulerStops, ToNanny
-from trio_dask.worker.running_table import Board
+from trio_dask.settings_json import to_json
+from trio_dask.worker.running_table import RunningTable
 
 __all__ = ["Nanny", "Stop", "run_nanny"]
 
@@ -54,7 +54,7 @@ class _Term:
     """The time of one worker process in its office. There is `news` when it ends, or its successor may begin."""
 
     def __init__(self, slots: int) -> None:
-        self.board = Board.create(slots)
+        self.board = RunningTable.create(slots)
         self.end: ChildEnd | None = None
         self.news = trio.Event()
         self.over = trio.Event()
@@ -110,8 +110,8 @@ class Nanny:
         policy = RestartPolicy(
             max_restarts=settings.max_restarts,
             window_s=settings.restart_window_s,
-            first_backoff_s=settings.first_backoff_s,
-            max_backoff_s=settings.max_backoff_s,
+            first_backoff_s=settings.backoff_s[0],
+            max_backoff_s=settings.backoff_s[1],
             same_failures=settings.same_failures,
         )
         self._core = NannyCore(
@@ -247,7 +247,7 @@ class Nanny:
         if over.status:
             raise ERRORS.get(over.status, ClusterError)(over.reason)
 
-    def _child_spec(self, token: str, board: Board) -> ChildSpec:
+    def _child_spec(self, token: str, board: RunningTable) -> ChildSpec:
         """What the next worker process is to be."""
         settings = self.settings
         worker = settings.worker
@@ -263,11 +263,7 @@ class Nanny:
         return ChildSpec(
             name=self._label,
             program=PROGRAM,
-            settings={
-                "worker": _plain(worker),
-                "preload": settings.preload,
-                "preload_argv": settings.preload_argv,
-            },
+            settings=to_json(settings._replace(worker=worker)),
             inherit=(board.fd,),
             environment=child_environment(settings.environment),
             guarded=True,
@@ -344,7 +340,7 @@ class Nanny:
         with term.board:
             self._bury(life, term.end, term.board)
 
-    def _bury(self, life: Life, end: ChildEnd, board: Board) -> Again | Over:
+    def _bury(self, life: Life, end: ChildEnd, board: RunningTable) -> Again | Over:
         """Tell the scheduler and the log of an end, and decide what follows."""
         assert Nanny._oom_kills is not None
         out_of_memory = end.status == -signal.SIGKILL and not life.killed_for and Nanny._oom_kills.claim()
@@ -414,8 +410,3 @@ async def run_nanny(settings: NannySettings, *, task_status: trio.TaskStatus[str
       OSError: the control endpoint cannot listen where it shall.
     """
     await Nanny(settings).run(task_status=task_status)
-
-
-def _plain(settings: WorkerSettings) -> dict[str, Any]:
-    """As JSON can carry it; what is infinite is left to its default, which is infinite too."""
-    return {name: value for name, value in settings._asdict().items() if value != math.inf}

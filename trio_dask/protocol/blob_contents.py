@@ -1,7 +1,7 @@
-"""Large content: named by its digest, fixed at the moment of a submit, and hashed once as long as it stays the same.
+"""Large content of calls: named by its digest, copied at the submit, and hashed once as long as it stays the same.
 
-An array may change in place at any time, so what leaves is a copy. The copy is kept while the array lives, and compared
-with it at the next submit: comparing takes a fraction of the time that copying and hashing take.
+An array can change in place at any time, so a copy is sent. The copy is kept while the array lives, and compared with
+it at the next submit: that takes a fraction of the time of copying and hashing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from trio_dask.protocol.wire_constants import DIGEST_BYTES
 __all__ = ["LARGE_BYTES", "content_digest", "fixed_content", "sole_owner"]
 
 LARGE_BYTES: Final = 1 << 16
-"""Content from this size on travels as a blob, and is told by its digest."""
+"""Content from this size on travels as a blob, and counts by its digest."""
 
 KEPT_BYTES: Final = 512 << 20
 WORTH_KEEPING_BYTES: Final = 1 << 20
@@ -33,7 +33,7 @@ MAX_THREADS: Final = 4
 
 
 def content_digest(data: Buffer) -> Digest:
-    """The name of a blob with this content. That of a large one is the hash of hashes that several threads compute."""
+    """The name of a blob with this content; for a large one the hash of hashes that several threads compute."""
     view = memoryview(data).cast("B")
     if view.nbytes > LEAF_BYTES:
         return _digest_by_leaves(view, None)

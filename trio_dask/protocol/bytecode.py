@@ -1,4 +1,4 @@
-"""What code does with names: which globals it reads, and whether it may leave something behind for its next call."""
+"""What code does with names: which globals it reads, and whether it may leave something for its next call."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class CodeUse(NamedTuple):
     Attributes:
       globals: the global names that it reads. Names of attributes are not among them.
       outer: the variables of enclosing functions that it binds.
-      keeps_state: it binds global names, or calls a builtin that binds whatever it likes.
+      keeps_state: it binds global names, or calls a builtin that can bind any name.
       binds_attributes: it binds attributes of some object.
-      finds_definitions: it gets from objects to their classes, or from functions to what they consist of.
+      finds_definitions: it reaches the classes of objects, or the parts of functions.
     """
 
     globals: tuple[str, ...]
@@ -42,7 +42,7 @@ def code_use(code: CodeType) -> CodeUse:
     """What `code` does with names."""
     names: dict[str, None] = {}
     outer: set[str] = set()
-    own: set[str] = set()  # names that the body of a class has bound by then, whatever happened
+    own: set[str] = set()  # names that the body of a class has certainly bound by then
     is_straight = True
     keeps_state = binds_attributes = finds_definitions = False
     for instruction in dis.get_instructions(code):

@@ -3,12 +3,12 @@
 A pickle is no token: it records which equal strings were one object, writes sets in the order of their hashes, and
 holds random ids of classes by value. A token is the hash of a second, canonical pickle, which is never loaded:
 
-- no memo (`Pickler.fast`), so that it depends on equality and not on identity. What is too entangled for that (cycles,
-  or shared parts that multiply) is pickled with a memo instead;
+- no memo (`Pickler.fast`), so that it depends on equality and not on identity. Objects too entangled for that (cycles,
+  or shared parts that multiply) are pickled with a memo instead;
 - sets are sorted, by value where that is possible, else by the tokens of their elements;
-- definitions by value are told by what they do: code, constants, defaults, captured variables, attributes; not by file,
-  line or the random name of their origin;
-- large content is told by its digest, which the call's own pickle has already computed.
+- definitions by value count by their behaviour: code, constants, defaults, captured variables, attributes; not by
+  file, line or the random name of their origin;
+- large content counts by its digest, which the call's own pickle has already computed.
 """
 
 from __future__ import annotations
@@ -122,11 +122,11 @@ def _module(module: ModuleType) -> tuple[Any, ...]:
 
 
 def _unbound() -> None:
-    """Stands in a token for a variable that is not bound yet; never called."""
+    """Represents an unbound variable in a token; never called."""
 
 
 def make_named_of(name: Any, parts: Any) -> Any:
-    """Stands in a token for an object that pickles as its name; never called."""
+    """Represents an object that pickles as its name in a token; never called."""
     return name, parts
 
 
@@ -180,7 +180,7 @@ class _CanonicalPickler(ByValuePickler):
         return make_named_of, (name, (parts.arguments, parts.state))
 
     def definition(self, thing: Any) -> tuple[Any, ...]:
-        """In full where it is first met, later by its number, because definitions refer to each other."""
+        """In full at first, later by its number, because definitions refer to each other."""
         is_module = kind_of(thing) is ModuleType
         if self.token_by_value is not None and not is_module:
             return "by value", self.token_by_value(thing)
@@ -209,7 +209,7 @@ class _CanonicalPickler(ByValuePickler):
         return tuple(sorted(self.nested(element) for element in elements))
 
     def nested(self, value: Any) -> bytes:
-        """What was met so far is known there, so that a set which leads to itself comes to an end."""
+        """Starts with the objects met so far, so that a set that contains itself by way of others ends."""
         known = self.told.get(id(value))
         if known is not None:
             return known[1]
@@ -249,11 +249,11 @@ def canonical_token(
 ) -> bytes:
     """The token of any picklable value.
 
-    `ordinary` is its ordinary pickle: it limits the effort, and is what the token falls back on where no canonical form
-    exists (an object that can be pickled but not looked into). `digests` has the known digests of large content by the
-    id of its `sole_owner`, which must be alive. `token_by_value` gives the tokens of functions and classes by value.
-    Where it raises `CarriesState` all of them are told in full: to find out which of them carry state would take the
-    square of the time, and the first that is met depends on the order of sets.
+    `ordinary` is its ordinary pickle: it limits the effort, and is the fallback where no canonical form exists (an
+    object that can be pickled but not examined). `digests` has the known digests of large content by the id of its
+    `sole_owner`, which must be alive. `token_by_value` gives the tokens of functions and classes by value. Where it
+    raises `CarriesState` all of them count in full: to find those that carry state would take quadratic time, and the
+    first one depends on the order of sets.
     """
     limit = _GROWTH * len(ordinary) + _ALLOWANCE_BYTES
     for memo in (False, True):
@@ -279,7 +279,7 @@ _next_number = itertools.count().__next__
 
 
 class _ShallowPickler(_CanonicalPickler):
-    """Looks into one class alone, and notes which others it met."""
+    """Examines one class alone, and records the others that it meets."""
 
     def __init__(self, file: _HashingFile, memo: bool, root: Any, others: dict[int, Any]) -> None:
         super().__init__(file, memo, {}, None)
@@ -299,7 +299,7 @@ class _ShallowPickler(_CanonicalPickler):
 class ContentTokens:
     """Tokens of classes and named objects as they are at one moment, good within one process.
 
-    A class's token covers all classes that it reaches. Each is looked into once, so that many classes that know each
+    A class's token covers all classes that it reaches. Each is examined once, so that many classes that refer to each
     other cost no more than their sum.
     """
 
@@ -307,7 +307,7 @@ class ContentTokens:
         self._own: dict[int, tuple[bytes, list[Any]]] = {}
 
     def of(self, thing: Any) -> bytes:
-        """Sixteen bytes. Raises whatever looking into it raises."""
+        """Sixteen bytes. Raises whatever examining it raises."""
         tokens: dict[int, bytes] = {}
         to_come = [thing]
         while to_come:

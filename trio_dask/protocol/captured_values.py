@@ -1,11 +1,11 @@
-"""What definitions by value captured when they were pickled, and whether that still is so.
+"""What definitions by value captured when they were pickled, and whether it has changed since.
 
-A pickle by value copies what it reaches. What it reaches is of three kinds:
+A pickle by value copies what it reaches, which is of three kinds:
 
 - *trusted*: what travels by reference. The other side imports its own;
-- *watched*: what can change only by being bound anew: immutable values, functions, classes, modules. A `Watch` looks
-  at the bindings again, which takes a microsecond;
-- *state*: everything else. A list may have changed in place, and a function may bind a global or an outer variable. A
+- *watched*: what can change only by a new binding: immutable values, functions, classes, modules. A `Watch` checks the
+  bindings again, which takes a microsecond;
+- *state*: everything else. A list can change in place, and a function can bind a global or an outer variable. A
   definition that captured state, or can keep some, belongs to one call: it is pickled anew for each submit, and loaded
   anew for each task.
 """
@@ -64,7 +64,7 @@ _IMMUTABLE_BY_NAME = frozenset(
         "re.Pattern", "uuid.UUID", "zoneinfo.ZoneInfo",
     }
 )  # fmt: skip
-"""A logger is told by its name. Naming these types saves their import."""
+"""A logger is identified by its name. Names of types save their import."""
 _NUMPY_SCALARS = (
     "bool",
     "bytes_",
@@ -78,28 +78,28 @@ _NUMPY_SCALARS = (
     "timedelta64",
     "uint",
 )
-"""How the names of NumPy's immutable scalar types begin; `void`, which has fields, is not among them."""
+"""Prefixes of the names of NumPy's immutable scalar types; `void`, which has fields, is not one."""
 
 _WRAPPERS: frozenset[type[Any]] = frozenset({cached_property, classmethod, property, staticmethod})
-"""Immutable themselves; functions in them are seen by the pickler, other callables may carry state."""
+"""Immutable themselves; the pickler sees functions in them, other callables may carry state."""
 _WRAPPED = ("__func__", "fget", "fset", "fdel", "func")
 _WATCHED_TABLES = frozenset({"__annotations__", "__dataclass_fields__", "__kwdefaults__", "_field_defaults"})
 _FIXED_WITH_THE_CLASS = frozenset(
     {"__classdictcell__", "__dataclass_params__", "__protocol_attrs__", "__non_callable_proto_members__", "__slots__"}
 )
 _CLASS_MAKERS = frozenset({"collections", "dataclasses", "enum", "reprlib", "typing"})
-"""Modules whose functions remember, in the classes that they make, what they found out and nothing else."""
+"""Modules whose functions only cache results in the classes that they make."""
 OF_THE_IMPORT = frozenset({"__builtins__", "__cached__", "__file__", "__loader__", "__path__", "__spec__"})
-"""Attributes of modules that say where they came from."""
+"""Attributes of modules that tell their origin."""
 _GET_THE_CLASS = frozenset({"__new__", "__init_subclass__", "__class_getitem__"})
 _ABSENT = object()
 _ANNOTATED: type[Any] = kind_of(Annotated[int, ""])
 _CONTAINERS: frozenset[type[Any]] = frozenset({tuple, frozenset, slice, _ANNOTATED})
-"""Immutable themselves; what stands in them may not be."""
+"""Immutable themselves; their items may not be."""
 
 
 def is_immutable(value: Any) -> bool:
-    """Whether `value` can change only by being bound anew; functions, classes and modules are watched by themselves."""
+    """Whether `value` can change only by a new binding; functions, classes and modules are watched by themselves."""
     kind = kind_of(value)
     if kind in _CONTAINERS:
         return all(map(_is_immutable_part, _parts_of(value)))
@@ -201,9 +201,9 @@ def _look_at_module(module: ModuleType) -> list[Any]:
 
 
 def _function_keeps_state(function: FunctionType, captured: Iterable[Any]) -> bool:
-    """Whether a call can leave something behind in the definitions that it reaches.
+    """Whether a call can leave something in the definitions that it reaches.
 
-    What a function captures immutable can still be bound anew, and so can attributes of functions and classes.
+    Variables with immutable values can still be rebound, and so can attributes of functions and classes.
     """
     use = code_use(function.__code__)
     if use.keeps_state or use.outer:
@@ -212,12 +212,12 @@ def _function_keeps_state(function: FunctionType, captured: Iterable[Any]) -> bo
 
 
 def _leads_to_ours(value: Any) -> bool:
-    """Whether something whose attributes a call could bind is there, or in there, and travels by value."""
+    """Whether a value is, or contains, something by value whose attributes a call could bind."""
     return any(travels_by_value(part) or hasattr(part, "__supertype__") for part in _parts_of(value))
 
 
 def _parts_of(value: Any) -> Iterator[Any]:
-    """A value, and what stands in it if it is an immutable container; each part once."""
+    """A value and, for immutable containers, its parts; each once."""
     seen: set[int] = set()
     to_come = [value]
     while to_come:
@@ -287,7 +287,7 @@ def _is_of_class_maker(function: FunctionType) -> bool:
 
 
 def _is_given_the_class(cls: type[Any], name: str, value: Any) -> bool:
-    """Whether this method is handed its class, and binds attributes."""
+    """Whether this method gets its class as an argument, and binds attributes."""
     if kind_of(value) is not classmethod and name not in _GET_THE_CLASS and not issubclass(cls, type):
         return False
     function: Any = getattr(value, "__func__", value)
@@ -300,7 +300,7 @@ def _is_given_the_class(cls: type[Any], name: str, value: Any) -> bool:
 
 
 class Watch:
-    """What definitions referred to while they were pickled, and how to look at it again."""
+    """What definitions referred to while they were pickled, and how to check it again."""
 
     __slots__ = ("_looks", "_seen")
 
@@ -356,7 +356,7 @@ class Watch:
         return seen
 
     def holds(self) -> bool:
-        """Whether all that was seen is still there, and nothing else."""
+        """Whether everything is as it was."""
         now: list[Any] = []
         for look in self._looks:
             now += look()

@@ -1,4 +1,4 @@
-"""What objects, classes and functions consist of, in words that type checkers accept."""
+"""The parts of objects, classes and functions, with types for type checkers."""
 
 from __future__ import annotations
 

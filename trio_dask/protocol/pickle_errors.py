@@ -1,4 +1,4 @@
-"""What exactly cannot be pickled: the path to the guilty part inside a large object."""
+"""Which part of a large object cannot be pickled, as a path for the error message."""
 
 from __future__ import annotations
 
@@ -79,11 +79,11 @@ def _parts(value: Any, path: str) -> Iterator[_Part]:
 
 
 def _label(key: Any) -> str:
-    return repr(key)[:60] if kind_of(key) in (str, int) else "..."  # others may have a costly, or no, __repr__
+    return repr(key)[:60] if kind_of(key) in (str, int) else "..."  # others may have a slow or broken __repr__
 
 
 def _guilty(parts: list[_Part], can_pickle: Callable[[Any], bool]) -> _Part | None:
-    """The first part that cannot be pickled, found by halving: each object is tried about twice, not once a sibling."""
+    """The first part that cannot be pickled, by bisection: each object is tried about twice, not once a sibling."""
     while len(parts) > 1:
         half = parts[: len(parts) // 2]
         parts = parts[len(half) :] if can_pickle([value for _, value in half]) else half
@@ -124,7 +124,7 @@ def _reason(error: BaseException) -> str:
 
 
 def users_own(error: BaseException) -> BaseException | None:
-    """The error if it comes out of the user's code; where a pickler itself has refused, the sentence says it all."""
+    """The error if the user's code raised it; None if a pickler refused, as the sentence then tells everything."""
     traceback = error.__traceback__
     while traceback is not None and traceback.tb_next is not None:
         traceback = traceback.tb_next

@@ -1,11 +1,11 @@
 """Calls: the arguments of a task as opaque bytes, in one pass.
 
 The pickler's `persistent_id` hook sees every object. A `KeyReference` becomes its key and a dependency; large content,
-and definitions by value, become blobs that are named by their digest, travel once, and are shared by calls. Where a
-definition carries state (`captured_values`), the call is pickled as a whole instead, as cloudpickle would: what its
-parts share they share at the other end as well, and nobody else does.
+and definitions by value, become blobs: named by their digest, sent once, and shared by calls. Where a definition
+carries state (`captured_values`), the call is pickled as a whole instead, as cloudpickle would: what its parts share,
+they share at the other end too, and no other call does.
 
-The first byte of a call says what it is:
+The first byte of a call tells its form:
 
 | byte | then |
 |---|---|
@@ -65,7 +65,7 @@ _POOLED_CALL_BYTES = 1 << 12
 
 
 class PickledCall(NamedTuple):
-    """A call, what it needs, and `(digest, content)` of the blobs that must be at the other end before it.
+    """A call, its dependencies, and `(digest, content)` of the blobs that the other end needs first.
 
     `hashed` holds large arguments that have been hashed, with their digests, for `call_token`.
     """
@@ -79,8 +79,8 @@ class PickledCall(NamedTuple):
 class _Gathered:
     """What a call needs, gathered while it is pickled.
 
-    Apart from the pickler, because a pickler whose `buffer_callback` is a method of its own is a cycle, and CPython
-    3.11 can crash when it collects a cycle that holds memoryviews of memoryviews.
+    An object of its own, because a pickler whose `buffer_callback` is its own method is a cycle, and CPython 3.11 can
+    crash when it collects a cycle that holds memoryviews of memoryviews.
     """
 
     def __init__(self) -> None:
@@ -91,7 +91,7 @@ class _Gathered:
         self.bytearrays: dict[int, int] = {}
 
     def add_blob(self, data: Buffer) -> Digest:
-        """Large content, copied if it could change: the blob leaves later, and must be what its digest says."""
+        """Large content, copied if it could change: the blob leaves later, and must match its digest."""
         digest, fixed = fixed_content(data)
         self.blobs[digest] = fixed
         owner = sole_owner(data)
@@ -100,7 +100,7 @@ class _Gathered:
         return digest
 
     def add_bytearray(self, data: bytearray) -> tuple[str, Digest, int]:
-        """The same, with a number for each object: one that stands in two places is one over there too."""
+        """The same, with a number for each object: one that occurs twice is one object at the other end too."""
         return "bytearray", self.add_blob(data), self.bytearrays.setdefault(id(data), len(self.bytearrays))
 
     def add_definition(self, thing: Any) -> Digest:
@@ -130,7 +130,7 @@ class _Gathered:
 
 
 class _Hooks:
-    """What the picklers of calls have in common. Each use of one makes one call."""
+    """The base of the picklers of calls. Each use of one makes one call."""
 
     gathered: _Gathered
     shares_definitions: bool
@@ -167,7 +167,7 @@ class _PlainPickler(_Hooks, pickle.Pickler):
 
 
 class _WholePickler(_Hooks, DefinitionPickler):
-    """Shares only functions that stand alone: tasks ask whether one that they were given is one that they know."""
+    """Shares only functions that stand alone: tasks may ask whether a given function is one that they know."""
 
     shares_definitions = False
     renews_state = True
@@ -223,12 +223,12 @@ def pickle_call(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> PickledCall
 
 
 def pickle_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> PickledCall:
-    """The same without a look at what the arguments are; raises whatever pickling raises."""
+    """The same without examining the arguments; raises whatever pickling raises."""
     return _pickle_plainly(args, kwargs) or _pickle_whole(args, kwargs)
 
 
 def _pickle_references(args: tuple[Any, ...]) -> PickledCall | None:
-    """A call whose arguments are atoms and references, as those of most graphs are: no hook has to see them."""
+    """A call whose arguments are atoms and references, as in most graphs: no hook has to see them."""
     told: list[Any] = []
     dependencies: dict[Key, None] = {}
     for argument in args:
@@ -297,7 +297,7 @@ def _complaint(args: tuple[Any, ...], kwargs: Mapping[str, Any], error: BaseExce
 
 
 def _is_canonical(args: tuple[Any, ...], dependencies: tuple[Key, ...]) -> bool:
-    """Whether the call's own pickle is canonical: it cannot hold two strings, equal but not one object."""
+    """Whether the call's own pickle is canonical: it cannot contain two equal strings that are not one object."""
     if _NUMBERS.issuperset(map(type, args)):
         return True
     strings = references = 0
@@ -315,8 +315,8 @@ def _is_canonical(args: tuple[Any, ...], dependencies: tuple[Key, ...]) -> bool:
 def call_token(function_token: bytes, args: tuple[Any, ...], kwargs: Mapping[str, Any], pickled: PickledCall) -> bytes:
     """Sixteen bytes that are the same for the same function with equal arguments, in every process.
 
-    `function_token` is the `PickledFunction.token` of the function, `pickled` what `pickle_call` made of the arguments.
-    Keyword arguments count in any order; dictionaries in theirs.
+    `function_token` is the `PickledFunction.token` of the function, `pickled` the result of `pickle_call`. The order of
+    keyword arguments does not count; that of dictionaries does.
     """
     if not kwargs and _is_canonical(args, pickled.dependencies):
         return blake2b(function_token + pickled.call, digest_size=DIGEST_BYTES).digest()
@@ -361,7 +361,7 @@ def load_call(
     """The arguments of a task, its references replaced by `values`.
 
     Arguments are the task's own copies, and writeable where the client's were; only `values` are shared. Raises
-    `KeyError` for a blob or value that is not there, and whatever the loading of the user's objects raises.
+    `KeyError` for a missing blob or value, and whatever loading the user's objects raises.
     """
     marker = call[0]
     if marker == _PICKLE:
@@ -388,7 +388,7 @@ def _load_whole(
 
 
 def _buffers(file: BytesIO, blobs: Mapping[Digest, Buffer]) -> list[Buffer]:
-    """The out-of-band buffers: blobs serve many calls, so what may be written to is copied."""
+    """The out-of-band buffers: blobs serve many calls, so writeable ones are copied."""
     count = int.from_bytes(file.read(4), "little")
     buffers: list[Buffer] = []
     for _ in range(count):

@@ -1,9 +1,9 @@
 """Functions and classes by value as blobs: made once, named by content, loaded once at the other end.
 
-That is right for a definition that cannot carry anything from one task to another: whatever it captured is immutable,
-and its calls leave nothing behind in it (`captured_values`). The blob is made anew when the watch sees that something
-was bound anew: after `y = 2` in a notebook, `f` that reads `y` is another function. All other definitions are pickled
-into each call that has them.
+That is right for a definition that cannot carry anything from one task to another: what it captured is immutable, and
+its calls leave nothing in it (`captured_values`). The blob is made anew when the watch sees that a name was rebound:
+after `y = 2` in a notebook, `f` that reads `y` is another function. All other definitions are pickled into each call
+that has them.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ CACHE_BYTES = 128 << 20
 class PickledFunction(NamedTuple):
     """A callable as it travels.
 
-    `digest` names the content `data`. `token` names what it does: it is the same in every process and under every hash
-    seed, which a pickle by value is not, so keys are derived from it. `name` is for people. `blobs` are `(digest,
-    content)` of what must be at the other end before it.
+    `digest` names the content `data`. `token` names the behaviour: it is the same in every process and for every hash
+    seed, unlike a pickle by value, so keys are derived from it. `name` is for people. `blobs` are `(digest, content)`
+    of the blobs that the other end needs first.
     """
 
     digest: Digest
@@ -81,7 +81,7 @@ class DefinitionPickler(ByValuePickler):
 
 
 class _WatchingPickler(DefinitionPickler):
-    """Looks at each definition before it is pickled, and gives up at the first that carries state."""
+    """Examines each definition before it is pickled, and stops at the first that carries state."""
 
     renews_state = True
 
@@ -100,7 +100,7 @@ class _WatchingPickler(DefinitionPickler):
         return super().reducer_override(obj)
 
     def reduce_function(self, function: FunctionType) -> Any:
-        """One object at the other end, wherever it is reached from."""
+        """One object at the other end, by whatever path it is reached."""
         reduced = super().reduce_function(function)
         if reduced is NotImplemented:
             return reduced
@@ -118,12 +118,12 @@ class _Entry(NamedTuple):
 
 
 class _Cache(Generic[_K, _V]):
-    """The newest entries, limited in number and in the bytes that they stand for. Threads share it."""
+    """The newest entries, limited in number and in bytes. Threads share it."""
 
     def __init__(self) -> None:
         self._entries: OrderedDict[_K, tuple[_V, int]] = OrderedDict()
         self._nbytes = 0
-        self._lock = threading.RLock()  # a finalizer may run in the middle of anything
+        self._lock = threading.RLock()  # a finalizer may run at any moment
 
     def get(self, key: _K) -> _V | None:
         entry = self._entries.get(key)
@@ -154,11 +154,11 @@ def _keep(thing: Any, pickled: PickledFunction, watch: Watch | None) -> PickledF
 
 
 def kept_definition(thing: Any) -> PickledFunction | None:
-    """What a definition was pickled to before, if that is what it is now."""
+    """The earlier pickle of a definition, if it has not changed since."""
     entry = _made.get(id(thing))
     if entry is None or entry.registered != modules_by_value():
         return None
-    # By value the submodules that a function uses are imported with it, so it counts which there are.
+    # A function by value brings imports of the submodules that it uses, so the set of loaded ones counts.
     if entry.watch is None or (entry.modules == len(sys.modules) and entry.watch.holds()):
         return entry.pickled
     return None
@@ -195,7 +195,7 @@ def token_of_definition(thing: Any) -> bytes:
 
 
 def class_blob(cls: type[Any]) -> tuple[Digest, Buffer]:
-    """Digest and content of a class by value; of one that came as a blob, those with which it came.
+    """Digest and content of a class by value; a class that came as a blob keeps those.
 
     Raises `CarriesState`, or whatever pickling raises.
     """
@@ -205,7 +205,7 @@ def class_blob(cls: type[Any]) -> tuple[Digest, Buffer]:
 def load_shared(digest: Digest, data: Buffer) -> Any:
     """The definition of that content, loaded once in a process; raises whatever its loading raises.
 
-    One that a task has changed meanwhile, by whatever means, is loaded anew: it is watched here as where it was made.
+    One that a task has changed meanwhile is loaded anew: it is watched here as in the process that made it.
     """
     thing = _loaded.get(digest)
     if thing is None or (thing not in _unwatched and kept_definition(thing) is None):
@@ -221,7 +221,7 @@ def load_shared(digest: Digest, data: Buffer) -> Any:
 
 
 def short_name(function: Any) -> str:
-    """What people call this callable: the prefix of its tasks' keys."""
+    """The name of this callable for people: the prefix of its tasks' keys."""
     while isinstance(function, functools.partial):
         function = function.func
     name: Any = getattr(function, "__name__", None)

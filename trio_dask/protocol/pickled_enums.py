@@ -1,8 +1,8 @@
-"""Enumerations by value: members with their names, aliases, attributes and the type that is mixed in.
+"""Enumerations by value: members with their names, aliases, attributes and mixed-in type.
 
 A metaclass makes the members, from their values, while it makes the class. The user's `__new__` and `__init__` ran
 where the class was defined and must not run again. So an enumeration is made with a stand-in for each value. Afterwards
-its members get their attributes, as classes do: at first, and anew where a task has changed them.
+its members get their attributes, as classes do: at first, and again where a task has changed them.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _TABLES = frozenset(
         "_unhashable_values_map_", "_value2member_map_",
     }
 )  # fmt: skip
-"""Attributes of classes, which hold members and values, and those of combinations of flags that were met."""
+"""Attributes of classes that hold members, values, and combinations of flags used so far."""
 MADE_WITH_MEMBERS = _TABLES | {
     "_all_bits_", "_boundary_", "_flag_mask_", "_generate_next_value_", "_inverted_", "_new_member_", "_singles_mask_",
     "_use_args_", "_value_repr_", "__new_member__",
 }  # fmt: skip
-"""Attributes of classes that the metaclass made of the members and of how they are made."""
+"""Attributes of classes that the metaclass derives from the members and their creation."""
 _PROTOCOL = 2
 _PLAIN = (int, float, str, bytes, bool, type(None))
 
@@ -44,7 +44,7 @@ class FilledEnum(NamedTuple):
 
 
 def members_of(cls: type[enum.Enum]) -> dict[str, dict[str, Any]]:
-    """What the user gave each member, by name; aliases are not among them."""
+    """The value that the user gave each member, by name, without aliases."""
     return {
         name: {key: value for key, value in _attributes_of_member(member).items() if key not in _OF_THE_METACLASS}
         for name, member in cls.__members__.items()
@@ -65,7 +65,7 @@ def _slots_of(kind: type[Any]) -> tuple[str, ...]:
 
 
 def told_of(cls: type[enum.Enum], attributes: dict[str, Any]) -> tuple[Any, ...]:
-    """What tells an enumeration from another, out of the attributes of its class."""
+    """The attributes of its class that distinguish an enumeration from others."""
     own = {name: value for name, value in attributes.items() if name not in _TABLES and name not in cls.__members__}
     aliases = [(name, member.name) for name, member in cls.__members__.items() if member.name != name]
     return own, members_of(cls), aliases, aliases_of(cls)
@@ -114,7 +114,7 @@ def _data_type(cls: Any) -> Any:
 
 
 def _mixed_in(cls: type[enum.Enum], member: Any) -> tuple[Any, ...]:
-    """What the type that is mixed in wants for its part of a member, besides the class."""
+    """The arguments of the mixed-in type for its part of a member, besides the class."""
     data_type = _data_type(cls)
     if data_type is object:
         return ()
@@ -156,13 +156,13 @@ def make_enum(
 
 
 def _leave_as_it_is(_member: Any, *_arguments: object) -> None:
-    """Stands for the `__init__` of members while they are made."""
+    """Replaces the `__init__` of members while they are made."""
 
 
 def fill_enum(cls: Any, state: tuple[Any, ...]) -> None:
-    """Give an enumeration and its members their attributes, instead of those that they have.
+    """Replace the attributes of an enumeration and its members.
 
-    Other tasks may use them meanwhile, so what stays is there at every moment.
+    Other tasks may use them meanwhile, so attributes that stay are there at every moment.
     """
     filled = FilledEnum(*state)
     filled.set_attributes(cls, (filled.attributes, {}))

@@ -1,9 +1,9 @@
-"""What a task raised: described where it happened, raised again where it is wanted.
+"""Exceptions of tasks: described on the worker, raised again at the client.
 
 An exception is a small graph: causes, contexts, members of groups, exceptions in attributes. Its description is a list
-of nodes, each pickled by itself, so that one bad exception spoils no other. A node keeps the exception's type wherever
-its pickle loads again, which is tried on the spot; otherwise its text twin, a `RemoteError`, stands in. Nothing that a
-task can raise makes `describe_exception` raise, and its effort and its result are bounded.
+of nodes, each pickled by itself, so that one bad exception spoils no other. A node keeps the exception's type if its
+pickle loads again, which is tried at once; otherwise a `RemoteError` with its text replaces it. Nothing that a task can
+raise makes `describe_exception` raise, and its effort and its result are bounded.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _TRACEBACK = "Traceback (most recent call last):"
 _CAUSE = "The above exception was the direct cause of the following exception:"
 _CONTEXT = "During handling of the above exception, another exception occurred:"
 
-# Raised again at the client these would end the program, or something else than what the task meant.
+# Raised again at the client these would end the program, or something else that the task did not mean.
 _EXITS = (SystemExit, KeyboardInterrupt, GeneratorExit)
 _CANCELLATIONS = frozenset({"asyncio.exceptions.CancelledError", "trio.Cancelled"})
 
@@ -62,7 +62,7 @@ def _cut(text: str) -> str:
 
 
 def _attempt(action: Callable[[], Any], otherwise: Any) -> Any:
-    """What `action` gives. It runs the user's code on a broken object: whatever that raises is part of the breakage."""
+    """The result of `action`, which runs the user's code on a broken object and may raise anything."""
     try:
         return action()
     except BaseException:  # the user's code may raise anything; there is something to say instead
@@ -101,7 +101,7 @@ class _SharingPickler(_Hooks, SharingPickler):
 
 
 class _ShortFile(Chunks):
-    """Ends the pickling of an exception that carries too much."""
+    """Ends the pickling of an exception that is too large."""
 
     __slots__ = ()
 
@@ -128,7 +128,7 @@ def _load(pickled: bytes, exception_at: Callable[[int], BaseException]) -> BaseE
 
 
 def load_without_init(cls: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]) -> BaseException:
-    """An exception as it was, whatever its own `__init__` asks for: only that of its built-in base is called."""
+    """Make an exception without its own `__init__`: only that of its built-in base is called."""
     exc = cls.__new__(cls, *args)
     for base in cls.__mro__:
         initialize: Any = vars(base).get("__init__")
@@ -156,7 +156,7 @@ class _Describer:
         return [self.node(number, exc) for number, exc in enumerate(self.found)]
 
     def number_of(self, exc: Any) -> int | None:
-        """The position of an exception's node, a new one where it was not met before; None if there are too many."""
+        """The position of an exception's node, which is new at the first meeting; None if there are too many."""
         if not issubclass(type(exc), BaseException):
             return None
         number = self.numbers.get(id(exc))
@@ -211,7 +211,7 @@ class _Describer:
         return None
 
     def try_to_load(self, pickled: bytes, message: str) -> bool | None:
-        """Whether it loads with the message that it should have; None where it does not load."""
+        """Whether it loads with the right message; None if it does not load."""
         try:
             loaded = _load(pickled, self.found.__getitem__)
         except BaseException:  # a user's __init__ or __setstate__; then the client's would do the same
@@ -264,7 +264,7 @@ def _own_lines(node: _Node) -> Iterator[str]:
 
 
 def _lines(nodes: list[_Node], number: int, seen: set[int]) -> Iterator[str]:
-    """As Python prints it: what came first stands first."""
+    """As Python prints it: what came first is first."""
     seen.add(number)
     node = nodes[number]
     for earlier, sentence in ((node.cause, _CAUSE), (None if node.suppress_context else node.context, _CONTEXT)):
@@ -362,9 +362,9 @@ def _frames(frames: Any) -> tuple[Frame, ...]:
 def rebuild_exception(error: bytes | None, text: str, *, key: Key, worker: str, attempt: int) -> BaseException:
     """The exception that `describe_exception` described, to be raised here.
 
-    It has the type, the message and the traceback of the original, and a note that names task, worker and attempt;
-    where its type cannot be had here, it is a `RemoteError`. Where this machine does not have the source lines, a note
-    holds the traceback as text.
+    It has the type, the message and the traceback of the original, and a note that names task, worker and attempt. If
+    its type is not available here, it is a `RemoteError`. If this machine lacks the source lines, a note has the
+    traceback as text.
     """
     try:
         nodes = [_Node(*fields)._replace(frames=_frames(fields[4])) for fields in pickle.loads(error or b"")]

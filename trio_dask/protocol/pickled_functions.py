@@ -1,9 +1,9 @@
-"""The callables of tasks, as they travel: each once for all the tasks that call it.
+"""The callables of tasks as bytes: each travels once for all the tasks that call it.
 
-The other end tells two kinds by their first byte, and the rule is that of `captured_values`. What cannot carry anything
-from one task to another, a definition by reference or one by value that captured only what is immutable, is a plain
-pickle: it is loaded once and shared by all its tasks. Everything else, a bound method, a partial, an object, a closure
-over a list, has the form of a call with one argument: each task loads its own.
+The first byte distinguishes two kinds, by the rule of `captured_values`. A definition that cannot carry anything from
+one task to another (by reference, or by value with only immutable captures) is a plain pickle: it is loaded once and
+shared by all its tasks. Everything else (a bound method, a partial, an object, a closure over a list) has the form of a
+call with one argument: each task loads its own.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _BRINGS_CLASSES = make_class.__name__.encode()
 def pickle_function(function: Callable[..., Any]) -> PickledFunction:
     """The callable as it travels.
 
-    Raises `SerializationError`, which says what in it cannot be pickled.
+    Raises `SerializationError`, which tells which part cannot be pickled.
     """
     kept = kept_definition(function)
     if kept is not None:
@@ -60,7 +60,7 @@ def pickle_function(function: Callable[..., Any]) -> PickledFunction:
 
 
 def _pickle_shared(function: Any) -> PickledFunction | None:
-    """The callable as what tasks may share, or None if it can carry something from one to another."""
+    """The callable in a form that tasks may share, or None if it can carry something from one to another."""
     if not is_definition(function):
         is_fixed = kind_of(function) is BuiltinFunctionType and is_immutable(function)
         return by_reference(function) if is_fixed else None
@@ -91,8 +91,8 @@ def _pickle_own(function: Any) -> PickledFunction:
 def load_function(digest: Digest, data: Buffer, blobs: Mapping[Digest, Buffer]) -> tuple[Callable[..., Any], bool]:
     """The callable that `pickle_function` gave `digest` and `data` for, and whether the caller may keep it.
 
-    One that brings classes is to be asked for again: tasks may change these, and then it is loaded anew. Raises
-    whatever its loading raises.
+    Do not keep one that brings classes: tasks may change these, and then it is loaded anew. Raises whatever its loading
+    raises.
     """
     if data[0] == _PICKLE:
         if _BRINGS_CLASSES in bytes(data):

@@ -1,8 +1,8 @@
 """Objects that pickle as a name in their module, by value: `NewType`, `TypeVar`, type aliases, a script's sentinels.
 
-Ordinary pickle looks such a name up at the other end, where a script's module is not. So the object travels as what it
-is made of, with a name of its own, and there is one for each name in a process: what comes back to the process that
-defined it is the object itself.
+Ordinary pickle looks such a name up at the other end, which does not have a script's module. So the object travels as
+its parts, with a name of its own, and a process has one object for each name: when it comes back to the process that
+defined it, it is the object itself.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ __all__ = [
 
 
 _lock = threading.RLock()
-"""Whoever loads a named object goes on when it is complete."""
+"""A thread that loads a named object waits until it is complete."""
 MOST_HELD = 1 << 14
 
 
 def leave_as_made(_thing: Any, _state: None) -> None:
-    """For objects that have no state besides the arguments that they are made with."""
+    """For objects without state besides their arguments."""
 
 
 class Parts(NamedTuple):
-    """What to make an object of: `maker` called with `arguments`, then `set_state` with the object and `state`."""
+    """How to make an object: call `maker` with `arguments`, then `set_state` with the object and `state`."""
 
     maker: Callable[..., Any]
     arguments: tuple[Any, ...]
@@ -57,9 +57,9 @@ class Parts(NamedTuple):
 
 
 def set_attributes(thing: Any, state: Any) -> None:
-    """Give an object the attributes of a state as `object.__getstate__` gives it, instead of those that it has.
+    """Replace an object's attributes by those of a state in the form of `object.__getstate__`.
 
-    Other tasks may use it meanwhile, so what stays is there at every moment.
+    Other tasks may use it meanwhile, so attributes that stay are there at every moment.
     """
     kept: set[str] = set()
     parts: tuple[dict[str, Any] | None, ...] = state if issubclass(kind_of(state), tuple) else (state,)
@@ -142,7 +142,7 @@ if sys.version_info >= (3, 12):
 
 
 def parts_of_named(thing: Any) -> Parts:
-    """What to make an object of that pickles as its name."""
+    """How to make an object that pickles as its name."""
     kind = kind_of(thing)
     parts = PARTS_BY_TYPE.get(kind)
     if parts is not None:
@@ -154,7 +154,7 @@ def parts_of_named(thing: Any) -> Parts:
 
 
 class _Sentinels:
-    """The newest of the plain objects that have travelled, each with a name: nothing else tells one from another."""
+    """The newest of the plain objects that have travelled, each with a name: nothing else distinguishes them."""
 
     def __init__(self) -> None:
         self._names: OrderedDict[int, tuple[object, bytes]] = OrderedDict()
@@ -189,7 +189,7 @@ def make_sentinel(name: bytes) -> object:
 
 
 def reduce_sentinel(thing: object) -> tuple[Any, ...]:
-    """What a plain object, as `object()` makes it, pickles as."""
+    """The reduction of a plain object, as `object()` makes it."""
     return make_sentinel, (_sentinels.name_of(thing),)
 
 
@@ -203,11 +203,11 @@ class _Known(NamedTuple):
 
 
 _by_id: dict[int, _Known] = {}
-"""By `id`, since it may be an object that cannot be hashed."""
+"""By `id`, as the object may not be hashable."""
 _by_name: dict[bytes, _Known] = {}
 _empty: set[bytes] = set()
 _held: OrderedDict[int, Callable[[object], None]] = OrderedDict()
-"""How to forget objects that cannot be referred to weakly; the newest are kept."""
+"""Bounds the objects without weak references: the newest are kept."""
 
 
 def _itself(thing: Any) -> Any:
@@ -243,7 +243,7 @@ def _find(name: bytes) -> Any:
 def name_of(thing: Any, content: Callable[[Any], bytes]) -> bytes:
     """The name of a named object that is about to be pickled by value.
 
-    `content` gives the token of the content of one that was defined here; two with the same content get two names.
+    `content` gives the token of an object that was defined here; two with the same content get two names.
     """
     known = _by_id.get(id(thing))
     if known is not None:
@@ -257,7 +257,7 @@ def name_of(thing: Any, content: Callable[[Any], bytes]) -> bytes:
 
 
 def make_named(name: bytes, maker: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-    """The named object of that name; one of `keep_named`, `renew_named` gives it its state."""
+    """The named object of that name; `keep_named` or `renew_named` gives it its state."""
     found = _find(name)
     if found is not None:
         return found

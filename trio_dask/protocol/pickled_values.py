@@ -1,8 +1,7 @@
 """Results and scattered data: proof that they can be pickled, their size, and their frames.
 
-Frames are `[pickle, *buffers]`. Large `bytes` objects inside a value are not copied into the pickle either: then the
-first frame is a head that says in how many pieces the pickle comes (0x01 and a count of 4 bytes; a pickle starts with
-0x80).
+Frames are `[pickle, *buffers]`. Large `bytes` objects inside a value are not copied into the pickle: then the first
+frame is a head with the number of pieces of the pickle (0x01 and a count of 4 bytes; a pickle starts with 0x80).
 """
 
 from __future__ import annotations
@@ -44,13 +43,13 @@ __all__ = [
 ]
 
 IN_BAND_BYTES = 1 << 12
-"""Buffers smaller than this are pickled in band: a frame of their own would cost more."""
+"""Smaller buffers are pickled in band: a frame would cost more."""
 
 PIECE_BYTES = 1 << 20
-"""A single write of the pickler from this size on (a large bytes object) becomes a frame without being copied."""
+"""A single write of the pickler from this size on (a large bytes object) becomes a frame without a copy."""
 
 LARGEST_FRAME_BYTES = 1 << 18
-"""The pickler writes whole opcodes, in frames below this size; what is larger is the content of one object."""
+"""The pickler writes whole opcodes, in frames below this size; a larger write is the content of one object."""
 
 _SCALARS: dict[type[Any], str] = {int: "int", float: "float", bool: "bool", type(None): "NoneType", complex: "complex"}
 _STRINGS: dict[type[Any], str] = {str: "str", bytes: "bytes"}
@@ -62,8 +61,8 @@ _PIECES_HEAD_BYTES = 5
 class PickledValue(NamedTuple):
     """Proof that a value can be pickled, the size of all its frames in bytes, and the qualified name of its type.
 
-    `inline` is the whole pickle if it is small enough to ride along in a message; `load_value([inline])` loads it.
-    `copied_bytes` is how much memory `dump_value` takes at most: it copies what is pickled in band.
+    `inline` is the whole pickle if it is small enough for a message; `load_value([inline])` loads it. `copied_bytes` is
+    the most memory that `dump_value` takes: it copies what is pickled in band.
     """
 
     inline: bytes | None
@@ -80,12 +79,12 @@ class PickleFile(Protocol):
         ...
 
     def restart(self) -> None:
-        """Forget what was written: the pickle begins anew."""
+        """Drop what was written: the pickle starts again."""
         ...
 
 
 class ByReferencePickler(pickle.Pickler):
-    """Ordinary pickle; classes by value ride along as blobs, which the other end loads only once."""
+    """Ordinary pickle; classes by value come along as blobs, which the other end loads only once."""
 
     dispatch_table = ORDINARY
 
@@ -100,7 +99,7 @@ class ByReferencePickler(pickle.Pickler):
 
 
 class SharingPickler(DefinitionPickler):
-    """The same by way of cloudpickle, for what ordinary pickle cannot do, and for classes that carry state."""
+    """The same with cloudpickle, for what ordinary pickle cannot do, and for classes that carry state."""
 
     def reducer_override(self, obj: Any, /) -> Any:
         if issubclass(type(obj), type) and travels_by_value(obj):
@@ -112,7 +111,7 @@ class SharingPickler(DefinitionPickler):
 
 
 class _Sink:
-    """Where a pickle goes: counts bytes and buffers; subclasses also keep some."""
+    """The file of a pickler: counts bytes and buffers; subclasses also keep some."""
 
     def __init__(self) -> None:
         self.nbytes: int = 0
@@ -139,7 +138,7 @@ class _Sink:
 
 
 class _Meter(_Sink):
-    """Keeps the pickle only as long as it is small."""
+    """Keeps the pickle while it is small."""
 
     def __init__(self, limit_bytes: int) -> None:
         super().__init__()
@@ -168,7 +167,7 @@ class _Stream(_Sink):
 
 
 class _Frames(_Sink):
-    """Keeps everything; large writes as they are."""
+    """Keeps everything, large writes without a copy."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -256,9 +255,9 @@ def dump_value(value: Any) -> list[Buffer]:
 
 
 def stream_value(value: Any, file: PickleFile) -> list[memoryview]:
-    """Write the pickle of `value` into a file as it is made, which takes no memory to speak of.
+    """Write the pickle of `value` into a file as it is made, which takes hardly any memory.
 
-    Returns: its buffers, which live and change with it. Pickle and buffers are frames that `load_value` takes.
+    Returns: its buffers, which live and change with it. Pickle and buffers are frames for `load_value`.
 
     Raises:
       SerializationError: it cannot be pickled.
@@ -273,7 +272,7 @@ def stream_value(value: Any, file: PickleFile) -> list[memoryview]:
 
 
 def copied_bytes(sizes: Sequence[int]) -> int:
-    """How much memory `load_value` takes, about, for frames of these sizes: what is out of band it uses as it is."""
+    """About how much memory `load_value` takes for frames of these sizes: it does not copy out-of-band buffers."""
     return sum(sizes) if sizes[0] == _PIECES_HEAD_BYTES else sizes[0]
 
 
@@ -304,9 +303,9 @@ def _encoded(text: str) -> Iterator[bytes]:
 
 
 def load_value(frames: Sequence[Buffer]) -> Any:
-    """The value whose frames these are. Arrays use them as they are: from a `bytearray` they can be written to.
+    """The value of these frames. Its arrays use them without a copy, and are writeable in a `bytearray`.
 
-    Raises whatever the loading of the user's objects raises.
+    Raises whatever loading the user's objects raises.
     """
     head = frames[0]
     if head[0] != _PIECES:
@@ -316,7 +315,7 @@ def load_value(frames: Sequence[Buffer]) -> Any:
 
 
 class _PiecesFile:
-    """What an unpickler needs of a file, over pieces that are read in turn."""
+    """A file for unpicklers over pieces that are read in turn."""
 
     def __init__(self, pieces: Sequence[Buffer]) -> None:
         self.pieces = iter(pieces)
@@ -338,7 +337,7 @@ class _PiecesFile:
         return b"".join(parts)
 
     def _next(self, most: int) -> memoryview:
-        """What comes next, at most so much and of one piece; empty at the end."""
+        """The next bytes, at most this many and from one piece; empty at the end."""
         while not self.rest:
             piece = next(self.pieces, None)
             if piece is None:

@@ -1,11 +1,11 @@
-"""The picklers that calls, functions, values and tokens are made with, and the rule for what travels by value.
+"""The base of the picklers for calls, functions, values and tokens, and the rule for what travels by value.
 
-*By reference* means by module and name: the other side imports it. *By value* means its definition travels. Functions
-and classes that another process cannot import (from `__main__`, a notebook, `python -c`, a closure, or a module that
-was given to `cloudpickle.register_pickle_by_value`) travel by value; so do modules that only this process has, and
-whatever pickles as a name in one of these places. All else is ordinary pickle, which is many times faster than
-cloudpickle. Ordinary pickle alone would happily refer to `__main__.f`, which is another `__main__` over there, so
-every pickler of this package asks `travels_by_value`, and its output is searched with `names_what_only_we_have`.
+*By reference* means by module and name: the other side imports it. *By value* means that its definition travels.
+Functions and classes that another process cannot import (from `__main__`, a notebook, `python -c`, a closure, or a
+module given to `cloudpickle.register_pickle_by_value`) travel by value; so do modules that only this process has, and
+objects that pickle as a name in one of these places. Everything else is ordinary pickle, which is many times faster
+than cloudpickle. Ordinary pickle alone would refer to `__main__.f`, which the other `__main__` does not have, so every
+pickler of this package asks `travels_by_value`, and its output is searched with `names_what_only_we_have`.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ __all__ = [
 PICKLE_PROTOCOL = 5
 
 PICKLING_FAILURES = (Exception, SystemExit, GeneratorExit)
-"""What a user's `__reduce__` or `__setstate__` may raise that is an error of theirs; a real Ctrl-C is not among it."""
+"""Exceptions of a user's `__reduce__` or `__setstate__` that are errors of their own; Ctrl-C is not one."""
 
 Buffer = bytes | bytearray | memoryview
 
@@ -73,7 +73,7 @@ _ABSENT = object()
 
 
 class KeyReference:
-    """Something that stands for the result of a task: in a call it becomes a dependency. Has the attribute `key`."""
+    """An object that represents the result of a task; in a call it becomes a dependency. It has a `key`."""
 
     __slots__ = ()
 
@@ -81,21 +81,21 @@ class KeyReference:
 
 
 class Chunks(list[bytes]):
-    """A file for picklers that keeps what is written as it is, without joining or copying."""
+    """A file for picklers that keeps each write without joining or copying."""
 
     __slots__ = ()
 
     write = list[bytes].append
 
     def take(self) -> bytes:
-        """All that was written, as one piece; empties the file."""
+        """Everything written so far in one piece; empties the file."""
         data = self[0] if len(self) == 1 else b"".join(self)
         self.clear()
         return data
 
 
 def type_name(kind: type[Any]) -> str:
-    """Qualified name of a type, without the module where it is a builtin."""
+    """Qualified name of a type; without the module for a builtin."""
     module: Any = getattr(kind, "__module__", None)
     name: Any = getattr(kind, "__qualname__", None) or getattr(kind, "__name__", "?")
     return str(name) if module in (None, "builtins") else f"{module}.{name}"
@@ -143,7 +143,7 @@ def _is_registered(module_name: Any) -> bool:
 
 
 def names_what_only_we_have(pickled: bytes) -> bool:
-    """Whether an ordinary pickle may refer by name to a module that travels by value. It may also be a mere text."""
+    """Whether an ordinary pickle may refer by name to a module that travels by value, or only contains its name."""
     if b"\x08__main__" in pickled:  # the length of a name comes before it
         return True
     registered = modules_by_value()
@@ -159,7 +159,7 @@ def code_in_file(filename: str, *arguments: Any) -> CodeType:
 
 
 def reduce_method(method: MethodType) -> tuple[Any, ...]:
-    """A bound method by name where that finds it again, as it does not for decorated, private and `super()` ones."""
+    """A bound method by name if that finds it; it does not for decorated, private and `super()` methods."""
     function, owner = method.__func__, method.__self__
     name: Any = getattr(function, "__name__", None)
     found = getattr(owner, name, None) if type(name) is str else None
@@ -171,7 +171,7 @@ def reduce_method(method: MethodType) -> tuple[Any, ...]:
 ORDINARY: Mapping[Any, Callable[[Any], Any]] = ChainMap(
     {MethodType: reduce_method, object: reduce_sentinel}, copyreg.dispatch_table
 )
-"""What ordinary picklers of this package do by type."""
+"""The reductions of this package's ordinary picklers, by type."""
 
 
 def make_cached(function: Callable[..., Any], parameters: dict[str, Any]) -> Any:
@@ -187,7 +187,7 @@ def make_cached_property(function: Callable[..., Any], name: str | None) -> Any:
 
 
 class _Example:
-    """What cloudpickle makes classes with, other than enumerations, is what it makes this one with."""
+    """A class that shows how cloudpickle makes classes other than enumerations."""
 
 
 _Example.__module__ = "__main__"
@@ -195,7 +195,7 @@ _MAKE_CLASS: Any = cast("Any", CloudPickler(io.BytesIO()).reducer_override(_Exam
 
 
 def _with_slots(cls: type[Any], arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Have the class be made with its slots: else instances could not come back to where it has them."""
+    """Make the class with its slots, so that its instances also load where the class was defined."""
     attributes: dict[str, Any] = dict(vars(cls))
     if "__slots__" not in attributes:
         return arguments
@@ -205,15 +205,15 @@ def _with_slots(cls: type[Any], arguments: tuple[Any, ...]) -> tuple[Any, ...]:
 class ByValuePickler(CloudPickler):
     """cloudpickle, with what it leaves out: files of code, globals of nested classes, cached functions, named objects.
 
-    An open file, which it would pickle by its content, is refused. `renews_state` says whether classes and
-    named objects that the other side has are given their attributes anew.
+    It refuses open files, which cloudpickle pickles by content. `renews_state` tells whether classes and named objects
+    that the other side has get their attributes again.
     """
 
     renews_state = False
     _met_aliases: Sequence[Any] = ()
 
     def content_of(self, thing: Any) -> bytes:
-        """The token of what a class or named object that is defined here consists of."""
+        """The token of the content of a class or named object that is defined here."""
         raise NotImplementedError
 
     def reducer_override(self, obj: Any, /) -> Any:
@@ -241,7 +241,7 @@ class ByValuePickler(CloudPickler):
         return self.reduce_object(obj)
 
     def reduce_function(self, function: FunctionType) -> Any:
-        """cloudpickle looks for the globals of functions only, not for those that the body of a class reads."""
+        """cloudpickle finds the globals of functions only, not those that the body of a class reads."""
         reduced: Any = super().reducer_override(function)
         if reduced is not NotImplemented:
             carried = cast("dict[str, Any]", reduced[2][1]["__globals__"])
@@ -270,12 +270,12 @@ class ByValuePickler(CloudPickler):
         return make_class, (*origin, maker, arguments), (set_state, state), None, None, fill
 
     def reduce_object(self, obj: Any) -> Any:
-        """As ever, but for what pickles as a name in a module that travels by value."""
+        """As usual, except for objects that pickle as a name in a module that travels by value."""
         reduced = obj.__reduce_ex__(PICKLE_PROTOCOL)
         if type(reduced) is not str:
             kind = kind_of(obj)
             if issubclass(kind, enum.Enum) and reduced[0] is kind and obj.name in kind.__members__:
-                return getattr, (kind, obj.name)  # the value may be one that a task has changed
+                return getattr, (kind, obj.name)  # a task may have changed the value
             return reduced
         module_name: Any = getattr(obj, "__module__", None)
         if module_name is None:

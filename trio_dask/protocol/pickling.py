@@ -1,11 +1,11 @@
-"""Calls, results and exceptions as opaque bytes: what clients and workers import. The scheduler never reaches it.
+"""Calls, results and exceptions as opaque bytes, for clients and workers. The scheduler never imports it.
 
 | what | here | in |
 |---|---|---|
 | functions | `pickle_function`, `load_function` | `pickled_functions` |
-| calls and their tokens | `pickle_call`, `call_token`, `load_call` | `calls`, `tokens` |
-| results, scattered data | `pickle_value`, `dump_value`, `stream_value`, `load_value` | `values` |
-| what tasks raise | `describe_exception`, `rebuild_exception` | `exceptions`, `tracebacks` |
+| calls and their tokens | `pickle_call`, `call_token`, `load_call` | `pickled_calls`, `call_tokens` |
+| results, scattered data | `pickle_value`, `dump_value`, `stream_value`, `load_value` | `pickled_values` |
+| what tasks raise | `describe_exception`, `rebuild_exception` | `pickled_exceptions`, `tracebacks` |
 """
 
 from __future__ import annotations

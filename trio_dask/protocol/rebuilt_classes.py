@@ -1,9 +1,9 @@
-"""Classes and functions by value: one object a process for each that was defined somewhere.
+"""Classes and functions by value: one object in each process for each original.
 
 Values of several tasks meet in one process, and `isinstance` has to hold between them. So a class travels with its
-origin: the name that cloudpickle drew for it where it was defined, and the token of its content when it left. What
-comes back to that process is the class itself, as it is now. Elsewhere each origin is built once; a class that was
-changed before it was sent again has another content, and is another class.
+origin: the random name that cloudpickle gave it where it was defined, and the token of its content when it left. In
+that process it loads as the class itself, as it is now. Elsewhere each origin is built once; a class that was changed
+before it was sent again has another content, and is another class.
 
 A function that cannot carry state is one object for each content, so that tasks may ask whether two are the same.
 """
@@ -46,7 +46,7 @@ class Origin(NamedTuple):
 
 
 class _Shape(NamedTuple):
-    """What a class had when it was complete."""
+    """The attributes of a class when it was complete."""
 
     bases: tuple[Any, ...]
     attributes: frozenset[str]
@@ -58,7 +58,7 @@ MADE_BY_PYTHON = frozenset(
 """Attributes of classes that Python makes by itself, some of them only when the class is first pickled or asked."""
 
 _lock = threading.RLock()
-"""Whoever loads a class goes on when it is complete."""
+"""A thread that loads a class waits until it is complete."""
 _home: WeakValueDictionary[str, Any] = WeakValueDictionary()
 """The classes that were defined here and have been sent, by name."""
 _origins: WeakKeyDictionary[Any, Origin] = WeakKeyDictionary()
@@ -82,7 +82,7 @@ def origin_of(cls: Any, name: str, content: Callable[[Any], bytes]) -> Origin:
 
 
 def make_class(name: str, content: bytes, maker: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-    """The class of that origin; what `maker` builds is still empty, and one of `keep_class`, `renew_class` fills it."""
+    """The class of that origin; `maker` builds it empty, and `keep_class` or `renew_class` fills it."""
     global _hooks_run
     home = _home.get(name)
     if home is not None:
@@ -100,15 +100,15 @@ def make_class(name: str, content: bytes, maker: Callable[..., Any], arguments: 
 
 
 def _has_hooks(cls: Any) -> bool:
-    """Whether code of the user runs while such a class is made."""
+    """Whether the user's code runs while such a class is made."""
     return type(cls) not in _METACLASSES or any("__init_subclass__" in vars(base) for base in cls.__mro__[1:-1])
 
 
 def load_twice(load: Callable[[], _T]) -> _T:
-    """What `load` gives; it is called again if it has built classes whose making runs code of the user.
+    """The result of `load`, which is called twice if it builds classes whose creation runs the user's code.
 
-    Such code (`__init_subclass__`, a metaclass) ran where the class was defined, and what it did there travels. Here it
-    has run again, after that arrived: the second time all classes are there, and get their attributes as they were.
+    Such code (`__init_subclass__`, a metaclass) ran where the class was defined, and its effects travel. Here it runs
+    again, after they have arrived: at the second call all classes exist, and get their original attributes.
     """
     before = _hooks_run
     result = load()
@@ -126,9 +126,9 @@ def keep_class(cls: Any, state: tuple[Callable[[Any, Any], object], Any]) -> Any
 
 
 def renew_class(cls: Any, state: tuple[Callable[[Any, Any], object], Any]) -> Any:
-    """Give a class its attributes; one that has them, which tasks may have changed, gets them anew.
+    """Give a class its attributes, again if it has them, as tasks may have changed them.
 
-    Other tasks may use it meanwhile, so what stays is there at every moment.
+    Other tasks may use it meanwhile, so attributes that stay are there at every moment.
     """
     with _lock:
         shape = _complete.get(cls)
@@ -165,7 +165,7 @@ _as_made: WeakKeyDictionary[FunctionType, list[Any]] = WeakKeyDictionary()
 def make_function(content: bytes, maker: Callable[..., Any], arguments: tuple[Any, ...]) -> FunctionType:
     """The function of that content, which cannot carry state; `fill_function` fills it.
 
-    One that a task has changed stays that task's, and there is a new one for all who come later.
+    A function that a task has changed stays with that task; later loads make a new one.
     """
     found = _functions.get(content)
     if found is None or (found in _as_made and _as_made[found] != _bound_to(found)):
@@ -187,7 +187,7 @@ def fill_function(function: FunctionType, state: tuple[Callable[[Any, Any], obje
 
 
 def _bound_to(function: FunctionType) -> list[Any]:
-    """What can be bound anew in a function itself."""
+    """The parts of a function that can be rebound."""
     looked: list[Any] = [id(function.__code__), id(function.__defaults__), function.__qualname__, function.__doc__]
     for table in (function.__kwdefaults__ or {}, function.__annotations__, function.__dict__):
         looked += [(name, id(value)) for name, value in list(table.items())]

@@ -1,7 +1,7 @@
-"""Tracebacks that cross a process border: plain data there, real traceback objects here.
+"""Tracebacks as plain data that another process can rebuild.
 
 A rebuilt frame is that of a stub, compiled under the file name, function name, line and columns of the original. Python
-then prints the user's own source lines, with its own markers, wherever the file (or the notebook's cell) is at hand.
+then prints the user's own source lines, with its own markers, if the file (or the notebook's cell) is available.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ __all__ = ["Frame", "collect_frames", "format_frames", "has_source", "rebuild_tr
 MAX_FRAMES = 100
 SOURCE_CHARACTERS = 300
 
-# What calls the user's function, and what pickles its result.
+# The code that calls the user's function, and the code that pickles its result.
 _PACKAGE = Path(__file__).resolve().parents[1]
 _OUR_FOLDERS = tuple(f"{_PACKAGE / room}{os.sep}" for room in ("worker", "protocol"))
 
 
 class Frame(NamedTuple):
-    """One line of a traceback; columns are -1 where they are not known, `source` is empty where it is not."""
+    """One line of a traceback; unknown columns are -1, and an unknown `source` is empty."""
 
     filename: str
     name: str
@@ -66,7 +66,7 @@ def _walk(traceback: TracebackType | None) -> Iterator[TracebackType]:
 
 
 def collect_frames(traceback: TracebackType | None, skip_frames: int = 0) -> tuple[Frame, ...]:
-    """The frames as data, outermost first: less our own at the outer end, and less the middle of very many."""
+    """The frames as data, outermost first, without our own at the outer end, and without the middle of very many."""
     found = list(_walk(traceback))[skip_frames:]
     while found and found[0].tb_frame.f_code.co_filename.startswith(_OUR_FOLDERS):
         del found[0]
@@ -86,7 +86,7 @@ def format_frames(frames: Iterable[Frame]) -> Iterator[str]:
 
 
 def has_source(frames: Iterable[Frame]) -> bool:
-    """Whether this process would print the same source lines as the one that the frames come from."""
+    """Whether this process would print the same source lines as the process of the frames."""
     return all(
         linecache.getline(frame.filename, frame.line).strip()[:SOURCE_CHARACTERS] == frame.source
         for frame in frames

@@ -9,9 +9,9 @@ import math
 from collections.abc import Mapping
 from typing import Any, cast
 
-from trio_dask.config import MAX_NAME_LENGTH, MAX_THREADS
 from trio_dask.errors import ProtocolError
 from trio_dask.ids import Incarnation
+from trio_dask.parsing import MAX_NAME_LENGTH, MAX_THREADS
 from trio_dask.protocol.hello import Hello
 from trio_dask.scheduler.core import WorkerInfo
 

@@ -27,9 +27,11 @@ from trio_dask.comm.endpoint import Endpoint
 from trio_dask.comm.listen import serve
 from trio_dask.comm.rpc_server import serve_control
 from trio_dask.comm.transport import ConnectionLost, Transport
-from trio_dask.config import LEAVING, SchedulerSettings, counted
+from trio_dask.config import LEAVING, SchedulerSettings
 from trio_dask.errors import ProtocolError
 from trio_dask.ids import Incarnation, PeerId, new_incarnation
+from trio_dask.owned_files import keep_file
+from trio_dask.parsing import counted
 from trio_dask.protocol.hello import Hello, Refusal, Welcome
 from trio_dask.protocol.link import LinkLimits
 from trio_dask.protocol.messages import Leave, Restart, SchedulerStops
@@ -37,7 +39,7 @@ from trio_dask.scheduler.client_resume import Returns
 from trio_dask.scheduler.core import ClosePeer, CoreSettings, Notice, SchedulerCore, Stop
 from trio_dask.scheduler.registration import nanny_process, previous_session, worker_info
 from trio_dask.scheduler.rpc_handlers import scheduler_commands
-from trio_dask.scheduler_file import present, scheduler_file_text
+from trio_dask.scheduler_file import scheduler_file_text
 
 __all__ = ["run_scheduler"]
 
@@ -58,7 +60,7 @@ async def run_scheduler(
       UsageError: a file cannot be written, or there is no such interface.
     """
     service = _Service(settings)
-    with present(settings.pid_file, f"{os.getpid()}\n"):
+    with keep_file(settings.pid_file, f"{os.getpid()}\n"):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(service.heed_cancellation)
             # A loop of its own inside the shield: what outlives the request to stop must not be cancelled by it.
@@ -117,7 +119,7 @@ class _Service:
             bound: list[Address] = await sessions.start(self._accept, accepting, sessions)
             address, *others = self._advertised(bound[0])
             self._address = str(address)
-            with present(self._settings.scheduler_file, self._scheduler_file(address)):
+            with keep_file(self._settings.scheduler_file, self._scheduler_file(address)):
                 self._announce(address, others, bound)
                 task_status.started(address)
                 await self._stopping.wait()

@@ -283,7 +283,7 @@ class SimWorker:
     def pump(self) -> None:
         """Do all that the core asks for, and let slots take what is ready."""
         while True:
-            effects = self.core.drain()
+            effects = self.core.take_effects()
             self.link.to_scheduler.send(effects.messages)
             for request in effects.requests:
                 match request:
@@ -359,7 +359,7 @@ class SimWorker:
             self.core.finished(run, 64, "int", inline, job.seconds)
 
         self._report(finished)
-        follower = self.core.ready.take_follower(run)
+        follower = self.core.ready.take_chained(run)
         if follower is not None:
             self._begin(follower, {run.key: value})
         else:

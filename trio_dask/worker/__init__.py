@@ -1,1 +1,1 @@
-"""The worker: runs tasks, keeps their results, serves them to whoever needs them."""
+"""The worker: runs tasks, keeps their results, serves them to peers and clients."""

@@ -1,7 +1,7 @@
-"""The core with hands: events come in, effects go out, and both meet here.
+"""Drives the worker's core: passes events in, and carries its effects out.
 
-Every event ends in `_act`: the messages leave in one write, then what the core asks for is begun, then the slots are
-woken. The engine lives as long as the worker, through all its sessions.
+Every event ends in `_act`: messages leave in one write, then the core's requests are carried out, then slots are woken.
+The driver lives as long as the worker, through all its sessions.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ import trio
 
 from trio_dask.comm import Address, Connection, DataChannel, Endpoint, PeerSilent, parse_address
 from trio_dask.comm.connect import connect_data
-from trio_dask.config import WorkerSettings, counted
+from trio_dask.config import WorkerSettings
 from trio_dask.errors import TrioDaskError
 from trio_dask.ids import Incarnation, Key
+from trio_dask.parsing import counted
 from trio_dask.protocol.hello import Hello
 from trio_dask.protocol.messages import Heartbeat, Message, Put, ToWorker
 from trio_dask.protocol.raw_memory import shared_memory, whole_of
@@ -34,33 +35,34 @@ from trio_dask.worker.core.effects import (
     Request,
     StartFetch,
 )
+from trio_dask.worker.core.memory_policy import MemoryLimits
 from trio_dask.worker.core.worker import WorkerCore
 from trio_dask.worker.data_server import DataServer
 from trio_dask.worker.executor import Begun, Declined, Executor, Failed, Finished, InputGone, Outcome
-from trio_dask.worker.memory_monitor import MemoryLimits, MemoryMonitor, WorkerHooks, keep_nothing_unwatched
-from trio_dask.worker.peer_channels import Peers
+from trio_dask.worker.memory_monitor import MemoryMonitor, WorkerCallbacks, keep_nothing_unwatched
+from trio_dask.worker.peer_channels import PeerChannels
 from trio_dask.worker.process_memory import ProcessMemory
-from trio_dask.worker.result_store import Frames, Store
-from trio_dask.worker.running_table import Board
+from trio_dask.worker.result_store import Frames, ResultStore
+from trio_dask.worker.running_table import RunningTable
 from trio_dask.worker.secede import Rejoined, Seceded
 from trio_dask.worker.spill_directory import check_base
 from trio_dask.worker.task_context import WorkerHandle
 
-__all__ = ["Engine"]
+__all__ = ["CoreDriver"]
 
 log = logging.getLogger("trio_dask.worker")
 
 LONG_RUN_S = 0.5
-"""A run that has taken so long is announced: should this worker die, the run may be what killed it."""
+"""A run that has taken this long is announced: if this worker dies, the run may have killed it."""
 
 
-class Engine:
+class CoreDriver:
     """Core, slots, store and data plane of one worker."""
 
     def __init__(self, settings: WorkerSettings) -> None:
         self._settings = settings
         self._memory = self._watch_memory(settings)
-        self._store = Store() if self._memory is None else self._memory.store
+        self._store = ResultStore() if self._memory is None else self._memory.store
         self.handle = WorkerHandle(
             name=settings.name or "",
             nthreads=settings.nthreads,
@@ -70,7 +72,9 @@ class Engine:
             data=self._store,
         )
         self._core = WorkerCore(settings.nthreads, blobs=BlobTable(shared_memory, whole_of))
-        self._board = None if settings.board_fd is None else Board.attach(settings.board_fd, settings.nthreads)
+        self._running_table = (
+            None if settings.board_fd is None else RunningTable.attach(settings.board_fd, settings.nthreads)
+        )
         self._executor = Executor(
             settings.nthreads,
             ready=self._core.ready,
@@ -79,11 +83,11 @@ class Engine:
             worker=self.handle,
             inline_limit_bytes=settings.inline_limit_bytes,
             max_tasks=settings.max_tasks,
-            board=self._board,
-            gate=None if self._memory is None else self._memory.gate,
-            gate_from=sys.maxsize if self._memory is None else self._memory.large_bytes,
+            running_table=self._running_table,
+            reservations=None if self._memory is None else self._memory.reservations,
+            reserve_from=sys.maxsize if self._memory is None else self._memory.large_bytes,
         )
-        self._peers = Peers(self._open_channel, None if self._memory is None else self._memory.room)
+        self._peers = PeerChannels(self._open_channel, None if self._memory is None else self._memory.room)
         self.server = DataServer(self._store, self._core.held, self._keep, self.handle, self._memory)
         self._connection: Connection | None = None
         self._end: EndSession | None = None
@@ -94,12 +98,12 @@ class Engine:
         self._cpu_read = time.monotonic(), time.process_time()
         self._heartbeat_at = trio.current_time()
         self.spent = trio.Event()
-        """Set once all tasks that are to run here have begun."""
+        """Set once `max_tasks` tasks have begun."""
         self.at_rest = trio.Event()
-        """Set once it drains and its slots are free."""
+        """Set once the worker drains and its slots are free."""
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Run slots, fetches and timers until cancelled. Sessions begin after `task_status.started`."""
+        """Run slots, fetches and the timer until cancelled. Sessions begin after `task_status.started`."""
         try:
             async with trio.open_nursery() as self._tasks:
                 self._tasks.start_soon(self._executor.run, self._take_outcomes)
@@ -130,37 +134,37 @@ class Engine:
         self._act()
 
     def session_lost(self) -> None:
-        """The link to the scheduler is gone; what it gave us is kept."""
+        """The connection to the scheduler is lost; keep everything."""
         self._connection = None
         self.handle.address = self.handle.scheduler_address = self.handle.incarnation = ""
         self._core.session_lost(trio.current_time())
         self._act()
 
     def reset(self) -> None:
-        """The scheduler will not take this worker back: drop what it gave us, and the client that tasks shared."""
+        """The scheduler does not take this worker back: drop everything of it, and the client that tasks shared."""
         self._core.reset(trio.current_time())
         self._act()
         if self._tasks is not None:
             self._tasks.start_soon(self.close_client)
 
     async def close_client(self) -> None:
-        """Close the client that tasks shared. Tasks that wait for it hear so."""
+        """Close the client that tasks shared. Tasks that wait for its results fail."""
         client = self.handle.take_client()
         if client is not None:
             try:
                 await trio.to_thread.run_sync(client.close, abandon_on_cancel=True)
             except Exception as error:  # it is of no use any more, whatever is wrong with it
-                log.debug("the client of this worker's tasks could not be closed properly: %r", error)
+                log.debug("could not close the client of this worker's tasks properly: %r", error)
 
     def receive(self, batch: list[Message]) -> EndSession | None:
-        """Take what the scheduler sent; gives its wish to end the session, if that was in it.
+        """Take what the scheduler sent; returns how it ends the session, if it does.
 
         Raises:
-          ProtocolError: something in it makes no sense.
+          ProtocolError: a message makes no sense.
         """
         now = trio.current_time()
         handle = self._core.handle
-        for message in cast("list[ToWorker]", batch):  # the connection lets nothing else pass
+        for message in cast("list[ToWorker]", batch):  # the connection admits nothing else
             handle(message, now)
         self._act()
         return self._end
@@ -169,24 +173,24 @@ class Engine:
 
     @property
     def has_anything(self) -> bool:
-        """Whether there is anything here that would be lost with this worker."""
+        """Whether this worker has runs or values, which would be lost with it."""
         return bool(self._core.runs or self._core.held)
 
     def drain(self, reason: str) -> None:
-        """Take no more runs, hand back what has not started, and tell the scheduler that this worker is leaving."""
+        """Take no more runs, hand back those that have not started, and tell the scheduler."""
         self._core.drain_began(reason)
         self._act()
-        self._look_at_rest()
+        self._check_slots_free()
 
-    def _look_at_rest(self) -> None:
+    def _check_slots_free(self) -> None:
         core = self._core
-        # The core alone knows of a run that a slot has just taken, the executor of one that was cancelled and goes on.
+        # Only the core knows of a run that a slot has just taken, only the executor of a cancelled one that goes on.
         outside = sum(map(core.is_current, core.slots.outside.values()))
         if core.table.executing == outside and self._executor.slots_are_free:
             self.at_rest.set()
 
     def pause(self) -> None:
-        """Take no more runs for now, and hand back what has not started."""
+        """Take no more runs for now, and hand back those that have not started."""
         self._core.pause()
         self._act()
 
@@ -202,18 +206,18 @@ class Engine:
             return None
         if settings.local_directory is not None:
             check_base(settings.local_directory)
-        hooks = WorkerHooks(
+        hooks = WorkerCallbacks(
             held_bytes=lambda: self._core.held.nbytes,
             busy=lambda: bool(self._core.runs or self._core.fetches.active or self._executor.busy),
             waits_for_itself=lambda: self.handle.client is not None,
             pause=self.pause,
             resume=self.resume,
-            lose=self._lose,
+            report_lost=self._report_lost,
         )
         return MemoryMonitor(limits, settings, hooks)
 
-    def _lose(self) -> None:
-        """Tell the scheduler which values are gone from disk."""
+    def _report_lost(self) -> None:
+        """Tell the scheduler which values were lost on disk."""
         lost = self._store.take_lost()
         if lost:
             self._core.lost_values(lost)
@@ -225,7 +229,7 @@ class Engine:
         core = self._core
         waiting: list[SimpleQueue[None]] = []
         for outcome in outcomes:
-            if isinstance(outcome, Finished):  # as nearly all are
+            if isinstance(outcome, Finished):  # the usual case
                 run, value, nbytes, type_name, inline, duration_s, copied_bytes = outcome
                 if core.is_current(run):
                     self._store.put(run.key, value, nbytes, copied_bytes)
@@ -233,7 +237,7 @@ class Engine:
             elif isinstance(outcome, Failed):
                 core.failed(*outcome)
             elif isinstance(outcome, InputGone):
-                self._lose()
+                self._report_lost()
                 core.input_gone(*outcome)
             elif isinstance(outcome, Declined):
                 core.declined(outcome.run)
@@ -249,14 +253,14 @@ class Engine:
             self.spent.set()
         self._act()
         if core.draining:
-            self._look_at_rest()
+            self._check_slots_free()
         for go in waiting:
-            self._let_go(go)
+            self._start_run(go)
 
-    def _let_go(self, go: SimpleQueue[None]) -> None:
-        """Have a slot begin its run, which was announced, as soon as the announcement has left this process."""
+    def _start_run(self, go: SimpleQueue[None]) -> None:
+        """Let a slot begin its announced run as soon as the announcement has left this process."""
         if self._tasks is not None and self._connection is not None and self._connection.backlog_bytes:
-            self._tasks.start_soon(_let_go_after, self._connection, go)
+            self._tasks.start_soon(_start_run_after, self._connection, go)
         else:
             go.put(None)
 
@@ -276,7 +280,7 @@ class Engine:
             nbytes = sum(map(len, frames))
             self._store.put_frames(key, frames, nbytes)
             self._core.fetched(fetch, key, nbytes)
-            if self._core.ready.offered:  # else it can wait for the next value, or the end of the fetch
+            if self._core.ready.offered:  # else the next value, or the end of the fetch, is early enough
                 self._act()
 
     async def _fetch(self, start: StartFetch, scope: trio.CancelScope) -> None:
@@ -301,7 +305,7 @@ class Engine:
     # ------------------------------------------------------------------------------------------ effects
 
     def _act(self) -> None:
-        effects = self._core.drain()
+        effects = self._core.take_effects()
         if effects.messages and self._connection is not None:
             self._connection.send_many_nowait(effects.messages)
             self._connection.flush_nowait()
@@ -310,7 +314,7 @@ class Engine:
         if effects.offered:
             self._executor.wake(effects.offered)
             if self._memory is not None:
-                self._memory.stir()
+                self._memory.wake()
             self._call_at(trio.current_time() + LONG_RUN_S)
         self._call_at(self._core.next_deadline())
 
@@ -319,7 +323,7 @@ class Engine:
             case CancelRun(run):
                 self._executor.cancel(run)
             case StartFetch():
-                assert self._tasks is not None, "a session began before the engine ran"
+                assert self._tasks is not None, "a session began before the driver ran"
                 scope = self._fetches[request.fetch] = trio.CancelScope()
                 self._tasks.start_soon(self._fetch, request, scope)
             case CancelFetch(fetch):
@@ -339,7 +343,7 @@ class Engine:
             self._alarm.deadline = deadline
 
     async def _tick(self) -> None:
-        """One timer for everything; it sleeps until the first thing is due, and others move it forward."""
+        """One timer for all deadlines: it sleeps until the first, and `_call_at` moves it forward."""
         while True:
             now = trio.current_time()
             self._core.tick(now)
@@ -359,7 +363,7 @@ class Engine:
                 await trio.sleep_forever()
 
     def figures(self) -> dict[str, float]:
-        """How the worker is, for people: what it holds and does, what its process takes."""
+        """Figures for people: what the worker holds and does, and what its process uses."""
         core = self._core
         before, self._cpu_read = self._cpu_read, (time.monotonic(), time.process_time())
         passed_s, used_s = (now - then for now, then in zip(self._cpu_read, before, strict=True))
@@ -376,7 +380,7 @@ class Engine:
         }
 
 
-async def _let_go_after(connection: Connection, go: SimpleQueue[None]) -> None:
+async def _start_run_after(connection: Connection, go: SimpleQueue[None]) -> None:
     try:
         await connection.wait_backlog()
     finally:

@@ -1,4 +1,4 @@
-"""Answering on the data plane: values for peers and clients, values from clients, calls of `client.run`."""
+"""Answers requests on data channels: values for peers and clients, values from clients, calls of `client.run`."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from trio_dask.protocol.pickling import dump_value, load_value
 from trio_dask.worker.core.held_keys import Held
 from trio_dask.worker.error_text import describe_failure, mention_trio
 from trio_dask.worker.memory_monitor import MemoryMonitor
-from trio_dask.worker.result_store import Frames, Store
+from trio_dask.worker.result_store import Frames, ResultStore
 from trio_dask.worker.task_context import WorkerHandle
-from trio_dask.worker.transfer_limit import Budget
+from trio_dask.worker.transfer_limit import TransferLimit
 
 __all__ = ["DataServer"]
 
@@ -37,14 +37,14 @@ _T = TypeVar("_T")
 class DataServer:
     """What peers and clients can ask of this worker.
 
-    `held` says what is here and how big it is; `keep(put, frames)` stores what a client sends, and is False between
-    sessions, when nobody would ever free it. `memory` makes room for what comes in, and bounds what goes out at once:
-    of a value that is on disk, what is being sent is in memory.
+    `held` has the values held here and their sizes; `keep(put, frames)` stores a value from a client, and returns False
+    between sessions, when no scheduler would free it. `memory` makes room for incoming values, and bounds what goes out
+    at once: the part of a spilled value that is being sent is in memory.
     """
 
     def __init__(
         self,
-        store: Store,
+        store: ResultStore,
         held: Mapping[Key, Held],
         keep: Callable[[Put, Frames], bool],
         worker: WorkerHandle,
@@ -55,7 +55,7 @@ class DataServer:
         self._keep = keep
         self._worker = worker
         limit = inf if memory is None else SENDS_SHARE * memory.limits.limit
-        self._sends = Budget(MAX_SENDS, int(min(MAX_SEND_BYTES, limit)))
+        self._sends = TransferLimit(MAX_SENDS, int(min(MAX_SEND_BYTES, limit)))
         self._room = None if memory is None else memory.room
         self._calls = trio.CapacityLimiter(MAX_CALLS)
 
@@ -63,13 +63,13 @@ class DataServer:
         """Answer requests, one after the other, until the peer leaves.
 
         Raises:
-          ProtocolError: the peer asked for something that is no request.
+          ProtocolError: the peer sent a message that is no request.
         """
         while await self._answer(channel):
             pass
 
     async def _answer(self, channel: DataChannel) -> bool:
-        """Take one request; False if there are no more. What came with it is not kept beyond it."""
+        """Take one request; False if there are no more. Its buffers are not kept afterwards."""
         try:
             message, buffers = await channel.receive(self._room)
         except trio.EndOfChannel:
@@ -116,7 +116,7 @@ class DataServer:
         store = self._store
         copied_bytes = store.copied_bytes(key)
         if copied_bytes > BIG_BYTES and self._room is not None:
-            # Only until the copy is there: kept while a peer makes room to take it, it could have both wait for ever.
+            # Only until the copy is made: held while the peer makes room for it, two workers could wait for each other.
             async with self._room(copied_bytes):
                 dumped = await trio.to_thread.run_sync(self._dump, key, abandon_on_cancel=True)
         elif not store.is_pickled(key) and (nbytes > BIG_BYTES or store.is_spilled(key)):
@@ -130,7 +130,7 @@ class DataServer:
 
     def _dump(self, key: Key) -> Frames | Absent:
         if key not in self._store:
-            return Absent(key, "")  # freed while it waited for its turn
+            return Absent(key, "")  # freed while it waited
         try:
             return self._store.dump(key)
         except BaseException as error:  # pickling runs the user's code
@@ -141,7 +141,7 @@ class DataServer:
     # ------------------------------------------------------------------------------------------ client.run
 
     async def _run_call(self, frames: Frames) -> _Outcome:
-        """Call a function outside of the slots: `async def` under Trio, all else in a thread."""
+        """Call a function outside of the slots: `async def` under Trio, others in a thread."""
         outcome = await self._in_thread(partial(_load_and_call, frames, self._worker))
         if not isinstance(outcome, _Coroutine):
             return outcome

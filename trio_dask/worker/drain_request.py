@@ -1,4 +1,4 @@
-"""The wish that a worker drain: take nothing new, finish what runs, save its results, and leave."""
+"""The request that a worker drain: take nothing new, finish running tasks, have its results copied, and leave."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ INTERRUPTED_S = 1.5
 
 
 class DrainRequest:
-    """Made by whoever runs a worker, and given to `run_worker`."""
+    """Made by the caller of `run_worker`, and given to it."""
 
     def __init__(self) -> None:
         self.reason = ""
-        """The first one that was given."""
+        """The first reason that was given."""
         self.limit_s = math.inf
-        """The worker leaves after so many seconds at the latest, or after its own limit if that is shorter."""
+        """The worker leaves within this time, or its own limit if that is shorter."""
         self.is_possible = False
-        """Whether there is a scheduler to take leave of; set by the worker."""
+        """Whether the worker has a scheduler; set by the worker."""
         self._asked = trio.Event()
 
     def ask(self, reason: str, limit_s: float = math.inf) -> None:
-        """Ask the worker to drain, within a limit perhaps. A later request can only shorten it."""
+        """Ask the worker to drain, perhaps within a limit. A later request can only shorten it."""
         self.reason = self.reason or reason
         self.limit_s = min(self.limit_s, limit_s)
         self._asked.set()
 
     def on_signal(self, number: int) -> bool:
-        """Ask for what a signal means: who presses Ctrl-C has little time. False if there is nothing to wait for."""
+        """Ask for what a signal means: after Ctrl-C there is little time. False if there is nothing to wait for."""
         if self.is_possible:
             self.ask("signal", INTERRUPTED_S if number == signal.SIGINT else math.inf)
         return self.is_possible
 
     async def wait(self) -> None:
-        """Wait until it is asked for, or asked for once more."""
+        """Wait for the first or the next request."""
         await self._asked.wait()
         self._asked = trio.Event()

@@ -1,4 +1,4 @@
-"""What the user's code says, in a form that can be sent."""
+"""Exceptions and texts of the user's code in a form that can be sent."""
 
 from __future__ import annotations
 
@@ -15,38 +15,38 @@ UNDER_TRIO: Final = (
     "`asyncio.run(...)`"
 )
 
-# What asyncio says where its loop does not run, and what Trio says of what it is given by asyncio.
+# What asyncio says without a running loop, and what Trio says of asyncio's objects.
 _ASYNCIO_SAYS: Final = ("no running event loop", "There is no current event loop")
 _TRIO_SAYS: Final = ("trio.run received unrecognized yield message",)
-MAX_LOOKED_AT: Final = 50
+MAX_EXAMINED: Final = 50
 
 
 def sendable(text: str) -> str:
-    """The text; what UTF-8 has no bytes for (halves of surrogate pairs) is escaped."""
+    """The text, with escapes for what UTF-8 cannot encode (halves of surrogate pairs)."""
     return text if text.isascii() else text.encode(errors="backslashreplace").decode()
 
 
 def describe_failure(error: BaseException) -> tuple[bytes | None, str]:
-    """The exception for whoever rebuilds it, if it can be pickled, and as text. Never raises."""
+    """The exception pickled, if that is possible, and as text. Never raises."""
     description, text = describe_exception(error)
     return description, sendable(text)
 
 
 def mention_trio(error: BaseException) -> None:
-    """Add a note to what an `async def` function raised, where it took Trio for asyncio."""
+    """Add a note to an exception of an `async def` function that took Trio for asyncio."""
     if any(map(_took_trio_for_asyncio, _related(error))):
         error.add_note(UNDER_TRIO)
 
 
 def _related(error: BaseException) -> Iterator[BaseException]:
-    """The exception, those that it came from, and those that it holds."""
+    """The exception, its causes and contexts, and the members of groups."""
     found = [error]
-    for one in found:  # which grows meanwhile
+    for one in found:  # it grows meanwhile
         yield one
         group: tuple[BaseException, ...] = getattr(one, "exceptions", ()) if type(one) in _GROUPS else ()
         more = [one.__cause__, one.__context__, *group]
         found += [other for other in more if other is not None and not any(other is known for known in found)]
-        del found[MAX_LOOKED_AT:]
+        del found[MAX_EXAMINED:]
 
 
 _GROUPS: Final[tuple[Any, ...]] = (ExceptionGroup, BaseExceptionGroup)
@@ -54,6 +54,6 @@ _GROUPS: Final[tuple[Any, ...]] = (ExceptionGroup, BaseExceptionGroup)
 
 def _took_trio_for_asyncio(error: BaseException) -> bool:
     kind = type(error)
-    if kind is not RuntimeError and kind is not TypeError:  # others may have a costly, or no, __str__
+    if kind is not RuntimeError and kind is not TypeError:  # others may have a slow or broken __str__
         return False
     return str(error).startswith(_ASYNCIO_SAYS if kind is RuntimeError else _TRIO_SAYS)

@@ -1,7 +1,7 @@
 """Where user code runs: slot threads that take ready runs back to back, and the Trio thread for `async def` tasks.
 
 Nothing here happens per task in Trio: slots take from the core's `ReadyQueue` on their own, outcomes gather in a deque,
-and the Trio thread is woken once for as many as have gathered when it comes round to look.
+and the Trio thread is woken once for all that have gathered.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from trio_dask.protocol.messages import Run
 from trio_dask.protocol.pickling import load_call, load_function, pickle_value
 from trio_dask.worker.core.ready_queue import ReadyQueue
 from trio_dask.worker.error_text import describe_failure, mention_trio, sendable
-from trio_dask.worker.memory_reservations import Gate
-from trio_dask.worker.running_table import Board
-from trio_dask.worker.secede import Rejoined, Seceded, Secession
+from trio_dask.worker.memory_reservations import Reservations
+from trio_dask.worker.running_table import RunningTable
+from trio_dask.worker.secede import Rejoined, Seceded, SecededTasks
 from trio_dask.worker.task_context import TaskContext, WorkerHandle, enter
 
 __all__ = ["Begun", "Declined", "Executor", "Failed", "Finished", "InputGone", "Outcome"]
 
 
 class Finished(NamedTuple):
-    """A run gave this value."""
+    """A run returned this value."""
 
     run: Run
     value: Any
@@ -54,21 +54,21 @@ class Failed(NamedTuple):
 
 
 class InputGone(NamedTuple):
-    """A run could not start, since an input is not in the store any more."""
+    """A run could not start, as an input is not in the store any more."""
 
     run: Run
     key: Key
 
 
 class Begun(NamedTuple):
-    """A slot has taken a run that is to be announced or has a time limit. It waits for `go`, if there is one."""
+    """A slot has taken a run that is to be announced or has a time limit. It waits for `go`, if given."""
 
     run: Run
     go: SimpleQueue[None] | None
 
 
 class Declined(NamedTuple):
-    """A slot has taken this run and does not begin it: all tasks that are to run here have begun."""
+    """A slot has taken this run and does not begin it: `max_tasks` tasks have begun."""
 
     run: Run
 
@@ -78,23 +78,23 @@ _ENDS = (Finished, Failed, InputGone)
 
 
 class _Crashed(NamedTuple):
-    """A slot thread has ended by a fault of our own."""
+    """A slot thread has ended by a fault of ours."""
 
     error: BaseException
 
 
 class _AsyncCall(NamedTuple):
-    """An `async def` task, for the Trio thread; its slot waits for the reply, which raises or gives the value."""
+    """An `async def` task for the Trio thread; its slot waits for the reply, which raises or returns the value."""
 
     context: TaskContext
     call: Callable[[], Any]
     reply: SimpleQueue[Callable[[], Any]]
 
 
-FADING = 7 / 8
+DECAY = 7 / 8
 
 _Posted = Outcome | _AsyncCall | _Crashed
-"""What slots have to say."""
+"""What slots post to the Trio thread."""
 
 
 class _Absent(Exception):
@@ -111,8 +111,8 @@ class Executor:
     """`slots` threads and what they need. `run` hosts it; every public method is for the Trio thread.
 
     `ready`, `blobs` and `values` belong to others and change while slots read them. After `max_tasks` tasks it is
-    `spent`. On `board` stands what each slot executes. A task whose result is expected to have `gate_from` bytes or
-    more passes the `gate` before it begins.
+    `spent`. Each slot writes what it executes into `running_table`. A task whose result is expected to have
+    `reserve_from` bytes or more reserves them before it begins.
     """
 
     def __init__(
@@ -125,9 +125,9 @@ class Executor:
         worker: WorkerHandle,
         inline_limit_bytes: int,
         max_tasks: int | None = None,
-        board: Board | None = None,
-        gate: Gate | None = None,
-        gate_from: int = 0,
+        running_table: RunningTable | None = None,
+        reservations: Reservations | None = None,
+        reserve_from: int = 0,
     ) -> None:
         self._slots: list[TaskContext | None] = [None] * slots
         self._ready = ready
@@ -135,23 +135,23 @@ class Executor:
         self._values = values
         self._worker = worker
         self._inline_limit = inline_limit_bytes
-        self._tickets = None if max_tasks is None else iter(range(max_tasks - 1, -1, -1))
-        self._board = board
-        self._cells: MutableSequence[int] | memoryview = [0] * slots if board is None else board.cells
+        self._task_budget = None if max_tasks is None else iter(range(max_tasks - 1, -1, -1))
+        self._running_table = running_table
+        self._cells: MutableSequence[int] | memoryview = [0] * slots if running_table is None else running_table.cells
         self.spent = False
-        """Whether all tasks that are to run here have begun."""
+        """Whether `max_tasks` tasks have begun."""
         self._functions: dict[Digest, tuple[Callable[..., Any], bool]] = {}
-        """Those that tasks share, and whether they are `async def`."""
+        """Functions that tasks share, and whether they are `async def`."""
         self._known: set[Digest] = set()
         """Functions that have run."""
-        self._gate = gate
-        self._gate_from = gate_from
-        self._large: dict[Digest, int] = {}  # the size of what to expect of functions with large results
-        self._largest = 0  # and of functions that have not run yet
+        self._reservations = reservations
+        self._reserve_from = reserve_from
+        self._large: dict[Digest, int] = {}  # the expected size of results, for functions with large ones
+        self._largest = 0  # the same for functions that have not run yet
         self._tokens: SimpleQueue[None] = SimpleQueue()
-        self._secession = Secession(self._slots, self._cells, start=self._start_slot, post=self._post, wake=self.wake)
+        self._seceded = SecededTasks(self._slots, self._cells, start=self._start_slot, post=self._post, wake=self.wake)
         self._posted: deque[_Posted] = deque()
-        self._doomed: dict[int, Run] = {}  # by identity: cancelled runs that have not come back
+        self._cancelled_runs: dict[int, Run] = {}  # by identity, until their outcome comes
         self._woken = False
         self._closed = False
         self._take: Callable[[list[Outcome]], None] | None = None
@@ -161,9 +161,9 @@ class Executor:
         self._failed = trio.Event()
 
     async def run(self, take: Callable[[list[Outcome]], None]) -> None:
-        """Run the slots, and give `take` their outcomes, in order, as they come. Ends by cancellation only.
+        """Run the slots, and give `take` their outcomes, in order, as they come. Ends only by cancellation.
 
-        Threads that are inside user code then cannot be stopped; they are daemons and end when that code returns.
+        Threads inside the user's code cannot be stopped then; they are daemons and end when that code returns.
 
         Raises:
           BaseException: a slot thread crashed, which is a fault of ours.
@@ -182,33 +182,33 @@ class Executor:
             raise self._failure
 
     def wake(self, offered: int) -> None:
-        """Let the slots know that so many runs have become ready."""
+        """Tell the slots that this many runs have become ready."""
         for _ in range(offered):
             self._tokens.put(None)
 
     def cancel(self, run: Run) -> None:
         """Stop this run if a slot has it: `async def` code at once, other code when it calls `check_cancelled`."""
-        # First this, then the look at the slots: one that takes the run meanwhile looks here after it shows itself.
-        self._doomed[id(run)] = run
-        for context in (*self._slots, *self._secession.outside):
+        # Before the loop below: a slot that takes the run meanwhile shows it first, and then reads this.
+        self._cancelled_runs[id(run)] = run
+        for context in (*self._slots, *self._seceded.outside):
             if context is not None and context.run is run:
                 context.cancel()
 
     def running_for(self, seconds: float) -> list[Run]:
-        """The runs that have been under way for at least so long."""
+        """The runs that have been executing for at least this long."""
         before = perf_counter() - seconds
-        contexts = (*self._slots, *self._secession.outside)
+        contexts = (*self._slots, *self._seceded.outside)
         return [context.run for context in contexts if context is not None and context.started_at <= before]
 
     @property
     def slots_are_free(self) -> bool:
-        """Whether no slot has a run; some may go on outside of the slots."""
+        """Whether no slot has a run; seceded runs may go on."""
         return all(context is None for context in self._slots)
 
     @property
     def busy(self) -> bool:
-        """Whether there is a run in a slot, or outside of the slots."""
-        return any(context is not None for context in (*self._slots, *self._secession.outside))
+        """Whether there is a run in a slot, or a seceded one."""
+        return any(context is not None for context in (*self._slots, *self._seceded.outside))
 
     def forget(self, digests: Iterable[Digest]) -> None:
         """Drop these unpickled functions."""
@@ -218,7 +218,7 @@ class Executor:
             self._large.pop(digest, None)
 
     def _deliver(self) -> None:
-        """Hand on what has gathered. Trio calls this when a slot has asked for it: a task to do it would come later."""
+        """Pass on what has gathered. Trio calls this directly when a slot asks: a Trio task would come later."""
         if self._closed:
             return
         batch: list[Outcome] = []
@@ -233,20 +233,22 @@ class Executor:
                     batch.append(outcome)
             if batch and self._take is not None:
                 self._take(batch)
-                if self._board is not None:
-                    self._board.settle({outcome.run.run for outcome in batch if isinstance(outcome, _ENDS)})
-        except BaseException as error:  # `run` raises it; out of here it would be an internal error of Trio
+                if self._running_table is not None:
+                    self._running_table.mark_reported(
+                        {outcome.run.run for outcome in batch if isinstance(outcome, _ENDS)}
+                    )
+        except BaseException as error:  # `run` raises it; raised here it would be an internal error of Trio
             self._failure = error
             self._failed.set()
 
     def _collect(self) -> Iterable[_Posted]:
-        """Take what is there, and be called for whatever comes after."""
-        self._woken = False  # before the count: what is appended after it calls us anew
+        """Take what is there, and have later outcomes call again."""
+        self._woken = False  # before the count: what is appended after it calls again
         outcomes = [self._posted.popleft() for _ in range(len(self._posted))]
-        if self._doomed:
+        if self._cancelled_runs:
             for outcome in outcomes:
                 if isinstance(outcome, Finished | Failed | InputGone | Declined):
-                    self._doomed.pop(id(outcome.run), None)
+                    self._cancelled_runs.pop(id(outcome.run), None)
         return outcomes
 
     def _close(self) -> None:
@@ -254,7 +256,7 @@ class Executor:
         for context in self._slots:
             if context is not None:
                 context.cancel()
-        self._secession.close()
+        self._seceded.close()
         self.wake(len(self._slots))
         for outcome in self._collect():
             self._turn_away(outcome)
@@ -269,32 +271,32 @@ class Executor:
         try:
             while slot is not None:
                 self._tokens.get()
-                if self._closed or self._secession.hand_over(slot):
+                if self._closed or self._seceded.hand_over(slot):
                     return
                 run = self._ready.take()
                 if run is None:
                     continue
-                if self._tickets is None:
+                if self._task_budget is None:
                     slot = self._work_off(slot, run)
                 else:
-                    slot = self._work_off_one(slot, run, next(self._tickets, None))
-        except BaseException as error:  # a slot that ended silently would be waited for for ever
+                    slot = self._work_off_one(slot, run, next(self._task_budget, None))
+        except BaseException as error:  # a slot that ended silently would be missed for ever
             self._post(_Crashed(error))
 
     def _work_off(self, number: int, run: Run) -> int | None:
-        """A run, and then what follows it, one after the other. Gives the slot that this thread has then, if any."""
+        """A run, then those chained after it. Returns the slot that this thread has at the end, if any."""
         carried: dict[Key, Any] = {}
         following: Run | None = run
         while following is not None:
             run = following
-            context = TaskContext(run, self._worker, self._secession, number)
-            execute = self._execute_when_let_in if self._largest else self._execute
+            context = TaskContext(run, self._worker, self._seceded, number)
+            execute = self._execute_with_reservation if self._largest else self._execute
             outcome = execute(context, number, carried)
             self._post(outcome)
             if type(outcome) is not Finished or context.slot is None:
                 return context.slot
             number = context.slot
-            following = self._ready.take_follower(run)
+            following = self._ready.take_chained(run)
             carried = {run.key: outcome.value} if following is not None else {}
         return number
 
@@ -305,30 +307,30 @@ class Executor:
             return number
         if not left:
             self.spent = True
-            self._post(Begun(run, None))  # has the loop look
-        context = TaskContext(run, self._worker, self._secession, number)
-        execute = self._execute_when_let_in if self._largest else self._execute
+            self._post(Begun(run, None))  # so that the loop sees `spent`
+        context = TaskContext(run, self._worker, self._seceded, number)
+        execute = self._execute_with_reservation if self._largest else self._execute
         self._post(execute(context, number, {}))
         return context.slot
 
-    def _execute_when_let_in(self, context: TaskContext, number: int, carried: Mapping[Key, Any]) -> Outcome:
-        """One run, which passes the gate before it starts if its result may be large."""
+    def _execute_with_reservation(self, context: TaskContext, number: int, carried: Mapping[Key, Any]) -> Outcome:
+        """One run, which reserves memory before it starts if its result may be large."""
         expected = self._expected(context.run.function)
-        if not expected or self._gate is None:
+        if not expected or self._reservations is None:
             return self._execute(context, number, carried)
         context.started_at = inf
         self._slots[number] = context  # it has its slot while it waits
-        self._gate.enter(expected)
+        self._reservations.reserve(expected)
         try:
             context.started_at = perf_counter()
             return self._execute(context, number, carried)
         finally:
-            self._gate.leave(expected)
+            self._reservations.release(expected)
 
     def _execute(self, context: TaskContext, number: int, carried: Mapping[Key, Any]) -> Outcome:
-        """One run, start to end; `carried` is the value that it follows, if it does.
+        """One run, start to end; `carried` is the value of the run that it is chained after, if it is.
 
-        When this returns nothing here holds on to the arguments or the value.
+        When this returns, nothing here keeps the arguments or the value alive.
         """
         run = context.run
         self._slots[number] = context
@@ -337,7 +339,7 @@ class Executor:
             if run.extra:
                 self._begin(context)
             self._cells[number] = run.run
-            if self._doomed and id(run) in self._doomed:
+            if self._cancelled_runs and id(run) in self._cancelled_runs:
                 context.cancelled = True
                 raise TaskCancelled(f"task {context.key!r} was cancelled before it started")
             function, is_async = self._functions.get(run.function) or self._load(run.function)
@@ -345,17 +347,17 @@ class Executor:
             args, kwargs = load_call(run.call, self._blobs, values)
             value = self._call_async(context, function, args, kwargs) if is_async else function(*args, **kwargs)
             pickled = pickle_value(value, self._inline_limit)
-            if self._largest or pickled.nbytes >= self._gate_from:
+            if self._largest or pickled.nbytes >= self._reserve_from:
                 self._learn(run.function, pickled.nbytes)
         except _Absent as absent:
             return InputGone(run, absent.key)
-        except BaseException as error:  # whatever a task raises is its result, and the slot lives on
+        except BaseException as error:  # whatever a task raises is its result, and the slot goes on
             duration_s = perf_counter() - context.started_at
             return Failed(run, *describe_failure(error), duration_s)
         finally:
             slot = context.slot
             if slot is None:
-                self._secession.ended(context)
+                self._seceded.ended(context)
             else:
                 self._slots[slot] = None
         duration_s = perf_counter() - context.started_at
@@ -366,10 +368,10 @@ class Executor:
         return self._large.get(function, 0) if function in self._known else self._largest
 
     def _learn(self, function: Digest, nbytes: int) -> None:
-        """A result was so large. What is expected of a function goes down slowly when its results are smaller."""
-        if self._gate is not None:
-            expected = max(nbytes, int(FADING * self._large.pop(function, 0)))
-            if expected >= self._gate_from:
+        """Note the size of a result. The expectation decays slowly when a function's results become smaller."""
+        if self._reservations is not None:
+            expected = max(nbytes, int(DECAY * self._large.pop(function, 0)))
+            if expected >= self._reserve_from:
                 self._large[function] = expected
             self._largest = max(list(self._large.values()), default=0)
 
@@ -384,7 +386,7 @@ class Executor:
 
     def _load(self, digest: Digest) -> tuple[Callable[..., Any], bool]:
         function, shared = load_function(digest, self._blobs[digest], self._blobs)
-        method = getattr(type(function), "__call__", None)  # noqa: B004 (the method itself is what is asked about)
+        method = getattr(type(function), "__call__", None)  # noqa: B004 (the method itself is examined)
         is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(method)
         self._known.add(digest)
         if shared:
@@ -401,7 +403,7 @@ class Executor:
                 inputs[key] = self._values[key]
             except KeyError:
                 if key in self._values:
-                    raise  # by the user's own code, which unpickled the value
+                    raise  # from the user's code, while the value was unpickled
                 raise _Absent(key) from None
         return inputs
 
@@ -422,7 +424,7 @@ class Executor:
                 self._trio_token.run_sync_soon(self._deliver, idempotent=True)
 
     def _turn_away(self, outcome: _Posted) -> None:
-        """Nobody takes outcomes any more, so nobody must wait for an answer either."""
+        """Outcomes are not taken any more, so a slot must not wait for an answer."""
         if isinstance(outcome, Begun) and outcome.go is not None:
             outcome.go.put(None)
         elif isinstance(outcome, _AsyncCall):
@@ -430,7 +432,7 @@ class Executor:
 
 
 async def _run_async(task: _AsyncCall) -> None:
-    """Run an `async def` task in a cancel scope of its own, and answer its slot whatever happens."""
+    """Run an `async def` task in a cancel scope of its own, and answer its slot in any case."""
     context = task.context
     answer = _raiser(TaskCancelled(f"task {context.key!r} was cancelled"))
     try:
@@ -440,19 +442,19 @@ async def _run_async(task: _AsyncCall) -> None:
             answer = _giver(await task.call())
     except trio.Cancelled:
         raise
-    except BaseException as error:  # like in a slot: what a task raises is its result
+    except BaseException as error:  # as in a slot: what a task raises is its result
         mention_trio(error)
         answer = _raiser(error)
     finally:
         task.reply.put(answer)
-        del answer  # it holds the error, whose traceback holds this frame
+        del answer  # it refers to the error, whose traceback refers to this frame
 
 
 def _raiser(error: BaseException) -> Callable[[], Any]:
     held = [error]
 
     def answer() -> Any:
-        raise held.pop()  # by no name: its traceback holds this frame, and the two would keep each other
+        raise held.pop()  # without a name: its traceback refers to this frame, and a name would close a cycle
 
     return answer
 

@@ -15,13 +15,13 @@ GC_THRESHOLDS = (10_000, 20, 50)
 
 @contextmanager
 def tuned_interpreter() -> Generator[None]:
-    """Set up a process that is a worker and nothing else; afterwards it is as before.
+    """Set up a process that is a worker and nothing else; restore its settings afterwards.
 
-    A task that computes in Python holds the interpreter for a switch interval before the event loop gets its turn, for
-    each thing that happens there. A millisecond instead of five costs tasks nothing that could be measured.
+    A task that computes in Python delays every turn of the event loop by a switch interval. One millisecond instead of
+    five has no measurable cost for tasks.
 
-    A worker holds many small objects for long. With the usual thresholds the collector looks through them so often that
-    it takes 15 % of the time of short tasks; what was imported before the start is never garbage and not looked at.
+    A worker holds many small objects for long. With the usual thresholds the collector examines them so often that it
+    takes 15 % of the time of short tasks. What was imported before the start is never garbage, and not examined.
     """
     interval_s, thresholds = sys.getswitchinterval(), gc.get_threshold()
     gc.freeze()

@@ -1,4 +1,4 @@
-"""Where a worker listens, for its data plane and for control, and which address it tells others."""
+"""Where a worker listens for peers, clients and control, and the address that it advertises."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from trio_dask.config import DEFAULT_SCHEME, WorkerSettings
 from trio_dask.ids import new_incarnation
 from trio_dask.protocol.hello import Hello
 
-__all__ = ["Listening"]
+__all__ = ["Listener"]
 
 log = logging.getLogger("trio_dask.worker")
 
 
-class Listening:
+class Listener:
     """The listener of one worker. It serves in `nursery`, through all sessions.
 
-    Where the settings name no place it listens on the local address of the way to the scheduler, and moves when that
-    way changes: a laptop that joins another network, or a scheduler that returns elsewhere.
+    Without a host or interface in the settings it listens on the local address of the route to the scheduler, and moves
+    when that route changes: a laptop joins another network, or a scheduler returns elsewhere.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Listening:
         self._scope = trio.CancelScope()
 
     async def towards(self, scheduler: Address) -> Address:
-        """Listen where peers of this scheduler can reach us, and say where that is.
+        """Listen where peers of this scheduler can reach us, and return that address.
 
         Raises:
           OSError: it cannot listen there.
@@ -64,7 +64,7 @@ class Listening:
         moved = host != self._host
         if moved:
             self._scope.cancel()
-            self._host = None  # if that fails it listens nowhere, and has to whatever comes next
+            self._host = None  # if binding fails it listens nowhere, and has to bind next time
             self._bound = await self._bind(scheduler, host)
             self._host = host
         advertised = await self._advertised(scheduler)
@@ -80,7 +80,7 @@ class Listening:
             return addresses_of_interface(settings.interface)[0]
         if settings.host:
             return settings.host
-        # Without any network there is no way to the scheduler: that is no reason to move away from the one there was.
+        # Without any network there is no route to the scheduler; that is no reason to leave the previous address.
         return await _local_host("", scheduler, self._host)
 
     async def _advertised(self, scheduler: Address) -> Address:
@@ -120,6 +120,6 @@ class Listening:
 
 
 async def _local_host(bound: str, scheduler: Address, otherwise: str | None = None) -> str:
-    """In a thread: the name of the scheduler's host may have to be looked up."""
+    """In a thread, as the name of the scheduler's host may have to be resolved."""
     choose = partial(choose_advertised_host, bound, scheduler.host, otherwise=otherwise)
     return await trio.to_thread.run_sync(choose, abandon_on_cancel=True)

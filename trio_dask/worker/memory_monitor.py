@@ -1,143 +1,75 @@
-"""The memory of a worker process: what is done when it becomes scarce.
+"""Watches the memory of a worker process and carries out what `worker.core.memory_policy` decides.
 
-    more than `spill_managed` of the limit in values    the least recently used go to disk
-    more than `spill_process` in the whole process      the same; then garbage is collected and free pages given back
-    more than `pause_process` in the whole process      no more tasks: what has not started goes elsewhere
-
-Each can be off. Before anything of this happens, memory that is kept for values to come (`comm.buffer_pool`) is given
-back, so that only what is used counts.
-
-All slow things happen in a thread, one after the other, in portions after which the figures are read anew; the watch
-goes on meanwhile. Values from peers and clients wait for room before memory is taken for them, and so do tasks whose
-results are known to be large, and inputs that are to be unpickled (`gate`).
+All slow work happens in one thread, in portions after which the figures are read again; the watch goes on meanwhile.
+Values from peers and clients wait for room before memory is taken for them. So do tasks whose results are known to be
+large, and inputs that are to be unpickled (`memory_reservations`).
 """
 
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from functools import partial
-from math import inf
-from typing import NamedTuple, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 import trio
 
 from trio_dask.comm.buffer_pool import BufferPool, pool
-from trio_dask.config import WorkerSettings, format_bytes
-from trio_dask.worker.memory_reservations import Gate
-from trio_dask.worker.pause_rule import PauseRule
+from trio_dask.config import WorkerSettings
+from trio_dask.parsing import format_bytes
+from trio_dask.worker.core.memory_policy import (
+    BUSY_INTERVAL_S,
+    Action,
+    Figures,
+    GiveBack,
+    MakeRoom,
+    MemoryLimits,
+    MemoryPolicy,
+    Pause,
+    RemoveFiles,
+    Resume,
+    RoomMade,
+)
+from trio_dask.worker.memory_reservations import Reservations
 from trio_dask.worker.process_memory import ProcessMemory, collect_garbage, keep_large_blocks_apart, trim
-from trio_dask.worker.result_store import Spilled, Store
-from trio_dask.worker.spill_directory import ScratchFolder, remove_leftovers
+from trio_dask.worker.result_store import ResultStore
+from trio_dask.worker.spill_directory import SpillDirectory, remove_leftovers
 from trio_dask.worker.spill_files import SpillDisk
-from trio_dask.worker.transfer_limit import Budget
+from trio_dask.worker.transfer_limit import TransferLimit
 
-__all__ = ["MemoryLimits", "MemoryMonitor", "WorkerHooks", "keep_nothing_unwatched"]
+__all__ = ["MemoryMonitor", "WorkerCallbacks", "keep_nothing_unwatched"]
 
 log = logging.getLogger("trio_dask.worker")
 
 _T = TypeVar("_T")
 
-BUSY_INTERVAL_S = 0.1
-FIRST_IDLE_INTERVAL_S, MAX_IDLE_INTERVAL_S = 0.5, 5.0
-"""Doubled from one to the other: of an idle process even waking up would be most of what it does."""
+CLOSE_S: Final = 1.0
+PROBE_S: Final = 0.005
+WORTHWHILE_BYTES: Final = 2**20
+INCOMING_COUNT: Final = 64
+INCOMING_SHARE: Final = 0.1
 
-MIN_PORTION_BYTES, MAX_PORTION_BYTES = 4 * 2**20, 64 * 2**20
-PORTIONS = 32
-"""In so many portions what the limit allows would be written to disk; after each the worker may go on."""
+LARGE_SHARE: Final = 1 / 128
+"""From this share of the limit on, a task's result and the unpickling of a value wait for room."""
 
-PAUSE_PATIENCE_S = 5.0
-RETRY_S = 1.0
-"""After this long without success, spilling is tried anew."""
-
-COLLECT_INTERVAL_S = 5.0
-COLLECT_SHARE = 0.02
-"""Of the time of this process, at most, in which the garbage collector may be at work because of us."""
-
-COMPLAINT_INTERVAL_S = 60.0
-NEWS_INTERVAL_S = 10.0
-CLOSE_S = 1.0
-PROBE_S = 0.005
-WORTHWHILE_BYTES = 2**20
-INCOMING_COUNT = 64
-INCOMING_SHARE = 0.1
-
-LARGE_SHARE = 1 / 128
-"""Of the limit: a task with a result from this size on, and a value whose unpickling takes that much, wait for room."""
-
-KEPT_SHARE = 0.1
-KEPT_BELOW = 0.6
-"""What of the limit is kept at most for values to come, and up to which use of it: a nanny does not see the difference
-between what is kept and what is used."""
-
-
-class MemoryLimits(NamedTuple):
-    """In bytes; what is off is infinite. Where something is done above a limit, it is done until below the lower."""
-
-    limit: int
-    managed_high: float = inf
-    managed_low: float = inf
-    process_high: float = inf
-    process_low: float = inf
-    pause_above: float = inf
-    pause_below: float = inf
-
-    @classmethod
-    def of(cls, settings: WorkerSettings) -> MemoryLimits | None:
-        """None if there is nothing to watch."""
-        limit = settings.memory_limit_bytes
-        managed, process, pause = settings.spill_managed, settings.spill_process, settings.pause_process
-        if limit is None or (managed is None and process is None and pause is None):
-            return None
-
-        def part(share: float | None, factor: float = 1.0) -> float:
-            return inf if share is None else limit * share * factor
-
-        return cls(
-            limit,
-            managed_high=part(managed),
-            managed_low=part(managed, 0.95),
-            process_high=part(process),
-            process_low=part(process, 0.85),
-            pause_above=part(pause),
-            pause_below=part(pause, 0.94),
-        )
-
-    @property
-    def ceiling(self) -> float:
-        """What the process may come to by what it takes in; where it spills anyway it would wait each time."""
-        return (
-            self.process_high
-            if self.pause_above == inf
-            else min(self.pause_above, (self.process_high + self.pause_above) / 2)
-        )
-
-    @property
-    def scarce_above(self) -> float:
-        """Where nothing is kept any more that is not used; nothing else happens below."""
-        return min(self.process_low, self.pause_below, self.limit * KEPT_BELOW)
-
-    @property
-    def spills(self) -> bool:
-        """Whether anything goes to disk."""
-        return min(self.managed_high, self.process_high) < inf
+KEPT_SHARE: Final = 0.1
+"""The share of the limit that is kept for coming values at most."""
 
 
 def keep_nothing_unwatched(settings: WorkerSettings, kept: BufferPool = pool) -> None:
-    """Where a worker does not watch its memory, a nanny may, which cannot have anything given back."""
+    """Where a worker does not watch its memory a nanny may, and a nanny cannot have kept memory given back."""
     if settings.memory_limit_bytes is not None:
         kept.keep_at_most(0)
 
 
-class WorkerHooks(NamedTuple):
+class WorkerCallbacks(NamedTuple):
     """What the monitor asks of the worker, and tells it.
 
     `held_bytes` is the size of all values, in memory or on disk; `busy` is whether tasks run or values are on their way
-    here; `waits_for_itself` is whether a task that runs may be waiting for others that this worker would have to run;
-    `lose` is called now and then, and takes what the store has lost.
+    here; `waits_for_itself` is whether a running task may be waiting for tasks that this worker would have to run.
+    `report_lost` is called now and then, and takes the keys that the store has lost.
     """
 
     held_bytes: Callable[[], int]
@@ -145,73 +77,66 @@ class WorkerHooks(NamedTuple):
     waits_for_itself: Callable[[], bool]
     pause: Callable[[], None]
     resume: Callable[[], None]
-    lose: Callable[[], None]
+    report_lost: Callable[[], None]
 
 
 class MemoryMonitor:
     """Watches the memory of this process for one worker, and owns the store's disk.
 
-    `used` says how much the process has, and `kept` is what of it is kept for values to come; tests replace both.
+    `read` gives the memory of the process, and `kept` is the part of it that is kept for coming values; tests replace
+    both.
     """
 
     def __init__(
         self,
         limits: MemoryLimits,
         settings: WorkerSettings,
-        hooks: WorkerHooks,
-        used: Callable[[], int] | None = None,
+        worker: WorkerCallbacks,
+        read: Callable[[], int] | None = None,
         kept: BufferPool = pool,
     ) -> None:
         self.limits = limits
-        self._hooks = hooks
+        self._policy = MemoryPolicy(limits)
+        self._worker = worker
         self._process = ProcessMemory()
-        self._read = used or self._process.used_bytes
+        self._read = read or self._process.used_bytes
         self._kept = kept
         self._disk: SpillDisk | None = None
         if limits.spills:
-            self._disk = SpillDisk(ScratchFolder(settings.local_directory), settings.max_spill_bytes)
-        self.gate = Gate(self._fits, self._call_for_room)
+            self._disk = SpillDisk(SpillDirectory(settings.local_directory), settings.max_spill_bytes)
+        self.reservations = Reservations(self._fits, self._call_for_room)
         self.large_bytes = int(LARGE_SHARE * limits.limit)
-        """What is smaller need not pass the gate."""
-        self.store = Store(
-            self._disk, high_bytes=limits.managed_high, press=self._press, gate=self.gate, gate_from=self.large_bytes
+        """Less than this needs no reservation."""
+        self.store = ResultStore(
+            self._disk,
+            high_bytes=limits.managed_high,
+            request_check=self._request_check,
+            reservations=self.reservations,
+            reserve_from=self.large_bytes,
         )
-        self._rule = PauseRule(
-            limits.pause_above, limits.pause_below, step_bytes=0.05 * limits.limit, patience_s=PAUSE_PATIENCE_S
-        )
-        self._incoming = Budget(INCOMING_COUNT, int(INCOMING_SHARE * limits.limit))
+        self._incoming = TransferLimit(INCOMING_COUNT, int(INCOMING_SHARE * limits.limit))
+        self._incoming_wants = 0
         self._thread = trio.CapacityLimiter(1)
         self._token: trio.lowlevel.TrioToken | None = None
-        self._pressed = False
-        self._dozing = False
+        self._is_check_due = False
+        self._is_dozing = False
         self._wake = trio.Event()
-        self._work = trio.Event()
-        self._turn = trio.Event()  # replaced after each turn of the thread
-        self._making_room = False
-        self._wanted = 0
-        self._exhausted = False  # the last turn made no room at all
-        self._portion_bytes = min(max(limits.limit // PORTIONS, MIN_PORTION_BYTES), MAX_PORTION_BYTES)
-        self._rest_until = -inf
-        self._rest_at_bytes = 0
-        self._collect_from = -inf
-        self._complained_at = -inf
-        self._told_at = -inf
+        self._work_ended = trio.Event()  # replaced each time
         self.loop_lag_s = 0.0
-        """The longest that the event loop was late while values were spilled."""
+        """The longest delay of the event loop while values were spilled."""
 
     async def run(self) -> None:
-        """Watch until cancelled; then remove what is on disk."""
+        """Watch until cancelled; then remove everything from disk."""
         self._token = trio.lowlevel.current_trio_token()
         keep_large_blocks_apart()
         self._kept.keep_at_most(int(KEPT_SHARE * self.limits.limit))
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._make_room_when_needed)
                 if self._disk is not None:
-                    nursery.start_soon(self._look_at_folder, self._disk.folder)
-                await self._watch()
+                    nursery.start_soon(self._check_directory, self._disk.directory)
+                await self._watch(nursery)
         finally:
-            self.gate.close()
+            self.reservations.close()
             self._process.close()
             if self._disk is not None:
                 with trio.move_on_after(CLOSE_S, shield=True):
@@ -223,184 +148,146 @@ class MemoryMonitor:
             "spilled_bytes": self.store.spilled_bytes,
             "spilled_count": self.store.spilled_count,
             "spill_disk_bytes": 0 if self._disk is None else self._disk.used_bytes,
-            "paused": self._rule.paused,
+            "paused": self._policy.paused,
             "loop_lag_s": round(self.loop_lag_s, 4),
         }
 
     @asynccontextmanager
     async def room(self, nbytes: int) -> AsyncGenerator[None]:
-        """Wait until so many bytes can come in, and hold the place for the block, at whose end they are stored.
+        """Wait until this many bytes can come in, and hold the room for the block, at whose end they are stored.
 
-        When nothing more can be moved out of the way they come in all the same: a task may need just these.
+        When nothing more can be spilled they come in nevertheless: a task may need just these.
         """
-        self.stir()
+        self.wake()
         async with self._incoming.share(nbytes):
-            while not self._fits(nbytes) and not self._resting():
-                self._wanted = max(self._wanted, nbytes)
-                self._work.set()
-                await self._turn.wait()
+            while not self._fits(nbytes) and not self._is_helpless():
+                self._incoming_wants = max(self._incoming_wants, nbytes)
+                self._wake.set()
+                await self._work_ended.wait()
             yield
 
+    def wake(self) -> None:
+        """Something has begun that may take memory. Cheap; for the worker's own thread."""
+        if self._is_dozing:
+            self._is_dozing = False
+            self._wake.set()
+
+    # ------------------------------------------------------------------------------------------ from any thread
+
     def _fits(self, nbytes: int) -> bool:
-        """Whether there is room for so much. From any thread."""
         return self._used(nbytes) + nbytes <= self.limits.ceiling
 
-    def _call_for_room(self) -> None:
-        """Somebody waits at the gate. From any thread."""
-        try:
-            if self._token is None:
-                self.gate.close()  # which `run` has not opened, and will not: nobody makes room
-            else:
-                self._token.run_sync_soon(self._look_at_gate, idempotent=True)
-        except trio.RunFinishedError:
-            self.gate.close()
-
-    def _look_at_gate(self) -> None:
-        resting = self._resting()
-        wanted = self.gate.look(helpless=resting, urgent=self._hooks.waits_for_itself())
-        if wanted and not resting:
-            self._wanted = max(self._wanted, wanted)
-            self._work.set()
-
     def _used(self, more: int = 0) -> int:
-        """What the process has; where that, and so much more, is not little, it keeps nothing. From any thread."""
+        """The memory of the process, once it keeps nothing where this many bytes more would be too many."""
         used = self._read()
-        if used + more > self.limits.scarce_above and self._kept.kept_bytes:
+        if self._policy.must_give_back(used + more, self._kept.kept_bytes):
             self._kept.give_back()
             used = self._read()
         return used
 
-    # ------------------------------------------------------------------------------------------ the watch
-
-    def stir(self) -> None:
-        """Something has begun that may take memory. Cheap; for the worker's own thread."""
-        if self._dozing:
-            self._dozing = False
-            self._wake.set()
-
-    def _press(self) -> None:
-        """Have the watch look now. Any thread may call this."""
-        if not self._pressed and self._token is not None:
-            self._pressed = True
-            with suppress(trio.RunFinishedError):
+    def _request_check(self) -> bool:
+        """Have the watch read the figures now; False if it cannot any more."""
+        if not self._is_check_due and self._token is not None:
+            self._is_check_due = True
+            try:
                 self._token.run_sync_soon(self._wake_up, idempotent=True)
+            except trio.RunFinishedError:
+                return False
+        return self._token is not None
+
+    def _call_for_room(self) -> None:
+        if not self._request_check():
+            self.reservations.close()  # without a watch, room is never made
 
     def _wake_up(self) -> None:
         self._wake.set()
 
-    async def _watch(self) -> None:
-        before, interval_s = 0, BUSY_INTERVAL_S
+    # ------------------------------------------------------------------------------------------ the watch
+
+    async def _watch(self, nursery: trio.Nursery) -> None:
         while True:
-            self._pressed = self._dozing = False
+            self._is_check_due = self._is_dozing = False
             self._wake = trio.Event()
-            self._hooks.lose()
-            self._look_at_gate()
-            used = self._used(self._wanted)
-            scarce = self._excess(used) > 0 and not self._resting()
-            if scarce or self.store.has_garbage:
-                self._work.set()
-            self._judge(used)
-            active = self._hooks.busy() or self._rule.paused or used > before + 0.01 * self.limits.limit
-            before = used
-            if active:
-                interval_s = BUSY_INTERVAL_S
-            else:
-                interval_s = max(FIRST_IDLE_INTERVAL_S, min(2 * interval_s, MAX_IDLE_INTERVAL_S))
-                self._dozing = True
-            with trio.move_on_after(interval_s):
+            self._worker.report_lost()
+            wanted = max(self._incoming_wants, self._admit())
+            self._incoming_wants = 0
+            now = trio.current_time()
+            step = self._policy.step(now, self._figures(wanted))
+            if step.actions == (GiveBack(),):
+                self._kept.give_back()
+                # What other threads have returned meanwhile can wait for the next reading.
+                step = self._policy.step(now, self._figures(wanted)._replace(kept=0))
+            for action in step.actions:
+                self._carry_out(action, nursery)
+            if not self._policy.is_working:
+                self._end_wait()
+            self._is_dozing = step.next_s > BUSY_INTERVAL_S
+            with trio.move_on_after(step.next_s):
                 await self._wake.wait()
 
-    def _judge(self, used: int) -> None:
-        now = trio.current_time()
-        hooks, was_paused = self._hooks, self._rule.paused
-        at_rest = not hooks.busy() or hooks.waits_for_itself()
-        paused = self._rule.judge(now, used, stuck=at_rest and self._exhausted)
-        if paused == was_paused:
-            return
-        if now >= self._told_at + NEWS_INTERVAL_S:
-            self._told_at = now
-            figures = f"{format_bytes(used)} of {format_bytes(self.limits.limit)} in use"
-            log.info("Paused: %s" if paused else "Resumed: %s", figures)
-        (hooks.pause if paused else hooks.resume)()
-
-    def _excess(self, used: int) -> float:
-        """How many bytes are too many, by values or by process; less is tolerated while room is being made."""
-        limits = self.limits
-        managed = self._hooks.held_bytes() - self.store.spilled_bytes
-        process = used + self._wanted
-        going = self._making_room
-        return max(
-            managed - limits.managed_low if managed > (limits.managed_low if going else limits.managed_high) else 0,
-            process - limits.process_low if process > (limits.process_low if going else limits.process_high) else 0,
-            process - limits.pause_above,
+    def _figures(self, wanted: int) -> Figures:
+        store, worker = self.store, self._worker
+        return Figures(
+            process=self._read(),
+            kept=self._kept.kept_bytes,
+            values=worker.held_bytes(),
+            spilled=store.spilled_bytes,
+            spillable=store.large_bytes,
+            wanted=wanted,
+            has_garbage=store.has_garbage,
+            is_busy=worker.busy(),
+            waits_for_itself=worker.waits_for_itself(),
         )
 
-    # ------------------------------------------------------------------------------------------ making room
+    def _admit(self) -> int:
+        """Let in the threads for which there is room; gives the bytes that the next one waits for."""
+        return self.reservations.admit(helpless=self._is_helpless(), urgent=self._worker.waits_for_itself())
 
-    async def _make_room_when_needed(self) -> None:
-        while True:
-            await self._work.wait()
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._probe)
-                await self._make_room()
-                nursery.cancel_scope.cancel()
+    def _is_helpless(self) -> bool:
+        return self._policy.is_helpless(trio.current_time(), self.store.large_bytes)
 
-    async def _make_room(self) -> None:
-        """Go on as long as it helps."""
-        while True:
-            self._work = trio.Event()
-            excess = self._excess(self._used(self._wanted))
-            if excess <= 0 or self._resting():
-                break
-            self._making_room = True
-            now = trio.current_time()
-            turn = partial(self._take_turn, excess, also_used=self._is_severe(), may_collect=now >= self._collect_from)
-            portion, collection_s = await self._in_thread(turn)
-            if collection_s is not None:
-                self._collect_from = now + max(COLLECT_INTERVAL_S, collection_s / COLLECT_SHARE)
-            if portion.problem:
-                self._complain(portion.problem)
-            self._exhausted = portion.nbytes <= 0
-            if self._exhausted:
-                self._rest_until = trio.current_time() + RETRY_S
-                self._rest_at_bytes = sys.maxsize if portion.problem else self.store.large_bytes
-            self._end_turn()
-        if self.store.has_garbage:
-            await self._in_thread(self.store.sweep)
-        self._making_room = False
-        self._wanted = 0
-        self._end_turn()
+    def _end_wait(self) -> None:
+        self._work_ended.set()
+        self._work_ended = trio.Event()
 
-    def _resting(self) -> bool:
-        """Whether room cannot be made just now: there is no more to spill than when it could not be made."""
-        return trio.current_time() < self._rest_until and self.store.large_bytes <= self._rest_at_bytes
+    # ------------------------------------------------------------------------------------------ actions
 
-    def _is_severe(self) -> bool:
-        """Whether to spill also what is in use: it makes no room before its users are done, but then at once."""
-        managed = self._hooks.held_bytes() - self.store.spilled_bytes
-        return managed > self.limits.managed_high or self._used() > self.limits.pause_above
+    def _carry_out(self, action: Action, nursery: trio.Nursery) -> None:
+        match action:
+            case GiveBack():
+                self._kept.give_back()
+            case MakeRoom():
+                nursery.start_soon(self._work, partial(self._make_room, action))
+            case RemoveFiles():
+                nursery.start_soon(self._work, self.store.remove_garbage)
+            case Pause(is_news) | Resume(is_news):
+                pauses = isinstance(action, Pause)
+                if is_news:
+                    figures = f"{format_bytes(self._read())} of {format_bytes(self.limits.limit)} in use"
+                    log.info("Paused: %s" if pauses else "Resumed: %s", figures)
+                (self._worker.pause if pauses else self._worker.resume)()
 
-    def _end_turn(self) -> None:
-        self._turn.set()
-        self._turn = trio.Event()
-        self._look_at_gate()
-        if self._rule.paused:
-            self._wake.set()  # every moment counts
+    async def _work(self, work: Callable[[], RoomMade | None]) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._probe)
+            made = await self._in_thread(work)
+            nursery.cancel_scope.cancel()
+        problem = self._policy.work_ended(trio.current_time(), made, self.store.large_bytes)
+        if problem:
+            log.warning("Cannot spill results to disk: %s", problem)
+        self._end_wait()
+        self._wake.set()
 
-    def _take_turn(self, excess: float, *, also_used: bool, may_collect: bool) -> tuple[Spilled, float | None]:
-        """In the thread: spill a portion, and see that memory comes back to the system.
-
-        Returns: what came of it, and how long garbage was collected, if it was.
-        """
-        collection_s: float | None = None
+    def _make_room(self, request: MakeRoom) -> RoomMade:
+        """In the thread: spill a portion, and have its memory return to the system."""
         before = self._used()
-        nbytes = int(min(excess, self._portion_bytes))
-        spilled = self.store.spill(nbytes)
-        if also_used and not spilled.nbytes and not spilled.problem:
-            spilled = self.store.spill(nbytes, also_used=True)
+        spilled = self.store.spill(request.nbytes)
+        if request.also_used and not spilled.nbytes and not spilled.problem:
+            spilled = self.store.spill(request.nbytes, also_used=True)
         freed = spilled.nbytes
-        if before > min(self.limits.process_low, self.limits.pause_below):
-            if not freed and may_collect:
+        collection_s: float | None = None
+        if before > self.limits.squeeze_above:
+            if not freed and request.may_collect:
                 started = time.perf_counter()
                 collect_garbage()
                 collection_s = time.perf_counter() - started
@@ -408,28 +295,22 @@ class MemoryMonitor:
                 trim()
             if not freed and before - self._used() > WORTHWHILE_BYTES:
                 freed = before - self._used()
-        return Spilled(freed, spilled.problem), collection_s
-
-    def _complain(self, problem: str) -> None:
-        now = trio.current_time()
-        if now >= self._complained_at + COMPLAINT_INTERVAL_S:
-            self._complained_at = now
-            log.warning("Cannot spill results to disk: %s", problem)
+        return RoomMade(freed, spilled.problem, collection_s)
 
     async def _probe(self) -> None:
-        """Measure how late the event loop comes to what it has to do."""
+        """Measure the delays of the event loop."""
         while True:
             due = trio.current_time() + PROBE_S
             await trio.sleep_until(due)
             self.loop_lag_s = max(self.loop_lag_s, trio.current_time() - due)
 
-    async def _look_at_folder(self, folder: ScratchFolder) -> None:
-        for path in await self._in_thread(partial(remove_leftovers, folder.base)):
+    async def _check_directory(self, directory: SpillDirectory) -> None:
+        for path in await self._in_thread(partial(remove_leftovers, directory.base)):
             log.info("Removed %s, left behind by a worker that was killed", path)
         while not self.store.spilled_count:
-            await self._turn.wait()
-        if await self._in_thread(folder.in_memory):
-            log.warning("Spilling to %s, which is itself in memory; choose another --local-directory", folder.base)
+            await self._work_ended.wait()
+        if await self._in_thread(directory.in_memory):
+            log.warning("Spilling to %s, which is itself in memory; choose another --local-directory", directory.base)
 
     async def _in_thread(self, work: Callable[[], _T], *, in_turn: bool = True) -> _T:
         limiter = self._thread if in_turn else None

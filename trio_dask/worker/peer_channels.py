@@ -1,4 +1,4 @@
-"""Asking peers for values: channels are kept for the next use, and each fetch is one request."""
+"""Fetches values from peers. Channels are kept for the next use, and each fetch is one request."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from trio_dask.ids import Key
 from trio_dask.protocol.messages import Absent, Fetch, Value
 from trio_dask.worker.result_store import Frames
 
-__all__ = ["Peers"]
+__all__ = ["PeerChannels"]
 
 Take = Callable[[Key, Frames | None], None]
 """Takes one answer: the frames of the value, or None if the peer does not have the key."""
 
 Room = Callable[[int], AbstractAsyncContextManager[None]]
-"""Waits until so many bytes can come in, and holds the place for them."""
+"""Waits until this many bytes can come in, and holds the room for them."""
 
 MAX_IDLE = 64
 IDLE_S = 60.0
@@ -31,8 +31,8 @@ class _Idle(NamedTuple):
     since: float
 
 
-class Peers:
-    """The data channels of this worker. `open_channel` makes a new one to an address; values wait for `room`."""
+class PeerChannels:
+    """The data channels of this worker. `open_channel` connects to an address; values wait for `room`."""
 
     def __init__(self, open_channel: Callable[[str], Awaitable[DataChannel]], room: Room | None = None) -> None:
         self._open = open_channel
@@ -40,11 +40,11 @@ class Peers:
         self._idle: dict[str, list[_Idle]] = {}
 
     async def fetch(self, address: str, keys: Sequence[Key], take: Take) -> None:
-        """Ask a peer for keys, and give `take` each answer as it comes: the frames, or None if they are not there.
+        """Ask a peer for keys, and give `take` each answer as it comes: the frames, or None if the peer has none.
 
         Raises:
-          OSError: the peer cannot be reached, or was lost on the way.
-          ProtocolError: it answered something else.
+          OSError: the peer cannot be reached, or was lost meanwhile.
+          ProtocolError: its answer is something else.
         """
         left = list(reversed(keys))
         while left:
@@ -54,16 +54,16 @@ class Peers:
                 async with self._channel(address) as channel:
                     await self._exchange(channel, left, take)
             except (OSError, trio.EndOfChannel) as error:
-                # A channel that was kept may have been closed meanwhile; that says nothing about the peer.
+                # A kept channel may have been closed meanwhile; that says nothing about the peer.
                 if not kept or len(left) < asked:
                     raise error if isinstance(error, OSError) else ConnectionError(f"{address} left") from error
 
     def close_idle(self, now: float) -> None:
-        """Close the channels that have not been used for a while."""
+        """Close the channels that were not used for a while."""
         self._close(now - IDLE_S)
 
     def close(self) -> None:
-        """Close all channels that nobody uses."""
+        """Close all unused channels."""
         self._close(float("inf"))
 
     def _close(self, unused_since: float) -> None:
@@ -83,7 +83,7 @@ class Peers:
             if not isinstance(message, Value | Absent) or message.key != left[-1]:
                 raise ProtocolError(f"a peer was asked for {left[-1]!r} and answered with a {type(message).__name__}")
             take(left.pop(), buffers if isinstance(message, Value) else None)
-            del buffers  # while we wait for the next value, the store alone decides what becomes of this one
+            del buffers  # while we wait for the next value, only the store may hold this one
 
     @asynccontextmanager
     async def _channel(self, address: str) -> AsyncGenerator[DataChannel]:
@@ -96,7 +96,7 @@ class Peers:
             channel = await self._open(address)
         try:
             yield channel
-        except BaseException:  # nobody can tell what is still on its way
+        except BaseException:  # it is not known what is still on its way
             channel.abort()
             raise
         if sum(map(len, self._idle.values())) < MAX_IDLE:

@@ -1,4 +1,4 @@
-"""How much memory this process has, and how to give back to the system what it has and does not need."""
+"""How much memory this process has, and how to return unused memory to the system."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ __all__ = ["ProcessMemory", "collect_garbage", "keep_large_blocks_apart", "trim"
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _LARGE_BLOCK_BYTES = 2**20
 _SPARE_BYTES = 4 * 2**20
-LOOK_SHARE = 20
+RECOUNT_SHARE = 20
 
 
 class ProcessMemory:
-    """The resident memory of this process, with what it looks at in mapped files, also if the kernel could drop that.
+    """The resident memory of this process, with the pages of mapped files in use, which the kernel could drop.
 
     Large arguments of several tasks are maps of the same pages, which count once. A reading takes 2 µs on Linux, and
-    psutil's 8 µs elsewhere. To tell what is mapped repeatedly takes some 5 ms for each GiB, so that is done as seldom
-    as keeps it below a twentieth of the time.
+    8 µs with psutil elsewhere. To count the pages that are mapped repeatedly takes some 5 ms for each GiB, so that is
+    done in at most a twentieth of the time.
     """
 
     def __init__(self) -> None:
         self._descriptor = -1
         self._page_bytes = 0
-        self._repeated, self._look_again_at = 0, 0.0
+        self._repeated, self._recount_at = 0, 0.0
         try:
             self._descriptor = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
             self._page_bytes = os.sysconf("SC_PAGE_SIZE")
@@ -39,7 +39,7 @@ class ProcessMemory:
             pass
 
     def used_bytes(self) -> int:
-        """How much there is now."""
+        """The present amount."""
         if self._descriptor >= 0:
             resident = int(os.pread(self._descriptor, 64, 0).split()[1]) * self._page_bytes
             return max(0, resident - self._repeated_bytes()) if has_private_maps() else resident
@@ -49,36 +49,36 @@ class ProcessMemory:
 
     def _repeated_bytes(self) -> int:
         now = perf_counter()
-        if now >= self._look_again_at:
+        if now >= self._recount_at:
             self._repeated = repeated_bytes()
-            self._look_again_at = now + LOOK_SHARE * (perf_counter() - now)
+            self._recount_at = now + RECOUNT_SHARE * (perf_counter() - now)
         return self._repeated
 
     def close(self) -> None:
-        """Idempotent; there are no readings afterwards."""
+        """No readings afterwards. Idempotent."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
 
 
 def collect_garbage() -> None:
-    """Find what refers to itself alone. Nothing else runs meanwhile: with many objects this takes long."""
+    """Collect reference cycles. Nothing else runs meanwhile, and with many objects this takes long."""
     gc.collect()
 
 
 def trim() -> None:
-    """Have the allocator of C give its free pages back. The interpreter goes on meanwhile."""
+    """Have C's allocator return its free pages. Other threads run meanwhile."""
     function = _libc("malloc_trim")
     if function is not None:
         function(0)
 
 
 def keep_large_blocks_apart() -> None:
-    """Have the allocator of C return each large block to the system when it is freed.
+    """Have C's allocator return each large block to the system when it is freed.
 
-    By default glibc raises the size from which it does so with every large block that it sees freed, up to 32 MiB: the
-    arrays of tasks then end up between longer lived things, and their memory stays. Environment variables
-    that set the allocator up take precedence.
+    By default glibc raises the size from which it does so with every large block freed, up to 32 MiB: tasks' arrays
+    then end up between objects that live longer, and their memory stays. Environment variables that configure the
+    allocator take precedence.
     """
     function = _libc("mallopt")
     if function is None or any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):

@@ -1,18 +1,18 @@
 """The results that this worker holds.
 
-A value is there in one of three forms:
+A value has one of three forms:
 
     an object       as a task made it, or a reader got it
-    frozen          the frames in which it came from a peer or a client, until a task needs it
+    pickled         the frames in which it came from a peer or a client, until a task needs it
     spilled         a file on disk, with the same frames
 
 The core decides what is held and knows the sizes; the store only has the values. Slot threads read while the worker's
-own thread writes, and one more thread spills. Where the store has a disk, values that are worth a file stand in an
-`_Entry`, and those of them that are in memory in `_recent`, the least recently used first; all others cost as much as a
-place in a dict. What was read back from disk keeps its file, so that letting go of it again costs nothing.
+own thread writes, and one more thread spills. Where the store has a disk, values worth a file have an `_Entry`, and
+those in memory are in `_recent`, least recently used first; all others cost only an item of a dict. A value that was
+read back keeps its file, so that it can be spilled again at no cost.
 
 `_lock` guards the entries' fields, `_recent` and the counts. Nothing slow happens under it: no pickling, no reading or
-writing, and no end of a value, which may run any code.
+writing, and no value dies, as that may run any code.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ from trio_dask.errors import SpillError
 from trio_dask.ids import Key
 from trio_dask.protocol.picklers import Buffer
 from trio_dask.protocol.pickling import copied_bytes, dump_value, load_value
-from trio_dask.worker.memory_reservations import Gate
+from trio_dask.worker.memory_reservations import Reservations
 from trio_dask.worker.spill_files import SpillDisk, SpilledFile
 
-__all__ = ["Frames", "Spilled", "Store"]
+__all__ = ["Frames", "ResultStore", "Spilled"]
 
 Frames = Sequence[Buffer]
 """A pickle and its out-of-band buffers."""
 
 WORTH_A_FILE_BYTES = 8 * 2**10
-"""Smaller values stay in memory: a file of its own takes a tenth of a millisecond, and at least a page of cache."""
+"""Smaller values stay in memory: a file takes a tenth of a millisecond, and at least a page of cache."""
 
 
 class Spilled(NamedTuple):
-    """What a call of `Store.spill` came to: the bytes that memory needs no more, and what stood in the way, if any did.
+    """What a call of `ResultStore.spill` achieved: the bytes that left memory, and the problem that stopped it, if any.
 
-    The problem is text, since an exception would keep alive, by its traceback, the value that was to go.
+    The problem is text: the traceback of an exception would keep the value alive that was to go.
     """
 
     nbytes: int
@@ -54,18 +54,18 @@ class Spilled(NamedTuple):
 
 
 class _Gone(Exception):
-    """The file of a value is not there; nor is the value, any more, or not this one."""
+    """The file of a value is gone; the value was lost, dropped or replaced."""
 
 
 class _Nothing:
-    """Stands where there is no object."""
+    """Marks the absence of an object."""
 
 
 _NOTHING = _Nothing()
 
 
 class _Entry:
-    """A value that is not a mere object in the dict. `making` is held by who turns its frames into an object."""
+    """A value that is not a mere object in the dict. The thread that unpickles its frames holds `making`."""
 
     __slots__ = ("alive", "copied_bytes", "file", "frames", "key", "making", "nbytes", "stays", "value")
 
@@ -78,7 +78,7 @@ class _Entry:
         self.value = value
         self.frames = frames
         self.file: SpilledFile | None = None
-        self.alive: Callable[[], Any] | None = None  # a weak reference: somebody may still use what was spilled
+        self.alive: Callable[[], Any] | None = None  # a weak reference: a spilled value may still be in use
         self.making = threading.Lock()
         self.stays = False  # it cannot be written to disk
 
@@ -87,12 +87,12 @@ class _Entry:
         return self.value is not _NOTHING or self.frames is not None
 
 
-class Store(Mapping[Key, Any]):
-    """Values by key; reading one by subscript gives the object, whatever form it had.
+class ResultStore(Mapping[Key, Any]):
+    """Values by key; a subscript gives the object, whatever form the value has.
 
-    `disk` is where `spill` puts values; without one they stay in memory. `press` is called, in any thread, when the
-    values that could be spilled come to more than `high_bytes`, and when values were found to be lost. A value whose
-    unpickling takes `gate_from` bytes or more passes the `gate` before.
+    `disk` is where `spill` puts values; without one they stay in memory. `request_check` is called, in any thread, when
+    the values that can be spilled exceed `high_bytes`, and when values were found to be lost. Unpickling that takes
+    `reserve_from` bytes or more reserves them first.
     """
 
     def __init__(
@@ -100,19 +100,19 @@ class Store(Mapping[Key, Any]):
         disk: SpillDisk | None = None,
         *,
         high_bytes: float = inf,
-        press: Callable[[], None] = lambda: None,
-        gate: Gate | None = None,
-        gate_from: int = 0,
+        request_check: Callable[[], object] = lambda: None,
+        reservations: Reservations | None = None,
+        reserve_from: int = 0,
     ) -> None:
         self._disk = disk
         self._high_bytes = high_bytes
-        self._press = press
-        self._gate = gate
-        self._gate_from = gate_from
+        self._request_check = request_check
+        self._reservations = reservations
+        self._reserve_from = reserve_from
         self._entries: dict[Key, Any] = {}
-        self._wrapped = 0  # how many of them are an _Entry
+        self._wrapped = 0  # the number of _Entry objects among them
         self._recent: OrderedDict[Key, _Entry] = OrderedDict()
-        self._large = 0  # bytes in memory that stand in an _Entry and are worth a file
+        self._large = 0  # bytes in memory of values that are worth a file
         self._spilled_bytes = 0
         self._spilled_count = 0
         self._lost: list[Key] = []
@@ -129,7 +129,7 @@ class Store(Mapping[Key, Any]):
         return key in self._entries
 
     def __getitem__(self, key: Key) -> Any:
-        """The value as an object. Unpickling and reading from disk happen in the calling thread.
+        """The value as an object. The calling thread reads it from disk and unpickles it if needed.
 
         Raises:
           KeyError: it is not here, or was lost on disk.
@@ -142,22 +142,22 @@ class Store(Mapping[Key, Any]):
         value = entry.value
         if value is not _NOTHING:
             with self._lock:
-                self._freshen(entry)
+                self._mark_used(entry)
             return value
         try:
             return self._make(entry)
         except _Gone:
             pass
-        return self[key]  # for there may be another value by now
+        return self[key]  # there may be another value by now
 
     @property
     def spilled_bytes(self) -> int:
-        """Size of the values that are on disk alone."""
+        """Size of the values that are only on disk."""
         return self._spilled_bytes
 
     @property
     def spilled_count(self) -> int:
-        """How many values are on disk alone."""
+        """The number of values that are only on disk."""
         return self._spilled_count
 
     @property
@@ -166,24 +166,24 @@ class Store(Mapping[Key, Any]):
         return self._large
 
     def is_spilled(self, key: Key) -> bool:
-        """Whether to read this value means to read from disk."""
+        """Whether this value is only on disk."""
         entry = self._entries.get(key)
         return type(entry) is _Entry and not entry.in_memory
 
     def is_pickled(self, key: Key) -> bool:
-        """Whether this value is in memory in pickled form, as it came."""
+        """Whether this value is in memory in the pickled form in which it came."""
         entry = self._entries.get(key)
         return type(entry) is _Entry and entry.frames is not None
 
     def copied_bytes(self, key: Key) -> int:
-        """How much memory `dump` takes for this value, about."""
+        """About how much memory `dump` takes for this value."""
         entry = self._entries.get(key)
         return entry.copied_bytes if type(entry) is _Entry and entry.value is not _NOTHING else 0
 
     # ------------------------------------------------------------------------------------------ in and out
 
     def put(self, key: Key, value: Any, nbytes: int, copied_bytes: int = 0) -> None:
-        """Keep an object that is so big when pickled; `dump` takes as much memory as `copied_bytes` says."""
+        """Keep an object of this pickled size; `dump` will take `copied_bytes` of memory."""
         if nbytes < self._from_bytes and not (self._wrapped and type(self._entries.get(key)) is _Entry):
             self._entries[key] = value
         else:
@@ -198,28 +198,28 @@ class Store(Mapping[Key, Any]):
         with self._lock:
             old = self._entries.get(key)
             if type(old) is _Entry:
-                self._let_go(old)
+                self._count_out(old)
             self._entries[key] = entry
             if type(entry) is _Entry:
                 self._wrapped += 1
-                self._count_in(entry)
+                self._add_in_memory(entry)
             full = self._large > self._high_bytes
         del old  # outside of the lock
         if full:
-            self._press()
+            self._request_check()
 
     def drop(self, keys: Iterable[Key]) -> None:
-        """Let go of these values. Whoever reads one at this moment still gets it."""
+        """Drop these values. A thread that reads one at this moment still gets it."""
         gone: list[Any] = []
         with self._lock:
             for key in keys:
                 gone.append(self._entries.pop(key, None))
                 if type(gone[-1]) is _Entry:
-                    self._let_go(gone[-1])
+                    self._count_out(gone[-1])
         del gone  # outside of the lock
 
     def dump(self, key: Key) -> Frames:
-        """The value in pickled form, without a copy where that is possible; a spilled one as it is in its file.
+        """The value in pickled form, without a copy where possible; a spilled one as it is in its file.
 
         Raises:
           KeyError: it is not here, or was lost on disk.
@@ -231,7 +231,7 @@ class Store(Mapping[Key, Any]):
             return dump_value(entry)
         with self._lock:
             value, frames, file = entry.value, entry.frames, entry.file
-            self._freshen(entry)
+            self._mark_used(entry)
         if frames is not None:
             return frames
         if value is not _NOTHING:
@@ -240,10 +240,10 @@ class Store(Mapping[Key, Any]):
             return self._read(entry, file)
         except _Gone:
             pass
-        return self.dump(key)  # for there may be another value by now
+        return self.dump(key)  # there may be another value by now
 
     def take_lost(self) -> tuple[Key, ...]:
-        """The keys that turned out to be gone from disk since the last call; they are not here any more."""
+        """The keys found to be lost on disk since the last call; they are not here any more."""
         with self._lock:
             lost, self._lost = tuple(self._lost), []
         return lost
@@ -274,22 +274,22 @@ class Store(Mapping[Key, Any]):
                 elif was_spilled:
                     self._spilled_bytes -= entry.nbytes
                     self._spilled_count -= 1
-                    self._count_in(entry)
+                    self._add_in_memory(entry)
                 else:
-                    self._freshen(entry)
+                    self._mark_used(entry)
                 full = self._large > self._high_bytes
         if full:
-            self._press()
+            self._request_check()
         return value
 
     def _load(self, frames: Frames, copied_bytes: int) -> Any:
-        if self._gate is None or copied_bytes < self._gate_from or trio.lowlevel.in_trio_run():
+        if self._reservations is None or copied_bytes < self._reserve_from or trio.lowlevel.in_trio_run():
             return load_value(frames)
-        self._gate.enter(copied_bytes)
+        self._reservations.reserve(copied_bytes)
         try:
             return load_value(frames)
         finally:
-            self._gate.leave(copied_bytes)
+            self._reservations.release(copied_bytes)
 
     def _read(self, entry: _Entry, file: SpilledFile | None) -> Frames:
         assert self._disk is not None, "a value is neither in memory nor on disk"
@@ -305,27 +305,27 @@ class Store(Mapping[Key, Any]):
     def _lose(self, entry: _Entry, file: SpilledFile) -> None:
         with self._lock:
             if self._entries.get(entry.key) is not entry or entry.file is not file:
-                return  # dropped while it was read, or in memory again, for which the file was given up
+                return  # dropped while it was read, or in memory again without this file
             if entry.in_memory:
                 entry.file = None
                 return
             del self._entries[entry.key]
-            self._let_go(entry)
+            self._count_out(entry)
             self._lost.append(entry.key)
-        self._press()
+        self._request_check()
 
     # ------------------------------------------------------------------------------------------ to the disk
 
     def spill(self, nbytes: int, *, also_used: bool = False) -> Spilled:
-        """Have so many bytes of values on disk alone that were in memory, least recently used first.
+        """Move this many bytes of values from memory to disk, least recently used first.
 
-        Values that somebody else has a reference to, such as a running task, would not make room, and are passed over
-        unless `also_used`. For the thread that spills; only one calls this at a time.
+        Values with other references, such as those of a running task, would not make room, and are skipped unless
+        `also_used`. For the thread that spills; only one calls this at a time.
         """
         disk = self._disk
         if disk is None:
             return Spilled(0, "")
-        disk.sweep()
+        disk.remove_garbage()
         freed = 0
         with self._lock:
             candidates = list(self._recent.values())
@@ -337,19 +337,19 @@ class Store(Mapping[Key, Any]):
             try:
                 freed += self._spill(disk, entry)
             except SpillError as error:
-                if not self._spare(disk):
+                if not self._drop_reusable_files(disk):
                     return Spilled(freed, str(error))
                 candidates.append(entry)
         return Spilled(freed, "")
 
-    def sweep(self) -> None:
+    def remove_garbage(self) -> None:
         """Remove the files of values that are not needed any more. For the thread that spills."""
         if self._disk is not None:
-            self._disk.sweep()
+            self._disk.remove_garbage()
 
     @property
     def has_garbage(self) -> bool:
-        """Whether `sweep` has something to do."""
+        """Whether `remove_garbage` has something to do."""
         return self._disk is not None and self._disk.has_garbage
 
     def _spill(self, disk: SpillDisk, entry: _Entry) -> int:
@@ -357,18 +357,18 @@ class Store(Mapping[Key, Any]):
         with self._lock:
             if self._recent.get(entry.key) is not entry:
                 return 0  # dropped meanwhile
-            del self._recent[entry.key]  # if it stands there again later, it was used meanwhile
+            del self._recent[entry.key]  # if it is back there later, it was used meanwhile
             value, frames, file = entry.value, entry.frames, entry.file
         if file is None:
             try:
                 file = disk.write_value(value, nbytes) if frames is None else disk.write(frames)
             except SpillError:
                 with self._lock:
-                    self._freshen(entry)
+                    self._mark_used(entry)
                     if self._recent.get(entry.key) is entry:
                         self._recent.move_to_end(entry.key, last=False)
                 raise
-            except Exception:  # pickling runs the user's code, and what it cannot do now it could before
+            except Exception:  # pickling runs the user's code, which may fail this time
                 entry.stays = True
                 return 0
         with self._lock:
@@ -385,8 +385,8 @@ class Store(Mapping[Key, Any]):
             self._spilled_count += 1
         return nbytes
 
-    def _spare(self, disk: SpillDisk) -> bool:
-        """Make room on a bounded disk: give up the files of values that were read back. False if there is none."""
+    def _drop_reusable_files(self, disk: SpillDisk) -> bool:
+        """Make room on a bounded disk: remove the files of values that were read back. False if there is none."""
         if not disk.bounded:
             return False
         before = disk.used_bytes
@@ -395,18 +395,18 @@ class Store(Mapping[Key, Any]):
                 if entry.file is not None and not entry.file.mappings:
                     disk.remove(entry.file)
                     entry.file = None
-        disk.sweep()
+        disk.remove_garbage()
         return disk.used_bytes < before
 
     # ------------------------------------------------------------------------------------------ under the lock
 
-    def _count_in(self, entry: _Entry) -> None:
-        """A value is in memory that was not."""
+    def _add_in_memory(self, entry: _Entry) -> None:
+        """A value is in memory now."""
         if entry.nbytes >= self._from_bytes:
             self._large += entry.nbytes
-            self._freshen(entry)
+            self._mark_used(entry)
 
-    def _freshen(self, entry: _Entry) -> None:
+    def _mark_used(self, entry: _Entry) -> None:
         """A value was used, unless it was dropped or replaced meanwhile."""
         if entry.nbytes < self._from_bytes or entry.stays or not entry.in_memory:
             return
@@ -414,8 +414,8 @@ class Store(Mapping[Key, Any]):
             self._recent[entry.key] = entry
             self._recent.move_to_end(entry.key)
 
-    def _let_go(self, entry: _Entry) -> None:
-        """An entry is not in the dict any more. What it holds lives until the caller drops it."""
+    def _count_out(self, entry: _Entry) -> None:
+        """An entry is not in the dict any more. Its value lives until the caller drops it."""
         self._wrapped -= 1
         self._recent.pop(entry.key, None)
         if entry.nbytes >= self._from_bytes:
@@ -429,12 +429,12 @@ class Store(Mapping[Key, Any]):
 
 
 def _weak(value: Any) -> Callable[[], Any] | None:
-    """How to get the object again as long as it lives."""
+    """A weak reference to the object, if its type allows one."""
     if value is _NOTHING:
         return None
     try:
         return weakref.ref(value)
-    except TypeError:  # a type that does not have them
+    except TypeError:  # this type has none
         return None
 
 
@@ -443,7 +443,7 @@ def _references(entry: _Entry) -> int:
 
 
 _UNUSED = _references(_Entry(Key(""), 0, object()))
-"""The count where nobody but the store has a reference, whatever this interpreter counts by itself."""
+"""The count where only the store has a reference, with those that this interpreter adds."""
 
 
 def _is_used(entry: _Entry) -> bool:

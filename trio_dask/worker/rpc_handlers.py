@@ -1,4 +1,4 @@
-"""What programs and scripts can ask of a worker, see `comm.rpc_server`."""
+"""The commands that programs and scripts can send to a worker, see `comm.rpc_server`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RESTART_DRAIN_S = 2.0
 def worker_commands(
     settings: WorkerSettings, handle: WorkerHandle, drain: DrainRequest, begin_afresh: Callable[[], Awaitable[None]]
 ) -> Mapping[str, Command]:
-    """The commands. `begin_afresh` ends the session for another one; with a nanny, another process follows."""
+    """The commands. `begin_afresh` ends the session and starts another; with a nanny, another process follows."""
     mine = Hello(role="worker")
 
     def identity(arguments: Mapping[str, Any]) -> Any:

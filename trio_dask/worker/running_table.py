@@ -1,12 +1,13 @@
-"""A board on which the slots of a worker write what they run, for whoever looks at it after their death.
+"""A table of the runs that a worker's slots execute, which its nanny reads when the worker has died.
 
-It is memory that two processes share: numbers of eight bytes, in the machine's order. First, for each slot, the run
-that it executes, or executed last, or 0; then the same for some places outside, where tasks stand that have given their
-slot back and go on. Then, for each slot and each place, the last run of it that is settled: the scheduler has been told
-what became of it. A nanny makes the board, the worker inherits its descriptor. What was written there outlives the
-writer, however it died. A run whose call has returned is not settled yet: what it has done may be the process's death a
-moment later, by a signal, or by the memory that it has spoilt. Tasks' threads write the first half and the event loop
-the second, so that neither has to ask the other.
+It is memory that two processes share: numbers of eight bytes, in the machine's order. The first half has a cell for
+each slot, with the run that it executes, or executed last, or 0; and some more cells for tasks that have seceded. The
+second half has, for each of these cells, its last run that was reported to the scheduler. A nanny makes the table, the
+worker inherits its descriptor, and what stands there outlives the writer, however it died.
+
+A run whose call has returned counts until it is reported: it may have caused the death of the process a moment later,
+by a signal, or by memory that it has corrupted. Tasks' threads write the first half and the event loop the second, so
+that neither has to ask the other.
 """
 
 from __future__ import annotations
@@ -20,15 +21,15 @@ from typing import Final
 
 from trio_dask.ids import RunId
 
-__all__ = ["Board"]
+__all__ = ["RunningTable"]
 
 CELL_BYTES: Final = 8
-OUTSIDE: Final = 64
-"""Places for tasks that are outside of the slots. Those for whom there is none are not blamed for an end."""
+SECEDED_CELLS: Final = 64
+"""Cells for tasks that have seceded. A task beyond that number is not blamed for the death of the process."""
 
 
-class Board:
-    """The cells of `slots` slots and of the places outside.
+class RunningTable:
+    """The table of `slots` slots and of seceded tasks.
 
     It owns its descriptor `fd`, and is a context manager that closes it.
     """
@@ -36,16 +37,16 @@ class Board:
     def __init__(self, fd: int, slots: int) -> None:
         self.fd = fd
         self._slots = slots
-        places = slots + OUTSIDE
+        count = slots + SECEDED_CELLS
         self._memory = mmap.mmap(fd, _size(slots))
         self._all = memoryview(self._memory).cast("Q")
-        self.cells = self._all[:places]
-        """What each slot executes. Slots write here without a call in between: they do so for each task."""
-        self._settled = self._all[places:]
+        self.cells = self._all[:count]
+        """What each slot executes. Slots write here directly, as they do so for each task."""
+        self._reported = self._all[count:]
 
     @classmethod
-    def create(cls, slots: int) -> Board:
-        """A new board on which nothing stands.
+    def create(cls, slots: int) -> RunningTable:
+        """A new, empty table.
 
         Raises:
           OSError: there is no memory for it, or no descriptor left.
@@ -59,16 +60,16 @@ class Board:
             raise
 
     @classmethod
-    def attach(cls, fd: int, slots: int) -> Board:
-        """The board behind an inherited descriptor.
+    def attach(cls, fd: int, slots: int) -> RunningTable:
+        """The table behind an inherited descriptor.
 
         Raises:
-          OSError, ValueError: that is no board of at least so many slots.
+          OSError, ValueError: it is no table for this many slots.
         """
-        os.set_inheritable(fd, False)  # it is none of the business of what tasks start
+        os.set_inheritable(fd, False)  # tasks may start programs, which are to know nothing of it
         return cls(fd, slots)
 
-    def __enter__(self) -> Board:
+    def __enter__(self) -> RunningTable:
         return self
 
     def __exit__(
@@ -80,25 +81,25 @@ class Board:
         """This slot executes this run now."""
         self.cells[slot] = run
 
-    def settle(self, runs: Collection[int]) -> None:
-        """What became of these runs is known."""
+    def mark_reported(self, runs: Collection[int]) -> None:
+        """The scheduler has been told what became of these runs."""
         cells = self.cells.tolist()
-        # The places outside are many and hardly ever taken, and this happens for each burst of outcomes.
-        places = range(len(cells) if any(cells[self._slots :]) else self._slots)
-        for place in places:
-            if cells[place] in runs:
-                self._settled[place] = cells[place]
+        # The cells of seceded tasks are many and hardly ever used, and this happens for each burst of outcomes.
+        used = len(cells) if any(cells[self._slots :]) else self._slots
+        for number in range(used):
+            if cells[number] in runs:
+                self._reported[number] = cells[number]
 
     def running(self) -> tuple[RunId, ...]:
-        """What is not settled of what stands on the board, by slot, and then outside."""
-        pairs = zip(self.cells, self._settled, strict=True)
-        # Each once: a task that gives its slot back, or gets one, stands in two places for a moment.
-        return tuple(dict.fromkeys(RunId(run) for run, settled in pairs if run and run != settled))
+        """The runs that were not reported: those of slots, then those of seceded tasks."""
+        pairs = zip(self.cells, self._reported, strict=True)
+        # Each once: a task that secedes or rejoins stands in two cells for a moment.
+        return tuple(dict.fromkeys(RunId(run) for run, reported in pairs if run and run != reported))
 
     def close(self) -> None:
         """Let go of the memory and the descriptor. Idempotent."""
         if self.fd >= 0:
-            for view in (self.cells, self._settled, self._all):
+            for view in (self.cells, self._reported, self._all):
                 view.release()
             self._memory.close()
             os.close(self.fd)
@@ -106,12 +107,12 @@ class Board:
 
 
 def _size(slots: int) -> int:
-    return 2 * (slots + OUTSIDE) * CELL_BYTES
+    return 2 * (slots + SECEDED_CELLS) * CELL_BYTES
 
 
 def _anonymous_file() -> int:
     if hasattr(os, "memfd_create"):
-        return os.memfd_create("trio_dask board")
+        return os.memfd_create("trio_dask running_table")
     fd, path = tempfile.mkstemp()
     os.unlink(path)
     return fd

@@ -1,9 +1,9 @@
 """Tasks that wait for other tasks give their slot back meanwhile, so that these can run here.
 
-    in a slot --secede--> outside --rejoin--> in a slot          the thread of the task goes on, the slot gets another
-                             `--the task ends                    and then that thread ends with it
+    in a slot --secede--> outside --rejoin--> in a slot          the task's thread goes on, and the slot gets another
+                             `--the task ends                    and its thread ends too
 
-Whoever wants to rejoin gets the slot of the next thread that would take a run: that thread hands it over, and ends.
+A task that rejoins gets the slot of the next thread that would take a run: that thread hands its slot over, and ends.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ from trio_dask.protocol.messages import Run
 from trio_dask.protocol.wire_constants import MAX_SECEDED
 from trio_dask.worker.task_context import TaskContext
 
-__all__ = ["Rejoined", "Seceded", "Secession"]
+__all__ = ["Rejoined", "Seceded", "SecededTasks"]
 
 NO_SLOT: Final = -1
-"""Handed to those who want to rejoin when the slots are closed."""
+"""Handed to tasks that rejoin when the slots are closed."""
 
 
 class Seceded(NamedTuple):
-    """A run has left its slot and goes on outside of it."""
+    """A run has given its slot back and goes on."""
 
     run: Run
 
 
 class Rejoined(NamedTuple):
-    """A run is not outside of the slots any more: it has one again, or is about to end."""
+    """A seceded run has a slot again, or is about to end."""
 
     run: Run
 
 
 class _Claim:
-    """Somebody waits for a slot; who gives up waiting may be handed one nevertheless, just then."""
+    """A task waits for a slot; it may be handed one just when it stops waiting."""
 
     def __init__(self, take: Callable[[int], object]) -> None:
         self._lock = threading.Lock()
@@ -54,17 +54,17 @@ class _Claim:
         return take is not None
 
     def withdraw(self) -> bool:
-        """Wait no more; False if a slot has been handed over already."""
+        """Stop waiting; False if a slot has been handed over already."""
         with self._lock:
             waiting, self._take = self._take is not None, None
         return waiting
 
 
-class Secession:
-    """Who is outside of the slots, and who wants in. Everything here may be called from any thread.
+class SecededTasks:
+    """The tasks outside of the slots, and those that want to rejoin. Any thread may call any method.
 
-    `slots` and `cells` belong to the executor: what each slot does, for itself and for the nanny. The cells beyond
-    those of the slots are for tasks outside of them, which may end the process as well.
+    `slots` and `cells` belong to the executor: what each slot executes, for itself and for the nanny. The cells beyond
+    those of the slots are for seceded tasks, which may kill the process as well.
     """
 
     def __init__(
@@ -104,17 +104,17 @@ class Secession:
                 return False
             if len(self._outside) >= MAX_SECEDED:
                 raise RuntimeError(f"{MAX_SECEDED} tasks of this worker have already seceded; no more are allowed")
-            # In this order: whoever looks for a task without the lock finds it in one place or the other.
+            # In this order: a thread that searches a task without the lock finds it in one place or the other.
             self._outside[id(context)] = context
             context.slot = None
             self._slots[number] = None
             if self._free_cells:
-                place = self._cell_of[id(context)] = self._free_cells.pop()
-                self._cells[place] = context.run.run
+                cell = self._cell_of[id(context)] = self._free_cells.pop()
+                self._cells[cell] = context.run.run
             self._cells[number] = 0
             try:
                 self._start(number)
-            except RuntimeError:  # there can be no more threads: nobody would serve the slot
+            except RuntimeError:  # there can be no more threads: the slot would not be served
                 self._take_slot(context, number)
                 raise
         self._post(Seceded(context.run))
@@ -152,7 +152,7 @@ class Secession:
         self._enter(context, handed[0])
 
     def hand_over(self, number: int) -> bool:
-        """A thread is about to take a run: True if it has to end, since its slot is somebody else's now."""
+        """A thread is about to take a run: True if it has to end, as its slot was handed over."""
         while self._claims:
             try:
                 claim = self._claims.popleft()
@@ -165,11 +165,11 @@ class Secession:
     def ended(self, context: TaskContext) -> None:
         """A task has ended outside of the slots."""
         with self._lock:
-            self._leave_outside(context)  # it stands on the board still, until it is settled
+            self._leave_outside(context)  # it stays in the running table until it is reported
         self._post(Rejoined(context.run))
 
     def close(self) -> None:
-        """The slots are closed: nobody gets one any more, and nobody waits."""
+        """The slots are closed: no task gets one any more, or waits."""
         with self._lock:
             self._closed = True
         for context in self.outside:
@@ -198,14 +198,14 @@ class Secession:
         self._slots[number] = context
         self._cells[number] = context.run.run
         context.slot = number
-        place = self._leave_outside(context)
-        if place is not None:
-            self._cells[place] = 0
+        cell = self._leave_outside(context)
+        if cell is not None:
+            self._cells[cell] = 0
 
     def _leave_outside(self, context: TaskContext) -> int | None:
-        """Give back the place that a task has outside. What stands on the board there is left to the caller."""
+        """Free the cell of a seceded task. Its content in the running table is left to the caller."""
         self._outside.pop(id(context), None)
-        place = self._cell_of.pop(id(context), None)
-        if place is not None:
-            self._free_cells.append(place)
-        return place
+        cell = self._cell_of.pop(id(context), None)
+        if cell is not None:
+            self._free_cells.append(cell)
+        return cell

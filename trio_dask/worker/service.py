@@ -1,12 +1,12 @@
-"""The worker as a service: it finds its scheduler, registers, and does so again whenever the scheduler was lost.
+"""The worker as a service: it connects to its scheduler, registers, and does so again after each loss.
 
-    DEATH        deadline: infinite while registered, `death_timeout_s` from now while not, at the start and later alike
+    DEATH        deadline: infinite while registered; `death_timeout_s` after the start or the loss of the scheduler
     └ LEAVING    deadline: infinite until it drains, then the end of its time for that
-      └ SLOTS        slots, store, data plane: they outlive a lost scheduler
-        └ session loop    dial ─► session ─► lost ─► back off ─► dial, as a new incarnation
+      └ SLOTS        slots, store, data channels: they outlive a lost scheduler
+        └ session loop    connect ─► session ─► lost ─► back off ─► connect, as a new incarnation
 
-A new incarnation says whose successor it is. If the scheduler is still the same and has kept the old one's place, the
-worker goes on with all that it holds and runs; otherwise it drops everything and begins afresh.
+A new incarnation names the previous one. If the scheduler is the same and has kept the session, the worker goes on with
+all that it holds and runs; otherwise it drops everything and starts afresh.
 """
 
 from __future__ import annotations
@@ -36,13 +36,14 @@ from trio_dask.comm.rpc_server import serve_control
 from trio_dask.config import LEAVING, WorkerSettings
 from trio_dask.errors import NoScheduler, ProtocolError, RefusedError, UsageError
 from trio_dask.ids import Incarnation, new_incarnation
+from trio_dask.owned_files import keep_file
 from trio_dask.protocol.hello import Hello, Welcome
-from trio_dask.scheduler_file import present, read_scheduler_file
+from trio_dask.scheduler_file import read_scheduler_file
 from trio_dask.worker.core.effects import EndSession, Then
-from trio_dask.worker.core_driver import Engine
+from trio_dask.worker.core_driver import CoreDriver
 from trio_dask.worker.drain_request import DrainRequest
 from trio_dask.worker.interpreter_settings import tuned_interpreter
-from trio_dask.worker.listener import Listening
+from trio_dask.worker.listener import Listener
 from trio_dask.worker.rpc_handlers import worker_commands
 from trio_dask.worker.task_context import WorkerHandle
 
@@ -56,14 +57,14 @@ COMPLAINT_INTERVAL_S = 10.0
 CLEANUP_S = 0.5
 
 SOUND_SESSION_S = 10.0
-"""After the second session in a row that was lost sooner, the next one is not tried at once, nor talked about."""
+"""After two sessions in a row that were shorter, the next one waits for the back-off, and is not logged."""
 
 SCHEDULER_SILENCE_S = 20.0
-"""A scheduler that sent nothing for so long is called anew. That costs little, as it takes this worker back if it can;
-while a link that was cut without a word would hold us until TCP finds out, which may be long after it was mended."""
+"""After this silence of the scheduler the worker connects anew. That costs little, as the scheduler takes it back if it
+can; a connection that was cut silently would hold us until TCP notices, which may be long after it was mended."""
 
 SHORTEST_SILENCE_S = 4.5
-"""For workers that have little time without a scheduler; it says something every two seconds."""
+"""For workers with a short death timeout; a scheduler sends something every two seconds."""
 
 
 async def run_worker(
@@ -76,40 +77,40 @@ async def run_worker(
     around: Callable[[WorkerHandle], AbstractAsyncContextManager[None]] | None = None,
     task_status: trio.TaskStatus[Address] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Run a worker until it is cancelled, has drained, or its scheduler sends it away.
+    """Run a worker until it is cancelled, has drained, or its scheduler dismisses it.
 
     `task_status.started` gives the address at which peers reach it, once it is registered for the first time.
-    Cancelled, it says goodbye within `settings.grace_s`; tasks that run in threads cannot be stopped, but nothing waits
-    for them: their threads are daemons.
+    Cancelled, it says goodbye within `settings.grace_s`; tasks in threads cannot be stopped, but nothing waits for
+    them: their threads are daemons.
 
-    Asked to `drain`, it takes nothing new, finishes what runs, waits until others have copied what it alone holds, and
-    leaves, within `settings.drain_timeout_s`; at once if it has no scheduler. It drains by itself after
-    `settings.lifetime_s`, and when `settings.max_tasks` tasks have begun. `leaving` is called with the reason before it
-    leaves in such ways, or is sent away: `lifetime`, `max-tasks`, `scheduler`, `restart` (for its nanny to do, if it
-    has one), or that of the request. `at_rest` is called when it drains and its slots are free: all that is left is to
-    hand its results over.
+    Asked to `drain`, it takes nothing new, finishes running tasks, waits until the results that it alone holds are
+    copied, and leaves, within `settings.drain_timeout_s`; at once if it has no scheduler. It drains by itself after
+    `settings.lifetime_s`, and when `settings.max_tasks` tasks have begun. Before it leaves in such a way, or is
+    dismissed, `leaving` is called with the reason: `lifetime`, `max-tasks`, `scheduler`, `restart` (done by its nanny,
+    if it has one), or that of the request. `at_rest` is called when it drains and its slots are free: only its results
+    remain to be copied.
 
-    `ends_in` is called with the seconds in which this worker will have ended if nothing changes, and with why it then
-    has failed, if it has; whoever runs it can see to that, should a task block the event loop.
+    `ends_in` is called with the seconds in which this worker will have ended if nothing changes, and with the reason if
+    that will be a failure. The caller can end the process then, should a task block the event loop.
 
-    `around` makes a block, from what tasks see of this worker, which is entered before anything else, and left when the
+    `around` makes a block from what tasks see of this worker; it is entered before anything else, and left when the
     worker has ended.
 
     Raises:
       NoScheduler: there was none for `settings.death_timeout_s`, or it was lost and `settings.reconnect` is off.
       RefusedError: the scheduler does not take this worker.
-      UsageError: it cannot use a name, an address or a file in the settings.
-      OSError: it cannot listen where it shall.
+      UsageError: a name, an address or a file in the settings cannot be used.
+      OSError: it cannot listen at its address.
     """
     embedded = settings.scheduler is not None and parse_scheduler_address(settings.scheduler).is_in_process
-    with present(settings.pid_file, f"{os.getpid()}\n"), nullcontext() if embedded else tuned_interpreter():
+    with keep_file(settings.pid_file, f"{os.getpid()}\n"), nullcontext() if embedded else tuned_interpreter():
         worker = _Worker(settings, drain or DrainRequest(), leaving, at_rest, ends_in)
         async with nullcontext() if around is None else around(worker.handle):
             await worker.run(task_status)
 
 
-class _Place(NamedTuple):
-    """Who is registered where."""
+class _Registration(NamedTuple):
+    """The addresses and the incarnation of one session."""
 
     address: Address
     scheduler: Address
@@ -117,13 +118,13 @@ class _Place(NamedTuple):
 
 
 class _Lost(NamedTuple):
-    """How a session ended that nobody wanted to end."""
+    """Why a session was lost."""
 
     reason: str
 
 
 class _Past(NamedTuple):
-    """The last session: what this worker was called in it, and which scheduler it was."""
+    """The previous session: this worker's incarnation and the scheduler's."""
 
     incarnation: str
     scheduler: str
@@ -146,7 +147,7 @@ class _Worker:
         self._tell_leaving = leaving
         self._tell_rest = at_rest
         self._tell_end = ends_in
-        self._engine = Engine(settings)
+        self._engine = CoreDriver(settings)
         self._death = trio.CancelScope()
         self._leaving = trio.CancelScope()
         self._draining = ""
@@ -171,9 +172,14 @@ class _Worker:
                 self._set_death(self._settings.death_timeout_s)
                 async with trio.open_nursery() as slots:
                     await slots.start(self._engine.run)
-                    for heed in (self._heed_requests, self._heed_lifetime, self._heed_count, self._heed_rest):
-                        slots.start_soon(heed)
-                    listening = Listening(self._settings, self._engine.server.handle, self._serve_control, slots)
+                    for watch in (
+                        self._watch_drain_requests,
+                        self._watch_lifetime,
+                        self._watch_task_count,
+                        self._watch_slots_free,
+                    ):
+                        slots.start_soon(watch)
+                    listening = Listener(self._settings, self._engine.server.handle, self._serve_control, slots)
                     try:
                         await self._run_sessions(listening, slots, task_status)
                     except (OSError, UsageError) as error:
@@ -189,7 +195,7 @@ class _Worker:
 
     def _set_death(self, seconds: float, *, since_s: float = 0.0) -> None:
         if self._draining:
-            return  # which has a limit of its own
+            return  # draining has its own limit
         self._lost_at = trio.current_time() - since_s
         self._death.deadline = self._lost_at + seconds
         if self._tell_end is not None:
@@ -197,29 +203,29 @@ class _Worker:
 
     # ------------------------------------------------------------------------------------------ leaving
 
-    async def _heed_requests(self) -> None:
+    async def _watch_drain_requests(self) -> None:
         while True:
             await self._drain.wait()
             self._begin_draining(self._drain.reason, self._drain.limit_s)
 
-    async def _heed_lifetime(self) -> None:
+    async def _watch_lifetime(self) -> None:
         await trio.sleep(self._settings.lifetime_s)
         if not self._draining:
             self._begin_draining("lifetime")
 
-    async def _heed_count(self) -> None:
+    async def _watch_task_count(self) -> None:
         await self._engine.spent.wait()
         if not self._draining:
             self._begin_draining("max-tasks")
 
-    async def _heed_rest(self) -> None:
+    async def _watch_slots_free(self) -> None:
         await self._engine.at_rest.wait()
         if self._tell_rest is not None:
             self._tell_rest()
 
     def _begin_draining(self, reason: str, limit_s: float = math.inf) -> None:
-        """Take nothing new, and have left when the time for that is over; at once, if there is nobody to leave to."""
-        # A link that is down for a moment is no reason to lose what is here.
+        """Take nothing new, and leave within the limit; at once without a scheduler."""
+        # A short loss of the connection is no reason to lose the results held here.
         may_return = self._settings.reconnect and self._was_registered and self._engine.has_anything
         has_time = self._drain.is_possible or may_return
         limit_s = min(limit_s, self._settings.drain_timeout_s) if has_time else 0.0
@@ -227,8 +233,8 @@ class _Worker:
         if not self._draining:
             self._draining = reason
             self._death.deadline = math.inf
-            if reason != "signal":  # the program has said so
-                log.info("Leaving: %s", LEAVING.get(reason, reason))
+            if reason != "signal":  # the program has logged that
+                log.info("StoppedRun: %s", LEAVING.get(reason, reason))
             self._say_leaving(reason)
             self._engine.drain(reason)
         if self._tell_end is not None:
@@ -245,7 +251,7 @@ class _Worker:
         await serve_control(connection, commands)
 
     async def _begin_afresh(self) -> None:
-        """End the session; the next one has nothing of it."""
+        """End the session; the next one starts without results and tasks."""
         if self._session_now is not None:
             self._afresh = True
             await self._session_now.aclose("restart requested")
@@ -253,7 +259,7 @@ class _Worker:
     # ------------------------------------------------------------------------------------------ session loop
 
     async def _run_sessions(
-        self, listening: Listening, nursery: trio.Nursery, task_status: trio.TaskStatus[Address]
+        self, listening: Listener, nursery: trio.Nursery, task_status: trio.TaskStatus[Address]
     ) -> None:
         """One session after the other, until the scheduler sends this worker away."""
         backoff_s, unsound = FIRST_BACKOFF_S, False
@@ -310,9 +316,9 @@ class _Worker:
             return False
         if self._draining:
             return True
-        log.info("Leaving: %s" if end.then is not Then.RESTART else "Starting again: %s", end.reason)
+        log.info("StoppedRun: %s" if end.then is not Then.RESTART else "Starting again: %s", end.reason)
         restarts = end.then is Then.RESTART
-        # A fresh process is a fresher start, where there is somebody to start it.
+        # A new process is the better restart, where a nanny can start one.
         if not restarts or settings.process:
             self._say_leaving("restart" if restarts else "scheduler")
             return True
@@ -337,12 +343,12 @@ class _Worker:
 
     # ------------------------------------------------------------------------------------------ one session
 
-    async def _dial(self, listening: Listening, nursery: trio.Nursery) -> tuple[Connection, _Place]:
+    async def _dial(self, listening: Listener, nursery: trio.Nursery) -> tuple[Connection, _Registration]:
         """Find the scheduler and register with it."""
         settings = self._settings
         scheduler = parse_scheduler_address(self._scheduler_address())
         address = await listening.towards(scheduler)
-        place = _Place(address, scheduler, new_incarnation())
+        place = _Registration(address, scheduler, new_incarnation())
         hello = Hello(
             role="worker",
             incarnation=place.incarnation,
@@ -387,9 +393,9 @@ class _Worker:
         return address
 
     async def _session(
-        self, connection: Connection, place: _Place, task_status: trio.TaskStatus[Address]
+        self, connection: Connection, place: _Registration, task_status: trio.TaskStatus[Address]
     ) -> EndSession | _Lost:
-        """From registration to the end, whoever brings it about."""
+        """From registration to the end of the session."""
         welcome = connection.hello
         assert isinstance(welcome, Welcome)
         returned = welcome.details.get("returned") is True
@@ -422,7 +428,7 @@ class _Worker:
                 self._drain.is_possible = False
                 self._engine.session_lost()
                 silent_s = trio.current_time() - connection.heard_at
-                # Until it broke, a link was a contact; one that fell silent was none from then on.
+                # A connection that broke was a contact until then; one that fell silent only until the silence began.
                 self._set_death(
                     self._settings.death_timeout_s, since_s=silent_s if silent_s >= connection.silence_s else 0.0
                 )

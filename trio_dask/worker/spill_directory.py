@@ -1,9 +1,9 @@
-"""The folder in which a worker process keeps what it spills.
+"""The directory in which a worker process keeps spilled values.
 
-It is made when it is first needed, only its owner can look into it, and an orderly end removes it. A process that was
-killed leaves it behind; the next worker that starts there removes it. Its name says whose it is: the machine, the boot
-and the namespace in which the process number counts, the number itself, and the time when that process started, since
-numbers are used again. What a container or another machine has put into a shared folder is not judged, but left alone.
+It is made when first needed, only its owner can read it, and an orderly end removes it. A killed process leaves it
+behind; the next worker that starts there removes it. Its name identifies the process: machine, boot, namespace of
+process numbers, the number, and the start time of the process, since numbers are used again. Directories of containers
+or other machines on a shared disk are left alone.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from pathlib import Path
 
 from trio_dask.errors import UnavailableError
 
-__all__ = ["ScratchFolder", "check_base", "remove_leftovers"]
+__all__ = ["SpillDirectory", "check_base", "remove_leftovers"]
 
 _NAME = re.compile(r"trio-dask-([0-9a-f]{12})-([0-9a-f]{12})-([0-9]+)-([0-9]+)-[^-]+")
 
 
-class ScratchFolder:
-    """One folder for this process, below `base`, or below the system's folder for temporary files."""
+class SpillDirectory:
+    """One directory for this process, below `base`, or below the system's temporary directory."""
 
     def __init__(self, base: str | None = None) -> None:
         self.base = Path(base or tempfile.gettempdir()).absolute()
         self._path: str | None = None
 
     def make(self) -> str:
-        """The folder, which is there when this returns, also after somebody has removed it.
+        """Make sure that the directory exists, even if somebody has removed it, and return its path.
 
         Raises:
           OSError: it cannot be made.
@@ -44,13 +44,13 @@ class ScratchFolder:
         return self._path
 
     def remove(self) -> None:
-        """Remove it, with all that is in it. Idempotent."""
+        """Remove it with its content. Idempotent."""
         if self._path is not None:
             shutil.rmtree(self._path, ignore_errors=True)
             self._path = None
 
     def in_memory(self) -> bool:
-        """Whether files here lie in memory, so that spilling to them gains nothing."""
+        """Whether files here are in memory, so that spilling to them gains nothing."""
         kind, longest = "", -1
         for line in _read(Path("/proc/self/mounts")).splitlines():
             words = line.split()
@@ -60,7 +60,7 @@ class ScratchFolder:
 
 
 def check_base(base: str) -> None:
-    """Find out at the start whether scratch folders can be made in `base`, which is made if need be.
+    """Find out at the start whether spill directories can be made in `base`, and make `base` if needed.
 
     Raises:
       UnavailableError: they cannot.
@@ -74,7 +74,7 @@ def check_base(base: str) -> None:
 
 
 def remove_leftovers(base: Path) -> list[Path]:
-    """Remove the folders of worker processes of this user that are gone, and say which they were."""
+    """Remove the directories of this user's dead worker processes, and return their paths."""
     machine, boot = _place()
     removed: list[Path] = []
     try:
@@ -86,7 +86,7 @@ def remove_leftovers(base: Path) -> list[Path]:
         if match is None or match[1] != machine or not _is_ours(entry):
             continue
         pid, start = int(match[3]), match[4]
-        # Of the same boot but another namespace, nobody can say from here whether the process lives.
+        # Of the same boot but another namespace, this process cannot tell whether that one lives.
         gone = _start_of(pid) != start if match[2] == boot else match[2][:6] != boot[:6]
         if gone:
             shutil.rmtree(entry.path, ignore_errors=True)
@@ -102,7 +102,7 @@ def _is_ours(entry: os.DirEntry[str]) -> bool:
 
 
 def _place() -> tuple[str, str]:
-    """Names for this machine, and for this boot of it (6 digits) and this namespace of process numbers (6 more)."""
+    """Digests of this machine, and of its present boot (6 digits) with this namespace of process numbers (6 more)."""
     machine = f"{socket.gethostname()} {_read(Path('/etc/machine-id'))}"
     boot = _read(Path("/proc/sys/kernel/random/boot_id"))
     try:

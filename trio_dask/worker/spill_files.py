@@ -1,10 +1,10 @@
 """Values on disk: one file each, with the frames of the pickle one after the other.
 
 Writing and removing happen in one thread at a time, reading in any. A value is written while it is pickled: it goes to
-disk because memory is short, so there must be no second copy of it. A file is read by mapping it: the arrays of the
-value then lie in the file's pages, are private to this process once they are written to, and cost memory only as far as
-they are looked at. Before it is mapped, the file is read through once, so that whoever touches the pages later, perhaps
-with the interpreter's lock in hand, need not wait for the disk.
+disk because memory is short, so there must be no second copy of it. A file is read by mapping it: the value's arrays
+then are pages of the file, private to this process once written to, and take memory only where they are used. Before it
+is mapped the file is read through once, so that a thread which touches the pages later, perhaps while it holds the GIL,
+need not wait for the disk.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from trio_dask.config import format_bytes
 from trio_dask.errors import SpillError
+from trio_dask.parsing import format_bytes
 from trio_dask.protocol.picklers import Buffer
 from trio_dask.protocol.pickling import stream_value
-from trio_dask.worker.spill_directory import ScratchFolder
+from trio_dask.worker.spill_directory import SpillDirectory
 
 __all__ = ["SpillDisk", "SpilledFile"]
 
 ALIGNMENT = 64
-"""Where a frame begins: arrays keep the alignment that they have in memory."""
+"""Of the start of each frame: arrays keep the alignment that they have in memory."""
 
 PIECE_BYTES = 8 * 2**20
-"""What one call writes at most, so that a worker that ends does not have to wait for long."""
+"""The most that one call writes, so that a worker that ends need not wait for long."""
 
 GATHERED_BYTES = 2**20
-"""What a pickler writes is gathered until it is so much."""
+"""Output of a pickler is gathered up to this size."""
 
 PIECE_BUFFERS = 256
 MAP_BYTES = 256 * 2**10
@@ -46,7 +46,7 @@ _PADDING = bytes(ALIGNMENT)
 
 
 class SpilledFile:
-    """Where a value is on disk."""
+    """The file of a spilled value."""
 
     __slots__ = ("mappings", "nbytes", "path", "removed", "sizes")
 
@@ -54,33 +54,33 @@ class SpilledFile:
         self.path = path
         self.mappings = 0
         self.removed = False
-        self.take(sizes)
+        self.set_sizes(sizes)
 
-    def take(self, sizes: tuple[int, ...]) -> None:
-        """These are the sizes of its frames."""
+    def set_sizes(self, sizes: tuple[int, ...]) -> None:
+        """Set the sizes of its frames."""
         self.sizes = sizes
         self.nbytes = sum(map(_padded, sizes))
 
 
 class SpillDisk:
-    """The files of one worker process, at most `max_bytes` of them together (None: as much as the disk takes)."""
+    """The files of one worker process, at most `max_bytes` together (None: as much as the disk takes)."""
 
-    def __init__(self, folder: ScratchFolder, max_bytes: int | None = None) -> None:
-        self.folder = folder
+    def __init__(self, directory: SpillDirectory, max_bytes: int | None = None) -> None:
+        self.directory = directory
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
         self._used = 0
         self._mapped = 0
         self._written = 0
         self._garbage: deque[SpilledFile] = deque()
-        self._unmapped: deque[SpilledFile] = deque()  # a mapping can end anywhere, also where the lock is held
+        self._unmapped: deque[SpilledFile] = deque()  # a mapping can end anywhere, even while the lock is held
         self._closed = False
 
     @property
     def used_bytes(self) -> int:
-        """What the files occupy, with those that are removed and still mapped."""
+        """The size of all files, with those that are removed and still mapped."""
         with self._lock:
-            self._settle()
+            self._count_unmapped()
             return self._used
 
     @property
@@ -90,7 +90,7 @@ class SpillDisk:
 
     @property
     def has_garbage(self) -> bool:
-        """Whether `sweep` has something to do."""
+        """Whether `remove_garbage` has something to do."""
         return bool(self._garbage)
 
     def write(self, frames: Sequence[Buffer]) -> SpilledFile:
@@ -100,7 +100,7 @@ class SpillDisk:
           SpillError: there is no room for them, or the disk does not take them.
         """
         sizes = tuple(memoryview(frame).nbytes for frame in frames)
-        return self._fill(sizes, partial(self._write_frames, frames))
+        return self._write_file(sizes, partial(self._write_frames, frames))
 
     def write_value(self, value: Any, nbytes: int) -> SpilledFile:
         """Put the frames of a value, whose size is about this, into a new file; it is pickled on the way.
@@ -109,7 +109,7 @@ class SpillDisk:
           SpillError: there is no room for it, or the disk does not take it.
           SerializationError: it cannot be pickled.
         """
-        return self._fill((nbytes,), partial(self._write_value, value))
+        return self._write_file((nbytes,), partial(self._write_value, value))
 
     def _write_frames(self, frames: Sequence[Buffer], descriptor: int) -> tuple[int, ...]:
         for piece in _pieces(frames):
@@ -130,23 +130,23 @@ class SpillDisk:
             raise SpillError("the worker is leaving")
         _write_all(descriptor, piece)
 
-    def _fill(self, sizes: tuple[int, ...], write: Callable[[int], tuple[int, ...]]) -> SpilledFile:
-        """A new file, for frames of about these sizes, into which `write` puts what it says afterwards."""
-        self.sweep()
+    def _write_file(self, sizes: tuple[int, ...], write: Callable[[int], tuple[int, ...]]) -> SpilledFile:
+        """A new file, for frames of about these sizes; `write` fills it and returns their true sizes."""
+        self.remove_garbage()
         try:
             file, descriptor = self._create(sizes)
         except SpillError:
             raise
         except OSError as error:
-            raise self._complaint(error) from error
+            raise self._disk_error(error) from error
         try:
             try:
                 written = write(descriptor)
             finally:
-                os.close(descriptor)  # where a file system over a network says that it had no room after all
+                os.close(descriptor)  # network file systems report only here that there was no room
         except OSError as error:
             self._unlink(file)
-            raise self._complaint(error) from error
+            raise self._disk_error(error) from error
         except BaseException:
             self._unlink(file)
             raise
@@ -157,7 +157,7 @@ class SpillDisk:
         """The frames, in writeable memory that is private to this process. Changes do not reach the file.
 
         Raises:
-          FileNotFoundError: the file is not there any more, or not what was written.
+          FileNotFoundError: the file does not exist any more, or is not what was written.
           OSError: it cannot be read.
         """
         descriptor = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
@@ -175,27 +175,27 @@ class SpillDisk:
         return [content[start : start + size] for start, size in zip(starts, file.sizes, strict=True)]
 
     def remove(self, file: SpilledFile) -> None:
-        """Have the file removed by the next `sweep`."""
+        """Have the file removed by the next `remove_garbage`."""
         self._garbage.append(file)
 
-    def sweep(self) -> None:
-        """Remove the files that nobody needs."""
+    def remove_garbage(self) -> None:
+        """Remove the files that are not needed."""
         while self._garbage:
             self._unlink(self._garbage.popleft())
 
     def close(self) -> None:
-        """Remove everything, and write no more. What is mapped stays readable. Idempotent."""
-        with self._lock:  # a file that is being created is in the folder, or never will be
+        """Remove everything, and write no more. Mapped files stay readable. Idempotent."""
+        with self._lock:  # a file that is being created is in the directory by now, or never will be
             self._closed = True
-        self.folder.remove()
+        self.directory.remove()
         self._garbage.clear()
 
     def _create(self, sizes: tuple[int, ...]) -> tuple[SpilledFile, int]:
         with self._lock:
             if self._closed:
                 raise SpillError("the worker is leaving")
-            self._settle()
-            file = SpilledFile(f"{self.folder.make()}/{self._written:x}", sizes)
+            self._count_unmapped()
+            file = SpilledFile(f"{self.directory.make()}/{self._written:x}", sizes)
             if self._max_bytes is not None and self._used + file.nbytes > self._max_bytes:
                 raise SpillError(
                     f"the limit of {format_bytes(self._max_bytes)} for spilled values is reached "
@@ -209,23 +209,23 @@ class SpillDisk:
     def _resize(self, file: SpilledFile, sizes: tuple[int, ...]) -> None:
         with self._lock:
             self._used -= file.nbytes
-            file.take(sizes)
+            file.set_sizes(sizes)
             self._used += file.nbytes
 
     def _unlink(self, file: SpilledFile) -> None:
         try:
             os.unlink(file.path)
         except OSError:
-            pass  # gone already, or with its folder at the end
+            pass  # gone already, or with its directory at the end
         with self._lock:
-            self._settle()
+            self._count_unmapped()
             file.removed = True
             if not file.mappings:
                 self._used -= file.nbytes
 
     def _may_map(self, file: SpilledFile) -> bool:
         with self._lock:
-            self._settle()
+            self._count_unmapped()
             if self._mapped >= MAX_MAPPINGS:
                 return False
             self._mapped += 1
@@ -242,7 +242,7 @@ class SpillDisk:
         weakref.finalize(mapping, self._unmapped.append, file).atexit = False
         return mapping
 
-    def _settle(self) -> None:
+    def _count_unmapped(self) -> None:
         while self._unmapped:
             file = self._unmapped.popleft()
             self._mapped -= 1
@@ -250,19 +250,19 @@ class SpillDisk:
             if file.removed and not file.mappings:
                 self._used -= file.nbytes
 
-    def _complaint(self, error: OSError) -> SpillError:
-        return SpillError(f"cannot write to {self.folder.base}: {error.strerror or error}")
+    def _disk_error(self, error: OSError) -> SpillError:
+        return SpillError(f"cannot write to {self.directory.base}: {error.strerror or error}")
 
 
 class _Refused(BaseException):
-    """The disk does not take what a pickler writes. No `Exception`, which would count as a failure of the value."""
+    """The disk does not take what a pickler writes. Not an `Exception`: that would count as a failure of the value."""
 
     def __init__(self, error: Exception) -> None:
         self.error = error
 
 
 class _Pickled:
-    """The first frame of a file, which a pickler writes."""
+    """The first frame of a file, written by a pickler."""
 
     def __init__(self, descriptor: int, write_piece: Callable[[int, list[Buffer]], None]) -> None:
         self._descriptor = descriptor
@@ -291,7 +291,7 @@ class _Pickled:
                 raise _Refused(error) from None
 
     def finish(self) -> None:
-        """Write what is left, with the padding."""
+        """Write the rest, with the padding."""
         self._flush()
         padding = _padded(self.nbytes) - self.nbytes
         if padding:
@@ -315,7 +315,7 @@ def _starts(sizes: tuple[int, ...]) -> Iterator[int]:
 
 
 def _pieces(frames: Sequence[Buffer], alignment: int = ALIGNMENT) -> Iterator[list[Buffer]]:
-    """What to write, in order, padded, in portions that one call takes."""
+    """The frames in order, padded, in portions that one call takes."""
     piece: list[Buffer] = []
     size = 0
     for frame in frames:
@@ -339,7 +339,7 @@ def _pieces(frames: Sequence[Buffer], alignment: int = ALIGNMENT) -> Iterator[li
 
 
 def _write_all(descriptor: int, buffers: list[Buffer]) -> None:
-    """All of it: a disk that fills up takes a part first, and says why with the next call."""
+    """Write all of it: a disk that fills up takes a part first, and fails at the next call."""
     views = [memoryview(buffer) for buffer in buffers]
     while views:
         written = os.writev(descriptor, views)
@@ -359,7 +359,7 @@ def _read_all(descriptor: int, target: memoryview) -> None:
 
 
 def _read_through(descriptor: int, size: int) -> None:
-    """Have the file in the system's cache."""
+    """Bring the file into the system's cache."""
     buffer = bytearray(min(size, _READ_BYTES))
     done = 0
     while done < size:

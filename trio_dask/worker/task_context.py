@@ -1,4 +1,4 @@
-"""What a task can ask about itself and about the worker that runs it."""
+"""What a task can ask about itself and about its worker."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any, Protocol
 
 import trio
 
-from trio_dask.config import counted
 from trio_dask.errors import TaskCancelled
 from trio_dask.hooks import hooks
 from trio_dask.ids import Key
+from trio_dask.parsing import counted
 from trio_dask.protocol.messages import Run
 
 __all__ = [
@@ -34,9 +34,9 @@ __all__ = [
 class WorkerHandle:
     """The worker, as tasks (`get_worker()`) and functions called by `client.run` (`dask_worker=`) see it.
 
-    `address`, `scheduler_address` and `incarnation` are those of the session at the time of asking, and empty between
-    sessions. `data` maps the keys held here to their values. `state` belongs to the users: what one task puts there,
-    the next one finds, for as long as this process lives.
+    `address`, `scheduler_address` and `incarnation` are those of the present session, and empty between sessions.
+    `data` maps the keys held here to their values. `state` belongs to the user: what one task puts there, the next one
+    finds, as long as this process lives.
     """
 
     def __init__(
@@ -63,15 +63,15 @@ class WorkerHandle:
         self._client_lock = threading.Lock()
         """Held for a moment only, also in the event loop."""
         self._making = threading.Lock()
-        """Held by a thread while it makes the client, so that of many only one does."""
+        """Held by a thread while it makes the client, so that only one does."""
 
     def __repr__(self) -> str:
         return f"<worker {self.name!r} {self.address or 'without a scheduler'}, {counted(self.nthreads, 'thread')}>"
 
     def get_client(self, make: Callable[[str], Any]) -> Any:
-        """The one client that all tasks here share, made by `make(scheduler_address)` when it is first asked for.
+        """The one client that all tasks here share, made by `make(scheduler_address)` at the first call.
 
-        In a thread `make` may have to wait for the event loop, so a task that runs in the loop waits for no thread.
+        In a thread `make` may have to wait for the event loop, so a task in the loop waits for no thread.
         """
         client = self.client
         if client is not None:
@@ -87,19 +87,19 @@ class WorkerHandle:
             if self.client is None:
                 self.client = made
             client = self.client
-        if client is not made:  # another task was faster; to close one may mean to wait for the event loop, too
+        if client is not made:  # another task was faster; closing may have to wait for the event loop, too
             threading.Thread(target=made.close, name="surplus client", daemon=True).start()
         return client
 
     def take_client(self) -> Any:
-        """The client that tasks shared, if they did; they get a new one when they ask again."""
+        """The client that tasks share, if there is one; the next call makes a new one."""
         with self._client_lock:
             client, self.client = self.client, None
             return client
 
 
 class Slots(Protocol):
-    """Where a task can give its slot back, and get another. `secession.Secession` is it."""
+    """Where a task can give its slot back, and get another: `secede.SecededTasks`."""
 
     def secede(self, context: TaskContext) -> bool:
         """Give the slot of this task back; False if it has none."""
@@ -117,7 +117,7 @@ class Slots(Protocol):
 class TaskContext:
     """One run in one slot, from the moment the slot took it.
 
-    `slot` is None while the run has given its slot back. `started_at` is infinite while it waits for room to start.
+    `slot` is None while the run has seceded. `started_at` is infinite while it waits for memory to start.
     """
 
     __slots__ = ("_on_cancel", "cancelled", "run", "slot", "slots", "started_at", "worker")
@@ -169,10 +169,10 @@ def check_cancelled() -> None:
     """End this task if it has been cancelled or is out of time; call it now and then in long-running code.
 
     A task that runs in a thread cannot be stopped from outside. Outside of a task this does nothing, so that a function
-    that calls it can be called directly as well.
+    with this call can also be called directly.
 
     Raises:
-      TaskCancelled: nobody wants the result any more.
+      TaskCancelled: the result is not wanted any more.
     """
     context = _current.get(None)
     if context is not None and context.cancelled:
@@ -180,10 +180,10 @@ def check_cancelled() -> None:
 
 
 def secede() -> None:
-    """Give the slot of this task back, so that the worker runs another task meanwhile; this one goes on all the same.
+    """Give the slot of this task back, so that the worker runs another task meanwhile; this one goes on.
 
-    For tasks that wait for other tasks. Results of the worker's own client (`get_client`) are waited for like that
-    without being asked to. A task that has given its slot back already has none to give.
+    For tasks that wait for other tasks. Waiting for results of the worker's own client (`get_client`) does this by
+    itself. A second call does nothing.
 
     Raises:
       ValueError: no task is running here.
@@ -207,7 +207,7 @@ def rejoin() -> None:
 
 @contextmanager
 def outside_of_slots(client: object) -> Generator[None]:
-    """Around blocking for results of this client: a task of its worker gives its slot back meanwhile."""
+    """A block that waits for results of this client: a task of its worker gives its slot back meanwhile."""
     context = _current.get(None)
     if context is None or context.worker.client is not client or not context.slots.secede(context):
         yield
@@ -220,7 +220,7 @@ def outside_of_slots(client: object) -> Generator[None]:
 
 @asynccontextmanager
 async def outside_of_slots_async(client: object) -> AsyncGenerator[None]:
-    """The same for waiting in an `async def` task."""
+    """The same for an `async def` task."""
     context = _current.get(None)
     if context is None or context.worker.client is not client or not context.slots.secede(context):
         yield

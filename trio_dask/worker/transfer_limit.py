@@ -1,4 +1,4 @@
-"""A bound on how many things are under way at once, and on their bytes together."""
+"""A bound on the number and the bytes of simultaneous transfers."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from contextlib import asynccontextmanager
 
 import trio
 
-__all__ = ["Budget"]
+__all__ = ["TransferLimit"]
 
 
-class Budget:
-    """At most `count` holders with at most `nbytes` together; one that is bigger than that is admitted alone.
+class TransferLimit:
+    """At most `count` transfers with at most `nbytes` together; a larger one is admitted alone.
 
-    First come, first served, so that a big one is not overtaken by small ones for ever.
+    First come, first served, so that small ones do not overtake a large one for ever.
     """
 
     def __init__(self, count: int, nbytes: int) -> None:

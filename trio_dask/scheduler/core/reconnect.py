@@ -16,9 +16,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from trio_dask.config import counted
 from trio_dask.errors import ProtocolError
 from trio_dask.ids import Incarnation, Key, PeerId, RunId
+from trio_dask.parsing import counted
 from trio_dask.protocol.messages import CancelRuns, Free, Inventory, WorkerAlive, WorkerExited
 from trio_dask.scheduler.core.retirement import forget_copies
 from trio_dask.scheduler.core.state import (

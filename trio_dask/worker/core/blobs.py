@@ -27,10 +27,10 @@ def _is_never_whole(_view: bytes | memoryview, _nbytes: int) -> None:
 
 
 class BlobTable:
-    """Complete blobs, the ones still arriving, and the ones that go once the runs that may need them are over.
+    """Complete blobs, those still arriving, and those to forget once the runs that may need them are over.
 
-    `new_buffer` makes memory of so many bytes for a blob that comes in pieces. `whole_of` gives the whole blob, of so
-    many bytes, that a first piece is a view of, if it lies in memory that the sender shares.
+    `new_buffer` makes memory of a size for a blob that comes in pieces. `whole_of` gives the whole blob, of a size, of
+    which a first piece is a view, if it is in memory that the sender shares.
     """
 
     def __init__(
@@ -42,12 +42,12 @@ class BlobTable:
         self._new_buffer = new_buffer
         self._whole_of = whole_of
         self._partial: dict[Digest, _Partial] = {}
-        self._fading: dict[Digest, RunId] = {}
+        self._expiring: dict[Digest, RunId] = {}
 
     @property
-    def fading(self) -> Mapping[Digest, RunId]:
-        """What the scheduler has forgotten, with the newest run that may need it."""
-        return self._fading
+    def expiring(self) -> Mapping[Digest, RunId]:
+        """The blobs that the scheduler has forgotten, with the newest run that may need them."""
+        return self._expiring
 
     def add(self, blob: Blob) -> None:
         """Take one piece.
@@ -55,7 +55,7 @@ class BlobTable:
         Raises:
           ProtocolError: the pieces are longer than the blob.
         """
-        self._fading.pop(blob.digest, None)
+        self._expiring.pop(blob.digest, None)
         size = len(blob.data)
         if size == blob.total:
             self.complete[blob.digest] = blob.data
@@ -76,30 +76,30 @@ class BlobTable:
         if end == blob.total:
             self.complete[blob.digest] = self._partial.pop(blob.digest).content
 
-    def fade(self, digests: tuple[Digest, ...], newest: RunId) -> None:
+    def expire_after(self, digests: tuple[Digest, ...], newest: RunId) -> None:
         """Forget these as soon as `newest` and all runs before it are over."""
         for digest in digests:
             self._partial.pop(digest, None)
             if digest in self.complete:
-                self._fading[digest] = newest
+                self._expiring[digest] = newest
 
-    def fade_all(self, newest: RunId) -> None:
-        """Forget all of them likewise, and what was arriving: the sender counts nothing of it as sent."""
-        self.fade(tuple(self.complete), newest)
+    def expire_all_after(self, newest: RunId) -> None:
+        """Forget all of them likewise, and drop what was arriving: the sender counts none of it as sent."""
+        self.expire_after(tuple(self.complete), newest)
         self._partial.clear()
 
     def forget_before(self, oldest: RunId | None) -> tuple[Digest, ...]:
-        """Drop what only runs before `oldest` (None: there is no run at all) could need, and say what it was."""
-        gone = tuple(digest for digest, newest in self._fading.items() if oldest is None or newest < oldest)
+        """Drop the blobs that only runs before `oldest` can need (None: there is no run), and return them."""
+        gone = tuple(digest for digest, newest in self._expiring.items() if oldest is None or newest < oldest)
         for digest in gone:
-            del self._fading[digest]
+            del self._expiring[digest]
             del self.complete[digest]
         return gone
 
     def clear(self) -> tuple[Digest, ...]:
-        """Drop everything, and say what it was."""
+        """Drop everything, and return the digests."""
         gone = tuple(self.complete)
         self.complete.clear()
         self._partial.clear()
-        self._fading.clear()
+        self._expiring.clear()
         return gone

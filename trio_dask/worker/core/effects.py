@@ -26,13 +26,13 @@ FetchId = NewType("FetchId", int)
 
 
 class CancelRun(NamedTuple):
-    """Stop this run, which a slot has taken, if it can be stopped; its outcome is told to the core all the same."""
+    """Stop this run, which a slot has taken, if it can be stopped; report its outcome to the core all the same."""
 
     run: Run
 
 
 class StartFetch(NamedTuple):
-    """Ask the peer at `address` for `keys`; tell the core of each answer, and of the end."""
+    """Ask the peer at `address` for `keys`; report each answer and the end to the core."""
 
     fetch: FetchId
     address: str
@@ -40,7 +40,7 @@ class StartFetch(NamedTuple):
 
 
 class CancelFetch(NamedTuple):
-    """Nobody needs what is left of this fetch; the core has forgotten it."""
+    """The rest of this fetch is not needed; the core has forgotten it."""
 
     fetch: FetchId
 
@@ -58,7 +58,7 @@ class ForgetFunctions(NamedTuple):
 
 
 class Then(Enum):
-    """What is to follow a session that the scheduler has ended."""
+    """What follows a session that the scheduler has ended."""
 
     LEAVE = "the worker leaves for good"
     RESTART = "the worker registers again, as a new incarnation"
@@ -78,8 +78,8 @@ Request = CancelRun | StartFetch | CancelFetch | FreeKeys | ForgetFunctions | En
 class Effects(NamedTuple):
     """Everything the core wants done since it was last asked, each list in order.
 
-    `messages` go to the scheduler before any run of this batch starts. `offered` counts the runs that have become
-    ready: so many slots can be woken.
+    `messages` go to the scheduler before any run of this batch starts. `offered` is the number of runs that have become
+    ready, and of slots to wake.
     """
 
     messages: list[FromWorker]

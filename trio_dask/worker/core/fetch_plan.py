@@ -1,8 +1,8 @@
-"""Which keys are asked of which peer, and what is left to try.
+"""Which peer is asked for which key, and which are left to try.
 
-A key that is sought stands in exactly one place: in the queue of one address, or in one fetch that is under way. When
-that place fails it moves to the next holder; when no holder is left it is given up, and the caller hears which address
-failed last.
+A pending key is in exactly one place: in the queue of one address, or in one active fetch. When that place fails the
+key moves to the next holder. When no holder is left the key is unfetchable, and the caller hears which address failed
+last.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from typing import NamedTuple
 from trio_dask.ids import Key
 from trio_dask.worker.core.effects import FetchId, StartFetch
 
-__all__ = ["ActiveFetch", "FetchLimits", "FetchPlan", "GivenUp", "Sought"]
+__all__ = ["ActiveFetch", "FetchLimits", "FetchPlan", "PendingKey", "UnfetchableKey"]
 
 
 class FetchLimits(NamedTuple):
-    """How much is fetched at once. Bytes are bounded where they are known: by the peer that serves them."""
+    """How much is fetched at once. The peer that serves the values bounds the bytes, as it knows them."""
 
     fetches: int = 16
     fetches_per_address: int = 2
     keys_per_fetch: int = 256
 
 
-class GivenUp(NamedTuple):
-    """No holder of `key` is left to be asked; `address` was the last."""
+class UnfetchableKey(NamedTuple):
+    """No holder of `key` is left to ask; `address` was the last."""
 
     key: Key
     address: str
 
 
-class Sought:
+class PendingKey:
     """A key that has to come from a peer. `fetch` is None while it waits for its turn at `address`."""
 
     __slots__ = ("address", "fetch", "tried", "untried")
@@ -45,7 +45,7 @@ class Sought:
 
 
 class ActiveFetch(NamedTuple):
-    """A fetch under way, and the keys that it has not answered for."""
+    """A fetch under way, and the keys it has not answered yet."""
 
     address: str
     keys: dict[Key, None]
@@ -56,7 +56,7 @@ class FetchPlan:
 
     def __init__(self, limits: FetchLimits) -> None:
         self._limits = limits
-        self._sought: dict[Key, Sought] = {}
+        self._pending: dict[Key, PendingKey] = {}
         self._queues: dict[str, dict[Key, None]] = {}
         self._active: dict[FetchId, ActiveFetch] = {}
         self._active_at: dict[str, int] = {}
@@ -67,9 +67,9 @@ class FetchPlan:
         return self._limits
 
     @property
-    def sought(self) -> Mapping[Key, Sought]:
+    def pending(self) -> Mapping[Key, PendingKey]:
         """Every key that is wanted from a peer."""
-        return self._sought
+        return self._pending
 
     @property
     def queues(self) -> Mapping[str, Mapping[Key, None]]:
@@ -82,46 +82,46 @@ class FetchPlan:
         return self._active
 
     def seek(self, key: Key, holders: Iterable[str]) -> None:
-        """Want a key from any of these peers (at least one), or from these too if it is sought already."""
-        sought = self._sought.get(key)
-        if sought is None:
+        """Want a key from any of these peers (at least one), or from these too if it is pending already."""
+        pending = self._pending.get(key)
+        if pending is None:
             untried = dict.fromkeys(holders)
             address = self._least_busy(untried)
             del untried[address]
-            self._sought[key] = Sought(address, untried)
+            self._pending[key] = PendingKey(address, untried)
             self._queues.setdefault(address, {})[key] = None
             return
         for holder in holders:
-            if holder != sought.address and holder not in sought.tried:
-                sought.untried[holder] = None
+            if holder != pending.address and holder not in pending.tried:
+                pending.untried[holder] = None
 
     def drop(self, key: Key) -> FetchId | None:
-        """Nobody wants this key any more. Gives a fetch that is of no use now."""
-        sought = self._sought.pop(key)
-        if sought.fetch is None:
-            self._unqueue(sought.address, key)
+        """This key is not wanted any more. Returns a fetch that is of no use now."""
+        pending = self._pending.pop(key)
+        if pending.fetch is None:
+            self._unqueue(pending.address, key)
             return None
-        fetch = self._active[sought.fetch]
+        fetch = self._active[pending.fetch]
         del fetch.keys[key]
         if fetch.keys:
             return None
-        self._end(sought.fetch)
-        return sought.fetch
+        self._end(pending.fetch)
+        return pending.fetch
 
     def expects(self, number: FetchId, key: Key) -> bool:
-        """Whether this fetch is current and has yet to answer for this key."""
+        """Whether this fetch is current and has not answered this key yet."""
         fetch = self._active.get(number)
         return fetch is not None and key in fetch.keys
 
     def arrived(self, number: FetchId, key: Key) -> bool:
-        """The value of `key` came; False if this fetch was not asked for it, or not any more."""
+        """The value of `key` came; False if this fetch is not asked for it, or not any more."""
         if not self.expects(number, key):
             return False
         del self._active[number].keys[key]
-        del self._sought[key]
+        del self._pending[key]
         return True
 
-    def absent(self, number: FetchId, key: Key) -> GivenUp | None:
+    def absent(self, number: FetchId, key: Key) -> UnfetchableKey | None:
         """The peer does not have `key`: ask the next holder, or give it up."""
         if not self.expects(number, key):
             return None
@@ -129,8 +129,8 @@ class FetchPlan:
         del fetch.keys[key]
         return self._next_holder(key, fetch.address)
 
-    def ended(self, number: FetchId, *, unreachable: bool) -> list[GivenUp]:
-        """The fetch is over; what it has not answered is asked of others, and if the peer is gone so is its queue."""
+    def ended(self, number: FetchId, *, unreachable: bool) -> list[UnfetchableKey]:
+        """The fetch is over: ask others for what it has not answered, and if the peer is gone for its queue too."""
         fetch = self._active.get(number)
         if fetch is None:
             return []
@@ -151,9 +151,9 @@ class FetchPlan:
         return starts
 
     def clear(self) -> list[FetchId]:
-        """Want nothing any more. Gives the fetches to be cancelled."""
+        """Want nothing any more. Returns the fetches to cancel."""
         running = list(self._active)
-        self._sought.clear()
+        self._pending.clear()
         self._queues.clear()
         self._active.clear()
         self._active_at.clear()
@@ -166,7 +166,7 @@ class FetchPlan:
         keys = tuple(islice(queue, self._limits.keys_per_fetch))
         for key in keys:
             self._unqueue(address, key)
-            self._sought[key].fetch = number
+            self._pending[key].fetch = number
         self._active[number] = ActiveFetch(address, dict.fromkeys(keys))
         self._active_at[address] = self._active_at.get(address, 0) + 1
         return StartFetch(number, address, keys)
@@ -177,20 +177,20 @@ class FetchPlan:
         if not self._active_at[address]:
             del self._active_at[address]
 
-    def _next_holder(self, key: Key, failed: str) -> GivenUp | None:
-        sought = self._sought[key]
-        sought.tried[failed] = None
-        if not sought.untried:
-            del self._sought[key]
-            return GivenUp(key, failed)
-        sought.address = self._least_busy(sought.untried)
-        sought.fetch = None
-        del sought.untried[sought.address]
-        self._queues.setdefault(sought.address, {})[key] = None
+    def _next_holder(self, key: Key, failed: str) -> UnfetchableKey | None:
+        pending = self._pending[key]
+        pending.tried[failed] = None
+        if not pending.untried:
+            del self._pending[key]
+            return UnfetchableKey(key, failed)
+        pending.address = self._least_busy(pending.untried)
+        pending.fetch = None
+        del pending.untried[pending.address]
+        self._queues.setdefault(pending.address, {})[key] = None
         return None
 
     def _least_busy(self, holders: Mapping[str, None]) -> str:
-        """The holder that owes us least; the first of several."""
+        """The holder with the fewest keys of ours to send; the first of several."""
         return min(holders, key=self._load)
 
     def _load(self, address: str) -> int:

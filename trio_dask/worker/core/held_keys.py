@@ -7,18 +7,18 @@ from typing import NamedTuple
 
 from trio_dask.ids import Key, RunId
 
-__all__ = ["Held", "Holdings"]
+__all__ = ["Held", "HeldKeys"]
 
 
 class Held(NamedTuple):
-    """A value that is here: its size in bytes, pickled, the run that made it, if one did, and its type, if known."""
+    """A value held here: its pickled size, the run that made it, if one did, and its type, if known."""
 
     nbytes: int
     run: RunId | None
     type_name: str = ""
 
 
-class Holdings(Mapping[Key, Held]):
+class HeldKeys(Mapping[Key, Held]):
     """The keys that are here; `nbytes` is the size of all of them."""
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class Holdings(Mapping[Key, Held]):
         return self._results
 
     def add(self, key: Key, nbytes: int, run: RunId | None = None, type_name: str = "") -> None:
-        """A value is here, in place of an earlier one of this key."""
+        """A value is here, and replaces an earlier one of this key."""
         if key in self._held:
             self.drop(key)
         self._held[key] = Held(nbytes, run, type_name)
@@ -53,7 +53,7 @@ class Holdings(Mapping[Key, Held]):
             self._results[run] = key
 
     def drop(self, key: Key) -> bool:
-        """Let go of a value; False if it is not here."""
+        """Drop a value; False if it is not here."""
         held = self._held.pop(key, None)
         if held is None:
             return False
@@ -63,7 +63,7 @@ class Holdings(Mapping[Key, Held]):
         return True
 
     def clear(self) -> tuple[Key, ...]:
-        """Let go of everything, and say what it was."""
+        """Drop everything, and return the keys."""
         keys = tuple(self._held)
         self._held.clear()
         self._results.clear()

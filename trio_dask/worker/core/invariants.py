@@ -37,14 +37,14 @@ def check_idle(core: WorkerCore) -> None:
     check(core)
     table, slots = core.table, core.slots
     tables: dict[str, Any] = {
-        name: getattr(table, name) for name in ("current", "waiting", "waiters", "producers", "leaders")
+        name: getattr(table, name) for name in ("current", "waiting", "waiters", "producers", "predecessors")
     }
-    tables |= {"announced": slots.announced, "leaving": slots.leaving, "overdue": slots.overdue}
+    tables |= {"announced": slots.announced, "leaving": slots.stopping, "overdue": slots.overdue}
     tables["acquiring"] = core.acquiring
     left = {name: table for name, table in tables.items() if table}
     assert not left, f"left over: {left}"
     assert not core.ready, "ready runs are left over"
-    assert not core.fetches.sought, "keys are still sought"
+    assert not core.fetches.pending, "keys are still pending"
     assert not core.fetches.active, "fetches are left over"
 
 
@@ -72,9 +72,11 @@ def _check_inputs(core: WorkerCore) -> None:
     inverse = {(key, number) for number, waiting in core.table.waiting.items() for key in waiting.missing}
     assert inverse == {(key, number) for key, numbers in waiters.items() for number in numbers}
     for key in waiters:
-        assert waiters[key], f"nobody waits for {key}"
+        assert waiters[key], f"no run waits for {key}"
         assert key not in core.held, f"runs wait for {key}, which is here"
-        assert key in core.fetches.sought or key in producers, f"runs wait for {key}, which nobody brings"
+        assert key in core.fetches.pending or key in producers, (
+            f"runs wait for {key}, which is neither fetched nor computed"
+        )
     for key, number in producers.items():
         assert number in core.runs, f"{key} is computed by run {number}, which is not current"
         assert core.runs[number].key == key, f"{key} is computed by run {number}, which computes another key"
@@ -82,18 +84,18 @@ def _check_inputs(core: WorkerCore) -> None:
 
 def _check_fetches(core: WorkerCore) -> None:
     plan = core.fetches
-    for key in plan.sought:
-        assert key in core.table.waiters or key in core.acquiring, f"{key} is sought and nobody wants it"
+    for key in plan.pending:
+        assert key in core.table.waiters or key in core.acquiring, f"{key} is pending and not wanted"
     for key in core.acquiring:
-        assert key in plan.sought, f"{key} is to be acquired, and nobody is asked for it"
+        assert key in plan.pending, f"{key} is to be acquired, and not pending"
         assert key not in core.held, f"{key} is to be acquired, and is here"
     queues = plan.queues.items()
     places: list[tuple[Key, str, FetchId | None]] = [(key, address, None) for address, queue in queues for key in queue]
     places += [(key, fetch.address, number) for number, fetch in plan.active.items() for key in fetch.keys]
-    assert sorted(key for key, _, _ in places) == sorted(plan.sought), "a sought key stands in no place, or in two"
+    assert sorted(key for key, _, _ in places) == sorted(plan.pending), "a pending key is in no place, or in two"
     for key, address, number in places:
-        sought = plan.sought[key]
-        assert (sought.address, sought.fetch) == (address, number), f"{key} is sought elsewhere than it says"
+        pending = plan.pending[key]
+        assert (pending.address, pending.fetch) == (address, number), f"{key} is in another place than it says"
     assert len(plan.active) <= plan.limits.fetches
     addresses = [fetch.address for fetch in plan.active.values()]
     for address in addresses:

@@ -1,4 +1,4 @@
-"""Runs that nothing stands in the way of, best first; slots take from here."""
+"""Runs that can start, best first; slots take from here."""
 
 from __future__ import annotations
 
@@ -17,19 +17,18 @@ class ReadyQueue:
 
     Slots are threads and take runs back to back, without asking the thread of the core. That is safe because each step
     here is one operation that the interpreter does not divide (`heappush`, `heappop` on integers, `dict.pop`), and
-    because a run belongs to whoever pops it from `_open`: to a slot, or to the core that withdraws it.
+    because a run belongs to the thread that pops it from `_open`: to a slot, or to the core that withdraws it.
 
-    A run that misses nothing but the result of another run here can *follow* that one: the slot that has the result
-    goes on with it at once, so that the links of a chain do not pass through the core between them. It belongs to
-    whoever pops it from `_followers`.
+    A run that lacks only the result of another run here can be *chained* after it: the slot that has the result goes on
+    with this run at once, without the core. It belongs to the thread that pops it from `_chained`.
     """
 
-    __slots__ = ("_arrival", "_followers", "_heap", "_open", "offered")
+    __slots__ = ("_arrival", "_chained", "_heap", "_open", "offered")
 
     def __init__(self) -> None:
         self._heap: list[tuple[int, int, Run]] = []
         self._open: dict[RunId, Run] = {}
-        self._followers: dict[RunId, tuple[Run, Run]] = {}  # by the leader's number: leader, follower
+        self._chained: dict[RunId, tuple[Run, Run]] = {}  # by the predecessor's number: predecessor and run
         self._arrival = 0
         self.offered = 0
 
@@ -53,30 +52,30 @@ class ReadyQueue:
                 run = heappop(self._heap)[2]
             except IndexError:
                 return None
-            # After a new session this may be a namesake of the run that was popped: it was offered too, so it will do.
+            # After a new session this may be another run of that number: it was offered too, so it will do.
             claimed = self._open.pop(run.run, None)
             if claimed is not None:
                 return claimed
 
-    def follow(self, leader: Run, run: Run) -> bool:
-        """Let a run follow another, if none does yet."""
-        pair = leader, run
-        return self._followers.setdefault(leader.run, pair) is pair
+    def chain_after(self, predecessor: Run, run: Run) -> bool:
+        """Chain a run after another, if none is yet."""
+        pair = predecessor, run
+        return self._chained.setdefault(predecessor.run, pair) is pair
 
-    def unfollow(self, leader: RunId, number: RunId) -> bool:
-        """Take a follower back; False means that a slot was faster."""
-        pair = self._followers.get(leader)
-        if pair is None or pair[1].run != number:  # taken, and perhaps another one follows by now
+    def unchain(self, predecessor: RunId, number: RunId) -> bool:
+        """Take a chained run back; False if a slot was faster."""
+        pair = self._chained.get(predecessor)
+        if pair is None or pair[1].run != number:  # taken, and perhaps another one is chained by now
             return False
-        return self._followers.pop(leader, None) is not None
+        return self._chained.pop(predecessor, None) is not None
 
-    def take_follower(self, leader: Run) -> Run | None:
-        """The run that follows this one, which has given its result. It belongs to the caller now.
+    def take_chained(self, predecessor: Run) -> Run | None:
+        """The run chained after this one, which has given its result. It belongs to the caller now.
 
-        A follower lets a ready run of a higher class of priority pass. Any thread may call this.
+        A ready run of a higher user priority goes first. Any thread may call this.
         """
-        pair = self._followers.get(leader.run)
-        if pair is None or pair[0] is not leader:  # it follows a namesake, of a new session
+        pair = self._chained.get(predecessor.run)
+        if pair is None or pair[0] is not predecessor:  # chained after a run of that number in a new session
             return None
         run = pair[1]
         rank = _rank(run) if run.extra else run.priority
@@ -86,11 +85,11 @@ class ReadyQueue:
             best = rank
         if best >> PRIORITY_BITS < rank >> PRIORITY_BITS:
             return None
-        claimed = self._followers.pop(leader.run, None)
+        claimed = self._chained.pop(predecessor.run, None)
         return None if claimed is None else claimed[1]
 
     def withdraw(self, number: RunId) -> bool:
-        """Take a run back; False means that a slot was faster."""
+        """Take a run back; False if a slot was faster."""
         return self._open.pop(number, None) is not None
 
     def runs(self) -> Iterable[Run]:
@@ -99,10 +98,10 @@ class ReadyQueue:
 
 
 def _rank(run: Run) -> int:
-    """The less, the sooner: the user's priority, then the order of submission.
+    """The lower, the sooner: the user's priority, then the order of submission.
 
-    For runs that have extras. For the others it is `run.priority`, and the two callers spare themselves the call, which
-    would make each `push` a tenth dearer.
+    For runs with extras. For others it is `run.priority`, and the two callers avoid this call, which would slow each
+    `push` by a tenth.
     """
     given: int = run.extra.get("priority", 0)
     return (given << PRIORITY_BITS) + run.priority

@@ -1,4 +1,4 @@
-"""The current runs, in whichever of their states, and what the waiting ones wait for."""
+"""The current runs in all their states, and the inputs that waiting runs wait for."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["RunTable", "Waiting"]
 
 
 class Waiting(NamedTuple):
-    """A run whose inputs are not all here."""
+    """A run that lacks inputs."""
 
     run: Run
     missing: dict[Key, None]
@@ -22,18 +22,18 @@ class Waiting(NamedTuple):
 class RunTable:
     """Every current run is in `current`, oldest first; those that wait are in `waiting`, those on offer in `ready`.
 
-    `sought` are the keys that peers are asked for. `unawaited(key)` is called when no run waits for a key any more.
+    `pending` are the keys that peers are asked for. `unawaited(key)` is called when no run waits for a key any more.
     """
 
-    def __init__(self, sought: Container[Key], unawaited: Callable[[Key], None]) -> None:
+    def __init__(self, pending: Container[Key], unawaited: Callable[[Key], None]) -> None:
         self.current: dict[RunId, Run] = {}
         self.ready = ReadyQueue()
         self.waiting: dict[RunId, Waiting] = {}
         self.producers: dict[Key, RunId] = {}
         """The run that computes each key; of several the newest."""
         self.waiters: dict[Key, dict[RunId, None]] = {}  # the inverse of Waiting.missing
-        self.leaders: dict[RunId, RunId] = {}  # of waiting runs that follow another
-        self._sought = sought
+        self.predecessors: dict[RunId, RunId] = {}  # of chained waiting runs
+        self._pending = pending
         self._unawaited = unawaited
 
     @property
@@ -42,48 +42,48 @@ class RunTable:
         return len(self.current) - len(self.waiting) - len(self.ready)
 
     def begin(self, run: Run) -> None:
-        """A run that misses nothing."""
+        """Add a run that lacks nothing."""
         self.current[run.run] = run
         self.producers[run.key] = run.run
         self.ready.push(run)
 
     def begin_waiting(self, run: Run, missing: Iterable[Key]) -> None:
-        """A run that misses these keys."""
+        """Add a run that lacks these keys."""
         number = run.run
         waiting = self.waiting[number] = Waiting(run, dict.fromkeys(missing))
         for key in waiting.missing:
             self.waiters.setdefault(key, {})[number] = None
-        self._let_follow(waiting)
+        self._try_chain(waiting)
         self.current[number] = run
         self.producers[run.key] = number
 
-    def supply(self, key: Key) -> None:
-        """This key is here now: whoever waits for nothing else is ready."""
+    def input_arrived(self, key: Key) -> None:
+        """This key is here now: runs that wait for nothing else are ready."""
         for number in list(self.waiters.pop(key, ())):
             waiting = self.waiting[number]
             del waiting.missing[key]
             if not self.claim(number):
                 continue
             if waiting.missing:
-                self._let_follow(waiting)
+                self._try_chain(waiting)
             else:
                 del self.waiting[number]
                 self.ready.push(waiting.run)
 
     def remove(self, run: Run) -> None:
-        """This run is over, or was never to be. A slot that has taken it keeps it."""
+        """This run is over, or not wanted. A slot that has taken it keeps it."""
         number = run.run
         del self.current[number]
         if self.producers.get(run.key) == number:
             del self.producers[run.key]
         if self.waiting and number in self.waiting:
-            self.leaders.pop(number, None)
+            self.predecessors.pop(number, None)
             self._end_wait(number)
 
     def claim(self, number: RunId) -> bool:
         """Make sure that no slot takes this waiting run; False if one has, then it is executing."""
-        leader = self.leaders.pop(number, None)
-        if leader is None or self.ready.unfollow(leader, number):
+        predecessor = self.predecessors.pop(number, None)
+        if predecessor is None or self.ready.unchain(predecessor, number):
             return True
         self._end_wait(number)
         return False
@@ -93,22 +93,22 @@ class RunTable:
         return self.claim(number) if number in self.waiting else self.ready.withdraw(number)
 
     def withdraw_all(self) -> list[Run]:
-        """Take out every run that no slot has taken, and give them."""
+        """Remove and return every run that no slot has taken."""
         unstarted = [run for run in list(self.current.values()) if self.withdraw(run.run)]
         for run in unstarted:
             self.remove(run)
         return unstarted
 
-    def forsake(self, lacking: Iterable[tuple[Key, str]]) -> list[InputMissing]:
-        """Hand back the runs that wait for these keys, those that wait for what they would have given, and so on.
+    def return_dependents(self, lacking: Iterable[tuple[Key, str]]) -> list[InputMissing]:
+        """Hand back the runs that wait for these keys, those that wait for the results of such runs, and so on.
 
-        With each key stands the address from which it could not be had, or nothing if the run that computed it here is
+        Each key comes with the address that could not give it, or with nothing if the run that computed it here is
         gone. A key that a peer is still asked for, or that another run computes, is not lacking.
         """
         missing: list[InputMissing] = []
         queue = list(lacking)
-        for key, address in queue:  # which grows on the way
-            if key not in self.waiters or key in self.producers or key in self._sought:
+        for key, address in queue:  # it grows on the way
+            if key not in self.waiters or key in self.producers or key in self._pending:
                 continue
             for number in list(self.waiters[key]):
                 if self.claim(number):
@@ -118,15 +118,15 @@ class RunTable:
                     queue.append((run.key, ""))
         return missing
 
-    def _let_follow(self, waiting: Waiting) -> None:
-        """If a run misses one thing only, and that is being computed here, let the slot that has it go on with it."""
+    def _try_chain(self, waiting: Waiting) -> None:
+        """Chain a run that lacks only one key after the run that computes it here."""
         if len(waiting.missing) == 1:
             (key,) = waiting.missing
-            leader = self.producers.get(key)
-            if leader is None or key in self._sought:
+            predecessor = self.producers.get(key)
+            if predecessor is None or key in self._pending:
                 return
-            if self.ready.follow(self.current[leader], waiting.run):
-                self.leaders[waiting.run.run] = leader
+            if self.ready.chain_after(self.current[predecessor], waiting.run):
+                self.predecessors[waiting.run.run] = predecessor
 
     def _end_wait(self, number: RunId) -> None:
         for key in self.waiting.pop(number).missing:

@@ -1,6 +1,6 @@
-"""What the core knows of the slots: what they were heard to have begun, until when, and which do not come back.
+"""What the core knows of the slots: which runs have begun, until when they may run, and which slots do not return.
 
-A slot whose run was stopped is *leaving*: it has some time to leave the run. After that it is *overdue*, and counts as
+A slot whose run was stopped is *stopping*: it has some time to leave the run. After that it is *overdue*, and counts as
 lost until its thread returns.
 """
 
@@ -12,18 +12,18 @@ from typing import NamedTuple
 from trio_dask.ids import RunId
 from trio_dask.protocol.messages import Run
 
-__all__ = ["Leaving", "SlotBook"]
+__all__ = ["SlotStates", "StoppedRun"]
 
 
-class Leaving(NamedTuple):
+class StoppedRun(NamedTuple):
     """A run that was stopped while a slot had it, and when the slot is due."""
 
     run: Run
     due: float
 
 
-class SlotBook:
-    """The slots, as far as anything is to be done about them. Runs that merely execute are not in here."""
+class SlotStates:
+    """The slots that need attention. Runs that merely execute are not in here."""
 
     def __init__(self, slots: int, grace_s: float) -> None:
         self.slots = slots
@@ -31,22 +31,22 @@ class SlotBook:
         self.announced: set[RunId] = set()
         self.deadlines: dict[RunId, float] = {}
         # By identity: runs are values, and equal ones of two sessions must not be mixed up.
-        self.leaving: dict[int, Leaving] = {}
+        self.stopping: dict[int, StoppedRun] = {}
         self.overdue: dict[int, Run] = {}
         self.outside: dict[int, Run] = {}
-        """Runs that have given their slot back and go on."""
+        """Runs that have seceded and go on."""
 
     @property
     def capacity(self) -> int:
         """Slots that can be counted on."""
-        # A slot may have left one stopped run and be in the next one before the first is heard of.
+        # A slot may have left one stopped run, and be in the next one, before the outcome of the first is known.
         return max(0, self.slots - len(self.overdue))
 
     def next_deadline(self) -> float:
         """When a run is out of time, or a slot overdue."""
-        if not (self.deadlines or self.leaving):
-            return inf  # as nearly always
-        return min([*self.deadlines.values(), *(leaving.due for leaving in self.leaving.values())])
+        if not (self.deadlines or self.stopping):
+            return inf  # the usual case
+        return min([*self.deadlines.values(), *(stopped.due for stopped in self.stopping.values())])
 
     def begin(self, run: Run, now: float) -> bool:
         """A slot has begun this run; False if that was known."""
@@ -65,33 +65,33 @@ class SlotBook:
             self.deadlines.pop(number, None)
 
     def seceded(self, run: Run) -> None:
-        """A run is outside of the slots; its slot is due to nobody any more."""
-        self.came_back(run)
+        """A run has seceded; its slot is free, so it cannot be overdue."""
+        self.returned(run)
         self.outside[id(run)] = run
 
     def rejoined(self, run: Run) -> None:
-        """A run is not outside of the slots any more."""
+        """A run has a slot again, or has ended."""
         self.outside.pop(id(run), None)
 
     def stop(self, run: Run, now: float) -> bool:
         """A slot is to leave this run; False if it has none."""
         if id(run) in self.outside:
             return False
-        self.leaving[id(run)] = Leaving(run, now + self._grace_s)
+        self.stopping[id(run)] = StoppedRun(run, now + self._grace_s)
         return True
 
-    def came_back(self, run: Run) -> bool:
+    def returned(self, run: Run) -> bool:
         """A slot has left a run that was stopped; True if it had been overdue."""
-        self.leaving.pop(id(run), None)
+        self.stopping.pop(id(run), None)
         return self.overdue.pop(id(run), None) is not None
 
     def expired(self, now: float) -> list[RunId]:
         """The runs that are out of time."""
         return [number for number, deadline in self.deadlines.items() if deadline <= now]
 
-    def give_up(self, now: float) -> bool:
-        """Count those that are late as overdue; True if there were any."""
-        late = [identity for identity, leaving in self.leaving.items() if leaving.due <= now]
+    def mark_overdue(self, now: float) -> bool:
+        """Count late slots as overdue; True if there were any."""
+        late = [identity for identity, stopped in self.stopping.items() if stopped.due <= now]
         for identity in late:
-            self.overdue[identity] = self.leaving.pop(identity).run
+            self.overdue[identity] = self.stopping.pop(identity).run
         return bool(late)

@@ -1,31 +1,31 @@
-"""The worker core: what to run, what to fetch, what to keep, what to say.
+"""The worker core: what to run, what to fetch, what to hold, what to send.
 
 A run that the scheduler has assigned is *current* until its outcome was reported, it was handed back, or it is no
 longer wanted. A current run is in exactly one of three states:
 
-    waiting     some of its inputs are not here: they are being fetched, or computed by another current run; it may
-                *follow* that run, and a slot may then take it before the core hears of the result
+    waiting     some of its inputs are not here: they are being fetched, or computed by another current run; it may be
+                *chained* after that run, and a slot may then take it before the core hears of the result
     ready       it is offered to the slots, best (priority, arrival) first
     executing   a slot has taken it
 
     Run ──► waiting ──► ready ──► executing ──► RunFinished | RunFailed
                │          │           │
-               │          │           └──► cancelled | RunFailed(timeout): its slot is *leaving*, later *overdue*
+               │          │           └──► cancelled | RunFailed(timeout): its slot is *stopping*, later *overdue*
                └──────────┴──► RunsReturned | InputMissing | cancelled
 
-A slot whose run was stopped has `grace_s` to leave it; after that the scheduler hears that the worker has one slot
-less, and once more when the slot came back after all.
+A slot whose run was stopped has `grace_s` to leave it. After that the worker reports one slot less, and one more again
+when the slot returns.
 
-A worker takes runs while it is *open*: it is neither paused nor draining, and at least one slot can be counted on. When
-that ends, what has not started is handed back, and so is every run that is assigned until it is open again.
+A worker takes runs while it is *open*: neither paused nor draining, with at least one slot that is not overdue. When
+that ends it hands back the runs that have not started, and every run that is assigned until it is open again.
 
-Sessions come and go. Between them everything goes on: slots run what is ready, peers are asked for what is missing, and
-outcomes are kept, as values or among the `Unconfirmed`. Then either the scheduler takes the worker back, which tells
-what it has; or, with `reset`, it forgets everything and is as new.
+Sessions come and go. Between them work goes on: slots run what is ready, peers are asked for missing keys, and outcomes
+are kept, as values or in `ResendOnReturn`. Then either the scheduler takes the worker back, which reports what it has;
+or `reset` makes it forget everything.
 
 The slots move runs from ready to executing on their own (see `ReadyQueue`), so a run is executing when it is current
-and neither waiting nor ready. Events name a run by the very object that was offered: what is no longer current is
-stale, also when a new scheduler counts its runs from one again, and a stale outcome is dropped.
+and neither waiting nor ready. Events name a run by the very object that was offered, for a new scheduler may count its
+runs from one again; the outcome of a run that is not current is dropped.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ from trio_dask.worker.core.effects import (
     Request,
     Then,
 )
-from trio_dask.worker.core.fetch_plan import FetchLimits, FetchPlan, GivenUp
-from trio_dask.worker.core.held_keys import Holdings
-from trio_dask.worker.core.resume import Unconfirmed, take_inventory
+from trio_dask.worker.core.fetch_plan import FetchLimits, FetchPlan, UnfetchableKey
+from trio_dask.worker.core.held_keys import HeldKeys
+from trio_dask.worker.core.resume import ResendOnReturn, take_inventory
 from trio_dask.worker.core.run_table import RunTable
-from trio_dask.worker.core.slot_states import SlotBook
-from trio_dask.worker.core.wanted_keys import Incoming
+from trio_dask.worker.core.slot_states import SlotStates
+from trio_dask.worker.core.wanted_keys import WantedKeys
 
 __all__ = ["WorkerCore"]
 
@@ -61,29 +61,29 @@ __all__ = ["WorkerCore"]
 class WorkerCore:
     """One worker's decisions, over all its sessions. `slots` is how many runs can execute at once.
 
-    Events come in by method, with the time where it matters; effects gather until `drain`.
+    Events come in by method, with the time where it matters; effects gather until `take_effects`.
     """
 
     def __init__(
         self, slots: int, *, limits: FetchLimits | None = None, blobs: BlobTable | None = None, grace_s: float = 0.2
     ) -> None:
-        self.slots = SlotBook(slots, grace_s)
+        self.slots = SlotStates(slots, grace_s)
         self.blobs = BlobTable() if blobs is None else blobs
         self.fetches = FetchPlan(limits or FetchLimits())
-        self.held = Holdings()
+        self.held = HeldKeys()
         self.paused = False
         self.draining = ""
-        """Why this worker is leaving; empty as long as it is not."""
+        """Why this worker drains; empty if it does not."""
         self.is_open = True
         """Whether it takes runs."""
-        self.table = RunTable(self.fetches.sought, lambda key: self._incoming.look(key))
-        self._incoming = Incoming(self.fetches, self.table.waiters, self._cancel_fetch)
-        self.acquiring = self._incoming.acquiring
+        self.table = RunTable(self.fetches.pending, lambda key: self._wanted.drop_unwanted(key))
+        self._wanted = WantedKeys(self.fetches, self.table.waiters, self._cancel_fetch)
+        self.acquiring = self._wanted.acquiring
         self.ready = self.table.ready
         self._runs = self.table.current
         self._waiters = self.table.waiters
         self._address: str | None = None  # None between sessions
-        self._unconfirmed = Unconfirmed()
+        self._resend = ResendOnReturn()
         self._replicas: dict[Key, None] = {}
         self._outbox: list[m.FromWorker] = []
         self._requests: list[Request] = []
@@ -97,7 +97,7 @@ class WorkerCore:
 
     @property
     def capacity(self) -> int:
-        """How many runs can execute here at once, as things stand. A run outside of the slots uses none."""
+        """How many runs can execute at once now. A seceded run uses no slot."""
         slots = 0 if self.paused else self.slots.capacity
         return slots + sum(map(self.is_current, self.slots.outside.values())) if slots else 0
 
@@ -109,9 +109,9 @@ class WorkerCore:
         """When `tick` has something to do."""
         return self.slots.next_deadline()
 
-    def drain(self) -> Effects:
+    def take_effects(self) -> Effects:
         """Everything to be done since the last call. Call it once per batch of events."""
-        if self.blobs.fading:
+        if self.blobs.expiring:
             self._forget(self.blobs.forget_before(next(iter(self._runs), None)))
         if self.fetches.queues:
             self._requests.extend(self.fetches.launch())
@@ -135,17 +135,17 @@ class WorkerCore:
         if returned or self.capacity != self.slots.slots:
             self._outbox.append(m.Capacity(self.capacity))
         if returned:
-            self._tell_all()
+            self._report_all()
         if self.draining:
             self._outbox.append(m.Drain(self.draining))
 
     def session_lost(self, now: float) -> None:
-        """The link to the scheduler is gone. Everything is kept: the scheduler may take this worker back."""
+        """The connection to the scheduler is lost. Keep everything: the scheduler may take this worker back."""
         self._address = None
-        self._unconfirmed.session_lost(self._incoming.abandon(), now)
+        self._resend.session_lost(self._wanted.cancel_all(), now)
 
     def reset(self, now: float) -> None:
-        """Nothing here means anything to the next scheduler: drop all of it."""
+        """Drop everything: none of it means anything to the next scheduler."""
         self._address = None
         for number in list(self._runs):
             self._cancel(number, now)
@@ -155,16 +155,16 @@ class WorkerCore:
             self._requests.append(FreeKeys(self.held.clear()))
         self._replicas.clear()
         self._outbox.clear()
-        self._unconfirmed.clear()
+        self._resend.clear()
         self._forget(self.blobs.clear())
 
-    def _tell_all(self) -> None:
-        """Say what may not have arrived, and what is here."""
-        # The scheduler sends functions anew to whoever has returned, so none of these is known to be needed again.
-        self.blobs.fade_all(next(reversed(self._runs), RunId(-1)))
+    def _report_all(self) -> None:
+        """Send what may not have arrived, and the inventory."""
+        # The scheduler sends functions anew to a worker that has returned, so these may not be needed again.
+        self.blobs.expire_all_after(next(reversed(self._runs), RunId(-1)))
         if self.slots.announced:
             self._outbox.append(m.Started(tuple(self.slots.announced)))
-        self._outbox += self._unconfirmed.tell(self.held)
+        self._outbox += self._resend.take_messages(self.held)
         inventory, beyond = take_inventory(self.held, self._runs)
         self._free(beyond)
         self._outbox.append(inventory)
@@ -172,7 +172,7 @@ class WorkerCore:
     # ------------------------------------------------------------------------------------------ open or not
 
     def pause(self) -> None:
-        """Take no runs for now: there is no memory for what they would bring. What executes goes on."""
+        """Take no runs for now, for want of memory. Executing runs go on."""
         if not self.paused:
             self.paused = True
             self._capacity_changed()
@@ -184,17 +184,17 @@ class WorkerCore:
             self._capacity_changed()
 
     def drain_began(self, reason: str) -> None:
-        """This worker is leaving: it takes no more runs, and tells the scheduler. What executes goes on."""
+        """Take no more runs, and tell the scheduler. Executing runs go on."""
         if not self.draining:
             self.draining = reason
-            self._open_or_shut()
+            self._update_open()
             self._outbox.append(m.Drain(reason))
 
     def _capacity_changed(self) -> None:
         self._outbox.append(m.Capacity(self.capacity))
-        self._open_or_shut()
+        self._update_open()
 
-    def _open_or_shut(self) -> None:
+    def _update_open(self) -> None:
         self.is_open = not self.draining and self.capacity > 0
         if self.is_open:
             return
@@ -208,7 +208,7 @@ class WorkerCore:
         """Take one message of the scheduler.
 
         Raises:
-          ProtocolError: the scheduler said something that makes no sense; the session should end.
+          ProtocolError: the message makes no sense; the session should end.
         """
         handler = self.HANDLERS.get(type(message))
         if handler is None:
@@ -234,10 +234,10 @@ class WorkerCore:
         self.table.begin(run)
 
     def _wait_for(self, run: m.Run, missing: Mapping[Key, tuple[str, ...]]) -> None:
-        """Have the run wait for these inputs, or hand it back, since one of them can never come."""
+        """Have the run wait for these inputs, or hand it back if one of them can never come."""
         remote = {key: [at for at in holders if at != self._address] for key, holders in missing.items()}
         for key, holders in remote.items():
-            if not (holders or key in self.table.producers or key in self.fetches.sought):
+            if not (holders or key in self.table.producers or key in self.fetches.pending):
                 self._outbox.append(m.InputMissing(run.run, key, missing[key][0] if missing[key] else ""))
                 return
         for key, holders in remote.items():
@@ -249,7 +249,7 @@ class WorkerCore:
         self.blobs.add(message)
 
     def _forget_blobs(self, message: m.ForgetBlobs, now: float) -> None:
-        self.blobs.fade(message.digests, next(reversed(self._runs), RunId(-1)))
+        self.blobs.expire_after(message.digests, next(reversed(self._runs), RunId(-1)))
 
     def _acquire(self, message: m.Acquire, now: float) -> None:
         refused: list[Key] = []
@@ -260,12 +260,12 @@ class WorkerCore:
             elif key not in self.acquiring and (self.paused or self.draining or not remote):
                 refused.append(key)
             else:
-                self._incoming.acquire(key, remote)
+                self._wanted.acquire(key, remote)
         if refused:
             self._outbox.append(m.NotAcquired(tuple(refused)))
 
     def _free_keys(self, message: m.Free, now: float) -> None:
-        self._incoming.forgo(message.keys)
+        self._wanted.cancel_acquire(message.keys)
         self._free(message.keys)
 
     def _free(self, keys: Iterable[Key]) -> None:
@@ -284,10 +284,10 @@ class WorkerCore:
                 keys.append(run.key)
         if returned:
             self._outbox.append(m.RunsReturned(tuple(returned)))
-        self._forsake(keys)
+        self._return_dependents(keys)
 
     def _cancel_runs(self, message: m.CancelRuns, now: float) -> None:
-        self._forsake([key for number in message.runs if (key := self._cancel(number, now)) is not None])
+        self._return_dependents([key for number in message.runs if (key := self._cancel(number, now)) is not None])
         # The scheduler has not heard of a result that crosses its cancellation, so it will not free it.
         self._free([key for number in message.runs if (key := self.held.results.get(number)) is not None])
 
@@ -312,7 +312,7 @@ class WorkerCore:
     # ------------------------------------------------------------------------------------------ from the slots
 
     def started(self, runs: Iterable[m.Run], now: float) -> None:
-        """Slots have taken these runs: ones that are to be announced, or have a time limit, or have run for long.
+        """Slots have taken these runs, which are to be announced, have a time limit, or have run for long.
 
         Where `announce` asks for it, the slot waits until the messages of this batch have left.
         """
@@ -321,7 +321,7 @@ class WorkerCore:
             self._outbox.append(m.Started(tuple(fresh)))
 
     def finished(self, run: m.Run, nbytes: int, type_name: str, value: bytes | None, duration_s: float) -> bool:
-        """A run gave a result. True if it is kept; then the value must have been stored before this call."""
+        """A run gave a result. True if it is kept; its value must have been stored before this call."""
         number = run.run
         if self._runs.get(number) is not run:
             self._slot_returned(run)
@@ -330,56 +330,56 @@ class WorkerCore:
         self.held.add(run.key, nbytes, number, type_name)
         self._outbox.append(m.RunFinished(number, nbytes, type_name, duration_s, value))
         if run.key in self._waiters or run.key in self.acquiring:
-            self._came(run.key)
+            self._arrived(run.key)
         return True
 
     def failed(self, run: m.Run, error: bytes | None, text: str, duration_s: float) -> None:
-        """A run raised, or its result is not fit to be kept."""
+        """A run raised, or its result cannot be kept."""
         if self.is_current(run):
-            self._say_failed(m.RunFailed(run.run, "exception", error, text, duration_s))
+            self._report_failed(m.RunFailed(run.run, "exception", error, text, duration_s))
             self._remove(run)
-            self._forsake([run.key])
+            self._return_dependents([run.key])
         else:
             self._slot_returned(run)
 
     def declined(self, run: m.Run) -> None:
-        """A slot has taken this run and will not begin it, for it has done all that it was to do."""
+        """A slot has taken this run and does not begin it: the worker's `max_tasks` have begun."""
         if self.is_current(run):
             self._outbox.append(m.RunsReturned((run.run,)))
             self._remove(run)
-            self._forsake([run.key])
+            self._return_dependents([run.key])
         else:
             self._slot_returned(run)
 
     def input_gone(self, run: m.Run, key: Key) -> None:
-        """A slot has taken this run, and found that an input is not here any more."""
+        """A slot has taken this run, and an input is not here any more."""
         if self.is_current(run):
             self._outbox.append(m.InputMissing(run.run, key, ""))
             self._remove(run)
-            self._forsake([run.key])
+            self._return_dependents([run.key])
         else:
             self._slot_returned(run)
 
     def seceded(self, run: m.Run) -> None:
-        """A run has given its slot back and goes on outside of the slots: another one can execute in its place."""
+        """A run has given its slot back and goes on: another one can execute in its place."""
         self.slots.seceded(run)
         self._capacity_changed()
 
     def rejoined(self, run: m.Run) -> None:
-        """A run that was outside of the slots has one again, or has ended."""
+        """A seceded run has a slot again, or has ended."""
         self.slots.rejoined(run)
         self._capacity_changed()
 
     def tick(self, now: float) -> None:
-        """Give up the runs that are out of time, and the slots that do not come back."""
+        """Fail the runs that are out of time, and count slots as overdue."""
         for number in self.slots.expired(now):
             run = self._runs[number]
             limit = float(run.extra["time_limit"])
             text = f"{run.key} ran longer than its time limit of {limit:g} s"
-            self._say_failed(m.RunFailed(number, "timeout", None, text, limit))
+            self._report_failed(m.RunFailed(number, "timeout", None, text, limit))
             self._cancel(number, now)
-            self._forsake([run.key])
-        if self.slots.give_up(now):
+            self._return_dependents([run.key])
+        if self.slots.mark_overdue(now):
             self._capacity_changed()
 
     # ------------------------------------------------------------------------------------------ from the data plane
@@ -389,12 +389,12 @@ class WorkerCore:
         return self.fetches.expects(fetch, key)
 
     def fetched(self, fetch: FetchId, key: Key, nbytes: int) -> bool:
-        """A value came from a peer. True if it is kept; then it must have been stored before this call."""
+        """A value came from a peer. True if it is kept; it must have been stored before this call."""
         if not self.fetches.arrived(fetch, key):
             return False
         self._replicas[key] = None
         self.held.add(key, nbytes)
-        self._came(key)
+        self._arrived(key)
         return True
 
     def absent(self, fetch: FetchId, key: Key) -> None:
@@ -404,28 +404,28 @@ class WorkerCore:
             self._give_up([given_up])
 
     def fetch_ended(self, fetch: FetchId, *, unreachable: bool, is_silent: bool = False) -> None:
-        """The fetch is over; what it has not answered for will not come. `unreachable`: the peer is gone.
+        """The fetch is over; what it has not answered will not come. `unreachable`: the peer is gone.
 
-        One that merely `is_silent` may have what was asked for all the same. The scheduler knows whether it is lost.
+        A peer that `is_silent` may have the keys all the same. The scheduler knows whether it is lost.
         """
         self._give_up(self.fetches.ended(fetch, unreachable=unreachable), hand_back=is_silent)
 
     def stored(self, key: Key, nbytes: int, type_name: str, client: str, now: float) -> bool:
-        """A client has put a value here. True if it is kept; then it must have been stored before this call."""
+        """A client has put a value here. True if it is kept; it must have been stored before this call."""
         if self._address is None:
             return False
         self.held.add(key, nbytes, None, type_name)
         message = m.Scattered(key, nbytes, type_name, client)
         self._outbox.append(message)
-        self._unconfirmed.stored(message, now)
+        self._resend.stored(message, now)
         if key in self._waiters or key in self.acquiring:
-            self._came(key)
+            self._arrived(key)
         return True
 
     # ------------------------------------------------------------------------------------------ from the store
 
     def lost_values(self, keys: Iterable[Key]) -> None:
-        """These values could not be kept. Tasks that need them find them missing, the scheduler has them made anew."""
+        """These values could not be kept. Tasks that need them lack them; the scheduler has them computed again."""
         lost = tuple(key for key in keys if key in self.held)
         if lost:
             self._free(lost)
@@ -433,15 +433,15 @@ class WorkerCore:
 
     # ------------------------------------------------------------------------------------------ steps
 
-    def _came(self, key: Key) -> None:
-        """A key that runs were waiting for, or that was to be acquired, is here, from wherever it came first."""
-        if self._incoming.came(key):
+    def _arrived(self, key: Key) -> None:
+        """A key that runs wait for, or that was to be acquired, is here, from wherever it came first."""
+        if self._wanted.arrived(key):
             self._replicas[key] = None
-        self.table.supply(key)
+        self.table.input_arrived(key)
 
-    def _say_failed(self, message: m.RunFailed) -> None:
+    def _report_failed(self, message: m.RunFailed) -> None:
         self._outbox.append(message)
-        self._unconfirmed.failed(message)
+        self._resend.failed(message)
 
     def _remove(self, run: m.Run) -> None:
         """Take a run out of every table. A slot that has taken it keeps it."""
@@ -453,7 +453,7 @@ class WorkerCore:
         self._requests.append(CancelFetch(fetch))
 
     def _cancel(self, number: RunId, now: float) -> Key | None:
-        """Drop a run that is no longer wanted. Gives its key, or None if it is not current."""
+        """Drop a run that is not wanted any more. Returns its key, or None if it is not current."""
         run = self._runs.get(number)
         if run is None:
             return None
@@ -467,23 +467,23 @@ class WorkerCore:
 
     def _slot_returned(self, run: m.Run) -> None:
         """A run that is not current has left its slot."""
-        if self.slots.came_back(run):
+        if self.slots.returned(run):
             self._capacity_changed()
 
-    def _give_up(self, given_up: list[GivenUp], *, hand_back: bool = False) -> None:
+    def _give_up(self, given_up: list[UnfetchableKey], *, hand_back: bool = False) -> None:
         """No peer could give these keys."""
-        missed = self._incoming.missed(given_up)
+        missed = self._wanted.missed(given_up)
         if missed:
             self._outbox.append(m.NotAcquired(missed))
-        forsaken = self.table.forsake(given_up)
+        forsaken = self.table.return_dependents(given_up)
         if hand_back and forsaken:
             self._outbox.append(m.RunsReturned(tuple(missing.run for missing in forsaken)))
         else:
             self._outbox += forsaken
 
-    def _forsake(self, keys: Iterable[Key]) -> None:
+    def _return_dependents(self, keys: Iterable[Key]) -> None:
         """The runs that computed these keys are gone."""
-        self._outbox += self.table.forsake((key, "") for key in keys)
+        self._outbox += self.table.return_dependents((key, "") for key in keys)
 
     def _forget(self, digests: tuple[Digest, ...]) -> None:
         if digests:

@@ -4,19 +4,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trio_dask import config
-from trio_dask.errors import UsageError
+from trio_dask import parsing
+from trio_dask.errors import UnavailableError, UsageError
 
 READERS = [
-    config.parse_bytes,
-    config.parse_fraction,
-    config.parse_name,
-    config.parse_port,
-    config.parse_port_range,
-    config.parse_resources,
-    config.parse_threads,
-    config.parse_timedelta,
-    lambda text: config.parse_memory_limit(text, machine_bytes=2**34),
+    parsing.parse_backoff,
+    parsing.parse_bytes,
+    parsing.parse_environment,
+    parsing.parse_fraction,
+    parsing.parse_name,
+    parsing.parse_port,
+    parsing.parse_port_range,
+    parsing.parse_resources,
+    parsing.parse_threads,
+    parsing.parse_timedelta,
+    lambda text: parsing.parse_memory_limit(text, machine_bytes=2**34),
 ]
 
 
@@ -48,7 +50,7 @@ def test_any_text_is_read_or_refused_with_one_short_printable_line(read, text):
     ],
 )
 def test_amounts_of_memory(text, number):
-    assert config.parse_bytes(text) == number
+    assert parsing.parse_bytes(text) == number
 
 
 @pytest.mark.parametrize(
@@ -56,12 +58,12 @@ def test_amounts_of_memory(text, number):
 )
 def test_what_is_no_amount_of_memory(text):
     with pytest.raises(UsageError, match="is not an amount of memory; write for example 500MB"):
-        config.parse_bytes(text)
+        parsing.parse_bytes(text)
 
 
 @given(number=st.integers(0, 2**60))
 def test_amounts_are_shown_as_they_are_read(number):
-    assert config.parse_bytes(config.format_bytes(number)) == pytest.approx(number, rel=0.01)
+    assert parsing.parse_bytes(parsing.format_bytes(number)) == pytest.approx(number, rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -69,39 +71,39 @@ def test_amounts_are_shown_as_they_are_read(number):
     [("60", 60), ("60s", 60), ("5 min", 300), ("5m", 300), ("200ms", 0.2), ("1.5h", 5400), ("1 day", 86400), ("0", 0)],
 )
 def test_lengths_of_time(text, seconds):
-    assert config.parse_timedelta(text) == pytest.approx(seconds)
+    assert parsing.parse_timedelta(text) == pytest.approx(seconds)
 
 
 @pytest.mark.parametrize("text", ["", "5 sec ago", "-1", "nan", "inf", "1 fortnight", "10GB"])
 def test_what_is_no_length_of_time(text):
     with pytest.raises(UsageError, match="is not a length of time; write for example 60"):
-        config.parse_timedelta(text)
+        parsing.parse_timedelta(text)
 
 
 @pytest.mark.parametrize("text", ["", "abc", "65536", "99999", "-1", "1.0", "8786 8787", "\uff19"])
 def test_what_is_no_port(text):
     with pytest.raises(UsageError, match="is not a port; give a number from 1 to 65535"):
-        config.parse_port(text)
+        parsing.parse_port(text)
 
 
 def test_ports_and_ranges_of_ports():
-    assert config.parse_port("0") == 0
-    assert config.parse_port("65535") == 65535
-    assert config.parse_port_range("9000") == (9000, 9000)
-    assert config.parse_port_range("9000:9100") == (9000, 9100)
-    assert config.parse_port_range("0") == (0, 0)
+    assert parsing.parse_port("0") == 0
+    assert parsing.parse_port("65535") == 65535
+    assert parsing.parse_port_range("9000") == (9000, 9000)
+    assert parsing.parse_port_range("9000:9100") == (9000, 9100)
+    assert parsing.parse_port_range("0") == (0, 0)
 
 
 @pytest.mark.parametrize("text", ["9100:9000", "0:5", "1:", ":1", "1:2:3", "a:b"])
 def test_what_is_no_range_of_ports(text):
     with pytest.raises(UsageError):
-        config.parse_port_range(text)
+        parsing.parse_port_range(text)
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "4097", "1e9", "two", ""])
 def test_what_is_no_number_of_threads(text):
     with pytest.raises(UsageError, match="give 1 to 4096"):
-        config.parse_threads(text)
+        parsing.parse_threads(text)
 
 
 @pytest.mark.parametrize(
@@ -118,13 +120,13 @@ def test_what_is_no_number_of_threads(text):
     ],
 )
 def test_memory_limits(text, limit):
-    assert config.parse_memory_limit(text, machine_bytes=1000, share=0.5) == limit
+    assert parsing.parse_memory_limit(text, machine_bytes=1000, share=0.5) == limit
 
 
 @pytest.mark.parametrize("text", ["nonsense", "-1", "200%", "nan", "", "1 GHz"])
 def test_what_is_no_memory_limit(text):
     with pytest.raises(UsageError, match="is not a memory limit"):
-        config.parse_memory_limit(text, machine_bytes=1000)
+        parsing.parse_memory_limit(text, machine_bytes=1000)
 
 
 @pytest.mark.parametrize(
@@ -140,17 +142,17 @@ def test_what_is_no_memory_limit(text):
 )
 def test_a_memory_limit_in_which_no_worker_can_run_is_refused_and_the_right_one_guessed(text, limit, message):
     with pytest.raises(UsageError, match=message):
-        config.check_memory_limit(text, limit, machine_bytes=2**34)
+        parsing.check_memory_limit(text, limit, machine_bytes=2**34)
 
 
 @pytest.mark.parametrize(("text", "limit"), [("0", None), ("48 MiB", 48 * 2**20), ("4GB", 4 * 10**9)])
 def test_other_memory_limits_are_taken(text, limit):
-    config.check_memory_limit(text, limit, machine_bytes=2**34)
+    parsing.check_memory_limit(text, limit, machine_bytes=2**34)
 
 
 def test_resources():
-    assert config.parse_resources("GPU=2 MEM=10e9,FOO=1") == {"GPU": 2, "MEM": 10e9, "FOO": 1}
-    assert config.parse_resources("GPU=0") == {"GPU": 0}
+    assert parsing.parse_resources("GPU=2 MEM=10e9,FOO=1") == {"GPU": 2, "MEM": 10e9, "FOO": 1}
+    assert parsing.parse_resources("GPU=0") == {"GPU": 0}
 
 
 @pytest.mark.parametrize(
@@ -158,21 +160,39 @@ def test_resources():
 )
 def test_what_is_no_resource(text):
     with pytest.raises(UsageError):
-        config.parse_resources(text)
+        parsing.parse_resources(text)
 
 
 @pytest.mark.parametrize("text", ["", " a", "a\nb", "x" * 256, "\0"])
 def test_what_is_no_name(text):
     with pytest.raises(UsageError, match="is not a name"):
-        config.parse_name(text)
+        parsing.parse_name(text)
 
 
 def test_names_are_taken_as_they_are():
-    assert config.parse_name("wörker 'one'") == "wörker 'one'"
+    assert parsing.parse_name("wörker 'one'") == "wörker 'one'"
 
 
-def test_never_is_the_default_death_timeout():
-    assert config.WorkerSettings(scheduler="tcp://a:1").death_timeout_s == math.inf
+@pytest.mark.parametrize(("text", "pauses"), [("1s:2s", (1, 2)), ("5", (5, 5)), ("0:1min", (0, 60))])
+def test_pauses(text, pauses):
+    assert parsing.parse_backoff(text) == pauses
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("0", math.inf), ("5 min", 300)])
+def test_a_time_limit_of_0_means_never(text, seconds):
+    assert parsing.parse_time_limit(text) == seconds
+
+
+@pytest.mark.parametrize(("text", "limit"), [("off", None), ("0", None), ("NONE", None), ("1GB", 10**9)])
+def test_limits_of_spilling(text, limit):
+    assert parsing.parse_spill_limit(text) == limit
+
+
+def test_a_file_that_the_program_cannot_write_is_refused_early(tmp_path):
+    for path in (str(tmp_path), f"{tmp_path}/a/b"):
+        with pytest.raises(UnavailableError, match="cannot write"):
+            parsing.parse_output_file(path)
+    assert parsing.parse_output_file(str(tmp_path / "file")) == str(tmp_path / "file")
 
 
 @pytest.mark.parametrize(
@@ -189,10 +209,10 @@ def test_never_is_the_default_death_timeout():
     ],
 )
 def test_fractions(text, fraction):
-    assert config.parse_fraction(text) == fraction
+    assert parsing.parse_fraction(text) == fraction
 
 
 @pytest.mark.parametrize("text", ["", "2", "101%", "-0.1", "nan", "inf", "0.5GiB", "half"])
 def test_what_is_no_fraction_is_refused(text):
     with pytest.raises(UsageError, match=r"is not a fraction; write for example 0\.8"):
-        config.parse_fraction(text)
+        parsing.parse_fraction(text)

@@ -1,0 +1,309 @@
+"""Text that users write, read into checked values, and amounts as people read them.
+
+Every reader takes what the user wrote and gives a checked value, or raises `UsageError` with one line that quotes the
+input and says what would be right. The caller adds the name of the option.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from trio_dask.errors import UnavailableError, UsageError
+
+__all__ = [
+    "LEAST_MEMORY_BYTES",
+    "MAX_NAME_LENGTH",
+    "MAX_THREADS",
+    "check_memory_limit",
+    "counted",
+    "format_bytes",
+    "parse_backoff",
+    "parse_bytes",
+    "parse_count",
+    "parse_environment",
+    "parse_file",
+    "parse_fraction",
+    "parse_memory_limit",
+    "parse_name",
+    "parse_output_file",
+    "parse_port",
+    "parse_port_range",
+    "parse_resources",
+    "parse_spill_limit",
+    "parse_threads",
+    "parse_time_limit",
+    "parse_timedelta",
+    "parse_zero_or_count",
+]
+
+OFF = ("none", "off", "false")
+MAX_THREADS = 4096
+MAX_NAME_LENGTH = 255
+LEAST_MEMORY_BYTES = 48 * 2**20
+"""An idle worker has 25 MiB, and pauses at 80 % of its limit: below this it would never run anything."""
+
+
+def _quote(text: str) -> str:
+    """The user's text in at most 60 printable characters."""
+    shown = ascii(text)
+    return shown if len(shown) <= 60 else f"{shown[:56]}...{shown[-1]}"
+
+
+_NUMBER_WITH_UNIT = re.compile(
+    r"([0-9]+(?:\.[0-9]*)?(?:e[+-]?[0-9]{1,3})?|\.[0-9]+(?:e[+-]?[0-9]{1,3})?)\s*([a-zµ]*)", re.ASCII
+)
+
+
+def _split_unit(text: str) -> tuple[float, str] | None:
+    match = _NUMBER_WITH_UNIT.fullmatch(text.strip().lower())
+    if match is None:
+        return None
+    number = float(match[1])
+    return (number, match[2]) if math.isfinite(number) else None
+
+
+_DECIMAL = {prefix: 1000**power for power, prefix in enumerate(("", "k", "m", "g", "t", "p"))}
+_BYTE_UNITS: Mapping[str, int] = {
+    "b": 1,
+    **_DECIMAL,
+    **{f"{prefix}b": factor for prefix, factor in _DECIMAL.items()},
+    **{f"{prefix}i": 1024**power for power, prefix in enumerate("kmgtp", 1)},
+    **{f"{prefix}ib": 1024**power for power, prefix in enumerate("kmgtp", 1)},
+}
+
+
+def parse_bytes(text: str) -> int:
+    """An amount of memory, such as `500MB`, `4 GiB`, `1e9` or `1048576`, in bytes."""
+    split = _split_unit(text)
+    if split is None or split[1] not in _BYTE_UNITS:
+        raise UsageError(f"{_quote(text)} is not an amount of memory; write for example 500MB, 4GiB or 1000000")
+    return int(split[0] * _BYTE_UNITS[split[1]])
+
+
+def format_bytes(number: int) -> str:
+    """An amount of memory for people, such as `3.75 GiB`."""
+    for power, unit in ((4, "TiB"), (3, "GiB"), (2, "MiB"), (1, "kiB")):
+        if number >= 1024**power:
+            return f"{number / 1024**power:.2f} {unit}"
+    return f"{number} B"
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 thread`, `4 threads`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+_TIME_UNITS: Mapping[str, float] = {
+    **dict.fromkeys(("", "s", "sec", "secs", "second", "seconds"), 1.0),
+    **dict.fromkeys(("us", "µs", "microsecond", "microseconds"), 1e-6),
+    **dict.fromkeys(("ms", "millisecond", "milliseconds"), 1e-3),
+    **dict.fromkeys(("m", "min", "mins", "minute", "minutes"), 60.0),
+    **dict.fromkeys(("h", "hr", "hrs", "hour", "hours"), 3600.0),
+    **dict.fromkeys(("d", "day", "days"), 86400.0),
+}
+
+
+def parse_timedelta(text: str) -> float:
+    """A length of time, such as `60`, `60s`, `5 min` or `200ms`, in seconds."""
+    split = _split_unit(text)
+    if split is None or split[1] not in _TIME_UNITS:
+        raise UsageError(f"{_quote(text)} is not a length of time; write for example 60, 60s, 5min or 200ms")
+    return split[0] * _TIME_UNITS[split[1]]
+
+
+def parse_time_limit(text: str) -> float:
+    """A length of time after which something ends; 0 means never."""
+    return parse_timedelta(text) or math.inf
+
+
+def parse_backoff(text: str) -> tuple[float, float]:
+    """The first and the longest pause, such as `0.5s:30s`, in seconds; one length of time stands for both.
+
+    Raises:
+      UsageError: it is not that, or the longest is shorter than the first.
+    """
+    first_text, colon, longest_text = text.partition(":")
+    first = parse_timedelta(first_text)
+    longest = parse_timedelta(longest_text) if colon else first
+    if longest < first:
+        raise UsageError(f"{_quote(text)} ends below its start; write for example 0.5s:30s")
+    return first, longest
+
+
+def _parse_integer(text: str) -> int | None:
+    """Digits alone: `int` would also take underscores, signs and the digits of other scripts."""
+    text = text.strip()
+    return int(text) if len(text) <= 18 and text.isascii() and text.isdigit() else None
+
+
+def parse_port(text: str) -> int:
+    """A TCP port; 0 means any free one."""
+    port = _parse_integer(text)
+    if port is None or port > 65535:
+        raise UsageError(f"{_quote(text)} is not a port; give a number from 1 to 65535, or 0 for any free port")
+    return port
+
+
+def parse_port_range(text: str) -> tuple[int, int]:
+    """One port, or `first:last` with both ends included, tried in order."""
+    first_text, colon, last_text = text.partition(":")
+    first = parse_port(first_text)
+    last = parse_port(last_text) if colon else first
+    if last < first or (first == 0 and last != 0):
+        raise UsageError(f"{_quote(text)} is not a range of ports; write first:last, for example 9000:9100")
+    return first, last
+
+
+def parse_threads(text: str) -> int:
+    """How many tasks run at once in one worker."""
+    number = _parse_integer(text)
+    if number is None or not 1 <= number <= MAX_THREADS:
+        raise UsageError(
+            f"{_quote(text)} is not a number of threads; give 1 to {MAX_THREADS}, or leave it out for one per CPU"
+        )
+    return number
+
+
+def parse_count(text: str) -> int:
+    """A whole number of at least 1."""
+    number = _parse_integer(text)
+    if not number:
+        raise UsageError(f"{_quote(text)} is not a number; give 1 or more")
+    return number
+
+
+def parse_zero_or_count(text: str) -> int:
+    """A whole number of at least 0."""
+    number = _parse_integer(text)
+    if number is None:
+        raise UsageError(f"{_quote(text)} is not a number; give 0 or more")
+    return number
+
+
+def parse_memory_limit(text: str, *, machine_bytes: int, share: float = 1.0) -> int | None:
+    """The memory one worker may use, in bytes, or None for no limit.
+
+    `auto` is this worker's `share` of `machine_bytes`; a number up to 1 is a fraction of the machine; `0` and `none`
+    mean no limit; everything else is an amount, and more than the machine has is as much as it has."""
+    plain = text.strip().lower()
+    if plain == "auto":
+        return max(1, int(machine_bytes * min(1.0, share)))
+    if plain == "none":
+        return None
+    split = _split_unit(plain)
+    if split is None or split[1] not in _BYTE_UNITS:
+        raise UsageError(
+            f"{_quote(text)} is not a memory limit; "
+            "write an amount (4GiB), a fraction of the machine (0.5), auto, or 0 for none"
+        )
+    number, unit = split
+    if number == 0:
+        return None
+    if not unit and number <= 1:
+        return max(1, int(machine_bytes * number))
+    return max(1, min(int(number * _BYTE_UNITS[unit]), machine_bytes))
+
+
+def check_memory_limit(text: str, limit_bytes: int | None, *, machine_bytes: int) -> None:
+    """Refuse a limit, read from `text`, that is too small for any worker, unless the machine itself has no more.
+
+    Raises:
+      UsageError: it is too small; the message guesses what was meant.
+    """
+    if limit_bytes is None or not limit_bytes < LEAST_MEMORY_BYTES <= machine_bytes:
+        return
+    plain = text.strip().lower()
+    number, unit = _split_unit(plain) or (0.0, "")
+    if plain == "auto":
+        found, remedy = "the share of each worker", "have fewer workers, or set no limit (0)"
+    elif not unit and 1 < number < 10**6:
+        # A user who leaves out the unit meant the usual one.
+        found, remedy = _quote(text), f"did you mean {number:g} {'GB' if number < 1000 else 'MB'}?"
+    else:
+        found, remedy = _quote(text), "give more, or 0 for no limit"
+    least = LEAST_MEMORY_BYTES // 2**20
+    raise UsageError(f"{found} is {format_bytes(limit_bytes)}, and a worker needs at least {least} MiB; {remedy}")
+
+
+def parse_fraction(text: str) -> float | None:
+    """A part of the memory limit, such as `0.8` or `80%`; `0`, `none`, `off` and `false` mean never, as None."""
+    plain = text.strip().lower()
+    if plain in OFF:
+        return None
+    split = _split_unit(plain.removesuffix("%").rstrip())
+    fraction = math.nan if split is None or split[1] else split[0] / (100 if plain.endswith("%") else 1)
+    if not 0 <= fraction <= 1:
+        raise UsageError(f"{_quote(text)} is not a fraction; write for example 0.8 or 80%, or off")
+    return fraction or None
+
+
+def parse_spill_limit(text: str) -> int | None:
+    """The bytes that one worker may write to disk; `0`, `none`, `off` and `false` mean no limit, as None."""
+    return None if text.strip().lower() in (*OFF, "0") else parse_bytes(text)
+
+
+def parse_resources(text: str) -> dict[str, float]:
+    """Named amounts that tasks can ask for: `GPU=2 MEM=10e9,FOO=1`, separated by commas or spaces.
+
+    Raises:
+      UsageError: a pair is not NAME=NUMBER, a number is negative or not finite, or a name is given twice.
+    """
+    resources: dict[str, float] = {}
+    for pair in text.replace(",", " ").split():
+        name, equals, amount_text = pair.partition("=")
+        split = _split_unit(amount_text)
+        if not (name and equals) or not name.isprintable() or split is None or split[1]:
+            raise UsageError(f"{_quote(pair)} is not NAME=NUMBER (0 or more); write for example GPU=2,MEM=10e9")
+        if name in resources:
+            raise UsageError(f"{_quote(name)} is given twice; give each resource once")
+        resources[name] = split[0]
+    if not resources:
+        raise UsageError(f"{_quote(text)} names no resource; write for example GPU=2,MEM=10e9")
+    return resources
+
+
+def parse_name(text: str) -> str:
+    """The name of a worker or a client: printable, without spaces at its ends, at most 255 characters."""
+    if not text or len(text) > MAX_NAME_LENGTH or not text.isprintable() or text != text.strip():
+        raise UsageError(f"{_quote(text)} is not a name; give 1 to {MAX_NAME_LENGTH} printable characters")
+    return text
+
+
+def parse_environment(text: str) -> tuple[str, str]:
+    """An environment variable as `NAME=VALUE`."""
+    name, equals, value = text.partition("=")
+    if not (name and equals) or "\0" in text:
+        raise UsageError(f"{_quote(text)} is not NAME=VALUE")
+    return name, value
+
+
+def parse_file(text: str) -> str:
+    """The name of a file."""
+    if not text or "\0" in text:
+        raise UsageError("give the name of a file")
+    return text
+
+
+def parse_output_file(text: str) -> str:
+    """The name of a file that the program will write.
+
+    Raises:
+      UsageError: it is not one.
+      UnavailableError: it cannot be written here.
+    """
+    parse_file(text)
+    try:
+        target = Path(text).absolute()
+    except FileNotFoundError:
+        raise UnavailableError(f"cannot write {text}: the folder in which this program was started is gone") from None
+    if target.is_dir():
+        raise UnavailableError(f"cannot write {text}: it is a folder; give the name of a file")
+    if not target.parent.is_dir():
+        raise UnavailableError(f"cannot write {text}: there is no folder {target.parent}")
+    if not os.access(target.parent, os.W_OK):
+        raise UnavailableError(f"cannot write {text}: no permission to write in {target.parent}")
+    return text
