@@ -154,4 +154,11 @@ def _local_cluster(**options: Any) -> Any:
     return LocalCluster(**options)
 
 
+def _find_client(address: str | None, timeout: Any) -> Any:
+    from trio_dask.client.current_client import find_client
+
+    return find_client(address, timeout)
+
+
 hooks.local_cluster = _local_cluster
+hooks.find_client = _find_client

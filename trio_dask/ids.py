@@ -14,15 +14,30 @@ An outcome that quotes a `RunId` that is no longer current is stale: it is dropp
 from __future__ import annotations
 
 import secrets
-from typing import NewType
+from typing import Final, NewType, TypeAlias
 
-__all__ = ["Digest", "Incarnation", "Key", "PeerId", "RunId", "new_incarnation", "places_of"]
+__all__ = [
+    "Digest",
+    "Incarnation",
+    "Key",
+    "PeerId",
+    "RunId",
+    "WorkerName",
+    "given_name",
+    "new_incarnation",
+    "places_of",
+]
 
 Key = str
 RunId = NewType("RunId", int)
 PeerId = NewType("PeerId", int)
 Incarnation = NewType("Incarnation", str)
 Digest = bytes
+WorkerName: TypeAlias = str | int
+"""A worker's name as users write and read it; inside, all names are texts."""
+
+LONGEST_NUMBER: Final = 18
+"""Digits of a name that may be an integer: longer ones are texts that happen to have no letters."""
 
 
 def new_incarnation() -> Incarnation:
@@ -34,3 +49,8 @@ def places_of(address: str) -> tuple[str, str, str]:
     """What users may call the place of this address: the whole, without its scheme, and the host alone."""
     place = address.rpartition("://")[2]
     return address, place, place.rpartition(":")[0].strip("[]") or place
+
+
+def given_name(name: str) -> WorkerName:
+    """A worker's name as users read it: an integer if it is written as one, as in distributed."""
+    return int(name) if len(name) <= LONGEST_NUMBER and name.isdecimal() and str(int(name)) == name else name

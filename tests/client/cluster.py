@@ -252,6 +252,7 @@ class MiniCluster:
             "processing": {WORKER: [key for key in self.tasks if key not in self.values]},
             "nbytes": dict.fromkeys(message.arguments or self.values, 28),
             "wait_for_workers": 1,
+            "fence": None,
         }
         if message.what != "wait_for_workers" or int(message.arguments[0]) <= 1:
             self.say(m.Reply(message.request, answers[message.what]))

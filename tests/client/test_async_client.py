@@ -150,6 +150,14 @@ async def test_gather_keeps_the_shape(client):
     assert await client.gather([]) == []
 
 
+async def test_scatter_keeps_the_shape(client):
+    for shape in (Point(1, 2), (1, 2), [1, 2], {"x": 1, "y": 2}, {1, 2}):
+        futures = await client.scatter(shape)
+        assert type(futures) is type(shape)
+        assert await client.gather(futures) == shape
+    assert (await client.scatter(Point(1, 2))).x.key == (await client.scatter([1])).pop().key
+
+
 async def test_gather_raises_or_skips(client):
     good, bad = client.submit(increment, 0), client.submit(fail, "boom")
     with pytest.raises(ValueError, match="boom"):
@@ -242,7 +250,7 @@ async def test_a_holder_that_is_gone_is_reported_and_another_found(client, clust
 async def test_a_kept_channel_that_its_worker_has_closed_is_replaced(client, cluster):
     cluster.inline = False
     assert await client.submit(increment, 1) == 2
-    (kept,) = client.engine.peers._idle[WORKER]
+    (kept,) = client.engine.channels._idle[WORKER]
     kept.hung_up = True
     assert await client.submit(increment, 2) == 3
     assert cluster.channels == 2
@@ -272,7 +280,7 @@ async def test_values_arriving_while_they_are_gathered_need_no_budget(client, cl
 
 
 async def test_dropped_futures_are_released_once_nobody_holds_them(client, cluster, monkeypatch):
-    monkeypatch.setattr("trio_dask.client.driver.SWEEP_S", 0)  # else the release may wait for company
+    monkeypatch.setattr("trio_dask.client.outgoing.DELAY_S", 0)  # else the release may wait for company
     first, second = client.submit(increment, 1), client.submit(increment, 1)
     await first
     key = first.key

@@ -25,7 +25,7 @@ from trio_dask import (
     rpc,
     wait,
 )
-from trio_dask.client import current_client
+from trio_dask.client import default_clients
 from trio_dask.errors import FutureCancelledError, KeyConflict, NoScheduler, SchedulerLost, UsageError
 from trio_dask.protocol import messages as m
 
@@ -157,16 +157,16 @@ def test_a_burst_wakes_the_loop_once(client, cluster):
     block = threading.Event()
     client.engine.run_soon(block.wait)
     wakes = []
-    token = client.engine._token
+    token = client.engine.calls.token
 
     class Counting:
         def run_sync_soon(self, function, *args, **kwargs):
             wakes.append(function)
             token.run_sync_soon(function, *args, **kwargs)
 
-    client.engine._token = Counting()
+    client.engine.calls.token = Counting()
     futures = [client.submit(increment, i) for i in range(100)]
-    client.engine._token = token
+    client.engine.calls.token = token
     block.set()
     assert client.gather(futures) == list(range(1, 101))
     assert len(wakes) <= 2
@@ -178,12 +178,12 @@ def test_who_waits_for_what_was_asked_for_already_wakes_no_loop(client, cluster)
     future = client.submit(increment, 1)
     trio.from_thread.run_sync(bool, trio_token=cluster._token)  # a turn of the loop, in which the task is sent
     woken = []
-    token = client.engine._token
-    client.engine._token = SimpleNamespace(run_sync_soon=lambda function, *_: woken.append(function))
+    token = client.engine.calls.token
+    client.engine.calls.token = SimpleNamespace(run_sync_soon=lambda function, *_: woken.append(function))
     for wait_for in (future.result, future.exception):
         with pytest.raises(TimeoutError):
             wait_for(timeout=0.001)
-    client.engine._token = token
+    client.engine.calls.token = token
     assert cluster.of_type(m.Submit)
     assert woken == []
     cluster.finish_from_thread(future.key)
@@ -410,15 +410,15 @@ def test_the_default_client_is_the_newest_that_is_open(cluster):
         for ask in (get_client, default_client):
             with pytest.raises(ValueError, match="no client"):
                 ask()
-        current_client.remember(first)
-        current_client.remember(second)
+        default_clients.remember(first)
+        default_clients.remember(second)
         assert get_client() is default_client() is Client.current() is second
         assert default_client(first) is first
         with first.as_current():
             assert get_client() is first
         second.close()
         assert get_client() is first
-        assert second not in [reference() for reference in current_client._open]
+        assert second not in [reference() for reference in default_clients._open]
     with pytest.raises(ValueError, match="no client"):
         Client.current()
 
@@ -529,7 +529,7 @@ def test_what_cannot_be_said_fails_whoever_waits_and_not_the_client(client, clus
     cluster.hold = True
     future = client.submit(increment, 1)
     with pytest.raises(SchedulerLost, match="cannot be sent"):
-        client._call(lambda engine: engine.ask("story", ("\udc80",)))
+        client.engine.call(client.engine.ask, "story", ("\udc80",))
     with pytest.raises(SchedulerLost, match="cannot be sent"):
         future.result(timeout=10)
     assert "the client failed" in caplog.text

@@ -195,7 +195,7 @@ class CoreMachine(RuleBasedStateMachine):
             if succeed and finished and self.call_of(state) == value:
                 self.core.fetched(request.address, state, (value,))
                 continue
-            self.core.unfetched(request.address, state, "gone")
+            self.core.fetch_failed(request.address, state, "gone")
         self.core.fetch_ended(request.address)
 
     def call_of(self, state):
@@ -382,16 +382,14 @@ def test_the_end_reaches_everybody_once():
     heard = []
     core.wait(pending, heard.append)
     core.read(finished, lambda state, frames, reason: heard.append((state, frames)))
-    core.ask("nthreads", (), lambda payload, ended: heard.append(ended))
+    core.request(m.Restart, lambda payload, ended: heard.append(ended))
     ended = Ended(lost=True, text="gone")
-    core.end(ended)
-    core.end(Ended(lost=False, text="closed"))
+    core.end_session(ended)
+    core.end_session(Ended(lost=False, text="closed"))
     assert heard == [pending, (finished, None), ended]
     assert {pending.status, finished.status} == {"lost"}
     assert not core.drain()
     assert not core.next_fetches()
-    core.ask("nthreads", (), lambda payload, ended: heard.append(ended))
-    assert heard[-1] == ended
 
 
 def test_fetches_spread_over_holders_and_stay_within_bounds():
@@ -434,7 +432,7 @@ def test_a_fetch_that_hangs_is_not_waited_for_once_the_key_is_elsewhere():
     core.handle(m.KeyReady("k0", 1, "int", None, HOLDERS[1:]))
     assert [request.address for request in core.next_fetches()] == [HOLDERS[1]]
     core.fetched(HOLDERS[1], state, (b"new",))
-    core.unfetched(HOLDERS[0], state, "it woke up too late")
+    core.fetch_failed(HOLDERS[0], state, "it woke up too late")
     core.fetched(HOLDERS[0], state, (b"late",))
     assert outcomes == [(b"new",)]
 
@@ -447,7 +445,7 @@ def test_a_key_that_no_holder_delivers_is_given_up():
     core.read(state, lambda _, frames, reason: outcomes.append((frames, reason)))
     for _ in range(20):
         for request in core.next_fetches():
-            core.unfetched(request.address, state, "no way")
+            core.fetch_failed(request.address, state, "no way")
             core.fetch_ended(request.address)
         core.handle(m.KeyReady("k0", 1, "int", None, HOLDERS))
     assert outcomes == [(None, "no way")]
@@ -478,7 +476,7 @@ def test_who_is_silent_is_not_said_to_have_lost_the_value():
     core.read(state, lambda _, frames, reason: outcomes.append((frames, reason)))
     core.next_fetches()
     core.drain()
-    core.unfetched(HOLDERS[0], state, "no answer", is_silent=True)
+    core.fetch_failed(HOLDERS[0], state, "no answer", is_silent=True)
     core.fetch_ended(HOLDERS[0])
     assert core.drain() == [m.Want(("k0",))]
     core.handle(m.KeyReady("k0", 1, "int", None, HOLDERS[:1]))

@@ -66,7 +66,7 @@ class CutLinks(RuleBasedStateMachine):
     def start(self, budget):
         self.patches = pytest.MonkeyPatch()
         self.patches.setattr(clients, "CONFIRM_WEIGHT", 3)
-        self.patches.setattr(resend_buffer, "CONFIRM_EVERY", 4)
+        self.patches.setattr(resend_buffer, "ACK_EVERY", 4)
         self.patches.setattr(outbox, "BLOB_PIECE_BYTES", 5)
         self.patches.setattr(client_core, "BLOB_BUDGET_BYTES", 10)
         self.now = 0.0
@@ -79,7 +79,7 @@ class CutLinks(RuleBasedStateMachine):
         self.send = self.scheduler.state.send
         self.scheduler.state.send = self.record
         self.client = ClientCore(inline_budget_bytes=budget)
-        self.client.join("s1", None)
+        self.client.connected("s1", None)
         self.wire = Wire()
         self.heard_by_scheduler = True
         self.runs = {}
@@ -197,7 +197,7 @@ class CutLinks(RuleBasedStateMachine):
         if meanwhile and self.runs:
             self.finish_run(next(iter(self.runs)), "inline", pump=False)
         assert self.scheduler.client_back(peer, self.client.received, self.now)
-        self.client.join("s1", handled)
+        self.client.connected("s1", handled)
         self.wire = Wire()
         self.pump()
 
@@ -253,7 +253,7 @@ class CutLinks(RuleBasedStateMachine):
             if life is not None and self.stored.get(state.key) == life.call:
                 self.client.fetched(request.address, state, (life.call,))
             else:
-                self.client.unfetched(request.address, state, "not there")
+                self.client.fetch_failed(request.address, state, "not there")
         self.client.fetch_ended(request.address)
 
     # ------------------------------------------------------------------------------------------ what must hold
@@ -306,11 +306,11 @@ class CutLinks(RuleBasedStateMachine):
             self.run_dry()
             assert not self.client.states
             assert not self.client._fences
-            assert len(self.client._stream._kept) < 3
+            assert len(self.client._resend._kept) < 3
             state = self.scheduler.state
             assert not state.tasks
             assert sum(map(len, state.clients[self.peer].unconfirmed)) < 5
-            self.client.end(Ended(lost=False, text="closed"))
+            self.client.end_session(Ended(lost=False, text="closed"))
             self.scheduler.remove_peer(self.peer, "closed", self.now, expected=True)
             self.pump()
             check_empty(state)

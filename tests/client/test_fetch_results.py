@@ -8,7 +8,7 @@ import trio
 from trio_dask.client.core.client import ClientCore
 from trio_dask.client.core.outbox import Row
 from trio_dask.client.fetch_results import fetch
-from trio_dask.client.worker_channels import Peers
+from trio_dask.client.worker_channels import WorkerChannels
 from trio_dask.comm.transport import ConnectionLost, PeerSilent
 from trio_dask.protocol import messages as m
 
@@ -30,5 +30,5 @@ async def test_who_is_silent_has_not_lost_what_he_was_asked_for(failure, said):
     core.read(state, lambda *_: None)
     core.drain()
     (request,) = core.next_fetches()
-    await fetch(request, Peers(open_channel), core, threading.Lock())
+    await fetch(request, WorkerChannels(open_channel), core, threading.Lock())
     assert core.drain() == [said]

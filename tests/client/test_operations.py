@@ -4,6 +4,8 @@ import pytest
 import trio
 
 from trio_dask import Client, FutureCancelledError, LocalCluster, as_completed, get_worker, wait
+from trio_dask.client.task_options import worker_names
+from trio_dask.ids import given_name
 
 
 def increment(x):
@@ -39,7 +41,7 @@ def own_client():
 
 
 def addresses(client):
-    """Of the workers, by name."""
+    """Of the workers, by name: numbers, as those of distributed's workers."""
     return {worker["name"]: address for address, worker in client.scheduler_info()["workers"].items()}
 
 
@@ -75,7 +77,7 @@ def test_what_each_worker_holds_is_told_for_all_or_for_some_however_they_are_nam
     assert set(everything) == set(addresses(client).values())
     assert {key for keys in everything.values() for key in keys} >= {future.key for future in futures}
     for name, address in addresses(client).items():
-        for named in (name, int(name), address, [name], {address}):
+        for named in (name, str(name), address, [name], {address}):
             assert client.has_what(named) == {address: everything[address]}
             assert client.nthreads(named) == {address: 1}
             assert client.processing(named) == {address: ()}
@@ -90,19 +92,19 @@ def test_a_call_in_each_worker_answers_by_address(client):
     assert client.run(increment, 1) == dict.fromkeys(where.values(), 2)
     assert client.run(double_async, 4) == dict.fromkeys(where.values(), 8)
     assert client.run(fail_on, "nobody") == {address: name for name, address in where.items()}
-    for named in ("1", 1, where["1"], ["1"]):
-        assert client.run(increment, 1, workers=named) == {where["1"]: 2}
+    for named in ("1", 1, where[1], ["1"]):
+        assert client.run(increment, 1, workers=named) == {where[1]: 2}
     assert client.run(increment, 1, wait=False) is None
 
 
 def test_what_calls_in_workers_raise_is_raised_returned_or_ignored(client):
     where = addresses(client)
     with pytest.raises(LookupError, match="1"):
-        client.run(fail_on, "1")
-    outcomes = client.run(fail_on, "1", on_error="return")
-    assert outcomes[where["0"]] == "0"
-    assert isinstance(outcomes[where["1"]], LookupError)
-    assert client.run(fail_on, "1", on_error="ignore") == {where["0"]: "0"}
+        client.run(fail_on, 1)
+    outcomes = client.run(fail_on, 1, on_error="return")
+    assert outcomes[where[0]] == 0
+    assert isinstance(outcomes[where[1]], LookupError)
+    assert client.run(fail_on, 1, on_error="ignore") == {where[0]: 0}
 
 
 @pytest.mark.parametrize(
@@ -156,16 +158,16 @@ def test_retired_workers_leave_their_results_behind(own_client):
     where = addresses(own_client)
     assert own_client.retire_workers(n=0) == {}
     retired = own_client.retire_workers(["0"])
-    assert {address: worker["name"] for address, worker in retired.items()} == {where["0"]: "0"}
-    assert list(own_client.nthreads()) == [where["1"]]
-    assert set(own_client.who_has(futures).values()) == {(where["1"],)}
+    assert {address: worker["name"] for address, worker in retired.items()} == {where[0]: 0}
+    assert list(own_client.nthreads()) == [where[1]]
+    assert set(own_client.who_has(futures).values()) == {(where[1],)}
     assert own_client.gather(futures) == list(range(1, 51))
 
 
 def test_a_worker_that_begins_afresh_holds_nothing_and_nothing_is_lost(own_client):
     futures = own_client.map(increment, range(50))
     wait(futures)
-    assert own_client.restart_workers(["0", 1]) == {"0": "OK", "1": "OK"}
+    assert own_client.restart_workers(["0", 1]) == {"0": "OK", 1: "OK"}
     assert len(own_client.nthreads()) == 2
     assert own_client.gather(futures) == list(range(1, 51))
 
@@ -216,6 +218,26 @@ def test_a_task_knows_its_worker(client):
     assert found in [(name, address, 1) for name, address in addresses(client).items()]
     with pytest.raises(ValueError, match="inside a task"):
         get_worker()
+
+
+def test_names_in_digits_are_numbers_for_users_and_other_names_stay_texts(client):
+    assert sorted(addresses(client)) == sorted(client.run(lambda dask_worker: dask_worker.name).values()) == [0, 1]
+    assert {given_name(name) for name in ("007", "a1", "-1", "1.0", "", "\u0663", "9" * 19)} == {
+        "007",
+        "a1",
+        "-1",
+        "1.0",
+        "",
+        "\u0663",
+        "9" * 19,
+    }
+    for number in (0, 123, 10**17):
+        assert (given_name(str(number)), worker_names(given_name(str(number)))) == (number, (str(number),))
+    for workers in (1, "1", [1]):
+        found = client.submit(lambda: get_worker().name, workers=workers, pure=False)
+        assert found.result() == 1
+    assert client.restart_workers([1, "0"]) == {1: "OK", "0": "OK"}
+    client.wait_for_workers(2)
 
 
 # ------------------------------------------------------------------------------------------ distributed's keywords

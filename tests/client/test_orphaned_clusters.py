@@ -13,7 +13,7 @@ PATIENCE_S = 10
 class EndedEngine:
     """An engine whose loop has ended."""
 
-    def loosen(self) -> None:
+    def hold_client_weakly(self) -> None:
         pass
 
     def run_soon(self, *_: Any) -> bool:
@@ -27,7 +27,7 @@ class Somebody:
 def test_one_whose_loop_has_ended_ends_its_cluster_when_nobody_has_it() -> None:
     closed = threading.Event()
     client = Somebody()
-    orphaned_clusters.let_go(cast("Any", client), cast("Any", EndedEngine()), closed.set)
+    orphaned_clusters.close_when_unreachable(cast("Any", client), cast("Any", EndedEngine()), closed.set)
     assert not closed.is_set()
     del client
     assert closed.wait(PATIENCE_S)

@@ -90,7 +90,7 @@ async def test_values_come_from_workers_while_there_is_no_scheduler(client, clus
         dialling.set()
         await trio.sleep_forever()
 
-    client.engine._dial = dial
+    client.engine.link._dial = dial
     cluster.lose()
     await dialling.wait()
     assert client.status == "connecting"
@@ -205,7 +205,7 @@ async def test_leaving_while_there_is_no_scheduler(cluster, phase):
             if phase == "lost":
                 cluster.refusal = NoScheduler("nobody")
             else:
-                client.engine._dial = never
+                client.engine.link._dial = never
             cluster.lose()
             await trio.testing.wait_all_tasks_blocked()
             assert client.status == phase
@@ -241,7 +241,7 @@ async def test_messages_are_confirmed_now_and_then(client, cluster):
     assert 1 <= len(confirmed) <= 1 + 1000 // 64
     cluster.say(m.Received(cluster.handled))
     await trio.testing.wait_all_tasks_blocked()
-    assert not client.engine.core._stream._kept
+    assert not client.engine.core._resend._kept
 
 
 def test_blocking_calls_wait_until_the_link_is_back(cluster):
@@ -281,7 +281,7 @@ def test_closing_while_the_scheduler_is_away(cluster):
     with open_client(cluster) as client:
         future = client.submit(increment, 1)
         client.wait_for_workers(1)
-        client.engine._dial = never
+        client.engine.link._dial = never
         cluster.lose_from_thread()
     with pytest.raises(FutureCancelledError):
         future.result()

@@ -96,12 +96,12 @@ async def half_open(nursery):
             await self.connection.aclose(reason)
 
     def prepare(client):
-        dial = client.engine._dial
+        dial = client.engine.link._dial
 
         async def dial_severable(*lost):
             return Link(await dial(*lost))
 
-        client.engine._dial = dial_severable
+        client.engine.link._dial = dial_severable
         return severed
 
     return prepare
@@ -114,9 +114,8 @@ async def test_a_link_that_is_cut_again_and_again_loses_nothing_and_repeats_noth
         for cut in range(10):
             futures += client.map(increment, range(300 * cut, 300 * cut + 300))
             await trio.sleep(random.random() * 0.003)
-            link = client.engine._link
-            if link is not None:
-                link.abort("cut")
+            if client.status == "running":
+                client.engine.phase.connection.abort("cut")
         assert await client.gather(futures) == list(range(1, 3001))
         assert set(executed.values()) == {1}
         assert sorted(await client.scheduler_info()) != []
@@ -149,7 +148,7 @@ async def test_another_scheduler_at_the_same_address(start_scheduler, autojump_c
         future = client.submit(increment, 1)
         assert await client.nthreads() == {}
         before = client.engine.core.scheduler
-        client.engine._link.abort("the wire was cut")  # so it hears no goodbye
+        client.engine.phase.connection.abort("the wire was cut")  # so it hears no goodbye
         await first.stop()
         await start_scheduler()
         with pytest.raises(SchedulerLost) as caught:
@@ -184,7 +183,7 @@ async def test_a_scheduler_that_does_not_come_back_is_lost_after_the_timeout(sta
     async with AsyncClient(ADDRESS, timeout="7s") as client:
         future = client.submit(increment, 1)
         assert await client.nthreads() == {}
-        client.engine._link.abort("the wire was cut")
+        client.engine.phase.connection.abort("the wire was cut")
         first.scope.cancel()
         began = trio.current_time()
         with pytest.raises(SchedulerLost, match="the wire was cut; reconnecting failed: no scheduler at inproc"):
@@ -204,8 +203,8 @@ async def test_a_client_that_vanishes_is_waited_for(start_scheduler, autojump_cl
                 async def fail(*lost):  # noqa: ASYNC124 - it stands for one that waits
                     raise NoScheduler("not any more")
 
-                client.engine._dial = fail
-                client.engine._link.abort("vanished")
+                client.engine.link._dial = fail
+                client.engine.phase.connection.abort("vanished")
                 with pytest.raises(SchedulerLost, match="not any more"):
                     await future
                 scope.cancel()
@@ -222,7 +221,7 @@ async def test_the_scheduler_file_is_read_again(start_scheduler, autojump_clock,
     async with AsyncClient(scheduler_file=path) as client:
         future = client.submit(increment, 1)
         assert await client.nthreads() == {}
-        client.engine._link.abort("cut")
+        client.engine.phase.connection.abort("cut")
         await first.stop()
         await trio.sleep(1)
         (tmp_path / "scheduler.json").write_text("not a file of ours")

@@ -12,7 +12,7 @@ import trio
 from trio.testing import MockClock
 
 from trio_dask.client import scatter
-from trio_dask.client.scatter import CHANNELS, PARALLEL_BYTES, Parcel
+from trio_dask.client.scatter import CHANNELS, PARALLEL_BYTES, ScatterItem
 from trio_dask.protocol.messages import Put, PutDone
 
 
@@ -54,14 +54,14 @@ class _Channel:
         return PutDone(self.put.key, sum(self.put.sizes)), []
 
 
-def parcels(count: int, nbytes: int) -> list[Parcel]:
-    return [Parcel(f"value-{number}", "bytes", [memoryview(bytearray(nbytes))]) for number in range(count)]
+def items(count: int, nbytes: int) -> list[ScatterItem]:
+    return [ScatterItem(f"value-{number}", "bytes", [memoryview(bytearray(nbytes))]) for number in range(count)]
 
 
-async def put(worker: Worker, load: list[Parcel]) -> tuple[list[str], list[Parcel]]:
+async def put(worker: Worker, load: list[ScatterItem]) -> tuple[list[str], list[ScatterItem]]:
     failures: list[str] = []
-    stranded: list[Parcel] = []
-    engine: Any = SimpleNamespace(peers=worker, incarnation="client")
+    stranded: list[ScatterItem] = []
+    engine: Any = SimpleNamespace(channels=worker, incarnation="client")
     await scatter._put_each(engine, "tcp://worker", deque(load), failures, stranded)
     return failures, stranded
 
@@ -78,22 +78,22 @@ async def put(worker: Worker, load: list[Parcel]) -> tuple[list[str], list[Parce
 async def test_large_values_go_over_several_channels_and_each_goes_once(
     autojump_clock: MockClock, count: int, nbytes: int, channels: int
 ) -> None:
-    worker, load = Worker(), parcels(count, nbytes)
+    worker, load = Worker(), items(count, nbytes)
     assert await put(worker, load) == ([], [])
     assert worker.most_open == worker.channels == channels
-    assert sorted(worker.stored) == [parcel.key for parcel in load]
+    assert sorted(worker.stored) == [item.key for item in load]
     assert trio.current_time() <= -(-count // channels) + 0.1
 
 
 async def test_what_a_broken_channel_leaves_behind_goes_over_the_others(autojump_clock: MockClock) -> None:
-    worker, load = Worker(0), parcels(5, PARALLEL_BYTES)
+    worker, load = Worker(0), items(5, PARALLEL_BYTES)
     assert await put(worker, load) == ([], [])
-    assert sorted(worker.stored) == [parcel.key for parcel in load]
+    assert sorted(worker.stored) == [item.key for item in load]
 
 
 async def test_what_no_channel_has_taken_is_stranded_once_and_the_reason_is_told(autojump_clock: MockClock) -> None:
-    worker, load = Worker(*range(CHANNELS)), parcels(5, PARALLEL_BYTES)
+    worker, load = Worker(*range(CHANNELS)), items(5, PARALLEL_BYTES)
     failures, stranded = await put(worker, load)
     assert failures == ["tcp://worker: it broke"] * CHANNELS
-    assert sorted(parcel.key for parcel in stranded) == [parcel.key for parcel in load]
+    assert sorted(item.key for item in stranded) == [item.key for item in load]
     assert worker.stored == []

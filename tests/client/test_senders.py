@@ -100,17 +100,19 @@ def a_turn_of_the_loop(cluster):
 
 def test_a_lone_caller_sends_by_himself_and_wakes_nobody(client, cluster):
     woken = []
-    token = client.engine._token
+    token = client.engine.calls.token
     me = threading.get_ident()
     a_turn_of_the_loop(cluster)
-    client.engine._token = SimpleNamespace(run_sync_soon=lambda *args: woken.append(args) or token.run_sync_soon(*args))
+    client.engine.calls.token = SimpleNamespace(
+        run_sync_soon=lambda *args: woken.append(args) or token.run_sync_soon(*args)
+    )
     kept = []  # a future that is dropped may wake the loop
     for number in range(50):
         kept.append(client.submit(increment, number))
         wait(kept[-1])
         assert kept[-1].result() == number + 1
         a_turn_of_the_loop(cluster)  # in which the loop says what it has to say about the result
-    client.engine._token = token
+    client.engine.calls.token = token
     assert len(cluster.submits_of(me)) == 50
     assert woken == []
 

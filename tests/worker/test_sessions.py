@@ -13,6 +13,7 @@ import trio
 import trio.testing
 
 from tests.worker.kit import Ref, open_data, open_scheduler, open_worker
+from trio_dask import retry_policy
 from trio_dask.comm import Address
 from trio_dask.comm.inproc import bind_memory
 from trio_dask.config import WorkerSettings
@@ -408,7 +409,7 @@ async def test_one_short_session_after_a_long_absence_delays_nothing(autojump_cl
     async with open_scheduler() as scheduler, trio.open_nursery() as nursery:
         await nursery.start(run_worker, scheduler.settings)
         session = await scheduler.next_session()
-        await trio.sleep(service.SOUND_SESSION_S)
+        await trio.sleep(retry_policy.SOUND_SESSION_S)
         scheduler.refusal = "not now"
         session.connection.abort()
         await trio.sleep(30)

@@ -2,95 +2,28 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 from weakref import WeakMethod
 
 import trio
 
-from trio_dask.client.core.key_state import OVER, Frames, KeyState
+from trio_dask.client.call_forms import Timeout, blocking
+from trio_dask.client.core.key_state import TERMINAL, Frames, KeyState
 from trio_dask.client.engine import Engine
-from trio_dask.client.futures import AsyncFuture, BaseFuture, Timeout, states_of
+from trio_dask.client.futures import BaseFuture
 from trio_dask.client.nested_futures import futures_given
 from trio_dask.client.task_errors import no_value
+from trio_dask.client.wait import ALL_COMPLETED, FIRST_COMPLETED, DoneAndNotDone, were_not_done
+from trio_dask.client.wait import wait as definition_of_wait
 from trio_dask.client.wait_signals import Signal, ThreadSignal, TrioSignal, as_seconds, limit, refuse_in_event_loop
-from trio_dask.parsing import counted
 
-__all__ = ["ALL_COMPLETED", "FIRST_COMPLETED", "DoneAndNotDone", "ReturnWhen", "as_completed", "wait", "wait_async"]
+__all__ = ["ALL_COMPLETED", "FIRST_COMPLETED", "DoneAndNotDone", "as_completed", "wait"]
 
-ALL_COMPLETED = "ALL_COMPLETED"
-FIRST_COMPLETED = "FIRST_COMPLETED"
-ReturnWhen: TypeAlias = Literal["ALL_COMPLETED", "FIRST_COMPLETED"]
-
-
-class DoneAndNotDone(NamedTuple):
-    """The two sets that `wait` returns."""
-
-    done: set[Any]
-    not_done: set[Any]
-
-
-def wait(fs: Any, timeout: Timeout = None, return_when: ReturnWhen = "ALL_COMPLETED") -> DoneAndNotDone:
-    """Block until all of these futures are done, or the first is. An error counts as done and is not raised.
-
-    Raises:
-      TimeoutError: the time was up before.
-      FutureCancelledError: one of them was cancelled.
-      SchedulerLost: the scheduler is gone.
-      RuntimeError: this thread runs Trio or asyncio.
-    """
-    refuse_in_event_loop("wait()")
-    futures = futures_given(fs, "wait()")
-    if any(isinstance(future, AsyncFuture) for future in futures):
-        raise TypeError("these are futures of an AsyncClient; use `await client.wait(...)`")
-    states = list(dict.fromkeys(states_of(futures)))
-    try:
-        settled = not states or futures[0].engine.settle(states, _enough(states, return_when), as_seconds(timeout))
-    except BaseException:
-        del fs, futures  # a traceback of Ctrl-C may be kept for long, and would keep them, and so their tasks
-        raise
-    if not settled:
-        raise _too_late(futures, timeout)
-    return _sorted_out(futures)
-
-
-async def wait_async(fs: Any, timeout: Timeout = None, return_when: ReturnWhen = "ALL_COMPLETED") -> DoneAndNotDone:
-    """As `wait`, for Trio."""
-    futures = futures_given(fs, "wait()")
-    states = list(dict.fromkeys(states_of(futures)))
-    if states:
-        with limit(timeout) as scope:
-            await futures[0].engine.settle_async(states, _enough(states, return_when))
-        if scope.cancelled_caught:
-            raise _too_late(futures, timeout)
-    else:
-        await trio.lowlevel.checkpoint()
-    return _sorted_out(futures)
-
-
-def _too_late(futures: list[BaseFuture], timeout: Timeout) -> TimeoutError:
-    left = [future.state for future in futures if not future.done()]
-    return futures[0].engine.too_late(f"{_were_not_done(len(left))} within {timeout} s", left)
-
-
-def _were_not_done(number: int) -> str:
-    return f"{counted(number, 'future')} {'was' if number == 1 else 'were'} not done"
-
-
-def _enough(states: list[KeyState], return_when: str) -> int:
-    if return_when not in (ALL_COMPLETED, FIRST_COMPLETED):
-        raise ValueError(f"return_when must be {ALL_COMPLETED!r} or {FIRST_COMPLETED!r}, not {return_when!r}")
-    return len(states) if return_when == ALL_COMPLETED else 1
-
-
-def _sorted_out(futures: list[BaseFuture]) -> DoneAndNotDone:
-    for state in states_of(futures):
-        if state.status in OVER:
-            raise no_value(state, "")
-    done = {future for future in futures if future.done()}
-    return DoneAndNotDone(done, {future for future in futures if future not in done})
+wait = blocking(definition_of_wait)
 
 
 class _Completed(NamedTuple):
@@ -100,7 +33,7 @@ class _Completed(NamedTuple):
 
 
 def _weakly(method: Callable[..., None]) -> Callable[..., None]:
-    """The method, without keeping its object: nobody may want the futures any more that it waits for."""
+    """The method, without keeping its object alive: the program may have dropped the futures it waits for."""
     reference = WeakMethod(method)
 
     def call(*arguments: Any) -> None:
@@ -136,63 +69,60 @@ class as_completed:
         self._with_results = with_results
         self._raise_errors = raise_errors
         self._engine: Engine | None = None
+        # Around the three below. The engine calls us under its own lock, so nothing of it is called under this one.
+        # Reentrant: the garbage collector may run anybody's finalizer in the middle of our own code.
+        self._lock = threading.RLock()
         self._waiting: dict[KeyState, list[BaseFuture]] = {}
         self._ready: deque[_Completed] = deque()
         self._signals: list[Signal] = []
-        self._weakly_arrived = _weakly(self._arrived)
-        self._weakly_settled = _weakly(self._settled)
+        self._watcher = _weakly(self._come_out)
         if futures is not None:
             self.update(futures)
 
     def add(self, future: BaseFuture) -> None:
-        """Have this future come out as well, once it is done."""
+        """Yield this future too, once it is done."""
         self.update((future,))
 
     def update(self, futures: Iterable[Any]) -> None:
-        """Have these futures come out as well, each once it is done."""
+        """Yield these futures too, each once it is done."""
         added = futures_given(futures, "as_completed()")
         if not added:
             return
         engine = self._engine = self._engine or added[0].engine
-        with engine.lock:
+        new: list[KeyState] = []
+        with self._lock:
             for future in added:
-                waiting = self._waiting.get(future.state)
-                if waiting is not None:
-                    waiting.append(future)
-                    continue
-                self._waiting[future.state] = [future]
-                if self._with_results:
-                    engine.core.read(future.state, self._weakly_arrived)
-                else:
-                    engine.core.wait(future.state, self._weakly_settled)
-        engine.push()
+                waiting = self._waiting.setdefault(future.state, [])
+                if not waiting:
+                    new.append(future.state)
+                waiting.append(future)
+        watch = engine.watch_values if self._with_results else engine.watch
+        watch(new, self._watcher)
 
     def count(self) -> int:
-        """How many futures have not come out yet."""
+        """How many futures are still to be yielded."""
         return len(self._ready) + sum(len(futures) for futures in list(self._waiting.values()))
 
     def is_empty(self) -> bool:
-        """Whether none is left to come out."""
+        """Whether no future is left to be yielded."""
         return not self._ready and not self._waiting
 
     def has_ready(self) -> bool:
-        """Whether one is done, so that the next step will not wait."""
+        """Whether a future is done, so that the next step does not wait."""
         return bool(self._ready)
 
     def clear(self) -> None:
-        """Forget all futures that have not come out yet."""
+        """Forget all futures that were not yielded yet."""
+        with self._lock:
+            states = list(self._waiting)
+            self._waiting.clear()
+            self._ready.clear()
+            self._notify()
         if self._engine is not None:
-            with self._engine.lock:
-                for state in self._waiting:
-                    self._engine.core.abandon(
-                        state, self._weakly_arrived if self._with_results else self._weakly_settled
-                    )
-                self._waiting.clear()
-                self._ready.clear()
-                self._notify()
+            self._engine.unwatch(states, self._watcher)
 
     def next_batch(self, block: bool = True) -> list[Any]:
-        """All that are done by now; with `block` at least one, unless none is left."""
+        """All futures that are done by now; with `block` at least one, unless none is left."""
         if block and not self._ready:
             try:
                 first = [next(self)]
@@ -219,58 +149,61 @@ class as_completed:
         refuse_in_event_loop("iterating over as_completed()")
         while not self._ready:
             signal = ThreadSignal()
-            if not self._listen(signal):
+            engine = self._listen(signal)
+            if engine is None:
                 raise StopIteration
-            engine = self._engine
-            assert engine is not None
-            left_s = None if self._deadline is None else self._deadline - time.monotonic()
             try:
-                in_time = engine.block(signal, left_s)
+                in_time = engine.block(signal, self._left_s())
             except BaseException:
-                del self  # as in `wait`
+                del self  # a traceback of Ctrl-C may be kept for long, and would keep the futures, and so their tasks
                 raise
             if not in_time:
-                raise engine.too_late(f"{_were_not_done(self.count())} in time", list(self._waiting))
+                raise self._too_late(engine)
         return self._item(self._ready.popleft())
 
     async def __anext__(self) -> Any:
         await trio.lowlevel.checkpoint()
         while not self._ready:
             signal = TrioSignal()
-            if not self._listen(signal):
+            engine = self._listen(signal)
+            if engine is None:
                 raise StopAsyncIteration
-            seconds = float("inf") if self._deadline is None else max(self._deadline - time.monotonic(), 0.0)
-            assert self._engine is not None
-            with trio.move_on_after(seconds) as scope:
-                await self._engine.rest(signal)
+            with limit(self._left_s()) as scope:
+                await engine.wait_async(signal)
             if scope.cancelled_caught:
-                raise self._engine.too_late(f"{_were_not_done(self.count())} in time", list(self._waiting))
+                raise self._too_late(engine)
         return self._item(self._ready.popleft())
 
     def next(self) -> Any:
         """The next one that is done, as the builtin `next` gives it."""
         return self.__next__()
 
-    def _listen(self, signal: Signal) -> bool:
-        """Have the signal set when something is ready; False if there is nothing to wait for."""
-        if self._engine is None:
-            return False
-        with self._engine.lock:
+    def _left_s(self) -> float | None:
+        return None if self._deadline is None else max(self._deadline - time.monotonic(), 0.0)
+
+    def _too_late(self, engine: Engine) -> TimeoutError:
+        return engine.too_late(f"{were_not_done(self.count())} in time", list(self._waiting))
+
+    def _listen(self, signal: Signal) -> Engine | None:
+        """Have the signal set when something is ready; gives the engine to wait with, or None if nothing is left."""
+        engine = self._engine
+        if engine is None:
+            return None
+        if engine.status == "forked":
+            engine.check_open()
+        with self._lock:
             if self._ready:
                 signal.set()
             elif not self._waiting:
-                return False
+                return None
             else:
                 self._signals.append(signal)
-        return True
+        return engine
 
-    def _settled(self, state: KeyState) -> None:
-        self._ready += [_Completed(future, None, "") for future in self._waiting.pop(state, ())]
-        self._notify()
-
-    def _arrived(self, state: KeyState, frames: Frames | None, reason: str) -> None:
-        self._ready += [_Completed(future, frames, reason) for future in self._waiting.pop(state, ())]
-        self._notify()
+    def _come_out(self, state: KeyState, frames: Frames | None = None, reason: str = "") -> None:
+        with self._lock:
+            self._ready += [_Completed(future, frames, reason) for future in self._waiting.pop(state, ())]
+            self._notify()
 
     def _notify(self) -> None:
         signals, self._signals = self._signals, []
@@ -284,10 +217,10 @@ class as_completed:
         if frames is not None:
             return future, future.engine.load(frames)
         state = future.state
-        if self._raise_errors and state.status not in OVER:
+        if self._raise_errors and state.status not in TERMINAL:
             raise no_value(state, reason)
         error = no_value(state, reason)
-        return future, error if state.status in OVER else (type(error), error, error.__traceback__)
+        return future, error if state.status in TERMINAL else (type(error), error, error.__traceback__)
 
 
 class _Batches:

@@ -1,4 +1,4 @@
-"""What both clients can do without waiting."""
+"""What both clients share: calls that return at once, and the definitions of calls that wait for results."""
 
 from __future__ import annotations
 
@@ -6,20 +6,30 @@ import logging
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import groupby, islice
-from typing import TYPE_CHECKING, Any, Generic, SupportsFloat, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, Literal, SupportsFloat, TypeVar, cast
 
+from trio_dask.client.call_forms import CallForms, Done, ForCall, ForValues, Timeout, Waiting
 from trio_dask.client.core.key_state import KeyState
 from trio_dask.client.core.outbox import NO_EXTRA, Content, Row
-from trio_dask.client.dask_graphs import Constant, GraphTask, Plan, plan, wire_key
+from trio_dask.client.dask_graphs import Constant, GraphTask, Plan, flat_keys, key_to_str, plan, shaped_like
 from trio_dask.client.engine import Engine
 from trio_dask.client.forked_clients import bind_to_process
 from trio_dask.client.futures import BaseFuture, states_of
-from trio_dask.client.name_checks import sendable
-from trio_dask.client.nested_futures import futures_given
+from trio_dask.client.name_checks import checked_text
+from trio_dask.client.nested_futures import (
+    futures_given,
+    futures_in,
+    leaves_out_failures,
+    materialize,
+    own_states,
+    values_of,
+    with_values,
+)
 from trio_dask.client.option_conflicts import unambiguous
-from trio_dask.client.scatter import Parcel
-from trio_dask.client.task_options import Options, extra_from, whole
-from trio_dask.errors import UsageError
+from trio_dask.client.scatter import ScatterItem, put_all, reshaped, scatter_items
+from trio_dask.client.task_options import Options, Workers, drop_ignored_options, extra_from, whole_number
+from trio_dask.client.wait_signals import ValueReader
+from trio_dask.errors import DataLost, UsageError
 from trio_dask.ids import Key
 from trio_dask.protocol.pickling import PickledFunction, call_token, pickle_call, pickle_function
 from trio_dask.unsupported_names import CLIENT, unsupported_error
@@ -35,8 +45,8 @@ LARGE_KWARGS_BYTES = 1024
 MOST_SHOWN = 5
 
 
-class BaseClient(Generic[F]):
-    """Submitting, and everything else that returns at once."""
+class BaseClient(CallForms, Generic[F]):
+    """Submits, and defines the calls of both clients that wait for results."""
 
     def __init__(self, engine: Engine, future_type: Callable[[Engine, KeyState], F], name: str | None) -> None:
         bind_to_process(engine)
@@ -45,7 +55,7 @@ class BaseClient(Generic[F]):
         self.id: str = engine.incarnation
         self.name = name or f"client-{self.id[:8]}"
 
-    if not TYPE_CHECKING:  # a type checker would take it to have every name
+    if not TYPE_CHECKING:  # with it, a type checker would accept any name
 
         def __getattr__(self, name):
             raise unsupported_error(type(self).__name__, name, CLIENT)
@@ -57,9 +67,9 @@ class BaseClient(Generic[F]):
 
     @property
     def status(self) -> str:
-        """connecting (also after a lost link), running, lost (the scheduler is; the next use tries again), closed.
+        """connecting (also after a lost link), running, lost (its scheduler is gone; the next use tries again), closed.
 
-        Or forked: it belongs to a process from which this one was forked.
+        Or forked: it belongs to the process from which this one was forked.
         """
         return self._engine.status
 
@@ -128,7 +138,7 @@ class BaseClient(Generic[F]):
         call = pickle_call(args, kwargs)
         token = b""
         if key is not None:
-            name = wire_key(key)
+            name = key_to_str(key)
             token = call_token(function.token, args, kwargs, call)
         elif pure or pure is None:
             name = f"{function.name}-{call_token(function.token, args, kwargs, call).hex()}"
@@ -188,7 +198,7 @@ class BaseClient(Generic[F]):
         keys: Iterator[Hashable] | None = None
         prefix = function.name
         if isinstance(key, str):
-            prefix = sendable("the key", key)
+            prefix = checked_text("the key", key)
         elif key is not None:
             if not _is_iterable(key):
                 raise UsageError(f"key is the beginning of all keys, a text, or a list of keys, not {key!r:.60}")
@@ -197,7 +207,7 @@ class BaseClient(Generic[F]):
         futures: list[F] = []
         engine, future = self._engine, self._future
         if batch_size is not None:
-            batch_size = whole("batch_size", batch_size, 0, 2**31)
+            batch_size = whole_number("batch_size", batch_size, 0, 2**31)
         size = batch_size or FIRST_CHUNK
         while batch := list(islice(calls, size)):
             if keys is not None:
@@ -240,7 +250,7 @@ class BaseClient(Generic[F]):
             token = call_token(function.token, args, kwargs, call)
             contents += call.blobs
             digests = tuple([digest for digest, _ in (*function.blobs, *call.blobs)])
-            rows.append(Row(wire_key(name), call.call, call.dependencies, digests, token))
+            rows.append(Row(key_to_str(name), call.call, call.dependencies, digests, token))
         return rows, contents
 
     def _fresh_key(self, name: str) -> Key:
@@ -271,10 +281,12 @@ class BaseClient(Generic[F]):
         finally:
             self._engine.release(inner)
         foreign = [key for key, found in made.outputs.items() if found is None]
-        for key, state in zip(foreign, self._engine.adopt([wire_key(key) for key in foreign]), strict=True):
-            futures[wire_key(key)] = self._future(self._engine, state)
+        for key, state in zip(foreign, self._engine.adopt([key_to_str(key) for key in foreign]), strict=True):
+            futures[key_to_str(key)] = self._future(self._engine, state)
         return {
-            key: found.value if isinstance(found, Constant) else futures[wire_key(key) if found is None else found.key]
+            key: found.value
+            if isinstance(found, Constant)
+            else futures[key_to_str(key) if found is None else found.key]
             for key, found in made.outputs.items()
         }
 
@@ -292,7 +304,7 @@ class BaseClient(Generic[F]):
         return self._engine.submit(function, rows, contents, extra)
 
     def _refuse_unknown(self, graph: Mapping[Any, Any], found: Mapping[Hashable, Any]) -> None:
-        """Say which of these keys is not there at all, if one is: neither in the graph nor at the scheduler.
+        """Raise for a key that exists nowhere: neither in the graph nor at the scheduler.
 
         Raises `KeyError`.
         """
@@ -302,11 +314,90 @@ class BaseClient(Generic[F]):
                 more = ", ..." if len(graph) > MOST_SHOWN else ""
                 raise KeyError(f"{key!r} is neither a key of the graph ({known}{more}) nor of a task at the scheduler")
 
+    # ------------------------------------------------------------------------------------------------ results
+
+    def _gather(
+        self,
+        futures: Any,
+        errors: Literal["raise", "skip"] = "raise",
+        direct: object = None,
+        asynchronous: object = None,
+    ) -> Waiting[Any]:
+        """The results of futures, once they are there, in the same lists, tuples, sets and dicts.
+
+        The first error is raised; with `errors="skip"` what failed is left out.
+        """
+        skip = leaves_out_failures(errors)
+        futures = materialize(futures)
+        engine = self._engine
+        states = own_states(engine, list(futures_in(futures)))
+
+        def finish(reading: ValueReader | None) -> Any:
+            assert reading is not None
+            return with_values(futures, values_of(engine, reading, states, skip=skip))
+
+        return ForValues(engine, states, finish, futures=futures, on_failure=not skip)
+
+    def _get(self, dsk: Mapping[Any, Any], keys: Any, *, sync: bool = True, **options: Any) -> Waiting[Any]:
+        """Compute keys of a plain graph (a dict of tasks), and return their values in the shape of `keys`.
+
+        Without `sync` it does not wait, and futures stand in the place of values that have to be computed.
+
+        Raises `KeyError` for a key that is neither in the graph nor at the scheduler.
+        """
+        found = self._submit_graph(dsk, flat_keys(keys), drop_ignored_options(options))
+        if not sync:
+            return Done(shaped_like(keys, found))
+        engine = self._engine
+        states = own_states(engine, list(futures_in(found)))
+
+        def finish(reading: ValueReader | None) -> Any:
+            assert reading is not None
+            try:
+                values = with_values(found, values_of(engine, reading, states, skip=False))
+            except DataLost:
+                self._refuse_unknown(dsk, found)
+                raise
+            return shaped_like(keys, values)
+
+        return ForValues(engine, states, finish, futures=found)
+
+    def _scatter(
+        self,
+        data: Any,
+        workers: Workers = None,
+        broadcast: bool = False,
+        direct: object = None,
+        hash: bool = True,
+        timeout: Timeout = None,
+        asynchronous: object = None,
+    ) -> Waiting[Any]:
+        """Put values onto workers; futures in the shape of `data` (a list, tuple, set, dict, or a single value).
+
+        Equal values have equal keys, unless `hash` is False. With `broadcast` every worker gets a copy. Scattered data
+        cannot be computed again: with the last copy it is lost.
+        """
+        data = materialize(data)
+        items = scatter_items(data, hashed=hash)
+        futures = self._expected(items)
+        engine, states = self._engine, [future.state for future in futures]
+
+        async def put() -> Any:
+            await put_all(engine, items, states, workers, broadcast)
+            return reshaped(data, futures)
+
+        return ForCall(engine, put, timeout=timeout, what="scatter()")
+
     # ------------------------------------------------------------------------------------------------ the rest
 
-    def _expected(self, parcels: Sequence[Parcel]) -> list[F]:
-        """Futures for values that are about to be put onto workers."""
-        states = self._engine.adopt([parcel.key for parcel in parcels], submitted=False)
+    def _shutdown(self) -> Waiting[None]:
+        """End the cluster, scheduler and workers, and close this client."""
+        self._engine.shutdown()
+        return _ForClose(self)
+
+    def _expected(self, items: Sequence[ScatterItem]) -> list[F]:
+        """Futures for values that this client is about to put onto workers."""
+        states = self._engine.adopt([item.key for item in items], submitted=False)
         return [self._future(self._engine, state) for state in states]
 
     def cancel(
@@ -317,23 +408,36 @@ class BaseClient(Generic[F]):
         reason: str | None = None,
         msg: str | None = None,
     ) -> None:
-        """Give futures up, and everything that depends on them. Their tasks stop unless other clients want them.
+        """Give up futures, and everything that depends on them. Their tasks stop unless other clients want them.
 
-        With `force` they stop even then. Takes effect here at once.
+        With `force` they stop even then. The futures are cancelled at once.
         """
         self._engine.cancel(states_of(futures_given(futures, "cancel()")), force=force, text=msg or reason or "")
 
     def retry(self, futures: Any, asynchronous: object = None) -> None:
-        """Run those of these tasks that have erred again, from the task whose failure it was."""
+        """Run erred tasks again, beginning with the task that caused the failure."""
         self._engine.retry(states_of(futures_given(futures, "retry()")))
 
     def detach(self, futures: Any) -> None:
-        """Have these tasks finish whether or not anybody still wants their results (`fire_and_forget`)."""
+        """Have these tasks finish even if no client wants their results any more (`fire_and_forget`)."""
         self._engine.detach(states_of(futures_given(futures, "detach()")))
 
     def future(self, key: Hashable) -> F:
-        """A future for a task that somebody submitted, perhaps another client."""
-        return self._future(self._engine, self._engine.adopt([wire_key(key)])[0])
+        """A future for the task of this key, which another client may have submitted."""
+        return self._future(self._engine, self._engine.adopt([key_to_str(key)])[0])
+
+
+class _ForClose:
+    """The end of a client."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    def block(self) -> None:
+        self._client.close()
+
+    async def wait(self) -> None:
+        await self._client.close()
 
 
 def _callable(func: Any) -> Callable[..., Any]:

@@ -11,15 +11,15 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias, TypeGuard
 
-from trio_dask.client.name_checks import sendable
+from trio_dask.client.name_checks import checked_text
 from trio_dask.errors import UsageError
 from trio_dask.ids import Key
 from trio_dask.protocol.picklers import KeyReference
 
-__all__ = ["Constant", "GraphTask", "Plan", "evaluate", "flat_keys", "identity", "plan", "shaped_like", "wire_key"]
+__all__ = ["Constant", "GraphTask", "Plan", "evaluate", "flat_keys", "identity", "key_to_str", "plan", "shaped_like"]
 
 INLINED: Final = frozenset({int, float, complex, bool, str, type(None)})
-"""Constants of these types stand in the calls that use them; others become tasks, so that they travel once."""
+"""Constants of these types are part of the calls that use them; others become tasks, so that they are sent once."""
 
 
 def identity(value: Any) -> Any:
@@ -27,12 +27,12 @@ def identity(value: Any) -> Any:
     return value
 
 
-def wire_key(key: Hashable) -> Key:
+def key_to_str(key: Hashable) -> Key:
     """A key of a graph as the name of a task: text stays as it is, anything else is written out.
 
     Raises `UsageError` for a text that cannot be sent.
     """
-    return sendable("the key", key if isinstance(key, str) else repr(key))
+    return checked_text("the key", key if isinstance(key, str) else repr(key))
 
 
 class Nested:
@@ -67,7 +67,7 @@ class Reference(KeyReference):
 
 
 class Constant(NamedTuple):
-    """What needs no task."""
+    """A value that needs no task."""
 
     value: Any
 
@@ -84,7 +84,7 @@ Bound: TypeAlias = Constant | Reference
 
 
 class Plan(NamedTuple):
-    """The tasks to submit, each after those it needs and depth-first, and what the outputs are."""
+    """The tasks to submit, depth-first, each after those it needs, and the outputs."""
 
     tasks: list[GraphTask]
     outputs: dict[Hashable, Bound | None]
@@ -125,7 +125,7 @@ def plan(graph: Mapping[Any, Any], outputs: Sequence[Hashable]) -> Plan:
 def flat_keys(keys: Any) -> list[Hashable]:
     """The keys in nested lists, each once, in order.
 
-    Raises `UsageError` for what can be no key.
+    Raises `UsageError` for something that cannot be a key.
     """
     if not _is_list(keys):
         if not isinstance(keys, Hashable):
@@ -185,17 +185,17 @@ def _bind(key: Hashable, value: Any, bound: dict[Hashable, Bound], tasks: list[G
     if _is_task(value):
         args = tuple([_substitute(arg, bound) for arg in value[1:]])
         if not _COMPUTED.isdisjoint(map(type, args)) and any(map(_has_nested, args)):
-            task = GraphTask(wire_key(key), evaluate, (Nested(value[0], args),))
+            task = GraphTask(key_to_str(key), evaluate, (Nested(value[0], args),))
         else:
-            task = GraphTask(wire_key(key), value[0], args)
+            task = GraphTask(key_to_str(key), value[0], args)
     elif _is_list(value):
-        task = GraphTask(wire_key(key), evaluate, (_substitute(value, bound),))
+        task = GraphTask(key_to_str(key), evaluate, (_substitute(value, bound),))
     elif _is_key(value, bound):
         return bound[value]
     elif type(value) in INLINED:
         return Constant(value)
     else:
-        task = GraphTask(wire_key(key), identity, (value,))
+        task = GraphTask(key_to_str(key), identity, (value,))
     tasks.append(task)
     return Reference(task.key)
 

@@ -1,4 +1,9 @@
-"""What clients and futures talk to: wishes, waiting and reading, over one core."""
+"""What clients and futures talk to: one core, its link with a scheduler, and those who wait for it.
+
+The core stands under one lock that is never held across anything that waits. A caller changes the core and leaves;
+`Outgoing` sends what was put into it. What arrives is handled a batch at a time by `Link`, in the loop, and wakes
+whoever waits for it. docs/design/client.md says which thread does what.
+"""
 
 from __future__ import annotations
 
@@ -7,21 +12,25 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from functools import partial
 from itertools import count
-from typing import Any
+from typing import Any, Concatenate, ParamSpec
 
-from trio_dask.client.core.key_state import Frames, KeyState
+from trio_dask.client.core.key_state import Frames, KeyState, Reader, Waiter
 from trio_dask.client.core.outbox import Content, Row
-from trio_dask.client.driver import Driver
-from trio_dask.client.link import Dial
-from trio_dask.client.loop_calls import Answer
-from trio_dask.client.wait_signals import Reading, Settling, Signal, ThreadSignal, TrioSignal
-from trio_dask.client.worker_channels import Channel
+from trio_dask.client.link import Link
+from trio_dask.client.loop_calls import LoopCalls
+from trio_dask.client.outgoing import Outgoing
+from trio_dask.client.shared_state import Closed, Connected, Dial, Phase, SharedState, Status
+from trio_dask.client.wait_signals import PendingReply, SettleWaiter, ThreadSignal, TrioSignal, ValueReader
+from trio_dask.client.worker_channels import Channel, WorkerChannels
 from trio_dask.errors import KeyConflict
 from trio_dask.hooks import hooks
 from trio_dask.ids import Incarnation, Key
+from trio_dask.protocol.messages import Message, Query, Restart
 from trio_dask.protocol.pickling import PickledFunction, load_value
 
 __all__ = ["Engine", "loading"]
+
+_P = ParamSpec("_P")
 
 loading: ContextVar[Engine | None] = ContextVar("trio_dask client that unpickles", default=None)
 """While a value is unpickled: the client that futures inside it belong to."""
@@ -31,12 +40,15 @@ def _no_future(engine: Engine, state: KeyState) -> Any:
     raise RuntimeError("this client makes no futures")
 
 
-def _nobody() -> None:
+def _no_client() -> None:
     return None
 
 
-class Engine(Driver):
-    """One client core, driven, with everything that can be asked of it. Safe from any thread."""
+class Engine:
+    """Everything that can be asked of one client. Safe from any thread, where nothing else is said.
+
+    Its parts do the work: `call`, `run_soon`, `drop`, `serve` and others are theirs.
+    """
 
     def __init__(
         self,
@@ -46,28 +58,60 @@ class Engine(Driver):
         *,
         grace_s: float = 2.0,
     ) -> None:
-        super().__init__(dial, open_channel, grace_s)
         self.incarnation = incarnation
         self.address = ""
         """Of the scheduler, once connected."""
         self.serial = count(1)
         """For keys that stand for one call each, of all clients that share this."""
-        self._facade: Callable[[], Any] = _nobody
+        self.channels = WorkerChannels(open_channel)
+        self.shared = shared = SharedState()
+        self.core = shared.core
+        self.check_open = shared.check_open
+
+        self.calls = calls = LoopCalls(shared)
+        self.call, self.call_async = calls.call, calls.call_async
+        self.start, self.run_soon = calls.start, calls.run_soon
+
+        self._outgoing = outgoing = Outgoing(shared, calls, self.channels)
+        self.drop, self.when_unused = outgoing.drop, outgoing.when_unused
+
+        self.link = link = Link(shared, calls, outgoing, self.channels, dial, grace_s)
+        self.attach, self.serve = link.attach, link.serve
+
+        self._client: Callable[[], Any] = _no_client
         self.future_type: Callable[[Engine, KeyState], Any] = _no_future
         self.run_callback: Callable[[Callable[[], object]], object] = self.run_soon
 
-    def belong_to(self, client: Any, future_type: Callable[[Engine, KeyState], Any]) -> None:
+    def bind_client(self, client: Any, future_type: Callable[[Engine, KeyState], Any]) -> None:
         """Say which client futures name as theirs, and what its futures are."""
-        self._facade, self.future_type = lambda: client, future_type
+        self._client, self.future_type = lambda: client, future_type
 
     @property
-    def facade(self) -> Any:
+    def client(self) -> Any:
         """The client that futures name as theirs; None if there is none any more."""
-        return self._facade()
+        return self._client()
 
-    def loosen(self) -> None:
-        """Refer to the client no longer than others do."""
-        self._facade = weakref.ref(self._facade())
+    def hold_client_weakly(self) -> None:
+        """Keep the client no longer than others do."""
+        self._client = weakref.ref(self._client())
+
+    @property
+    def phase(self) -> Phase:
+        """What the link is doing."""
+        return self.shared.phase
+
+    @property
+    def status(self) -> Status:
+        """The phase, as users read it."""
+        return self.shared.phase.status
+
+    def stop(self) -> None:
+        """Have `serve` say goodbye and return. For the loop's own thread."""
+        self.link.stop()
+
+    async def wait_stopped(self) -> None:
+        """Return once `serve` has ended. For the loop's own thread."""
+        await self.link.wait_stopped()
 
     # ------------------------------------------------------------------------------------------------ wishes
 
@@ -78,64 +122,63 @@ class Engine(Driver):
 
         Raises `KeyConflict`, and what `check_open` raises.
         """
-        with self.lock:
-            self.check_open()
-            if self._failure_dropped:
-                self._collect_all_dropped()
+        outgoing = self._outgoing
+        with self.shared.lock:
+            if type(self.shared.phase) is not Connected:
+                self.check_open()
+            if outgoing.failure_dropped:
+                outgoing.collect_all_dropped()
             try:
                 states = self.core.submit(function[:2], rows, contents, extra)
             except KeyConflict:
-                self._collect_all_dropped()
+                outgoing.collect_all_dropped()
                 states = self.core.submit(function[:2], rows, contents, extra)
-        if not self._woken:
+        if not outgoing.is_woken:
             if len(states) == 1:
-                self.send_or_wake()
+                outgoing.send_or_wake()
             else:
-                self.wake()
+                outgoing.wake()
         return states
 
     def adopt(self, keys: Iterable[Key], *, submitted: bool = True) -> list[KeyState]:
         """Futures for keys that this client did not submit: others did, or it is about to put the values on workers."""
-        with self.lock:
+        with self.shared.lock:
             self.check_open()
             states = self.core.want(keys) if submitted else self.core.expect(keys)
-        self.wake()
+        self._outgoing.wake()
         return states
 
     def cancel(self, states: Iterable[KeyState], *, force: bool, text: str) -> None:
         """Give these up."""
-        with self.lock:
-            self.core.cancel(states, force, text)
-        self.wake()
+        self._change(self.core.cancel, states, force, text)
 
     def release(self, states: Iterable[KeyState]) -> None:
         """Give back one reference of each."""
-        with self.lock:
-            self.core.dereference(states)
-        self.wake()
+        self._change(self.core.dereference, states)
 
     def retry(self, states: Iterable[KeyState]) -> None:
         """Run those of these that have erred again."""
-        with self.lock:
-            self.core.retry(states)
-        self.wake()
+        self._change(self.core.retry, states)
 
     def detach(self, states: Iterable[KeyState]) -> None:
         """Let these finish, wanted or not."""
-        with self.lock:
-            self.core.detach(states)
-        self.wake()
+        self._change(self.core.detach, states)
+
+    def _change(self, change: Callable[_P, None], *args: _P.args, **kwargs: _P.kwargs) -> None:
+        with self.shared.lock:
+            change(*args, **kwargs)
+        self._outgoing.wake()
 
     def shutdown(self) -> None:
         """End the cluster."""
-        with self.lock:
+        with self.shared.lock:
             self.check_open()
             self.core.shutdown()
-        self.push()
+        self._outgoing.flush_or_wake()
 
     def call_when_done(self, state: KeyState, callback: Callable[[], object]) -> None:
         """Have the client's callback runner call this once `state` is not pending."""
-        with self.lock:
+        with self.shared.lock:
             self.core.wait(state, partial(self._run_callback, callback))
 
     def _run_callback(self, callback: Callable[[], object], _: KeyState) -> None:
@@ -143,64 +186,90 @@ class Engine(Driver):
 
     # ------------------------------------------------------------------------------------------------ waiting
 
-    def settle(self, states: Sequence[KeyState], count: int, timeout_s: float | None) -> bool:
+    def watch(self, states: Iterable[KeyState], waiter: Waiter) -> None:
+        """Have `waiter` called once for each of these, when it is not pending: under the lock, now or later."""
+        with self.shared.lock:
+            wait = self.core.wait
+            for state in states:
+                wait(state, waiter)
+        self._outgoing.flush_or_wake()
+
+    def watch_values(self, states: Iterable[KeyState], reader: Reader) -> None:
+        """Have `reader` called once for each of these, with its value or without one: under the lock, now or later."""
+        with self.shared.lock:
+            read = self.core.read
+            for state in states:
+                read(state, reader)
+        self._outgoing.flush_or_wake()
+
+    def unwatch(self, states: Iterable[KeyState], waiter: Waiter | Reader) -> None:
+        """Call this waiter or reader no more."""
+        with self.shared.lock:
+            for state in states:
+                self.core.abandon(state, waiter)
+
+    def wait_settled(self, states: Sequence[KeyState], count: int, timeout_s: float | None) -> bool:
         """Block until `count` of these have settled; False if the time was up before."""
         signal = ThreadSignal()
-        waiter = self._start_settling(states, count, signal)
+        waiter = SettleWaiter(signal, count, len(states))
+        self.watch(states, waiter)
         try:
             return self.block(signal, timeout_s)
         finally:
             if waiter.is_left:
-                self._abandon(states, waiter)
+                self.unwatch(states, waiter)
 
-    async def settle_async(self, states: Sequence[KeyState], count: int) -> None:
+    async def wait_settled_async(self, states: Sequence[KeyState], count: int) -> None:
         """Wait until `count` of these have settled."""
         signal = TrioSignal()
-        waiter = self._start_settling(states, count, signal)
+        waiter = SettleWaiter(signal, count, len(states))
+        self.watch(states, waiter)
         try:
-            await self.rest(signal)
+            await self.wait_async(signal)
         finally:
             if waiter.is_left:
-                self._abandon(states, waiter)
+                self.unwatch(states, waiter)
 
-    def read(self, states: Sequence[KeyState], timeout_s: float | None, *, on_failure: bool) -> Reading | None:
+    def read(self, states: Sequence[KeyState], timeout_s: float | None, *, on_failure: bool) -> ValueReader | None:
         """Block until the values of these are here; None if the time was up before.
 
         With `on_failure` the first key that has none ends it.
         """
         signal = ThreadSignal()
-        reading = self._start_reading(states, Reading(signal, len(states), on_failure=on_failure))
+        reader = ValueReader(signal, len(states), on_failure=on_failure)
+        self.watch_values(states, reader)
         try:
-            return reading if self.block(signal, timeout_s) else None
+            return reader if self.block(signal, timeout_s) else None
         finally:
-            if reading.is_left:
-                self._abandon(states, reading)
+            if reader.is_left:
+                self.unwatch(states, reader)
 
-    async def read_async(self, states: Sequence[KeyState], *, on_failure: bool) -> Reading:
+    async def read_async(self, states: Sequence[KeyState], *, on_failure: bool) -> ValueReader:
         """Wait until the values of these are here; with `on_failure` the first key that has none ends it."""
         signal = TrioSignal()
-        reading = self._start_reading(states, Reading(signal, len(states), on_failure=on_failure))
+        reader = ValueReader(signal, len(states), on_failure=on_failure)
+        self.watch_values(states, reader)
         try:
-            await self.rest(signal)
+            await self.wait_async(signal)
         finally:
-            if reading.is_left:
-                self._abandon(states, reading)
-        return reading
+            if reader.is_left:
+                self.unwatch(states, reader)
+        return reader
 
     def block(self, signal: ThreadSignal, timeout_s: float | None) -> bool:
         """Wait for results; False if the time was up before. A task that waits leaves its slot to others meanwhile."""
-        self._waited = True
+        self._outgoing.has_waited = True
         if signal.is_set or hooks.tasks is None:
             return signal.wait(timeout_s)
-        with hooks.tasks.outside_of_slots(self.facade):
+        with hooks.tasks.outside_of_slots(self.client):
             return signal.wait(timeout_s)
 
-    async def rest(self, signal: TrioSignal) -> None:
+    async def wait_async(self, signal: TrioSignal) -> None:
         """The same under Trio."""
         if signal.is_set or hooks.tasks is None:
             await signal.wait()
         else:
-            async with hooks.tasks.outside_of_slots_async(self.facade):
+            async with hooks.tasks.outside_of_slots_async(self.client):
                 await signal.wait()
 
     def too_late(self, text: str, states: Iterable[KeyState]) -> TimeoutError:
@@ -216,51 +285,27 @@ class Engine(Driver):
         finally:
             loading.reset(before)
 
-    def _start_settling(self, states: Sequence[KeyState], count: int, signal: Signal) -> Settling:
-        waiter = Settling(signal, count, len(states))
-        with self.lock:
-            wait = self.core.wait
-            for state in states:
-                wait(state, waiter)
-        self.push()
-        return waiter
-
-    def _start_reading(self, states: Sequence[KeyState], reading: Reading) -> Reading:
-        with self.lock:
-            read = self.core.read
-            for state in states:
-                read(state, reading)
-        self.push()
-        return reading
-
-    def _abandon(self, states: Sequence[KeyState], waiter: Settling | Reading) -> None:
-        with self.lock:
-            for state in states:
-                self.core.abandon(state, waiter)
-
     # ------------------------------------------------------------------------------------------------ asking
 
     async def ask(self, what: str, arguments: Iterable[str] = ()) -> Any:
         """Put a question to the scheduler and return its answer. From any Trio loop."""
-        return await self._request(lambda answer: self.core.ask(what, tuple(arguments), answer))
+        return await self.request(Query, what, tuple(arguments))
 
     async def restart(self) -> Any:
-        """Have the cluster begin afresh; returns when it has."""
-        return await self._request(self.core.restart)
+        """Have the cluster begin afresh; returns when it has. Every future is cancelled at once."""
+        with self.shared.lock:
+            self.core.cancel_all("the cluster was restarted")
+        return await self.request(Restart)
 
-    async def restart_workers(self, workers: Sequence[str]) -> Any:
-        """Have these workers begin afresh; returns when they have."""
-        return await self._request(lambda answer: self.core.restart_workers(workers, answer))
-
-    async def retire(self, workers: Sequence[str], number: int) -> Any:
-        """Have these workers leave, or so many; returns when they have."""
-        return await self._request(lambda answer: self.core.retire(workers, number, answer))
-
-    async def _request(self, put: Callable[[Answer], None]) -> Any:
+    async def request(self, kind: Callable[Concatenate[int, _P], Message], *args: _P.args, **kwargs: _P.kwargs) -> Any:
+        """Send a message that asks for a reply (its number comes first), and return the reply. From any Trio loop."""
         signal = TrioSignal()
-        answer = Answer(signal)
-        with self.lock:
-            put(answer)
-        self.push()
+        reply = PendingReply(signal)
+        with self.shared.lock:
+            if isinstance(self.shared.phase, Closed):
+                reply(None, self.shared.phase.ended)
+            else:
+                self.core.request(lambda number: kind(number, *args, **kwargs), reply)
+        self._outgoing.flush_or_wake()
         await signal.wait()
-        return answer.unwrap()
+        return reply.unwrap()

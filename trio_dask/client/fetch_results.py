@@ -1,4 +1,4 @@
-"""Fetch results from one worker, and report each to the core."""
+"""Fetches results from one worker, and reports each to the core."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from contextlib import AbstractContextManager
 from functools import partial
 
 from trio_dask.client.core.client import ClientCore
-from trio_dask.client.core.fetch_queue import FetchKeys
+from trio_dask.client.core.fetch_queue import FetchRequest
 from trio_dask.client.core.key_state import KeyState
-from trio_dask.client.worker_channels import CHANNEL_FAILURES, Channel, Peers, failure_text
+from trio_dask.client.worker_channels import CHANNEL_FAILURES, Channel, WorkerChannels, failure_text
 from trio_dask.comm.transport import PeerSilent
 from trio_dask.errors import ProtocolError
 from trio_dask.protocol.messages import Absent, Fetch, Value
@@ -19,20 +19,20 @@ __all__ = ["fetch"]
 Lock = AbstractContextManager[object]
 
 
-async def fetch(request: FetchKeys, peers: Peers, core: ClientCore, lock: Lock) -> None:
-    """Carry out one request; a worker that fails is reported with each key that it still owed."""
+async def fetch(request: FetchRequest, channels: WorkerChannels, core: ClientCore, lock: Lock) -> None:
+    """Carry out one request; if the worker fails, the core hears of each key that is left."""
     address, states = request
     left = deque(states)
     reason, is_silent = "", False
     try:
-        await peers.exchange(address, partial(_fetch_each, address, left, core, lock))
+        await channels.exchange(address, partial(_fetch_each, address, left, core, lock))
     except CHANNEL_FAILURES as error:
-        peers.drop(address)
+        channels.drop(address)
         reason, is_silent = failure_text(address, error), isinstance(error, PeerSilent)
     finally:
         with lock:
             for state in left:
-                core.unfetched(address, state, reason or "the fetch was given up", is_silent=is_silent)
+                core.fetch_failed(address, state, reason or "the fetch was given up", is_silent=is_silent)
             core.fetch_ended(address)
 
 
@@ -49,6 +49,6 @@ async def _fetch_each(address: str, left: deque[KeyState], core: ClientCore, loc
             left.popleft()
             reason = message.text or f"{address} no longer holds it"
             with lock:
-                core.unfetched(address, state, reason, final=bool(message.text))
+                core.fetch_failed(address, state, reason, final=bool(message.text))
         else:
             raise ProtocolError(f"asked for {state.key!r}, got {type(message).__name__}")

@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
-import datetime
 import sys
 from collections.abc import Callable, Generator, Iterable
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from trio_dask.client.call_forms import (
+    CallForms,
+    Done,
+    ForStates,
+    ForValues,
+    Timeout,
+    Waiting,
+    awaitable,
+    blocking,
+)
 from trio_dask.client.core.key_state import KeyState, Status
 from trio_dask.client.engine import Engine, loading
 from trio_dask.client.task_errors import exception_of, no_value
-from trio_dask.client.wait_signals import as_seconds, limit, refuse_in_event_loop
+from trio_dask.client.wait_signals import ValueReader
+from trio_dask.hooks import hooks
 from trio_dask.ids import Key
 from trio_dask.protocol.pickling import KeyReference
 from trio_dask.unsupported_names import FUTURE, UnsupportedName
 
 __all__ = ["AsyncFuture", "BaseFuture", "Future", "Timeout", "states_of"]
 
-Timeout: TypeAlias = float | str | datetime.timedelta | None
-"""Seconds, or a text with a unit such as "5 min"; None waits for ever."""
+_T = TypeVar("_T")
 
 
-class BaseFuture(KeyReference):
+class BaseFuture(CallForms, KeyReference):
     """What the futures of both clients have in common: nothing here waits, except `await`.
 
     The result is kept in the cluster as long as a future for it lives. A future can be an argument of other calls,
@@ -41,9 +50,9 @@ class BaseFuture(KeyReference):
         try:
             self._engine.drop(self._state)
         except AttributeError:
-            pass  # its making was interrupted, or it was released already
+            pass  # `__init__` was interrupted
 
-    if not TYPE_CHECKING:  # for a type checker they are simply not there
+    if not TYPE_CHECKING:  # for type checkers these names do not exist
         bind_client = UnsupportedName(FUTURE)
         executor = UnsupportedName(FUTURE)
         substitute = UnsupportedName(FUTURE)
@@ -66,7 +75,7 @@ class BaseFuture(KeyReference):
     @property
     def client(self) -> Any:
         """The client that this future belongs to."""
-        return self._engine.facade
+        return self._engine.client
 
     @property
     def type(self) -> type[Any] | str | None:
@@ -79,7 +88,7 @@ class BaseFuture(KeyReference):
         return found if isinstance(found, type) else name
 
     def done(self) -> bool:
-        """Whether it has finished, in whichever way: with a result, an error, or cancelled."""
+        """Whether it has ended: with a result, with an error, or cancelled."""
         return self._state.status != "pending"
 
     def cancelled(self) -> bool:
@@ -87,7 +96,7 @@ class BaseFuture(KeyReference):
         return self._state.status == "cancelled"
 
     def cancel(self, reason: str = "", msg: str | None = None, *, force: bool = False) -> None:
-        """Give the task up, and stop it if nobody else wants it; with `force`, even then."""
+        """Give up the task, and stop it unless another client wants it; with `force`, even then."""
         self._engine.cancel([self._state], force=force, text=msg or reason)
 
     def retry(self) -> None:
@@ -95,7 +104,7 @@ class BaseFuture(KeyReference):
         self._engine.retry([self._state])
 
     def release(self) -> None:
-        """Let go of the result now, rather than when this object is collected. Only `key` can be asked for then."""
+        """Release the result now, not when this object is collected. After that, only `key` can be asked for."""
         state = self._state
         self._state = _released(state)
         self._engine.drop(state)
@@ -108,18 +117,7 @@ class BaseFuture(KeyReference):
         self._engine.call_when_done(self._state, partial(fn, self))
 
     def __await__(self) -> Generator[Any, None, Any]:
-        return self._result_async().__await__()
-
-    async def _result_async(self) -> Any:
-        reading = await self._engine.read_async([self._state], on_failure=True)
-        return self._unpack(reading)
-
-    def _unpack(self, reading: Any) -> Any:
-        state = self._state
-        frames = reading.frames.get(state)
-        if frames is None:
-            raise no_value(state, reading.reasons.get(state, ""))
-        return self._engine.load(frames)
+        return _result(self).wait().__await__()
 
     def __reduce__(self) -> tuple[Callable[[Key], BaseFuture], tuple[Key]]:
         return _arrive, (self.key,)
@@ -130,58 +128,65 @@ class BaseFuture(KeyReference):
         return f"<{type(self).__name__}: {state.status}{kind}, key: {self.key}>"
 
 
+def _result(future: BaseFuture, timeout: Timeout = None) -> Waiting[Any]:
+    """The result, once it is there. Whatever the task raised is raised as it was.
+
+    Raises:
+      TimeoutError: it was not there in time; the task goes on.
+      FutureCancelledError: the task was cancelled.
+      SchedulerLost: the scheduler is gone.
+      RuntimeError: a blocking call in a thread that runs Trio or asyncio.
+    """
+    engine, state = future.engine, future.state
+    value = state.value
+    if value is not None and state.status == "finished":
+        return Done(engine.load((value,)))
+
+    def finish(reading: ValueReader | None) -> Any:
+        if reading is None:
+            raise engine.too_late(f"{state.key!r} gave no result within {timeout} s; it is {state.status}", [state])
+        frames = reading.frames.get(state)
+        if frames is None:
+            raise no_value(state, reading.reasons.get(state, ""))
+        return engine.load(frames)
+
+    return ForValues(engine, [state], finish, futures=future, timeout=timeout)
+
+
+def _exception(future: BaseFuture, timeout: Timeout = None) -> Waiting[BaseException | None]:
+    """What the task raised, or None, once it is done.
+
+    Raises:
+      TimeoutError: it was not done in time.
+      RuntimeError: a blocking call in a thread that runs Trio or asyncio.
+    """
+    return _once_done(future, timeout, exception_of)
+
+
+def _traceback(future: BaseFuture, timeout: Timeout = None) -> Waiting[TracebackType | None]:
+    """The traceback of what the task raised, or None, once it is done. Raises as `exception` does."""
+    return _once_done(future, timeout, lambda state: getattr(exception_of(state), "__traceback__", None))
+
+
+def _once_done(future: BaseFuture, timeout: Timeout, found: Callable[[KeyState], _T]) -> Waiting[_T]:
+    engine, state = future.engine, future.state
+
+    def finish(settled: bool) -> _T:
+        if not settled:
+            raise engine.too_late(f"{state.key!r} was not done within {timeout} s", [state])
+        return found(state)
+
+    return ForStates(engine, [state], finish, futures=future, timeout=timeout)
+
+
 class Future(BaseFuture):
     """A future of the blocking `Client`. It can also be awaited under Trio."""
 
     __slots__ = ()
 
-    def result(self, timeout: Timeout = None) -> Any:
-        """Block until the result is here, and return it.
-
-        Raises:
-          TimeoutError: it was not there in time; the task goes on.
-          FutureCancelledError: the task was cancelled.
-          SchedulerLost: the scheduler is gone.
-          RuntimeError: this thread runs Trio or asyncio.
-
-        Whatever the task raised is raised as it was.
-        """
-        refuse_in_event_loop("Future.result()")
-        state = self._state
-        value = state.value
-        if value is not None and state.status == "finished":
-            return self._engine.load((value,))
-        try:
-            reading = self._engine.read([state], as_seconds(timeout), on_failure=True)
-        except BaseException:
-            del self  # a traceback of Ctrl-C may be kept for long, and would keep this future, and so its task
-            raise
-        if reading is None:
-            text = f"{self.key!r} gave no result within {timeout} s; it is {state.status}"
-            raise self._engine.too_late(text, [state])
-        return self._unpack(reading)
-
-    def exception(self, timeout: Timeout = None) -> BaseException | None:
-        """Block until the task is done; return what it raised, or None.
-
-        Raises:
-          TimeoutError: it was not done in time.
-          RuntimeError: this thread runs Trio or asyncio.
-        """
-        refuse_in_event_loop("Future.exception()")
-        try:
-            settled = self._engine.settle([self._state], 1, as_seconds(timeout))
-        except BaseException:
-            del self  # as in `result`
-            raise
-        if not settled:
-            raise self._engine.too_late(f"{self.key!r} was not done within {timeout} s", [self._state])
-        return exception_of(self._state)
-
-    def traceback(self, timeout: Timeout = None) -> TracebackType | None:
-        """Block until the task is done; return the traceback of what it raised, or None. Raises as `exception` does."""
-        error = self.exception(timeout)
-        return None if error is None else error.__traceback__
+    result = blocking(_result)
+    exception = blocking(_exception)
+    traceback = blocking(_traceback)
 
 
 class AsyncFuture(BaseFuture):
@@ -189,34 +194,9 @@ class AsyncFuture(BaseFuture):
 
     __slots__ = ()
 
-    async def result(self, timeout: Timeout = None) -> Any:
-        """The result, as with `await future`.
-
-        Raises:
-          TimeoutError: it was not there in time; the task goes on.
-          FutureCancelledError: the task was cancelled.
-          SchedulerLost: the scheduler is gone.
-
-        Whatever the task raised is raised as it was.
-        """
-        with limit(timeout) as scope:
-            return await self._result_async()
-        assert scope.cancelled_caught
-        text = f"{self.key!r} gave no result within {timeout} s; it is {self.status}"
-        raise self._engine.too_late(text, [self._state])
-
-    async def exception(self, timeout: Timeout = None) -> BaseException | None:
-        """What the task raised, or None, once it is done. Raises `TimeoutError` if that is not in time."""
-        with limit(timeout) as scope:
-            await self._engine.settle_async([self._state], 1)
-        if scope.cancelled_caught:
-            raise self._engine.too_late(f"{self.key!r} was not done within {timeout} s", [self._state])
-        return exception_of(self._state)
-
-    async def traceback(self, timeout: Timeout = None) -> TracebackType | None:
-        """The traceback of what the task raised, or None. Raises as `exception` does."""
-        error = await self.exception(timeout)
-        return None if error is None else error.__traceback__
+    result = awaitable(_result)
+    exception = awaitable(_exception)
+    traceback = awaitable(_traceback)
 
 
 def states_of(futures: Iterable[Any]) -> list[KeyState]:
@@ -242,9 +222,8 @@ def _arrive(key: Key) -> BaseFuture:
     """A pickled future becomes one of the client that unpickles it, else of the client that is current here."""
     engine = loading.get()
     if engine is None:
-        from trio_dask.client.current_client import find_client  # it knows the clients, which are made of futures
-
-        engine = find_client(None, None).engine
+        assert hooks.find_client is not None, "trio_dask sets it"
+        engine = hooks.find_client(None, None).engine
     (state,) = engine.adopt([key])
     found: BaseFuture = engine.future_type(engine, state)
     return found

@@ -1,66 +1,250 @@
-"""What an engine needs of its connection with the scheduler."""
+"""The task that keeps a client connected with its scheduler.
+
+A lost connection is dialled again, while callers wait. When the scheduler is lost, all who wait hear it at once, and
+nobody is dialled until the next request; then the client dials for as long as it did when it began.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine, Iterable, Sequence
-from types import TracebackType
-from typing import Any, Protocol
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Final, NamedTuple, TypeVar, TypeVarTuple
 
-from trio_dask.protocol.hello import Hello, Welcome
-from trio_dask.protocol.messages import Goodbye, Message
+import trio
 
-__all__ = ["Dial", "Link"]
+from trio_dask.client.core.key_state import Ended
+from trio_dask.client.loop_calls import LoopCalls
+from trio_dask.client.outgoing import Outgoing
+from trio_dask.client.shared_state import (
+    CLOSED,
+    Closed,
+    Connected,
+    Connecting,
+    Connection,
+    Dial,
+    Lost,
+    NotStarted,
+    SharedState,
+)
+from trio_dask.client.worker_channels import WorkerChannels
+from trio_dask.comm.captured_error import CapturedError
+from trio_dask.errors import NoScheduler, ProtocolError, RefusedError, UnavailableError, UsageError
+from trio_dask.protocol.messages import Message
 
+__all__ = ["Link"]
 
-class Link(Protocol):
-    """The connection with the scheduler; `comm.connection.Connection` is it."""
+_logger = logging.getLogger("trio_dask.client")
+_T = TypeVar("_T")
+_Ts = TypeVarTuple("_Ts")
 
-    @property
-    def thread_safe_send(self) -> bool:
-        """Whether any thread may send, and not only that of the loop."""
-        ...
-
-    def send_many_nowait(self, messages: Iterable[Message]) -> None:
-        """Append to what will be sent."""
-        ...
-
-    def flush_nowait(self) -> None:
-        """Send what can be sent without waiting, leave the rest to the connection's writer."""
-        ...
-
-    def batches(self) -> AsyncIterable[Sequence[Message]]:
-        """What arrives, as it arrives. Ends at a proper end of the stream, raises at a loss."""
-        ...
-
-    @property
-    def hello(self) -> Hello | Welcome:
-        """How the scheduler answered the hello."""
-        ...
-
-    @property
-    def goodbye(self) -> Goodbye | None:
-        """What the scheduler said when it left, if it did."""
-        ...
-
-    def abort(self, reason: str = "") -> None:
-        """Close at once, in the middle of whatever."""
-        ...
-
-    async def aclose(self, reason: str = "") -> None:
-        """Say goodbye, send what is left, close."""
-        ...
-
-    def __aenter__(self) -> Coroutine[Any, Any, object]:
-        """Start what serves the connection."""
-        ...
-
-    def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> Coroutine[Any, Any, bool | None]:
-        """Stop it."""
-        ...
+MESSAGES_AT_ONCE: Final = 1000
+"""This many messages are handled before a thread that waits for the lock gets it."""
 
 
-Dial = Callable[[str, int], Awaitable[Link]]
-"""Connects to the scheduler, and says from whom the link was lost: from the scheduler of this incarnation, after so
-many of its messages (an empty text: from none). Raises `NoScheduler` or `RefusedError` when it gives up."""
+class _Loss(NamedTuple):
+    """Why a connection ended; `is_final` if there is no use in looking for the same scheduler again."""
+
+    text: str
+    is_final: bool
+
+
+class Link:
+    """Changes the phase; outside of forked children nothing else does. For the loop's own thread only."""
+
+    def __init__(
+        self,
+        shared: SharedState,
+        calls: LoopCalls,
+        outgoing: Outgoing,
+        channels: WorkerChannels,
+        dial: Dial,
+        grace_s: float,
+    ) -> None:
+        self._shared = shared
+        self._calls = calls
+        self._outgoing = outgoing
+        self._channels = channels
+        self._dial = dial
+        self._grace_s = grace_s
+        self._scope = trio.CancelScope()
+        """Around whatever is given up when the client is to stop."""
+        self._is_stopping = False
+        self._stopped = trio.Event()
+        self.transports: trio.Nursery
+        """For the tasks of transports, while this serves."""
+
+    def attach(self) -> None:
+        """Belong to the Trio loop that runs here: from now on all calls can be made, and wait for the connection."""
+        self._calls.attach()
+        if isinstance(self._shared.phase, NotStarted):
+            self._shared.phase = Connecting()
+
+    async def serve(
+        self, *, outlive_cancellation: bool = False, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Connect, and stay until `stop`. A lost scheduler does not end it: whoever asks hears of the loss.
+
+        With `outlive_cancellation`, once it is connected, only `stop` ends it.
+
+        Raises `NoScheduler` or `RefusedError`, before it is connected only.
+        """
+        self.attach()
+        block = CapturedError()
+        async with trio.open_nursery() as self.transports:
+            with block:
+                try:
+                    connection = await self._unless_stopped(self._dial, "", 0)
+                    if connection is not None:
+                        with trio.CancelScope(shield=outlive_cancellation):
+                            async with trio.open_nursery() as nursery:
+                                await nursery.start(self._calls.host)
+                                await self._stay_connected(connection, task_status.started)
+                except (NoScheduler, RefusedError) as error:
+                    self._close(Ended(lost=True, text=str(error)))
+                    raise
+                finally:
+                    self._close(Ended(lost=False, text=CLOSED))
+                    self._stopped.set()
+        block.raise_it()
+
+    def stop(self) -> None:
+        """Have `serve` say goodbye and return."""
+        self._is_stopping = True
+        self._scope.cancel()
+
+    async def wait_stopped(self) -> None:
+        """Return once `serve` has ended."""
+        await self._stopped.wait()
+
+    async def _unless_stopped(self, function: Callable[[*_Ts], Awaitable[_T]], *args: *_Ts) -> _T | None:
+        """What this returns, or None if the client is to stop before."""
+        if not self._is_stopping:
+            with trio.CancelScope() as self._scope:
+                return await function(*args)
+        return None
+
+    # ------------------------------------------------------------------------------------------ from link to link
+
+    async def _stay_connected(self, first: Connection, started: Callable[[], None]) -> None:
+        connection: Connection | None = first
+        try:
+            while connection is not None:
+                loss: _Loss | None = None
+                async with connection:
+                    try:
+                        phase = self._begin(connection)
+                        if isinstance(phase, _Loss):
+                            loss = phase
+                        else:
+                            started()
+                            loss = await self._unless_stopped(self._listen, phase)
+                    finally:
+                        if loss is None:
+                            await self._take_leave(connection)  # noqa: ASYNC102 - it shields itself, with a limit
+                        else:
+                            self._shared.phase = Connecting()
+                started = _announce_nothing
+                connection = None if loss is None else await self._reconnect(loss)
+        finally:
+            await self._take_leave(None)  # noqa: ASYNC102 - it shields itself, with a limit
+
+    def _begin(self, connection: Connection) -> Connected | _Loss:
+        """Go on with this connection, if the scheduler says what can be."""
+        welcome = connection.hello
+        try:
+            with self._shared.lock:
+                self._shared.core.connected(welcome.incarnation, _handled(welcome.details))
+        except ProtocolError as error:
+            return _Loss(f"the scheduler is lost: {error}", True)
+        phase = self._shared.phase = Connected(connection)
+        self._outgoing.flush()
+        return phase
+
+    async def _listen(self, phase: Connected) -> _Loss:
+        """Take what the scheduler says until the connection ends."""
+        connection = phase.connection
+        try:
+            with phase.scope:
+                async for batch in connection.batches():
+                    self._take(batch)
+        except (OSError, trio.BrokenResourceError) as error:
+            return _Loss(f"the scheduler is lost: {str(error) or type(error).__name__}", False)
+        except ProtocolError as error:  # it would say the same again
+            return _Loss(f"the scheduler is lost: {error}", True)
+        except Exception as error:  # a bug of ours must end in errors for those who wait, not in silence
+            phase.fail(error)
+        if phase.failure:
+            return _Loss(f"the scheduler is lost: the client failed: {phase.failure}", True)
+        if connection.goodbye is not None:
+            return _Loss(f"the scheduler closed the connection ({connection.goodbye.reason})", True)
+        return _Loss("the scheduler is lost: it closed the connection unexpectedly", False)
+
+    def _take(self, batch: Sequence[Message]) -> None:
+        core = self._shared.core
+        handle = core.handle
+        for start in range(0, len(batch), MESSAGES_AT_ONCE):
+            with self._shared.lock:
+                for message in batch[start : start + MESSAGES_AT_ONCE]:
+                    handle(message)
+            if core.stuck.aloud:
+                _logger.warning("%s", core.stuck.take_aloud())
+        self._outgoing.flush()
+        if not self._outgoing.is_delaying:
+            self._outgoing.flush_later()
+
+    async def _reconnect(self, loss: _Loss) -> Connection | None:
+        """The next connection, with the same scheduler or another one; None if the client is to stop before."""
+        if loss.is_final:
+            self._lose(loss.text)
+        while True:
+            if isinstance(self._shared.phase, Lost):
+                await self._unless_stopped(self._shared.phase.asked.wait)
+                self._shared.phase = Connecting()
+            lost = self._shared.core.scheduler
+            try:
+                return await self._unless_stopped(self._dial, lost, self._shared.core.received)
+            except (NoScheduler, RefusedError, UnavailableError, UsageError) as error:
+                self._lose(f"{loss.text}; reconnecting failed: {error}" if lost else str(error))
+
+    def _lose(self, text: str) -> None:
+        """No scheduler knows this client any more."""
+        with self._shared.lock:
+            self._shared.core.end_session(Ended(lost=True, text=text))
+            self._shared.phase = Lost(trio.Event())
+
+    # ------------------------------------------------------------------------------------------ the end
+
+    async def _take_leave(self, connection: Connection | None) -> None:
+        """End the client's calls, send what is left, and say goodbye."""
+        with trio.move_on_after(self._grace_s, shield=True):
+            await self._calls.end()
+            if connection is not None:
+                self._outgoing.flush()
+            self._close(Ended(lost=False, text=CLOSED))
+            await self._channels.aclose()
+            if connection is not None:
+                await connection.aclose("the client was closed")
+
+    def _close(self, ended: Ended) -> None:
+        with self._shared.lock:
+            if not isinstance(self._shared.phase, Closed):
+                self._shared.phase = Closed(ended)
+                self._shared.core.end_session(ended)
+        self._calls.fail_early(Closed(ended).error())
+
+
+def _announce_nothing() -> None:
+    """Only the first connection is announced."""
+
+
+def _handled(details: Mapping[str, Any]) -> int | None:
+    """How many of our messages the scheduler has handled, if it goes on with us where the last connection was cut.
+
+    Raises `ProtocolError` for what is no number.
+    """
+    if details.get("returned") is not True:
+        return None
+    number = details.get("received")
+    if type(number) is not int:
+        raise ProtocolError(f"a scheduler that goes on with this client has handled {number!r} messages of it")
+    return number

@@ -1,26 +1,26 @@
-"""One answer for one caller: replies of the scheduler, and async functions run for threads that block on them."""
+"""The Trio loop that an engine runs in, for everybody else: calls into it, and what becomes of them."""
 
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, Generic, TypeVar
+from functools import partial
+from typing import Any, Generic, TypeVar, TypeVarTuple
 
 import trio
 
-from trio_dask.client.core.key_state import Ended
-from trio_dask.client.wait_signals import Signal
-from trio_dask.errors import FutureCancelledError, SchedulerLost
+from trio_dask.client.shared_state import CLOSED, Closed, SharedState
+from trio_dask.client.wait_signals import Signal, ThreadSignal, TrioSignal
 
-__all__ = ["CLOSED", "Answer", "LoopCall", "guarded"]
+__all__ = ["LoopCalls", "log_failure"]
 
 _logger = logging.getLogger("trio_dask.client")
 _T = TypeVar("_T")
+_Ts = TypeVarTuple("_Ts")
 
-CLOSED: Final = "the client is closed"
 
-
-def guarded(callback: Callable[[], object]) -> None:
+def log_failure(callback: Callable[[], object]) -> None:
     """Call a user's callback; what it raises is logged and goes no further."""
     try:
         callback()
@@ -28,29 +28,8 @@ def guarded(callback: Callable[[], object]) -> None:
         _logger.exception("a callback of a future failed")
 
 
-class Answer:
-    """A reply that somebody waits for."""
-
-    __slots__ = ("_ended", "_payload", "_signal")
-
-    def __init__(self, signal: Signal) -> None:
-        self._signal = signal
-        self._payload: Any = None
-        self._ended: Ended | None = None
-
-    def __call__(self, payload: Any, ended: Ended | None) -> None:
-        self._payload, self._ended = payload, ended
-        self._signal.set()
-
-    def unwrap(self) -> Any:
-        if self._ended is not None:
-            text = self._ended.text
-            raise SchedulerLost(text) if self._ended.lost else FutureCancelledError(text)
-        return self._payload
-
-
-class LoopCall(Generic[_T]):
-    """An async function on its way through the engine's loop, for somebody elsewhere who waits, or for nobody."""
+class _Call(Generic[_T]):
+    """An async function that runs in the loop for a caller elsewhere, or for nobody."""
 
     def __init__(self, function: Callable[..., Awaitable[_T]], args: tuple[Any, ...], signal: Signal | None) -> None:
         self.scope = trio.CancelScope()
@@ -61,11 +40,11 @@ class LoopCall(Generic[_T]):
         self._error: Exception | None = None
 
     async def run(self) -> None:
-        """Run it; whatever becomes of it, whoever waits hears, and where nobody does, the log."""
+        """Run it, and tell the caller that it has ended; without one, the log hears of an error."""
         try:
             with self.scope:
                 self._result.append(await self._function(*self._args))
-        except Exception as error:  # it belongs to whoever waits
+        except Exception as error:  # it belongs to the caller
             self._error = error
             if self._signal is None:
                 _logger.error("a background call of the client failed", exc_info=error)
@@ -80,11 +59,127 @@ class LoopCall(Generic[_T]):
             self._signal.set()
 
     def unwrap(self) -> _T:
-        """What it returned; raises what it raised. To be asked once."""
+        """What it returned; raises what it raised. To be called once."""
         if self._result:
             return self._result[0]
         error, self._error = self._error, None
         try:
             raise RuntimeError(CLOSED) if error is None else error
         finally:
-            del error  # as in `CapturedError`
+            del error  # its traceback holds this frame: the two would keep each other, and the caller's variables
+
+
+class LoopCalls:
+    """Calls into one loop. They outlive lost connections; the first wait until there is one."""
+
+    def __init__(self, shared: SharedState) -> None:
+        self.token: trio.lowlevel.TrioToken | None = None
+        self.thread = 0
+        """The thread that runs the loop."""
+        self._shared = shared
+        self.nursery: trio.Nursery | None = None
+        """For the loop's own thread, from the first connection until `end`."""
+        self._early: list[_Call[Any]] = []
+        """Calls that wait for the first connection."""
+        self._scope = trio.CancelScope()
+        self._ended = trio.Event()
+
+    # ------------------------------------------------------------------------------------------ the loop itself
+
+    def attach(self) -> None:
+        """Belong to the loop that runs here: from now on calls can be made."""
+        self.thread = threading.get_ident()
+        self.token = trio.lowlevel.current_trio_token()
+
+    def detach(self) -> None:
+        """Belong to no loop: this is a forked child, and the loop is its parent's."""
+        self.thread, self.token = 0, None
+
+    async def host(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Run the calls, until `end`."""
+        try:
+            with self._scope:
+                async with trio.open_nursery() as self.nursery:
+                    early, self._early = self._early, []
+                    for call in early:
+                        self.nursery.start_soon(call.run)
+                    task_status.started()
+                    await trio.sleep_forever()
+        finally:
+            self.nursery = None
+            self._ended.set()
+
+    async def end(self) -> None:
+        """Cancel the calls that run, and return once they have ended."""
+        self._scope.cancel()
+        await self._ended.wait()
+
+    def fail_early(self, error: Exception) -> None:
+        """There will be no connection for the calls that wait for the first one."""
+        early, self._early = self._early, []
+        for call in early:
+            call.fail(error)
+
+    # ------------------------------------------------------------------------------------------ calls
+
+    def call(self, function: Callable[[*_Ts], Awaitable[_T]], *args: *_Ts, timeout_s: float | None = None) -> _T:
+        """Run an async function in the loop and block for its outcome; interrupted, it is cancelled there.
+
+        Raises `TimeoutError` when the time is up, and what the function raises.
+        """
+        self._shared.check_open()
+        signal = ThreadSignal()
+        call = _Call(function, args, signal)
+        done = False
+        try:
+            self._start_soon(call)
+            done = signal.wait(timeout_s)
+        finally:
+            if not done:
+                self.run_soon(call.scope.cancel)
+        if not done:
+            raise TimeoutError(f"not done within {timeout_s} s")
+        return call.unwrap()
+
+    async def call_async(self, function: Callable[[*_Ts], Awaitable[_T]], *args: *_Ts) -> _T:
+        """Run an async function in the loop, which may be that of another thread; cancelled, it is there."""
+        if threading.get_ident() == self.thread:
+            return await function(*args)
+        self._shared.check_open()
+        signal = TrioSignal()
+        call = _Call(function, args, signal)
+        try:
+            self._start_soon(call)
+            await signal.wait()
+        except BaseException:
+            self.run_soon(call.scope.cancel)
+            raise
+        return call.unwrap()
+
+    def start(self, function: Callable[[*_Ts], Awaitable[object]], *args: *_Ts) -> None:
+        """Run an async function in the loop; what it raises is logged."""
+        self._shared.check_open()
+        self._start_soon(_Call(function, args, None))
+
+    def run_soon(self, callback: Callable[[*_Ts], object], *args: *_Ts) -> bool:
+        """Call this in the loop; what it raises is logged. False if the loop has ended."""
+        if self.token is None:
+            return False
+        try:
+            self.token.run_sync_soon(log_failure, partial(callback, *args))
+        except trio.RunFinishedError:
+            return False
+        return True
+
+    def _start_soon(self, call: _Call[Any]) -> None:
+        if not self.run_soon(self._start_call, call):
+            raise RuntimeError(CLOSED)
+
+    def _start_call(self, call: _Call[Any]) -> None:
+        phase = self._shared.phase
+        if self.nursery is not None:
+            self.nursery.start_soon(call.run)
+        elif isinstance(phase, Closed):
+            call.fail(phase.error())
+        else:
+            self._early.append(call)

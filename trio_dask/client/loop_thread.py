@@ -11,7 +11,7 @@ from queue import SimpleQueue
 import trio
 
 from trio_dask.client.engine import Engine
-from trio_dask.client.loop_calls import guarded
+from trio_dask.client.loop_calls import log_failure
 from trio_dask.client.wait_signals import ThreadSignal
 
 __all__ = ["CallbackThread", "EngineThread"]
@@ -35,9 +35,9 @@ class EngineThread:
         self._thread = threading.Thread(target=self._run, name="trio_dask-client", daemon=True)
 
     def start(self, *, wait: bool = True) -> None:
-        """Return once the engine is connected, or (without `wait`) trying to. Raises what kept it from that."""
+        """Return once the engine is connected, or (without `wait`) tries to. Raises why it could not connect."""
         if trio.lowlevel.in_trio_run() and trio.lowlevel.current_trio_token() is self._home:
-            self._engine.attach()  # its loop is at a stand while we are in it: nobody else could
+            self._engine.attach()  # its loop stands still during this call, and could not do it
             self._attached.set()
         self._thread.start()
         try:
@@ -56,7 +56,7 @@ class EngineThread:
                 del error  # its traceback holds this frame: the two would keep each other, and the caller's variables
 
     def stop(self, timeout_s: float | None) -> None:
-        """Have the engine say goodbye, and return when its thread has ended, or after that many seconds."""
+        """Have the engine say goodbye, and return when its thread has ended, or after this many seconds."""
         self._engine.run_soon(self._engine.stop)
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join(timeout_s)
@@ -73,9 +73,7 @@ class EngineThread:
                     trio.run(self._main)
                 else:
                     trio.from_thread.run(self._main, trio_token=self._home)
-            except (
-                Exception
-            ) as error:  # the caller of `start` raises it; here only the thread would end, without a word
+            except Exception as error:  # `start` raises it; from here it would only end the thread, unheard
                 self._fail(error)
             finally:
                 self._attached.set()
@@ -86,13 +84,13 @@ class EngineThread:
         self._attached.set()
         try:
             await self._engine.serve(task_status=self)
-        except Exception as error:  # not left to Trio: its runner would keep it, and with it whoever waits for it
+        except Exception as error:  # not left to Trio: its runner would keep it, and with it the caller of `start`
             self._fail(error)
 
     def _fail(self, error: Exception) -> None:
         """Have the error raised in the thread that waits for the connection."""
         self._error = error
-        if self._connected.is_set:  # nobody does any more
+        if self._connected.is_set:  # no thread waits any more
             _logger.error("the client failed", exc_info=error)
 
 
@@ -104,17 +102,17 @@ class CallbackThread:
         self._thread: threading.Thread | None = None
 
     def put(self, callback: Callable[[], object]) -> None:
-        """Have this called soon. From any thread; a client calls it under its lock, so never by two at once."""
+        """Have this called soon. From any thread, but from one at a time: an engine calls it under its lock."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="trio_dask-callbacks", daemon=True)
             self._thread.start()
         self._queue.put(callback)
 
     def stop(self) -> None:
-        """End the thread once it has made the calls that are due."""
+        """End the thread after the calls that are queued."""
         if self._thread is not None:
             self._queue.put(None)
 
     def _run(self) -> None:
         while (callback := self._queue.get()) is not None:
-            guarded(callback)
+            log_failure(callback)

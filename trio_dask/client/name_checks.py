@@ -1,4 +1,4 @@
-"""What users call things, checked where they stand: no message could carry a text that is not Unicode."""
+"""Checks of texts that users give: a message can carry only Unicode."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from typing import Final
 
 from trio_dask.errors import UsageError
 
-__all__ = ["sendable"]
+__all__ = ["checked_text"]
 
 MAX_LENGTH: Final = 2**20
 
 
-def sendable(what: str, text: str) -> str:
-    """This text as it is.
+def checked_text(what: str, text: str) -> str:
+    """Return this text.
 
     Raises `UsageError` for one that no message can carry: it is not Unicode, or huge.
     """

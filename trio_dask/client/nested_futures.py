@@ -1,4 +1,4 @@
-"""Futures nested in lists, tuples, sets and dicts: which there are, and the same shape with values in their place."""
+"""Futures nested in lists, tuples, sets and dicts: find them, and replace them with values."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from trio_dask.client.core.key_state import KeyState
 from trio_dask.client.engine import Engine
 from trio_dask.client.futures import BaseFuture, states_of
 from trio_dask.client.task_errors import no_value
-from trio_dask.client.wait_signals import Reading
+from trio_dask.client.wait_signals import ValueReader
 from trio_dask.errors import UsageError
 
 __all__ = [
-    "concrete",
-    "filled",
     "futures_given",
     "futures_in",
     "is_dict",
     "is_series",
+    "leaves_out_failures",
+    "materialize",
     "own_states",
     "series_like",
-    "skips",
     "values_of",
+    "with_values",
 ]
 
 _MISSING: Final = object()
@@ -40,8 +40,11 @@ def is_series(value: object) -> TypeGuard[Collection[Any]]:
 
 
 def series_like(model: Collection[Any], items: Iterable[Any]) -> Any:
-    """The items in a collection of the same kind."""
-    make: Any = next(kind for kind in _SERIES if isinstance(model, kind))
+    """The items in a collection of the same kind; in a named tuple of the same type, unless some are left out."""
+    items = list(items)
+    make: Any = getattr(type(model), "_make", None)
+    if make is None or len(items) != len(model):
+        make = next(kind for kind in _SERIES if isinstance(model, kind))
     return make(items)
 
 
@@ -61,11 +64,11 @@ def futures_in(collection: Any) -> Iterator[BaseFuture]:
 
 
 def futures_given(given: Any, function: str) -> list[BaseFuture]:
-    """The futures in what a function about futures was given, perhaps none, if that is empty.
+    """The futures in the argument of a function that takes futures; none if the argument is an empty collection.
 
     Raises `TypeError` for anything without a future in it, such as a key.
     """
-    given = concrete(given)
+    given = materialize(given)
     futures = list(futures_in(given))
     if not futures and not _is_empty(given):
         raise TypeError(f"{function} takes futures, alone or in lists, tuples, sets and dicts, not {given!r:.60}")
@@ -78,12 +81,12 @@ def _is_empty(collection: Any) -> bool:
     return is_series(collection) and all(map(_is_empty, collection))
 
 
-def concrete(collection: Any) -> Any:
+def materialize(collection: Any) -> Any:
     """A list in place of an iterator or range; anything else as it is."""
     return list(cast("Iterable[Any]", collection)) if isinstance(collection, Iterator | range) else collection
 
 
-def skips(errors: str) -> bool:
+def leaves_out_failures(errors: str) -> bool:
     """Whether `gather` is to leave out what failed. Raises `UsageError`."""
     if errors not in ("raise", "skip"):
         raise UsageError(f"errors must be 'raise' or 'skip', not {errors!r}")
@@ -102,7 +105,7 @@ def own_states(engine: Engine, futures: list[BaseFuture]) -> list[KeyState]:
     return list(dict.fromkeys(states))
 
 
-def values_of(engine: Engine, reading: Reading, states: list[KeyState], *, skip: bool) -> dict[KeyState, Any]:
+def values_of(engine: Engine, reading: ValueReader, states: list[KeyState], *, skip: bool) -> dict[KeyState, Any]:
     """The values that were read; with `skip` those that failed are left out, else the first of them is raised."""
     if reading.failed is not None and not skip:
         state = reading.failed
@@ -112,27 +115,24 @@ def values_of(engine: Engine, reading: Reading, states: list[KeyState], *, skip:
     return {state: load(frames[state]) for state in states if state in frames}
 
 
-def filled(collection: Any, values: Mapping[KeyState, Any]) -> Any:
+def with_values(collection: Any, values: Mapping[KeyState, Any]) -> Any:
     """The collection with values for futures; a future without a value falls out of its container, or becomes None."""
-    found = _filled(collection, values)
+    found = _with_values(collection, values)
     return None if found is _MISSING else found
 
 
-def _filled(collection: Any, values: Mapping[KeyState, Any]) -> Any:
+def _with_values(collection: Any, values: Mapping[KeyState, Any]) -> Any:
     if isinstance(collection, BaseFuture):
         return values.get(collection.state, _MISSING)
     if is_dict(collection):
-        pairs = [(key, _filled(item, values)) for key, item in collection.items()]
+        pairs = [(key, _with_values(item, values)) for key, item in collection.items()]
         return {key: item for key, item in pairs if item is not _MISSING}
     if not is_series(collection):
         return collection
     items = [
         found
         for item in collection
-        if (found := values.get(item.state, _MISSING) if isinstance(item, BaseFuture) else _filled(item, values))
+        if (found := values.get(item.state, _MISSING) if isinstance(item, BaseFuture) else _with_values(item, values))
         is not _MISSING
     ]
-    if hasattr(collection, "_fields") and len(items) == len(collection):
-        make: Any = type(collection)
-        return make(*items)
     return series_like(collection, items)

@@ -24,19 +24,18 @@ from trio_dask.ids import new_incarnation
 from trio_dask.protocol.hello import Hello
 from trio_dask.protocol.link import LinkLimits
 from trio_dask.protocol.wire_constants import LONGEST_GRACE_S
+from trio_dask.retry_policy import CLIENTS, RetryPolicy
 from trio_dask.scheduler_file import read_scheduler_file
 
 __all__ = ["address_of", "engine_for", "home_of", "settings_for"]
 
 ADDRESS_VARIABLE: Final = "DASK_SCHEDULER_ADDRESS"
-FIRST_PAUSE_S: Final = 0.02
-LONGEST_PAUSE_S: Final = 1.0
 FIRST_SPREAD_S: Final = 0.1
 SHORTEST_TRY_S: Final = 2.0
 
 
 def address_of(target: Any) -> str | None:
-    """The address in what `Client` is given first: a text, or a cluster, which has a `scheduler_address`.
+    """The address that the first argument of a client names: a text, or a cluster with a `scheduler_address`.
 
     Raises `UsageError` for anything else.
     """
@@ -51,7 +50,7 @@ def address_of(target: Any) -> str | None:
 def settings_for(
     address: str | None, scheduler_file: str | os.PathLike[str] | None, timeout: Timeout, name: str | None
 ) -> ClientSettings:
-    """The settings for what the user gave, else for the scheduler that the environment names.
+    """Settings from the arguments of a client, else for the scheduler that the environment names.
 
     `scheduler` and `scheduler_file` are both None if nothing names one. Raises `UsageError`.
     """
@@ -69,7 +68,7 @@ def settings_for(
 
 
 def home_of(settings: ClientSettings) -> trio.lowlevel.TrioToken | None:
-    """The Trio run of this program in which the scheduler lives, if it does: a client of it must live there as well."""
+    """The Trio run of this program that the scheduler runs in, if any: its clients must run there as well."""
     return None if settings.scheduler is None else inproc.home_of(parse_scheduler_address(settings.scheduler))
 
 
@@ -83,7 +82,7 @@ def engine_for(settings: ClientSettings) -> Engine:
     async def dial(lost: str, received: int) -> Connection:
         details = {
             "pid": os.getpid(),
-            # Its loss may be noticed there sooner than here, by as much as passes between two of our pings.
+            # The scheduler may notice a loss sooner than this client, by the time between two of our pings.
             "grace_s": min(max(settings.connect_timeout_s, 0.0) + settings.keepalive_s, LONGEST_GRACE_S),
             "previous": incarnation if lost else "",
             "scheduler": lost,
@@ -95,7 +94,7 @@ def engine_for(settings: ClientSettings) -> Engine:
         data_hello = Hello(role="data", incarnation=incarnation, name=name)
         endpoint = Endpoint(parse_address(address), limits)
         timeout_s = settings.connect_timeout_s
-        return await connect_data(endpoint, data_hello, nursery=engine.transports, timeout_s=timeout_s)
+        return await connect_data(endpoint, data_hello, nursery=engine.link.transports, timeout_s=timeout_s)
 
     engine = Engine(incarnation, dial, open_channel, grace_s=settings.grace_s)
     return engine
@@ -104,36 +103,37 @@ def engine_for(settings: ClientSettings) -> Engine:
 async def _dial(
     engine: Engine, settings: ClientSettings, hello: Hello, limits: LinkLimits, *, again: bool
 ) -> Connection:
-    """Connect, trying again until the time is up: the scheduler may be starting just now, or the network come back.
+    """Connect, trying again until the time is up: the scheduler may be starting, or the network come back.
 
-    The first try to get back to a scheduler is made a little later, each client at another moment: it may have lost all
-    of them at once. And each is short: what is lost on the way there is only sent again after ever longer pauses.
+    After a lost connection each client waits a random moment first, as the scheduler may have lost all clients at once.
+    The tries are short at first: TCP sends packets that were lost on the way again only after ever longer pauses.
 
     Raises, with the reason of the last try, `NoScheduler`, or `UnavailableError` or `UsageError`, which are about the
     file that names it; `RefusedError` at once.
     """
-    deadline = trio.current_time() + settings.connect_timeout_s
-    pause = FIRST_PAUSE_S
+    retries = RetryPolicy(
+        CLIENTS,
+        random.uniform,
+        trio.current_time(),
+        give_up_s=settings.connect_timeout_s,
+        was_connected=again,
+        hopeless=(ProtocolError, socket.gaierror),
+    )
     try_s = SHORTEST_TRY_S if again else settings.connect_timeout_s
     if again:
         await trio.sleep(random.uniform(0, min(FIRST_SPREAD_S, settings.connect_timeout_s / 2)))
     while True:
-        left = deadline - trio.current_time()
+        left_s = retries.deadline - trio.current_time()
         try:
             where = _where(settings)
-            timeout_s = max(min(left, try_s), FIRST_PAUSE_S)
+            timeout_s = max(min(left_s, try_s), CLIENTS.first_s)
             endpoint = Endpoint(where, limits)
-            connection = await connect(endpoint, hello, nursery=engine.transports, timeout_s=timeout_s)
+            connection = await connect(endpoint, hello, nursery=engine.link.transports, timeout_s=timeout_s)
         except (NoScheduler, UnavailableError, UsageError) as error:
-            # What is wrong at the start is wrong. What was right, and is not, may be on its way back.
-            hopeless = not isinstance(error, NoScheduler) or isinstance(
-                error.__cause__, ProtocolError | socket.gaierror
-            )
-            left = deadline - trio.current_time()
-            if (hopeless and not again) or left <= 0:
+            now = trio.current_time()
+            if retries.is_final(error, now) or now >= retries.deadline:
                 raise
-            await trio.sleep(min(pause * random.uniform(0.5, 1.5), left))  # and once more when the time is up
-            pause = min(2 * pause, LONGEST_PAUSE_S)
+            await trio.sleep(min(retries.next_pause_s(), retries.deadline - now))  # and once more when the time is up
             try_s *= 2
         else:
             engine.address = str(where)
@@ -141,7 +141,7 @@ async def _dial(
 
 
 def _where(settings: ClientSettings) -> Address:
-    """Where the scheduler is now. Raises `NoScheduler` if the file that says it is not there, else as that does."""
+    """Where the scheduler is now. Raises `NoScheduler` if its file does not exist, else as that is read."""
     address = settings.scheduler or read_scheduler_file(settings.scheduler_file or "")
     if address is None:
         raise NoScheduler(f"the scheduler file {settings.scheduler_file} does not exist")

@@ -1,98 +1,81 @@
-"""What asks the cluster and waits for the answer: written once, for Trio; the blocking client runs it in its loop."""
+"""Calls that ask the cluster, or tell it something, and wait for the answer: each is defined once.
+
+They run in the loop of the client's engine. `operation_forms` has their blocking forms and those for Trio.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, TypeAlias
 
 import trio
 
-from trio_dask.client.dask_graphs import wire_key
+from trio_dask.client.call_forms import Done, ForCall, HasEngine, Timeout, Waiting, in_loop
+from trio_dask.client.dask_graphs import key_to_str
 from trio_dask.client.engine import Engine
-from trio_dask.client.futures import BaseFuture, Timeout
-from trio_dask.client.nested_futures import concrete, futures_in
-from trio_dask.client.task_options import Workers, whole, worker_names
+from trio_dask.client.futures import BaseFuture
+from trio_dask.client.nested_futures import futures_in, materialize
+from trio_dask.client.option_conflicts import unambiguous
+from trio_dask.client.task_options import Workers, each_worker, whole_number, worker_names
 from trio_dask.client.wait_signals import limit
 from trio_dask.client.worker_channels import CHANNEL_FAILURES, Channel, failure_text
 from trio_dask.errors import ClusterError, ProtocolError, UsageError
-from trio_dask.ids import Key, places_of
-from trio_dask.protocol.messages import Call, CallResult
+from trio_dask.ids import Key, WorkerName, given_name, places_of
+from trio_dask.protocol.messages import Call, CallResult, RestartWorkers, Retire
 from trio_dask.protocol.pickling import dump_value, load_value, rebuild_exception
 
 __all__ = [
-    "NO_RUN_ON_SCHEDULER",
     "OnError",
-    "ask_keys",
-    "ask_workers",
     "has_what",
     "nbytes",
+    "nthreads",
     "processing",
-    "refuse_nanny",
     "restart",
     "restart_workers",
     "retire_workers",
     "run",
+    "run_on_scheduler",
     "scheduler_info",
     "story",
-    "time_limit",
     "wait_for_workers",
     "who_has",
-    "worker_addresses",
 ]
 
 OnError: TypeAlias = Literal["raise", "return", "ignore"]
+WorkerInfo: TypeAlias = Mapping[str, Any]
 
-NO_RUN_ON_SCHEDULER = (
-    "run_on_scheduler is not available: the scheduler never unpickles anything, so it cannot run functions; "
-    "use who_has, has_what, processing, nbytes or scheduler_info, or client.run to run on the workers"
-)
+# ------------------------------------------------------------------------------------------------ questions
 
 
-async def ask_keys(engine: Engine, what: str, futures: Any) -> dict[Key, Any]:
-    """Put a question about keys: of futures (nested in whatever), or texts; all keys if there are none."""
-    if futures is None:
-        keys: list[Key] = []
-    elif isinstance(futures, str):
-        keys = [wire_key(futures)]
-    else:
-        futures = concrete(futures)
-        keys = [future.key for future in futures_in(futures)]
-        if not keys:
-            try:
-                names: list[Any] = list(futures)
-            except TypeError:
-                raise TypeError(f"expected futures or keys, or a list of them, not {futures!r:.60}") from None
-            keys = [wire_key(name) for name in names]
-        if not keys:
-            return {}
-    return dict(await engine.ask(what, keys))
+@in_loop
+async def who_has(engine: Engine, futures: Any = None) -> dict[Key, tuple[str, ...]]:
+    """The addresses of the workers that hold each result, by key."""
+    return {key: tuple(holders) for key, holders in (await _about_keys(engine, "who_has", futures)).items()}
 
 
-async def ask_workers(engine: Engine, what: str, workers: Workers) -> dict[str, Any]:
-    """Put a question about workers: those of these names or addresses, all if there are none."""
-    return dict(await engine.ask(what, worker_names(workers)))
+@in_loop
+async def has_what(engine: Engine, workers: Workers = None) -> dict[str, tuple[Key, ...]]:
+    """The keys of the results that each worker holds, by address."""
+    return {address: tuple(keys) for address, keys in (await _about_workers(engine, "has_what", workers)).items()}
 
 
-async def who_has(engine: Engine, futures: Any) -> dict[Key, tuple[str, ...]]:
-    """Which workers hold the results of these keys."""
-    return {key: tuple(holders) for key, holders in (await ask_keys(engine, "who_has", futures)).items()}
+@in_loop
+async def processing(engine: Engine, workers: Workers = None) -> dict[str, tuple[Key, ...]]:
+    """The keys of the tasks that each worker has been given and not finished, by address."""
+    return {address: tuple(keys) for address, keys in (await _about_workers(engine, "processing", workers)).items()}
 
 
-async def has_what(engine: Engine, workers: Workers) -> dict[str, tuple[Key, ...]]:
-    """Which keys these workers hold."""
-    return {address: tuple(keys) for address, keys in (await ask_workers(engine, "has_what", workers)).items()}
+@in_loop
+async def nthreads(engine: Engine, workers: Workers = None) -> dict[str, int]:
+    """How many threads each worker has, by address."""
+    return await _about_workers(engine, "nthreads", workers)
 
 
-async def processing(engine: Engine, workers: Workers) -> dict[str, tuple[Key, ...]]:
-    """Which tasks these workers have been given and not finished."""
-    return {address: tuple(keys) for address, keys in (await ask_workers(engine, "processing", workers)).items()}
-
-
-async def nbytes(engine: Engine, keys: Any, summary: bool) -> dict[Key, int]:
-    """The sizes of results, by key; as a `summary` the sum for all keys of one name."""
-    sizes = await ask_keys(engine, "nbytes", keys)
+@in_loop
+async def nbytes(engine: Engine, keys: Any = None, summary: bool = True) -> dict[Key, int]:
+    """The sizes of results in bytes, by name of the function; without `summary`, by key."""
+    sizes = await _about_keys(engine, "nbytes", keys)
     if not summary:
         return sizes
     sums: dict[Key, int] = {}
@@ -102,28 +85,32 @@ async def nbytes(engine: Engine, keys: Any, summary: bool) -> dict[Key, int]:
     return sums
 
 
-async def scheduler_info(engine: Engine) -> dict[str, Any]:
-    """What the scheduler says of itself and its workers."""
+@in_loop
+async def scheduler_info(engine: Engine, /, *_: object, **__: object) -> dict[str, Any]:
+    """What the scheduler says of itself and of its workers. Arguments mean nothing here."""
     info: dict[str, Any] = await engine.ask("scheduler_info")
-    workers: Collection[Mapping[str, Any]] = info["workers"].values()
+    workers: Collection[WorkerInfo] = info["workers"].values()
     return {
         "address": engine.address,
         "n_workers": len(workers),
         "total_threads": sum(worker["nthreads"] for worker in workers),
         "total_memory": sum(worker.get("memory_limit") or 0 for worker in workers),
         **info,
+        "workers": {address: _shown(worker) for address, worker in info["workers"].items()},
     }
 
 
-async def story(engine: Engine, futures: tuple[Any, ...]) -> list[tuple[float, Key, str]]:
-    """The last steps of these tasks, in order: the scheduler's time in seconds, the key, what happened."""
-    keys = [future.key if isinstance(future, BaseFuture) else wire_key(future) for future in futures]
+@in_loop
+async def story(engine: Engine, *keys_or_futures: Any) -> list[tuple[float, Key, str]]:
+    """The last steps of tasks that the scheduler remembers: its time in seconds, the key, what happened."""
+    keys = [future.key if isinstance(future, BaseFuture) else key_to_str(future) for future in keys_or_futures]
     return [tuple(step) for step in await engine.ask("story", keys)]
 
 
-async def wait_for_workers(engine: Engine, n_workers: int, timeout: Timeout) -> None:
-    """Return once there are this many workers. Raises `TimeoutError` if that is not in time."""
-    number = whole("n_workers", n_workers, 0, 2**31)
+@in_loop
+async def wait_for_workers(engine: Engine, n_workers: int = 1, timeout: Timeout = None) -> None:
+    """Wait until there are this many workers. Raises `TimeoutError` if that is not in time."""
+    number = whole_number("n_workers", n_workers, 0, 2**31)
     with limit(timeout):
         await engine.ask("wait_for_workers", (str(number),))
         return
@@ -131,8 +118,40 @@ async def wait_for_workers(engine: Engine, n_workers: int, timeout: Timeout) -> 
     raise TimeoutError(f"only {there} of {n_workers} workers arrived within {timeout} s")
 
 
-async def restart(engine: Engine, timeout: Timeout, wait_for_workers: bool) -> None:
-    """Have all workers begin afresh. Raises `TimeoutError` if not all are back in time."""
+async def _about_keys(engine: Engine, what: str, futures: Any) -> dict[Key, Any]:
+    """Ask about keys, given as futures (alone or nested) or texts; about all keys if none are given."""
+    if futures is None:
+        keys: list[Key] = []
+    elif isinstance(futures, str):
+        keys = [key_to_str(futures)]
+    else:
+        futures = materialize(futures)
+        keys = [future.key for future in futures_in(futures)]
+        if not keys:
+            try:
+                names: list[Any] = list(futures)
+            except TypeError:
+                raise TypeError(f"expected futures or keys, or a list of them, not {futures!r:.60}") from None
+            keys = [key_to_str(name) for name in names]
+        if not keys:
+            return {}
+    return dict(await engine.ask(what, keys))
+
+
+async def _about_workers(engine: Engine, what: str, workers: Workers) -> dict[str, Any]:
+    """Ask about the workers of these names or addresses; about all workers if none are given."""
+    return dict(await engine.ask(what, worker_names(workers)))
+
+
+# ------------------------------------------------------------------------------------------------ workers
+
+
+@in_loop
+async def restart(engine: Engine, timeout: Timeout = None, wait_for_workers: bool = True) -> None:
+    """Cancel everything of every client, and have all workers begin afresh.
+
+    Raises `TimeoutError` if, after `timeout`, not all of them are back.
+    """
     missing: Sequence[str] = ()
     with limit(timeout) as scope:
         missing = (await engine.restart())["missing"]
@@ -140,17 +159,26 @@ async def restart(engine: Engine, timeout: Timeout, wait_for_workers: bool) -> N
         raise TimeoutError(f"after the restart these workers did not come back in time: {', '.join(missing) or 'all'}")
 
 
-async def restart_workers(engine: Engine, workers: Workers, timeout: Timeout, raise_for_error: bool) -> dict[str, str]:
-    """Have these workers begin afresh; "OK" or "timed out" for each, by the name that was given.
+@in_loop
+async def restart_workers(
+    engine: Engine, workers: Workers, timeout: Timeout = None, raise_for_error: bool = True
+) -> dict[WorkerName, str]:
+    """Have some workers begin afresh, as new processes where they have a nanny; what only they held is recomputed.
 
-    Raises `UsageError` for one that is not there, `TimeoutError`, unless told otherwise, if one is not back in time.
+    Returns "OK" or "timed out" for each, by what it was called here.
+
+    Raises:
+      UsageError: there is no such worker.
+      TimeoutError: one is not back after `timeout` (at most 30 s), unless `raise_for_error` is False.
     """
-    if not worker_names(workers):
+    asked = each_worker(workers)
+    names = worker_names(asked)
+    if not names:
         raise UsageError("restart_workers() needs the names of workers; use restart() to restart all of them")
-    meant = await _workers_meant(engine, workers)
+    meant = await _workers_meant(engine, names)
     missing: Sequence[str] = [str(worker["name"]) for found in meant.values() for worker in found.values()]
     with limit(timeout):
-        reply = await engine.restart_workers(tuple(meant))
+        reply = await engine.request(RestartWorkers, tuple(meant))
         if "refused" in reply:
             raise UsageError(f"restart_workers(): {reply['refused']}")
         missing = reply["missing"]
@@ -158,17 +186,26 @@ async def restart_workers(engine: Engine, workers: Workers, timeout: Timeout, ra
         raise TimeoutError(f"these workers did not come back in time: {', '.join(sorted(set(missing)))}")
     late = frozenset(missing)
     return {
-        name: "timed out" if any(worker["name"] in late for worker in found.values()) else "OK"
-        for name, found in meant.items()
+        given: "timed out" if any(worker["name"] in late for worker in meant[name].values()) else "OK"
+        for given, name in zip(asked, names, strict=True)
     }
 
 
+@in_loop
 async def retire_workers(
-    engine: Engine, workers: Workers, n: int | None, close_workers: bool, remove: bool
+    engine: Engine, workers: Workers = None, close_workers: bool = True, remove: bool = True, n: int | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Have these workers leave, or `n` of the scheduler's choice; what they said of themselves, by address.
+    """Have workers leave without losing anything: they finish what runs, and others take over what only they hold.
 
-    Raises `UsageError` for wrong arguments, `ClusterError` where their results have nowhere to go.
+    Args:
+      workers: names, addresses, hosts or numbers of the workers.
+      n: instead of them, how many; those with the least to do go first.
+
+    Returns what the workers that have left had said of themselves, by address.
+
+    Raises:
+      UsageError: there is no such worker.
+      ClusterError: what they hold has nowhere to go, or they were needed otherwise; the message says what.
     """
     if not close_workers or not remove:
         raise UsageError("a retired worker always leaves and ends; close_workers and remove cannot be False")
@@ -176,27 +213,31 @@ async def retire_workers(
         raise UsageError("retire_workers() takes either workers, or n to let the scheduler choose n workers")
     if n is not None and (isinstance(n, bool) or int(n) != n or n < 0):
         raise UsageError(f"retire_workers() takes a number of workers as n, not {n!r}")
-    meant = await _workers_meant(engine, workers)
-    known: Mapping[str, Mapping[str, Any]] = (await engine.ask("scheduler_info"))["workers"]
+    meant = await _workers_meant(engine, worker_names(workers))
+    known: Mapping[str, WorkerInfo] = (await engine.ask("scheduler_info"))["workers"]
     if not meant and not n:
         return {}
-    reply = await engine.retire(tuple(meant), int(n or 0))
+    reply = await engine.request(Retire, tuple(meant), int(n or 0))
     gone = frozenset(reply.get("retired", ()))
     if refused := reply.get("refused"):
         before = f"; {', '.join(sorted(gone))} had left before" if gone else ""
         raise ClusterError(f"the workers were not retired: {refused}{before}")
-    return {address: dict(worker) for address, worker in known.items() if worker["name"] in gone}
+    return {address: _shown(worker) for address, worker in known.items() if worker["name"] in gone}
 
 
-async def _workers_meant(engine: Engine, workers: Workers) -> dict[str, dict[str, Mapping[str, Any]]]:
-    """By each of these names, addresses (with or without scheme) or hosts: the workers that it means.
+def _shown(worker: WorkerInfo) -> dict[str, Any]:
+    """A worker's description as users read it."""
+    return {**worker, "name": given_name(worker["name"])}
+
+
+async def _workers_meant(engine: Engine, names: Sequence[str]) -> dict[str, dict[str, WorkerInfo]]:
+    """The workers that each of these names, addresses (with or without scheme) or hosts means.
 
     Raises `UsageError` for one that means none.
     """
-    names = worker_names(workers)
     if not names:
         return {}
-    known: Mapping[str, Mapping[str, Any]] = (await engine.ask("scheduler_info"))["workers"]
+    known: Mapping[str, WorkerInfo] = (await engine.ask("scheduler_info"))["workers"]
     meant = {
         name: {
             address: worker
@@ -211,21 +252,41 @@ async def _workers_meant(engine: Engine, workers: Workers) -> dict[str, dict[str
     return meant
 
 
-async def worker_addresses(engine: Engine, workers: Workers) -> list[str]:
-    """The addresses of these workers, given by name or address; of all, if none are given.
+# ------------------------------------------------------------------------------------------------ calls in workers
 
-    Raises `UsageError` for one that is not there.
+
+@unambiguous
+def run(
+    client: HasEngine,
+    function: Callable[..., Any],
+    /,
+    *args: Any,
+    workers: Workers = None,
+    wait: bool = True,
+    nanny: bool = False,
+    on_error: OnError = "raise",
+    **kwargs: Any,
+) -> Waiting[dict[str, Any] | None]:
+    """Call a function in the process of each worker, outside of its task slots; what it returned, by address.
+
+    What it raises is raised here; with `on_error="return"` it stands in the result's place, with `"ignore"` such
+    workers are left out. Without `wait` nothing is returned, and errors are logged.
     """
-    names = worker_names(workers)
-    info: Mapping[str, Mapping[str, Any]] = (await engine.ask("scheduler_info", names))["workers"]
-    known = set(info) | {str(worker["name"]) for worker in info.values()}
-    for name in names:
-        if name not in known:
-            raise UsageError(f"there is no worker {name!r}")
-    return list(info)
+    if nanny:
+        raise UsageError("functions run in workers, not in their nannies; leave out nanny=True")
+    if not callable(function):
+        raise TypeError(f"run() takes a function and its arguments, not {function!r:.60}")
+    if on_error not in ("raise", "return", "ignore"):
+        raise UsageError(f"on_error must be 'raise', 'return' or 'ignore', not {on_error!r}")
+    engine = client.engine
+    operation = partial(_run, engine, function, args, kwargs, workers, on_error)
+    if wait:
+        return ForCall(engine, operation)
+    engine.start(operation)
+    return Done(None)
 
 
-async def run(
+async def _run(
     engine: Engine,
     function: Callable[..., Any],
     args: tuple[Any, ...],
@@ -233,15 +294,7 @@ async def run(
     workers: Workers,
     on_error: OnError,
 ) -> dict[str, Any]:
-    """Call a function in the process of each worker, outside of its slots; what it returned, by address.
-
-    With `on_error="return"` an exception stands in the place of the result, with `"ignore"` such a worker is left out.
-    """
-    if not callable(function):
-        raise TypeError(f"run() takes a function and its arguments, not {function!r:.60}")
-    if on_error not in ("raise", "return", "ignore"):
-        raise UsageError(f"on_error must be 'raise', 'return' or 'ignore', not {on_error!r}")
-    addresses = await worker_addresses(engine, workers)
+    addresses = await _addresses(engine, workers)
     frames = [memoryview(frame).cast("B") for frame in dump_value((function, args, dict(kwargs)))]
     outcomes: dict[str, Any] = {}
     errors: dict[str, BaseException] = {}
@@ -249,7 +302,7 @@ async def run(
     async def call_one(address: str) -> None:
         try:
             use = partial(_call, frames, address)
-            value, raised = await engine.peers.exchange(address, use, repeatable=False)
+            value, raised = await engine.channels.exchange(address, use, repeatable=False)
         except CHANNEL_FAILURES as error:
             errors[address] = ClusterError(f"the call could not be made: {failure_text(address, error)}")
         else:
@@ -271,25 +324,24 @@ async def run(
     return {address: outcomes[address] for address in addresses if address in outcomes}
 
 
-def refuse_nanny(nanny: bool) -> None:
-    """Raise `UsageError` if a call should run in nannies."""
-    if nanny:
-        raise UsageError("functions run in workers, not in their nannies; leave out nanny=True")
+async def _addresses(engine: Engine, workers: Workers) -> list[str]:
+    """The addresses of these workers, given by name or address; of all, if none are given.
 
-
-@contextmanager
-def time_limit(timeout: Timeout, what: str) -> Generator[None]:
-    """Raise `TimeoutError` if the block takes longer."""
-    with limit(timeout) as scope:
-        yield
-    if scope.cancelled_caught:
-        raise TimeoutError(f"{what} was not done within {timeout} s")
+    Raises `UsageError` for one that is not there.
+    """
+    names = worker_names(workers)
+    info: Mapping[str, WorkerInfo] = (await engine.ask("scheduler_info", names))["workers"]
+    known = set(info) | {str(worker["name"]) for worker in info.values()}
+    for name in names:
+        if name not in known:
+            raise UsageError(f"there is no worker {name!r}")
+    return list(info)
 
 
 async def _call(
     frames: Sequence[memoryview], address: str, channel: Channel
 ) -> tuple[Any, None] | tuple[None, BaseException]:
-    """What the called function returned or raised: the latter must not be taken for a failure of the channel."""
+    """The value that the function returned, or the exception it raised, apart from failures of the channel."""
     await channel.send(Call(tuple(map(len, frames))), frames)
     message, result = await channel.receive()
     if not isinstance(message, CallResult):
@@ -299,5 +351,13 @@ async def _call(
             return load_value(result), None
         description = bytes(result[0]) if result else None
         return None, rebuild_exception(description, message.text, key="client.run", worker=address, attempt=1)
-    except Exception as error:  # unpickling runs the user's code; the caller raises it, or gives it back
+    except Exception as error:  # unpickling runs the user's code; the caller raises or returns its error
         return None, error
+
+
+def run_on_scheduler(client: HasEngine, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Waiting[Any]:
+    """Not available: a scheduler of trio_dask never unpickles anything. Raises `UsageError`."""
+    raise UsageError(
+        "run_on_scheduler is not available: the scheduler never unpickles anything, so it cannot run functions; "
+        "use who_has, has_what, processing, nbytes or scheduler_info, or client.run to run on the workers"
+    )

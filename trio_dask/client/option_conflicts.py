@@ -1,4 +1,4 @@
-"""Keywords that could mean an option of `submit`, or a parameter of the function that is submitted."""
+"""Refuse keywords that could be meant for `submit`, or for the function that is submitted."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def unambiguous(method: _Method) -> _Method:
 
 
 def _takes_none_of(names: Collection[str], func: Any) -> bool:
-    """Whether a glance tells that no variable of a plain function or parameter of a builtin has one of these names."""
-    kind = type(func)
+    """Whether a quick check shows that no parameter of this function has one of these names."""
+    kind = type(func)  # pyright: ignore[reportUnknownVariableType] - of anything
     variables: Collection[str]
     if kind is FunctionType and not func.__dict__:
         variables = func.__code__.co_varnames
@@ -55,7 +55,7 @@ def _takes_none_of(names: Collection[str], func: Any) -> bool:
 def _check(call: str, func: Any, bound: int, given: dict[str, Any]) -> None:
     """Raise `UsageError` if one of the options that are given could be meant for the function.
 
-    What its `bound` positional arguments are for cannot be meant once more.
+    Its first `bound` parameters are given by position, so no keyword can mean them.
     """
     if "key" in given and callable(given["key"]):
         name = _name(func)
@@ -74,8 +74,8 @@ def _check(call: str, func: Any, bound: int, given: dict[str, Any]) -> None:
 
 
 def _parameters(func: Any, bound: int) -> Iterable[str]:
-    """The parameters of a function that can be given by keyword, so far as they are not bound by position."""
-    if type(func) is FunctionType and not func.__dict__:  # else it may tell another signature than its own
+    """The parameters of a function that can be given by keyword and are not given by position."""
+    if type(func) is FunctionType and not func.__dict__:  # an attribute may change its signature
         code = func.__code__
         names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
         return names[max(min(bound, code.co_argcount), code.co_posonlyargcount) :]

@@ -1,8 +1,8 @@
-"""The clusters that clients have started for themselves, when nobody can use them any more.
+"""Close clusters that clients have started for themselves and that no code can reach any more.
 
-A notebook runs the cell `client = Client()` again, and again. The former client still is where `get_client()` would
-look, and its own thread has it; so it would never go, nor would its cluster. Therefore a client that has been replaced
-as the default one is held by its users alone. When none of them is left, nor any future of it, it ends its cluster.
+A notebook runs the cell `client = Client()` again and again. `get_client()` and the client's own thread would keep the
+old client, and its cluster, for ever. So a client that was replaced as the default one is kept by its users alone. With
+the last reference to it, and the last of its futures, its cluster ends.
 """
 
 from __future__ import annotations
@@ -16,29 +16,29 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from trio_dask.client import current_client
+from trio_dask.client import default_clients
 
 if TYPE_CHECKING:
     from trio_dask.client.client import Client
     from trio_dask.client.engine import Engine
 
-__all__ = ["close_unreachable", "let_go", "warn_of_many"]
+__all__ = ["close_unreachable", "close_when_unreachable", "warn_of_many"]
 
 MANY = 3
 
 log = logging.getLogger("trio_dask.client")
 
 _unreachable: dict[Callable[[], object], None] = {}
-"""What ends those that cannot be reached, and have not ended."""
+"""Functions that close unreachable clusters which are not closed yet."""
 
 
-def let_go(client: Client, engine: Engine, close: Callable[[], object]) -> weakref.finalize[..., Any]:
-    """Another client is the default one now: have `close` called once nobody can use this one. It must not refer to it.
+def close_when_unreachable(client: Client, engine: Engine, close: Callable[[], object]) -> weakref.finalize[..., Any]:
+    """Another client is the default one now: call `close`, which must not refer to this one, once it is unreachable.
 
-    To be detached, if the client is closed otherwise.
+    Detach what is returned if the client is closed before.
     """
-    current_client.loosen(client)
-    engine.loosen()
+    default_clients.hold_weakly(client)
+    engine.hold_client_weakly()
     return weakref.finalize(client, _lost, engine, close)
 
 
@@ -61,13 +61,13 @@ def _close(close: Callable[[], object]) -> None:
 
 
 def close_unreachable() -> None:
-    """The program ends: end those that some future keeps, or that were about to end."""
+    """At the end of the program: close unreachable clusters that futures still keep, or that are being closed."""
     for close in list(_unreachable):
         _close(close)
 
 
 def warn_of_many(reachable: int) -> None:
-    """Say so if a program has many clusters, which nobody may know of."""
+    """Log a warning if a program has many clusters: its user may not know."""
     number = reachable + len(_unreachable)
     if number >= MANY:
         log.warning(

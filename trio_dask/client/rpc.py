@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar, cast
 
 import trio
 
-from trio_dask.client.futures import Timeout
+from trio_dask.client.call_forms import CallForms, Timeout, described_by, remade
 from trio_dask.client.open_engine import address_of
 from trio_dask.client.wait_signals import as_seconds, require_trio
 from trio_dask.comm.addresses import parse_address, parse_scheduler_address
@@ -160,8 +160,8 @@ async def _connected(address: str, timeout: Timeout) -> AsyncGenerator[AsyncRpc]
                 await connection.aclose("done")
 
 
-class Rpc:
-    """What `with rpc(...)` gives: the same calls, blocking. Each makes a connection of its own.
+class Rpc(CallForms):
+    """What `with rpc(...)` gives: the calls of `AsyncRpc`, blocking. Each makes a connection of its own.
 
     Each raises what the call of `AsyncRpc` raises, and `NoScheduler` if nothing can be reached there.
     """
@@ -173,27 +173,27 @@ class Rpc:
     def __repr__(self) -> str:
         return f"<rpc {self._address}>"
 
-    def identity(self) -> dict[str, Any]:
-        """What it is: `type` (scheduler, worker, nanny), `address`, `pid`, `host`, versions, and more of its kind."""
-        return self._call(AsyncRpc.identity)
+    @staticmethod
+    def _blocking(method: Callable[[AsyncRpc], Awaitable[_T]]) -> Callable[[Rpc], _T]:
+        """The form of a call that blocks."""
 
-    def status(self) -> dict[str, Any]:
-        """How it is: `status` (running, ...), and figures of its kind."""
-        return self._call(AsyncRpc.status)
+        def make(name: str) -> Callable[[Rpc], _T]:
+            def call(self: Rpc) -> _T:
+                return self._call(method)
 
-    def overview(self) -> dict[str, Any]:
-        """Of a scheduler: what `AsyncRpc.overview` says."""
-        return self._call(AsyncRpc.overview)
+            return described_by(method, call, name)
 
-    def terminate(self) -> None:
-        """Have it end in good order: a worker gives its work and its results to others first. Does not wait for it."""
-        self._call(AsyncRpc.terminate)
+        return remade(make, method.__name__)
 
-    def restart(self) -> None:
-        """Have it begin afresh, as `AsyncRpc.restart` does."""
-        self._call(AsyncRpc.restart)
+    identity = _blocking(AsyncRpc.identity)
+    status = _blocking(AsyncRpc.status)
+    overview = _blocking(AsyncRpc.overview)
+    terminate = _blocking(AsyncRpc.terminate)
+    restart = _blocking(AsyncRpc.restart)
 
     def _call(self, method: Callable[[AsyncRpc], Awaitable[_T]]) -> _T:
+        """Connect, await this, and return what it returns."""
+
         async def main() -> _T:
             async with _connected(self._address, self._timeout) as connected:
                 return await method(connected)

@@ -1,4 +1,4 @@
-"""Putting values of the client onto workers."""
+"""Put values of the client onto workers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 import trio
 
 from trio_dask.client.core.key_state import KeyState
-from trio_dask.client.dask_graphs import wire_key
+from trio_dask.client.dask_graphs import key_to_str
 from trio_dask.client.engine import Engine
 from trio_dask.client.nested_futures import is_dict, is_series, series_like
 from trio_dask.client.task_errors import no_value
@@ -24,41 +24,41 @@ from trio_dask.protocol.messages import Absent, Put, PutDone
 from trio_dask.protocol.picklers import type_name
 from trio_dask.protocol.pickling import dump_value
 
-__all__ = ["Parcel", "parcels_of", "put_all", "reshaped"]
+__all__ = ["ScatterItem", "put_all", "reshaped", "scatter_items"]
 
 ANSWER_S: Final = 30.0
 """How long a worker that has taken a value may take to say so."""
 
 CHANNELS: Final = 2
 PARALLEL_BYTES: Final = 8 * 2**20
-"""Less goes to a worker over one channel: to open another would take longer."""
+"""Up to this size, one channel is faster than opening a second one."""
 
 
-class Parcel(NamedTuple):
-    """One value, ready to be sent."""
+class ScatterItem(NamedTuple):
+    """One pickled value."""
 
     key: Key
     type_name: str
     frames: list[memoryview]
 
 
-def parcels_of(data: Any, *, hashed: bool) -> list[Parcel]:
+def scatter_items(data: Any, *, hashed: bool) -> list[ScatterItem]:
     """The values in a list, tuple, set, frozenset or dict, or the one value that `data` is.
 
     Raises `SerializationError`, which names what cannot be pickled.
     """
     if is_dict(data):
-        return [_parcel(wire_key(key), value) for key, value in data.items()]
-    return [_parcel(None, value, hashed=hashed) for value in (data if is_series(data) else (data,))]
+        return [_scatter_item(key_to_str(key), value) for key, value in data.items()]
+    return [_scatter_item(None, value, hashed=hashed) for value in (data if is_series(data) else (data,))]
 
 
-def _parcel(key: Key | None, value: object, *, hashed: bool = False) -> Parcel:
+def _scatter_item(key: Key | None, value: object, *, hashed: bool = False) -> ScatterItem:
     frames = [memoryview(frame).cast("B") for frame in dump_value(value)]
     kind = type(value)
     if key is None:
         token = canonical_token(value, bytes(frames[0])) if hashed else secrets.token_bytes(16)
         key = f"{kind.__name__}-{token.hex()}"
-    return Parcel(key, type_name(kind), frames)
+    return ScatterItem(key, type_name(kind), frames)
 
 
 def reshaped(data: Any, futures: Sequence[Any]) -> Any:
@@ -69,7 +69,7 @@ def reshaped(data: Any, futures: Sequence[Any]) -> Any:
 
 
 async def put_all(
-    engine: Engine, parcels: Sequence[Parcel], states: Sequence[KeyState], workers: Workers, broadcast: bool
+    engine: Engine, items: Sequence[ScatterItem], states: Sequence[KeyState], workers: Workers, broadcast: bool
 ) -> None:
     """Send each value to a worker, to the workers in turn by their threads, or each to all of them; wait until they
     count as results. What is there already is not sent again.
@@ -77,24 +77,24 @@ async def put_all(
     Raises `UsageError` if there is no such worker, `ClusterError` if no worker takes a value.
     """
     addresses = await _targets(engine, workers)
-    missing = [parcel for parcel, state in zip(parcels, states, strict=True) if state.status == "pending"]
-    missing = list({parcel.key: parcel for parcel in missing}.values())
+    missing = [item for item, state in zip(items, states, strict=True) if state.status == "pending"]
+    missing = list({item.key: item for item in missing}.values())
     turns = _turns(addresses)
-    loads: dict[str, deque[Parcel]] = {address: deque() for address in addresses}
-    for parcel in missing:
+    loads: dict[str, deque[ScatterItem]] = {address: deque() for address in addresses}
+    for item in missing:
         for address in addresses if broadcast else (next(turns),):
-            loads[address].append(parcel)
+            loads[address].append(item)
     failures: list[str] = []
-    stranded: list[Parcel] = []
+    stranded: list[ScatterItem] = []
     async with trio.open_nursery() as nursery:
         for address, load in loads.items():
             if load:
                 nursery.start_soon(_put_each, engine, address, load, failures, stranded)
-    for parcel in stranded if not broadcast else ():
-        await _put_anywhere(engine, parcel, addresses, failures)
+    for item in stranded if not broadcast else ():
+        await _put_anywhere(engine, item, addresses, failures)
     if broadcast and failures:
         raise ClusterError(f"not every worker accepted the data: {failures[0]}")
-    await engine.settle_async(states, len(states))
+    await engine.wait_settled_async(states, len(states))
     for state in states:
         if state.failure is not None:
             raise no_value(state, "")
@@ -112,7 +112,7 @@ async def _targets(engine: Engine, workers: Workers) -> dict[str, int]:
 
 
 def _turns(addresses: Mapping[str, int]) -> Iterator[str]:
-    """Each worker as often as it has threads, round after round."""
+    """The workers in turn, each as often as it has threads, without end."""
     while True:
         for turn in range(max(addresses.values())):
             for address, threads in addresses.items():
@@ -121,11 +121,11 @@ def _turns(addresses: Mapping[str, int]) -> Iterator[str]:
 
 
 async def _put_each(
-    engine: Engine, address: str, load: deque[Parcel], failures: list[str], stranded: list[Parcel]
+    engine: Engine, address: str, load: deque[ScatterItem], failures: list[str], stranded: list[ScatterItem]
 ) -> None:
-    """Large values over several channels at once: to copy one takes little longer than to be told that it is there."""
+    """Send large values over several channels at once: copying one takes little longer than its confirmation."""
     found: list[str] = []
-    nbytes = sum(len(frame) for parcel in load for frame in parcel.frames)
+    nbytes = sum(len(frame) for item in load for frame in item.frames)
     async with trio.open_nursery() as nursery:
         for _ in range(min(CHANNELS, len(load)) if nbytes > PARALLEL_BYTES else 1):
             nursery.start_soon(_put_load, engine, address, load, found)
@@ -134,44 +134,44 @@ async def _put_each(
         stranded += load
 
 
-async def _put_load(engine: Engine, address: str, load: deque[Parcel], failures: list[str]) -> None:
+async def _put_load(engine: Engine, address: str, load: deque[ScatterItem], failures: list[str]) -> None:
     try:
-        await engine.peers.exchange(address, partial(_put_over, engine.incarnation, load))
+        await engine.channels.exchange(address, partial(_put_over, engine.incarnation, load))
     except CHANNEL_FAILURES as error:
         failures.append(failure_text(address, error))
 
 
-async def _put_over(incarnation: str, load: deque[Parcel], channel: Channel) -> None:
+async def _put_over(incarnation: str, load: deque[ScatterItem], channel: Channel) -> None:
     while load:
-        parcel = load.popleft()
+        item = load.popleft()
         try:
-            await _put(incarnation, parcel, channel)
+            await _put(incarnation, item, channel)
         except BaseException:
-            load.appendleft(parcel)
+            load.appendleft(item)
             raise
 
 
-async def _put(incarnation: str, parcel: Parcel, channel: Channel) -> None:
-    sizes = tuple(len(frame) for frame in parcel.frames)
-    await channel.send(Put(parcel.key, incarnation, parcel.type_name, sizes), parcel.frames)
+async def _put(incarnation: str, item: ScatterItem, channel: Channel) -> None:
+    sizes = tuple(len(frame) for frame in item.frames)
+    await channel.send(Put(item.key, incarnation, item.type_name, sizes), item.frames)
     try:
-        with trio.fail_after(ANSWER_S):  # its process may be stopped: then it would be waited for as long as it is
+        with trio.fail_after(ANSWER_S):  # the worker may be stopped, and would answer only when it goes on
             message, _ = await channel.receive()
     except trio.TooSlowError:
-        raise ClusterError(f"{parcel.key!r} was sent but not confirmed within {ANSWER_S:g} s") from None
+        raise ClusterError(f"{item.key!r} was sent but not confirmed within {ANSWER_S:g} s") from None
     if isinstance(message, Absent):
         raise ClusterError(message.text)
-    if not isinstance(message, PutDone) or message.key != parcel.key:
+    if not isinstance(message, PutDone) or message.key != item.key:
         raise ProtocolError(f"a Put was answered with {type(message).__name__}")
 
 
-async def _put_anywhere(engine: Engine, parcel: Parcel, addresses: Mapping[str, int], failures: list[str]) -> None:
+async def _put_anywhere(engine: Engine, item: ScatterItem, addresses: Mapping[str, int], failures: list[str]) -> None:
     for address in addresses:
-        load = deque([parcel])
+        load = deque([item])
         try:
-            await engine.peers.exchange(address, partial(_put_over, engine.incarnation, load))
+            await engine.channels.exchange(address, partial(_put_over, engine.incarnation, load))
         except CHANNEL_FAILURES as error:
             failures.append(failure_text(address, error))
         else:
             return
-    raise ClusterError(f"no worker accepted {parcel.key!r}: {failures[-1]}")
+    raise ClusterError(f"no worker accepted {item.key!r}: {failures[-1]}")

@@ -1,4 +1,4 @@
-"""What a failed key raises where its result is asked for."""
+"""The exceptions that a failed key raises when its result is asked for."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def exception_of(state: KeyState) -> BaseException | None:
 
 
 def no_value(state: KeyState, reason: str) -> BaseException:
-    """Why there is no value: the task failed, or else its value could not be fetched, for this reason."""
+    """The exception for a missing value: the task's failure, or else why the value could not be fetched."""
     error = exception_of(state)
     return unfetched_error(state, reason) if error is None else error
 
 
 def unfetched_error(state: KeyState, reason: str) -> ClusterError:
-    """The result exists, and yet cannot be had."""
+    """The exception for a result that exists and cannot be fetched."""
     return ClusterError(f"the result of {state.key!r} could not be fetched: {reason}")
 
 

@@ -1,4 +1,4 @@
-"""The keywords of `submit` and `map` that say how a task runs, checked where the user stands."""
+"""The keywords of `submit` and `map` that say how a task runs; wrong values raise in the caller."""
 
 from __future__ import annotations
 
@@ -9,13 +9,22 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final, SupportsFloat, TypeAlias, TypedDict, cast
 
 from trio_dask.client.core.outbox import NO_EXTRA
-from trio_dask.client.name_checks import sendable
+from trio_dask.client.name_checks import checked_text
 from trio_dask.client.wait_signals import as_seconds
 from trio_dask.errors import UsageError
+from trio_dask.ids import WorkerName
 
-__all__ = ["Options", "Workers", "extra_from", "understood", "whole", "worker_names"]
+__all__ = [
+    "Options",
+    "Workers",
+    "drop_ignored_options",
+    "each_worker",
+    "extra_from",
+    "whole_number",
+    "worker_names",
+]
 
-Workers: TypeAlias = str | int | Iterable[str | int] | None
+Workers: TypeAlias = WorkerName | Iterable[WorkerName] | None
 
 
 class Options(TypedDict, total=False):
@@ -27,7 +36,7 @@ class Options(TypedDict, total=False):
     retries: how often one that raises is run again.
     priority: any number, larger first; tasks of the same priority run in the order of submission.
     time_limit: seconds, or a text such as "5 min", after which one that still runs is ended.
-    fifo_timeout: accepted for distributed's sake; submissions of one client always run in their order.
+    fifo_timeout: accepted for compatibility; submissions of one client always run in their order.
     """
 
     workers: Workers
@@ -39,29 +48,34 @@ class Options(TypedDict, total=False):
     fifo_timeout: float | str
 
 
-def worker_names(workers: Workers) -> tuple[str, ...]:
-    """Workers as a user names them (one or several; names may be numbers), as a tuple of texts."""
+def each_worker(workers: Workers) -> tuple[WorkerName, ...]:
+    """Workers as a user names them, one or several, as a tuple. Raises `UsageError`."""
     if workers is None:
         return ()
     if isinstance(workers, str | int):
-        return (sendable("the name of a worker", str(workers)),)
+        return (workers,)
     if not isinstance(workers, Iterable):
         raise UsageError(f'workers is a name, an address or a host, or a list such as ["alice"], not {workers!r:.60}')
-    return tuple(sendable("the name of a worker", str(worker)) for worker in workers)
+    return tuple(workers)
+
+
+def worker_names(workers: Workers) -> tuple[str, ...]:
+    """The same, as the scheduler names them: texts, also where a name is a number."""
+    return tuple([checked_text("the name of a worker", str(worker)) for worker in each_worker(workers)])
 
 
 WITHOUT_MEANING: Final = frozenset({"actors", "asynchronous", "direct"})
 
 
-def understood(options: Mapping[str, Any]) -> Options:
-    """The keywords of `get`, without those of distributed's that mean nothing here."""
+def drop_ignored_options(options: Mapping[str, Any]) -> Options:
+    """The keywords of `get`, without those of distributed that mean nothing here."""
     if options.get("actors"):
         raise UsageError("actors are not supported")
     return cast("Options", {name: value for name, value in options.items() if name not in WITHOUT_MEANING})
 
 
 def extra_from(options: Options) -> Mapping[str, Any]:
-    """These options as the scheduler reads them; what is None or 0 is left out. Raises `UsageError`."""
+    """These options as the scheduler reads them, without those that are None or 0. Raises `UsageError`."""
     extra: dict[str, Any] = {}
     workers, resources, retries = options.get("workers"), options.get("resources"), options.get("retries")
     priority, time_limit = options.get("priority"), options.get("time_limit")
@@ -75,13 +89,13 @@ def extra_from(options: Options) -> Mapping[str, Any]:
         if not isinstance(resources, Mapping):
             raise UsageError(f'resources must be a dict such as {{"GPU": 1}}, not {resources!r}')
         amounts = {
-            sendable("the name of a resource", str(name)): _amount(f"resources[{name!r}]", amount)
+            checked_text("the name of a resource", str(name)): _amount(f"resources[{name!r}]", amount)
             for name, amount in resources.items()
         }
         if amounts:
             extra["resources"] = amounts
     if retries:
-        extra["retries"] = whole("retries", retries, 0, 2**31)
+        extra["retries"] = whole_number("retries", retries, 0, 2**31)
     if priority is not None and (number := _priority(priority)):
         extra["priority"] = number
     if time_limit is not None:
@@ -91,8 +105,8 @@ def extra_from(options: Options) -> Mapping[str, Any]:
     return extra or NO_EXTRA
 
 
-def whole(name: str, number: Any, least: int, most: int) -> int:
-    """This number, if it is one of those. Raises `UsageError`."""
+def whole_number(name: str, number: Any, least: int, most: int) -> int:
+    """This number as an `int`. Raises `UsageError` if it is not whole, or out of this range."""
     try:
         found = int(number)
     except (TypeError, ValueError, OverflowError):
@@ -103,7 +117,7 @@ def whole(name: str, number: Any, least: int, most: int) -> int:
 
 
 def _priority(priority: Any) -> float:
-    """The nearest float: finer differences are none, and what is beyond all floats is the last of them."""
+    """The nearest finite float."""
     number = math.nan if isinstance(priority, str | bytes | bytearray) else _nearest(priority)
     if math.isnan(number) or (math.isinf(number) and priority == number):
         raise UsageError(f"priority must be a finite number (larger runs first), not {priority!r}")

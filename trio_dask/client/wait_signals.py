@@ -1,4 +1,4 @@
-"""Waiting for keys, in a plain thread or a Trio task of any loop. Whoever settles a key wakes them directly."""
+"""Waiting for keys and replies, in a plain thread or a Trio task of any loop; what arrives wakes it directly."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from typing import Any, Protocol
 
 import trio
 
-from trio_dask.client.core.key_state import Frames, KeyState
-from trio_dask.errors import UsageError
+from trio_dask.client.core.key_state import Ended, Frames, KeyState
+from trio_dask.errors import FutureCancelledError, SchedulerLost, UsageError
 from trio_dask.parsing import parse_timedelta
 
 __all__ = [
-    "Reading",
-    "Settling",
+    "PendingReply",
+    "SettleWaiter",
     "Signal",
     "ThreadSignal",
     "TrioSignal",
+    "ValueReader",
     "as_seconds",
     "limit",
     "refuse_in_event_loop",
@@ -51,9 +52,9 @@ def limit(timeout: float | str | datetime.timedelta | None) -> trio.CancelScope:
 
 
 def refuse_in_event_loop(what: str) -> None:
-    """Raise `RuntimeError` if this thread runs an event loop, which a blocking call would bring to a halt.
+    """Raise `RuntimeError` if this thread runs an event loop, which a blocking call would stall.
 
-    The loop of a notebook's kernel is no obstacle: cells run inside it, one after the other, and may block.
+    The loop of a notebook's kernel is allowed: cells run inside it, one after the other, and may block.
     """
     if trio.lowlevel.in_trio_run():
         raise RuntimeError(
@@ -85,10 +86,10 @@ def _in_notebook() -> bool:
 
 
 class Signal(Protocol):
-    """Somebody who waits for one thing to happen."""
+    """What wakes one waiter."""
 
     def set(self) -> None:
-        """It has happened. Cheap, from any thread, any number of times."""
+        """Wake it. Cheap, from any thread, any number of times."""
         ...
 
 
@@ -112,7 +113,7 @@ class ThreadSignal:
         return self._is_set
 
     def wait(self, timeout_s: float | None = None) -> bool:
-        """Return True once it is set, or False after that many seconds. Ctrl-C interrupts it."""
+        """Return True once it is set, or False after this many seconds. Ctrl-C interrupts it."""
         if self._is_set:
             return True
         if timeout_s is None:
@@ -121,7 +122,7 @@ class ThreadSignal:
 
 
 class TrioSignal:
-    """Parks a Trio task until it is set; from the same thread without a detour, from another through its loop."""
+    """Parks a Trio task until it is set: directly from the same thread, through its loop from another."""
 
     __slots__ = ("_is_set", "_task", "_thread", "_token")
 
@@ -145,7 +146,7 @@ class TrioSignal:
             try:
                 self._token.run_sync_soon(self._resume)
             except trio.RunFinishedError:
-                pass  # nobody is left to be woken
+                pass  # the task has ended with its loop
 
     @property
     def is_set(self) -> bool:
@@ -170,7 +171,7 @@ class TrioSignal:
             trio.lowlevel.reschedule(task)
 
 
-class Settling:
+class SettleWaiter:
     """A waiter for several keys: sets the signal when enough of them have settled."""
 
     __slots__ = ("_enough", "_left", "_signal")
@@ -193,7 +194,7 @@ class Settling:
         return self._left > 0
 
 
-class Reading:
+class ValueReader:
     """A reader of several keys. `frames` fills up; `failed` is the first key without a value, where that ends it."""
 
     __slots__ = ("_left", "_on_failure", "_signal", "failed", "frames", "reasons")
@@ -225,3 +226,25 @@ class Reading:
     def is_left(self) -> bool:
         """Whether some of the keys have neither given a value nor failed yet."""
         return self._left > 0
+
+
+class PendingReply:
+    """A reply of the scheduler that a caller waits for."""
+
+    __slots__ = ("_ended", "_payload", "_signal")
+
+    def __init__(self, signal: Signal) -> None:
+        self._signal = signal
+        self._payload: Any = None
+        self._ended: Ended | None = None
+
+    def __call__(self, payload: Any, ended: Ended | None) -> None:
+        self._payload, self._ended = payload, ended
+        self._signal.set()
+
+    def unwrap(self) -> Any:
+        """What the scheduler said; raises an error if the session ended before."""
+        if self._ended is not None:
+            text = self._ended.text
+            raise SchedulerLost(text) if self._ended.lost else FutureCancelledError(text)
+        return self._payload

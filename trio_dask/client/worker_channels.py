@@ -1,6 +1,6 @@
 """Channels to workers, for values and for calls: opened when needed, and kept for the next use.
 
-A channel carries one request at a time. One that was left in the middle of an exchange is never used again.
+A channel carries one request at a time. After an exchange that was cut short it is never used again.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from trio_dask.client.core.key_state import Frames
 from trio_dask.errors import TrioDaskError
 from trio_dask.protocol.messages import Message, OnDataPlane
 
-__all__ = ["CHANNEL_FAILURES", "Channel", "Peers", "failure_text"]
+__all__ = ["CHANNEL_FAILURES", "Channel", "WorkerChannels", "failure_text"]
 
 _T = TypeVar("_T")
 
 MAX_IDLE: Final = 32
 
 CHANNEL_FAILURES: Final = (OSError, TrioDaskError, trio.ClosedResourceError, trio.EndOfChannel)
-"""What an exchange with a worker can fail with."""
+"""The errors of an exchange with a worker."""
 
 
 class Channel(Protocol):
-    """One way to one worker; `comm.data_channel.DataChannel` is it."""
+    """A channel to one worker; `comm.data_channel.DataChannel` is one."""
 
     async def send(self, message: OnDataPlane, buffers: Frames = ()) -> None:
         """Send a message and the bytes that follow it."""
@@ -44,7 +44,7 @@ class Channel(Protocol):
         ...
 
 
-class Peers:
+class WorkerChannels:
     """The channels of one client."""
 
     def __init__(self, open_channel: Callable[[str], Awaitable[Channel]]) -> None:
@@ -55,8 +55,8 @@ class Peers:
     async def exchange(self, address: str, use: Callable[[Channel], Awaitable[_T]], *, repeatable: bool = True) -> _T:
         """Have `use` talk to the worker at `address`, and return what it returns.
 
-        A kept channel may have been closed by its worker meanwhile, which shows only now: then `use` is called again
-        with a new one. What must not be done twice is not `repeatable`, and gets a new one from the start.
+        The worker may have closed a kept channel, which shows only in use: then `use` is called again with a new one.
+        An exchange that must not happen twice is not `repeatable`, and gets a new channel from the start.
 
         Raises one of `CHANNEL_FAILURES`.
         """
@@ -102,7 +102,7 @@ class Peers:
 
 
 def failure_text(address: str, error: BaseException) -> str:
-    """One line that says with whom an exchange failed, and how."""
+    """One line that says which worker an exchange failed with, and how."""
     if isinstance(error, trio.EndOfChannel):
         return f"{address} closed the connection"
     return f"{address}: {str(error) or type(error).__name__}"

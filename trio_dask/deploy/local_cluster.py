@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import AsyncGenerator, Generator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from itertools import count
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import trio
 
-from trio_dask.client.futures import Timeout
+from trio_dask.client.call_forms import CallForms, Timeout, described_by, remade
 from trio_dask.client.wait_signals import limit, refuse_in_event_loop, require_trio
 from trio_dask.deploy.cluster_members import Member, Members
 from trio_dask.deploy.cluster_sizing import Layout, allow_files, check_scale, plan, workers_for
@@ -39,13 +39,38 @@ WITHOUT_MEANING = frozenset(
 )
 
 _clusters = count(1)
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
-class AsyncLocalCluster:
+class _BaseCluster(CallForms):
+    """What can be read of a cluster, in its loop or in another thread."""
+
+    def _readable(self) -> AsyncLocalCluster:
+        raise NotImplementedError
+
+    @property
+    def name(self) -> str:
+        """What the processes of this cluster are called."""
+        return self._readable()._name  # pyright: ignore[reportPrivateUsage] - its own base
+
+    @property
+    def scheduler_address(self) -> str:
+        """Where clients connect."""
+        return self._readable()._running().scheduler_address  # pyright: ignore[reportPrivateUsage] - its own base
+
+    @property
+    def workers(self) -> dict[str, Member]:
+        """The workers by name, those that are still starting (they have no address yet) among them."""
+        members = self._readable()._members  # pyright: ignore[reportPrivateUsage] - its own base
+        return {} if members is None else dict(members.workers)
+
+
+class AsyncLocalCluster(_BaseCluster):
     """A running cluster on this machine, inside the block of `open_local_cluster`."""
 
     def __init__(self, layout: Layout, name: str) -> None:
-        self.name = name
+        self._name = name
         self._layout = layout
         self._members: Members | None = None
         self._ended = trio.Event()
@@ -56,15 +81,8 @@ class AsyncLocalCluster:
         each = f"{counted(layout.threads_per_worker, 'thread')} and {memory} each"
         return f"<local cluster {self.scheduler_address}: {counted(len(self.workers), 'worker')} with {each}>"
 
-    @property
-    def scheduler_address(self) -> str:
-        """Where clients connect."""
-        return self._running().scheduler_address
-
-    @property
-    def workers(self) -> dict[str, Member]:
-        """The workers by name, those that are still starting (they have no address yet) among them."""
-        return {} if self._members is None else dict(self._members.workers)
+    def _readable(self) -> AsyncLocalCluster:
+        return self
 
     def scale(self, n: int = 0, memory: str | float | None = None, cores: int | None = None) -> None:
         """Have `n` workers, or as many as have so much `memory`, or so many `cores` (threads), together.
@@ -216,7 +234,36 @@ def _refuse_foreign(options: Mapping[str, Any]) -> None:
         raise TypeError(f"LocalCluster() got an unexpected argument {min(unknown)!r}")
 
 
-class LocalCluster:
+def _awaited_in_loop(
+    method: Callable[Concatenate[AsyncLocalCluster, P], Awaitable[R]],
+) -> Callable[Concatenate[LocalCluster, P], R]:
+    """The form of an async method that blocks."""
+    form: Callable[Concatenate[LocalCluster, P], R] = _form(method, trio.from_thread.run)
+    return form
+
+
+def _called_in_loop(
+    method: Callable[Concatenate[AsyncLocalCluster, P], R],
+) -> Callable[Concatenate[LocalCluster, P], R]:
+    """The form of a method for other threads than that of the cluster's loop."""
+    form: Callable[Concatenate[LocalCluster, P], R] = _form(method, trio.from_thread.run_sync)
+    return form
+
+
+def _form(method: Callable[..., Any], run: Callable[..., Any]) -> Any:
+    def make(name: str) -> Callable[..., Any]:
+        def call(self: Any, /, *args: Any, **kwargs: Any) -> Any:
+            def act(cluster: AsyncLocalCluster) -> Any:
+                return method(cluster, *args, **kwargs)
+
+            return self._do(run, act)
+
+        return described_by(method, call, name)
+
+    return remade(make, method.__name__)
+
+
+class LocalCluster(_BaseCluster):
     """A scheduler and workers on this machine, for blocking code; ready when it has been made.
 
     The arguments are those of `open_local_cluster`. Use it in a `with` block, or `close` it. Arguments of distributed's
@@ -297,7 +344,7 @@ class LocalCluster:
                 self._started.set()
                 await trio.sleep_forever()
 
-    def _running(self) -> AsyncLocalCluster:
+    def _readable(self) -> AsyncLocalCluster:
         if self._error is not None:
             raise self._error
         if self._cluster is None or not (self._is_forked or self._thread.is_alive()):
@@ -306,7 +353,7 @@ class LocalCluster:
 
     def _own(self) -> AsyncLocalCluster:
         """It, to do something with it. Raises `ForkedClientError` in a forked child."""
-        cluster = self._running()
+        cluster = self._readable()
         if self._is_forked:
             raise ForkedClientError(
                 f"this cluster belongs to process {self._pid}, from which process {os.getpid()} was forked"
@@ -324,52 +371,19 @@ class LocalCluster:
 
     def __repr__(self) -> str:
         try:
-            return repr(self._running())
+            return repr(self._readable())
         except ClusterError as exc:
             return f"<local cluster: {exc}>"
 
-    @property
-    def name(self) -> str:
-        """What the processes of this cluster are called."""
-        return self._running().name
-
-    @property
-    def scheduler_address(self) -> str:
-        """Where clients connect."""
-        return self._running().scheduler_address
-
-    @property
-    def workers(self) -> dict[str, Member]:
-        """The workers by name, those that are still starting (they have no address yet) among them."""
-        return self._running().workers
-
-    def scale(self, n: int = 0, memory: str | float | None = None, cores: int | None = None) -> None:
-        """Have `n` workers, or as many as have so much `memory`, or so many `cores` (threads), together.
-
-        It does not wait until they are there. What only a worker that goes held is computed again.
-
-        Raises:
-          UsageError: one of these is no whole number from 0 on, or no amount of memory; or the system does not allow
-            as many open files as so many workers need.
-        """
-        cluster = self._own()
+    def _do(self, run: Callable[..., Any], function: Callable[..., Any]) -> Any:
+        """Have the loop's thread call or await this with the cluster, and return what it returns."""
         try:
-            trio.from_thread.run_sync(cluster.scale, n, memory, cores, trio_token=self._token)
+            return run(function, self._own(), trio_token=self._token)
         except trio.RunFinishedError:
             raise ClusterError(CLOSED) from None
 
-    def wait_for_workers(self, n_workers: int | None = None, timeout: Timeout = None) -> None:
-        """Wait until at least `n_workers` workers are there, by default all that were asked for.
-
-        Raises:
-          TimeoutError: they are not, after `timeout` (seconds, or a text such as "30s").
-          UsageError: `n_workers` is no whole number from 0 on.
-        """
-        cluster = self._own()
-        try:
-            trio.from_thread.run(cluster.wait_for_workers, n_workers, timeout, trio_token=self._token)
-        except trio.RunFinishedError:
-            raise ClusterError(CLOSED) from None
+    scale = _called_in_loop(AsyncLocalCluster.scale)
+    wait_for_workers = _awaited_in_loop(AsyncLocalCluster.wait_for_workers)
 
     def get_client(self, **options: Any) -> Client:
         """A client of this cluster; `options` are those of `Client`."""

@@ -6,7 +6,6 @@ While the nanny lives, it makes a lost connection again, and then sends the repo
 from __future__ import annotations
 
 import logging
-import math
 import random
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +27,7 @@ from trio_dask.errors import NoScheduler, ProtocolError, RefusedError, Unavailab
 from trio_dask.ids import new_incarnation
 from trio_dask.protocol.hello import Hello
 from trio_dask.protocol.messages import ToNanny, WorkerAlive, WorkerExited
+from trio_dask.retry_policy import WORKERS, RetryPolicy
 from trio_dask.scheduler_file import read_scheduler_file
 
 __all__ = ["SchedulerLink"]
@@ -35,10 +35,6 @@ __all__ = ["SchedulerLink"]
 log = logging.getLogger("trio_dask.nanny")
 
 VOUCH_S = 2.0
-FIRST_BACKOFF_S = 0.1
-MAX_BACKOFF_S = 3.0
-SOUND_SESSION_S = 10.0
-"""After two sessions in a row that ended sooner, the next attempt waits longer."""
 MAX_UNSENT = 100
 SILENCE_S = 20.0
 """After this long without a sign of the scheduler the nanny connects again: a network can fail silently."""
@@ -65,13 +61,13 @@ class SchedulerLink:
         self._connection: Connection | None = None
         self._unsent: deque[WorkerExited] = deque(maxlen=MAX_UNSENT)
         self._changed = trio.Event()
-        self._away_since = trio.current_time()
+        self._retries = RetryPolicy(WORKERS, random.uniform, trio.current_time(), give_up_s=settings.death_timeout_s)
         self._why_away = "none was found"
 
     @property
     def away_since(self) -> float:
         """Since when the nanny has had no contact with a scheduler; infinite while it is connected."""
-        return self._away_since
+        return self._retries.away_since
 
     @property
     def why_away(self) -> str:
@@ -95,29 +91,19 @@ class SchedulerLink:
             await self._keep_connected(nursery)
 
     async def _keep_connected(self, nursery: trio.Nursery) -> None:
-        backoff_s, unsound = FIRST_BACKOFF_S, False
         while True:
             try:
                 connection = await self._dial(nursery)
             except (NoScheduler, UnavailableError, UsageError) as error:
                 self._why_away = str(error)
             except RefusedError as error:
-                self._note_contact()
+                self._retries.lost_contact(trio.current_time())
                 self._why_away = str(error)
                 log.debug("The scheduler refused this nanny: %s", error)
             else:
-                began_at = trio.current_time()
                 await self._session(connection)
-                was_sound = trio.current_time() >= began_at + SOUND_SESSION_S
-                if was_sound or not unsound:
-                    backoff_s = FIRST_BACKOFF_S
-                unsound = not was_sound
-            # At random, so that a thousand nannies do not connect to a new scheduler all at once.
-            await trio.sleep(random.uniform(backoff_s / 2, backoff_s))
-            backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
-
-    def _note_contact(self) -> None:
-        self._away_since = trio.current_time()
+                self._retries.session_lost(trio.current_time())
+            await trio.sleep(self._retries.next_pause_s())
 
     async def _dial(self, nursery: trio.Nursery) -> Connection:
         settings = self._settings
@@ -128,7 +114,7 @@ class SchedulerLink:
             keepalive_s=settings.keepalive_s, silence_s=min(settings.silence_s, SILENCE_S), cleanup_s=settings.grace_s
         )
         address = parse_scheduler_address(self._scheduler_address())
-        left_s = self._away_since + settings.death_timeout_s - trio.current_time()
+        left_s = self._retries.deadline - trio.current_time()
         timeout_s = connect_limit_s(settings.connect_timeout_s, left_s)
         return await connect(Endpoint(address, limits), hello, nursery=nursery, timeout_s=timeout_s)
 
@@ -142,7 +128,7 @@ class SchedulerLink:
     async def _session(self, connection: Connection) -> None:
         async with connection:
             self._connection = connection
-            self._away_since = math.inf
+            self._retries.connected(trio.current_time())
             connection.send_many_nowait(self._unsent)
             self._unsent.clear()
             connection.flush_nowait()
@@ -155,7 +141,7 @@ class SchedulerLink:
                     nursery.cancel_scope.cancel()
             finally:
                 self._connection = None
-                self._note_contact()
+                self._retries.lost_contact(trio.current_time())
                 if not over:
                     with trio.move_on_after(self._settings.grace_s, shield=True):
                         await connection.aclose("the nanny was stopped")

@@ -410,7 +410,7 @@ class SimClient:
         self.network = network
         self.name = name
         self.core = ClientCore()
-        self.core.join(scheduler.incarnation, None)
+        self.core.connected(scheduler.incarnation, None)
         self.peer, self.link = scheduler.connect(codec.FROM_CLIENT, codec.TO_CLIENT, self.receive)
         scheduler.core.add_client(self.peer, Incarnation(name), name, timeline.now, grace_s=PATIENCE_S)
         self.futures: dict[Key, KeyState] = {}
@@ -467,14 +467,14 @@ class SimClient:
         self.peer, handled = expected
         _, self.link = self.scheduler.connect(codec.FROM_CLIENT, codec.TO_CLIENT, self.receive, self.peer)
         assert core.client_back(self.peer, received, now)
-        self.core.join(self.scheduler.incarnation, handled)
+        self.core.connected(self.scheduler.incarnation, handled)
         self.scheduler.settle()
         self.pump()
 
     def close(self) -> None:
         """Leave in order."""
         self.open = False
-        self.core.end(Ended(False, "closed"))
+        self.core.end_session(Ended(False, "closed"))
         self.link.to_scheduler.send([Goodbye("closed")])
 
     def vanish(self) -> None:
@@ -490,10 +490,10 @@ class SimClient:
         is_silent = peer is not None and self.timeline.rng.random() < SILENCE
         for state in request.states:
             if is_silent:
-                self.core.unfetched(request.address, state, "no answer", is_silent=True)
+                self.core.fetch_failed(request.address, state, "no answer", is_silent=True)
             elif peer is not None and state.key in peer.store:
                 self.core.fetched(request.address, state, (str(peer.store[state.key]).encode(),))
             else:
-                self.core.unfetched(request.address, state, "not there")
+                self.core.fetch_failed(request.address, state, "not there")
         self.core.fetch_ended(request.address)
         self.pump()

@@ -14,12 +14,13 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Final
 
 from trio_dask.client.core.key_state import Ended, KeyState
 from trio_dask.client.core.outbox import NO_EXTRA, Content, Row
 from trio_dask.ids import Key
-from trio_dask.protocol.messages import KeyFailed
+from trio_dask.protocol.messages import KeyFailed, Retire
 from trio_dask.scheduler.core import CoreSettings
 from trio_dask.scheduler.core.invariants import check_empty
 from trio_dask.testing.random_graphs import Job, compute, expected, random_jobs, renewable_jobs
@@ -188,7 +189,7 @@ class World:
         else:
             for client in self.clients:
                 if client.open:
-                    client.core.retire((worker.name,), 0, lambda payload, ended: None)
+                    client.core.request(partial(Retire, workers=(worker.name,), number=0), lambda payload, ended: None)
                     client.pump()
                     return
 
@@ -199,7 +200,7 @@ class World:
         for client in self.clients:
             if client.open:
                 client.open = False
-                client.core.end(Ended(True, "the scheduler was killed"))
+                client.core.end_session(Ended(True, "the scheduler was killed"))
         self.scheduler.restart()
         client = SimClient(self.timeline, self.scheduler, self.network, f"c{len(self.clients)}")
         self.clients.append(client)

@@ -19,7 +19,7 @@ from trio_dask.comm import Address, Connection, DataChannel, Endpoint, PeerSilen
 from trio_dask.comm.connect import connect_data
 from trio_dask.config import WorkerSettings
 from trio_dask.errors import TrioDaskError
-from trio_dask.ids import Incarnation, Key
+from trio_dask.ids import Incarnation, Key, given_name
 from trio_dask.parsing import counted
 from trio_dask.protocol.hello import Hello
 from trio_dask.protocol.messages import Heartbeat, Message, Put, ToWorker
@@ -125,7 +125,7 @@ class CoreDriver:
         """This worker is registered, or taken back (else `reset` came before), and peers reach it at `address`."""
         self._connection = connection
         self._end = None
-        self.handle.name = self._settings.name or str(address)
+        self.handle.name = given_name(self._settings.name or str(address))
         self.handle.address = str(address)
         self.handle.scheduler_address = str(scheduler)
         self.handle.incarnation = incarnation
@@ -296,7 +296,7 @@ class CoreDriver:
             self._act()
 
     async def _open_channel(self, address: str) -> DataChannel:
-        hello = Hello(role="data", name=self.handle.name, incarnation=Incarnation(self.handle.incarnation))
+        hello = Hello(role="data", name=str(self.handle.name), incarnation=Incarnation(self.handle.incarnation))
         assert self._tasks is not None, "a fetch began before the engine ran"
         return await connect_data(
             Endpoint(parse_address(address)), hello, nursery=self._tasks, timeout_s=self._settings.connect_timeout_s

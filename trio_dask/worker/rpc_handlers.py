@@ -33,7 +33,7 @@ def worker_commands(
             "host": socket.gethostname(),
             "package": mine.package,
             "python": mine.python,
-            "name": handle.name,
+            "name": str(handle.name),
             "nthreads": settings.nthreads,
             "memory_limit_bytes": settings.memory_limit_bytes or 0,
             "scheduler": handle.scheduler_address,

@@ -38,6 +38,7 @@ from trio_dask.errors import NoScheduler, ProtocolError, RefusedError, UsageErro
 from trio_dask.ids import Incarnation, new_incarnation
 from trio_dask.owned_files import keep_file
 from trio_dask.protocol.hello import Hello, Welcome
+from trio_dask.retry_policy import WORKERS, RetryPolicy
 from trio_dask.scheduler_file import read_scheduler_file
 from trio_dask.worker.core.effects import EndSession, Then
 from trio_dask.worker.core_driver import CoreDriver
@@ -51,13 +52,8 @@ __all__ = ["run_worker"]
 
 log = logging.getLogger("trio_dask.worker")
 
-FIRST_BACKOFF_S = 0.1
-MAX_BACKOFF_S = 3.0
 COMPLAINT_INTERVAL_S = 10.0
 CLEANUP_S = 0.5
-
-SOUND_SESSION_S = 10.0
-"""After two sessions in a row that were shorter, the next one waits for the back-off, and is not logged."""
 
 SCHEDULER_SILENCE_S = 20.0
 """After this silence of the scheduler the worker connects anew. That costs little, as the scheduler takes it back if it
@@ -154,8 +150,14 @@ class _Worker:
         self._past = NO_PAST
         self._session_now: Connection | None = None
         self._afresh = False
-        self._lost_at = trio.current_time()
-        self._was_registered = False
+        self._retries = RetryPolicy(
+            WORKERS,
+            random.uniform,
+            trio.current_time(),
+            give_up_s=settings.death_timeout_s,
+            # The scheduler may believe our last session to be alive, and refuse this one.
+            refusal_may_pass_s=2 * settings.silence_s,
+        )
         self._complained_at = -math.inf
         self._reason = ""
 
@@ -169,7 +171,8 @@ class _Worker:
         failure: Exception | None = None
         try:
             with self._death, self._leaving:
-                self._set_death(self._settings.death_timeout_s)
+                self._retries.lost_contact(trio.current_time())
+                self._set_death()
                 async with trio.open_nursery() as slots:
                     await slots.start(self._engine.run)
                     for watch in (
@@ -193,13 +196,13 @@ class _Worker:
         if self._death.cancelled_caught:
             raise NoScheduler(f"no scheduler for {self._settings.death_timeout_s:g} s: {self._reason}")
 
-    def _set_death(self, seconds: float, *, since_s: float = 0.0) -> None:
+    def _set_death(self) -> None:
         if self._draining:
             return  # draining has its own limit
-        self._lost_at = trio.current_time() - since_s
-        self._death.deadline = self._lost_at + seconds
+        self._death.deadline = self._retries.deadline
         if self._tell_end is not None:
-            self._tell_end(max(0.0, seconds - since_s), f"no scheduler for {self._settings.death_timeout_s:g} s")
+            left_s = max(0.0, self._retries.deadline - trio.current_time())
+            self._tell_end(left_s, f"no scheduler for {self._settings.death_timeout_s:g} s")
 
     # ------------------------------------------------------------------------------------------ leaving
 
@@ -226,7 +229,7 @@ class _Worker:
     def _begin_draining(self, reason: str, limit_s: float = math.inf) -> None:
         """Take nothing new, and leave within the limit; at once without a scheduler."""
         # A short loss of the connection is no reason to lose the results held here.
-        may_return = self._settings.reconnect and self._was_registered and self._engine.has_anything
+        may_return = self._settings.reconnect and self._retries.was_connected and self._engine.has_anything
         has_time = self._drain.is_possible or may_return
         limit_s = min(limit_s, self._settings.drain_timeout_s) if has_time else 0.0
         self._leaving.deadline = min(self._leaving.deadline, trio.current_time() + limit_s)
@@ -262,24 +265,15 @@ class _Worker:
         self, listening: Listener, nursery: trio.Nursery, task_status: trio.TaskStatus[Address]
     ) -> None:
         """One session after the other, until the scheduler sends this worker away."""
-        backoff_s, unsound = FIRST_BACKOFF_S, False
         while True:
             try:
                 connection, place = await self._dial(listening, nursery)
-            except NoScheduler as error:
-                self._reason = str(error)
-            except RefusedError as error:
-                if not (self._may_pass() or self._draining):
-                    raise
-                self._reason = str(error)
             except (OSError, UsageError) as error:
-                # What was right once is wrong for a while: a file that is being replaced, an interface that is down, an
-                # address that cannot be listened on yet.
-                if not self._was_registered:
+                is_refused_while_draining = self._draining and isinstance(error, RefusedError)
+                if self._retries.is_final(error, trio.current_time()) and not is_refused_while_draining:
                     raise
                 self._reason = str(error)
             else:
-                began_at = trio.current_time()
                 end = await self._session(connection, place, task_status)
                 if isinstance(end, EndSession):
                     if self._leaves_after(end):
@@ -287,13 +281,10 @@ class _Worker:
                     self._past = NO_PAST
                     self._engine.reset()
                     self._reason = end.reason
-                    backoff_s = FIRST_BACKOFF_S
+                    self._retries.begin_anew()
                     continue
-                was_sound = trio.current_time() >= began_at + SOUND_SESSION_S
-                if was_sound or not unsound:
-                    backoff_s = FIRST_BACKOFF_S
+                if self._retries.session_lost(trio.current_time()):
                     self._complained_at = -math.inf
-                unsound = not was_sound
                 if self._may_complain():
                     log.warning("Lost the scheduler: %s", end.reason)
                 self._reason = end.reason
@@ -301,8 +292,7 @@ class _Worker:
                     raise NoScheduler(f"lost the scheduler, and --no-reconnect was given: {end.reason}")
             if self._draining and not (self._settings.reconnect and self._engine.has_anything):
                 return
-            await self._back_off(backoff_s)
-            backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
+            await self._back_off()
 
     def _leaves_after(self, end: EndSession) -> bool:
         """Whether this worker leaves, now that the scheduler has ended the session; else it is to begin afresh."""
@@ -324,16 +314,11 @@ class _Worker:
             return True
         return False
 
-    def _may_pass(self) -> bool:
-        """Whether a refusal may be due to our own last session, which the scheduler believes to be alive."""
-        return self._was_registered and trio.current_time() < self._lost_at + 2 * self._settings.silence_s
-
     def _may_complain(self) -> bool:
         return trio.current_time() >= self._complained_at + COMPLAINT_INTERVAL_S
 
-    async def _back_off(self, limit_s: float) -> None:
-        # At random, lest a thousand workers call a new scheduler all at once.
-        delay_s = random.uniform(limit_s / 2, limit_s)
+    async def _back_off(self) -> None:
+        delay_s = self._retries.next_pause_s()
         if self._may_complain():
             self._complained_at = now = trio.current_time()
             left_s = min(self._death.deadline, self._leaving.deadline) - now
@@ -407,10 +392,11 @@ class _Worker:
             self._drain.is_possible = True
             self._past = _Past(place.incarnation, welcome.incarnation)
             self._engine.session_began(connection, place.address, place.scheduler, place.incarnation, returned=returned)
-            self._set_death(math.inf)
+            is_first = not self._retries.was_connected
+            self._retries.connected(trio.current_time())
+            self._set_death()
             log.info("Registered to: %s", place.scheduler)
-            if not self._was_registered:
-                self._was_registered = True
+            if is_first:
                 task_status.started(place.address)
             try:
                 return await self._converse(connection)
@@ -427,11 +413,11 @@ class _Worker:
                 self._session_now = None
                 self._drain.is_possible = False
                 self._engine.session_lost()
-                silent_s = trio.current_time() - connection.heard_at
+                now = trio.current_time()
+                silent_s = now - connection.heard_at
                 # A connection that broke was a contact until then; one that fell silent only until the silence began.
-                self._set_death(
-                    self._settings.death_timeout_s, since_s=silent_s if silent_s >= connection.silence_s else 0.0
-                )
+                self._retries.lost_contact(now, silent_s if silent_s >= connection.silence_s else 0.0)
+                self._set_death()
 
     async def _converse(self, connection: Connection) -> EndSession:
         async with aclosing(connection.batches()) as batches:

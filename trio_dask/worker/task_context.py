@@ -13,7 +13,7 @@ import trio
 
 from trio_dask.errors import TaskCancelled
 from trio_dask.hooks import hooks
-from trio_dask.ids import Key
+from trio_dask.ids import Key, given_name
 from trio_dask.parsing import counted
 from trio_dask.protocol.messages import Run
 
@@ -49,7 +49,7 @@ class WorkerHandle:
         local_directory: str | None = None,
         data: Mapping[Key, Any] | None = None,
     ) -> None:
-        self.name = name
+        self.name = given_name(name)
         self.nthreads = nthreads
         self.memory_limit_bytes = memory_limit_bytes
         self.resources: Mapping[str, float] = resources or {}

@@ -1,28 +1,28 @@
 """What this client wants, and what became of it.
 
 Three things come in: the user's wishes (`submit`, `release`, `cancel`, ...), the scheduler's messages (`handle`) and
-the outcomes of fetches (`fetched`, `unfetched`). Two go out: messages (`drain`) and fetches (`next_fetches`). Those who
-wait are told by a call, once. No clock, no thread, no socket: whoever drives the core brings the lock.
+the outcomes of fetches (`fetched`, `fetch_failed`). Two go out: messages (`drain`) and fetches (`next_fetches`).
+Waiters and readers are called once. No clock, no thread, no socket; the caller of the core holds the lock.
 
 A key can live twice: released or cancelled, then submitted again, perhaps as a different task. What the scheduler had
 sent about the first life may still be under way, and must not settle the second. Messages arrive in order, so a fence
-is enough: a query is sent between the two lives, and what arrives for the key before its reply is about the first one.
-Only keys that come back pay for it.
+is enough: a query whose answer means nothing is sent between the two lives, and what arrives for the key before the
+answer is about the first one. Only keys that come back pay for it.
 
-A link that is lost and found again changes nothing here (`stream`). A scheduler that is lost takes everything along
-that it was asked for, and the core begins anew with the next one (`forsake`).
+A connection that is lost and made again changes nothing here (`resend_buffer`). A scheduler that is lost takes along
+all that it was asked for, and the core begins anew with the next one (`end_session`).
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, TypeAlias
 
-from trio_dask.client.core.fetch_queue import Fetches, FetchKeys
-from trio_dask.client.core.key_state import OVER, Ended, Frames, KeyState, Reader, Waiter
+from trio_dask.client.core.fetch_queue import FetchQueue, FetchRequest
+from trio_dask.client.core.key_state import TERMINAL, Ended, Frames, KeyState, Reader, Waiter
 from trio_dask.client.core.outbox import NO_EXTRA, Content, Outbox, Row
-from trio_dask.client.core.resend_buffer import Stream
+from trio_dask.client.core.resend_buffer import ResendBuffer
 from trio_dask.client.core.stuck_reasons import StuckReasons
 from trio_dask.errors import KeyConflict, ProtocolError
 from trio_dask.ids import Key
@@ -38,9 +38,6 @@ from trio_dask.protocol.messages import (
     Query,
     Received,
     Reply,
-    Restart,
-    RestartWorkers,
-    Retire,
     Retry,
     Shutdown,
     Stuck,
@@ -51,10 +48,12 @@ __all__ = ["ClientCore"]
 INLINE_BUDGET_BYTES: Final = 64 * 1024 * 1024
 BLOB_BUDGET_BYTES: Final = 256 * 1024 * 1024
 FETCH_TRIES: Final = 6
-"""So many workers in turn may fail to deliver a key; then whoever waits for it is told why."""
+"""After this many failed fetches of a key its readers are told why."""
 RELEASES_PER_FENCE: Final = 10_000
+FENCE: Final = "fence"
+"""The query that the scheduler answers with nothing: all that it sent before has arrived when the answer does."""
 
-Answer = Callable[[Any, Ended | None], None]
+OnReply: TypeAlias = Callable[[Any, Ended | None], None]
 """Called once: with the payload of the reply, or with the reason why none will come."""
 
 
@@ -63,22 +62,21 @@ class ClientCore:
 
     def __init__(self, inline_budget_bytes: int = INLINE_BUDGET_BYTES) -> None:
         self.states: dict[Key, KeyState] = {}
-        self.ended: Ended | None = None
         self.scheduler = ""
-        """The incarnation of the scheduler that knows of this client; empty if none does."""
+        """The incarnation of the scheduler that knows this client; empty if none does."""
         self.received = 0
-        """Messages of that scheduler that were handled. After a lost link it sends those that come after them."""
+        """Messages of that scheduler that were handled. On the next connection it sends those that come after them."""
         self.stuck = StuckReasons()
-        self._stream = Stream()
+        self._resend = ResendBuffer()
         self._outbox = Outbox(BLOB_BUDGET_BYTES)
-        self._fetches = Fetches()
+        self._fetch_queue = FetchQueue()
         self._inline: OrderedDict[Key, KeyState] = OrderedDict()
         self._inline_bytes = 0
         self._inline_budget = inline_budget_bytes
-        self._answers: dict[int, Answer] = {}
-        self._requests = 0
-        self._gone: set[Key] = set()
-        """Keys that this client gave up since the last fence was sent."""
+        self._pending_replies: dict[int, OnReply] = {}
+        self._last_request = 0
+        self._given_up: set[Key] = set()
+        """Keys that this client gave up since it sent the last fence."""
         self._fences: dict[int, set[Key]] = {}
 
     # ------------------------------------------------------------------------------------------ the user's wishes
@@ -88,8 +86,7 @@ class ClientCore:
     ) -> list[KeyState]:
         """Ask for these tasks; each key gains one reference. Keys that are known already are not sent again.
 
-        Raises `KeyConflict` if a key that the user chose stands for another call already; then none of them is asked
-        for.
+        Raises `KeyConflict` if a key that the user chose stands for another call already; then it asks for none.
         """
         outbox, states = self._outbox, self.states
         digest, data = function
@@ -99,28 +96,27 @@ class ClientCore:
         found: list[KeyState] = []
         new: dict[Key, KeyState] = {}
         fresh: list[Row] = []
-        recurring = self._gone or self._fences
         for row in rows:
             key = row[0]
             state = states.get(key) or new.get(key)
-            if state is None or state.status in OVER:
+            if state is None or state.status in TERMINAL:
                 new[key] = state = KeyState(key, row[4])
                 fresh.append(row)
-                if recurring:
-                    self._fence(state)
+                if key in self._given_up or self._fences:
+                    self._fence_off(state)
             elif row[4] and state.token and row[4] != state.token:
                 raise KeyConflict(f"the key {key!r} stands for a different call already; choose another, or release it")
             found.append(state)
         for state in found:
             state.refs += 1
         if fresh:
-            # In this order: an interrupt in between leaves tasks that nobody waits for, not the reverse.
+            # In this order: an interrupt in between leaves tasks without futures, not futures without tasks.
             outbox.submit(digest, extra, fresh)
             states.update(new)
         return found
 
     def want(self, keys: Iterable[Key]) -> list[KeyState]:
-        """Futures for tasks that somebody else submitted; each key gains one reference."""
+        """Futures for tasks that another client submitted; each key gains one reference."""
         return self._adopt(keys, self._outbox.want)
 
     def expect(self, keys: Iterable[Key]) -> list[KeyState]:
@@ -138,10 +134,10 @@ class ClientCore:
         """Give these up; their futures are cancelled now."""
         keys: list[Key] = []
         for state in states:
-            if self.states.get(state.key) is state and state.status not in OVER:
+            if self.states.get(state.key) is state and state.status not in TERMINAL:
                 keys.append(state.key)
                 self._end(state, "cancelled", Dropped(state.key, "cancelled", text))
-                self._gone.add(state.key)
+                self._given_up.add(state.key)
         self._outbox.put_keys(lambda part: Cancel(part, force), keys)
 
     def retry(self, states: Iterable[KeyState]) -> None:
@@ -158,25 +154,18 @@ class ClientCore:
         keys = [state.key for state in states if self.states.get(state.key) is state]
         self._outbox.put_keys(FireAndForget, keys)
 
-    def ask(self, what: str, arguments: Sequence[str], answer: Answer) -> None:
-        """Put a question to the scheduler."""
-        self._request(lambda number: Query(number, what, tuple(arguments)), answer)
+    def cancel_all(self, text: str) -> None:
+        """The scheduler is about to drop all tasks; every future is cancelled now."""
+        for state in list(self.states.values()):
+            self._given_up.add(state.key)
+            self._end(state, "cancelled", Dropped(state.key, "cancelled", text))
 
-    def restart(self, answer: Answer) -> None:
-        """Have the cluster begin afresh; every future is cancelled now."""
-        if self.ended is None:
-            for state in list(self.states.values()):
-                self._gone.add(state.key)
-                self._end(state, "cancelled", Dropped(state.key, "cancelled", "the cluster was restarted"))
-        self._request(Restart, answer)
-
-    def restart_workers(self, workers: Sequence[str], answer: Answer) -> None:
-        """Have these workers begin afresh."""
-        self._request(lambda number: RestartWorkers(number, tuple(workers)), answer)
-
-    def retire(self, workers: Sequence[str], number: int, answer: Answer) -> None:
-        """Have these workers leave without losing anything, or so many as the scheduler chooses."""
-        self._request(lambda request: Retire(request, tuple(workers), number), answer)
+    def request(self, make: Callable[[int], Message], on_reply: OnReply) -> int:
+        """Send a message that the scheduler answers; `make` makes it from the number of the request."""
+        self._last_request = number = self._last_request + 1
+        self._pending_replies[number] = on_reply
+        self._outbox.put(make(number))
+        return number
 
     def shutdown(self) -> None:
         """End the cluster."""
@@ -206,10 +195,10 @@ class ClientCore:
             state.tries = 0
         state.readers.append(reader)
         if state.status == "finished" and not state.fetching:
-            self._seek(state)
+            self._request_value(state)
 
     def abandon(self, state: KeyState, waiter: Waiter | Reader) -> None:
-        """Whoever waited or read has gone away."""
+        """Call this waiter or reader no more."""
         for name in ("waiters", "readers"):
             calls: list[Any] = [call for call in getattr(state, name) or () if call is not waiter]
             setattr(state, name, calls or None)
@@ -229,9 +218,9 @@ class ClientCore:
 
     def _key_ready(self, message: KeyReady) -> None:
         state = self.states.get(message[0])
-        if state is None or state.fence or state.status in OVER:
+        if state is None or state.fence or state.status in TERMINAL:
             if message.value is None and (state is None or not state.fence):
-                # It may be wanted in our name all the same: a worker that returns tells again what was scattered.
+                # The scheduler may keep it for us all the same: a returning worker reports again what was scattered.
                 self._outbox.release(message.key)
             return
         _, state.nbytes, state.type_name, value, state.holders = message
@@ -243,8 +232,8 @@ class ClientCore:
         if state.readers is not None:
             if value is not None:
                 self._deliver(state, (value,))
-            elif state.fetching not in state.holders:  # nor is it fetched from anybody, perhaps
-                self._seek(state)
+            elif state.fetching not in state.holders:  # it may be fetched from nowhere
+                self._request_value(state)
 
     def _key_failed(self, message: KeyFailed) -> None:
         state = self._current(message.key)
@@ -264,15 +253,15 @@ class ClientCore:
             self._end(state, "lost" if message.reason == "lost" else "cancelled", message)
 
     def _reply(self, message: Reply) -> None:
-        answer = self._answers.pop(message.request, None)
-        if answer is not None:
-            answer(message.payload, None)
+        on_reply = self._pending_replies.pop(message.request, None)
+        if on_reply is not None:
+            on_reply(message.payload, None)
 
     def _stuck(self, message: Stuck) -> None:
         self.stuck.hear(message)
 
     def _received(self, message: Received) -> None:
-        self._stream.confirmed(message.number)
+        self._resend.acknowledged(message.number)
 
     HANDLERS: ClassVar[Mapping[type[Any], Callable[[Any, Any], None]]] = {
         KeyReady: _key_ready,
@@ -286,46 +275,40 @@ class ClientCore:
 
     # ------------------------------------------------------------------------------------------ schedulers
 
-    def join(self, scheduler: str, handled: int | None) -> None:
-        """There is a link to this scheduler; if it still knows of this client, it has `handled` so many messages.
+    def connected(self, scheduler: str, handled: int | None) -> None:
+        """A connection with this scheduler is there. It has `handled` this many messages, if it knows this client.
 
-        If it does not, what was asked of the one before is lost.
+        If it does not, what was asked of the scheduler before is lost.
 
         Raises `ProtocolError` for a number that cannot be.
         """
         before = self.scheduler
         if before and scheduler != before:
             text = f"the scheduler {before} is gone; another one, {scheduler}, has taken its place"
-            self.forsake(Ended(lost=True, text=text))
+            self.end_session(Ended(lost=True, text=text))
         elif before and handled is None:
             text = f"the scheduler {before} has given up on this client: the connection was lost for too long"
-            self.forsake(Ended(lost=True, text=text))
+            self.end_session(Ended(lost=True, text=text))
         elif before and handled is not None:
-            self._outbox.put_first(self._stream.take_back(handled))
+            self._outbox.put_first(self._resend.take_unacknowledged(handled))
         self.scheduler = scheduler
 
-    def forsake(self, ended: Ended) -> None:
-        """The scheduler is lost, and all that was asked of it: whoever waits hears it now. The next knows nothing."""
+    def end_session(self, ended: Ended) -> None:
+        """The scheduler is lost, or the client closes: whoever waits hears it now. The next scheduler knows nothing."""
         self.stuck.forget()
         self.scheduler = ""
         self.received = 0
-        self._stream = Stream()
+        self._resend = ResendBuffer()
         self._outbox = Outbox(BLOB_BUDGET_BYTES)
-        self._fetches.clear()
+        self._fetch_queue.clear()
         states, self.states = self.states, {}
         for state in states.values():
             self._end(state, "lost" if ended.lost else "cancelled", ended)
-        answers, self._answers = self._answers, {}
-        for answer in answers.values():
-            answer(None, ended)
-        self._gone.clear()
+        replies, self._pending_replies = self._pending_replies, {}
+        for on_reply in replies.values():
+            on_reply(None, ended)
+        self._given_up.clear()
         self._fences.clear()
-
-    def end(self, ended: Ended) -> None:
-        """The client is over; nothing more will arrive, and whoever waits hears it now."""
-        if self.ended is None:
-            self.ended = ended
-            self.forsake(ended)
 
     # ------------------------------------------------------------------------------------------ fetching
 
@@ -335,12 +318,12 @@ class ClientCore:
             state.fetching = ""
         self._deliver(state, frames)
 
-    def unfetched(
+    def fetch_failed(
         self, address: str, state: KeyState, reason: str, *, final: bool = False, is_silent: bool = False
     ) -> None:
-        """This key could not be had from `address`; `final`: nor from anywhere else.
+        """The fetch of this key from `address` failed; `final` if no other worker can give it either.
 
-        One that merely `is_silent` may have it all the same: the scheduler knows whether it is lost.
+        A worker that only `is_silent` may still have it: the scheduler knows whether the worker is lost.
         """
         if state.fetching != address:
             return
@@ -360,47 +343,39 @@ class ClientCore:
         # With another holder there is no need to wait for the scheduler's answer, which is a KeyReady or a KeyPending.
         state.holders = tuple(holder for holder in state.holders if holder != address)
         if state.holders:
-            self._fetches.enqueue(state)
+            self._fetch_queue.enqueue(state)
 
     def fetch_ended(self, address: str) -> None:
-        """A request is over; every key of it was reported."""
-        self._fetches.ended(address)
+        """A fetch request has ended; every key of it was reported."""
+        self._fetch_queue.ended(address)
 
-    def next_fetches(self) -> list[FetchKeys]:
+    def next_fetches(self) -> list[FetchRequest]:
         """The fetches that can start now."""
-        return self._fetches.next()
+        return self._fetch_queue.next()
 
     def drain(self) -> Sequence[Message]:
         """The messages to send now, in this order."""
-        return self._stream.sent(self._outbox.drain(), self.received)
+        return self._resend.sent(self._outbox.drain(), self.received)
 
     @property
     def has_messages(self) -> bool:
         """Whether `drain` would give any."""
-        return bool(self._outbox)
+        return bool(self._outbox.items)
 
     @property
     def has_something(self) -> bool:
         """Whether there is anything to send, to confirm or to fetch."""
-        return bool(self._outbox or self._fetches) or self._stream.owes(self.received)
+        return bool(self._outbox.items or self._fetch_queue.queues or self.received >= self._resend.ack_due_at)
 
     # ------------------------------------------------------------------------------------------ inside
-
-    def _request(self, make: Callable[[int], Message], answer: Answer) -> None:
-        if self.ended is not None:
-            answer(None, self.ended)
-            return
-        self._requests += 1
-        self._answers[self._requests] = answer
-        self._outbox.put(make(self._requests))
 
     def _adopt(self, keys: Iterable[Key], announce: Callable[[Key], None]) -> list[KeyState]:
         found: list[KeyState] = []
         for key in keys:
             state = self.states.get(key)
-            if state is None or state.status in OVER:
+            if state is None or state.status in TERMINAL:
                 state = KeyState(key)
-                self._fence(state)
+                self._fence_off(state)
                 announce(key)
                 self.states[key] = state
             state.refs += 1
@@ -410,7 +385,7 @@ class ClientCore:
     def _current(self, key: Key) -> KeyState | None:
         """The state that a message about `key` is meant for, if any."""
         state = self.states.get(key)
-        return None if state is None or state.fence or state.status in OVER else state
+        return None if state is None or state.fence or state.status in TERMINAL else state
 
     def _settle(self, state: KeyState, status: Any) -> None:
         state.status = status
@@ -425,7 +400,7 @@ class ClientCore:
 
     def _end(self, state: KeyState, status: str, failure: Dropped | Ended) -> None:
         """The last status of this state; the key can be submitted anew."""
-        if state.status in OVER:
+        if state.status in TERMINAL:
             return
         self._drop_inline(state)
         state.failure, state.holders, state.fetching = failure, (), ""
@@ -434,16 +409,16 @@ class ClientCore:
     def _forget(self, state: KeyState) -> None:
         del self.states[state.key]
         self._drop_inline(state)
-        if state.status in OVER:
+        if state.status in TERMINAL:
             return
         self._outbox.release(state.key)
-        self._gone.add(state.key)
-        if len(self._gone) > RELEASES_PER_FENCE:
+        self._given_up.add(state.key)
+        if len(self._given_up) > RELEASES_PER_FENCE:
             self._send_fence()
 
-    def _fence(self, state: KeyState) -> None:
+    def _fence_off(self, state: KeyState) -> None:
         """If messages about an earlier life of this key may be under way, have this one ignore them."""
-        if state.key in self._gone:
+        if state.key in self._given_up:
             state.fence = self._send_fence()
         else:
             for number, keys in self._fences.items():
@@ -451,9 +426,10 @@ class ClientCore:
                     state.fence = number
 
     def _send_fence(self) -> int:
-        number = self._requests + 1
-        self._fences[number], self._gone = self._gone, set()
-        self.ask("who_has", ("",), lambda _payload, _ended: self._lift_fence(number))
+        number = self.request(
+            lambda request: Query(request, FENCE, ()), lambda _payload, _end: self._lift_fence(number)
+        )
+        self._fences[number], self._given_up = self._given_up, set()
         return number
 
     def _lift_fence(self, number: int) -> None:
@@ -462,12 +438,12 @@ class ClientCore:
             if state is not None and state.fence == number:
                 state.fence = 0
 
-    def _seek(self, state: KeyState) -> None:
+    def _request_value(self, state: KeyState) -> None:
         """Get the value of a finished key to those who read it."""
         if state.holders:
-            self._fetches.enqueue(state)
+            self._fetch_queue.enqueue(state)
         else:
-            # The copy that came along made room for others: the scheduler says again where the value is.
+            # The copy that came with the report made room for others: the scheduler says again where the value is.
             self._outbox.want(state.key)
 
     def _deliver(self, state: KeyState, frames: Frames) -> None:

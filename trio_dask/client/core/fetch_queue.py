@@ -1,7 +1,7 @@
 """Which results to fetch next, and from which worker.
 
-Keys wait in one line per worker. A worker is asked for several keys in one request, by at most `REQUESTS_PER_WORKER`
-requests at a time, and no more than `REQUESTS` run at all.
+Keys wait in one queue per worker. A request asks a worker for several keys; at most `REQUESTS_PER_WORKER` requests to
+one worker run at a time, and at most `REQUESTS` in all.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 from trio_dask.client.core.key_state import KeyState
 
-__all__ = ["FetchKeys", "Fetches"]
+__all__ = ["FetchQueue", "FetchRequest"]
 
 REQUESTS: Final = 16
 REQUESTS_PER_WORKER: Final = 2
@@ -19,33 +19,30 @@ REQUEST_KEYS: Final = 512
 REQUEST_BYTES: Final = 64 * 1024 * 1024
 
 
-class FetchKeys(NamedTuple):
-    """Ask of whoever drives the core: fetch these keys from `address`; report each, then the end of the request."""
+class FetchRequest(NamedTuple):
+    """Fetch these keys from `address`; report each to the core, then the end of the request."""
 
     address: str
     states: tuple[KeyState, ...]
 
 
-class Fetches:
-    """The lines, and what is under way."""
+class FetchQueue:
+    """The keys that wait, and the requests that run."""
 
     def __init__(self) -> None:
-        self._lines: dict[str, deque[KeyState]] = {}
+        self.queues: dict[str, deque[KeyState]] = {}
+        """The keys that wait, by worker."""
         self._running: dict[str, int] = {}
         self._total = 0
 
-    def __bool__(self) -> bool:
-        """Whether anything stands in line."""
-        return bool(self._lines)
-
     def enqueue(self, state: KeyState) -> None:
-        """Put a key into the shortest line among its holders' (the first such, so that the choice is repeatable)."""
+        """Put a key into the shortest queue among its holders' (the first such, so that the choice is repeatable)."""
         address = min(state.holders, key=self._load)
         state.fetching = address
-        self._lines.setdefault(address, deque()).append(state)
+        self.queues.setdefault(address, deque()).append(state)
 
     def ended(self, address: str) -> None:
-        """One request to this worker is over."""
+        """One request to this worker has ended."""
         self._total -= 1
         left = self._running[address] - 1
         if left:
@@ -53,45 +50,45 @@ class Fetches:
         else:
             del self._running[address]
 
-    def next(self) -> list[FetchKeys]:
+    def next(self) -> list[FetchRequest]:
         """The requests that can start now."""
-        if not self._lines:
+        if not self.queues:
             return []
-        requests: list[FetchKeys] = []
-        for address in list(self._lines):
+        requests: list[FetchRequest] = []
+        for address in list(self.queues):
             while self._total < REQUESTS and self._running.get(address, 0) < REQUESTS_PER_WORKER:
                 states = self._cut(address)
                 if not states:
                     break
-                requests.append(FetchKeys(address, states))
+                requests.append(FetchRequest(address, states))
                 self._running[address] = self._running.get(address, 0) + 1
                 self._total += 1
         return requests
 
     def clear(self) -> None:
-        """Nothing waits any more."""
-        self._lines.clear()
+        """No key waits any more."""
+        self.queues.clear()
 
     def _load(self, address: str) -> int:
-        line = self._lines.get(address)
-        return (len(line) if line else 0) + self._running.get(address, 0)
+        queue = self.queues.get(address)
+        return (len(queue) if queue else 0) + self._running.get(address, 0)
 
     def _cut(self, address: str) -> tuple[KeyState, ...]:
-        """The head of a line, as much as one request may carry; keys nobody waits for any more fall out."""
-        line = self._lines.get(address)
+        """The head of a queue, as much as one request may carry; keys without readers fall out."""
+        queue = self.queues.get(address)
         states: list[KeyState] = []
         size = 0
-        while line and len(states) < REQUEST_KEYS:
-            if not line[0].readers or line[0].fetching != address:
-                state = line.popleft()
+        while queue and len(states) < REQUEST_KEYS:
+            if not queue[0].readers or queue[0].fetching != address:
+                state = queue.popleft()
                 if state.fetching == address:
                     state.fetching = ""
                 continue
-            if states and size + line[0].nbytes > REQUEST_BYTES:
+            if states and size + queue[0].nbytes > REQUEST_BYTES:
                 break
-            state = line.popleft()
+            state = queue.popleft()
             size += state.nbytes
             states.append(state)
-        if not line:
-            self._lines.pop(address, None)
+        if not queue:
+            self.queues.pop(address, None)
         return tuple(states)

@@ -5,7 +5,7 @@
 | pending | no answer yet, or its result is being computed again |
 | finished | the result exists: `value` is here, or `holders` have it, or neither (the copy that was here made room) |
 | error | `failure` is a `KeyFailed` |
-| cancelled, lost | `failure` is a `Dropped` or `Ended`; it stays so for ever: a new submission makes a new state |
+| cancelled, lost | `failure` is a `Dropped` or `Ended`; terminal: a new submission makes a new state |
 
 Futures hold their `KeyState` directly, so asking a future for its status costs no look-up and no lock.
 """
@@ -18,18 +18,18 @@ from typing import Final, Literal, NamedTuple, TypeAlias
 from trio_dask.ids import Key
 from trio_dask.protocol.messages import Dropped, KeyFailed
 
-__all__ = ["OVER", "Ended", "Frames", "KeyState", "Reader", "Status", "Waiter"]
+__all__ = ["TERMINAL", "Ended", "Frames", "KeyState", "Reader", "Status", "Waiter"]
 
 Status: TypeAlias = Literal["pending", "finished", "error", "cancelled", "lost"]
 
-OVER: Final = frozenset[str](("cancelled", "lost"))
+TERMINAL: Final = frozenset[str](("cancelled", "lost"))
 
 Frames: TypeAlias = Sequence[bytes | bytearray | memoryview]
 """A pickled value: the pickle, then its out-of-band buffers."""
 
 
 class Ended(NamedTuple):
-    """The session ended under the key: `lost` says whether that was a loss, or the client closed."""
+    """Why the session ended: `lost` if the scheduler was lost, else the client was closed."""
 
     lost: bool
     text: str
@@ -38,8 +38,8 @@ class Ended(NamedTuple):
 class KeyState:
     """One key, as this client sees it.
 
-    `refs` counts futures. `waiters` are called once, when the status stops being pending. `readers` want the value, not
-    just the news of it.
+    `refs` counts futures. `waiters` are called once, when the status stops being pending; `readers` once with the
+    value, or when it is certain that there will be none.
     """
 
     __slots__ = (
@@ -76,9 +76,9 @@ class KeyState:
         self.fence = 0
         """While not 0: what arrives is about an earlier task of this key, until the reply with this number."""
         self.fetching = ""
-        """The address it is being fetched from, or waits in line for."""
+        """The address it is fetched from, or is queued for."""
         self.tries = 0
-        """Fetches that failed since somebody wanted the value."""
+        """Fetches that failed since the first reader came."""
 
     def __repr__(self) -> str:
         return f"<KeyState {self.key} {self.status}>"

@@ -1,4 +1,4 @@
-"""Messages to the scheduler, in the order of the user's calls, with what is alike merged into one.
+"""Messages to the scheduler, in the order of the user's calls; similar ones are merged.
 
 A burst of `submit` calls of one function becomes one `Submit`, a burst of dying futures one `Release`. Each call ends
 in one step on one list: a `KeyboardInterrupt` between two byte codes leaves no half of a task behind.
@@ -7,7 +7,7 @@ in one step on one list: a `KeyboardInterrupt` between two byte codes leaves no 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias, cast
 
 from trio_dask.ids import Digest, Key
@@ -16,7 +16,7 @@ from trio_dask.protocol.messages import Blob, ForgetBlobs, Message, Release, Sub
 __all__ = ["LOADED_BYTES", "NO_EXTRA", "Content", "Outbox", "Row"]
 
 LOADED_BYTES = 1 << 14
-"""What each blob takes of the budget besides its content: a worker also keeps what it loaded from it."""
+"""What each blob takes of the budget besides its content: a worker also keeps what it loaded from the blob."""
 
 NO_EXTRA: Final[Mapping[str, Any]] = {}
 MAX_ROWS: Final = 2048
@@ -49,27 +49,29 @@ class _Submits:
         self.extra = extra
         self.rows: list[Row] = []
 
-    def messages(self) -> Iterator[Submit]:
+    def messages(self) -> list[Submit]:
         """As few as possible, none of them unduly large."""
-        for start in range(0, len(self.rows), MAX_ROWS):
-            yield from self._messages(self.rows[start : start + MAX_ROWS])
+        if len(self.rows) <= MAX_ROWS:
+            return self._messages(self.rows)
+        starts = range(0, len(self.rows), MAX_ROWS)
+        return [message for start in starts for message in self._messages(self.rows[start : start + MAX_ROWS])]
 
-    def _messages(self, rows: list[Row]) -> Iterator[Submit]:
+    def _messages(self, rows: list[Row]) -> list[Submit]:
         keys, calls, dependencies, blobs, tokens = zip(*rows, strict=True)
         if len(rows) > 1 and sum(map(len, calls)) > MAX_CALL_BYTES:
             half = len(rows) // 2
-            yield from self._messages(rows[:half])
-            yield from self._messages(rows[half:])
-            return
-        yield Submit(
-            self.function,
-            keys,
-            calls,
-            dependencies if any(dependencies) else (),
-            blobs if any(blobs) else (),
-            tokens if any(tokens) else (),
-            self.extra,
-        )
+            return [*self._messages(rows[:half]), *self._messages(rows[half:])]
+        return [
+            Submit(
+                self.function,
+                keys,
+                calls,
+                dependencies if any(dependencies) else (),
+                blobs if any(blobs) else (),
+                tokens if any(tokens) else (),
+                self.extra,
+            )
+        ]
 
 
 class _Keys:
@@ -89,31 +91,29 @@ class Outbox:
     """Takes messages one by one, gives them out merged, each blob before the first message that refers to it."""
 
     def __init__(self, blob_budget_bytes: int) -> None:
-        self._items: list[Message | _Submits | _Keys] = []
+        self.items: list[Message | _Submits | _Keys] = []
+        """What the next `drain` takes."""
         self._last: _Submits | _Keys | None = None
         self._blob_budget = blob_budget_bytes
         self._shipped: OrderedDict[Digest, int] = OrderedDict()
         self._shipped_bytes = 0
 
-    def __bool__(self) -> bool:
-        return bool(self._items)
-
     def put(self, message: Message) -> None:
         """Append one message that merges with no other."""
-        self._items.append(message)
+        self.items.append(message)
         self._last = None
 
     def put_keys(self, make: Callable[[tuple[Key, ...]], Message], keys: Sequence[Key]) -> None:
-        """Append messages that name these keys; several if they are many, since one could not be sent."""
+        """Append messages that name these keys; several if there are too many for one."""
         for start in range(0, len(keys), MAX_KEYS):
             self.put(make(tuple(keys[start : start + MAX_KEYS])))
 
     def put_first(self, messages: Sequence[Message]) -> None:
         """Have these sent before everything else."""
-        self._items[:0] = messages
+        self.items[:0] = messages
 
     def ship(self, digest: Digest, data: bytes | memoryview) -> None:
-        """Make sure that the other end has this blob before it reads what is put next."""
+        """Make sure that the scheduler has this blob before it reads what is put next."""
         if digest in self._shipped:
             self._shipped.move_to_end(digest)
             return
@@ -121,7 +121,7 @@ class Outbox:
         if total > BLOB_PIECE_BYTES:
             data = memoryview(data)  # its pieces are no copies
         pieces = range(0, max(total, 1), BLOB_PIECE_BYTES)
-        self._items.extend(
+        self.items.extend(
             [Blob(digest, total, cast("bytes", data[start : start + BLOB_PIECE_BYTES])) for start in pieces]
         )
         self._last = None
@@ -133,7 +133,7 @@ class Outbox:
         last = self._last
         if type(last) is not _Submits or last.function != function or (last.extra is not extra and last.extra != extra):
             last = _Submits(function, extra)
-            self._items.append(last)
+            self.items.append(last)
             self._last = last
         last.rows.extend(rows)
 
@@ -149,15 +149,15 @@ class Outbox:
         last = self._last
         if type(last) is not _Keys or last.kind is not kind or len(last.keys) >= MAX_ROWS:
             last = _Keys(kind)
-            self._items.append(last)
+            self.items.append(last)
             self._last = last
         last.keys.append(key)
 
     def drain(self) -> Sequence[Message]:
         """Everything so far, to be sent in this order; the outbox is empty afterwards."""
-        if not self._items:
+        if not self.items:
             return ()
-        items, self._items, self._last = self._items, [], None
+        items, self.items, self._last = self.items, [], None
         messages: list[Message] = []
         for item in items:
             if isinstance(item, _Submits):
@@ -166,10 +166,11 @@ class Outbox:
                 messages.append(item.message())
             else:
                 messages.append(item)
-        messages.extend(self._forget_blobs())
+        if self._shipped_bytes > self._blob_budget and len(self._shipped) > 1:
+            messages.append(self._forget_blobs())
         return messages
 
-    def _forget_blobs(self) -> Iterator[ForgetBlobs]:
+    def _forget_blobs(self) -> ForgetBlobs:
         """Blobs beyond the budget, least recently used first: they can be shipped again.
 
         Only between batches, never between a blob and the message that needs it.
@@ -179,5 +180,4 @@ class Outbox:
             digest, size = self._shipped.popitem(last=False)
             self._shipped_bytes -= size
             forgotten.append(digest)
-        if forgotten:
-            yield ForgetBlobs(tuple(forgotten))
+        return ForgetBlobs(tuple(forgotten))

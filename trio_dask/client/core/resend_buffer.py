@@ -1,8 +1,8 @@
 """What was sent to the scheduler and may have to be sent again.
 
-Both sides number their messages and keep what they have sent until the other confirms that it has handled it. After a
-lost link each says how many it has handled, and gets the rest: both streams go on as if nothing had happened, wherever
-they were cut. So nothing else in this room knows of lost links.
+Both sides number their messages and keep what they have sent until the other acknowledges that it has handled it. On
+the next connection each says how many it has handled, and gets the rest: both streams go on as if nothing had happened,
+wherever they were cut. So nothing else in this folder knows of lost connections.
 """
 
 from __future__ import annotations
@@ -14,39 +14,36 @@ from typing import Final
 from trio_dask.errors import ProtocolError
 from trio_dask.protocol.messages import Message, Received
 
-__all__ = ["Stream"]
+__all__ = ["ResendBuffer"]
 
-CONFIRM_EVERY: Final = 64
-"""So many messages of the scheduler are confirmed together."""
+ACK_EVERY: Final = 64
+"""This many messages of the scheduler are acknowledged together."""
 
 
-class Stream:
-    """What is sent in one session, in all its links."""
+class ResendBuffer:
+    """What the client sends in one session, over all its connections."""
 
-    __slots__ = ("_before", "_kept", "_told")
+    __slots__ = ("_before", "_kept", "ack_due_at")
 
     def __init__(self) -> None:
-        self._told = 0
+        self.ack_due_at = ACK_EVERY
+        """The number of received messages from which on the scheduler is to hear of them."""
         self._before = 0
         self._kept: deque[Message] = deque()
 
     def sent(self, messages: Sequence[Message], received: int) -> Sequence[Message]:
-        """These are to be sent now. Returns them, behind them a confirmation of so many that came, if one is due."""
-        if self.owes(received):
-            self._told = received
+        """Keep what is to be sent now. Returns it, followed by an acknowledgement of what came if one is due."""
+        if received >= self.ack_due_at:
+            self.ack_due_at = received + ACK_EVERY
             messages = (*messages, Received(received))
         if messages:
             self._kept += messages
         return messages
 
-    def owes(self, received: int) -> bool:
-        """Whether a confirmation of so many messages that came is due."""
-        return received - self._told >= CONFIRM_EVERY
+    def acknowledged(self, number: int) -> None:
+        """The scheduler has handled this many messages.
 
-    def confirmed(self, number: int) -> None:
-        """The scheduler has handled so many messages.
-
-        Raises `ProtocolError` if it was not sent so many.
+        Raises `ProtocolError` if it was sent fewer.
         """
         kept = self._kept
         if number > self._before + len(kept):
@@ -55,14 +52,14 @@ class Stream:
             kept.popleft()
             self._before += 1
 
-    def take_back(self, number: int) -> list[Message]:
-        """The link was lost, and the scheduler has handled so many messages: the rest, to be sent again.
+    def take_unacknowledged(self, number: int) -> list[Message]:
+        """The connection was lost, and the scheduler has handled this many messages: the rest, to be sent again.
 
         Raises `ProtocolError` if that cannot be.
         """
         if number < self._before:
             raise ProtocolError(f"the scheduler has handled {number} messages, and {self._before} before")
-        self.confirmed(number)
+        self.acknowledged(number)
         rest = list(self._kept)
         self._kept.clear()
         return rest

@@ -1,4 +1,4 @@
-"""Why tasks of a client wait for a worker that is not there, as its scheduler tells."""
+"""Why tasks of a client wait for a worker that is not there, in the words of the scheduler."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class StuckReasons:
     def __init__(self) -> None:
         self._reasons: tuple[tuple[str, frozenset[Key] | None], ...] = ()
         self.aloud = ""
-        """What the user has yet to be told."""
+        """What the user has not been told yet."""
 
     def hear(self, message: Stuck) -> None:
-        """The scheduler says it anew."""
+        """The scheduler gives all reasons anew."""
         self._reasons = tuple((reason, None if keys is None else frozenset(keys)) for reason, keys in message.reasons)
         if message.aloud:
             self.aloud = message.text
@@ -33,12 +33,12 @@ class StuckReasons:
         self._reasons = ()
 
     def take_aloud(self) -> str:
-        """What the user has yet to be told, once; empty if nothing."""
+        """What the user has not been told yet, once; empty if nothing."""
         aloud, self.aloud = self.aloud, ""
         return aloud
 
     def why(self, states: Iterable[KeyState]) -> str:
-        """Why some of these wait for a worker; empty if none does, or it is not known of any. From any thread."""
+        """Why some of these wait for a worker; empty if none does as far as is known. From any thread."""
         pending = {state.key for state in states if state.status == "pending"}
         parts: list[str] = []
         for reason, keys in self._reasons:

@@ -152,6 +152,10 @@ def oldest_run(workers: Iterable[Worker], now: float) -> dict[str, Any] | None:
     return {"key": task.key, "worker": worker.info.name, "seconds": max(0.0, now - started_at)}
 
 
+def _fence(state: State, arguments: tuple[str, ...]) -> None:
+    """The answer means only that all that was sent before it has arrived."""
+
+
 _QUESTIONS: Final[dict[str, Callable[[State, tuple[str, ...]], Any]]] = {
     "who_has": _who_has,
     "has_what": _has_what,
@@ -161,4 +165,5 @@ _QUESTIONS: Final[dict[str, Callable[[State, tuple[str, ...]], Any]]] = {
     "scheduler_info": _scheduler_info,
     "states": _states,
     "story": _story,
+    "fence": _fence,
 }

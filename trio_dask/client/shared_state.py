@@ -1,0 +1,204 @@
+"""What the parts of an engine share: the core, the lock that guards it, and the phase of the link.
+
+    NotStarted ──► Connecting ──► Connected ──► Connecting ──► Connected ...    a lost connection: it dials again
+                      ▲  │            │             │
+                      │  ▼            │             │
+                      Lost ◄──────────┴─────────────┘    the scheduler said goodbye, or could not be reached again
+
+Any of them ends in `Closed`; in a forked child of the process in `Forked`. Only the loop's own thread changes the
+phase. Other threads read it, and those that rely on it compare it again under the lock.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine, Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, ClassVar, Final, Literal, Protocol, TypeAlias
+
+import trio
+
+from trio_dask.client.core.client import ClientCore
+from trio_dask.client.core.key_state import Ended
+from trio_dask.errors import ForkedClientError, SchedulerLost
+from trio_dask.protocol.hello import Hello, Welcome
+from trio_dask.protocol.messages import Goodbye, Message
+
+__all__ = [
+    "CLOSED",
+    "Closed",
+    "Connected",
+    "Connecting",
+    "Connection",
+    "Dial",
+    "Forked",
+    "Lost",
+    "NotStarted",
+    "Phase",
+    "SharedState",
+    "Status",
+]
+
+_logger = logging.getLogger("trio_dask.client")
+
+CLOSED: Final = "the client is closed"
+
+Status: TypeAlias = Literal["connecting", "running", "lost", "closed", "forked"]
+
+
+class Connection(Protocol):
+    """The connection with the scheduler; `comm.connection.Connection` is one."""
+
+    @property
+    def thread_safe_send(self) -> bool:
+        """Whether any thread may send, and not only that of the loop."""
+        ...
+
+    def send_many_nowait(self, messages: Iterable[Message]) -> None:
+        """Append to what will be sent."""
+        ...
+
+    def flush_nowait(self) -> None:
+        """Send what can be sent without waiting, leave the rest to the connection's writer."""
+        ...
+
+    def batches(self) -> AsyncIterable[Sequence[Message]]:
+        """What arrives, as it arrives. Ends at a proper end of the stream, raises at a loss."""
+        ...
+
+    @property
+    def hello(self) -> Hello | Welcome:
+        """How the scheduler answered the hello."""
+        ...
+
+    @property
+    def goodbye(self) -> Goodbye | None:
+        """What the scheduler said when it left, if it did."""
+        ...
+
+    def abort(self, reason: str = "") -> None:
+        """Close at once, in the middle of whatever."""
+        ...
+
+    async def aclose(self, reason: str = "") -> None:
+        """Say goodbye, send what is left, close."""
+        ...
+
+    def __aenter__(self) -> Coroutine[Any, Any, object]:
+        """Start what serves the connection."""
+        ...
+
+    def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> Coroutine[Any, Any, bool | None]:
+        """Stop it."""
+        ...
+
+
+Dial = Callable[[str, int], Awaitable[Connection]]
+"""Connects to the scheduler. It is told which scheduler the client was connected with before (its incarnation; empty:
+none), and how many of its messages the client has handled. Raises `NoScheduler` or `RefusedError` when it gives up."""
+
+
+class NotStarted:
+    """No loop runs the engine yet."""
+
+    status: ClassVar[Status] = "connecting"
+
+    def error(self) -> Exception:
+        """What a call raises now."""
+        return RuntimeError("the client is not connected yet: enter it with `async with`")
+
+
+class Connecting:
+    """It dials, for the first time or after a lost connection; what is asked waits."""
+
+    status: ClassVar[Status] = "connecting"
+
+
+class Connected:
+    """There is a connection, until it ends by itself or is given up by `fail`."""
+
+    status: ClassVar[Status] = "running"
+
+    __slots__ = ("connection", "failure", "scope")
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.scope = trio.CancelScope()
+        """Around listening to it."""
+        self.failure = ""
+
+    def fail(self, error: Exception) -> None:
+        """The client has a bug, and whoever waits would wait for ever. For the loop's own thread."""
+        _logger.error("the client failed", exc_info=error)
+        self.failure = repr(error)
+        self.scope.cancel()
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The scheduler is lost, and so is all that was asked of it; the next request makes the client dial again."""
+
+    asked: trio.Event
+
+    status: ClassVar[Status] = "lost"
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """The client has ended; `ended` says why."""
+
+    ended: Ended
+
+    status: ClassVar[Status] = "closed"
+
+    def error(self) -> Exception:
+        """What a call raises now."""
+        return SchedulerLost(self.ended.text) if self.ended.lost else RuntimeError(self.ended.text)
+
+
+@dataclass(frozen=True, slots=True)
+class Forked:
+    """This process was forked from the one that the client belongs to."""
+
+    owner: int
+    address: str
+
+    status: ClassVar[Status] = "forked"
+
+    def error(self) -> Exception:
+        """What a call raises now."""
+        at = f"({self.address!r})" if self.address else "(...)"
+        return ForkedClientError(
+            f"this client belongs to process {self.owner}, from which process {os.getpid()} was forked: its connection "
+            f"and its threads exist only there. Make another client here, `Client{at}`, perhaps in a function for "
+            "`os.register_at_fork(after_in_child=...)`"
+        )
+
+
+Phase: TypeAlias = NotStarted | Connecting | Connected | Lost | Closed | Forked
+
+
+class SharedState:
+    """The core under its lock, and the phase."""
+
+    def __init__(self) -> None:
+        self.core = ClientCore()
+        # Reentrant: the garbage collector may run anybody's finalizer in the middle of our own code.
+        self.lock: AbstractContextManager[object] = threading.RLock()
+        self.phase: Phase = NotStarted()
+
+    def check_open(self) -> None:
+        """Raise an error if nothing can be asked: the client is closed, not started, or belongs to another process.
+
+        It is `SchedulerLost` if there never was a scheduler, `ForkedClientError` in a forked child, else
+        `RuntimeError`.
+        """
+        phase = self.phase
+        if isinstance(phase, NotStarted | Closed | Forked):
+            raise phase.error()

@@ -1,0 +1,112 @@
+"""When to try again to reach a scheduler, and when to give up: one policy for workers, nannies and clients.
+
+It knows no clock and no dice: the time is an argument, and `uniform(low, high)` draws the jitter.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+from trio_dask.errors import NoScheduler, RefusedError
+
+__all__ = ["CLIENTS", "WORKERS", "Backoff", "RetryPolicy"]
+
+SOUND_SESSION_S: Final = 10.0
+"""After two sessions in a row that were shorter, pauses go on growing."""
+
+
+class Backoff(NamedTuple):
+    """Pauses that double from `first_s` to `longest_s`, each multiplied by a random factor within `spread`.
+
+    The factor keeps a thousand processes that lost one scheduler from calling the next one all at once.
+    """
+
+    first_s: float
+    longest_s: float
+    spread: tuple[float, float]
+
+
+WORKERS: Final = Backoff(first_s=0.1, longest_s=3.0, spread=(0.5, 1.0))
+CLIENTS: Final = Backoff(first_s=0.02, longest_s=1.0, spread=(0.5, 1.5))
+
+
+class RetryPolicy:
+    """One process that looks for its scheduler, from its start or from a lost session on.
+
+    Args:
+      give_up_s: how long it may be without a scheduler.
+      was_connected: it has had a session before.
+      refusal_may_pass_s: how long after a lost session a refusal may only mean that the scheduler has not noticed yet.
+      hopeless: causes of a `NoScheduler` that no waiting mends.
+    """
+
+    def __init__(
+        self,
+        backoff: Backoff,
+        uniform: Callable[[float, float], float],
+        now: float,
+        *,
+        give_up_s: float,
+        was_connected: bool = False,
+        refusal_may_pass_s: float = 0.0,
+        hopeless: tuple[type[BaseException], ...] = (),
+    ) -> None:
+        self.away_since = now
+        """When the last contact with a scheduler ended; infinite during one."""
+        self.was_connected = was_connected
+        self._backoff = backoff
+        self._uniform = uniform
+        self._give_up_s = give_up_s
+        self._refusal_may_pass_s = refusal_may_pass_s
+        self._hopeless = hopeless
+        self._pause_s = backoff.first_s
+        self._began_at = now
+        self._was_short = False
+
+    @property
+    def deadline(self) -> float:
+        """When to give up; infinite while there is a session."""
+        return self.away_since + self._give_up_s
+
+    def connected(self, now: float) -> None:
+        """A session has begun."""
+        self.was_connected = True
+        self.away_since = math.inf
+        self._began_at = now
+
+    def lost_contact(self, now: float, silent_s: float = 0.0) -> None:
+        """The scheduler was heard last `silent_s` ago."""
+        self.away_since = now - silent_s
+
+    def session_lost(self, now: float) -> bool:
+        """A session ended unexpectedly. True if pauses begin anew: it was long enough, or the first short one."""
+        is_short = now < self._began_at + SOUND_SESSION_S
+        begins_anew = not (is_short and self._was_short)
+        self._was_short = is_short
+        if begins_anew:
+            self.begin_anew()
+        return begins_anew
+
+    def begin_anew(self) -> None:
+        """The next pause is the first one again."""
+        self._pause_s = self._backoff.first_s
+
+    def next_pause_s(self) -> float:
+        """How long to wait before the next try; the pause after it is twice as long."""
+        low, high = self._backoff.spread
+        pause_s = self._uniform(low * self._pause_s, high * self._pause_s)
+        self._pause_s = min(2 * self._pause_s, self._backoff.longest_s)
+        return pause_s
+
+    def is_final(self, error: Exception, now: float) -> bool:
+        """Whether trying again is of no use.
+
+        What was right once may be wrong for a while: a file that is being replaced, a network that is down.
+        """
+        if isinstance(error, RefusedError):
+            return not (self.was_connected and now < self.away_since + self._refusal_may_pass_s)
+        if self.was_connected:
+            return False
+        return not isinstance(error, NoScheduler) or isinstance(error.__cause__, self._hopeless)
