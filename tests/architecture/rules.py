@@ -55,6 +55,7 @@ FLOORS: Mapping[str, int] = {
 # (importing module, imported module) -> why two rooms of one floor may know each other here.
 SIDEWAYS: Mapping[tuple[str, str], str] = {
     ("trio_dask.nanny.service", "trio_dask.worker.running_table"): "memory that a worker writes and its nanny reads",
+    ("trio_dask.nanny.worker_process", "trio_dask.worker.running_table"): "the same",
 }
 
 EVERYTHING = {"BaseException", "BaseExceptionGroup", "Exception", "ExceptionGroup"}
@@ -72,6 +73,24 @@ PARDONED: Mapping[tuple[str, str], str] = {
     ("trio_dask.protocol.pickled_names", "secrets"): "nothing but a random name tells one plain object from another",
     ("trio_dask.protocol.pickled_definitions", "threading"): "its caches are for all threads that pickle and load",
     ("trio_dask.ids", "secrets"): "it mints incarnations, for services; no core may import its new_* functions",
+}
+
+# (module, text) -> why it may name a module of the package by a string.
+NAMED: Mapping[tuple[str, str], str] = {
+    **{
+        ("trio_dask.__main__", f"trio_dask.cli.{command}"): "the one command that is run is the one that is imported"
+        for command in ("scheduler", "worker", "status", "demo")
+    },
+    ("trio_dask.deploy.program_runner", "trio_dask.scheduler.deaths"): "the name of a logger",
+}
+
+# Module -> why a shield there gets its deadline later.
+LATE_DEADLINES: Mapping[str, str] = {
+    "trio_dask.comm.connection": "the writer outlives a cancelled block; leaving the block cancels it",
+    "trio_dask.comm.websocket": "the nursery of whoever owns it, when cancelled, sets the deadline of the reader",
+    "trio_dask.scheduler.service": "a request to stop sets the deadline of what is inside",
+    "trio_dask.client.link": "only `stop` ends an engine, and a farewell has a limit",
+    "trio_dask.client.async_client": "the same",
 }
 
 # Third-party package -> the only files that may import it.
@@ -399,3 +418,60 @@ def unexplained_excepts(root: Path) -> list[str]:
 def _is_broad(handler: ast.ExceptHandler) -> bool:
     kinds = handler.type.elts if isinstance(handler.type, ast.Tuple) else [handler.type]
     return any(kind is None or (isinstance(kind, ast.Name) and kind.id in EVERYTHING) for kind in kinds)
+
+
+def named_by_string(root: Path, allowed: Mapping[tuple[str, str], str] = NAMED) -> list[str]:
+    """Strings that name a module of the package, or something in it: a dependency that no import shows.
+
+    Docstrings and the names of loggers and of a run's variables are none.
+    """
+    known = modules(root)
+    found = []
+    for module in known.values():
+        harmless = {id(node.value) for node in ast.walk(module.tree) if isinstance(node, ast.Expr)}
+        harmless |= {
+            id(arg) for named in ("getLogger", "RunVar") for call in _calls(module.tree, named) for arg in call.args
+        }
+        for node in ast.walk(module.tree):
+            if not isinstance(node, ast.Constant) or not isinstance(node.value, str) or id(node) in harmless:
+                continue
+            dotted = re.fullmatch(rf"({PACKAGE}(?:\.\w+)+)(?::\w+)?", node.value)
+            named = dotted and (dotted[1] in known or dotted[1].rpartition(".")[0] in known.keys() - {PACKAGE})
+            if named and (module.name, node.value) not in allowed:
+                found.append(f"{module.name}:{node.lineno} names {node.value} by a string: import it")
+    return found
+
+
+def unlimited_shields(root: Path, allowed: Mapping[str, str] = LATE_DEADLINES) -> list[str]:
+    """Shields against cancellation that are made without a deadline."""
+    found = []
+    for module in modules(root).values():
+        if module.name in allowed:
+            continue
+        lines = [
+            call.lineno
+            for call in _calls(module.tree, "CancelScope")
+            if (shield := _keyword(call, "shield")) is not None
+            and not (isinstance(shield, ast.Constant) and shield.value is False)
+            and _keyword(call, "deadline") is None
+            and _keyword(call, "relative_deadline") is None
+        ]
+        lines += [
+            node.lineno
+            for node in ast.walk(module.tree)
+            if isinstance(node, ast.Assign)
+            and any(isinstance(target, ast.Attribute) and target.attr == "shield" for target in node.targets)
+            and not (isinstance(node.value, ast.Constant) and node.value.value is False)
+        ]
+        found += [f"{module.name}:{line} shields without a deadline: use trio.move_on_after" for line in sorted(lines)]
+    return found
+
+
+def _calls(tree: ast.Module, name: str) -> Iterator[ast.Call]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and name in (getattr(node.func, "attr", ""), getattr(node.func, "id", "")):
+            yield node
+
+
+def _keyword(call: ast.Call, name: str) -> ast.expr | None:
+    return next((keyword.value for keyword in call.keywords if keyword.arg == name), None)

@@ -243,3 +243,60 @@ def test_examples_transports_and_defaults_may_spell_schemes(package):
         client__client='"""tcp://10.0.0.5:8786"""\nhelp = "such as tcp://10.0.0.5:8786"',
     )
     assert rules.stray_schemes(root) == []
+
+
+@pytest.mark.parametrize(
+    "text", ["trio_dask.deploy.child", "trio_dask.deploy.child:worker", "trio_dask.deploy.child.f"]
+)
+@pytest.mark.parametrize("code", ["PROGRAM = {!r}", "def f():\n    return run({!r})", "LOADED = ({!r},)"])
+def test_a_module_that_is_named_by_a_string_is_found(package, text, code):
+    root = package(nanny__service=code.format(text), deploy__child="")
+    (breach,) = rules.named_by_string(root)
+    assert text in breach
+    assert rules.named_by_string(root, {("trio_dask.nanny.service", text): "a reason"}) == []
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "log = logging.getLogger('trio_dask.deploy.child')",
+        "x = trio.lowlevel.RunVar('trio_dask.deploy.child')",
+        "'trio_dask.deploy.child'",
+        "class C:\n    x: int\n    'trio_dask.deploy.child'",
+        "x = 'trio_dask.deploy.no_such_module'",
+        "x = 'see trio_dask.deploy.child for more'",
+        "x = 'trio_dask.errors'",
+    ],
+)
+def test_other_strings_name_no_module(package, code):
+    assert rules.named_by_string(package(nanny__service=code, deploy__child="")) == []
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "with trio.CancelScope(shield=True): pass",
+        "scope = CancelScope(shield=outlive)",
+        "nursery.cancel_scope.shield = True",
+        "with trio.CancelScope(shield=True) as scope:\n    scope.deadline = 1",
+    ],
+)
+def test_a_shield_without_a_deadline_is_found(package, code):
+    root = package(comm__tcp=code)
+    (breach,) = rules.unlimited_shields(root)
+    assert breach.startswith("trio_dask.comm.tcp:1 ")
+    assert rules.unlimited_shields(root, {"trio_dask.comm.tcp": "a reason"}) == []
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "with trio.move_on_after(1, shield=True): pass",
+        "with trio.CancelScope(shield=True, deadline=at): pass",
+        "with trio.CancelScope(shield=True, relative_deadline=1): pass",
+        "with trio.CancelScope(): pass",
+        "scope.shield = False",
+    ],
+)
+def test_a_shield_with_a_deadline_is_free(package, code):
+    assert rules.unlimited_shields(package(comm__tcp=code)) == []

@@ -22,6 +22,8 @@ from tests.architecture import rules
         rules.oversized,
         rules.unexplained_excepts,
         rules.stray_schemes,
+        rules.named_by_string,
+        rules.unlimited_shields,
     ],
     ids=lambda rule: rule.__name__,
 )

@@ -13,6 +13,7 @@ from trio_dask.deploy.log_formats import TextFormatter
 from trio_dask.deploy.log_handler import MAX_WAITING, LogLines
 from trio_dask.deploy.program_runner import ExitStatus, Stopper, StopRequest, explain, run_program
 from trio_dask.errors import ClusterError, NoScheduler, ProtocolError, RefusedError, UsageError
+from trio_dask.processes import exit_watchdog
 
 
 @pytest.mark.parametrize(
@@ -215,7 +216,7 @@ def exits(monkeypatch):
     """The statuses with which the process would have been ended."""
     statuses = []
     monkeypatch.setattr(program_runner.os, "_exit", statuses.append)
-    monkeypatch.setattr(program_runner, "LINES_GRACE_S", 0.01)
+    monkeypatch.setattr(exit_watchdog, "FLUSH_S", 0.01)
     return statuses
 
 
@@ -227,7 +228,7 @@ async def end_with_status_2():
 @pytest.mark.usefixtures("_in_process")
 def test_a_stdout_that_nobody_reads_does_not_keep_the_process(monkeypatch, exits):
     stdout = Stdout()
-    monkeypatch.setattr(program_runner.sys, "stdout", stdout)
+    monkeypatch.setattr(exit_watchdog.sys, "stdout", stdout)
     run_program("label", end_with_status_2, Stopper())
     stdout.read.set()
     assert exits == [2]
@@ -236,8 +237,8 @@ def test_a_stdout_that_nobody_reads_does_not_keep_the_process(monkeypatch, exits
 @pytest.mark.usefixtures("_in_process")
 @pytest.mark.parametrize("stdout", [None, Stdout(), Stdout(BrokenPipeError()), Stdout(ValueError("closed"))])
 def test_what_tasks_have_printed_is_written_out_if_it_can_be(monkeypatch, exits, stdout):
-    monkeypatch.setattr(program_runner, "LINES_GRACE_S", 10)
-    monkeypatch.setattr(program_runner.sys, "stdout", stdout)
+    monkeypatch.setattr(exit_watchdog, "FLUSH_S", 10)
+    monkeypatch.setattr(exit_watchdog.sys, "stdout", stdout)
     if stdout is not None:
         stdout.read.set()
     assert run_program("label", end_with_status_2, Stopper()) == 2
@@ -254,7 +255,7 @@ def test_exit_handlers_that_never_end_do_not_keep_the_process_whoever_reads(monk
     monkeypatch.setattr(program_runner, "EXIT_GRACE_S", 0.01)
     monkeypatch.setattr(program_runner.os, "_exit", lambda status: (exits.append(status), ended.set()))
     monkeypatch.setattr(program_runner.signal, "signal", lambda number, handler: None)
-    monkeypatch.setattr(program_runner.sys, "stdout", stdout)
+    monkeypatch.setattr(exit_watchdog.sys, "stdout", stdout)
     program_runner._limit_exit(5)
     assert ended.wait(10)
     stdout.read.set()

@@ -10,7 +10,7 @@ import trio
 import trio.testing
 
 from trio_dask.config import NannySettings, WorkerSettings
-from trio_dask.deploy import cluster_members, nanny_group, process_tree
+from trio_dask.deploy import cluster_members, nanny_group, worker_program
 from trio_dask.deploy.cluster_sizing import Layout
 from trio_dask.deploy.nanny_group import run_nannies
 from trio_dask.deploy.program_runner import Stopper, StopRequest
@@ -53,7 +53,7 @@ class _Nanny:
 
     error = None
 
-    def __init__(self, settings, **options):
+    def __init__(self, settings, program, **options):
         self._folder = settings.worker.local_directory
 
     async def run(self):
@@ -101,6 +101,6 @@ async def test_a_disk_that_hangs_does_not_hold_up_the_end(monkeypatch, autojump_
     monkeypatch.setattr(spill_directory, "remove_leftovers", lambda base: answer.wait(60))
     with trio.CancelScope() as scope:
         scope.cancel()
-        await process_tree.remove_scratch(None)
-    assert trio.current_time() == pytest.approx(process_tree.SWEEP_S)
+        await worker_program.remove_scratch(None)
+    assert trio.current_time() == pytest.approx(worker_program.REMOVAL_S)
     answer.set()

@@ -10,10 +10,11 @@ import trio
 
 from trio_dask.comm import Address, Endpoint, serve
 from trio_dask.config import NannySettings, WorkerSettings
+from trio_dask.deploy import child_services
 from trio_dask.ids import new_incarnation
 from trio_dask.nanny import service, worker_process
 from trio_dask.nanny.service import Nanny
-from trio_dask.processes.child_process import ChildEnd
+from trio_dask.processes.exit_report import ChildEnd
 from trio_dask.protocol.hello import Hello
 from trio_dask.worker.running_table import RunningTable
 
@@ -125,7 +126,7 @@ class Nursing:
         """A running nanny; `scope` ends the scheduler, and `end` is how the nanny ended."""
         name = f"nursery-{new_incarnation()}"
         settings = WorkerSettings(scheduler=f"inproc://{name}", name="bob", **(worker or {}))
-        nanny = Nanny(NannySettings(worker=settings, port_range=None, **options))
+        nanny = Nanny(NannySettings(worker=settings, port_range=None, **options), child_services.worker)
         self.scope = trio.CancelScope()
         self.end = None
 

@@ -7,73 +7,74 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trio_dask.nanny.restart_policy import (
-    Again,
-    End,
+    ExitDecision,
+    Finish,
+    GiveUp,
     NannyCore,
-    Over,
+    ProcessExit,
+    Restart,
     RestartPolicy,
     RestartWindow,
-    Verdict,
-    memory_verdict,
+    memory_excess,
 )
 
 POLICY = RestartPolicy()
 
 
 def crash(**more):
-    return End(status=-9, started=True, cause="killed by SIGKILL", **more)
+    return ProcessExit(status=-9, started=True, cause="killed by SIGKILL", **more)
 
 
 def failed_start(words="ModuleNotFoundError: No module named 'x'"):
-    return End(status=1, started=False, cause=f"ended with status 1: {words}", last_words=words)
+    return ProcessExit(status=1, started=False, cause=f"ended with status 1: {words}", last_words=words)
 
 
 @pytest.mark.parametrize(
-    ("end", "verdict"),
+    ("end", "decision"),
     [
-        (End(0, True, "", leaving="scheduler"), Verdict(True, Over(0, ""))),
-        (End(0, True, "", leaving="signal"), Verdict(True, Over(0, ""))),
-        (End(0, True, ""), Verdict(False, Again(0.5))),
-        (End(0, True, "", leaving="max-tasks"), Verdict(True, Again(0))),
-        (End(0, True, "", leaving="restart"), Verdict(True, Again(0))),
-        (End(0, True, "", leaving="lifetime"), Verdict(True, Over(0, ""))),
-        (End(2, False, "what"), Verdict(False, Over(2, "what"))),
-        (End(3, True, "no scheduler for 5 s"), Verdict(False, Over(3, "no scheduler for 5 s"))),
-        (End(4, True, "taken"), Verdict(False, Over(4, "taken"))),
-        (End(2, True, "ended with status 2", told=False), Verdict(False, Again(0.5))),
-        (End(3, True, "ended with status 3", told=False), Verdict(False, Again(0.5))),
-        (End(4, True, "ended with status 4", told=False), Verdict(False, Again(0.5))),
-        (End(-9, True, "killed", asked="stop"), Verdict(True, Over(0, ""))),
-        (End(-9, True, "killed", asked="restart"), Verdict(True, Again(0))),
-        (End(3, True, "no scheduler", asked="stop"), Verdict(True, Over(0, ""))),
-        (End(1, True, "a bug"), Verdict(False, Again(0.5))),
-        (End(-9, True, "killed"), Verdict(False, Again(0.5))),
-        (End(-9, True, "memory", excused=True), Verdict(False, Again(0.5))),
-        (End(0, False, "ended with status 0"), Verdict(False, Again(0.5))),
+        (ProcessExit(0, True, "", leaving="scheduler"), ExitDecision(True, Finish())),
+        (ProcessExit(0, True, "", leaving="signal"), ExitDecision(True, Finish())),
+        (ProcessExit(0, True, ""), ExitDecision(False, Restart(0.5))),
+        (ProcessExit(0, True, "", leaving="max-tasks"), ExitDecision(True, Restart(0))),
+        (ProcessExit(0, True, "", leaving="restart"), ExitDecision(True, Restart(0))),
+        (ProcessExit(0, True, "", leaving="lifetime"), ExitDecision(True, Finish())),
+        (ProcessExit(2, False, "what"), ExitDecision(False, GiveUp(2, "what"))),
+        (ProcessExit(3, True, "no scheduler for 5 s"), ExitDecision(False, GiveUp(3, "no scheduler for 5 s"))),
+        (ProcessExit(4, True, "taken"), ExitDecision(False, GiveUp(4, "taken"))),
+        (ProcessExit(2, True, "ended with status 2", explained=False), ExitDecision(False, Restart(0.5))),
+        (ProcessExit(3, True, "ended with status 3", explained=False), ExitDecision(False, Restart(0.5))),
+        (ProcessExit(4, True, "ended with status 4", explained=False), ExitDecision(False, Restart(0.5))),
+        (ProcessExit(-9, True, "killed", asked="stop"), ExitDecision(True, Finish())),
+        (ProcessExit(-9, True, "killed", asked="restart"), ExitDecision(True, Restart(0))),
+        (ProcessExit(3, True, "no scheduler", asked="stop"), ExitDecision(True, Finish())),
+        (ProcessExit(1, True, "a bug"), ExitDecision(False, Restart(0.5))),
+        (ProcessExit(-9, True, "killed"), ExitDecision(False, Restart(0.5))),
+        (ProcessExit(-9, True, "memory", excused=True), ExitDecision(False, Restart(0.5))),
+        (ProcessExit(0, False, "ended with status 0"), ExitDecision(False, Restart(0.5))),
     ],
 )
-def test_how_a_process_ended_decides_what_follows(end, verdict):
-    assert NannyCore(POLICY).ended(end, 0.0) == verdict
+def test_how_a_process_ended_decides_what_follows(end, decision):
+    assert NannyCore(POLICY).ended(end, 0.0) == decision
 
 
 def test_a_lifetime_is_followed_by_another_where_the_settings_say_so():
     core = NannyCore(POLICY, lifetime_restart=True)
-    assert core.ended(End(0, True, "", leaving="lifetime"), 0.0) == Verdict(True, Again(0))
+    assert core.ended(ProcessExit(0, True, "", leaving="lifetime"), 0.0) == ExitDecision(True, Restart(0))
 
 
-def test_who_is_sent_away_by_a_signal_is_followed_by_another_where_the_settings_say_so():
+def test_a_worker_that_leaves_after_a_signal_is_followed_by_another_where_the_settings_say_so():
     core = NannyCore(POLICY, signal_restart=True)
-    assert core.ended(End(0, True, "", leaving="signal"), 0.0) == Verdict(True, Again(0))
-    assert core.ended(End(0, True, "", leaving="scheduler"), 0.0) == Verdict(True, Over(0, ""))
+    assert core.ended(ProcessExit(0, True, "", leaving="signal"), 0.0) == ExitDecision(True, Restart(0))
+    assert core.ended(ProcessExit(0, True, "", leaving="scheduler"), 0.0) == ExitDecision(True, Finish())
 
 
 def test_a_refusal_counts_as_a_crash_once_there_was_a_registered_worker():
     """The scheduler may believe that one to be alive, and its name to be taken."""
     core = NannyCore(POLICY)
     core.ended(crash(registered=True), 0.0)
-    refused = End(4, True, "the name is taken")
-    assert core.ended(refused, 1.0).next == Again(1.0)
-    assert NannyCore(POLICY).ended(refused, 1.0).next == Over(4, "the name is taken")
+    refused = ProcessExit(4, True, "the name is taken")
+    assert core.ended(refused, 1.0).next == Restart(1.0)
+    assert NannyCore(POLICY).ended(refused, 1.0).next == GiveUp(4, "the name is taken")
 
 
 def test_pauses_double_up_to_a_limit():
@@ -84,26 +85,26 @@ def test_pauses_double_up_to_a_limit():
 def test_too_many_crashes_end_it_with_the_cause_of_the_first():
     window = RestartWindow(POLICY)
     for number in range(5):
-        assert isinstance(window.crashed(f"cause {number}", 10.0 * number), Again)
-    assert window.crashed("cause 5", 50.0) == Over(5, "the worker crashed 6 times within 60 s; first: cause 0")
+        assert isinstance(window.crashed(f"cause {number}", 10.0 * number), Restart)
+    assert window.crashed("cause 5", 50.0) == GiveUp(5, "the worker crashed 6 times within 60 s; first: cause 0")
 
 
 def test_an_old_crash_is_forgotten():
     window = RestartWindow(POLICY)
     for number in range(5):
         window.crashed(f"cause {number}", 10.0 * number)
-    assert window.crashed("cause 5", 60.0) == Again(8.0)  # the first is out of the window, four are in it
-    assert window.crashed("cause 6", 1000.0) == Again(0.5)
+    assert window.crashed("cause 5", 60.0) == Restart(8.0)  # the first is out of the window, four are in it
+    assert window.crashed("cause 6", 1000.0) == Restart(0.5)
 
 
 def test_no_restarts_at_all():
     over = RestartWindow(RestartPolicy(max_restarts=0)).crashed("killed by SIGKILL", 0.0)
-    assert over == Over(5, "the worker crashed (--max-restarts 0): killed by SIGKILL")
+    assert over == GiveUp(5, "the worker crashed (--max-restarts 0): killed by SIGKILL")
 
 
 def test_the_same_failure_to_start_twice_ends_it_at_once():
     core = NannyCore(POLICY)
-    assert core.ended(failed_start(), 0.0).next == Again(0.5)
+    assert core.ended(failed_start(), 0.0).next == Restart(0.5)
     over = core.ended(failed_start(), 1.0).next
     assert over.status == 5
     assert over.reason.startswith("the worker cannot start: ended with status 1: ModuleNotFoundError")
@@ -112,23 +113,23 @@ def test_the_same_failure_to_start_twice_ends_it_at_once():
 def test_numbers_make_no_difference_between_failures_to_start():
     core = NannyCore(POLICY)
     core.ended(failed_start("pid 17: cannot allocate"), 0.0)
-    assert isinstance(core.ended(failed_start("pid 18: cannot allocate"), 1.0).next, Over)
+    assert isinstance(core.ended(failed_start("pid 18: cannot allocate"), 1.0).next, GiveUp)
 
 
 def test_other_failures_to_start_or_a_start_between_them_do_not():
     core = NannyCore(POLICY)
     ends = [failed_start("a"), failed_start("b"), crash(), failed_start("b"), failed_start("a")]
-    assert all(isinstance(core.ended(end, 10.0 * now).next, Again) for now, end in enumerate(ends))
+    assert all(isinstance(core.ended(end, 10.0 * now).next, Restart) for now, end in enumerate(ends))
 
 
 def test_what_tasks_did_to_memory_is_not_held_against_the_worker():
     core = NannyCore(POLICY)
     for now in range(100):
-        assert core.ended(crash(excused=True), float(now)).next == Again(0.5 * 2 ** min(now, 2))
+        assert core.ended(crash(excused=True), float(now)).next == Restart(0.5 * 2 ** min(now, 2))
 
 
 @pytest.mark.parametrize(
-    ("used", "limit", "fraction", "verdict"),
+    ("used", "limit", "fraction", "reason"),
     [
         (100, None, 0.95, None),
         (10**12, 1000, None, None),
@@ -142,8 +143,8 @@ def test_what_tasks_did_to_memory_is_not_held_against_the_worker():
         ),
     ],
 )
-def test_how_much_memory_is_too_much(used, limit, fraction, verdict):
-    assert memory_verdict(used, limit, fraction) == verdict
+def test_how_much_memory_is_too_much(used, limit, fraction, reason):
+    assert memory_excess(used, limit, fraction) == reason
 
 
 policies = st.builds(
@@ -166,7 +167,7 @@ def test_never_more_restarts_in_any_window_than_the_policy_says(policy, gaps):
         crashes.append(now)
         decision = window.crashed("x", now)
         inside = [at for at in crashes if at > now - policy.window_s]
-        if isinstance(decision, Over):
+        if isinstance(decision, GiveUp):
             assert len(inside) > policy.max_restarts
             assert decision.status == 5
             return
@@ -179,12 +180,12 @@ def test_never_more_restarts_in_any_window_than_the_policy_says(policy, gaps):
 def test_a_start_that_fails_always_in_the_same_way_is_tried_only_so_often(policy, gap):
     window = RestartWindow(policy)
     tries = 0
-    while isinstance(window.crashed("x", float(tries * gap), failed_start="x"), Again):
+    while isinstance(window.crashed("x", float(tries * gap), failed_start="x"), Restart):
         tries += 1
     assert tries + 1 <= policy.same_failures
 
 
 def test_what_would_fail_in_the_same_way_again_is_not_started_again():
     core = NannyCore(RestartPolicy())
-    verdict = core.ended(End(1, started=False, cause="its module raised", hopeless=True), 0.0)
-    assert verdict == Verdict(planned=False, next=Over(1, "its module raised"))
+    decision = core.ended(ProcessExit(1, started=False, cause="its module raised", hopeless=True), 0.0)
+    assert decision == ExitDecision(planned=False, next=GiveUp(1, "its module raised"))

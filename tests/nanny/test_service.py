@@ -15,8 +15,7 @@ from trio_dask.errors import ClusterError, KeptCrashing, NoScheduler, RefusedErr
 from trio_dask.ids import RunId, new_incarnation
 from trio_dask.nanny import rpc_handlers, worker_process
 from trio_dask.nanny.service import Nanny, Stop
-from trio_dask.processes.child_process import ChildEnd
-from trio_dask.processes.exit_report import LastWords
+from trio_dask.processes.exit_report import ChildEnd, LastWords
 from trio_dask.protocol.hello import Hello
 from trio_dask.protocol.messages import Leave, SchedulerStops, WorkerAlive, WorkerExited
 from trio_dask.scheduler.service import run_scheduler
@@ -50,12 +49,12 @@ async def test_a_crash_is_told_with_what_ran_and_followed_by_another_worker(auto
         words = LastWords(("last words",), ("Fatal Python error: Aborted",))
         began = trio.current_time()
         child.end(-signal.SIGSEGV, words=words, peak_bytes=2**20)
-        obituary = await nursing.message(WorkerExited)
-        assert obituary[:3] == (child.token, False, "killed by SIGSEGV")
-        assert (obituary.exact, obituary.runs) == (True, (7, 9))
-        assert obituary.details["last_lines"] == ("last words",)
-        assert obituary.details["stack"] == ("Fatal Python error: Aborted",)
-        assert (obituary.details["pid"], obituary.details["peak_bytes"]) == (child.pid, 2**20)
+        death = await nursing.message(WorkerExited)
+        assert death[:3] == (child.token, False, "killed by SIGSEGV")
+        assert (death.exact, death.runs) == (True, (7, 9))
+        assert death.details["last_lines"] == ("last words",)
+        assert death.details["stack"] == ("Fatal Python error: Aborted",)
+        assert (death.details["pid"], death.details["peak_bytes"]) == (child.pid, 2**20)
         another = await nursing.child(1)
         assert trio.current_time() - began == pytest.approx(0.5)
         assert another.token != child.token
@@ -70,8 +69,8 @@ async def test_too_much_memory_ends_the_worker_and_is_told_in_figures(autojump_c
         await trio.sleep(10)
         assert not child.done.is_set()
         nursing.memory[child.pid] = 250 * 2**20
-        obituary = await nursing.message(WorkerExited)
-        assert (obituary.planned, obituary.cause) == (
+        death = await nursing.message(WorkerExited)
+        assert (death.planned, death.cause) == (
             False,
             "killed by its nanny: it used 250 MiB, more than 95% of its memory limit of 256 MiB",
         )
@@ -89,8 +88,8 @@ async def test_what_the_kernel_killed_for_want_of_memory_is_told_so(autojump_clo
     monkeypatch.setattr(Nanny, "_oom_kills", type("One", (), {"claim": lambda self: True})())
     async with nursing.nanny():
         (await nursing.child(0)).end(-signal.SIGKILL, peak_bytes=300 * 2**20)
-        obituary = await nursing.message(WorkerExited)
-        assert obituary.cause == "killed by the kernel: out of memory (it used 300 MiB)"
+        death = await nursing.message(WorkerExited)
+        assert death.cause == "killed by the kernel: out of memory (it used 300 MiB)"
         (await nursing.child(1)).end(-signal.SIGSEGV)
         assert (await nursing.message(WorkerExited, 1)).cause == "killed by SIGSEGV"
 
@@ -104,8 +103,8 @@ async def test_the_scheduler_can_have_another_worker(autojump_clock, nursing):
         nursing.sessions[0].send_nowait(Leave("restart", True), flush=True)
         await nursing.child(1)
         assert trio.current_time() == began
-        obituary = await nursing.message(WorkerExited)
-        assert (obituary.process, obituary.planned, obituary.runs) == (child.token, True, ())
+        death = await nursing.message(WorkerExited)
+        assert (death.process, death.planned, death.runs) == (child.token, True, ())
 
 
 @pytest.mark.parametrize("leaves", [True, False], ids=["leaves", "blocked"])
@@ -188,8 +187,8 @@ async def test_a_worker_that_leaves_in_good_order_says_why(autojump_clock, nursi
         await nursing.until(lambda: nursing.sessions)
         child.report({"leaving": leaving})
         child.end(0)
-        obituary = await nursing.message(WorkerExited)
-        assert obituary.planned
+        death = await nursing.message(WorkerExited)
+        assert death.planned
         if goes_on:
             await nursing.child(1)
         else:
@@ -258,8 +257,8 @@ async def test_a_death_is_told_when_there_is_a_scheduler_again(autojump_clock, n
         (await nursing.child(0)).end(-signal.SIGKILL)
         await trio.sleep(30)
         await nursing.start_scheduler()
-        obituary = await nursing.message(WorkerExited)
-        assert obituary.process == nursing.children[0].token
+        death = await nursing.message(WorkerExited)
+        assert death.process == nursing.children[0].token
         assert await nursing.message(WorkerAlive) == WorkerAlive(nursing.children[1].token)
 
 
@@ -342,8 +341,8 @@ async def test_the_successor_of_one_whose_end_is_foreseen_starts_while_it_hands_
         await trio.sleep(5)
         assert {message.process for _, message in nursing.of(WorkerAlive)} >= {first.token, second.token}
         first.end(0)
-        obituary = await nursing.message(WorkerExited)
-        assert (obituary.process, obituary.planned) == (first.token, True)
+        death = await nursing.message(WorkerExited)
+        assert (death.process, death.planned) == (first.token, True)
         assert nanny.address == "tcp://a:2"
         assert len(nursing.children) == 2
 
@@ -409,8 +408,8 @@ async def test_a_task_that_ends_the_process_is_to_blame_whatever_status_it_gives
         await nursing.until(lambda: nursing.sessions)
         child.board.begin(0, RunId(7))
         child.end(status)
-        obituary = await nursing.message(WorkerExited)
-        assert (obituary.planned, obituary.runs) == (False, (7,))
+        death = await nursing.message(WorkerExited)
+        assert (death.planned, death.runs) == (False, (7,))
         await nursing.child(1)
         assert nursing.end is None
 

@@ -9,6 +9,7 @@ import uuid
 
 import trio
 
+from trio_dask.deploy.child_program import child_program
 from trio_dask.processes.procfs import memory_used
 
 
@@ -24,9 +25,10 @@ def descriptors():
     return found
 
 
-async def looks_around(settings, report, stopper):
+@child_program
+async def looks_around(child, stopper):
     """Say everything, then live until told to stop."""
-    report(
+    child.report(
         {
             "environment": dict(os.environ),
             "folder": os.getcwd(),
@@ -51,8 +53,14 @@ def _status(name):
         return next(line.partition(":")[2].strip() for line in file if line.startswith(name))
 
 
-async def prints(settings, report, stopper):
+@child_program
+async def prints(child, stopper):
     """Say something where the launcher prints."""
     print("printed", flush=True)
-    report({"printed": True})
+    child.report({"printed": True})
     await trio.sleep_forever()
+
+
+def cannot_be_loaded():
+    """What a fork server may be told to load."""
+    raise ImportError("there is no such module")

@@ -4,10 +4,14 @@ import subprocess
 import sys
 from functools import partial
 
+import psutil
 import pytest
 import trio
 
+from tests.processes import children
 from trio_dask.errors import ClusterError
+from trio_dask.processes import child_process
+from trio_dask.processes.child_context import ChildLog
 from trio_dask.processes.child_process import ChildSpec, run_child
 
 pytestmark = pytest.mark.slow
@@ -17,7 +21,7 @@ STUBBORN = ["ignores_its_end", "blocks_the_loop", "holds_the_interpreter"]
 
 def spec(function, **options):
     options.setdefault("settings", {})
-    return ChildSpec(name=f"child {function}", program=f"tests.processes.children:{function}", **options)
+    return ChildSpec(name=f"child {function}", program=getattr(children, function), **options)
 
 
 @pytest.fixture(params=[False, True], ids=["alone", "guarded"])
@@ -58,7 +62,7 @@ async def test_a_child_reports_and_lives_until_it_is_cancelled(monkeypatch, guar
         await gone(*report["started"])
 
 
-async def test_a_child_leaves_when_its_lifeline_is_cut(guarded):
+async def test_a_child_leaves_when_its_stdin_ends(guarded):
     async with trio.open_nursery() as nursery:
         child, _ = await nursery.start(start, spec("well_behaved", guarded=guarded))
         child.leave()
@@ -75,8 +79,8 @@ async def test_a_child_tells_why_it_stops(guarded):
     for end in (stopped, left):
         heard = bytearray()
         async with trio.open_nursery() as nursery:
-            quiet = {"quiet": False, "origin": "bob", "stderr": heard.extend}
-            child, _ = await nursery.start(start, spec("well_behaved", guarded=guarded, **quiet))
+            log = ChildLog(origin="bob", quiet=False)
+            child, _ = await nursery.start(start, spec("well_behaved", guarded=guarded, log=log, stderr=heard.extend))
             end(child)
         assert heard.decode().endswith("INFO [bob] Stopping: a wish of the test\n")
 
@@ -89,12 +93,12 @@ async def test_a_child_that_must_leave_before_it_runs_tells_why_as_well(guarded)
         child.leave("a wish of the test")
 
     async with trio.open_nursery() as nursery:
-        options = {"guarded": guarded, "quiet": False, "stderr": heard.extend}
+        options = {"guarded": guarded, "log": ChildLog(quiet=False), "stderr": heard.extend}
         await run_child(spec("well_behaved", **options), born=lambda child: nursery.start_soon(leave, child))
     assert b"the parent process ended" not in heard
 
 
-async def test_the_lifeline_is_not_the_stdin_that_tasks_read(guarded):
+async def test_tasks_do_not_read_the_stdin_that_is_watched(guarded):
     async with trio.open_nursery() as nursery:
         _, report = await nursery.start(start, spec("reader_of_stdin", guarded=guarded))
     assert report == {"stdin": ""}
@@ -175,6 +179,47 @@ async def test_a_child_that_dies_takes_along_what_it_started():
     assert not any(map(alive, report["started"]))
 
 
+async def test_a_guard_that_is_killed_takes_along_what_the_child_started():
+    """Its parent does what can be done from there: an orphan in a session of its own is nobody's any more."""
+    async with trio.open_nursery() as nursery:
+        child, report = await nursery.start(start, spec("starts_sessions", guarded=True))
+        started, orphan = report["started"]
+        os.kill(psutil.Process(child.pid).ppid(), signal.SIGKILL)
+    with trio.fail_after(1):
+        await gone(child.pid, started)
+    os.kill(orphan, signal.SIGKILL)
+
+
+class Unkillable:
+    """A process that waits for a device, as the parent sees it: the kernel does not end it."""
+
+    returncode = None
+
+    def __init__(self, pid):
+        self.pid = pid
+
+    def send_signal(self, sig):
+        pass
+
+    kill = lambda self: None  # noqa: E731
+
+    async def wait(self):
+        await trio.sleep_forever()
+
+
+async def test_a_process_that_the_kernel_does_not_end_is_given_up_in_time(monkeypatch, caplog, autojump_clock):
+    async def start_nothing(start):
+        await trio.lowlevel.checkpoint()
+        return Unkillable(2**22 + 1)  # larger than any process id
+
+    monkeypatch.setattr(child_process, "wait_for_end", Unkillable.wait)
+    with trio.move_on_after(10) as scope:
+        await run_child(spec("well_behaved", start=start_nothing, guarded=True))
+    assert scope.cancelled_caught
+    assert trio.current_time() == pytest.approx(10 + 1 + child_process.SWEEP_S + child_process.REAP_S)
+    assert "was killed, but the kernel does not end it" in caplog.text
+
+
 async def test_a_thread_that_never_ends_does_not_keep_a_child(guarded):
     with trio.fail_after(10):
         end = await run_child(spec("leaves_a_thread", guarded=guarded))
@@ -184,9 +229,10 @@ async def test_a_thread_that_never_ends_does_not_keep_a_child(guarded):
 @pytest.mark.parametrize("function", ["well_behaved", "starts_sessions", *STUBBORN])
 async def test_nothing_outlives_a_parent_that_is_killed(function):
     program = (
-        "import trio\nfrom trio_dask.processes.child_process import ChildSpec, run_child\n"
+        "import trio\nfrom tests.processes import children\n"
+        "from trio_dask.processes.child_process import ChildSpec, run_child\n"
         "async def main():\n"
-        f"    spec = ChildSpec(name='c', program='tests.processes.children:{function}', settings={{}}, guarded=True)\n"
+        f"    spec = ChildSpec(name='c', program=children.{function}, settings={{}}, guarded=True)\n"
         "    await run_child(spec, lambda child, report: print(child.pid, *report.get('started', ())))\n"
         "trio.run(main)\n"
     )

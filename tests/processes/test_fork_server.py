@@ -13,32 +13,36 @@ import pytest
 import trio
 import trio.testing
 
+from tests.processes import children as behaviours
+from tests.processes import onlookers
 from tests.processes.programs import children, program, survivors
 from trio_dask import open_local_cluster
+from trio_dask.deploy import child_services
 from trio_dask.processes import fork_server
 from trio_dask.processes.child_process import ChildSpec, run_child
-from trio_dask.processes.clone_parent import can_fork_beside
+from trio_dask.processes.clone_parent import can_fork_sibling
 from trio_dask.processes.fork_server import ForkServer
 from trio_dask.processes.spawn import start_by_exec
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not can_fork_beside(), reason="no fork server here")]
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not can_fork_sibling(), reason="no fork server here")]
 
 
 @asynccontextmanager
-async def serving():
+async def serving(load=child_services.load_worker):
     """A fork server that is ready."""
-    server = ForkServer("the fork server")
+    server = ForkServer("the fork server", load)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(server.run)
-        await server.settled()
+        await server.wait_decided()
         yield server
         nursery.cancel_scope.cancel()
 
 
-def spec(function, start, *, where="onlookers", settings=None, **options):
+def spec(function, start, *, where=onlookers, settings=None, **options):
     settings = settings or {}
-    program = f"tests.processes.{where}:{function}"
-    return ChildSpec(name="child", program=program, settings=settings, start=start, guarded=True, **options)
+    return ChildSpec(
+        name="child", program=getattr(where, function), settings=settings, start=start, guarded=True, **options
+    )
 
 
 async def first_report(given, *, then=lambda child, report: None):
@@ -106,7 +110,7 @@ async def test_a_forked_child_has_loaded_nothing_of_the_user():
     found = {name.partition(".")[0] for name in report["modules"]}
     assert {"trio", "tests", "trio_dask"} <= found  # the program that it is itself stands in `tests`
     assert not found & {"pytest", "numpy", "psutil", "dask", "_pytest"}
-    assert report["main"].endswith("child.py")
+    assert report["main"].endswith("child_main.py")
 
 
 async def test_a_forked_child_is_the_launchers_and_its_guard_is_between(monkeypatch):
@@ -182,7 +186,7 @@ async def test_numbers_that_are_larger_than_the_server_was_allowed_arrive():
 async def test_the_end_of_a_forked_child_is_told_like_any(function, settings, status, words):
     async with serving() as server:
         forked, executed = [
-            await run_child(spec(function, start, where="children", settings=settings))
+            await run_child(spec(function, start, where=behaviours, settings=settings))
             for start in (server.start, start_by_exec)
         ]
     assert forked.status == executed.status == status
@@ -312,9 +316,8 @@ async def test_a_server_that_does_not_answer_is_replaced_by_exec(monkeypatch):
         assert survivors([process], 1) == []
 
 
-async def test_a_server_that_cannot_start_is_no_loss(monkeypatch):
-    monkeypatch.setattr(fork_server, "PROGRAM", "trio_dask.no_such:server")
-    async with serving() as server:
+async def test_a_server_that_cannot_start_is_no_loss():
+    async with serving(onlookers.cannot_be_loaded) as server:
         assert (await first_report(spec("looks_around", server.start)))["folder"] == os.getcwd()
 
 

@@ -14,14 +14,14 @@ import trio
 from tests.processes.programs import children, environment, program, survivors
 from trio_dask import Client, ClusterError, LocalCluster, open_local_cluster
 from trio_dask.deploy import cluster_members
-from trio_dask.deploy.program_runner import raise_file_limit
 from trio_dask.nanny import service
-from trio_dask.processes.clone_parent import can_fork_beside
+from trio_dask.processes.clone_parent import can_fork_sibling
+from trio_dask.processes.environment import raise_file_limit
 
 pytestmark = pytest.mark.slow
 
 
-PROCESSES = 5 + can_fork_beside()
+PROCESSES = 5 + can_fork_sibling()
 """Of a cluster of two: a scheduler, two workers with a guard each, and perhaps a fork server."""
 
 
@@ -175,8 +175,8 @@ async def test_a_member_that_cannot_start_is_told_with_its_own_words(monkeypatch
             cluster_members, "ChildSpec", lambda **fields: made(**{**fields, "settings": {"no_such_setting": 1}})
         )
     else:
-        monkeypatch.setattr(service, "_plain", lambda settings: {"no_such_setting": 1, "port_range": (0, 0)})
-    with pytest.raises(ClusterError, match=rf"(?s)-{who}.* ended with status 1 before it was ready:.*no_such_setting"):
+        monkeypatch.setattr(service, "to_json", lambda settings: {"no_such_setting": 1})
+    with pytest.raises(ClusterError, match=rf"(?s)-{who}.*has no setting 'no_such_setting'"):
         async with open_local_cluster(1, 1):
             pass
 
@@ -342,7 +342,7 @@ def test_the_death_of_the_program_leaves_no_process(tmp_path, work, number):
 
 
 def test_a_forked_child_of_the_program_does_not_keep_its_workers(tmp_path):
-    """It inherits the other ends of all lifelines."""
+    """It inherits the other ends of all pipes."""
     text = """
         import os, time
         from trio_dask import LocalCluster

@@ -46,7 +46,8 @@ def test_after_a_killed_scheduler_workers_end_when_they_were_told_to_or_join_its
 MANY = """
 import sys, trio
 from trio_dask.config import WorkerSettings
-from trio_dask.deploy.program_runner import Stopper, raise_file_limit, run_program
+from trio_dask.deploy.program_runner import Stopper, run_program
+from trio_dask.processes.environment import raise_file_limit
 from trio_dask.worker.service import run_worker
 
 async def service():

@@ -13,10 +13,10 @@ import psutil
 import pytest
 import trio
 
-from tests.processes import tasks
+from tests.processes import children, tasks
 from tests.processes.programs import environment, scheduler, survivors, until
 from trio_dask import Client
-from trio_dask.deploy import job_control
+from trio_dask.processes import job_control
 from trio_dask.processes.child_process import ChildSpec, run_child
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
@@ -115,7 +115,7 @@ def test_a_local_cluster_stops_and_goes_on_with_its_program(terminal, tmp_path):
     script.write_text(
         textwrap.dedent(
             f"""
-            from tests.processes import tasks
+            from tests.processes import children, tasks
             from trio_dask import Client, LocalCluster, rpc
             with LocalCluster(2, 1) as cluster, Client(cluster) as client, rpc(cluster) as boss:
                 futures = [client.submit(tasks.work, {str(log)!r}, number, 0.02, number) for number in range(100)]
@@ -136,7 +136,7 @@ def test_a_local_cluster_stops_and_goes_on_with_its_program(terminal, tmp_path):
 
 @pytest.mark.parametrize("guarded", [False, True])
 async def test_a_child_stops_with_what_it_has_started_and_goes_on(guarded):
-    spec = ChildSpec(name="child", program="tests.processes.children:well_behaved", settings={}, guarded=guarded)
+    spec = ChildSpec(name="child", program=children.well_behaved, settings={}, guarded=guarded)
 
     async def start(task_status):
         await run_child(spec, lambda child, report: task_status.started((child, report["started"])))
@@ -161,7 +161,7 @@ def test_a_program_that_answers_ctrl_z_itself_goes_on_doing_so():
     own = lambda number, frame: None  # noqa: E731
     before = signal.signal(signal.SIGTSTP, own)
     try:
-        job_control.heed_ctrl_z()
+        job_control.handle_ctrl_z()
         assert signal.getsignal(signal.SIGTSTP) is own
     finally:
         signal.signal(signal.SIGTSTP, before)

@@ -13,7 +13,7 @@ from trio_dask.cli.command import only_one, run_command, run_service, scheduler_
 from trio_dask.cli.options import Program, given_settings
 from trio_dask.cli.worker_options import PARAMETERS, SECTIONS
 from trio_dask.config import NannySettings, WorkerSettings
-from trio_dask.deploy.cluster_sizing import Share, divide
+from trio_dask.deploy.cluster_sizing import WorkerSizing, divide
 from trio_dask.errors import UsageError
 from trio_dask.host_limits import cpus, memory
 from trio_dask.parsing import check_memory_limit, counted
@@ -58,7 +58,7 @@ def worker(context: click.Context, /, **options: Any) -> int:
     return run_service(service, origin="launcher" if options["nanny"] else options["name"] or "worker")
 
 
-def _divide(options: dict[str, Any]) -> Share:
+def _divide(options: dict[str, Any]) -> WorkerSizing:
     workers, limit, available = options["nworkers"], options["memory_limit"], memory()
     try:
         share = divide(workers, options["nthreads"], limit, cpus=cpus(), memory=available)
@@ -84,7 +84,7 @@ def _divide(options: dict[str, Any]) -> Share:
     return share
 
 
-def _nanny_settings(context: click.Context, share: Share) -> list[NannySettings]:
+def _nanny_settings(context: click.Context, share: WorkerSizing) -> list[NannySettings]:
     options, given = context.params, given_settings(context, WorkerSettings)
     settings = WorkerSettings(
         **{**given, "on_scheduler_stop": _on_scheduler_stop(given), **_where(options, share)},
@@ -117,7 +117,7 @@ def _without_nanny(settings: NannySettings) -> WorkerSettings:
     return settings.worker._replace(lifetime_s=max(1.0, lifetime_s) if stagger_s else lifetime_s)
 
 
-def _where(options: dict[str, Any], share: Share) -> dict[str, Any]:
+def _where(options: dict[str, Any], share: WorkerSizing) -> dict[str, Any]:
     """The settings for where a worker listens and where it is reached."""
     host, interface, ports = options["host"], options["interface"], options["worker_port"]
     only_one({"--interface": interface, "--host": host})

@@ -1,10 +1,10 @@
-"""The members of a local cluster, a scheduler and its workers, each with a task that starts it and minds it.
+"""The members of a local cluster, a scheduler and its workers, each with a task that starts it and looks after it.
 
-As processes: the scheduler's port is bound here and handed down, so that workers can be started in the same moment and
-find somebody to knock at. Workers are forked from a process that has loaded what they need, while the scheduler loads
-what it needs; where that cannot be, they are started by exec as well. Each worker has a nanny, in the Trio loop of the
-cluster. A worker that cannot be started, or keeps crashing, or a scheduler that dies, ends the cluster with that
-program's own last words.
+As processes: the scheduler's port is bound here and handed down, so that workers can start at the same time and already
+have something to connect to. Workers are forked from a process that has loaded what they need, while the scheduler
+loads what it needs; where that is impossible, they are started by exec as well. Each worker has a nanny, in the Trio
+loop of the cluster. A worker that cannot be started, or keeps crashing, or a scheduler that dies, ends the cluster with
+that program's own last words.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ import trio
 from trio_dask.comm.addresses import Address, choose_advertised_host, resolvable
 from trio_dask.comm.inproc import inproc_address
 from trio_dask.config import DEFAULT_SCHEME, NannySettings, SchedulerSettings, WorkerSettings
+from trio_dask.deploy import child_services
 from trio_dask.deploy.cluster_sizing import Layout
-from trio_dask.deploy.process_tree import remove_scratch
+from trio_dask.deploy.worker_program import remove_scratch
 from trio_dask.errors import ClusterError, TrioDaskError
 from trio_dask.nanny.service import Nanny
 from trio_dask.processes.child_process import Child, ChildSpec, run_child
-from trio_dask.processes.clone_parent import can_fork_beside
+from trio_dask.processes.clone_parent import can_fork_sibling
 from trio_dask.processes.fork_server import ForkServer
 from trio_dask.processes.spawn import Starter, start_by_exec
 from trio_dask.settings_json import to_json
@@ -43,7 +44,7 @@ log = logging.getLogger("trio_dask.deploy")
 
 
 class Member:
-    """One worker of the cluster: its name, and, while it is there, where it listens and which process it is."""
+    """One worker of the cluster: its name, and, while it runs, its address and process."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -56,7 +57,7 @@ class Member:
 
 
 class Members:
-    """What runs in the nursery of a local cluster."""
+    """All members of a local cluster, in one nursery."""
 
     def __init__(self, layout: Layout, name: str, nursery: trio.Nursery) -> None:
         self._layout = layout
@@ -76,15 +77,15 @@ class Members:
         """Why the cluster ended by itself; its nursery is cancelled then."""
 
     async def start(self) -> None:
-        """Start the scheduler and the workers, and wait until all of them are there."""
+        """Start the scheduler and the workers, and wait until all of them are ready."""
         layout = self._layout
         if layout.processes:
             with self._bind() as listener:
                 host, port = listener.getsockname()[:2]
                 self.scheduler_address = str(Address(DEFAULT_SCHEME, choose_advertised_host(host), port))
-                self._nursery.start_soon(self._mind_scheduler, listener.fileno())
-                if can_fork_beside():
-                    self.fork_server = ForkServer(f"{self._name}-fork-server")
+                self._nursery.start_soon(self._look_after_scheduler, listener.fileno())
+                if can_fork_sibling():
+                    self.fork_server = ForkServer(f"{self._name}-fork-server", child_services.load_worker)
                     self._start = self.fork_server.start
                     self._nursery.start_soon(self.fork_server.run)
                 self.set_worker_count(layout.n_workers)
@@ -108,11 +109,11 @@ class Members:
         raise error
 
     def set_worker_count(self, number: int) -> None:
-        """Have this many workers: start new ones, or let the newest go. Does not wait."""
+        """Have this many workers: start new ones, or end the newest. Does not wait."""
         while len(self.workers) < number:
             member = Member(str(next(self._numbers)))
             self.workers[member.name] = member
-            self._nursery.start_soon(self._mind_worker, member)
+            self._nursery.start_soon(self._look_after_worker, member)
         for name in list(self.workers)[number:]:
             self.workers.pop(name).scope.cancel()
 
@@ -127,7 +128,7 @@ class Members:
             await self._changed.wait()
 
     def note_end(self) -> None:
-        """Nothing is left; who still waits for a worker is told so."""
+        """Nothing is left; tell callers that still wait for a worker."""
         self._over = True
         self._note_change()
 
@@ -146,7 +147,7 @@ class Members:
                 one.suspend()
 
     def resume(self) -> None:
-        """Have them go on."""
+        """Continue them."""
         for one in (self._scheduler, *self._nannies):
             if one is not None:
                 one.resume()
@@ -158,7 +159,7 @@ class Members:
 
     # ------------------------------------------------------------------------------------------- as processes
 
-    async def _mind_scheduler(self, listen_fd: int) -> None:
+    async def _look_after_scheduler(self, listen_fd: int) -> None:
         def born(child: Child) -> None:
             self._scheduler = child
 
@@ -168,7 +169,7 @@ class Members:
 
         spec = ChildSpec(
             name=f"{self._name}-scheduler",
-            program="trio_dask.deploy.child_services:scheduler",
+            program=child_services.scheduler,
             settings=to_json(SchedulerSettings(listen_fd=listen_fd)),
             inherit=(listen_fd,),
             stderr=_pass_on,
@@ -189,7 +190,7 @@ class Members:
             if self.fork_server is not None:
                 self.fork_server.stop()
 
-    async def _mind_worker(self, member: Member) -> None:
+    async def _look_after_worker(self, member: Member) -> None:
         with member.scope:
             if self._layout.processes:
                 await self._run_worker(member)
@@ -207,17 +208,17 @@ class Members:
             self._note_change()
 
         label = f"{self._name}-worker-{member.name}"
-        # What does not start the first time will not start the second; there is somebody waiting for it. Crashes later
-        # on are forgiven more often than elsewhere: to give up is to end the cluster, and with it the user's session.
+        # A worker that does not start the first time will not start the second, and a user waits for it. Later crashes
+        # are forgiven more often than elsewhere: to give up is to end the cluster, and with it the user's session.
         settings = NannySettings(
             worker=self._worker_settings(member),
             port_range=None,
             same_failures=1,
             max_restarts=MAX_RESTARTS,
             backoff_s=BACKOFF_S,
-            signal_restart=True,  # whoever means the cluster tells the cluster: `scale`, `close`
+            signal_restart=True,  # a user who means the cluster uses its own methods: `scale`, `close`
         )
-        nanny = Nanny(settings, label=label, changed=changed, output=_pass_on, start=self._start)
+        nanny = Nanny(settings, child_services.worker, label=label, changed=changed, output=_pass_on, start=self._start)
         self._nannies[nanny] = None
         try:
             await nanny.run()
@@ -262,7 +263,7 @@ _programs = count()
 
 
 def _pass_on(data: bytes) -> None:
-    """What a child writes to its stderr appears on ours, wherever that goes (a notebook's is not a descriptor)."""
+    """Write what a child wrote to its stderr to ours, wherever that goes (a notebook's is not a descriptor)."""
     try:
         sys.stderr.write(data.decode(errors="replace"))
         sys.stderr.flush()

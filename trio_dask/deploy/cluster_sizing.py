@@ -7,12 +7,12 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from trio_dask.deploy.program_runner import raise_file_limit
 from trio_dask.errors import UsageError
 from trio_dask.host_limits import Amount, cpu_count, memory_bytes
 from trio_dask.parsing import MAX_THREADS, check_memory_limit, counted, format_bytes, parse_memory_limit
+from trio_dask.processes.environment import raise_file_limit
 
-__all__ = ["Layout", "Share", "allow_files", "check_scale", "divide", "plan", "workers_for"]
+__all__ = ["Layout", "WorkerSizing", "allow_files", "check_scale", "divide", "plan", "workers_for"]
 
 MAX_WORKERS = 10_000
 FEW_CPUS = 4
@@ -88,7 +88,7 @@ def plan(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Share:
+class WorkerSizing:
     """What each worker of one launcher gets. `text` says it for people, with the source of each limit."""
 
     workers: int
@@ -97,7 +97,7 @@ class Share:
     text: str
 
 
-def divide(workers: str, threads: int | None, memory_limit: str, *, cpus: Amount, memory: Amount) -> Share:
+def divide(workers: str, threads: int | None, memory_limit: str, *, cpus: Amount, memory: Amount) -> WorkerSizing:
     """Divide a machine among workers. `workers` is a number, `auto`, or negative: -1 for one per CPU, -2 for one less.
 
     Each worker has at least one thread; together they use each processor once. Memory is shared like the processors.
@@ -115,7 +115,7 @@ def divide(workers: str, threads: int | None, memory_limit: str, *, cpus: Amount
         if limit is None
         else f"memory limit {format_bytes(limit)}{' each' * (number > 1)} ({_source(memory_limit, limit, memory)})"
     )
-    return Share(
+    return WorkerSizing(
         workers=number,
         threads=threads,
         memory_limit_bytes=limit,

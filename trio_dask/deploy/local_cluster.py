@@ -21,9 +21,9 @@ from trio_dask.client.call_forms import CallForms, Timeout, described_by, remade
 from trio_dask.client.wait_signals import limit, refuse_in_event_loop, require_trio
 from trio_dask.deploy.cluster_members import Member, Members
 from trio_dask.deploy.cluster_sizing import Layout, allow_files, check_scale, plan, workers_for
-from trio_dask.deploy.job_control import heed_ctrl_z, suspended_with_us
 from trio_dask.errors import ClusterError, ForkedClientError, UsageError
 from trio_dask.parsing import counted, format_bytes
+from trio_dask.processes.job_control import handle_ctrl_z, suspended_with_us
 from trio_dask.unsupported_names import LOCAL_CLUSTER, unsupported_error
 
 if TYPE_CHECKING:
@@ -203,11 +203,8 @@ async def open_local_cluster(
     with _one_error(cluster):
         async with trio.open_nursery() as nursery:
             await nursery.start(cluster.host)
-            try:
-                yield cluster
-            finally:
-                with trio.CancelScope(shield=True):  # every step of it has a deadline of its own
-                    await cluster.aclose()
+            yield cluster
+            nursery.cancel_scope.cancel()
 
 
 @contextmanager
@@ -309,7 +306,7 @@ class LocalCluster(_BaseCluster):
         self._started = threading.Event()
         self._pid = os.getpid()
         self._error: BaseException | None = None
-        heed_ctrl_z()  # a handler can be set in the main thread alone
+        handle_ctrl_z()  # a handler can be set in the main thread alone
         # A daemon: when the program ends without closing us, the children notice that by themselves.
         self._thread = threading.Thread(target=self._run, name="trio_dask local cluster", daemon=True)
         self._thread.start()

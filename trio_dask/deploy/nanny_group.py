@@ -1,4 +1,4 @@
-"""The process that a `dask-worker` is under nannies: several nannies in one nursery, and the end of all of them.
+"""The nannies of one `dask-worker`, in one nursery.
 
 The first nanny that fails ends the others in good order, and its failure is the program's. What the workers write to
 their stderr appears in our log, a line at a time, with the name of the worker: log records, and whatever tasks print.
@@ -14,12 +14,14 @@ from collections.abc import Callable, Sequence
 import trio
 
 from trio_dask.config import NannySettings
-from trio_dask.deploy.job_control import suspended_with_us
-from trio_dask.deploy.process_tree import remove_scratch
+from trio_dask.deploy import child_services
 from trio_dask.deploy.program_runner import Stopper
+from trio_dask.deploy.worker_program import remove_scratch
 from trio_dask.errors import TrioDaskError
 from trio_dask.nanny.service import Nanny, Stop
 from trio_dask.owned_files import keep_file
+from trio_dask.processes.child_context import ChildLog
+from trio_dask.processes.job_control import suspended_with_us
 from trio_dask.processes.stderr_records import read_record
 
 __all__ = ["run_nannies"]
@@ -34,18 +36,18 @@ async def run_nannies(
     label: str,
     debug: bool = False,
 ) -> None:
-    """Look after one worker for each of these settings, until all have ended. A signal has the workers drain.
+    """Look after one worker for each of these settings, until all have ended. A signal makes the workers drain.
 
     Their pid file is the launcher's.
 
-    `label` is what the program is called in lines about a worker.
+    `label` is the name of the program in lines about a worker.
 
     Raises:
       KeptCrashing, NoScheduler, RefusedError, UsageError, OSError: what the first nanny that failed raised.
     """
     launcher = _Launcher(settings, label, debug)
     pid_file = keep_file(settings[0].worker.pid_file, f"{os.getpid()}\n")
-    with pid_file, stopper.stopping_by(launcher.heed_signal), suspended_with_us(launcher):
+    with pid_file, stopper.stopping_by(launcher.pass_signal_on), suspended_with_us(launcher):
         await launcher.run()
 
 
@@ -60,16 +62,14 @@ class _Launcher:
         origin = name or ("worker" if of == 1 else f"worker {number}")
         return Nanny(
             settings,
+            child_services.worker,
             label=label if name is None else f"{label} {name}",
-            origin=origin,
-            quiet=False,
-            debug=debug,
+            log=ChildLog(origin=origin, records=True, quiet=False, debug=debug),
             output=_output(origin),
-            records=True,
         )
 
-    def heed_signal(self, number: int) -> bool:
-        """Pass a request to stop on."""
+    def pass_signal_on(self, number: int) -> bool:
+        """Pass a request to stop on to the workers."""
         how = Stop.SOON if number == signal.SIGINT else Stop.DRAIN
         self._stop(how, f"the launcher received {signal.Signals(number).name}")
         return True
@@ -80,7 +80,7 @@ class _Launcher:
             nanny.suspend()
 
     def resume(self) -> None:
-        """Have them go on."""
+        """Continue them."""
         for nanny in self._nannies:
             nanny.resume()
 
@@ -109,7 +109,7 @@ class _Launcher:
 
 
 def _output(origin: str) -> Callable[[bytes], None]:
-    """What takes the stderr of the worker with this name."""
+    """A function that logs what a worker of this name writes to its stderr."""
     logger = logging.getLogger("trio_dask.output")
     rest = b""
 

@@ -20,20 +20,19 @@ import logging
 import math
 import os
 import signal
-import sys
-import threading
 import time
 from collections.abc import Awaitable, Callable, Generator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from enum import IntEnum
 from types import FrameType
 from typing import Literal, NamedTuple, cast
 
 from trio_dask.deploy.log_formats import JsonFormatter, TextFormatter, is_dump
 from trio_dask.deploy.log_handler import LogLines
-from trio_dask.deploy.process_tree import end_descendants
 from trio_dask.errors import KeptCrashing, NoScheduler, RefusedError, TrioDaskError, UnavailableError, UsageError
 from trio_dask.owned_files import remove_kept_files
+from trio_dask.processes.exit_watchdog import ExitWatchdog, flush_stdout
+from trio_dask.processes.procfs import end_descendants
 
 __all__ = [
     "ExitStatus",
@@ -41,7 +40,6 @@ __all__ = [
     "StopRequest",
     "Stopper",
     "explain",
-    "raise_file_limit",
     "run_program",
     "spare_garbage_collection",
 ]
@@ -50,7 +48,6 @@ SAME_REQUEST_S = 0.1
 """`timeout`, `srun` and the like signal a process and its group: two equal signals within this time are one request."""
 EXIT_GRACE_S = 1.0
 LINES_GRACE_S = 0.5
-OPEN_FILES = 65536
 
 
 LogFormat = Literal["text", "json", "records"]
@@ -129,7 +126,7 @@ class Stopper:
             return
         self._last_signal = number, now
         if self._request is not None and not self._patient:
-            end_descendants()
+            end_descendants(os.getpid())
             remove_kept_files()
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
@@ -225,10 +222,10 @@ def run_program(
     else:
         status = ExitStatus.STOPPED
     _limit_exit(status)
-    end_descendants()
+    end_descendants(os.getpid())
     for lines in logs:
         lines.drain(LINES_GRACE_S)
-    if not _flush_stdout():
+    if not flush_stdout():
         os._exit(status)  # the interpreter would try again, after the last thread that could end it has stopped
     return status
 
@@ -323,41 +320,7 @@ def _limit_exit(status: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
 
-    def end() -> None:
-        _flush_stdout()
-        os._exit(status)
-
-    timer = threading.Timer(EXIT_GRACE_S, end)
-    timer.daemon = True
-    timer.start()
-
-
-def _flush_stdout() -> bool:
-    """Write out what tasks have printed. False if that takes too long, because nobody reads it."""
-
-    def flush() -> None:
-        with suppress(OSError, ValueError, AttributeError):  # it is closed, or there is none
-            sys.stdout.flush()
-
-    thread = threading.Thread(target=flush, daemon=True)
-    thread.start()
-    thread.join(LINES_GRACE_S)
-    return not thread.is_alive()
-
-
-def raise_file_limit(wanted: int = OPEN_FILES) -> int:
-    """Raise the limit of open files (each peer is one) as far as the system grants, and return the new limit."""
-    try:
-        import resource
-    except ImportError:  # not a POSIX system
-        return wanted
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY or soft >= wanted:
-        return wanted
-    granted = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
-    if granted > soft:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (granted, hard))
-    return granted
+    ExitWatchdog().expect_end(EXIT_GRACE_S, status)
 
 
 def spare_garbage_collection() -> None:

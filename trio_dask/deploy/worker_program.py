@@ -1,4 +1,4 @@
-"""A worker as a program: what its signals mean, and that it ends in time whatever its tasks do."""
+"""A worker as a program: what signals mean to it, that it ends in time, and what it leaves behind if it is killed."""
 
 from __future__ import annotations
 
@@ -8,15 +8,18 @@ from typing import TYPE_CHECKING
 
 from trio_dask.config import WorkerSettings
 from trio_dask.deploy.preload import Preloaded, set_up
-from trio_dask.deploy.process_tree import LastResort
 from trio_dask.deploy.program_runner import ExitStatus, Stopper
+from trio_dask.processes.exit_watchdog import ExitWatchdog
 
 if TYPE_CHECKING:
     import trio
 
     from trio_dask.comm import Address
 
-__all__ = ["work"]
+__all__ = ["remove_scratch", "work"]
+
+LATE_S = 1.0
+REMOVAL_S = 1.0
 
 
 async def work(
@@ -29,9 +32,9 @@ async def work(
     argv: Sequence[str] = (),
     task_status: trio.TaskStatus[Address] | None = None,
 ) -> None:
-    """Run a worker in this process, which is there for nothing else. A signal has it drain.
+    """Run a worker in this process, which does nothing else. A signal makes it drain.
 
-    `preloaded` modules are set up before, with `argv`, and torn down after it, see `preload`.
+    `preloaded` modules are set up before it with `argv`, and torn down after it; see `preload`.
     See `run_worker` for `leaving`, `at_rest`, `task_status` and what is raised.
     """
     import trio  # the program's start must not wait for what options alone do not need
@@ -44,14 +47,15 @@ async def work(
     def heed(number: int) -> bool:
         heeded = drain.on_signal(number)
         if not heeded and leaving is not None:
-            leaving("signal")  # a worker that ends without a word counts as ended by its task
+            leaving("signal")  # else the worker would count as ended by its task
         return heeded
 
-    with LastResort() as resort, stopper.stopping_by(heed):
+    with ExitWatchdog() as watchdog, stopper.stopping_by(heed):
 
         def ends_in(seconds: float, failure: str) -> None:
             status = ExitStatus.NO_SCHEDULER if failure else ExitStatus.STOPPED
-            resort.expect(seconds, status, f"{failure or 'leaving'}: took too long, ending the process")
+            text = f"{failure or 'leaving'}: took too long, ending the process"
+            watchdog.expect_end(seconds + LATE_S, status, text)
 
         await run_worker(
             settings,
@@ -62,3 +66,17 @@ async def work(
             around=partial(set_up, preloaded, argv),
             task_status=task_status or trio.TASK_STATUS_IGNORED,
         )
+
+
+async def remove_scratch(local_directory: str | None) -> None:
+    """Remove what killed workers have spilled there, in a second at most: for when no worker follows that would.
+
+    Cancellation does not reach it: it is part of a cleanup.
+    """
+    import trio
+
+    from trio_dask.worker.spill_directory import SpillDirectory, remove_leftovers
+
+    with trio.move_on_after(REMOVAL_S, shield=True):
+        base = SpillDirectory(local_directory).base
+        await trio.to_thread.run_sync(remove_leftovers, base, abandon_on_cancel=True)

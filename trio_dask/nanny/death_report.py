@@ -1,21 +1,20 @@
-"""From the end of a worker's process to the words and figures in which it is told."""
+"""How the end of a worker's process is reported: the cause in one line, figures, and last words."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from trio_dask.ids import RunId
-from trio_dask.processes.child_process import ChildEnd
-from trio_dask.protocol.messages import WorkerExited
+from trio_dask.host_limits import oom_kills
+from trio_dask.processes.exit_report import ChildEnd
 
-__all__ = ["cause_of_death", "details_of_death", "write_obituary"]
+__all__ = ["OomKills", "cause_of_death", "details_of_death"]
 
 KILLED_STATUS = -9
 
 
 def cause_of_death(end: ChildEnd, *, killed_for: str = "", out_of_memory: bool = False) -> str:
-    """One line. `killed_for` is why the nanny ended it, `out_of_memory` whether the kernel did, for want of memory."""
+    """One line. `killed_for` is why the nanny ended it; `out_of_memory`: the kernel did, for lack of memory."""
     if killed_for:
         return killed_for
     if out_of_memory and end.status == KILLED_STATUS:
@@ -36,7 +35,7 @@ def _at_most(end: ChildEnd) -> str:
 def details_of_death(
     end: ChildEnd, pid: int, lived_s: float, limit_bytes: int | None, *, of_memory: bool
 ) -> Mapping[str, Any]:
-    """Figures and last words, for people; for the scheduler, whether it was ended for its memory."""
+    """Figures and last words, for people; for the scheduler, whether memory was the cause."""
     return {
         "pid": pid,
         "status": end.status,
@@ -49,8 +48,20 @@ def details_of_death(
     }
 
 
-def write_obituary(
-    process: str, cause: str, details: Mapping[str, Any], runs: tuple[RunId, ...] | None, *, planned: bool
-) -> WorkerExited:
-    """What the scheduler is told. `runs` are those that were running, None if that is not known."""
-    return WorkerExited(process, planned, cause, runs is not None, runs or (), details)
+class OomKills:
+    """Counts the processes of our control group that the kernel has killed for lack of memory.
+
+    Each can be claimed once. All nannies of a program share one count: no kill may explain the deaths of two workers.
+    """
+
+    def __init__(self, read: Callable[[], int | None] = oom_kills) -> None:
+        self._read = read
+        self._claimed = read()
+
+    def claim(self) -> bool:
+        """Claim one. False if none is left to claim."""
+        number = self._read()
+        if number is None or self._claimed is None or number <= self._claimed:
+            return False
+        self._claimed += 1
+        return True

@@ -1,12 +1,12 @@
-"""What a nanny decides: whether a process that has ended is to be followed by another, and when it has too much memory.
+"""What a nanny decides: whether another process follows one that has ended, and when one has too much memory.
 
 | how the process ended | what follows |
 |---|---|
 | the nanny was asked to stop | nothing; 0 |
 | the nanny was asked for a restart, or the worker asks for one | another, at once |
-| in good order, after so many tasks | another, at once |
+| in good order, after its number of tasks | another, at once |
 | in good order, at the end of its lifetime | another, at once, if the settings say so; else nothing; 0 |
-| in good order, sent away by a signal | another, at once, if the settings say so; else nothing; 0 |
+| in good order, after a signal | another, at once, if the settings say so; else nothing; 0 |
 | in good order, sent away by its scheduler | nothing; 0 |
 | wrong usage, no scheduler (2, 3) | nothing; the same status |
 | refused (4) | nothing; the same status; but after one that was registered it is a crash: that one is in the way |
@@ -21,28 +21,33 @@ and 4 count only if it said what is wrong; else they are crashes.
 from __future__ import annotations
 
 from collections import deque
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 __all__ = [
     "KEPT_CRASHING",
-    "Again",
-    "End",
+    "Asked",
+    "ExitDecision",
+    "Finish",
+    "GiveUp",
     "NannyCore",
-    "Over",
+    "Next",
+    "ProcessExit",
+    "Restart",
     "RestartPolicy",
     "RestartWindow",
-    "Verdict",
-    "memory_verdict",
+    "memory_excess",
 ]
 
-STOPPED = 0
 FAILED = 1
-KEPT_CRASHING = 5
 WRONG_USAGE = 2
 NO_SCHEDULER = 3
 REFUSED = 4
+KEPT_CRASHING = 5
 
-MOST_DOUBLINGS_EXCUSED = 2
+MAX_DOUBLINGS_EXCUSED = 2
+
+Asked = Literal["", "stop", "restart"]
+"""What a nanny was asked for while its worker ran."""
 
 
 class RestartPolicy(NamedTuple):
@@ -55,28 +60,34 @@ class RestartPolicy(NamedTuple):
     same_failures: int = 2
 
 
-class Again(NamedTuple):
+class Restart(NamedTuple):
     """Start another process after this pause."""
 
     after_s: float
 
 
-class Over(NamedTuple):
-    """Start no other process: the nanny ends with this status, and with this sentence unless the status is 0."""
+class Finish(NamedTuple):
+    """Start no other process: the nanny has done what it was there for."""
+
+
+class GiveUp(NamedTuple):
+    """Start no other process: the nanny ends with this status, and with this sentence."""
 
     status: int
     reason: str
 
 
-class End(NamedTuple):
+Next = Restart | Finish | GiveUp
+
+
+class ProcessExit(NamedTuple):
     """How a process ended.
 
-    `status` is as `subprocess` has it, negative for a signal. `started`: it had come as far as running its service,
-    `registered`: as far as being taken by a scheduler. `cause` says how it ended in words. `leaving` is the reason that
-    it gave before it left in good order, `asked` what the nanny was asked for meanwhile, `stop` or `restart`.
-    `hopeless`: the next one would fail in the same way. `excused`: it ended while its tasks ran, which are theirs to
-    answer for. `last_words` tell one failed start from another. `told`: what went wrong is known from the worker
-    itself, not from its status alone.
+    `status` is as `subprocess` has it, negative for a signal. `started`: it had begun to run its service, `registered`:
+    a scheduler had taken it. `cause` says in words how it ended. `leaving` is the reason that it gave before it left in
+    good order, `asked` what the nanny was asked for meanwhile. `hopeless`: another would fail in the same way.
+    `excused`: it ended while its tasks ran, which answer for that. `last_words` tell one failed start from another.
+    `explained`: what went wrong is known from the worker itself, not from its status alone.
     """
 
     status: int
@@ -84,18 +95,18 @@ class End(NamedTuple):
     cause: str
     registered: bool = False
     leaving: str = ""
-    asked: str = ""
+    asked: Asked = ""
     excused: bool = False
     last_words: str = ""
-    told: bool = True
+    explained: bool = True
     hopeless: bool = False
 
 
-class Verdict(NamedTuple):
-    """What is to be made of the end of a process: whether anybody is to blame, and what follows."""
+class ExitDecision(NamedTuple):
+    """What the end of a process means. `planned`: neither worker nor tasks are to blame."""
 
     planned: bool
-    next: Again | Over
+    next: Next
 
 
 class RestartWindow:
@@ -108,20 +119,20 @@ class RestartWindow:
         self._last_failure = ""
         self._same = 0
 
-    def excused(self, now: float) -> Again:
-        """A process ended for what its tasks did: that does not count, but tasks must not have it started all the time.
+    def excused(self, now: float) -> Restart:
+        """A process ended by the fault of its tasks: that does not count, but tasks must not keep restarting it.
 
-        The pause doubles as that after a crash does, in a window of its own, but only so often: others wait as well.
+        The pause doubles as after a crash, in a window of its own, but only a few times: other tasks wait as well.
         """
         deaths = self._excused
         self._forget_old(deaths, now)
         deaths.append((now, ""))
-        return self._pause(min(len(deaths), MOST_DOUBLINGS_EXCUSED + 1))
+        return self._pause(min(len(deaths), MAX_DOUBLINGS_EXCUSED + 1))
 
-    def crashed(self, cause: str, now: float, *, failed_start: str | None = None) -> Again | Over:
-        """Take note of a crash. `failed_start` are the last words of a process that did not come to run its service.
+    def crashed(self, cause: str, now: float, *, failed_start: str | None = None) -> Restart | GiveUp:
+        """Count a crash. `failed_start` are the last words of a process that did not begin to run its service.
 
-        The pause before the next process doubles with each crash that the window holds.
+        The pause before the next process doubles with each crash in the window.
         """
         policy, crashes = self._policy, self._crashes
         self._forget_old(crashes, now)
@@ -129,55 +140,55 @@ class RestartWindow:
         self._same = self._same + 1 if failed_start is not None and failed_start == self._last_failure else 1
         self._last_failure = failed_start or ""
         if failed_start is not None and self._same >= policy.same_failures:
-            return Over(KEPT_CRASHING, f"the worker cannot start: {cause}")
+            return GiveUp(KEPT_CRASHING, f"the worker cannot start: {cause}")
         if len(crashes) > policy.max_restarts:
             often = f"{len(crashes)} times within {policy.window_s:g} s; first: " if len(crashes) > 1 else ""
-            return Over(KEPT_CRASHING, f"the worker crashed {often or '(--max-restarts 0): '}{crashes[0][1]}")
+            return GiveUp(KEPT_CRASHING, f"the worker crashed {often or '(--max-restarts 0): '}{crashes[0][1]}")
         return self._pause(len(crashes))
 
     def _forget_old(self, deaths: deque[tuple[float, str]], now: float) -> None:
         while deaths and deaths[0][0] <= now - self._policy.window_s:
             deaths.popleft()
 
-    def _pause(self, count: int) -> Again:
+    def _pause(self, count: int) -> Restart:
         # The exponent is bounded: a policy may allow a million restarts.
         doublings = min(count - 1, 60)
-        return Again(min(self._policy.first_backoff_s * 2**doublings, self._policy.max_backoff_s))
+        return Restart(min(self._policy.first_backoff_s * 2**doublings, self._policy.max_backoff_s))
 
 
 class NannyCore:
-    """Decides what follows the end of a process."""
+    """Decides what follows the end of each process of one nanny."""
 
     def __init__(self, policy: RestartPolicy, *, lifetime_restart: bool = False, signal_restart: bool = False) -> None:
         self._window = RestartWindow(policy)
         self._followed = {"max-tasks": True, "lifetime": lifetime_restart, "signal": signal_restart}
         self._had_registered = False
 
-    def ended(self, end: End, now: float) -> Verdict:
-        """What is to be made of the end of a process."""
+    def ended(self, end: ProcessExit, now: float) -> ExitDecision:
+        """Decide what the end of a process means."""
         had_registered = self._had_registered
         self._had_registered = had_registered or end.registered
         if end.asked == "stop":
-            return Verdict(planned=True, next=Over(STOPPED, ""))
+            return ExitDecision(planned=True, next=Finish())
         if end.asked == "restart" or (end.status == 0 and end.leaving == "restart"):
-            return Verdict(planned=True, next=Again(0.0))
+            return ExitDecision(planned=True, next=Restart(0.0))
         if end.status == 0 and end.started and end.leaving:
             another = self._followed.get(end.leaving, False)
-            return Verdict(planned=True, next=Again(0.0) if another else Over(STOPPED, ""))
+            return ExitDecision(planned=True, next=Restart(0.0) if another else Finish())
         if end.hopeless:
-            return Verdict(planned=False, next=Over(FAILED, end.cause))
+            return ExitDecision(planned=False, next=GiveUp(FAILED, end.cause))
         own = end.status in (WRONG_USAGE, NO_SCHEDULER) or (end.status == REFUSED and not had_registered)
-        if own and end.told:
-            return Verdict(planned=False, next=Over(end.status, end.cause))
+        if own and end.explained:
+            return ExitDecision(planned=False, next=GiveUp(end.status, end.cause))
         if end.excused:
-            return Verdict(planned=False, next=self._window.excused(now))
+            return ExitDecision(planned=False, next=self._window.excused(now))
         # Words that differ in a process id or a time would never count as the same: numbers are left out.
         failed_start = None if end.started else f"{end.status} {''.join(c for c in end.last_words if not c.isdigit())}"
-        return Verdict(planned=False, next=self._window.crashed(end.cause, now, failed_start=failed_start))
+        return ExitDecision(planned=False, next=self._window.crashed(end.cause, now, failed_start=failed_start))
 
 
-def memory_verdict(used_bytes: int, limit_bytes: int | None, fraction: float | None) -> str | None:
-    """Why a process that uses so much is to be ended, or None if it may go on. No limit or no fraction: it may."""
+def memory_excess(used_bytes: int, limit_bytes: int | None, fraction: float | None) -> str | None:
+    """Why a process that uses so much is to be ended, or None if it may go on, as it may without limit or fraction."""
     if limit_bytes is None or fraction is None or used_bytes <= limit_bytes * fraction:
         return None
     used, limit = (f"{number / 2**20:.0f} MiB" for number in (used_bytes, limit_bytes))

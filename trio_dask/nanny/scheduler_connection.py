@@ -1,4 +1,4 @@
-"""A nanny's own connection with the scheduler, over which it vouches for its worker and reports its death.
+"""A nanny's own connection with the scheduler, over which it reports that its worker is alive, or dead.
 
 While the nanny lives, it makes a lost connection again, and then sends the reports that could not be sent meanwhile.
 """
@@ -30,18 +30,18 @@ from trio_dask.protocol.messages import ToNanny, WorkerAlive, WorkerExited
 from trio_dask.retry_policy import WORKERS, RetryPolicy
 from trio_dask.scheduler_file import read_scheduler_file
 
-__all__ = ["SchedulerLink"]
+__all__ = ["SchedulerConnection"]
 
 log = logging.getLogger("trio_dask.nanny")
 
-VOUCH_S = 2.0
+ALIVE_S = 2.0
 MAX_UNSENT = 100
 SILENCE_S = 20.0
 """After this long without a sign of the scheduler the nanny connects again: a network can fail silently."""
 
 
-class SchedulerLink:
-    """`details` gives the details of the hello, `vouch` the tokens of the workers' processes that are alive.
+class SchedulerConnection:
+    """`details` gives the details of the hello, `alive` the tokens of the workers' processes that are alive.
 
     `handle` is called with each message of the scheduler.
     """
@@ -51,12 +51,12 @@ class SchedulerLink:
         settings: WorkerSettings,
         *,
         details: Callable[[], Mapping[str, Any]],
-        vouch: Callable[[], Sequence[str]],
+        alive: Callable[[], Sequence[str]],
         handle: Callable[[ToNanny], object],
     ) -> None:
         self._settings = settings
         self._details = details
-        self._vouch = vouch
+        self._alive = alive
         self._handle = handle
         self._connection: Connection | None = None
         self._unsent: deque[WorkerExited] = deque(maxlen=MAX_UNSENT)
@@ -74,7 +74,7 @@ class SchedulerLink:
         """Why the last attempt to connect failed, or how the last session ended."""
         return self._why_away
 
-    def tell(self, message: WorkerExited) -> None:
+    def report_death(self, message: WorkerExited) -> None:
         """Report a death to the scheduler, now or as soon as the nanny is connected."""
         if self._connection is None:
             self._unsent.append(message)
@@ -93,7 +93,7 @@ class SchedulerLink:
     async def _keep_connected(self, nursery: trio.Nursery) -> None:
         while True:
             try:
-                connection = await self._dial(nursery)
+                connection = await self._connect(nursery)
             except (NoScheduler, UnavailableError, UsageError) as error:
                 self._why_away = str(error)
             except RefusedError as error:
@@ -105,7 +105,7 @@ class SchedulerLink:
                 self._retries.session_lost(trio.current_time())
             await trio.sleep(self._retries.next_pause_s())
 
-    async def _dial(self, nursery: trio.Nursery) -> Connection:
+    async def _connect(self, nursery: trio.Nursery) -> Connection:
         settings = self._settings
         hello = Hello(
             role="nanny", incarnation=new_incarnation(), name=settings.name or "", details=dict(self._details())
@@ -135,7 +135,7 @@ class SchedulerLink:
             over = False
             try:
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._keep_vouching, connection)
+                    nursery.start_soon(self._report_alive, connection)
                     self._why_away = await self._listen(connection)
                     over = True
                     nursery.cancel_scope.cancel()
@@ -159,10 +159,10 @@ class SchedulerLink:
             return str(error)
         return connection.goodbye.reason if connection.goodbye is not None else ""
 
-    async def _keep_vouching(self, connection: Connection) -> None:
+    async def _report_alive(self, connection: Connection) -> None:
         while True:
             self._changed = trio.Event()
-            for process in self._vouch():
+            for process in self._alive():
                 connection.send_nowait(WorkerAlive(process), flush=True)
-            with trio.move_on_after(VOUCH_S):
+            with trio.move_on_after(ALIVE_S):
                 await self._changed.wait()

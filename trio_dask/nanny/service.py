@@ -1,7 +1,7 @@
-"""The nanny as a service: one worker process after the other, each watched, buried, and followed by the next.
+"""The nanny as a service: one worker process after the other; each is watched, and its death reported.
 
-    nanny      the control endpoint, the link with the scheduler
-    └ CHILD    start under a limit ─► watch its memory ─► its end ─► obituary ─► pause ─► the next
+    nanny      its own listener, the connection with the scheduler
+    └ CHILD    start under a limit ─► watch its memory ─► its end ─► death report ─► pause ─► the next
 
 It shares a Trio loop with other nannies, and runs no code of users: whatever the workers do, it can answer for them.
 """
@@ -20,27 +20,38 @@ import trio
 
 from trio_dask._version import __version__
 from trio_dask.comm import Address
+from trio_dask.comm.rpc_server import Command
 from trio_dask.config import LEAVING, NannySettings
 from trio_dask.errors import ClusterError, KeptCrashing, NoScheduler, RefusedError, TrioDaskError, UsageError
 from trio_dask.ids import new_incarnation
-from trio_dask.nanny.death_report import cause_of_death, details_of_death, write_obituary
-from trio_dask.nanny.restart_policy import KEPT_CRASHING, Again, End, NannyCore, Over, RestartPolicy
+from trio_dask.nanny.death_report import OomKills, cause_of_death, details_of_death
+from trio_dask.nanny.restart_policy import (
+    KEPT_CRASHING,
+    NO_SCHEDULER,
+    ExitDecision,
+    Finish,
+    GiveUp,
+    NannyCore,
+    ProcessExit,
+    Restart,
+    RestartPolicy,
+)
 from trio_dask.nanny.rpc_handlers import run_control
-from trio_dask.nanny.scheduler_connection import SchedulerLink
-from trio_dask.nanny.worker_process import Life, Stop
-from trio_dask.processes.child_process import ChildEnd, ChildSpec
-from trio_dask.processes.environment import OomKills, child_environment
+from trio_dask.nanny.scheduler_connection import SchedulerConnection
+from trio_dask.nanny.worker_process import Stop, WorkerProcess
+from trio_dask.processes.child_context import ChildLog, Entry
+from trio_dask.processes.child_process import ChildSpec
+from trio_dask.processes.environment import child_environment
 from trio_dask.processes.procfs import is_runnable, memory_used
 from trio_dask.processes.spawn import Starter, start_by_exec
-from trio_dask.protocol.messages import Leave, SchedulerStops, ToNanny
+from trio_dask.protocol.hello import Hello
+from trio_dask.protocol.messages import Leave, SchedulerStops, ToNanny, WorkerExited
 from trio_dask.settings_json import to_json
 from trio_dask.worker.running_table import RunningTable
 
-__all__ = ["Nanny", "Stop", "run_nanny"]
+__all__ = ["Nanny", "Stop"]
 
 log = logging.getLogger("trio_dask.nanny")
-
-PROGRAM = "trio_dask.deploy.child_services:worker"
 
 ERRORS: Mapping[int, type[TrioDaskError]] = {
     2: UsageError,
@@ -50,32 +61,13 @@ ERRORS: Mapping[int, type[TrioDaskError]] = {
 }
 
 
-class _Term:
-    """The time of one worker process in its office. There is `news` when it ends, or its successor may begin."""
-
-    def __init__(self, slots: int) -> None:
-        self.board = RunningTable.create(slots)
-        self.end: ChildEnd | None = None
-        self.news = trio.Event()
-        self.over = trio.Event()
-
-    async def serve(self, life: Life) -> None:
-        """Live it."""
-        try:
-            self.end = await life.run()
-        finally:
-            if self.end is None:
-                self.board.close()
-        self.over.set()
-        self.news.set()
-
-
 class Nanny:
     """One nanny and its worker. Everything but `run` may be called at any time, in Trio's thread.
 
     Attributes: `address`, where the worker is reached while it is registered, and `pid`, its process, while there is
-    one. `changed` is called when they change, `output` with what the worker writes to its stderr, `start` to have a
-    process for it. `label`, `origin`, `quiet`, `debug` and `records` are about its log, see `ChildSpec`.
+    one. `changed` is called when they change, `output` with what the worker writes to its stderr. `program` is what a
+    worker process runs, and `start` starts it. `label` names the program in lines about the worker; for `log` see
+    `ChildLog`.
     """
 
     _oom_kills: OomKills | None = None  # one for all nannies of this program
@@ -83,27 +75,22 @@ class Nanny:
     def __init__(
         self,
         settings: NannySettings,
+        program: Entry,
         *,
         label: str = "worker",
-        origin: str = "",
-        quiet: bool = True,
-        debug: bool = False,
-        records: bool = False,
+        log: ChildLog | None = None,
         changed: Callable[[], object] = lambda: None,
         output: Callable[[bytes], object] = lambda data: None,
         start: Starter = start_by_exec,
     ) -> None:
-        worker = settings.worker
         self.settings = settings
         self.address: str | None = None
         self.pid: int | None = None
         self.control_address: Address | None = None
         self.incarnation = new_incarnation()
+        self._program = program
         self._label = label
-        self._origin = origin or label
-        self._records = records
-        self._quiet = quiet
-        self._debug = debug
+        self._log = log or ChildLog(origin=label)
         self.changed = changed
         self._output = output
         self._start = start
@@ -117,15 +104,17 @@ class Nanny:
         self._core = NannyCore(
             policy, lifetime_restart=settings.lifetime_restart, signal_restart=settings.signal_restart
         )
-        self._link = SchedulerLink(worker, details=self._details, vouch=self._vouch, handle=self._handle)
-        self._life: Life | None = None
-        self._draining: list[Life] = []
-        """Those whose successor is there already."""
+        self._connection = SchedulerConnection(
+            settings.worker, details=self._details, alive=self._alive, handle=self._handle
+        )
+        self._current: WorkerProcess | None = None
+        self._predecessors: list[WorkerProcess] = []
+        """Those that hand their results over to a successor."""
         self._stop: Stop | None = None
         self._no_pause = trio.Event()
         self.restarts = 0
         self._lasting_name = settings.worker.name
-        """What all processes are called: without a name of its own, the first one's address."""
+        """The name of all processes: without a name of its own, the first one's address."""
         if Nanny._oom_kills is None:
             Nanny._oom_kills = OomKills()
 
@@ -142,26 +131,26 @@ class Nanny:
             return
         self._stop = how
         self._no_pause.set()
-        for life in self._lives():
-            life.stop(how, reason)
+        for process in self._processes():
+            process.stop(how, reason)
 
     def restart(self, reason: str = "the nanny was asked for a restart") -> None:
         """Have another worker process take the place of this one, at once. Does not wait."""
         self._no_pause.set()
-        if self._life is not None:
-            self._life.replace(reason)
+        if self._current is not None:
+            self._current.replace(reason)
 
     def suspend(self) -> None:
         """Stop the worker's processes for a while, however many there are. Safe in a signal handler."""
-        for life in self._lives():
-            if life.child is not None:
-                life.child.suspend()
+        for process in self._processes():
+            if process.child is not None:
+                process.child.suspend()
 
     def resume(self) -> None:
-        """Have them go on. Safe in a signal handler."""
-        for life in self._lives():
-            if life.child is not None:
-                life.child.resume()
+        """Continue them. Safe in a signal handler."""
+        for process in self._processes():
+            if process.child is not None:
+                process.child.resume()
 
     def _handle(self, message: ToNanny) -> None:
         self.HANDLERS[type(message)](self, message)
@@ -186,21 +175,29 @@ class Nanny:
 
     def _details(self) -> Mapping[str, Any]:
         return {
-            "process": "" if self._life is None else self._life.token,
+            "process": "" if self._current is None else self._current.token,
             "address": "" if self.control_address is None else str(self.control_address),
             "name": self.name,
             "pid": os.getpid(),
         }
 
-    def _lives(self) -> list[Life]:
-        """Those that drain, and then the one that counts, if there is one."""
-        return [*self._draining, *filter(None, (self._life,))]
+    def _processes(self) -> list[WorkerProcess]:
+        """The predecessors, then the current one, if there is one."""
+        return [*self._predecessors, *filter(None, (self._current,))]
 
-    def _vouch(self) -> list[str]:
-        return [life.token for life in self._lives() if life.child is not None and is_runnable(life.child.pid)]
+    def _alive(self) -> list[str]:
+        return [one.token for one in self._processes() if one.child is not None and is_runnable(one.pid)]
+
+    def _commands(self) -> Mapping[str, Command]:
+        return {
+            "identity": lambda arguments: self.identity(),
+            "status": lambda arguments: self.status(),
+            "restart": lambda arguments: self.restart("rpc to its nanny: restart"),
+            "terminate": lambda arguments: self.stop(Stop.DRAIN, "rpc to its nanny: terminate"),
+        }
 
     def identity(self) -> dict[str, Any]:
-        """What this nanny says of itself to whoever asks."""
+        """What this nanny says of itself."""
         return {
             "type": "nanny",
             "address": "" if self.control_address is None else str(self.control_address),
@@ -214,8 +211,7 @@ class Nanny:
 
     def status(self) -> dict[str, Any]:
         """How the worker is."""
-        life = self._life
-        running = life is not None and life.child is not None
+        running = self._current is not None and self._current.child is not None
         stopping = self._stop is not None
         return {
             "status": "stopping" if stopping else "running" if self.address else "starting" if running else "waiting",
@@ -226,29 +222,40 @@ class Nanny:
             "memory_limit_bytes": self.settings.worker.memory_limit_bytes or 0,
         }
 
-    # ------------------------------------------------------------------------------------------ life
+    # ------------------------------------------------------------------------------------------ one after the other
 
     async def run(self, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
-        """Run workers until one ends for good; see `run_nanny`."""
-        over = Over(0, "")
+        """Look after one worker until it ends for good; `task_status.started` gives its address once it is registered.
+
+        Cancelled, it ends the worker, which says goodbye, within about a second.
+
+        Raises:
+          KeptCrashing: it crashed more often than the settings allow; the message has the cause of the first crash.
+          NoScheduler: there was none for the worker's death-timeout.
+          RefusedError: the scheduler does not take the worker.
+          UsageError: the worker cannot use something in the settings.
+          OSError: it cannot listen where the settings say.
+        """
+        outcome: Finish | GiveUp = Finish()
         failure: Exception | None = None
         async with trio.open_nursery() as nursery:
             try:
                 if self.settings.port_range is not None:
-                    self.control_address = await nursery.start(run_control, self)
+                    identity = Hello(role="nanny", incarnation=self.incarnation, name=self.name)
+                    self.control_address = await nursery.start(run_control, self.settings, identity, self._commands())
                     log.info("Start nanny at: %s", self.control_address)
-                nursery.start_soon(self._link.run)
-                over = await self._run_workers(task_status)
+                nursery.start_soon(self._connection.run)
+                outcome = await self._run_workers(task_status)
             except (OSError, UsageError) as error:
                 failure = error  # raised outside of the nursery, which would wrap it
             nursery.cancel_scope.cancel()
         if failure is not None:
             raise failure
-        if over.status:
-            raise ERRORS.get(over.status, ClusterError)(over.reason)
+        if isinstance(outcome, GiveUp):
+            raise ERRORS.get(outcome.status, ClusterError)(outcome.reason)
 
     def _child_spec(self, token: str, board: RunningTable) -> ChildSpec:
-        """What the next worker process is to be."""
+        """What the next worker process is started with."""
         settings = self.settings
         worker = settings.worker
         lifetime_s = worker.lifetime_s + random.uniform(-1, 1) * settings.lifetime_stagger_s
@@ -262,151 +269,134 @@ class Nanny:
         )
         return ChildSpec(
             name=self._label,
-            program=PROGRAM,
+            program=self._program,
             settings=to_json(settings._replace(worker=worker)),
             inherit=(board.fd,),
             environment=child_environment(settings.environment),
             guarded=True,
-            quiet=self._quiet,
-            debug=self._debug,
-            origin=self._origin,
-            records=self._records,
+            log=self._log,
             start_timeout_s=settings.start_timeout_s,
             stderr=self._output,
             start=self._start,
         )
 
-    async def _run_workers(self, task_status: trio.TaskStatus[str]) -> Over:
-        """One worker after the other; where its end is foreseen, the next one while the one before it drains."""
+    async def _run_workers(self, task_status: trio.TaskStatus[str]) -> Finish | GiveUp:
+        """One worker after the other; if its end is foreseen, the next one while the one before it drains."""
         waiting: list[trio.TaskStatus[str]] = [task_status]
-        over: Over | None = None
+        outcome: Finish | GiveUp | None = None
         async with trio.open_nursery() as predecessors:
-            while over is None and self._stop is None:
-                term = _Term(self.settings.worker.nthreads)
-                life = self._begin_life(term, waiting)
-                predecessors.start_soon(term.serve, life)
-                await term.news.wait()
-                if term.end is None:
-                    self._draining.append(life)
-                    predecessors.start_soon(self._see_off, term, life)
+            while outcome is None and self._stop is None:
+                process = self._new_process(waiting)
+                predecessors.start_soon(process.run)
+                await process.successor_may_start.wait()
+                if process.end is None:
+                    self._predecessors.append(process)
+                    predecessors.start_soon(self._wait_for_predecessor, process)
                     self.restarts += 1
                     continue
-                self._life = None
+                self._current = None
                 self.address = self.pid = None
                 self.changed()
-                with term.board:
-                    following = self._bury(life, term.end, term.board)
-                if isinstance(following, Over):
-                    over = following
+                following = self._report_exit(process)
+                if not isinstance(following, Restart):
+                    outcome = following
                     continue
                 self._no_pause = trio.Event()
                 with trio.move_on_after(following.after_s):
                     await self._no_pause.wait()
                 self.restarts += 1
-        return over or Over(0, "")
+        return outcome or Finish()
 
-    def _begin_life(self, term: _Term, waiting: list[trio.TaskStatus[str]]) -> Life:
-        def life_changed() -> None:
-            if life.at_rest and self._has_successor(life):
-                term.news.set()
-            if self._life is not life:
+    def _new_process(self, waiting: list[trio.TaskStatus[str]]) -> WorkerProcess:
+        def process_changed() -> None:
+            if process.at_rest and self._has_successor(process):
+                process.successor_may_start.set()
+            if self._current is not process:
                 return
-            self.pid = None if life.child is None else life.child.pid
-            self.address = life.address
-            self._lasting_name = self._lasting_name or life.address
+            self.pid = None if process.child is None else process.pid
+            self.address = process.address
+            self._lasting_name = self._lasting_name or process.address
             if self.address is not None and waiting:
                 waiting.pop().started(self.address)
             self.changed()
 
         token = new_incarnation()
-        spec = self._child_spec(token, term.board)
-        life = self._life = Life(token, spec, self.settings, self._link, life_changed)
-        return life
+        board = RunningTable.create(self.settings.worker.nthreads)
+        spec = self._child_spec(token, board)
+        process = self._current = WorkerProcess(token, board, spec, self.settings, self._connection, process_changed)
+        return process
 
-    def _has_successor(self, life: Life) -> bool:
-        """Whether another worker follows this one, which is at rest, before it ends, to take its results over.
+    def _has_successor(self, process: WorkerProcess) -> bool:
+        """Whether another worker follows this one before it ends, to take its results over.
 
-        Not where both would have to listen on one port. Nor before this one is at rest: two that compute would use
+        Not if both would have to listen on one port. Nor before this one is at rest: two that compute would use
         processors and memory twice, and during a long last task the second could come to its own end, and so on.
         """
         first, last = self.settings.worker.port_range
-        expected = life.leaving == "max-tasks" or (life.leaving == "lifetime" and self.settings.lifetime_restart)
-        return expected and not life.asked and self._stop is None and (first == 0 or last > first)
+        lifetime_over = process.leaving == "lifetime" and self.settings.lifetime_restart
+        expected = process.leaving == "max-tasks" or lifetime_over
+        return expected and not process.asked and self._stop is None and (first == 0 or last > first)
 
-    async def _see_off(self, term: _Term, life: Life) -> None:
-        await term.over.wait()
-        self._draining.remove(life)
-        assert term.end is not None
-        with term.board:
-            self._bury(life, term.end, term.board)
+    async def _wait_for_predecessor(self, process: WorkerProcess) -> None:
+        await process.ended.wait()
+        self._predecessors.remove(process)
+        self._report_exit(process)
 
-    def _bury(self, life: Life, end: ChildEnd, board: RunningTable) -> Again | Over:
-        """Tell the scheduler and the log of an end, and decide what follows."""
-        assert Nanny._oom_kills is not None
-        out_of_memory = end.status == -signal.SIGKILL and not life.killed_for and Nanny._oom_kills.claim()
-        runs = board.running()
-        of_memory = out_of_memory or life.has_too_much_memory
-        cause = cause_of_death(end, killed_for=life.killed_for, out_of_memory=out_of_memory)
-        if life.lonely:
-            verdict_end = End(3, end.started, life.killed_for)
+    def _report_exit(self, process: WorkerProcess) -> Restart | Finish | GiveUp:
+        """Report an end to the scheduler and in the log, and decide what follows."""
+        end, killed = process.end, process.killed
+        assert end is not None
+        with process.board as board:
+            runs = board.running()
+        out_of_memory = end.status == -signal.SIGKILL and killed is None and self._claim_oom_kill()
+        of_memory = out_of_memory or (killed is not None and killed.cause == "memory")
+        cause = cause_of_death(end, killed_for=killed.reason if killed else "", out_of_memory=out_of_memory)
+        if killed is not None and killed.cause == "no scheduler":
+            ended = ProcessExit(NO_SCHEDULER, end.started, killed.reason)
         else:
-            verdict_end = End(
+            ended = ProcessExit(
                 end.status,
                 end.started,
                 end.failure or cause if end.hopeless or end.status in ERRORS else cause,
-                registered=life.address is not None,
-                leaving=life.leaving,
-                asked=life.asked,
+                registered=process.address is not None,
+                leaving=process.leaving,
+                asked=process.asked,
                 hopeless=end.hopeless,
-                excused=bool(runs) or (of_memory and life.address is not None),
+                excused=bool(runs) or (of_memory and process.address is not None),
                 last_words=end.failure or end.words.last_line,
-                told=bool(end.failure) or self._is_alone(),
+                explained=bool(end.failure) or self._is_alone(),
             )
-        verdict = self._core.ended(verdict_end, trio.current_time())
-        pid = 0 if life.child is None else life.child.pid
-        lived_s = trio.current_time() - life.began_at
-        details = details_of_death(
-            end,
-            pid,
-            lived_s,
-            self.settings.worker.memory_limit_bytes,
-            of_memory=of_memory,
+        decision = self._core.ended(ended, trio.current_time())
+        lived_s = trio.current_time() - process.began_at
+        limit_bytes = self.settings.worker.memory_limit_bytes
+        details = details_of_death(end, process.pid, lived_s, limit_bytes, of_memory=of_memory)
+        planned = decision.planned
+        self._connection.report_death(
+            WorkerExited(process.token, planned, cause, exact=True, runs=() if planned else runs, details=details)
         )
-        planned = verdict.planned
-        self._link.tell(write_obituary(life.token, cause, details, () if planned else runs, planned=planned))
-        self._log_end(pid, life, cause, planned=planned, following=verdict.next)
-        return verdict.next
+        self._log_end(process, cause, decision)
+        return decision.next
+
+    @staticmethod
+    def _claim_oom_kill() -> bool:
+        return Nanny._oom_kills is not None and Nanny._oom_kills.claim()
 
     def _is_alone(self) -> bool:
-        """Whether the worker may have left for want of a scheduler: if a task blocks it, it ends without a word."""
-        return trio.current_time() >= self._link.away_since + self.settings.worker.death_timeout_s
+        """Whether the worker may have left for lack of a scheduler: one that a task blocks ends without a word."""
+        return trio.current_time() >= self._connection.away_since + self.settings.worker.death_timeout_s
 
-    def _log_end(self, pid: int, life: Life, cause: str, *, planned: bool, following: Again | Over) -> None:
+    def _log_end(self, process: WorkerProcess, cause: str, decision: ExitDecision) -> None:
         # Not `_lasting_name`: without a name of its own, a worker that was restarted has the first one's port there.
-        name = self.settings.worker.name or life.address
-        who = " ".join(filter(None, ("Worker", name, f"(pid {pid})")))
-        again = "; restarting it" if isinstance(following, Again) else ""
-        if planned and life.asked:
-            log.info("%s stopped%s", who, again)
-        elif planned:
-            log.info("%s left: %s%s", who, LEAVING.get(life.leaving, life.leaving), again)
-        elif isinstance(following, Again):
+        name = self.settings.worker.name or process.address
+        worker = " ".join(filter(None, ("Worker", name, f"(pid {process.pid})")))
+        following = decision.next
+        again = "; restarting it" if isinstance(following, Restart) else ""
+        if decision.planned and process.asked:
+            log.info("%s stopped%s", worker, again)
+        elif decision.planned:
+            log.info("%s left: %s%s", worker, LEAVING.get(process.leaving, process.leaving), again)
+        elif isinstance(following, Restart):
             pause = f" in {following.after_s:g} s" if following.after_s else ""
-            log.warning("%s died: %s%s%s", who, cause, again, pause)
-        elif following.status == KEPT_CRASHING:
-            log.warning("%s died: %s", who, cause)
-
-
-async def run_nanny(settings: NannySettings, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
-    """Look after one worker until it ends for good; `task_status.started` gives its address once it is registered.
-
-    Cancelled, it ends the worker, which says goodbye, within about a second.
-
-    Raises:
-      KeptCrashing: it crashed more often than the settings allow; the message has the cause of the first crash.
-      NoScheduler: there was none for the worker's death-timeout.
-      RefusedError: the scheduler does not take the worker.
-      UsageError: the worker cannot use something in the settings.
-      OSError: the control endpoint cannot listen where it shall.
-    """
-    await Nanny(settings).run(task_status=task_status)
+            log.warning("%s died: %s%s%s", worker, cause, again, pause)
+        elif isinstance(following, GiveUp) and following.status == KEPT_CRASHING:
+            log.warning("%s died: %s", worker, cause)

@@ -1,17 +1,20 @@
-"""The parent's side of a started process: start it, know when it is ready, hear of its end, leave nothing.
+"""The parent's side of a started process: start it, learn that it is ready, hear of its end, leave nothing behind.
 
-The child is `deploy/child_main.py`, run by its path, or forked from a process that runs it (see `fork_server`). Its
-first line of stdin says which program to be and how; stdin then stays open as its lifeline. It reports on an inherited
-descriptor, a line of JSON at a time: its process id, then what its program has to tell. It leads a session of its own,
-so that Ctrl-C in a terminal reaches the parent alone, and so that it can be killed with all it started. A `guarded` one
-has a small process of ours between it and us (see `subreaper`), for programs that run code of users, which may start
-anything.
+The child is `child_main.py`, run by its path, or forked from a process that runs it (see `fork_server`). The first line
+of its stdin says which program to run and how; after that, stdin carries orders, and its end tells the child to leave.
+The child reports on an inherited descriptor, a line of JSON at a time: its process id, then what its program has to
+tell. It leads a session of its own, so that Ctrl-C in a terminal reaches the parent alone, and so that it can be killed
+with all it started. A `guarded` one has a small process of ours between it and us (see `subreaper`), for programs that
+run code of users, which may start anything.
+
+`docs/design/processes.md` lists what ends a process, and when.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import signal
 import sys
@@ -24,11 +27,13 @@ from typing import Any
 import trio
 
 from trio_dask.errors import ClusterError
-from trio_dask.processes.exit_report import LastWords, describe_end
+from trio_dask.processes.child_context import ChildLog, Entry, Program
+from trio_dask.processes.exit_report import ChildEnd, LastWords
+from trio_dask.processes.procfs import end_descendants
 from trio_dask.processes.spawn import Process, Start, Starter, start_by_exec, wait_for_end
 from trio_dask.processes.stderr_records import DumpFilter, spoken
 
-__all__ = ["Child", "ChildEnd", "ChildSpec", "Heard", "run_child"]
+__all__ = ["Child", "ChildSpec", "Heard", "run_child"]
 
 log = logging.getLogger("trio_dask.nanny")
 dumps = logging.getLogger("trio_dask.nanny.dumps")
@@ -36,6 +41,8 @@ dumps = logging.getLogger("trio_dask.nanny.dumps")
 DRAIN_S = 0.2
 SWEEP_S = 1.0
 ABORT_S = 1.0
+REAP_S = 5.0
+"""The kernel ends a killed process at once, unless the process waits for a device that does not answer."""
 MAX_LINE_BYTES = 64 * 1024
 GUARDS = hasattr(os, "pidfd_open")
 """Elsewhere than on Linux a guard could not do more than a process group does."""
@@ -43,58 +50,25 @@ GUARDS = hasattr(os, "pidfd_open")
 
 @dataclass(frozen=True, kw_only=True)
 class ChildSpec:
-    """What to start: the function `program` (`module:function`: `child_services`), with settings that JSON allows.
+    """What to start: `program`, a function that its module has under its name, with settings that JSON allows.
 
-    It has to report something within `start_timeout_s`. Once its lifeline is cut it has `grace_s` to end. `inherit` are
+    It has to report something within `start_timeout_s`. Once its stdin has ended it has `grace_s` to end. `inherit` are
     descriptors that the child receives under the same numbers; `environment` comes on top of ours. `stderr` is called
-    with what the child writes to its stderr, save the dump of a crash, which goes to our log; `quiet` keeps back all
-    lines of its log that are no warnings. `origin` stands before these lines, or, with `records`, they are for
-    `read_record`. `start` makes the process.
+    with what the child writes to its stderr, except the dump of a crash, which goes to our log. `start` makes the
+    process.
     """
 
     name: str
-    program: str
+    program: Entry
     settings: Mapping[str, Any]
     inherit: Sequence[int] = ()
     environment: Mapping[str, str] = field(default_factory=dict[str, str])
     guarded: bool = False
-    quiet: bool = True
-    debug: bool = False
-    origin: str = ""
-    records: bool = False
+    log: ChildLog = field(default_factory=ChildLog)
     start_timeout_s: float = 60.0
     grace_s: float = 1.0
     stderr: Callable[[bytes], object] = lambda data: None
     start: Starter = start_by_exec
-
-
-@dataclass(frozen=True, kw_only=True)
-class ChildEnd:
-    """How a child ended.
-
-    `status` is as `subprocess` has it, negative for a signal. `started`: it had reported something. `late`: it had not
-    when its time for that was over. `failure` is what the program itself says went wrong, `hopeless` that the next one
-    would fail in the same way, `peak_bytes` the most memory it had (0: not known).
-    """
-
-    name: str
-    status: int
-    started: bool
-    late: bool = False
-    failure: str = ""
-    hopeless: bool = False
-    words: LastWords = field(default_factory=LastWords)
-    peak_bytes: int = 0
-
-    def as_error(self) -> ClusterError:
-        """An error that says how it ended and what it said last."""
-        when = "" if self.started else " before it was ready"
-        said = "\n".join(filter(None, ("\n".join(self.words.lines), self.failure)))
-        return ClusterError(f"{self.name} {self.describe()}{when}" + (f":\n{said}" if said else " and said nothing"))
-
-    def describe(self) -> str:
-        """How it ended, for a sentence."""
-        return "did not start in time and was killed" if self.late else describe_end(self.status)
 
 
 Heard = Callable[["Child", Mapping[str, Any]], object]
@@ -110,6 +84,8 @@ async def run_child(
     Raises:
       ClusterError: it could not even be started.
     """
+    guarded = spec.guarded and GUARDS
+    program = Program.of(spec.program)
     with ExitStack() as theirs, ExitStack() as ours:
 
         def pipe(*, to_child: bool) -> tuple[int, int]:
@@ -123,38 +99,35 @@ async def run_child(
             stdin, stdin_end = pipe(to_child=True)
             stderr, stderr_end = pipe(to_child=False)
             report_fd, report_end = pipe(to_child=False)
-            leash_fd, leash_end = pipe(to_child=True)
+            kill_fd, kill_end = pipe(to_child=True)
             process = await spec.start(
                 Start(
                     name=spec.name,
                     stdin=stdin,
                     stderr=stderr,
                     report_fd=report_fd,
-                    leash_fd=leash_fd,
+                    kill_fd=kill_fd,
                     inherit=tuple(spec.inherit),
                     environment=spec.environment,
-                    guarded=spec.guarded and GUARDS,
+                    guarded=guarded,
                 )
             )
         except OSError as exc:
             raise ClusterError(f"{spec.name} could not be started: {exc.strerror or exc}") from exc
         ours.pop_all()
-    child = Child(spec, process, stdin_end, stderr_end, report_end, leash_end, heard)
+    child = Child(spec, process, stdin_end, stderr_end, report_end, kill_end, heard)
     born(child)
     return await child.run(
         {
-            "program": spec.program,
+            "program": program,
             "settings": spec.settings,
             "name": spec.name,
-            "guarded": spec.guarded and GUARDS,
-            "quiet": spec.quiet,
-            "debug": spec.debug,
-            "origin": spec.origin,
-            "records": spec.records,
+            "guarded": guarded,
+            "log": spec.log,
             "path": _search_path(),
             "parent_pid": os.getpid(),
             "report_fd": report_fd,
-            "leash_fd": leash_fd,
+            "kill_fd": kill_fd,
         }
     )
 
@@ -168,6 +141,24 @@ def _search_path() -> list[str]:
     return [entry or here for entry in sys.path if entry or here]
 
 
+class _Lines:
+    """A stream that comes in pieces, and its lines; a line ends at `max_bytes` at the latest."""
+
+    def __init__(self, fd: int, max_bytes: float = math.inf) -> None:
+        self.stream = trio.lowlevel.FdStream(fd)
+        self._max_bytes = max_bytes
+        self.rest = b""
+        """The beginning of a line that is not whole yet."""
+
+    async def receive(self) -> tuple[bytes, list[bytes]]:
+        """The next piece, empty at the end, and the lines that it completes."""
+        data = bytes(await self.stream.receive_some())
+        *lines, self.rest = (self.rest + data).split(b"\n")
+        if len(self.rest) > self._max_bytes:
+            lines, self.rest = [*lines, self.rest], b""
+        return data, lines
+
+
 class Child:
     """A process that was started. `pid` is the one that runs the program, 0 until it has told; it may have a guard."""
 
@@ -178,7 +169,7 @@ class Child:
         stdin_end: int,
         stderr_end: int,
         report_end: int,
-        leash_end: int,
+        kill_end: int,
         heard: Heard,
     ) -> None:
         self.pid = 0
@@ -186,12 +177,14 @@ class Child:
         self._guarded = spec.guarded and GUARDS
         self._process = process
         self._stdin = trio.lowlevel.FdStream(stdin_end)
-        self._stderr = trio.lowlevel.FdStream(stderr_end)
-        self._reports = trio.lowlevel.FdStream(report_end)
-        self._leash_end: int | None = leash_end
+        self._stderr = _Lines(stderr_end, MAX_LINE_BYTES)
+        self._reports = _Lines(report_end)
+        self._kill_end: int | None = kill_end
         self._heard = heard
+        self._filter = DumpFilter(spec.stderr, self._log_dump)
         self._life = trio.CancelScope()
         self._started = trio.Event()
+        self._guard_has_reported = trio.Event()
         self._late = False
         self._told = False
         self._why = ""
@@ -219,14 +212,14 @@ class Child:
         self._signal_group(signal.SIGCONT)
 
     def _signal_group(self, number: int) -> None:
-        if self._guarded:  # it knows its worker, and passes this on
+        if self._guarded:  # the guard knows its worker, and passes this on
             self.send_signal(signal.SIGTSTP if number == signal.SIGSTOP else number)
         elif self._process.returncode is None:
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, number)
 
     def leave(self, reason: str = "") -> None:
-        """Cut its lifeline: it leaves within its grace, or is killed."""
+        """End its stdin: it leaves within its grace, or is killed."""
         self._why = self._why or reason
         self._life.cancel()
 
@@ -240,37 +233,32 @@ class Child:
 
     def kill(self) -> None:
         """End it now, and what it started."""
-        self._close_leash()
+        self._close_kill_pipe()
         if not self._guarded:
             self._process.kill()
 
     async def run(self, orders: Mapping[str, Any]) -> ChildEnd:
         """Tell it what to be, and stay until it has ended."""
-        last_words = trio.CancelScope(shield=True)
         try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._listen, last_words)
-                try:
-                    with self._life:
-                        async with trio.open_nursery() as life:
-                            life.start_soon(self._limit_start)
-                            await self._tell(orders)
-                            await self._wait_for_end()
-                            life.cancel_scope.cancel()
-                finally:
-                    with trio.CancelScope(shield=True):
-                        await self._end()
-                    last_words.deadline = trio.current_time() + DRAIN_S
+            with self._life:
+                async with trio.open_nursery() as nursery:
+                    self._listen(nursery)
+                    nursery.start_soon(self._limit_start)
+                    await self._tell(orders)
+                    await self._wait_for_end()
+                    nursery.cancel_scope.cancel()
         finally:
-            self._close_leash()
-            with trio.CancelScope(shield=True):
-                await self._reports.aclose()
-                await self._stderr.aclose()
-        status = self._process.returncode if self._status is None else self._status
-        assert status is not None
+            try:
+                with trio.move_on_after(self._spec.grace_s + SWEEP_S + REAP_S, shield=True):
+                    async with trio.open_nursery() as nursery:
+                        self._listen(nursery)
+                        await self._end()
+                        nursery.cancel_scope.deadline = trio.current_time() + DRAIN_S
+            finally:
+                self._close()
         return ChildEnd(
             name=self._spec.name,
-            status=status,
+            status=self._exit_status(),
             started=self._started.is_set(),
             late=self._late,
             failure=self._failure,
@@ -297,40 +285,29 @@ class Child:
 
     # ------------------------------------------------------------------------------------------ what it says
 
-    async def _listen(self, scope: trio.CancelScope) -> None:
-        with scope:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._take_words)
-                nursery.start_soon(self._take_reports)
+    def _listen(self, nursery: trio.Nursery) -> None:
+        nursery.start_soon(self._take_words)
+        nursery.start_soon(self._take_reports)
 
     async def _take_words(self) -> None:
-        rest = b""
-        others = DumpFilter(self._spec.stderr, self._log_dump)
-        try:
-            async for data in self._stderr:
-                others.feed(bytes(data))
-                *lines, rest = (rest + data).split(b"\n")
-                if len(rest) > MAX_LINE_BYTES:
-                    lines, rest = [*lines, rest], b""
-                for line in lines:
-                    self._remember(line)
-        finally:
-            if rest:
-                self._remember(rest)
-                others.feed(b"\n")
-            others.end()
+        data = b" "
+        while data:
+            data, lines = await self._stderr.receive()
+            self._filter.feed(data)
+            for line in lines:
+                self._remember(line)
 
     def _remember(self, line: bytes) -> None:
         self._tail += (line[: 4 * LastWords.LONGEST] for line in spoken(line).splitlines() or [""])
 
     def _log_dump(self, lines: Sequence[str]) -> None:
         """For the log: people read of the death in one line, from whatever looks after this child."""
-        dumps.info("%s", lines[0], extra={"origin": self._spec.origin, "dump": "\n".join(lines[1:])})
+        dumps.info("%s", lines[0], extra={"origin": self._spec.log.origin, "dump": "\n".join(lines[1:])})
 
     async def _take_reports(self) -> None:
-        rest = b""
-        async for data in self._reports:
-            *lines, rest = (rest + data).split(b"\n")
+        data = b" "
+        while data:
+            data, lines = await self._reports.receive()
             for line in lines:
                 try:
                     self._take_report(json.loads(line))
@@ -340,7 +317,9 @@ class Child:
     def _take_report(self, report: dict[str, Any]) -> None:
         if "pid" in report:
             self.pid = report.pop("pid")
-        self._status = report.pop("status", self._status)
+        if "status" in report:
+            self._status = report.pop("status")
+            self._guard_has_reported.set()
         self._peak_bytes = report.pop("peak_bytes", self._peak_bytes)
         self._failure = report.pop("failure", self._failure)
         self._hopeless = report.pop("hopeless", self._hopeless)
@@ -357,10 +336,12 @@ class Child:
 
     async def _end(self) -> None:
         self._order({"reason": self._why or "the parent process stops"})
-        await self._stdin.aclose()
-        with trio.move_on_after(self._spec.grace_s):
+        self._stdin.close()
+        with trio.move_on_after(self._spec.grace_s) as grace:
             await self._wait_for_end()
-        self._close_leash()
+        if self._guarded and not grace.cancelled_caught:
+            await self._replace_guard()
+        self._close_kill_pipe()
         if self._guarded:  # it has more to sweep than we can see
             with trio.move_on_after(SWEEP_S):
                 await self._wait_for_end()
@@ -370,7 +351,31 @@ class Child:
             pass  # nobody is left; macOS refuses to signal a group of which only a zombie is left
         await self._process.wait()
 
-    def _close_leash(self) -> None:
-        if self._leash_end is not None:
-            os.close(self._leash_end)
-            self._leash_end = None
+    async def _replace_guard(self) -> None:
+        """The guard has ended. If it was killed before its worker ended, do what can be done from here."""
+        with trio.move_on_after(DRAIN_S):
+            await self._guard_has_reported.wait()
+            return
+        if self.pid:
+            end_descendants(self.pid)
+
+    def _close_kill_pipe(self) -> None:
+        if self._kill_end is not None:
+            os.close(self._kill_end)
+            self._kill_end = None
+
+    def _close(self) -> None:
+        self._stdin.close()
+        self._close_kill_pipe()
+        if self._stderr.rest:
+            self._remember(self._stderr.rest)
+            self._filter.feed(b"\n")
+        self._filter.end()
+        self._stderr.stream.close()
+        self._reports.stream.close()
+        if self._process.returncode is None:
+            log.warning("%s (pid %d) was killed, but the kernel does not end it", self._spec.name, self._process.pid)
+
+    def _exit_status(self) -> int:
+        status = self._process.returncode if self._status is None else self._status
+        return -signal.SIGKILL if status is None else status

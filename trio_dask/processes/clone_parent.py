@@ -1,4 +1,4 @@
-"""To fork a brother instead of a child: a process whose parent is our own parent.
+"""Fork a sibling instead of a child: a process whose parent is our own parent.
 
 On Linux, by a system call that no library has a function for; elsewhere not at all.
 """
@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 
-__all__ = ["can_fork_beside", "fork_beside"]
+__all__ = ["can_fork_sibling", "fork_sibling"]
 
 SWITCH = "TRIO_DASK_FORK_SERVER"
 CLONE = {"x86_64": 56, "aarch64": 220, "riscv64": 220}
@@ -17,21 +17,21 @@ CLONE = {"x86_64": 56, "aarch64": 220, "riscv64": 220}
 CLONE_PARENT = 0x8000
 
 
-def can_fork_beside() -> bool:
-    """Whether that is possible here, and nobody has switched it off."""
+def can_fork_sibling() -> bool:
+    """Whether that is possible here, and not switched off."""
     known = sys.platform == "linux" and sys.maxsize > 2**32 and os.uname().machine in CLONE
-    # Who is forked looks there for what it has to close.
+    # The new process reads there which descriptors to close.
     return known and os.path.isdir("/proc/self/fd") and os.environ.get(SWITCH) != "0"
 
 
-def fork_beside() -> int:
-    """Fork, and have the new process be a child of our parent. Gives its number, or 0 in itself.
+def fork_sibling() -> int:
+    """Fork a child of our parent. Gives its number, or 0 in the new process.
 
-    It may do little more than fork once more, as a guard does, for the C library does not know of it and takes it for
-    us: a fork of the usual kind puts that right.
+    The new process may do little more than fork once more, as a guard does: the C library does not know of this fork
+    and takes the new process for us, which a usual fork puts right.
 
     Raises:
-      OSError: the kernel will not.
+      OSError: the kernel refuses.
     """
     import ctypes  # a launcher, which only asks whether it can be done, need not load it
 

@@ -1,15 +1,15 @@
-"""What a worker's process is started with, besides its settings: environment, and what the kernel says of its group."""
+"""What a process is started with, besides its settings: environment variables, and how many files it may open."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
-from trio_dask.host_limits import oom_kills
+__all__ = ["child_environment", "raise_file_limit"]
 
-__all__ = ["OomKills", "child_environment"]
+OPEN_FILES = 65536
 
-# One thread of numerical libraries per task: tasks side by side keep a machine busy.
+# Numerical libraries take one thread for each task: tasks side by side keep a machine busy.
 LIBRARY_THREADS = (
     "OMP_NUM_THREADS",
     "MKL_NUM_THREADS",
@@ -18,12 +18,12 @@ LIBRARY_THREADS = (
     "BLIS_NUM_THREADS",
     "VECLIB_MAXIMUM_THREADS",
 )
-# What was freed goes back to the system: large blocks each by itself, and what is free at the end of the heap.
+# Freed memory goes back to the system: each large block by itself, and the free end of the heap.
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**20), "MALLOC_TRIM_THRESHOLD_": str(4 * 2**20)}
 
 
 def child_environment(given: Mapping[str, str], ours: Mapping[str, str] | None = None) -> dict[str, str]:
-    """What to set on top of our own environment (`ours`): defaults for what it lacks, and what the user gave."""
+    """What to set on top of our own environment (`ours`): defaults where it says nothing, and what the user gave."""
     ours = os.environ if ours is None else ours
     defaults = dict.fromkeys(LIBRARY_THREADS, "1")
     if not any(name.startswith("MALLOC_") for name in ours):
@@ -31,20 +31,16 @@ def child_environment(given: Mapping[str, str], ours: Mapping[str, str] | None =
     return {**{name: value for name, value in defaults.items() if name not in ours}, **given}
 
 
-class OomKills:
-    """The processes of our control group that the kernel has killed for want of memory, each to be claimed once.
-
-    All nannies of a program share one such count, lest one kill explain the deaths of two workers.
-    """
-
-    def __init__(self, read: Callable[[], int | None] = oom_kills) -> None:
-        self._read = read
-        self._claimed = read()
-
-    def claim(self) -> bool:
-        """Whether there was one that nobody has claimed yet; it is claimed now."""
-        number = self._read()
-        if number is None or self._claimed is None or number <= self._claimed:
-            return False
-        self._claimed += 1
-        return True
+def raise_file_limit(wanted: int = OPEN_FILES) -> int:
+    """Allow this process so many open files, or as many as the system grants; each peer is one. Gives the limit."""
+    try:
+        import resource
+    except ImportError:  # not a POSIX system
+        return wanted
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return wanted
+    granted = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
+    if granted > soft:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (granted, hard))
+    return granted

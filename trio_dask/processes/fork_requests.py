@@ -1,10 +1,11 @@
-"""What a fork server is asked for: one message, an open file in it for everything that a new process gets.
+"""Requests to a fork server: one message for each process, with an open file for everything that the process gets.
 
-    launcher ── Request.send ──► fork server ── fork ──► Request.become: in the new process
+    launcher ── send ──► fork server ── fork ──► Request.apply, in the new process
+    launcher ◄── answer ── the new process, or the fork server if it cannot fork
 
-The descriptors travel as descriptors do, over a Unix socket. Those that the process is to have get the numbers in it
-that they have in the launcher, for it will be told of them by their numbers. All else, the environment with it, is in a
-file in memory: it may be larger than a message.
+The descriptors travel over a Unix socket. Those that the process is to have get the numbers that they have in the
+launcher, which tells the process of them by these numbers. All else, the environment with it, is in a file in memory:
+it may be larger than a message.
 """
 
 from __future__ import annotations
@@ -18,26 +19,26 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # what loads Trio is not for this moment
+if TYPE_CHECKING:  # a fork server must not load Trio before it has to
     from trio_dask.processes.spawn import Start
 
-__all__ = ["Request", "arrange", "pack"]
+__all__ = ["Request", "answer", "arrange", "pack", "read_answer"]
 
-MOST_DESCRIPTORS = 253
+MAX_DESCRIPTORS = 253
 """The kernel's limit for one message."""
 
 
 def pack(start: Start, stack: ExitStack) -> list[int]:
-    """The descriptors that ask for this process; `stack` closes those of them that were made for it.
+    """The descriptors that ask for this process; `stack` closes those that were made for the request.
 
     Raises:
-      OSError: there is no descriptor left, or we are in no folder.
+      OSError: there is no descriptor left, or our working folder is gone.
     """
     numbers = {0: start.stdin, 2: start.stderr}
     with suppress(OSError):  # ours may be closed, and then the child has an empty one, as by exec
         os.fstat(1)
         numbers[1] = 1
-    numbers |= {fd: fd for fd in (start.report_fd, start.leash_fd, *start.inherit)}
+    numbers |= {fd: fd for fd in (start.report_fd, start.kill_fd, *start.inherit)}
     contents = os.memfd_create("trio_dask request")
     stack.callback(os.close, contents)
     environment = {**os.environ, **start.environment}
@@ -49,8 +50,23 @@ def pack(start: Start, stack: ExitStack) -> list[int]:
     return [contents, folder, *numbers.values()]
 
 
+def answer(channel: socket.socket, *, pid: int = 0, error: str = "") -> None:
+    """Answer a request with the new process, or with what went wrong.
+
+    Raises:
+      OSError: the launcher is gone.
+    """
+    channel.send(json.dumps({"pid": pid, "error": error}).encode())
+
+
+def read_answer(data: bytes) -> tuple[int | None, str]:
+    """The new process, if there is one, and what went wrong."""
+    content: dict[str, Any] = json.loads(data)
+    return content["pid"] or None, content["error"]
+
+
 class Request:
-    """A request as the fork server has it."""
+    """A request, in the fork server."""
 
     def __init__(self, descriptors: Sequence[int]) -> None:
         self._descriptors = descriptors
@@ -62,7 +78,7 @@ class Request:
         Raises:
           OSError: it could not be received whole.
         """
-        data, descriptors, flags, _ = socket.recv_fds(channel, 1, MOST_DESCRIPTORS)
+        data, descriptors, flags, _ = socket.recv_fds(channel, 1, MAX_DESCRIPTORS)
         request = cls(descriptors)
         if flags & socket.MSG_CTRUNC:
             request.close()
@@ -70,12 +86,12 @@ class Request:
         return request if data else None
 
     def close(self) -> None:
-        """Let go of everything that has come with it."""
+        """Close the descriptors that came with it."""
         for fd in self._descriptors:
             os.close(fd)
 
-    def become(self) -> None:
-        """Make this process, fresh from the fork, one that cannot be told from one that the launcher has started."""
+    def apply(self) -> None:
+        """Make this process, fresh from the fork, like one that the launcher has started by exec."""
         contents, folder, *given = self._descriptors
         with open(contents, "rb", closefd=False) as file:
             file.seek(0)
@@ -94,7 +110,7 @@ def _set_environment(environment: Mapping[str, Any]) -> None:
 
 
 def arrange(given: Sequence[int], numbers: Sequence[int]) -> None:
-    """Give these descriptors these numbers, for inheritance, and close every other one save the first three."""
+    """Give these descriptors these numbers, for inheritance, and close every other one except the first three."""
     safe: list[int] = []
     for fd in given:
         while fd in numbers:  # where another one is to go; what stays behind is overwritten there

@@ -1,12 +1,12 @@
-"""The child's side of a started process: it lives as long as its stdin.
+"""The child's side of a started process: it ends when its parent is done with it, or dead.
 
-End of file on stdin means that whoever started us is done with us, or is dead: leave in good order, and should that
-take longer than `GRACE_S`, end at once with everything we started ourselves. The watching stands in a thread, because a
-blocked event loop must not keep us alive. What comes before the end are orders, a line of JSON each: `signal`, to be
-taken like a signal with this number, and `reason`, why that is, or why the end is near. A parent that died gives none.
+The parent holds the other end of our stdin. End of file there means: leave in good order, and should that take longer
+than `GRACE_S`, end at once with the process group. A thread watches, because a blocked event loop must not keep us
+alive. What comes before the end are orders, a line of JSON each: `signal`, to be taken like a signal with this number,
+and `reason`, why that is, or why the end is near. A parent that died gives none.
 
-A thread cannot run while foreign code holds the interpreter lock. On Linux a second pipe, the leash, makes the kernel
-end the whole process group the moment the parent is gone, whatever any thread is doing.
+A thread cannot run while foreign code holds the interpreter lock. On Linux a second pipe, the kill pipe, makes the
+kernel end the whole process group the moment the parent closes it or is gone, whatever any thread is doing.
 """
 
 from __future__ import annotations
@@ -26,58 +26,78 @@ try:
 except ImportError:  # not a POSIX system
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["GRACE_S", "Lifeline", "end_group", "open_parent", "open_pid", "put_on_leash"]
+__all__ = ["GRACE_S", "StdinWatch", "arm_kill_pipe", "end_group", "open_parent", "release_stdin"]
 
 GRACE_S = 0.5
 PARENT_ENDED = "the parent process ended"
 
 
-def open_pid(pid: int) -> int | None:
-    """A descriptor that is readable once this process has ended, where the system has such a thing."""
-    try:
-        return os.pidfd_open(pid)
-    except (OSError, AttributeError):  # it is gone, or this is not Linux
-        return None
-
-
 def open_parent(pid: int) -> int | None:
-    """The same for our parent. If that is gone already, this process ends."""
-    fd = open_pid(pid)
+    """A descriptor that is readable once our parent has ended, where the system has one; this process ends if it has.
+
+    The other ends of our pipes do not tell that: a process that the parent forked may hold them open after its death.
+    """
+    try:
+        fd = os.pidfd_open(pid)
+    except (OSError, AttributeError):  # it is gone, or this is not Linux
+        fd = None
     # Only now: what was opened above may be another process that got the number of a dead parent.
     if os.getppid() != pid:
         sys.exit(0)
     return fd
 
 
-class Lifeline:
-    """Stdin, taken away from the program (which reads an empty one from now on) and watched for its end.
+def release_stdin() -> None:
+    """Have an empty stdin from now on."""
+    empty = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(empty, 0)
+    os.close(empty)
 
-    `parent_fd`, from `open_parent`, is watched as well: a process that the parent forked may hold the other end of our
-    stdin open after the parent's death. `begun` has been read from stdin before.
+
+def end_group() -> None:
+    """Kill this process, and if it leads a process group, everything in that group."""
+    if os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class StdinWatch:
+    """Watches `fd` and, if given, `parent_fd` (see `open_parent`). `begun` has been read from `fd` before.
+
+    `end` is called when time is up.
     """
 
-    def __init__(self, parent_fd: int | None = None, begun: bytes = b"") -> None:
-        self._begun = begun
-        self._fd = os.dup(0)
+    def __init__(
+        self, fd: int, parent_fd: int | None = None, begun: bytes = b"", end: Callable[[], object] = end_group
+    ) -> None:
+        self._fd = fd
         self._parent_fd = parent_fd
-        empty = os.open(os.devnull, os.O_RDONLY)
-        os.dup2(empty, 0)
-        os.close(empty)
+        self._begun = begun
+        self._end = end
 
-    def watch(self, ask: Callable[[str, int | None], None], *, grace_s: float = GRACE_S) -> None:
+    @classmethod
+    def of_stdin(cls, parent_fd: int | None, begun: bytes) -> StdinWatch:
+        """Take stdin away from the program, which reads an empty one from now on, to watch it."""
+        fd = os.dup(0)
+        release_stdin()
+        return cls(fd, parent_fd, begun)
+
+    def start(self, ask: Callable[[str, int | None], None], *, grace_s: float = GRACE_S) -> threading.Thread:
         """Call `ask`, in another thread, with the reason and the number of each signal that is ordered.
 
-        Once the lifeline has ended, call it without a number; `grace_s` later end the process group.
+        At the end of file call it without a number; `grace_s` later end the process group.
         """
 
         def wait() -> None:
-            ask(self._wait_for_end(ask), None)
+            ask(self._pass_orders_on(ask), None)
             time.sleep(grace_s)
-            end_group()
+            self._end()
 
-        threading.Thread(target=wait, name="lifeline", daemon=True).start()
+        thread = threading.Thread(target=wait, name="stdin watch", daemon=True)
+        thread.start()
+        return thread
 
-    def _wait_for_end(self, ask: Callable[[str, int | None], None]) -> str:
+    def _pass_orders_on(self, ask: Callable[[str, int | None], None]) -> str:
         """Pass on what is ordered until the end; gives the reason for that."""
         reason, data, rest = PARENT_ENDED, self._begun, b""
         poller = select.poll()
@@ -98,22 +118,15 @@ class Lifeline:
                 return reason
 
 
-def put_on_leash(fd: int) -> None:
+def arm_kill_pipe(fd: int) -> None:
     """Have the kernel kill this process group when the other end of the pipe `fd` is closed; elsewhere do nothing."""
     if fcntl is None or not hasattr(fcntl, "F_SETSIG") or os.getpgrp() != os.getpid():
         return
     fcntl.fcntl(fd, fcntl.F_SETOWN, -os.getpgrp())
     fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGKILL)
     fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_ASYNC)
-    # The other end may have been closed before the kernel knew whom to tell.
+    # The other end may have been closed before the kernel knew which group to signal.
     poller = select.poll()
     poller.register(fd, select.POLLIN)
     if poller.poll(0):
         end_group()
-
-
-def end_group() -> None:
-    """Kill this process, and with it, if it leads a process group, everything in that group."""
-    if os.getpgrp() == os.getpid():
-        os.killpg(0, signal.SIGKILL)
-    os.kill(os.getpid(), signal.SIGKILL)

@@ -1,7 +1,7 @@
-"""How a process comes to be: by exec, or whichever other way a `Starter` knows.
+"""How a process is started: by exec, or in another way that a `Starter` knows.
 
-What is started gets the same either way: its ends of four pipes, descriptors to inherit, our environment with something
-on top of it, our working folder, and a session of its own.
+The process gets the same either way: its ends of four pipes, descriptors to inherit, our environment with something on
+top of it, our working folder, and a session of its own.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import trio
 
 __all__ = ["Process", "Start", "Starter", "start_by_exec", "wait_for_end"]
 
-BOOTSTRAP = str(Path(__file__).parents[1] / "deploy" / "child_main.py")
+BOOTSTRAP = str(Path(__file__).with_name("child_main.py"))
 
 
 class Process(Protocol):
@@ -49,16 +49,16 @@ class Process(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """What to start. The descriptors remain ours; the child has `report_fd`, `leash_fd` and `inherit` by these numbers.
+    """What to start. We keep the descriptors; the child has `report_fd`, `kill_fd` and `inherit` under these numbers.
 
-    `guarded`: the process that is started will be a guard, and fork the one that runs the program.
+    `guarded`: the process will be a guard, and fork the one that runs the program.
     """
 
     name: str
     stdin: int
     stderr: int
     report_fd: int
-    leash_fd: int
+    kill_fd: int
     inherit: tuple[int, ...]
     environment: Mapping[str, str]
     guarded: bool
@@ -75,7 +75,7 @@ async def start_by_exec(start: Start) -> Process:
         stdin=start.stdin,
         stderr=start.stderr,
         start_new_session=True,
-        pass_fds=(start.report_fd, start.leash_fd, *start.inherit),
+        pass_fds=(start.report_fd, start.kill_fd, *start.inherit),
         env={**os.environ, **start.environment},
     )
 

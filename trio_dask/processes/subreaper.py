@@ -1,14 +1,14 @@
-"""The small process between a nanny and its worker, which leaves nothing behind of a worker that has ended.
+"""The guard: a small process between a nanny and its worker, so that a worker that has ended leaves nothing behind.
 
     nanny ── guard ── worker ── what its tasks started
 
-For Linux. The worker is forked from it before anything of the worker has begun, so that it runs no code of anybody
-else, and has one thread. A worker that dies takes its process group along, but not what its tasks started in sessions
-of their own. Being their subreaper, the guard inherits all such orphans, however deep they were, and ends them. It does
-so as well when the nanny is gone, and nobody else is there to do it.
+For Linux. The guard forks the worker before anything of the worker has begun, so that it runs no foreign code and has
+one thread. A worker that dies takes its process group along, but not what its tasks started in sessions of their own.
+The guard is their subreaper: it inherits all such orphans, however deep they were, and ends them. It does so as well
+when the nanny is gone.
 
-Signals to end, to stop and to go on are passed on to the worker. How the worker ended, and how much memory it had at
-most, is reported.
+The guard passes on to the worker the signals that end, stop and continue a process. It reports how the worker ended,
+and how much memory the worker had at most.
 """
 
 from __future__ import annotations
@@ -18,24 +18,25 @@ import os
 import select
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
+from typing import Protocol
 
-from trio_dask.processes.parent_watch import GRACE_S
+from trio_dask.processes.parent_watch import release_stdin
+from trio_dask.processes.procfs import children_of
 
-__all__ = ["stand_guard"]
+__all__ = ["Guard", "Guarded", "fork_under_guard"]
 
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGABRT)
-STOP_OR_GO_ON = {signal.SIGTSTP: signal.SIGSTOP, signal.SIGCONT: signal.SIGCONT}
+STOP_OR_CONTINUE = {signal.SIGTSTP: signal.SIGSTOP, signal.SIGCONT: signal.SIGCONT}
 """What the worker's process group gets when the guard, which goes on, gets these."""
-PATIENCE_S = GRACE_S + 0.2
 SWEEP_S = 1.0
 PR_SET_CHILD_SUBREAPER = 36
 
 
-def stand_guard(parent_fd: int | None, report_fd: int, *, to_close: tuple[int, ...] = ()) -> None:
-    """Go on in a child process of this one, in a session of its own; this one stays behind and watches it.
+def fork_under_guard(parent_fd: int | None, report_fd: int, *, to_close: tuple[int, ...] = ()) -> None:
+    """Go on in a child process of this one, in a session of its own; this process stays behind and guards it.
 
     Returns in the child alone. `to_close` are descriptors that the guard must not hold.
     """
@@ -46,7 +47,11 @@ def stand_guard(parent_fd: int | None, report_fd: int, *, to_close: tuple[int, .
     status = 1
     try:
         _release(to_close)
-        status = _Guard(pid, parent_fd, report_fd).run()
+        _become_subreaper()
+        worker = _Worker(pid)
+        _handle_signals(worker)
+        Guard(worker, parent_fd, report_fd).run()
+        status = 0
     finally:
         # Handlers, buffers and modules of this interpreter are the worker's business.
         os._exit(status)
@@ -54,74 +59,12 @@ def stand_guard(parent_fd: int | None, report_fd: int, *, to_close: tuple[int, .
 
 def _release(descriptors: tuple[int, ...]) -> None:
     """Hold no end of a pipe whose other end waits for the worker to close it."""
-    empty = os.open(os.devnull, os.O_RDWR)
+    release_stdin()
+    empty = os.open(os.devnull, os.O_WRONLY)
     os.dup2(empty, 1)
     os.dup2(empty, 2)
     for fd in (empty, *descriptors):
         os.close(fd)
-
-
-class _Guard:
-    def __init__(self, pid: int, parent_fd: int | None, report_fd: int) -> None:
-        self._pid = pid
-        self._parent_fd = parent_fd
-        self._report_fd = report_fd
-
-    def run(self) -> int:
-        """Watch until the worker has ended, end what is left of it, and report. Gives our own exit status."""
-        _become_subreaper()
-        for number in PASSED_ON:
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                signal.signal(number, self._pass_on)
-        for number in STOP_OR_GO_ON:
-            signal.signal(number, self._stop_or_go_on)
-        signal.signal(signal.SIGCHLD, self._bury_strangers)
-        try:
-            self._wait()
-        finally:
-            self._kill()  # its group outlives it, and its number is ours until it is reaped
-            _, status, usage = os.wait4(self._pid, 0)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            _sweep()
-        report = {"status": os.waitstatus_to_exitcode(status), "peak_bytes": usage.ru_maxrss * 1024}
-        with suppress(OSError):  # nobody may be left to hear it
-            os.write(self._report_fd, json.dumps(report).encode() + b"\n")
-        return 0
-
-    def _pass_on(self, number: int, frame: FrameType | None) -> None:
-        with suppress(ProcessLookupError):
-            os.kill(self._pid, number)
-
-    def _stop_or_go_on(self, number: int, frame: FrameType | None) -> None:
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._pid, STOP_OR_GO_ON[signal.Signals(number)])
-
-    def _wait(self) -> None:
-        """Return when the worker has ended, or was to have ended."""
-        own_fd = os.pidfd_open(self._pid)
-        poller = select.poll()
-        poller.register(0, 0)  # its end is told whatever one asks for; what comes before that is for the worker
-        poller.register(own_fd, select.POLLIN)
-        if self._parent_fd is not None:
-            poller.register(self._parent_fd, select.POLLIN)
-        if [fd for fd, _ in poller.poll()] == [0]:
-            # The worker has seen it too, and leaves, if it can.
-            poller.unregister(0)
-            poller.poll(PATIENCE_S * 1000)
-
-    def _kill(self) -> None:
-        try:
-            os.killpg(self._pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):  # it has not come to have a group; or only a zombie is in it
-            os.kill(self._pid, signal.SIGKILL)
-
-    def _bury_strangers(self, number: int, frame: FrameType | None) -> None:
-        """Orphans that we have inherited and that have ended are nobody else's to reap."""
-        with suppress(ChildProcessError):
-            while (found := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
-                if found.si_pid == self._pid:
-                    return
-                os.waitpid(found.si_pid, 0)
 
 
 def _become_subreaper() -> None:
@@ -129,6 +72,96 @@ def _become_subreaper() -> None:
     import ctypes  # the worker does not have to wait for it
 
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+class Guarded(Protocol):
+    """A process that a guard looks after. `fd` is readable once it has ended."""
+
+    fd: int
+
+    def kill(self) -> None:
+        """Kill it and its process group, which may outlive it."""
+        ...
+
+    def reap(self) -> tuple[int, int]:
+        """Wait for its end. Gives its status as `subprocess` has it, and the most memory it had, in bytes."""
+        ...
+
+
+class Guard:
+    """Watches a worker and the parent of both; `parent_fd` is readable once that has ended."""
+
+    def __init__(
+        self, worker: Guarded, parent_fd: int | None, report_fd: int, sweep: Callable[[], object] | None = None
+    ) -> None:
+        self._worker = worker
+        self._parent_fd = parent_fd
+        self._report_fd = report_fd
+        self._sweep = sweep or _sweep
+
+    def run(self) -> None:
+        """Wait until the worker or the parent has ended, end what is left of the worker, and report."""
+        try:
+            poller = select.poll()
+            poller.register(self._worker.fd, select.POLLIN)
+            if self._parent_fd is not None:
+                poller.register(self._parent_fd, select.POLLIN)
+            poller.poll()
+        finally:
+            self._worker.kill()
+            status, peak_bytes = self._worker.reap()
+            self._sweep()
+        with suppress(OSError):  # the parent may be gone
+            os.write(self._report_fd, json.dumps({"status": status, "peak_bytes": peak_bytes}).encode() + b"\n")
+
+
+class _Worker:
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self.fd = os.pidfd_open(pid)
+
+    def signal(self, number: int) -> None:
+        with suppress(ProcessLookupError):
+            os.kill(self._pid, number)
+
+    def signal_group(self, number: int) -> None:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._pid, number)
+
+    def kill(self) -> None:
+        self.signal_group(signal.SIGKILL)
+        self.signal(signal.SIGKILL)  # it may not have come to lead a group yet; its number is ours until it is reaped
+
+    def reap(self) -> tuple[int, int]:
+        _, status, usage = os.wait4(self._pid, 0)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        return os.waitstatus_to_exitcode(status), usage.ru_maxrss * 1024
+
+    def reap_orphans(self) -> None:
+        """Orphans that we have inherited and that have ended are left to nobody else."""
+        with suppress(ChildProcessError):
+            while (found := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
+                if found.si_pid == self._pid:
+                    return
+                os.waitpid(found.si_pid, 0)
+
+
+def _handle_signals(worker: _Worker) -> None:
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        worker.signal(number)
+
+    def stop_or_continue(number: int, frame: FrameType | None) -> None:
+        worker.signal_group(STOP_OR_CONTINUE[signal.Signals(number)])
+
+    def child_ended(number: int, frame: FrameType | None) -> None:
+        worker.reap_orphans()
+
+    for number in PASSED_ON:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, pass_on)
+    for number in STOP_OR_CONTINUE:
+        signal.signal(number, stop_or_continue)
+    signal.signal(signal.SIGCHLD, child_ended)
 
 
 def _sweep() -> None:
@@ -140,16 +173,7 @@ def _sweep() -> None:
                 continue
         except ChildProcessError:
             return
-        for pid in _children():
+        for pid in children_of(os.getpid()):
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.001)
-
-
-def _children() -> Iterator[int]:
-    own = str(os.getpid())
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            with suppress(OSError, IndexError), open(f"/proc/{name}/stat", "rb") as file:
-                if file.read().rpartition(b")")[2].split()[1].decode() == own:
-                    yield int(name)

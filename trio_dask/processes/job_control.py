@@ -1,7 +1,7 @@
 """Ctrl-Z: the processes that a program looks after stop with it, and go on with it.
 
 They have sessions of their own, so the terminal reaches this program alone. Left running, they would compute unwatched,
-and nobody could end them by the keys that end everything else.
+and Ctrl-C could not end them.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Protocol
 
-__all__ = ["heed_ctrl_z", "suspended_with_us"]
+__all__ = ["handle_ctrl_z", "suspended_with_us"]
 
 
 class Suspendable(Protocol):
-    """Processes that stop with this program. A signal handler makes both calls: they must not wait, nor take locks."""
+    """Processes that stop with this program. A signal handler calls both: they must neither wait nor take locks."""
 
     def suspend(self) -> None:
         """Stop them."""
@@ -33,17 +33,17 @@ _all: dict[Suspendable, None] = {}
 
 @contextmanager
 def suspended_with_us(processes: Suspendable) -> Generator[None]:
-    """For the block: these stop and go on with this program, once it heeds Ctrl-Z."""
+    """For the block: these processes stop and go on with this program."""
     _all[processes] = None
-    heed_ctrl_z()
+    handle_ctrl_z()
     try:
         yield
     finally:
         del _all[processes]
 
 
-def heed_ctrl_z() -> None:
-    """Answer Ctrl-Z (SIGTSTP) from now on, where this is the main thread, and nobody else does."""
+def handle_ctrl_z() -> None:
+    """Handle Ctrl-Z (SIGTSTP) from now on, if this is the main thread and the program does not handle it already."""
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGTSTP"):
         return
     if signal.getsignal(signal.SIGTSTP) is signal.SIG_DFL:
@@ -56,7 +56,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
         processes.suspend()
     signal.signal(number, signal.SIG_DFL)
     try:
-        # Comes back when somebody lets us go on; at once, where the kernel sees nobody who could.
+        # Comes back once we are continued; at once if the kernel sees nothing that could continue us.
         signal.raise_signal(number)
     finally:
         signal.signal(number, _stop)

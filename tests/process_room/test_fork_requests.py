@@ -8,11 +8,11 @@ from contextlib import ExitStack
 
 import pytest
 
-from trio_dask.processes.clone_parent import can_fork_beside
+from trio_dask.processes.clone_parent import can_fork_sibling
 from trio_dask.processes.fork_requests import pack
 from trio_dask.processes.spawn import Start
 
-pytestmark = pytest.mark.skipif(not can_fork_beside(), reason="no fork server here")
+pytestmark = pytest.mark.skipif(not can_fork_sibling(), reason="no fork server here")
 
 ARRANGE = """
 import json, os, sys
@@ -57,7 +57,7 @@ def test_a_request_has_all_that_a_process_is_told_by_its_start(monkeypatch):
         stdin=50,
         stderr=51,
         report_fd=52,
-        leash_fd=53,
+        kill_fd=53,
         inherit=(54,),
         environment={"THEIRS": "1"},
         guarded=True,

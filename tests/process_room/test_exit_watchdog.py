@@ -1,4 +1,4 @@
-"""The end of a process that does not come by itself: real processes, started for it and ended by it."""
+"""Processes that do not end by themselves are ended, with all they have started: real processes."""
 
 import os
 import subprocess
@@ -39,12 +39,12 @@ def is_gone(pid):
 def test_descendants_end_however_deep_they_are_and_in_whatever_session():
     done, _ = run(
         "import subprocess, sys\n"
-        "from trio_dask.deploy.process_tree import end_descendants\n"
+        "import os\nfrom trio_dask.processes.procfs import end_descendants\n"
         'deep = \'import subprocess, time; print(subprocess.Popen(["sleep", "60"], start_new_session=True).pid, '
         "flush=True); time.sleep(60)'\n"
         "child = subprocess.Popen([sys.executable, '-c', deep], stdout=subprocess.PIPE, text=True)\n"
         "print(child.pid, child.stdout.readline())\n"
-        "end_descendants()\n"
+        "end_descendants(os.getpid())\n"
         "child.wait()\n"
     )
     assert done.stderr == ""
@@ -56,28 +56,27 @@ def test_descendants_end_however_deep_they_are_and_in_whatever_session():
 def test_a_process_that_does_not_end_by_itself_is_ended_with_all_it_has_started():
     done, duration_s = run(
         "import subprocess, time\n"
-        "from trio_dask.deploy.process_tree import LastResort\n"
+        "from trio_dask.processes.exit_watchdog import ExitWatchdog\n"
         "print(subprocess.Popen(['sleep', '60'], stdout=subprocess.DEVNULL).pid, flush=True)\n"
-        "with LastResort() as resort:\n"
-        "    resort.expect(100, 5, 'too late')\n"
-        "    resort.expect(0.2, 3, 'no scheduler')\n"
+        "with ExitWatchdog() as watchdog:\n"
+        "    watchdog.expect_end(100, 5, 'too late')\n"
+        "    watchdog.expect_end(0.2, 3, 'no scheduler')\n"
         "    time.sleep(60)\n"
     )
     assert (done.returncode, done.stderr) == (3, "no scheduler\n")
-    assert duration_s < 0.2 + 2 + 1
+    assert duration_s < 0.2 + 2
     assert is_gone(int(done.stdout))
 
 
 def test_a_process_that_has_got_another_chance_or_is_past_the_block_goes_on():
     done, _ = run(
         "import math, time\n"
-        "from trio_dask.deploy import process_tree\n"
-        "process_tree.LATE_S = 0.05\n"
-        "with process_tree.LastResort() as resort:\n"
-        "    resort.expect(0.01, 3, 'no')\n"
-        "    resort.expect(math.inf, 3, 'no')\n"
+        "from trio_dask.processes.exit_watchdog import ExitWatchdog\n"
+        "with ExitWatchdog() as watchdog:\n"
+        "    watchdog.expect_end(0.1, 3, 'no')\n"
+        "    watchdog.expect_end(math.inf, 3, 'no')\n"
         "    time.sleep(0.2)\n"
-        "    resort.expect(0.01, 3, 'no')\n"
+        "    watchdog.expect_end(0.1, 3, 'no')\n"
         "time.sleep(0.2)\n"
     )
     assert (done.returncode, done.stderr) == (0, "")
@@ -86,19 +85,19 @@ def test_a_process_that_has_got_another_chance_or_is_past_the_block_goes_on():
 @pytest.mark.parametrize(
     ("end", "status"),
     [
-        ("with LastResort() as resort: resort.expect(0.01, 3, 'too late'); time.sleep(60)", 3),
+        ("with ExitWatchdog() as watchdog: watchdog.expect_end(0.01, 3, 'too late'); time.sleep(60)", 3),
         (
             "stopper = Stopper(); stopper.install(); stopper.bind(print); "
             "[(signal.raise_signal(15), time.sleep(0.15)) for _ in range(2)]",
             -15,
         ),
     ],
-    ids=["last resort", "second signal"],
+    ids=["watchdog", "second signal"],
 )
 def test_a_process_that_is_ended_leaves_no_file_behind(tmp_path, end, status):
     done, _ = run(
         "import signal, time\n"
-        "from trio_dask.deploy.process_tree import LastResort\n"
+        "from trio_dask.processes.exit_watchdog import ExitWatchdog\n"
         "from trio_dask.deploy.program_runner import Stopper\n"
         "from trio_dask.owned_files import keep_file\n"
         f"with keep_file({str(tmp_path / 'file')!r}, 'text'):\n"
