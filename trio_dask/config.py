@@ -9,8 +9,9 @@ millisecond to define, six times as long. Annotations as text, from `__future__`
 """
 
 import math
+import os
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Final, Literal, NamedTuple, get_args
 
 from trio_dask.parsing import (
     parse_backoff,
@@ -29,18 +30,30 @@ from trio_dask.parsing import (
 )
 
 __all__ = [
+    "CROSS_MEMORY_VARIABLE",
     "DEFAULT_PORT",
+    "DEFAULT_SCHEME",
     "LEAVING",
+    "SCHEMES",
     "ClientSettings",
     "NannySettings",
     "Option",
     "Reader",
     "SchedulerSettings",
     "WorkerSettings",
+    "cross_memory_allowed",
     "options_of",
 ]
 
 DEFAULT_PORT = 8786
+
+Scheme = Literal["tcp", "ws"]
+DEFAULT_SCHEME: Final = "tcp"
+SCHEMES: Final[tuple[str, ...]] = get_args(Scheme)
+"""What a scheduler can speak; `comm` has a transport for each."""
+
+CROSS_MEMORY_VARIABLE: Final = "TRIO_DASK_CROSS_MEMORY"
+"""With `0` in this environment variable no process reads another's memory: some sandboxes end those that try."""
 
 LEAVING: Mapping[str, str] = {
     "lifetime": "its lifetime has ended",
@@ -138,7 +151,7 @@ class SchedulerSettings(NamedTuple):
     interface: Annotated[
         str | None, Option("--interface", "Network interface to listen on, such as eth0.", WHERE_TO_LISTEN, INTERFACE)
     ] = None
-    protocol: Annotated[Literal["tcp", "ws"], Option("--protocol", "Protocol of connections.", WHERE_TO_LISTEN)] = "tcp"
+    protocol: Annotated[Scheme, Option("--protocol", "Protocol of connections.", WHERE_TO_LISTEN)] = DEFAULT_SCHEME
     contact_host: str | None = None
     listen_fd: int | None = None
     reconnect_grace_s: Annotated[
@@ -434,3 +447,8 @@ def options_of(kind: type[NamedTuple]) -> dict[str, Option]:
         for name, annotation in kind.__annotations__.items()
         for option in getattr(annotation, "__metadata__", ())
     }
+
+
+def cross_memory_allowed() -> bool:
+    """Whether processes may read values from each other's memory, see `CROSS_MEMORY_VARIABLE`."""
+    return os.environ.get(CROSS_MEMORY_VARIABLE) != "0"

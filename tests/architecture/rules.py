@@ -87,6 +87,7 @@ NAMED: Mapping[tuple[str, str], str] = {
 # Module -> why a shield there gets its deadline later.
 LATE_DEADLINES: Mapping[str, str] = {
     "trio_dask.comm.connection": "the writer outlives a cancelled block; leaving the block cancels it",
+    "trio_dask.comm.websocket": "the nursery of whoever owns it, when cancelled, sets the deadline of the reader",
     "trio_dask.scheduler.service": "a request to stop sets the deadline of what is inside",
     "trio_dask.client.link": "only `stop` ends an engine, and a farewell has a limit",
     "trio_dask.client.async_client": "the same",
@@ -97,8 +98,12 @@ RESERVED: Mapping[str, tuple[str, ...]] = {
     "asyncssh": ("deploy/ssh*.py",),
     "dask": ("client/collections.py",),
     "distributed": (),
-    "wsproto": ("comm/websocket.py",),
+    "trio_websocket": ("comm/websocket.py",),
+    "wsproto": (),
 }
+
+# The only file besides the transports that may spell a scheme: what programs speak where nothing else was said.
+SCHEME_DEFAULTS = f"{PACKAGE}.config"
 
 UNPICKLERS = {"pickle", "_pickle", "cloudpickle", f"{PACKAGE}.protocol.pickling"}
 
@@ -368,6 +373,31 @@ def oversized(root: Path) -> list[str]:
         text = " ".join((ast.get_docstring(module.tree) or "").split())
         if count > MAX_LINES and not REASON.search(text):
             found.append(f"{module.path.relative_to(root)} has {count} lines and does not say why in its docstring")
+    return found
+
+
+def stray_schemes(root: Path) -> list[str]:
+    """Schemes of addresses that are spelled outside the files of their transports, which say `SCHEME = "..."`."""
+    known = modules(root)
+    owners = {
+        module.name: node.value.value
+        for module in known.values()
+        for node in module.tree.body
+        if isinstance(node, ast.Assign)
+        and ast.unparse(node.targets[0]) == "SCHEME"
+        and isinstance(node.value, ast.Constant)
+    }
+    texts = re.compile(rf"({'|'.join(map(re.escape, owners.values()))})(:.*)?", re.DOTALL) if owners else None
+    found = []
+    for module in known.values():
+        documentation = {id(node.value) for node in ast.walk(module.tree) if isinstance(node, ast.Expr)}
+        found += [
+            f"{module.name}:{node.lineno} spells {node.value!r}"
+            for node in ast.walk(module.tree)
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documentation
+            if texts is not None and (match := texts.fullmatch(node.value))
+            if owners.get(module.name) != match[1] and module.name != SCHEME_DEFAULTS
+        ]
     return found
 
 

@@ -167,7 +167,8 @@ def test_lazy_names_and_other_rooms_do_not_lead_the_scheduler_to_unpickling(pack
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("comm__tcp", "import wsproto"),
+        ("comm__tcp", "import trio_websocket"),
+        ("comm__websocket", "import wsproto"),
         ("client__client", "from dask.base import tokenize"),
         ("cli__worker", "import dask"),
         ("deploy__local", "import asyncssh"),
@@ -180,7 +181,7 @@ def test_trespassing_is_found(package, module, source):
 
 def test_reserved_packages_are_free_at_home(package):
     root = package(
-        comm__websocket="import wsproto",
+        comm__websocket="import trio_websocket",
         client__collections="from dask.base import tokenize",
         deploy__ssh_bridge="import asyncssh",
         deploy__ssh="import asyncssh",
@@ -224,6 +225,24 @@ def test_a_handler_of_everything_raises_it_again_or_says_why(package, caught):
 
 def test_a_handler_of_one_kind_need_not_say_why(package):
     assert rules.unexplained_excepts(package(config="try:\n    run()\nexcept OSError:\n    log()\n")) == []
+
+
+@pytest.mark.parametrize(
+    "source", ['x == "tcp"', 'f"tcp://{host}"', 'address.startswith("tcp:")', 'Scheme = Literal["tcp", "other"]']
+)
+def test_a_scheme_that_is_spelled_outside_its_transport_is_found(package, source):
+    root = package(comm__tcp='SCHEME = "tcp"', comm__connect=source)
+    (breach,) = rules.stray_schemes(root)
+    assert breach.startswith("trio_dask.comm.connect:1 spells 'tcp")
+
+
+def test_examples_transports_and_defaults_may_spell_schemes(package):
+    root = package(
+        comm__tcp='SCHEME = "tcp"\nADDRESS = "tcp://a"',
+        config='DEFAULT_SCHEME = "tcp"',
+        client__client='"""tcp://10.0.0.5:8786"""\nhelp = "such as tcp://10.0.0.5:8786"',
+    )
+    assert rules.stray_schemes(root) == []
 
 
 @pytest.mark.parametrize(

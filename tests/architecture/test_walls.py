@@ -21,6 +21,7 @@ from tests.architecture import rules
         rules.trespassing,
         rules.oversized,
         rules.unexplained_excepts,
+        rules.stray_schemes,
         rules.named_by_string,
         rules.unlimited_shields,
     ],

@@ -92,7 +92,7 @@ class MiniCluster:
     async def __aexit__(self, *error):
         pass
 
-    any_thread_sends = False  # what it hears, it handles at once, in the client's loop
+    thread_safe_send = False  # what it hears, it handles at once, in the client's loop
 
     def send_many_nowait(self, messages):
         self._outgoing += messages

@@ -57,7 +57,7 @@ async def half_open(nursery):
     class Link:
         """Around a connection that goes on when the client has lost it."""
 
-        any_thread_sends = False
+        thread_safe_send = False
 
         def __init__(self, connection):
             self.connection = connection

@@ -6,7 +6,7 @@ import pytest
 import trio
 
 from trio_dask import NoScheduler, RefusedError, UsageError, open_local_cluster, rpc
-from trio_dask.comm import Address, parse_address, serve
+from trio_dask.comm import Address, Endpoint, parse_address, serve
 from trio_dask.comm.connect import open_connection
 from trio_dask.comm.rpc_server import serve_control
 from trio_dask.config import SchedulerSettings, WorkerSettings
@@ -105,14 +105,15 @@ async def test_a_worker_serves_control_and_data_and_nothing_else():
         (member,) = cluster.workers.values()
         for role in ("client", "worker", "nanny"):
             with pytest.raises(RefusedError, match=f"only control is served here, not the role '{role}'"):
-                await open_connection(parse_address(member.address), Hello(role=role))
+                async with open_connection(Endpoint(parse_address(member.address)), Hello(role=role)):
+                    pass
 
 
 async def answering(commands, *, task_status):
     async def handle(connection):
         await serve_control(connection, commands)
 
-    await serve(Address("inproc", "answering"), handle, identity=Hello(role="nanny"), task_status=task_status)
+    await serve(Endpoint(Address("inproc", "answering")), handle, identity=Hello(role="nanny"), task_status=task_status)
 
 
 async def test_a_refusal_and_a_silence_of_the_other_side(autojump_clock, nursery):

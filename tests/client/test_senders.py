@@ -21,7 +21,7 @@ class Wire:
     What is sent on a link that was lost, nobody hears.
     """
 
-    any_thread_sends = True
+    thread_safe_send = True
 
     def __init__(self, cluster):
         self.cluster = cluster

@@ -2,25 +2,28 @@
 
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
+from typing import Any, cast
 
 import trio
-from wsproto import ConnectionType, WSConnection
-from wsproto.events import AcceptConnection, Request
 
 from trio_dask.comm.addresses import Address
-from trio_dask.comm.connection import Connection, LinkSettings
+from trio_dask.comm.captured_error import CapturedError
+from trio_dask.comm.connect import connect_data, open_connection
+from trio_dask.comm.connection import Connection
 from trio_dask.comm.data_channel import DataChannel
-from trio_dask.comm.inproc import connect_memory, memory_pair
+from trio_dask.comm.endpoint import Endpoint
+from trio_dask.comm.inproc import memory_pair
 from trio_dask.comm.listen import serve
-from trio_dask.comm.tcp import TcpTransport, connect_tcp
-from trio_dask.comm.transport import Transport
-from trio_dask.comm.websocket import WebSocketTransport, connect_websocket
+from trio_dask.comm.tcp import TcpTransport
+from trio_dask.comm.transport import TRANSPORTS, Transport
+from trio_dask.comm.websocket import WebSocketTransport, agree_as_client, agree_as_server
 from trio_dask.ids import Incarnation
 from trio_dask.protocol.codec import FROM_CLIENT, TO_CLIENT, encode
 from trio_dask.protocol.frames import Kind, encode_frame
 from trio_dask.protocol.hello import Hello, Welcome
+from trio_dask.protocol.link import DEFAULT_LIMITS, LinkLimits
 from trio_dask.protocol.messages import Query, Reply, Value
 
 HELLO = Hello(role="client", name="tester")
@@ -36,27 +39,34 @@ def tcp_pair() -> tuple[TcpTransport, TcpTransport]:
     return TcpTransport(near), TcpTransport(far)
 
 
-def websocket_pair() -> Pair:
-    client, server = WSConnection(ConnectionType.CLIENT), WSConnection(ConnectionType.SERVER)
-    server.receive_data(client.send(Request(host="here", target="/")))
-    assert [type(event) for event in server.events()] == [Request]
-    client.receive_data(server.send(AcceptConnection()))
-    assert [type(event) for event in client.events()] == [AcceptConnection]
-    near, far = tcp_pair()
-    return WebSocketTransport(near, client), WebSocketTransport(far, server)
+async def websocket_pair(nursery: trio.Nursery) -> tuple[WebSocketTransport, WebSocketTransport]:
+    near, far = (WebSocketTransport(tcp, "ws", cleanup_s=0.05) for tcp in tcp_pair())
+    nursery.start_soon(near.run, agree_as_client("here"))
+    nursery.start_soon(far.run, agree_as_server)
+    async with trio.open_nursery() as agreeing:
+        agreeing.start_soon(near.wait_agreed)
+        agreeing.start_soon(far.wait_agreed)
+    return near, far
 
 
-PAIRS: dict[str, Callable[[], Pair]] = {"memory": memory_pair, "tcp": tcp_pair, "websocket": websocket_pair}
+async def pair_of(kind: str, nursery: trio.Nursery) -> Pair:
+    """Two connected ends of this kind of transport; they must be closed before the nursery can end."""
+    if kind == "websocket":
+        return await websocket_pair(nursery)
+    return memory_pair() if kind == "memory" else tcp_pair()
+
+
+KINDS = ["memory", "tcp", "websocket"]
 
 
 def connections(
-    pair: Pair | None = None, settings: LinkSettings | None = None, far_settings: LinkSettings | None = None
+    pair: Pair | None = None, limits: LinkLimits = DEFAULT_LIMITS, far_limits: LinkLimits | None = None
 ) -> tuple[Connection, Connection]:
     """A client's end and a scheduler's end; not yet entered."""
     near, far = pair or memory_pair()
     return (
-        Connection(near, WELCOME, allowed=TO_CLIENT, settings=settings),
-        Connection(far, HELLO, allowed=FROM_CLIENT, settings=far_settings or settings),
+        Connection(near, WELCOME, allowed=TO_CLIENT, limits=limits),
+        Connection(far, HELLO, allowed=FROM_CLIENT, limits=far_limits or limits),
     )
 
 
@@ -137,9 +147,10 @@ async def give_zeroes(channel):
 @asynccontextmanager
 async def serving(where=LOOPBACK, handler=echo, **options):
     """A running listener; gives its address. Leaves nothing running."""
-    options = {"identity": SCHEDULER, "settings": LinkSettings(cleanup_s=0.5), **options}
+    options = {"identity": SCHEDULER, **options}
+    endpoint = Endpoint(where, LinkLimits(cleanup_s=0.5))
     async with trio.open_nursery() as nursery:
-        [address] = await nursery.start(partial(serve, where, handler, **options))
+        [address] = await nursery.start(partial(serve, endpoint, handler, **options))
         yield address
         nursery.cancel_scope.cancel()
 
@@ -149,6 +160,32 @@ async def ask(connection, number=1):
     return await anext(connection.batches())
 
 
-async def call(address):
-    connect = {"tcp": connect_tcp, "ws": connect_websocket, "inproc": connect_memory}[address.scheme]
-    return await connect(address)
+async def call(address: Address, nursery: trio.Nursery | None = None) -> Transport:
+    """Only connect, and say nothing. A websocket needs the nursery."""
+    return await TRANSPORTS[address.scheme].connect(Endpoint(address), cast("trio.Nursery", nursery))
+
+
+def connection_to(address: Address, hello: Hello = CLIENT, **options: Any) -> AbstractAsyncContextManager[Connection]:
+    return open_connection(Endpoint(address), hello, **options)
+
+
+async def try_connection(address: Address, hello: Hello = CLIENT, **options: Any) -> None:
+    """Connect and leave, for a test of how that fails."""
+    async with connection_to(address, hello, **options):
+        pass
+
+
+@asynccontextmanager
+async def channel_to(address: Address, hello: Hello, **options: Any) -> AsyncIterator[DataChannel]:
+    body = CapturedError()
+    async with trio.open_nursery() as nursery:
+        with body:
+            async with await connect_data(Endpoint(address), hello, nursery=nursery, **options) as channel:
+                yield channel
+    body.raise_it()
+
+
+async def try_channel(address: Address, hello: Hello, **options: Any) -> None:
+    """Connect and leave, for a test of how that fails."""
+    async with channel_to(address, hello, **options):
+        pass

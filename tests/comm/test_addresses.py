@@ -19,6 +19,8 @@ from trio_dask.comm.addresses import (
     parse_address,
     parse_scheduler_address,
 )
+from trio_dask.comm.transport import TRANSPORTS
+from trio_dask.config import SCHEMES
 from trio_dask.errors import AddressError, UnavailableError
 
 HOSTS = st.from_regex(r"[a-zA-Z0-9]([a-zA-Z0-9.-]{0,20}[a-zA-Z0-9])?", fullmatch=True) | st.ip_addresses().map(str)
@@ -87,7 +89,7 @@ def test_a_scheduler_has_a_port_of_its_own():
         ("tcp://node:\u0664\u0662", "a port is"),
         ("tcp://node:" + "9" * 5000, "a port is"),
         ("tcp://node:80/path", "a port is"),
-        ("nonsense://node:1", "'nonsense' is not a known scheme; there are tcp, ws, inproc"),
+        ("nonsense://node:1", "'nonsense' is not a known scheme; there are inproc, tcp, ws"),
         ("://node:1", "'' is not a known scheme; there are"),
         ("::1:8786", "write an IPv6 address in brackets"),
         ("[::1]8786", "brackets are for an IPv6 address"),
@@ -193,3 +195,7 @@ def test_interfaces_have_addresses():
     assert addresses_of_interface(name)[0] == "127.0.0.1"
     with pytest.raises(UnavailableError, match=f"'nope0'; there are .*{name}"):
         addresses_of_interface("nope0")
+
+
+def test_a_scheduler_can_speak_every_scheme_that_leads_to_another_process():
+    assert {*SCHEMES} == {scheme for scheme, kind in TRANSPORTS.items() if not kind.is_in_process}

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from tests.comm.kit import background, channels, frame, tcp_pair
 from trio_dask.comm import buffer_pool
-from trio_dask.comm.buffer_pool import HUGE_PAGE_BYTES, KEEP_S, Stock
+from trio_dask.comm.buffer_pool import HUGE_PAGE_BYTES, KEEP_S, BufferPool
 from trio_dask.comm.transport import ConnectionLost
 from trio_dask.protocol.messages import Value
 
@@ -30,14 +30,14 @@ MIB = 2**20
 
 
 class Shelf:
-    """A stock whose time and thread are in the hands of a test."""
+    """A pool whose time and thread are in the hands of a test."""
 
     def __init__(self, max_bytes: int = 64 * MIB) -> None:
         self.now = 1000.0
         self.thread: Callable[[], None] | None = None
         self.may_start = True
         self.while_asleep: Callable[[], None] = lambda: None
-        self.stock = Stock(max_bytes, clock=lambda: self.now, sleep=self._sleep, start=self._start)
+        self.pool = BufferPool(max_bytes, clock=lambda: self.now, sleep=self._sleep, start=self._start)
 
     def _sleep(self, seconds: float) -> None:
         self.now += seconds
@@ -100,7 +100,7 @@ def fill(view: memoryview, number: int = 7) -> memoryview:
 
 @pytest.mark.parametrize("size", [1, 4096, 4 * MIB, 4 * MIB + 1, 5_000_001])
 def test_memory_is_plain_writeable_bytes(shelf: Shelf, size: int) -> None:
-    view = shelf.stock.allocate(size)
+    view = shelf.pool.allocate(size)
     assert (view.format, view.itemsize, view.ndim, view.readonly) == ("B", 1, 1, False)
     assert len(view) == view.nbytes == size
     assert bytes(fill(view)) == b"\7" * size
@@ -108,13 +108,13 @@ def test_memory_is_plain_writeable_bytes(shelf: Shelf, size: int) -> None:
 
 
 def test_it_is_used_again_when_the_last_view_has_died(shelf: Shelf) -> None:
-    view = shelf.stock.allocate(5 * MIB)
+    view = shelf.pool.allocate(5 * MIB)
     first = place(view)
     del view
-    assert shelf.stock.kept_bytes == 6 * MIB
-    again = shelf.stock.allocate(5 * MIB)
+    assert shelf.pool.kept_bytes == 6 * MIB
+    again = shelf.pool.allocate(5 * MIB)
     assert place(again) == first
-    assert shelf.stock.kept_bytes == 0
+    assert shelf.pool.kept_bytes == 0
 
 
 def in_view(view: memoryview) -> object:
@@ -133,38 +133,38 @@ def in_pickled_array(view: memoryview) -> object:
 
 @pytest.mark.parametrize("hold", [in_view, in_array, in_pickled_array, lambda view: [[view]], memoryview])
 def test_nobody_gets_it_while_anything_looks_at_it(shelf: Shelf, hold: Callable[[memoryview], object]) -> None:
-    view = shelf.stock.allocate(4 * MIB)
+    view = shelf.pool.allocate(4 * MIB)
     first = place(view)
     holder = hold(view)
     del view
     gc.collect()
-    assert shelf.stock.kept_bytes == 0
-    assert place(shelf.stock.allocate(4 * MIB)) != first
-    shelf.stock.give_back()
+    assert shelf.pool.kept_bytes == 0
+    assert place(shelf.pool.allocate(4 * MIB)) != first
+    shelf.pool.give_back()
     del holder
     gc.collect()
-    assert shelf.stock.kept_bytes == 4 * MIB
+    assert shelf.pool.kept_bytes == 4 * MIB
 
 
 def test_what_fits_best_is_taken_and_nothing_much_too_large() -> None:
     shelf = Shelf(100 * MIB)
-    views = [shelf.stock.allocate(size * MIB) for size in (16, 20, 18, 30)]
+    views = [shelf.pool.allocate(size * MIB) for size in (16, 20, 18, 30)]
     by_size = dict(zip((16, 20, 18, 30), map(place, views), strict=True))
     views.clear()
-    assert place(taken := shelf.stock.allocate(17 * MIB)) == by_size[18]
-    assert place(more := shelf.stock.allocate(18 * MIB)) == by_size[20]
-    fresh = shelf.stock.allocate(18 * MIB)
+    assert place(taken := shelf.pool.allocate(17 * MIB)) == by_size[18]
+    assert place(more := shelf.pool.allocate(18 * MIB)) == by_size[20]
+    fresh = shelf.pool.allocate(18 * MIB)
     assert place(fresh) not in by_size.values()
-    assert shelf.stock.kept_bytes == 46 * MIB
+    assert shelf.pool.kept_bytes == 46 * MIB
     assert len(taken) + len(more) + len(fresh) == 53 * MIB
 
 
 def test_of_the_same_size_the_last_that_came_back_is_taken(shelf: Shelf) -> None:
-    first, second = shelf.stock.allocate(4 * MIB), shelf.stock.allocate(4 * MIB)
+    first, second = shelf.pool.allocate(4 * MIB), shelf.pool.allocate(4 * MIB)
     last = place(first)
     del second
     del first
-    assert place(shelf.stock.allocate(4 * MIB)) == last
+    assert place(shelf.pool.allocate(4 * MIB)) == last
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(1, 12 * MIB), st.integers(0, 10)), max_size=30))
@@ -173,20 +173,20 @@ def test_no_two_values_ever_share_memory(history: list[tuple[bool, int, int]]) -
     held: list[memoryview] = []
     for grows, size, which in history:
         if grows or not held:
-            held.append(shelf.stock.allocate(size))
+            held.append(shelf.pool.allocate(size))
         else:
             held.pop(which % len(held))
-        assert shelf.stock.kept_bytes <= 20 * MIB
+        assert shelf.pool.kept_bytes <= 20 * MIB
         spans = sorted((place(view), place(view) + len(view)) for view in held)
         assert all(end <= start for (_, end), (start, _) in pairwise(spans))
     held.clear()
-    shelf.stock.give_back()
+    shelf.pool.give_back()
 
 
 def test_fresh_memory_comes_in_huge_pages(shelf: Shelf) -> None:
     if "[never]" in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text():
         pytest.skip("they are switched off")
-    view = fill(shelf.stock.allocate(9 * MIB))
+    view = fill(shelf.pool.allocate(9 * MIB))
     start, counts = place(view), False
     assert start % HUGE_PAGE_BYTES == 0 or os.uname().release < "6.7"
     for line in Path("/proc/self/smaps").read_text().splitlines():
@@ -203,41 +203,41 @@ def test_fresh_memory_comes_in_huge_pages(shelf: Shelf) -> None:
 
 
 def test_no_more_than_the_limit_is_kept_and_the_newest_stays(shelf: Shelf) -> None:
-    views = [shelf.stock.allocate(size * MIB) for size in (30, 30, 30, 66)]
+    views = [shelf.pool.allocate(size * MIB) for size in (30, 30, 30, 66)]
     places = [place(view) for view in views]
     del views[0], views[0], views[0]
-    assert shelf.stock.kept_bytes == 60 * MIB
+    assert shelf.pool.kept_bytes == 60 * MIB
     views.clear()  # which is too large by itself, and drives out nobody
-    assert shelf.stock.kept_bytes == 60 * MIB
-    assert {place(shelf.stock.allocate(30 * MIB)) for _ in range(2)} <= {*places[1:3]}
+    assert shelf.pool.kept_bytes == 60 * MIB
+    assert {place(shelf.pool.allocate(30 * MIB)) for _ in range(2)} <= {*places[1:3]}
 
 
 def test_the_limit_can_be_lowered_and_not_raised(shelf: Shelf) -> None:
-    views = [shelf.stock.allocate(10 * MIB) for _ in range(3)]
+    views = [shelf.pool.allocate(10 * MIB) for _ in range(3)]
     views.clear()
-    shelf.stock.keep_at_most(25 * MIB)
-    assert shelf.stock.kept_bytes == 20 * MIB
-    shelf.stock.keep_at_most(2**40)
-    views = [shelf.stock.allocate(10 * MIB) for _ in range(3)]
+    shelf.pool.keep_at_most(25 * MIB)
+    assert shelf.pool.kept_bytes == 20 * MIB
+    shelf.pool.keep_at_most(2**40)
+    views = [shelf.pool.allocate(10 * MIB) for _ in range(3)]
     views.clear()
-    assert shelf.stock.kept_bytes == 20 * MIB
+    assert shelf.pool.kept_bytes == 20 * MIB
 
 
 def test_what_nobody_wants_is_given_back_in_time(shelf: Shelf) -> None:
-    early, late = shelf.stock.allocate(8 * MIB), shelf.stock.allocate(4 * MIB)
+    early, late = shelf.pool.allocate(8 * MIB), shelf.pool.allocate(4 * MIB)
     del early
     shelf.now += KEEP_S - 2
     del late
     seen: list[tuple[float, int]] = []
-    shelf.while_asleep = lambda: seen.append((shelf.now - 1000, shelf.stock.kept_bytes))
+    shelf.while_asleep = lambda: seen.append((shelf.now - 1000, shelf.pool.kept_bytes))
     shelf.run_thread()
     assert seen == [(KEEP_S, 12 * MIB), (2 * KEEP_S - 2, 4 * MIB)]
-    assert shelf.stock.kept_bytes == 0
+    assert shelf.pool.kept_bytes == 0
     assert shelf.thread is None
 
 
 def test_what_is_used_again_and_again_stays(shelf: Shelf) -> None:
-    view = shelf.stock.allocate(4 * MIB)
+    view = shelf.pool.allocate(4 * MIB)
     first = place(view)
     del view
     rounds = 0
@@ -246,73 +246,73 @@ def test_what_is_used_again_and_again_stays(shelf: Shelf) -> None:
         nonlocal rounds
         rounds += 1
         if rounds < 100:
-            assert place(shelf.stock.allocate(4 * MIB)) == first
+            assert place(shelf.pool.allocate(4 * MIB)) == first
 
     shelf.while_asleep = use
     shelf.run_thread()
     assert rounds == 100
-    assert shelf.stock.kept_bytes == 0
+    assert shelf.pool.kept_bytes == 0
 
 
 def test_there_is_a_thread_exactly_while_something_is_kept(shelf: Shelf) -> None:
-    view = shelf.stock.allocate(4 * MIB)
+    view = shelf.pool.allocate(4 * MIB)
     assert shelf.thread is None
     del view
     assert shelf.thread is not None
     shelf.run_thread()
     assert shelf.thread is None
-    shelf.stock.allocate(4 * MIB)
+    shelf.pool.allocate(4 * MIB)
     shelf.run_thread()
     assert shelf.thread is None
 
 
 def test_without_a_thread_nothing_is_kept(shelf: Shelf) -> None:
     shelf.may_start = False
-    view = shelf.stock.allocate(4 * MIB)
+    view = shelf.pool.allocate(4 * MIB)
     del view
-    assert shelf.stock.kept_bytes == 0
+    assert shelf.pool.kept_bytes == 0
     shelf.may_start = True
-    view = shelf.stock.allocate(4 * MIB)
+    view = shelf.pool.allocate(4 * MIB)
     del view
-    assert shelf.stock.kept_bytes == 4 * MIB
+    assert shelf.pool.kept_bytes == 4 * MIB
     assert shelf.thread is not None
 
 
 def test_what_comes_back_as_the_thread_ends_has_a_thread(shelf: Shelf) -> None:
-    views = [shelf.stock.allocate(4 * MIB)]
-    shelf.stock._watched = StrictLock(views.clear)
-    view = shelf.stock.allocate(6 * MIB)
+    views = [shelf.pool.allocate(4 * MIB)]
+    shelf.pool._watched = StrictLock(views.clear)
+    view = shelf.pool.allocate(6 * MIB)
     del view
     shelf.run_thread()
-    assert shelf.stock.kept_bytes == 4 * MIB
+    assert shelf.pool.kept_bytes == 4 * MIB
     assert shelf.thread is not None
     shelf.run_thread()
-    assert shelf.stock.kept_bytes == 0
+    assert shelf.pool.kept_bytes == 0
 
 
 def test_where_memory_is_lacking_what_is_kept_makes_room(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
     fresh = buffer_pool._fresh
 
     def scarce(size: int) -> object:
-        if shelf.stock.kept_bytes:
+        if shelf.pool.kept_bytes:
             raise OSError(12, "Cannot allocate memory")
         return fresh(size)
 
-    view = shelf.stock.allocate(8 * MIB)
+    view = shelf.pool.allocate(8 * MIB)
     del view
     monkeypatch.setattr(buffer_pool, "_fresh", scarce)
-    assert len(shelf.stock.allocate(20 * MIB)) == 20 * MIB
+    assert len(shelf.pool.allocate(20 * MIB)) == 20 * MIB
 
 
 def test_what_is_kept_belongs_to_no_child(shelf: Shelf) -> None:
-    kept, held = shelf.stock.allocate(4 * MIB), shelf.stock.allocate(6 * MIB)
+    kept, held = shelf.pool.allocate(4 * MIB), shelf.pool.allocate(6 * MIB)
     del kept
-    shelf.stock._lock.acquire()
+    shelf.pool._lock.acquire()
     shelf.thread = None  # a child has no other threads, and what they had locked stays so
-    shelf.stock.forget()
-    assert shelf.stock.kept_bytes == 0
+    shelf.pool.forget()
+    assert shelf.pool.kept_bytes == 0
     del held
-    assert shelf.stock.kept_bytes == 6 * MIB
+    assert shelf.pool.kept_bytes == 6 * MIB
     assert shelf.thread is not None
 
 
@@ -320,37 +320,37 @@ def test_what_is_kept_belongs_to_no_child(shelf: Shelf) -> None:
 
 
 def test_a_value_may_die_in_another_thread(shelf: Shelf) -> None:
-    held = [shelf.stock.allocate(4 * MIB)]
+    held = [shelf.pool.allocate(4 * MIB)]
     thread = threading.Thread(target=held.clear)
     thread.start()
     thread.join()
-    assert shelf.stock.kept_bytes == 4 * MIB
+    assert shelf.pool.kept_bytes == 4 * MIB
 
 
 def test_a_value_may_die_where_the_lock_is_held(shelf: Shelf) -> None:
     """As if garbage was collected in the middle of our own work, in this thread, where to wait is to wait for ever."""
-    view = shelf.stock.allocate(4 * MIB)
-    dying = [shelf.stock.allocate(4 * MIB) for _ in range(2)]
+    view = shelf.pool.allocate(4 * MIB)
+    dying = [shelf.pool.allocate(4 * MIB) for _ in range(2)]
     del view
-    shelf.stock._lock = StrictLock()
-    cut = shelf.stock._cut
+    shelf.pool._lock = StrictLock()
+    cut = shelf.pool._cut
 
     def cut_and_collect(count: int) -> list[buffer_pool._Kept]:
         dying.clear()
         return cut(count)
 
-    shelf.stock._cut = cut_and_collect  # type: ignore[method-assign]
-    shelf.stock.give_back()
-    assert shelf.stock.kept_bytes == 8 * MIB
+    shelf.pool._cut = cut_and_collect  # type: ignore[method-assign]
+    shelf.pool.give_back()
+    assert shelf.pool.kept_bytes == 8 * MIB
 
 
 def test_who_finds_the_lock_held_takes_fresh_memory(shelf: Shelf) -> None:
-    view = shelf.stock.allocate(4 * MIB)
+    view = shelf.pool.allocate(4 * MIB)
     first = place(view)
     del view
-    shelf.stock._lock = StrictLock()
-    with shelf.stock._lock:
-        assert place(shelf.stock.allocate(4 * MIB)) != first
+    shelf.pool._lock = StrictLock()
+    with shelf.pool._lock:
+        assert place(shelf.pool.allocate(4 * MIB)) != first
 
 
 def test_values_may_die_as_garbage(shelf: Shelf) -> None:
@@ -358,18 +358,18 @@ def test_values_may_die_as_garbage(shelf: Shelf) -> None:
         me: Node
         view: memoryview
 
-    views = [shelf.stock.allocate(4 * MIB) for _ in range(3)]
+    views = [shelf.pool.allocate(4 * MIB) for _ in range(3)]
     gc.disable()
     try:
         while views:
             node = Node()
             node.me, node.view = node, views.pop()
         del node
-        assert shelf.stock.kept_bytes == 0
+        assert shelf.pool.kept_bytes == 0
     finally:
         gc.enable()
     gc.collect()
-    assert shelf.stock.kept_bytes == 12 * MIB
+    assert shelf.pool.kept_bytes == 12 * MIB
 
 
 def test_threads_that_take_and_let_go_at_once_do_not_disturb_one_another() -> None:
@@ -378,7 +378,7 @@ def test_threads_that_take_and_let_go_at_once_do_not_disturb_one_another() -> No
 
     def work(number: int) -> None:
         for _ in range(300):
-            view = shelf.stock.allocate(4 * MIB)
+            view = shelf.pool.allocate(4 * MIB)
             view[:8] = view[-8:] = bytes([number]) * 8
             if bytes(view[:8]) + bytes(view[-8:]) != bytes([number]) * 16:
                 problems.append("somebody else wrote there")
@@ -395,19 +395,19 @@ def test_threads_that_take_and_let_go_at_once_do_not_disturb_one_another() -> No
     finally:
         sys.setswitchinterval(interval)
     assert not problems
-    assert 0 < shelf.stock.kept_bytes <= 12 * MIB
+    assert 0 < shelf.pool.kept_bytes <= 12 * MIB
 
 
 # ------------------------------------------------------------------------------------------ on a channel
 
 
 @pytest.fixture
-def own_stock(monkeypatch: pytest.MonkeyPatch, shelf: Shelf) -> Stock:
-    monkeypatch.setattr(buffer_pool, "stock", shelf.stock)
-    return shelf.stock
+def own_pool(monkeypatch: pytest.MonkeyPatch, shelf: Shelf) -> BufferPool:
+    monkeypatch.setattr(buffer_pool, "pool", shelf.pool)
+    return shelf.pool
 
 
-async def test_values_that_come_in_one_after_the_other_use_the_same_memory(own_stock: Stock) -> None:
+async def test_values_that_come_in_one_after_the_other_use_the_same_memory(own_pool: BufferPool) -> None:
     near, far = channels(tcp_pair())
     places = set()
     for number in range(3):
@@ -427,8 +427,8 @@ async def test_values_that_come_in_one_after_the_other_use_the_same_memory(own_s
     far.abort()
 
 
-async def test_a_value_that_is_cut_off_shows_nothing_of_the_one_before(own_stock: Stock) -> None:
-    view = fill(own_stock.allocate(5 * MIB), 99)
+async def test_a_value_that_is_cut_off_shows_nothing_of_the_one_before(own_pool: BufferPool) -> None:
+    view = fill(own_pool.allocate(5 * MIB), 99)
     del view
     near, far = tcp_pair()
     _, receiver = channels((near, far))
@@ -442,37 +442,37 @@ async def test_a_value_that_is_cut_off_shows_nothing_of_the_one_before(own_stock
         await near.send_all(frame(Value("key", (5 * MIB,))) + bytes(1000))
         await near.aclose()
     assert not shown
-    assert own_stock.kept_bytes == 6 * MIB
+    assert own_pool.kept_bytes == 6 * MIB
 
 
 async def test_memory_that_a_thread_still_writes_to_is_nobody_elses(
-    own_stock: Stock, monkeypatch: pytest.MonkeyPatch
+    own_pool: BufferPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from trio_dask.comm import cross_memory_attach
 
     near, far = channels(tcp_pair())
     begun, go_on, done = threading.Event(), threading.Event(), threading.Event()
-    come_back = own_stock._come_back
-    monkeypatch.setattr(own_stock, "_come_back", lambda mapping: (come_back(mapping), done.set()))
+    come_back = own_pool._come_back
+    monkeypatch.setattr(own_pool, "_come_back", lambda mapping: (come_back(mapping), done.set()))
 
-    def borrow(_: object, views: list[memoryview]) -> bool:
+    def read_remote(_: object, views: list[memoryview]) -> bool:
         begun.set()
         go_on.wait(50)
         fill(views[0])
         return True
 
-    monkeypatch.setattr(cross_memory_attach, "borrow", borrow)
+    monkeypatch.setattr(cross_memory_attach, "read_remote", read_remote)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(near.send, Value("key", (5 * MIB,)), [bytes(5 * MIB)])
         nursery.start_soon(far.receive)
         await trio.to_thread.run_sync(begun.wait)
         nursery.cancel_scope.cancel()
-    assert own_stock.kept_bytes == 0
-    other = fill(own_stock.allocate(5 * MIB), 1)
+    assert own_pool.kept_bytes == 0
+    other = fill(own_pool.allocate(5 * MIB), 1)
     go_on.set()
     while not await trio.to_thread.run_sync(done.wait, 0.01):
         gc.collect()  # what was cancelled may have left its frames behind in a cycle
-    assert own_stock.kept_bytes == 6 * MIB
+    assert own_pool.kept_bytes == 6 * MIB
     assert bytes(other) == b"\1" * (5 * MIB)
 
 
@@ -481,18 +481,18 @@ async def test_memory_that_a_thread_still_writes_to_is_nobody_elses(
 
 PROGRAM = """
 import os, sys, threading
-from trio_dask.comm.buffer_pool import stock
-stock._keep_s = 1e6
-held = [stock.allocate(5 << 20) for _ in range(3)]
+from trio_dask.comm.buffer_pool import pool
+pool._keep_s = 1e6
+held = [pool.allocate(5 << 20) for _ in range(3)]
 del held[0]
-assert stock.kept_bytes == 6 << 20
+assert pool.kept_bytes == 6 << 20
 assert len(os.listdir("/proc/self/task")) == 2
 assert threading.active_count() == 1
 child = os.fork()
 if not child:
-    assert stock.kept_bytes == 0
+    assert pool.kept_bytes == 0
     del held[0]
-    assert stock.kept_bytes == 6 << 20
+    assert pool.kept_bytes == 6 << 20
     assert len(os.listdir("/proc/self/task")) == 2
     os._exit(7)
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7

@@ -7,8 +7,8 @@ from contextlib import asynccontextmanager
 import pytest
 import trio
 
-from tests.comm.kit import CLIENT, INPROC
-from trio_dask.comm import Address, ConnectionLost, PeerSilent, open_connection, open_data_channel
+from tests.comm.kit import CLIENT, INPROC, try_channel, try_connection
+from trio_dask.comm import Address, ConnectionLost, PeerSilent
 from trio_dask.comm.inproc import bind_memory
 from trio_dask.errors import NoScheduler
 from trio_dask.ids import Incarnation
@@ -20,11 +20,11 @@ async def test_nothing_listens_there():
         port = sock.getsockname()[1]
     for host in ("127.0.0.1", "localhost"):
         with pytest.raises(NoScheduler, match=f"^no scheduler at tcp://{host}:{port}: refused: nothing listens there$"):
-            await open_connection(Address("tcp", host, port), CLIENT)
+            await try_connection(Address("tcp", host, port), CLIENT)
     with pytest.raises(NoScheduler, match="no scheduler at inproc://place: refused: nothing listens there"):
-        await open_connection(INPROC, CLIENT)
+        await try_connection(INPROC, CLIENT)
     with pytest.raises(ConnectionLost, match="cannot reach inproc://place: refused: nothing listens there"):
-        await open_data_channel(INPROC, Hello(role="data"))
+        await try_channel(INPROC, Hello(role="data"))
 
 
 async def test_a_name_that_nobody_knows(monkeypatch):
@@ -34,7 +34,7 @@ async def test_a_name_that_nobody_knows(monkeypatch):
 
     monkeypatch.setattr(trio.socket, "getaddrinfo", unknown)
     with pytest.raises(NoScheduler, match="unknown host name") as caught:
-        await open_connection(Address("tcp", "nowhere", 1), CLIENT)
+        await try_connection(Address("tcp", "nowhere", 1), CLIENT)
     assert isinstance(caught.value.__cause__, socket.gaierror)
 
 
@@ -56,7 +56,7 @@ async def test_what_the_system_says_is_translated(monkeypatch, number, reason):
 
     monkeypatch.setattr(trio, "open_tcp_stream", fail)
     with pytest.raises(NoScheduler, match=reason):
-        await open_connection(Address("tcp", "127.0.0.1", 9), CLIENT)
+        await try_connection(Address("tcp", "127.0.0.1", 9), CLIENT)
 
 
 async def test_no_answer_at_all(autojump_clock, monkeypatch):
@@ -65,9 +65,9 @@ async def test_no_answer_at_all(autojump_clock, monkeypatch):
 
     monkeypatch.setattr(trio, "open_tcp_stream", never)
     with pytest.raises(NoScheduler, match="no answer within 3 s; the machine may be off"):
-        await open_connection(Address("tcp", "10.0.0.1", 9), CLIENT, timeout_s=3)
+        await try_connection(Address("tcp", "10.0.0.1", 9), CLIENT, timeout_s=3)
     with pytest.raises(PeerSilent, match="no answer within 3 s"):
-        await open_data_channel(Address("tcp", "10.0.0.1", 9), Hello(role="data"), timeout_s=3)
+        await try_channel(Address("tcp", "10.0.0.1", 9), Hello(role="data"), timeout_s=3)
 
 
 @asynccontextmanager
@@ -76,7 +76,7 @@ async def something_that_answers(answer):
     accepted = []
 
     async def accept():
-        transport = await listener.accept()
+        transport = await listener.accept(nursery)
         accepted.append(transport)
         if answer is not None:
             await transport.receive_some()
@@ -105,7 +105,7 @@ async def something_that_answers(answer):
 async def test_something_else_listens_there(autojump_clock, answer, words):
     async with something_that_answers(answer):
         with pytest.raises(NoScheduler, match=words):
-            await open_connection(INPROC, CLIENT, timeout_s=3)
+            await try_connection(INPROC, CLIENT, timeout_s=3)
 
 
 @pytest.mark.parametrize(
@@ -114,13 +114,13 @@ async def test_something_else_listens_there(autojump_clock, answer, words):
 async def test_only_who_does_not_answer_is_silent(autojump_clock, answer, is_silent):
     async with something_that_answers(answer):
         with pytest.raises(ConnectionLost) as caught:
-            await open_data_channel(INPROC, Hello(role="data"), timeout_s=3)
+            await try_channel(INPROC, Hello(role="data"), timeout_s=3)
     assert isinstance(caught.value, PeerSilent) == is_silent
 
 
 async def test_a_cancelled_call_leaves_no_connection(autojump_clock):
     async with something_that_answers(None) as accepted:
         with trio.move_on_after(1):
-            await open_connection(INPROC, CLIENT)
+            await try_connection(INPROC, CLIENT)
         with pytest.raises(ConnectionLost):
             await accepted[0].receive_some()

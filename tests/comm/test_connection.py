@@ -7,21 +7,19 @@ import pytest
 import trio
 import trio.testing
 
-from tests.comm.kit import HELLO, PAIRS, background, collect, connections, frame, question, read_to_end
-from trio_dask.comm.connection import Connection, LinkSettings
+from tests.comm.kit import HELLO, background, collect, connections, frame, question, read_to_end
+from trio_dask.comm.connection import Connection
 from trio_dask.comm.inproc import memory_pair
 from trio_dask.comm.transport import ConnectionLost
 from trio_dask.errors import ProtocolError, SerializationError
 from trio_dask.protocol.codec import FROM_CLIENT, encode
 from trio_dask.protocol.frames import PING_FRAME, FrameDecoder, Kind, encode_frame
+from trio_dask.protocol.link import LinkLimits
 from trio_dask.protocol.messages import Blob, Cancel, Goodbye, KeyPending, Query, Release, Retry, Want
 
-both_transports = pytest.mark.parametrize("make_pair", PAIRS.values(), ids=PAIRS)
 
-
-@both_transports
 async def test_messages_arrive_in_order_whatever_their_sizes(make_pair):
-    client, scheduler = connections(make_pair())
+    client, scheduler = connections(await make_pair())
     dice = random.Random(0)
     sent = [
         Blob(b"", number, bytes(dice.choice([0, 10, 1000, 300_000]))) if dice.random() < 0.05 else question(number)
@@ -45,9 +43,9 @@ async def test_messages_arrive_in_order_whatever_their_sizes(make_pair):
     assert scheduler.goodbye == Goodbye("all said")
 
 
-@both_transports
+@pytest.mark.parametrize("make_pair", ["memory", "tcp"], indirect=True)
 async def test_nothing_leaves_before_the_flush_and_all_of_it_leaves_with_it(make_pair):
-    near, far = make_pair()
+    near, far = await make_pair()
     client, _ = connections((near, far))
     async with client:
         client.send_nowait(Want(("a",)))
@@ -64,17 +62,16 @@ async def test_nothing_leaves_before_the_flush_and_all_of_it_leaves_with_it(make
     far.abort()
 
 
-@both_transports
 async def test_all_frames_that_have_come_are_one_batch(make_pair):
-    near, far = make_pair()
+    near, far = await make_pair()
     _, scheduler = connections((near, far))
     async with scheduler:
-        near.try_send(
+        await near.send_all(
             frame(question(1), question(2)) + PING_FRAME + frame() + frame(question(3)) + frame(question(4))[:9]
         )
         batches = scheduler.batches()
         assert await anext(batches) == [question(1), question(2), question(3)]
-        near.try_send(frame(question(4))[9:])
+        await near.send_all(frame(question(4))[9:])
         assert await anext(batches) == [question(4)]
     near.abort()
 
@@ -83,7 +80,7 @@ async def test_frames_without_messages_give_no_empty_batches(autojump_clock):
     near, far = memory_pair()
     client, scheduler = connections((near, far))
     async with scheduler, client:
-        near.try_send(PING_FRAME + frame())
+        await near.send_all(PING_FRAME + frame())
         with trio.move_on_after(1) as scope:
             await anext(scheduler.batches())
         assert scope.cancelled_caught
@@ -93,7 +90,7 @@ async def test_what_came_with_the_hello_is_the_first_batch():
     near, far = memory_pair()
     scheduler = Connection(far, HELLO, allowed=FROM_CLIENT, received=frame(question(1))[:10])
     async with scheduler:
-        near.try_send(frame(question(1))[10:])
+        await near.send_all(frame(question(1))[10:])
         assert await anext(scheduler.batches()) == [question(1)]
     near.abort()
 
@@ -101,9 +98,8 @@ async def test_what_came_with_the_hello_is_the_first_batch():
 # ------------------------------------------------------------------------------------------------- slow peers
 
 
-@both_transports
 async def test_what_gathers_while_a_peer_is_slow_arrives_as_few_large_frames(make_pair):
-    near, far = make_pair()
+    near, far = await make_pair()
     client, _ = connections((near, far))
     async with client:
         client.send_nowait(Blob(b"", 0, bytes(2**23)), flush=True)
@@ -120,10 +116,9 @@ async def test_what_gathers_while_a_peer_is_slow_arrives_as_few_large_frames(mak
     far.abort()
 
 
-@both_transports
 async def test_cancellation_never_cuts_a_frame_in_half(make_pair):
     """The block is cancelled while half a frame is out; its own cleanup still says goodbye in good order."""
-    client, scheduler = connections(make_pair())
+    client, scheduler = connections(await make_pair())
     big = Blob(b"", 1, random.Random(2).randbytes(2**23))
 
     async def be_cancelled():
@@ -154,7 +149,7 @@ async def test_senders_of_much_can_wait_for_the_network(autojump_clock):
 
 async def test_a_peer_that_lets_too_much_wait_for_too_long_is_given_up(autojump_clock):
     near, far = memory_pair(capacity=1000)
-    client, _ = connections((near, far), LinkSettings(max_backlog_bytes=50_000, silence_s=30, keepalive_s=5))
+    client, _ = connections((near, far), LinkLimits(max_backlog_bytes=50_000, silence_s=30, keepalive_s=5))
 
     async def speak_but_never_read():
         with suppress(ConnectionLost):
@@ -187,8 +182,8 @@ async def test_a_peer_that_lets_too_much_wait_for_too_long_is_given_up(autojump_
 
 async def test_a_peer_that_reads_is_not_given_up_however_much_waits(autojump_clock):
     near, far = memory_pair(capacity=1000)
-    settings = LinkSettings(max_backlog_bytes=50_000, silence_s=30)
-    client, scheduler = connections((near, far), settings, LinkSettings())
+    settings = LinkLimits(max_backlog_bytes=50_000, silence_s=30)
+    client, scheduler = connections((near, far), settings, LinkLimits())
     blobs = [Blob(b"", number, bytes(10_000)) for number in range(100)]
     received = []
 
@@ -210,11 +205,11 @@ async def test_a_peer_that_reads_is_not_given_up_however_much_waits(autojump_clo
 
 # ----------------------------------------------------------------------------------------------- keepalive, silence
 
-PATIENCE = LinkSettings(keepalive_s=5, silence_s=30)
+PATIENCE = LinkLimits(keepalive_s=5, silence_s=30)
 
 
 async def test_idle_connections_stay_alive(autojump_clock):
-    client, scheduler = connections(settings=PATIENCE)
+    client, scheduler = connections(limits=PATIENCE)
     async with client, scheduler, trio.open_nursery() as nursery:
         nursery.start_soon(collect, client)
         nursery.start_soon(collect, scheduler)
@@ -239,7 +234,7 @@ async def test_a_ping_goes_out_only_when_nothing_else_did(autojump_clock):
 async def test_no_ping_is_squeezed_into_a_frame_that_is_under_way(autojump_clock):
     """Room appears at the very moment when a ping is due, and tasks run in any order: so it is tried often."""
     near, far = memory_pair(capacity=100)
-    client, _ = connections((near, far), LinkSettings(keepalive_s=5, silence_s=1000))
+    client, _ = connections((near, far), LinkLimits(keepalive_s=5, silence_s=1000))
     sent = frame(Blob(b"", 1, bytes(300)))
     async with client:
         for _ in range(20):
@@ -258,7 +253,7 @@ async def test_a_silent_peer_is_lost_after_its_limit_and_not_before(autojump_clo
     async with scheduler:
         await trio.sleep(20)
         if last_sign:
-            near.try_send(last_sign)
+            await near.send_all(last_sign)
         started = trio.current_time() if last_sign else trio.current_time() - 20
         with pytest.raises(ConnectionLost, match=r"inproc://far was silent for 30 s"):
             await collect(scheduler)
@@ -269,7 +264,7 @@ async def test_a_silent_peer_is_lost_after_its_limit_and_not_before(autojump_clo
 
 async def test_whoever_is_slow_to_read_does_not_blame_the_peer(autojump_clock):
     """What has come but was not yet looked at counts: this process may have been stopped, or its handler slow."""
-    client, scheduler = connections(settings=PATIENCE)
+    client, scheduler = connections(limits=PATIENCE)
     async with client, scheduler:
         batches = scheduler.batches()
         client.send_nowait(question(1), flush=True)
@@ -294,7 +289,7 @@ async def test_whoever_is_slow_to_read_does_not_blame_the_peer(autojump_clock):
 async def test_wrong_input_is_a_protocol_error(data):
     near, far = memory_pair()
     _, scheduler = connections((near, far))
-    near.try_send(data)
+    await near.send_all(data)
     with pytest.raises(ProtocolError):
         async with scheduler:
             await collect(scheduler)
@@ -312,15 +307,14 @@ async def test_a_message_that_cannot_be_sent_takes_no_other_along():
         assert await anext(scheduler.batches()) == [question(1), question(3), Cancel(("k",), force=True)]
 
 
-@both_transports
 async def test_a_peer_can_be_told_what_it_did_wrong(make_pair):
-    near, far = make_pair()
+    near, far = await make_pair()
     client, _ = connections((near, far))
     _, scheduler = connections((near, far))
 
     async def do_wrong():
         async with client:
-            near.try_send(encode_frame(Kind.RECORDS, b"\xc1") + bytes(700_000))
+            await near.send_all(encode_frame(Kind.RECORDS, b"\xc1") + bytes(700_000))
             assert await collect(client) == []
 
     async with background(do_wrong), scheduler:

@@ -6,18 +6,15 @@ import pytest
 import trio
 import trio.testing
 
-from tests.comm.kit import PAIRS, background, collect, connections, frame, question, read_to_end
-from trio_dask.comm.connection import LinkSettings
+from tests.comm.kit import background, collect, connections, frame, question, read_to_end
 from trio_dask.comm.inproc import memory_pair
 from trio_dask.comm.transport import ConnectionLost
+from trio_dask.protocol.link import LinkLimits
 from trio_dask.protocol.messages import Blob, Goodbye, KeyPending, Reply
 
-both_transports = pytest.mark.parametrize("make_pair", PAIRS.values(), ids=PAIRS)
 
-
-@both_transports
 async def test_goodbye_is_a_quiet_end_for_both(make_pair):
-    client, scheduler = connections(make_pair())
+    client, scheduler = connections(await make_pair())
     received = {}
 
     async def serve():
@@ -38,9 +35,8 @@ async def test_goodbye_is_a_quiet_end_for_both(make_pair):
     assert client.goodbye is None
 
 
-@both_transports
 async def test_what_the_peer_still_says_is_heard_while_this_side_leaves(make_pair):
-    client, scheduler = connections(make_pair())
+    client, scheduler = connections(await make_pair())
 
     async def serve():
         async with scheduler:
@@ -58,22 +54,20 @@ async def test_what_the_peer_still_says_is_heard_while_this_side_leaves(make_pai
     assert heard == [Reply(1, "bye")]
 
 
-@both_transports
 async def test_both_may_leave_at_once(make_pair):
     async def leave(connection):
         async with connection:
             await connection.aclose("me first")
 
-    both = connections(make_pair(), LinkSettings(cleanup_s=60))
+    both = connections(await make_pair(), LinkLimits(cleanup_s=60))
     with trio.fail_after(5):
         async with trio.open_nursery() as nursery:
             for connection in both:
                 nursery.start_soon(leave, connection)
 
 
-@both_transports
 async def test_who_closes_what_is_being_closed_cuts_nothing_short(make_pair):
-    client, scheduler = connections(make_pair())
+    client, scheduler = connections(await make_pair())
     much = [Blob(b"", number, bytes(1_000_000)) for number in range(5)]
     received = []
 
@@ -93,7 +87,7 @@ async def test_nothing_counts_after_a_goodbye():
     near, far = memory_pair()
     _, scheduler = connections((near, far))
     async with scheduler:
-        near.try_send(frame(question(1), Goodbye("done"), question(2)) + frame(question(3)))
+        await near.send_all(frame(question(1), Goodbye("done"), question(2)) + frame(question(3)))
         assert await collect(scheduler) == [question(1)]
         assert await collect(scheduler) == []
     assert scheduler.goodbye == Goodbye("done")
@@ -101,7 +95,7 @@ async def test_nothing_counts_after_a_goodbye():
 
 async def test_leaving_takes_no_longer_than_its_limit(autojump_clock):
     near, far = memory_pair(capacity=100)
-    client, _ = connections((near, far), LinkSettings(cleanup_s=3))
+    client, _ = connections((near, far), LinkLimits(cleanup_s=3))
     async with client:
         client.send_nowait(Blob(b"", 1, bytes(1000)), flush=True)
         started = trio.current_time()
@@ -113,10 +107,9 @@ async def test_leaving_takes_no_longer_than_its_limit(autojump_clock):
         await read_to_end(far)
 
 
-@both_transports
 @pytest.mark.parametrize("way", ["body returns", "body raises", "body is cancelled", "abort"])
 async def test_any_other_end_is_a_loss_for_the_peer(make_pair, way):
-    client, scheduler = connections(make_pair())
+    client, scheduler = connections(await make_pair())
 
     async def leave():
         with trio.CancelScope() as scope:
@@ -142,12 +135,11 @@ async def test_any_other_end_is_a_loss_for_the_peer(make_pair, way):
     assert scheduler.goodbye is None
 
 
-@both_transports
 @pytest.mark.parametrize("rest", [b"", frame(question(2))[:5]], ids=["between frames", "inside a frame"])
 async def test_the_end_of_the_stream_without_a_goodbye_is_a_loss(make_pair, rest):
-    near, far = make_pair()
+    near, far = await make_pair()
     _, scheduler = connections((near, far))
-    near.try_send(frame(question(1)) + rest)
+    await near.send_all(frame(question(1)) + rest)
     await near.aclose()
     async with scheduler:
         batches = scheduler.batches()
@@ -156,9 +148,8 @@ async def test_the_end_of_the_stream_without_a_goodbye_is_a_loss(make_pair, rest
             await anext(batches)
 
 
-@both_transports
 async def test_a_peer_that_breaks_off_once_this_side_has_left_is_no_loss(make_pair):
-    near, far = make_pair()
+    near, far = await make_pair()
     client, _ = connections((near, far))
 
     async def break_off():
@@ -173,9 +164,8 @@ async def test_a_peer_that_breaks_off_once_this_side_has_left_is_no_loss(make_pa
         await client.aclose("done")
 
 
-@both_transports
 async def test_a_reader_that_is_busy_while_this_side_leaves_finds_the_end(make_pair):
-    near, far = make_pair()
+    near, far = await make_pair()
     client, _ = connections((near, far))
     leaving = trio.Event()
 
@@ -191,20 +181,19 @@ async def test_a_reader_that_is_busy_while_this_side_leaves_finds_the_end(make_p
         await client.aclose("done")
 
     async with client:
-        far.try_send(frame(KeyPending("k")))
+        await far.send_all(frame(KeyPending("k")))
         async with background(leave, read):
             await leaving.wait()
             await trio.testing.wait_all_tasks_blocked()
             await far.aclose()
 
 
-@both_transports
 async def test_a_goodbye_that_came_before_the_loss_is_heard(make_pair):
     """Sending to a peer that has left fails first; what it said is still to be read."""
-    near, far = make_pair()
+    near, far = await make_pair()
     _, scheduler = connections((near, far))
     async with scheduler:
-        near.try_send(frame(Goodbye("in a hurry")))
+        await near.send_all(frame(Goodbye("in a hurry")))
         await near.aclose()
         for _ in range(5):
             scheduler.send_nowait(KeyPending("k"), flush=True)

@@ -7,8 +7,7 @@ import pytest
 import trio
 import trio.lowlevel
 
-from tests.comm.kit import background, collect, connections, question, tcp_pair, websocket_pair
-from trio_dask.comm.inproc import memory_pair
+from tests.comm.kit import background, collect, connections, pair_of, question, tcp_pair
 from trio_dask.protocol.messages import Blob, Goodbye, Query
 
 
@@ -16,15 +15,11 @@ def in_thread(function, *args):
     return trio.to_thread.run_sync(function, *args, abandon_on_cancel=True)
 
 
-@pytest.mark.parametrize(
-    ("make_pair", "may_send"),
-    [(tcp_pair, True), (memory_pair, False), (websocket_pair, False)],
-    ids=["tcp", "memory", "websocket"],
-)
-async def test_only_what_has_no_state_of_its_own_lets_any_thread_send(make_pair, may_send):
-    client, scheduler = connections(make_pair())
+@pytest.mark.parametrize(("kind", "may_send"), [("tcp", True), ("memory", False), ("websocket", False)])
+async def test_only_what_has_no_state_of_its_own_lets_any_thread_send(kind, may_send, nursery):
+    client, scheduler = connections(await pair_of(kind, nursery))
     async with client, scheduler:
-        assert client.any_thread_sends == may_send
+        assert client.thread_safe_send == may_send
 
 
 async def test_messages_of_many_threads_arrive_whole_and_each_threads_in_order():

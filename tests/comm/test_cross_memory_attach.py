@@ -12,16 +12,17 @@ import trio
 import trio.testing
 
 from tests.comm.kit import background, channels, frame, read_to_end, tcp_pair, until
+from trio_dask import config
 from trio_dask.comm import cross_memory_attach
-from trio_dask.comm.connection import LinkSettings
-from trio_dask.comm.cross_memory_attach import Loan, borrow, can_lend
+from trio_dask.comm.cross_memory_attach import MemoryOffer, can_offer, read_remote
 from trio_dask.comm.data_channel import DataChannel
 from trio_dask.comm.inproc import memory_pair
 from trio_dask.comm.transport import ConnectionLost, PeerSilent
 from trio_dask.errors import ProtocolError
-from trio_dask.protocol.messages import Fetch, Lent, PutDone, Value
+from trio_dask.protocol.link import LinkLimits
+from trio_dask.protocol.messages import Fetch, MemoryOffered, PutDone, Value
 
-pytestmark = pytest.mark.skipif(not can_lend([memoryview(bytes(2**20))]), reason="this system has no such call")
+pytestmark = pytest.mark.skipif(not can_offer([memoryview(bytes(2**20))]), reason="this system has no such call")
 
 MIB = 2**20
 
@@ -35,8 +36,8 @@ def empty(*sizes):
 
 
 def is_permitted():
-    with Loan(views(b"abc")) as loan:
-        return borrow(loan.terms, empty(3))
+    with MemoryOffer(views(b"abc")) as offer:
+        return read_remote(offer.terms, empty(3))
 
 
 @pytest.fixture
@@ -54,8 +55,8 @@ def test_every_buffer_arrives_in_its_place():
     lent = [random.Random(size).randbytes(size) for size in (0, 1, 4095, 4096, 4097, 3_000_000)]
     array = np.arange(70_000.0).reshape(700, 100)
     filled = empty(*map(len, lent), array.nbytes)
-    with Loan(views(*lent, array)) as loan:
-        assert borrow(loan.terms, filled)
+    with MemoryOffer(views(*lent, array)) as offer:
+        assert read_remote(offer.terms, filled)
     assert [*map(bytes, filled[:-1])] == lent
     assert (np.frombuffer(filled[-1]).reshape(700, 100) == array).all()
 
@@ -64,8 +65,8 @@ def test_every_buffer_arrives_in_its_place():
 def test_a_buffer_is_read_in_as_many_calls_as_it_needs(monkeypatch):
     monkeypatch.setattr(cross_memory_attach, "PIECE_BYTES", 1000)
     lent, filled = random.Random(1).randbytes(12_345), empty(12_345)
-    with Loan(views(lent)) as loan:
-        assert borrow(loan.terms, filled)
+    with MemoryOffer(views(lent)) as offer:
+        assert read_remote(offer.terms, filled)
     assert bytes(filled[0]) == lent
 
 
@@ -74,73 +75,73 @@ def test_what_a_file_backs_can_be_lent(tmp_path):
     content = random.Random(2).randbytes(2 * MIB)
     lent, filled = np.memmap(tmp_path / "file", dtype="u1", mode="w+", shape=len(content)), empty(len(content))
     lent[:] = np.frombuffer(content, dtype="u1")
-    with Loan(views(lent)) as loan:
-        assert borrow(loan.terms, filled)
+    with MemoryOffer(views(lent)) as offer:
+        assert read_remote(offer.terms, filled)
     assert bytes(filled[0]) == content
 
 
 def test_nothing_is_borrowed_once_the_loan_is_over():
     lent = views(bytes(100))
-    with Loan(lent) as loan:
+    with MemoryOffer(lent) as offer:
         pass
-    assert not borrow(loan.terms, empty(100))
+    assert not read_remote(offer.terms, empty(100))
 
 
 @pytest.mark.usefixtures("permitted")
 def test_a_loan_that_ends_while_it_is_read_counts_for_nothing(monkeypatch):
     lent = views(bytes(100))
-    loan = Loan(lent)
+    offer = MemoryOffer(lent)
     read = cross_memory_attach._read
 
     def read_and_end(pid, place, buffer):
         result = read(pid, place, buffer)
         if len(buffer) == 100:
-            loan.__exit__()
+            offer.__exit__()
         return result
 
     monkeypatch.setattr(cross_memory_attach, "_read", read_and_end)
-    assert not borrow(loan.terms, empty(100))
+    assert not read_remote(offer.terms, empty(100))
 
 
 def changed(terms):
     yield terms._replace(pid=2**22 + 1)  # beyond what Linux gives out
     yield terms._replace(pid=-1)
     yield terms._replace(pid=1 if os.getpid() != 1 else 2)
-    yield terms._replace(mark=bytes(16))
-    yield terms._replace(mark=b"")
-    yield terms._replace(mark=terms.mark * 1000)
-    yield terms._replace(mark_place=0)
-    yield terms._replace(mark_place=2**64 - 8)
-    yield terms._replace(mark_place=-5)
+    yield terms._replace(liveness_token=bytes(16))
+    yield terms._replace(liveness_token=b"")
+    yield terms._replace(liveness_token=terms.liveness_token * 1000)
+    yield terms._replace(token_address=0)
+    yield terms._replace(token_address=2**64 - 8)
+    yield terms._replace(token_address=-5)
     yield terms._replace(places=(0,))
     yield terms._replace(places=(2**70,))
 
 
 def test_wrong_terms_give_nothing():
     lent = views(bytes(100))
-    with Loan(lent) as loan:
-        for terms in changed(loan.terms):
-            assert not borrow(terms, empty(100)), terms
+    with MemoryOffer(lent) as offer:
+        for terms in changed(offer.terms):
+            assert not read_remote(terms, empty(100)), terms
 
 
 def test_another_process_that_is_gone_gives_nothing():
     child = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
-    with Loan(views(bytes(100))) as loan:
-        assert not borrow(loan.terms._replace(pid=int(child.stdout)), empty(100))
+    with MemoryOffer(views(bytes(100))) as offer:
+        assert not read_remote(offer.terms._replace(pid=int(child.stdout)), empty(100))
 
 
 @pytest.mark.parametrize(
     ("sizes", "worth"), [((MIB,), True), ((10, MIB), True), ((10,) * 16 + (MIB,), False), ((65_536,) * 16, True)]
 )
 def test_it_pays_for_large_buffers(sizes, worth):
-    assert can_lend(empty(*sizes)) == worth
+    assert can_offer(empty(*sizes)) == worth
 
 
 def test_it_can_be_turned_off(monkeypatch):
-    monkeypatch.setenv(cross_memory_attach.SWITCH, "0")
-    assert not can_lend(empty(MIB))
-    with Loan(views(bytes(10))) as loan:
-        assert not borrow(loan.terms, empty(10))
+    monkeypatch.setenv(config.CROSS_MEMORY_VARIABLE, "0")
+    assert not can_offer(empty(MIB))
+    with MemoryOffer(views(bytes(10))) as offer:
+        assert not read_remote(offer.terms, empty(10))
 
 
 # ------------------------------------------------------------------------------------------------------- over a channel
@@ -152,11 +153,11 @@ def counting(monkeypatch):
     asked = []
 
     def count(terms, buffers):
-        asked.append(borrow(terms, buffers))
+        asked.append(read_remote(terms, buffers))
         return asked[-1]
 
     with monkeypatch.context() as patch:
-        patch.setattr(cross_memory_attach, "borrow", count)
+        patch.setattr(cross_memory_attach, "read_remote", count)
         yield asked
 
 
@@ -192,7 +193,7 @@ async def test_who_cannot_borrow_is_sent_the_bytes_and_not_asked_again(monkeypat
     near, far = channels(tcp_pair())
     large = random.Random(5).randbytes(5 * MIB)
     asked = []
-    monkeypatch.setattr(cross_memory_attach, "borrow", lambda *_: bool(asked.append(1)))
+    monkeypatch.setattr(cross_memory_attach, "read_remote", lambda *_: bool(asked.append(1)))
     for _ in range(3):
         assert [*map(bytes, await exchange(near, far, large, b"abc"))] == [large, b"abc"]
     assert asked == [1]
@@ -205,8 +206,8 @@ async def test_who_cannot_borrow_is_sent_the_bytes_and_not_asked_again(monkeypat
 async def test_each_buffer_has_one_place(places):
     near, far = tcp_pair()
     _, receiver = channels((near, far))
-    await near.send_all(frame(Lent(1, 1, bytes(16), places)) + frame(Value("key", (100, 100))))
-    with pytest.raises(ProtocolError, match="buffers were lent"):
+    await near.send_all(frame(MemoryOffered(1, 1, bytes(16), places)) + frame(Value("key", (100, 100))))
+    with pytest.raises(ProtocolError, match="buffers were offered"):
         await receiver.receive()
     near.abort()
 
@@ -216,7 +217,7 @@ async def test_an_answer_to_a_loan_says_whether_it_was_taken():
     sender, _ = channels((near, far))
     large = bytes(MIB)
     await far.send_all(frame(PutDone("key", 1)))
-    with pytest.raises(ProtocolError, match="PutDone came in answer to a loan"):
+    with pytest.raises(ProtocolError, match="PutDone came in answer to an offer"):
         await sender.send(Value("key", (MIB,)), [large])
     far.abort()
 
@@ -237,7 +238,7 @@ async def test_a_borrower_that_goes_away_is_a_loss():
 async def test_the_limit_of_a_channel_holds_for_what_is_lent_too():
     near, far = tcp_pair()
     _, receiver = channels((near, far), max_bytes=1000)
-    await near.send_all(frame(Lent(1, 1, bytes(16), (1,))) + frame(Value("key", (1001,))))
+    await near.send_all(frame(MemoryOffered(1, 1, bytes(16), (1,))) + frame(Value("key", (1001,))))
     with pytest.raises(ProtocolError, match="1000 is the limit"):
         await receiver.receive()
     near.abort()
@@ -254,9 +255,9 @@ async def test_who_gives_up_a_loan_has_lent_nothing():
             await until(far.has_input)
             lender = DataChannel(far, sender.hello)
             terms = await lender._receive_message()
-            assert borrow(terms, empty(MIB))
+            assert read_remote(terms, empty(MIB))
             scope.cancel()
-    assert not borrow(terms, empty(MIB))
+    assert not read_remote(terms, empty(MIB))
     with pytest.raises(trio.ClosedResourceError):
         await sender.send(Fetch(("key",)))
     far.abort()
@@ -287,13 +288,13 @@ def near_and_far(monkeypatch):
     return near, far
 
 
-SLOW = LinkSettings(keepalive_s=5, silence_s=30)
+SLOW = LinkLimits(keepalive_s=5, silence_s=30)
 
 
 @pytest.mark.usefixtures("permitted")
 @pytest.mark.parametrize("ok", [True, False])
 async def test_a_slow_borrower_is_waited_for(autojump_clock, monkeypatch, near_and_far, ok):
-    near, far = channels(near_and_far, settings=SLOW)
+    near, far = channels(near_and_far, limits=SLOW)
     SlowThread(monkeypatch, 1000, ok=ok)
     large = random.Random(6).randbytes(MIB)
     for _ in range(2):
@@ -304,7 +305,7 @@ async def test_a_slow_borrower_is_waited_for(autojump_clock, monkeypatch, near_a
 
 @pytest.mark.usefixtures("permitted")
 async def test_a_borrower_may_wait_for_room(autojump_clock, near_and_far):
-    near, far = channels(near_and_far, settings=SLOW)
+    near, far = channels(near_and_far, limits=SLOW)
     large = random.Random(7).randbytes(MIB)
     held = []
 
@@ -322,7 +323,7 @@ async def test_a_borrower_may_wait_for_room(autojump_clock, near_and_far):
 
 
 async def test_a_borrower_that_says_nothing_is_silent(autojump_clock, near_and_far):
-    sender, _ = channels(near_and_far, settings=SLOW)
+    sender, _ = channels(near_and_far, limits=SLOW)
     with pytest.raises(PeerSilent, match="for 30 s"):
         await sender.send(Value("key", (MIB,)), [bytes(MIB)])
     assert trio.current_time() >= 30
@@ -330,11 +331,11 @@ async def test_a_borrower_that_says_nothing_is_silent(autojump_clock, near_and_f
 
 async def test_a_borrower_whose_lender_goes_away_hears_it_when_it_pings(autojump_clock, monkeypatch, near_and_far):
     near, far = near_and_far
-    _, receiver = channels((near, far), settings=SLOW)
+    _, receiver = channels((near, far), limits=SLOW)
     SlowThread(monkeypatch, 1000)
 
     async def lend_and_leave():
-        await near.send_all(frame(Lent(1, 1, bytes(16), (1,))) + frame(Value("key", (MIB,))))
+        await near.send_all(frame(MemoryOffered(1, 1, bytes(16), (1,))) + frame(Value("key", (MIB,))))
         await trio.sleep(17)
         near.abort()
 
@@ -347,9 +348,9 @@ async def test_a_borrower_whose_lender_goes_away_hears_it_when_it_pings(autojump
 
 async def test_who_gives_up_borrowing_is_cancelled_and_nothing_else(autojump_clock, monkeypatch, near_and_far):
     near, far = near_and_far
-    _, receiver = channels((near, far), settings=SLOW)
+    _, receiver = channels((near, far), limits=SLOW)
     SlowThread(monkeypatch, 1000)
-    await near.send_all(frame(Lent(1, 1, bytes(16), (1,))) + frame(Value("key", (MIB,))))
+    await near.send_all(frame(MemoryOffered(1, 1, bytes(16), (1,))) + frame(Value("key", (MIB,))))
     with trio.move_on_after(17) as scope:
         await receiver.receive()
     assert scope.cancelled_caught

@@ -10,28 +10,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests import strategies
-from tests.comm.kit import PAIRS, background, channels
-from trio_dask.comm.connection import LinkSettings
+from tests.comm.kit import background, channels
 from trio_dask.comm.data_channel import DataChannel
 from trio_dask.comm.inproc import memory_pair
 from trio_dask.comm.transport import ConnectionLost, PeerSilent
 from trio_dask.errors import ProtocolError
 from trio_dask.protocol.codec import encode
 from trio_dask.protocol.frames import PING_FRAME, Kind, encode_frame
+from trio_dask.protocol.link import LinkLimits
 from trio_dask.protocol.messages import (
     Absent,
-    Borrowed,
     Call,
     CallResult,
     Fetch,
     Goodbye,
-    Lent,
+    MemoryOffered,
+    MemoryRead,
     Put,
     PutDone,
     Value,
 )
 
-both_transports = pytest.mark.parametrize("make_pair", PAIRS.values(), ids=PAIRS)
 MIB = 2**20
 
 
@@ -54,7 +53,6 @@ async def exchange(sender: DataChannel, receiver: DataChannel, message, buffers=
     return received[0]
 
 
-@both_transports
 @pytest.mark.parametrize(
     "sizes",
     [
@@ -69,7 +67,7 @@ async def exchange(sender: DataChannel, receiver: DataChannel, message, buffers=
     ids=lambda sizes: f"{len(sizes)} of {sum(sizes)} bytes",
 )
 async def test_values_of_every_size_arrive(make_pair, sizes):
-    near, far = channels(make_pair())
+    near, far = channels(await make_pair())
     buffers = [random.Random(size).randbytes(size) for size in sizes]
     message, received = await exchange(near, far, value(*buffers), buffers)
     assert message == value(*buffers)
@@ -80,10 +78,9 @@ async def test_values_of_every_size_arrive(make_pair, sizes):
     far.abort()
 
 
-@both_transports
 @pytest.mark.parametrize("count", [10, 3_000_000])
 async def test_arrays_made_of_what_was_received_are_writeable(make_pair, count):
-    near, far = channels(make_pair())
+    near, far = channels(await make_pair())
     array = np.arange(count, dtype="i8")
     _, [buffer] = await exchange(near, far, value(array), [array])
     received = np.frombuffer(buffer, dtype="i8")
@@ -137,7 +134,7 @@ def test_any_sequence_of_messages_arrives_in_any_chunks(sent):
     sent = [
         (message._replace(sizes=tuple(map(len, buffers))), buffers) if hasattr(message, "sizes") else (message, [])
         for message, buffers in sent
-        if not isinstance(message, Goodbye | Lent | Borrowed)  # of which the channel itself makes something
+        if not isinstance(message, Goodbye | MemoryOffered | MemoryRead)  # of which the channel itself makes something
     ]
 
     async def main():
@@ -162,20 +159,19 @@ def test_any_sequence_of_messages_arrives_in_any_chunks(sent):
 # ------------------------------------------------------------------------------------------------------ ends, limits
 
 
-@both_transports
 async def test_an_end_between_two_messages_is_an_end_and_in_the_middle_a_loss(make_pair):
-    near, far = make_pair()
+    near, far = await make_pair()
     _, receiver = channels((near, far))
-    near.try_send(frame(PutDone("key", 1)))
+    await near.send_all(frame(PutDone("key", 1)))
     await near.aclose()
     assert (await receiver.receive())[0] == PutDone("key", 1)
     with pytest.raises(trio.EndOfChannel):
         await receiver.receive()
     near.abort()
     for cut in (1, 7, 8, 12, len(frame(value(b"abc"))), len(frame(value(b"abc"))) + 2):
-        near, far = make_pair()
+        near, far = await make_pair()
         _, receiver = channels((near, far))
-        near.try_send((frame(value(b"abc")) + b"abc")[:cut])
+        await near.send_all((frame(value(b"abc")) + b"abc")[:cut])
         await near.aclose()
         with pytest.raises(ConnectionLost, match="middle of a message"):
             await receiver.receive()
@@ -245,13 +241,13 @@ async def test_the_largest_value_is_allowed():
     ]
 
 
-PATIENCE = LinkSettings(silence_s=30)
+PATIENCE = LinkLimits(silence_s=30)
 
 
 @pytest.mark.parametrize("cut", [3, len(frame(value(bytes(100_000)))), 300])
 async def test_a_pause_in_the_middle_of_a_message_is_a_loss_after_its_limit(autojump_clock, cut):
     near, far = memory_pair()
-    _, receiver = channels((near, far), settings=PATIENCE)
+    _, receiver = channels((near, far), limits=PATIENCE)
 
     async def send_slowly_and_stop():
         await trio.sleep(1000)  # nobody minds before a message has begun
@@ -270,7 +266,7 @@ async def test_a_pause_in_the_middle_of_a_message_is_a_loss_after_its_limit(auto
 
 async def test_a_peer_that_takes_nothing_is_lost_after_its_limit(autojump_clock):
     near, far = memory_pair()
-    sender, _ = channels((near, far), settings=PATIENCE)
+    sender, _ = channels((near, far), limits=PATIENCE)
     started = trio.current_time()
     with pytest.raises(PeerSilent, match="took nothing for 30 s"):
         await sender.send(value(bytes(2 * MIB)), [bytes(2 * MIB)])

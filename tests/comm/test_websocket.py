@@ -1,45 +1,98 @@
-"""Websockets: what other programs may do on one that ours never do."""
+"""Websockets: what other programs may do on one that ours never do, and what becomes of the tasks behind one."""
 
 import random
+from contextlib import suppress
+from functools import partial
 
 import pytest
 import trio
-from wsproto import ConnectionType, WSConnection
-from wsproto.events import BytesMessage, CloseConnection, Ping, Pong, RejectConnection, Request, TextMessage
+import trio.testing
 
-from tests.comm.kit import background, tcp_pair
+from tests.comm.kit import background, pair_of, read_to_end, tcp_pair, until, websocket_pair
+from trio_dask.comm.tcp import TcpTransport
 from trio_dask.comm.transport import ConnectionLost
-from trio_dask.comm.websocket import WebSocketTransport
+from trio_dask.comm.websocket import MESSAGE_BYTES, WebSocketTransport, agree_as_client, agree_as_server
 from trio_dask.errors import ProtocolError
+
+ASK = (
+    b"GET /any/path HTTP/1.1\r\nHost: here\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+)
+AGREE = b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n"  # the answer to that key, by RFC 6455
+TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
+
+
+def sent_by_client(opcode, payload=b""):
+    """A whole message; its mask is four zeroes, which changes nothing."""
+    size = len(payload)
+    if size < 126:
+        length = bytes([0x80 | size])
+    else:
+        length = b"\xfe" + size.to_bytes(2) if size < 2**16 else b"\xff" + size.to_bytes(8)
+    return bytes([0x80 | opcode]) + length + bytes(4) + payload
+
+
+async def read_frame(tcp):
+    """Opcode and payload of the next frame of a server."""
+    first, short = await read_exactly(tcp, 2)
+    size = int.from_bytes(await read_exactly(tcp, {126: 2, 127: 8}[short])) if short > 125 else short
+    return first & 15, await read_exactly(tcp, size)
+
+
+async def read_exactly(tcp, size):
+    data = bytearray()
+    while len(data) < size:
+        view = memoryview(bytearray(size - len(data)))
+        count = await tcp.receive_into(view)
+        assert count
+        data += view[:count]
+    return bytes(data)
+
+
+async def read_agreement(tcp):
+    answer = b""
+    while not answer.endswith(b"\r\n\r\n"):
+        answer += await read_exactly(tcp, 1)
+    assert answer.startswith(b"HTTP/1.1 101 ")
+    assert answer.endswith(AGREE)
 
 
 @pytest.fixture
-async def ends():
-    """A bare client and our server, neither of which has said anything."""
+async def bare(nursery):
+    """The TCP connection of a client that has said nothing yet, and our server."""
     near, far = tcp_pair()
-    await trio.lowlevel.checkpoint()
+    server = WebSocketTransport(far, "ws", cleanup_s=0.05)
+    nursery.start_soon(server.run, agree_as_server)
     with trio.fail_after(20):
-        yield near, WSConnection(ConnectionType.CLIENT), WebSocketTransport(far, WSConnection(ConnectionType.SERVER))
+        yield near, server
     near.abort()
-    far.abort()
+    server.abort()
 
 
-ASK = Request(host="here", target="/any/path")
+@pytest.fixture
+async def agreed(bare):
+    """The same after the handshake."""
+    tcp, server = bare
+    await tcp.send_all(ASK)
+    async with trio.open_nursery() as receiving:
+        receiving.start_soon(server.receive_into, memoryview(bytearray(len(ASK))))
+        await read_agreement(tcp)
+        await until(lambda: server._websocket is not None)
+        receiving.cancel_scope.cancel()
+    return tcp, server
 
 
-async def test_the_handshake_may_come_in_pieces_and_with_the_first_message(ends):
-    tcp, client, server = ends
-    handshake = client.send(ASK)
-    peer = WSConnection(ConnectionType.SERVER)
-    peer.receive_data(handshake)
+# ------------------------------------------------------------------------------------------------------- other programs
+
+
+async def test_the_handshake_may_come_in_pieces_and_with_the_first_message(bare):
+    tcp, server = bare
 
     async def dribble():
-        for byte in handshake:
+        for byte in ASK:
             await tcp.send_all(bytes([byte]))
             await trio.lowlevel.checkpoint()
-        while not [*client.events()]:
-            client.receive_data(await tcp.receive_some())
-        await tcp.send_all(client.send(BytesMessage(b"hello ")) + client.send(BytesMessage(b"there")))
+        await tcp.send_all(sent_by_client(BINARY, b"hello ") + sent_by_client(BINARY, b"there"))
 
     async with background(dribble):
         received = await server.receive_some()
@@ -48,74 +101,54 @@ async def test_the_handshake_may_come_in_pieces_and_with_the_first_message(ends)
     assert received == b"hello there"
 
 
-async def test_pings_are_answered_between_frames(ends):
-    tcp, client, server = ends
+async def test_pings_are_answered_between_the_frames_of_a_large_send(agreed):
+    tcp, server = agreed
     data = random.Random(0).randbytes(2**24)
     received, pongs = bytearray(), []
 
-    async def read():
-        client.receive_data(await tcp.receive_some())
-        for event in client.events():
-            if isinstance(event, BytesMessage):
-                received.extend(event.data)
-            elif isinstance(event, Pong):
-                pongs.append(bytes(event.payload))
-
-    async def ping(payload):
-        await tcp.send_all(client.send(Ping(payload)) + client.send(BytesMessage(payload)))
-        assert await server.receive_some() == payload
-
-    await tcp.send_all(client.send(ASK))
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(server.receive_some)  # the handshake, and nothing behind it
-        await read()
-        nursery.cancel_scope.cancel()
-    await ping(b"while nothing is under way")
-    await read()
-    assert pongs == [b"while nothing is under way"]
-    taken = server.try_send(data)
-    assert server.try_send(data[taken:]) == 0
-    await read()  # makes room for the rest of the frame
-    await ping(b"while half a frame is")
-
     async def read_everything():
         while len(received) < len(data):
-            await read()
+            opcode, payload = await read_frame(tcp)
+            if opcode == BINARY:
+                received.extend(payload)
+            else:
+                assert opcode == PONG
+                pongs.append(payload)
 
-    async with background(read_everything):
-        await server.send_all(data[taken:])
+    async with background(partial(server.send_all, data)):
+        await trio.testing.wait_all_tasks_blocked()
+        await tcp.send_all(sent_by_client(PING, b"are you there?") + sent_by_client(BINARY, b"go on"))
+        async with background(read_everything):
+            assert await server.receive_some() == b"go on"
     assert received == data
-    assert pongs[1:] == [b"while half a frame is"]
+    assert pongs == [b"are you there?"]
 
 
-async def test_a_close_is_an_end_though_tcp_goes_on(ends):
-    tcp, client, server = ends
-    await tcp.send_all(client.send(ASK))
-
-    async def close():
-        while not [*client.events()]:
-            client.receive_data(await tcp.receive_some())
-        await tcp.send_all(client.send(BytesMessage(b"bye")) + client.send(CloseConnection(1000)))
-
-    async with background(close):
-        assert await server.receive_some() == b"bye"
-        assert await server.receive_some() == b""
-        assert await server.receive_into(memoryview(bytearray(1))) == 0
+async def test_a_close_is_an_end_though_tcp_goes_on(agreed):
+    tcp, server = agreed
+    await tcp.send_all(sent_by_client(BINARY, b"bye") + sent_by_client(CLOSE, (1000).to_bytes(2)))
+    assert await server.receive_some() == b"bye"
+    assert await server.receive_some() == b""
+    assert await server.receive_into(memoryview(bytearray(1))) == 0
+    with pytest.raises(ConnectionLost):
+        await server.send_all(b"too late")
 
 
-async def test_no_more_is_read_than_was_asked_for(ends):
+async def test_no_more_than_a_read_and_a_message_is_taken_ahead_of_the_reader(agreed):
     """What may be read from a stranger is counted by the caller."""
-    tcp, client, server = ends
-    await tcp.send_all(client.send(ASK))
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(server.receive_some)
-        client.receive_data(await tcp.receive_some())
+    tcp, server = agreed
+    message = sent_by_client(BINARY, bytes(MESSAGE_BYTES))
+    async with background(partial(tcp.send_all, 10 * message)) as nursery:
+        taken = 0
+        while taken < 5000:
+            taken += (count := await server.receive_into(memoryview(bytearray(1000))))
+            assert 0 < count <= 1000
+        left = 0
+        with trio.move_on_after(1):
+            while left < 9 * len(message) - 5000:
+                left += len(await server._tcp.receive_some())
         nursery.cancel_scope.cancel()
-    assert [*client.events()]
-    message = client.send(BytesMessage(bytes(100_000)))
-    await tcp.send_all(message)
-    assert 0 < await server.receive_into(memoryview(bytearray(1000))) <= 1000
-    assert len(await server._tcp.receive_some()) >= len(message) - 1000
+    assert left >= 9 * len(message) - 5000
 
 
 @pytest.mark.parametrize(
@@ -126,48 +159,117 @@ async def test_no_more_is_read_than_was_asked_for(ends):
         b"GET / HTTP/1.1\r\n" + b"x" * 100_000,
     ],
 )
-async def test_what_is_no_websocket_is_refused(ends, said):
-    tcp, _, server = ends
+async def test_what_is_no_websocket_is_refused(bare, said):
+    tcp, server = bare
     tcp.try_send(said)
     with pytest.raises(ProtocolError, match="not a websocket peer"):
         await server.receive_some()
 
 
-async def test_text_is_refused(ends):
-    tcp, client, server = ends
-    tcp.try_send(client.send(ASK))
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        (sent_by_client(TEXT, b"hello"), "it sent text"),
+        (sent_by_client(BINARY, bytes(MESSAGE_BYTES + 1)), f".*maximum message size: {MESSAGE_BYTES} bytes"),
+        (bytes([0x80 | BINARY, 5]) + b"naked", ".*mask"),
+        (b"\xff" * 100, ".*"),
+    ],
+    ids=["text", "too large", "not masked", "no frame"],
+)
+async def test_what_ours_never_send_is_refused(agreed, said, why):
+    tcp, server = agreed
+    await tcp.send_all(said)
+    with pytest.raises(ProtocolError, match=f"not a websocket peer.*: {why}"):
+        await server.receive_some()
+    with pytest.raises(ConnectionLost):
+        await server.send_all(b"x")
 
-    async def talk():
-        while not [*client.events()]:
-            client.receive_data(await tcp.receive_some())
-        tcp.try_send(client.send(TextMessage("hello")))
 
-    async with background(talk):
-        with pytest.raises(ProtocolError, match="it sent a TextMessage"):
-            await server.receive_some()
+async def test_whatever_comes_is_data_an_end_or_a_protocol_error(nursery):
+    """The nursery of whoever owns the connection is not ended by a peer."""
+    dice = random.Random(0)
+    frames = [sent_by_client(opcode, bytes(5)) for opcode in (0, TEXT, BINARY, CLOSE, PING, PONG, 3, 11)]
+    for _ in range(100):
+        tcp, far = tcp_pair()
+        server = WebSocketTransport(far, "ws", cleanup_s=0.05)
+        nursery.start_soon(server.run, agree_as_server)
+        parts = [ASK, *dice.choices([*frames, ASK, dice.randbytes(20)], k=4)]
+        said = b"".join(parts)
+        await tcp.send_all(said[: dice.randrange(len(said) + 1)])
+        await tcp.aclose()
+        with trio.fail_after(5):
+            with suppress(ProtocolError, ConnectionLost):
+                await read_to_end(server)
+        server.abort()
 
 
-async def test_a_server_that_does_not_agree():
+# -------------------------------------------------------------------------------------------------------- the handshake
+
+
+async def call(tcp: TcpTransport, nursery: trio.Nursery) -> WebSocketTransport:
+    client = WebSocketTransport(tcp, "ws", cleanup_s=0.05)
+    nursery.start_soon(client.run, agree_as_client("here"))
+    try:
+        await client.wait_agreed()
+    finally:
+        client.abort()
+    return client
+
+
+async def test_a_server_that_does_not_agree(nursery):
     near, far = tcp_pair()
-    client = WebSocketTransport(near, WSConnection(ConnectionType.CLIENT))
 
     async def refuse():
-        server = WSConnection(ConnectionType.SERVER)
-        while not [*server.events()]:
-            server.receive_data(await far.receive_some())
-        far.try_send(server.send(RejectConnection(status_code=403)))
+        await far.receive_some()
+        far.try_send(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
 
     async with background(refuse):
-        with pytest.raises(ProtocolError, match="it sent a RejectConnection"):
-            await client.ask_for_upgrade("here")
-    client.abort()
+        with pytest.raises(ProtocolError, match="it answered with the HTTP status 403"):
+            await call(near, nursery)
     await far.aclose()
 
 
-async def test_a_server_that_hangs_up():
+async def test_a_server_that_hangs_up(nursery):
     near, far = tcp_pair()
     await far.aclose()
-    client = WebSocketTransport(near, WSConnection(ConnectionType.CLIENT))
     with pytest.raises(ConnectionLost):
-        await client.ask_for_upgrade("here")
-    client.abort()
+        await call(near, nursery)
+
+
+# ------------------------------------------------------------------------------------------------ what runs behind one
+
+
+async def test_a_send_that_is_cut_short_closes_the_connection(nursery):
+    near, far = await websocket_pair(nursery)
+    with trio.move_on_after(0.05) as scope:
+        await near.send_all(bytes(2**26))
+    assert scope.cancelled_caught
+    with pytest.raises(trio.ClosedResourceError):
+        await near.send_all(b"x")
+    with pytest.raises(ConnectionLost):
+        await read_to_end(far)
+    far.abort()
+
+
+async def test_the_tasks_behind_one_end_with_its_close():
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            near, far = await websocket_pair(nursery)
+            await near.aclose()
+            assert await far.receive_some() == b""
+            await far.aclose()
+
+
+async def test_a_cancelled_owner_may_still_say_goodbye_but_not_stay():
+    received = b""
+    with trio.fail_after(5):
+        async with trio.open_nursery() as owner:
+            near, far = await pair_of("websocket", owner)
+            owner.cancel_scope.cancel()
+            with trio.CancelScope(shield=True):
+                await near.send_all(b"goodbye")
+                received = await far.receive_some()
+    assert received == b"goodbye"
+    for end in (near, far):
+        with pytest.raises(trio.ClosedResourceError):
+            await end.send_all(b"x")

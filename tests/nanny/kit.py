@@ -8,7 +8,7 @@ from itertools import count
 
 import trio
 
-from trio_dask.comm import Address, serve
+from trio_dask.comm import Address, Endpoint, serve
 from trio_dask.config import NannySettings, WorkerSettings
 from trio_dask.deploy import child_services
 from trio_dask.ids import new_incarnation
@@ -119,7 +119,7 @@ class Nursing:
     async def scheduler(self, name, *, task_status):
         with self.scope:
             identity = Hello(role="scheduler", incarnation=new_incarnation())
-            await serve(Address("inproc", name), self._session, identity=identity, task_status=task_status)
+            await serve(Endpoint(Address("inproc", name)), self._session, identity=identity, task_status=task_status)
 
     @asynccontextmanager
     async def nanny(self, *, scheduler=True, worker=None, **options):

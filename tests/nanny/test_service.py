@@ -8,7 +8,7 @@ import trio
 import trio.testing
 
 from tests.nanny.kit import Nursing
-from trio_dask.comm import open_connection
+from trio_dask.comm import Endpoint, open_connection
 from trio_dask.comm.addresses import choose_advertised_host
 from trio_dask.config import SchedulerSettings, WorkerSettings
 from trio_dask.errors import ClusterError, KeptCrashing, NoScheduler, RefusedError
@@ -292,11 +292,11 @@ async def test_a_call_that_nothing_answers_ends_in_time_to_say_why_there_is_no_s
 ):
     """The nanny counts from its own start, and may be the one that ends a worker that was slow to start."""
 
-    async def unanswered(address, hello, *, timeout_s, settings):
+    async def unanswered(endpoint, hello, *, nursery, timeout_s):
         await trio.sleep(timeout_s)
         raise NoScheduler("it did not answer")
 
-    monkeypatch.setattr("trio_dask.nanny.scheduler_connection.open_connection", unanswered)
+    monkeypatch.setattr("trio_dask.nanny.scheduler_connection.connect", unanswered)
     async with nursing.nanny(scheduler=False, worker={"death_timeout_s": 5.0}):
         await nursing.until(lambda: nursing.end)
         assert str(nursing.end) == "no scheduler for 5 s: it did not answer"
@@ -460,7 +460,7 @@ async def test_a_scheduler_that_stops_tells_nannies_as_well(autojump_clock):
     async with trio.open_nursery() as nursery:
         hello = Hello(role="nanny", incarnation=new_incarnation(), details={"process": new_incarnation()})
         address = await nursery.start(run_scheduler, SchedulerSettings(address=f"inproc://{new_incarnation()}"))
-        async with await open_connection(address, hello) as connection:
+        async with open_connection(Endpoint(address), hello) as connection:
             nursery.cancel_scope.cancel()
             with trio.CancelScope(shield=True), trio.fail_after(10):
                 heard = [message async for batch in connection.batches() for message in batch]

@@ -6,7 +6,8 @@ import os
 import pytest
 import trio
 
-from trio_dask.comm import ConnectionLost, LinkSettings, open_connection, parse_address
+from trio_dask.comm import ConnectionLost, Endpoint, LinkLimits, open_connection, parse_address
+from trio_dask.comm.connect import connect as connect_to
 from trio_dask.config import SchedulerSettings
 from trio_dask.errors import NoScheduler, RefusedError, UnavailableError
 from trio_dask.protocol.hello import Hello
@@ -53,7 +54,8 @@ async def scheduler(nursery):
 
 async def connect(role, **hello):
     hello.setdefault("details", dict(WORKER) if role == "worker" else {})
-    return await open_connection(parse_address(ADDRESS), Hello(role=role, **hello))
+    endpoint = Endpoint(parse_address(ADDRESS))
+    return await connect_to(endpoint, Hello(role=role, **hello), nursery=None)  # in memory nothing runs beside
 
 
 async def batch(connection):
@@ -194,8 +196,8 @@ async def test_a_peer_that_breaks_the_protocol_is_closed_and_nobody_else_notices
 async def test_a_silent_peer_is_given_up(autojump_clock, scheduler, caplog):
     caplog.set_level(logging.INFO)
     await scheduler(silence_s=3, keepalive_s=1000)
-    link = LinkSettings(keepalive_s=1000, silence_s=1000)
-    async with await open_connection(parse_address(ADDRESS), Hello(role="client"), settings=link):
+    limits = LinkLimits(keepalive_s=1000, silence_s=1000)
+    async with open_connection(Endpoint(parse_address(ADDRESS), limits), Hello(role="client")):
         await trio.sleep(10)
     assert "Lost the client at " in caplog.text
 

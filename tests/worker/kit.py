@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import trio
 import trio.testing
 
-from trio_dask.comm import Address, Connection, ConnectionLost, DataChannel, open_data_channel, parse_address, serve
+from trio_dask.comm import Address, Connection, ConnectionLost, DataChannel, Endpoint, parse_address, serve
+from trio_dask.comm.connect import connect_data
 from trio_dask.comm.transport import Transport
 from trio_dask.config import WorkerSettings
 from trio_dask.ids import RunId, new_incarnation
@@ -121,7 +122,7 @@ class FakeScheduler:
     async def run(self, sessions: trio.Nursery, *, task_status: trio.TaskStatus[list[Address]]) -> None:
         with self._listening:
             await serve(
-                self.address,
+                Endpoint(self.address),
                 self._handle,
                 identity=Hello(role="scheduler"),
                 admit=self._admit,
@@ -175,7 +176,8 @@ async def open_worker(**settings: Any) -> AsyncGenerator[Session]:
 
 async def open_data(address: str) -> DataChannel:
     """A channel to a worker's data plane."""
-    return await open_data_channel(parse_address(address), Hello(role="data"))
+    nothing_runs = cast("trio.Nursery", None)  # neither over TCP nor in memory
+    return await connect_data(Endpoint(parse_address(address)), Hello(role="data"), nursery=nothing_runs)
 
 
 def value_of(inline: bytes | None) -> Any:

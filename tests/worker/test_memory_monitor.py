@@ -20,7 +20,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.worker.kit import PATIENCE_S, Ref, Session, open_data, open_worker
 from tests.worker.test_data_plane import ask, call, put
-from trio_dask.comm.buffer_pool import HUGE_PAGE_BYTES, Stock
+from trio_dask.comm.buffer_pool import HUGE_PAGE_BYTES, BufferPool
 from trio_dask.config import WorkerSettings
 from trio_dask.errors import UnavailableError
 from trio_dask.protocol.messages import (
@@ -89,7 +89,7 @@ class Process:
         self.told_at: list[float] = []
         self.released: list[float] = []
         self.leaked_bytes = 0
-        self.kept = Stock(LIMIT, start=lambda work: None)
+        self.kept = BufferPool(LIMIT, start=lambda work: None)
         settings = {"memory_limit_bytes": LIMIT, "local_directory": str(base), **settings}
         all_settings = WorkerSettings(scheduler="tcp://x", **settings)
         hooks = WorkerCallbacks(
@@ -310,7 +310,7 @@ async def test_while_memory_is_plenty_a_little_is_kept(autojump_clock: MockClock
 
 @pytest.mark.parametrize(("limit", "keeps"), [(LIMIT, False), (None, True)])
 def test_where_nobody_could_give_it_back_nothing_is_kept(limit: int | None, keeps: bool) -> None:
-    kept = Stock(LIMIT, start=lambda work: None)
+    kept = BufferPool(LIMIT, start=lambda work: None)
     settings = WorkerSettings(
         scheduler="tcp://x", memory_limit_bytes=limit, spill_managed=None, spill_process=None, pause_process=None
     )

@@ -9,6 +9,7 @@ import click
 from trio_dask.cli.legacy_options import LEGACY, NOT_OF_WORKER, legacy_options
 from trio_dask.cli.options import LOG, Checked, SectionOption, log_options, setting_options
 from trio_dask.config import (
+    DEFAULT_SCHEME,
     HOW_THEY_RUN,
     MEMORY,
     NANNIES,
@@ -38,8 +39,8 @@ def _read_address(text: str) -> Address:
     from trio_dask.comm.addresses import parse_address
 
     address = parse_address(text, default_port=0)
-    if address.scheme != "tcp":
-        raise UsageError(f"workers listen on tcp only, not on {address.scheme}")
+    if address.scheme != DEFAULT_SCHEME:
+        raise UsageError(f"workers listen on {DEFAULT_SCHEME} only, not on {address.scheme}")
     return address
 
 
@@ -51,9 +52,9 @@ def _read_host(text: str) -> str:
 
 
 def _read_protocol(text: str) -> str:
-    if text.strip().rstrip(":/").lower() != "tcp":
-        raise UsageError(f"{text[:40]!a} is not a protocol that workers listen on; give tcp")
-    return "tcp"
+    if text.strip().rstrip(":/").lower() != DEFAULT_SCHEME:
+        raise UsageError(f"{text[:40]!a} is not a protocol that workers listen on; give {DEFAULT_SCHEME}")
+    return DEFAULT_SCHEME
 
 
 ADDRESS: Final = Checked("ADDRESS", _read_address)
@@ -146,7 +147,7 @@ PARAMETERS: Final[list[click.Parameter]] = [
         section=LEGACY,
         type=Checked("TEXT", _read_protocol),
         expose_value=False,
-        help="Only tcp is supported.",
+        help=f"Only {DEFAULT_SCHEME} is supported.",
     ),
     *legacy_options(NOT_OF_WORKER),
 ]

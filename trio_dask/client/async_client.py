@@ -20,7 +20,7 @@ from trio_dask.client.open_engine import address_of, engine_for, settings_for
 from trio_dask.client.operation_forms import AsyncOperations
 from trio_dask.client.wait import wait
 from trio_dask.client.wait_signals import require_trio
-from trio_dask.comm.captured_error import Held
+from trio_dask.comm.captured_error import CapturedError
 from trio_dask.errors import UsageError
 
 __all__ = ["AsyncClient"]
@@ -100,7 +100,7 @@ class AsyncClient(AsyncOperations, BaseClient[AsyncFuture]):
 
         The nursery is left without the body's exception, which it would wrap in a group.
         """
-        body = Held()
+        body = CapturedError()
         async with trio.open_nursery() as nursery:
             with body:
                 await nursery.start(partial(self._engine.serve, outlive_cancellation=True))

@@ -27,6 +27,7 @@ from trio_dask.client.shared_state import (
     SharedState,
 )
 from trio_dask.client.worker_channels import WorkerChannels
+from trio_dask.comm.captured_error import CapturedError
 from trio_dask.errors import NoScheduler, ProtocolError, RefusedError, UnavailableError, UsageError
 from trio_dask.protocol.messages import Message
 
@@ -69,6 +70,8 @@ class Link:
         """Around whatever is given up when the client is to stop."""
         self._is_stopping = False
         self._stopped = trio.Event()
+        self.transports: trio.Nursery
+        """For the tasks of transports, while this serves."""
 
     def attach(self) -> None:
         """Belong to the Trio loop that runs here: from now on all calls can be made, and wait for the connection."""
@@ -86,19 +89,23 @@ class Link:
         Raises `NoScheduler` or `RefusedError`, before it is connected only.
         """
         self.attach()
-        try:
-            connection = await self._unless_stopped(self._dial, "", 0)
-            if connection is not None:
-                with trio.CancelScope(shield=outlive_cancellation):
-                    async with trio.open_nursery() as nursery:
-                        await nursery.start(self._calls.host)
-                        await self._stay_connected(connection, task_status.started)
-        except (NoScheduler, RefusedError) as error:
-            self._close(Ended(lost=True, text=str(error)))
-            raise
-        finally:
-            self._close(Ended(lost=False, text=CLOSED))
-            self._stopped.set()
+        block = CapturedError()
+        async with trio.open_nursery() as self.transports:
+            with block:
+                try:
+                    connection = await self._unless_stopped(self._dial, "", 0)
+                    if connection is not None:
+                        with trio.CancelScope(shield=outlive_cancellation):
+                            async with trio.open_nursery() as nursery:
+                                await nursery.start(self._calls.host)
+                                await self._stay_connected(connection, task_status.started)
+                except (NoScheduler, RefusedError) as error:
+                    self._close(Ended(lost=True, text=str(error)))
+                    raise
+                finally:
+                    self._close(Ended(lost=False, text=CLOSED))
+                    self._stopped.set()
+        block.raise_it()
 
     def stop(self) -> None:
         """Have `serve` say goodbye and return."""

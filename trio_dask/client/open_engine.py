@@ -14,13 +14,15 @@ from trio_dask.client.futures import Timeout
 from trio_dask.client.wait_signals import as_seconds
 from trio_dask.comm import inproc
 from trio_dask.comm.addresses import Address, parse_address, parse_scheduler_address
-from trio_dask.comm.connect import open_connection, open_data_channel
-from trio_dask.comm.connection import Connection, LinkSettings
+from trio_dask.comm.connect import connect, connect_data
+from trio_dask.comm.connection import Connection
 from trio_dask.comm.data_channel import DataChannel
+from trio_dask.comm.endpoint import Endpoint
 from trio_dask.config import ClientSettings
 from trio_dask.errors import NoScheduler, ProtocolError, UnavailableError, UsageError
 from trio_dask.ids import new_incarnation
 from trio_dask.protocol.hello import Hello
+from trio_dask.protocol.link import LinkLimits
 from trio_dask.protocol.wire_constants import LONGEST_GRACE_S
 from trio_dask.retry_policy import CLIENTS, RetryPolicy
 from trio_dask.scheduler_file import read_scheduler_file
@@ -73,9 +75,7 @@ def home_of(settings: ClientSettings) -> trio.lowlevel.TrioToken | None:
 def engine_for(settings: ClientSettings) -> Engine:
     """An engine that will connect as the settings say. It is not started."""
     incarnation = new_incarnation()
-    link_settings = LinkSettings(
-        keepalive_s=settings.keepalive_s, silence_s=settings.silence_s, cleanup_s=settings.grace_s
-    )
+    limits = LinkLimits(keepalive_s=settings.keepalive_s, silence_s=settings.silence_s, cleanup_s=settings.grace_s)
     name = settings.name or f"client-{incarnation[:8]}"
     hello = Hello(role="client", incarnation=incarnation, name=name)
 
@@ -88,19 +88,20 @@ def engine_for(settings: ClientSettings) -> Engine:
             "scheduler": lost,
             "received": received,
         }
-        return await _dial(engine, settings, hello._replace(details=details), link_settings, again=bool(lost))
+        return await _dial(engine, settings, hello._replace(details=details), limits, again=bool(lost))
 
     async def open_channel(address: str) -> DataChannel:
         data_hello = Hello(role="data", incarnation=incarnation, name=name)
-        where = parse_address(address)
-        return await open_data_channel(where, data_hello, timeout_s=settings.connect_timeout_s, settings=link_settings)
+        endpoint = Endpoint(parse_address(address), limits)
+        timeout_s = settings.connect_timeout_s
+        return await connect_data(endpoint, data_hello, nursery=engine.link.transports, timeout_s=timeout_s)
 
     engine = Engine(incarnation, dial, open_channel, grace_s=settings.grace_s)
     return engine
 
 
 async def _dial(
-    engine: Engine, settings: ClientSettings, hello: Hello, link: LinkSettings, *, again: bool
+    engine: Engine, settings: ClientSettings, hello: Hello, limits: LinkLimits, *, again: bool
 ) -> Connection:
     """Connect, trying again until the time is up: the scheduler may be starting, or the network come back.
 
@@ -126,7 +127,8 @@ async def _dial(
         try:
             where = _where(settings)
             timeout_s = max(min(left_s, try_s), CLIENTS.first_s)
-            connection = await open_connection(where, hello, timeout_s=timeout_s, settings=link)
+            endpoint = Endpoint(where, limits)
+            connection = await connect(endpoint, hello, nursery=engine.link.transports, timeout_s=timeout_s)
         except (NoScheduler, UnavailableError, UsageError) as error:
             now = trio.current_time()
             if retries.is_final(error, now) or now >= retries.deadline:

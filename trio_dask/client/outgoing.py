@@ -59,7 +59,7 @@ class Outgoing:
         if (
             not self.has_waited
             or type(phase) is not Connected
-            or not phase.connection.any_thread_sends
+            or not phase.connection.thread_safe_send
             or get_ident() == self._calls.thread
             or not self._sending.acquire(blocking=False)
         ):

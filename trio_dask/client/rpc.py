@@ -19,6 +19,7 @@ from trio_dask.client.wait_signals import as_seconds, require_trio
 from trio_dask.comm.addresses import parse_address, parse_scheduler_address
 from trio_dask.comm.connect import open_connection
 from trio_dask.comm.connection import Connection
+from trio_dask.comm.endpoint import Endpoint
 from trio_dask.comm.transport import ConnectionLost
 from trio_dask.errors import NoScheduler, RefusedError, UsageError
 from trio_dask.ids import new_incarnation
@@ -151,7 +152,7 @@ async def _connected(address: str, timeout: Timeout) -> AsyncGenerator[AsyncRpc]
     seconds = as_seconds(timeout)
     limit_s = math.inf if seconds is None else seconds
     hello = Hello(role="control", incarnation=new_incarnation(), name=f"rpc-{os.getpid()}")
-    async with await open_connection(parse_address(address), hello, timeout_s=limit_s) as connection:
+    async with open_connection(Endpoint(parse_address(address)), hello, timeout_s=limit_s) as connection:
         try:
             yield AsyncRpc(address, connection, limit_s)
         finally:

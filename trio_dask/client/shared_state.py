@@ -54,7 +54,7 @@ class Connection(Protocol):
     """The connection with the scheduler; `comm.connection.Connection` is one."""
 
     @property
-    def any_thread_sends(self) -> bool:
+    def thread_safe_send(self) -> bool:
         """Whether any thread may send, and not only that of the loop."""
         ...
 

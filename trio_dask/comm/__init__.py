@@ -1,5 +1,7 @@
-"""Carry messages between two processes. Knows what a message is, and nothing of what it means."""
+"""Carries messages between two processes. It knows what a message is, and nothing of what it means."""
 
+# Each registers its kind of transport.
+from trio_dask.comm import inproc, tcp, websocket_scheme  # noqa: F401  # pyright: ignore[reportUnusedImport]
 from trio_dask.comm.addresses import (
     Address,
     addresses_of_interface,
@@ -7,24 +9,26 @@ from trio_dask.comm.addresses import (
     parse_address,
     parse_scheduler_address,
 )
-from trio_dask.comm.connect import limit_of_call, open_connection, open_data_channel
-from trio_dask.comm.connection import Connection, LinkSettings
+from trio_dask.comm.connect import connect_limit_s, open_connection
+from trio_dask.comm.connection import Connection
 from trio_dask.comm.data_channel import DataChannel
+from trio_dask.comm.endpoint import Endpoint
 from trio_dask.comm.listen import serve
 from trio_dask.comm.transport import ConnectionLost, PeerSilent
+from trio_dask.protocol.link import LinkLimits
 
 __all__ = [
     "Address",
     "Connection",
     "ConnectionLost",
     "DataChannel",
-    "LinkSettings",
+    "Endpoint",
+    "LinkLimits",
     "PeerSilent",
     "addresses_of_interface",
     "choose_advertised_host",
-    "limit_of_call",
+    "connect_limit_s",
     "open_connection",
-    "open_data_channel",
     "parse_address",
     "parse_scheduler_address",
     "serve",

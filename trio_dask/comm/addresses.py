@@ -1,6 +1,6 @@
 """Where a process can be reached: `tcp://10.0.0.5:8786`, `ws://login.cluster:80`, `inproc://name`.
 
-`inproc` addresses name a listener inside the same Trio run; they have no port.
+The scheme says which transport leads there. An address inside the same Trio run is a name and has no port.
 """
 
 from __future__ import annotations
@@ -8,14 +8,14 @@ from __future__ import annotations
 import re
 import socket
 from ipaddress import ip_address
-from typing import Literal, NamedTuple, cast, get_args
+from typing import NamedTuple
 
-from trio_dask.config import DEFAULT_PORT
+from trio_dask.comm.transport import TRANSPORTS
+from trio_dask.config import DEFAULT_PORT, DEFAULT_SCHEME
 from trio_dask.errors import AddressError, UnavailableError
 
 __all__ = [
     "Address",
-    "Scheme",
     "addresses_of_interface",
     "advertised_hosts",
     "check_host",
@@ -26,48 +26,52 @@ __all__ = [
     "resolvable",
 ]
 
-Scheme = Literal["tcp", "ws", "inproc"]
-
 _NAME = re.compile(r"[\w.-]{1,253}")
 _EXAMPLE_HOST = "write for example 10.0.0.5"
 _EXAMPLE = "write for example tcp://10.0.0.5:8786"
 
 
 class Address(NamedTuple):
-    """One endpoint. An empty host means all interfaces, port 0 any free port; only listeners use these."""
+    """One place. An empty host means all interfaces, port 0 any free port; only listeners use these."""
 
-    scheme: Scheme
+    scheme: str
     host: str
     port: int = 0
 
+    @property
+    def is_in_process(self) -> bool:
+        """Whether it can be reached from the same Trio run only; `host` is a name then."""
+        return TRANSPORTS[self.scheme].is_in_process
+
     def __str__(self) -> str:
-        if self.scheme == "inproc":
-            return f"inproc://{self.host}"
+        if self.is_in_process:
+            return f"{self.scheme}://{self.host}"
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{self.scheme}://{host}:{self.port}"
 
 
 def resolvable(host: str) -> str | bytes | None:
-    """A host as `getaddrinfo` is best given it; None for all interfaces.
+    """A host in the form that suits `getaddrinfo` best; None for all interfaces.
 
-    For a text it loads the tables of international names, whatever the text: 3 ms at the start of each process.
+    Given a `str`, that function loads the tables of international names, whatever the text: 3 ms in each process.
     """
     return (host.encode() if host.isascii() else host) or None
 
 
 def parse_address(text: str, *, default_port: int | None = None) -> Address:
-    """The address that a text means. Without a scheme it is `tcp`, without a port `default_port` if there is one.
+    """The address that a text means; `DEFAULT_SCHEME` and `default_port`, if there is one, fill what it lacks.
 
     Raises `AddressError`, saying what is wrong with the text.
     """
     scheme, found, place = text.strip().rpartition("://")
-    scheme = scheme.lower() if found else "tcp"
-    if scheme not in get_args(Scheme):
-        raise AddressError(f"{text!r}: {scheme!r} is not a known scheme; there are {', '.join(get_args(Scheme))}")
-    if scheme == "inproc":
+    scheme = scheme.lower() if found else DEFAULT_SCHEME
+    kind = TRANSPORTS.get(scheme)
+    if kind is None:
+        raise AddressError(f"{text!r}: {scheme!r} is not a known scheme; there are {', '.join(sorted(TRANSPORTS))}")
+    if kind.is_in_process:
         if not _NAME.fullmatch(place):
-            raise AddressError(f"{text!r}: an inproc name may contain only letters, digits, '.', '-' and '_'")
-        return Address("inproc", place)
+            raise AddressError(f"{text!r}: an {scheme} name may contain only letters, digits, '.', '-' and '_'")
+        return Address(scheme, place)
     host, port = _split(text, place.removesuffix("/"))
     if port is None:
         if default_port is None:
@@ -75,7 +79,7 @@ def parse_address(text: str, *, default_port: int | None = None) -> Address:
         port = str(default_port)
     if not (port.isascii() and port.isdigit() and int(port[:6]) < 2**16):
         raise AddressError(f"{text!r}: a port is a number from 0 to 65535, not {port!r}")
-    return Address(cast("Scheme", scheme), host, int(port))
+    return Address(scheme, host, int(port))
 
 
 def parse_scheduler_address(text: str) -> Address:
@@ -87,7 +91,7 @@ def parse_scheduler_address(text: str) -> Address:
 
 
 def check_host(text: str) -> None:
-    """Refuse what can be neither the name nor the address of a host. All interfaces are the empty text.
+    """Refuse a text that is neither the name nor the address of a host. The empty text stands for all interfaces.
 
     Raises `AddressError`.
     """
@@ -106,11 +110,11 @@ def choose_advertised_host(bound: str, towards: str = "", *, otherwise: str | No
 
 
 def advertised_hosts(bound: str, towards: str = "") -> list[str]:
-    """The hosts to tell others for a listener that is bound to `bound`, best first. Several if it cannot be known.
+    """The hosts to tell others for a listener that is bound to `bound`, best first; several if none is certain.
 
-    A listener on all interfaces tells the address from which `towards` (a host that others can reach too, or by default
-    the world) is reached; nothing is sent to find out. Without such a route any address of its interfaces may be the
-    one that others reach. On a machine without any network that is the loopback address.
+    A listener on all interfaces tells the local address of the route to `towards`, a host that others can reach too, or
+    by default to the world; finding it sends nothing. Without such a route, others may reach any address of its
+    interfaces. On a machine without any network that is the loopback address.
     """
     if not _is_wildcard(bound):
         return [bound]
@@ -156,8 +160,8 @@ def _routed_host(towards: str) -> str | None:
 
 
 def _hosts_of_machine() -> list[str]:
-    """The addresses of the interfaces that are up, IPv4 first, without those that reach no further than a link."""
-    import psutil  # slow to load, and hardly ever needed
+    """The addresses of the interfaces that are up, IPv4 first, without those that are valid on one link only."""
+    import psutil  # slow to load and rarely needed
 
     running = {name for name, stats in psutil.net_if_stats().items() if stats.isup}
     found = [
@@ -176,7 +180,7 @@ def addresses_of_interface(name: str) -> list[str]:
 
     Raises `UnavailableError`, naming the interfaces that there are.
     """
-    import psutil  # slow to load, and hardly ever needed
+    import psutil  # slow to load and rarely needed
 
     interfaces = psutil.net_if_addrs()
     families = (socket.AF_INET, socket.AF_INET6)

@@ -1,14 +1,14 @@
-"""Memory for large values that come in, used again by the next ones.
+"""Memory for large incoming values, used again for the next ones.
 
-The system clears each page that it hands out, and a virtual machine may have to get it from its host first: to fill
+The system clears each page that it hands out, and a virtual machine may have to get it from its host first: filling
 fresh memory takes longer by a third, or ten times as long. So a map whose last view has died is kept for a short time,
 for a value of about the same size.
 
-A map may come back anywhere: in any thread, while garbage is collected, with any lock held. So what happens then never
-waits for a lock, and starts its thread without the module `threading`, which has locks of its own.
+A map may come back anywhere: in any thread, during garbage collection, with any lock held. So the code that takes it
+back never waits for a lock, and starts its thread without the module `threading`, which has locks of its own.
 
-What is kept has been the data of some value. Nobody sees it, since whoever asks for memory shows it to others only
-after all of it was filled. Who gives up halfway drops it, and a thread that still writes into it still holds it.
+A kept map still holds the data of some value. Nobody sees them: callers of `allocate` show the memory to others only
+after they have filled all of it. A caller that gives up halfway drops it; a thread that still writes into it holds it.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from typing import Final, NamedTuple
 
 from trio_dask.host_limits import memory_bytes
 
-__all__ = ["Stock", "stock"]
+__all__ = ["BufferPool", "pool"]
 
 KEEP_S: Final = 5.0
 MAX_BYTES: Final = 2**30
 MACHINE_SHARE: Final = 1 / 16
 WASTE_SHARE: Final = 1 / 8
-"""Of the size asked for, at most, by which a map is larger: that much nobody would account for."""
+"""A map may be larger than the request by this share of it at most: no budget accounts for the difference."""
 
 HUGE_PAGE_BYTES: Final = 2 * 2**20
 """Maps of whole huge pages begin at one; others may have small pages at both ends."""
@@ -55,8 +55,8 @@ def _start(work: Callable[[], None]) -> None:
     start_new_thread(work, ())
 
 
-class Stock:
-    """Memory that is lent out, and for `keep_s` after it came back kept for others; at most `max_bytes` of it.
+class BufferPool:
+    """Memory that is handed out, and kept for others for `keep_s` after it came back; at most `max_bytes` are kept.
 
     Any thread may call anything. While something is kept there is a thread that lets go of it in time. Neither the end
     of the process nor a fork waits for that thread.
@@ -80,28 +80,28 @@ class Stock:
         self.forget()
 
     def forget(self) -> None:
-        """Begin anew, as after a fork, where the other threads do not exist, and their locks may be held for ever."""
-        self._lock = threading.Lock()  # guards what is kept; whoever has had it looks at what was returned
+        """Start afresh after a fork: other threads are gone, and locks that they held would never be released."""
+        self._lock = threading.Lock()  # guards what is kept; whoever releases it then checks what was returned
         self._watched = threading.Lock()  # held for the thread
         self._kept: list[_Kept] = []  # the oldest first
         self._returned.clear()
 
     @property
     def kept_bytes(self) -> int:
-        """How much is kept for nobody in particular."""
+        """How much is kept and free."""
         return sum(len(kept.mapping) for kept in self._kept.copy())
 
     def keep_at_most(self, max_bytes: int) -> None:
-        """From now on keep no more than this, or than what was said before."""
+        """From now on keep no more than this; an earlier, smaller limit stays."""
         self._max_bytes = min(self._max_bytes, max_bytes)
-        self._let_go(lambda: self._excess(0))
+        self._unmap_oldest(lambda: self._excess(0))
 
     def give_back(self) -> None:
-        """Let the system have everything that is kept."""
-        self._let_go(lambda: len(self._kept))
+        """Return everything that is kept to the system."""
+        self._unmap_oldest(lambda: len(self._kept))
 
     def allocate(self, size: int) -> memoryview:
-        """Writeable memory of so many bytes, at least one, for somebody who fills all of it before he shows it."""
+        """Writeable memory of `size` bytes, at least one. The caller fills all of it before anybody else sees it."""
         mapping = self._take(size)
         if mapping is None:
             try:
@@ -114,7 +114,7 @@ class Stock:
         return memoryview(array)[:size]
 
     def _take(self, size: int) -> mmap.mmap | None:
-        """The smallest that is kept and fits, of several the last that came back, which may be in the cache."""
+        """The smallest kept map that fits; of several, the last that came back: the cache may still hold it."""
         if not self._kept or not self._lock.acquire(blocking=False):
             return None
         try:
@@ -125,25 +125,25 @@ class Stock:
             return self._kept.pop(len(sizes) - 1 - sizes[::-1].index(best)).mapping
         finally:
             self._lock.release()
-            self._settle()
+            self._keep_returned()
 
     # ------------------------------------------------------------------------------------------ coming back
 
     def _come_back(self, mapping: mmap.mmap) -> None:
         self._returned.append(mapping)
-        self._settle()
+        self._keep_returned()
 
-    def _settle(self) -> None:
-        """Sort in what came back, unless the lock is held: whoever has it does this next, be it this very thread."""
+    def _keep_returned(self) -> None:
+        """Keep what came back, unless the lock is held: its holder, perhaps this very thread, does so next."""
         while self._returned and self._lock.acquire(blocking=False):
             try:
-                gone = self._sort_in()
+                gone = self._add_returned()
             finally:
                 self._lock.release()
             del gone  # to unmap takes a while
-        self._have_it_watched()
+        self._start_watch()
 
-    def _sort_in(self) -> list[_Kept]:
+    def _add_returned(self) -> list[_Kept]:
         gone: list[_Kept] = []
         while self._returned:
             new = _Kept(self._returned.popleft(), self._clock())
@@ -155,7 +155,7 @@ class Stock:
         return gone
 
     def _excess(self, more: int) -> int:
-        """How many of the oldest have to go, so that there is room for so many bytes more."""
+        """How many of the oldest maps have to go to make room for `more` bytes."""
         count, left = 0, self.kept_bytes + more
         while left > self._max_bytes and count < len(self._kept):
             left -= len(self._kept[count].mapping)
@@ -169,15 +169,15 @@ class Stock:
         del self._kept[:count]
         return gone
 
-    def _let_go(self, choose: Callable[[], int]) -> None:
-        """Let go of the oldest, as many as `choose` says under the lock."""
-        self._settle()
+    def _unmap_oldest(self, choose: Callable[[], int]) -> None:
+        """Unmap the oldest maps, as many as `choose` says under the lock."""
+        self._keep_returned()
         with self._lock:
             gone = self._cut(choose())
         del gone
-        self._settle()
+        self._keep_returned()
 
-    def _have_it_watched(self) -> None:
+    def _start_watch(self) -> None:
         if not self._kept or not self._watched.acquire(blocking=False):
             return
         try:
@@ -187,7 +187,7 @@ class Stock:
             self._keep_nothing()
 
     def _keep_nothing(self) -> None:
-        """Without waiting: whoever has the lock comes to this too."""
+        """Without waiting: whoever holds the lock does this next."""
         if self._lock.acquire(blocking=False):
             try:
                 gone = self._cut(len(self._kept))
@@ -196,14 +196,14 @@ class Stock:
             del gone
 
     def _watch(self) -> None:
-        """In the thread: let go of what nobody wanted in time. Ends when nothing is kept."""
+        """In the thread: unmap what was not used in time. Ends when nothing is kept."""
         while self._kept:
             due = min((kept.since for kept in self._kept.copy()), default=0.0) + self._keep_s
             if due > self._clock():
                 self._sleep(max(due - self._clock(), MIN_NAP_S))
-            self._let_go(self._count_old)
+            self._unmap_oldest(self._count_old)
         self._watched.release()
-        self._have_it_watched()  # what came back just now has seen that there was a thread
+        self._start_watch()  # what came back just now has seen that there was a thread
 
     def _count_old(self) -> int:
         old = self._clock() - self._keep_s
@@ -220,8 +220,8 @@ def _fresh(size: int) -> mmap.mmap:
     return mapping
 
 
-stock = Stock(min(MAX_BYTES, int(MACHINE_SHARE * memory_bytes())))
+pool = BufferPool(min(MAX_BYTES, int(MACHINE_SHARE * memory_bytes())))
 """What this process has."""
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=stock.forget)
+    os.register_at_fork(after_in_child=pool.forget)

@@ -1,12 +1,11 @@
-"""Look a moment longer before going to sleep: for an event loop whose messages come one upon the other.
+"""Poll for a moment before sleeping: for an event loop whose messages follow each other closely.
 
-To wake a processor that sleeps takes some 50 µs, on virtual machines in particular, and a lone task passes the
-scheduler twice. So where the last waits of the loop were short, it looks again and again whether something has come,
-for as long as such waits last, before it has the kernel wake it. Where they were not, it sleeps at once: nothing is
-spent on a scheduler that is idle, or whose tasks take their time.
+Waking a sleeping processor takes some 50 µs, on virtual machines in particular, and a lone task passes the scheduler
+twice. So if the last waits of the loop were short, it polls for as long as such waits last, before it has the kernel
+wake it. If they were not, it sleeps at once: an idle scheduler, or one with long tasks, spends nothing.
 
-After each look the processor is offered to whoever else has something to do. Where somebody takes it for long, it is
-scarce, and the loop leaves that be for a while: one who yields comes last, one who sleeps is preferred when woken.
+After each poll the loop yields the processor. If another process then keeps it for long, the processor is scarce, and
+the loop stops polling for a while: the kernel runs a process that yields last, and prefers one that it wakes.
 
 This is the adaptive polling that the kernel's `halt_poll_ns` and `net.core.busy_read` do for processors and sockets.
 """
@@ -25,17 +24,17 @@ import trio
 __all__ = ["BusyPoll"]
 
 ENOUGH: Final = 2
-"""So many short waits, one after the other, promise another."""
+"""After this many short waits in a row, the next one is expected to be short as well."""
 
 SCARCE_S: Final = 0.5e-3
-"""Who gets the processor back so late has competitors: those who answer us take less."""
+"""If `sched_yield` takes longer than this, another process is competing for the CPU."""
 
 REST_S: Final = 0.1
-"""For so long the loop then sleeps whenever it waits."""
+"""How long the loop then does not poll."""
 
 
 class BusyPoll(trio.abc.Instrument):
-    """Polls for the loop in which it is entered, up to `limit_s` before each of its waits. 0 turns it off."""
+    """Polls for the loop in which it is entered, for up to `limit_s` before each wait. 0 turns it off."""
 
     def __init__(self, limit_s: float) -> None:
         self._limit_s = limit_s
@@ -47,7 +46,7 @@ class BusyPoll(trio.abc.Instrument):
 
     @contextmanager
     def running(self) -> Generator[None]:
-        """Poll, for the length of the block, when something is watched."""
+        """Within the block, poll when something is watched."""
         if not self._limit_s or not hasattr(select, "epoll"):
             yield
             return
@@ -61,7 +60,7 @@ class BusyPoll(trio.abc.Instrument):
 
     @contextmanager
     def watching(self, fd: int | None) -> Generator[None]:
-        """For the length of the block, look at this descriptor as well. What has none is found when the loop sleeps."""
+        """Within the block, poll this descriptor as well. Without one, the loop notices input when it sleeps."""
         poller = self._poller
         if poller is None or fd is None:
             yield
@@ -72,11 +71,11 @@ class BusyPoll(trio.abc.Instrument):
             yield
         finally:
             self._watched -= 1
-            with suppress(OSError, ValueError):  # it was closed, and with it is gone from here; or we are
+            with suppress(OSError, ValueError):  # a closed one is gone from the poller; or that is closed
                 poller.unregister(fd)
 
     def before_io_wait(self, timeout: float) -> None:
-        """Trio is about to wait; it asks the kernel next, and finds what was found here."""
+        """Trio is about to wait; it asks the kernel next, and finds what this has found."""
         if timeout <= 0:
             return
         self._began = began = perf_counter()

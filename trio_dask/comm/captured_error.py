@@ -1,14 +1,14 @@
-"""An exception that passes a nursery by."""
+"""An exception that bypasses a nursery."""
 
 from __future__ import annotations
 
 from types import TracebackType
 
-__all__ = ["Held"]
+__all__ = ["CapturedError"]
 
 
-class Held:
-    """Keeps what a `with` block raises, so that it can be raised where no nursery wraps it in a group."""
+class CapturedError:
+    """Keeps what a `with` block raises, to raise it outside a nursery, which would wrap it in a group."""
 
     def __init__(self) -> None:
         self._error: BaseException | None = None

@@ -1,86 +1,94 @@
-"""Call a peer: connect, say hello, and understand in words why it did not work."""
+"""Connect to a peer and say hello; where that fails, say why in words."""
 
 from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import asynccontextmanager
 from typing import cast
 
 import trio
 
-from trio_dask.comm.addresses import Address
-from trio_dask.comm.connection import Connection, LinkSettings
+from trio_dask.comm.captured_error import CapturedError
+from trio_dask.comm.connection import Connection
 from trio_dask.comm.data_channel import DataChannel
-from trio_dask.comm.inproc import connect_memory
+from trio_dask.comm.endpoint import Endpoint
 from trio_dask.comm.shared_blobs import memory_domain
-from trio_dask.comm.tcp import connect_tcp
-from trio_dask.comm.transport import ConnectionLost, PeerSilent, Transport
+from trio_dask.comm.transport import TRANSPORTS, ConnectionLost, PeerSilent, Transport
 from trio_dask.errors import NoScheduler, ProtocolError, RefusedError
 from trio_dask.protocol.codec import TO_CLIENT, TO_CONTROL, TO_NANNY, TO_WORKER, Allowed
 from trio_dask.protocol.hello import EnvelopeReader, Hello, Refusal, Role, Welcome, decode_answer, encode_hello
 
-__all__ = ["limit_of_call", "open_connection", "open_data_channel"]
+__all__ = ["connect", "connect_data", "connect_limit_s", "open_connection"]
 
 _ALLOWED: dict[Role, Allowed] = {"client": TO_CLIENT, "worker": TO_WORKER, "nanny": TO_NANNY, "control": TO_CONTROL}
 
-DIAL_SHARE = 0.9
-"""The share of the time left to find a scheduler that one call may take: its end says why there is none."""
+TRY_SHARE = 0.9
+"""The share of the time left to find a scheduler that one try may take: its end says why there is none."""
 
-SHORT_DIAL_S = 1.0
-
-
-def limit_of_call(limit_s: float, left_s: float) -> float:
-    """How long a call may take: `limit_s`, or less if only `left_s` are left to find a scheduler."""
-    return min(limit_s, max(SHORT_DIAL_S, DIAL_SHARE * left_s))
+SHORT_TRY_S = 1.0
 
 
-async def open_connection(
-    address: Address, hello: Hello, *, timeout_s: float = 10.0, settings: LinkSettings | None = None
-) -> Connection:
-    """Connect to a scheduler, as the client or worker that `hello` says.
+def connect_limit_s(limit_s: float, left_s: float) -> float:
+    """How long one try to connect may take: `limit_s`, or less if only `left_s` are left to find a scheduler."""
+    return min(limit_s, max(SHORT_TRY_S, TRY_SHARE * left_s))
 
-    Raises `NoScheduler`, saying what is wrong there, and `RefusedError` with the scheduler's own words.
+
+async def connect(endpoint: Endpoint, hello: Hello, *, nursery: trio.Nursery, timeout_s: float = 10.0) -> Connection:
+    """Connect to a scheduler, in the role that `hello` names.
+
+    The transport may run tasks in `nursery` until the connection is closed. Raises `NoScheduler`, saying what is wrong
+    there, and `RefusedError` with the scheduler's own words.
     """
     allowed = _ALLOWED[hello.role]
     try:
-        transport, welcome, rest = await _call(address, hello._replace(memory=memory_domain()), timeout_s)
+        hello = hello._replace(memory=memory_domain())
+        transport, welcome, rest = await _call(endpoint, hello, nursery, timeout_s)
     except _CannotReachError as error:
         missing = "nothing to ask" if hello.role == "control" else "no scheduler"
-        raise NoScheduler(f"{missing} at {address}: {error}") from error.__cause__
-    return Connection(transport, welcome, allowed=allowed, settings=settings, received=rest)
+        raise NoScheduler(f"{missing} at {endpoint}: {error}") from error.__cause__
+    return Connection(transport, welcome, allowed=allowed, limits=endpoint.limits, received=rest)
 
 
-async def open_data_channel(
-    address: Address,
-    hello: Hello,
-    *,
-    timeout_s: float = 10.0,
-    max_bytes: int | None = None,
-    settings: LinkSettings | None = None,
+@asynccontextmanager
+async def open_connection(endpoint: Endpoint, hello: Hello, *, timeout_s: float = 10.0) -> AsyncGenerator[Connection]:
+    """`connect`, for the length of a block; leaving it without `aclose` is a loss for the peer."""
+    block = CapturedError()
+    async with trio.open_nursery() as nursery:
+        with block:
+            async with await connect(endpoint, hello, nursery=nursery, timeout_s=timeout_s) as connection:
+                yield connection
+    block.raise_it()
+
+
+async def connect_data(
+    endpoint: Endpoint, hello: Hello, *, nursery: trio.Nursery, timeout_s: float = 10.0, max_bytes: int | None = None
 ) -> DataChannel:
     """Connect to the data plane of a peer; `hello` has the role `data`.
 
-    Raises `ConnectionLost`, saying what is wrong there (`PeerSilent` if it does not answer), and `RefusedError` with
-    the peer's own words.
+    The transport may run tasks in `nursery` until the channel is closed. Raises `ConnectionLost`, saying what is wrong
+    there (`PeerSilent` if it does not answer), and `RefusedError` with the peer's own words.
     """
     try:
-        transport, welcome, rest = await _call(address, hello, timeout_s)
+        transport, welcome, rest = await _call(endpoint, hello, nursery, timeout_s)
     except _CannotReachError as error:
         kind = PeerSilent if isinstance(error.__cause__, trio.TooSlowError) else ConnectionLost
-        raise kind(f"cannot reach {address}: {error}") from error.__cause__
-    return DataChannel(transport, welcome, max_bytes=max_bytes, settings=settings, received=rest)
+        raise kind(f"cannot reach {endpoint}: {error}") from error.__cause__
+    return DataChannel(transport, welcome, max_bytes=max_bytes, limits=endpoint.limits, received=rest)
 
 
 class _CannotReachError(Exception):
     """In words."""
 
 
-async def _call(address: Address, hello: Hello, timeout_s: float) -> tuple[Transport, Welcome, bytes]:
+async def _call(
+    endpoint: Endpoint, hello: Hello, nursery: trio.Nursery, timeout_s: float
+) -> tuple[Transport, Welcome, bytes]:
     connected = False
     try:
         with trio.fail_after(timeout_s):
-            transport = await _connect(address)
+            transport = await TRANSPORTS[endpoint.address.scheme].connect(endpoint, nursery)
             connected = True
             answer, rest = await _greet(transport, hello)
     except (OSError, ProtocolError, trio.TooSlowError) as error:
@@ -89,17 +97,6 @@ async def _call(address: Address, hello: Hello, timeout_s: float) -> tuple[Trans
         await transport.aclose()
         raise RefusedError(answer.reason)
     return transport, answer, rest
-
-
-async def _connect(address: Address) -> Transport:
-    if address.scheme == "inproc":
-        return await connect_memory(address)
-    if address.scheme == "ws":
-        # Imported here, because wsproto takes 20 ms to load and few programs need it.
-        from trio_dask.comm.websocket import connect_websocket
-
-        return await connect_websocket(address)
-    return await connect_tcp(address)
 
 
 async def _greet(transport: Transport, hello: Hello) -> tuple[Welcome | Refusal, bytes]:
@@ -147,7 +144,7 @@ def _reason_of_system(error: OSError | ProtocolError | trio.TooSlowError) -> str
 
 
 def _system_errors(error: BaseException | None) -> Iterator[OSError]:
-    """What the system said about each address that was tried; Trio hangs it below the error it raises."""
+    """What the system said about each address that was tried; Trio puts it below the error that it raises."""
     if isinstance(error, BaseExceptionGroup):
         for part in cast("BaseExceptionGroup[BaseException]", error).exceptions:
             yield from _system_errors(part)

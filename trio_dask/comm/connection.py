@@ -3,16 +3,16 @@
     send_nowait -> outbox -> flush_nowait -> one system call -> the peer           while the socket takes everything
                                   `-> backlog -> the writer task -> the peer       once it does not
 
-Whoever handles a batch appends what it has to say and flushes once; that is all there is between a message and its
-system call. What the socket does not take waits in the backlog for the writer, and what is flushed meanwhile gathers
-there and leaves as large frames. The writer alone continues a frame that was begun, and its scope ends only with the
-connection, whatever is cancelled around it: half a frame would wedge the stream silently.
+A handler of a batch appends its answers and flushes once; nothing else lies between a message and its system call.
+What the socket does not take waits in the backlog for the writer; what is flushed meanwhile gathers there and leaves as
+large frames. Only the writer continues a frame that was begun, and its scope ends only with the connection, whatever is
+cancelled around it: half a frame would wedge the stream silently.
 
-Where the transport allows it, other threads may send as well: what a thread asks for then costs no thread a waking. A
-lock keeps frames whole; no waiting task is touched but in the connection's own loop.
+Where the transport allows it, other threads may send as well, which wakes no thread. A lock keeps frames whole; only
+the connection's own loop touches waiting tasks.
 
-The watch task says `PING` when this side has said nothing for a while, and gives the peer up when nothing has come from
-it for longer than it may be silent.
+This moves bytes. What they mean, what is due when, and how the connection ends is decided by `protocol.link.Link`; the
+watch task does what it says.
 """
 
 from __future__ import annotations
@@ -21,41 +21,26 @@ import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager, suppress
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 import trio
 
-from trio_dask.comm.captured_error import Held
+from trio_dask.comm.captured_error import CapturedError
 from trio_dask.comm.shared_blobs import SharedBlobs, memory_domain
 from trio_dask.comm.transport import ConnectionLost, Transport
 from trio_dask.comm.write_buffer import Backlog
 from trio_dask.errors import ProtocolError, SerializationError
-from trio_dask.protocol.codec import Allowed, OwnFrame, Row, decode, encode_rows
-from trio_dask.protocol.frames import PING_FRAME, Frame, FrameDecoder, Kind
+from trio_dask.protocol.codec import Allowed, OwnFrame, Row, encode_rows
+from trio_dask.protocol.frames import PING_FRAME, Kind
 from trio_dask.protocol.hello import Hello, Welcome
+from trio_dask.protocol.link import DEFAULT_LIMITS, GiveUp, Link, LinkLimits
 from trio_dask.protocol.messages import Goodbye, Message
 
-__all__ = ["Batches", "Connection", "LinkSettings"]
-
-
-class LinkSettings(NamedTuple):
-    """The patience of a connection."""
-
-    keepalive_s: float = 5.0
-    """After this long without a frame of our own, a `PING` tells the peer that we are alive."""
-
-    silence_s: float = 30.0
-    """After this long without a byte from the peer, it is taken to be dead."""
-
-    cleanup_s: float = 2.0
-    """How long a closing connection may take to deliver what was sent, and to see the other side close."""
-
-    max_backlog_bytes: int = 256 * 2**20
-    """A peer that lets more than this wait for `silence_s` does not read, and is given up."""
+__all__ = ["Batches", "Connection"]
 
 
 class Batches:
-    """Iterates over what a peer sends. Unlike a generator it may be left at any point without being closed."""
+    """Iterates over what a peer sends. Unlike a generator, it need not be closed."""
 
     __slots__ = ("_next",)
 
@@ -82,7 +67,6 @@ class Connection:
     Leaving the block without `aclose` is a loss for the peer, unless the peer has said goodbye itself.
 
     `hello` is what the peer said of itself: a `Hello` on the accepting side, a `Welcome` on the calling side.
-    `goodbye` is what the peer said when it left, if it did.
     """
 
     def __init__(
@@ -91,24 +75,21 @@ class Connection:
         hello: Hello | Welcome,
         *,
         allowed: Allowed,
-        settings: LinkSettings | None = None,
+        limits: LinkLimits = DEFAULT_LIMITS,
         received: bytes = b"",
     ) -> None:
         self.hello = hello
-        self.goodbye: Goodbye | None = None
-        self.settings = settings or LinkSettings()
-        self.silence_s = self.settings.silence_s
-        """How long the peer may be silent. May be set, for peers whose life is watched otherwise."""
+        self.limits = limits
         self._transport = transport
         self._allowed = allowed
-        self._decoder = FrameDecoder()
+        self._link = Link(transport.remote, allowed, limits, trio.current_time(), self._take_shared)
         self._received = received  # what came together with the hello
 
         self._thread = threading.get_ident()
         self._token = trio.lowlevel.current_trio_token()
         self._clock = trio.lowlevel.current_clock()
-        # Held by whoever changes the outbox or the backlog, or begins a frame. Reentrant, since to begin a frame may be
-        # to find that nothing can be sent any more.
+        # Held while the outbox or the backlog changes, or a frame is begun. Reentrant, since beginning a frame may show
+        # that nothing can be sent any more.
         self._sending = threading.RLock()
         self._outbox: list[Message] = []
         self._backlog = Backlog()
@@ -119,14 +100,11 @@ class Connection:
         self._progress = trio.lowlevel.ParkingLot()  # where others wait for the backlog to shrink
         self._can_send = True
 
-        self._loss: ConnectionLost | None = None
-        self._leaving = False
-        self._left = trio.Event()
+        self._left: trio.Event | None = None
+        """Set once this side has closed; there is one as soon as it begins to."""
         self._receiving = False  # a task waits in `batches`
         self._discarding = False  # nobody will
         self._ended = trio.Event()  # `batches` has read the last byte
-        self._heard_at = self._sent_at = trio.current_time()
-        self._bearable_at = self._sent_at  # when no more waited than may
         self._block = self._host_tasks()
         self._tasks_scope = trio.CancelScope(shield=True)
 
@@ -134,9 +112,23 @@ class Connection:
         return f"<Connection with {self.remote}>"
 
     @property
+    def goodbye(self) -> Goodbye | None:
+        """What the peer said when it left, if it did."""
+        return self._link.goodbye
+
+    @property
     def heard_at(self) -> float:
-        """When the last byte was taken in that came from the peer, by Trio's clock."""
-        return self._heard_at
+        """When the last byte was received from the peer, by Trio's clock."""
+        return self._link.heard_at
+
+    @property
+    def silence_s(self) -> float:
+        """How long the peer may be silent. May be set, for peers whose life is watched otherwise."""
+        return self._link.silence_s
+
+    @silence_s.setter
+    def silence_s(self, seconds: float) -> None:
+        self._link.silence_s = seconds
 
     @property
     def remote(self) -> str:
@@ -151,12 +143,12 @@ class Connection:
     # ------------------------------------------------------------------------------------------------------ sending
 
     @property
-    def any_thread_sends(self) -> bool:
+    def thread_safe_send(self) -> bool:
         """Whether the `_nowait` methods may be called from any thread; else from that of the Trio loop only.
 
         A thread that is interrupted in one of them, as by Ctrl-C, must `abort` the connection.
         """
-        return self._transport.any_thread_sends
+        return self._transport.thread_safe_send
 
     def send_nowait(self, message: Message, *, flush: bool = False) -> None:
         """Put a message into the outbox; without `flush`, nothing leaves before `flush_nowait`. Never blocks."""
@@ -173,7 +165,7 @@ class Connection:
     def flush_nowait(self) -> None:
         """Send everything in the outbox, as far as the socket takes it; the writer sends the rest. Never blocks.
 
-        That the peer is gone is no error here: what is sent to it is dropped, and `batches` tells. Raises
+        A peer that is gone is no error here: what is sent to it is dropped, and `batches` tells. Raises
         `SerializationError` for messages that cannot be sent at all, after sending the others; only a bug on this side
         can cause that.
         """
@@ -200,7 +192,7 @@ class Connection:
     async def wait_backlog(self, at_most: int = 0) -> None:
         """Wait until no more than `at_most` bytes of what was flushed wait here, or the peer is gone.
 
-        For senders of much: they would otherwise hold in memory what the network has not yet taken.
+        For bulk senders, which would otherwise hold in memory what the network has not taken yet.
         """
         await trio.lowlevel.checkpoint()
         while self._backlog.size > at_most:
@@ -209,15 +201,15 @@ class Connection:
     def _send_rows(self, rows: list[Row]) -> None:
         backlog = self._backlog
         now = self._clock.current_time()
-        if backlog.size <= self.settings.max_backlog_bytes:
-            self._bearable_at = now
+        if backlog.size <= self.limits.max_backlog_bytes:
+            self._link.bearable_at = now
         backlog.add(rows)
         while not backlog.rest and (frame := backlog.take_frame()):
             self._send_now(frame, now)
 
     def _send_now(self, frame: bytes, now: float) -> None:
         """Begin a frame; what the socket does not take is left to the writer."""
-        self._sent_at = now
+        self._link.sent_at = now
         try:
             sent = self._transport.try_send(frame)
         except (ConnectionLost, trio.ClosedResourceError):
@@ -238,7 +230,7 @@ class Connection:
                 except (ConnectionLost, trio.ClosedResourceError):
                     self._stop_sending()
                     break
-                self._sent_at = trio.current_time()
+                self._link.sent_at = trio.current_time()
                 with self._sending:
                     backlog.rest = memoryview(frame) if (frame := backlog.take_frame()) else None
                 self._progress.unpark_all()
@@ -273,48 +265,38 @@ class Connection:
         return [] if self._discarding else await self._read_batch()
 
     async def _read_batch(self) -> list[Message]:
-        while not self.goodbye and (frames := await self._receive()) is not None:
-            batch: list[Message] = []
-            for kind, payload in frames:
-                if kind == Kind.RECORDS:
-                    batch += decode(payload, self._allowed)
-                elif kind != Kind.PING:
-                    batch += self._take_shared(kind, payload)
-            if Goodbye in map(type, batch):
-                self._take_goodbye(batch)
+        link = self._link
+        while link.goodbye is None:
+            if self._received:
+                data, self._received = self._received, b""
+                await trio.lowlevel.checkpoint()
+                batch = link.receive(data, self._clock.current_time())
+            else:
+                room = link.decoder.room
+                self._receiving = True
+                try:
+                    data = b""
+                    filled = 0
+                    if room is None:
+                        data = await self._transport.receive_some()
+                    else:
+                        filled = await self._transport.receive_into(room)
+                except (ConnectionLost, trio.ClosedResourceError) as error:
+                    if link.stream_ends(how := str(error)):
+                        break
+                    raise (error if link.loss == how else ConnectionLost(link.loss)) from None
+                finally:
+                    self._receiving = False
+                if data or filled:
+                    batch = link.receive(data, self._clock.current_time(), filled=filled)
+                elif link.stream_ends(f"{self.remote} closed the connection unexpectedly"):
+                    break
+                else:
+                    raise ConnectionLost(link.loss)
             if batch:
                 return batch
         self._ended.set()
         return []
-
-    async def _receive(self) -> list[Frame] | None:
-        """The frames that the next bytes complete; None at an end that was announced, by either side."""
-        if self._received:
-            data, self._received = self._received, b""
-            await trio.lowlevel.checkpoint()
-            self._heard_at = self._clock.current_time()
-            return self._decoder.feed(data)
-        room = self._decoder.room
-        self._receiving = True
-        try:
-            if room is None:
-                data = await self._transport.receive_some()
-                count = len(data)
-            else:
-                data = b""
-                count = await self._transport.receive_into(room)
-        except (ConnectionLost, trio.ClosedResourceError) as error:
-            if self._leaving:
-                return None
-            raise self._loss or error from None
-        finally:
-            self._receiving = False
-        if not count:
-            if self._leaving:
-                return None
-            raise ConnectionLost(f"{self.remote} closed the connection unexpectedly")
-        self._heard_at = self._clock.current_time()
-        return self._decoder.feed(data) if room is None else self._decoder.filled(count)
 
     def _take_shared(self, kind: int, payload: memoryview) -> list[Message]:
         """Of a blob that the peer shares: a piece, or that the peer has mapped it all."""
@@ -331,14 +313,6 @@ class Connection:
                     self._send_rows([OwnFrame(Kind.MAPPED, is_last)])
         return [blob]
 
-    def _take_goodbye(self, batch: list[Message]) -> None:
-        """Nothing counts after a goodbye."""
-        for position, message in enumerate(batch):
-            if isinstance(message, Goodbye):
-                self.goodbye = message
-                del batch[position:]
-                return
-
     # ------------------------------------------------------------------------------------------------ life and death
 
     async def aclose(self, reason: str = "") -> None:
@@ -346,12 +320,13 @@ class Connection:
 
         Takes at most `cleanup_s`, also when cancelled. A task in `batches` receives what still arrives, and ends.
         """
-        if self._leaving:  # somebody else is at it, in the middle perhaps of what he has to say
+        if self._left is not None:  # another task is closing it, perhaps in the middle of a frame
             await self._left.wait()
             return
-        self._leaving = True
+        self._left = trio.Event()
+        self._link.say_goodbye()
         try:
-            with trio.move_on_after(self.settings.cleanup_s, shield=True) as scope:
+            with trio.move_on_after(self.limits.cleanup_s, shield=True) as scope:
                 self.send_nowait(Goodbye(reason), flush=True)
                 await self.wait_backlog()
                 self._stop_sending()
@@ -383,8 +358,7 @@ class Connection:
 
     def abort(self, reason: str = "given up by this side") -> None:
         """Close at once: a loss for the peer, and for `batches` a `ConnectionLost` with this reason."""
-        if not self._loss:
-            self._loss = ConnectionLost(reason)
+        self._link.give_up(reason)
         self._stop_sending()
         self._transport.abort()
 
@@ -398,12 +372,14 @@ class Connection:
 
     @asynccontextmanager
     async def _host_tasks(self) -> AsyncGenerator[Connection]:
-        body = Held()
+        body = CapturedError()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._run_tasks)
             with body:
                 yield self
                 if self.goodbye:
+                    with trio.move_on_after(self.limits.cleanup_s):
+                        await self.wait_backlog()
                     self._stop_sending()
                     await self._transport.aclose()
             self._stop_sending()
@@ -419,27 +395,16 @@ class Connection:
                 nursery.start_soon(self._watch)
 
     async def _watch(self) -> None:
-        """Speak up before the peer gives us up, and give it up when it is silent."""
-        settings = self.settings
+        """Do what is due: say that we are alive, or give the peer up."""
+        link = self._link
         while True:
-            ping_at = self._sent_at + settings.keepalive_s
-            silent_at = self._heard_at + self.silence_s
-            wake_at = min(ping_at, silent_at)
-            await trio.sleep_until(wake_at)
+            await trio.sleep_until(link.next_deadline())
             now = trio.current_time()
-            if now >= self._heard_at + self.silence_s:
-                # When this process was stopped or busy, it is late itself: what came meanwhile waits to be read. And if
-                # nothing came, the peer may have been stopped likewise, as all processes of a job can be.
-                if not self._transport.has_input() and now < wake_at + settings.keepalive_s:
-                    self.abort(f"{self.remote} was silent for {self.silence_s:g} s")
-                    return
-                self._heard_at = now
-            too_much = self._backlog.size > settings.max_backlog_bytes
-            if too_much and now >= self._bearable_at + settings.silence_s:
-                self.abort(f"{self.remote} has stopped reading: {self._backlog.size} bytes are waiting for it")
+            due = link.tick(now, has_input=self._transport.has_input, backlog_bytes=self._backlog.size)
+            if isinstance(due, GiveUp):
+                self.abort(due.reason)
                 return
-            if now >= self._sent_at + settings.keepalive_s:
-                self._sent_at = now
+            if due is not None:
                 with self._sending:
                     if self._can_send and not self._backlog.rest:
                         self._send_now(PING_FRAME, now)

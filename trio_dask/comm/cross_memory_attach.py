@@ -1,15 +1,15 @@
 """Values between two processes of one machine: read straight from the memory of the one into that of the other.
 
-The sender *lends* its buffers: it says which process it is and where they lie. The receiver reads them with one system
+The sender *offers* its buffers: it says which process it is and where they lie. The receiver reads them with one system
 call, `process_vm_readv`, so that every byte is copied once and by one side, where a socket copies it twice and makes
 two processes take turns. MPI libraries send large messages this way and call it cross-memory attach.
 
-Whether the kernel permits it shows only when it is tried: processes may be in different containers, belong to different
+Whether the kernel permits it shows only at the first try: processes may be in different containers, belong to different
 users, or be forbidden to look at one another (`kernel.yama.ptrace_scope`). Then the bytes take the socket.
 
-A loan carries a *mark*, random bytes in the sender's memory that are wiped before the buffers are let go. The receiver
-looks at it before it reads, which tells whether this is the process that was meant, and again when it has read, which
-tells whether the buffers were still the sender's until then.
+An offer carries a *liveness token*, random bytes in the sender's memory that are wiped before the buffers are released.
+The receiver reads it before the buffers, which tells whether this is the right process, and again after them, which
+tells whether they were still valid until then.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import cast
 
-from trio_dask.protocol.messages import Lent
+from trio_dask.config import cross_memory_allowed
+from trio_dask.protocol.messages import MemoryOffered
 from trio_dask.protocol.raw_memory import address_of
 
-__all__ = ["Loan", "borrow", "can_lend"]
+__all__ = ["MemoryOffer", "can_offer", "read_remote"]
 
 MIN_MEAN_BYTES = 64 * 2**10
 """Each buffer is a system call."""
@@ -32,51 +33,51 @@ MIN_MEAN_BYTES = 64 * 2**10
 PIECE_BYTES = 256 * 2**20
 """What one system call reads; the kernel's own limit is 2 GiB."""
 
-MARK_BYTES = 16
-
-SWITCH = "TRIO_DASK_CROSS_MEMORY"
-"""With `0` in this environment variable nothing is lent, for sandboxes that end whoever makes unusual system calls."""
+TOKEN_BYTES = 16
 
 
-class Loan:
+class MemoryOffer:
     """Buffers that another process may read for the length of the block; they must be there as long."""
 
     def __init__(self, buffers: Sequence[memoryview]) -> None:
-        mark = secrets.token_bytes(MARK_BYTES)
-        self._mark = memoryview(bytearray(mark))
-        self.terms = Lent(os.getpid(), address_of(self._mark), mark, tuple(map(address_of, buffers)))
-        """What the borrower has to know."""
+        liveness_token = secrets.token_bytes(TOKEN_BYTES)
+        self._mark = memoryview(bytearray(liveness_token))
+        self.terms = MemoryOffered(os.getpid(), address_of(self._mark), liveness_token, tuple(map(address_of, buffers)))
+        """What the reader has to know."""
 
-    def __enter__(self) -> Loan:
+    def __enter__(self) -> MemoryOffer:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._mark[:] = bytes(MARK_BYTES)
+        self._mark[:] = bytes(TOKEN_BYTES)
 
 
-def can_lend(buffers: Sequence[memoryview]) -> bool:
-    """Whether this process could, and it would pay."""
+def can_offer(buffers: Sequence[memoryview]) -> bool:
+    """Whether this process can offer its memory, and that pays for these buffers."""
     return (
         _process_vm_readv is not None
-        and os.environ.get(SWITCH) != "0"
+        and cross_memory_allowed()
         and sum(map(len, buffers)) >= MIN_MEAN_BYTES * len(buffers)
     )
 
 
-def borrow(terms: Lent, buffers: Sequence[memoryview]) -> bool:
-    """Fill the buffers, which are writeable, with what another process has lent. For a thread: it takes its time.
+def read_remote(terms: MemoryOffered, buffers: Sequence[memoryview]) -> bool:
+    """Fill the writeable buffers with what another process offers. For a thread: it takes its time.
 
     False if that was not possible; what the buffers hold then means nothing.
     """
-    if os.environ.get(SWITCH) == "0" or not _is_lent(terms):
+    if not cross_memory_allowed() or not _is_alive(terms):
         return False
     filled = all(_read(terms.pid, place, buffer) for place, buffer in zip(terms.places, buffers, strict=True))
-    return filled and _is_lent(terms)
+    return filled and _is_alive(terms)
 
 
-def _is_lent(terms: Lent) -> bool:
-    mark = bytearray(MARK_BYTES)
-    return _read(terms.pid, terms.mark_place, memoryview(mark)) and bytes(mark) == terms.mark
+def _is_alive(terms: MemoryOffered) -> bool:
+    liveness_token = bytearray(TOKEN_BYTES)
+    return (
+        _read(terms.pid, terms.token_address, memoryview(liveness_token))
+        and bytes(liveness_token) == terms.liveness_token
+    )
 
 
 def _read(pid: int, place: int, buffer: memoryview) -> bool:

@@ -1,7 +1,8 @@
 """Values between two processes: one request at a time, and the bytes of a value straight into their final place.
 
 A message that has `sizes` is followed by that many raw bytes, unframed: first the pickle, then each out-of-band buffer.
-Between processes of one machine large ones need not cross the connection: the sender lends them, see `cross_memory`.
+Between processes of one machine large ones need not cross the connection: the sender offers its memory, see
+`cross_memory_attach`.
 """
 
 from __future__ import annotations
@@ -13,27 +14,37 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from trio_dask.comm.connection import LinkSettings
 from trio_dask.comm.transport import Bytes, ConnectionLost, PeerSilent, Transport, first_error
 from trio_dask.errors import ProtocolError
 from trio_dask.protocol.codec import DATA_PLANE, decode, encode
 from trio_dask.protocol.frames import PING_FRAME, Kind, encode_frame, first_frame
 from trio_dask.protocol.hello import Hello, Welcome
-from trio_dask.protocol.messages import Borrowed, Call, CallResult, Goodbye, Lent, Message, OnDataPlane, Put, Value
+from trio_dask.protocol.link import DEFAULT_LIMITS, LinkLimits
+from trio_dask.protocol.messages import (
+    Call,
+    CallResult,
+    Goodbye,
+    MemoryOffered,
+    MemoryRead,
+    Message,
+    OnDataPlane,
+    Put,
+    Value,
+)
 
 if TYPE_CHECKING:
-    from trio_dask.comm.cross_memory_attach import Loan
+    from trio_dask.comm.cross_memory_attach import MemoryOffer
 
 __all__ = ["DataChannel"]
 
 Room = Callable[[int], AbstractAsyncContextManager[None]]
-"""Waits until so many bytes can come in, and holds the place for them."""
+"""Waits until there is room for this many bytes, and reserves it."""
 
 _PIECE = 4 * 2**20
 """What one call sends at most. Over TLS a larger piece would stall the event loop while it is encrypted."""
 
 _SMALL = 64 * 2**10
-_LENT_BYTES = 2**20
+_OFFERED_BYTES = 2**20
 """Less crosses a socket in the time that it takes to ask for it and to have a thread read it."""
 
 _MAX_MESSAGE = 2**20
@@ -47,8 +58,8 @@ _LARGE_BYTES = 4 * 2**20
 class DataChannel:
     """A connection for values. Whoever made it closes it, with `aclose` or `async with`.
 
-    After a `send` or `receive` that did not succeed, by cancellation or otherwise, the channel is closed: nobody could
-    tell where on the stream it stands.
+    A `send` or `receive` that fails, by cancellation or otherwise, closes the channel: its position on the stream is
+    unknown then.
     """
 
     def __init__(
@@ -57,17 +68,16 @@ class DataChannel:
         hello: Hello | Welcome,
         *,
         max_bytes: int | None = None,
-        settings: LinkSettings | None = None,
+        limits: LinkLimits = DEFAULT_LIMITS,
         received: bytes = b"",
     ) -> None:
         self.hello = hello
         self._transport = transport
         self._max_bytes = max_bytes
-        settings = settings or LinkSettings()
-        self._silence_s = settings.silence_s
-        self._keepalive_s = settings.keepalive_s
+        self._silence_s = limits.silence_s
+        self._keepalive_s = limits.keepalive_s
         self._received = memoryview(received)  # what has come beyond what was asked for
-        self._lends = transport.is_local
+        self._offers_memory = transport.is_local
 
     def __repr__(self) -> str:
         return f"<DataChannel with {self.remote}>"
@@ -89,9 +99,9 @@ class DataChannel:
             raise ValueError(f"a {type(message).__name__} announces {_sizes(message)} bytes, not {[*map(len, views)]}")
         frame = _frame(message)
         with self._whole_or_closed():
-            loan = self._loan(views)
-            if loan is not None:
-                if await self._lend(loan, frame):
+            offer = self._offer(views)
+            if offer is not None:
+                if await self._offer_memory(offer, frame):
                     return
                 frame = b""  # the peer has it already
             for piece in _pieces(frame, views):
@@ -114,13 +124,13 @@ class DataChannel:
             if isinstance(message, Goodbye):
                 raise trio.EndOfChannel
             terms = None
-            if isinstance(message, Lent):
+            if isinstance(message, MemoryOffered):
                 terms, message = message, await self._receive_message()
             sizes = self._checked_sizes(message)
             if terms is not None and len(terms.places) != len(sizes):
-                raise ProtocolError(f"{len(terms.places)} buffers were lent for the {len(sizes)} of a message")
+                raise ProtocolError(f"{len(terms.places)} buffers were offered for the {len(sizes)} of a message")
             if terms is not None:
-                return message, await self._receive_lent(sizes, terms, room)
+                return message, await self._read_offered(sizes, terms, room)
             if room is None or sum(sizes) <= _SMALL:
                 return message, await self._receive_buffers(sizes)
             async with room(sum(sizes)):
@@ -146,32 +156,32 @@ class DataChannel:
             with self._in_time("took nothing"):
                 await self._transport.send_all(memoryview(piece)[sent:])
 
-    def _loan(self, views: list[memoryview]) -> Loan | None:
+    def _offer(self, views: list[memoryview]) -> MemoryOffer | None:
         """None if they are to be sent."""
-        if not self._lends or sum(map(len, views)) < _LENT_BYTES:
+        if not self._offers_memory or sum(map(len, views)) < _OFFERED_BYTES:
             return None
         # Imported here, because most processes never move that much.
-        from trio_dask.comm.cross_memory_attach import Loan, can_lend
+        from trio_dask.comm.cross_memory_attach import MemoryOffer, can_offer
 
-        return Loan(views) if can_lend(views) else None
+        return MemoryOffer(views) if can_offer(views) else None
 
-    async def _lend(self, loan: Loan, frame: bytes) -> bool:
-        """Have the peer read the buffers; False, also for the future, if it cannot."""
-        with loan:
-            await self._send_piece(_frame(loan.terms) + frame)
+    async def _offer_memory(self, offer: MemoryOffer, frame: bytes) -> bool:
+        """Have the peer read the buffers. If it cannot, returns False, and memory is not offered again."""
+        with offer:
+            await self._send_piece(_frame(offer.terms) + frame)
             answer = await self._receive_message()
-        if not isinstance(answer, Borrowed):
-            raise ProtocolError(f"a {type(answer).__name__} came in answer to a loan")
-        self._lends = answer.ok
+        if not isinstance(answer, MemoryRead):
+            raise ProtocolError(f"a {type(answer).__name__} came in answer to an offer of memory")
+        self._offers_memory = answer.ok
         return answer.ok
 
-    async def _receive_lent(self, sizes: tuple[int, ...], terms: Lent, room: Room | None) -> list[memoryview]:
-        """Read what is lent; where that cannot be, have it sent.
+    async def _read_offered(self, sizes: tuple[int, ...], terms: MemoryOffered, room: Room | None) -> list[memoryview]:
+        """Read the offered buffers; where that fails, have them sent.
 
-        To wait for room, or to read what lies on a disk, may take longer than the lender waits for somebody who says
-        nothing. So it is told meanwhile that we are alive.
+        Waiting for room, or reading what lies on a disk, may take longer than the sender waits for a silent peer. So
+        pings tell it meanwhile that we are alive.
         """
-        from trio_dask.comm.cross_memory_attach import borrow
+        from trio_dask.comm.cross_memory_attach import read_remote
 
         answered = trio.Event()
         sending = trio.Lock()
@@ -181,10 +191,10 @@ class DataChannel:
                 async with room(sum(sizes)) if room is not None else nullcontext():
                     buffers = [_allocate(size) for size in sizes]
                     # Given up, the thread goes on for a while, into memory that nobody else knows.
-                    ok = await trio.to_thread.run_sync(borrow, terms, buffers, abandon_on_cancel=True)
+                    ok = await trio.to_thread.run_sync(read_remote, terms, buffers, abandon_on_cancel=True)
                     async with sending:
                         answered.set()
-                        await self._send_piece(_frame(Borrowed(ok)))
+                        await self._send_piece(_frame(MemoryRead(ok)))
                     if not ok:
                         await self._fill_all(buffers)
         except BaseExceptionGroup as group:  # the nursery is ours; callers expect the error in it
@@ -308,14 +318,14 @@ def _pieces(frame: bytes, views: list[memoryview]) -> Iterator[Bytes]:
 
 
 def _allocate(size: int) -> memoryview:
-    """Writeable memory for one buffer; of what it holds before it was filled nothing may be shown.
+    """Writeable memory for one buffer; nobody may see what it holds before it was filled.
 
-    The first touch of fresh memory costs more than to receive into it. So large buffers come from what was let go
-    shortly before, or else as huge pages where there are such.
+    The first touch of fresh memory costs more than receiving into it. So large buffers reuse memory that was released
+    shortly before, or else are huge pages where there are such.
     """
     if size < _LARGE_BYTES or not hasattr(mmap, "MADV_HUGEPAGE"):
         return memoryview(bytearray(size))
     # Imported here, because most processes never receive that much.
-    from trio_dask.comm.buffer_pool import stock
+    from trio_dask.comm.buffer_pool import pool
 
-    return stock.allocate(size)
+    return pool.allocate(size)

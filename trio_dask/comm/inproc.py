@@ -1,21 +1,33 @@
-"""`inproc://name`: two ends inside one Trio run, with the manners of TCP.
+"""`inproc://name`: two ends inside one Trio run that behave like those of TCP.
 
-The buffer between them is bounded, a close lets the other end read what is left, an abort does not. The same frames
-cross it as cross a network, so that nothing works here that would fail there.
+The buffer between them is bounded; the other end can read what is left after a close, but not after an abort. The same
+frames cross it as cross a network, so that nothing works here that would fail there.
 """
 
 from __future__ import annotations
 
 import os
+import socket
 from collections import deque
 from itertools import count
 
 import trio
 
 from trio_dask.comm.addresses import Address
-from trio_dask.comm.transport import Bytes, ConnectionLost
+from trio_dask.comm.endpoint import Endpoint
+from trio_dask.comm.transport import Bytes, ConnectionLost, Listener, TransportKind, register
 
-__all__ = ["MemoryListener", "MemoryTransport", "bind_memory", "connect_memory", "home_of", "memory_pair"]
+__all__ = [
+    "MemoryListener",
+    "MemoryTransport",
+    "bind_memory",
+    "connect_memory",
+    "home_of",
+    "inproc_address",
+    "memory_pair",
+]
+
+SCHEME = "inproc"
 
 _CAPACITY = 2**20
 _PASS = 256 * 2**10
@@ -67,12 +79,12 @@ class _Pipe:
 class MemoryTransport:
     """`Transport` to another part of the same program."""
 
-    any_thread_sends = False
+    thread_safe_send = False
     fd = None
 
     def __init__(self, remote: str, incoming: _Pipe, outgoing: _Pipe) -> None:
         self.remote = remote
-        self.is_local = False  # it is no other process
+        self.is_local = False  # the other end is no other process
         self._incoming = incoming
         self._outgoing = outgoing
         self._closed = False
@@ -157,7 +169,7 @@ class MemoryListener:
         self._changed.unpark()
         return mine
 
-    async def accept(self) -> MemoryTransport:
+    async def accept(self, nursery: trio.Nursery) -> MemoryTransport:
         await trio.lowlevel.checkpoint()
         while not self._waiting:
             if self._closed:
@@ -177,11 +189,16 @@ class MemoryListener:
 
 
 def memory_pair(
-    near: str = "inproc://near", far: str = "inproc://far", *, capacity: int = _CAPACITY
+    near: str = f"{SCHEME}://near", far: str = f"{SCHEME}://far", *, capacity: int = _CAPACITY
 ) -> tuple[MemoryTransport, MemoryTransport]:
     """Two connected ends; the first one's remote is `near`, the second one's `far`."""
     there, back = _Pipe(capacity), _Pipe(capacity)
     return MemoryTransport(near, incoming=back, outgoing=there), MemoryTransport(far, incoming=there, outgoing=back)
+
+
+def inproc_address(name: str) -> Address:
+    """The address of this name in whichever Trio run it is used."""
+    return Address(SCHEME, name)
 
 
 def bind_memory(address: Address) -> MemoryListener:
@@ -195,16 +212,24 @@ def bind_memory(address: Address) -> MemoryListener:
 
 
 def home_of(address: Address) -> trio.lowlevel.TrioToken | None:
-    """The Trio run, of whichever thread of this program, in which somebody listens at that address.
+    """The Trio run of this program, in whichever thread, that has a listener at this address, if one has.
 
-    Only from inside that run can one connect there.
+    Only tasks of that run can connect there.
     """
-    return _homes.get(address.host) if address.scheme == "inproc" else None
+    return _homes.get(address.host) if address.scheme == SCHEME else None
 
 
-async def connect_memory(address: Address) -> MemoryTransport:
-    """Connect to the listener of that name. Raises `ConnectionRefusedError` if there is none in this Trio run."""
+def _listen(endpoint: Endpoint, sock: socket.socket | None) -> list[Listener]:
+    return [bind_memory(endpoint.address)]
+
+
+async def connect_memory(endpoint: Endpoint, nursery: trio.Nursery | None = None) -> MemoryTransport:
+    """Connect to the listener of that name; this runs no tasks.
+
+    Raises `ConnectionRefusedError` if there is none in this Trio run.
+    """
     await trio.lowlevel.checkpoint()
+    address = endpoint.address
     listener = _names().get(address.host)
     if listener is None:
         raise ConnectionRefusedError(f"nothing listens at {address} in this program")
@@ -219,5 +244,7 @@ def _names() -> dict[str, MemoryListener]:
         return _listeners.get()
 
 
+register(TransportKind(SCHEME, connect_memory, _listen, is_in_process=True))
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_homes.clear)  # the Trio runs of a parent do not go on in its child
+    os.register_at_fork(after_in_child=_homes.clear)  # a parent's Trio runs do not continue in its child

@@ -1,7 +1,7 @@
 """Accept peers: bind, greet, hand over.
 
-A peer gets `HELLO_S` seconds and 64 KiB to say who it is; until then it costs a task and nothing else, and only so many
-may be in that state. What goes wrong with one peer closes its connection and leaves one line in the log.
+A peer gets `HELLO_S` seconds and 64 KiB to say who it is; until then it costs a task and nothing else, and the number
+of such peers is limited. What goes wrong with one peer closes its connection and leaves one line in the log.
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from trio_dask.comm.addresses import Address
-from trio_dask.comm.connection import Connection, LinkSettings
+from trio_dask.comm.connection import Connection
 from trio_dask.comm.data_channel import DataChannel
-from trio_dask.comm.inproc import bind_memory
+from trio_dask.comm.endpoint import Endpoint
 from trio_dask.comm.shared_blobs import memory_domain
-from trio_dask.comm.tcp import TcpListener, bind_tcp
-from trio_dask.comm.transport import ConnectionLost, Listener, Transport, first_error
+from trio_dask.comm.transport import TRANSPORTS, ConnectionLost, Listener, Transport, first_error
 from trio_dask.errors import ProtocolError
 from trio_dask.protocol.codec import FROM_CLIENT, FROM_CONTROL, FROM_NANNY, FROM_WORKER, Allowed
 from trio_dask.protocol.hello import (
@@ -38,7 +37,7 @@ __all__ = ["HELLO_S", "Admit", "serve"]
 HELLO_S = 10.0
 """How long a peer may take to say hello."""
 
-_MAX_STRANGERS = 256
+_MAX_UNAUTHENTICATED = 256
 _BACK_OFF_S = 0.2
 _COMPLAINT_INTERVAL_S = 10.0
 
@@ -55,24 +54,25 @@ Admit = Callable[[Hello, Transport], Welcome | Refusal]
 
 
 async def serve(
-    address: Address | socket.socket,
+    endpoint: Endpoint,
     handler: Callable[[Connection], Awaitable[None]] | None = None,
     *,
     identity: Hello,
     admit: Admit | None = None,
     data_handler: Callable[[DataChannel], Awaitable[None]] | None = None,
     max_bytes: int | None = None,
-    settings: LinkSettings | None = None,
+    listening: socket.socket | None = None,
     handler_nursery: trio.Nursery | None = None,
     task_status: trio.TaskStatus[list[Address]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Listen until cancelled; `task_status.started` gives the addresses with the ports that were chosen.
 
-    Instead of an address there may be a TCP socket that listens already, inherited perhaps; it is closed at the end.
+    If a socket is `listening` already, inherited perhaps, it takes the place of the endpoint's host and port; it is
+    closed at the end.
 
     A hello is first compared with `identity`, the hello that this process would send itself. Then `admit` decides;
-    without it, everybody with the right versions is welcome. Clients and workers go to `handler` with a `Connection`
-    that is already running, role `data` goes to `data_handler` with a `DataChannel` that takes values of up to
+    without it, every peer with the right versions is welcome. `handler` receives clients, workers and others with a
+    `Connection` that is already running, `data_handler` the role `data` with a `DataChannel` that takes values of up to
     `max_bytes`; a role without a handler is refused. The connection is closed when its handler returns.
 
     Handlers run in `handler_nursery` if there is one, and so can outlive the listener. `ProtocolError` and
@@ -80,53 +80,39 @@ async def serve(
 
     Raises `OSError`, with a reason in one line, when it cannot listen.
     """
-    desk = _Desk(identity, admit, handler, data_handler, max_bytes, settings or LinkSettings())
-    listeners: list[Listener] = _bind(address)
+    handshake = _Handshake(identity, admit, handler, data_handler, max_bytes, endpoint)
+    listeners = TRANSPORTS[endpoint.address.scheme].listen(endpoint, listening)
     try:
         async with trio.open_nursery() as nursery:
             for listener in listeners:
-                nursery.start_soon(_accept, listener, desk, handler_nursery or nursery)
+                nursery.start_soon(_accept, listener, handshake, handler_nursery or nursery)
             task_status.started([listener.address for listener in listeners])
     finally:
         for listener in listeners:
             listener.close()
 
 
-def _bind(address: Address | socket.socket) -> list[Listener]:
-    if isinstance(address, socket.socket):
-        address.setblocking(False)
-        return [TcpListener(address, "tcp")]
-    if address.scheme == "inproc":
-        return [bind_memory(address)]
-    if address.scheme == "ws":
-        # Imported here, because wsproto takes 20 ms to load and few programs need it.
-        from trio_dask.comm.websocket import WebSocketListener
-
-        return [WebSocketListener(listener) for listener in bind_tcp(address)]
-    return [*bind_tcp(address)]
-
-
-async def _accept(listener: Listener, desk: _Desk, nursery: trio.Nursery) -> None:
+async def _accept(listener: Listener, handshake: _Handshake, nursery: trio.Nursery) -> None:
     complain_at = -math.inf
     while True:
-        await desk.strangers.acquire()
+        await handshake.unauthenticated.acquire()
         try:
-            transport = await listener.accept()
+            transport = await listener.accept(nursery)
         except OSError as error:
-            desk.strangers.release()
+            handshake.unauthenticated.release()
             if trio.current_time() >= complain_at:
                 complain_at = trio.current_time() + _COMPLAINT_INTERVAL_S
                 _log.warning("cannot accept connections at %s for now: %s", listener.address, error.strerror)
             await trio.sleep(_BACK_OFF_S)
         except BaseException:
-            desk.strangers.release()
+            handshake.unauthenticated.release()
             raise
         else:
-            nursery.start_soon(desk.receive, transport)
+            nursery.start_soon(handshake.receive, transport)
 
 
-class _Desk:
-    """Where peers show who they are."""
+class _Handshake:
+    """What a listener asks of each peer before it hands it to a handler."""
 
     def __init__(
         self,
@@ -135,15 +121,15 @@ class _Desk:
         handler: Callable[[Connection], Awaitable[None]] | None,
         data_handler: Callable[[DataChannel], Awaitable[None]] | None,
         max_bytes: int | None,
-        settings: LinkSettings,
+        endpoint: Endpoint,
     ) -> None:
-        self.strangers = trio.Semaphore(_MAX_STRANGERS)
+        self.unauthenticated = trio.Semaphore(_MAX_UNAUTHENTICATED)
         self._identity = identity
         self._admit = admit or self._admit_all
         self._handler = handler
         self._data_handler = data_handler
         self._max_bytes = max_bytes
-        self._settings = settings
+        self._limits = endpoint.limits
 
     async def receive(self, transport: Transport) -> None:
         """The whole life of one connection."""
@@ -153,7 +139,7 @@ class _Desk:
                 await self._hand_over(transport, *greeted)
         except* ProtocolError as group:
             _log.warning("connection from %s closed: %s", transport.remote, first_error(group))
-        except* ConnectionLost as group:  # it changed its mind, or its process is gone; nobody did wrong
+        except* ConnectionLost as group:  # it changed its mind, or its process is gone: no fault of anybody
             _log.info("connection from %s closed: %s", transport.remote, first_error(group))
         finally:
             transport.abort()
@@ -170,7 +156,7 @@ class _Desk:
                 await transport.aclose()
                 return None
         finally:
-            self.strangers.release()
+            self.unauthenticated.release()
         raise ProtocolError(f"no hello came within {HELLO_S:g} s")
 
     def _answer(self, hello: Hello, transport: Transport) -> Welcome | Refusal:
@@ -188,15 +174,15 @@ class _Desk:
     async def _hand_over(self, transport: Transport, hello: Hello, rest: bytes) -> None:
         if hello.role == "data" and self._data_handler:
             async with DataChannel(
-                transport, hello, max_bytes=self._max_bytes, settings=self._settings, received=rest
+                transport, hello, max_bytes=self._max_bytes, limits=self._limits, received=rest
             ) as channel:
                 try:
                     await self._data_handler(channel)
-                except ConnectionLost as error:  # it has what it came for, or asks somebody else
+                except ConnectionLost as error:  # it has what it came for, or asks another
                     _log.debug("data channel of %s closed: %s", transport.remote, error)
         elif self._handler:
             async with Connection(
-                transport, hello, allowed=_ALLOWED[hello.role], settings=self._settings, received=rest
+                transport, hello, allowed=_ALLOWED[hello.role], limits=self._limits, received=rest
             ) as connection:
                 await self._handler(connection)
 

@@ -1,7 +1,7 @@
-"""TCP, on non-blocking sockets of the standard library and Trio's `wait_readable` and `wait_writable`.
+"""`tcp://`: non-blocking sockets of the standard library, with Trio's `wait_readable` and `wait_writable`.
 
-One wake-up takes everything that has arrived, and a send is a system call, not a task: both are what keeps a message
-cheap. The sizes of the socket buffers are left to the kernel; its own tuning was as fast as any fixed size.
+One wake-up takes everything that has arrived, and a send is a system call, not a task: both keep messages cheap. The
+kernel chooses the sizes of the socket buffers; its tuning was as fast as any fixed size.
 """
 
 from __future__ import annotations
@@ -15,23 +15,26 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
-from trio_dask.comm.addresses import Address, Scheme, resolvable
-from trio_dask.comm.transport import Bytes, ConnectionLost
+from trio_dask.comm.addresses import Address, resolvable
+from trio_dask.comm.endpoint import Endpoint
+from trio_dask.comm.transport import Bytes, ConnectionLost, Listener, TransportKind, register
 
 __all__ = ["TcpListener", "TcpTransport", "bind_tcp", "connect_tcp"]
+
+SCHEME = "tcp"
 
 _CHUNK = 64 * 2**10
 _PASS = 256 * 2**10
 _BACKLOG = 1024
 
-# For peers that vanish without a word while nothing is said, as between two uses of a data channel.
+# Notices a peer that vanishes while the connection is idle, as a data channel is between two uses.
 _KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 4}
 
 
 class TcpTransport:
     """`Transport` over a connected TCP socket, which it owns."""
 
-    any_thread_sends = True
+    thread_safe_send = True
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
@@ -87,13 +90,13 @@ class TcpTransport:
                 raise self._failure(error) from error
 
     def _receive_more(self, data: bytes) -> bytes:
-        """Go on while the chunks are full, which says that there may be more."""
+        """Go on as long as chunks are full: there may be more."""
         chunks = [data]
         while len(data) == _CHUNK and len(chunks) < _PASS // _CHUNK:
             try:
                 data = self._socket.recv(_CHUNK)
             except OSError:
-                # Nothing more for now; what is wrong for good shows again at the next receive.
+                # Nothing more for now; a lasting error shows again at the next receive.
                 break
             chunks.append(data)
         return b"".join(chunks)
@@ -147,12 +150,13 @@ class TcpTransport:
 class TcpListener:
     """`Listener` on a bound socket, which it owns."""
 
-    def __init__(self, sock: socket.socket, scheme: Scheme) -> None:
+    def __init__(self, sock: socket.socket, scheme: str = SCHEME) -> None:
+        sock.setblocking(False)
         self._socket = sock
         host, port = sock.getsockname()[:2]
         self.address = Address(scheme, host, port)
 
-    async def accept(self) -> TcpTransport:
+    async def accept(self, nursery: trio.Nursery) -> TcpTransport:
         while True:
             if self._socket.fileno() < 0:
                 raise trio.ClosedResourceError
@@ -164,7 +168,7 @@ class TcpListener:
             except OSError as error:
                 if error.errno in _LACKS_RESOURCES:
                     raise
-                # Whatever else there is concerns one peer that has gone away while it waited; the next may be fine.
+                # Any other error is about one peer that left while it waited; the next may be fine.
                 continue
             return TcpTransport(sock)
 
@@ -177,11 +181,15 @@ class TcpListener:
 _LACKS_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
-def bind_tcp(address: Address) -> list[TcpListener]:
+def bind_tcp(endpoint: Endpoint, sock: socket.socket | None = None) -> list[TcpListener]:
     """Listen at every IP address that the host means; for port 0 at the first, IPv4 before IPv6.
 
-    Raises `OSError`, naming the address and the reason in one line.
+    A socket that listens already takes the place of all these. Raises `OSError`, naming the address and the reason in
+    one line.
     """
+    address = endpoint.address
+    if sock is not None:
+        return [TcpListener(sock, address.scheme)]
     try:
         found = socket.getaddrinfo(
             resolvable(address.host), address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -203,8 +211,16 @@ def bind_tcp(address: Address) -> list[TcpListener]:
     return listeners
 
 
-async def connect_tcp(address: Address) -> TcpTransport:
-    """Connect to whichever of the host's addresses answers first. Raises `OSError`, of which one may be the cause."""
+def _listen(endpoint: Endpoint, sock: socket.socket | None) -> list[Listener]:
+    return [*bind_tcp(endpoint, sock)]
+
+
+async def connect_tcp(endpoint: Endpoint, nursery: trio.Nursery | None = None) -> TcpTransport:
+    """Connect to whichever of the host's addresses answers first. It runs no tasks.
+
+    Raises `OSError`; the reasons of the single addresses hang below it.
+    """
+    address = endpoint.address
     stream = await trio.open_tcp_stream(resolvable(address.host) or "", address.port)
     return TcpTransport(socket.socket(fileno=stream.socket.detach()))
 
@@ -212,8 +228,7 @@ async def connect_tcp(address: Address) -> TcpTransport:
 def _listening_socket(family: int, kind: int, protocol: int, sockaddr: tuple[str | int | bytes, ...]) -> socket.socket:
     sock = socket.socket(family, kind, protocol)
     try:
-        sock.setblocking(False)
-        if sys.platform != "win32":  # where it would mean that others may bind the same port
+        if sys.platform != "win32":  # where it would let others bind the same port
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
@@ -243,7 +258,10 @@ def _peer_of(sock: socket.socket) -> tuple[str, bool]:
     """The name of the other end, and whether it has our own address."""
     try:
         host, port = sock.getpeername()[:2]
-        return str(Address("tcp", host, port)), host == sock.getsockname()[0]
+        return str(Address(SCHEME, host, port)), host == sock.getsockname()[0]
     except OSError:
         # Gone already; the first use of the transport will say so.
-        return "tcp://(gone)", False
+        return f"{SCHEME}://(gone)", False
+
+
+register(TransportKind(SCHEME, connect_tcp, _listen))

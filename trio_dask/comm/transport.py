@@ -1,13 +1,34 @@
-"""What every transport can do, and the one way in which it fails."""
+"""What every transport can do, the one way in which it fails, and the registry of the kinds there are.
+
+A kind of transport is one file of this folder, which registers itself when it is imported, and a line in `__init__.py`
+that imports it. Only that file spells its scheme.
+"""
 
 from __future__ import annotations
 
-from typing import Protocol, cast
+import socket
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
-from trio_dask.comm.addresses import Address
+import trio
+
 from trio_dask.errors import TrioDaskError
 
-__all__ = ["Bytes", "ConnectionLost", "Listener", "PeerSilent", "Transport", "first_error"]
+if TYPE_CHECKING:
+    from trio_dask.comm.addresses import Address
+    from trio_dask.comm.endpoint import Endpoint
+
+__all__ = [
+    "TRANSPORTS",
+    "Bytes",
+    "ConnectionLost",
+    "Listener",
+    "PeerSilent",
+    "Transport",
+    "TransportKind",
+    "first_error",
+    "register",
+]
 
 Bytes = bytes | bytearray | memoryview
 
@@ -39,7 +60,7 @@ class Transport(Protocol):
         ...
 
     @property
-    def any_thread_sends(self) -> bool:
+    def thread_safe_send(self) -> bool:
         """Whether `try_send` may be called from any thread, by one at a time, and not while this is being closed."""
         ...
 
@@ -91,13 +112,42 @@ class Listener(Protocol):
         """Where this listens, with the port that was chosen."""
         ...
 
-    async def accept(self) -> Transport:
-        """The next peer. Raises `OSError` if there is one but it cannot be taken now."""
+    async def accept(self, nursery: trio.Nursery) -> Transport:
+        """The next peer; what its transport does in the background runs in `nursery`.
+
+        Raises `OSError` if there is one but it cannot be taken now.
+        """
         ...
 
     def close(self) -> None:
         """Stop listening. Idempotent."""
         ...
+
+
+class TransportKind(NamedTuple):
+    """How to connect and to listen at the addresses of one scheme.
+
+    `connect` raises `OSError` if nothing can be reached there, and `ProtocolError` if something else listens there.
+    Until it is closed, a transport may run tasks in the nursery that it was given; they raise nothing.
+
+    `listen` raises `OSError`, naming the address and the reason. Where there is a socket that listens already, it uses
+    that one.
+    """
+
+    scheme: str
+    connect: Callable[[Endpoint, trio.Nursery], Awaitable[Transport]]
+    listen: Callable[[Endpoint, socket.socket | None], list[Listener]]
+    is_in_process: bool = False
+    """Whether both ends are in one Trio run; an address then is a name and has no port."""
+
+
+TRANSPORTS: dict[str, TransportKind] = {}
+"""Every kind of transport, by scheme."""
+
+
+def register(kind: TransportKind) -> None:
+    """Make a kind of transport known under its scheme."""
+    TRANSPORTS[kind.scheme] = kind
 
 
 def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -1,182 +1,378 @@
-"""`ws://`: the same bytes inside WebSocket messages, for networks that let nothing else through.
+"""The same bytes inside WebSocket messages, by trio-websocket, for networks that let nothing else through.
 
-The protocol is done by wsproto, without a task or a queue of its own: so a websocket keeps the manners of the TCP
-connection below it. Messages have no meaning here; they are cut small, since a frame that was begun must be finished.
+trio-websocket reads in a task of its own. That task runs in `WebSocketTransport.run`, in the nursery of whoever owns
+the connection, and never raises there: the next `receive` tells what went wrong. It reads from TCP only while a receive
+is waiting. So a websocket behaves like the TCP connection below it: at most one read and one message are ahead of the
+reader, a peer that sends faster is slowed down, and an unknown one cannot fill our memory.
+
+A message has no meaning here. A send that is cut short closes the connection, since half a frame cannot be mended.
 """
 
 from __future__ import annotations
 
-from contextlib import suppress
+import socket
+from collections.abc import Awaitable, Callable
+from typing import cast
 
 import trio
-from wsproto import ConnectionType, WSConnection
-from wsproto.events import AcceptConnection, BytesMessage, CloseConnection, Event, Ping, Pong, Request
-from wsproto.frame_protocol import CloseReason
-from wsproto.utilities import LocalProtocolError, RemoteProtocolError
+from trio_websocket import (
+    ConnectionClosed,
+    ConnectionRejected,
+    WebSocketConnection,
+    wrap_client_stream,
+    wrap_server_stream,
+)
 
-from trio_dask.comm.addresses import Address
-from trio_dask.comm.tcp import TcpListener, TcpTransport, connect_tcp
-from trio_dask.comm.transport import Bytes, ConnectionLost
+from trio_dask.comm.endpoint import Endpoint
+from trio_dask.comm.tcp import TcpListener, TcpTransport, bind_tcp, connect_tcp
+from trio_dask.comm.transport import Bytes, ConnectionLost, first_error
 from trio_dask.errors import ProtocolError
 
-__all__ = ["WebSocketListener", "WebSocketTransport", "connect_websocket"]
+__all__ = ["WebSocketListener", "WebSocketTransport", "bind_websocket", "connect_websocket"]
 
-_PIECE = 64 * 2**10
+MESSAGE_BYTES = 64 * 2**10
+"""The largest message: we send no larger one, and a peer that does is refused."""
+
+QUEUED_MESSAGES = 0
+"""trio-websocket keeps none: it hands each to a receive that waits, and so one that reads on has none left."""
+
+CLOSE_S = 1.0
+"""How long a close may wait until the network takes the last frame."""
+
+_BREACHES = frozenset({1002, 1003, 1007, 1008, 1009, 1010})
+"""The codes of RFC 6455 that say: what was sent may not be sent."""
+
+_READ_BYTES = 2**18
+
+Agree = Callable[[trio.Nursery, "_Stream"], Awaitable[WebSocketConnection]]
+"""The handshake of one side; the nursery hosts the reader."""
+
+
+class _Stream(trio.abc.Stream):
+    """The TCP connection as trio-websocket sees it; it can be read only as far as `allow` has said."""
+
+    def __init__(self, tcp: TcpTransport, on_end: Callable[[], None]) -> None:
+        self.end: Exception | None = None
+        """How TCP ended, if it did: what it raised, or `trio.EndOfChannel`."""
+        self._tcp = tcp
+        self._on_end = on_end
+        self._allowed = 0
+        self._changed = trio.lowlevel.ParkingLot()
+        self.is_read = False
+        """Whether trio-websocket waits for more, which it does when all it had was received."""
+        self._reading = trio.CancelScope()
+        self._is_closing = self._is_closed = False
+
+    def allow(self, size: int) -> None:
+        """Let the next read take up to `size` bytes; 0 lets none begin."""
+        self._allowed = size
+        if size:
+            self._changed.unpark_all()
+
+    def end_after_next_send(self) -> None:
+        """Pretend that the peer has closed, once the next frame is out: ours was the last word."""
+        self._is_closing = True
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        data = b""
+        self.is_read = True
+        try:
+            with trio.CancelScope() as self._reading:
+                while not self._allowed and not self._is_closed:
+                    await self._changed.park()
+                if not self._is_closed:
+                    data = await self._receive()
+        except ConnectionLost as error:
+            self.end = error
+            self._on_end()
+            raise trio.BrokenResourceError from error
+        finally:
+            self.is_read = False
+        if not data:
+            self.end = trio.EndOfChannel()
+            self._on_end()
+        return data
+
+    async def _receive(self) -> bytes:
+        if self._allowed >= _READ_BYTES:
+            return await self._tcp.receive_some()
+        buffer = bytearray(self._allowed)
+        count = await self._tcp.receive_into(memoryview(buffer))
+        return bytes(buffer[:count])
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        try:
+            sent = self._tcp.try_send(data)
+            if sent < len(data):
+                await self._tcp.send_all(memoryview(data)[sent:])
+        except ConnectionLost as error:
+            self.end = error
+            raise trio.BrokenResourceError from error
+        if self._is_closing:
+            self._is_closed = True
+            self._reading.cancel()
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._tcp.wait_writable()
+
+    async def aclose(self) -> None:
+        self._on_end()
+        await self._tcp.aclose()
 
 
 class WebSocketTransport:
-    """`Transport` over a TCP connection, which it owns."""
+    """`Transport` over a TCP connection, which it owns. Somebody has to `run` it."""
 
-    any_thread_sends = False
+    thread_safe_send = False
     fd = None
 
-    def __init__(self, tcp: TcpTransport, protocol: WSConnection) -> None:
-        self.remote = tcp.remote.replace("tcp:", "ws:", 1)
+    def __init__(self, tcp: TcpTransport, scheme: str, cleanup_s: float) -> None:
+        self.remote = f"{scheme}://{tcp.remote.partition('://')[2]}"
         self.is_local = tcp.is_local
         self._tcp = tcp
-        self._protocol = protocol
+        self._cleanup_s = cleanup_s
+        self._agreeing = trio.CancelScope()
+        self._stream = _Stream(tcp, self._agreeing.cancel)
+        self._websocket: WebSocketConnection | None = None
         self._received = b""
-        self._agreed = False
-        self._ended = False
-        # Bytes that must go out next, whatever happens: the rest of a frame. If it is the frame of a piece, that piece
-        # has not been reported as sent, and the caller will offer it again, as whoever continues a send does.
-        self._rest: Bytes = b""
-        self._piece_size = 0
-        self._pongs = b""
+        self._end: Exception | None = None
+        """What a receive raises when everything was received; `trio.EndOfChannel` stands for the end of the stream."""
+        self._closed = False
+        self._agreed = trio.Event()
+        """Set after the handshake, also if there was none."""
+        # Whoever owns the connection may have something to say when it is cancelled: see `_hurry_when_cancelled`.
+        self._scope = trio.CancelScope(shield=True)
 
     def __repr__(self) -> str:
         return f"<WebSocketTransport to {self.remote}>"
 
-    async def ask_for_upgrade(self, host: str) -> None:
-        """The handshake of the side that calls."""
-        await self._tcp.send_all(self._protocol.send(Request(host=host, target="/")))
-        while not self._agreed:
-            if self._ended:
-                raise ConnectionLost(f"{self.remote} closed the connection in the middle of the handshake")
-            self._take(await self._tcp.receive_some())
+    # ----------------------------------------------------------------------------------------------- in the background
+
+    async def run(self, agree: Agree) -> None:
+        """Do the handshake, and host the reader until this is closed."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._hurry_when_cancelled)
+            with self._scope:
+                try:
+                    async with trio.open_nursery() as readers:
+                        with self._agreeing:  # trio-websocket waits on for a handshake that can no longer come
+                            self._websocket = await agree(readers, self._stream)
+                        if self._websocket is None:
+                            self._end = self._stream.end or ProtocolError("not a websocket peer: no handshake came")
+                        self._agreed.set()
+                except Exception as error:  # whatever trio-websocket raises for what a peer did
+                    self._end = _failure(error)
+                    self._agreed.set()
+            if not self._closed and self._scope.cancelled_caught:
+                self.abort()
+            nursery.cancel_scope.cancel()
+
+    async def _hurry_when_cancelled(self) -> None:
+        """When the nursery of the owner is cancelled, leave it the time to say goodbye, and no more."""
+        try:
+            await trio.sleep_forever()
+        finally:
+            self._scope.deadline = trio.current_time() + self._cleanup_s
+
+    # --------------------------------------------------------------------------------------------------------- sending
+
+    async def wait_agreed(self) -> None:
+        """Wait for the end of the handshake. Raises `ProtocolError` or `ConnectionLost` if there is none."""
+        self._stream.allow(_READ_BYTES)
+        try:
+            await self._agreed.wait()
+        finally:
+            self._stream.allow(0)
+        if isinstance(self._end, trio.EndOfChannel):
+            raise ConnectionLost(f"{self.remote} closed the connection in the middle of the handshake")
+        if self._end is not None:
+            raise self._end
 
     def try_send(self, data: Bytes) -> int:
-        sent = 0
-        with memoryview(data) as view:
-            while self._finish_frame():
-                sent += self._piece_size
-                self._piece_size = 0
-                if self._pongs:
-                    pongs, self._pongs = self._pongs, b""
-                    self._push(pongs)
-                elif sent < len(view):
-                    piece = bytes(view[sent : sent + _PIECE])
-                    self._piece_size = len(piece)
-                    self._push(self._protocol.send(BytesMessage(piece)))
-                else:
-                    break
-        return sent
+        """Take nothing: each send is a step of the loop here."""
+        self._check()
+        return 0
 
     async def send_all(self, data: Bytes) -> None:
-        await trio.lowlevel.checkpoint()
+        if not data:
+            await trio.lowlevel.checkpoint()
         with memoryview(data) as view:
-            sent = self.try_send(view)
-            while sent < len(view):
-                await self._tcp.wait_writable()
-                sent += self.try_send(view[sent:])
+            for start in range(0, len(view), MESSAGE_BYTES):
+                await self._send_message(bytes(view[start : start + MESSAGE_BYTES]))
+
+    async def _send_message(self, message: bytes) -> None:
+        try:
+            await self._check().send_message(message)
+        except trio.Cancelled:
+            self.abort()  # a part of the frame may be out
+            raise
+        except Exception as error:  # while it closes, trio-websocket lets errors of the protocol library through
+            self._check()
+            raise self._broken() from error
+
+    def _check(self) -> WebSocketConnection:
+        if self._closed:
+            raise trio.ClosedResourceError
+        if self._websocket is None or self._end is not None:
+            raise self._broken()
+        return self._websocket
+
+    def _broken(self) -> ConnectionLost:
+        if isinstance(self._stream.end, ConnectionLost):
+            return self._stream.end
+        return ConnectionLost(f"the connection to {self.remote} broke: the other end is closed")
+
+    # ------------------------------------------------------------------------------------------------------- receiving
 
     async def receive_some(self) -> bytes:
-        if self._received:
-            await trio.lowlevel.checkpoint()
-        while not self._received and not self._ended:
-            self._take(await self._tcp.receive_some())
+        await self._receive(_READ_BYTES)
         data, self._received = self._received, b""
         return data
 
     async def receive_into(self, buffer: memoryview) -> int:
-        if self._received:
-            await trio.lowlevel.checkpoint()
-        while not self._received and not self._ended:
-            # No more than was asked for, which matters before a peer is accepted.
-            chunk = bytearray(min(len(buffer), _PIECE))
-            count = await self._tcp.receive_into(memoryview(chunk))
-            self._take(bytes(chunk[:count]))
+        await self._receive(len(buffer))
         data, self._received = self._received[: len(buffer)], self._received[len(buffer) :]
         buffer[: len(data)] = data
         return len(data)
 
+    async def _receive(self, size: int) -> None:
+        """Have something received, unless the stream has ended; read about `size` bytes at a time for it."""
+        if self._received or self._end is not None:
+            await trio.lowlevel.checkpoint()
+        self._stream.allow(size)
+        try:
+            while not self._received and self._end is None:
+                await self._agreed.wait()
+                if self._websocket is not None:
+                    self._take(await self._websocket.get_message())
+        except ConnectionClosed as closed:
+            self._end = self._stream.end or _end(closed)
+        finally:
+            self._stream.allow(0)
+        if self._closed:
+            raise trio.ClosedResourceError
+        if not self._received and not isinstance(self._end, trio.EndOfChannel):
+            assert self._end is not None
+            raise self._end
+
+    def _take(self, message: str | bytes) -> None:
+        if isinstance(message, str):
+            self._end = ProtocolError("not a websocket peer of ours: it sent text")
+        else:
+            self._received = message
+
     def has_input(self) -> bool:
-        return bool(self._received) or self._ended or self._tcp.has_input()
+        return bool(self._received) or self._end is not None or not self._stream.is_read or self._tcp.has_input()
+
+    # --------------------------------------------------------------------------------------------------------- closing
 
     def abort(self) -> None:
+        self._closed = True
         self._tcp.abort()
+        self._scope.cancel()
+        self._agreed.set()
 
     async def aclose(self) -> None:
-        with suppress(ConnectionLost, trio.ClosedResourceError, LocalProtocolError):
-            # With input that nobody read, the close is a loss for the other side, as it is over TCP.
-            if self._finish_frame() and not self.has_input():
-                self._push(self._protocol.send(CloseConnection(CloseReason.NORMAL_CLOSURE)))
-        await self._tcp.aclose()
-
-    def _finish_frame(self) -> bool:
-        """Whether the frame that was begun, if any, is out."""
-        if self._rest:
-            self._push(self._rest)
-        return not self._rest
-
-    def _push(self, data: Bytes) -> None:
-        self._rest = memoryview(data)[self._tcp.try_send(data) :]
-
-    def _take(self, data: bytes) -> None:
-        """Make something of what TCP gave, whose end is ours as well."""
-        if not data:
-            self._ended = True
+        if self._closed:
+            await trio.lowlevel.checkpoint()
             return
+        for _ in range(2):  # the reader may still be on its way back from the last message
+            await trio.lowlevel.checkpoint()
+        # With input that nobody read, the close is a loss for the other side, as it is over TCP.
+        is_loss = self._end is None and self.has_input()
+        self._closed = True
+        self._agreed.set()
         try:
-            self._protocol.receive_data(data)
-            for event in self._protocol.events():
-                self._handle(event)
-        except (LocalProtocolError, RemoteProtocolError) as error:
-            raise ProtocolError(f"not a websocket peer: {error}") from error
-        if self._pongs and not self._rest:
-            self.try_send(b"")
+            if self._websocket is not None and not is_loss:
+                self._stream.end_after_next_send()
+                with trio.move_on_after(CLOSE_S):
+                    await self._websocket.aclose()
+        finally:
+            self._scope.cancel()
+            if not is_loss:
+                await self._tcp.aclose()
+            self._tcp.abort()
 
-    def _handle(self, event: Event) -> None:
-        match event:
-            case BytesMessage():
-                self._received += event.data
-            case CloseConnection():
-                self._ended = True
-            case Ping():
-                self._pongs += self._protocol.send(event.response())
-            case Request():
-                self._push(self._protocol.send(AcceptConnection()))
-            case AcceptConnection():
-                self._agreed = True
-            case Pong():
-                pass
-            case _:
-                raise ProtocolError(f"not a websocket peer of ours: it sent a {type(event).__name__}")
+
+def _end(closed: ConnectionClosed) -> Exception:
+    """How the peer, or what it sent, has ended the connection."""
+    reason = closed.reason
+    if reason is None or reason.code in _BREACHES:
+        return ProtocolError(f"not a websocket peer of ours: {(reason and reason.reason) or 'it broke the protocol'!r}")
+    return trio.EndOfChannel()
+
+
+def _failure(error: Exception) -> ProtocolError:
+    """In words, what the reader raised."""
+    group = isinstance(error, ExceptionGroup)
+    cause = first_error(cast("ExceptionGroup[Exception]", error)) if group else error
+    if isinstance(cause, ConnectionRejected):
+        return ProtocolError(f"not a websocket peer: it answered with the HTTP status {cause.status_code}")
+    return ProtocolError(f"not a websocket peer: {cause!r}")
 
 
 class WebSocketListener:
-    """`Listener` for websockets. The handshake is part of receiving what a peer says first."""
+    """`Listener` for websockets. The handshake takes place while the first bytes are received."""
 
-    def __init__(self, tcp: TcpListener) -> None:
+    def __init__(self, tcp: TcpListener, cleanup_s: float) -> None:
         self.address = tcp.address
         self._tcp = tcp
+        self._cleanup_s = cleanup_s
 
-    async def accept(self) -> WebSocketTransport:
-        return WebSocketTransport(await self._tcp.accept(), WSConnection(ConnectionType.SERVER))
+    async def accept(self, nursery: trio.Nursery) -> WebSocketTransport:
+        tcp = await self._tcp.accept(nursery)
+        transport = WebSocketTransport(tcp, self.address.scheme, self._cleanup_s)
+        nursery.start_soon(transport.run, agree_as_server)
+        return transport
 
     def close(self) -> None:
         self._tcp.close()
 
 
-async def connect_websocket(address: Address) -> WebSocketTransport:
+async def agree_as_server(nursery: trio.Nursery, stream: trio.abc.Stream) -> WebSocketConnection:
+    """Accept whatever path is asked for: proxies have their own."""
+    request = await wrap_server_stream(
+        nursery,
+        stream,
+        message_queue_size=QUEUED_MESSAGES,
+        max_message_size=MESSAGE_BYTES,
+        receive_buffer_size=None,
+    )
+    return await request.accept()
+
+
+def agree_as_client(host: str) -> Agree:
+    """Ask that host for a websocket."""
+
+    async def agree(nursery: trio.Nursery, stream: trio.abc.Stream) -> WebSocketConnection:
+        return await wrap_client_stream(
+            nursery,
+            cast("trio.SocketStream", stream),  # it uses nothing but what all streams have
+            host,
+            "/",
+            message_queue_size=QUEUED_MESSAGES,
+            max_message_size=MESSAGE_BYTES,
+            receive_buffer_size=None,
+        )
+
+    return agree
+
+
+def bind_websocket(endpoint: Endpoint, sock: socket.socket | None = None) -> list[WebSocketListener]:
+    """Listen like `bind_tcp`."""
+    return [WebSocketListener(listener, endpoint.limits.cleanup_s) for listener in bind_tcp(endpoint, sock)]
+
+
+async def connect_websocket(endpoint: Endpoint, nursery: trio.Nursery) -> WebSocketTransport:
     """Connect, and wait until the other side has agreed to speak websocket.
 
     Raises `OSError` when it cannot be reached, `ProtocolError` when it does not agree.
     """
-    tcp = await connect_tcp(address)
-    transport = WebSocketTransport(tcp, WSConnection(ConnectionType.CLIENT))
+    tcp = await connect_tcp(endpoint)
+    transport = WebSocketTransport(tcp, endpoint.address.scheme, endpoint.limits.cleanup_s)
     try:
-        await transport.ask_for_upgrade(str(address).removeprefix("ws://"))
+        nursery.start_soon(transport.run, agree_as_client(str(endpoint).partition("://")[2]))
+        await transport.wait_agreed()
     except BaseException:
         transport.abort()
         raise

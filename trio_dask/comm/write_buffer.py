@@ -1,4 +1,4 @@
-"""What is on its way out of a connection: rows that wait to become frames, and a frame that was begun."""
+"""What waits to leave a connection: rows that will become frames, and the rest of a frame that was begun."""
 
 from __future__ import annotations
 

@@ -20,7 +20,8 @@ from typing import Any
 import trio
 
 from trio_dask.comm.addresses import Address, choose_advertised_host, resolvable
-from trio_dask.config import NannySettings, SchedulerSettings, WorkerSettings
+from trio_dask.comm.inproc import inproc_address
+from trio_dask.config import DEFAULT_SCHEME, NannySettings, SchedulerSettings, WorkerSettings
 from trio_dask.deploy import child_services
 from trio_dask.deploy.cluster_sizing import Layout
 from trio_dask.deploy.worker_program import remove_scratch
@@ -81,7 +82,7 @@ class Members:
         if layout.processes:
             with self._bind() as listener:
                 host, port = listener.getsockname()[:2]
-                self.scheduler_address = str(Address("tcp", choose_advertised_host(host), port))
+                self.scheduler_address = str(Address(DEFAULT_SCHEME, choose_advertised_host(host), port))
                 self._nursery.start_soon(self._look_after_scheduler, listener.fileno())
                 if can_fork_sibling():
                     self.fork_server = ForkServer(f"{self._name}-fork-server", child_services.load_worker)
@@ -245,7 +246,7 @@ class Members:
         from trio_dask.scheduler.service import run_scheduler
 
         async with trio.open_nursery() as nursery:
-            settings = SchedulerSettings(address=f"inproc://{self._name}-{next(_programs)}")
+            settings = SchedulerSettings(address=str(inproc_address(f"{self._name}-{next(_programs)}")))
             self.scheduler_address = str(await nursery.start(run_scheduler, settings))
             task_status.started()
         self.set_worker_count(0)

@@ -10,7 +10,8 @@ import trio
 from trio_dask.comm import (
     Address,
     Connection,
-    LinkSettings,
+    Endpoint,
+    LinkLimits,
     addresses_of_interface,
     choose_advertised_host,
     parse_scheduler_address,
@@ -43,7 +44,7 @@ async def run_control(
       UnavailableError: there is no such interface.
     """
     worker = settings.worker
-    link = LinkSettings(keepalive_s=worker.keepalive_s, silence_s=worker.silence_s, cleanup_s=worker.grace_s)
+    limits = LinkLimits(keepalive_s=worker.keepalive_s, silence_s=worker.silence_s, cleanup_s=worker.grace_s)
     host = await _host(worker)
     failure: OSError | None = None
 
@@ -54,7 +55,7 @@ async def run_control(
 
         async def listen(address: Address) -> list[Address]:
             admit = admit_control(identity.incarnation)
-            serving = partial(serve, address, handle, identity=identity, admit=admit, settings=link)
+            serving = partial(serve, Endpoint(address, limits), handle, identity=identity, admit=admit)
             bound: list[Address] = await nursery.start(serving)
             return bound
 
@@ -63,7 +64,7 @@ async def run_control(
         except OSError as error:
             failure = error  # raised outside of the nursery, which would wrap it
         else:
-            task_status.started(Address("tcp", await _towards_scheduler(bound[0].host, worker), bound[0].port))
+            task_status.started(bound[0]._replace(host=await _towards_scheduler(bound[0].host, worker)))
     if failure is not None:
         raise failure
 

@@ -16,11 +16,12 @@ import trio
 from trio_dask.comm import (
     Connection,
     ConnectionLost,
-    LinkSettings,
-    limit_of_call,
-    open_connection,
+    Endpoint,
+    LinkLimits,
+    connect_limit_s,
     parse_scheduler_address,
 )
+from trio_dask.comm.connect import connect
 from trio_dask.config import WorkerSettings
 from trio_dask.errors import NoScheduler, ProtocolError, RefusedError, UnavailableError, UsageError
 from trio_dask.ids import new_incarnation
@@ -86,9 +87,13 @@ class SchedulerConnection:
 
     async def run(self) -> None:
         """Keep the connection until cancelled, then say goodbye."""
+        async with trio.open_nursery() as nursery:
+            await self._keep_connected(nursery)
+
+    async def _keep_connected(self, nursery: trio.Nursery) -> None:
         while True:
             try:
-                connection = await self._connect()
+                connection = await self._connect(nursery)
             except (NoScheduler, UnavailableError, UsageError) as error:
                 self._why_away = str(error)
             except RefusedError as error:
@@ -100,18 +105,18 @@ class SchedulerConnection:
                 self._retries.session_lost(trio.current_time())
             await trio.sleep(self._retries.next_pause_s())
 
-    async def _connect(self) -> Connection:
+    async def _connect(self, nursery: trio.Nursery) -> Connection:
         settings = self._settings
         hello = Hello(
             role="nanny", incarnation=new_incarnation(), name=settings.name or "", details=dict(self._details())
         )
-        link = LinkSettings(
+        limits = LinkLimits(
             keepalive_s=settings.keepalive_s, silence_s=min(settings.silence_s, SILENCE_S), cleanup_s=settings.grace_s
         )
         address = parse_scheduler_address(self._scheduler_address())
         left_s = self._retries.deadline - trio.current_time()
-        timeout_s = limit_of_call(settings.connect_timeout_s, left_s)
-        return await open_connection(address, hello, timeout_s=timeout_s, settings=link)
+        timeout_s = connect_limit_s(settings.connect_timeout_s, left_s)
+        return await connect(Endpoint(address, limits), hello, nursery=nursery, timeout_s=timeout_s)
 
     def _scheduler_address(self) -> str:
         path = self._settings.scheduler_file

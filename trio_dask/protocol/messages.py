@@ -619,28 +619,28 @@ class CallResult(NamedTuple):
 
 
 @tagged(107)
-class Lent(NamedTuple):
+class MemoryOffered(NamedTuple):
     """The raw bytes of the message after this one lie in the memory of process `pid`, each buffer at its place.
 
-    The process has the bytes of `mark` at `mark_place` as long as they are there. Answered by `Borrowed`.
+    The process has the bytes of `liveness_token` at `token_address` as long as they are valid. `MemoryRead` answers.
     """
 
     pid: int
-    mark_place: int
-    mark: bytes
+    token_address: int
+    liveness_token: bytes
     places: tuple[int, ...]
 
 
 @tagged(108)
-class Borrowed(NamedTuple):
-    """What was lent has been read, or (not `ok`) could not be: then the raw bytes follow after all."""
+class MemoryRead(NamedTuple):
+    """The offered memory has been read, or (not `ok`) could not be: then the raw bytes follow after all."""
 
     ok: bool
 
 
 DataRequest = Fetch | Put | Call
 DataAnswer = Value | Absent | PutDone | CallResult
-MemoryLending = Lent | Borrowed
+MemoryLending = MemoryOffered | MemoryRead
 """Either end of a data channel, as a part of sending a value; the channel takes these in itself."""
 
 OnDataPlane = DataRequest | DataAnswer | MemoryLending | Goodbye

@@ -21,7 +21,8 @@ import trio
 
 from trio_dask.comm.addresses import Address, addresses_of_interface, advertised_hosts, is_loopback, parse_address
 from trio_dask.comm.busy_poll import BusyPoll
-from trio_dask.comm.connection import Connection, LinkSettings
+from trio_dask.comm.connection import Connection
+from trio_dask.comm.endpoint import Endpoint
 from trio_dask.comm.listen import serve
 from trio_dask.comm.rpc_server import serve_control
 from trio_dask.comm.transport import ConnectionLost, Transport
@@ -30,6 +31,7 @@ from trio_dask.errors import ProtocolError
 from trio_dask.ids import PeerId, new_incarnation
 from trio_dask.owned_files import keep_file
 from trio_dask.protocol.hello import Hello, Refusal, Welcome
+from trio_dask.protocol.link import LinkLimits
 from trio_dask.protocol.messages import Leave, SchedulerStops
 from trio_dask.scheduler.core import (
     Admit,
@@ -143,31 +145,31 @@ class _Service:
         task_status: trio.TaskStatus[list[Address]],
     ) -> None:
         settings = self._settings
+        address, listening = self._where_to_listen()
+        limits = LinkLimits(keepalive_s=settings.keepalive_s, silence_s=settings.silence_s, cleanup_s=settings.grace_s)
         with scope:
             await serve(
-                self._where_to_listen(),
+                Endpoint(address, limits),
                 self._session,
                 identity=self._identity,
                 admit=self._greet,
-                settings=LinkSettings(
-                    keepalive_s=settings.keepalive_s, silence_s=settings.silence_s, cleanup_s=settings.grace_s
-                ),
+                listening=listening,
                 handler_nursery=sessions,
                 task_status=task_status,
             )
 
-    def _where_to_listen(self) -> Address | socket.socket:
+    def _where_to_listen(self) -> tuple[Address, socket.socket | None]:
         settings = self._settings
         if settings.listen_fd is not None:
-            return socket.socket(fileno=settings.listen_fd)
+            return Address(settings.protocol, ""), socket.socket(fileno=settings.listen_fd)
         if settings.address is not None:
-            return parse_address(settings.address)
+            return parse_address(settings.address), None
         host = addresses_of_interface(settings.interface)[0] if settings.interface else settings.host
-        return Address(settings.protocol, host, settings.port)
+        return Address(settings.protocol, host, settings.port), None
 
     def _advertised(self, bound: Address) -> list[Address]:
         """Where other processes reach this one, best first; several if only the operator can know which it is."""
-        if bound.scheme == "inproc":
+        if bound.is_in_process:
             return [bound]
         contact = self._settings.contact_host
         hosts = advertised_hosts(bound.host) if contact is None else [contact]
@@ -182,7 +184,7 @@ class _Service:
                 address,
                 ", ".join(map(str, others)),
             )
-        if any(where.scheme != "inproc" and not is_loopback(where.host) for where in bound):
+        if any(not where.is_in_process and not is_loopback(where.host) for where in bound):
             log.warning(
                 "Not secured: anyone who can reach port %d can run programs as this user; "
                 "--host 127.0.0.1 keeps it local",

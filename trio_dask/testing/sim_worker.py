@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
+from trio_dask.comm.inproc import inproc_address
 from trio_dask.ids import Incarnation, Key, PeerId, RunId
 from trio_dask.protocol import codec
 from trio_dask.protocol.hello import Hello, Refusal, Welcome
@@ -54,7 +55,7 @@ class SimWorker:
         self.scheduler = scheduler
         self.network = network
         self.name = name
-        self.address = f"inproc://{name}"
+        self.address = str(inproc_address(name))
         self.slots = slots
         self.free_slots = slots
         self.leak_slots = False

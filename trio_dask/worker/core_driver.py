@@ -15,7 +15,8 @@ from typing import cast
 
 import trio
 
-from trio_dask.comm import Address, Connection, DataChannel, PeerSilent, open_data_channel, parse_address
+from trio_dask.comm import Address, Connection, DataChannel, Endpoint, PeerSilent, parse_address
+from trio_dask.comm.connect import connect_data
 from trio_dask.config import WorkerSettings
 from trio_dask.errors import TrioDaskError
 from trio_dask.ids import Incarnation, Key, given_name
@@ -109,9 +110,11 @@ class CoreDriver:
                 if self._memory is not None:
                     self._tasks.start_soon(self._memory.run)
                 task_status.started()
-                await self._tick()
+                try:
+                    await self._tick()
+                finally:
+                    self._peers.close()
         finally:
-            self._peers.close()
             self._process.close()
 
     # ------------------------------------------------------------------------------------------ sessions
@@ -294,7 +297,10 @@ class CoreDriver:
 
     async def _open_channel(self, address: str) -> DataChannel:
         hello = Hello(role="data", name=str(self.handle.name), incarnation=Incarnation(self.handle.incarnation))
-        return await open_data_channel(parse_address(address), hello, timeout_s=self._settings.connect_timeout_s)
+        assert self._tasks is not None, "a fetch began before the engine ran"
+        return await connect_data(
+            Endpoint(parse_address(address)), hello, nursery=self._tasks, timeout_s=self._settings.connect_timeout_s
+        )
 
     # ------------------------------------------------------------------------------------------ effects
 

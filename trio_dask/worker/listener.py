@@ -12,7 +12,8 @@ from trio_dask.comm import (
     Address,
     Connection,
     DataChannel,
-    LinkSettings,
+    Endpoint,
+    LinkLimits,
     addresses_of_interface,
     choose_advertised_host,
     parse_address,
@@ -20,7 +21,7 @@ from trio_dask.comm import (
 )
 from trio_dask.comm.port_range import listen_in_range
 from trio_dask.comm.rpc_server import admit_control
-from trio_dask.config import WorkerSettings
+from trio_dask.config import DEFAULT_SCHEME, WorkerSettings
 from trio_dask.ids import new_incarnation
 from trio_dask.protocol.hello import Hello
 
@@ -49,7 +50,7 @@ class Listener:
         self._nursery = nursery
         self._identity = Hello(role="worker", name=settings.name or "", incarnation=new_incarnation())
         self._host: str | None = None
-        self._bound = Address("tcp", "")
+        self._bound = Address(DEFAULT_SCHEME, "")
         self._scope = trio.CancelScope()
 
     async def towards(self, scheduler: Address) -> Address:
@@ -73,7 +74,7 @@ class Listener:
 
     async def _choose_host(self, scheduler: Address) -> str:
         settings = self._settings
-        if scheduler.scheme == "inproc":
+        if scheduler.is_in_process:
             return self._host or f"worker-{new_incarnation()}"
         if settings.interface is not None:
             return addresses_of_interface(settings.interface)[0]
@@ -86,13 +87,13 @@ class Listener:
         bound, contact = self._bound, self._settings.contact_address
         if contact is not None:
             return parse_address(contact, default_port=bound.port)
-        if bound.scheme == "inproc":
+        if bound.is_in_process:
             return bound
         return Address(bound.scheme, await _local_host(bound.host, scheduler), bound.port)
 
     async def _bind(self, scheduler: Address, host: str) -> Address:
-        if scheduler.scheme == "inproc":
-            return await self._start(Address("inproc", host))
+        if scheduler.is_in_process:
+            return await self._start(scheduler._replace(host=host))
         return await listen_in_range(host, self._settings.port_range, self._start)
 
     async def _start(self, address: Address) -> Address:
@@ -104,15 +105,15 @@ class Listener:
     async def _serve(
         self, address: Address, scope: trio.CancelScope, *, task_status: trio.TaskStatus[list[Address]]
     ) -> None:
+        limits = LinkLimits(keepalive_s=self._settings.keepalive_s, silence_s=self._settings.silence_s)
         with scope:
             await serve(
-                address,
+                Endpoint(address, limits),
                 self._control,
                 identity=self._identity,
                 admit=admit_control(self._identity.incarnation),
                 data_handler=self._handler,
                 max_bytes=self._settings.memory_limit_bytes,
-                settings=LinkSettings(keepalive_s=self._settings.keepalive_s, silence_s=self._settings.silence_s),
                 handler_nursery=self._nursery,
                 task_status=task_status,
             )

@@ -16,7 +16,7 @@ from typing import Final, NamedTuple, TypeVar
 
 import trio
 
-from trio_dask.comm.buffer_pool import Stock, stock
+from trio_dask.comm.buffer_pool import BufferPool, pool
 from trio_dask.config import WorkerSettings
 from trio_dask.parsing import format_bytes
 from trio_dask.worker.core.memory_policy import (
@@ -58,7 +58,7 @@ KEPT_SHARE: Final = 0.1
 """The share of the limit that is kept for coming values at most."""
 
 
-def keep_nothing_unwatched(settings: WorkerSettings, kept: Stock = stock) -> None:
+def keep_nothing_unwatched(settings: WorkerSettings, kept: BufferPool = pool) -> None:
     """Where a worker does not watch its memory a nanny may, and a nanny cannot have kept memory given back."""
     if settings.memory_limit_bytes is not None:
         kept.keep_at_most(0)
@@ -93,7 +93,7 @@ class MemoryMonitor:
         settings: WorkerSettings,
         worker: WorkerCallbacks,
         read: Callable[[], int] | None = None,
-        kept: Stock = stock,
+        kept: BufferPool = pool,
     ) -> None:
         self.limits = limits
         self._policy = MemoryPolicy(limits)

@@ -26,11 +26,12 @@ from trio_dask.comm import (
     Address,
     Connection,
     ConnectionLost,
-    LinkSettings,
-    limit_of_call,
-    open_connection,
+    Endpoint,
+    LinkLimits,
+    connect_limit_s,
     parse_scheduler_address,
 )
+from trio_dask.comm.connect import connect
 from trio_dask.comm.rpc_server import serve_control
 from trio_dask.config import LEAVING, WorkerSettings
 from trio_dask.errors import NoScheduler, ProtocolError, RefusedError, UsageError
@@ -97,7 +98,7 @@ async def run_worker(
       UsageError: a name, an address or a file in the settings cannot be used.
       OSError: it cannot listen at its address.
     """
-    embedded = settings.scheduler is not None and settings.scheduler.startswith("inproc:")
+    embedded = settings.scheduler is not None and parse_scheduler_address(settings.scheduler).is_in_process
     with keep_file(settings.pid_file, f"{os.getpid()}\n"), nullcontext() if embedded else tuned_interpreter():
         worker = _Worker(settings, drain or DrainRequest(), leaving, at_rest, ends_in)
         async with nullcontext() if around is None else around(worker.handle):
@@ -183,7 +184,7 @@ class _Worker:
                         slots.start_soon(watch)
                     listening = Listener(self._settings, self._engine.server.handle, self._serve_control, slots)
                     try:
-                        await self._run_sessions(listening, task_status)
+                        await self._run_sessions(listening, slots, task_status)
                     except (OSError, UsageError) as error:
                         failure = error  # raised outside of the nursery, which would wrap it
                     slots.cancel_scope.cancel()
@@ -260,11 +261,13 @@ class _Worker:
 
     # ------------------------------------------------------------------------------------------ session loop
 
-    async def _run_sessions(self, listening: Listener, task_status: trio.TaskStatus[Address]) -> None:
+    async def _run_sessions(
+        self, listening: Listener, nursery: trio.Nursery, task_status: trio.TaskStatus[Address]
+    ) -> None:
         """One session after the other, until the scheduler sends this worker away."""
         while True:
             try:
-                connection, place = await self._dial(listening)
+                connection, place = await self._dial(listening, nursery)
             except (OSError, UsageError) as error:
                 is_refused_while_draining = self._draining and isinstance(error, RefusedError)
                 if self._retries.is_final(error, trio.current_time()) and not is_refused_while_draining:
@@ -325,7 +328,7 @@ class _Worker:
 
     # ------------------------------------------------------------------------------------------ one session
 
-    async def _dial(self, listening: Listener) -> tuple[Connection, _Registration]:
+    async def _dial(self, listening: Listener, nursery: trio.Nursery) -> tuple[Connection, _Registration]:
         """Find the scheduler and register with it."""
         settings = self._settings
         scheduler = parse_scheduler_address(self._scheduler_address())
@@ -350,7 +353,7 @@ class _Worker:
                 "metrics": self._engine.figures(),
             },
         )
-        link = LinkSettings(
+        limits = LinkLimits(
             keepalive_s=settings.keepalive_s,
             silence_s=min(
                 settings.silence_s, SCHEDULER_SILENCE_S, max(SHORTEST_SILENCE_S, settings.death_timeout_s / 2)
@@ -359,8 +362,8 @@ class _Worker:
         )
         if not self._reason:
             self._reason = f"no answer from {scheduler} so far"
-        timeout_s = limit_of_call(settings.connect_timeout_s, self._death.deadline - trio.current_time())
-        connection = await open_connection(scheduler, hello, timeout_s=timeout_s, settings=link)
+        timeout_s = connect_limit_s(settings.connect_timeout_s, self._death.deadline - trio.current_time())
+        connection = await connect(Endpoint(scheduler, limits), hello, nursery=nursery, timeout_s=timeout_s)
         return connection, place
 
     def _scheduler_address(self) -> str:
