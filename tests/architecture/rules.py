@@ -64,6 +64,7 @@ IMPURE = {"asyncio", "logging", "os.urandom", "random", "secrets", "socket", "th
 
 # (module, what it imports) -> why this one may.
 PARDONED: Mapping[tuple[str, str], str] = {
+    ("trio_dask.protocol.raw_memory", "os.urandom"): "a random token tells one piece of shared memory from all others",
     ("trio_dask.protocol.blob_contents", "threading"): "what it keeps is kept for all threads that pickle",
     (
         "trio_dask.protocol.rebuilt_classes",

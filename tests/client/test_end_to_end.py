@@ -134,11 +134,11 @@ def test_a_large_argument_is_mapped_by_everybody_and_each_task_has_its_own(clien
 
 def test_where_memory_cannot_be_mapped_the_content_is_sent_after_all(client, monkeypatch, caplog):
     np = pytest.importorskip("numpy")
-    monkeypatch.setattr(shared_blobs, "_broken", False)
+    monkeypatch.setattr(shared_blobs, "_failed", False)
 
     def refuse(part):
         raise OSError("no more descriptors")
 
     monkeypatch.setattr(shared_blobs, "map_shared", refuse)
     assert client.submit(first_and_last, np.arange(3_000_000.0)).result(60) == (1.0, 2_999_999.0)
-    assert not shared_blobs.memory_domain()
+    assert not shared_blobs.probe()

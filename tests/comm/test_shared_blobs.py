@@ -9,15 +9,16 @@ import trio
 from tests.comm.kit import HELLO, WELCOME, tcp_pair
 from trio_dask.comm import shared_blobs
 from trio_dask.comm.connection import Connection
-from trio_dask.comm.shared_blobs import SharedBlobs, memory_domain
+from trio_dask.comm.shared_blobs import SharedBlobs, can_map_memory_of, probe
 from trio_dask.comm.transport import ConnectionLost
 from trio_dask.errors import ProtocolError
+from trio_dask.protocol import raw_memory
 from trio_dask.protocol.codec import FROM_CLIENT, TO_CLIENT
 from trio_dask.protocol.frames import Kind, encode_frame
 from trio_dask.protocol.messages import Blob, Reply
-from trio_dask.protocol.raw_memory import MAPPED_BYTES, shared_memory, shared_part, whole_of
+from trio_dask.protocol.raw_memory import MAPPED_BYTES, map_shared, shared_memory, shared_part, whole_of
 
-pytestmark = pytest.mark.skipif(not memory_domain(), reason="no memory is shared here: needs Linux and /proc")
+pytestmark = pytest.mark.skipif(not probe(), reason="no memory is shared here: needs Linux and /proc")
 
 PIECE = 1 << 20
 NBYTES = MAPPED_BYTES + 12_345
@@ -34,13 +35,18 @@ def pieces_of(content: memoryview) -> list[Blob]:
 
 
 def local_pair() -> tuple[Connection, Connection]:
-    """A client's end and a scheduler's end which know that they are on one machine."""
+    """A client's end and a scheduler's end which can map each other's memory."""
     near, far = tcp_pair()
-    domain = memory_domain()
     return (
-        Connection(near, WELCOME._replace(memory=domain), allowed=TO_CLIENT),
-        Connection(far, HELLO._replace(memory=domain), allowed=FROM_CLIENT),
+        Connection(near, WELCOME._replace(memory=probe()), allowed=TO_CLIENT),
+        Connection(far, HELLO._replace(memory=probe()), allowed=FROM_CLIENT),
     )
+
+
+async def agree(client: Connection, scheduler: Connection) -> None:
+    """Have the client take what the scheduler said first: that it can map the client's memory."""
+    scheduler.send_nowait(Reply(0, None), flush=True)
+    await receive(client, 1)
 
 
 async def receive(connection: Connection, count: int) -> list[Blob]:
@@ -56,6 +62,7 @@ async def test_a_large_blob_is_mapped_and_not_sent():
     content = shared_content()
     client, scheduler = local_pair()
     async with client, scheduler:
+        await agree(client, scheduler)
         sent = pieces_of(content)
         client.send_many_nowait(sent)
         client.flush_nowait()
@@ -67,7 +74,7 @@ async def test_a_large_blob_is_mapped_and_not_sent():
         whole = whole_of(received[0].data, NBYTES)
         assert whole is not None
         assert whole.readonly
-        assert shared_part(whole).inode == shared_part(content).inode
+        assert shared_part(whole).token == shared_part(content).token
         assert shared_part(whole).fd != shared_part(content).fd
         await client.aclose()
 
@@ -75,20 +82,21 @@ async def test_a_large_blob_is_mapped_and_not_sent():
 async def test_memory_is_held_for_the_peer_until_it_has_mapped_it_all():
     client, scheduler = local_pair()
     async with client, scheduler:
+        await agree(client, scheduler)
         content = shared_content()
-        inode = shared_part(content).inode
+        token = shared_part(content).token
         sent = pieces_of(content)
         del content
         client.send_many_nowait(sent)
         client.flush_nowait()
         del sent
-        assert list(client._shared._offered) == [inode]
+        assert [offered for offered, _ in client._shared._offered] == [token]
         received = await receive(scheduler, 9)
         assert len(b"".join(blob.data for blob in received)) == NBYTES
         scheduler.send_nowait(Reply(1, "so that there is something to wait for"), flush=True)
         await receive(client, 1)
         assert not client._shared._offered
-        assert not scheduler._shared._mapping
+        assert scheduler._shared._mapping is None
         await client.aclose()
 
 
@@ -107,7 +115,7 @@ def test_what_is_mapped_outlives_its_owner_and_can_be_shared_on():
 
 async def test_between_machines_the_content_is_sent():
     near, far = tcp_pair()
-    client = Connection(near, WELCOME._replace(memory="another machine"), allowed=TO_CLIENT)
+    client = Connection(near, WELCOME, allowed=TO_CLIENT)
     scheduler = Connection(far, HELLO, allowed=FROM_CLIENT)
     content = shared_content()
     async with client, scheduler:
@@ -119,33 +127,91 @@ async def test_between_machines_the_content_is_sent():
         await client.aclose()
 
 
-def row(content: memoryview, **changes: int) -> memoryview:
+def row(content: memoryview, **changes: object) -> memoryview:
     part = shared_part(content)._replace(**changes)
     return memoryview(msgpack.packb((b"digest", NBYTES, *part)))
 
 
 @pytest.mark.parametrize(
     "changes",
-    [{"fd": 0}, {"fd": 1 << 20}, {"pid": 1 << 30}, {"inode": 1}, {"nbytes": NBYTES - 1}, {"nbytes": 1 << 62}],
+    [{"fd": 0}, {"fd": 1 << 20}, {"token": bytes(16)}, {"nbytes": NBYTES - 1}, {"nbytes": 1 << 62}],
     ids=str,
 )
-def test_what_is_not_that_memory_is_not_mapped_and_this_process_shares_no_more(changes, monkeypatch):
-    monkeypatch.setattr(shared_blobs, "_broken", False)
+def test_what_is_not_that_memory_is_not_mapped_and_this_process_maps_no_more(changes, monkeypatch):
+    monkeypatch.setattr(shared_blobs, "_failed", False)
+    own = probe()
     with pytest.raises(ConnectionLost, match="cannot map the memory that a client shares"):
         SharedBlobs("a client").take(row(shared_content(), **changes), FROM_CLIENT)
-    assert memory_domain() == ""
+    assert probe() == ""
+    assert not can_map_memory_of(own)
 
 
-def test_a_file_that_can_shrink_is_not_mapped(monkeypatch, tmp_path):
-    monkeypatch.setattr(shared_blobs, "_broken", False)
-    fd = os.memfd_create("trio_dask blob", os.MFD_ALLOW_SEALING)
+def test_a_peer_that_has_ended_is_no_reason_to_share_no_more(monkeypatch):
+    monkeypatch.setattr(shared_blobs, "_failed", False)
+    with pytest.raises(ConnectionLost):
+        SharedBlobs("a client").take(row(shared_content(), pid=1 << 30), FROM_CLIENT)
+    assert can_map_memory_of(probe())
+
+
+@pytest.mark.parametrize(
+    "text", ["", "1", "1/2/3", "../../x/1/" + "0" * 32, f"{1 << 30}/1/{'0' * 32}", "1/0/" + "0" * 32]
+)
+def test_a_hello_that_names_no_memory_that_can_be_mapped_agrees_to_nothing(text):
+    assert not can_map_memory_of(text)
+
+
+def test_a_file_that_can_shrink_is_not_mapped(monkeypatch):
+    monkeypatch.setattr(shared_blobs, "_failed", False)
+    token = bytes(16)
+    fd = os.memfd_create(f"trio_dask blob {token.hex()}", os.MFD_ALLOW_SEALING)
     try:
         os.ftruncate(fd, NBYTES)
-        part = (os.getpid(), fd, os.fstat(fd).st_ino, NBYTES, 0, PIECE)
-        with pytest.raises(ConnectionLost, match="is not the memory"):
+        part = (os.getpid(), fd, token, NBYTES, 0, PIECE)
+        with pytest.raises(ConnectionLost, match="is not as it was said"):
             SharedBlobs("a client").take(memoryview(msgpack.packb((b"d", NBYTES, *part))), FROM_CLIENT)
     finally:
         os.close(fd)
+
+
+def test_memory_that_is_offered_twice_is_held_until_both_are_mapped():
+    first = shared_content()
+    second = map_shared(shared_part(first))  # the same file under another descriptor, as after an upload anew
+    sender, receiver = SharedBlobs("a worker"), SharedBlobs("the scheduler")
+    answers = []
+    for content in (first, second, second):
+        for blob in pieces_of(content):
+            answers += receiver.take(memoryview(sender.offer(blob)), FROM_CLIENT)[1]
+    assert len(sender._offered) == len(answers) == 3
+    for left, answer in zip((2, 1, 0), answers, strict=True):
+        sender.release(memoryview(answer))
+        assert len(sender._offered) == left
+    with pytest.raises(ProtocolError, match="not offered"):
+        sender.release(memoryview(answers[0]))
+
+
+def test_a_blob_that_is_left_in_the_middle_is_answered_when_the_next_one_begins():
+    first, second = shared_content(), shared_content()
+    sender, receiver = SharedBlobs("a worker"), SharedBlobs("the scheduler")
+    offered = [*pieces_of(first)[:3], *pieces_of(second)]
+    answers = [receiver.take(memoryview(sender.offer(blob)), FROM_CLIENT)[1] for blob in offered]
+    assert [token for each in answers for token in each] == [shared_part(first).token, shared_part(second).token]
+    assert receiver._mapping is None
+
+
+def test_with_many_descriptors_held_the_content_is_read(monkeypatch):
+    content = shared_content()
+    monkeypatch.setattr(raw_memory, "MOST_SHARED", 0)
+    read = map_shared(shared_part(content))
+    assert (read.readonly, bytes(read) == bytes(content), shared_part(read)) == (True, True, None)
+    assert shared_part(shared_memory(NBYTES)) is None
+
+
+def test_a_connection_that_has_ended_holds_nothing(monkeypatch):
+    shared = SharedBlobs("a client")
+    for blob in pieces_of(shared_content())[:2]:
+        shared.offer(blob)
+    shared.clear()
+    assert not shared._offered
 
 
 @pytest.mark.parametrize(
@@ -155,10 +221,10 @@ def test_a_file_that_can_shrink_is_not_mapped(monkeypatch, tmp_path):
         b"\xc1",
         msgpack.packb(5),
         msgpack.packb((b"digest", 1, 2)),
-        msgpack.packb(("text", 1, 2, 3, 4, 5, 6, 7)),
-        msgpack.packb((b"digest", 1, 2, True, 4, 5, 6, 7)),
-        msgpack.packb((b"digest", 1, 2, 3, 4, 5, 6, -7)),
-        msgpack.packb((b"digest", 1, 2, 3, 4, 5, 6, 7, 8)),
+        msgpack.packb(("text", 1, 2, 3, b"4", 5, 6, 7)),
+        msgpack.packb((b"digest", 1, 2, True, b"4", 5, 6, 7)),
+        msgpack.packb((b"digest", 1, 2, 3, b"4", 5, 6, -7)),
+        msgpack.packb((b"digest", 1, 2, 3, b"4", 5, 6, 7, 8)),
     ],
     ids=repr,
 )

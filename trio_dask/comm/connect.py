@@ -14,7 +14,7 @@ from trio_dask.comm.captured_error import CapturedError
 from trio_dask.comm.connection import Connection
 from trio_dask.comm.data_channel import DataChannel
 from trio_dask.comm.endpoint import Endpoint
-from trio_dask.comm.shared_blobs import memory_domain
+from trio_dask.comm.shared_blobs import probe
 from trio_dask.comm.transport import TRANSPORTS, ConnectionLost, PeerSilent, Transport
 from trio_dask.errors import NoScheduler, ProtocolError, RefusedError
 from trio_dask.protocol.codec import TO_CLIENT, TO_CONTROL, TO_NANNY, TO_WORKER, Allowed
@@ -43,7 +43,7 @@ async def connect(endpoint: Endpoint, hello: Hello, *, nursery: trio.Nursery, ti
     """
     allowed = _ALLOWED[hello.role]
     try:
-        hello = hello._replace(memory=memory_domain())
+        hello = hello._replace(memory=probe())
         transport, welcome, rest = await _call(endpoint, hello, nursery, timeout_s)
     except _CannotReachError as error:
         missing = "nothing to ask" if hello.role == "control" else "no scheduler"

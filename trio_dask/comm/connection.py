@@ -26,11 +26,11 @@ from typing import Any
 import trio
 
 from trio_dask.comm.captured_error import CapturedError
-from trio_dask.comm.shared_blobs import SharedBlobs, memory_domain
+from trio_dask.comm.shared_blobs import SharedBlobs, can_map_memory_of
 from trio_dask.comm.transport import ConnectionLost, Transport
 from trio_dask.comm.write_buffer import Backlog
 from trio_dask.errors import ProtocolError, SerializationError
-from trio_dask.protocol.codec import Allowed, OwnFrame, Row, encode_rows
+from trio_dask.protocol.codec import Allowed, OwnFrame, Row, Share, encode_rows
 from trio_dask.protocol.frames import PING_FRAME, Kind
 from trio_dask.protocol.hello import Hello, Welcome
 from trio_dask.protocol.link import DEFAULT_LIMITS, GiveUp, Link, LinkLimits
@@ -93,9 +93,9 @@ class Connection:
         self._sending = threading.RLock()
         self._outbox: list[Message] = []
         self._backlog = Backlog()
-        shares = hello.memory != "" and hello.memory == memory_domain()
-        self._shared = SharedBlobs(allowed.who) if shares else None
-        self._share = None if self._shared is None else self._shared.offer
+        self._shared = SharedBlobs(allowed.who)
+        self._share: Share | None = None  # until the peer says that it can map our memory
+        self._can_map = can_map_memory_of(hello.memory)
         self._stuck = trio.lowlevel.ParkingLot()  # where the writer waits for a backlog
         self._progress = trio.lowlevel.ParkingLot()  # where others wait for the backlog to shrink
         self._can_send = True
@@ -300,18 +300,24 @@ class Connection:
 
     def _take_shared(self, kind: int, payload: memoryview) -> list[Message]:
         """Of a blob that the peer shares: a piece, or that the peer has mapped it all."""
-        if self._shared is None:
-            raise ProtocolError(f"{self._allowed.who} shares memory, which was not agreed on")
         if kind == Kind.MAPPED:
             with self._sending:
-                self._shared.release(payload)
+                if payload:
+                    self._shared.release(payload)
+                else:
+                    self._share = self._shared.offer
             return []
-        blob, is_last = self._shared.take(payload, self._allowed)
-        if is_last is not None:
-            with self._sending:
-                if self._can_send:
-                    self._send_rows([OwnFrame(Kind.MAPPED, is_last)])
+        if not self._can_map:
+            raise ProtocolError(f"{self._allowed.who} shares memory, which was not agreed on")
+        blob, answers = self._shared.take(payload, self._allowed)
+        for token in answers:
+            self._send_mapped(token)
         return [blob]
+
+    def _send_mapped(self, token: bytes) -> None:
+        with self._sending:
+            if self._can_send:
+                self._send_rows([OwnFrame(Kind.MAPPED, token)])
 
     # ------------------------------------------------------------------------------------------------ life and death
 
@@ -376,6 +382,8 @@ class Connection:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._run_tasks)
             with body:
+                if self._can_map:
+                    self._send_mapped(b"")
                 yield self
                 if self.goodbye:
                     with trio.move_on_after(self.limits.cleanup_s):
@@ -385,6 +393,8 @@ class Connection:
             self._stop_sending()
             self._transport.abort()
             self._tasks_scope.cancel()
+            with self._sending:
+                self._shared.clear()
         body.raise_it()
 
     async def _run_tasks(self) -> None:

@@ -17,7 +17,7 @@ from trio_dask.comm.addresses import Address
 from trio_dask.comm.connection import Connection
 from trio_dask.comm.data_channel import DataChannel
 from trio_dask.comm.endpoint import Endpoint
-from trio_dask.comm.shared_blobs import memory_domain
+from trio_dask.comm.shared_blobs import probe
 from trio_dask.comm.transport import TRANSPORTS, ConnectionLost, Listener, Transport, first_error
 from trio_dask.errors import ProtocolError
 from trio_dask.protocol.codec import FROM_CLIENT, FROM_CONTROL, FROM_NANNY, FROM_WORKER, Allowed
@@ -166,7 +166,7 @@ class _Handshake:
         if not (self._data_handler if hello.role == "data" else self._handler and hello.role in _ALLOWED):
             return Refusal(f"this {self._identity} does not serve the role {hello.role!r} of the {hello}", "role")
         answer = self._admit(hello, transport)
-        return answer._replace(memory=memory_domain()) if isinstance(answer, Welcome) else answer
+        return answer._replace(memory=probe()) if isinstance(answer, Welcome) else answer
 
     def _admit_all(self, hello: Hello, transport: Transport) -> Welcome | Refusal:
         return Welcome(incarnation=self._identity.incarnation)

@@ -39,7 +39,7 @@ class Kind(IntEnum):
     SHARED = 3
     """Where a piece of a blob lies in the sender's memory, instead of the piece itself."""
     MAPPED = 4
-    """The receiver has mapped all of a shared blob: the sender need not keep it for that any longer."""
+    """The receiver has mapped all of a shared blob, which the sender need not keep for it any longer. Empty: it can."""
 
 
 class Frame(NamedTuple):

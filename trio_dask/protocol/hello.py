@@ -63,7 +63,7 @@ class Hello(NamedTuple):
     package: str = __version__
     python: str = _PYTHON
     memory: str = ""
-    """Processes with the same text here can map each other's memory; empty if this one shares none."""
+    """Where a peer finds a piece of this process's memory, to see whether it can map it; empty if none is shared."""
 
     def __str__(self) -> str:
         return f"{self.role} {self.name!r}" if self.name else self.role

@@ -1,13 +1,13 @@
 """Large pieces of memory: where they lie, copies of them, and maps that copy nothing until somebody writes.
 
-Memory of `shared_memory` is a file without a name, which other processes of the same user can map through `/proc` as
-long as its owner has it open. Its size is sealed, so that a map cannot lose its ground; its inode tells it from others.
+Memory of `shared_memory` is a file in no directory, which other processes of the same user can map through `/proc` as
+long as its owner has it open. Its size is sealed, so that a map cannot lose its ground; a random token in its name
+tells it from all others.
 """
 
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import mmap
 import os
 import sys
@@ -17,14 +17,23 @@ from contextlib import suppress
 from typing import Any, NamedTuple, cast
 from weakref import WeakSet
 
+try:
+    import fcntl
+    import resource
+except ImportError:  # not a POSIX system: nothing is shared there
+    fcntl = resource = None  # type: ignore[assignment]
+
 __all__ = [
+    "CAN_SHARE",
     "SharedPart",
     "address_of",
+    "can_map",
     "copy_bytes",
     "has_private_maps",
     "map_shared",
     "own_copy",
     "same_bytes",
+    "shared_file",
     "shared_memory",
     "shared_part",
     "whole_of",
@@ -35,7 +44,7 @@ MAPPED_BYTES = 8 << 20
 MOST_MAPS = 128
 """Up to Python 3.12 each private map holds a descriptor, and a task may return views of its argument."""
 MOST_SHARED = 128
-"""So does shared memory, also later: programs have other uses for their descriptors."""
+"""Each piece of shared memory holds one descriptor, up to Python 3.12 two; programs have other uses for theirs."""
 
 
 class _Buffer(ctypes.Structure):
@@ -84,27 +93,39 @@ _private_maps: WeakSet[mmap.mmap] = WeakSet()
 _NO_DESCRIPTOR: dict[str, Any] = {"trackfd": False} if sys.version_info >= (3, 13) else {}
 
 
-_NAME = "trio_dask blob"
-_FILE = f"/memfd:{_NAME} (deleted)"
-_SEALS = getattr(fcntl, "F_SEAL_SHRINK", 0) | getattr(fcntl, "F_SEAL_GROW", 0)
+CAN_SHARE = (
+    all(hasattr(fcntl, name) for name in ("F_ADD_SEALS", "F_GET_SEALS", "F_SEAL_SHRINK", "F_SEAL_GROW"))
+    and hasattr(os, "memfd_create")
+    and hasattr(os, "posix_fallocate")
+)
+"""Some builds of Python lack one or the other, also on Linux."""
+
+_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW if CAN_SHARE else 0
+TOKEN_BYTES = 16
+READ_BYTES = 256 << 20
+
+
+def _name(token: bytes) -> str:
+    return f"trio_dask blob {token.hex()}"
 
 
 class _SharedMap(mmap.mmap):
     """Memory of which others may have maps."""
 
     fd: int
-    inode: int
+    token: bytes
 
     @classmethod
-    def over(cls, fd: int, nbytes: int, access: int) -> _SharedMap:
+    def over(cls, fd: int, token: bytes, nbytes: int, access: int) -> _SharedMap:
         """A map of this file, which it closes with itself."""
         try:
-            made = cls(fd, nbytes, access=access)
+            made = cls(fd, nbytes, access=access, **_NO_DESCRIPTOR)
         except BaseException:
             os.close(fd)
             raise
-        made.fd, made.inode = fd, os.fstat(fd).st_ino
-        weakref.finalize(made, os.close, fd)
+        made.fd, made.token = fd, token
+        # At exit the kernel closes it, once everything that this process still has to say was said.
+        weakref.finalize(made, _close, fd, os.fstat(fd).st_ino).atexit = False
         _shared_maps.add(made)
         return made
 
@@ -112,18 +133,39 @@ class _SharedMap(mmap.mmap):
 _shared_maps: WeakSet[_SharedMap] = WeakSet()
 
 
+def _close(fd: int, inode: int) -> None:
+    """Close a descriptor, unless other code has closed it and its number is of another file now."""
+    with suppress(OSError):
+        if os.fstat(fd).st_ino == inode:
+            os.close(fd)
+
+
+def _may_hold_more() -> bool:
+    """Whether one more map takes an undue share of the descriptors that this process may have."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return len(_shared_maps) < (MOST_SHARED if soft == resource.RLIM_INFINITY else min(MOST_SHARED, soft // 8))
+
+
+def shared_file(nbytes: int) -> memoryview:
+    """Memory that other processes can map. Raises `OSError` where that is not possible, or there is not so much."""
+    if not CAN_SHARE:
+        raise OSError("this system shares no memory")
+    token = os.urandom(TOKEN_BYTES)
+    fd = os.memfd_create(_name(token), os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.posix_fallocate(fd, 0, nbytes)  # without it, memory that is missing shows as a SIGBUS
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+    except BaseException:
+        os.close(fd)
+        raise
+    return memoryview(_SharedMap.over(fd, token, nbytes, mmap.ACCESS_WRITE))
+
+
 def shared_memory(nbytes: int) -> memoryview:
     """Memory to be filled, of which `own_copy` makes copies, and which other processes can map if it is large."""
-    if nbytes >= MAPPED_BYTES and _SEALS and len(_shared_maps) < MOST_SHARED:
-        with suppress(OSError):  # no descriptors left, or a sandbox that does not permit it
-            fd = os.memfd_create(_NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-            try:
-                os.ftruncate(fd, nbytes)
-                fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
-            except BaseException:
-                os.close(fd)
-                raise
-            return memoryview(_SharedMap.over(fd, nbytes, mmap.ACCESS_WRITE))
+    if nbytes >= MAPPED_BYTES and CAN_SHARE and _may_hold_more():
+        with suppress(OSError):  # also where there is no such memory left: ordinary memory gives a `MemoryError` then
+            return shared_file(nbytes)
     return memoryview(bytearray(nbytes))
 
 
@@ -132,7 +174,7 @@ class SharedPart(NamedTuple):
 
     pid: int
     fd: int
-    inode: int
+    token: bytes
     nbytes: int
     """Of the whole file."""
     start: int
@@ -145,36 +187,65 @@ def shared_part(view: memoryview) -> SharedPart | None:
     if not isinstance(shared, _SharedMap):
         return None
     start = address_of(view) - address_of(memoryview(shared))
-    return SharedPart(os.getpid(), shared.fd, shared.inode, len(shared), start, view.nbytes)
+    return SharedPart(os.getpid(), shared.fd, shared.token, len(shared), start, view.nbytes)
+
+
+def _open(part: SharedPart) -> int:
+    path, name = f"/proc/{part.pid}/fd/{part.fd}", f"/memfd:{_name(part.token)} (deleted)"
+    if os.readlink(path) != name:  # to open what it is instead might do something
+        raise FileNotFoundError(f"descriptor {part.fd} of process {part.pid} is not the memory that it was said to be")
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    try:
+        is_it = os.readlink(f"/proc/self/fd/{fd}") == name and os.fstat(fd).st_size == part.nbytes
+        if not is_it or fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS != _SEALS:
+            raise OSError(f"the memory of process {part.pid} is not as it was said to be")
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def can_map(part: SharedPart) -> bool:
+    """Whether this process can map the memory of another."""
+    try:
+        os.close(_open(part))
+    except (OSError, ValueError):
+        return False
+    return CAN_SHARE
 
 
 def map_shared(part: SharedPart) -> memoryview:
     """All of the memory of which another process shares this part; it cannot be written to.
 
-    Raises `OSError` if that is not possible, or something else is found there.
+    It is read instead where this process holds many descriptors already. Raises `OSError` if it cannot be had.
     """
-    fd = os.open(f"/proc/{part.pid}/fd/{part.fd}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    fd = _open(part)
+    if _may_hold_more():
+        return memoryview(_SharedMap.over(fd, part.token, part.nbytes, mmap.ACCESS_READ))
     try:
-        found = os.fstat(fd)
-        is_it = os.readlink(f"/proc/self/fd/{fd}") == _FILE and (found.st_ino, found.st_size) == part[2:4]
-        if not is_it or fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS != _SEALS:
-            raise OSError(f"descriptor {part.fd} of process {part.pid} is not the memory that it was said to be")
-    except BaseException:
+        content = memoryview(bytearray(part.nbytes))
+        done = 0
+        while done < part.nbytes:
+            done += os.preadv(fd, [content[done : done + READ_BYTES]], done)
+    finally:
         os.close(fd)
-        raise
-    return memoryview(_SharedMap.over(fd, part.nbytes, mmap.ACCESS_READ))
+    return content.toreadonly()
 
 
 def whole_of(view: bytes | memoryview, nbytes: int) -> memoryview | None:
     """The whole shared memory of which this is the beginning, if that has this many bytes."""
     shared = view.obj if isinstance(view, memoryview) else None
-    return memoryview(shared) if isinstance(shared, _SharedMap) and len(shared) == nbytes else None
+    if not isinstance(shared, _SharedMap) or len(shared) != nbytes:
+        return None
+    whole = memoryview(shared)
+    return whole if address_of(view) == address_of(whole) else None
 
 
 def own_copy(content: bytes | bytearray | memoryview) -> bytearray | memoryview:
     """A copy that can be written to; of shared memory, only those pages are copied that are written."""
     shared = content.obj if isinstance(content, memoryview) else None
-    if isinstance(shared, _SharedMap) and (_NO_DESCRIPTOR or len(_private_maps) < MOST_MAPS):
+    is_whole = isinstance(shared, _SharedMap) and len(shared) == len(content)
+    if isinstance(shared, _SharedMap) and is_whole and (_NO_DESCRIPTOR or len(_private_maps) < MOST_MAPS):
         try:
             private = mmap.mmap(shared.fd, len(content), access=mmap.ACCESS_COPY, **_NO_DESCRIPTOR)
         except OSError:  # no descriptors left

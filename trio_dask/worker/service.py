@@ -237,7 +237,7 @@ class _Worker:
             self._draining = reason
             self._death.deadline = math.inf
             if reason != "signal":  # the program has logged that
-                log.info("StoppedRun: %s", LEAVING.get(reason, reason))
+                log.info("Leaving: %s", LEAVING.get(reason, reason))
             self._say_leaving(reason)
             self._engine.drain(reason)
         if self._tell_end is not None:
@@ -306,7 +306,7 @@ class _Worker:
             return False
         if self._draining:
             return True
-        log.info("StoppedRun: %s" if end.then is not Then.RESTART else "Starting again: %s", end.reason)
+        log.info("Leaving: %s" if end.then is not Then.RESTART else "Starting again: %s", end.reason)
         restarts = end.then is Then.RESTART
         # A new process is the better restart, where a nanny can start one.
         if not restarts or settings.process:
