@@ -288,6 +288,8 @@ def impure(root: Path) -> list[str]:
             if isinstance(node, ast.AsyncFunctionDef):
                 breaches.append(f"{module.name}:{node.lineno} has a coroutine: {node.name}")
             elif isinstance(node, ast.Attribute) and f"{getattr(node.value, 'id', '')}.{node.attr}" in IMPURE:
+                if (module.name, ast.unparse(node)) in PARDONED:
+                    continue
                 breaches.append(f"{module.name}:{node.lineno} uses {ast.unparse(node)}")
             elif isinstance(node, ast.ImportFrom) and (node.module or "").endswith("ids"):
                 breaches += [

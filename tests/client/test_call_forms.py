@@ -118,7 +118,7 @@ def test_a_call_does_what_its_definition_says_in_either_form() -> None:
     assert str(inspect.signature(Blocks.twice)) == "(self, number: 'int' = 2) -> 'int'"
 
 
-async def test_a_call_that_blocks_refuses_in_an_event_loop_by_its_name() -> None:
+async def test_a_call_that_blocks_refuses_in_an_event_loop_by_its_name() -> None:  # noqa: ASYNC124 - in a loop
     client = Client.__new__(Client)
     for call, name in ((lambda: client.who_has(), "Client.who_has"), (lambda: client.gather([]), "Client.gather")):
         with pytest.raises(RuntimeError, match=rf"^{name}\(\) blocks"):

@@ -75,18 +75,19 @@ class SharedBlobs:
 
     def offer(self, blob: Blob) -> bytes | None:
         """Say where a piece of a blob lies, if that is in shared memory."""
-        data: object = blob.data
-        if type(data) is not memoryview or (part := shared_part(data)) is None:
+        data = cast("bytes | memoryview", blob.data)
+        part = shared_part(data) if isinstance(data, memoryview) else None
+        if part is None:
             return None
         which = part.token, part.fd
         if part.start == 0 or which != self._offering:
-            self._offered.append((part.token, data.obj))
+            self._offered.append((part.token, data))
         self._offering = which if part.start + part.length < part.nbytes else None
         return _pack((blob.digest, blob.total, *part))
 
     def release(self, token: memoryview) -> None:
         """The peer has mapped all of the oldest blob that was offered. Raises `ProtocolError` if it is another."""
-        if not self._offered or self._offered[0][0] != token:
+        if not self._offered or self._offered[0][0] != bytes(token):
             raise ProtocolError(f"{self._peer} has mapped memory that was not offered")
         self._offered.popleft()
 

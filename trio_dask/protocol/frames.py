@@ -107,7 +107,7 @@ class FrameDecoder:
             position = min(end, len(room))
             room[:position] = view[:position]
             frames = self.filled(position)
-            if self.room is not None:
+            if not frames:
                 return frames
             self._memory = None  # the frame has it until the caller is done with this batch
         elif self._partial:

@@ -17,11 +17,9 @@ from contextlib import suppress
 from typing import Any, NamedTuple, cast
 from weakref import WeakSet
 
-try:
+if sys.platform != "win32":
     import fcntl
     import resource
-except ImportError:  # not a POSIX system: nothing is shared there
-    fcntl = resource = None  # type: ignore[assignment]
 
 __all__ = [
     "CAN_SHARE",
@@ -94,7 +92,8 @@ _NO_DESCRIPTOR: dict[str, Any] = {"trackfd": False} if sys.version_info >= (3, 1
 
 
 CAN_SHARE = (
-    all(hasattr(fcntl, name) for name in ("F_ADD_SEALS", "F_GET_SEALS", "F_SEAL_SHRINK", "F_SEAL_GROW"))
+    sys.platform != "win32"
+    and all(hasattr(fcntl, name) for name in ("F_ADD_SEALS", "F_GET_SEALS", "F_SEAL_SHRINK", "F_SEAL_GROW"))
     and hasattr(os, "memfd_create")
     and hasattr(os, "posix_fallocate")
 )

@@ -70,10 +70,11 @@ async def run_scheduler(
     """
     service = _Service(settings)
     with keep_file(settings.pid_file, f"{os.getpid()}\n"):
+        # A cancellation must not cut the orderly stop short; it gives the shield a deadline instead.
+        shield = trio.CancelScope(shield=True)
         async with trio.open_nursery() as nursery:
-            # A cancellation must not cut the orderly stop short; it gives the shield a deadline instead.
-            with trio.CancelScope(shield=True) as shield:
-                nursery.start_soon(service.heed_cancellation, shield)
+            nursery.start_soon(service.heed_cancellation, shield)
+            with shield:
                 await service.run(task_status)
             nursery.cancel_scope.cancel()
 
