@@ -93,7 +93,17 @@ async def wait_for_end(pid: int) -> bool:
     except (OSError, AttributeError):  # not Linux, or no descriptor left
         return False
     try:
-        await trio.lowlevel.wait_readable(fd)
+        # A process that the user's program forked has copies of our descriptors, also of those that we have closed, and
+        # shares our epoll: what it holds may wake a wait for another descriptor of the same number.
+        while not _has_ended(pid):
+            await trio.lowlevel.wait_readable(fd)
     finally:
         os.close(fd)
     return True
+
+
+def _has_ended(pid: int) -> bool:
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:  # and it was reaped
+        return True
