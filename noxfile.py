@@ -23,6 +23,9 @@ OLDEST = "constraints-oldest.txt"
 SHORT = [f"tests/{name}" for name in ("cli", "client", "comm", "deploy", "nanny", "protocol", "worker")]
 SHORT += ["tests/architecture/test_requirements.py", "tests/processes/test_examples.py"]
 
+# Tests with real programs mostly wait, so two of them share a processor.
+SIDE_BY_SIDE = ("--numprocesses", str(min(8, 2 * (os.cpu_count() or 1))), "--dist", "worksteal")
+
 # Floors 0 to 2 of docs/design: plain functions, so nearly every branch is within easy reach of a test.
 SYNC_FLOORS = ",".join(
     f"trio_dask/{name}"
@@ -74,19 +77,19 @@ def docs(session: nox.Session) -> None:
 @nox.session
 def full(session: nox.Session) -> None:
     """Every test, `tests` and `processes`, in one run with one summary line."""
-    python(session, "-m", "pytest", *session.posargs)
+    python(session, "-m", "pytest", *SIDE_BY_SIDE, *session.posargs)
 
 
 @nox.session
 def tests(session: nox.Session) -> None:
     """The fast storeys: all tests that start no real programs. Arguments go to pytest."""
-    python(session, "-m", "pytest", "--ignore=tests/processes", *session.posargs)
+    python(session, "-m", "pytest", *SIDE_BY_SIDE, "--ignore=tests/processes", *session.posargs)
 
 
 @nox.session
 def processes(session: nox.Session) -> None:
     """The slow storey: real programs, started, killed and stopped as users do. Arguments go to pytest."""
-    python(session, "-m", "pytest", "tests/processes", *session.posargs)
+    python(session, "-m", "pytest", *SIDE_BY_SIDE, "tests/processes", *session.posargs)
 
 
 @nox.session
@@ -105,7 +108,7 @@ def slurm(session: nox.Session) -> None:
 def versions(session: nox.Session) -> None:
     """The fast storeys on each supported Python that this machine has, in fresh environments."""
     session.install(".[test]", "-c", CONSTRAINTS)
-    python(session, "-m", "pytest", "--ignore=tests/processes", *session.posargs)
+    python(session, "-m", "pytest", *SIDE_BY_SIDE, "--ignore=tests/processes", *session.posargs)
 
 
 @nox.session(venv_backend="virtualenv")
@@ -120,7 +123,7 @@ def newest(session: nox.Session) -> None:
 def oldest(session: nox.Session) -> None:
     """The lowest releases that pyproject.toml allows, where our code meets them. Arguments go to pytest."""
     session.install(".[test]", "-c", OLDEST)
-    python(session, "-m", "pytest", *(session.posargs or SHORT))
+    python(session, "-m", "pytest", *SIDE_BY_SIDE, *(session.posargs or SHORT))
 
 
 @nox.session(venv_backend="virtualenv")

@@ -1,4 +1,5 @@
 import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -55,11 +56,11 @@ def granted(environment):
         ({PER_CPU: "nonsense", TASKS: "1"}, ["1 SLURM_CPUS_PER_TASK", None]),
     ],
 )
-def test_a_task_of_srun_has_its_own_share_of_the_node(changes, expected):
+def test_a_task_of_srun_has_its_own_share_of_the_node(changes, expected) -> None:
     assert granted({**TASK, **changes}) == expected
 
 
-def test_a_batch_script_has_the_whole_nodes_share():
+def test_a_batch_script_has_the_whole_nodes_share() -> None:
     script = {**TASK, "SLURM_STEP_ID": None, TASKS: None}
     assert granted(script) == ["2 SLURM_CPUS_ON_NODE", "2048 SLURM_MEM_PER_CPU"]
     assert granted({**script, PER_CPU: None, PER_NODE: "3000"}) == ["2 SLURM_CPUS_ON_NODE", "3000 SLURM_MEM_PER_NODE"]
@@ -69,32 +70,32 @@ def test_a_batch_script_has_the_whole_nodes_share():
     ("tasks", "node", "expected"),
     [("2(x3),1", "0", 3), ("2(x3),1", "2", 3), ("2(x3),1", "3", 6), ("1,2(x2),3", "3", 2), ("2(x3),1", "4", 6)],
 )
-def test_tasks_are_counted_on_the_node_of_the_task(tasks, node, expected):
+def test_tasks_are_counted_on_the_node_of_the_task(tasks, node, expected) -> None:
     """A node that the list does not have counts as one with a single task."""
     task = {**TASK, PER_TASK: None, ON_NODE: "6", TASKS: tasks, "SLURM_TASKS_PER_NODE": None, "SLURM_NODEID": node}
     assert granted(task)[0] == f"{expected} SLURM_CPUS_ON_NODE"
 
 
 @pytest.mark.parametrize("name", ["SLURM_TASKS_PER_NODE", "SLURM_NTASKS_PER_NODE"])
-def test_tasks_are_counted_where_the_step_does_not_tell(name):
+def test_tasks_are_counted_where_the_step_does_not_tell(name) -> None:
     task = {**TASK, TASKS: None, "SLURM_TASKS_PER_NODE": None, PER_TASK: None}
     assert granted(task)[0] == "2 SLURM_CPUS_ON_NODE"
     assert granted({**task, name: "2"})[0] == "1 SLURM_CPUS_ON_NODE"
 
 
 @given(st.dictionaries(st.sampled_from(sorted(TASK)), st.text(max_size=20) | st.sampled_from(["2(x3),1", "0", "9"])))
-def test_no_nonsense_stops_a_program(environment):
+def test_no_nonsense_stops_a_program(environment) -> None:
     for amount in [*batch_system.cpus(environment), *batch_system.memory(environment, GIB)]:
         assert amount.number >= 1
 
 
-def test_slots_of_grid_engine():
+def test_slots_of_grid_engine() -> None:
     assert granted({"JOB_ID": "7", "NSLOTS": "4"}) == ["4 NSLOTS", None]
     assert granted({"JOB_ID": "7", "NSLOTS": "4", "NHOSTS": "1"}) == ["4 NSLOTS", None]
     assert granted({"NSLOTS": "4"}) == [None, None]  # no job of Grid Engine
 
 
-def test_slots_of_grid_engine_on_several_hosts(tmp_path, monkeypatch):
+def test_slots_of_grid_engine_on_several_hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """NSLOTS is then the sum over all hosts."""
     monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(nodename="node2"))
     hosts = tmp_path / "pe_hostfile"
@@ -104,12 +105,12 @@ def test_slots_of_grid_engine_on_several_hosts(tmp_path, monkeypatch):
     assert granted({**job, "PE_HOSTFILE": str(tmp_path / "missing")}) == [None, None]
 
 
-def test_processors_of_pbs():
+def test_processors_of_pbs() -> None:
     assert granted({"PBS_JOBID": "7.server", "NCPUS": "4"}) == ["4 NCPUS", None]
     assert granted({"NCPUS": "4"}) == [None, None]
 
 
-def test_the_kernel_wins_where_it_grants_less(tmp_path, monkeypatch):
+def test_the_kernel_wins_where_it_grants_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0})
     monkeypatch.setattr("os.cpu_count", lambda: 32)
     task = {**TASK, PER_TASK: "4", ON_NODE: "8", PER_CPU: "1"}
@@ -117,7 +118,9 @@ def test_the_kernel_wins_where_it_grants_less(tmp_path, monkeypatch):
     assert memory(tmp_path, task) == Amount(4 * MIB, "SLURM_MEM_PER_CPU")
 
 
-def test_limits_that_slurm_sets_for_all_tasks_of_a_node_are_shared_by_them(tmp_path, monkeypatch):
+def test_limits_that_slurm_sets_for_all_tasks_of_a_node_are_shared_by_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A bare srun sets resource limits and control groups to the job's memory on the node, and no variable."""
     monkeypatch.setattr("resource.getrlimit", lambda kind: (GIB, GIB))
     assert memory(tmp_path, {**TASK, PER_CPU: ""}) == Amount(GIB // 2, TASKS)

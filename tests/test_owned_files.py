@@ -1,6 +1,7 @@
 import os
 import subprocess
 import threading
+from pathlib import Path
 
 import psutil
 import pytest
@@ -9,7 +10,7 @@ from trio_dask.errors import UnavailableError
 from trio_dask.owned_files import keep_file, remove_kept_files
 
 
-def test_a_file_is_there_for_as_long_as_the_block(tmp_path):
+def test_a_file_is_there_for_as_long_as_the_block(tmp_path: Path) -> None:
     path = tmp_path / "file"
     with keep_file(str(path), "text\n"):
         assert path.read_text() == "text\n"
@@ -18,7 +19,7 @@ def test_a_file_is_there_for_as_long_as_the_block(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_a_file_is_replaced_whole_and_what_replaced_ours_is_left_alone(tmp_path):
+def test_a_file_is_replaced_whole_and_what_replaced_ours_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("older")
     with keep_file(str(path), "ours"):
@@ -31,13 +32,13 @@ def test_a_file_is_replaced_whole_and_what_replaced_ours_is_left_alone(tmp_path)
     assert path.read_text() == "newest"
 
 
-def test_a_reader_sees_all_of_a_file_or_nothing(tmp_path):
+def test_a_reader_sees_all_of_a_file_or_nothing(tmp_path: Path) -> None:
     path = tmp_path / "file"
     whole = "x" * 1_000_000
     seen = set()
     over = threading.Event()
 
-    def read():
+    def read() -> None:
         while not over.is_set():
             try:
                 seen.add(path.read_text())
@@ -62,7 +63,7 @@ def running():
         process.kill()
 
 
-def test_a_pid_file_of_a_program_that_runs_is_left_alone(tmp_path, running):
+def test_a_pid_file_of_a_program_that_runs_is_left_alone(tmp_path: Path, running) -> None:
     path = tmp_path / "file"
     pid, started_at = running
     path.write_text(f"{pid}\n")
@@ -73,7 +74,7 @@ def test_a_pid_file_of_a_program_that_runs_is_left_alone(tmp_path, running):
 
 
 @pytest.mark.parametrize("off_s", [-60, 60])
-def test_a_pid_file_whose_number_another_process_has_by_now_is_stale(tmp_path, running, off_s):
+def test_a_pid_file_whose_number_another_process_has_by_now_is_stale(tmp_path: Path, running, off_s) -> None:
     path = tmp_path / "file"
     pid, started_at = running
     path.write_text(f"{pid}\n")
@@ -84,14 +85,14 @@ def test_a_pid_file_whose_number_another_process_has_by_now_is_stale(tmp_path, r
 
 
 @pytest.mark.parametrize("content", ["", "0\n", "-1\n", "999999999999\n", "1.5", "no number", "[1]", "null", "{}"])
-def test_a_file_of_nobody_who_runs_is_replaced(tmp_path, content):
+def test_a_file_of_nobody_who_runs_is_replaced(tmp_path: Path, content) -> None:
     path = tmp_path / "file"
     path.write_text(content)
     with keep_file(str(path), "ours"):
         assert path.read_text() == "ours"
 
 
-def test_a_process_that_is_dead_and_waits_to_be_reaped_does_not_run(tmp_path):
+def test_a_process_that_is_dead_and_waits_to_be_reaped_does_not_run(tmp_path: Path) -> None:
     path = tmp_path / "file"
     process = subprocess.Popen(["sleep", "1000"])
     started_at = psutil.Process(process.pid).create_time()
@@ -104,7 +105,7 @@ def test_a_process_that_is_dead_and_waits_to_be_reaped_does_not_run(tmp_path):
     process.wait()
 
 
-def test_a_file_that_cannot_be_written(tmp_path):
+def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
     with (
         pytest.raises(UnavailableError, match=r"cannot write .*: No such file or directory"),
         keep_file(f"{tmp_path}/a/b", ""),
@@ -112,12 +113,12 @@ def test_a_file_that_cannot_be_written(tmp_path):
         pass
 
 
-def test_no_file_is_asked_for():
+def test_no_file_is_asked_for() -> None:
     with keep_file(None, "text"):
         pass
 
 
-def test_a_process_that_is_about_to_end_removes_what_is_its_own(tmp_path):
+def test_a_process_that_is_about_to_end_removes_what_is_its_own(tmp_path: Path) -> None:
     path, other = tmp_path / "file", tmp_path / "other"
     with keep_file(str(path), "ours"), keep_file(str(other), "ours"):
         other.unlink()

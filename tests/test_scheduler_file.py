@@ -1,6 +1,7 @@
 import json
 import os
 import subprocess
+from pathlib import Path
 
 import psutil
 import pytest
@@ -28,7 +29,7 @@ def ticks_of(pid):
         return int(file.read().rpartition(")")[2].split()[19])
 
 
-def test_a_scheduler_file_of_a_scheduler_that_runs_is_read_and_left_alone(tmp_path, running):
+def test_a_scheduler_file_of_a_scheduler_that_runs_is_read_and_left_alone(tmp_path: Path, running) -> None:
     path = tmp_path / "scheduler.json"
     path.write_text(scheduler_of(running[0], ticks_of(running[0])))
     assert read_scheduler_file(str(path)) == "tcp://10.0.0.5:8786"
@@ -37,7 +38,7 @@ def test_a_scheduler_file_of_a_scheduler_that_runs_is_read_and_left_alone(tmp_pa
 
 
 @pytest.mark.parametrize("what", ["dead", "another"])
-def test_a_scheduler_file_of_a_scheduler_that_has_ended_is_stale(tmp_path, running, what):
+def test_a_scheduler_file_of_a_scheduler_that_has_ended_is_stale(tmp_path: Path, running, what) -> None:
     path = tmp_path / "scheduler.json"
     pid = running[0] if what == "another" else 999_999_999
     path.write_text(scheduler_of(pid, ticks_of(running[0]) - 1))
@@ -47,7 +48,7 @@ def test_a_scheduler_file_of_a_scheduler_that_has_ended_is_stale(tmp_path, runni
         assert path.read_text() == "ours"
 
 
-def test_a_scheduler_file_from_elsewhere_is_not_judged(tmp_path, running):
+def test_a_scheduler_file_from_elsewhere_is_not_judged(tmp_path: Path, running) -> None:
     path = tmp_path / "scheduler.json"
     path.write_text(scheduler_of(running[0], ticks_of(running[0]) - 1, space="another machine"))
     assert read_scheduler_file(str(path)) == "tcp://10.0.0.5:8786"
@@ -55,7 +56,7 @@ def test_a_scheduler_file_from_elsewhere_is_not_judged(tmp_path, running):
         assert path.read_text() == "ours"
 
 
-def test_a_scheduler_file_names_the_address(tmp_path):
+def test_a_scheduler_file_names_the_address(tmp_path: Path) -> None:
     path = str(tmp_path / "scheduler.json")
     assert read_scheduler_file(path) is None
     text = scheduler_file_text("tcp://10.0.0.5:8786", incarnation="ab", package="0.1", python="3.11")
@@ -76,19 +77,19 @@ def test_a_scheduler_file_names_the_address(tmp_path):
         (b" " * 2_000_000 + b"{}", "longer than"),
     ],
 )
-def test_what_is_no_scheduler_file(tmp_path, content, reason):
+def test_what_is_no_scheduler_file(tmp_path: Path, content, reason) -> None:
     path = tmp_path / "scheduler.json"
     path.write_bytes(content)
     with pytest.raises(UsageError, match=f"is not a scheduler file: .*{reason}"):
         read_scheduler_file(str(path))
 
 
-def test_a_file_that_is_just_being_written_is_waited_for(tmp_path):
+def test_a_file_that_is_just_being_written_is_waited_for(tmp_path: Path) -> None:
     path = tmp_path / "scheduler.json"
     path.write_bytes(b"")
     assert read_scheduler_file(str(path)) is None
 
 
-def test_a_scheduler_file_that_cannot_be_read(tmp_path):
+def test_a_scheduler_file_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(UnavailableError, match=r"cannot read the scheduler file .*: Is a directory"):
         read_scheduler_file(str(tmp_path))

@@ -1,6 +1,7 @@
 import json
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from types import UnionType
 from typing import Annotated, Literal, get_args, get_origin
 
@@ -44,7 +45,7 @@ def values(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(data=st.data())
-def test_settings_of_any_value_come_back_from_json_as_they_were(kind, data):
+def test_settings_of_any_value_come_back_from_json_as_they_were(kind, data) -> None:
     settings = data.draw(values(kind))
     text = json.dumps(to_json(settings), allow_nan=False)
     found = from_json(kind, json.loads(text))
@@ -52,7 +53,7 @@ def test_settings_of_any_value_come_back_from_json_as_they_were(kind, data):
     assert repr(found) == repr(settings)  # a tuple is not a list, and 1 is not True
 
 
-def test_settings_that_json_leaves_out_have_their_defaults():
+def test_settings_that_json_leaves_out_have_their_defaults() -> None:
     assert from_json(NannySettings, {"worker": {}}) == NannySettings(worker=WorkerSettings())
 
 
@@ -77,7 +78,7 @@ def test_settings_that_json_leaves_out_have_their_defaults():
         ({"colour": 1}, "WorkerSettings has no setting 'colour'"),
     ],
 )
-def test_a_wrong_value_is_refused_by_the_name_of_the_setting(changes, message):
+def test_a_wrong_value_is_refused_by_the_name_of_the_setting(changes, message) -> None:
     with pytest.raises(UsageError, match=f"^{message}$"):
         from_json(WorkerSettings, {**to_json(WorkerSettings()), **changes})
 
@@ -90,11 +91,11 @@ def test_a_wrong_value_is_refused_by_the_name_of_the_setting(changes, message):
         ([], r"NannySettings is \[\], not NannySettings"),
     ],
 )
-def test_a_wrong_record_is_refused_by_its_name(content, message):
+def test_a_wrong_record_is_refused_by_its_name(content, message) -> None:
     with pytest.raises(UsageError, match=f"^{message}$"):
         from_json(NannySettings, content)
 
 
-def test_a_value_that_json_cannot_carry_is_refused_by_the_name_of_the_setting(tmp_path):
+def test_a_value_that_json_cannot_carry_is_refused_by_the_name_of_the_setting(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"^local_directory cannot be PosixPath\("):
         to_json(WorkerSettings(local_directory=tmp_path))

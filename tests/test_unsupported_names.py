@@ -39,33 +39,33 @@ def names_of(owner):
 
 
 @pytest.mark.parametrize("kind", OWNERS)
-def test_each_name_of_distributed_is_either_here_or_missing_for_a_reason(kind):
+def test_each_name_of_distributed_is_either_here_or_missing_for_a_reason(kind) -> None:
     owner, reasons, _ = OWNERS[kind]
     here = set(owner.__all__ if kind == "distributed" else names_of(owner))
     assert set(NAMES[kind]) - here == set(reasons)
 
 
-def test_the_page_has_each_missing_name_with_its_reason_and_no_other():
+def test_the_page_has_each_missing_name_with_its_reason_and_no_other() -> None:
     page = PAGE.read_text()
     assert f"distributed {NAMES['version']}" in page
     expected = [(f"`{name}`", reason) for _, reasons, _ in OWNERS.values() for name, reason in sorted(reasons.items())]
     assert rows(page, "What is missing") == expected
 
 
-def test_the_page_has_each_name_that_is_new():
+def test_the_page_has_each_name_that_is_new() -> None:
     told = {name for name, _ in rows(PAGE.read_text(), "What is new")}
     for kind, (owner, _, prefix) in OWNERS.items():
         ours = owner.__all__ if kind == "distributed" else names_of(owner)
         assert {f"`{prefix}{name}`" for name in set(ours) - set(NAMES[kind])} <= told
 
 
-def test_a_name_can_be_asked_for_before_anything_else_is_loaded():
+def test_a_name_can_be_asked_for_before_anything_else_is_loaded() -> None:
     code = "import trio_dask; print(hasattr(trio_dask, 'Lock'), hasattr(trio_dask, 'no_such_name'))"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=20).stdout
     assert said == "False False\n"
 
 
-def test_what_is_missing_says_why_and_where_more_is_written_and_does_not_exist():
+def test_what_is_missing_says_why_and_where_more_is_written_and_does_not_exist() -> None:
     with open_client(MiniCluster()) as client:
         future = client.submit(abs, 1)
         cluster = LocalCluster.__new__(LocalCluster)

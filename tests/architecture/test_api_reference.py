@@ -19,11 +19,11 @@ def build_api():
     return module
 
 
-def test_every_public_name_is_in_the_api_reference(build_api, tmp_path):
+def test_every_public_name_is_in_the_api_reference(build_api, tmp_path: Path) -> None:
     assert build_api.build(tmp_path) == []
 
 
-def test_a_public_name_that_is_missing_is_told(build_api, tmp_path, monkeypatch):
+def test_a_public_name_that_is_missing_is_told(build_api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     build_api.build(tmp_path)
     monkeypatch.setattr(build_api.pdoc, "pdoc", lambda *modules, output_directory: None)
     monkeypatch.setattr(trio_dask, "__all__", [*trio_dask.__all__, "NoSuchName"])

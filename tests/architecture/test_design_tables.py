@@ -18,7 +18,7 @@ DESIGN = ROOT.parent / "docs" / "design"
         ("threads-and-locks.md", "Locks", design_tables.locks),
     ],
 )
-def test_a_table_lists_what_the_source_has(page, heading, found):
+def test_a_table_lists_what_the_source_has(page, heading, found) -> None:
     listed, there = design_tables.rows(DESIGN / page, heading), found(ROOT)
     assert {"not in the table": there - listed, "not in the source": listed - there} == {
         "not in the table": set(),
@@ -46,7 +46,7 @@ def begin():
 """
 
 
-def test_every_kind_of_constant_thread_and_lock_is_found(tmp_path: Path):
+def test_every_kind_of_constant_thread_and_lock_is_found(tmp_path: Path) -> None:
     (tmp_path / "room").mkdir()
     (tmp_path / "room" / "file.py").write_text(SOURCE)
     assert design_tables.time_limits(tmp_path) == {("SHORT_S", "room/file.py", "0.5")}

@@ -52,7 +52,7 @@ def apply(diff: str, root: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_applies_and_does_what_it_says(recipe, tmp_path):
+def test_a_recipe_applies_and_does_what_it_says(recipe, tmp_path: Path) -> None:
     page = recipe.read_text(encoding="utf-8")
     shutil.copytree(ROOT / "trio_dask", tmp_path / "trio_dask", ignore=shutil.ignore_patterns("__pycache__"))
     touched = set().union(*(apply(diff, tmp_path) for diff in blocks(page, "diff")))
@@ -65,11 +65,11 @@ def test_a_recipe_applies_and_does_what_it_says(recipe, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-def test_there_is_a_recipe_for_each_errand():
+def test_there_is_a_recipe_for_each_errand() -> None:
     assert {recipe.stem.rpartition("-")[2] for recipe in RECIPES} == set(MOST_FILES)
 
 
-def test_a_diff_that_no_longer_fits_is_found(tmp_path):
+def test_a_diff_that_no_longer_fits_is_found(tmp_path: Path) -> None:
     (tmp_path / "a.py").write_text("one\ntwo\nthree\n", encoding="utf-8")
     assert apply("--- a/a.py\n+++ b/a.py\n@@\n one\n-two\n+2\n", tmp_path) == {"a.py"}
     assert (tmp_path / "a.py").read_text(encoding="utf-8") == "one\n2\nthree\n"

@@ -49,12 +49,12 @@ def lacking(union: Any, handlers: Mapping[type[Any], Any]) -> list[str]:
 
 
 @pytest.mark.parametrize("receiver", RECEIVERS)
-def test_a_receiver_handles_every_message_that_it_can_get(receiver):
+def test_a_receiver_handles_every_message_that_it_can_get(receiver) -> None:
     assert lacking(*RECEIVERS[receiver]) == []
 
 
 @pytest.mark.parametrize("receiver", RECEIVERS)
-def test_a_forgotten_handler_and_one_of_the_wrong_type_are_found(receiver):
+def test_a_forgotten_handler_and_one_of_the_wrong_type_are_found(receiver) -> None:
     union, handlers = RECEIVERS[receiver]
     for kind in handlers:
         name = kind.__name__
@@ -67,17 +67,17 @@ def test_a_forgotten_handler_and_one_of_the_wrong_type_are_found(receiver):
     assert lacking(union, {**handlers, int: lambda message: None})[0] == "int never arrives"
 
 
-def test_every_direction_has_a_receiver():
+def test_every_direction_has_a_receiver() -> None:
     received = [union for union, _ in RECEIVERS.values()]
     assert [way for way in m.DIRECTIONS if way.messages not in [*received, *WITHOUT_TABLE]] == []
 
 
-def test_every_message_has_a_tag_and_a_direction():
+def test_every_message_has_a_tag_and_a_direction() -> None:
     directed = set().union(*(kinds(way.messages) for way in m.DIRECTIONS))
     assert directed == set(m.TAGS.values()) == kinds(m.Message)
 
 
-def test_the_table_of_directions_in_the_documentation_is_true():
+def test_the_table_of_directions_in_the_documentation_is_true() -> None:
     page = (rules.ROOT.parent / "docs/design/wire-protocol.md").read_text()
     rows = re.findall(r"^\| ([^`|]+) \| ([^`|]+) \| `(\w+)` \| (?:`([\w/.]+)`)?.*? \|$", page, re.MULTILINE)
     assert [(sender, receiver, getattr(m, union)) for sender, receiver, union, _ in rows] == list(m.DIRECTIONS)
@@ -86,6 +86,6 @@ def test_the_table_of_directions_in_the_documentation_is_true():
             assert re.search(rf"\b{kind.__name__}\b", (rules.ROOT / file).read_text()), f"{file} knows no {kind}"
 
 
-def test_a_tag_cannot_be_given_twice():
+def test_a_tag_cannot_be_given_twice() -> None:
     with pytest.raises(ValueError, match=r"^int and Submit have the same tag, 10$"):
         m.tagged(10)(int)

@@ -39,33 +39,33 @@ def undocumented(objects):
     return missing
 
 
-def test_public_names_are_unique_and_sorted():
+def test_public_names_are_unique_and_sorted() -> None:
     names = list(public())
     assert names == sorted(set(names), key=order)
 
 
-def test_public_names_appear_in_dir():
+def test_public_names_appear_in_dir() -> None:
     package = importlib.import_module(rules.PACKAGE)
     assert set(public()) <= set(dir(package))
 
 
-def test_public_objects_have_docstrings():
+def test_public_objects_have_docstrings() -> None:
     assert undocumented(public()) == []
 
 
-def test_a_missing_docstring_is_found():
+def test_a_missing_docstring_is_found() -> None:
     class Bare(Exception):
-        def method(self): ...
+        def method(self) -> None: ...
 
         @property
-        def prop(self): ...
+        def prop(self) -> None: ...
 
     class Fine:
         """Fine."""
 
-        def method(self):
+        def method(self) -> None:
             """Fine."""
 
-        def _private(self): ...
+        def _private(self) -> None: ...
 
     assert undocumented({"Bare": Bare, "Fine": Fine, "VERSION": "1"}) == ["Bare", "Bare.method", "Bare.prop"]

@@ -50,7 +50,7 @@ def applies(requirement: Requirement, python: str) -> bool:
 
 
 @pytest.mark.parametrize("python", PYTHONS)
-def test_every_requirement_has_a_release_that_satisfies_it(python):
+def test_every_requirement_has_a_release_that_satisfies_it(python) -> None:
     releases = pins("constraints.txt", python)
     for requirement in declared():
         if applies(requirement, python):
@@ -58,7 +58,7 @@ def test_every_requirement_has_a_release_that_satisfies_it(python):
 
 
 @pytest.mark.parametrize("python", PYTHONS)
-def test_the_oldest_releases_are_the_lower_bounds(python):
+def test_the_oldest_releases_are_the_lower_bounds(python) -> None:
     """`>=2.3` where the first release is 2.3.1 would be a bound that nobody can test."""
     releases = pins("constraints-oldest.txt", python)
     for requirement in declared({"dask", "test"}):
@@ -68,7 +68,7 @@ def test_the_oldest_releases_are_the_lower_bounds(python):
 
 
 @pytest.mark.parametrize("name", sorted(requirement.name for requirement in declared({"dask"})))
-def test_a_library_can_be_imported_without_a_warning(name):
+def test_a_library_can_be_imported_without_a_warning(name) -> None:
     """Also in the oldest release that is allowed: `nox -s oldest` runs this."""
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", f"import {name.replace('-', '_')}"], capture_output=True, text=True
@@ -77,12 +77,12 @@ def test_a_library_can_be_imported_without_a_warning(name):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_constraints_name_no_place(name):
+def test_constraints_name_no_place(name) -> None:
     text = (ROOT / name).read_text()
     assert not re.search(r"://|^-|^\s*[./]|@", text, re.MULTILINE)
 
 
-def test_ci_and_contributors_run_the_second_command_of_the_readme():
+def test_ci_and_contributors_run_the_second_command_of_the_readme() -> None:
     readme = (ROOT / "README.md").read_text()
     (command,) = re.findall(r"^python -m pip install -e .*$", readme, re.MULTILINE)
     assert "-c constraints.txt" in command

@@ -27,12 +27,12 @@ from tests.architecture import rules
     ],
     ids=lambda rule: rule.__name__,
 )
-def test_the_package_has_no(rule):
+def test_the_package_has_no(rule) -> None:
     breaches = rule(rules.ROOT)
     assert not breaches, "\n".join([rule.__doc__, *breaches])
 
 
-def test_loading_the_scheduler_does_not_load_our_pickling():
+def test_loading_the_scheduler_does_not_load_our_pickling() -> None:
     """The same as `way_to_unpickling`, as the interpreter sees it: no dynamic import gets around the rule."""
     names = [name for name in rules.modules(rules.ROOT) if name.startswith("trio_dask.scheduler")]
     program = (

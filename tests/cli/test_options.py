@@ -1,6 +1,7 @@
 """Whatever is wrong with a command line is one line on stderr, status 2, no traceback; and nothing was started."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -14,7 +15,7 @@ HOST = ["--host", "127.0.0.1"]
 
 
 @pytest.fixture
-def started(monkeypatch):
+def started(monkeypatch: pytest.MonkeyPatch):
     """What would have been run, instead of running it."""
     services = []
 
@@ -124,7 +125,9 @@ DEMO = [
     ],
     ids=lambda value: " ".join(value)[:40].encode("unicode_escape").decode() if isinstance(value, list) else None,
 )
-def test_wrong_usage_is_one_line_and_status_2(main, arguments, message, started, capsys):
+def test_wrong_usage_is_one_line_and_status_2(
+    main, arguments, message, started, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(arguments) == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -150,7 +153,9 @@ def test_wrong_usage_is_one_line_and_status_2(main, arguments, message, started,
         (demo.main, ["--folder", "/no/such/folder"], "--folder: there is no folder '/no/such/folder'"),
     ],
 )
-def test_what_is_not_here_is_one_line_and_status_4(main, arguments, message, started, capsys):
+def test_what_is_not_here_is_one_line_and_status_4(
+    main, arguments, message, started, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(arguments) == 4
     out, err = capsys.readouterr()
     assert out == ""
@@ -159,7 +164,7 @@ def test_what_is_not_here_is_one_line_and_status_4(main, arguments, message, sta
     assert started == []
 
 
-def test_a_folder_without_python_is_status_4(tmp_path, started, capsys):
+def test_a_folder_without_python_is_status_4(tmp_path: Path, started, capsys: pytest.CaptureFixture[str]) -> None:
     assert demo.main(["--folder", str(tmp_path)]) == 4
     assert "there are no Python files in" in capsys.readouterr().err
 
@@ -186,13 +191,13 @@ def only_worker(started):
 
 
 @pytest.fixture
-def machine(monkeypatch):
+def machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Eight processors and 8000 bytes."""
     monkeypatch.setattr(worker, "cpus", lambda: Amount(8, "affinity"))
     monkeypatch.setattr(worker, "memory", lambda: Amount(8000, "cgroup"))
 
 
-def test_the_scheduler_listens_on_all_interfaces_unless_told_otherwise(started):
+def test_the_scheduler_listens_on_all_interfaces_unless_told_otherwise(started) -> None:
     assert scheduler.main([]) == 0
     found = settings(started)
     assert (found.host, found.port, found.interface) == ("", 8786, None)
@@ -211,13 +216,13 @@ def test_the_scheduler_listens_on_all_interfaces_unless_told_otherwise(started):
         (["--host", "tcp://10.0.0.5", "--port", "0"], "10.0.0.5", 0),
     ],
 )
-def test_where_the_scheduler_listens(arguments, host, port, started):
+def test_where_the_scheduler_listens(arguments, host, port, started) -> None:
     assert scheduler.main(arguments) == 0
     found = settings(started)
     assert (found.host, found.port) == (host, port)
 
 
-def test_the_options_of_a_worker(started, tmp_path, machine):
+def test_the_options_of_a_worker(started, tmp_path: Path, machine) -> None:
     options = {
         "--nthreads": "2",
         "--name": "wörker",
@@ -267,12 +272,12 @@ def test_the_options_of_a_worker(started, tmp_path, machine):
 @pytest.mark.parametrize(
     ("text", "limit"), [("auto", 8000), ("0", None), ("none", None), ("1kB", 1000), ("0.5", 4000), ("1TB", 8000)]
 )
-def test_the_memory_limit_of_a_worker(text, limit, started, machine):
+def test_the_memory_limit_of_a_worker(text, limit, started, machine) -> None:
     assert worker.main(["h:1", "--memory-limit", text]) == 0
     assert only_worker(started).memory_limit_bytes == limit
 
 
-def test_a_worker_by_default_never_gives_up_and_uses_all_processors(started, machine):
+def test_a_worker_by_default_never_gives_up_and_uses_all_processors(started, machine) -> None:
     assert worker.main(["h:1"]) == 0
     found = only_worker(started)
     assert (found.nthreads, found.death_timeout_s, found.reconnect) == (8, float("inf"), True)
@@ -296,26 +301,26 @@ def test_a_worker_by_default_never_gives_up_and_uses_all_processors(started, mac
     ],
     ids=" ".join,
 )
-def test_what_follows_when_the_scheduler_is_stopped(arguments, expected, started):
+def test_what_follows_when_the_scheduler_is_stopped(arguments, expected, started) -> None:
     assert worker.main(["h:1", *arguments]) == 0
     assert only_worker(started).on_scheduler_stop == expected
 
 
 @pytest.mark.parametrize("option", ["--nworkers", "--nprocs"])
-def test_several_workers_share_the_machine(option, started, machine):
+def test_several_workers_share_the_machine(option, started, machine) -> None:
     assert worker.main(["h:1", option, "4", "--name", "n", "--worker-port", "9000:9010"]) == 0
     found = [nanny.worker for nanny in nannies(started)]
     assert [each.name for each in found] == ["n-0", "n-1", "n-2", "n-3"]
     assert {(each.nthreads, each.memory_limit_bytes, each.port_range) for each in found} == {(2, 2000, (9000, 9010))}
 
 
-def test_an_address_to_listen_at(started):
+def test_an_address_to_listen_at(started) -> None:
     assert worker.main(["h:1", "--listen-address", "tcp://0.0.0.0:9000", "--contact-address", "10.0.0.6"]) == 0
     found = only_worker(started)
     assert (found.host, found.port_range, found.contact_address) == ("0.0.0.0", (9000, 9000), "tcp://10.0.0.6")
 
 
-def test_options_of_other_times_are_taken_with_a_line_each(started, capsys):
+def test_options_of_other_times_are_taken_with_a_line_each(started, capsys: pytest.CaptureFixture[str]) -> None:
     options = {"--bokeh-port": "8789", "--dashboard-address": ":0", "--worker-class": "x", "--dashboard-prefix": "/p"}
     arguments = [word for pair in options.items() for word in pair]
     assert worker.main(["h:1", *arguments, "--bokeh", "--no-dashboard", "--port", "9101", "--protocol", "tcp"]) == 0
@@ -326,12 +331,14 @@ def test_options_of_other_times_are_taken_with_a_line_each(started, capsys):
     assert nannies(started)[0].port_range == (9101, 9101)
 
 
-def test_a_scheduler_without_a_port_is_at_the_default_one(started):
+def test_a_scheduler_without_a_port_is_at_the_default_one(started) -> None:
     assert worker.main(["node7"]) == 0
     assert only_worker(started).scheduler == "tcp://node7:8786"
 
 
-def test_the_scheduler_of_a_worker_may_stand_in_the_environment_or_in_a_file(started, monkeypatch, tmp_path):
+def test_the_scheduler_of_a_worker_may_stand_in_the_environment_or_in_a_file(
+    started, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", "10.0.0.5:8786")
     assert worker.main([]) == 0
     assert only_worker(started).scheduler == "tcp://10.0.0.5:8786"
@@ -343,7 +350,9 @@ def test_the_scheduler_of_a_worker_may_stand_in_the_environment_or_in_a_file(sta
 
 
 @pytest.mark.parametrize(("main", "lines"), [(scheduler.main, 67), (worker.main, 150), (demo.main, 50)])
-def test_help_is_no_longer_than_it_has_to_be_and_shows_every_option_once(main, lines, started, capsys):
+def test_help_is_no_longer_than_it_has_to_be_and_shows_every_option_once(
+    main, lines, started, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["--help"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
@@ -353,7 +362,7 @@ def test_help_is_no_longer_than_it_has_to_be_and_shows_every_option_once(main, l
     assert started == []
 
 
-def test_the_help_of_a_worker_puts_every_option_under_a_heading(capsys):
+def test_the_help_of_a_worker_puts_every_option_under_a_heading(capsys: pytest.CaptureFixture[str]) -> None:
     assert worker.main(["--help"]) == 0
     out = capsys.readouterr().out
     rest = out[out.index("\nOther:") :]
@@ -365,19 +374,19 @@ def test_the_help_of_a_worker_puts_every_option_under_a_heading(capsys):
 
 
 @pytest.mark.parametrize("main", [scheduler.main, worker.main, demo.main, lambda arguments: __main__.main(arguments)])
-def test_the_version(main, started, capsys):
+def test_the_version(main, started, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("trio_dask ")
 
 
 @pytest.mark.parametrize("name", ["scheduler", "worker", "demo"])
-def test_commands_by_their_short_names(name, started, capsys):
+def test_commands_by_their_short_names(name, started, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["h:1"] if name == "worker" else []
     assert __main__.main([name, *arguments]) == 0
     assert started[0][0].endswith(name)
 
 
-def test_an_unknown_command_is_wrong_usage(capsys):
+def test_an_unknown_command_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert __main__.main(["nonsense\n"]) == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -385,6 +394,6 @@ def test_an_unknown_command_is_wrong_usage(capsys):
     assert "give one of scheduler, worker, status, demo" in err
 
 
-def test_no_command_shows_the_commands(capsys):
+def test_no_command_shows_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert __main__.main([]) == 0
     assert "scheduler" in capsys.readouterr().out

@@ -31,7 +31,7 @@ COMMANDS = pytest.mark.parametrize(
 
 
 @COMMANDS
-def test_the_reference_has_every_option_and_no_other(command, heading):
+def test_the_reference_has_every_option_and_no_other(command, heading) -> None:
     listed = {name for names, _ in rows(heading) for name in re.findall(r"--[a-z-]+", names)} - {"--debug"}
     names = [{*option.opts, *option.secondary_opts} for option in options_of(command)]
     assert [found for found in names if not found & listed] == []
@@ -39,7 +39,7 @@ def test_the_reference_has_every_option_and_no_other(command, heading):
 
 
 @COMMANDS
-def test_the_reference_has_the_default_that_the_help_shows(command, heading):
+def test_the_reference_has_the_default_that_the_help_shows(command, heading) -> None:
     shown = {option.opts[0]: option.default for option in options_of(command) if option.show_default}
     listed = {}
     for names, defaults in rows(heading):

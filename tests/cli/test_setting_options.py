@@ -28,14 +28,14 @@ def run(*arguments):
 
     @click.command(cls=Program, sections=["Sizes", "Times"], params=setting_options(Settings))
     @click.pass_context
-    def command(context, **options):
+    def command(context, **options) -> None:
         found.append(Settings(**given_settings(context, Settings)))
 
     command.main(list(arguments), prog_name="program", standalone_mode=False)
     return found[0] if found else None
 
 
-def test_settings_that_are_not_given_keep_their_defaults():
+def test_settings_that_are_not_given_keep_their_defaults() -> None:
     assert run() == Settings()
 
 
@@ -51,11 +51,13 @@ def test_settings_that_are_not_given_keep_their_defaults():
         ("--env A=1 --env B=2", Settings(names={"A": "1", "B": "2"})),
     ],
 )
-def test_an_option_fills_its_setting(arguments, settings):
+def test_an_option_fills_its_setting(arguments, settings) -> None:
     assert run(*arguments.split()) == settings
 
 
-def test_the_help_has_the_options_under_their_headings_with_the_defaults_of_the_settings(capsys):
+def test_the_help_has_the_options_under_their_headings_with_the_defaults_of_the_settings(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     run("--help")
     out = capsys.readouterr().out
     assert [line.split()[0] for line in out.splitlines() if line[:3] in ("  -", "Siz", "Tim", "Oth")] == [
@@ -68,7 +70,7 @@ def test_the_help_has_the_options_under_their_headings_with_the_defaults_of_the_
 
 
 @pytest.mark.parametrize("kind", [SchedulerSettings, WorkerSettings, NannySettings])
-def test_the_default_that_a_help_shows_is_the_default_of_the_setting(kind):
+def test_the_default_that_a_help_shows_is_the_default_of_the_setting(kind) -> None:
     options = {option.name: option for option in setting_options(kind)}
     context = click.Context(click.Command("program"))
     shown = 0

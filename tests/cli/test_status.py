@@ -52,20 +52,20 @@ nnnnnnnnnnnnnnnnnnnnnn...  paused         4      5  400 %  1.00 GiB of 16.00 GiB
 tcp://10.0.0.6:40483       running        4      5  400 %  1.00 GiB of 16.00 GiB"""
 
 
-def test_the_text_for_a_terminal_of_80_columns():
+def test_the_text_for_a_terminal_of_80_columns() -> None:
     assert rendered(OVERVIEW, 80) == TEXT
 
 
-def test_no_line_is_wider_than_the_terminal():
+def test_no_line_is_wider_than_the_terminal() -> None:
     for width in (80, 100, 200):
         assert max(map(len, rendered(OVERVIEW, width).splitlines())) <= width
 
 
-def test_one_thread_is_one():
+def test_one_thread_is_one() -> None:
     text = rendered({**OVERVIEW, "workers": [worker("alice", nthreads=1)]}, 80)
     assert text.splitlines()[1] == "Workers    1, with 1 thread"
 
 
-def test_an_empty_cluster():
+def test_an_empty_cluster() -> None:
     text = rendered({**OVERVIEW, "workers": [], "clients": [], "tasks": {}, "oldest": None}, 80)
     assert text.splitlines()[1:] == ["Workers    0, with 0 threads", "Clients    0", "Tasks      none"]

@@ -33,7 +33,7 @@ INLINE_BYTES = 4096
 class MiniCluster:
     """The other end of a client. `hold` names functions (or is True for all) whose tasks wait for `finish`."""
 
-    def __init__(self, *, hold=(), inline=True):
+    def __init__(self, *, hold=(), inline=True) -> None:
         self.hold = hold
         self.inline = inline
         self.received = []
@@ -94,10 +94,10 @@ class MiniCluster:
 
     thread_safe_send = False  # what it hears, it handles at once, in the client's loop
 
-    def send_many_nowait(self, messages):
+    def send_many_nowait(self, messages) -> None:
         self._outgoing += messages
 
-    def flush_nowait(self):
+    def flush_nowait(self) -> None:
         outgoing, self._outgoing = self._outgoing, []
         for message in decode(encode(outgoing), FROM_CLIENT) if self._closed is None else ():
             self.handled += 1
@@ -126,44 +126,44 @@ class MiniCluster:
             else:
                 await self._wakeup.wait()
 
-    async def aclose(self, reason=""):
+    async def aclose(self, reason="") -> None:
         self.received.append(m.Goodbye(reason))
         await trio.lowlevel.checkpoint()
 
     # ------------------------------------------------------------------------------------------ what tests say
 
-    def say(self, *messages):
+    def say(self, *messages) -> None:
         """The client hears this. In the client's own loop."""
         self.said += [message for message in messages if not isinstance(message, m.Goodbye)]
         if self._closed is None:
             self._inbox = [*self._inbox, *messages]
             self._wakeup.set()
 
-    def say_from_thread(self, *messages):
+    def say_from_thread(self, *messages) -> None:
         trio.from_thread.run_sync(self.say, *messages, trio_token=self._token)
 
-    def lose(self, reason="the wire was cut", *, inbox=None):
+    def lose(self, reason="the wire was cut", *, inbox=None) -> None:
         """Cut the wire; of what the client has not heard yet only the first `inbox` messages arrive before."""
         if inbox is not None:
             self._inbox = self._inbox[:inbox]
         self._closed = ConnectionLost(reason)
         self._wakeup.set()
 
-    def become_another(self, incarnation):
+    def become_another(self, incarnation) -> None:
         """The scheduler is replaced by one that knows nothing."""
         self.lose()
         self.incarnation = incarnation
         self.tasks, self.values, self.errors, self.blobs, self.wanted = {}, {}, {}, {}, Counter()
 
-    def lose_from_thread(self):
+    def lose_from_thread(self) -> None:
         trio.from_thread.run_sync(self.lose, trio_token=self._token)
 
-    def finish(self, *keys):
+    def finish(self, *keys) -> None:
         """Compute these tasks that were held back."""
         for key in keys:
             self._compute(key)
 
-    def finish_from_thread(self, *keys):
+    def finish_from_thread(self, *keys) -> None:
         trio.from_thread.run_sync(self.finish, *keys, trio_token=self._token)
 
     def of_type(self, kind):
@@ -171,10 +171,10 @@ class MiniCluster:
 
     # ------------------------------------------------------------------------------------------ as a scheduler
 
-    def _blob(self, message):
+    def _blob(self, message) -> None:
         self.blobs[message.digest] = self.blobs.get(message.digest, b"") + message.data
 
-    def _submit(self, message):
+    def _submit(self, message) -> None:
         for index, key in enumerate(message.keys):
             dependencies = message.dependencies[index] if message.dependencies else ()
             self.wanted[key] += 1
@@ -188,7 +188,7 @@ class MiniCluster:
     def _is_held(self, key):
         return self.hold is True or any(key.startswith(f"{name}-") or key == name for name in self.hold)
 
-    def _compute(self, key):
+    def _compute(self, key) -> None:
         function, call, dependencies = self.tasks[key]
         for dependency in dependencies:
             if dependency not in self.values and dependency not in self.errors:
@@ -212,7 +212,7 @@ class MiniCluster:
         pickled = pickle_value(self.values[key], INLINE_BYTES if self.inline else 0)
         return m.KeyReady(key, pickled.nbytes, pickled.type_name, pickled.inline, () if pickled.inline else (WORKER,))
 
-    def _want(self, message):
+    def _want(self, message) -> None:
         for key in message.keys:
             self.wanted[key] += 1
             if key in self.values:
@@ -221,29 +221,29 @@ class MiniCluster:
             elif key not in self.tasks:
                 self.say(m.Dropped(key, "lost", "unknown"))
 
-    def _release(self, message):
+    def _release(self, message) -> None:
         for key in message.keys:
             del self.wanted[key]
             self.tasks.pop(key, None)
             self.values.pop(key, None)
             self.errors.pop(key, None)
 
-    def _cancel(self, message):
+    def _cancel(self, message) -> None:
         for key in message.keys:
             self.wanted.pop(key, None)
             self.tasks.pop(key, None)
             self.say(m.Dropped(key, "cancelled", "cancelled"))
 
-    def _retry(self, message):
+    def _retry(self, message) -> None:
         for key in message.keys:
             self.errors.pop(key)
             self.say(m.KeyPending(key))
             self._compute(key)
 
-    def _fetch_failed(self, message):
+    def _fetch_failed(self, message) -> None:
         self.say(self._ready(message.key))
 
-    def _query(self, message):
+    def _query(self, message) -> None:
         answers = {
             "nthreads": {WORKER: 2},
             "scheduler_info": {"workers": {WORKER: {"name": "w", "nthreads": 2}}},
@@ -257,7 +257,7 @@ class MiniCluster:
         if message.what != "wait_for_workers" or int(message.arguments[0]) <= 1:
             self.say(m.Reply(message.request, answers[message.what]))
 
-    def _restart(self, message):
+    def _restart(self, message) -> None:
         self.tasks.clear()
         self.say(m.Reply(message.request, {"missing": []}))
 
@@ -272,13 +272,13 @@ class MiniCluster:
 
 
 class _Channel:
-    def __init__(self, cluster):
+    def __init__(self, cluster) -> None:
         self.cluster = cluster
         self.answers = []
         self.aborted = False
         self.hung_up = False
 
-    async def send(self, message, buffers=()):
+    async def send(self, message, buffers=()) -> None:
         await trio.lowlevel.checkpoint()
         assert not self.aborted
         if self.hung_up:
@@ -315,10 +315,10 @@ class _Channel:
             raise trio.EndOfChannel
         return self.answers.pop(0)
 
-    def abort(self):
+    def abort(self) -> None:
         self.aborted = True
 
-    async def aclose(self):
+    async def aclose(self) -> None:
         self.aborted = True
         await trio.lowlevel.checkpoint()
 

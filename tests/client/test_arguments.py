@@ -29,13 +29,13 @@ OPTIONS = [
 
 
 @pytest.mark.parametrize(("options", "message"), OPTIONS)
-def test_options_that_make_no_sense(client, options, message):
+def test_options_that_make_no_sense(client, options, message) -> None:
     for ask in (lambda: client.submit(abs, 1, **options), lambda: client.map(abs, [1], **options)):
         with pytest.raises(UsageError, match=f"^{message}$"):
             ask()
 
 
-def test_what_map_cannot_map(client):
+def test_what_map_cannot_map(client) -> None:
     with pytest.raises(
         TypeError, match=r"^map\(\) calls the function on each element .*, and 3 is none; .* submit\(\)"
     ):
@@ -50,7 +50,7 @@ def test_what_map_cannot_map(client):
 
 
 @pytest.mark.parametrize("nonsense", [5, "key", None, [5], {"a": "key"}, ["key", ["key"]]])
-def test_what_is_about_futures_is_not_silent_where_there_are_none(client, nonsense):
+def test_what_is_about_futures_is_not_silent_where_there_are_none(client, nonsense) -> None:
     for name, ask in {
         "wait": wait,
         "as_completed": as_completed,
@@ -67,18 +67,18 @@ def test_what_is_about_futures_is_not_silent_where_there_are_none(client, nonsen
 
 
 @pytest.mark.parametrize("nothing", [[], (), {}, set(), [[], {"a": ()}], range(0), iter(())])
-def test_an_empty_collection_is_one_of_futures(client, nothing):
+def test_an_empty_collection_is_one_of_futures(client, nothing) -> None:
     assert wait(nothing) == (set(), set())
     assert list(as_completed(nothing)) == []
     client.cancel(nothing)
 
 
-def test_among_futures_other_values_may_stand(client):
+def test_among_futures_other_values_may_stand(client) -> None:
     future = client.submit(abs, -1)
     assert wait([future, 5, None]).done == {future}
 
 
-def test_a_key_that_is_nowhere(client):
+def test_a_key_that_is_nowhere(client) -> None:
     known = client.submit(abs, -7, key="known")
     assert client.get({"a": 1}, ["a", "known"]) == [1, known.result()]
     with pytest.raises(KeyError, match=r"'missing' is neither a key of the graph .'a', 'b'. nor of a task at the"):
@@ -91,13 +91,13 @@ def test_a_key_that_is_nowhere(client):
         client.get({"a": 1}, {})
 
 
-async def test_a_key_that_is_nowhere_for_trio():
+async def test_a_key_that_is_nowhere_for_trio() -> None:
     async with open_async_client(MiniCluster()) as client:
         with pytest.raises(KeyError, match="'missing' is neither"):
             await client.get({"a": 1}, "missing")
 
 
-def test_times_that_are_none(client):
+def test_times_that_are_none(client) -> None:
     future = client.submit(abs, -1)
     with pytest.raises(UsageError, match="a length of time is"):
         wait(future, timeout=[])
@@ -105,7 +105,7 @@ def test_times_that_are_none(client):
         Client("127.0.0.1:1", timeout=[])
 
 
-def test_questions_about_nonsense(client):
+def test_questions_about_nonsense(client) -> None:
     with pytest.raises(UsageError, match="n_workers must be a whole number from 0"):
         client.wait_for_workers([1])
     with pytest.raises(TypeError, match="expected futures or keys, or a list of them, not 5"):

@@ -2,7 +2,7 @@
 
 import gc
 import operator
-from typing import NamedTuple
+from typing import NamedTuple, Never
 
 import pytest
 import trio
@@ -24,7 +24,7 @@ from trio_dask.errors import (
 from trio_dask.protocol import messages as m
 
 
-async def never(*_):
+async def never(*_) -> None:
     await trio.sleep_forever()
 
 
@@ -32,7 +32,7 @@ def increment(x, by=1):
     return x + by
 
 
-def fail(x):
+def fail(x) -> Never:
     raise ValueError(x)
 
 
@@ -47,7 +47,7 @@ async def client(cluster):
         yield client
 
 
-async def test_a_call_gives_its_result(client):
+async def test_a_call_gives_its_result(client) -> None:
     future = client.submit(increment, 1, by=10)
     assert await future == 11
     assert await future.result() == 11
@@ -58,14 +58,14 @@ async def test_a_call_gives_its_result(client):
     assert future.type is int
 
 
-async def test_futures_are_dependencies_wherever_they_stand(client, cluster):
+async def test_futures_are_dependencies_wherever_they_stand(client, cluster) -> None:
     one, two = client.submit(increment, 0), client.submit(increment, 1)
     found = client.submit(lambda x: x, {"a": [one, (two, {3})], "b": {"c": one}})
     assert await found == {"a": [1, (2, {3})], "b": {"c": 1}}
     assert set(cluster.of_type(m.Submit)[-1].dependencies[0]) == {one.key, two.key}
 
 
-async def test_the_same_call_is_computed_once(client, cluster):
+async def test_the_same_call_is_computed_once(client, cluster) -> None:
     first, second = client.submit(increment, 5), client.submit(increment, 5)
     assert first.key == second.key
     assert [await first, await second] == [6, 6]
@@ -73,14 +73,14 @@ async def test_the_same_call_is_computed_once(client, cluster):
     assert client.submit(increment, 5, pure=False).key != first.key
 
 
-async def test_map_sends_its_function_once_and_few_messages(client, cluster):
+async def test_map_sends_its_function_once_and_few_messages(client, cluster) -> None:
     futures = client.map(increment, range(10_000))
     assert await client.gather(futures) == list(range(1, 10_001))
     assert len(cluster.of_type(m.Blob)) == 1
     assert len(cluster.of_type(m.Submit)) <= 10
 
 
-async def test_map_takes_several_iterables_and_keywords(client):
+async def test_map_takes_several_iterables_and_keywords(client) -> None:
     assert await client.gather(client.map(operator.add, [1, 2], [10, 20])) == [11, 22]
     assert await client.gather(client.map(increment, iter([1, 2]), by=5)) == [6, 7]
     big = list(range(1000))
@@ -90,13 +90,13 @@ async def test_map_takes_several_iterables_and_keywords(client):
     assert client.map(increment, [7], key="prefix")[0].key.startswith("prefix-")
 
 
-async def test_submits_of_one_burst_travel_in_one_message(client, cluster):
+async def test_submits_of_one_burst_travel_in_one_message(client, cluster) -> None:
     futures = [client.submit(increment, i) for i in range(100)]
     await client.gather(futures)
     assert [len(message.keys) for message in cluster.of_type(m.Submit)] == [100]
 
 
-async def test_options_reach_the_scheduler(client, cluster):
+async def test_options_reach_the_scheduler(client, cluster) -> None:
     options = {
         "workers": "w",
         "allow_other_workers": True,
@@ -124,7 +124,7 @@ async def test_options_reach_the_scheduler(client, cluster):
         {"allow_other_workers": 1},
     ],
 )
-async def test_wrong_options_are_refused_at_the_call(client, options):
+async def test_wrong_options_are_refused_at_the_call(client, options) -> None:
     with pytest.raises(UsageError):
         client.submit(increment, 1, **options)
     await trio.lowlevel.checkpoint()
@@ -135,7 +135,7 @@ class Point(NamedTuple):
     y: object
 
 
-async def test_gather_keeps_the_shape(client):
+async def test_gather_keeps_the_shape(client) -> None:
     a, b = client.map(increment, [0, 1])
     nested = {"list": [a, [b, 5]], "tuple": (a, b), "set": {a, b}, "named": Point(a, "y"), "plain": None}
     assert await client.gather(nested) == {
@@ -150,7 +150,7 @@ async def test_gather_keeps_the_shape(client):
     assert await client.gather([]) == []
 
 
-async def test_scatter_keeps_the_shape(client):
+async def test_scatter_keeps_the_shape(client) -> None:
     for shape in (Point(1, 2), (1, 2), [1, 2], {"x": 1, "y": 2}, {1, 2}):
         futures = await client.scatter(shape)
         assert type(futures) is type(shape)
@@ -158,7 +158,7 @@ async def test_scatter_keeps_the_shape(client):
     assert (await client.scatter(Point(1, 2))).x.key == (await client.scatter([1])).pop().key
 
 
-async def test_gather_raises_or_skips(client):
+async def test_gather_raises_or_skips(client) -> None:
     good, bad = client.submit(increment, 0), client.submit(fail, "boom")
     with pytest.raises(ValueError, match="boom"):
         await client.gather([good, bad])
@@ -169,7 +169,7 @@ async def test_gather_raises_or_skips(client):
         await client.gather([good], errors="ignore")
 
 
-async def test_gather_does_not_wait_for_others_once_one_has_failed(client, cluster):
+async def test_gather_does_not_wait_for_others_once_one_has_failed(client, cluster) -> None:
     cluster.hold = ("increment",)
     slow = client.submit(increment, 0)
     with trio.fail_after(5), pytest.raises(ValueError, match="boom"):
@@ -177,7 +177,7 @@ async def test_gather_does_not_wait_for_others_once_one_has_failed(client, clust
     assert slow.state.readers is None
 
 
-async def test_a_failure_arrives_whole_and_fresh_each_time(client):
+async def test_a_failure_arrives_whole_and_fresh_each_time(client) -> None:
     future = client.submit(increment, client.submit(fail, "boom"))
     for _ in range(2):
         with pytest.raises(ValueError, match="boom") as caught:
@@ -204,7 +204,7 @@ async def test_a_failure_arrives_whole_and_fresh_each_time(client):
         ("something new", {}, RemoteError),
     ],
 )
-async def test_each_kind_of_failure_has_its_exception(client, cluster, kind, details, expected):
+async def test_each_kind_of_failure_has_its_exception(client, cluster, kind, details, expected) -> None:
     cluster.hold = True
     future = client.submit(increment, 1)
     await trio.testing.wait_all_tasks_blocked()
@@ -214,19 +214,19 @@ async def test_each_kind_of_failure_has_its_exception(client, cluster, kind, det
     assert all(line in str(caught.value) for line in details.get("deaths", ["why"]))
 
 
-async def test_large_results_are_fetched_from_workers(client, cluster):
+async def test_large_results_are_fetched_from_workers(client, cluster) -> None:
     cluster.inline = False
     futures = client.map(increment, range(2000))
     assert await client.gather(futures) == list(range(1, 2001))
     assert cluster.channels <= 2  # and kept for the next keys
 
 
-async def test_two_readers_of_an_array_do_not_share_memory(client):
+async def test_two_readers_of_an_array_do_not_share_memory(client) -> None:
     np = pytest.importorskip("numpy")
     (future,) = await client.scatter([np.zeros(10_000)])
     results = []
 
-    async def read():
+    async def read() -> None:
         results.append(await future)
 
     async with trio.open_nursery() as nursery:
@@ -236,7 +236,7 @@ async def test_two_readers_of_an_array_do_not_share_memory(client):
     assert results[1].sum() == 0
 
 
-async def test_a_holder_that_is_gone_is_reported_and_another_found(client, cluster):
+async def test_a_holder_that_is_gone_is_reported_and_another_found(client, cluster) -> None:
     cluster.hold = True
     future = client.submit(increment, 1)
     await trio.testing.wait_all_tasks_blocked()
@@ -247,7 +247,7 @@ async def test_a_holder_that_is_gone_is_reported_and_another_found(client, clust
     assert m.FetchFailed(future.key, "tcp://gone:1") in cluster.received
 
 
-async def test_a_kept_channel_that_its_worker_has_closed_is_replaced(client, cluster):
+async def test_a_kept_channel_that_its_worker_has_closed_is_replaced(client, cluster) -> None:
     cluster.inline = False
     assert await client.submit(increment, 1) == 2
     (kept,) = client.engine.channels._idle[WORKER]
@@ -257,7 +257,7 @@ async def test_a_kept_channel_that_its_worker_has_closed_is_replaced(client, clu
     assert not cluster.of_type(m.FetchFailed)
 
 
-async def test_a_value_that_nobody_can_deliver_is_an_error_in_the_end(client, cluster):
+async def test_a_value_that_nobody_can_deliver_is_an_error_in_the_end(client, cluster) -> None:
     cluster.inline = False
     future = client.submit(increment, 1)
     cluster.absent.add(future.key)
@@ -265,7 +265,7 @@ async def test_a_value_that_nobody_can_deliver_is_an_error_in_the_end(client, cl
         await future
 
 
-async def test_inline_values_beyond_the_budget_are_fetched_again(client, cluster):
+async def test_inline_values_beyond_the_budget_are_fetched_again(client, cluster) -> None:
     client.engine.core._inline_budget = 100
     futures = client.map(increment, range(200))
     await client.wait(futures)
@@ -273,13 +273,15 @@ async def test_inline_values_beyond_the_budget_are_fetched_again(client, cluster
     assert await client.gather(futures) == list(range(1, 201))
 
 
-async def test_values_arriving_while_they_are_gathered_need_no_budget(client, cluster):
+async def test_values_arriving_while_they_are_gathered_need_no_budget(client, cluster) -> None:
     client.engine.core._inline_budget = 100
     assert await client.gather(client.map(increment, range(1000))) == list(range(1, 1001))
     assert cluster.channels == 0
 
 
-async def test_dropped_futures_are_released_once_nobody_holds_them(client, cluster, monkeypatch):
+async def test_dropped_futures_are_released_once_nobody_holds_them(
+    client, cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("trio_dask.client.outgoing.DELAY_S", 0)  # else the release may wait for company
     first, second = client.submit(increment, 1), client.submit(increment, 1)
     await first
@@ -295,7 +297,7 @@ async def test_dropped_futures_are_released_once_nobody_holds_them(client, clust
     assert client.engine.core.states == {}
 
 
-async def test_a_released_key_can_be_another_task_at_once(client, cluster):
+async def test_a_released_key_can_be_another_task_at_once(client, cluster) -> None:
     """What the scheduler said about the first task must not settle the second."""
     cluster.hold = True
     client.submit(increment, 1, key="x")
@@ -311,7 +313,7 @@ async def test_a_released_key_can_be_another_task_at_once(client, cluster):
     assert await second == 42
 
 
-async def test_one_key_for_two_tasks_is_refused(client, cluster):
+async def test_one_key_for_two_tasks_is_refused(client, cluster) -> None:
     first = client.submit(increment, 1, key="x")
     with pytest.raises(KeyConflict):
         client.submit(increment, 2, key="x")
@@ -319,7 +321,7 @@ async def test_one_key_for_two_tasks_is_refused(client, cluster):
     assert await first == 2
 
 
-async def test_cancelling_settles_at_once_and_the_key_can_be_used_again(client, cluster):
+async def test_cancelling_settles_at_once_and_the_key_can_be_used_again(client, cluster) -> None:
     cluster.hold = True
     future = client.submit(increment, 1)
     client.cancel(future)
@@ -334,7 +336,7 @@ async def test_cancelling_settles_at_once_and_the_key_can_be_used_again(client, 
     assert cluster.of_type(m.Cancel) == [m.Cancel((future.key,), False)]
 
 
-async def test_retry_runs_a_failed_task_again(client, cluster):
+async def test_retry_runs_a_failed_task_again(client, cluster) -> None:
     future = client.submit(fail, 1)
     with pytest.raises(ValueError, match="1"):
         await future
@@ -345,7 +347,7 @@ async def test_retry_runs_a_failed_task_again(client, cluster):
     assert cluster.computed[future.key] == 2
 
 
-async def test_a_result_can_become_pending_and_finish_again(client, cluster):
+async def test_a_result_can_become_pending_and_finish_again(client, cluster) -> None:
     cluster.inline = False
     future = client.submit(increment, 1)
     await client.wait(future)
@@ -356,7 +358,7 @@ async def test_a_result_can_become_pending_and_finish_again(client, cluster):
     assert await future == 2
 
 
-async def test_timeouts(client, cluster, autojump_clock):
+async def test_timeouts(client, cluster, autojump_clock: trio.testing.MockClock) -> None:
     cluster.hold = True
     future = client.submit(increment, 1)
     with pytest.raises(TimeoutError):
@@ -375,7 +377,7 @@ async def test_timeouts(client, cluster, autojump_clock):
     assert await future == 2
 
 
-async def test_a_cancelled_wait_leaves_nothing_behind(client, cluster):
+async def test_a_cancelled_wait_leaves_nothing_behind(client, cluster) -> None:
     cluster.hold = True
     future = client.submit(increment, 1)
     with trio.move_on_after(0):
@@ -386,7 +388,7 @@ async def test_a_cancelled_wait_leaves_nothing_behind(client, cluster):
     assert future.state.waiters is None
 
 
-async def test_wait_for_the_first_or_for_all(client, cluster):
+async def test_wait_for_the_first_or_for_all(client, cluster) -> None:
     cluster.hold = ("fail",)
     slow, quick = client.submit(fail, 1), client.submit(increment, 1)
     done, not_done = await client.wait([slow, quick], return_when=FIRST_COMPLETED)
@@ -398,7 +400,7 @@ async def test_wait_for_the_first_or_for_all(client, cluster):
         await client.wait([slow])
 
 
-async def test_as_completed_follows_the_order_of_completion_and_grows(client, cluster):
+async def test_as_completed_follows_the_order_of_completion_and_grows(client, cluster) -> None:
     cluster.hold = True
     futures = [client.submit(increment, i) for i in range(4)]
     await trio.testing.wait_all_tasks_blocked()
@@ -415,7 +417,7 @@ async def test_as_completed_follows_the_order_of_completion_and_grows(client, cl
     assert completed.is_empty()
 
 
-async def test_as_completed_with_results_and_errors(client):
+async def test_as_completed_with_results_and_errors(client) -> None:
     good, bad = client.submit(increment, 0), client.submit(fail, "boom")
     await client.wait([good, bad])
     pairs = dict([pair async for pair in client.as_completed([good, bad], with_results=True, raise_errors=False)])
@@ -429,14 +431,14 @@ async def test_as_completed_with_results_and_errors(client):
             pass
 
 
-async def test_as_completed_in_batches(client, cluster):
+async def test_as_completed_in_batches(client, cluster) -> None:
     futures = client.map(increment, range(10))
     await client.wait(futures)
     batches = [batch async for batch in client.as_completed(futures).batches()]
     assert [future for batch in batches for future in batch] == futures
 
 
-async def test_callbacks_run_in_the_loop_and_cannot_harm_it(client, cluster, caplog):
+async def test_callbacks_run_in_the_loop_and_cannot_harm_it(client, cluster, caplog: pytest.LogCaptureFixture) -> None:
     seen = []
     cluster.hold = True
     future = client.submit(increment, 1)
@@ -452,7 +454,7 @@ async def test_callbacks_run_in_the_loop_and_cannot_harm_it(client, cluster, cap
     assert "callback" in caplog.text
 
 
-async def test_graphs(client, cluster):
+async def test_graphs(client, cluster) -> None:
     graph = {
         "x": 1,
         "alias": "x",
@@ -470,12 +472,12 @@ async def test_graphs(client, cluster):
     assert not +cluster.wanted
 
 
-async def test_a_graph_that_goes_in_circles_is_refused(client):
+async def test_a_graph_that_goes_in_circles_is_refused(client) -> None:
     with pytest.raises(UsageError, match="'a' -> 'b' -> 'a'"):
         await client.get({"a": (increment, "b"), "b": (increment, "a")}, "a")
 
 
-async def test_a_graph_can_use_what_is_in_the_cluster(client):
+async def test_a_graph_can_use_what_is_in_the_cluster(client) -> None:
     future = client.submit(increment, 1, key="held")
     assert await client.get({"y": (increment, future)}, "y") == 3
     assert await client.get({}, "held") == 2
@@ -483,7 +485,7 @@ async def test_a_graph_can_use_what_is_in_the_cluster(client):
         await client.get({}, "nobody knows it")
 
 
-async def test_scatter_keeps_the_shape_and_dedupes(client, cluster):
+async def test_scatter_keeps_the_shape_and_dedupes(client, cluster) -> None:
     futures = await client.scatter({"a": 1, "b": [2]})
     assert {name: future.key for name, future in futures.items()} == {"a": "a", "b": "b"}
     assert await client.gather(futures) == {"a": 1, "b": [2]}
@@ -497,7 +499,7 @@ async def test_scatter_keeps_the_shape_and_dedupes(client, cluster):
         await client.scatter([5], workers="nobody")
 
 
-async def test_questions(client):
+async def test_questions(client) -> None:
     future = client.submit(increment, 1)
     await future
     assert await client.who_has([future]) == {future.key: (WORKER,)}
@@ -510,7 +512,7 @@ async def test_questions(client):
     await client.wait_for_workers(1)
 
 
-async def test_run_calls_a_function_in_each_worker(client):
+async def test_run_calls_a_function_in_each_worker(client) -> None:
     assert await client.run(increment, 1, by=4) == {WORKER: 5}
     assert await client.run(increment, 1, workers="w") == {WORKER: 2}
     with pytest.raises(ValueError, match="boom"):
@@ -521,7 +523,7 @@ async def test_run_calls_a_function_in_each_worker(client):
         await client.run_on_scheduler(increment, 1)
 
 
-async def test_restart_cancels_everything_here(client, cluster):
+async def test_restart_cancels_everything_here(client, cluster) -> None:
     cluster.hold = True
     future = client.submit(increment, 1)
     await client.restart()
@@ -530,17 +532,17 @@ async def test_restart_cancels_everything_here(client, cluster):
 
 
 @pytest.mark.parametrize("announced", [True, False])
-async def test_a_lost_scheduler_fails_everything_at_once(client, cluster, announced):
+async def test_a_lost_scheduler_fails_everything_at_once(client, cluster, announced) -> None:
     cluster.hold = True
     future = client.submit(increment, 1)
     caught = []
 
-    async def expect(wait, *args):
+    async def expect(wait, *args) -> None:
         with pytest.raises(SchedulerLost) as error:
             await wait(*args)
         caught.append(str(error.value))
 
-    async def iterate():
+    async def iterate() -> None:
         assert [f async for f in client.as_completed([future])] == [future]
         caught.append("iterated")
 
@@ -572,7 +574,7 @@ async def test_a_lost_scheduler_fails_everything_at_once(client, cluster, announ
     assert future.status == "lost"
 
 
-async def test_leaving_says_goodbye_after_what_was_submitted(cluster):
+async def test_leaving_says_goodbye_after_what_was_submitted(cluster) -> None:
     async with open_async_client(cluster) as client:
         future = client.submit(increment, 1)
         client.detach(future)
@@ -582,14 +584,14 @@ async def test_leaving_says_goodbye_after_what_was_submitted(cluster):
         client.submit(increment, 2)
 
 
-async def test_the_body_s_exception_leaves_the_block_as_it_is(cluster):
+async def test_the_body_s_exception_leaves_the_block_as_it_is(cluster) -> Never:
     with pytest.raises(ZeroDivisionError):
         async with open_async_client(cluster):
             raise ZeroDivisionError
     assert type(cluster.received[-1]) is m.Goodbye
 
 
-async def test_cancelling_the_body_says_goodbye(cluster):
+async def test_cancelling_the_body_says_goodbye(cluster) -> None:
     with trio.CancelScope() as scope:
         async with open_async_client(cluster):
             scope.cancel()
@@ -598,7 +600,7 @@ async def test_cancelling_the_body_says_goodbye(cluster):
     assert type(cluster.received[-1]) is m.Goodbye
 
 
-async def test_a_cancelled_body_can_use_the_client_to_clean_up(cluster):
+async def test_a_cancelled_body_can_use_the_client_to_clean_up(cluster) -> None:
     with trio.CancelScope() as scope:
         async with open_async_client(cluster) as client:
             try:
@@ -611,7 +613,7 @@ async def test_a_cancelled_body_can_use_the_client_to_clean_up(cluster):
     assert scope.cancelled_caught
 
 
-async def test_connecting_can_be_cancelled(cluster):
+async def test_connecting_can_be_cancelled(cluster) -> None:
     cluster.dial = never
     with trio.move_on_after(0) as scope:
         async with open_async_client(cluster):
@@ -619,8 +621,8 @@ async def test_connecting_can_be_cancelled(cluster):
     assert scope.cancelled_caught
 
 
-async def test_no_scheduler_is_said_as_it_is(cluster):
-    async def dial(*lost):
+async def test_no_scheduler_is_said_as_it_is(cluster) -> None:
+    async def dial(*lost) -> Never:
         await trio.lowlevel.checkpoint()
         raise NoScheduler("nothing listens there")
 

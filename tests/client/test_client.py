@@ -6,7 +6,9 @@ import operator
 import pickle
 import sys
 import threading
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Never
 
 import pytest
 import trio
@@ -34,7 +36,7 @@ def increment(x, by=1):
     return x + by
 
 
-def fail(x):
+def fail(x) -> Never:
     raise ValueError(x)
 
 
@@ -49,7 +51,7 @@ def client(cluster):
         yield client
 
 
-def test_a_script_for_distributed(client):
+def test_a_script_for_distributed(client) -> None:
     future = client.submit(increment, 1, by=2)
     assert future.result(timeout=10) == 3
     assert future.exception() is None
@@ -70,7 +72,7 @@ def test_a_script_for_distributed(client):
     client.wait_for_workers(1, timeout=5)
 
 
-def test_a_remote_error_names_task_and_worker(client):
+def test_a_remote_error_names_task_and_worker(client) -> None:
     with pytest.raises(ValueError, match="boom") as caught:
         client.submit(fail, "boom").result()
     assert "in task 'fail-" in " ".join(caught.value.__notes__)
@@ -80,7 +82,7 @@ def test_a_remote_error_names_task_and_worker(client):
     assert client.gather([future], errors="skip") == []
 
 
-def test_timeouts_leave_the_task_alone(client, cluster):
+def test_timeouts_leave_the_task_alone(client, cluster) -> None:
     cluster.hold = True
     future = client.submit(increment, 1)
     for wait_for_it in (
@@ -96,7 +98,7 @@ def test_timeouts_leave_the_task_alone(client, cluster):
     assert future.result() == 2
 
 
-def test_results_wake_threads_that_wait(client, cluster):
+def test_results_wake_threads_that_wait(client, cluster) -> None:
     cluster.hold = True
     futures = client.map(increment, range(20))
     results = {}
@@ -109,11 +111,11 @@ def test_results_wake_threads_that_wait(client, cluster):
     assert [results[future.key] for future in futures] == list(range(1, 21))
 
 
-def test_threads_that_submit_and_drop_at_once_disturb_nothing(client, cluster):
+def test_threads_that_submit_and_drop_at_once_disturb_nothing(client, cluster) -> None:
     """Each key ends up released, and every result is right, whatever the order of the threads' steps."""
     wrong = []
 
-    def hammer(seed):
+    def hammer(seed) -> None:
         for number in range(300):
             shared = client.submit(increment, number % 7)
             own = client.submit(operator.add, shared, seed * 1000 + number, pure=False)
@@ -136,11 +138,11 @@ def test_threads_that_submit_and_drop_at_once_disturb_nothing(client, cluster):
     assert not +cluster.wanted
 
 
-def test_submit_never_waits_for_the_loop(client, cluster):
+def test_submit_never_waits_for_the_loop(client, cluster) -> None:
     """While the client's own loop stands still, submitting goes on."""
     block, blocked = threading.Event(), threading.Event()
 
-    def stand_still():
+    def stand_still() -> None:
         blocked.set()
         block.wait()
 
@@ -153,14 +155,14 @@ def test_submit_never_waits_for_the_loop(client, cluster):
     assert client.gather(futures) == list(range(1, 501))
 
 
-def test_a_burst_wakes_the_loop_once(client, cluster):
+def test_a_burst_wakes_the_loop_once(client, cluster) -> None:
     block = threading.Event()
     client.engine.run_soon(block.wait)
     wakes = []
     token = client.engine.calls.token
 
     class Counting:
-        def run_sync_soon(self, function, *args, **kwargs):
+        def run_sync_soon(self, function, *args, **kwargs) -> None:
             wakes.append(function)
             token.run_sync_soon(function, *args, **kwargs)
 
@@ -172,7 +174,7 @@ def test_a_burst_wakes_the_loop_once(client, cluster):
     assert len(wakes) <= 2
 
 
-def test_who_waits_for_what_was_asked_for_already_wakes_no_loop(client, cluster):
+def test_who_waits_for_what_was_asked_for_already_wakes_no_loop(client, cluster) -> None:
     """The loop would compete with its own caller for the interpreter, to find that there is nothing to do."""
     cluster.hold = True
     future = client.submit(increment, 1)
@@ -190,7 +192,7 @@ def test_who_waits_for_what_was_asked_for_already_wakes_no_loop(client, cluster)
     assert future.result() == 2
 
 
-def test_a_key_can_be_used_again_as_soon_as_its_futures_are_gone(client):
+def test_a_key_can_be_used_again_as_soon_as_its_futures_are_gone(client) -> None:
     for number in range(20):
         future = client.submit(increment, number, key="x")
         assert future.result() == number + 1
@@ -199,7 +201,7 @@ def test_a_key_can_be_used_again_as_soon_as_its_futures_are_gone(client):
         del future
 
 
-def test_callbacks_run_on_one_thread_of_their_own(client):
+def test_callbacks_run_on_one_thread_of_their_own(client) -> None:
     seen = []
     done = threading.Event()
     futures = client.map(increment, range(10))
@@ -212,7 +214,7 @@ def test_callbacks_run_on_one_thread_of_their_own(client):
     assert thread not in (threading.main_thread(), client._thread._thread)
 
 
-def test_futures_travel_by_key_and_arrive_at_the_current_client(client, cluster):
+def test_futures_travel_by_key_and_arrive_at_the_current_client(client, cluster) -> None:
     future = client.submit(increment, 1, key="x")
     with client.as_current():
         copy = pickle.loads(pickle.dumps(future))
@@ -221,7 +223,7 @@ def test_futures_travel_by_key_and_arrive_at_the_current_client(client, cluster)
     assert copy.result() == 2
 
 
-def test_a_result_that_is_a_future_becomes_one_of_the_client_that_reads_it(client, cluster):
+def test_a_result_that_is_a_future_becomes_one_of_the_client_that_reads_it(client, cluster) -> None:
     one = client.submit(increment, 1)
     assert one.result() == 2
     cluster.hold = True
@@ -235,12 +237,12 @@ def test_a_result_that_is_a_future_becomes_one_of_the_client_that_reads_it(clien
     assert found.result() == 2
 
 
-def test_a_lost_scheduler_wakes_everybody(client, cluster):
+def test_a_lost_scheduler_wakes_everybody(client, cluster) -> None:
     cluster.hold = True
     future = client.submit(increment, 1)
     heard = []
 
-    def expect(wait_for_it):
+    def expect(wait_for_it) -> None:
         with pytest.raises(SchedulerLost, match="nobody"):
             wait_for_it()
         heard.append(wait_for_it)
@@ -269,7 +271,7 @@ def test_a_lost_scheduler_wakes_everybody(client, cluster):
     assert client.status == "running"
 
 
-def test_close_says_goodbye_and_ends_both_threads(cluster):
+def test_close_says_goodbye_and_ends_both_threads(cluster) -> None:
     before = set(threading.enumerate())
     with open_client(cluster) as client:
         future = client.submit(increment, 1)
@@ -292,16 +294,16 @@ def test_close_says_goodbye_and_ends_both_threads(cluster):
         client.nthreads()
 
 
-def test_an_interrupted_call_is_cancelled_in_the_loop(client, cluster, monkeypatch):
+def test_an_interrupted_call_is_cancelled_in_the_loop(client, cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     cancelled = threading.Event()
 
-    async def never():
+    async def never() -> None:
         try:
             await trio.sleep_forever()
         finally:
             cancelled.set()
 
-    def interrupted(self, timeout_s=None):
+    def interrupted(self, timeout_s=None) -> Never:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -326,19 +328,19 @@ BLOCKING = [
 
 
 @pytest.mark.parametrize("block", BLOCKING)
-def test_blocking_calls_are_refused_in_an_event_loop(client, block):
+def test_blocking_calls_are_refused_in_an_event_loop(client, block) -> None:
     future = client.submit(increment, 1)
     future.result()
 
-    def refuse():
+    def refuse() -> None:
         with pytest.raises(RuntimeError, match="blocks"):
             block(client, future)
 
-    async def under_asyncio():
+    async def under_asyncio() -> None:
         refuse()
         await asyncio.sleep(0)
 
-    async def under_trio():
+    async def under_trio() -> None:
         refuse()
         await trio.lowlevel.checkpoint()
 
@@ -346,12 +348,12 @@ def test_blocking_calls_are_refused_in_an_event_loop(client, block):
     trio.run(under_trio)
 
 
-def test_a_future_of_a_blocking_client_can_be_awaited_under_trio(client, cluster):
+def test_a_future_of_a_blocking_client_can_be_awaited_under_trio(client, cluster) -> None:
     cluster.hold = True
     future = client.submit(increment, 1)
 
-    async def main():
-        async def finish_later():
+    async def main() -> None:
+        async def finish_later() -> None:
             await trio.to_thread.run_sync(cluster.finish_from_thread, future.key)
 
         async with trio.open_nursery() as nursery:
@@ -362,7 +364,7 @@ def test_a_future_of_a_blocking_client_can_be_awaited_under_trio(client, cluster
     trio.run(main)
 
 
-async def enter(block):
+async def enter(block) -> None:
     async with block:
         pass
 
@@ -376,10 +378,12 @@ NEEDS_TRIO = {
 
 
 @pytest.mark.parametrize("instead", NEEDS_TRIO)
-def test_what_needs_trio_says_so_under_asyncio_and_names_what_does_not(client, monkeypatch, instead):
+def test_what_needs_trio_says_so_under_asyncio_and_names_what_does_not(
+    client, monkeypatch: pytest.MonkeyPatch, instead
+) -> None:
     future = client.submit(increment, 1)
 
-    async def main():
+    async def main() -> None:
         await NEEDS_TRIO[instead](future)
 
     said = f"needs Trio, but this thread runs asyncio; use .*{instead}.*"
@@ -391,7 +395,7 @@ def test_what_needs_trio_says_so_under_asyncio_and_names_what_does_not(client, m
         asyncio.run(main())
 
 
-def test_the_loop_of_a_notebook_is_no_obstacle(client, monkeypatch):
+def test_the_loop_of_a_notebook_is_no_obstacle(client, monkeypatch: pytest.MonkeyPatch) -> None:
     shell = SimpleNamespace(kernel=object())
     monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
 
@@ -405,7 +409,7 @@ def test_the_loop_of_a_notebook_is_no_obstacle(client, monkeypatch):
         asyncio.run(cell())
 
 
-def test_the_default_client_is_the_newest_that_is_open(cluster):
+def test_the_default_client_is_the_newest_that_is_open(cluster) -> None:
     with open_client(cluster) as first, open_client(MiniCluster()) as second:
         for ask in (get_client, default_client):
             with pytest.raises(ValueError, match="no client"):
@@ -423,7 +427,7 @@ def test_the_default_client_is_the_newest_that_is_open(cluster):
         Client.current()
 
 
-def test_futures_are_found_in_containers_once_each(client):
+def test_futures_are_found_in_containers_once_each(client) -> None:
     one, two = client.submit(increment, 1), client.submit(increment, 2)
     assert futures_of([one, {"two": (two, one)}, 3, "three"]) == [one, two]
     assert futures_of(one) == [one]
@@ -432,7 +436,7 @@ def test_futures_are_found_in_containers_once_each(client):
         futures_of([one, two])
 
 
-def test_calls_wait_for_a_connection_that_is_still_being_made(cluster):
+def test_calls_wait_for_a_connection_that_is_still_being_made(cluster) -> None:
     gate = threading.Event()
     dial = cluster.dial
 
@@ -449,16 +453,16 @@ def test_calls_wait_for_a_connection_that_is_still_being_made(cluster):
         assert future.result() == 2
 
 
-def test_a_connection_that_fails_later_is_a_lost_scheduler(cluster):
+def test_a_connection_that_fails_later_is_a_lost_scheduler(cluster) -> None:
     gate = threading.Event()
     heard = []
 
-    def expect_loss(call):
+    def expect_loss(call) -> None:
         with pytest.raises(SchedulerLost, match="nothing listens"):
             call()
         heard.append(call)
 
-    async def dial(*lost):
+    async def dial(*lost) -> Never:
         await trio.to_thread.run_sync(gate.wait)
         raise NoScheduler("nothing listens there")
 
@@ -474,8 +478,8 @@ def test_a_connection_that_fails_later_is_a_lost_scheduler(cluster):
         assert len(heard) == 4
 
 
-def test_closing_gives_up_connecting(cluster):
-    async def dial(*lost):
+def test_closing_gives_up_connecting(cluster) -> None:
+    async def dial(*lost) -> None:
         await trio.sleep_forever()
 
     cluster.dial = dial
@@ -484,8 +488,8 @@ def test_closing_gives_up_connecting(cluster):
     assert future.cancelled()
 
 
-def test_a_view_for_trio_of_a_client_that_lives_in_a_thread(client, cluster):
-    async def main():
+def test_a_view_for_trio_of_a_client_that_lives_in_a_thread(client, cluster) -> None:
+    async def main() -> None:
         async with AsyncClient.over(client.engine) as view:
             futures = view.map(increment, range(100))
             assert await view.gather(futures) == list(range(1, 101))
@@ -517,14 +521,16 @@ def test_a_view_for_trio_of_a_client_that_lives_in_a_thread(client, cluster):
     ],
 )
 @pytest.mark.parametrize("text", ["\udc80", "x" * (2**20 + 1)], ids=["surrogate", "huge"])
-def test_a_name_that_cannot_be_sent_is_refused_where_it_is_given(client, ask, text):
+def test_a_name_that_cannot_be_sent_is_refused_where_it_is_given(client, ask, text) -> None:
     """No message can carry it, and a message that cannot be sent is the end of everything else that is asked for."""
     with pytest.raises(UsageError, match=r"cannot be sent|are allowed"):
         ask(client, text)
     assert client.submit(increment, 1).result(timeout=10) == 2
 
 
-def test_what_cannot_be_said_fails_whoever_waits_and_not_the_client(client, cluster, caplog):
+def test_what_cannot_be_said_fails_whoever_waits_and_not_the_client(
+    client, cluster, caplog: pytest.LogCaptureFixture
+) -> None:
     """It can be a bug of ours only; but that must not look like a client that somebody has closed."""
     cluster.hold = True
     future = client.submit(increment, 1)
@@ -537,8 +543,8 @@ def test_what_cannot_be_said_fails_whoever_waits_and_not_the_client(client, clus
     assert client.submit(increment, 2).result(timeout=10) == 3
 
 
-def test_a_client_that_fails_is_not_called_closed(client, cluster, caplog):
-    def fail_to_send():
+def test_a_client_that_fails_is_not_called_closed(client, cluster, caplog: pytest.LogCaptureFixture) -> None:
+    def fail_to_send() -> Never:
         raise ZeroDivisionError
 
     cluster.flush_nowait = fail_to_send
@@ -548,12 +554,12 @@ def test_a_client_that_fails_is_not_called_closed(client, cluster, caplog):
     assert "the client failed" in caplog.text
 
 
-def test_futures_of_another_client_are_refused(client):
+def test_futures_of_another_client_are_refused(client) -> None:
     with open_client(MiniCluster()) as other, pytest.raises(ValueError, match="another client"):
         client.gather([other.submit(increment, 1)])
 
 
-def test_what_cannot_be_understood_is_refused_at_once():
+def test_what_cannot_be_understood_is_refused_at_once() -> None:
     for arguments, options in (
         ((5,), {}),
         (("tcp://127.0.0.1:8786",), {"n_workers": 2}),
@@ -568,20 +574,20 @@ def test_what_cannot_be_understood_is_refused_at_once():
         AsyncClient()
 
 
-def test_no_scheduler_is_an_os_error_that_says_why(tmp_path):
+def test_no_scheduler_is_an_os_error_that_says_why(tmp_path: Path) -> None:
     with pytest.raises(NoScheduler, match="nothing listens"):
         Client("tcp://127.0.0.1:1", timeout=0.1)
     with pytest.raises(OSError, match="does not exist"):
         Client(scheduler_file=tmp_path / "absent.json", timeout="50ms")
 
 
-def test_a_scheduler_without_a_port_is_at_the_default_one():
+def test_a_scheduler_without_a_port_is_at_the_default_one() -> None:
     with pytest.raises(NoScheduler, match=r"no scheduler at tcp://nowhere\.invalid:8786: "):
         Client("nowhere.invalid", timeout=0.1)
     assert repr(rpc("node7")) == "<rpc tcp://node7:8786>"
 
 
-def test_a_cluster_object_or_the_environment_name_the_scheduler(monkeypatch):
+def test_a_cluster_object_or_the_environment_name_the_scheduler(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(NoScheduler, match="nothing listens"):
         Client(SimpleNamespace(scheduler_address="tcp://127.0.0.1:2"), timeout=0.05)
     monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", "127.0.0.1:3")

@@ -31,13 +31,13 @@ class Life(NamedTuple):
 class SchedulerModel:
     """Does what the client says, in order; its tasks finish, fail and get lost when the machine says so."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.calls = {}
         self.wanted = set()
         self.results = {}
         self.outbox = []
 
-    def handle(self, message):
+    def handle(self, message) -> None:
         match message:
             case m.Submit(_, keys, calls):
                 for key, call in zip(keys, calls, strict=True):
@@ -71,19 +71,19 @@ class SchedulerModel:
             case m.Query(request):
                 self.outbox.append(m.Reply(request, {}))
 
-    def finish(self, key, *, inline):
+    def finish(self, key, *, inline) -> None:
         self.results[key] = "finished"
         self.tell(key, inline=inline)
 
-    def tell(self, key, *, inline):
+    def tell(self, key, *, inline) -> None:
         value = self.calls[key] if inline else None
         self.outbox.append(m.KeyReady(key, 8, "bytes", value, () if inline else HOLDERS))
 
-    def fail(self, key):
+    def fail(self, key) -> None:
         self.results[key] = "error"
         self.outbox.append(m.KeyFailed(key, key, "exception", None, self.calls[key].decode(), {}))
 
-    def lose(self, key):
+    def lose(self, key) -> None:
         del self.results[key]
         self.outbox.append(m.KeyPending(key))
 
@@ -92,7 +92,7 @@ class CoreMachine(RuleBasedStateMachine):
     """Messages are under way for as long as the machine likes, in either direction."""
 
     @initialize(budget=st.sampled_from((0, 20, 10_000)))
-    def start(self, budget):
+    def start(self, budget) -> None:
         self.core = ClientCore(inline_budget_bytes=budget)
         self.budget = budget
         self.scheduler = SchedulerModel()
@@ -108,7 +108,7 @@ class CoreMachine(RuleBasedStateMachine):
     # ------------------------------------------------------------------------------------------ the user
 
     @rule(key=st.sampled_from(KEYS))
-    def submit_anew_or_share(self, key):
+    def submit_anew_or_share(self, key) -> None:
         known = self.core.states.get(key)
         if known is not None and known.status not in ("cancelled", "lost"):
             call = next(life.call for life in self.lives if life.state is known)
@@ -120,7 +120,7 @@ class CoreMachine(RuleBasedStateMachine):
         self.lives.append(Life(state, call))
 
     @rule(key=st.sampled_from(KEYS))
-    def submit_a_conflict(self, key):
+    def submit_a_conflict(self, key) -> None:
         known = self.core.states.get(key)
         if known is not None and known.status not in ("cancelled", "lost"):
             with pytest.raises(KeyConflict):
@@ -128,32 +128,32 @@ class CoreMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.lives)
     @rule(data=st.data())
-    def drop(self, data):
+    def drop(self, data) -> None:
         life = self.lives.pop(data.draw(st.integers(0, len(self.lives) - 1)))
         self.core.dereference([life.state])
 
     @precondition(lambda self: self.lives)
     @rule(data=st.data())
-    def cancel(self, data):
+    def cancel(self, data) -> None:
         life = data.draw(st.sampled_from(self.lives))
         self.core.cancel([life.state], False, "")
         assert life.state.status in ("cancelled", "lost")
 
     @precondition(lambda self: self.lives)
     @rule(data=st.data())
-    def retry(self, data):
+    def retry(self, data) -> None:
         self.core.retry([data.draw(st.sampled_from(self.lives)).state])
 
     @precondition(lambda self: self.lives)
     @rule(data=st.data())
-    def wait(self, data):
+    def wait(self, data) -> None:
         calls = []
         self.settled.append((data.draw(st.sampled_from(self.lives)), calls))
         self.core.wait(self.settled[-1][0].state, calls.append)
 
     @precondition(lambda self: self.lives)
     @rule(data=st.data())
-    def read(self, data):
+    def read(self, data) -> None:
         calls = []
         self.reads.append((data.draw(st.sampled_from(self.lives)), calls))
         self.core.read(self.reads[-1][0].state, lambda _, frames, reason: calls.append((frames, reason)))
@@ -161,7 +161,7 @@ class CoreMachine(RuleBasedStateMachine):
     # ------------------------------------------------------------------------------------------ the world
 
     @rule(to_scheduler=st.integers(0, 10), to_client=st.integers(0, 10))
-    def deliver(self, to_scheduler, to_client):
+    def deliver(self, to_scheduler, to_client) -> None:
         self.collect()
         for _ in range(min(to_scheduler, len(self.to_scheduler))):
             self.scheduler.handle(self.to_scheduler.popleft())
@@ -170,7 +170,7 @@ class CoreMachine(RuleBasedStateMachine):
             self.core.handle(self.to_client.popleft())
 
     @rule(key=st.sampled_from(KEYS), what=st.sampled_from(("inline", "held", "fail", "lose")))
-    def happen(self, key, what):
+    def happen(self, key, what) -> None:
         self.deliver(5, 0)
         scheduler = self.scheduler
         if key in scheduler.wanted and key not in scheduler.results and what != "lose":
@@ -182,12 +182,12 @@ class CoreMachine(RuleBasedStateMachine):
             scheduler.lose(key)
 
     @rule(succeed=st.booleans())
-    def carry_out_a_fetch(self, succeed):
+    def carry_out_a_fetch(self, succeed) -> None:
         self.fetching += self.core.next_fetches()
         if self.fetching:
             self.end_fetch(self.fetching.pop(0), succeed=succeed)
 
-    def end_fetch(self, request, *, succeed):
+    def end_fetch(self, request, *, succeed) -> None:
         for state in request.states:
             value = self.scheduler.calls.get(state.key)
             finished = self.scheduler.results.get(state.key) == "finished"
@@ -201,7 +201,7 @@ class CoreMachine(RuleBasedStateMachine):
     def call_of(self, state):
         return next((life.call for life in self.lives if life.state is state), None)
 
-    def collect(self):
+    def collect(self) -> None:
         self.to_scheduler += decode(encode(self.core.drain()), FROM_CLIENT)
         outbox, self.scheduler.outbox = self.scheduler.outbox, []
         self.to_client += decode(encode(outbox), TO_CLIENT)
@@ -209,7 +209,7 @@ class CoreMachine(RuleBasedStateMachine):
     # ------------------------------------------------------------------------------------------ what always holds
 
     @invariant()
-    def every_status_is_about_its_own_life(self):
+    def every_status_is_about_its_own_life(self) -> None:
         for life in getattr(self, "lives", ()):
             state = life.state
             if state.value is not None:
@@ -221,20 +221,20 @@ class CoreMachine(RuleBasedStateMachine):
             assert (state.failure is None) == (state.status in ("pending", "finished"))
 
     @invariant()
-    def what_is_over_stays_over(self):
+    def what_is_over_stays_over(self) -> None:
         for state in getattr(self, "over", ()):
             assert state.status in ("cancelled", "lost")
         if hasattr(self, "over"):
             self.over = [life.state for life in self.lives if life.state.status in ("cancelled", "lost")]
 
     @invariant()
-    def the_budget_is_kept(self):
+    def the_budget_is_kept(self) -> None:
         if hasattr(self, "core"):
             kept = [len(state.value) for state in self.core.states.values() if state.value is not None]
             assert sum(kept) == self.core._inline_bytes <= self.budget
 
     @invariant()
-    def whoever_waits_is_called_once(self):
+    def whoever_waits_is_called_once(self) -> None:
         for life, calls in getattr(self, "settled", ()):
             assert len(calls) <= 1
             if life.state.status != "pending" and life.state.waiters is None:
@@ -244,7 +244,7 @@ class CoreMachine(RuleBasedStateMachine):
             for frames, _reason in calls:
                 assert frames is None or tuple(frames) == (life.call,)
 
-    def teardown(self):
+    def teardown(self) -> None:
         """Heal: everything is delivered, everything finishes; then nobody who still holds a future is left waiting."""
         if not hasattr(self, "core"):
             return
@@ -269,7 +269,7 @@ class CoreMachine(RuleBasedStateMachine):
         assert not self.core._inline
         assert not self.core._inline_bytes
 
-    def run_dry(self):
+    def run_dry(self) -> None:
         for _ in range(200):
             self.collect()
             self.fetching += self.core.next_fetches()
@@ -292,7 +292,7 @@ def rows(count, *, size=4, dependencies=()):
     return [Row(f"k{number}", b"c" * size, dependencies) for number in range(count)]
 
 
-def test_what_is_alike_travels_together_and_in_order():
+def test_what_is_alike_travels_together_and_in_order() -> None:
     outbox = Outbox(10**6)
     outbox.ship(*FUNCTION)
     outbox.submit(FUNCTION[0], {}, [Row("a", b"1")])
@@ -313,7 +313,7 @@ def test_what_is_alike_travels_together_and_in_order():
 
 
 @pytest.mark.parametrize(("count", "size"), [(10_000, 4), (100, 60_000)])
-def test_long_submits_are_cut(count, size):
+def test_long_submits_are_cut(count, size) -> None:
     outbox = Outbox(10**6)
     outbox.submit(FUNCTION[0], {}, rows(count, size=size))
     messages = outbox.drain()
@@ -321,7 +321,7 @@ def test_long_submits_are_cut(count, size):
     assert all(len(message.keys) <= 2048 and sum(map(len, message.calls)) <= 600_000 for message in messages)
 
 
-def test_a_blob_travels_once_in_pieces_until_it_is_forgotten():
+def test_a_blob_travels_once_in_pieces_until_it_is_forgotten() -> None:
     outbox = Outbox(3_000_000)
     large = bytes(2_500_000)
     outbox.ship(b"1" * 16, large)
@@ -336,7 +336,7 @@ def test_a_blob_travels_once_in_pieces_until_it_is_forgotten():
     assert len(outbox.drain()) == 4
 
 
-def test_small_blobs_are_forgotten_too():
+def test_small_blobs_are_forgotten_too() -> None:
     """A worker keeps what it loaded from each, which takes more than its content."""
     outbox = Outbox(10 * LOADED_BYTES)
     for number in range(15):
@@ -345,12 +345,12 @@ def test_small_blobs_are_forgotten_too():
     assert forgotten == m.ForgetBlobs(tuple(b"%16d" % number for number in range(6)))
 
 
-def test_what_a_scheduler_may_not_say_is_refused():
+def test_what_a_scheduler_may_not_say_is_refused() -> None:
     with pytest.raises(ProtocolError):
         ClientCore().handle(m.Leave("", False))
 
 
-def test_messages_about_keys_that_nobody_holds_are_ignored():
+def test_messages_about_keys_that_nobody_holds_are_ignored() -> None:
     core = ClientCore()
     for message in (
         m.KeyReady("x", 1, "int", b"v", ()),
@@ -364,7 +364,7 @@ def test_messages_about_keys_that_nobody_holds_are_ignored():
     assert not core.drain()
 
 
-def test_what_was_cancelled_stays_so_whatever_was_under_way():
+def test_what_was_cancelled_stays_so_whatever_was_under_way() -> None:
     core = ClientCore()
     (state,) = core.submit(FUNCTION, rows(1), ())
     core.cancel([state], False, "enough")
@@ -375,7 +375,7 @@ def test_what_was_cancelled_stays_so_whatever_was_under_way():
     assert state.failure.text == "enough"
 
 
-def test_the_end_reaches_everybody_once():
+def test_the_end_reaches_everybody_once() -> None:
     core = ClientCore()
     pending, finished = core.submit(FUNCTION, rows(2), ())
     core.handle(m.KeyReady("k1", 1, "int", None, HOLDERS))
@@ -392,7 +392,7 @@ def test_the_end_reaches_everybody_once():
     assert not core.next_fetches()
 
 
-def test_fetches_spread_over_holders_and_stay_within_bounds():
+def test_fetches_spread_over_holders_and_stay_within_bounds() -> None:
     core = ClientCore()
     states = core.submit(FUNCTION, rows(5000), ())
     for state in states:
@@ -409,7 +409,7 @@ def test_fetches_spread_over_holders_and_stay_within_bounds():
     assert len(core.next_fetches()) == 4
 
 
-def test_what_nobody_reads_any_more_is_not_fetched():
+def test_what_nobody_reads_any_more_is_not_fetched() -> None:
     core = ClientCore()
     (state,) = core.submit(FUNCTION, rows(1), ())
     reader = lambda *_: None  # noqa: E731 - the same object is given twice
@@ -421,7 +421,7 @@ def test_what_nobody_reads_any_more_is_not_fetched():
     assert len(core.next_fetches()) == 1
 
 
-def test_a_fetch_that_hangs_is_not_waited_for_once_the_key_is_elsewhere():
+def test_a_fetch_that_hangs_is_not_waited_for_once_the_key_is_elsewhere() -> None:
     core = ClientCore()
     (state,) = core.submit(FUNCTION, rows(1), ())
     core.handle(m.KeyReady("k0", 1, "int", None, HOLDERS[:1]))
@@ -437,7 +437,7 @@ def test_a_fetch_that_hangs_is_not_waited_for_once_the_key_is_elsewhere():
     assert outcomes == [(b"new",)]
 
 
-def test_a_key_that_no_holder_delivers_is_given_up():
+def test_a_key_that_no_holder_delivers_is_given_up() -> None:
     core = ClientCore()
     (state,) = core.submit(FUNCTION, rows(1), ())
     core.handle(m.KeyReady("k0", 1, "int", None, HOLDERS))
@@ -452,7 +452,7 @@ def test_a_key_that_no_holder_delivers_is_given_up():
     assert [message for message in core.drain() if isinstance(message, m.FetchFailed)]
 
 
-def test_a_fetch_from_a_worker_that_no_longer_counts_as_a_holder_is_not_waited_for():
+def test_a_fetch_from_a_worker_that_no_longer_counts_as_a_holder_is_not_waited_for() -> None:
     core = ClientCore()
     (state,) = core.submit(FUNCTION, rows(1), ())
     core.handle(m.KeyReady("k0", 1, "int", None, HOLDERS))
@@ -468,7 +468,7 @@ def test_a_fetch_from_a_worker_that_no_longer_counts_as_a_holder_is_not_waited_f
     assert outcomes == [(b"value",)]
 
 
-def test_who_is_silent_is_not_said_to_have_lost_the_value():
+def test_who_is_silent_is_not_said_to_have_lost_the_value() -> None:
     core = ClientCore()
     (state,) = core.submit(FUNCTION, rows(1), ())
     core.handle(m.KeyReady("k0", 1, "int", None, HOLDERS[:1]))
@@ -485,7 +485,7 @@ def test_who_is_silent_is_not_said_to_have_lost_the_value():
     assert outcomes == [((b"value",), "")]
 
 
-def test_a_result_that_nobody_here_wants_is_released_once_more():
+def test_a_result_that_nobody_here_wants_is_released_once_more() -> None:
     """A worker that returns tells again what was scattered, and the scheduler takes it to be wanted in our name."""
     core = ClientCore()
     core.handle(m.KeyReady("scattered", 1, "int", None, HOLDERS))
@@ -497,7 +497,7 @@ def test_a_result_that_nobody_here_wants_is_released_once_more():
     assert core.drain() == [m.Release(("k0",))]
 
 
-def test_what_is_said_of_a_former_life_releases_nothing_of_the_next():
+def test_what_is_said_of_a_former_life_releases_nothing_of_the_next() -> None:
     core = ClientCore()
     core.dereference(core.submit(FUNCTION, rows(1), ()))
     (state,) = core.submit(FUNCTION, rows(1), ())
@@ -507,7 +507,7 @@ def test_what_is_said_of_a_former_life_releases_nothing_of_the_next():
     assert not core.drain()
 
 
-def test_only_of_keys_that_pend_it_is_said_why_they_wait():
+def test_only_of_keys_that_pend_it_is_said_why_they_wait() -> None:
     core = ClientCore()
     a, b, c, d = core.submit(FUNCTION, rows(4), ())
     no_gpu, nobody = "no worker offers GPU=3", "no worker is called 'nobody'"

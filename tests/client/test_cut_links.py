@@ -41,7 +41,7 @@ class Life(NamedTuple):
 class Wire:
     """Bytes under way, in both directions."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.up, self.down = bytearray(), bytearray()
         self.up_decoder, self.down_decoder = FrameDecoder(), FrameDecoder()
 
@@ -64,7 +64,7 @@ def received(decoder, waiting, count, allowed):
 
 class CutLinks(RuleBasedStateMachine):
     @initialize(budget=st.sampled_from((0, 30, 10_000)))
-    def start(self, budget):
+    def start(self, budget) -> None:
         self.patches = pytest.MonkeyPatch()
         self.patches.setattr(clients, "CONFIRM_WEIGHT", 3)
         self.patches.setattr(resend_buffer, "ACK_EVERY", 4)
@@ -97,7 +97,7 @@ class CutLinks(RuleBasedStateMachine):
     def hello(self, **details):
         return Hello(role="client", incarnation=ME, name="me", details={"grace_s": 30.0, **details})
 
-    def record(self, peer, message):
+    def record(self, peer, message) -> None:
         """Everything that the scheduler says to the client passes here, once."""
         if peer == self.peer:
             self.said_down += map(lean, decode(encode([message]), TO_CLIENT))
@@ -106,7 +106,7 @@ class CutLinks(RuleBasedStateMachine):
     # ------------------------------------------------------------------------------------------ the user
 
     @rule(key=st.sampled_from(sorted(INPUTS)), function=st.sampled_from(FUNCTIONS))
-    def submit(self, key, function):
+    def submit(self, key, function) -> None:
         for needed in INPUTS[key]:
             if self.life(needed) is None:
                 self.submit(needed, function)
@@ -125,13 +125,13 @@ class CutLinks(RuleBasedStateMachine):
 
     @precondition(lambda self: self.lives)
     @rule(data=st.data())
-    def drop(self, data):
+    def drop(self, data) -> None:
         life = self.lives.pop(data.draw(st.integers(0, len(self.lives) - 1)))
         self.client.dereference([life.state])
 
     @precondition(lambda self: self.lives)
     @rule(data=st.data())
-    def cancel(self, data):
+    def cancel(self, data) -> None:
         state = data.draw(st.sampled_from(self.lives)).state
         if self.client.states.get(state.key) is state:
             self.cancelled.add(state.key)
@@ -139,12 +139,12 @@ class CutLinks(RuleBasedStateMachine):
 
     @precondition(lambda self: self.lives)
     @rule(data=st.data())
-    def retry(self, data):
+    def retry(self, data) -> None:
         self.client.retry([data.draw(st.sampled_from(self.lives)).state])
 
     @precondition(lambda self: self.lives)
     @rule(data=st.data())
-    def read(self, data):
+    def read(self, data) -> None:
         life, found = data.draw(st.sampled_from(self.lives)), []
         self.reads.append((life, found))
         self.client.read(life.state, lambda _, frames, reason: found.append((frames, reason)))
@@ -152,7 +152,7 @@ class CutLinks(RuleBasedStateMachine):
     # ------------------------------------------------------------------------------------------ the wire
 
     @rule(up=st.integers(0, 400), down=st.integers(0, 400))
-    def deliver(self, up, down):
+    def deliver(self, up, down) -> None:
         self.pump()
         if self.wire is None:
             return
@@ -165,7 +165,7 @@ class CutLinks(RuleBasedStateMachine):
             self.client.handle(message)
         self.pump()
 
-    def pump(self):
+    def pump(self) -> None:
         """What is to be sent is sent, and lost where there is no wire."""
         self.scheduler.place(self.now)
         for peer, messages in self.scheduler.drain().items():
@@ -181,7 +181,7 @@ class CutLinks(RuleBasedStateMachine):
 
     @precondition(lambda self: self.wire is not None)
     @rule(noticed=st.booleans())
-    def cut(self, noticed):
+    def cut(self, noticed) -> None:
         """All that is under way is lost. Perhaps only the client notices."""
         self.wire = None
         self.heard_by_scheduler = not noticed
@@ -190,7 +190,7 @@ class CutLinks(RuleBasedStateMachine):
 
     @precondition(lambda self: self.wire is None)
     @rule(seconds=st.floats(0, 5), abandoned=st.booleans(), meanwhile=st.booleans())
-    def dial(self, seconds, *, abandoned, meanwhile):
+    def dial(self, seconds, *, abandoned, meanwhile) -> None:
         """The client is back after a while. Perhaps it has called once before, and not waited for the session."""
         self.now += seconds
         self.scheduler.tick(self.now)
@@ -210,7 +210,7 @@ class CutLinks(RuleBasedStateMachine):
 
     # ------------------------------------------------------------------------------------------ the worker
 
-    def work(self, messages):
+    def work(self, messages) -> None:
         for message in messages:
             match message:
                 case m.Run(run):
@@ -227,10 +227,10 @@ class CutLinks(RuleBasedStateMachine):
 
     @precondition(lambda self: self.runs)
     @rule(data=st.data(), how=st.sampled_from(("inline", "held", "fail")))
-    def finish(self, data, how):
+    def finish(self, data, how) -> None:
         self.finish_run(data.draw(st.sampled_from(list(self.runs))), how)
 
-    def finish_run(self, number, how, *, pump=True):
+    def finish_run(self, number, how, *, pump=True) -> None:
         run = self.runs.pop(number)
         if any(key not in self.stored for key, _ in run.dependencies):
             self.scheduler.handle(WORKER, m.RunsReturned((number,)), self.now)
@@ -245,7 +245,7 @@ class CutLinks(RuleBasedStateMachine):
 
     @precondition(lambda self: self.stored)
     @rule(data=st.data())
-    def lose(self, data):
+    def lose(self, data) -> None:
         key = data.draw(st.sampled_from(sorted(self.stored)))
         del self.stored[key]
         self.scheduler.handle(WORKER, m.Lost((key,)), self.now)
@@ -253,7 +253,7 @@ class CutLinks(RuleBasedStateMachine):
 
     @precondition(lambda self: self.fetching)
     @rule()
-    def fetch(self):
+    def fetch(self) -> None:
         request = self.fetching.pop(0)
         for state in request.states:
             life = next((life for life in self.lives if life.state is state), None)
@@ -266,11 +266,11 @@ class CutLinks(RuleBasedStateMachine):
     # ------------------------------------------------------------------------------------------ what must hold
 
     @invariant()
-    def what_is_known_is_about_the_right_call(self):
+    def what_is_known_is_about_the_right_call(self) -> None:
         for life in getattr(self, "lives", ()):
             self.check(life)
 
-    def check(self, life):
+    def check(self, life) -> None:
         state, key = life.state, life.state.key
         assert len(life.calls) <= 1
         assert state.status != "lost"
@@ -292,7 +292,7 @@ class CutLinks(RuleBasedStateMachine):
             if other is life and found and found[0][0] is not None:
                 assert tuple(found[0][0]) == (life.call,)
 
-    def teardown(self):
+    def teardown(self) -> None:
         """Heal: with a link and a worker that works, everything settles, once; then nothing is left of it anywhere."""
         if not hasattr(self, "client"):
             return
@@ -326,7 +326,7 @@ class CutLinks(RuleBasedStateMachine):
         finally:
             self.patches.undo()
 
-    def run_dry(self):
+    def run_dry(self) -> None:
         for _ in range(300):
             self.deliver(10**6, 10**6)
             if self.runs:

@@ -1,6 +1,7 @@
 """Both clients on a real scheduler and real workers, inside this program."""
 
 import operator
+from typing import Never
 
 import pytest
 import trio
@@ -37,7 +38,7 @@ def client():
         yield client
 
 
-def test_work_is_done(client):
+def test_work_is_done(client) -> None:
     futures = client.map(increment, range(2000))
     assert client.gather(futures) == list(range(1, 2001))
     assert client.submit(sum, futures).result() == 2001000
@@ -47,7 +48,7 @@ def test_work_is_done(client):
     assert client.get(graph, ["n-199", "n-100"]) == [199, 100]
 
 
-def test_arrays_come_and_go(client):
+def test_arrays_come_and_go(client) -> None:
     np = pytest.importorskip("numpy")
     arrays = [np.arange(200_000) + i for i in range(4)]
     futures = client.scatter(arrays, hash=False)
@@ -60,15 +61,15 @@ def test_arrays_come_and_go(client):
     assert client.submit(np.sum, everywhere).result() == arrays[0].sum()
 
 
-def test_a_task_can_use_the_client_of_its_worker(client):
+def test_a_task_can_use_the_client_of_its_worker(client) -> None:
     assert client.submit(sum_of_children, 10).result(timeout=30) == 55
 
 
-def test_an_async_task_gets_a_client_for_trio(client):
+def test_an_async_task_gets_a_client_for_trio(client) -> None:
     assert client.submit(sum_of_children_under_trio, 10).result(timeout=30) == ("AsyncClient", 55, -1)
 
 
-def test_a_key_that_another_client_has_given_another_task_is_refused(client):
+def test_a_key_that_another_client_has_given_another_task_is_refused(client) -> None:
     with Client(client.cluster, set_as_default=False) as other:
         mine = client.submit(increment, 1, key="shared")
         assert mine.result() == 2
@@ -78,7 +79,7 @@ def test_a_key_that_another_client_has_given_another_task_is_refused(client):
         assert mine.result() == 2
 
 
-def test_what_one_client_leaves_behind_is_forgotten(client):
+def test_what_one_client_leaves_behind_is_forgotten(client) -> None:
     with Client(client.cluster, set_as_default=False) as other:
         futures = other.map(increment, range(-50, 0))
         wait(futures)
@@ -87,7 +88,7 @@ def test_what_one_client_leaves_behind_is_forgotten(client):
     assert not keys & set(client.who_has())
 
 
-def test_questions_about_the_cluster(client):
+def test_questions_about_the_cluster(client) -> None:
     addresses = set(client.nthreads())
     assert len(addresses) == 2
     assert set(client.has_what()) == set(client.processing()) == addresses
@@ -103,7 +104,7 @@ def test_questions_about_the_cluster(client):
         client.wait_for_workers(3, timeout=0.01)
 
 
-async def test_a_trio_program():
+async def test_a_trio_program() -> None:
     async with open_local_cluster(2, 1, processes=False) as cluster, cluster.get_client() as client:
         assert isinstance(client, AsyncClient)
         futures = client.map(increment, range(1000))
@@ -121,7 +122,9 @@ def first_and_last(values):
     return float(values[0]), float(values[-1])
 
 
-def test_a_large_argument_is_mapped_by_everybody_and_each_task_has_its_own(client, monkeypatch):
+def test_a_large_argument_is_mapped_by_everybody_and_each_task_has_its_own(
+    client, monkeypatch: pytest.MonkeyPatch
+) -> None:
     np = pytest.importorskip("numpy")
     mapped = []
     monkeypatch.setattr(shared_blobs, "map_shared", lambda part: mapped.append(part) or map_shared(part))
@@ -132,11 +135,13 @@ def test_a_large_argument_is_mapped_by_everybody_and_each_task_has_its_own(clien
     assert mapped
 
 
-def test_where_memory_cannot_be_mapped_the_content_is_sent_after_all(client, monkeypatch, caplog):
+def test_where_memory_cannot_be_mapped_the_content_is_sent_after_all(
+    client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     np = pytest.importorskip("numpy")
     monkeypatch.setattr(shared_blobs, "_failed", False)
 
-    def refuse(part):
+    def refuse(part) -> Never:
         raise OSError("no more descriptors")
 
     monkeypatch.setattr(shared_blobs, "map_shared", refuse)

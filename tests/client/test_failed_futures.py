@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from typing import Never
 
 import pytest
 
@@ -17,7 +18,7 @@ class Large:
 class Empty(Exception):
     """An exception that is falsy."""
 
-    def __len__(self):
+    def __len__(self) -> int:
         return 0
 
 
@@ -25,11 +26,11 @@ class Boom(Exception):
     """Unlike the exceptions of Python itself it can be referred to weakly."""
 
 
-def boom():
+def boom() -> Never:
     raise Boom("boom")
 
 
-def empty():
+def empty() -> Never:
     raise Empty("nothing in here")
 
 
@@ -45,11 +46,11 @@ def next_completed(client, future):
     return next(iter(as_completed([future], with_results=True)))
 
 
-def raise_exception(client, future):
+def raise_exception(client, future) -> Never:
     raise future.exception()
 
 
-def next_completed_or_error(client, future):
+def next_completed_or_error(client, future) -> Never:
     raise next(as_completed([future], with_results=True, raise_errors=False))[1][1]
 
 
@@ -66,8 +67,8 @@ BLOCKING = {
 
 
 @pytest.mark.parametrize("ask", BLOCKING.values(), ids=BLOCKING)
-def test_a_blocking_call_keeps_nothing(ask):
-    def call(client):
+def test_a_blocking_call_keeps_nothing(ask) -> None:
+    def call(client) -> None:
         large = Large()
         future = client.submit(boom)
         watched.extend((weakref.ref(large), weakref.ref(future), weakref.ref(future.state)))
@@ -84,16 +85,16 @@ def test_a_blocking_call_keeps_nothing(ask):
         assert (large(), future(), error()) == (None, None, None)
 
 
-async def next_completed_async(client, future):
+async def next_completed_async(client, future) -> None:
     async for _ in client.as_completed([future], with_results=True):
         pass
 
 
-async def raise_exception_async(client, future):
+async def raise_exception_async(client, future) -> Never:
     raise await future.exception()
 
 
-async def await_it(client, future):
+async def await_it(client, future) -> None:
     await future
 
 
@@ -110,8 +111,8 @@ TRIO = {
 
 
 @pytest.mark.parametrize("ask", TRIO.values(), ids=TRIO)
-async def test_a_call_under_trio_keeps_nothing(ask):
-    async def call(client):
+async def test_a_call_under_trio_keeps_nothing(ask) -> None:
+    async def call(client) -> None:
         large = Large()
         future = client.submit(boom)
         watched.extend((weakref.ref(large), weakref.ref(future)))
@@ -126,8 +127,8 @@ async def test_a_call_under_trio_keeps_nothing(ask):
         assert [ref() for ref in watched] == [None] * 3
 
 
-def test_an_error_that_closes_a_block_keeps_nothing():
-    def call():
+def test_an_error_that_closes_a_block_keeps_nothing() -> None:
+    def call() -> None:
         large = Large()
         watched.append(weakref.ref(large))
         try:
@@ -141,8 +142,8 @@ def test_an_error_that_closes_a_block_keeps_nothing():
     assert watched[0]() is None
 
 
-async def test_an_error_that_closes_a_block_under_trio_keeps_nothing():
-    async def call():
+async def test_an_error_that_closes_a_block_under_trio_keeps_nothing() -> None:
+    async def call() -> None:
         large = Large()
         watched.append(weakref.ref(large))
         try:
@@ -156,8 +157,8 @@ async def test_an_error_that_closes_a_block_under_trio_keeps_nothing():
     assert [ref() for ref in watched] == [None, None]
 
 
-def test_waiting_for_a_cancelled_future_keeps_nothing():
-    def call(client):
+def test_waiting_for_a_cancelled_future_keeps_nothing() -> None:
+    def call(client) -> None:
         large = Large()
         watched.append(weakref.ref(large))
         future = client.submit(boom)
@@ -173,7 +174,7 @@ def test_waiting_for_a_cancelled_future_keeps_nothing():
     assert [ref() for ref in watched] == [None, None]
 
 
-def test_a_call_that_failed_runs_again_when_it_is_submitted_again():
+def test_a_call_that_failed_runs_again_when_it_is_submitted_again() -> None:
     """However soon: the future of the first attempt is gone when its `except` block is left."""
     cluster = MiniCluster()
     with open_client(cluster) as client:
@@ -183,7 +184,7 @@ def test_a_call_that_failed_runs_again_when_it_is_submitted_again():
         assert set(cluster.computed.values()) == {50}
 
 
-def test_a_rebuilt_traceback_has_no_callers():
+def test_a_rebuilt_traceback_has_no_callers() -> None:
     with pytest.raises(Boom) as caught:
         boom()
     error, text = describe_exception(caught.value)
@@ -198,26 +199,26 @@ def test_a_rebuilt_traceback_has_no_callers():
 
 
 @pytest.mark.parametrize("ask", ["result", "gather", "as_completed", "as_completed without raising", "exception"])
-def test_a_falsy_exception_arrives_as_it_is(ask):
+def test_a_falsy_exception_arrives_as_it_is(ask) -> None:
     with open_client(MiniCluster()) as client, pytest.raises(Empty, match="nothing in here"):
         BLOCKING[ask](client, client.submit(empty))
 
 
 @pytest.mark.parametrize("ask", ["await", "gather", "as_completed", "exception"])
-async def test_a_falsy_exception_arrives_under_trio(ask):
+async def test_a_falsy_exception_arrives_under_trio(ask) -> None:
     async with open_async_client(MiniCluster()) as client:
         with pytest.raises(Empty, match="nothing in here"):
             await TRIO[ask](client, client.submit(empty))
 
 
-async def test_a_falsy_exception_leaves_a_block():
+async def test_a_falsy_exception_leaves_a_block() -> Never:
     with pytest.raises(Empty):
         async with open_async_client(MiniCluster()):
             raise Empty
 
 
-def test_a_client_that_finds_no_scheduler_keeps_nothing():
-    def call():
+def test_a_client_that_finds_no_scheduler_keeps_nothing() -> None:
+    def call() -> None:
         large = Large()
         watched.append(weakref.ref(large))
         try:

@@ -1,6 +1,7 @@
 """Fetching from workers that are silent or gone."""
 
 import threading
+from typing import Never
 
 import pytest
 import trio
@@ -19,8 +20,8 @@ HOLDER = "tcp://worker:1"
     ("failure", "said"),
     [(PeerSilent("no word for 30 s"), m.Want(("k",))), (ConnectionLost("refused"), m.FetchFailed("k", HOLDER))],
 )
-async def test_who_is_silent_has_not_lost_what_he_was_asked_for(failure, said):
-    async def open_channel(address):
+async def test_who_is_silent_has_not_lost_what_he_was_asked_for(failure, said) -> None:
+    async def open_channel(address) -> Never:
         await trio.lowlevel.checkpoint()
         raise failure
 

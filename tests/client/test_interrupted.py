@@ -1,6 +1,7 @@
 """Who stops waiting: which tasks go on, and which are let go, also while the traceback of a Ctrl-C is kept."""
 
 import time
+from typing import Never
 
 import pytest
 import trio
@@ -36,17 +37,19 @@ def asked_for(cluster):
     return {key for message in cluster.of_type(m.Submit) for key in message.keys}
 
 
-def interrupt(client, monkeypatch):
+def interrupt(client, monkeypatch) -> None:
     """Ctrl-C in the middle of the next blocking call."""
 
-    def block(signal, timeout_s):
+    def block(signal, timeout_s) -> Never:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(client.engine, "block", block)
 
 
 @pytest.mark.parametrize("blocking", BLOCKING)
-def test_what_nobody_holds_after_a_ctrl_c_is_let_go_though_the_traceback_is_kept(monkeypatch, blocking):
+def test_what_nobody_holds_after_a_ctrl_c_is_let_go_though_the_traceback_is_kept(
+    monkeypatch: pytest.MonkeyPatch, blocking
+) -> None:
     cluster = MiniCluster(hold=True)
     with open_client(cluster) as client:
         interrupt(client, monkeypatch)
@@ -59,7 +62,7 @@ def test_what_nobody_holds_after_a_ctrl_c_is_let_go_though_the_traceback_is_kept
         assert kept.tb is not None
 
 
-def test_what_has_a_name_goes_on_after_a_ctrl_c(monkeypatch):
+def test_what_has_a_name_goes_on_after_a_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
     cluster = MiniCluster(hold=True)
     with open_client(cluster) as client:
         futures = client.map(increment, range(3))
@@ -72,7 +75,7 @@ def test_what_has_a_name_goes_on_after_a_ctrl_c(monkeypatch):
         assert client.gather(futures) == [1, 2, 3]
 
 
-async def test_a_scope_around_waiting_ends_the_waiting_alone():
+async def test_a_scope_around_waiting_ends_the_waiting_alone() -> None:
     cluster = MiniCluster(hold=True)
     async with open_async_client(cluster) as client:
         future = client.submit(increment, 1)
@@ -87,7 +90,7 @@ async def test_a_scope_around_waiting_ends_the_waiting_alone():
         assert await future == 2
 
 
-async def test_a_scope_around_the_last_future_of_a_task_lets_the_task_go():
+async def test_a_scope_around_the_last_future_of_a_task_lets_the_task_go() -> None:
     cluster = MiniCluster(hold=True)
     async with open_async_client(cluster) as client:
         with trio.move_on_after(0.01):

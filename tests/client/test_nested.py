@@ -3,6 +3,7 @@
 import threading
 import time
 from collections import Counter
+from typing import Never
 
 import pytest
 import trio
@@ -61,13 +62,13 @@ def by_waiting(n):
     return sorted(future.result() for future in as_completed(futures))
 
 
-def fails_outside(n):
+def fails_outside(n) -> Never:
     with worker_client() as client:
         client.submit(increment, n).result()
         raise ValueError(n)
 
 
-def fail(x):
+def fail(x) -> Never:
     raise KeyError(x)
 
 
@@ -79,7 +80,7 @@ async def goes_on_after_a_failure(n):
         return await client.submit(increment, n)
 
 
-async def block_under_trio(_):
+async def block_under_trio(_) -> str:
     with pytest.raises(RuntimeError, match="blocks"):
         rejoin()
     with pytest.raises(RuntimeError, match="blocks"), worker_client():
@@ -107,7 +108,7 @@ def client():
         (block_under_trio, 0, "refused"),
     ],
 )
-def test_a_task_can_wait_for_tasks(client, function, argument, expected):
+def test_a_task_can_wait_for_tasks(client, function, argument, expected) -> None:
     assert client.submit(function, argument, pure=False).result(timeout=PATIENCE_S) == expected
     assert slots(client) == 1
 
@@ -122,7 +123,7 @@ def slots(client):
         time.sleep(0.01)
 
 
-def test_a_failure_outside_of_the_slots_leaves_the_slots_as_they_were(client):
+def test_a_failure_outside_of_the_slots_leaves_the_slots_as_they_were(client) -> None:
     for n in range(3):
         with pytest.raises(ValueError, match=str(n)):
             client.submit(fails_outside, n).result(timeout=PATIENCE_S)
@@ -147,7 +148,7 @@ def come_back(n):
     return n
 
 
-def test_who_rejoins_waits_for_a_slot(client):
+def test_who_rejoins_waits_for_a_slot(client) -> None:
     assert sorted(client.gather(client.map(come_back, range(20)))) == list(range(20))
     assert most_inside == [1]
 
@@ -155,12 +156,12 @@ def test_who_rejoins_waits_for_a_slot(client):
 gate = threading.Event()
 
 
-def wait_outside(_):
+def wait_outside(_) -> None:
     secede()
     assert gate.wait(PATIENCE_S)
 
 
-def test_a_cancelled_task_outside_of_the_slots_takes_no_slot_along(client):
+def test_a_cancelled_task_outside_of_the_slots_takes_no_slot_along(client) -> None:
     gate.clear()
     future = client.submit(wait_outside, 1)
     assert client.submit(increment, 10).result(timeout=PATIENCE_S) == 11
@@ -172,7 +173,7 @@ def test_a_cancelled_task_outside_of_the_slots_takes_no_slot_along(client):
     assert slots(client) == 1
 
 
-def test_outside_of_tasks_there_is_no_slot_to_give():
+def test_outside_of_tasks_there_is_no_slot_to_give() -> None:
     for call in (secede, rejoin):
         with pytest.raises(ValueError, match="no task is running here"):
             call()
@@ -183,14 +184,14 @@ def test_outside_of_tasks_there_is_no_slot_to_give():
 class SharedClient:
     """Stands for a client."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.closed = threading.Event()
 
-    def close(self):
+    def close(self) -> None:
         self.closed.set()
 
 
-async def test_a_task_in_the_event_loop_does_not_wait_for_a_thread_that_makes_the_client():
+async def test_a_task_in_the_event_loop_does_not_wait_for_a_thread_that_makes_the_client() -> None:
     """The thread may be waiting for that very loop."""
     worker = WorkerHandle(name="w", nthreads=2)
     making, loop_is_free = threading.Event(), threading.Event()
@@ -216,7 +217,7 @@ async def test_a_task_in_the_event_loop_does_not_wait_for_a_thread_that_makes_th
     assert not made.closed.is_set()
 
 
-def test_of_many_threads_one_makes_the_client():
+def test_of_many_threads_one_makes_the_client() -> None:
     worker = WorkerHandle(name="w", nthreads=2)
     made = []
     second = threading.Thread(target=lambda: worker.get_client(make))

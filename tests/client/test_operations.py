@@ -48,7 +48,7 @@ def addresses(client):
 # --------------------------------------------------------------------------------------------------- about results
 
 
-def test_results_are_asked_for_by_future_or_by_key_alone_or_nested(client):
+def test_results_are_asked_for_by_future_or_by_key_alone_or_nested(client) -> None:
     future = client.submit(increment, 1)
     wait(future)
     expected = client.who_has(future)
@@ -60,7 +60,7 @@ def test_results_are_asked_for_by_future_or_by_key_alone_or_nested(client):
     assert client.who_has(["nobody"]) == {"nobody": ()}
 
 
-def test_sizes_are_summed_by_function_or_told_by_key(client):
+def test_sizes_are_summed_by_function_or_told_by_key(client) -> None:
     futures = [client.submit(double, 1), client.submit(double, 2), client.submit(increment, 1)]
     wait(futures)
     sizes = client.nbytes(futures, summary=False)
@@ -70,7 +70,7 @@ def test_sizes_are_summed_by_function_or_told_by_key(client):
     assert client.nbytes(futures) == {"double": first + second, "increment": third}
 
 
-def test_what_each_worker_holds_is_told_for_all_or_for_some_however_they_are_named(client):
+def test_what_each_worker_holds_is_told_for_all_or_for_some_however_they_are_named(client) -> None:
     futures = client.map(increment, range(10))
     wait(futures)
     everything = client.has_what()
@@ -87,7 +87,7 @@ def test_what_each_worker_holds_is_told_for_all_or_for_some_however_they_are_nam
 # ---------------------------------------------------------------------------------------------- calls in all workers
 
 
-def test_a_call_in_each_worker_answers_by_address(client):
+def test_a_call_in_each_worker_answers_by_address(client) -> None:
     where = addresses(client)
     assert client.run(increment, 1) == dict.fromkeys(where.values(), 2)
     assert client.run(double_async, 4) == dict.fromkeys(where.values(), 8)
@@ -97,7 +97,7 @@ def test_a_call_in_each_worker_answers_by_address(client):
     assert client.run(increment, 1, wait=False) is None
 
 
-def test_what_calls_in_workers_raise_is_raised_returned_or_ignored(client):
+def test_what_calls_in_workers_raise_is_raised_returned_or_ignored(client) -> None:
     where = addresses(client)
     with pytest.raises(LookupError, match="1"):
         client.run(fail_on, 1)
@@ -142,7 +142,7 @@ def test_what_calls_in_workers_raise_is_raised_returned_or_ignored(client):
         lambda client: wait([client.submit(increment, 1)], timeout="soon"),
     ],
 )
-def test_nonsense_is_refused_in_words_and_changes_nothing(client, nonsense):
+def test_nonsense_is_refused_in_words_and_changes_nothing(client, nonsense) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - each has words of its own
         nonsense(client)
     assert len(client.nthreads()) == 2
@@ -152,7 +152,7 @@ def test_nonsense_is_refused_in_words_and_changes_nothing(client, nonsense):
 # ----------------------------------------------------------------------------------------- workers that come and go
 
 
-def test_retired_workers_leave_their_results_behind(own_client):
+def test_retired_workers_leave_their_results_behind(own_client) -> None:
     futures = own_client.map(increment, range(50))
     wait(futures)
     where = addresses(own_client)
@@ -164,7 +164,7 @@ def test_retired_workers_leave_their_results_behind(own_client):
     assert own_client.gather(futures) == list(range(1, 51))
 
 
-def test_a_worker_that_begins_afresh_holds_nothing_and_nothing_is_lost(own_client):
+def test_a_worker_that_begins_afresh_holds_nothing_and_nothing_is_lost(own_client) -> None:
     futures = own_client.map(increment, range(50))
     wait(futures)
     assert own_client.restart_workers(["0", 1]) == {"0": "OK", 1: "OK"}
@@ -172,7 +172,7 @@ def test_a_worker_that_begins_afresh_holds_nothing_and_nothing_is_lost(own_clien
     assert own_client.gather(futures) == list(range(1, 51))
 
 
-def test_a_restart_cancels_what_there_is_for_every_client(own_client):
+def test_a_restart_cancels_what_there_is_for_every_client(own_client) -> None:
     with Client(own_client.cluster, set_as_default=False) as other:
         futures = [own_client.submit(increment, 1), other.submit(increment, 2)]
         wait(futures[0])
@@ -188,7 +188,7 @@ def test_a_restart_cancels_what_there_is_for_every_client(own_client):
         assert other.submit(increment, 2).result(timeout=10) == 3
 
 
-def test_without_workers_everything_waits_and_says_so():
+def test_without_workers_everything_waits_and_says_so() -> None:
     with LocalCluster(n_workers=0, processes=False) as cluster, Client(cluster, set_as_default=False) as client:
         future = client.submit(increment, 1)
         assert client.run(increment, 1) == client.nthreads() == {}
@@ -207,20 +207,20 @@ def test_without_workers_everything_waits_and_says_so():
 
 
 @pytest.mark.parametrize("batch_size", [None, 1, 3, 1000])
-def test_the_size_of_batches_makes_no_difference(client, batch_size):
+def test_the_size_of_batches_makes_no_difference(client, batch_size) -> None:
     futures = client.map(increment, iter(range(10)), batch_size=batch_size, pure=False)
     assert client.gather(futures) == list(range(1, 11))
     assert len({future.key for future in futures}) == 10
 
 
-def test_a_task_knows_its_worker(client):
+def test_a_task_knows_its_worker(client) -> None:
     found = client.submit(lambda: (get_worker().name, get_worker().address, get_worker().nthreads)).result()
     assert found in [(name, address, 1) for name, address in addresses(client).items()]
     with pytest.raises(ValueError, match="inside a task"):
         get_worker()
 
 
-def test_names_in_digits_are_numbers_for_users_and_other_names_stay_texts(client):
+def test_names_in_digits_are_numbers_for_users_and_other_names_stay_texts(client) -> None:
     assert sorted(addresses(client)) == sorted(client.run(lambda dask_worker: dask_worker.name).values()) == [0, 1]
     assert {given_name(name) for name in ("007", "a1", "-1", "1.0", "", "\u0663", "9" * 19)} == {
         "007",
@@ -243,7 +243,7 @@ def test_names_in_digits_are_numbers_for_users_and_other_names_stay_texts(client
 # ------------------------------------------------------------------------------------------ distributed's keywords
 
 
-def test_keywords_of_distributed_are_taken(client):
+def test_keywords_of_distributed_are_taken(client) -> None:
     future = client.submit(increment, 1, actors=False, fifo_timeout="1s")
     assert client.map(increment, [1], actors=False)[0].result() == 2
     assert client.gather([future], direct=True, asynchronous=False) == [2]

@@ -43,32 +43,32 @@ def taking(name):
 
 
 @pytest.mark.parametrize(("name", "default"), OPTIONS.items())
-def test_every_option_of_submit_is_refused_even_with_the_value_of_its_default(client, name, default):
+def test_every_option_of_submit_is_refused_even_with_the_value_of_its_default(client, name, default) -> None:
     with pytest.raises(UsageError, match=rf"{name}=\S+ could be meant for function\(\) or for submit\(\)"):
         client.submit(taking(name), 1, **{name: default})
     assert client.submit(taking("other"), 1, **{name: default}).result() == 1
 
 
 @pytest.mark.parametrize(("name", "default"), [*OPTIONS.items(), ("batch_size", None)])
-def test_every_option_of_map_is_refused_even_with_the_value_of_its_default(client, name, default):
+def test_every_option_of_map_is_refused_even_with_the_value_of_its_default(client, name, default) -> None:
     with pytest.raises(UsageError, match=rf"{name}=\S+ could be meant for function\(\) or for map\(\)"):
         client.map(taking(name), [1], **{name: default})
     assert client.gather(client.map(taking("other"), [1], **{name: default})) == [1]
 
 
-def test_no_option_is_forgotten():
+def test_no_option_is_forgotten() -> None:
     for method, more in ((Client.submit, set()), (Client.map, {"batch_size"})):
         parameters = inspect.signature(method).parameters.values()
         assert {one.name for one in parameters if one.kind is one.KEYWORD_ONLY} == OPTIONS.keys() | more
 
 
-def test_signatures_show_the_true_defaults():
+def test_signatures_show_the_true_defaults() -> None:
     parameters = inspect.signature(Client.submit).parameters
     assert {name: parameters[name].default for name in OPTIONS} == {**OPTIONS, "key": None}
     assert Client.submit.__doc__.startswith("Run `func")
 
 
-def test_the_sentence_offers_what_works(client):
+def test_the_sentence_offers_what_works(client) -> None:
     with pytest.raises(UsageError) as caught:
         client.submit(solve, 1, time_limit=60)
     assert str(caught.value) == (
@@ -89,7 +89,7 @@ def decorated(function):
 
 
 class Solver:
-    def __init__(self, time_limit=None):
+    def __init__(self, time_limit=None) -> None:
         self.time_limit = time_limit
 
     def __call__(self, x, time_limit=None):
@@ -112,7 +112,7 @@ class Solver:
         lambda time_limit: 1,
     ],
 )
-def test_all_kinds_of_functions_are_looked_into(client, function):
+def test_all_kinds_of_functions_are_looked_into(client, function) -> None:
     with pytest.raises(UsageError, match="could be meant for"):
         client.submit(function, time_limit=60)
 
@@ -140,7 +140,7 @@ class Strange:
         return x
 
 
-def test_what_can_only_be_meant_for_submit_is_taken_for_it(client):
+def test_what_can_only_be_meant_for_submit_is_taken_for_it(client) -> None:
     assert client.submit(anything, 1, time_limit=60).result() == (1, {})
     assert client.submit(positional, 1, time_limit=60).result() == (1, 0)
     assert client.submit(keyed, "a", 2, key="my-key").key == "my-key"  # its own `key` is given already
@@ -149,7 +149,7 @@ def test_what_can_only_be_meant_for_submit_is_taken_for_it(client):
     assert client.submit(Strange(), 1, key="strange").result() == 1
 
 
-def test_a_function_is_no_name_for_a_task(client):
+def test_a_function_is_no_name_for_a_task(client) -> None:
     for call in (client.submit, client.map):
         for function in (max, min, sorted):
             with pytest.raises(
@@ -161,7 +161,7 @@ def test_a_function_is_no_name_for_a_task(client):
     assert client.submit(partial(max, key=len), ["a", "bcd"], key="longest").result() == "bcd"
 
 
-def test_functions_may_have_parameters_called_func_and_self(client):
+def test_functions_may_have_parameters_called_func_and_self(client) -> None:
     def apply(self, func, function):
         return func(self, function)
 
@@ -173,13 +173,13 @@ def work(workers=3):
     return workers
 
 
-def test_run_is_as_careful(client):
+def test_run_is_as_careful(client) -> None:
     with pytest.raises(UsageError, match=r"workers=3 could be meant for work\(\) or for run\(\)"):
         client.run(work, workers=3)
     assert list(client.run(partial(work, workers=4)).values()) == [4]
 
 
-async def test_the_client_for_trio_is_as_careful():
+async def test_the_client_for_trio_is_as_careful() -> None:
     async with open_async_client(MiniCluster()) as client:
         with pytest.raises(UsageError, match="could be meant for"):
             client.submit(solve, 1, time_limit=None)

@@ -33,12 +33,12 @@ LARGEST = sys.float_info.max
         (Decimal("-1e999"), -LARGEST),
     ],
 )
-def test_any_finite_number_is_sent_as_the_nearest_float(priority, sent):
+def test_any_finite_number_is_sent_as_the_nearest_float(priority, sent) -> None:
     assert extra_from({"priority": priority}) == {"priority": sent}
 
 
 @pytest.mark.parametrize("priority", [0, 0.0, -0.0, False, None, Decimal(0), np.float64(0), Decimal("1e-999")])
-def test_what_is_no_different_from_0_is_not_sent(priority):
+def test_what_is_no_different_from_0_is_not_sent(priority) -> None:
     assert extra_from({"priority": priority}) == {}
 
 
@@ -46,12 +46,12 @@ def test_what_is_no_different_from_0_is_not_sent(priority):
     "priority",
     [math.nan, math.inf, -math.inf, Decimal("nan"), Decimal("-inf"), np.float64("inf"), "high", "5", b"5", (1, 2), 1j],
 )
-def test_what_has_no_place_in_the_order_is_refused_in_one_sentence(priority):
+def test_what_has_no_place_in_the_order_is_refused_in_one_sentence(priority) -> None:
     with pytest.raises(UsageError, match=r"^priority must be a finite number \(larger runs first\), not "):
         extra_from({"priority": priority})
 
 
-def test_submit_and_map_take_them():
+def test_submit_and_map_take_them() -> None:
     cluster = MiniCluster()
     with open_client(cluster) as client:
         assert client.submit(abs, -1, priority=0.5).result() == 1

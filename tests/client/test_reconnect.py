@@ -12,7 +12,7 @@ from trio_dask.errors import FutureCancelledError, NoScheduler, SchedulerLost
 from trio_dask.protocol import messages as m
 
 
-async def never(*_):
+async def never(*_) -> None:
     await trio.sleep_forever()
 
 
@@ -31,7 +31,7 @@ async def client(cluster):
         yield client
 
 
-async def test_a_cut_link_is_a_delay(client, cluster):
+async def test_a_cut_link_is_a_delay(client, cluster) -> None:
     cluster.hold = True
     before = client.map(increment, range(10))
     await trio.testing.wait_all_tasks_blocked()
@@ -48,7 +48,7 @@ async def test_a_cut_link_is_a_delay(client, cluster):
 
 
 @pytest.mark.parametrize("heard", range(4))
-async def test_what_was_under_way_to_the_client_comes_once(client, cluster, heard):
+async def test_what_was_under_way_to_the_client_comes_once(client, cluster, heard) -> None:
     cluster.hold = True
     futures = client.map(increment, range(3))
     settled = []
@@ -62,11 +62,11 @@ async def test_what_was_under_way_to_the_client_comes_once(client, cluster, hear
     assert settled == futures
 
 
-async def test_calls_that_wait_go_on(client, cluster):
+async def test_calls_that_wait_go_on(client, cluster) -> None:
     asked = []
     cluster.silent = True
 
-    async def ask():
+    async def ask() -> None:
         asked.append(await client.nthreads())
 
     async with trio.open_nursery() as nursery:
@@ -80,13 +80,13 @@ async def test_calls_that_wait_go_on(client, cluster):
     assert asked == [{WORKER: 2}]
 
 
-async def test_values_come_from_workers_while_there_is_no_scheduler(client, cluster):
+async def test_values_come_from_workers_while_there_is_no_scheduler(client, cluster) -> None:
     cluster.inline = False
     future = client.submit(increment, 1)
     await client.wait([future])
     dialling = trio.Event()
 
-    async def dial(*lost):
+    async def dial(*lost) -> None:
         dialling.set()
         await trio.sleep_forever()
 
@@ -97,14 +97,14 @@ async def test_values_come_from_workers_while_there_is_no_scheduler(client, clus
     assert await future == 2
 
 
-async def test_another_scheduler_fails_the_futures_of_the_first_at_once_and_is_gone_on_with(client, cluster):
+async def test_another_scheduler_fails_the_futures_of_the_first_at_once_and_is_gone_on_with(client, cluster) -> None:
     cluster.hold = True
     (given,) = await client.scatter([7])
     old = client.submit(increment, 1)
     dependent = client.submit(increment, old)
     caught = []
 
-    async def expect(wait, *args):
+    async def expect(wait, *args) -> None:
         with pytest.raises(SchedulerLost) as error:
             await wait(*args)
         caught.append(str(error.value))
@@ -128,7 +128,7 @@ async def test_another_scheduler_fails_the_futures_of_the_first_at_once_and_is_g
     assert await client.nthreads() == {WORKER: 2}
 
 
-async def test_what_goes_with_the_old_scheduler_leaves_the_new_one_alone(client, cluster):
+async def test_what_goes_with_the_old_scheduler_leaves_the_new_one_alone(client, cluster) -> None:
     old = client.submit(increment, 1)
     assert await old == 2
     cluster.become_another("s2")
@@ -145,7 +145,7 @@ async def test_what_goes_with_the_old_scheduler_leaves_the_new_one_alone(client,
     assert again.status == "finished"
 
 
-async def test_a_scheduler_that_has_given_the_client_up_says_so(client, cluster):
+async def test_a_scheduler_that_has_given_the_client_up_says_so(client, cluster) -> None:
     cluster.hold, cluster.keeps_clients = True, False
     future = client.submit(increment, 1)
     await trio.testing.wait_all_tasks_blocked()
@@ -156,7 +156,7 @@ async def test_a_scheduler_that_has_given_the_client_up_says_so(client, cluster)
     assert await client.submit(increment, 2) == 3
 
 
-async def test_nobody_is_called_before_somebody_needs_it(client, cluster):
+async def test_nobody_is_called_before_somebody_needs_it(client, cluster) -> None:
     future = client.submit(increment, 1)
     await future
     cluster.say(m.Goodbye("stopped by its operator"))
@@ -173,7 +173,7 @@ async def test_nobody_is_called_before_somebody_needs_it(client, cluster):
     assert client.status == "running"
 
 
-async def test_a_scheduler_that_cannot_be_reached_in_time_is_lost(client, cluster):
+async def test_a_scheduler_that_cannot_be_reached_in_time_is_lost(client, cluster) -> None:
     cluster.hold = True
     future = client.submit(increment, 1)
     await trio.testing.wait_all_tasks_blocked()
@@ -183,7 +183,7 @@ async def test_a_scheduler_that_cannot_be_reached_in_time_is_lost(client, cluste
         await future
 
 
-async def test_a_scheduler_that_talks_nonsense_is_not_called_again(client, cluster):
+async def test_a_scheduler_that_talks_nonsense_is_not_called_again(client, cluster) -> None:
     cluster.hold = True
     future = client.submit(increment, 1)
     await trio.testing.wait_all_tasks_blocked()
@@ -196,7 +196,7 @@ async def test_a_scheduler_that_talks_nonsense_is_not_called_again(client, clust
 
 
 @pytest.mark.parametrize("phase", ["connecting", "lost"])
-async def test_leaving_while_there_is_no_scheduler(cluster, phase):
+async def test_leaving_while_there_is_no_scheduler(cluster, phase) -> None:
     cluster.hold = True
     with trio.fail_after(5):
         async with open_async_client(cluster) as client:
@@ -213,12 +213,12 @@ async def test_leaving_while_there_is_no_scheduler(cluster, phase):
     assert future.status == ("lost" if phase == "lost" else "cancelled")
 
 
-async def test_large_arguments_that_were_half_sent(client, cluster):
+async def test_large_arguments_that_were_half_sent(client, cluster) -> None:
     cluster.hold = True
     wire = cluster.flush_nowait
     data = bytes(3_500_000)
 
-    def cut_off():
+    def cut_off() -> None:
         """Of what the client sends now, two messages arrive."""
         cluster._outgoing, lost = cluster._outgoing[:2], cluster._outgoing[2:]
         wire()
@@ -234,7 +234,7 @@ async def test_large_arguments_that_were_half_sent(client, cluster):
     assert len(cluster.of_type(m.Blob)) == 1 + 4
 
 
-async def test_messages_are_confirmed_now_and_then(client, cluster):
+async def test_messages_are_confirmed_now_and_then(client, cluster) -> None:
     futures = client.map(increment, range(1000))
     await client.gather(futures)
     confirmed = cluster.of_type(m.Received)
@@ -244,7 +244,7 @@ async def test_messages_are_confirmed_now_and_then(client, cluster):
     assert not client.engine.core._resend._kept
 
 
-def test_blocking_calls_wait_until_the_link_is_back(cluster):
+def test_blocking_calls_wait_until_the_link_is_back(cluster) -> None:
     cluster.hold = True
     with open_client(cluster) as client:
         futures = client.map(increment, range(5))
@@ -260,7 +260,7 @@ def test_blocking_calls_wait_until_the_link_is_back(cluster):
         assert results == [[1, 2, 3, 4, 5]]
 
 
-def test_a_blocking_client_goes_on_with_another_scheduler(cluster):
+def test_a_blocking_client_goes_on_with_another_scheduler(cluster) -> None:
     cluster.hold = True
     with open_client(cluster) as client:
         futures = client.map(increment, range(3))
@@ -276,7 +276,7 @@ def test_a_blocking_client_goes_on_with_another_scheduler(cluster):
         futures[0].result()
 
 
-def test_closing_while_the_scheduler_is_away(cluster):
+def test_closing_while_the_scheduler_is_away(cluster) -> None:
     cluster.hold = True
     with open_client(cluster) as client:
         future = client.submit(increment, 1)

@@ -2,6 +2,8 @@
 
 import random
 from collections import Counter
+from pathlib import Path
+from typing import Never
 
 import pytest
 import trio
@@ -22,23 +24,23 @@ def increment(x):
 
 
 class RunningScheduler:
-    def __init__(self, settings):
+    def __init__(self, settings) -> None:
         self.settings = settings
         self.scope = trio.CancelScope()
         self.ended = trio.Event()
 
-    async def run(self, task_status):
+    async def run(self, task_status) -> None:
         with self.scope:
             await run_scheduler(self.settings, task_status=task_status)
         self.ended.set()
 
-    async def stop(self):
+    async def stop(self) -> None:
         self.scope.cancel()
         await self.ended.wait()
 
 
 @pytest.fixture
-async def start_scheduler(nursery):
+async def start_scheduler(nursery: trio.Nursery):
     """Start a scheduler at an address."""
 
     async def start(address=ADDRESS, **settings):
@@ -50,7 +52,7 @@ async def start_scheduler(nursery):
 
 
 @pytest.fixture
-async def half_open(nursery):
+async def half_open(nursery: trio.Nursery):
     """Let the client of an engine believe that its link is cut, while the scheduler believes that it stands."""
     severed = []
 
@@ -59,13 +61,13 @@ async def half_open(nursery):
 
         thread_safe_send = False
 
-        def __init__(self, connection):
+        def __init__(self, connection) -> None:
             self.connection = connection
             self.hello, self.goodbye = connection.hello, None
             self.cut = trio.Event()
             severed.append(self)
 
-        async def host(self, task_status):
+        async def host(self, task_status) -> None:
             async with self.connection:
                 task_status.started()
                 await trio.sleep_forever()
@@ -76,10 +78,10 @@ async def half_open(nursery):
         async def __aexit__(self, *error):
             pass
 
-        def send_many_nowait(self, messages):
+        def send_many_nowait(self, messages) -> None:
             self.connection.send_many_nowait(messages)
 
-        def flush_nowait(self):
+        def flush_nowait(self) -> None:
             self.connection.flush_nowait()
 
         async def batches(self):
@@ -92,7 +94,7 @@ async def half_open(nursery):
                     raise ConnectionLost("severed")
                 yield batch
 
-        async def aclose(self, reason=""):
+        async def aclose(self, reason="") -> None:
             await self.connection.aclose(reason)
 
     def prepare(client):
@@ -107,7 +109,7 @@ async def half_open(nursery):
     return prepare
 
 
-async def test_a_link_that_is_cut_again_and_again_loses_nothing_and_repeats_nothing():
+async def test_a_link_that_is_cut_again_and_again_loses_nothing_and_repeats_nothing() -> None:
     executed.clear()
     async with open_local_cluster(2, 1, processes=False) as cluster, cluster.get_client() as client:
         futures = []
@@ -126,7 +128,7 @@ async def test_a_link_that_is_cut_again_and_again_loses_nothing_and_repeats_noth
                 await trio.testing.wait_all_tasks_blocked(0.01)
 
 
-async def test_a_link_that_the_scheduler_still_believes_in_is_taken_over(start_scheduler, half_open):
+async def test_a_link_that_the_scheduler_still_believes_in_is_taken_over(start_scheduler, half_open) -> None:
     await start_scheduler()
     client = AsyncClient(ADDRESS)
     severed = half_open(client)
@@ -142,7 +144,7 @@ async def test_a_link_that_the_scheduler_still_believes_in_is_taken_over(start_s
         assert not again.done()
 
 
-async def test_another_scheduler_at_the_same_address(start_scheduler, autojump_clock):
+async def test_another_scheduler_at_the_same_address(start_scheduler, autojump_clock: trio.testing.MockClock) -> None:
     first = await start_scheduler(grace_s=0.0)
     async with AsyncClient(ADDRESS) as client:
         future = client.submit(increment, 1)
@@ -162,7 +164,9 @@ async def test_another_scheduler_at_the_same_address(start_scheduler, autojump_c
         assert not again.done()
 
 
-async def test_a_scheduler_that_stops_says_so_and_is_looked_for_when_it_is_needed(start_scheduler, autojump_clock):
+async def test_a_scheduler_that_stops_says_so_and_is_looked_for_when_it_is_needed(
+    start_scheduler, autojump_clock: trio.testing.MockClock
+) -> None:
     first = await start_scheduler()
     async with AsyncClient(ADDRESS, timeout=3) as client:
         future = client.submit(increment, 1)
@@ -178,7 +182,9 @@ async def test_a_scheduler_that_stops_says_so_and_is_looked_for_when_it_is_neede
         assert await client.nthreads() == {}
 
 
-async def test_a_scheduler_that_does_not_come_back_is_lost_after_the_timeout(start_scheduler, autojump_clock):
+async def test_a_scheduler_that_does_not_come_back_is_lost_after_the_timeout(
+    start_scheduler, autojump_clock: trio.testing.MockClock
+) -> None:
     first = await start_scheduler()
     async with AsyncClient(ADDRESS, timeout="7s") as client:
         future = client.submit(increment, 1)
@@ -191,7 +197,7 @@ async def test_a_scheduler_that_does_not_come_back_is_lost_after_the_timeout(sta
         assert 5 < trio.current_time() - began <= 7
 
 
-async def test_a_client_that_vanishes_is_waited_for(start_scheduler, autojump_clock):
+async def test_a_client_that_vanishes_is_waited_for(start_scheduler, autojump_clock: trio.testing.MockClock) -> None:
     await start_scheduler()
     async with AsyncClient(ADDRESS) as watcher:
         client = AsyncClient(ADDRESS, timeout=4)
@@ -200,7 +206,7 @@ async def test_a_client_that_vanishes_is_waited_for(start_scheduler, autojump_cl
                 future = client.submit(increment, 1)
                 await client.nthreads()
 
-                async def fail(*lost):  # noqa: ASYNC124 - it stands for one that waits
+                async def fail(*lost) -> Never:  # noqa: ASYNC124 - it stands for one that waits
                     raise NoScheduler("not any more")
 
                 client.engine.link._dial = fail
@@ -215,7 +221,9 @@ async def test_a_client_that_vanishes_is_waited_for(start_scheduler, autojump_cl
         assert (await watcher.scheduler_info())["tasks"] == 0
 
 
-async def test_the_scheduler_file_is_read_again(start_scheduler, autojump_clock, tmp_path):
+async def test_the_scheduler_file_is_read_again(
+    start_scheduler, autojump_clock: trio.testing.MockClock, tmp_path: Path
+) -> None:
     path = str(tmp_path / "scheduler.json")
     first = await start_scheduler("inproc://one", scheduler_file=path)
     async with AsyncClient(scheduler_file=path) as client:
@@ -233,7 +241,7 @@ async def test_the_scheduler_file_is_read_again(start_scheduler, autojump_clock,
         assert (await client.scheduler_info())["address"] == "inproc://two"
 
 
-async def test_a_client_that_breaks_the_protocol_is_not_kept(start_scheduler, caplog):
+async def test_a_client_that_breaks_the_protocol_is_not_kept(start_scheduler, caplog: pytest.LogCaptureFixture) -> None:
     await start_scheduler()
     async with AsyncClient(ADDRESS) as client:
         future = client.submit(increment, 1)

@@ -1,9 +1,11 @@
 """`rpc` with a scheduler and workers inside this program."""
 
 import threading
+from typing import Never
 
 import pytest
 import trio
+import trio.testing
 
 from trio_dask import NoScheduler, RefusedError, UsageError, open_local_cluster, rpc
 from trio_dask.comm import Address, Endpoint, parse_address, serve
@@ -15,7 +17,7 @@ from trio_dask.scheduler.service import run_scheduler
 from trio_dask.worker.service import run_worker
 
 
-async def test_a_scheduler_tells_what_it_is_and_how():
+async def test_a_scheduler_tells_what_it_is_and_how() -> None:
     async with open_local_cluster(2, 1, processes=False) as cluster, rpc(cluster) as scheduler:
         identity = await scheduler.identity()
         assert (identity["type"], identity["address"]) == ("scheduler", cluster.scheduler_address)
@@ -23,7 +25,7 @@ async def test_a_scheduler_tells_what_it_is_and_how():
         assert await scheduler.status() == {"status": "running", "workers": 2, "clients": 0, "tasks": 0}
 
 
-async def test_a_scheduler_gives_an_overview_of_its_cluster():
+async def test_a_scheduler_gives_an_overview_of_its_cluster() -> None:
     async with (
         open_local_cluster(2, 1, processes=False) as cluster,
         cluster.get_client(name="alice") as client,
@@ -47,7 +49,7 @@ async def test_a_scheduler_gives_an_overview_of_its_cluster():
         del others
 
 
-async def test_a_worker_without_a_nanny_begins_afresh_and_keeps_nothing():
+async def test_a_worker_without_a_nanny_begins_afresh_and_keeps_nothing() -> None:
     async with open_local_cluster(1, 1, processes=False) as cluster, cluster.get_client() as client:
         (member,) = cluster.workers.values()
         future = client.submit(pow, 2, 3)
@@ -64,7 +66,7 @@ async def test_a_worker_without_a_nanny_begins_afresh_and_keeps_nothing():
         assert await client.submit(pow, 2, 4) == 16
 
 
-async def test_a_scheduler_has_all_workers_begin_afresh():
+async def test_a_scheduler_has_all_workers_begin_afresh() -> None:
     async with open_local_cluster(2, 1, processes=False) as cluster, rpc(cluster) as scheduler:
         addresses = (await scheduler.identity())["workers"]
         before = [await incarnation(address) for address in addresses]
@@ -79,7 +81,7 @@ async def incarnation(address):
         return (await worker.identity())["incarnation"]
 
 
-async def test_terminate_ends_a_worker_and_a_scheduler():
+async def test_terminate_ends_a_worker_and_a_scheduler() -> None:
     async with trio.open_nursery() as nursery:
         scheduler = str(await nursery.start(run_scheduler, SchedulerSettings(address="inproc://to-be-ended")))
         one, _ = [str(await nursery.start(run_worker, WorkerSettings(scheduler=scheduler))) for _ in range(2)]
@@ -91,7 +93,7 @@ async def test_terminate_ends_a_worker_and_a_scheduler():
     # The nursery has ended: so have the scheduler, and the other worker with it.
 
 
-async def test_what_is_no_command_is_refused_and_the_session_goes_on():
+async def test_what_is_no_command_is_refused_and_the_session_goes_on() -> None:
     async with open_local_cluster(0, 1, processes=False) as cluster, rpc(cluster) as scheduler:
         with pytest.raises(
             RefusedError, match="no command 'explode' here; there are identity, overview, restart, status"
@@ -100,7 +102,7 @@ async def test_what_is_no_command_is_refused_and_the_session_goes_on():
         assert (await scheduler.status())["status"] == "running"
 
 
-async def test_a_worker_serves_control_and_data_and_nothing_else():
+async def test_a_worker_serves_control_and_data_and_nothing_else() -> None:
     async with open_local_cluster(1, 1, processes=False) as cluster:
         (member,) = cluster.workers.values()
         for role in ("client", "worker", "nanny"):
@@ -109,18 +111,20 @@ async def test_a_worker_serves_control_and_data_and_nothing_else():
                     pass
 
 
-async def answering(commands, *, task_status):
-    async def handle(connection):
+async def answering(commands, *, task_status) -> None:
+    async def handle(connection) -> None:
         await serve_control(connection, commands)
 
     await serve(Endpoint(Address("inproc", "answering")), handle, identity=Hello(role="nanny"), task_status=task_status)
 
 
-async def test_a_refusal_and_a_silence_of_the_other_side(autojump_clock, nursery):
-    def refuse(arguments):
+async def test_a_refusal_and_a_silence_of_the_other_side(
+    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    def refuse(arguments) -> Never:
         raise UsageError("not today")
 
-    async def sleep(arguments):
+    async def sleep(arguments) -> None:
         await trio.sleep_forever()
 
     await nursery.start(answering, {"restart": refuse, "status": sleep})
@@ -132,18 +136,18 @@ async def test_a_refusal_and_a_silence_of_the_other_side(autojump_clock, nursery
     nursery.cancel_scope.cancel()
 
 
-async def test_the_end_of_the_other_side_is_told():
+async def test_the_end_of_the_other_side_is_told() -> None:
     async with open_local_cluster(0, 1, processes=False) as cluster, rpc(cluster) as scheduler:
         await cluster.aclose()
         with pytest.raises(NoScheduler, match=r"is gone|closed the connection"):
             await scheduler.status()
 
 
-def test_blocking_code_asks_over_tcp_from_any_thread():
+def test_blocking_code_asks_over_tcp_from_any_thread() -> None:
     ready = threading.Event()
     found = {}
 
-    async def serve_until_asked():
+    async def serve_until_asked() -> None:
         async with trio.open_nursery() as nursery:
             found["address"] = str(await nursery.start(run_scheduler, SchedulerSettings(host="127.0.0.1", port=0)))
             ready.set()
@@ -162,7 +166,7 @@ def test_blocking_code_asks_over_tcp_from_any_thread():
         scheduler.status()
 
 
-def test_nonsense_is_refused_before_anything_is_dialled():
+def test_nonsense_is_refused_before_anything_is_dialled() -> None:
     with pytest.raises(UsageError, match="is not a host name"):
         rpc("some where")
     with pytest.raises(UsageError, match="rpc needs an address"):
@@ -171,7 +175,7 @@ def test_nonsense_is_refused_before_anything_is_dialled():
         rpc(7)
 
 
-async def test_the_blocking_form_does_not_block_trio():
+async def test_the_blocking_form_does_not_block_trio() -> None:
     await trio.lowlevel.checkpoint()
     with pytest.raises(UsageError, match="use `async with rpc"), rpc("h:1"):
         pass

@@ -4,6 +4,7 @@ from collections import deque
 
 import pytest
 import trio
+import trio.testing
 
 from trio_dask.client import scatter
 from trio_dask.client.scatter import ANSWER_S, ScatterItem
@@ -17,12 +18,12 @@ STOPPED, OTHER = "tcp://stopped:1", "tcp://other:1"
 class FakeChannel:
     """To a worker that confirms what it is sent after a while, or never."""
 
-    def __init__(self, answer_s):
+    def __init__(self, answer_s) -> None:
         self.answer_s = answer_s
         self.sent = []
         self.is_open = True
 
-    async def send(self, message, buffers=()):
+    async def send(self, message, buffers=()) -> None:
         self.sent.append(message)
         await trio.lowlevel.checkpoint()
 
@@ -30,17 +31,17 @@ class FakeChannel:
         await trio.sleep(self.answer_s)
         return PutDone(self.sent[-1].key, 1), []
 
-    def abort(self):
+    def abort(self) -> None:
         self.is_open = False
 
-    async def aclose(self):
+    async def aclose(self) -> None:
         self.is_open = False
 
 
 class FakeEngine:
     incarnation = "me"
 
-    def __init__(self, answers):
+    def __init__(self, answers) -> None:
         self.opened = {address: FakeChannel(answer_s) for address, answer_s in answers.items()}
         self.channels = WorkerChannels(self.open)
 
@@ -53,7 +54,9 @@ def item():
     return ScatterItem("key", "bytes", [memoryview(b"value")])
 
 
-async def test_a_worker_that_does_not_confirm_what_it_was_sent_is_given_up(autojump_clock):
+async def test_a_worker_that_does_not_confirm_what_it_was_sent_is_given_up(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     engine = FakeEngine({STOPPED: float("inf")})
     failures, stranded = [], []
     await scatter._put_each(engine, STOPPED, deque([item()]), failures, stranded)
@@ -63,7 +66,7 @@ async def test_a_worker_that_does_not_confirm_what_it_was_sent_is_given_up(autoj
     assert not engine.opened[STOPPED].is_open
 
 
-async def test_what_one_worker_does_not_confirm_another_one_takes(autojump_clock):
+async def test_what_one_worker_does_not_confirm_another_one_takes(autojump_clock: trio.testing.MockClock) -> None:
     engine = FakeEngine({STOPPED: float("inf"), OTHER: ANSWER_S - 1})
     failures = []
     await scatter._put_anywhere(engine, item(), {STOPPED: 1, OTHER: 1}, failures)
@@ -71,7 +74,7 @@ async def test_what_one_worker_does_not_confirm_another_one_takes(autojump_clock
     assert [put.key for put in engine.opened[OTHER].sent] == ["key"]
 
 
-async def test_where_nobody_confirms_there_is_an_end(autojump_clock):
+async def test_where_nobody_confirms_there_is_an_end(autojump_clock: trio.testing.MockClock) -> None:
     engine = FakeEngine({STOPPED: float("inf")})
     with pytest.raises(ClusterError, match="no worker accepted 'key'"):
         await scatter._put_anywhere(engine, item(), {STOPPED: 1}, [])

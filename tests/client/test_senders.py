@@ -23,7 +23,7 @@ class Wire:
 
     thread_safe_send = True
 
-    def __init__(self, cluster):
+    def __init__(self, cluster) -> None:
         self.cluster = cluster
         self._given = []
 
@@ -36,12 +36,12 @@ class Wire:
     async def __aexit__(self, *error):
         pass
 
-    def send_many_nowait(self, messages):
+    def send_many_nowait(self, messages) -> None:
         if threading.current_thread() is not threading.main_thread():
             self.cluster.before_loop_sends()
         self._given += messages
 
-    def flush_nowait(self):
+    def flush_nowait(self) -> None:
         cluster = self.cluster
         given, self._given = self._given, []
         cluster.sends.append((threading.get_ident(), given))
@@ -52,13 +52,13 @@ class Wire:
         if interrupted:
             raise KeyboardInterrupt
 
-    def _hear(self, messages):
+    def _hear(self, messages) -> None:
         cluster = self.cluster
         if cluster.wire is self and cluster._closed is None:
             cluster.send_many_nowait(messages)
             cluster.flush_nowait()
 
-    def abort(self, reason=""):
+    def abort(self, reason="") -> None:
         if self.cluster.wire is self:
             self.cluster.lose(reason)
 
@@ -66,7 +66,7 @@ class Wire:
 class AnyThreadCluster(MiniCluster):
     """Notes who sends what."""
 
-    def __init__(self, **options):
+    def __init__(self, **options) -> None:
         super().__init__(**options)
         self.sends = []
         self.interrupt_after = None
@@ -94,11 +94,11 @@ def client(cluster):
         yield client
 
 
-def a_turn_of_the_loop(cluster):
+def a_turn_of_the_loop(cluster) -> None:
     trio.from_thread.run_sync(bool, trio_token=cluster._token)
 
 
-def test_a_lone_caller_sends_by_himself_and_wakes_nobody(client, cluster):
+def test_a_lone_caller_sends_by_himself_and_wakes_nobody(client, cluster) -> None:
     woken = []
     token = client.engine.calls.token
     me = threading.get_ident()
@@ -117,7 +117,7 @@ def test_a_lone_caller_sends_by_himself_and_wakes_nobody(client, cluster):
     assert woken == []
 
 
-def test_of_a_burst_the_first_is_sent_and_the_rest_gathers(client, cluster):
+def test_of_a_burst_the_first_is_sent_and_the_rest_gathers(client, cluster) -> None:
     cluster.hold = True
     blocked = threading.Event()
     a_turn_of_the_loop(cluster)
@@ -133,7 +133,7 @@ def test_of_a_burst_the_first_is_sent_and_the_rest_gathers(client, cluster):
     assert client.gather(futures) == list(range(1, 101))
 
 
-def test_while_results_come_in_and_nobody_waits_all_gathers(client, cluster):
+def test_while_results_come_in_and_nobody_waits_all_gathers(client, cluster) -> None:
     before = len(cluster.submits_of(threading.get_ident()))
     futures = []
     for number in range(50):
@@ -143,14 +143,14 @@ def test_while_results_come_in_and_nobody_waits_all_gathers(client, cluster):
     assert client.gather(futures) == list(range(1, 51))
 
 
-def test_of_a_lone_map_the_loop_sends_all(client, cluster):
+def test_of_a_lone_map_the_loop_sends_all(client, cluster) -> None:
     a_turn_of_the_loop(cluster)
     before = len(cluster.submits_of(threading.get_ident()))
     assert client.gather(client.map(increment, range(1000))) == list(range(1, 1001))
     assert len(cluster.submits_of(threading.get_ident())) == before
 
 
-def test_nobody_overtakes_what_the_loop_is_about_to_send(client, cluster):
+def test_nobody_overtakes_what_the_loop_is_about_to_send(client, cluster) -> None:
     about_to_send, go_on = threading.Event(), threading.Event()
     a_turn_of_the_loop(cluster)
     cluster.before_loop_sends = lambda: about_to_send.set() or go_on.wait(20)
@@ -164,7 +164,7 @@ def test_nobody_overtakes_what_the_loop_is_about_to_send(client, cluster):
 
 
 @pytest.mark.parametrize("heard", [0, 1, 2])
-def test_a_caller_who_is_interrupted_while_he_sends_loses_nothing(client, cluster, heard):
+def test_a_caller_who_is_interrupted_while_he_sends_loses_nothing(client, cluster, heard) -> None:
     """Of what he was sending any part may have left; on the next link both sides go on where they were."""
     a_turn_of_the_loop(cluster)
     cluster.interrupt_after = heard
@@ -176,11 +176,11 @@ def test_a_caller_who_is_interrupted_while_he_sends_loses_nothing(client, cluste
     assert max(cluster.computed.values()) == 1
 
 
-def test_whoever_sends_both_sides_count_the_same(client, cluster):
+def test_whoever_sends_both_sides_count_the_same(client, cluster) -> None:
     """Threads submit while links break; each side knows how much the other has heard, or the link would be refused."""
     wrong = []
 
-    def work(seed):
+    def work(seed) -> None:
         numbers = range(seed * 1000, seed * 1000 + 150)
         wrong.extend(number for number in numbers if client.submit(increment, number).result(timeout=20) != number + 1)
 

@@ -111,7 +111,7 @@ def frame(*messages):
     return encode_frame(Kind.RECORDS, encode(messages))
 
 
-async def read_to_end(transport):
+async def read_to_end(transport) -> None:
     while await transport.receive_some():
         pass
 
@@ -127,14 +127,14 @@ CLIENT = Hello(role="client", name="c1")
 WEBSOCKET = Address("ws", "127.0.0.1", 0)
 
 
-async def echo(connection):
+async def echo(connection) -> None:
     """A scheduler that answers every question with the question's number."""
     async for batch in connection.batches():
         connection.send_many_nowait([Reply(question.request, question.what) for question in batch])
         connection.flush_nowait()
 
 
-async def give_zeroes(channel):
+async def give_zeroes(channel) -> None:
     while True:
         try:
             request, _ = await channel.receive()

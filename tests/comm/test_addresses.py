@@ -3,6 +3,7 @@
 import socket
 from collections import namedtuple
 from ipaddress import ip_address
+from typing import Never
 
 import psutil
 import pytest
@@ -27,13 +28,13 @@ HOSTS = st.from_regex(r"[a-zA-Z0-9]([a-zA-Z0-9.-]{0,20}[a-zA-Z0-9])?", fullmatch
 
 
 @given(st.sampled_from(["tcp", "ws"]), HOSTS, st.integers(0, 65535))
-def test_what_is_printed_can_be_read(scheme, host, port):
+def test_what_is_printed_can_be_read(scheme, host, port) -> None:
     address = Address(scheme, host, port)
     assert parse_address(str(address)) == address
 
 
 @given(st.text(max_size=30))
-def test_any_text_gives_an_address_or_an_explanation(text):
+def test_any_text_gives_an_address_or_an_explanation(text) -> None:
     try:
         said = str(parse_address(text))
         assert str(parse_address(said)) == said
@@ -61,17 +62,17 @@ def test_any_text_gives_an_address_or_an_explanation(text):
         ("inproc://one", Address("inproc", "one")),
     ],
 )
-def test_addresses_that_people_write(text, address):
+def test_addresses_that_people_write(text, address) -> None:
     assert parse_address(text) == address
 
 
-def test_the_default_port_is_for_those_who_name_none():
+def test_the_default_port_is_for_those_who_name_none() -> None:
     assert parse_address("node", default_port=8786) == Address("tcp", "node", 8786)
     assert parse_address("[::1]", default_port=8786) == Address("tcp", "::1", 8786)
     assert parse_address("tcp://node:1", default_port=8786) == Address("tcp", "node", 1)
 
 
-def test_a_scheduler_has_a_port_of_its_own():
+def test_a_scheduler_has_a_port_of_its_own() -> None:
     assert parse_scheduler_address("node") == parse_scheduler_address("tcp://node/") == Address("tcp", "node", 8786)
     assert parse_scheduler_address("node:1") == Address("tcp", "node", 1)
     assert parse_scheduler_address("inproc://one") == Address("inproc", "one")
@@ -102,18 +103,18 @@ def test_a_scheduler_has_a_port_of_its_own():
         ("inproc://a b", "an inproc name may contain"),
     ],
 )
-def test_what_is_wrong_with_an_address_is_said(text, complaint):
+def test_what_is_wrong_with_an_address_is_said(text, complaint) -> None:
     with pytest.raises(AddressError) as caught:
         parse_address(text)
     assert complaint in str(caught.value)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "node-1", "10.1.2.3"])
-def test_a_listener_at_one_address_tells_that_address(host):
+def test_a_listener_at_one_address_tells_that_address(host) -> None:
     assert choose_advertised_host(host) == host
 
 
-def test_a_listener_at_all_addresses_tells_one_that_leads_there():
+def test_a_listener_at_all_addresses_tells_one_that_leads_there() -> None:
     for bound in ("", "0.0.0.0", "::"):
         assert choose_advertised_host(bound, "127.0.0.1") == "127.0.0.1"
         mine = {entry.address for entries in psutil.net_if_addrs().values() for entry in entries}
@@ -130,13 +131,13 @@ INTERFACES = {
 
 
 @pytest.fixture
-def unrouted(monkeypatch):
+def unrouted(monkeypatch: pytest.MonkeyPatch):
     """A machine that has these interfaces and no route."""
 
-    def unreachable(*_args, **_options):
+    def unreachable(*_args, **_options) -> Never:
         raise OSError("network is unreachable")
 
-    def have(*names):
+    def have(*names) -> None:
         Entry, Stats = namedtuple("Entry", "family address"), namedtuple("Stats", "isup")
         family = lambda text: socket.AF_INET6 if ":" in text else socket.AF_INET  # noqa: E731
         addresses = {name: [Entry(family(text), text) for text in INTERFACES[name][1]] for name in names}
@@ -156,7 +157,7 @@ def unrouted(monkeypatch):
         (["lo", "eth0", "eth1", "eth2"], ["10.1.0.5", "10.2.0.5", "fd00::5"]),
     ],
 )
-def test_a_machine_without_a_route_tells_the_addresses_of_its_interfaces(unrouted, interfaces, hosts):
+def test_a_machine_without_a_route_tells_the_addresses_of_its_interfaces(unrouted, interfaces, hosts) -> None:
     unrouted(*interfaces)
     assert advertised_hosts("0.0.0.0", "10.0.0.1") == hosts
     assert choose_advertised_host("", "10.0.0.1") == hosts[0]
@@ -171,22 +172,22 @@ def test_a_machine_without_a_route_tells_the_addresses_of_its_interfaces(unroute
         *((host, False) for host in ("0.0.0.0", "::", "10.0.0.1", "fe80::1%eth0", "node7", "")),
     ],
 )
-def test_what_only_this_machine_reaches(host, expected):
+def test_what_only_this_machine_reaches(host, expected) -> None:
     assert is_loopback(host) == expected
 
 
 @pytest.mark.parametrize("host", ["", "node-1.cluster", "my_host", "10.0.0.5", "::1", "fe80::1%eth0"])
-def test_hosts_that_people_write(host):
+def test_hosts_that_people_write(host) -> None:
     check_host(host)
 
 
 @pytest.mark.parametrize("host", ["a b", "[::1]", "a/b", "1::2::3", "\0"])
-def test_what_can_be_no_host_is_refused(host):
+def test_what_can_be_no_host_is_refused(host) -> None:
     with pytest.raises(AddressError, match="is neither the name nor the address of a host; write for example"):
         check_host(host)
 
 
-def test_interfaces_have_addresses():
+def test_interfaces_have_addresses() -> None:
     name = next(
         name
         for name, entries in psutil.net_if_addrs().items()
@@ -197,5 +198,5 @@ def test_interfaces_have_addresses():
         addresses_of_interface("nope0")
 
 
-def test_a_scheduler_can_speak_every_scheme_that_leads_to_another_process():
+def test_a_scheduler_can_speak_every_scheme_that_leads_to_another_process() -> None:
     assert {*SCHEMES} == {scheme for scheme, kind in TRANSPORTS.items() if not kind.is_in_process}

@@ -3,9 +3,11 @@
 import errno
 import socket
 from contextlib import asynccontextmanager
+from typing import Never
 
 import pytest
 import trio
+import trio.testing
 
 from tests.comm.kit import CLIENT, INPROC, try_channel, try_connection
 from trio_dask.comm import Address, ConnectionLost, PeerSilent
@@ -15,7 +17,7 @@ from trio_dask.ids import Incarnation
 from trio_dask.protocol.hello import Hello, Refusal, Welcome, encode_answer
 
 
-async def test_nothing_listens_there():
+async def test_nothing_listens_there() -> None:
     with socket.create_server(("127.0.0.1", 0)) as sock:
         port = sock.getsockname()[1]
     for host in ("127.0.0.1", "localhost"):
@@ -27,8 +29,8 @@ async def test_nothing_listens_there():
         await try_channel(INPROC, Hello(role="data"))
 
 
-async def test_a_name_that_nobody_knows(monkeypatch):
-    async def unknown(*_args, **_options):
+async def test_a_name_that_nobody_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def unknown(*_args, **_options) -> Never:
         await trio.lowlevel.checkpoint()
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
@@ -47,8 +49,8 @@ async def test_a_name_that_nobody_knows(monkeypatch):
         (errno.EACCES, "Permission denied"),
     ],
 )
-async def test_what_the_system_says_is_translated(monkeypatch, number, reason):
-    async def fail(*_args):
+async def test_what_the_system_says_is_translated(monkeypatch: pytest.MonkeyPatch, number, reason) -> None:
+    async def fail(*_args) -> Never:
         await trio.lowlevel.checkpoint()
         # As Trio does: one error above what each address of the host gave.
         causes = [OSError(number, "Permission denied" if number == errno.EACCES else "failed") for _ in range(2)]
@@ -59,8 +61,8 @@ async def test_what_the_system_says_is_translated(monkeypatch, number, reason):
         await try_connection(Address("tcp", "127.0.0.1", 9), CLIENT)
 
 
-async def test_no_answer_at_all(autojump_clock, monkeypatch):
-    async def never(*_args):
+async def test_no_answer_at_all(autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def never(*_args) -> None:
         await trio.sleep_forever()
 
     monkeypatch.setattr(trio, "open_tcp_stream", never)
@@ -75,7 +77,7 @@ async def something_that_answers(answer):
     listener = bind_memory(INPROC)
     accepted = []
 
-    async def accept():
+    async def accept() -> None:
         transport = await listener.accept(nursery)
         accepted.append(transport)
         if answer is not None:
@@ -102,7 +104,7 @@ async def something_that_answers(answer):
         (None, "what listens there did not answer within 3 s"),
     ],
 )
-async def test_something_else_listens_there(autojump_clock, answer, words):
+async def test_something_else_listens_there(autojump_clock: trio.testing.MockClock, answer, words) -> None:
     async with something_that_answers(answer):
         with pytest.raises(NoScheduler, match=words):
             await try_connection(INPROC, CLIENT, timeout_s=3)
@@ -111,14 +113,14 @@ async def test_something_else_listens_there(autojump_clock, answer, words):
 @pytest.mark.parametrize(
     ("answer", "is_silent"), [(None, True), (b"", False), (b"HTTP/1.1 400 Bad Request\r\n\r\n", False)]
 )
-async def test_only_who_does_not_answer_is_silent(autojump_clock, answer, is_silent):
+async def test_only_who_does_not_answer_is_silent(autojump_clock: trio.testing.MockClock, answer, is_silent) -> None:
     async with something_that_answers(answer):
         with pytest.raises(ConnectionLost) as caught:
             await try_channel(INPROC, Hello(role="data"), timeout_s=3)
     assert isinstance(caught.value, PeerSilent) == is_silent
 
 
-async def test_a_cancelled_call_leaves_no_connection(autojump_clock):
+async def test_a_cancelled_call_leaves_no_connection(autojump_clock: trio.testing.MockClock) -> None:
     async with something_that_answers(None) as accepted:
         with trio.move_on_after(1):
             await try_connection(INPROC, CLIENT)

@@ -18,7 +18,7 @@ from trio_dask.protocol.link import LinkLimits
 from trio_dask.protocol.messages import Blob, Cancel, Goodbye, KeyPending, Query, Release, Retry, Want
 
 
-async def test_messages_arrive_in_order_whatever_their_sizes(make_pair):
+async def test_messages_arrive_in_order_whatever_their_sizes(make_pair) -> None:
     client, scheduler = connections(await make_pair())
     dice = random.Random(0)
     sent = [
@@ -26,7 +26,7 @@ async def test_messages_arrive_in_order_whatever_their_sizes(make_pair):
         for number in range(3000)
     ]
 
-    async def send():
+    async def send() -> None:
         left = list(sent)
         while left:
             count = dice.randrange(1, 200)
@@ -44,7 +44,7 @@ async def test_messages_arrive_in_order_whatever_their_sizes(make_pair):
 
 
 @pytest.mark.parametrize("make_pair", ["memory", "tcp"], indirect=True)
-async def test_nothing_leaves_before_the_flush_and_all_of_it_leaves_with_it(make_pair):
+async def test_nothing_leaves_before_the_flush_and_all_of_it_leaves_with_it(make_pair) -> None:
     near, far = await make_pair()
     client, _ = connections((near, far))
     async with client:
@@ -62,7 +62,7 @@ async def test_nothing_leaves_before_the_flush_and_all_of_it_leaves_with_it(make
     far.abort()
 
 
-async def test_all_frames_that_have_come_are_one_batch(make_pair):
+async def test_all_frames_that_have_come_are_one_batch(make_pair) -> None:
     near, far = await make_pair()
     _, scheduler = connections((near, far))
     async with scheduler:
@@ -76,7 +76,7 @@ async def test_all_frames_that_have_come_are_one_batch(make_pair):
     near.abort()
 
 
-async def test_frames_without_messages_give_no_empty_batches(autojump_clock):
+async def test_frames_without_messages_give_no_empty_batches(autojump_clock: trio.testing.MockClock) -> None:
     near, far = memory_pair()
     client, scheduler = connections((near, far))
     async with scheduler, client:
@@ -86,7 +86,7 @@ async def test_frames_without_messages_give_no_empty_batches(autojump_clock):
         assert scope.cancelled_caught
 
 
-async def test_what_came_with_the_hello_is_the_first_batch():
+async def test_what_came_with_the_hello_is_the_first_batch() -> None:
     near, far = memory_pair()
     scheduler = Connection(far, HELLO, allowed=FROM_CLIENT, received=frame(question(1))[:10])
     async with scheduler:
@@ -98,7 +98,7 @@ async def test_what_came_with_the_hello_is_the_first_batch():
 # ------------------------------------------------------------------------------------------------- slow peers
 
 
-async def test_what_gathers_while_a_peer_is_slow_arrives_as_few_large_frames(make_pair):
+async def test_what_gathers_while_a_peer_is_slow_arrives_as_few_large_frames(make_pair) -> None:
     near, far = await make_pair()
     client, _ = connections((near, far))
     async with client:
@@ -116,12 +116,12 @@ async def test_what_gathers_while_a_peer_is_slow_arrives_as_few_large_frames(mak
     far.abort()
 
 
-async def test_cancellation_never_cuts_a_frame_in_half(make_pair):
+async def test_cancellation_never_cuts_a_frame_in_half(make_pair) -> None:
     """The block is cancelled while half a frame is out; its own cleanup still says goodbye in good order."""
     client, scheduler = connections(await make_pair())
     big = Blob(b"", 1, random.Random(2).randbytes(2**23))
 
-    async def be_cancelled():
+    async def be_cancelled() -> None:
         with trio.CancelScope() as scope:
             async with client, AsyncExitStack() as cleanup:
                 cleanup.push_async_callback(client.aclose, "cancelled")
@@ -135,7 +135,7 @@ async def test_cancellation_never_cuts_a_frame_in_half(make_pair):
         assert scheduler.goodbye == Goodbye("cancelled")
 
 
-async def test_senders_of_much_can_wait_for_the_network(autojump_clock):
+async def test_senders_of_much_can_wait_for_the_network(autojump_clock: trio.testing.MockClock) -> None:
     near, far = memory_pair(capacity=1000)
     client, scheduler = connections((near, far))
     async with client, scheduler:
@@ -147,17 +147,17 @@ async def test_senders_of_much_can_wait_for_the_network(autojump_clock):
             await anext(scheduler.batches())
 
 
-async def test_a_peer_that_lets_too_much_wait_for_too_long_is_given_up(autojump_clock):
+async def test_a_peer_that_lets_too_much_wait_for_too_long_is_given_up(autojump_clock: trio.testing.MockClock) -> None:
     near, far = memory_pair(capacity=1000)
     client, _ = connections((near, far), LinkLimits(max_backlog_bytes=50_000, silence_s=30, keepalive_s=5))
 
-    async def speak_but_never_read():
+    async def speak_but_never_read() -> None:
         with suppress(ConnectionLost):
             while True:
                 await far.send_all(PING_FRAME)
                 await trio.sleep(5)
 
-    async def ask_on():
+    async def ask_on() -> None:
         while True:
             client.send_nowait(question(1), flush=True)
             await trio.sleep(1)
@@ -180,14 +180,14 @@ async def test_a_peer_that_lets_too_much_wait_for_too_long_is_given_up(autojump_
         nursery.cancel_scope.cancel()
 
 
-async def test_a_peer_that_reads_is_not_given_up_however_much_waits(autojump_clock):
+async def test_a_peer_that_reads_is_not_given_up_however_much_waits(autojump_clock: trio.testing.MockClock) -> None:
     near, far = memory_pair(capacity=1000)
     settings = LinkLimits(max_backlog_bytes=50_000, silence_s=30)
     client, scheduler = connections((near, far), settings, LinkLimits())
     blobs = [Blob(b"", number, bytes(10_000)) for number in range(100)]
     received = []
 
-    async def read_slowly():
+    async def read_slowly() -> None:
         async for batch in scheduler.batches():
             received.extend(batch)
             await trio.sleep(0.2)
@@ -208,7 +208,7 @@ async def test_a_peer_that_reads_is_not_given_up_however_much_waits(autojump_clo
 PATIENCE = LinkLimits(keepalive_s=5, silence_s=30)
 
 
-async def test_idle_connections_stay_alive(autojump_clock):
+async def test_idle_connections_stay_alive(autojump_clock: trio.testing.MockClock) -> None:
     client, scheduler = connections(limits=PATIENCE)
     async with client, scheduler, trio.open_nursery() as nursery:
         nursery.start_soon(collect, client)
@@ -217,7 +217,7 @@ async def test_idle_connections_stay_alive(autojump_clock):
         nursery.cancel_scope.cancel()
 
 
-async def test_a_ping_goes_out_only_when_nothing_else_did(autojump_clock):
+async def test_a_ping_goes_out_only_when_nothing_else_did(autojump_clock: trio.testing.MockClock) -> None:
     near, far = memory_pair()
     client, _ = connections((near, far), PATIENCE)
     async with client:
@@ -231,7 +231,7 @@ async def test_a_ping_goes_out_only_when_nothing_else_did(autojump_clock):
         assert await far.receive_some() == PING_FRAME
 
 
-async def test_no_ping_is_squeezed_into_a_frame_that_is_under_way(autojump_clock):
+async def test_no_ping_is_squeezed_into_a_frame_that_is_under_way(autojump_clock: trio.testing.MockClock) -> None:
     """Room appears at the very moment when a ping is due, and tasks run in any order: so it is tried often."""
     near, far = memory_pair(capacity=100)
     client, _ = connections((near, far), LinkLimits(keepalive_s=5, silence_s=1000))
@@ -247,7 +247,9 @@ async def test_no_ping_is_squeezed_into_a_frame_that_is_under_way(autojump_clock
 
 
 @pytest.mark.parametrize("last_sign", [b"", PING_FRAME, frame(question(1)), PING_FRAME[:3]])
-async def test_a_silent_peer_is_lost_after_its_limit_and_not_before(autojump_clock, last_sign):
+async def test_a_silent_peer_is_lost_after_its_limit_and_not_before(
+    autojump_clock: trio.testing.MockClock, last_sign
+) -> None:
     near, far = memory_pair()
     _, scheduler = connections((near, far), PATIENCE)
     async with scheduler:
@@ -262,7 +264,7 @@ async def test_a_silent_peer_is_lost_after_its_limit_and_not_before(autojump_clo
         await read_to_end(near)
 
 
-async def test_whoever_is_slow_to_read_does_not_blame_the_peer(autojump_clock):
+async def test_whoever_is_slow_to_read_does_not_blame_the_peer(autojump_clock: trio.testing.MockClock) -> None:
     """What has come but was not yet looked at counts: this process may have been stopped, or its handler slow."""
     client, scheduler = connections(limits=PATIENCE)
     async with client, scheduler:
@@ -286,7 +288,7 @@ async def test_whoever_is_slow_to_read_does_not_blame_the_peer(autojump_clock):
         pytest.param(frame(question(1)) + b"\xda\x01\x00\x00\xff\xff\xff\xff", id="absurd length"),
     ],
 )
-async def test_wrong_input_is_a_protocol_error(data):
+async def test_wrong_input_is_a_protocol_error(data) -> None:
     near, far = memory_pair()
     _, scheduler = connections((near, far))
     await near.send_all(data)
@@ -297,7 +299,7 @@ async def test_wrong_input_is_a_protocol_error(data):
         await near.receive_some()
 
 
-async def test_a_message_that_cannot_be_sent_takes_no_other_along():
+async def test_a_message_that_cannot_be_sent_takes_no_other_along() -> None:
     client, scheduler = connections()
     async with client, scheduler:
         client.send_many_nowait([question(1), Query(2, "\ud800", ()), question(3)])
@@ -307,12 +309,12 @@ async def test_a_message_that_cannot_be_sent_takes_no_other_along():
         assert await anext(scheduler.batches()) == [question(1), question(3), Cancel(("k",), force=True)]
 
 
-async def test_a_peer_can_be_told_what_it_did_wrong(make_pair):
+async def test_a_peer_can_be_told_what_it_did_wrong(make_pair) -> None:
     near, far = await make_pair()
     client, _ = connections((near, far))
     _, scheduler = connections((near, far))
 
-    async def do_wrong():
+    async def do_wrong() -> None:
         async with client:
             await near.send_all(encode_frame(Kind.RECORDS, b"\xc1") + bytes(700_000))
             assert await collect(client) == []

@@ -1,6 +1,7 @@
 """How connections end: a goodbye is quiet, anything else is a loss, and nothing hangs."""
 
 from functools import partial
+from typing import Never
 
 import pytest
 import trio
@@ -13,15 +14,15 @@ from trio_dask.protocol.link import LinkLimits
 from trio_dask.protocol.messages import Blob, Goodbye, KeyPending, Reply
 
 
-async def test_goodbye_is_a_quiet_end_for_both(make_pair):
+async def test_goodbye_is_a_quiet_end_for_both(make_pair) -> None:
     client, scheduler = connections(await make_pair())
     received = {}
 
-    async def serve():
+    async def serve() -> None:
         async with scheduler:
             received["scheduler"] = await collect(scheduler)
 
-    async def leave():
+    async def leave() -> None:
         async with client:
             client.send_nowait(question(1))
             await client.aclose("done")
@@ -35,17 +36,17 @@ async def test_goodbye_is_a_quiet_end_for_both(make_pair):
     assert client.goodbye is None
 
 
-async def test_what_the_peer_still_says_is_heard_while_this_side_leaves(make_pair):
+async def test_what_the_peer_still_says_is_heard_while_this_side_leaves(make_pair) -> None:
     client, scheduler = connections(await make_pair())
 
-    async def serve():
+    async def serve() -> None:
         async with scheduler:
             assert await collect(scheduler) == []
             scheduler.send_nowait(Reply(1, "bye"), flush=True)
 
     heard = []
 
-    async def listen():
+    async def listen() -> None:
         heard.extend(await collect(client))
 
     async with client, background(listen, serve):
@@ -54,8 +55,8 @@ async def test_what_the_peer_still_says_is_heard_while_this_side_leaves(make_pai
     assert heard == [Reply(1, "bye")]
 
 
-async def test_both_may_leave_at_once(make_pair):
-    async def leave(connection):
+async def test_both_may_leave_at_once(make_pair) -> None:
+    async def leave(connection) -> None:
         async with connection:
             await connection.aclose("me first")
 
@@ -66,12 +67,12 @@ async def test_both_may_leave_at_once(make_pair):
                 nursery.start_soon(leave, connection)
 
 
-async def test_who_closes_what_is_being_closed_cuts_nothing_short(make_pair):
+async def test_who_closes_what_is_being_closed_cuts_nothing_short(make_pair) -> None:
     client, scheduler = connections(await make_pair())
     much = [Blob(b"", number, bytes(1_000_000)) for number in range(5)]
     received = []
 
-    async def listen():
+    async def listen() -> None:
         received.extend(await collect(scheduler))
 
     async with client, scheduler:
@@ -83,7 +84,7 @@ async def test_who_closes_what_is_being_closed_cuts_nothing_short(make_pair):
     assert scheduler.goodbye in (Goodbye("first"), Goodbye("second"))
 
 
-async def test_nothing_counts_after_a_goodbye():
+async def test_nothing_counts_after_a_goodbye() -> None:
     near, far = memory_pair()
     _, scheduler = connections((near, far))
     async with scheduler:
@@ -93,7 +94,7 @@ async def test_nothing_counts_after_a_goodbye():
     assert scheduler.goodbye == Goodbye("done")
 
 
-async def test_leaving_takes_no_longer_than_its_limit(autojump_clock):
+async def test_leaving_takes_no_longer_than_its_limit(autojump_clock: trio.testing.MockClock) -> None:
     near, far = memory_pair(capacity=100)
     client, _ = connections((near, far), LinkLimits(cleanup_s=3))
     async with client:
@@ -108,10 +109,10 @@ async def test_leaving_takes_no_longer_than_its_limit(autojump_clock):
 
 
 @pytest.mark.parametrize("way", ["body returns", "body raises", "body is cancelled", "abort"])
-async def test_any_other_end_is_a_loss_for_the_peer(make_pair, way):
+async def test_any_other_end_is_a_loss_for_the_peer(make_pair, way) -> None:
     client, scheduler = connections(await make_pair())
 
-    async def leave():
+    async def leave() -> None:
         with trio.CancelScope() as scope:
             async with client:
                 if way == "body raises":
@@ -136,7 +137,7 @@ async def test_any_other_end_is_a_loss_for_the_peer(make_pair, way):
 
 
 @pytest.mark.parametrize("rest", [b"", frame(question(2))[:5]], ids=["between frames", "inside a frame"])
-async def test_the_end_of_the_stream_without_a_goodbye_is_a_loss(make_pair, rest):
+async def test_the_end_of_the_stream_without_a_goodbye_is_a_loss(make_pair, rest) -> None:
     near, far = await make_pair()
     _, scheduler = connections((near, far))
     await near.send_all(frame(question(1)) + rest)
@@ -148,15 +149,15 @@ async def test_the_end_of_the_stream_without_a_goodbye_is_a_loss(make_pair, rest
             await anext(batches)
 
 
-async def test_a_peer_that_breaks_off_once_this_side_has_left_is_no_loss(make_pair):
+async def test_a_peer_that_breaks_off_once_this_side_has_left_is_no_loss(make_pair) -> None:
     near, far = await make_pair()
     client, _ = connections((near, far))
 
-    async def break_off():
+    async def break_off() -> None:
         assert await far.receive_some() == frame(Goodbye("done"))
         far.abort()
 
-    async def read():
+    async def read() -> None:
         assert await collect(client) == []
 
     async with client, background(read, break_off):
@@ -164,19 +165,19 @@ async def test_a_peer_that_breaks_off_once_this_side_has_left_is_no_loss(make_pa
         await client.aclose("done")
 
 
-async def test_a_reader_that_is_busy_while_this_side_leaves_finds_the_end(make_pair):
+async def test_a_reader_that_is_busy_while_this_side_leaves_finds_the_end(make_pair) -> None:
     near, far = await make_pair()
     client, _ = connections((near, far))
     leaving = trio.Event()
 
-    async def read():
+    async def read() -> None:
         async for batch in client.batches():
             assert batch == [KeyPending("k")]
             leaving.set()
             await far.receive_some()
             await trio.testing.wait_all_tasks_blocked()
 
-    async def leave():
+    async def leave() -> None:
         await leaving.wait()
         await client.aclose("done")
 
@@ -188,7 +189,7 @@ async def test_a_reader_that_is_busy_while_this_side_leaves_finds_the_end(make_p
             await far.aclose()
 
 
-async def test_a_goodbye_that_came_before_the_loss_is_heard(make_pair):
+async def test_a_goodbye_that_came_before_the_loss_is_heard(make_pair) -> None:
     """Sending to a peer that has left fails first; what it said is still to be read."""
     near, far = await make_pair()
     _, scheduler = connections((near, far))
@@ -201,7 +202,7 @@ async def test_a_goodbye_that_came_before_the_loss_is_heard(make_pair):
         assert scheduler.goodbye == Goodbye("in a hurry")
 
 
-async def test_exceptions_of_the_body_come_out_as_they_are():
+async def test_exceptions_of_the_body_come_out_as_they_are() -> Never:
     for error in (KeyError("x"), ExceptionGroup("several", [KeyError("x")]), KeyboardInterrupt()):
         client, _ = connections()
         with pytest.raises(type(error)) as caught:
@@ -210,10 +211,10 @@ async def test_exceptions_of_the_body_come_out_as_they_are():
         assert caught.value is error
 
 
-async def test_exceptions_of_the_body_survive_a_cancellation_around_it():
+async def test_exceptions_of_the_body_survive_a_cancellation_around_it() -> None:
     client, _ = connections()
 
-    async def be_cancelled_and_raise():
+    async def be_cancelled_and_raise() -> Never:
         async with client:
             scope.cancel()
             raise KeyError
@@ -222,7 +223,7 @@ async def test_exceptions_of_the_body_survive_a_cancellation_around_it():
         await be_cancelled_and_raise()
 
 
-async def test_messages_to_a_peer_that_is_gone_are_dropped():
+async def test_messages_to_a_peer_that_is_gone_are_dropped() -> None:
     client, scheduler = connections()
     async with client:
         scheduler.abort()

@@ -16,26 +16,26 @@ def in_thread(function, *args):
 
 
 @pytest.mark.parametrize(("kind", "may_send"), [("tcp", True), ("memory", False), ("websocket", False)])
-async def test_only_what_has_no_state_of_its_own_lets_any_thread_send(kind, may_send, nursery):
+async def test_only_what_has_no_state_of_its_own_lets_any_thread_send(kind, may_send, nursery: trio.Nursery) -> None:
     client, scheduler = connections(await pair_of(kind, nursery))
     async with client, scheduler:
         assert client.thread_safe_send == may_send
 
 
-async def test_messages_of_many_threads_arrive_whole_and_each_threads_in_order():
+async def test_messages_of_many_threads_arrive_whole_and_each_threads_in_order() -> None:
     client, scheduler = connections(tcp_pair())
     threads, each = 4, 300
     # Now and then one that no socket takes at once, so that the writer has to go on with what a thread has begun.
     large = Blob(b"", 0, bytes(3_000_000))
 
-    def send(number):
+    def send(number) -> None:
         for step in range(each):
             client.send_many_nowait([question(number * each + step)])
             if step % 100 == 50:
                 client.send_nowait(large)
             client.flush_nowait()
 
-    async def send_all():
+    async def send_all() -> None:
         async with trio.open_nursery() as nursery:
             for number in range(threads):
                 nursery.start_soon(in_thread, send, number)
@@ -55,11 +55,11 @@ async def test_messages_of_many_threads_arrive_whole_and_each_threads_in_order()
     assert sum(message == large for message in received) == 3 * threads
 
 
-async def test_what_a_thread_begins_and_the_socket_does_not_take_is_sent_by_the_writer():
+async def test_what_a_thread_begins_and_the_socket_does_not_take_is_sent_by_the_writer() -> None:
     client, scheduler = connections(tcp_pair())
     large = Blob(b"", 0, bytes(30_000_000))
 
-    async def send():
+    async def send() -> None:
         await in_thread(lambda: client.send_nowait(large, flush=True))
         await client.aclose()
 
@@ -67,7 +67,7 @@ async def test_what_a_thread_begins_and_the_socket_does_not_take_is_sent_by_the_
         assert await collect(scheduler) == [large]
 
 
-async def test_a_thread_that_sends_to_nobody_disturbs_nothing():
+async def test_a_thread_that_sends_to_nobody_disturbs_nothing() -> None:
     near, far = tcp_pair()
     client, _ = connections((near, far))
     async with client:
@@ -80,14 +80,14 @@ async def test_a_thread_that_sends_to_nobody_disturbs_nothing():
             await anext(client.batches())
 
 
-async def test_threads_that_send_while_it_is_closed_write_to_nobody_else():
+async def test_threads_that_send_while_it_is_closed_write_to_nobody_else() -> None:
     """The number of a closed socket goes to the next one that is opened: nothing may be written to that."""
     stop = threading.Event()
     for _ in range(30):
         stop.clear()
         client, scheduler = connections(tcp_pair())
 
-        def send(client=client):
+        def send(client=client) -> None:
             while not stop.is_set():
                 client.send_nowait(question(1), flush=True)
 

@@ -5,6 +5,7 @@ import random
 import subprocess
 import sys
 from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -41,7 +42,7 @@ def is_permitted():
 
 
 @pytest.fixture
-def permitted():
+def permitted() -> None:
     """Some sandboxes let nobody look at anybody, not even at himself."""
     if not is_permitted():
         pytest.skip("the kernel does not permit it here")
@@ -51,7 +52,7 @@ def permitted():
 
 
 @pytest.mark.usefixtures("permitted")
-def test_every_buffer_arrives_in_its_place():
+def test_every_buffer_arrives_in_its_place() -> None:
     lent = [random.Random(size).randbytes(size) for size in (0, 1, 4095, 4096, 4097, 3_000_000)]
     array = np.arange(70_000.0).reshape(700, 100)
     filled = empty(*map(len, lent), array.nbytes)
@@ -62,7 +63,7 @@ def test_every_buffer_arrives_in_its_place():
 
 
 @pytest.mark.usefixtures("permitted")
-def test_a_buffer_is_read_in_as_many_calls_as_it_needs(monkeypatch):
+def test_a_buffer_is_read_in_as_many_calls_as_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cross_memory_attach, "PIECE_BYTES", 1000)
     lent, filled = random.Random(1).randbytes(12_345), empty(12_345)
     with MemoryOffer(views(lent)) as offer:
@@ -71,7 +72,7 @@ def test_a_buffer_is_read_in_as_many_calls_as_it_needs(monkeypatch):
 
 
 @pytest.mark.usefixtures("permitted")
-def test_what_a_file_backs_can_be_lent(tmp_path):
+def test_what_a_file_backs_can_be_lent(tmp_path: Path) -> None:
     content = random.Random(2).randbytes(2 * MIB)
     lent, filled = np.memmap(tmp_path / "file", dtype="u1", mode="w+", shape=len(content)), empty(len(content))
     lent[:] = np.frombuffer(content, dtype="u1")
@@ -80,7 +81,7 @@ def test_what_a_file_backs_can_be_lent(tmp_path):
     assert bytes(filled[0]) == content
 
 
-def test_nothing_is_borrowed_once_the_loan_is_over():
+def test_nothing_is_borrowed_once_the_loan_is_over() -> None:
     lent = views(bytes(100))
     with MemoryOffer(lent) as offer:
         pass
@@ -88,7 +89,7 @@ def test_nothing_is_borrowed_once_the_loan_is_over():
 
 
 @pytest.mark.usefixtures("permitted")
-def test_a_loan_that_ends_while_it_is_read_counts_for_nothing(monkeypatch):
+def test_a_loan_that_ends_while_it_is_read_counts_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     lent = views(bytes(100))
     offer = MemoryOffer(lent)
     read = cross_memory_attach._read
@@ -117,14 +118,14 @@ def changed(terms):
     yield terms._replace(places=(2**70,))
 
 
-def test_wrong_terms_give_nothing():
+def test_wrong_terms_give_nothing() -> None:
     lent = views(bytes(100))
     with MemoryOffer(lent) as offer:
         for terms in changed(offer.terms):
             assert not read_remote(terms, empty(100)), terms
 
 
-def test_another_process_that_is_gone_gives_nothing():
+def test_another_process_that_is_gone_gives_nothing() -> None:
     child = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
     with MemoryOffer(views(bytes(100))) as offer:
         assert not read_remote(offer.terms._replace(pid=int(child.stdout)), empty(100))
@@ -133,11 +134,11 @@ def test_another_process_that_is_gone_gives_nothing():
 @pytest.mark.parametrize(
     ("sizes", "worth"), [((MIB,), True), ((10, MIB), True), ((10,) * 16 + (MIB,), False), ((65_536,) * 16, True)]
 )
-def test_it_pays_for_large_buffers(sizes, worth):
+def test_it_pays_for_large_buffers(sizes, worth) -> None:
     assert can_offer(empty(*sizes)) == worth
 
 
-def test_it_can_be_turned_off(monkeypatch):
+def test_it_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(config.CROSS_MEMORY_VARIABLE, "0")
     assert not can_offer(empty(MIB))
     with MemoryOffer(views(bytes(10))) as offer:
@@ -164,7 +165,7 @@ def counting(monkeypatch):
 async def exchange(sender: DataChannel, receiver: DataChannel, *buffers):
     received = []
 
-    async def receive():
+    async def receive() -> None:
         received.append(await receiver.receive())
 
     message = Value("key", tuple(memoryview(buffer).nbytes for buffer in buffers))
@@ -176,7 +177,7 @@ async def exchange(sender: DataChannel, receiver: DataChannel, *buffers):
 
 
 @pytest.mark.usefixtures("permitted")
-async def test_large_values_are_read_by_the_receiver_and_small_ones_sent(monkeypatch):
+async def test_large_values_are_read_by_the_receiver_and_small_ones_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     near, far = channels(tcp_pair())
     large, small = random.Random(3).randbytes(5 * MIB), random.Random(4).randbytes(MIB - 1)
     with counting(monkeypatch) as asked:
@@ -189,7 +190,7 @@ async def test_large_values_are_read_by_the_receiver_and_small_ones_sent(monkeyp
     far.abort()
 
 
-async def test_who_cannot_borrow_is_sent_the_bytes_and_not_asked_again(monkeypatch):
+async def test_who_cannot_borrow_is_sent_the_bytes_and_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     near, far = channels(tcp_pair())
     large = random.Random(5).randbytes(5 * MIB)
     asked = []
@@ -203,7 +204,7 @@ async def test_who_cannot_borrow_is_sent_the_bytes_and_not_asked_again(monkeypat
 
 
 @pytest.mark.parametrize("places", [(), (1,), (1, 2, 3)])
-async def test_each_buffer_has_one_place(places):
+async def test_each_buffer_has_one_place(places) -> None:
     near, far = tcp_pair()
     _, receiver = channels((near, far))
     await near.send_all(frame(MemoryOffered(1, 1, bytes(16), places)) + frame(Value("key", (100, 100))))
@@ -212,7 +213,7 @@ async def test_each_buffer_has_one_place(places):
     near.abort()
 
 
-async def test_an_answer_to_a_loan_says_whether_it_was_taken():
+async def test_an_answer_to_a_loan_says_whether_it_was_taken() -> None:
     near, far = tcp_pair()
     sender, _ = channels((near, far))
     large = bytes(MIB)
@@ -222,11 +223,11 @@ async def test_an_answer_to_a_loan_says_whether_it_was_taken():
     far.abort()
 
 
-async def test_a_borrower_that_goes_away_is_a_loss():
+async def test_a_borrower_that_goes_away_is_a_loss() -> None:
     near, far = tcp_pair()
     sender, _ = channels((near, far))
 
-    async def leave():
+    async def leave() -> None:
         await far.receive_some()
         far.abort()
 
@@ -235,7 +236,7 @@ async def test_a_borrower_that_goes_away_is_a_loss():
             await sender.send(Value("key", (MIB,)), [bytes(MIB)])
 
 
-async def test_the_limit_of_a_channel_holds_for_what_is_lent_too():
+async def test_the_limit_of_a_channel_holds_for_what_is_lent_too() -> None:
     near, far = tcp_pair()
     _, receiver = channels((near, far), max_bytes=1000)
     await near.send_all(frame(MemoryOffered(1, 1, bytes(16), (1,))) + frame(Value("key", (1001,))))
@@ -245,7 +246,7 @@ async def test_the_limit_of_a_channel_holds_for_what_is_lent_too():
 
 
 @pytest.mark.usefixtures("permitted")
-async def test_who_gives_up_a_loan_has_lent_nothing():
+async def test_who_gives_up_a_loan_has_lent_nothing() -> None:
     near, far = tcp_pair()
     sender, _ = channels((near, far))
     content = bytes(MIB)
@@ -269,7 +270,7 @@ async def test_who_gives_up_a_loan_has_lent_nothing():
 class SlowThread:
     """Stands for the thread that reads what lies on a slow disk."""
 
-    def __init__(self, monkeypatch, seconds, *, ok=True):
+    def __init__(self, monkeypatch, seconds, *, ok=True) -> None:
         self.seconds = seconds
         self.ok = ok
         monkeypatch.setattr(trio.to_thread, "run_sync", self.run)
@@ -280,7 +281,7 @@ class SlowThread:
 
 
 @pytest.fixture
-def near_and_far(monkeypatch):
+def near_and_far(monkeypatch: pytest.MonkeyPatch):
     """Both ends in one process, and in virtual time."""
     near, far = memory_pair()
     for end in (near, far):
@@ -293,7 +294,9 @@ SLOW = LinkLimits(keepalive_s=5, silence_s=30)
 
 @pytest.mark.usefixtures("permitted")
 @pytest.mark.parametrize("ok", [True, False])
-async def test_a_slow_borrower_is_waited_for(autojump_clock, monkeypatch, near_and_far, ok):
+async def test_a_slow_borrower_is_waited_for(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch, near_and_far, ok
+) -> None:
     near, far = channels(near_and_far, limits=SLOW)
     SlowThread(monkeypatch, 1000, ok=ok)
     large = random.Random(6).randbytes(MIB)
@@ -304,7 +307,7 @@ async def test_a_slow_borrower_is_waited_for(autojump_clock, monkeypatch, near_a
 
 
 @pytest.mark.usefixtures("permitted")
-async def test_a_borrower_may_wait_for_room(autojump_clock, near_and_far):
+async def test_a_borrower_may_wait_for_room(autojump_clock: trio.testing.MockClock, near_and_far) -> None:
     near, far = channels(near_and_far, limits=SLOW)
     large = random.Random(7).randbytes(MIB)
     held = []
@@ -322,19 +325,21 @@ async def test_a_borrower_may_wait_for_room(autojump_clock, near_and_far):
     far.abort()
 
 
-async def test_a_borrower_that_says_nothing_is_silent(autojump_clock, near_and_far):
+async def test_a_borrower_that_says_nothing_is_silent(autojump_clock: trio.testing.MockClock, near_and_far) -> None:
     sender, _ = channels(near_and_far, limits=SLOW)
     with pytest.raises(PeerSilent, match="for 30 s"):
         await sender.send(Value("key", (MIB,)), [bytes(MIB)])
     assert trio.current_time() >= 30
 
 
-async def test_a_borrower_whose_lender_goes_away_hears_it_when_it_pings(autojump_clock, monkeypatch, near_and_far):
+async def test_a_borrower_whose_lender_goes_away_hears_it_when_it_pings(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch, near_and_far
+) -> None:
     near, far = near_and_far
     _, receiver = channels((near, far), limits=SLOW)
     SlowThread(monkeypatch, 1000)
 
-    async def lend_and_leave():
+    async def lend_and_leave() -> None:
         await near.send_all(frame(MemoryOffered(1, 1, bytes(16), (1,))) + frame(Value("key", (MIB,))))
         await trio.sleep(17)
         near.abort()
@@ -346,7 +351,9 @@ async def test_a_borrower_whose_lender_goes_away_hears_it_when_it_pings(autojump
     assert trio.current_time() == pytest.approx(20, abs=1)
 
 
-async def test_who_gives_up_borrowing_is_cancelled_and_nothing_else(autojump_clock, monkeypatch, near_and_far):
+async def test_who_gives_up_borrowing_is_cancelled_and_nothing_else(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch, near_and_far
+) -> None:
     near, far = near_and_far
     _, receiver = channels((near, far), limits=SLOW)
     SlowThread(monkeypatch, 1000)
@@ -361,7 +368,7 @@ async def test_who_gives_up_borrowing_is_cancelled_and_nothing_else(autojump_clo
 async def exchange_slowly(sender, receiver, *buffers, room=None):
     received = []
 
-    async def receive():
+    async def receive() -> None:
         received.append(await receiver.receive(room))
 
     async with trio.open_nursery() as nursery:

@@ -45,7 +45,7 @@ def value(*buffers):
 async def exchange(sender: DataChannel, receiver: DataChannel, message, buffers=()):
     received = []
 
-    async def receive():
+    async def receive() -> None:
         received.append(await receiver.receive())
 
     async with background(receive):
@@ -66,7 +66,7 @@ async def exchange(sender: DataChannel, receiver: DataChannel, message, buffers=
     ],
     ids=lambda sizes: f"{len(sizes)} of {sum(sizes)} bytes",
 )
-async def test_values_of_every_size_arrive(make_pair, sizes):
+async def test_values_of_every_size_arrive(make_pair, sizes) -> None:
     near, far = channels(await make_pair())
     buffers = [random.Random(size).randbytes(size) for size in sizes]
     message, received = await exchange(near, far, value(*buffers), buffers)
@@ -79,7 +79,7 @@ async def test_values_of_every_size_arrive(make_pair, sizes):
 
 
 @pytest.mark.parametrize("count", [10, 3_000_000])
-async def test_arrays_made_of_what_was_received_are_writeable(make_pair, count):
+async def test_arrays_made_of_what_was_received_are_writeable(make_pair, count) -> None:
     near, far = channels(await make_pair())
     array = np.arange(count, dtype="i8")
     _, [buffer] = await exchange(near, far, value(array), [array])
@@ -103,17 +103,17 @@ async def test_arrays_made_of_what_was_received_are_writeable(make_pair, count):
     ],
     ids=lambda buffer: f"{type(buffer).__name__} {getattr(buffer, 'shape', '')}",
 )
-async def test_whatever_has_contiguous_bytes_can_be_sent(buffer):
+async def test_whatever_has_contiguous_bytes_can_be_sent(buffer) -> None:
     near, far = channels()
     _, [received] = await exchange(near, far, value(buffer), [buffer])
     assert received == memoryview(buffer).tobytes()
 
 
-async def test_many_small_answers_to_one_request():
+async def test_many_small_answers_to_one_request() -> None:
     near, far = channels(memory_pair(capacity=5000))
     keys = tuple(map(str, range(500)))
 
-    async def answer():
+    async def answer() -> None:
         request, _ = await far.receive()
         for key in request.keys:
             if key.endswith("7"):
@@ -130,17 +130,17 @@ async def test_many_small_answers_to_one_request():
 
 
 @given(st.lists(st.tuples(strategies.ON_DATA_PLANE, st.lists(st.binary(max_size=20), max_size=3)), max_size=5))
-def test_any_sequence_of_messages_arrives_in_any_chunks(sent):
+def test_any_sequence_of_messages_arrives_in_any_chunks(sent) -> None:
     sent = [
         (message._replace(sizes=tuple(map(len, buffers))), buffers) if hasattr(message, "sizes") else (message, [])
         for message, buffers in sent
         if not isinstance(message, Goodbye | MemoryOffered | MemoryRead)  # of which the channel itself makes something
     ]
 
-    async def main():
+    async def main() -> None:
         near, far = channels(memory_pair(capacity=9))
 
-        async def send():
+        async def send() -> None:
             for message, buffers in sent:
                 await near.send(message, buffers)
             await near.aclose()
@@ -159,7 +159,7 @@ def test_any_sequence_of_messages_arrives_in_any_chunks(sent):
 # ------------------------------------------------------------------------------------------------------ ends, limits
 
 
-async def test_an_end_between_two_messages_is_an_end_and_in_the_middle_a_loss(make_pair):
+async def test_an_end_between_two_messages_is_an_end_and_in_the_middle_a_loss(make_pair) -> None:
     near, far = await make_pair()
     _, receiver = channels((near, far))
     await near.send_all(frame(PutDone("key", 1)))
@@ -178,21 +178,21 @@ async def test_an_end_between_two_messages_is_an_end_and_in_the_middle_a_loss(ma
         near.abort()
 
 
-async def test_goodbye_is_an_end():
+async def test_goodbye_is_an_end() -> None:
     near, far = channels()
     await near.send(Goodbye("done"))
     with pytest.raises(trio.EndOfChannel):
         await far.receive()
 
 
-async def test_pings_are_passed_over():
+async def test_pings_are_passed_over() -> None:
     near, far = memory_pair()
     _, receiver = channels((near, far))
     near.try_send(PING_FRAME + PING_FRAME + frame(PutDone("key", 1)))
     assert (await receiver.receive())[0] == PutDone("key", 1)
 
 
-async def test_a_sender_announces_what_it_sends():
+async def test_a_sender_announces_what_it_sends() -> None:
     near, far = channels()
     for message, buffers in [
         (Value("key", (3,)), [b"ab"]),
@@ -219,11 +219,11 @@ async def test_a_sender_announces_what_it_sends():
         (b"\xda\x01\x00\x00\x00\x10\x00\x01", "limit"),
     ],
 )
-async def test_wrong_input_is_a_protocol_error_and_closes(data, complaint):
+async def test_wrong_input_is_a_protocol_error_and_closes(data, complaint) -> None:
     near, far = memory_pair()
     _, receiver = channels((near, far), max_bytes=1000)
 
-    async def send():
+    async def send() -> None:
         await near.send_all(data)
 
     async with background(send):
@@ -233,7 +233,7 @@ async def test_wrong_input_is_a_protocol_error_and_closes(data, complaint):
         await near.receive_some()
 
 
-async def test_the_largest_value_is_allowed():
+async def test_the_largest_value_is_allowed() -> None:
     near, far = channels(max_bytes=1000)
     assert (await exchange(near, far, Value("key", (600, 400)), [bytes(600), bytes(400)]))[1] == [
         bytes(600),
@@ -245,11 +245,13 @@ PATIENCE = LinkLimits(silence_s=30)
 
 
 @pytest.mark.parametrize("cut", [3, len(frame(value(bytes(100_000)))), 300])
-async def test_a_pause_in_the_middle_of_a_message_is_a_loss_after_its_limit(autojump_clock, cut):
+async def test_a_pause_in_the_middle_of_a_message_is_a_loss_after_its_limit(
+    autojump_clock: trio.testing.MockClock, cut
+) -> None:
     near, far = memory_pair()
     _, receiver = channels((near, far), limits=PATIENCE)
 
-    async def send_slowly_and_stop():
+    async def send_slowly_and_stop() -> None:
         await trio.sleep(1000)  # nobody minds before a message has begun
         for byte in (frame(value(bytes(100_000))) + bytes(100_000))[:cut]:
             near.try_send(bytes([byte]))
@@ -264,7 +266,7 @@ async def test_a_pause_in_the_middle_of_a_message_is_a_loss_after_its_limit(auto
         await near.receive_some()
 
 
-async def test_a_peer_that_takes_nothing_is_lost_after_its_limit(autojump_clock):
+async def test_a_peer_that_takes_nothing_is_lost_after_its_limit(autojump_clock: trio.testing.MockClock) -> None:
     near, far = memory_pair()
     sender, _ = channels((near, far), limits=PATIENCE)
     started = trio.current_time()
@@ -274,7 +276,7 @@ async def test_a_peer_that_takes_nothing_is_lost_after_its_limit(autojump_clock)
 
 
 @pytest.mark.parametrize("what", ["send", "receive"])
-async def test_a_cancelled_exchange_closes_the_channel(what):
+async def test_a_cancelled_exchange_closes_the_channel(what) -> None:
     near, far = channels()
     with trio.CancelScope() as scope:
         async with trio.open_nursery() as nursery:

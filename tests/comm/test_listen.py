@@ -5,6 +5,7 @@ import logging
 import socket
 import struct
 from contextlib import suppress
+from typing import Never
 
 import pytest
 import trio
@@ -52,10 +53,10 @@ all_schemes = pytest.mark.parametrize("where", [LOOPBACK, WEBSOCKET, INPROC], id
 
 
 @all_schemes
-async def test_a_welcome_caller_can_ask_and_leave(where, caplog):
+async def test_a_welcome_caller_can_ask_and_leave(where, caplog: pytest.LogCaptureFixture) -> None:
     left = trio.Event()
 
-    async def handler(connection):
+    async def handler(connection) -> None:
         assert connection.hello._replace(memory="") == CLIENT
         await echo(connection)
         assert connection.goodbye == Goodbye("thanks")
@@ -73,7 +74,7 @@ async def test_a_welcome_caller_can_ask_and_leave(where, caplog):
 
 
 @all_schemes
-async def test_values_have_a_way_of_their_own(where, caplog):
+async def test_values_have_a_way_of_their_own(where, caplog: pytest.LogCaptureFixture) -> None:
     async with (
         serving(where, None, identity=Hello(role="worker", name="w1"), data_handler=give_zeroes) as address,
         channel_to(address, Hello(role="data")) as channel,
@@ -85,8 +86,8 @@ async def test_values_have_a_way_of_their_own(where, caplog):
 
 
 @all_schemes
-async def test_messages_right_behind_the_welcome_are_not_lost(where):
-    async def speak_first(connection):
+async def test_messages_right_behind_the_welcome_are_not_lost(where) -> None:
+    async def speak_first(connection) -> None:
         connection.send_nowait(KeyPending("early"), flush=True)
         await collect(connection)
 
@@ -95,7 +96,7 @@ async def test_messages_right_behind_the_welcome_are_not_lost(where):
         await connection.aclose()
 
 
-async def test_impatient_callers_may_speak_before_the_welcome():
+async def test_impatient_callers_may_speak_before_the_welcome() -> None:
     async with serving(INPROC) as address:
         transport = await call(address)
         transport.try_send(encode_hello(CLIENT) + encode_frame(Kind.RECORDS, encode([Query(1, "x", ())])))
@@ -105,10 +106,10 @@ async def test_impatient_callers_may_speak_before_the_welcome():
         transport.abort()
 
 
-async def test_many_callers_at_once():
+async def test_many_callers_at_once() -> None:
     async with serving() as address:
 
-        async def one(number):
+        async def one(number) -> None:
             async with connection_to(address, CLIENT) as connection:
                 assert await ask(connection, number) == [Reply(number, "who_has")]
                 await connection.aclose()
@@ -118,7 +119,7 @@ async def test_many_callers_at_once():
                 nursery.start_soon(one, number)
 
 
-async def test_sessions_may_outlive_the_listener():
+async def test_sessions_may_outlive_the_listener() -> None:
     async with trio.open_nursery() as sessions:
         async with serving(LOOPBACK, echo, handler_nursery=sessions) as address:
             connection = await connect(Endpoint(address), CLIENT, nursery=sessions)
@@ -129,7 +130,7 @@ async def test_sessions_may_outlive_the_listener():
             await connection.aclose()
 
 
-async def test_a_socket_that_listens_already_will_do():
+async def test_a_socket_that_listens_already_will_do() -> None:
     with socket.create_server(("127.0.0.1", 0)) as sock:
         port = sock.getsockname()[1]
         async with serving(LOOPBACK, listening=sock) as address:
@@ -143,7 +144,7 @@ async def test_a_socket_that_listens_already_will_do():
 
 
 @all_schemes
-async def test_a_refusal_arrives_in_its_own_words(where, caplog):
+async def test_a_refusal_arrives_in_its_own_words(where, caplog: pytest.LogCaptureFixture) -> None:
     def admit(hello, transport):
         assert transport.remote
         return Refusal(f"the name {hello.name} is taken", "name")
@@ -155,7 +156,7 @@ async def test_a_refusal_arrives_in_its_own_words(where, caplog):
     assert record.getMessage().endswith("refused: the name c1 is taken")
 
 
-async def test_what_admit_says_reaches_the_caller():
+async def test_what_admit_says_reaches_the_caller() -> None:
     def admit(hello, transport):
         return Welcome(incarnation=Incarnation("i"), details={"seat": 4})
 
@@ -178,8 +179,8 @@ async def test_what_admit_says_reaches_the_caller():
         (Hello(role="data"), "this scheduler does not serve the role 'data'"),
     ],
 )
-async def test_who_cannot_be_served_is_told_so_before_admission(hello, words):
-    def admit(hello, transport):
+async def test_who_cannot_be_served_is_told_so_before_admission(hello, words) -> None:
+    def admit(hello, transport) -> Never:
         raise AssertionError
 
     async with serving(INPROC, admit=admit) as address:
@@ -187,7 +188,7 @@ async def test_who_cannot_be_served_is_told_so_before_admission(hello, words):
             await try_channel(address, hello)
 
 
-async def test_a_listener_for_data_serves_no_clients():
+async def test_a_listener_for_data_serves_no_clients() -> None:
     async with serving(INPROC, None, data_handler=give_zeroes, identity=Hello(role="worker", name="w1")) as address:
         with pytest.raises(RefusedError, match="this worker 'w1' does not serve the role 'client' of the client 'c1'"):
             await try_connection(address, CLIENT)
@@ -196,7 +197,7 @@ async def test_a_listener_for_data_serves_no_clients():
 # --------------------------------------------------------------------------------------------------------- strangers
 
 
-async def closed_by_peer(transport):
+async def closed_by_peer(transport) -> None:
     try:
         while await transport.receive_some():
             pass
@@ -222,7 +223,9 @@ async def closed_by_peer(transport):
     ],
 )
 @all_schemes
-async def test_a_stranger_gets_one_log_line_and_nobody_else_notices(where, garbage, caplog, nursery):
+async def test_a_stranger_gets_one_log_line_and_nobody_else_notices(
+    where, garbage, caplog: pytest.LogCaptureFixture, nursery: trio.Nursery
+) -> None:
     async with serving(where) as address, connection_to(address, CLIENT) as connection:
         stranger = await call(address, nursery)
         with trio.fail_after(5):
@@ -249,13 +252,13 @@ async def test_a_stranger_gets_one_log_line_and_nobody_else_notices(where, garba
     st.booleans(),
     st.booleans(),
 )
-def test_a_live_port_survives_anything(pieces, greet, reset):
+def test_a_live_port_survives_anything(pieces, greet, reset) -> None:
     """Real sockets, so that what the system makes of it counts too."""
 
-    async def ignore(connection):
+    async def ignore(connection) -> None:
         await collect(connection)
 
-    async def main():
+    async def main() -> None:
         with trio.fail_after(20):
             async with serving(LOOPBACK, ignore) as address:
                 with socket.create_connection((address.host, address.port)) as stranger:
@@ -268,7 +271,9 @@ def test_a_live_port_survives_anything(pieces, greet, reset):
     trio.run(main)
 
 
-async def test_a_stranger_who_says_nothing_is_not_waited_for(autojump_clock, caplog):
+async def test_a_stranger_who_says_nothing_is_not_waited_for(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
     async with serving(INPROC) as address:
         for said in (b"", b"trio_d", encode_hello(CLIENT)[:-1]):
             caplog.clear()
@@ -282,12 +287,12 @@ async def test_a_stranger_who_says_nothing_is_not_waited_for(autojump_clock, cap
             ]
 
 
-async def test_a_stranger_who_dribbles_gets_no_more_time(autojump_clock):
+async def test_a_stranger_who_dribbles_gets_no_more_time(autojump_clock: trio.testing.MockClock) -> None:
     async with serving(INPROC) as address:
         stranger = await call(address)
         started = trio.current_time()
 
-        async def dribble():
+        async def dribble() -> None:
             for byte in encode_hello(CLIENT):
                 stranger.try_send(bytes([byte]))
                 await trio.sleep(1)
@@ -297,7 +302,7 @@ async def test_a_stranger_who_dribbles_gets_no_more_time(autojump_clock):
         assert trio.current_time() - started <= listen.HELLO_S + 1
 
 
-async def test_a_stranger_who_leaves_is_one_line(caplog):
+async def test_a_stranger_who_leaves_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "trio_dask.comm")
     caplog.set_level("INFO", "trio_dask")
     async with serving(INPROC) as address:
@@ -309,7 +314,9 @@ async def test_a_stranger_who_leaves_is_one_line(caplog):
     ]
 
 
-async def test_only_so_many_strangers_at_once(autojump_clock, monkeypatch):
+async def test_only_so_many_strangers_at_once(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(listen, "_MAX_UNAUTHENTICATED", 3)
     async with serving(INPROC) as address:
         strangers = [await call(address) for _ in range(3)]
@@ -324,7 +331,9 @@ async def test_only_so_many_strangers_at_once(autojump_clock, monkeypatch):
             stranger.abort()
 
 
-async def test_a_lack_of_descriptors_is_waited_out(autojump_clock, caplog):
+async def test_a_lack_of_descriptors_is_waited_out(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
     lacking = iter([errno.EMFILE] * 70)  # 14 seconds
     accept = MemoryListener.accept
 
@@ -354,11 +363,13 @@ async def test_a_lack_of_descriptors_is_waited_out(autojump_clock, caplog):
     ],
     ids=lambda error: type(error).__name__,
 )
-async def test_a_handler_that_gives_its_peer_up_ends_that_connection_only(error, caplog):
+async def test_a_handler_that_gives_its_peer_up_ends_that_connection_only(
+    error, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO, "trio_dask.comm")
     caplog.set_level("INFO", "trio_dask")
 
-    async def handler(connection):
+    async def handler(connection) -> Never:
         async for _ in connection.batches():
             raise error
 
@@ -372,12 +383,12 @@ async def test_a_handler_that_gives_its_peer_up_ends_that_connection_only(error,
     ] * 2
 
 
-async def test_a_bug_in_a_handler_is_not_hidden():
-    async def handler(connection):
+async def test_a_bug_in_a_handler_is_not_hidden() -> None:
+    async def handler(connection) -> Never:
         await trio.lowlevel.checkpoint()
         raise KeyError("bug")
 
-    async def provoke():
+    async def provoke() -> None:
         async with serving(INPROC, handler) as address:
             with suppress(NoScheduler):
                 await try_connection(address, CLIENT)
@@ -387,8 +398,8 @@ async def test_a_bug_in_a_handler_is_not_hidden():
         await provoke()
 
 
-async def test_the_connection_is_closed_when_its_handler_returns():
-    async def handler(connection):
+async def test_the_connection_is_closed_when_its_handler_returns() -> None:
+    async def handler(connection) -> None:
         await anext(connection.batches())
 
     async with serving(INPROC, handler) as address, connection_to(address, CLIENT) as connection:
@@ -399,7 +410,7 @@ async def test_the_connection_is_closed_when_its_handler_returns():
 # ---------------------------------------------------------------------------------------------------- cannot listen
 
 
-async def test_a_port_in_use_is_said_in_one_line():
+async def test_a_port_in_use_is_said_in_one_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         address = Address("tcp", "127.0.0.1", other.getsockname()[1])
         with pytest.raises(
@@ -416,12 +427,12 @@ async def test_a_port_in_use_is_said_in_one_line():
         ("no.such.host.invalid", "unknown host name"),
     ],
 )
-async def test_a_host_of_somebody_else_is_said_in_one_line(host, reason):
+async def test_a_host_of_somebody_else_is_said_in_one_line(host, reason) -> None:
     with pytest.raises(OSError, match=f"cannot listen at tcp://{host}:8786: {reason}"):
         await serve(Endpoint(Address("tcp", host, 8786)), echo, identity=SCHEDULER)
 
 
-async def test_a_name_in_use_is_said_in_one_line():
+async def test_a_name_in_use_is_said_in_one_line() -> None:
     async with serving(INPROC):
         with pytest.raises(OSError, match="cannot listen at inproc://place: the name is in use"):
             await serve(Endpoint(INPROC), echo, identity=SCHEDULER)
@@ -429,14 +440,14 @@ async def test_a_name_in_use_is_said_in_one_line():
         pass
 
 
-async def test_all_interfaces():
+async def test_all_interfaces() -> None:
     async with serving(Address("tcp", "", 0)) as address:
         assert address.host == "0.0.0.0"
         async with connection_to(Address("tcp", "localhost", address.port), CLIENT) as connection:
             await connection.aclose()
 
 
-async def test_no_more_than_a_hello_is_read_from_a_stranger(monkeypatch):
+async def test_no_more_than_a_hello_is_read_from_a_stranger(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = []
     receive_into = MemoryTransport.receive_into
 

@@ -58,7 +58,7 @@ async def receive(connection: Connection, count: int) -> list[Blob]:
     raise AssertionError("the connection ended")
 
 
-async def test_a_large_blob_is_mapped_and_not_sent():
+async def test_a_large_blob_is_mapped_and_not_sent() -> None:
     content = shared_content()
     client, scheduler = local_pair()
     async with client, scheduler:
@@ -79,7 +79,7 @@ async def test_a_large_blob_is_mapped_and_not_sent():
         await client.aclose()
 
 
-async def test_memory_is_held_for_the_peer_until_it_has_mapped_it_all():
+async def test_memory_is_held_for_the_peer_until_it_has_mapped_it_all() -> None:
     client, scheduler = local_pair()
     async with client, scheduler:
         await agree(client, scheduler)
@@ -100,7 +100,7 @@ async def test_memory_is_held_for_the_peer_until_it_has_mapped_it_all():
         await client.aclose()
 
 
-def test_what_is_mapped_outlives_its_owner_and_can_be_shared_on():
+def test_what_is_mapped_outlives_its_owner_and_can_be_shared_on() -> None:
     content = shared_content()
     expected = bytes(content)
     first, second = SharedBlobs("a client"), SharedBlobs("the scheduler")
@@ -113,7 +113,7 @@ def test_what_is_mapped_outlives_its_owner_and_can_be_shared_on():
     assert b"".join(blob.data for blob in again) == expected
 
 
-async def test_between_machines_the_content_is_sent():
+async def test_between_machines_the_content_is_sent() -> None:
     near, far = tcp_pair()
     client = Connection(near, WELCOME, allowed=TO_CLIENT)
     scheduler = Connection(far, HELLO, allowed=FROM_CLIENT)
@@ -137,7 +137,9 @@ def row(content: memoryview, **changes: object) -> memoryview:
     [{"fd": 0}, {"fd": 1 << 20}, {"token": bytes(16)}, {"nbytes": NBYTES - 1}, {"nbytes": 1 << 62}],
     ids=str,
 )
-def test_what_is_not_that_memory_is_not_mapped_and_this_process_maps_no_more(changes, monkeypatch):
+def test_what_is_not_that_memory_is_not_mapped_and_this_process_maps_no_more(
+    changes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(shared_blobs, "_failed", False)
     own = probe()
     with pytest.raises(ConnectionLost, match="cannot map the memory that a client shares"):
@@ -146,7 +148,7 @@ def test_what_is_not_that_memory_is_not_mapped_and_this_process_maps_no_more(cha
     assert not can_map_memory_of(own)
 
 
-def test_a_peer_that_has_ended_is_no_reason_to_share_no_more(monkeypatch):
+def test_a_peer_that_has_ended_is_no_reason_to_share_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared_blobs, "_failed", False)
     with pytest.raises(ConnectionLost):
         SharedBlobs("a client").take(row(shared_content(), pid=1 << 30), FROM_CLIENT)
@@ -156,11 +158,11 @@ def test_a_peer_that_has_ended_is_no_reason_to_share_no_more(monkeypatch):
 @pytest.mark.parametrize(
     "text", ["", "1", "1/2/3", "../../x/1/" + "0" * 32, f"{1 << 30}/1/{'0' * 32}", "1/0/" + "0" * 32]
 )
-def test_a_hello_that_names_no_memory_that_can_be_mapped_agrees_to_nothing(text):
+def test_a_hello_that_names_no_memory_that_can_be_mapped_agrees_to_nothing(text) -> None:
     assert not can_map_memory_of(text)
 
 
-def test_a_file_that_can_shrink_is_not_mapped(monkeypatch):
+def test_a_file_that_can_shrink_is_not_mapped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared_blobs, "_failed", False)
     token = bytes(16)
     fd = os.memfd_create(f"trio_dask blob {token.hex()}", os.MFD_ALLOW_SEALING)
@@ -173,7 +175,7 @@ def test_a_file_that_can_shrink_is_not_mapped(monkeypatch):
         os.close(fd)
 
 
-def test_memory_that_is_offered_twice_is_held_until_both_are_mapped():
+def test_memory_that_is_offered_twice_is_held_until_both_are_mapped() -> None:
     first = shared_content()
     second = map_shared(shared_part(first))  # the same file under another descriptor, as after an upload anew
     sender, receiver = SharedBlobs("a worker"), SharedBlobs("the scheduler")
@@ -189,7 +191,7 @@ def test_memory_that_is_offered_twice_is_held_until_both_are_mapped():
         sender.release(memoryview(answers[0]))
 
 
-def test_a_blob_that_is_left_in_the_middle_is_answered_when_the_next_one_begins():
+def test_a_blob_that_is_left_in_the_middle_is_answered_when_the_next_one_begins() -> None:
     first, second = shared_content(), shared_content()
     sender, receiver = SharedBlobs("a worker"), SharedBlobs("the scheduler")
     offered = [*pieces_of(first)[:3], *pieces_of(second)]
@@ -198,7 +200,7 @@ def test_a_blob_that_is_left_in_the_middle_is_answered_when_the_next_one_begins(
     assert receiver._mapping is None
 
 
-def test_with_many_descriptors_held_the_content_is_read(monkeypatch):
+def test_with_many_descriptors_held_the_content_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     content = shared_content()
     monkeypatch.setattr(raw_memory, "MOST_SHARED", 0)
     read = map_shared(shared_part(content))
@@ -206,7 +208,7 @@ def test_with_many_descriptors_held_the_content_is_read(monkeypatch):
     assert shared_part(shared_memory(NBYTES)) is None
 
 
-def test_a_connection_that_has_ended_holds_nothing(monkeypatch):
+def test_a_connection_that_has_ended_holds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     shared = SharedBlobs("a client")
     for blob in pieces_of(shared_content())[:2]:
         shared.offer(blob)
@@ -228,12 +230,12 @@ def test_a_connection_that_has_ended_holds_nothing(monkeypatch):
     ],
     ids=repr,
 )
-def test_nonsense_is_an_error_of_the_peer(payload):
+def test_nonsense_is_an_error_of_the_peer(payload) -> None:
     with pytest.raises(ProtocolError):
         SharedBlobs("a client").take(memoryview(payload), FROM_CLIENT)
 
 
-def test_pieces_outside_of_the_memory_and_blobs_of_those_who_send_none_are_refused():
+def test_pieces_outside_of_the_memory_and_blobs_of_those_who_send_none_are_refused() -> None:
     content = shared_content()
     with pytest.raises(ProtocolError, match="behind its memory"):
         SharedBlobs("a client").take(row(content, start=NBYTES - 10, length=11), FROM_CLIENT)
@@ -241,7 +243,7 @@ def test_pieces_outside_of_the_memory_and_blobs_of_those_who_send_none_are_refus
         SharedBlobs("the scheduler").take(row(content), TO_CLIENT)
 
 
-async def test_a_peer_that_shares_without_having_agreed_is_refused():
+async def test_a_peer_that_shares_without_having_agreed_is_refused() -> None:
     near, far = tcp_pair()
     async with Connection(far, HELLO, allowed=FROM_CLIENT) as scheduler:
         near.try_send(encode_frame(Kind.SHARED, b"\x90"))

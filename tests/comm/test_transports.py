@@ -33,16 +33,16 @@ async def receive_exactly(transport, size):
     return bytes(received)
 
 
-async def test_what_is_sent_arrives_in_order_both_ways(pair):
+async def test_what_is_sent_arrives_in_order_both_ways(pair) -> None:
     near, far = pair
     data = random.Random(0).randbytes(3_000_000)
 
-    async def send(transport):
+    async def send(transport) -> None:
         await transport.send_all(data)
 
     received = {}
 
-    async def receive(transport, name):
+    async def receive(transport, name) -> None:
         received[name] = await receive_exactly(transport, len(data))
 
     async with trio.open_nursery() as nursery:
@@ -53,7 +53,7 @@ async def test_what_is_sent_arrives_in_order_both_ways(pair):
     assert received == {"near": data, "far": data}
 
 
-async def test_receive_into_fills_what_there_is_and_no_more(pair):
+async def test_receive_into_fills_what_there_is_and_no_more(pair) -> None:
     near, far = pair
     await near.send_all(b"hello")
     buffer = bytearray(10)
@@ -63,7 +63,7 @@ async def test_receive_into_fills_what_there_is_and_no_more(pair):
 
 
 @direct
-async def test_one_receive_takes_all_that_has_come(pair):
+async def test_one_receive_takes_all_that_has_come(pair) -> None:
     near, far = pair
     for _ in range(3):
         assert near.try_send(bytes(50_000)) == 50_000
@@ -71,7 +71,7 @@ async def test_one_receive_takes_all_that_has_come(pair):
 
 
 @direct
-async def test_one_receive_is_bounded(pair, monkeypatch):
+async def test_one_receive_is_bounded(pair, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tcp, "_PASS", 2**17)
     monkeypatch.setattr(inproc, "_PASS", 2**17)
     near, far = pair
@@ -81,7 +81,7 @@ async def test_one_receive_is_bounded(pair, monkeypatch):
 
 
 @direct
-async def test_a_full_transport_takes_nothing_and_does_not_wait(pair):
+async def test_a_full_transport_takes_nothing_and_does_not_wait(pair) -> None:
     near, far = pair
     data = random.Random(0).randbytes(2**24)
     taken = 0
@@ -90,14 +90,14 @@ async def test_a_full_transport_takes_nothing_and_does_not_wait(pair):
         taken += now
     assert 0 < taken < len(data)
 
-    async def drain():
+    async def drain() -> None:
         assert await receive_exactly(far, len(data)) == data
 
     async with background(drain):
         await near.send_all(data[taken:])
 
 
-async def test_close_delivers_what_was_sent(pair):
+async def test_close_delivers_what_was_sent(pair) -> None:
     near, far = pair
     await near.send_all(b"last words")
     await near.aclose()
@@ -106,14 +106,14 @@ async def test_close_delivers_what_was_sent(pair):
     assert await far.receive_into(memoryview(bytearray(1))) == 0
 
 
-async def test_abort_is_a_loss_for_the_other_side(pair):
+async def test_abort_is_a_loss_for_the_other_side(pair) -> None:
     near, far = pair
     near.abort()
     with pytest.raises(ConnectionLost, match=r"the connection to .* broke"):
         await far.receive_some()
 
 
-async def test_close_with_unread_input_is_a_loss_for_the_other_side(pair):
+async def test_close_with_unread_input_is_a_loss_for_the_other_side(pair) -> None:
     near, far = pair
     await far.send_all(b"never read")
     await until(near.has_input)
@@ -122,11 +122,11 @@ async def test_close_with_unread_input_is_a_loss_for_the_other_side(pair):
         await far.receive_some()
 
 
-async def test_sending_to_a_peer_that_is_gone_is_a_loss(pair):
+async def test_sending_to_a_peer_that_is_gone_is_a_loss(pair) -> None:
     near, far = pair
     far.abort()
 
-    async def send_for_ever():
+    async def send_for_ever() -> None:
         while True:
             await near.send_all(bytes(100))
 
@@ -135,14 +135,14 @@ async def test_sending_to_a_peer_that_is_gone_is_a_loss(pair):
 
 
 @pytest.mark.parametrize("close", ["abort", "aclose"])
-async def test_closing_wakes_whoever_waits_here(pair, close):
+async def test_closing_wakes_whoever_waits_here(pair, close) -> None:
     near, _ = pair
 
-    async def receive():
+    async def receive() -> None:
         with pytest.raises(trio.ClosedResourceError):
             await near.receive_some()
 
-    async def send():
+    async def send() -> None:
         with pytest.raises(trio.ClosedResourceError):
             await near.send_all(bytes(2**26))
 
@@ -161,7 +161,7 @@ async def test_closing_wakes_whoever_waits_here(pair, close):
         near.try_send(b"x")
 
 
-async def test_a_cancelled_receive_takes_nothing(pair):
+async def test_a_cancelled_receive_takes_nothing(pair) -> None:
     near, far = pair
     with trio.move_on_after(0):
         await far.receive_some()
@@ -173,7 +173,7 @@ async def test_a_cancelled_receive_takes_nothing(pair):
     assert await far.receive_some() == b"still here"
 
 
-async def test_input_shows_before_it_is_read(pair):
+async def test_input_shows_before_it_is_read(pair) -> None:
     near, far = pair
     assert not far.has_input()
     await near.send_all(b"x")
@@ -184,7 +184,7 @@ async def test_input_shows_before_it_is_read(pair):
     await until(far.has_input)
 
 
-async def test_every_wait_is_a_checkpoint(pair):
+async def test_every_wait_is_a_checkpoint(pair) -> None:
     near, far = pair
     await far.send_all(b"xyz")
     with trio.testing.assert_checkpoints():
@@ -200,11 +200,11 @@ async def test_every_wait_is_a_checkpoint(pair):
         await near.aclose()
 
 
-async def test_small_buffers_between_two_ends_lose_nothing():
+async def test_small_buffers_between_two_ends_lose_nothing() -> None:
     near, far = memory_pair(capacity=7)
     data = random.Random(1).randbytes(1000)
 
-    async def send():
+    async def send() -> None:
         await near.send_all(data)
         await near.aclose()
 

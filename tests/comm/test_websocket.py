@@ -49,7 +49,7 @@ async def read_exactly(tcp, size):
     return bytes(data)
 
 
-async def read_agreement(tcp):
+async def read_agreement(tcp) -> None:
     answer = b""
     while not answer.endswith(b"\r\n\r\n"):
         answer += await read_exactly(tcp, 1)
@@ -58,7 +58,7 @@ async def read_agreement(tcp):
 
 
 @pytest.fixture
-async def bare(nursery):
+async def bare(nursery: trio.Nursery):
     """The TCP connection of a client that has said nothing yet, and our server."""
     near, far = tcp_pair()
     server = WebSocketTransport(far, "ws", cleanup_s=0.05)
@@ -85,10 +85,10 @@ async def agreed(bare):
 # ------------------------------------------------------------------------------------------------------- other programs
 
 
-async def test_the_handshake_may_come_in_pieces_and_with_the_first_message(bare):
+async def test_the_handshake_may_come_in_pieces_and_with_the_first_message(bare) -> None:
     tcp, server = bare
 
-    async def dribble():
+    async def dribble() -> None:
         for byte in ASK:
             await tcp.send_all(bytes([byte]))
             await trio.lowlevel.checkpoint()
@@ -101,12 +101,12 @@ async def test_the_handshake_may_come_in_pieces_and_with_the_first_message(bare)
     assert received == b"hello there"
 
 
-async def test_pings_are_answered_between_the_frames_of_a_large_send(agreed):
+async def test_pings_are_answered_between_the_frames_of_a_large_send(agreed) -> None:
     tcp, server = agreed
     data = random.Random(0).randbytes(2**24)
     received, pongs = bytearray(), []
 
-    async def read_everything():
+    async def read_everything() -> None:
         while len(received) < len(data):
             opcode, payload = await read_frame(tcp)
             if opcode == BINARY:
@@ -124,7 +124,7 @@ async def test_pings_are_answered_between_the_frames_of_a_large_send(agreed):
     assert pongs == [b"are you there?"]
 
 
-async def test_a_close_is_an_end_though_tcp_goes_on(agreed):
+async def test_a_close_is_an_end_though_tcp_goes_on(agreed) -> None:
     tcp, server = agreed
     await tcp.send_all(sent_by_client(BINARY, b"bye") + sent_by_client(CLOSE, (1000).to_bytes(2)))
     assert await server.receive_some() == b"bye"
@@ -134,7 +134,7 @@ async def test_a_close_is_an_end_though_tcp_goes_on(agreed):
         await server.send_all(b"too late")
 
 
-async def test_no_more_than_a_read_and_a_message_is_taken_ahead_of_the_reader(agreed):
+async def test_no_more_than_a_read_and_a_message_is_taken_ahead_of_the_reader(agreed) -> None:
     """What may be read from a stranger is counted by the caller."""
     tcp, server = agreed
     message = sent_by_client(BINARY, bytes(MESSAGE_BYTES))
@@ -159,7 +159,7 @@ async def test_no_more_than_a_read_and_a_message_is_taken_ahead_of_the_reader(ag
         b"GET / HTTP/1.1\r\n" + b"x" * 100_000,
     ],
 )
-async def test_what_is_no_websocket_is_refused(bare, said):
+async def test_what_is_no_websocket_is_refused(bare, said) -> None:
     tcp, server = bare
     tcp.try_send(said)
     with pytest.raises(ProtocolError, match="not a websocket peer"):
@@ -176,7 +176,7 @@ async def test_what_is_no_websocket_is_refused(bare, said):
     ],
     ids=["text", "too large", "not masked", "no frame"],
 )
-async def test_what_ours_never_send_is_refused(agreed, said, why):
+async def test_what_ours_never_send_is_refused(agreed, said, why) -> None:
     tcp, server = agreed
     await tcp.send_all(said)
     with pytest.raises(ProtocolError, match=f"not a websocket peer.*: {why}"):
@@ -185,7 +185,7 @@ async def test_what_ours_never_send_is_refused(agreed, said, why):
         await server.send_all(b"x")
 
 
-async def test_whatever_comes_is_data_an_end_or_a_protocol_error(nursery):
+async def test_whatever_comes_is_data_an_end_or_a_protocol_error(nursery: trio.Nursery) -> None:
     """The nursery of whoever owns the connection is not ended by a peer."""
     dice = random.Random(0)
     frames = [sent_by_client(opcode, bytes(5)) for opcode in (0, TEXT, BINARY, CLOSE, PING, PONG, 3, 11)]
@@ -216,10 +216,10 @@ async def call(tcp: TcpTransport, nursery: trio.Nursery) -> WebSocketTransport:
     return client
 
 
-async def test_a_server_that_does_not_agree(nursery):
+async def test_a_server_that_does_not_agree(nursery: trio.Nursery) -> None:
     near, far = tcp_pair()
 
-    async def refuse():
+    async def refuse() -> None:
         await far.receive_some()
         far.try_send(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
 
@@ -229,7 +229,7 @@ async def test_a_server_that_does_not_agree(nursery):
     await far.aclose()
 
 
-async def test_a_server_that_hangs_up(nursery):
+async def test_a_server_that_hangs_up(nursery: trio.Nursery) -> None:
     near, far = tcp_pair()
     await far.aclose()
     with pytest.raises(ConnectionLost):
@@ -239,7 +239,7 @@ async def test_a_server_that_hangs_up(nursery):
 # ------------------------------------------------------------------------------------------------ what runs behind one
 
 
-async def test_a_send_that_is_cut_short_closes_the_connection(nursery):
+async def test_a_send_that_is_cut_short_closes_the_connection(nursery: trio.Nursery) -> None:
     near, far = await websocket_pair(nursery)
     with trio.move_on_after(0.05) as scope:
         await near.send_all(bytes(2**26))
@@ -251,7 +251,7 @@ async def test_a_send_that_is_cut_short_closes_the_connection(nursery):
     far.abort()
 
 
-async def test_the_tasks_behind_one_end_with_its_close():
+async def test_the_tasks_behind_one_end_with_its_close() -> None:
     with trio.fail_after(5):
         async with trio.open_nursery() as nursery:
             near, far = await websocket_pair(nursery)
@@ -260,7 +260,7 @@ async def test_the_tasks_behind_one_end_with_its_close():
             await far.aclose()
 
 
-async def test_a_cancelled_owner_may_still_say_goodbye_but_not_stay():
+async def test_a_cancelled_owner_may_still_say_goodbye_but_not_stay() -> None:
     received = b""
     with trio.fail_after(5):
         async with trio.open_nursery() as owner:

@@ -10,7 +10,7 @@ from trio_dask.protocol.messages import Blob
 
 
 @given(st.lists(st.lists(st.sampled_from([0, 10, 1000, 100_000, 300_000]), max_size=20), max_size=4))
-def test_frames_are_bounded_and_keep_the_order(flushes):
+def test_frames_are_bounded_and_keep_the_order(flushes) -> None:
     backlog = Backlog()
     sent = [[Blob(b"", number, bytes(size)) for number, size in enumerate(sizes)] for sizes in flushes]
     received = []

@@ -1,6 +1,7 @@
 """Clusters inside this program: everything but the processes."""
 
 import threading
+from typing import Never
 
 import pytest
 import trio
@@ -12,7 +13,7 @@ def add(*numbers):
     return sum(numbers)
 
 
-async def test_scheduler_and_workers_in_one_trio_loop():
+async def test_scheduler_and_workers_in_one_trio_loop() -> None:
     async with open_local_cluster(2, 1, processes=False) as cluster:
         assert cluster.scheduler_address.startswith("inproc://")
         assert {worker.pid for worker in cluster.workers.values()} == {None}
@@ -21,7 +22,7 @@ async def test_scheduler_and_workers_in_one_trio_loop():
             assert await client.submit(add, *client.map(add, range(10))) == 45
 
 
-async def test_two_clusters_in_one_program_are_apart():
+async def test_two_clusters_in_one_program_are_apart() -> None:
     async with open_local_cluster(1, 1, processes=False) as one, open_local_cluster(1, 1, processes=False) as two:
         assert one.scheduler_address != two.scheduler_address
         async with one.get_client() as client, two.get_client() as other:
@@ -29,7 +30,7 @@ async def test_two_clusters_in_one_program_are_apart():
             assert len(await client.nthreads()) == len(await other.nthreads()) == 1
 
 
-async def test_scaling():
+async def test_scaling() -> None:
     async with open_local_cluster(1, 1, processes=False) as cluster, cluster.get_client() as client:
         cluster.scale(3)
         await cluster.wait_for_workers(timeout=5)
@@ -42,7 +43,7 @@ async def test_scaling():
             cluster.scale(-1)
 
 
-async def test_what_the_block_raises_leaves_it_as_it_is():
+async def test_what_the_block_raises_leaves_it_as_it_is() -> Never:
     with pytest.raises(KeyError, match="mine"):
         async with open_local_cluster(1, 1, processes=False):
             raise KeyError("mine")
@@ -56,7 +57,7 @@ async def test_what_the_block_raises_leaves_it_as_it_is():
     assert scope.cancelled_caught
 
 
-async def test_a_closed_cluster_says_so():
+async def test_a_closed_cluster_says_so() -> None:
     async with open_local_cluster(1, 1, processes=False) as cluster:
         await cluster.aclose()
         await cluster.aclose()
@@ -66,10 +67,10 @@ async def test_a_closed_cluster_says_so():
             await cluster.wait_for_workers(1)
 
 
-async def test_who_waits_for_workers_hears_of_the_end(nursery):
+async def test_who_waits_for_workers_hears_of_the_end(nursery: trio.Nursery) -> None:
     async with open_local_cluster(0, 1, processes=False) as cluster:
 
-        async def wait():
+        async def wait() -> None:
             with pytest.raises(ClusterError, match="closed while a caller waited for it"):
                 await cluster.wait_for_workers(1)
 
@@ -77,13 +78,13 @@ async def test_who_waits_for_workers_hears_of_the_end(nursery):
         await trio.testing.wait_all_tasks_blocked()
 
 
-async def test_nonsense_is_refused_before_anything_is_started():
+async def test_nonsense_is_refused_before_anything_is_started() -> None:
     with pytest.raises(UsageError, match="n_workers is -1"):
         async with open_local_cluster(-1):
             pass
 
 
-def test_blocking_code_on_threads():
+def test_blocking_code_on_threads() -> None:
     before = threading.active_count()
     with LocalCluster(2, 1, processes=False) as cluster:
         with Client(cluster) as client, cluster.get_client() as other:
@@ -100,12 +101,12 @@ def test_blocking_code_on_threads():
     assert threading.active_count() <= before + 10  # idle threads of Trio's cache and of slots come and go
 
 
-def test_blocking_nonsense_is_refused_by_the_constructor():
+def test_blocking_nonsense_is_refused_by_the_constructor() -> None:
     with pytest.raises(UsageError, match="threads_per_worker is 0"):
         LocalCluster(1, 0)
 
 
-def test_scripts_for_distributed_find_their_arguments_taken_or_refused_in_words():
+def test_scripts_for_distributed_find_their_arguments_taken_or_refused_in_words() -> None:
     with LocalCluster(0, 1, processes=False, dashboard_address=None, silence_logs=50, asynchronous=False):
         pass
     with pytest.raises(UsageError, match="use open_local_cluster in a Trio program"):

@@ -35,18 +35,18 @@ def error():
         ("bob", {"times": True, "loggers": True}, STAMP + r" WARNING \[bob\] trio_dask\.test: said"),
     ],
 )
-def test_what_stands_before_a_line(origin, options, pattern):
+def test_what_stands_before_a_line(origin, options, pattern) -> None:
     assert re.fullmatch(pattern, TextFormatter(origin, **options).format(record("said", logging.WARNING)))
 
 
-def test_a_record_may_have_an_origin_of_its_own():
+def test_a_record_may_have_an_origin_of_its_own() -> None:
     formatter = TextFormatter("launcher", times=False)
     assert formatter.format(record("said", origin="bob")) == "[bob] said"
     assert formatter.format(record("said", origin="")) == "said"
     assert json.loads(JsonFormatter("launcher").format(record("said", origin="bob")))["name"] == "bob"
 
 
-def test_an_event_is_one_line_and_what_belongs_to_it_follows():
+def test_an_event_is_one_line_and_what_belongs_to_it_follows() -> None:
     text = TextFormatter(times=False).format(record("one\ntwo", exc_info=error()))
     first, *rest = text.split("\n")
     assert first == r"one\ntwo"
@@ -54,7 +54,7 @@ def test_an_event_is_one_line_and_what_belongs_to_it_follows():
     assert rest[-1] == "ValueError: no"
 
 
-def test_json_is_one_object_a_line():
+def test_json_is_one_object_a_line() -> None:
     line = JsonFormatter("bob").format(record("one\ntwo ü", logging.WARNING, exc_info=error()))
     assert "\n" not in line
     content = json.loads(line)
@@ -63,7 +63,7 @@ def test_json_is_one_object_a_line():
     assert content == {"level": "WARNING", "name": "bob", "message": "one\ntwo ü"}
 
 
-def test_a_dump_is_a_record_with_details():
+def test_a_dump_is_a_record_with_details() -> None:
     dump = record("Fatal Python error: Segmentation fault", dump="Current thread 0x1")
     assert (is_dump(dump), is_dump(record("said"))) == (True, False)
     assert TextFormatter(times=False).format(dump).split("\n")[1:] == ["Current thread 0x1"]

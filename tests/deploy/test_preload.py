@@ -2,16 +2,18 @@
 
 import logging
 import sys
+from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from trio_dask.deploy.preload import TEARDOWN_S, PreloadError, preload, set_up
 from trio_dask.errors import UnavailableError
 
 
 @pytest.fixture
-def load(tmp_path, monkeypatch):
+def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Import code as a file of this name."""
     monkeypatch.syspath_prepend(str(tmp_path))
     before = dict(sys.modules)
@@ -26,7 +28,7 @@ def load(tmp_path, monkeypatch):
             del sys.modules[name]
 
 
-async def test_setup_and_teardown_get_the_worker_and_come_before_and_after_it(load):
+async def test_setup_and_teardown_get_the_worker_and_come_before_and_after_it(load) -> None:
     plain = load(
         "def dask_setup(worker): worker.append('plain')\ndef dask_teardown(worker): worker.append('end plain')"
     )
@@ -44,7 +46,7 @@ async def test_setup_and_teardown_get_the_worker_and_come_before_and_after_it(lo
     assert worker == ["plain", "async", "works", "end async", "end plain"]
 
 
-async def test_a_setup_that_is_a_click_command_gets_its_options(load):
+async def test_a_setup_that_is_a_click_command_gets_its_options(load) -> None:
     code = (
         "import click\n"
         "@click.command()\n"
@@ -59,7 +61,9 @@ async def test_a_setup_that_is_a_click_command_gets_its_options(load):
             pass
 
 
-async def test_a_setup_that_raises_is_told_with_file_and_line_and_what_was_set_up_is_torn_down(load, tmp_path):
+async def test_a_setup_that_raises_is_told_with_file_and_line_and_what_was_set_up_is_torn_down(
+    load, tmp_path: Path
+) -> None:
     first = load("def dask_setup(worker): pass\ndef dask_teardown(worker): worker.append('torn down')")
     bad = load("import json\n\ndef dask_setup(worker):\n    json.loads('{')\n", "its_bad")
     worker = []
@@ -80,12 +84,12 @@ async def test_a_setup_that_raises_is_told_with_file_and_line_and_what_was_set_u
         ("import json\njson.loads('{')", r"raised JSONDecodeError: .* \(\S+/its_name.py:2\)$"),
     ],
 )
-def test_a_module_that_raises_is_told_with_file_and_line(load, code, said):
+def test_a_module_that_raises_is_told_with_file_and_line(load, code, said) -> None:
     with pytest.raises(PreloadError, match=said):
         load(code)
 
 
-def test_a_package_that_raises_is_told_and_imported_once(tmp_path, monkeypatch):
+def test_a_package_that_raises_is_told_and_imported_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "its_package").mkdir()
     (tmp_path / "its_package" / "module.py").write_text("")
@@ -99,13 +103,15 @@ def test_a_package_that_raises_is_told_and_imported_once(tmp_path, monkeypatch):
     assert (tmp_path / "runs").read_text() == "run "
 
 
-def test_what_is_not_there_is_wrong_usage():
+def test_what_is_not_there_is_wrong_usage() -> None:
     for name in ("no_such_module_at_all", "no_such_package.module", "json.no_such", "os.no_such", "/no/such/file.py"):
         with pytest.raises(UnavailableError, match="--preload-nanny: there is no"):
             preload([name], (), option="--preload-nanny")
 
 
-async def test_a_teardown_that_raises_or_hangs_is_told_and_ends_in_time(load, caplog, autojump_clock):
+async def test_a_teardown_that_raises_or_hangs_is_told_and_ends_in_time(
+    load, caplog: pytest.LogCaptureFixture, autojump_clock: trio.testing.MockClock
+) -> None:
     bad = load("async def dask_teardown(worker): raise ValueError('no')")
     slow = load("import trio\nasync def dask_teardown(worker): await trio.sleep_forever()", "its_slow")
     with caplog.at_level(logging.WARNING, "trio_dask.preload"):
@@ -120,7 +126,7 @@ async def test_a_teardown_that_raises_or_hangs_is_told_and_ends_in_time(load, ca
     assert "took more than 2 s" in second
 
 
-async def test_the_teardown_runs_when_the_worker_is_cancelled(load, autojump_clock):
+async def test_the_teardown_runs_when_the_worker_is_cancelled(load, autojump_clock: trio.testing.MockClock) -> None:
     code = "import trio\nasync def dask_teardown(worker): await trio.sleep(1); worker.append('torn down')"
     worker = []
     with trio.move_on_after(1):

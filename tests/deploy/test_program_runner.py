@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 from contextlib import contextmanager
+from typing import Never
 
 import pytest
 import trio
@@ -34,11 +35,11 @@ from trio_dask.processes import exit_watchdog
         ),
     ],
 )
-def test_every_error_has_a_status_and_one_line(error, status, text):
+def test_every_error_has_a_status_and_one_line(error, status, text) -> None:
     assert explain(error) == (status, text)
 
 
-def test_a_request_to_stop_is_remembered_until_there_is_something_to_stop():
+def test_a_request_to_stop_is_remembered_until_there_is_something_to_stop() -> None:
     requests = []
     stopper = Stopper()
     stopper.ask("first")
@@ -50,7 +51,7 @@ def serve(stopper, *requests):
     """Run a service that is asked to stop in these ways, one after the other, and say how it ended."""
     heard = []
 
-    async def service():
+    async def service() -> None:
         def heed(number):
             heard.append(number)
             return number == signal.SIGTERM
@@ -67,7 +68,7 @@ def serve(stopper, *requests):
 
 
 @pytest.fixture
-def _in_process(monkeypatch):
+def _in_process(monkeypatch: pytest.MonkeyPatch):
     """What a program does to its process is undone."""
     monkeypatch.setattr(program_runner, "_limit_exit", lambda status: None)
     logger = logging.getLogger("trio_dask")
@@ -77,17 +78,17 @@ def _in_process(monkeypatch):
 
 
 @pytest.mark.usefixtures("_in_process")
-def test_a_signal_that_the_service_heeds_does_not_cancel_it():
+def test_a_signal_that_the_service_heeds_does_not_cancel_it() -> None:
     assert serve(Stopper(), signal.SIGTERM) == [signal.SIGTERM, "ended by itself"]
 
 
 @pytest.mark.usefixtures("_in_process")
-def test_a_signal_that_the_service_does_not_heed_cancels_it():
+def test_a_signal_that_the_service_does_not_heed_cancels_it() -> None:
     assert serve(Stopper(), signal.SIGINT) == [signal.SIGINT]
 
 
 @pytest.mark.usefixtures("_in_process")
-def test_whoever_started_the_program_and_is_gone_is_not_waited_for():
+def test_whoever_started_the_program_and_is_gone_is_not_waited_for() -> None:
     assert serve(Stopper(), None) == []
     assert serve(Stopper(), signal.SIGTERM, None) == [signal.SIGTERM]
 
@@ -106,10 +107,10 @@ def patient_stopper():
 
 
 @pytest.mark.usefixtures("_in_process")
-def test_a_patient_program_takes_a_second_signal_for_one_more_request():
+def test_a_patient_program_takes_a_second_signal_for_one_more_request() -> None:
     heard = []
 
-    async def service():
+    async def service() -> None:
         with stopper.stopping_by(lambda number: heard.append(number) or True):
             os.kill(os.getpid(), signal.SIGTERM)
             await trio.sleep(0.01)
@@ -122,10 +123,10 @@ def test_a_patient_program_takes_a_second_signal_for_one_more_request():
 
 
 @pytest.mark.usefixtures("_in_process")
-def test_a_signal_that_comes_twice_in_a_moment_is_one_request_and_another_signal_is_not():
+def test_a_signal_that_comes_twice_in_a_moment_is_one_request_and_another_signal_is_not() -> None:
     heard = []
 
-    async def service():
+    async def service() -> None:
         with stopper.stopping_by(lambda number: heard.append(number) or True):
             for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
                 os.kill(os.getpid(), number)
@@ -150,11 +151,11 @@ def stderr_to_pipe():
         os.close(before)
 
 
-def emit(lines, text):
+def emit(lines, text) -> None:
     lines.emit(logging.makeLogRecord({"msg": text, "levelno": logging.INFO}))
 
 
-def test_lines_appear_in_order():
+def test_lines_appear_in_order() -> None:
     lines = LogLines(TextFormatter(times=False))
     with stderr_to_pipe() as pipe:
         for number in range(100):
@@ -165,7 +166,7 @@ def test_lines_appear_in_order():
     assert heard.decode().splitlines() == [f"line {number}" for number in range(100)]
 
 
-def test_a_stderr_that_nobody_reads_delays_nobody():
+def test_a_stderr_that_nobody_reads_delays_nobody() -> None:
     lines = LogLines(TextFormatter(times=False))
     heard = b""
     with stderr_to_pipe() as pipe:
@@ -185,7 +186,7 @@ def test_a_stderr_that_nobody_reads_delays_nobody():
     assert [int(line) for line in lines_heard[:MAX_WAITING]] == list(range(MAX_WAITING))
 
 
-def test_a_stderr_without_reader_is_no_error():
+def test_a_stderr_without_reader_is_no_error() -> None:
     lines = LogLines(TextFormatter(times=False))
     with stderr_to_pipe() as pipe:
         null = os.open(os.devnull, os.O_RDONLY)
@@ -199,12 +200,12 @@ def test_a_stderr_without_reader_is_no_error():
 class Stdout:
     """A stdout to which whatever is written takes as long as a test wants."""
 
-    def __init__(self, failure=None):
+    def __init__(self, failure=None) -> None:
         self.read = threading.Event()
         self.flushed = threading.Event()
         self.failure = failure
 
-    def flush(self):
+    def flush(self) -> None:
         self.read.wait(10)
         self.flushed.set()
         if self.failure is not None:
@@ -212,7 +213,7 @@ class Stdout:
 
 
 @pytest.fixture
-def exits(monkeypatch):
+def exits(monkeypatch: pytest.MonkeyPatch):
     """The statuses with which the process would have been ended."""
     statuses = []
     monkeypatch.setattr(program_runner.os, "_exit", statuses.append)
@@ -220,13 +221,13 @@ def exits(monkeypatch):
     return statuses
 
 
-async def end_with_status_2():
+async def end_with_status_2() -> Never:
     await trio.lowlevel.checkpoint()
     raise UsageError("no")
 
 
 @pytest.mark.usefixtures("_in_process")
-def test_a_stdout_that_nobody_reads_does_not_keep_the_process(monkeypatch, exits):
+def test_a_stdout_that_nobody_reads_does_not_keep_the_process(monkeypatch: pytest.MonkeyPatch, exits) -> None:
     stdout = Stdout()
     monkeypatch.setattr(exit_watchdog.sys, "stdout", stdout)
     run_program("label", end_with_status_2, Stopper())
@@ -236,7 +237,7 @@ def test_a_stdout_that_nobody_reads_does_not_keep_the_process(monkeypatch, exits
 
 @pytest.mark.usefixtures("_in_process")
 @pytest.mark.parametrize("stdout", [None, Stdout(), Stdout(BrokenPipeError()), Stdout(ValueError("closed"))])
-def test_what_tasks_have_printed_is_written_out_if_it_can_be(monkeypatch, exits, stdout):
+def test_what_tasks_have_printed_is_written_out_if_it_can_be(monkeypatch: pytest.MonkeyPatch, exits, stdout) -> None:
     monkeypatch.setattr(exit_watchdog, "FLUSH_S", 10)
     monkeypatch.setattr(exit_watchdog.sys, "stdout", stdout)
     if stdout is not None:
@@ -247,7 +248,9 @@ def test_what_tasks_have_printed_is_written_out_if_it_can_be(monkeypatch, exits,
 
 
 @pytest.mark.parametrize("readable", [False, True])
-def test_exit_handlers_that_never_end_do_not_keep_the_process_whoever_reads(monkeypatch, exits, readable):
+def test_exit_handlers_that_never_end_do_not_keep_the_process_whoever_reads(
+    monkeypatch: pytest.MonkeyPatch, exits, readable
+) -> None:
     stdout = Stdout()
     if readable:
         stdout.read.set()

@@ -20,12 +20,14 @@ from trio_dask.worker import service, spill_directory
 
 
 @pytest.mark.parametrize("registered", [False, True])
-async def test_a_signal_is_the_reason_of_an_end_whether_there_is_something_to_wait_for_or_not(monkeypatch, registered):
+async def test_a_signal_is_the_reason_of_an_end_whether_there_is_something_to_wait_for_or_not(
+    monkeypatch: pytest.MonkeyPatch, registered
+) -> None:
     """Who says nothing of a reason is taken for one whose task has ended the process."""
     reasons = []
     stopper = Stopper()
 
-    async def run_worker(settings, *, drain, leaving, **more):
+    async def run_worker(settings, *, drain, leaving, **more) -> None:
         drain.is_possible = registered
         assert stopper.stops_by_itself(StopRequest("asked", signal.SIGTERM)) is registered
         if registered:
@@ -37,10 +39,10 @@ async def test_a_signal_is_the_reason_of_an_end_whether_there_is_something_to_wa
     assert reasons == ["signal"]
 
 
-async def test_without_anybody_to_tell_a_signal_stops_by_itself_all_the_same(monkeypatch):
+async def test_without_anybody_to_tell_a_signal_stops_by_itself_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     stopper = Stopper()
 
-    async def run_worker(settings, **more):
+    async def run_worker(settings, **more) -> None:
         await trio.lowlevel.checkpoint()
         assert not stopper.stops_by_itself(StopRequest("asked", signal.SIGTERM))
 
@@ -53,10 +55,10 @@ class _Nanny:
 
     error = None
 
-    def __init__(self, settings, program, **options):
+    def __init__(self, settings, program, **options) -> None:
         self._folder = settings.worker.local_directory
 
-    async def run(self):
+    async def run(self) -> None:
         await trio.lowlevel.checkpoint()
         machine, boot = spill_directory._place()
         (Path(self._folder) / f"trio-dask-{machine}-{boot}-{os.getpid()}-1-abc").mkdir()
@@ -64,11 +66,13 @@ class _Nanny:
             raise self.error
         await trio.sleep_forever()
 
-    def stop(self, how, reason):
+    def stop(self, how, reason) -> None:
         pass
 
 
-async def test_what_a_killed_worker_left_is_removed_with_its_launcher(monkeypatch, tmp_path):
+async def test_what_a_killed_worker_left_is_removed_with_its_launcher(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(nanny_group, "Nanny", _Nanny)
     monkeypatch.setattr(_Nanny, "error", KeptCrashing("often"))
     settings = NannySettings(worker=WorkerSettings(local_directory=str(tmp_path)))
@@ -77,7 +81,9 @@ async def test_what_a_killed_worker_left_is_removed_with_its_launcher(monkeypatc
     assert os.listdir(tmp_path) == []
 
 
-async def test_what_a_killed_worker_left_is_removed_with_its_cluster(monkeypatch, tmp_path):
+async def test_what_a_killed_worker_left_is_removed_with_its_cluster(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(cluster_members, "Nanny", _Nanny)
     layout = Layout(
         n_workers=1,
@@ -96,7 +102,9 @@ async def test_what_a_killed_worker_left_is_removed_with_its_cluster(monkeypatch
     assert os.listdir(tmp_path) == []
 
 
-async def test_a_disk_that_hangs_does_not_hold_up_the_end(monkeypatch, autojump_clock):
+async def test_a_disk_that_hangs_does_not_hold_up_the_end(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
     answer = threading.Event()
     monkeypatch.setattr(spill_directory, "remove_leftovers", lambda base: answer.wait(60))
     with trio.CancelScope() as scope:

@@ -23,7 +23,7 @@ class FakeChild:
     """A process as the nanny sees it. It stops on SIGTERM and SIGINT unless it is `stubborn`; one that is not `ready`
     has not come as far as saying anything."""
 
-    def __init__(self, spec, heard, pid, *, ready=True):
+    def __init__(self, spec, heard, pid, *, ready=True) -> None:
         self.spec = spec
         self.pid = pid
         self.token = spec.settings["worker"]["process"]
@@ -37,32 +37,32 @@ class FakeChild:
             self.report({"running": True})
             self.report({"address": f"tcp://127.0.0.1:{pid}"})
 
-    def report(self, content):
+    def report(self, content) -> None:
         self._heard(self, content)
 
-    def end(self, status, **more):
+    def end(self, status, **more) -> None:
         self.ending = ChildEnd(name=self.spec.name, status=status, started=True, **more)
         self.done.set()
 
-    def stop(self, number, reason):
+    def stop(self, number, reason) -> None:
         self.signals.append((number, trio.current_time()))
         self.reasons.append(reason)
         if not self.stubborn:
             self.report({"leaving": "signal"})
             self.end(0)
 
-    def leave(self, reason):
+    def leave(self, reason) -> None:
         self.reasons.append(reason)
         self.end(-signal.SIGKILL if self.stubborn else 0)
 
-    def kill(self):
+    def kill(self) -> None:
         self.end(-signal.SIGKILL)
 
 
 class Nursing:
     """Everything that a test looks at."""
 
-    def __init__(self, monkeypatch):
+    def __init__(self, monkeypatch) -> None:
         self.children = []
         self.heard = []
         self.sessions = []
@@ -86,11 +86,11 @@ class Nursing:
             child.board.close()
         return child.ending
 
-    def _note(self):
+    def _note(self) -> None:
         self._changed.set()
         self._changed = trio.Event()
 
-    async def until(self, condition):
+    async def until(self, condition) -> None:
         with trio.fail_after(10_000):
             while not condition():
                 await self._changed.wait()
@@ -108,7 +108,7 @@ class Nursing:
     def of(self, kind):
         return [(at, message) for at, message in self.heard if isinstance(message, kind)]
 
-    async def _session(self, connection):
+    async def _session(self, connection) -> None:
         self.sessions.append(connection)
         self._note()
         async for batch in connection.batches():
@@ -116,7 +116,7 @@ class Nursing:
             self._note()
         self._note()
 
-    async def scheduler(self, name, *, task_status):
+    async def scheduler(self, name, *, task_status) -> None:
         with self.scope:
             identity = Hello(role="scheduler", incarnation=new_incarnation())
             await serve(Endpoint(Address("inproc", name)), self._session, identity=identity, task_status=task_status)
@@ -130,7 +130,7 @@ class Nursing:
         self.scope = trio.CancelScope()
         self.end = None
 
-        async def run():
+        async def run() -> None:
             try:
                 await nanny.run()
             except Exception as error:

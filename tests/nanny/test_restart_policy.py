@@ -53,22 +53,22 @@ def failed_start(words="ModuleNotFoundError: No module named 'x'"):
         (ProcessExit(0, False, "ended with status 0"), ExitDecision(False, Restart(0.5))),
     ],
 )
-def test_how_a_process_ended_decides_what_follows(end, decision):
+def test_how_a_process_ended_decides_what_follows(end, decision) -> None:
     assert NannyCore(POLICY).ended(end, 0.0) == decision
 
 
-def test_a_lifetime_is_followed_by_another_where_the_settings_say_so():
+def test_a_lifetime_is_followed_by_another_where_the_settings_say_so() -> None:
     core = NannyCore(POLICY, lifetime_restart=True)
     assert core.ended(ProcessExit(0, True, "", leaving="lifetime"), 0.0) == ExitDecision(True, Restart(0))
 
 
-def test_a_worker_that_leaves_after_a_signal_is_followed_by_another_where_the_settings_say_so():
+def test_a_worker_that_leaves_after_a_signal_is_followed_by_another_where_the_settings_say_so() -> None:
     core = NannyCore(POLICY, signal_restart=True)
     assert core.ended(ProcessExit(0, True, "", leaving="signal"), 0.0) == ExitDecision(True, Restart(0))
     assert core.ended(ProcessExit(0, True, "", leaving="scheduler"), 0.0) == ExitDecision(True, Finish())
 
 
-def test_a_refusal_counts_as_a_crash_once_there_was_a_registered_worker():
+def test_a_refusal_counts_as_a_crash_once_there_was_a_registered_worker() -> None:
     """The scheduler may believe that one to be alive, and its name to be taken."""
     core = NannyCore(POLICY)
     core.ended(crash(registered=True), 0.0)
@@ -77,19 +77,19 @@ def test_a_refusal_counts_as_a_crash_once_there_was_a_registered_worker():
     assert NannyCore(POLICY).ended(refused, 1.0).next == GiveUp(4, "the name is taken")
 
 
-def test_pauses_double_up_to_a_limit():
+def test_pauses_double_up_to_a_limit() -> None:
     window = RestartWindow(RestartPolicy(max_restarts=10, window_s=1000))
     assert [window.crashed("x", now).after_s for now in range(9)] == [0.5, 1, 2, 4, 8, 16, 30, 30, 30]
 
 
-def test_too_many_crashes_end_it_with_the_cause_of_the_first():
+def test_too_many_crashes_end_it_with_the_cause_of_the_first() -> None:
     window = RestartWindow(POLICY)
     for number in range(5):
         assert isinstance(window.crashed(f"cause {number}", 10.0 * number), Restart)
     assert window.crashed("cause 5", 50.0) == GiveUp(5, "the worker crashed 6 times within 60 s; first: cause 0")
 
 
-def test_an_old_crash_is_forgotten():
+def test_an_old_crash_is_forgotten() -> None:
     window = RestartWindow(POLICY)
     for number in range(5):
         window.crashed(f"cause {number}", 10.0 * number)
@@ -97,12 +97,12 @@ def test_an_old_crash_is_forgotten():
     assert window.crashed("cause 6", 1000.0) == Restart(0.5)
 
 
-def test_no_restarts_at_all():
+def test_no_restarts_at_all() -> None:
     over = RestartWindow(RestartPolicy(max_restarts=0)).crashed("killed by SIGKILL", 0.0)
     assert over == GiveUp(5, "the worker crashed (--max-restarts 0): killed by SIGKILL")
 
 
-def test_the_same_failure_to_start_twice_ends_it_at_once():
+def test_the_same_failure_to_start_twice_ends_it_at_once() -> None:
     core = NannyCore(POLICY)
     assert core.ended(failed_start(), 0.0).next == Restart(0.5)
     over = core.ended(failed_start(), 1.0).next
@@ -110,19 +110,19 @@ def test_the_same_failure_to_start_twice_ends_it_at_once():
     assert over.reason.startswith("the worker cannot start: ended with status 1: ModuleNotFoundError")
 
 
-def test_numbers_make_no_difference_between_failures_to_start():
+def test_numbers_make_no_difference_between_failures_to_start() -> None:
     core = NannyCore(POLICY)
     core.ended(failed_start("pid 17: cannot allocate"), 0.0)
     assert isinstance(core.ended(failed_start("pid 18: cannot allocate"), 1.0).next, GiveUp)
 
 
-def test_other_failures_to_start_or_a_start_between_them_do_not():
+def test_other_failures_to_start_or_a_start_between_them_do_not() -> None:
     core = NannyCore(POLICY)
     ends = [failed_start("a"), failed_start("b"), crash(), failed_start("b"), failed_start("a")]
     assert all(isinstance(core.ended(end, 10.0 * now).next, Restart) for now, end in enumerate(ends))
 
 
-def test_what_tasks_did_to_memory_is_not_held_against_the_worker():
+def test_what_tasks_did_to_memory_is_not_held_against_the_worker() -> None:
     core = NannyCore(POLICY)
     for now in range(100):
         assert core.ended(crash(excused=True), float(now)).next == Restart(0.5 * 2 ** min(now, 2))
@@ -143,7 +143,7 @@ def test_what_tasks_did_to_memory_is_not_held_against_the_worker():
         ),
     ],
 )
-def test_how_much_memory_is_too_much(used, limit, fraction, reason):
+def test_how_much_memory_is_too_much(used, limit, fraction, reason) -> None:
     assert memory_excess(used, limit, fraction) == reason
 
 
@@ -158,7 +158,7 @@ policies = st.builds(
 
 
 @given(policies, st.lists(st.floats(0, 300), max_size=40))
-def test_never_more_restarts_in_any_window_than_the_policy_says(policy, gaps):
+def test_never_more_restarts_in_any_window_than_the_policy_says(policy, gaps) -> None:
     window = RestartWindow(policy)
     now = 0.0
     crashes = []
@@ -177,7 +177,7 @@ def test_never_more_restarts_in_any_window_than_the_policy_says(policy, gaps):
 
 
 @given(policies, st.integers(1, 10))
-def test_a_start_that_fails_always_in_the_same_way_is_tried_only_so_often(policy, gap):
+def test_a_start_that_fails_always_in_the_same_way_is_tried_only_so_often(policy, gap) -> None:
     window = RestartWindow(policy)
     tries = 0
     while isinstance(window.crashed("x", float(tries * gap), failed_start="x"), Restart):
@@ -185,7 +185,7 @@ def test_a_start_that_fails_always_in_the_same_way_is_tried_only_so_often(policy
     assert tries + 1 <= policy.same_failures
 
 
-def test_what_would_fail_in_the_same_way_again_is_not_started_again():
+def test_what_would_fail_in_the_same_way_again_is_not_started_again() -> None:
     core = NannyCore(RestartPolicy())
     decision = core.ended(ProcessExit(1, started=False, cause="its module raised", hopeless=True), 0.0)
     assert decision == ExitDecision(planned=False, next=GiveUp(1, "its module raised"))

@@ -2,6 +2,7 @@
 
 import signal
 import threading
+from typing import Never
 
 import pytest
 import trio
@@ -22,12 +23,14 @@ from trio_dask.scheduler.service import run_scheduler
 
 
 @pytest.fixture
-def nursing(monkeypatch):
+def nursing(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(Nanny, "_oom_kills", type("None ever", (), {"claim": lambda self: False})())
     return Nursing(monkeypatch)
 
 
-async def test_it_vouches_for_a_worker_that_lives_and_is_not_stopped(autojump_clock, nursing):
+async def test_it_vouches_for_a_worker_that_lives_and_is_not_stopped(
+    autojump_clock: trio.testing.MockClock, nursing
+) -> None:
     async with nursing.nanny():
         child = await nursing.child(0)
         await trio.sleep(9)
@@ -41,7 +44,9 @@ async def test_it_vouches_for_a_worker_that_lives_and_is_not_stopped(autojump_cl
         assert len(nursing.of(WorkerAlive)) == 10
 
 
-async def test_a_crash_is_told_with_what_ran_and_followed_by_another_worker(autojump_clock, nursing):
+async def test_a_crash_is_told_with_what_ran_and_followed_by_another_worker(
+    autojump_clock: trio.testing.MockClock, nursing
+) -> None:
     async with nursing.nanny(worker={"nthreads": 3}) as nanny:
         child = await nursing.child(0)
         child.board.begin(0, RunId(7))
@@ -62,7 +67,9 @@ async def test_a_crash_is_told_with_what_ran_and_followed_by_another_worker(auto
         assert nanny.status()["restarts"] == 1
 
 
-async def test_too_much_memory_ends_the_worker_and_is_told_in_figures(autojump_clock, nursing):
+async def test_too_much_memory_ends_the_worker_and_is_told_in_figures(
+    autojump_clock: trio.testing.MockClock, nursing
+) -> None:
     async with nursing.nanny(worker={"memory_limit_bytes": 256 * 2**20}):
         child = await nursing.child(0)
         nursing.memory[child.pid] = 240 * 2**20
@@ -76,7 +83,7 @@ async def test_too_much_memory_ends_the_worker_and_is_told_in_figures(autojump_c
         )
 
 
-async def test_the_memory_watch_can_be_off(autojump_clock, nursing):
+async def test_the_memory_watch_can_be_off(autojump_clock: trio.testing.MockClock, nursing) -> None:
     async with nursing.nanny(worker={"memory_limit_bytes": 256 * 2**20}, memory_terminate=None):
         child = await nursing.child(0)
         nursing.memory[child.pid] = 10 * 2**30
@@ -84,7 +91,9 @@ async def test_the_memory_watch_can_be_off(autojump_clock, nursing):
         assert not child.done.is_set()
 
 
-async def test_what_the_kernel_killed_for_want_of_memory_is_told_so(autojump_clock, nursing, monkeypatch):
+async def test_what_the_kernel_killed_for_want_of_memory_is_told_so(
+    autojump_clock: trio.testing.MockClock, nursing, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Nanny, "_oom_kills", type("One", (), {"claim": lambda self: True})())
     async with nursing.nanny():
         (await nursing.child(0)).end(-signal.SIGKILL, peak_bytes=300 * 2**20)
@@ -94,7 +103,7 @@ async def test_what_the_kernel_killed_for_want_of_memory_is_told_so(autojump_clo
         assert (await nursing.message(WorkerExited, 1)).cause == "killed by SIGSEGV"
 
 
-async def test_the_scheduler_can_have_another_worker(autojump_clock, nursing):
+async def test_the_scheduler_can_have_another_worker(autojump_clock: trio.testing.MockClock, nursing) -> None:
     async with nursing.nanny():
         child = await nursing.child(0)
         await nursing.until(lambda: nursing.sessions)
@@ -108,7 +117,7 @@ async def test_the_scheduler_can_have_another_worker(autojump_clock, nursing):
 
 
 @pytest.mark.parametrize("leaves", [True, False], ids=["leaves", "blocked"])
-async def test_the_scheduler_can_end_it(autojump_clock, nursing, leaves):
+async def test_the_scheduler_can_end_it(autojump_clock: trio.testing.MockClock, nursing, leaves) -> None:
     """The scheduler has told the worker as well; one that does not leave is ended."""
     async with nursing.nanny():
         child = await nursing.child(0)
@@ -128,7 +137,9 @@ async def test_the_scheduler_can_end_it(autojump_clock, nursing, leaves):
         await nursing.until(lambda: nursing.sessions[0].goodbye is not None)
 
 
-async def test_the_scheduler_can_end_it_while_its_worker_starts(autojump_clock, nursing):
+async def test_the_scheduler_can_end_it_while_its_worker_starts(
+    autojump_clock: trio.testing.MockClock, nursing
+) -> None:
     """The scheduler does not know that worker."""
     nursing.ready = False
     async with nursing.nanny():
@@ -140,7 +151,7 @@ async def test_the_scheduler_can_end_it_while_its_worker_starts(autojump_clock, 
         assert (nursing.end, trio.current_time(), child.reasons) == ("well", began, ["scaled down"])
 
 
-async def test_a_worker_hears_why_it_is_to_end(autojump_clock, nursing):
+async def test_a_worker_hears_why_it_is_to_end(autojump_clock: trio.testing.MockClock, nursing) -> None:
     async with nursing.nanny() as nanny:
         first = await nursing.child(0)
         await nursing.until(lambda: nursing.sessions)
@@ -151,7 +162,9 @@ async def test_a_worker_hears_why_it_is_to_end(autojump_clock, nursing):
         assert (first.reasons, second.reasons) == (["restarted by client c"], ["the launcher received SIGTERM"])
 
 
-async def test_with_a_scheduler_that_stops_it_ends_if_it_is_to_leave_then(autojump_clock, nursing):
+async def test_with_a_scheduler_that_stops_it_ends_if_it_is_to_leave_then(
+    autojump_clock: trio.testing.MockClock, nursing
+) -> None:
     async with nursing.nanny(worker={"on_scheduler_stop": "leave"}):
         await nursing.child(0)
         await nursing.until(lambda: nursing.sessions)
@@ -160,7 +173,9 @@ async def test_with_a_scheduler_that_stops_it_ends_if_it_is_to_leave_then(autoju
         assert nursing.end == "well"
 
 
-async def test_when_its_scheduler_stops_it_can_wait_for_the_next_one_with_the_same_worker(autojump_clock, nursing):
+async def test_when_its_scheduler_stops_it_can_wait_for_the_next_one_with_the_same_worker(
+    autojump_clock: trio.testing.MockClock, nursing
+) -> None:
     async with nursing.nanny(worker={"on_scheduler_stop": "wait", "death_timeout_s": 60.0}):
         child = await nursing.child(0)
         await nursing.until(lambda: nursing.sessions)
@@ -181,7 +196,9 @@ async def test_when_its_scheduler_stops_it_can_wait_for_the_next_one_with_the_sa
         ("restart", {}, True),
     ],
 )
-async def test_a_worker_that_leaves_in_good_order_says_why(autojump_clock, nursing, leaving, options, goes_on):
+async def test_a_worker_that_leaves_in_good_order_says_why(
+    autojump_clock: trio.testing.MockClock, nursing, leaving, options, goes_on
+) -> None:
     async with nursing.nanny(**options):
         child = await nursing.child(0)
         await nursing.until(lambda: nursing.sessions)
@@ -197,7 +214,9 @@ async def test_a_worker_that_leaves_in_good_order_says_why(autojump_clock, nursi
 
 
 @pytest.mark.parametrize(("status", "error"), [(3, NoScheduler), (4, RefusedError)])
-async def test_what_another_process_would_not_change_ends_it(autojump_clock, nursing, status, error):
+async def test_what_another_process_would_not_change_ends_it(
+    autojump_clock: trio.testing.MockClock, nursing, status, error
+) -> None:
     async with nursing.nanny():
         (await nursing.child(0)).end(status, failure="in words")
         await nursing.until(lambda: nursing.end)
@@ -205,7 +224,9 @@ async def test_what_another_process_would_not_change_ends_it(autojump_clock, nur
         assert str(nursing.end) == "in words"
 
 
-async def test_it_gives_up_in_the_end_and_names_the_first_cause(autojump_clock, nursing):
+async def test_it_gives_up_in_the_end_and_names_the_first_cause(
+    autojump_clock: trio.testing.MockClock, nursing
+) -> None:
     async with nursing.nanny():
         (await nursing.child(0)).end(-signal.SIGSEGV)
         for number in range(1, 6):
@@ -219,7 +240,9 @@ async def test_it_gives_up_in_the_end_and_names_the_first_cause(autojump_clock, 
 @pytest.mark.parametrize(
     ("how", "number", "after_s"), [(Stop.DRAIN, signal.SIGTERM, 7 + 3), (Stop.SOON, signal.SIGINT, 2 + 0.5)]
 )
-async def test_a_stop_is_passed_on_and_forced_in_the_end(autojump_clock, nursing, how, number, after_s):
+async def test_a_stop_is_passed_on_and_forced_in_the_end(
+    autojump_clock: trio.testing.MockClock, nursing, how, number, after_s
+) -> None:
     async with nursing.nanny(worker={"drain_timeout_s": 7.0}) as nanny:
         child = await nursing.child(0)
         child.stubborn = True
@@ -233,7 +256,7 @@ async def test_a_stop_is_passed_on_and_forced_in_the_end(autojump_clock, nursing
         assert (await nursing.message(WorkerExited)).planned
 
 
-async def test_a_worker_that_drains_is_not_hurried(autojump_clock, nursing):
+async def test_a_worker_that_drains_is_not_hurried(autojump_clock: trio.testing.MockClock, nursing) -> None:
     async with nursing.nanny() as nanny:
         await nursing.child(0)
         nanny.stop()
@@ -242,7 +265,7 @@ async def test_a_worker_that_drains_is_not_hurried(autojump_clock, nursing):
         assert len(nursing.children) == 1
 
 
-async def test_a_stop_during_the_pause_starts_nothing(autojump_clock, nursing):
+async def test_a_stop_during_the_pause_starts_nothing(autojump_clock: trio.testing.MockClock, nursing) -> None:
     async with nursing.nanny(backoff_s=(10.0, 30.0)) as nanny:
         (await nursing.child(0)).end(-signal.SIGKILL)
         await nursing.message(WorkerExited)
@@ -252,7 +275,7 @@ async def test_a_stop_during_the_pause_starts_nothing(autojump_clock, nursing):
         assert len(nursing.children) == 1
 
 
-async def test_a_death_is_told_when_there_is_a_scheduler_again(autojump_clock, nursing):
+async def test_a_death_is_told_when_there_is_a_scheduler_again(autojump_clock: trio.testing.MockClock, nursing) -> None:
     async with nursing.nanny(scheduler=False):
         (await nursing.child(0)).end(-signal.SIGKILL)
         await trio.sleep(30)
@@ -262,7 +285,7 @@ async def test_a_death_is_told_when_there_is_a_scheduler_again(autojump_clock, n
         assert await nursing.message(WorkerAlive) == WorkerAlive(nursing.children[1].token)
 
 
-async def test_a_scheduler_that_is_gone_is_found_again(autojump_clock, nursing):
+async def test_a_scheduler_that_is_gone_is_found_again(autojump_clock: trio.testing.MockClock, nursing) -> None:
     async with nursing.nanny():
         child = await nursing.child(0)
         await nursing.message(WorkerAlive)
@@ -276,7 +299,9 @@ async def test_a_scheduler_that_is_gone_is_found_again(autojump_clock, nursing):
         assert trio.current_time() - began < 4
 
 
-async def test_a_worker_that_cannot_leave_without_a_scheduler_is_made_to(autojump_clock, nursing):
+async def test_a_worker_that_cannot_leave_without_a_scheduler_is_made_to(
+    autojump_clock: trio.testing.MockClock, nursing
+) -> None:
     """A task that holds the interpreter keeps the worker's own clock from striking."""
     async with nursing.nanny(scheduler=False, worker={"death_timeout_s": 5.0}):
         child = await nursing.child(0)
@@ -288,11 +313,11 @@ async def test_a_worker_that_cannot_leave_without_a_scheduler_is_made_to(autojum
 
 
 async def test_a_call_that_nothing_answers_ends_in_time_to_say_why_there_is_no_scheduler(
-    autojump_clock, nursing, monkeypatch
-):
+    autojump_clock: trio.testing.MockClock, nursing, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The nanny counts from its own start, and may be the one that ends a worker that was slow to start."""
 
-    async def unanswered(endpoint, hello, *, nursery, timeout_s):
+    async def unanswered(endpoint, hello, *, nursery, timeout_s) -> Never:
         await trio.sleep(timeout_s)
         raise NoScheduler("it did not answer")
 
@@ -302,8 +327,10 @@ async def test_a_call_that_nothing_answers_ends_in_time_to_say_why_there_is_no_s
         assert str(nursing.end) == "no scheduler for 5 s: it did not answer"
 
 
-async def test_a_program_that_cannot_even_be_started_is_a_failed_start(autojump_clock, nursing, monkeypatch):
-    async def fail(*arguments):
+async def test_a_program_that_cannot_even_be_started_is_a_failed_start(
+    autojump_clock: trio.testing.MockClock, nursing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*arguments) -> Never:
         await trio.lowlevel.checkpoint()
         raise ClusterError("worker could not be started: No such file or directory")
 
@@ -314,13 +341,15 @@ async def test_a_program_that_cannot_even_be_started_is_a_failed_start(autojump_
         assert "No such file or directory" in str(nursing.end)
 
 
-def test_the_end_of_a_child_is_told_in_words():
+def test_the_end_of_a_child_is_told_in_words() -> None:
     end = ChildEnd(name="w", status=1, started=False, failure="ImportError: x", words=LastWords(("said",)))
     assert str(end.as_error()) == "w ended with status 1 before it was ready:\nsaid\nImportError: x"
     assert str(ChildEnd(name="w", status=-9, started=True).as_error()) == "w was killed by SIGKILL and said nothing"
 
 
-async def test_who_is_told_to_stop_before_it_begins_starts_nobody(autojump_clock, nursing):
+async def test_who_is_told_to_stop_before_it_begins_starts_nobody(
+    autojump_clock: trio.testing.MockClock, nursing
+) -> None:
     async with nursing.nanny() as nanny:
         nanny.stop(Stop.DRAIN)  # it has not run yet
         await nursing.until(lambda: nursing.end)
@@ -329,8 +358,8 @@ async def test_who_is_told_to_stop_before_it_begins_starts_nobody(autojump_clock
 
 
 async def test_the_successor_of_one_whose_end_is_foreseen_starts_while_it_hands_its_results_over(
-    autojump_clock, nursing
-):
+    autojump_clock: trio.testing.MockClock, nursing
+) -> None:
     async with nursing.nanny() as nanny:
         first = await nursing.child(0)
         first.report({"address": "tcp://a:1"})
@@ -347,7 +376,9 @@ async def test_the_successor_of_one_whose_end_is_foreseen_starts_while_it_hands_
         assert len(nursing.children) == 2
 
 
-async def test_both_are_told_to_stop_while_one_hands_over_to_the_other(autojump_clock, nursing):
+async def test_both_are_told_to_stop_while_one_hands_over_to_the_other(
+    autojump_clock: trio.testing.MockClock, nursing
+) -> None:
     async with nursing.nanny() as nanny:
         first = await nursing.child(0)
         first.report({"leaving": "max-tasks"})
@@ -359,7 +390,7 @@ async def test_both_are_told_to_stop_while_one_hands_over_to_the_other(autojump_
         assert nursing.end == "well"
 
 
-async def test_with_one_port_for_both_the_successor_waits(autojump_clock, nursing):
+async def test_with_one_port_for_both_the_successor_waits(autojump_clock: trio.testing.MockClock, nursing) -> None:
     async with nursing.nanny(worker={"port_range": (9000, 9000)}):
         first = await nursing.child(0)
         first.report({"leaving": "max-tasks"})
@@ -370,7 +401,7 @@ async def test_with_one_port_for_both_the_successor_waits(autojump_clock, nursin
         await nursing.child(1)
 
 
-async def test_there_is_no_successor_while_the_last_tasks_run(autojump_clock, nursing):
+async def test_there_is_no_successor_while_the_last_tasks_run(autojump_clock: trio.testing.MockClock, nursing) -> None:
     async with nursing.nanny(lifetime_restart=True):
         first = await nursing.child(0)
         first.report({"leaving": "lifetime"})
@@ -380,7 +411,9 @@ async def test_there_is_no_successor_while_the_last_tasks_run(autojump_clock, nu
         await nursing.child(1)
 
 
-async def test_at_rest_is_not_followed_by_another_where_nobody_is_to_follow(autojump_clock, nursing):
+async def test_at_rest_is_not_followed_by_another_where_nobody_is_to_follow(
+    autojump_clock: trio.testing.MockClock, nursing
+) -> None:
     async with nursing.nanny():
         first = await nursing.child(0)
         first.report({"leaving": "signal"})
@@ -390,7 +423,9 @@ async def test_at_rest_is_not_followed_by_another_where_nobody_is_to_follow(auto
 
 
 @pytest.mark.parametrize("how", [Stop.DRAIN, Stop.SOON])
-async def test_a_worker_that_is_still_starting_is_ended_without_a_signal(autojump_clock, nursing, how):
+async def test_a_worker_that_is_still_starting_is_ended_without_a_signal(
+    autojump_clock: trio.testing.MockClock, nursing, how
+) -> None:
     """It would answer with a traceback, or not at all."""
     nursing.ready = False
     async with nursing.nanny() as nanny:
@@ -402,7 +437,9 @@ async def test_a_worker_that_is_still_starting_is_ended_without_a_signal(autojum
 
 
 @pytest.mark.parametrize("status", [0, 2, 3, 4])
-async def test_a_task_that_ends_the_process_is_to_blame_whatever_status_it_gives(autojump_clock, nursing, status):
+async def test_a_task_that_ends_the_process_is_to_blame_whatever_status_it_gives(
+    autojump_clock: trio.testing.MockClock, nursing, status
+) -> None:
     async with nursing.nanny():
         child = await nursing.child(0)
         await nursing.until(lambda: nursing.sessions)
@@ -414,7 +451,9 @@ async def test_a_task_that_ends_the_process_is_to_blame_whatever_status_it_gives
         assert nursing.end is None
 
 
-async def test_a_worker_that_has_been_alone_for_too_long_needs_no_words(autojump_clock, nursing):
+async def test_a_worker_that_has_been_alone_for_too_long_needs_no_words(
+    autojump_clock: trio.testing.MockClock, nursing
+) -> None:
     """A task held its event loop, so that it could only end."""
     async with nursing.nanny(scheduler=False, worker={"death_timeout_s": 5.0}):
         child = await nursing.child(0)
@@ -425,7 +464,9 @@ async def test_a_worker_that_has_been_alone_for_too_long_needs_no_words(autojump
         assert len(nursing.children) == 1
 
 
-async def test_a_scheduler_that_drops_every_session_is_not_called_without_end(autojump_clock, nursing):
+async def test_a_scheduler_that_drops_every_session_is_not_called_without_end(
+    autojump_clock: trio.testing.MockClock, nursing
+) -> None:
     async with nursing.nanny():
         await nursing.child(0)
         for number in range(30):
@@ -435,7 +476,9 @@ async def test_a_scheduler_that_drops_every_session_is_not_called_without_end(au
         assert trio.current_time() > 30
 
 
-async def test_one_short_session_after_a_long_absence_delays_nothing(autojump_clock, nursing):
+async def test_one_short_session_after_a_long_absence_delays_nothing(
+    autojump_clock: trio.testing.MockClock, nursing
+) -> None:
     async with nursing.nanny(scheduler=False):
         await trio.sleep(30)
         await nursing.start_scheduler()
@@ -447,7 +490,9 @@ async def test_one_short_session_after_a_long_absence_delays_nothing(autojump_cl
         assert trio.current_time() - lost < 0.2
 
 
-async def test_a_name_server_that_does_not_answer_holds_up_no_nanny(autojump_clock, monkeypatch):
+async def test_a_name_server_that_does_not_answer_holds_up_no_nanny(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     answer = threading.Event()
     monkeypatch.setattr(rpc_handlers, "_way_to_scheduler", lambda bound, worker: answer.wait(60) and "10.0.0.5")
     assert await rpc_handlers._host(WorkerSettings(scheduler="tcp://far.away:8786")) == choose_advertised_host("")
@@ -455,7 +500,7 @@ async def test_a_name_server_that_does_not_answer_holds_up_no_nanny(autojump_clo
     answer.set()
 
 
-async def test_a_scheduler_that_stops_tells_nannies_as_well(autojump_clock):
+async def test_a_scheduler_that_stops_tells_nannies_as_well(autojump_clock: trio.testing.MockClock) -> None:
     """One may be about to start a worker, which would look for that scheduler for ever."""
     async with trio.open_nursery() as nursery:
         hello = Hello(role="nanny", incarnation=new_incarnation(), details={"process": new_incarnation()})

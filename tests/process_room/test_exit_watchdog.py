@@ -36,7 +36,7 @@ def is_gone(pid):
         return True
 
 
-def test_descendants_end_however_deep_they_are_and_in_whatever_session():
+def test_descendants_end_however_deep_they_are_and_in_whatever_session() -> None:
     done, _ = run(
         "import subprocess, sys\n"
         "import os\nfrom trio_dask.processes.procfs import end_descendants\n"
@@ -53,7 +53,7 @@ def test_descendants_end_however_deep_they_are_and_in_whatever_session():
     assert all(map(is_gone, pids))
 
 
-def test_a_process_that_does_not_end_by_itself_is_ended_with_all_it_has_started():
+def test_a_process_that_does_not_end_by_itself_is_ended_with_all_it_has_started() -> None:
     done, duration_s = run(
         "import subprocess, time\n"
         "from trio_dask.processes.exit_watchdog import ExitWatchdog\n"
@@ -68,7 +68,7 @@ def test_a_process_that_does_not_end_by_itself_is_ended_with_all_it_has_started(
     assert is_gone(int(done.stdout))
 
 
-def test_a_process_that_has_got_another_chance_or_is_past_the_block_goes_on():
+def test_a_process_that_has_got_another_chance_or_is_past_the_block_goes_on() -> None:
     done, _ = run(
         "import math, time\n"
         "from trio_dask.processes.exit_watchdog import ExitWatchdog\n"
@@ -94,7 +94,7 @@ def test_a_process_that_has_got_another_chance_or_is_past_the_block_goes_on():
     ],
     ids=["watchdog", "second signal"],
 )
-def test_a_process_that_is_ended_leaves_no_file_behind(tmp_path, end, status):
+def test_a_process_that_is_ended_leaves_no_file_behind(tmp_path: Path, end, status) -> None:
     done, _ = run(
         "import signal, time\n"
         "from trio_dask.processes.exit_watchdog import ExitWatchdog\n"

@@ -50,7 +50,7 @@ def open_files():
     return len(os.listdir("/proc/self/fd"))
 
 
-def send(channel, start):
+def send(channel, start) -> None:
     with fork_requests.ExitStack() as stack:
         socket.send_fds(channel, [b"f"], pack(start, stack))
 
@@ -65,7 +65,7 @@ def no_descriptor_leaks():
     assert open_files() == before
 
 
-def test_a_server_forks_for_each_request_until_its_launcher_is_gone(ends, start):
+def test_a_server_forks_for_each_request_until_its_launcher_is_gone(ends, start) -> None:
     ours, theirs = ends
     forks = []
     with no_descriptor_leaks():
@@ -79,7 +79,7 @@ def test_a_server_forks_for_each_request_until_its_launcher_is_gone(ends, start)
         ours.recv(1)
 
 
-def test_a_forked_process_answers_for_itself_and_has_the_request(ends, start):
+def test_a_forked_process_answers_for_itself_and_has_the_request(ends, start) -> None:
     ours, theirs = ends
     send(ours, start)
     request = wait_for_fork(theirs, [], lambda: 0)
@@ -89,11 +89,11 @@ def test_a_forked_process_answers_for_itself_and_has_the_request(ends, start):
     request.close()
 
 
-def test_a_server_that_cannot_fork_says_so_and_goes_on(ends, start):
+def test_a_server_that_cannot_fork_says_so_and_goes_on(ends, start) -> None:
     ours, theirs = ends
     outcomes = [OSError(11, "Resource temporarily unavailable"), None]
 
-    def fork():
+    def fork() -> int:
         error = outcomes.pop(0)
         if error is not None:
             raise error
@@ -109,7 +109,7 @@ def test_a_server_that_cannot_fork_says_so_and_goes_on(ends, start):
 
 
 @pytest.mark.parametrize("which", [0, 1], ids=["stdin", "parent"])
-def test_a_server_ends_with_its_stdin_or_its_parent(ends, which):
+def test_a_server_ends_with_its_stdin_or_its_parent(ends, which) -> None:
     pipes = [os.pipe(), os.pipe()]
     found = []
     thread = threading.Thread(target=lambda: found.append(wait_for_fork(ends[1], [pipes[0][0], pipes[1][0]], None)))
@@ -121,7 +121,7 @@ def test_a_server_ends_with_its_stdin_or_its_parent(ends, which):
         os.close(fd)
 
 
-def test_a_server_ends_when_nobody_takes_its_answer(ends, start):
+def test_a_server_ends_when_nobody_takes_its_answer(ends, start) -> None:
     ours, theirs = ends
     send(ours, start)
     ours.close()
@@ -134,13 +134,13 @@ def test_a_server_ends_when_nobody_takes_its_answer(ends, start):
 class Server:
     """What a test has a server do."""
 
-    def __init__(self, ends):
+    def __init__(self, ends) -> None:
         self.killed = 0
         self.socket = trio.socket.from_stdlib_socket(ends[1])
         self.channel = ForkChannel(trio.socket.from_stdlib_socket(ends[0]), self.kill)
         self.dies = True
 
-    def kill(self):
+    def kill(self) -> None:
         self.killed += 1
         if self.dies:
             self.socket.close()
@@ -149,13 +149,13 @@ class Server:
         await trio.lowlevel.wait_readable(self.socket)
         return Request.receive(self.socket._sock)
 
-    async def answer_each(self, *answers):
+    async def answer_each(self, *answers) -> None:
         for content in answers:
             (await self.take()).close()
             answer(self.socket._sock, **content)
 
 
-async def test_the_launcher_is_told_the_new_process_or_the_error(ends, start):
+async def test_the_launcher_is_told_the_new_process_or_the_error(ends, start) -> None:
     server = Server(ends)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(lambda: server.answer_each({"pid": 7}, {"error": "no memory"}, {"pid": 8}))
@@ -163,11 +163,11 @@ async def test_the_launcher_is_told_the_new_process_or_the_error(ends, start):
     assert server.killed == 0
 
 
-async def test_requests_are_made_one_after_the_other(ends, start):
+async def test_requests_are_made_one_after_the_other(ends, start) -> None:
     server = Server(ends)
     found = []
 
-    async def ask():
+    async def ask() -> None:
         found.append(await server.channel.fork(start))
 
     async with trio.open_nursery() as nursery:
@@ -177,7 +177,7 @@ async def test_requests_are_made_one_after_the_other(ends, start):
     assert found == [7, 8]
 
 
-async def test_a_server_that_is_gone_is_not_asked_again(ends, start):
+async def test_a_server_that_is_gone_is_not_asked_again(ends, start) -> None:
     server = Server(ends)
     server.socket.close()
     assert await server.channel.fork(start) is None
@@ -185,7 +185,7 @@ async def test_a_server_that_is_gone_is_not_asked_again(ends, start):
     assert server.killed == 0
 
 
-async def test_a_server_that_does_not_answer_is_killed(ends, start, autojump_clock):
+async def test_a_server_that_does_not_answer_is_killed(ends, start, autojump_clock: trio.testing.MockClock) -> None:
     server = Server(ends)
     assert await server.channel.fork(start) is None
     assert trio.current_time() == pytest.approx(fork_server.ANSWER_S)
@@ -193,7 +193,9 @@ async def test_a_server_that_does_not_answer_is_killed(ends, start, autojump_clo
     assert server.killed == 1
 
 
-async def test_a_server_that_cannot_even_be_killed_is_an_error_in_time(ends, start, autojump_clock):
+async def test_a_server_that_cannot_even_be_killed_is_an_error_in_time(
+    ends, start, autojump_clock: trio.testing.MockClock
+) -> None:
     server = Server(ends)
     server.dies = False
     with pytest.raises(OSError, match="cannot be ended"):
@@ -201,13 +203,13 @@ async def test_a_server_that_cannot_even_be_killed_is_an_error_in_time(ends, sta
     assert trio.current_time() == pytest.approx(fork_server.ANSWER_S + fork_server.DEATH_S)
 
 
-async def test_a_request_that_is_cancelled_still_takes_its_answer(ends, start):
+async def test_a_request_that_is_cancelled_still_takes_its_answer(ends, start) -> None:
     """Else there would be a process that nobody knows."""
     server = Server(ends)
     found = []
     async with trio.open_nursery() as nursery:
 
-        async def ask():
+        async def ask() -> None:
             found.append(await server.channel.fork(start))
 
         nursery.start_soon(ask)

@@ -42,7 +42,7 @@ print(json.dumps([sorted(found.items()), inheritable]))
         ((), ()),
     ],
 )
-def test_descriptors_get_their_numbers_wherever_they_were(given, numbers):
+def test_descriptors_get_their_numbers_wherever_they_were(given, numbers) -> None:
     """In a process of its own: every other descriptor is closed."""
     command = [sys.executable, "-c", ARRANGE, json.dumps([given, numbers])]
     found, inheritable = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
@@ -50,7 +50,7 @@ def test_descriptors_get_their_numbers_wherever_they_were(given, numbers):
     assert inheritable
 
 
-def test_a_request_has_all_that_a_process_is_told_by_its_start(monkeypatch):
+def test_a_request_has_all_that_a_process_is_told_by_its_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OURS", "y\udcff")
     start = Start(
         name="child",

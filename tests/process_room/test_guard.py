@@ -13,16 +13,16 @@ from trio_dask.processes.subreaper import Guard
 class Worker:
     """One that has ended when the pipe is closed, as it is when it is killed."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.fd, alive = os.pipe()
         self._alive = [alive]
         self.steps = []
 
-    def die(self):
+    def die(self) -> None:
         with suppress(IndexError):  # test and guard may both end it
             os.close(self._alive.pop())
 
-    def kill(self):
+    def kill(self) -> None:
         self.steps.append("kill")
         self.die()
 
@@ -31,14 +31,14 @@ class Worker:
         self.steps.append("reap")
         return -9, 2**20
 
-    def sweep(self):
+    def sweep(self) -> None:
         self.steps.append("sweep")
 
 
 class Guarding:
     """A guard in a thread, and the other ends of its pipes."""
 
-    def __init__(self, *, with_parent=True):
+    def __init__(self, *, with_parent=True) -> None:
         self.worker = Worker()
         self.parent_fd, self.parent = os.pipe() if with_parent else (None, None)
         self.reports, self.report_fd = os.pipe()
@@ -46,7 +46,7 @@ class Guarding:
         self.thread = threading.Thread(target=guard.run)
         self.thread.start()
 
-    def end_parent(self):
+    def end_parent(self) -> None:
         os.close(self.parent)
         self.parent = None
 
@@ -56,7 +56,7 @@ class Guarding:
         assert not self.thread.is_alive()
         return json.loads(os.read(self.reports, 4096))
 
-    def close(self):
+    def close(self) -> None:
         self.worker.die()
         self.thread.join(10)
         for fd in (self.worker.fd, self.parent_fd, self.parent, self.reports, self.report_fd):
@@ -65,26 +65,26 @@ class Guarding:
 
 
 @pytest.fixture(params=[True, False], ids=["parent", "no descriptor of the parent"])
-def guarding(request):
+def guarding(request: pytest.FixtureRequest):
     guarding = Guarding(with_parent=request.param)
     yield guarding
     guarding.close()
 
 
-def test_a_guard_stays_while_worker_and_parent_live(guarding):
+def test_a_guard_stays_while_worker_and_parent_live(guarding) -> None:
     guarding.thread.join(0.05)
     assert guarding.thread.is_alive()
     assert guarding.worker.steps == []
 
 
-def test_the_end_of_the_worker_ends_what_is_left_of_it_and_is_reported(guarding):
+def test_the_end_of_the_worker_ends_what_is_left_of_it_and_is_reported(guarding) -> None:
     guarding.worker.die()
     assert guarding.report() == {"status": -9, "peak_bytes": 2**20}
     # Its group first, because its number is free once it is reaped; then what it left to the guard.
     assert guarding.worker.steps == ["kill", "reap", "sweep"]
 
 
-def test_the_end_of_the_parent_ends_the_worker():
+def test_the_end_of_the_parent_ends_the_worker() -> None:
     guarding = Guarding()
     try:
         guarding.end_parent()
@@ -94,7 +94,7 @@ def test_the_end_of_the_parent_ends_the_worker():
         guarding.close()
 
 
-def test_a_parent_that_no_longer_hears_the_report_does_not_keep_the_guard(guarding):
+def test_a_parent_that_no_longer_hears_the_report_does_not_keep_the_guard(guarding) -> None:
     os.close(guarding.reports)
     guarding.reports = None
     guarding.worker.die()

@@ -30,7 +30,7 @@ def line_of(text, *arguments, **more):
 
 
 @given(st.text())
-def test_a_record_arrives_as_it_was(text):
+def test_a_record_arrives_as_it_was(text) -> None:
     sent, line = line_of("%s", text[:1000])
     assert b"\n" not in line
     found = read_record(line)
@@ -43,7 +43,7 @@ def test_a_record_arrives_as_it_was(text):
     )
 
 
-def test_a_traceback_comes_along():
+def test_a_traceback_comes_along() -> None:
     try:
         raise ValueError("no")
     except ValueError:
@@ -53,7 +53,7 @@ def test_a_traceback_comes_along():
 
 
 @pytest.mark.parametrize("created", ["1e300", "-1e300", "NaN", "Infinity", "-1.0", "1e15"])
-def test_what_has_no_time_of_this_age_is_no_record(created):
+def test_what_has_no_time_of_this_age_is_no_record(created) -> None:
     line = b'\x1e{"created": %s, "level": 20, "logger": "x", "message": "x"}'
     assert read_record(line % created.encode()) is None
     logging.Formatter("%(asctime)s").format(read_record(line % str(2.0**40 - 1).encode()))
@@ -62,7 +62,7 @@ def test_what_has_no_time_of_this_age_is_no_record(created):
 @pytest.mark.parametrize(
     "line", [b"printed", b"", b"\x1e", b"\x1e{", b"\x1e[]", b'\x1e{"message": "x"}', b"\x1e" + b"[" * 100_000]
 )
-def test_whatever_else_stands_there_is_no_record(line):
+def test_whatever_else_stands_there_is_no_record(line) -> None:
     assert read_record(line) is None
     assert spoken(line) == line.decode()
 
@@ -77,7 +77,7 @@ def pass_through(data, size):
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 50, 10_000])
-def test_a_dump_is_taken_out_however_it_arrives(size):
+def test_a_dump_is_taken_out_however_it_arrives(size) -> None:
     whole = [line.decode() for line in DUMP.splitlines()]
     assert pass_through(b"before\n" + DUMP, size) == (b"before\n", [whole])
     # A task's own child can crash as well, and then the worker goes on.
@@ -87,19 +87,19 @@ def test_a_dump_is_taken_out_however_it_arrives(size):
 @given(
     st.lists(st.sampled_from([b"Fatal", b"Fatal Python error", b"x Fatal Python error:", b"  ", b"\n", b"\r", b"y"]))
 )
-def test_nothing_else_is_held_back(pieces):
+def test_nothing_else_is_held_back(pieces) -> None:
     data = b"".join(pieces)
     assert pass_through(data, 3) == (data, [])
 
 
-def test_what_is_no_dump_passes_before_its_line_ends():
+def test_what_is_no_dump_passes_before_its_line_ends() -> None:
     passed = []
     sieve = DumpFilter(passed.append, lambda lines: None)
     sieve.feed(b"50 %")
     assert passed == [b"50 %"]
 
 
-def test_a_line_that_never_ends_is_not_held_back_for_ever():
+def test_a_line_that_never_ends_is_not_held_back_for_ever() -> None:
     passed, dumps = [], []
     sieve = DumpFilter(passed.append, dumps.append)
     sieve.feed(b"Fatal Python error: not really\n")
@@ -109,7 +109,7 @@ def test_a_line_that_never_ends_is_not_held_back_for_ever():
     assert sum(map(len, passed)) == 200_000
 
 
-def test_a_dump_that_never_ends_is_no_dump():
+def test_a_dump_that_never_ends_is_no_dump() -> None:
     passed, dumps = [], []
     sieve = DumpFilter(passed.append, dumps.append)
     sieve.feed(b"Fatal Python error: not really\n")
@@ -121,7 +121,7 @@ def test_a_dump_that_never_ends_is_no_dump():
     assert sum(map(len, passed)) == 3_000_000 - len(held) * 1000
 
 
-def test_the_longest_dump_of_faulthandler_is_taken_out():
+def test_the_longest_dump_of_faulthandler_is_taken_out() -> None:
     frames = b'  File "' + b"d" * 70 + b'.py", line 55 in function_with_a_name\n'
     dump = b"Fatal Python error: Aborted\n" + (b"Thread 0x00007f083e44f6c0 [x]:\n" + frames * 100) * 100
     passed, (lines,) = pass_through(dump, 2**16)

@@ -12,7 +12,7 @@ from trio_dask.processes.parent_watch import StdinWatch
 class Parent:
     """The other ends of the pipes, and what the child was asked for."""
 
-    def __init__(self, begun=b""):
+    def __init__(self, begun=b"") -> None:
         self.asked = []
         self.changed = threading.Condition()
         self.was_ended = threading.Event()
@@ -21,12 +21,12 @@ class Parent:
         self.thread = StdinWatch(stdin, life, begun, self.was_ended.set).start(self._ask, grace_s=0.01)
         self._ours = [stdin, life]
 
-    def _ask(self, reason, number):
+    def _ask(self, reason, number) -> None:
         with self.changed:
             self.asked.append((reason, number))
             self.changed.notify()
 
-    def order(self, **content):
+    def order(self, **content) -> None:
         os.write(self.stdin, json.dumps(content).encode() + b"\n")
 
     def wait_asked(self, count):
@@ -34,11 +34,11 @@ class Parent:
             assert self.changed.wait_for(lambda: len(self.asked) >= count, 10)
         return self.asked
 
-    def end(self, name):
+    def end(self, name) -> None:
         os.close(getattr(self, name))
         setattr(self, name, None)
 
-    def close(self):
+    def close(self) -> None:
         for name in ("stdin", "life"):
             if getattr(self, name) is not None:
                 self.end(name)
@@ -54,7 +54,7 @@ def parent():
     parent.close()
 
 
-def test_orders_are_passed_on_one_by_one_and_end_nothing(parent):
+def test_orders_are_passed_on_one_by_one_and_end_nothing(parent) -> None:
     parent.order(signal=15, reason="scaled down")
     assert parent.wait_asked(1) == [("scaled down", 15)]
     os.write(parent.stdin, b'{"signal": 2, "rea')
@@ -63,25 +63,25 @@ def test_orders_are_passed_on_one_by_one_and_end_nothing(parent):
     assert not parent.was_ended.is_set()
 
 
-def test_the_end_of_stdin_asks_for_the_end_then_ends_the_process(parent):
+def test_the_end_of_stdin_asks_for_the_end_then_ends_the_process(parent) -> None:
     parent.order(reason="the parent process stops")
     parent.end("stdin")
     assert parent.wait_asked(1) == [("the parent process stops", None)]
     assert parent.was_ended.wait(10)
 
 
-def test_a_parent_that_died_gives_no_reason(parent):
+def test_a_parent_that_died_gives_no_reason(parent) -> None:
     parent.end("stdin")
     assert parent.wait_asked(1) == [("the parent process ended", None)]
 
 
-def test_the_death_of_the_parent_counts_while_another_process_holds_stdin_open(parent):
+def test_the_death_of_the_parent_counts_while_another_process_holds_stdin_open(parent) -> None:
     parent.end("life")
     assert parent.wait_asked(1) == [("the parent process ended", None)]
     assert parent.was_ended.wait(10)
 
 
-def test_orders_that_were_read_with_the_settings_are_not_lost():
+def test_orders_that_were_read_with_the_settings_are_not_lost() -> None:
     parent = Parent(begun=b'{"signal": 15, "reason": "at once"}\n{"signal"')
     try:
         os.write(parent.stdin, b': 2, "reason": "and again"}\n')

@@ -80,7 +80,7 @@ async def watch_stalls():
     return worst
 
 
-def stop_watching():
+def stop_watching() -> None:
     STALLS["watching"] = False
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from typing import Never
 
 import trio
 
@@ -15,7 +16,7 @@ from trio_dask.deploy.child_program import child_program
 
 
 @child_program
-async def well_behaved(child, stopper):
+async def well_behaved(child, stopper) -> None:
     """Report what was asked for, then live until told to stop."""
     grandchild = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"])
     child.report({"started": [grandchild.pid], "path": sys.path, "settings": child.settings})
@@ -23,7 +24,7 @@ async def well_behaved(child, stopper):
 
 
 @child_program
-async def starts_sessions(child, stopper):
+async def starts_sessions(child, stopper) -> None:
     """Start processes that do not belong to our group, one of them an orphan, and ignore every request to stop."""
     script = "import os, sys, time; print(os.getpid(), flush=True); os.close(1); time.sleep(1000)"
     orphan = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {script!r}], start_new_session=True)"
@@ -38,13 +39,13 @@ async def starts_sessions(child, stopper):
 
 
 @child_program
-async def reader_of_stdin(child, stopper):
+async def reader_of_stdin(child, stopper) -> None:
     """What a task that calls input() gets."""
     child.report({"stdin": sys.stdin.read()})
 
 
 @child_program
-async def speaks_and_dies(child, stopper):
+async def speaks_and_dies(child, stopper) -> None:
     """End before being ready."""
     sys.stderr.write("first words\nlast words\n")
     sys.stderr.flush()
@@ -52,27 +53,27 @@ async def speaks_and_dies(child, stopper):
 
 
 @child_program
-async def raises(child, stopper):
+async def raises(child, stopper) -> Never:
     """Fail as a service fails."""
     raise ValueError("no such thing")
 
 
 @child_program
-async def says_and_ends(child, stopper):
+async def says_and_ends(child, stopper) -> None:
     """Become ready, say something, end well."""
     child.report({"running": True})
     print("a line on stderr", file=sys.stderr)
 
 
 @child_program
-async def kills_itself(child, stopper):
+async def kills_itself(child, stopper) -> None:
     """Become ready, then die of a signal."""
     child.report({"running": True})
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 @child_program
-async def ignores_its_end(child, stopper):
+async def ignores_its_end(child, stopper) -> None:
     """Shielded against every request to stop."""
     child.report({"running": True})
     with trio.CancelScope(shield=True):
@@ -80,21 +81,21 @@ async def ignores_its_end(child, stopper):
 
 
 @child_program
-async def blocks_the_loop(child, stopper):
+async def blocks_the_loop(child, stopper) -> None:
     """The event loop never comes back."""
     child.report({"running": True})
     time.sleep(1000)
 
 
 @child_program
-async def holds_the_interpreter(child, stopper):
+async def holds_the_interpreter(child, stopper) -> None:
     """No thread of Python can run any more."""
     child.report({"running": True})
     sum(range(10**12))
 
 
 @child_program
-async def has_a_fatal_error(child, stopper):
+async def has_a_fatal_error(child, stopper) -> None:
     """What a broken extension module does."""
     child.report({"running": True})
     print("a line before it", file=sys.stderr)
@@ -102,13 +103,13 @@ async def has_a_fatal_error(child, stopper):
 
 
 @child_program
-async def never_starts(child, stopper):
+async def never_starts(child, stopper) -> None:
     """Stuck while it is imported, say."""
     time.sleep(1000)
 
 
 @child_program
-async def takes_memory(child, stopper):
+async def takes_memory(child, stopper) -> None:
     """Have much memory, and give it back."""
     data = bytearray(child.settings["bytes"])
     data[::4096] = data[::4096].replace(b"\0", b"x")
@@ -116,7 +117,7 @@ async def takes_memory(child, stopper):
 
 
 @child_program
-async def leaves_a_thread(child, stopper):
+async def leaves_a_thread(child, stopper) -> None:
     """A task's thread goes on when the service has ended."""
     threading.Thread(target=time.sleep, args=(1000,)).start()
     child.report({"running": True})

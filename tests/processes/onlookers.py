@@ -6,6 +6,7 @@ import resource
 import sys
 import threading
 import uuid
+from typing import Never
 
 import trio
 
@@ -26,7 +27,7 @@ def descriptors():
 
 
 @child_program
-async def looks_around(child, stopper):
+async def looks_around(child, stopper) -> None:
     """Say everything, then live until told to stop."""
     child.report(
         {
@@ -54,13 +55,13 @@ def _status(name):
 
 
 @child_program
-async def prints(child, stopper):
+async def prints(child, stopper) -> None:
     """Say something where the launcher prints."""
     print("printed", flush=True)
     child.report({"printed": True})
     await trio.sleep_forever()
 
 
-def cannot_be_loaded():
+def cannot_be_loaded() -> Never:
     """What a fork server may be told to load."""
     raise ImportError("there is no such module")

@@ -31,7 +31,7 @@ def environment(*, measured=True, **more):
 class Program:
     """A running program whose output is read all the time. `errors` are its lines without what stands before them."""
 
-    def __init__(self, *arguments, cwd=None, within=(), **options):
+    def __init__(self, *arguments, cwd=None, within=(), **options) -> None:
         options.setdefault("env", environment())
         options.setdefault("stdin", subprocess.DEVNULL)
         command = [*within, sys.executable, *arguments]
@@ -50,7 +50,7 @@ class Program:
         for reader in self._readers:
             reader.start()
 
-    def _read(self, stream, lines):
+    def _read(self, stream, lines) -> None:
         with stream:
             for line in stream:
                 with self._changed:

@@ -7,6 +7,7 @@ from functools import partial
 import psutil
 import pytest
 import trio
+import trio.testing
 
 from tests.processes import children
 from trio_dask.errors import ClusterError
@@ -25,12 +26,12 @@ def spec(function, **options):
 
 
 @pytest.fixture(params=[False, True], ids=["alone", "guarded"])
-def guarded(request):
+def guarded(request: pytest.FixtureRequest):
     """Whether there is a guard between us and the child."""
     return request.param
 
 
-async def start(spec, task_status):
+async def start(spec, task_status) -> None:
     """For `nursery.start`: run a child, and give it with its first report."""
     await run_child(spec, lambda child, report: task_status.started((child, report)))
 
@@ -43,13 +44,13 @@ def alive(pid):
         return False
 
 
-async def gone(*pids):
+async def gone(*pids) -> None:
     """Wait until none of these processes lives."""
     while any(alive(pid) for pid in pids):  # noqa: ASYNC110 - they are not ours to wait for
         await trio.sleep(0.005)
 
 
-async def test_a_child_reports_and_lives_until_it_is_cancelled(monkeypatch, guarded):
+async def test_a_child_reports_and_lives_until_it_is_cancelled(monkeypatch: pytest.MonkeyPatch, guarded) -> None:
     monkeypatch.setattr(sys, "path", [*sys.path, "/no/such/folder"])
     async with trio.open_nursery() as nursery:
         child, report = await nursery.start(start, spec("well_behaved", settings={"number": 7}, guarded=guarded))
@@ -62,18 +63,18 @@ async def test_a_child_reports_and_lives_until_it_is_cancelled(monkeypatch, guar
         await gone(*report["started"])
 
 
-async def test_a_child_leaves_when_its_stdin_ends(guarded):
+async def test_a_child_leaves_when_its_stdin_ends(guarded) -> None:
     async with trio.open_nursery() as nursery:
         child, _ = await nursery.start(start, spec("well_behaved", guarded=guarded))
         child.leave()
     assert not alive(child.pid)
 
 
-async def test_a_child_tells_why_it_stops(guarded):
-    def stopped(child):
+async def test_a_child_tells_why_it_stops(guarded) -> None:
+    def stopped(child) -> None:
         child.stop(signal.SIGTERM, "a wish of the test")
 
-    def left(child):
+    def left(child) -> None:
         child.leave("a wish of the test")
 
     for end in (stopped, left):
@@ -85,10 +86,10 @@ async def test_a_child_tells_why_it_stops(guarded):
         assert heard.decode().endswith("INFO [bob] Stopping: a wish of the test\n")
 
 
-async def test_a_child_that_must_leave_before_it_runs_tells_why_as_well(guarded):
+async def test_a_child_that_must_leave_before_it_runs_tells_why_as_well(guarded) -> None:
     heard = bytearray()
 
-    async def leave(child):
+    async def leave(child) -> None:
         await trio.sleep(0.05)  # the interpreter is starting
         child.leave("a wish of the test")
 
@@ -98,13 +99,13 @@ async def test_a_child_that_must_leave_before_it_runs_tells_why_as_well(guarded)
     assert b"the parent process ended" not in heard
 
 
-async def test_tasks_do_not_read_the_stdin_that_is_watched(guarded):
+async def test_tasks_do_not_read_the_stdin_that_is_watched(guarded) -> None:
     async with trio.open_nursery() as nursery:
         _, report = await nursery.start(start, spec("reader_of_stdin", guarded=guarded))
     assert report == {"stdin": ""}
 
 
-async def test_the_end_of_a_child_is_told_with_its_last_words(guarded):
+async def test_the_end_of_a_child_is_told_with_its_last_words(guarded) -> None:
     heard = bytearray()
     end = await run_child(spec("says_and_ends", stderr=heard.extend, guarded=guarded))
     assert (end.status, end.started, end.words.lines) == (0, True, ("a line on stderr",))
@@ -113,14 +114,14 @@ async def test_the_end_of_a_child_is_told_with_its_last_words(guarded):
     assert (end.status, end.describe()) == (-signal.SIGKILL, "was killed by SIGKILL")
 
 
-async def test_a_signal_reaches_the_child_and_not_its_guard(guarded):
+async def test_a_signal_reaches_the_child_and_not_its_guard(guarded) -> None:
     async with trio.open_nursery() as nursery:
         child, _ = await nursery.start(start, spec("well_behaved", guarded=guarded))
         child.stop(signal.SIGTERM, "a test")  # it stops in good order, and nothing is left
     assert not alive(child.pid)
 
 
-async def test_a_fatal_error_leaves_its_stack(guarded):
+async def test_a_fatal_error_leaves_its_stack(guarded) -> None:
     end = await run_child(spec("has_a_fatal_error", guarded=guarded))
     assert end.status == -signal.SIGSEGV
     assert end.words.lines == ("a line before it",)
@@ -128,20 +129,20 @@ async def test_a_fatal_error_leaves_its_stack(guarded):
     assert end.words.place.startswith("has_a_fatal_error (children.py:")
 
 
-async def test_the_guard_knows_how_much_memory_there_was():
+async def test_the_guard_knows_how_much_memory_there_was() -> None:
     end = await run_child(spec("takes_memory", settings={"bytes": 150 * 2**20}, guarded=True))
     assert end.status == 0
     assert 150 < end.peak_bytes / 2**20 < 350
 
 
-async def test_a_child_that_does_not_start_in_time_says_where_it_is_stuck(guarded):
+async def test_a_child_that_does_not_start_in_time_says_where_it_is_stuck(guarded) -> None:
     end = await run_child(spec("never_starts", start_timeout_s=3.0, guarded=guarded))
     assert (end.started, end.late) == (False, True)
     assert end.words.place.startswith("never_starts (children.py:")
     assert "did not start in time" in str(end.as_error())
 
 
-async def test_a_child_that_dies_before_it_is_ready_is_reported_with_its_last_words(guarded):
+async def test_a_child_that_dies_before_it_is_ready_is_reported_with_its_last_words(guarded) -> None:
     end = await run_child(spec("speaks_and_dies", settings={"status": 7}, guarded=guarded))
     assert not end.started
     assert str(end.as_error()).endswith("ended with status 7 before it was ready:\nfirst words\nlast words")
@@ -151,35 +152,35 @@ async def test_a_child_that_dies_before_it_is_ready_is_reported_with_its_last_wo
     assert end.failure in str(end.as_error())
 
 
-async def test_a_program_that_cannot_be_started_is_an_error_of_the_cluster(monkeypatch):
+async def test_a_program_that_cannot_be_started_is_an_error_of_the_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/no/such/python")
     with pytest.raises(ClusterError, match="No such file"):
         await run_child(spec("well_behaved"))
 
 
 @pytest.mark.parametrize("function", STUBBORN)
-async def test_a_child_that_does_not_listen_is_ended_by_force(function, guarded):
+async def test_a_child_that_does_not_listen_is_ended_by_force(function, guarded) -> None:
     async with trio.open_nursery() as nursery:
         child, _ = await nursery.start(start, spec(function, grace_s=0.2, guarded=guarded))
         nursery.cancel_scope.cancel()
     assert not alive(child.pid)
 
 
-async def test_kill_is_at_once_and_takes_along_what_the_child_started():
+async def test_kill_is_at_once_and_takes_along_what_the_child_started() -> None:
     async with trio.open_nursery() as nursery:
         child, report = await nursery.start(start, spec("starts_sessions", guarded=True))
         child.kill()
     assert not any(map(alive, [child.pid, *report["started"]]))
 
 
-async def test_a_child_that_dies_takes_along_what_it_started():
+async def test_a_child_that_dies_takes_along_what_it_started() -> None:
     async with trio.open_nursery() as nursery:
         child, report = await nursery.start(start, spec("starts_sessions", guarded=True))
         os.kill(child.pid, signal.SIGKILL)
     assert not any(map(alive, report["started"]))
 
 
-async def test_a_guard_that_is_killed_takes_along_what_the_child_started():
+async def test_a_guard_that_is_killed_takes_along_what_the_child_started() -> None:
     """Its parent does what can be done from there: an orphan in a session of its own is nobody's any more."""
     async with trio.open_nursery() as nursery:
         child, report = await nursery.start(start, spec("starts_sessions", guarded=True))
@@ -195,19 +196,21 @@ class Unkillable:
 
     returncode = None
 
-    def __init__(self, pid):
+    def __init__(self, pid) -> None:
         self.pid = pid
 
-    def send_signal(self, sig):
+    def send_signal(self, sig) -> None:
         pass
 
     kill = lambda self: None  # noqa: E731
 
-    async def wait(self):
+    async def wait(self) -> None:
         await trio.sleep_forever()
 
 
-async def test_a_process_that_the_kernel_does_not_end_is_given_up_in_time(monkeypatch, caplog, autojump_clock):
+async def test_a_process_that_the_kernel_does_not_end_is_given_up_in_time(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, autojump_clock: trio.testing.MockClock
+) -> None:
     async def start_nothing(start):
         await trio.lowlevel.checkpoint()
         return Unkillable(2**22 + 1)  # larger than any process id
@@ -220,14 +223,14 @@ async def test_a_process_that_the_kernel_does_not_end_is_given_up_in_time(monkey
     assert "was killed, but the kernel does not end it" in caplog.text
 
 
-async def test_a_thread_that_never_ends_does_not_keep_a_child(guarded):
+async def test_a_thread_that_never_ends_does_not_keep_a_child(guarded) -> None:
     with trio.fail_after(10):
         end = await run_child(spec("leaves_a_thread", guarded=guarded))
     assert (end.status, end.words.lines) == (0, ())
 
 
 @pytest.mark.parametrize("function", ["well_behaved", "starts_sessions", *STUBBORN])
-async def test_nothing_outlives_a_parent_that_is_killed(function):
+async def test_nothing_outlives_a_parent_that_is_killed(function) -> None:
     program = (
         "import trio\nfrom tests.processes import children\n"
         "from trio_dask.processes.child_process import ChildSpec, run_child\n"

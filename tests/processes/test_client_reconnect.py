@@ -4,6 +4,7 @@ import os
 import threading
 import time
 from functools import partial
+from pathlib import Path
 
 import pytest
 import trio
@@ -22,7 +23,7 @@ def block(log, name, seconds):
     return work(log, name, seconds, name)
 
 
-def test_a_link_that_was_cut_for_two_seconds_loses_nothing_and_repeats_nothing(tmp_path):
+def test_a_link_that_was_cut_for_two_seconds_loses_nothing_and_repeats_nothing(tmp_path: Path) -> None:
     log = str(tmp_path / "log")
     with open_site(tmp_path) as site:
         boss = site.scheduler()
@@ -54,7 +55,7 @@ def test_a_link_that_was_cut_for_two_seconds_loses_nothing_and_repeats_nothing(t
             assert dict(executions(log)) == {str(number): 1 for number in range(40)}
 
 
-def test_a_link_that_stalls_for_two_seconds_is_nothing_but_slow(tmp_path):
+def test_a_link_that_stalls_for_two_seconds_is_nothing_but_slow(tmp_path: Path) -> None:
     log = str(tmp_path / "log")
     with open_site(tmp_path) as site:
         boss = site.scheduler()
@@ -69,7 +70,7 @@ def test_a_link_that_stalls_for_two_seconds_is_nothing_but_slow(tmp_path):
             assert proxy.connections == 1
 
 
-def test_another_scheduler_on_the_same_port_fails_the_futures_of_the_first_at_once(tmp_path):
+def test_another_scheduler_on_the_same_port_fails_the_futures_of_the_first_at_once(tmp_path: Path) -> None:
     log = str(tmp_path / "log")
     with open_site(tmp_path) as site:
         boss = site.scheduler()
@@ -96,10 +97,10 @@ def test_another_scheduler_on_the_same_port_fails_the_futures_of_the_first_at_on
             assert {future.status for future in (*futures, done)} == {"lost"}
 
 
-def test_a_trio_client_sees_the_same(tmp_path):
+def test_a_trio_client_sees_the_same(tmp_path: Path) -> None:
     log = str(tmp_path / "log")
 
-    async def use(boss, site):
+    async def use(boss, site) -> None:
         async with AsyncClient(boss.address) as client:
             futures = client.map(partial(block, log), range(3), [4.0] * 3)
             await client.wait_for_workers(1)
@@ -119,7 +120,7 @@ def test_a_trio_client_sees_the_same(tmp_path):
         trio.run(use, boss, site)
 
 
-def test_a_scheduler_that_is_stopped_is_lost_at_once_and_the_next_one_found_when_it_is_needed(tmp_path):
+def test_a_scheduler_that_is_stopped_is_lost_at_once_and_the_next_one_found_when_it_is_needed(tmp_path: Path) -> None:
     with open_site(tmp_path) as site:
         boss = site.scheduler()
         with Client(boss.address, timeout=15) as client:

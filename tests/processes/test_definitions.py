@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -27,7 +28,7 @@ def run(script, tmp_path, layout="n_workers=1, threads_per_worker=4"):
     return done.stdout.split("\n")
 
 
-def test_methods_and_bound_arguments_are_each_tasks_own(tmp_path):
+def test_methods_and_bound_arguments_are_each_tasks_own(tmp_path: Path) -> None:
     run(
         """
         class Model:
@@ -42,7 +43,7 @@ def test_methods_and_bound_arguments_are_each_tasks_own(tmp_path):
     )
 
 
-def test_a_class_that_is_changed_between_submits_is_another_class_for_each(tmp_path):
+def test_a_class_that_is_changed_between_submits_is_another_class_for_each(tmp_path: Path) -> None:
     run(
         """
         class Conf:
@@ -59,7 +60,7 @@ def test_a_class_that_is_changed_between_submits_is_another_class_for_each(tmp_p
     )
 
 
-def test_values_of_a_class_of_the_script_are_instances_of_it_for_every_task(tmp_path):
+def test_values_of_a_class_of_the_script_are_instances_of_it_for_every_task(tmp_path: Path) -> None:
     run(
         """
         import dataclasses
@@ -82,7 +83,7 @@ def test_values_of_a_class_of_the_script_are_instances_of_it_for_every_task(tmp_
     )
 
 
-def test_a_module_that_travels_by_value_is_watched(tmp_path):
+def test_a_module_that_travels_by_value_is_watched(tmp_path: Path) -> None:
     run(
         """
         import importlib, pathlib, sys, types
@@ -112,7 +113,7 @@ def test_a_module_that_travels_by_value_is_watched(tmp_path):
     )
 
 
-def test_names_of_attributes_are_no_globals(tmp_path):
+def test_names_of_attributes_are_no_globals(tmp_path: Path) -> None:
     run(
         """
         import pathlib, types
@@ -138,7 +139,7 @@ def test_names_of_attributes_are_no_globals(tmp_path):
     )
 
 
-def test_what_pickles_as_its_name_travels_by_value_and_is_one_object(tmp_path):
+def test_what_pickles_as_its_name_travels_by_value_and_is_one_object(tmp_path: Path) -> None:
     run(
         """
         import functools, typing
@@ -177,7 +178,7 @@ def test_what_pickles_as_its_name_travels_by_value_and_is_one_object(tmp_path):
     )
 
 
-def test_methods_are_found_again_whatever_they_are_called(tmp_path):
+def test_methods_are_found_again_whatever_they_are_called(tmp_path: Path) -> None:
     run(
         """
         import dataclasses
@@ -212,7 +213,7 @@ def test_methods_are_found_again_whatever_they_are_called(tmp_path):
     )
 
 
-def test_what_one_task_did_to_a_shared_definition_the_next_does_not_see(tmp_path):
+def test_what_one_task_did_to_a_shared_definition_the_next_does_not_see(tmp_path: Path) -> None:
     run(
         """
         import abc
@@ -248,7 +249,7 @@ def test_what_one_task_did_to_a_shared_definition_the_next_does_not_see(tmp_path
     )
 
 
-def test_an_enumeration_of_the_script_is_whole_on_the_workers(tmp_path):
+def test_an_enumeration_of_the_script_is_whole_on_the_workers(tmp_path: Path) -> None:
     run(
         """
         import datetime, enum
@@ -314,7 +315,7 @@ def test_an_enumeration_of_the_script_is_whole_on_the_workers(tmp_path):
     )
 
 
-def test_what_pickles_as_its_name_is_told_from_others_of_that_name(tmp_path):
+def test_what_pickles_as_its_name_is_told_from_others_of_that_name(tmp_path: Path) -> None:
     run(
         """
         import functools, typing
@@ -344,7 +345,7 @@ def test_what_pickles_as_its_name_is_told_from_others_of_that_name(tmp_path):
 
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="the type statement came with Python 3.12")
-def test_a_type_alias_travels_and_one_that_cannot_says_so(tmp_path):
+def test_a_type_alias_travels_and_one_that_cannot_says_so(tmp_path: Path) -> None:
     run(
         """
         from trio_dask import SerializationError
@@ -368,7 +369,7 @@ def test_a_type_alias_travels_and_one_that_cannot_says_so(tmp_path):
     )
 
 
-def test_a_function_is_one_object_within_a_call(tmp_path):
+def test_a_function_is_one_object_within_a_call(tmp_path: Path) -> None:
     run(
         """
         import functools
@@ -398,7 +399,7 @@ def test_a_function_is_one_object_within_a_call(tmp_path):
     )
 
 
-def test_what_is_told_apart_by_its_name_has_a_key_of_its_own(tmp_path):
+def test_what_is_told_apart_by_its_name_has_a_key_of_its_own(tmp_path: Path) -> None:
     run(
         """
         import enum, typing

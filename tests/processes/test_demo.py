@@ -3,6 +3,8 @@
 import importlib
 import re
 import signal
+from pathlib import Path
+from typing import Never
 
 import pytest
 
@@ -14,7 +16,7 @@ pytestmark = pytest.mark.slow
 DEMO = ("-m", "trio_dask", "demo")
 
 
-def test_it_does_the_job_and_shows_it(tmp_path):
+def test_it_does_the_job_and_shows_it(tmp_path: Path) -> None:
     for number in range(20):
         (tmp_path / f"module_{number}.py").write_text("spam = 1\n" * number + "eggs(spam)\n")
     (tmp_path / "broken.py").write_text("'''never closed\n")
@@ -35,7 +37,7 @@ def test_it_does_the_job_and_shows_it(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_it_can_be_ended_at_any_time_and_leaves_nothing(number):
+def test_it_can_be_ended_at_any_time_and_leaves_nothing(number) -> None:
     with program(*DEMO) as demo:
         demo.wait_for("^Started a scheduler", demo.output)
         processes = children(demo.process.pid)
@@ -46,7 +48,7 @@ def test_it_can_be_ended_at_any_time_and_leaves_nothing(number):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_that_timeout_sends_twice_is_one_request(number):
+def test_a_signal_that_timeout_sends_twice_is_one_request(number) -> None:
     """To the process, and once more to its group. It is the second request that ends a program at once."""
     with program(*DEMO, env=environment(measured=False)) as demo:
         demo.wait_for("^Started a scheduler", demo.output)
@@ -56,8 +58,10 @@ def test_a_signal_that_timeout_sends_twice_is_one_request(number):
 
 
 @pytest.mark.parametrize("program_of", ["scheduler", "worker", "demo"])
-def test_ctrl_c_while_a_program_is_still_being_loaded_is_a_request_to_stop(program_of, monkeypatch):
-    def interrupted(name):
+def test_ctrl_c_while_a_program_is_still_being_loaded_is_a_request_to_stop(
+    program_of, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(name) -> Never:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(importlib, "import_module", interrupted)

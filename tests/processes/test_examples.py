@@ -1,6 +1,7 @@
 """Every example runs, says what it should, and leaves nothing on stderr that is not about what it shows."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -31,12 +32,12 @@ OUTPUT = {
 UNORDERED = {"first_steps.py", "native_trio.py"}  # as completed
 
 
-def test_every_example_is_tested():
+def test_every_example_is_tested() -> None:
     assert sorted(path.name for path in EXAMPLES.glob("*.py")) == sorted(OUTPUT)
 
 
 @pytest.mark.parametrize("name", OUTPUT)
-def test_an_example(name, tmp_path):
+def test_an_example(name, tmp_path: Path) -> None:
     with program(str(EXAMPLES / name), cwd=tmp_path, env=environment(measured=False)) as example:
         assert example.end() == 0, example.text
     expected, output = OUTPUT[name], example.output

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
@@ -36,7 +37,7 @@ def files_of(site):
     return sorted(path.name for path in site.cwd.iterdir())
 
 
-def test_files_are_private_whole_and_gone_with_their_programs(tmp_path):
+def test_files_are_private_whole_and_gone_with_their_programs(tmp_path: Path) -> None:
     with open_site(tmp_path) as site:
         boss, hand, launcher = start_all(site)
         assert files_of(site) == ALL
@@ -51,7 +52,7 @@ def test_files_are_private_whole_and_gone_with_their_programs(tmp_path):
         assert files_of(site) == []
 
 
-def test_files_of_killed_programs_are_stale_and_are_replaced(tmp_path):
+def test_files_of_killed_programs_are_stale_and_are_replaced(tmp_path: Path) -> None:
     with open_site(tmp_path) as site:
         for program in start_all(site):
             program.process.kill()
@@ -68,7 +69,7 @@ def test_files_of_killed_programs_are_stale_and_are_replaced(tmp_path):
         assert files_of(site) == []
 
 
-def test_the_file_of_a_program_that_runs_is_not_taken_from_it(tmp_path):
+def test_the_file_of_a_program_that_runs_is_not_taken_from_it(tmp_path: Path) -> None:
     schedule, work = ["scheduler", "--host", "127.0.0.1", "--port", "0"], ["worker", "127.0.0.1:1"]
     takers = {
         "s.pid": [*schedule, "--pid-file", "s.pid"],
@@ -89,7 +90,7 @@ def test_the_file_of_a_program_that_runs_is_not_taken_from_it(tmp_path):
 
 
 @pytest.mark.parametrize("end", ["SIGTERM", "goodbye", "killed worker", "killed launcher"])
-def test_what_was_spilled_to_disk_goes_with_the_worker_or_with_its_successor(tmp_path, end):
+def test_what_was_spilled_to_disk_goes_with_the_worker_or_with_its_successor(tmp_path: Path, end) -> None:
     log = str(tmp_path / "log")
     with open_site(tmp_path) as site:
         boss = site.scheduler()
@@ -118,7 +119,7 @@ def test_what_was_spilled_to_disk_goes_with_the_worker_or_with_its_successor(tmp
             until(lambda: folders.isdisjoint(site.scratch.iterdir()), 2, "the folder is gone")
 
 
-def test_files_that_somebody_else_has_replaced_are_left_alone(tmp_path):
+def test_files_that_somebody_else_has_replaced_are_left_alone(tmp_path: Path) -> None:
     with open_site(tmp_path) as site:
         programs = start_all(site)
         for name in ALL:

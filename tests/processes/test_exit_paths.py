@@ -7,6 +7,7 @@ import re
 import signal
 import socket
 import time
+from pathlib import Path
 
 import pytest
 
@@ -53,7 +54,7 @@ def keep_busy(client, log, kinds=KINDS):
     return futures
 
 
-def all_end(programs, status, within_s, since, *promised):
+def all_end(programs, status, within_s, since, *promised) -> None:
     """Each ends with this status in time, and says nothing but what was promised."""
     for kind, program in programs.items():
         try:
@@ -80,7 +81,7 @@ PROMISED = (
 ENDED = r"Worker \S+ \(pid \d+\) (ended with status|was killed)"
 
 
-def complaint(text):
+def complaint(text) -> str:
     """The last line of a worker that has ended for a reason, from itself or its nanny."""
     return rf"python -m trio_dask worker( \S+)?: {text}"
 
@@ -92,7 +93,7 @@ def hold_interpreters(client, log, names):
     return futures
 
 
-def says_only_what_was_promised(program, *more):
+def says_only_what_was_promised(program, *more) -> None:
     """No line of it is any other than these."""
     patterns = [re.compile(pattern) for pattern in (*PROMISED, *more)]
     odd = [line for line in program.errors if not any(pattern.match(line) for pattern in patterns)]
@@ -104,7 +105,7 @@ def says_only_what_was_promised(program, *more):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_to_idle_workers(tmp_path, number):
+def test_a_signal_to_idle_workers(tmp_path: Path, number) -> None:
     with open_site(tmp_path) as site:
         boss = site.scheduler()
         programs = start_all(site, boss.address)
@@ -122,7 +123,7 @@ def test_a_signal_to_idle_workers(tmp_path, number):
     [(signal.SIGTERM, ["--drain-timeout", "1s"], 1, 3), (signal.SIGINT, [], 0, 3)],
     ids=["SIGTERM", "SIGINT"],
 )
-def test_a_signal_to_workers_whose_tasks_never_end(tmp_path, number, options, least_s, within_s):
+def test_a_signal_to_workers_whose_tasks_never_end(tmp_path: Path, number, options, least_s, within_s) -> None:
     """And which have started processes that ignore SIGTERM, have sessions of their own, and children."""
     with open_site(tmp_path) as site:
         boss = site.scheduler()
@@ -137,7 +138,7 @@ def test_a_signal_to_workers_whose_tasks_never_end(tmp_path, number, options, le
             del futures
 
 
-def test_a_signal_to_every_process_at_once_as_from_a_terminal_or_a_batch_system(tmp_path):
+def test_a_signal_to_every_process_at_once_as_from_a_terminal_or_a_batch_system(tmp_path: Path) -> None:
     log = str(tmp_path / "log")
     with open_site(tmp_path) as site:
         boss = site.scheduler()
@@ -156,7 +157,7 @@ def test_a_signal_to_every_process_at_once_as_from_a_terminal_or_a_batch_system(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_second_signal_ends_workers_at_once(tmp_path, number):
+def test_a_second_signal_ends_workers_at_once(tmp_path: Path, number) -> None:
     with open_site(tmp_path) as site:
         boss = site.scheduler()
         programs = start_all(site, boss.address)
@@ -176,7 +177,7 @@ def test_a_second_signal_ends_workers_at_once(tmp_path, number):
 
 
 @pytest.mark.parametrize("delay_s", [0.1, 0.4, 0.7])
-def test_a_signal_at_any_moment_of_the_start_of_workers_is_quiet(tmp_path, delay_s):
+def test_a_signal_at_any_moment_of_the_start_of_workers_is_quiet(tmp_path: Path, delay_s) -> None:
     with open_site(tmp_path) as site:
         boss = site.scheduler()
         programs = launch_all(site, boss.address)
@@ -196,7 +197,7 @@ def test_a_signal_at_any_moment_of_the_start_of_workers_is_quiet(tmp_path, delay
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_goodbye_of_the_scheduler_ends_everything_with_status_0_within_5_seconds(tmp_path, number):
+def test_the_goodbye_of_the_scheduler_ends_everything_with_status_0_within_5_seconds(tmp_path: Path, number) -> None:
     with open_site(tmp_path) as site:
         boss = site.scheduler()
         programs = start_all(site, boss.address)
@@ -208,7 +209,7 @@ def test_the_goodbye_of_the_scheduler_ends_everything_with_status_0_within_5_sec
             del futures
 
 
-def test_without_reconnect_the_loss_of_the_scheduler_ends_workers_with_status_3(tmp_path):
+def test_without_reconnect_the_loss_of_the_scheduler_ends_workers_with_status_3(tmp_path: Path) -> None:
     with open_site(tmp_path) as site:
         boss = site.scheduler()
         programs = start_all(site, boss.address, "--no-reconnect")
@@ -220,7 +221,7 @@ def test_without_reconnect_the_loss_of_the_scheduler_ends_workers_with_status_3(
             del futures
 
 
-def test_death_timeout_holds_whatever_a_task_does(tmp_path):
+def test_death_timeout_holds_whatever_a_task_does(tmp_path: Path) -> None:
     with open_site(tmp_path) as site:
         boss = site.scheduler()
         programs = start_all(site, boss.address, "--death-timeout", "2", kinds=KINDS)
@@ -236,7 +237,7 @@ def test_death_timeout_holds_whatever_a_task_does(tmp_path):
             del futures
 
 
-def test_without_a_scheduler_from_the_start(tmp_path):
+def test_without_a_scheduler_from_the_start(tmp_path: Path) -> None:
     with open_site(tmp_path) as site, socket.create_server(("127.0.0.1", 0)) as mute:
         cases = {
             "127.0.0.1:1": ("nothing listens there", KINDS),
@@ -256,7 +257,7 @@ def test_without_a_scheduler_from_the_start(tmp_path):
             assert {cases[address][0] in program.errors[-1] for program in programs.values()} == {True}
 
 
-def test_a_signal_while_there_is_no_scheduler_is_obeyed_at_once(tmp_path):
+def test_a_signal_while_there_is_no_scheduler_is_obeyed_at_once(tmp_path: Path) -> None:
     with open_site(tmp_path) as site:
         programs = launch_all(site, "127.0.0.1:1")
         for kind, program in programs.items():
@@ -268,7 +269,7 @@ def test_a_signal_while_there_is_no_scheduler_is_obeyed_at_once(tmp_path):
         all_end(programs, 0, 1, since, r"Not connected: ")
 
 
-def test_an_idle_cluster_ends_by_itself_if_it_is_to(tmp_path):
+def test_an_idle_cluster_ends_by_itself_if_it_is_to(tmp_path: Path) -> None:
     with open_site(tmp_path) as site:
         boss = site.scheduler("--idle-timeout", "2s")
         with Client(boss.address) as client:
@@ -286,7 +287,7 @@ def test_an_idle_cluster_ends_by_itself_if_it_is_to(tmp_path):
 # ------------------------------------------------------------------------------------------ refusals and resources
 
 
-def test_a_name_that_is_taken_is_refused_with_status_4(tmp_path):
+def test_a_name_that_is_taken_is_refused_with_status_4(tmp_path: Path) -> None:
     with open_site(tmp_path) as site:
         boss = site.scheduler()
         start_all(site, boss.address)
@@ -296,7 +297,7 @@ def test_a_name_that_is_taken_is_refused_with_status_4(tmp_path):
 
 
 @pytest.mark.parametrize("option", ["--worker-port", "--nanny-port"])
-def test_a_port_in_use_is_status_4(tmp_path, option):
+def test_a_port_in_use_is_status_4(tmp_path: Path, option) -> None:
     with open_site(tmp_path) as site, socket.create_server(("127.0.0.1", 0)) as taken:
         boss = site.scheduler()
         port = taken.getsockname()[1]
@@ -321,7 +322,7 @@ def take_two_ports():
 
 
 @pytest.mark.parametrize("option", ["--worker-port", "--nanny-port"])
-def test_a_range_of_ports_that_are_all_in_use_is_status_4(tmp_path, option):
+def test_a_range_of_ports_that_are_all_in_use_is_status_4(tmp_path: Path, option) -> None:
     one, two = take_two_ports()
     with open_site(tmp_path) as site, one, two:
         boss = site.scheduler()
@@ -333,7 +334,7 @@ def test_a_range_of_ports_that_are_all_in_use_is_status_4(tmp_path, option):
         all_end(programs, 4, 3, since, complaint(words), ENDED)
 
 
-def test_workers_share_a_range_of_ports_and_one_that_is_killed_finds_another(tmp_path):
+def test_workers_share_a_range_of_ports_and_one_that_is_killed_finds_another(tmp_path: Path) -> None:
     one, two = take_two_ports()
     first = one.getsockname()[1]
     two.close()
@@ -363,7 +364,7 @@ def test_workers_share_a_range_of_ports_and_one_that_is_killed_finds_another(tmp
         assert "CancelScope" not in "".join(program.errors)
 
 
-def test_a_scheduler_port_in_use_is_status_4(tmp_path):
+def test_a_scheduler_port_in_use_is_status_4(tmp_path: Path) -> None:
     with open_site(tmp_path) as site, socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         since = time.monotonic()
@@ -375,7 +376,7 @@ def test_a_scheduler_port_in_use_is_status_4(tmp_path):
 # ------------------------------------------------------------------------------------------------- planned ends
 
 
-def test_the_end_of_a_lifetime(tmp_path):
+def test_the_end_of_a_lifetime(tmp_path: Path) -> None:
     with open_site(tmp_path) as site:
         boss = site.scheduler()
         since = time.monotonic()
@@ -384,7 +385,7 @@ def test_the_end_of_a_lifetime(tmp_path):
         assert time.monotonic() - since >= 1
 
 
-def test_a_lifetime_after_which_another_worker_follows(tmp_path):
+def test_a_lifetime_after_which_another_worker_follows(tmp_path: Path) -> None:
     with open_site(tmp_path) as site:
         boss = site.scheduler()
         program = site.worker(boss.address, "--name", "phoenix", "--lifetime", "1s", "--lifetime-restart")
@@ -394,7 +395,7 @@ def test_a_lifetime_after_which_another_worker_follows(tmp_path):
         all_end({"phoenix": program}, 0, 3, since)
 
 
-def test_the_end_after_so_many_tasks(tmp_path):
+def test_the_end_after_so_many_tasks(tmp_path: Path) -> None:
     """Without a nanny that is all; with one another worker follows. What they computed is handed on."""
     log = str(tmp_path / "log")
     with open_site(tmp_path) as site:
@@ -417,7 +418,7 @@ def test_the_end_after_so_many_tasks(tmp_path):
 
 
 @pytest.mark.parametrize("task", ["children", "interpreter", "drain"])
-def test_nothing_is_left_one_second_after_the_launcher_was_killed(tmp_path, task):
+def test_nothing_is_left_one_second_after_the_launcher_was_killed(tmp_path: Path, task) -> None:
     """The last one is what batch systems do: first they ask, and then they kill."""
     with open_site(tmp_path) as site:
         boss = site.scheduler()

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import psutil
 import pytest
@@ -49,7 +50,7 @@ async def first_report(given, *, then=lambda child, report: None):
     """What a child says first; then it is ended."""
     reports = []
 
-    def heard(child, report):
+    def heard(child, report) -> None:
         reports.append(report)
         then(child, report)
         child.leave()
@@ -66,7 +67,7 @@ def open_in(pid):
     return len(os.listdir(f"/proc/{pid}/fd"))
 
 
-def replace(number, path):
+def replace(number, path) -> None:
     """Have this file open by this number."""
     with open(path, "ab") as file:
         os.dup2(file.fileno(), number)
@@ -84,7 +85,9 @@ def is_forked(pid):
 # --------------------------------------------------------------------------------------------- what is forked
 
 
-async def test_a_forked_child_finds_what_one_started_by_exec_finds(monkeypatch, tmp_path):
+async def test_a_forked_child_finds_what_one_started_by_exec_finds(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """At the time of its own start, not at that of the server."""
     async with serving() as server:
         monkeypatch.setenv("LATE", "y\udcffs")
@@ -104,7 +107,7 @@ async def test_a_forked_child_finds_what_one_started_by_exec_finds(monkeypatch, 
         assert forked[same] == executed[same], same
 
 
-async def test_a_forked_child_has_loaded_nothing_of_the_user():
+async def test_a_forked_child_has_loaded_nothing_of_the_user() -> None:
     async with serving() as server:
         report = await first_report(spec("looks_around", server.start))
     found = {name.partition(".")[0] for name in report["modules"]}
@@ -113,7 +116,7 @@ async def test_a_forked_child_has_loaded_nothing_of_the_user():
     assert report["main"].endswith("child_main.py")
 
 
-async def test_a_forked_child_is_the_launchers_and_its_guard_is_between(monkeypatch):
+async def test_a_forked_child_is_the_launchers_and_its_guard_is_between(monkeypatch: pytest.MonkeyPatch) -> None:
     parents = []
     async with serving() as server:
         await first_report(
@@ -125,20 +128,20 @@ async def test_a_forked_child_is_the_launchers_and_its_guard_is_between(monkeypa
     assert session not in (os.getsid(0), server.pid)
 
 
-async def test_chance_differs_between_forked_children():
+async def test_chance_differs_between_forked_children() -> None:
     async with serving() as server:
         reports = [await first_report(spec("looks_around", server.start)) for _ in range(2)]
     assert all(one != other for one, other in zip(reports[0]["random"], reports[1]["random"], strict=True))
 
 
-async def test_the_memory_of_a_forked_child_is_counted_like_any():
+async def test_the_memory_of_a_forked_child_is_counted_like_any() -> None:
     async with serving() as server:
         forked = await first_report(spec("looks_around", server.start))
         executed = await first_report(spec("looks_around", start_by_exec))
     assert 0.5 < forked["memory"] / executed["memory"] < 1.5
 
 
-async def test_a_forked_child_prints_where_the_launcher_prints_by_then(tmp_path):
+async def test_a_forked_child_prints_where_the_launcher_prints_by_then(tmp_path: Path) -> None:
     """Our own output is a descriptor that is replaced while the server runs."""
     async with serving() as server:
         kept = os.dup(1)
@@ -151,7 +154,7 @@ async def test_a_forked_child_prints_where_the_launcher_prints_by_then(tmp_path)
     assert (tmp_path / "output").read_text() == "printed\n"
 
 
-async def test_a_large_environment_arrives(monkeypatch):
+async def test_a_large_environment_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
     async with serving() as server:
         for number in range(10):
             monkeypatch.setenv(f"LARGE_{number}", "x" * 100_000)
@@ -159,7 +162,7 @@ async def test_a_large_environment_arrives(monkeypatch):
     assert [len(report["environment"][f"LARGE_{number}"]) for number in range(10)] == [100_000] * 10
 
 
-async def test_numbers_that_are_larger_than_the_server_was_allowed_arrive():
+async def test_numbers_that_are_larger_than_the_server_was_allowed_arrive() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
     try:
@@ -183,7 +186,7 @@ async def test_numbers_that_are_larger_than_the_server_was_allowed_arrive():
         ("takes_memory", {"bytes": 150 * 2**20}, 0, ""),
     ],
 )
-async def test_the_end_of_a_forked_child_is_told_like_any(function, settings, status, words):
+async def test_the_end_of_a_forked_child_is_told_like_any(function, settings, status, words) -> None:
     async with serving() as server:
         forked, executed = [
             await run_child(spec(function, start, where=behaviours, settings=settings))
@@ -199,7 +202,7 @@ async def test_the_end_of_a_forked_child_is_told_like_any(function, settings, st
 # ----------------------------------------------------------------------------------------------- the server
 
 
-async def test_the_server_has_one_thread_and_nothing_to_say():
+async def test_the_server_has_one_thread_and_nothing_to_say() -> None:
     async with serving() as server:
         for _ in range(2):
             assert os.listdir(f"/proc/{server.pid}/task") == [str(server.pid)]
@@ -208,7 +211,7 @@ async def test_the_server_has_one_thread_and_nothing_to_say():
     assert survivors([process], 0) == []
 
 
-async def test_many_children_leave_no_descriptor_and_no_zombie():
+async def test_many_children_leave_no_descriptor_and_no_zombie() -> None:
     async with serving() as server:
         await first_report(spec("looks_around", server.start))
         before = open_here(), open_in(server.pid)
@@ -221,7 +224,7 @@ async def test_many_children_leave_no_descriptor_and_no_zombie():
 
 
 @pytest.mark.parametrize("delay_s", [0, 0.002, 0.005, 0.01, 0.05, 0.15])
-async def test_a_start_that_is_cancelled_leaves_nothing(delay_s):
+async def test_a_start_that_is_cancelled_leaves_nothing(delay_s) -> None:
     before = open_here()
     with trio.move_on_after(delay_s):
         async with serving() as server:
@@ -232,7 +235,7 @@ async def test_a_start_that_is_cancelled_leaves_nothing(delay_s):
     assert open_here() == before
 
 
-async def test_a_start_that_is_cancelled_while_the_server_works_leaves_nothing():
+async def test_a_start_that_is_cancelled_while_the_server_works_leaves_nothing() -> None:
     async with serving() as server:
         process = psutil.Process(server.pid)
         process.suspend()
@@ -245,7 +248,7 @@ async def test_a_start_that_is_cancelled_while_the_server_works_leaves_nothing()
         assert psutil.Process().children() == [process]
 
 
-async def test_what_dies_with_the_server_before_it_is_known_is_reaped():
+async def test_what_dies_with_the_server_before_it_is_known_is_reaped() -> None:
     leader = subprocess.Popen(["sleep", "1000"], process_group=0)  # noqa: ASYNC220
     stray = subprocess.Popen(["sleep", "1000"], process_group=leader.pid)  # noqa: ASYNC220
     os.killpg(leader.pid, signal.SIGKILL)
@@ -257,15 +260,15 @@ async def test_what_dies_with_the_server_before_it_is_known_is_reaped():
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-async def test_a_server_that_is_killed_takes_nobody_along(number):
+async def test_a_server_that_is_killed_takes_nobody_along(number) -> None:
     ends = []
 
-    async def live(nursery, function="looks_around"):
-        def heard(child, report):
+    async def live(nursery, function="looks_around") -> None:
+        def heard(child, report) -> None:
             children.append(child)
             changed.set()
 
-        async def run():
+        async def run() -> None:
             ends.append(await run_child(spec(function, server.start), heard))
 
         changed = trio.Event()
@@ -291,7 +294,7 @@ async def test_a_server_that_is_killed_takes_nobody_along(number):
         children[1].leave()
 
 
-async def test_a_server_that_is_killed_while_asked_costs_nobody_his_start():
+async def test_a_server_that_is_killed_while_asked_costs_nobody_his_start() -> None:
     """However far it has come: with it dies what nobody knows of, and what is known lives."""
     for _ in range(5):
         async with serving() as server, trio.open_nursery() as nursery:
@@ -302,7 +305,7 @@ async def test_a_server_that_is_killed_while_asked_costs_nobody_his_start():
         assert psutil.Process().children() == []
 
 
-async def test_a_server_that_does_not_answer_is_replaced_by_exec(monkeypatch):
+async def test_a_server_that_does_not_answer_is_replaced_by_exec(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fork_server, "ANSWER_S", 0.3)
     async with serving() as server:
         process = psutil.Process(server.pid)
@@ -316,7 +319,7 @@ async def test_a_server_that_does_not_answer_is_replaced_by_exec(monkeypatch):
         assert survivors([process], 1) == []
 
 
-async def test_a_server_that_cannot_start_is_no_loss():
+async def test_a_server_that_cannot_start_is_no_loss() -> None:
     async with serving(onlookers.cannot_be_loaded) as server:
         assert (await first_report(spec("looks_around", server.start)))["folder"] == os.getcwd()
 
@@ -324,7 +327,7 @@ async def test_a_server_that_cannot_start_is_no_loss():
 # ------------------------------------------------------------------------------------------------- clusters
 
 
-async def test_a_cluster_outlives_its_server():
+async def test_a_cluster_outlives_its_server() -> None:
     async with open_local_cluster(2, 1) as cluster, cluster.get_client() as client:
         (server,) = [
             child
@@ -348,7 +351,7 @@ async def test_a_cluster_outlives_its_server():
         assert zombies() == []
 
 
-async def test_it_can_be_switched_off(monkeypatch):
+async def test_it_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRIO_DASK_FORK_SERVER", "0")
     async with open_local_cluster(1, 1) as cluster:
         assert not is_forked(cluster.workers["0"].pid)
@@ -371,7 +374,7 @@ SCRIPT = """
 
 
 @pytest.mark.parametrize("work", ["sleep", "interpreter"])
-def test_the_death_of_the_launcher_ends_the_server_and_all(tmp_path, work):
+def test_the_death_of_the_launcher_ends_the_server_and_all(tmp_path: Path, work) -> None:
     (tmp_path / "script.py").write_text(textwrap.dedent(SCRIPT))
     with program(str(tmp_path / "script.py"), work, cwd=tmp_path) as running:
         running.wait_for("busy", running.output)

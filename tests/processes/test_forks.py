@@ -2,6 +2,7 @@
 
 import os
 import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -57,7 +58,7 @@ def run(tmp_path, text, *, cluster="processes"):
 
 
 @pytest.mark.parametrize("cluster", CLUSTERS)
-def test_a_child_that_does_not_use_the_client_changes_nothing(tmp_path, cluster):
+def test_a_child_that_does_not_use_the_client_changes_nothing(tmp_path: Path, cluster) -> None:
     """However it ends: with the program, with the block of the client, by exit, after garbage was collected."""
     text = """
     before = os.getpid()
@@ -98,7 +99,7 @@ def test_a_child_that_does_not_use_the_client_changes_nothing(tmp_path, cluster)
 
 
 @pytest.mark.parametrize("cluster", CLUSTERS)
-def test_whatever_is_asked_of_the_parents_client_is_refused_at_once(tmp_path, cluster):
+def test_whatever_is_asked_of_the_parents_client_is_refused_at_once(tmp_path: Path, cluster) -> None:
     text = """
     with Client(OPTIONS) as client:
         done, pending = client.submit(increment, 1), client.submit(increment, 2, key="k", pure=False)
@@ -152,7 +153,7 @@ def test_whatever_is_asked_of_the_parents_client_is_refused_at_once(tmp_path, cl
     assert run(tmp_path, text, cluster=cluster) == ["done"]
 
 
-def test_a_child_may_have_a_client_of_its_own(tmp_path):
+def test_a_child_may_have_a_client_of_its_own(tmp_path: Path) -> None:
     text = """
     with Client(OPTIONS) as client:
         future = client.submit(increment, 1)
@@ -186,7 +187,7 @@ def test_a_child_may_have_a_client_of_its_own(tmp_path):
     assert run(tmp_path, text) == ["done"]
 
 
-def test_a_fork_in_the_middle_of_work_is_refused_as_well(tmp_path):
+def test_a_fork_in_the_middle_of_work_is_refused_as_well(tmp_path: Path) -> None:
     """Whatever the client's threads hold at that moment."""
     text = """
     import threading
@@ -212,7 +213,7 @@ def test_a_fork_in_the_middle_of_work_is_refused_as_well(tmp_path):
     assert run(tmp_path, text) == ["done"]
 
 
-def test_multiprocessing_by_fork_works_beside_a_client(tmp_path):
+def test_multiprocessing_by_fork_works_beside_a_client(tmp_path: Path) -> None:
     text = """
     import multiprocessing
 
@@ -240,7 +241,7 @@ def test_multiprocessing_by_fork_works_beside_a_client(tmp_path):
     assert run(tmp_path, text) == ["done"]
 
 
-def test_a_fork_in_a_trio_program_changes_nothing(tmp_path):
+def test_a_fork_in_a_trio_program_changes_nothing(tmp_path: Path) -> None:
     text = """
     import trio
     from trio_dask import AsyncClient, open_local_cluster

@@ -3,6 +3,7 @@
 import os
 import signal
 import textwrap
+from pathlib import Path
 
 import psutil
 import pytest
@@ -32,7 +33,7 @@ LAST_WORDS = textwrap.dedent(
 )
 
 
-def test_what_a_program_submits_last_arrives_though_the_program_ends(tmp_path):
+def test_what_a_program_submits_last_arrives_though_the_program_ends(tmp_path: Path) -> None:
     script, result = tmp_path / "script.py", tmp_path / "result"
     script.write_text(LAST_WORDS, encoding="utf-8")
     with scheduler() as main:
@@ -46,7 +47,7 @@ def test_what_a_program_submits_last_arrives_though_the_program_ends(tmp_path):
 
 
 @pytest.mark.skipif(not shared_blobs.probe(), reason="no memory is shared here: needs Linux and /proc")
-def test_many_waiting_arguments_leave_the_scheduler_descriptors(tmp_path):
+def test_many_waiting_arguments_leave_the_scheduler_descriptors(tmp_path: Path) -> None:
     import numpy as np
 
     within = ["bash", "-c", 'ulimit -n 256; exec "$@"', "limited"]
@@ -62,7 +63,7 @@ def test_many_waiting_arguments_leave_the_scheduler_descriptors(tmp_path):
         assert not any("cannot map" in line for line in main.errors), main.text
 
 
-def test_the_end_of_a_client_in_the_middle_of_an_upload_stops_no_sharing(tmp_path):
+def test_the_end_of_a_client_in_the_middle_of_an_upload_stops_no_sharing(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         LAST_WORDS.replace("fire_and_forget(", "import os; future = (").rstrip() + "\n    os.kill(os.getpid(), 9)\n",

@@ -6,6 +6,8 @@ import socket
 import sys
 import textwrap
 from contextlib import ExitStack
+from pathlib import Path
+from typing import Never
 
 import psutil
 import pytest
@@ -37,7 +39,7 @@ def pids_of(cluster):
     return [worker.pid for worker in cluster.workers.values()]
 
 
-async def test_a_cluster_is_ready_when_its_block_begins_and_gone_when_it_ends():
+async def test_a_cluster_is_ready_when_its_block_begins_and_gone_when_it_ends() -> None:
     async with open_local_cluster(2, 1) as cluster:
         processes = children(os.getpid())
         assert len(processes) == PROCESSES
@@ -49,7 +51,9 @@ async def test_a_cluster_is_ready_when_its_block_begins_and_gone_when_it_ends():
 
 
 @pytest.mark.parametrize("fork_server", ["0", "1"])
-async def test_a_program_with_very_many_open_files_can_have_a_cluster(monkeypatch, fork_server):
+async def test_a_program_with_very_many_open_files_can_have_a_cluster(
+    monkeypatch: pytest.MonkeyPatch, fork_server
+) -> None:
     """Pipes to workers then have numbers above 1023, which `select` does not take. A hundred workers do the same."""
     monkeypatch.setenv("TRIO_DASK_FORK_SERVER", fork_server)
     raise_file_limit(4096)
@@ -60,7 +64,7 @@ async def test_a_program_with_very_many_open_files_can_have_a_cluster(monkeypatc
             assert await client.submit(pow, 2, 3) == 8
 
 
-async def test_everything_listens_on_loopback_alone():
+async def test_everything_listens_on_loopback_alone() -> None:
     async with open_local_cluster(2, 1):
         listening = [
             connection.laddr.ip
@@ -72,7 +76,7 @@ async def test_everything_listens_on_loopback_alone():
         assert set(listening) == {"127.0.0.1"}
 
 
-async def test_what_the_block_raises_leaves_it_as_it_is():
+async def test_what_the_block_raises_leaves_it_as_it_is() -> Never:
     with pytest.raises(KeyError, match="mine"):
         async with open_local_cluster(1, 1):
             raise KeyError("mine")
@@ -83,7 +87,7 @@ async def test_what_the_block_raises_leaves_it_as_it_is():
     assert scope.cancelled_caught
 
 
-async def test_scaling_up_and_down():
+async def test_scaling_up_and_down() -> None:
     async with open_local_cluster(1, 1) as cluster, cluster.get_client() as client:
         cluster.scale(3)
         await cluster.wait_for_workers(timeout=20)
@@ -99,7 +103,7 @@ async def test_scaling_up_and_down():
             await cluster.wait_for_workers(2, timeout=0.1)
 
 
-async def test_a_worker_that_is_killed_is_started_again(caplog):
+async def test_a_worker_that_is_killed_is_started_again(caplog: pytest.LogCaptureFixture) -> None:
     async with open_local_cluster(2, 1) as cluster, cluster.get_client() as client:
         for _ in range(3):
             victim = cluster.workers["0"]
@@ -111,7 +115,7 @@ async def test_a_worker_that_is_killed_is_started_again(caplog):
     assert "killed by SIGKILL; restarting it" in caplog.text
 
 
-async def test_a_worker_that_is_told_to_stop_behind_the_clusters_back_is_followed_by_another():
+async def test_a_worker_that_is_told_to_stop_behind_the_clusters_back_is_followed_by_another() -> None:
     """A task may do so, or the user's own `kill`; the cluster has as many workers as it was asked for all the same."""
     async with open_local_cluster(1, 1) as cluster, cluster.get_client() as client:
         (pid,) = pids_of(cluster)
@@ -131,8 +135,8 @@ def scheduler_of(cluster):
     return found
 
 
-async def test_a_scheduler_that_dies_ends_the_block():
-    async def block():
+async def test_a_scheduler_that_dies_ends_the_block() -> None:
+    async def block() -> None:
         async with open_local_cluster(1, 1) as cluster:
             scheduler_of(cluster).kill()
             await trio.sleep_forever()
@@ -141,7 +145,7 @@ async def test_a_scheduler_that_dies_ends_the_block():
         await block()
 
 
-async def test_a_shutdown_by_a_client_is_no_failure():
+async def test_a_shutdown_by_a_client_is_no_failure() -> None:
     async with open_local_cluster(2, 1) as cluster:
         processes = children(os.getpid())
         async with cluster.get_client() as client:
@@ -150,7 +154,7 @@ async def test_a_shutdown_by_a_client_is_no_failure():
         assert await trio.to_thread.run_sync(survivors, processes) == []
 
 
-async def test_closing_early_and_twice():
+async def test_closing_early_and_twice() -> None:
     async with open_local_cluster(1, 1) as cluster:
         await cluster.aclose()
         await cluster.aclose()
@@ -159,7 +163,7 @@ async def test_closing_early_and_twice():
             _ = cluster.scheduler_address
 
 
-async def test_a_port_in_use_is_told():
+async def test_a_port_in_use_is_told() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ClusterError, match=f"cannot listen on 127.0.0.1:{port}: Address already in use"):
@@ -168,7 +172,7 @@ async def test_a_port_in_use_is_told():
 
 
 @pytest.mark.parametrize("who", ["scheduler", "worker"])
-async def test_a_member_that_cannot_start_is_told_with_its_own_words(monkeypatch, who):
+async def test_a_member_that_cannot_start_is_told_with_its_own_words(monkeypatch: pytest.MonkeyPatch, who) -> None:
     if who == "scheduler":
         made = cluster_members.ChildSpec
         monkeypatch.setattr(
@@ -181,7 +185,7 @@ async def test_a_member_that_cannot_start_is_told_with_its_own_words(monkeypatch
             pass
 
 
-def test_blocking_code_has_the_same_cluster():
+def test_blocking_code_has_the_same_cluster() -> None:
     with LocalCluster(2, 1) as cluster:
         processes = children(os.getpid())
         with cluster.get_client() as client:
@@ -196,15 +200,15 @@ def test_blocking_code_has_the_same_cluster():
         cluster.scale(1)
 
 
-def test_a_client_without_an_address_has_a_cluster_of_its_own():
+def test_a_client_without_an_address_has_a_cluster_of_its_own() -> None:
     with Client(n_workers=1, threads_per_worker=1) as client:
         processes = children(os.getpid())
         assert client.submit(pow, 2, 10).result(timeout=10) == 1024
     assert survivors(processes, 0) == []
 
 
-def test_blocking_code_hears_of_the_end_of_the_scheduler():
-    def block():
+def test_blocking_code_hears_of_the_end_of_the_scheduler() -> None:
+    def block() -> None:
         with LocalCluster(1, 1) as cluster:
             scheduler_of(cluster).kill()
             cluster.wait_for_workers(2, timeout=20)
@@ -213,7 +217,7 @@ def test_blocking_code_hears_of_the_end_of_the_scheduler():
         block()
 
 
-def test_a_cluster_that_cannot_be_started_is_an_error_of_its_constructor():
+def test_a_cluster_that_cannot_be_started_is_an_error_of_its_constructor() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ClusterError, match="cannot listen"):
         LocalCluster(1, 1, scheduler_port=taken.getsockname()[1])
 
@@ -228,7 +232,7 @@ def script(tmp_path, text, *arguments, **options):
     return program(str(path), *arguments, cwd=options.pop("cwd", tmp_path), **options)
 
 
-def test_a_script_needs_no_main_guard_and_ends_in_silence(tmp_path):
+def test_a_script_needs_no_main_guard_and_ends_in_silence(tmp_path: Path) -> None:
     text = """
         from trio_dask import Client
         factor = 3
@@ -244,7 +248,7 @@ def test_a_script_needs_no_main_guard_and_ends_in_silence(tmp_path):
     assert running.errors == []
 
 
-def test_a_script_that_closes_nothing_leaves_nothing(tmp_path):
+def test_a_script_that_closes_nothing_leaves_nothing(tmp_path: Path) -> None:
     text = """
         from trio_dask import LocalCluster
         cluster = LocalCluster(2, 1)
@@ -257,7 +261,7 @@ def test_a_script_that_closes_nothing_leaves_nothing(tmp_path):
     assert survivors([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)]) == []
 
 
-def test_modules_beside_the_script_are_there_on_workers_too(tmp_path):
+def test_modules_beside_the_script_are_there_on_workers_too(tmp_path: Path) -> None:
     (tmp_path / "helpers.py").write_text("def shout(text):\n    return text.upper()\n")
     text = """
         import helpers
@@ -270,7 +274,7 @@ def test_modules_beside_the_script_are_there_on_workers_too(tmp_path):
     assert running.output == ["READY"]
 
 
-def test_code_from_the_command_line_and_its_folder(tmp_path):
+def test_code_from_the_command_line_and_its_folder(tmp_path: Path) -> None:
     (tmp_path / "helpers.py").write_text("def shout(text):\n    return text.upper()\n")
     text = (
         "from trio_dask import Client; import helpers\n"
@@ -282,7 +286,7 @@ def test_code_from_the_command_line_and_its_folder(tmp_path):
     assert running.output == ["READY"]
 
 
-def test_tasks_see_the_environment_of_the_program_and_print_where_it_prints(tmp_path):
+def test_tasks_see_the_environment_of_the_program_and_print_where_it_prints(tmp_path: Path) -> None:
     text = """
         import os, sys
         from trio_dask import Client
@@ -330,7 +334,7 @@ BUSY = """
         ("child", signal.SIGINT),
     ],
 )
-def test_the_death_of_the_program_leaves_no_process(tmp_path, work, number):
+def test_the_death_of_the_program_leaves_no_process(tmp_path: Path, work, number) -> None:
     with script(tmp_path, BUSY, work) as running:
         running.wait_for("busy", running.output)
         processes = children(running.process.pid)
@@ -341,7 +345,7 @@ def test_the_death_of_the_program_leaves_no_process(tmp_path, work, number):
         assert survivors(processes, 5) == []
 
 
-def test_a_forked_child_of_the_program_does_not_keep_its_workers(tmp_path):
+def test_a_forked_child_of_the_program_does_not_keep_its_workers(tmp_path: Path) -> None:
     """It inherits the other ends of all pipes."""
     text = """
         import os, time
@@ -364,6 +368,6 @@ def test_a_forked_child_of_the_program_does_not_keep_its_workers(tmp_path):
             fork.kill()
 
 
-def test_the_interpreter_is_the_one_of_the_program():
+def test_the_interpreter_is_the_one_of_the_program() -> None:
     with Client(n_workers=1, threads_per_worker=1) as client:
         assert client.submit(lambda: __import__("sys").executable).result(timeout=10) == sys.executable

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -22,7 +23,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
 STAMPED = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} (INFO|WARNING|ERROR) (?:\[(\S+)\] )?(.*)")
 
 
-def crash():
+def crash() -> None:
     import ctypes
     import sys
 
@@ -30,7 +31,7 @@ def crash():
     ctypes.string_at(0)
 
 
-def crash_a_worker(address):
+def crash_a_worker(address) -> None:
     with Client(address) as client, pytest.raises(KilledWorker):
         client.submit(crash).result(timeout=20)
 
@@ -40,7 +41,7 @@ def said(lines, origin):
     return [found[3] for line in lines if (found := STAMPED.fullmatch(line)) is not None and found[2] == origin]
 
 
-def test_where_stderr_is_no_terminal_every_line_has_its_time_and_names_who_says_it(tmp_path):
+def test_where_stderr_is_no_terminal_every_line_has_its_time_and_names_who_says_it(tmp_path: Path) -> None:
     with open_site(tmp_path) as site:
         boss = site.scheduler()
         launcher = site.worker(boss.address, "--nworkers", "2", "--name", "bob", "--memory-limit", "1GiB")
@@ -58,11 +59,11 @@ def test_where_stderr_is_no_terminal_every_line_has_its_time_and_names_who_says_
     assert said(boss.program.log, None)[0] == f"Scheduler at:   {boss.address}"
 
 
-def test_on_a_terminal_lines_have_no_times(tmp_path):
+def test_on_a_terminal_lines_have_no_times(tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
     shown = bytearray()
 
-    def read():
+    def read() -> None:
         try:
             while data := os.read(ours, 4096):
                 shown.extend(data)
@@ -97,7 +98,7 @@ def test_on_a_terminal_lines_have_no_times(tmp_path):
     assert STAMPED.match(log)
 
 
-def test_a_crash_is_one_line_on_a_stderr_that_is_no_terminal_and_a_dump_with_debug(tmp_path):
+def test_a_crash_is_one_line_on_a_stderr_that_is_no_terminal_and_a_dump_with_debug(tmp_path: Path) -> None:
     with open_site(tmp_path) as site:
         boss = site.scheduler("--allowed-failures", "0")
         launcher = site.worker(boss.address, "--name", "bob")
@@ -114,7 +115,7 @@ def test_a_crash_is_one_line_on_a_stderr_that_is_no_terminal_and_a_dump_with_deb
     assert "Fatal Python error: Segmentation fault" in loud.text
 
 
-def test_json_has_one_object_a_line_whatever_tasks_print(tmp_path):
+def test_json_has_one_object_a_line_whatever_tasks_print(tmp_path: Path) -> None:
     with open_site(tmp_path) as site:
         json_log = ("--log-format", "json")
         boss = site.start("scheduler", "--host", "127.0.0.1", "--port", "0", *json_log, "--allowed-failures", "0")
@@ -139,7 +140,7 @@ def test_json_has_one_object_a_line_whatever_tasks_print(tmp_path):
     assert {json.loads(line)["name"] for line in boss.log} == {"scheduler"}
 
 
-def test_a_log_file_is_appended_to_and_one_that_cannot_be_opened_is_status_4_and_one_line(tmp_path):
+def test_a_log_file_is_appended_to_and_one_that_cannot_be_opened_is_status_4_and_one_line(tmp_path: Path) -> None:
     with open_site(tmp_path) as site:
         log = tmp_path / "log"
         for _ in range(2):
@@ -157,7 +158,7 @@ def test_a_log_file_is_appended_to_and_one_that_cannot_be_opened_is_status_4_and
             assert line.endswith(f"cannot write the log file {tmp_path / 'no' / 'log'}: No such file or directory")
 
 
-def test_workers_say_why_they_stop(tmp_path):
+def test_workers_say_why_they_stop(tmp_path: Path) -> None:
     with open_site(tmp_path) as site:
         boss = site.scheduler()
         launcher = site.worker(boss.address, "--name", "bob")
@@ -174,7 +175,7 @@ def test_workers_say_why_they_stop(tmp_path):
     assert not [line for line in launcher.log if "SIG" in line], "nobody sent a signal"
 
 
-def test_a_signal_is_told_by_the_launcher_that_received_it_and_by_the_worker_it_stops(tmp_path):
+def test_a_signal_is_told_by_the_launcher_that_received_it_and_by_the_worker_it_stops(tmp_path: Path) -> None:
     with open_site(tmp_path) as site:
         boss = site.scheduler()
         launcher = site.worker(boss.address, "--name", "bob")
@@ -184,7 +185,7 @@ def test_a_signal_is_told_by_the_launcher_that_received_it_and_by_the_worker_it_
     assert said(launcher.log, "bob")[-1] == "Stopping: the launcher received SIGTERM"
 
 
-def test_the_log_of_a_worker_without_a_name_has_the_port_that_it_has_now(tmp_path):
+def test_the_log_of_a_worker_without_a_name_has_the_port_that_it_has_now(tmp_path: Path) -> None:
     with open_site(tmp_path) as site:
         boss = site.scheduler()
         launcher = site.worker(boss.address)

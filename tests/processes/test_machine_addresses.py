@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -45,7 +46,7 @@ def machine_with(*addresses):
         ([ONE, OTHER], ["--host", OTHER], OTHER, None),
     ],
 )
-def test_a_scheduler_announces_what_others_reach(tmp_path, addresses, arguments, announced, others):
+def test_a_scheduler_announces_what_others_reach(tmp_path: Path, addresses, arguments, announced, others) -> None:
     with machine_with(*addresses) as machine, open_site(tmp_path) as site:
         boss = site.start("scheduler", "--port", "8786", "--scheduler-file", "s.json", *arguments, machine=machine)
         assert boss.wait_for(SCHEDULER_AT) == f"tcp://{announced}:8786"
@@ -64,7 +65,7 @@ def test_a_scheduler_announces_what_others_reach(tmp_path, addresses, arguments,
             assert worker.wait_for(rf"^Start {what} at: tcp://(\S+):\d+$") == announced
 
 
-def test_where_only_this_machine_reaches_the_scheduler_there_is_no_warning(tmp_path):
+def test_where_only_this_machine_reaches_the_scheduler_there_is_no_warning(tmp_path: Path) -> None:
     with machine_with(ONE) as machine, open_site(tmp_path) as site:
         for arguments in (["--host", "127.0.0.1"], ["--interface", "lo"]):
             boss = site.start("scheduler", "--port", "0", *arguments, machine=machine)
@@ -73,7 +74,7 @@ def test_where_only_this_machine_reaches_the_scheduler_there_is_no_warning(tmp_p
         assert not any("Not secured" in program.text for program in site.programs)
 
 
-def test_nannies_and_workers_that_listen_everywhere_announce_the_way_to_their_scheduler(tmp_path):
+def test_nannies_and_workers_that_listen_everywhere_announce_the_way_to_their_scheduler(tmp_path: Path) -> None:
     with machine_with(ONE, OTHER) as machine, open_site(tmp_path) as site:
         boss = site.start("scheduler", "--host", OTHER, "--port", "8786", machine=machine)
         boss.wait_for(SCHEDULER_AT)
@@ -83,7 +84,7 @@ def test_nannies_and_workers_that_listen_everywhere_announce_the_way_to_their_sc
             assert worker.wait_for(rf"^Start {what} at: tcp://(\S+):\d+$") == OTHER
 
 
-def test_a_worker_that_has_no_route_to_its_scheduler_yet_does_not_hide_on_loopback(tmp_path):
+def test_a_worker_that_has_no_route_to_its_scheduler_yet_does_not_hide_on_loopback(tmp_path: Path) -> None:
     with machine_with(ONE) as machine, open_site(tmp_path) as site:
         worker = site.start("worker", "192.0.2.9:8786", "--nthreads", "1", machine=machine)
         for what in ("nanny", "worker"):

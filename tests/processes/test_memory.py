@@ -50,12 +50,12 @@ def cluster(folder, *options, workers=2, limit=LIMIT, start=worker):
 class Stalls:
     """How late the workers' event loops were while the block ran."""
 
-    def __init__(self, client):
+    def __init__(self, client) -> None:
         self._client = client
         self._thread = threading.Thread(target=self._watch)
         self.worst_s = []
 
-    def _watch(self):
+    def _watch(self) -> None:
         self.worst_s = list(self._client.run(blocks.watch_stalls).values())
 
     def __enter__(self):
@@ -78,7 +78,7 @@ def on_disk(client):
     return sum(nbytes for _, nbytes in client.run(blocks.spilled).values())
 
 
-def test_four_times_as_much_as_memory_on_two_workers(tmp_path):
+def test_four_times_as_much_as_memory_on_two_workers(tmp_path: Path) -> None:
     """Generate, transform and tree-reduce: 2 GB of blocks that all have to be kept, in two times 256 MB."""
     number = 4 * 2 * LIMIT // BLOCK
     with cluster(tmp_path) as (client, _):
@@ -99,7 +99,7 @@ def test_four_times_as_much_as_memory_on_two_workers(tmp_path):
         assert client.gather(kept[3])[0] == 3
 
 
-def test_the_loop_is_not_held_up_by_spilling_alone(tmp_path):
+def test_the_loop_is_not_held_up_by_spilling_alone(tmp_path: Path) -> None:
     """With nothing else going on: what comes in from a client goes to disk, in large values and in small ones."""
     with cluster(tmp_path, workers=1) as (client, _):
         with Stalls(client) as stalls:
@@ -111,7 +111,7 @@ def test_the_loop_is_not_held_up_by_spilling_alone(tmp_path):
         assert len(kept) == 12
 
 
-def test_a_full_disk_costs_memory_and_no_worker(tmp_path):
+def test_a_full_disk_costs_memory_and_no_worker(tmp_path: Path) -> None:
     """When neither memory nor disk has room the worker complains once, takes tasks slowly, and gets all of it done."""
     if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", tmp_path]).returncode:
         pytest.skip("a small file system cannot be mounted here")
@@ -129,7 +129,7 @@ def test_a_full_disk_costs_memory_and_no_worker(tmp_path):
         subprocess.run(["umount", tmp_path], check=True)
 
 
-def test_values_whose_files_are_gone_are_computed_again(tmp_path):
+def test_values_whose_files_are_gone_are_computed_again(tmp_path: Path) -> None:
     with cluster(tmp_path) as (client, _):
         kept = client.map(blocks.make, range(160), nbytes=BLOCK)
         wait(kept, timeout=60)
@@ -141,7 +141,7 @@ def test_values_whose_files_are_gone_are_computed_again(tmp_path):
         assert client.gather(kept[5])[-1] == -5
 
 
-def test_a_killed_worker_leaves_its_files_to_the_next_one(tmp_path):
+def test_a_killed_worker_leaves_its_files_to_the_next_one(tmp_path: Path) -> None:
     with contextlib.ExitStack() as stack:
         one = stack.enter_context(scheduler())
         address = one.wait_for(r"Scheduler at: +(\S+)")
@@ -163,7 +163,7 @@ def test_a_killed_worker_leaves_its_files_to_the_next_one(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_worker_that_is_stopped_leaves_no_file(tmp_path, number):
+def test_a_worker_that_is_stopped_leaves_no_file(tmp_path: Path, number) -> None:
     with scheduler() as one:
         address = one.wait_for(r"Scheduler at: +(\S+)")
         with worker(address, "--memory-limit", str(LIMIT), "--local-directory", str(tmp_path)) as only:
@@ -176,7 +176,7 @@ def test_a_worker_that_is_stopped_leaves_no_file(tmp_path, number):
             assert list(tmp_path.iterdir()) == []
 
 
-def test_an_idle_worker_with_a_memory_limit_hardly_ever_wakes(tmp_path):
+def test_an_idle_worker_with_a_memory_limit_hardly_ever_wakes(tmp_path: Path) -> None:
     """What a waking costs is for the benchmark to say: a host that has taken idle pages away makes it a hundredfold."""
 
     def wakings(pid):
@@ -195,7 +195,7 @@ def test_an_idle_worker_with_a_memory_limit_hardly_ever_wakes(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["bytes", "bytearray", "str", "chinese", "list", "dict", "frame"])
-def test_values_that_pickle_in_band_are_spilled_and_end_no_worker(tmp_path, kind):
+def test_values_that_pickle_in_band_are_spilled_and_end_no_worker(tmp_path: Path, kind) -> None:
     nbytes = 48 * MB
     with cluster(tmp_path, workers=1, limit=320 * MB, start=nannied) as (client, (only,)):
         futures = [client.submit(blocks.make_in_band, kind, number, nbytes) for number in range(12)]
@@ -206,7 +206,7 @@ def test_values_that_pickle_in_band_are_spilled_and_end_no_worker(tmp_path, kind
     assert "is lost" not in only.text
 
 
-def test_tasks_that_make_large_values_faster_than_these_can_be_spilled_end_no_worker(tmp_path):
+def test_tasks_that_make_large_values_faster_than_these_can_be_spilled_end_no_worker(tmp_path: Path) -> None:
     nbytes = 170 * MB
     with cluster(tmp_path, workers=1, limit=1024 * 2**20, start=nannied) as (client, (only,)):
         # All at once: from one task to the next nobody else gets the interpreter.
@@ -216,7 +216,7 @@ def test_tasks_that_make_large_values_faster_than_these_can_be_spilled_end_no_wo
     assert "is lost" not in only.text
 
 
-def test_a_task_that_needs_too_much_memory_again_and_again_is_given_up_with_the_figures(tmp_path):
+def test_a_task_that_needs_too_much_memory_again_and_again_is_given_up_with_the_figures(tmp_path: Path) -> None:
     with scheduler() as one:
         address = one.wait_for(r"Scheduler at: +(\S+)")
         arguments = ("-m", "trio_dask", "worker", address, "--nthreads", "1", "--memory-limit", str(LIMIT))

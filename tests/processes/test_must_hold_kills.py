@@ -6,6 +6,7 @@ import random
 import signal
 import time
 from collections import Counter
+from pathlib import Path
 
 import psutil
 import pytest
@@ -92,7 +93,7 @@ def kill_one(
         pytest.param(100, marks=[pytest.mark.soak, pytest.mark.timeout(1800)]),
     ],
 )
-def test_kills_of_random_processes_cost_time_and_nothing_else(tmp_path, rounds):
+def test_kills_of_random_processes_cost_time_and_nothing_else(tmp_path: Path, rounds) -> None:
     log = str(tmp_path / "log")
     rng = random.Random(3)
     killed: Counter[str] = Counter()

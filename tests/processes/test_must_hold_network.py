@@ -2,6 +2,7 @@
 
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
@@ -48,7 +49,7 @@ def submit_many(client, log, number, seconds):
 
 @needs_networks
 @pytest.mark.parametrize("cut_s", [0, *(pytest.param(length_s, marks=pytest.mark.soak) for length_s in (40, 120))])
-def test_a_worker_that_is_cut_off_costs_at_most_fifteen_seconds_and_comes_back(tmp_path, net, cut_s):
+def test_a_worker_that_is_cut_off_costs_at_most_fifteen_seconds_and_comes_back(tmp_path: Path, net, cut_s) -> None:
     log = str(tmp_path / "log")
     with open_site(tmp_path) as site:
         boss = start_cluster(site, net)
@@ -72,7 +73,7 @@ def test_a_worker_that_is_cut_off_costs_at_most_fifteen_seconds_and_comes_back(t
 
 
 @needs_networks
-def test_nothing_is_computed_again_after_a_cut_of_three_seconds(tmp_path, net):
+def test_nothing_is_computed_again_after_a_cut_of_three_seconds(tmp_path: Path, net) -> None:
     log = str(tmp_path / "log")
     with open_site(tmp_path) as site:
         boss = start_cluster(site, net)
@@ -90,7 +91,9 @@ def test_nothing_is_computed_again_after_a_cut_of_three_seconds(tmp_path, net):
 
 
 @needs_networks
-def test_time_without_a_scheduler_counts_from_its_last_sign_also_where_nothing_says_that_the_link_is_cut(tmp_path, net):
+def test_time_without_a_scheduler_counts_from_its_last_sign_also_where_nothing_says_that_the_link_is_cut(
+    tmp_path: Path, net
+) -> None:
     with open_site(tmp_path) as site:
         boss = site.scheduler(host=net.address, machine=net.hub)
         worker = site.worker(boss.address, "--death-timeout", "6", machine=net.hosts[0])
@@ -104,7 +107,7 @@ def test_time_without_a_scheduler_counts_from_its_last_sign_also_where_nothing_s
 
 
 @pytest.mark.parametrize("long_s", [6, pytest.param(20, marks=pytest.mark.soak)])
-def test_workers_whose_connection_is_cut_for_two_seconds_repeat_nothing(tmp_path, long_s):
+def test_workers_whose_connection_is_cut_for_two_seconds_repeat_nothing(tmp_path: Path, long_s) -> None:
     """One is told so by a reset, the other's packets get lost. A third could do everything again."""
     log = str(tmp_path / "log")
     with open_site(tmp_path) as site:

@@ -2,6 +2,7 @@
 
 import signal
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -17,7 +18,7 @@ def workers_of(client):
     return {info["name"]: info["pid"] for info in client.scheduler_info()["workers"].values()}
 
 
-def test_after_a_killed_scheduler_workers_end_when_they_were_told_to_or_join_its_successor(tmp_path):
+def test_after_a_killed_scheduler_workers_end_when_they_were_told_to_or_join_its_successor(tmp_path: Path) -> None:
     with open_site(tmp_path) as site:
         boss = site.scheduler()
         mortal = [site.worker(boss.address, "--death-timeout", "5", nanny) for nanny in ("--nanny", "--no-nanny")]
@@ -63,7 +64,7 @@ raise SystemExit(run_program("many", service, stopper, quiet=True))
 """
 
 
-def test_two_hundred_workers_are_back_within_ten_seconds_of_the_restart(tmp_path):
+def test_two_hundred_workers_are_back_within_ten_seconds_of_the_restart(tmp_path: Path) -> None:
     with open_site(tmp_path) as site:
         boss = site.scheduler()
         site.start(boss.address, "200", code=MANY)

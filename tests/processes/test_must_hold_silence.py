@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
@@ -21,7 +22,9 @@ def pid_of(client, name):
 @pytest.mark.parametrize(
     ("ttl_s", "stopped_s"), [(3, 0), pytest.param(10, 60, marks=pytest.mark.soak)], ids=["short", "full"]
 )
-def test_the_work_of_a_stopped_worker_is_done_elsewhere_and_what_it_says_later_is_dropped(tmp_path, ttl_s, stopped_s):
+def test_the_work_of_a_stopped_worker_is_done_elsewhere_and_what_it_says_later_is_dropped(
+    tmp_path: Path, ttl_s, stopped_s
+) -> None:
     log = str(tmp_path / "log")
     with open_site(tmp_path) as site:
         boss = site.scheduler("--worker-ttl", str(ttl_s))
@@ -56,7 +59,7 @@ def test_the_work_of_a_stopped_worker_is_done_elsewhere_and_what_it_says_later_i
 
 
 @pytest.mark.parametrize("held_s", [13, pytest.param(45, marks=pytest.mark.soak)])
-def test_a_worker_whose_task_holds_the_interpreter_is_not_lost(tmp_path, held_s):
+def test_a_worker_whose_task_holds_the_interpreter_is_not_lost(tmp_path: Path, held_s) -> None:
     log = str(tmp_path / "log")
     with open_site(tmp_path) as site:
         boss = site.scheduler()

@@ -2,6 +2,7 @@
 
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
@@ -28,7 +29,7 @@ CAUSES = {
 
 
 @pytest.mark.parametrize("crash", CRASHES)
-def test_a_worker_that_crashes_at_import_ends_with_the_cause_and_no_storm(tmp_path, crash):
+def test_a_worker_that_crashes_at_import_ends_with_the_cause_and_no_storm(tmp_path: Path, crash) -> None:
     log = tmp_path / "log"
     preload = tmp_path / "broken_preload.py"
     preload.write_text(f"import os\nopen({str(log)!r}, 'a').write(f'start {{os.getpid()}}\\n')\n{CRASHES[crash]}\n")
@@ -44,7 +45,7 @@ def test_a_worker_that_crashes_at_import_ends_with_the_cause_and_no_storm(tmp_pa
         assert 1 <= len(tasks.lines_of(log)) <= 2
 
 
-def test_a_worker_that_keeps_crashing_is_given_up_and_the_first_cause_is_named(tmp_path):
+def test_a_worker_that_keeps_crashing_is_given_up_and_the_first_cause_is_named(tmp_path: Path) -> None:
     log = tmp_path / "log"
     crash = (
         "import os, threading, time\n"
@@ -68,7 +69,7 @@ def test_a_worker_that_keeps_crashing_is_given_up_and_the_first_cause_is_named(t
 
 @pytest.mark.parametrize("running_s", [2, pytest.param(5, marks=pytest.mark.soak)])
 @pytest.mark.parametrize("nanny", ["--nanny", "--no-nanny"])
-def test_a_worker_that_is_asked_to_leave_loses_nothing(tmp_path, nanny, running_s):
+def test_a_worker_that_is_asked_to_leave_loses_nothing(tmp_path: Path, nanny, running_s) -> None:
     """With `--allowed-failures 0` and no retries the first loss that counted would fail the task."""
     log = str(tmp_path / "log")
     with open_site(tmp_path) as site:
@@ -95,7 +96,7 @@ def test_a_worker_that_is_asked_to_leave_loses_nothing(tmp_path, nanny, running_
             assert not [step for step in steps if "died" in step or "blame" in step], steps
 
 
-def test_a_lone_worker_hands_its_results_to_its_successor_when_it_has_done_its_number_of_tasks(tmp_path):
+def test_a_lone_worker_hands_its_results_to_its_successor_when_it_has_done_its_number_of_tasks(tmp_path: Path) -> None:
     log = str(tmp_path / "log")
     with open_site(tmp_path) as site:
         boss = site.scheduler()

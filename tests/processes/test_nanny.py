@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -36,7 +37,7 @@ def nannies(address, *arguments, **options):
     return program("-m", "trio_dask", "worker", address, "--nthreads", "1", *arguments, **options)
 
 
-def wait_until(condition, timeout_s=20.0):
+def wait_until(condition, timeout_s=20.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline
@@ -63,11 +64,11 @@ def start_processes():
     return pids
 
 
-def hold_the_interpreter():
+def hold_the_interpreter() -> None:
     sum(range(10**12))
 
 
-def test_workers_join_under_their_names_and_leave_in_good_order(boss):
+def test_workers_join_under_their_names_and_leave_in_good_order(boss) -> None:
     with nannies(boss, "--nworkers", "3", "--name", "w") as running:
         wait_until(lambda: count(running, REGISTERED) == 3)
         with Client(boss) as client:
@@ -83,7 +84,7 @@ def test_workers_join_under_their_names_and_leave_in_good_order(boss):
     assert running.output == []
 
 
-def test_a_worker_that_is_killed_is_back_and_its_task_runs_again(boss):
+def test_a_worker_that_is_killed_is_back_and_its_task_runs_again(boss) -> None:
     with nannies(boss, "--restart-backoff", "50ms") as running, Client(boss) as client:
         running.wait_for(REGISTERED)
         (worker,) = worker_processes(running)
@@ -97,7 +98,7 @@ def test_a_worker_that_is_killed_is_back_and_its_task_runs_again(boss):
 
 
 @pytest.mark.parametrize("status", [0, 3])
-def test_a_task_that_ends_its_process_is_to_blame_whatever_status_it_gives(boss, status):
+def test_a_task_that_ends_its_process_is_to_blame_whatever_status_it_gives(boss, status) -> None:
     """As a library may that it calls. With 0 a worker has left in good order, with 3 it has found no scheduler."""
     with nannies(boss, "--restart-backoff", "50ms") as running, Client(boss) as client:
         running.wait_for(REGISTERED)
@@ -112,13 +113,13 @@ def sum_here(numbers):
         return sum(client.gather(client.map(abs, numbers)))
 
 
-def test_the_last_task_of_a_worker_can_wait_for_tasks_that_only_its_successor_runs(boss):
+def test_the_last_task_of_a_worker_can_wait_for_tasks_that_only_its_successor_runs(boss) -> None:
     with nannies(boss, "--max-tasks", "1", "--drain-timeout", "60") as running, Client(boss) as client:
         assert client.submit(sum_here, [-1, -2]).result(timeout=45) == 3
         assert running.stop(signal.SIGTERM) == 0
 
 
-def test_what_a_dead_worker_leaves_behind_is_ended(boss):
+def test_what_a_dead_worker_leaves_behind_is_ended(boss) -> None:
     with nannies(boss) as running, Client(boss) as client:
         running.wait_for(REGISTERED)
         started = [psutil.Process(pid) for pid in client.submit(start_processes).result(timeout=15)]
@@ -127,7 +128,7 @@ def test_what_a_dead_worker_leaves_behind_is_ended(boss):
 
 
 @pytest.mark.parametrize("task", [None, hold_the_interpreter], ids=["idle", "interpreter held"])
-def test_nothing_is_left_when_the_launcher_is_killed(boss, task):
+def test_nothing_is_left_when_the_launcher_is_killed(boss, task) -> None:
     with nannies(boss, "--nworkers", "2") as running, Client(boss) as client:
         wait_until(lambda: count(running, REGISTERED) == 2)
         pids = client.submit(start_processes).result(timeout=15)
@@ -140,7 +141,7 @@ def test_nothing_is_left_when_the_launcher_is_killed(boss, task):
         assert survivors(processes, 1) == []
 
 
-def test_nothing_is_left_when_a_guard_is_killed(boss):
+def test_nothing_is_left_when_a_guard_is_killed(boss) -> None:
     with nannies(boss, "--restart-backoff", "50ms") as running:
         running.wait_for(REGISTERED)
         (worker,) = worker_processes(running)
@@ -158,7 +159,7 @@ PRELOADS = {
 
 @pytest.mark.parametrize("nanny", ["--nanny", "--no-nanny"])
 @pytest.mark.parametrize("kind", PRELOADS)
-def test_a_preload_that_raises_ends_the_program_with_status_1_and_one_line(boss, tmp_path, nanny, kind):
+def test_a_preload_that_raises_ends_the_program_with_status_1_and_one_line(boss, tmp_path: Path, nanny, kind) -> None:
     (tmp_path / "broken.py").write_text(PRELOADS[kind])
     with nannies(boss, "--preload", "broken.py", nanny, cwd=tmp_path) as running:
         assert running.end() == 1
@@ -173,7 +174,7 @@ def test_a_preload_that_raises_ends_the_program_with_status_1_and_one_line(boss,
 
 @pytest.mark.parametrize("nanny", ["--nanny", "--no-nanny"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_setup_of_a_preload_comes_before_the_tasks_and_teardown_at_the_end(boss, tmp_path, nanny, number):
+def test_setup_of_a_preload_comes_before_the_tasks_and_teardown_at_the_end(boss, tmp_path: Path, nanny, number) -> None:
     log = tmp_path / "log"
     (tmp_path / "its.py").write_text(
         f"def note(text): print(text, file=open({str(log)!r}, 'a'))\n"
@@ -189,7 +190,7 @@ def test_setup_of_a_preload_comes_before_the_tasks_and_teardown_at_the_end(boss,
     assert log.read_text() == "set up 1\ntorn down alice\n"
 
 
-def test_an_interpreter_that_does_not_come_up_is_status_5_with_its_own_words(boss, tmp_path):
+def test_an_interpreter_that_does_not_come_up_is_status_5_with_its_own_words(boss, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(
         "import os, sys\nif any('child_main.py' in word for word in sys.orig_argv):\n"
         "    os.write(2, b'no licence\\n'); os._exit(77)\n"
@@ -199,7 +200,7 @@ def test_an_interpreter_that_does_not_come_up_is_status_5_with_its_own_words(bos
     assert "ended with status 77 before it was ready: no licence" in running.errors[-1]
 
 
-def test_a_worker_that_keeps_being_killed_ends_in_status_5(boss):
+def test_a_worker_that_keeps_being_killed_ends_in_status_5(boss) -> None:
     with nannies(boss, "--max-restarts", "2", "--restart-backoff", "20ms") as running:
         for number in range(1, 4):
             wait_until(lambda number=number: count(running, REGISTERED) == number)
@@ -209,8 +210,8 @@ def test_a_worker_that_keeps_being_killed_ends_in_status_5(boss):
     assert "Traceback" not in running.text
 
 
-def test_a_task_that_takes_too_much_memory_ends_in_its_own_error(boss):
-    def grow():
+def test_a_task_that_takes_too_much_memory_ends_in_its_own_error(boss) -> None:
+    def grow() -> None:
         blocks = []
         while True:
             blocks.append(b"x" * 10**7)
@@ -224,8 +225,8 @@ def test_a_task_that_takes_too_much_memory_ends_in_its_own_error(boss):
         assert running.stop(signal.SIGTERM) == 0
 
 
-def test_a_crash_in_foreign_code_is_told_with_its_place(boss):
-    def crash():
+def test_a_crash_in_foreign_code_is_told_with_its_place(boss) -> None:
+    def crash() -> None:
         import ctypes
 
         ctypes.string_at(0)
@@ -238,7 +239,7 @@ def test_a_crash_in_foreign_code_is_told_with_its_place(boss):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stop_lets_the_running_task_finish_and_its_result_survive(boss, number):
+def test_a_stop_lets_the_running_task_finish_and_its_result_survive(boss, number) -> None:
     with nannies(boss) as leaving, Client(boss) as client:
         leaving.wait_for(REGISTERED)
         future = client.submit(lambda: (time.sleep(1.0), "done")[1])
@@ -250,7 +251,7 @@ def test_a_stop_lets_the_running_task_finish_and_its_result_survive(boss, number
             assert staying.stop(signal.SIGTERM) == 0
 
 
-def test_a_batch_system_may_signal_every_process(boss):
+def test_a_batch_system_may_signal_every_process(boss) -> None:
     """As systemd and Slurm do: the workers hear of it from two sides, and drain all the same."""
     with nannies(boss, "--nworkers", "2") as running, Client(boss) as client:
         wait_until(lambda: count(running, REGISTERED) == 2)
@@ -264,7 +265,7 @@ def test_a_batch_system_may_signal_every_process(boss):
         del future
 
 
-def test_a_second_signal_is_at_once(boss):
+def test_a_second_signal_is_at_once(boss) -> None:
     with nannies(boss) as running, Client(boss) as client:
         running.wait_for(REGISTERED)
         future = client.submit(time.sleep, 1000)
@@ -280,7 +281,7 @@ def test_a_second_signal_is_at_once(boss):
         future.cancel()
 
 
-def test_a_scheduler_that_stops_takes_everything_along(boss):
+def test_a_scheduler_that_stops_takes_everything_along(boss) -> None:
     with scheduler() as other, nannies(other.wait_for(SCHEDULER_AT), "--nworkers", "2") as running:
         wait_until(lambda: count(running, REGISTERED) == 2)
         assert other.stop(signal.SIGTERM) == 0
@@ -288,7 +289,7 @@ def test_a_scheduler_that_stops_takes_everything_along(boss):
     assert "Traceback" not in running.text
 
 
-def test_the_death_timeout_holds_for_a_worker_whose_interpreter_is_held(boss):
+def test_the_death_timeout_holds_for_a_worker_whose_interpreter_is_held(boss) -> None:
     with scheduler() as other:
         address = other.wait_for(SCHEDULER_AT)
         with nannies(address, "--death-timeout", "2s") as running, Client(address) as client:
@@ -304,7 +305,7 @@ def test_the_death_timeout_holds_for_a_worker_whose_interpreter_is_held(boss):
     assert "no scheduler for 2 s" in running.errors[-1]
 
 
-def test_after_so_many_tasks_another_worker_follows(boss):
+def test_after_so_many_tasks_another_worker_follows(boss) -> None:
     with nannies(boss, "--max-tasks", "3", "--name", "m") as running, Client(boss) as client:
         running.wait_for(REGISTERED)
         assert [client.submit(pow, x, 2).result(timeout=15) for x in range(7)] == [x**2 for x in range(7)]
@@ -313,7 +314,7 @@ def test_after_so_many_tasks_another_worker_follows(boss):
         assert running.stop(signal.SIGTERM) == 0
 
 
-def test_a_lifetime_ends_the_program_or_is_followed_by_another(boss):
+def test_a_lifetime_ends_the_program_or_is_followed_by_another(boss) -> None:
     with nannies(boss, "--lifetime", "1s") as running:
         running.wait_for(REGISTERED)
         assert running.end() == 0
@@ -322,7 +323,7 @@ def test_a_lifetime_ends_the_program_or_is_followed_by_another(boss):
         assert running.stop(signal.SIGTERM) == 0
 
 
-def test_the_environment_and_the_preload_are_there_before_the_tasks(boss, tmp_path):
+def test_the_environment_and_the_preload_are_there_before_the_tasks(boss, tmp_path: Path) -> None:
     (tmp_path / "first.py").write_text("import sys\nseen = list(sys.argv[1:])\n")
 
     def look():
@@ -340,7 +341,7 @@ def test_the_environment_and_the_preload_are_there_before_the_tasks(boss, tmp_pa
 # ------------------------------------------------------------------------------------------------------------ rpc
 
 
-def test_scheduler_nanny_and_worker_can_be_asked(boss):
+def test_scheduler_nanny_and_worker_can_be_asked(boss) -> None:
     with nannies(boss, "--name", "bob") as running:
         running.wait_for(REGISTERED)
         nanny, worker = running.wait_for(NANNY_AT), running.wait_for(WORKER_AT)
@@ -361,7 +362,7 @@ def test_scheduler_nanny_and_worker_can_be_asked(boss):
 
 
 @pytest.mark.parametrize("who", ["scheduler", "nanny", "worker"])
-def test_a_restart_gives_another_process(boss, who):
+def test_a_restart_gives_another_process(boss, who) -> None:
     with nannies(boss) as running, Client(boss) as client:
         running.wait_for(REGISTERED)
         addresses = {"scheduler": boss, "nanny": running.wait_for(NANNY_AT), "worker": running.wait_for(WORKER_AT)}
@@ -377,7 +378,7 @@ def test_a_restart_gives_another_process(boss, who):
 
 
 @pytest.mark.parametrize("who", ["nanny", "worker"])
-def test_terminate_ends_the_program_well(boss, who):
+def test_terminate_ends_the_program_well(boss, who) -> None:
     with nannies(boss) as running:
         running.wait_for(REGISTERED)
         with rpc(running.wait_for(NANNY_AT if who == "nanny" else WORKER_AT)) as asked:
@@ -386,7 +387,7 @@ def test_terminate_ends_the_program_well(boss, who):
     assert "Traceback" not in running.text
 
 
-def test_a_scheduler_can_be_terminated_and_all_leave():
+def test_a_scheduler_can_be_terminated_and_all_leave() -> None:
     with scheduler() as other:
         address = other.wait_for(SCHEDULER_AT)
         with nannies(address) as running:
@@ -397,7 +398,7 @@ def test_a_scheduler_can_be_terminated_and_all_leave():
             assert running.end() == 0
 
 
-async def test_rpc_is_native_in_trio_and_says_what_is_wrong(boss):
+async def test_rpc_is_native_in_trio_and_says_what_is_wrong(boss) -> None:
     async with rpc(boss) as asked:
         assert (await asked.identity())["type"] == "scheduler"
         assert (await asked.status())["status"] == "running"

@@ -1,6 +1,7 @@
 """Every block of the README and of docs/*.md is typed into a terminal, or says why it is not."""
 
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -13,7 +14,7 @@ PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPO
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_block_is_run_or_says_why_not(page):
+def test_every_block_is_run_or_says_why_not(page) -> None:
     for block in blocks(page):
         assert block.reason or block.language in RUN, f"{page.name}:{block.line}: precede it with <!-- not run: why -->"
 
@@ -23,7 +24,7 @@ def that_run():
 
 
 @pytest.mark.parametrize("page", that_run(), ids=lambda page: page.name)
-def test_a_page_does_what_it_shows(page, tmp_path):
+def test_a_page_does_what_it_shows(page, tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -40,11 +41,11 @@ def test_a_page_does_what_it_shows(page, tmp_path):
         ("killed by SIGKILL", "killed by SIGTERM", False),
     ],
 )
-def test_the_shape_of_a_line(shown, printed, alike):
+def test_the_shape_of_a_line(shown, printed, alike) -> None:
     assert bool(shape(shown).search(printed)) is alike
 
 
-def test_a_page_that_promises_too_much_is_found(tmp_path, monkeypatch):
+def test_a_page_that_promises_too_much_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.processes.pages.PATIENCE_S", 3)
     monkeypatch.setattr("tests.processes.pages.REPOSITORY", tmp_path)
     page = tmp_path / "page.md"
@@ -54,7 +55,7 @@ def test_a_page_that_promises_too_much_is_found(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("block", ["raise SystemExit(1)", ">>> 1 + 1\n3"])
-def test_a_program_that_fails_is_found(tmp_path, block):
+def test_a_program_that_fails_is_found(tmp_path: Path, block) -> None:
     page = tmp_path / "page.md"
     page.write_text(f"```python\n{block}\n```\n")
     with pytest.raises(AssertionError, match="@@failed"):

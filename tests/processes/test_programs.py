@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -29,7 +30,7 @@ def run(*arguments, **options):
     return done.returncode, done.stdout, done.stderr
 
 
-def test_a_scheduler_and_a_worker_find_each_other_and_work():
+def test_a_scheduler_and_a_worker_find_each_other_and_work() -> None:
     with scheduler() as boss:
         address = boss.wait_for(SCHEDULER_AT)
         with worker(address.removeprefix("tcp://"), "--name", "bob") as hand:
@@ -48,7 +49,7 @@ def test_a_scheduler_and_a_worker_find_each_other_and_work():
     assert boss.output == hand.output == []
 
 
-def test_a_stopped_scheduler_takes_its_workers_along():
+def test_a_stopped_scheduler_takes_its_workers_along() -> None:
     with scheduler() as boss, worker(boss.wait_for(SCHEDULER_AT)) as hand:
         hand.wait_for(REGISTERED)
         assert boss.stop(signal.SIGTERM) == 0
@@ -56,7 +57,7 @@ def test_a_stopped_scheduler_takes_its_workers_along():
         assert "Traceback" not in boss.text + hand.text
 
 
-def test_a_killed_scheduler_is_waited_for_as_long_as_the_death_timeout_says():
+def test_a_killed_scheduler_is_waited_for_as_long_as_the_death_timeout_says() -> None:
     with scheduler() as boss, worker(boss.wait_for(SCHEDULER_AT), "--death-timeout", "0.5s") as hand:
         hand.wait_for(REGISTERED)
         assert boss.stop(signal.SIGKILL) == -signal.SIGKILL
@@ -65,7 +66,7 @@ def test_a_killed_scheduler_is_waited_for_as_long_as_the_death_timeout_says():
     assert "Traceback" not in hand.text
 
 
-def test_the_files_name_the_process_and_the_address_and_go_with_it(tmp_path):
+def test_the_files_name_the_process_and_the_address_and_go_with_it(tmp_path: Path) -> None:
     files = ["--scheduler-file", "s.json", "--pid-file", "s.pid"]
     with worker("--scheduler-file", "s.json", "--pid-file", "w.pid", cwd=tmp_path) as hand:  # it waits for the file
         hand.wait_for("scheduler file s.json does not exist")
@@ -82,7 +83,7 @@ def test_the_files_name_the_process_and_the_address_and_go_with_it(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_a_client_can_shut_everything_down():
+def test_a_client_can_shut_everything_down() -> None:
     with scheduler() as boss, worker(boss.wait_for(SCHEDULER_AT)) as hand:
         hand.wait_for(REGISTERED)
         with Client(boss.wait_for(SCHEDULER_AT)) as client:
@@ -92,7 +93,7 @@ def test_a_client_can_shut_everything_down():
     assert "Traceback" not in boss.text + hand.text
 
 
-def test_a_scheduler_on_all_interfaces_says_that_it_is_open_to_all():
+def test_a_scheduler_on_all_interfaces_says_that_it_is_open_to_all() -> None:
     with program("-m", "trio_dask", "scheduler", "--port", "0") as boss:
         boss.wait_for("^Not secured: anyone who can reach port")
         assert boss.stop(signal.SIGTERM) == 0
@@ -102,7 +103,7 @@ def test_a_scheduler_on_all_interfaces_says_that_it_is_open_to_all():
         assert "Not secured" not in boss.text
 
 
-def test_a_port_in_use_is_status_4_and_one_line():
+def test_a_port_in_use_is_status_4_and_one_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         status, out, err = run("scheduler", "--host", "127.0.0.1", "--port", port)
@@ -126,7 +127,7 @@ def test_a_port_in_use_is_status_4_and_one_line():
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_what_cannot_be_done_is_one_line_without_a_traceback(arguments, status):
+def test_what_cannot_be_done_is_one_line_without_a_traceback(arguments, status) -> None:
     assert run(*arguments)[:2] == (status, "")
     assert run(*arguments)[2].count("\n") == 1
 
@@ -134,14 +135,14 @@ def test_what_cannot_be_done_is_one_line_without_a_traceback(arguments, status):
 @pytest.mark.parametrize(
     ("address", "reason"), [("127.0.0.1:1", "nothing listens there"), ("nosuch.invalid:1", "unknown host name")]
 )
-def test_a_worker_without_a_scheduler_gives_up_with_status_3(address, reason):
+def test_a_worker_without_a_scheduler_gives_up_with_status_3(address, reason) -> None:
     status, out, err = run("worker", address, "--death-timeout", "300ms")
     assert (status, out) == (3, "")
     assert reason in err.splitlines()[-1]
     assert "Traceback" not in err
 
 
-def test_a_worker_whose_name_is_taken_is_refused_with_status_4():
+def test_a_worker_whose_name_is_taken_is_refused_with_status_4() -> None:
     with scheduler() as boss:
         address = boss.wait_for(SCHEDULER_AT)
         with worker(address, "--name", "bob") as hand:
@@ -151,13 +152,13 @@ def test_a_worker_whose_name_is_taken_is_refused_with_status_4():
             assert "the name 'bob' is taken by the worker at" in err.splitlines()[-1]
 
 
-def test_debug_shows_where():
+def test_debug_shows_where() -> None:
     status, _, err = run("scheduler", "--host", "nosuch.invalid", "--debug")
     assert status == 4
     assert "Traceback" in err
 
 
-def test_a_second_signal_ends_it_at_once():
+def test_a_second_signal_ends_it_at_once() -> None:
     with scheduler() as boss, worker(boss.wait_for(SCHEDULER_AT)) as hand:
         hand.wait_for(REGISTERED)
         hand.process.send_signal(signal.SIGSTOP)  # the scheduler's goodbye has somebody to wait for
@@ -170,7 +171,7 @@ def test_a_second_signal_ends_it_at_once():
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("delay_s", [0.02, 0.05, 0.1, 0.2])
-def test_a_signal_at_any_moment_of_the_start_is_quiet(number, delay_s):
+def test_a_signal_at_any_moment_of_the_start_is_quiet(number, delay_s) -> None:
     with scheduler(env=environment(measured=False)) as boss:
         try:
             boss.process.wait(delay_s)
@@ -182,7 +183,7 @@ def test_a_signal_at_any_moment_of_the_start_is_quiet(number, delay_s):
         assert status == 0 or by_kernel or (by_interpreter and status in (-number, 1)), boss.text
 
 
-def test_a_stderr_that_is_closed_or_that_nobody_reads_is_no_trouble(tmp_path):
+def test_a_stderr_that_is_closed_or_that_nobody_reads_is_no_trouble(tmp_path: Path) -> None:
     for stderr in ("closed", "full"):
         reader, writer = os.pipe()
         code = (
@@ -203,7 +204,7 @@ def test_a_stderr_that_is_closed_or_that_nobody_reads_is_no_trouble(tmp_path):
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="nothing is always full here")
 @pytest.mark.parametrize("arguments", [["--help"], [], ["--version"], ["worker", "--help"], ["scheduler", "--version"]])
 @pytest.mark.parametrize("buffered", ["", "1"])
-def test_a_stdout_that_takes_nothing_is_told_in_one_line(arguments, buffered):
+def test_a_stdout_that_takes_nothing_is_told_in_one_line(arguments, buffered) -> None:
     with open("/dev/full", "w") as full:
         ended = subprocess.run(
             [sys.executable, "-m", "trio_dask", *arguments],
@@ -220,7 +221,7 @@ def test_a_stdout_that_takes_nothing_is_told_in_one_line(arguments, buffered):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="nothing is always full here")
 @pytest.mark.parametrize("command", ["status", "demo"])
-def test_so_is_a_stdout_that_takes_no_result(command, tmp_path):
+def test_so_is_a_stdout_that_takes_no_result(command, tmp_path: Path) -> None:
     (tmp_path / "one.py").write_text("import os\n")
     with scheduler() as boss, open("/dev/full", "w") as full:
         arguments = [boss.wait_for(r"Scheduler at: +(\S+)")] if command == "status" else ["--folder", str(tmp_path)]
@@ -237,7 +238,7 @@ def test_so_is_a_stdout_that_takes_no_result(command, tmp_path):
     assert (ended.returncode, ended.stderr[24:]) == (4, line)
 
 
-def test_a_program_whose_folder_was_removed_works_and_cannot_write_a_file_there(tmp_path):
+def test_a_program_whose_folder_was_removed_works_and_cannot_write_a_file_there(tmp_path: Path) -> None:
     """The interpreter looks for modules in the folder it was started in, and there is none."""
     text = (
         "import os; os.rmdir(os.getcwd())\n"
@@ -257,7 +258,7 @@ def test_a_program_whose_folder_was_removed_works_and_cannot_write_a_file_there(
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
-def test_a_cluster_starts_whichever_standard_streams_are_closed(tmp_path, closed):
+def test_a_cluster_starts_whichever_standard_streams_are_closed(tmp_path: Path, closed) -> None:
     text = (
         "from trio_dask import Client; import sys\n"
         "with Client(n_workers=1, threads_per_worker=1) as client:\n"

@@ -4,6 +4,7 @@ import gc
 import logging
 import os
 import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -27,7 +28,7 @@ def nothing_left():
     assert survivors([process for process in processes() if process not in before], 5) == []
 
 
-def test_a_client_that_was_replaced_ends_its_cluster_when_nobody_has_it():
+def test_a_client_that_was_replaced_ends_its_cluster_when_nobody_has_it() -> None:
     client = Client(**ONE)
     assert client.submit(abs, -1).result() == 1
     of_one = len(processes())
@@ -39,7 +40,7 @@ def test_a_client_that_was_replaced_ends_its_cluster_when_nobody_has_it():
     client.close()
 
 
-def test_a_future_keeps_the_cluster_of_a_client_that_was_replaced():
+def test_a_future_keeps_the_cluster_of_a_client_that_was_replaced() -> None:
     client = Client(**ONE)
     of_one = len(processes())
     future = client.submit(abs, -1)
@@ -52,7 +53,7 @@ def test_a_future_keeps_the_cluster_of_a_client_that_was_replaced():
     client.close()
 
 
-def test_a_client_that_somebody_has_goes_on_and_is_the_default_one_again():
+def test_a_client_that_somebody_has_goes_on_and_is_the_default_one_again() -> None:
     with Client(**ONE) as first:
         with Client(**ONE):
             assert get_client() is not first
@@ -61,7 +62,7 @@ def test_a_client_that_somebody_has_goes_on_and_is_the_default_one_again():
         assert first.submit(abs, -1).result() == 1
 
 
-def test_a_program_with_three_clusters_is_told_how_many_and_how_to_end_them(caplog):
+def test_a_program_with_three_clusters_is_told_how_many_and_how_to_end_them(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "trio_dask.client"):
         clients = [Client(**ONE), Client(**ONE)]
         assert caplog.records == []
@@ -73,14 +74,14 @@ def test_a_program_with_three_clusters_is_told_how_many_and_how_to_end_them(capl
         client.close()
 
 
-def test_a_default_client_that_nobody_refers_to_stays_until_another_one_comes():
+def test_a_default_client_that_nobody_refers_to_stays_until_another_one_comes() -> None:
     Client(**ONE)
     gc.collect()
     assert get_client().submit(abs, -1).result() == 1
     get_client().close()
 
 
-def test_a_script_that_replaces_its_clients_ends_in_silence_and_leaves_nothing(tmp_path):
+def test_a_script_that_replaces_its_clients_ends_in_silence_and_leaves_nothing(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         textwrap.dedent(

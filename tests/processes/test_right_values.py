@@ -157,7 +157,7 @@ def apply(function, x):
 class Program:
     """A script and the objects that it keeps, which change while it runs."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.names = {"__name__": "__main__"}
         exec(SCRIPT, self.names)
         n = self.names
@@ -201,7 +201,7 @@ class Program:
     def changes(self):
         n = self.names
 
-        def redefine():
+        def redefine() -> None:
             exec("def read(x): return number - x", n)
 
         return [
@@ -288,7 +288,7 @@ def plain(value):
 
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(history=histories(), layout=st.sampled_from([(1, 1), (1, 1), (1, 4), (3, 1)]))
-def test_a_task_gets_what_its_call_was_and_nothing_of_other_tasks(history, layout, reference, clusters):
+def test_a_task_gets_what_its_call_was_and_nothing_of_other_tasks(history, layout, reference, clusters) -> None:
     client = clusters[layout]
     program = Program()
     changes = program.changes()
@@ -313,7 +313,7 @@ def test_a_task_gets_what_its_call_was_and_nothing_of_other_tasks(history, layou
 
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(history=histories())
-def test_a_key_stays_while_nothing_changes_and_never_stands_for_two_behaviours(history, reference, clusters):
+def test_a_key_stays_while_nothing_changes_and_never_stands_for_two_behaviours(history, reference, clusters) -> None:
     client = clusters[1, 1]
     program = Program()
     changes = program.changes()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
@@ -26,7 +27,7 @@ def pids_of(client):
 
 
 @pytest.mark.parametrize("arguments", [["--death-timeout", "30"], ["--reconnect"], ["--on-scheduler-stop", "wait"]])
-def test_workers_that_are_told_to_wait_join_the_scheduler_that_follows(tmp_path, arguments):
+def test_workers_that_are_told_to_wait_join_the_scheduler_that_follows(tmp_path: Path, arguments) -> None:
     with open_site(tmp_path) as site:
         boss = site.scheduler()
         workers = [site.worker(boss.address, "--name", kind, kind, *arguments) for kind in KINDS]
@@ -45,7 +46,7 @@ def test_workers_that_are_told_to_wait_join_the_scheduler_that_follows(tmp_path,
             assert client.gather(client.map(abs, range(-20, 0))) == list(range(20, 0, -1))
 
 
-def test_workers_find_the_scheduler_that_follows_at_another_port_in_the_scheduler_file(tmp_path):
+def test_workers_find_the_scheduler_that_follows_at_another_port_in_the_scheduler_file(tmp_path: Path) -> None:
     with open_site(tmp_path) as site:
         file = ["--scheduler-file", "s.json"]
         first = site.scheduler(*file)
@@ -64,7 +65,7 @@ def test_workers_find_the_scheduler_that_follows_at_another_port_in_the_schedule
             until(lambda: names_of(client) == KINDS, 10, "they join the new scheduler")
 
 
-def test_workers_that_wait_in_vain_end_with_status_3_in_time(tmp_path):
+def test_workers_that_wait_in_vain_end_with_status_3_in_time(tmp_path: Path) -> None:
     with open_site(tmp_path) as site:
         boss = site.scheduler()
         workers = [site.worker(boss.address, "--death-timeout", "2", kind) for kind in KINDS]
@@ -80,7 +81,7 @@ def test_workers_that_wait_in_vain_end_with_status_3_in_time(tmp_path):
     "arguments",
     [[], ["--no-reconnect", "--death-timeout", "30"], ["--on-scheduler-stop=leave", "--death-timeout", "30"]],
 )
-def test_workers_that_are_not_to_wait_leave_with_the_scheduler(tmp_path, arguments):
+def test_workers_that_are_not_to_wait_leave_with_the_scheduler(tmp_path: Path, arguments) -> None:
     with open_site(tmp_path) as site:
         boss = site.scheduler()
         workers = [site.worker(boss.address, kind, *arguments) for kind in KINDS]
@@ -90,7 +91,7 @@ def test_workers_that_are_not_to_wait_leave_with_the_scheduler(tmp_path, argumen
         assert time.monotonic() - since <= 5
 
 
-def test_where_a_client_ends_the_cluster_workers_leave_however_long_they_would_wait(tmp_path):
+def test_where_a_client_ends_the_cluster_workers_leave_however_long_they_would_wait(tmp_path: Path) -> None:
     with open_site(tmp_path) as site:
         boss = site.scheduler()
         workers = [
@@ -101,7 +102,7 @@ def test_where_a_client_ends_the_cluster_workers_leave_however_long_they_would_w
         assert [program.end() for program in (boss.program, *workers)] == [0, 0, 0]
 
 
-def test_a_worker_that_waits_obeys_a_signal_at_once(tmp_path):
+def test_a_worker_that_waits_obeys_a_signal_at_once(tmp_path: Path) -> None:
     with open_site(tmp_path) as site:
         boss = site.scheduler()
         workers = [site.worker(boss.address, kind, "--death-timeout", "30") for kind in KINDS]

@@ -24,7 +24,7 @@ with Client(scheduler_file=os.environ["SCHEDULER_FILE"], timeout=30) as client:
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
+def cluster(tmp_path_factory: pytest.TempPathFactory):
     need()
     programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     with slurm(tmp_path_factory.mktemp("slurm"), environment(measured=False, PATH=programs)) as up:
@@ -50,7 +50,7 @@ def starts(text):
 WORKER = f"{sys.executable} -m trio_dask worker tcp://127.0.0.1:1 --death-timeout 0.5s"
 
 
-def test_tasks_of_srun_share_their_node(cluster, script):
+def test_tasks_of_srun_share_their_node(cluster, script) -> None:
     """Two tasks on one node: neither takes what is the other's."""
     options = ("--ntasks=2", "--nodes=1", "--cpus-per-task=1", "--mem-per-cpu=1G")
     job = cluster.submit(script(f"srun --cpus-per-task=1 {WORKER}"), options=options)
@@ -58,7 +58,7 @@ def test_tasks_of_srun_share_their_node(cluster, script):
     assert starts(cluster.output(job)) == [OWN, OWN]
 
 
-def test_tasks_of_a_step_over_two_nodes_know_their_node(cluster, script):
+def test_tasks_of_a_step_over_two_nodes_know_their_node(cluster, script) -> None:
     """Two tasks on one node, one on the other, which has its processors for itself."""
     options = ("--ntasks=3", "--nodes=2", "--distribution=block", "--mem=2G", "--exclusive")
     job = cluster.submit(script(f"srun {WORKER}"), options=options)
@@ -67,7 +67,7 @@ def test_tasks_of_a_step_over_two_nodes_know_their_node(cluster, script):
     assert lines == [("1", "1.00", "SLURM_MEM_PER_NODE")] * 2 + [("2", "2.00", "rlimit")]
 
 
-def test_a_bare_srun_shares_memory_too(cluster):
+def test_a_bare_srun_shares_memory_too(cluster) -> None:
     """It tells its tasks nothing about memory; their resource limit is that of the whole job on this node."""
     done = cluster.run(
         "srun", "--ntasks=2", "--cpus-per-task=1", "--mem-per-cpu=1G", "bash", "-c", f"{WORKER} 2>&1; true"
@@ -75,7 +75,7 @@ def test_a_bare_srun_shares_memory_too(cluster):
     assert len(re.findall(r"1 thread \(SLURM_CPUS_PER_TASK\).*1.00 GiB \(SLURM_STEP_TASKS_PER_NODE\)", done)) == 2
 
 
-def test_a_batch_script_has_the_whole_nodes_share(cluster, script):
+def test_a_batch_script_has_the_whole_nodes_share(cluster, script) -> None:
     options = ("--ntasks=2", "--nodes=1", "--cpus-per-task=1", "--mem-per-cpu=1G")
     job = cluster.submit(script(WORKER), options=options)
     cluster.wait(job)
@@ -96,7 +96,7 @@ def example(cluster, **variables):
     )
 
 
-def test_the_example_computes_and_ends(cluster):
+def test_the_example_computes_and_ends(cluster) -> None:
     job = example(cluster)
     assert cluster.wait(job) == "COMPLETED", cluster.output(job)
     text = cluster.output(job)
@@ -106,7 +106,7 @@ def test_the_example_computes_and_ends(cluster):
     assert list(cluster.folder.glob("scheduler-*.json")) == []
 
 
-def test_the_example_drains_when_its_time_is_nearly_up(cluster):
+def test_the_example_drains_when_its_time_is_nearly_up(cluster) -> None:
     """`--signal=B:TERM@60` reaches the batch script alone; here it is sent by hand."""
     job = example(cluster, LINGER="60")
     wait_for(lambda: "sum 5050" in cluster.output(job), "the program computes")

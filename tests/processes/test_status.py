@@ -2,6 +2,7 @@
 
 import json
 import time
+from pathlib import Path
 
 import pytest
 
@@ -19,7 +20,7 @@ def status(*arguments):
     return ended, "\n".join(running.output), running.errors
 
 
-def test_it_shows_what_a_cluster_is_doing(tmp_path):
+def test_it_shows_what_a_cluster_is_doing(tmp_path: Path) -> None:
     file, log = tmp_path / "scheduler.json", tmp_path / "log"
     with scheduler("--scheduler-file", str(file)) as boss:
         address = boss.wait_for(r"Scheduler at: +(\S+)")
@@ -50,7 +51,7 @@ def test_it_shows_what_a_cluster_is_doing(tmp_path):
             running.cancel()
 
 
-def test_without_a_scheduler_it_ends_with_status_3_when_the_time_is_up(tmp_path):
+def test_without_a_scheduler_it_ends_with_status_3_when_the_time_is_up(tmp_path: Path) -> None:
     for arguments in (["127.0.0.1:1"], ["--scheduler-file", str(tmp_path / "no.json")]):
         since = time.monotonic()
         ended, text, errors = status(*arguments, "--timeout", "0.5s")
@@ -58,7 +59,7 @@ def test_without_a_scheduler_it_ends_with_status_3_when_the_time_is_up(tmp_path)
         assert 0.4 < time.monotonic() - since < 10
 
 
-def test_it_waits_for_a_scheduler_that_is_just_starting(tmp_path):
+def test_it_waits_for_a_scheduler_that_is_just_starting(tmp_path: Path) -> None:
     file = tmp_path / "scheduler.json"
     asking = ("-m", "trio_dask", "status", "--scheduler-file", str(file))
     with program(*asking) as running, scheduler("--scheduler-file", str(file)):
@@ -67,6 +68,6 @@ def test_it_waits_for_a_scheduler_that_is_just_starting(tmp_path):
 
 
 @pytest.mark.parametrize("arguments", [[], ["h:1", "--scheduler-file", "f"], ["h:port"], ["h:1", "--timeout", "soon"]])
-def test_wrong_usage_is_one_line_and_status_2(arguments):
+def test_wrong_usage_is_one_line_and_status_2(arguments) -> None:
     ended, text, errors = status(*arguments)
     assert (ended, text, len(errors)) == (2, "", 1)

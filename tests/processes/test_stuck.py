@@ -22,7 +22,9 @@ def nannied(address, *options):
     return program(*arguments, *options, env=environment(measured=False))
 
 
-def test_every_timeout_says_why_and_after_a_while_client_and_scheduler_say_it_unasked(caplog):
+def test_every_timeout_says_why_and_after_a_while_client_and_scheduler_say_it_unasked(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     caplog.set_level(logging.WARNING)
     with scheduler("--stuck-after", "2s") as one:
         address = one.wait_for(r"Scheduler at: +(\S+)")
@@ -64,10 +66,10 @@ def test_every_timeout_says_why_and_after_a_while_client_and_scheduler_say_it_un
         assert one.stop(signal.SIGTERM) == 0
 
 
-def test_the_client_for_trio_says_the_same(caplog):
+def test_the_client_for_trio_says_the_same(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
 
-    async def main(address):
+    async def main(address) -> None:
         async with AsyncClient(address) as client:
             future = client.submit(abs, -1)
             sentence = "1 task waits: no worker is connected"
@@ -86,7 +88,7 @@ def test_the_client_for_trio_says_the_same(caplog):
         assert one.stop(signal.SIGTERM) == 0
 
 
-def test_bad_tasks_fail_and_the_work_of_others_goes_on():
+def test_bad_tasks_fail_and_the_work_of_others_goes_on() -> None:
     with scheduler() as one:
         address = one.wait_for(r"Scheduler at: +(\S+)")
         with nannied(address, "--max-restarts", "2") as launcher, Client(address) as client:
@@ -104,7 +106,7 @@ def test_bad_tasks_fail_and_the_work_of_others_goes_on():
         assert one.stop(signal.SIGTERM) == 0
 
 
-def test_a_worker_that_dies_by_itself_is_still_given_up():
+def test_a_worker_that_dies_by_itself_is_still_given_up() -> None:
     with scheduler() as one:
         address = one.wait_for(r"Scheduler at: +(\S+)")
         with nannied(address, "--max-restarts", "2") as launcher, Client(address) as client:

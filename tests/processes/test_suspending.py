@@ -8,6 +8,7 @@ import sys
 import textwrap
 import threading
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -28,7 +29,7 @@ BASH = shutil.which("bash")
 class Terminal:
     """A shell in a terminal of its own."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         pid, self._fd = pty.fork()
         if pid == 0:
             os.execve(BASH, ["bash", "--norc", "-i"], environment())
@@ -37,20 +38,20 @@ class Terminal:
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
 
-    def _read(self):
+    def _read(self) -> None:
         try:
             while data := os.read(self._fd, 65536):
                 self._output += data
         except OSError:  # how the end of a terminal is told
             pass
 
-    def type(self, keys):
+    def type(self, keys) -> None:
         os.write(self._fd, keys)
 
-    def wait_for(self, *texts):
+    def wait_for(self, *texts) -> None:
         until(lambda: all(text.encode() in self._output for text in texts), 20, texts)
 
-    def close(self):
+    def close(self) -> None:
         left = self.shell.children(recursive=True)
         self.shell.kill()
         os.close(self._fd)
@@ -75,11 +76,11 @@ def are_stopped(processes):
     return all(process.status() == psutil.STATUS_STOPPED for process in processes)
 
 
-def go_on(processes):
+def go_on(processes) -> bool:
     return not any(process.status() == psutil.STATUS_STOPPED for process in processes)
 
 
-def stop_and_go_on(terminal, log, processes):
+def stop_and_go_on(terminal, log, processes) -> None:
     """Ctrl-Z, a look at what happens meanwhile, `fg`."""
     until(lambda: tasks.lines_of(log), 20, "tasks run")
     terminal.type(CTRL_Z)
@@ -92,7 +93,7 @@ def stop_and_go_on(terminal, log, processes):
     until(lambda: go_on(processes), 2, "all go on")
 
 
-def test_the_workers_of_a_launcher_stop_and_go_on_with_it(terminal, tmp_path):
+def test_the_workers_of_a_launcher_stop_and_go_on_with_it(terminal, tmp_path: Path) -> None:
     log = tmp_path / "log"
     with scheduler() as boss:
         address = boss.wait_for(r"Scheduler at: +(\S+)")
@@ -109,7 +110,7 @@ def test_the_workers_of_a_launcher_stop_and_go_on_with_it(terminal, tmp_path):
         until(lambda: survivors([launcher, *workers], 0) == [], 10, "Ctrl-C ends what went on")
 
 
-def test_a_local_cluster_stops_and_goes_on_with_its_program(terminal, tmp_path):
+def test_a_local_cluster_stops_and_goes_on_with_its_program(terminal, tmp_path: Path) -> None:
     log, pids = tmp_path / "log", tmp_path / "pids"
     script = tmp_path / "script.py"
     script.write_text(
@@ -135,10 +136,10 @@ def test_a_local_cluster_stops_and_goes_on_with_its_program(terminal, tmp_path):
 
 
 @pytest.mark.parametrize("guarded", [False, True])
-async def test_a_child_stops_with_what_it_has_started_and_goes_on(guarded):
+async def test_a_child_stops_with_what_it_has_started_and_goes_on(guarded) -> None:
     spec = ChildSpec(name="child", program=children.well_behaved, settings={}, guarded=guarded)
 
-    async def start(task_status):
+    async def start(task_status) -> None:
         await run_child(spec, lambda child, report: task_status.started((child, report["started"])))
 
     async with trio.open_nursery() as nursery:
@@ -157,7 +158,7 @@ async def test_a_child_stops_with_what_it_has_started_and_goes_on(guarded):
     child.suspend()  # it has ended: this is nothing
 
 
-def test_a_program_that_answers_ctrl_z_itself_goes_on_doing_so():
+def test_a_program_that_answers_ctrl_z_itself_goes_on_doing_so() -> None:
     own = lambda number, frame: None  # noqa: E731
     before = signal.signal(signal.SIGTSTP, own)
     try:

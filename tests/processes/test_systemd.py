@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 from configparser import ConfigParser
+from pathlib import Path
 
 import pytest
 
@@ -29,19 +30,19 @@ def section(unit, name):
     return parser[name]
 
 
-def test_there_is_a_unit_for_each_program():
+def test_there_is_a_unit_for_each_program() -> None:
     assert [unit.stem for unit in UNITS] == ["dask-scheduler", "dask-worker"]
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)
-def test_the_documentation_shows_the_unit_as_it_is(unit):
+def test_the_documentation_shows_the_unit_as_it_is(unit) -> None:
     blocks = re.findall(r"```ini\n(.*?)```", (REPOSITORY / "docs" / "operating.md").read_text(), re.DOTALL)
     assert unit.read_text() in blocks
 
 
 @verify
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)
-def test_systemd_finds_nothing_wrong_with_the_unit(unit, tmp_path):
+def test_systemd_finds_nothing_wrong_with_the_unit(unit, tmp_path: Path) -> None:
     program = tmp_path / unit.stem  # systemd looks whether there is such a program
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
@@ -54,7 +55,7 @@ def test_systemd_finds_nothing_wrong_with_the_unit(unit, tmp_path):
     assert (done.returncode, [line for line in done.stderr.splitlines() if unit.stem in line]) == (0, []), done.stderr
 
 
-def test_what_the_units_start_finds_each_other(tmp_path):
+def test_what_the_units_start_finds_each_other(tmp_path: Path) -> None:
     boss_line, worker_line = (shlex.split(section(unit, "Service")["ExecStart"]) for unit in UNITS)
     assert [os.path.basename(line[0]) for line in (boss_line, worker_line)] == ["dask-scheduler", "dask-worker"]
     with open_site(tmp_path) as site:
@@ -66,7 +67,7 @@ def test_what_the_units_start_finds_each_other(tmp_path):
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)
-def test_a_unit_starts_at_boot_after_the_network_for_a_user_and_again_after_every_end(unit):
+def test_a_unit_starts_at_boot_after_the_network_for_a_user_and_again_after_every_end(unit) -> None:
     assert section(unit, "Unit")["After"] == section(unit, "Unit")["Wants"] == "network-online.target"
     assert section(unit, "Install")["WantedBy"] == "multi-user.target"
     service = section(unit, "Service")

@@ -44,18 +44,18 @@ def types_of(value: Any) -> Any:
 @pytest.mark.parametrize("kind", TAGS.values(), ids=lambda kind: kind.__name__)
 @settings(max_examples=30, deadline=None)
 @given(data=st.data())
-def test_every_message_arrives_as_it_was_sent(kind, data):
+def test_every_message_arrives_as_it_was_sent(kind, data) -> None:
     sent = data.draw(st.lists(strategies.message_of(kind), max_size=3))
     assert types_of(decode(encode(sent), ALL)) == types_of(sent)
 
 
 @pytest.mark.parametrize(("allowed", "union"), DIRECTIONS)
-def test_a_direction_admits_its_own_messages_and_a_goodbye_and_no_others(allowed, union):
+def test_a_direction_admits_its_own_messages_and_a_goodbye_and_no_others(allowed, union) -> None:
     assert {TAGS[tag] for tag in allowed.kinds} == {*get_args(union), messages.Goodbye}
 
 
 @pytest.mark.parametrize("count", [0, 1, 15, 16, 2**16 - 1, 2**16])
-def test_a_frame_carries_any_number_of_messages(count):
+def test_a_frame_carries_any_number_of_messages(count) -> None:
     assert decode(encode([Capacity(7)] * count), FROM_WORKER) == [Capacity(7)] * count
 
 
@@ -87,7 +87,7 @@ SAMPLES: list[Any] = [
 
 
 @pytest.mark.parametrize("kind", TAGS.values(), ids=lambda kind: kind.__name__)
-def test_a_row_is_admitted_exactly_if_every_field_conforms_to_its_annotation(kind):
+def test_a_row_is_admitted_exactly_if_every_field_conforms_to_its_annotation(kind) -> None:
     hints = [get_type_hints(kind)[field] for field in kind._fields]
     right = [next(sample for sample in SAMPLES if conforms(sample, hint)) for hint in hints]
     for position, hint in enumerate(hints):
@@ -104,7 +104,7 @@ def test_a_row_is_admitted_exactly_if_every_field_conforms_to_its_annotation(kin
 @pytest.mark.parametrize("kind", TAGS.values(), ids=lambda kind: kind.__name__)
 @settings(max_examples=30, deadline=None)
 @given(data=st.data())
-def test_a_row_with_a_field_too_many_or_too_few_is_refused(kind, data):
+def test_a_row_with_a_field_too_many_or_too_few_is_refused(kind, data) -> None:
     tag, *fields = codec.tag_of_type[kind], *data.draw(strategies.message_of(kind))
     for wrong in [tag, *fields, 0], [tag, *fields[:-1]]:
         if len(wrong) != len(fields) + 1:
@@ -143,7 +143,7 @@ def test_a_row_with_a_field_too_many_or_too_few_is_refused(kind, data):
         (b"\x91\x92\x0b" + b"\x91" * 500 + b"\x90", "a Want came with keys"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(payload, complaint):
+def test_what_is_wrong_is_said_in_one_line(payload, complaint) -> None:
     with pytest.raises(ProtocolError, match=complaint) as caught:
         decode(payload, FROM_CLIENT)
     text = str(caught.value)
@@ -152,7 +152,7 @@ def test_what_is_wrong_is_said_in_one_line(payload, complaint):
 
 
 @given(st.binary(max_size=200))
-def test_random_bytes_give_messages_or_a_protocol_error(data):
+def test_random_bytes_give_messages_or_a_protocol_error(data) -> None:
     try:
         decode(data, ALL)
     except ProtocolError:
@@ -165,7 +165,7 @@ def test_random_bytes_give_messages_or_a_protocol_error(data):
     st.integers(0, 400),
     st.data(),
 )
-def test_mutated_frames_give_messages_or_a_protocol_error(sent, changes, length, data):
+def test_mutated_frames_give_messages_or_a_protocol_error(sent, changes, length, data) -> None:
     frame = bytearray(encode(sent))
     for position, value in changes:
         frame[position % len(frame)] = value
@@ -180,7 +180,7 @@ def test_mutated_frames_give_messages_or_a_protocol_error(sent, changes, length,
 
 
 @given(strategies.PLAIN)
-def test_plain_values_are_plain(value):
+def test_plain_values_are_plain(value) -> None:
     assert codec.is_plain(value)
 
 
@@ -191,7 +191,7 @@ def nested(depth: int) -> Any:
     return value
 
 
-def test_plain_values_may_be_nested_but_not_without_end():
+def test_plain_values_may_be_nested_but_not_without_end() -> None:
     half = wire_constants.MAX_DEPTH // 2
     assert decode(encode([Reply(1, nested(half))]), TO_CLIENT) == [Reply(1, nested(half))]
     for too_deep in ({"in": nested(half)}, nested(200)):
@@ -200,12 +200,12 @@ def test_plain_values_may_be_nested_but_not_without_end():
 
 
 @pytest.mark.parametrize("value", [{b"key": 1}, {None: 1}, {1.5: 1}, {(1,): 1}, {"deep": ({True: 1},)}])
-def test_keys_of_plain_maps_are_text_or_whole_numbers(value):
+def test_keys_of_plain_maps_are_text_or_whole_numbers(value) -> None:
     with pytest.raises(ProtocolError):
         decode(encode([Reply(1, value)]), TO_CLIENT)
 
 
-def test_keys_of_named_options_are_text():
+def test_keys_of_named_options_are_text() -> None:
     with pytest.raises(ProtocolError, match="metrics"):
         decode(encode([Heartbeat({1: 2})]), FROM_WORKER)
 
@@ -224,27 +224,27 @@ def test_keys_of_named_options_are_text():
         (11, ("a",)),
     ],
 )
-def test_what_cannot_be_sent_is_the_senders_error_and_names_the_message(message):
+def test_what_cannot_be_sent_is_the_senders_error_and_names_the_message(message) -> None:
     with pytest.raises(SerializationError, match=type(message).__name__):
         encode([message])
     # The failure leaves nothing behind that would spoil what is sent next.
     assert decode(encode([Want(("a",))]), FROM_CLIENT) == [Want(("a",))]
 
 
-def test_a_list_that_is_too_long_for_one_message_arrives_in_several():
+def test_a_list_that_is_too_long_for_one_message_arrives_in_several() -> None:
     keys = tuple(map(str, range(wire_constants.MAX_ITEMS + 5)))
     received = decode(encode([Release(keys[:3]), Release(keys), Shutdown()]), FROM_CLIENT)
     assert [type(message) for message in received] == [Release, Release, Release, Shutdown]
     assert tuple(chain.from_iterable(message.keys for message in received[1:3])) == keys
 
 
-def test_parallel_lists_that_are_too_long_are_refused_before_they_are_sent():
+def test_parallel_lists_that_are_too_long_are_refused_before_they_are_sent() -> None:
     keys = ("key",) * (wire_constants.MAX_ITEMS + 1)
     with pytest.raises(SerializationError, match="too long"):
         encode([Submit(b"", keys, (b"",) * len(keys), (), (), (), {})])
 
 
-def test_a_message_larger_than_a_frame_is_refused_before_it_is_sent(monkeypatch):
+def test_a_message_larger_than_a_frame_is_refused_before_it_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(codec, "_MAX_ROW", 2**21)
     with pytest.raises(SerializationError, match="larger than a frame"):
         encode([RunFinished(RunId(1), 2, "x", 0.1, bytes(2**21))])

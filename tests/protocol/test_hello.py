@@ -36,18 +36,18 @@ def body_of(envelope: bytes, rest: bytes = b"") -> bytes:
 
 
 @given(strategies.HELLOS, st.binary(max_size=20))
-def test_a_hello_arrives_as_it_was_sent(hello, rest):
+def test_a_hello_arrives_as_it_was_sent(hello, rest) -> None:
     assert decode_hello(body_of(encode_hello(hello), rest)) == hello
 
 
 @pytest.mark.parametrize(
     "answer", [Welcome(incarnation=Incarnation("abc"), details={"id": 7}), Refusal("no", "name"), Refusal("why: ü")]
 )
-def test_an_answer_arrives_as_it_was_sent(answer):
+def test_an_answer_arrives_as_it_was_sent(answer) -> None:
     assert decode_answer(body_of(encode_answer(answer))) == answer
 
 
-def test_the_envelope_and_the_lasting_members_are_as_they_were_in_the_first_release():
+def test_the_envelope_and_the_lasting_members_are_as_they_were_in_the_first_release() -> None:
     """A literal, because two releases share no code: change nothing here."""
     body = (
         b'{"role":"worker","incarnation":"ab12","name":"w1","credentials":"","details":{"nthreads":2},'
@@ -70,7 +70,7 @@ def test_the_envelope_and_the_lasting_members_are_as_they_were_in_the_first_rele
     )
 
 
-def test_a_hello_from_the_future_can_be_read_and_refused():
+def test_a_hello_from_the_future_can_be_read_and_refused() -> None:
     future = {"role": "worker", "protocol": 99, "package": "7.0", "quantum": [1, 2], "name": "w1"}
     hello = decode_hello(json.dumps(future).encode())
     assert (hello.protocol, hello.package, hello.python) == (99, "7.0", "")
@@ -81,7 +81,7 @@ def test_a_hello_from_the_future_can_be_read_and_refused():
 
 
 @pytest.mark.parametrize("role", ["client", "worker", "data"])
-def test_pythons_that_exchange_pickles_must_match(role):
+def test_pythons_that_exchange_pickles_must_match(role) -> None:
     theirs = MINE._replace(role=role, python="3.12", package="0.2.0", name="x")
     assert check_hello(theirs, MINE) == (
         "versions do not match: this scheduler has Python 3.11 (trio_dask 0.1.0), "
@@ -91,11 +91,11 @@ def test_pythons_that_exchange_pickles_must_match(role):
 
 
 @pytest.mark.parametrize("role", ["nanny", "control"])
-def test_other_roles_may_have_any_python(role):
+def test_other_roles_may_have_any_python(role) -> None:
     assert check_hello(MINE._replace(role=role, python="3.14"), MINE) is None
 
 
-def test_credentials_do_not_show():
+def test_credentials_do_not_show() -> None:
     assert "secret" not in repr(Hello(role="client", credentials="secret"))
     assert "secret" not in str(Hello(role="client", credentials="secret"))
 
@@ -118,13 +118,13 @@ def test_credentials_do_not_show():
         (b"hello there", "it began with b'hello there'"),
     ],
 )
-def test_what_speaks_another_protocol_is_recognised(start, guess):
+def test_what_speaks_another_protocol_is_recognised(start, guess) -> None:
     with pytest.raises(ProtocolError, match=guess):
         EnvelopeReader().feed(start)
 
 
 @given(st.binary(min_size=1, max_size=40))
-def test_a_wrong_byte_is_noticed_when_it_comes(data):
+def test_a_wrong_byte_is_noticed_when_it_comes(data) -> None:
     reader = EnvelopeReader()
     good = b"trio_dask\n"
     for position, byte in enumerate(data):
@@ -136,7 +136,7 @@ def test_a_wrong_byte_is_noticed_when_it_comes(data):
 
 
 @given(strategies.HELLOS, st.lists(st.integers(0, 2000), max_size=5))
-def test_an_envelope_may_come_in_pieces(hello, cuts):
+def test_an_envelope_may_come_in_pieces(hello, cuts) -> None:
     stream = encode_hello(hello)
     edges = [0, *sorted(cut % len(stream) for cut in cuts), len(stream)]
     reader = EnvelopeReader()
@@ -146,7 +146,7 @@ def test_an_envelope_may_come_in_pieces(hello, cuts):
     assert decode_hello(last) == hello
 
 
-def test_an_envelope_is_bounded():
+def test_an_envelope_is_bounded() -> None:
     with pytest.raises(ProtocolError, match="limit"):
         EnvelopeReader().feed(b"trio_dask\n" + MAX_HELLO.to_bytes(4, "big"))
     reader = EnvelopeReader()
@@ -183,14 +183,14 @@ def test_an_envelope_is_bounded():
         b'{"role": "client", "protocol": ' + b"9" * 5000 + b"}",
     ],
 )
-def test_a_bad_hello_is_refused(body):
+def test_a_bad_hello_is_refused(body) -> None:
     with pytest.raises(ProtocolError) as caught:
         decode_hello(body)
     assert "\n" not in str(caught.value)
 
 
 @given(st.binary(max_size=60) | strategies.JSON.map(lambda value: json.dumps(value).encode()))
-def test_random_bodies_give_a_hello_or_a_protocol_error(body):
+def test_random_bodies_give_a_hello_or_a_protocol_error(body) -> None:
     for decode in (decode_hello, decode_answer):
         try:
             decode(body)
@@ -199,6 +199,6 @@ def test_random_bodies_give_a_hello_or_a_protocol_error(body):
 
 
 @pytest.mark.parametrize("body", [b"{}", b'{"answer": "perhaps"}', b'{"answer": "welcome", "protocol": null}', b"7"])
-def test_a_bad_answer_is_refused(body):
+def test_a_bad_answer_is_refused(body) -> None:
     with pytest.raises(ProtocolError):
         decode_answer(body)

@@ -24,19 +24,19 @@ LARGE = 1 << 16
 
 
 class Future(KeyReference):
-    def __init__(self, key):
+    def __init__(self, key) -> None:
         self.key = key
 
 
 class Holder:
-    def __init__(self, inside):
+    def __init__(self, inside) -> None:
         self.inside = inside
 
 
 class Slotted:
     __slots__ = ("inside",)
 
-    def __init__(self, inside):
+    def __init__(self, inside) -> None:
         self.inside = inside
 
 
@@ -56,14 +56,14 @@ nested = st.recursive(
 
 
 @given(st.lists(nested), st.dictionaries(st.text(), nested))
-def test_arguments_come_back_as_they_were(args, kwargs):
+def test_arguments_come_back_as_they_were(args, kwargs) -> None:
     pickled = pickle_call(tuple(args), kwargs)
     assert load_call(pickled.call, dict(pickled.blobs), {}) == (tuple(args), kwargs)
     assert pickled.dependencies == ()
 
 
 @given(st.lists(st.text(max_size=5)))
-def test_every_reference_is_a_dependency_once_and_in_order(keys):
+def test_every_reference_is_a_dependency_once_and_in_order(keys) -> None:
     futures = [Future(key) for key in keys]
     pickled = pickle_call((1, futures), {"more": {"deep": futures}})
     assert pickled.dependencies == tuple(dict.fromkeys(keys))
@@ -74,7 +74,7 @@ def test_every_reference_is_a_dependency_once_and_in_order(keys):
 
 
 @given(st.lists(atoms | st.text(max_size=3).map(Future)))
-def test_atoms_and_references_side_by_side(args):
+def test_atoms_and_references_side_by_side(args) -> None:
     keys = [argument.key for argument in args if isinstance(argument, Future)]
     pickled = pickle_call(tuple(args), {})
     assert pickled.dependencies == tuple(dict.fromkeys(keys))
@@ -83,7 +83,7 @@ def test_atoms_and_references_side_by_side(args):
     assert load_call(pickled.call, dict(pickled.blobs), values) == (expected, {})
 
 
-def test_a_reference_is_told_from_what_it_is_written_as():
+def test_a_reference_is_told_from_what_it_is_written_as() -> None:
     tokens = {
         call_token(b"f" * 16, args, {}, pickle_call(args, {}))
         for args in ((Future("k"),), ("k",), (("k",),), (Future("k"), Future("k")), (Future("k"), ("k",)))
@@ -107,31 +107,31 @@ def test_a_reference_is_told_from_what_it_is_written_as():
         lambda future: types.SimpleNamespace(x=future),
     ],
 )
-def test_a_reference_is_found_wherever_it_is(wrap):
+def test_a_reference_is_found_wherever_it_is(wrap) -> None:
     pickled = pickle_call((wrap(Future("k-1")),), {})
     assert pickled.dependencies == ("k-1",)
     assert not any(b"k-1" in data for _, data in pickled.blobs), "a blob is shared by calls with other futures"
 
 
-def test_a_reference_in_a_closure_becomes_the_value():
+def test_a_reference_in_a_closure_becomes_the_value() -> None:
     future = Future("k-1")
     ((function,), _) = there_and_back(lambda: (future, future), values={"k-1": "result"})
     assert function() == ("result", "result")
 
 
-def test_a_missing_value_is_a_key_error():
+def test_a_missing_value_is_a_key_error() -> None:
     pickled = pickle_call((Future("k-1"),), {})
     with pytest.raises(KeyError, match="k-1"):
         load_call(pickled.call, {}, {})
 
 
-def test_a_small_call_has_no_blobs():
+def test_a_small_call_has_no_blobs() -> None:
     assert pickle_call((1, "a", 2.5, None), {}).blobs == ()
     assert pickle_call(([np.arange(10)],), {"a": b"x"}).blobs == ()
 
 
 @pytest.mark.parametrize("content", [b"x" * LARGE, bytearray(b"x" * LARGE), np.zeros(LARGE), array.array("d", [1.0])])
-def test_large_content_is_a_blob_that_calls_share(content):
+def test_large_content_is_a_blob_that_calls_share(content) -> None:
     first, second = pickle_call((1, content), {}), pickle_call((), {"a": [2, content]})
     if isinstance(content, array.array):
         assert first.blobs == ()  # small
@@ -144,7 +144,7 @@ def test_large_content_is_a_blob_that_calls_share(content):
     assert bytes(loaded) == bytes(content)
 
 
-def test_a_call_that_is_large_as_a_whole_is_a_blob():
+def test_a_call_that_is_large_as_a_whole_is_a_blob() -> None:
     for argument in ("x" * LARGE, list(range(LARGE)), {"a": "x" * LARGE, "b": Future("k")}):
         pickled = pickle_call((argument,), {})
         assert len(pickled.call) == 17
@@ -155,7 +155,7 @@ def test_a_call_that_is_large_as_a_whole_is_a_blob():
             assert loaded == argument
 
 
-def test_a_blob_does_not_change_when_the_argument_does():
+def test_a_blob_does_not_change_when_the_argument_does() -> None:
     """Blobs leave later than `submit` returns."""
     numbers, raw = np.zeros(LARGE), bytearray(LARGE)
     pickled = pickle_call((numbers, raw), {})
@@ -167,7 +167,7 @@ def test_a_blob_does_not_change_when_the_argument_does():
 
 
 @pytest.mark.parametrize("size", [10, LARGE])
-def test_a_task_may_write_to_its_arrays_and_disturbs_no_other(size):
+def test_a_task_may_write_to_its_arrays_and_disturbs_no_other(size) -> None:
     pickled = pickle_call((np.zeros(size),), {})
     ((first,), _) = load_call(pickled.call, dict(pickled.blobs), {})
     first += 1
@@ -176,14 +176,14 @@ def test_a_task_may_write_to_its_arrays_and_disturbs_no_other(size):
 
 
 @pytest.mark.parametrize("size", [10, LARGE])
-def test_a_read_only_array_stays_read_only(size):
+def test_a_read_only_array_stays_read_only(size) -> None:
     numbers = np.zeros(size)
     numbers.flags.writeable = False
     ((loaded,), _) = there_and_back(numbers)
     assert not loaded.flags.writeable
 
 
-def test_arrays_of_every_layout_come_back():
+def test_arrays_of_every_layout_come_back() -> None:
     base = np.arange(4 * LARGE).reshape(4, LARGE)
     layouts = [base, base.T, base[:, ::2], base[1:3], np.asfortranarray(base), base.astype(object)]
     (loaded, _) = there_and_back(*layouts)
@@ -191,22 +191,22 @@ def test_arrays_of_every_layout_come_back():
         np.testing.assert_array_equal(before, after)
 
 
-def test_one_object_in_two_places_stays_one_object():
+def test_one_object_in_two_places_stays_one_object() -> None:
     shared = [1]
     ((first, second), _) = there_and_back(shared, {"again": shared})
     assert second["again"] is first
 
 
-def test_cycles_come_back():
+def test_cycles_come_back() -> None:
     ring = [1]
     ring.append(ring)
     ((loaded,), _) = there_and_back(ring)
     assert loaded[1] is loaded
 
 
-def test_a_definition_by_value_is_one_blob_for_many_calls():
+def test_a_definition_by_value_is_one_blob_for_many_calls() -> None:
     class Point:
-        def __init__(self, x):
+        def __init__(self, x) -> None:
             self.x = x
 
     pickled = [pickle_call((Point(number), lambda: 1), {}) for number in range(10)]
@@ -218,7 +218,7 @@ def test_a_definition_by_value_is_one_blob_for_many_calls():
     assert loaded.x == 7
 
 
-def test_what_ordinary_pickle_cannot_do_cloudpickle_does():
+def test_what_ordinary_pickle_cannot_do_cloudpickle_does() -> None:
     view, module = memoryview(b"abc"), types.ModuleType("made_here")
     module.answer = 42
     ((loaded, keys, loaded_module), _) = there_and_back(view, {1: 2}.keys(), module)
@@ -233,7 +233,7 @@ class Exiting:
 
 
 class Deep:
-    def __init__(self):
+    def __init__(self) -> None:
         self.config = {"models": [1, Slotted(threading.Lock())]}
 
 
@@ -252,20 +252,20 @@ class Deep:
         (({threading.Lock(): 1},), {}, ["a key of argument is a _thread.lock"]),
     ],
 )
-def test_what_cannot_be_pickled_is_named(args, kwargs, words):
+def test_what_cannot_be_pickled_is_named(args, kwargs, words) -> None:
     with pytest.raises(SerializationError) as caught:
         pickle_call(args, kwargs)
     for word in words:
         assert word in str(caught.value)
 
 
-def test_an_unpicklable_capture_is_named():
+def test_an_unpicklable_capture_is_named() -> None:
     lock = threading.Lock()
     with pytest.raises(SerializationError, match=r"variable 'lock' of .*_thread\.lock"):
         pickle_call((lambda: lock,), {})
 
 
-def test_nesting_beyond_the_stack_is_a_clear_error():
+def test_nesting_beyond_the_stack_is_a_clear_error() -> None:
     deep = []
     for _ in range(200_000):
         deep = [deep]
@@ -275,7 +275,7 @@ def test_nesting_beyond_the_stack_is_a_clear_error():
         deep = deep.pop()
 
 
-def test_an_error_leaves_nothing_behind_for_the_next_call():
+def test_an_error_leaves_nothing_behind_for_the_next_call() -> None:
     for _ in range(5):
         with pytest.raises(SerializationError):
             pickle_call((Future("left-over"), b"x" * LARGE, threading.Lock()), {})
@@ -287,7 +287,7 @@ def test_an_error_leaves_nothing_behind_for_the_next_call():
 class Column:
     """Gives away a part of a buffer, as arrow's columns do."""
 
-    def __init__(self, view, extra=None):
+    def __init__(self, view, extra=None) -> None:
         self.view = view
         self.extra = extra
 
@@ -297,7 +297,7 @@ class Column:
 
 @pytest.mark.parametrize("extra", [None, lambda: 1, memoryview(b"abc"), threading.Lock()])
 @pytest.mark.parametrize("size", [10, LARGE])
-def test_nothing_is_kept_alive_not_even_as_a_cycle(size, extra):
+def test_nothing_is_kept_alive_not_even_as_a_cycle(size, extra) -> None:
     """A cycle that holds memoryviews of memoryviews crashes CPython 3.11 when it is collected."""
     gc.disable()
     try:
@@ -312,14 +312,14 @@ def test_nothing_is_kept_alive_not_even_as_a_cycle(size, extra):
         gc.enable()
 
 
-def test_a_pickler_is_reused():
+def test_a_pickler_is_reused() -> None:
     pickle_call(([1],), {})
     (pickler, *_) = pickled_calls._pool
     pickle_call(([2],), {})
     assert pickled_calls._pool[0] is pickler
 
 
-def test_an_argument_may_submit_while_it_is_pickled():
+def test_an_argument_may_submit_while_it_is_pickled() -> None:
     class Busy:
         def __reduce__(self):
             inner = pickle_call((Future("inner"), ["x"]), {})
@@ -330,8 +330,8 @@ def test_an_argument_may_submit_while_it_is_pickled():
     assert pickled.dependencies == ("outer", "last")
 
 
-def test_threads_do_not_disturb_each_other():
-    def many(thread):
+def test_threads_do_not_disturb_each_other() -> None:
+    def many(thread) -> bool:
         for number in range(300):
             key = f"{thread}-{number}"
             pickled = pickle_call(([Future(key)], number), {"thread": thread})

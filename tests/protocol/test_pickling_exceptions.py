@@ -9,6 +9,7 @@ import threading
 import time
 import traceback
 import tracemalloc
+from typing import Never
 
 import numpy as np
 import pytest
@@ -42,29 +43,29 @@ def printed(exc):
 
 
 class RequiredArguments(Exception):
-    def __init__(self, status, reason):
+    def __init__(self, status, reason) -> None:
         super().__init__(f"{status}: {reason}")
         self.status = status
 
 
 class Rewording(Exception):
-    def __init__(self, name):
+    def __init__(self, name) -> None:
         super().__init__(f"no such name: {name}")
 
 
 class KeywordOnly(ValueError):
-    def __init__(self, *, code):
+    def __init__(self, *, code) -> None:
         super().__init__(code)
         self.code = code
 
 
 class OwnOSError(OSError):
-    def __init__(self, path):
+    def __init__(self, path) -> None:
         super().__init__(2, "gone", path)
 
 
 class OwnReduce(Exception):
-    def __init__(self, a, b):
+    def __init__(self, a, b) -> None:
         super().__init__(a, b)
         self.b = b
 
@@ -77,7 +78,7 @@ class Abort(BaseException):
 
 
 class WithLock(Exception):
-    def __init__(self, text="locked"):
+    def __init__(self, text="locked") -> None:
         super().__init__(text)
         self.lock = threading.Lock()
 
@@ -113,15 +114,15 @@ class RecursingReduce(Exception):
 
 
 class BadStr(Exception):
-    def __str__(self):
+    def __str__(self) -> str:
         raise RuntimeError("no str")
 
 
 class ExitingEverywhere(Exception):
-    def __str__(self):
+    def __str__(self) -> str:
         raise SystemExit(1)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         raise KeyboardInterrupt
 
     def __reduce__(self):
@@ -143,7 +144,7 @@ class OddNotes(Exception):
 
 
 class NoneMessage(Exception):
-    def __str__(self):
+    def __str__(self) -> str:
         return None
 
 
@@ -173,7 +174,7 @@ class NoneMessage(Exception):
     ],
     ids=lambda exc: type(exc).__name__,
 )
-def test_type_message_and_attributes_survive(exc):
+def test_type_message_and_attributes_survive(exc) -> None:
     got = remote(lambda: exc)
     assert type(got) is type(exc)
     assert str(got) == str(exc)
@@ -196,7 +197,7 @@ def test_type_message_and_attributes_survive(exc):
         type("OwnExit", (SystemExit,), {}),
     ],
 )
-def test_exits_become_an_ordinary_exception_with_a_traceback(make):
+def test_exits_become_an_ordinary_exception_with_a_traceback(make) -> None:
     original = raised(make)
     got = remote(lambda: original)
     assert type(got) is TaskExited
@@ -221,7 +222,7 @@ def test_exits_become_an_ordinary_exception_with_a_traceback(make):
         (lambda: ValueError(threading.Lock()), "<unlocked _thread.lock"),
     ],
 )
-def test_what_cannot_be_pickled_arrives_as_its_text_twin(make, message):
+def test_what_cannot_be_pickled_arrives_as_its_text_twin(make, message) -> None:
     original = raised(make)
     got = remote(lambda: original)
     kind = type(original)
@@ -237,14 +238,14 @@ def test_what_cannot_be_pickled_arrives_as_its_text_twin(make, message):
 @pytest.mark.parametrize(
     "make", [BadStr, Lying, OddNotes, NoneMessage, lambda: WithLock(10**5 * "x"), lambda: BadStr(WithLock())]
 )
-def test_broken_objects_break_nothing(make):
+def test_broken_objects_break_nothing(make) -> None:
     original = raised(make)
     got = remote(lambda: original)
     assert type(original).__name__ in printed(got)
 
 
-def test_a_trio_cancellation_raised_by_a_task_is_no_cancellation_here():
-    async def main():
+def test_a_trio_cancellation_raised_by_a_task_is_no_cancellation_here() -> None:
+    async def main() -> None:
         with trio.CancelScope() as scope:
             scope.cancel()
             try:
@@ -260,18 +261,18 @@ def test_a_trio_cancellation_raised_by_a_task_is_no_cancellation_here():
     assert got.type_name == "trio.Cancelled"
 
 
-def test_the_note_names_task_worker_and_attempt():
+def test_the_note_names_task_worker_and_attempt() -> None:
     got = remote(lambda: ValueError("x"))
     assert got.__notes__ == ["in task 'f-12ab' on worker alice (tcp://10.0.0.6:4000), attempt 2"]
 
 
-def test_notes_of_the_user_survive():
+def test_notes_of_the_user_survive() -> None:
     for exc in (ValueError("x"), WithLock()):
         exc.add_note("mine")
         assert remote(lambda exc=exc: exc).__notes__[0] == "mine"
 
 
-def chained():
+def chained() -> None:
     try:
         try:
             {}["a"]
@@ -281,7 +282,7 @@ def chained():
         raise ValueError("outer") from error
 
 
-def test_causes_and_contexts_survive_with_their_tracebacks():
+def test_causes_and_contexts_survive_with_their_tracebacks() -> None:
     got = remote(chained)
     assert type(got.__cause__) is RemoteError
     assert got.__cause__.__suppress_context__
@@ -291,7 +292,7 @@ def test_causes_and_contexts_survive_with_their_tracebacks():
     assert 'raise ValueError("outer") from error' in text
     assert "direct cause" in text
 
-    def implicit():
+    def implicit() -> Never:
         try:
             {}["a"]
         finally:
@@ -303,7 +304,7 @@ def test_causes_and_contexts_survive_with_their_tracebacks():
     assert '{}["a"]' in printed(got)
 
 
-def test_chains_that_are_cyclic_or_endless_end():
+def test_chains_that_are_cyclic_or_endless_end() -> None:
     a, b = ValueError("a"), ValueError("b")
     a.__cause__, b.__cause__ = b, a
     got = remote(lambda: a)
@@ -322,8 +323,8 @@ def test_chains_that_are_cyclic_or_endless_end():
     assert length == 50
 
 
-def test_an_exception_in_an_attribute_is_the_one_in_the_chain():
-    def wrapped():
+def test_an_exception_in_an_attribute_is_the_one_in_the_chain() -> None:
+    def wrapped() -> None:
         try:
             {}["a"]
         except KeyError as error:
@@ -338,7 +339,7 @@ def test_an_exception_in_an_attribute_is_the_one_in_the_chain():
     assert '{}["a"]' in printed(got.original)
 
 
-def test_exceptions_that_hold_each_other_keep_their_types():
+def test_exceptions_that_hold_each_other_keep_their_types() -> None:
     a, b = ValueError("a"), KeyError("b")
     a.other, b.other = b, a
     got = remote(lambda: a)
@@ -346,8 +347,8 @@ def test_exceptions_that_hold_each_other_keep_their_types():
     assert type(got.other.other) is RemoteError
 
 
-def test_groups_survive_and_one_bad_member_spoils_no_other():
-    def group():
+def test_groups_survive_and_one_bad_member_spoils_no_other() -> None:
+    def group() -> Never:
         members = [
             raised(lambda: ValueError("in")),
             WithLock(),
@@ -373,13 +374,13 @@ def test_groups_survive_and_one_bad_member_spoils_no_other():
     assert type(got) is Own
 
 
-def test_a_huge_group_is_cut_but_heard_of():
+def test_a_huge_group_is_cut_but_heard_of() -> None:
     got = remote(lambda: ExceptionGroup("many", [ValueError(number) for number in range(10_000)]))
     assert "many (10000 sub-exceptions)" in printed(got)
 
 
 @pytest.mark.parametrize("kind", [ValueError, RequiredArguments, KeyError])
-def test_a_huge_message_is_cut(kind):
+def test_a_huge_message_is_cut(kind) -> None:
     arguments = ("x" * 5_000_000, "y") if kind is RequiredArguments else ("x" * 5_000_000,)
     original = kind(*arguments)
     error, text = describe_exception(original)
@@ -391,7 +392,7 @@ def test_a_huge_message_is_cut(kind):
     assert str(got).strip("'").endswith("more characters)")
 
 
-def test_an_exception_that_carries_too_much_is_a_twin():
+def test_an_exception_that_carries_too_much_is_a_twin() -> None:
     exc = ValueError("small")
     exc.data = [np.zeros(3_000_000), list(range(1_000_000))]
     tracemalloc.start()
@@ -411,7 +412,7 @@ def test_an_exception_that_carries_too_much_is_a_twin():
 
 
 @given(st.binary(max_size=50), st.text(max_size=50))
-def test_rebuilding_always_gives_an_exception(error, text):
+def test_rebuilding_always_gives_an_exception(error, text) -> None:
     with contextlib.suppress(Exception):
         pickle.loads(error)
         return  # a pickle by chance: it may do anything
@@ -419,7 +420,7 @@ def test_rebuilding_always_gives_an_exception(error, text):
     assert type(got) is RemoteError
 
 
-def test_an_exception_whose_class_is_not_here_is_a_twin(monkeypatch):
+def test_an_exception_whose_class_is_not_here_is_a_twin(monkeypatch: pytest.MonkeyPatch) -> None:
     module = type(sys)("left")
     exec("class Left(Exception): pass", module.__dict__)
     monkeypatch.setitem(sys.modules, "left", module)
@@ -429,7 +430,7 @@ def test_an_exception_whose_class_is_not_here_is_a_twin(monkeypatch):
     assert (type(got), str(got)) == (RemoteError, "left.Left: gone")
 
 
-def test_describing_is_quick():
+def test_describing_is_quick() -> None:
     exc = raised(chained)
     describe_exception(exc)
     began = time.perf_counter()

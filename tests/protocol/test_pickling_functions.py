@@ -16,7 +16,7 @@ from trio_dask.protocol.pickling import KeyReference, load_function, pickle_func
 
 
 class Future(KeyReference):
-    def __init__(self, key):
+    def __init__(self, key) -> None:
         self.key = key
 
 
@@ -40,7 +40,7 @@ def again(function):
 
 
 @pytest.mark.parametrize("function", [importable, os.path.join, math.sqrt, len, dict, functools.reduce, dict.fromkeys])
-def test_what_can_be_imported_travels_by_reference(function):
+def test_what_can_be_imported_travels_by_reference(function) -> None:
     blob = pickle_function(function)
     assert len(blob.data) < 100
     assert loaded(blob) == function
@@ -48,7 +48,7 @@ def test_what_can_be_imported_travels_by_reference(function):
     assert blob.token == blob.digest
 
 
-def test_lambdas_closures_and_nested_functions_travel_by_value():
+def test_lambdas_closures_and_nested_functions_travel_by_value() -> None:
     def outer(n):
         def inner(x):
             return x + n + (lambda: n)()
@@ -60,7 +60,7 @@ def test_lambdas_closures_and_nested_functions_travel_by_value():
     assert again(functools.partial(outer(1), 5))() == 7
 
 
-def test_functions_that_refer_to_themselves_and_each_other():
+def test_functions_that_refer_to_themselves_and_each_other() -> None:
     fib, even = in_main(
         "def fib(n): return n if n < 2 else fib(n - 1) + fib(n - 2)\n"
         "def even(n): return n == 0 or odd(n - 1)\n"
@@ -77,7 +77,7 @@ def test_functions_that_refer_to_themselves_and_each_other():
     assert again(own)(1)(0) == 0
 
 
-def test_methods_and_callable_objects():
+def test_methods_and_callable_objects() -> None:
     (thing,) = in_main(
         "class Thing:\n"
         "    def __init__(self, n): self.n = n\n"
@@ -96,7 +96,7 @@ def test_methods_and_callable_objects():
     assert again([1, 2].count)(2) == 1
 
 
-def test_a_cached_function_of_main_travels_by_value_and_keeps_its_cache_settings():
+def test_a_cached_function_of_main_travels_by_value_and_keeps_its_cache_settings() -> None:
     (cached,) = in_main("import functools\n@functools.lru_cache(maxsize=7)\ndef cached(x): return x * 2\n", "cached")
     loaded = again(cached)
     assert loaded(4) == 8
@@ -104,7 +104,7 @@ def test_a_cached_function_of_main_travels_by_value_and_keeps_its_cache_settings
     assert again(lambda x: cached(x))(4) == 8
 
 
-def test_a_class_made_here_comes_back_as_itself_untouched():
+def test_a_class_made_here_comes_back_as_itself_untouched() -> None:
     class Thing:
         pass
 
@@ -116,7 +116,7 @@ def test_a_class_made_here_comes_back_as_itself_untouched():
     assert Thing.later == "kept"
 
 
-def test_modules_registered_to_travel_by_value_do(monkeypatch):
+def test_modules_registered_to_travel_by_value_do(monkeypatch: pytest.MonkeyPatch) -> None:
     module = types.ModuleType("only_here")
     exec("def f(): return 'by value'", module.__dict__)
     monkeypatch.setitem(__import__("sys").modules, "only_here", module)
@@ -132,7 +132,7 @@ def test_modules_registered_to_travel_by_value_do(monkeypatch):
     assert loaded(by_value)() == "by value"
 
 
-def test_a_function_by_value_is_pickled_once():
+def test_a_function_by_value_is_pickled_once() -> None:
     (f,) = in_main("import math\ny = 1\ndef g(): return y\ndef f(x, z=(1, 'a')): return math.sqrt(x) + g() + z[0]", "f")
     assert pickle_function(f) is pickle_function(f)
 
@@ -154,7 +154,7 @@ def test_a_function_by_value_is_pickled_once():
         "config.n = 1",
     ],
 )
-def test_a_change_of_what_a_function_captured_is_noticed(change):
+def test_a_change_of_what_a_function_captured_is_noticed(change) -> None:
     namespace = in_main(
         "import types\n"
         "y = 1\nnumbers = []\ntable = {}\nconfig = types.SimpleNamespace(n=0)\n"
@@ -169,7 +169,7 @@ def test_a_change_of_what_a_function_captured_is_noticed(change):
     assert pickle_function(f).data != before
 
 
-def test_a_closure_that_is_bound_anew_is_noticed():
+def test_a_closure_that_is_bound_anew_is_noticed() -> None:
     n = 1
 
     def f():
@@ -180,7 +180,7 @@ def test_a_closure_that_is_bound_anew_is_noticed():
     assert again(f)() == 2
 
 
-def test_the_cache_is_bounded_and_holds_no_wrong_function():
+def test_the_cache_is_bounded_and_holds_no_wrong_function() -> None:
     blobs = {}
     for number in range(3000):
         blobs[number] = pickle_function(eval(f"lambda: {number}"))
@@ -188,7 +188,7 @@ def test_the_cache_is_bounded_and_holds_no_wrong_function():
     assert len(pickled_definitions._made) <= pickled_definitions.CACHE_ENTRIES
 
 
-def test_a_future_in_a_closure_is_refused_with_advice():
+def test_a_future_in_a_closure_is_refused_with_advice() -> None:
     future = Future("inc-12")
     with pytest.raises(SerializationError, match="'inc-12': pass it as an argument"):
         pickle_function(lambda: future)
@@ -203,7 +203,7 @@ def test_a_future_in_a_closure_is_refused_with_advice():
         (lambda lock: in_main("def f(): return a", "f")[0].__globals__.update(a=lock), None),
     ],
 )
-def test_what_cannot_travel_is_named(make, words):
+def test_what_cannot_travel_is_named(make, words) -> None:
     if words is None:
         namespace = in_main("def f(): return a")
         namespace["a"] = {"deep": [threading.Lock()]}
@@ -214,7 +214,7 @@ def test_what_cannot_travel_is_named(make, words):
         pickle_function(function)
 
 
-def test_names_are_short():
+def test_names_are_short() -> None:
     class Callable:
         def __call__(self):
             pass
@@ -225,7 +225,7 @@ def test_names_are_short():
     assert names == ["importable", "lambda", "len", "Callable", "upper"]
 
 
-def test_threads_get_the_right_functions():
+def test_threads_get_the_right_functions() -> None:
     made = [eval(f"lambda: {number}") for number in range(200)]
 
     def check(thread):

@@ -35,7 +35,7 @@ def in_main(source):
 
 def plain():
     class Plain:
-        def __init__(self, x):
+        def __init__(self, x) -> None:
             super().__init__()
             self.x = x
 
@@ -95,7 +95,7 @@ def generic():
     class Box(typing.Generic[T]):
         __slots__ = ("v",)
 
-        def __init__(self, v: T):
+        def __init__(self, v: T) -> None:
             self.v = v
 
     return Box
@@ -117,7 +117,7 @@ STATELESS = [plain, data_class, frozen_class, enumeration, flags, named_tuple, p
 
 
 @pytest.mark.parametrize("make", [*STATELESS, lambda: collections.namedtuple("P", "a b"), lambda: lambda x: x + 1])
-def test_ordinary_definitions_carry_no_state_and_are_pickled_once(make):
+def test_ordinary_definitions_carry_no_state_and_are_pickled_once(make) -> None:
     thing = make()
     assert by_value(thing) is by_value(thing)
     if isinstance(thing, type) and not issubclass(thing, enum.Enum) and not getattr(thing, "_is_protocol", False):
@@ -153,26 +153,26 @@ def test_ordinary_definitions_carry_no_state_and_are_pickled_once(make):
         "import functools\ndef g(a): return a\nh = functools.partial(g, [])\ndef f(): return h",
     ],
 )
-def test_what_can_carry_state_is_known(source):
+def test_what_can_carry_state_is_known(source) -> None:
     with pytest.raises(CarriesState):
         by_value(in_main(source)["f"])
 
 
-def test_only_names_that_code_reads_are_globals():
+def test_only_names_that_code_reads_are_globals() -> None:
     source = (
         "def f(x):\n    a = x.one\n    class C:\n        b = two\n    return [three for _ in a], (lambda: four), len\n"
     )
     assert set(code_use(in_main(source)["f"].__code__).globals) - {"__name__"} == {"two", "three", "four", "len"}
 
 
-def test_a_local_variable_that_a_nested_function_binds_is_no_state():
+def test_a_local_variable_that_a_nested_function_binds_is_no_state() -> None:
     use = code_use(in_main("def f():\n    n = 0\n    def g():\n        nonlocal n\n        n = 1\n")["f"].__code__)
     assert not use.outer
     assert not use.keeps_state
 
 
 @pytest.mark.parametrize("change", ["C.register(int)", "D.x = 5", "f.__annotations__['x'] = str"])
-def test_changes_that_leave_no_trace_in_the_function_are_noticed(change):
+def test_changes_that_leave_no_trace_in_the_function_are_noticed(change) -> None:
     names = in_main(
         "import abc, dataclasses\n"
         "class C(abc.ABC): pass\n"
@@ -188,7 +188,7 @@ def test_changes_that_leave_no_trace_in_the_function_are_noticed(change):
 
 
 @pytest.fixture
-def hashed(monkeypatch):
+def hashed(monkeypatch: pytest.MonkeyPatch):
     """The sizes of all content that is hashed."""
     sizes = []
     original = blob_contents._digest_by_leaves
@@ -202,7 +202,7 @@ def hashed(monkeypatch):
 
 
 @pytest.mark.parametrize("where", ["captured", "argument", "bound"])
-def test_large_content_is_hashed_once_and_a_change_in_place_is_noticed(where, hashed):
+def test_large_content_is_hashed_once_and_a_change_in_place_is_noticed(where, hashed) -> None:
     array = np.zeros(1_000_000)
     names = in_main("def f(x): return array[0]\nclass C:\n    def m(self, x): return self.array[0]\n")
     names["array"] = array
@@ -226,7 +226,7 @@ def test_large_content_is_hashed_once_and_a_change_in_place_is_noticed(where, ha
     assert {bytes(content) for content in sent.values()} != {bytes(content) for content in sent_later.values()}
 
 
-def test_content_is_let_go_with_its_array():
+def test_content_is_let_go_with_its_array() -> None:
     array = np.zeros(1_000_000)
     pickle_call((array,), {})
     assert id(array) in blob_contents._contents._kept
@@ -235,7 +235,7 @@ def test_content_is_let_go_with_its_array():
     assert number not in blob_contents._contents._kept
 
 
-def test_kept_content_has_a_limit():
+def test_kept_content_has_a_limit() -> None:
     kept = blob_contents._KeptContents(5 << 20)
     arrays = [np.full(1 << 20, number, dtype=np.uint8) for number in range(8)]
     for array in arrays:
@@ -248,7 +248,7 @@ def test_kept_content_has_a_limit():
 @pytest.mark.parametrize(
     "nbytes", [blob_contents.LEAF_BYTES - 1, blob_contents.LEAF_BYTES, blob_contents.LEAF_BYTES + 1, 7_000_001]
 )
-def test_the_digest_depends_on_content_alone(nbytes):
+def test_the_digest_depends_on_content_alone(nbytes) -> None:
     data = np.random.default_rng(nbytes).bytes(nbytes)
     digest = blob_contents.content_digest(data)
     assert blob_contents.fixed_content(np.frombuffer(bytearray(data), dtype=np.uint8)) == (digest, data)
@@ -260,7 +260,7 @@ def test_the_digest_depends_on_content_alone(nbytes):
 
 
 @pytest.mark.parametrize("nbytes", [0, 100, raw_memory.MAPPED_BYTES, raw_memory.MAPPED_BYTES + 5])
-def test_copies_of_a_buffer_are_each_ones_own(nbytes):
+def test_copies_of_a_buffer_are_each_ones_own(nbytes) -> None:
     buffer = raw_memory.shared_memory(nbytes)
     buffer[:] = bytes(nbytes)
     one, other = raw_memory.own_copy(buffer), raw_memory.own_copy(buffer)
@@ -270,7 +270,7 @@ def test_copies_of_a_buffer_are_each_ones_own(nbytes):
     assert bytes(buffer) == bytes(nbytes) == bytes(other)
 
 
-def test_maps_are_closed_with_the_last_use():
+def test_maps_are_closed_with_the_last_use() -> None:
     def descriptors():
         return len(os.listdir("/proc/self/fd"))
 
@@ -283,7 +283,7 @@ def test_maps_are_closed_with_the_last_use():
     assert descriptors() == before
 
 
-def test_each_task_loads_a_method_for_itself_and_a_function_is_shared():
+def test_each_task_loads_a_method_for_itself_and_a_function_is_shared() -> None:
     names = in_main("class C:\n    def m(self): self.n = getattr(self, 'n', 0) + 1; return self.n\ndef f(): pass\n")
     pickled = pickle_function(names["C"]().m)
     (one, shared), (other, _) = (load_function(pickled.digest, pickled.data, dict(pickled.blobs)) for _ in range(2))
@@ -292,7 +292,7 @@ def test_each_task_loads_a_method_for_itself_and_a_function_is_shared():
     assert load_function(b"", pickle_function(names["f"]).data, {})[1]
 
 
-def test_a_class_is_built_once_however_many_threads_load_it(monkeypatch):
+def test_a_class_is_built_once_however_many_threads_load_it(monkeypatch: pytest.MonkeyPatch) -> None:
     from trio_dask.protocol import rebuilt_classes
 
     made, barrier = [], threading.Barrier(4)
@@ -301,7 +301,7 @@ def test_a_class_is_built_once_however_many_threads_load_it(monkeypatch):
         barrier.wait()
         return type("C", (), {})
 
-    def load():
+    def load() -> None:
         made.append(rebuilt_classes.make_class("a name", b"content", maker, ()))
 
     threads = [threading.Thread(target=load) for _ in range(4)]
@@ -312,7 +312,7 @@ def test_a_class_is_built_once_however_many_threads_load_it(monkeypatch):
     assert len(set(map(id, made))) == 1
 
 
-def test_a_dynamic_module_is_told_by_what_is_in_it():
+def test_a_dynamic_module_is_told_by_what_is_in_it() -> None:
     module = types.ModuleType("made_in_this_test")
     module.scale = 1
     names = in_main("def f(x): return module.scale * x")
@@ -324,7 +324,7 @@ def test_a_dynamic_module_is_told_by_what_is_in_it():
     assert load_function(b"", after.data, {})[0](2) == 1554
 
 
-def test_a_copy_is_made_where_no_map_can_be_had(monkeypatch):
+def test_a_copy_is_made_where_no_map_can_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
     buffer = raw_memory.shared_memory(raw_memory.MAPPED_BYTES)
     monkeypatch.setattr(raw_memory, "MOST_MAPS", 2)
     monkeypatch.setattr(raw_memory, "_NO_DESCRIPTOR", {})
@@ -337,11 +337,11 @@ def test_a_copy_is_made_where_no_map_can_be_had(monkeypatch):
     assert type(raw_memory.own_copy(buffer)) is bytearray
 
 
-def test_large_content_is_hashed_where_no_thread_can_be_had(monkeypatch):
+def test_large_content_is_hashed_where_no_thread_can_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
     data = os.urandom(3 * blob_contents.LEAF_BYTES)
     expected = blob_contents.content_digest(data)
 
-    def refuse(_):
+    def refuse(_) -> typing.Never:
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(blob_contents.os, "cpu_count", lambda: 4)
@@ -349,7 +349,7 @@ def test_large_content_is_hashed_where_no_thread_can_be_had(monkeypatch):
     assert blob_contents.content_digest(data) == expected
 
 
-def test_a_large_definition_is_loaded_once_as_well():
+def test_a_large_definition_is_loaded_once_as_well() -> None:
     names = in_main("rows = tuple(range(400_000))\ndef f(): return rows[0]")
     pickled = pickle_function(names["f"])
     assert len(pickled.data) > 1 << 20
@@ -358,7 +358,7 @@ def test_a_large_definition_is_loaded_once_as_well():
     )
 
 
-def test_caches_of_definitions_have_a_limit_in_bytes(monkeypatch):
+def test_caches_of_definitions_have_a_limit_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pickled_definitions, "CACHE_BYTES", 100)
     cache = pickled_definitions._Cache()
     for key in range(6):
@@ -368,7 +368,7 @@ def test_caches_of_definitions_have_a_limit_in_bytes(monkeypatch):
     assert [cache.get(key) for key in (3, 4, 5, 6)] == [None, "4", "five", None]
 
 
-def test_each_class_is_looked_into_once_for_a_pickle(monkeypatch):
+def test_each_class_is_looked_into_once_for_a_pickle(monkeypatch: pytest.MonkeyPatch) -> None:
     count = 30
     source = "\n".join(
         f"class C{n}:\n    items = []\n    def other(self): return C{(n + 1) % count}, C{(n + 7) % count}"
@@ -388,7 +388,7 @@ def test_each_class_is_looked_into_once_for_a_pickle(monkeypatch):
     assert len(looks) <= 3 * count
 
 
-def test_a_class_is_another_where_one_that_it_reaches_is_another():
+def test_a_class_is_another_where_one_that_it_reaches_is_another() -> None:
     names = in_main(
         "class A:\n    items = []\n    def b(self): return B()\nclass B:\n    n = 1\n    def a(self): return A"
     )
@@ -399,14 +399,14 @@ def test_a_class_is_another_where_one_that_it_reaches_is_another():
     assert content_of(names["A"]) != before
 
 
-def test_a_bytearray_that_stands_in_two_places_is_one():
+def test_a_bytearray_that_stands_in_two_places_is_one() -> None:
     data = bytearray(200_000)
     pickled = pickle_call((data, [data]), {})
     (one, (other,)), _ = load_call(pickled.call, dict(pickled.blobs), {})
     assert one is other
 
 
-def test_shared_parts_of_a_tuple_are_looked_at_once():
+def test_shared_parts_of_a_tuple_are_looked_at_once() -> None:
     parts = ()
     for _ in range(60):
         parts = parts, parts
@@ -415,7 +415,7 @@ def test_shared_parts_of_a_tuple_are_looked_at_once():
     assert not is_immutable((parts, parts))
 
 
-def test_a_set_that_leads_to_itself_has_a_token():
+def test_a_set_that_leads_to_itself_has_a_token() -> None:
     names = in_main(
         "class Base:\n    known = set()\n    def __init_subclass__(cls): Base.known.add(cls)\n"
         "class A(Base): v = 1\nclass B(Base): v = 2"
@@ -427,12 +427,12 @@ def test_a_set_that_leads_to_itself_has_a_token():
     assert content_of(names["Base"]) != before
 
 
-def test_a_named_object_is_told_without_going_round(monkeypatch):
+def test_a_named_object_is_told_without_going_round(monkeypatch: pytest.MonkeyPatch) -> None:
     names = in_main("import typing\nUserId = typing.NewType('UserId', int)")
     attempts = []
 
     class Counted(call_tokens._CanonicalPickler):
-        def dump(self, value):
+        def dump(self, value) -> None:
             attempts.append(self.memo_wanted)
             super().dump(value)
 
@@ -445,7 +445,7 @@ def test_a_named_object_is_told_without_going_round(monkeypatch):
 
 
 @pytest.mark.parametrize("slots", ["()", "('__weakref__',)"])
-def test_named_objects_are_not_kept_for_ever(monkeypatch, slots):
+def test_named_objects_are_not_kept_for_ever(monkeypatch: pytest.MonkeyPatch, slots) -> None:
     monkeypatch.setattr(pickled_names, "MOST_HELD", 10)
     names = in_main(f"class S:\n    __slots__ = {slots}\n    def __reduce__(self): return 'gone'")
     before = len(pickled_names._by_id)
@@ -455,7 +455,7 @@ def test_named_objects_are_not_kept_for_ever(monkeypatch, slots):
     assert len(pickled_names._by_name) == len(pickled_names._by_id)
 
 
-def test_plain_objects_are_not_kept_for_ever(monkeypatch):
+def test_plain_objects_are_not_kept_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(20):  # such as other tests leave
         pickled_names.reduce_sentinel(object())
     monkeypatch.setattr(pickled_names, "MOST_HELD", 10)

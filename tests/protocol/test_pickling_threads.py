@@ -31,7 +31,7 @@ def switching():
     sys.setswitchinterval(before)
 
 
-def set_attributes(cls, state):
+def set_attributes(cls, state) -> None:
     for name, value in state[0].items():
         if name == "_abc_impl":
             for registered in value:
@@ -40,11 +40,11 @@ def set_attributes(cls, state):
             setattr(cls, name, value)
 
 
-def together(*jobs):
+def together(*jobs) -> None:
     """Run the first job `ROUNDS` times in each of two threads; the other jobs repeat until these are done."""
     errors, over = [], threading.Event()
 
-    def run(job, rounds):
+    def run(job, rounds) -> None:
         try:
             while not over.is_set() and (rounds := rounds - 1) >= 0:
                 job()
@@ -63,37 +63,37 @@ def together(*jobs):
     assert errors == []
 
 
-def test_members_of_an_enumeration_are_there_while_it_is_renewed():
+def test_members_of_an_enumeration_are_there_while_it_is_renewed() -> None:
     arguments, state = reduce_enum(Colour, {}, set_attributes)
     cls = rebuilt_classes.make_class("enumeration of the thread test", b"content", make_enum, arguments)
     rebuilt_classes.keep_class(cls, (fill_enum, state))
 
-    def read():
+    def read() -> None:
         assert cls((1,)) is cls.RED is cls.ROUGE
         assert cls.BLUE.value == (2,)
 
-    def change():
+    def change() -> None:
         cls.RED.note = 1
 
     together(lambda: rebuilt_classes.renew_class(cls, (fill_enum, state)), read, change)
 
 
-def test_a_class_is_whole_while_it_is_renewed():
+def test_a_class_is_whole_while_it_is_renewed() -> None:
     cls = rebuilt_classes.make_class("class of the thread test", b"content", lambda: abc.ABCMeta("Shape", (), {}), ())
     state = (set_attributes, ({"sides": 4, "_abc_impl": [Circle]}, {}))
     rebuilt_classes.keep_class(cls, state)
 
-    def read():
+    def read() -> None:
         assert cls.sides == 4
         assert isinstance(Circle(), cls)
 
-    def change():
+    def change() -> None:
         cls.added = 1
 
     together(lambda: rebuilt_classes.renew_class(cls, state), read, change)
 
 
-def test_a_named_object_is_whole_while_it_is_renewed():
+def test_a_named_object_is_whole_while_it_is_renewed() -> None:
     class Sentinel:
         pass
 
@@ -103,10 +103,10 @@ def test_a_named_object_is_whole_while_it_is_renewed():
     state = (pickled_names.set_attributes, {"seen": 0})
     thing = make()
 
-    def load():
+    def load() -> None:
         pickled_names.renew_named(make(), state)
 
-    def change():
+    def change() -> None:
         thing.note = 1
 
     load()
@@ -114,8 +114,8 @@ def test_a_named_object_is_whole_while_it_is_renewed():
 
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="the type statement came with Python 3.12")
-def test_a_type_alias_has_its_value_for_whoever_loads_it():
-    def load():
+def test_a_type_alias_has_its_value_for_whoever_loads_it() -> None:
+    def load() -> None:
         alias = pickled_names.make_named(
             b"alias of the thread test", pickled_names.make_lazy_alias, ("Alias", "__main__")
         )

@@ -23,12 +23,12 @@ FUNCTION = b"f" * 16
 
 
 class Future(KeyReference):
-    def __init__(self, key):
+    def __init__(self, key) -> None:
         self.key = key
 
 
 class Plain:
-    def __init__(self, **state):
+    def __init__(self, **state) -> None:
         self.__dict__.update(state)
 
 
@@ -59,7 +59,7 @@ values = st.recursive(
 
 
 @given(st.lists(values, max_size=3), st.dictionaries(st.text(max_size=3), values, max_size=3))
-def test_equal_calls_have_equal_tokens_whatever_is_identical_in_them(args, kwargs):
+def test_equal_calls_have_equal_tokens_whatever_is_identical_in_them(args, kwargs) -> None:
     again = dict(reversed(rebuilt(kwargs).items()))
     assert token(*args, **kwargs) == token(*rebuilt(args), **again)
     text = "".join("abc")
@@ -68,7 +68,7 @@ def test_equal_calls_have_equal_tokens_whatever_is_identical_in_them(args, kwarg
 
 
 @given(values, values)
-def test_different_arguments_have_different_tokens(one, other):
+def test_different_arguments_have_different_tokens(one, other) -> None:
     assert token(one) != token(other) or (one == other and type(one) is type(other))
     assert token(one, other) != token([one, other])
     assert token(one) != token(a=one)
@@ -78,12 +78,12 @@ def test_different_arguments_have_different_tokens(one, other):
     ("one", "other"),
     [(1, True), (1, 1.0), (0, None), ("1", 1), (b"1", "1"), ([1], (1,)), ({1}, frozenset({1})), (0.0, -0.0)],
 )
-def test_equal_but_other_types_are_other_arguments(one, other):
+def test_equal_but_other_types_are_other_arguments(one, other) -> None:
     assert token(one) != token(other)
     assert token([one]) != token([other])
 
 
-def test_the_function_counts():
+def test_the_function_counts() -> None:
     pickled = pickle_call((1,), {})
     assert call_token(b"f" * 16, (1,), {}, pickled) != call_token(b"g" * 16, (1,), {}, pickled)
     pickled = pickle_call(([1],), {})
@@ -91,7 +91,7 @@ def test_the_function_counts():
     assert len(token(1)) == len(token([1])) == 16
 
 
-def test_futures_count_by_key_wherever_they_are():
+def test_futures_count_by_key_wherever_they_are() -> None:
     for wrap in (lambda f: f, lambda f: [f], lambda f: Plain(a={"b": f}), lambda f: lambda: f):
         assert token(wrap(Future("a"))) == token(wrap(Future("".join("a"))))
         assert token(wrap(Future("a"))) != token(wrap(Future("b")))
@@ -102,7 +102,7 @@ def test_futures_count_by_key_wherever_they_are():
 
 
 @pytest.mark.parametrize("size", [4, 100_000])
-def test_arrays_count_by_content(size):
+def test_arrays_count_by_content(size) -> None:
     base = np.arange(size, dtype=np.float64)
     other = base.copy()
     other.flags.writeable = False
@@ -121,7 +121,7 @@ def test_arrays_count_by_content(size):
 class Temporary:
     """Its pickle holds an object that lives no longer than the pickling."""
 
-    def __init__(self, byte, wrap):
+    def __init__(self, byte, wrap) -> None:
         self.byte = byte
         self.wrap = wrap
 
@@ -134,7 +134,7 @@ def as_buffer(data):
 
 
 @pytest.mark.parametrize("wrap", [bytes, bytearray, as_buffer])
-def test_content_that_lives_only_while_it_is_pickled_is_not_mistaken(wrap):
+def test_content_that_lives_only_while_it_is_pickled_is_not_mistaken(wrap) -> None:
     """Another object may have its address when the token is made."""
     tokens = {token([Temporary(byte, wrap) for byte in (b"1", b"1", last)]) for last in (b"1", b"2", b"3", b"4")}
     assert len(tokens) == 4
@@ -143,14 +143,14 @@ def test_content_that_lives_only_while_it_is_pickled_is_not_mistaken(wrap):
 class Part:
     """A view of a part of some buffer, as of a column store."""
 
-    def __init__(self, view):
+    def __init__(self, view) -> None:
         self.view = view
 
     def __reduce__(self):
         return Part, (pickle.PickleBuffer(self.view),)
 
 
-def test_parts_of_one_buffer_are_told_apart():
+def test_parts_of_one_buffer_are_told_apart() -> None:
     raw = bytearray(os.urandom(400_000))
     for wrap in (Part, lambda view: np.frombuffer(view, dtype=np.uint8)):
         halves = [wrap(memoryview(raw)[start:][:200_000]) for start in (0, 200_000)]
@@ -159,7 +159,7 @@ def test_parts_of_one_buffer_are_told_apart():
         assert token(halves[0]) == token(wrap(memoryview(raw[:200_000])))
 
 
-def test_cycles_have_tokens():
+def test_cycles_have_tokens() -> None:
     def ring(last):
         first = ["a", last]
         first.append(first)
@@ -175,7 +175,7 @@ def test_cycles_have_tokens():
     assert token(node) == token(other)
 
 
-def test_parts_that_multiply_do_not_take_for_ever():
+def test_parts_that_multiply_do_not_take_for_ever() -> None:
     def tower():
         value = ["x"]
         for _ in range(60):
@@ -212,7 +212,7 @@ SAME = [
 
 
 @pytest.mark.parametrize("source", SAME)
-def test_a_definition_made_twice_is_the_same_function(source):
+def test_a_definition_made_twice_is_the_same_function(source) -> None:
     one, other = define(source), define(f"# elsewhere\n\n\n{source}")
     assert pickle_function(one).token == pickle_function(other).token
     assert token(one) == token(other)
@@ -237,12 +237,12 @@ def test_a_definition_made_twice_is_the_same_function(source):
         ("f = len", "f = abs"),
     ],
 )
-def test_another_definition_is_another_function(one, other):
+def test_another_definition_is_another_function(one, other) -> None:
     assert pickle_function(define(one)).token != pickle_function(define(other)).token
     assert token(define(one)) != token(define(other))
 
 
-def test_methods_count_by_their_object():
+def test_methods_count_by_their_object() -> None:
     thing = define("class f:\n    def __init__(self, x): self.x = x\n    def m(self): return self.x")
     assert pickle_function(thing(1).m).token == pickle_function(thing(1).m).token
     assert pickle_function(thing(1).m).token != pickle_function(thing(2).m).token
@@ -307,7 +307,7 @@ for number, value in enumerate(values):
 """
 
 
-def test_tokens_are_the_same_in_every_process_and_hash_seed():
+def test_tokens_are_the_same_in_every_process_and_hash_seed() -> None:
     programs = [
         subprocess.Popen(
             [sys.executable, "-c", SCRIPT],
@@ -325,7 +325,7 @@ def test_tokens_are_the_same_in_every_process_and_hash_seed():
 
 
 @pytest.mark.parametrize("words", [1000, 300_000])
-def test_long_lists_of_equal_words_are_equal(words):
+def test_long_lists_of_equal_words_are_equal(words) -> None:
     """Equal strings that are one object in one list, and many in another."""
 
     def listed():
@@ -336,7 +336,7 @@ def test_long_lists_of_equal_words_are_equal(words):
     assert tokens[0] == tokens[1] == tokens[2]
 
 
-def test_one_definition_that_carries_state_has_all_told_in_full():
+def test_one_definition_that_carries_state_has_all_told_in_full() -> None:
     """Else the first of a set would decide how the others are told, and sets of functions have no order."""
     names = {"__name__": "__main__"}
     exec("log = []\ndef a(): return log\ndef b(): return 1", names)

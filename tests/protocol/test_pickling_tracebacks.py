@@ -34,7 +34,7 @@ def printed(exc):
 
 
 class RequiredArguments(Exception):
-    def __init__(self, status, reason):
+    def __init__(self, status, reason) -> None:
         super().__init__(f"{status}: {reason}")
 
 
@@ -42,7 +42,7 @@ def recurse(n):
     return recurse(n + 1)
 
 
-def test_infinite_recursion_has_a_bounded_traceback_with_both_ends():
+def test_infinite_recursion_has_a_bounded_traceback_with_both_ends() -> None:
     began = time.perf_counter()
     got = remote(lambda: recurse(0))
     assert time.perf_counter() - began < 2
@@ -57,7 +57,7 @@ def test_infinite_recursion_has_a_bounded_traceback_with_both_ends():
     assert "frames left out" in text
 
 
-def test_it_can_be_described_at_the_end_of_the_stack():
+def test_it_can_be_described_at_the_end_of_the_stack() -> None:
     def deep(n):
         try:
             return deep(n + 1)
@@ -72,7 +72,7 @@ def test_it_can_be_described_at_the_end_of_the_stack():
     assert all("RecursionError" in text for _, text in described)
 
 
-def test_frames_are_those_of_the_user_with_lines_and_markers():
+def test_frames_are_those_of_the_user_with_lines_and_markers() -> None:
     def user_function(numbers):
         return numbers[0] / numbers[1]  # the line
 
@@ -86,7 +86,7 @@ def test_frames_are_those_of_the_user_with_lines_and_markers():
     assert printed(got).splitlines()[-5:-1] == local.splitlines()[-4:], "as if it had been raised here"
 
 
-def test_our_own_frames_are_cut():
+def test_our_own_frames_are_cut() -> None:
     exc = raised(lambda: pickle_value(threading.Lock(), 10))
     exc.__traceback__ = exc.__traceback__.tb_next.tb_next  # as if a slot had called it
     _, text = describe_exception(exc)
@@ -95,7 +95,7 @@ def test_our_own_frames_are_cut():
     assert "in raised" not in text
 
 
-def test_the_text_has_type_message_and_traceback():
+def test_the_text_has_type_message_and_traceback() -> None:
     _, text = describe_exception(raised(lambda: RequiredArguments(404, "gone\nfor ever")))
     head, _, rest = text.partition("\n\n")
     assert head == f"{__name__}.RequiredArguments: 404: gone\nfor ever"
@@ -117,7 +117,7 @@ def from_elsewhere(source, filename):
     return described
 
 
-def test_source_that_is_not_here_is_kept_as_a_note():
+def test_source_that_is_not_here_is_kept_as_a_note() -> None:
     error, text = from_elsewhere("def f():\n    return 1 / 0  # only there\n", "/nowhere/module.py")
     got = rebuild_exception(error, text, key="k", worker="w", attempt=1)
     assert type(got) is ZeroDivisionError
@@ -125,7 +125,7 @@ def test_source_that_is_not_here_is_kept_as_a_note():
     assert "1 / 0  # only there" in got.__notes__[1]
 
 
-def test_another_source_under_the_same_name_is_not_mistaken():
+def test_another_source_under_the_same_name_is_not_mistaken() -> None:
     error, text = from_elsewhere("\n" * 20 + "def f():\n    return 1 / 0  # only there\n", __file__)
     got = rebuild_exception(error, text, key="k", worker="w", attempt=1)
     assert "only there" in got.__notes__[1]

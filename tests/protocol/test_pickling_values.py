@@ -6,6 +6,7 @@ import socket
 import sys
 import threading
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ values = st.recursive(
 
 
 @given(values, st.integers(0, 200))
-def test_a_value_is_inline_exactly_if_it_is_small(value, limit):
+def test_a_value_is_inline_exactly_if_it_is_small(value, limit) -> None:
     pickled = pickle_value(value, limit)
     assert (pickled.inline is not None) == (pickled.nbytes <= limit)
     if pickled.inline is not None:
@@ -33,7 +34,7 @@ def test_a_value_is_inline_exactly_if_it_is_small(value, limit):
 
 
 @given(values)
-def test_frames_are_what_was_measured_and_load_again(value):
+def test_frames_are_what_was_measured_and_load_again(value) -> None:
     frames = dump_value(value)
     assert load_value(frames) == value
     assert sum(map(len, frames)) == pickle_value(value, 0).nbytes
@@ -51,11 +52,11 @@ def test_frames_are_what_was_measured_and_load_again(value):
         (SerializationError("x"), "trio_dask.errors.SerializationError"),
     ],
 )
-def test_types_have_qualified_names(value, name):
+def test_types_have_qualified_names(value, name) -> None:
     assert pickle_value(value, 100).type_name == name
 
 
-def test_large_arrays_are_buffers_without_a_copy_and_writeable_from_bytearrays():
+def test_large_arrays_are_buffers_without_a_copy_and_writeable_from_bytearrays() -> None:
     numbers = np.arange(MIB, dtype=np.float64)
     frames = dump_value({"a": [numbers]})
     assert len(frames) == 2
@@ -66,14 +67,14 @@ def test_large_arrays_are_buffers_without_a_copy_and_writeable_from_bytearrays()
     np.testing.assert_array_equal(loaded, numbers + 1)
 
 
-def test_small_arrays_ride_inline_and_are_writeable():
+def test_small_arrays_ride_inline_and_are_writeable() -> None:
     pickled = pickle_value(np.zeros(8), 1000)
     loaded = load_value([pickled.inline])
     loaded += 1
     assert loaded.sum() == 8
 
 
-def test_measuring_takes_no_memory_and_dumping_copies_nothing_large():
+def test_measuring_takes_no_memory_and_dumping_copies_nothing_large() -> None:
     value = {"raw": b"x" * (32 * MIB), "numbers": np.ones(4 * MIB), "both": [bytearray(8 * MIB)]}
     tracemalloc.start()
     try:
@@ -93,17 +94,17 @@ def test_measuring_takes_no_memory_and_dumping_copies_nothing_large():
 class File:
     """Where a pickle is streamed to; keeps only its size, unless it is small."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.parts = []
         self.nbytes = 0
         self.restarts = 0
 
-    def write(self, data):
+    def write(self, data) -> None:
         self.nbytes += len(data)
         if self.nbytes < 100_000:
             self.parts.append(bytes(data))
 
-    def restart(self):
+    def restart(self) -> None:
         self.parts, self.nbytes = [], 0
         self.restarts += 1
 
@@ -122,7 +123,7 @@ class File:
     ],
     ids=["ascii", "latin", "chinese", "list", "dict", "bytearray", "bytes", "objects"],
 )
-def test_neither_measuring_nor_writing_to_a_file_takes_a_second_copy(make):
+def test_neither_measuring_nor_writing_to_a_file_takes_a_second_copy(make) -> None:
     value = make()
     file = File()
     tracemalloc.start()
@@ -139,7 +140,7 @@ def test_neither_measuring_nor_writing_to_a_file_takes_a_second_copy(make):
 
 
 @pytest.mark.parametrize("text", ["x", "\u00e9", "\u4e00", "\U0001f600", "\ud800", "\ud83d\ude00", "a\x00\u4e00"])
-def test_long_strings_come_back_whatever_is_in_them(text):
+def test_long_strings_come_back_whatever_is_in_them(text) -> None:
     value = text * (3 * MIB // len(text)) + text
     frames = dump_value(value)
     assert sum(map(len, frames)) - len(frames[0]) == pickle_value(value, 0).nbytes
@@ -147,7 +148,7 @@ def test_long_strings_come_back_whatever_is_in_them(text):
     assert pickle.loads(b"".join(frames[1:])) == value
 
 
-def test_what_is_streamed_loads_again_also_if_the_first_pickler_gave_up_in_the_middle():
+def test_what_is_streamed_loads_again_also_if_the_first_pickler_gave_up_in_the_middle() -> None:
     value = [list(range(10_000)), lambda x: x + 1, np.ones(10_000)]
     file = File()
     buffers = stream_value(value, file)
@@ -157,7 +158,7 @@ def test_what_is_streamed_loads_again_also_if_the_first_pickler_gave_up_in_the_m
 
 
 @given(st.lists(st.integers(0, 3 * MIB), max_size=5))
-def test_pieces_of_any_size_come_together(sizes):
+def test_pieces_of_any_size_come_together(sizes) -> None:
     value = [bytes([number]) * size for number, size in enumerate(sizes)]
     assert load_value([bytearray(frame) for frame in dump_value(value)]) == value
 
@@ -167,7 +168,7 @@ def generator():
 
 
 class WithLock:
-    def __init__(self):
+    def __init__(self) -> None:
         self.models = {"first": [threading.Lock()]}
 
 
@@ -188,7 +189,7 @@ class Exiting:
         (io.BytesIO(b"").getbuffer, None),
     ],
 )
-def test_what_cannot_be_pickled_is_named(make, words):
+def test_what_cannot_be_pickled_is_named(make, words) -> None:
     value = make()
     if words is None:
         assert load_value(dump_value(value)) == b""
@@ -202,24 +203,24 @@ def test_what_cannot_be_pickled_is_named(make, words):
 
 
 @pytest.mark.parametrize("mode", ["r", "w", "rb", "r+"])
-def test_an_open_file_is_no_result(tmp_path, mode):
+def test_an_open_file_is_no_result(tmp_path: Path, mode) -> None:
     path = tmp_path / "file"
     path.write_text("content")
     with open(path, mode) as file, pytest.raises(SerializationError, match=r"result\['log'\] is a _io\."):
         pickle_value({"log": file}, 1000)
 
 
-def test_a_socket_is_no_result():
+def test_a_socket_is_no_result() -> None:
     with socket.socket() as sock, pytest.raises(SerializationError, match=r"a socket\.socket"):
         pickle_value(sock, 1000)
 
 
-def test_a_lambda_is_a_result():
+def test_a_lambda_is_a_result() -> None:
     n = 3
     assert load_value(dump_value({"f": lambda x: x + n}))["f"](1) == 4
 
 
-def test_what_main_has_is_not_referred_to_by_its_name_there(monkeypatch):
+def test_what_main_has_is_not_referred_to_by_its_name_there(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ordinary pickle finds it in this `__main__`; the one at the other end is another."""
     namespace = {"__name__": "__main__"}
     source = "import functools\ndef f(): return 1\n@functools.cache\ndef g(): return 2\nclass C: pass\n"
@@ -233,7 +234,7 @@ def test_what_main_has_is_not_referred_to_by_its_name_there(monkeypatch):
     assert (f(), table["g"](), type(instance)) == (1, 2, namespace["C"])
 
 
-def test_two_functions_that_share_an_object_still_share_it():
+def test_two_functions_that_share_an_object_still_share_it() -> None:
     seen = []
     add, read = load_value(dump_value((lambda x: seen.append(x), lambda: seen)))
     add(1)
@@ -241,9 +242,9 @@ def test_two_functions_that_share_an_object_still_share_it():
     assert seen == []
 
 
-def test_instances_of_classes_made_here_come_back_as_such():
+def test_instances_of_classes_made_here_come_back_as_such() -> None:
     class Point:
-        def __init__(self, x):
+        def __init__(self, x) -> None:
             self.x = x
 
     many = pickle_value([Point(number) for number in range(100)], 10_000)

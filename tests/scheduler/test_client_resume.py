@@ -14,7 +14,7 @@ FUNCTION = b"f" * 16
 class Desk:
     """A scheduler core and who is greeted there."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.core = SchedulerCore(CoreSettings(validate=True), "s1")
         self.state = self.core._state
         self.now = 0.0
@@ -51,10 +51,10 @@ class Desk:
     def back(self, received=0):
         return self.hello(previous="me", scheduler="s1", received=received)
 
-    def lose(self, peer):
+    def lose(self, peer) -> None:
         self.core.end_session(peer, "cut", self.now, expected=False)
 
-    def pass_time(self, seconds):
+    def pass_time(self, seconds) -> None:
         self.now += seconds
         if self.core.next_deadline() <= self.now:
             self.core.tick(self.now)
@@ -69,7 +69,7 @@ def desk():
     return Desk()
 
 
-def test_a_client_that_is_back_goes_on_as_the_same_peer(desk):
+def test_a_client_that_is_back_goes_on_as_the_same_peer(desk) -> None:
     peer = desk.join()
     desk.lose(peer)
     hello = desk.back()
@@ -79,7 +79,7 @@ def test_a_client_that_is_back_goes_on_as_the_same_peer(desk):
     assert not desk.state.away_clients
 
 
-def test_what_a_client_wants_stays_for_its_grace_and_no_longer(desk):
+def test_what_a_client_wants_stays_for_its_grace_and_no_longer(desk) -> None:
     desk.lose(desk.join())
     desk.pass_time(19.9)
     assert desk.tasks == ["k"]
@@ -89,7 +89,7 @@ def test_what_a_client_wants_stays_for_its_grace_and_no_longer(desk):
     assert desk.greet(desk.back()) == ({"returned": False, "received": 0}, [])
 
 
-def test_a_grace_is_as_long_as_was_asked_for_up_to_an_hour(desk):
+def test_a_grace_is_as_long_as_was_asked_for_up_to_an_hour(desk) -> None:
     hello = desk.hello(grace_s=10**6)
     desk.greet(hello)
     desk.lose(desk.enter(hello))
@@ -99,7 +99,7 @@ def test_a_grace_is_as_long_as_was_asked_for_up_to_an_hour(desk):
     assert not desk.state.clients
 
 
-def test_a_client_without_grace_is_gone_at_once(desk):
+def test_a_client_without_grace_is_gone_at_once(desk) -> None:
     hello = desk.hello(grace_s=0)
     desk.greet(hello)
     peer = desk.enter(hello)
@@ -111,7 +111,7 @@ def test_a_client_without_grace_is_gone_at_once(desk):
     check_empty(desk.state)
 
 
-def test_a_link_that_still_seems_alive_is_over_once_its_client_calls_again(desk):
+def test_a_link_that_still_seems_alive_is_over_once_its_client_calls_again(desk) -> None:
     peer = desk.join()
     hello = desk.back()
     assert desk.greet(hello) == ({"returned": True, "received": 2}, [peer])
@@ -122,7 +122,7 @@ def test_a_link_that_still_seems_alive_is_over_once_its_client_calls_again(desk)
     assert desk.tasks == []
 
 
-def test_of_two_calls_the_last_one_counts(desk):
+def test_of_two_calls_the_last_one_counts(desk) -> None:
     peer = desk.join()
     desk.lose(peer)
     first, second = desk.back(), desk.back()
@@ -133,7 +133,7 @@ def test_of_two_calls_the_last_one_counts(desk):
     assert desk.tasks == ["k"]
 
 
-def test_a_session_that_begins_before_the_next_call_is_taken_over(desk):
+def test_a_session_that_begins_before_the_next_call_is_taken_over(desk) -> None:
     peer = desk.join()
     desk.lose(peer)
     for _ in range(2):
@@ -142,7 +142,7 @@ def test_a_session_that_begins_before_the_next_call_is_taken_over(desk):
         assert desk.enter(hello) == peer
 
 
-def test_the_time_can_be_up_between_the_answer_and_the_session(desk):
+def test_the_time_can_be_up_between_the_answer_and_the_session(desk) -> None:
     desk.lose(desk.join())
     hello = desk.back()
     assert desk.greet(hello)[0]["returned"]
@@ -151,7 +151,7 @@ def test_the_time_can_be_up_between_the_answer_and_the_session(desk):
     check_empty(desk.state)
 
 
-def test_two_first_calls_of_one_client(desk):
+def test_two_first_calls_of_one_client(desk) -> None:
     first, second = desk.hello(), desk.hello()
     desk.greet(first)
     desk.greet(second)
@@ -161,7 +161,7 @@ def test_two_first_calls_of_one_client(desk):
     assert desk.greet(desk.back())[0] == {"returned": True, "received": 0}
 
 
-def test_a_client_that_begins_anew_leaves_nothing_behind(desk):
+def test_a_client_that_begins_anew_leaves_nothing_behind(desk) -> None:
     peer = desk.join()
     hello = desk.hello()
     assert desk.greet(hello) == ({"returned": False, "received": 0}, [peer])
@@ -170,25 +170,25 @@ def test_a_client_that_begins_anew_leaves_nothing_behind(desk):
 
 
 @pytest.mark.parametrize("details", [{"previous": "other"}, {"scheduler": "s0"}, {"received": 7}])
-def test_a_client_that_does_not_fit_begins_anew(desk, details):
+def test_a_client_that_does_not_fit_begins_anew(desk, details) -> None:
     desk.lose(desk.join())
     hello = desk.hello(**{"previous": "me", "scheduler": "s1", "received": 0, **details})
     assert desk.greet(hello)[0] == {"returned": False, "received": 0}
 
 
 @pytest.mark.parametrize("details", [{"received": -1}, {"received": "1"}, {"received": True}, {"received": 2**63}])
-def test_odd_numbers_are_refused(desk, details):
+def test_odd_numbers_are_refused(desk, details) -> None:
     with pytest.raises(ProtocolError):
         desk.greet(desk.hello(**details))
 
 
 @pytest.mark.parametrize("grace_s", [-1, "1", True, float("inf"), float("nan")])
-def test_odd_graces_are_refused(desk, grace_s):
+def test_odd_graces_are_refused(desk, grace_s) -> None:
     with pytest.raises(ProtocolError):
         desk.enter(desk.hello(grace_s=grace_s))
 
 
-def test_what_was_not_confirmed_is_sent_again_and_values_are_left_out(desk):
+def test_what_was_not_confirmed_is_sent_again_and_values_are_left_out(desk) -> None:
     peer = desk.join()
     state = desk.state
     for number in range(5):
@@ -211,13 +211,13 @@ def test_what_was_not_confirmed_is_sent_again_and_values_are_left_out(desk):
     ]
 
 
-def test_more_than_was_sent_cannot_have_been_received(desk):
+def test_more_than_was_sent_cannot_have_been_received(desk) -> None:
     peer = desk.join()
     with pytest.raises(ProtocolError):
         desk.core.handle(peer, m.Received(1), desk.now)
 
 
-def test_a_client_that_confirms_nothing_is_kept_nothing_for(desk, monkeypatch):
+def test_a_client_that_confirms_nothing_is_kept_nothing_for(desk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trio_dask.scheduler.core.clients.MAX_UNCONFIRMED", 10)
     peer = desk.join()
     for _ in range(11):

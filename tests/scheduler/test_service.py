@@ -2,9 +2,11 @@
 
 import logging
 import os
+from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from trio_dask.comm import ConnectionLost, Endpoint, LinkLimits, open_connection, parse_address
 from trio_dask.comm.connect import connect as connect_to
@@ -35,13 +37,13 @@ WORKER = {"address": "tcp://w:1", "host": "w", "nthreads": 1, "memory_limit": No
 
 
 @pytest.fixture
-async def scheduler(nursery):
+async def scheduler(nursery: trio.Nursery):
     """A running scheduler: what `settings` say on top of its address; ends with the test."""
 
     async def start(**settings):
         scope = trio.CancelScope()
 
-        async def run(task_status):
+        async def run(task_status) -> None:
             with scope:
                 await run_scheduler(SchedulerSettings(address=ADDRESS, **settings), task_status=task_status)
 
@@ -80,7 +82,7 @@ def submit(*keys):
     ]
 
 
-async def test_a_task_goes_to_a_worker_and_its_result_to_the_client(scheduler):
+async def test_a_task_goes_to_a_worker_and_its_result_to_the_client(scheduler) -> None:
     await scheduler()
     async with await connect("client") as client, await connect("worker") as worker:
         client.send_many_nowait(submit("a"))
@@ -93,7 +95,7 @@ async def test_a_task_goes_to_a_worker_and_its_result_to_the_client(scheduler):
         assert ready == KeyReady("a", 3, "int", b"abc", ())
 
 
-async def test_what_a_lost_worker_was_running_goes_to_another(scheduler, caplog):
+async def test_what_a_lost_worker_was_running_goes_to_another(scheduler, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     await scheduler()
     async with await connect("client") as client:
@@ -109,7 +111,7 @@ async def test_what_a_lost_worker_was_running_goes_to_another(scheduler, caplog)
     assert lost == "Worker one is lost: the connection to it broke: the other end is gone"
 
 
-async def test_a_worker_whose_name_is_taken_is_refused(scheduler):
+async def test_a_worker_whose_name_is_taken_is_refused(scheduler) -> None:
     await scheduler()
     async with await connect("worker", name="one"):
         with pytest.raises(RefusedError, match="the name 'one' is taken by the worker at tcp://w:1"):
@@ -123,11 +125,13 @@ async def test_a_worker_whose_name_is_taken_is_refused(scheduler):
         pass
 
 
-async def test_two_workers_that_come_at_once_do_not_get_one_name(autojump_clock, scheduler):
+async def test_two_workers_that_come_at_once_do_not_get_one_name(
+    autojump_clock: trio.testing.MockClock, scheduler
+) -> None:
     await scheduler()
     ends = []
 
-    async def join(number):
+    async def join(number) -> None:
         try:
             details = {**WORKER, "address": f"tcp://w:{number}"}
             async with await connect("worker", name="one", details=details) as worker:
@@ -166,7 +170,9 @@ async def test_two_workers_that_come_at_once_do_not_get_one_name(autojump_clock,
     ],
     ids=str,
 )
-async def test_a_worker_that_says_impossible_things_is_turned_away(scheduler, details, caplog):
+async def test_a_worker_that_says_impossible_things_is_turned_away(
+    scheduler, details, caplog: pytest.LogCaptureFixture
+) -> None:
     await scheduler()
     with pytest.raises(NoScheduler):
         await connect("worker", details=details)
@@ -175,7 +181,7 @@ async def test_a_worker_that_says_impossible_things_is_turned_away(scheduler, de
         assert (await ask(client, "scheduler_info"))["workers"] == {}
 
 
-async def test_the_figures_of_a_worker_are_known_from_the_moment_it_has_registered(scheduler):
+async def test_the_figures_of_a_worker_are_known_from_the_moment_it_has_registered(scheduler) -> None:
     await scheduler()
     details = {**WORKER, "metrics": {"memory_bytes": 7, "paused": False}}
     async with await connect("client") as client, await connect("worker", details=details):
@@ -183,7 +189,9 @@ async def test_the_figures_of_a_worker_are_known_from_the_moment_it_has_register
         assert worker["metrics"] == {"memory_bytes": 7, "paused": False}
 
 
-async def test_a_peer_that_breaks_the_protocol_is_closed_and_nobody_else_notices(scheduler, caplog):
+async def test_a_peer_that_breaks_the_protocol_is_closed_and_nobody_else_notices(
+    scheduler, caplog: pytest.LogCaptureFixture
+) -> None:
     await scheduler()
     async with await connect("client") as good, await connect("client") as bad:
         bad.send_nowait(Submit(b"unknown digest..", ("a",), (b"",), (), (), (), {}), flush=True)
@@ -193,7 +201,9 @@ async def test_a_peer_that_breaks_the_protocol_is_closed_and_nobody_else_notices
         assert len([record for record in caplog.records if record.levelno >= logging.WARNING]) == 1
 
 
-async def test_a_silent_peer_is_given_up(autojump_clock, scheduler, caplog):
+async def test_a_silent_peer_is_given_up(
+    autojump_clock: trio.testing.MockClock, scheduler, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO)
     await scheduler(silence_s=3, keepalive_s=1000)
     limits = LinkLimits(keepalive_s=1000, silence_s=1000)
@@ -202,7 +212,7 @@ async def test_a_silent_peer_is_given_up(autojump_clock, scheduler, caplog):
     assert "Lost the client at " in caplog.text
 
 
-async def test_the_core_is_called_when_it_asked_to_be(autojump_clock, scheduler):
+async def test_the_core_is_called_when_it_asked_to_be(autojump_clock: trio.testing.MockClock, scheduler) -> None:
     """A restart that a worker never answers is over after its time."""
     await scheduler()
     async with await connect("client") as client, await connect("worker", name="one") as worker:
@@ -213,10 +223,12 @@ async def test_the_core_is_called_when_it_asked_to_be(autojump_clock, scheduler)
         assert reply == Reply(7, {"missing": ("one",)})
 
 
-async def test_a_client_can_end_the_cluster(autojump_clock, scheduler, nursery):
+async def test_a_client_can_end_the_cluster(
+    autojump_clock: trio.testing.MockClock, scheduler, nursery: trio.Nursery
+) -> None:
     ended = trio.Event()
 
-    async def run(task_status):
+    async def run(task_status) -> None:
         await run_scheduler(SchedulerSettings(address=ADDRESS), task_status=task_status)
         ended.set()
 
@@ -230,7 +242,7 @@ async def test_a_client_can_end_the_cluster(autojump_clock, scheduler, nursery):
         await ended.wait()
 
 
-async def test_stopped_from_outside_it_tells_everybody(scheduler):
+async def test_stopped_from_outside_it_tells_everybody(scheduler) -> None:
     scope = await scheduler()
     async with await connect("client") as client, await connect("worker") as worker:
         scope.cancel()
@@ -244,7 +256,9 @@ async def test_stopped_from_outside_it_tells_everybody(scheduler):
         await connect("client")
 
 
-async def test_a_peer_that_does_not_listen_cannot_hold_up_the_end(autojump_clock, scheduler):
+async def test_a_peer_that_does_not_listen_cannot_hold_up_the_end(
+    autojump_clock: trio.testing.MockClock, scheduler
+) -> None:
     scope = await scheduler(grace_s=2)
     async with await connect("worker"):
         started = trio.current_time()
@@ -255,7 +269,7 @@ async def test_a_peer_that_does_not_listen_cannot_hold_up_the_end(autojump_clock
         assert trio.current_time() - started < 10
 
 
-async def test_the_files_of_a_scheduler(scheduler, tmp_path):
+async def test_the_files_of_a_scheduler(scheduler, tmp_path: Path) -> None:
     paths = {"scheduler_file": str(tmp_path / "scheduler.json"), "pid_file": str(tmp_path / "pid")}
     scope = await scheduler(**paths)
     assert read_scheduler_file(paths["scheduler_file"]) == ADDRESS
@@ -265,13 +279,13 @@ async def test_the_files_of_a_scheduler(scheduler, tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-async def test_a_file_that_cannot_be_written_ends_it(tmp_path):
+async def test_a_file_that_cannot_be_written_ends_it(tmp_path: Path) -> None:
     settings = SchedulerSettings(address=ADDRESS, scheduler_file=f"{tmp_path}/no/folder/file")
     with pytest.RaisesGroup(UnavailableError, flatten_subgroups=True):
         await run_scheduler(settings)
 
 
-async def test_the_results_of_a_client_that_left_are_released(scheduler):
+async def test_the_results_of_a_client_that_left_are_released(scheduler) -> None:
     await scheduler()
     async with await connect("worker") as worker:
         async with await connect("client") as client:
@@ -286,7 +300,7 @@ async def test_the_results_of_a_client_that_left_are_released(scheduler):
         assert "a" in str(messages)
 
 
-async def test_a_lost_connection_delays_no_other_peer(scheduler):
+async def test_a_lost_connection_delays_no_other_peer(scheduler) -> None:
     await scheduler()
     connection = await connect("worker")
     async with connection:

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import weakref
+from typing import Never
 
 import pytest
 import trio
@@ -17,7 +18,7 @@ class Large:
 kept = []
 
 
-async def fail_with_a_large_variable():  # noqa: ASYNC124 - the kind of task is what matters
+async def fail_with_a_large_variable() -> Never:  # noqa: ASYNC124 - the kind of task is what matters
     large = Large()
     kept.append(weakref.ref(large))
     raise ValueError("boom")
@@ -29,7 +30,7 @@ def client():
         yield client
 
 
-def test_a_failed_task_keeps_none_of_its_variables(client):
+def test_a_failed_task_keeps_none_of_its_variables(client) -> None:
     """Without the garbage collector's help."""
     gc.collect()
     gc.disable()
@@ -43,15 +44,15 @@ def test_a_failed_task_keeps_none_of_its_variables(client):
         gc.enable()
 
 
-async def foreign_sleep():
+async def foreign_sleep() -> None:
     await asyncio.sleep(1)
 
 
-async def foreign_step():
+async def foreign_step() -> None:
     await asyncio.sleep(0)
 
 
-async def foreign_gather():
+async def foreign_gather() -> None:
     step = foreign_step()
     try:
         await asyncio.gather(step)
@@ -59,7 +60,7 @@ async def foreign_gather():
         step.close()
 
 
-async def foreign_wait_for():
+async def foreign_wait_for() -> None:
     step = foreign_step()
     try:
         await asyncio.wait_for(step, 1)
@@ -67,7 +68,7 @@ async def foreign_wait_for():
         step.close()
 
 
-async def foreign_task():
+async def foreign_task() -> None:
     step = foreign_step()
     try:
         asyncio.create_task(step)  # noqa: RUF006 - it is refused
@@ -75,7 +76,7 @@ async def foreign_task():
         step.close()
 
 
-async def foreign_future():
+async def foreign_future() -> None:
     """As many libraries do it: they make a loop, and await what its futures yield."""
     loop = asyncio.new_event_loop()
     try:
@@ -84,12 +85,12 @@ async def foreign_future():
         loop.close()
 
 
-async def foreign_in_a_nursery():
+async def foreign_in_a_nursery() -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(foreign_sleep)
 
 
-async def foreign_and_wrapped():
+async def foreign_and_wrapped() -> None:
     try:
         await foreign_sleep()
     except RuntimeError as error:
@@ -113,24 +114,24 @@ def notes_of(error):
 
 
 @pytest.mark.parametrize("function", FOREIGN)
-def test_a_task_that_awaits_asyncio_is_told_that_it_runs_under_trio(client, function):
+def test_a_task_that_awaits_asyncio_is_told_that_it_runs_under_trio(client, function) -> None:
     error = client.submit(function, pure=False).exception()
     (note,) = notes_of(error)
     assert "trio.sleep" in note
     assert "asyncio.run" in note
 
 
-def test_a_function_of_run_is_told_as_well(client):
+def test_a_function_of_run_is_told_as_well(client) -> None:
     (error,) = client.run(foreign_sleep, on_error="return").values()
     assert len(notes_of(error)) == 1
 
 
-async def fail_otherwise(error):  # noqa: ASYNC124 - the kind of task is what matters
+async def fail_otherwise(error) -> Never:  # noqa: ASYNC124 - the kind of task is what matters
     raise error
 
 
 @pytest.mark.parametrize("error", [RuntimeError("no running"), TypeError("trio"), ValueError("no running event loop")])
-def test_other_errors_are_as_they_were(client, error):
+def test_other_errors_are_as_they_were(client, error) -> None:
     assert notes_of(client.submit(fail_otherwise, error, pure=False).exception()) == []
 
 
@@ -138,5 +139,5 @@ def run_asyncio():
     return asyncio.run(asyncio.sleep(0, "done"))
 
 
-def test_the_remedy_works(client):
+def test_the_remedy_works(client) -> None:
     assert client.submit(run_asyncio).result() == "done"

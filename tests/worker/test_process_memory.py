@@ -1,11 +1,13 @@
 """What is mapped repeatedly counts once, and to tell that takes little of the time."""
 
+import pytest
+
 from trio_dask.protocol import raw_memory
 from trio_dask.worker import process_memory
 from trio_dask.worker.process_memory import RECOUNT_SHARE, ProcessMemory
 
 
-def test_private_maps_of_one_buffer_count_once():
+def test_private_maps_of_one_buffer_count_once() -> None:
     nbytes = 4 * raw_memory.MAPPED_BYTES
     memory = ProcessMemory()
     buffer = raw_memory.shared_memory(nbytes)
@@ -17,10 +19,10 @@ def test_private_maps_of_one_buffer_count_once():
     memory.close()
 
 
-def test_it_is_told_as_seldom_as_it_takes_long(monkeypatch):
+def test_it_is_told_as_seldom_as_it_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, looks = [100.0], []
 
-    def look():
+    def look() -> int:
         looks.append(clock[0])
         clock[0] += 0.01
         return 0

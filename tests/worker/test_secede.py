@@ -1,6 +1,7 @@
 """Tasks that give their slot back: what the scheduler is told, and who gets which slot."""
 
 import threading
+from typing import Never
 
 import pytest
 import trio
@@ -21,7 +22,7 @@ def run(number):
 class Core:
     """A worker core with one slot, in a session."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.core = WorkerCore(1, grace_s=0.2)
         self.core.session_began("tcp://w:1")
         self.core.handle(Blob(FUNCTION, 1, b"f"), 0.0)
@@ -35,7 +36,7 @@ class Core:
         return [message.slots for message in self.core.take_effects().messages if isinstance(message, Capacity)]
 
 
-def test_the_scheduler_is_told_that_another_task_can_run():
+def test_the_scheduler_is_told_that_another_task_can_run() -> None:
     kit = Core()
     outer = kit.take(1)
     kit.core.seceded(outer)
@@ -49,7 +50,7 @@ def test_the_scheduler_is_told_that_another_task_can_run():
     assert kit.capacities() == [2, 1]
 
 
-def test_a_cancelled_task_outside_of_the_slots_is_not_taken_for_a_stuck_slot():
+def test_a_cancelled_task_outside_of_the_slots_is_not_taken_for_a_stuck_slot() -> None:
     kit = Core()
     outer = kit.take(1)
     kit.core.seceded(outer)
@@ -63,7 +64,7 @@ def test_a_cancelled_task_outside_of_the_slots_is_not_taken_for_a_stuck_slot():
     assert kit.core.capacity == 1
 
 
-def test_a_stuck_slot_that_its_task_gives_back_counts_again():
+def test_a_stuck_slot_that_its_task_gives_back_counts_again() -> None:
     kit = Core()
     outer = kit.take(1)
     kit.core.handle(CancelRuns((1,)), 0.0)
@@ -73,7 +74,7 @@ def test_a_stuck_slot_that_its_task_gives_back_counts_again():
     assert kit.capacities() == [1]
 
 
-def test_what_waits_outside_means_nothing_to_the_next_scheduler():
+def test_what_waits_outside_means_nothing_to_the_next_scheduler() -> None:
     kit = Core()
     kit.core.seceded(kit.take(1))
     kit.core.reset(0.0)
@@ -84,7 +85,7 @@ def test_what_waits_outside_means_nothing_to_the_next_scheduler():
 class Desk:
     """Slots without threads: what was started, posted and woken."""
 
-    def __init__(self, slots, places=0):
+    def __init__(self, slots, places=0) -> None:
         self.slots = [None] * slots
         self.cells = [0] * (slots + places)
         self.started, self.posted, self.woken = [], [], 0
@@ -92,7 +93,7 @@ class Desk:
             self.slots, self.cells, start=self.started.append, post=self.posted.append, wake=self.wake
         )
 
-    def wake(self, number):
+    def wake(self, number) -> None:
         self.woken += number
 
     def begin(self, number, slot):
@@ -101,7 +102,7 @@ class Desk:
         return context
 
 
-def test_a_slot_is_given_back_once_and_another_taken():
+def test_a_slot_is_given_back_once_and_another_taken() -> None:
     desk = Desk(2)
     context = desk.begin(7, 1)
     assert desk.secession.secede(context)
@@ -121,7 +122,7 @@ def test_a_slot_is_given_back_once_and_another_taken():
 
 
 @pytest.mark.parametrize("handed_over", [False, True])
-async def test_who_is_cancelled_while_it_waits_keeps_no_slot(handed_over):
+async def test_who_is_cancelled_while_it_waits_keeps_no_slot(handed_over) -> None:
     desk = Desk(1)
     context = desk.begin(7, 0)
     desk.secession.secede(context)
@@ -136,7 +137,7 @@ async def test_who_is_cancelled_while_it_waits_keeps_no_slot(handed_over):
     assert context.slot is None
 
 
-def test_nobody_waits_for_slots_that_are_closed():
+def test_nobody_waits_for_slots_that_are_closed() -> None:
     desk = Desk(1)
     context = desk.begin(7, 0)
     desk.secession.secede(context)
@@ -153,7 +154,7 @@ def test_nobody_waits_for_slots_that_are_closed():
     assert not desk.secession.secede(desk.begin(8, 0))
 
 
-def test_there_is_a_limit_to_those_outside(monkeypatch):
+def test_there_is_a_limit_to_those_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trio_dask.worker.secede.MAX_SECEDED", 1)
     desk = Desk(1)
     desk.secession.secede(desk.begin(1, 0))
@@ -161,7 +162,7 @@ def test_there_is_a_limit_to_those_outside(monkeypatch):
         desk.secession.secede(desk.begin(2, 0))
 
 
-def rejoin(desk, context, slot):
+def rejoin(desk, context, slot) -> None:
     """Have a task back in this slot."""
     desk.woken = 0
     thread = threading.Thread(target=desk.secession.rejoin, args=(context,))
@@ -172,7 +173,7 @@ def rejoin(desk, context, slot):
     thread.join(10)
 
 
-def test_who_is_outside_stands_on_the_board_as_long_as_there_are_places():
+def test_who_is_outside_stands_on_the_board_as_long_as_there_are_places() -> None:
     desk = Desk(1, places=1)
     first, second = desk.begin(7, 0), None
     desk.secession.secede(first)
@@ -191,7 +192,7 @@ def test_who_is_outside_stands_on_the_board_as_long_as_there_are_places():
     assert desk.cells == [0, 9]
 
 
-def test_if_there_can_be_no_more_threads_the_task_keeps_its_slot():
+def test_if_there_can_be_no_more_threads_the_task_keeps_its_slot() -> None:
     desk = Desk(1, places=1)
     start, desk.secession._start = desk.secession._start, fail_to_start
     context = desk.begin(7, 0)
@@ -204,5 +205,5 @@ def test_if_there_can_be_no_more_threads_the_task_keeps_its_slot():
     assert desk.cells == [0, 7]
 
 
-def fail_to_start(number):
+def fail_to_start(number) -> Never:
     raise RuntimeError("can't start new thread")
