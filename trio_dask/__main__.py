@@ -7,8 +7,6 @@ import sys
 
 from trio_dask.cli.stdout import STOPPED, WRONG_USAGE, complain, say
 
-__all__ = ["main", "scheduler", "worker"]
-
 COMMANDS = {
     "scheduler": ("trio_dask.cli.scheduler", "start a scheduler"),
     "worker": ("trio_dask.cli.worker", "start workers that run tasks for a scheduler"),

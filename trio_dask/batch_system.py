@@ -12,8 +12,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["Amount", "cpus", "memory"]
-
 MIB = 2**20
 TASKS = "SLURM_STEP_TASKS_PER_NODE"
 

@@ -29,22 +29,6 @@ from trio_dask.parsing import (
     parse_zero_or_count,
 )
 
-__all__ = [
-    "CROSS_MEMORY_VARIABLE",
-    "DEFAULT_PORT",
-    "DEFAULT_SCHEME",
-    "LEAVING",
-    "SCHEMES",
-    "ClientSettings",
-    "NannySettings",
-    "Option",
-    "Reader",
-    "SchedulerSettings",
-    "WorkerSettings",
-    "cross_memory_allowed",
-    "options_of",
-]
-
 DEFAULT_PORT = 8786
 
 Scheme = Literal["tcp", "ws"]

@@ -10,30 +10,6 @@ from __future__ import annotations
 from concurrent.futures import CancelledError
 from typing import Any
 
-__all__ = [
-    "AddressError",
-    "ClusterError",
-    "DataLost",
-    "ForkedClientError",
-    "FutureCancelledError",
-    "KeptCrashing",
-    "KeyConflict",
-    "KilledWorker",
-    "NoScheduler",
-    "ProtocolError",
-    "RefusedError",
-    "RemoteError",
-    "SchedulerLost",
-    "SerializationError",
-    "SpillError",
-    "TaskCancelled",
-    "TaskExited",
-    "TaskTimeout",
-    "TrioDaskError",
-    "UnavailableError",
-    "UsageError",
-]
-
 
 class TrioDaskError(Exception):
     """Base of every exception that trio_dask itself raises."""

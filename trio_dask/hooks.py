@@ -10,8 +10,6 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Any, Protocol
 
-__all__ = ["TaskHooks", "TaskWorker", "hooks"]
-
 
 class TaskWorker(Protocol):
     """What a client wants to know of the worker whose task calls it."""

@@ -16,18 +16,6 @@ from __future__ import annotations
 import secrets
 from typing import Final, NewType, TypeAlias
 
-__all__ = [
-    "Digest",
-    "Incarnation",
-    "Key",
-    "PeerId",
-    "RunId",
-    "WorkerName",
-    "given_name",
-    "new_incarnation",
-    "places_of",
-]
-
 Key = str
 RunId = NewType("RunId", int)
 PeerId = NewType("PeerId", int)

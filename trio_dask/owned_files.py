@@ -22,8 +22,6 @@ from trio_dask.errors import UnavailableError
 from trio_dask.process_identity import start_of, time_of
 from trio_dask.scheduler_file import MAX_SCHEDULER_FILE_BYTES, scheduler_process
 
-__all__ = ["keep_file", "remove_kept_files"]
-
 SAME_START_S = 2.0
 """Some file systems keep times in steps of two seconds, and the kernel tells its start in whole ones."""
 _kept: dict[Path, os.stat_result] = {}

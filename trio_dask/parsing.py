@@ -14,32 +14,6 @@ from pathlib import Path
 
 from trio_dask.errors import UnavailableError, UsageError
 
-__all__ = [
-    "LEAST_MEMORY_BYTES",
-    "MAX_NAME_LENGTH",
-    "MAX_THREADS",
-    "check_memory_limit",
-    "counted",
-    "format_bytes",
-    "parse_backoff",
-    "parse_bytes",
-    "parse_count",
-    "parse_environment",
-    "parse_file",
-    "parse_fraction",
-    "parse_memory_limit",
-    "parse_name",
-    "parse_output_file",
-    "parse_port",
-    "parse_port_range",
-    "parse_resources",
-    "parse_spill_limit",
-    "parse_threads",
-    "parse_time_limit",
-    "parse_timedelta",
-    "parse_zero_or_count",
-]
-
 OFF = ("none", "off", "false")
 MAX_THREADS = 4096
 MAX_NAME_LENGTH = 255

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 
-__all__ = ["is_hidden", "pid_space", "start_of", "time_of"]
-
 
 def start_of(pid: int) -> int | None:
     """When the process with this number started, in ticks since the machine did; None if no such process lives.

@@ -11,8 +11,6 @@ from typing import Final, NamedTuple
 
 from trio_dask.errors import NoScheduler, RefusedError
 
-__all__ = ["CLIENTS", "WORKERS", "Backoff", "RetryPolicy"]
-
 SOUND_SESSION_S: Final = 10.0
 """After two sessions in a row that were shorter, pauses go on growing."""
 

@@ -14,8 +14,6 @@ from typing import Any, cast
 from trio_dask.errors import NoScheduler, UnavailableError, UsageError
 from trio_dask.process_identity import is_hidden, pid_space, start_of
 
-__all__ = ["MAX_SCHEDULER_FILE_BYTES", "read_scheduler_file", "scheduler_file_text", "scheduler_process"]
-
 MAX_SCHEDULER_FILE_BYTES = 1024 * 1024
 
 

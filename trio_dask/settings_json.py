@@ -9,8 +9,6 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_o
 
 from trio_dask.errors import UsageError
 
-__all__ = ["from_json", "to_json"]
-
 Settings = TypeVar("Settings", bound=NamedTuple)
 INFINITIES = ("inf", "-inf")
 

@@ -10,17 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final, NoReturn
 
-__all__ = [
-    "AS_COMPLETED",
-    "CLIENT",
-    "FUTURE",
-    "LOCAL_CLUSTER",
-    "MODULE",
-    "PAGE",
-    "UnsupportedName",
-    "unsupported_error",
-]
-
 PAGE: Final = "docs/coming-from-distributed.md"
 
 NO_ACTORS = "actors are not there yet"

@@ -13,8 +13,6 @@ from trio_dask.deploy.program_runner import ExitStatus, Stopper, run_program
 from trio_dask.errors import UnavailableError, UsageError
 from trio_dask.processes.environment import raise_file_limit
 
-__all__ = ["only_one", "run_command", "run_service", "scheduler_address"]
-
 MAX_MESSAGE = 300
 
 

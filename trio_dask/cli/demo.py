@@ -21,7 +21,6 @@ from trio_dask.parsing import counted
 if TYPE_CHECKING:
     from trio_dask.client.async_client import AsyncClient
 
-__all__ = ["main"]
 
 FREQUENT = 10
 

@@ -12,8 +12,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["Counts", "combine", "count_names", "run_plainly", "source_files", "standard_library"]
-
 FAN_IN = 8
 LARGEST = 5
 SKIPPED_FOLDERS = {"__pycache__", "idle_test", "site-packages", "dist-packages", "test", "tests"}

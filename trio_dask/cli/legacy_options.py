@@ -12,8 +12,6 @@ import click
 
 from trio_dask.cli.options import SectionOption
 
-__all__ = ["LEGACY", "NOT_OF_SCHEDULER", "NOT_OF_WORKER", "legacy_options", "notes"]
-
 LEGACY = "Accepted for compatibility, and ignored or refused"
 
 NO_DASHBOARD = "there is no dashboard"

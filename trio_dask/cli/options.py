@@ -14,8 +14,6 @@ from trio_dask._version import __version__
 from trio_dask.config import FILE, Option, options_of
 from trio_dask.errors import UnavailableError, UsageError
 
-__all__ = ["Checked", "Program", "SectionOption", "given_settings", "log_options", "setting_options"]
-
 OTHER = "Other"
 LOG = "Log"
 

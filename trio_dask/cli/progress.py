@@ -7,8 +7,6 @@ from collections.abc import Callable
 
 import trio
 
-__all__ = ["show_progress"]
-
 BAR_WIDTH = 30
 REFRESH_S = 0.1
 LINE_EVERY_S = 10.0

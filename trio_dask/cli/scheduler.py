@@ -14,8 +14,6 @@ from trio_dask.config import DEFAULT_PORT, FAILURES, FILES, WHERE_TO_LISTEN, Sch
 from trio_dask.deploy.program_runner import spare_garbage_collection
 from trio_dask.parsing import parse_port
 
-__all__ = ["main"]
-
 LONE_WORKER_TTLS = 6
 """How many times longer a worker without a nanny may be silent: nothing vouches for it while a task holds the GIL."""
 

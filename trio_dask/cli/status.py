@@ -18,8 +18,6 @@ from trio_dask.config import WHICH_SCHEDULER
 from trio_dask.errors import NoScheduler, ProtocolError, UsageError
 from trio_dask.parsing import counted, format_bytes, parse_timedelta
 
-__all__ = ["main", "rendered"]
-
 PAUSE_S = 0.1
 SHORTEST_TRY_S = 0.1
 NARROWEST = 60

@@ -8,8 +8,6 @@ from __future__ import annotations
 import os
 import sys
 
-__all__ = ["REFUSED", "STOPPED", "WRONG_USAGE", "complain", "say", "show", "stdout_failed"]
-
 # Of `deploy.program_runner.ExitStatus`, which takes too long to import for `--help` and `--version`.
 STOPPED = 0
 WRONG_USAGE = 2

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from trio_dask.comm.addresses import Address
     from trio_dask.deploy.program_runner import Stopper
 
-__all__ = ["main"]
-
 
 @click.command(cls=Program, sections=SECTIONS, params=PARAMETERS)
 @click.pass_context

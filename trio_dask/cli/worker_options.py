@@ -26,8 +26,6 @@ from trio_dask.parsing import parse_memory_limit, parse_port_range, parse_thread
 if TYPE_CHECKING:
     from trio_dask.comm.addresses import Address
 
-__all__ = ["PARAMETERS", "SECTIONS"]
-
 
 def _read_memory_limit(text: str) -> str:
     """Check the text early; its value depends on other options."""

@@ -23,8 +23,6 @@ from trio_dask.client.wait_signals import require_trio
 from trio_dask.comm.captured_error import CapturedError
 from trio_dask.errors import UsageError
 
-__all__ = ["AsyncClient"]
-
 LONGEST_FAREWELL_S: Final = 30.0
 """The engine bounds its own farewell; this is for a bug in that."""
 

@@ -30,21 +30,6 @@ from trio_dask.client.core.key_state import KeyState
 from trio_dask.client.engine import Engine
 from trio_dask.client.wait_signals import ValueReader, as_seconds, limit, refuse_in_event_loop, require_trio
 
-__all__ = [
-    "CallForms",
-    "Done",
-    "ForCall",
-    "ForStates",
-    "ForValues",
-    "Timeout",
-    "Waiting",
-    "awaitable",
-    "blocking",
-    "described_by",
-    "in_loop",
-    "remade",
-]
-
 P = ParamSpec("P")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)

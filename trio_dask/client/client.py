@@ -25,8 +25,6 @@ from trio_dask.client.wait_signals import as_seconds, refuse_in_event_loop
 from trio_dask.errors import UsageError
 from trio_dask.hooks import hooks
 
-__all__ = ["Client"]
-
 _open_clients: WeakSet[Client] = WeakSet()
 
 IGNORED = frozenset(

@@ -34,8 +34,6 @@ from trio_dask.ids import Key
 from trio_dask.protocol.pickling import PickledFunction, call_token, pickle_call, pickle_function
 from trio_dask.unsupported_names import CLIENT, unsupported_error
 
-__all__ = ["BaseClient"]
-
 _logger = logging.getLogger("trio_dask.client")
 F = TypeVar("F", bound=BaseFuture)
 

@@ -16,8 +16,6 @@ from trio_dask.errors import UsageError
 from trio_dask.ids import Key
 from trio_dask.protocol.picklers import KeyReference
 
-__all__ = ["Constant", "GraphTask", "Plan", "evaluate", "flat_keys", "identity", "key_to_str", "plan", "shaped_like"]
-
 INLINED: Final = frozenset({int, float, complex, bool, str, type(None)})
 """Constants of these types are part of the calls that use them; others become tasks, so that they are sent once."""
 

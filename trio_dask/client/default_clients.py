@@ -14,16 +14,6 @@ if TYPE_CHECKING:
     from trio_dask.client.async_client import AsyncClient
     from trio_dask.client.client import Client
 
-__all__ = [
-    "NO_CLIENT",
-    "as_current",
-    "current",
-    "default_client",
-    "forget",
-    "hold_weakly",
-    "remember",
-    "usable",
-]
 
 NO_CLIENT: Final = "no client found: make one first, with `Client(...)`"
 

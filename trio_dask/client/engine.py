@@ -28,8 +28,6 @@ from trio_dask.ids import Incarnation, Key
 from trio_dask.protocol.messages import Message, Query, Restart
 from trio_dask.protocol.pickling import PickledFunction, load_value
 
-__all__ = ["Engine", "loading"]
-
 _P = ParamSpec("_P")
 
 loading: ContextVar[Engine | None] = ContextVar("trio_dask client that unpickles", default=None)

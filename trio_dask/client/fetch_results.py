@@ -14,8 +14,6 @@ from trio_dask.comm.transport import PeerSilent
 from trio_dask.errors import ProtocolError
 from trio_dask.protocol.messages import Absent, Fetch, Value
 
-__all__ = ["fetch"]
-
 Lock = AbstractContextManager[object]
 
 

@@ -20,8 +20,6 @@ from trio_dask.client.engine import Engine
 from trio_dask.client.shared_state import Forked
 from trio_dask.ids import Key
 
-__all__ = ["bind_to_process"]
-
 _engines: WeakSet[Engine] = WeakSet()
 
 

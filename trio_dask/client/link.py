@@ -31,8 +31,6 @@ from trio_dask.comm.captured_error import CapturedError
 from trio_dask.errors import NoScheduler, ProtocolError, RefusedError, UnavailableError, UsageError
 from trio_dask.protocol.messages import Message
 
-__all__ = ["Link"]
-
 _logger = logging.getLogger("trio_dask.client")
 _T = TypeVar("_T")
 _Ts = TypeVarTuple("_Ts")

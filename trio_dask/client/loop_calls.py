@@ -13,8 +13,6 @@ import trio
 from trio_dask.client.shared_state import CLOSED, Closed, SharedState
 from trio_dask.client.wait_signals import Signal, ThreadSignal, TrioSignal
 
-__all__ = ["LoopCalls", "log_failure"]
-
 _logger = logging.getLogger("trio_dask.client")
 _T = TypeVar("_T")
 _Ts = TypeVarTuple("_Ts")

@@ -14,8 +14,6 @@ from trio_dask.client.engine import Engine
 from trio_dask.client.loop_calls import log_failure
 from trio_dask.client.wait_signals import ThreadSignal
 
-__all__ = ["CallbackThread", "EngineThread"]
-
 _logger = logging.getLogger("trio_dask.client")
 
 

@@ -6,8 +6,6 @@ from typing import Final
 
 from trio_dask.errors import UsageError
 
-__all__ = ["checked_text"]
-
 MAX_LENGTH: Final = 2**20
 
 

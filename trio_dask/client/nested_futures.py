@@ -12,19 +12,6 @@ from trio_dask.client.task_errors import no_value
 from trio_dask.client.wait_signals import ValueReader
 from trio_dask.errors import UsageError
 
-__all__ = [
-    "futures_given",
-    "futures_in",
-    "is_dict",
-    "is_series",
-    "leaves_out_failures",
-    "materialize",
-    "own_states",
-    "series_like",
-    "values_of",
-    "with_values",
-]
-
 _MISSING: Final = object()
 _SERIES: Final = (list, tuple, set, frozenset)
 

@@ -27,8 +27,6 @@ from trio_dask.protocol.wire_constants import LONGEST_GRACE_S
 from trio_dask.retry_policy import CLIENTS, RetryPolicy
 from trio_dask.scheduler_file import read_scheduler_file
 
-__all__ = ["address_of", "engine_for", "home_of", "settings_for"]
-
 ADDRESS_VARIABLE: Final = "DASK_SCHEDULER_ADDRESS"
 FIRST_SPREAD_S: Final = 0.1
 SHORTEST_TRY_S: Final = 2.0

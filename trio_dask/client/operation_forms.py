@@ -5,8 +5,6 @@ from __future__ import annotations
 from trio_dask.client import operations
 from trio_dask.client.call_forms import CallForms, awaitable, blocking
 
-__all__ = ["AsyncOperations", "BlockingOperations"]
-
 
 class BlockingOperations(CallForms):
     """The calls of `Client`."""

@@ -25,23 +25,6 @@ from trio_dask.ids import Key, WorkerName, given_name, places_of
 from trio_dask.protocol.messages import Call, CallResult, RestartWorkers, Retire
 from trio_dask.protocol.pickling import dump_value, load_value, rebuild_exception
 
-__all__ = [
-    "OnError",
-    "has_what",
-    "nbytes",
-    "nthreads",
-    "processing",
-    "restart",
-    "restart_workers",
-    "retire_workers",
-    "run",
-    "run_on_scheduler",
-    "scheduler_info",
-    "story",
-    "wait_for_workers",
-    "who_has",
-]
-
 OnError: TypeAlias = Literal["raise", "return", "ignore"]
 WorkerInfo: TypeAlias = Mapping[str, Any]
 

@@ -10,8 +10,6 @@ from typing import Any, Final, TypeVar, cast
 
 from trio_dask.errors import UsageError
 
-__all__ = ["unambiguous"]
-
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 _PLAIN: Final = frozenset({int, float, str, bool, type(None)})

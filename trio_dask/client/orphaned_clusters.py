@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from trio_dask.client.client import Client
     from trio_dask.client.engine import Engine
 
-__all__ = ["close_unreachable", "close_when_unreachable", "warn_of_many"]
 
 MANY = 3
 

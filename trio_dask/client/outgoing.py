@@ -22,8 +22,6 @@ from trio_dask.client.shared_state import Connected, Lost, SharedState
 from trio_dask.client.worker_channels import WorkerChannels
 from trio_dask.protocol.messages import Message
 
-__all__ = ["Outgoing"]
-
 RELEASES_AT_ONCE: Final = 1000
 """This many releases are handled before a thread that waits for the lock gets it."""
 

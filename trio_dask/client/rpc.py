@@ -26,8 +26,6 @@ from trio_dask.ids import new_incarnation
 from trio_dask.protocol.hello import Hello
 from trio_dask.protocol.messages import Control, Reply
 
-__all__ = ["AsyncRpc", "Rpc", "rpc"]
-
 TIMEOUT_S: Final = 10.0
 CLEANUP_S: Final = 3.0
 

@@ -24,8 +24,6 @@ from trio_dask.protocol.messages import Absent, Put, PutDone
 from trio_dask.protocol.picklers import type_name
 from trio_dask.protocol.pickling import dump_value
 
-__all__ = ["ScatterItem", "put_all", "reshaped", "scatter_items"]
-
 ANSWER_S: Final = 30.0
 """How long a worker that has taken a value may take to say so."""
 

@@ -28,21 +28,6 @@ from trio_dask.errors import ForkedClientError, SchedulerLost
 from trio_dask.protocol.hello import Hello, Welcome
 from trio_dask.protocol.messages import Goodbye, Message
 
-__all__ = [
-    "CLOSED",
-    "Closed",
-    "Connected",
-    "Connecting",
-    "Connection",
-    "Dial",
-    "Forked",
-    "Lost",
-    "NotStarted",
-    "Phase",
-    "SharedState",
-    "Status",
-]
-
 _logger = logging.getLogger("trio_dask.client")
 
 CLOSED: Final = "the client is closed"

@@ -17,8 +17,6 @@ from trio_dask.errors import (
 from trio_dask.protocol.messages import Dropped, KeyFailed
 from trio_dask.protocol.pickling import rebuild_exception
 
-__all__ = ["exception_of", "no_value", "unfetched_error"]
-
 
 def exception_of(state: KeyState) -> BaseException | None:
     """A fresh exception for a key that failed, or None for one that did not.

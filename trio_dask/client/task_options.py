@@ -14,16 +14,6 @@ from trio_dask.client.wait_signals import as_seconds
 from trio_dask.errors import UsageError
 from trio_dask.ids import WorkerName
 
-__all__ = [
-    "Options",
-    "Workers",
-    "drop_ignored_options",
-    "each_worker",
-    "extra_from",
-    "whole_number",
-    "worker_names",
-]
-
 Workers: TypeAlias = WorkerName | Iterable[WorkerName] | None
 
 

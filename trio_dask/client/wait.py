@@ -11,8 +11,6 @@ from trio_dask.client.nested_futures import futures_given
 from trio_dask.client.task_errors import no_value
 from trio_dask.parsing import counted
 
-__all__ = ["ALL_COMPLETED", "FIRST_COMPLETED", "DoneAndNotDone", "ReturnWhen", "wait", "were_not_done"]
-
 ALL_COMPLETED = "ALL_COMPLETED"
 FIRST_COMPLETED = "FIRST_COMPLETED"
 ReturnWhen: TypeAlias = Literal["ALL_COMPLETED", "FIRST_COMPLETED"]

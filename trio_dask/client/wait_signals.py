@@ -13,19 +13,6 @@ from trio_dask.client.core.key_state import Ended, Frames, KeyState
 from trio_dask.errors import FutureCancelledError, SchedulerLost, UsageError
 from trio_dask.parsing import parse_timedelta
 
-__all__ = [
-    "PendingReply",
-    "SettleWaiter",
-    "Signal",
-    "ThreadSignal",
-    "TrioSignal",
-    "ValueReader",
-    "as_seconds",
-    "limit",
-    "refuse_in_event_loop",
-    "require_trio",
-]
-
 
 def as_seconds(timeout: float | str | datetime.timedelta | None) -> float | None:
     """A timeout as users write it (`5`, `"5s"`, `timedelta(seconds=5)`) in seconds; None means none.

@@ -14,8 +14,6 @@ from trio_dask.client.core.key_state import Frames
 from trio_dask.errors import TrioDaskError
 from trio_dask.protocol.messages import Message, OnDataPlane
 
-__all__ = ["CHANNEL_FAILURES", "Channel", "WorkerChannels", "failure_text"]
-
 _T = TypeVar("_T")
 
 MAX_IDLE: Final = 32

@@ -14,18 +14,6 @@ from trio_dask.comm.transport import TRANSPORTS
 from trio_dask.config import DEFAULT_PORT, DEFAULT_SCHEME
 from trio_dask.errors import AddressError, UnavailableError
 
-__all__ = [
-    "Address",
-    "addresses_of_interface",
-    "advertised_hosts",
-    "check_host",
-    "choose_advertised_host",
-    "is_loopback",
-    "parse_address",
-    "parse_scheduler_address",
-    "resolvable",
-]
-
 _NAME = re.compile(r"[\w.-]{1,253}")
 _EXAMPLE_HOST = "write for example 10.0.0.5"
 _EXAMPLE = "write for example tcp://10.0.0.5:8786"

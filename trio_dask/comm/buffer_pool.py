@@ -26,8 +26,6 @@ from typing import Final, NamedTuple
 
 from trio_dask.host_limits import memory_bytes
 
-__all__ = ["BufferPool", "pool"]
-
 KEEP_S: Final = 5.0
 MAX_BYTES: Final = 2**30
 MACHINE_SHARE: Final = 1 / 16

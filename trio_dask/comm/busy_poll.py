@@ -21,8 +21,6 @@ from typing import Final
 
 import trio
 
-__all__ = ["BusyPoll"]
-
 ENOUGH: Final = 2
 """After this many short waits in a row, the next one is expected to be short as well."""
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from types import TracebackType
 
-__all__ = ["CapturedError"]
-
 
 class CapturedError:
     """Keeps what a `with` block raises, to raise it outside a nursery, which would wrap it in a group."""

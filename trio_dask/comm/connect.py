@@ -20,8 +20,6 @@ from trio_dask.errors import NoScheduler, ProtocolError, RefusedError
 from trio_dask.protocol.codec import TO_CLIENT, TO_CONTROL, TO_NANNY, TO_WORKER, Allowed
 from trio_dask.protocol.hello import EnvelopeReader, Hello, Refusal, Role, Welcome, decode_answer, encode_hello
 
-__all__ = ["connect", "connect_data", "connect_limit_s", "open_connection"]
-
 _ALLOWED: dict[Role, Allowed] = {"client": TO_CLIENT, "worker": TO_WORKER, "nanny": TO_NANNY, "control": TO_CONTROL}
 
 TRY_SHARE = 0.9

@@ -36,8 +36,6 @@ from trio_dask.protocol.hello import Hello, Welcome
 from trio_dask.protocol.link import DEFAULT_LIMITS, GiveUp, Link, LinkLimits
 from trio_dask.protocol.messages import Goodbye, Message
 
-__all__ = ["Batches", "Connection"]
-
 
 class Batches:
     """Iterates over what a peer sends. Unlike a generator, it need not be closed."""

@@ -25,8 +25,6 @@ from trio_dask.config import cross_memory_allowed
 from trio_dask.protocol.messages import MemoryOffered
 from trio_dask.protocol.raw_memory import address_of
 
-__all__ = ["MemoryOffer", "can_offer", "read_remote"]
-
 MIN_MEAN_BYTES = 64 * 2**10
 """Each buffer is a system call."""
 

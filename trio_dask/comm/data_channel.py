@@ -35,7 +35,6 @@ from trio_dask.protocol.messages import (
 if TYPE_CHECKING:
     from trio_dask.comm.cross_memory_attach import MemoryOffer
 
-__all__ = ["DataChannel"]
 
 Room = Callable[[int], AbstractAsyncContextManager[None]]
 """Waits until there is room for this many bytes, and reserves it."""

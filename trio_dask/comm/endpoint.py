@@ -7,8 +7,6 @@ from typing import NamedTuple, TypeAlias
 from trio_dask.comm.addresses import Address
 from trio_dask.protocol.link import DEFAULT_LIMITS, LinkLimits
 
-__all__ = ["Endpoint", "Security"]
-
 Security: TypeAlias = None
 """How an endpoint encrypts and whom it trusts. So far nothing does: this is the place for TLS."""
 

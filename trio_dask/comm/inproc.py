@@ -17,16 +17,6 @@ from trio_dask.comm.addresses import Address
 from trio_dask.comm.endpoint import Endpoint
 from trio_dask.comm.transport import Bytes, ConnectionLost, Listener, TransportKind, register
 
-__all__ = [
-    "MemoryListener",
-    "MemoryTransport",
-    "bind_memory",
-    "connect_memory",
-    "home_of",
-    "inproc_address",
-    "memory_pair",
-]
-
 SCHEME = "inproc"
 
 _CAPACITY = 2**20

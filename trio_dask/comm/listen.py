@@ -32,8 +32,6 @@ from trio_dask.protocol.hello import (
     encode_answer,
 )
 
-__all__ = ["HELLO_S", "Admit", "serve"]
-
 HELLO_S = 10.0
 """How long a peer may take to say hello."""
 

@@ -9,8 +9,6 @@ from typing import TypeVar
 from trio_dask.comm.addresses import Address
 from trio_dask.config import DEFAULT_SCHEME
 
-__all__ = ["listen_in_range"]
-
 _T = TypeVar("_T")
 
 

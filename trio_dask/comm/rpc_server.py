@@ -13,8 +13,6 @@ from trio_dask.ids import Incarnation
 from trio_dask.protocol.hello import Hello, Refusal, Welcome
 from trio_dask.protocol.messages import Control, Reply
 
-__all__ = ["Command", "admit_control", "serve_control"]
-
 Command = Callable[[Mapping[str, Any]], Any]
 """Carries out a request with these arguments, and gives the answer, or an awaitable of it.
 

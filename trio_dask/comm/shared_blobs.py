@@ -26,8 +26,6 @@ from trio_dask.protocol.codec import Allowed
 from trio_dask.protocol.messages import Blob
 from trio_dask.protocol.raw_memory import SharedPart, can_map, map_shared, shared_file, shared_part
 
-__all__ = ["SharedBlobs", "can_map_memory_of", "probe"]
-
 _pack = cast("Callable[[object], bytes]", msgpack.packb)
 _TYPES = (bytes, int, int, int, bytes, int, int, int)
 PROBE_BYTES = 4096

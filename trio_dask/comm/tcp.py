@@ -19,8 +19,6 @@ from trio_dask.comm.addresses import Address, resolvable
 from trio_dask.comm.endpoint import Endpoint
 from trio_dask.comm.transport import Bytes, ConnectionLost, Listener, TransportKind, register
 
-__all__ = ["TcpListener", "TcpTransport", "bind_tcp", "connect_tcp"]
-
 SCHEME = "tcp"
 
 _CHUNK = 64 * 2**10

@@ -18,17 +18,6 @@ if TYPE_CHECKING:
     from trio_dask.comm.addresses import Address
     from trio_dask.comm.endpoint import Endpoint
 
-__all__ = [
-    "TRANSPORTS",
-    "Bytes",
-    "ConnectionLost",
-    "Listener",
-    "PeerSilent",
-    "Transport",
-    "TransportKind",
-    "first_error",
-    "register",
-]
 
 Bytes = bytes | bytearray | memoryview
 

@@ -28,8 +28,6 @@ from trio_dask.comm.tcp import TcpListener, TcpTransport, bind_tcp, connect_tcp
 from trio_dask.comm.transport import Bytes, ConnectionLost, first_error
 from trio_dask.errors import ProtocolError
 
-__all__ = ["WebSocketListener", "WebSocketTransport", "bind_websocket", "connect_websocket"]
-
 MESSAGE_BYTES = 64 * 2**10
 """The largest message: we send no larger one, and a peer that does is refused."""
 

@@ -8,8 +8,6 @@ from typing import Any
 from trio_dask.protocol.codec import OwnFrame, Row, rows_header
 from trio_dask.protocol.frames import Kind, frame_header
 
-__all__ = ["Backlog"]
-
 _FRAME_BYTES = 256 * 2**10
 """Frames end at this size, unless one row alone is larger: the receiver handles a frame in one go."""
 

@@ -10,8 +10,6 @@ from trio_dask.deploy.program_runner import Stopper, run_program
 from trio_dask.processes.child_context import ChildContext, Entry
 from trio_dask.processes.environment import raise_file_limit
 
-__all__ = ["child_program"]
-
 
 def child_program(service: Callable[[ChildContext, Stopper], Awaitable[None]]) -> Entry:
     """A decorator: it makes a service what `ChildSpec.program` takes. What goes wrong is reported to the parent."""

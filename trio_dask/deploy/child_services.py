@@ -11,8 +11,6 @@ from trio_dask.deploy.child_program import child_program
 from trio_dask.deploy.program_runner import Stopper, spare_garbage_collection
 from trio_dask.processes.child_context import ChildContext
 
-__all__ = ["load_worker", "scheduler", "worker"]
-
 
 @child_program
 async def scheduler(child: ChildContext, stopper: Stopper) -> None:

@@ -33,8 +33,6 @@ from trio_dask.processes.fork_server import ForkServer
 from trio_dask.processes.spawn import Starter, start_by_exec
 from trio_dask.settings_json import to_json
 
-__all__ = ["Member", "Members"]
-
 DEATH_TIMEOUT_S = 60.0
 BACKLOG = 4096
 MAX_RESTARTS = 20

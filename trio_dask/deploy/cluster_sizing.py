@@ -12,8 +12,6 @@ from trio_dask.host_limits import Amount, cpu_count, memory_bytes
 from trio_dask.parsing import MAX_THREADS, check_memory_limit, counted, format_bytes, parse_memory_limit
 from trio_dask.processes.environment import raise_file_limit
 
-__all__ = ["Layout", "WorkerSizing", "allow_files", "check_scale", "divide", "plan", "workers_for"]
-
 MAX_WORKERS = 10_000
 FEW_CPUS = 4
 FILES_PER_WORKER = 12

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from trio_dask.client.async_client import AsyncClient
     from trio_dask.client.client import Client
 
-__all__ = ["AsyncLocalCluster", "LocalCluster", "open_local_cluster"]
 
 CLOSED = "this cluster is closed"
 

@@ -7,8 +7,6 @@ import logging
 import time
 from typing import Any
 
-__all__ = ["JsonFormatter", "TextFormatter", "is_dump"]
-
 
 def is_dump(record: logging.LogRecord) -> bool:
     """Whether a record is the dump of a crash, which belongs into files and JSON, not on a terminal."""

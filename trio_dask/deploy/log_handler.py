@@ -12,8 +12,6 @@ import sys
 import threading
 from queue import Empty, SimpleQueue
 
-__all__ = ["LogLines"]
-
 MAX_WAITING = 10_000
 
 

@@ -24,8 +24,6 @@ from trio_dask.processes.child_context import ChildLog
 from trio_dask.processes.job_control import suspended_with_us
 from trio_dask.processes.stderr_records import read_record
 
-__all__ = ["run_nannies"]
-
 MAX_LINE_BYTES = 64 * 1024
 
 

@@ -16,8 +16,6 @@ from typing import Any, NamedTuple
 
 from trio_dask.errors import ClusterError, UnavailableError
 
-__all__ = ["PreloadError", "Preloaded", "preload", "set_up"]
-
 TEARDOWN_S = 2.0
 
 log = logging.getLogger("trio_dask.preload")

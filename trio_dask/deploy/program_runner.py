@@ -34,16 +34,6 @@ from trio_dask.owned_files import remove_kept_files
 from trio_dask.processes.exit_watchdog import ExitWatchdog, flush_stdout
 from trio_dask.processes.procfs import end_descendants
 
-__all__ = [
-    "ExitStatus",
-    "LogFormat",
-    "StopRequest",
-    "Stopper",
-    "explain",
-    "run_program",
-    "spare_garbage_collection",
-]
-
 SAME_REQUEST_S = 0.1
 """`timeout`, `srun` and the like signal a process and its group: two equal signals within this time are one request."""
 EXIT_GRACE_S = 1.0

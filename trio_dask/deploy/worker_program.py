@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
     from trio_dask.comm import Address
 
-__all__ = ["remove_scratch", "work"]
 
 LATE_S = 1.0
 REMOVAL_S = 1.0

@@ -8,8 +8,6 @@ from typing import Any
 from trio_dask.host_limits import oom_kills
 from trio_dask.processes.exit_report import ChildEnd
 
-__all__ = ["OomKills", "cause_of_death", "details_of_death"]
-
 KILLED_STATUS = -9
 
 

@@ -23,21 +23,6 @@ from __future__ import annotations
 from collections import deque
 from typing import Literal, NamedTuple
 
-__all__ = [
-    "KEPT_CRASHING",
-    "Asked",
-    "ExitDecision",
-    "Finish",
-    "GiveUp",
-    "NannyCore",
-    "Next",
-    "ProcessExit",
-    "Restart",
-    "RestartPolicy",
-    "RestartWindow",
-    "memory_excess",
-]
-
 FAILED = 1
 WRONG_USAGE = 2
 NO_SCHEDULER = 3

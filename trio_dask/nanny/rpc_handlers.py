@@ -24,8 +24,6 @@ from trio_dask.errors import NoScheduler, UnavailableError, UsageError
 from trio_dask.protocol.hello import Hello
 from trio_dask.scheduler_file import read_scheduler_file
 
-__all__ = ["run_control"]
-
 LOOK_UP_S = 1.0
 """A name server that does not answer must not delay the nanny."""
 

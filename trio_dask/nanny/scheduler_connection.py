@@ -30,8 +30,6 @@ from trio_dask.protocol.messages import ToNanny, WorkerAlive, WorkerExited
 from trio_dask.retry_policy import WORKERS, RetryPolicy
 from trio_dask.scheduler_file import read_scheduler_file
 
-__all__ = ["SchedulerConnection"]
-
 log = logging.getLogger("trio_dask.nanny")
 
 ALIVE_S = 2.0

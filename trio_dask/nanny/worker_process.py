@@ -19,8 +19,6 @@ from trio_dask.processes.exit_report import ChildEnd
 from trio_dask.processes.procfs import memory_used
 from trio_dask.worker.running_table import RunningTable
 
-__all__ = ["Kill", "Stop", "WorkerProcess"]
-
 WATCH_INTERVAL_S = 0.2
 SIGINT_DRAIN_S = 2.0
 SIGINT_SLACK_S = 0.5

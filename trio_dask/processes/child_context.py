@@ -17,8 +17,6 @@ from typing import Any, NamedTuple
 
 from trio_dask.processes.parent_watch import StdinWatch, arm_kill_pipe, open_parent
 
-__all__ = ["ChildContext", "ChildLog", "Entry", "Program", "begin"]
-
 
 class Program(NamedTuple):
     """A function of a module, by its names."""

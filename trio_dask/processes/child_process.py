@@ -33,8 +33,6 @@ from trio_dask.processes.procfs import end_descendants
 from trio_dask.processes.spawn import Process, Start, Starter, start_by_exec, wait_for_end
 from trio_dask.processes.stderr_records import DumpFilter, spoken
 
-__all__ = ["Child", "ChildSpec", "Heard", "run_child"]
-
 log = logging.getLogger("trio_dask.nanny")
 dumps = logging.getLogger("trio_dask.nanny.dumps")
 

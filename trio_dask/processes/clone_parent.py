@@ -9,8 +9,6 @@ import os
 import signal
 import sys
 
-__all__ = ["can_fork_sibling", "fork_sibling"]
-
 SWITCH = "TRIO_DASK_FORK_SERVER"
 CLONE = {"x86_64": 56, "aarch64": 220, "riscv64": 220}
 """The number of the system call, by machine."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-__all__ = ["child_environment", "raise_file_limit"]
-
 OPEN_FILES = 65536
 
 # Numerical libraries take one thread for each task: tasks side by side keep a machine busy.

@@ -10,8 +10,6 @@ from typing import ClassVar
 
 from trio_dask.errors import ClusterError
 
-__all__ = ["ChildEnd", "LastWords", "describe_status"]
-
 FATAL = "Fatal Python error:"
 _CURRENT = re.compile(r"Current thread|Stack \(most recent call first\)")
 _FRAME = re.compile(r'\s*File "(?P<path>.*)", line (?P<line>\d+|\?\?\?) in (?P<function>.*)')

@@ -13,8 +13,6 @@ from types import TracebackType
 from trio_dask.owned_files import remove_kept_files
 from trio_dask.processes.procfs import end_descendants
 
-__all__ = ["ExitWatchdog", "flush_stdout"]
-
 FLUSH_S = 0.5
 
 

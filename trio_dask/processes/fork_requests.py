@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # a fork server must not load Trio before it has to
     from trio_dask.processes.spawn import Start
 
-__all__ = ["Request", "answer", "arrange", "pack", "read_answer"]
 
 MAX_DESCRIPTORS = 253
 """The kernel's limit for one message."""

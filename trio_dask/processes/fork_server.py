@@ -33,8 +33,6 @@ from trio_dask.processes.fork_requests import pack, read_answer
 from trio_dask.processes.fork_server_main import serve
 from trio_dask.processes.spawn import Process, Start, start_by_exec, wait_for_end
 
-__all__ = ["ForkChannel", "ForkServer"]
-
 log = logging.getLogger("trio_dask.nanny")
 
 START_S = 20.0

@@ -18,8 +18,6 @@ from trio_dask.processes.clone_parent import fork_sibling
 from trio_dask.processes.environment import raise_file_limit
 from trio_dask.processes.fork_requests import Request, answer
 
-__all__ = ["serve", "wait_for_fork"]
-
 
 def serve(child: ChildContext) -> int:
     """Serve until the launcher is done with us. What is forked begins again as another child."""

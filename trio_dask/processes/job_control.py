@@ -13,8 +13,6 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Protocol
 
-__all__ = ["handle_ctrl_z", "suspended_with_us"]
-
 
 class Suspendable(Protocol):
     """Processes that stop with this program. A signal handler calls both: they must neither wait nor take locks."""

@@ -26,7 +26,6 @@ try:
 except ImportError:  # not a POSIX system
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["GRACE_S", "StdinWatch", "arm_kill_pipe", "end_group", "open_parent", "release_stdin"]
 
 GRACE_S = 0.5
 PARENT_ENDED = "the parent process ended"

@@ -8,8 +8,6 @@ from contextlib import suppress
 
 from trio_dask.host_limits import repeated_bytes
 
-__all__ = ["children_of", "end_descendants", "is_runnable", "memory_used"]
-
 DEAD_OR_STOPPED = frozenset("ZXTt")
 # What the kernel could drop or write back at any time is not counted: values that are mapped from disk, code.
 COUNTED = frozenset(("RssAnon:", "RssShmem:", "VmSwap:"))

@@ -16,8 +16,6 @@ from typing import Protocol
 
 import trio
 
-__all__ = ["Process", "Start", "Starter", "start_by_exec", "wait_for_end"]
-
 BOOTSTRAP = str(Path(__file__).with_name("child_main.py"))
 
 

@@ -12,8 +12,6 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
-__all__ = ["DumpFilter", "RecordFormatter", "read_record", "spoken"]
-
 SEPARATOR = b"\x1e"
 MAX_TEXT = 8000
 TOO_LATE = 2**40

@@ -26,8 +26,6 @@ from typing import Protocol
 from trio_dask.processes.parent_watch import release_stdin
 from trio_dask.processes.procfs import children_of
 
-__all__ = ["Guard", "Guarded", "fork_under_guard"]
-
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGABRT)
 STOP_OR_CONTINUE = {signal.SIGTSTP: signal.SIGSTOP, signal.SIGCONT: signal.SIGCONT}
 """What the worker's process group gets when the guard, which goes on, gets these."""

@@ -19,8 +19,6 @@ from trio_dask.protocol.picklers import Buffer
 from trio_dask.protocol.raw_memory import copy_bytes, same_bytes, shared_memory
 from trio_dask.protocol.wire_constants import DIGEST_BYTES
 
-__all__ = ["LARGE_BYTES", "content_digest", "fixed_content", "sole_owner"]
-
 LARGE_BYTES: Final = 1 << 16
 """Content from this size on travels as a blob, and counts by its digest."""
 

@@ -7,8 +7,6 @@ from functools import lru_cache
 from types import CodeType
 from typing import Final, NamedTuple
 
-__all__ = ["CodeUse", "code_use"]
-
 _READS: Final = frozenset({"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"})
 _BINDS_GLOBAL: Final = frozenset({"STORE_GLOBAL", "DELETE_GLOBAL"})
 _BINDS_CELL: Final = frozenset({"STORE_DEREF", "DELETE_DEREF"})

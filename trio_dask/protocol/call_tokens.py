@@ -41,8 +41,6 @@ from trio_dask.protocol.picklers import (
 )
 from trio_dask.protocol.rebuilt_classes import MADE_BY_PYTHON, registered_with
 
-__all__ = ["ContentTokens", "canonical_token"]
-
 # How much longer than the ordinary pickle the one without a memo may get.
 _GROWTH = 8
 _ALLOWANCE_BYTES = 1 << 20

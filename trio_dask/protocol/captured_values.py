@@ -39,8 +39,6 @@ from trio_dask.protocol.pickled_enums import MADE_WITH_MEMBERS, aliases_of, memb
 from trio_dask.protocol.picklers import is_definition, travels_by_value
 from trio_dask.protocol.rebuilt_classes import MADE_BY_PYTHON
 
-__all__ = ["OF_THE_IMPORT", "CarriesState", "Watch", "is_immutable", "stands_alone"]
-
 
 class CarriesState(Exception):
     """A definition by value has captured something that can change in place, or can keep state from call to call."""

@@ -21,26 +21,6 @@ from trio_dask.protocol.frames import Kind
 from trio_dask.protocol.messages import TAGS, Message
 from trio_dask.protocol.wire_constants import MAX_CONTROL_FRAME, MAX_DEPTH, MAX_ITEMS
 
-__all__ = [
-    "DATA_PLANE",
-    "FROM_CLIENT",
-    "FROM_CONTROL",
-    "FROM_NANNY",
-    "FROM_WORKER",
-    "TO_CLIENT",
-    "TO_CONTROL",
-    "TO_NANNY",
-    "TO_WORKER",
-    "Allowed",
-    "OwnFrame",
-    "decode",
-    "encode",
-    "encode_rows",
-    "is_plain",
-    "join_rows",
-    "rows_header",
-]
-
 tag_of_type: Mapping[type[Any], int] = {kind: tag for tag, kind in TAGS.items()}
 
 # One packer for all: it is used by one call at a time, because it neither releases the GIL nor calls Python code.

@@ -13,17 +13,6 @@ from typing import NamedTuple
 from trio_dask.errors import ProtocolError
 from trio_dask.protocol.wire_constants import MAX_CONTROL_FRAME
 
-__all__ = [
-    "HEADER_SIZE",
-    "PING_FRAME",
-    "Frame",
-    "FrameDecoder",
-    "Kind",
-    "encode_frame",
-    "first_frame",
-    "frame_header",
-]
-
 _MAGIC = 0xDA
 _HEADER = Struct(">BBHI")
 HEADER_SIZE = _HEADER.size

@@ -20,20 +20,6 @@ from trio_dask.ids import Incarnation
 from trio_dask.protocol.codec import is_plain
 from trio_dask.protocol.wire_constants import MAX_DEPTH, PROTOCOL_VERSION
 
-__all__ = [
-    "MAX_HELLO",
-    "EnvelopeReader",
-    "Hello",
-    "Refusal",
-    "Role",
-    "Welcome",
-    "check_hello",
-    "decode_answer",
-    "decode_hello",
-    "encode_answer",
-    "encode_hello",
-]
-
 MAX_HELLO = 64 * 2**10
 """The longest hello or answer, and all that is read from a peer before it is accepted, in bytes."""
 

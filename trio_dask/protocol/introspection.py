@@ -6,8 +6,6 @@ from collections.abc import Callable
 from types import FunctionType
 from typing import Any, cast
 
-__all__ = ["attributes_of", "cells_of", "is_made_by_statement", "kind_of"]
-
 _HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE
 
 kind_of: Callable[[Any], type[Any]] = type

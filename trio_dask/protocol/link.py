@@ -22,8 +22,6 @@ from trio_dask.protocol.codec import Allowed, decode
 from trio_dask.protocol.frames import FrameDecoder, Kind
 from trio_dask.protocol.messages import Goodbye, Message
 
-__all__ = ["DEFAULT_LIMITS", "STEPS", "Event", "GiveUp", "Link", "LinkLimits", "Phase", "Ping"]
-
 
 class LinkLimits(NamedTuple):
     """The patience of one end of a connection, and how much it lets wait."""

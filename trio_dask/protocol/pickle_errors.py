@@ -15,8 +15,6 @@ from trio_dask.protocol.bytecode import code_use
 from trio_dask.protocol.introspection import kind_of
 from trio_dask.protocol.picklers import PICKLING_FAILURES, type_name
 
-__all__ = ["describe_culprit", "users_own"]
-
 MAX_DEPTH = 50
 REASON_CHARACTERS = 300
 

@@ -53,8 +53,6 @@ from trio_dask.protocol.raw_memory import own_copy
 from trio_dask.protocol.rebuilt_classes import load_twice
 from trio_dask.protocol.wire_constants import DIGEST_BYTES
 
-__all__ = ["PickledCall", "call_token", "can_pickle", "load_call", "pickle_arguments", "pickle_call"]
-
 _NUMBERS = frozenset({int, float, bool, type(None)})
 _ATOMS = _NUMBERS | {complex, str}
 _PLAIN = _ATOMS | {tuple, list, dict}

@@ -35,18 +35,6 @@ from trio_dask.protocol.picklers import (
 )
 from trio_dask.protocol.rebuilt_classes import fill_function, load_twice, make_function
 
-__all__ = [
-    "DefinitionPickler",
-    "PickledFunction",
-    "by_reference",
-    "by_value",
-    "class_blob",
-    "kept_definition",
-    "load_shared",
-    "short_name",
-    "token_of_definition",
-]
-
 _K = TypeVar("_K")
 _V = TypeVar("_V")
 

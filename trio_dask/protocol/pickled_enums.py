@@ -14,8 +14,6 @@ from typing import Any, NamedTuple
 
 from trio_dask.protocol.introspection import attributes_of, kind_of
 
-__all__ = ["FilledEnum", "fill_enum", "make_enum", "members_of", "reduce_enum", "told_of"]
-
 _OF_THE_METACLASS = frozenset({"__objclass__", "_inverted_", "_name_", "_sort_order_"})
 """Attributes of members."""
 _TABLES = frozenset(

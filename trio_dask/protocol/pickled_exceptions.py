@@ -22,8 +22,6 @@ from trio_dask.protocol.pickled_values import ByReferencePickler, SharingPickler
 from trio_dask.protocol.picklers import PICKLE_PROTOCOL, PICKLING_FAILURES, Chunks, type_name
 from trio_dask.protocol.tracebacks import Frame, collect_frames, format_frames, has_source, rebuild_traceback
 
-__all__ = ["describe_exception", "rebuild_exception"]
-
 MAX_EXCEPTIONS = 50
 MESSAGE_CHARACTERS = 10_000
 PICKLE_BYTES = 1 << 18

@@ -23,18 +23,6 @@ from weakref import ref
 from trio_dask.protocol.introspection import attributes_of, kind_of
 from trio_dask.protocol.wire_constants import DIGEST_BYTES
 
-__all__ = [
-    "PARTS_BY_TYPE",
-    "Parts",
-    "keep_named",
-    "make_named",
-    "name_of",
-    "parts_of_named",
-    "reduce_sentinel",
-    "renew_named",
-]
-
-
 _lock = threading.RLock()
 """A thread that loads a named object waits until it is complete."""
 MOST_HELD = 1 << 14

@@ -30,18 +30,6 @@ from trio_dask.protocol.picklers import (
     type_name,
 )
 
-__all__ = [
-    "ByReferencePickler",
-    "PickleFile",
-    "PickledValue",
-    "SharingPickler",
-    "copied_bytes",
-    "dump_value",
-    "load_value",
-    "pickle_value",
-    "stream_value",
-]
-
 IN_BAND_BYTES = 1 << 12
 """Smaller buffers are pickled in band: a frame would cost more."""
 

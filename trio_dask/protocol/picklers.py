@@ -42,21 +42,6 @@ if TYPE_CHECKING:
 else:
     from cloudpickle import Pickler as CloudPickler
 
-__all__ = [
-    "CACHED_FUNCTION",
-    "ORDINARY",
-    "PICKLE_PROTOCOL",
-    "PICKLING_FAILURES",
-    "Buffer",
-    "ByValuePickler",
-    "Chunks",
-    "KeyReference",
-    "is_definition",
-    "modules_by_value",
-    "names_what_only_we_have",
-    "travels_by_value",
-    "type_name",
-]
 
 PICKLE_PROTOCOL = 5
 

@@ -21,21 +21,6 @@ if sys.platform != "win32":
     import fcntl
     import resource
 
-__all__ = [
-    "CAN_SHARE",
-    "SharedPart",
-    "address_of",
-    "can_map",
-    "copy_bytes",
-    "has_private_maps",
-    "map_shared",
-    "own_copy",
-    "same_bytes",
-    "shared_file",
-    "shared_memory",
-    "shared_part",
-    "whole_of",
-]
 
 MAPPED_BYTES = 8 << 20
 """Buffers from this size on have a map of their own."""

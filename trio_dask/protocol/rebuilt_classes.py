@@ -21,20 +21,6 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from trio_dask.protocol.introspection import attributes_of
 
-__all__ = [
-    "MADE_BY_PYTHON",
-    "Origin",
-    "fill_function",
-    "keep_class",
-    "load_twice",
-    "make_class",
-    "make_function",
-    "origin_of",
-    "registered_with",
-    "renew_class",
-]
-
-
 _T = TypeVar("_T")
 
 

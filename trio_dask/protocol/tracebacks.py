@@ -15,8 +15,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
-__all__ = ["Frame", "collect_frames", "format_frames", "has_source", "rebuild_traceback"]
-
 MAX_FRAMES = 100
 SOURCE_CHARACTERS = 300
 

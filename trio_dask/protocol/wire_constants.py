@@ -4,18 +4,6 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = [
-    "DIGEST_BYTES",
-    "LONGEST_GRACE_S",
-    "MAX_CONTROL_FRAME",
-    "MAX_DEPTH",
-    "MAX_INVENTORY_BYTES",
-    "MAX_ITEMS",
-    "MAX_SECEDED",
-    "PRIORITY_BITS",
-    "PROTOCOL_VERSION",
-]
-
 PROTOCOL_VERSION: Final = 1
 """The version of everything that follows the hello; peers with different ones refuse each other."""
 

@@ -8,8 +8,6 @@ import trio
 
 from trio_dask.scheduler.core import SchedulerCore
 
-__all__ = ["overview"]
-
 
 async def overview(core: SchedulerCore) -> dict[str, Any]:
     """Its workers, how many tasks are in each state, and which task has been running for longest."""

@@ -12,8 +12,6 @@ from trio_dask.protocol.hello import Hello
 from trio_dask.scheduler.cluster_overview import overview
 from trio_dask.scheduler.core import SchedulerCore
 
-__all__ = ["scheduler_commands"]
-
 
 def scheduler_commands(
     core: SchedulerCore,

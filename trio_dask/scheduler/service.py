@@ -47,8 +47,6 @@ from trio_dask.scheduler.core import (
 from trio_dask.scheduler.rpc_handlers import scheduler_commands
 from trio_dask.scheduler_file import scheduler_file_text
 
-__all__ = ["run_scheduler"]
-
 log = logging.getLogger("trio_dask.scheduler")
 deaths = logging.getLogger("trio_dask.scheduler.deaths")
 

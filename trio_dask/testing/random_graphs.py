@@ -9,8 +9,6 @@ from dataclasses import dataclass
 
 from trio_dask.ids import Key
 
-__all__ = ["ALWAYS", "Job", "compute", "expected", "random_jobs", "renewable_jobs"]
-
 ALWAYS = 1_000_000
 """A task that fails this many times fails for good."""
 

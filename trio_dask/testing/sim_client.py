@@ -17,8 +17,6 @@ from trio_dask.testing.sim_network import Timeline
 from trio_dask.testing.sim_scheduler import SimScheduler
 from trio_dask.testing.sim_worker import SILENCE, Network
 
-__all__ = ["SimClient"]
-
 PATIENCE_S: Final = 1.0
 """How long a client that lost its link may be away."""
 

@@ -10,8 +10,6 @@ from typing import Final
 from trio_dask.protocol import codec
 from trio_dask.protocol.messages import Message
 
-__all__ = ["Link", "Pipe", "Timeline"]
-
 MAX_STEPS: Final = 200_000
 """More events than any healthy run has: beyond it the cores are chasing each other."""
 

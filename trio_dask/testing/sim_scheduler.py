@@ -14,8 +14,6 @@ from trio_dask.scheduler.core.state import InMemory, State
 from trio_dask.scheduler.core.worker_states import HERE
 from trio_dask.testing.sim_network import Link, Pipe, Timeline
 
-__all__ = ["SimScheduler", "state_of"]
-
 
 def state_of(core: SchedulerCore) -> State:
     """What a scheduler knows, for the oracle."""

@@ -20,8 +20,6 @@ from trio_dask.worker.core.effects import CancelFetch, EndSession, FetchId, Free
 from trio_dask.worker.core.invariants import check as check_worker
 from trio_dask.worker.core.worker import WorkerCore
 
-__all__ = ["SILENCE", "Network", "SimWorker"]
-
 SILENCE: Final = 0.02
 """How often a worker that is there does not answer in time."""
 

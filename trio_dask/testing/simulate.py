@@ -30,8 +30,6 @@ from trio_dask.testing.sim_scheduler import SimScheduler, state_of
 from trio_dask.testing.sim_worker import Network, SimWorker
 from trio_dask.worker.core.invariants import check_idle
 
-__all__ = ["Failure", "World", "main", "run_seed"]
-
 FUNCTION: Final[Content] = (b"f" * 16, b"function")
 TROUBLE_S: Final = 0.5
 """Virtual seconds during which faults happen."""

@@ -48,8 +48,6 @@ from trio_dask.worker.secede import Rejoined, Seceded
 from trio_dask.worker.spill_directory import check_base
 from trio_dask.worker.task_context import WorkerHandle
 
-__all__ = ["CoreDriver"]
-
 log = logging.getLogger("trio_dask.worker")
 
 LONG_RUN_S = 0.5

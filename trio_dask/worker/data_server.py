@@ -22,8 +22,6 @@ from trio_dask.worker.result_store import Frames, ResultStore
 from trio_dask.worker.task_context import WorkerHandle
 from trio_dask.worker.transfer_limit import TransferLimit
 
-__all__ = ["DataServer"]
-
 SMALL_BYTES = 64 * 2**10
 BIG_BYTES = 2**20
 MAX_SENDS = 16

@@ -7,8 +7,6 @@ import signal
 
 import trio
 
-__all__ = ["DrainRequest"]
-
 INTERRUPTED_S = 1.5
 """Ctrl-C ends a worker within two seconds, its goodbye included."""
 

@@ -7,8 +7,6 @@ from typing import Any, Final
 
 from trio_dask.protocol.pickling import describe_exception
 
-__all__ = ["describe_failure", "mention_trio", "sendable"]
-
 UNDER_TRIO: Final = (
     "`async def` functions run under Trio here, not under asyncio: await Trio's counterpart (`trio.sleep`, a nursery "
     "for `asyncio.gather`, `trio.fail_after` for `asyncio.wait_for`), or submit a plain `def` function that calls "

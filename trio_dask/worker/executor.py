@@ -29,8 +29,6 @@ from trio_dask.worker.running_table import RunningTable
 from trio_dask.worker.secede import Rejoined, Seceded, SecededTasks
 from trio_dask.worker.task_context import TaskContext, WorkerHandle, enter
 
-__all__ = ["Begun", "Declined", "Executor", "Failed", "Finished", "InputGone", "Outcome"]
-
 
 class Finished(NamedTuple):
     """A run returned this value."""

@@ -7,8 +7,6 @@ import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 
-__all__ = ["tuned_interpreter"]
-
 SWITCH_INTERVAL_S = 0.001
 GC_THRESHOLDS = (10_000, 20, 50)
 

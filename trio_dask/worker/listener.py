@@ -25,8 +25,6 @@ from trio_dask.config import DEFAULT_SCHEME, WorkerSettings
 from trio_dask.ids import new_incarnation
 from trio_dask.protocol.hello import Hello
 
-__all__ = ["Listener"]
-
 log = logging.getLogger("trio_dask.worker")
 
 

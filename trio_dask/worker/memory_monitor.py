@@ -39,8 +39,6 @@ from trio_dask.worker.spill_directory import SpillDirectory, remove_leftovers
 from trio_dask.worker.spill_files import SpillDisk
 from trio_dask.worker.transfer_limit import TransferLimit
 
-__all__ = ["MemoryMonitor", "WorkerCallbacks", "keep_nothing_unwatched"]
-
 log = logging.getLogger("trio_dask.worker")
 
 _T = TypeVar("_T")

@@ -16,8 +16,6 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import NamedTuple
 
-__all__ = ["Reservations"]
-
 
 class _Waiter(NamedTuple):
     nbytes: int

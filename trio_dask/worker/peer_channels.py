@@ -14,8 +14,6 @@ from trio_dask.ids import Key
 from trio_dask.protocol.messages import Absent, Fetch, Value
 from trio_dask.worker.result_store import Frames
 
-__all__ = ["PeerChannels"]
-
 Take = Callable[[Key, Frames | None], None]
 """Takes one answer: the frames of the value, or None if the peer does not have the key."""
 

@@ -12,8 +12,6 @@ from time import perf_counter
 from trio_dask.host_limits import repeated_bytes
 from trio_dask.protocol.raw_memory import has_private_maps
 
-__all__ = ["ProcessMemory", "collect_garbage", "keep_large_blocks_apart", "trim"]
-
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _LARGE_BLOCK_BYTES = 2**20
 _SPARE_BYTES = 4 * 2**20

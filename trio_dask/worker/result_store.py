@@ -34,8 +34,6 @@ from trio_dask.protocol.pickling import copied_bytes, dump_value, load_value
 from trio_dask.worker.memory_reservations import Reservations
 from trio_dask.worker.spill_files import SpillDisk, SpilledFile
 
-__all__ = ["Frames", "ResultStore", "Spilled"]
-
 Frames = Sequence[Buffer]
 """A pickle and its out-of-band buffers."""
 

@@ -13,8 +13,6 @@ from trio_dask.protocol.hello import Hello
 from trio_dask.worker.drain_request import DrainRequest
 from trio_dask.worker.task_context import WorkerHandle
 
-__all__ = ["worker_commands"]
-
 RESTART_DRAIN_S = 2.0
 
 

@@ -21,8 +21,6 @@ from typing import Final
 
 from trio_dask.ids import RunId
 
-__all__ = ["RunningTable"]
-
 CELL_BYTES: Final = 8
 SECEDED_CELLS: Final = 64
 """Cells for tasks that have seceded. A task beyond that number is not blamed for the death of the process."""

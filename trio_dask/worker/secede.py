@@ -21,8 +21,6 @@ from trio_dask.protocol.messages import Run
 from trio_dask.protocol.wire_constants import MAX_SECEDED
 from trio_dask.worker.task_context import TaskContext
 
-__all__ = ["Rejoined", "Seceded", "SecededTasks"]
-
 NO_SLOT: Final = -1
 """Handed to tasks that rejoin when the slots are closed."""
 

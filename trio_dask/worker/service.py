@@ -48,8 +48,6 @@ from trio_dask.worker.listener import Listener
 from trio_dask.worker.rpc_handlers import worker_commands
 from trio_dask.worker.task_context import WorkerHandle
 
-__all__ = ["run_worker"]
-
 log = logging.getLogger("trio_dask.worker")
 
 COMPLAINT_INTERVAL_S = 10.0

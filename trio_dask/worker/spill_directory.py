@@ -18,8 +18,6 @@ from pathlib import Path
 
 from trio_dask.errors import UnavailableError
 
-__all__ = ["SpillDirectory", "check_base", "remove_leftovers"]
-
 _NAME = re.compile(r"trio-dask-([0-9a-f]{12})-([0-9a-f]{12})-([0-9]+)-([0-9]+)-[^-]+")
 
 

@@ -25,8 +25,6 @@ from trio_dask.protocol.picklers import Buffer
 from trio_dask.protocol.pickling import stream_value
 from trio_dask.worker.spill_directory import SpillDirectory
 
-__all__ = ["SpillDisk", "SpilledFile"]
-
 ALIGNMENT = 64
 """Of the start of each frame: arrays keep the alignment that they have in memory."""
 

@@ -17,19 +17,6 @@ from trio_dask.ids import Key, given_name
 from trio_dask.parsing import counted
 from trio_dask.protocol.messages import Run
 
-__all__ = [
-    "TaskContext",
-    "WorkerHandle",
-    "check_cancelled",
-    "current_task",
-    "enter",
-    "get_worker",
-    "outside_of_slots",
-    "outside_of_slots_async",
-    "rejoin",
-    "secede",
-]
-
 
 class WorkerHandle:
     """The worker, as tasks (`get_worker()`) and functions called by `client.run` (`dask_worker=`) see it.

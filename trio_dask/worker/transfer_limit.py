@@ -8,8 +8,6 @@ from contextlib import asynccontextmanager
 
 import trio
 
-__all__ = ["TransferLimit"]
-
 
 class TransferLimit:
     """At most `count` transfers with at most `nbytes` together; a larger one is admitted alone.

@@ -43,8 +43,6 @@ from trio_dask.protocol.messages import (
     Stuck,
 )
 
-__all__ = ["ClientCore"]
-
 INLINE_BUDGET_BYTES: Final = 64 * 1024 * 1024
 BLOB_BUDGET_BYTES: Final = 256 * 1024 * 1024
 FETCH_TRIES: Final = 6

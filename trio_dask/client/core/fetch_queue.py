@@ -11,8 +11,6 @@ from typing import Final, NamedTuple
 
 from trio_dask.client.core.key_state import KeyState
 
-__all__ = ["FetchQueue", "FetchRequest"]
-
 REQUESTS: Final = 16
 REQUESTS_PER_WORKER: Final = 2
 REQUEST_KEYS: Final = 512

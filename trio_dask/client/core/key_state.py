@@ -18,8 +18,6 @@ from typing import Final, Literal, NamedTuple, TypeAlias
 from trio_dask.ids import Key
 from trio_dask.protocol.messages import Dropped, KeyFailed
 
-__all__ = ["TERMINAL", "Ended", "Frames", "KeyState", "Reader", "Status", "Waiter"]
-
 Status: TypeAlias = Literal["pending", "finished", "error", "cancelled", "lost"]
 
 TERMINAL: Final = frozenset[str](("cancelled", "lost"))

@@ -13,8 +13,6 @@ from typing import Any, Final, NamedTuple, TypeAlias, cast
 from trio_dask.ids import Digest, Key
 from trio_dask.protocol.messages import Blob, ForgetBlobs, Message, Release, Submit, Want
 
-__all__ = ["LOADED_BYTES", "NO_EXTRA", "Content", "Outbox", "Row"]
-
 LOADED_BYTES = 1 << 14
 """What each blob takes of the budget besides its content: a worker also keeps what it loaded from the blob."""
 

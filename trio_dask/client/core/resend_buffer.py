@@ -14,8 +14,6 @@ from typing import Final
 from trio_dask.errors import ProtocolError
 from trio_dask.protocol.messages import Message, Received
 
-__all__ = ["ResendBuffer"]
-
 ACK_EVERY: Final = 64
 """This many messages of the scheduler are acknowledged together."""
 

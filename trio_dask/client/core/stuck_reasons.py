@@ -9,8 +9,6 @@ from trio_dask.client.core.key_state import KeyState
 from trio_dask.ids import Key
 from trio_dask.protocol.messages import Stuck
 
-__all__ = ["StuckReasons"]
-
 MOST_REASONS: Final = 3
 
 

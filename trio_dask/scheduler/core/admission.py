@@ -23,8 +23,6 @@ from trio_dask.scheduler.core.state import Client, ClosePeer, Offer, State
 from trio_dask.scheduler.core.worker_membership import add_worker, refusal
 from trio_dask.scheduler.core.worker_states import Away
 
-__all__ = ["Admit", "CallAgain", "Outcome", "Refuse", "Resume", "begin_session", "greet"]
-
 
 class Admit(NamedTuple):
     """The peer has a new session."""

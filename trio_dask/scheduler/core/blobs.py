@@ -9,8 +9,6 @@ from trio_dask.ids import Digest
 from trio_dask.protocol.messages import Blob, ForgetBlobs
 from trio_dask.scheduler.core.state import Client, State, StoredBlob, Worker
 
-__all__ = ["complete_blob", "forget_blobs", "receive", "ship", "unreference"]
-
 MAX_BLOB_BYTES: Final = 16 << 30
 """A blob announces its size before it comes; a larger one is not believed."""
 

@@ -24,19 +24,6 @@ from trio_dask.scheduler.core.reconnect import ARRIVAL_S
 from trio_dask.scheduler.core.state import Client, ClientAway, State
 from trio_dask.scheduler.core.task_transitions import release_unneeded, unwant
 
-__all__ = [
-    "add_client",
-    "can_resume",
-    "confirm",
-    "connection_lost",
-    "end_expired",
-    "keep_sent",
-    "note_received",
-    "offer_return",
-    "remove_client",
-    "resume_client",
-]
-
 CONFIRM_WEIGHT: Final = 16
 """After this many messages a client is told that they were handled. A big one counts for several: it keeps them."""
 MAX_UNCONFIRMED: Final = 2**20

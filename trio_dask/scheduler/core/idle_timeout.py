@@ -7,8 +7,6 @@ from typing import Final
 from trio_dask.scheduler.core.state import State, Stop
 from trio_dask.scheduler.core.worker_transitions import absence_of
 
-__all__ = ["check_idle"]
-
 CHECKS: Final = 20
 """Number of checks within `idle_timeout_s`."""
 

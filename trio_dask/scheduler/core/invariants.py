@@ -18,8 +18,6 @@ from trio_dask.scheduler.core.state import (
 from trio_dask.scheduler.core.worker_states import GONE, HERE, Away, Retiring
 from trio_dask.scheduler.core.worker_transitions import absence_of
 
-__all__ = ["check", "check_empty"]
-
 
 def check(state: State) -> None:
     """Hold the whole state against its rules.

@@ -43,8 +43,6 @@ from trio_dask.scheduler.core.stuck_tasks import recheck_soon
 from trio_dask.scheduler.core.submission import submit
 from trio_dask.scheduler.core.worker_states import Away
 
-__all__ = ["FROM_CLIENT", "FROM_NANNY", "FROM_WORKER", "restart"]
-
 # ------------------------------------------------------------------------------------------------- from workers
 
 

@@ -11,7 +11,6 @@ from trio_dask.protocol.messages import Reply
 if TYPE_CHECKING:
     from trio_dask.scheduler.core.state import State, Worker
 
-__all__ = ["PendingRequest", "PendingRequests", "WorkerCount", "WorkersBack", "WorkersGone"]
 
 _NEVER: Final = float("inf")
 

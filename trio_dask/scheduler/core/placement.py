@@ -44,14 +44,6 @@ from trio_dask.scheduler.core.stuck_tasks import note_arrivals
 from trio_dask.scheduler.core.task_transitions import CHAIN_FAN_IN, CHAIN_FAN_OUT, addresses_of, move
 from trio_dask.scheduler.core.worker_states import HERE, Away
 
-__all__ = [
-    "assign",
-    "place",
-    "queue_for",
-    "register_eligible",
-    "update_duration",
-]
-
 UNKNOWN_S: Final = 0.5
 """Expected duration of a call of a function that has not run yet."""
 

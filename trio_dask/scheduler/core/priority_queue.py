@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from trio_dask.scheduler.core.state import Task
 
-__all__ = ["TaskQueue"]
 
 DROP_STALE_FROM: Final = 10_000
 """A shorter queue keeps its stale entries."""

@@ -11,8 +11,6 @@ from trio_dask.errors import ProtocolError
 from trio_dask.scheduler.core.state import InMemory, Processing, State, Task, Worker
 from trio_dask.scheduler.core.worker_states import Away
 
-__all__ = ["STATES", "answer", "overview"]
-
 
 def answer(state: State, what: str, arguments: tuple[str, ...]) -> Any:
     """The answer to a `Query`.

@@ -32,22 +32,6 @@ from trio_dask.scheduler.core.worker_membership import remove_worker
 from trio_dask.scheduler.core.worker_states import HERE, Away, Returning
 from trio_dask.scheduler.core.worker_transitions import absence_of, change_phase, leave_tables, unblock_tasks
 
-__all__ = [
-    "ARRIVAL_S",
-    "add_nanny",
-    "check_heartbeats",
-    "connection_lost",
-    "end_expired",
-    "find_resumable",
-    "nanny_heartbeat",
-    "offer_return",
-    "reconcile",
-    "remove_nanny",
-    "resume_worker",
-    "worker_exited",
-]
-
-
 REPORT_AFTER_S: Final = 1.0
 """The report of a worker's death comes before that, and says why; then its lost connection is no news."""
 

@@ -15,8 +15,6 @@ from trio_dask.parsing import MAX_NAME_LENGTH, MAX_THREADS
 from trio_dask.protocol.hello import Hello
 from trio_dask.scheduler.core.state import WorkerInfo
 
-__all__ = ["client_grace_s", "client_session", "nanny_process", "worker_info", "worker_session"]
-
 MAX_ADDRESS_LENGTH = 512
 MAX_RESOURCES = 1000
 MAX_METRICS = 100

@@ -19,17 +19,6 @@ from trio_dask.scheduler.core.state import InMemory, Processing, State, Task, Wo
 from trio_dask.scheduler.core.worker_states import HERE, Away, Dismissed, Retirement, Retiring, Returning
 from trio_dask.scheduler.core.worker_transitions import change_phase
 
-__all__ = [
-    "ATTEMPTS",
-    "begin_retiring",
-    "check_retirements",
-    "drain",
-    "forget_copies",
-    "not_acquired",
-    "retire",
-    "select",
-]
-
 PATIENT: Final = frozenset({"lifetime", "max-tasks"})
 """A worker retiring for one of these reasons waits until another can take its results, or they are released."""
 

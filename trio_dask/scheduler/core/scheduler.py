@@ -27,8 +27,6 @@ from trio_dask.scheduler.core.state import CoreSettings, State
 from trio_dask.scheduler.core.work_stealing import balance
 from trio_dask.scheduler.core.worker_states import Away
 
-__all__ = ["SchedulerCore"]
-
 _NEVER: Final = float("inf")
 _NAMELESS: Final = Incarnation("")
 

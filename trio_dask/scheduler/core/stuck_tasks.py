@@ -19,8 +19,6 @@ from trio_dask.ids import Key, PeerId
 from trio_dask.protocol.messages import Stuck
 from trio_dask.scheduler.core.state import Client, LogLine, Queue, State, StuckNews, Task, TaskOptions, Waiting
 
-__all__ = ["check_soon", "check_stuck", "has_become_stuck", "note_arrivals", "recheck_soon"]
-
 SOON_S: Final = 0.05
 """What comes together has come after this time."""
 

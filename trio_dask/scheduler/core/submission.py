@@ -16,8 +16,6 @@ from trio_dask.scheduler.core.state import DEFAULT_OPTIONS, RELEASED, Client, Fa
 from trio_dask.scheduler.core.stuck_tasks import recheck_soon
 from trio_dask.scheduler.core.task_transitions import activate, fail, notify_client, want
 
-__all__ = ["submit"]
-
 
 def submit(state: State, client: Client, message: Submit) -> None:
     """Add tasks, and start those that are needed.

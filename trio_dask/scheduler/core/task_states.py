@@ -16,19 +16,6 @@ from trio_dask.ids import Key, RunId
 if TYPE_CHECKING:
     from trio_dask.scheduler.core.state import Queue, Worker
 
-__all__ = [
-    "FORGOTTEN",
-    "RELEASED",
-    "Erred",
-    "Failure",
-    "InMemory",
-    "Phase",
-    "Processing",
-    "Queued",
-    "RetryHistory",
-    "Waiting",
-]
-
 
 class RetryHistory:
     """What few tasks have: troubles behind them."""

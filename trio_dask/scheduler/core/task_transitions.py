@@ -46,26 +46,6 @@ from trio_dask.scheduler.core.state import (
 )
 from trio_dask.scheduler.core.worker_states import HERE, Away
 
-__all__ = [
-    "TRANSITIONS",
-    "activate",
-    "addresses_of",
-    "end_run",
-    "fail",
-    "finish",
-    "input_ready",
-    "key_failed",
-    "move",
-    "notify_client",
-    "release_unneeded",
-    "remove_replica",
-    "requeue",
-    "retry_erred",
-    "store_scattered",
-    "unwant",
-    "want",
-]
-
 TRANSITIONS: Final[Mapping[tuple[str, str], str]] = MappingProxyType(
     {
         ("released", "waiting"): "it is needed",

@@ -14,8 +14,6 @@ from trio_dask.protocol.messages import ReturnRuns
 from trio_dask.scheduler.core.placement import assign
 from trio_dask.scheduler.core.state import InMemory, Processing, State, Task, Worker
 
-__all__ = ["balance"]
-
 WORTHWHILE_S: Final = 0.003
 """A queue with less work than this is left alone: moving it would take as long."""
 

@@ -11,8 +11,6 @@ from trio_dask.scheduler.core.worker_states import HERE
 if TYPE_CHECKING:
     from trio_dask.scheduler.core.state import CoreSettings, Worker
 
-__all__ = ["WorkerIndex"]
-
 
 class WorkerIndex:
     """Which workers are idle, have capacity, are overloaded, or have changed. Others read its sets, and never write."""

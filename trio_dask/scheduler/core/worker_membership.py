@@ -34,8 +34,6 @@ from trio_dask.scheduler.core.task_transitions import fail, notify_client, remov
 from trio_dask.scheduler.core.worker_states import GONE, HERE, Away
 from trio_dask.scheduler.core.worker_transitions import absence_of, change_phase, unblock_tasks
 
-__all__ = ["add_worker", "refusal", "remove_worker"]
-
 HEAVY_SHARE: Final = 1 / 32
 """Of its worker's memory limit: a result of at least this size may have been too much for it."""
 

@@ -16,19 +16,6 @@ from trio_dask.protocol.hello import Hello
 if TYPE_CHECKING:
     from trio_dask.scheduler.core.state import Task, Worker
 
-__all__ = [
-    "GONE",
-    "HERE",
-    "NEW",
-    "WORKER_TRANSITIONS",
-    "Absence",
-    "Away",
-    "Dismissed",
-    "Retirement",
-    "Retiring",
-    "Returning",
-    "WorkerPhase",
-]
 
 WORKER_TRANSITIONS: Final[Mapping[tuple[str, str], str]] = MappingProxyType(
     {

@@ -24,8 +24,6 @@ from trio_dask.scheduler.core.worker_states import (
     WorkerPhase,
 )
 
-__all__ = ["absence_of", "change_phase", "leave_tables", "set_capacity", "unblock_tasks"]
-
 
 def change_phase(state: State, worker: Worker, phase: WorkerPhase) -> None:
     """Take one step of the table. A step that is not in it is a bug of the scheduler."""

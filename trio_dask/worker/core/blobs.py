@@ -8,8 +8,6 @@ from trio_dask.errors import ProtocolError
 from trio_dask.ids import Digest, RunId
 from trio_dask.protocol.messages import Blob
 
-__all__ = ["BlobTable"]
-
 
 class _Partial:
     """A blob of which the first bytes have come; `is_whole` if the rest is there with them."""

@@ -8,19 +8,6 @@ from typing import NamedTuple, NewType
 from trio_dask.ids import Digest, Key
 from trio_dask.protocol.messages import FromWorker, Run
 
-__all__ = [
-    "CancelFetch",
-    "CancelRun",
-    "Effects",
-    "EndSession",
-    "FetchId",
-    "ForgetFunctions",
-    "FreeKeys",
-    "Request",
-    "StartFetch",
-    "Then",
-]
-
 FetchId = NewType("FetchId", int)
 """Names one attempt to fetch from one peer; minted by the core, counting up."""
 

@@ -14,8 +14,6 @@ from typing import NamedTuple
 from trio_dask.ids import Key
 from trio_dask.worker.core.effects import FetchId, StartFetch
 
-__all__ = ["ActiveFetch", "FetchLimits", "FetchPlan", "PendingKey", "UnfetchableKey"]
-
 
 class FetchLimits(NamedTuple):
     """How much is fetched at once. The peer that serves the values bounds the bytes, as it knows them."""

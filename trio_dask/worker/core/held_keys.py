@@ -7,8 +7,6 @@ from typing import NamedTuple
 
 from trio_dask.ids import Key, RunId
 
-__all__ = ["Held", "HeldKeys"]
-
 
 class Held(NamedTuple):
     """A value held here: its pickled size, the run that made it, if one did, and its type, if known."""

@@ -8,8 +8,6 @@ from trio_dask.ids import Key
 from trio_dask.worker.core.effects import FetchId
 from trio_dask.worker.core.worker import WorkerCore
 
-__all__ = ["check", "check_idle"]
-
 
 def check(core: WorkerCore) -> None:
     """Compare every table with every other.

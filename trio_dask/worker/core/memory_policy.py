@@ -16,22 +16,6 @@ from typing import Final, NamedTuple
 
 from trio_dask.config import WorkerSettings
 
-__all__ = [
-    "BUSY_INTERVAL_S",
-    "Action",
-    "Figures",
-    "GiveBack",
-    "MakeRoom",
-    "MemoryLimits",
-    "MemoryPolicy",
-    "Pause",
-    "PauseRule",
-    "RemoveFiles",
-    "Resume",
-    "RoomMade",
-    "Step",
-]
-
 BUSY_INTERVAL_S: Final = 0.1
 FIRST_IDLE_INTERVAL_S: Final = 0.5
 MAX_IDLE_INTERVAL_S: Final = 5.0

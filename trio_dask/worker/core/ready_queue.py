@@ -9,8 +9,6 @@ from trio_dask.ids import RunId
 from trio_dask.protocol.messages import Run
 from trio_dask.protocol.wire_constants import PRIORITY_BITS
 
-__all__ = ["ReadyQueue"]
-
 
 class ReadyQueue:
     """Ready runs by (rank, arrival).

@@ -16,8 +16,6 @@ from trio_dask.protocol.messages import FromWorker, Inventory, NotAcquired, Run,
 from trio_dask.protocol.wire_constants import MAX_INVENTORY_BYTES, MAX_ITEMS
 from trio_dask.worker.core.held_keys import Held
 
-__all__ = ["ResendOnReturn", "take_inventory"]
-
 MAX_REMEMBERED: Final = 1000
 MAX_REMEMBERED_BYTES: Final = 16 * 2**20
 

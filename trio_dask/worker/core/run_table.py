@@ -9,8 +9,6 @@ from trio_dask.ids import Key, RunId
 from trio_dask.protocol.messages import InputMissing, Run
 from trio_dask.worker.core.ready_queue import ReadyQueue
 
-__all__ = ["RunTable", "Waiting"]
-
 
 class Waiting(NamedTuple):
     """A run that lacks inputs."""

@@ -12,8 +12,6 @@ from typing import NamedTuple
 from trio_dask.ids import RunId
 from trio_dask.protocol.messages import Run
 
-__all__ = ["SlotStates", "StoppedRun"]
-
 
 class StoppedRun(NamedTuple):
     """A run that was stopped while a slot had it, and when the slot is due."""

@@ -8,8 +8,6 @@ from trio_dask.ids import Key
 from trio_dask.worker.core.effects import FetchId
 from trio_dask.worker.core.fetch_plan import FetchPlan, UnfetchableKey
 
-__all__ = ["WantedKeys"]
-
 
 class WantedKeys:
     """A key stays in the `plan` as long as it is `awaited` by runs, or is being acquired.

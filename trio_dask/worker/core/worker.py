@@ -55,8 +55,6 @@ from trio_dask.worker.core.run_table import RunTable
 from trio_dask.worker.core.slot_states import SlotStates
 from trio_dask.worker.core.wanted_keys import WantedKeys
 
-__all__ = ["WorkerCore"]
-
 
 class WorkerCore:
     """One worker's decisions, over all its sessions. `slots` is how many runs can execute at once.
