@@ -17,10 +17,9 @@ from trio_dask.comm.endpoint import Endpoint
 from trio_dask.comm.shared_blobs import probe
 from trio_dask.comm.transport import TRANSPORTS, ConnectionLost, PeerSilent, Transport
 from trio_dask.errors import NoScheduler, ProtocolError, RefusedError
-from trio_dask.protocol.codec import TO_CLIENT, TO_CONTROL, TO_NANNY, TO_WORKER, Allowed
-from trio_dask.protocol.hello import EnvelopeReader, Hello, Refusal, Role, Welcome, decode_answer, encode_hello
-
-_ALLOWED: dict[Role, Allowed] = {"client": TO_CLIENT, "worker": TO_WORKER, "nanny": TO_NANNY, "control": TO_CONTROL}
+from trio_dask.protocol.codec import TO_CALLER
+from trio_dask.protocol.hello import Hello, Refusal, Welcome
+from trio_dask.protocol.link import CallerOpening
 
 TRY_SHARE = 0.9
 """The share of the time left to find a scheduler that one try may take: its end says why there is none."""
@@ -39,14 +38,13 @@ async def connect(endpoint: Endpoint, hello: Hello, *, nursery: trio.Nursery, ti
     The transport may run tasks in `nursery` until the connection is closed. Raises `NoScheduler`, saying what is wrong
     there, and `RefusedError` with the scheduler's own words.
     """
-    allowed = _ALLOWED[hello.role]
     try:
         hello = hello._replace(memory=probe())
         transport, welcome, rest = await _call(endpoint, hello, nursery, timeout_s)
     except _CannotReachError as error:
         missing = "nothing to ask" if hello.role == "control" else "no scheduler"
         raise NoScheduler(f"{missing} at {endpoint}: {error}") from error.__cause__
-    return Connection(transport, welcome, allowed=allowed, limits=endpoint.limits, received=rest)
+    return Connection(transport, welcome, allowed=TO_CALLER[hello.role], limits=endpoint.limits, received=rest)
 
 
 @asynccontextmanager
@@ -98,17 +96,15 @@ async def _call(
 
 
 async def _greet(transport: Transport, hello: Hello) -> tuple[Welcome | Refusal, bytes]:
-    reader = EnvelopeReader()
+    opening = CallerOpening(hello)
     try:
-        await transport.send_all(encode_hello(hello))
-        while True:
-            data = await transport.receive_some()
-            if not data:
-                raise ConnectionLost("it closed the connection without an answer")
-            body = reader.feed(data)
-            if body is not None:
-                return decode_answer(body), reader.rest
-    except BaseException:
+        await transport.send_all(opening.to_send)
+        while data := await transport.receive_some():
+            answer = opening.receive(data)
+            if answer is not None:
+                return answer, opening.rest
+        raise ConnectionLost("it closed the connection without an answer")
+    except BaseException:  # no answer, whatever the reason
         transport.abort()
         raise
 

@@ -1,18 +1,18 @@
 """A connection: messages to and from one peer, in order, in batches.
 
-    send_nowait -> outbox -> flush_nowait -> one system call -> the peer           while the socket takes everything
-                                  `-> backlog -> the writer task -> the peer       once it does not
+    send_nowait -> outbox -> flush_nowait -> link -> one system call -> the peer       while the socket takes everything
+                                              `-> the writer task -> the peer          once it does not
 
 A handler of a batch appends its answers and flushes once; nothing else lies between a message and its system call.
-What the socket does not take waits in the backlog for the writer; what is flushed meanwhile gathers there and leaves as
-large frames. Only the writer continues a frame that was begun, and its scope ends only with the connection, whatever is
-cancelled around it: half a frame would wedge the stream silently.
+What the socket does not take waits for the writer; what is flushed meanwhile gathers and leaves as large frames. Only
+the writer continues a frame that was begun, and its scope ends only with the connection, whatever is cancelled around
+it: half a frame would wedge the stream silently.
 
 Where the transport allows it, other threads may send as well, which wakes no thread. A lock keeps frames whole; only
 the connection's own loop touches waiting tasks.
 
-This moves bytes. What they mean, what is due when, and how the connection ends is decided by `protocol.link.Link`; the
-watch task does what it says.
+This moves bytes. What they mean, what may be sent, what is due when, and how the connection ends is decided by
+`protocol.link.Link`.
 """
 
 from __future__ import annotations
@@ -28,12 +28,11 @@ import trio
 from trio_dask.comm.captured_error import CapturedError
 from trio_dask.comm.shared_blobs import SharedBlobs, can_map_memory_of
 from trio_dask.comm.transport import ConnectionLost, Transport
-from trio_dask.comm.write_buffer import Backlog
-from trio_dask.errors import ProtocolError, SerializationError
-from trio_dask.protocol.codec import Allowed, OwnFrame, Row, Share, encode_rows
-from trio_dask.protocol.frames import PING_FRAME, Kind
+from trio_dask.errors import ProtocolError
+from trio_dask.protocol.codec import Allowed, Share
+from trio_dask.protocol.frames import Kind
 from trio_dask.protocol.hello import Hello, Welcome
-from trio_dask.protocol.link import DEFAULT_LIMITS, GiveUp, Link, LinkLimits
+from trio_dask.protocol.link import DEFAULT_LIMITS, Link, LinkLimits
 from trio_dask.protocol.messages import Goodbye, Message
 
 
@@ -86,17 +85,15 @@ class Connection:
         self._thread = threading.get_ident()
         self._token = trio.lowlevel.current_trio_token()
         self._clock = trio.lowlevel.current_clock()
-        # Held while the outbox or the backlog changes, or a frame is begun. Reentrant, since beginning a frame may show
-        # that nothing can be sent any more.
+        # Held while the outbox or what waits in the link changes, or a frame is begun. Reentrant, since beginning a
+        # frame may show that nothing can be sent any more.
         self._sending = threading.RLock()
         self._outbox: list[Message] = []
-        self._backlog = Backlog()
         self._shared = SharedBlobs(allowed.who)
         self._share: Share | None = None  # until the peer says that it can map our memory
         self._can_map = can_map_memory_of(hello.memory)
-        self._stuck = trio.lowlevel.ParkingLot()  # where the writer waits for a backlog
+        self._stuck = trio.lowlevel.ParkingLot()  # where the writer waits for a frame that was not sent whole
         self._progress = trio.lowlevel.ParkingLot()  # where others wait for the backlog to shrink
-        self._can_send = True
 
         self._left: trio.Event | None = None
         """Set once this side has closed; there is one as soon as it begins to."""
@@ -171,21 +168,16 @@ class Connection:
             return
         with self._sending:
             outbox, self._outbox = self._outbox, []
-            if not self._can_send:
-                return
+            now = self._clock.current_time()
             try:
-                rows = encode_rows(outbox, self._share)
-            except SerializationError:
-                for message in outbox:
-                    with suppress(SerializationError):
-                        self._send_rows(encode_rows((message,), self._share))
-                raise
-            self._send_rows(rows)
+                self._link.send(outbox, now, self._share)
+            finally:
+                self._send_frames(now)
 
     @property
     def backlog_bytes(self) -> int:
         """How much was flushed but not yet taken by the socket."""
-        return self._backlog.size
+        return self._link.backlog_bytes
 
     async def wait_backlog(self, at_most: int = 0) -> None:
         """Wait until no more than `at_most` bytes of what was flushed wait here, or the peer is gone.
@@ -193,52 +185,44 @@ class Connection:
         For bulk senders, which would otherwise hold in memory what the network has not taken yet.
         """
         await trio.lowlevel.checkpoint()
-        while self._backlog.size > at_most:
+        while self._link.backlog_bytes > at_most:
             await self._progress.park()
 
-    def _send_rows(self, rows: list[Row]) -> None:
-        backlog = self._backlog
-        now = self._clock.current_time()
-        if backlog.size <= self.limits.max_backlog_bytes:
-            self._link.bearable_at = now
-        backlog.add(rows)
-        while not backlog.rest and (frame := backlog.take_frame()):
-            self._send_now(frame, now)
-
-    def _send_now(self, frame: bytes, now: float) -> None:
-        """Begin a frame; what the socket does not take is left to the writer."""
-        self._link.sent_at = now
-        try:
-            sent = self._transport.try_send(frame)
-        except (ConnectionLost, trio.ClosedResourceError):
-            self._stop_sending()
-            return
-        if sent < len(frame):
-            self._backlog.rest = memoryview(frame)[sent:]
-            self._in_loop(self._stuck.unpark)
+    def _send_frames(self, now: float) -> None:
+        """Send the frames that wait, under the lock; what the socket does not take is left to the writer."""
+        link = self._link
+        while frame := link.next_frame(now):
+            try:
+                sent = self._transport.try_send(frame)
+            except (ConnectionLost, trio.ClosedResourceError):
+                self._stop_sending()
+                return
+            if sent < len(frame):
+                link.unsent = memoryview(frame)[sent:]
+                self._in_loop(self._stuck.unpark)
 
     async def _write(self) -> None:
-        backlog = self._backlog
+        link = self._link
         while True:
-            if not backlog.rest:
+            if not link.unsent:
                 await self._stuck.park()
-            while rest := backlog.rest:
+            while rest := link.unsent:
                 try:
                     await self._transport.send_all(rest)
                 except (ConnectionLost, trio.ClosedResourceError):
                     self._stop_sending()
                     break
-                self._link.sent_at = trio.current_time()
                 with self._sending:
-                    backlog.rest = memoryview(frame) if (frame := backlog.take_frame()) else None
+                    link.sent_at = trio.current_time()
+                    link.unsent = None
+                    link.unsent = memoryview(frame) if (frame := link.next_frame(link.sent_at)) else None
                 self._progress.unpark_all()
 
     def _stop_sending(self) -> None:
         # What the peer sent before it went, perhaps a goodbye, can still be read: the loss is for `batches` to find.
         with self._sending:
-            self._can_send = False
             self._outbox.clear()
-            self._backlog.clear()
+            self._link.stop_sending()
         self._in_loop(self._progress.unpark_all)
 
     def _in_loop(self, function: Callable[[], object]) -> None:
@@ -313,9 +297,10 @@ class Connection:
         return [blob]
 
     def _send_mapped(self, token: bytes) -> None:
+        now = self._clock.current_time()
         with self._sending:
-            if self._can_send:
-                self._send_rows([OwnFrame(Kind.MAPPED, token)])
+            self._link.send_own(Kind.MAPPED, token, now)
+            self._send_frames(now)
 
     # ------------------------------------------------------------------------------------------------ life and death
 
@@ -328,10 +313,10 @@ class Connection:
             await self._left.wait()
             return
         self._left = trio.Event()
-        self._link.say_goodbye()
         try:
             with trio.move_on_after(self.limits.cleanup_s, shield=True) as scope:
-                self.send_nowait(Goodbye(reason), flush=True)
+                self.flush_nowait()
+                self._say_goodbye(reason)
                 await self.wait_backlog()
                 self._stop_sending()
                 with suppress(ConnectionLost, trio.ClosedResourceError):
@@ -342,6 +327,12 @@ class Connection:
             await self._transport.aclose()
         finally:
             self._left.set()
+
+    def _say_goodbye(self, reason: str) -> None:
+        now = self._clock.current_time()
+        with self._sending:
+            self._link.say_goodbye(reason, now)
+            self._send_frames(now)
 
     async def _wait_end(self) -> None:
         """Wait for the peer to close, as it does once it has read the goodbye, or to say goodbye as well.
@@ -362,7 +353,8 @@ class Connection:
 
     def abort(self, reason: str = "given up by this side") -> None:
         """Close at once: a loss for the peer, and for `batches` a `ConnectionLost` with this reason."""
-        self._link.give_up(reason)
+        with self._sending:
+            self._link.give_up(reason)
         self._stop_sending()
         self._transport.abort()
 
@@ -404,15 +396,12 @@ class Connection:
 
     async def _watch(self) -> None:
         """Do what is due: say that we are alive, or give the peer up."""
-        link = self._link
         while True:
-            await trio.sleep_until(link.next_deadline())
+            await trio.sleep_until(self._link.next_deadline())
             now = trio.current_time()
-            due = link.tick(now, has_input=self._transport.has_input, backlog_bytes=self._backlog.size)
-            if isinstance(due, GiveUp):
-                self.abort(due.reason)
-                return
-            if due is not None:
-                with self._sending:
-                    if self._can_send and not self._backlog.rest:
-                        self._send_now(PING_FRAME, now)
+            with self._sending:
+                reason = self._link.tick(now, has_input=self._transport.has_input)
+                if reason:
+                    self.abort(reason)
+                    return
+                self._send_frames(now)

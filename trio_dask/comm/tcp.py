@@ -17,7 +17,7 @@ import trio
 
 from trio_dask.comm.addresses import Address, resolvable
 from trio_dask.comm.endpoint import Endpoint
-from trio_dask.comm.transport import Bytes, ConnectionLost, Listener, TransportKind, register
+from trio_dask.comm.transport import Bytes, ConnectionLost, TransportKind, register
 
 SCHEME = "tcp"
 
@@ -209,10 +209,6 @@ def bind_tcp(endpoint: Endpoint, sock: socket.socket | None = None) -> list[TcpL
     return listeners
 
 
-def _listen(endpoint: Endpoint, sock: socket.socket | None) -> list[Listener]:
-    return [*bind_tcp(endpoint, sock)]
-
-
 async def connect_tcp(endpoint: Endpoint, nursery: trio.Nursery | None = None) -> TcpTransport:
     """Connect to whichever of the host's addresses answers first. It runs no tasks.
 
@@ -262,4 +258,4 @@ def _peer_of(sock: socket.socket) -> tuple[str, bool]:
         return f"{SCHEME}://(gone)", False
 
 
-register(TransportKind(SCHEME, connect_tcp, _listen))
+register(TransportKind(SCHEME, connect_tcp, bind_tcp))

@@ -7,7 +7,7 @@ that imports it. Only that file spells its scheme.
 from __future__ import annotations
 
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 import trio
@@ -125,7 +125,7 @@ class TransportKind(NamedTuple):
 
     scheme: str
     connect: Callable[[Endpoint, trio.Nursery], Awaitable[Transport]]
-    listen: Callable[[Endpoint, socket.socket | None], list[Listener]]
+    listen: Callable[[Endpoint, socket.socket | None], Sequence[Listener]]
     is_in_process: bool = False
     """Whether both ends are in one Trio run; an address then is a name and has no port."""
 

@@ -34,18 +34,18 @@ BLOB_ROW_BYTES = 512 * 2**10
 
 
 class OwnFrame:
-    """A message that has a frame to itself, and whose content still lies where it lay."""
+    """What has a frame to itself, and whose content still lies where it lay."""
 
-    __slots__ = ("kind", "parts", "size")
+    __slots__ = ("_size", "kind", "parts")
 
     def __init__(self, kind: Kind, *parts: bytes | memoryview) -> None:
         self.kind = kind
         self.parts = parts
-        self.size = sum(map(len, parts))
+        self._size = sum(map(len, parts))
 
     def __len__(self) -> int:
-        """Its size for the bounds on what waits to be sent, which no small frame reaches."""
-        return max(self.size, BLOB_ROW_BYTES)
+        """How long its payload is, and so how much memory it takes as long as it waits."""
+        return self._size
 
 
 Row = bytes | OwnFrame
@@ -65,7 +65,9 @@ def encode(batch: Iterable[Message]) -> bytes:
 
     Raises `SerializationError` when a field cannot be put on the wire, which only a bug on this side can cause.
     """
-    return join_rows(encode_rows(batch))
+    rows = encode_rows(batch)
+    parts = [b"".join(row.parts)[1:] if isinstance(row, OwnFrame) else row for row in rows]
+    return rows_header(len(rows)) + b"".join(parts)
 
 
 def encode_rows(batch: Iterable[Message], share: Share | None = None) -> list[Row]:
@@ -91,12 +93,6 @@ def encode_rows(batch: Iterable[Message], share: Share | None = None) -> list[Ro
         else:
             rows.append(row)
     return rows
-
-
-def join_rows(rows: list[Row]) -> bytes:
-    """The payload of one frame that carries these rows."""
-    parts = [b"".join(row.parts)[1:] if isinstance(row, OwnFrame) else row for row in rows]
-    return rows_header(len(rows)) + b"".join(parts)
 
 
 def rows_header(count: int) -> bytes:
@@ -128,7 +124,7 @@ def _within_limit(message: Message, row: bytes) -> bytes:
     return row
 
 
-_MAX_ROW = MAX_CONTROL_FRAME - 8  # less what `join_rows` puts before it
+_MAX_ROW = MAX_CONTROL_FRAME - 8  # less what `rows_header` puts before it
 
 
 # ------------------------------------------------------------------------------------------------------ decoding
@@ -324,4 +320,9 @@ FROM_NANNY = Allowed("a nanny", messages.FromNanny)
 TO_NANNY = Allowed("the scheduler", messages.ToNanny)
 FROM_CONTROL = Allowed("a program", messages.FromControl)
 TO_CONTROL = Allowed("the process that was asked", messages.ToControl)
+
+# By the role of the caller. Only the role `data` has none: after its hello come values.
+FROM_CALLER = {"client": FROM_CLIENT, "worker": FROM_WORKER, "nanny": FROM_NANNY, "control": FROM_CONTROL}
+TO_CALLER = {"client": TO_CLIENT, "worker": TO_WORKER, "nanny": TO_NANNY, "control": TO_CONTROL}
+
 DATA_PLANE = Allowed("a peer on the data plane", messages.OnDataPlane)
