@@ -20,7 +20,7 @@ _EXAMPLE = "write for example tcp://10.0.0.5:8786"
 
 
 class Address(NamedTuple):
-    """One place. An empty host means all interfaces, port 0 any free port; only listeners use these."""
+    """Where something listens. An empty host means all interfaces, port 0 any free port; only listeners use these."""
 
     scheme: str
     host: str
@@ -100,9 +100,9 @@ def choose_advertised_host(bound: str, towards: str = "", *, otherwise: str | No
 def advertised_hosts(bound: str, towards: str = "") -> list[str]:
     """The hosts to tell others for a listener that is bound to `bound`, best first; several if none is certain.
 
-    A listener on all interfaces tells the local address of the route to `towards`, a host that others can reach too, or
-    by default to the world; finding it sends nothing. Without such a route, others may reach any address of its
-    interfaces. On a machine without any network that is the loopback address.
+    For a listener on all interfaces that is the local end of the route to `towards`, a host that others can reach too,
+    or by default of the route to the world; finding it sends nothing. Without such a route, it is each address of its
+    interfaces. On a machine without any network it is the loopback address.
     """
     if not _is_wildcard(bound):
         return [bound]

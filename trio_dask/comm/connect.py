@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import cast
 
@@ -22,7 +22,7 @@ from trio_dask.protocol.hello import Hello, Refusal, Welcome
 from trio_dask.protocol.link import CallerOpening
 
 TRY_SHARE = 0.9
-"""The share of the time left to find a scheduler that one try may take: its end says why there is none."""
+"""One try may take this share of the time left to find a scheduler: when it ends in time, it says what is wrong."""
 
 SHORT_TRY_S = 1.0
 
@@ -75,7 +75,7 @@ async def connect_data(
 
 
 class _CannotReachError(Exception):
-    """In words."""
+    """Why a peer cannot be reached, in words."""
 
 
 async def _call(
@@ -125,8 +125,13 @@ def _reason(error: OSError | ProtocolError | trio.TooSlowError, timeout_s: float
             return _reason_of_system(error)
 
 
-def _reason_of_system(error: OSError | ProtocolError | trio.TooSlowError) -> str:
-    causes = list(_system_errors(error))
+def _reason_of_system(error: OSError) -> str:
+    # Trio puts what the system said about each address below the error that it raises.
+    below = error.__cause__
+    found = (
+        cast("ExceptionGroup[Exception]", below).exceptions if isinstance(below, ExceptionGroup) else (below or error,)
+    )
+    causes = [cause for cause in found if isinstance(cause, OSError)]
     numbers = {cause.errno for cause in causes}
     if errno.ECONNREFUSED in numbers or any(isinstance(cause, ConnectionRefusedError) for cause in causes):
         return "refused: nothing listens there"
@@ -135,14 +140,3 @@ def _reason_of_system(error: OSError | ProtocolError | trio.TooSlowError) -> str
     if numbers & {errno.EHOSTUNREACH, errno.ENETUNREACH}:
         return "there is no route to that host"
     return ", ".join(dict.fromkeys(cause.strerror or str(cause) for cause in causes)) or str(error)
-
-
-def _system_errors(error: BaseException | None) -> Iterator[OSError]:
-    """What the system said about each address that was tried; Trio puts it below the error that it raises."""
-    if isinstance(error, BaseExceptionGroup):
-        for part in cast("BaseExceptionGroup[BaseException]", error).exceptions:
-            yield from _system_errors(part)
-    elif error and error.__cause__:
-        yield from _system_errors(error.__cause__)
-    elif isinstance(error, OSError):
-        yield error

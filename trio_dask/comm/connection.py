@@ -37,7 +37,7 @@ from trio_dask.protocol.messages import Goodbye, Message
 
 
 class Batches:
-    """Iterates over what a peer sends. Unlike a generator, it need not be closed."""
+    """What a peer sends, batch by batch. Unlike a generator, it need not be closed."""
 
     __slots__ = ("_next",)
 
@@ -54,7 +54,7 @@ class Batches:
         return batch
 
     async def aclose(self) -> None:
-        """Does nothing; for callers that treat it as the generator that it looks like."""
+        """Does nothing; for callers that treat this as a generator."""
         await trio.lowlevel.checkpoint()
 
 
@@ -81,7 +81,6 @@ class Connection:
         self._allowed = allowed
         self._link = Link(transport.remote, allowed, limits, trio.current_time(), self._take_shared)
         self._received = received  # what came together with the hello
-
         self._thread = threading.get_ident()
         self._token = trio.lowlevel.current_trio_token()
         self._clock = trio.lowlevel.current_clock()
@@ -160,7 +159,7 @@ class Connection:
     def flush_nowait(self) -> None:
         """Send everything in the outbox, as far as the socket takes it; the writer sends the rest. Never blocks.
 
-        A peer that is gone is no error here: what is sent to it is dropped, and `batches` tells. Raises
+        A peer that is gone is no error here: messages to it are dropped, and `batches` raises. Raises
         `SerializationError` for messages that cannot be sent at all, after sending the others; only a bug on this side
         can cause that.
         """
@@ -281,7 +280,7 @@ class Connection:
         return []
 
     def _take_shared(self, kind: int, payload: memoryview) -> list[Message]:
-        """Of a blob that the peer shares: a piece, or that the peer has mapped it all."""
+        """A frame about shared blobs: a piece of one of the peer's, or that the peer has mapped all of one of ours."""
         if kind == Kind.MAPPED:
             with self._sending:
                 if payload:
@@ -337,8 +336,8 @@ class Connection:
     async def _wait_end(self) -> None:
         """Wait for the peer to close, as it does once it has read the goodbye, or to say goodbye as well.
 
-        Closing earlier could make the kernel reset the connection, for want of a reader for what is still under way,
-        and take the goodbye along.
+        Closing earlier could make the kernel reset the connection, because nobody reads what is still under way, and so
+        drop the goodbye.
         """
         if self._receiving:
             await self._ended.wait()

@@ -37,7 +37,7 @@ _POOLED_BYTES = 4 * 2**20
 
 
 class DataChannel:
-    """A connection for values. Whoever made it closes it, with `aclose` or `async with`.
+    """A connection for values. Its creator closes it, with `aclose` or `async with`.
 
     A `send` or `receive` that fails, by cancellation or otherwise, closes the channel: its position on the stream is
     unknown then.

@@ -27,7 +27,7 @@ class ConnectionLost(TrioDaskError, ConnectionError):
 
 
 class PeerSilent(ConnectionLost):
-    """It has not answered in time. It may be busy: whether it is lost is for those to say who watch it."""
+    """The peer has not answered in time. It may only be busy: whether it is lost is decided where it is watched."""
 
 
 class Transport(Protocol):

@@ -1,4 +1,4 @@
-"""`ws://`: found here, done in `websocket.py`, which is loaded at its first use: trio-websocket takes 40 ms to load."""
+"""Registers `ws://`. Its code, `websocket.py`, is loaded at the first use: trio-websocket takes 40 ms to load."""
 
 from __future__ import annotations
 

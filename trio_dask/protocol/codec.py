@@ -30,11 +30,11 @@ _pack = cast("Callable[[object], bytes]", msgpack.Packer().pack)
 # ------------------------------------------------------------------------------------------------------ encoding
 
 BLOB_ROW_BYTES = 512 * 2**10
-"""Pieces of blobs from this size on are not copied before they are sent: they would all be, as soon as one waits."""
+"""Pieces of blobs from this size on have a frame each; as rows of one, all would be copied as soon as one waits."""
 
 
 class OwnFrame:
-    """What has a frame to itself, and whose content still lies where it lay."""
+    """What has a frame to itself; its content is not copied before it is sent."""
 
     __slots__ = ("_size", "kind", "parts")
 
@@ -205,7 +205,7 @@ def _unpack(payload: bytes | bytearray | memoryview, allowed: Allowed) -> tuple[
 
 
 def _complain(rows: tuple[Any, ...], allowed: Allowed) -> NoReturn:
-    """Say which row is wrong and how. Only the way of errors comes here, so it may be slow."""
+    """Say which row is wrong and how. Only errors come here, so it may be slow."""
     for row in rows:
         if not _is_tuple(row) or not row or type(tag := row[0]) is not int:
             raise ProtocolError(f"{allowed.who} sent {_show(row)} in place of a row")
