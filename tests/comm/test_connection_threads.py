@@ -73,7 +73,7 @@ async def test_a_thread_that_sends_to_nobody_disturbs_nothing() -> None:
     async with client:
         far.abort()
         with trio.fail_after(20):
-            while client._link.can_send:
+            while client.link.can_send:
                 await in_thread(lambda: client.send_nowait(question(1), flush=True))
             await client.wait_backlog()
         with pytest.raises(ConnectionError):

@@ -20,7 +20,6 @@ from __future__ import annotations
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager, suppress
-from types import TracebackType
 from typing import Any
 
 import trio
@@ -53,10 +52,6 @@ class Batches:
             raise StopAsyncIteration
         return batch
 
-    async def aclose(self) -> None:
-        """Does nothing; for callers that treat this as a generator."""
-        await trio.lowlevel.checkpoint()
-
 
 class Connection:
     """Messages to and from one peer. Enter it (`async with`) before use: the block hosts its two tasks.
@@ -79,7 +74,8 @@ class Connection:
         self.limits = limits
         self._transport = transport
         self._allowed = allowed
-        self._link = Link(transport.remote, allowed, limits, trio.current_time(), self._take_shared)
+        self.link = Link(transport.remote, allowed, limits, trio.current_time(), self._take_shared)
+        """What is known of the connection; only its times are for others."""
         self._received = received  # what came together with the hello
         self._thread = threading.get_ident()
         self._token = trio.lowlevel.current_trio_token()
@@ -108,21 +104,7 @@ class Connection:
     @property
     def goodbye(self) -> Goodbye | None:
         """What the peer said when it left, if it did."""
-        return self._link.goodbye
-
-    @property
-    def heard_at(self) -> float:
-        """When the last byte was received from the peer, by Trio's clock."""
-        return self._link.heard_at
-
-    @property
-    def silence_s(self) -> float:
-        """How long the peer may be silent. May be set, for peers whose life is watched otherwise."""
-        return self._link.silence_s
-
-    @silence_s.setter
-    def silence_s(self, seconds: float) -> None:
-        self._link.silence_s = seconds
+        return self.link.goodbye
 
     @property
     def remote(self) -> str:
@@ -169,14 +151,14 @@ class Connection:
             outbox, self._outbox = self._outbox, []
             now = self._clock.current_time()
             try:
-                self._link.send(outbox, now, self._share)
+                self.link.send(outbox, now, self._share)
             finally:
                 self._send_frames(now)
 
     @property
     def backlog_bytes(self) -> int:
         """How much was flushed but not yet taken by the socket."""
-        return self._link.backlog_bytes
+        return self.link.backlog_bytes
 
     async def wait_backlog(self, at_most: int = 0) -> None:
         """Wait until no more than `at_most` bytes of what was flushed wait here, or the peer is gone.
@@ -184,12 +166,12 @@ class Connection:
         For bulk senders, which would otherwise hold in memory what the network has not taken yet.
         """
         await trio.lowlevel.checkpoint()
-        while self._link.backlog_bytes > at_most:
+        while self.link.backlog_bytes > at_most:
             await self._progress.park()
 
     def _send_frames(self, now: float) -> None:
         """Send the frames that wait, under the lock; what the socket does not take is left to the writer."""
-        link = self._link
+        link = self.link
         while frame := link.next_frame(now):
             try:
                 sent = self._transport.try_send(frame)
@@ -201,7 +183,7 @@ class Connection:
                 self._in_loop(self._stuck.unpark)
 
     async def _write(self) -> None:
-        link = self._link
+        link = self.link
         while True:
             if not link.unsent:
                 await self._stuck.park()
@@ -221,7 +203,7 @@ class Connection:
         # What the peer sent before it went, perhaps a goodbye, can still be read: the loss is for `batches` to find.
         with self._sending:
             self._outbox.clear()
-            self._link.stop_sending()
+            self.link.stop_sending()
         self._in_loop(self._progress.unpark_all)
 
     def _in_loop(self, function: Callable[[], object]) -> None:
@@ -246,7 +228,7 @@ class Connection:
         return [] if self._discarding else await self._read_batch()
 
     async def _read_batch(self) -> list[Message]:
-        link = self._link
+        link = self.link
         while link.goodbye is None:
             if self._received:
                 data, self._received = self._received, b""
@@ -298,7 +280,7 @@ class Connection:
     def _send_mapped(self, token: bytes) -> None:
         now = self._clock.current_time()
         with self._sending:
-            self._link.send_own(Kind.MAPPED, token, now)
+            self.link.send_own(Kind.MAPPED, token, now)
             self._send_frames(now)
 
     # ------------------------------------------------------------------------------------------------ life and death
@@ -315,7 +297,9 @@ class Connection:
         try:
             with trio.move_on_after(self.limits.cleanup_s, shield=True) as scope:
                 self.flush_nowait()
-                self._say_goodbye(reason)
+                with self._sending:
+                    self.link.say_goodbye(reason, now := self._clock.current_time())
+                    self._send_frames(now)
                 await self.wait_backlog()
                 self._stop_sending()
                 with suppress(ConnectionLost, trio.ClosedResourceError):
@@ -326,12 +310,6 @@ class Connection:
             await self._transport.aclose()
         finally:
             self._left.set()
-
-    def _say_goodbye(self, reason: str) -> None:
-        now = self._clock.current_time()
-        with self._sending:
-            self._link.say_goodbye(reason, now)
-            self._send_frames(now)
 
     async def _wait_end(self) -> None:
         """Wait for the peer to close, as it does once it has read the goodbye, or to say goodbye as well.
@@ -353,17 +331,15 @@ class Connection:
     def abort(self, reason: str = "given up by this side") -> None:
         """Close at once: a loss for the peer, and for `batches` a `ConnectionLost` with this reason."""
         with self._sending:
-            self._link.give_up(reason)
+            self.link.give_up(reason)
         self._stop_sending()
         self._transport.abort()
 
     def __aenter__(self) -> Coroutine[Any, Any, Connection]:
         return self._block.__aenter__()
 
-    def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> Coroutine[Any, Any, bool | None]:
-        return self._block.__aexit__(kind, error, traceback)
+    def __aexit__(self, *error: Any) -> Coroutine[Any, Any, bool | None]:
+        return self._block.__aexit__(*error)
 
     @asynccontextmanager
     async def _host_tasks(self) -> AsyncGenerator[Connection]:
@@ -396,10 +372,10 @@ class Connection:
     async def _watch(self) -> None:
         """Do what is due: say that we are alive, or give the peer up."""
         while True:
-            await trio.sleep_until(self._link.next_deadline())
+            await trio.sleep_until(self.link.next_deadline())
             now = trio.current_time()
             with self._sending:
-                reason = self._link.tick(now, has_input=self._transport.has_input)
+                reason = self.link.tick(now, has_input=self._transport.has_input)
                 if reason:
                     self.abort(reason)
                     return

@@ -7,12 +7,13 @@ one line in the log.
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import socket
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import trio
 
@@ -22,6 +23,7 @@ from trio_dask.comm.data_channel import DataChannel
 from trio_dask.comm.endpoint import Endpoint
 from trio_dask.comm.shared_blobs import probe
 from trio_dask.comm.transport import TRANSPORTS, ConnectionLost, Listener, Transport, first_error
+from trio_dask.config import DEFAULT_SCHEME
 from trio_dask.errors import ProtocolError
 from trio_dask.protocol.codec import FROM_CALLER
 from trio_dask.protocol.hello import Hello, Refusal, Welcome
@@ -30,6 +32,8 @@ from trio_dask.protocol.link import LinkLimits, ListenerOpening
 _MAX_UNAUTHENTICATED = 256
 _BACK_OFF_S = 0.2
 _COMPLAINT_INTERVAL_S = 10.0
+
+_T = TypeVar("_T")
 
 _log = logging.getLogger("trio_dask.comm")
 
@@ -74,6 +78,23 @@ async def serve(
     finally:
         for listener in listeners:
             listener.close()
+
+
+async def listen_in_range(host: str, ports: tuple[int, int], listen: Callable[[Address], Awaitable[_T]]) -> _T:
+    """What `listen` returns for the first port of the range, in order, that is free.
+
+    Raises:
+      OSError: all of them are in use, or it cannot listen for another reason.
+    """
+    first, last = ports
+    for port in range(first, last + 1):
+        try:
+            return await listen(Address(DEFAULT_SCHEME, host, port))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or first == last:
+                raise
+    place = f"{DEFAULT_SCHEME}://{host or '0.0.0.0'}"
+    raise OSError(errno.EADDRINUSE, f"cannot listen at {place}: all ports from {first} to {last} are in use")
 
 
 async def _accept(listener: Listener, handshake: _Handshake, nursery: trio.Nursery) -> None:
@@ -123,9 +144,15 @@ class _Handshake(NamedTuple):
 
     async def _greet(self, transport: Transport, opening: ListenerOpening) -> Hello | None:
         """The hello of a peer that is welcome; None after a refusal."""
+        buffer = memoryview(bytearray(4096))
         try:
             with trio.CancelScope(deadline=opening.next_deadline()):
-                answer = await _read_hello(transport, opening)
+                answer = None
+                while answer is None:
+                    count = await transport.receive_into(buffer[: opening.room])
+                    if not count:
+                        raise ConnectionLost("it was closed before a hello came")
+                    answer = opening.receive(bytes(buffer[:count]))
                 await transport.send_all(opening.to_send)
                 if isinstance(answer, Welcome):
                     return opening.hello
@@ -155,14 +182,3 @@ class _Handshake(NamedTuple):
                 transport, hello, allowed=FROM_CALLER[hello.role], limits=self.limits, received=rest
             ) as connection:
                 await self.handler(connection)
-
-
-async def _read_hello(transport: Transport, opening: ListenerOpening) -> Welcome | Refusal:
-    buffer = memoryview(bytearray(4096))
-    while True:
-        count = await transport.receive_into(buffer[: opening.room])
-        if not count:
-            raise ConnectionLost("it was closed before a hello came")
-        answer = opening.receive(bytes(buffer[:count]))
-        if answer is not None:
-            return answer

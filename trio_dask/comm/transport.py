@@ -139,9 +139,8 @@ def register(kind: TransportKind) -> None:
     TRANSPORTS[kind.scheme] = kind
 
 
-def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
+def first_error(error: BaseException) -> BaseException:
     """The first exception in a group, or in the groups in it, of a nursery that ends with the first one anyway."""
-    error = group.exceptions[0]
-    if isinstance(error, BaseExceptionGroup):
-        return first_error(cast("BaseExceptionGroup[BaseException]", error))
+    while isinstance(error, BaseExceptionGroup):
+        error = cast("BaseExceptionGroup[BaseException]", error).exceptions[0]
     return error

@@ -11,8 +11,8 @@ A message has no meaning here. A send that is cut short closes the connection, s
 from __future__ import annotations
 
 import socket
-from collections.abc import Awaitable, Callable
-from typing import cast
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, cast
 
 import trio
 from trio_websocket import (
@@ -31,8 +31,12 @@ from trio_dask.errors import ProtocolError
 MESSAGE_BYTES = 64 * 2**10
 """The largest message: we send no larger one, and a peer that does is refused."""
 
-QUEUED_MESSAGES = 0
-"""trio-websocket hands each message to a receive that waits; so when it reads on, none is left."""
+_OPTIONS: Mapping[str, Any] = {
+    # trio-websocket hands each message to a receive that waits; so when it reads on, none is left.
+    "message_queue_size": 0,
+    "max_message_size": MESSAGE_BYTES,
+    "receive_buffer_size": None,
+}
 
 CLOSE_S = 1.0
 """How long a close may wait until the network takes the last frame."""
@@ -302,8 +306,7 @@ def _end(closed: ConnectionClosed) -> Exception:
 
 def _failure(error: Exception) -> ProtocolError:
     """What the reader raised, in words."""
-    group = isinstance(error, ExceptionGroup)
-    cause = first_error(cast("ExceptionGroup[Exception]", error)) if group else error
+    cause = first_error(error)
     if isinstance(cause, ConnectionRejected):
         return ProtocolError(f"not a websocket peer: it answered with the HTTP status {cause.status_code}")
     return ProtocolError(f"not a websocket peer: {cause!r}")
@@ -329,29 +332,15 @@ class WebSocketListener:
 
 async def agree_as_server(nursery: trio.Nursery, stream: trio.abc.Stream) -> WebSocketConnection:
     """Accept whatever path is asked for: proxies have their own."""
-    request = await wrap_server_stream(
-        nursery,
-        stream,
-        message_queue_size=QUEUED_MESSAGES,
-        max_message_size=MESSAGE_BYTES,
-        receive_buffer_size=None,
-    )
-    return await request.accept()
+    return await (await wrap_server_stream(nursery, stream, **_OPTIONS)).accept()
 
 
 def agree_as_client(host: str) -> Agree:
     """Ask that host for a websocket."""
 
     async def agree(nursery: trio.Nursery, stream: trio.abc.Stream) -> WebSocketConnection:
-        return await wrap_client_stream(
-            nursery,
-            cast("trio.SocketStream", stream),  # it uses nothing but what all streams have
-            host,
-            "/",
-            message_queue_size=QUEUED_MESSAGES,
-            max_message_size=MESSAGE_BYTES,
-            receive_buffer_size=None,
-        )
+        # It uses nothing of a socket's stream but what all streams have.
+        return await wrap_client_stream(nursery, cast("trio.SocketStream", stream), host, "/", **_OPTIONS)
 
     return agree
 
