@@ -15,7 +15,7 @@ from enum import Enum
 from functools import lru_cache
 from itertools import islice
 from types import CodeType, FunctionType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 from trio_dask.protocol.bytecode import code_use
 from trio_dask.protocol.captured_values import is_immutable, stands_alone
@@ -81,7 +81,7 @@ def _steps(code: CodeType) -> tuple[_Step, ...]:
     for found in dis.get_instructions(code):
         if found.opname not in _STRAIGHT_ON:
             value: Any = found.argval
-            names: tuple[str, ...] = value if type(value) is tuple else (value,)
+            names = cast("tuple[str, ...]", value if type(value) is tuple else (value,))
             effect = dis.stack_effect(found.opcode, found.arg, jump=False)
             place = found.offset, found.is_jump_target
             steps.append(_Step(found.opname, value, names, found.arg or 0, found.argrepr, *place, effect))
