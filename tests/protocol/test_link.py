@@ -210,7 +210,8 @@ def test_what_has_a_frame_to_itself_stays_in_order_and_alone(totals: list[int]) 
     """A blob of an odd number is shared, one of 2 is large; the others share frames of records."""
     link = new_link()
     blobs = [Blob(b"", total, bytes(BLOB_ROW_BYTES if total == 2 else 3)) for total in totals]
-    link.send(blobs, 0.0, share_small)
+    link.share_blobs(share_small)
+    link.send(blobs, 0.0)
     received: list[int] = []
     for data in frames(link):
         [(kind, payload)] = FrameDecoder().feed(data)
@@ -227,7 +228,8 @@ def test_what_has_a_frame_to_itself_stays_in_order_and_alone(totals: list[int]) 
 def test_a_small_frame_of_its_own_counts_for_what_it_takes() -> None:
     """Where a blob is shared, this side keeps no copy of it for the network: thousands of them are no backlog."""
     link = new_link()
-    link.send([Blob(b"", 1, bytes(1000))] * 100, 0.0, share_small)
+    link.share_blobs(share_small)
+    link.send([Blob(b"", 1, bytes(1000))] * 100, 0.0)
     assert link.backlog_bytes == 100 * len(b"place")
     link.send([Blob(b"", 2, bytes(BLOB_ROW_BYTES))], 0.0)
     assert BLOB_ROW_BYTES < link.backlog_bytes - 100 * len(b"place") < BLOB_ROW_BYTES + 100

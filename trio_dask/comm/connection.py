@@ -28,7 +28,7 @@ from trio_dask.comm.captured_error import CapturedError
 from trio_dask.comm.shared_blobs import SharedBlobs, can_map_memory_of
 from trio_dask.comm.transport import ConnectionLost, Transport
 from trio_dask.errors import ProtocolError
-from trio_dask.protocol.codec import Allowed, Share
+from trio_dask.protocol.codec import Allowed
 from trio_dask.protocol.frames import Kind
 from trio_dask.protocol.hello import Hello, Welcome
 from trio_dask.protocol.link import DEFAULT_LIMITS, Link, LinkLimits
@@ -85,7 +85,6 @@ class Connection:
         self._sending = threading.RLock()
         self._outbox: list[Message] = []
         self._shared = SharedBlobs(allowed.who)
-        self._share: Share | None = None  # until the peer says that it can map our memory
         self._can_map = can_map_memory_of(hello.memory)
         self._stuck = trio.lowlevel.ParkingLot()  # where the writer waits for a frame that was not sent whole
         self._progress = trio.lowlevel.ParkingLot()  # where others wait for the backlog to shrink
@@ -151,7 +150,7 @@ class Connection:
             outbox, self._outbox = self._outbox, []
             now = self._clock.current_time()
             try:
-                self.link.send(outbox, now, self._share)
+                self.link.send(outbox, now)
             finally:
                 self._send_frames(now)
 
@@ -268,7 +267,7 @@ class Connection:
                 if payload:
                     self._shared.release(payload)
                 else:
-                    self._share = self._shared.offer
+                    self.link.share_blobs(self._shared.offer)
             return []
         if not self._can_map:
             raise ProtocolError(f"{self._allowed.who} shares memory, which was not agreed on")

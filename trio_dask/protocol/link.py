@@ -37,7 +37,7 @@ from trio_dask.protocol.hello import (
     encode_answer,
     encode_hello,
 )
-from trio_dask.protocol.messages import Goodbye, Message
+from trio_dask.protocol.messages import Blob, Goodbye, Message
 
 
 class LinkLimits(NamedTuple):
@@ -205,12 +205,24 @@ class Link:
         """What is still to be sent of a frame that was begun; whoever sends sets it. Until then no other may begin."""
         self._rows: list[Row] = []
         self._rows_size = 0
-        self._has_own_frame = False  # one of the rows may be an `OwnFrame`
+        self._has_own_frame = False  # one of the rows may be an `OwnFrame` that is smaller than a frame of records
+        self._share: Share | None = None
         self._bearable_at = now  # when no more waited here than may
 
     # ------------------------------------------------------------------------------------------------------ sending
 
-    def send(self, batch: Sequence[Message], now: float, share: Share | None = None) -> None:
+    def share_blobs(self, share: Share) -> None:
+        """From now on, of each blob that `share` can place, send the place instead."""
+
+        def share_and_note(blob: Blob) -> bytes | None:
+            payload = share(blob)
+            if payload:
+                self._has_own_frame = True
+            return payload
+
+        self._share = share_and_note
+
+    def send(self, batch: Sequence[Message], now: float) -> None:
         """Put messages behind those that wait, for `next_frame`; they are dropped when nothing can be sent any more.
 
         Raises `SerializationError` for messages that cannot be sent at all; the others wait as they should.
@@ -218,17 +230,18 @@ class Link:
         if not self.can_send:
             return
         try:
-            rows = encode_rows(batch, share)
+            rows = encode_rows(batch, self._share)
         except SerializationError:
             for message in batch:
                 with suppress(SerializationError):
-                    self._add(encode_rows((message,), share), now)
+                    self._add(encode_rows((message,), self._share), now)
             raise
         self._add(rows, now)
 
     def send_own(self, kind: Kind, payload: bytes, now: float) -> None:
         """The same for a frame that holds no messages."""
         if self.can_send:
+            self._has_own_frame = True
             self._add([OwnFrame(kind, payload)], now)
 
     def _add(self, rows: list[Row], now: float) -> None:
@@ -236,7 +249,6 @@ class Link:
             self._bearable_at = now
         self._rows += rows
         self._rows_size += sum(map(len, rows))
-        self._has_own_frame = self._has_own_frame or OwnFrame in map(type, rows)
 
     @property
     def backlog_bytes(self) -> int:
