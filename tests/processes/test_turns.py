@@ -21,6 +21,9 @@ class Count:
     def bump(self, x): type(self).made += x
     @classmethod
     def all(cls, x): cls.made += x
+class Plain:
+    made = 0
+    seen = []
 class Scale:
     names = ["a", "b"]
     def scaled(self, x):
@@ -56,9 +59,14 @@ def given(cls, x):
     return cls.made
 
 def read(x):
-    before = Count.made, len(Count.seen)
+    before = Plain.made, len(Plain.seen)
     time.sleep(0.005)
-    return before, (Count.made, len(Count.seen))
+    return before, (Plain.made, len(Plain.seen))
+
+def change(x):
+    Plain.made += x
+    Plain.seen.append(x)
+    return Plain.made
 
 def meet():
     get_worker().state.setdefault("barrier", threading.Barrier(4)).wait(20)
@@ -104,14 +112,14 @@ def test_each_sees_its_own_changes_of_a_class_and_no_others(name: str, client: C
 
 
 def test_a_class_that_is_an_argument_is_its_own_for_each(client: Client, script: dict[str, Any]) -> None:
-    futures = [client.submit(script["given"], script["Count"], x, pure=False) for x in range(1, 21)]
+    futures = [client.submit(script["given"], script["Plain"], x, pure=False) for x in range(1, 21)]
     assert client.gather(futures) == [2 * x for x in range(1, 21)]
 
 
 def test_tasks_that_only_read_see_nothing_of_those_that_change(client: Client, script: dict[str, Any]) -> None:
     changing, reading = [], []
     for x in range(1, 21):
-        changing.append(client.submit(script["twice"], script["appended"], x, pure=False))
+        changing.append(client.submit(script["twice"], script["change"], x, pure=False))
         reading.append(client.submit(script["read"], x, pure=False))
     assert client.gather(reading) == [((0, 0), (0, 0))] * 20
     assert client.gather(changing) == [2 * x for x in range(1, 21)]

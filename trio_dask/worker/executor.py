@@ -339,6 +339,7 @@ class Executor:
         """
         run = context.run
         self._slots[number] = context
+        context.has_memory = True
         enter(context)
         turn: Turn | None = None
         try:
@@ -383,11 +384,11 @@ class Executor:
         return Finished(run, value, pickled.nbytes, type_name, pickled.inline, duration_s, pickled.copied_bytes)
 
     def _with_definitions(self) -> list[TaskContext]:
-        """The tasks in the slots that have begun, and may use classes and functions by value."""
+        """The tasks in the slots that do not wait for memory, and may use classes and functions by value."""
         return [
             context
             for context in self._slots
-            if context is not None and context.started_at != inf and self._may_use_definitions(context.run)
+            if context is not None and context.has_memory and self._may_use_definitions(context.run)
         ]
 
     def _may_use_definitions(self, run: Run) -> bool:
