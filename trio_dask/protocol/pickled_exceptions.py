@@ -164,7 +164,8 @@ class _Describer:
 
     def node(self, number: int, exc: BaseException) -> _Node:
         message = _message(exc)
-        members: list[Any] = _attempt(lambda: list(exc.exceptions) if isinstance(exc, BaseExceptionGroup) else [], [])
+        is_group = issubclass(type(exc), BaseExceptionGroup)
+        members: list[Any] = _attempt(lambda: list(cast("Any", exc).exceptions), []) if is_group else []
         numbers = map(self.number_of, members)
         return _Node(
             pickled=_attempt(lambda: self.pickled(exc, message), None),

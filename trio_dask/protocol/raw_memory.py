@@ -14,7 +14,7 @@ import os
 import resource
 import sys
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple, cast
 from weakref import WeakSet
@@ -108,7 +108,7 @@ _shared_maps: WeakSet[_SharedMap] = WeakSet()
 
 
 @contextmanager
-def _closed_on_error(fd: int) -> Iterator[None]:
+def _closed_on_error(fd: int) -> Generator[None]:
     try:
         yield
     except BaseException:  # also Ctrl-C: nobody else knows the descriptor; it goes on
