@@ -18,7 +18,8 @@ from trio_dask.deploy import child_services
 from trio_dask.deploy.program_runner import Stopper
 from trio_dask.deploy.worker_program import remove_scratch
 from trio_dask.errors import TrioDaskError
-from trio_dask.nanny.service import Nanny, Stop
+from trio_dask.nanny.service import Nanny
+from trio_dask.nanny.worker_process import Stop
 from trio_dask.owned_files import keep_file
 from trio_dask.processes.child_context import ChildLog
 from trio_dask.processes.job_control import suspended_with_us
