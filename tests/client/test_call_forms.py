@@ -16,6 +16,7 @@ from trio_dask import AsyncClient, AsyncFuture, Client, Future, LocalCluster, op
 from trio_dask.client.call_forms import CallForms, Done, Waiting, awaitable, blocking
 from trio_dask.client.rpc import AsyncRpc, Rpc
 from trio_dask.client.wait import wait as definition_of_wait
+from trio_dask.deploy.cluster_sizing import plan
 from trio_dask.deploy.local_cluster import AsyncLocalCluster
 from trio_dask.protocol import messages as m
 
@@ -93,8 +94,10 @@ def test_what_is_no_method_of_both_is_described_alike() -> None:
         for form in (trio_dask.wait, AsyncClient.wait)
     )
     assert names == more
-    ours, theirs = (inspect.signature(one).parameters for one in (LocalCluster, open_local_cluster))
-    assert list(ours.values())[:-1] == list(theirs.values())  # the last takes what is distributed's
+    ours, theirs, plans = (inspect.signature(one).parameters for one in (LocalCluster, open_local_cluster, plan))
+    assert list(ours.values())[:-1] == list(theirs.values()) == list(plans.values())
+    assert list(ours) == [*plans, "foreign"], "what distributed has besides is taken"
+    assert inspect.getdoc(LocalCluster.__init__) == inspect.getdoc(open_local_cluster) == inspect.getdoc(plan)
 
 
 def test_no_docstring_stands_twice() -> None:

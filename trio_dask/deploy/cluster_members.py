@@ -57,9 +57,9 @@ class Member:
 class Members:
     """All members of a local cluster, in one nursery."""
 
-    def __init__(self, layout: Layout, name: str, nursery: trio.Nursery) -> None:
+    def __init__(self, layout: Layout, nursery: trio.Nursery) -> None:
         self._layout = layout
-        self._name = name
+        self._name = layout.name
         self._nursery = nursery
         self._numbers = count()
         self._changed = trio.Event()

@@ -285,6 +285,7 @@ class Nanny:
     async def _run_workers(self, task_status: trio.TaskStatus[str]) -> Finish | GiveUp:
         """One worker after the other; if its end is foreseen, the next one while the one before it drains."""
         waiting: list[trio.TaskStatus[str]] = [task_status]
+        outcome: Finish | GiveUp = Finish()
         async with trio.open_nursery() as predecessors:
             while self._stop is None:
                 process = self._new_process(waiting)
@@ -295,13 +296,14 @@ class Nanny:
                     self.changed()
                     following = self._report_exit(process, process.phase)
                     if not isinstance(following, Restart):
-                        return following
+                        outcome = following
+                        break
                     with trio.move_on_after(following.after_s):
                         await pause.over.wait()
                 else:
                     self._predecessors.append(process)
                 self.restarts += 1
-        return Finish()
+        return outcome
 
     async def _run_one(self, process: WorkerProcess) -> None:
         await process.run()
