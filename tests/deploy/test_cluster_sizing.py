@@ -6,19 +6,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trio_dask.batch_system import Amount
 from trio_dask.deploy import cluster_sizing
 from trio_dask.deploy.cluster_sizing import Layout, allow_files, check_scale, divide, plan, workers_for
 from trio_dask.errors import UsageError
-from trio_dask.host_limits import Amount
 
 
 def make(*, cpus: int = 8, machine_bytes: int = 8000, **options: Any) -> Layout:
-    with mock.patch.multiple(
-        cluster_sizing,
-        cpu_count=lambda: cpus,
-        memory_bytes=lambda: machine_bytes,
-        raise_file_limit=lambda wanted: wanted,
-    ):
+    machine = mock.Mock(
+        **{
+            "cpus.return_value": Amount(cpus, "machine"),
+            "memory.return_value": Amount(machine_bytes, "machine"),
+        }
+    )
+    with mock.patch.multiple(cluster_sizing, host_limits=machine, raise_file_limit=lambda wanted: wanted):
         return plan(**options)
 
 

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import count
 
+from trio_dask import host_limits
+from trio_dask.batch_system import Amount
 from trio_dask.errors import UsageError
-from trio_dask.host_limits import Amount, cpu_count, memory_bytes
 from trio_dask.parsing import MAX_THREADS, check_memory_limit, counted, format_bytes, parse_memory_limit
 from trio_dask.processes.environment import raise_file_limit
 
@@ -70,14 +71,14 @@ def plan(
     """
     # The signature, defaults and docstring of both forms of a local cluster: what is not given is chosen so that the
     # workers together use each processor once, and all the memory.
-    cpus, machine_bytes = cpu_count(), memory_bytes()
+    cpu_count, machine_bytes = host_limits.cpus().number, host_limits.memory().number
     _check_count("n_workers", n_workers, 0, MAX_WORKERS)
     _check_count("threads_per_worker", threads_per_worker, 1, MAX_THREADS)
     _check_count("scheduler_port", scheduler_port, 0, 65535)
     if n_workers is None:
-        n_workers = _processes(cpus, threads_per_worker) if processes else 1
+        n_workers = _processes(cpu_count, threads_per_worker) if processes else 1
     if threads_per_worker is None:
-        threads_per_worker = max(1, cpus // max(1, n_workers))
+        threads_per_worker = max(1, cpu_count // max(1, n_workers))
     if not isinstance(resources, Mapping | None):
         raise UsageError(f'resources is {resources!r}; give a dict such as {{"GPU": 1}}')
     for name, amount in (resources or {}).items():
@@ -185,7 +186,7 @@ def workers_for(layout: Layout, n: object, memory: str | float | None, cores: ob
     if isinstance(cores, int):
         number = max(number, -(-cores // layout.threads_per_worker))
     if memory is not None:
-        wanted = _memory_limit(memory, memory_bytes(), 1.0) or 0
+        wanted = _memory_limit(memory, host_limits.memory().number, 1.0) or 0
         if layout.memory_limit_bytes is None:
             raise UsageError("memory: these workers have no memory limit; give a number of workers")
         number = max(number, -(-wanted // layout.memory_limit_bytes))

@@ -23,7 +23,7 @@ from trio_dask.deploy.cluster_members import Member, Members
 from trio_dask.deploy.cluster_sizing import Layout, allow_files, check_scale, plan, workers_for
 from trio_dask.errors import ClusterError, ForkedClientError, UsageError
 from trio_dask.parsing import counted, format_bytes
-from trio_dask.processes.job_control import handle_ctrl_z, suspended_with_us
+from trio_dask.processes.job_control import handle_ctrl_z
 from trio_dask.unsupported_names import LOCAL_CLUSTER, unsupported_error
 
 if TYPE_CHECKING:
@@ -143,10 +143,9 @@ class AsyncLocalCluster(_BaseCluster):
         try:
             async with trio.open_nursery() as nursery:
                 self._members = Members(self._layout, nursery)
-                with suspended_with_us(self._members):
-                    await self._members.start()
-                    task_status.started()
-                    await trio.sleep_forever()
+                await self._members.start()
+                task_status.started()
+                await trio.sleep_forever()
         finally:
             self._ended.set()
             if self._members is not None:

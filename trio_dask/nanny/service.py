@@ -144,18 +144,6 @@ class Nanny:
         if isinstance(self._current, Pause):
             self._current.over.set()
 
-    def suspend(self) -> None:
-        """Stop the worker's processes for a while, however many there are. Safe in a signal handler."""
-        for process in self._processes():
-            if process.child is not None:
-                process.child.suspend()
-
-    def resume(self) -> None:
-        """Continue them. Safe in a signal handler."""
-        for process in self._processes():
-            if process.child is not None:
-                process.child.resume()
-
     def _handle(self, message: ToNanny) -> None:
         self.HANDLERS[type(message)](self, message)
 

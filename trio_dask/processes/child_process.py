@@ -29,6 +29,7 @@ import trio
 from trio_dask.errors import ClusterError
 from trio_dask.processes.child_context import ChildLog, Entry, Program
 from trio_dask.processes.exit_report import ChildEnd, LastWords
+from trio_dask.processes.job_control import suspended_with_us
 from trio_dask.processes.procfs import end_descendants
 from trio_dask.processes.spawn import Process, Start, Starter, start_by_exec, wait_for_end
 from trio_dask.processes.stderr_records import DumpFilter, spoken
@@ -115,19 +116,19 @@ async def run_child(
         ours.pop_all()
     child = Child(spec, process, stdin_end, stderr_end, report_end, kill_end, heard)
     born(child)
-    return await child.run(
-        {
-            "program": program,
-            "settings": spec.settings,
-            "name": spec.name,
-            "guarded": guarded,
-            "log": spec.log,
-            "path": _search_path(),
-            "parent_pid": os.getpid(),
-            "report_fd": report_fd,
-            "kill_fd": kill_fd,
-        }
-    )
+    orders = {
+        "program": program,
+        "settings": spec.settings,
+        "name": spec.name,
+        "guarded": guarded,
+        "log": spec.log,
+        "path": _search_path(),
+        "parent_pid": os.getpid(),
+        "report_fd": report_fd,
+        "kill_fd": kill_fd,
+    }
+    with suspended_with_us(child):
+        return await child.run(orders)
 
 
 def _search_path() -> list[str]:
