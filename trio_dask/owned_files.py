@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TextIO, cast
 
 from trio_dask.errors import UnavailableError
-from trio_dask.process_identity import start_of, time_of
+from trio_dask.procfs import start_of, time_of
 from trio_dask.scheduler_file import MAX_SCHEDULER_FILE_BYTES, scheduler_process
 
 SAME_START_S = 2.0

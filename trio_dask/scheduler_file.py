@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from trio_dask.errors import NoScheduler, UnavailableError, UsageError
-from trio_dask.process_identity import is_hidden, pid_space, start_of
+from trio_dask.procfs import is_hidden, pid_space, start_of
 
 MAX_SCHEDULER_FILE_BYTES = 1024 * 1024
 

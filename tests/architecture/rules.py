@@ -27,7 +27,7 @@ FLOORS: Mapping[str, int] = {
     "scheduler_file": 0,
     "retry_policy": 0,
     "owned_files": 0,
-    "process_identity": 0,
+    "procfs": 0,
     "hooks": 0,
     "batch_system": 0,
     "host_limits": 0,

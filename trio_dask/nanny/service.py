@@ -41,8 +41,8 @@ from trio_dask.nanny.worker_process import Ended, Kill, Leaving, Stop, WorkerPro
 from trio_dask.processes.child_context import ChildLog, Entry
 from trio_dask.processes.child_process import ChildSpec
 from trio_dask.processes.environment import child_environment
-from trio_dask.processes.procfs import is_runnable, memory_used
 from trio_dask.processes.spawn import Starter, start_by_exec
+from trio_dask.procfs import is_runnable, memory_used
 from trio_dask.protocol.hello import Hello
 from trio_dask.protocol.messages import Leave, SchedulerStops, ToNanny, WorkerExited
 from trio_dask.settings_json import to_json

@@ -16,7 +16,7 @@ from trio_dask.nanny.restart_policy import Asked, memory_excess
 from trio_dask.nanny.scheduler_connection import SchedulerConnection
 from trio_dask.processes.child_process import Child, ChildSpec, run_child
 from trio_dask.processes.exit_report import ChildEnd
-from trio_dask.processes.procfs import memory_used
+from trio_dask.procfs import memory_used
 from trio_dask.worker.running_table import RunningTable
 
 WATCH_INTERVAL_S = 0.2

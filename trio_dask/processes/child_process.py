@@ -29,8 +29,8 @@ import trio
 from trio_dask.errors import ClusterError
 from trio_dask.processes.child_context import ChildLog, Entry, Program
 from trio_dask.processes.exit_report import ChildEnd, LastWords
+from trio_dask.processes.exit_watchdog import end_descendants
 from trio_dask.processes.job_control import suspended_with_us
-from trio_dask.processes.procfs import end_descendants
 from trio_dask.processes.spawn import Process, Start, Starter, start_by_exec, wait_for_end
 from trio_dask.processes.stderr_records import DumpFilter, spoken
 
