@@ -253,7 +253,7 @@ def _log_failure(log: logging.Logger, label: str, text: str, error: BaseExceptio
 
 
 def _log_to_stderr(form: LogFormat, origin: str, *, debug: bool, quiet: bool) -> LogLines:
-    stamped = debug or not (_is_terminal(2) or _is_journal(2))
+    stamped = debug or not (os.isatty(2) or _is_journal(2))
     lines = LogLines(_formatter(form, origin, times=stamped, loggers=debug))
     if form == "text" and not debug:  # for people, a crash is one line
         lines.addFilter(lambda record: not is_dump(record))
@@ -283,13 +283,6 @@ def _formatter(form: LogFormat, origin: str, *, times: bool, loggers: bool) -> l
             from trio_dask.processes.stderr_records import RecordFormatter  # for a child of ours alone
 
             return RecordFormatter()
-
-
-def _is_terminal(fd: int) -> bool:
-    try:
-        return os.isatty(fd)
-    except OSError:
-        return False
 
 
 def _is_journal(fd: int) -> bool:

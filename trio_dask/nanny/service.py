@@ -24,7 +24,7 @@ from trio_dask.comm.rpc_server import Command
 from trio_dask.config import LEAVING, NannySettings
 from trio_dask.errors import ClusterError, KeptCrashing, NoScheduler, RefusedError, TrioDaskError, UsageError
 from trio_dask.ids import new_incarnation
-from trio_dask.nanny.death_report import OomKills, cause_of_death, details_of_death
+from trio_dask.nanny.death_report import OomKills, cause_of_death
 from trio_dask.nanny.restart_policy import (
     KEPT_CRASHING,
     NO_SCHEDULER,
@@ -356,8 +356,16 @@ class Nanny:
             )
         decision = self._core.ended(seen, trio.current_time())
         lived_s = trio.current_time() - process.began_at
-        limit_bytes = self.settings.worker.memory_limit_bytes
-        details = details_of_death(end, ended.pid, lived_s, limit_bytes, of_memory=of_memory)
+        details = {  # for people; for the scheduler, whether memory was the cause
+            "pid": ended.pid,
+            "status": end.status,
+            "lived_s": round(lived_s, 3),
+            "peak_bytes": end.peak_bytes,
+            "limit_bytes": self.settings.worker.memory_limit_bytes or 0,
+            "of_memory": of_memory,
+            "last_lines": end.words.lines,
+            "stack": end.words.stack,
+        }
         planned = decision.planned
         self._connection.report_death(
             WorkerExited(process.token, planned, cause, exact=True, runs=() if planned else runs, details=details)

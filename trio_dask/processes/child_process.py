@@ -234,7 +234,7 @@ class Child:
         """End it now, and what it started."""
         self._close_kill_pipe()
         if not self._guarded:
-            self._process.kill()
+            self._process.send_signal(signal.SIGKILL)
 
     async def run(self, orders: Mapping[str, Any]) -> ChildEnd:
         """Tell it what to be, and stay until it has ended."""
