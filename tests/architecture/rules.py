@@ -20,6 +20,7 @@ TOP = 7
 # Prefix of a dotted name inside the package -> its floor. The first match counts, so cores stand before their rooms.
 FLOORS: Mapping[str, int] = {
     "errors": 0,
+    "exit_status": 0,
     "ids": 0,
     "config": 0,
     "parsing": 0,

@@ -14,8 +14,8 @@ from trio_dask.cli.command import run_command, run_service
 from trio_dask.cli.demo_tasks import FAN_IN, Counts, combine, count_names, run_plainly, source_files, standard_library
 from trio_dask.cli.options import Checked, Program, SectionOption
 from trio_dask.cli.stdout import show
-from trio_dask.deploy.program_runner import ExitStatus
 from trio_dask.errors import UnavailableError, UsageError
+from trio_dask.exit_status import ExitStatus
 from trio_dask.parsing import counted
 
 if TYPE_CHECKING:

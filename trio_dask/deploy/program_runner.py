@@ -1,14 +1,5 @@
 """Run a service as a program: signals, limits, log lines and exit status.
 
-| status | meaning |
-|---|---|
-| 0 | asked to stop: by a signal, by its parent or the parent's end, or by the cluster |
-| 1 | internal error |
-| 2 | wrong usage: the command line cannot be right, here or anywhere |
-| 3 | no scheduler: it could not be reached, or was away for longer than the death-timeout |
-| 4 | not here: refused (versions, name taken), or something named is missing or denied (a port, a file, a host) |
-| 5 | the worker kept crashing |
-
 The first signal asks the service to stop in order. A second one ends the program at once, with all processes that it
 has started, and with the status of that signal. When the parent of the program has ended, nothing is worth waiting for.
 """
@@ -23,13 +14,13 @@ import signal
 import time
 from collections.abc import Awaitable, Callable, Generator, Iterator
 from contextlib import contextmanager
-from enum import IntEnum
 from types import FrameType
 from typing import Literal, NamedTuple, cast
 
 from trio_dask.deploy.log_formats import JsonFormatter, TextFormatter, is_dump
 from trio_dask.deploy.log_handler import LogLines
 from trio_dask.errors import KeptCrashing, NoScheduler, RefusedError, TrioDaskError, UnavailableError, UsageError
+from trio_dask.exit_status import ExitStatus
 from trio_dask.owned_files import remove_kept_files
 from trio_dask.processes.exit_watchdog import ExitWatchdog, end_descendants, flush_stdout
 
@@ -41,17 +32,6 @@ LINES_GRACE_S = 0.5
 
 LogFormat = Literal["text", "json", "records"]
 """Lines for people, one JSON object per line, or records that a parent reads with `processes.stderr_records`."""
-
-
-class ExitStatus(IntEnum):
-    """The exit status of a program."""
-
-    STOPPED = 0
-    INTERNAL_ERROR = 1
-    WRONG_USAGE = 2
-    NO_SCHEDULER = 3
-    REFUSED = 4
-    KEPT_CRASHING = 5
 
 
 class StopRequest(NamedTuple):

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from trio_dask.config import WorkerSettings
 from trio_dask.deploy.preload import Preloaded, set_up
-from trio_dask.deploy.program_runner import ExitStatus, Stopper
+from trio_dask.deploy.program_runner import Stopper
+from trio_dask.exit_status import ExitStatus
 from trio_dask.processes.exit_watchdog import ExitWatchdog
 
 if TYPE_CHECKING:

@@ -24,12 +24,7 @@ from collections import deque
 from typing import Literal, NamedTuple
 
 from trio_dask.config import NannySettings
-
-FAILED = 1
-WRONG_USAGE = 2
-NO_SCHEDULER = 3
-REFUSED = 4
-KEPT_CRASHING = 5
+from trio_dask.exit_status import ExitStatus
 
 MAX_DOUBLINGS_EXCUSED = 2
 
@@ -117,10 +112,12 @@ class RestartWindow:
         self._same = self._same + 1 if failed_start is not None and failed_start == self._last_failure else 1
         self._last_failure = failed_start or ""
         if failed_start is not None and self._same >= settings.same_failures:
-            return GiveUp(KEPT_CRASHING, f"the worker cannot start: {cause}")
+            return GiveUp(ExitStatus.KEPT_CRASHING, f"the worker cannot start: {cause}")
         if len(crashes) > settings.max_restarts:
             often = f"{len(crashes)} times within {settings.restart_window_s:g} s; first: " if len(crashes) > 1 else ""
-            return GiveUp(KEPT_CRASHING, f"the worker crashed {often or '(--max-restarts 0): '}{crashes[0][1]}")
+            return GiveUp(
+                ExitStatus.KEPT_CRASHING, f"the worker crashed {often or '(--max-restarts 0): '}{crashes[0][1]}"
+            )
         return self._pause(len(crashes))
 
     def _forget_old(self, deaths: deque[tuple[float, str]], now: float) -> None:
@@ -157,9 +154,15 @@ class NannyCore:
             another = self._followed.get(end.leaving, False)
             return ExitDecision(planned=True, next=Restart(0.0) if another else Finish())
         if end.hopeless:
-            return ExitDecision(planned=False, next=GiveUp(FAILED, end.cause))
-        own = end.status in (WRONG_USAGE, NO_SCHEDULER) or (end.status == REFUSED and not had_registered)
-        if own and end.explained:
+            return ExitDecision(planned=False, next=GiveUp(ExitStatus.INTERNAL_ERROR, end.cause))
+        match end.status:
+            case ExitStatus.WRONG_USAGE | ExitStatus.NO_SCHEDULER:
+                is_its_own = end.explained
+            case ExitStatus.REFUSED:
+                is_its_own = end.explained and not had_registered
+            case _:
+                is_its_own = False
+        if is_its_own:
             return ExitDecision(planned=False, next=GiveUp(end.status, end.cause))
         if end.excused:
             return ExitDecision(planned=False, next=self._window.excused(now))

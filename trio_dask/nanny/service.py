@@ -23,11 +23,10 @@ from trio_dask.comm import Address
 from trio_dask.comm.rpc_server import Command
 from trio_dask.config import LEAVING, NannySettings
 from trio_dask.errors import ClusterError, KeptCrashing, NoScheduler, RefusedError, TrioDaskError, UsageError
+from trio_dask.exit_status import ExitStatus
 from trio_dask.ids import new_incarnation
 from trio_dask.nanny.death_report import OomKills, cause_of_death
 from trio_dask.nanny.restart_policy import (
-    KEPT_CRASHING,
-    NO_SCHEDULER,
     ExitDecision,
     Finish,
     GiveUp,
@@ -51,10 +50,10 @@ from trio_dask.worker.running_table import RunningTable
 log = logging.getLogger("trio_dask.nanny")
 
 ERRORS: Mapping[int, type[TrioDaskError]] = {
-    2: UsageError,
-    3: NoScheduler,
-    4: RefusedError,
-    5: KeptCrashing,
+    ExitStatus.WRONG_USAGE: UsageError,
+    ExitStatus.NO_SCHEDULER: NoScheduler,
+    ExitStatus.REFUSED: RefusedError,
+    ExitStatus.KEPT_CRASHING: KeptCrashing,
 }
 
 
@@ -340,7 +339,7 @@ class Nanny:
         of_memory = out_of_memory or (killed is not None and killed.cause == "memory")
         cause = cause_of_death(end, killed_for=killed.reason if killed else "", out_of_memory=out_of_memory)
         if killed is not None and killed.cause == "no scheduler":
-            seen = ProcessExit(NO_SCHEDULER, end.started, killed.reason)
+            seen = ProcessExit(ExitStatus.NO_SCHEDULER, end.started, killed.reason)
         else:
             seen = ProcessExit(
                 end.status,
@@ -394,5 +393,5 @@ class Nanny:
         elif isinstance(following, Restart):
             pause = f" in {following.after_s:g} s" if following.after_s else ""
             log.warning("%s died: %s%s%s", worker, cause, again, pause)
-        elif isinstance(following, GiveUp) and following.status == KEPT_CRASHING:
+        elif isinstance(following, GiveUp) and following.status == ExitStatus.KEPT_CRASHING:
             log.warning("%s died: %s", worker, cause)
