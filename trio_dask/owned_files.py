@@ -74,7 +74,7 @@ def _write(target: Path, text: str) -> TextIO:
         file.flush()
         _date_back(draft)
         draft.replace(target)
-    except BaseException:
+    except BaseException:  # a draft that was not finished must not stay, whatever ended it
         file.close()
         draft.unlink(missing_ok=True)
         raise

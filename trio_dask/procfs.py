@@ -52,7 +52,7 @@ def time_of(ticks: int) -> float:
 
 
 def is_hidden(pid: int) -> bool:
-    """Whether a process may exist that `/proc` does not show us."""
+    """Whether there may be a process with this number that `/proc` does not show."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

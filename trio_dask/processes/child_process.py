@@ -207,7 +207,7 @@ class Child:
         self._signal_group(signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Have it go on. Safe in a signal handler."""
+        """Continue it. Safe in a signal handler."""
         self._signal_group(signal.SIGCONT)
 
     def _signal_group(self, number: int) -> None:
@@ -223,12 +223,12 @@ class Child:
         self._life.cancel()
 
     def _order(self, order: Mapping[str, Any]) -> None:
-        """Write to its stdin, after what it is to be."""
+        """Write to its stdin, once it has been told which program to run."""
         if self._told and self._process.returncode is None:
             try:
                 os.write(self._stdin.fileno(), json.dumps(order).encode() + b"\n")
             except OSError:
-                pass  # it is ending; or it has not read what it was told before, and will not heed this either
+                pass  # it is ending; or it has not read what it was told before, and will not read this either
 
     def kill(self) -> None:
         """End it now, and what it started."""
@@ -237,7 +237,7 @@ class Child:
             self._process.send_signal(signal.SIGKILL)
 
     async def run(self, orders: Mapping[str, Any]) -> ChildEnd:
-        """Tell it what to be, and stay until it has ended."""
+        """Tell it which program to run, and wait until it has ended."""
         try:
             with self._life:
                 async with trio.open_nursery() as nursery:

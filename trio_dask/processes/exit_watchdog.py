@@ -55,7 +55,7 @@ class ExitWatchdog:
         try:
             if self._text:
                 with suppress(OSError):
-                    os.set_blocking(2, False)  # a reader that has stopped must not save us now
+                    os.set_blocking(2, False)  # a reader that has stopped must not delay the end
                     os.write(2, f"{self._text}\n".encode())
             end_descendants(os.getpid())
             remove_kept_files()
