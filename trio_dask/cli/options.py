@@ -89,7 +89,11 @@ def _made(option: Option, annotation: Any, default: Any) -> SectionOption:
         more["type"] = Checked(option.reader.metavar, option.reader.read)
     if option.collect is not None:
         collect = option.collect
-        more.update(multiple=True, callback=lambda ctx, param, value: collect(value))
+
+        def collected(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
+            return collect(value)
+
+        more.update(multiple=True, callback=collected)
     elif default and default != math.inf and kind is not bool and not option.hides_default:
         show = str if option.reader is None else option.reader.show
         more.update(default=show(default), show_default=True)
