@@ -89,14 +89,13 @@ def test_what_may_differ_does() -> None:
 def test_what_is_no_method_of_both_is_described_alike() -> None:
     assert inspect.getdoc(trio_dask.wait) == inspect.getdoc(AsyncClient.wait) == inspect.getdoc(definition_of_wait)
     # Not their annotations: whoever has evaluated those of one, as pdoc does, finds them as objects from then on.
-    names, more = (
+    waits, more, ours, theirs, plans = (
         [(one.name, one.kind, one.default) for one in inspect.signature(form).parameters.values()]
-        for form in (trio_dask.wait, AsyncClient.wait)
+        for form in (trio_dask.wait, AsyncClient.wait, LocalCluster, open_local_cluster, plan)
     )
-    assert names == more
-    ours, theirs, plans = (inspect.signature(one).parameters for one in (LocalCluster, open_local_cluster, plan))
-    assert list(ours.values())[:-1] == list(theirs.values()) == list(plans.values())
-    assert list(ours) == [*plans, "foreign"], "what distributed has besides is taken"
+    assert waits == more
+    assert ours[:-1] == theirs == plans
+    assert ours[-1][:2] == ("foreign", inspect.Parameter.VAR_KEYWORD), "what distributed has besides is taken"
     assert inspect.getdoc(LocalCluster.__init__) == inspect.getdoc(open_local_cluster) == inspect.getdoc(plan)
 
 
