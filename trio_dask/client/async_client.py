@@ -18,7 +18,7 @@ from trio_dask.client.engine import Engine
 from trio_dask.client.futures import AsyncFuture
 from trio_dask.client.open_engine import address_of, engine_for, settings_for
 from trio_dask.client.operation_forms import AsyncOperations
-from trio_dask.client.wait import wait
+from trio_dask.client.wait import wait_async
 from trio_dask.client.wait_signals import require_trio
 from trio_dask.comm.captured_error import CapturedError
 from trio_dask.errors import UsageError
@@ -101,9 +101,9 @@ class AsyncClient(AsyncOperations, BaseClient[AsyncFuture]):
         body = CapturedError()
         async with trio.open_nursery() as nursery:
             with body:
-                await nursery.start(partial(self._engine.serve, outlive_cancellation=True))
+                await nursery.start(partial(self.engine.serve, outlive_cancellation=True))
                 yield self
-            self._engine.stop()
+            self.engine.stop()
             nursery.cancel_scope.deadline = trio.current_time() + LONGEST_FAREWELL_S
             nursery.cancel_scope.shield = True
         body.raise_it()
@@ -118,8 +118,8 @@ class AsyncClient(AsyncOperations, BaseClient[AsyncFuture]):
         if self._is_view:
             await trio.lowlevel.checkpoint()
             return
-        self._engine.stop()
-        await self._engine.wait_stopped()
+        self.engine.stop()
+        await self.engine.wait_stopped()
 
     close = aclose
 
@@ -127,7 +127,7 @@ class AsyncClient(AsyncOperations, BaseClient[AsyncFuture]):
     get = awaitable(BaseClient[AsyncFuture]._get)
     scatter = awaitable(BaseClient[AsyncFuture]._scatter)
     shutdown = awaitable(BaseClient[AsyncFuture]._shutdown)
-    wait = staticmethod(awaitable(wait))
+    wait = staticmethod(wait_async)
 
     def as_completed(
         self,

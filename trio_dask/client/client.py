@@ -14,10 +14,10 @@ from weakref import WeakSet
 import trio
 
 from trio_dask.client import default_clients, orphaned_clusters
-from trio_dask.client.call_forms import blocking
+from trio_dask.client.call_forms import Timeout, blocking
 from trio_dask.client.client_base import BaseClient
 from trio_dask.client.engine import Engine
-from trio_dask.client.futures import Future, Timeout
+from trio_dask.client.futures import Future
 from trio_dask.client.loop_thread import CallbackThread, EngineThread
 from trio_dask.client.open_engine import address_of, engine_for, home_of, settings_for
 from trio_dask.client.operation_forms import BlockingOperations
@@ -123,7 +123,7 @@ class Client(BlockingOperations, BaseClient[Future]):
         """Another client is the default one now: close this one's cluster with the last reference to this one."""
         if self._replaced is None:
             close = partial(_close_parts, self._thread, self._callbacks, self.cluster)
-            self._replaced = orphaned_clusters.close_when_unreachable(self, self._engine, close)
+            self._replaced = orphaned_clusters.close_when_unreachable(self, self.engine, close)
 
     @classmethod
     def without_waiting(cls, address: str, timeout: Timeout = None) -> Client:
@@ -146,7 +146,7 @@ class Client(BlockingOperations, BaseClient[Future]):
         self.close()
 
     def __repr__(self) -> str:
-        return f"<Client {self.name}: {self.status}, scheduler {self._engine.address}>"
+        return f"<Client {self.name}: {self.status}, scheduler {self.engine.address}>"
 
     def close(self, timeout: Timeout = None) -> None:
         """Release everything, say goodbye, and end the cluster if it is the client's own. Idempotent.

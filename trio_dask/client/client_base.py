@@ -8,7 +8,7 @@ from functools import partial
 from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any, Generic, Literal, SupportsFloat, TypeVar, cast
 
-from trio_dask.client.call_forms import CallForms, Done, ForCall, ForValues, Timeout, Waiting
+from trio_dask.client.call_forms import CallForms, Done, ForCall, ForKeys, Timeout, Waiting
 from trio_dask.client.core.key_state import KeyState
 from trio_dask.client.core.outbox import NO_EXTRA, Content, Row
 from trio_dask.client.dask_graphs import Constant, GraphTask, Plan, flat_keys, key_to_str, plan, shaped_like
@@ -48,7 +48,8 @@ class BaseClient(CallForms, Generic[F]):
 
     def __init__(self, engine: Engine, future_type: Callable[[Engine, KeyState], F], name: str | None) -> None:
         bind_to_process(engine)
-        self._engine = engine
+        self.engine = engine
+        """What drives this client."""
         self._future = future_type
         self.id: str = engine.incarnation
         self.name = name or f"client-{self.id[:8]}"
@@ -59,17 +60,12 @@ class BaseClient(CallForms, Generic[F]):
             raise unsupported_error(type(self).__name__, name, CLIENT)
 
     @property
-    def engine(self) -> Engine:
-        """What drives this client."""
-        return self._engine
-
-    @property
     def status(self) -> str:
         """connecting (also after a lost link), running, lost (its scheduler is gone; the next use tries again), closed.
 
         Or forked: it belongs to the process from which this one was forked.
         """
-        return self._engine.status
+        return self.engine.status
 
     # ------------------------------------------------------------------------------------------------ submitting
 
@@ -144,7 +140,7 @@ class BaseClient(CallForms, Generic[F]):
             name = self._fresh_key(function.name)
         blobs = function.blobs + call.blobs
         row = Row(name, call.call, call.dependencies, tuple([digest for digest, _ in blobs]) if blobs else (), token)
-        engine = self._engine
+        engine = self.engine
         return self._future(engine, engine.submit(function, (row,), blobs, extra)[0])
 
     @unambiguous
@@ -203,7 +199,7 @@ class BaseClient(CallForms, Generic[F]):
             keys = iter(key)
         calls = zip(*iterables, strict=False)
         futures: list[F] = []
-        engine, future = self._engine, self._future
+        engine, future = self.engine, self._future
         if batch_size is not None:
             batch_size = whole_number("batch_size", batch_size, 0, 2**31)
         size = batch_size or FIRST_CHUNK
@@ -252,7 +248,7 @@ class BaseClient(CallForms, Generic[F]):
         return rows, contents
 
     def _fresh_key(self, name: str) -> Key:
-        return f"{name}-{self.id}-{next(self._engine.serial):x}"
+        return f"{name}-{self.id}-{next(self.engine.serial):x}"
 
     # ------------------------------------------------------------------------------------------------ graphs
 
@@ -273,14 +269,14 @@ class BaseClient(CallForms, Generic[F]):
                 while batch := list(islice(tasks, LARGEST_CHUNK)):
                     for state in self._submit_graph_tasks(batch, extra):
                         if state.key in wanted:
-                            futures[state.key] = self._future(self._engine, state)
+                            futures[state.key] = self._future(self.engine, state)
                         else:
                             inner.append(state)
         finally:
-            self._engine.release(inner)
+            self.engine.release(inner)
         foreign = [key for key, found in made.outputs.items() if found is None]
-        for key, state in zip(foreign, self._engine.adopt([key_to_str(key) for key in foreign]), strict=True):
-            futures[key_to_str(key)] = self._future(self._engine, state)
+        for key, state in zip(foreign, self.engine.adopt([key_to_str(key) for key in foreign]), strict=True):
+            futures[key_to_str(key)] = self._future(self.engine, state)
         return {
             key: found.value
             if isinstance(found, Constant)
@@ -299,7 +295,7 @@ class BaseClient(CallForms, Generic[F]):
             contents += call.blobs
             digests = tuple([digest for digest, _ in (*function.blobs, *call.blobs)])
             rows.append(Row(key, call.call, call.dependencies, digests, token))
-        return self._engine.submit(function, rows, contents, extra)
+        return self.engine.submit(function, rows, contents, extra)
 
     def _refuse_unknown(self, graph: Mapping[Any, Any], found: Mapping[Hashable, Any]) -> None:
         """Raise for a key that exists nowhere: neither in the graph nor at the scheduler.
@@ -327,14 +323,15 @@ class BaseClient(CallForms, Generic[F]):
         """
         skip = leaves_out_failures(errors)
         futures = materialize(futures)
-        engine = self._engine
+        engine = self.engine
         states = own_states(engine, list(futures_in(futures)))
 
-        def finish(reading: ValueReader | None) -> Any:
-            assert reading is not None
-            return with_values(futures, values_of(engine, reading, states, skip=skip))
+        reader = ValueReader(len(states), stops_early=not skip)
 
-        return ForValues(engine, states, finish, futures=futures, on_failure=not skip)
+        def finish(_: bool) -> Any:
+            return with_values(futures, values_of(engine, reader, states, skip=skip))
+
+        return ForKeys(engine, states, reader, finish, futures)
 
     def _get(self, dsk: Mapping[Any, Any], keys: Any, *, sync: bool = True, **options: Any) -> Waiting[Any]:
         """Compute keys of a plain graph (a dict of tasks), and return their values in the shape of `keys`.
@@ -346,19 +343,19 @@ class BaseClient(CallForms, Generic[F]):
         found = self._submit_graph(dsk, flat_keys(keys), drop_ignored_options(options))
         if not sync:
             return Done(shaped_like(keys, found))
-        engine = self._engine
+        engine = self.engine
         states = own_states(engine, list(futures_in(found)))
+        reader = ValueReader(len(states), stops_early=True)
 
-        def finish(reading: ValueReader | None) -> Any:
-            assert reading is not None
+        def finish(_: bool) -> Any:
             try:
-                values = with_values(found, values_of(engine, reading, states, skip=False))
+                values = with_values(found, values_of(engine, reader, states, skip=False))
             except DataLost:
                 self._refuse_unknown(dsk, found)
                 raise
             return shaped_like(keys, values)
 
-        return ForValues(engine, states, finish, futures=found)
+        return ForKeys(engine, states, reader, finish, found)
 
     def _scatter(
         self,
@@ -378,7 +375,7 @@ class BaseClient(CallForms, Generic[F]):
         data = materialize(data)
         items = scatter_items(data, hashed=hash)
         futures = self._expected(items)
-        engine, states = self._engine, [future.state for future in futures]
+        engine, states = self.engine, [future.state for future in futures]
 
         async def put() -> Any:
             await put_all(engine, items, states, workers, broadcast)
@@ -390,13 +387,13 @@ class BaseClient(CallForms, Generic[F]):
 
     def _shutdown(self) -> Waiting[None]:
         """End the cluster, scheduler and workers, and close this client."""
-        self._engine.shutdown()
+        self.engine.shutdown()
         return _ForClose(self)
 
     def _expected(self, items: Sequence[ScatterItem]) -> list[F]:
         """Futures for values that this client is about to put onto workers."""
-        states = self._engine.adopt([item.key for item in items], submitted=False)
-        return [self._future(self._engine, state) for state in states]
+        states = self.engine.adopt([item.key for item in items], submitted=False)
+        return [self._future(self.engine, state) for state in states]
 
     def cancel(
         self,
@@ -410,19 +407,19 @@ class BaseClient(CallForms, Generic[F]):
 
         With `force` they stop even then. The futures are cancelled at once.
         """
-        self._engine.cancel(states_of(futures_given(futures, "cancel()")), force=force, text=msg or reason or "")
+        self.engine.cancel(states_of(futures_given(futures, "cancel()")), force=force, text=msg or reason or "")
 
     def retry(self, futures: Any, asynchronous: object = None) -> None:
         """Run erred tasks again, beginning with the task that caused the failure."""
-        self._engine.retry(states_of(futures_given(futures, "retry()")))
+        self.engine.retry(states_of(futures_given(futures, "retry()")))
 
     def detach(self, futures: Any) -> None:
         """Have these tasks finish even if no client wants their results any more (`fire_and_forget`)."""
-        self._engine.detach(states_of(futures_given(futures, "detach()")))
+        self.engine.detach(states_of(futures_given(futures, "detach()")))
 
     def future(self, key: Hashable) -> F:
         """A future for the task of this key, which another client may have submitted."""
-        return self._future(self._engine, self._engine.adopt([key_to_str(key)])[0])
+        return self._future(self.engine, self.engine.adopt([key_to_str(key)])[0])
 
 
 class _ForClose:

@@ -184,20 +184,15 @@ class Engine:
 
     # ------------------------------------------------------------------------------------------------ waiting
 
-    def watch(self, states: Iterable[KeyState], waiter: Waiter) -> None:
-        """Have `waiter` called once for each of these, when it is not pending: under the lock, now or later."""
-        with self.shared.lock:
-            wait = self.core.wait
-            for state in states:
-                wait(state, waiter)
-        self._outgoing.flush_or_wake()
+    def watch(self, states: Iterable[KeyState], waiter: Callable[..., None], *, values: bool) -> None:
+        """Have `waiter` called once for each of these, under the lock, now or later.
 
-    def watch_values(self, states: Iterable[KeyState], reader: Reader) -> None:
-        """Have `reader` called once for each of these, with its value or without one: under the lock, now or later."""
+        It is a `Waiter`, or a `Reader` of `values`.
+        """
         with self.shared.lock:
-            read = self.core.read
+            watch: Callable[[KeyState, Callable[..., None]], None] = self.core.read if values else self.core.wait
             for state in states:
-                read(state, reader)
+                watch(state, waiter)
         self._outgoing.flush_or_wake()
 
     def unwatch(self, states: Iterable[KeyState], waiter: Waiter | Reader) -> None:
@@ -206,53 +201,29 @@ class Engine:
             for state in states:
                 self.core.abandon(state, waiter)
 
-    def wait_settled(self, states: Sequence[KeyState], count: int, timeout_s: float | None) -> bool:
-        """Block until `count` of these have settled; False if the time was up before."""
-        signal = ThreadSignal()
-        waiter = SettleWaiter(signal, count, len(states))
-        self.watch(states, waiter)
+    def wait_for(self, states: Sequence[KeyState], waiter: SettleWaiter | ValueReader, timeout_s: float | None) -> bool:
+        """Block until `waiter` has been called for enough of these; False if the time was up before."""
+        waiter.signal = signal = ThreadSignal()
+        if not states:
+            signal.set()
+        self.watch(states, waiter, values=type(waiter) is ValueReader)
         try:
             return self.block(signal, timeout_s)
         finally:
-            if waiter.is_left:
+            if waiter.left:
                 self.unwatch(states, waiter)
 
-    async def wait_settled_async(self, states: Sequence[KeyState], count: int) -> None:
-        """Wait until `count` of these have settled."""
-        signal = TrioSignal()
-        waiter = SettleWaiter(signal, count, len(states))
-        self.watch(states, waiter)
+    async def wait_for_async(self, states: Sequence[KeyState], waiter: SettleWaiter | ValueReader) -> None:
+        """Wait until `waiter` has been called for enough of these."""
+        waiter.signal = signal = TrioSignal()
+        if not states:
+            signal.set()
+        self.watch(states, waiter, values=type(waiter) is ValueReader)
         try:
             await self.wait_async(signal)
         finally:
-            if waiter.is_left:
+            if waiter.left:
                 self.unwatch(states, waiter)
-
-    def read(self, states: Sequence[KeyState], timeout_s: float | None, *, on_failure: bool) -> ValueReader | None:
-        """Block until the values of these are here; None if the time was up before.
-
-        With `on_failure` the first key that has none ends it.
-        """
-        signal = ThreadSignal()
-        reader = ValueReader(signal, len(states), on_failure=on_failure)
-        self.watch_values(states, reader)
-        try:
-            return reader if self.block(signal, timeout_s) else None
-        finally:
-            if reader.is_left:
-                self.unwatch(states, reader)
-
-    async def read_async(self, states: Sequence[KeyState], *, on_failure: bool) -> ValueReader:
-        """Wait until the values of these are here; with `on_failure` the first key that has none ends it."""
-        signal = TrioSignal()
-        reader = ValueReader(signal, len(states), on_failure=on_failure)
-        self.watch_values(states, reader)
-        try:
-            await self.wait_async(signal)
-        finally:
-            if reader.is_left:
-                self.unwatch(states, reader)
-        return reader
 
     def block(self, signal: ThreadSignal, timeout_s: float | None) -> bool:
         """Wait for results; False if the time was up before. A task that waits leaves its slot to others meanwhile."""

@@ -159,60 +159,50 @@ class TrioSignal:
 
 
 class SettleWaiter:
-    """A waiter for several keys: sets the signal when enough of them have settled."""
+    """A waiter for several keys: sets its signal when `enough` of them have settled. `left` have not."""
 
-    __slots__ = ("_enough", "_left", "_signal")
+    __slots__ = ("_left_enough", "left", "signal")
 
-    def __init__(self, signal: Signal, enough: int, count: int) -> None:
-        self._signal = signal
-        self._left = count
-        self._enough = count - enough
-        if enough <= 0:
-            signal.set()
+    def __init__(self, count: int, enough: int) -> None:
+        self.signal: Signal
+        self.left = count
+        self._left_enough = count - enough
 
     def __call__(self, state: KeyState) -> None:
-        self._left -= 1
-        if self._left == self._enough:
-            self._signal.set()
-
-    @property
-    def is_left(self) -> bool:
-        """Whether some of the keys have not settled yet."""
-        return self._left > 0
+        self.left -= 1
+        if self.left == self._left_enough:
+            self.signal.set()
 
 
 class ValueReader:
-    """A reader of several keys. `frames` fills up; `failed` is the first key without a value, where that ends it."""
+    """A reader of several keys: sets its signal when each has given its value or failed. `left` have done neither.
 
-    __slots__ = ("_left", "_on_failure", "_signal", "failed", "frames", "reasons")
+    With `stops_early` the first key that failed sets it.
+    """
 
-    def __init__(self, signal: Signal, count: int, *, on_failure: bool) -> None:
-        self._signal = signal
-        self._left = count
-        self._on_failure = on_failure
+    __slots__ = ("_stops_early", "failed", "frames", "left", "reasons", "signal")
+
+    def __init__(self, count: int, *, stops_early: bool) -> None:
+        self.signal: Signal
+        self.left = count
+        self._stops_early = stops_early
         self.frames: dict[KeyState, Frames] = {}
         self.reasons: dict[KeyState, str] = {}
         self.failed: KeyState | None = None
-        if not count:
-            signal.set()
+        """The first key that failed."""
 
     def __call__(self, state: KeyState, frames: Frames | None, reason: str) -> None:
-        self._left -= 1
+        self.left -= 1
         if frames is not None:
             self.frames[state] = frames
         else:
             self.reasons[state] = reason
             if self.failed is None:
                 self.failed = state
-                if self._on_failure:
-                    self._signal.set()
-        if not self._left:
-            self._signal.set()
-
-    @property
-    def is_left(self) -> bool:
-        """Whether some of the keys have neither given a value nor failed yet."""
-        return self._left > 0
+                if self._stops_early:
+                    self.signal.set()
+        if not self.left:
+            self.signal.set()
 
 
 class PendingReply:
