@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from trio_dask.client.current_client import fire_and_forget, futures_of, get_client, worker_client
     from trio_dask.client.default_clients import default_client
     from trio_dask.client.futures import AsyncFuture, Future
-    from trio_dask.client.rpc import rpc
+    from trio_dask.client.rpc_client import rpc
     from trio_dask.client.wait import ALL_COMPLETED, FIRST_COMPLETED, DoneAndNotDone, wait
     from trio_dask.deploy.local_cluster import LocalCluster, open_local_cluster
     from trio_dask.worker.task_context import check_cancelled, get_worker, rejoin, secede
@@ -120,7 +120,7 @@ _HOMES = {
     "get_worker": "worker.task_context",
     "open_local_cluster": "deploy.local_cluster",
     "rejoin": "worker.task_context",
-    "rpc": "client.rpc",
+    "rpc": "client.rpc_client",
     "secede": "worker.task_context",
     "wait": "client.wait",
     "worker_client": "client.current_client",

@@ -14,7 +14,7 @@ import trio_dask
 from tests.client.cluster import MiniCluster, open_client
 from trio_dask import AsyncClient, AsyncFuture, Client, Future, LocalCluster, open_local_cluster, wait
 from trio_dask.client.call_forms import CallForms, Done, Waiting, awaitable, blocking
-from trio_dask.client.rpc import AsyncRpc, Rpc
+from trio_dask.client.rpc_client import AsyncRpc, Rpc
 from trio_dask.deploy.local_cluster import AsyncLocalCluster
 from trio_dask.protocol import messages as m
 

@@ -48,15 +48,10 @@ Timeout: TypeAlias = float | str | datetime.timedelta | None
 
 
 class Waiting(Protocol[R_co]):
-    """What a call waits for, and what it returns then."""
+    """What a call waits for and what it returns then: `block` in this thread, `wait` in this Trio task."""
 
-    def block(self) -> R_co:
-        """Wait in this thread."""
-        ...
-
-    async def wait(self) -> R_co:
-        """Wait in this Trio task."""
-        ...
+    def block(self) -> R_co: ...
+    async def wait(self) -> R_co: ...
 
 
 @dataclass(slots=True, eq=False)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from itertools import groupby, islice
-from typing import TYPE_CHECKING, Any, Generic, Literal, SupportsFloat, TypeVar, cast
+from itertools import groupby, islice, repeat
+from typing import TYPE_CHECKING, Any, Generic, Literal, SupportsFloat, TypeVar
 
 from trio_dask.client.call_forms import CallForms, Done, ForCall, ForKeys, Timeout, Waiting
 from trio_dask.client.core.key_state import KeyState
 from trio_dask.client.core.outbox import NO_EXTRA, Content, Row
-from trio_dask.client.dask_graphs import Constant, GraphTask, Plan, flat_keys, key_to_str, plan, shaped_like
+from trio_dask.client.dask_graphs import Constant, Plan, flat_keys, key_to_str, plan, shaped_like
 from trio_dask.client.engine import Engine
 from trio_dask.client.forked_clients import bind_to_process
 from trio_dask.client.futures import BaseFuture, states_of
-from trio_dask.client.name_checks import checked_text
 from trio_dask.client.nested_futures import (
     futures_given,
     futures_in,
@@ -31,6 +31,7 @@ from trio_dask.client.task_options import Options, Workers, drop_ignored_options
 from trio_dask.client.wait_signals import ValueReader
 from trio_dask.errors import DataLost, UsageError
 from trio_dask.ids import Key
+from trio_dask.parsing import checked_text
 from trio_dask.protocol.pickling import PickledFunction, call_token, pickle_call, pickle_function
 from trio_dask.unsupported_names import CLIENT, unsupported_error
 
@@ -41,6 +42,7 @@ FIRST_CHUNK = 256
 LARGEST_CHUNK = 4096
 LARGE_KWARGS_BYTES = 1024
 MOST_SHOWN = 5
+NOT_CALLABLE = "the first argument must be callable, not {}"
 
 
 class BaseClient(CallForms, Generic[F]):
@@ -61,7 +63,7 @@ class BaseClient(CallForms, Generic[F]):
 
     @property
     def status(self) -> str:
-        """connecting (also after a lost link), running, lost (its scheduler is gone; the next use tries again), closed.
+        """connecting (also after a lost connection), running, lost (its scheduler is gone; the next use dials), closed.
 
         Or forked: it belongs to the process from which this one was forked.
         """
@@ -114,7 +116,9 @@ class BaseClient(CallForms, Generic[F]):
         """
         if actor or actors:
             raise UsageError("actors are not supported")
-        function = pickle_function(_callable(func))
+        if not callable(func):
+            raise TypeError(NOT_CALLABLE.format(type(func).__name__))
+        function = pickle_function(func)
         plain = workers is None and resources is None and time_limit is None
         if plain and not (retries or priority or allow_other_workers):
             extra = NO_EXTRA
@@ -178,7 +182,9 @@ class BaseClient(CallForms, Generic[F]):
                     f"map() calls the function on each element of an iterable, and {iterable!r:.60} is none; "
                     "for one call use submit()"
                 )
-        func, kwargs = _with_large_kwargs(_callable(func), kwargs)
+        if not callable(func):
+            raise TypeError(NOT_CALLABLE.format(type(func).__name__))
+        func, kwargs = _with_large_kwargs(func, kwargs)
         function = pickle_function(func)
         options: Options = {
             "workers": workers,
@@ -197,54 +203,49 @@ class BaseClient(CallForms, Generic[F]):
             if not _is_iterable(key):
                 raise UsageError(f"key is the beginning of all keys, a text, or a list of keys, not {key!r:.60}")
             keys = iter(key)
-        calls = zip(*iterables, strict=False)
+        arguments = zip(*iterables, strict=False)
         futures: list[F] = []
         engine, future = self.engine, self._future
         if batch_size is not None:
             batch_size = whole_number("batch_size", batch_size, 0, 2**31)
         size = batch_size or FIRST_CHUNK
-        while batch := list(islice(calls, size)):
+        while batch := list(islice(arguments, size)):
+            names: Iterable[Key | None] = repeat(None, len(batch))
             if keys is not None:
-                rows, contents = self._named_rows(function, batch, kwargs, keys)
-            else:
-                rows, contents = self._rows(function, prefix, batch, kwargs, pure=pure is not False)
+                names = [key_to_str(name) for name in islice(keys, len(batch))]
+                if len(names) < len(batch):
+                    raise UsageError("map() was given fewer keys than calls")
+            calls = zip(names, batch, strict=True)
+            rows, contents = self._rows(function, calls, kwargs, prefix, pure=pure is not False)
             futures += [future(engine, state) for state in engine.submit(function, rows, contents, extra)]
             size = batch_size or min(2 * size, LARGEST_CHUNK)
         return futures
 
     def _rows(
-        self, function: PickledFunction, prefix: str, batch: list[Any], kwargs: dict[str, Any], *, pure: bool
+        self,
+        function: PickledFunction,
+        calls: Iterable[tuple[Key | None, tuple[Any, ...]]],
+        kwargs: dict[str, Any],
+        prefix: str = "",
+        *,
+        pure: bool = True,
     ) -> tuple[list[Row], list[Content]]:
-        rows: list[Row] = []
-        contents: list[Content] = []
-        function_token = function.token
-        contents += function.blobs
-        always = tuple([digest for digest, _ in function.blobs])
-        for args in batch:
-            call = pickle_call(args, kwargs)
-            token = call_token(function_token, args, kwargs, call).hex() if pure else ""
-            key = f"{prefix}-{token}" if token else self._fresh_key(prefix)
-            if call.blobs:
-                contents += call.blobs
-                rows.append(Row(key, call.call, call.dependencies, (*always, *[digest for digest, _ in call.blobs])))
-            else:
-                rows.append(Row(key, call.call, call.dependencies, always))
-        return rows, contents
-
-    def _named_rows(
-        self, function: PickledFunction, batch: list[Any], kwargs: dict[str, Any], keys: Iterator[Hashable]
-    ) -> tuple[list[Row], list[Content]]:
-        names = list(islice(keys, len(batch)))
-        if len(names) < len(batch):
-            raise UsageError("map() was given fewer keys than calls")
+        """Calls of one function, each after its key or None, as rows; and the blobs that they need."""
         rows: list[Row] = []
         contents: list[Content] = list(function.blobs)
-        for name, args in zip(names, batch, strict=True):
+        function_token = function.token
+        function_blobs = tuple([digest for digest, _ in function.blobs])
+        for key, args in calls:
             call = pickle_call(args, kwargs)
-            token = call_token(function.token, args, kwargs, call)
-            contents += call.blobs
-            digests = tuple([digest for digest, _ in (*function.blobs, *call.blobs)])
-            rows.append(Row(key_to_str(name), call.call, call.dependencies, digests, token))
+            blobs = function_blobs
+            if call.blobs:
+                contents += call.blobs
+                blobs = (*blobs, *[digest for digest, _ in call.blobs])
+            token = call_token(function_token, args, kwargs, call) if pure or key is not None else b""
+            if key is None:
+                key = f"{prefix}-{token.hex()}" if token else self._fresh_key(prefix)
+                token = b""
+            rows.append(Row(key, call.call, call.dependencies, blobs, token))
         return rows, contents
 
     def _fresh_key(self, name: str) -> Key:
@@ -267,7 +268,9 @@ class BaseClient(CallForms, Generic[F]):
         try:
             for _, tasks in groupby(made.tasks, lambda task: id(task.function)):
                 while batch := list(islice(tasks, LARGEST_CHUNK)):
-                    for state in self._submit_graph_tasks(batch, extra):
+                    function = pickle_function(batch[0].function)
+                    rows, contents = self._rows(function, [(key, args) for key, _, args in batch], {})
+                    for state in self.engine.submit(function, rows, contents, extra):
                         if state.key in wanted:
                             futures[state.key] = self._future(self.engine, state)
                         else:
@@ -283,19 +286,6 @@ class BaseClient(CallForms, Generic[F]):
             else futures[key_to_str(key) if found is None else found.key]
             for key, found in made.outputs.items()
         }
-
-    def _submit_graph_tasks(self, tasks: list[GraphTask], extra: Mapping[str, Any]) -> list[KeyState]:
-        """Submit tasks that call one function."""
-        function = pickle_function(tasks[0].function)
-        rows: list[Row] = []
-        contents: list[Content] = list(function.blobs)
-        for key, _, args in tasks:
-            call = pickle_call(args, {})
-            token = call_token(function.token, args, {}, call)
-            contents += call.blobs
-            digests = tuple([digest for digest, _ in (*function.blobs, *call.blobs)])
-            rows.append(Row(key, call.call, call.dependencies, digests, token))
-        return self.engine.submit(function, rows, contents, extra)
 
     def _refuse_unknown(self, graph: Mapping[Any, Any], found: Mapping[Hashable, Any]) -> None:
         """Raise for a key that exists nowhere: neither in the graph nor at the scheduler.
@@ -422,23 +412,17 @@ class BaseClient(CallForms, Generic[F]):
         return self._future(self.engine, self.engine.adopt([key_to_str(key)])[0])
 
 
+@dataclass
 class _ForClose:
     """The end of a client."""
 
-    def __init__(self, client: Any) -> None:
-        self._client = client
+    client: Any
 
     def block(self) -> None:
-        self._client.close()
+        self.client.close()
 
     async def wait(self) -> None:
-        await self._client.close()
-
-
-def _callable(func: Any) -> Callable[..., Any]:
-    if not callable(func):
-        raise TypeError(f"the first argument must be callable, not {type(func).__name__}")
-    return cast("Callable[..., Any]", func)
+        await self.client.close()
 
 
 def _is_iterable(value: Any) -> bool:

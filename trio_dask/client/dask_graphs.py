@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias, TypeGuard
 
-from trio_dask.client.name_checks import checked_text
 from trio_dask.errors import UsageError
 from trio_dask.ids import Key
+from trio_dask.parsing import checked_text
 from trio_dask.protocol.picklers import KeyReference
 
 INLINED: Final = frozenset({int, float, complex, bool, str, type(None)})

@@ -167,10 +167,7 @@ async def _put(incarnation: str, item: ScatterItem, channel: Channel) -> None:
 async def _put_anywhere(engine: Engine, item: ScatterItem, addresses: Mapping[str, int], failures: list[str]) -> None:
     for address in addresses:
         load = deque([item])
-        try:
-            await engine.channels.exchange(address, partial(_put_over, engine.incarnation, load))
-        except CHANNEL_FAILURES as error:
-            failures.append(failure_text(address, error))
-        else:
+        await _put_load(engine, address, load, failures)
+        if not load:
             return
     raise ClusterError(f"no worker accepted {item.key!r}: {failures[-1]}")

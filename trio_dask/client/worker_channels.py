@@ -23,23 +23,12 @@ CHANNEL_FAILURES: Final = (OSError, TrioDaskError, trio.ClosedResourceError, tri
 
 
 class Channel(Protocol):
-    """A channel to one worker; `comm.data_channel.DataChannel` is one."""
+    """What a client needs of `comm.data_channel.DataChannel`."""
 
-    async def send(self, message: OnDataPlane, buffers: Frames = ()) -> None:
-        """Send a message and the bytes that follow it."""
-        ...
-
-    async def receive(self) -> tuple[Message, Frames]:
-        """The next message and the bytes that follow it."""
-        ...
-
-    def abort(self) -> None:
-        """Close at once, in the middle of whatever."""
-        ...
-
-    async def aclose(self) -> None:
-        """Close between two exchanges."""
-        ...
+    async def send(self, message: OnDataPlane, buffers: Frames = ()) -> None: ...
+    async def receive(self) -> tuple[Message, Frames]: ...
+    def abort(self) -> None: ...
+    async def aclose(self) -> None: ...
 
 
 class WorkerChannels:
