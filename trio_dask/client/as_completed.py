@@ -148,8 +148,8 @@ class as_completed:
                 raise StopIteration
             try:
                 in_time = engine.block(signal, self._left_s())
-            except BaseException:
-                del self  # a traceback of Ctrl-C may be kept for long, and would keep the futures, and so their tasks
+            except BaseException:  # a traceback of Ctrl-C may be kept for long, and would keep the futures
+                del self
                 raise
             if not in_time:
                 raise self._too_late(engine)

@@ -178,7 +178,7 @@ def awaitable(definition: Callable[P, Waiting[R]]) -> Callable[P, Coroutine[Any,
 def remade(make: Callable[[str], Form], name: str) -> Form:
     """The form, which can be made again under the name of another class."""
     form = make(name)
-    form.make_form = make  # type: ignore[attr-defined]
+    form.make_form = make  # type: ignore[attr-defined] # read back by `CallForms`
     return form
 
 

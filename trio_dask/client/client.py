@@ -95,7 +95,7 @@ class Client(BlockingOperations, BaseClient[Future]):
             raise TypeError(f"Client() got an unexpected argument {min(options)!r}; there is a cluster already")
         try:
             self._open(engine_for(settings), home_of(settings), name)
-        except BaseException:
+        except BaseException:  # Ctrl-C as well: the cluster that was started must not stay
             self._close_cluster()
             raise
         if set_as_default:

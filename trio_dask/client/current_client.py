@@ -86,6 +86,6 @@ def futures_of(obj: Any, client: Client | None = None) -> list[BaseFuture]:
 
 
 def fire_and_forget(obj: Any) -> None:
-    """Have these tasks (futures, nested in whatever) finish even if nobody keeps their futures."""
+    """Have these tasks (futures, perhaps nested) finish even if the program keeps no future of them."""
     for future in futures_given(obj, "fire_and_forget()"):
         future.engine.detach([future.state])

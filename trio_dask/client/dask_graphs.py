@@ -152,7 +152,7 @@ def _is_list(value: object) -> TypeGuard[list[Any]]:
 
 
 def _is_task(value: Any) -> TypeGuard[tuple[Any, ...]]:
-    return type(value) is tuple and bool(value) and callable(value[0])  # pyright: ignore[reportUnknownArgumentType]
+    return type(value) is tuple and bool(value) and callable(value[0])  # pyright: ignore[reportUnknownArgumentType] - of any kind
 
 
 def _find_needs(value: Any, graph: Mapping[Any, Any], needs: list[Hashable]) -> None:

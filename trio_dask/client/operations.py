@@ -32,7 +32,7 @@ from trio_dask.client.wait_signals import limit
 from trio_dask.client.worker_channels import CHANNEL_FAILURES, Channel, failure_text
 from trio_dask.errors import ClusterError, ProtocolError, UsageError
 from trio_dask.ids import Key, WorkerName, given_name, places_of
-from trio_dask.protocol.messages import Call, CallResult, RestartWorkers, Retire
+from trio_dask.protocol.messages import Call, CallResult, Restart, RestartWorkers, Retire
 from trio_dask.protocol.pickling import dump_value, load_value, rebuild_exception
 
 OnError: TypeAlias = Literal["raise", "return", "ignore"]
@@ -142,7 +142,8 @@ async def restart(engine: Engine, timeout: Timeout = None, wait_for_workers: boo
     """
     missing: Sequence[str] = ()
     with limit(timeout) as scope:
-        missing = (await engine.restart())["missing"]
+        engine.cancel_all("the cluster was restarted")
+        missing = (await engine.request(Restart))["missing"]
     if wait_for_workers and (scope.cancelled_caught or missing):
         raise TimeoutError(f"after the restart these workers did not come back in time: {', '.join(missing) or 'all'}")
 

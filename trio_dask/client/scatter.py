@@ -145,7 +145,7 @@ async def _put_over(incarnation: str, load: deque[ScatterItem], channel: Channel
         item = load.popleft()
         try:
             await _put(incarnation, item, channel)
-        except BaseException:
+        except BaseException:  # whatever cut it short, the item is not confirmed
             load.appendleft(item)
             raise
 

@@ -5,8 +5,8 @@
                       │  ▼            │             │
                       Lost ◄──────────┴─────────────┘    the scheduler said goodbye, or could not be reached again
 
-Any of them ends in `Closed`; in a forked child of the process in `Forked`. Only the loop's own thread changes the
-phase. Other threads read it, and those that rely on it compare it again under the lock.
+Each ends in `Closed`, or in `Forked` in a forked child. Only the loop's own thread changes the phase. Other threads
+read it, and compare it again under the lock where they rely on it.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class NotStarted:
 
 
 class Connecting:
-    """It dials, for the first time or after a lost connection; what is asked waits."""
+    """It dials, for the first time or after a lost connection; requests wait."""
 
     status: ClassVar[Status] = "connecting"
 
@@ -90,7 +90,7 @@ class Connected:
         self.failure = ""
 
     def fail(self, error: Exception) -> None:
-        """The client has a bug, and whoever waits would wait for ever. For the loop's own thread."""
+        """The client has a bug: end the connection, so that no call waits for ever. For the loop's own thread."""
         _logger.error("the client failed", exc_info=error)
         self.failure = repr(error)
         self.scope.cancel()
@@ -98,7 +98,7 @@ class Connected:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """The scheduler is lost, and so is all that was asked of it; the next request makes the client dial again."""
+    """The scheduler is lost with all requests to it; the next request makes the client dial again."""
 
     asked: trio.Event
 

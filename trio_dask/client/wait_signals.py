@@ -83,25 +83,21 @@ class Signal(Protocol):
 class ThreadSignal:
     """Stops a thread until it is set."""
 
-    __slots__ = ("_is_set", "_lock")
+    __slots__ = ("_lock", "is_set")
 
     def __init__(self) -> None:
-        self._is_set = False
+        self.is_set = False
         self._lock = threading.Lock()
         self._lock.acquire()
 
     def set(self) -> None:
-        if not self._is_set:
-            self._is_set = True
+        if not self.is_set:
+            self.is_set = True
             self._lock.release()
-
-    @property
-    def is_set(self) -> bool:
-        return self._is_set
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Return True once it is set, or False after this many seconds. Ctrl-C interrupts it."""
-        if self._is_set:
+        if self.is_set:
             return True
         if timeout_s is None:
             return self._lock.acquire()
@@ -111,10 +107,10 @@ class ThreadSignal:
 class TrioSignal:
     """Parks a Trio task until it is set: directly from the same thread, through its loop from another."""
 
-    __slots__ = ("_is_set", "_task", "_thread", "_token")
+    __slots__ = ("_task", "_thread", "_token", "is_set")
 
     def __init__(self) -> None:
-        self._is_set = False
+        self.is_set = False
         self._task: trio.lowlevel.Task | None = None
         try:
             self._token = trio.lowlevel.current_trio_token()
@@ -124,9 +120,9 @@ class TrioSignal:
         self._thread = threading.get_ident()
 
     def set(self) -> None:
-        if self._is_set:
+        if self.is_set:
             return
-        self._is_set = True
+        self.is_set = True
         if threading.get_ident() == self._thread:
             self._resume()
         else:
@@ -135,13 +131,9 @@ class TrioSignal:
             except trio.RunFinishedError:
                 pass  # the task has ended with its loop
 
-    @property
-    def is_set(self) -> bool:
-        return self._is_set
-
     async def wait(self) -> None:
         """Return once it is set."""
-        if self._is_set:
+        if self.is_set:
             await trio.lowlevel.checkpoint()
             return
         self._task = trio.lowlevel.current_task()
