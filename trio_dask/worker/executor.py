@@ -20,14 +20,20 @@ import trio
 
 from trio_dask.errors import TaskCancelled
 from trio_dask.ids import Digest, Key
+from trio_dask.protocol.changing_code import changes_given
 from trio_dask.protocol.messages import Run
+from trio_dask.protocol.pickled_calls import changes, is_without_definitions
+from trio_dask.protocol.pickled_functions import brings_classes
 from trio_dask.protocol.pickling import load_call, load_function, pickle_value
+from trio_dask.protocol.rebuilt_classes import brings_class, noting_renewed
+from trio_dask.worker.async_tasks import AsyncCall, raiser, run_async
 from trio_dask.worker.core.ready_queue import ReadyQueue
-from trio_dask.worker.error_text import describe_failure, mention_trio, sendable
+from trio_dask.worker.error_text import describe_failure, sendable
 from trio_dask.worker.memory_reservations import Reservations
 from trio_dask.worker.running_table import RunningTable
 from trio_dask.worker.secede import Rejoined, Seceded, SecededTasks
 from trio_dask.worker.task_context import TaskContext, WorkerHandle, enter
+from trio_dask.worker.turns import Turn, turns
 
 
 class Finished(NamedTuple):
@@ -81,17 +87,9 @@ class _Crashed(NamedTuple):
     error: BaseException
 
 
-class _AsyncCall(NamedTuple):
-    """An `async def` task for the Trio thread; its slot waits for the reply, which raises or returns the value."""
-
-    context: TaskContext
-    call: Callable[[], Any]
-    reply: SimpleQueue[Callable[[], Any]]
-
-
 DECAY = 7 / 8
 
-_Posted = Outcome | _AsyncCall | _Crashed
+_Posted = Outcome | AsyncCall | _Crashed
 """What slots post to the Trio thread."""
 
 
@@ -168,6 +166,7 @@ class Executor:
         """
         self._take = take
         self._trio_token = trio.lowlevel.current_trio_token()
+        turns.add(self._with_definitions)
         try:
             async with trio.open_nursery() as self._tasks:
                 for number in range(len(self._slots)):
@@ -175,6 +174,7 @@ class Executor:
                 await self._failed.wait()
                 self._tasks.cancel_scope.cancel()  # else `async def` tasks would be waited for
         finally:
+            turns.remove(self._with_definitions)
             self._close()
         if self._failure is not None:
             raise self._failure
@@ -222,9 +222,9 @@ class Executor:
         batch: list[Outcome] = []
         try:
             for outcome in self._collect():
-                if isinstance(outcome, _AsyncCall):
+                if isinstance(outcome, AsyncCall):
                     assert self._tasks is not None
-                    self._tasks.start_soon(_run_async, outcome)
+                    self._tasks.start_soon(run_async, outcome)
                 elif isinstance(outcome, _Crashed):
                     raise outcome.error
                 else:
@@ -332,17 +332,28 @@ class Executor:
         """
         run = context.run
         self._slots[number] = context
+        context.has_memory = True
         enter(context)
+        turn: Turn | None = None
         try:
+            known = self._functions.get(run.function)
+            if turns.busy or known is None or changes(run.call):
+                turn = self._wait_for_turn(context)
             if run.extra:
                 self._begin(context)
             self._cells[number] = run.run
             if self._cancelled_runs and id(run) in self._cancelled_runs:
                 context.cancelled = True
                 raise TaskCancelled(f"task {context.key!r} was cancelled before it started")
-            function, is_async = self._functions.get(run.function) or self._load(run.function)
             values = self._inputs(run, carried) if run.dependencies else _NO_VALUES
-            args, kwargs = load_call(run.call, self._blobs, values)
+            if turn is None:
+                function, is_async = known or self._load(run.function)
+                args, kwargs = load_call(run.call, self._blobs, values)
+                if not is_without_definitions(run.call) and brings_class(args, kwargs) and changes_given(function):
+                    turn = self._take_turn(context)
+                    function, is_async, args, kwargs = self._load_in_turn(turn, run, values)
+            else:
+                function, is_async, args, kwargs = self._load_in_turn(turn, run, values)
             value = self._call_async(context, function, args, kwargs) if is_async else function(*args, **kwargs)
             pickled = pickle_value(value, self._inline_limit)
             if self._largest or pickled.nbytes >= self._reserve_from:
@@ -358,9 +369,58 @@ class Executor:
                 self._seceded.ended(context)
             else:
                 self._slots[slot] = None
+            if turn is not None:
+                turn.end()
+            elif turns.busy:
+                turns.wake()
         duration_s = perf_counter() - context.started_at
         type_name = sendable(pickled.type_name)
         return Finished(run, value, pickled.nbytes, type_name, pickled.inline, duration_s, pickled.copied_bytes)
+
+    def _with_definitions(self) -> list[TaskContext]:
+        """The tasks in the slots that do not wait for memory, and may use classes and functions by value."""
+        return [
+            context
+            for context in self._slots
+            if context is not None and context.has_memory and self._may_use_definitions(context.run)
+        ]
+
+    def _may_use_definitions(self, run: Run) -> bool:
+        if run.dependencies or not is_without_definitions(run.call):
+            return True
+        return run.function not in self._functions and brings_classes(self._blobs.get(run.function, b"\0"))
+
+    def _wait_for_turn(self, context: TaskContext) -> Turn | None:
+        """Wait until this task may begin. The turn, if it takes one."""
+        run = context.run
+        if changes(run.call) or (run.function in self._blobs and changes(self._blobs[run.function])):
+            return self._take_turn(context)
+        if turns.busy and self._may_use_definitions(run):
+            context.on_cancel(turns.wake)
+            context.started_at = inf
+            turns.wait(context)
+            context.started_at = perf_counter()
+        return None
+
+    def _take_turn(self, context: TaskContext) -> Turn:
+        context.on_cancel(turns.wake)
+        context.started_at = inf
+        turns.take(context)
+        context.started_at = perf_counter()
+        turn = context.turn = Turn(context)
+        return turn
+
+    def _load_in_turn(
+        self, turn: Turn, run: Run, values: Mapping[Key, Any]
+    ) -> tuple[Callable[..., Any], bool, tuple[Any, ...], dict[str, Any]]:
+        def load() -> tuple[Callable[..., Any], bool, tuple[Any, ...], dict[str, Any]]:
+            return *(self._functions.get(run.function) or self._load(run.function)), *load_call(
+                run.call, self._blobs, values
+            )
+
+        turn.restore = load
+        with noting_renewed(turn.brought):
+            return load()
 
     def _expected(self, function: Digest) -> int:
         return self._large.get(function, 0) if function in self._known else self._largest
@@ -409,7 +469,7 @@ class Executor:
         self, context: TaskContext, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         reply: SimpleQueue[Callable[[], Any]] = SimpleQueue()
-        self._post(_AsyncCall(context, lambda: function(*args, **kwargs), reply))
+        self._post(AsyncCall(context, lambda: function(*args, **kwargs), reply))
         return reply.get()()
 
     def _post(self, outcome: _Posted) -> None:
@@ -425,37 +485,5 @@ class Executor:
         """Outcomes are not taken any more, so a slot must not wait for an answer."""
         if isinstance(outcome, Begun) and outcome.go is not None:
             outcome.go.put(None)
-        elif isinstance(outcome, _AsyncCall):
-            outcome.reply.put(_raiser(TaskCancelled("the worker is leaving")))
-
-
-async def _run_async(task: _AsyncCall) -> None:
-    """Run an `async def` task in a cancel scope of its own, and answer its slot in any case."""
-    context = task.context
-    answer = _raiser(TaskCancelled(f"task {context.key!r} was cancelled"))
-    try:
-        enter(context)
-        with trio.CancelScope() as scope:
-            context.on_cancel(scope.cancel)
-            answer = _giver(await task.call())
-    except trio.Cancelled:
-        raise
-    except BaseException as error:  # as in a slot: what a task raises is its result
-        mention_trio(error)
-        answer = _raiser(error)
-    finally:
-        task.reply.put(answer)
-        del answer  # it refers to the error, whose traceback refers to this frame
-
-
-def _raiser(error: BaseException) -> Callable[[], Any]:
-    held = [error]
-
-    def answer() -> Any:
-        raise held.pop()  # without a name: its traceback refers to this frame, and a name would close a cycle
-
-    return answer
-
-
-def _giver(value: Any) -> Callable[[], Any]:
-    return lambda: value
+        elif isinstance(outcome, AsyncCall):
+            outcome.reply.put(raiser(TaskCancelled("the worker is leaving")))
