@@ -70,6 +70,12 @@ async def put(channel: DataChannel, key: str, value: Any) -> Any:
     return (await ask(channel, Put(key, "client-1", "thing", sizes), frames))[0]
 
 
+def pages(count: int) -> list[np.ndarray[Any, Any]]:
+    """Arrays that are just large enough to travel out of band."""
+    page = np.zeros(512)
+    return [page[:] for _ in range(count)]
+
+
 async def test_results_are_served_and_what_is_not_here_is_said_to_be_absent() -> None:
     async with open_worker() as session:
         session.submit("a", np.arange, 100_000)
@@ -185,6 +191,14 @@ async def test_thousands_of_inputs_come_from_a_peer() -> None:
         where = {f"k{number}": [first.address] for number in range(count)}
         second.submit("sum", sum, [Ref(key) for key in where], holders=where)
         assert await second.result() == count * (count - 1) // 2
+
+
+async def test_a_value_of_more_buffers_than_a_message_may_have_comes_from_a_peer() -> None:
+    async with open_workers() as (first, second):
+        first.submit("many", pages, 70_000)
+        await first.hear(RunFinished)
+        second.submit("b", len, Ref("many"), holders={"many": [first.address]})
+        assert await second.result() == 70_000
 
 
 async def test_a_run_whose_input_is_nowhere_is_handed_back_with_the_address_that_failed() -> None:
