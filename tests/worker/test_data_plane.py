@@ -13,9 +13,10 @@ import pytest
 import trio
 
 from tests.worker.kit import PATIENCE_S, Ref, Session, open_data, open_scheduler, open_worker
-from trio_dask.comm import DataChannel
+from trio_dask.comm import DataChannel, data_channel
 from trio_dask.comm.transport import ConnectionLost
 from trio_dask.errors import RemoteError
+from trio_dask.protocol import pickled_values
 from trio_dask.protocol.messages import (
     Absent,
     Call,
@@ -193,12 +194,17 @@ async def test_thousands_of_inputs_come_from_a_peer() -> None:
         assert await second.result() == count * (count - 1) // 2
 
 
-async def test_a_value_of_more_buffers_than_a_message_may_have_comes_from_a_peer() -> None:
+async def test_a_value_of_more_buffers_than_a_message_may_have_comes_from_a_peer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert 2 + pickled_values.MAX_OUT_OF_BAND + pickled_values.MAX_PIECES < data_channel.MAX_BUFFERS
+    monkeypatch.setattr(data_channel, "MAX_BUFFERS", 100)
+    monkeypatch.setattr(pickled_values, "MAX_OUT_OF_BAND", 48)
     async with open_workers() as (first, second):
-        first.submit("many", pages, 70_000)
+        first.submit("many", pages, 110)
         await first.hear(RunFinished)
         second.submit("b", len, Ref("many"), holders={"many": [first.address]})
-        assert await second.result() == 70_000
+        assert await second.result() == 110
 
 
 async def test_a_run_whose_input_is_nowhere_is_handed_back_with_the_address_that_failed() -> None:

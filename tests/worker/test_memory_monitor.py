@@ -96,8 +96,7 @@ class Process:
             held_bytes=lambda: self.store.large_bytes + self.store.spilled_bytes + self.small_bytes,
             busy=lambda: self.is_busy,
             waits_for_itself=lambda: self.waits,
-            pause=lambda: self.tell("pause"),
-            resume=lambda: self.tell("resume"),
+            set_paused=lambda paused: self.tell("pause" if paused else "resume"),
             report_lost=lambda: self.told.extend(self.store.take_lost()),
         )
         found = MemoryLimits.of(all_settings)

@@ -27,10 +27,9 @@ from trio_dask.worker.core.memory_policy import (
     MakeRoom,
     MemoryLimits,
     MemoryPolicy,
-    Pause,
     RemoveFiles,
-    Resume,
     RoomMade,
+    SetPaused,
 )
 from trio_dask.worker.memory_reservations import Reservations
 from trio_dask.worker.process_memory import ProcessMemory, collect_garbage, keep_large_blocks_apart, trim
@@ -73,8 +72,7 @@ class WorkerCallbacks(NamedTuple):
     held_bytes: Callable[[], int]
     busy: Callable[[], bool]
     waits_for_itself: Callable[[], bool]
-    pause: Callable[[], None]
-    resume: Callable[[], None]
+    set_paused: Callable[[bool], None]
     report_lost: Callable[[], None]
 
 
@@ -258,12 +256,11 @@ class MemoryMonitor:
                 nursery.start_soon(self._work, partial(self._make_room, action))
             case RemoveFiles():
                 nursery.start_soon(self._work, self.store.remove_garbage)
-            case Pause(is_news) | Resume(is_news):
-                pauses = isinstance(action, Pause)
+            case SetPaused(paused, is_news):
                 if is_news:
                     figures = f"{format_bytes(self._read())} of {format_bytes(self.limits.limit)} in use"
-                    log.info("Paused: %s" if pauses else "Resumed: %s", figures)
-                (self._worker.pause if pauses else self._worker.resume)()
+                    log.info("Paused: %s" if paused else "Resumed: %s", figures)
+                self._worker.set_paused(paused)
 
     async def _work(self, work: Callable[[], RoomMade | None]) -> None:
         async with trio.open_nursery() as nursery:

@@ -16,8 +16,9 @@ import math
 import os
 import random
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
+from functools import partial
 from typing import NamedTuple
 
 import trio
@@ -59,6 +60,10 @@ can; a connection that was cut silently would hold us until TCP notices, which m
 
 SHORTEST_SILENCE_S = 4.5
 """For workers with a short death timeout; a scheduler sends something every two seconds."""
+
+
+def _ignore(*_: object) -> None:
+    """For a caller of `run_worker` that does not want to know."""
 
 
 async def run_worker(
@@ -111,20 +116,16 @@ class _Registration(NamedTuple):
     incarnation: Incarnation
 
 
-class _Lost(NamedTuple):
-    """Why a session was lost."""
-
-    reason: str
-
-
 class _Past(NamedTuple):
-    """The previous session: this worker's incarnation and the scheduler's."""
+    """The previous session, if there was one: this worker's incarnation and the scheduler's."""
 
-    incarnation: str
-    scheduler: str
+    incarnation: str = ""
+    scheduler: str = ""
 
 
-NO_PAST = _Past("", "")
+async def _after(wait: Callable[[], Awaitable[object]], act: Callable[[], object]) -> None:
+    await wait()
+    act()
 
 
 class _Worker:
@@ -138,16 +139,16 @@ class _Worker:
     ) -> None:
         self._settings = settings
         self._drain = drain
-        self._tell_leaving = leaving
-        self._tell_rest = at_rest
-        self._tell_end = ends_in
+        self._tell_leaving: Callable[[str], None] = leaving or _ignore
+        self._tell_rest: Callable[[], None] = at_rest or _ignore
+        self._tell_end: Callable[[float, str], None] = ends_in or _ignore
         self._engine = CoreDriver(settings)
         self._death = trio.CancelScope()
         self._leaving = trio.CancelScope()
         self._draining = ""
-        self._past = NO_PAST
+        self._past = _Past()
         self._session_now: Connection | None = None
-        self._afresh = False
+        """The connection of the session, until that ends or is to begin afresh."""
         self._retries = RetryPolicy(
             WORKERS,
             random.uniform,
@@ -173,13 +174,11 @@ class _Worker:
                 self._set_death()
                 async with trio.open_nursery() as slots:
                     await slots.start(self._engine.run)
-                    for watch in (
-                        self._watch_drain_requests,
-                        self._watch_lifetime,
-                        self._watch_task_count,
-                        self._watch_slots_free,
-                    ):
-                        slots.start_soon(watch)
+                    slots.start_soon(self._watch_drain_requests)
+                    lifetime = partial(trio.sleep, self._settings.lifetime_s)
+                    slots.start_soon(_after, lifetime, partial(self._drain_by_itself, "lifetime"))
+                    slots.start_soon(_after, self._engine.spent.wait, partial(self._drain_by_itself, "max-tasks"))
+                    slots.start_soon(_after, self._engine.at_rest.wait, self._tell_rest)
                     listening = Listener(self._settings, self._engine.server.handle, self._serve_control, slots)
                     try:
                         await self._run_sessions(listening, slots, task_status)
@@ -198,9 +197,8 @@ class _Worker:
         if self._draining:
             return  # draining has its own limit
         self._death.deadline = self._retries.deadline
-        if self._tell_end is not None:
-            left_s = max(0.0, self._retries.deadline - trio.current_time())
-            self._tell_end(left_s, f"no scheduler for {self._settings.death_timeout_s:g} s")
+        left_s = max(0.0, self._retries.deadline - trio.current_time())
+        self._tell_end(left_s, f"no scheduler for {self._settings.death_timeout_s:g} s")
 
     # ------------------------------------------------------------------------------------------ leaving
 
@@ -209,20 +207,9 @@ class _Worker:
             await self._drain.wait()
             self._begin_draining(self._drain.reason, self._drain.limit_s)
 
-    async def _watch_lifetime(self) -> None:
-        await trio.sleep(self._settings.lifetime_s)
+    def _drain_by_itself(self, reason: str) -> None:
         if not self._draining:
-            self._begin_draining("lifetime")
-
-    async def _watch_task_count(self) -> None:
-        await self._engine.spent.wait()
-        if not self._draining:
-            self._begin_draining("max-tasks")
-
-    async def _watch_slots_free(self) -> None:
-        await self._engine.at_rest.wait()
-        if self._tell_rest is not None:
-            self._tell_rest()
+            self._begin_draining(reason)
 
     def _begin_draining(self, reason: str, limit_s: float = math.inf) -> None:
         """Take nothing new, and leave within the limit; at once without a scheduler."""
@@ -236,14 +223,9 @@ class _Worker:
             self._death.deadline = math.inf
             if reason != "signal":  # the program has logged that
                 log.info("Leaving: %s", LEAVING.get(reason, reason))
-            self._say_leaving(reason)
-            self._engine.drain(reason)
-        if self._tell_end is not None:
-            self._tell_end(self._leaving.deadline - trio.current_time() + CLEANUP_S, "")
-
-    def _say_leaving(self, reason: str) -> None:
-        if self._tell_leaving is not None:
             self._tell_leaving(reason)
+            self._engine.drain(reason)
+        self._tell_end(self._leaving.deadline - trio.current_time() + CLEANUP_S, "")
 
     # ------------------------------------------------------------------------------------------ control
 
@@ -254,8 +236,8 @@ class _Worker:
     async def _begin_afresh(self) -> None:
         """End the session; the next one starts without results and tasks."""
         if self._session_now is not None:
-            self._afresh = True
-            await self._session_now.aclose("restart requested")
+            connection, self._session_now = self._session_now, None
+            await connection.aclose("restart requested")
 
     # ------------------------------------------------------------------------------------------ session loop
 
@@ -276,7 +258,7 @@ class _Worker:
                 if isinstance(end, EndSession):
                     if self._leaves_after(end):
                         return
-                    self._past = NO_PAST
+                    self._past = _Past()
                     self._engine.reset()
                     self._reason = end.reason
                     self._retries.begin_anew()
@@ -284,10 +266,10 @@ class _Worker:
                 if self._retries.session_lost(trio.current_time()):
                     self._complained_at = -math.inf
                 if self._may_complain():
-                    log.warning("Lost the scheduler: %s", end.reason)
-                self._reason = end.reason
+                    log.warning("Lost the scheduler: %s", end)
+                self._reason = end
                 if not (self._settings.reconnect or self._draining):
-                    raise NoScheduler(f"lost the scheduler, and --no-reconnect was given: {end.reason}")
+                    raise NoScheduler(f"lost the scheduler, and --no-reconnect was given: {end}")
             if self._draining and not (self._settings.reconnect and self._engine.has_anything):
                 return
             await self._back_off()
@@ -308,7 +290,7 @@ class _Worker:
         restarts = end.then is Then.RESTART
         # A new process is the better restart, where a nanny can start one.
         if not restarts or settings.process:
-            self._say_leaving("restart" if restarts else "scheduler")
+            self._tell_leaving("restart" if restarts else "scheduler")
             return True
         return False
 
@@ -377,14 +359,13 @@ class _Worker:
 
     async def _session(
         self, connection: Connection, place: _Registration, task_status: trio.TaskStatus[Address]
-    ) -> EndSession | _Lost:
-        """From registration to the end of the session."""
+    ) -> EndSession | str:
+        """From registration to the end of the session: how the scheduler ended it, or why it was lost."""
         welcome = connection.hello
         assert isinstance(welcome, Welcome)
         returned = welcome.details.get("returned") is True
         async with connection:
             self._session_now = connection
-            self._afresh = False
             if not returned:
                 self._engine.reset()
             self._drain.is_possible = True
@@ -399,10 +380,10 @@ class _Worker:
             try:
                 return await self._converse(connection)
             except ConnectionLost as error:
-                return _Lost(str(error))
+                return str(error)
             except ProtocolError as error:
                 await connection.aclose(f"protocol error: {error}")
-                return _Lost(str(error))
+                return str(error)
             except trio.Cancelled:
                 with trio.move_on_after(self._settings.grace_s, shield=True):
                     await connection.aclose(self._draining or "the worker was stopped")
@@ -425,6 +406,6 @@ class _Worker:
                     await connection.aclose(end.reason)
                     return end
         reason = connection.goodbye.reason if connection.goodbye is not None else ""
-        if self._afresh:
+        if self._session_now is None:
             return EndSession(reason or "restart requested", Then.RESTART)
         return EndSession(reason, Then.LEAVE)

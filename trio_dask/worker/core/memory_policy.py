@@ -142,20 +142,14 @@ class RemoveFiles:
 
 
 @dataclass(frozen=True, slots=True)
-class Pause:
-    """Take no more tasks. `is_news`: say so in the log."""
+class SetPaused:
+    """Take no more tasks, or take tasks again. `is_news`: say so in the log."""
 
+    paused: bool
     is_news: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Resume:
-    """Take tasks again. `is_news`: say so in the log."""
-
-    is_news: bool
-
-
-Action = GiveBack | MakeRoom | RemoveFiles | Pause | Resume
+Action = GiveBack | MakeRoom | RemoveFiles | SetPaused
 
 
 class RoomMade(NamedTuple):
@@ -290,7 +284,7 @@ class MemoryPolicy:
         is_news = now >= self._tell_from
         if is_news:
             self._tell_from = now + NEWS_INTERVAL_S
-        return [Pause(is_news) if paused else Resume(is_news)]
+        return [SetPaused(paused, is_news)]
 
     def _work(self, now: float, figures: Figures, excess: float) -> list[Action]:
         self._is_making_room = excess > 0
