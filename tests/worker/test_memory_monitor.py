@@ -47,7 +47,7 @@ from trio_dask.worker.peer_channels import PeerChannels
 from trio_dask.worker.process_memory import ProcessMemory, trim
 from trio_dask.worker.result_store import ResultStore
 from trio_dask.worker.service import run_worker
-from trio_dask.worker.spill_files import SpillDisk, SpilledFile
+from trio_dask.worker.spill_files import Output, SpillDisk, SpilledFile
 from trio_dask.worker.task_context import WorkerHandle
 
 MB = 10**6
@@ -433,7 +433,7 @@ async def test_a_full_disk_is_said_once_and_tried_again(
 
     async with make_process() as process:
         with monkeypatch.context() as patch:
-            patch.setattr(os, "writev", full)
+            patch.setattr(Output, "write", full)
             process.fill("a", "b", "c", "d", "e", "f", "g", "h")
             await process.live(30)
         assert process.told == ["pause", "resume"]

@@ -145,7 +145,10 @@ def test_nothing_else_is_asked_for_before_work_has_ended_but_a_pause(policy: Mem
     assert policy.step(0, Figures(75 * MB, has_garbage=True)).actions != ()
     assert policy.step(1, Figures(85 * MB, has_garbage=True)).actions == (SetPaused(True, is_news=True),)
     policy.work_ended(2, RoomMade(10 * MB), 0)
-    assert policy.step(2, Figures(50 * MB, has_garbage=True)).actions == (SetPaused(False, is_news=False), RemoveFiles())
+    assert policy.step(2, Figures(50 * MB, has_garbage=True)).actions == (
+        SetPaused(False, is_news=False),
+        RemoveFiles(),
+    )
     assert policy.step(2, Figures(50 * MB, has_garbage=True)).actions == ()
     policy.work_ended(3, None, 0)
     assert policy.step(3, Figures(50 * MB)).actions == ()
