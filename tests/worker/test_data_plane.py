@@ -34,6 +34,7 @@ from trio_dask.protocol.messages import (
     Value,
 )
 from trio_dask.protocol.pickling import dump_value, load_value, rebuild_exception
+from trio_dask.protocol.wire_constants import MAX_BUFFERS
 from trio_dask.worker.peer_channels import PeerChannels
 from trio_dask.worker.service import run_worker
 from trio_dask.worker.task_context import WorkerHandle
@@ -197,7 +198,7 @@ async def test_thousands_of_inputs_come_from_a_peer() -> None:
 async def test_a_value_of_more_buffers_than_a_message_may_have_comes_from_a_peer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert 2 + pickled_values.MAX_OUT_OF_BAND + pickled_values.MAX_PIECES < data_channel.MAX_BUFFERS
+    assert 2 + pickled_values.MAX_OUT_OF_BAND + pickled_values.MAX_PIECES < MAX_BUFFERS
     monkeypatch.setattr(data_channel, "MAX_BUFFERS", 100)
     monkeypatch.setattr(pickled_values, "MAX_OUT_OF_BAND", 48)
     async with open_workers() as (first, second):

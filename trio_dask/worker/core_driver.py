@@ -11,7 +11,7 @@ import sys
 import time
 from functools import partial
 from queue import SimpleQueue
-from typing import cast
+from typing import NamedTuple, cast
 
 import trio
 
@@ -52,6 +52,14 @@ log = logging.getLogger("trio_dask.worker")
 
 LONG_RUN_S = 0.5
 """A run that has taken this long is announced: if this worker dies, the run may have killed it."""
+
+
+class Registration(NamedTuple):
+    """The addresses and the incarnation of one session; peers reach the worker at `address`."""
+
+    address: Address
+    scheduler: Address
+    incarnation: Incarnation
 
 
 class CoreDriver:
@@ -111,23 +119,22 @@ class CoreDriver:
                 try:
                     await self._tick()
                 finally:
-                    self._peers.close()
+                    self._peers.close_idle()
         finally:
             self._process.close()
 
     # ------------------------------------------------------------------------------------------ sessions
 
-    def session_began(
-        self, connection: Connection, address: Address, scheduler: Address, incarnation: Incarnation, *, returned: bool
-    ) -> None:
-        """This worker is registered, or taken back (else `reset` came before), and peers reach it at `address`."""
+    def session_began(self, connection: Connection, registration: Registration, *, returned: bool) -> None:
+        """This worker is registered, or taken back (else `reset` came before)."""
         self._connection = connection
         self._end = None
-        self.handle.name = given_name(self._settings.name or str(address))
-        self.handle.address = str(address)
-        self.handle.scheduler_address = str(scheduler)
-        self.handle.incarnation = incarnation
-        self._core.session_began(str(address), returned)
+        address = str(registration.address)
+        self.handle.name = given_name(self._settings.name or address)
+        self.handle.address = address
+        self.handle.scheduler_address = str(registration.scheduler)
+        self.handle.incarnation = registration.incarnation
+        self._core.session_began(address, returned)
         self._heartbeat_at = trio.current_time() + self._settings.heartbeat_interval_s
         self._act()
 
@@ -245,15 +252,11 @@ class CoreDriver:
         self._act()
         if core.draining:
             self._check_slots_free()
-        for go in waiting:
-            self._start_run(go)
-
-    def _start_run(self, go: SimpleQueue[None]) -> None:
-        """Let a slot begin its announced run as soon as the announcement has left this process."""
-        if self._connection is not None and self._connection.backlog_bytes:
-            self._tasks.start_soon(_start_run_after, self._connection, go)
-        else:
-            go.put(None)
+        for go in waiting:  # their announcements have to leave this process first
+            if self._connection is not None and self._connection.backlog_bytes:
+                self._tasks.start_soon(_start_run_after, self._connection, go)
+            else:
+                go.put(None)
 
     def _keep(self, put: Put, frames: Frames) -> bool:
         if self._connection is None:

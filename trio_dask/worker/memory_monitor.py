@@ -168,8 +168,6 @@ class MemoryMonitor:
             self._is_dozing = False
             self._wake.set()
 
-    # ------------------------------------------------------------------------------------------ from any thread
-
     def _fits(self, nbytes: int) -> bool:
         return self._used(nbytes) + nbytes <= self.limits.ceiling
 
@@ -197,8 +195,6 @@ class MemoryMonitor:
 
     def _wake_up(self) -> None:
         self._wake.set()
-
-    # ------------------------------------------------------------------------------------------ the watch
 
     async def _watch(self, nursery: trio.Nursery) -> None:
         while True:
@@ -245,8 +241,6 @@ class MemoryMonitor:
     def _end_wait(self) -> None:
         self._work_ended.set()
         self._work_ended = trio.Event()
-
-    # ------------------------------------------------------------------------------------------ actions
 
     def _carry_out(self, action: Action, nursery: trio.Nursery) -> None:
         match action:

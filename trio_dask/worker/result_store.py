@@ -55,11 +55,8 @@ class _Gone(Exception):
     """The file of a value is gone; the value was lost, dropped or replaced."""
 
 
-class _Nothing:
-    """Marks the absence of an object."""
-
-
-_NOTHING = _Nothing()
+_NOTHING: Any = object()
+"""Marks the absence of an object."""
 
 
 class _Entry:

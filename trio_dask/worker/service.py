@@ -36,13 +36,13 @@ from trio_dask.comm.connect import connect
 from trio_dask.comm.rpc_server import serve_control
 from trio_dask.config import LEAVING, WorkerSettings
 from trio_dask.errors import NoScheduler, ProtocolError, RefusedError, UsageError
-from trio_dask.ids import Incarnation, new_incarnation
+from trio_dask.ids import new_incarnation
 from trio_dask.owned_files import keep_file
 from trio_dask.protocol.hello import Hello, Welcome
 from trio_dask.retry_policy import WORKERS, RetryPolicy
 from trio_dask.scheduler_file import read_scheduler_file
 from trio_dask.worker.core.effects import EndSession, Then
-from trio_dask.worker.core_driver import CoreDriver
+from trio_dask.worker.core_driver import CoreDriver, Registration
 from trio_dask.worker.drain_request import DrainRequest
 from trio_dask.worker.interpreter_settings import tuned_interpreter
 from trio_dask.worker.listener import Listener
@@ -108,14 +108,6 @@ async def run_worker(
             await worker.run(task_status)
 
 
-class _Registration(NamedTuple):
-    """The addresses and the incarnation of one session."""
-
-    address: Address
-    scheduler: Address
-    incarnation: Incarnation
-
-
 class _Past(NamedTuple):
     """The previous session, if there was one: this worker's incarnation and the scheduler's."""
 
@@ -179,9 +171,9 @@ class _Worker:
                     slots.start_soon(_after, lifetime, partial(self._drain_by_itself, "lifetime"))
                     slots.start_soon(_after, self._engine.spent.wait, partial(self._drain_by_itself, "max-tasks"))
                     slots.start_soon(_after, self._engine.at_rest.wait, self._tell_rest)
-                    listening = Listener(self._settings, self._engine.server.handle, self._serve_control, slots)
+                    listener = Listener(self._settings, self._engine.server.handle, self._serve_control, slots)
                     try:
-                        await self._run_sessions(listening, slots, task_status)
+                        await self._run_sessions(listener, slots, task_status)
                     except (OSError, UsageError) as error:
                         failure = error  # raised outside of the nursery, which would wrap it
                     slots.cancel_scope.cancel()
@@ -242,19 +234,19 @@ class _Worker:
     # ------------------------------------------------------------------------------------------ session loop
 
     async def _run_sessions(
-        self, listening: Listener, nursery: trio.Nursery, task_status: trio.TaskStatus[Address]
+        self, listener: Listener, nursery: trio.Nursery, task_status: trio.TaskStatus[Address]
     ) -> None:
         """One session after the other, until the scheduler sends this worker away."""
         while True:
             try:
-                connection, place = await self._dial(listening, nursery)
+                connection, registration = await self._dial(listener, nursery)
             except (OSError, UsageError) as error:
                 is_refused_while_draining = self._draining and isinstance(error, RefusedError)
                 if self._retries.is_final(error, trio.current_time()) and not is_refused_while_draining:
                     raise
                 self._reason = str(error)
             else:
-                end = await self._session(connection, place, task_status)
+                end = await self._session(connection, registration, task_status)
                 if isinstance(end, EndSession):
                     if self._leaves_after(end):
                         return
@@ -308,15 +300,15 @@ class _Worker:
 
     # ------------------------------------------------------------------------------------------ one session
 
-    async def _dial(self, listening: Listener, nursery: trio.Nursery) -> tuple[Connection, _Registration]:
+    async def _dial(self, listener: Listener, nursery: trio.Nursery) -> tuple[Connection, Registration]:
         """Find the scheduler and register with it."""
         settings = self._settings
         scheduler = parse_scheduler_address(self._scheduler_address())
-        address = await listening.towards(scheduler)
-        place = _Registration(address, scheduler, new_incarnation())
+        address = await listener.towards(scheduler)
+        registration = Registration(address, scheduler, new_incarnation())
         hello = Hello(
             role="worker",
-            incarnation=place.incarnation,
+            incarnation=registration.incarnation,
             name=settings.name or "",
             details={
                 "address": str(address),
@@ -344,7 +336,7 @@ class _Worker:
             self._reason = f"no answer from {scheduler} so far"
         timeout_s = connect_limit_s(settings.connect_timeout_s, self._death.deadline - trio.current_time())
         connection = await connect(Endpoint(scheduler, limits), hello, nursery=nursery, timeout_s=timeout_s)
-        return connection, place
+        return connection, registration
 
     def _scheduler_address(self) -> str:
         path = self._settings.scheduler_file
@@ -358,7 +350,7 @@ class _Worker:
         return address
 
     async def _session(
-        self, connection: Connection, place: _Registration, task_status: trio.TaskStatus[Address]
+        self, connection: Connection, registration: Registration, task_status: trio.TaskStatus[Address]
     ) -> EndSession | str:
         """From registration to the end of the session: how the scheduler ended it, or why it was lost."""
         welcome = connection.hello
@@ -369,14 +361,14 @@ class _Worker:
             if not returned:
                 self._engine.reset()
             self._drain.is_possible = True
-            self._past = _Past(place.incarnation, welcome.incarnation)
-            self._engine.session_began(connection, place.address, place.scheduler, place.incarnation, returned=returned)
+            self._past = _Past(registration.incarnation, welcome.incarnation)
+            self._engine.session_began(connection, registration, returned=returned)
             is_first = not self._retries.was_connected
             self._retries.connected(trio.current_time())
             self._set_death()
-            log.info("Registered to: %s", place.scheduler)
+            log.info("Registered to: %s", registration.scheduler)
             if is_first:
-                task_status.started(place.address)
+                task_status.started(registration.address)
             try:
                 return await self._converse(connection)
             except ConnectionLost as error:

@@ -17,14 +17,17 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from io import BufferedWriter, FileIO
-from typing import Any
+from io import BufferedIOBase, BufferedWriter, FileIO
+from typing import TYPE_CHECKING, Any
 
 from trio_dask.errors import SpillError
 from trio_dask.parsing import format_bytes
 from trio_dask.protocol.picklers import Buffer
 from trio_dask.protocol.pickling import stream_value
 from trio_dask.worker.spill_directory import SpillDirectory
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 ALIGNMENT = 64
 """Of the start of each frame: arrays keep the alignment that they have in memory."""
@@ -108,7 +111,7 @@ class SpillDisk:
         """
         return self._write_file((nbytes,), partial(_write_value, value))
 
-    def _write_file(self, sizes: tuple[int, ...], write: Callable[[BufferedWriter], tuple[int, ...]]) -> SpilledFile:
+    def _write_file(self, sizes: tuple[int, ...], write: Callable[[BufferedIOBase], tuple[int, ...]]) -> SpilledFile:
         """A new file, for frames of about these sizes; `write` fills it and returns their true sizes."""
         self.remove_garbage()
         file: SpilledFile | None = None
@@ -165,7 +168,7 @@ class SpillDisk:
         self.directory.remove()
         self._garbage.clear()
 
-    def _create(self, sizes: tuple[int, ...]) -> tuple[SpilledFile, BufferedWriter]:
+    def _create(self, sizes: tuple[int, ...]) -> tuple[SpilledFile, BufferedIOBase]:
         with self._lock:
             if self._closed:
                 raise SpillError("the worker is leaving")
@@ -227,7 +230,7 @@ class Output(FileIO):
         super().__init__(path, "xb", opener=partial(os.open, mode=0o600))
         self._is_closed = is_closed
 
-    def write(self, data: Buffer, /) -> int:
+    def write(self, data: ReadableBuffer, /) -> int:
         if self._is_closed():
             raise SpillError("the worker is leaving")
         return super().write(memoryview(data)[:PIECE_BYTES])
@@ -243,7 +246,7 @@ class _Refused(BaseException):
 class _Pickled:
     """The first frame of a file, written by a pickler."""
 
-    def __init__(self, output: BufferedWriter) -> None:
+    def __init__(self, output: BufferedIOBase) -> None:
         self._output = output
 
     def restart(self) -> None:
@@ -261,7 +264,7 @@ class _Pickled:
             raise _Refused(error) from None
 
 
-def _write_value(value: Any, output: BufferedWriter) -> tuple[int, ...]:
+def _write_value(value: Any, output: BufferedIOBase) -> tuple[int, ...]:
     try:
         buffers = stream_value(value, _Pickled(output))
     except _Refused as refused:
@@ -271,7 +274,7 @@ def _write_value(value: Any, output: BufferedWriter) -> tuple[int, ...]:
     return (size, *_write_frames(buffers, output))
 
 
-def _write_frames(frames: Sequence[Buffer], output: BufferedWriter) -> tuple[int, ...]:
+def _write_frames(frames: Sequence[Buffer], output: BufferedIOBase) -> tuple[int, ...]:
     sizes = tuple(memoryview(frame).nbytes for frame in frames)
     for frame, size in zip(frames, sizes, strict=True):
         if size:
@@ -280,7 +283,7 @@ def _write_frames(frames: Sequence[Buffer], output: BufferedWriter) -> tuple[int
     return sizes
 
 
-def _pad(size: int, output: BufferedWriter) -> None:
+def _pad(size: int, output: BufferedIOBase) -> None:
     output.write(bytes(_padded(size) - size))
 
 

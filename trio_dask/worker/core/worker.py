@@ -75,7 +75,8 @@ class WorkerCore:
         """Whether it takes runs."""
         self.table = RunTable(self.fetches.pending, self.fetches.drop_unwanted)
         self.ready = self.table.ready
-        self._runs = self.table.current
+        self.runs = self.table.current
+        """Every current run, oldest first."""
         self._waiters = self.table.waiters
         self._address: str | None = None  # None between sessions
         self._resend = ResendOnReturn()
@@ -86,11 +87,6 @@ class WorkerCore:
     # ------------------------------------------------------------------------------------------ what others may read
 
     @property
-    def runs(self) -> Mapping[RunId, m.Run]:
-        """Every current run, oldest first."""
-        return self._runs
-
-    @property
     def capacity(self) -> int:
         """How many runs can execute at once now. A seceded run uses no slot."""
         slots = 0 if self.paused else self.slots.capacity
@@ -98,12 +94,12 @@ class WorkerCore:
 
     def is_current(self, run: m.Run) -> bool:
         """Whether the outcome of this run is still wanted."""
-        return self._runs.get(run.run) is run
+        return self.runs.get(run.run) is run
 
     def take_effects(self) -> Effects:
         """Everything to be done since the last call. Call it once per batch of events."""
         if self.blobs.expiring:
-            self._forget(self.blobs.forget_before(next(iter(self._runs), None)))
+            self._forget(self.blobs.forget_before(next(iter(self.runs), None)))
         if self.fetches.queues:
             self._requests.extend(self.fetches.launch())
         if self._replicas:
@@ -140,7 +136,7 @@ class WorkerCore:
     def reset(self, now: float) -> None:
         """Drop everything: none of it means anything to the next scheduler."""
         self._address = None
-        for number in list(self._runs):
+        for number in list(self.runs):
             self._cancel(number, now)
         self.fetches.clear()
         if self.held:
@@ -153,11 +149,11 @@ class WorkerCore:
     def _report_all(self) -> None:
         """Send what may not have arrived, and the inventory."""
         # The scheduler sends functions anew to a worker that has returned, so these may not be needed again.
-        self.blobs.expire_all_after(next(reversed(self._runs), RunId(-1)))
+        self.blobs.expire_all_after(next(reversed(self.runs), RunId(-1)))
         if self.slots.announced:
             self._outbox.append(m.Started(tuple(self.slots.announced)))
         self._outbox += self._resend.take_messages(self.held)
-        inventory, beyond = take_inventory(self.held, self._runs)
+        inventory, beyond = take_inventory(self.held, self.runs)
         self._free(beyond)
         self._outbox.append(inventory)
 
@@ -203,7 +199,7 @@ class WorkerCore:
 
     def _run(self, run: m.Run, now: float) -> None:
         number = run.run
-        if number in self._runs:
+        if number in self.runs:
             raise ProtocolError(f"run {number} was assigned twice")
         if run.function not in self.blobs.complete:
             raise ProtocolError(f"run {number} calls a function that was never sent")
@@ -235,7 +231,7 @@ class WorkerCore:
         self.blobs.add(message)
 
     def _forget_blobs(self, message: m.ForgetBlobs, now: float) -> None:
-        self.blobs.expire_after(message.digests, next(reversed(self._runs), RunId(-1)))
+        self.blobs.expire_after(message.digests, next(reversed(self.runs), RunId(-1)))
 
     def _acquire(self, message: m.Acquire, now: float) -> None:
         refused: list[Key] = []
@@ -263,7 +259,7 @@ class WorkerCore:
         returned: list[RunId] = []
         keys: list[Key] = []
         for number in message.runs:
-            run = self._runs.get(number)
+            run = self.runs.get(number)
             if run is not None and self.table.withdraw(number):
                 self._remove(run)
                 returned.append(number)
@@ -309,7 +305,7 @@ class WorkerCore:
     def finished(self, run: m.Run, nbytes: int, type_name: str, value: bytes | None, duration_s: float) -> bool:
         """A run gave a result. True if it is kept; its value must have been stored before this call."""
         number = run.run
-        if self._runs.get(number) is not run:
+        if self.runs.get(number) is not run:
             self._slot_returned(run)
             return False
         self._remove(run)
@@ -344,7 +340,7 @@ class WorkerCore:
     def tick(self, now: float) -> None:
         """Fail the runs that are out of time, and count slots as overdue."""
         for number in self.slots.expired(now):
-            run = self._runs[number]
+            run = self.runs[number]
             limit = float(run.extra["time_limit"])
             text = f"{run.key} ran longer than its time limit of {limit:g} s"
             message = m.RunFailed(number, "timeout", None, text, limit)
@@ -433,7 +429,7 @@ class WorkerCore:
 
     def _cancel(self, number: RunId, now: float) -> Key | None:
         """Drop a run that is not wanted any more. Returns its key, or None if it is not current."""
-        run = self._runs.get(number)
+        run = self.runs.get(number)
         if run is None:
             return None
         executing = not self.table.withdraw(number)
