@@ -114,7 +114,7 @@ class DataServer:
         store = self._store
         copied_bytes = store.copied_bytes(key)
         if copied_bytes > BIG_BYTES and self._room is not None:
-            # Only until the copy is made: held while the peer makes room for it, two workers could wait for each other.
+            # Only until the copy is made: two workers that held room while sending could wait for each other.
             async with self._room(copied_bytes):
                 dumped = await trio.to_thread.run_sync(self._dump, key, abandon_on_cancel=True)
         elif not store.is_pickled(key) and (nbytes > BIG_BYTES or store.is_spilled(key)):

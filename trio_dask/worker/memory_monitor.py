@@ -49,14 +49,14 @@ INCOMING_COUNT: Final = 64
 INCOMING_SHARE: Final = 0.1
 
 LARGE_SHARE: Final = 1 / 128
-"""From this share of the limit on, a task's result and the unpickling of a value wait for room."""
+"""Results and values to unpickle wait for room if they are at least this share of the limit."""
 
 KEPT_SHARE: Final = 0.1
-"""The share of the limit that is kept for coming values at most."""
+"""At most this share of the limit is kept for coming values."""
 
 
 def keep_nothing_unwatched(settings: WorkerSettings, kept: BufferPool = pool) -> None:
-    """Where a worker does not watch its memory a nanny may, and a nanny cannot have kept memory given back."""
+    """Keep no memory in an unwatched process: its nanny may watch it, and cannot have kept memory given back."""
     if settings.memory_limit_bytes is not None:
         kept.keep_at_most(0)
 

@@ -82,7 +82,7 @@ class PeerChannels:
                     )
                 take(left.pop(), buffers if isinstance(message, Value) else None)
                 del buffers  # while we wait for the next value, only the store may hold this one
-        except BaseException:  # it is not known what is still on its way
+        except BaseException:  # what is still on its way is unknown
             channel.abort()
             raise
         if len(self._idle) < MAX_IDLE:

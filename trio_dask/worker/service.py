@@ -55,8 +55,8 @@ COMPLAINT_INTERVAL_S = 10.0
 CLEANUP_S = 0.5
 
 SCHEDULER_SILENCE_S = 20.0
-"""After this silence of the scheduler the worker connects anew. That costs little, as the scheduler takes it back if it
-can; a connection that was cut silently would hold us until TCP notices, which may be long after it was mended."""
+"""After this silence of the scheduler the worker connects again. That costs little, as the scheduler takes it back if it
+can. A silently cut connection would hold the worker until TCP notices, long after the network is back."""
 
 SHORTEST_SILENCE_S = 4.5
 """For workers with a short death timeout; a scheduler sends something every two seconds."""
@@ -134,7 +134,7 @@ class _Worker:
         self._tell_leaving: Callable[[str], None] = leaving or _ignore
         self._tell_rest: Callable[[], None] = at_rest or _ignore
         self._tell_end: Callable[[float, str], None] = ends_in or _ignore
-        self._engine = CoreDriver(settings)
+        self._driver = CoreDriver(settings)
         self._death = trio.CancelScope()
         self._leaving = trio.CancelScope()
         self._draining = ""
@@ -155,7 +155,7 @@ class _Worker:
     @property
     def handle(self) -> WorkerHandle:
         """What tasks see of this worker."""
-        return self._engine.handle
+        return self._driver.handle
 
     async def run(self, task_status: trio.TaskStatus[Address]) -> None:
         """Run it to its end, see `run_worker`."""
@@ -165,13 +165,13 @@ class _Worker:
                 self._retries.lost_contact(trio.current_time())
                 self._set_death()
                 async with trio.open_nursery() as slots:
-                    await slots.start(self._engine.run)
+                    await slots.start(self._driver.run)
                     slots.start_soon(self._watch_drain_requests)
                     lifetime = partial(trio.sleep, self._settings.lifetime_s)
                     slots.start_soon(_after, lifetime, partial(self._drain_by_itself, "lifetime"))
-                    slots.start_soon(_after, self._engine.spent.wait, partial(self._drain_by_itself, "max-tasks"))
-                    slots.start_soon(_after, self._engine.at_rest.wait, self._tell_rest)
-                    listener = Listener(self._settings, self._engine.server.handle, self._serve_control, slots)
+                    slots.start_soon(_after, self._driver.spent.wait, partial(self._drain_by_itself, "max-tasks"))
+                    slots.start_soon(_after, self._driver.at_rest.wait, self._tell_rest)
+                    listener = Listener(self._settings, self._driver.server.handle, self._serve_control, slots)
                     try:
                         await self._run_sessions(listener, slots, task_status)
                     except (OSError, UsageError) as error:
@@ -179,7 +179,7 @@ class _Worker:
                     slots.cancel_scope.cancel()
         finally:
             with trio.move_on_after(min(CLEANUP_S, self._settings.grace_s), shield=True):
-                await self._engine.close_client()
+                await self._driver.close_client()
         if failure is not None:
             raise failure
         if self._death.cancelled_caught:
@@ -206,7 +206,7 @@ class _Worker:
     def _begin_draining(self, reason: str, limit_s: float = math.inf) -> None:
         """Take nothing new, and leave within the limit; at once without a scheduler."""
         # A short loss of the connection is no reason to lose the results held here.
-        may_return = self._settings.reconnect and self._retries.was_connected and self._engine.has_anything
+        may_return = self._settings.reconnect and self._retries.was_connected and self._driver.has_anything
         has_time = self._drain.is_possible or may_return
         limit_s = min(limit_s, self._settings.drain_timeout_s) if has_time else 0.0
         self._leaving.deadline = min(self._leaving.deadline, trio.current_time() + limit_s)
@@ -216,13 +216,13 @@ class _Worker:
             if reason != "signal":  # the program has logged that
                 log.info("Leaving: %s", LEAVING.get(reason, reason))
             self._tell_leaving(reason)
-            self._engine.drain(reason)
+            self._driver.drain(reason)
         self._tell_end(self._leaving.deadline - trio.current_time() + CLEANUP_S, "")
 
     # ------------------------------------------------------------------------------------------ control
 
     async def _serve_control(self, connection: Connection) -> None:
-        commands = worker_commands(self._settings, self._engine.handle, self._drain, self._begin_afresh)
+        commands = worker_commands(self._settings, self._driver.handle, self._drain, self._begin_afresh)
         await serve_control(connection, commands)
 
     async def _begin_afresh(self) -> None:
@@ -251,7 +251,7 @@ class _Worker:
                     if self._leaves_after(end):
                         return
                     self._past = _Past()
-                    self._engine.reset()
+                    self._driver.reset()
                     self._reason = end.reason
                     self._retries.begin_anew()
                     continue
@@ -262,7 +262,7 @@ class _Worker:
                 self._reason = end
                 if not (self._settings.reconnect or self._draining):
                     raise NoScheduler(f"lost the scheduler, and --no-reconnect was given: {end}")
-            if self._draining and not (self._settings.reconnect and self._engine.has_anything):
+            if self._draining and not (self._settings.reconnect and self._driver.has_anything):
                 return
             await self._back_off()
 
@@ -271,7 +271,7 @@ class _Worker:
         settings = self._settings
         waits = end.then is Then.SUCCESSOR and settings.on_scheduler_stop == "wait" and not self._draining
         if waits:
-            self._complained_at = trio.current_time()  # this line is enough for a while
+            self._complained_at = trio.current_time()  # the line below replaces complaints for a while
             limit_s = settings.death_timeout_s
             limit = "" if limit_s == math.inf else f"up to {limit_s:g} s "
             log.info("The scheduler stopped; dropping all results and waiting %sfor the next one", limit)
@@ -322,7 +322,7 @@ class _Worker:
                 "reconnect": settings.reconnect,
                 "process": settings.process,
                 "nanny": settings.nanny_address,
-                "metrics": self._engine.figures(),
+                "metrics": self._driver.figures(),
             },
         )
         limits = LinkLimits(
@@ -359,10 +359,10 @@ class _Worker:
         async with connection:
             self._session_now = connection
             if not returned:
-                self._engine.reset()
+                self._driver.reset()
             self._drain.is_possible = True
             self._past = _Past(registration.incarnation, welcome.incarnation)
-            self._engine.session_began(connection, registration, returned=returned)
+            self._driver.session_began(connection, registration, returned=returned)
             is_first = not self._retries.was_connected
             self._retries.connected(trio.current_time())
             self._set_death()
@@ -383,7 +383,7 @@ class _Worker:
             finally:
                 self._session_now = None
                 self._drain.is_possible = False
-                self._engine.session_lost()
+                self._driver.session_lost()
                 now = trio.current_time()
                 silent_s = now - connection.heard_at
                 # A connection that broke was a contact until then; one that fell silent only until the silence began.
@@ -393,7 +393,7 @@ class _Worker:
     async def _converse(self, connection: Connection) -> EndSession:
         async with aclosing(connection.batches()) as batches:
             async for batch in batches:
-                end = self._engine.receive(batch)
+                end = self._driver.receive(batch)
                 if end is not None:
                     await connection.aclose(end.reason)
                     return end

@@ -163,7 +163,7 @@ class FetchPlan:
         return starts
 
     def clear(self) -> None:
-        """Want nothing any more."""
+        """Drop every key and fetch."""
         for fetch in self.active:
             self._cancel(fetch)
         for table in (self.pending, self.acquiring, self.queues, self.active, self._active_at):

@@ -450,11 +450,11 @@ class WorkerCore:
         missed = self.fetches.missed(given_up)
         if missed:
             self._outbox.append(m.NotAcquired(missed))
-        forsaken = self.table.return_dependents(given_up)
-        if hand_back and forsaken:
-            self._outbox.append(m.RunsReturned(tuple(missing.run for missing in forsaken)))
+        returned = self.table.return_dependents(given_up)
+        if hand_back and returned:
+            self._outbox.append(m.RunsReturned(tuple(missing.run for missing in returned)))
         else:
-            self._outbox += forsaken
+            self._outbox += returned
 
     def _return_dependents(self, keys: Iterable[Key]) -> None:
         """The runs that computed these keys are gone."""
