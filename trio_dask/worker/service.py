@@ -55,8 +55,8 @@ COMPLAINT_INTERVAL_S = 10.0
 CLEANUP_S = 0.5
 
 SCHEDULER_SILENCE_S = 20.0
-"""After this silence of the scheduler the worker connects again. That costs little, as the scheduler takes it back if it
-can. A silently cut connection would hold the worker until TCP notices, long after the network is back."""
+"""After this silence of the scheduler the worker connects again. That costs little, as the scheduler takes it back if
+possible. A silently cut connection would hold the worker until TCP notices, long after the network is back."""
 
 SHORTEST_SILENCE_S = 4.5
 """For workers with a short death timeout; a scheduler sends something every two seconds."""

@@ -114,17 +114,18 @@ class SpillDisk:
     def _write_file(self, sizes: tuple[int, ...], write: Callable[[BufferedIOBase], tuple[int, ...]]) -> SpilledFile:
         """A new file, for frames of about these sizes; `write` fills it and returns their true sizes."""
         self.remove_garbage()
-        file: SpilledFile | None = None
         try:
             file, output = self._create(sizes)
-            with output:  # network file systems report only at the end that there was no room
-                written = write(output)
-        except BaseException as error:
-            if file is not None:
+            try:
+                with output:  # network file systems report only at the end that there was no room
+                    written = write(output)
+            except BaseException:
                 self._unlink(file)
-            if isinstance(error, OSError) and not isinstance(error, SpillError):
-                raise SpillError(f"cannot write to {self.directory.base}: {error.strerror or error}") from error
+                raise
+        except SpillError:
             raise
+        except OSError as error:
+            raise SpillError(f"cannot write to {self.directory.base}: {error.strerror or error}") from error
         with self._lock:
             self._used -= file.nbytes
             file.set_sizes(written)
