@@ -13,6 +13,7 @@ from trio_dask.errors import ProtocolError
 from trio_dask.protocol.codec import DATA_PLANE, decode, encode
 from trio_dask.protocol.frames import Kind, encode_frame, first_frame
 from trio_dask.protocol.messages import Call, CallResult, MemoryOffered, Message, Put, Value
+from trio_dask.protocol.wire_constants import MAX_BUFFERS
 
 SMALL_BYTES: Final = 64 * 2**10
 """Buffers up to this size are copied, to send or receive several at once."""
@@ -21,7 +22,6 @@ _PIECE_BYTES = 4 * 2**20
 """What one call sends at most. Over TLS a larger piece would stall the event loop while it is encrypted."""
 
 _MAX_MESSAGE = 2**20
-_MAX_BUFFERS = 2**16
 
 
 class Announced(NamedTuple):
@@ -81,7 +81,7 @@ class DataLink:
 
     def _checked_sizes(self, message: Message) -> tuple[int, ...]:
         sizes = _sizes(message)
-        if len(sizes) > _MAX_BUFFERS or min(sizes, default=0) < 0:
+        if len(sizes) > MAX_BUFFERS or min(sizes, default=0) < 0:
             raise ProtocolError(f"a {type(message).__name__} announced impossible sizes")
         if self._max_bytes is not None and sum(sizes) > self._max_bytes:
             raise ProtocolError(
