@@ -2,13 +2,15 @@
 
 import gc
 import operator
-from typing import NamedTuple, Never
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, NamedTuple, Never
 
 import pytest
 import trio
 import trio.testing
 
 from tests.client.cluster import WORKER, MiniCluster, open_async_client
+from trio_dask import AsyncClient, AsyncFuture
 from trio_dask.client.as_completed import FIRST_COMPLETED
 from trio_dask.errors import (
     ClusterError,
@@ -24,30 +26,30 @@ from trio_dask.errors import (
 from trio_dask.protocol import messages as m
 
 
-async def never(*_) -> None:
+async def never(*_: object) -> Never:
     await trio.sleep_forever()
 
 
-def increment(x, by=1):
+def increment(x: int, by: int = 1) -> int:
     return x + by
 
 
-def fail(x) -> Never:
+def fail(x: object) -> Never:
     raise ValueError(x)
 
 
 @pytest.fixture
-def cluster():
+def cluster() -> MiniCluster:
     return MiniCluster()
 
 
 @pytest.fixture
-async def client(cluster):
+async def client(cluster: MiniCluster) -> AsyncIterator[AsyncClient]:
     async with open_async_client(cluster) as client:
         yield client
 
 
-async def test_a_call_gives_its_result(client) -> None:
+async def test_a_call_gives_its_result(client: AsyncClient) -> None:
     future = client.submit(increment, 1, by=10)
     assert await future == 11
     assert await future.result() == 11
@@ -58,14 +60,14 @@ async def test_a_call_gives_its_result(client) -> None:
     assert future.type is int
 
 
-async def test_futures_are_dependencies_wherever_they_stand(client, cluster) -> None:
+async def test_futures_are_dependencies_wherever_they_stand(client: AsyncClient, cluster: MiniCluster) -> None:
     one, two = client.submit(increment, 0), client.submit(increment, 1)
     found = client.submit(lambda x: x, {"a": [one, (two, {3})], "b": {"c": one}})
     assert await found == {"a": [1, (2, {3})], "b": {"c": 1}}
     assert set(cluster.of_type(m.Submit)[-1].dependencies[0]) == {one.key, two.key}
 
 
-async def test_the_same_call_is_computed_once(client, cluster) -> None:
+async def test_the_same_call_is_computed_once(client: AsyncClient, cluster: MiniCluster) -> None:
     first, second = client.submit(increment, 5), client.submit(increment, 5)
     assert first.key == second.key
     assert [await first, await second] == [6, 6]
@@ -73,14 +75,14 @@ async def test_the_same_call_is_computed_once(client, cluster) -> None:
     assert client.submit(increment, 5, pure=False).key != first.key
 
 
-async def test_map_sends_its_function_once_and_few_messages(client, cluster) -> None:
+async def test_map_sends_its_function_once_and_few_messages(client: AsyncClient, cluster: MiniCluster) -> None:
     futures = client.map(increment, range(10_000))
     assert await client.gather(futures) == list(range(1, 10_001))
     assert len(cluster.of_type(m.Blob)) == 1
     assert len(cluster.of_type(m.Submit)) <= 10
 
 
-async def test_map_takes_several_iterables_and_keywords(client) -> None:
+async def test_map_takes_several_iterables_and_keywords(client: AsyncClient) -> None:
     assert await client.gather(client.map(operator.add, [1, 2], [10, 20])) == [11, 22]
     assert await client.gather(client.map(increment, iter([1, 2]), by=5)) == [6, 7]
     big = list(range(1000))
@@ -90,14 +92,14 @@ async def test_map_takes_several_iterables_and_keywords(client) -> None:
     assert client.map(increment, [7], key="prefix")[0].key.startswith("prefix-")
 
 
-async def test_submits_of_one_burst_travel_in_one_message(client, cluster) -> None:
+async def test_submits_of_one_burst_travel_in_one_message(client: AsyncClient, cluster: MiniCluster) -> None:
     futures = [client.submit(increment, i) for i in range(100)]
     await client.gather(futures)
     assert [len(message.keys) for message in cluster.of_type(m.Submit)] == [100]
 
 
-async def test_options_reach_the_scheduler(client, cluster) -> None:
-    options = {
+async def test_options_reach_the_scheduler(client: AsyncClient, cluster: MiniCluster) -> None:
+    options: dict[str, Any] = {
         "workers": "w",
         "allow_other_workers": True,
         "resources": {"GPU": 1},
@@ -124,7 +126,7 @@ async def test_options_reach_the_scheduler(client, cluster) -> None:
         {"allow_other_workers": 1},
     ],
 )
-async def test_wrong_options_are_refused_at_the_call(client, options) -> None:
+async def test_wrong_options_are_refused_at_the_call(client: AsyncClient, options: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         client.submit(increment, 1, **options)
     await trio.lowlevel.checkpoint()
@@ -135,7 +137,7 @@ class Point(NamedTuple):
     y: object
 
 
-async def test_gather_keeps_the_shape(client) -> None:
+async def test_gather_keeps_the_shape(client: AsyncClient) -> None:
     a, b = client.map(increment, [0, 1])
     nested = {"list": [a, [b, 5]], "tuple": (a, b), "set": {a, b}, "named": Point(a, "y"), "plain": None}
     assert await client.gather(nested) == {
@@ -150,7 +152,7 @@ async def test_gather_keeps_the_shape(client) -> None:
     assert await client.gather([]) == []
 
 
-async def test_scatter_keeps_the_shape(client) -> None:
+async def test_scatter_keeps_the_shape(client: AsyncClient) -> None:
     for shape in (Point(1, 2), (1, 2), [1, 2], {"x": 1, "y": 2}, {1, 2}):
         futures = await client.scatter(shape)
         assert type(futures) is type(shape)
@@ -158,18 +160,19 @@ async def test_scatter_keeps_the_shape(client) -> None:
     assert (await client.scatter(Point(1, 2))).x.key == (await client.scatter([1])).pop().key
 
 
-async def test_gather_raises_or_skips(client) -> None:
+async def test_gather_raises_or_skips(client: AsyncClient) -> None:
     good, bad = client.submit(increment, 0), client.submit(fail, "boom")
     with pytest.raises(ValueError, match="boom"):
         await client.gather([good, bad])
     assert await client.gather([good, bad, (bad, 2)], errors="skip") == [1, (2,)]
     assert await client.gather({"good": good, "bad": bad}, errors="skip") == {"good": 1}
     assert await client.gather(bad, errors="skip") is None
+    wrong: Any = "ignore"
     with pytest.raises(UsageError):
-        await client.gather([good], errors="ignore")
+        await client.gather([good], errors=wrong)
 
 
-async def test_gather_does_not_wait_for_others_once_one_has_failed(client, cluster) -> None:
+async def test_gather_does_not_wait_for_others_once_one_has_failed(client: AsyncClient, cluster: MiniCluster) -> None:
     cluster.hold = ("increment",)
     slow = client.submit(increment, 0)
     with trio.fail_after(5), pytest.raises(ValueError, match="boom"):
@@ -177,7 +180,7 @@ async def test_gather_does_not_wait_for_others_once_one_has_failed(client, clust
     assert slow.state.readers is None
 
 
-async def test_a_failure_arrives_whole_and_fresh_each_time(client) -> None:
+async def test_a_failure_arrives_whole_and_fresh_each_time(client: AsyncClient) -> None:
     future = client.submit(increment, client.submit(fail, "boom"))
     for _ in range(2):
         with pytest.raises(ValueError, match="boom") as caught:
@@ -204,7 +207,9 @@ async def test_a_failure_arrives_whole_and_fresh_each_time(client) -> None:
         ("something new", {}, RemoteError),
     ],
 )
-async def test_each_kind_of_failure_has_its_exception(client, cluster, kind, details, expected) -> None:
+async def test_each_kind_of_failure_has_its_exception(
+    client: AsyncClient, cluster: MiniCluster, kind: str, details: dict[str, list[str]], expected: type[Exception]
+) -> None:
     cluster.hold = True
     future = client.submit(increment, 1)
     await trio.testing.wait_all_tasks_blocked()
@@ -214,14 +219,14 @@ async def test_each_kind_of_failure_has_its_exception(client, cluster, kind, det
     assert all(line in str(caught.value) for line in details.get("deaths", ["why"]))
 
 
-async def test_large_results_are_fetched_from_workers(client, cluster) -> None:
+async def test_large_results_are_fetched_from_workers(client: AsyncClient, cluster: MiniCluster) -> None:
     cluster.inline = False
     futures = client.map(increment, range(2000))
     assert await client.gather(futures) == list(range(1, 2001))
     assert cluster.channels <= 2  # and kept for the next keys
 
 
-async def test_two_readers_of_an_array_do_not_share_memory(client) -> None:
+async def test_two_readers_of_an_array_do_not_share_memory(client: AsyncClient) -> None:
     np = pytest.importorskip("numpy")
     (future,) = await client.scatter([np.zeros(10_000)])
     results = []
@@ -236,7 +241,7 @@ async def test_two_readers_of_an_array_do_not_share_memory(client) -> None:
     assert results[1].sum() == 0
 
 
-async def test_a_holder_that_is_gone_is_reported_and_another_found(client, cluster) -> None:
+async def test_a_holder_that_is_gone_is_reported_and_another_found(client: AsyncClient, cluster: MiniCluster) -> None:
     cluster.hold = True
     future = client.submit(increment, 1)
     await trio.testing.wait_all_tasks_blocked()
@@ -247,17 +252,18 @@ async def test_a_holder_that_is_gone_is_reported_and_another_found(client, clust
     assert m.FetchFailed(future.key, "tcp://gone:1") in cluster.received
 
 
-async def test_a_kept_channel_that_its_worker_has_closed_is_replaced(client, cluster) -> None:
+async def test_a_kept_channel_that_its_worker_has_closed_is_replaced(client: AsyncClient, cluster: MiniCluster) -> None:
     cluster.inline = False
     assert await client.submit(increment, 1) == 2
-    (kept,) = client.engine.channels._idle[WORKER]
-    kept.hung_up = True
+    cluster.hang_up()
     assert await client.submit(increment, 2) == 3
     assert cluster.channels == 2
     assert not cluster.of_type(m.FetchFailed)
 
 
-async def test_a_value_that_nobody_can_deliver_is_an_error_in_the_end(client, cluster) -> None:
+async def test_a_value_that_nobody_can_deliver_is_an_error_in_the_end(
+    client: AsyncClient, cluster: MiniCluster
+) -> None:
     cluster.inline = False
     future = client.submit(increment, 1)
     cluster.absent.add(future.key)
@@ -265,7 +271,7 @@ async def test_a_value_that_nobody_can_deliver_is_an_error_in_the_end(client, cl
         await future
 
 
-async def test_inline_values_beyond_the_budget_are_fetched_again(client, cluster) -> None:
+async def test_inline_values_beyond_the_budget_are_fetched_again(client: AsyncClient, cluster: MiniCluster) -> None:
     client.engine.core._inline_budget = 100
     futures = client.map(increment, range(200))
     await client.wait(futures)
@@ -273,14 +279,16 @@ async def test_inline_values_beyond_the_budget_are_fetched_again(client, cluster
     assert await client.gather(futures) == list(range(1, 201))
 
 
-async def test_values_arriving_while_they_are_gathered_need_no_budget(client, cluster) -> None:
+async def test_values_arriving_while_they_are_gathered_need_no_budget(
+    client: AsyncClient, cluster: MiniCluster
+) -> None:
     client.engine.core._inline_budget = 100
     assert await client.gather(client.map(increment, range(1000))) == list(range(1, 1001))
     assert cluster.channels == 0
 
 
 async def test_dropped_futures_are_released_once_nobody_holds_them(
-    client, cluster, monkeypatch: pytest.MonkeyPatch
+    client: AsyncClient, cluster: MiniCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("trio_dask.client.outgoing.DELAY_S", 0)  # else the release may wait for company
     first, second = client.submit(increment, 1), client.submit(increment, 1)
@@ -297,7 +305,7 @@ async def test_dropped_futures_are_released_once_nobody_holds_them(
     assert client.engine.core.states == {}
 
 
-async def test_a_released_key_can_be_another_task_at_once(client, cluster) -> None:
+async def test_a_released_key_can_be_another_task_at_once(client: AsyncClient, cluster: MiniCluster) -> None:
     """What the scheduler said about the first task must not settle the second."""
     cluster.hold = True
     client.submit(increment, 1, key="x")
@@ -313,7 +321,7 @@ async def test_a_released_key_can_be_another_task_at_once(client, cluster) -> No
     assert await second == 42
 
 
-async def test_one_key_for_two_tasks_is_refused(client, cluster) -> None:
+async def test_one_key_for_two_tasks_is_refused(client: AsyncClient, cluster: MiniCluster) -> None:
     first = client.submit(increment, 1, key="x")
     with pytest.raises(KeyConflict):
         client.submit(increment, 2, key="x")
@@ -321,7 +329,9 @@ async def test_one_key_for_two_tasks_is_refused(client, cluster) -> None:
     assert await first == 2
 
 
-async def test_cancelling_settles_at_once_and_the_key_can_be_used_again(client, cluster) -> None:
+async def test_cancelling_settles_at_once_and_the_key_can_be_used_again(
+    client: AsyncClient, cluster: MiniCluster
+) -> None:
     cluster.hold = True
     future = client.submit(increment, 1)
     client.cancel(future)
@@ -336,7 +346,7 @@ async def test_cancelling_settles_at_once_and_the_key_can_be_used_again(client, 
     assert cluster.of_type(m.Cancel) == [m.Cancel((future.key,), False)]
 
 
-async def test_retry_runs_a_failed_task_again(client, cluster) -> None:
+async def test_retry_runs_a_failed_task_again(client: AsyncClient, cluster: MiniCluster) -> None:
     future = client.submit(fail, 1)
     with pytest.raises(ValueError, match="1"):
         await future
@@ -347,7 +357,7 @@ async def test_retry_runs_a_failed_task_again(client, cluster) -> None:
     assert cluster.computed[future.key] == 2
 
 
-async def test_a_result_can_become_pending_and_finish_again(client, cluster) -> None:
+async def test_a_result_can_become_pending_and_finish_again(client: AsyncClient, cluster: MiniCluster) -> None:
     cluster.inline = False
     future = client.submit(increment, 1)
     await client.wait(future)
@@ -358,7 +368,7 @@ async def test_a_result_can_become_pending_and_finish_again(client, cluster) -> 
     assert await future == 2
 
 
-async def test_timeouts(client, cluster, autojump_clock: trio.testing.MockClock) -> None:
+async def test_timeouts(client: AsyncClient, cluster: MiniCluster, autojump_clock: trio.testing.MockClock) -> None:
     cluster.hold = True
     future = client.submit(increment, 1)
     with pytest.raises(TimeoutError):
@@ -377,7 +387,7 @@ async def test_timeouts(client, cluster, autojump_clock: trio.testing.MockClock)
     assert await future == 2
 
 
-async def test_a_cancelled_wait_leaves_nothing_behind(client, cluster) -> None:
+async def test_a_cancelled_wait_leaves_nothing_behind(client: AsyncClient, cluster: MiniCluster) -> None:
     cluster.hold = True
     future = client.submit(increment, 1)
     with trio.move_on_after(0):
@@ -388,7 +398,7 @@ async def test_a_cancelled_wait_leaves_nothing_behind(client, cluster) -> None:
     assert future.state.waiters is None
 
 
-async def test_wait_for_the_first_or_for_all(client, cluster) -> None:
+async def test_wait_for_the_first_or_for_all(client: AsyncClient, cluster: MiniCluster) -> None:
     cluster.hold = ("fail",)
     slow, quick = client.submit(fail, 1), client.submit(increment, 1)
     done, not_done = await client.wait([slow, quick], return_when=FIRST_COMPLETED)
@@ -400,7 +410,9 @@ async def test_wait_for_the_first_or_for_all(client, cluster) -> None:
         await client.wait([slow])
 
 
-async def test_as_completed_follows_the_order_of_completion_and_grows(client, cluster) -> None:
+async def test_as_completed_follows_the_order_of_completion_and_grows(
+    client: AsyncClient, cluster: MiniCluster
+) -> None:
     cluster.hold = True
     futures = [client.submit(increment, i) for i in range(4)]
     await trio.testing.wait_all_tasks_blocked()
@@ -417,7 +429,7 @@ async def test_as_completed_follows_the_order_of_completion_and_grows(client, cl
     assert completed.is_empty()
 
 
-async def test_as_completed_with_results_and_errors(client) -> None:
+async def test_as_completed_with_results_and_errors(client: AsyncClient) -> None:
     good, bad = client.submit(increment, 0), client.submit(fail, "boom")
     await client.wait([good, bad])
     pairs = dict([pair async for pair in client.as_completed([good, bad], with_results=True, raise_errors=False)])
@@ -431,15 +443,17 @@ async def test_as_completed_with_results_and_errors(client) -> None:
             pass
 
 
-async def test_as_completed_in_batches(client, cluster) -> None:
+async def test_as_completed_in_batches(client: AsyncClient, cluster: MiniCluster) -> None:
     futures = client.map(increment, range(10))
     await client.wait(futures)
     batches = [batch async for batch in client.as_completed(futures).batches()]
     assert [future for batch in batches for future in batch] == futures
 
 
-async def test_callbacks_run_in_the_loop_and_cannot_harm_it(client, cluster, caplog: pytest.LogCaptureFixture) -> None:
-    seen = []
+async def test_callbacks_run_in_the_loop_and_cannot_harm_it(
+    client: AsyncClient, cluster: MiniCluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen: list[AsyncFuture] = []
     cluster.hold = True
     future = client.submit(increment, 1)
     future.add_done_callback(seen.append)
@@ -454,7 +468,7 @@ async def test_callbacks_run_in_the_loop_and_cannot_harm_it(client, cluster, cap
     assert "callback" in caplog.text
 
 
-async def test_graphs(client, cluster) -> None:
+async def test_graphs(client: AsyncClient, cluster: MiniCluster) -> None:
     graph = {
         "x": 1,
         "alias": "x",
@@ -472,12 +486,12 @@ async def test_graphs(client, cluster) -> None:
     assert not +cluster.wanted
 
 
-async def test_a_graph_that_goes_in_circles_is_refused(client) -> None:
+async def test_a_graph_that_goes_in_circles_is_refused(client: AsyncClient) -> None:
     with pytest.raises(UsageError, match="'a' -> 'b' -> 'a'"):
         await client.get({"a": (increment, "b"), "b": (increment, "a")}, "a")
 
 
-async def test_a_graph_can_use_what_is_in_the_cluster(client) -> None:
+async def test_a_graph_can_use_what_is_in_the_cluster(client: AsyncClient) -> None:
     future = client.submit(increment, 1, key="held")
     assert await client.get({"y": (increment, future)}, "y") == 3
     assert await client.get({}, "held") == 2
@@ -485,7 +499,7 @@ async def test_a_graph_can_use_what_is_in_the_cluster(client) -> None:
         await client.get({}, "nobody knows it")
 
 
-async def test_scatter_keeps_the_shape_and_dedupes(client, cluster) -> None:
+async def test_scatter_keeps_the_shape_and_dedupes(client: AsyncClient, cluster: MiniCluster) -> None:
     futures = await client.scatter({"a": 1, "b": [2]})
     assert {name: future.key for name, future in futures.items()} == {"a": "a", "b": "b"}
     assert await client.gather(futures) == {"a": 1, "b": [2]}
@@ -499,7 +513,7 @@ async def test_scatter_keeps_the_shape_and_dedupes(client, cluster) -> None:
         await client.scatter([5], workers="nobody")
 
 
-async def test_questions(client) -> None:
+async def test_questions(client: AsyncClient) -> None:
     future = client.submit(increment, 1)
     await future
     assert await client.who_has([future]) == {future.key: (WORKER,)}
@@ -512,18 +526,20 @@ async def test_questions(client) -> None:
     await client.wait_for_workers(1)
 
 
-async def test_run_calls_a_function_in_each_worker(client) -> None:
+async def test_run_calls_a_function_in_each_worker(client: AsyncClient) -> None:
     assert await client.run(increment, 1, by=4) == {WORKER: 5}
     assert await client.run(increment, 1, workers="w") == {WORKER: 2}
     with pytest.raises(ValueError, match="boom"):
         await client.run(fail, "boom")
-    assert isinstance((await client.run(fail, "boom", on_error="return"))[WORKER], ValueError)
+    returned = await client.run(fail, "boom", on_error="return")
+    assert returned is not None
+    assert isinstance(returned[WORKER], ValueError)
     assert await client.run(fail, "boom", on_error="ignore") == {}
     with pytest.raises(UsageError, match="never unpickles"):
         await client.run_on_scheduler(increment, 1)
 
 
-async def test_restart_cancels_everything_here(client, cluster) -> None:
+async def test_restart_cancels_everything_here(client: AsyncClient, cluster: MiniCluster) -> None:
     cluster.hold = True
     future = client.submit(increment, 1)
     await client.restart()
@@ -532,12 +548,14 @@ async def test_restart_cancels_everything_here(client, cluster) -> None:
 
 
 @pytest.mark.parametrize("announced", [True, False])
-async def test_a_lost_scheduler_fails_everything_at_once(client, cluster, announced) -> None:
+async def test_a_lost_scheduler_fails_everything_at_once(
+    client: AsyncClient, cluster: MiniCluster, announced: bool
+) -> None:
     cluster.hold = True
     future = client.submit(increment, 1)
     caught = []
 
-    async def expect(wait, *args) -> None:
+    async def expect(wait: Callable[..., Awaitable[object]], *args: Any) -> None:
         with pytest.raises(SchedulerLost) as error:
             await wait(*args)
         caught.append(str(error.value))
@@ -574,7 +592,7 @@ async def test_a_lost_scheduler_fails_everything_at_once(client, cluster, announ
     assert future.status == "lost"
 
 
-async def test_leaving_says_goodbye_after_what_was_submitted(cluster) -> None:
+async def test_leaving_says_goodbye_after_what_was_submitted(cluster: MiniCluster) -> None:
     async with open_async_client(cluster) as client:
         future = client.submit(increment, 1)
         client.detach(future)
@@ -584,14 +602,14 @@ async def test_leaving_says_goodbye_after_what_was_submitted(cluster) -> None:
         client.submit(increment, 2)
 
 
-async def test_the_body_s_exception_leaves_the_block_as_it_is(cluster) -> Never:
+async def test_the_body_s_exception_leaves_the_block_as_it_is(cluster: MiniCluster) -> None:
     with pytest.raises(ZeroDivisionError):
         async with open_async_client(cluster):
             raise ZeroDivisionError
     assert type(cluster.received[-1]) is m.Goodbye
 
 
-async def test_cancelling_the_body_says_goodbye(cluster) -> None:
+async def test_cancelling_the_body_says_goodbye(cluster: MiniCluster) -> None:
     with trio.CancelScope() as scope:
         async with open_async_client(cluster):
             scope.cancel()
@@ -600,7 +618,7 @@ async def test_cancelling_the_body_says_goodbye(cluster) -> None:
     assert type(cluster.received[-1]) is m.Goodbye
 
 
-async def test_a_cancelled_body_can_use_the_client_to_clean_up(cluster) -> None:
+async def test_a_cancelled_body_can_use_the_client_to_clean_up(cluster: MiniCluster) -> None:
     with trio.CancelScope() as scope:
         async with open_async_client(cluster) as client:
             try:
@@ -613,20 +631,18 @@ async def test_a_cancelled_body_can_use_the_client_to_clean_up(cluster) -> None:
     assert scope.cancelled_caught
 
 
-async def test_connecting_can_be_cancelled(cluster) -> None:
-    cluster.dial = never
+async def test_connecting_can_be_cancelled(cluster: MiniCluster) -> None:
     with trio.move_on_after(0) as scope:
-        async with open_async_client(cluster):
+        async with open_async_client(cluster, dial=never):
             pytest.fail("it is connected to nothing")
     assert scope.cancelled_caught
 
 
-async def test_no_scheduler_is_said_as_it_is(cluster) -> None:
-    async def dial(*lost) -> Never:
+async def test_no_scheduler_is_said_as_it_is(cluster: MiniCluster) -> None:
+    async def dial(*lost: object) -> Never:
         await trio.lowlevel.checkpoint()
         raise NoScheduler("nothing listens there")
 
-    cluster.dial = dial
     with pytest.raises(NoScheduler, match="nothing listens"):
-        async with open_async_client(cluster):
+        async with open_async_client(cluster, dial=dial):
             pytest.fail("it is connected to nothing")

@@ -1,37 +1,40 @@
 """A client whose link is cut, or whose scheduler is gone, against a cluster that stands where the connection would."""
 
 import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, Never
 
 import pytest
 import trio
 import trio.testing
 
 from tests.client.cluster import WORKER, MiniCluster, open_async_client, open_client
-from trio_dask import as_completed
+from trio_dask import AsyncClient, AsyncFuture, as_completed
 from trio_dask.errors import FutureCancelledError, NoScheduler, SchedulerLost
+from trio_dask.ids import Incarnation
 from trio_dask.protocol import messages as m
 
 
-async def never(*_) -> None:
+async def never(*_: object) -> Never:
     await trio.sleep_forever()
 
 
-def increment(x):
+def increment(x: int) -> int:
     return x + 1
 
 
 @pytest.fixture
-def cluster():
+def cluster() -> MiniCluster:
     return MiniCluster()
 
 
 @pytest.fixture
-async def client(cluster):
+async def client(cluster: MiniCluster) -> AsyncIterator[AsyncClient]:
     async with open_async_client(cluster) as client:
         yield client
 
 
-async def test_a_cut_link_is_a_delay(client, cluster) -> None:
+async def test_a_cut_link_is_a_delay(client: AsyncClient, cluster: MiniCluster) -> None:
     cluster.hold = True
     before = client.map(increment, range(10))
     await trio.testing.wait_all_tasks_blocked()
@@ -48,10 +51,12 @@ async def test_a_cut_link_is_a_delay(client, cluster) -> None:
 
 
 @pytest.mark.parametrize("heard", range(4))
-async def test_what_was_under_way_to_the_client_comes_once(client, cluster, heard) -> None:
+async def test_what_was_under_way_to_the_client_comes_once(
+    client: AsyncClient, cluster: MiniCluster, heard: int
+) -> None:
     cluster.hold = True
     futures = client.map(increment, range(3))
-    settled = []
+    settled: list[AsyncFuture] = []
     for future in futures:
         future.add_done_callback(settled.append)
     await trio.testing.wait_all_tasks_blocked()
@@ -62,7 +67,7 @@ async def test_what_was_under_way_to_the_client_comes_once(client, cluster, hear
     assert settled == futures
 
 
-async def test_calls_that_wait_go_on(client, cluster) -> None:
+async def test_calls_that_wait_go_on(client: AsyncClient, cluster: MiniCluster) -> None:
     asked = []
     cluster.silent = True
 
@@ -80,13 +85,13 @@ async def test_calls_that_wait_go_on(client, cluster) -> None:
     assert asked == [{WORKER: 2}]
 
 
-async def test_values_come_from_workers_while_there_is_no_scheduler(client, cluster) -> None:
+async def test_values_come_from_workers_while_there_is_no_scheduler(client: AsyncClient, cluster: MiniCluster) -> None:
     cluster.inline = False
     future = client.submit(increment, 1)
     await client.wait([future])
     dialling = trio.Event()
 
-    async def dial(*lost) -> None:
+    async def dial(*lost: object) -> Never:
         dialling.set()
         await trio.sleep_forever()
 
@@ -97,14 +102,16 @@ async def test_values_come_from_workers_while_there_is_no_scheduler(client, clus
     assert await future == 2
 
 
-async def test_another_scheduler_fails_the_futures_of_the_first_at_once_and_is_gone_on_with(client, cluster) -> None:
+async def test_another_scheduler_fails_the_futures_of_the_first_at_once_and_is_gone_on_with(
+    client: AsyncClient, cluster: MiniCluster
+) -> None:
     cluster.hold = True
     (given,) = await client.scatter([7])
     old = client.submit(increment, 1)
     dependent = client.submit(increment, old)
     caught = []
 
-    async def expect(wait, *args) -> None:
+    async def expect(wait: Callable[..., Awaitable[object]], *args: Any) -> None:
         with pytest.raises(SchedulerLost) as error:
             await wait(*args)
         caught.append(str(error.value))
@@ -128,7 +135,9 @@ async def test_another_scheduler_fails_the_futures_of_the_first_at_once_and_is_g
     assert await client.nthreads() == {WORKER: 2}
 
 
-async def test_what_goes_with_the_old_scheduler_leaves_the_new_one_alone(client, cluster) -> None:
+async def test_what_goes_with_the_old_scheduler_leaves_the_new_one_alone(
+    client: AsyncClient, cluster: MiniCluster
+) -> None:
     old = client.submit(increment, 1)
     assert await old == 2
     cluster.become_another("s2")
@@ -145,7 +154,7 @@ async def test_what_goes_with_the_old_scheduler_leaves_the_new_one_alone(client,
     assert again.status == "finished"
 
 
-async def test_a_scheduler_that_has_given_the_client_up_says_so(client, cluster) -> None:
+async def test_a_scheduler_that_has_given_the_client_up_says_so(client: AsyncClient, cluster: MiniCluster) -> None:
     cluster.hold, cluster.keeps_clients = True, False
     future = client.submit(increment, 1)
     await trio.testing.wait_all_tasks_blocked()
@@ -156,7 +165,7 @@ async def test_a_scheduler_that_has_given_the_client_up_says_so(client, cluster)
     assert await client.submit(increment, 2) == 3
 
 
-async def test_nobody_is_called_before_somebody_needs_it(client, cluster) -> None:
+async def test_nobody_is_called_before_somebody_needs_it(client: AsyncClient, cluster: MiniCluster) -> None:
     future = client.submit(increment, 1)
     await future
     cluster.say(m.Goodbye("stopped by its operator"))
@@ -167,13 +176,13 @@ async def test_nobody_is_called_before_somebody_needs_it(client, cluster) -> Non
     del future
     await trio.testing.wait_all_tasks_blocked()
     assert len(cluster.dials) == 1
-    cluster.incarnation = "s2"
+    cluster.incarnation = Incarnation("s2")
     assert await client.nthreads() == {WORKER: 2}
     assert cluster.dials == [("", 0), ("", 0)]
     assert client.status == "running"
 
 
-async def test_a_scheduler_that_cannot_be_reached_in_time_is_lost(client, cluster) -> None:
+async def test_a_scheduler_that_cannot_be_reached_in_time_is_lost(client: AsyncClient, cluster: MiniCluster) -> None:
     cluster.hold = True
     future = client.submit(increment, 1)
     await trio.testing.wait_all_tasks_blocked()
@@ -183,7 +192,7 @@ async def test_a_scheduler_that_cannot_be_reached_in_time_is_lost(client, cluste
         await future
 
 
-async def test_a_scheduler_that_talks_nonsense_is_not_called_again(client, cluster) -> None:
+async def test_a_scheduler_that_talks_nonsense_is_not_called_again(client: AsyncClient, cluster: MiniCluster) -> None:
     cluster.hold = True
     future = client.submit(increment, 1)
     await trio.testing.wait_all_tasks_blocked()
@@ -196,7 +205,7 @@ async def test_a_scheduler_that_talks_nonsense_is_not_called_again(client, clust
 
 
 @pytest.mark.parametrize("phase", ["connecting", "lost"])
-async def test_leaving_while_there_is_no_scheduler(cluster, phase) -> None:
+async def test_leaving_while_there_is_no_scheduler(cluster: MiniCluster, phase: str) -> None:
     cluster.hold = True
     with trio.fail_after(5):
         async with open_async_client(cluster) as client:
@@ -213,7 +222,9 @@ async def test_leaving_while_there_is_no_scheduler(cluster, phase) -> None:
     assert future.status == ("lost" if phase == "lost" else "cancelled")
 
 
-async def test_large_arguments_that_were_half_sent(client, cluster) -> None:
+async def test_large_arguments_that_were_half_sent(
+    client: AsyncClient, cluster: MiniCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cluster.hold = True
     wire = cluster.flush_nowait
     data = bytes(3_500_000)
@@ -223,10 +234,10 @@ async def test_large_arguments_that_were_half_sent(client, cluster) -> None:
         cluster._outgoing, lost = cluster._outgoing[:2], cluster._outgoing[2:]
         wire()
         if lost:
-            cluster.flush_nowait = wire
+            monkeypatch.setattr(cluster, "flush_nowait", wire)
             cluster.lose()
 
-    cluster.flush_nowait = cut_off
+    monkeypatch.setattr(cluster, "flush_nowait", cut_off)
     future = client.submit(len, data)
     await trio.testing.wait_all_tasks_blocked()
     cluster.finish(future.key)
@@ -234,7 +245,7 @@ async def test_large_arguments_that_were_half_sent(client, cluster) -> None:
     assert len(cluster.of_type(m.Blob)) == 1 + 4
 
 
-async def test_messages_are_confirmed_now_and_then(client, cluster) -> None:
+async def test_messages_are_confirmed_now_and_then(client: AsyncClient, cluster: MiniCluster) -> None:
     futures = client.map(increment, range(1000))
     await client.gather(futures)
     confirmed = cluster.of_type(m.Received)
@@ -244,7 +255,7 @@ async def test_messages_are_confirmed_now_and_then(client, cluster) -> None:
     assert not client.engine.core._resend._kept
 
 
-def test_blocking_calls_wait_until_the_link_is_back(cluster) -> None:
+def test_blocking_calls_wait_until_the_link_is_back(cluster: MiniCluster) -> None:
     cluster.hold = True
     with open_client(cluster) as client:
         futures = client.map(increment, range(5))
@@ -260,7 +271,7 @@ def test_blocking_calls_wait_until_the_link_is_back(cluster) -> None:
         assert results == [[1, 2, 3, 4, 5]]
 
 
-def test_a_blocking_client_goes_on_with_another_scheduler(cluster) -> None:
+def test_a_blocking_client_goes_on_with_another_scheduler(cluster: MiniCluster) -> None:
     cluster.hold = True
     with open_client(cluster) as client:
         futures = client.map(increment, range(3))
@@ -276,7 +287,7 @@ def test_a_blocking_client_goes_on_with_another_scheduler(cluster) -> None:
         futures[0].result()
 
 
-def test_closing_while_the_scheduler_is_away(cluster) -> None:
+def test_closing_while_the_scheduler_is_away(cluster: MiniCluster) -> None:
     cluster.hold = True
     with open_client(cluster) as client:
         future = client.submit(increment, 1)

@@ -1,6 +1,8 @@
 """Putting values onto workers that do not answer."""
 
 from collections import deque
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import trio
@@ -18,16 +20,16 @@ STOPPED, OTHER = "tcp://stopped:1", "tcp://other:1"
 class FakeChannel:
     """To a worker that confirms what it is sent after a while, or never."""
 
-    def __init__(self, answer_s) -> None:
+    def __init__(self, answer_s: float) -> None:
         self.answer_s = answer_s
-        self.sent = []
+        self.sent: list[Any] = []
         self.is_open = True
 
-    async def send(self, message, buffers=()) -> None:
+    async def send(self, message: object, buffers: Sequence[Any] = ()) -> None:
         self.sent.append(message)
         await trio.lowlevel.checkpoint()
 
-    async def receive(self):
+    async def receive(self) -> tuple[Any, list[Any]]:
         await trio.sleep(self.answer_s)
         return PutDone(self.sent[-1].key, 1), []
 
@@ -41,16 +43,21 @@ class FakeChannel:
 class FakeEngine:
     incarnation = "me"
 
-    def __init__(self, answers) -> None:
+    @property
+    def it(self) -> Any:
+        """Where an `Engine` is expected."""
+        return self
+
+    def __init__(self, answers: dict[str, float]) -> None:
         self.opened = {address: FakeChannel(answer_s) for address, answer_s in answers.items()}
         self.channels = WorkerChannels(self.open)
 
-    async def open(self, address):
+    async def open(self, address: str) -> FakeChannel:
         await trio.lowlevel.checkpoint()
         return self.opened[address]
 
 
-def item():
+def item() -> ScatterItem:
     return ScatterItem("key", "bytes", [memoryview(b"value")])
 
 
@@ -58,8 +65,9 @@ async def test_a_worker_that_does_not_confirm_what_it_was_sent_is_given_up(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     engine = FakeEngine({STOPPED: float("inf")})
-    failures, stranded = [], []
-    await scatter._put_each(engine, STOPPED, deque([item()]), failures, stranded)
+    failures: list[str] = []
+    stranded: list[ScatterItem] = []
+    await scatter._put_each(engine.it, STOPPED, deque([item()]), failures, stranded)
     assert trio.current_time() == pytest.approx(ANSWER_S, abs=1)
     assert [left.key for left in stranded] == ["key"]
     assert "not confirmed within 30 s" in failures[0]
@@ -68,8 +76,8 @@ async def test_a_worker_that_does_not_confirm_what_it_was_sent_is_given_up(
 
 async def test_what_one_worker_does_not_confirm_another_one_takes(autojump_clock: trio.testing.MockClock) -> None:
     engine = FakeEngine({STOPPED: float("inf"), OTHER: ANSWER_S - 1})
-    failures = []
-    await scatter._put_anywhere(engine, item(), {STOPPED: 1, OTHER: 1}, failures)
+    failures: list[str] = []
+    await scatter._put_anywhere(engine.it, item(), {STOPPED: 1, OTHER: 1}, failures)
     assert len(failures) == 1
     assert [put.key for put in engine.opened[OTHER].sent] == ["key"]
 
@@ -77,4 +85,4 @@ async def test_what_one_worker_does_not_confirm_another_one_takes(autojump_clock
 async def test_where_nobody_confirms_there_is_an_end(autojump_clock: trio.testing.MockClock) -> None:
     engine = FakeEngine({STOPPED: float("inf")})
     with pytest.raises(ClusterError, match="no worker accepted 'key'"):
-        await scatter._put_anywhere(engine, item(), {STOPPED: 1}, [])
+        await scatter._put_anywhere(engine.it, item(), {STOPPED: 1}, [])
