@@ -128,7 +128,7 @@ DEMO = [
     ids=lambda value: " ".join(value)[:40].encode("unicode_escape").decode() if isinstance(value, list) else None,
 )
 def test_wrong_usage_is_one_line_and_status_2(
-    main: Callable[..., int], arguments: str, message: str, started: list[Any], capsys: pytest.CaptureFixture[str]
+    main: Callable[..., int], arguments: list[str], message: str, started: list[Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(arguments) == 2
     out, err = capsys.readouterr()
@@ -156,7 +156,7 @@ def test_wrong_usage_is_one_line_and_status_2(
     ],
 )
 def test_what_is_not_here_is_one_line_and_status_4(
-    main: Callable[..., int], arguments: str, message: str, started: list[Any], capsys: pytest.CaptureFixture[str]
+    main: Callable[..., int], arguments: list[str], message: str, started: list[Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(arguments) == 4
     out, err = capsys.readouterr()
@@ -220,7 +220,7 @@ def test_the_scheduler_listens_on_all_interfaces_unless_told_otherwise(started: 
         (["--host", "tcp://10.0.0.5", "--port", "0"], "10.0.0.5", 0),
     ],
 )
-def test_where_the_scheduler_listens(arguments: str, host: str, port: int, started: list[Any]) -> None:
+def test_where_the_scheduler_listens(arguments: list[str], host: str, port: int, started: list[Any]) -> None:
     assert scheduler.main(arguments) == 0
     found = settings(started)
     assert (found.host, found.port) == (host, port)
@@ -305,7 +305,7 @@ def test_a_worker_by_default_never_gives_up_and_uses_all_processors(started: lis
     ],
     ids=" ".join,
 )
-def test_what_follows_when_the_scheduler_is_stopped(arguments: str, expected: str, started: list[Any]) -> None:
+def test_what_follows_when_the_scheduler_is_stopped(arguments: list[str], expected: str, started: list[Any]) -> None:
     assert worker.main(["h:1", *arguments]) == 0
     assert only_worker(started).on_scheduler_stop == expected
 
