@@ -14,12 +14,13 @@ import trio
 from trio_dask.client.async_client import AsyncClient
 from trio_dask.client.client import Client
 from trio_dask.client.core.key_state import Frames
+from trio_dask.client.core.outbox import Row
 from trio_dask.client.engine import Engine
 from trio_dask.client.shared_state import Connection, Dial
 from trio_dask.client.worker_channels import Channel
 from trio_dask.comm.connection import Batches
 from trio_dask.comm.transport import ConnectionLost
-from trio_dask.ids import Incarnation
+from trio_dask.ids import Incarnation, Key
 from trio_dask.protocol import messages as m
 from trio_dask.protocol.codec import DATA_PLANE, FROM_CLIENT, TO_CLIENT, decode, encode
 from trio_dask.protocol.hello import Welcome
@@ -34,6 +35,8 @@ from trio_dask.protocol.pickling import (
 
 WORKER = "tcp://worker:1"
 INLINE_BYTES = 4096
+FUNCTION = (b"f" * 16, b"function")
+"""A function as a client ships it, for tests of its core."""
 
 _M = TypeVar("_M")
 
@@ -56,6 +59,8 @@ class MiniCluster:
         self.channels = 0
         self._open_channels: list[_Channel] = []
         self.silent = False
+        self.hangs = False
+        """Nobody who calls gets an answer."""
         self.incarnation = Incarnation("s1")
         self.keeps_clients = True
         self.refusal: Exception | None = None
@@ -63,10 +68,10 @@ class MiniCluster:
         self.said: list[m.Message] = []
         self.handled = 0
         self._inbox: list[m.Message] = []
-        self._outgoing: list[m.Message] = []
-        self._closed: ConnectionLost | None = None
+        self.outgoing: list[m.Message] = []
+        self.closed: ConnectionLost | None = None
         self._wakeup = trio.Event()
-        self._token: trio.lowlevel.TrioToken | None = None
+        self.token: trio.lowlevel.TrioToken | None = None
         self.handlers: dict[type, Callable[[Any], None]] = {
             m.Blob: self._blob,
             m.Submit: self._submit,
@@ -83,16 +88,18 @@ class MiniCluster:
 
     async def dial(self, lost: str, received: int) -> Connection:
         """As a scheduler does: a client that it knows goes on where it was cut off."""
-        self._token = trio.lowlevel.current_trio_token()
+        self.token = trio.lowlevel.current_trio_token()
         self.dials.append((lost, received))
         await trio.lowlevel.checkpoint()
+        if self.hangs:
+            await trio.sleep_forever()
         if self.refusal is not None:
             raise self.refusal
         returned = lost == self.incarnation and self.keeps_clients
         if not returned:
             self.said, self.handled = [], 0
         self.hello = Welcome(incarnation=self.incarnation, details={"returned": returned, "received": self.handled})
-        self._inbox, self._outgoing, self._closed, self.goodbye = self.said[received:], [], None, None
+        self._inbox, self.outgoing, self.closed, self.goodbye = self.said[received:], [], None, None
         return self
 
     async def __aenter__(self) -> Self:
@@ -104,11 +111,11 @@ class MiniCluster:
     thread_safe_send = False  # what it hears, it handles at once, in the client's loop
 
     def send_many_nowait(self, messages: Iterable[m.Message]) -> None:
-        self._outgoing += messages
+        self.outgoing += messages
 
     def flush_nowait(self) -> None:
-        outgoing, self._outgoing = self._outgoing, []
-        for message in decode(encode(outgoing), FROM_CLIENT) if self._closed is None else ():
+        outgoing, self.outgoing = self.outgoing, []
+        for message in decode(encode(outgoing), FROM_CLIENT) if self.closed is None else ():
             self.handled += 1
             self.received.append(message)
             handler = self.handlers.get(type(message))
@@ -131,8 +138,8 @@ class MiniCluster:
                     return batch
             elif self.goodbye is not None:
                 return []
-            elif self._closed is not None:
-                raise self._closed
+            elif self.closed is not None:
+                raise self.closed
             else:
                 await self._wakeup.wait()
 
@@ -148,18 +155,18 @@ class MiniCluster:
     def say(self, *messages: m.Message) -> None:
         """The client hears this. In the client's own loop."""
         self.said += [message for message in messages if not isinstance(message, m.Goodbye)]
-        if self._closed is None:
+        if self.closed is None:
             self._inbox = [*self._inbox, *messages]
             self._wakeup.set()
 
     def say_from_thread(self, *messages: m.Message) -> None:
-        trio.from_thread.run_sync(self.say, *messages, trio_token=self._token)
+        trio.from_thread.run_sync(self.say, *messages, trio_token=self.token)
 
     def lose(self, reason: str = "the wire was cut", *, inbox: int | None = None) -> None:
         """Cut the wire; of what the client has not heard yet only the first `inbox` messages arrive before."""
         if inbox is not None:
             self._inbox = self._inbox[:inbox]
-        self._closed = ConnectionLost(reason)
+        self.closed = ConnectionLost(reason)
         self._wakeup.set()
 
     def become_another(self, incarnation: str) -> None:
@@ -169,7 +176,7 @@ class MiniCluster:
         self.tasks, self.values, self.errors, self.blobs, self.wanted = {}, {}, {}, {}, Counter()
 
     def lose_from_thread(self) -> None:
-        trio.from_thread.run_sync(self.lose, trio_token=self._token)
+        trio.from_thread.run_sync(self.lose, trio_token=self.token)
 
     def finish(self, *keys: str) -> None:
         """Compute these tasks that were held back."""
@@ -177,7 +184,7 @@ class MiniCluster:
             self._compute(key)
 
     def finish_from_thread(self, *keys: str) -> None:
-        trio.from_thread.run_sync(self.finish, *keys, trio_token=self._token)
+        trio.from_thread.run_sync(self.finish, *keys, trio_token=self.token)
 
     def of_type(self, kind: type[_M]) -> list[_M]:
         return [message for message in self.received if type(message) is kind]
@@ -194,7 +201,7 @@ class MiniCluster:
             if key not in self.tasks:
                 self.tasks[key] = (message.function, message.calls[index], dependencies)
             if key in self.values:
-                self.say(self._ready(key))
+                self.say(self.ready(key))
             elif not self._is_held(key):
                 self._compute(key)
 
@@ -221,9 +228,9 @@ class MiniCluster:
             blamed, description, text = failed
             self.say(m.KeyFailed(key, blamed, "exception", description, text, {"worker": "w", "address": WORKER}))
         else:
-            self.say(self._ready(key))
+            self.say(self.ready(key))
 
-    def _ready(self, key: str) -> m.KeyReady:
+    def ready(self, key: str) -> m.KeyReady:
         pickled = pickle_value(self.values[key], INLINE_BYTES if self.inline else 0)
         return m.KeyReady(key, pickled.nbytes, pickled.type_name, pickled.inline, () if pickled.inline else (WORKER,))
 
@@ -232,7 +239,7 @@ class MiniCluster:
             self.wanted[key] += 1
             if key in self.values:
                 # As a scheduler does: it does not keep what once rode along.
-                self.say(self._ready(key)._replace(value=None, holders=(WORKER,)))
+                self.say(self.ready(key)._replace(value=None, holders=(WORKER,)))
             elif key not in self.tasks:
                 self.say(m.Dropped(key, "lost", "unknown"))
 
@@ -256,7 +263,7 @@ class MiniCluster:
             self._compute(key)
 
     def _fetch_failed(self, message: m.FetchFailed) -> None:
-        self.say(self._ready(message.key))
+        self.say(self.ready(message.key))
 
     def _query(self, message: m.Query) -> None:
         answers = {
@@ -320,7 +327,7 @@ class _Channel:
                 cluster.values[key] = load_value(frames)
                 cluster.tasks[key] = None
                 self.answers.append((m.PutDone(key, sum(message.sizes)), []))
-                cluster.say(cluster._ready(key)._replace(value=None, holders=(WORKER,)))
+                cluster.say(cluster.ready(key)._replace(value=None, holders=(WORKER,)))
             case m.Call():
                 function, args, kwargs = load_value(frames)
                 try:
@@ -349,10 +356,10 @@ def make_engine(cluster: MiniCluster, dial: Dial | None = None) -> Engine:
 
 
 @contextlib.asynccontextmanager
-async def open_async_client(cluster: MiniCluster, *, dial: Dial | None = None) -> AsyncIterator[AsyncClient]:
+async def open_async_client(cluster: MiniCluster) -> AsyncIterator[AsyncClient]:
     """An `AsyncClient` of the mini cluster."""
     client = AsyncClient.__new__(AsyncClient)
-    client._set_up(make_engine(cluster, dial), None)
+    client._set_up(make_engine(cluster), None)
     async with client:
         yield client
 
@@ -365,3 +372,8 @@ def open_client(cluster: MiniCluster, *, dial: Dial | None = None, wait: bool = 
     client._open(make_engine(cluster, dial), None, wait=wait)
     with client:
         yield client
+
+
+def rows(count: int, *, size: int = 4, dependencies: tuple[Key, ...] = ()) -> list[Row]:
+    """Calls for `ClientCore.submit`."""
+    return [Row(f"k{number}", b"c" * size, dependencies) for number in range(count)]

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from tests.client.cluster import MiniCluster, open_async_client, open_client
+from tests.client.cluster import MiniCluster, open_async_client
 from trio_dask import Client, as_completed, fire_and_forget, wait
 from trio_dask.errors import UsageError
-
-
-@pytest.fixture
-def client() -> Iterator[Client]:
-    with open_client(MiniCluster()) as client:
-        yield client
-
 
 NO_AMOUNT = "must be 0 or more, such as 1, not"
 OPTIONS = [

@@ -2,13 +2,13 @@
 
 import inspect
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import lru_cache, partial, wraps
 from typing import Any, Never
 
 import pytest
 
-from tests.client.cluster import MiniCluster, open_async_client, open_client
+from tests.client.cluster import MiniCluster, open_async_client
 from trio_dask import AsyncClient, Client
 from trio_dask.errors import UsageError
 
@@ -29,12 +29,6 @@ OPTIONS = {
 
 def solve(x: int, time_limit: object = None) -> tuple[int, object]:
     return x, time_limit
-
-
-@pytest.fixture
-def client() -> Iterator[Client]:
-    with open_client(MiniCluster()) as client:
-        yield client
 
 
 def taking(name: str) -> Callable[..., Any]:

@@ -51,14 +51,14 @@ class Wire:
         interrupted = cluster.interrupt_after is not None and threading.current_thread() is threading.main_thread()
         if interrupted:
             given, cluster.interrupt_after = given[: cluster.interrupt_after], None
-        assert cluster._token is not None
-        cluster._token.run_sync_soon(self._hear, given)
+        assert cluster.token is not None
+        cluster.token.run_sync_soon(self._hear, given)
         if interrupted:
             raise KeyboardInterrupt
 
     def _hear(self, messages: list[m.Message]) -> None:
         cluster = self.cluster
-        if cluster.wire is self and cluster._closed is None:
+        if cluster.wire is self and cluster.closed is None:
             cluster.send_many_nowait(messages)
             cluster.flush_nowait()
 
@@ -99,7 +99,7 @@ def client(cluster: AnyThreadCluster) -> Iterator[Client]:
 
 
 def a_turn_of_the_loop(cluster: AnyThreadCluster) -> None:
-    trio.from_thread.run_sync(bool, trio_token=cluster._token)
+    trio.from_thread.run_sync(bool, trio_token=cluster.token)
 
 
 def test_a_lone_caller_sends_by_himself_and_wakes_nobody(client: Client, cluster: AnyThreadCluster) -> None:
