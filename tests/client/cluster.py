@@ -125,7 +125,7 @@ class MiniCluster:
     def batches(self) -> Batches:
         return Batches(self._next_batch)
 
-    async def _next_batch(self) -> list[Any]:
+    async def _next_batch(self) -> list[m.Message]:
         while True:
             self._wakeup = trio.Event()
             if self._inbox:

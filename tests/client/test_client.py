@@ -400,7 +400,7 @@ def test_the_loop_of_a_notebook_is_no_obstacle(client: Client, monkeypatch: pyte
     shell = SimpleNamespace(kernel=object())
     monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
 
-    async def cell() -> Any:
+    async def cell() -> object:
         await asyncio.sleep(0)
         return client.submit(increment, 1).result()
 

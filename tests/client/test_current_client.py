@@ -19,7 +19,7 @@ def increment(x: int) -> int:
     return x + 1
 
 
-def fibonacci(n: int) -> Any:
+def fibonacci(n: int) -> int:
     if n < 2:
         return n
     client = get_client()
@@ -27,15 +27,16 @@ def fibonacci(n: int) -> Any:
     return sum(client.gather(before))
 
 
-async def fibonacci_under_trio(n: int) -> Any:
+async def fibonacci_under_trio(n: int) -> int:
     if n < 2:
         return n
     client = get_client()
     one, two = (client.submit(fibonacci_under_trio, n - step, pure=False) for step in (1, 2))
-    return await one + await two
+    first, second = await one, await two
+    return int(first + second)
 
 
-def explicitly(n: int) -> Any:
+def explicitly(n: int) -> int:
     client = get_client()
     secede()
     secede()  # once is enough

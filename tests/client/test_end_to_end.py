@@ -119,7 +119,7 @@ async def test_a_trio_program() -> None:
         assert await client.submit(increment, 5) == 6
 
 
-def first_and_last(values: Any) -> Any:
+def first_and_last(values: Any) -> tuple[float, float]:
     values[0] += 1  # a task's argument is its own
     return float(values[0]), float(values[-1])
 

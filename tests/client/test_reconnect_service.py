@@ -48,8 +48,11 @@ class RunningScheduler:
         await self.ended.wait()
 
 
+StartScheduler = Callable[..., Awaitable[RunningScheduler]]
+
+
 @pytest.fixture
-async def start_scheduler(nursery: trio.Nursery) -> Callable[..., Awaitable[RunningScheduler]]:
+async def start_scheduler(nursery: trio.Nursery) -> StartScheduler:
     """Start a scheduler at an address."""
 
     async def start(address: str = ADDRESS, **settings: Any) -> RunningScheduler:
@@ -138,7 +141,7 @@ async def test_a_link_that_is_cut_again_and_again_loses_nothing_and_repeats_noth
 
 
 async def test_a_link_that_the_scheduler_still_believes_in_is_taken_over(
-    start_scheduler: Callable[..., Awaitable[RunningScheduler]], half_open: Callable[[AsyncClient], list[Any]]
+    start_scheduler: StartScheduler, half_open: Callable[[AsyncClient], list[Any]]
 ) -> None:
     await start_scheduler()
     client = AsyncClient(ADDRESS)
@@ -156,7 +159,7 @@ async def test_a_link_that_the_scheduler_still_believes_in_is_taken_over(
 
 
 async def test_another_scheduler_at_the_same_address(
-    start_scheduler: Callable[..., Awaitable[RunningScheduler]], autojump_clock: trio.testing.MockClock
+    start_scheduler: StartScheduler, autojump_clock: trio.testing.MockClock
 ) -> None:
     first = await start_scheduler(grace_s=0.0)
     async with AsyncClient(ADDRESS) as client:
@@ -178,7 +181,7 @@ async def test_another_scheduler_at_the_same_address(
 
 
 async def test_a_scheduler_that_stops_says_so_and_is_looked_for_when_it_is_needed(
-    start_scheduler: Callable[..., Awaitable[RunningScheduler]], autojump_clock: trio.testing.MockClock
+    start_scheduler: StartScheduler, autojump_clock: trio.testing.MockClock
 ) -> None:
     first = await start_scheduler()
     async with AsyncClient(ADDRESS, timeout=3) as client:
@@ -196,7 +199,7 @@ async def test_a_scheduler_that_stops_says_so_and_is_looked_for_when_it_is_neede
 
 
 async def test_a_scheduler_that_does_not_come_back_is_lost_after_the_timeout(
-    start_scheduler: Callable[..., Awaitable[RunningScheduler]], autojump_clock: trio.testing.MockClock
+    start_scheduler: StartScheduler, autojump_clock: trio.testing.MockClock
 ) -> None:
     first = await start_scheduler()
     async with AsyncClient(ADDRESS, timeout="7s") as client:
@@ -211,7 +214,7 @@ async def test_a_scheduler_that_does_not_come_back_is_lost_after_the_timeout(
 
 
 async def test_a_client_that_vanishes_is_waited_for(
-    start_scheduler: Callable[..., Awaitable[RunningScheduler]], autojump_clock: trio.testing.MockClock
+    start_scheduler: StartScheduler, autojump_clock: trio.testing.MockClock
 ) -> None:
     await start_scheduler()
     async with AsyncClient(ADDRESS) as watcher:
@@ -237,7 +240,7 @@ async def test_a_client_that_vanishes_is_waited_for(
 
 
 async def test_the_scheduler_file_is_read_again(
-    start_scheduler: Callable[..., Awaitable[RunningScheduler]], autojump_clock: trio.testing.MockClock, tmp_path: Path
+    start_scheduler: StartScheduler, autojump_clock: trio.testing.MockClock, tmp_path: Path
 ) -> None:
     path = str(tmp_path / "scheduler.json")
     first = await start_scheduler("inproc://one", scheduler_file=path)
@@ -257,7 +260,7 @@ async def test_the_scheduler_file_is_read_again(
 
 
 async def test_a_client_that_breaks_the_protocol_is_not_kept(
-    start_scheduler: Callable[..., Awaitable[RunningScheduler]], caplog: pytest.LogCaptureFixture
+    start_scheduler: StartScheduler, caplog: pytest.LogCaptureFixture
 ) -> None:
     await start_scheduler()
     async with AsyncClient(ADDRESS) as client:

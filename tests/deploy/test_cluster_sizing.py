@@ -5,12 +5,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trio_dask.deploy.cluster_sizing import allow_files, check_scale, divide, plan, workers_for
+from trio_dask.deploy.cluster_sizing import Layout, allow_files, check_scale, divide, plan, workers_for
 from trio_dask.errors import UsageError
 from trio_dask.host_limits import Amount
 
 
-def make(**options: Any) -> Any:
+def make(**options: Any) -> Layout:
     defaults = {
         "n_workers": None,
         "threads_per_worker": None,

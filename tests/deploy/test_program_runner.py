@@ -6,7 +6,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Never
+from typing import Never
 
 import pytest
 import trio
@@ -49,7 +49,7 @@ def test_a_request_to_stop_is_remembered_until_there_is_something_to_stop() -> N
     assert requests == [StopRequest("first", None)]
 
 
-def serve(stopper: Stopper, *requests: int | None) -> list[Any]:
+def serve(stopper: Stopper, *requests: int | None) -> list[int | str]:
     """Run a service that is asked to stop in these ways, one after the other, and say how it ended."""
     heard: list[int | str] = []
 

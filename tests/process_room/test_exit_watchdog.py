@@ -5,7 +5,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -15,7 +14,7 @@ pytestmark = pytest.mark.slow
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-def run(code: str) -> Any:
+def run(code: str) -> tuple[subprocess.CompletedProcess[str], float]:
     """Status, last words and duration of a process with this code."""
     started = time.monotonic()
     done = subprocess.run(

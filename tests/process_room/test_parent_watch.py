@@ -4,7 +4,6 @@ import json
 import os
 import threading
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
@@ -31,7 +30,7 @@ class Parent:
     def order(self, **content: object) -> None:
         os.write(self.stdin, json.dumps(content).encode() + b"\n")
 
-    def wait_asked(self, count: int) -> list[Any]:
+    def wait_asked(self, count: int) -> list[tuple[str, int | None]]:
         with self.changed:
             assert self.changed.wait_for(lambda: len(self.asked) >= count, 10)
         return self.asked

@@ -73,7 +73,7 @@ def test_whatever_else_stands_there_is_no_record(line: bytes) -> None:
     assert spoken(line) == line.decode()
 
 
-def pass_through(data: bytes, size: int) -> Any:
+def pass_through(data: bytes, size: int) -> tuple[bytes, list[Sequence[str]]]:
     passed: list[bytes] = []
     dumps: list[Sequence[str]] = []
     sieve = DumpFilter(passed.append, dumps.append)

@@ -127,7 +127,7 @@ def children(pid: int) -> list[psutil.Process]:
         return []
 
 
-def until(condition: Callable[[], object], timeout_s: float, what: str) -> float:
+def until(condition: Callable[[], object], timeout_s: float = PATIENCE_S, what: str = "") -> float:
     """Wait for something to become true; gives how long it took, in seconds."""
     start = time.monotonic()
     while not condition():

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import ModuleType
@@ -51,11 +51,13 @@ def spec(
     )
 
 
-async def first_report(given: ChildSpec, *, then: Callable[[Any, Any], object] = lambda child, report: None) -> Any:
+async def first_report(
+    given: ChildSpec, *, then: Callable[[Child, Mapping[str, Any]], object] = lambda child, report: None
+) -> Mapping[str, Any]:
     """What a child says first; then it is ended."""
     reports = []
 
-    def heard(child: Any, report: Any) -> None:
+    def heard(child: Child, report: Mapping[str, Any]) -> None:
         reports.append(report)
         then(child, report)
         child.leave()
@@ -271,7 +273,7 @@ async def test_a_server_that_is_killed_takes_nobody_along(number: signal.Signals
     ends = []
 
     async def live(nursery: trio.Nursery, function: str = "looks_around") -> None:
-        def heard(child: Any, report: Any) -> None:
+        def heard(child: Child, report: Mapping[str, Any]) -> None:
             children.append(child)
             changed.set()
 

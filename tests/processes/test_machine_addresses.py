@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -22,7 +22,7 @@ ONE, OTHER = "10.1.0.5", "10.2.0.5"
 
 
 @contextmanager
-def machine_with(*addresses: str) -> Any:
+def machine_with(*addresses: str) -> Iterator[Machine]:
     """A machine with one network interface for each of these: eth0, eth1, ..."""
     machine = Machine()
     try:

@@ -11,7 +11,7 @@ import pytest
 from tests.processes import network, tasks
 from tests.processes.programs import until
 from tests.processes.proxy import open_proxy
-from tests.processes.sites import Site, open_site
+from tests.processes.sites import Scheduler, Site, open_site
 from trio_dask import Client, Future
 
 pytestmark = [
@@ -31,7 +31,7 @@ def net() -> Iterator[network.Network]:
         yield net
 
 
-def start_cluster(site: Site, net: network.Network) -> Any:
+def start_cluster(site: Site, net: network.Network) -> Scheduler:
     """A scheduler on the hub, and a worker on each of the two machines."""
     boss = site.scheduler(host=net.address, machine=net.hub)
     for number, host in enumerate(net.hosts):

@@ -3,7 +3,6 @@
 import signal
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -70,7 +69,7 @@ def test_a_worker_that_keeps_crashing_is_given_up_and_the_first_cause_is_named(t
 
 @pytest.mark.parametrize("running_s", [2, pytest.param(5, marks=pytest.mark.soak)])
 @pytest.mark.parametrize("nanny", ["--nanny", "--no-nanny"])
-def test_a_worker_that_is_asked_to_leave_loses_nothing(tmp_path: Path, nanny: Any, running_s: float) -> None:
+def test_a_worker_that_is_asked_to_leave_loses_nothing(tmp_path: Path, nanny: str, running_s: float) -> None:
     """With `--allowed-failures 0` and no retries the first loss that counted would fail the task."""
     log = str(tmp_path / "log")
     with open_site(tmp_path) as site:

@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.processes.programs import Program, children, program, scheduler, survivors
+from tests.processes.programs import Program, children, program, scheduler, survivors, until
 from trio_dask import Client, KilledWorker, NoScheduler, RefusedError, UsageError, get_worker, rpc, worker_client
 from trio_dask.deploy.program_runner import SAME_REQUEST_S
 
@@ -40,13 +40,6 @@ def boss() -> Iterator[str]:
 def nannies(address: str, *arguments: str, **options: Any) -> AbstractContextManager[Program]:
     """A `dask-worker` with one thread for each worker."""
     return program("-m", "trio_dask", "worker", address, "--nthreads", "1", *arguments, **options)
-
-
-def wait_until(condition: Callable[[], object], timeout_s: float = 20.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def count(running: Program, pattern: str) -> int:
@@ -86,7 +79,7 @@ def hold_the_interpreter() -> None:
 
 def test_workers_join_under_their_names_and_leave_in_good_order(boss: str) -> None:
     with nannies(boss, "--nworkers", "3", "--name", "w") as running:
-        wait_until(lambda: count(running, REGISTERED) == 3)
+        until(lambda: count(running, REGISTERED) == 3)
         with Client(boss) as client:
             workers = client.scheduler_info()["workers"]
             assert sorted(worker["name"] for worker in workers.values()) == ["w-0", "w-1", "w-2"]
@@ -124,7 +117,7 @@ def test_a_task_that_ends_its_process_is_to_blame_whatever_status_it_gives(boss:
         assert running.stop(signal.SIGTERM) == 0
 
 
-def sum_here(numbers: Any) -> Any:
+def sum_here(numbers: list[int]) -> int:
     with worker_client() as client:
         return sum(client.gather(client.map(abs, numbers)))
 
@@ -146,7 +139,7 @@ def test_what_a_dead_worker_leaves_behind_is_ended(boss: str) -> None:
 @pytest.mark.parametrize("task", [None, hold_the_interpreter], ids=["idle", "interpreter held"])
 def test_nothing_is_left_when_the_launcher_is_killed(boss: str, task: Callable[[], object] | None) -> None:
     with nannies(boss, "--nworkers", "2") as running, Client(boss) as client:
-        wait_until(lambda: count(running, REGISTERED) == 2)
+        until(lambda: count(running, REGISTERED) == 2)
         pids = client.submit(start_processes).result(timeout=15)
         if task is not None:
             held = [client.submit(task, key=f"hold {number}") for number in range(2)]
@@ -165,7 +158,7 @@ def test_nothing_is_left_when_a_guard_is_killed(boss: str) -> None:
         assert guard is not None
         guard.kill()
         assert survivors([worker], 1) == []
-        wait_until(lambda: count(running, REGISTERED) == 2)
+        until(lambda: count(running, REGISTERED) == 2)
         assert running.stop(signal.SIGTERM) == 0
 
 
@@ -178,7 +171,7 @@ PRELOADS = {
 @pytest.mark.parametrize("nanny", ["--nanny", "--no-nanny"])
 @pytest.mark.parametrize("kind", PRELOADS)
 def test_a_preload_that_raises_ends_the_program_with_status_1_and_one_line(
-    boss: str, tmp_path: Path, nanny: Any, kind: str
+    boss: str, tmp_path: Path, nanny: str, kind: str
 ) -> None:
     (tmp_path / "broken.py").write_text(PRELOADS[kind])
     with nannies(boss, "--preload", "broken.py", nanny, cwd=tmp_path) as running:
@@ -195,7 +188,7 @@ def test_a_preload_that_raises_ends_the_program_with_status_1_and_one_line(
 @pytest.mark.parametrize("nanny", ["--nanny", "--no-nanny"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_setup_of_a_preload_comes_before_the_tasks_and_teardown_at_the_end(
-    boss: str, tmp_path: Path, nanny: Any, number: int
+    boss: str, tmp_path: Path, nanny: str, number: int
 ) -> None:
     log = tmp_path / "log"
     (tmp_path / "its.py").write_text(
@@ -225,7 +218,7 @@ def test_an_interpreter_that_does_not_come_up_is_status_5_with_its_own_words(bos
 def test_a_worker_that_keeps_being_killed_ends_in_status_5(boss: str) -> None:
     with nannies(boss, "--max-restarts", "2", "--restart-backoff", "20ms") as running:
         for number in range(1, 4):
-            wait_until(partial(has_registered, running, number))
+            until(partial(has_registered, running, number))
             worker_processes(running)[0].kill()
         assert running.end() == 5
     assert "crashed 3 times within 60 s; first: killed by SIGKILL" in running.errors[-1]
@@ -276,7 +269,7 @@ def test_a_stop_lets_the_running_task_finish_and_its_result_survive(boss: str, n
 def test_a_batch_system_may_signal_every_process(boss: str) -> None:
     """As systemd and Slurm do: the workers hear of it from two sides, and drain all the same."""
     with nannies(boss, "--nworkers", "2") as running, Client(boss) as client:
-        wait_until(lambda: count(running, REGISTERED) == 2)
+        until(lambda: count(running, REGISTERED) == 2)
         future = client.submit(take_a_second, key="slow")
         client.submit(pow, 2, 2)
         time.sleep(0.4)
@@ -305,7 +298,7 @@ def test_a_second_signal_is_at_once(boss: str) -> None:
 
 def test_a_scheduler_that_stops_takes_everything_along(boss: str) -> None:
     with scheduler() as other, nannies(other.wait_for(SCHEDULER_AT), "--nworkers", "2") as running:
-        wait_until(lambda: count(running, REGISTERED) == 2)
+        until(lambda: count(running, REGISTERED) == 2)
         assert other.stop(signal.SIGTERM) == 0
         assert running.end() == 0
     assert "Traceback" not in running.text
@@ -331,7 +324,7 @@ def test_after_so_many_tasks_another_worker_follows(boss: str) -> None:
     with nannies(boss, "--max-tasks", "3", "--name", "m") as running, Client(boss) as client:
         running.wait_for(REGISTERED)
         assert [client.submit(pow, x, 2).result(timeout=15) for x in range(7)] == [x**2 for x in range(7)]
-        wait_until(lambda: count(running, REGISTERED) >= 3)
+        until(lambda: count(running, REGISTERED) >= 3)
         assert "died" not in running.text
         assert running.stop(signal.SIGTERM) == 0
 
@@ -341,14 +334,14 @@ def test_a_lifetime_ends_the_program_or_is_followed_by_another(boss: str) -> Non
         running.wait_for(REGISTERED)
         assert running.end() == 0
     with nannies(boss, "--lifetime", "1s", "--lifetime-restart") as running:
-        wait_until(lambda: count(running, REGISTERED) >= 2)
+        until(lambda: count(running, REGISTERED) >= 2)
         assert running.stop(signal.SIGTERM) == 0
 
 
 def test_the_environment_and_the_preload_are_there_before_the_tasks(boss: str, tmp_path: Path) -> None:
     (tmp_path / "first.py").write_text("import sys\nseen = list(sys.argv[1:])\n")
 
-    def look() -> Any:
+    def look() -> tuple[str, str, list[str], bool]:
         seen = importlib.import_module("first").seen
         return os.environ["OMP_NUM_THREADS"], os.environ["MINE"], seen, "MALLOC_TRIM_THRESHOLD_" in os.environ
 
@@ -390,7 +383,7 @@ def test_a_restart_gives_another_process(boss: str, who: str) -> None:
         (before,) = worker_processes(running)
         with rpc(addresses[who]) as asked:
             asked.restart()
-        wait_until(lambda: count(running, REGISTERED) == 2)
+        until(lambda: count(running, REGISTERED) == 2)
         (after,) = worker_processes(running)
         assert after.pid != before.pid
         assert client.submit(pow, 2, 3).result(timeout=15) == 8

@@ -5,12 +5,13 @@ import logging
 import os
 import signal
 import time
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
 import trio
 
-from tests.processes.programs import environment, program, scheduler, until
+from tests.processes.programs import Program, environment, program, scheduler, until
 from trio_dask import AsyncClient, Client, KilledWorker, as_completed, wait
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
@@ -18,7 +19,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 NO_GPU = "no worker offers GPU=3 (1 worker: GPU=2)"
 
 
-def nannied(address: str, *options: str) -> Any:
+def nannied(address: str, *options: str) -> AbstractContextManager[Program]:
     arguments = ("-m", "trio_dask", "worker", address, "--nthreads", "1", "--restart-backoff", "0.1s:0.2s")
     return program(*arguments, *options, env=environment(measured=False))
 
