@@ -16,7 +16,7 @@ from tests.worker.kit import PATIENCE_S, Ref, Session, open_data, open_scheduler
 from trio_dask.comm import DataChannel
 from trio_dask.comm.transport import ConnectionLost
 from trio_dask.errors import RemoteError
-from trio_dask.protocol import pickled_values
+from trio_dask.protocol import data_link, pickled_values
 from trio_dask.protocol.messages import (
     Absent,
     Call,
