@@ -46,7 +46,6 @@ FLOORS: Mapping[str, int] = {
     "nanny": 4,
     "deploy": 5,
     "cli": 6,
-    "testing": 6,
     "demo": 6,
     "dashboard": 6,
     "__main__": TOP,

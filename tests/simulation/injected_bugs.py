@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any, Final
 from unittest import mock
 
+from tests.simulation.simulate import World
 from trio_dask.ids import Key, RunId
 from trio_dask.protocol.messages import Inventory, RunFinished
 from trio_dask.scheduler.core import (
@@ -22,7 +23,6 @@ from trio_dask.scheduler.core import (
     worker_membership,
 )
 from trio_dask.scheduler.core.state import Processing, State, Task, Waiting, Worker
-from trio_dask.testing.simulate import World
 
 __all__ = ["INJECTED_BUGS"]
 
@@ -90,9 +90,9 @@ def lost_wakeup(world: World) -> Generator[None]:
     def forgetful(state: State, task: Task) -> None:
         before = list(state.index.dirty)
         end_run(state, task)
-        for worker in list(state.index.dirty):
-            if worker not in before:
-                del state.index._dirty[worker]
+        state.index.take_dirty()
+        for worker in before:
+            state.index.mark_dirty(worker)
 
     with mock.patch.object(task_transitions, "end_run", forgetful):
         yield
@@ -143,7 +143,7 @@ def half_removed_worker(world: World) -> Generator[None]:
         had_room = worker in state.index.has_capacity
         remove_worker(state, worker, reason, **how)
         if had_room:
-            state.index._has_capacity[worker] = None
+            state.index._has_capacity[worker] = None  # pyright: ignore[reportPrivateUsage]
 
     with (
         mock.patch.object(worker_membership, "remove_worker", leave_behind),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from tests.simulation.sim_network import Link, Pipe, Timeline
 from trio_dask.ids import Incarnation, PeerId, RunId
 from trio_dask.protocol import codec
 from trio_dask.protocol.hello import Hello, Refusal, Welcome
@@ -12,7 +13,6 @@ from trio_dask.scheduler.core import Admit, ClosePeer, CoreSettings, SchedulerCo
 from trio_dask.scheduler.core.retirement import ATTEMPTS
 from trio_dask.scheduler.core.state import InMemory, State
 from trio_dask.scheduler.core.worker_states import HERE
-from trio_dask.testing.sim_network import Link, Pipe, Timeline
 
 
 def state_of(core: SchedulerCore) -> State:

@@ -1,4 +1,4 @@
-"""Seeded simulation of the bare cores: `python -m trio_dask.testing.simulate --seeds N`.
+"""Seeded simulation of the bare cores: `python -m tests.simulation.simulate --seeds N`.
 
 Each seed is one small history: a random graph, clients that submit, read, cancel, retry, release and vanish, workers
 that join, die, drain, are retired or short of memory, links that delay and are cut, for a moment or for long, and a
@@ -17,17 +17,17 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Final
 
+from tests.simulation.random_graphs import Job, compute, expected, random_jobs, renewable_jobs
+from tests.simulation.sim_client import SimClient
+from tests.simulation.sim_network import Timeline
+from tests.simulation.sim_scheduler import SimScheduler, state_of
+from tests.simulation.sim_worker import Network, SimWorker
 from trio_dask.client.core.key_state import Ended, KeyState
 from trio_dask.client.core.outbox import NO_EXTRA, Content, Row
 from trio_dask.ids import Key
 from trio_dask.protocol.messages import KeyFailed, Retire
 from trio_dask.scheduler.core import CoreSettings
 from trio_dask.scheduler.core.invariants import check_empty
-from trio_dask.testing.random_graphs import Job, compute, expected, random_jobs, renewable_jobs
-from trio_dask.testing.sim_client import SimClient
-from trio_dask.testing.sim_network import Timeline
-from trio_dask.testing.sim_scheduler import SimScheduler, state_of
-from trio_dask.testing.sim_worker import Network, SimWorker
 from trio_dask.worker.core.invariants import check_idle
 
 FUNCTION: Final[Content] = (b"f" * 16, b"function")
@@ -307,7 +307,7 @@ class World:
 
 
 def run_seed(seed: int, bug: Callable[[World], AbstractContextManager[None]] | None = None) -> None:
-    """Run the history of one seed, with a injected bug if there is one.
+    """Run the history of one seed, with an injected bug if there is one.
 
     Raises `Failure` if something does not hold.
     """
@@ -321,7 +321,7 @@ def run_seed(seed: int, bug: Callable[[World], AbstractContextManager[None]] | N
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run many seeds; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m trio_dask.testing.simulate", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.simulation.simulate", description=__doc__)
     parser.add_argument("--seeds", type=int, default=300, help="how many seeds to run (default: 300)")
     parser.add_argument("--first", type=int, default=0, help="the first seed (default: 0)")
     options = parser.parse_args(arguments)
@@ -331,7 +331,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             run_seed(seed)
         except Failure as failure:
             print(failure, file=sys.stderr)
-            print(f"again: python -m trio_dask.testing.simulate --first {seed} --seeds 1", file=sys.stderr)
+            print(f"again: python -m tests.simulation.simulate --first {seed} --seeds 1", file=sys.stderr)
             return 1
     print(f"{options.seeds} seeds hold, in {time.monotonic() - start:.1f} s")
     return 0

@@ -7,15 +7,15 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
+from tests.simulation.random_graphs import Job, compute
+from tests.simulation.sim_network import Timeline
+from tests.simulation.sim_scheduler import SimScheduler, state_of
 from trio_dask.comm.inproc import inproc_address
 from trio_dask.ids import Incarnation, Key, PeerId, RunId
 from trio_dask.protocol import codec
 from trio_dask.protocol.hello import Hello, Refusal, Welcome
 from trio_dask.protocol.messages import Goodbye, Message, Run
 from trio_dask.scheduler.core import CallAgain, Refuse, Resume
-from trio_dask.testing.random_graphs import Job, compute
-from trio_dask.testing.sim_network import Timeline
-from trio_dask.testing.sim_scheduler import SimScheduler, state_of
 from trio_dask.worker.core.effects import CancelFetch, EndSession, FetchId, FreeKeys, StartFetch
 from trio_dask.worker.core.invariants import check as check_worker
 from trio_dask.worker.core.worker import WorkerCore
