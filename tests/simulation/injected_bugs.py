@@ -22,7 +22,8 @@ from trio_dask.scheduler.core import (
     task_transitions,
     worker_membership,
 )
-from trio_dask.scheduler.core.state import Processing, State, Task, Waiting, Worker
+from trio_dask.scheduler.core.state import State, Task, Worker
+from trio_dask.scheduler.core.task_states import Processing, Waiting
 
 __all__ = ["INJECTED_BUGS"]
 

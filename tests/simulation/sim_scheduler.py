@@ -11,7 +11,8 @@ from trio_dask.protocol.hello import Hello, Refusal, Welcome
 from trio_dask.protocol.messages import Goodbye, Leave, Message, WorkerExited
 from trio_dask.scheduler.core import Admit, ClosePeer, CoreSettings, SchedulerCore
 from trio_dask.scheduler.core.retirement import ATTEMPTS
-from trio_dask.scheduler.core.state import InMemory, State
+from trio_dask.scheduler.core.state import State
+from trio_dask.scheduler.core.task_states import InMemory
 from trio_dask.scheduler.core.worker_states import HERE
 
 

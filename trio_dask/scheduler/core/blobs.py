@@ -71,9 +71,9 @@ def unreference(state: State, blob: StoredBlob) -> None:
     blob.shipped.clear()
 
 
-def forget_blobs(state: State, client: Client, digests: tuple[Digest, ...]) -> None:
+def forget_blobs(state: State, client: Client, message: ForgetBlobs) -> None:
     """A client will not refer to these blobs again without sending them anew."""
-    for digest in digests:
+    for digest in message.digests:
         blob = state.blobs.get(digest)
         if blob is not None and blob in client.blobs:
             del client.blobs[blob]

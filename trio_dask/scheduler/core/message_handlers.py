@@ -24,23 +24,10 @@ from trio_dask.scheduler.core.blobs import forget_blobs, receive
 from trio_dask.scheduler.core.pending_requests import PendingRequest, WorkerCount, WorkersBack
 from trio_dask.scheduler.core.placement import update_duration
 from trio_dask.scheduler.core.queries import answer
-from trio_dask.scheduler.core.state import (
-    DEFAULT_OPTIONS,
-    FIRE_AND_FORGET,
-    RELEASED,
-    Client,
-    Erred,
-    Failure,
-    InMemory,
-    Processing,
-    RetryHistory,
-    State,
-    Stop,
-    Task,
-    Worker,
-)
+from trio_dask.scheduler.core.state import DEFAULT_OPTIONS, FIRE_AND_FORGET, Client, State, Stop, Task, Worker
 from trio_dask.scheduler.core.stuck_tasks import recheck_soon
 from trio_dask.scheduler.core.submission import submit
+from trio_dask.scheduler.core.task_states import RELEASED, Erred, Failure, InMemory, Processing, RetryHistory
 from trio_dask.scheduler.core.worker_states import Away
 
 # ------------------------------------------------------------------------------------------------- from workers
@@ -84,7 +71,6 @@ def _started(state: State, worker: Worker, message: m.Started) -> None:
     for run in message.runs:
         task = worker.processing.get(run)
         if task is not None and isinstance(task.phase, Processing):
-            task.phase.started = True
             task.phase.started_at = state.now
 
 
@@ -296,11 +282,7 @@ def _begin_afresh(state: State, workers: list[Worker], text: str) -> list[str]:
 
 def _await_workers(state: State, client: Client, request: int, names: list[str]) -> None:
     deadline = state.now + state.settings.restart_timeout_s
-    state.pending.add(PendingRequest(client.peer, request, WorkersBack(names), deadline))
-
-
-def _retire(state: State, client: Client, message: m.Retire) -> None:
-    retirement.retire(state, client.peer, message)
+    state.pending.add(PendingRequest(client.peer, request, WorkersBack(dict.fromkeys(names)), deadline))
 
 
 def _shutdown(state: State, client: Client, message: m.Shutdown) -> None:
@@ -308,17 +290,6 @@ def _shutdown(state: State, client: Client, message: m.Shutdown) -> None:
     for worker in state.workers.values():
         state.send(worker.peer, m.Leave(reason, False))
     state.requests.append(Stop(reason))
-
-
-def _forget_blobs(state: State, client: Client, message: m.ForgetBlobs) -> None:
-    forget_blobs(state, client, message.digests)
-
-
-# ------------------------------------------------------------------------------------------------- from nannies
-
-
-def _worker_exited(state: State, nanny: PeerId, message: m.WorkerExited) -> None:
-    reconnect.worker_exited(state, message)
 
 
 # ------------------------------------------------------------------------------------------------- the tables
@@ -341,7 +312,7 @@ FROM_WORKER: Final[dict[type[Any], Callable[[State, Worker, Any], None]]] = {
 }
 FROM_CLIENT: Final[dict[type[Any], Callable[[State, Client, Any], None]]] = {
     m.Blob: receive,
-    m.ForgetBlobs: _forget_blobs,
+    m.ForgetBlobs: forget_blobs,
     m.Received: clients.confirm,
     m.Submit: submit,
     m.Want: _want,
@@ -353,10 +324,10 @@ FROM_CLIENT: Final[dict[type[Any], Callable[[State, Client, Any], None]]] = {
     m.Query: _query,
     m.Restart: _restart,
     m.RestartWorkers: _restart_workers,
-    m.Retire: _retire,
+    m.Retire: retirement.retire,
     m.Shutdown: _shutdown,
 }
 FROM_NANNY: Final[dict[type[Any], Callable[[State, PeerId, Any], None]]] = {
     m.WorkerAlive: reconnect.nanny_heartbeat,
-    m.WorkerExited: _worker_exited,
+    m.WorkerExited: reconnect.worker_exited,
 }

@@ -8,7 +8,8 @@ from operator import attrgetter
 from typing import Any, Final
 
 from trio_dask.errors import ProtocolError
-from trio_dask.scheduler.core.state import InMemory, Processing, State, Task, Worker
+from trio_dask.scheduler.core.state import State, Task, Worker
+from trio_dask.scheduler.core.task_states import InMemory, Processing
 from trio_dask.scheduler.core.worker_states import Away
 
 
@@ -162,8 +163,9 @@ def _oldest_run(workers: Iterable[Worker], now: float) -> dict[str, Any] | None:
     for worker in workers:
         for task in worker.processing.values():
             phase = task.phase
-            if type(phase) is Processing and phase.started and (found is None or phase.started_at < found[0]):
-                found = (phase.started_at, task, worker)
+            started_at = phase.started_at if type(phase) is Processing else None
+            if started_at is not None and (found is None or started_at < found[0]):
+                found = (started_at, task, worker)
     if found is None:
         return None
     started_at, task, worker = found

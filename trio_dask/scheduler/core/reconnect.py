@@ -17,16 +17,8 @@ from trio_dask.parsing import counted
 from trio_dask.protocol.hello import Hello
 from trio_dask.protocol.messages import CancelRuns, Free, Inventory, WorkerAlive, WorkerExited
 from trio_dask.scheduler.core.retirement import begin_retiring, forget_copies
-from trio_dask.scheduler.core.state import (
-    ClosePeer,
-    InMemory,
-    LogLine,
-    Nanny,
-    Processing,
-    State,
-    Worker,
-    WorkerInfo,
-)
+from trio_dask.scheduler.core.state import ClosePeer, LogLine, Nanny, State, Worker, WorkerInfo
+from trio_dask.scheduler.core.task_states import InMemory, Processing
 from trio_dask.scheduler.core.task_transitions import finish, notify_client, remove_replica, requeue
 from trio_dask.scheduler.core.worker_membership import remove_worker
 from trio_dask.scheduler.core.worker_states import HERE, Away, Returning
@@ -43,8 +35,7 @@ ARRIVAL_S: Final = 15.0
 
 def connection_lost(state: State, worker: Worker, reason: str) -> None:
     """The connection to a worker ended without a goodbye. It is away, if it may come back; else this is its end."""
-    grace_s = state.settings.reconnect_grace_s
-    if not worker.info.reconnect or grace_s <= 0:
+    if not worker.info.reconnect or state.settings.reconnect_grace_s <= 0:
         remove_worker(state, worker, reason, expected=False)
     else:
         _go_away(state, worker, reason, report_at=state.now + REPORT_AFTER_S)
@@ -58,16 +49,14 @@ def _go_away(state: State, worker: Worker, reason: str, *, report_at: float) -> 
 
 def find_resumable(state: State, previous: Incarnation, info: WorkerInfo) -> Worker | None:
     """The worker that was in session `previous` and can go on as the one that now says `info`."""
-    worker = _find(state, previous)
-    if (
-        worker is not None
-        and worker.info.nthreads == info.nthreads
-        and worker.info.resources == info.resources
+    for worker in (*state.away, *state.workers.values()) if previous else ():
+        # The welcome of a later session may have been lost.
+        if previous != worker.info.incarnation and previous not in absence_of(worker).old_incarnations:
+            continue
+        same = worker.info.nthreads == info.nthreads and worker.info.resources == info.resources
         # A retiring worker gives up its name, so another may have it.
-        and (worker.phase.retirement is not None or state.names.get(info.name, worker) is worker)
-        and state.addresses.get(info.address, worker) is worker
-    ):
-        return worker
+        named = worker.phase.retirement is not None or state.names.get(info.name, worker) is worker
+        return worker if same and named and state.addresses.get(info.address, worker) is worker else None
     return None
 
 
@@ -158,15 +147,6 @@ def end_expired(state: State) -> None:
             state.requests.append(LogLine(f"{text}; keeping its results for {grace_s:g} s"))
 
 
-def _find(state: State, previous: Incarnation) -> Worker | None:
-    """The worker, here or away, that was in this session last, as far as it knows: a welcome may have been lost."""
-    for workers in (state.away, state.workers.values()):
-        for worker in workers:
-            if previous and (worker.info.incarnation == previous or previous in absence_of(worker).old_incarnations):
-                return worker
-    return None
-
-
 # ------------------------------------------------------------------------------------------------- signs of life
 
 
@@ -209,7 +189,7 @@ def nanny_heartbeat(state: State, peer: PeerId, message: WorkerAlive) -> None:
         worker.heard_at = state.now
 
 
-def worker_exited(state: State, message: WorkerExited) -> None:
+def worker_exited(state: State, nanny: PeerId, message: WorkerExited) -> None:
     """A worker process has ended, says its nanny, and why. So it does not come back."""
     worker = state.processes.get(message.process)
     if worker is None:

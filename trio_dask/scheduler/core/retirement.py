@@ -15,7 +15,8 @@ from typing import Final
 from trio_dask.ids import Key, PeerId, places_of
 from trio_dask.protocol.messages import Acquire, Drain, Leave, NotAcquired, Reply, Retire, ReturnRuns
 from trio_dask.scheduler.core.pending_requests import PendingRequest, WorkersGone
-from trio_dask.scheduler.core.state import InMemory, Processing, State, Task, Worker
+from trio_dask.scheduler.core.state import Client, State, Task, Worker
+from trio_dask.scheduler.core.task_states import InMemory, Processing
 from trio_dask.scheduler.core.worker_states import HERE, Away, Dismissed, Retirement, Retiring, Returning
 from trio_dask.scheduler.core.worker_transitions import change_phase
 
@@ -49,7 +50,7 @@ def begin_retiring(state: State, worker: Worker, retirement: Retirement) -> None
     runs = [
         run
         for run, task in worker.processing.items()
-        if isinstance(task.phase, Processing) and not task.phase.retracting and not task.phase.started
+        if isinstance(task.phase, Processing) and not task.phase.retracting and task.phase.started_at is None
     ]
     if runs:
         state.send(worker.peer, ReturnRuns(tuple(runs)))
@@ -102,12 +103,12 @@ def _copies(state: State) -> list[dict[Task, tuple[Worker | None, int]]]:
     return [retirement.copies for retirement in retirements if retirement is not None]
 
 
-def retire(state: State, client: PeerId, message: Retire) -> None:
+def retire(state: State, client: Client, message: Retire) -> None:
     """A client wants workers to leave without a loss."""
     if message.workers:
         chosen, unknown = select(state, message.workers)
         if unknown:
-            _refuse(state, client, message.request, f"there is no worker {unknown!r}")
+            _refuse(state, client.peer, message.request, f"there is no worker {unknown!r}")
             return
     else:
         ranked = sorted(state.workers.values(), key=lambda worker: (len(worker.processing), worker.managed_bytes))
@@ -115,9 +116,9 @@ def retire(state: State, client: PeerId, message: Retire) -> None:
     staying = [worker for worker in state.workers.values() if worker not in chosen and worker.phase.retirement is None]
     for worker in chosen:
         if not staying and worker.holds:
-            _refuse(state, client, message.request, _nowhere(worker, list(worker.holds)))
+            _refuse(state, client.peer, message.request, _nowhere(worker, list(worker.holds)))
             return
-    state.pending.add(PendingRequest(client, message.request, WorkersGone(chosen)))
+    state.pending.add(PendingRequest(client.peer, message.request, WorkersGone(dict.fromkeys(chosen), [])))
     for worker in chosen:
         if worker.phase.retirement is None:
             _retire(state, worker, Retirement("it was retired", self_initiated=False))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Final, NamedTuple, TypeAlias
 
 from trio_dask.ids import Digest, Incarnation, Key, PeerId, RunId
@@ -15,51 +16,9 @@ from trio_dask.protocol.hello import Hello
 from trio_dask.protocol.messages import Free, Message, Stuck
 from trio_dask.scheduler.core.pending_requests import PendingRequests
 from trio_dask.scheduler.core.priority_queue import TaskQueue
-from trio_dask.scheduler.core.task_states import (
-    FORGOTTEN,
-    RELEASED,
-    Erred,
-    Failure,
-    InMemory,
-    Phase,
-    Processing,
-    Queued,
-    RetryHistory,
-    Waiting,
-)
+from trio_dask.scheduler.core.task_states import RELEASED, Phase, Queued, RetryHistory
 from trio_dask.scheduler.core.worker_index import WorkerIndex
 from trio_dask.scheduler.core.worker_states import NEW, WorkerPhase
-
-__all__ = [
-    "DEFAULT_OPTIONS",
-    "FIRE_AND_FORGET",
-    "FORGOTTEN",
-    "PRUNE_QUEUES_FROM",
-    "RELEASED",
-    "Client",
-    "ClosePeer",
-    "CoreSettings",
-    "Erred",
-    "Failure",
-    "InMemory",
-    "LogLine",
-    "Nanny",
-    "Phase",
-    "Processing",
-    "Queue",
-    "Queued",
-    "Request",
-    "RetryHistory",
-    "State",
-    "Stop",
-    "StoredBlob",
-    "StuckNews",
-    "Task",
-    "TaskOptions",
-    "Waiting",
-    "Worker",
-    "WorkerInfo",
-]
 
 FIRE_AND_FORGET: Final = PeerId(0)
 """Stands among the clients that want a task until it has finished, if one asked for `fire_and_forget`."""
@@ -67,10 +26,8 @@ FIRE_AND_FORGET: Final = PeerId(0)
 STORY_LENGTH: Final = 10_000
 """Steps kept for `story`: about 2 MB, and the last second or so of a busy scheduler."""
 
-
 PRUNE_QUEUES_FROM: Final = 1000
 """Above this many task queues, empty ones are dropped."""
-
 
 RETIREMENT_GAP_S: Final = 0.01
 """A check of retiring workers reads all that they hold, so there are no more than this allows."""
@@ -152,73 +109,45 @@ class TaskOptions(NamedTuple):
 DEFAULT_OPTIONS: Final = TaskOptions()
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class StoredBlob:
-    """A blob that tasks refer to, opaque; for a function also how long its calls take.
+    """A blob that tasks refer to, opaque; for a function also how long its calls take."""
 
-    `references` counts tasks and clients; at zero the blob is dropped here and at the workers it was `shipped` to.
-    """
-
-    __slots__ = ("digest", "expected_s", "guesses", "pieces", "received", "references", "shipped", "total", "uploads")
-
-    def __init__(self, digest: Digest, total: int) -> None:
-        self.digest = digest
-        self.total = total
-        self.received = 0
-        self.pieces: list[bytes] = []
-        self.references = 0
-        self.shipped: dict[Worker, None] = {}
-        self.uploads: dict[Client, int] = {}
-        """Clients that are still sending it, and how much has come from each."""
-        self.expected_s: float | None = None
-        """Smoothed duration of its calls, once one has finished."""
-        self.guesses: dict[Task, None] = {}
-        """Tasks that are being processed, whose duration could only be guessed."""
+    digest: Digest
+    total: int
+    received: int = 0
+    pieces: list[bytes] = field(default_factory=list)
+    references: int = 0
+    """Of tasks and clients; at zero the blob is dropped, here and at the workers that have it."""
+    shipped: dict[Worker, None] = field(default_factory=dict)
+    uploads: dict[Client, int] = field(default_factory=dict)
+    """Clients that are still sending it, and how much has come from each."""
+    expected_s: float | None = None
+    """Smoothed duration of its calls, once one has finished."""
+    guesses: dict[Task, None] = field(default_factory=dict)
+    """Tasks that are being processed, whose duration could only be guessed."""
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Task:
-    """One key: how to compute it, who needs it, and its phase."""
+    """One key: how to compute it, which clients and tasks need it, and its phase."""
 
-    __slots__ = (
-        "blobs",
-        "call",
-        "dependencies",
-        "dependents",
-        "function",
-        "history",
-        "key",
-        "options",
-        "phase",
-        "priority",
-        "token",
-        "waiters",
-        "wanted",
-    )
-
-    def __init__(
-        self,
-        key: Key,
-        priority: int,
-        function: StoredBlob | None,
-        call: bytes,
-        options: TaskOptions,
-        wanted: tuple[PeerId, ...],
-    ) -> None:
-        self.key = key
-        self.priority = priority
-        self.function = function
-        """None for data that a client scattered: it cannot be computed again."""
-        self.call = call
-        self.options = options
-        self.wanted = wanted
-        """Clients that want the result (a tuple, since nearly all tasks share one of one)."""
-        self.dependencies: tuple[Task, ...] = ()
-        self.dependents: dict[Task, None] | None = None
-        self.waiters = 0
-        """Dependents that are waiting, queued or processing."""
-        self.phase: Phase = RELEASED
-        self.history: RetryHistory | None = None
-        self.blobs: tuple[StoredBlob, ...] = ()
-        self.token = b""
+    key: Key
+    priority: int
+    function: StoredBlob | None
+    """None for data that a client scattered: it cannot be computed again."""
+    call: bytes
+    options: TaskOptions
+    wanted: tuple[PeerId, ...]
+    """Clients that want the result (a tuple, since nearly all tasks share one of one)."""
+    dependencies: tuple[Task, ...] = ()
+    dependents: dict[Task, None] | None = None
+    waiters: int = 0
+    """Dependents that are waiting, queued or processing."""
+    phase: Phase = RELEASED
+    history: RetryHistory | None = None
+    blobs: tuple[StoredBlob, ...] = ()
+    token: bytes = b""
 
     def __repr__(self) -> str:
         return f"<Task {self.key} {self.phase.state}>"
@@ -236,49 +165,37 @@ class Queue:
         self.phase = Queued(self)
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Worker:
     """One worker, through all sessions of one life: it may be away for a while, and come back with what it has."""
 
-    __slots__ = (
-        "available",
-        "backlog",
-        "capacity",
-        "heard_at",
-        "holds",
-        "info",
-        "last_metrics",
-        "managed_bytes",
-        "occupancy_s",
-        "peer",
-        "phase",
-        "processing",
-        "queues",
-        "self_tuple",
-        "slots",
-    )
+    peer: PeerId
+    """Its session, or, while it is away, its last one."""
+    info: WorkerInfo
+    phase: WorkerPhase = NEW
+    capacity: int = field(init=False)
+    """The runs that it can execute at once."""
+    slots: int = 0
+    """Its capacity while it is here; 0 in every other phase, so that it is given no work."""
+    processing: dict[RunId, Task] = field(default_factory=dict)
+    occupancy_s: float = 0.0
+    holds: dict[Task, None] = field(default_factory=dict)
+    managed_bytes: int = 0
+    backlog: TaskQueue = field(default_factory=TaskQueue)
+    """Queued tasks whose inputs are here."""
+    queues: list[Queue] = field(default_factory=list)
+    """Queues with demands that this worker meets."""
+    available: dict[str, float] = field(init=False)
+    self_tuple: tuple[Worker] = field(init=False)
+    """The holders of a result that only this worker has: one tuple for all of them."""
+    last_metrics: Mapping[str, object] = field(init=False)
+    heard_at: float = 0.0
 
-    def __init__(self, peer: PeerId, info: WorkerInfo) -> None:
-        self.peer = peer
-        """Its session, or, while it is away, its last one."""
-        self.info = info
-        self.phase: WorkerPhase = NEW
-        self.capacity = info.nthreads
-        """The runs that it can execute at once."""
-        self.slots = 0
-        """Its capacity while it is here; 0 in every other phase, so that it is given no work."""
-        self.processing: dict[RunId, Task] = {}
-        self.occupancy_s = 0.0
-        self.holds: dict[Task, None] = {}
-        self.managed_bytes = 0
-        self.backlog = TaskQueue()
-        """Queued tasks whose inputs are here."""
-        self.queues: list[Queue] = []
-        """Queues with demands that this worker meets."""
-        self.available = dict(info.resources)
+    def __post_init__(self) -> None:
+        self.capacity = self.info.nthreads
+        self.available = dict(self.info.resources)
         self.self_tuple = (self,)
-        """The holders of a result that only this worker has: one tuple for all of them."""
-        self.last_metrics: Mapping[str, object] = info.metrics
-        self.heard_at = 0.0
+        self.last_metrics = self.info.metrics
 
     def __repr__(self) -> str:
         return f"<Worker {self.info.name} {self.phase.name}>"
@@ -292,15 +209,13 @@ class Nanny(NamedTuple):
     process: str
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class ClientAway:
     """The connection of a client was lost; what it wants is kept until its grace is over."""
 
-    __slots__ = ("offered_to", "until")
-
-    def __init__(self, until: float) -> None:
-        self.until = until
-        self.offered_to: Hello | None = None
-        """The last hello of the client that was answered with the offer to go on."""
+    until: float
+    offered_to: Hello | None = None
+    """The last hello of the client that was answered with the offer to go on."""
 
 
 class Offer(NamedTuple):
@@ -311,61 +226,46 @@ class Offer(NamedTuple):
     expires_at: float
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class StuckNews:
     """What a client was told about its tasks that wait for a worker."""
 
-    __slots__ = ("aloud", "aloud_at", "since", "told")
-
-    def __init__(self, since: float) -> None:
-        self.since = since
-        self.told: Stuck | None = None
-        self.aloud = ""
-        """The sentence that it was last told to say aloud."""
-        self.aloud_at = float("-inf")
+    since: float
+    told: Stuck | None = None
+    aloud: str = ""
+    """The sentence that it was last told to say aloud."""
+    aloud_at: float = float("-inf")
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Client:
-    """One client, from its first hello to its goodbye; its link may be cut meanwhile. See `clients`."""
+    """One client, from its first hello to its goodbye; its connection may be lost meanwhile. See `clients`."""
 
-    __slots__ = (
-        "away",
-        "blobs",
-        "confirmed",
-        "grace_s",
-        "incarnation",
-        "name",
-        "owed",
-        "peer",
-        "received",
-        "self_tuple",
-        "sent",
-        "stuck",
-        "unconfirmed",
-        "wants",
-    )
+    peer: PeerId
+    incarnation: Incarnation
+    name: str
+    grace_s: float = 0.0
+    """How long it may be away. With 0 it does not come back, and nothing is kept for it."""
+    away: ClientAway | None = None
+    """None while it has a connection."""
+    wants: dict[Task, None] = field(default_factory=dict)
+    blobs: dict[StoredBlob, None] = field(default_factory=dict)
+    self_tuple: tuple[PeerId] = field(init=False)
+    received: int = 0
+    """Messages from it that were handled."""
+    owed: int = 0
+    """The weight of those since it was last told."""
+    sent: int = 0
+    """Messages to it."""
+    confirmed: int = 0
+    """The number of those that stand before `unconfirmed`."""
+    unconfirmed: deque[list[Message]] = field(default_factory=deque)
+    """What was sent to it, and has not been confirmed, in batches."""
+    stuck: StuckNews | None = None
+    """While tasks of it wait for a worker that is not there: what it was told of them."""
 
-    def __init__(self, peer: PeerId, incarnation: Incarnation, name: str, grace_s: float = 0.0) -> None:
-        self.peer = peer
-        self.incarnation = incarnation
-        self.name = name
-        self.grace_s = grace_s
-        """How long it may be away. With 0 it does not come back, and nothing is kept for it."""
-        self.away: ClientAway | None = None
-        self.wants: dict[Task, None] = {}
-        self.blobs: dict[StoredBlob, None] = {}
-        self.self_tuple = (peer,)
-        self.received = 0
-        """Messages of it that were handled."""
-        self.owed = 0
-        """The weight of those since it was last told."""
-        self.sent = 0
-        """Messages to it."""
-        self.confirmed = 0
-        """How many of those stand before `unconfirmed`."""
-        self.unconfirmed: deque[list[Message]] = deque()
-        """What was sent to it, and has not been confirmed, in batches."""
-        self.stuck: StuckNews | None = None
-        """While tasks of it wait for a worker that is not there: what it was told of them."""
+    def __post_init__(self) -> None:
+        self.self_tuple = (self.peer,)
 
 
 class ClosePeer(NamedTuple):

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from itertools import islice
-from typing import Final
+from typing import Final, NamedTuple
 
 from trio_dask.ids import Key, PeerId
 from trio_dask.protocol.messages import Stuck
-from trio_dask.scheduler.core.state import Client, LogLine, Queue, State, StuckNews, Task, TaskOptions, Waiting
+from trio_dask.scheduler.core.state import Client, LogLine, Queue, State, StuckNews, Task, TaskOptions
+from trio_dask.scheduler.core.task_states import Waiting
 
 SOON_S: Final = 0.05
 """What comes together has come after this time."""
@@ -62,18 +63,15 @@ def note_arrivals(state: State, queue: Queue) -> None:
         recheck_soon(state)
 
 
-class _Findings:
+class _Findings(NamedTuple):
     """What one check has found: the tasks that wait in queues without workers, and what waits for those."""
 
-    __slots__ = ("counts", "held_up", "keys", "partial")
-
-    def __init__(self) -> None:
-        self.counts: dict[Queue, int] = {}
-        self.held_up: dict[Task, None] = {}
-        self.keys: dict[PeerId, dict[Queue, list[Key]]] = {}
-        """What each client wants and does not get, by the queue that holds it up."""
-        self.partial: dict[Queue, None] = {}
-        """Queues that hold up more than the check has read."""
+    counts: dict[Queue, int]
+    held_up: dict[Task, None]
+    keys: dict[PeerId, dict[Queue, list[Key]]]
+    """What each client wants and does not get, by the queue that holds it up."""
+    partial: dict[Queue, None]
+    """Queues that hold up more than the check has read."""
 
 
 def check_stuck(state: State) -> None:
@@ -84,7 +82,7 @@ def check_stuck(state: State) -> None:
         for queue in (state.queue, *state.queues.values())
         if not queue.eligible and queue.tasks.first() is not None
     ]
-    found = _Findings()
+    found = _Findings({}, {}, {}, {})
     for queue in queues:
         _survey(queue, found, max(1, MOST_TASKS // len(queues)), max(1, MOST_DEPENDENTS // len(queues)))
     for peer, client in state.clients.items():

@@ -12,8 +12,9 @@ from trio_dask.ids import Key
 from trio_dask.protocol.messages import KeyFailed, Submit
 from trio_dask.protocol.wire_constants import PRIORITY_BITS
 from trio_dask.scheduler.core.blobs import complete_blob
-from trio_dask.scheduler.core.state import DEFAULT_OPTIONS, RELEASED, Client, Failure, State, Task, TaskOptions
+from trio_dask.scheduler.core.state import DEFAULT_OPTIONS, Client, State, Task, TaskOptions
 from trio_dask.scheduler.core.stuck_tasks import recheck_soon
+from trio_dask.scheduler.core.task_states import RELEASED, Failure
 from trio_dask.scheduler.core.task_transitions import activate, fail, notify_client, want
 
 

@@ -29,8 +29,8 @@ from typing import Final
 from trio_dask.ids import PeerId
 from trio_dask.protocol.messages import CancelRuns, KeyFailed, KeyPending, KeyReady
 from trio_dask.scheduler.core.blobs import unreference
-from trio_dask.scheduler.core.state import (
-    FIRE_AND_FORGET,
+from trio_dask.scheduler.core.state import FIRE_AND_FORGET, State, Task, Worker
+from trio_dask.scheduler.core.task_states import (
     FORGOTTEN,
     RELEASED,
     Erred,
@@ -39,10 +39,7 @@ from trio_dask.scheduler.core.state import (
     Phase,
     Processing,
     Queued,
-    State,
-    Task,
     Waiting,
-    Worker,
 )
 from trio_dask.scheduler.core.worker_states import HERE, Away
 

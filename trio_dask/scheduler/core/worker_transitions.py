@@ -10,8 +10,9 @@ and removes workers, `reconnect` has them go away and return, `retirement` has t
 from __future__ import annotations
 
 from trio_dask.scheduler.core.placement import register_eligible
-from trio_dask.scheduler.core.state import Queue, Queued, State, Waiting, Worker
+from trio_dask.scheduler.core.state import Queue, State, Worker
 from trio_dask.scheduler.core.stuck_tasks import check_soon
+from trio_dask.scheduler.core.task_states import Queued, Waiting
 from trio_dask.scheduler.core.task_transitions import move
 from trio_dask.scheduler.core.worker_states import (
     GONE,
