@@ -30,6 +30,7 @@ from trio_dask import (
 from trio_dask.client import default_clients
 from trio_dask.errors import FutureCancelledError, KeyConflict, NoScheduler, SchedulerLost, UsageError
 from trio_dask.protocol import messages as m
+from trio_dask.protocol.wire_constants import MAX_KEY_LENGTH
 
 
 def increment(x, by=1):
@@ -520,7 +521,7 @@ def test_a_view_for_trio_of_a_client_that_lives_in_a_thread(client, cluster) -> 
         lambda client, text: client.story(text),
     ],
 )
-@pytest.mark.parametrize("text", ["\udc80", "x" * (2**20 + 1)], ids=["surrogate", "huge"])
+@pytest.mark.parametrize("text", ["\udc80", "x" * (MAX_KEY_LENGTH + 1)], ids=["surrogate", "huge"])
 def test_a_name_that_cannot_be_sent_is_refused_where_it_is_given(client, ask, text) -> None:
     """No message can carry it, and a message that cannot be sent is the end of everything else that is asked for."""
     with pytest.raises(UsageError, match=r"cannot be sent|are allowed"):

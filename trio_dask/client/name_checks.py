@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from trio_dask.errors import UsageError
-
-MAX_LENGTH: Final = 2**20
+from trio_dask.protocol.wire_constants import MAX_KEY_LENGTH
 
 
 def checked_text(what: str, text: str) -> str:
     """Return this text.
 
-    Raises `UsageError` for one that no message can carry: it is not Unicode, or huge.
+    Raises `UsageError` for one that no message can carry: it is not Unicode, or too long.
     """
-    if len(text) > MAX_LENGTH:
-        raise UsageError(f"{what} has {len(text)} characters; at most {MAX_LENGTH} are allowed")
+    if len(text) > MAX_KEY_LENGTH:
+        raise UsageError(f"{what} has {len(text)} characters; at most {MAX_KEY_LENGTH} are allowed")
     if not text.isascii():
         try:
             text.encode()

@@ -31,6 +31,7 @@ from trio_dask.protocol.messages import (
     Put,
     Value,
 )
+from trio_dask.protocol.wire_constants import MAX_DATA_MESSAGE
 
 if TYPE_CHECKING:
     from trio_dask.comm.cross_memory_attach import MemoryOffer
@@ -46,7 +47,6 @@ _SMALL = 64 * 2**10
 _OFFERED_BYTES = 2**20
 """Less crosses a socket in the time that it takes to ask for it and to have a thread read it."""
 
-_MAX_MESSAGE = 2**20
 _MAX_BUFFERS = 2**16
 
 _PAUSED = "paused in the middle of a message"
@@ -220,7 +220,7 @@ class DataChannel:
 
     async def _receive_message(self) -> Message:
         while True:
-            while (found := first_frame(self._received, _MAX_MESSAGE)) is None:
+            while (found := first_frame(self._received, MAX_DATA_MESSAGE)) is None:
                 await self._receive_more()
             frame, end = found
             self._received = self._received[end:]
