@@ -2,7 +2,7 @@
 
 A peer says hello (`greet` answers), and then begins its session (`begin_session`). Between the two everything may
 happen: the peer gives that connection up and calls again, its grace ends, its first connection turns out to be alive,
-another takes its name. Of several hellos of one peer the last one counts.
+another takes its name. Of several hellos of one peer the last one counts. What cannot be raises `ProtocolError`.
 """
 
 from __future__ import annotations
@@ -52,10 +52,7 @@ Outcome: TypeAlias = Admit | Resume | CallAgain | Refuse
 
 
 def greet(state: State, hello: Hello) -> Welcome | Refusal:
-    """The answer to a hello. A session that the peer still seems to have ends here.
-
-    Raises `ProtocolError` if something in the hello cannot be.
-    """
+    """The answer to a hello. A session that the peer still seems to have ends here."""
     details: dict[str, object] = {}
     if hello.role == "client":
         details = _greet_client(state, hello)
@@ -72,10 +69,7 @@ def greet(state: State, hello: Hello) -> Welcome | Refusal:
 
 
 def begin_session(state: State, hello: Hello) -> Outcome:
-    """A peer whose hello was answered with a welcome begins its session.
-
-    Raises `ProtocolError` if something in the hello cannot be.
-    """
+    """A peer whose hello was answered with a welcome begins its session."""
     offer = state.offers.pop(id(hello), None)
     match hello.role:
         case "client":
@@ -84,7 +78,7 @@ def begin_session(state: State, hello: Hello) -> Outcome:
             return _begin_worker(state, hello, offer)
         case _:
             peer = _new_peer(state)
-            reconnect.add_nanny(state, peer, hello.name, nanny_process(hello))
+            reconnect.add_nanny(state, peer, nanny_process(hello))
             return Admit(peer)
 
 

@@ -98,10 +98,8 @@ def _replicas(state: State, worker: Worker, message: m.Replicas) -> None:
         task = state.tasks.get(key)
         if task is None or not isinstance(task.phase, InMemory):
             unknown.append(key)
-        elif worker not in task.phase.holders:
-            task.phase.holders += (worker,)
-            worker.holds[task] = None
-            worker.managed_bytes += task.phase.nbytes
+        else:
+            task_transitions.add_replica(task, task.phase, worker)
     if unknown:
         state.send(worker.peer, m.Free(tuple(unknown)))
     state.check_retirements_soon()

@@ -17,7 +17,7 @@ from trio_dask.parsing import counted
 from trio_dask.protocol.hello import Hello
 from trio_dask.protocol.messages import CancelRuns, Free, Inventory, WorkerAlive, WorkerExited
 from trio_dask.scheduler.core.retirement import begin_retiring, forget_copies
-from trio_dask.scheduler.core.state import ClosePeer, LogLine, Nanny, State, Worker, WorkerInfo
+from trio_dask.scheduler.core.state import ClosePeer, LogLine, State, Worker, WorkerInfo
 from trio_dask.scheduler.core.task_states import InMemory, Processing
 from trio_dask.scheduler.core.task_transitions import finish, notify_client, remove_replica, requeue
 from trio_dask.scheduler.core.worker_membership import remove_worker
@@ -167,18 +167,16 @@ def check_heartbeats(state: State) -> None:
     state.schedule_heartbeat_check()
 
 
-def add_nanny(state: State, peer: PeerId, name: str, process: str) -> None:
+def add_nanny(state: State, peer: PeerId, process: str) -> None:
     """A nanny has registered, for the worker process with this name."""
-    state.nannies[peer] = Nanny(peer, name, "")
-    if process:
-        _note_process(state, peer, process)
+    state.nannies[peer] = ""
+    _note_process(state, peer, process)
 
 
 def remove_nanny(state: State, peer: PeerId) -> None:
     """A nanny has left. Its worker stays, and gives its signs of life alone."""
-    nanny = state.nannies.pop(peer)
-    if state.nanny_of.get(nanny.process) == peer:
-        del state.nanny_of[nanny.process]
+    _note_process(state, peer, "")
+    del state.nannies[peer]
 
 
 def nanny_heartbeat(state: State, peer: PeerId, message: WorkerAlive) -> None:
@@ -202,9 +200,10 @@ def worker_exited(state: State, nanny: PeerId, message: WorkerExited) -> None:
 
 
 def _note_process(state: State, peer: PeerId, process: str) -> None:
-    nanny = state.nannies[peer]
-    if nanny.process != process:
-        if state.nanny_of.get(nanny.process) == peer:
-            del state.nanny_of[nanny.process]
-        state.nannies[peer] = nanny._replace(process=process)
-        state.nanny_of[process] = peer
+    before = state.nannies[peer]
+    if before != process:
+        if state.nanny_of.get(before) == peer:
+            del state.nanny_of[before]
+        state.nannies[peer] = process
+        if process:
+            state.nanny_of[process] = peer

@@ -1,6 +1,6 @@
 """What workers, nannies and clients say of themselves in their hellos.
 
-Every field is checked: a peer can write anything there.
+Every field is checked, since a peer can write anything there: each function raises `ProtocolError` for what cannot be.
 """
 
 from __future__ import annotations
@@ -22,11 +22,7 @@ MAX_MESSAGES = 2**62
 
 
 def worker_info(hello: Hello) -> WorkerInfo:
-    """The worker behind a hello. A worker without a name of its own is called by its address.
-
-    Raises:
-      ProtocolError: something in it cannot be.
-    """
+    """The worker behind a hello. A worker without a name of its own is called by its address."""
     details = hello.details
     address = _text(details, "address", MAX_ADDRESS_LENGTH)
     if not address:
@@ -47,22 +43,14 @@ def worker_info(hello: Hello) -> WorkerInfo:
 
 
 def worker_session(hello: Hello, scheduler: Incarnation) -> Incarnation:
-    """The session that a worker says it had with this scheduler; empty if there was none.
-
-    Raises:
-      ProtocolError: something in it cannot be.
-    """
+    """The session that a worker says it had with this scheduler; empty if there was none."""
     if _text(hello.details, "scheduler", MAX_NAME_LENGTH) != scheduler:
         return Incarnation("")
     return Incarnation(_text(hello.details, "previous", MAX_NAME_LENGTH))
 
 
 def client_session(hello: Hello, scheduler: Incarnation) -> tuple[bool, int]:
-    """Whether a client had a session with this scheduler, and how many messages of it the client has handled.
-
-    Raises:
-      ProtocolError: something in it cannot be.
-    """
+    """Whether a client had a session with this scheduler, and how many messages of it the client has handled."""
     details = hello.details
     received = details.get("received", 0)
     if type(received) is not int or not 0 <= received <= MAX_MESSAGES:
@@ -72,11 +60,7 @@ def client_session(hello: Hello, scheduler: Incarnation) -> tuple[bool, int]:
 
 
 def client_grace_s(hello: Hello) -> float:
-    """How long a client may be away, in seconds.
-
-    Raises:
-      ProtocolError: it cannot be.
-    """
+    """How long a client may be away, in seconds."""
     grace_s = hello.details.get("grace_s", 0)
     if isinstance(grace_s, bool) or not isinstance(grace_s, int | float) or not 0 <= grace_s < math.inf:
         raise ProtocolError("the grace of a client is a number of seconds")
@@ -84,11 +68,7 @@ def client_grace_s(hello: Hello) -> float:
 
 
 def nanny_process(hello: Hello) -> str:
-    """The name that a nanny gives to its worker process; empty if it has none at the moment.
-
-    Raises:
-      ProtocolError: it cannot be.
-    """
+    """The name that a nanny gives to its worker process; empty if it has none at the moment."""
     return _text(hello.details, "process", MAX_NAME_LENGTH)
 
 

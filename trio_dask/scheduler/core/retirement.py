@@ -8,7 +8,7 @@ to (`Retire`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from heapq import heapify, heapreplace
 from typing import Final
 
@@ -81,26 +81,18 @@ def check_retirements(state: State) -> None:
 
 def not_acquired(state: State, target: Worker, message: NotAcquired) -> None:
     """A worker could not copy these results."""
-    tasks = [task for key in message.keys if (task := state.tasks.get(key)) is not None]
-    for copies in _copies(state):
-        for task in tasks:
-            copier, attempts = copies.get(task, (None, 0))
-            if copier is target:
-                copies[task] = (None, attempts)
+    forget_copies(state, target, [task for key in message.keys if (task := state.tasks.get(key)) is not None])
     state.check_retirements_soon()
 
 
-def forget_copies(state: State, target: Worker) -> None:
-    """A worker is back that was to copy results: whether it did is not known, so they are copied anew."""
-    for copies in _copies(state):
-        for task, (copier, attempts) in copies.items():
+def forget_copies(state: State, target: Worker, tasks: Collection[Task] | None = None) -> None:
+    """Have results copied anew that this worker was to copy: these, or all when it is not known which it did copy."""
+    for worker in (*state.workers.values(), *state.away):
+        copies = {} if worker.phase.retirement is None else worker.phase.retirement.copies
+        for task in copies if tasks is None else tasks:
+            copier, attempts = copies.get(task, (None, 0))
             if copier is target:
                 copies[task] = (None, attempts)
-
-
-def _copies(state: State) -> list[dict[Task, tuple[Worker | None, int]]]:
-    retirements = [worker.phase.retirement for worker in (*state.workers.values(), *state.away)]
-    return [retirement.copies for retirement in retirements if retirement is not None]
 
 
 def retire(state: State, client: Client, message: Retire) -> None:

@@ -9,15 +9,7 @@ from trio_dask.errors import ProtocolError
 from trio_dask.ids import Incarnation, PeerId
 from trio_dask.protocol.hello import Hello, Refusal, Welcome
 from trio_dask.protocol.messages import Message
-from trio_dask.scheduler.core import (
-    admission,
-    clients,
-    idle_timeout,
-    reconnect,
-    retirement,
-    stuck_tasks,
-    worker_membership,
-)
+from trio_dask.scheduler.core import admission, clients, idle_timeout, reconnect, retirement, stuck_tasks
 from trio_dask.scheduler.core.admission import Outcome
 from trio_dask.scheduler.core.invariants import check
 from trio_dask.scheduler.core.message_handlers import FROM_CLIENT, FROM_NANNY, FROM_WORKER, restart
@@ -25,11 +17,11 @@ from trio_dask.scheduler.core.placement import place
 from trio_dask.scheduler.core.queries import overview
 from trio_dask.scheduler.core.state import CoreSettings, State
 from trio_dask.scheduler.core.work_stealing import balance
+from trio_dask.scheduler.core.worker_membership import remove_worker
 from trio_dask.scheduler.core.worker_states import Away
 
 _NEVER: Final = float("inf")
 _NAMELESS: Final = Incarnation("")
-
 
 FLUSH_FREES_FROM: Final = 100
 """More keys to drop than this are worth a message of their own at once."""
@@ -56,10 +48,7 @@ class SchedulerCore:
     # ------------------------------------------------------------------------------------------------- sessions
 
     def greet(self, hello: Hello, now: float) -> Welcome | Refusal:
-        """The answer to a hello.
-
-        Raises `ProtocolError` if something in it cannot be.
-        """
+        """The answer to a hello. Raises `ProtocolError` if something in it cannot be."""
         self._state.now = now
         answer = admission.greet(self._state, hello)
         self._check()
@@ -81,7 +70,7 @@ class SchedulerCore:
         state.now = now
         if (worker := state.workers.get(peer)) is not None:
             if expected:
-                worker_membership.remove_worker(state, worker, reason, expected=True)
+                remove_worker(state, worker, reason, expected=True)
             else:
                 reconnect.connection_lost(state, worker, reason)
         elif peer in state.nannies:

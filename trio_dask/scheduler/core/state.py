@@ -201,14 +201,6 @@ class Worker:
         return f"<Worker {self.info.name} {self.phase.name}>"
 
 
-class Nanny(NamedTuple):
-    """One session of a nanny: its name, and its name for the worker process that it last reported alive."""
-
-    peer: PeerId
-    name: str
-    process: str
-
-
 @dataclass(slots=True, eq=False, repr=False)
 class ClientAway:
     """The connection of a client was lost; what it wants is kept until its grace is over."""
@@ -323,7 +315,8 @@ class State:
         self.idle_mark: tuple[int, int, float] = (0, 0, 0.0)
         """The last run, the last submission, and since when they are the last."""
         self.processes: dict[str, Worker] = {}
-        self.nannies: dict[PeerId, Nanny] = {}
+        self.nannies: dict[PeerId, str] = {}
+        """By session: the nanny's name for the worker process that it last reported alive."""
         self.nanny_of: dict[str, PeerId] = {}
         """By the nanny's name for its process."""
         self.pending = PendingRequests()

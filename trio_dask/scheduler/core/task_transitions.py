@@ -147,15 +147,20 @@ def finish(state: State, task: Task, worker: Worker, nbytes: int, type_name: str
         release_unneeded(state, unneeded)
 
 
+def add_replica(task: Task, phase: InMemory, worker: Worker) -> None:
+    """`worker` holds the result of `task` too."""
+    if worker not in phase.holders:
+        phase.holders += (worker,)
+        worker.holds[task] = None
+        worker.managed_bytes += phase.nbytes
+
+
 def store_scattered(state: State, task: Task, worker: Worker, nbytes: int, type_name: str) -> None:
     """`worker` holds a result that it was not asked to compute (scattered data)."""
     phase = task.phase
     unneeded: list[Task] = []
     if type(phase) is InMemory:
-        if worker not in phase.holders:
-            phase.holders += (worker,)
-            worker.holds[task] = None
-            worker.managed_bytes += phase.nbytes
+        add_replica(task, phase, worker)
     else:
         if type(phase) is Erred:
             move(state, task, RELEASED, "stored anew")
