@@ -113,8 +113,11 @@ class _Service:
         sessions.start_soon(self._tick)
         bound: list[Address] = await sessions.start(self._listen, sessions)
         address, *others = self._advertised(bound[0])
-        self._address = str(address)
-        with keep_file(self._settings.scheduler_file, self._scheduler_file(address)):
+        self._address, mine = str(address), self._identity
+        text = scheduler_file_text(
+            self._address, incarnation=mine.incarnation, package=mine.package, python=mine.python
+        )
+        with keep_file(self._settings.scheduler_file, text):
             self._announce(address, others, bound)
             task_status.started(address)
             await self._stopping.wait()
@@ -167,10 +170,6 @@ class _Service:
                 "--host 127.0.0.1 keeps it local",
                 address.port,
             )
-
-    def _scheduler_file(self, address: Address) -> str:
-        mine = self._identity
-        return scheduler_file_text(str(address), incarnation=mine.incarnation, package=mine.package, python=mine.python)
 
     # -------------------------------------------------------------------------------------------------- sessions
 
@@ -257,12 +256,17 @@ class _Service:
         """Have the core decide on what has arrived, send its messages, and carry out its requests."""
         core = self._core
         core.place(trio.current_time() if now is None else now)
-        self._deliver()
+        connections = self._connections
+        for peer, messages in core.drain().items():
+            connection = connections.get(peer)
+            if connection is not None:
+                connection.send_many_nowait(messages)
+                connection.flush_nowait()
         requests = core.requests
         while requests:
             match requests.pop(0):
                 case ClosePeer(peer, reason):
-                    connection = self._connections.pop(peer, None)
+                    connection = connections.pop(peer, None)
                     if connection is not None:
                         connection.abort(reason)
                 case LogLine(text, serious):
@@ -275,14 +279,6 @@ class _Service:
         deadline = core.next_deadline()
         if deadline < self._alarm.deadline:  # one that comes too early finds nothing to do: cheaper than to move it
             self._alarm.deadline = deadline
-
-    def _deliver(self) -> None:
-        connections = self._connections
-        for peer, messages in self._core.drain().items():
-            connection = connections.get(peer)
-            if connection is not None:
-                connection.send_many_nowait(messages)
-                connection.flush_nowait()
 
     async def _tick(self) -> None:
         while True:

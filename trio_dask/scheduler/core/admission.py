@@ -112,7 +112,8 @@ def _begin_client(state: State, hello: Hello, offer: Offer | None) -> Outcome:
                 return Resume(client.peer)
     elif known is None:
         peer = _new_peer(state)
-        clients.add_client(state, peer, hello.incarnation, hello.name, client_grace_s(hello))
+        client = Client(peer, hello.incarnation, hello.name, client_grace_s(hello))
+        state.clients[peer] = state.incarnations[hello.incarnation] = client
         return Admit(peer)
     return CallAgain("its client must connect again")
 

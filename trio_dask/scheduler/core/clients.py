@@ -15,10 +15,9 @@ from __future__ import annotations
 from typing import Final
 
 from trio_dask.errors import ProtocolError
-from trio_dask.ids import Incarnation, PeerId
+from trio_dask.ids import PeerId
 from trio_dask.protocol.hello import Hello
 from trio_dask.protocol.messages import Blob, KeyReady, Message, Received, Submit
-from trio_dask.protocol.wire_constants import LONGEST_GRACE_S
 from trio_dask.scheduler.core.blobs import unreference
 from trio_dask.scheduler.core.reconnect import ARRIVAL_S
 from trio_dask.scheduler.core.state import Client, ClientAway, State
@@ -28,13 +27,6 @@ CONFIRM_WEIGHT: Final = 16
 """After this many messages a client is told that they were handled. A big one counts for several: it keeps them."""
 MAX_UNCONFIRMED: Final = 2**20
 """A client that leaves more messages than this unconfirmed cannot come back after a loss: too much would be kept."""
-
-
-def add_client(state: State, peer: PeerId, incarnation: Incarnation, name: str, grace_s: float = 0.0) -> None:
-    """Register a client that, after a loss, may be away for `grace_s`."""
-    client = Client(peer, incarnation, name, min(grace_s, LONGEST_GRACE_S))
-    state.clients[peer] = client
-    state.incarnations[incarnation] = client
 
 
 def remove_client(state: State, client: Client) -> None:

@@ -48,11 +48,9 @@ def _run_failed(state: State, worker: Worker, message: m.RunFailed) -> None:
     task = worker.processing.get(message.run)
     if task is None:
         return
-    history = task.history
-    attempt = history.attempts if history is not None else 1
-    if (history.failures if history is not None else 0) < task.options.retries:
-        if history is None:
-            history = task.history = RetryHistory()
+    history = task.history or RetryHistory()
+    if history.failures < task.options.retries:
+        task.history = history
         history.failures += 1
         history.attempts += 1
         task_transitions.requeue(state, task, "raised, retried")
@@ -60,7 +58,7 @@ def _run_failed(state: State, worker: Worker, message: m.RunFailed) -> None:
     details = {
         "worker": worker.info.name,
         "address": worker.info.address,
-        "attempt": attempt,
+        "attempt": history.attempts,
         "duration_s": message.duration_s,
     }
     failure = Failure(task.key, message.kind, message.error, message.text, details)

@@ -13,6 +13,7 @@ from trio_dask.errors import ProtocolError
 from trio_dask.ids import Incarnation
 from trio_dask.parsing import MAX_NAME_LENGTH, MAX_THREADS
 from trio_dask.protocol.hello import Hello
+from trio_dask.protocol.wire_constants import LONGEST_GRACE_S
 from trio_dask.scheduler.core.state import WorkerInfo
 
 MAX_ADDRESS_LENGTH = 512
@@ -64,7 +65,7 @@ def client_grace_s(hello: Hello) -> float:
     grace_s = hello.details.get("grace_s", 0)
     if isinstance(grace_s, bool) or not isinstance(grace_s, int | float) or not 0 <= grace_s < math.inf:
         raise ProtocolError("the grace of a client is a number of seconds")
-    return float(grace_s)
+    return min(float(grace_s), LONGEST_GRACE_S)
 
 
 def nanny_process(hello: Hello) -> str:

@@ -16,6 +16,7 @@ from itertools import islice
 from typing import Final, NamedTuple
 
 from trio_dask.ids import Key, PeerId
+from trio_dask.parsing import counted
 from trio_dask.protocol.messages import Stuck
 from trio_dask.scheduler.core.state import Client, LogLine, Queue, State, StuckNews, Task, TaskOptions
 from trio_dask.scheduler.core.task_states import Waiting
@@ -181,7 +182,7 @@ def _sentence(state: State, counts: Mapping[Queue, int], partial: Collection[Que
     ]
     more = len(counts) - MOST_REASONS
     if more > 0:
-        parts.append(f"and so do others, for {more} more reason{'s' if more > 1 else ''}")
+        parts.append(f"and so do others, for {counted(more, 'more reason')}")
     return "; ".join(parts)
 
 
@@ -197,8 +198,8 @@ def _reason(state: State, options: TaskOptions) -> str:
         return f"no worker offers {demands} ({offers})"
     if names:
         there = _listed([worker.info.name for worker in state.workers.values()])
-        return f"no worker is called {names} ({_count(len(state.workers))}: {there})"
-    return f"no worker takes tasks ({_count(len(state.workers))}, all of which are leaving or returning)"
+        return f"no worker is called {names} ({counted(len(state.workers), 'worker')}: {there})"
+    return f"no worker takes tasks ({counted(len(state.workers), 'worker')}, all of which are leaving or returning)"
 
 
 def _offer(resources: Mapping[str, float], options: TaskOptions) -> str:
@@ -212,14 +213,10 @@ def _grouped(offers: list[str]) -> str:
     for offer in offers:
         counts[offer] = counts.get(offer, 0) + 1
     groups = sorted(counts.items(), key=lambda group: -group[1])
-    parts = [f"{_count(count)}: {offer}" for offer, count in groups[:MOST_GROUPS]]
+    parts = [f"{counted(count, 'worker')}: {offer}" for offer, count in groups[:MOST_GROUPS]]
     return "; ".join([*parts, "..."] if len(groups) > MOST_GROUPS else parts)
 
 
 def _listed(names: Iterable[str]) -> str:
     shown = [repr(name) for name in names]
     return " or ".join(shown[:MOST_GROUPS]) + (" or others" if len(shown) > MOST_GROUPS else "")
-
-
-def _count(number: int) -> str:
-    return f"{number} worker{'' if number == 1 else 's'}"

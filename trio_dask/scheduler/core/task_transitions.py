@@ -237,10 +237,7 @@ def remove_replica(state: State, task: Task, worker: Worker, why: str) -> None:
     move(state, task, RELEASED, why)
     _inputs_lost(state, task, why)
     if task.wanted or task.waiters:
-        for peer in task.wanted:
-            if peer != FIRE_AND_FORGET:
-                state.send(peer, KeyPending(task.key))
-        activate(state, task)
+        _begin_anew(state, task)
     else:
         release_unneeded(state, [task])
 
@@ -268,11 +265,15 @@ def retry_erred(state: State, tasks: Iterable[Task]) -> None:
             task.history.deaths.clear()
     for task in erred:
         if task.wanted:
-            for peer in task.wanted:
-                if peer != FIRE_AND_FORGET:
-                    state.send(peer, KeyPending(task.key))
-            activate(state, task)
+            _begin_anew(state, task)
     release_unneeded(state, list(erred))
+
+
+def _begin_anew(state: State, task: Task) -> None:
+    for peer in task.wanted:
+        if peer != FIRE_AND_FORGET:
+            state.send(peer, KeyPending(task.key))
+    activate(state, task)
 
 
 def want(state: State, task: Task, peer: PeerId) -> None:

@@ -143,8 +143,7 @@ def _running(worker: Worker) -> list[Task]:
     if len(known) + len(possible) <= worker.capacity:
         return known + possible
     for task in possible:
-        if task.history is None:
-            task.history = RetryHistory()
+        task.history = task.history or RetryHistory()
         task.history.suspect = True
     return known
 
@@ -159,9 +158,7 @@ def _heavy(worker: Worker) -> dict[Task, int]:
 
 
 def _blame(state: State, task: Task, worker: Worker, reason: str, role: str) -> None:
-    history = task.history
-    if history is None:
-        history = task.history = RetryHistory()
+    history = task.history = task.history or RetryHistory()
     history.suspect = True
     info = worker.info
     name = f"{info.own_name} " if info.own_name else ""
