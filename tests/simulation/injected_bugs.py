@@ -144,6 +144,7 @@ def half_removed_worker(world: World) -> Generator[None]:
         had_room = worker in state.index.has_capacity
         remove_worker(state, worker, reason, **how)
         if had_room:
+            # No public way exists to break the index.
             state.index._has_capacity[worker] = None  # pyright: ignore[reportPrivateUsage]
 
     with (

@@ -55,7 +55,7 @@ class SimClient:
             self.link.to_scheduler.send(list(self.core.drain()))
         for request in self.core.next_fetches():
             delay = self.timeline.rng.random() * 0.004
-            self.timeline.after(delay, lambda r=request: self._fetch(r))  # type: ignore[misc]
+            self.timeline.after(delay, partial(self._fetch, request))
 
     def read(self, state: KeyState) -> None:
         """Ask for the value of a future."""

@@ -18,6 +18,7 @@ from trio_dask.scheduler.core.worker_states import HERE
 
 def state_of(core: SchedulerCore) -> State:
     """What a scheduler knows, for the oracle."""
+    # The oracle compares what every core believes with what is true.
     return core._state  # pyright: ignore[reportPrivateUsage]
 
 
@@ -30,7 +31,7 @@ class SimScheduler:
         self.core = SchedulerCore(settings, self.incarnation)
         self.links: dict[PeerId, Link] = {}
         self.leaves: list[str] = []
-        """What went wrong when workers were sent away."""
+        """Results that were lost when workers were dismissed."""
         self._settings = settings
         self._restarts = 0
         self._tick_at = float("inf")

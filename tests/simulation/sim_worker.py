@@ -187,11 +187,11 @@ class SimWorker:
         """A batch from the scheduler has arrived."""
         if self.alive:
             for message in messages:
-                self.core.handle(message, self.timeline.now)  # type: ignore[arg-type]
+                self.core.handle(message, self.timeline.now)  # type: ignore[arg-type]  # the codec lets nothing else pass
             self.pump()
 
     def die(self) -> None:
-        """As by kill -9: nothing it does is seen any more; the scheduler notices a little later."""
+        """As by kill -9: it does nothing more, and the scheduler notices a little later."""
         self.alive = False
         self.network.workers.pop(self.address, None)
         rng, peer, link, ran = self.timeline.rng, self.peer, self.link, tuple(self.running)
@@ -213,7 +213,7 @@ class SimWorker:
                     case StartFetch(fetch, address, keys):
                         self._fetches[fetch] = None
                         delay = self.timeline.rng.random() * 0.004
-                        self.timeline.after(delay, lambda f=fetch, a=address, k=keys: self._fetch(f, a, k))  # type: ignore[misc]
+                        self.timeline.after(delay, partial(self._fetch, fetch, address, keys))
                     case CancelFetch(fetch):
                         self._fetches.pop(fetch, None)
                     case FreeKeys(keys):
@@ -257,7 +257,7 @@ class SimWorker:
                 inputs.append(self.store[key])
             else:
                 self.free_slots += 1
-                self._report(lambda lacking=key: self.core.input_gone(run, lacking))  # type: ignore[misc]
+                self._report(partial(self.core.input_gone, run, key))
                 return
         self.executed.append(run.key)
         self.running[run.run] = run.key

@@ -50,7 +50,7 @@ class World:
         self.rng = self.timeline.rng
         self.network = Network()
         self.allowed_failures = self.rng.choice((0, 1)) if self.rng.random() < 0.2 else 1000
-        """After so many deaths of its workers a task is given up."""
+        """With one more death of its workers than this, a task is given up."""
         self.guarded = self.rng.random() < 0.5
         """Whether all workers have nannies, so that it is known exactly what a worker was running when it died."""
         self.restless = self.rng.random() < 0.05
@@ -133,7 +133,7 @@ class World:
         client.core.wait(state, settled)
 
     def trouble(self) -> None:
-        """Something happens, well or ill."""
+        """One random event, harmful or not."""
         rng = self.rng
         open_clients = [client for client in self.clients if client.open]
         client = rng.choice(open_clients) if open_clients else None
@@ -261,7 +261,7 @@ class World:
             self._check_values(client)
             client.close()
         if self.timeline.run(until=TROUBLE_S + 3 * HEALING_S):
-            raise AssertionError("there is no rest after the last client has left")
+            raise AssertionError("events still happen after the last client has left")
         self._check_nothing_left()
 
     def _check_future(self, client: SimClient, state: KeyState) -> None:
@@ -280,7 +280,7 @@ class World:
             assert state.key in self.cancelled[client.name], f"{state.key} is {state.status}, and was not cancelled"
 
     def _was_fatal(self, key: Key) -> bool:
-        """Whether a task was really running on so many workers that died, as far as anybody can know."""
+        """Whether a task was running on more workers that died than are allowed, as far as that can be known."""
         return not self.guarded or sum(worker.fatal[key] for worker in self.workers) > self.allowed_failures
 
     def _check_values(self, client: SimClient) -> None:
@@ -315,7 +315,7 @@ def run_seed(seed: int, bug: Callable[[World], AbstractContextManager[None]] | N
         world = World(seed)
         with bug(world) if bug is not None else nullcontext():
             world.run()
-    except Exception as error:  # whatever breaks, a core or the oracle, breaks the seed
+    except Exception as error:  # any error, of a core or of the oracle, means that the seed does not hold
         raise Failure(f"seed {seed}: {type(error).__name__}: {error}") from error
 
 

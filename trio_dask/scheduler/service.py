@@ -236,7 +236,7 @@ class _Service:
         elif worker and goodbye is not None and not self._stopping.is_set():
             log.info("Worker %s left: %s", worker, LEAVING.get(reason, reason))
         del self._connections[peer]
-        # A client that said what cannot be would say it again.
+        # A client that broke the protocol would break it again.
         expected = goodbye is not None or (not worker and isinstance(error, ProtocolError))
         self._core.end_session(peer, reason, trio.current_time(), expected=expected)
         self._settle()

@@ -1,8 +1,8 @@
 """Which peers may join, and with which session: a new one, or the one that a worker or client had before.
 
-A peer says hello (`greet` answers), and then begins its session (`begin_session`). Between the two everything may
+A peer says hello (`greet` answers), and then begins its session (`begin_session`). Between the two anything may
 happen: the peer gives that connection up and calls again, its grace ends, its first connection turns out to be alive,
-another takes its name. Of several hellos of one peer the last one counts. What cannot be raises `ProtocolError`.
+another takes its name. Of several hellos of one peer the last one counts. An invalid hello raises `ProtocolError`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Resume(NamedTuple):
 
 
 class CallAgain(NamedTuple):
-    """What the peer was told at its hello is true no more: it has to say hello again."""
+    """What the peer was told at its hello is no longer true: it has to say hello again."""
 
     reason: str
 

@@ -26,7 +26,7 @@ from trio_dask.scheduler.core.task_transitions import release_unneeded, unwant
 CONFIRM_WEIGHT: Final = 16
 """After this many messages a client is told that they were handled. A big one counts for several: it keeps them."""
 MAX_UNCONFIRMED: Final = 2**20
-"""A client that leaves more messages than this unconfirmed cannot come back after a loss: too much would be kept."""
+"""A client with more unconfirmed messages than this cannot come back after a loss: too much would be kept."""
 
 
 def remove_client(state: State, client: Client) -> None:
@@ -102,7 +102,7 @@ def end_expired(state: State) -> None:
 
 
 def note_received(state: State, client: Client, message: Message) -> None:
-    """Count a message of a client, and tell it now and then."""
+    """Count a message of a client, and confirm it now and then."""
     client.received += 1
     owed = client.owed + 1
     if isinstance(message, Blob):
@@ -116,7 +116,7 @@ def note_received(state: State, client: Client, message: Message) -> None:
 
 
 def keep_sent(state: State, outboxes: dict[PeerId, list[Message]]) -> None:
-    """Keep what is sent now to clients that may lose it; take out what is for those that are away."""
+    """Keep what is sent to clients that may lose it, and hold back what is for clients that are away."""
     for peer in list(outboxes):
         client = state.clients.get(peer)
         if client is None or not client.grace_s:
@@ -146,7 +146,7 @@ def confirm(state: State, client: Client, message: Received) -> None:
 
 
 def _lean(message: Message) -> Message:
-    """The same without the value that rides along: the client can ask for it when it is back."""
+    """The same message without a value: the client can ask for that when it is back."""
     if isinstance(message, KeyReady) and message.value is not None:
         return message._replace(value=None)
     return message

@@ -9,7 +9,7 @@ from trio_dask.scheduler.core.worker_transitions import absence_of
 
 
 def check(state: State) -> None:
-    """Hold the whole state against its rules.
+    """Check the whole state against its rules.
 
     Raises `AssertionError` naming the first one that is broken. Costs O(tasks and dependencies).
     """

@@ -89,7 +89,7 @@ class PendingRequests:
             self.due_at = -_NEVER
 
     def client_left(self, client: PeerId) -> None:
-        """Nobody waits for these answers any more."""
+        """Drop the requests of a client that has left."""
         self._pending = [pending for pending in self._pending if pending.client != client]
 
     def retirements_of(self, worker: Worker) -> list[PendingRequest]:

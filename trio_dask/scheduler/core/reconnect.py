@@ -25,7 +25,7 @@ from trio_dask.scheduler.core.worker_states import HERE, Away, Returning
 from trio_dask.scheduler.core.worker_transitions import absence_of, change_phase, leave_tables, unblock_tasks
 
 REPORT_AFTER_S: Final = 1.0
-"""The report of a worker's death comes before that, and says why; then its lost connection is no news."""
+"""A death report comes within this time, and says more than a lost connection."""
 
 ARRIVAL_S: Final = 15.0
 """A worker or client that was offered its session has at least this long to receive the answer and begin it."""
@@ -154,7 +154,7 @@ def check_heartbeats(state: State) -> None:
     """Remove the workers that have given no sign of life for too long, and schedule the next check."""
     settings = state.settings
     if state.now - state.heartbeat_check_at > min(settings.worker_ttl_s, settings.lone_worker_ttl_s) / 2:
-        # This process itself was stopped or busy: what the workers have said meanwhile waits to be read.
+        # This process itself was stopped or busy: messages of the workers still wait to be read.
         for worker in state.workers.values():
             worker.heard_at = state.now
     for worker in list(state.workers.values()):
@@ -180,7 +180,7 @@ def remove_nanny(state: State, peer: PeerId) -> None:
 
 
 def nanny_heartbeat(state: State, peer: PeerId, message: WorkerAlive) -> None:
-    """A worker process is alive, says its nanny."""
+    """A nanny reports that its worker process is alive."""
     _note_process(state, peer, message.process)
     worker = state.processes.get(message.process)
     if worker is not None:
@@ -188,7 +188,7 @@ def nanny_heartbeat(state: State, peer: PeerId, message: WorkerAlive) -> None:
 
 
 def worker_exited(state: State, nanny: PeerId, message: WorkerExited) -> None:
-    """A worker process has ended, says its nanny, and why. So it does not come back."""
+    """A nanny reports that its worker process has ended, and why. The worker does not come back."""
     worker = state.processes.get(message.process)
     if worker is None:
         return

@@ -1,6 +1,6 @@
 """What workers, nannies and clients say of themselves in their hellos.
 
-Every field is checked, since a peer can write anything there: each function raises `ProtocolError` for what cannot be.
+Every field is checked, since a peer can write anything there: each function raises `ProtocolError` for an invalid one.
 """
 
 from __future__ import annotations
@@ -88,15 +88,17 @@ def _number(details: Mapping[str, Any], name: str, least: int, most: int) -> int
     return value
 
 
+def _table(details: Mapping[str, Any], name: str, longest: int) -> Mapping[object, object]:
+    value: object = details.get(name) or {}
+    table = cast("dict[object, object]", value)  # `isinstance` alone would leave the types of its items unknown
+    if not isinstance(value, dict) or len(table) > longest:
+        raise ProtocolError(f"a worker's {name} are at most {longest} names with numbers")
+    return table
+
+
 def _resources(details: Mapping[str, Any]) -> dict[str, float]:
-    value: object = details.get("resources") or {}
-    if not isinstance(value, dict):
-        raise ProtocolError("a worker's resources are names with amounts")
-    offered = cast("Mapping[object, object]", value)
-    if len(offered) > MAX_RESOURCES:
-        raise ProtocolError(f"a worker has at most {MAX_RESOURCES} resources")
     resources: dict[str, float] = {}
-    for name, amount in offered.items():
+    for name, amount in _table(details, "resources", MAX_RESOURCES).items():
         if not isinstance(name, str) or isinstance(amount, bool) or not isinstance(amount, int | float):
             raise ProtocolError(f"a worker's resource is a name with a number, not {name!r}")
         if not 0 <= amount < math.inf:
@@ -106,11 +108,8 @@ def _resources(details: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _metrics(details: Mapping[str, Any]) -> dict[str, float]:
-    value: object = details.get("metrics") or {}
-    if not isinstance(value, dict) or len(cast("Mapping[object, object]", value)) > MAX_METRICS:
-        raise ProtocolError(f"a worker's metrics are at most {MAX_METRICS} names with numbers")
     metrics: dict[str, float] = {}
-    for name, number in cast("Mapping[object, object]", value).items():
+    for name, number in _table(details, "metrics", MAX_METRICS).items():
         if not isinstance(name, str) or len(name) > MAX_NAME_LENGTH or not isinstance(number, int | float):
             raise ProtocolError("a worker's metric is a name with a number")
         metrics[name] = number

@@ -28,7 +28,7 @@ ATTEMPTS: Final = 3
 
 
 def drain(state: State, worker: Worker, message: Drain) -> None:
-    """A worker wants to leave by itself, though a client may have retired it before."""
+    """A worker wants to leave; a client may have retired it before."""
     retirement = worker.phase.retirement
     if retirement is None:
         _retire(state, worker, Retirement(message.reason, self_initiated=True))
@@ -65,7 +65,7 @@ def check_retirements(state: State) -> None:
     phases.sort(key=lambda entry: entry[1].retirement is not None and entry[1].retirement.self_initiated)
     for worker, phase in phases:
         if worker.phase is not phase or not isinstance(phase, Retiring):
-            continue  # its retirement was called off with that of another
+            continue  # its retirement was called off together with another one
         retirement = phase.retirement
         alone = _held_alone(worker)
         if not alone:

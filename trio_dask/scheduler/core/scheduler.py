@@ -28,7 +28,7 @@ FLUSH_FREES_FROM: Final = 100
 
 
 class SchedulerCore:
-    """All that a scheduler decides, as a synchronous object without clock, chance or input and output.
+    """All that a scheduler decides, as a synchronous object without a clock, randomness, input or output.
 
     A peer joins by its hello (`greet`), then its session (`begin_session`). Tell the core what happened (`handle`,
     `end_session`, `tick`), then, once for everything that arrived together, call `place`; then send what `drain`
@@ -40,7 +40,7 @@ class SchedulerCore:
         self.requests = self._state.requests
 
     def begin(self, now: float) -> None:
-        """The scheduler is up: from now on it may be idle for `idle_timeout_s`."""
+        """The scheduler has started: from now on it may be idle for `idle_timeout_s`."""
         self._state.idle_mark = (0, 0, now)
         if self._state.settings.idle_timeout_s < _NEVER:
             self._state.idle_at = now
@@ -48,7 +48,7 @@ class SchedulerCore:
     # ------------------------------------------------------------------------------------------------- sessions
 
     def greet(self, hello: Hello, now: float) -> Welcome | Refusal:
-        """The answer to a hello. Raises `ProtocolError` if something in it cannot be."""
+        """The answer to a hello. Raises `ProtocolError` if it is invalid."""
         self._state.now = now
         answer = admission.greet(self._state, hello)
         self._check()
@@ -57,7 +57,7 @@ class SchedulerCore:
     def begin_session(self, hello: Hello, now: float) -> Outcome:
         """The peer of this very hello, which was welcomed, begins its session. Pass the object that `greet` got.
 
-        Raises `ProtocolError` if something in it cannot be.
+        Raises `ProtocolError` if the hello is invalid.
         """
         self._state.now = now
         outcome = admission.begin_session(self._state, hello)
@@ -122,7 +122,7 @@ class SchedulerCore:
     def handle(self, peer: PeerId, message: Message, now: float) -> None:
         """Take in one message.
 
-        Raises `ProtocolError` when this peer may not send it, or sends what cannot be; the state is as before then.
+        Raises `ProtocolError`, with the state unchanged, when this peer may not send it or it is invalid.
         """
         state = self._state
         state.now = now

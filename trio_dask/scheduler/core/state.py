@@ -30,7 +30,7 @@ PRUNE_QUEUES_FROM: Final = 1000
 """Above this many task queues, empty ones are dropped."""
 
 RETIREMENT_GAP_S: Final = 0.01
-"""A check of retiring workers reads all that they hold, so there are no more than this allows."""
+"""The least time between two checks of retiring workers, since each reads all that they hold."""
 
 HEARTBEAT_CHECKS_PER_TTL: Final = 10
 """Checks within the time that a worker may be silent."""
@@ -81,7 +81,7 @@ class WorkerInfo(NamedTuple):
     process: str = ""
     """Its nanny's name for its process, if it has a nanny."""
     metrics: Mapping[str, float] = {}
-    """Its first figures; each heartbeat has new ones."""
+    """Its first metrics; each heartbeat brings new ones."""
 
     @property
     def own_name(self) -> str:
@@ -116,15 +116,15 @@ class StoredBlob:
     digest: Digest
     total: int
     received: int = 0
-    pieces: list[bytes] = field(default_factory=list)
+    pieces: list[bytes] = field(default_factory=list[bytes])
     references: int = 0
     """Of tasks and clients; at zero the blob is dropped, here and at the workers that have it."""
-    shipped: dict[Worker, None] = field(default_factory=dict)
-    uploads: dict[Client, int] = field(default_factory=dict)
+    shipped: dict[Worker, None] = field(default_factory=dict["Worker", None])
+    uploads: dict[Client, int] = field(default_factory=dict["Client", int])
     """Clients that are still sending it, and how much has come from each."""
     expected_s: float | None = None
     """Smoothed duration of its calls, once one has finished."""
-    guesses: dict[Task, None] = field(default_factory=dict)
+    guesses: dict[Task, None] = field(default_factory=dict["Task", None])
     """Tasks that are being processed, whose duration could only be guessed."""
 
 
@@ -177,13 +177,13 @@ class Worker:
     """The runs that it can execute at once."""
     slots: int = 0
     """Its capacity while it is here; 0 in every other phase, so that it is given no work."""
-    processing: dict[RunId, Task] = field(default_factory=dict)
+    processing: dict[RunId, Task] = field(default_factory=dict[RunId, "Task"])
     occupancy_s: float = 0.0
-    holds: dict[Task, None] = field(default_factory=dict)
+    holds: dict[Task, None] = field(default_factory=dict["Task", None])
     managed_bytes: int = 0
     backlog: TaskQueue = field(default_factory=TaskQueue)
     """Queued tasks whose inputs are here."""
-    queues: list[Queue] = field(default_factory=list)
+    queues: list[Queue] = field(default_factory=list["Queue"])
     """Queues with demands that this worker meets."""
     available: dict[str, float] = field(init=False)
     self_tuple: tuple[Worker] = field(init=False)
@@ -240,8 +240,8 @@ class Client:
     """How long it may be away. With 0 it does not come back, and nothing is kept for it."""
     away: ClientAway | None = None
     """None while it has a connection."""
-    wants: dict[Task, None] = field(default_factory=dict)
-    blobs: dict[StoredBlob, None] = field(default_factory=dict)
+    wants: dict[Task, None] = field(default_factory=dict["Task", None])
+    blobs: dict[StoredBlob, None] = field(default_factory=dict["StoredBlob", None])
     self_tuple: tuple[PeerId] = field(init=False)
     received: int = 0
     """Messages from it that were handled."""
@@ -251,7 +251,7 @@ class Client:
     """Messages to it."""
     confirmed: int = 0
     """The number of those that stand before `unconfirmed`."""
-    unconfirmed: deque[list[Message]] = field(default_factory=deque)
+    unconfirmed: deque[list[Message]] = field(default_factory=deque[list[Message]])
     """What was sent to it, and has not been confirmed, in batches."""
     stuck: StuckNews | None = None
     """While tasks of it wait for a worker that is not there: what it was told of them."""
@@ -261,20 +261,20 @@ class Client:
 
 
 class ClosePeer(NamedTuple):
-    """Ask of the service: end the session of this peer."""
+    """Asks the service to end the session of this peer."""
 
     peer: PeerId
     reason: str
 
 
 class Stop(NamedTuple):
-    """Ask of the service: end the scheduler."""
+    """Asks the service to end the scheduler."""
 
     reason: str
 
 
 class LogLine(NamedTuple):
-    """Ask of the service: tell this to the operator; `serious` if it was not planned and costs work."""
+    """Asks the service to tell this to the operator; `serious` if it was not planned and costs work."""
 
     text: str
     serious: bool = False
@@ -295,9 +295,9 @@ class State:
         self.now = 0.0
         self.tasks: dict[Key, Task] = {}
         self.workers: dict[PeerId, Worker] = {}
-        """Those that have a session."""
+        """Workers with a session."""
         self.away: dict[Worker, None] = {}
-        """Those that lost theirs a moment ago."""
+        """Workers that lost theirs a moment ago."""
         self.retiring: dict[Worker, None] = {}
         self.retirements_at = float("inf")
         """When to check what keeps retiring workers: soon after a change that may matter to them."""
@@ -309,7 +309,7 @@ class State:
         self.stuck_at = float("inf")
         """When to check which tasks wait for a worker that is not there."""
         self.stuck_queues: dict[Queue, float] = {}
-        """Queues where some do, and since when; or infinity, once that was said."""
+        """Queues with such tasks, and since when; infinity once the operator was told."""
         self.idle_at = float("inf")
         """When to check whether there is anything to do."""
         self.idle_mark: tuple[int, int, float] = (0, 0, 0.0)
@@ -321,7 +321,7 @@ class State:
         """By the nanny's name for its process."""
         self.pending = PendingRequests()
         self.clients: dict[PeerId, Client] = {}
-        """Those that are away are among them."""
+        """Clients that are away are among them."""
         self.away_clients: dict[PeerId, Client] = {}
         self.names: dict[str, Worker] = {}
         self.addresses: dict[str, Worker] = {}
@@ -332,7 +332,7 @@ class State:
         self.prune_queues_at = PRUNE_QUEUES_FROM
         """Empty queues are dropped when there are this many."""
         self.ready: list[Task] = []
-        """Waiting tasks that miss nothing any more; `place` decides on them once per batch."""
+        """Waiting tasks that no longer miss an input; `place` decides on them once per batch."""
         self.chain_candidates: list[Task] = []
         """Waiting tasks whose inputs may all be on one worker soon."""
         self.index = WorkerIndex(settings)
@@ -342,7 +342,7 @@ class State:
         self.frees: dict[PeerId, list[Key]] = {}
         """Keys that workers are to drop, gathered into one message each; `send` keeps them in their place."""
         self.free_at = float("inf")
-        """When they are sent at the latest; each wakes a worker that perhaps has nothing else to do."""
+        """When they are sent at the latest. Each message wakes a worker that perhaps has nothing else to do."""
         self.requests: list[Request] = []
         self.story: deque[tuple[float, Key, str]] = deque(maxlen=STORY_LENGTH)
         """The last steps of all tasks: when, which, what."""
@@ -369,12 +369,12 @@ class State:
             keys.append(key)
 
     def check_retirements_soon(self) -> None:
-        """Something has changed that may let a retiring worker go. What changes at once is checked together."""
+        """A change may let a retiring worker go. Changes that come together are checked together."""
         if self.retiring and self.retirements_at == float("inf"):
             self.retirements_at = max(self.now, self.retirements_checked_at + RETIREMENT_GAP_S)
 
     def schedule_heartbeat_check(self) -> None:
-        """Have the signs of life of workers checked in time."""
+        """Schedule the next check for signs of life of workers."""
         if self.workers and self.heartbeat_check_at == float("inf"):
             shortest_s = min(self.settings.worker_ttl_s, self.settings.lone_worker_ttl_s)
             self.heartbeat_check_at = self.now + shortest_s / HEARTBEAT_CHECKS_PER_TTL

@@ -22,7 +22,7 @@ from trio_dask.scheduler.core.state import Client, LogLine, Queue, State, StuckN
 from trio_dask.scheduler.core.task_states import Waiting
 
 SOON_S: Final = 0.05
-"""What comes together has come after this time."""
+"""Tasks that become stuck together have arrived within this time."""
 
 AGAIN_S: Final = 0.25
 INTERVAL_S: Final = 2.0
@@ -41,12 +41,12 @@ MOST_GROUPS: Final = 4
 
 
 def check_soon(state: State) -> None:
-    """Something may have become stuck, or is stuck no more."""
+    """Tasks may have become stuck, or may no longer be stuck."""
     state.stuck_at = min(state.stuck_at, state.now + SOON_S)
 
 
 def recheck_soon(state: State) -> None:
-    """A client wants something new, which may depend on what is stuck, if anything is."""
+    """A client wants new tasks, which may depend on stuck ones, if there are any."""
     if state.stuck_at < float("inf"):
         state.stuck_at = min(state.stuck_at, state.now + AGAIN_S)
 
@@ -102,12 +102,12 @@ def _survey(queue: Queue, found: _Findings, most_tasks: int, most_dependents: in
             held_up[task] = None
             row.append(task)
     if not row:
-        return  # its entries are of tasks that wait in another queue by now
+        return  # its entries belong to tasks that wait in another queue by now
     found.counts[queue] = len(row)
     if len(queue.tasks) > most_tasks:
         found.partial[queue] = None
     left = most_dependents
-    for task in row:  # which grows meanwhile
+    for task in row:  # grows meanwhile
         for peer in task.wanted:
             found.keys.setdefault(peer, {}).setdefault(queue, []).append(task.key)
         dependents = task.dependents
@@ -131,7 +131,7 @@ def _tell(state: State, client: Client, waiting: Mapping[Queue, list[Key]], part
     if news is None:
         news = client.stuck = StuckNews(since=state.now)
     text = _sentence(state, {queue: len(keys) for queue, keys in waiting.items()}, partial)
-    # It may change all the time: then it is said aloud no more often than that.
+    # The text may change all the time; it is said aloud at most once in `stuck_after_s`.
     is_due = text != news.aloud and state.now >= max(news.since, news.aloud_at) + state.settings.stuck_after_s
     if is_due:
         news.aloud, news.aloud_at = text, state.now

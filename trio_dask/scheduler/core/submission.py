@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable, Mapping
-from typing import Any, Final, cast
+from typing import Any, Final, TypeGuard, cast
 
 from trio_dask.errors import ProtocolError
 from trio_dask.ids import Key
@@ -120,12 +120,15 @@ def _ordinal(number: float) -> int:
     return bits if bits >= 0 else -(bits & 2**63 - 1)
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and type(value) is not bool and math.isfinite(value)
 
 
 def _is_amount(value: object) -> bool:
-    return _is_number(value) and cast("float", value) >= 0
+    return _is_number(value) and value >= 0
+
+
+# `isinstance` alone would leave the types of items unknown: hence the casts.
 
 
 def _are_names(value: object) -> bool:

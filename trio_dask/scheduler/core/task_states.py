@@ -23,7 +23,7 @@ class RetryHistory:
 
     attempts: int = 1
     failures: int = 0
-    deaths: list[str] = field(default_factory=list)
+    deaths: list[str] = field(default_factory=list[str])
     suspect: bool = False
     """It may have been running on a worker that died; its next start is announced, so that blame is exact."""
 

@@ -68,7 +68,7 @@ class WorkerIndex:
                 group.move_to_end(worker)
 
     def remove(self, worker: Worker) -> None:
-        """A worker gets no more work."""
+        """Forget a worker that is given no more work."""
         for group in (self._idle, self._has_capacity, self._overloaded, self._dirty):
             group.pop(worker, None)
 

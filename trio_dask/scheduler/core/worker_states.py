@@ -48,7 +48,7 @@ class Retirement:
     reason: str
     self_initiated: bool
     """The worker drains: it takes no more runs, and cannot be kept."""
-    copies: dict[Task, tuple[Worker | None, int]] = field(default_factory=dict)
+    copies: dict[Task, tuple[Worker | None, int]] = field(default_factory=dict["Task", tuple["Worker | None", int]])
     """Results that only retiring workers hold: the worker that copies each, and the number of attempts."""
 
 
@@ -56,9 +56,9 @@ class Retirement:
 class Absence:
     """What gathers from the loss of a worker's connection until the worker has said what it brings back."""
 
-    blocked_tasks: dict[Task, None] = field(default_factory=dict)
+    blocked_tasks: dict[Task, None] = field(default_factory=dict["Task", None])
     """Ready tasks that wait for the worker's return, because it alone has inputs of theirs."""
-    failed_readers: list[tuple[PeerId, Task]] = field(default_factory=list)
+    failed_readers: list[tuple[PeerId, Task]] = field(default_factory=list[tuple[PeerId, "Task"]])
     """Clients that could not get a result from the worker while it was away."""
     old_incarnations: tuple[Incarnation, ...] = ()
     """Earlier sessions: the worker may not have learnt of the later ones."""
