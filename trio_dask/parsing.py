@@ -271,3 +271,15 @@ def parse_output_file(text: str) -> str:
     if not os.access(target.parent, os.W_OK):
         raise UnavailableError(f"cannot write {text}: no permission to write in {target.parent}")
     return text
+
+
+def checked_text(what: str, text: str, longest: int) -> str:
+    """Return this text, unless no message can carry it: it is not Unicode, or too long. `what` says what it is."""
+    if len(text) > longest:
+        raise UsageError(f"{what} has {len(text)} characters; at most {longest} are allowed")
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UsageError(f"{what} {text!a} cannot be sent: {error.reason}") from None
+    return text

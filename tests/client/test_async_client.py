@@ -9,7 +9,7 @@ import trio
 import trio.testing
 
 from tests.client.cluster import WORKER, MiniCluster, open_async_client
-from trio_dask.client.as_completed import FIRST_COMPLETED
+from trio_dask.client.wait import FIRST_COMPLETED
 from trio_dask.errors import (
     ClusterError,
     FutureCancelledError,

@@ -11,10 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias, TypeGuard
 
-from trio_dask.client.name_checks import checked_text
 from trio_dask.errors import UsageError
 from trio_dask.ids import Key
+from trio_dask.parsing import checked_text
 from trio_dask.protocol.picklers import KeyReference
+from trio_dask.protocol.wire_constants import MAX_KEY_LENGTH
 
 INLINED: Final = frozenset({int, float, complex, bool, str, type(None)})
 """Constants of these types are part of the calls that use them; others become tasks, so that they are sent once."""
@@ -30,7 +31,7 @@ def key_to_str(key: Hashable) -> Key:
 
     Raises `UsageError` for a text that cannot be sent.
     """
-    return checked_text("the key", key if isinstance(key, str) else repr(key))
+    return checked_text("the key", key if isinstance(key, str) else repr(key), MAX_KEY_LENGTH)
 
 
 class Nested:
@@ -152,7 +153,7 @@ def _is_list(value: object) -> TypeGuard[list[Any]]:
 
 
 def _is_task(value: Any) -> TypeGuard[tuple[Any, ...]]:
-    return type(value) is tuple and bool(value) and callable(value[0])  # pyright: ignore[reportUnknownArgumentType]
+    return type(value) is tuple and bool(value) and callable(value[0])  # pyright: ignore[reportUnknownArgumentType] - of any kind
 
 
 def _find_needs(value: Any, graph: Mapping[Any, Any], needs: list[Hashable]) -> None:
