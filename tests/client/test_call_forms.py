@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Callable
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -19,7 +20,7 @@ from trio_dask.deploy.cluster_sizing import plan
 from trio_dask.deploy.local_cluster import AsyncLocalCluster
 from trio_dask.protocol import messages as m
 
-METHODS = FunctionType | property | staticmethod | classmethod
+METHODS = (FunctionType, property, staticmethod, classmethod)
 ROOT = Path(__file__).resolve().parents[2]
 
 PAIRS = [(Client, AsyncClient), (Future, AsyncFuture), (Rpc, AsyncRpc), (LocalCluster, AsyncLocalCluster)]
@@ -126,7 +127,7 @@ async def test_a_call_that_blocks_refuses_in_an_event_loop_by_its_name() -> None
             call()
 
 
-ASK = {  # written out: a bound method would keep its future
+ASK: dict[str, Callable[[Client], object]] = {  # written out: a bound method would keep its future
     "result": lambda client: client.submit(abs, -1, key="a").result(),
     "exception": lambda client: client.submit(abs, -1, key="a").exception(),
     "wait": lambda client: wait(client.submit(abs, -1, key="a")).not_done or None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from trio_dask.client.call_forms import Done, ForKeys, Timeout, Waiting, awaitable, blocking
 from trio_dask.client.core.key_state import TERMINAL
@@ -12,8 +12,8 @@ from trio_dask.client.task_errors import no_value
 from trio_dask.client.wait_signals import SettleWaiter
 from trio_dask.parsing import counted
 
-ALL_COMPLETED = "ALL_COMPLETED"
-FIRST_COMPLETED = "FIRST_COMPLETED"
+ALL_COMPLETED: Final = "ALL_COMPLETED"
+FIRST_COMPLETED: Final = "FIRST_COMPLETED"
 ReturnWhen: TypeAlias = Literal["ALL_COMPLETED", "FIRST_COMPLETED"]
 
 
