@@ -139,7 +139,7 @@ def constraints(session: nox.Session) -> None:
 @nox.session
 def simulate(session: nox.Session) -> None:
     """The simulated cluster under seeded faults: nox -s simulate -- --seeds 10000."""
-    python(session, "-m", "trio_dask.testing.simulate", *session.posargs)
+    python(session, "-m", "tests.simulation.simulate", *session.posargs)
 
 
 @nox.session

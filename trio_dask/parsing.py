@@ -18,7 +18,6 @@ OFF = ("none", "off", "false")
 MAX_THREADS = 4096
 MAX_NUMBER = 10**18
 MAX_NAME_LENGTH = 255
-MAX_TEXT_LENGTH = 2**20
 LEAST_MEMORY_BYTES = 48 * 2**20
 """An idle worker has 25 MiB, and pauses at 80 % of its limit: below this it would never run anything."""
 
@@ -274,10 +273,10 @@ def parse_output_file(text: str) -> str:
     return text
 
 
-def checked_text(what: str, text: str) -> str:
-    """Return this text, unless no message can carry it: it is not Unicode, or huge. `what` says what it is."""
-    if len(text) > MAX_TEXT_LENGTH:
-        raise UsageError(f"{what} has {len(text)} characters; at most {MAX_TEXT_LENGTH} are allowed")
+def checked_text(what: str, text: str, longest: int) -> str:
+    """Return this text, unless no message can carry it: it is not Unicode, or too long. `what` says what it is."""
+    if len(text) > longest:
+        raise UsageError(f"{what} has {len(text)} characters; at most {longest} are allowed")
     if not text.isascii():
         try:
             text.encode()

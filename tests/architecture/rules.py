@@ -47,7 +47,6 @@ FLOORS: Mapping[str, int] = {
     "nanny": 4,
     "deploy": 5,
     "cli": 6,
-    "testing": 6,
     "demo": 6,
     "dashboard": 6,
     "__main__": TOP,
@@ -90,7 +89,6 @@ NAMED: Mapping[tuple[str, str], str] = {
 LATE_DEADLINES: Mapping[str, str] = {
     "trio_dask.comm.connection": "the writer outlives a cancelled block; leaving the block cancels it",
     "trio_dask.comm.websocket": "the nursery of whoever owns it, when cancelled, sets the deadline of the reader",
-    "trio_dask.scheduler.service": "a request to stop sets the deadline of what is inside",
     "trio_dask.client.link": "only `stop` ends an engine, and a farewell has a limit",
     "trio_dask.client.async_client": "the same",
 }

@@ -32,6 +32,7 @@ from trio_dask.client import default_clients
 from trio_dask.client.shared_state import Connection
 from trio_dask.errors import FutureCancelledError, KeyConflict, NoScheduler, SchedulerLost, UsageError
 from trio_dask.protocol import messages as m
+from trio_dask.protocol.wire_constants import MAX_KEY_LENGTH
 
 
 def increment(x: int, by: int = 1) -> int:
@@ -514,7 +515,7 @@ def test_a_view_for_trio_of_a_client_that_lives_in_a_thread(client: Client, clus
         lambda client, text: client.story(text),
     ],
 )
-@pytest.mark.parametrize("text", ["\udc80", "x" * (2**20 + 1)], ids=["surrogate", "huge"])
+@pytest.mark.parametrize("text", ["\udc80", "x" * (MAX_KEY_LENGTH + 1)], ids=["surrogate", "huge"])
 def test_a_name_that_cannot_be_sent_is_refused_where_it_is_given(
     client: Client, ask: Callable[[Client, str], object], text: str
 ) -> None:

@@ -9,7 +9,9 @@ import trio
 
 from trio_dask import AsyncClient, Client, Future, KeyConflict, as_completed, get_client, open_local_cluster, wait
 from trio_dask.comm import shared_blobs
+from trio_dask.errors import UsageError
 from trio_dask.protocol.raw_memory import map_shared
+from trio_dask.protocol.wire_constants import MAX_KEY_LENGTH
 
 
 def increment(x: int) -> int:
@@ -69,6 +71,19 @@ def test_a_task_can_use_the_client_of_its_worker(client: Client) -> None:
 
 def test_an_async_task_gets_a_client_for_trio(client: Client) -> None:
     assert client.submit(sum_of_children_under_trio, 10).result(timeout=30) == ("AsyncClient", 55, -1)
+
+
+def test_a_result_with_the_longest_key_goes_from_worker_to_worker_and_to_the_client(client: Client) -> None:
+    keys = [("\N{CLAPPING HANDS SIGN}" * MAX_KEY_LENGTH)[:-1] + letter for letter in "ab"]
+    first, second = client.nthreads()
+    data = [
+        client.submit(bytes, 300_000, key=key, workers=where) for key, where in zip(keys, (first, second), strict=True)
+    ]
+    assert client.submit(lambda *parts: sum(map(len, parts)), *data, workers=first).result(timeout=30) == 600_000
+    assert client.submit(lambda *parts: sum(map(len, parts)), *data, workers=second).result(timeout=30) == 600_000
+    assert client.gather(data) == [bytes(300_000)] * 2
+    with pytest.raises(UsageError, match=r"^the key has 4097 characters; at most 4096 are allowed$"):
+        client.submit(bytes, 1, key="x" * (MAX_KEY_LENGTH + 1))
 
 
 def test_a_key_that_another_client_has_given_another_task_is_refused(client: Client) -> None:

@@ -30,6 +30,7 @@ from trio_dask.protocol.messages import (
     PutDone,
     Value,
 )
+from trio_dask.protocol.wire_constants import MAX_DATA_MESSAGE, MAX_KEY_LENGTH, MAX_KEYS_PER_FETCH
 
 MIB = 2**20
 
@@ -74,6 +75,14 @@ async def test_values_of_every_size_arrive(make_pair, sizes) -> None:
     assert [bytes(buffer) for buffer in received] == buffers
     # The channel stands between two messages again.
     assert await exchange(far, near, PutDone("key", 1)) == (PutDone("key", 1), [])
+    near.abort()
+    far.abort()
+
+
+async def test_the_longest_keys_can_be_asked_for_all_at_once(make_pair) -> None:
+    near, far = channels(await make_pair())
+    fetch = Fetch(("\N{CLAPPING HANDS SIGN}" * MAX_KEY_LENGTH,) * MAX_KEYS_PER_FETCH)
+    assert await exchange(near, far, fetch) == (fetch, [])
     near.abort()
     far.abort()
 
@@ -216,7 +225,7 @@ async def test_a_sender_announces_what_it_sends() -> None:
         (frame(Value("key", (0,) * 100_000)), "impossible sizes"),
         (frame(PutDone("a", 1), PutDone("b", 1)), "several messages"),
         (encode_frame(Kind.RECORDS, b"\xc1"), "not msgpack"),
-        (b"\xda\x01\x00\x00\x00\x10\x00\x01", "limit"),
+        (b"\xda\x01\x00\x00" + (MAX_DATA_MESSAGE + 1).to_bytes(4, "big"), "limit"),
     ],
 )
 async def test_wrong_input_is_a_protocol_error_and_closes(data, complaint) -> None:

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from tests.scheduler.kit import Kit
 from trio_dask.protocol import messages as m
 from trio_dask.scheduler.core.priority_queue import DROP_STALE_FROM, TaskQueue
-from trio_dask.scheduler.core.state import DEFAULT_OPTIONS, PRUNE_QUEUES_FROM, RELEASED, Queue, Task, Worker
+from trio_dask.scheduler.core.state import DEFAULT_OPTIONS, PRUNE_QUEUES_FROM, Queue, Task, Worker
+from trio_dask.scheduler.core.task_states import RELEASED
 from trio_dask.worker.core.ready_queue import ReadyQueue
 
 

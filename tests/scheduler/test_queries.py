@@ -9,9 +9,9 @@ import trio
 
 from tests.scheduler.kit import Kit
 from trio_dask.protocol import messages as m
-from trio_dask.scheduler.cluster_overview import overview
 from trio_dask.scheduler.core import queries
 from trio_dask.scheduler.core.queries import STATES
+from trio_dask.scheduler.rpc_handlers import overview
 
 
 def picture(kit: Kit, now: float = 0.0) -> dict[str, Any]:

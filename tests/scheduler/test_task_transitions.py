@@ -302,7 +302,7 @@ def test_blobs_are_dropped_here_and_at_the_workers_with_their_last_reference() -
     assert worker.take(m.ForgetBlobs) == []
     client.send(m.Release(("x",)))
     assert worker.take(m.ForgetBlobs) == [m.ForgetBlobs((FUNCTION,))]
-    with pytest.raises(ProtocolError, match="did not come before it"):
+    with pytest.raises(ProtocolError, match="was not sent before it"):
         client.submit("y")
 
 

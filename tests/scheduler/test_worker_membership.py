@@ -138,7 +138,7 @@ def test_questions_are_answered() -> None:
     run, _ = sorted(worker.runs(), key=lambda run: run.key)
     worker.finish(run, nbytes=64)
     answers = {}
-    for number, what in enumerate(("who_has", "has_what", "processing", "nbytes", "nthreads", "states")):
+    for number, what in enumerate(("who_has", "has_what", "processing", "nbytes", "nthreads")):
         client.send(m.Query(number, what, ()))
         (reply,) = client.take(m.Reply)
         assert reply.request == number
@@ -149,7 +149,6 @@ def test_questions_are_answered() -> None:
         "processing": {worker.address: ("y",)},
         "nbytes": {"x": 64},
         "nthreads": {worker.address: 3},
-        "states": {"x": "memory", "y": "processing"},
     }
     client.send(m.Query(9, "scheduler_info", ()))
     (reply,) = client.take(m.Reply)

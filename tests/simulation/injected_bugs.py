@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any, Final
 from unittest import mock
 
+from tests.simulation.simulate import World
 from trio_dask.ids import Key, RunId
 from trio_dask.protocol.messages import Inventory, RunFinished
 from trio_dask.scheduler.core import (
@@ -21,8 +22,8 @@ from trio_dask.scheduler.core import (
     task_transitions,
     worker_membership,
 )
-from trio_dask.scheduler.core.state import Processing, State, Task, Waiting, Worker
-from trio_dask.testing.simulate import World
+from trio_dask.scheduler.core.state import State, Task, Worker
+from trio_dask.scheduler.core.task_states import Processing, Waiting
 
 __all__ = ["INJECTED_BUGS"]
 
@@ -90,9 +91,9 @@ def lost_wakeup(world: World) -> Generator[None]:
     def forgetful(state: State, task: Task) -> None:
         before = list(state.index.dirty)
         end_run(state, task)
-        for worker in list(state.index.dirty):
-            if worker not in before:
-                del state.index._dirty[worker]
+        state.index.take_dirty()
+        for worker in before:
+            state.index.mark_dirty(worker)
 
     with mock.patch.object(task_transitions, "end_run", forgetful):
         yield
@@ -143,7 +144,8 @@ def half_removed_worker(world: World) -> Generator[None]:
         had_room = worker in state.index.has_capacity
         remove_worker(state, worker, reason, **how)
         if had_room:
-            state.index._has_capacity[worker] = None
+            # No public way exists to break the index.
+            state.index._has_capacity[worker] = None  # pyright: ignore[reportPrivateUsage]
 
     with (
         mock.patch.object(worker_membership, "remove_worker", leave_behind),

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.simulation.injected_bugs import INJECTED_BUGS
-from trio_dask.testing.random_graphs import ALWAYS, Job
-from trio_dask.testing.simulate import Failure, World, main, run_seed
+from tests.simulation.random_graphs import ALWAYS, Job
+from tests.simulation.simulate import Failure, World, main, run_seed
 
 SEEDS = 300
 SEEDS_PER_TEST = 50
@@ -61,7 +61,7 @@ def test_any_graph_gives_what_a_plain_evaluation_gives(jobs: dict[str, Job], see
 
 _TRACE = """
 import hashlib
-from trio_dask.testing.simulate import World
+from tests.simulation.simulate import World
 digest = hashlib.blake2b()
 for seed in range(5):
     world = World(seed)

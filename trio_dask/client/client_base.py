@@ -33,6 +33,7 @@ from trio_dask.errors import DataLost, UsageError
 from trio_dask.ids import Key
 from trio_dask.parsing import checked_text
 from trio_dask.protocol.pickling import PickledFunction, call_token, pickle_call, pickle_function
+from trio_dask.protocol.wire_constants import MAX_KEY_LENGTH
 from trio_dask.unsupported_names import CLIENT, unsupported_error
 
 _logger = logging.getLogger("trio_dask.client")
@@ -198,7 +199,7 @@ class BaseClient(CallForms, Generic[F]):
         keys: Iterator[Hashable] | None = None
         prefix = function.name
         if isinstance(key, str):
-            prefix = checked_text("the key", key)
+            prefix = checked_text("the key", key, MAX_KEY_LENGTH)
         elif key is not None:
             if not _is_iterable(key):
                 raise UsageError(f"key is the beginning of all keys, a text, or a list of keys, not {key!r:.60}")

@@ -15,6 +15,7 @@ from trio_dask.errors import UsageError
 from trio_dask.ids import Key
 from trio_dask.parsing import checked_text
 from trio_dask.protocol.picklers import KeyReference
+from trio_dask.protocol.wire_constants import MAX_KEY_LENGTH
 
 INLINED: Final = frozenset({int, float, complex, bool, str, type(None)})
 """Constants of these types are part of the calls that use them; others become tasks, so that they are sent once."""
@@ -30,7 +31,7 @@ def key_to_str(key: Hashable) -> Key:
 
     Raises `UsageError` for a text that cannot be sent.
     """
-    return checked_text("the key", key if isinstance(key, str) else repr(key))
+    return checked_text("the key", key if isinstance(key, str) else repr(key), MAX_KEY_LENGTH)
 
 
 class Nested:

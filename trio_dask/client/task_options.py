@@ -13,6 +13,7 @@ from trio_dask.client.wait_signals import as_seconds
 from trio_dask.errors import UsageError
 from trio_dask.ids import WorkerName
 from trio_dask.parsing import checked_text
+from trio_dask.protocol.wire_constants import MAX_KEY_LENGTH
 
 Workers: TypeAlias = WorkerName | Iterable[WorkerName] | None
 
@@ -51,7 +52,7 @@ def each_worker(workers: Workers) -> tuple[WorkerName, ...]:
 
 def worker_names(workers: Workers) -> tuple[str, ...]:
     """The same, as the scheduler names them: texts, also where a name is a number."""
-    return tuple([checked_text("the name of a worker", str(worker)) for worker in each_worker(workers)])
+    return tuple([checked_text("the name of a worker", str(worker), MAX_KEY_LENGTH) for worker in each_worker(workers)])
 
 
 WITHOUT_MEANING: Final = frozenset({"actors", "asynchronous", "direct"})
@@ -79,7 +80,7 @@ def extra_from(options: Options) -> Mapping[str, Any]:
         if not isinstance(resources, Mapping):
             raise UsageError(f'resources must be a dict such as {{"GPU": 1}}, not {resources!r}')
         amounts = {
-            checked_text("the name of a resource", str(name)): _amount(f"resources[{name!r}]", amount)
+            checked_text("the name of a resource", str(name), MAX_KEY_LENGTH): _amount(f"resources[{name!r}]", amount)
             for name, amount in resources.items()
         }
         if amounts:

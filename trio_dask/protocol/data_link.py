@@ -13,15 +13,13 @@ from trio_dask.errors import ProtocolError
 from trio_dask.protocol.codec import DATA_PLANE, decode, encode
 from trio_dask.protocol.frames import Kind, encode_frame, first_frame
 from trio_dask.protocol.messages import Call, CallResult, MemoryOffered, Message, Put, Value
-from trio_dask.protocol.wire_constants import MAX_BUFFERS
+from trio_dask.protocol.wire_constants import MAX_BUFFERS, MAX_DATA_MESSAGE
 
 SMALL_BYTES: Final = 64 * 2**10
 """Buffers up to this size are copied, to send or receive several at once."""
 
 _PIECE_BYTES = 4 * 2**20
 """What one call sends at most. Over TLS a larger piece would stall the event loop while it is encrypted."""
-
-_MAX_MESSAGE = 2**20
 
 
 class Announced(NamedTuple):
@@ -53,7 +51,7 @@ class DataLink:
 
     def next_message(self) -> Message | None:
         """The next message by itself, or None while it is incomplete. Raises `ProtocolError` for what is none."""
-        while (found := first_frame(self._received, _MAX_MESSAGE)) is not None:
+        while (found := first_frame(self._received, MAX_DATA_MESSAGE)) is not None:
             frame, end = found
             self._received = self._received[end:]
             messages = decode(frame.payload, DATA_PLANE) if frame.kind == Kind.RECORDS else []

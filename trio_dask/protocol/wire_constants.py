@@ -16,11 +16,21 @@ MAX_ITEMS: Final = 2**20
 MAX_DEPTH: Final = 32
 """The greatest nesting of plain values, in messages and in the details of a hello."""
 
-MAX_INVENTORY_BYTES: Final = MAX_CONTROL_FRAME * 3 // 4
-"""The longest `Inventory` of a worker that comes back: it is one message, and has to fit into a frame."""
+MAX_KEY_LENGTH: Final = 2**12
+"""The longest key, in characters. A client refuses a longer one, and names of workers and resources likewise."""
+
+MAX_KEYS_PER_FETCH: Final = 2**9
+"""The most keys that are asked for in one `Fetch`."""
 
 MAX_BUFFERS: Final = 2**16
 """The most buffers that follow a message on the data plane; a value with more has the rest in its pickle."""
+
+MAX_DATA_MESSAGE: Final = 2**20 + 4 * MAX_KEY_LENGTH * MAX_KEYS_PER_FETCH
+"""The longest message between two workers, or a client and a worker, in bytes and without the values themselves: the
+longest `Fetch`, since no character takes more than 4 bytes, or the sizes of MAX_BUFFERS buffers."""
+
+MAX_INVENTORY_BYTES: Final = MAX_CONTROL_FRAME * 3 // 4
+"""The longest `Inventory` of a worker that comes back: it is one message, and has to fit into a frame."""
 
 DIGEST_BYTES: Final = 16
 """The length of a digest; one end writes digests into calls, the other reads them from there."""

@@ -7,9 +7,10 @@ import socket
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import trio
+
 from trio_dask.comm.rpc_server import Command
 from trio_dask.protocol.hello import Hello
-from trio_dask.scheduler.cluster_overview import overview
 from trio_dask.scheduler.core import SchedulerCore
 
 
@@ -18,8 +19,8 @@ def scheduler_commands(
     mine: Hello,
     *,
     address: Callable[[], str],
-    restart: Callable[[str], object],
-    stop: Callable[[str], object],
+    restart: Callable[[str], None],
+    stop: Callable[[str], None],
 ) -> Mapping[str, Command]:
     """The commands. `restart` has all workers begin afresh, `stop` ends the scheduler; both take a reason."""
 
@@ -41,16 +42,22 @@ def scheduler_commands(
     async def describe(arguments: Mapping[str, Any]) -> Any:
         return {**identity(arguments), **await overview(core)}
 
-    def restart_all(arguments: Mapping[str, Any]) -> Any:
-        restart("requested by rpc")
-
-    def terminate(arguments: Mapping[str, Any]) -> Any:
-        stop("requested by rpc")
-
     return {
         "identity": identity,
         "overview": describe,
         "status": status,
-        "restart": restart_all,
-        "terminate": terminate,
+        "restart": lambda arguments: restart("requested by rpc"),
+        "terminate": lambda arguments: stop("requested by rpc"),
     }
+
+
+async def overview(core: SchedulerCore) -> dict[str, Any]:
+    """A picture of the whole cluster, for people, made while the scheduler goes on with its work."""
+    steps = core.overview(trio.current_time)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            picture: dict[str, Any] = end.value
+            return picture
+        await trio.lowlevel.checkpoint()

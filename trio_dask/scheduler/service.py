@@ -1,10 +1,9 @@
 """The scheduler as a service: it carries events to the core, and the core's messages to their peers.
 
-    a stop is requested (from outside by cancelling, from inside by the core)
-    SESSIONS                        shielded; has a deadline once the stop begins
+    SESSIONS                        cancelled from outside, or from inside by the core or an operator
       |- ticker                     sleeps until the core wants to be called
-      |- one session per peer       reads; its connection hosts the writer
-      `- ACCEPTING                  cancelled first
+      |- one session per peer       reads; its connection hosts the writer; once cancelled, it says goodbye
+      `- the listener
 
 What arrives together is decided together: all messages of a batch, then placement once, then each outbox with
 messages leaves as one frame. Nothing is unpickled here, and nothing that could unpickle is imported.
@@ -50,9 +49,6 @@ from trio_dask.scheduler_file import scheduler_file_text
 log = logging.getLogger("trio_dask.scheduler")
 deaths = logging.getLogger("trio_dask.scheduler.deaths")
 
-CLEANUP_S = 5.0
-"""What the end of a scheduler takes at most, beyond the graces of its sessions."""
-
 
 async def run_scheduler(
     settings: SchedulerSettings, *, task_status: trio.TaskStatus[Address] = trio.TASK_STATUS_IGNORED
@@ -68,13 +64,7 @@ async def run_scheduler(
     """
     service = _Service(settings)
     with keep_file(settings.pid_file, f"{os.getpid()}\n"):
-        # A cancellation must not cut the orderly stop short; it gives the shield a deadline instead.
-        shield = trio.CancelScope(shield=True)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(service.heed_cancellation, shield)
-            with shield:
-                await service.run(task_status)
-            nursery.cancel_scope.cancel()
+        await service.run(task_status)
 
 
 class _Service:
@@ -103,59 +93,50 @@ class _Service:
             self._core, self._identity, address=lambda: self._address, restart=self._restart, stop=self._stop
         )
 
-    async def heed_cancellation(self, shield: trio.CancelScope) -> None:
-        """Turn the cancellation of the whole service into an orderly stop."""
-        try:
-            await trio.sleep_forever()
-        finally:
-            self._stopping.set()
-            shield.deadline = trio.current_time() + 2 * self._settings.grace_s + CLEANUP_S
-
     async def run(self, task_status: trio.TaskStatus[Address]) -> None:
-        """Serve until a stop is asked for, then end in good order."""
+        """Serve until cancelled, or until a stop is asked for."""
         self._core.begin(trio.current_time())
-        with self._busy_poll.running():
-            await self._serve(task_status)
-        log.info("Scheduler stopped%s", f": {self._farewell.reason}" if isinstance(self._farewell, Leave) else "")
+        try:
+            with self._busy_poll.running():
+                async with trio.open_nursery() as sessions:
+                    try:
+                        await self._serve(sessions, task_status)
+                    finally:
+                        self._stopping.set()
+                        sessions.cancel_scope.cancel()
+        finally:
+            if self._address:
+                reason = f": {self._farewell.reason}" if isinstance(self._farewell, Leave) else ""
+                log.info("Scheduler stopped%s", reason)
 
-    async def _serve(self, task_status: trio.TaskStatus[Address]) -> None:
-        async with trio.open_nursery() as sessions:
-            sessions.start_soon(self._tick)
-            accepting = trio.CancelScope()
-            bound: list[Address] = await sessions.start(self._accept, accepting, sessions)
-            address, *others = self._advertised(bound[0])
-            self._address = str(address)
-            with keep_file(self._settings.scheduler_file, self._scheduler_file(address)):
-                self._announce(address, others, bound)
-                task_status.started(address)
-                await self._stopping.wait()
-            accepting.cancel()
-            sessions.cancel_scope.deadline = trio.current_time() + self._settings.grace_s
-            await self._dismiss()
-            sessions.cancel_scope.cancel()
+    async def _serve(self, sessions: trio.Nursery, task_status: trio.TaskStatus[Address]) -> None:
+        sessions.start_soon(self._tick)
+        bound: list[Address] = await sessions.start(self._listen, sessions)
+        address, *others = self._advertised(bound[0])
+        self._address, mine = str(address), self._identity
+        text = scheduler_file_text(
+            self._address, incarnation=mine.incarnation, package=mine.package, python=mine.python
+        )
+        with keep_file(self._settings.scheduler_file, text):
+            self._announce(address, others, bound)
+            task_status.started(address)
+            await self._stopping.wait()
 
     # ------------------------------------------------------------------------------------------------- listening
 
-    async def _accept(
-        self,
-        scope: trio.CancelScope,
-        sessions: trio.Nursery,
-        *,
-        task_status: trio.TaskStatus[list[Address]],
-    ) -> None:
+    async def _listen(self, sessions: trio.Nursery, *, task_status: trio.TaskStatus[list[Address]]) -> None:
         settings = self._settings
         address, listening = self._where_to_listen()
         limits = LinkLimits(keepalive_s=settings.keepalive_s, silence_s=settings.silence_s, cleanup_s=settings.grace_s)
-        with scope:
-            await serve(
-                Endpoint(address, limits),
-                self._session,
-                identity=self._identity,
-                admit=self._greet,
-                listening=listening,
-                handler_nursery=sessions,
-                task_status=task_status,
-            )
+        await serve(
+            Endpoint(address, limits),
+            self._session,
+            identity=self._identity,
+            admit=self._greet,
+            listening=listening,
+            handler_nursery=sessions,  # the listener closes at once, and the sessions may still say goodbye
+            task_status=task_status,
+        )
 
     def _where_to_listen(self) -> tuple[Address, socket.socket | None]:
         settings = self._settings
@@ -189,10 +170,6 @@ class _Service:
                 "--host 127.0.0.1 keeps it local",
                 address.port,
             )
-
-    def _scheduler_file(self, address: Address) -> str:
-        mine = self._identity
-        return scheduler_file_text(str(address), incarnation=mine.incarnation, package=mine.package, python=mine.python)
 
     # -------------------------------------------------------------------------------------------------- sessions
 
@@ -234,8 +211,11 @@ class _Service:
                     self._settle(now)
         except (ProtocolError, ConnectionLost) as exc:
             error = exc
-        finally:
-            self._end_session(peer, connection, error)
+        except trio.Cancelled:
+            with trio.move_on_after(self._settings.grace_s, shield=True):
+                await self._dismiss(connection)
+            raise
+        self._end_session(peer, connection, error)
         if isinstance(error, ProtocolError):
             await connection.aclose(str(error))
 
@@ -256,7 +236,7 @@ class _Service:
         elif worker and goodbye is not None and not self._stopping.is_set():
             log.info("Worker %s left: %s", worker, LEAVING.get(reason, reason))
         del self._connections[peer]
-        # A client that said what cannot be would say it again.
+        # A client that broke the protocol would break it again.
         expected = goodbye is not None or (not worker and isinstance(error, ProtocolError))
         self._core.end_session(peer, reason, trio.current_time(), expected=expected)
         self._settle()
@@ -276,12 +256,17 @@ class _Service:
         """Have the core decide on what has arrived, send its messages, and carry out its requests."""
         core = self._core
         core.place(trio.current_time() if now is None else now)
-        self._deliver()
+        connections = self._connections
+        for peer, messages in core.drain().items():
+            connection = connections.get(peer)
+            if connection is not None:
+                connection.send_many_nowait(messages)
+                connection.flush_nowait()
         requests = core.requests
         while requests:
             match requests.pop(0):
                 case ClosePeer(peer, reason):
-                    connection = self._connections.pop(peer, None)
+                    connection = connections.pop(peer, None)
                     if connection is not None:
                         connection.abort(reason)
                 case LogLine(text, serious):
@@ -295,14 +280,6 @@ class _Service:
         if deadline < self._alarm.deadline:  # one that comes too early finds nothing to do: cheaper than to move it
             self._alarm.deadline = deadline
 
-    def _deliver(self) -> None:
-        connections = self._connections
-        for peer, messages in self._core.drain().items():
-            connection = connections.get(peer)
-            if connection is not None:
-                connection.send_many_nowait(messages)
-                connection.flush_nowait()
-
     async def _tick(self) -> None:
         while True:
             with trio.CancelScope(deadline=self._core.next_deadline()) as self._alarm:
@@ -314,14 +291,10 @@ class _Service:
             self._core.tick(now)
             self._settle()
 
-    async def _dismiss(self) -> None:
-        """Tell all peers at once that the scheduler stops, and give each the time to receive it."""
-        farewell = self._farewell
-        reason = farewell.reason if isinstance(farewell, Leave) else "it was stopped"
-        async with trio.open_nursery() as nursery:
-            for connection in self._connections.values():
-                # A nanny too: it may be just about to start a worker, which would try to connect for ever.
-                hello = connection.hello
-                if isinstance(hello, Hello) and hello.role in ("worker", "nanny"):
-                    connection.send_nowait(farewell)
-                nursery.start_soon(connection.aclose, reason)
+    async def _dismiss(self, connection: Connection) -> None:
+        """Tell a peer that the scheduler stops, and give it the time to receive that."""
+        farewell, hello = self._farewell, connection.hello
+        # A nanny too: it may be just about to start a worker, which would try to connect for ever.
+        if isinstance(hello, Hello) and hello.role in ("worker", "nanny"):
+            connection.send_nowait(farewell)
+        await connection.aclose(farewell.reason if isinstance(farewell, Leave) else "it was stopped")

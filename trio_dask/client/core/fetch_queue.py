@@ -10,10 +10,10 @@ from collections import deque
 from typing import Final, NamedTuple
 
 from trio_dask.client.core.key_state import KeyState
+from trio_dask.protocol.wire_constants import MAX_KEYS_PER_FETCH
 
 REQUESTS: Final = 16
 REQUESTS_PER_WORKER: Final = 2
-REQUEST_KEYS: Final = 512
 REQUEST_BYTES: Final = 64 * 1024 * 1024
 
 
@@ -76,7 +76,7 @@ class FetchQueue:
         queue = self.queues.get(address)
         states: list[KeyState] = []
         size = 0
-        while queue and len(states) < REQUEST_KEYS:
+        while queue and len(states) < MAX_KEYS_PER_FETCH:
             if not queue[0].readers or queue[0].fetching != address:
                 state = queue.popleft()
                 if state.fetching == address:

@@ -1,8 +1,8 @@
 """Which peers may join, and with which session: a new one, or the one that a worker or client had before.
 
-A peer says hello (`greet` answers), and then begins its session (`begin_session`). Between the two everything may
+A peer says hello (`greet` answers), and then begins its session (`begin_session`). Between the two anything may
 happen: the peer gives that connection up and calls again, its grace ends, its first connection turns out to be alive,
-another takes its name. Of several hellos of one peer the last one counts.
+another takes its name. Of several hellos of one peer the last one counts. An invalid hello raises `ProtocolError`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Resume(NamedTuple):
 
 
 class CallAgain(NamedTuple):
-    """What the peer was told at its hello is true no more: it has to say hello again."""
+    """What the peer was told at its hello is no longer true: it has to say hello again."""
 
     reason: str
 
@@ -52,10 +52,7 @@ Outcome: TypeAlias = Admit | Resume | CallAgain | Refuse
 
 
 def greet(state: State, hello: Hello) -> Welcome | Refusal:
-    """The answer to a hello. A session that the peer still seems to have ends here.
-
-    Raises `ProtocolError` if something in the hello cannot be.
-    """
+    """The answer to a hello. A session that the peer still seems to have ends here."""
     details: dict[str, object] = {}
     if hello.role == "client":
         details = _greet_client(state, hello)
@@ -72,10 +69,7 @@ def greet(state: State, hello: Hello) -> Welcome | Refusal:
 
 
 def begin_session(state: State, hello: Hello) -> Outcome:
-    """A peer whose hello was answered with a welcome begins its session.
-
-    Raises `ProtocolError` if something in the hello cannot be.
-    """
+    """A peer whose hello was answered with a welcome begins its session."""
     offer = state.offers.pop(id(hello), None)
     match hello.role:
         case "client":
@@ -84,7 +78,7 @@ def begin_session(state: State, hello: Hello) -> Outcome:
             return _begin_worker(state, hello, offer)
         case _:
             peer = _new_peer(state)
-            reconnect.add_nanny(state, peer, hello.name, nanny_process(hello))
+            reconnect.add_nanny(state, peer, nanny_process(hello))
             return Admit(peer)
 
 
@@ -118,7 +112,8 @@ def _begin_client(state: State, hello: Hello, offer: Offer | None) -> Outcome:
                 return Resume(client.peer)
     elif known is None:
         peer = _new_peer(state)
-        clients.add_client(state, peer, hello.incarnation, hello.name, client_grace_s(hello))
+        client = Client(peer, hello.incarnation, hello.name, client_grace_s(hello))
+        state.clients[peer] = state.incarnations[hello.incarnation] = client
         return Admit(peer)
     return CallAgain("its client must connect again")
 

@@ -10,13 +10,13 @@ from trio_dask.protocol.messages import Blob, ForgetBlobs
 from trio_dask.scheduler.core.state import Client, State, StoredBlob, Worker
 
 MAX_BLOB_BYTES: Final = 16 << 30
-"""A blob announces its size before it comes; a larger one is not believed."""
+"""The largest blob that is accepted; each piece names the total."""
 
 
 def receive(state: State, client: Client, message: Blob) -> None:
     """Take one piece of a blob from a client.
 
-    Raises `ProtocolError` for pieces that do not add up.
+    Raises `ProtocolError` for pieces that contradict each other.
     """
     blob = state.blobs.get(message.digest)
     if blob is None:
@@ -34,7 +34,7 @@ def receive(state: State, client: Client, message: Blob) -> None:
     blob.uploads[client] += len(message.data)
     offset = blob.uploads[client]
     if offset > blob.total:
-        raise ProtocolError("a blob is longer than it said")
+        raise ProtocolError("a blob is longer than its announced total")
     if offset > blob.received:
         blob.pieces.append(message.data)
         blob.received = offset
@@ -45,23 +45,23 @@ def receive(state: State, client: Client, message: Blob) -> None:
 def complete_blob(state: State, digest: Digest) -> StoredBlob:
     """The complete blob of that digest.
 
-    Raises `ProtocolError` if it has not come, or not wholly.
+    Raises `ProtocolError` if it has not arrived completely.
     """
     blob = state.blobs.get(digest)
     if blob is None or blob.received != blob.total:
-        raise ProtocolError("a message refers to a blob that did not come before it")
+        raise ProtocolError("a message refers to a blob that was not sent before it")
     return blob
 
 
 def ship(state: State, blob: StoredBlob, worker: Worker) -> None:
-    """Send a blob to a worker that has not had it."""
+    """Send a blob to a worker that does not have it."""
     blob.shipped[worker] = None
     for piece in blob.pieces or (b"",):
         state.send(worker.peer, Blob(blob.digest, blob.total, piece))
 
 
 def unreference(state: State, blob: StoredBlob) -> None:
-    """One task or client less refers to it; the last one takes it away, here and at the workers."""
+    """Count one reference less; a blob without references is dropped, here and at the workers."""
     blob.references -= 1
     if blob.references:
         return
@@ -71,9 +71,9 @@ def unreference(state: State, blob: StoredBlob) -> None:
     blob.shipped.clear()
 
 
-def forget_blobs(state: State, client: Client, digests: tuple[Digest, ...]) -> None:
+def forget_blobs(state: State, client: Client, message: ForgetBlobs) -> None:
     """A client will not refer to these blobs again without sending them anew."""
-    for digest in digests:
+    for digest in message.digests:
         blob = state.blobs.get(digest)
         if blob is not None and blob in client.blobs:
             del client.blobs[blob]

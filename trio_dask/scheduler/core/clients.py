@@ -15,10 +15,9 @@ from __future__ import annotations
 from typing import Final
 
 from trio_dask.errors import ProtocolError
-from trio_dask.ids import Incarnation, PeerId
+from trio_dask.ids import PeerId
 from trio_dask.protocol.hello import Hello
 from trio_dask.protocol.messages import Blob, KeyReady, Message, Received, Submit
-from trio_dask.protocol.wire_constants import LONGEST_GRACE_S
 from trio_dask.scheduler.core.blobs import unreference
 from trio_dask.scheduler.core.reconnect import ARRIVAL_S
 from trio_dask.scheduler.core.state import Client, ClientAway, State
@@ -27,14 +26,7 @@ from trio_dask.scheduler.core.task_transitions import release_unneeded, unwant
 CONFIRM_WEIGHT: Final = 16
 """After this many messages a client is told that they were handled. A big one counts for several: it keeps them."""
 MAX_UNCONFIRMED: Final = 2**20
-"""A client that leaves more messages than this unconfirmed cannot come back after a loss: too much would be kept."""
-
-
-def add_client(state: State, peer: PeerId, incarnation: Incarnation, name: str, grace_s: float = 0.0) -> None:
-    """Register a client that, after a loss, may be away for `grace_s`."""
-    client = Client(peer, incarnation, name, min(grace_s, LONGEST_GRACE_S))
-    state.clients[peer] = client
-    state.incarnations[incarnation] = client
+"""A client with more unconfirmed messages than this cannot come back after a loss: too much would be kept."""
 
 
 def remove_client(state: State, client: Client) -> None:
@@ -110,7 +102,7 @@ def end_expired(state: State) -> None:
 
 
 def note_received(state: State, client: Client, message: Message) -> None:
-    """Count a message of a client, and tell it now and then."""
+    """Count a message of a client, and confirm it now and then."""
     client.received += 1
     owed = client.owed + 1
     if isinstance(message, Blob):
@@ -124,7 +116,7 @@ def note_received(state: State, client: Client, message: Message) -> None:
 
 
 def keep_sent(state: State, outboxes: dict[PeerId, list[Message]]) -> None:
-    """Keep what is sent now to clients that may lose it; take out what is for those that are away."""
+    """Keep what is sent to clients that may lose it, and hold back what is for clients that are away."""
     for peer in list(outboxes):
         client = state.clients.get(peer)
         if client is None or not client.grace_s:
@@ -154,7 +146,7 @@ def confirm(state: State, client: Client, message: Received) -> None:
 
 
 def _lean(message: Message) -> Message:
-    """The same without the value that rides along: the client can ask for it when it is back."""
+    """The same message without a value: the client can ask for that when it is back."""
     if isinstance(message, KeyReady) and message.value is not None:
         return message._replace(value=None)
     return message

@@ -30,13 +30,7 @@ def check_idle(state: State) -> None:
 
 def _is_busy(state: State) -> bool:
     """Whether any task is on its way: each waiting task waits for one that is queued or processed."""
-    queues = [state.queue.tasks, *(queue.tasks for queue in state.queues.values())]
     workers = [*state.workers.values(), *state.away]
-    return (
-        bool(state.ready)
-        or any(queue.first() is not None for queue in queues)
-        or any(
-            worker.processing or absence_of(worker).blocked_tasks or worker.backlog.first() is not None
-            for worker in workers
-        )
-    )
+    queues = [queue.tasks for queue in (state.queue, *state.queues.values())] + [worker.backlog for worker in workers]
+    waiting = bool(state.ready) or any(queue.first() is not None for queue in queues)
+    return waiting or any(worker.processing or absence_of(worker).blocked_tasks for worker in workers)

@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-from trio_dask.scheduler.core.state import (
-    FIRE_AND_FORGET,
-    FORGOTTEN,
-    RELEASED,
-    Erred,
-    InMemory,
-    Processing,
-    Queued,
-    State,
-    Task,
-    Waiting,
-    Worker,
-)
+from trio_dask.scheduler.core.state import FIRE_AND_FORGET, State, Task, Worker
+from trio_dask.scheduler.core.task_states import FORGOTTEN, RELEASED, Erred, InMemory, Processing, Queued, Waiting
 from trio_dask.scheduler.core.worker_states import GONE, HERE, Away, Retiring
 from trio_dask.scheduler.core.worker_transitions import absence_of
 
 
 def check(state: State) -> None:
-    """Hold the whole state against its rules.
+    """Check the whole state against its rules.
 
     Raises `AssertionError` naming the first one that is broken. Costs O(tasks and dependencies).
     """

@@ -24,23 +24,10 @@ from trio_dask.scheduler.core.blobs import forget_blobs, receive
 from trio_dask.scheduler.core.pending_requests import PendingRequest, WorkerCount, WorkersBack
 from trio_dask.scheduler.core.placement import update_duration
 from trio_dask.scheduler.core.queries import answer
-from trio_dask.scheduler.core.state import (
-    DEFAULT_OPTIONS,
-    FIRE_AND_FORGET,
-    RELEASED,
-    Client,
-    Erred,
-    Failure,
-    InMemory,
-    Processing,
-    RetryHistory,
-    State,
-    Stop,
-    Task,
-    Worker,
-)
+from trio_dask.scheduler.core.state import DEFAULT_OPTIONS, FIRE_AND_FORGET, Client, State, Stop, Task, Worker
 from trio_dask.scheduler.core.stuck_tasks import recheck_soon
 from trio_dask.scheduler.core.submission import submit
+from trio_dask.scheduler.core.task_states import RELEASED, Erred, Failure, InMemory, Processing, RetryHistory
 from trio_dask.scheduler.core.worker_states import Away
 
 # ------------------------------------------------------------------------------------------------- from workers
@@ -61,11 +48,9 @@ def _run_failed(state: State, worker: Worker, message: m.RunFailed) -> None:
     task = worker.processing.get(message.run)
     if task is None:
         return
-    history = task.history
-    attempt = history.attempts if history is not None else 1
-    if (history.failures if history is not None else 0) < task.options.retries:
-        if history is None:
-            history = task.history = RetryHistory()
+    history = task.history or RetryHistory()
+    if history.failures < task.options.retries:
+        task.history = history
         history.failures += 1
         history.attempts += 1
         task_transitions.requeue(state, task, "raised, retried")
@@ -73,7 +58,7 @@ def _run_failed(state: State, worker: Worker, message: m.RunFailed) -> None:
     details = {
         "worker": worker.info.name,
         "address": worker.info.address,
-        "attempt": attempt,
+        "attempt": history.attempts,
         "duration_s": message.duration_s,
     }
     failure = Failure(task.key, message.kind, message.error, message.text, details)
@@ -84,7 +69,6 @@ def _started(state: State, worker: Worker, message: m.Started) -> None:
     for run in message.runs:
         task = worker.processing.get(run)
         if task is not None and isinstance(task.phase, Processing):
-            task.phase.started = True
             task.phase.started_at = state.now
 
 
@@ -112,10 +96,8 @@ def _replicas(state: State, worker: Worker, message: m.Replicas) -> None:
         task = state.tasks.get(key)
         if task is None or not isinstance(task.phase, InMemory):
             unknown.append(key)
-        elif worker not in task.phase.holders:
-            task.phase.holders += (worker,)
-            worker.holds[task] = None
-            worker.managed_bytes += task.phase.nbytes
+        else:
+            task_transitions.add_replica(task, task.phase, worker)
     if unknown:
         state.send(worker.peer, m.Free(tuple(unknown)))
     state.check_retirements_soon()
@@ -296,11 +278,7 @@ def _begin_afresh(state: State, workers: list[Worker], text: str) -> list[str]:
 
 def _await_workers(state: State, client: Client, request: int, names: list[str]) -> None:
     deadline = state.now + state.settings.restart_timeout_s
-    state.pending.add(PendingRequest(client.peer, request, WorkersBack(names), deadline))
-
-
-def _retire(state: State, client: Client, message: m.Retire) -> None:
-    retirement.retire(state, client.peer, message)
+    state.pending.add(PendingRequest(client.peer, request, WorkersBack(dict.fromkeys(names)), deadline))
 
 
 def _shutdown(state: State, client: Client, message: m.Shutdown) -> None:
@@ -308,17 +286,6 @@ def _shutdown(state: State, client: Client, message: m.Shutdown) -> None:
     for worker in state.workers.values():
         state.send(worker.peer, m.Leave(reason, False))
     state.requests.append(Stop(reason))
-
-
-def _forget_blobs(state: State, client: Client, message: m.ForgetBlobs) -> None:
-    forget_blobs(state, client, message.digests)
-
-
-# ------------------------------------------------------------------------------------------------- from nannies
-
-
-def _worker_exited(state: State, nanny: PeerId, message: m.WorkerExited) -> None:
-    reconnect.worker_exited(state, message)
 
 
 # ------------------------------------------------------------------------------------------------- the tables
@@ -341,7 +308,7 @@ FROM_WORKER: Final[dict[type[Any], Callable[[State, Worker, Any], None]]] = {
 }
 FROM_CLIENT: Final[dict[type[Any], Callable[[State, Client, Any], None]]] = {
     m.Blob: receive,
-    m.ForgetBlobs: _forget_blobs,
+    m.ForgetBlobs: forget_blobs,
     m.Received: clients.confirm,
     m.Submit: submit,
     m.Want: _want,
@@ -353,10 +320,10 @@ FROM_CLIENT: Final[dict[type[Any], Callable[[State, Client, Any], None]]] = {
     m.Query: _query,
     m.Restart: _restart,
     m.RestartWorkers: _restart_workers,
-    m.Retire: _retire,
+    m.Retire: retirement.retire,
     m.Shutdown: _shutdown,
 }
 FROM_NANNY: Final[dict[type[Any], Callable[[State, PeerId, Any], None]]] = {
     m.WorkerAlive: reconnect.nanny_heartbeat,
-    m.WorkerExited: _worker_exited,
+    m.WorkerExited: reconnect.worker_exited,
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from trio_dask.ids import PeerId
@@ -15,13 +14,10 @@ if TYPE_CHECKING:
 _NEVER: Final = float("inf")
 
 
-class WorkerCount:
+class WorkerCount(NamedTuple):
     """Wait until this many workers have a session."""
 
-    __slots__ = ("number",)
-
-    def __init__(self, number: int) -> None:
-        self.number = number
+    number: int
 
     def answer(self, state: State, *, late: bool) -> Any:
         """The number of workers, or None if there are too few."""
@@ -29,27 +25,21 @@ class WorkerCount:
         return count if late or count >= self.number else None
 
 
-class WorkersBack:
+class WorkersBack(NamedTuple):
     """Wait until workers with these names have begun new sessions."""
 
-    __slots__ = ("missing",)
-
-    def __init__(self, names: Iterable[str]) -> None:
-        self.missing = dict.fromkeys(names)
+    missing: dict[str, None]
 
     def answer(self, state: State, *, late: bool) -> Any:
         """Names that did not come back; None while there is time."""
         return {"missing": tuple(self.missing)} if late or not self.missing else None
 
 
-class WorkersGone:
+class WorkersGone(NamedTuple):
     """Wait until these workers have left."""
 
-    __slots__ = ("left", "remaining")
-
-    def __init__(self, workers: Iterable[Worker]) -> None:
-        self.remaining = dict.fromkeys(workers)
-        self.left: list[str] = []
+    remaining: dict[Worker, None]
+    left: list[str]
 
     def answer(self, state: State, *, late: bool) -> Any:
         """Names of those that have left; None while some have not."""
@@ -99,7 +89,7 @@ class PendingRequests:
             self.due_at = -_NEVER
 
     def client_left(self, client: PeerId) -> None:
-        """Nobody waits for these answers any more."""
+        """Drop the requests of a client that has left."""
         self._pending = [pending for pending in self._pending if pending.client != client]
 
     def retirements_of(self, worker: Worker) -> list[PendingRequest]:

@@ -30,17 +30,15 @@ from trio_dask.scheduler.core.blobs import ship
 from trio_dask.scheduler.core.state import (
     DEFAULT_OPTIONS,
     PRUNE_QUEUES_FROM,
-    InMemory,
-    Processing,
     Queue,
     State,
     StoredBlob,
     Task,
     TaskOptions,
-    Waiting,
     Worker,
 )
 from trio_dask.scheduler.core.stuck_tasks import note_arrivals
+from trio_dask.scheduler.core.task_states import InMemory, Processing, Waiting
 from trio_dask.scheduler.core.task_transitions import CHAIN_FAN_IN, CHAIN_FAN_OUT, addresses_of, move
 from trio_dask.scheduler.core.worker_states import HERE, Away
 

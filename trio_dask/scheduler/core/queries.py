@@ -8,7 +8,8 @@ from operator import attrgetter
 from typing import Any, Final
 
 from trio_dask.errors import ProtocolError
-from trio_dask.scheduler.core.state import InMemory, Processing, State, Task, Worker
+from trio_dask.scheduler.core.state import State, Task, Worker
+from trio_dask.scheduler.core.task_states import InMemory, Processing
 from trio_dask.scheduler.core.worker_states import Away
 
 
@@ -67,17 +68,10 @@ def _scheduler_info(state: State, names: tuple[str, ...]) -> dict[str, Any]:
             worker.info.address: {
                 "type": "Worker",
                 "id": worker.info.incarnation,
-                "name": worker.info.name,
-                "host": worker.info.host,
-                "pid": worker.info.pid,
-                "nthreads": worker.info.nthreads,
                 "slots": worker.slots,
-                "memory_limit": worker.info.memory_limit,
                 "resources": dict(worker.info.resources),
-                "processing": len(worker.processing),
-                "in_memory": len(worker.holds),
                 "managed_bytes": worker.managed_bytes,
-                "metrics": dict(worker.last_metrics),
+                **_describe(worker),
             }
             for worker in _workers(state, names)
         },
@@ -89,10 +83,6 @@ def _scheduler_info(state: State, names: tuple[str, ...]) -> dict[str, Any]:
 def _story(state: State, keys: tuple[str, ...]) -> list[tuple[float, str, str]]:
     wanted = dict.fromkeys(keys)
     return [step for step in state.story if not keys or step[1] in wanted]
-
-
-def _states(state: State, keys: tuple[str, ...]) -> dict[str, str]:
-    return {task.key: task.phase.state for task in _tasks(state, keys)}
 
 
 # ------------------------------------------------------------------------------------------------ for an overview
@@ -125,7 +115,10 @@ def overview(state: State, clock: Callable[[], float]) -> Generator[None, None, 
             oldest = run
         yield
     return {
-        "workers": [_describe(worker) for worker in (*state.workers.values(), *state.away)],
+        "workers": [
+            {"address": worker.info.address, "status": _status(worker), **_describe(worker)}
+            for worker in (*state.workers.values(), *state.away)
+        ],
         "clients": [client.name for client in state.clients.values()],
         "tasks": {name: counts[name] for name in STATES},
         "oldest": oldest,
@@ -136,10 +129,8 @@ def _describe(worker: Worker) -> dict[str, Any]:
     info = worker.info
     return {
         "name": info.name,
-        "address": info.address,
         "host": info.host,
         "pid": info.pid,
-        "status": _status(worker),
         "nthreads": info.nthreads,
         "memory_limit": info.memory_limit,
         "processing": len(worker.processing),
@@ -162,8 +153,9 @@ def _oldest_run(workers: Iterable[Worker], now: float) -> dict[str, Any] | None:
     for worker in workers:
         for task in worker.processing.values():
             phase = task.phase
-            if type(phase) is Processing and phase.started and (found is None or phase.started_at < found[0]):
-                found = (phase.started_at, task, worker)
+            started_at = phase.started_at if type(phase) is Processing else None
+            if started_at is not None and (found is None or started_at < found[0]):
+                found = (started_at, task, worker)
     if found is None:
         return None
     started_at, task, worker = found
@@ -181,7 +173,6 @@ _QUESTIONS: Final[dict[str, Callable[[State, tuple[str, ...]], Any]]] = {
     "nbytes": _nbytes,
     "nthreads": _nthreads,
     "scheduler_info": _scheduler_info,
-    "states": _states,
     "story": _story,
     "fence": _fence,
 }

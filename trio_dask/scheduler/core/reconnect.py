@@ -17,23 +17,15 @@ from trio_dask.parsing import counted
 from trio_dask.protocol.hello import Hello
 from trio_dask.protocol.messages import CancelRuns, Free, Inventory, WorkerAlive, WorkerExited
 from trio_dask.scheduler.core.retirement import begin_retiring, forget_copies
-from trio_dask.scheduler.core.state import (
-    ClosePeer,
-    InMemory,
-    LogLine,
-    Nanny,
-    Processing,
-    State,
-    Worker,
-    WorkerInfo,
-)
+from trio_dask.scheduler.core.state import ClosePeer, LogLine, State, Worker, WorkerInfo
+from trio_dask.scheduler.core.task_states import InMemory, Processing
 from trio_dask.scheduler.core.task_transitions import finish, notify_client, remove_replica, requeue
 from trio_dask.scheduler.core.worker_membership import remove_worker
 from trio_dask.scheduler.core.worker_states import HERE, Away, Returning
 from trio_dask.scheduler.core.worker_transitions import absence_of, change_phase, leave_tables, unblock_tasks
 
 REPORT_AFTER_S: Final = 1.0
-"""The report of a worker's death comes before that, and says why; then its lost connection is no news."""
+"""A death report comes within this time, and says more than a lost connection."""
 
 ARRIVAL_S: Final = 15.0
 """A worker or client that was offered its session has at least this long to receive the answer and begin it."""
@@ -43,8 +35,7 @@ ARRIVAL_S: Final = 15.0
 
 def connection_lost(state: State, worker: Worker, reason: str) -> None:
     """The connection to a worker ended without a goodbye. It is away, if it may come back; else this is its end."""
-    grace_s = state.settings.reconnect_grace_s
-    if not worker.info.reconnect or grace_s <= 0:
+    if not worker.info.reconnect or state.settings.reconnect_grace_s <= 0:
         remove_worker(state, worker, reason, expected=False)
     else:
         _go_away(state, worker, reason, report_at=state.now + REPORT_AFTER_S)
@@ -58,16 +49,14 @@ def _go_away(state: State, worker: Worker, reason: str, *, report_at: float) -> 
 
 def find_resumable(state: State, previous: Incarnation, info: WorkerInfo) -> Worker | None:
     """The worker that was in session `previous` and can go on as the one that now says `info`."""
-    worker = _find(state, previous)
-    if (
-        worker is not None
-        and worker.info.nthreads == info.nthreads
-        and worker.info.resources == info.resources
+    for worker in (*state.away, *state.workers.values()) if previous else ():
+        # The welcome of a later session may have been lost.
+        if previous != worker.info.incarnation and previous not in absence_of(worker).old_incarnations:
+            continue
+        same = worker.info.nthreads == info.nthreads and worker.info.resources == info.resources
         # A retiring worker gives up its name, so another may have it.
-        and (worker.phase.retirement is not None or state.names.get(info.name, worker) is worker)
-        and state.addresses.get(info.address, worker) is worker
-    ):
-        return worker
+        named = worker.phase.retirement is not None or state.names.get(info.name, worker) is worker
+        return worker if same and named and state.addresses.get(info.address, worker) is worker else None
     return None
 
 
@@ -158,15 +147,6 @@ def end_expired(state: State) -> None:
             state.requests.append(LogLine(f"{text}; keeping its results for {grace_s:g} s"))
 
 
-def _find(state: State, previous: Incarnation) -> Worker | None:
-    """The worker, here or away, that was in this session last, as far as it knows: a welcome may have been lost."""
-    for workers in (state.away, state.workers.values()):
-        for worker in workers:
-            if previous and (worker.info.incarnation == previous or previous in absence_of(worker).old_incarnations):
-                return worker
-    return None
-
-
 # ------------------------------------------------------------------------------------------------- signs of life
 
 
@@ -174,7 +154,7 @@ def check_heartbeats(state: State) -> None:
     """Remove the workers that have given no sign of life for too long, and schedule the next check."""
     settings = state.settings
     if state.now - state.heartbeat_check_at > min(settings.worker_ttl_s, settings.lone_worker_ttl_s) / 2:
-        # This process itself was stopped or busy: what the workers have said meanwhile waits to be read.
+        # This process itself was stopped or busy: messages of the workers still wait to be read.
         for worker in state.workers.values():
             worker.heard_at = state.now
     for worker in list(state.workers.values()):
@@ -187,30 +167,28 @@ def check_heartbeats(state: State) -> None:
     state.schedule_heartbeat_check()
 
 
-def add_nanny(state: State, peer: PeerId, name: str, process: str) -> None:
+def add_nanny(state: State, peer: PeerId, process: str) -> None:
     """A nanny has registered, for the worker process with this name."""
-    state.nannies[peer] = Nanny(peer, name, "")
-    if process:
-        _note_process(state, peer, process)
+    state.nannies[peer] = ""
+    _note_process(state, peer, process)
 
 
 def remove_nanny(state: State, peer: PeerId) -> None:
     """A nanny has left. Its worker stays, and gives its signs of life alone."""
-    nanny = state.nannies.pop(peer)
-    if state.nanny_of.get(nanny.process) == peer:
-        del state.nanny_of[nanny.process]
+    _note_process(state, peer, "")
+    del state.nannies[peer]
 
 
 def nanny_heartbeat(state: State, peer: PeerId, message: WorkerAlive) -> None:
-    """A worker process is alive, says its nanny."""
+    """A nanny reports that its worker process is alive."""
     _note_process(state, peer, message.process)
     worker = state.processes.get(message.process)
     if worker is not None:
         worker.heard_at = state.now
 
 
-def worker_exited(state: State, message: WorkerExited) -> None:
-    """A worker process has ended, says its nanny, and why. So it does not come back."""
+def worker_exited(state: State, nanny: PeerId, message: WorkerExited) -> None:
+    """A nanny reports that its worker process has ended, and why. The worker does not come back."""
     worker = state.processes.get(message.process)
     if worker is None:
         return
@@ -222,9 +200,10 @@ def worker_exited(state: State, message: WorkerExited) -> None:
 
 
 def _note_process(state: State, peer: PeerId, process: str) -> None:
-    nanny = state.nannies[peer]
-    if nanny.process != process:
-        if state.nanny_of.get(nanny.process) == peer:
-            del state.nanny_of[nanny.process]
-        state.nannies[peer] = nanny._replace(process=process)
-        state.nanny_of[process] = peer
+    before = state.nannies[peer]
+    if before != process:
+        if state.nanny_of.get(before) == peer:
+            del state.nanny_of[before]
+        state.nannies[peer] = process
+        if process:
+            state.nanny_of[process] = peer

@@ -1,6 +1,6 @@
 """What workers, nannies and clients say of themselves in their hellos.
 
-Every field is checked: a peer can write anything there.
+Every field is checked, since a peer can write anything there: each function raises `ProtocolError` for an invalid one.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from trio_dask.errors import ProtocolError
 from trio_dask.ids import Incarnation
 from trio_dask.parsing import MAX_NAME_LENGTH, MAX_THREADS
 from trio_dask.protocol.hello import Hello
+from trio_dask.protocol.wire_constants import LONGEST_GRACE_S
 from trio_dask.scheduler.core.state import WorkerInfo
 
 MAX_ADDRESS_LENGTH = 512
@@ -22,11 +23,7 @@ MAX_MESSAGES = 2**62
 
 
 def worker_info(hello: Hello) -> WorkerInfo:
-    """The worker behind a hello. A worker without a name of its own is called by its address.
-
-    Raises:
-      ProtocolError: something in it cannot be.
-    """
+    """The worker behind a hello. A worker without a name of its own is called by its address."""
     details = hello.details
     address = _text(details, "address", MAX_ADDRESS_LENGTH)
     if not address:
@@ -47,22 +44,14 @@ def worker_info(hello: Hello) -> WorkerInfo:
 
 
 def worker_session(hello: Hello, scheduler: Incarnation) -> Incarnation:
-    """The session that a worker says it had with this scheduler; empty if there was none.
-
-    Raises:
-      ProtocolError: something in it cannot be.
-    """
+    """The session that a worker says it had with this scheduler; empty if there was none."""
     if _text(hello.details, "scheduler", MAX_NAME_LENGTH) != scheduler:
         return Incarnation("")
     return Incarnation(_text(hello.details, "previous", MAX_NAME_LENGTH))
 
 
 def client_session(hello: Hello, scheduler: Incarnation) -> tuple[bool, int]:
-    """Whether a client had a session with this scheduler, and how many messages of it the client has handled.
-
-    Raises:
-      ProtocolError: something in it cannot be.
-    """
+    """Whether a client had a session with this scheduler, and how many messages of it the client has handled."""
     details = hello.details
     received = details.get("received", 0)
     if type(received) is not int or not 0 <= received <= MAX_MESSAGES:
@@ -72,23 +61,15 @@ def client_session(hello: Hello, scheduler: Incarnation) -> tuple[bool, int]:
 
 
 def client_grace_s(hello: Hello) -> float:
-    """How long a client may be away, in seconds.
-
-    Raises:
-      ProtocolError: it cannot be.
-    """
+    """How long a client may be away, in seconds."""
     grace_s = hello.details.get("grace_s", 0)
     if isinstance(grace_s, bool) or not isinstance(grace_s, int | float) or not 0 <= grace_s < math.inf:
         raise ProtocolError("the grace of a client is a number of seconds")
-    return float(grace_s)
+    return min(float(grace_s), LONGEST_GRACE_S)
 
 
 def nanny_process(hello: Hello) -> str:
-    """The name that a nanny gives to its worker process; empty if it has none at the moment.
-
-    Raises:
-      ProtocolError: it cannot be.
-    """
+    """The name that a nanny gives to its worker process; empty if it has none at the moment."""
     return _text(hello.details, "process", MAX_NAME_LENGTH)
 
 
@@ -107,15 +88,17 @@ def _number(details: Mapping[str, Any], name: str, least: int, most: int) -> int
     return value
 
 
+def _table(details: Mapping[str, Any], name: str, longest: int) -> Mapping[object, object]:
+    value: object = details.get(name) or {}
+    table = cast("dict[object, object]", value)  # `isinstance` alone would leave the types of its items unknown
+    if not isinstance(value, dict) or len(table) > longest:
+        raise ProtocolError(f"a worker's {name} are at most {longest} names with numbers")
+    return table
+
+
 def _resources(details: Mapping[str, Any]) -> dict[str, float]:
-    value: object = details.get("resources") or {}
-    if not isinstance(value, dict):
-        raise ProtocolError("a worker's resources are names with amounts")
-    offered = cast("Mapping[object, object]", value)
-    if len(offered) > MAX_RESOURCES:
-        raise ProtocolError(f"a worker has at most {MAX_RESOURCES} resources")
     resources: dict[str, float] = {}
-    for name, amount in offered.items():
+    for name, amount in _table(details, "resources", MAX_RESOURCES).items():
         if not isinstance(name, str) or isinstance(amount, bool) or not isinstance(amount, int | float):
             raise ProtocolError(f"a worker's resource is a name with a number, not {name!r}")
         if not 0 <= amount < math.inf:
@@ -125,11 +108,8 @@ def _resources(details: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _metrics(details: Mapping[str, Any]) -> dict[str, float]:
-    value: object = details.get("metrics") or {}
-    if not isinstance(value, dict) or len(cast("Mapping[object, object]", value)) > MAX_METRICS:
-        raise ProtocolError(f"a worker's metrics are at most {MAX_METRICS} names with numbers")
     metrics: dict[str, float] = {}
-    for name, number in cast("Mapping[object, object]", value).items():
+    for name, number in _table(details, "metrics", MAX_METRICS).items():
         if not isinstance(name, str) or len(name) > MAX_NAME_LENGTH or not isinstance(number, int | float):
             raise ProtocolError("a worker's metric is a name with a number")
         metrics[name] = number

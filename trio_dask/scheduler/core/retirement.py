@@ -8,14 +8,15 @@ to (`Retire`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from heapq import heapify, heapreplace
 from typing import Final
 
 from trio_dask.ids import Key, PeerId, places_of
 from trio_dask.protocol.messages import Acquire, Drain, Leave, NotAcquired, Reply, Retire, ReturnRuns
 from trio_dask.scheduler.core.pending_requests import PendingRequest, WorkersGone
-from trio_dask.scheduler.core.state import InMemory, Processing, State, Task, Worker
+from trio_dask.scheduler.core.state import Client, State, Task, Worker
+from trio_dask.scheduler.core.task_states import InMemory, Processing
 from trio_dask.scheduler.core.worker_states import HERE, Away, Dismissed, Retirement, Retiring, Returning
 from trio_dask.scheduler.core.worker_transitions import change_phase
 
@@ -27,7 +28,7 @@ ATTEMPTS: Final = 3
 
 
 def drain(state: State, worker: Worker, message: Drain) -> None:
-    """A worker wants to leave by itself, though a client may have retired it before."""
+    """A worker wants to leave; a client may have retired it before."""
     retirement = worker.phase.retirement
     if retirement is None:
         _retire(state, worker, Retirement(message.reason, self_initiated=True))
@@ -49,7 +50,7 @@ def begin_retiring(state: State, worker: Worker, retirement: Retirement) -> None
     runs = [
         run
         for run, task in worker.processing.items()
-        if isinstance(task.phase, Processing) and not task.phase.retracting and not task.phase.started
+        if isinstance(task.phase, Processing) and not task.phase.retracting and task.phase.started_at is None
     ]
     if runs:
         state.send(worker.peer, ReturnRuns(tuple(runs)))
@@ -64,7 +65,7 @@ def check_retirements(state: State) -> None:
     phases.sort(key=lambda entry: entry[1].retirement is not None and entry[1].retirement.self_initiated)
     for worker, phase in phases:
         if worker.phase is not phase or not isinstance(phase, Retiring):
-            continue  # its retirement was called off with that of another
+            continue  # its retirement was called off together with another one
         retirement = phase.retirement
         alone = _held_alone(worker)
         if not alone:
@@ -80,34 +81,26 @@ def check_retirements(state: State) -> None:
 
 def not_acquired(state: State, target: Worker, message: NotAcquired) -> None:
     """A worker could not copy these results."""
-    tasks = [task for key in message.keys if (task := state.tasks.get(key)) is not None]
-    for copies in _copies(state):
-        for task in tasks:
-            copier, attempts = copies.get(task, (None, 0))
-            if copier is target:
-                copies[task] = (None, attempts)
+    forget_copies(state, target, [task for key in message.keys if (task := state.tasks.get(key)) is not None])
     state.check_retirements_soon()
 
 
-def forget_copies(state: State, target: Worker) -> None:
-    """A worker is back that was to copy results: whether it did is not known, so they are copied anew."""
-    for copies in _copies(state):
-        for task, (copier, attempts) in copies.items():
+def forget_copies(state: State, target: Worker, tasks: Collection[Task] | None = None) -> None:
+    """Have results copied anew that this worker was to copy: these, or all when it is not known which it did copy."""
+    for worker in (*state.workers.values(), *state.away):
+        copies = {} if worker.phase.retirement is None else worker.phase.retirement.copies
+        for task in copies if tasks is None else tasks:
+            copier, attempts = copies.get(task, (None, 0))
             if copier is target:
                 copies[task] = (None, attempts)
 
 
-def _copies(state: State) -> list[dict[Task, tuple[Worker | None, int]]]:
-    retirements = [worker.phase.retirement for worker in (*state.workers.values(), *state.away)]
-    return [retirement.copies for retirement in retirements if retirement is not None]
-
-
-def retire(state: State, client: PeerId, message: Retire) -> None:
+def retire(state: State, client: Client, message: Retire) -> None:
     """A client wants workers to leave without a loss."""
     if message.workers:
         chosen, unknown = select(state, message.workers)
         if unknown:
-            _refuse(state, client, message.request, f"there is no worker {unknown!r}")
+            _refuse(state, client.peer, message.request, f"there is no worker {unknown!r}")
             return
     else:
         ranked = sorted(state.workers.values(), key=lambda worker: (len(worker.processing), worker.managed_bytes))
@@ -115,9 +108,9 @@ def retire(state: State, client: PeerId, message: Retire) -> None:
     staying = [worker for worker in state.workers.values() if worker not in chosen and worker.phase.retirement is None]
     for worker in chosen:
         if not staying and worker.holds:
-            _refuse(state, client, message.request, _nowhere(worker, list(worker.holds)))
+            _refuse(state, client.peer, message.request, _nowhere(worker, list(worker.holds)))
             return
-    state.pending.add(PendingRequest(client, message.request, WorkersGone(chosen)))
+    state.pending.add(PendingRequest(client.peer, message.request, WorkersGone(dict.fromkeys(chosen), [])))
     for worker in chosen:
         if worker.phase.retirement is None:
             _retire(state, worker, Retirement("it was retired", self_initiated=False))

@@ -9,15 +9,7 @@ from trio_dask.errors import ProtocolError
 from trio_dask.ids import Incarnation, PeerId
 from trio_dask.protocol.hello import Hello, Refusal, Welcome
 from trio_dask.protocol.messages import Message
-from trio_dask.scheduler.core import (
-    admission,
-    clients,
-    idle_timeout,
-    reconnect,
-    retirement,
-    stuck_tasks,
-    worker_membership,
-)
+from trio_dask.scheduler.core import admission, clients, idle_timeout, reconnect, retirement, stuck_tasks
 from trio_dask.scheduler.core.admission import Outcome
 from trio_dask.scheduler.core.invariants import check
 from trio_dask.scheduler.core.message_handlers import FROM_CLIENT, FROM_NANNY, FROM_WORKER, restart
@@ -25,18 +17,18 @@ from trio_dask.scheduler.core.placement import place
 from trio_dask.scheduler.core.queries import overview
 from trio_dask.scheduler.core.state import CoreSettings, State
 from trio_dask.scheduler.core.work_stealing import balance
+from trio_dask.scheduler.core.worker_membership import remove_worker
 from trio_dask.scheduler.core.worker_states import Away
 
 _NEVER: Final = float("inf")
 _NAMELESS: Final = Incarnation("")
-
 
 FLUSH_FREES_FROM: Final = 100
 """More keys to drop than this are worth a message of their own at once."""
 
 
 class SchedulerCore:
-    """All that a scheduler decides, as a synchronous object without clock, chance or input and output.
+    """All that a scheduler decides, as a synchronous object without a clock, randomness, input or output.
 
     A peer joins by its hello (`greet`), then its session (`begin_session`). Tell the core what happened (`handle`,
     `end_session`, `tick`), then, once for everything that arrived together, call `place`; then send what `drain`
@@ -48,7 +40,7 @@ class SchedulerCore:
         self.requests = self._state.requests
 
     def begin(self, now: float) -> None:
-        """The scheduler is up: from now on it may be idle for `idle_timeout_s`."""
+        """The scheduler has started: from now on it may be idle for `idle_timeout_s`."""
         self._state.idle_mark = (0, 0, now)
         if self._state.settings.idle_timeout_s < _NEVER:
             self._state.idle_at = now
@@ -56,10 +48,7 @@ class SchedulerCore:
     # ------------------------------------------------------------------------------------------------- sessions
 
     def greet(self, hello: Hello, now: float) -> Welcome | Refusal:
-        """The answer to a hello.
-
-        Raises `ProtocolError` if something in it cannot be.
-        """
+        """The answer to a hello. Raises `ProtocolError` if it is invalid."""
         self._state.now = now
         answer = admission.greet(self._state, hello)
         self._check()
@@ -68,7 +57,7 @@ class SchedulerCore:
     def begin_session(self, hello: Hello, now: float) -> Outcome:
         """The peer of this very hello, which was welcomed, begins its session. Pass the object that `greet` got.
 
-        Raises `ProtocolError` if something in it cannot be.
+        Raises `ProtocolError` if the hello is invalid.
         """
         self._state.now = now
         outcome = admission.begin_session(self._state, hello)
@@ -81,7 +70,7 @@ class SchedulerCore:
         state.now = now
         if (worker := state.workers.get(peer)) is not None:
             if expected:
-                worker_membership.remove_worker(state, worker, reason, expected=True)
+                remove_worker(state, worker, reason, expected=True)
             else:
                 reconnect.connection_lost(state, worker, reason)
         elif peer in state.nannies:
@@ -133,7 +122,7 @@ class SchedulerCore:
     def handle(self, peer: PeerId, message: Message, now: float) -> None:
         """Take in one message.
 
-        Raises `ProtocolError` when this peer may not send it, or sends what cannot be; the state is as before then.
+        Raises `ProtocolError`, with the state unchanged, when this peer may not send it or it is invalid.
         """
         state = self._state
         state.now = now

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Final, NamedTuple, TypeAlias
 
 from trio_dask.ids import Digest, Incarnation, Key, PeerId, RunId
@@ -15,51 +16,9 @@ from trio_dask.protocol.hello import Hello
 from trio_dask.protocol.messages import Free, Message, Stuck
 from trio_dask.scheduler.core.pending_requests import PendingRequests
 from trio_dask.scheduler.core.priority_queue import TaskQueue
-from trio_dask.scheduler.core.task_states import (
-    FORGOTTEN,
-    RELEASED,
-    Erred,
-    Failure,
-    InMemory,
-    Phase,
-    Processing,
-    Queued,
-    RetryHistory,
-    Waiting,
-)
+from trio_dask.scheduler.core.task_states import RELEASED, Phase, Queued, RetryHistory
 from trio_dask.scheduler.core.worker_index import WorkerIndex
 from trio_dask.scheduler.core.worker_states import NEW, WorkerPhase
-
-__all__ = [
-    "DEFAULT_OPTIONS",
-    "FIRE_AND_FORGET",
-    "FORGOTTEN",
-    "PRUNE_QUEUES_FROM",
-    "RELEASED",
-    "Client",
-    "ClosePeer",
-    "CoreSettings",
-    "Erred",
-    "Failure",
-    "InMemory",
-    "LogLine",
-    "Nanny",
-    "Phase",
-    "Processing",
-    "Queue",
-    "Queued",
-    "Request",
-    "RetryHistory",
-    "State",
-    "Stop",
-    "StoredBlob",
-    "StuckNews",
-    "Task",
-    "TaskOptions",
-    "Waiting",
-    "Worker",
-    "WorkerInfo",
-]
 
 FIRE_AND_FORGET: Final = PeerId(0)
 """Stands among the clients that want a task until it has finished, if one asked for `fire_and_forget`."""
@@ -67,13 +26,11 @@ FIRE_AND_FORGET: Final = PeerId(0)
 STORY_LENGTH: Final = 10_000
 """Steps kept for `story`: about 2 MB, and the last second or so of a busy scheduler."""
 
-
 PRUNE_QUEUES_FROM: Final = 1000
 """Above this many task queues, empty ones are dropped."""
 
-
 RETIREMENT_GAP_S: Final = 0.01
-"""A check of retiring workers reads all that they hold, so there are no more than this allows."""
+"""The least time between two checks of retiring workers, since each reads all that they hold."""
 
 HEARTBEAT_CHECKS_PER_TTL: Final = 10
 """Checks within the time that a worker may be silent."""
@@ -124,7 +81,7 @@ class WorkerInfo(NamedTuple):
     process: str = ""
     """Its nanny's name for its process, if it has a nanny."""
     metrics: Mapping[str, float] = {}
-    """Its first figures; each heartbeat has new ones."""
+    """Its first metrics; each heartbeat brings new ones."""
 
     @property
     def own_name(self) -> str:
@@ -152,73 +109,45 @@ class TaskOptions(NamedTuple):
 DEFAULT_OPTIONS: Final = TaskOptions()
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class StoredBlob:
-    """A blob that tasks refer to, opaque; for a function also how long its calls take.
+    """A blob that tasks refer to, opaque; for a function also how long its calls take."""
 
-    `references` counts tasks and clients; at zero the blob is dropped here and at the workers it was `shipped` to.
-    """
-
-    __slots__ = ("digest", "expected_s", "guesses", "pieces", "received", "references", "shipped", "total", "uploads")
-
-    def __init__(self, digest: Digest, total: int) -> None:
-        self.digest = digest
-        self.total = total
-        self.received = 0
-        self.pieces: list[bytes] = []
-        self.references = 0
-        self.shipped: dict[Worker, None] = {}
-        self.uploads: dict[Client, int] = {}
-        """Clients that are still sending it, and how much has come from each."""
-        self.expected_s: float | None = None
-        """Smoothed duration of its calls, once one has finished."""
-        self.guesses: dict[Task, None] = {}
-        """Tasks that are being processed, whose duration could only be guessed."""
+    digest: Digest
+    total: int
+    received: int = 0
+    pieces: list[bytes] = field(default_factory=list[bytes])
+    references: int = 0
+    """Of tasks and clients; at zero the blob is dropped, here and at the workers that have it."""
+    shipped: dict[Worker, None] = field(default_factory=dict["Worker", None])
+    uploads: dict[Client, int] = field(default_factory=dict["Client", int])
+    """Clients that are still sending it, and how much has come from each."""
+    expected_s: float | None = None
+    """Smoothed duration of its calls, once one has finished."""
+    guesses: dict[Task, None] = field(default_factory=dict["Task", None])
+    """Tasks that are being processed, whose duration could only be guessed."""
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Task:
-    """One key: how to compute it, who needs it, and its phase."""
+    """One key: how to compute it, which clients and tasks need it, and its phase."""
 
-    __slots__ = (
-        "blobs",
-        "call",
-        "dependencies",
-        "dependents",
-        "function",
-        "history",
-        "key",
-        "options",
-        "phase",
-        "priority",
-        "token",
-        "waiters",
-        "wanted",
-    )
-
-    def __init__(
-        self,
-        key: Key,
-        priority: int,
-        function: StoredBlob | None,
-        call: bytes,
-        options: TaskOptions,
-        wanted: tuple[PeerId, ...],
-    ) -> None:
-        self.key = key
-        self.priority = priority
-        self.function = function
-        """None for data that a client scattered: it cannot be computed again."""
-        self.call = call
-        self.options = options
-        self.wanted = wanted
-        """Clients that want the result (a tuple, since nearly all tasks share one of one)."""
-        self.dependencies: tuple[Task, ...] = ()
-        self.dependents: dict[Task, None] | None = None
-        self.waiters = 0
-        """Dependents that are waiting, queued or processing."""
-        self.phase: Phase = RELEASED
-        self.history: RetryHistory | None = None
-        self.blobs: tuple[StoredBlob, ...] = ()
-        self.token = b""
+    key: Key
+    priority: int
+    function: StoredBlob | None
+    """None for data that a client scattered: it cannot be computed again."""
+    call: bytes
+    options: TaskOptions
+    wanted: tuple[PeerId, ...]
+    """Clients that want the result (a tuple, since nearly all tasks share one of one)."""
+    dependencies: tuple[Task, ...] = ()
+    dependents: dict[Task, None] | None = None
+    waiters: int = 0
+    """Dependents that are waiting, queued or processing."""
+    phase: Phase = RELEASED
+    history: RetryHistory | None = None
+    blobs: tuple[StoredBlob, ...] = ()
+    token: bytes = b""
 
     def __repr__(self) -> str:
         return f"<Task {self.key} {self.phase.state}>"
@@ -236,71 +165,49 @@ class Queue:
         self.phase = Queued(self)
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Worker:
     """One worker, through all sessions of one life: it may be away for a while, and come back with what it has."""
 
-    __slots__ = (
-        "available",
-        "backlog",
-        "capacity",
-        "heard_at",
-        "holds",
-        "info",
-        "last_metrics",
-        "managed_bytes",
-        "occupancy_s",
-        "peer",
-        "phase",
-        "processing",
-        "queues",
-        "self_tuple",
-        "slots",
-    )
+    peer: PeerId
+    """Its session, or, while it is away, its last one."""
+    info: WorkerInfo
+    phase: WorkerPhase = NEW
+    capacity: int = field(init=False)
+    """The runs that it can execute at once."""
+    slots: int = 0
+    """Its capacity while it is here; 0 in every other phase, so that it is given no work."""
+    processing: dict[RunId, Task] = field(default_factory=dict[RunId, "Task"])
+    occupancy_s: float = 0.0
+    holds: dict[Task, None] = field(default_factory=dict["Task", None])
+    managed_bytes: int = 0
+    backlog: TaskQueue = field(default_factory=TaskQueue)
+    """Queued tasks whose inputs are here."""
+    queues: list[Queue] = field(default_factory=list["Queue"])
+    """Queues with demands that this worker meets."""
+    available: dict[str, float] = field(init=False)
+    self_tuple: tuple[Worker] = field(init=False)
+    """The holders of a result that only this worker has: one tuple for all of them."""
+    last_metrics: Mapping[str, object] = field(init=False)
+    heard_at: float = 0.0
 
-    def __init__(self, peer: PeerId, info: WorkerInfo) -> None:
-        self.peer = peer
-        """Its session, or, while it is away, its last one."""
-        self.info = info
-        self.phase: WorkerPhase = NEW
-        self.capacity = info.nthreads
-        """The runs that it can execute at once."""
-        self.slots = 0
-        """Its capacity while it is here; 0 in every other phase, so that it is given no work."""
-        self.processing: dict[RunId, Task] = {}
-        self.occupancy_s = 0.0
-        self.holds: dict[Task, None] = {}
-        self.managed_bytes = 0
-        self.backlog = TaskQueue()
-        """Queued tasks whose inputs are here."""
-        self.queues: list[Queue] = []
-        """Queues with demands that this worker meets."""
-        self.available = dict(info.resources)
+    def __post_init__(self) -> None:
+        self.capacity = self.info.nthreads
+        self.available = dict(self.info.resources)
         self.self_tuple = (self,)
-        """The holders of a result that only this worker has: one tuple for all of them."""
-        self.last_metrics: Mapping[str, object] = info.metrics
-        self.heard_at = 0.0
+        self.last_metrics = self.info.metrics
 
     def __repr__(self) -> str:
         return f"<Worker {self.info.name} {self.phase.name}>"
 
 
-class Nanny(NamedTuple):
-    """One session of a nanny: its name, and its name for the worker process that it last reported alive."""
-
-    peer: PeerId
-    name: str
-    process: str
-
-
+@dataclass(slots=True, eq=False, repr=False)
 class ClientAway:
     """The connection of a client was lost; what it wants is kept until its grace is over."""
 
-    __slots__ = ("offered_to", "until")
-
-    def __init__(self, until: float) -> None:
-        self.until = until
-        self.offered_to: Hello | None = None
-        """The last hello of the client that was answered with the offer to go on."""
+    until: float
+    offered_to: Hello | None = None
+    """The last hello of the client that was answered with the offer to go on."""
 
 
 class Offer(NamedTuple):
@@ -311,78 +218,63 @@ class Offer(NamedTuple):
     expires_at: float
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class StuckNews:
     """What a client was told about its tasks that wait for a worker."""
 
-    __slots__ = ("aloud", "aloud_at", "since", "told")
-
-    def __init__(self, since: float) -> None:
-        self.since = since
-        self.told: Stuck | None = None
-        self.aloud = ""
-        """The sentence that it was last told to say aloud."""
-        self.aloud_at = float("-inf")
+    since: float
+    told: Stuck | None = None
+    aloud: str = ""
+    """The sentence that it was last told to say aloud."""
+    aloud_at: float = float("-inf")
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Client:
-    """One client, from its first hello to its goodbye; its link may be cut meanwhile. See `clients`."""
+    """One client, from its first hello to its goodbye; its connection may be lost meanwhile. See `clients`."""
 
-    __slots__ = (
-        "away",
-        "blobs",
-        "confirmed",
-        "grace_s",
-        "incarnation",
-        "name",
-        "owed",
-        "peer",
-        "received",
-        "self_tuple",
-        "sent",
-        "stuck",
-        "unconfirmed",
-        "wants",
-    )
+    peer: PeerId
+    incarnation: Incarnation
+    name: str
+    grace_s: float = 0.0
+    """How long it may be away. With 0 it does not come back, and nothing is kept for it."""
+    away: ClientAway | None = None
+    """None while it has a connection."""
+    wants: dict[Task, None] = field(default_factory=dict["Task", None])
+    blobs: dict[StoredBlob, None] = field(default_factory=dict["StoredBlob", None])
+    self_tuple: tuple[PeerId] = field(init=False)
+    received: int = 0
+    """Messages from it that were handled."""
+    owed: int = 0
+    """The weight of those since it was last told."""
+    sent: int = 0
+    """Messages to it."""
+    confirmed: int = 0
+    """The number of those that stand before `unconfirmed`."""
+    unconfirmed: deque[list[Message]] = field(default_factory=deque[list[Message]])
+    """What was sent to it, and has not been confirmed, in batches."""
+    stuck: StuckNews | None = None
+    """While tasks of it wait for a worker that is not there: what it was told of them."""
 
-    def __init__(self, peer: PeerId, incarnation: Incarnation, name: str, grace_s: float = 0.0) -> None:
-        self.peer = peer
-        self.incarnation = incarnation
-        self.name = name
-        self.grace_s = grace_s
-        """How long it may be away. With 0 it does not come back, and nothing is kept for it."""
-        self.away: ClientAway | None = None
-        self.wants: dict[Task, None] = {}
-        self.blobs: dict[StoredBlob, None] = {}
-        self.self_tuple = (peer,)
-        self.received = 0
-        """Messages of it that were handled."""
-        self.owed = 0
-        """The weight of those since it was last told."""
-        self.sent = 0
-        """Messages to it."""
-        self.confirmed = 0
-        """How many of those stand before `unconfirmed`."""
-        self.unconfirmed: deque[list[Message]] = deque()
-        """What was sent to it, and has not been confirmed, in batches."""
-        self.stuck: StuckNews | None = None
-        """While tasks of it wait for a worker that is not there: what it was told of them."""
+    def __post_init__(self) -> None:
+        self.self_tuple = (self.peer,)
 
 
 class ClosePeer(NamedTuple):
-    """Ask of the service: end the session of this peer."""
+    """Asks the service to end the session of this peer."""
 
     peer: PeerId
     reason: str
 
 
 class Stop(NamedTuple):
-    """Ask of the service: end the scheduler."""
+    """Asks the service to end the scheduler."""
 
     reason: str
 
 
 class LogLine(NamedTuple):
-    """Ask of the service: tell this to the operator; `serious` if it was not planned and costs work."""
+    """Asks the service to tell this to the operator; `serious` if it was not planned and costs work."""
 
     text: str
     serious: bool = False
@@ -403,9 +295,9 @@ class State:
         self.now = 0.0
         self.tasks: dict[Key, Task] = {}
         self.workers: dict[PeerId, Worker] = {}
-        """Those that have a session."""
+        """Workers with a session."""
         self.away: dict[Worker, None] = {}
-        """Those that lost theirs a moment ago."""
+        """Workers that lost theirs a moment ago."""
         self.retiring: dict[Worker, None] = {}
         self.retirements_at = float("inf")
         """When to check what keeps retiring workers: soon after a change that may matter to them."""
@@ -417,18 +309,19 @@ class State:
         self.stuck_at = float("inf")
         """When to check which tasks wait for a worker that is not there."""
         self.stuck_queues: dict[Queue, float] = {}
-        """Queues where some do, and since when; or infinity, once that was said."""
+        """Queues with such tasks, and since when; infinity once the operator was told."""
         self.idle_at = float("inf")
         """When to check whether there is anything to do."""
         self.idle_mark: tuple[int, int, float] = (0, 0, 0.0)
         """The last run, the last submission, and since when they are the last."""
         self.processes: dict[str, Worker] = {}
-        self.nannies: dict[PeerId, Nanny] = {}
+        self.nannies: dict[PeerId, str] = {}
+        """By session: the nanny's name for the worker process that it last reported alive."""
         self.nanny_of: dict[str, PeerId] = {}
         """By the nanny's name for its process."""
         self.pending = PendingRequests()
         self.clients: dict[PeerId, Client] = {}
-        """Those that are away are among them."""
+        """Clients that are away are among them."""
         self.away_clients: dict[PeerId, Client] = {}
         self.names: dict[str, Worker] = {}
         self.addresses: dict[str, Worker] = {}
@@ -439,7 +332,7 @@ class State:
         self.prune_queues_at = PRUNE_QUEUES_FROM
         """Empty queues are dropped when there are this many."""
         self.ready: list[Task] = []
-        """Waiting tasks that miss nothing any more; `place` decides on them once per batch."""
+        """Waiting tasks that no longer miss an input; `place` decides on them once per batch."""
         self.chain_candidates: list[Task] = []
         """Waiting tasks whose inputs may all be on one worker soon."""
         self.index = WorkerIndex(settings)
@@ -449,7 +342,7 @@ class State:
         self.frees: dict[PeerId, list[Key]] = {}
         """Keys that workers are to drop, gathered into one message each; `send` keeps them in their place."""
         self.free_at = float("inf")
-        """When they are sent at the latest; each wakes a worker that perhaps has nothing else to do."""
+        """When they are sent at the latest. Each message wakes a worker that perhaps has nothing else to do."""
         self.requests: list[Request] = []
         self.story: deque[tuple[float, Key, str]] = deque(maxlen=STORY_LENGTH)
         """The last steps of all tasks: when, which, what."""
@@ -476,12 +369,12 @@ class State:
             keys.append(key)
 
     def check_retirements_soon(self) -> None:
-        """Something has changed that may let a retiring worker go. What changes at once is checked together."""
+        """A change may let a retiring worker go. Changes that come together are checked together."""
         if self.retiring and self.retirements_at == float("inf"):
             self.retirements_at = max(self.now, self.retirements_checked_at + RETIREMENT_GAP_S)
 
     def schedule_heartbeat_check(self) -> None:
-        """Have the signs of life of workers checked in time."""
+        """Schedule the next check for signs of life of workers."""
         if self.workers and self.heartbeat_check_at == float("inf"):
             shortest_s = min(self.settings.worker_ttl_s, self.settings.lone_worker_ttl_s)
             self.heartbeat_check_at = self.now + shortest_s / HEARTBEAT_CHECKS_PER_TTL

@@ -13,14 +13,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from itertools import islice
-from typing import Final
+from typing import Final, NamedTuple
 
 from trio_dask.ids import Key, PeerId
+from trio_dask.parsing import counted
 from trio_dask.protocol.messages import Stuck
-from trio_dask.scheduler.core.state import Client, LogLine, Queue, State, StuckNews, Task, TaskOptions, Waiting
+from trio_dask.scheduler.core.state import Client, LogLine, Queue, State, StuckNews, Task, TaskOptions
+from trio_dask.scheduler.core.task_states import Waiting
 
 SOON_S: Final = 0.05
-"""What comes together has come after this time."""
+"""Tasks that become stuck together have arrived within this time."""
 
 AGAIN_S: Final = 0.25
 INTERVAL_S: Final = 2.0
@@ -39,12 +41,12 @@ MOST_GROUPS: Final = 4
 
 
 def check_soon(state: State) -> None:
-    """Something may have become stuck, or is stuck no more."""
+    """Tasks may have become stuck, or may no longer be stuck."""
     state.stuck_at = min(state.stuck_at, state.now + SOON_S)
 
 
 def recheck_soon(state: State) -> None:
-    """A client wants something new, which may depend on what is stuck, if anything is."""
+    """A client wants new tasks, which may depend on stuck ones, if there are any."""
     if state.stuck_at < float("inf"):
         state.stuck_at = min(state.stuck_at, state.now + AGAIN_S)
 
@@ -62,18 +64,15 @@ def note_arrivals(state: State, queue: Queue) -> None:
         recheck_soon(state)
 
 
-class _Findings:
+class _Findings(NamedTuple):
     """What one check has found: the tasks that wait in queues without workers, and what waits for those."""
 
-    __slots__ = ("counts", "held_up", "keys", "partial")
-
-    def __init__(self) -> None:
-        self.counts: dict[Queue, int] = {}
-        self.held_up: dict[Task, None] = {}
-        self.keys: dict[PeerId, dict[Queue, list[Key]]] = {}
-        """What each client wants and does not get, by the queue that holds it up."""
-        self.partial: dict[Queue, None] = {}
-        """Queues that hold up more than the check has read."""
+    counts: dict[Queue, int]
+    held_up: dict[Task, None]
+    keys: dict[PeerId, dict[Queue, list[Key]]]
+    """What each client wants and does not get, by the queue that holds it up."""
+    partial: dict[Queue, None]
+    """Queues that hold up more than the check has read."""
 
 
 def check_stuck(state: State) -> None:
@@ -84,7 +83,7 @@ def check_stuck(state: State) -> None:
         for queue in (state.queue, *state.queues.values())
         if not queue.eligible and queue.tasks.first() is not None
     ]
-    found = _Findings()
+    found = _Findings({}, {}, {}, {})
     for queue in queues:
         _survey(queue, found, max(1, MOST_TASKS // len(queues)), max(1, MOST_DEPENDENTS // len(queues)))
     for peer, client in state.clients.items():
@@ -103,12 +102,12 @@ def _survey(queue: Queue, found: _Findings, most_tasks: int, most_dependents: in
             held_up[task] = None
             row.append(task)
     if not row:
-        return  # its entries are of tasks that wait in another queue by now
+        return  # its entries belong to tasks that wait in another queue by now
     found.counts[queue] = len(row)
     if len(queue.tasks) > most_tasks:
         found.partial[queue] = None
     left = most_dependents
-    for task in row:  # which grows meanwhile
+    for task in row:  # grows meanwhile
         for peer in task.wanted:
             found.keys.setdefault(peer, {}).setdefault(queue, []).append(task.key)
         dependents = task.dependents
@@ -132,7 +131,7 @@ def _tell(state: State, client: Client, waiting: Mapping[Queue, list[Key]], part
     if news is None:
         news = client.stuck = StuckNews(since=state.now)
     text = _sentence(state, {queue: len(keys) for queue, keys in waiting.items()}, partial)
-    # It may change all the time: then it is said aloud no more often than that.
+    # The text may change all the time; it is said aloud at most once in `stuck_after_s`.
     is_due = text != news.aloud and state.now >= max(news.since, news.aloud_at) + state.settings.stuck_after_s
     if is_due:
         news.aloud, news.aloud_at = text, state.now
@@ -183,7 +182,7 @@ def _sentence(state: State, counts: Mapping[Queue, int], partial: Collection[Que
     ]
     more = len(counts) - MOST_REASONS
     if more > 0:
-        parts.append(f"and so do others, for {more} more reason{'s' if more > 1 else ''}")
+        parts.append(f"and so do others, for {counted(more, 'more reason')}")
     return "; ".join(parts)
 
 
@@ -199,8 +198,8 @@ def _reason(state: State, options: TaskOptions) -> str:
         return f"no worker offers {demands} ({offers})"
     if names:
         there = _listed([worker.info.name for worker in state.workers.values()])
-        return f"no worker is called {names} ({_count(len(state.workers))}: {there})"
-    return f"no worker takes tasks ({_count(len(state.workers))}, all of which are leaving or returning)"
+        return f"no worker is called {names} ({counted(len(state.workers), 'worker')}: {there})"
+    return f"no worker takes tasks ({counted(len(state.workers), 'worker')}, all of which are leaving or returning)"
 
 
 def _offer(resources: Mapping[str, float], options: TaskOptions) -> str:
@@ -214,14 +213,10 @@ def _grouped(offers: list[str]) -> str:
     for offer in offers:
         counts[offer] = counts.get(offer, 0) + 1
     groups = sorted(counts.items(), key=lambda group: -group[1])
-    parts = [f"{_count(count)}: {offer}" for offer, count in groups[:MOST_GROUPS]]
+    parts = [f"{counted(count, 'worker')}: {offer}" for offer, count in groups[:MOST_GROUPS]]
     return "; ".join([*parts, "..."] if len(groups) > MOST_GROUPS else parts)
 
 
 def _listed(names: Iterable[str]) -> str:
     shown = [repr(name) for name in names]
     return " or ".join(shown[:MOST_GROUPS]) + (" or others" if len(shown) > MOST_GROUPS else "")
-
-
-def _count(number: int) -> str:
-    return f"{number} worker{'' if number == 1 else 's'}"

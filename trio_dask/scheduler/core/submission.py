@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable, Mapping
-from typing import Any, Final, cast
+from typing import Any, Final, TypeGuard, cast
 
 from trio_dask.errors import ProtocolError
 from trio_dask.ids import Key
 from trio_dask.protocol.messages import KeyFailed, Submit
 from trio_dask.protocol.wire_constants import PRIORITY_BITS
 from trio_dask.scheduler.core.blobs import complete_blob
-from trio_dask.scheduler.core.state import DEFAULT_OPTIONS, RELEASED, Client, Failure, State, Task, TaskOptions
+from trio_dask.scheduler.core.state import DEFAULT_OPTIONS, Client, State, Task, TaskOptions
 from trio_dask.scheduler.core.stuck_tasks import recheck_soon
+from trio_dask.scheduler.core.task_states import RELEASED, Failure
 from trio_dask.scheduler.core.task_transitions import activate, fail, notify_client, want
 
 
@@ -31,7 +32,7 @@ def submit(state: State, client: Client, message: Submit) -> None:
         )
     function = complete_blob(state, message.function)
     blobs = [tuple(complete_blob(state, digest) for digest in digests) for digests in digests_of_each]
-    options = _terms(extra) if extra else DEFAULT_OPTIONS
+    options = _options(extra) if extra else DEFAULT_OPTIONS
     tasks = state.tasks
     no_priority = -options.priority << PRIORITY_BITS
     needed: list[Task] = []
@@ -54,8 +55,8 @@ def submit(state: State, client: Client, message: Submit) -> None:
         task.wanted = self_tuple
         wants[task] = None
         needed.append(task)
-        if rows and rows[index] and not _connect(state, task, rows[index]):
-            continue
+        if rows and rows[index]:
+            _connect(state, task, rows[index])
     for task in needed:
         if task.phase is RELEASED:
             activate(state, task)
@@ -77,7 +78,7 @@ def _share(state: State, client: Client, task: Task, token: bytes) -> None:
         activate(state, task)
 
 
-def _connect(state: State, task: Task, keys: tuple[Key, ...]) -> bool:
+def _connect(state: State, task: Task, keys: tuple[Key, ...]) -> None:
     """Connect a task to its inputs. An unknown input fails it."""
     inputs: list[Task] = []
     for key in keys:
@@ -85,31 +86,27 @@ def _connect(state: State, task: Task, keys: tuple[Key, ...]) -> bool:
         if dependency is None or dependency is task:
             text = f"it depends on {key!r}, which the scheduler does not know: cancelled, released, or never submitted"
             fail(state, task, Failure(task.key, "refused", None, text, {}))
-            return False
+            return
         inputs.append(dependency)
     task.dependencies = tuple(inputs)
     for dependency in inputs:
         if dependency.dependents is None:
             dependency.dependents = {}
         dependency.dependents[task] = None
-    return True
 
 
-def _terms(extra: Mapping[str, Any]) -> TaskOptions:
-    fields: dict[str, Any] = {}
+def _options(extra: Mapping[str, Any]) -> TaskOptions:
     for name, value in extra.items():
         check = _CHECKS.get(name)
         if check is None or not check(value):
             raise ProtocolError(f"Submit with {name}={value!r}")
+    fields = {name: extra[name] for name in ("retries", "workers", "allow_other_workers") if name in extra}
     if "priority" in extra:
         fields["priority"] = _ordinal(extra["priority"])
     if "resources" in extra:
         fields["resources"] = tuple(sorted((name, float(amount)) for name, amount in extra["resources"].items()))
     if "time_limit" in extra:
         fields["time_limit_s"] = float(extra["time_limit"])
-    for name in ("retries", "workers", "allow_other_workers"):
-        if name in extra:
-            fields[name] = extra[name]
     options = TaskOptions(**fields)
     return DEFAULT_OPTIONS if options == DEFAULT_OPTIONS else options
 
@@ -123,20 +120,15 @@ def _ordinal(number: float) -> int:
     return bits if bits >= 0 else -(bits & 2**63 - 1)
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and type(value) is not bool and math.isfinite(value)
 
 
-def _is_count(value: object) -> bool:
-    return type(value) is int and value >= 0
-
-
-def _is_flag(value: object) -> bool:
-    return type(value) is bool
-
-
 def _is_amount(value: object) -> bool:
-    return _is_number(value) and cast("float", value) >= 0
+    return _is_number(value) and value >= 0
+
+
+# `isinstance` alone would leave the types of items unknown: hence the casts.
 
 
 def _are_names(value: object) -> bool:
@@ -152,9 +144,9 @@ def _are_amounts(value: object) -> bool:
 
 _CHECKS: Final[Mapping[str, Callable[[object], bool]]] = {
     "priority": _is_number,
-    "retries": _is_count,
+    "retries": lambda value: type(value) is int and value >= 0,
     "workers": _are_names,
-    "allow_other_workers": _is_flag,
+    "allow_other_workers": lambda value: type(value) is bool,
     "resources": _are_amounts,
     "time_limit": _is_amount,
 }

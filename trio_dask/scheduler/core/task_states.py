@@ -1,4 +1,4 @@
-"""The phases of a task, and what a task may have behind it.
+"""The phases of a task, and its history of failures.
 
 A task is always in exactly one phase, and a phase carries only what is true in it: a task that waits has a count of
 missing inputs, a task that is being processed has a run and a worker, a task in memory has holders. The names of the
@@ -7,8 +7,8 @@ states are dask's.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple, TypeAlias
 
 from trio_dask.ids import Key, RunId
@@ -17,17 +17,15 @@ if TYPE_CHECKING:
     from trio_dask.scheduler.core.state import Queue, Worker
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class RetryHistory:
-    """What few tasks have: troubles behind them."""
+    """The troubles that few tasks have had."""
 
-    __slots__ = ("attempts", "deaths", "failures", "suspect")
-
-    def __init__(self) -> None:
-        self.attempts = 1
-        self.failures = 0
-        self.deaths: list[str] = []
-        self.suspect = False
-        """It may have been running on a worker that died; its next start is announced, so that blame is exact."""
+    attempts: int = 1
+    failures: int = 0
+    deaths: list[str] = field(default_factory=list[str])
+    suspect: bool = False
+    """It may have been running on a worker that died; its next start is announced, so that blame is exact."""
 
 
 class Failure(NamedTuple):
@@ -48,71 +46,61 @@ class Released:
     is_queued: ClassVar[bool] = False
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Waiting:
     """Asked for; `missing` inputs are not in memory yet."""
 
-    __slots__ = ("missing",)
+    missing: int
     state: ClassVar[str] = "waiting"
     is_queued: ClassVar[bool] = False
 
-    def __init__(self, missing: int) -> None:
-        self.missing = missing
 
-
+@dataclass(slots=True, eq=False, repr=False)
 class Queued:
     """Ready, in a queue of the scheduler. One object serves all tasks of a queue."""
 
-    __slots__ = ("queue",)
+    queue: Queue
     is_queued: ClassVar[bool] = True
-
-    def __init__(self, queue: Queue) -> None:
-        self.queue = queue
 
     @property
     def state(self) -> str:
         return "queued" if self.queue.eligible else "no-worker"
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Processing:
     """Assigned to a worker as `run`; `missing` inputs are still being computed there."""
 
-    __slots__ = ("expected_s", "missing", "retracting", "run", "started", "started_at", "worker")
+    run: RunId
+    worker: Worker
+    missing: int
+    expected_s: float
+    started_at: float | None = None
+    """When the worker reported its start, which it does if the run takes long; None while it has not."""
+    retracting: bool = False
+    """The scheduler has asked for it back."""
     state: ClassVar[str] = "processing"
     is_queued: ClassVar[bool] = False
 
-    def __init__(self, run: RunId, worker: Worker, missing: int, expected_s: float) -> None:
-        self.run = run
-        self.worker = worker
-        self.missing = missing
-        self.expected_s = expected_s
-        self.started = False
-        self.started_at = math.inf
-        """When we heard of its start, which we do if it takes long."""
-        self.retracting = False
 
-
+@dataclass(slots=True, eq=False, repr=False)
 class InMemory:
     """Computed; these workers hold the result."""
 
-    __slots__ = ("holders", "nbytes", "type_name")
+    holders: tuple[Worker, ...]
+    nbytes: int
+    type_name: str
     state: ClassVar[str] = "memory"
     is_queued: ClassVar[bool] = False
 
-    def __init__(self, holders: tuple[Worker, ...], nbytes: int, type_name: str) -> None:
-        self.holders = holders
-        self.nbytes = nbytes
-        self.type_name = type_name
 
-
+@dataclass(slots=True, eq=False, repr=False)
 class Erred:
     """Failed, itself or an ancestor."""
 
-    __slots__ = ("failure",)
+    failure: Failure
     state: ClassVar[str] = "erred"
     is_queued: ClassVar[bool] = False
-
-    def __init__(self, failure: Failure) -> None:
-        self.failure = failure
 
 
 class Forgotten:

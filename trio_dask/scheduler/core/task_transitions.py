@@ -29,8 +29,8 @@ from typing import Final
 from trio_dask.ids import PeerId
 from trio_dask.protocol.messages import CancelRuns, KeyFailed, KeyPending, KeyReady
 from trio_dask.scheduler.core.blobs import unreference
-from trio_dask.scheduler.core.state import (
-    FIRE_AND_FORGET,
+from trio_dask.scheduler.core.state import FIRE_AND_FORGET, State, Task, Worker
+from trio_dask.scheduler.core.task_states import (
     FORGOTTEN,
     RELEASED,
     Erred,
@@ -39,10 +39,7 @@ from trio_dask.scheduler.core.state import (
     Phase,
     Processing,
     Queued,
-    State,
-    Task,
     Waiting,
-    Worker,
 )
 from trio_dask.scheduler.core.worker_states import HERE, Away
 
@@ -150,15 +147,20 @@ def finish(state: State, task: Task, worker: Worker, nbytes: int, type_name: str
         release_unneeded(state, unneeded)
 
 
+def add_replica(task: Task, phase: InMemory, worker: Worker) -> None:
+    """`worker` holds the result of `task` too."""
+    if worker not in phase.holders:
+        phase.holders += (worker,)
+        worker.holds[task] = None
+        worker.managed_bytes += phase.nbytes
+
+
 def store_scattered(state: State, task: Task, worker: Worker, nbytes: int, type_name: str) -> None:
     """`worker` holds a result that it was not asked to compute (scattered data)."""
     phase = task.phase
     unneeded: list[Task] = []
     if type(phase) is InMemory:
-        if worker not in phase.holders:
-            phase.holders += (worker,)
-            worker.holds[task] = None
-            worker.managed_bytes += phase.nbytes
+        add_replica(task, phase, worker)
     else:
         if type(phase) is Erred:
             move(state, task, RELEASED, "stored anew")
@@ -235,10 +237,7 @@ def remove_replica(state: State, task: Task, worker: Worker, why: str) -> None:
     move(state, task, RELEASED, why)
     _inputs_lost(state, task, why)
     if task.wanted or task.waiters:
-        for peer in task.wanted:
-            if peer != FIRE_AND_FORGET:
-                state.send(peer, KeyPending(task.key))
-        activate(state, task)
+        _begin_anew(state, task)
     else:
         release_unneeded(state, [task])
 
@@ -266,11 +265,15 @@ def retry_erred(state: State, tasks: Iterable[Task]) -> None:
             task.history.deaths.clear()
     for task in erred:
         if task.wanted:
-            for peer in task.wanted:
-                if peer != FIRE_AND_FORGET:
-                    state.send(peer, KeyPending(task.key))
-            activate(state, task)
+            _begin_anew(state, task)
     release_unneeded(state, list(erred))
+
+
+def _begin_anew(state: State, task: Task) -> None:
+    for peer in task.wanted:
+        if peer != FIRE_AND_FORGET:
+            state.send(peer, KeyPending(task.key))
+    activate(state, task)
 
 
 def want(state: State, task: Task, peer: PeerId) -> None:

@@ -12,7 +12,8 @@ from typing import Final
 from trio_dask.ids import RunId
 from trio_dask.protocol.messages import ReturnRuns
 from trio_dask.scheduler.core.placement import assign
-from trio_dask.scheduler.core.state import InMemory, Processing, State, Task, Worker
+from trio_dask.scheduler.core.state import State, Task, Worker
+from trio_dask.scheduler.core.task_states import InMemory, Processing
 
 WORTHWHILE_S: Final = 0.003
 """A queue with less work than this is left alone: moving it would take as long."""
@@ -70,7 +71,7 @@ def _from_queues(state: State, thief: Worker) -> bool:
         assert isinstance(phase, Processing)
         if phase.retracting:
             wanted -= 1
-        elif not phase.missing and not phase.started and _may_move(task, thief):
+        elif not phase.missing and phase.started_at is None and _may_move(task, thief):
             phase.retracting = True
             runs.append(run)
             wanted -= 1

@@ -15,20 +15,6 @@ if TYPE_CHECKING:
 class WorkerIndex:
     """Which workers are idle, have capacity, are overloaded, or have changed. Others read its sets, and never write."""
 
-    __slots__ = (
-        "_ahead_runs",
-        "_ahead_s",
-        "_dirty",
-        "_has_capacity",
-        "_idle",
-        "_overloaded",
-        "dirty",
-        "has_capacity",
-        "idle",
-        "mark_dirty",
-        "overloaded",
-    )
-
     def __init__(self, settings: CoreSettings) -> None:
         self._ahead_s = settings.ahead_s
         self._ahead_runs = settings.ahead_runs
@@ -82,7 +68,7 @@ class WorkerIndex:
                 group.move_to_end(worker)
 
     def remove(self, worker: Worker) -> None:
-        """A worker gets no more work."""
+        """Forget a worker that is given no more work."""
         for group in (self._idle, self._has_capacity, self._overloaded, self._dirty):
             group.pop(worker, None)
 

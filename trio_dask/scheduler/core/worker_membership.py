@@ -18,18 +18,8 @@ from typing import Final
 from trio_dask.ids import PeerId, RunId
 from trio_dask.parsing import counted
 from trio_dask.protocol.messages import ReturnRuns
-from trio_dask.scheduler.core.state import (
-    FIRE_AND_FORGET,
-    Failure,
-    InMemory,
-    LogLine,
-    Processing,
-    RetryHistory,
-    State,
-    Task,
-    Worker,
-    WorkerInfo,
-)
+from trio_dask.scheduler.core.state import FIRE_AND_FORGET, LogLine, State, Task, Worker, WorkerInfo
+from trio_dask.scheduler.core.task_states import Failure, InMemory, Processing, RetryHistory
 from trio_dask.scheduler.core.task_transitions import fail, notify_client, remove_replica, requeue
 from trio_dask.scheduler.core.worker_states import GONE, HERE, Away
 from trio_dask.scheduler.core.worker_transitions import absence_of, change_phase, unblock_tasks
@@ -125,7 +115,12 @@ def _recall_readers(state: State, worker: Worker) -> None:
     for task in worker.holds:
         for dependent in task.dependents or ():
             phase = dependent.phase
-            if type(phase) is not Processing or phase.worker is worker or phase.started or phase.retracting:
+            if (
+                type(phase) is not Processing
+                or phase.worker is worker
+                or phase.started_at is not None
+                or phase.retracting
+            ):
                 continue
             if phase.worker.phase.has_session and task not in phase.worker.holds:
                 phase.retracting = True
@@ -141,15 +136,14 @@ def _running(worker: Worker) -> list[Task]:
     for task in worker.processing.values():
         phase = task.phase
         assert isinstance(phase, Processing)
-        if phase.started:
+        if phase.started_at is not None:
             known.append(task)
         elif not phase.missing and not (task.history is not None and task.history.suspect):
             possible.append(task)
     if len(known) + len(possible) <= worker.capacity:
         return known + possible
     for task in possible:
-        if task.history is None:
-            task.history = RetryHistory()
+        task.history = task.history or RetryHistory()
         task.history.suspect = True
     return known
 
@@ -164,9 +158,7 @@ def _heavy(worker: Worker) -> dict[Task, int]:
 
 
 def _blame(state: State, task: Task, worker: Worker, reason: str, role: str) -> None:
-    history = task.history
-    if history is None:
-        history = task.history = RetryHistory()
+    history = task.history = task.history or RetryHistory()
     history.suspect = True
     info = worker.info
     name = f"{info.own_name} " if info.own_name else ""

@@ -7,6 +7,7 @@ is the only function that changes a phase, and takes no step that is not in `WOR
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar, Final, TypeAlias
 
@@ -40,31 +41,27 @@ WORKER_TRANSITIONS: Final[Mapping[tuple[str, str], str]] = MappingProxyType(
 """All transitions there are, each with its reason. The diagram in the documentation is made from this table."""
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Retirement:
     """That a worker is to leave, and why; it lasts while the worker is away."""
 
-    __slots__ = ("copies", "reason", "self_initiated")
-
-    def __init__(self, reason: str, *, self_initiated: bool) -> None:
-        self.reason = reason
-        self.self_initiated = self_initiated
-        """The worker drains: it takes no runs any more, and cannot be kept."""
-        self.copies: dict[Task, tuple[Worker | None, int]] = {}
-        """Results that only retiring workers hold: the worker that copies each, and the number of attempts."""
+    reason: str
+    self_initiated: bool
+    """The worker drains: it takes no more runs, and cannot be kept."""
+    copies: dict[Task, tuple[Worker | None, int]] = field(default_factory=dict["Task", tuple["Worker | None", int]])
+    """Results that only retiring workers hold: the worker that copies each, and the number of attempts."""
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Absence:
     """What gathers from the loss of a worker's connection until the worker has said what it brings back."""
 
-    __slots__ = ("blocked_tasks", "failed_readers", "old_incarnations")
-
-    def __init__(self) -> None:
-        self.blocked_tasks: dict[Task, None] = {}
-        """Ready tasks that wait for the worker's return, because it alone has inputs of theirs."""
-        self.failed_readers: list[tuple[PeerId, Task]] = []
-        """Clients that could not get a result from the worker while it was away."""
-        self.old_incarnations: tuple[Incarnation, ...] = ()
-        """Earlier sessions: the worker may not have learnt of the later ones."""
+    blocked_tasks: dict[Task, None] = field(default_factory=dict["Task", None])
+    """Ready tasks that wait for the worker's return, because it alone has inputs of theirs."""
+    failed_readers: list[tuple[PeerId, Task]] = field(default_factory=list[tuple[PeerId, "Task"]])
+    """Clients that could not get a result from the worker while it was away."""
+    old_incarnations: tuple[Incarnation, ...] = ()
+    """Earlier sessions: the worker may not have learnt of the later ones."""
 
 
 class New:
@@ -85,58 +82,48 @@ class Here:
     retirement: ClassVar[None] = None
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Away:
     """Its connection was lost. Its results and runs are kept until its grace is over."""
 
-    __slots__ = ("absence", "offered_to", "report_at", "retirement", "until", "why")
+    absence: Absence
+    retirement: Retirement | None
+    why: str
+    until: float
+    report_at: float
+    """When the operator is told that the connection is lost."""
+    offered_to: Hello | None = None
+    """The last hello of the worker that was answered with the offer to go on."""
     name: ClassVar[str] = "away"
     has_session: ClassVar[bool] = False
 
-    def __init__(
-        self, absence: Absence, retirement: Retirement | None, *, why: str, until: float, report_at: float
-    ) -> None:
-        self.absence = absence
-        self.retirement = retirement
-        self.why = why
-        self.until = until
-        self.report_at = report_at
-        """When the operator is told that the connection is lost."""
-        self.offered_to: Hello | None = None
-        """The last hello of the worker that was answered with the offer to go on."""
 
-
+@dataclass(slots=True, eq=False, repr=False)
 class Returning:
     """It has a session again, and has not said yet what it brings back."""
 
-    __slots__ = ("absence", "retirement")
+    absence: Absence
+    retirement: Retirement | None
     name: ClassVar[str] = "returning"
     has_session: ClassVar[bool] = True
 
-    def __init__(self, absence: Absence, retirement: Retirement | None) -> None:
-        self.absence = absence
-        self.retirement = retirement
 
-
+@dataclass(slots=True, eq=False, repr=False)
 class Retiring:
     """It gets no more work, and leaves once it runs nothing and others have its results."""
 
-    __slots__ = ("retirement",)
+    retirement: Retirement
     name: ClassVar[str] = "retiring"
     has_session: ClassVar[bool] = True
 
-    def __init__(self, retirement: Retirement) -> None:
-        self.retirement = retirement
 
-
+@dataclass(slots=True, eq=False, repr=False)
 class Dismissed:
     """It was told to leave."""
 
-    __slots__ = ("retirement",)
+    retirement: Retirement
     name: ClassVar[str] = "dismissed"
     has_session: ClassVar[bool] = True
-
-    def __init__(self, retirement: Retirement) -> None:
-        self.retirement = retirement
 
 
 class Gone:

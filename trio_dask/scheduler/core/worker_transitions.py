@@ -10,8 +10,9 @@ and removes workers, `reconnect` has them go away and return, `retirement` has t
 from __future__ import annotations
 
 from trio_dask.scheduler.core.placement import register_eligible
-from trio_dask.scheduler.core.state import Queue, Queued, State, Waiting, Worker
+from trio_dask.scheduler.core.state import Queue, State, Worker
 from trio_dask.scheduler.core.stuck_tasks import check_soon
+from trio_dask.scheduler.core.task_states import Queued, Waiting
 from trio_dask.scheduler.core.task_transitions import move
 from trio_dask.scheduler.core.worker_states import (
     GONE,
@@ -68,7 +69,7 @@ def _enter_tables(state: State, worker: Worker) -> None:
 
 
 def leave_tables(state: State, worker: Worker) -> None:
-    """The name, the address and the process of a worker are not its own any more."""
+    """Free the name, the address and the process of a worker."""
     info = worker.info
     for table, key in ((state.names, info.name), (state.addresses, info.address), (state.processes, info.process)):
         if table.get(key) is worker:
@@ -88,7 +89,7 @@ def _enable_worker(state: State, worker: Worker) -> None:
 
 
 def _disable_worker(state: State, worker: Worker) -> None:
-    """Give a worker no more work; what was queued for it is placed anew."""
+    """Stop giving work to a worker, and place anew what was queued for it."""
     worker.slots = 0
     state.queue.eligible.pop(worker, None)
     for queue in worker.queues:
@@ -118,7 +119,7 @@ def _allow_other_workers(state: State, queue: Queue) -> None:
 
 
 def _clear_backlog(state: State, worker: Worker, why: str) -> None:
-    """What was queued for a worker is placed anew."""
+    """Place anew what was queued for a worker."""
     for task in list(worker.backlog):
         if type(task.phase) is Queued:
             move(state, task, Waiting(0), why)

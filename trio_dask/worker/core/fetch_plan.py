@@ -12,6 +12,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from trio_dask.ids import Key
+from trio_dask.protocol.wire_constants import MAX_KEYS_PER_FETCH
 from trio_dask.worker.core.effects import FetchId, StartFetch
 
 
@@ -20,7 +21,7 @@ class FetchLimits(NamedTuple):
 
     fetches: int = 16
     fetches_per_address: int = 2
-    keys_per_fetch: int = 256
+    keys_per_fetch: int = MAX_KEYS_PER_FETCH // 2
 
 
 class UnfetchableKey(NamedTuple):

@@ -7,15 +7,15 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
+from tests.simulation.random_graphs import Job, compute
+from tests.simulation.sim_network import Timeline
+from tests.simulation.sim_scheduler import SimScheduler, state_of
 from trio_dask.comm.inproc import inproc_address
 from trio_dask.ids import Incarnation, Key, PeerId, RunId
 from trio_dask.protocol import codec
 from trio_dask.protocol.hello import Hello, Refusal, Welcome
 from trio_dask.protocol.messages import Goodbye, Message, Run
 from trio_dask.scheduler.core import CallAgain, Refuse, Resume
-from trio_dask.testing.random_graphs import Job, compute
-from trio_dask.testing.sim_network import Timeline
-from trio_dask.testing.sim_scheduler import SimScheduler, state_of
 from trio_dask.worker.core.effects import CancelFetch, EndSession, FetchId, FreeKeys, StartFetch
 from trio_dask.worker.core.invariants import check as check_worker
 from trio_dask.worker.core.worker import WorkerCore
@@ -187,11 +187,11 @@ class SimWorker:
         """A batch from the scheduler has arrived."""
         if self.alive:
             for message in messages:
-                self.core.handle(message, self.timeline.now)  # type: ignore[arg-type]
+                self.core.handle(message, self.timeline.now)  # type: ignore[arg-type]  # the codec lets nothing else pass
             self.pump()
 
     def die(self) -> None:
-        """As by kill -9: nothing it does is seen any more; the scheduler notices a little later."""
+        """As by kill -9: it does nothing more, and the scheduler notices a little later."""
         self.alive = False
         self.network.workers.pop(self.address, None)
         rng, peer, link, ran = self.timeline.rng, self.peer, self.link, tuple(self.running)
@@ -213,7 +213,7 @@ class SimWorker:
                     case StartFetch(fetch, address, keys):
                         self._fetches[fetch] = None
                         delay = self.timeline.rng.random() * 0.004
-                        self.timeline.after(delay, lambda f=fetch, a=address, k=keys: self._fetch(f, a, k))  # type: ignore[misc]
+                        self.timeline.after(delay, partial(self._fetch, fetch, address, keys))
                     case CancelFetch(fetch):
                         self._fetches.pop(fetch, None)
                     case FreeKeys(keys):
@@ -257,7 +257,7 @@ class SimWorker:
                 inputs.append(self.store[key])
             else:
                 self.free_slots += 1
-                self._report(lambda lacking=key: self.core.input_gone(run, lacking))  # type: ignore[misc]
+                self._report(partial(self.core.input_gone, run, key))
                 return
         self.executed.append(run.key)
         self.running[run.run] = run.key

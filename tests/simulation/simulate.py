@@ -1,4 +1,4 @@
-"""Seeded simulation of the bare cores: `python -m trio_dask.testing.simulate --seeds N`.
+"""Seeded simulation of the bare cores: `python -m tests.simulation.simulate --seeds N`.
 
 Each seed is one small history: a random graph, clients that submit, read, cancel, retry, release and vanish, workers
 that join, die, drain, are retired or short of memory, links that delay and are cut, for a moment or for long, and a
@@ -17,17 +17,17 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Final
 
+from tests.simulation.random_graphs import Job, compute, expected, random_jobs, renewable_jobs
+from tests.simulation.sim_client import SimClient
+from tests.simulation.sim_network import Timeline
+from tests.simulation.sim_scheduler import SimScheduler, state_of
+from tests.simulation.sim_worker import Network, SimWorker
 from trio_dask.client.core.key_state import Ended, KeyState
 from trio_dask.client.core.outbox import NO_EXTRA, Content, Row
 from trio_dask.ids import Key
 from trio_dask.protocol.messages import KeyFailed, Retire
 from trio_dask.scheduler.core import CoreSettings
 from trio_dask.scheduler.core.invariants import check_empty
-from trio_dask.testing.random_graphs import Job, compute, expected, random_jobs, renewable_jobs
-from trio_dask.testing.sim_client import SimClient
-from trio_dask.testing.sim_network import Timeline
-from trio_dask.testing.sim_scheduler import SimScheduler, state_of
-from trio_dask.testing.sim_worker import Network, SimWorker
 from trio_dask.worker.core.invariants import check_idle
 
 FUNCTION: Final[Content] = (b"f" * 16, b"function")
@@ -50,7 +50,7 @@ class World:
         self.rng = self.timeline.rng
         self.network = Network()
         self.allowed_failures = self.rng.choice((0, 1)) if self.rng.random() < 0.2 else 1000
-        """After so many deaths of its workers a task is given up."""
+        """With one more death of its workers than this, a task is given up."""
         self.guarded = self.rng.random() < 0.5
         """Whether all workers have nannies, so that it is known exactly what a worker was running when it died."""
         self.restless = self.rng.random() < 0.05
@@ -133,7 +133,7 @@ class World:
         client.core.wait(state, settled)
 
     def trouble(self) -> None:
-        """Something happens, well or ill."""
+        """One random event, harmful or not."""
         rng = self.rng
         open_clients = [client for client in self.clients if client.open]
         client = rng.choice(open_clients) if open_clients else None
@@ -261,7 +261,7 @@ class World:
             self._check_values(client)
             client.close()
         if self.timeline.run(until=TROUBLE_S + 3 * HEALING_S):
-            raise AssertionError("there is no rest after the last client has left")
+            raise AssertionError("events still happen after the last client has left")
         self._check_nothing_left()
 
     def _check_future(self, client: SimClient, state: KeyState) -> None:
@@ -280,7 +280,7 @@ class World:
             assert state.key in self.cancelled[client.name], f"{state.key} is {state.status}, and was not cancelled"
 
     def _was_fatal(self, key: Key) -> bool:
-        """Whether a task was really running on so many workers that died, as far as anybody can know."""
+        """Whether a task was running on more workers that died than are allowed, as far as that can be known."""
         return not self.guarded or sum(worker.fatal[key] for worker in self.workers) > self.allowed_failures
 
     def _check_values(self, client: SimClient) -> None:
@@ -307,7 +307,7 @@ class World:
 
 
 def run_seed(seed: int, bug: Callable[[World], AbstractContextManager[None]] | None = None) -> None:
-    """Run the history of one seed, with a injected bug if there is one.
+    """Run the history of one seed, with an injected bug if there is one.
 
     Raises `Failure` if something does not hold.
     """
@@ -315,13 +315,13 @@ def run_seed(seed: int, bug: Callable[[World], AbstractContextManager[None]] | N
         world = World(seed)
         with bug(world) if bug is not None else nullcontext():
             world.run()
-    except Exception as error:  # whatever breaks, a core or the oracle, breaks the seed
+    except Exception as error:  # any error, of a core or of the oracle, means that the seed does not hold
         raise Failure(f"seed {seed}: {type(error).__name__}: {error}") from error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run many seeds; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m trio_dask.testing.simulate", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.simulation.simulate", description=__doc__)
     parser.add_argument("--seeds", type=int, default=300, help="how many seeds to run (default: 300)")
     parser.add_argument("--first", type=int, default=0, help="the first seed (default: 0)")
     options = parser.parse_args(arguments)
@@ -331,7 +331,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             run_seed(seed)
         except Failure as failure:
             print(failure, file=sys.stderr)
-            print(f"again: python -m trio_dask.testing.simulate --first {seed} --seeds 1", file=sys.stderr)
+            print(f"again: python -m tests.simulation.simulate --first {seed} --seeds 1", file=sys.stderr)
             return 1
     print(f"{options.seeds} seeds hold, in {time.monotonic() - start:.1f} s")
     return 0

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, Final
 
+from tests.simulation.sim_network import Timeline
+from tests.simulation.sim_scheduler import SimScheduler
+from tests.simulation.sim_worker import SILENCE, Network
 from trio_dask.client.core.client import ClientCore
 from trio_dask.client.core.key_state import Ended, KeyState
 from trio_dask.ids import Incarnation, Key
@@ -13,9 +16,6 @@ from trio_dask.protocol import codec
 from trio_dask.protocol.hello import Hello, Welcome
 from trio_dask.protocol.messages import Goodbye, Message
 from trio_dask.scheduler.core import Admit, CallAgain, Resume
-from trio_dask.testing.sim_network import Timeline
-from trio_dask.testing.sim_scheduler import SimScheduler
-from trio_dask.testing.sim_worker import SILENCE, Network
 
 PATIENCE_S: Final = 1.0
 """How long a client that lost its link may be away."""
@@ -55,7 +55,7 @@ class SimClient:
             self.link.to_scheduler.send(list(self.core.drain()))
         for request in self.core.next_fetches():
             delay = self.timeline.rng.random() * 0.004
-            self.timeline.after(delay, lambda r=request: self._fetch(r))  # type: ignore[misc]
+            self.timeline.after(delay, partial(self._fetch, request))
 
     def read(self, state: KeyState) -> None:
         """Ask for the value of a future."""

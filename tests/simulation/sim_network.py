@@ -30,7 +30,7 @@ class Timeline:
         heappush(self._events, (when, self._count, action))
 
     def after(self, delay: float, action: Callable[[], None]) -> None:
-        """Do this so many seconds from now."""
+        """Do this after a delay in seconds."""
         self.at(self.now + delay, action)
 
     def run(self, until: float = float("inf")) -> bool:
@@ -39,7 +39,7 @@ class Timeline:
             self.now, _, action = heappop(self._events)
             self.steps += 1
             if self.steps > MAX_STEPS:
-                raise AssertionError(f"no rest after {MAX_STEPS} events: the cores chase each other")
+                raise AssertionError(f"more than {MAX_STEPS} events: the cores never come to rest")
             action()
         if self._events:
             self.now = until

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from tests.simulation.sim_network import Link, Pipe, Timeline
 from trio_dask.ids import Incarnation, PeerId, RunId
 from trio_dask.protocol import codec
 from trio_dask.protocol.hello import Hello, Refusal, Welcome
 from trio_dask.protocol.messages import Goodbye, Leave, Message, WorkerExited
 from trio_dask.scheduler.core import Admit, ClosePeer, CoreSettings, SchedulerCore
 from trio_dask.scheduler.core.retirement import ATTEMPTS
-from trio_dask.scheduler.core.state import InMemory, State
+from trio_dask.scheduler.core.state import State
+from trio_dask.scheduler.core.task_states import InMemory
 from trio_dask.scheduler.core.worker_states import HERE
-from trio_dask.testing.sim_network import Link, Pipe, Timeline
 
 
 def state_of(core: SchedulerCore) -> State:
     """What a scheduler knows, for the oracle."""
+    # The oracle compares what every core believes with what is true.
     return core._state  # pyright: ignore[reportPrivateUsage]
 
 
@@ -29,7 +31,7 @@ class SimScheduler:
         self.core = SchedulerCore(settings, self.incarnation)
         self.links: dict[PeerId, Link] = {}
         self.leaves: list[str] = []
-        """What went wrong when workers were sent away."""
+        """Results that were lost when workers were dismissed."""
         self._settings = settings
         self._restarts = 0
         self._tick_at = float("inf")
