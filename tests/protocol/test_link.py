@@ -61,7 +61,7 @@ def test_any_chunking_gives_the_same_messages(frames: list[list[Message] | None]
 
 @pytest.mark.parametrize("step", [1000, 70_000, 2**20])
 def test_a_large_frame_is_received_where_it_belongs(step: int) -> None:
-    sent = [Blob(b"d", 1, bytes(1_000_000)), Query(1, "who_has", ())]
+    sent: list[Message] = [Blob(b"d", 1, bytes(1_000_000)), Query(1, "who_has", ())]
     data = frame(sent[0]) + frame(sent[1])
     assert feed(new_link(), data, list(range(0, len(data), step))) == sent
 

@@ -5,42 +5,45 @@ import math
 import os.path
 import threading
 import types
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import cloudpickle
 import pytest
 
 from trio_dask.errors import SerializationError
 from trio_dask.protocol import pickled_definitions
+from trio_dask.protocol.pickled_functions import PickledFunction
 from trio_dask.protocol.pickling import KeyReference, load_function, pickle_function
 
 
 class Future(KeyReference):
-    def __init__(self, key) -> None:
+    def __init__(self, key: str) -> None:
         self.key = key
 
 
-def importable(x):
+def importable(x: int) -> int:
     return x + 1
 
 
-def in_main(source, *names):
+def in_main(source: str, *names: str) -> Any:
     """Functions as a script would define them; each call is a new script."""
     namespace = {"__name__": "__main__"}
     exec(source, namespace)
     return [namespace[name] for name in names] if names else namespace
 
 
-def loaded(pickled):
+def loaded(pickled: PickledFunction) -> Any:
     return load_function(pickled.digest, pickled.data, dict(pickled.blobs))[0]
 
 
-def again(function):
+def again(function: Callable[..., Any]) -> Any:
     return loaded(pickle_function(function))
 
 
 @pytest.mark.parametrize("function", [importable, os.path.join, math.sqrt, len, dict, functools.reduce, dict.fromkeys])
-def test_what_can_be_imported_travels_by_reference(function) -> None:
+def test_what_can_be_imported_travels_by_reference(function: Callable[..., Any]) -> None:
     blob = pickle_function(function)
     assert len(blob.data) < 100
     assert loaded(blob) == function
@@ -49,8 +52,8 @@ def test_what_can_be_imported_travels_by_reference(function) -> None:
 
 
 def test_lambdas_closures_and_nested_functions_travel_by_value() -> None:
-    def outer(n):
-        def inner(x):
+    def outer(n: int) -> Callable[[int], int]:
+        def inner(x: int) -> int:
             return x + n + (lambda: n)()
 
         return inner
@@ -71,7 +74,7 @@ def test_functions_that_refer_to_themselves_and_each_other() -> None:
     assert again(fib)(10) == 55
     assert again(even)(8) is True
 
-    def own(n):
+    def own(n: int) -> Any:
         return own if n else 0
 
     assert again(own)(1)(0) == 0
@@ -106,9 +109,10 @@ def test_a_cached_function_of_main_travels_by_value_and_keeps_its_cache_settings
 
 def test_a_class_made_here_comes_back_as_itself_untouched() -> None:
     class Thing:
-        pass
+        method: Callable[..., int]
+        later: str
 
-    method = Thing.method = lambda self: 1
+    Thing.method = method = lambda self: 1
     blob = pickle_function(Thing)
     Thing.later = "kept"
     assert loaded(blob) is Thing
@@ -154,7 +158,7 @@ def test_a_function_by_value_is_pickled_once() -> None:
         "config.n = 1",
     ],
 )
-def test_a_change_of_what_a_function_captured_is_noticed(change) -> None:
+def test_a_change_of_what_a_function_captured_is_noticed(change: str) -> None:
     namespace = in_main(
         "import types\n"
         "y = 1\nnumbers = []\ntable = {}\nconfig = types.SimpleNamespace(n=0)\n"
@@ -172,7 +176,7 @@ def test_a_change_of_what_a_function_captured_is_noticed(change) -> None:
 def test_a_closure_that_is_bound_anew_is_noticed() -> None:
     n = 1
 
-    def f():
+    def f() -> Any:
         return n
 
     assert again(f)() == 1
@@ -203,7 +207,7 @@ def test_a_future_in_a_closure_is_refused_with_advice() -> None:
         (lambda lock: in_main("def f(): return a", "f")[0].__globals__.update(a=lock), None),
     ],
 )
-def test_what_cannot_travel_is_named(make, words) -> None:
+def test_what_cannot_travel_is_named(make: Callable[..., Any], words: str | None) -> None:
     if words is None:
         namespace = in_main("def f(): return a")
         namespace["a"] = {"deep": [threading.Lock()]}
@@ -216,7 +220,7 @@ def test_what_cannot_travel_is_named(make, words) -> None:
 
 def test_names_are_short() -> None:
     class Callable:
-        def __call__(self):
+        def __call__(self) -> Any:
             pass
 
     names = [
@@ -228,7 +232,7 @@ def test_names_are_short() -> None:
 def test_threads_get_the_right_functions() -> None:
     made = [eval(f"lambda: {number}") for number in range(200)]
 
-    def check(thread):
+    def check(thread: int) -> bool:
         order = made[thread:] + made[:thread]
         return all(again(function)() == function() for function in order)
 

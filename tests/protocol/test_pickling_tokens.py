@@ -7,7 +7,9 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,26 +19,27 @@ from hypothesis import strategies as st
 import trio_dask.errors
 from trio_dask.protocol.call_tokens import canonical_token
 from trio_dask.protocol.pickled_definitions import token_of_definition
+from trio_dask.protocol.picklers import Buffer
 from trio_dask.protocol.pickling import KeyReference, call_token, pickle_call, pickle_function
 
 FUNCTION = b"f" * 16
 
 
 class Future(KeyReference):
-    def __init__(self, key) -> None:
+    def __init__(self, key: str) -> None:
         self.key = key
 
 
 class Plain:
-    def __init__(self, **state) -> None:
+    def __init__(self, **state: object) -> None:
         self.__dict__.update(state)
 
 
-def token(*args, **kwargs):
+def token(*args: Any, **kwargs: Any) -> bytes:
     return call_token(FUNCTION, args, kwargs, pickle_call(args, kwargs))
 
 
-def rebuilt(value):
+def rebuilt(value: Any) -> Any:
     """An equal value in which no two objects are one, and no object is one of those in `value`."""
     kind = type(value)
     if kind in (list, tuple, set, frozenset):
@@ -59,7 +62,7 @@ values = st.recursive(
 
 
 @given(st.lists(values, max_size=3), st.dictionaries(st.text(max_size=3), values, max_size=3))
-def test_equal_calls_have_equal_tokens_whatever_is_identical_in_them(args, kwargs) -> None:
+def test_equal_calls_have_equal_tokens_whatever_is_identical_in_them(args: list[Any], kwargs: dict[str, Any]) -> None:
     again = dict(reversed(rebuilt(kwargs).items()))
     assert token(*args, **kwargs) == token(*rebuilt(args), **again)
     text = "".join("abc")
@@ -68,7 +71,7 @@ def test_equal_calls_have_equal_tokens_whatever_is_identical_in_them(args, kwarg
 
 
 @given(values, values)
-def test_different_arguments_have_different_tokens(one, other) -> None:
+def test_different_arguments_have_different_tokens(one: Any, other: Any) -> None:
     assert token(one) != token(other) or (one == other and type(one) is type(other))
     assert token(one, other) != token([one, other])
     assert token(one) != token(a=one)
@@ -78,7 +81,7 @@ def test_different_arguments_have_different_tokens(one, other) -> None:
     ("one", "other"),
     [(1, True), (1, 1.0), (0, None), ("1", 1), (b"1", "1"), ([1], (1,)), ({1}, frozenset({1})), (0.0, -0.0)],
 )
-def test_equal_but_other_types_are_other_arguments(one, other) -> None:
+def test_equal_but_other_types_are_other_arguments(one: Any, other: Any) -> None:
     assert token(one) != token(other)
     assert token([one]) != token([other])
 
@@ -102,7 +105,7 @@ def test_futures_count_by_key_wherever_they_are() -> None:
 
 
 @pytest.mark.parametrize("size", [4, 100_000])
-def test_arrays_count_by_content(size) -> None:
+def test_arrays_count_by_content(size: int) -> None:
     base = np.arange(size, dtype=np.float64)
     other = base.copy()
     other.flags.writeable = False
@@ -121,20 +124,20 @@ def test_arrays_count_by_content(size) -> None:
 class Temporary:
     """Its pickle holds an object that lives no longer than the pickling."""
 
-    def __init__(self, byte, wrap) -> None:
+    def __init__(self, byte: bytes, wrap: Callable[[bytes], object]) -> None:
         self.byte = byte
         self.wrap = wrap
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return Temporary, (self.wrap(self.byte * 200_000), self.wrap)
 
 
-def as_buffer(data):
+def as_buffer(data: Buffer) -> pickle.PickleBuffer:
     return pickle.PickleBuffer(bytearray(data))
 
 
 @pytest.mark.parametrize("wrap", [bytes, bytearray, as_buffer])
-def test_content_that_lives_only_while_it_is_pickled_is_not_mistaken(wrap) -> None:
+def test_content_that_lives_only_while_it_is_pickled_is_not_mistaken(wrap: Callable[..., Any]) -> None:
     """Another object may have its address when the token is made."""
     tokens = {token([Temporary(byte, wrap) for byte in (b"1", b"1", last)]) for last in (b"1", b"2", b"3", b"4")}
     assert len(tokens) == 4
@@ -143,10 +146,10 @@ def test_content_that_lives_only_while_it_is_pickled_is_not_mistaken(wrap) -> No
 class Part:
     """A view of a part of some buffer, as of a column store."""
 
-    def __init__(self, view) -> None:
+    def __init__(self, view: Buffer) -> None:
         self.view = view
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return Part, (pickle.PickleBuffer(self.view),)
 
 
@@ -160,7 +163,7 @@ def test_parts_of_one_buffer_are_told_apart() -> None:
 
 
 def test_cycles_have_tokens() -> None:
-    def ring(last):
+    def ring(last: object) -> list[Any]:
         first = ["a", last]
         first.append(first)
         return first
@@ -168,16 +171,16 @@ def test_cycles_have_tokens() -> None:
     assert token(ring(1)) == token(ring(1)) != token(ring(2))
     assert list({0, 8}) != list({8, 0})
     assert token(ring({0, 8})) == token(ring({8, 0}))
-    node = Plain(name="a")
+    node: Any = Plain(name="a")
     node.self = node
-    other = Plain(name="a")
+    other: Any = Plain(name="a")
     other.self = other
     assert token(node) == token(other)
 
 
 def test_parts_that_multiply_do_not_take_for_ever() -> None:
-    def tower():
-        value = ["x"]
+    def tower() -> list[Any]:
+        value: list[Any] = ["x"]
         for _ in range(60):
             value = [value, value]
         return value
@@ -187,7 +190,7 @@ def test_parts_that_multiply_do_not_take_for_ever() -> None:
     assert time.perf_counter() - began < 5
 
 
-def define(source, name="f"):
+def define(source: str, name: str = "f") -> Any:
     namespace = {"__name__": "__main__"}
     exec(textwrap.dedent(source), namespace)
     return namespace[name]
@@ -212,7 +215,7 @@ SAME = [
 
 
 @pytest.mark.parametrize("source", SAME)
-def test_a_definition_made_twice_is_the_same_function(source) -> None:
+def test_a_definition_made_twice_is_the_same_function(source: str) -> None:
     one, other = define(source), define(f"# elsewhere\n\n\n{source}")
     assert pickle_function(one).token == pickle_function(other).token
     assert token(one) == token(other)
@@ -237,7 +240,7 @@ def test_a_definition_made_twice_is_the_same_function(source) -> None:
         ("f = len", "f = abs"),
     ],
 )
-def test_another_definition_is_another_function(one, other) -> None:
+def test_another_definition_is_another_function(one: str, other: str) -> None:
     assert pickle_function(define(one)).token != pickle_function(define(other)).token
     assert token(define(one)) != token(define(other))
 
@@ -325,10 +328,10 @@ def test_tokens_are_the_same_in_every_process_and_hash_seed() -> None:
 
 
 @pytest.mark.parametrize("words", [1000, 300_000])
-def test_long_lists_of_equal_words_are_equal(words) -> None:
+def test_long_lists_of_equal_words_are_equal(words: int) -> None:
     """Equal strings that are one object in one list, and many in another."""
 
-    def listed():
+    def listed() -> list[str]:
         return [str(number % 1000) for number in range(words)]
 
     one = [str(number) for number in range(1000)] * (words // 1000)

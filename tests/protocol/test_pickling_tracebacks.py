@@ -5,6 +5,8 @@ import linecache
 import threading
 import time
 import traceback
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -12,7 +14,7 @@ from trio_dask.errors import RemoteError
 from trio_dask.protocol.pickling import describe_exception, pickle_value, rebuild_exception
 
 
-def raised(make):
+def raised(make: Callable[[], object]) -> BaseException:
     """The exception with a traceback, as a slot would catch it."""
     try:
         result = make()
@@ -23,22 +25,22 @@ def raised(make):
     pytest.fail("nothing was raised")
 
 
-def remote(make):
+def remote(make: Callable[[], object]) -> Any:
     error, text = describe_exception(raised(make))
     assert type(text) is str
     return rebuild_exception(error, text, key="f-12ab", worker="alice (tcp://10.0.0.6:4000)", attempt=2)
 
 
-def printed(exc):
+def printed(exc: BaseException) -> str:
     return "".join(traceback.format_exception(exc))
 
 
 class RequiredArguments(Exception):
-    def __init__(self, status, reason) -> None:
+    def __init__(self, status: int, reason: str) -> None:
         super().__init__(f"{status}: {reason}")
 
 
-def recurse(n):
+def recurse(n: int) -> Any:
     return recurse(n + 1)
 
 
@@ -58,7 +60,7 @@ def test_infinite_recursion_has_a_bounded_traceback_with_both_ends() -> None:
 
 
 def test_it_can_be_described_at_the_end_of_the_stack() -> None:
-    def deep(n):
+    def deep(n: int) -> Any:
         try:
             return deep(n + 1)
         except RecursionError as exc:
@@ -66,14 +68,14 @@ def test_it_can_be_described_at_the_end_of_the_stack() -> None:
                 described.append(describe_exception(exc))
             raise
 
-    described = []
+    described: list[tuple[bytes | None, str]] = []
     raised(lambda: deep(0))
     assert described
     assert all("RecursionError" in text for _, text in described)
 
 
 def test_frames_are_those_of_the_user_with_lines_and_markers() -> None:
-    def user_function(numbers):
+    def user_function(numbers: list[int]) -> float:
         return numbers[0] / numbers[1]  # the line
 
     got = remote(lambda: user_function([1, 0]))
@@ -88,7 +90,10 @@ def test_frames_are_those_of_the_user_with_lines_and_markers() -> None:
 
 def test_our_own_frames_are_cut() -> None:
     exc = raised(lambda: pickle_value(threading.Lock(), 10))
-    exc.__traceback__ = exc.__traceback__.tb_next.tb_next  # as if a slot had called it
+    ours = exc.__traceback__
+    assert ours is not None
+    assert ours.tb_next is not None
+    exc.__traceback__ = ours.tb_next.tb_next  # as if a slot had called it
     _, text = describe_exception(exc)
     assert text.splitlines() == [text.splitlines()[0], "", text.splitlines()[0]]
     _, text = describe_exception(raised(lambda: ValueError("x")), 1)
@@ -107,10 +112,10 @@ def test_the_text_has_type_message_and_traceback() -> None:
     assert got.traceback_text == rest
 
 
-def from_elsewhere(source, filename):
+def from_elsewhere(source: str, filename: str) -> tuple[bytes | None, str]:
     """What a function of a file that exists on the worker alone raises."""
     linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
-    namespace = {"__name__": "elsewhere"}
+    namespace: dict[str, Any] = {"__name__": "elsewhere"}
     exec(compile(source, filename, "exec"), namespace)
     described = describe_exception(raised(namespace["f"]))
     del linecache.cache[filename]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar, cast
 
@@ -15,7 +15,7 @@ from trio_dask.comm.transport import Transport
 from trio_dask.config import WorkerSettings
 from trio_dask.ids import RunId, new_incarnation
 from trio_dask.protocol.hello import Hello, Refusal, Welcome
-from trio_dask.protocol.messages import Blob, Heartbeat, Message, Run, Started
+from trio_dask.protocol.messages import Blob, Heartbeat, Message, Run, RunFailed, RunFinished, Started
 from trio_dask.protocol.pickling import KeyReference, load_value, pickle_call, pickle_function
 from trio_dask.worker.service import run_worker
 
@@ -68,7 +68,7 @@ class Session:
         key: str,
         function: Callable[..., Any],
         *args: Any,
-        holders: dict[str, Sequence[str]] | None = None,
+        holders: Mapping[str, Sequence[str]] | None = None,
         priority: int = 0,
         **extra: Any,
     ) -> RunId:
@@ -78,7 +78,7 @@ class Session:
         for digest, data in ((blob.digest, blob.data), *call.blobs):
             if digest not in self._sent:
                 self._sent.add(digest)
-                self.tell(Blob(digest, len(data), data))
+                self.tell(Blob(digest, len(data), bytes(data)))
         self._next_run += 1
         dependencies = tuple((name, tuple((holders or {}).get(name, ()))) for name in call.dependencies)
         run = RunId(self._next_run)
@@ -102,8 +102,8 @@ class Session:
     async def result(self) -> Any:
         """The value of the run that ends next."""
         with trio.fail_after(PATIENCE_S):
-            while not hasattr(message := await self._receive.receive(), "value"):
-                assert not hasattr(message, "error"), message
+            while not isinstance(message := await self._receive.receive(), RunFinished):
+                assert not isinstance(message, RunFailed), message
         return value_of(message.value)
 
 

@@ -245,7 +245,7 @@ async def test_functions_can_be_called_outside_of_the_slots() -> None:
         assert await session.result() == 1
 
 
-def _ask_worker(dask_worker: WorkerHandle) -> str:
+def _ask_worker(dask_worker: WorkerHandle) -> str | int:
     return dask_worker.name
 
 

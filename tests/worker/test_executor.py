@@ -137,7 +137,12 @@ async def test_a_value_above_the_limit_does_not_ride_along(open_slots: Any) -> N
 
 async def test_who_is_known_for_large_results_passes_the_gate_and_so_does_who_is_not_known(open_slots: Any) -> None:
     passed: list[int] = []
-    reservations = Reservations(lambda nbytes: passed.append(nbytes) is None, lambda: None)
+
+    def take(nbytes: int) -> bool:
+        passed.append(nbytes)
+        return True
+
+    reservations = Reservations(take, lambda: None)
 
     def unknown() -> int:
         return 1
@@ -359,7 +364,7 @@ async def test_the_next_run_of_a_slot_does_not_inherit_a_cancellation(open_slots
 
 
 async def test_async_tasks_run_under_trio_in_the_loops_thread(open_slots: Any) -> None:
-    async def work(number: int) -> tuple[int, threading.Thread]:
+    async def work(number: int) -> int:
         await trio.lowlevel.checkpoint()
         assert threading.current_thread() is loop
         return number + 1
@@ -481,7 +486,7 @@ async def test_a_slot_carries_its_result_to_what_follows_it(open_slots: Any) -> 
 
 
 async def test_a_task_can_ask_where_it_runs(open_slots: Any) -> None:
-    def work() -> tuple[str, int, str]:
+    def work() -> tuple[str, int, str | int]:
         context = current_task()
         assert context is not None
         return context.key, context.attempt, get_worker().name
@@ -601,7 +606,7 @@ async def test_a_fault_of_ours_ends_it_whatever_async_tasks_run(monkeypatch: pyt
             with trio.fail_after(PATIENCE_S):
                 await begun.wait()
                 monkeypatch.setattr(kit, "take", None)
-                kit.executor._take = lambda outcomes: 1 // 0
+                monkeypatch.setattr(kit.executor, "_take", lambda outcomes: 1 // 0)
                 kit.offer(2, abs, -1)
                 kit.wake()
                 await trio.sleep_forever()

@@ -11,7 +11,7 @@ import trio.testing
 
 from tests.worker.kit import Ref, Session, open_scheduler, value_of
 from tests.worker.test_service import Gate, gates, keys_here, pass_gate, pass_gate_and_ignore
-from trio_dask.errors import NoScheduler
+from trio_dask.errors import NoScheduler, TaskCancelled
 from trio_dask.protocol.messages import (
     CancelRuns,
     Capacity,
@@ -26,7 +26,7 @@ from trio_dask.protocol.messages import (
 from trio_dask.worker.drain_request import DrainRequest
 from trio_dask.worker.running_table import RunningTable
 from trio_dask.worker.service import run_worker
-from trio_dask.worker.task_context import TaskCancelled, check_cancelled, get_worker, secede
+from trio_dask.worker.task_context import check_cancelled, get_worker, secede
 
 PATIENCE_S = 10
 

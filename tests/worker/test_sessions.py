@@ -18,6 +18,7 @@ from trio_dask.comm import Address
 from trio_dask.comm.inproc import bind_memory
 from trio_dask.config import WorkerSettings
 from trio_dask.errors import NoScheduler, RefusedError, UsageError
+from trio_dask.ids import RunId
 from trio_dask.protocol.messages import (
     Absent,
     Fetch,
@@ -217,7 +218,7 @@ async def test_a_scheduler_that_talks_nonsense_is_left_and_called_again(autojump
     async with open_scheduler() as scheduler, trio.open_nursery() as nursery:
         await nursery.start(run_worker, scheduler.settings)
         first = await scheduler.next_session()
-        first.tell(ReturnRuns(()), Run(1, "k", b"?" * 16, b"", (), 0, {}))
+        first.tell(ReturnRuns(()), Run(RunId(1), "k", b"?" * 16, b"", (), 0, {}))
         await scheduler.next_session()
         await first.over.wait()
         assert first.connection.goodbye is not None
@@ -280,7 +281,12 @@ async def test_nothing_that_is_under_way_holds_up_the_end(
     async with open_scheduler(death_timeout_s=30, connect_timeout_s=1000) as scheduler, trio.open_nursery() as nursery:
         ended: list[float] = []
         engines: list[CoreDriver] = []
-        monkeypatch.setattr(service, "CoreDriver", lambda settings: engines.append(CoreDriver(settings)) or engines[0])
+
+        def new_engine(settings: WorkerSettings) -> CoreDriver:
+            engines.append(CoreDriver(settings))
+            return engines[0]
+
+        monkeypatch.setattr(service, "CoreDriver", new_engine)
 
         async def worker() -> None:
             with pytest.raises(NoScheduler):
