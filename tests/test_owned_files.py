@@ -1,7 +1,6 @@
 import os
 import subprocess
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -54,14 +53,6 @@ def test_a_reader_sees_all_of_a_file_or_nothing(tmp_path: Path) -> None:
     over.set()
     reader.join()
     assert seen <= {None, whole}
-
-
-@pytest.fixture
-def running() -> Iterator[tuple[int, float]]:
-    """Another process that lives, and when it started."""
-    with subprocess.Popen(["sleep", "1000"]) as process:
-        yield process.pid, psutil.Process(process.pid).create_time()
-        process.kill()
 
 
 def test_a_pid_file_of_a_program_that_runs_is_left_alone(tmp_path: Path, running: tuple[int, float]) -> None:

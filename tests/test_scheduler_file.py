@@ -1,23 +1,12 @@
 import json
 import os
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from trio_dask.errors import NoScheduler, UnavailableError, UsageError
 from trio_dask.owned_files import keep_file
 from trio_dask.scheduler_file import read_scheduler_file, scheduler_file_text
-
-
-@pytest.fixture
-def running() -> Iterator[tuple[int, float]]:
-    """Another process that lives, and when it started."""
-    with subprocess.Popen(["sleep", "1000"]) as process:
-        yield process.pid, psutil.Process(process.pid).create_time()
-        process.kill()
 
 
 def scheduler_of(pid: int, start: float, **more: object) -> str:

@@ -1,6 +1,7 @@
 """Large blobs on one machine: mapped instead of sent, with the content itself as a way out."""
 
 import os
+import weakref
 from typing import Any, cast
 
 import msgpack
@@ -61,6 +62,12 @@ def offered(blobs: SharedBlobs, blob: Blob) -> memoryview:
     return memoryview(offer)
 
 
+def memory_of(content: object) -> weakref.ref[Any]:
+    """The map of which this is a part; None when nobody holds it any more."""
+    assert isinstance(content, memoryview)
+    return weakref.ref(content.obj)
+
+
 async def agree(client: Connection, scheduler: Connection) -> None:
     """Have the client take what the scheduler said first: that it can map the client's memory."""
     scheduler.send_nowait(Reply(0, None), flush=True)
@@ -102,19 +109,21 @@ async def test_memory_is_held_for_the_peer_until_it_has_mapped_it_all() -> None:
     async with client, scheduler:
         await agree(client, scheduler)
         content = shared_content()
-        token = part_of(content).token
+        memory = memory_of(content)
         sent = pieces_of(content)
         del content
         client.send_many_nowait(sent)
         client.flush_nowait()
         del sent
-        assert [offered for offered, _ in client._shared._offered] == [token]
+        assert memory() is not None
         received = await receive(scheduler, 9)
         assert len(b"".join(blob.data for blob in received)) == NBYTES
         scheduler.send_nowait(Reply(1, "so that there is something to wait for"), flush=True)
         await receive(client, 1)
-        assert not client._shared._offered
-        assert scheduler._shared._mapping is None
+        assert memory() is None
+        mapped = memory_of(received[0].data)
+        del received
+        assert mapped() is None
         await client.aclose()
 
 
@@ -124,7 +133,7 @@ def test_what_is_mapped_outlives_its_owner_and_can_be_shared_on() -> None:
     first, second = SharedBlobs("a client"), SharedBlobs("the scheduler")
     mapped = [second.take(offered(first, blob), FROM_CLIENT)[0] for blob in pieces_of(content)]
     content.release()
-    first._offered.clear()
+    first.clear()
     assert b"".join(blob.data for blob in mapped) == expected
     third = SharedBlobs("the scheduler")
     again = [third.take(offered(second, blob), FROM_CLIENT)[0] for blob in mapped]
@@ -201,10 +210,14 @@ def test_memory_that_is_offered_twice_is_held_until_both_are_mapped() -> None:
     for content in (first, second, second):
         for blob in pieces_of(content):
             answers += receiver.take(offered(sender, blob), FROM_CLIENT)[1]
-    assert len(sender._offered) == len(answers) == 3
-    for left, answer in zip((2, 1, 0), answers, strict=True):
+    assert len(answers) == 3
+    memory = memory_of(first), memory_of(second)
+    del first, second, content, blob
+    held = []
+    for answer in answers:
         sender.release(memoryview(answer))
-        assert len(sender._offered) == left
+        held.append([each() is not None for each in memory])
+    assert held == [[False, True], [False, True], [False, False]]
     with pytest.raises(ProtocolError, match="not offered"):
         sender.release(memoryview(answers[0]))
 
@@ -228,10 +241,14 @@ def test_with_many_descriptors_held_the_content_is_read(monkeypatch: pytest.Monk
 
 def test_a_connection_that_has_ended_holds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     shared = SharedBlobs("a client")
-    for blob in pieces_of(shared_content())[:2]:
+    content = shared_content()
+    memory = memory_of(content)
+    for blob in pieces_of(content)[:2]:
         shared.offer(blob)
+    del content, blob
+    assert memory() is not None
     shared.clear()
-    assert not shared._offered
+    assert memory() is None
 
 
 @pytest.mark.parametrize(

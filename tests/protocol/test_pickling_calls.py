@@ -18,17 +18,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.protocol.kit import Future
 from trio_dask.errors import SerializationError
 from trio_dask.protocol import pickled_calls
 from trio_dask.protocol.picklers import Buffer
-from trio_dask.protocol.pickling import KeyReference, call_token, load_call, pickle_call
+from trio_dask.protocol.pickling import call_token, load_call, pickle_call
 
 LARGE = 1 << 16
-
-
-class Future(KeyReference):
-    def __init__(self, key: str) -> None:
-        self.key = key
 
 
 class Holder:

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-import traceback
 import tracemalloc
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -19,29 +18,9 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.protocol.kit import RequiredArguments, printed, raised, remote
 from trio_dask.errors import RemoteError, SerializationError, TaskExited
 from trio_dask.protocol.pickling import describe_exception, rebuild_exception
-
-
-def raised(make: Callable[[], object]) -> BaseException:
-    """The exception with a traceback, as a slot would catch it."""
-    try:
-        result = make()
-        if isinstance(result, BaseException):
-            raise result
-    except BaseException as exc:
-        return exc
-    pytest.fail("nothing was raised")
-
-
-def remote(make: Callable[[], object]) -> Any:
-    error, text = describe_exception(raised(make))
-    assert type(text) is str
-    return rebuild_exception(error, text, key="f-12ab", worker="alice (tcp://10.0.0.6:4000)", attempt=2)
-
-
-def printed(exc: BaseException) -> str:
-    return "".join(traceback.format_exception(exc))
 
 
 def same(exc: BaseException) -> BaseException:
@@ -49,12 +28,6 @@ def same(exc: BaseException) -> BaseException:
 
 
 EMPTY: dict[str, int] = {}
-
-
-class RequiredArguments(Exception):
-    def __init__(self, status: int, reason: str) -> None:
-        super().__init__(f"{status}: {reason}")
-        self.status = status
 
 
 class Rewording(Exception):

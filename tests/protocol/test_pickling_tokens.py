@@ -17,17 +17,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import trio_dask.errors
+from tests.protocol.kit import Future, in_main
 from trio_dask.protocol.call_tokens import canonical_token
 from trio_dask.protocol.pickled_definitions import token_of_definition
 from trio_dask.protocol.picklers import Buffer
-from trio_dask.protocol.pickling import KeyReference, call_token, pickle_call, pickle_function
+from trio_dask.protocol.pickling import call_token, pickle_call, pickle_function
 
 FUNCTION = b"f" * 16
-
-
-class Future(KeyReference):
-    def __init__(self, key: str) -> None:
-        self.key = key
 
 
 class Plain:
@@ -190,10 +186,9 @@ def test_parts_that_multiply_do_not_take_for_ever() -> None:
     assert time.perf_counter() - began < 5
 
 
-def define(source: str, name: str = "f") -> Any:
-    namespace = {"__name__": "__main__"}
-    exec(textwrap.dedent(source), namespace)
-    return namespace[name]
+def define(source: str) -> Any:
+    """The `f` of a script."""
+    return in_main(textwrap.dedent(source))["f"]
 
 
 SAME = [

@@ -5,39 +5,11 @@ import linecache
 import threading
 import time
 import traceback
-from collections.abc import Callable
 from typing import Any
 
-import pytest
-
+from tests.protocol.kit import RequiredArguments, printed, raised, remote
 from trio_dask.errors import RemoteError
 from trio_dask.protocol.pickling import describe_exception, pickle_value, rebuild_exception
-
-
-def raised(make: Callable[[], object]) -> BaseException:
-    """The exception with a traceback, as a slot would catch it."""
-    try:
-        result = make()
-        if isinstance(result, BaseException):
-            raise result
-    except BaseException as exc:
-        return exc
-    pytest.fail("nothing was raised")
-
-
-def remote(make: Callable[[], object]) -> Any:
-    error, text = describe_exception(raised(make))
-    assert type(text) is str
-    return rebuild_exception(error, text, key="f-12ab", worker="alice (tcp://10.0.0.6:4000)", attempt=2)
-
-
-def printed(exc: BaseException) -> str:
-    return "".join(traceback.format_exception(exc))
-
-
-class RequiredArguments(Exception):
-    def __init__(self, status: int, reason: str) -> None:
-        super().__init__(f"{status}: {reason}")
 
 
 def recurse(n: int) -> Any:
@@ -103,12 +75,12 @@ def test_our_own_frames_are_cut() -> None:
 def test_the_text_has_type_message_and_traceback() -> None:
     _, text = describe_exception(raised(lambda: RequiredArguments(404, "gone\nfor ever")))
     head, _, rest = text.partition("\n\n")
-    assert head == f"{__name__}.RequiredArguments: 404: gone\nfor ever"
+    assert head == f"{RequiredArguments.__module__}.RequiredArguments: 404: gone\nfor ever"
     assert rest.startswith("Traceback (most recent call last):\n")
     assert rest.endswith(head)
     got = rebuild_exception(None, text, key="k", worker="w", attempt=1)
     assert type(got) is RemoteError
-    assert (got.type_name, got.message) == (f"{__name__}.RequiredArguments", "404: gone\nfor ever")
+    assert (got.type_name, got.message) == (f"{RequiredArguments.__module__}.RequiredArguments", "404: gone\nfor ever")
     assert got.traceback_text == rest
 
 

@@ -1,7 +1,6 @@
 """Tasks that give their slot back: what the scheduler is told, and who gets which slot."""
 
 import threading
-from typing import Never
 
 import pytest
 import trio
@@ -94,9 +93,13 @@ class Desk:
         self.started: list[int] = []
         self.posted: list[Seceded | Rejoined] = []
         self.woken = 0
-        self.secession = SecededTasks(
-            self.slots, self.cells, start=self.started.append, post=self.posted.append, wake=self.wake
-        )
+        self.has_threads = True
+        self.secession = SecededTasks(self.slots, self.cells, start=self.start, post=self.posted.append, wake=self.wake)
+
+    def start(self, slot: int) -> None:
+        if not self.has_threads:
+            raise RuntimeError("can't start new thread")
+        self.started.append(slot)
 
     def wake(self, number: int) -> None:
         self.woken += number
@@ -199,16 +202,12 @@ def test_who_is_outside_stands_on_the_board_as_long_as_there_are_places() -> Non
 
 def test_if_there_can_be_no_more_threads_the_task_keeps_its_slot() -> None:
     desk = Desk(1, places=1)
-    start, desk.secession._start = desk.secession._start, fail_to_start
+    desk.has_threads = False
     context = desk.begin(7, 0)
     with pytest.raises(RuntimeError, match="can't start new thread"):
         desk.secession.secede(context)
     assert (desk.slots, desk.cells, context.slot) == ([context], [7, 0], 0)
     assert (desk.posted, list(desk.secession.outside)) == ([], [])
-    desk.secession._start = start
+    desk.has_threads = True
     assert desk.secession.secede(context)
     assert desk.cells == [0, 7]
-
-
-def fail_to_start(number: int) -> Never:
-    raise RuntimeError("can't start new thread")
