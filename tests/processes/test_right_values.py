@@ -292,7 +292,7 @@ def test_a_task_gets_what_its_call_was_and_nothing_of_other_tasks(history, layou
     client = clusters[layout]
     program = Program()
     changes = program.changes()
-    callables = program.callables + (program.of_classes if layout[1] == 1 else [])
+    callables = program.callables + program.of_classes
     made, expected = [], []
     for what, number, x in history:
         function = callables[number % len(callables)]

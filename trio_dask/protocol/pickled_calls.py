@@ -14,6 +14,7 @@ The first byte of a call tells its form:
 | 0x01 | a pickle of `(args, kwargs)` with persistent ids |
 | 0x02 | a count (4 bytes), for each out-of-band buffer its digest and 1 if it is read-only, then the same |
 | 0x03 | a pickle of `args`, all of them numbers, strings and references; each of these is a tuple of its key |
+| 0x04 | one of the others, with code that changes definitions: the task takes a turn |
 
 A persistent id is a string (a key), bytes (the digest of a bytes object), or a tuple: a kind, a digest, and for a
 bytearray its number in the call.
@@ -35,6 +36,7 @@ from trio_dask.ids import Digest, Key
 from trio_dask.protocol.blob_contents import LARGE_BYTES, content_digest, fixed_content, sole_owner
 from trio_dask.protocol.call_tokens import canonical_token
 from trio_dask.protocol.captured_values import CarriesState, stands_alone
+from trio_dask.protocol.changing_code import changes_definitions, class_changes_itself
 from trio_dask.protocol.introspection import kind_of
 from trio_dask.protocol.pickle_errors import describe_culprit, users_own
 from trio_dask.protocol.pickled_definitions import DefinitionPickler, by_value, load_shared, token_of_definition
@@ -57,7 +59,7 @@ _NUMBERS = frozenset({int, float, bool, type(None)})
 _ATOMS = _NUMBERS | {complex, str}
 _PLAIN = _ATOMS | {tuple, list, dict}
 
-_IN_BLOB, _PERSISTENT_IDS, _BUFFERS, _REFERENCES, _PICKLE = 0x00, 0x01, 0x02, 0x03, 0x80
+_IN_BLOB, _PERSISTENT_IDS, _BUFFERS, _REFERENCES, _CHANGES, _PICKLE = 0x00, 0x01, 0x02, 0x03, 0x04, 0x80
 _POOL_SIZE = 4
 _POOLED_CALL_BYTES = 1 << 12
 
@@ -118,13 +120,14 @@ class _Gathered:
         self.buffers.append(self.add_blob(content) + bytes([content.readonly]))
         return False
 
-    def finish(self, pickled: bytes) -> PickledCall:
+    def finish(self, pickled: bytes, *, changes: bool = False) -> PickledCall:
         if self.buffers:
             head = bytes([_BUFFERS]) + len(self.buffers).to_bytes(4, "little") + b"".join(self.buffers)
             call = head + pickled
         else:
             call = b"\x01" + pickled
-        return _made(call, tuple(self.dependencies), self.blobs, tuple(self.hashed))
+        made = _made(call, tuple(self.dependencies), self.blobs, tuple(self.hashed))
+        return made._replace(call=bytes([_CHANGES]) + made.call) if changes else made
 
 
 class _Hooks:
@@ -169,6 +172,8 @@ class _WholePickler(_Hooks, DefinitionPickler):
 
     shares_definitions = False
     renews_state = True
+    changes_definitions = False
+    """Whether a function or a class that was pickled can be seen to change one."""
 
     def persistent_id(self, obj: Any, /) -> Any:
         if kind_of(obj) is FunctionType and not _is_method(obj) and travels_by_value(obj) and stands_alone(obj):
@@ -182,6 +187,18 @@ class _WholePickler(_Hooks, DefinitionPickler):
         self.file = Chunks()
         self.gathered = _Gathered()
         DefinitionPickler.__init__(self, self.file, PICKLE_PROTOCOL, buffer_callback=self.gathered.add_buffer)
+
+    def reduce_function(self, function: FunctionType) -> Any:
+        reduced = super().reduce_function(function)
+        if reduced is not NotImplemented and not self.changes_definitions:
+            self.changes_definitions = changes_definitions(function)
+        return reduced
+
+    def reduce_class(self, cls: Any) -> Any:
+        reduced = super().reduce_class(cls)
+        if reduced is not NotImplemented and not self.changes_definitions:
+            self.changes_definitions = class_changes_itself(cls)
+        return reduced
 
 
 def _is_method(function: FunctionType) -> bool:
@@ -265,7 +282,7 @@ def _pickle_plainly(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Pickled
 def _pickle_whole(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> PickledCall:
     pickler = _WholePickler()
     pickler.dump((args, kwargs))
-    return pickler.gathered.finish(pickler.file.take())
+    return pickler.gathered.finish(pickler.file.take(), changes=pickler.changes_definitions)
 
 
 def can_pickle(value: Any) -> bool:
@@ -319,6 +336,8 @@ def call_token(function_token: bytes, args: tuple[Any, ...], kwargs: Mapping[str
     if not kwargs and _is_canonical(args, pickled.dependencies):
         return blake2b(function_token + pickled.call, digest_size=DIGEST_BYTES).digest()
     call: Buffer = pickled.call
+    if call[0] == _CHANGES:
+        call = call[1:]
     if call[0] == _IN_BLOB:
         call = dict(pickled.blobs)[bytes(call[1:])]
     return canonical_token(
@@ -353,6 +372,16 @@ class _Unpickler(pickle.Unpickler):
         return load_shared(digest, self.blobs[digest])
 
 
+def changes(call: Buffer) -> bool:
+    """Whether the code of this call, or of this callable of a task, can be seen to change definitions."""
+    return call[0] == _CHANGES
+
+
+def is_without_definitions(call: Buffer) -> bool:
+    """Whether a call has numbers, strings and references only, or what ordinary pickle makes of such."""
+    return call[0] == _PICKLE or call[0] == _REFERENCES
+
+
 def load_call(
     call: Buffer, blobs: Mapping[Digest, Buffer], values: Mapping[Key, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -369,6 +398,8 @@ def load_call(
         return tuple([values[item[0]] if kind_of(item) is tuple else item for item in told]), {}
     if marker == _IN_BLOB:
         return load_call(blobs[bytes(call[1:])], blobs, values)
+    if marker == _CHANGES:
+        return load_call(call[1:], blobs, values)
     return load_twice(functools.partial(_load_whole, call, blobs, values))
 
 

@@ -88,6 +88,11 @@ def _pickle_own(function: Any) -> PickledFunction:
     return PickledFunction(content_digest(pickled.call), pickled.call, short_name(function), token, pickled.blobs)
 
 
+def brings_classes(data: Buffer) -> bool:
+    """Whether a callable is a task's own, or has classes by value."""
+    return data[0] != _PICKLE or _BRINGS_CLASSES in bytes(data)
+
+
 def load_function(digest: Digest, data: Buffer, blobs: Mapping[Digest, Buffer]) -> tuple[Callable[..., Any], bool]:
     """The callable that `pickle_function` gave `digest` and `data` for, and whether the caller may keep it.
 
@@ -95,7 +100,7 @@ def load_function(digest: Digest, data: Buffer, blobs: Mapping[Digest, Buffer]) 
     raises.
     """
     if data[0] == _PICKLE:
-        if _BRINGS_CLASSES in bytes(data):
+        if brings_classes(data):
             return load_shared(digest, data), False
         function: Callable[..., Any] = pickle.loads(data)
         return function, True

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from weakref import ref
 
 from trio_dask.protocol.introspection import attributes_of, kind_of
+from trio_dask.protocol.rebuilt_classes import note_renewed
 from trio_dask.protocol.wire_constants import DIGEST_BYTES
 
 _lock = threading.RLock()
@@ -275,3 +276,4 @@ def renew_named(thing: Any, state: tuple[Callable[[Any, Any], object], Any]) -> 
             set_state, content = state
             set_state(thing, content)
             _empty.discard(known.name)
+            note_renewed(thing)

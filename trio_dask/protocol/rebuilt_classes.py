@@ -13,8 +13,8 @@ from __future__ import annotations
 import abc
 import enum
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import contextmanager, suppress
 from types import FunctionType
 from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary, WeakValueDictionary
@@ -43,6 +43,14 @@ MADE_BY_PYTHON = frozenset(
 )
 """Attributes of classes that Python makes by itself, some of them only when the class is first pickled or asked."""
 
+
+class _Loading(threading.local):
+    """The definitions that this thread gives their attributes again, if they are to be noted."""
+
+    renewed: list[Any] | None = None
+
+
+_loading = _Loading()
 _lock = threading.RLock()
 """A thread that loads a class waits until it is complete."""
 _home: WeakValueDictionary[str, Any] = WeakValueDictionary()
@@ -116,6 +124,7 @@ def renew_class(cls: Any, state: tuple[Callable[[Any, Any], object], Any]) -> An
 
     Other tasks may use it meanwhile, so attributes that stay are there at every moment.
     """
+    note_renewed(cls)
     with _lock:
         shape = _complete.get(cls)
         if shape is None:
@@ -131,6 +140,61 @@ def renew_class(cls: Any, state: tuple[Callable[[Any, Any], object], Any]) -> An
             cls._abc_caches_clear()
         set_state(cls, attributes)
     return cls
+
+
+def note_renewed(thing: Any) -> None:
+    """A class or named object has got its attributes again."""
+    if _loading.renewed is not None:
+        _loading.renewed.append(thing)
+
+
+@contextmanager
+def noting_renewed(things: list[Any]) -> Generator[None]:
+    """Add the definitions that are loaded in this block, and get their attributes again, to `things`."""
+    before, _loading.renewed = _loading.renewed, things
+    try:
+        yield
+    finally:
+        _loading.renewed = before
+
+
+class Bindings:
+    """The attributes of definitions as they are now, and how to bind them again."""
+
+    def __init__(self, things: Iterable[Any]) -> None:
+        self._classes = [
+            (thing, thing.__bases__, dict(attributes_of(thing)), registered_with(thing))
+            for thing in things
+            if issubclass(type(thing), type)
+        ]
+        objects = [thing for thing in things if not issubclass(type(thing), type)]
+        for cls, *_ in self._classes:
+            objects += cls.__members__.values() if issubclass(cls, enum.Enum) else ()
+        self._objects = [(thing, dict(attributes_of(thing))) for thing in objects if hasattr(thing, "__dict__")]
+
+    def apply(self) -> None:
+        """Bind them again."""
+        with _lock:
+            for cls, bases, attributes, registered in self._classes:
+                if cls.__bases__ != bases:
+                    cls.__bases__ = bases
+                for name in attributes_of(cls).keys() - attributes.keys() - MADE_BY_PYTHON:
+                    type.__delattr__(cls, name)
+                for name, value in attributes.items():
+                    if name not in MADE_BY_PYTHON and attributes_of(cls).get(name) is not value:
+                        type.__setattr__(cls, name, value)
+                for other in registered - registered_with(cls):
+                    cls.register(other)
+            for thing, attributes in self._objects:
+                own = attributes_of(thing)
+                own.update(attributes)
+                for name in own.keys() - attributes.keys():
+                    del own[name]
+
+
+def brings_class(args: Iterable[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether one of these arguments is a class that was built here."""
+    return any(issubclass(type(value), type) and value in _origins for value in (*args, *kwargs.values()))
 
 
 def registered_with(cls: Any) -> frozenset[Any]:

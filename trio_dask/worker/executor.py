@@ -20,14 +20,19 @@ import trio
 
 from trio_dask.errors import TaskCancelled
 from trio_dask.ids import Digest, Key
+from trio_dask.protocol.changing_code import changes_given
 from trio_dask.protocol.messages import Run
+from trio_dask.protocol.pickled_calls import changes, is_without_definitions
+from trio_dask.protocol.pickled_functions import brings_classes
 from trio_dask.protocol.pickling import load_call, load_function, pickle_value
+from trio_dask.protocol.rebuilt_classes import brings_class, noting_renewed
 from trio_dask.worker.core.ready_queue import ReadyQueue
 from trio_dask.worker.error_text import describe_failure, mention_trio, sendable
 from trio_dask.worker.memory_reservations import Reservations
 from trio_dask.worker.running_table import RunningTable
 from trio_dask.worker.secede import Rejoined, Seceded, SecededTasks
 from trio_dask.worker.task_context import TaskContext, WorkerHandle, enter
+from trio_dask.worker.turns import Turn, turns
 
 
 class Finished(NamedTuple):
@@ -168,6 +173,7 @@ class Executor:
         """
         self._take = take
         self._trio_token = trio.lowlevel.current_trio_token()
+        turns.add(self._with_definitions)
         try:
             async with trio.open_nursery() as self._tasks:
                 for number in range(len(self._slots)):
@@ -175,6 +181,7 @@ class Executor:
                 await self._failed.wait()
                 self._tasks.cancel_scope.cancel()  # else `async def` tasks would be waited for
         finally:
+            turns.remove(self._with_definitions)
             self._close()
         if self._failure is not None:
             raise self._failure
@@ -332,17 +339,27 @@ class Executor:
         """
         run = context.run
         self._slots[number] = context
+        context.has_memory = True
         enter(context)
+        turn: Turn | None = None
         try:
+            known = self._functions.get(run.function)
+            if turns.busy or known is None or changes(run.call):
+                turn = self._wait_for_turn(context)
             if run.extra:
                 self._begin(context)
             self._cells[number] = run.run
             if self._cancelled_runs and id(run) in self._cancelled_runs:
                 context.cancelled = True
                 raise TaskCancelled(f"task {context.key!r} was cancelled before it started")
-            function, is_async = self._functions.get(run.function) or self._load(run.function)
             values = self._inputs(run, carried) if run.dependencies else _NO_VALUES
-            args, kwargs = load_call(run.call, self._blobs, values)
+            if turn is None:
+                function, is_async = known or self._load(run.function)
+                args, kwargs = load_call(run.call, self._blobs, values)
+                if not is_without_definitions(run.call) and brings_class(args, kwargs) and changes_given(function):
+                    turn = self._take_turn(context)
+            if turn is not None:
+                function, is_async, args, kwargs = self._load_in_turn(turn, run, values)
             value = self._call_async(context, function, args, kwargs) if is_async else function(*args, **kwargs)
             pickled = pickle_value(value, self._inline_limit)
             if self._largest or pickled.nbytes >= self._reserve_from:
@@ -358,9 +375,58 @@ class Executor:
                 self._seceded.ended(context)
             else:
                 self._slots[slot] = None
+            if turn is not None:
+                turn.end()
+            elif turns.busy:
+                turns.wake()
         duration_s = perf_counter() - context.started_at
         type_name = sendable(pickled.type_name)
         return Finished(run, value, pickled.nbytes, type_name, pickled.inline, duration_s, pickled.copied_bytes)
+
+    def _with_definitions(self) -> list[TaskContext]:
+        """The tasks in the slots that do not wait for memory, and may use classes and functions by value."""
+        return [
+            context
+            for context in self._slots
+            if context is not None and context.has_memory and self._may_use_definitions(context.run)
+        ]
+
+    def _may_use_definitions(self, run: Run) -> bool:
+        if run.dependencies or not is_without_definitions(run.call):
+            return True
+        return run.function not in self._functions and brings_classes(self._blobs.get(run.function, b"\0"))
+
+    def _wait_for_turn(self, context: TaskContext) -> Turn | None:
+        """Wait until this task may begin. The turn, if it takes one."""
+        run = context.run
+        if changes(run.call) or (run.function in self._blobs and changes(self._blobs[run.function])):
+            return self._take_turn(context)
+        if turns.busy and self._may_use_definitions(run):
+            context.on_cancel(turns.wake)
+            context.started_at = inf
+            turns.wait(context)
+            context.started_at = perf_counter()
+        return None
+
+    def _take_turn(self, context: TaskContext) -> Turn:
+        context.on_cancel(turns.wake)
+        context.started_at = inf
+        turns.take(context)
+        context.started_at = perf_counter()
+        turn = context.turn = Turn(context)
+        return turn
+
+    def _load_in_turn(
+        self, turn: Turn, run: Run, values: Mapping[Key, Any]
+    ) -> tuple[Callable[..., Any], bool, tuple[Any, ...], dict[str, Any]]:
+        def load() -> tuple[Callable[..., Any], bool, tuple[Any, ...], dict[str, Any]]:
+            return *(self._functions.get(run.function) or self._load(run.function)), *load_call(
+                run.call, self._blobs, values
+            )
+
+        turn.restore = load
+        with noting_renewed(turn.brought):
+            return load()
 
     def _expected(self, function: Digest) -> int:
         return self._large.get(function, 0) if function in self._known else self._largest

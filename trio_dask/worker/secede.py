@@ -20,6 +20,7 @@ import trio
 from trio_dask.protocol.messages import Run
 from trio_dask.protocol.wire_constants import MAX_SECEDED
 from trio_dask.worker.task_context import TaskContext
+from trio_dask.worker.turns import turns
 
 NO_SLOT: Final = -1
 """Handed to tasks that rejoin when the slots are closed."""
@@ -116,6 +117,10 @@ class SecededTasks:
                 self._take_slot(context, number)
                 raise
         self._post(Seceded(context.run))
+        if context.turn is not None:
+            context.turn.give_away()
+        elif turns.busy:
+            turns.wake()
         return True
 
     def rejoin(self, context: TaskContext) -> None:
@@ -125,6 +130,10 @@ class SecededTasks:
         handed: SimpleQueue[int] = SimpleQueue()
         self._claim(handed.put)
         self._enter(context, handed.get())
+        if context.turn is not None:
+            context.turn.take_again()
+        elif turns.busy:
+            turns.wait(context)
 
     async def rejoin_async(self, context: TaskContext) -> None:
         """Wait until this task has a slot again; cancelled, it stays outside."""

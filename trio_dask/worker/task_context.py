@@ -104,10 +104,10 @@ class Slots(Protocol):
 class TaskContext:
     """One run in one slot, from the moment the slot took it.
 
-    `slot` is None while the run has seceded. `started_at` is infinite while it waits for memory to start.
+    `slot` is None while the run has seceded. `started_at` is infinite while it waits for memory, or its turn, to start.
     """
 
-    __slots__ = ("_on_cancel", "cancelled", "run", "slot", "slots", "started_at", "worker")
+    __slots__ = ("_on_cancel", "cancelled", "has_memory", "run", "slot", "slots", "started_at", "turn", "worker")
 
     def __init__(self, run: Run, worker: WorkerHandle, slots: Slots, slot: int) -> None:
         self.run = run
@@ -116,7 +116,9 @@ class TaskContext:
         self.slot: int | None = slot
         self.started_at = time.perf_counter()
         self.cancelled = False
+        self.has_memory = False
         self._on_cancel: Callable[[], None] | None = None
+        self.turn: Any = None
 
     @property
     def key(self) -> Key:
