@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 import trio_dask.errors
 from tests.protocol.kit import Future, in_main
+from trio_dask.protocol import call_tokens
 from trio_dask.protocol.call_tokens import canonical_token
 from trio_dask.protocol.pickled_definitions import token_of_definition
 from trio_dask.protocol.picklers import Buffer
@@ -342,3 +343,64 @@ def test_one_definition_that_carries_state_has_all_told_in_full() -> None:
         in_full = canonical_token(value, b"")
         assert canonical_token(value, b"", token_by_value=token_of_definition) == in_full
     assert canonical_token([names["b"]], b"", token_by_value=token_of_definition) != canonical_token([names["b"]], b"")
+
+
+def content_of(thing: object) -> Any:
+    return call_tokens.ContentTokens().of(thing)
+
+
+def test_each_class_is_looked_into_once_for_a_pickle(monkeypatch: pytest.MonkeyPatch) -> None:
+    count = 30
+    source = "\n".join(
+        f"class C{n}:\n    items = []\n    def other(self): return C{(n + 1) % count}, C{(n + 7) % count}"
+        for n in range(count)
+    )
+    names = in_main(source)
+    looks = []
+    make = call_tokens._ShallowPickler
+
+    def look(file: Any, memo: Any, root: object, others: Any) -> Any:
+        looks.append(root)
+        return make(file, memo, root, others)
+
+    monkeypatch.setattr(call_tokens, "_ShallowPickler", look)
+    pickle_function(names["C0"]().other)
+    assert len({id(look) for look in looks if isinstance(look, type)}) == count
+    assert len(looks) <= 3 * count
+
+
+def test_a_set_that_leads_to_itself_has_a_token() -> None:
+    names = in_main(
+        "class Base:\n    known = set()\n    def __init_subclass__(cls): Base.known.add(cls)\n"
+        "class A(Base): v = 1\nclass B(Base): v = 2"
+    )
+
+    before = content_of(names["Base"])
+    assert content_of(names["Base"]) == before
+    names["A"].v = 3
+    assert content_of(names["Base"]) != before
+
+
+def test_a_named_object_is_told_without_going_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = in_main("import typing\nUserId = typing.NewType('UserId', int)")
+    attempts = []
+
+    class Counted(call_tokens._CanonicalPickler):
+        def dump(self, value: object) -> None:
+            attempts.append(self.memo_wanted)
+            super().dump(value)
+
+    monkeypatch.setattr(call_tokens, "_CanonicalPickler", Counted)
+    call_tokens.canonical_token(names["UserId"], b"")
+    assert attempts == [False]
+
+
+def test_a_class_is_another_where_one_that_it_reaches_is_another() -> None:
+    names = in_main(
+        "class A:\n    items = []\n    def b(self): return B()\nclass B:\n    n = 1\n    def a(self): return A"
+    )
+
+    before = content_of(names["A"])
+    assert content_of(names["A"]) == before
+    names["B"].n = 2
+    assert content_of(names["A"]) != before

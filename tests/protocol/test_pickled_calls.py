@@ -342,3 +342,10 @@ def test_threads_do_not_disturb_each_other() -> None:
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(many, range(8)))
+
+
+def test_a_bytearray_that_stands_in_two_places_is_one() -> None:
+    data = bytearray(200_000)
+    pickled = pickle_call((data, [data]), {})
+    (one, (other,)), _ = load_call(pickled.call, dict(pickled.blobs), {})
+    assert one is other
