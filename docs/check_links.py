@@ -1,7 +1,8 @@
-"""Check that every link between the repository's Markdown pages leads somewhere. Uses no network.
+"""Check that every link and every Python file that the repository's Markdown pages name exists. Uses no network.
 
-Looks at the pages of the top folder, docs/, examples/, benchmarks/ and newsfragments/: files and
-folders must exist, and ``#anchors`` must be headings. Links to other sites are left alone.
+It reads the pages of the top folder, docs/, examples/, benchmarks/ and newsfragments/. Files and folders of links must
+exist, and ``#anchors`` must be headings. A name that ends in ``.py``, alone in backticks or with a folder, must be the
+end of some file's path. It ignores links to other sites, and fenced blocks.
 """
 
 import re
@@ -10,10 +11,12 @@ from pathlib import Path
 from urllib.parse import unquote
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("*.md", "docs/**/*.md", "examples/**/*.md", "benchmarks/**/*.md", "newsfragments/README.md")
+PAGES = ("*.md", "docs/**/*.md", "examples/**/*.md", "benchmarks/**/*.md", "newsfragments/*.md")
+SOURCES = ("*.py", "trio_dask/**/*.py", "tests/**/*.py", "docs/*.py", "examples/*.py", "benchmarks/**/*.py")
 
 FENCE = re.compile(r"^( *)(```+|~~~+).*?^ *\2[`~]* *$", re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"(`+)(?!`).+?(?<!`)\1(?!`)")
+FILE = re.compile(r"(?<![\w./*-])[\w./-]+\.py\b")
 LINK = re.compile(r"\]\(\s*<?([^)\s>]+)>?(?:\s+\"[^\"]*\")?\s*\)|^\[[^\]]+\]:\s*<?([^\s>]+)", re.MULTILINE)
 HEADING = re.compile(r"^#{1,6}\s+(.+?)\s*#*\s*$", re.MULTILINE)
 HTML_ANCHOR = re.compile(r"<a\s+(?:id|name)=\"([^\"]+)\"")
@@ -57,11 +60,24 @@ def broken(page: Path, root: Path = ROOT) -> list[str]:
     return faults
 
 
+def misnamed(page: Path, root: Path = ROOT) -> list[str]:
+    """One line for every Python file that the page names and the tree does not have."""
+    text = FENCE.sub(blank, page.read_text(encoding="utf-8"))
+    files = [f"/{file.relative_to(root).as_posix()}" for pattern in SOURCES for file in root.glob(pattern)]
+    return [
+        f"{page.relative_to(root)}:{text.count(chr(10), 0, code.start()) + 1}: no such file: {name}"
+        for code in CODE.finditer(text)
+        for name in FILE.findall(code[0])
+        if "/" in name or name == code[0].strip("`")
+        if not any(file.endswith(f"/{name}") for file in files)
+    ]
+
+
 def main() -> int:
     """Print the faults of all pages; exit 1 if there are any."""
     pages = sorted({page for pattern in PAGES for page in ROOT.glob(pattern)})
-    faults = [fault for page in pages for fault in broken(page)]
-    print("\n".join([*faults, f"{len(pages)} pages, {len(faults)} broken links"]))
+    faults = [fault for page in pages for fault in (*broken(page), *misnamed(page))]
+    print("\n".join([*faults, f"{len(pages)} pages, {len(faults)} faults"]))
     return 1 if faults else 0
 
 

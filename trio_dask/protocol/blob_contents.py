@@ -1,7 +1,7 @@
 """Large content of calls: named by its digest, copied at the submit, and hashed once as long as it stays the same.
 
-An array can change in place at any time, so a copy is sent. The copy is kept while the array lives, and compared with
-it at the next submit: that takes a fraction of the time of copying and hashing.
+An array can change in place at any time, so the client sends a copy. It keeps the copy while the array lives, and
+compares the two at the next submit, which takes a fraction of the time of copying and hashing.
 """
 
 from __future__ import annotations
@@ -24,8 +24,6 @@ LARGE_BYTES: Final = 1 << 16
 
 KEPT_BYTES: Final = 512 << 20
 WORTH_KEEPING_BYTES: Final = 1 << 20
-
-
 LEAF_BYTES: Final = 2 << 20
 MAX_THREADS: Final = 4
 
@@ -54,7 +52,7 @@ def _digest_by_leaves(view: memoryview, target: memoryview | None) -> Digest:
                     copy_bytes(leaf, own)
                     leaf = own
                 digests[number] = blake2b(leaf, digest_size=DIGEST_BYTES).digest()
-        except Exception as error:  # for want of memory; the caller raises it again
+        except Exception as error:  # mostly a lack of memory; the caller raises it again
             failures.append(error)
 
     helpers: list[threading.Thread] = []
@@ -62,7 +60,7 @@ def _digest_by_leaves(view: memoryview, target: memoryview | None) -> Digest:
         helper = threading.Thread(target=work, name="hash", daemon=True)
         try:
             helper.start()
-        except RuntimeError:  # no more threads to be had: this one does the rest
+        except RuntimeError:  # the system gives no more threads: this one does the rest
             break
         helpers.append(helper)
     work()
@@ -76,7 +74,7 @@ def _digest_by_leaves(view: memoryview, target: memoryview | None) -> Digest:
 
 
 def sole_owner(data: Buffer) -> Any:
-    """The object whose whole content this is. None where there is none: an exporter may redirect to a larger buffer."""
+    """The object whose whole content this is; None if the object has more content than this."""
     view = memoryview(data)
     owner = view.obj
     try:
@@ -87,13 +85,13 @@ def sole_owner(data: Buffer) -> Any:
 
 class _Kept(NamedTuple):
     owner: Callable[[], Any]
-    """A weak reference; to an object of bytes, which has none, a strong one."""
+    """A weak reference; a strong one to an object of bytes, which allows no weak ones."""
     digest: Digest
     content: bytes | memoryview
 
 
 class _KeptContents:
-    """Copies of large content by the `id` of its owner, the least recently used ones given up first."""
+    """Copies of large content by the `id` of its owner; those not used for the longest time go first."""
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes
@@ -116,12 +114,11 @@ class _KeptContents:
         if not WORTH_KEEPING_BYTES <= len(content) <= self._limit_bytes:
             return
         number = id(owner)
+        reference: Callable[[], Any]
         try:
-            reference: Callable[[], Any] = weakref.ref(owner, lambda _: self._drop(number))
+            reference = (lambda: owner) if type(owner) is bytes else weakref.ref(owner, lambda _: self._drop(number))
         except TypeError:
-            if type(owner) is not bytes:
-                return
-            reference = lambda: owner  # noqa: E731 (it stands for a weak reference)
+            return
         with self._lock:
             self._drop(number)
             self._kept[number] = _Kept(reference, digest, content)
@@ -139,22 +136,20 @@ class _KeptContents:
 _contents = _KeptContents(KEPT_BYTES)
 
 
-def _fix(data: Buffer) -> tuple[Digest, bytes | memoryview]:
-    view = memoryview(data).cast("B")
-    if type(data) is bytes or view.nbytes <= LEAF_BYTES:
-        content = data if type(data) is bytes else bytes(view)
-        return content_digest(content), content
-    copied = shared_memory(view.nbytes)
-    return _digest_by_leaves(view, copied), copied.toreadonly()
-
-
 def fixed_content(data: Buffer) -> tuple[Digest, bytes | memoryview]:
     """The digest of `data`, and its content as it is now."""
     owner = sole_owner(data)
     kept = None if owner is None else _contents.find(owner, data)
     if kept is not None:
         return kept.digest, kept.content
-    digest, content = _fix(data)
+    view = memoryview(data).cast("B")
+    content: bytes | memoryview
+    if type(data) is bytes or view.nbytes <= LEAF_BYTES:
+        content = data if type(data) is bytes else bytes(view)
+        digest = content_digest(content)
+    else:
+        copied = shared_memory(view.nbytes)
+        digest, content = _digest_by_leaves(view, copied), copied.toreadonly()
     if owner is not None:
         _contents.keep(owner, digest, content)
     return digest, content

@@ -1,4 +1,4 @@
-"""What code does with names: which globals it reads, and whether it may leave something for its next call."""
+"""What code does with names: which globals it reads, and whether it can leave something for its next call."""
 
 from __future__ import annotations
 
@@ -18,21 +18,17 @@ _WAYS_IN: Final = frozenset({"__class__", "__closure__", "__func__", "__globals_
 
 
 class CodeUse(NamedTuple):
-    """What a code object does, the code nested in it included.
-
-    Attributes:
-      globals: the global names that it reads. Names of attributes are not among them.
-      outer: the variables of enclosing functions that it binds.
-      keeps_state: it binds global names, or calls a builtin that can bind any name.
-      binds_attributes: it binds attributes of some object.
-      finds_definitions: it reaches the classes of objects, or the parts of functions.
-    """
+    """What a code object does, including the code nested in it."""
 
     globals: tuple[str, ...]
+    """The global names that it reads, without names of attributes."""
     outer: frozenset[str]
+    """The variables of enclosing functions that it binds."""
     keeps_state: bool
+    """It binds global names, or calls a builtin that can bind any name."""
     binds_attributes: bool
     finds_definitions: bool
+    """It reaches the classes of objects, or the parts of functions."""
 
 
 @lru_cache(maxsize=4096)

@@ -1,11 +1,11 @@
 """Tokens: sixteen bytes that are equal for the same function with equal arguments, in every process and hash seed.
 
 A pickle is no token: it records which equal strings were one object, writes sets in the order of their hashes, and
-holds random ids of classes by value. A token is the hash of a second, canonical pickle, which is never loaded:
+holds random ids of classes by value. A token is the hash of a second, canonical pickle, which nobody loads:
 
-- no memo (`Pickler.fast`), so that it depends on equality and not on identity. Objects too entangled for that (cycles,
-  or shared parts that multiply) are pickled with a memo instead;
-- sets are sorted, by value where that is possible, else by the tokens of their elements;
+- it has no memo (`Pickler.fast`), so it depends on equality and not on identity. Only objects with cycles, or with
+  shared parts that multiply, are pickled with a memo;
+- it sorts sets, by value where that is possible, else by the tokens of their elements;
 - definitions by value count by their behaviour: code, constants, defaults, captured variables, attributes; not by
   file, line or the random name of their origin;
 - large content counts by its digest, which the call's own pickle has already computed.
@@ -18,6 +18,7 @@ import itertools
 import sys
 from collections.abc import Callable, Mapping
 from hashlib import blake2b
+from operator import attrgetter
 from pickle import PickleBuffer
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
@@ -26,7 +27,7 @@ from weakref import WeakKeyDictionary
 from trio_dask.ids import Digest
 from trio_dask.protocol.blob_contents import LARGE_BYTES, content_digest, sole_owner
 from trio_dask.protocol.bytecode import code_use
-from trio_dask.protocol.captured_values import OF_THE_IMPORT, CarriesState
+from trio_dask.protocol.captured_values import CarriesState, own_attributes
 from trio_dask.protocol.introspection import attributes_of, cells_of, is_made_by_statement, kind_of
 from trio_dask.protocol.pickled_enums import told_of
 from trio_dask.protocol.pickled_names import parts_of_named
@@ -41,7 +42,7 @@ from trio_dask.protocol.picklers import (
 )
 from trio_dask.protocol.rebuilt_classes import MADE_BY_PYTHON, registered_with
 
-# How much longer than the ordinary pickle the one without a memo may get.
+# The limit on a canonical pickle: this many times the ordinary one, and an allowance.
 _GROWTH = 8
 _ALLOWANCE_BYTES = 1 << 20
 
@@ -53,11 +54,11 @@ _UNTOLD = MADE_BY_PYTHON | {"__module__", "__firstlineno__", "__static_attribute
 
 
 class _TooLong(Exception):
-    """The canonical pickle without a memo has outgrown its limit."""
+    """The canonical pickle has outgrown its limit."""
 
 
 class _HashingFile:
-    """A file for picklers that keeps nothing but a hash of what is written."""
+    """A file for picklers that keeps only a hash of what they write."""
 
     def __init__(self, limit_bytes: int) -> None:
         self.hash = blake2b(digest_size=16, person=b"canonical")
@@ -70,40 +71,19 @@ class _HashingFile:
         self.hash.update(data)
 
 
-def _code(code: CodeType) -> tuple[Any, ...]:
-    return (
-        code.co_code,
-        code.co_consts,
-        code.co_names,
-        code.co_varnames,
-        code.co_freevars,
-        code.co_cellvars,
-        code.co_flags,
-        code.co_argcount,
-        code.co_posonlyargcount,
-        code.co_kwonlyargcount,
-        getattr(code, "co_exceptiontable", b""),
-    )
-
-
-def _used_globals(function: FunctionType) -> dict[str, Any]:
-    bound = function.__globals__
-    return {name: bound[name] for name in sorted(code_use(function.__code__).globals) if name in bound}
+_parts_of_code = attrgetter(
+    "co_code", "co_consts", "co_names", "co_varnames", "co_freevars", "co_cellvars", "co_flags", "co_argcount",
+    "co_posonlyargcount", "co_kwonlyargcount", "co_exceptiontable",
+)  # fmt: skip
+_parts_of_function = attrgetter(
+    "__name__", "__qualname__", "__code__", "__defaults__", "__kwdefaults__", "__annotations__", "__doc__", "__dict__"
+)
 
 
 def _function(function: FunctionType) -> tuple[Any, ...]:
-    return (
-        function.__name__,
-        function.__qualname__,
-        function.__code__,
-        function.__defaults__,
-        function.__kwdefaults__,
-        tuple(cells_of(function, _unbound)),
-        _used_globals(function),
-        function.__annotations__,
-        function.__doc__,
-        function.__dict__,
-    )
+    bound = function.__globals__
+    used = {name: bound[name] for name in sorted(code_use(function.__code__).globals) if name in bound}
+    return *_parts_of_function(function), tuple(cells_of(function, _unbound)), used
 
 
 def _class(cls: type[Any]) -> tuple[Any, ...]:
@@ -115,16 +95,12 @@ def _class(cls: type[Any]) -> tuple[Any, ...]:
     return type(cls), cls.__qualname__, cls.__bases__, attributes, registered_with(cls)
 
 
-def _module(module: ModuleType) -> tuple[Any, ...]:
-    return module.__name__, {name: value for name, value in vars(module).items() if name not in OF_THE_IMPORT}
-
-
 def _unbound() -> None:
-    """Represents an unbound variable in a token; never called."""
+    """Represents an unbound variable in a token; nobody calls it."""
 
 
 def make_named_of(name: Any, parts: Any) -> Any:
-    """Represents an object that pickles as its name in a token; never called."""
+    """Represents an object that pickles as its name in a token; nobody calls it."""
     return name, parts
 
 
@@ -163,7 +139,7 @@ class _CanonicalPickler(ByValuePickler):
         if kind is PickleBuffer:
             return self.buffer(obj)
         if kind is CodeType:
-            return "code", _code(obj)
+            return "code", _parts_of_code(obj)
         if kind is FunctionType or issubclass(kind, type) or kind is CACHED_FUNCTION or kind is ModuleType:
             return self.definition(obj) if travels_by_value(obj) else None
         return None
@@ -172,31 +148,31 @@ class _CanonicalPickler(ByValuePickler):
         number = self.met.get(id(obj))
         if number is not None:
             return make_named_of, ("again", number)
-        self.meet(obj)
+        self.add_met(obj)
         parts = parts_of_named(obj)
         name = f"{type_name(kind_of(obj))} {obj.__reduce_ex__(PICKLE_PROTOCOL)}"
         return make_named_of, (name, (parts.arguments, parts.state))
 
     def definition(self, thing: Any) -> tuple[Any, ...]:
         """In full at first, later by its number, because definitions refer to each other."""
-        is_module = kind_of(thing) is ModuleType
-        if self.token_by_value is not None and not is_module:
+        kind = kind_of(thing)
+        if self.token_by_value is not None and kind is not ModuleType:
             return "by value", self.token_by_value(thing)
         number = self.met.get(id(thing))
         if number is not None:
             return "again", number
-        self.meet(thing)
-        if is_module:
-            return "module", _module(thing)
-        if type(thing) is FunctionType:
+        self.add_met(thing)
+        if kind is ModuleType:
+            return "module", (thing.__name__, own_attributes(thing))
+        if kind is FunctionType:
             return "function", _function(thing)
-        if type(thing) is CACHED_FUNCTION:
+        if kind is CACHED_FUNCTION:
             return "cached function", thing.cache_parameters(), attributes_of(thing)
         if not is_made_by_statement(thing):
             return "built-in", type_name(thing)  # types.FunctionType and the like, which no module offers by its name
         return "class", _class(thing)
 
-    def meet(self, thing: Any) -> None:
+    def add_met(self, thing: Any) -> None:
         self.met[id(thing)] = len(self.met)
         self.kept.append(thing)
 
@@ -204,10 +180,10 @@ class _CanonicalPickler(ByValuePickler):
         kinds = set(map(type, elements))
         if len(kinds) == 1 and kinds <= _SORTABLE:
             return tuple(sorted(elements))
-        return tuple(sorted(self.nested(element) for element in elements))
+        return tuple(sorted(map(self.nested, elements)))
 
     def nested(self, value: Any) -> bytes:
-        """Starts with the objects met so far, so that a set that contains itself by way of others ends."""
+        """The token of an element. It starts with the objects met so far: a set may contain itself through others."""
         known = self.told.get(id(value))
         if known is not None:
             return known[1]
@@ -217,9 +193,10 @@ class _CanonicalPickler(ByValuePickler):
         pickler.dump(value)
         self.file.left = file.left
         self.kept += pickler.kept
-        if not pickler.kept:  # it met nothing whose number depends on where it stands
-            self.told[id(value)] = value, file.hash.digest()
-        return file.hash.digest()
+        token = file.hash.digest()
+        if not pickler.kept:  # it contains nothing whose number depends on its place
+            self.told[id(value)] = value, token
+        return token
 
     def another(self, file: _HashingFile) -> _CanonicalPickler:
         """For a part that has a token of its own."""
@@ -247,15 +224,14 @@ def canonical_token(
 ) -> bytes:
     """The token of any picklable value.
 
-    `ordinary` is its ordinary pickle: it limits the effort, and is the fallback where no canonical form exists (an
-    object that can be pickled but not examined). `digests` has the known digests of large content by the id of its
-    `sole_owner`, which must be alive. `token_by_value` gives the tokens of functions and classes by value. Where it
-    raises `CarriesState` all of them count in full: to find those that carry state would take quadratic time, and the
-    first one depends on the order of sets.
+    `ordinary` is its ordinary pickle: it limits the effort, and stands in for an object that can be pickled but not
+    examined. `digests` has the known digests of large content by the id of its `sole_owner`, which must be alive.
+    `token_by_value` gives the tokens of functions and classes by value. If it raises `CarriesState`, all of them count
+    in full: to find those that carry state would take quadratic time, and the first one depends on the order of sets.
     """
     limit = _GROWTH * len(ordinary) + _ALLOWANCE_BYTES
     for memo in (False, True):
-        file = _HashingFile(limit)  # with a memo it is about as long as the ordinary pickle
+        file = _HashingFile(limit)
         file.hash.update(salt)
         try:
             _CanonicalPickler(file, memo, digests or {}, token_by_value).dump(value)
@@ -277,7 +253,7 @@ _next_number = itertools.count().__next__
 
 
 class _ShallowPickler(_CanonicalPickler):
-    """Examines one class alone, and records the others that it meets."""
+    """Examines one class alone, and records the others that it refers to."""
 
     def __init__(self, file: _HashingFile, memo: bool, root: Any, others: dict[int, Any]) -> None:
         super().__init__(file, memo, {}, None)
@@ -297,8 +273,8 @@ class _ShallowPickler(_CanonicalPickler):
 class ContentTokens:
     """Tokens of classes and named objects as they are at one moment, good within one process.
 
-    A class's token covers all classes that it reaches. Each is examined once, so that many classes that refer to each
-    other cost no more than their sum.
+    A class's token covers all classes that it reaches. Each is examined once, so the effort is linear where many
+    classes refer to each other.
     """
 
     def __init__(self) -> None:
@@ -311,12 +287,12 @@ class ContentTokens:
         while to_come:
             found = to_come.pop()
             if id(found) not in tokens:
-                tokens[id(found)], others = self._look_into(found)
+                tokens[id(found)], others = self._examine(found)
                 to_come += others
         own = tokens.pop(id(thing))
         return blake2b(own + b"".join(sorted(tokens.values())), digest_size=16).digest()
 
-    def _look_into(self, thing: Any) -> tuple[bytes, list[Any]]:
+    def _examine(self, thing: Any) -> tuple[bytes, list[Any]]:
         found = self._own.get(id(thing))
         if found is None:
             others: dict[int, Any] = {}

@@ -6,8 +6,8 @@ A pickle by value copies what it reaches, which is of three kinds:
 - *watched*: what can change only by a new binding: immutable values, functions, classes, modules. A `Watch` checks the
   bindings again, which takes a microsecond;
 - *state*: everything else. A list can change in place, and a function can bind a global or an outer variable. A
-  definition that captured state, or can keep some, belongs to one call: it is pickled anew for each submit, and loaded
-  anew for each task.
+  definition that captured state, or can keep some, belongs to one call: each submit pickles it again, and each task
+  loads its own.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ import abc
 import dataclasses
 import enum
 import operator
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property, partial
+from operator import attrgetter
 from types import (
     BuiltinFunctionType,
     ClassMethodDescriptorType,
@@ -41,7 +43,7 @@ from trio_dask.protocol.rebuilt_classes import MADE_BY_PYTHON
 
 
 class CarriesState(Exception):
-    """A definition by value has captured something that can change in place, or can keep state from call to call."""
+    """A definition by value has captured something that can change in place, or can keep state between calls."""
 
 
 _IMMUTABLE = frozenset(
@@ -63,21 +65,6 @@ _IMMUTABLE_BY_NAME = frozenset(
     }
 )  # fmt: skip
 """A logger is identified by its name. Names of types save their import."""
-_NUMPY_SCALARS = (
-    "bool",
-    "bytes_",
-    "clongdouble",
-    "complex",
-    "datetime64",
-    "float",
-    "int",
-    "longdouble",
-    "str_",
-    "timedelta64",
-    "uint",
-)
-"""Prefixes of the names of NumPy's immutable scalar types; `void`, which has fields, is not one."""
-
 _WRAPPERS: frozenset[type[Any]] = frozenset({cached_property, classmethod, property, staticmethod})
 """Immutable themselves; the pickler sees functions in them, other callables may carry state."""
 _WRAPPED = ("__func__", "fget", "fset", "fdel", "func")
@@ -87,9 +74,9 @@ _FIXED_WITH_THE_CLASS = frozenset(
 )
 _CLASS_MAKERS = frozenset({"collections", "dataclasses", "enum", "reprlib", "typing"})
 """Modules whose functions only cache results in the classes that they make."""
-OF_THE_IMPORT = frozenset({"__builtins__", "__cached__", "__file__", "__loader__", "__path__", "__spec__"})
+_OF_THE_IMPORT = frozenset({"__builtins__", "__cached__", "__file__", "__loader__", "__path__", "__spec__"})
 """Attributes of modules that tell their origin."""
-_GET_THE_CLASS = frozenset({"__new__", "__init_subclass__", "__class_getitem__"})
+_TAKE_THE_CLASS = frozenset({"__new__", "__init_subclass__", "__class_getitem__"})
 _ABSENT = object()
 _ANNOTATED: type[Any] = kind_of(Annotated[int, ""])
 _CONTAINERS: frozenset[type[Any]] = frozenset({tuple, frozenset, slice, _ANNOTATED})
@@ -108,8 +95,8 @@ def _is_immutable_part(value: Any) -> bool:
     kind = kind_of(value)
     if kind in _IMMUTABLE or kind in _CONTAINERS or kind in (FunctionType, ModuleType) or issubclass(kind, type):
         return True
-    if kind.__module__ == "numpy" and kind.__name__.startswith(_NUMPY_SCALARS):
-        return True
+    if kind.__module__ == "numpy" and (numpy := sys.modules.get("numpy")) and issubclass(kind, numpy.generic):
+        return not issubclass(kind, numpy.void)  # it has fields
     if kind.__module__ == "numpy.dtypes":
         return not value.fields
     if kind is BuiltinFunctionType:
@@ -124,60 +111,49 @@ def _is_immutable_part(value: Any) -> bool:
     )
 
 
-# ------------------------------------------------------------------------------------------------- looking
+# ------------------------------------------------------------------------------------------------- what is bound
 
 
 def _table(table: Any) -> list[Any]:
     return [*table, *table.values()] if table else []
 
 
-def _look_at_function(function: FunctionType) -> list[Any]:
-    looked: list[Any] = [
-        function.__code__,
-        function.__defaults__,
-        function.__name__,
-        function.__qualname__,
-        function.__module__,
-        function.__doc__,
-        *cells_of(function, _ABSENT),
-    ]
+_parts_of_function = attrgetter("__code__", "__defaults__", "__name__", "__qualname__", "__module__", "__doc__")
+_FIELD_PARTS = tuple(name for name in dataclasses.Field.__slots__ if name not in ("metadata", "_field_type"))
+
+
+def _bindings_of_function(function: FunctionType) -> list[Any]:
+    bound: list[Any] = [*_parts_of_function(function), *cells_of(function, _ABSENT)]
     for table in (function.__kwdefaults__, function.__annotations__, function.__dict__):
         if table:
-            looked += _table(table)
-    return looked
+            bound += _table(table)
+    return bound
 
 
-def _look_at_names(namespace: dict[str, Any], names: tuple[str, ...]) -> list[Any]:
+def _bindings_of_names(namespace: dict[str, Any], names: tuple[str, ...]) -> list[Any]:
     return [namespace.get(name, _ABSENT) for name in names]
 
 
-def _look_at_class(cls: type[Any]) -> list[Any]:
-    looked: list[Any] = [cls.__name__, cls.__qualname__, kind_of(cls), *cls.__bases__]
-    for name, value in attributes_of(cls).items():
+def _bindings_of_class(cls: type[Any]) -> list[Any]:
+    bound: list[Any] = [cls.__name__, cls.__qualname__, kind_of(cls), *cls.__bases__]
+    own = attributes_of(cls)
+    for name, value in own.items():
         if name not in MADE_BY_PYTHON:
-            looked += (name, value)
-    for name in _WATCHED_TABLES:
-        table = vars(cls).get(name)
-        if type(table) is dict:
-            looked += _table(table)
-    fields: dict[str, Any] = vars(cls).get("__dataclass_fields__", {})
+            bound += (name, value)
+        if name in _WATCHED_TABLES and type(value) is dict:
+            bound += _table(value)
+    fields: dict[str, Any] = own.get("__dataclass_fields__", {})
     for field in fields.values():
-        looked += _look_at_field(field)
+        bound += [getattr(field, name) for name in _FIELD_PARTS if hasattr(field, name)]
     if issubclass(cls, enum.Enum):
-        looked += cls.__members__.values()
+        bound += cls.__members__.values()
         for attributes in members_of(cls).values():
-            looked += _table(attributes)
-        looked += [part for alias in aliases_of(cls) for part in alias]
+            bound += _table(attributes)
+        bound += [part for alias in aliases_of(cls) for part in alias]
     if isinstance(cls, abc.ABCMeta):
-        looked.append(_registrations())
-    return looked
+        bound.append(_registrations())
+    return bound
 
-
-def _look_at_field(field: Any) -> list[Any]:
-    return [getattr(field, name) for name in _FIELD_PARTS if hasattr(field, name)]
-
-
-_FIELD_PARTS = tuple(name for name in dataclasses.Field.__slots__ if name not in ("metadata", "_field_type"))
 
 _last_token: object = None
 
@@ -191,31 +167,36 @@ def _registrations() -> object:
     return _last_token
 
 
-def _look_at_module(module: ModuleType) -> list[Any]:
-    return [part for name, value in list(vars(module).items()) if name not in OF_THE_IMPORT for part in (name, value)]
+def own_attributes(module: ModuleType) -> dict[str, Any]:
+    """What the code of a module has bound in it."""
+    return {name: value for name, value in list(vars(module).items()) if name not in _OF_THE_IMPORT}
 
 
-# ------------------------------------------------------------------------------------------------- judging
+def _bindings_of_module(module: ModuleType) -> list[Any]:
+    return _table(own_attributes(module))
+
+
+# ------------------------------------------------------------------------------------------------- what is state
 
 
 def _function_keeps_state(function: FunctionType, captured: Iterable[Any]) -> bool:
     """Whether a call can leave something in the definitions that it reaches.
 
-    Variables with immutable values can still be rebound, and so can attributes of functions and classes.
+    It can bind variables with immutable values, and attributes of functions and classes.
     """
     use = code_use(function.__code__)
     if use.keeps_state or use.outer:
         return True
-    return use.binds_attributes and (use.finds_definitions or any(map(_leads_to_ours, captured)))
+    return use.binds_attributes and (use.finds_definitions or any(map(_contains_definitions, captured)))
 
 
-def _leads_to_ours(value: Any) -> bool:
+def _contains_definitions(value: Any) -> bool:
     """Whether a value is, or contains, something by value whose attributes a call could bind."""
     return any(travels_by_value(part) or hasattr(part, "__supertype__") for part in _parts_of(value))
 
 
 def _parts_of(value: Any) -> Iterator[Any]:
-    """A value and, for immutable containers, its parts; each once."""
+    """A value and the parts of immutable containers, each once."""
     seen: set[int] = set()
     to_come = [value]
     while to_come:
@@ -239,13 +220,13 @@ def _captured_by(function: FunctionType) -> list[Any]:
     if "super" in use.globals:
         cells.pop("__class__", None)
     defaults = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
-    return [*cells.values(), *defaults, *_look_at_names(function.__globals__, use.globals)]
+    return [*cells.values(), *defaults, *_bindings_of_names(function.__globals__, use.globals)]
 
 
 def stands_alone(function: FunctionType) -> bool:
     """Whether a function can carry no state and captured nothing besides defaults that reach nothing by value.
 
-    Even an immutable global may be one that another function of the same call binds.
+    Another function of the same call may bind a global that it reads, even an immutable one.
     """
     use = code_use(function.__code__)
     if function.__closure__ or any(name in function.__globals__ for name in use.globals):
@@ -285,8 +266,8 @@ def _is_of_class_maker(function: FunctionType) -> bool:
 
 
 def _is_given_the_class(cls: type[Any], name: str, value: Any) -> bool:
-    """Whether this method gets its class as an argument, and binds attributes."""
-    if kind_of(value) is not classmethod and name not in _GET_THE_CLASS and not issubclass(cls, type):
+    """Whether this method takes its class as an argument, and binds attributes."""
+    if kind_of(value) is not classmethod and name not in _TAKE_THE_CLASS and not issubclass(cls, type):
         return False
     function: Any = getattr(value, "__func__", value)
     return (
@@ -300,22 +281,20 @@ def _is_given_the_class(cls: type[Any], name: str, value: Any) -> bool:
 class Watch:
     """What definitions referred to while they were pickled, and how to check it again."""
 
-    __slots__ = ("_looks", "_seen")
+    __slots__ = ("_readers", "_seen")
 
     def __init__(self) -> None:
-        self._looks: list[Callable[[], list[Any]]] = []
+        self._readers: list[Callable[[], list[Any]]] = []
         self._seen: list[Any] = []
 
     def add(self, thing: Any) -> None:
-        """Watch a function, class or module that is pickled by value.
-
-        Raises `CarriesState`.
-        """
+        """Watch a function, class or module that is pickled by value. Raises `CarriesState`."""
         kind = kind_of(thing)
         if kind is FunctionType:
             self._add_function(thing)
         elif kind is ModuleType:
-            self._add_module(thing)
+            if not all(map(is_immutable, self._add(partial(_bindings_of_module, thing)))):
+                raise CarriesState
         elif issubclass(kind, type):
             self._add_class(thing)
         else:
@@ -323,19 +302,19 @@ class Watch:
 
     def _add_function(self, function: FunctionType) -> None:
         names = code_use(function.__code__).globals
-        own = self._add(partial(_look_at_function, function))
-        bound = self._add(partial(_look_at_names, function.__globals__, names)) if names else []
+        bound = self._add(partial(_bindings_of_function, function))
+        if names:
+            bound += self._add(partial(_bindings_of_names, function.__globals__, names))
         if _is_of_class_maker(function):
             return
-        if not all(value is _ABSENT or is_immutable(value) for value in (*own, *bound)):
-            raise CarriesState
-        if _function_keeps_state(function, _captured_by(function)):
+        are_immutable = all(value is _ABSENT or is_immutable(value) for value in bound)
+        if not are_immutable or _function_keeps_state(function, _captured_by(function)):
             raise CarriesState
 
     def _add_class(self, cls: type[Any]) -> None:
         if not is_made_by_statement(cls):
             return  # a type of the interpreter that no module offers by its name
-        self._add(partial(_look_at_class, cls))
+        self._add(partial(_bindings_of_class, cls))
         if any(_attribute_is_state(cls, name, value) for name, value in attributes_of(cls).items()):
             raise CarriesState
         if issubclass(cls, enum.Enum) and not all(
@@ -343,19 +322,15 @@ class Watch:
         ):
             raise CarriesState
 
-    def _add_module(self, module: ModuleType) -> None:
-        if not all(map(is_immutable, self._add(partial(_look_at_module, module)))):
-            raise CarriesState
-
-    def _add(self, look: Callable[[], list[Any]]) -> list[Any]:
-        seen = look()
-        self._looks.append(look)
-        self._seen += seen
-        return seen
+    def _add(self, read: Callable[[], list[Any]]) -> list[Any]:
+        bound = read()
+        self._readers.append(read)
+        self._seen += bound
+        return bound
 
     def holds(self) -> bool:
         """Whether everything is as it was."""
         now: list[Any] = []
-        for look in self._looks:
-            now += look()
+        for read in self._readers:
+            now += read()
         return len(now) == len(self._seen) and all(map(operator.is_, now, self._seen))

@@ -13,12 +13,13 @@ from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable
 from enum import Enum
 from functools import lru_cache
+from itertools import islice
 from types import CodeType, FunctionType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 from trio_dask.protocol.bytecode import code_use
 from trio_dask.protocol.captured_values import is_immutable, stands_alone
-from trio_dask.protocol.introspection import kind_of
+from trio_dask.protocol.introspection import attributes_of, kind_of
 from trio_dask.protocol.pickled_names import PARTS_BY_TYPE
 from trio_dask.protocol.picklers import travels_by_value
 
@@ -31,6 +32,8 @@ _CHANGERS: Final = frozenset(
 )  # fmt: skip
 """Methods that change the containers of the standard library."""
 _CONTAINERS: Final = frozenset({bytearray, defaultdict, deque, dict, list, OrderedDict, set})
+_MOST_ITEMS: Final = 100
+"""Of a captured container, looked through for classes."""
 _BINDERS: Final = frozenset({"delattr", "eval", "exec", "setattr", "vars"})
 _READS_NAME: Final = frozenset({"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"})
 _READS_CELL: Final = frozenset({"LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF"})
@@ -57,10 +60,14 @@ class _Seen(Exception):
 
 
 class _Step(NamedTuple):
-    """An instruction: its name, its argument, that as a number and as text, its offset, and its effect on the stack."""
+    """An instruction: its argument as a value, a number and text, and its effect on the height of the stack.
+
+    From Python 3.13 on, one instruction may have two local variables: `names`.
+    """
 
     operation: str
     name: Any
+    names: tuple[str, ...]
     argument: int
     text: str
     offset: int
@@ -70,19 +77,15 @@ class _Step(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def _steps(code: CodeType) -> tuple[_Step, ...]:
-    return tuple(
-        _Step(
-            found.opname,
-            found.argval,
-            found.arg or 0,
-            found.argrepr,
-            found.offset,
-            found.is_jump_target,
-            dis.stack_effect(found.opcode, found.arg, jump=False),
-        )
-        for found in dis.get_instructions(code)
-        if found.opname not in _STRAIGHT_ON
-    )
+    steps: list[_Step] = []
+    for found in dis.get_instructions(code):
+        if found.opname not in _STRAIGHT_ON:
+            value: Any = found.argval
+            names = cast("tuple[str, ...]", value if type(value) is tuple else (value,))
+            effect = dis.stack_effect(found.opcode, found.arg, jump=False)
+            place = found.offset, found.is_jump_target
+            steps.append(_Step(found.opname, value, names, found.arg or 0, found.argrepr, *place, effect))
+    return tuple(steps)
 
 
 def changes_definitions(function: FunctionType, *, given: bool = False) -> bool:
@@ -124,7 +127,7 @@ def changes_given(function: Any) -> bool:
 
 def class_changes_itself(cls: Any) -> bool:
     """Whether a method that gets its class as an argument can be seen to change it."""
-    for name, value in list(vars(cls).items()):
+    for name, value in list(attributes_of(cls).items()):
         function: Any = getattr(value, "__func__", value)
         is_given = kind_of(value) is classmethod or name == "__init_subclass__" or issubclass(cls, type)
         is_own = kind_of(function) is FunctionType and travels_by_value(function)
@@ -140,12 +143,12 @@ def _note(value: Any) -> _Note:
     elif kind is FunctionType:
         is_shared = travels_by_value(value) and stands_alone(value)
     elif kind is tuple or kind is list or kind is dict or kind is set or kind is frozenset:
-        parts: list[Any] = list(value.values() if kind is dict else value)
+        parts = islice(value.values() if kind is dict else value, _MOST_ITEMS)
         return _UNKNOWN if any(issubclass(kind_of(part), type) and travels_by_value(part) for part in parts) else None
     else:
         is_shared = kind in PARTS_BY_TYPE or (
             travels_by_value(kind)
-            and (issubclass(kind, Enum) or any("__reduce__" in vars(base) for base in kind.__mro__[:-1]))
+            and (issubclass(kind, Enum) or any("__reduce__" in attributes_of(base) for base in kind.__mro__[:-1]))
         )
     return _Leads(value) if is_shared else None
 
@@ -159,12 +162,13 @@ def _attribute(note: _Leads, name: str) -> _Note:
     if kind in _CONTAINERS:
         return _GIVES_ITEMS if name in _GIVE_ITEMS else None
     if issubclass(kind, Enum):
-        found: Any = owner.value if name in ("value", "_value_") else vars(owner).get(name, owner)
+        found: Any = owner.value if name in ("value", "_value_") else attributes_of(owner).get(name, owner)
     elif issubclass(kind, type) and issubclass(owner, Enum) and name in owner.__members__:
         return _Leads(owner.__members__[name])
     else:
         spaces = owner.__mro__ if issubclass(kind, type) else (owner,)
-        found = next((vars(space)[name] for space in spaces if name in getattr(space, "__dict__", ())), owner)
+        tables = [attributes_of(space) for space in spaces if hasattr(space, "__dict__")]
+        found = next((table[name] for table in tables if name in table), owner)
     if found is owner:
         return _UNKNOWN
     if kind_of(found) is staticmethod:
@@ -217,18 +221,17 @@ def _take(
     step: _Step, stack: list[_Note], note_of: Callable[[str], _Note], local: dict[str, _Note], binds_any: bool
 ) -> None:
     """Follow one instruction. Raises `_Seen`."""
-    operation, name, argument, text, _, _, effect = step
+    operation, name, _, argument, text, _, _, effect = step
     if operation in _READS_NAME or operation in _READS_CELL:
         note = local[name] if operation in _READS_CELL and name in local else note_of(name)
         stack += [note] * max(1, effect)
     elif operation.startswith("LOAD_FAST"):
-        stack += map(local.get, name if type(name) is tuple else (name,))
+        stack += map(local.get, step.names)
     elif operation.startswith("STORE_FAST") or operation == "STORE_DEREF":
-        names = list(name) if type(name) is tuple else [name]
-        stored = names[:1] if operation.endswith("LOAD_FAST") else names
+        stored = step.names[:1] if operation.endswith("LOAD_FAST") else step.names
         for one in stored:
             local[one] = _pop(stack, 1)[0] or local.get(one)
-        stack += map(local.get, names[len(stored) :])
+        stack += map(local.get, step.names[len(stored) :])
     elif operation in ("LOAD_ATTR", "LOAD_METHOD"):
         (owner,) = _pop(stack, 1)
         if owner and effect == 1 and _changes(owner, name):
@@ -250,6 +253,8 @@ def _take(
         if _pop(stack, 2)[0] and text.endswith("="):
             raise _Seen
         stack.append(None)
+    elif operation == "BUILD_TUPLE":
+        stack.append(_UNKNOWN if any(_pop(stack, argument)) else None)
     elif operation == "COPY":
         stack.append(stack[-argument] if len(stack) >= argument else None)
     elif operation == "SWAP":

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from pickle import PicklingError
+from traceback import walk_tb
 from types import FunctionType, MethodType
 from typing import Any
 
@@ -28,7 +29,7 @@ def _parts_of_function(function: FunctionType) -> Iterator[_Part]:
     for variable, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         try:
             yield f"variable {variable!r} of {name}", cell.cell_contents
-        except ValueError:
+        except ValueError:  # not bound yet
             continue
     for variable in code_use(function.__code__).globals:
         if variable in function.__globals__:
@@ -81,7 +82,7 @@ def _label(key: Any) -> str:
 
 
 def _guilty(parts: list[_Part], can_pickle: Callable[[Any], bool]) -> _Part | None:
-    """The first part that cannot be pickled, by bisection: each object is tried about twice, not once a sibling."""
+    """The first part that cannot be pickled. By bisection, each object is tried about twice, not once per sibling."""
     while len(parts) > 1:
         half = parts[: len(parts) // 2]
         parts = parts[len(half) :] if can_pickle([value for _, value in half]) else half
@@ -92,7 +93,7 @@ def _search(value: Any, path: str, can_pickle: Callable[[Any], bool]) -> _Part:
     for _ in range(MAX_DEPTH):
         try:
             found = _guilty(list(_parts(value, path)), can_pickle)
-        except PICKLING_FAILURES:  # a user's __reduce__ raises: then this object is the culprit
+        except PICKLING_FAILURES:  # this object's own __reduce__ raises: it is the culprit
             break
         if found is None:
             break
@@ -122,10 +123,6 @@ def _reason(error: BaseException) -> str:
 
 
 def users_own(error: BaseException) -> BaseException | None:
-    """The error if the user's code raised it; None if a pickler refused, as the sentence then tells everything."""
-    traceback = error.__traceback__
-    while traceback is not None and traceback.tb_next is not None:
-        traceback = traceback.tb_next
-    if traceback is None or traceback.tb_frame.f_code.co_filename.startswith(_PICKLERS):
-        return None
-    return error
+    """The error if the user's code raised it; None if a pickler refused, since the sentence then says everything."""
+    frames = [frame for frame, _ in walk_tb(error.__traceback__)]
+    return error if frames and not frames[-1].f_code.co_filename.startswith(_PICKLERS) else None

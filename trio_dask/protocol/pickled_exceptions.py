@@ -1,9 +1,9 @@
 """Exceptions of tasks: described on the worker, raised again at the client.
 
 An exception is a small graph: causes, contexts, members of groups, exceptions in attributes. Its description is a list
-of nodes, each pickled by itself, so that one bad exception spoils no other. A node keeps the exception's type if its
-pickle loads again, which is tried at once; otherwise a `RemoteError` with its text replaces it. Nothing that a task can
-raise makes `describe_exception` raise, and its effort and its result are bounded.
+of nodes, each pickled by itself, so one bad exception spoils no other. A node keeps the exception's type if its pickle
+loads again, which the worker tries; otherwise a `RemoteError` with its text replaces it. Nothing that a task can raise
+makes `describe_exception` raise, and its effort and its result are bounded.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _TRACEBACK = "Traceback (most recent call last):"
 _CAUSE = "The above exception was the direct cause of the following exception:"
 _CONTEXT = "During handling of the above exception, another exception occurred:"
 
-# Raised again at the client these would end the program, or something else that the task did not mean.
+# Raised again at the client, these would end the program, or something else that the task did not mean.
 _EXITS = (SystemExit, KeyboardInterrupt, GeneratorExit)
 _CANCELLATIONS = frozenset({"asyncio.exceptions.CancelledError", "trio.Cancelled"})
 
@@ -51,7 +51,7 @@ class _Node(NamedTuple):
     members: tuple[int, ...]
 
 
-_bare_name: Callable[[type[Any]], str] = type.__dict__["__name__"].__get__  # whatever a metaclass has to say
+_bare_name: Callable[[type[Any]], str] = type.__dict__["__name__"].__get__  # a metaclass may define another
 
 
 def _cut(text: str) -> str:
@@ -63,7 +63,7 @@ def _attempt(action: Callable[[], Any], otherwise: Any) -> Any:
     """The result of `action`, which runs the user's code on a broken object and may raise anything."""
     try:
         return action()
-    except BaseException:  # the user's code may raise anything; there is something to say instead
+    except BaseException:  # the user's code may raise anything; `otherwise` replaces the result
         return otherwise
 
 
@@ -82,10 +82,9 @@ class _Hooks:
     exception: BaseException
 
     def persistent_id(self, obj: Any, /) -> Any:
-        if not issubclass(type(obj), BaseException) or obj is self.exception:
+        if obj is self.exception or not issubclass(type(obj), BaseException):
             return None
-        number = self.number_of(obj)
-        if number is None:
+        if (number := self.number_of(obj)) is None:
             raise pickle.PicklingError("too many exceptions")
         return number
 
@@ -126,7 +125,7 @@ def _load(pickled: bytes, exception_at: Callable[[int], BaseException]) -> BaseE
 
 
 def load_without_init(cls: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]) -> BaseException:
-    """Make an exception without its own `__init__`: only that of its built-in base is called."""
+    """Make an exception without its own `__init__`: call only that of its built-in base."""
     exc = cls.__new__(cls, *args)
     for base in cls.__mro__:
         initialize: Any = vars(base).get("__init__")
@@ -154,7 +153,7 @@ class _Describer:
         return [self.node(number, exc) for number, exc in enumerate(self.found)]
 
     def number_of(self, exc: Any) -> int | None:
-        """The position of an exception's node, which is new at the first meeting; None if there are too many."""
+        """The position of an exception's node, which the first call adds; None if there are too many."""
         if not issubclass(type(exc), BaseException):
             return None
         number = self.numbers.get(id(exc))
@@ -165,8 +164,9 @@ class _Describer:
 
     def node(self, number: int, exc: BaseException) -> _Node:
         message = _message(exc)
-        members: list[Any] = _attempt(lambda: list(cast("Any", exc).exceptions), [])
-        numbers = map(self.number_of, members if issubclass(type(exc), BaseExceptionGroup) else ())
+        is_group = issubclass(type(exc), BaseExceptionGroup)
+        members: list[Any] = _attempt(lambda: list(cast("Any", exc).exceptions), []) if is_group else []
+        numbers = map(self.number_of, members)
         return _Node(
             pickled=_attempt(lambda: self.pickled(exc, message), None),
             type_name=_attempt(lambda: type_name(type(exc)), _bare_name(type(exc))),
@@ -187,12 +187,15 @@ class _Describer:
             return None
         best = None
         for candidate in _candidates(exc):
-            pickled = self.dump(exc, candidate)
-            faithful = None if pickled is None else self.try_to_load(pickled, message)
-            if faithful:
+            if (pickled := self.dump(exc, candidate)) is None:
+                continue
+            try:
+                loaded = _load(pickled, self.found.__getitem__)
+            except BaseException:  # a user's __init__ or __setstate__, which would raise at the client as well
+                continue
+            if _message(loaded) == message:
                 return pickled
-            if faithful is not None:
-                best = best or pickled
+            best = best or pickled
         return best
 
     def dump(self, exc: BaseException, candidate: Any) -> bytes | None:
@@ -207,14 +210,6 @@ class _Describer:
                 continue
             return file.take()
         return None
-
-    def try_to_load(self, pickled: bytes, message: str) -> bool | None:
-        """Whether it loads with the right message; None if it does not load."""
-        try:
-            loaded = _load(pickled, self.found.__getitem__)
-        except BaseException:  # a user's __init__ or __setstate__; then the client's would do the same
-            return None
-        return _message(loaded)[:MESSAGE_CHARACTERS] == message[:MESSAGE_CHARACTERS]
 
 
 def _task_exited(exc: BaseException) -> TaskExited:
@@ -236,7 +231,7 @@ def _candidates(exc: BaseException) -> Iterator[Any]:
     """What to pickle for an exception, best first."""
     kind: Any = type(exc)
     if type(kind.__reduce__) is not MethodDescriptorType or kind.__reduce_ex__ is not object.__reduce_ex__:
-        yield exc  # its class knows how it is to be pickled
+        yield exc  # its class defines its own reduction
         return
     cls, args, *states = cast("tuple[Any, ...]", exc.__reduce__())
     state: dict[str, Any] = states[0] if states else {}
@@ -262,7 +257,7 @@ def _own_lines(node: _Node) -> Iterator[str]:
 
 
 def _lines(nodes: list[_Node], number: int, seen: set[int]) -> Iterator[str]:
-    """As Python prints it: what came first is first."""
+    """As Python prints it: the earliest exception first."""
     seen.add(number)
     node = nodes[number]
     for earlier, sentence in ((node.cause, _CAUSE), (None if node.suppress_context else node.context, _CONTEXT)):
@@ -285,8 +280,8 @@ def _text(nodes: list[_Node]) -> str:
 def describe_exception(exc: BaseException, skip_frames: int = 0) -> tuple[bytes | None, str]:
     """What a task raised, as bytes for `rebuild_exception` and as text for people. Never raises.
 
-    The text begins with the qualified type and the message; after an empty line comes the traceback, without the first
-    `skip_frames` frames and without those of this package that called the user's code.
+    The text begins with the qualified type and the message. After an empty line the traceback follows, without its
+    first `skip_frames` frames and without those of this package that called the user's code.
     """
     try:
         nodes = _Describer(exc, skip_frames).describe()
@@ -297,7 +292,7 @@ def describe_exception(exc: BaseException, skip_frames: int = 0) -> tuple[bytes 
             if spent > TOTAL_PICKLE_BYTES:
                 nodes[number] = node._replace(pickled=None)
         return pickle.dumps([tuple(node) for node in nodes], PICKLE_PROTOCOL), text
-    except BaseException as error:  # it came from the user's code: nothing that it does may end the worker
+    except BaseException as error:  # the user's code raised it, and nothing that a task does may end the worker
         return None, f"{_bare_name(type(exc))}: <cannot be described: {type(error).__name__}>"
 
 
@@ -353,19 +348,16 @@ def _from_text(text: str) -> RemoteError:
     return RemoteError(name, message, (separator + rest).strip())
 
 
-def _frames(frames: Any) -> tuple[Frame, ...]:
-    return tuple(Frame(*frame) for frame in frames)
-
-
 def rebuild_exception(error: bytes | None, text: str, *, key: Key, worker: str, attempt: int) -> BaseException:
-    """The exception that `describe_exception` described, to be raised here.
+    """The exception that `describe_exception` described, for raising it here.
 
     It has the type, the message and the traceback of the original, and a note that names task, worker and attempt. If
     its type is not available here, it is a `RemoteError`. If this machine lacks the source lines, a note has the
     traceback as text.
     """
     try:
-        nodes = [_Node(*fields)._replace(frames=_frames(fields[4])) for fields in pickle.loads(error or b"")]
+        rows = [_Node(*fields) for fields in pickle.loads(error or b"")]
+        nodes = [node._replace(frames=tuple(Frame(*frame) for frame in node.frames)) for node in rows]
         exc = _Rebuilder(nodes).rebuild()
         complete = all(has_source(node.frames) for node in nodes)
     except PICKLING_FAILURES:  # there is none, or it is not one of ours

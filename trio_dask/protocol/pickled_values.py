@@ -1,7 +1,7 @@
 """Results and scattered data: proof that they can be pickled, their size, and their frames.
 
-Frames are `[pickle, *buffers]`. Large `bytes` objects inside a value are not copied into the pickle: then the first
-frame is a head with the number of pieces of the pickle (0x01 and a count of 4 bytes; a pickle starts with 0x80).
+Frames are `[pickle, *buffers]`. The pickle copies no large `bytes` objects: it then consists of several pieces, and the
+first frame is a head with their number (0x01 and a count of 4 bytes; a pickle starts with 0x80).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from io import BytesIO
+from io import BufferedReader, BytesIO, RawIOBase
 from pickle import PickleBuffer
 from types import FunctionType
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -31,10 +31,10 @@ from trio_dask.protocol.picklers import (
 )
 
 IN_BAND_BYTES = 1 << 12
-"""Smaller buffers are pickled in band: a frame would cost more."""
+"""Smaller buffers are pickled in band, which costs less than a frame."""
 
 PIECE_BYTES = 1 << 20
-"""A single write of the pickler from this size on (a large bytes object) becomes a frame without a copy."""
+"""A single write of the pickler (a large bytes object) becomes a frame without a copy from this size on."""
 
 LARGEST_FRAME_BYTES = 1 << 18
 """The pickler writes whole opcodes, in frames below this size; a larger write is the content of one object."""
@@ -50,7 +50,7 @@ class PickledValue(NamedTuple):
     """Proof that a value can be pickled, the size of all its frames in bytes, and the qualified name of its type.
 
     `inline` is the whole pickle if it is small enough for a message; `load_value([inline])` loads it. `copied_bytes` is
-    the most memory that `dump_value` takes: it copies what is pickled in band.
+    the most memory that `dump_value` takes: it copies what it pickles in band.
     """
 
     inline: bytes | None
@@ -67,12 +67,12 @@ class PickleFile(Protocol):
         ...
 
     def restart(self) -> None:
-        """Drop what was written: the pickle starts again."""
+        """Drop everything written: the pickle starts again."""
         ...
 
 
 class ByReferencePickler(pickle.Pickler):
-    """Ordinary pickle; classes by value come along as blobs, which the other end loads only once."""
+    """Ordinary pickle, with classes by value as blobs, which the other end loads only once."""
 
     dispatch_table = ORDINARY
 
@@ -87,7 +87,7 @@ class ByReferencePickler(pickle.Pickler):
 
 
 class SharingPickler(DefinitionPickler):
-    """The same with cloudpickle, for what ordinary pickle cannot do, and for classes that carry state."""
+    """The same with cloudpickle, for objects that ordinary pickle refuses, and for classes that carry state."""
 
     def reducer_override(self, obj: Any, /) -> Any:
         if issubclass(type(obj), type) and travels_by_value(obj):
@@ -99,10 +99,10 @@ class SharingPickler(DefinitionPickler):
 
 
 class _Sink:
-    """The file of a pickler: counts bytes and buffers; subclasses also keep some."""
+    """The file of a pickler: counts bytes and keeps buffers; subclasses also keep or pass on the pickle."""
 
     def __init__(self) -> None:
-        self.nbytes: int = 0
+        self.nbytes = 0
         self.names_ours = False
         """Whether the pickle may refer by name to what only this process has."""
         self.buffers: list[memoryview] = []
@@ -142,7 +142,7 @@ class _Meter(_Sink):
 
 
 class _Stream(_Sink):
-    """Passes the pickle on as it is made."""
+    """Passes the pickle on while the pickler makes it."""
 
     def __init__(self, file: PickleFile) -> None:
         super().__init__()
@@ -223,15 +223,14 @@ def pickle_value(value: Any, inline_limit: int) -> PickledValue:
     if _is_long_text(value) and inline_limit < len(value):
         nbytes = sum(map(len, _pickle_text(value)))
         return PickledValue(None, nbytes, "str", nbytes)
-    new_meter: Callable[[], _Meter] = partial(_Meter, inline_limit)
-    sink: _Meter = _pickle_or_complain(value, new_meter, "result")
+    sink = _pickle_or_complain(value, partial(_Meter, inline_limit), "result")
     inline = b"".join(sink.kept) if sink.kept and not sink.buffers else None
     copied_bytes = 0 if kind is bytes or kind is bytearray else sink.nbytes - sum(view.nbytes for view in sink.buffers)
     return PickledValue(inline, sink.nbytes, type_name(kind), copied_bytes)
 
 
 def dump_value(value: Any) -> list[Buffer]:
-    """The frames of `value`, without a copy of its large buffers and bytes: they live and change with it.
+    """The frames of `value`, without a copy of its large buffers and bytes, which live and change with it.
 
     Raises `SerializationError`.
     """
@@ -277,7 +276,7 @@ def _is_long_text(value: Any) -> bool:
 def _pickle_text(text: str) -> Iterator[bytes]:
     """The pickle of a long string, part by part.
 
-    A pickler would encode all of it at once and, unless it is ASCII, leave that encoding at the string for good.
+    A pickler would encode all of it at once and, unless it is ASCII, keep the encoding with the string for good.
     """
     size = len(text) if text.isascii() else sum(map(len, _encoded(text)))
     yield pickle.PROTO + bytes([PICKLE_PROTOCOL]) + pickle.BINUNICODE8 + size.to_bytes(8, "little")
@@ -299,41 +298,23 @@ def load_value(frames: Sequence[Buffer]) -> Any:
     if head[0] != _PIECES:
         return pickle.loads(head, buffers=frames[1:])
     count = 1 + int.from_bytes(head[1:], "little")
-    return pickle.Unpickler(_PiecesFile(frames[1:count]), buffers=frames[count:]).load()
+    return pickle.Unpickler(BufferedReader(_Pieces(frames[1:count])), buffers=frames[count:]).load()
 
 
-class _PiecesFile:
-    """A file for unpicklers over pieces that are read in turn."""
+class _Pieces(RawIOBase):
+    """A file that consists of several pieces."""
 
     def __init__(self, pieces: Sequence[Buffer]) -> None:
         self.pieces = iter(pieces)
         self.rest = memoryview(b"")
 
-    def readinto(self, target: Buffer, /) -> int:
-        view = memoryview(target)
-        done = 0
-        while done < len(view) and (part := self._next(len(view) - done)):
-            view[done : done + len(part)] = part
-            done += len(part)
-        return done
+    def readable(self) -> bool:
+        return True
 
-    def read(self, size: int, /) -> bytes:
-        parts: list[memoryview] = []
-        while size and (part := self._next(size)):
-            parts.append(part)
-            size -= len(part)
-        return b"".join(parts)
-
-    def _next(self, most: int) -> memoryview:
-        """The next bytes, at most this many and from one piece; empty at the end."""
-        while not self.rest:
-            piece = next(self.pieces, None)
-            if piece is None:
-                break
+    def readinto(self, target: Any, /) -> int:
+        """Copy as much as fits from one piece; 0 at the end."""
+        while not self.rest and (piece := next(self.pieces, None)) is not None:
             self.rest = memoryview(piece)
-        part, self.rest = self.rest[:most], self.rest[most:]
-        return part
-
-    def readline(self) -> bytes:
-        """Only text protocols read lines."""
-        raise pickle.UnpicklingError("not a pickle of ours")
+        count = min(len(target), len(self.rest))
+        target[:count], self.rest = self.rest[:count], self.rest[count:]
+        return count

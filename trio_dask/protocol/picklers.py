@@ -5,7 +5,7 @@ Functions and classes that another process cannot import (from `__main__`, a not
 module given to `cloudpickle.register_pickle_by_value`) travel by value; so do modules that only this process has, and
 objects that pickle as a name in one of these places. Everything else is ordinary pickle, which is many times faster
 than cloudpickle. Ordinary pickle alone would refer to `__main__.f`, which the other `__main__` does not have, so every
-pickler of this package asks `travels_by_value`, and its output is searched with `names_what_only_we_have`.
+pickler of this package asks `travels_by_value`, and `names_what_only_we_have` searches its output.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ else:
 PICKLE_PROTOCOL = 5
 
 PICKLING_FAILURES = (Exception, SystemExit, GeneratorExit)
-"""Exceptions of a user's `__reduce__` or `__setstate__` that are errors of their own; Ctrl-C is not one."""
+"""What a user's `__reduce__` or `__setstate__` may raise as an error of its own; Ctrl-C is not one."""
 
 Buffer = bytes | bytearray | memoryview
 
@@ -66,7 +66,7 @@ class KeyReference:
 
 
 class Chunks(list[bytes]):
-    """A file for picklers that keeps each write without joining or copying."""
+    """A file for picklers that keeps each write as it is."""
 
     __slots__ = ()
 
@@ -80,7 +80,7 @@ class Chunks(list[bytes]):
 
 
 def type_name(kind: type[Any]) -> str:
-    """Qualified name of a type; without the module for a builtin."""
+    """The qualified name of a type; without the module for a builtin."""
     module: Any = getattr(kind, "__module__", None)
     name: Any = getattr(kind, "__qualname__", None) or getattr(kind, "__name__", "?")
     return str(name) if module in (None, "builtins") else f"{module}.{name}"
@@ -139,12 +139,12 @@ def names_what_only_we_have(pickled: bytes) -> bool:
 
 
 def code_in_file(filename: str, *arguments: Any) -> CodeType:
-    """A code object that names its file: cloudpickle 3.1.3 and later leave it out, and tracebacks need it."""
+    """A code object that names its file, for tracebacks: cloudpickle leaves it out from 3.1.3 on."""
     return CodeType(*arguments).replace(co_filename=filename)
 
 
 def reduce_method(method: MethodType) -> tuple[Any, ...]:
-    """A bound method by name if that finds it; it does not for decorated, private and `super()` methods."""
+    """A bound method by name, if that leads to it; for decorated, private and `super()` methods it does not."""
     function, owner = method.__func__, method.__self__
     name: Any = getattr(function, "__name__", None)
     found = getattr(owner, name, None) if type(name) is str else None
@@ -160,19 +160,19 @@ ORDINARY: Mapping[Any, Callable[[Any], Any]] = ChainMap(
 
 
 def make_cached(function: Callable[..., Any], parameters: dict[str, Any]) -> Any:
-    """A cached function whose cache is empty."""
+    """A cached function with an empty cache."""
     return functools.lru_cache(**parameters)(function)
 
 
 def make_cached_property(function: Callable[..., Any], name: str | None) -> Any:
-    """Python 3.11 gives it a lock, which cannot be pickled."""
+    """A cached property: Python 3.11 gives it a lock, which cannot be pickled."""
     made: functools.cached_property[Any] = functools.cached_property(function)
     made.attrname = name
     return made
 
 
 class _Example:
-    """A class that shows how cloudpickle makes classes other than enumerations."""
+    """Shows how cloudpickle makes classes other than enumerations."""
 
 
 _Example.__module__ = "__main__"
@@ -181,24 +181,23 @@ _MAKE_CLASS: Any = cast("Any", CloudPickler(io.BytesIO()).reducer_override(_Exam
 
 def _with_slots(cls: type[Any], arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     """Make the class with its slots, so that its instances also load where the class was defined."""
-    attributes: dict[str, Any] = dict(vars(cls))
-    if "__slots__" not in attributes:
+    if "__slots__" not in vars(cls):
         return arguments
-    return (*arguments[:3], {**arguments[3], "__slots__": attributes["__slots__"]}, *arguments[4:])
+    return (*arguments[:3], {**arguments[3], "__slots__": vars(cls)["__slots__"]}, *arguments[4:])
 
 
 class ByValuePickler(CloudPickler):
     """cloudpickle, with what it leaves out: files of code, globals of nested classes, cached functions, named objects.
 
-    It refuses open files, which cloudpickle pickles by content. `renews_state` tells whether classes and named objects
-    that the other side has get their attributes again.
+    It refuses open files, which cloudpickle pickles by content. `renews_state` tells whether the other side sets the
+    attributes of classes and named objects again that it has already.
     """
 
     renews_state = False
     _met_aliases: Sequence[Any] = ()
 
     def content_of(self, thing: Any) -> bytes:
-        """The token of the content of a class or named object that is defined here."""
+        """The token of the content of a class or named object that was defined here."""
         raise NotImplementedError
 
     def reducer_override(self, obj: Any, /) -> Any:
@@ -226,7 +225,7 @@ class ByValuePickler(CloudPickler):
         return self.reduce_object(obj)
 
     def reduce_function(self, function: FunctionType) -> Any:
-        """cloudpickle finds the globals of functions only, not those that the body of a class reads."""
+        """A function with all its globals: cloudpickle misses those that the body of a nested class reads."""
         reduced: Any = super().reducer_override(function)
         if reduced is not NotImplemented:
             carried = cast("dict[str, Any]", reduced[2][1]["__globals__"])
@@ -238,7 +237,7 @@ class ByValuePickler(CloudPickler):
         return reduced
 
     def reduce_class(self, cls: Any) -> Any:
-        """A class by value, with its origin; its type and its members are made by cloudpickle."""
+        """A class by value, with its origin; cloudpickle makes its type and its attributes."""
         reduced: Any = super().reducer_override(cls)
         if reduced is NotImplemented or len(reduced) < 6:
             return reduced
@@ -255,7 +254,7 @@ class ByValuePickler(CloudPickler):
         return make_class, (*origin, maker, arguments), (set_state, state), None, None, fill
 
     def reduce_object(self, obj: Any) -> Any:
-        """As usual, except for objects that pickle as a name in a module that travels by value."""
+        """The usual reduction, except for objects that pickle as a name in a module that travels by value."""
         reduced = obj.__reduce_ex__(PICKLE_PROTOCOL)
         if type(reduced) is not str:
             kind = kind_of(obj)

@@ -1,26 +1,23 @@
-"""Large pieces of memory: where they lie, copies of them, and maps that copy nothing until somebody writes.
+"""Large pieces of memory: their addresses, copies of them, and maps that copy a page only when something writes to it.
 
 Memory of `shared_memory` is a file in no directory, which other processes of the same user can map through `/proc` as
-long as its owner has it open. Its size is sealed, so that a map cannot lose its ground; a random token in its name
-tells it from all others.
+long as its owner has it open. Its size is sealed, so a map cannot lose its pages; a random token in its name
+distinguishes it from all others.
 """
 
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import mmap
 import os
+import resource
 import sys
 import weakref
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple, cast
 from weakref import WeakSet
-
-if sys.platform != "win32":
-    import fcntl
-    import resource
-
 
 MAPPED_BYTES = 8 << 20
 """Buffers from this size on have a map of their own."""
@@ -54,7 +51,7 @@ _memcmp.restype = ctypes.c_int
 
 
 def address_of(view: memoryview | bytes) -> int:
-    """The address of contiguous memory, for as long as it exists; `ctypes` itself refuses what is read-only."""
+    """The address of contiguous memory, for as long as it exists; `ctypes` itself refuses read-only memory."""
     found = _Buffer()
     _get_buffer(view, ctypes.byref(found), 0)
     address = found.address or 0
@@ -63,12 +60,12 @@ def address_of(view: memoryview | bytes) -> int:
 
 
 def same_bytes(one: memoryview | bytes, other: memoryview | bytes) -> bool:
-    """Whether two contiguous pieces of memory of one length hold the same. Other threads run meanwhile."""
+    """Whether two contiguous pieces of memory of one length are equal. Other threads run meanwhile."""
     return bool(_memcmp(address_of(one), address_of(other), memoryview(one).nbytes) == 0)
 
 
 def copy_bytes(source: memoryview | bytes, target: memoryview) -> None:
-    """Copy contiguous memory into as much of it. Other threads run meanwhile."""
+    """Copy contiguous memory into memory of the same length. Other threads run meanwhile."""
     _memmove(address_of(target), address_of(source), target.nbytes)
 
 
@@ -76,13 +73,9 @@ _private_maps: WeakSet[mmap.mmap] = WeakSet()
 _NO_DESCRIPTOR: dict[str, Any] = {"trackfd": False} if sys.version_info >= (3, 13) else {}
 
 
-CAN_SHARE = (
-    sys.platform != "win32"
-    and all(hasattr(fcntl, name) for name in ("F_ADD_SEALS", "F_GET_SEALS", "F_SEAL_SHRINK", "F_SEAL_GROW"))
-    and hasattr(os, "memfd_create")
-    and hasattr(os, "posix_fallocate")
-)
-"""Some builds of Python lack one or the other, also on Linux."""
+_NEEDED = ((fcntl, "F_ADD_SEALS"), (fcntl, "F_SEAL_GROW"), (os, "memfd_create"), (os, "posix_fallocate"))
+CAN_SHARE = all(hasattr(module, name) for module, name in _NEEDED)
+"""Some builds of Python lack one of these, also on Linux."""
 
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW if CAN_SHARE else 0
 TOKEN_BYTES = 16
@@ -94,7 +87,7 @@ def _name(token: bytes) -> str:
 
 
 class _SharedMap(mmap.mmap):
-    """Memory of which others may have maps."""
+    """Memory that other processes may map."""
 
     fd: int
     token: bytes
@@ -102,13 +95,10 @@ class _SharedMap(mmap.mmap):
     @classmethod
     def over(cls, fd: int, token: bytes, nbytes: int, access: int) -> _SharedMap:
         """A map of this file, which it closes with itself."""
-        try:
+        with _closed_on_error(fd):
             made = cls(fd, nbytes, access=access, **_NO_DESCRIPTOR)
-        except BaseException:
-            os.close(fd)
-            raise
         made.fd, made.token = fd, token
-        # At exit the kernel closes it, once everything that this process still has to say was said.
+        # At exit the kernel closes it, after this process has sent its last messages.
         weakref.finalize(made, _close, fd, os.fstat(fd).st_ino).atexit = False
         _shared_maps.add(made)
         return made
@@ -117,50 +107,56 @@ class _SharedMap(mmap.mmap):
 _shared_maps: WeakSet[_SharedMap] = WeakSet()
 
 
+@contextmanager
+def _closed_on_error(fd: int) -> Generator[None]:
+    try:
+        yield
+    except BaseException:  # also Ctrl-C: nobody else knows the descriptor; it goes on
+        os.close(fd)
+        raise
+
+
 def _close(fd: int, inode: int) -> None:
-    """Close a descriptor, unless other code has closed it and its number is of another file now."""
+    """Close a descriptor, unless other code has closed it and its number now belongs to another file."""
     with suppress(OSError):
         if os.fstat(fd).st_ino == inode:
             os.close(fd)
 
 
 def _may_hold_more() -> bool:
-    """Whether one more map takes an undue share of the descriptors that this process may have."""
+    """Whether one more map leaves enough of the descriptors that this process may have."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return len(_shared_maps) < (MOST_SHARED if soft == resource.RLIM_INFINITY else min(MOST_SHARED, soft // 8))
 
 
 def shared_file(nbytes: int) -> memoryview:
-    """Memory that other processes can map. Raises `OSError` where that is not possible, or there is not so much."""
+    """Memory that other processes can map. Raises `OSError` if the system cannot share, or has too little memory."""
     if not CAN_SHARE:
         raise OSError("this system shares no memory")
     token = os.urandom(TOKEN_BYTES)
     fd = os.memfd_create(_name(token), os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        os.posix_fallocate(fd, 0, nbytes)  # without it, memory that is missing shows as a SIGBUS
+    with _closed_on_error(fd):
+        os.posix_fallocate(fd, 0, nbytes)  # otherwise a lack of memory becomes a SIGBUS
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
-    except BaseException:
-        os.close(fd)
-        raise
     return memoryview(_SharedMap.over(fd, token, nbytes, mmap.ACCESS_WRITE))
 
 
 def shared_memory(nbytes: int) -> memoryview:
-    """Memory to be filled, of which `own_copy` makes copies, and which other processes can map if it is large."""
-    if nbytes >= MAPPED_BYTES and CAN_SHARE and _may_hold_more():
-        with suppress(OSError):  # also where there is no such memory left: ordinary memory gives a `MemoryError` then
+    """Memory to fill, which `own_copy` copies, and which other processes can map if it is large."""
+    if nbytes >= MAPPED_BYTES and _may_hold_more():
+        with suppress(OSError):  # if all memory is in use, ordinary memory gives a `MemoryError`
             return shared_file(nbytes)
     return memoryview(bytearray(nbytes))
 
 
 class SharedPart(NamedTuple):
-    """Where a piece of shared memory is found: a descriptor of a process, and which bytes of the file behind it."""
+    """Where a piece of shared memory lies: a descriptor of a process, and which bytes of that file."""
 
     pid: int
     fd: int
     token: bytes
     nbytes: int
-    """Of the whole file."""
+    """The size of the whole file."""
     start: int
     length: int
 
@@ -176,16 +172,13 @@ def shared_part(view: memoryview) -> SharedPart | None:
 
 def _open(part: SharedPart) -> int:
     path, name = f"/proc/{part.pid}/fd/{part.fd}", f"/memfd:{_name(part.token)} (deleted)"
-    if os.readlink(path) != name:  # to open what it is instead might do something
+    if os.readlink(path) != name:  # opening another file could have an effect
         raise FileNotFoundError(f"descriptor {part.fd} of process {part.pid} is not the memory that it was said to be")
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
-    try:
+    with _closed_on_error(fd):
         is_it = os.readlink(f"/proc/self/fd/{fd}") == name and os.fstat(fd).st_size == part.nbytes
         if not is_it or fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS != _SEALS:
             raise OSError(f"the memory of process {part.pid} is not as it was said to be")
-    except BaseException:
-        os.close(fd)
-        raise
     return fd
 
 
@@ -199,9 +192,9 @@ def can_map(part: SharedPart) -> bool:
 
 
 def map_shared(part: SharedPart) -> memoryview:
-    """All of the memory of which another process shares this part; it cannot be written to.
+    """The whole memory of which another process shares this part, read-only.
 
-    It is read instead where this process holds many descriptors already. Raises `OSError` if it cannot be had.
+    A process that holds many descriptors reads it instead. Raises `OSError` if neither is possible.
     """
     fd = _open(part)
     if _may_hold_more():
@@ -216,20 +209,23 @@ def map_shared(part: SharedPart) -> memoryview:
     return content.toreadonly()
 
 
+def _shared_under(content: bytes | bytearray | memoryview, nbytes: int) -> _SharedMap | None:
+    """The shared memory that this is a view of, if it has this many bytes."""
+    shared = content.obj if isinstance(content, memoryview) else None
+    return shared if isinstance(shared, _SharedMap) and len(shared) == nbytes else None
+
+
 def whole_of(view: bytes | memoryview, nbytes: int) -> memoryview | None:
     """The whole shared memory of which this is the beginning, if that has this many bytes."""
-    shared = view.obj if isinstance(view, memoryview) else None
-    if not isinstance(shared, _SharedMap) or len(shared) != nbytes:
-        return None
-    whole = memoryview(shared)
-    return whole if address_of(view) == address_of(whole) else None
+    shared = _shared_under(view, nbytes)
+    whole = None if shared is None else memoryview(shared)
+    return whole if whole is not None and address_of(view) == address_of(whole) else None
 
 
 def own_copy(content: bytes | bytearray | memoryview) -> bytearray | memoryview:
-    """A copy that can be written to; of shared memory, only those pages are copied that are written."""
-    shared = content.obj if isinstance(content, memoryview) else None
-    is_whole = isinstance(shared, _SharedMap) and len(shared) == len(content)
-    if isinstance(shared, _SharedMap) and is_whole and (_NO_DESCRIPTOR or len(_private_maps) < MOST_MAPS):
+    """A writeable copy; of shared memory, it copies only the pages that the task writes to."""
+    shared = _shared_under(content, len(content))
+    if shared is not None and (_NO_DESCRIPTOR or len(_private_maps) < MOST_MAPS):
         try:
             private = mmap.mmap(shared.fd, len(content), access=mmap.ACCESS_COPY, **_NO_DESCRIPTOR)
         except OSError:  # no descriptors left
@@ -240,5 +236,5 @@ def own_copy(content: bytes | bytearray | memoryview) -> bytearray | memoryview:
 
 
 def has_private_maps() -> bool:
-    """Whether there are copies that `own_copy` made without copying."""
+    """Whether `own_copy` has made copies that share pages with other memory."""
     return bool(_private_maps)

@@ -1,7 +1,7 @@
 """Tracebacks as plain data that another process can rebuild.
 
-A rebuilt frame is that of a stub, compiled under the file name, function name, line and columns of the original. Python
-then prints the user's own source lines, with its own markers, if the file (or the notebook's cell) is available.
+A rebuilt frame belongs to a stub, compiled under the file name, function name, line and columns of the original. So
+Python prints the user's own source lines, with its own markers, if the file (or the notebook's cell) is available.
 """
 
 from __future__ import annotations
@@ -44,17 +44,9 @@ def _frame(traceback: TracebackType) -> Frame:
     if first != line or last is None or column is None or end_column is None:
         last, column, end_column = line, -1, -1
     source = linecache.getline(code.co_filename, line, traceback.tb_frame.f_globals).strip()
-    module = traceback.tb_frame.f_globals.get("__name__")
-    return Frame(
-        code.co_filename,
-        code.co_name,
-        module if type(module) is str else "?",
-        line,
-        last,
-        column,
-        end_column,
-        source[:SOURCE_CHARACTERS],
-    )
+    name = traceback.tb_frame.f_globals.get("__name__")
+    module, source = name if type(name) is str else "?", source[:SOURCE_CHARACTERS]
+    return Frame(code.co_filename, code.co_name, module, line, last, column, end_column, source)
 
 
 def _walk(traceback: TracebackType | None) -> Iterator[TracebackType]:
@@ -64,7 +56,7 @@ def _walk(traceback: TracebackType | None) -> Iterator[TracebackType]:
 
 
 def collect_frames(traceback: TracebackType | None, skip_frames: int = 0) -> tuple[Frame, ...]:
-    """The frames as data, outermost first, without our own at the outer end, and without the middle of very many."""
+    """The frames as data, outermost first; without our own at the outer end, and of very many without the middle."""
     found = list(_walk(traceback))[skip_frames:]
     while found and found[0].tb_frame.f_code.co_filename.startswith(_OUR_FOLDERS):
         del found[0]
@@ -92,16 +84,17 @@ def has_source(frames: Iterable[Frame]) -> bool:
     )
 
 
-def _compile(frame: Frame, end_line: int, column: int, end_column: int) -> TracebackType:
-    """One stub. It is a generator that never starts: its frame, unlike that of a call, keeps no callers alive."""
+def _compile(frame: Frame) -> TracebackType:
+    """One stub: a generator that never starts, since its frame, unlike that of a call, keeps no callers alive."""
     tree = ast.parse("lambda: (yield)", mode="eval")
     for node in ast.walk(tree):
         if isinstance(node, ast.expr):
-            node.lineno, node.end_lineno = frame.line, end_line
-            node.col_offset, node.end_col_offset = column, end_column
+            node.lineno, node.end_lineno = frame.line, frame.end_line
+            node.col_offset, node.end_col_offset = frame.column, frame.end_column
     stub: Any = eval(compile(tree, frame.filename, "eval"), {"__name__": frame.module, "__file__": frame.filename})
     stub.__code__ = stub.__code__.replace(co_name=frame.name, co_qualname=frame.name)
-    wanted = (frame.line, end_line, None, None) if column < 0 else (frame.line, end_line, column, end_column)
+    columns = (None, None) if frame.column < 0 else (frame.column, frame.end_column)
+    wanted = (frame.line, frame.end_line, *columns)
     positions = enumerate(stub.__code__.co_positions())
     instruction = next((number for number, position in positions if position == wanted), 0)
     return TracebackType(None, stub().gi_frame, 2 * instruction, frame.line)
@@ -112,9 +105,9 @@ def rebuild_traceback(frames: Sequence[Frame]) -> TracebackType | None:
     rebuilt: TracebackType | None = None
     for frame in reversed(frames):
         try:
-            made = _compile(frame, frame.end_line, frame.column, frame.end_column)
+            made = _compile(frame)
         except ValueError:  # positions, or a name, that this Python's compiler refuses
-            made = _compile(Frame(repr(frame.filename), "?", "?", 1, 1, -1, -1, ""), 1, -1, -1)
+            made = _compile(Frame(repr(frame.filename), "?", "?", 1, 1, -1, -1, ""))
         made.tb_next = rebuilt
         rebuilt = made
     return rebuilt

@@ -26,8 +26,9 @@ from trio_dask.protocol.pickled_calls import changes, is_without_definitions
 from trio_dask.protocol.pickled_functions import brings_classes
 from trio_dask.protocol.pickling import load_call, load_function, pickle_value
 from trio_dask.protocol.rebuilt_classes import brings_class, noting_renewed
+from trio_dask.worker.async_tasks import AsyncCall, raiser, run_async
 from trio_dask.worker.core.ready_queue import ReadyQueue
-from trio_dask.worker.error_text import describe_failure, mention_trio, sendable
+from trio_dask.worker.error_text import describe_failure, sendable
 from trio_dask.worker.memory_reservations import Reservations
 from trio_dask.worker.running_table import RunningTable
 from trio_dask.worker.secede import Rejoined, Seceded, SecededTasks
@@ -86,17 +87,9 @@ class _Crashed(NamedTuple):
     error: BaseException
 
 
-class _AsyncCall(NamedTuple):
-    """An `async def` task for the Trio thread; its slot waits for the reply, which raises or returns the value."""
-
-    context: TaskContext
-    call: Callable[[], Any]
-    reply: SimpleQueue[Callable[[], Any]]
-
-
 DECAY = 7 / 8
 
-_Posted = Outcome | _AsyncCall | _Crashed
+_Posted = Outcome | AsyncCall | _Crashed
 """What slots post to the Trio thread."""
 
 
@@ -229,9 +222,9 @@ class Executor:
         batch: list[Outcome] = []
         try:
             for outcome in self._collect():
-                if isinstance(outcome, _AsyncCall):
+                if isinstance(outcome, AsyncCall):
                     assert self._tasks is not None
-                    self._tasks.start_soon(_run_async, outcome)
+                    self._tasks.start_soon(run_async, outcome)
                 elif isinstance(outcome, _Crashed):
                     raise outcome.error
                 else:
@@ -358,7 +351,8 @@ class Executor:
                 args, kwargs = load_call(run.call, self._blobs, values)
                 if not is_without_definitions(run.call) and brings_class(args, kwargs) and changes_given(function):
                     turn = self._take_turn(context)
-            if turn is not None:
+                    function, is_async, args, kwargs = self._load_in_turn(turn, run, values)
+            else:
                 function, is_async, args, kwargs = self._load_in_turn(turn, run, values)
             value = self._call_async(context, function, args, kwargs) if is_async else function(*args, **kwargs)
             pickled = pickle_value(value, self._inline_limit)
@@ -475,7 +469,7 @@ class Executor:
         self, context: TaskContext, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         reply: SimpleQueue[Callable[[], Any]] = SimpleQueue()
-        self._post(_AsyncCall(context, lambda: function(*args, **kwargs), reply))
+        self._post(AsyncCall(context, lambda: function(*args, **kwargs), reply))
         return reply.get()()
 
     def _post(self, outcome: _Posted) -> None:
@@ -491,37 +485,5 @@ class Executor:
         """Outcomes are not taken any more, so a slot must not wait for an answer."""
         if isinstance(outcome, Begun) and outcome.go is not None:
             outcome.go.put(None)
-        elif isinstance(outcome, _AsyncCall):
-            outcome.reply.put(_raiser(TaskCancelled("the worker is leaving")))
-
-
-async def _run_async(task: _AsyncCall) -> None:
-    """Run an `async def` task in a cancel scope of its own, and answer its slot in any case."""
-    context = task.context
-    answer = _raiser(TaskCancelled(f"task {context.key!r} was cancelled"))
-    try:
-        enter(context)
-        with trio.CancelScope() as scope:
-            context.on_cancel(scope.cancel)
-            answer = _giver(await task.call())
-    except trio.Cancelled:
-        raise
-    except BaseException as error:  # as in a slot: what a task raises is its result
-        mention_trio(error)
-        answer = _raiser(error)
-    finally:
-        task.reply.put(answer)
-        del answer  # it refers to the error, whose traceback refers to this frame
-
-
-def _raiser(error: BaseException) -> Callable[[], Any]:
-    held = [error]
-
-    def answer() -> Any:
-        raise held.pop()  # without a name: its traceback refers to this frame, and a name would close a cycle
-
-    return answer
-
-
-def _giver(value: Any) -> Callable[[], Any]:
-    return lambda: value
+        elif isinstance(outcome, AsyncCall):
+            outcome.reply.put(raiser(TaskCancelled("the worker is leaving")))
