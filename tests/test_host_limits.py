@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from trio_dask.host_limits import Amount, cpu_count, cpus, memory, memory_bytes, oom_kills, repeated_bytes
+from trio_dask.batch_system import Amount
+from trio_dask.host_limits import cpus, memory, oom_kills, repeated_bytes
 
 
 def tree(root: Path, cgroup: str, **files: str) -> Path:
@@ -31,36 +32,36 @@ def sixteen(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_affinity_counts_where_there_is_no_quota(tmp_path: Path, sixteen: None) -> None:
-    assert cpu_count(tmp_path) == 16
-    assert cpu_count(tree(tmp_path, "0::/\n", cpu_dot_max="max 100000\n")) == 16
+    assert cpus(tmp_path).number == 16
+    assert cpus(tree(tmp_path, "0::/\n", cpu_dot_max="max 100000\n")).number == 16
 
 
 def test_the_tightest_quota_of_all_groups_around_us_counts(tmp_path: Path, sixteen: None) -> None:
     files = {"pod__cpu_dot_max": "250000 100000\n", "pod__box__cpu_dot_max": "800000 100000\n"}
-    assert cpu_count(tree(tmp_path, "0::/pod/box\n", **files)) == 3
+    assert cpus(tree(tmp_path, "0::/pod/box\n", **files)).number == 3
 
 
 def test_a_quota_below_one_processor_leaves_one(tmp_path: Path, sixteen: None) -> None:
-    assert cpu_count(tree(tmp_path, "0::/\n", cpu_dot_max="1000 100000\n")) == 1
+    assert cpus(tree(tmp_path, "0::/\n", cpu_dot_max="1000 100000\n")).number == 1
 
 
 def test_quotas_of_version_1(tmp_path: Path, sixteen: None) -> None:
     files = {"cpu,cpuacct__job__cpu_dot_cfs_quota_us": "400000", "cpu,cpuacct__job__cpu_dot_cfs_period_us": "100000"}
-    assert cpu_count(tree(tmp_path, "4:cpu,cpuacct:/job\n", **files)) == 4
+    assert cpus(tree(tmp_path, "4:cpu,cpuacct:/job\n", **files)).number == 4
 
 
 def test_memory_is_cut_to_the_limits_of_groups(tmp_path: Path) -> None:
     files = {"job__memory_dot_max": "max\n", "job__memory_dot_high": "300000\n", "memory_dot_max": "500000\n"}
-    assert memory_bytes(tree(tmp_path, "0::/job\n", **files)) == 300_000
+    assert memory(tree(tmp_path, "0::/job\n", **files)).number == 300_000
 
 
 def test_memory_limits_of_version_1(tmp_path: Path) -> None:
     files = {"memory__slurm__memory_dot_limit_in_bytes": "200000", "memory__memory_dot_limit_in_bytes": str(2**63 - 1)}
-    assert memory_bytes(tree(tmp_path, "9:memory:/slurm\n", **files)) == 200_000
+    assert memory(tree(tmp_path, "9:memory:/slurm\n", **files)).number == 200_000
 
 
 def test_a_group_that_is_not_visible_from_inside_a_container(tmp_path: Path) -> None:
-    assert memory_bytes(tree(tmp_path, "0::/docker/abc\n", memory_dot_max="100000")) == 100_000
+    assert memory(tree(tmp_path, "0::/docker/abc\n", memory_dot_max="100000")).number == 100_000
 
 
 def test_it_is_told_what_sets_the_limit(tmp_path: Path, sixteen: None) -> None:
@@ -88,8 +89,8 @@ def test_kills_by_the_kernel_are_counted_where_it_tells(tmp_path: Path) -> None:
 
 
 def test_the_real_machine_has_something() -> None:
-    assert cpu_count() >= 1
-    assert memory_bytes() > 2**20
+    assert cpus().number >= 1
+    assert memory().number > 2**20
 
 
 def test_pages_that_are_mapped_repeatedly_count_once() -> None:

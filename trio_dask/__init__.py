@@ -107,37 +107,25 @@ __all__ = [
 ]
 
 _HOMES = {
-    "ALL_COMPLETED": "client.as_completed",
-    "FIRST_COMPLETED": "client.as_completed",
-    "AsyncClient": "client.async_client",
-    "AsyncFuture": "client.futures",
-    "Client": "client.client",
-    "DoneAndNotDone": "client.as_completed",
-    "Future": "client.futures",
-    "LocalCluster": "deploy.local_cluster",
-    "as_completed": "client.as_completed",
-    "check_cancelled": "worker.task_context",
-    "default_client": "client.current_client",
-    "fire_and_forget": "client.current_client",
-    "futures_of": "client.current_client",
-    "get_client": "client.current_client",
-    "get_worker": "worker.task_context",
-    "open_local_cluster": "deploy.local_cluster",
-    "rejoin": "worker.task_context",
-    "rpc": "client.rpc",
-    "secede": "worker.task_context",
-    "wait": "client.as_completed",
-    "worker_client": "client.current_client",
+    name: module
+    for module, names in {
+        "client.as_completed": "ALL_COMPLETED FIRST_COMPLETED DoneAndNotDone as_completed wait",
+        "client.async_client": "AsyncClient",
+        "client.client": "Client",
+        "client.current_client": "default_client fire_and_forget futures_of get_client worker_client",
+        "client.futures": "AsyncFuture Future",
+        "client.rpc": "rpc",
+        "deploy.local_cluster": "LocalCluster open_local_cluster",
+        "worker.task_context": "check_cancelled get_worker rejoin secede",
+    }.items()
+    for name in names.split()
 }
 
 
 def __getattr__(name: str) -> Any:
     home = _HOMES.get(name)
     if home is None:
-        from trio_dask.unsupported_names import (
-            MODULE,
-            unsupported_error,
-        )  # not `from trio_dask`, which would ask here again
+        from trio_dask.unsupported_names import MODULE, unsupported_error
 
         raise unsupported_error(f"module {__name__!r}", name, MODULE)
     value = globals()[name] = getattr(import_module(f"trio_dask.{home}"), name)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import sys
 
-from trio_dask.cli.stdout import STOPPED, WRONG_USAGE, complain, say
+from trio_dask.cli.stdout import complain, say
+from trio_dask.exit_status import ExitStatus
 
 COMMANDS = {
     "scheduler": ("trio_dask.cli.scheduler", "start a scheduler"),
@@ -36,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     if command not in COMMANDS:
         shown = ascii(command)[:60]
         complain(program, f"{shown} is not a command; give one of {', '.join(COMMANDS)}")
-        return WRONG_USAGE
+        return ExitStatus.WRONG_USAGE
     return _run(command, rest, f"{program} {command}")
 
 
@@ -54,7 +55,7 @@ def _run(command: str, arguments: list[str], name: str) -> int:
     try:
         module = importlib.import_module(COMMANDS[command][0])
     except KeyboardInterrupt:  # asked to stop while it is still being loaded: its own handler comes after that
-        return STOPPED
+        return ExitStatus.STOPPED
     status: int = module.main(arguments, name)
     return status
 

@@ -411,6 +411,11 @@ class NannySettings(NamedTuple):
     ] = ()
     preload_argv: tuple[str, ...] = ()
 
+    def draw_lifetime_s(self, uniform: Callable[[float, float], float]) -> float:
+        """The lifetime of the next worker; `uniform(low, high)` draws how much it differs from the setting."""
+        stagger_s = uniform(-1, 1) * self.lifetime_stagger_s
+        return max(1.0, self.worker.lifetime_s + stagger_s) if stagger_s else self.worker.lifetime_s
+
 
 class ClientSettings(NamedTuple):
     """What one client needs to know. Exactly one of `scheduler` (an address) and `scheduler_file` is given."""

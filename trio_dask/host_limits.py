@@ -13,19 +13,7 @@ from pathlib import Path
 from trio_dask import batch_system
 from trio_dask.batch_system import Amount
 
-__all__ = ["Amount", "cpu_count", "cpus", "memory", "memory_bytes", "oom_kills", "repeated_bytes"]
-
 ROOT = Path("/")
-
-
-def cpu_count(root: Path = ROOT) -> int:
-    """Processors that this process can keep busy."""
-    return cpus(root).number
-
-
-def memory_bytes(root: Path = ROOT) -> int:
-    """Memory that this process can use."""
-    return memory(root).number
 
 
 def cpus(root: Path = ROOT, environment: Mapping[str, str] = os.environ) -> Amount:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TextIO, cast
 
 from trio_dask.errors import UnavailableError
-from trio_dask.process_identity import start_of, time_of
+from trio_dask.procfs import start_of, time_of
 from trio_dask.scheduler_file import MAX_SCHEDULER_FILE_BYTES, scheduler_process
 
 SAME_START_S = 2.0
@@ -74,7 +74,7 @@ def _write(target: Path, text: str) -> TextIO:
         file.flush()
         _date_back(draft)
         draft.replace(target)
-    except BaseException:
+    except BaseException:  # a draft that was not finished must not stay, whatever ended it
         file.close()
         draft.unlink(missing_ok=True)
         raise

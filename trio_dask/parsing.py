@@ -16,6 +16,7 @@ from trio_dask.errors import UnavailableError, UsageError
 
 OFF = ("none", "off", "false")
 MAX_THREADS = 4096
+MAX_NUMBER = 10**18
 MAX_NAME_LENGTH = 255
 LEAST_MEMORY_BYTES = 48 * 2**20
 """An idle worker has 25 MiB, and pauses at 80 % of its limit: below this it would never run anything."""
@@ -108,18 +109,17 @@ def parse_backoff(text: str) -> tuple[float, float]:
     return first, longest
 
 
-def _parse_integer(text: str) -> int | None:
+def _whole_number(text: str, least: int, most: int, remedy: str) -> int:
     """Digits alone: `int` would also take underscores, signs and the digits of other scripts."""
-    text = text.strip()
-    return int(text) if len(text) <= 18 and text.isascii() and text.isdigit() else None
+    plain = text.strip()
+    if not (len(plain) <= 18 and plain.isascii() and plain.isdigit() and least <= int(plain) <= most):
+        raise UsageError(f"{_quote(text)} is not {remedy}")
+    return int(plain)
 
 
 def parse_port(text: str) -> int:
     """A TCP port; 0 means any free one."""
-    port = _parse_integer(text)
-    if port is None or port > 65535:
-        raise UsageError(f"{_quote(text)} is not a port; give a number from 1 to 65535, or 0 for any free port")
-    return port
+    return _whole_number(text, 0, 65535, "a port; give a number from 1 to 65535, or 0 for any free port")
 
 
 def parse_port_range(text: str) -> tuple[int, int]:
@@ -134,28 +134,18 @@ def parse_port_range(text: str) -> tuple[int, int]:
 
 def parse_threads(text: str) -> int:
     """How many tasks run at once in one worker."""
-    number = _parse_integer(text)
-    if number is None or not 1 <= number <= MAX_THREADS:
-        raise UsageError(
-            f"{_quote(text)} is not a number of threads; give 1 to {MAX_THREADS}, or leave it out for one per CPU"
-        )
-    return number
+    remedy = f"a number of threads; give 1 to {MAX_THREADS}, or leave it out for one per CPU"
+    return _whole_number(text, 1, MAX_THREADS, remedy)
 
 
 def parse_count(text: str) -> int:
     """A whole number of at least 1."""
-    number = _parse_integer(text)
-    if not number:
-        raise UsageError(f"{_quote(text)} is not a number; give 1 or more")
-    return number
+    return _whole_number(text, 1, MAX_NUMBER, "a number; give 1 or more")
 
 
 def parse_zero_or_count(text: str) -> int:
     """A whole number of at least 0."""
-    number = _parse_integer(text)
-    if number is None:
-        raise UsageError(f"{_quote(text)} is not a number; give 0 or more")
-    return number
+    return _whole_number(text, 0, MAX_NUMBER, "a number; give 0 or more")
 
 
 def parse_memory_limit(text: str, *, machine_bytes: int, share: float = 1.0) -> int | None:

@@ -1,6 +1,6 @@
 """When to try again to reach a scheduler, and when to give up: one policy for workers, nannies and clients.
 
-It knows no clock and no dice: the time is an argument, and `uniform(low, high)` draws the jitter.
+It reads no clock and draws no random number: the time is an argument, and `uniform(low, high)` draws the jitter.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from trio_dask.errors import NoScheduler, UnavailableError, UsageError
-from trio_dask.process_identity import is_hidden, pid_space, start_of
+from trio_dask.procfs import is_hidden, pid_space, start_of
 
 MAX_SCHEDULER_FILE_BYTES = 1024 * 1024
 
@@ -33,14 +33,22 @@ def scheduler_file_text(address: str, *, incarnation: str, package: str, python:
     return json.dumps(content, indent=2) + "\n"
 
 
-def read_scheduler_file(path: str) -> str | None:
-    """The scheduler's address from a scheduler file, or None while there is no such file.
+def find_scheduler(address: str | None, path: str | None) -> str:
+    """This address, or the one in the scheduler file `path`, if that is given.
 
     Raises:
-      NoScheduler: the scheduler that wrote it has ended.
+      NoScheduler: there is no such file, or the scheduler that wrote it has ended.
       UnavailableError: the file cannot be read.
       UsageError: it is not a scheduler file.
     """
+    found = address if path is None else read_scheduler_file(path)
+    if found is None:
+        raise NoScheduler(f"the scheduler file {path} does not exist")
+    return found
+
+
+def read_scheduler_file(path: str) -> str | None:
+    """The address in a scheduler file, or None while there is no such file; raises what `find_scheduler` does."""
     try:
         with open(path, "rb") as file:
             data = file.read(MAX_SCHEDULER_FILE_BYTES + 1)

@@ -20,6 +20,7 @@ TOP = 7
 # Prefix of a dotted name inside the package -> its floor. The first match counts, so cores stand before their rooms.
 FLOORS: Mapping[str, int] = {
     "errors": 0,
+    "exit_status": 0,
     "ids": 0,
     "config": 0,
     "parsing": 0,
@@ -27,7 +28,7 @@ FLOORS: Mapping[str, int] = {
     "scheduler_file": 0,
     "retry_policy": 0,
     "owned_files": 0,
-    "process_identity": 0,
+    "procfs": 0,
     "hooks": 0,
     "batch_system": 0,
     "host_limits": 0,

@@ -8,7 +8,7 @@ import pytest
 from trio_dask import __main__
 from trio_dask.cli import command, demo, scheduler, worker
 from trio_dask.config import NannySettings
-from trio_dask.deploy.program_runner import ExitStatus
+from trio_dask.exit_status import ExitStatus
 from trio_dask.host_limits import Amount
 
 HOST = ["--host", "127.0.0.1"]

@@ -1,28 +1,26 @@
 import resource
+from typing import Any
+from unittest import mock
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trio_dask.deploy.cluster_sizing import allow_files, check_scale, divide, plan, workers_for
+from trio_dask.batch_system import Amount
+from trio_dask.deploy import cluster_sizing
+from trio_dask.deploy.cluster_sizing import Layout, allow_files, check_scale, divide, plan, workers_for
 from trio_dask.errors import UsageError
-from trio_dask.host_limits import Amount
 
 
-def make(**options):
-    defaults = {
-        "n_workers": None,
-        "threads_per_worker": None,
-        "memory_limit": "auto",
-        "processes": True,
-        "host": "127.0.0.1",
-        "scheduler_port": 0,
-        "resources": None,
-        "local_directory": None,
-        "cpus": 8,
-        "machine_bytes": 8000,
-    }
-    return plan(**{**defaults, **options})
+def make(*, cpus: int = 8, machine_bytes: int = 8000, **options: Any) -> Layout:
+    machine = mock.Mock(
+        **{
+            "cpus.return_value": Amount(cpus, "machine"),
+            "memory.return_value": Amount(machine_bytes, "machine"),
+        }
+    )
+    with mock.patch.multiple(cluster_sizing, host_limits=machine, raise_file_limit=lambda wanted: wanted):
+        return plan(**options)
 
 
 @given(cpus=st.integers(1, 512))

@@ -12,8 +12,9 @@ import trio
 from trio_dask.deploy import program_runner
 from trio_dask.deploy.log_formats import TextFormatter
 from trio_dask.deploy.log_handler import MAX_WAITING, LogLines
-from trio_dask.deploy.program_runner import ExitStatus, Stopper, StopRequest, explain, run_program
+from trio_dask.deploy.program_runner import Stopper, StopRequest, explain, run_program
 from trio_dask.errors import ClusterError, NoScheduler, ProtocolError, RefusedError, UsageError
+from trio_dask.exit_status import ExitStatus
 from trio_dask.processes import exit_watchdog
 
 

@@ -86,16 +86,18 @@ async def test_what_a_killed_worker_left_is_removed_with_its_cluster(
 ) -> None:
     monkeypatch.setattr(cluster_members, "Nanny", _Nanny)
     layout = Layout(
+        name="name",
         n_workers=1,
         threads_per_worker=1,
         memory_limit_bytes=None,
         processes=True,
         host="127.0.0.1",
         scheduler_port=0,
+        resources={},
         local_directory=str(tmp_path),
     )
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(cluster_members.Members(layout, "name", nursery)._run_worker, cluster_members.Member("0"))
+        nursery.start_soon(cluster_members.Members(layout, nursery)._run_worker, cluster_members.Member("0"))
         await trio.testing.wait_all_tasks_blocked()
         assert len(os.listdir(tmp_path)) == 1
         nursery.cancel_scope.cancel()

@@ -20,10 +20,10 @@ from trio_dask.worker.running_table import RunningTable
 
 
 class FakeChild:
-    """A process as the nanny sees it. It stops on SIGTERM and SIGINT unless it is `stubborn`; one that is not `ready`
-    has not come as far as saying anything."""
+    """A process as the nanny sees it. It stops on SIGTERM and SIGINT unless it is `stubborn`; until it has
+    `become_ready` it has not said anything."""
 
-    def __init__(self, spec, heard, pid, *, ready=True) -> None:
+    def __init__(self, spec, heard, pid) -> None:
         self.spec = spec
         self.pid = pid
         self.token = spec.settings["worker"]["process"]
@@ -33,9 +33,10 @@ class FakeChild:
         self.board = RunningTable.attach(os.dup(spec.inherit[0]), spec.settings["worker"]["nthreads"])
         self.done = trio.Event()
         self._heard = heard
-        if ready:
-            self.report({"running": True})
-            self.report({"address": f"tcp://127.0.0.1:{pid}"})
+
+    def become_ready(self) -> None:
+        self.report({"running": True})
+        self.report({"address": f"tcp://127.0.0.1:{self.pid}"})
 
     def report(self, content) -> None:
         self._heard(self, content)
@@ -76,9 +77,11 @@ class Nursing:
         monkeypatch.setattr(service, "is_runnable", lambda pid: pid not in self.stopped)
 
     async def _run_child(self, spec, heard, born):
-        child = FakeChild(spec, heard, next(self._pids), ready=self.ready)
+        child = FakeChild(spec, heard, next(self._pids))
         self.children.append(child)
         born(child)
+        if self.ready:
+            child.become_ready()
         self._note()
         try:
             await child.done.wait()

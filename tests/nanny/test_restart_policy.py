@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trio_dask.config import NannySettings, WorkerSettings
 from trio_dask.nanny.restart_policy import (
     ExitDecision,
     Finish,
@@ -13,12 +14,11 @@ from trio_dask.nanny.restart_policy import (
     NannyCore,
     ProcessExit,
     Restart,
-    RestartPolicy,
     RestartWindow,
     memory_excess,
 )
 
-POLICY = RestartPolicy()
+SETTINGS = NannySettings(WorkerSettings())
 
 
 def crash(**more):
@@ -54,43 +54,43 @@ def failed_start(words="ModuleNotFoundError: No module named 'x'"):
     ],
 )
 def test_how_a_process_ended_decides_what_follows(end, decision) -> None:
-    assert NannyCore(POLICY).ended(end, 0.0) == decision
+    assert NannyCore(SETTINGS).ended(end, 0.0) == decision
 
 
 def test_a_lifetime_is_followed_by_another_where_the_settings_say_so() -> None:
-    core = NannyCore(POLICY, lifetime_restart=True)
+    core = NannyCore(SETTINGS._replace(lifetime_restart=True))
     assert core.ended(ProcessExit(0, True, "", leaving="lifetime"), 0.0) == ExitDecision(True, Restart(0))
 
 
 def test_a_worker_that_leaves_after_a_signal_is_followed_by_another_where_the_settings_say_so() -> None:
-    core = NannyCore(POLICY, signal_restart=True)
+    core = NannyCore(SETTINGS._replace(signal_restart=True))
     assert core.ended(ProcessExit(0, True, "", leaving="signal"), 0.0) == ExitDecision(True, Restart(0))
     assert core.ended(ProcessExit(0, True, "", leaving="scheduler"), 0.0) == ExitDecision(True, Finish())
 
 
 def test_a_refusal_counts_as_a_crash_once_there_was_a_registered_worker() -> None:
     """The scheduler may believe that one to be alive, and its name to be taken."""
-    core = NannyCore(POLICY)
+    core = NannyCore(SETTINGS)
     core.ended(crash(registered=True), 0.0)
     refused = ProcessExit(4, True, "the name is taken")
     assert core.ended(refused, 1.0).next == Restart(1.0)
-    assert NannyCore(POLICY).ended(refused, 1.0).next == GiveUp(4, "the name is taken")
+    assert NannyCore(SETTINGS).ended(refused, 1.0).next == GiveUp(4, "the name is taken")
 
 
 def test_pauses_double_up_to_a_limit() -> None:
-    window = RestartWindow(RestartPolicy(max_restarts=10, window_s=1000))
+    window = RestartWindow(SETTINGS._replace(max_restarts=10, restart_window_s=1000))
     assert [window.crashed("x", now).after_s for now in range(9)] == [0.5, 1, 2, 4, 8, 16, 30, 30, 30]
 
 
 def test_too_many_crashes_end_it_with_the_cause_of_the_first() -> None:
-    window = RestartWindow(POLICY)
+    window = RestartWindow(SETTINGS)
     for number in range(5):
         assert isinstance(window.crashed(f"cause {number}", 10.0 * number), Restart)
     assert window.crashed("cause 5", 50.0) == GiveUp(5, "the worker crashed 6 times within 60 s; first: cause 0")
 
 
 def test_an_old_crash_is_forgotten() -> None:
-    window = RestartWindow(POLICY)
+    window = RestartWindow(SETTINGS)
     for number in range(5):
         window.crashed(f"cause {number}", 10.0 * number)
     assert window.crashed("cause 5", 60.0) == Restart(8.0)  # the first is out of the window, four are in it
@@ -98,12 +98,12 @@ def test_an_old_crash_is_forgotten() -> None:
 
 
 def test_no_restarts_at_all() -> None:
-    over = RestartWindow(RestartPolicy(max_restarts=0)).crashed("killed by SIGKILL", 0.0)
+    over = RestartWindow(SETTINGS._replace(max_restarts=0)).crashed("killed by SIGKILL", 0.0)
     assert over == GiveUp(5, "the worker crashed (--max-restarts 0): killed by SIGKILL")
 
 
 def test_the_same_failure_to_start_twice_ends_it_at_once() -> None:
-    core = NannyCore(POLICY)
+    core = NannyCore(SETTINGS)
     assert core.ended(failed_start(), 0.0).next == Restart(0.5)
     over = core.ended(failed_start(), 1.0).next
     assert over.status == 5
@@ -111,19 +111,19 @@ def test_the_same_failure_to_start_twice_ends_it_at_once() -> None:
 
 
 def test_numbers_make_no_difference_between_failures_to_start() -> None:
-    core = NannyCore(POLICY)
+    core = NannyCore(SETTINGS)
     core.ended(failed_start("pid 17: cannot allocate"), 0.0)
     assert isinstance(core.ended(failed_start("pid 18: cannot allocate"), 1.0).next, GiveUp)
 
 
 def test_other_failures_to_start_or_a_start_between_them_do_not() -> None:
-    core = NannyCore(POLICY)
+    core = NannyCore(SETTINGS)
     ends = [failed_start("a"), failed_start("b"), crash(), failed_start("b"), failed_start("a")]
     assert all(isinstance(core.ended(end, 10.0 * now).next, Restart) for now, end in enumerate(ends))
 
 
 def test_what_tasks_did_to_memory_is_not_held_against_the_worker() -> None:
-    core = NannyCore(POLICY)
+    core = NannyCore(SETTINGS)
     for now in range(100):
         assert core.ended(crash(excused=True), float(now)).next == Restart(0.5 * 2 ** min(now, 2))
 
@@ -148,11 +148,11 @@ def test_how_much_memory_is_too_much(used, limit, fraction, reason) -> None:
 
 
 policies = st.builds(
-    RestartPolicy,
+    NannySettings,
+    worker=st.just(WorkerSettings()),
     max_restarts=st.integers(0, 8),
-    window_s=st.floats(0.1, 1000),
-    first_backoff_s=st.floats(0, 10),
-    max_backoff_s=st.floats(10, 100),
+    restart_window_s=st.floats(0.1, 1000),
+    backoff_s=st.tuples(st.floats(0, 10), st.floats(10, 100)),
     same_failures=st.integers(2, 4),
 )
 
@@ -166,14 +166,14 @@ def test_never_more_restarts_in_any_window_than_the_policy_says(policy, gaps) ->
         now += gap
         crashes.append(now)
         decision = window.crashed("x", now)
-        inside = [at for at in crashes if at > now - policy.window_s]
+        inside = [at for at in crashes if at > now - policy.restart_window_s]
         if isinstance(decision, GiveUp):
             assert len(inside) > policy.max_restarts
             assert decision.status == 5
             return
         assert len(inside) <= policy.max_restarts
-        pause = policy.first_backoff_s * 2 ** (len(inside) - 1)
-        assert math.isclose(decision.after_s, min(pause, policy.max_backoff_s))
+        pause = policy.backoff_s[0] * 2 ** (len(inside) - 1)
+        assert math.isclose(decision.after_s, min(pause, policy.backoff_s[1]))
 
 
 @given(policies, st.integers(1, 10))
@@ -186,6 +186,6 @@ def test_a_start_that_fails_always_in_the_same_way_is_tried_only_so_often(policy
 
 
 def test_what_would_fail_in_the_same_way_again_is_not_started_again() -> None:
-    core = NannyCore(RestartPolicy())
+    core = NannyCore(SETTINGS)
     decision = core.ended(ProcessExit(1, started=False, cause="its module raised", hopeless=True), 0.0)
     assert decision == ExitDecision(planned=False, next=GiveUp(1, "its module raised"))

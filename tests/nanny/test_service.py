@@ -15,7 +15,8 @@ from trio_dask.config import SchedulerSettings, WorkerSettings
 from trio_dask.errors import ClusterError, KeptCrashing, NoScheduler, RefusedError
 from trio_dask.ids import RunId, new_incarnation
 from trio_dask.nanny import rpc_handlers, worker_process
-from trio_dask.nanny.service import Nanny, Stop
+from trio_dask.nanny.service import Nanny
+from trio_dask.nanny.worker_process import Stop
 from trio_dask.processes.exit_report import ChildEnd, LastWords
 from trio_dask.protocol.hello import Hello
 from trio_dask.protocol.messages import Leave, SchedulerStops, WorkerAlive, WorkerExited

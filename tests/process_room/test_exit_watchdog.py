@@ -39,7 +39,7 @@ def is_gone(pid):
 def test_descendants_end_however_deep_they_are_and_in_whatever_session() -> None:
     done, _ = run(
         "import subprocess, sys\n"
-        "import os\nfrom trio_dask.processes.procfs import end_descendants\n"
+        "import os\nfrom trio_dask.processes.exit_watchdog import end_descendants\n"
         'deep = \'import subprocess, time; print(subprocess.Popen(["sleep", "60"], start_new_session=True).pid, '
         "flush=True); time.sleep(60)'\n"
         "child = subprocess.Popen([sys.executable, '-c', deep], stdout=subprocess.PIPE, text=True)\n"

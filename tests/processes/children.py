@@ -12,7 +12,7 @@ from typing import Never
 
 import trio
 
-from trio_dask.deploy.child_program import child_program
+from trio_dask.deploy.child_services import child_program
 
 
 @child_program

@@ -10,8 +10,8 @@ from typing import Never
 
 import trio
 
-from trio_dask.deploy.child_program import child_program
-from trio_dask.processes.procfs import memory_used
+from trio_dask.deploy.child_services import child_program
+from trio_dask.procfs import memory_used
 
 
 def descriptors():

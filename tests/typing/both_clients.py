@@ -5,8 +5,9 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Any, assert_type
 
-from trio_dask import AsyncClient, AsyncFuture, Client, DoneAndNotDone, Future, LocalCluster, wait
+from trio_dask import AsyncClient, AsyncFuture, Client, DoneAndNotDone, Future, LocalCluster, open_local_cluster, wait
 from trio_dask.client.rpc import AsyncRpc, Rpc
+from trio_dask.deploy.local_cluster import AsyncLocalCluster
 
 
 def blocks(client: Client, future: Future, cluster: LocalCluster, rpc: Rpc) -> None:
@@ -25,6 +26,7 @@ def blocks(client: Client, future: Future, cluster: LocalCluster, rpc: Rpc) -> N
     assert_type(future.traceback(), TracebackType | None)
     assert_type(wait(future), DoneAndNotDone)
     assert_type(cluster.scheduler_address, str)
+    assert_type(LocalCluster(2, memory_limit="1GiB", processes=False), LocalCluster)
     assert_type(rpc.identity(), dict[str, Any])
     client.wait_for_workers(2, timeout="5s")
     client.restart()
@@ -39,6 +41,8 @@ def blocks(client: Client, future: Future, cluster: LocalCluster, rpc: Rpc) -> N
     client.run(abs, on_error=1)  # type: ignore[arg-type]
     future.result(later=True)  # type: ignore[call-arg]
     cluster.scale("many")  # type: ignore[arg-type]
+    LocalCluster(processes=False, resources=["GPU"])  # type: ignore[arg-type]
+    LocalCluster(n_wokers=1)  # type: ignore[call-arg]
     rpc.identity(1)  # type: ignore[call-arg]
 
 
@@ -53,6 +57,9 @@ async def awaits(client: AsyncClient, future: AsyncFuture, rpc: AsyncRpc) -> Non
     assert_type(await future.exception(timeout=1), BaseException | None)
     assert_type(await rpc.identity(), dict[str, Any])
     await client.restart(timeout=3)
+    async with open_local_cluster(2, processes=False) as cluster:
+        assert_type(cluster, AsyncLocalCluster)
+    open_local_cluster("two")  # type: ignore[arg-type]
 
     await client.who_has(future, nonsense=1)  # type: ignore[call-arg]
     await client.wait(future, return_when="SOON")  # type: ignore[arg-type]

@@ -9,8 +9,9 @@ import click
 
 from trio_dask.cli.legacy_options import notes
 from trio_dask.cli.stdout import complain, stdout_failed
-from trio_dask.deploy.program_runner import ExitStatus, Stopper, run_program
+from trio_dask.deploy.program_runner import Stopper, run_program
 from trio_dask.errors import UnavailableError, UsageError
+from trio_dask.exit_status import ExitStatus
 from trio_dask.processes.environment import raise_file_limit
 
 MAX_MESSAGE = 300

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -14,8 +14,8 @@ from trio_dask.cli.command import run_command, run_service
 from trio_dask.cli.demo_tasks import FAN_IN, Counts, combine, count_names, run_plainly, source_files, standard_library
 from trio_dask.cli.options import Checked, Program, SectionOption
 from trio_dask.cli.stdout import show
-from trio_dask.deploy.program_runner import ExitStatus
 from trio_dask.errors import UnavailableError, UsageError
+from trio_dask.exit_status import ExitStatus
 from trio_dask.parsing import counted
 
 if TYPE_CHECKING:
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 
 FREQUENT = 10
+BAR_WIDTH = 30
+REFRESH_S = 0.1
+LINE_EVERY_S = 10.0
 
 
 def _read_folder(text: str) -> Path:
@@ -99,8 +102,6 @@ async def _run(folder: str, names: Sequence[str], what: str) -> None:
 async def _map_and_reduce(client: AsyncClient, folder: str, names: Sequence[str]) -> tuple[Counts, int]:
     import trio
 
-    from trio_dask.cli.progress import show_progress
-
     mapped = client.map(count_names, [folder] * len(names), names)
     level = mapped
     tasks = len(mapped)
@@ -110,12 +111,42 @@ async def _map_and_reduce(client: AsyncClient, folder: str, names: Sequence[str]
         tasks += len(level)
     done = 0
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(show_progress, lambda: (done, len(mapped)), "modules")
+        nursery.start_soon(_show_progress, lambda: (done, len(mapped)), "modules")
         async for _ in client.as_completed(mapped):
             done += 1
         result: Counts = await level[0]
         nursery.cancel_scope.cancel()
     return result, tasks
+
+
+def _bar(done: int, total: int, what: str, elapsed_s: float) -> str:
+    """The line for a terminal."""
+    filled = BAR_WIDTH * done // max(1, total)
+    return f"  [{'#' * filled}{'.' * (BAR_WIDTH - filled)}] {done}/{total} {what}  {elapsed_s:.1f} s"
+
+
+async def _show_progress(progress: Callable[[], tuple[int, int]], what: str) -> None:
+    """Show on stderr what `progress()` returns (done, total), until all is done or this is cancelled."""
+    import trio
+
+    started = trio.current_time()
+    terminal = sys.stderr.isatty()
+    try:
+        while True:
+            done, total = progress()
+            line = _bar(done, total, what, trio.current_time() - started)
+            if terminal:
+                sys.stderr.write(f"\r{line}\x1b[K")
+                sys.stderr.flush()
+            elif trio.current_time() - started >= LINE_EVERY_S:
+                sys.stderr.write(f"{line}\n")
+            if done >= total:
+                return
+            await trio.sleep(REFRESH_S if terminal else LINE_EVERY_S)
+    finally:
+        if terminal:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
 
 
 def _rendered(counts: Counts) -> Iterator[str]:

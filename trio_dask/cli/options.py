@@ -88,20 +88,18 @@ def _made(option: Option, annotation: Any, default: Any) -> SectionOption:
     elif option.reader is not None:
         more["type"] = Checked(option.reader.metavar, option.reader.read)
     if option.collect is not None:
-        more.update(multiple=True, callback=_collector(option.collect))
+        collect = option.collect
+
+        def collected(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
+            return collect(value)
+
+        more.update(multiple=True, callback=collected)
     elif default and default != math.inf and kind is not bool and not option.hides_default:
         show = str if option.reader is None else option.reader.show
         more.update(default=show(default), show_default=True)
     return SectionOption(
         [*option.names.split(), option.key], section=option.section, after=option.after, help=option.help, **more
     )
-
-
-def _collector(collect: Callable[[Any], Any]) -> Callable[[click.Context, click.Parameter, Any], Any]:
-    def callback(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
-        return collect(value)
-
-    return callback
 
 
 def given_settings(context: click.Context, kind: type[NamedTuple]) -> dict[str, Any]:

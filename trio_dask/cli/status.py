@@ -67,15 +67,13 @@ async def _ask(address: str | None, file: str | None, timeout_s: float) -> dict[
     import trio
 
     from trio_dask.client.rpc import rpc
-    from trio_dask.scheduler_file import read_scheduler_file
+    from trio_dask.scheduler_file import find_scheduler
 
     deadline = trio.current_time() + timeout_s
     while True:
         left = max(SHORTEST_TRY_S, deadline - trio.current_time())
         try:
-            where = address or read_scheduler_file(file or "")
-            if where is None:
-                raise NoScheduler(f"the scheduler file {file} does not exist")
+            where = find_scheduler(address, file)
             async with rpc(where, timeout=left) as peer:
                 kind = (await peer.identity())["type"]
                 if kind != "scheduler":

@@ -8,10 +8,7 @@ from __future__ import annotations
 import os
 import sys
 
-# Of `deploy.program_runner.ExitStatus`, which takes too long to import for `--help` and `--version`.
-STOPPED = 0
-WRONG_USAGE = 2
-REFUSED = 4
+from trio_dask.exit_status import ExitStatus
 
 
 def show(*lines: str) -> None:
@@ -31,14 +28,14 @@ def say(name: str, text: str) -> int:
         print(text, flush=True)
     except OSError as exc:
         return stdout_failed(name, exc)
-    return STOPPED
+    return ExitStatus.STOPPED
 
 
 def stdout_failed(name: str, error: OSError) -> int:
     """Say in one line that nothing can be written to stdout, and give the exit status."""
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - the interpreter flushes it once more at exit
     complain(name, _reason(error))
-    return REFUSED
+    return ExitStatus.REFUSED
 
 
 def _reason(error: OSError) -> str:

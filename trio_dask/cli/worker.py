@@ -51,7 +51,8 @@ def worker(context: click.Context, /, **options: Any) -> int:
             from trio_dask.deploy.worker_program import work
 
             preloaded = preload(nannies[0].preload, argv)
-            await work(_without_nanny(nannies[0]), stopper, preloaded=preloaded, argv=argv)
+            alone = nannies[0].worker._replace(lifetime_s=nannies[0].draw_lifetime_s(random.uniform))
+            await work(alone, stopper, preloaded=preloaded, argv=argv)
 
     return run_service(service, origin="launcher" if options["nanny"] else options["name"] or "worker")
 
@@ -107,12 +108,6 @@ def _on_scheduler_stop(given: dict[str, Any]) -> Any:
         raise click.UsageError("--on-scheduler-stop wait and --no-reconnect: give only one of them")
     waits = given.get("death_timeout_s", math.inf) < math.inf if reconnect is None else reconnect
     return wish or ("wait" if waits else "leave")
-
-
-def _without_nanny(settings: NannySettings) -> WorkerSettings:
-    stagger_s = random.uniform(-1, 1) * settings.lifetime_stagger_s
-    lifetime_s = settings.worker.lifetime_s + stagger_s
-    return settings.worker._replace(lifetime_s=max(1.0, lifetime_s) if stagger_s else lifetime_s)
 
 
 def _where(options: dict[str, Any], share: WorkerSizing) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from trio_dask.host_limits import memory_bytes
+from trio_dask.host_limits import memory
 
 KEEP_S: Final = 5.0
 MAX_BYTES: Final = 2**30
@@ -218,7 +218,7 @@ def _fresh(size: int) -> mmap.mmap:
     return mapping
 
 
-pool = BufferPool(min(MAX_BYTES, int(MACHINE_SHARE * memory_bytes())))
+pool = BufferPool(min(MAX_BYTES, int(MACHINE_SHARE * memory().number)))
 """What this process has."""
 
 if hasattr(os, "register_at_fork"):

@@ -1,15 +1,46 @@
-"""The programs of our child processes: scheduler and worker. Each reports what its parent has to know.
+"""The programs of our child processes, scheduler and worker, and the decorator that makes such a program of a service.
 
 They import what they need when they run: a scheduler must never load what unpickles, and every import delays the start.
 """
 
 from __future__ import annotations
 
-from functools import partial
+import gc
+from collections.abc import Awaitable, Callable
+from functools import partial, wraps
 
-from trio_dask.deploy.child_program import child_program
-from trio_dask.deploy.program_runner import Stopper, spare_garbage_collection
-from trio_dask.processes.child_context import ChildContext
+from trio_dask.deploy.program_runner import Stopper, run_program, spare_garbage_collection
+from trio_dask.processes.child_context import ChildContext, Entry
+from trio_dask.processes.environment import raise_file_limit
+
+
+def child_program(service: Callable[[ChildContext, Stopper], Awaitable[None]]) -> Entry:
+    """A decorator: it makes a service what `ChildSpec.program` takes. What goes wrong is reported to the parent."""
+
+    @wraps(service)
+    def run(child: ChildContext) -> int:
+        stopper = Stopper(patient=True)
+        stopper.install()
+        child.watch_stdin(stopper.ask)
+
+        async def begin() -> None:
+            gc.freeze()  # else the first collection would look at everything that was imported
+            gc.enable()
+            await service(child, stopper)
+
+        raise_file_limit()
+        return run_program(
+            child.name,
+            begin,
+            stopper,
+            debug=child.log.debug,
+            quiet=child.log.quiet,
+            log_format="records" if child.log.records else "text",
+            origin=child.log.origin,
+            tell=lambda status, text: child.report({"failure": text}),
+        )
+
+    return run
 
 
 @child_program

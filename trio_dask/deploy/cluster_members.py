@@ -57,9 +57,9 @@ class Member:
 class Members:
     """All members of a local cluster, in one nursery."""
 
-    def __init__(self, layout: Layout, name: str, nursery: trio.Nursery) -> None:
+    def __init__(self, layout: Layout, nursery: trio.Nursery) -> None:
         self._layout = layout
-        self._name = name
+        self._name = layout.name
         self._nursery = nursery
         self._numbers = count()
         self._changed = trio.Event()
@@ -69,8 +69,6 @@ class Members:
         self.scheduler_address = ""
         self.scheduler_pid: int | None = None
         self.fork_server: ForkServer | None = None
-        self._scheduler: Child | None = None
-        self._nannies: dict[Nanny, None] = {}
         self.failure: ClusterError | None = None
         """Why the cluster ended by itself; its nursery is cancelled then."""
 
@@ -138,18 +136,6 @@ class Members:
         """End all members; the nursery ends when they have."""
         self._nursery.cancel_scope.cancel()
 
-    def suspend(self) -> None:
-        """Stop the processes of all members for a while; the program is about to stop as well."""
-        for one in (self._scheduler, *self._nannies):
-            if one is not None:
-                one.suspend()
-
-    def resume(self) -> None:
-        """Continue them."""
-        for one in (self._scheduler, *self._nannies):
-            if one is not None:
-                one.resume()
-
     def _fail(self, error: ClusterError) -> None:
         if self.failure is None:
             self.failure = error
@@ -158,9 +144,6 @@ class Members:
     # ------------------------------------------------------------------------------------------- as processes
 
     async def _look_after_scheduler(self, listen_fd: int) -> None:
-        def born(child: Child) -> None:
-            self._scheduler = child
-
         def heard(child: Child, report: Mapping[str, Any]) -> None:
             self.scheduler_pid = child.pid
             self._note_change()
@@ -173,7 +156,7 @@ class Members:
             stderr=_pass_on,
         )
         try:
-            end = await run_child(spec, heard, born)
+            end = await run_child(spec, heard)
         except ClusterError as exc:
             self._fail(exc)
             return
@@ -217,13 +200,11 @@ class Members:
             signal_restart=True,  # a user who means the cluster uses its own methods: `scale`, `close`
         )
         nanny = Nanny(settings, child_services.worker, label=label, changed=changed, output=_pass_on, start=self._start)
-        self._nannies[nanny] = None
         try:
             await nanny.run()
         except (TrioDaskError, OSError) as exc:
             self._fail(ClusterError(f"{label}: {exc}"))
         finally:
-            del self._nannies[nanny]
             await remove_scratch(self._layout.local_directory)  # noqa: ASYNC102 - it shields itself, with a limit
 
     def _worker_settings(self, member: Member) -> WorkerSettings:

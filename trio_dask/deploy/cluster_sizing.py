@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import count
 
+from trio_dask import host_limits
+from trio_dask.batch_system import Amount
 from trio_dask.errors import UsageError
-from trio_dask.host_limits import Amount, cpu_count, memory_bytes
 from trio_dask.parsing import MAX_THREADS, check_memory_limit, counted, format_bytes, parse_memory_limit
 from trio_dask.processes.environment import raise_file_limit
 
@@ -20,49 +22,63 @@ OTHER_FILES = 64
 """What the rest of the program needs, at least."""
 SPARE_FILES = 512
 """Wanted, but not required: for the user's own files and for connections of clients."""
+_clusters = count(1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
     """What a local cluster consists of. `memory_limit_bytes` is for each worker; None means no limit."""
 
+    name: str
     n_workers: int
     threads_per_worker: int
     memory_limit_bytes: int | None
     processes: bool
     host: str
     scheduler_port: int
-    resources: Mapping[str, float] = field(default_factory=dict[str, float])
-    local_directory: str | None = None
+    resources: Mapping[str, float]
+    local_directory: str | None
 
 
 def plan(
+    n_workers: int | None = None,
+    threads_per_worker: int | None = None,
+    memory_limit: str | float | None = "auto",
+    processes: bool = True,
+    host: str = "127.0.0.1",
+    scheduler_port: int = 0,
     *,
-    n_workers: int | None,
-    threads_per_worker: int | None,
-    memory_limit: str | float | None,
-    processes: bool,
-    host: str,
-    scheduler_port: int,
-    resources: Mapping[str, float] | None,
-    local_directory: str | None,
-    cpus: int | None = None,
-    machine_bytes: int | None = None,
+    name: str | None = None,
+    resources: Mapping[str, float] | None = None,
+    local_directory: str | None = None,
 ) -> Layout:
-    """Choose what was not given: together the workers use each processor once, and all the memory.
+    """A scheduler and workers on this machine, for as long as the block lasts. All of them are ready when it begins.
+
+    Args:
+      n_workers: how many workers; by default one per processor where these are few.
+      threads_per_worker: how many tasks run at once in each; by default the processors are shared out.
+      memory_limit: for each worker, such as "4GiB", a number of bytes, a fraction of the machine, "auto" (its share),
+        or None or 0 for no limit.
+      processes: whether scheduler and workers are processes of their own, or run inside this program.
+      host: where they listen. Whoever can reach that address can run programs in your name.
+      scheduler_port: 0 takes any free one.
+      resources: what each worker offers to tasks that ask for resources.
 
     Raises:
       UsageError: an argument makes no sense.
+      ClusterError: the cluster could not be started, or has ended by itself: then a block under Trio is cancelled.
+      RuntimeError: this thread runs no Trio, for the form that is for Trio.
     """
-    cpus = cpu_count() if cpus is None else cpus
-    machine_bytes = memory_bytes() if machine_bytes is None else machine_bytes
+    # The signature, defaults and docstring of both forms of a local cluster: what is not given is chosen so that the
+    # workers together use each processor once, and all the memory.
+    cpu_count, machine_bytes = host_limits.cpus().number, host_limits.memory().number
     _check_count("n_workers", n_workers, 0, MAX_WORKERS)
     _check_count("threads_per_worker", threads_per_worker, 1, MAX_THREADS)
     _check_count("scheduler_port", scheduler_port, 0, 65535)
     if n_workers is None:
-        n_workers = _processes(cpus, threads_per_worker) if processes else 1
+        n_workers = _processes(cpu_count, threads_per_worker) if processes else 1
     if threads_per_worker is None:
-        threads_per_worker = max(1, cpus // max(1, n_workers))
+        threads_per_worker = max(1, cpu_count // max(1, n_workers))
     if not isinstance(resources, Mapping | None):
         raise UsageError(f'resources is {resources!r}; give a dict such as {{"GPU": 1}}')
     for name, amount in (resources or {}).items():
@@ -73,7 +89,8 @@ def plan(
         check_memory_limit(str(memory_limit), limit_bytes, machine_bytes=machine_bytes)
     except UsageError as exc:
         raise UsageError(f"memory_limit: {exc}") from exc
-    return Layout(
+    layout = Layout(
+        name=name or f"local-{next(_clusters)}",
         n_workers=n_workers,
         threads_per_worker=threads_per_worker,
         memory_limit_bytes=limit_bytes,
@@ -83,6 +100,8 @@ def plan(
         resources=dict(resources or {}),
         local_directory=local_directory,
     )
+    allow_files(layout, n_workers)
+    return layout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +186,7 @@ def workers_for(layout: Layout, n: object, memory: str | float | None, cores: ob
     if isinstance(cores, int):
         number = max(number, -(-cores // layout.threads_per_worker))
     if memory is not None:
-        wanted = _memory_limit(memory, memory_bytes(), 1.0) or 0
+        wanted = _memory_limit(memory, host_limits.memory().number, 1.0) or 0
         if layout.memory_limit_bytes is None:
             raise UsageError("memory: these workers have no memory limit; give a number of workers")
         number = max(number, -(-wanted // layout.memory_limit_bytes))

@@ -6,14 +6,14 @@ However the block is left, and if the program is killed, no process stays behind
 
 from __future__ import annotations
 
+import inspect
 import os
 import threading
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
-from contextlib import asynccontextmanager, contextmanager
-from functools import partial
-from itertools import count
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from inspect import Parameter
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 
 import trio
 
@@ -23,7 +23,7 @@ from trio_dask.deploy.cluster_members import Member, Members
 from trio_dask.deploy.cluster_sizing import Layout, allow_files, check_scale, plan, workers_for
 from trio_dask.errors import ClusterError, ForkedClientError, UsageError
 from trio_dask.parsing import counted, format_bytes
-from trio_dask.processes.job_control import handle_ctrl_z, suspended_with_us
+from trio_dask.processes.job_control import handle_ctrl_z
 from trio_dask.unsupported_names import LOCAL_CLUSTER, unsupported_error
 
 if TYPE_CHECKING:
@@ -37,9 +37,9 @@ WITHOUT_MEANING = frozenset(
     ("asynchronous", "dashboard_address", "loop", "security", "silence_logs", "start", "worker_dashboard_address")
 )
 
-_clusters = count(1)
 P = ParamSpec("P")
 R = TypeVar("R")
+Form = TypeVar("Form", bound=Callable[..., Any])
 
 
 class _BaseCluster(CallForms):
@@ -51,7 +51,7 @@ class _BaseCluster(CallForms):
     @property
     def name(self) -> str:
         """What the processes of this cluster are called."""
-        return self._readable()._name  # pyright: ignore[reportPrivateUsage] - its own base
+        return self._readable()._layout.name  # pyright: ignore[reportPrivateUsage] - its own base
 
     @property
     def scheduler_address(self) -> str:
@@ -68,8 +68,7 @@ class _BaseCluster(CallForms):
 class AsyncLocalCluster(_BaseCluster):
     """A running cluster on this machine, inside the block of `open_local_cluster`."""
 
-    def __init__(self, layout: Layout, name: str) -> None:
-        self._name = name
+    def __init__(self, layout: Layout) -> None:
         self._layout = layout
         self._members: Members | None = None
         self._ended = trio.Event()
@@ -143,11 +142,10 @@ class AsyncLocalCluster(_BaseCluster):
         """
         try:
             async with trio.open_nursery() as nursery:
-                self._members = Members(self._layout, self.name, nursery)
-                with suspended_with_us(self._members):
-                    await self._members.start()
-                    task_status.started()
-                    await trio.sleep_forever()
+                self._members = Members(self._layout, nursery)
+                await self._members.start()
+                task_status.started()
+                await trio.sleep_forever()
         finally:
             self._ended.set()
             if self._members is not None:
@@ -157,53 +155,33 @@ class AsyncLocalCluster(_BaseCluster):
 
 
 @asynccontextmanager
-async def open_local_cluster(
-    n_workers: int | None = None,
-    threads_per_worker: int | None = None,
-    memory_limit: str | float | None = "auto",
-    processes: bool = True,
-    host: str = "127.0.0.1",
-    scheduler_port: int = 0,
-    *,
-    name: str | None = None,
-    resources: Mapping[str, float] | None = None,
-    local_directory: str | None = None,
-) -> AsyncGenerator[AsyncLocalCluster, None]:
-    """A scheduler and workers on this machine, for as long as the block lasts. All of them are ready when it begins.
-
-    Args:
-      n_workers: how many workers; by default one per processor where these are few.
-      threads_per_worker: how many tasks run at once in each; by default the processors are shared out.
-      memory_limit: for each worker, such as "4GiB", a number of bytes, a fraction of the machine, "auto" (its share),
-        or None or 0 for no limit.
-      processes: whether scheduler and workers are processes of their own, or run in this Trio loop.
-      host: where they listen. Whoever can reach that address can run programs in your name.
-      scheduler_port: 0 takes any free one.
-      resources: what each worker offers to tasks that ask for resources.
-
-    Raises:
-      UsageError: an argument makes no sense.
-      ClusterError: the cluster could not be started, or has ended by itself: then the block is cancelled.
-      RuntimeError: this thread does not run Trio.
-    """
-    require_trio("open_local_cluster", "LocalCluster")
-    layout = plan(
-        n_workers=n_workers,
-        threads_per_worker=threads_per_worker,
-        memory_limit=memory_limit,
-        processes=processes,
-        host=host,
-        scheduler_port=scheduler_port,
-        resources=resources,
-        local_directory=local_directory,
-    )
-    allow_files(layout, layout.n_workers)
-    cluster = AsyncLocalCluster(layout, name or f"local-{next(_clusters)}")
+async def _open(layout: Layout) -> AsyncGenerator[AsyncLocalCluster, None]:
+    cluster = AsyncLocalCluster(layout)
     with _one_error(cluster):
         async with trio.open_nursery() as nursery:
             await nursery.start(cluster.host)
             yield cluster
             nursery.cancel_scope.cancel()
+
+
+def _described(form: Form, definition: Callable[..., Any], name: str, result: str, *around: Parameter) -> Form:
+    """Have a form say of itself what its definition says; the first and the last parameter may be its own."""
+    described = cast("Any", form)
+    described.__name__, described.__qualname__, described.__doc__ = name.rpartition(".")[2], name, definition.__doc__
+    parameters = [*around[:1], *inspect.signature(definition).parameters.values(), *around[1:]]
+    described.__signature__ = inspect.Signature(parameters, return_annotation=result)
+    return form
+
+
+def _for_trio(definition: Callable[P, Layout]) -> Callable[P, AbstractAsyncContextManager[AsyncLocalCluster]]:
+    def call(*args: P.args, **kwargs: P.kwargs) -> AbstractAsyncContextManager[AsyncLocalCluster]:
+        require_trio("open_local_cluster", "LocalCluster")
+        return _open(definition(*args, **kwargs))
+
+    return _described(call, definition, "open_local_cluster", "AbstractAsyncContextManager[AsyncLocalCluster]")
+
+
+open_local_cluster = _for_trio(plan)
 
 
 @contextmanager
@@ -220,14 +198,30 @@ def _one_error(cluster: AsyncLocalCluster) -> Generator[None]:
         raise only from only.__cause__
 
 
-def _refuse_foreign(options: Mapping[str, Any]) -> None:
-    if options.get("asynchronous"):
-        raise UsageError("LocalCluster blocks; use open_local_cluster in a Trio program")
-    if options.get("security"):
-        raise UsageError("security= is not supported yet")
-    unknown = options.keys() - WITHOUT_MEANING
-    if unknown:
-        raise TypeError(f"LocalCluster() got an unexpected argument {min(unknown)!r}")
+def _planned(
+    definition: Callable[P, Layout],
+) -> Callable[[Callable[[LocalCluster, Layout], None]], Callable[Concatenate[LocalCluster, P], None]]:
+    """A decorator: the arguments are those of the definition, or arguments of distributed's that mean nothing here."""
+    known = inspect.signature(definition).parameters.keys()
+
+    def decorate(start: Callable[[LocalCluster, Layout], None]) -> Callable[Concatenate[LocalCluster, P], None]:
+        def call(self: LocalCluster, /, *args: P.args, **kwargs: P.kwargs) -> None:
+            if kwargs.pop("asynchronous", None):
+                raise UsageError("LocalCluster blocks; use open_local_cluster in a Trio program")
+            if kwargs.pop("security", None):
+                raise UsageError("security= is not supported yet")
+            for name in sorted(kwargs.keys() - known):
+                if name not in WITHOUT_MEANING:
+                    raise TypeError(f"LocalCluster() got an unexpected argument {name!r}")
+                del kwargs[name]
+            refuse_in_event_loop("LocalCluster()")
+            start(self, definition(*args, **kwargs))
+
+        own = Parameter("self", Parameter.POSITIONAL_OR_KEYWORD)
+        foreign = Parameter("foreign", Parameter.VAR_KEYWORD, annotation="Any")
+        return _described(call, definition, "LocalCluster.__init__", "None", own, foreign)
+
+    return decorate
 
 
 def _awaited_in_loop(
@@ -262,7 +256,7 @@ def _form(method: Callable[..., Any], run: Callable[..., Any]) -> Any:
 class LocalCluster(_BaseCluster):
     """A scheduler and workers on this machine, for blocking code; ready when it has been made.
 
-    The arguments are those of `open_local_cluster`. Use it in a `with` block, or `close` it. Arguments of distributed's
+    Use it in a `with` block, or `close` it. Arguments of distributed's
     `LocalCluster` that mean nothing here (`dashboard_address`, `silence_logs`, ...) are taken and not used.
 
     Raises:
@@ -270,34 +264,9 @@ class LocalCluster(_BaseCluster):
       ClusterError: the cluster could not be started.
     """
 
-    def __init__(
-        self,
-        n_workers: int | None = None,
-        threads_per_worker: int | None = None,
-        memory_limit: str | float | None = "auto",
-        processes: bool = True,
-        host: str = "127.0.0.1",
-        scheduler_port: int = 0,
-        *,
-        name: str | None = None,
-        resources: Mapping[str, float] | None = None,
-        local_directory: str | None = None,
-        **foreign: Any,
-    ) -> None:
-        _refuse_foreign(foreign)
-        refuse_in_event_loop("LocalCluster()")
-        self._open = partial(
-            open_local_cluster,
-            n_workers,
-            threads_per_worker,
-            memory_limit,
-            processes,
-            host,
-            scheduler_port,
-            name=name,
-            resources=resources,
-            local_directory=local_directory,
-        )
+    @_planned(plan)
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
         self._cluster: AsyncLocalCluster | None = None
         self._token: trio.lowlevel.TrioToken | None = None
         self._closing = False
@@ -335,7 +304,7 @@ class LocalCluster(_BaseCluster):
         if self._closing:
             self._scope.cancel()
         with self._scope:
-            async with self._open() as cluster:
+            async with _open(self._layout) as cluster:
                 self._cluster = cluster
                 self._started.set()
                 await trio.sleep_forever()

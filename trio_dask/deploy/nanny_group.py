@@ -18,10 +18,10 @@ from trio_dask.deploy import child_services
 from trio_dask.deploy.program_runner import Stopper
 from trio_dask.deploy.worker_program import remove_scratch
 from trio_dask.errors import TrioDaskError
-from trio_dask.nanny.service import Nanny, Stop
+from trio_dask.nanny.service import Nanny
+from trio_dask.nanny.worker_process import Stop
 from trio_dask.owned_files import keep_file
 from trio_dask.processes.child_context import ChildLog
-from trio_dask.processes.job_control import suspended_with_us
 from trio_dask.processes.stderr_records import read_record
 
 MAX_LINE_BYTES = 64 * 1024
@@ -36,74 +36,52 @@ async def run_nannies(
 ) -> None:
     """Look after one worker for each of these settings, until all have ended. A signal makes the workers drain.
 
-    Their pid file is the launcher's.
-
-    `label` is the name of the program in lines about a worker.
+    Their pid file is the launcher's. `label` is the name of the program in lines about a worker.
 
     Raises:
       KeptCrashing, NoScheduler, RefusedError, UsageError, OSError: what the first nanny that failed raised.
     """
-    launcher = _Launcher(settings, label, debug)
-    pid_file = keep_file(settings[0].worker.pid_file, f"{os.getpid()}\n")
-    with pid_file, stopper.stopping_by(launcher.pass_signal_on), suspended_with_us(launcher):
-        await launcher.run()
+    nannies = [_nanny(label, number, len(settings), one, debug) for number, one in enumerate(settings)]
+    shared = settings[0].worker
+    failures: list[Exception] = []
 
-
-class _Launcher:
-    def __init__(self, settings: Sequence[NannySettings], label: str, debug: bool) -> None:
-        self._failure: Exception | None = None
-        self._local_directory = settings[0].worker.local_directory  # of all of them
-        self._nannies = [self._nanny(label, number, len(settings), one, debug) for number, one in enumerate(settings)]
-
-    def _nanny(self, label: str, number: int, of: int, settings: NannySettings, debug: bool) -> Nanny:
-        name = settings.worker.name
-        origin = name or ("worker" if of == 1 else f"worker {number}")
-        return Nanny(
-            settings,
-            child_services.worker,
-            label=label if name is None else f"{label} {name}",
-            log=ChildLog(origin=origin, records=True, quiet=False, debug=debug),
-            output=_output(origin),
-        )
-
-    def pass_signal_on(self, number: int) -> bool:
-        """Pass a request to stop on to the workers."""
-        how = Stop.SOON if number == signal.SIGINT else Stop.DRAIN
-        self._stop(how, f"the launcher received {signal.Signals(number).name}")
-        return True
-
-    def suspend(self) -> None:
-        """Stop all workers for a while; this program is about to stop as well."""
-        for nanny in self._nannies:
-            nanny.suspend()
-
-    def resume(self) -> None:
-        """Continue them."""
-        for nanny in self._nannies:
-            nanny.resume()
-
-    def _stop(self, how: Stop, reason: str) -> None:
-        for nanny in self._nannies:
+    def stop_all(how: Stop, reason: str) -> None:
+        for nanny in nannies:
             nanny.stop(how, reason)
 
-    async def run(self) -> None:
-        """Run all nannies to their end."""
-        try:
-            async with trio.open_nursery() as nursery:
-                for nanny in self._nannies:
-                    nursery.start_soon(self._run_one, nanny)
-        finally:
-            await remove_scratch(self._local_directory)  # noqa: ASYNC102 - it shields itself, with a limit
-        if self._failure is not None:
-            raise self._failure
+    def pass_signal_on(number: int) -> bool:
+        how = Stop.SOON if number == signal.SIGINT else Stop.DRAIN
+        stop_all(how, f"the launcher received {signal.Signals(number).name}")
+        return True
 
-    async def _run_one(self, nanny: Nanny) -> None:
+    async def run_one(nanny: Nanny) -> None:
         try:
             await nanny.run()
         except (TrioDaskError, OSError) as error:
-            if self._failure is None:
-                self._failure = error
-            self._stop(Stop.DRAIN, "another worker of this launcher failed")
+            failures.append(error)
+            stop_all(Stop.DRAIN, "another worker of this launcher failed")
+
+    with keep_file(shared.pid_file, f"{os.getpid()}\n"), stopper.stopping_by(pass_signal_on):
+        try:
+            async with trio.open_nursery() as nursery:
+                for nanny in nannies:
+                    nursery.start_soon(run_one, nanny)
+        finally:
+            await remove_scratch(shared.local_directory)  # noqa: ASYNC102 - it shields itself, with a limit
+        if failures:
+            raise failures[0]
+
+
+def _nanny(label: str, number: int, of: int, settings: NannySettings, debug: bool) -> Nanny:
+    name = settings.worker.name
+    origin = name or ("worker" if of == 1 else f"worker {number}")
+    return Nanny(
+        settings,
+        child_services.worker,
+        label=label if name is None else f"{label} {name}",
+        log=ChildLog(origin=origin, records=True, quiet=False, debug=debug),
+        output=_output(origin),
+    )
 
 
 def _output(origin: str) -> Callable[[bytes], None]:

@@ -145,7 +145,7 @@ def _load_file(path: Path) -> ModuleType:
     module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except BaseException:
+    except BaseException:  # whatever it was, a half-made module must not be found
         del sys.modules[path.stem]
         raise
     return module

@@ -1,14 +1,5 @@
 """Run a service as a program: signals, limits, log lines and exit status.
 
-| status | meaning |
-|---|---|
-| 0 | asked to stop: by a signal, by its parent or the parent's end, or by the cluster |
-| 1 | internal error |
-| 2 | wrong usage: the command line cannot be right, here or anywhere |
-| 3 | no scheduler: it could not be reached, or was away for longer than the death-timeout |
-| 4 | not here: refused (versions, name taken), or something named is missing or denied (a port, a file, a host) |
-| 5 | the worker kept crashing |
-
 The first signal asks the service to stop in order. A second one ends the program at once, with all processes that it
 has started, and with the status of that signal. When the parent of the program has ended, nothing is worth waiting for.
 """
@@ -23,16 +14,15 @@ import signal
 import time
 from collections.abc import Awaitable, Callable, Generator, Iterator
 from contextlib import contextmanager
-from enum import IntEnum
 from types import FrameType
 from typing import Literal, NamedTuple, cast
 
 from trio_dask.deploy.log_formats import JsonFormatter, TextFormatter, is_dump
 from trio_dask.deploy.log_handler import LogLines
 from trio_dask.errors import KeptCrashing, NoScheduler, RefusedError, TrioDaskError, UnavailableError, UsageError
+from trio_dask.exit_status import ExitStatus
 from trio_dask.owned_files import remove_kept_files
-from trio_dask.processes.exit_watchdog import ExitWatchdog, flush_stdout
-from trio_dask.processes.procfs import end_descendants
+from trio_dask.processes.exit_watchdog import ExitWatchdog, end_descendants, flush_stdout
 
 SAME_REQUEST_S = 0.1
 """`timeout`, `srun` and the like signal a process and its group: two equal signals within this time are one request."""
@@ -42,17 +32,6 @@ LINES_GRACE_S = 0.5
 
 LogFormat = Literal["text", "json", "records"]
 """Lines for people, one JSON object per line, or records that a parent reads with `processes.stderr_records`."""
-
-
-class ExitStatus(IntEnum):
-    """The exit status of a program."""
-
-    STOPPED = 0
-    INTERNAL_ERROR = 1
-    WRONG_USAGE = 2
-    NO_SCHEDULER = 3
-    REFUSED = 4
-    KEPT_CRASHING = 5
 
 
 class StopRequest(NamedTuple):
@@ -254,7 +233,7 @@ def _log_failure(log: logging.Logger, label: str, text: str, error: BaseExceptio
 
 
 def _log_to_stderr(form: LogFormat, origin: str, *, debug: bool, quiet: bool) -> LogLines:
-    stamped = debug or not (_is_terminal(2) or _is_journal(2))
+    stamped = debug or not (os.isatty(2) or _is_journal(2))
     lines = LogLines(_formatter(form, origin, times=stamped, loggers=debug))
     if form == "text" and not debug:  # for people, a crash is one line
         lines.addFilter(lambda record: not is_dump(record))
@@ -284,13 +263,6 @@ def _formatter(form: LogFormat, origin: str, *, times: bool, loggers: bool) -> l
             from trio_dask.processes.stderr_records import RecordFormatter  # for a child of ours alone
 
             return RecordFormatter()
-
-
-def _is_terminal(fd: int) -> bool:
-    try:
-        return os.isatty(fd)
-    except OSError:
-        return False
 
 
 def _is_journal(fd: int) -> bool:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from trio_dask.config import WorkerSettings
 from trio_dask.deploy.preload import Preloaded, set_up
-from trio_dask.deploy.program_runner import ExitStatus, Stopper
+from trio_dask.deploy.program_runner import Stopper
+from trio_dask.exit_status import ExitStatus
 from trio_dask.processes.exit_watchdog import ExitWatchdog
 
 if TYPE_CHECKING:
@@ -43,13 +44,13 @@ async def work(
 
     drain = DrainRequest()
 
-    def heed(number: int) -> bool:
-        heeded = drain.on_signal(number)
-        if not heeded and leaving is not None:
+    def on_signal(number: int) -> bool:
+        drains = drain.on_signal(number)
+        if not drains and leaving is not None:
             leaving("signal")  # else the worker would count as ended by its task
-        return heeded
+        return drains
 
-    with ExitWatchdog() as watchdog, stopper.stopping_by(heed):
+    with ExitWatchdog() as watchdog, stopper.stopping_by(on_signal):
 
         def ends_in(seconds: float, failure: str) -> None:
             status = ExitStatus.NO_SCHEDULER if failure else ExitStatus.STOPPED

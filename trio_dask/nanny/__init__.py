@@ -1,1 +1,1 @@
-"""One process that looks after another: started, watched, buried, started again."""
+"""A nanny starts the process of one worker, watches it, reports its death, and starts the next one."""

@@ -1,9 +1,8 @@
-"""How the end of a worker's process is reported: the cause in one line, figures, and last words."""
+"""Why a worker's process died, in one line."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 from trio_dask.host_limits import oom_kills
 from trio_dask.processes.exit_report import ChildEnd
@@ -16,7 +15,8 @@ def cause_of_death(end: ChildEnd, *, killed_for: str = "", out_of_memory: bool =
     if killed_for:
         return killed_for
     if out_of_memory and end.status == KILLED_STATUS:
-        return f"killed by the kernel: out of memory{_at_most(end)}"
+        used = f" (it used {end.peak_bytes / 2**20:.0f} MiB)" if end.peak_bytes else ""
+        return f"killed by the kernel: out of memory{used}"
     text = end.describe().removeprefix("was ")
     if end.words.place:
         text = f"{text} in {end.words.place}"
@@ -24,26 +24,6 @@ def cause_of_death(end: ChildEnd, *, killed_for: str = "", out_of_memory: bool =
     if not end.started:
         text = f"{text} before it was ready"
     return f"{text}: {last}" if last else text
-
-
-def _at_most(end: ChildEnd) -> str:
-    return f" (it used {end.peak_bytes / 2**20:.0f} MiB)" if end.peak_bytes else ""
-
-
-def details_of_death(
-    end: ChildEnd, pid: int, lived_s: float, limit_bytes: int | None, *, of_memory: bool
-) -> Mapping[str, Any]:
-    """Figures and last words, for people; for the scheduler, whether memory was the cause."""
-    return {
-        "pid": pid,
-        "status": end.status,
-        "lived_s": round(lived_s, 3),
-        "peak_bytes": end.peak_bytes,
-        "limit_bytes": limit_bytes or 0,
-        "of_memory": of_memory,
-        "last_lines": end.words.lines,
-        "stack": end.words.stack,
-    }
 
 
 class OomKills:

@@ -23,26 +23,13 @@ from __future__ import annotations
 from collections import deque
 from typing import Literal, NamedTuple
 
-FAILED = 1
-WRONG_USAGE = 2
-NO_SCHEDULER = 3
-REFUSED = 4
-KEPT_CRASHING = 5
+from trio_dask.config import NannySettings
+from trio_dask.exit_status import ExitStatus
 
 MAX_DOUBLINGS_EXCUSED = 2
 
 Asked = Literal["", "stop", "restart"]
 """What a nanny was asked for while its worker ran."""
-
-
-class RestartPolicy(NamedTuple):
-    """How often, and after what pauses, a process that crashes is started again; see `config.NannySettings`."""
-
-    max_restarts: int = 5
-    window_s: float = 60.0
-    first_backoff_s: float = 0.5
-    max_backoff_s: float = 30.0
-    same_failures: int = 2
 
 
 class Restart(NamedTuple):
@@ -97,8 +84,8 @@ class ExitDecision(NamedTuple):
 class RestartWindow:
     """Counts crashes over a moving window of time."""
 
-    def __init__(self, policy: RestartPolicy) -> None:
-        self._policy = policy
+    def __init__(self, settings: NannySettings) -> None:
+        self._settings = settings
         self._crashes: deque[tuple[float, str]] = deque()
         self._excused: deque[tuple[float, str]] = deque()
         self._last_failure = ""
@@ -119,34 +106,40 @@ class RestartWindow:
 
         The pause before the next process doubles with each crash in the window.
         """
-        policy, crashes = self._policy, self._crashes
+        settings, crashes = self._settings, self._crashes
         self._forget_old(crashes, now)
         crashes.append((now, cause))
         self._same = self._same + 1 if failed_start is not None and failed_start == self._last_failure else 1
         self._last_failure = failed_start or ""
-        if failed_start is not None and self._same >= policy.same_failures:
-            return GiveUp(KEPT_CRASHING, f"the worker cannot start: {cause}")
-        if len(crashes) > policy.max_restarts:
-            often = f"{len(crashes)} times within {policy.window_s:g} s; first: " if len(crashes) > 1 else ""
-            return GiveUp(KEPT_CRASHING, f"the worker crashed {often or '(--max-restarts 0): '}{crashes[0][1]}")
+        if failed_start is not None and self._same >= settings.same_failures:
+            return GiveUp(ExitStatus.KEPT_CRASHING, f"the worker cannot start: {cause}")
+        if len(crashes) > settings.max_restarts:
+            often = f"{len(crashes)} times within {settings.restart_window_s:g} s; first: " if len(crashes) > 1 else ""
+            return GiveUp(
+                ExitStatus.KEPT_CRASHING, f"the worker crashed {often or '(--max-restarts 0): '}{crashes[0][1]}"
+            )
         return self._pause(len(crashes))
 
     def _forget_old(self, deaths: deque[tuple[float, str]], now: float) -> None:
-        while deaths and deaths[0][0] <= now - self._policy.window_s:
+        while deaths and deaths[0][0] <= now - self._settings.restart_window_s:
             deaths.popleft()
 
     def _pause(self, count: int) -> Restart:
-        # The exponent is bounded: a policy may allow a million restarts.
-        doublings = min(count - 1, 60)
-        return Restart(min(self._policy.first_backoff_s * 2**doublings, self._policy.max_backoff_s))
+        first_s, longest_s = self._settings.backoff_s
+        # The exponent is bounded: the settings may allow a million restarts.
+        return Restart(min(first_s * 2 ** min(count - 1, 60), longest_s))
 
 
 class NannyCore:
     """Decides what follows the end of each process of one nanny."""
 
-    def __init__(self, policy: RestartPolicy, *, lifetime_restart: bool = False, signal_restart: bool = False) -> None:
-        self._window = RestartWindow(policy)
-        self._followed = {"max-tasks": True, "lifetime": lifetime_restart, "signal": signal_restart}
+    def __init__(self, settings: NannySettings) -> None:
+        self._window = RestartWindow(settings)
+        self._followed = {
+            "max-tasks": True,
+            "lifetime": settings.lifetime_restart,
+            "signal": settings.signal_restart,
+        }
         self._had_registered = False
 
     def ended(self, end: ProcessExit, now: float) -> ExitDecision:
@@ -161,9 +154,15 @@ class NannyCore:
             another = self._followed.get(end.leaving, False)
             return ExitDecision(planned=True, next=Restart(0.0) if another else Finish())
         if end.hopeless:
-            return ExitDecision(planned=False, next=GiveUp(FAILED, end.cause))
-        own = end.status in (WRONG_USAGE, NO_SCHEDULER) or (end.status == REFUSED and not had_registered)
-        if own and end.explained:
+            return ExitDecision(planned=False, next=GiveUp(ExitStatus.INTERNAL_ERROR, end.cause))
+        match end.status:
+            case ExitStatus.WRONG_USAGE | ExitStatus.NO_SCHEDULER:
+                is_its_own = end.explained
+            case ExitStatus.REFUSED:
+                is_its_own = end.explained and not had_registered
+            case _:
+                is_its_own = False
+        if is_its_own:
             return ExitDecision(planned=False, next=GiveUp(end.status, end.cause))
         if end.excused:
             return ExitDecision(planned=False, next=self._window.excused(now))

@@ -22,7 +22,7 @@ from trio_dask.comm.rpc_server import Command, admit_control, serve_control
 from trio_dask.config import NannySettings, WorkerSettings
 from trio_dask.errors import NoScheduler, UnavailableError, UsageError
 from trio_dask.protocol.hello import Hello
-from trio_dask.scheduler_file import read_scheduler_file
+from trio_dask.scheduler_file import find_scheduler
 
 LOOK_UP_S = 1.0
 """A name server that does not answer must not delay the nanny."""
@@ -83,13 +83,8 @@ async def _towards_scheduler(bound: str, worker: WorkerSettings) -> str:
 
 def _way_to_scheduler(bound: str, worker: WorkerSettings) -> str:
     """In a thread, because it may look a name up."""
-    towards = ""
     try:
-        address = worker.scheduler
-        if worker.scheduler_file is not None:
-            address = read_scheduler_file(worker.scheduler_file)
-        if address:
-            towards = parse_scheduler_address(address).host
+        towards = parse_scheduler_address(find_scheduler(worker.scheduler, worker.scheduler_file)).host
     except (NoScheduler, UnavailableError, UsageError):
-        pass  # the worker will say so
+        towards = ""  # the worker will say so
     return choose_advertised_host(bound, towards)

@@ -28,7 +28,7 @@ from trio_dask.ids import new_incarnation
 from trio_dask.protocol.hello import Hello
 from trio_dask.protocol.messages import ToNanny, WorkerAlive, WorkerExited
 from trio_dask.retry_policy import WORKERS, RetryPolicy
-from trio_dask.scheduler_file import read_scheduler_file
+from trio_dask.scheduler_file import find_scheduler
 
 log = logging.getLogger("trio_dask.nanny")
 
@@ -111,17 +111,10 @@ class SchedulerConnection:
         limits = LinkLimits(
             keepalive_s=settings.keepalive_s, silence_s=min(settings.silence_s, SILENCE_S), cleanup_s=settings.grace_s
         )
-        address = parse_scheduler_address(self._scheduler_address())
+        address = parse_scheduler_address(find_scheduler(settings.scheduler, settings.scheduler_file))
         left_s = self._retries.deadline - trio.current_time()
         timeout_s = connect_limit_s(settings.connect_timeout_s, left_s)
         return await connect(Endpoint(address, limits), hello, nursery=nursery, timeout_s=timeout_s)
-
-    def _scheduler_address(self) -> str:
-        path = self._settings.scheduler_file
-        address = self._settings.scheduler if path is None else read_scheduler_file(path)
-        if address is None:
-            raise NoScheduler(f"the scheduler file {path} does not exist")
-        return address
 
     async def _session(self, connection: Connection) -> None:
         async with connection:

@@ -14,7 +14,7 @@ import random
 import signal
 import socket
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import trio
 
@@ -23,51 +23,52 @@ from trio_dask.comm import Address
 from trio_dask.comm.rpc_server import Command
 from trio_dask.config import LEAVING, NannySettings
 from trio_dask.errors import ClusterError, KeptCrashing, NoScheduler, RefusedError, TrioDaskError, UsageError
+from trio_dask.exit_status import ExitStatus
 from trio_dask.ids import new_incarnation
-from trio_dask.nanny.death_report import OomKills, cause_of_death, details_of_death
+from trio_dask.nanny.death_report import OomKills, cause_of_death
 from trio_dask.nanny.restart_policy import (
-    KEPT_CRASHING,
-    NO_SCHEDULER,
     ExitDecision,
     Finish,
     GiveUp,
     NannyCore,
     ProcessExit,
     Restart,
-    RestartPolicy,
 )
 from trio_dask.nanny.rpc_handlers import run_control
 from trio_dask.nanny.scheduler_connection import SchedulerConnection
-from trio_dask.nanny.worker_process import Stop, WorkerProcess
+from trio_dask.nanny.worker_process import Ended, Kill, Leaving, Stop, WorkerProcess
 from trio_dask.processes.child_context import ChildLog, Entry
 from trio_dask.processes.child_process import ChildSpec
 from trio_dask.processes.environment import child_environment
-from trio_dask.processes.procfs import is_runnable, memory_used
 from trio_dask.processes.spawn import Starter, start_by_exec
+from trio_dask.procfs import is_runnable, memory_used
 from trio_dask.protocol.hello import Hello
 from trio_dask.protocol.messages import Leave, SchedulerStops, ToNanny, WorkerExited
 from trio_dask.settings_json import to_json
 from trio_dask.worker.running_table import RunningTable
 
-__all__ = ["Nanny", "Stop"]
-
 log = logging.getLogger("trio_dask.nanny")
 
 ERRORS: Mapping[int, type[TrioDaskError]] = {
-    2: UsageError,
-    3: NoScheduler,
-    4: RefusedError,
-    5: KeptCrashing,
+    ExitStatus.WRONG_USAGE: UsageError,
+    ExitStatus.NO_SCHEDULER: NoScheduler,
+    ExitStatus.REFUSED: RefusedError,
+    ExitStatus.KEPT_CRASHING: KeptCrashing,
 }
+
+
+class Pause(NamedTuple):
+    """There is no worker process now: the first one is yet to come, or the next one follows after a pause."""
+
+    over: trio.Event
 
 
 class Nanny:
     """One nanny and its worker. Everything but `run` may be called at any time, in Trio's thread.
 
-    Attributes: `address`, where the worker is reached while it is registered, and `pid`, its process, while there is
-    one. `changed` is called when they change, `output` with what the worker writes to its stderr. `program` is what a
-    worker process runs, and `start` starts it. `label` names the program in lines about the worker; for `log` see
-    `ChildLog`.
+    `changed` is called when `address` or `pid` change, `output` with what the worker writes to its stderr. `program` is
+    what a worker process runs, and `start` starts it. `label` names the program in lines about the worker; for `log`
+    see `ChildLog`.
     """
 
     _oom_kills: OomKills | None = None  # one for all nannies of this program
@@ -84,8 +85,6 @@ class Nanny:
         start: Starter = start_by_exec,
     ) -> None:
         self.settings = settings
-        self.address: str | None = None
-        self.pid: int | None = None
         self.control_address: Address | None = None
         self.incarnation = new_incarnation()
         self._program = program
@@ -94,24 +93,14 @@ class Nanny:
         self.changed = changed
         self._output = output
         self._start = start
-        policy = RestartPolicy(
-            max_restarts=settings.max_restarts,
-            window_s=settings.restart_window_s,
-            first_backoff_s=settings.backoff_s[0],
-            max_backoff_s=settings.backoff_s[1],
-            same_failures=settings.same_failures,
-        )
-        self._core = NannyCore(
-            policy, lifetime_restart=settings.lifetime_restart, signal_restart=settings.signal_restart
-        )
+        self._core = NannyCore(settings)
         self._connection = SchedulerConnection(
             settings.worker, details=self._details, alive=self._alive, handle=self._handle
         )
-        self._current: WorkerProcess | None = None
+        self._current: WorkerProcess | Pause = Pause(trio.Event())
         self._predecessors: list[WorkerProcess] = []
         """Those that hand their results over to a successor."""
         self._stop: Stop | None = None
-        self._no_pause = trio.Event()
         self.restarts = 0
         self._lasting_name = settings.worker.name
         """The name of all processes: without a name of its own, the first one's address."""
@@ -123,6 +112,16 @@ class Nanny:
         """The worker's name, or what stands for it."""
         return self._lasting_name or ""
 
+    @property
+    def address(self) -> str | None:
+        """Where the worker is reached, while it is registered."""
+        return self._current.address if isinstance(self._current, WorkerProcess) else None
+
+    @property
+    def pid(self) -> int:
+        """The worker's process, 0 while there is none."""
+        return self._current.pid if isinstance(self._current, WorkerProcess) else 0
+
     # ------------------------------------------------------------------------------------------ orders
 
     def stop(self, how: Stop = Stop.DRAIN, reason: str = "the nanny was asked to stop") -> None:
@@ -130,27 +129,19 @@ class Nanny:
         if self._stop is not None and how <= self._stop:
             return
         self._stop = how
-        self._no_pause.set()
+        self._end_pause()
         for process in self._processes():
             process.stop(how, reason)
 
     def restart(self, reason: str = "the nanny was asked for a restart") -> None:
         """Have another worker process take the place of this one, at once. Does not wait."""
-        self._no_pause.set()
-        if self._current is not None:
+        self._end_pause()
+        if isinstance(self._current, WorkerProcess):
             self._current.replace(reason)
 
-    def suspend(self) -> None:
-        """Stop the worker's processes for a while, however many there are. Safe in a signal handler."""
-        for process in self._processes():
-            if process.child is not None:
-                process.child.suspend()
-
-    def resume(self) -> None:
-        """Continue them. Safe in a signal handler."""
-        for process in self._processes():
-            if process.child is not None:
-                process.child.resume()
+    def _end_pause(self) -> None:
+        if isinstance(self._current, Pause):
+            self._current.over.set()
 
     def _handle(self, message: ToNanny) -> None:
         self.HANDLERS[type(message)](self, message)
@@ -175,7 +166,7 @@ class Nanny:
 
     def _details(self) -> Mapping[str, Any]:
         return {
-            "process": "" if self._current is None else self._current.token,
+            "process": self._current.token if isinstance(self._current, WorkerProcess) else "",
             "address": "" if self.control_address is None else str(self.control_address),
             "name": self.name,
             "pid": os.getpid(),
@@ -183,7 +174,7 @@ class Nanny:
 
     def _processes(self) -> list[WorkerProcess]:
         """The predecessors, then the current one, if there is one."""
-        return [*self._predecessors, *filter(None, (self._current,))]
+        return [*self._predecessors, *([self._current] if isinstance(self._current, WorkerProcess) else [])]
 
     def _alive(self) -> list[str]:
         return [one.token for one in self._processes() if one.child is not None and is_runnable(one.pid)]
@@ -211,12 +202,12 @@ class Nanny:
 
     def status(self) -> dict[str, Any]:
         """How the worker is."""
-        running = self._current is not None and self._current.child is not None
-        stopping = self._stop is not None
+        has_process = isinstance(self._current, WorkerProcess) and self._current.child is not None
+        status = "running" if self.address else "starting" if has_process else "waiting"
         return {
-            "status": "stopping" if stopping else "running" if self.address else "starting" if running else "waiting",
+            "status": status if self._stop is None else "stopping",
             "worker": self.address or "",
-            "worker_pid": self.pid or 0,
+            "worker_pid": self.pid,
             "restarts": self.restarts,
             "memory_bytes": memory_used(self.pid) if self.pid else 0,
             "memory_limit_bytes": self.settings.worker.memory_limit_bytes or 0,
@@ -257,14 +248,12 @@ class Nanny:
     def _child_spec(self, token: str, board: RunningTable) -> ChildSpec:
         """What the next worker process is started with."""
         settings = self.settings
-        worker = settings.worker
-        lifetime_s = worker.lifetime_s + random.uniform(-1, 1) * settings.lifetime_stagger_s
-        worker = worker._replace(
+        worker = settings.worker._replace(
             name=self._lasting_name,
             process=token,
             nanny_address="" if self.control_address is None else str(self.control_address),
             board_fd=board.fd,
-            lifetime_s=max(1.0, lifetime_s) if settings.lifetime_stagger_s else lifetime_s,
+            lifetime_s=settings.draw_lifetime_s(random.uniform),
             pid_file=None,
         )
         return ChildSpec(
@@ -283,41 +272,41 @@ class Nanny:
     async def _run_workers(self, task_status: trio.TaskStatus[str]) -> Finish | GiveUp:
         """One worker after the other; if its end is foreseen, the next one while the one before it drains."""
         waiting: list[trio.TaskStatus[str]] = [task_status]
-        outcome: Finish | GiveUp | None = None
+        outcome: Finish | GiveUp = Finish()
         async with trio.open_nursery() as predecessors:
-            while outcome is None and self._stop is None:
+            while self._stop is None:
                 process = self._new_process(waiting)
-                predecessors.start_soon(process.run)
+                predecessors.start_soon(self._run_one, process)
                 await process.successor_may_start.wait()
-                if process.end is None:
+                if isinstance(process.phase, Ended):
+                    pause = self._current = Pause(trio.Event())
+                    self.changed()
+                    following = self._report_exit(process, process.phase)
+                    if not isinstance(following, Restart):
+                        outcome = following
+                        break
+                    with trio.move_on_after(following.after_s):
+                        await pause.over.wait()
+                else:
                     self._predecessors.append(process)
-                    predecessors.start_soon(self._wait_for_predecessor, process)
-                    self.restarts += 1
-                    continue
-                self._current = None
-                self.address = self.pid = None
-                self.changed()
-                following = self._report_exit(process)
-                if not isinstance(following, Restart):
-                    outcome = following
-                    continue
-                self._no_pause = trio.Event()
-                with trio.move_on_after(following.after_s):
-                    await self._no_pause.wait()
                 self.restarts += 1
-        return outcome or Finish()
+        return outcome
+
+    async def _run_one(self, process: WorkerProcess) -> None:
+        await process.run()
+        if process in self._predecessors and isinstance(process.phase, Ended):
+            self._predecessors.remove(process)
+            self._report_exit(process, process.phase)
 
     def _new_process(self, waiting: list[trio.TaskStatus[str]]) -> WorkerProcess:
         def process_changed() -> None:
-            if process.at_rest and self._has_successor(process):
+            if self._has_successor(process):
                 process.successor_may_start.set()
             if self._current is not process:
                 return
-            self.pid = None if process.child is None else process.pid
-            self.address = process.address
             self._lasting_name = self._lasting_name or process.address
-            if self.address is not None and waiting:
-                waiting.pop().started(self.address)
+            if process.address is not None and waiting:
+                waiting.pop().started(process.address)
             self.changed()
 
         token = new_incarnation()
@@ -327,49 +316,55 @@ class Nanny:
         return process
 
     def _has_successor(self, process: WorkerProcess) -> bool:
-        """Whether another worker follows this one before it ends, to take its results over.
+        """Whether another worker starts now, before this one ends, to take over the results of this one.
 
         Not if both would have to listen on one port. Nor before this one is at rest: two that compute would use
         processors and memory twice, and during a long last task the second could come to its own end, and so on.
         """
         first, last = self.settings.worker.port_range
-        lifetime_over = process.leaving == "lifetime" and self.settings.lifetime_restart
-        expected = process.leaving == "max-tasks" or lifetime_over
-        return expected and not process.asked and self._stop is None and (first == 0 or last > first)
+        match process.phase:
+            case Leaving(reason=reason, at_rest=True):
+                expected = reason == "max-tasks" or (reason == "lifetime" and self.settings.lifetime_restart)
+                return expected and process.ended_for is None and self._stop is None and (first == 0 or last > first)
+            case _:
+                return False
 
-    async def _wait_for_predecessor(self, process: WorkerProcess) -> None:
-        await process.ended.wait()
-        self._predecessors.remove(process)
-        self._report_exit(process)
-
-    def _report_exit(self, process: WorkerProcess) -> Restart | Finish | GiveUp:
+    def _report_exit(self, process: WorkerProcess, ended: Ended) -> Restart | Finish | GiveUp:
         """Report an end to the scheduler and in the log, and decide what follows."""
-        end, killed = process.end, process.killed
-        assert end is not None
+        end = ended.end
+        killed = process.ended_for if isinstance(process.ended_for, Kill) else None
         with process.board as board:
             runs = board.running()
         out_of_memory = end.status == -signal.SIGKILL and killed is None and self._claim_oom_kill()
         of_memory = out_of_memory or (killed is not None and killed.cause == "memory")
         cause = cause_of_death(end, killed_for=killed.reason if killed else "", out_of_memory=out_of_memory)
         if killed is not None and killed.cause == "no scheduler":
-            ended = ProcessExit(NO_SCHEDULER, end.started, killed.reason)
+            seen = ProcessExit(ExitStatus.NO_SCHEDULER, end.started, killed.reason)
         else:
-            ended = ProcessExit(
+            seen = ProcessExit(
                 end.status,
                 end.started,
                 end.failure or cause if end.hopeless or end.status in ERRORS else cause,
                 registered=process.address is not None,
-                leaving=process.leaving,
+                leaving=ended.leaving,
                 asked=process.asked,
                 hopeless=end.hopeless,
                 excused=bool(runs) or (of_memory and process.address is not None),
                 last_words=end.failure or end.words.last_line,
                 explained=bool(end.failure) or self._is_alone(),
             )
-        decision = self._core.ended(ended, trio.current_time())
+        decision = self._core.ended(seen, trio.current_time())
         lived_s = trio.current_time() - process.began_at
-        limit_bytes = self.settings.worker.memory_limit_bytes
-        details = details_of_death(end, process.pid, lived_s, limit_bytes, of_memory=of_memory)
+        details = {  # for people; for the scheduler, whether memory was the cause
+            "pid": ended.pid,
+            "status": end.status,
+            "lived_s": round(lived_s, 3),
+            "peak_bytes": end.peak_bytes,
+            "limit_bytes": self.settings.worker.memory_limit_bytes or 0,
+            "of_memory": of_memory,
+            "last_lines": end.words.lines,
+            "stack": end.words.stack,
+        }
         planned = decision.planned
         self._connection.report_death(
             WorkerExited(process.token, planned, cause, exact=True, runs=() if planned else runs, details=details)
@@ -398,5 +393,5 @@ class Nanny:
         elif isinstance(following, Restart):
             pause = f" in {following.after_s:g} s" if following.after_s else ""
             log.warning("%s died: %s%s%s", worker, cause, again, pause)
-        elif isinstance(following, GiveUp) and following.status == KEPT_CRASHING:
+        elif isinstance(following, GiveUp) and following.status == ExitStatus.KEPT_CRASHING:
             log.warning("%s died: %s", worker, cause)

@@ -16,7 +16,7 @@ from trio_dask.nanny.restart_policy import Asked, memory_excess
 from trio_dask.nanny.scheduler_connection import SchedulerConnection
 from trio_dask.processes.child_process import Child, ChildSpec, run_child
 from trio_dask.processes.exit_report import ChildEnd
-from trio_dask.processes.procfs import memory_used
+from trio_dask.procfs import memory_used
 from trio_dask.worker.running_table import RunningTable
 
 WATCH_INTERVAL_S = 0.2
@@ -39,6 +39,13 @@ class Stop(IntEnum):
     NOW = 3
 
 
+class Order(NamedTuple):
+    """What the nanny was asked for while its worker ran, and why."""
+
+    asked: Asked
+    reason: str
+
+
 class Kill(NamedTuple):
     """Why a nanny killed its worker."""
 
@@ -46,12 +53,46 @@ class Kill(NamedTuple):
     reason: str
 
 
+class Spawning(NamedTuple):
+    """There is no process yet."""
+
+
+class Starting(NamedTuple):
+    """The process loads what it needs. It has nothing to drain, and may not even handle signals yet."""
+
+    child: Child
+
+
+class Running(NamedTuple):
+    """The process runs its service."""
+
+    child: Child
+
+
+class Leaving(NamedTuple):
+    """The worker leaves in good order. `at_rest`: its slots are free, and it takes no more tasks."""
+
+    child: Child
+    reason: str
+    at_rest: bool
+
+
+class Ended(NamedTuple):
+    """There is no process any more. `leaving` is the reason that the worker gave before."""
+
+    end: ChildEnd
+    pid: int
+    leaving: str
+
+
+Phase = Spawning | Starting | Running | Leaving | Ended
+
+
 class WorkerProcess:
     """One worker process, from its start to its end.
 
-    `board` shows what it runs, `token` names it to the scheduler. `address` is where it is reached, once it has been
-    registered, `leaving` why it is about to leave in good order. `at_rest`: its slots are free, and it takes no more
-    tasks. `asked` is what the nanny was asked for meanwhile, `killed` why the nanny killed it.
+    `phase` says how far it has come. `board` shows what it runs, `token` names it to the scheduler. `address` is where
+    it is reached, once it has been registered. `ended_for` is why the nanny ends it, if the nanny does.
     """
 
     def __init__(
@@ -70,100 +111,117 @@ class WorkerProcess:
         self._connection = connection
         self._changed = changed
         self.began_at = trio.current_time()
-        self.child: Child | None = None
+        self.phase: Phase = Spawning()
         self.address: str | None = None
-        self.leaving = ""
-        self.at_rest = False
-        self.asked: Asked = ""
-        self.killed: Kill | None = None
-        self.end: ChildEnd | None = None
-        self.ended = trio.Event()
+        self.ended_for: Order | Kill | None = None
         self.successor_may_start = trio.Event()
         """It has ended, or hands its results over to its successor."""
-        self._why = ""
-        self._heeds_signals = False
         self._patience = trio.CancelScope()
-        self._patience_ends_at = math.inf
+
+    @property
+    def child(self) -> Child | None:
+        """The process, while there is one."""
+        return None if isinstance(self.phase, Spawning | Ended) else self.phase.child
 
     @property
     def pid(self) -> int:
-        """Its number; 0 if it has not come so far."""
-        return 0 if self.child is None else self.child.pid
+        """The number of the process; 0 before the process has told it."""
+        match self.phase:
+            case Spawning():
+                return 0
+            case Ended(pid=pid):
+                return pid
+            case Starting(child) | Running(child) | Leaving(child):
+                return child.pid
+
+    @property
+    def leaving(self) -> str:
+        """Why it leaves, or left, in good order; empty if it does not."""
+        match self.phase:
+            case Leaving(reason=reason) | Ended(leaving=reason):
+                return reason
+            case _:
+                return ""
+
+    @property
+    def asked(self) -> Asked:
+        """What the nanny was asked for, if it ends the process for that."""
+        return self.ended_for.asked if isinstance(self.ended_for, Order) else ""
 
     async def run(self) -> None:
-        """Start it, and stay until it has ended; then there is an `end`."""
+        """Start it, and stay until it has ended."""
         try:
             async with trio.open_nursery() as watching:
                 watching.start_soon(self._limit_patience)
                 watching.start_soon(self._watch_memory)
                 watching.start_soon(self._watch_scheduler)
                 try:
-                    self.end = await run_child(self._spec, self._heard, self._born)
+                    end = await run_child(self._spec, self._heard, self._born)
                 except ClusterError as error:  # there is not even an interpreter
-                    self.end = ChildEnd(name=self._spec.name, status=1, started=False, failure=str(error))
+                    end = ChildEnd(name=self._spec.name, status=1, started=False, failure=str(error))
+                self.phase = Ended(end, self.pid, self.leaving)
                 watching.cancel_scope.cancel()
         finally:
-            if self.end is None:
+            if not isinstance(self.phase, Ended):
                 self.board.close()
-        self.ended.set()
         self.successor_may_start.set()
 
     def _born(self, child: Child) -> None:
-        self.child = child
-        if self.asked:
-            child.leave(self._why)
+        self.phase = Starting(child)
+        if self.ended_for is not None:
+            child.leave(self.ended_for.reason)
 
     def _heard(self, child: Child, report: Mapping[str, Any]) -> None:
-        self.leaving = report.get("leaving", self.leaving)
-        self.at_rest = report.get("at_rest", self.at_rest)
-        if "running" in report:
-            self._heeds_signals = True
-            self._connection.worker_changed()
         if "address" in report:
             self.address = str(report["address"])
+        if "running" in report:
+            self.phase = Running(child)
+            self._connection.worker_changed()
+        elif "leaving" in report or "at_rest" in report:
+            at_rest = "at_rest" in report or (isinstance(self.phase, Leaving) and self.phase.at_rest)
+            self.phase = Leaving(child, report.get("leaving", self.leaving), at_rest)
         self._changed()
 
     # ------------------------------------------------------------------------------------------ its end
 
     def stop(self, how: Stop, reason: str) -> None:
         """End it for good."""
-        self.asked = "stop"
-        self._why = reason
-        if self.child is None:
-            return
-        if how is Stop.NOW or not self._heeds_signals:
-            # One that is still starting has nothing to drain, and could not do so: it may not even know signals yet.
-            self.child.leave(reason)
-        elif how is Stop.TOLD and self.address is not None:
-            self._expect_end(SIGINT_DRAIN_S + SIGINT_SLACK_S)
-        elif how is Stop.DRAIN:
-            self.child.stop(signal.SIGTERM, reason)
-            self._expect_end(self._settings.worker.drain_timeout_s + SIGTERM_SLACK_S)
-        else:
-            self.child.stop(signal.SIGINT, reason)
-            self._expect_end(SIGINT_DRAIN_S + SIGINT_SLACK_S)
+        self.ended_for = Order("stop", reason)
+        match self.phase:
+            case Starting(child):
+                child.leave(reason)
+            case Running(child) | Leaving(child):
+                if how is Stop.NOW:
+                    child.leave(reason)
+                elif how is Stop.DRAIN:
+                    child.stop(signal.SIGTERM, reason)
+                    self._expect_end(self._settings.worker.drain_timeout_s + SIGTERM_SLACK_S)
+                else:
+                    if how is not Stop.TOLD or self.address is None:
+                        child.stop(signal.SIGINT, reason)
+                    self._expect_end(SIGINT_DRAIN_S + SIGINT_SLACK_S)
+            case Spawning() | Ended():
+                pass  # it ends as soon as there is a process
 
     def replace(self, reason: str = "") -> None:
         """End it, so that another takes its place."""
-        self.asked = self.asked or "restart"
-        self._why = reason
+        if self.asked != "stop":
+            self.ended_for = Order("restart", reason)
         if self.child is not None:
             self.child.leave(reason)
 
     def _expect_end(self, seconds: float) -> None:
-        self._patience_ends_at = min(self._patience_ends_at, trio.current_time() + seconds)
-        self._patience.deadline = self._patience_ends_at
+        self._patience.deadline = min(self._patience.deadline, trio.current_time() + seconds)
 
     async def _limit_patience(self) -> None:
         with self._patience:
-            self._patience.deadline = self._patience_ends_at
             await trio.sleep_forever()
-        if self.child is not None:
-            self.child.leave(self._why)
+        if self.child is not None and self.ended_for is not None:
+            self.child.leave(self.ended_for.reason)
 
     def _kill(self, kill: Kill) -> None:
-        if self.child is not None and self.killed is None:
-            self.killed = kill
+        if self.child is not None:
+            self.ended_for = self.ended_for or kill
             self.child.kill()
 
     async def _watch_memory(self) -> None:

@@ -1,4 +1,4 @@
-"""Where every child process begins: run by its path, it reads from stdin what to be.
+"""Where every child process begins: run by its path, it reads from stdin which program to run.
 
 Nothing of the package may be imported before the parent's module search path is in place. What a fork server forks
 begins here again, with a stdin of its own and everything loaded.

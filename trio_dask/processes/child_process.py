@@ -29,7 +29,8 @@ import trio
 from trio_dask.errors import ClusterError
 from trio_dask.processes.child_context import ChildLog, Entry, Program
 from trio_dask.processes.exit_report import ChildEnd, LastWords
-from trio_dask.processes.procfs import end_descendants
+from trio_dask.processes.exit_watchdog import end_descendants
+from trio_dask.processes.job_control import suspended_with_us
 from trio_dask.processes.spawn import Process, Start, Starter, start_by_exec, wait_for_end
 from trio_dask.processes.stderr_records import DumpFilter, spoken
 
@@ -115,19 +116,19 @@ async def run_child(
         ours.pop_all()
     child = Child(spec, process, stdin_end, stderr_end, report_end, kill_end, heard)
     born(child)
-    return await child.run(
-        {
-            "program": program,
-            "settings": spec.settings,
-            "name": spec.name,
-            "guarded": guarded,
-            "log": spec.log,
-            "path": _search_path(),
-            "parent_pid": os.getpid(),
-            "report_fd": report_fd,
-            "kill_fd": kill_fd,
-        }
-    )
+    orders = {
+        "program": program,
+        "settings": spec.settings,
+        "name": spec.name,
+        "guarded": guarded,
+        "log": spec.log,
+        "path": _search_path(),
+        "parent_pid": os.getpid(),
+        "report_fd": report_fd,
+        "kill_fd": kill_fd,
+    }
+    with suspended_with_us(child):
+        return await child.run(orders)
 
 
 def _search_path() -> list[str]:
@@ -206,7 +207,7 @@ class Child:
         self._signal_group(signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Have it go on. Safe in a signal handler."""
+        """Continue it. Safe in a signal handler."""
         self._signal_group(signal.SIGCONT)
 
     def _signal_group(self, number: int) -> None:
@@ -222,21 +223,21 @@ class Child:
         self._life.cancel()
 
     def _order(self, order: Mapping[str, Any]) -> None:
-        """Write to its stdin, after what it is to be."""
+        """Write to its stdin, once it has been told which program to run."""
         if self._told and self._process.returncode is None:
             try:
                 os.write(self._stdin.fileno(), json.dumps(order).encode() + b"\n")
             except OSError:
-                pass  # it is ending; or it has not read what it was told before, and will not heed this either
+                pass  # it is ending; or it has not read what it was told before, and will not read this either
 
     def kill(self) -> None:
         """End it now, and what it started."""
         self._close_kill_pipe()
         if not self._guarded:
-            self._process.kill()
+            self._process.send_signal(signal.SIGKILL)
 
     async def run(self, orders: Mapping[str, Any]) -> ChildEnd:
-        """Tell it what to be, and stay until it has ended."""
+        """Tell it which program to run, and wait until it has ended."""
         try:
             with self._life:
                 async with trio.open_nursery() as nursery:

@@ -9,6 +9,8 @@ import os
 import signal
 import sys
 
+from trio_dask.procfs import has_proc
+
 SWITCH = "TRIO_DASK_FORK_SERVER"
 CLONE = {"x86_64": 56, "aarch64": 220, "riscv64": 220}
 """The number of the system call, by machine."""
@@ -19,7 +21,7 @@ def can_fork_sibling() -> bool:
     """Whether that is possible here, and not switched off."""
     known = sys.platform == "linux" and sys.maxsize > 2**32 and os.uname().machine in CLONE
     # The new process reads there which descriptors to close.
-    return known and os.path.isdir("/proc/self/fd") and os.environ.get(SWITCH) != "0"
+    return known and has_proc() and os.environ.get(SWITCH) != "0"
 
 
 def fork_sibling() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import sys
 import threading
 import time
@@ -11,7 +12,7 @@ from contextlib import suppress
 from types import TracebackType
 
 from trio_dask.owned_files import remove_kept_files
-from trio_dask.processes.procfs import end_descendants
+from trio_dask.procfs import children_of
 
 FLUSH_S = 0.5
 
@@ -54,7 +55,7 @@ class ExitWatchdog:
         try:
             if self._text:
                 with suppress(OSError):
-                    os.set_blocking(2, False)  # a reader that has stopped must not save us now
+                    os.set_blocking(2, False)  # a reader that has stopped must not delay the end
                     os.write(2, f"{self._text}\n".encode())
             end_descendants(os.getpid())
             remove_kept_files()
@@ -74,3 +75,17 @@ def flush_stdout() -> bool:
     thread.start()
     thread.join(FLUSH_S)
     return not thread.is_alive()
+
+
+def end_descendants(pid: int) -> None:
+    """Kill everything that this process has started and that is still there, and what that has started."""
+    found: dict[int, None] = {}
+    left = [pid]
+    while left:
+        for child in children_of(left.pop()):
+            if child not in found:
+                found[child] = None
+                left.append(child)
+    for descendant in found:
+        with suppress(ProcessLookupError, PermissionError):
+            os.kill(descendant, signal.SIGKILL)

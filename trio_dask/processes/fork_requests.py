@@ -19,6 +19,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
+from trio_dask.procfs import open_descriptors
+
 if TYPE_CHECKING:  # a fork server must not load Trio before it has to
     from trio_dask.processes.spawn import Start
 
@@ -118,7 +120,7 @@ def arrange(given: Sequence[int], numbers: Sequence[int]) -> None:
     for fd, number in zip(safe, numbers, strict=True):
         os.dup2(fd, number)
     kept = {0, 1, 2, *numbers}
-    for name in os.listdir("/proc/self/fd"):
-        if int(name) not in kept:
+    for fd in open_descriptors():
+        if fd not in kept:
             with suppress(OSError):  # the one that was opened to read the list
-                os.close(int(name))
+                os.close(fd)

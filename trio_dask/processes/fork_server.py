@@ -17,7 +17,6 @@ from __future__ import annotations
 import array
 import logging
 import os
-import signal
 import socket
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
@@ -206,10 +205,6 @@ class _Forked:
         if self.returncode is None:
             with suppress(ProcessLookupError):
                 os.kill(self.pid, sig)
-
-    def kill(self) -> None:
-        """Send it SIGKILL."""
-        self.send_signal(signal.SIGKILL)
 
     async def wait(self) -> int:
         """Wait for its end, and reap it."""

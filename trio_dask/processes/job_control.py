@@ -11,33 +11,23 @@ import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Protocol
+from typing import TYPE_CHECKING
 
+if TYPE_CHECKING:
+    from trio_dask.processes.child_process import Child
 
-class Suspendable(Protocol):
-    """Processes that stop with this program. A signal handler calls both: they must neither wait nor take locks."""
-
-    def suspend(self) -> None:
-        """Stop them."""
-        ...
-
-    def resume(self) -> None:
-        """Have them go on."""
-        ...
-
-
-_all: dict[Suspendable, None] = {}
+_children: dict[Child, None] = {}
 
 
 @contextmanager
-def suspended_with_us(processes: Suspendable) -> Generator[None]:
-    """For the block: these processes stop and go on with this program."""
-    _all[processes] = None
+def suspended_with_us(child: Child) -> Generator[None]:
+    """For the block: this child stops and goes on with this program."""
+    _children[child] = None
     handle_ctrl_z()
     try:
         yield
     finally:
-        del _all[processes]
+        del _children[child]
 
 
 def handle_ctrl_z() -> None:
@@ -49,14 +39,14 @@ def handle_ctrl_z() -> None:
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    stopped = list(_all)
-    for processes in stopped:
-        processes.suspend()
+    stopped = list(_children)
+    for child in stopped:
+        child.suspend()
     signal.signal(number, signal.SIG_DFL)
     try:
         # Comes back once we are continued; at once if the kernel sees nothing that could continue us.
         signal.raise_signal(number)
     finally:
         signal.signal(number, _stop)
-        for processes in stopped:
-            processes.resume()
+        for child in stopped:
+            child.resume()

@@ -36,10 +36,6 @@ class Process(Protocol):
         """Send it a signal, if it is still there."""
         ...
 
-    def kill(self) -> None:
-        """Send it SIGKILL."""
-        ...
-
     async def wait(self) -> int:
         """Wait for its end, and reap it."""
         ...

@@ -98,7 +98,7 @@ class DumpFilter:
         self._dump_bytes = 0
 
     def feed(self, data: bytes) -> None:
-        """Take what came."""
+        """Take the next piece of the stream."""
         data, self._held = self._held + data, b""
         passed: list[bytes] = []
         for line in re.findall(rb"[^\n]*\n|[^\n]+", data):  # `splitlines` would also end lines elsewhere
@@ -119,7 +119,7 @@ class DumpFilter:
             self._pass_on(b"".join(passed))
 
     def end(self) -> None:
-        """There is no more."""
+        """The stream has ended."""
         held, self._held = self._held, b""
         if held and self._dump:
             self._dump.append(held.decode(errors="replace"))

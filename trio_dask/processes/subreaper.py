@@ -24,7 +24,7 @@ from types import FrameType
 from typing import Protocol
 
 from trio_dask.processes.parent_watch import release_stdin
-from trio_dask.processes.procfs import children_of
+from trio_dask.procfs import children_of
 
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGABRT)
 STOP_OR_CONTINUE = {signal.SIGTSTP: signal.SIGSTOP, signal.SIGCONT: signal.SIGCONT}
