@@ -341,7 +341,7 @@ def test_a_value_may_die_where_the_lock_is_held(shelf: Shelf) -> None:
         dying.clear()
         return cut(count)
 
-    shelf.pool._cut = cut_and_collect  # type: ignore[method-assign]
+    shelf.pool._cut = cut_and_collect  # type: ignore[method-assign]  # the moment in which garbage is collected
     shelf.pool.give_back()
     assert shelf.pool.kept_bytes == 8 * MIB
 

@@ -117,7 +117,7 @@ class Lying(Exception):
     __notes__ = 5  # type: ignore[assignment]  # wrong on purpose
 
     @property  # type: ignore[misc]  # wrong on purpose
-    def __class__(self) -> Never:  # type: ignore[override]
+    def __class__(self) -> Never:  # type: ignore[override]  # wrong on purpose
         raise SystemExit(1)
 
 

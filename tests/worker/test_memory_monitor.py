@@ -640,7 +640,7 @@ class OneByOne:
 async def test_a_channel_that_waits_for_the_next_value_does_not_keep_the_last_one() -> None:
     puts = [Put(key, "client", "bytes", (100,)) for key in "abc"]
     await DataServer(ResultStore(), {}, lambda put, frames: True, WorkerHandle(name="w", nthreads=1)).handle(
-        OneByOne(*puts)  # type: ignore[arg-type]
+        OneByOne(*puts)  # type: ignore[arg-type]  # it has what a server needs of a channel
     )
 
     async def open_channel(address: str) -> Any:

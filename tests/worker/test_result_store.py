@@ -306,7 +306,7 @@ def test_sending_a_value_that_is_just_replaced_does_not_hide_the_new_one_from_th
         def __exit__(self, *error: object) -> None:
             lock.release()
 
-    spilling._lock = Replaced()  # type: ignore[assignment]
+    spilling._lock = Replaced()  # type: ignore[assignment]  # all that a `with` needs
     spilling.dump("a")
     assert spilling.spill(MB).nbytes == 2 * MB
 
