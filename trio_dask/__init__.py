@@ -44,18 +44,14 @@ from trio_dask.errors import (
 from trio_dask.hooks import hooks
 
 if TYPE_CHECKING:
-    from trio_dask.client.as_completed import (
-        ALL_COMPLETED,
-        FIRST_COMPLETED,
-        DoneAndNotDone,
-        as_completed,
-        wait,
-    )
+    from trio_dask.client.as_completed import as_completed
     from trio_dask.client.async_client import AsyncClient
     from trio_dask.client.client import Client
-    from trio_dask.client.current_client import default_client, fire_and_forget, futures_of, get_client, worker_client
+    from trio_dask.client.current_client import fire_and_forget, futures_of, get_client, worker_client
+    from trio_dask.client.default_clients import default_client
     from trio_dask.client.futures import AsyncFuture, Future
-    from trio_dask.client.rpc import rpc
+    from trio_dask.client.rpc_client import rpc
+    from trio_dask.client.wait import ALL_COMPLETED, FIRST_COMPLETED, DoneAndNotDone, wait
     from trio_dask.deploy.local_cluster import LocalCluster, open_local_cluster
     from trio_dask.worker.task_context import check_cancelled, get_worker, rejoin, secede
 
@@ -109,12 +105,14 @@ __all__ = [
 _HOMES = {
     name: module
     for module, names in {
-        "client.as_completed": "ALL_COMPLETED FIRST_COMPLETED DoneAndNotDone as_completed wait",
+        "client.as_completed": "as_completed",
         "client.async_client": "AsyncClient",
         "client.client": "Client",
-        "client.current_client": "default_client fire_and_forget futures_of get_client worker_client",
+        "client.current_client": "fire_and_forget futures_of get_client worker_client",
+        "client.default_clients": "default_client",
         "client.futures": "AsyncFuture Future",
-        "client.rpc": "rpc",
+        "client.rpc_client": "rpc",
+        "client.wait": "ALL_COMPLETED FIRST_COMPLETED DoneAndNotDone wait",
         "deploy.local_cluster": "LocalCluster open_local_cluster",
         "worker.task_context": "check_cancelled get_worker rejoin secede",
     }.items()

@@ -18,6 +18,7 @@ OFF = ("none", "off", "false")
 MAX_THREADS = 4096
 MAX_NUMBER = 10**18
 MAX_NAME_LENGTH = 255
+MAX_TEXT_LENGTH = 2**20
 LEAST_MEMORY_BYTES = 48 * 2**20
 """An idle worker has 25 MiB, and pauses at 80 % of its limit: below this it would never run anything."""
 
@@ -270,4 +271,16 @@ def parse_output_file(text: str) -> str:
         raise UnavailableError(f"cannot write {text}: there is no folder {target.parent}")
     if not os.access(target.parent, os.W_OK):
         raise UnavailableError(f"cannot write {text}: no permission to write in {target.parent}")
+    return text
+
+
+def checked_text(what: str, text: str) -> str:
+    """Return this text, unless no message can carry it: it is not Unicode, or huge. `what` says what it is."""
+    if len(text) > MAX_TEXT_LENGTH:
+        raise UsageError(f"{what} has {len(text)} characters; at most {MAX_TEXT_LENGTH} are allowed")
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UsageError(f"{what} {text!a} cannot be sent: {error.reason}") from None
     return text

@@ -1,26 +1,37 @@
 """Whatever is wrong with a command line is one line on stderr, status 2, no traceback; and nothing was started."""
 
 import json
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 
 from trio_dask import __main__
+from trio_dask.batch_system import Amount
 from trio_dask.cli import command, demo, scheduler, worker
-from trio_dask.config import NannySettings
+from trio_dask.config import NannySettings, SchedulerSettings, WorkerSettings
+from trio_dask.deploy.program_runner import Stopper
 from trio_dask.exit_status import ExitStatus
-from trio_dask.host_limits import Amount
 
 HOST = ["--host", "127.0.0.1"]
 
 
-@pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch):
-    """What would have been run, instead of running it."""
-    services = []
+class Started(NamedTuple):
+    """How a program would have been run."""
 
-    def run_program(label, service, stopper, **options):
-        services.append((label, service, options))
+    label: str
+    service: Any
+    options: dict[str, object]
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[Started]:
+    """What would have been run, instead of running it."""
+    services: list[Started] = []
+
+    def run_program(label: str, service: Callable[[], Awaitable[object]], stopper: Stopper, **options: object) -> int:
+        services.append(Started(label, service, options))
         return ExitStatus.STOPPED
 
     monkeypatch.setattr(command, "run_program", run_program)
@@ -126,7 +137,11 @@ DEMO = [
     ids=lambda value: " ".join(value)[:40].encode("unicode_escape").decode() if isinstance(value, list) else None,
 )
 def test_wrong_usage_is_one_line_and_status_2(
-    main, arguments, message, started, capsys: pytest.CaptureFixture[str]
+    main: Callable[..., int],
+    arguments: list[str],
+    message: str,
+    started: list[Started],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert main(arguments) == 2
     out, err = capsys.readouterr()
@@ -154,7 +169,11 @@ def test_wrong_usage_is_one_line_and_status_2(
     ],
 )
 def test_what_is_not_here_is_one_line_and_status_4(
-    main, arguments, message, started, capsys: pytest.CaptureFixture[str]
+    main: Callable[..., int],
+    arguments: list[str],
+    message: str,
+    started: list[Started],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert main(arguments) == 4
     out, err = capsys.readouterr()
@@ -164,19 +183,22 @@ def test_what_is_not_here_is_one_line_and_status_4(
     assert started == []
 
 
-def test_a_folder_without_python_is_status_4(tmp_path: Path, started, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_without_python_is_status_4(
+    tmp_path: Path, started: list[Started], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert demo.main(["--folder", str(tmp_path)]) == 4
     assert "there are no Python files in" in capsys.readouterr().err
 
 
-def settings(started):
+def settings(started: list[Started]) -> SchedulerSettings:
     """The settings of a scheduler, as its service got them."""
     ((_, service, _),) = started
     (found,) = [cell.cell_contents for cell in service.__closure__ if hasattr(cell.cell_contents, "pid_file")]
+    assert isinstance(found, SchedulerSettings)
     return found
 
 
-def nannies(started):
+def nannies(started: list[Started]) -> list[NannySettings]:
     """The settings of each nanny, as the service got them."""
     ((_, service, _),) = started
     contents = [cell.cell_contents for cell in service.__closure__]
@@ -184,7 +206,7 @@ def nannies(started):
     return found
 
 
-def only_worker(started):
+def only_worker(started: list[Started]) -> WorkerSettings:
     """The settings of the one worker."""
     (nanny,) = nannies(started)
     return nanny.worker
@@ -197,7 +219,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "memory", lambda: Amount(8000, "cgroup"))
 
 
-def test_the_scheduler_listens_on_all_interfaces_unless_told_otherwise(started) -> None:
+def test_the_scheduler_listens_on_all_interfaces_unless_told_otherwise(started: list[Started]) -> None:
     assert scheduler.main([]) == 0
     found = settings(started)
     assert (found.host, found.port, found.interface) == ("", 8786, None)
@@ -216,13 +238,13 @@ def test_the_scheduler_listens_on_all_interfaces_unless_told_otherwise(started) 
         (["--host", "tcp://10.0.0.5", "--port", "0"], "10.0.0.5", 0),
     ],
 )
-def test_where_the_scheduler_listens(arguments, host, port, started) -> None:
+def test_where_the_scheduler_listens(arguments: list[str], host: str, port: int, started: list[Started]) -> None:
     assert scheduler.main(arguments) == 0
     found = settings(started)
     assert (found.host, found.port) == (host, port)
 
 
-def test_the_options_of_a_worker(started, tmp_path: Path, machine) -> None:
+def test_the_options_of_a_worker(started: list[Started], tmp_path: Path, machine: None) -> None:
     options = {
         "--nthreads": "2",
         "--name": "wörker",
@@ -272,12 +294,12 @@ def test_the_options_of_a_worker(started, tmp_path: Path, machine) -> None:
 @pytest.mark.parametrize(
     ("text", "limit"), [("auto", 8000), ("0", None), ("none", None), ("1kB", 1000), ("0.5", 4000), ("1TB", 8000)]
 )
-def test_the_memory_limit_of_a_worker(text, limit, started, machine) -> None:
+def test_the_memory_limit_of_a_worker(text: str, limit: int | None, started: list[Started], machine: None) -> None:
     assert worker.main(["h:1", "--memory-limit", text]) == 0
     assert only_worker(started).memory_limit_bytes == limit
 
 
-def test_a_worker_by_default_never_gives_up_and_uses_all_processors(started, machine) -> None:
+def test_a_worker_by_default_never_gives_up_and_uses_all_processors(started: list[Started], machine: None) -> None:
     assert worker.main(["h:1"]) == 0
     found = only_worker(started)
     assert (found.nthreads, found.death_timeout_s, found.reconnect) == (8, float("inf"), True)
@@ -301,26 +323,30 @@ def test_a_worker_by_default_never_gives_up_and_uses_all_processors(started, mac
     ],
     ids=" ".join,
 )
-def test_what_follows_when_the_scheduler_is_stopped(arguments, expected, started) -> None:
+def test_what_follows_when_the_scheduler_is_stopped(
+    arguments: list[str], expected: str, started: list[Started]
+) -> None:
     assert worker.main(["h:1", *arguments]) == 0
     assert only_worker(started).on_scheduler_stop == expected
 
 
 @pytest.mark.parametrize("option", ["--nworkers", "--nprocs"])
-def test_several_workers_share_the_machine(option, started, machine) -> None:
+def test_several_workers_share_the_machine(option: str, started: list[Started], machine: None) -> None:
     assert worker.main(["h:1", option, "4", "--name", "n", "--worker-port", "9000:9010"]) == 0
     found = [nanny.worker for nanny in nannies(started)]
     assert [each.name for each in found] == ["n-0", "n-1", "n-2", "n-3"]
     assert {(each.nthreads, each.memory_limit_bytes, each.port_range) for each in found} == {(2, 2000, (9000, 9010))}
 
 
-def test_an_address_to_listen_at(started) -> None:
+def test_an_address_to_listen_at(started: list[Started]) -> None:
     assert worker.main(["h:1", "--listen-address", "tcp://0.0.0.0:9000", "--contact-address", "10.0.0.6"]) == 0
     found = only_worker(started)
     assert (found.host, found.port_range, found.contact_address) == ("0.0.0.0", (9000, 9000), "tcp://10.0.0.6")
 
 
-def test_options_of_other_times_are_taken_with_a_line_each(started, capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_of_other_times_are_taken_with_a_line_each(
+    started: list[Started], capsys: pytest.CaptureFixture[str]
+) -> None:
     options = {"--bokeh-port": "8789", "--dashboard-address": ":0", "--worker-class": "x", "--dashboard-prefix": "/p"}
     arguments = [word for pair in options.items() for word in pair]
     assert worker.main(["h:1", *arguments, "--bokeh", "--no-dashboard", "--port", "9101", "--protocol", "tcp"]) == 0
@@ -331,13 +357,13 @@ def test_options_of_other_times_are_taken_with_a_line_each(started, capsys: pyte
     assert nannies(started)[0].port_range == (9101, 9101)
 
 
-def test_a_scheduler_without_a_port_is_at_the_default_one(started) -> None:
+def test_a_scheduler_without_a_port_is_at_the_default_one(started: list[Started]) -> None:
     assert worker.main(["node7"]) == 0
     assert only_worker(started).scheduler == "tcp://node7:8786"
 
 
 def test_the_scheduler_of_a_worker_may_stand_in_the_environment_or_in_a_file(
-    started, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    started: list[Started], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", "10.0.0.5:8786")
     assert worker.main([]) == 0
@@ -351,7 +377,7 @@ def test_the_scheduler_of_a_worker_may_stand_in_the_environment_or_in_a_file(
 
 @pytest.mark.parametrize(("main", "lines"), [(scheduler.main, 67), (worker.main, 150), (demo.main, 50)])
 def test_help_is_no_longer_than_it_has_to_be_and_shows_every_option_once(
-    main, lines, started, capsys: pytest.CaptureFixture[str]
+    main: Callable[..., int], lines: int, started: list[Started], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["--help"]) == 0
     out, err = capsys.readouterr()
@@ -374,13 +400,13 @@ def test_the_help_of_a_worker_puts_every_option_under_a_heading(capsys: pytest.C
 
 
 @pytest.mark.parametrize("main", [scheduler.main, worker.main, demo.main, lambda arguments: __main__.main(arguments)])
-def test_the_version(main, started, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_version(main: Callable[..., int], started: list[Started], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("trio_dask ")
 
 
 @pytest.mark.parametrize("name", ["scheduler", "worker", "demo"])
-def test_commands_by_their_short_names(name, started, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_by_their_short_names(name: str, started: list[Started], capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["h:1"] if name == "worker" else []
     assert __main__.main([name, *arguments]) == 0
     assert started[0][0].endswith(name)

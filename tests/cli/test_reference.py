@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from trio_dask.cli.legacy_options import LEGACY
-from trio_dask.cli.options import OTHER, SectionOption
+from trio_dask.cli.options import OTHER, Program, SectionOption
 from trio_dask.cli.scheduler import scheduler
 from trio_dask.cli.status import status
 from trio_dask.cli.worker import worker
@@ -14,11 +14,11 @@ from trio_dask.cli.worker import worker
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "reference.md").read_text(encoding="utf-8")
 
 
-def options_of(command):
+def options_of(command: Program) -> list[SectionOption]:
     return [each for each in command.params if isinstance(each, SectionOption) and each.section not in (LEGACY, OTHER)]
 
 
-def rows(heading):
+def rows(heading: str) -> list[tuple[str, str]]:
     """The first cell and the last of each row about options."""
     section = PAGE.partition(f"\n## {heading}\n")[2].partition("\n## ")[0].replace(r"\|", "/")
     cells = [line.strip("|").split(" | ") for line in section.splitlines() if line.startswith("| `-")]
@@ -31,17 +31,17 @@ COMMANDS = pytest.mark.parametrize(
 
 
 @COMMANDS
-def test_the_reference_has_every_option_and_no_other(command, heading) -> None:
+def test_the_reference_has_every_option_and_no_other(command: Program, heading: str) -> None:
     listed = {name for names, _ in rows(heading) for name in re.findall(r"--[a-z-]+", names)} - {"--debug"}
     names = [{*option.opts, *option.secondary_opts} for option in options_of(command)]
     assert [found for found in names if not found & listed] == []
-    assert listed - set().union(*names) == set()
+    assert listed - {name for each in names for name in each} == set()
 
 
 @COMMANDS
-def test_the_reference_has_the_default_that_the_help_shows(command, heading) -> None:
+def test_the_reference_has_the_default_that_the_help_shows(command: Program, heading: str) -> None:
     shown = {option.opts[0]: option.default for option in options_of(command) if option.show_default}
-    listed = {}
+    listed: dict[str, str] = {}
     for names, defaults in rows(heading):
         options = [name for name in re.findall(r"--[a-z-]+", names) if name in shown]
         values = [value.replace(" ", "") for value in re.split(", ", defaults)]

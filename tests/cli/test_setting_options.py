@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import click
 import pytest
@@ -22,13 +22,13 @@ class Settings(NamedTuple):
     names: Annotated[Mapping[str, str], Option("--env", "Repeat it.", "Sizes", ENVIRONMENT, collect=dict)] = {}
 
 
-def run(*arguments):
+def run(*arguments: str) -> Any:
     """The settings that these arguments give, and the help."""
     found = []
 
     @click.command(cls=Program, sections=["Sizes", "Times"], params=setting_options(Settings))
     @click.pass_context
-    def command(context, **options) -> None:
+    def command(context: click.Context, /, **options: object) -> None:
         found.append(Settings(**given_settings(context, Settings)))
 
     command.main(list(arguments), prog_name="program", standalone_mode=False)
@@ -51,7 +51,7 @@ def test_settings_that_are_not_given_keep_their_defaults() -> None:
         ("--env A=1 --env B=2", Settings(names={"A": "1", "B": "2"})),
     ],
 )
-def test_an_option_fills_its_setting(arguments, settings) -> None:
+def test_an_option_fills_its_setting(arguments: str, settings: Settings) -> None:
     assert run(*arguments.split()) == settings
 
 
@@ -70,7 +70,7 @@ def test_the_help_has_the_options_under_their_headings_with_the_defaults_of_the_
 
 
 @pytest.mark.parametrize("kind", [SchedulerSettings, WorkerSettings, NannySettings])
-def test_the_default_that_a_help_shows_is_the_default_of_the_setting(kind) -> None:
+def test_the_default_that_a_help_shows_is_the_default_of_the_setting(kind: type[Any]) -> None:
     options = {option.name: option for option in setting_options(kind)}
     context = click.Context(click.Command("program"))
     shown = 0

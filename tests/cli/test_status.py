@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from trio_dask.cli.status import rendered
 
 GIB = 2**30
 
 
-def worker(name, **more):
+def worker(name: str, **more: Any) -> dict[str, Any]:
     return {
         "name": name,
         "address": "tcp://10.0.0.6:40483",

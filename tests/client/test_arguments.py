@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
-from tests.client.cluster import MiniCluster, open_async_client, open_client
+from tests.client.cluster import MiniCluster, open_async_client
 from trio_dask import Client, as_completed, fire_and_forget, wait
 from trio_dask.errors import UsageError
-
-
-@pytest.fixture
-def client():
-    with open_client(MiniCluster()) as client:
-        yield client
-
 
 NO_AMOUNT = "must be 0 or more, such as 1, not"
 OPTIONS = [
@@ -29,13 +25,13 @@ OPTIONS = [
 
 
 @pytest.mark.parametrize(("options", "message"), OPTIONS)
-def test_options_that_make_no_sense(client, options, message) -> None:
+def test_options_that_make_no_sense(client: Client, options: dict[str, Any], message: str) -> None:
     for ask in (lambda: client.submit(abs, 1, **options), lambda: client.map(abs, [1], **options)):
         with pytest.raises(UsageError, match=f"^{message}$"):
             ask()
 
 
-def test_what_map_cannot_map(client) -> None:
+def test_what_map_cannot_map(client: Any) -> None:
     with pytest.raises(
         TypeError, match=r"^map\(\) calls the function on each element .*, and 3 is none; .* submit\(\)"
     ):
@@ -50,15 +46,16 @@ def test_what_map_cannot_map(client) -> None:
 
 
 @pytest.mark.parametrize("nonsense", [5, "key", None, [5], {"a": "key"}, ["key", ["key"]]])
-def test_what_is_about_futures_is_not_silent_where_there_are_none(client, nonsense) -> None:
-    for name, ask in {
+def test_what_is_about_futures_is_not_silent_where_there_are_none(client: Client, nonsense: Any) -> None:
+    takers: dict[str, Callable[[Any], object]] = {
         "wait": wait,
         "as_completed": as_completed,
         "cancel": client.cancel,
         "retry": client.retry,
         "detach": client.detach,
         "fire_and_forget": fire_and_forget,
-    }.items():
+    }
+    for name, ask in takers.items():
         if (name, nonsense) != ("as_completed", None):
             with pytest.raises(
                 TypeError, match=rf"^{name}\(\) takes futures, alone or in lists, tuples, sets and dicts"
@@ -67,18 +64,18 @@ def test_what_is_about_futures_is_not_silent_where_there_are_none(client, nonsen
 
 
 @pytest.mark.parametrize("nothing", [[], (), {}, set(), [[], {"a": ()}], range(0), iter(())])
-def test_an_empty_collection_is_one_of_futures(client, nothing) -> None:
+def test_an_empty_collection_is_one_of_futures(client: Client, nothing: Any) -> None:
     assert wait(nothing) == (set(), set())
     assert list(as_completed(nothing)) == []
     client.cancel(nothing)
 
 
-def test_among_futures_other_values_may_stand(client) -> None:
+def test_among_futures_other_values_may_stand(client: Client) -> None:
     future = client.submit(abs, -1)
     assert wait([future, 5, None]).done == {future}
 
 
-def test_a_key_that_is_nowhere(client) -> None:
+def test_a_key_that_is_nowhere(client: Any) -> None:
     known = client.submit(abs, -7, key="known")
     assert client.get({"a": 1}, ["a", "known"]) == [1, known.result()]
     with pytest.raises(KeyError, match=r"'missing' is neither a key of the graph .'a', 'b'. nor of a task at the"):
@@ -97,15 +94,16 @@ async def test_a_key_that_is_nowhere_for_trio() -> None:
             await client.get({"a": 1}, "missing")
 
 
-def test_times_that_are_none(client) -> None:
+def test_times_that_are_none(client: Client) -> None:
     future = client.submit(abs, -1)
+    wrong: Any = []
     with pytest.raises(UsageError, match="a length of time is"):
-        wait(future, timeout=[])
+        wait(future, timeout=wrong)
     with pytest.raises(UsageError, match="a length of time is"):
-        Client("127.0.0.1:1", timeout=[])
+        Client("127.0.0.1:1", timeout=wrong)
 
 
-def test_questions_about_nonsense(client) -> None:
+def test_questions_about_nonsense(client: Any) -> None:
     with pytest.raises(UsageError, match="n_workers must be a whole number from 0"):
         client.wait_for_workers([1])
     with pytest.raises(TypeError, match="expected futures or keys, or a list of them, not 5"):

@@ -6,9 +6,10 @@ import operator
 import pickle
 import sys
 import threading
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Never
+from typing import Any, Never
 
 import pytest
 import trio
@@ -28,30 +29,20 @@ from trio_dask import (
     wait,
 )
 from trio_dask.client import default_clients
+from trio_dask.client.shared_state import Connection
 from trio_dask.errors import FutureCancelledError, KeyConflict, NoScheduler, SchedulerLost, UsageError
 from trio_dask.protocol import messages as m
 
 
-def increment(x, by=1):
+def increment(x: int, by: int = 1) -> int:
     return x + by
 
 
-def fail(x) -> Never:
+def fail(x: object) -> Never:
     raise ValueError(x)
 
 
-@pytest.fixture
-def cluster():
-    return MiniCluster()
-
-
-@pytest.fixture
-def client(cluster):
-    with open_client(cluster) as client:
-        yield client
-
-
-def test_a_script_for_distributed(client) -> None:
+def test_a_script_for_distributed(client: Client) -> None:
     future = client.submit(increment, 1, by=2)
     assert future.result(timeout=10) == 3
     assert future.exception() is None
@@ -72,7 +63,7 @@ def test_a_script_for_distributed(client) -> None:
     client.wait_for_workers(1, timeout=5)
 
 
-def test_a_remote_error_names_task_and_worker(client) -> None:
+def test_a_remote_error_names_task_and_worker(client: Client) -> None:
     with pytest.raises(ValueError, match="boom") as caught:
         client.submit(fail, "boom").result()
     assert "in task 'fail-" in " ".join(caught.value.__notes__)
@@ -82,7 +73,7 @@ def test_a_remote_error_names_task_and_worker(client) -> None:
     assert client.gather([future], errors="skip") == []
 
 
-def test_timeouts_leave_the_task_alone(client, cluster) -> None:
+def test_timeouts_leave_the_task_alone(client: Client, cluster: MiniCluster) -> None:
     cluster.hold = True
     future = client.submit(increment, 1)
     for wait_for_it in (
@@ -98,7 +89,7 @@ def test_timeouts_leave_the_task_alone(client, cluster) -> None:
     assert future.result() == 2
 
 
-def test_results_wake_threads_that_wait(client, cluster) -> None:
+def test_results_wake_threads_that_wait(client: Client, cluster: MiniCluster) -> None:
     cluster.hold = True
     futures = client.map(increment, range(20))
     results = {}
@@ -111,11 +102,11 @@ def test_results_wake_threads_that_wait(client, cluster) -> None:
     assert [results[future.key] for future in futures] == list(range(1, 21))
 
 
-def test_threads_that_submit_and_drop_at_once_disturb_nothing(client, cluster) -> None:
+def test_threads_that_submit_and_drop_at_once_disturb_nothing(client: Client, cluster: MiniCluster) -> None:
     """Each key ends up released, and every result is right, whatever the order of the threads' steps."""
     wrong = []
 
-    def hammer(seed) -> None:
+    def hammer(seed: int) -> None:
         for number in range(300):
             shared = client.submit(increment, number % 7)
             own = client.submit(operator.add, shared, seed * 1000 + number, pure=False)
@@ -138,7 +129,7 @@ def test_threads_that_submit_and_drop_at_once_disturb_nothing(client, cluster) -
     assert not +cluster.wanted
 
 
-def test_submit_never_waits_for_the_loop(client, cluster) -> None:
+def test_submit_never_waits_for_the_loop(client: Client, cluster: MiniCluster) -> None:
     """While the client's own loop stands still, submitting goes on."""
     block, blocked = threading.Event(), threading.Event()
 
@@ -155,44 +146,46 @@ def test_submit_never_waits_for_the_loop(client, cluster) -> None:
     assert client.gather(futures) == list(range(1, 501))
 
 
-def test_a_burst_wakes_the_loop_once(client, cluster) -> None:
+def test_a_burst_wakes_the_loop_once(client: Client, cluster: MiniCluster) -> None:
     block = threading.Event()
     client.engine.run_soon(block.wait)
     wakes = []
-    token = client.engine.calls.token
+    calls: Any = client.engine.calls
+    token = calls.token
 
     class Counting:
-        def run_sync_soon(self, function, *args, **kwargs) -> None:
+        def run_sync_soon(self, function: Callable[..., object], *args: Any, **kwargs: Any) -> None:
             wakes.append(function)
             token.run_sync_soon(function, *args, **kwargs)
 
-    client.engine.calls.token = Counting()
+    calls.token = Counting()
     futures = [client.submit(increment, i) for i in range(100)]
-    client.engine.calls.token = token
+    calls.token = token
     block.set()
     assert client.gather(futures) == list(range(1, 101))
     assert len(wakes) <= 2
 
 
-def test_who_waits_for_what_was_asked_for_already_wakes_no_loop(client, cluster) -> None:
+def test_who_waits_for_what_was_asked_for_already_wakes_no_loop(client: Client, cluster: MiniCluster) -> None:
     """The loop would compete with its own caller for the interpreter, to find that there is nothing to do."""
     cluster.hold = True
     future = client.submit(increment, 1)
-    trio.from_thread.run_sync(bool, trio_token=cluster._token)  # a turn of the loop, in which the task is sent
-    woken = []
-    token = client.engine.calls.token
-    client.engine.calls.token = SimpleNamespace(run_sync_soon=lambda function, *_: woken.append(function))
+    trio.from_thread.run_sync(bool, trio_token=cluster.token)  # a turn of the loop, in which the task is sent
+    woken: list[object] = []
+    calls: Any = client.engine.calls
+    token = calls.token
+    calls.token = SimpleNamespace(run_sync_soon=lambda function, *_: woken.append(function))
     for wait_for in (future.result, future.exception):
         with pytest.raises(TimeoutError):
             wait_for(timeout=0.001)
-    client.engine.calls.token = token
+    calls.token = token
     assert cluster.of_type(m.Submit)
     assert woken == []
     cluster.finish_from_thread(future.key)
     assert future.result() == 2
 
 
-def test_a_key_can_be_used_again_as_soon_as_its_futures_are_gone(client) -> None:
+def test_a_key_can_be_used_again_as_soon_as_its_futures_are_gone(client: Client) -> None:
     for number in range(20):
         future = client.submit(increment, number, key="x")
         assert future.result() == number + 1
@@ -201,7 +194,7 @@ def test_a_key_can_be_used_again_as_soon_as_its_futures_are_gone(client) -> None
         del future
 
 
-def test_callbacks_run_on_one_thread_of_their_own(client) -> None:
+def test_callbacks_run_on_one_thread_of_their_own(client: Client) -> None:
     seen = []
     done = threading.Event()
     futures = client.map(increment, range(10))
@@ -211,10 +204,14 @@ def test_callbacks_run_on_one_thread_of_their_own(client) -> None:
     assert done.wait(10)
     assert sorted(result for _, result in seen) == list(range(1, 11))
     (thread,) = {thread for thread, _ in seen}
-    assert thread not in (threading.main_thread(), client._thread._thread)
+    loop: list[threading.Thread] = []
+    client.engine.run_soon(lambda: loop.append(threading.current_thread()))
+    client.nthreads()  # the loop has come round
+    assert thread not in (threading.main_thread(), *loop)
+    assert len(loop) == 1
 
 
-def test_futures_travel_by_key_and_arrive_at_the_current_client(client, cluster) -> None:
+def test_futures_travel_by_key_and_arrive_at_the_current_client(client: Client, cluster: MiniCluster) -> None:
     future = client.submit(increment, 1, key="x")
     with client.as_current():
         copy = pickle.loads(pickle.dumps(future))
@@ -223,26 +220,28 @@ def test_futures_travel_by_key_and_arrive_at_the_current_client(client, cluster)
     assert copy.result() == 2
 
 
-def test_a_result_that_is_a_future_becomes_one_of_the_client_that_reads_it(client, cluster) -> None:
+def test_a_result_that_is_a_future_becomes_one_of_the_client_that_reads_it(
+    client: Client, cluster: MiniCluster
+) -> None:
     one = client.submit(increment, 1)
     assert one.result() == 2
     cluster.hold = True
     outer = client.submit(increment, 5)
     client.nthreads()  # behind the submission
     cluster.values[outer.key] = one
-    cluster.say_from_thread(cluster._ready(outer.key))
+    cluster.say_from_thread(cluster.ready(outer.key))
     found = outer.result()
     assert found.engine is client.engine
     assert found.state is one.state
     assert found.result() == 2
 
 
-def test_a_lost_scheduler_wakes_everybody(client, cluster) -> None:
+def test_a_lost_scheduler_wakes_everybody(client: Client, cluster: MiniCluster) -> None:
     cluster.hold = True
     future = client.submit(increment, 1)
     heard = []
 
-    def expect(wait_for_it) -> None:
+    def expect(wait_for_it: Callable[[], object]) -> None:
         with pytest.raises(SchedulerLost, match="nobody"):
             wait_for_it()
         heard.append(wait_for_it)
@@ -271,7 +270,7 @@ def test_a_lost_scheduler_wakes_everybody(client, cluster) -> None:
     assert client.status == "running"
 
 
-def test_close_says_goodbye_and_ends_both_threads(cluster) -> None:
+def test_close_says_goodbye_and_ends_both_threads(cluster: MiniCluster) -> None:
     before = set(threading.enumerate())
     with open_client(cluster) as client:
         future = client.submit(increment, 1)
@@ -294,7 +293,9 @@ def test_close_says_goodbye_and_ends_both_threads(cluster) -> None:
         client.nthreads()
 
 
-def test_an_interrupted_call_is_cancelled_in_the_loop(client, cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_call_is_cancelled_in_the_loop(
+    client: Client, cluster: MiniCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cancelled = threading.Event()
 
     async def never() -> None:
@@ -303,7 +304,7 @@ def test_an_interrupted_call_is_cancelled_in_the_loop(client, cluster, monkeypat
         finally:
             cancelled.set()
 
-    def interrupted(self, timeout_s=None) -> Never:
+    def interrupted(self: object, timeout_s: float | None = None) -> Never:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -328,7 +329,7 @@ BLOCKING = [
 
 
 @pytest.mark.parametrize("block", BLOCKING)
-def test_blocking_calls_are_refused_in_an_event_loop(client, block) -> None:
+def test_blocking_calls_are_refused_in_an_event_loop(client: Client, block: Callable[..., Any]) -> None:
     future = client.submit(increment, 1)
     future.result()
 
@@ -348,7 +349,7 @@ def test_blocking_calls_are_refused_in_an_event_loop(client, block) -> None:
     trio.run(under_trio)
 
 
-def test_a_future_of_a_blocking_client_can_be_awaited_under_trio(client, cluster) -> None:
+def test_a_future_of_a_blocking_client_can_be_awaited_under_trio(client: Client, cluster: MiniCluster) -> None:
     cluster.hold = True
     future = client.submit(increment, 1)
 
@@ -364,12 +365,12 @@ def test_a_future_of_a_blocking_client_can_be_awaited_under_trio(client, cluster
     trio.run(main)
 
 
-async def enter(block) -> None:
+async def enter(block: Any) -> None:
     async with block:
         pass
 
 
-NEEDS_TRIO = {
+NEEDS_TRIO: dict[str, Callable[[Any], Awaitable[object]]] = {
     "Client": lambda future: enter(AsyncClient("tcp://127.0.0.1:1")),
     "LocalCluster": lambda future: enter(open_local_cluster(1)),
     "with rpc": lambda future: enter(rpc("tcp://127.0.0.1:1")),
@@ -379,7 +380,7 @@ NEEDS_TRIO = {
 
 @pytest.mark.parametrize("instead", NEEDS_TRIO)
 def test_what_needs_trio_says_so_under_asyncio_and_names_what_does_not(
-    client, monkeypatch: pytest.MonkeyPatch, instead
+    client: Client, monkeypatch: pytest.MonkeyPatch, instead: str
 ) -> None:
     future = client.submit(increment, 1)
 
@@ -395,11 +396,11 @@ def test_what_needs_trio_says_so_under_asyncio_and_names_what_does_not(
         asyncio.run(main())
 
 
-def test_the_loop_of_a_notebook_is_no_obstacle(client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_loop_of_a_notebook_is_no_obstacle(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     shell = SimpleNamespace(kernel=object())
     monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
 
-    async def cell():
+    async def cell() -> object:
         await asyncio.sleep(0)
         return client.submit(increment, 1).result()
 
@@ -409,7 +410,7 @@ def test_the_loop_of_a_notebook_is_no_obstacle(client, monkeypatch: pytest.Monke
         asyncio.run(cell())
 
 
-def test_the_default_client_is_the_newest_that_is_open(cluster) -> None:
+def test_the_default_client_is_the_newest_that_is_open(cluster: MiniCluster) -> None:
     with open_client(cluster) as first, open_client(MiniCluster()) as second:
         for ask in (get_client, default_client):
             with pytest.raises(ValueError, match="no client"):
@@ -422,12 +423,11 @@ def test_the_default_client_is_the_newest_that_is_open(cluster) -> None:
             assert get_client() is first
         second.close()
         assert get_client() is first
-        assert second not in [reference() for reference in default_clients._open]
     with pytest.raises(ValueError, match="no client"):
         Client.current()
 
 
-def test_futures_are_found_in_containers_once_each(client) -> None:
+def test_futures_are_found_in_containers_once_each(client: Client) -> None:
     one, two = client.submit(increment, 1), client.submit(increment, 2)
     assert futures_of([one, {"two": (two, one)}, 3, "three"]) == [one, two]
     assert futures_of(one) == [one]
@@ -436,16 +436,14 @@ def test_futures_are_found_in_containers_once_each(client) -> None:
         futures_of([one, two])
 
 
-def test_calls_wait_for_a_connection_that_is_still_being_made(cluster) -> None:
+def test_calls_wait_for_a_connection_that_is_still_being_made(cluster: MiniCluster) -> None:
     gate = threading.Event()
-    dial = cluster.dial
 
-    async def dial_late(*lost):
+    async def dial_late(lost: str, received: int) -> Connection:
         await trio.to_thread.run_sync(gate.wait)
-        return await dial(*lost)
+        return await cluster.dial(lost, received)
 
-    cluster.dial = dial_late
-    with open_client(cluster, wait=False) as client:
+    with open_client(cluster, dial=dial_late, wait=False) as client:
         future = client.submit(increment, 1)
         assert client.status == "connecting"
         threading.Thread(target=gate.set).start()
@@ -453,21 +451,20 @@ def test_calls_wait_for_a_connection_that_is_still_being_made(cluster) -> None:
         assert future.result() == 2
 
 
-def test_a_connection_that_fails_later_is_a_lost_scheduler(cluster) -> None:
+def test_a_connection_that_fails_later_is_a_lost_scheduler(cluster: MiniCluster) -> None:
     gate = threading.Event()
     heard = []
 
-    def expect_loss(call) -> None:
+    def expect_loss(call: Callable[[], object]) -> None:
         with pytest.raises(SchedulerLost, match="nothing listens"):
             call()
         heard.append(call)
 
-    async def dial(*lost) -> Never:
+    async def dial(*lost: object) -> Never:
         await trio.to_thread.run_sync(gate.wait)
         raise NoScheduler("nothing listens there")
 
-    cluster.dial = dial
-    with open_client(cluster, wait=False) as client:
+    with open_client(cluster, dial=dial, wait=False) as client:
         future = client.submit(increment, 1)
         early = threading.Thread(target=expect_loss, args=(client.nthreads,))
         early.start()
@@ -478,17 +475,14 @@ def test_a_connection_that_fails_later_is_a_lost_scheduler(cluster) -> None:
         assert len(heard) == 4
 
 
-def test_closing_gives_up_connecting(cluster) -> None:
-    async def dial(*lost) -> None:
-        await trio.sleep_forever()
-
-    cluster.dial = dial
+def test_closing_gives_up_connecting(cluster: MiniCluster) -> None:
+    cluster.hangs = True
     with open_client(cluster, wait=False) as client:
         future = client.submit(increment, 1)
     assert future.cancelled()
 
 
-def test_a_view_for_trio_of_a_client_that_lives_in_a_thread(client, cluster) -> None:
+def test_a_view_for_trio_of_a_client_that_lives_in_a_thread(client: Client, cluster: MiniCluster) -> None:
     async def main() -> None:
         async with AsyncClient.over(client.engine) as view:
             futures = view.map(increment, range(100))
@@ -521,7 +515,9 @@ def test_a_view_for_trio_of_a_client_that_lives_in_a_thread(client, cluster) -> 
     ],
 )
 @pytest.mark.parametrize("text", ["\udc80", "x" * (2**20 + 1)], ids=["surrogate", "huge"])
-def test_a_name_that_cannot_be_sent_is_refused_where_it_is_given(client, ask, text) -> None:
+def test_a_name_that_cannot_be_sent_is_refused_where_it_is_given(
+    client: Client, ask: Callable[[Client, str], object], text: str
+) -> None:
     """No message can carry it, and a message that cannot be sent is the end of everything else that is asked for."""
     with pytest.raises(UsageError, match=r"cannot be sent|are allowed"):
         ask(client, text)
@@ -529,7 +525,7 @@ def test_a_name_that_cannot_be_sent_is_refused_where_it_is_given(client, ask, te
 
 
 def test_what_cannot_be_said_fails_whoever_waits_and_not_the_client(
-    client, cluster, caplog: pytest.LogCaptureFixture
+    client: Client, cluster: MiniCluster, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It can be a bug of ours only; but that must not look like a client that somebody has closed."""
     cluster.hold = True
@@ -543,18 +539,20 @@ def test_what_cannot_be_said_fails_whoever_waits_and_not_the_client(
     assert client.submit(increment, 2).result(timeout=10) == 3
 
 
-def test_a_client_that_fails_is_not_called_closed(client, cluster, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_client_that_fails_is_not_called_closed(
+    client: Client, cluster: MiniCluster, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail_to_send() -> Never:
         raise ZeroDivisionError
 
-    cluster.flush_nowait = fail_to_send
+    monkeypatch.setattr(cluster, "flush_nowait", fail_to_send)
     with pytest.raises(SchedulerLost, match="the client failed"):
         client.submit(increment, 1).result(timeout=10)
     client.close()
     assert "the client failed" in caplog.text
 
 
-def test_futures_of_another_client_are_refused(client) -> None:
+def test_futures_of_another_client_are_refused(client: Client) -> None:
     with open_client(MiniCluster()) as other, pytest.raises(ValueError, match="another client"):
         client.gather([other.submit(increment, 1)])
 

@@ -1,22 +1,23 @@
 """The client's core alone: a machine of random events against a scheduler with no decisions, and single properties."""
 
 from collections import deque
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from tests.client.cluster import FUNCTION, rows
 from trio_dask.client.core.client import ClientCore
-from trio_dask.client.core.fetch_queue import REQUEST_BYTES
-from trio_dask.client.core.key_state import Ended
-from trio_dask.client.core.outbox import LOADED_BYTES, Outbox, Row
+from trio_dask.client.core.fetch_queue import REQUEST_BYTES, FetchRequest
+from trio_dask.client.core.key_state import Ended, Frames, KeyState
+from trio_dask.client.core.outbox import Row
 from trio_dask.errors import KeyConflict, ProtocolError
+from trio_dask.ids import Key
 from trio_dask.protocol import messages as m
 from trio_dask.protocol.codec import FROM_CLIENT, TO_CLIENT, decode, encode
 
-FUNCTION = (b"f" * 16, b"function")
 KEYS = ("a", "b")
 HOLDERS = ("tcp://1:1", "tcp://2:2")
 
@@ -24,7 +25,7 @@ HOLDERS = ("tcp://1:1", "tcp://2:2")
 class Life(NamedTuple):
     """What the client has asked for: its state, and the call, which is different for every life of a key."""
 
-    state: object
+    state: KeyState
     call: bytes
 
 
@@ -32,12 +33,12 @@ class SchedulerModel:
     """Does what the client says, in order; its tasks finish, fail and get lost when the machine says so."""
 
     def __init__(self) -> None:
-        self.calls = {}
-        self.wanted = set()
-        self.results = {}
-        self.outbox = []
+        self.calls: dict[Key, bytes] = {}
+        self.wanted: set[Key] = set()
+        self.results: dict[Key, str] = {}
+        self.outbox: list[m.Message] = []
 
-    def handle(self, message) -> None:
+    def handle(self, message: m.Message) -> None:
         match message:
             case m.Submit(_, keys, calls):
                 for key, call in zip(keys, calls, strict=True):
@@ -71,19 +72,19 @@ class SchedulerModel:
             case m.Query(request):
                 self.outbox.append(m.Reply(request, {}))
 
-    def finish(self, key, *, inline) -> None:
+    def finish(self, key: Key, *, inline: bool) -> None:
         self.results[key] = "finished"
         self.tell(key, inline=inline)
 
-    def tell(self, key, *, inline) -> None:
+    def tell(self, key: Key, *, inline: bool) -> None:
         value = self.calls[key] if inline else None
         self.outbox.append(m.KeyReady(key, 8, "bytes", value, () if inline else HOLDERS))
 
-    def fail(self, key) -> None:
+    def fail(self, key: Key) -> None:
         self.results[key] = "error"
         self.outbox.append(m.KeyFailed(key, key, "exception", None, self.calls[key].decode(), {}))
 
-    def lose(self, key) -> None:
+    def lose(self, key: Key) -> None:
         del self.results[key]
         self.outbox.append(m.KeyPending(key))
 
@@ -92,23 +93,23 @@ class CoreMachine(RuleBasedStateMachine):
     """Messages are under way for as long as the machine likes, in either direction."""
 
     @initialize(budget=st.sampled_from((0, 20, 10_000)))
-    def start(self, budget) -> None:
+    def start(self, budget: int) -> None:
         self.core = ClientCore(inline_budget_bytes=budget)
         self.budget = budget
         self.scheduler = SchedulerModel()
-        self.to_scheduler = deque()
-        self.to_client = deque()
-        self.lives = []
+        self.to_scheduler: deque[Any] = deque()
+        self.to_client: deque[Any] = deque()
+        self.lives: list[Life] = []
         self.calls = 0
-        self.settled = []
-        self.reads = []
-        self.fetching = []
-        self.over = []
+        self.settled: list[tuple[Life, list[KeyState]]] = []
+        self.reads: list[tuple[Life, list[tuple[Frames | None, str]]]] = []
+        self.fetching: list[FetchRequest] = []
+        self.over: list[KeyState] = []
 
     # ------------------------------------------------------------------------------------------ the user
 
     @rule(key=st.sampled_from(KEYS))
-    def submit_anew_or_share(self, key) -> None:
+    def submit_anew_or_share(self, key: Key) -> None:
         known = self.core.states.get(key)
         if known is not None and known.status not in ("cancelled", "lost"):
             call = next(life.call for life in self.lives if life.state is known)
@@ -120,7 +121,7 @@ class CoreMachine(RuleBasedStateMachine):
         self.lives.append(Life(state, call))
 
     @rule(key=st.sampled_from(KEYS))
-    def submit_a_conflict(self, key) -> None:
+    def submit_a_conflict(self, key: Key) -> None:
         known = self.core.states.get(key)
         if known is not None and known.status not in ("cancelled", "lost"):
             with pytest.raises(KeyConflict):
@@ -128,40 +129,40 @@ class CoreMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.lives)
     @rule(data=st.data())
-    def drop(self, data) -> None:
+    def drop(self, data: st.DataObject) -> None:
         life = self.lives.pop(data.draw(st.integers(0, len(self.lives) - 1)))
         self.core.dereference([life.state])
 
     @precondition(lambda self: self.lives)
     @rule(data=st.data())
-    def cancel(self, data) -> None:
+    def cancel(self, data: st.DataObject) -> None:
         life = data.draw(st.sampled_from(self.lives))
         self.core.cancel([life.state], False, "")
         assert life.state.status in ("cancelled", "lost")
 
     @precondition(lambda self: self.lives)
     @rule(data=st.data())
-    def retry(self, data) -> None:
+    def retry(self, data: st.DataObject) -> None:
         self.core.retry([data.draw(st.sampled_from(self.lives)).state])
 
     @precondition(lambda self: self.lives)
     @rule(data=st.data())
-    def wait(self, data) -> None:
-        calls = []
+    def wait(self, data: st.DataObject) -> None:
+        calls: list[KeyState] = []
         self.settled.append((data.draw(st.sampled_from(self.lives)), calls))
         self.core.wait(self.settled[-1][0].state, calls.append)
 
     @precondition(lambda self: self.lives)
     @rule(data=st.data())
-    def read(self, data) -> None:
-        calls = []
+    def read(self, data: st.DataObject) -> None:
+        calls: list[tuple[Frames | None, str]] = []
         self.reads.append((data.draw(st.sampled_from(self.lives)), calls))
         self.core.read(self.reads[-1][0].state, lambda _, frames, reason: calls.append((frames, reason)))
 
     # ------------------------------------------------------------------------------------------ the world
 
     @rule(to_scheduler=st.integers(0, 10), to_client=st.integers(0, 10))
-    def deliver(self, to_scheduler, to_client) -> None:
+    def deliver(self, to_scheduler: int, to_client: int) -> None:
         self.collect()
         for _ in range(min(to_scheduler, len(self.to_scheduler))):
             self.scheduler.handle(self.to_scheduler.popleft())
@@ -170,7 +171,7 @@ class CoreMachine(RuleBasedStateMachine):
             self.core.handle(self.to_client.popleft())
 
     @rule(key=st.sampled_from(KEYS), what=st.sampled_from(("inline", "held", "fail", "lose")))
-    def happen(self, key, what) -> None:
+    def happen(self, key: Key, what: str) -> None:
         self.deliver(5, 0)
         scheduler = self.scheduler
         if key in scheduler.wanted and key not in scheduler.results and what != "lose":
@@ -182,23 +183,23 @@ class CoreMachine(RuleBasedStateMachine):
             scheduler.lose(key)
 
     @rule(succeed=st.booleans())
-    def carry_out_a_fetch(self, succeed) -> None:
+    def carry_out_a_fetch(self, succeed: bool) -> None:
         self.fetching += self.core.next_fetches()
         if self.fetching:
             self.end_fetch(self.fetching.pop(0), succeed=succeed)
 
-    def end_fetch(self, request, *, succeed) -> None:
+    def end_fetch(self, request: FetchRequest, *, succeed: bool) -> None:
         for state in request.states:
             value = self.scheduler.calls.get(state.key)
             finished = self.scheduler.results.get(state.key) == "finished"
             # A worker knows keys alone: what it has may belong to the life after the one that was asked for.
-            if succeed and finished and self.call_of(state) == value:
+            if succeed and finished and value is not None and self.call_of(state) == value:
                 self.core.fetched(request.address, state, (value,))
                 continue
             self.core.fetch_failed(request.address, state, "gone")
         self.core.fetch_ended(request.address)
 
-    def call_of(self, state):
+    def call_of(self, state: KeyState) -> bytes | None:
         return next((life.call for life in self.lives if life.state is state), None)
 
     def collect(self) -> None:
@@ -288,63 +289,6 @@ TestCoreMachine = CoreMachine.TestCase
 TestCoreMachine.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 
 
-def rows(count, *, size=4, dependencies=()):
-    return [Row(f"k{number}", b"c" * size, dependencies) for number in range(count)]
-
-
-def test_what_is_alike_travels_together_and_in_order() -> None:
-    outbox = Outbox(10**6)
-    outbox.ship(*FUNCTION)
-    outbox.submit(FUNCTION[0], {}, [Row("a", b"1")])
-    outbox.submit(FUNCTION[0], {}, [Row("b", b"2", ("a",))])
-    outbox.release("a")
-    outbox.release("b")
-    outbox.submit(FUNCTION[0], {"retries": 1}, [Row("c", b"3")])
-    outbox.want("d")
-    outbox.want("e")
-    assert outbox.drain() == [
-        m.Blob(FUNCTION[0], 8, b"function"),
-        m.Submit(FUNCTION[0], ("a", "b"), (b"1", b"2"), ((), ("a",)), (), (), {}),
-        m.Release(("a", "b")),
-        m.Submit(FUNCTION[0], ("c",), (b"3",), (), (), (), {"retries": 1}),
-        m.Want(("d", "e")),
-    ]
-    assert outbox.drain() == ()
-
-
-@pytest.mark.parametrize(("count", "size"), [(10_000, 4), (100, 60_000)])
-def test_long_submits_are_cut(count, size) -> None:
-    outbox = Outbox(10**6)
-    outbox.submit(FUNCTION[0], {}, rows(count, size=size))
-    messages = outbox.drain()
-    assert [key for message in messages for key in message.keys] == [f"k{number}" for number in range(count)]
-    assert all(len(message.keys) <= 2048 and sum(map(len, message.calls)) <= 600_000 for message in messages)
-
-
-def test_a_blob_travels_once_in_pieces_until_it_is_forgotten() -> None:
-    outbox = Outbox(3_000_000)
-    large = bytes(2_500_000)
-    outbox.ship(b"1" * 16, large)
-    outbox.ship(b"1" * 16, large)
-    pieces = outbox.drain()
-    assert b"".join(piece.data for piece in pieces) == large
-    assert {piece.total for piece in pieces} == {len(large)}
-    assert len(pieces) == 3
-    outbox.ship(b"2" * 16, large)
-    assert outbox.drain()[-1] == m.ForgetBlobs((b"1" * 16,))
-    outbox.ship(b"1" * 16, large)
-    assert len(outbox.drain()) == 4
-
-
-def test_small_blobs_are_forgotten_too() -> None:
-    """A worker keeps what it loaded from each, which takes more than its content."""
-    outbox = Outbox(10 * LOADED_BYTES)
-    for number in range(15):
-        outbox.ship(b"%16d" % number, b"x")
-    forgotten = outbox.drain()[-1]
-    assert forgotten == m.ForgetBlobs(tuple(b"%16d" % number for number in range(6)))
-
-
 def test_what_a_scheduler_may_not_say_is_refused() -> None:
     with pytest.raises(ProtocolError):
         ClientCore().handle(m.Leave("", False))
@@ -372,6 +316,7 @@ def test_what_was_cancelled_stays_so_whatever_was_under_way() -> None:
     core.handle(m.KeyFailed("k0", "k0", "exception", None, "", {}))
     core.handle(m.KeyPending("k0"))
     assert state.status == "cancelled"
+    assert state.failure is not None
     assert state.failure.text == "enough"
 
 
@@ -379,7 +324,7 @@ def test_the_end_reaches_everybody_once() -> None:
     core = ClientCore()
     pending, finished = core.submit(FUNCTION, rows(2), ())
     core.handle(m.KeyReady("k1", 1, "int", None, HOLDERS))
-    heard = []
+    heard: list[object] = []
     core.wait(pending, heard.append)
     core.read(finished, lambda state, frames, reason: heard.append((state, frames)))
     core.request(m.Restart, lambda payload, ended: heard.append(ended))

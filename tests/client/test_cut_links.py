@@ -1,7 +1,8 @@
 """Both cores on a link that is cut at any byte, in either direction, and taken up again: an interruption is a delay."""
 
 from collections import Counter
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import settings
@@ -11,13 +12,14 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from trio_dask.client.core import client as client_core
 from trio_dask.client.core import outbox, resend_buffer
 from trio_dask.client.core.client import ClientCore
-from trio_dask.client.core.key_state import Ended
+from trio_dask.client.core.fetch_queue import FetchRequest
+from trio_dask.client.core.key_state import Ended, Frames, KeyState
 from trio_dask.client.core.outbox import Row
-from trio_dask.ids import Incarnation, PeerId
+from trio_dask.ids import Incarnation, Key, PeerId, RunId
 from trio_dask.protocol import messages as m
 from trio_dask.protocol.codec import FROM_CLIENT, TO_CLIENT, decode, encode
 from trio_dask.protocol.frames import FrameDecoder, Kind, encode_frame
-from trio_dask.protocol.hello import Hello
+from trio_dask.protocol.hello import Hello, Welcome
 from trio_dask.scheduler.core import Admit, CoreSettings, Resume, SchedulerCore, clients
 from trio_dask.scheduler.core.invariants import check_empty
 
@@ -33,9 +35,9 @@ RENEWED = ("x", "y")
 class Life(NamedTuple):
     """A future, and the call that it stands for."""
 
-    state: object
+    state: KeyState
     call: bytes
-    calls: list
+    calls: list[KeyState]
 
 
 class Wire:
@@ -46,16 +48,16 @@ class Wire:
         self.up_decoder, self.down_decoder = FrameDecoder(), FrameDecoder()
 
 
-def lean(message):
+def lean(message: m.Message) -> m.Message:
     """A value that rides along is not kept for a client that is away."""
     return message._replace(value=None) if isinstance(message, m.KeyReady) else message
 
 
-def frame(messages):
+def frame(messages: Sequence[m.Message]) -> bytes:
     return encode_frame(Kind.RECORDS, encode(messages)) if messages else b""
 
 
-def received(decoder, waiting, count, allowed):
+def received(decoder: FrameDecoder, waiting: bytearray, count: int, allowed: Any) -> list[Any]:
     """The messages that the next `count` bytes complete."""
     data = bytes(waiting[:count])
     del waiting[:count]
@@ -64,7 +66,7 @@ def received(decoder, waiting, count, allowed):
 
 class CutLinks(RuleBasedStateMachine):
     @initialize(budget=st.sampled_from((0, 30, 10_000)))
-    def start(self, budget) -> None:
+    def start(self, budget: int) -> None:
         self.patches = pytest.MonkeyPatch()
         self.patches.setattr(clients, "CONFIRM_WEIGHT", 3)
         self.patches.setattr(resend_buffer, "ACK_EVERY", 4)
@@ -72,32 +74,37 @@ class CutLinks(RuleBasedStateMachine):
         self.patches.setattr(client_core, "BLOB_BUDGET_BYTES", 10)
         self.now = 0.0
         self.peer = PeerId(2)
-        self.scheduler = SchedulerCore(CoreSettings(validate=True, free_delay_s=0.0, allowed_failures=1000), "s1")
+        self.scheduler = SchedulerCore(
+            CoreSettings(validate=True, free_delay_s=0.0, allowed_failures=1000), Incarnation("s1")
+        )
         worker = Hello(
             role="worker", incarnation=Incarnation("w"), name="w", details={"address": ADDRESS, "nthreads": 2}
         )
         for hello, peer in ((worker, WORKER), (self.hello(), self.peer)):
             self.scheduler.greet(hello, 0.0)
             assert self.scheduler.begin_session(hello, 0.0) == Admit(peer)
-        self.said_down, self.heard_down, self.said_up, self.heard_up = [], [], [], []
+        self.said_down: list[m.Message] = []
+        self.heard_down: list[m.Message] = []
+        self.said_up: list[m.Message] = []
+        self.heard_up: list[m.Message] = []
         self.send = self.scheduler._state.send
-        self.scheduler._state.send = self.record
+        self.patches.setattr(self.scheduler._state, "send", self.record)
         self.client = ClientCore(inline_budget_bytes=budget)
         self.client.connected("s1", None)
-        self.wire = Wire()
+        self.wire: Wire | None = Wire()
         self.heard_by_scheduler = True
-        self.runs = {}
-        self.stored = {}
-        self.versions = Counter()
-        self.lives = []
-        self.cancelled = set()
-        self.reads = []
-        self.fetching = []
+        self.runs: dict[RunId, m.Run] = {}
+        self.stored: dict[Key, bytes] = {}
+        self.versions: Counter[Key] = Counter()
+        self.lives: list[Life] = []
+        self.cancelled: set[Key] = set()
+        self.reads: list[tuple[Life, list[tuple[Frames | None, str]]]] = []
+        self.fetching: list[FetchRequest] = []
 
-    def hello(self, **details):
+    def hello(self, **details: Any) -> Hello:
         return Hello(role="client", incarnation=ME, name="me", details={"grace_s": 30.0, **details})
 
-    def record(self, peer, message) -> None:
+    def record(self, peer: PeerId, message: m.Message) -> None:
         """Everything that the scheduler says to the client passes here, once."""
         if peer == self.peer:
             self.said_down += map(lean, decode(encode([message]), TO_CLIENT))
@@ -106,7 +113,7 @@ class CutLinks(RuleBasedStateMachine):
     # ------------------------------------------------------------------------------------------ the user
 
     @rule(key=st.sampled_from(sorted(INPUTS)), function=st.sampled_from(FUNCTIONS))
-    def submit(self, key, function) -> None:
+    def submit(self, key: Key, function: tuple[bytes, bytes]) -> None:
         for needed in INPUTS[key]:
             if self.life(needed) is None:
                 self.submit(needed, function)
@@ -120,18 +127,18 @@ class CutLinks(RuleBasedStateMachine):
         self.client.wait(state, life.calls.append)
         self.lives.append(life)
 
-    def life(self, key):
+    def life(self, key: Key) -> Life | None:
         return next((life for life in self.lives if life.state is self.client.states.get(key)), None)
 
     @precondition(lambda self: self.lives)
     @rule(data=st.data())
-    def drop(self, data) -> None:
+    def drop(self, data: st.DataObject) -> None:
         life = self.lives.pop(data.draw(st.integers(0, len(self.lives) - 1)))
         self.client.dereference([life.state])
 
     @precondition(lambda self: self.lives)
     @rule(data=st.data())
-    def cancel(self, data) -> None:
+    def cancel(self, data: st.DataObject) -> None:
         state = data.draw(st.sampled_from(self.lives)).state
         if self.client.states.get(state.key) is state:
             self.cancelled.add(state.key)
@@ -139,20 +146,21 @@ class CutLinks(RuleBasedStateMachine):
 
     @precondition(lambda self: self.lives)
     @rule(data=st.data())
-    def retry(self, data) -> None:
+    def retry(self, data: st.DataObject) -> None:
         self.client.retry([data.draw(st.sampled_from(self.lives)).state])
 
     @precondition(lambda self: self.lives)
     @rule(data=st.data())
-    def read(self, data) -> None:
-        life, found = data.draw(st.sampled_from(self.lives)), []
+    def read(self, data: st.DataObject) -> None:
+        life = data.draw(st.sampled_from(self.lives))
+        found: list[tuple[Frames | None, str]] = []
         self.reads.append((life, found))
         self.client.read(life.state, lambda _, frames, reason: found.append((frames, reason)))
 
     # ------------------------------------------------------------------------------------------ the wire
 
     @rule(up=st.integers(0, 400), down=st.integers(0, 400))
-    def deliver(self, up, down) -> None:
+    def deliver(self, up: int, down: int) -> None:
         self.pump()
         if self.wire is None:
             return
@@ -174,14 +182,14 @@ class CutLinks(RuleBasedStateMachine):
             elif self.wire is not None:
                 self.wire.down += frame(messages)
         if self.wire is not None:
-            messages = self.client.drain()
-            self.said_up += messages
-            self.wire.up += frame(messages)
+            said = self.client.drain()
+            self.said_up += said
+            self.wire.up += frame(said)
         self.fetching += self.client.next_fetches()
 
     @precondition(lambda self: self.wire is not None)
     @rule(noticed=st.booleans())
-    def cut(self, noticed) -> None:
+    def cut(self, noticed: bool) -> None:
         """All that is under way is lost. Perhaps only the client notices."""
         self.wire = None
         self.heard_by_scheduler = not noticed
@@ -190,16 +198,17 @@ class CutLinks(RuleBasedStateMachine):
 
     @precondition(lambda self: self.wire is None)
     @rule(seconds=st.floats(0, 5), abandoned=st.booleans(), meanwhile=st.booleans())
-    def dial(self, seconds, *, abandoned, meanwhile) -> None:
+    def dial(self, seconds: float, *, abandoned: bool, meanwhile: bool) -> None:
         """The client is back after a while. Perhaps it has called once before, and not waited for the session."""
         self.now += seconds
         self.scheduler.tick(self.now)
         for _ in range(2 if abandoned else 1):
             hello = self.hello(previous=ME, scheduler="s1", received=self.client.received)
-            answer = self.scheduler.greet(hello, self.now).details
-            assert answer["returned"]
+            answer = self.scheduler.greet(hello, self.now)
+            assert isinstance(answer, Welcome)
+            assert answer.details["returned"]
+            handled = answer.details["received"]
             self.pump()
-        handled = answer["received"]
         del self.said_up[handled:]
         if meanwhile and self.runs:
             self.finish_run(next(iter(self.runs)), "inline", pump=False)
@@ -210,7 +219,7 @@ class CutLinks(RuleBasedStateMachine):
 
     # ------------------------------------------------------------------------------------------ the worker
 
-    def work(self, messages) -> None:
+    def work(self, messages: Sequence[m.Message]) -> None:
         for message in messages:
             match message:
                 case m.Run(run):
@@ -227,10 +236,10 @@ class CutLinks(RuleBasedStateMachine):
 
     @precondition(lambda self: self.runs)
     @rule(data=st.data(), how=st.sampled_from(("inline", "held", "fail")))
-    def finish(self, data, how) -> None:
+    def finish(self, data: st.DataObject, how: str) -> None:
         self.finish_run(data.draw(st.sampled_from(list(self.runs))), how)
 
-    def finish_run(self, number, how, *, pump=True) -> None:
+    def finish_run(self, number: RunId, how: str, *, pump: bool = True) -> None:
         run = self.runs.pop(number)
         if any(key not in self.stored for key, _ in run.dependencies):
             self.scheduler.handle(WORKER, m.RunsReturned((number,)), self.now)
@@ -245,7 +254,7 @@ class CutLinks(RuleBasedStateMachine):
 
     @precondition(lambda self: self.stored)
     @rule(data=st.data())
-    def lose(self, data) -> None:
+    def lose(self, data: st.DataObject) -> None:
         key = data.draw(st.sampled_from(sorted(self.stored)))
         del self.stored[key]
         self.scheduler.handle(WORKER, m.Lost((key,)), self.now)
@@ -270,7 +279,7 @@ class CutLinks(RuleBasedStateMachine):
         for life in getattr(self, "lives", ()):
             self.check(life)
 
-    def check(self, life) -> None:
+    def check(self, life: Life) -> None:
         state, key = life.state, life.state.key
         assert len(life.calls) <= 1
         assert state.status != "lost"
@@ -281,6 +290,7 @@ class CutLinks(RuleBasedStateMachine):
             assert self.cancelled.intersection(needed)
         elif state.status == "error":
             failure = state.failure
+            assert isinstance(failure, m.KeyFailed)
             if failure.kind == "refused":
                 assert self.cancelled.intersection(needed)
             else:
@@ -333,7 +343,7 @@ class CutLinks(RuleBasedStateMachine):
                 self.finish_run(next(iter(self.runs)), "inline")
             elif self.fetching:
                 self.fetch()
-            elif not (self.wire.up or self.wire.down):
+            elif self.wire is not None and not (self.wire.up or self.wire.down):
                 return
         raise AssertionError("it never comes to rest")
 

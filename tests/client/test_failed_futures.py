@@ -2,12 +2,13 @@
 
 import gc
 import weakref
-from typing import Never
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, Never
 
 import pytest
 
 from tests.client.cluster import MiniCluster, open_async_client, open_client
-from trio_dask import Client, NoScheduler, as_completed, wait
+from trio_dask import AsyncClient, AsyncFuture, Client, Future, NoScheduler, as_completed, wait
 from trio_dask.protocol.pickling import describe_exception, rebuild_exception
 
 
@@ -35,26 +36,32 @@ def empty() -> Never:
 
 
 @pytest.fixture(autouse=True)
-def no_collector():
+def no_collector() -> Iterator[None]:
     gc.collect()
     gc.disable()
     yield
     gc.enable()
 
 
-def next_completed(client, future):
-    return next(iter(as_completed([future], with_results=True)))
+def next_completed(client: Client, future: Future) -> None:
+    next(iter(as_completed([future], with_results=True)))
 
 
-def raise_exception(client, future) -> Never:
-    raise future.exception()
+def known(error: BaseException | None) -> BaseException:
+    """The frame that raises it must not hold it, too."""
+    assert error is not None
+    return error
 
 
-def next_completed_or_error(client, future) -> Never:
+def raise_exception(client: Client, future: Future) -> Never:
+    raise known(future.exception())
+
+
+def next_completed_or_error(client: Client, future: Future) -> Never:
     raise next(as_completed([future], with_results=True, raise_errors=False))[1][1]
 
 
-BLOCKING = {
+BLOCKING: dict[str, Callable[[Client, Future], object]] = {
     "result": lambda client, future: future.result(),
     "result in time": lambda client, future: future.result(timeout=10),
     "gather": lambda client, future: client.gather({"a": [future]}),
@@ -67,8 +74,8 @@ BLOCKING = {
 
 
 @pytest.mark.parametrize("ask", BLOCKING.values(), ids=BLOCKING)
-def test_a_blocking_call_keeps_nothing(ask) -> None:
-    def call(client) -> None:
+def test_a_blocking_call_keeps_nothing(ask: Callable[..., Any]) -> None:
+    def call(client: Any) -> None:
         large = Large()
         future = client.submit(boom)
         watched.extend((weakref.ref(large), weakref.ref(future), weakref.ref(future.state)))
@@ -77,7 +84,7 @@ def test_a_blocking_call_keeps_nothing(ask) -> None:
         except Boom as error:
             watched.append(weakref.ref(error))
 
-    watched = []
+    watched: list[weakref.ref[Any]] = []
     with open_client(MiniCluster()) as client:
         call(client)
         assert len(watched) == 4
@@ -85,20 +92,20 @@ def test_a_blocking_call_keeps_nothing(ask) -> None:
         assert (large(), future(), error()) == (None, None, None)
 
 
-async def next_completed_async(client, future) -> None:
+async def next_completed_async(client: AsyncClient, future: AsyncFuture) -> None:
     async for _ in client.as_completed([future], with_results=True):
         pass
 
 
-async def raise_exception_async(client, future) -> Never:
-    raise await future.exception()
+async def raise_exception_async(client: AsyncClient, future: AsyncFuture) -> Never:
+    raise known(await future.exception())
 
 
-async def await_it(client, future) -> None:
+async def await_it(client: AsyncClient, future: AsyncFuture) -> None:
     await future
 
 
-TRIO = {
+TRIO: dict[str, Callable[[AsyncClient, AsyncFuture], Awaitable[object]]] = {
     "await": await_it,
     "result": lambda client, future: future.result(),
     "result in time": lambda client, future: future.result(timeout=10),
@@ -111,8 +118,8 @@ TRIO = {
 
 
 @pytest.mark.parametrize("ask", TRIO.values(), ids=TRIO)
-async def test_a_call_under_trio_keeps_nothing(ask) -> None:
-    async def call(client) -> None:
+async def test_a_call_under_trio_keeps_nothing(ask: Callable[..., Any]) -> None:
+    async def call(client: Any) -> None:
         large = Large()
         future = client.submit(boom)
         watched.extend((weakref.ref(large), weakref.ref(future)))
@@ -121,7 +128,7 @@ async def test_a_call_under_trio_keeps_nothing(ask) -> None:
         except Boom as error:
             watched.append(weakref.ref(error))
 
-    watched = []
+    watched: list[weakref.ref[Any]] = []
     async with open_async_client(MiniCluster()) as client:
         await call(client)
         assert [ref() for ref in watched] == [None] * 3
@@ -137,7 +144,7 @@ def test_an_error_that_closes_a_block_keeps_nothing() -> None:
         except Boom:
             pass
 
-    watched = []
+    watched: list[weakref.ref[Any]] = []
     call()
     assert watched[0]() is None
 
@@ -152,13 +159,13 @@ async def test_an_error_that_closes_a_block_under_trio_keeps_nothing() -> None:
         except Boom as error:
             watched.append(weakref.ref(error))
 
-    watched = []
+    watched: list[weakref.ref[Any]] = []
     await call()
     assert [ref() for ref in watched] == [None, None]
 
 
 def test_waiting_for_a_cancelled_future_keeps_nothing() -> None:
-    def call(client) -> None:
+    def call(client: Any) -> None:
         large = Large()
         watched.append(weakref.ref(large))
         future = client.submit(boom)
@@ -168,7 +175,7 @@ def test_waiting_for_a_cancelled_future_keeps_nothing() -> None:
         except Exception as error:
             watched.append(weakref.ref(error))
 
-    watched = []
+    watched: list[weakref.ref[Any]] = []
     with open_client(MiniCluster(hold=True)) as client:
         call(client)
     assert [ref() for ref in watched] == [None, None]
@@ -199,19 +206,19 @@ def test_a_rebuilt_traceback_has_no_callers() -> None:
 
 
 @pytest.mark.parametrize("ask", ["result", "gather", "as_completed", "as_completed without raising", "exception"])
-def test_a_falsy_exception_arrives_as_it_is(ask) -> None:
+def test_a_falsy_exception_arrives_as_it_is(ask: str) -> None:
     with open_client(MiniCluster()) as client, pytest.raises(Empty, match="nothing in here"):
         BLOCKING[ask](client, client.submit(empty))
 
 
 @pytest.mark.parametrize("ask", ["await", "gather", "as_completed", "exception"])
-async def test_a_falsy_exception_arrives_under_trio(ask) -> None:
+async def test_a_falsy_exception_arrives_under_trio(ask: str) -> None:
     async with open_async_client(MiniCluster()) as client:
         with pytest.raises(Empty, match="nothing in here"):
             await TRIO[ask](client, client.submit(empty))
 
 
-async def test_a_falsy_exception_leaves_a_block() -> Never:
+async def test_a_falsy_exception_leaves_a_block() -> None:
     with pytest.raises(Empty):
         async with open_async_client(MiniCluster()):
             raise Empty
@@ -226,6 +233,6 @@ def test_a_client_that_finds_no_scheduler_keeps_nothing() -> None:
         except NoScheduler as error:
             watched.append(weakref.ref(error))
 
-    watched = []
+    watched: list[weakref.ref[Any]] = []
     call()
     assert [ref() for ref in watched] == [None, None]

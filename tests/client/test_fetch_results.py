@@ -20,8 +20,10 @@ HOLDER = "tcp://worker:1"
     ("failure", "said"),
     [(PeerSilent("no word for 30 s"), m.Want(("k",))), (ConnectionLost("refused"), m.FetchFailed("k", HOLDER))],
 )
-async def test_who_is_silent_has_not_lost_what_he_was_asked_for(failure, said) -> None:
-    async def open_channel(address) -> Never:
+async def test_who_is_silent_has_not_lost_what_he_was_asked_for(
+    failure: ConnectionLost | PeerSilent, said: m.FetchFailed | m.Want
+) -> None:
+    async def open_channel(address: str) -> Never:
         await trio.lowlevel.checkpoint()
         raise failure
 

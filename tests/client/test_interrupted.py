@@ -1,6 +1,7 @@
 """Who stops waiting: which tasks go on, and which are let go, also while the traceback of a Ctrl-C is kept."""
 
 import time
+from collections.abc import Callable
 from typing import Never
 
 import pytest
@@ -8,15 +9,15 @@ import trio
 import trio.testing
 
 from tests.client.cluster import MiniCluster, open_async_client, open_client
-from trio_dask import as_completed, wait
+from trio_dask import Client, Future, as_completed, wait
 from trio_dask.protocol import messages as m
 
 
-def increment(x):
+def increment(x: int) -> int:
     return x + 1
 
 
-BLOCKING = {
+BLOCKING: dict[str, Callable[[Client], object]] = {
     "gather": lambda client: client.gather(client.map(increment, range(3))),
     "gather_list": lambda client: client.gather([client.submit(increment, x) for x in range(3)]),
     "get": lambda client: client.get({x: (increment, number) for number, x in enumerate("abc")}, [*"abc"]),
@@ -28,19 +29,19 @@ BLOCKING = {
 }
 
 
-def let_go(cluster):
+def let_go(cluster: MiniCluster) -> set[str]:
     """The keys that the client has released."""
     return {key for message in cluster.of_type(m.Release) for key in message.keys}
 
 
-def asked_for(cluster):
+def asked_for(cluster: MiniCluster) -> set[str]:
     return {key for message in cluster.of_type(m.Submit) for key in message.keys}
 
 
-def interrupt(client, monkeypatch) -> None:
+def interrupt(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C in the middle of the next blocking call."""
 
-    def block(signal, timeout_s) -> Never:
+    def block(signal: object, timeout_s: float | None) -> Never:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(client.engine, "block", block)
@@ -48,7 +49,7 @@ def interrupt(client, monkeypatch) -> None:
 
 @pytest.mark.parametrize("blocking", BLOCKING)
 def test_what_nobody_holds_after_a_ctrl_c_is_let_go_though_the_traceback_is_kept(
-    monkeypatch: pytest.MonkeyPatch, blocking
+    monkeypatch: pytest.MonkeyPatch, blocking: str
 ) -> None:
     cluster = MiniCluster(hold=True)
     with open_client(cluster) as client:
@@ -68,6 +69,7 @@ def test_what_has_a_name_goes_on_after_a_ctrl_c(monkeypatch: pytest.MonkeyPatch)
         futures = client.map(increment, range(3))
         with monkeypatch.context() as patch:
             interrupt(client, patch)
+            blocking: Callable[[list[Future]], object]
             for blocking in (client.gather, wait, lambda futures: next(as_completed(futures))):
                 with pytest.raises(KeyboardInterrupt):
                     blocking(futures)

@@ -1,5 +1,8 @@
 """What can be asked of a cluster, in every way to ask it, and what is refused; on a real scheduler and real workers."""
 
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
 import pytest
 import trio
 
@@ -8,39 +11,39 @@ from trio_dask.client.task_options import worker_names
 from trio_dask.ids import given_name
 
 
-def increment(x):
+def increment(x: int) -> int:
     return x + 1
 
 
-def double(x):
+def double(x: int) -> int:
     return 2 * x
 
 
-async def double_async(x):
+async def double_async(x: int) -> int:
     await trio.lowlevel.checkpoint()
     return 2 * x
 
 
-def fail_on(name, dask_worker):
+def fail_on(name: object, dask_worker: Any) -> object:
     if dask_worker.name == name:
         raise LookupError(name)
     return dask_worker.name
 
 
 @pytest.fixture(scope="module")
-def client():
+def client() -> Iterator[Client]:
     with Client(n_workers=2, threads_per_worker=1, processes=False) as client:
         yield client
 
 
 @pytest.fixture
-def own_client():
+def own_client() -> Iterator[Client]:
     """One whose workers may go."""
     with Client(n_workers=2, threads_per_worker=1, processes=False, set_as_default=False) as client:
         yield client
 
 
-def addresses(client):
+def addresses(client: Client) -> dict[Any, str]:
     """Of the workers, by name: numbers, as those of distributed's workers."""
     return {worker["name"]: address for address, worker in client.scheduler_info()["workers"].items()}
 
@@ -48,7 +51,7 @@ def addresses(client):
 # --------------------------------------------------------------------------------------------------- about results
 
 
-def test_results_are_asked_for_by_future_or_by_key_alone_or_nested(client) -> None:
+def test_results_are_asked_for_by_future_or_by_key_alone_or_nested(client: Client) -> None:
     future = client.submit(increment, 1)
     wait(future)
     expected = client.who_has(future)
@@ -56,21 +59,23 @@ def test_results_are_asked_for_by_future_or_by_key_alone_or_nested(client) -> No
     assert set(expected[future.key]) <= set(addresses(client).values())
     for asked in (future.key, [future], (future,), {"a": [future]}, [future.key], None):
         assert client.who_has(asked) == expected
-    assert client.who_has([]) == client.nbytes([]) == {}
+    assert client.who_has([]) == {}
+    assert client.nbytes([]) == {}
     assert client.who_has(["nobody"]) == {"nobody": ()}
 
 
-def test_sizes_are_summed_by_function_or_told_by_key(client) -> None:
+def test_sizes_are_summed_by_function_or_told_by_key(client: Client) -> None:
     futures = [client.submit(double, 1), client.submit(double, 2), client.submit(increment, 1)]
     wait(futures)
     sizes = client.nbytes(futures, summary=False)
     assert list(sizes) == [future.key for future in futures]
     assert all(size > 0 for size in sizes.values())
     first, second, third = sizes.values()
-    assert client.nbytes(futures) == {"double": first + second, "increment": third}
+    summed: dict[str, int] = client.nbytes(futures)
+    assert summed == {"double": first + second, "increment": third}
 
 
-def test_what_each_worker_holds_is_told_for_all_or_for_some_however_they_are_named(client) -> None:
+def test_what_each_worker_holds_is_told_for_all_or_for_some_however_they_are_named(client: Client) -> None:
     futures = client.map(increment, range(10))
     wait(futures)
     everything = client.has_what()
@@ -81,13 +86,14 @@ def test_what_each_worker_holds_is_told_for_all_or_for_some_however_they_are_nam
             assert client.has_what(named) == {address: everything[address]}
             assert client.nthreads(named) == {address: 1}
             assert client.processing(named) == {address: ()}
-    assert client.has_what(["nobody"]) == client.nthreads("nobody") == {}
+    assert client.has_what(["nobody"]) == {}
+    assert client.nthreads("nobody") == {}
 
 
 # ---------------------------------------------------------------------------------------------- calls in all workers
 
 
-def test_a_call_in_each_worker_answers_by_address(client) -> None:
+def test_a_call_in_each_worker_answers_by_address(client: Client) -> None:
     where = addresses(client)
     assert client.run(increment, 1) == dict.fromkeys(where.values(), 2)
     assert client.run(double_async, 4) == dict.fromkeys(where.values(), 8)
@@ -97,11 +103,12 @@ def test_a_call_in_each_worker_answers_by_address(client) -> None:
     assert client.run(increment, 1, wait=False) is None
 
 
-def test_what_calls_in_workers_raise_is_raised_returned_or_ignored(client) -> None:
+def test_what_calls_in_workers_raise_is_raised_returned_or_ignored(client: Client) -> None:
     where = addresses(client)
     with pytest.raises(LookupError, match="1"):
         client.run(fail_on, 1)
     outcomes = client.run(fail_on, 1, on_error="return")
+    assert outcomes is not None
     assert outcomes[where[0]] == 0
     assert isinstance(outcomes[where[1]], LookupError)
     assert client.run(fail_on, 1, on_error="ignore") == {where[0]: 0}
@@ -130,7 +137,7 @@ def test_what_calls_in_workers_raise_is_raised_returned_or_ignored(client) -> No
         lambda client: client.retire_workers(n=-1),
         lambda client: client.retire_workers(["nobody"]),
         lambda client: client.retire_workers(["0"], close_workers=False),
-        lambda client: wait([client.submit(increment, 1)], return_when="SOON"),
+        lambda client: wait([client.submit(increment, 1)], return_when=cast(Any, "SOON")),
         lambda client: client.map(increment),
         lambda client: client.map(increment, [1, 2], key=["only one"]),
         lambda client: client.submit(increment, 1, retries=-1),
@@ -142,7 +149,7 @@ def test_what_calls_in_workers_raise_is_raised_returned_or_ignored(client) -> No
         lambda client: wait([client.submit(increment, 1)], timeout="soon"),
     ],
 )
-def test_nonsense_is_refused_in_words_and_changes_nothing(client, nonsense) -> None:
+def test_nonsense_is_refused_in_words_and_changes_nothing(client: Client, nonsense: Callable[..., Any]) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - each has words of its own
         nonsense(client)
     assert len(client.nthreads()) == 2
@@ -152,7 +159,7 @@ def test_nonsense_is_refused_in_words_and_changes_nothing(client, nonsense) -> N
 # ----------------------------------------------------------------------------------------- workers that come and go
 
 
-def test_retired_workers_leave_their_results_behind(own_client) -> None:
+def test_retired_workers_leave_their_results_behind(own_client: Client) -> None:
     futures = own_client.map(increment, range(50))
     wait(futures)
     where = addresses(own_client)
@@ -164,7 +171,7 @@ def test_retired_workers_leave_their_results_behind(own_client) -> None:
     assert own_client.gather(futures) == list(range(1, 51))
 
 
-def test_a_worker_that_begins_afresh_holds_nothing_and_nothing_is_lost(own_client) -> None:
+def test_a_worker_that_begins_afresh_holds_nothing_and_nothing_is_lost(own_client: Client) -> None:
     futures = own_client.map(increment, range(50))
     wait(futures)
     assert own_client.restart_workers(["0", 1]) == {"0": "OK", 1: "OK"}
@@ -172,7 +179,7 @@ def test_a_worker_that_begins_afresh_holds_nothing_and_nothing_is_lost(own_clien
     assert own_client.gather(futures) == list(range(1, 51))
 
 
-def test_a_restart_cancels_what_there_is_for_every_client(own_client) -> None:
+def test_a_restart_cancels_what_there_is_for_every_client(own_client: Client) -> None:
     with Client(own_client.cluster, set_as_default=False) as other:
         futures = [own_client.submit(increment, 1), other.submit(increment, 2)]
         wait(futures[0])
@@ -207,21 +214,23 @@ def test_without_workers_everything_waits_and_says_so() -> None:
 
 
 @pytest.mark.parametrize("batch_size", [None, 1, 3, 1000])
-def test_the_size_of_batches_makes_no_difference(client, batch_size) -> None:
+def test_the_size_of_batches_makes_no_difference(client: Client, batch_size: int | None) -> None:
     futures = client.map(increment, iter(range(10)), batch_size=batch_size, pure=False)
     assert client.gather(futures) == list(range(1, 11))
     assert len({future.key for future in futures}) == 10
 
 
-def test_a_task_knows_its_worker(client) -> None:
+def test_a_task_knows_its_worker(client: Client) -> None:
     found = client.submit(lambda: (get_worker().name, get_worker().address, get_worker().nthreads)).result()
     assert found in [(name, address, 1) for name, address in addresses(client).items()]
     with pytest.raises(ValueError, match="inside a task"):
         get_worker()
 
 
-def test_names_in_digits_are_numbers_for_users_and_other_names_stay_texts(client) -> None:
-    assert sorted(addresses(client)) == sorted(client.run(lambda dask_worker: dask_worker.name).values()) == [0, 1]
+def test_names_in_digits_are_numbers_for_users_and_other_names_stay_texts(client: Client) -> None:
+    found = client.run(lambda dask_worker: dask_worker.name)
+    assert found is not None
+    assert sorted(addresses(client)) == sorted(found.values()) == [0, 1]
     assert {given_name(name) for name in ("007", "a1", "-1", "1.0", "", "\u0663", "9" * 19)} == {
         "007",
         "a1",
@@ -234,8 +243,8 @@ def test_names_in_digits_are_numbers_for_users_and_other_names_stay_texts(client
     for number in (0, 123, 10**17):
         assert (given_name(str(number)), worker_names(given_name(str(number)))) == (number, (str(number),))
     for workers in (1, "1", [1]):
-        found = client.submit(lambda: get_worker().name, workers=workers, pure=False)
-        assert found.result() == 1
+        name = client.submit(lambda: get_worker().name, workers=workers, pure=False)
+        assert name.result() == 1
     assert client.restart_workers([1, "0"]) == {1: "OK", "0": "OK"}
     client.wait_for_workers(2)
 
@@ -243,12 +252,13 @@ def test_names_in_digits_are_numbers_for_users_and_other_names_stay_texts(client
 # ------------------------------------------------------------------------------------------ distributed's keywords
 
 
-def test_keywords_of_distributed_are_taken(client) -> None:
+def test_keywords_of_distributed_are_taken(client: Client) -> None:
     future = client.submit(increment, 1, actors=False, fifo_timeout="1s")
     assert client.map(increment, [1], actors=False)[0].result() == 2
     assert client.gather([future], direct=True, asynchronous=False) == [2]
     graph = {"a": 1, "b": (increment, "a")}
-    options = {"direct": None, "asynchronous": None, "actors": None, "fifo_timeout": "60s", "retries": 1, "priority": 0}
+    options: dict[str, Any] = {"direct": None, "asynchronous": None, "actors": None, "fifo_timeout": "60s"}
+    options |= {"retries": 1, "priority": 0}
     assert client.get(graph, ["a", ["b"]], **options) == [1, [2]]
     constant, (later,) = client.get(graph, ["a", ["b"]], sync=False)
     assert (constant, later.result()) == (1, 2)

@@ -1,73 +1,63 @@
 """A client whose link is cut, or whose scheduler is gone, against a cluster that stands where the connection would."""
 
 import threading
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 import trio
 import trio.testing
 
 from tests.client.cluster import WORKER, MiniCluster, open_async_client, open_client
-from trio_dask import as_completed
+from trio_dask import AsyncClient, AsyncFuture, as_completed
 from trio_dask.errors import FutureCancelledError, NoScheduler, SchedulerLost
+from trio_dask.ids import Incarnation
 from trio_dask.protocol import messages as m
 
 
-async def never(*_) -> None:
-    await trio.sleep_forever()
-
-
-def increment(x):
+def increment(x: int) -> int:
     return x + 1
 
 
-@pytest.fixture
-def cluster():
-    return MiniCluster()
-
-
-@pytest.fixture
-async def client(cluster):
-    async with open_async_client(cluster) as client:
-        yield client
-
-
-async def test_a_cut_link_is_a_delay(client, cluster) -> None:
+async def test_a_cut_link_is_a_delay(async_client: AsyncClient, cluster: MiniCluster) -> None:
     cluster.hold = True
-    before = client.map(increment, range(10))
+    before = async_client.map(increment, range(10))
     await trio.testing.wait_all_tasks_blocked()
     cluster.lose()
-    during = client.map(increment, range(10, 20))
-    assert client.status == "connecting" or client.status == "running"
+    during = async_client.map(increment, range(10, 20))
+    assert async_client.status == "connecting" or async_client.status == "running"
     cluster.finish(before[0].key)
     await trio.testing.wait_all_tasks_blocked()
-    assert client.status == "running"
+    assert async_client.status == "running"
     assert cluster.dials == [("", 0), ("s1", 0)]
     cluster.finish(*[future.key for future in (*before, *during) if future is not before[0]])
-    assert await client.gather([*before, *during]) == list(range(1, 21))
+    assert await async_client.gather([*before, *during]) == list(range(1, 21))
     assert max(cluster.computed.values()) == 1
 
 
 @pytest.mark.parametrize("heard", range(4))
-async def test_what_was_under_way_to_the_client_comes_once(client, cluster, heard) -> None:
+async def test_what_was_under_way_to_the_client_comes_once(
+    async_client: AsyncClient, cluster: MiniCluster, heard: int
+) -> None:
     cluster.hold = True
-    futures = client.map(increment, range(3))
-    settled = []
+    futures = async_client.map(increment, range(3))
+    settled: list[AsyncFuture] = []
     for future in futures:
         future.add_done_callback(settled.append)
     await trio.testing.wait_all_tasks_blocked()
     cluster.finish(*[future.key for future in futures])
     cluster.lose(inbox=heard)
-    assert await client.gather(futures) == [1, 2, 3]
+    assert await async_client.gather(futures) == [1, 2, 3]
     await trio.testing.wait_all_tasks_blocked()
     assert settled == futures
 
 
-async def test_calls_that_wait_go_on(client, cluster) -> None:
+async def test_calls_that_wait_go_on(async_client: AsyncClient, cluster: MiniCluster) -> None:
     asked = []
     cluster.silent = True
 
     async def ask() -> None:
-        asked.append(await client.nthreads())
+        asked.append(await async_client.nthreads())
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(ask)
@@ -80,102 +70,106 @@ async def test_calls_that_wait_go_on(client, cluster) -> None:
     assert asked == [{WORKER: 2}]
 
 
-async def test_values_come_from_workers_while_there_is_no_scheduler(client, cluster) -> None:
+async def test_values_come_from_workers_while_there_is_no_scheduler(
+    async_client: AsyncClient, cluster: MiniCluster
+) -> None:
     cluster.inline = False
-    future = client.submit(increment, 1)
-    await client.wait([future])
-    dialling = trio.Event()
-
-    async def dial(*lost) -> None:
-        dialling.set()
-        await trio.sleep_forever()
-
-    client.engine.link._dial = dial
+    future = async_client.submit(increment, 1)
+    await async_client.wait([future])
+    cluster.hangs = True
     cluster.lose()
-    await dialling.wait()
-    assert client.status == "connecting"
+    await trio.testing.wait_all_tasks_blocked()
+    assert async_client.status == "connecting"
     assert await future == 2
 
 
-async def test_another_scheduler_fails_the_futures_of_the_first_at_once_and_is_gone_on_with(client, cluster) -> None:
+async def test_another_scheduler_fails_the_futures_of_the_first_at_once_and_is_gone_on_with(
+    async_client: AsyncClient, cluster: MiniCluster
+) -> None:
     cluster.hold = True
-    (given,) = await client.scatter([7])
-    old = client.submit(increment, 1)
-    dependent = client.submit(increment, old)
+    (given,) = await async_client.scatter([7])
+    old = async_client.submit(increment, 1)
+    dependent = async_client.submit(increment, old)
     caught = []
 
-    async def expect(wait, *args) -> None:
+    async def expect(wait: Callable[..., Awaitable[object]], *args: Any) -> None:
         with pytest.raises(SchedulerLost) as error:
             await wait(*args)
         caught.append(str(error.value))
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(expect, old.result)
-        nursery.start_soon(expect, client.gather, [dependent])
-        nursery.start_soon(expect, client.wait_for_workers, 5)
+        nursery.start_soon(expect, async_client.gather, [dependent])
+        nursery.start_soon(expect, async_client.wait_for_workers, 5)
         await trio.testing.wait_all_tasks_blocked()
         cluster.become_another("s2")
     assert len(caught) == 3
     assert all("s1" in text and "s2" in text for text in caught)
     assert {future.status for future in (given, old, dependent)} == {"lost"}
     cluster.hold = ()
-    again = client.submit(increment, 1)
+    again = async_client.submit(increment, 1)
     assert again.key == old.key
     assert await again == 2
     assert cluster.of_type(m.Blob)[-1].digest in cluster.blobs  # the new one had to be given the function
     with pytest.raises(SchedulerLost, match="s1"):
         await old
-    assert await client.nthreads() == {WORKER: 2}
+    assert await async_client.nthreads() == {WORKER: 2}
 
 
-async def test_what_goes_with_the_old_scheduler_leaves_the_new_one_alone(client, cluster) -> None:
-    old = client.submit(increment, 1)
+async def test_what_goes_with_the_old_scheduler_leaves_the_new_one_alone(
+    async_client: AsyncClient, cluster: MiniCluster
+) -> None:
+    old = async_client.submit(increment, 1)
     assert await old == 2
     cluster.become_another("s2")
     await trio.testing.wait_all_tasks_blocked()
-    again = client.submit(increment, 1)
+    again = async_client.submit(increment, 1)
     assert await again == 2
     count = len(cluster.received)
-    client.cancel(old)
-    client.retry(old)
-    client.detach(old)
+    async_client.cancel(old)
+    async_client.retry(old)
+    async_client.detach(old)
     old.release()
     await trio.testing.wait_all_tasks_blocked()
     assert [kind for kind in map(type, cluster.received[count:]) if kind is not m.Received] == []
     assert again.status == "finished"
 
 
-async def test_a_scheduler_that_has_given_the_client_up_says_so(client, cluster) -> None:
+async def test_a_scheduler_that_has_given_the_client_up_says_so(
+    async_client: AsyncClient, cluster: MiniCluster
+) -> None:
     cluster.hold, cluster.keeps_clients = True, False
-    future = client.submit(increment, 1)
+    future = async_client.submit(increment, 1)
     await trio.testing.wait_all_tasks_blocked()
     cluster.lose()
     with pytest.raises(SchedulerLost, match="s1 has given up on this client"):
         await future
     cluster.hold = ()
-    assert await client.submit(increment, 2) == 3
+    assert await async_client.submit(increment, 2) == 3
 
 
-async def test_nobody_is_called_before_somebody_needs_it(client, cluster) -> None:
-    future = client.submit(increment, 1)
+async def test_nobody_is_called_before_somebody_needs_it(async_client: AsyncClient, cluster: MiniCluster) -> None:
+    future = async_client.submit(increment, 1)
     await future
     cluster.say(m.Goodbye("stopped by its operator"))
     await trio.testing.wait_all_tasks_blocked()
-    assert client.status == "lost"
-    client.detach(future)
+    assert async_client.status == "lost"
+    async_client.detach(future)
     future.cancel()
     del future
     await trio.testing.wait_all_tasks_blocked()
     assert len(cluster.dials) == 1
-    cluster.incarnation = "s2"
-    assert await client.nthreads() == {WORKER: 2}
+    cluster.incarnation = Incarnation("s2")
+    assert await async_client.nthreads() == {WORKER: 2}
     assert cluster.dials == [("", 0), ("", 0)]
-    assert client.status == "running"
+    assert async_client.status == "running"
 
 
-async def test_a_scheduler_that_cannot_be_reached_in_time_is_lost(client, cluster) -> None:
+async def test_a_scheduler_that_cannot_be_reached_in_time_is_lost(
+    async_client: AsyncClient, cluster: MiniCluster
+) -> None:
     cluster.hold = True
-    future = client.submit(increment, 1)
+    future = async_client.submit(increment, 1)
     await trio.testing.wait_all_tasks_blocked()
     cluster.refusal = NoScheduler("nothing listens there")
     cluster.lose("the wire was cut")
@@ -183,20 +177,22 @@ async def test_a_scheduler_that_cannot_be_reached_in_time_is_lost(client, cluste
         await future
 
 
-async def test_a_scheduler_that_talks_nonsense_is_not_called_again(client, cluster) -> None:
+async def test_a_scheduler_that_talks_nonsense_is_not_called_again(
+    async_client: AsyncClient, cluster: MiniCluster
+) -> None:
     cluster.hold = True
-    future = client.submit(increment, 1)
+    future = async_client.submit(increment, 1)
     await trio.testing.wait_all_tasks_blocked()
     cluster.say(m.Received(1000))
     with pytest.raises(SchedulerLost, match="1000"):
         await future
     await trio.testing.wait_all_tasks_blocked()
     assert len(cluster.dials) == 1
-    assert client.status == "lost"
+    assert async_client.status == "lost"
 
 
 @pytest.mark.parametrize("phase", ["connecting", "lost"])
-async def test_leaving_while_there_is_no_scheduler(cluster, phase) -> None:
+async def test_leaving_while_there_is_no_scheduler(cluster: MiniCluster, phase: str) -> None:
     cluster.hold = True
     with trio.fail_after(5):
         async with open_async_client(cluster) as client:
@@ -205,7 +201,7 @@ async def test_leaving_while_there_is_no_scheduler(cluster, phase) -> None:
             if phase == "lost":
                 cluster.refusal = NoScheduler("nobody")
             else:
-                client.engine.link._dial = never
+                cluster.hangs = True
             cluster.lose()
             await trio.testing.wait_all_tasks_blocked()
             assert client.status == phase
@@ -213,38 +209,40 @@ async def test_leaving_while_there_is_no_scheduler(cluster, phase) -> None:
     assert future.status == ("lost" if phase == "lost" else "cancelled")
 
 
-async def test_large_arguments_that_were_half_sent(client, cluster) -> None:
+async def test_large_arguments_that_were_half_sent(
+    async_client: AsyncClient, cluster: MiniCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cluster.hold = True
     wire = cluster.flush_nowait
     data = bytes(3_500_000)
 
     def cut_off() -> None:
         """Of what the client sends now, two messages arrive."""
-        cluster._outgoing, lost = cluster._outgoing[:2], cluster._outgoing[2:]
+        cluster.outgoing, lost = cluster.outgoing[:2], cluster.outgoing[2:]
         wire()
         if lost:
-            cluster.flush_nowait = wire
+            monkeypatch.setattr(cluster, "flush_nowait", wire)
             cluster.lose()
 
-    cluster.flush_nowait = cut_off
-    future = client.submit(len, data)
+    monkeypatch.setattr(cluster, "flush_nowait", cut_off)
+    future = async_client.submit(len, data)
     await trio.testing.wait_all_tasks_blocked()
     cluster.finish(future.key)
     assert await future == len(data)
     assert len(cluster.of_type(m.Blob)) == 1 + 4
 
 
-async def test_messages_are_confirmed_now_and_then(client, cluster) -> None:
-    futures = client.map(increment, range(1000))
-    await client.gather(futures)
+async def test_messages_are_confirmed_now_and_then(async_client: AsyncClient, cluster: MiniCluster) -> None:
+    futures = async_client.map(increment, range(1000))
+    await async_client.gather(futures)
     confirmed = cluster.of_type(m.Received)
     assert 1 <= len(confirmed) <= 1 + 1000 // 64
     cluster.say(m.Received(cluster.handled))
     await trio.testing.wait_all_tasks_blocked()
-    assert not client.engine.core._resend._kept
+    assert not async_client.engine.core._resend._kept
 
 
-def test_blocking_calls_wait_until_the_link_is_back(cluster) -> None:
+def test_blocking_calls_wait_until_the_link_is_back(cluster: MiniCluster) -> None:
     cluster.hold = True
     with open_client(cluster) as client:
         futures = client.map(increment, range(5))
@@ -260,12 +258,12 @@ def test_blocking_calls_wait_until_the_link_is_back(cluster) -> None:
         assert results == [[1, 2, 3, 4, 5]]
 
 
-def test_a_blocking_client_goes_on_with_another_scheduler(cluster) -> None:
+def test_a_blocking_client_goes_on_with_another_scheduler(cluster: MiniCluster) -> None:
     cluster.hold = True
     with open_client(cluster) as client:
         futures = client.map(increment, range(3))
         client.wait_for_workers(1)
-        trio.from_thread.run_sync(cluster.become_another, "s2", trio_token=cluster._token)
+        trio.from_thread.run_sync(cluster.become_another, "s2", trio_token=cluster.token)
         for future in as_completed(futures):
             with pytest.raises(SchedulerLost, match=r"s1 .* s2"):
                 future.result()
@@ -276,12 +274,12 @@ def test_a_blocking_client_goes_on_with_another_scheduler(cluster) -> None:
         futures[0].result()
 
 
-def test_closing_while_the_scheduler_is_away(cluster) -> None:
+def test_closing_while_the_scheduler_is_away(cluster: MiniCluster) -> None:
     cluster.hold = True
     with open_client(cluster) as client:
         future = client.submit(increment, 1)
         client.wait_for_workers(1)
-        client.engine.link._dial = never
+        cluster.hangs = True
         cluster.lose_from_thread()
     with pytest.raises(FutureCancelledError):
         future.result()

@@ -2,34 +2,43 @@
 
 import random
 from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Never
+from typing import Any, Never
 
 import pytest
 import trio
 import trio.testing
 
 from trio_dask import AsyncClient, NoScheduler, SchedulerLost, open_local_cluster
+from trio_dask.client.shared_state import Connected
 from trio_dask.comm import ConnectionLost
 from trio_dask.config import SchedulerSettings
 from trio_dask.scheduler.service import run_scheduler
 
 ADDRESS = "inproc://reconnect"
-executed = Counter()
+executed: Counter[int] = Counter()
 
 
-def increment(x):
+def connection_of(client: AsyncClient) -> Any:
+    """The link of a client that is connected."""
+    phase = client.engine.phase
+    assert isinstance(phase, Connected)
+    return phase.connection
+
+
+def increment(x: int) -> int:
     executed[x] += 1
     return x + 1
 
 
 class RunningScheduler:
-    def __init__(self, settings) -> None:
+    def __init__(self, settings: SchedulerSettings) -> None:
         self.settings = settings
         self.scope = trio.CancelScope()
         self.ended = trio.Event()
 
-    async def run(self, task_status) -> None:
+    async def run(self, task_status: trio.TaskStatus[Any]) -> None:
         with self.scope:
             await run_scheduler(self.settings, task_status=task_status)
         self.ended.set()
@@ -39,11 +48,14 @@ class RunningScheduler:
         await self.ended.wait()
 
 
+StartScheduler = Callable[..., Awaitable[RunningScheduler]]
+
+
 @pytest.fixture
-async def start_scheduler(nursery: trio.Nursery):
+async def start_scheduler(nursery: trio.Nursery) -> StartScheduler:
     """Start a scheduler at an address."""
 
-    async def start(address=ADDRESS, **settings):
+    async def start(address: str = ADDRESS, **settings: Any) -> RunningScheduler:
         scheduler = RunningScheduler(SchedulerSettings(address=address, **settings))
         await nursery.start(scheduler.run)
         return scheduler
@@ -52,7 +64,7 @@ async def start_scheduler(nursery: trio.Nursery):
 
 
 @pytest.fixture
-async def half_open(nursery: trio.Nursery):
+async def half_open(nursery: trio.Nursery) -> Callable[[AsyncClient], list[Any]]:
     """Let the client of an engine believe that its link is cut, while the scheduler believes that it stands."""
     severed = []
 
@@ -61,30 +73,30 @@ async def half_open(nursery: trio.Nursery):
 
         thread_safe_send = False
 
-        def __init__(self, connection) -> None:
+        def __init__(self, connection: Any) -> None:
             self.connection = connection
             self.hello, self.goodbye = connection.hello, None
             self.cut = trio.Event()
             severed.append(self)
 
-        async def host(self, task_status) -> None:
+        async def host(self, task_status: trio.TaskStatus[None]) -> None:
             async with self.connection:
                 task_status.started()
                 await trio.sleep_forever()
 
-        async def __aenter__(self):
+        async def __aenter__(self) -> None:
             await nursery.start(self.host)
 
-        async def __aexit__(self, *error):
+        async def __aexit__(self, *error: object) -> None:
             pass
 
-        def send_many_nowait(self, messages) -> None:
+        def send_many_nowait(self, messages: Sequence[Any]) -> None:
             self.connection.send_many_nowait(messages)
 
         def flush_nowait(self) -> None:
             self.connection.flush_nowait()
 
-        async def batches(self):
+        async def batches(self) -> AsyncIterator[Any]:
             batches = self.connection.batches()
             while True:
                 with trio.CancelScope() as scope:
@@ -94,13 +106,13 @@ async def half_open(nursery: trio.Nursery):
                     raise ConnectionLost("severed")
                 yield batch
 
-        async def aclose(self, reason="") -> None:
+        async def aclose(self, reason: str = "") -> None:
             await self.connection.aclose(reason)
 
-    def prepare(client):
+    def prepare(client: AsyncClient) -> list[Any]:
         dial = client.engine.link._dial
 
-        async def dial_severable(*lost):
+        async def dial_severable(*lost: Any) -> Any:
             return Link(await dial(*lost))
 
         client.engine.link._dial = dial_severable
@@ -117,7 +129,7 @@ async def test_a_link_that_is_cut_again_and_again_loses_nothing_and_repeats_noth
             futures += client.map(increment, range(300 * cut, 300 * cut + 300))
             await trio.sleep(random.random() * 0.003)
             if client.status == "running":
-                client.engine.phase.connection.abort("cut")
+                connection_of(client).abort("cut")
         assert await client.gather(futures) == list(range(1, 3001))
         assert set(executed.values()) == {1}
         assert sorted(await client.scheduler_info()) != []
@@ -128,7 +140,9 @@ async def test_a_link_that_is_cut_again_and_again_loses_nothing_and_repeats_noth
                 await trio.testing.wait_all_tasks_blocked(0.01)
 
 
-async def test_a_link_that_the_scheduler_still_believes_in_is_taken_over(start_scheduler, half_open) -> None:
+async def test_a_link_that_the_scheduler_still_believes_in_is_taken_over(
+    start_scheduler: StartScheduler, half_open: Callable[[AsyncClient], list[Any]]
+) -> None:
     await start_scheduler()
     client = AsyncClient(ADDRESS)
     severed = half_open(client)
@@ -144,13 +158,15 @@ async def test_a_link_that_the_scheduler_still_believes_in_is_taken_over(start_s
         assert not again.done()
 
 
-async def test_another_scheduler_at_the_same_address(start_scheduler, autojump_clock: trio.testing.MockClock) -> None:
+async def test_another_scheduler_at_the_same_address(
+    start_scheduler: StartScheduler, autojump_clock: trio.testing.MockClock
+) -> None:
     first = await start_scheduler(grace_s=0.0)
     async with AsyncClient(ADDRESS) as client:
         future = client.submit(increment, 1)
         assert await client.nthreads() == {}
         before = client.engine.core.scheduler
-        client.engine.phase.connection.abort("the wire was cut")  # so it hears no goodbye
+        connection_of(client).abort("the wire was cut")  # so it hears no goodbye
         await first.stop()
         await start_scheduler()
         with pytest.raises(SchedulerLost) as caught:
@@ -165,7 +181,7 @@ async def test_another_scheduler_at_the_same_address(start_scheduler, autojump_c
 
 
 async def test_a_scheduler_that_stops_says_so_and_is_looked_for_when_it_is_needed(
-    start_scheduler, autojump_clock: trio.testing.MockClock
+    start_scheduler: StartScheduler, autojump_clock: trio.testing.MockClock
 ) -> None:
     first = await start_scheduler()
     async with AsyncClient(ADDRESS, timeout=3) as client:
@@ -183,13 +199,13 @@ async def test_a_scheduler_that_stops_says_so_and_is_looked_for_when_it_is_neede
 
 
 async def test_a_scheduler_that_does_not_come_back_is_lost_after_the_timeout(
-    start_scheduler, autojump_clock: trio.testing.MockClock
+    start_scheduler: StartScheduler, autojump_clock: trio.testing.MockClock
 ) -> None:
     first = await start_scheduler()
     async with AsyncClient(ADDRESS, timeout="7s") as client:
         future = client.submit(increment, 1)
         assert await client.nthreads() == {}
-        client.engine.phase.connection.abort("the wire was cut")
+        connection_of(client).abort("the wire was cut")
         first.scope.cancel()
         began = trio.current_time()
         with pytest.raises(SchedulerLost, match="the wire was cut; reconnecting failed: no scheduler at inproc"):
@@ -197,7 +213,9 @@ async def test_a_scheduler_that_does_not_come_back_is_lost_after_the_timeout(
         assert 5 < trio.current_time() - began <= 7
 
 
-async def test_a_client_that_vanishes_is_waited_for(start_scheduler, autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_client_that_vanishes_is_waited_for(
+    start_scheduler: StartScheduler, autojump_clock: trio.testing.MockClock
+) -> None:
     await start_scheduler()
     async with AsyncClient(ADDRESS) as watcher:
         client = AsyncClient(ADDRESS, timeout=4)
@@ -206,11 +224,11 @@ async def test_a_client_that_vanishes_is_waited_for(start_scheduler, autojump_cl
                 future = client.submit(increment, 1)
                 await client.nthreads()
 
-                async def fail(*lost) -> Never:  # noqa: ASYNC124 - it stands for one that waits
+                async def fail(*lost: object) -> Never:  # noqa: ASYNC124 - it stands for one that waits
                     raise NoScheduler("not any more")
 
                 client.engine.link._dial = fail
-                client.engine.phase.connection.abort("vanished")
+                connection_of(client).abort("vanished")
                 with pytest.raises(SchedulerLost, match="not any more"):
                     await future
                 scope.cancel()
@@ -222,14 +240,14 @@ async def test_a_client_that_vanishes_is_waited_for(start_scheduler, autojump_cl
 
 
 async def test_the_scheduler_file_is_read_again(
-    start_scheduler, autojump_clock: trio.testing.MockClock, tmp_path: Path
+    start_scheduler: StartScheduler, autojump_clock: trio.testing.MockClock, tmp_path: Path
 ) -> None:
     path = str(tmp_path / "scheduler.json")
     first = await start_scheduler("inproc://one", scheduler_file=path)
     async with AsyncClient(scheduler_file=path) as client:
         future = client.submit(increment, 1)
         assert await client.nthreads() == {}
-        client.engine.phase.connection.abort("cut")
+        connection_of(client).abort("cut")
         await first.stop()
         await trio.sleep(1)
         (tmp_path / "scheduler.json").write_text("not a file of ours")
@@ -241,7 +259,9 @@ async def test_the_scheduler_file_is_read_again(
         assert (await client.scheduler_info())["address"] == "inproc://two"
 
 
-async def test_a_client_that_breaks_the_protocol_is_not_kept(start_scheduler, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_client_that_breaks_the_protocol_is_not_kept(
+    start_scheduler: StartScheduler, caplog: pytest.LogCaptureFixture
+) -> None:
     await start_scheduler()
     async with AsyncClient(ADDRESS) as client:
         future = client.submit(increment, 1)

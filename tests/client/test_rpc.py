@@ -1,7 +1,7 @@
 """`rpc` with a scheduler and workers inside this program."""
 
 import threading
-from typing import Never
+from typing import Any, Never
 
 import pytest
 import trio
@@ -10,6 +10,7 @@ import trio.testing
 from trio_dask import NoScheduler, RefusedError, UsageError, open_local_cluster, rpc
 from trio_dask.comm import Address, Endpoint, parse_address, serve
 from trio_dask.comm.connect import open_connection
+from trio_dask.comm.connection import Connection
 from trio_dask.comm.rpc_server import serve_control
 from trio_dask.config import SchedulerSettings, WorkerSettings
 from trio_dask.protocol.hello import Hello
@@ -21,7 +22,7 @@ async def test_a_scheduler_tells_what_it_is_and_how() -> None:
     async with open_local_cluster(2, 1, processes=False) as cluster, rpc(cluster) as scheduler:
         identity = await scheduler.identity()
         assert (identity["type"], identity["address"]) == ("scheduler", cluster.scheduler_address)
-        assert sorted(identity["workers"]) == sorted(worker.address for worker in cluster.workers.values())
+        assert sorted(identity["workers"]) == sorted(str(worker.address) for worker in cluster.workers.values())
         assert await scheduler.status() == {"status": "running", "workers": 2, "clients": 0, "tasks": 0}
 
 
@@ -76,9 +77,9 @@ async def test_a_scheduler_has_all_workers_begin_afresh() -> None:
                 await trio.sleep(0.001)
 
 
-async def incarnation(address):
+async def incarnation(address: str) -> str:
     async with rpc(address) as worker:
-        return (await worker.identity())["incarnation"]
+        return str((await worker.identity())["incarnation"])
 
 
 async def test_terminate_ends_a_worker_and_a_scheduler() -> None:
@@ -107,12 +108,12 @@ async def test_a_worker_serves_control_and_data_and_nothing_else() -> None:
         (member,) = cluster.workers.values()
         for role in ("client", "worker", "nanny"):
             with pytest.raises(RefusedError, match=f"only control is served here, not the role '{role}'"):
-                async with open_connection(Endpoint(parse_address(member.address)), Hello(role=role)):
+                async with open_connection(Endpoint(parse_address(str(member.address))), Hello(role=role)):
                     pass
 
 
-async def answering(commands, *, task_status) -> None:
-    async def handle(connection) -> None:
+async def answering(commands: dict[str, Any], *, task_status: trio.TaskStatus[list[Address]]) -> None:
+    async def handle(connection: Connection) -> None:
         await serve_control(connection, commands)
 
     await serve(Endpoint(Address("inproc", "answering")), handle, identity=Hello(role="nanny"), task_status=task_status)
@@ -121,10 +122,10 @@ async def answering(commands, *, task_status) -> None:
 async def test_a_refusal_and_a_silence_of_the_other_side(
     autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
 ) -> None:
-    def refuse(arguments) -> Never:
+    def refuse(arguments: object) -> Never:
         raise UsageError("not today")
 
-    async def sleep(arguments) -> None:
+    async def sleep(arguments: object) -> None:
         await trio.sleep_forever()
 
     await nursery.start(answering, {"restart": refuse, "status": sleep})

@@ -24,7 +24,7 @@ def make(*, cpus: int = 8, machine_bytes: int = 8000, **options: Any) -> Layout:
 
 
 @given(cpus=st.integers(1, 512))
-def test_by_default_every_processor_is_used_once(cpus) -> None:
+def test_by_default_every_processor_is_used_once(cpus: int) -> None:
     layout = make(cpus=cpus)
     assert layout.n_workers * layout.threads_per_worker == cpus
 
@@ -45,7 +45,7 @@ def test_by_default_every_processor_is_used_once(cpus) -> None:
         ({"processes": False, "n_workers": 2}, 2, 4),
     ],
 )
-def test_what_is_not_said_follows_from_what_is(options, workers, threads) -> None:
+def test_what_is_not_said_follows_from_what_is(options: dict[str, int], workers: int, threads: int) -> None:
     layout = make(**options)
     assert (layout.n_workers, layout.threads_per_worker) == (workers, threads)
 
@@ -53,7 +53,7 @@ def test_what_is_not_said_follows_from_what_is(options, workers, threads) -> Non
 @pytest.mark.parametrize(
     ("limit", "each"), [("auto", 2000), (None, None), (0, None), ("0", None), (0.5, 4000), (500, 500), ("1kB", 1000)]
 )
-def test_memory_is_shared_out(limit, each) -> None:
+def test_memory_is_shared_out(limit: float | str | None, each: int | None) -> None:
     assert make(n_workers=4, memory_limit=limit).memory_limit_bytes == each
 
 
@@ -73,7 +73,7 @@ def test_memory_is_shared_out(limit, each) -> None:
         ({"resources": {"GPU": float("nan")}}, "resources: 'GPU' is nan"),
     ],
 )
-def test_nonsense_is_refused(options, message) -> None:
+def test_nonsense_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         make(**options)
 
@@ -97,7 +97,9 @@ def test_scaling_takes_numbers_of_workers() -> None:
         (7, "1.5 kB", 4, 7),
     ],
 )
-def test_a_cluster_can_be_scaled_to_workers_threads_and_memory(n, memory, cores, expected) -> None:
+def test_a_cluster_can_be_scaled_to_workers_threads_and_memory(
+    n: int, memory: int | str | None, cores: int | None, expected: int
+) -> None:
     layout = make(threads_per_worker=2, memory_limit=500)
     assert workers_for(layout, n, memory, cores) == expected
 
@@ -112,7 +114,9 @@ def test_a_cluster_can_be_scaled_to_workers_threads_and_memory(n, memory, cores,
         (0, "1 TB", None, r"n is \d+; give a whole number"),
     ],
 )
-def test_what_a_cluster_cannot_be_scaled_to_is_refused(n, memory, cores, message) -> None:
+def test_what_a_cluster_cannot_be_scaled_to_is_refused(
+    n: float, memory: str | None, cores: int | None, message: str
+) -> None:
     with pytest.raises(UsageError, match=message):
         workers_for(make(memory_limit=500), n, memory, cores)
 
@@ -142,7 +146,9 @@ MEMORY = Amount(16 * 2**30, "cgroup")
         ("AUTO", 2, 64, (32, 2, 1 / 32)),
     ],
 )
-def test_a_machine_is_divided_among_workers(workers, threads, cpus, expected) -> None:
+def test_a_machine_is_divided_among_workers(
+    workers: str, threads: int | None, cpus: int, expected: tuple[int, int, float]
+) -> None:
     share = divide(workers, threads, "auto", cpus=Amount(cpus, "machine"), memory=MEMORY)
     number, each, part = expected
     assert (share.workers, share.threads) == (number, each)
@@ -151,15 +157,16 @@ def test_a_machine_is_divided_among_workers(workers, threads, cpus, expected) ->
 
 
 @given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 2**50))
-def test_no_number_of_workers_takes_more_than_there_is(workers, cpus, memory) -> None:
+def test_no_number_of_workers_takes_more_than_there_is(workers: int, cpus: int, memory: int) -> None:
     share = divide(str(workers), None, "auto", cpus=Amount(cpus, "machine"), memory=Amount(memory, "machine"))
     assert share.threads >= 1
     assert share.threads == 1 or share.workers * share.threads <= cpus
+    assert share.memory_limit_bytes is not None
     assert share.memory_limit_bytes == 1 or share.workers * share.memory_limit_bytes <= memory
 
 
 @pytest.mark.parametrize("workers", ["0", "-9", "", "1.5", "-", "--1", "1e9", "٣", "many", "9" * 30])
-def test_what_is_no_number_of_workers_is_refused(workers) -> None:
+def test_what_is_no_number_of_workers_is_refused(workers: str) -> None:
     with pytest.raises(UsageError):
         divide(workers, None, "auto", cpus=EIGHT, memory=MEMORY)
 
@@ -180,12 +187,12 @@ def test_what_is_no_number_of_workers_is_refused(workers) -> None:
         ),
     ],
 )
-def test_a_line_says_what_each_worker_gets_and_why(workers, threads, limit, text) -> None:
+def test_a_line_says_what_each_worker_gets_and_why(workers: str, threads: int | None, limit: str, text: str) -> None:
     assert divide(workers, threads, limit, cpus=EIGHT, memory=MEMORY).text == text
 
 
 @pytest.fixture
-def file_limit(monkeypatch: pytest.MonkeyPatch):
+def file_limit(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """Limits on open files that only this test sees, as (soft, hard)."""
     limits = [(256, 4096)]
     monkeypatch.setattr(resource, "getrlimit", lambda _: limits[-1])
@@ -193,18 +200,20 @@ def file_limit(monkeypatch: pytest.MonkeyPatch):
     return limits
 
 
-def test_as_many_files_are_allowed_as_the_workers_need(file_limit) -> None:
+def test_as_many_files_are_allowed_as_the_workers_need(file_limit: list[tuple[int, int]]) -> None:
     allow_files(make(), 100)
     soft, hard = file_limit[-1]
     assert 1200 < soft < hard == 4096
 
 
-def test_workers_that_need_more_files_than_the_system_allows_are_refused_in_one_line(file_limit) -> None:
+def test_workers_that_need_more_files_than_the_system_allows_are_refused_in_one_line(
+    file_limit: list[tuple[int, int]],
+) -> None:
     with pytest.raises(UsageError, match=r"^1000 workers need 12064 open files, .* allows this program 4096; raise"):
         allow_files(make(), 1000)
     allow_files(make(processes=False), 1000)
 
 
-def test_a_small_cluster_does_with_few_files(file_limit) -> None:
+def test_a_small_cluster_does_with_few_files(file_limit: list[tuple[int, int]]) -> None:
     file_limit.append((256, 256))
     allow_files(make(), 4)

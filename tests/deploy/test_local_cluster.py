@@ -1,7 +1,7 @@
 """Clusters inside this program: everything but the processes."""
 
 import threading
-from typing import Any, Never
+from typing import Any
 
 import pytest
 import trio
@@ -9,7 +9,7 @@ import trio
 from trio_dask import Client, ClusterError, LocalCluster, UsageError, open_local_cluster
 
 
-def add(*numbers):
+def add(*numbers: int) -> int:
     return sum(numbers)
 
 
@@ -43,7 +43,7 @@ async def test_scaling() -> None:
             cluster.scale(-1)
 
 
-async def test_what_the_block_raises_leaves_it_as_it_is() -> Never:
+async def test_what_the_block_raises_leaves_it_as_it_is() -> None:
     with pytest.raises(KeyError, match="mine"):
         async with open_local_cluster(1, 1, processes=False):
             raise KeyError("mine")

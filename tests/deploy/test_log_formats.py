@@ -4,6 +4,7 @@ import json
 import logging
 import re
 import sys
+from typing import Any
 
 import pytest
 
@@ -12,13 +13,13 @@ from trio_dask.deploy.log_formats import JsonFormatter, TextFormatter, is_dump
 STAMP = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}"
 
 
-def record(text, level=logging.INFO, **more):
+def record(text: str, level: int = logging.INFO, **more: Any) -> logging.LogRecord:
     return logging.getLogger("trio_dask.test").makeRecord(
         "trio_dask.test", level, "file", 1, "%s", (text,), more.pop("exc_info", None), extra=more
     )
 
 
-def error():
+def error() -> Any:
     try:
         raise ValueError("no")
     except ValueError:
@@ -35,7 +36,7 @@ def error():
         ("bob", {"times": True, "loggers": True}, STAMP + r" WARNING \[bob\] trio_dask\.test: said"),
     ],
 )
-def test_what_stands_before_a_line(origin, options, pattern) -> None:
+def test_what_stands_before_a_line(origin: str, options: dict[str, bool], pattern: str) -> None:
     assert re.fullmatch(pattern, TextFormatter(origin, **options).format(record("said", logging.WARNING)))
 
 

@@ -2,23 +2,26 @@
 
 import logging
 import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import trio
 import trio.testing
 
-from trio_dask.deploy.preload import TEARDOWN_S, PreloadError, preload, set_up
+from trio_dask.deploy.preload import TEARDOWN_S, Preloaded, PreloadError, preload, set_up
 from trio_dask.errors import UnavailableError
+
+Load = Callable[..., list[Preloaded]]
 
 
 @pytest.fixture
-def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
     """Import code as a file of this name."""
     monkeypatch.syspath_prepend(str(tmp_path))
     before = dict(sys.modules)
 
-    def load(code, name="its_name", argv=()):
+    def load(code: str, name: str = "its_name", argv: Sequence[str] = ()) -> list[Preloaded]:
         (tmp_path / f"{name}.py").write_text(code)
         return preload([str(tmp_path / f"{name}.py")], argv)
 
@@ -28,7 +31,7 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
             del sys.modules[name]
 
 
-async def test_setup_and_teardown_get_the_worker_and_come_before_and_after_it(load) -> None:
+async def test_setup_and_teardown_get_the_worker_and_come_before_and_after_it(load: Load) -> None:
     plain = load(
         "def dask_setup(worker): worker.append('plain')\ndef dask_teardown(worker): worker.append('end plain')"
     )
@@ -39,21 +42,21 @@ async def test_setup_and_teardown_get_the_worker_and_come_before_and_after_it(lo
         "its_other",
     )
     nothing = load("", "its_third")
-    worker = []
+    worker: list[object] = []
     async with set_up([*plain, *under_trio, *nothing], (), worker):
         assert worker == ["plain", "async"]
         worker.append("works")
     assert worker == ["plain", "async", "works", "end async", "end plain"]
 
 
-async def test_a_setup_that_is_a_click_command_gets_its_options(load) -> None:
+async def test_a_setup_that_is_a_click_command_gets_its_options(load: Load) -> None:
     code = (
         "import click\n"
         "@click.command()\n"
         "@click.option('--size', type=int, default=1)\n"
         "def dask_setup(worker, size): worker.append(size)\n"
     )
-    worker = []
+    worker: list[object] = []
     async with set_up(load(code), ["--size", "7"], worker):
         assert worker == [7]
     with pytest.raises(PreloadError, match=r"raised BadParameter: .*'many' is not a valid integer"):
@@ -62,11 +65,11 @@ async def test_a_setup_that_is_a_click_command_gets_its_options(load) -> None:
 
 
 async def test_a_setup_that_raises_is_told_with_file_and_line_and_what_was_set_up_is_torn_down(
-    load, tmp_path: Path
+    load: Load, tmp_path: Path
 ) -> None:
     first = load("def dask_setup(worker): pass\ndef dask_teardown(worker): worker.append('torn down')")
     bad = load("import json\n\ndef dask_setup(worker):\n    json.loads('{')\n", "its_bad")
-    worker = []
+    worker: list[object] = []
     with pytest.raises(PreloadError) as caught:
         async with set_up([*first, *bad], (), worker):
             pass
@@ -84,7 +87,7 @@ async def test_a_setup_that_raises_is_told_with_file_and_line_and_what_was_set_u
         ("import json\njson.loads('{')", r"raised JSONDecodeError: .* \(\S+/its_name.py:2\)$"),
     ],
 )
-def test_a_module_that_raises_is_told_with_file_and_line(load, code, said) -> None:
+def test_a_module_that_raises_is_told_with_file_and_line(load: Load, code: str, said: str) -> None:
     with pytest.raises(PreloadError, match=said):
         load(code)
 
@@ -110,7 +113,7 @@ def test_what_is_not_there_is_wrong_usage() -> None:
 
 
 async def test_a_teardown_that_raises_or_hangs_is_told_and_ends_in_time(
-    load, caplog: pytest.LogCaptureFixture, autojump_clock: trio.testing.MockClock
+    load: Load, caplog: pytest.LogCaptureFixture, autojump_clock: trio.testing.MockClock
 ) -> None:
     bad = load("async def dask_teardown(worker): raise ValueError('no')")
     slow = load("import trio\nasync def dask_teardown(worker): await trio.sleep_forever()", "its_slow")
@@ -122,13 +125,15 @@ async def test_a_teardown_that_raises_or_hangs_is_told_and_ends_in_time(
             pass
     assert trio.current_time() - began == TEARDOWN_S
     first, second = (record.getMessage() for record in caplog.records)
-    assert first.endswith("raised ValueError: no (" + bad[0].module.__file__ + ":1)")
+    assert first.endswith("raised ValueError: no (" + str(bad[0].module.__file__) + ":1)")
     assert "took more than 2 s" in second
 
 
-async def test_the_teardown_runs_when_the_worker_is_cancelled(load, autojump_clock: trio.testing.MockClock) -> None:
+async def test_the_teardown_runs_when_the_worker_is_cancelled(
+    load: Load, autojump_clock: trio.testing.MockClock
+) -> None:
     code = "import trio\nasync def dask_teardown(worker): await trio.sleep(1); worker.append('torn down')"
-    worker = []
+    worker: list[object] = []
     with trio.move_on_after(1):
         async with set_up(load(code), (), worker):
             await trio.sleep_forever()

@@ -2,7 +2,9 @@ import errno
 import logging
 import os
 import signal
+import sys
 import threading
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Never
 
@@ -36,24 +38,24 @@ from trio_dask.processes import exit_watchdog
         ),
     ],
 )
-def test_every_error_has_a_status_and_one_line(error, status, text) -> None:
+def test_every_error_has_a_status_and_one_line(error: BaseException, status: ExitStatus, text: str) -> None:
     assert explain(error) == (status, text)
 
 
 def test_a_request_to_stop_is_remembered_until_there_is_something_to_stop() -> None:
-    requests = []
+    requests: list[StopRequest] = []
     stopper = Stopper()
     stopper.ask("first")
     stopper.bind(requests.append)
     assert requests == [StopRequest("first", None)]
 
 
-def serve(stopper, *requests):
+def serve(stopper: Stopper, *requests: int | None) -> list[int | str]:
     """Run a service that is asked to stop in these ways, one after the other, and say how it ended."""
-    heard = []
+    heard: list[int | str] = []
 
     async def service() -> None:
-        def heed(number):
+        def heed(number: int) -> bool:
             heard.append(number)
             return number == signal.SIGTERM
 
@@ -69,7 +71,7 @@ def serve(stopper, *requests):
 
 
 @pytest.fixture
-def _in_process(monkeypatch: pytest.MonkeyPatch):
+def _in_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What a program does to its process is undone."""
     monkeypatch.setattr(program_runner, "_limit_exit", lambda status: None)
     logger = logging.getLogger("trio_dask")
@@ -95,7 +97,7 @@ def test_whoever_started_the_program_and_is_gone_is_not_waited_for() -> None:
 
 
 @contextmanager
-def patient_stopper():
+def patient_stopper() -> Iterator[Stopper]:
     """One that has the signals of this process, until the block is left."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     stopper = Stopper(patient=True)
@@ -109,10 +111,14 @@ def patient_stopper():
 
 @pytest.mark.usefixtures("_in_process")
 def test_a_patient_program_takes_a_second_signal_for_one_more_request() -> None:
-    heard = []
+    heard: list[int] = []
+
+    def heed(number: int) -> bool:
+        heard.append(number)
+        return True
 
     async def service() -> None:
-        with stopper.stopping_by(lambda number: heard.append(number) or True):
+        with stopper.stopping_by(heed):
             os.kill(os.getpid(), signal.SIGTERM)
             await trio.sleep(0.01)
             os.kill(os.getpid(), signal.SIGINT)
@@ -125,10 +131,14 @@ def test_a_patient_program_takes_a_second_signal_for_one_more_request() -> None:
 
 @pytest.mark.usefixtures("_in_process")
 def test_a_signal_that_comes_twice_in_a_moment_is_one_request_and_another_signal_is_not() -> None:
-    heard = []
+    heard: list[int] = []
+
+    def heed(number: int) -> bool:
+        heard.append(number)
+        return True
 
     async def service() -> None:
-        with stopper.stopping_by(lambda number: heard.append(number) or True):
+        with stopper.stopping_by(heed):
             for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
                 os.kill(os.getpid(), number)
                 await trio.sleep(0.01)
@@ -139,7 +149,7 @@ def test_a_signal_that_comes_twice_in_a_moment_is_one_request_and_another_signal
 
 
 @contextmanager
-def stderr_to_pipe():
+def stderr_to_pipe() -> Iterator[int]:
     """Stderr is a pipe that nobody reads but the test. (No fixture: pytest sets its own capture up after those.)"""
     before = os.dup(2)
     reader, writer = os.pipe()
@@ -152,7 +162,7 @@ def stderr_to_pipe():
         os.close(before)
 
 
-def emit(lines, text) -> None:
+def emit(lines: LogLines, text: str) -> None:
     lines.emit(logging.makeLogRecord({"msg": text, "levelno": logging.INFO}))
 
 
@@ -201,7 +211,7 @@ def test_a_stderr_without_reader_is_no_error() -> None:
 class Stdout:
     """A stdout to which whatever is written takes as long as a test wants."""
 
-    def __init__(self, failure=None) -> None:
+    def __init__(self, failure: Exception | None = None) -> None:
         self.read = threading.Event()
         self.flushed = threading.Event()
         self.failure = failure
@@ -214,10 +224,10 @@ class Stdout:
 
 
 @pytest.fixture
-def exits(monkeypatch: pytest.MonkeyPatch):
+def exits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The statuses with which the process would have been ended."""
-    statuses = []
-    monkeypatch.setattr(program_runner.os, "_exit", statuses.append)
+    statuses: list[int] = []
+    monkeypatch.setattr(os, "_exit", statuses.append)
     monkeypatch.setattr(exit_watchdog, "FLUSH_S", 0.01)
     return statuses
 
@@ -228,9 +238,11 @@ async def end_with_status_2() -> Never:
 
 
 @pytest.mark.usefixtures("_in_process")
-def test_a_stdout_that_nobody_reads_does_not_keep_the_process(monkeypatch: pytest.MonkeyPatch, exits) -> None:
+def test_a_stdout_that_nobody_reads_does_not_keep_the_process(
+    monkeypatch: pytest.MonkeyPatch, exits: list[int]
+) -> None:
     stdout = Stdout()
-    monkeypatch.setattr(exit_watchdog.sys, "stdout", stdout)
+    monkeypatch.setattr(sys, "stdout", stdout)
     run_program("label", end_with_status_2, Stopper())
     stdout.read.set()
     assert exits == [2]
@@ -238,9 +250,11 @@ def test_a_stdout_that_nobody_reads_does_not_keep_the_process(monkeypatch: pytes
 
 @pytest.mark.usefixtures("_in_process")
 @pytest.mark.parametrize("stdout", [None, Stdout(), Stdout(BrokenPipeError()), Stdout(ValueError("closed"))])
-def test_what_tasks_have_printed_is_written_out_if_it_can_be(monkeypatch: pytest.MonkeyPatch, exits, stdout) -> None:
+def test_what_tasks_have_printed_is_written_out_if_it_can_be(
+    monkeypatch: pytest.MonkeyPatch, exits: list[int], stdout: Stdout | None
+) -> None:
     monkeypatch.setattr(exit_watchdog, "FLUSH_S", 10)
-    monkeypatch.setattr(exit_watchdog.sys, "stdout", stdout)
+    monkeypatch.setattr(sys, "stdout", stdout)
     if stdout is not None:
         stdout.read.set()
     assert run_program("label", end_with_status_2, Stopper()) == 2
@@ -250,16 +264,21 @@ def test_what_tasks_have_printed_is_written_out_if_it_can_be(monkeypatch: pytest
 
 @pytest.mark.parametrize("readable", [False, True])
 def test_exit_handlers_that_never_end_do_not_keep_the_process_whoever_reads(
-    monkeypatch: pytest.MonkeyPatch, exits, readable
+    monkeypatch: pytest.MonkeyPatch, exits: list[int], readable: bool
 ) -> None:
     stdout = Stdout()
     if readable:
         stdout.read.set()
     ended = threading.Event()
     monkeypatch.setattr(program_runner, "EXIT_GRACE_S", 0.01)
-    monkeypatch.setattr(program_runner.os, "_exit", lambda status: (exits.append(status), ended.set()))
-    monkeypatch.setattr(program_runner.signal, "signal", lambda number, handler: None)
-    monkeypatch.setattr(exit_watchdog.sys, "stdout", stdout)
+
+    def end(status: int) -> None:
+        exits.append(status)
+        ended.set()
+
+    monkeypatch.setattr(os, "_exit", end)
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)
+    monkeypatch.setattr(sys, "stdout", stdout)
     program_runner._limit_exit(5)
     assert ended.wait(10)
     stdout.read.set()

@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -21,13 +22,13 @@ from trio_dask.worker import service, spill_directory
 
 @pytest.mark.parametrize("registered", [False, True])
 async def test_a_signal_is_the_reason_of_an_end_whether_there_is_something_to_wait_for_or_not(
-    monkeypatch: pytest.MonkeyPatch, registered
+    monkeypatch: pytest.MonkeyPatch, registered: bool
 ) -> None:
     """Who says nothing of a reason is taken for one whose task has ended the process."""
-    reasons = []
+    reasons: list[str] = []
     stopper = Stopper()
 
-    async def run_worker(settings, *, drain, leaving, **more) -> None:
+    async def run_worker(settings: WorkerSettings, *, drain: Any, leaving: Any, **more: Any) -> None:
         drain.is_possible = registered
         assert stopper.stops_by_itself(StopRequest("asked", signal.SIGTERM)) is registered
         if registered:
@@ -42,7 +43,7 @@ async def test_a_signal_is_the_reason_of_an_end_whether_there_is_something_to_wa
 async def test_without_anybody_to_tell_a_signal_stops_by_itself_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     stopper = Stopper()
 
-    async def run_worker(settings, **more) -> None:
+    async def run_worker(settings: WorkerSettings, **more: Any) -> None:
         await trio.lowlevel.checkpoint()
         assert not stopper.stops_by_itself(StopRequest("asked", signal.SIGTERM))
 
@@ -55,7 +56,7 @@ class _Nanny:
 
     error = None
 
-    def __init__(self, settings, program, **options) -> None:
+    def __init__(self, settings: Any, program: Any, **options: Any) -> None:
         self._folder = settings.worker.local_directory
 
     async def run(self) -> None:
@@ -66,7 +67,7 @@ class _Nanny:
             raise self.error
         await trio.sleep_forever()
 
-    def stop(self, how, reason) -> None:
+    def stop(self, how: Any, reason: str) -> None:
         pass
 
 

@@ -2,33 +2,40 @@
 
 import os
 import signal
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from itertools import count
+from typing import Any, TypeVar
 
+import pytest
 import trio
 
 from trio_dask.comm import Address, Endpoint, serve
+from trio_dask.comm.connection import Connection
 from trio_dask.config import NannySettings, WorkerSettings
 from trio_dask.deploy import child_services
 from trio_dask.ids import new_incarnation
 from trio_dask.nanny import service, worker_process
 from trio_dask.nanny.service import Nanny
+from trio_dask.processes.child_process import ChildSpec
 from trio_dask.processes.exit_report import ChildEnd
 from trio_dask.protocol.hello import Hello
 from trio_dask.worker.running_table import RunningTable
+
+_M = TypeVar("_M")
 
 
 class FakeChild:
     """A process as the nanny sees it. It stops on SIGTERM and SIGINT unless it is `stubborn`; until it has
     `become_ready` it has not said anything."""
 
-    def __init__(self, spec, heard, pid) -> None:
+    def __init__(self, spec: ChildSpec, heard: Callable[[Any, Any], object], pid: int) -> None:
         self.spec = spec
         self.pid = pid
         self.token = spec.settings["worker"]["process"]
-        self.signals = []
-        self.reasons = []
+        self.signals: list[tuple[int, float]] = []
+        self.reasons: list[str] = []
         self.stubborn = False
         self.board = RunningTable.attach(os.dup(spec.inherit[0]), spec.settings["worker"]["nthreads"])
         self.done = trio.Event()
@@ -38,21 +45,21 @@ class FakeChild:
         self.report({"running": True})
         self.report({"address": f"tcp://127.0.0.1:{self.pid}"})
 
-    def report(self, content) -> None:
+    def report(self, content: dict[str, Any]) -> None:
         self._heard(self, content)
 
-    def end(self, status, **more) -> None:
+    def end(self, status: int, **more: Any) -> None:
         self.ending = ChildEnd(name=self.spec.name, status=status, started=True, **more)
         self.done.set()
 
-    def stop(self, number, reason) -> None:
+    def stop(self, number: int, reason: str) -> None:
         self.signals.append((number, trio.current_time()))
         self.reasons.append(reason)
         if not self.stubborn:
             self.report({"leaving": "signal"})
             self.end(0)
 
-    def leave(self, reason) -> None:
+    def leave(self, reason: str) -> None:
         self.reasons.append(reason)
         self.end(-signal.SIGKILL if self.stubborn else 0)
 
@@ -63,12 +70,12 @@ class FakeChild:
 class Nursing:
     """Everything that a test looks at."""
 
-    def __init__(self, monkeypatch) -> None:
-        self.children = []
-        self.heard = []
-        self.sessions = []
-        self.stopped = set()
-        self.memory = {}
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.children: list[FakeChild] = []
+        self.heard: list[tuple[float, Any]] = []
+        self.sessions: list[Connection] = []
+        self.stopped: set[int] = set()
+        self.memory: dict[int, int] = {}
         self.ready = True
         self._pids = count(1001)
         self._changed = trio.Event()
@@ -76,7 +83,9 @@ class Nursing:
         monkeypatch.setattr(worker_process, "memory_used", lambda pid, roughly_up_to=0: self.memory.get(pid, 0))
         monkeypatch.setattr(service, "is_runnable", lambda pid: pid not in self.stopped)
 
-    async def _run_child(self, spec, heard, born):
+    async def _run_child(
+        self, spec: ChildSpec, heard: Callable[[Any, Any], object], born: Callable[[Any], object]
+    ) -> ChildEnd:
         child = FakeChild(spec, heard, next(self._pids))
         self.children.append(child)
         born(child)
@@ -93,25 +102,30 @@ class Nursing:
         self._changed.set()
         self._changed = trio.Event()
 
-    async def until(self, condition) -> None:
+    async def until(self, condition: Callable[[], object]) -> None:
         with trio.fail_after(10_000):
             while not condition():
                 await self._changed.wait()
 
-    async def child(self, number):
+    async def child(self, number: int) -> FakeChild:
         """The child with this number, once there is one."""
         await self.until(lambda: len(self.children) > number)
         return self.children[number]
 
-    async def message(self, kind, number=0):
+    async def session(self, number: int) -> Connection:
+        """The session with this number, once there is one."""
+        await self.until(lambda: len(self.sessions) > number)
+        return self.sessions[number]
+
+    async def message(self, kind: type[_M], number: int = 0) -> _M:
         """What the scheduler heard of this kind."""
         await self.until(lambda: len(self.of(kind)) > number)
         return self.of(kind)[number][1]
 
-    def of(self, kind):
+    def of(self, kind: type[_M]) -> list[tuple[float, _M]]:
         return [(at, message) for at, message in self.heard if isinstance(message, kind)]
 
-    async def _session(self, connection) -> None:
+    async def _session(self, connection: Connection) -> None:
         self.sessions.append(connection)
         self._note()
         async for batch in connection.batches():
@@ -119,19 +133,21 @@ class Nursing:
             self._note()
         self._note()
 
-    async def scheduler(self, name, *, task_status) -> None:
+    async def scheduler(self, name: str, *, task_status: trio.TaskStatus[Any]) -> None:
         with self.scope:
             identity = Hello(role="scheduler", incarnation=new_incarnation())
             await serve(Endpoint(Address("inproc", name)), self._session, identity=identity, task_status=task_status)
 
     @asynccontextmanager
-    async def nanny(self, *, scheduler=True, worker=None, **options):
+    async def nanny(
+        self, *, scheduler: bool = True, worker: dict[str, Any] | None = None, **options: Any
+    ) -> AsyncIterator[Nanny]:
         """A running nanny; `scope` ends the scheduler, and `end` is how the nanny ended."""
         name = f"nursery-{new_incarnation()}"
         settings = WorkerSettings(scheduler=f"inproc://{name}", name="bob", **(worker or {}))
         nanny = Nanny(NannySettings(worker=settings, port_range=None, **options), child_services.worker)
         self.scope = trio.CancelScope()
-        self.end = None
+        self.end: str | Exception | None = None
 
         async def run() -> None:
             try:

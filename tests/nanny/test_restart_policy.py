@@ -1,6 +1,7 @@
 """What follows the end of a worker's process: plain functions."""
 
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -21,11 +22,11 @@ from trio_dask.nanny.restart_policy import (
 SETTINGS = NannySettings(WorkerSettings())
 
 
-def crash(**more):
+def crash(**more: Any) -> ProcessExit:
     return ProcessExit(status=-9, started=True, cause="killed by SIGKILL", **more)
 
 
-def failed_start(words="ModuleNotFoundError: No module named 'x'"):
+def failed_start(words: str = "ModuleNotFoundError: No module named 'x'") -> ProcessExit:
     return ProcessExit(status=1, started=False, cause=f"ended with status 1: {words}", last_words=words)
 
 
@@ -53,7 +54,7 @@ def failed_start(words="ModuleNotFoundError: No module named 'x'"):
         (ProcessExit(0, False, "ended with status 0"), ExitDecision(False, Restart(0.5))),
     ],
 )
-def test_how_a_process_ended_decides_what_follows(end, decision) -> None:
+def test_how_a_process_ended_decides_what_follows(end: ProcessExit, decision: ExitDecision) -> None:
     assert NannyCore(SETTINGS).ended(end, 0.0) == decision
 
 
@@ -79,7 +80,8 @@ def test_a_refusal_counts_as_a_crash_once_there_was_a_registered_worker() -> Non
 
 def test_pauses_double_up_to_a_limit() -> None:
     window = RestartWindow(SETTINGS._replace(max_restarts=10, restart_window_s=1000))
-    assert [window.crashed("x", now).after_s for now in range(9)] == [0.5, 1, 2, 4, 8, 16, 30, 30, 30]
+    pauses = [0.5, 1, 2, 4, 8, 16, 30, 30, 30]
+    assert [window.crashed("x", now) for now in range(9)] == [Restart(pause) for pause in pauses]
 
 
 def test_too_many_crashes_end_it_with_the_cause_of_the_first() -> None:
@@ -106,6 +108,7 @@ def test_the_same_failure_to_start_twice_ends_it_at_once() -> None:
     core = NannyCore(SETTINGS)
     assert core.ended(failed_start(), 0.0).next == Restart(0.5)
     over = core.ended(failed_start(), 1.0).next
+    assert isinstance(over, GiveUp)
     assert over.status == 5
     assert over.reason.startswith("the worker cannot start: ended with status 1: ModuleNotFoundError")
 
@@ -143,7 +146,7 @@ def test_what_tasks_did_to_memory_is_not_held_against_the_worker() -> None:
         ),
     ],
 )
-def test_how_much_memory_is_too_much(used, limit, fraction, reason) -> None:
+def test_how_much_memory_is_too_much(used: int, limit: int | None, fraction: float | None, reason: str | None) -> None:
     assert memory_excess(used, limit, fraction) == reason
 
 
@@ -158,7 +161,7 @@ policies = st.builds(
 
 
 @given(policies, st.lists(st.floats(0, 300), max_size=40))
-def test_never_more_restarts_in_any_window_than_the_policy_says(policy, gaps) -> None:
+def test_never_more_restarts_in_any_window_than_the_policy_says(policy: NannySettings, gaps: list[float]) -> None:
     window = RestartWindow(policy)
     now = 0.0
     crashes = []
@@ -177,7 +180,7 @@ def test_never_more_restarts_in_any_window_than_the_policy_says(policy, gaps) ->
 
 
 @given(policies, st.integers(1, 10))
-def test_a_start_that_fails_always_in_the_same_way_is_tried_only_so_often(policy, gap) -> None:
+def test_a_start_that_fails_always_in_the_same_way_is_tried_only_so_often(policy: NannySettings, gap: int) -> None:
     window = RestartWindow(policy)
     tries = 0
     while isinstance(window.crashed("x", float(tries * gap), failed_start="x"), Restart):

@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from typing import Never
+from typing import Any, Never
 
 import pytest
 import trio
@@ -24,13 +24,13 @@ from trio_dask.scheduler.service import run_scheduler
 
 
 @pytest.fixture
-def nursing(monkeypatch: pytest.MonkeyPatch):
+def nursing(monkeypatch: pytest.MonkeyPatch) -> Nursing:
     monkeypatch.setattr(Nanny, "_oom_kills", type("None ever", (), {"claim": lambda self: False})())
     return Nursing(monkeypatch)
 
 
 async def test_it_vouches_for_a_worker_that_lives_and_is_not_stopped(
-    autojump_clock: trio.testing.MockClock, nursing
+    autojump_clock: trio.testing.MockClock, nursing: Nursing
 ) -> None:
     async with nursing.nanny():
         child = await nursing.child(0)
@@ -46,7 +46,7 @@ async def test_it_vouches_for_a_worker_that_lives_and_is_not_stopped(
 
 
 async def test_a_crash_is_told_with_what_ran_and_followed_by_another_worker(
-    autojump_clock: trio.testing.MockClock, nursing
+    autojump_clock: trio.testing.MockClock, nursing: Nursing
 ) -> None:
     async with nursing.nanny(worker={"nthreads": 3}) as nanny:
         child = await nursing.child(0)
@@ -69,7 +69,7 @@ async def test_a_crash_is_told_with_what_ran_and_followed_by_another_worker(
 
 
 async def test_too_much_memory_ends_the_worker_and_is_told_in_figures(
-    autojump_clock: trio.testing.MockClock, nursing
+    autojump_clock: trio.testing.MockClock, nursing: Nursing
 ) -> None:
     async with nursing.nanny(worker={"memory_limit_bytes": 256 * 2**20}):
         child = await nursing.child(0)
@@ -84,7 +84,7 @@ async def test_too_much_memory_ends_the_worker_and_is_told_in_figures(
         )
 
 
-async def test_the_memory_watch_can_be_off(autojump_clock: trio.testing.MockClock, nursing) -> None:
+async def test_the_memory_watch_can_be_off(autojump_clock: trio.testing.MockClock, nursing: Nursing) -> None:
     async with nursing.nanny(worker={"memory_limit_bytes": 256 * 2**20}, memory_terminate=None):
         child = await nursing.child(0)
         nursing.memory[child.pid] = 10 * 2**30
@@ -93,7 +93,7 @@ async def test_the_memory_watch_can_be_off(autojump_clock: trio.testing.MockCloc
 
 
 async def test_what_the_kernel_killed_for_want_of_memory_is_told_so(
-    autojump_clock: trio.testing.MockClock, nursing, monkeypatch: pytest.MonkeyPatch
+    autojump_clock: trio.testing.MockClock, nursing: Nursing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Nanny, "_oom_kills", type("One", (), {"claim": lambda self: True})())
     async with nursing.nanny():
@@ -104,7 +104,7 @@ async def test_what_the_kernel_killed_for_want_of_memory_is_told_so(
         assert (await nursing.message(WorkerExited, 1)).cause == "killed by SIGSEGV"
 
 
-async def test_the_scheduler_can_have_another_worker(autojump_clock: trio.testing.MockClock, nursing) -> None:
+async def test_the_scheduler_can_have_another_worker(autojump_clock: trio.testing.MockClock, nursing: Nursing) -> None:
     async with nursing.nanny():
         child = await nursing.child(0)
         await nursing.until(lambda: nursing.sessions)
@@ -118,7 +118,7 @@ async def test_the_scheduler_can_have_another_worker(autojump_clock: trio.testin
 
 
 @pytest.mark.parametrize("leaves", [True, False], ids=["leaves", "blocked"])
-async def test_the_scheduler_can_end_it(autojump_clock: trio.testing.MockClock, nursing, leaves) -> None:
+async def test_the_scheduler_can_end_it(autojump_clock: trio.testing.MockClock, nursing: Nursing, leaves: bool) -> None:
     """The scheduler has told the worker as well; one that does not leave is ended."""
     async with nursing.nanny():
         child = await nursing.child(0)
@@ -139,7 +139,7 @@ async def test_the_scheduler_can_end_it(autojump_clock: trio.testing.MockClock, 
 
 
 async def test_the_scheduler_can_end_it_while_its_worker_starts(
-    autojump_clock: trio.testing.MockClock, nursing
+    autojump_clock: trio.testing.MockClock, nursing: Nursing
 ) -> None:
     """The scheduler does not know that worker."""
     nursing.ready = False
@@ -152,7 +152,7 @@ async def test_the_scheduler_can_end_it_while_its_worker_starts(
         assert (nursing.end, trio.current_time(), child.reasons) == ("well", began, ["scaled down"])
 
 
-async def test_a_worker_hears_why_it_is_to_end(autojump_clock: trio.testing.MockClock, nursing) -> None:
+async def test_a_worker_hears_why_it_is_to_end(autojump_clock: trio.testing.MockClock, nursing: Nursing) -> None:
     async with nursing.nanny() as nanny:
         first = await nursing.child(0)
         await nursing.until(lambda: nursing.sessions)
@@ -164,7 +164,7 @@ async def test_a_worker_hears_why_it_is_to_end(autojump_clock: trio.testing.Mock
 
 
 async def test_with_a_scheduler_that_stops_it_ends_if_it_is_to_leave_then(
-    autojump_clock: trio.testing.MockClock, nursing
+    autojump_clock: trio.testing.MockClock, nursing: Nursing
 ) -> None:
     async with nursing.nanny(worker={"on_scheduler_stop": "leave"}):
         await nursing.child(0)
@@ -175,7 +175,7 @@ async def test_with_a_scheduler_that_stops_it_ends_if_it_is_to_leave_then(
 
 
 async def test_when_its_scheduler_stops_it_can_wait_for_the_next_one_with_the_same_worker(
-    autojump_clock: trio.testing.MockClock, nursing
+    autojump_clock: trio.testing.MockClock, nursing: Nursing
 ) -> None:
     async with nursing.nanny(worker={"on_scheduler_stop": "wait", "death_timeout_s": 60.0}):
         child = await nursing.child(0)
@@ -198,7 +198,7 @@ async def test_when_its_scheduler_stops_it_can_wait_for_the_next_one_with_the_sa
     ],
 )
 async def test_a_worker_that_leaves_in_good_order_says_why(
-    autojump_clock: trio.testing.MockClock, nursing, leaving, options, goes_on
+    autojump_clock: trio.testing.MockClock, nursing: Nursing, leaving: str, options: dict[str, Any], goes_on: bool
 ) -> None:
     async with nursing.nanny(**options):
         child = await nursing.child(0)
@@ -216,7 +216,7 @@ async def test_a_worker_that_leaves_in_good_order_says_why(
 
 @pytest.mark.parametrize(("status", "error"), [(3, NoScheduler), (4, RefusedError)])
 async def test_what_another_process_would_not_change_ends_it(
-    autojump_clock: trio.testing.MockClock, nursing, status, error
+    autojump_clock: trio.testing.MockClock, nursing: Nursing, status: int, error: type[NoScheduler] | type[RefusedError]
 ) -> None:
     async with nursing.nanny():
         (await nursing.child(0)).end(status, failure="in words")
@@ -226,7 +226,7 @@ async def test_what_another_process_would_not_change_ends_it(
 
 
 async def test_it_gives_up_in_the_end_and_names_the_first_cause(
-    autojump_clock: trio.testing.MockClock, nursing
+    autojump_clock: trio.testing.MockClock, nursing: Nursing
 ) -> None:
     async with nursing.nanny():
         (await nursing.child(0)).end(-signal.SIGSEGV)
@@ -242,7 +242,7 @@ async def test_it_gives_up_in_the_end_and_names_the_first_cause(
     ("how", "number", "after_s"), [(Stop.DRAIN, signal.SIGTERM, 7 + 3), (Stop.SOON, signal.SIGINT, 2 + 0.5)]
 )
 async def test_a_stop_is_passed_on_and_forced_in_the_end(
-    autojump_clock: trio.testing.MockClock, nursing, how, number, after_s
+    autojump_clock: trio.testing.MockClock, nursing: Nursing, how: Stop, number: signal.Signals, after_s: float
 ) -> None:
     async with nursing.nanny(worker={"drain_timeout_s": 7.0}) as nanny:
         child = await nursing.child(0)
@@ -257,7 +257,7 @@ async def test_a_stop_is_passed_on_and_forced_in_the_end(
         assert (await nursing.message(WorkerExited)).planned
 
 
-async def test_a_worker_that_drains_is_not_hurried(autojump_clock: trio.testing.MockClock, nursing) -> None:
+async def test_a_worker_that_drains_is_not_hurried(autojump_clock: trio.testing.MockClock, nursing: Nursing) -> None:
     async with nursing.nanny() as nanny:
         await nursing.child(0)
         nanny.stop()
@@ -266,7 +266,7 @@ async def test_a_worker_that_drains_is_not_hurried(autojump_clock: trio.testing.
         assert len(nursing.children) == 1
 
 
-async def test_a_stop_during_the_pause_starts_nothing(autojump_clock: trio.testing.MockClock, nursing) -> None:
+async def test_a_stop_during_the_pause_starts_nothing(autojump_clock: trio.testing.MockClock, nursing: Nursing) -> None:
     async with nursing.nanny(backoff_s=(10.0, 30.0)) as nanny:
         (await nursing.child(0)).end(-signal.SIGKILL)
         await nursing.message(WorkerExited)
@@ -276,7 +276,9 @@ async def test_a_stop_during_the_pause_starts_nothing(autojump_clock: trio.testi
         assert len(nursing.children) == 1
 
 
-async def test_a_death_is_told_when_there_is_a_scheduler_again(autojump_clock: trio.testing.MockClock, nursing) -> None:
+async def test_a_death_is_told_when_there_is_a_scheduler_again(
+    autojump_clock: trio.testing.MockClock, nursing: Nursing
+) -> None:
     async with nursing.nanny(scheduler=False):
         (await nursing.child(0)).end(-signal.SIGKILL)
         await trio.sleep(30)
@@ -286,7 +288,9 @@ async def test_a_death_is_told_when_there_is_a_scheduler_again(autojump_clock: t
         assert await nursing.message(WorkerAlive) == WorkerAlive(nursing.children[1].token)
 
 
-async def test_a_scheduler_that_is_gone_is_found_again(autojump_clock: trio.testing.MockClock, nursing) -> None:
+async def test_a_scheduler_that_is_gone_is_found_again(
+    autojump_clock: trio.testing.MockClock, nursing: Nursing
+) -> None:
     async with nursing.nanny():
         child = await nursing.child(0)
         await nursing.message(WorkerAlive)
@@ -301,7 +305,7 @@ async def test_a_scheduler_that_is_gone_is_found_again(autojump_clock: trio.test
 
 
 async def test_a_worker_that_cannot_leave_without_a_scheduler_is_made_to(
-    autojump_clock: trio.testing.MockClock, nursing
+    autojump_clock: trio.testing.MockClock, nursing: Nursing
 ) -> None:
     """A task that holds the interpreter keeps the worker's own clock from striking."""
     async with nursing.nanny(scheduler=False, worker={"death_timeout_s": 5.0}):
@@ -314,11 +318,11 @@ async def test_a_worker_that_cannot_leave_without_a_scheduler_is_made_to(
 
 
 async def test_a_call_that_nothing_answers_ends_in_time_to_say_why_there_is_no_scheduler(
-    autojump_clock: trio.testing.MockClock, nursing, monkeypatch: pytest.MonkeyPatch
+    autojump_clock: trio.testing.MockClock, nursing: Nursing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The nanny counts from its own start, and may be the one that ends a worker that was slow to start."""
 
-    async def unanswered(endpoint, hello, *, nursery, timeout_s) -> Never:
+    async def unanswered(endpoint: Endpoint, hello: Hello, *, nursery: trio.Nursery, timeout_s: float) -> Never:
         await trio.sleep(timeout_s)
         raise NoScheduler("it did not answer")
 
@@ -329,9 +333,9 @@ async def test_a_call_that_nothing_answers_ends_in_time_to_say_why_there_is_no_s
 
 
 async def test_a_program_that_cannot_even_be_started_is_a_failed_start(
-    autojump_clock: trio.testing.MockClock, nursing, monkeypatch: pytest.MonkeyPatch
+    autojump_clock: trio.testing.MockClock, nursing: Nursing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def fail(*arguments) -> Never:
+    async def fail(*arguments: object) -> Never:
         await trio.lowlevel.checkpoint()
         raise ClusterError("worker could not be started: No such file or directory")
 
@@ -349,7 +353,7 @@ def test_the_end_of_a_child_is_told_in_words() -> None:
 
 
 async def test_who_is_told_to_stop_before_it_begins_starts_nobody(
-    autojump_clock: trio.testing.MockClock, nursing
+    autojump_clock: trio.testing.MockClock, nursing: Nursing
 ) -> None:
     async with nursing.nanny() as nanny:
         nanny.stop(Stop.DRAIN)  # it has not run yet
@@ -359,7 +363,7 @@ async def test_who_is_told_to_stop_before_it_begins_starts_nobody(
 
 
 async def test_the_successor_of_one_whose_end_is_foreseen_starts_while_it_hands_its_results_over(
-    autojump_clock: trio.testing.MockClock, nursing
+    autojump_clock: trio.testing.MockClock, nursing: Nursing
 ) -> None:
     async with nursing.nanny() as nanny:
         first = await nursing.child(0)
@@ -378,7 +382,7 @@ async def test_the_successor_of_one_whose_end_is_foreseen_starts_while_it_hands_
 
 
 async def test_both_are_told_to_stop_while_one_hands_over_to_the_other(
-    autojump_clock: trio.testing.MockClock, nursing
+    autojump_clock: trio.testing.MockClock, nursing: Nursing
 ) -> None:
     async with nursing.nanny() as nanny:
         first = await nursing.child(0)
@@ -391,7 +395,9 @@ async def test_both_are_told_to_stop_while_one_hands_over_to_the_other(
         assert nursing.end == "well"
 
 
-async def test_with_one_port_for_both_the_successor_waits(autojump_clock: trio.testing.MockClock, nursing) -> None:
+async def test_with_one_port_for_both_the_successor_waits(
+    autojump_clock: trio.testing.MockClock, nursing: Nursing
+) -> None:
     async with nursing.nanny(worker={"port_range": (9000, 9000)}):
         first = await nursing.child(0)
         first.report({"leaving": "max-tasks"})
@@ -402,7 +408,9 @@ async def test_with_one_port_for_both_the_successor_waits(autojump_clock: trio.t
         await nursing.child(1)
 
 
-async def test_there_is_no_successor_while_the_last_tasks_run(autojump_clock: trio.testing.MockClock, nursing) -> None:
+async def test_there_is_no_successor_while_the_last_tasks_run(
+    autojump_clock: trio.testing.MockClock, nursing: Nursing
+) -> None:
     async with nursing.nanny(lifetime_restart=True):
         first = await nursing.child(0)
         first.report({"leaving": "lifetime"})
@@ -413,7 +421,7 @@ async def test_there_is_no_successor_while_the_last_tasks_run(autojump_clock: tr
 
 
 async def test_at_rest_is_not_followed_by_another_where_nobody_is_to_follow(
-    autojump_clock: trio.testing.MockClock, nursing
+    autojump_clock: trio.testing.MockClock, nursing: Nursing
 ) -> None:
     async with nursing.nanny():
         first = await nursing.child(0)
@@ -425,7 +433,7 @@ async def test_at_rest_is_not_followed_by_another_where_nobody_is_to_follow(
 
 @pytest.mark.parametrize("how", [Stop.DRAIN, Stop.SOON])
 async def test_a_worker_that_is_still_starting_is_ended_without_a_signal(
-    autojump_clock: trio.testing.MockClock, nursing, how
+    autojump_clock: trio.testing.MockClock, nursing: Nursing, how: Stop
 ) -> None:
     """It would answer with a traceback, or not at all."""
     nursing.ready = False
@@ -439,7 +447,7 @@ async def test_a_worker_that_is_still_starting_is_ended_without_a_signal(
 
 @pytest.mark.parametrize("status", [0, 2, 3, 4])
 async def test_a_task_that_ends_the_process_is_to_blame_whatever_status_it_gives(
-    autojump_clock: trio.testing.MockClock, nursing, status
+    autojump_clock: trio.testing.MockClock, nursing: Nursing, status: int
 ) -> None:
     async with nursing.nanny():
         child = await nursing.child(0)
@@ -453,7 +461,7 @@ async def test_a_task_that_ends_the_process_is_to_blame_whatever_status_it_gives
 
 
 async def test_a_worker_that_has_been_alone_for_too_long_needs_no_words(
-    autojump_clock: trio.testing.MockClock, nursing
+    autojump_clock: trio.testing.MockClock, nursing: Nursing
 ) -> None:
     """A task held its event loop, so that it could only end."""
     async with nursing.nanny(scheduler=False, worker={"death_timeout_s": 5.0}):
@@ -466,19 +474,19 @@ async def test_a_worker_that_has_been_alone_for_too_long_needs_no_words(
 
 
 async def test_a_scheduler_that_drops_every_session_is_not_called_without_end(
-    autojump_clock: trio.testing.MockClock, nursing
+    autojump_clock: trio.testing.MockClock, nursing: Nursing
 ) -> None:
     async with nursing.nanny():
         await nursing.child(0)
         for number in range(30):
-            await nursing.until(lambda number=number: len(nursing.sessions) > number)
+            session = await nursing.session(number)
             await trio.testing.wait_all_tasks_blocked()
-            nursing.sessions[number].abort()
+            session.abort()
         assert trio.current_time() > 30
 
 
 async def test_one_short_session_after_a_long_absence_delays_nothing(
-    autojump_clock: trio.testing.MockClock, nursing
+    autojump_clock: trio.testing.MockClock, nursing: Nursing
 ) -> None:
     async with nursing.nanny(scheduler=False):
         await trio.sleep(30)

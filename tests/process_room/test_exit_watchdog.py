@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-def run(code):
+def run(code: str) -> tuple[subprocess.CompletedProcess[str], float]:
     """Status, last words and duration of a process with this code."""
     started = time.monotonic()
     done = subprocess.run(
@@ -28,7 +28,7 @@ def run(code):
     return done, time.monotonic() - started
 
 
-def is_gone(pid):
+def is_gone(pid: int) -> bool:
     """Whether this process has ended; in a container there may be nobody to take notice of an orphan's end."""
     try:
         return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
@@ -94,7 +94,7 @@ def test_a_process_that_has_got_another_chance_or_is_past_the_block_goes_on() ->
     ],
     ids=["watchdog", "second signal"],
 )
-def test_a_process_that_is_ended_leaves_no_file_behind(tmp_path: Path, end, status) -> None:
+def test_a_process_that_is_ended_leaves_no_file_behind(tmp_path: Path, end: str, status: int) -> None:
     done, _ = run(
         "import signal, time\n"
         "from trio_dask.processes.exit_watchdog import ExitWatchdog\n"

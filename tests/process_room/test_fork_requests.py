@@ -42,7 +42,7 @@ print(json.dumps([sorted(found.items()), inheritable]))
         ((), ()),
     ],
 )
-def test_descriptors_get_their_numbers_wherever_they_were(given, numbers) -> None:
+def test_descriptors_get_their_numbers_wherever_they_were(given: tuple[int, ...], numbers: tuple[int, ...]) -> None:
     """In a process of its own: every other descriptor is closed."""
     command = [sys.executable, "-c", ARRANGE, json.dumps([given, numbers])]
     found, inheritable = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)

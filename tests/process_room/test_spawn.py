@@ -16,7 +16,7 @@ def test_a_wait_that_is_woken_for_another_descriptor_goes_on(monkeypatch: pytest
     woken = []
     wait_readable = trio.lowlevel.wait_readable
 
-    async def wake(fd) -> None:
+    async def wake(fd: int) -> None:
         woken.append(fd)
         if len(woken) < 3:
             await trio.lowlevel.checkpoint()

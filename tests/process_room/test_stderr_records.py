@@ -2,6 +2,8 @@
 
 import logging
 import sys
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -22,7 +24,7 @@ Extension modules: msgpack._cmsgpack (total: 1)
 """
 
 
-def line_of(text, *arguments, **more):
+def line_of(text: str, *arguments: object, **more: Any) -> tuple[logging.LogRecord, bytes]:
     record = logging.getLogger("trio_dask.worker").makeRecord(
         "trio_dask.worker", logging.WARNING, "f", 1, text, arguments, more.get("exc_info")
     )
@@ -30,7 +32,7 @@ def line_of(text, *arguments, **more):
 
 
 @given(st.text())
-def test_a_record_arrives_as_it_was(text) -> None:
+def test_a_record_arrives_as_it_was(text: str) -> None:
     sent, line = line_of("%s", text[:1000])
     assert b"\n" not in line
     found = read_record(line)
@@ -48,27 +50,32 @@ def test_a_traceback_comes_along() -> None:
         raise ValueError("no")
     except ValueError:
         _, line = line_of("failed", exc_info=sys.exc_info())
-    assert read_record(line).exc_text.endswith("ValueError: no")
+    found = read_record(line)
+    assert found is not None
+    assert str(found.exc_text).endswith("ValueError: no")
     assert spoken(line).startswith("failed\nTraceback")
 
 
 @pytest.mark.parametrize("created", ["1e300", "-1e300", "NaN", "Infinity", "-1.0", "1e15"])
-def test_what_has_no_time_of_this_age_is_no_record(created) -> None:
+def test_what_has_no_time_of_this_age_is_no_record(created: str) -> None:
     line = b'\x1e{"created": %s, "level": 20, "logger": "x", "message": "x"}'
     assert read_record(line % created.encode()) is None
-    logging.Formatter("%(asctime)s").format(read_record(line % str(2.0**40 - 1).encode()))
+    found = read_record(line % str(2.0**40 - 1).encode())
+    assert found is not None
+    logging.Formatter("%(asctime)s").format(found)
 
 
 @pytest.mark.parametrize(
     "line", [b"printed", b"", b"\x1e", b"\x1e{", b"\x1e[]", b'\x1e{"message": "x"}', b"\x1e" + b"[" * 100_000]
 )
-def test_whatever_else_stands_there_is_no_record(line) -> None:
+def test_whatever_else_stands_there_is_no_record(line: bytes) -> None:
     assert read_record(line) is None
     assert spoken(line) == line.decode()
 
 
-def pass_through(data, size):
-    passed, dumps = [], []
+def pass_through(data: bytes, size: int) -> tuple[bytes, list[Sequence[str]]]:
+    passed: list[bytes] = []
+    dumps: list[Sequence[str]] = []
     sieve = DumpFilter(passed.append, dumps.append)
     for start in range(0, len(data), size):
         sieve.feed(data[start : start + size])
@@ -77,7 +84,7 @@ def pass_through(data, size):
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 50, 10_000])
-def test_a_dump_is_taken_out_however_it_arrives(size) -> None:
+def test_a_dump_is_taken_out_however_it_arrives(size: int) -> None:
     whole = [line.decode() for line in DUMP.splitlines()]
     assert pass_through(b"before\n" + DUMP, size) == (b"before\n", [whole])
     # A task's own child can crash as well, and then the worker goes on.
@@ -87,20 +94,21 @@ def test_a_dump_is_taken_out_however_it_arrives(size) -> None:
 @given(
     st.lists(st.sampled_from([b"Fatal", b"Fatal Python error", b"x Fatal Python error:", b"  ", b"\n", b"\r", b"y"]))
 )
-def test_nothing_else_is_held_back(pieces) -> None:
+def test_nothing_else_is_held_back(pieces: list[bytes]) -> None:
     data = b"".join(pieces)
     assert pass_through(data, 3) == (data, [])
 
 
 def test_what_is_no_dump_passes_before_its_line_ends() -> None:
-    passed = []
+    passed: list[bytes] = []
     sieve = DumpFilter(passed.append, lambda lines: None)
     sieve.feed(b"50 %")
     assert passed == [b"50 %"]
 
 
 def test_a_line_that_never_ends_is_not_held_back_for_ever() -> None:
-    passed, dumps = [], []
+    passed: list[bytes] = []
+    dumps: list[Sequence[str]] = []
     sieve = DumpFilter(passed.append, dumps.append)
     sieve.feed(b"Fatal Python error: not really\n")
     for _ in range(200):
@@ -110,7 +118,8 @@ def test_a_line_that_never_ends_is_not_held_back_for_ever() -> None:
 
 
 def test_a_dump_that_never_ends_is_no_dump() -> None:
-    passed, dumps = [], []
+    passed: list[bytes] = []
+    dumps: list[Sequence[str]] = []
     sieve = DumpFilter(passed.append, dumps.append)
     sieve.feed(b"Fatal Python error: not really\n")
     indented = (b"  " + b"x" * 997 + b"\n") * 100

@@ -2,14 +2,19 @@
 
 import os
 import time
+from collections.abc import Sized
+from typing import Any
 
+import numpy
 import numpy as np
 import trio
+
+Block = np.ndarray[tuple[int], np.dtype[np.float64]]
 
 STALLS = {"watching": False}
 
 
-def make(number, nbytes):
+def make(number: int, nbytes: int) -> numpy.ndarray:
     """A block; no two are alike. Like most of NumPy it leaves the interpreter to others while it works."""
     block = np.zeros(nbytes // 8)
     block += number
@@ -17,19 +22,19 @@ def make(number, nbytes):
     return block
 
 
-def transform(block):
+def transform(block: Block) -> Block:
     return block * 2 + 1
 
 
-def add(first, second):
+def add(first: Block, second: Block) -> Block:
     return first + second
 
 
-def ends(block):
+def ends(block: Block) -> tuple[int, float, float]:
     return block.nbytes, float(block[0]), float(block[-1])
 
 
-def make_in_band(kind, number, nbytes):
+def make_in_band(kind: str, number: int, nbytes: int) -> Any:
     """A value that pickles in band, and holds the interpreter while it is made."""
     piece = bytes([97 + number])
     if kind == "bytes":
@@ -51,18 +56,18 @@ def make_in_band(kind, number, nbytes):
     return frame
 
 
-def length(value):
+def length(value: Sized) -> int:
     return len(value)
 
 
-def hoard(nbytes):
+def hoard(nbytes: int) -> float:
     """Take memory and keep it for a while, as a task does that needs too much."""
     block = np.ones(nbytes // 8)
     time.sleep(30)
-    return block.sum()
+    return float(block.sum())
 
 
-async def watch_stalls():
+async def watch_stalls() -> float:
     """Look every few milliseconds, until `stop_watching`, how late the worker's event loop is: the worst, in seconds.
 
     What the machine itself withheld is taken off: the time for which threads of this process were ready to run and got
@@ -84,7 +89,7 @@ def stop_watching() -> None:
     STALLS["watching"] = False
 
 
-def _waited():
+def _waited() -> float:
     waited_ns = 0
     for thread in os.listdir("/proc/self/task"):
         try:
@@ -95,11 +100,11 @@ def _waited():
     return waited_ns / 1e9
 
 
-def spilled(dask_worker):
+def spilled(dask_worker: Any) -> tuple[int, int]:
     return dask_worker.data.spilled_count, dask_worker.data.spilled_bytes
 
 
-def peak_bytes():
+def peak_bytes() -> int:
     """The most memory that this process has had."""
     with open("/proc/self/status") as file:
         rows = dict(line.split(":", 1) for line in file)

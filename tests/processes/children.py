@@ -13,10 +13,12 @@ from typing import Never
 import trio
 
 from trio_dask.deploy.child_services import child_program
+from trio_dask.deploy.program_runner import Stopper
+from trio_dask.processes.child_context import ChildContext
 
 
 @child_program
-async def well_behaved(child, stopper) -> None:
+async def well_behaved(child: ChildContext, stopper: Stopper) -> None:
     """Report what was asked for, then live until told to stop."""
     grandchild = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"])
     child.report({"started": [grandchild.pid], "path": sys.path, "settings": child.settings})
@@ -24,13 +26,14 @@ async def well_behaved(child, stopper) -> None:
 
 
 @child_program
-async def starts_sessions(child, stopper) -> None:
+async def starts_sessions(child: ChildContext, stopper: Stopper) -> None:
     """Start processes that do not belong to our group, one of them an orphan, and ignore every request to stop."""
     script = "import os, sys, time; print(os.getpid(), flush=True); os.close(1); time.sleep(1000)"
     orphan = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {script!r}], start_new_session=True)"
     pids = []
     for code in (script, orphan):
         started = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True)
+        assert started.stdout is not None
         pids.append(int(started.stdout.readline()))
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     child.report({"started": pids})
@@ -39,13 +42,13 @@ async def starts_sessions(child, stopper) -> None:
 
 
 @child_program
-async def reader_of_stdin(child, stopper) -> None:
+async def reader_of_stdin(child: ChildContext, stopper: Stopper) -> None:
     """What a task that calls input() gets."""
     child.report({"stdin": sys.stdin.read()})
 
 
 @child_program
-async def speaks_and_dies(child, stopper) -> None:
+async def speaks_and_dies(child: ChildContext, stopper: Stopper) -> None:
     """End before being ready."""
     sys.stderr.write("first words\nlast words\n")
     sys.stderr.flush()
@@ -53,27 +56,27 @@ async def speaks_and_dies(child, stopper) -> None:
 
 
 @child_program
-async def raises(child, stopper) -> Never:
+async def raises(child: ChildContext, stopper: Stopper) -> Never:
     """Fail as a service fails."""
     raise ValueError("no such thing")
 
 
 @child_program
-async def says_and_ends(child, stopper) -> None:
+async def says_and_ends(child: ChildContext, stopper: Stopper) -> None:
     """Become ready, say something, end well."""
     child.report({"running": True})
     print("a line on stderr", file=sys.stderr)
 
 
 @child_program
-async def kills_itself(child, stopper) -> None:
+async def kills_itself(child: ChildContext, stopper: Stopper) -> None:
     """Become ready, then die of a signal."""
     child.report({"running": True})
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 @child_program
-async def ignores_its_end(child, stopper) -> None:
+async def ignores_its_end(child: ChildContext, stopper: Stopper) -> None:
     """Shielded against every request to stop."""
     child.report({"running": True})
     with trio.CancelScope(shield=True):
@@ -81,21 +84,21 @@ async def ignores_its_end(child, stopper) -> None:
 
 
 @child_program
-async def blocks_the_loop(child, stopper) -> None:
+async def blocks_the_loop(child: ChildContext, stopper: Stopper) -> None:
     """The event loop never comes back."""
     child.report({"running": True})
     time.sleep(1000)
 
 
 @child_program
-async def holds_the_interpreter(child, stopper) -> None:
+async def holds_the_interpreter(child: ChildContext, stopper: Stopper) -> None:
     """No thread of Python can run any more."""
     child.report({"running": True})
     sum(range(10**12))
 
 
 @child_program
-async def has_a_fatal_error(child, stopper) -> None:
+async def has_a_fatal_error(child: ChildContext, stopper: Stopper) -> None:
     """What a broken extension module does."""
     child.report({"running": True})
     print("a line before it", file=sys.stderr)
@@ -103,13 +106,13 @@ async def has_a_fatal_error(child, stopper) -> None:
 
 
 @child_program
-async def never_starts(child, stopper) -> None:
+async def never_starts(child: ChildContext, stopper: Stopper) -> None:
     """Stuck while it is imported, say."""
     time.sleep(1000)
 
 
 @child_program
-async def takes_memory(child, stopper) -> None:
+async def takes_memory(child: ChildContext, stopper: Stopper) -> None:
     """Have much memory, and give it back."""
     data = bytearray(child.settings["bytes"])
     data[::4096] = data[::4096].replace(b"\0", b"x")
@@ -117,7 +120,7 @@ async def takes_memory(child, stopper) -> None:
 
 
 @child_program
-async def leaves_a_thread(child, stopper) -> None:
+async def leaves_a_thread(child: ChildContext, stopper: Stopper) -> None:
     """A task's thread goes on when the service has ended."""
     threading.Thread(target=time.sleep, args=(1000,)).start()
     child.report({"running": True})

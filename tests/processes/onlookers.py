@@ -11,10 +11,12 @@ from typing import Never
 import trio
 
 from trio_dask.deploy.child_services import child_program
+from trio_dask.deploy.program_runner import Stopper
+from trio_dask.processes.child_context import ChildContext
 from trio_dask.procfs import memory_used
 
 
-def descriptors():
+def descriptors() -> dict[str, str]:
     """What is open here, by number: kinds for what has no name that lasts."""
     found = {}
     for name in os.listdir("/proc/self/fd"):
@@ -27,7 +29,7 @@ def descriptors():
 
 
 @child_program
-async def looks_around(child, stopper) -> None:
+async def looks_around(child: ChildContext, stopper: Stopper) -> None:
     """Say everything, then live until told to stop."""
     child.report(
         {
@@ -49,13 +51,13 @@ async def looks_around(child, stopper) -> None:
     await trio.sleep_forever()
 
 
-def _status(name):
+def _status(name: str) -> str:
     with open("/proc/self/status") as file:
         return next(line.partition(":")[2].strip() for line in file if line.startswith(name))
 
 
 @child_program
-async def prints(child, stopper) -> None:
+async def prints(child: ChildContext, stopper: Stopper) -> None:
     """Say something where the launcher prints."""
     print("printed", flush=True)
     child.report({"printed": True})

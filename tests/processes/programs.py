@@ -6,8 +6,10 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import IO, Any
 
 import psutil
 
@@ -17,7 +19,7 @@ STAMP = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} (?:DEBUG|INFO|WARNIN
 """What stands before a line in a log that is no terminal."""
 
 
-def environment(*, measured=True, **more):
+def environment(*, measured: bool = True, **more: str) -> dict[str, str]:
     """Ours, with the package importable from anywhere.
 
     Without `measured` no coverage is taken: what takes it starts before our first line, answers signals in its own way,
@@ -31,16 +33,19 @@ def environment(*, measured=True, **more):
 class Program:
     """A running program whose output is read all the time. `errors` are its lines without what stands before them."""
 
-    def __init__(self, *arguments, cwd=None, within=(), **options) -> None:
+    def __init__(
+        self, *arguments: str, cwd: Path | str | None = None, within: Sequence[str] = (), **options: Any
+    ) -> None:
         options.setdefault("env", environment())
         options.setdefault("stdin", subprocess.DEVNULL)
+        self.arguments = arguments
         command = [*within, sys.executable, *arguments]
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=cwd, **options
         )
-        self.output = []
-        self.errors = []
-        self.log = []
+        self.output: list[str] = []
+        self.errors: list[str] = []
+        self.log: list[str] = []
         """The lines on stderr as they are."""
         self._changed = threading.Condition()
         self._readers = [
@@ -50,7 +55,7 @@ class Program:
         for reader in self._readers:
             reader.start()
 
-    def _read(self, stream, lines) -> None:
+    def _read(self, stream: IO[str], lines: tuple[list[str], ...]) -> None:
         with stream:
             for line in stream:
                 with self._changed:
@@ -59,7 +64,7 @@ class Program:
                         each.append(STAMP.sub("", text) if each is self.errors else text)
                     self._changed.notify_all()
 
-    def wait_for(self, pattern, lines=None, *, timeout_s=PATIENCE_S):
+    def wait_for(self, pattern: str, lines: list[str] | None = None, *, timeout_s: float = PATIENCE_S) -> str:
         """The first group of the first line (of stderr) that matches."""
         lines = self.errors if lines is None else lines
         deadline = time.monotonic() + timeout_s
@@ -75,25 +80,25 @@ class Program:
                 self._changed.wait(min(left, 0.2))
 
     @property
-    def text(self):
+    def text(self) -> str:
         """All it has said."""
         return "\n".join([*self.output, "-- stderr", *self.log])
 
-    def end(self, timeout_s=PATIENCE_S):
+    def end(self, timeout_s: float = PATIENCE_S) -> int:
         """Its exit status, once it has ended by itself, and once nobody is left who could write to its output."""
         status = self.process.wait(timeout_s)
         for reader in self._readers:
             reader.join()
         return status
 
-    def stop(self, number):
+    def stop(self, number: int) -> int:
         """Send a signal, and wait for the end."""
         self.process.send_signal(number)
         return self.end()
 
 
 @contextmanager
-def program(*arguments, **options):
+def program(*arguments: str, **options: Any) -> Iterator[Program]:
     """A program that is gone when the block is left."""
     running = Program(*arguments, **options)
     try:
@@ -104,17 +109,17 @@ def program(*arguments, **options):
         running.end()
 
 
-def scheduler(*arguments, **options):
+def scheduler(*arguments: str, **options: Any) -> AbstractContextManager[Program]:
     """A scheduler on a free port of loopback."""
     return program("-m", "trio_dask", "scheduler", "--host", "127.0.0.1", "--port", "0", *arguments, **options)
 
 
-def worker(*arguments, **options):
+def worker(*arguments: str, **options: Any) -> AbstractContextManager[Program]:
     """A worker."""
     return program("-m", "trio_dask", "worker", "--nthreads", "1", "--no-nanny", *arguments, **options)
 
 
-def children(pid):
+def children(pid: int) -> list[psutil.Process]:
     """All living descendants of a process."""
     try:
         return psutil.Process(pid).children(recursive=True)
@@ -122,7 +127,7 @@ def children(pid):
         return []
 
 
-def until(condition, timeout_s, what):
+def until(condition: Callable[[], object], timeout_s: float = PATIENCE_S, what: str = "") -> float:
     """Wait for something to become true; gives how long it took, in seconds."""
     start = time.monotonic()
     while not condition():
@@ -131,7 +136,7 @@ def until(condition, timeout_s, what):
     return time.monotonic() - start
 
 
-def survivors(processes, timeout_s=2.0):
+def survivors(processes: Iterable[psutil.Process], timeout_s: float = 2.0) -> list[psutil.Process]:
     """Those of these processes that are still there after a moment."""
     deadline = time.monotonic() + timeout_s
     while True:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -48,19 +49,19 @@ class Site:
             *(("-m", "trio_dask") if code is None else ("-c", code)),
             *arguments,
             cwd=self.cwd,
-            env=environment(**{MARK: self._mark, "TMPDIR": str(self.scratch), **variables}),
+            env={**environment(), MARK: self._mark, "TMPDIR": str(self.scratch), **variables},
             within=machine.command() if machine is not None else (),
             start_new_session=True,
         )
         self.programs.append(program)
         return program
 
-    def scheduler(self, *arguments: str, port: int = 0, host: str = "127.0.0.1", **options) -> Scheduler:
+    def scheduler(self, *arguments: str, port: int = 0, host: str = "127.0.0.1", **options: Any) -> Scheduler:
         """A scheduler that can be reached."""
         program = self.start("scheduler", "--host", host, "--port", str(port), *arguments, **options)
         return Scheduler(program, program.wait_for(SCHEDULER_AT))
 
-    def worker(self, address: str, *arguments: str, **options) -> Program:
+    def worker(self, address: str, *arguments: str, **options: Any) -> Program:
         """A launcher of workers with one thread each, registered. A `--no-nanny` makes it the worker itself."""
         program = self.start("worker", address, "--nthreads", "1", *arguments, **options)
         program.wait_for(REGISTERED)
@@ -142,7 +143,7 @@ def open_site(folder: Path, *, tracebacks: bool = False) -> Iterator[Site]:
         site.finish()
     except BaseException:
         for program in site.programs:
-            print(f"{program.process.args[3:]} (status {program.process.poll()}):\n{program.text}\n")
+            print(f"{program.arguments} (status {program.process.poll()}):\n{program.text}\n")
         raise
     finally:
         site.close()

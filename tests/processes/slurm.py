@@ -5,7 +5,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -144,7 +144,7 @@ def daemon(command: list[str], folder: Path, environment: dict[str, str]) -> Ite
             process.wait()
 
 
-def wait_for(condition, what: str, timeout_s: float = 30) -> None:
+def wait_for(condition: Callable[[], object], what: str, timeout_s: float = 30) -> None:
     deadline = time.monotonic() + timeout_s
     while True:
         try:

@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 
 def note(log: str, name: object) -> None:
@@ -33,7 +34,7 @@ def lines_of(log: str | Path) -> list[str]:
         return []
 
 
-def work(log: str, name: object, seconds: float, value: object = None, *inputs: object) -> object:
+def work(log: str, name: object, seconds: float, value: object = None, *inputs: Any) -> object:
     """Take some time, and give back the value, or the sum of the inputs."""
     note(log, name)
     time.sleep(seconds)

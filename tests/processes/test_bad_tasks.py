@@ -77,7 +77,10 @@ def endless(depth: int = 0) -> int:
     ids=["plain", "unpicklable", "unloadable", "hostile", "exit", "interrupt", "generator", "stop", "base", "group"],
 )
 def test_whatever_is_raised_arrives(
-    client: Client, error: Callable[[], BaseException], expected: type[BaseException], text: str
+    client: Client,
+    error: Callable[[], BaseException],
+    expected: type[BaseException] | tuple[type[BaseException], ...],
+    text: str,
 ) -> None:
     future = client.submit(raising(error), pure=False)
     with pytest.raises(expected) as caught:

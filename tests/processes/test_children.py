@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 from functools import partial
+from typing import Any
 
 import psutil
 import pytest
@@ -13,30 +14,30 @@ from tests.processes import children
 from trio_dask.errors import ClusterError
 from trio_dask.processes import child_process
 from trio_dask.processes.child_context import ChildLog
-from trio_dask.processes.child_process import ChildSpec, run_child
+from trio_dask.processes.child_process import Child, ChildSpec, run_child
 
 pytestmark = pytest.mark.slow
 
 STUBBORN = ["ignores_its_end", "blocks_the_loop", "holds_the_interpreter"]
 
 
-def spec(function, **options):
+def spec(function: str, **options: Any) -> ChildSpec:
     options.setdefault("settings", {})
     return ChildSpec(name=f"child {function}", program=getattr(children, function), **options)
 
 
 @pytest.fixture(params=[False, True], ids=["alone", "guarded"])
-def guarded(request: pytest.FixtureRequest):
+def guarded(request: pytest.FixtureRequest) -> bool:
     """Whether there is a guard between us and the child."""
-    return request.param
+    return bool(request.param)
 
 
-async def start(spec, task_status) -> None:
+async def start(spec: ChildSpec, task_status: trio.TaskStatus[Any]) -> None:
     """For `nursery.start`: run a child, and give it with its first report."""
     await run_child(spec, lambda child, report: task_status.started((child, report)))
 
 
-def alive(pid):
+def alive(pid: int) -> bool:
     try:
         with open(f"/proc/{pid}/stat") as file:
             return file.read().rpartition(")")[2].split()[0] not in "ZX"
@@ -44,13 +45,13 @@ def alive(pid):
         return False
 
 
-async def gone(*pids) -> None:
+async def gone(*pids: int) -> None:
     """Wait until none of these processes lives."""
     while any(alive(pid) for pid in pids):  # noqa: ASYNC110 - they are not ours to wait for
         await trio.sleep(0.005)
 
 
-async def test_a_child_reports_and_lives_until_it_is_cancelled(monkeypatch: pytest.MonkeyPatch, guarded) -> None:
+async def test_a_child_reports_and_lives_until_it_is_cancelled(monkeypatch: pytest.MonkeyPatch, guarded: bool) -> None:
     monkeypatch.setattr(sys, "path", [*sys.path, "/no/such/folder"])
     async with trio.open_nursery() as nursery:
         child, report = await nursery.start(start, spec("well_behaved", settings={"number": 7}, guarded=guarded))
@@ -63,18 +64,18 @@ async def test_a_child_reports_and_lives_until_it_is_cancelled(monkeypatch: pyte
         await gone(*report["started"])
 
 
-async def test_a_child_leaves_when_its_stdin_ends(guarded) -> None:
+async def test_a_child_leaves_when_its_stdin_ends(guarded: bool) -> None:
     async with trio.open_nursery() as nursery:
         child, _ = await nursery.start(start, spec("well_behaved", guarded=guarded))
         child.leave()
     assert not alive(child.pid)
 
 
-async def test_a_child_tells_why_it_stops(guarded) -> None:
-    def stopped(child) -> None:
+async def test_a_child_tells_why_it_stops(guarded: bool) -> None:
+    def stopped(child: Child) -> None:
         child.stop(signal.SIGTERM, "a wish of the test")
 
-    def left(child) -> None:
+    def left(child: Child) -> None:
         child.leave("a wish of the test")
 
     for end in (stopped, left):
@@ -86,10 +87,10 @@ async def test_a_child_tells_why_it_stops(guarded) -> None:
         assert heard.decode().endswith("INFO [bob] Stopping: a wish of the test\n")
 
 
-async def test_a_child_that_must_leave_before_it_runs_tells_why_as_well(guarded) -> None:
+async def test_a_child_that_must_leave_before_it_runs_tells_why_as_well(guarded: bool) -> None:
     heard = bytearray()
 
-    async def leave(child) -> None:
+    async def leave(child: Child) -> None:
         await trio.sleep(0.05)  # the interpreter is starting
         child.leave("a wish of the test")
 
@@ -99,13 +100,13 @@ async def test_a_child_that_must_leave_before_it_runs_tells_why_as_well(guarded)
     assert b"the parent process ended" not in heard
 
 
-async def test_tasks_do_not_read_the_stdin_that_is_watched(guarded) -> None:
+async def test_tasks_do_not_read_the_stdin_that_is_watched(guarded: bool) -> None:
     async with trio.open_nursery() as nursery:
         _, report = await nursery.start(start, spec("reader_of_stdin", guarded=guarded))
     assert report == {"stdin": ""}
 
 
-async def test_the_end_of_a_child_is_told_with_its_last_words(guarded) -> None:
+async def test_the_end_of_a_child_is_told_with_its_last_words(guarded: bool) -> None:
     heard = bytearray()
     end = await run_child(spec("says_and_ends", stderr=heard.extend, guarded=guarded))
     assert (end.status, end.started, end.words.lines) == (0, True, ("a line on stderr",))
@@ -114,14 +115,14 @@ async def test_the_end_of_a_child_is_told_with_its_last_words(guarded) -> None:
     assert (end.status, end.describe()) == (-signal.SIGKILL, "was killed by SIGKILL")
 
 
-async def test_a_signal_reaches_the_child_and_not_its_guard(guarded) -> None:
+async def test_a_signal_reaches_the_child_and_not_its_guard(guarded: bool) -> None:
     async with trio.open_nursery() as nursery:
         child, _ = await nursery.start(start, spec("well_behaved", guarded=guarded))
         child.stop(signal.SIGTERM, "a test")  # it stops in good order, and nothing is left
     assert not alive(child.pid)
 
 
-async def test_a_fatal_error_leaves_its_stack(guarded) -> None:
+async def test_a_fatal_error_leaves_its_stack(guarded: bool) -> None:
     end = await run_child(spec("has_a_fatal_error", guarded=guarded))
     assert end.status == -signal.SIGSEGV
     assert end.words.lines == ("a line before it",)
@@ -135,14 +136,14 @@ async def test_the_guard_knows_how_much_memory_there_was() -> None:
     assert 150 < end.peak_bytes / 2**20 < 350
 
 
-async def test_a_child_that_does_not_start_in_time_says_where_it_is_stuck(guarded) -> None:
+async def test_a_child_that_does_not_start_in_time_says_where_it_is_stuck(guarded: bool) -> None:
     end = await run_child(spec("never_starts", start_timeout_s=3.0, guarded=guarded))
     assert (end.started, end.late) == (False, True)
     assert end.words.place.startswith("never_starts (children.py:")
     assert "did not start in time" in str(end.as_error())
 
 
-async def test_a_child_that_dies_before_it_is_ready_is_reported_with_its_last_words(guarded) -> None:
+async def test_a_child_that_dies_before_it_is_ready_is_reported_with_its_last_words(guarded: bool) -> None:
     end = await run_child(spec("speaks_and_dies", settings={"status": 7}, guarded=guarded))
     assert not end.started
     assert str(end.as_error()).endswith("ended with status 7 before it was ready:\nfirst words\nlast words")
@@ -159,7 +160,7 @@ async def test_a_program_that_cannot_be_started_is_an_error_of_the_cluster(monke
 
 
 @pytest.mark.parametrize("function", STUBBORN)
-async def test_a_child_that_does_not_listen_is_ended_by_force(function, guarded) -> None:
+async def test_a_child_that_does_not_listen_is_ended_by_force(function: str, guarded: bool) -> None:
     async with trio.open_nursery() as nursery:
         child, _ = await nursery.start(start, spec(function, grace_s=0.2, guarded=guarded))
         nursery.cancel_scope.cancel()
@@ -196,10 +197,10 @@ class Unkillable:
 
     returncode = None
 
-    def __init__(self, pid) -> None:
+    def __init__(self, pid: int) -> None:
         self.pid = pid
 
-    def send_signal(self, sig) -> None:
+    def send_signal(self, sig: int) -> None:
         pass
 
     kill = lambda self: None  # noqa: E731
@@ -211,7 +212,7 @@ class Unkillable:
 async def test_a_process_that_the_kernel_does_not_end_is_given_up_in_time(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, autojump_clock: trio.testing.MockClock
 ) -> None:
-    async def start_nothing(start):
+    async def start_nothing(start: object) -> Unkillable:
         await trio.lowlevel.checkpoint()
         return Unkillable(2**22 + 1)  # larger than any process id
 
@@ -223,14 +224,14 @@ async def test_a_process_that_the_kernel_does_not_end_is_given_up_in_time(
     assert "was killed, but the kernel does not end it" in caplog.text
 
 
-async def test_a_thread_that_never_ends_does_not_keep_a_child(guarded) -> None:
+async def test_a_thread_that_never_ends_does_not_keep_a_child(guarded: bool) -> None:
     with trio.fail_after(10):
         end = await run_child(spec("leaves_a_thread", guarded=guarded))
     assert (end.status, end.words.lines) == (0, ())
 
 
 @pytest.mark.parametrize("function", ["well_behaved", "starts_sessions", *STUBBORN])
-async def test_nothing_outlives_a_parent_that_is_killed(function) -> None:
+async def test_nothing_outlives_a_parent_that_is_killed(function: str) -> None:
     program = (
         "import trio\nfrom tests.processes import children\n"
         "from trio_dask.processes.child_process import ChildSpec, run_child\n"

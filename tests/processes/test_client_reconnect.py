@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from tests.processes.proxy import open_proxy
-from tests.processes.sites import open_site
+from tests.processes.sites import Scheduler, Site, open_site
 from tests.processes.tasks import executions, work
 from trio_dask import AsyncClient, Client, SchedulerLost, as_completed
 
@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 CUT_S = 2.0
 
 
-def block(log, name, seconds):
+def block(log: str, name: str, seconds: float) -> object:
     return work(log, name, seconds, name)
 
 
@@ -100,7 +100,7 @@ def test_another_scheduler_on_the_same_port_fails_the_futures_of_the_first_at_on
 def test_a_trio_client_sees_the_same(tmp_path: Path) -> None:
     log = str(tmp_path / "log")
 
-    async def use(boss, site) -> None:
+    async def use(boss: Scheduler, site: Site) -> None:
         async with AsyncClient(boss.address) as client:
             futures = client.map(partial(block, log), range(3), [4.0] * 3)
             await client.wait_for_workers(1)

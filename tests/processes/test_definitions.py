@@ -16,7 +16,7 @@ from trio_dask import Client
 """
 
 
-def run(script, tmp_path, layout="n_workers=1, threads_per_worker=4"):
+def run(script: str, tmp_path: Path, layout: str = "n_workers=1, threads_per_worker=4") -> list[str]:
     path = tmp_path / "script.py"
     body = textwrap.indent(textwrap.dedent(script).partition("# cluster\n")[2], "    ")
     definitions = textwrap.dedent(script).partition("# cluster\n")[0]

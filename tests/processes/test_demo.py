@@ -37,7 +37,7 @@ def test_it_does_the_job_and_shows_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_it_can_be_ended_at_any_time_and_leaves_nothing(number) -> None:
+def test_it_can_be_ended_at_any_time_and_leaves_nothing(number: signal.Signals) -> None:
     with program(*DEMO) as demo:
         demo.wait_for("^Started a scheduler", demo.output)
         processes = children(demo.process.pid)
@@ -48,7 +48,7 @@ def test_it_can_be_ended_at_any_time_and_leaves_nothing(number) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_that_timeout_sends_twice_is_one_request(number) -> None:
+def test_a_signal_that_timeout_sends_twice_is_one_request(number: signal.Signals) -> None:
     """To the process, and once more to its group. It is the second request that ends a program at once."""
     with program(*DEMO, env=environment(measured=False)) as demo:
         demo.wait_for("^Started a scheduler", demo.output)
@@ -59,9 +59,9 @@ def test_a_signal_that_timeout_sends_twice_is_one_request(number) -> None:
 
 @pytest.mark.parametrize("program_of", ["scheduler", "worker", "demo"])
 def test_ctrl_c_while_a_program_is_still_being_loaded_is_a_request_to_stop(
-    program_of, monkeypatch: pytest.MonkeyPatch
+    program_of: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(name) -> Never:
+    def interrupted(name: str) -> Never:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(importlib, "import_module", interrupted)

@@ -37,7 +37,7 @@ def test_every_example_is_tested() -> None:
 
 
 @pytest.mark.parametrize("name", OUTPUT)
-def test_an_example(name, tmp_path: Path) -> None:
+def test_an_example(name: str, tmp_path: Path) -> None:
     with program(str(EXAMPLES / name), cwd=tmp_path, env=environment(measured=False)) as example:
         assert example.end() == 0, example.text
     expected, output = OUTPUT[name], example.output

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.processes import tasks
-from tests.processes.programs import until
-from tests.processes.sites import REGISTERED, SCHEDULER_AT, open_site
+from tests.processes.programs import Program, until
+from tests.processes.sites import REGISTERED, SCHEDULER_AT, Site, open_site
 from trio_dask import Client
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
 ALL = ["n.pid", "s.json", "s.pid", "w.pid"]
 
 
-def start_all(site):
+def start_all(site: Site) -> tuple[Program, Program, Program]:
     """A scheduler, a worker without a nanny, and one with; each writes the files it can."""
     boss = site.start(
         "scheduler", "--host", "127.0.0.1", "--port", "0", "--scheduler-file", "s.json", "--pid-file", "s.pid"
@@ -33,7 +33,7 @@ def start_all(site):
     return boss, hand, launcher
 
 
-def files_of(site):
+def files_of(site: Site) -> list[str]:
     return sorted(path.name for path in site.cwd.iterdir())
 
 
@@ -90,7 +90,7 @@ def test_the_file_of_a_program_that_runs_is_not_taken_from_it(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("end", ["SIGTERM", "goodbye", "killed worker", "killed launcher"])
-def test_what_was_spilled_to_disk_goes_with_the_worker_or_with_its_successor(tmp_path: Path, end) -> None:
+def test_what_was_spilled_to_disk_goes_with_the_worker_or_with_its_successor(tmp_path: Path, end: str) -> None:
     log = str(tmp_path / "log")
     with open_site(tmp_path) as site:
         boss = site.scheduler()

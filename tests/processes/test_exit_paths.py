@@ -7,14 +7,16 @@ import re
 import signal
 import socket
 import time
+from collections.abc import Collection, Mapping
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.processes import tasks
-from tests.processes.programs import until
-from tests.processes.sites import open_site
-from trio_dask import Client
+from tests.processes.programs import Program, until
+from tests.processes.sites import Site, open_site
+from trio_dask import Client, Future
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
 
@@ -23,7 +25,7 @@ NAMES = {"lone": ["lone"], "nanny": ["nanny"], "two": ["two-0", "two-1"]}
 FOREVER = 1000
 
 
-def launch_all(site, address, *arguments, kinds=KINDS):
+def launch_all(site: Site, address: str, *arguments: str, kinds: Collection[str] = KINDS) -> dict[str, Program]:
     """One program of each kind, all at the same time."""
     return {
         kind: site.start("worker", address, "--nthreads", "1", "--name", kind, *KINDS[kind], *arguments)
@@ -31,21 +33,29 @@ def launch_all(site, address, *arguments, kinds=KINDS):
     }
 
 
-def start_all(site, address, *arguments, kinds=KINDS):
+def lines_with(program: Program, text: str) -> int:
+    return sum(text in line for line in program.errors)
+
+
+def has_registered(program: Program, times: int) -> bool:
+    """Or has ended."""
+    return lines_with(program, "Registered to:") == times or program.process.poll() is not None
+
+
+def start_all(site: Site, address: str, *arguments: str, kinds: Collection[str] = KINDS) -> dict[str, Program]:
     """The same, when their workers have registered, or when they have ended."""
     programs = launch_all(site, address, *arguments, kinds=kinds)
     for kind, program in programs.items():
-        registered = lambda: sum("Registered to:" in line for line in program.errors)  # noqa: B023, E731
-        until(lambda: registered() == len(NAMES[kind]) or program.process.poll() is not None, 20, "registered")  # noqa: B023
+        until(partial(has_registered, program, len(NAMES[kind])), 20, "registered")
     return programs
 
 
-def pids(site):
+def pids(site: Site) -> list[int]:
     """All processes there are."""
     return [process.pid for process in site.processes()]
 
 
-def keep_busy(client, log, kinds=KINDS):
+def keep_busy(client: Client, log: Path, kinds: Collection[str] = KINDS) -> list[Future]:
     """A task on each worker that goes on for ever, and has started processes that would as well."""
     names = [name for kind in kinds for name in NAMES[kind]]
     futures = [client.submit(tasks.leave_children, f"{log}-{name}", FOREVER, workers=[name]) for name in names]
@@ -54,7 +64,7 @@ def keep_busy(client, log, kinds=KINDS):
     return futures
 
 
-def all_end(programs, status, within_s, since, *promised) -> None:
+def all_end(programs: Mapping[str, Program], status: int, within_s: float, since: float, *promised: str) -> None:
     """Each ends with this status in time, and says nothing but what was promised."""
     for kind, program in programs.items():
         try:
@@ -81,19 +91,19 @@ PROMISED = (
 ENDED = r"Worker \S+ \(pid \d+\) (ended with status|was killed)"
 
 
-def complaint(text) -> str:
+def complaint(text: str) -> str:
     """The last line of a worker that has ended for a reason, from itself or its nanny."""
     return rf"python -m trio_dask worker( \S+)?: {text}"
 
 
-def hold_interpreters(client, log, names):
+def hold_interpreters(client: Client, log: Path, names: Collection[str]) -> list[Future]:
     """A task on each of these workers that lets no thread of it run, for ever."""
     futures = [client.submit(tasks.hold_interpreter, log, name, FOREVER, workers=[name]) for name in names]
     until(lambda: len(tasks.lines_of(log)) == len(names), 10, "they hold the interpreter")
     return futures
 
 
-def says_only_what_was_promised(program, *more) -> None:
+def says_only_what_was_promised(program: Program, *more: str) -> None:
     """No line of it is any other than these."""
     patterns = [re.compile(pattern) for pattern in (*PROMISED, *more)]
     odd = [line for line in program.errors if not any(pattern.match(line) for pattern in patterns)]
@@ -105,7 +115,7 @@ def says_only_what_was_promised(program, *more) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_to_idle_workers(tmp_path: Path, number) -> None:
+def test_a_signal_to_idle_workers(tmp_path: Path, number: signal.Signals) -> None:
     with open_site(tmp_path) as site:
         boss = site.scheduler()
         programs = start_all(site, boss.address)
@@ -123,7 +133,9 @@ def test_a_signal_to_idle_workers(tmp_path: Path, number) -> None:
     [(signal.SIGTERM, ["--drain-timeout", "1s"], 1, 3), (signal.SIGINT, [], 0, 3)],
     ids=["SIGTERM", "SIGINT"],
 )
-def test_a_signal_to_workers_whose_tasks_never_end(tmp_path: Path, number, options, least_s, within_s) -> None:
+def test_a_signal_to_workers_whose_tasks_never_end(
+    tmp_path: Path, number: signal.Signals, options: list[str], least_s: int, within_s: int
+) -> None:
     """And which have started processes that ignore SIGTERM, have sessions of their own, and children."""
     with open_site(tmp_path) as site:
         boss = site.scheduler()
@@ -157,7 +169,7 @@ def test_a_signal_to_every_process_at_once_as_from_a_terminal_or_a_batch_system(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_second_signal_ends_workers_at_once(tmp_path: Path, number) -> None:
+def test_a_second_signal_ends_workers_at_once(tmp_path: Path, number: signal.Signals) -> None:
     with open_site(tmp_path) as site:
         boss = site.scheduler()
         programs = start_all(site, boss.address)
@@ -177,7 +189,7 @@ def test_a_second_signal_ends_workers_at_once(tmp_path: Path, number) -> None:
 
 
 @pytest.mark.parametrize("delay_s", [0.1, 0.4, 0.7])
-def test_a_signal_at_any_moment_of_the_start_of_workers_is_quiet(tmp_path: Path, delay_s) -> None:
+def test_a_signal_at_any_moment_of_the_start_of_workers_is_quiet(tmp_path: Path, delay_s: float) -> None:
     with open_site(tmp_path) as site:
         boss = site.scheduler()
         programs = launch_all(site, boss.address)
@@ -197,7 +209,9 @@ def test_a_signal_at_any_moment_of_the_start_of_workers_is_quiet(tmp_path: Path,
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_goodbye_of_the_scheduler_ends_everything_with_status_0_within_5_seconds(tmp_path: Path, number) -> None:
+def test_the_goodbye_of_the_scheduler_ends_everything_with_status_0_within_5_seconds(
+    tmp_path: Path, number: signal.Signals
+) -> None:
     with open_site(tmp_path) as site:
         boss = site.scheduler()
         programs = start_all(site, boss.address)
@@ -226,7 +240,7 @@ def test_death_timeout_holds_whatever_a_task_does(tmp_path: Path) -> None:
         boss = site.scheduler()
         programs = start_all(site, boss.address, "--death-timeout", "2", kinds=KINDS)
         with Client(boss.address) as client:
-            log = str(tmp_path / "log")
+            log = tmp_path / "log"
             futures = keep_busy(client, log, ("lone", "nanny"))
             futures += hold_interpreters(client, log, NAMES["two"])
             since = time.monotonic()
@@ -261,8 +275,7 @@ def test_a_signal_while_there_is_no_scheduler_is_obeyed_at_once(tmp_path: Path) 
     with open_site(tmp_path) as site:
         programs = launch_all(site, "127.0.0.1:1")
         for kind, program in programs.items():
-            waiting = lambda: sum("Not connected: " in line for line in program.errors)  # noqa: B023, E731
-            until(lambda: waiting() >= len(NAMES[kind]), 10, "it waits")  # noqa: B023
+            until(lambda: lines_with(program, "Not connected: ") >= len(NAMES[kind]), 10, "it waits")  # noqa: B023
         since = time.monotonic()
         for program in programs.values():
             program.process.send_signal(signal.SIGTERM)
@@ -297,7 +310,7 @@ def test_a_name_that_is_taken_is_refused_with_status_4(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("option", ["--worker-port", "--nanny-port"])
-def test_a_port_in_use_is_status_4(tmp_path: Path, option) -> None:
+def test_a_port_in_use_is_status_4(tmp_path: Path, option: str) -> None:
     with open_site(tmp_path) as site, socket.create_server(("127.0.0.1", 0)) as taken:
         boss = site.scheduler()
         port = taken.getsockname()[1]
@@ -307,7 +320,7 @@ def test_a_port_in_use_is_status_4(tmp_path: Path, option) -> None:
         all_end(programs, 4, 3, since, complaint(f".*{port}"), ENDED)
 
 
-def take_two_ports():
+def take_two_ports() -> tuple[socket.socket, socket.socket]:
     """Two ports of loopback, one after the other, that are listened on."""
     for first in range(20_000, 30_000, 7):
         try:
@@ -322,7 +335,7 @@ def take_two_ports():
 
 
 @pytest.mark.parametrize("option", ["--worker-port", "--nanny-port"])
-def test_a_range_of_ports_that_are_all_in_use_is_status_4(tmp_path: Path, option) -> None:
+def test_a_range_of_ports_that_are_all_in_use_is_status_4(tmp_path: Path, option: str) -> None:
     one, two = take_two_ports()
     with open_site(tmp_path) as site, one, two:
         boss = site.scheduler()
@@ -345,18 +358,18 @@ def test_workers_share_a_range_of_ports_and_one_that_is_killed_finds_another(tmp
         program = site.worker(boss.address, "--nworkers", "2", *options)
         with Client(boss.address) as client:
 
-            def listening():
-                return sorted(int(address.rpartition(":")[2]) for address in client.run(os.getpid))
+            def listening() -> list[int]:
+                return sorted(int(address.rpartition(":")[2]) for address in client.run(os.getpid) or {})
 
             client.wait_for_workers(2, timeout=30)
             before = listening()
             assert all(first < port <= first + 9 for port in before)
-            pids = client.run(os.getpid)
+            pids = client.run(os.getpid) or {}
             victim = min(pids, key=lambda address: int(address.rpartition(":")[2]))
             os.kill(pids[victim], signal.SIGKILL)
 
-            def replaced():
-                now = client.run(os.getpid, on_error="ignore")
+            def replaced() -> bool | set[int]:
+                now = client.run(os.getpid, on_error="ignore") or {}
                 return len(now) == 2 and set(now.values()) - set(pids.values())
 
             until(replaced, 20, "a new process in the place of the one that was killed")
@@ -418,13 +431,13 @@ def test_the_end_after_so_many_tasks(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("task", ["children", "interpreter", "drain"])
-def test_nothing_is_left_one_second_after_the_launcher_was_killed(tmp_path: Path, task) -> None:
+def test_nothing_is_left_one_second_after_the_launcher_was_killed(tmp_path: Path, task: str) -> None:
     """The last one is what batch systems do: first they ask, and then they kill."""
     with open_site(tmp_path) as site:
         boss = site.scheduler()
         launcher = start_all(site, boss.address, kinds=("two",))["two"]
         with Client(boss.address) as client:
-            log = str(tmp_path / "log")
+            log = tmp_path / "log"
             if task != "interpreter":
                 futures = keep_busy(client, log, ("two",))
             else:

@@ -6,8 +6,11 @@ import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import psutil
 import pytest
@@ -20,7 +23,7 @@ from tests.processes.programs import children, program, survivors
 from trio_dask import open_local_cluster
 from trio_dask.deploy import child_services
 from trio_dask.processes import fork_server
-from trio_dask.processes.child_process import ChildSpec, run_child
+from trio_dask.processes.child_process import Child, ChildSpec, run_child
 from trio_dask.processes.clone_parent import can_fork_sibling
 from trio_dask.processes.fork_server import ForkServer
 from trio_dask.processes.spawn import start_by_exec
@@ -29,7 +32,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(not can_fork_sibling(), reaso
 
 
 @asynccontextmanager
-async def serving(load=child_services.load_worker):
+async def serving(load: Callable[[], object] = child_services.load_worker) -> AsyncIterator[ForkServer]:
     """A fork server that is ready."""
     server = ForkServer("the fork server", load)
     async with trio.open_nursery() as nursery:
@@ -39,18 +42,22 @@ async def serving(load=child_services.load_worker):
         nursery.cancel_scope.cancel()
 
 
-def spec(function, start, *, where=onlookers, settings=None, **options):
+def spec(
+    function: str, start: Any, *, where: ModuleType = onlookers, settings: dict[str, Any] | None = None, **options: Any
+) -> ChildSpec:
     settings = settings or {}
     return ChildSpec(
         name="child", program=getattr(where, function), settings=settings, start=start, guarded=True, **options
     )
 
 
-async def first_report(given, *, then=lambda child, report: None):
+async def first_report(
+    given: ChildSpec, *, then: Callable[[Child, Mapping[str, Any]], object] = lambda child, report: None
+) -> Mapping[str, Any]:
     """What a child says first; then it is ended."""
     reports = []
 
-    def heard(child, report) -> None:
+    def heard(child: Child, report: Mapping[str, Any]) -> None:
         reports.append(report)
         then(child, report)
         child.leave()
@@ -59,25 +66,25 @@ async def first_report(given, *, then=lambda child, report: None):
     return reports[0]
 
 
-def open_here():
+def open_here() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-def open_in(pid):
+def open_in(pid: int | None) -> int:
     return len(os.listdir(f"/proc/{pid}/fd"))
 
 
-def replace(number, path) -> None:
+def replace(number: int, path: Path | str) -> None:
     """Have this file open by this number."""
     with open(path, "ab") as file:
         os.dup2(file.fileno(), number)
 
 
-def zombies():
+def zombies() -> list[psutil.Process]:
     return [child for child in psutil.Process().children() if child.status() == psutil.STATUS_ZOMBIE]
 
 
-def is_forked(pid):
+def is_forked(pid: int | None) -> bool:
     """Whether it shares the command line of a fork server."""
     return psutil.Process(pid).cmdline()[-1].endswith(("-fork-server", "the fork server"))
 
@@ -95,7 +102,7 @@ async def test_a_forked_child_finds_what_one_started_by_exec_finds(
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "path", [*sys.path, "", "/no/such/folder"])
         inherited = os.open(os.devnull, os.O_RDONLY)
-        options = {"environment": {"GIVEN": "1"}, "inherit": (inherited,)}
+        options: dict[str, Any] = {"environment": {"GIVEN": "1"}, "inherit": (inherited,)}
         forked = await first_report(spec("looks_around", server.start, **options))
         executed = await first_report(spec("looks_around", start_by_exec, **options))
         os.close(inherited)
@@ -186,7 +193,9 @@ async def test_numbers_that_are_larger_than_the_server_was_allowed_arrive() -> N
         ("takes_memory", {"bytes": 150 * 2**20}, 0, ""),
     ],
 )
-async def test_the_end_of_a_forked_child_is_told_like_any(function, settings, status, words) -> None:
+async def test_the_end_of_a_forked_child_is_told_like_any(
+    function: str, settings: dict[str, int], status: int, words: str
+) -> None:
     async with serving() as server:
         forked, executed = [
             await run_child(spec(function, start, where=behaviours, settings=settings))
@@ -224,7 +233,7 @@ async def test_many_children_leave_no_descriptor_and_no_zombie() -> None:
 
 
 @pytest.mark.parametrize("delay_s", [0, 0.002, 0.005, 0.01, 0.05, 0.15])
-async def test_a_start_that_is_cancelled_leaves_nothing(delay_s) -> None:
+async def test_a_start_that_is_cancelled_leaves_nothing(delay_s: float) -> None:
     before = open_here()
     with trio.move_on_after(delay_s):
         async with serving() as server:
@@ -260,11 +269,11 @@ async def test_what_dies_with_the_server_before_it_is_known_is_reaped() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-async def test_a_server_that_is_killed_takes_nobody_along(number) -> None:
+async def test_a_server_that_is_killed_takes_nobody_along(number: signal.Signals) -> None:
     ends = []
 
-    async def live(nursery, function="looks_around") -> None:
-        def heard(child, report) -> None:
+    async def live(nursery: trio.Nursery, function: str = "looks_around") -> None:
+        def heard(child: Child, report: Mapping[str, Any]) -> None:
             children.append(child)
             changed.set()
 
@@ -275,9 +284,10 @@ async def test_a_server_that_is_killed_takes_nobody_along(number) -> None:
         nursery.start_soon(run)
         await changed.wait()
 
-    children = []
+    children: list[Child] = []
     async with serving() as server, trio.open_nursery() as nursery:
         await live(nursery)
+        assert server.pid
         os.kill(server.pid, number)
         with trio.fail_after(5):
             while server.pid is not None:  # noqa: ASYNC110 - nothing says when
@@ -301,6 +311,7 @@ async def test_a_server_that_is_killed_while_asked_costs_nobody_his_start() -> N
             for _ in range(4):
                 nursery.start_soon(first_report, spec("looks_around", server.start))
             await trio.sleep(0.004)
+            assert server.pid
             os.kill(server.pid, signal.SIGKILL)
         assert psutil.Process().children() == []
 
@@ -343,6 +354,7 @@ async def test_a_cluster_outlives_its_server() -> None:
         cluster.scale(3)
         await cluster.wait_for_workers(3, timeout=20)
         victim = cluster.workers["0"]
+        assert victim.pid
         os.kill(victim.pid, signal.SIGKILL)
         while victim.address is not None:  # noqa: ASYNC110 - nothing says when
             await trio.sleep(0.001)
@@ -374,7 +386,7 @@ SCRIPT = """
 
 
 @pytest.mark.parametrize("work", ["sleep", "interpreter"])
-def test_the_death_of_the_launcher_ends_the_server_and_all(tmp_path: Path, work) -> None:
+def test_the_death_of_the_launcher_ends_the_server_and_all(tmp_path: Path, work: str) -> None:
     (tmp_path / "script.py").write_text(textwrap.dedent(SCRIPT))
     with program(str(tmp_path / "script.py"), work, cwd=tmp_path) as running:
         running.wait_for("busy", running.output)

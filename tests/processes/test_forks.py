@@ -46,7 +46,7 @@ def refused(use):
 CLUSTERS = {"processes": "", "in the program": ", processes=False"}
 
 
-def run(tmp_path, text, *, cluster="processes"):
+def run(tmp_path: Path, text: str, *, cluster: str = "processes") -> list[str]:
     path = tmp_path / "script.py"
     text = textwrap.dedent(text).replace("OPTIONS", f"n_workers=1, threads_per_worker=2{CLUSTERS[cluster]}")
     path.write_text(PRELUDE + text)
@@ -58,7 +58,7 @@ def run(tmp_path, text, *, cluster="processes"):
 
 
 @pytest.mark.parametrize("cluster", CLUSTERS)
-def test_a_child_that_does_not_use_the_client_changes_nothing(tmp_path: Path, cluster) -> None:
+def test_a_child_that_does_not_use_the_client_changes_nothing(tmp_path: Path, cluster: str) -> None:
     """However it ends: with the program, with the block of the client, by exit, after garbage was collected."""
     text = """
     before = os.getpid()
@@ -99,7 +99,7 @@ def test_a_child_that_does_not_use_the_client_changes_nothing(tmp_path: Path, cl
 
 
 @pytest.mark.parametrize("cluster", CLUSTERS)
-def test_whatever_is_asked_of_the_parents_client_is_refused_at_once(tmp_path: Path, cluster) -> None:
+def test_whatever_is_asked_of_the_parents_client_is_refused_at_once(tmp_path: Path, cluster: str) -> None:
     text = """
     with Client(OPTIONS) as client:
         done, pending = client.submit(increment, 1), client.submit(increment, 2, key="k", pure=False)

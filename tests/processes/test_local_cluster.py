@@ -5,18 +5,21 @@ import signal
 import socket
 import sys
 import textwrap
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from typing import Never
+from typing import Any
 
 import psutil
 import pytest
 import trio
 
-from tests.processes.programs import children, environment, program, survivors
+from tests.processes.programs import Program, children, environment, program, survivors
 from trio_dask import Client, ClusterError, LocalCluster, open_local_cluster
 from trio_dask.deploy import cluster_members
+from trio_dask.deploy.local_cluster import AsyncLocalCluster
 from trio_dask.nanny import service
+from trio_dask.processes.child_process import ChildSpec
 from trio_dask.processes.clone_parent import can_fork_sibling
 from trio_dask.processes.environment import raise_file_limit
 
@@ -28,15 +31,15 @@ PROCESSES = 5 + can_fork_sibling()
 
 
 @pytest.fixture(autouse=True)
-def nothing_left():
+def nothing_left() -> Iterator[None]:
     """Every process that a test of this file started is gone at its end."""
     before = set(children(os.getpid()))
     yield
     assert survivors([child for child in children(os.getpid()) if child not in before]) == []
 
 
-def pids_of(cluster):
-    return [worker.pid for worker in cluster.workers.values()]
+def pids_of(cluster: LocalCluster | AsyncLocalCluster) -> list[int]:
+    return [worker.pid for worker in cluster.workers.values() if worker.pid is not None]
 
 
 async def test_a_cluster_is_ready_when_its_block_begins_and_gone_when_it_ends() -> None:
@@ -52,7 +55,7 @@ async def test_a_cluster_is_ready_when_its_block_begins_and_gone_when_it_ends() 
 
 @pytest.mark.parametrize("fork_server", ["0", "1"])
 async def test_a_program_with_very_many_open_files_can_have_a_cluster(
-    monkeypatch: pytest.MonkeyPatch, fork_server
+    monkeypatch: pytest.MonkeyPatch, fork_server: str
 ) -> None:
     """Pipes to workers then have numbers above 1023, which `select` does not take. A hundred workers do the same."""
     monkeypatch.setenv("TRIO_DASK_FORK_SERVER", fork_server)
@@ -76,7 +79,7 @@ async def test_everything_listens_on_loopback_alone() -> None:
         assert set(listening) == {"127.0.0.1"}
 
 
-async def test_what_the_block_raises_leaves_it_as_it_is() -> Never:
+async def test_what_the_block_raises_leaves_it_as_it_is() -> None:
     with pytest.raises(KeyError, match="mine"):
         async with open_local_cluster(1, 1):
             raise KeyError("mine")
@@ -107,6 +110,7 @@ async def test_a_worker_that_is_killed_is_started_again(caplog: pytest.LogCaptur
     async with open_local_cluster(2, 1) as cluster, cluster.get_client() as client:
         for _ in range(3):
             victim = cluster.workers["0"]
+            assert victim.pid
             os.kill(victim.pid, signal.SIGKILL)
             while victim.address is not None:  # noqa: ASYNC110 - nothing says when
                 await trio.sleep(0.001)
@@ -127,7 +131,7 @@ async def test_a_worker_that_is_told_to_stop_behind_the_clusters_back_is_followe
             assert await client.submit(os.getpid, pure=False) != pid
 
 
-def scheduler_of(cluster):
+def scheduler_of(cluster: LocalCluster | AsyncLocalCluster) -> psutil.Process:
     """The process among our children that is no worker, nor the guard of one, nor what they are forked from."""
     guards = {psutil.Process(pid).ppid() for pid in pids_of(cluster)}
     others = [process for process in psutil.Process().children() if process.pid not in guards]
@@ -172,9 +176,9 @@ async def test_a_port_in_use_is_told() -> None:
 
 
 @pytest.mark.parametrize("who", ["scheduler", "worker"])
-async def test_a_member_that_cannot_start_is_told_with_its_own_words(monkeypatch: pytest.MonkeyPatch, who) -> None:
+async def test_a_member_that_cannot_start_is_told_with_its_own_words(monkeypatch: pytest.MonkeyPatch, who: str) -> None:
     if who == "scheduler":
-        made = cluster_members.ChildSpec
+        made = ChildSpec
         monkeypatch.setattr(
             cluster_members, "ChildSpec", lambda **fields: made(**{**fields, "settings": {"no_such_setting": 1}})
         )
@@ -225,7 +229,7 @@ def test_a_cluster_that_cannot_be_started_is_an_error_of_its_constructor() -> No
 # ------------------------------------------------------------------------------------------------------- scripts
 
 
-def script(tmp_path, text, *arguments, **options):
+def script(tmp_path: Path, text: str, *arguments: str, **options: Any) -> AbstractContextManager[Program]:
     """A running script of a user, who thinks of no main guard."""
     path = tmp_path / "script.py"
     path.write_text(textwrap.dedent(text))
@@ -334,7 +338,7 @@ BUSY = """
         ("child", signal.SIGINT),
     ],
 )
-def test_the_death_of_the_program_leaves_no_process(tmp_path: Path, work, number) -> None:
+def test_the_death_of_the_program_leaves_no_process(tmp_path: Path, work: str, number: signal.Signals) -> None:
     with script(tmp_path, BUSY, work) as running:
         running.wait_for("busy", running.output)
         processes = children(running.process.pid)

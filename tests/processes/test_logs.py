@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -31,12 +32,12 @@ def crash() -> None:
     ctypes.string_at(0)
 
 
-def crash_a_worker(address) -> None:
+def crash_a_worker(address: str) -> None:
     with Client(address) as client, pytest.raises(KilledWorker):
         client.submit(crash).result(timeout=20)
 
 
-def said(lines, origin):
+def said(lines: Iterable[str], origin: str | None) -> list[str]:
     """What lines with this name in front say."""
     return [found[3] for line in lines if (found := STAMPED.fullmatch(line)) is not None and found[2] == origin]
 
@@ -199,5 +200,5 @@ def test_the_log_of_a_worker_without_a_name_has_the_port_that_it_has_now(tmp_pat
     ends = [line for line in launcher.errors if re.search(r"Worker \S+ \(pid \d+\) stopped", line)]
     assert [line.split()[1] for line in ends] == [former, now]
     told = [line for line in boss.program.errors if line.startswith(("Registered worker ", "Worker "))]
-    assert [re.search(r"tcp://\S+", line)[0] for line in told] == [former, former, now, now]
+    assert [found[0] for line in told for found in re.finditer(r"tcp://\S+", line)] == [former, former, now, now]
     assert not any(" at tcp" in line for line in told)

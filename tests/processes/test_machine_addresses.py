@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,7 +22,7 @@ ONE, OTHER = "10.1.0.5", "10.2.0.5"
 
 
 @contextmanager
-def machine_with(*addresses):
+def machine_with(*addresses: str) -> Iterator[Machine]:
     """A machine with one network interface for each of these: eth0, eth1, ..."""
     machine = Machine()
     try:
@@ -46,7 +47,9 @@ def machine_with(*addresses):
         ([ONE, OTHER], ["--host", OTHER], OTHER, None),
     ],
 )
-def test_a_scheduler_announces_what_others_reach(tmp_path: Path, addresses, arguments, announced, others) -> None:
+def test_a_scheduler_announces_what_others_reach(
+    tmp_path: Path, addresses: list[str], arguments: list[str], announced: str, others: str | None
+) -> None:
     with machine_with(*addresses) as machine, open_site(tmp_path) as site:
         boss = site.start("scheduler", "--port", "8786", "--scheduler-file", "s.json", *arguments, machine=machine)
         assert boss.wait_for(SCHEDULER_AT) == f"tcp://{announced}:8786"

@@ -7,13 +7,16 @@ import signal
 import subprocess
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any, Self
 
 import pytest
 
 from tests.processes import blocks
-from tests.processes.programs import environment, program, scheduler, until, worker
-from trio_dask import Client, KilledWorker, wait
+from tests.processes.programs import Program, environment, program, scheduler, until, worker
+from trio_dask import Client, Future, KilledWorker, wait
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -23,13 +26,15 @@ BLOCK = 4 * MB
 STALL_S = 0.05
 
 
-def nannied(*arguments):
+def nannied(*arguments: str) -> AbstractContextManager[Program]:
     """A worker whose nanny ends it when it has too much memory."""
     return program("-m", "trio_dask", "worker", *arguments, "--nthreads", "1", env=environment())
 
 
 @contextlib.contextmanager
-def cluster(folder, *options, workers=2, limit=LIMIT, start=worker):
+def cluster(
+    folder: Path, *options: str, workers: int = 2, limit: int = LIMIT, start: Any = worker
+) -> Iterator[tuple[Client, list[Program]]]:
     """A scheduler, workers that spill into `folder`, and a client. All must end well, and leave nothing."""
     with contextlib.ExitStack() as stack:
         one = stack.enter_context(scheduler())
@@ -50,32 +55,32 @@ def cluster(folder, *options, workers=2, limit=LIMIT, start=worker):
 class Stalls:
     """How late the workers' event loops were while the block ran."""
 
-    def __init__(self, client) -> None:
+    def __init__(self, client: Client) -> None:
         self._client = client
         self._thread = threading.Thread(target=self._watch)
-        self.worst_s = []
+        self.worst_s: list[float] = []
 
     def _watch(self) -> None:
-        self.worst_s = list(self._client.run(blocks.watch_stalls).values())
+        self.worst_s = list((self._client.run(blocks.watch_stalls) or {}).values())
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: object) -> None:
         self._client.run(blocks.stop_watching)
         self._thread.join()
 
 
-def reduce(client, level):
+def reduce(client: Client, level: list[Future]) -> Future:
     while len(level) > 1:
         pairs = [client.submit(blocks.add, *level[i : i + 2]) for i in range(0, len(level) - 1, 2)]
         level = pairs + level[len(level) & ~1 :]
     return level[0]
 
 
-def on_disk(client):
-    return sum(nbytes for _, nbytes in client.run(blocks.spilled).values())
+def on_disk(client: Client) -> int:
+    return sum(nbytes for _, nbytes in (client.run(blocks.spilled) or {}).values())
 
 
 def test_four_times_as_much_as_memory_on_two_workers(tmp_path: Path) -> None:
@@ -92,7 +97,7 @@ def test_four_times_as_much_as_memory_on_two_workers(tmp_path: Path) -> None:
             )
         assert on_disk(client) > number * BLOCK - 2 * 0.7 * LIMIT
         assert max(stalls.worst_s) < STALL_S
-        assert all(peak < 0.95 * LIMIT + 20 * MB for peak in client.run(blocks.peak_bytes).values())
+        assert all(peak < 0.95 * LIMIT + 20 * MB for peak in (client.run(blocks.peak_bytes) or {}).values())
         # What is on disk is as good as what is in memory.
         for each in range(0, number, 32):
             assert client.submit(blocks.ends, kept[each]).result(timeout=60) == (BLOCK, each, -each)
@@ -163,7 +168,7 @@ def test_a_killed_worker_leaves_its_files_to_the_next_one(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_worker_that_is_stopped_leaves_no_file(tmp_path: Path, number) -> None:
+def test_a_worker_that_is_stopped_leaves_no_file(tmp_path: Path, number: signal.Signals) -> None:
     with scheduler() as one:
         address = one.wait_for(r"Scheduler at: +(\S+)")
         with worker(address, "--memory-limit", str(LIMIT), "--local-directory", str(tmp_path)) as only:
@@ -179,7 +184,7 @@ def test_a_worker_that_is_stopped_leaves_no_file(tmp_path: Path, number) -> None
 def test_an_idle_worker_with_a_memory_limit_hardly_ever_wakes(tmp_path: Path) -> None:
     """What a waking costs is for the benchmark to say: a host that has taken idle pages away makes it a hundredfold."""
 
-    def wakings(pid):
+    def wakings(pid: int) -> dict[str, int]:
         """How often each thread has gone to sleep, by its id."""
         statuses = sorted(Path(f"/proc/{pid}/task").glob("*/status"))
         told = [status.read_text().partition("\nvoluntary_ctxt_switches:")[2].split()[0] for status in statuses]
@@ -195,7 +200,7 @@ def test_an_idle_worker_with_a_memory_limit_hardly_ever_wakes(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("kind", ["bytes", "bytearray", "str", "chinese", "list", "dict", "frame"])
-def test_values_that_pickle_in_band_are_spilled_and_end_no_worker(tmp_path: Path, kind) -> None:
+def test_values_that_pickle_in_band_are_spilled_and_end_no_worker(tmp_path: Path, kind: str) -> None:
     nbytes = 48 * MB
     with cluster(tmp_path, workers=1, limit=320 * MB, start=nannied) as (client, (only,)):
         futures = [client.submit(blocks.make_in_band, kind, number, nbytes) for number in range(12)]

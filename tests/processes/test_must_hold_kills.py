@@ -14,7 +14,7 @@ import pytest
 from tests.processes import tasks
 from tests.processes.programs import Program, until
 from tests.processes.sites import Site, open_site
-from trio_dask import Client
+from trio_dask import Client, Future
 
 pytestmark = pytest.mark.slow
 
@@ -46,7 +46,7 @@ class Supervisor:
         return self._site.start("worker", self._address, "--nthreads", "1", *many, *limits)
 
 
-def submit(client: Client, log: str, salt: int):
+def submit(client: Client, log: str, salt: int) -> tuple[list[Future], Future, int]:
     """Some tasks, of which every third starts a process, and the sum of all."""
     leaves = [
         client.submit(tasks.with_child if n % 3 == 0 else tasks.work, log, f"leaf-{salt}-{n}", 0.1, salt + n)
@@ -93,7 +93,7 @@ def kill_one(
         pytest.param(100, marks=[pytest.mark.soak, pytest.mark.timeout(1800)]),
     ],
 )
-def test_kills_of_random_processes_cost_time_and_nothing_else(tmp_path: Path, rounds) -> None:
+def test_kills_of_random_processes_cost_time_and_nothing_else(tmp_path: Path, rounds: int) -> None:
     log = str(tmp_path / "log")
     rng = random.Random(3)
     killed: Counter[str] = Counter()

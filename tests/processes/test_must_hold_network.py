@@ -2,15 +2,17 @@
 
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.processes import network, tasks
 from tests.processes.programs import until
 from tests.processes.proxy import open_proxy
-from tests.processes.sites import open_site
-from trio_dask import Client
+from tests.processes.sites import Scheduler, Site, open_site
+from trio_dask import Client, Future
 
 pytestmark = [
     pytest.mark.slow,
@@ -19,17 +21,17 @@ pytestmark = [
 needs_networks = pytest.mark.skipif("network.why_not() is not None", reason=f"{network.why_not()}")
 
 
-def names(client):
+def names(client: Client) -> list[str]:
     return sorted(info["name"] for info in client.scheduler_info()["workers"].values())
 
 
 @pytest.fixture
-def net():
+def net() -> Iterator[network.Network]:
     with network.open_network(2) as net, net.hub.entered():
         yield net
 
 
-def start_cluster(site, net):
+def start_cluster(site: Site, net: network.Network) -> Scheduler:
     """A scheduler on the hub, and a worker on each of the two machines."""
     boss = site.scheduler(host=net.address, machine=net.hub)
     for number, host in enumerate(net.hosts):
@@ -37,7 +39,7 @@ def start_cluster(site, net):
     return boss
 
 
-def submit_many(client, log, number, seconds):
+def submit_many(client: Client, log: str, number: int, seconds: float) -> tuple[list[Future], Future]:
     """Tasks for both workers, and their sum, which needs them all."""
     leaves = [client.submit(tasks.work, log, f"leaf{n}", seconds, n, key=f"leaf{n}") for n in range(number)]
     pairs = [
@@ -49,7 +51,9 @@ def submit_many(client, log, number, seconds):
 
 @needs_networks
 @pytest.mark.parametrize("cut_s", [0, *(pytest.param(length_s, marks=pytest.mark.soak) for length_s in (40, 120))])
-def test_a_worker_that_is_cut_off_costs_at_most_fifteen_seconds_and_comes_back(tmp_path: Path, net, cut_s) -> None:
+def test_a_worker_that_is_cut_off_costs_at_most_fifteen_seconds_and_comes_back(
+    tmp_path: Path, net: network.Network, cut_s: float
+) -> None:
     log = str(tmp_path / "log")
     with open_site(tmp_path) as site:
         boss = start_cluster(site, net)
@@ -73,7 +77,7 @@ def test_a_worker_that_is_cut_off_costs_at_most_fifteen_seconds_and_comes_back(t
 
 
 @needs_networks
-def test_nothing_is_computed_again_after_a_cut_of_three_seconds(tmp_path: Path, net) -> None:
+def test_nothing_is_computed_again_after_a_cut_of_three_seconds(tmp_path: Path, net: network.Network) -> None:
     log = str(tmp_path / "log")
     with open_site(tmp_path) as site:
         boss = start_cluster(site, net)
@@ -92,7 +96,7 @@ def test_nothing_is_computed_again_after_a_cut_of_three_seconds(tmp_path: Path, 
 
 @needs_networks
 def test_time_without_a_scheduler_counts_from_its_last_sign_also_where_nothing_says_that_the_link_is_cut(
-    tmp_path: Path, net
+    tmp_path: Path, net: network.Network
 ) -> None:
     with open_site(tmp_path) as site:
         boss = site.scheduler(host=net.address, machine=net.hub)
@@ -107,7 +111,7 @@ def test_time_without_a_scheduler_counts_from_its_last_sign_also_where_nothing_s
 
 
 @pytest.mark.parametrize("long_s", [6, pytest.param(20, marks=pytest.mark.soak)])
-def test_workers_whose_connection_is_cut_for_two_seconds_repeat_nothing(tmp_path: Path, long_s) -> None:
+def test_workers_whose_connection_is_cut_for_two_seconds_repeat_nothing(tmp_path: Path, long_s: float) -> None:
     """One is told so by a reset, the other's packets get lost. A third could do everything again."""
     log = str(tmp_path / "log")
     with open_site(tmp_path) as site:
@@ -115,7 +119,9 @@ def test_workers_whose_connection_is_cut_for_two_seconds_repeat_nothing(tmp_path
         with open_proxy(boss.address) as one, open_proxy(boss.address) as other, Client(boss.address) as client:
             for name, proxy in (("one", one), ("other", other)):
                 site.worker(proxy.address, "--name", name, "--nthreads", "2")
-            first = [{"workers": [name], "allow_other_workers": True} for name in ("one", "other")]
+            first: list[dict[str, Any]] = [
+                {"workers": [name], "allow_other_workers": True} for name in ("one", "other")
+            ]
             done = [client.submit(tasks.bytes_of, log, f"done{n}", 100_000 + n, **first[n % 2]) for n in range(100)]
             until(lambda: all(future.done() for future in done), 20, "50 results each")
             assert [len(keys) for keys in client.has_what().values()] == [50, 50]

@@ -15,15 +15,16 @@ from trio_dask import Client
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
 
 
-def pid_of(client, name):
-    return next((info["pid"] for info in client.scheduler_info()["workers"].values() if info["name"] == name), None)
+def pid_of(client: Client, name: str) -> int:
+    """0 where there is no such worker."""
+    return next((info["pid"] for info in client.scheduler_info()["workers"].values() if info["name"] == name), 0)
 
 
 @pytest.mark.parametrize(
     ("ttl_s", "stopped_s"), [(3, 0), pytest.param(10, 60, marks=pytest.mark.soak)], ids=["short", "full"]
 )
 def test_the_work_of_a_stopped_worker_is_done_elsewhere_and_what_it_says_later_is_dropped(
-    tmp_path: Path, ttl_s, stopped_s
+    tmp_path: Path, ttl_s: float, stopped_s: float
 ) -> None:
     log = str(tmp_path / "log")
     with open_site(tmp_path) as site:
@@ -32,6 +33,7 @@ def test_the_work_of_a_stopped_worker_is_done_elsewhere_and_what_it_says_later_i
             site.worker(boss.address, "--name", name)
         with Client(boss.address) as client:
             pid = pid_of(client, "stopped")
+            assert pid
             held = client.submit(tasks.where, log, "held", 0, key="held", workers=["stopped"])
             assert held.result(timeout=10) == pid
             result = client.submit(
@@ -59,7 +61,7 @@ def test_the_work_of_a_stopped_worker_is_done_elsewhere_and_what_it_says_later_i
 
 
 @pytest.mark.parametrize("held_s", [13, pytest.param(45, marks=pytest.mark.soak)])
-def test_a_worker_whose_task_holds_the_interpreter_is_not_lost(tmp_path: Path, held_s) -> None:
+def test_a_worker_whose_task_holds_the_interpreter_is_not_lost(tmp_path: Path, held_s: float) -> None:
     log = str(tmp_path / "log")
     with open_site(tmp_path) as site:
         boss = site.scheduler()

@@ -29,7 +29,7 @@ CAUSES = {
 
 
 @pytest.mark.parametrize("crash", CRASHES)
-def test_a_worker_that_crashes_at_import_ends_with_the_cause_and_no_storm(tmp_path: Path, crash) -> None:
+def test_a_worker_that_crashes_at_import_ends_with_the_cause_and_no_storm(tmp_path: Path, crash: str) -> None:
     log = tmp_path / "log"
     preload = tmp_path / "broken_preload.py"
     preload.write_text(f"import os\nopen({str(log)!r}, 'a').write(f'start {{os.getpid()}}\\n')\n{CRASHES[crash]}\n")
@@ -69,7 +69,7 @@ def test_a_worker_that_keeps_crashing_is_given_up_and_the_first_cause_is_named(t
 
 @pytest.mark.parametrize("running_s", [2, pytest.param(5, marks=pytest.mark.soak)])
 @pytest.mark.parametrize("nanny", ["--nanny", "--no-nanny"])
-def test_a_worker_that_is_asked_to_leave_loses_nothing(tmp_path: Path, nanny, running_s) -> None:
+def test_a_worker_that_is_asked_to_leave_loses_nothing(tmp_path: Path, nanny: str, running_s: float) -> None:
     """With `--allowed-failures 0` and no retries the first loss that counted would fail the task."""
     log = str(tmp_path / "log")
     with open_site(tmp_path) as site:

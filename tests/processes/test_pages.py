@@ -14,17 +14,17 @@ PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPO
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_block_is_run_or_says_why_not(page) -> None:
+def test_every_block_is_run_or_says_why_not(page: Path) -> None:
     for block in blocks(page):
         assert block.reason or block.language in RUN, f"{page.name}:{block.line}: precede it with <!-- not run: why -->"
 
 
-def that_run():
+def that_run() -> list[Path]:
     return [page for page in PAGES if any(block.commands and block.reason is None for block in blocks(page))]
 
 
 @pytest.mark.parametrize("page", that_run(), ids=lambda page: page.name)
-def test_a_page_does_what_it_shows(page, tmp_path: Path) -> None:
+def test_a_page_does_what_it_shows(page: Path, tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -41,7 +41,7 @@ def test_a_page_does_what_it_shows(page, tmp_path: Path) -> None:
         ("killed by SIGKILL", "killed by SIGTERM", False),
     ],
 )
-def test_the_shape_of_a_line(shown, printed, alike) -> None:
+def test_the_shape_of_a_line(shown: str, printed: str, alike: bool) -> None:
     assert bool(shape(shown).search(printed)) is alike
 
 
@@ -55,7 +55,7 @@ def test_a_page_that_promises_too_much_is_found(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("block", ["raise SystemExit(1)", ">>> 1 + 1\n3"])
-def test_a_program_that_fails_is_found(tmp_path: Path, block) -> None:
+def test_a_program_that_fails_is_found(tmp_path: Path, block: str) -> None:
     page = tmp_path / "page.md"
     page.write_text(f"```python\n{block}\n```\n")
     with pytest.raises(AssertionError, match="@@failed"):

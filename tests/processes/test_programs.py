@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ SCHEDULER_AT = r"^Scheduler at:   (tcp://127\.0\.0\.1:\d+)$"
 REGISTERED = r"^Registered to: (tcp://127\.0\.0\.1:\d+)$"
 
 
-def run(*arguments, **options):
+def run(*arguments: str, **options: Any) -> tuple[int, str, str]:
     """A program that ends by itself: its status, what it printed, and what it complained about."""
     options.setdefault("env", environment())
     done = subprocess.run(
@@ -127,7 +128,7 @@ def test_a_port_in_use_is_status_4_and_one_line() -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_what_cannot_be_done_is_one_line_without_a_traceback(arguments, status) -> None:
+def test_what_cannot_be_done_is_one_line_without_a_traceback(arguments: list[str], status: int) -> None:
     assert run(*arguments)[:2] == (status, "")
     assert run(*arguments)[2].count("\n") == 1
 
@@ -135,7 +136,7 @@ def test_what_cannot_be_done_is_one_line_without_a_traceback(arguments, status) 
 @pytest.mark.parametrize(
     ("address", "reason"), [("127.0.0.1:1", "nothing listens there"), ("nosuch.invalid:1", "unknown host name")]
 )
-def test_a_worker_without_a_scheduler_gives_up_with_status_3(address, reason) -> None:
+def test_a_worker_without_a_scheduler_gives_up_with_status_3(address: str, reason: str) -> None:
     status, out, err = run("worker", address, "--death-timeout", "300ms")
     assert (status, out) == (3, "")
     assert reason in err.splitlines()[-1]
@@ -171,7 +172,7 @@ def test_a_second_signal_ends_it_at_once() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("delay_s", [0.02, 0.05, 0.1, 0.2])
-def test_a_signal_at_any_moment_of_the_start_is_quiet(number, delay_s) -> None:
+def test_a_signal_at_any_moment_of_the_start_is_quiet(number: int, delay_s: float) -> None:
     with scheduler(env=environment(measured=False)) as boss:
         try:
             boss.process.wait(delay_s)
@@ -204,7 +205,7 @@ def test_a_stderr_that_is_closed_or_that_nobody_reads_is_no_trouble(tmp_path: Pa
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="nothing is always full here")
 @pytest.mark.parametrize("arguments", [["--help"], [], ["--version"], ["worker", "--help"], ["scheduler", "--version"]])
 @pytest.mark.parametrize("buffered", ["", "1"])
-def test_a_stdout_that_takes_nothing_is_told_in_one_line(arguments, buffered) -> None:
+def test_a_stdout_that_takes_nothing_is_told_in_one_line(arguments: list[str], buffered: str) -> None:
     with open("/dev/full", "w") as full:
         ended = subprocess.run(
             [sys.executable, "-m", "trio_dask", *arguments],
@@ -221,7 +222,7 @@ def test_a_stdout_that_takes_nothing_is_told_in_one_line(arguments, buffered) ->
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="nothing is always full here")
 @pytest.mark.parametrize("command", ["status", "demo"])
-def test_so_is_a_stdout_that_takes_no_result(command, tmp_path: Path) -> None:
+def test_so_is_a_stdout_that_takes_no_result(command: str, tmp_path: Path) -> None:
     (tmp_path / "one.py").write_text("import os\n")
     with scheduler() as boss, open("/dev/full", "w") as full:
         arguments = [boss.wait_for(r"Scheduler at: +(\S+)")] if command == "status" else ["--folder", str(tmp_path)]
@@ -258,7 +259,7 @@ def test_a_program_whose_folder_was_removed_works_and_cannot_write_a_file_there(
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
-def test_a_cluster_starts_whichever_standard_streams_are_closed(tmp_path: Path, closed) -> None:
+def test_a_cluster_starts_whichever_standard_streams_are_closed(tmp_path: Path, closed: str) -> None:
     text = (
         "from trio_dask import Client; import sys\n"
         "with Client(n_workers=1, threads_per_worker=1) as client:\n"

@@ -4,8 +4,11 @@ import gc
 import logging
 import os
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 
 from tests.processes.programs import children, program, survivors, until
@@ -13,15 +16,15 @@ from trio_dask import Client, get_client
 
 pytestmark = pytest.mark.slow
 
-ONE = {"n_workers": 1, "threads_per_worker": 1}
+ONE: dict[str, Any] = {"n_workers": 1, "threads_per_worker": 1}
 
 
-def processes():
+def processes() -> list[psutil.Process]:
     return [process for process in children(os.getpid()) if process.is_running()]
 
 
 @pytest.fixture(autouse=True)
-def nothing_left():
+def nothing_left() -> Iterator[None]:
     before = set(processes())
     yield
     gc.collect()

@@ -13,6 +13,8 @@ import pickle
 import random
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import cloudpickle
 import numpy as np
@@ -149,7 +151,7 @@ def is_shape(x): return isinstance(x, Shape)
 """
 
 
-def apply(function, x):
+def apply(function: Any, x: Any) -> Any:
     """By reference in this process alone, so by value: a function that calls another one."""
     return function(x)
 
@@ -158,18 +160,19 @@ class Program:
     """A script and the objects that it keeps, which change while it runs."""
 
     def __init__(self) -> None:
-        self.names = {"__name__": "__main__"}
+        self.names: dict[str, Any] = {"__name__": "__main__"}
         exec(SCRIPT, self.names)
         n = self.names
-        self.small, self.large = np.zeros(100), np.zeros(40_000)
+        self.small: Any = np.zeros(100)
+        self.large: Any = np.zeros(40_000)
         self.generator = random.Random(7)
-        self.counter = collections.Counter()
+        self.counter: collections.Counter[str] = collections.Counter()
         self.holder = n["Holder"](5)
         apply.__module__ = "__main__"
         by_name = ["read", "bind", "bind_and_read", "append", "append_twice", "remember", "count", "bind_by_name"]
         by_name += ["scaled", "put", "body", "from_cache", "default_function", "in_tuple", "is_read", "is_nothing"]
         by_name += ["by_module"]
-        self.callables = [n[name] for name in by_name]
+        self.callables: list[Callable[..., Any]] = [n[name] for name in by_name]
         self.callables += [
             n["closure"](),
             n["closure"](),
@@ -193,12 +196,12 @@ class Program:
         self.of_classes.append(n["Hidden"].note)
         self.of_classes += [n[name] for name in [*by_name, "gives_length", "has_length", "registers", "is_shape"]]
 
-    def reading_array(self, array):
-        names = {"__name__": "__main__", "array": array}
+    def reading_array(self, array: Any) -> Any:
+        names: dict[str, Any] = {"__name__": "__main__", "array": array}
         exec("def add(x):\n    array[0] += x\n    return float(array[0])", names)
         return names["add"]
 
-    def changes(self):
+    def changes(self) -> list[Callable[[], object]]:
         n = self.names
 
         def redefine() -> None:
@@ -236,29 +239,33 @@ class Program:
 BEYOND_CLOUDPICKLE = {"body", "from_cache", "fill_member", "mark_member", "mark_step", "of_sentinel", "registered"}
 
 
-def pickled(call):
+def pickled(call: Any) -> bytes:
     if not BEYOND_CLOUDPICKLE.isdisjoint(getattr(part, "__name__", "") for part in (call[0], *call[1])):
         file = io.BytesIO()
         DefinitionPickler(file, pickle.HIGHEST_PROTOCOL).dump(call)
         return file.getvalue()
-    return cloudpickle.dumps(call)
+    content: bytes = cloudpickle.dumps(call)
+    return content
 
 
 @pytest.fixture(scope="module")
-def reference():
+def reference() -> Iterator[Callable[..., Any]]:
     with subprocess.Popen([sys.executable, "-c", REFERENCE], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        stdin, stdout = process.stdin, process.stdout
+        assert stdin is not None
+        assert stdout is not None
 
-        def compute(function, *args, **kwargs):
-            pickle.dump(pickled((function, args, kwargs)), process.stdin)
-            process.stdin.flush()
-            return pickle.load(process.stdout)
+        def compute(function: Any, *args: Any, **kwargs: Any) -> Any:
+            pickle.dump(pickled((function, args, kwargs)), stdin)
+            stdin.flush()
+            return pickle.load(stdout)
 
         yield compute
-        process.stdin.close()
+        stdin.close()
 
 
 @pytest.fixture(scope="module")
-def clusters():
+def clusters() -> Iterator[dict[tuple[int, int], Client]]:
     with contextlib.ExitStack() as stack:
         yield {
             layout: stack.enter_context(Client(n_workers=layout[0], threads_per_worker=layout[1]))
@@ -267,7 +274,7 @@ def clusters():
 
 
 @st.composite
-def histories(draw):
+def histories(draw: st.DrawFn) -> list[tuple[str, int, int]]:
     """A few callables, and steps about them: what to do, and with which callable or change.
 
     Neighbours in the lists of a program often have something in common, so they are chosen together.
@@ -282,13 +289,18 @@ def histories(draw):
     return draw(st.lists(step, min_size=3, max_size=20))
 
 
-def plain(value):
+def plain(value: Any) -> Any:
     return type(value).__name__ if isinstance(value, Exception) else value
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(history=histories(), layout=st.sampled_from([(1, 1), (1, 1), (1, 4), (3, 1)]))
-def test_a_task_gets_what_its_call_was_and_nothing_of_other_tasks(history, layout, reference, clusters) -> None:
+def test_a_task_gets_what_its_call_was_and_nothing_of_other_tasks(
+    history: list[tuple[str, int, int]],
+    layout: tuple[int, int],
+    reference: Callable[..., Any],
+    clusters: dict[tuple[int, int], Client],
+) -> None:
     client = clusters[layout]
     program = Program()
     changes = program.changes()
@@ -313,12 +325,15 @@ def test_a_task_gets_what_its_call_was_and_nothing_of_other_tasks(history, layou
 
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(history=histories())
-def test_a_key_stays_while_nothing_changes_and_never_stands_for_two_behaviours(history, reference, clusters) -> None:
+def test_a_key_stays_while_nothing_changes_and_never_stands_for_two_behaviours(
+    history: list[tuple[str, int, int]], reference: Callable[..., Any], clusters: dict[tuple[int, int], Client]
+) -> None:
     client = clusters[1, 1]
     program = Program()
     changes = program.changes()
     callables = program.callables + program.of_classes
-    behaviours, last = {}, {}
+    behaviours: dict[tuple[int, str], Any] = {}
+    last: dict[int, str] = {}
     for what, number, _ in history:
         if what == "change":
             changes[number % len(changes)]()

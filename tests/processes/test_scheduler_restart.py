@@ -18,16 +18,16 @@ KINDS = ["--nanny", "--no-nanny"]
 WAITING = "The scheduler stopped; dropping all results and waiting "
 
 
-def names_of(client):
+def names_of(client: Client) -> list[str]:
     return sorted(info["name"] for info in client.scheduler_info()["workers"].values())
 
 
-def pids_of(client):
+def pids_of(client: Client) -> list[int]:
     return sorted(info["pid"] for info in client.scheduler_info()["workers"].values())
 
 
 @pytest.mark.parametrize("arguments", [["--death-timeout", "30"], ["--reconnect"], ["--on-scheduler-stop", "wait"]])
-def test_workers_that_are_told_to_wait_join_the_scheduler_that_follows(tmp_path: Path, arguments) -> None:
+def test_workers_that_are_told_to_wait_join_the_scheduler_that_follows(tmp_path: Path, arguments: list[str]) -> None:
     with open_site(tmp_path) as site:
         boss = site.scheduler()
         workers = [site.worker(boss.address, "--name", kind, kind, *arguments) for kind in KINDS]
@@ -81,7 +81,7 @@ def test_workers_that_wait_in_vain_end_with_status_3_in_time(tmp_path: Path) -> 
     "arguments",
     [[], ["--no-reconnect", "--death-timeout", "30"], ["--on-scheduler-stop=leave", "--death-timeout", "30"]],
 )
-def test_workers_that_are_not_to_wait_leave_with_the_scheduler(tmp_path: Path, arguments) -> None:
+def test_workers_that_are_not_to_wait_leave_with_the_scheduler(tmp_path: Path, arguments: list[str]) -> None:
     with open_site(tmp_path) as site:
         boss = site.scheduler()
         workers = [site.worker(boss.address, kind, *arguments) for kind in KINDS]

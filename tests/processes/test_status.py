@@ -13,7 +13,7 @@ from trio_dask import Client
 pytestmark = pytest.mark.slow
 
 
-def status(*arguments):
+def status(*arguments: str) -> tuple[int, str, list[str]]:
     """The exit status of the program, what it printed, and what it complained of."""
     with program("-m", "trio_dask", "status", *arguments) as running:
         ended = running.end()
@@ -68,6 +68,6 @@ def test_it_waits_for_a_scheduler_that_is_just_starting(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("arguments", [[], ["h:1", "--scheduler-file", "f"], ["h:port"], ["h:1", "--timeout", "soon"]])
-def test_wrong_usage_is_one_line_and_status_2(arguments) -> None:
+def test_wrong_usage_is_one_line_and_status_2(arguments: list[str]) -> None:
     ended, text, errors = status(*arguments)
     assert (ended, text, len(errors)) == (2, "", 1)

@@ -5,11 +5,13 @@ import logging
 import os
 import signal
 import time
+from contextlib import AbstractContextManager
+from typing import Any
 
 import pytest
 import trio
 
-from tests.processes.programs import environment, program, scheduler, until
+from tests.processes.programs import Program, environment, program, scheduler, until
 from trio_dask import AsyncClient, Client, KilledWorker, as_completed, wait
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
@@ -17,7 +19,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 NO_GPU = "no worker offers GPU=3 (1 worker: GPU=2)"
 
 
-def nannied(address, *options):
+def nannied(address: str, *options: str) -> AbstractContextManager[Program]:
     arguments = ("-m", "trio_dask", "worker", address, "--nthreads", "1", "--restart-backoff", "0.1s:0.2s")
     return program(*arguments, *options, env=environment(measured=False))
 
@@ -69,7 +71,7 @@ def test_every_timeout_says_why_and_after_a_while_client_and_scheduler_say_it_un
 def test_the_client_for_trio_says_the_same(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
 
-    async def main(address) -> None:
+    async def main(address: str) -> None:
         async with AsyncClient(address) as client:
             future = client.submit(abs, -1)
             sentence = "1 task waits: no worker is connected"
@@ -112,8 +114,8 @@ def test_a_worker_that_dies_by_itself_is_still_given_up() -> None:
         with nannied(address, "--max-restarts", "2") as launcher, Client(address) as client:
             killed = set()
 
-            def kill_the_next():
-                for pid in client.run(os.getpid).values():
+            def kill_the_next() -> Any:
+                for pid in (client.run(os.getpid) or {}).values():
                     if pid not in killed:
                         killed.add(pid)
                         os.kill(pid, signal.SIGKILL)

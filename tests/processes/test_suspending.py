@@ -8,7 +8,9 @@ import sys
 import textwrap
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -32,7 +34,7 @@ class Terminal:
     def __init__(self) -> None:
         pid, self._fd = pty.fork()
         if pid == 0:
-            os.execve(BASH, ["bash", "--norc", "-i"], environment())
+            os.execve(BASH or "bash", ["bash", "--norc", "-i"], environment())
         self.shell = psutil.Process(pid)
         self._output = b""
         self._reader = threading.Thread(target=self._read)
@@ -45,11 +47,11 @@ class Terminal:
         except OSError:  # how the end of a terminal is told
             pass
 
-    def type(self, keys) -> None:
+    def type(self, keys: bytes) -> None:
         os.write(self._fd, keys)
 
-    def wait_for(self, *texts) -> None:
-        until(lambda: all(text.encode() in self._output for text in texts), 20, texts)
+    def wait_for(self, *texts: str) -> None:
+        until(lambda: all(text.encode() in self._output for text in texts), 20, ", ".join(texts))
 
     def close(self) -> None:
         left = self.shell.children(recursive=True)
@@ -64,7 +66,7 @@ class Terminal:
 
 
 @pytest.fixture
-def terminal():
+def terminal() -> Iterator[Terminal]:
     if BASH is None:
         pytest.skip("there is no bash")
     terminal = Terminal()
@@ -72,15 +74,15 @@ def terminal():
     terminal.close()
 
 
-def are_stopped(processes):
+def are_stopped(processes: list[psutil.Process]) -> bool:
     return all(process.status() == psutil.STATUS_STOPPED for process in processes)
 
 
-def go_on(processes) -> bool:
+def go_on(processes: list[psutil.Process]) -> bool:
     return not any(process.status() == psutil.STATUS_STOPPED for process in processes)
 
 
-def stop_and_go_on(terminal, log, processes) -> None:
+def stop_and_go_on(terminal: Terminal, log: Path, processes: list[psutil.Process]) -> None:
     """Ctrl-Z, a look at what happens meanwhile, `fg`."""
     until(lambda: tasks.lines_of(log), 20, "tasks run")
     terminal.type(CTRL_Z)
@@ -93,7 +95,7 @@ def stop_and_go_on(terminal, log, processes) -> None:
     until(lambda: go_on(processes), 2, "all go on")
 
 
-def test_the_workers_of_a_launcher_stop_and_go_on_with_it(terminal, tmp_path: Path) -> None:
+def test_the_workers_of_a_launcher_stop_and_go_on_with_it(terminal: Terminal, tmp_path: Path) -> None:
     log = tmp_path / "log"
     with scheduler() as boss:
         address = boss.wait_for(r"Scheduler at: +(\S+)")
@@ -110,7 +112,7 @@ def test_the_workers_of_a_launcher_stop_and_go_on_with_it(terminal, tmp_path: Pa
         until(lambda: survivors([launcher, *workers], 0) == [], 10, "Ctrl-C ends what went on")
 
 
-def test_a_local_cluster_stops_and_goes_on_with_its_program(terminal, tmp_path: Path) -> None:
+def test_a_local_cluster_stops_and_goes_on_with_its_program(terminal: Terminal, tmp_path: Path) -> None:
     log, pids = tmp_path / "log", tmp_path / "pids"
     script = tmp_path / "script.py"
     script.write_text(
@@ -136,10 +138,10 @@ def test_a_local_cluster_stops_and_goes_on_with_its_program(terminal, tmp_path: 
 
 
 @pytest.mark.parametrize("guarded", [False, True])
-async def test_a_child_stops_with_what_it_has_started_and_goes_on(guarded) -> None:
+async def test_a_child_stops_with_what_it_has_started_and_goes_on(guarded: bool) -> None:
     spec = ChildSpec(name="child", program=children.well_behaved, settings={}, guarded=guarded)
 
-    async def start(task_status) -> None:
+    async def start(task_status: trio.TaskStatus[Any]) -> None:
         await run_child(spec, lambda child, report: task_status.started((child, report["started"])))
 
     async with trio.open_nursery() as nursery:

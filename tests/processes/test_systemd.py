@@ -7,8 +7,9 @@ import re
 import shlex
 import shutil
 import subprocess
-from configparser import ConfigParser
+from configparser import ConfigParser, SectionProxy
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,11 +24,12 @@ verify = pytest.mark.skipif(
 )
 
 
-def section(unit, name):
-    parser = ConfigParser()
+def section(unit: Path, name: str) -> SectionProxy:
+    parser: Any = ConfigParser()
     parser.optionxform = str
     parser.read_string(unit.read_text())
-    return parser[name]
+    found: SectionProxy = parser[name]
+    return found
 
 
 def test_there_is_a_unit_for_each_program() -> None:
@@ -35,14 +37,14 @@ def test_there_is_a_unit_for_each_program() -> None:
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)
-def test_the_documentation_shows_the_unit_as_it_is(unit) -> None:
+def test_the_documentation_shows_the_unit_as_it_is(unit: Path) -> None:
     blocks = re.findall(r"```ini\n(.*?)```", (REPOSITORY / "docs" / "operating.md").read_text(), re.DOTALL)
     assert unit.read_text() in blocks
 
 
 @verify
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)
-def test_systemd_finds_nothing_wrong_with_the_unit(unit, tmp_path: Path) -> None:
+def test_systemd_finds_nothing_wrong_with_the_unit(unit: Path, tmp_path: Path) -> None:
     program = tmp_path / unit.stem  # systemd looks whether there is such a program
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
@@ -67,7 +69,7 @@ def test_what_the_units_start_finds_each_other(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)
-def test_a_unit_starts_at_boot_after_the_network_for_a_user_and_again_after_every_end(unit) -> None:
+def test_a_unit_starts_at_boot_after_the_network_for_a_user_and_again_after_every_end(unit: Path) -> None:
     assert section(unit, "Unit")["After"] == section(unit, "Unit")["Wants"] == "network-online.target"
     assert section(unit, "Install")["WantedBy"] == "multi-user.target"
     service = section(unit, "Service")

@@ -71,7 +71,7 @@ def talk(address: str, data: bytes) -> None:
 
 def is_healthy(address: str) -> bool:
     with Client(address, timeout=10) as client:
-        return client.scheduler_info()["type"] == "Scheduler"
+        return bool(client.scheduler_info()["type"] == "Scheduler")
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(90)]
 
 
 @pytest.mark.parametrize("kind", ["--nanny", "--no-nanny"])
-def test_a_cluster_over_websockets_works_and_ends_in_good_order(tmp_path: Path, kind) -> None:
+def test_a_cluster_over_websockets_works_and_ends_in_good_order(tmp_path: Path, kind: str) -> None:
     with open_site(tmp_path) as site:
         scheduler = site.start("scheduler", "--host", "127.0.0.1", "--port", "0", "--protocol", "ws")
         address = scheduler.wait_for(r"Scheduler at:   (ws://127\.0\.0\.1:\d+)")

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trio_dask.errors import SerializationError
+from trio_dask.protocol import pickled_values
 from trio_dask.protocol.picklers import Buffer
 from trio_dask.protocol.pickling import dump_value, load_value, pickle_value, stream_value
 
@@ -68,6 +69,19 @@ def test_large_arrays_are_buffers_without_a_copy_and_writeable_from_bytearrays()
     loaded = load_value([frames[0], bytearray(frames[1])])["a"][0]
     loaded += 1
     np.testing.assert_array_equal(loaded, numbers + 1)
+
+
+def test_a_value_has_a_bounded_number_of_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pickled_values, "MAX_OUT_OF_BAND", 3)
+    monkeypatch.setattr(pickled_values, "MAX_PIECES", 4)
+    arrays = [np.full(1000, number) for number in range(9)]
+    texts = [bytes([number]) * MIB for number in range(9)]
+    frames = dump_value((arrays, texts))
+    assert len(frames) <= 1 + 3 + 4 + 2
+    assert sum(memoryview(frame).nbytes for frame in frames[1:]) == pickle_value((arrays, texts), 0).nbytes
+    loaded_arrays, loaded_texts = load_value(frames)
+    assert loaded_texts == texts
+    assert all(map(np.array_equal, arrays, loaded_arrays))
 
 
 def test_small_arrays_ride_inline_and_are_writeable() -> None:

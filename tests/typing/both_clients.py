@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import Any, assert_type
 
 from trio_dask import AsyncClient, AsyncFuture, Client, DoneAndNotDone, Future, LocalCluster, open_local_cluster, wait
-from trio_dask.client.rpc import AsyncRpc, Rpc
+from trio_dask.client.rpc_client import AsyncRpc, Rpc
 from trio_dask.deploy.local_cluster import AsyncLocalCluster
 
 

@@ -379,7 +379,7 @@ def test_a_slot_that_ignores_a_cancellation_is_missed_after_a_grace_and_welcomed
     driven.tell(run(1, "a"))
     taken = driven.take("a")
     driven.tell(CancelRuns((RunId(1),)))
-    assert driven.core.next_deadline() == 1.0
+    assert driven.core.slots.next_deadline() == 1.0
     driven.core.tick(0.9)
     assert driven.said() == []
     driven.core.tick(1.0)
@@ -387,7 +387,7 @@ def test_a_slot_that_ignores_a_cancellation_is_missed_after_a_grace_and_welcomed
     assert driven.said() == [Capacity(1)]
     driven.core.failed(taken, None, "late", 9.0)
     assert driven.said() == [Capacity(2)]
-    assert driven.core.next_deadline() == inf
+    assert driven.core.slots.next_deadline() == inf
     check_idle(driven.core)
 
 
@@ -413,7 +413,7 @@ def test_a_time_limit_counts_from_the_start_and_fails_the_run() -> None:
     taken = driven.take("a")
     driven.core.started([taken], 10.0)
     check(driven.core)
-    assert driven.core.next_deadline() == 13.0
+    assert driven.core.slots.next_deadline() == 13.0
     driven.core.tick(12.9)
     assert driven.said() == [Started((RunId(1),))]
     driven.core.tick(13.0)

@@ -118,12 +118,12 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def pause(self) -> None:
-        self.core.pause()
+        self.core.set_paused(True)
         assert not self.core.is_open
 
     @rule()
     def resume(self) -> None:
-        self.core.resume()
+        self.core.set_paused(False)
 
     @rule(reason=st.sampled_from(["signal", "lifetime"]))
     def drain(self, reason: str) -> None:
@@ -180,7 +180,7 @@ class Machine(RuleBasedStateMachine):
         if how in ("value", "absent") and keys:
             key = keys.pop(0)
             if how == "value":
-                expected = self.core.expects(number, key)
+                expected = self.core.fetches.expects(number, key)
                 assert self.core.fetched(number, key, 2) == expected
             else:
                 self.core.absent(number, key)
@@ -195,9 +195,9 @@ class Machine(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([0.1, 0.5, 2.0]))
     def pass_time(self, seconds: float) -> None:
         self.now += seconds
-        if self.core.next_deadline() <= self.now:
+        if self.core.slots.next_deadline() <= self.now:
             self.core.tick(self.now)
-        assert self.core.next_deadline() > self.now
+        assert self.core.slots.next_deadline() > self.now
 
     @precondition(lambda self: self.online)
     @rule()
@@ -265,7 +265,7 @@ class Machine(RuleBasedStateMachine):
         if self.online:
             assert self.capacity == self.core.capacity
         assert {number: run.key for number, run in self.core.runs.items()} == self.owed
-        acquiring = set(self.core.acquiring)
+        acquiring = set(self.core.fetches.acquiring)
         assert acquiring == set(self.to_acquire) if self.online else not acquiring
 
     def take_messages(self, messages: list[FromWorker]) -> None:

@@ -342,15 +342,15 @@ def test_a_paused_worker_hands_back_its_queue_and_takes_nothing_until_it_resumes
     driven = Driven(slots=2)
     driven.tell(run(1, "a"), run(2, "b"))
     taken = driven.take("a")
-    driven.core.pause()
-    driven.core.pause()
+    driven.core.set_paused(True)
+    driven.core.set_paused(True)
     assert driven.said() == [Capacity(0), RunsReturned((RunId(2),))]
     driven.tell(run(3, "c"), Acquire((("y", (THERE,)),)))
     assert driven.said() == [RunsReturned((RunId(3),)), NotAcquired(("y",))]
     assert driven.finish(taken)
     driven.core.take_effects()
-    driven.core.resume()
-    driven.core.resume()
+    driven.core.set_paused(False)
+    driven.core.set_paused(False)
     assert driven.said() == [Capacity(2)]
     driven.tell(run(4, "d"))
     driven.run_to_end("d")
@@ -360,17 +360,17 @@ def test_pauses_stuck_slots_and_draining_compose() -> None:
     driven = Driven(slots=2)
     driven.tell(run(1, "a"))
     taken = driven.take("a")
-    driven.core.pause()
+    driven.core.set_paused(True)
     driven.tell(CancelRuns((RunId(1),)))
     driven.core.tick(1.0)
     check(driven.core)
     assert driven.core.capacity == 0
-    driven.core.resume()
+    driven.core.set_paused(False)
     check(driven.core)
     assert driven.said()[-1] == Capacity(1)
     driven.core.drain_began("signal")
-    driven.core.pause()
-    driven.core.resume()
+    driven.core.set_paused(True)
+    driven.core.set_paused(False)
     driven.finish(taken)
     check(driven.core)
     driven.tell(run(2, "b"))
@@ -379,7 +379,7 @@ def test_pauses_stuck_slots_and_draining_compose() -> None:
 
 def test_a_pause_outlives_the_session() -> None:
     driven = Driven()
-    driven.core.pause()
+    driven.core.set_paused(True)
     driven.lose()
     assert driven.come_back() == [Capacity(0), Inventory((), ())]
     driven.lose()

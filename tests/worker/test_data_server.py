@@ -13,8 +13,10 @@ import pytest
 import trio
 
 from tests.worker.kit import PATIENCE_S, Ref, Session, ask, call, open_data, open_scheduler, open_worker, put
+from trio_dask.comm import data_channel
 from trio_dask.comm.transport import ConnectionLost
 from trio_dask.errors import RemoteError
+from trio_dask.protocol import pickled_values
 from trio_dask.protocol.messages import (
     Absent,
     CancelRuns,
@@ -30,6 +32,7 @@ from trio_dask.protocol.messages import (
     Value,
 )
 from trio_dask.protocol.pickling import dump_value, load_value
+from trio_dask.protocol.wire_constants import MAX_BUFFERS
 from trio_dask.worker.peer_channels import PeerChannels
 from trio_dask.worker.service import run_worker
 from trio_dask.worker.task_context import WorkerHandle
@@ -43,6 +46,12 @@ async def open_workers(**settings: Any) -> AsyncGenerator[tuple[Session, Session
             await nursery.start(run_worker, scheduler.settings)
         yield await scheduler.next_session(), await scheduler.next_session()
         nursery.cancel_scope.cancel()
+
+
+def pages(count: int) -> list[np.ndarray[Any, Any]]:
+    """Arrays that are just large enough to travel out of band."""
+    page = np.zeros(512)
+    return [page[:] for _ in range(count)]
 
 
 async def test_results_are_served_and_what_is_not_here_is_said_to_be_absent() -> None:
@@ -160,6 +169,19 @@ async def test_thousands_of_inputs_come_from_a_peer() -> None:
         where = {f"k{number}": [first.address] for number in range(count)}
         second.submit("sum", sum, [Ref(key) for key in where], holders=where)
         assert await second.result() == count * (count - 1) // 2
+
+
+async def test_a_value_of_more_buffers_than_a_message_may_have_comes_from_a_peer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert 2 + pickled_values.MAX_OUT_OF_BAND + pickled_values.MAX_PIECES < MAX_BUFFERS
+    monkeypatch.setattr(data_channel, "MAX_BUFFERS", 100)
+    monkeypatch.setattr(pickled_values, "MAX_OUT_OF_BAND", 48)
+    async with open_workers() as (first, second):
+        first.submit("many", pages, 110)
+        await first.hear(RunFinished)
+        second.submit("b", len, Ref("many"), holders={"many": [first.address]})
+        assert await second.result() == 110
 
 
 async def test_a_run_whose_input_is_nowhere_is_handed_back_with_the_address_that_failed() -> None:

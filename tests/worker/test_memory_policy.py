@@ -16,11 +16,10 @@ from trio_dask.worker.core.memory_policy import (
     MakeRoom,
     MemoryLimits,
     MemoryPolicy,
-    Pause,
     PauseRule,
     RemoveFiles,
-    Resume,
     RoomMade,
+    SetPaused,
 )
 
 MB = 10**6
@@ -144,9 +143,12 @@ def test_what_somebody_waits_for_counts_until_there_is_room(policy: MemoryPolicy
 
 def test_nothing_else_is_asked_for_before_work_has_ended_but_a_pause(policy: MemoryPolicy) -> None:
     assert policy.step(0, Figures(75 * MB, has_garbage=True)).actions != ()
-    assert policy.step(1, Figures(85 * MB, has_garbage=True)).actions == (Pause(is_news=True),)
+    assert policy.step(1, Figures(85 * MB, has_garbage=True)).actions == (SetPaused(True, is_news=True),)
     policy.work_ended(2, RoomMade(10 * MB), 0)
-    assert policy.step(2, Figures(50 * MB, has_garbage=True)).actions == (Resume(is_news=False), RemoveFiles())
+    assert policy.step(2, Figures(50 * MB, has_garbage=True)).actions == (
+        SetPaused(False, is_news=False),
+        RemoveFiles(),
+    )
     assert policy.step(2, Figures(50 * MB, has_garbage=True)).actions == ()
     policy.work_ended(3, None, 0)
     assert policy.step(3, Figures(50 * MB)).actions == ()
@@ -247,9 +249,9 @@ def test_a_worker_whatever_happens_makes_room_or_works_on(
         step = policy.step(now, figures)
         assert 0 < step.next_s <= memory_policy.MAX_IDLE_INTERVAL_S
         for action in step.actions:
-            if isinstance(action, Pause | Resume):
-                assert isinstance(action, Resume) == was_paused
-                was_paused = not was_paused
+            if isinstance(action, SetPaused):
+                assert action.paused != was_paused
+                was_paused = action.paused
             else:
                 assert isinstance(action, MakeRoom)
                 in_need = spillable > found.managed_low or process + wanted > min(found.process_low, found.pause_above)

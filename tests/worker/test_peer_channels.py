@@ -125,5 +125,5 @@ async def test_idle_channels_are_closed_after_a_while() -> None:
     kit.peers.close_idle(trio.current_time() + IDLE_S)
     assert kit.opened[0].aborted
     await kit.fetch("b")
-    kit.peers.close()
+    kit.peers.close_idle()
     assert [channel.aborted for channel in kit.opened] == [True, True]

@@ -22,7 +22,7 @@ from trio_dask.worker import spill_files
 from trio_dask.worker.memory_reservations import Reservations
 from trio_dask.worker.result_store import WORTH_A_FILE_BYTES, ResultStore
 from trio_dask.worker.spill_directory import SpillDirectory
-from trio_dask.worker.spill_files import SpillDisk
+from trio_dask.worker.spill_files import Output, SpillDisk
 
 PATIENCE_S = 10
 MB = 10**6
@@ -219,17 +219,17 @@ def test_what_is_read_while_it_is_written_stays_in_memory_and_has_its_file(
     spilling: ResultStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(spilling, "a")
-    writev = os.writev
+    write_piece = Output.write
 
-    def write(descriptor: int, buffers: list[Any]) -> int:
+    def write(output: Output, data: memoryview) -> int:
         assert spilling["a"][0] == 0
-        return writev(descriptor, buffers)
+        return write_piece(output, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "writev", write)
+        patch.setattr(Output, "write", write)
         assert spilling.spill(MB).nbytes == 0
     assert on_disk(spilling) == []
-    monkeypatch.delattr(os, "writev")  # the next time nothing needs to be written
+    monkeypatch.delattr(Output, "__init__")  # the next time nothing needs to be written
     assert spilling.spill(MB).nbytes == MB
 
 
@@ -237,13 +237,13 @@ def test_what_is_dropped_while_it_is_written_leaves_nothing(
     spilling: ResultStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(spilling, "a")
-    writev = os.writev
+    write_piece = Output.write
 
-    def write(descriptor: int, buffers: list[Any]) -> int:
+    def write(output: Output, data: memoryview) -> int:
         spilling.drop(["a"])
-        return writev(descriptor, buffers)
+        return write_piece(output, data)
 
-    monkeypatch.setattr(os, "writev", write)
+    monkeypatch.setattr(Output, "write", write)
     assert spilling.spill(MB) == (0, "")
     assert spilling.has_garbage
     spilling.remove_garbage()
@@ -349,7 +349,7 @@ def test_on_a_full_disk_everything_stays_readable(spilling: ResultStore, monkeyp
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "writev", full)
+        patch.setattr(Output, "write", full)
         nbytes, problem = spilling.spill(2 * MB)
     assert nbytes == 0
     assert "No space left on device" in problem

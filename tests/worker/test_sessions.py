@@ -308,7 +308,7 @@ async def test_nothing_that_is_under_way_holds_up_the_end(
             await channel.receive()
             await channel.send(Fetch(("x",)))
         else:
-            engines[0].pause()
+            engines[0].set_paused(True)
         await trio.testing.wait_all_tasks_blocked()
         session.connection.abort()
         lost = trio.current_time()

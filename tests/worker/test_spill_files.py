@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import tracemalloc
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from trio_dask.errors import SpillError, UnavailableError
 from trio_dask.protocol.pickling import dump_value, load_value
 from trio_dask.worker import spill_files
 from trio_dask.worker.spill_directory import SpillDirectory, check_base, remove_leftovers
-from trio_dask.worker.spill_files import SpillDisk, SpilledFile
+from trio_dask.worker.spill_files import Output, SpillDisk, SpilledFile
 
 
 @pytest.fixture
@@ -38,15 +39,17 @@ frame_sizes = st.lists(
 
 
 @given(
-    sizes=frame_sizes, piece=st.sampled_from([64, 1000, spill_files.PIECE_BYTES]), buffers=st.sampled_from([1, 3, 256])
+    sizes=frame_sizes,
+    piece=st.sampled_from([64, 1000, spill_files.PIECE_BYTES]),
+    gathered=st.sampled_from([1, 100, 256]),
 )
 @settings(max_examples=60, deadline=None)
 def test_frames_come_back_as_they_were(
-    tmp_path_factory: pytest.TempPathFactory, sizes: list[int], piece: int, buffers: int
+    tmp_path_factory: pytest.TempPathFactory, sizes: list[int], piece: int, gathered: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(spill_files, "PIECE_BYTES", piece)
-        patch.setattr(spill_files, "PIECE_BUFFERS", buffers)
+        patch.setattr(spill_files, "GATHERED_BYTES", gathered)
         disk = SpillDisk(SpillDirectory(str(tmp_path_factory.mktemp("spill"))))
         frames = [os.urandom(size) for size in sizes]
         file = disk.write(frames)
@@ -122,12 +125,12 @@ class FullDisk:
         self.left = nbytes
         self.code = code
 
-    def writev(self, descriptor: int, buffers: list[Any]) -> int:
+    def write(self, output: FileIO, data: memoryview) -> int:
         if not self.left:
             raise OSError(self.code, os.strerror(self.code))
-        data = b"".join(buffers)[: self.left]
-        self.left -= len(data)
-        return os.write(descriptor, data)
+        part = data[: self.left]
+        self.left -= len(part)
+        return FileIO.write(output, part)
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EDQUOT])
@@ -135,7 +138,8 @@ def test_a_full_or_broken_disk_is_named_and_keeps_no_half_of_a_file(
     disk: SpillDisk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(os, "writev", FullDisk(100_000, code).writev)
+        full = FullDisk(100_000, code)
+        patch.setattr(Output, "write", lambda output, data: full.write(output, data))
         with pytest.raises(SpillError, match=os.strerror(code)) as caught:
             disk.write([bytes(300_000)])
     assert str(tmp_path) in str(caught.value)
@@ -195,18 +199,20 @@ def test_after_the_end_nothing_is_written_and_what_is_mapped_stays(tmp_path: Pat
 def test_a_write_that_is_under_way_at_the_end_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     disk = SpillDisk(SpillDirectory(str(tmp_path)))
     monkeypatch.setattr(spill_files, "PIECE_BYTES", 1000)
-    writev, calls = os.writev, 0
+    monkeypatch.setattr(spill_files, "GATHERED_BYTES", 10)
+    write_piece, written = Output.write, 0
 
-    def write(descriptor: int, buffers: list[Any]) -> int:
-        nonlocal calls
-        calls += 1
+    def write(output: Output, data: memoryview) -> int:
+        nonlocal written
+        count = write_piece(output, data)
+        written += count
         disk.close()
-        return writev(descriptor, buffers)
+        return count
 
-    monkeypatch.setattr(os, "writev", write)
+    monkeypatch.setattr(Output, "write", write)
     with pytest.raises(SpillError, match="leaving"):
         disk.write([bytes(100_000)])
-    assert calls == 1
+    assert written == 1000
     assert list(tmp_path.iterdir()) == []
 
 
@@ -228,10 +234,10 @@ def test_a_value_is_written_while_it_is_pickled_and_is_what_its_frames_would_be(
 def test_a_disk_that_fills_up_while_a_value_is_pickled_is_named_and_no_fault_of_the_value(
     disk: SpillDisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def write(descriptor: int, buffers: list[Any]) -> int:
+    def write(output: Output, data: memoryview) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(os, "writev", write)
+    monkeypatch.setattr(Output, "write", write)
     with pytest.raises(SpillError, match="No space left"):
         disk.write_value([bytes([n]) * 10_000 for n in range(255)], 2_550_000)
     assert disk.used_bytes == 0
@@ -241,10 +247,10 @@ def test_a_disk_that_fills_up_while_a_value_is_pickled_is_named_and_no_fault_of_
 def test_a_disk_that_fails_before_a_value_is_pickled_is_named_and_no_fault_of_the_value(
     disk: SpillDisk, monkeypatch: pytest.MonkeyPatch, value: object
 ) -> None:
-    def truncate(descriptor: int, size: int) -> None:
+    def truncate(output: Output, size: int | None = None) -> int:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(os, "ftruncate", truncate)
+    monkeypatch.setattr(Output, "truncate", truncate)
     with pytest.raises(SpillError, match="Input/output error"):
         disk.write_value(value, 2_550_000)
     assert disk.used_bytes == 0

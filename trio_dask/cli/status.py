@@ -66,7 +66,7 @@ async def _ask(address: str | None, file: str | None, timeout_s: float) -> dict[
     """The scheduler's overview. It may just be starting, so this tries again until the time is up."""
     import trio
 
-    from trio_dask.client.rpc import rpc
+    from trio_dask.client.rpc_client import rpc
     from trio_dask.scheduler_file import find_scheduler
 
     deadline = trio.current_time() + timeout_s

@@ -1,4 +1,4 @@
-"""Waiting for many futures: `wait` for some or all of them, `as_completed` for one after the other."""
+"""`as_completed`: wait for many futures, and take one after the other."""
 
 from __future__ import annotations
 
@@ -11,19 +11,14 @@ from weakref import WeakMethod
 
 import trio
 
-from trio_dask.client.call_forms import Timeout, blocking
+from trio_dask.client.call_forms import Timeout
 from trio_dask.client.core.key_state import TERMINAL, Frames, KeyState
 from trio_dask.client.engine import Engine
 from trio_dask.client.futures import BaseFuture
 from trio_dask.client.nested_futures import futures_given
 from trio_dask.client.task_errors import no_value
-from trio_dask.client.wait import ALL_COMPLETED, FIRST_COMPLETED, DoneAndNotDone, were_not_done
-from trio_dask.client.wait import wait as definition_of_wait
+from trio_dask.client.wait import were_not_done
 from trio_dask.client.wait_signals import Signal, ThreadSignal, TrioSignal, as_seconds, limit, refuse_in_event_loop
-
-__all__ = ["ALL_COMPLETED", "FIRST_COMPLETED", "DoneAndNotDone", "as_completed", "wait"]
-
-wait = blocking(definition_of_wait)
 
 
 class _Completed(NamedTuple):
@@ -96,8 +91,7 @@ class as_completed:
                 if not waiting:
                     new.append(future.state)
                 waiting.append(future)
-        watch = engine.watch_values if self._with_results else engine.watch
-        watch(new, self._watcher)
+        engine.watch(new, self._watcher, values=self._with_results)
 
     def count(self) -> int:
         """How many futures are still to be yielded."""
@@ -154,8 +148,8 @@ class as_completed:
                 raise StopIteration
             try:
                 in_time = engine.block(signal, self._left_s())
-            except BaseException:
-                del self  # a traceback of Ctrl-C may be kept for long, and would keep the futures, and so their tasks
+            except BaseException:  # a traceback of Ctrl-C may be kept for long, and would keep the futures
+                del self
                 raise
             if not in_time:
                 raise self._too_late(engine)

@@ -6,7 +6,6 @@ import os
 from collections.abc import AsyncGenerator, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
-from types import TracebackType
 from typing import Any, Final
 
 import trio
@@ -17,8 +16,8 @@ from trio_dask.client.client_base import BaseClient
 from trio_dask.client.engine import Engine
 from trio_dask.client.futures import AsyncFuture
 from trio_dask.client.open_engine import address_of, engine_for, settings_for
-from trio_dask.client.operation_forms import AsyncOperations
-from trio_dask.client.wait import wait
+from trio_dask.client.operations import AsyncOperations
+from trio_dask.client.wait import wait_async
 from trio_dask.client.wait_signals import require_trio
 from trio_dask.comm.captured_error import CapturedError
 from trio_dask.errors import UsageError
@@ -38,21 +37,11 @@ class AsyncClient(AsyncOperations, BaseClient[AsyncFuture]):
     A cancel scope around `await future` ends the waiting; the task goes on until it is cancelled itself, or its last
     future is gone.
 
-    A lost link is a delay: the client dials again for up to `timeout`, futures stay valid, calls wait. If another
-    scheduler answers then, or the first one says goodbye or cannot be reached in time, all futures and waiting calls
-    fail at once with `SchedulerLost`, and stay so. The client itself goes on: what is asked next is asked of the
-    scheduler that is there by then; if need be it is dialled for up to `timeout` again.
-
-    Args:
-      address: of the scheduler, such as "tcp://host:8786" or "host", or a cluster; else the environment variable
-        `DASK_SCHEDULER_ADDRESS` names it.
-      scheduler_file: instead of an address, the file that the scheduler writes; it is waited for.
-      timeout: for connecting, at first and again, in seconds or as a text such as "30s".
-      name: how this client is called in the scheduler's answers and logs.
+    The arguments are those of `Client`, and a lost connection is the same delay. It starts no cluster: without an
+    address, a scheduler file and `DASK_SCHEDULER_ADDRESS` it raises `UsageError`.
 
     Raises, when it is entered:
-      NoScheduler: none could be reached within `timeout`; the message says why. It is an `OSError`.
-      RefusedError: the scheduler refuses this client, for example for its version of Python.
+      NoScheduler, RefusedError: as `Client` does.
       RuntimeError: this thread does not run Trio (a notebook, for example, runs asyncio: use `Client` there).
     """
 
@@ -87,10 +76,8 @@ class AsyncClient(AsyncOperations, BaseClient[AsyncFuture]):
         require_trio("AsyncClient")
         return self._block.__aenter__()
 
-    def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> Coroutine[Any, Any, bool | None]:
-        return self._block.__aexit__(kind, error, traceback)
+    def __aexit__(self, *error: Any) -> Coroutine[Any, Any, bool | None]:
+        return self._block.__aexit__(*error)
 
     @asynccontextmanager
     async def _host(self) -> AsyncGenerator[AsyncClient]:
@@ -101,9 +88,9 @@ class AsyncClient(AsyncOperations, BaseClient[AsyncFuture]):
         body = CapturedError()
         async with trio.open_nursery() as nursery:
             with body:
-                await nursery.start(partial(self._engine.serve, outlive_cancellation=True))
+                await nursery.start(partial(self.engine.serve, outlive_cancellation=True))
                 yield self
-            self._engine.stop()
+            self.engine.stop()
             nursery.cancel_scope.deadline = trio.current_time() + LONGEST_FAREWELL_S
             nursery.cancel_scope.shield = True
         body.raise_it()
@@ -118,8 +105,8 @@ class AsyncClient(AsyncOperations, BaseClient[AsyncFuture]):
         if self._is_view:
             await trio.lowlevel.checkpoint()
             return
-        self._engine.stop()
-        await self._engine.wait_stopped()
+        self.engine.stop()
+        await self.engine.wait_stopped()
 
     close = aclose
 
@@ -127,7 +114,7 @@ class AsyncClient(AsyncOperations, BaseClient[AsyncFuture]):
     get = awaitable(BaseClient[AsyncFuture]._get)
     scatter = awaitable(BaseClient[AsyncFuture]._scatter)
     shutdown = awaitable(BaseClient[AsyncFuture]._shutdown)
-    wait = staticmethod(awaitable(wait))
+    wait = staticmethod(wait_async)
 
     def as_completed(
         self,

@@ -5,7 +5,7 @@ A definition prepares the call, and returns what to wait for:
     def gather(client: BaseClient[Any], futures: Any) -> Waiting[Any]:
         \"""The results of futures.\"""
         ...
-        return ForValues(client.engine, states, finish)
+        return ForKeys(client.engine, states, waiter, finish, futures)
 
     class Client(...):       gather = blocking(definitions.gather)
     class AsyncClient(...):  gather = awaitable(definitions.gather)
@@ -20,6 +20,7 @@ import datetime
 import inspect
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
 from types import FunctionType
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeAlias, TypeVar, cast
@@ -28,7 +29,14 @@ import trio
 
 from trio_dask.client.core.key_state import KeyState
 from trio_dask.client.engine import Engine
-from trio_dask.client.wait_signals import ValueReader, as_seconds, limit, refuse_in_event_loop, require_trio
+from trio_dask.client.wait_signals import (
+    SettleWaiter,
+    ValueReader,
+    as_seconds,
+    limit,
+    refuse_in_event_loop,
+    require_trio,
+)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -40,138 +48,75 @@ Timeout: TypeAlias = float | str | datetime.timedelta | None
 
 
 class Waiting(Protocol[R_co]):
-    """What a call waits for, and what it returns then."""
+    """What a call waits for and what it returns then: `block` in this thread, `wait` in this Trio task."""
 
-    def block(self) -> R_co:
-        """Wait in this thread."""
-        ...
-
-    async def wait(self) -> R_co:
-        """Wait in this Trio task."""
-        ...
+    def block(self) -> R_co: ...
+    async def wait(self) -> R_co: ...
 
 
+@dataclass(slots=True, eq=False)
 class Done(Generic[R]):
     """Nothing to wait for."""
 
-    __slots__ = ("_value",)
-
-    def __init__(self, value: R) -> None:
-        self._value = value
+    value: R
 
     def block(self) -> R:
-        return self._value
+        return self.value
 
     async def wait(self) -> R:
         require_trio("awaiting this", "the blocking calls of Client")
         await trio.lowlevel.checkpoint()
-        return self._value
+        return self.value
 
 
-class ForValues(Generic[R]):
-    """The values of keys; `finish` gets what was read, or None if the time was up before.
+@dataclass(slots=True, eq=False)
+class ForKeys(Generic[R]):
+    """Keys: `waiter` is called for each, then `finish`, which is told whether the time sufficed.
 
-    With `on_failure` the first key without a value ends the waiting. `futures` are kept alive meanwhile: with its last
-    future a task would be released.
+    `futures` are kept alive meanwhile: with its last future a task would be released. `refusal` says why a thread must
+    not wait for these, if it must not.
     """
 
-    __slots__ = ("_engine", "_finish", "_futures", "_on_failure", "_states", "_timeout")
-
-    def __init__(
-        self,
-        engine: Engine,
-        states: Sequence[KeyState],
-        finish: Callable[[ValueReader | None], R],
-        *,
-        futures: object,
-        on_failure: bool = True,
-        timeout: Timeout = None,
-    ) -> None:
-        self._engine = engine
-        self._states = states
-        self._finish = finish
-        self._futures = futures
-        self._on_failure = on_failure
-        self._timeout = timeout
+    engine: Engine
+    states: Sequence[KeyState]
+    waiter: SettleWaiter | ValueReader
+    finish: Callable[[bool], R]
+    futures: object
+    timeout: Timeout = None
+    refusal: str = ""
 
     def block(self) -> R:
+        if self.refusal:
+            raise TypeError(self.refusal)
         try:
-            reading = self._engine.read(self._states, as_seconds(self._timeout), on_failure=self._on_failure)
-        except BaseException:
-            del self  # a traceback of Ctrl-C may be kept for long, and would keep the futures, and so their tasks
+            in_time = self.engine.wait_for(self.states, self.waiter, as_seconds(self.timeout))
+        except BaseException:  # a traceback of Ctrl-C may be kept for long, and would keep the futures and their tasks
+            del self
             raise
-        return self._finish(reading)
+        return self.finish(in_time)
 
     async def wait(self) -> R:
-        reading: ValueReader | None = None
-        with limit(self._timeout) if self._timeout is not None else nullcontext():
-            reading = await self._engine.read_async(self._states, on_failure=self._on_failure)
-        return self._finish(reading)
+        with limit(self.timeout) if self.timeout is not None else nullcontext() as scope:
+            await self.engine.wait_for_async(self.states, self.waiter)
+        return self.finish(scope is None or not scope.cancelled_caught)
 
 
-class ForStates(Generic[R]):
-    """That `count` of these keys have settled; `finish` is told whether they have, or the time was up before.
-
-    `refusal` says why a thread must not wait for them, if it must not. `futures` as for `ForValues`.
-    """
-
-    __slots__ = ("_count", "_engine", "_finish", "_futures", "_refusal", "_states", "_timeout")
-
-    def __init__(
-        self,
-        engine: Engine,
-        states: Sequence[KeyState],
-        finish: Callable[[bool], R],
-        *,
-        futures: object,
-        count: int = 1,
-        timeout: Timeout = None,
-        refusal: str = "",
-    ) -> None:
-        self._engine = engine
-        self._states = states
-        self._finish = finish
-        self._futures = futures
-        self._count = count
-        self._timeout = timeout
-        self._refusal = refusal
-
-    def block(self) -> R:
-        if self._refusal:
-            raise TypeError(self._refusal)
-        try:
-            settled = self._engine.wait_settled(self._states, self._count, as_seconds(self._timeout))
-        except BaseException:
-            del self  # as in `ForValues`
-            raise
-        return self._finish(settled)
-
-    async def wait(self) -> R:
-        with limit(self._timeout) as scope:
-            await self._engine.wait_settled_async(self._states, self._count)
-        return self._finish(not scope.cancelled_caught)
-
-
+@dataclass(slots=True, eq=False)
 class ForCall(Generic[R]):
     """The outcome of an async function in the engine's loop. Raises `TimeoutError`, and what the function raises."""
 
-    __slots__ = ("_engine", "_function", "_timeout", "_what")
-
-    def __init__(
-        self, engine: Engine, function: Callable[[], Awaitable[R]], *, timeout: Timeout = None, what: str = "it"
-    ) -> None:
-        self._engine = engine
-        self._function = function
-        self._timeout = timeout
-        self._what = what
+    engine: Engine
+    function: Callable[[], Awaitable[R]]
+    timeout: Timeout = None
+    what: str = "it"
 
     def block(self) -> R:
-        return self._engine.call(self._function, timeout_s=as_seconds(self._timeout))
+        return self.engine.call(self.function, timeout_s=as_seconds(self.timeout))
 
     async def wait(self) -> R:
-        with limit(self._timeout):
-            return await self._engine.call_async(self._function)
-        raise TimeoutError(f"{self._what} was not done within {self._timeout} s")
+        with limit(self.timeout):
+            return await self.engine.call_async(self.function)
+        raise TimeoutError(f"{self.what} was not done within {self.timeout} s")
 
 
 class HasEngine(Protocol):
@@ -209,8 +154,8 @@ def blocking(definition: Callable[P, Waiting[R]], *, waits_if: str = "") -> Call
             del args, kwargs
             try:
                 return waiting.block()
-            except BaseException:
-                del waiting  # as in `ForValues`
+            except BaseException:  # as in `ForKeys`
+                del waiting
                 raise
 
         return described_by(definition, call, name)
@@ -233,7 +178,7 @@ def awaitable(definition: Callable[P, Waiting[R]]) -> Callable[P, Coroutine[Any,
 def remade(make: Callable[[str], Form], name: str) -> Form:
     """The form, which can be made again under the name of another class."""
     form = make(name)
-    form.make_form = make  # type: ignore[attr-defined]
+    form.make_form = make  # type: ignore[attr-defined] # read back by `CallForms`
     return form
 
 

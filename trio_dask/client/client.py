@@ -7,20 +7,19 @@ import os
 import weakref
 from contextlib import AbstractContextManager
 from functools import partial
-from types import TracebackType
 from typing import Any
 from weakref import WeakSet
 
 import trio
 
 from trio_dask.client import default_clients, orphaned_clusters
-from trio_dask.client.call_forms import blocking
+from trio_dask.client.call_forms import Timeout, blocking
 from trio_dask.client.client_base import BaseClient
 from trio_dask.client.engine import Engine
-from trio_dask.client.futures import Future, Timeout
+from trio_dask.client.futures import Future
 from trio_dask.client.loop_thread import CallbackThread, EngineThread
 from trio_dask.client.open_engine import address_of, engine_for, home_of, settings_for
-from trio_dask.client.operation_forms import BlockingOperations
+from trio_dask.client.operations import BlockingOperations
 from trio_dask.client.wait_signals import as_seconds, refuse_in_event_loop
 from trio_dask.errors import UsageError
 from trio_dask.hooks import hooks
@@ -45,18 +44,18 @@ class Client(BlockingOperations, BaseClient[Future]):
     One that started a cluster and was replaced as the default one ends its cluster once no reference to it, or to a
     future of it, is left.
 
-    A lost link is a delay: the client dials again for up to `timeout`, futures stay valid, calls wait. If another
-    scheduler answers then, or the first one says goodbye or cannot be reached in time, all futures and waiting calls
-    fail at once with `SchedulerLost`, and stay so. The client itself goes on: what is asked next is asked of the
-    scheduler that is there by then; if need be it is dialled for up to `timeout` again.
+    A lost connection is a delay: the client dials for up to `timeout`; futures stay valid, and calls wait. If another
+    scheduler answers, or the first one says goodbye or cannot be reached in time, all futures and waiting calls fail
+    at once with `SchedulerLost`. The client goes on: its next request goes to the scheduler that answers by then, and
+    makes the client dial for up to `timeout` again if none does.
 
     Args:
-      address: of the scheduler, such as "tcp://host:8786" or "host", or a cluster. Without one the environment variable
-        `DASK_SCHEDULER_ADDRESS` counts; without that either, the client starts a `LocalCluster` of its own.
+      address: of the scheduler, such as "tcp://host:8786" or "host", or a cluster. By default that in the environment
+        variable `DASK_SCHEDULER_ADDRESS`; without that, the client starts a `LocalCluster` of its own.
       timeout: for connecting, at first and again, in seconds or as a text such as "30s".
       set_as_default: whether `get_client` and unpickled futures may use this client.
-      scheduler_file: instead of an address, the file that the scheduler writes; it is waited for.
-      name: how this client is called in the scheduler's answers and logs.
+      scheduler_file: instead of an address, the file that the scheduler writes; the client waits for it.
+      name: of this client in the scheduler's answers and logs.
       **options: for the `LocalCluster` of its own, such as `n_workers` and `threads_per_worker`.
 
     Raises:
@@ -96,7 +95,7 @@ class Client(BlockingOperations, BaseClient[Future]):
             raise TypeError(f"Client() got an unexpected argument {min(options)!r}; there is a cluster already")
         try:
             self._open(engine_for(settings), home_of(settings), name)
-        except BaseException:
+        except BaseException:  # Ctrl-C as well: the cluster that was started must not stay
             self._close_cluster()
             raise
         if set_as_default:
@@ -123,7 +122,7 @@ class Client(BlockingOperations, BaseClient[Future]):
         """Another client is the default one now: close this one's cluster with the last reference to this one."""
         if self._replaced is None:
             close = partial(_close_parts, self._thread, self._callbacks, self.cluster)
-            self._replaced = orphaned_clusters.close_when_unreachable(self, self._engine, close)
+            self._replaced = orphaned_clusters.close_when_unreachable(self, self.engine, close)
 
     @classmethod
     def without_waiting(cls, address: str, timeout: Timeout = None) -> Client:
@@ -140,13 +139,11 @@ class Client(BlockingOperations, BaseClient[Future]):
     def __enter__(self) -> Client:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<Client {self.name}: {self.status}, scheduler {self._engine.address}>"
+        return f"<Client {self.name}: {self.status}, scheduler {self.engine.address}>"
 
     def close(self, timeout: Timeout = None) -> None:
         """Release everything, say goodbye, and end the cluster if it is the client's own. Idempotent.

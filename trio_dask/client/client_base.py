@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from itertools import groupby, islice
-from typing import TYPE_CHECKING, Any, Generic, Literal, SupportsFloat, TypeVar, cast
+from itertools import groupby, islice, repeat
+from typing import TYPE_CHECKING, Any, Generic, Literal, SupportsFloat, TypeVar
 
-from trio_dask.client.call_forms import CallForms, Done, ForCall, ForValues, Timeout, Waiting
+from trio_dask.client.call_forms import CallForms, Done, ForCall, ForKeys, Timeout, Waiting
 from trio_dask.client.core.key_state import KeyState
 from trio_dask.client.core.outbox import NO_EXTRA, Content, Row
-from trio_dask.client.dask_graphs import Constant, GraphTask, Plan, flat_keys, key_to_str, plan, shaped_like
+from trio_dask.client.dask_graphs import Constant, Plan, flat_keys, key_to_str, plan, shaped_like
 from trio_dask.client.engine import Engine
 from trio_dask.client.forked_clients import bind_to_process
 from trio_dask.client.futures import BaseFuture, states_of
-from trio_dask.client.name_checks import checked_text
 from trio_dask.client.nested_futures import (
     futures_given,
     futures_in,
@@ -31,6 +31,7 @@ from trio_dask.client.task_options import Options, Workers, drop_ignored_options
 from trio_dask.client.wait_signals import ValueReader
 from trio_dask.errors import DataLost, UsageError
 from trio_dask.ids import Key
+from trio_dask.parsing import checked_text
 from trio_dask.protocol.pickling import PickledFunction, call_token, pickle_call, pickle_function
 from trio_dask.unsupported_names import CLIENT, unsupported_error
 
@@ -41,6 +42,7 @@ FIRST_CHUNK = 256
 LARGEST_CHUNK = 4096
 LARGE_KWARGS_BYTES = 1024
 MOST_SHOWN = 5
+NOT_CALLABLE = "the first argument must be callable, not {}"
 
 
 class BaseClient(CallForms, Generic[F]):
@@ -48,7 +50,8 @@ class BaseClient(CallForms, Generic[F]):
 
     def __init__(self, engine: Engine, future_type: Callable[[Engine, KeyState], F], name: str | None) -> None:
         bind_to_process(engine)
-        self._engine = engine
+        self.engine = engine
+        """What drives this client."""
         self._future = future_type
         self.id: str = engine.incarnation
         self.name = name or f"client-{self.id[:8]}"
@@ -59,17 +62,12 @@ class BaseClient(CallForms, Generic[F]):
             raise unsupported_error(type(self).__name__, name, CLIENT)
 
     @property
-    def engine(self) -> Engine:
-        """What drives this client."""
-        return self._engine
-
-    @property
     def status(self) -> str:
-        """connecting (also after a lost link), running, lost (its scheduler is gone; the next use tries again), closed.
+        """connecting (also after a lost connection), running, lost (its scheduler is gone; the next use dials), closed.
 
         Or forked: it belongs to the process from which this one was forked.
         """
-        return self._engine.status
+        return self.engine.status
 
     # ------------------------------------------------------------------------------------------------ submitting
 
@@ -118,7 +116,9 @@ class BaseClient(CallForms, Generic[F]):
         """
         if actor or actors:
             raise UsageError("actors are not supported")
-        function = pickle_function(_callable(func))
+        if not callable(func):
+            raise TypeError(NOT_CALLABLE.format(type(func).__name__))
+        function = pickle_function(func)
         plain = workers is None and resources is None and time_limit is None
         if plain and not (retries or priority or allow_other_workers):
             extra = NO_EXTRA
@@ -144,7 +144,7 @@ class BaseClient(CallForms, Generic[F]):
             name = self._fresh_key(function.name)
         blobs = function.blobs + call.blobs
         row = Row(name, call.call, call.dependencies, tuple([digest for digest, _ in blobs]) if blobs else (), token)
-        engine = self._engine
+        engine = self.engine
         return self._future(engine, engine.submit(function, (row,), blobs, extra)[0])
 
     @unambiguous
@@ -182,7 +182,9 @@ class BaseClient(CallForms, Generic[F]):
                     f"map() calls the function on each element of an iterable, and {iterable!r:.60} is none; "
                     "for one call use submit()"
                 )
-        func, kwargs = _with_large_kwargs(_callable(func), kwargs)
+        if not callable(func):
+            raise TypeError(NOT_CALLABLE.format(type(func).__name__))
+        func, kwargs = _with_large_kwargs(func, kwargs)
         function = pickle_function(func)
         options: Options = {
             "workers": workers,
@@ -201,58 +203,53 @@ class BaseClient(CallForms, Generic[F]):
             if not _is_iterable(key):
                 raise UsageError(f"key is the beginning of all keys, a text, or a list of keys, not {key!r:.60}")
             keys = iter(key)
-        calls = zip(*iterables, strict=False)
+        arguments = zip(*iterables, strict=False)
         futures: list[F] = []
-        engine, future = self._engine, self._future
+        engine, future = self.engine, self._future
         if batch_size is not None:
             batch_size = whole_number("batch_size", batch_size, 0, 2**31)
         size = batch_size or FIRST_CHUNK
-        while batch := list(islice(calls, size)):
+        while batch := list(islice(arguments, size)):
+            names: Iterable[Key | None] = repeat(None, len(batch))
             if keys is not None:
-                rows, contents = self._named_rows(function, batch, kwargs, keys)
-            else:
-                rows, contents = self._rows(function, prefix, batch, kwargs, pure=pure is not False)
+                names = [key_to_str(name) for name in islice(keys, len(batch))]
+                if len(names) < len(batch):
+                    raise UsageError("map() was given fewer keys than calls")
+            calls = zip(names, batch, strict=True)
+            rows, contents = self._rows(function, calls, kwargs, prefix, pure=pure is not False)
             futures += [future(engine, state) for state in engine.submit(function, rows, contents, extra)]
             size = batch_size or min(2 * size, LARGEST_CHUNK)
         return futures
 
     def _rows(
-        self, function: PickledFunction, prefix: str, batch: list[Any], kwargs: dict[str, Any], *, pure: bool
+        self,
+        function: PickledFunction,
+        calls: Iterable[tuple[Key | None, tuple[Any, ...]]],
+        kwargs: dict[str, Any],
+        prefix: str = "",
+        *,
+        pure: bool = True,
     ) -> tuple[list[Row], list[Content]]:
-        rows: list[Row] = []
-        contents: list[Content] = []
-        function_token = function.token
-        contents += function.blobs
-        always = tuple([digest for digest, _ in function.blobs])
-        for args in batch:
-            call = pickle_call(args, kwargs)
-            token = call_token(function_token, args, kwargs, call).hex() if pure else ""
-            key = f"{prefix}-{token}" if token else self._fresh_key(prefix)
-            if call.blobs:
-                contents += call.blobs
-                rows.append(Row(key, call.call, call.dependencies, (*always, *[digest for digest, _ in call.blobs])))
-            else:
-                rows.append(Row(key, call.call, call.dependencies, always))
-        return rows, contents
-
-    def _named_rows(
-        self, function: PickledFunction, batch: list[Any], kwargs: dict[str, Any], keys: Iterator[Hashable]
-    ) -> tuple[list[Row], list[Content]]:
-        names = list(islice(keys, len(batch)))
-        if len(names) < len(batch):
-            raise UsageError("map() was given fewer keys than calls")
+        """Calls of one function, each after its key or None, as rows; and the blobs that they need."""
         rows: list[Row] = []
         contents: list[Content] = list(function.blobs)
-        for name, args in zip(names, batch, strict=True):
+        function_token = function.token
+        function_blobs = tuple([digest for digest, _ in function.blobs])
+        for key, args in calls:
             call = pickle_call(args, kwargs)
-            token = call_token(function.token, args, kwargs, call)
-            contents += call.blobs
-            digests = tuple([digest for digest, _ in (*function.blobs, *call.blobs)])
-            rows.append(Row(key_to_str(name), call.call, call.dependencies, digests, token))
+            blobs = function_blobs
+            if call.blobs:
+                contents += call.blobs
+                blobs = (*blobs, *[digest for digest, _ in call.blobs])
+            token = call_token(function_token, args, kwargs, call) if pure or key is not None else b""
+            if key is None:
+                key = f"{prefix}-{token.hex()}" if token else self._fresh_key(prefix)
+                token = b""
+            rows.append(Row(key, call.call, call.dependencies, blobs, token))
         return rows, contents
 
     def _fresh_key(self, name: str) -> Key:
-        return f"{name}-{self.id}-{next(self._engine.serial):x}"
+        return f"{name}-{self.id}-{next(self.engine.serial):x}"
 
     # ------------------------------------------------------------------------------------------------ graphs
 
@@ -271,35 +268,24 @@ class BaseClient(CallForms, Generic[F]):
         try:
             for _, tasks in groupby(made.tasks, lambda task: id(task.function)):
                 while batch := list(islice(tasks, LARGEST_CHUNK)):
-                    for state in self._submit_graph_tasks(batch, extra):
+                    function = pickle_function(batch[0].function)
+                    rows, contents = self._rows(function, [(key, args) for key, _, args in batch], {})
+                    for state in self.engine.submit(function, rows, contents, extra):
                         if state.key in wanted:
-                            futures[state.key] = self._future(self._engine, state)
+                            futures[state.key] = self._future(self.engine, state)
                         else:
                             inner.append(state)
         finally:
-            self._engine.release(inner)
+            self.engine.release(inner)
         foreign = [key for key, found in made.outputs.items() if found is None]
-        for key, state in zip(foreign, self._engine.adopt([key_to_str(key) for key in foreign]), strict=True):
-            futures[key_to_str(key)] = self._future(self._engine, state)
+        for key, state in zip(foreign, self.engine.adopt([key_to_str(key) for key in foreign]), strict=True):
+            futures[key_to_str(key)] = self._future(self.engine, state)
         return {
             key: found.value
             if isinstance(found, Constant)
             else futures[key_to_str(key) if found is None else found.key]
             for key, found in made.outputs.items()
         }
-
-    def _submit_graph_tasks(self, tasks: list[GraphTask], extra: Mapping[str, Any]) -> list[KeyState]:
-        """Submit tasks that call one function."""
-        function = pickle_function(tasks[0].function)
-        rows: list[Row] = []
-        contents: list[Content] = list(function.blobs)
-        for key, _, args in tasks:
-            call = pickle_call(args, {})
-            token = call_token(function.token, args, {}, call)
-            contents += call.blobs
-            digests = tuple([digest for digest, _ in (*function.blobs, *call.blobs)])
-            rows.append(Row(key, call.call, call.dependencies, digests, token))
-        return self._engine.submit(function, rows, contents, extra)
 
     def _refuse_unknown(self, graph: Mapping[Any, Any], found: Mapping[Hashable, Any]) -> None:
         """Raise for a key that exists nowhere: neither in the graph nor at the scheduler.
@@ -327,14 +313,15 @@ class BaseClient(CallForms, Generic[F]):
         """
         skip = leaves_out_failures(errors)
         futures = materialize(futures)
-        engine = self._engine
+        engine = self.engine
         states = own_states(engine, list(futures_in(futures)))
 
-        def finish(reading: ValueReader | None) -> Any:
-            assert reading is not None
-            return with_values(futures, values_of(engine, reading, states, skip=skip))
+        reader = ValueReader(len(states), stops_early=not skip)
 
-        return ForValues(engine, states, finish, futures=futures, on_failure=not skip)
+        def finish(_: bool) -> Any:
+            return with_values(futures, values_of(engine, reader, states, skip=skip))
+
+        return ForKeys(engine, states, reader, finish, futures)
 
     def _get(self, dsk: Mapping[Any, Any], keys: Any, *, sync: bool = True, **options: Any) -> Waiting[Any]:
         """Compute keys of a plain graph (a dict of tasks), and return their values in the shape of `keys`.
@@ -346,19 +333,19 @@ class BaseClient(CallForms, Generic[F]):
         found = self._submit_graph(dsk, flat_keys(keys), drop_ignored_options(options))
         if not sync:
             return Done(shaped_like(keys, found))
-        engine = self._engine
+        engine = self.engine
         states = own_states(engine, list(futures_in(found)))
+        reader = ValueReader(len(states), stops_early=True)
 
-        def finish(reading: ValueReader | None) -> Any:
-            assert reading is not None
+        def finish(_: bool) -> Any:
             try:
-                values = with_values(found, values_of(engine, reading, states, skip=False))
+                values = with_values(found, values_of(engine, reader, states, skip=False))
             except DataLost:
                 self._refuse_unknown(dsk, found)
                 raise
             return shaped_like(keys, values)
 
-        return ForValues(engine, states, finish, futures=found)
+        return ForKeys(engine, states, reader, finish, found)
 
     def _scatter(
         self,
@@ -378,7 +365,7 @@ class BaseClient(CallForms, Generic[F]):
         data = materialize(data)
         items = scatter_items(data, hashed=hash)
         futures = self._expected(items)
-        engine, states = self._engine, [future.state for future in futures]
+        engine, states = self.engine, [future.state for future in futures]
 
         async def put() -> Any:
             await put_all(engine, items, states, workers, broadcast)
@@ -390,13 +377,13 @@ class BaseClient(CallForms, Generic[F]):
 
     def _shutdown(self) -> Waiting[None]:
         """End the cluster, scheduler and workers, and close this client."""
-        self._engine.shutdown()
+        self.engine.shutdown()
         return _ForClose(self)
 
     def _expected(self, items: Sequence[ScatterItem]) -> list[F]:
         """Futures for values that this client is about to put onto workers."""
-        states = self._engine.adopt([item.key for item in items], submitted=False)
-        return [self._future(self._engine, state) for state in states]
+        states = self.engine.adopt([item.key for item in items], submitted=False)
+        return [self._future(self.engine, state) for state in states]
 
     def cancel(
         self,
@@ -410,38 +397,32 @@ class BaseClient(CallForms, Generic[F]):
 
         With `force` they stop even then. The futures are cancelled at once.
         """
-        self._engine.cancel(states_of(futures_given(futures, "cancel()")), force=force, text=msg or reason or "")
+        self.engine.cancel(states_of(futures_given(futures, "cancel()")), force=force, text=msg or reason or "")
 
     def retry(self, futures: Any, asynchronous: object = None) -> None:
         """Run erred tasks again, beginning with the task that caused the failure."""
-        self._engine.retry(states_of(futures_given(futures, "retry()")))
+        self.engine.retry(states_of(futures_given(futures, "retry()")))
 
     def detach(self, futures: Any) -> None:
         """Have these tasks finish even if no client wants their results any more (`fire_and_forget`)."""
-        self._engine.detach(states_of(futures_given(futures, "detach()")))
+        self.engine.detach(states_of(futures_given(futures, "detach()")))
 
     def future(self, key: Hashable) -> F:
         """A future for the task of this key, which another client may have submitted."""
-        return self._future(self._engine, self._engine.adopt([key_to_str(key)])[0])
+        return self._future(self.engine, self.engine.adopt([key_to_str(key)])[0])
 
 
+@dataclass
 class _ForClose:
     """The end of a client."""
 
-    def __init__(self, client: Any) -> None:
-        self._client = client
+    client: Any
 
     def block(self) -> None:
-        self._client.close()
+        self.client.close()
 
     async def wait(self) -> None:
-        await self._client.close()
-
-
-def _callable(func: Any) -> Callable[..., Any]:
-    if not callable(func):
-        raise TypeError(f"the first argument must be callable, not {type(func).__name__}")
-    return cast("Callable[..., Any]", func)
+        await self.client.close()
 
 
 def _is_iterable(value: Any) -> bool:

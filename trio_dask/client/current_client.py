@@ -9,21 +9,13 @@ from typing import Any
 import trio
 
 from trio_dask.client.async_client import AsyncClient
+from trio_dask.client.call_forms import Timeout
 from trio_dask.client.client import Client
-from trio_dask.client.default_clients import NO_CLIENT, current, default_client, usable
-from trio_dask.client.futures import BaseFuture, Timeout
+from trio_dask.client.default_clients import NO_CLIENT, current, usable
+from trio_dask.client.futures import BaseFuture
 from trio_dask.client.nested_futures import futures_given, futures_in, materialize
 from trio_dask.errors import FutureCancelledError
 from trio_dask.hooks import hooks
-
-__all__ = [
-    "default_client",
-    "find_client",
-    "fire_and_forget",
-    "futures_of",
-    "get_client",
-    "worker_client",
-]
 
 
 def get_client(address: str | None = None, timeout: Timeout = None, resolve_address: bool = True) -> Any:
@@ -94,6 +86,6 @@ def futures_of(obj: Any, client: Client | None = None) -> list[BaseFuture]:
 
 
 def fire_and_forget(obj: Any) -> None:
-    """Have these tasks (futures, nested in whatever) finish even if nobody keeps their futures."""
+    """Have these tasks (futures, perhaps nested) finish even if the program keeps no future of them."""
     for future in futures_given(obj, "fire_and_forget()"):
         future.engine.detach([future.state])

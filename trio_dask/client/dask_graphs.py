@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias, TypeGuard
 
-from trio_dask.client.name_checks import checked_text
 from trio_dask.errors import UsageError
 from trio_dask.ids import Key
+from trio_dask.parsing import checked_text
 from trio_dask.protocol.picklers import KeyReference
 
 INLINED: Final = frozenset({int, float, complex, bool, str, type(None)})
@@ -152,7 +152,7 @@ def _is_list(value: object) -> TypeGuard[list[Any]]:
 
 
 def _is_task(value: Any) -> TypeGuard[tuple[Any, ...]]:
-    return type(value) is tuple and bool(value) and callable(value[0])  # pyright: ignore[reportUnknownArgumentType]
+    return type(value) is tuple and bool(value) and callable(value[0])  # pyright: ignore[reportUnknownArgumentType] - of any kind
 
 
 def _find_needs(value: Any, graph: Mapping[Any, Any], needs: list[Hashable]) -> None:

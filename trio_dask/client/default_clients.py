@@ -25,7 +25,7 @@ _lock = threading.Lock()
 _open: list[weakref.ref[Client]] = []
 """Clients that were opened as default ones, the newest last."""
 _kept: dict[Client, None] = {}
-"""Those of them that stay though nobody else refers to them."""
+"""Those of them that stay open without other references to them."""
 _chosen: ContextVar[Client | None] = ContextVar("trio_dask current client", default=None)
 
 
@@ -37,7 +37,7 @@ def remember(client: Client) -> None:
 
 
 def hold_weakly(client: Client) -> None:
-    """This one was replaced: it is a default one for as long as somebody refers to it."""
+    """Another client replaced this one: it stays a default one as long as the program refers to it."""
     with _lock:
         _kept.pop(client, None)
 

@@ -1,8 +1,8 @@
-"""What clients and futures talk to: one core, its link with a scheduler, and those who wait for it.
+"""What clients and futures talk to: one core, its link with a scheduler, and the callers that wait for results.
 
-The core stands under one lock that is never held across anything that waits. A caller changes the core and leaves;
-`Outgoing` sends what was put into it. What arrives is handled a batch at a time by `Link`, in the loop, and wakes
-whoever waits for it. docs/design/client.md says which thread does what.
+One lock guards the core, and no thread holds it while it waits. A caller changes the core and leaves; `Outgoing` sends
+the resulting messages. `Link` handles arriving messages in the loop, a batch at a time, and wakes the callers that wait
+for them. docs/design/client.md says which thread does what.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from trio_dask.client.worker_channels import Channel, WorkerChannels
 from trio_dask.errors import KeyConflict
 from trio_dask.hooks import hooks
 from trio_dask.ids import Incarnation, Key
-from trio_dask.protocol.messages import Message, Query, Restart
+from trio_dask.protocol.messages import Message, Query
 from trio_dask.protocol.pickling import PickledFunction, load_value
 
 _P = ParamSpec("_P")
@@ -43,9 +43,9 @@ def _no_client() -> None:
 
 
 class Engine:
-    """Everything that can be asked of one client. Safe from any thread, where nothing else is said.
+    """All that one client can do. Safe from any thread, unless a docstring says otherwise.
 
-    Its parts do the work: `call`, `run_soon`, `drop`, `serve` and others are theirs.
+    `call`, `run_soon`, `drop`, `serve` and others are methods of its parts.
     """
 
     def __init__(
@@ -111,8 +111,6 @@ class Engine:
         """Return once `serve` has ended. For the loop's own thread."""
         await self.link.wait_stopped()
 
-    # ------------------------------------------------------------------------------------------------ wishes
-
     def submit(
         self, function: PickledFunction, rows: Iterable[Row], contents: Iterable[Content], extra: Mapping[str, Any]
     ) -> list[KeyState]:
@@ -139,7 +137,7 @@ class Engine:
         return states
 
     def adopt(self, keys: Iterable[Key], *, submitted: bool = True) -> list[KeyState]:
-        """Futures for keys that this client did not submit: others did, or it is about to put the values on workers."""
+        """Futures for keys that another client submitted, or (not `submitted`) for values about to go onto workers."""
         with self.shared.lock:
             self.check_open()
             states = self.core.want(keys) if submitted else self.core.expect(keys)
@@ -147,7 +145,7 @@ class Engine:
         return states
 
     def cancel(self, states: Iterable[KeyState], *, force: bool, text: str) -> None:
-        """Give these up."""
+        """Cancel these."""
         self._change(self.core.cancel, states, force, text)
 
     def release(self, states: Iterable[KeyState]) -> None:
@@ -182,80 +180,49 @@ class Engine:
     def _run_callback(self, callback: Callable[[], object], _: KeyState) -> None:
         self.run_callback(callback)
 
-    # ------------------------------------------------------------------------------------------------ waiting
+    def watch(self, states: Iterable[KeyState], waiter: Callable[..., None], *, values: bool) -> None:
+        """Have `waiter` called once for each of these, under the lock, now or later.
 
-    def watch(self, states: Iterable[KeyState], waiter: Waiter) -> None:
-        """Have `waiter` called once for each of these, when it is not pending: under the lock, now or later."""
+        It is a `Waiter`, or a `Reader` of `values`.
+        """
         with self.shared.lock:
-            wait = self.core.wait
+            watch: Callable[[KeyState, Callable[..., None]], None] = self.core.read if values else self.core.wait
             for state in states:
-                wait(state, waiter)
-        self._outgoing.flush_or_wake()
-
-    def watch_values(self, states: Iterable[KeyState], reader: Reader) -> None:
-        """Have `reader` called once for each of these, with its value or without one: under the lock, now or later."""
-        with self.shared.lock:
-            read = self.core.read
-            for state in states:
-                read(state, reader)
+                watch(state, waiter)
         self._outgoing.flush_or_wake()
 
     def unwatch(self, states: Iterable[KeyState], waiter: Waiter | Reader) -> None:
-        """Call this waiter or reader no more."""
+        """Stop calling this waiter or reader."""
         with self.shared.lock:
             for state in states:
                 self.core.abandon(state, waiter)
 
-    def wait_settled(self, states: Sequence[KeyState], count: int, timeout_s: float | None) -> bool:
-        """Block until `count` of these have settled; False if the time was up before."""
-        signal = ThreadSignal()
-        waiter = SettleWaiter(signal, count, len(states))
-        self.watch(states, waiter)
+    def wait_for(self, states: Sequence[KeyState], waiter: SettleWaiter | ValueReader, timeout_s: float | None) -> bool:
+        """Block until `waiter` has been called for enough of these; False if the time was up before."""
+        waiter.signal = signal = ThreadSignal()
+        if not states:
+            signal.set()
+        self.watch(states, waiter, values=type(waiter) is ValueReader)
         try:
             return self.block(signal, timeout_s)
         finally:
-            if waiter.is_left:
+            if waiter.left:
                 self.unwatch(states, waiter)
 
-    async def wait_settled_async(self, states: Sequence[KeyState], count: int) -> None:
-        """Wait until `count` of these have settled."""
-        signal = TrioSignal()
-        waiter = SettleWaiter(signal, count, len(states))
-        self.watch(states, waiter)
+    async def wait_for_async(self, states: Sequence[KeyState], waiter: SettleWaiter | ValueReader) -> None:
+        """Wait until `waiter` has been called for enough of these."""
+        waiter.signal = signal = TrioSignal()
+        if not states:
+            signal.set()
+        self.watch(states, waiter, values=type(waiter) is ValueReader)
         try:
             await self.wait_async(signal)
         finally:
-            if waiter.is_left:
+            if waiter.left:
                 self.unwatch(states, waiter)
-
-    def read(self, states: Sequence[KeyState], timeout_s: float | None, *, on_failure: bool) -> ValueReader | None:
-        """Block until the values of these are here; None if the time was up before.
-
-        With `on_failure` the first key that has none ends it.
-        """
-        signal = ThreadSignal()
-        reader = ValueReader(signal, len(states), on_failure=on_failure)
-        self.watch_values(states, reader)
-        try:
-            return reader if self.block(signal, timeout_s) else None
-        finally:
-            if reader.is_left:
-                self.unwatch(states, reader)
-
-    async def read_async(self, states: Sequence[KeyState], *, on_failure: bool) -> ValueReader:
-        """Wait until the values of these are here; with `on_failure` the first key that has none ends it."""
-        signal = TrioSignal()
-        reader = ValueReader(signal, len(states), on_failure=on_failure)
-        self.watch_values(states, reader)
-        try:
-            await self.wait_async(signal)
-        finally:
-            if reader.is_left:
-                self.unwatch(states, reader)
-        return reader
 
     def block(self, signal: ThreadSignal, timeout_s: float | None) -> bool:
-        """Wait for results; False if the time was up before. A task that waits leaves its slot to others meanwhile."""
+        """Wait for results; False if the time was up before. A task gives its slot to others while it waits."""
         self._outgoing.has_waited = True
         if signal.is_set or hooks.tasks is None:
             return signal.wait(timeout_s)
@@ -271,7 +238,7 @@ class Engine:
                 await signal.wait()
 
     def too_late(self, text: str, states: Iterable[KeyState]) -> TimeoutError:
-        """The time is up, which the text says; with the reason, if these wait for a worker that is not there."""
+        """An error with this text, and the reason if some of these wait for a worker that is not there."""
         stuck = self.core.stuck.why(states)
         return TimeoutError(f"{text}; {stuck}" if stuck else text)
 
@@ -283,17 +250,13 @@ class Engine:
         finally:
             loading.reset(before)
 
-    # ------------------------------------------------------------------------------------------------ asking
-
     async def ask(self, what: str, arguments: Iterable[str] = ()) -> Any:
         """Put a question to the scheduler and return its answer. From any Trio loop."""
         return await self.request(Query, what, tuple(arguments))
 
-    async def restart(self) -> Any:
-        """Have the cluster begin afresh; returns when it has. Every future is cancelled at once."""
-        with self.shared.lock:
-            self.core.cancel_all("the cluster was restarted")
-        return await self.request(Restart)
+    def cancel_all(self, text: str) -> None:
+        """Cancel every future of this client."""
+        self._change(self.core.cancel_all, text)
 
     async def request(self, kind: Callable[Concatenate[int, _P], Message], *args: _P.args, **kwargs: _P.kwargs) -> Any:
         """Send a message that asks for a reply (its number comes first), and return the reply. From any Trio loop."""

@@ -18,7 +18,7 @@ Lock = AbstractContextManager[object]
 
 
 async def fetch(request: FetchRequest, channels: WorkerChannels, core: ClientCore, lock: Lock) -> None:
-    """Carry out one request; if the worker fails, the core hears of each key that is left."""
+    """Carry out one request; if the worker fails, report each remaining key to the core."""
     address, states = request
     left = deque(states)
     reason, is_silent = "", False

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from types import TracebackType
 from typing import NoReturn
 from weakref import WeakSet
 
@@ -57,9 +56,7 @@ class _RefusingLock:
     def __enter__(self) -> NoReturn:
         raise self._phase.error()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         pass
 
 

@@ -8,26 +8,15 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from trio_dask.client.call_forms import (
-    CallForms,
-    Done,
-    ForStates,
-    ForValues,
-    Timeout,
-    Waiting,
-    awaitable,
-    blocking,
-)
+from trio_dask.client.call_forms import CallForms, Done, ForKeys, Timeout, Waiting, awaitable, blocking
 from trio_dask.client.core.key_state import KeyState, Status
 from trio_dask.client.engine import Engine, loading
 from trio_dask.client.task_errors import exception_of, no_value
-from trio_dask.client.wait_signals import ValueReader
+from trio_dask.client.wait_signals import SettleWaiter, ValueReader
 from trio_dask.hooks import hooks
 from trio_dask.ids import Key
 from trio_dask.protocol.pickling import KeyReference
 from trio_dask.unsupported_names import FUTURE, UnsupportedName
-
-__all__ = ["AsyncFuture", "BaseFuture", "Future", "Timeout", "states_of"]
 
 _T = TypeVar("_T")
 
@@ -39,16 +28,18 @@ class BaseFuture(CallForms, KeyReference):
     anywhere inside any object. Pickled otherwise, it becomes a future of the client it arrives at.
     """
 
-    __slots__ = ("__weakref__", "_engine", "_state", "key")
+    __slots__ = ("__weakref__", "engine", "key", "state")
 
     def __init__(self, engine: Engine, state: KeyState) -> None:
-        self._engine = engine
-        self._state = state
+        self.engine = engine
+        """What drives the client that this future belongs to."""
+        self.state = state
+        """What that client knows of the key."""
         self.key: Key = state.key
 
     def __del__(self) -> None:
         try:
-            self._engine.drop(self._state)
+            self.engine.drop(self.state)
         except AttributeError:
             pass  # `__init__` was interrupted
 
@@ -60,27 +51,17 @@ class BaseFuture(CallForms, KeyReference):
     @property
     def status(self) -> Status:
         """pending, finished, error, cancelled or lost."""
-        return self._state.status
-
-    @property
-    def engine(self) -> Engine:
-        """What drives the client that this future belongs to."""
-        return self._engine
-
-    @property
-    def state(self) -> KeyState:
-        """What that client knows of the key."""
-        return self._state
+        return self.state.status
 
     @property
     def client(self) -> Any:
         """The client that this future belongs to."""
-        return self._engine.client
+        return self.engine.client
 
     @property
     def type(self) -> type[Any] | str | None:
         """The type of the result, or its name where the type is not loaded here; None until the result exists."""
-        name = self._state.type_name
+        name = self.state.type_name
         if not name:
             return None
         module, _, attribute = name.rpartition(".")
@@ -89,32 +70,32 @@ class BaseFuture(CallForms, KeyReference):
 
     def done(self) -> bool:
         """Whether it has ended: with a result, with an error, or cancelled."""
-        return self._state.status != "pending"
+        return self.state.status != "pending"
 
     def cancelled(self) -> bool:
         """Whether it was cancelled."""
-        return self._state.status == "cancelled"
+        return self.state.status == "cancelled"
 
     def cancel(self, reason: str = "", msg: str | None = None, *, force: bool = False) -> None:
         """Give up the task, and stop it unless another client wants it; with `force`, even then."""
-        self._engine.cancel([self._state], force=force, text=msg or reason)
+        self.engine.cancel([self.state], force=force, text=msg or reason)
 
     def retry(self) -> None:
         """Run the task again if it has erred."""
-        self._engine.retry([self._state])
+        self.engine.retry([self.state])
 
     def release(self) -> None:
         """Release the result now, not when this object is collected. After that, only `key` can be asked for."""
-        state = self._state
-        self._state = _released(state)
-        self._engine.drop(state)
+        state = self.state
+        self.state = _released(state)
+        self.engine.drop(state)
 
     def add_done_callback(self, fn: Callable[[Any], object]) -> None:
         """Call `fn` with this future when it is done, or soon if it is.
 
         The calls of one blocking client come from one thread of their own, those of an `AsyncClient` from its loop.
         """
-        self._engine.call_when_done(self._state, partial(fn, self))
+        self.engine.call_when_done(self.state, partial(fn, self))
 
     def __await__(self) -> Generator[Any, None, Any]:
         return _result(self).wait().__await__()
@@ -123,7 +104,7 @@ class BaseFuture(CallForms, KeyReference):
         return _arrive, (self.key,)
 
     def __repr__(self) -> str:
-        state = self._state
+        state = self.state
         kind = f", type: {state.type_name}" if state.type_name else ""
         return f"<{type(self).__name__}: {state.status}{kind}, key: {self.key}>"
 
@@ -142,15 +123,17 @@ def _result(future: BaseFuture, timeout: Timeout = None) -> Waiting[Any]:
     if value is not None and state.status == "finished":
         return Done(engine.load((value,)))
 
-    def finish(reading: ValueReader | None) -> Any:
-        if reading is None:
+    reader = ValueReader(1, stops_early=True)
+
+    def finish(in_time: bool) -> Any:
+        if not in_time:
             raise engine.too_late(f"{state.key!r} gave no result within {timeout} s; it is {state.status}", [state])
-        frames = reading.frames.get(state)
+        frames = reader.frames.get(state)
         if frames is None:
-            raise no_value(state, reading.reasons.get(state, ""))
+            raise no_value(state, reader.reasons.get(state, ""))
         return engine.load(frames)
 
-    return ForValues(engine, [state], finish, futures=future, timeout=timeout)
+    return ForKeys(engine, (state,), reader, finish, future, timeout)
 
 
 def _exception(future: BaseFuture, timeout: Timeout = None) -> Waiting[BaseException | None]:
@@ -171,12 +154,12 @@ def _traceback(future: BaseFuture, timeout: Timeout = None) -> Waiting[Traceback
 def _once_done(future: BaseFuture, timeout: Timeout, found: Callable[[KeyState], _T]) -> Waiting[_T]:
     engine, state = future.engine, future.state
 
-    def finish(settled: bool) -> _T:
-        if not settled:
+    def finish(in_time: bool) -> _T:
+        if not in_time:
             raise engine.too_late(f"{state.key!r} was not done within {timeout} s", [state])
         return found(state)
 
-    return ForStates(engine, [state], finish, futures=future, timeout=timeout)
+    return ForKeys(engine, (state,), SettleWaiter(1, 1), finish, future, timeout)
 
 
 class Future(BaseFuture):

@@ -1,7 +1,7 @@
 """The task that keeps a client connected with its scheduler.
 
-A lost connection is dialled again, while callers wait. When the scheduler is lost, all who wait hear it at once, and
-nobody is dialled until the next request; then the client dials for as long as it did when it began.
+After a lost connection it dials again, while callers wait. When the scheduler is lost, all waiting calls fail at once,
+and it does not dial until the next request; then it dials for as long as it did at the start.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ MESSAGES_AT_ONCE: Final = 1000
 
 
 class _Loss(NamedTuple):
-    """Why a connection ended; `is_final` if there is no use in looking for the same scheduler again."""
+    """Why a connection ended; `is_final` if dialling the same scheduler again is of no use."""
 
     text: str
     is_final: bool
@@ -80,11 +80,11 @@ class Link:
     async def serve(
         self, *, outlive_cancellation: bool = False, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Connect, and stay until `stop`. A lost scheduler does not end it: whoever asks hears of the loss.
+        """Connect, and stay until `stop`. A lost scheduler does not end it: later calls raise the loss.
 
         With `outlive_cancellation`, once it is connected, only `stop` ends it.
 
-        Raises `NoScheduler` or `RefusedError`, before it is connected only.
+        Raises `NoScheduler` or `RefusedError`, only before it is connected.
         """
         self.attach()
         block = CapturedError()
@@ -121,8 +121,6 @@ class Link:
                 return await function(*args)
         return None
 
-    # ------------------------------------------------------------------------------------------ from link to link
-
     async def _stay_connected(self, first: Connection, started: Callable[[], None]) -> None:
         connection: Connection | None = first
         try:
@@ -147,7 +145,7 @@ class Link:
             await self._take_leave(None)  # noqa: ASYNC102 - it shields itself, with a limit
 
     def _begin(self, connection: Connection) -> Connected | _Loss:
-        """Go on with this connection, if the scheduler says what can be."""
+        """Go on with this connection, unless the welcome of its scheduler is impossible."""
         welcome = connection.hello
         try:
             with self._shared.lock:
@@ -167,9 +165,9 @@ class Link:
                     self._take(batch)
         except (OSError, trio.BrokenResourceError) as error:
             return _Loss(f"the scheduler is lost: {str(error) or type(error).__name__}", False)
-        except ProtocolError as error:  # it would say the same again
+        except ProtocolError as error:  # the scheduler would send the same again
             return _Loss(f"the scheduler is lost: {error}", True)
-        except Exception as error:  # a bug of ours must end in errors for those who wait, not in silence
+        except Exception as error:  # a bug of ours must raise errors in the waiting calls, not leave them waiting
             phase.fail(error)
         if phase.failure:
             return _Loss(f"the scheduler is lost: the client failed: {phase.failure}", True)
@@ -210,8 +208,6 @@ class Link:
             self._shared.core.end_session(Ended(lost=True, text=text))
             self._shared.phase = Lost(trio.Event())
 
-    # ------------------------------------------------------------------------------------------ the end
-
     async def _take_leave(self, connection: Connection | None) -> None:
         """End the client's calls, send what is left, and say goodbye."""
         with trio.move_on_after(self._grace_s, shield=True):
@@ -232,7 +228,7 @@ class Link:
 
 
 def _announce_nothing() -> None:
-    """Only the first connection is announced."""
+    """In the place of `task_status.started`, after the first connection."""
 
 
 def _handled(details: Mapping[str, Any]) -> int | None:

@@ -1,4 +1,4 @@
-"""The Trio loop that an engine runs in, for everybody else: calls into it, and what becomes of them."""
+"""Calls from other threads into the Trio loop of an engine, and their outcomes."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def log_failure(callback: Callable[[], object]) -> None:
     """Call a user's callback; what it raises is logged and goes no further."""
     try:
         callback()
-    except Exception:  # it must not take down whoever calls it
+    except Exception:  # an error of the user's callback must not end our thread or loop
         _logger.exception("a callback of a future failed")
 
 
 class _Call(Generic[_T]):
-    """An async function that runs in the loop for a caller elsewhere, or for nobody."""
+    """An async function that runs in the loop, for a caller in another thread or in the background."""
 
     def __init__(self, function: Callable[..., Awaitable[_T]], args: tuple[Any, ...], signal: Signal | None) -> None:
         self.scope = trio.CancelScope()
@@ -38,7 +38,7 @@ class _Call(Generic[_T]):
         self._error: Exception | None = None
 
     async def run(self) -> None:
-        """Run it, and tell the caller that it has ended; without one, the log hears of an error."""
+        """Run it, and wake the caller; an error that has no caller is logged."""
         try:
             with self.scope:
                 self._result.append(await self._function(*self._args))
@@ -82,8 +82,6 @@ class LoopCalls:
         self._scope = trio.CancelScope()
         self._ended = trio.Event()
 
-    # ------------------------------------------------------------------------------------------ the loop itself
-
     def attach(self) -> None:
         """Belong to the loop that runs here: from now on calls can be made."""
         self.thread = threading.get_ident()
@@ -118,8 +116,6 @@ class LoopCalls:
         for call in early:
             call.fail(error)
 
-    # ------------------------------------------------------------------------------------------ calls
-
     def call(self, function: Callable[[*_Ts], Awaitable[_T]], *args: *_Ts, timeout_s: float | None = None) -> _T:
         """Run an async function in the loop and block for its outcome; interrupted, it is cancelled there.
 
@@ -149,7 +145,7 @@ class LoopCalls:
         try:
             self._start_soon(call)
             await signal.wait()
-        except BaseException:
+        except BaseException:  # cancelled here, so it is cancelled in the loop too
             self.run_soon(call.scope.cancel)
             raise
         return call.unwrap()

@@ -71,7 +71,7 @@ class EngineThread:
                     trio.run(self._main)
                 else:
                     trio.from_thread.run(self._main, trio_token=self._home)
-            except Exception as error:  # `start` raises it; from here it would only end the thread, unheard
+            except Exception as error:  # `start` raises it; otherwise it would only end this thread
                 self._fail(error)
             finally:
                 self._attached.set()
@@ -82,7 +82,7 @@ class EngineThread:
         self._attached.set()
         try:
             await self._engine.serve(task_status=self)
-        except Exception as error:  # not left to Trio: its runner would keep it, and with it the caller of `start`
+        except Exception as error:  # Trio's runner would keep it alive, and with it the caller of `start`
             self._fail(error)
 
     def _fail(self, error: Exception) -> None:

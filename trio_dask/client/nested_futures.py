@@ -92,12 +92,11 @@ def own_states(engine: Engine, futures: list[BaseFuture]) -> list[KeyState]:
     return list(dict.fromkeys(states))
 
 
-def values_of(engine: Engine, reading: ValueReader, states: list[KeyState], *, skip: bool) -> dict[KeyState, Any]:
+def values_of(engine: Engine, reader: ValueReader, states: list[KeyState], *, skip: bool) -> dict[KeyState, Any]:
     """The values that were read; with `skip` those that failed are left out, else the first of them is raised."""
-    if reading.failed is not None and not skip:
-        state = reading.failed
-        raise no_value(state, reading.reasons[state])
-    frames = reading.frames
+    failed, frames = reader.failed, reader.frames
+    if failed is not None and not skip:
+        raise no_value(failed, reader.reasons[failed])
     load = engine.load
     return {state: load(frames[state]) for state in states if state in frames}
 

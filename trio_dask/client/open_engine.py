@@ -9,8 +9,8 @@ from typing import Any, Final
 
 import trio
 
+from trio_dask.client.call_forms import Timeout
 from trio_dask.client.engine import Engine
-from trio_dask.client.futures import Timeout
 from trio_dask.client.wait_signals import as_seconds
 from trio_dask.comm import inproc
 from trio_dask.comm.addresses import Address, parse_address, parse_scheduler_address

@@ -1,6 +1,6 @@
 """Calls that ask the cluster, or tell it something, and wait for the answer: each is defined once.
 
-They run in the loop of the client's engine. `operation_forms` has their blocking forms and those for Trio.
+They run in the loop of the client's engine. Their blocking forms and those for Trio stand at the end.
 """
 
 from __future__ import annotations
@@ -11,7 +11,17 @@ from typing import Any, Literal, TypeAlias
 
 import trio
 
-from trio_dask.client.call_forms import Done, ForCall, HasEngine, Timeout, Waiting, in_loop
+from trio_dask.client.call_forms import (
+    CallForms,
+    Done,
+    ForCall,
+    HasEngine,
+    Timeout,
+    Waiting,
+    awaitable,
+    blocking,
+    in_loop,
+)
 from trio_dask.client.dask_graphs import key_to_str
 from trio_dask.client.engine import Engine
 from trio_dask.client.futures import BaseFuture
@@ -22,13 +32,11 @@ from trio_dask.client.wait_signals import limit
 from trio_dask.client.worker_channels import CHANNEL_FAILURES, Channel, failure_text
 from trio_dask.errors import ClusterError, ProtocolError, UsageError
 from trio_dask.ids import Key, WorkerName, given_name, places_of
-from trio_dask.protocol.messages import Call, CallResult, RestartWorkers, Retire
+from trio_dask.protocol.messages import Call, CallResult, Restart, RestartWorkers, Retire
 from trio_dask.protocol.pickling import dump_value, load_value, rebuild_exception
 
 OnError: TypeAlias = Literal["raise", "return", "ignore"]
 WorkerInfo: TypeAlias = Mapping[str, Any]
-
-# ------------------------------------------------------------------------------------------------ questions
 
 
 @in_loop
@@ -126,9 +134,6 @@ async def _about_workers(engine: Engine, what: str, workers: Workers) -> dict[st
     return dict(await engine.ask(what, worker_names(workers)))
 
 
-# ------------------------------------------------------------------------------------------------ workers
-
-
 @in_loop
 async def restart(engine: Engine, timeout: Timeout = None, wait_for_workers: bool = True) -> None:
     """Cancel everything of every client, and have all workers begin afresh.
@@ -137,7 +142,8 @@ async def restart(engine: Engine, timeout: Timeout = None, wait_for_workers: boo
     """
     missing: Sequence[str] = ()
     with limit(timeout) as scope:
-        missing = (await engine.restart())["missing"]
+        engine.cancel_all("the cluster was restarted")
+        missing = (await engine.request(Restart))["missing"]
     if wait_for_workers and (scope.cancelled_caught or missing):
         raise TimeoutError(f"after the restart these workers did not come back in time: {', '.join(missing) or 'all'}")
 
@@ -233,9 +239,6 @@ async def _workers_meant(engine: Engine, names: Sequence[str]) -> dict[str, dict
         if not found:
             raise UsageError(f"there is no worker {name!r}")
     return meant
-
-
-# ------------------------------------------------------------------------------------------------ calls in workers
 
 
 @unambiguous
@@ -344,3 +347,41 @@ def run_on_scheduler(client: HasEngine, function: Callable[..., Any], *args: Any
         "run_on_scheduler is not available: the scheduler never unpickles anything, so it cannot run functions; "
         "use who_has, has_what, processing, nbytes or scheduler_info, or client.run to run on the workers"
     )
+
+
+class BlockingOperations(CallForms):
+    """The forms of these calls for `Client`."""
+
+    has_what = blocking(has_what)
+    nbytes = blocking(nbytes)
+    nthreads = blocking(nthreads)
+    ncores = nthreads
+    processing = blocking(processing)
+    restart = blocking(restart)
+    restart_workers = blocking(restart_workers)
+    retire_workers = blocking(retire_workers)
+    run = blocking(run, waits_if="wait")
+    run_on_scheduler = blocking(run_on_scheduler)
+    scheduler_info = blocking(scheduler_info)
+    story = blocking(story)
+    wait_for_workers = blocking(wait_for_workers)
+    who_has = blocking(who_has)
+
+
+class AsyncOperations(CallForms):
+    """The forms of these calls for `AsyncClient`."""
+
+    has_what = awaitable(has_what)
+    nbytes = awaitable(nbytes)
+    nthreads = awaitable(nthreads)
+    ncores = nthreads
+    processing = awaitable(processing)
+    restart = awaitable(restart)
+    restart_workers = awaitable(restart_workers)
+    retire_workers = awaitable(retire_workers)
+    run = awaitable(run)
+    run_on_scheduler = awaitable(run_on_scheduler)
+    scheduler_info = awaitable(scheduler_info)
+    story = awaitable(story)
+    wait_for_workers = awaitable(wait_for_workers)
+    who_has = awaitable(who_has)

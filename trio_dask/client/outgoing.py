@@ -40,16 +40,14 @@ class Outgoing:
         self.is_delaying = False
         """Whether the loop will flush within `DELAY_S`."""
         self.failure_dropped = False
-        """Whether a failed task is among the dropped: whoever calls it again wants another attempt, not its error."""
+        """Whether a failed task is among the dropped: a new submission of it wants another attempt, not its error."""
         self._shared = shared
         self._calls = calls
         self._channels = channels
-        # Held by whoever takes messages out of the core, until they are sent: they must leave in their order.
+        # A thread holds it from taking messages out of the core until they are sent, so that they leave in order.
         self._sending = threading.Lock()
         self._dropped: deque[KeyState] = deque()
         self._when_unused: Callable[[], object] | None = None
-
-    # ------------------------------------------------------------------------------------------ from any thread
 
     def send_or_wake(self) -> None:
         """Send what was put into the core, if that is a lone request; otherwise have the loop send it."""
@@ -71,10 +69,9 @@ class Outgoing:
             if messages:
                 phase.connection.send_many_nowait(messages)
                 phase.connection.flush_nowait()
-        except Exception as error:  # as in `_send`: whoever waits hears it from the loop
+        except Exception as error:  # as in `_send`: the loop raises it in the waiting calls
             self._calls.run_soon(phase.fail, error)
-        except BaseException:
-            # By Ctrl-C perhaps, in the middle of a message: on the next connection both sides go on where they were.
+        except BaseException:  # Ctrl-C perhaps, in the middle of a message: the next connection resumes both streams
             self._calls.run_soon(phase.connection.abort, "a caller was interrupted while it sent something")
             raise
         finally:
@@ -96,15 +93,15 @@ class Outgoing:
         try:
             token.run_sync_soon(self._on_wake)
         except trio.RunFinishedError:
-            pass  # the flag stays up: there is nobody to be woken any more
-        except BaseException:
+            pass  # the flag stays up: the loop has ended
+        except BaseException:  # interrupted: the loop may not have been woken
             self.is_woken = False
             raise
 
     def drop(self, state: KeyState) -> None:
         """One future less. Takes no lock, so that finalizers can call it.
 
-        It is not worth waking the loop where results are coming in: it leaves with the next message, or soon.
+        While results come in it does not wake the loop: the release leaves with the next message, or soon.
         """
         self._dropped.append(state)
         if state.status == "error":
@@ -112,10 +109,8 @@ class Outgoing:
         if not self.is_delaying:
             self.wake()
 
-    # ------------------------------------------------------------------------------------------ under the lock
-
     def collect_all_dropped(self) -> None:
-        """Release now what no future refers to any more, instead of when the loop hears of it. Under the lock."""
+        """Release now what no future refers to any more, not when the loop gets to it. Under the lock."""
         self.failure_dropped = False
         while self._dropped:
             self._collect_dropped()
@@ -127,8 +122,6 @@ class Outgoing:
         if self._when_unused is not None and not self._shared.core.states:
             callback, self._when_unused = self._when_unused, None
             callback()
-
-    # ------------------------------------------------------------------------------------------ in the loop
 
     def flush(self) -> None:
         """Send and fetch everything there is."""
@@ -181,5 +174,5 @@ def _send(phase: Connected, messages: Sequence[Message]) -> None:
     try:
         phase.connection.send_many_nowait(messages)
         phase.connection.flush_nowait()
-    except Exception as error:  # a bug of ours must end in errors for those who wait, not in silence
+    except Exception as error:  # a bug of ours must raise errors in the waiting calls, not leave them waiting
         phase.fail(error)

@@ -16,6 +16,7 @@ from trio_dask.client.engine import Engine
 from trio_dask.client.nested_futures import is_dict, is_series, series_like
 from trio_dask.client.task_errors import no_value
 from trio_dask.client.task_options import Workers, worker_names
+from trio_dask.client.wait_signals import SettleWaiter
 from trio_dask.client.worker_channels import CHANNEL_FAILURES, Channel, failure_text
 from trio_dask.errors import ClusterError, ProtocolError, UsageError
 from trio_dask.ids import Key
@@ -92,7 +93,7 @@ async def put_all(
         await _put_anywhere(engine, item, addresses, failures)
     if broadcast and failures:
         raise ClusterError(f"not every worker accepted the data: {failures[0]}")
-    await engine.wait_settled_async(states, len(states))
+    await engine.wait_for_async(states, SettleWaiter(len(states), len(states)))
     for state in states:
         if state.failure is not None:
             raise no_value(state, "")
@@ -144,7 +145,7 @@ async def _put_over(incarnation: str, load: deque[ScatterItem], channel: Channel
         item = load.popleft()
         try:
             await _put(incarnation, item, channel)
-        except BaseException:
+        except BaseException:  # whatever cut it short, the item is not confirmed
             load.appendleft(item)
             raise
 
@@ -166,10 +167,7 @@ async def _put(incarnation: str, item: ScatterItem, channel: Channel) -> None:
 async def _put_anywhere(engine: Engine, item: ScatterItem, addresses: Mapping[str, int], failures: list[str]) -> None:
     for address in addresses:
         load = deque([item])
-        try:
-            await engine.channels.exchange(address, partial(_put_over, engine.incarnation, load))
-        except CHANNEL_FAILURES as error:
-            failures.append(failure_text(address, error))
-        else:
+        await _put_load(engine, address, load, failures)
+        if not load:
             return
     raise ClusterError(f"no worker accepted {item.key!r}: {failures[-1]}")

@@ -5,8 +5,8 @@
                       │  ▼            │             │
                       Lost ◄──────────┴─────────────┘    the scheduler said goodbye, or could not be reached again
 
-Any of them ends in `Closed`; in a forked child of the process in `Forked`. Only the loop's own thread changes the
-phase. Other threads read it, and those that rely on it compare it again under the lock.
+Each ends in `Closed`, or in `Forked` in a forked child. Only the loop's own thread changes the phase. Other threads
+read it, and compare it again under the lock where they rely on it.
 """
 
 from __future__ import annotations
@@ -36,52 +36,23 @@ Status: TypeAlias = Literal["connecting", "running", "lost", "closed", "forked"]
 
 
 class Connection(Protocol):
-    """The connection with the scheduler; `comm.connection.Connection` is one."""
+    """What a client needs of `comm.connection.Connection`."""
 
     @property
-    def thread_safe_send(self) -> bool:
-        """Whether any thread may send, and not only that of the loop."""
-        ...
-
-    def send_many_nowait(self, messages: Iterable[Message]) -> None:
-        """Append to what will be sent."""
-        ...
-
-    def flush_nowait(self) -> None:
-        """Send what can be sent without waiting, leave the rest to the connection's writer."""
-        ...
-
-    def batches(self) -> AsyncIterable[Sequence[Message]]:
-        """What arrives, as it arrives. Ends at a proper end of the stream, raises at a loss."""
-        ...
-
+    def thread_safe_send(self) -> bool: ...
     @property
-    def hello(self) -> Hello | Welcome:
-        """How the scheduler answered the hello."""
-        ...
-
+    def hello(self) -> Hello | Welcome: ...
     @property
-    def goodbye(self) -> Goodbye | None:
-        """What the scheduler said when it left, if it did."""
-        ...
-
-    def abort(self, reason: str = "") -> None:
-        """Close at once, in the middle of whatever."""
-        ...
-
-    async def aclose(self, reason: str = "") -> None:
-        """Say goodbye, send what is left, close."""
-        ...
-
-    def __aenter__(self) -> Coroutine[Any, Any, object]:
-        """Start what serves the connection."""
-        ...
-
+    def goodbye(self) -> Goodbye | None: ...
+    def send_many_nowait(self, messages: Iterable[Message]) -> None: ...
+    def flush_nowait(self) -> None: ...
+    def batches(self) -> AsyncIterable[Sequence[Message]]: ...
+    def abort(self, reason: str = "") -> None: ...
+    async def aclose(self, reason: str = "") -> None: ...
+    def __aenter__(self) -> Coroutine[Any, Any, object]: ...
     def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> Coroutine[Any, Any, bool | None]:
-        """Stop it."""
-        ...
+    ) -> Coroutine[Any, Any, bool | None]: ...
 
 
 Dial = Callable[[str, int], Awaitable[Connection]]
@@ -100,7 +71,7 @@ class NotStarted:
 
 
 class Connecting:
-    """It dials, for the first time or after a lost connection; what is asked waits."""
+    """It dials, for the first time or after a lost connection; requests wait."""
 
     status: ClassVar[Status] = "connecting"
 
@@ -119,7 +90,7 @@ class Connected:
         self.failure = ""
 
     def fail(self, error: Exception) -> None:
-        """The client has a bug, and whoever waits would wait for ever. For the loop's own thread."""
+        """The client has a bug: end the connection, so that no call waits for ever. For the loop's own thread."""
         _logger.error("the client failed", exc_info=error)
         self.failure = repr(error)
         self.scope.cancel()
@@ -127,7 +98,7 @@ class Connected:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """The scheduler is lost, and so is all that was asked of it; the next request makes the client dial again."""
+    """The scheduler is lost with all requests to it; the next request makes the client dial again."""
 
     asked: trio.Event
 

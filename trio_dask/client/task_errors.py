@@ -40,12 +40,7 @@ def exception_of(state: KeyState) -> BaseException | None:
 def no_value(state: KeyState, reason: str) -> BaseException:
     """The exception for a missing value: the task's failure, or else why the value could not be fetched."""
     error = exception_of(state)
-    return unfetched_error(state, reason) if error is None else error
-
-
-def unfetched_error(state: KeyState, reason: str) -> ClusterError:
-    """The exception for a result that exists and cannot be fetched."""
-    return ClusterError(f"the result of {state.key!r} could not be fetched: {reason}")
+    return ClusterError(f"the result of {state.key!r} could not be fetched: {reason}") if error is None else error
 
 
 def _of_task(failure: KeyFailed) -> BaseException:

@@ -9,10 +9,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final, SupportsFloat, TypeAlias, TypedDict, cast
 
 from trio_dask.client.core.outbox import NO_EXTRA
-from trio_dask.client.name_checks import checked_text
 from trio_dask.client.wait_signals import as_seconds
 from trio_dask.errors import UsageError
 from trio_dask.ids import WorkerName
+from trio_dask.parsing import checked_text
 
 Workers: TypeAlias = WorkerName | Iterable[WorkerName] | None
 

@@ -1,18 +1,19 @@
-"""Waiting for some or all of many futures: the definition of `wait`, and what it returns."""
+"""`wait` for some or all of many futures."""
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
-from trio_dask.client.call_forms import Done, ForStates, Timeout, Waiting
-from trio_dask.client.core.key_state import TERMINAL, KeyState
-from trio_dask.client.futures import AsyncFuture, BaseFuture, states_of
+from trio_dask.client.call_forms import Done, ForKeys, Timeout, Waiting, awaitable, blocking
+from trio_dask.client.core.key_state import TERMINAL
+from trio_dask.client.futures import AsyncFuture, states_of
 from trio_dask.client.nested_futures import futures_given
 from trio_dask.client.task_errors import no_value
+from trio_dask.client.wait_signals import SettleWaiter
 from trio_dask.parsing import counted
 
-ALL_COMPLETED = "ALL_COMPLETED"
-FIRST_COMPLETED = "FIRST_COMPLETED"
+ALL_COMPLETED: Final = "ALL_COMPLETED"
+FIRST_COMPLETED: Final = "FIRST_COMPLETED"
 ReturnWhen: TypeAlias = Literal["ALL_COMPLETED", "FIRST_COMPLETED"]
 
 
@@ -23,7 +24,7 @@ class DoneAndNotDone(NamedTuple):
     not_done: set[Any]
 
 
-def wait(fs: Any, timeout: Timeout = None, return_when: ReturnWhen = "ALL_COMPLETED") -> Waiting[DoneAndNotDone]:
+def _wait(fs: Any, timeout: Timeout = None, return_when: ReturnWhen = "ALL_COMPLETED") -> Waiting[DoneAndNotDone]:
     """Wait until all of these futures are done, or the first is. An error counts as done and is not raised.
 
     Raises:
@@ -32,42 +33,32 @@ def wait(fs: Any, timeout: Timeout = None, return_when: ReturnWhen = "ALL_COMPLE
       SchedulerLost: the scheduler is gone.
       RuntimeError: a blocking call in a thread that runs Trio or asyncio.
     """
+    if return_when not in (ALL_COMPLETED, FIRST_COMPLETED):
+        raise ValueError(f"return_when must be {ALL_COMPLETED!r} or {FIRST_COMPLETED!r}, not {return_when!r}")
     futures = futures_given(fs, "wait()")
     if not futures:
         return Done(DoneAndNotDone(set(), set()))
     engine = futures[0].engine
     states = list(dict.fromkeys(states_of(futures)))
+    enough = len(states) if return_when == ALL_COMPLETED else 1
     is_async = any(isinstance(future, AsyncFuture) for future in futures)
 
-    def finish(settled: bool) -> DoneAndNotDone:
-        if not settled:
+    def finish(in_time: bool) -> DoneAndNotDone:
+        if not in_time:
             left = [future.state for future in futures if not future.done()]
             raise engine.too_late(f"{were_not_done(len(left))} within {timeout} s", left)
-        return _done_and_not_done(futures)
+        for state in states:
+            if state.status in TERMINAL:
+                raise no_value(state, "")
+        done = {future for future in futures if future.done()}
+        return DoneAndNotDone(done, {future for future in futures if future not in done})
 
-    return ForStates(
-        engine,
-        states,
-        finish,
-        futures=futures,
-        count=_count(states, return_when),
-        timeout=timeout,
-        refusal="these are futures of an AsyncClient; use `await client.wait(...)`" if is_async else "",
-    )
+    refusal = "these are futures of an AsyncClient; use `await client.wait(...)`" if is_async else ""
+    return ForKeys(engine, states, SettleWaiter(len(states), enough), finish, futures, timeout, refusal)
 
 
-def _count(states: list[KeyState], return_when: str) -> int:
-    if return_when not in (ALL_COMPLETED, FIRST_COMPLETED):
-        raise ValueError(f"return_when must be {ALL_COMPLETED!r} or {FIRST_COMPLETED!r}, not {return_when!r}")
-    return len(states) if return_when == ALL_COMPLETED else 1
-
-
-def _done_and_not_done(futures: list[BaseFuture]) -> DoneAndNotDone:
-    for state in states_of(futures):
-        if state.status in TERMINAL:
-            raise no_value(state, "")
-    done = {future for future in futures if future.done()}
-    return DoneAndNotDone(done, {future for future in futures if future not in done})
+wait = blocking(_wait)
+wait_async = awaitable(_wait)
 
 
 def were_not_done(number: int) -> str:

@@ -83,25 +83,21 @@ class Signal(Protocol):
 class ThreadSignal:
     """Stops a thread until it is set."""
 
-    __slots__ = ("_is_set", "_lock")
+    __slots__ = ("_lock", "is_set")
 
     def __init__(self) -> None:
-        self._is_set = False
+        self.is_set = False
         self._lock = threading.Lock()
         self._lock.acquire()
 
     def set(self) -> None:
-        if not self._is_set:
-            self._is_set = True
+        if not self.is_set:
+            self.is_set = True
             self._lock.release()
-
-    @property
-    def is_set(self) -> bool:
-        return self._is_set
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Return True once it is set, or False after this many seconds. Ctrl-C interrupts it."""
-        if self._is_set:
+        if self.is_set:
             return True
         if timeout_s is None:
             return self._lock.acquire()
@@ -111,10 +107,10 @@ class ThreadSignal:
 class TrioSignal:
     """Parks a Trio task until it is set: directly from the same thread, through its loop from another."""
 
-    __slots__ = ("_is_set", "_task", "_thread", "_token")
+    __slots__ = ("_task", "_thread", "_token", "is_set")
 
     def __init__(self) -> None:
-        self._is_set = False
+        self.is_set = False
         self._task: trio.lowlevel.Task | None = None
         try:
             self._token = trio.lowlevel.current_trio_token()
@@ -124,9 +120,9 @@ class TrioSignal:
         self._thread = threading.get_ident()
 
     def set(self) -> None:
-        if self._is_set:
+        if self.is_set:
             return
-        self._is_set = True
+        self.is_set = True
         if threading.get_ident() == self._thread:
             self._resume()
         else:
@@ -135,13 +131,9 @@ class TrioSignal:
             except trio.RunFinishedError:
                 pass  # the task has ended with its loop
 
-    @property
-    def is_set(self) -> bool:
-        return self._is_set
-
     async def wait(self) -> None:
         """Return once it is set."""
-        if self._is_set:
+        if self.is_set:
             await trio.lowlevel.checkpoint()
             return
         self._task = trio.lowlevel.current_task()
@@ -159,60 +151,50 @@ class TrioSignal:
 
 
 class SettleWaiter:
-    """A waiter for several keys: sets the signal when enough of them have settled."""
+    """A waiter for several keys: sets its signal when `enough` of them have settled. `left` have not."""
 
-    __slots__ = ("_enough", "_left", "_signal")
+    __slots__ = ("_left_enough", "left", "signal")
 
-    def __init__(self, signal: Signal, enough: int, count: int) -> None:
-        self._signal = signal
-        self._left = count
-        self._enough = count - enough
-        if enough <= 0:
-            signal.set()
+    def __init__(self, count: int, enough: int) -> None:
+        self.signal: Signal
+        self.left = count
+        self._left_enough = count - enough
 
     def __call__(self, state: KeyState) -> None:
-        self._left -= 1
-        if self._left == self._enough:
-            self._signal.set()
-
-    @property
-    def is_left(self) -> bool:
-        """Whether some of the keys have not settled yet."""
-        return self._left > 0
+        self.left -= 1
+        if self.left == self._left_enough:
+            self.signal.set()
 
 
 class ValueReader:
-    """A reader of several keys. `frames` fills up; `failed` is the first key without a value, where that ends it."""
+    """A reader of several keys: sets its signal when each has given its value or failed. `left` have done neither.
 
-    __slots__ = ("_left", "_on_failure", "_signal", "failed", "frames", "reasons")
+    With `stops_early` the first key that failed sets it.
+    """
 
-    def __init__(self, signal: Signal, count: int, *, on_failure: bool) -> None:
-        self._signal = signal
-        self._left = count
-        self._on_failure = on_failure
+    __slots__ = ("_stops_early", "failed", "frames", "left", "reasons", "signal")
+
+    def __init__(self, count: int, *, stops_early: bool) -> None:
+        self.signal: Signal
+        self.left = count
+        self._stops_early = stops_early
         self.frames: dict[KeyState, Frames] = {}
         self.reasons: dict[KeyState, str] = {}
         self.failed: KeyState | None = None
-        if not count:
-            signal.set()
+        """The first key that failed."""
 
     def __call__(self, state: KeyState, frames: Frames | None, reason: str) -> None:
-        self._left -= 1
+        self.left -= 1
         if frames is not None:
             self.frames[state] = frames
         else:
             self.reasons[state] = reason
             if self.failed is None:
                 self.failed = state
-                if self._on_failure:
-                    self._signal.set()
-        if not self._left:
-            self._signal.set()
-
-    @property
-    def is_left(self) -> bool:
-        """Whether some of the keys have neither given a value nor failed yet."""
-        return self._left > 0
+                if self._stops_early:
+                    self.signal.set()
+        if not self.left:
+            self.signal.set()
 
 
 class PendingReply:

@@ -23,23 +23,12 @@ CHANNEL_FAILURES: Final = (OSError, TrioDaskError, trio.ClosedResourceError, tri
 
 
 class Channel(Protocol):
-    """A channel to one worker; `comm.data_channel.DataChannel` is one."""
+    """What a client needs of `comm.data_channel.DataChannel`."""
 
-    async def send(self, message: OnDataPlane, buffers: Frames = ()) -> None:
-        """Send a message and the bytes that follow it."""
-        ...
-
-    async def receive(self) -> tuple[Message, Frames]:
-        """The next message and the bytes that follow it."""
-        ...
-
-    def abort(self) -> None:
-        """Close at once, in the middle of whatever."""
-        ...
-
-    async def aclose(self) -> None:
-        """Close between two exchanges."""
-        ...
+    async def send(self, message: OnDataPlane, buffers: Frames = ()) -> None: ...
+    async def receive(self) -> tuple[Message, Frames]: ...
+    def abort(self) -> None: ...
+    async def aclose(self) -> None: ...
 
 
 class WorkerChannels:
@@ -81,7 +70,7 @@ class WorkerChannels:
     async def _use(self, address: str, channel: Channel, use: Callable[[Channel], Awaitable[_T]]) -> _T:
         try:
             result = await use(channel)
-        except BaseException:
+        except BaseException:  # cut short, however: its next answer would belong to this exchange
             channel.abort()
             raise
         if self._idle_count < MAX_IDLE:

@@ -31,6 +31,7 @@ from trio_dask.protocol.messages import (
     Put,
     Value,
 )
+from trio_dask.protocol.wire_constants import MAX_BUFFERS
 
 if TYPE_CHECKING:
     from trio_dask.comm.cross_memory_attach import MemoryOffer
@@ -47,7 +48,6 @@ _OFFERED_BYTES = 2**20
 """Less crosses a socket in the time that it takes to ask for it and to have a thread read it."""
 
 _MAX_MESSAGE = 2**20
-_MAX_BUFFERS = 2**16
 
 _PAUSED = "paused in the middle of a message"
 _LARGE_BYTES = 4 * 2**20
@@ -232,7 +232,7 @@ class DataChannel:
 
     def _checked_sizes(self, message: Message) -> tuple[int, ...]:
         sizes = _sizes(message)
-        if len(sizes) > _MAX_BUFFERS or min(sizes, default=0) < 0:
+        if len(sizes) > MAX_BUFFERS or min(sizes, default=0) < 0:
             raise ProtocolError(f"a {type(message).__name__} announced impossible sizes")
         if self._max_bytes is not None and sum(sizes) > self._max_bytes:
             raise ProtocolError(

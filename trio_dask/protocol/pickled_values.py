@@ -29,9 +29,13 @@ from trio_dask.protocol.picklers import (
     travels_by_value,
     type_name,
 )
+from trio_dask.protocol.wire_constants import MAX_BUFFERS
 
 IN_BAND_BYTES = 1 << 12
 """Smaller buffers are pickled in band, which costs less than a frame."""
+
+MAX_OUT_OF_BAND = MAX_PIECES = MAX_BUFFERS // 2 - 2
+"""Further buffers are pickled in band and further pieces are copied: a receiver takes a bounded number of frames."""
 
 PIECE_BYTES = 1 << 20
 """A single write of the pickler (a large bytes object) becomes a frame without a copy from this size on."""
@@ -118,7 +122,7 @@ class _Sink:
             content = buffer.raw()
         except BufferError:  # not contiguous
             return True
-        if content.nbytes < IN_BAND_BYTES:
+        if content.nbytes < IN_BAND_BYTES or len(self.buffers) >= MAX_OUT_OF_BAND:
             return True
         self.nbytes += content.nbytes
         self.buffers.append(content)
@@ -164,7 +168,7 @@ class _Frames(_Sink):
 
     def write(self, data: bytes, /) -> None:
         super().write(data)
-        if len(data) < PIECE_BYTES:
+        if len(data) < PIECE_BYTES or len(self.pieces) >= MAX_PIECES:
             self.small.write(data)
         else:
             self.cut()

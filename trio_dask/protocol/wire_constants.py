@@ -19,6 +19,9 @@ MAX_DEPTH: Final = 32
 MAX_INVENTORY_BYTES: Final = MAX_CONTROL_FRAME * 3 // 4
 """The longest `Inventory` of a worker that comes back: it is one message, and has to fit into a frame."""
 
+MAX_BUFFERS: Final = 2**16
+"""The most buffers that follow a message on the data plane; a value with more has the rest in its pickle."""
+
 DIGEST_BYTES: Final = 16
 """The length of a digest; one end writes digests into calls, the other reads them from there."""
 

@@ -175,11 +175,11 @@ class SimWorker:
 
         def resume() -> None:
             if self.alive:
-                self.core.resume()
+                self.core.set_paused(False)
                 self.pump()
 
         if self.alive:
-            self.core.pause()
+            self.core.set_paused(True)
             self.pump()
             self.timeline.after(seconds, resume)
 
@@ -316,7 +316,7 @@ class SimWorker:
             for key in keys:
                 if key not in peer.store:
                     self.core.absent(fetch, key)
-                elif self.core.expects(fetch, key):
+                elif self.core.fetches.expects(fetch, key):
                     self.store[key] = peer.store[key]
                     if not self.core.fetched(fetch, key, 64):
                         del self.store[key]

@@ -11,7 +11,7 @@ import sys
 import time
 from functools import partial
 from queue import SimpleQueue
-from typing import cast
+from typing import NamedTuple, cast
 
 import trio
 
@@ -54,6 +54,14 @@ LONG_RUN_S = 0.5
 """A run that has taken this long is announced: if this worker dies, the run may have killed it."""
 
 
+class Registration(NamedTuple):
+    """The addresses and the incarnation of one session; peers reach the worker at `address`."""
+
+    address: Address
+    scheduler: Address
+    incarnation: Incarnation
+
+
 class CoreDriver:
     """Core, slots, store and data plane of one worker."""
 
@@ -91,7 +99,7 @@ class CoreDriver:
         self._end: EndSession | None = None
         self._fetches: dict[FetchId, trio.CancelScope] = {}
         self._alarm = trio.CancelScope()
-        self._tasks: trio.Nursery | None = None
+        self._tasks: trio.Nursery  # in `run`
         self._process = ProcessMemory()
         self._cpu_read = time.monotonic(), time.process_time()
         self._heartbeat_at = trio.current_time()
@@ -111,23 +119,22 @@ class CoreDriver:
                 try:
                     await self._tick()
                 finally:
-                    self._peers.close()
+                    self._peers.close_idle()
         finally:
             self._process.close()
 
     # ------------------------------------------------------------------------------------------ sessions
 
-    def session_began(
-        self, connection: Connection, address: Address, scheduler: Address, incarnation: Incarnation, *, returned: bool
-    ) -> None:
-        """This worker is registered, or taken back (else `reset` came before), and peers reach it at `address`."""
+    def session_began(self, connection: Connection, registration: Registration, *, returned: bool) -> None:
+        """This worker is registered, or taken back (else `reset` came before)."""
         self._connection = connection
         self._end = None
-        self.handle.name = given_name(self._settings.name or str(address))
-        self.handle.address = str(address)
-        self.handle.scheduler_address = str(scheduler)
-        self.handle.incarnation = incarnation
-        self._core.session_began(str(address), returned)
+        address = str(registration.address)
+        self.handle.name = given_name(self._settings.name or address)
+        self.handle.address = address
+        self.handle.scheduler_address = str(registration.scheduler)
+        self.handle.incarnation = registration.incarnation
+        self._core.session_began(address, returned)
         self._heartbeat_at = trio.current_time() + self._settings.heartbeat_interval_s
         self._act()
 
@@ -142,8 +149,7 @@ class CoreDriver:
         """The scheduler does not take this worker back: drop everything of it, and the client that tasks shared."""
         self._core.reset(trio.current_time())
         self._act()
-        if self._tasks is not None:
-            self._tasks.start_soon(self.close_client)
+        self._tasks.start_soon(self.close_client)
 
     async def close_client(self) -> None:
         """Close the client that tasks shared. Tasks that wait for its results fail."""
@@ -187,14 +193,9 @@ class CoreDriver:
         if core.table.executing == outside and self._executor.slots_are_free:
             self.at_rest.set()
 
-    def pause(self) -> None:
-        """Take no more runs for now, and hand back those that have not started."""
-        self._core.pause()
-        self._act()
-
-    def resume(self) -> None:
-        """Take runs again."""
-        self._core.resume()
+    def set_paused(self, paused: bool) -> None:
+        """Take no more runs for now, and hand back those that have not started; or take runs again."""
+        self._core.set_paused(paused)
         self._act()
 
     def _watch_memory(self, settings: WorkerSettings) -> MemoryMonitor | None:
@@ -208,8 +209,7 @@ class CoreDriver:
             held_bytes=lambda: self._core.held.nbytes,
             busy=lambda: bool(self._core.runs or self._core.fetches.active or self._executor.busy),
             waits_for_itself=lambda: self.handle.client is not None,
-            pause=self.pause,
-            resume=self.resume,
+            set_paused=self.set_paused,
             report_lost=self._report_lost,
         )
         return MemoryMonitor(limits, settings, hooks)
@@ -252,15 +252,11 @@ class CoreDriver:
         self._act()
         if core.draining:
             self._check_slots_free()
-        for go in waiting:
-            self._start_run(go)
-
-    def _start_run(self, go: SimpleQueue[None]) -> None:
-        """Let a slot begin its announced run as soon as the announcement has left this process."""
-        if self._tasks is not None and self._connection is not None and self._connection.backlog_bytes:
-            self._tasks.start_soon(_start_run_after, self._connection, go)
-        else:
-            go.put(None)
+        for go in waiting:  # their announcements have to leave this process first
+            if self._connection is not None and self._connection.backlog_bytes:
+                self._tasks.start_soon(_start_run_after, self._connection, go)
+            else:
+                go.put(None)
 
     def _keep(self, put: Put, frames: Frames) -> bool:
         if self._connection is None:
@@ -274,7 +270,7 @@ class CoreDriver:
         if frames is None:
             self._core.absent(fetch, key)
             self._act()
-        elif self._core.expects(fetch, key):
+        elif self._core.fetches.expects(fetch, key):
             nbytes = sum(map(len, frames))
             self._store.put_frames(key, frames, nbytes)
             self._core.fetched(fetch, key, nbytes)
@@ -295,7 +291,6 @@ class CoreDriver:
 
     async def _open_channel(self, address: str) -> DataChannel:
         hello = Hello(role="data", name=str(self.handle.name), incarnation=Incarnation(self.handle.incarnation))
-        assert self._tasks is not None, "a fetch began before the engine ran"
         return await connect_data(
             Endpoint(parse_address(address)), hello, nursery=self._tasks, timeout_s=self._settings.connect_timeout_s
         )
@@ -314,14 +309,13 @@ class CoreDriver:
             if self._memory is not None:
                 self._memory.wake()
             self._call_at(trio.current_time() + LONG_RUN_S)
-        self._call_at(self._core.next_deadline())
+        self._call_at(self._core.slots.next_deadline())
 
     def _carry_out(self, request: Request) -> None:
         match request:
             case CancelRun(run):
                 self._executor.cancel(run)
             case StartFetch():
-                assert self._tasks is not None, "a session began before the driver ran"
                 scope = self._fetches[request.fetch] = trio.CancelScope()
                 self._tasks.start_soon(self._fetch, request, scope)
             case CancelFetch(fetch):
@@ -356,7 +350,7 @@ class CoreDriver:
                 self._alarm.deadline = self._heartbeat_at
                 if self._executor.busy:
                     self._call_at(now + LONG_RUN_S)
-                self._call_at(self._core.next_deadline())
+                self._call_at(self._core.slots.next_deadline())
                 self._act()
                 await trio.sleep_forever()
 

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from math import inf
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import trio
 
@@ -114,7 +114,7 @@ class DataServer:
         store = self._store
         copied_bytes = store.copied_bytes(key)
         if copied_bytes > BIG_BYTES and self._room is not None:
-            # Only until the copy is made: held while the peer makes room for it, two workers could wait for each other.
+            # Only until the copy is made: two workers that held room while sending could wait for each other.
             async with self._room(copied_bytes):
                 dumped = await trio.to_thread.run_sync(self._dump, key, abandon_on_cancel=True)
         elif not store.is_pickled(key) and (nbytes > BIG_BYTES or store.is_spilled(key)):
@@ -136,15 +136,13 @@ class DataServer:
                 return Absent(key, "")  # it was on disk, and is gone from there
             return Absent(key, describe_failure(error)[1])
 
-    # ------------------------------------------------------------------------------------------ client.run
-
     async def _run_call(self, frames: Frames) -> _Outcome:
         """Call a function outside of the slots: `async def` under Trio, others in a thread."""
         outcome = await self._in_thread(partial(_load_and_call, frames, self._worker))
-        if not isinstance(outcome, _Coroutine):
+        if not isinstance(outcome, partial):
             return outcome
         try:
-            value = await outcome.function(*outcome.args, **outcome.kwargs)
+            value = await outcome()
         except trio.Cancelled:
             raise
         except BaseException as error:  # whatever the user's function raises is its result
@@ -156,25 +154,18 @@ class DataServer:
         return await trio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=self._calls)
 
 
-class _Coroutine(NamedTuple):
-    """An `async def` function, which is called under Trio."""
-
-    function: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-
 _Outcome = tuple[bool, str, Frames]
 """The fields of a `CallResult`, and what follows it."""
 
 
-def _load_and_call(frames: Frames, worker: WorkerHandle) -> _Outcome | _Coroutine:
+def _load_and_call(frames: Frames, worker: WorkerHandle) -> _Outcome | partial[Awaitable[Any]]:
+    """Call a function; one that is `async def` is returned instead, with its arguments."""
     try:
         function, args, kwargs = load_value(frames)
         if "dask_worker" not in kwargs and _takes_worker(function):
             kwargs = {**kwargs, "dask_worker": worker}
         if inspect.iscoroutinefunction(function):
-            return _Coroutine(function, tuple(args), kwargs)
+            return partial(function, *args, **kwargs)
         return _dump(function(*args, **kwargs))
     except BaseException as error:  # it runs in a thread of its own, which must not end the worker
         return _describe(error)

@@ -27,10 +27,9 @@ from trio_dask.worker.core.memory_policy import (
     MakeRoom,
     MemoryLimits,
     MemoryPolicy,
-    Pause,
     RemoveFiles,
-    Resume,
     RoomMade,
+    SetPaused,
 )
 from trio_dask.worker.memory_reservations import Reservations
 from trio_dask.worker.process_memory import ProcessMemory, collect_garbage, keep_large_blocks_apart, trim
@@ -50,14 +49,14 @@ INCOMING_COUNT: Final = 64
 INCOMING_SHARE: Final = 0.1
 
 LARGE_SHARE: Final = 1 / 128
-"""From this share of the limit on, a task's result and the unpickling of a value wait for room."""
+"""Results and values to unpickle wait for room if they are at least this share of the limit."""
 
 KEPT_SHARE: Final = 0.1
-"""The share of the limit that is kept for coming values at most."""
+"""At most this share of the limit is kept for coming values."""
 
 
 def keep_nothing_unwatched(settings: WorkerSettings, kept: BufferPool = pool) -> None:
-    """Where a worker does not watch its memory a nanny may, and a nanny cannot have kept memory given back."""
+    """Keep no memory in an unwatched process: its nanny may watch it, and cannot have kept memory given back."""
     if settings.memory_limit_bytes is not None:
         kept.keep_at_most(0)
 
@@ -73,8 +72,7 @@ class WorkerCallbacks(NamedTuple):
     held_bytes: Callable[[], int]
     busy: Callable[[], bool]
     waits_for_itself: Callable[[], bool]
-    pause: Callable[[], None]
-    resume: Callable[[], None]
+    set_paused: Callable[[bool], None]
     report_lost: Callable[[], None]
 
 
@@ -170,8 +168,6 @@ class MemoryMonitor:
             self._is_dozing = False
             self._wake.set()
 
-    # ------------------------------------------------------------------------------------------ from any thread
-
     def _fits(self, nbytes: int) -> bool:
         return self._used(nbytes) + nbytes <= self.limits.ceiling
 
@@ -199,8 +195,6 @@ class MemoryMonitor:
 
     def _wake_up(self) -> None:
         self._wake.set()
-
-    # ------------------------------------------------------------------------------------------ the watch
 
     async def _watch(self, nursery: trio.Nursery) -> None:
         while True:
@@ -248,8 +242,6 @@ class MemoryMonitor:
         self._work_ended.set()
         self._work_ended = trio.Event()
 
-    # ------------------------------------------------------------------------------------------ actions
-
     def _carry_out(self, action: Action, nursery: trio.Nursery) -> None:
         match action:
             case GiveBack():
@@ -258,12 +250,11 @@ class MemoryMonitor:
                 nursery.start_soon(self._work, partial(self._make_room, action))
             case RemoveFiles():
                 nursery.start_soon(self._work, self.store.remove_garbage)
-            case Pause(is_news) | Resume(is_news):
-                pauses = isinstance(action, Pause)
+            case SetPaused(paused, is_news):
                 if is_news:
                     figures = f"{format_bytes(self._read())} of {format_bytes(self.limits.limit)} in use"
-                    log.info("Paused: %s" if pauses else "Resumed: %s", figures)
-                (self._worker.pause if pauses else self._worker.resume)()
+                    log.info("Paused: %s" if paused else "Resumed: %s", figures)
+                self._worker.set_paused(paused)
 
     async def _work(self, work: Callable[[], RoomMade | None]) -> None:
         async with trio.open_nursery() as nursery:

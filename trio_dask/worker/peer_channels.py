@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from math import inf
 from typing import NamedTuple
 
 import trio
@@ -25,6 +26,7 @@ IDLE_S = 60.0
 
 
 class _Idle(NamedTuple):
+    address: str
     channel: DataChannel
     since: float
 
@@ -35,7 +37,7 @@ class PeerChannels:
     def __init__(self, open_channel: Callable[[str], Awaitable[DataChannel]], room: Room | None = None) -> None:
         self._open = open_channel
         self._room = room
-        self._idle: dict[str, list[_Idle]] = {}
+        self._idle: list[_Idle] = []
 
     async def fetch(self, address: str, keys: Sequence[Key], take: Take) -> None:
         """Ask a peer for keys, and give `take` each answer as it comes: the frames, or None if the peer has none.
@@ -46,58 +48,44 @@ class PeerChannels:
         """
         left = list(reversed(keys))
         while left:
-            kept = bool(self._idle.get(address))
+            kept = next((idle for idle in reversed(self._idle) if idle.address == address), None)
             asked = len(left)
             try:
-                async with self._channel(address) as channel:
-                    await self._exchange(channel, left, take)
+                await self._exchange(address, kept, left, take)
             except (OSError, trio.EndOfChannel) as error:
                 # A kept channel may have been closed meanwhile; that says nothing about the peer.
                 if not kept or len(left) < asked:
                     raise error if isinstance(error, OSError) else ConnectionError(f"{address} left") from error
 
-    def close_idle(self, now: float) -> None:
-        """Close the channels that were not used for a while."""
-        self._close(now - IDLE_S)
-
-    def close(self) -> None:
-        """Close all unused channels."""
-        self._close(float("inf"))
-
-    def _close(self, unused_since: float) -> None:
-        for address, channels in list(self._idle.items()):
-            kept = [idle for idle in channels if idle.since > unused_since]
-            for idle in channels[: len(channels) - len(kept)]:
-                idle.channel.abort()
-            if kept:
-                self._idle[address] = kept
+    def close_idle(self, now: float = inf) -> None:
+        """Close the channels that were not used for a while until `now`; without it, all unused ones."""
+        idle, self._idle = self._idle, []
+        for one in idle:
+            if one.since > now - IDLE_S:
+                self._idle.append(one)
             else:
-                del self._idle[address]
+                one.channel.abort()
 
-    async def _exchange(self, channel: DataChannel, left: list[Key], take: Take) -> None:
-        await channel.send(Fetch(tuple(reversed(left))))
-        while left:
-            message, buffers = await channel.receive(self._room)
-            if not isinstance(message, Value | Absent) or message.key != left[-1]:
-                raise ProtocolError(f"a peer was asked for {left[-1]!r} and answered with a {type(message).__name__}")
-            take(left.pop(), buffers if isinstance(message, Value) else None)
-            del buffers  # while we wait for the next value, only the store may hold this one
-
-    @asynccontextmanager
-    async def _channel(self, address: str) -> AsyncGenerator[DataChannel]:
-        idle = self._idle.get(address)
-        if idle:
-            channel = idle.pop().channel
-            if not idle:
-                del self._idle[address]
-        else:
+    async def _exchange(self, address: str, kept: _Idle | None, left: list[Key], take: Take) -> None:
+        if kept is None:
             channel = await self._open(address)
+        else:
+            self._idle.remove(kept)
+            channel = kept.channel
         try:
-            yield channel
-        except BaseException:  # it is not known what is still on its way
+            await channel.send(Fetch(tuple(reversed(left))))
+            while left:
+                message, buffers = await channel.receive(self._room)
+                if not isinstance(message, Value | Absent) or message.key != left[-1]:
+                    raise ProtocolError(
+                        f"a peer was asked for {left[-1]!r} and answered with a {type(message).__name__}"
+                    )
+                take(left.pop(), buffers if isinstance(message, Value) else None)
+                del buffers  # while we wait for the next value, only the store may hold this one
+        except BaseException:  # what is still on its way is unknown
             channel.abort()
             raise
-        if sum(map(len, self._idle.values())) < MAX_IDLE:
-            self._idle.setdefault(address, []).append(_Idle(channel, trio.current_time()))
+        if len(self._idle) < MAX_IDLE:
+            self._idle.append(_Idle(address, channel, trio.current_time()))
         else:
             channel.abort()

@@ -22,8 +22,8 @@ class ProcessMemory:
     """The resident memory of this process, with the pages of mapped files in use, which the kernel could drop.
 
     Large arguments of several tasks are maps of the same pages, which count once. A reading takes 2 µs on Linux, and
-    8 µs with psutil elsewhere. To count the pages that are mapped repeatedly takes some 5 ms for each GiB, so that is
-    done in at most a twentieth of the time.
+    8 µs with psutil elsewhere. Counting the pages that are mapped repeatedly takes about 5 ms per GiB, so it gets at
+    most a twentieth of the time.
     """
 
     def __init__(self) -> None:

@@ -55,11 +55,8 @@ class _Gone(Exception):
     """The file of a value is gone; the value was lost, dropped or replaced."""
 
 
-class _Nothing:
-    """Marks the absence of an object."""
-
-
-_NOTHING = _Nothing()
+_NOTHING: Any = object()
+"""Marks the absence of an object."""
 
 
 class _Entry:
@@ -110,9 +107,12 @@ class ResultStore(Mapping[Key, Any]):
         self._entries: dict[Key, Any] = {}
         self._wrapped = 0  # the number of _Entry objects among them
         self._recent: OrderedDict[Key, _Entry] = OrderedDict()
-        self._large = 0  # bytes in memory of values that are worth a file
-        self._spilled_bytes = 0
-        self._spilled_count = 0
+        self.large_bytes = 0
+        """Size of the values in memory that are worth a file."""
+        self.spilled_bytes = 0
+        """Size of the values that are only on disk."""
+        self.spilled_count = 0
+        """The number of values that are only on disk."""
         self._lost: list[Key] = []
         self._lock = threading.Lock()
         self._from_bytes = sys.maxsize if disk is None else WORTH_A_FILE_BYTES
@@ -147,21 +147,6 @@ class ResultStore(Mapping[Key, Any]):
         except _Gone:
             pass
         return self[key]  # there may be another value by now
-
-    @property
-    def spilled_bytes(self) -> int:
-        """Size of the values that are only on disk."""
-        return self._spilled_bytes
-
-    @property
-    def spilled_count(self) -> int:
-        """The number of values that are only on disk."""
-        return self._spilled_count
-
-    @property
-    def large_bytes(self) -> int:
-        """Size of the values in memory that are worth a file."""
-        return self._large
 
     def is_spilled(self, key: Key) -> bool:
         """Whether this value is only on disk."""
@@ -201,7 +186,7 @@ class ResultStore(Mapping[Key, Any]):
             if type(entry) is _Entry:
                 self._wrapped += 1
                 self._add_in_memory(entry)
-            full = self._large > self._high_bytes
+            full = self.large_bytes > self._high_bytes
         del old  # outside of the lock
         if full:
             self._request_check()
@@ -270,12 +255,12 @@ class ResultStore(Mapping[Key, Any]):
                     self._entries[entry.key] = value
                     self._wrapped -= 1
                 elif was_spilled:
-                    self._spilled_bytes -= entry.nbytes
-                    self._spilled_count -= 1
+                    self.spilled_bytes -= entry.nbytes
+                    self.spilled_count -= 1
                     self._add_in_memory(entry)
                 else:
                     self._mark_used(entry)
-                full = self._large > self._high_bytes
+                full = self.large_bytes > self._high_bytes
         if full:
             self._request_check()
         return value
@@ -378,9 +363,9 @@ class ResultStore(Mapping[Key, Any]):
                 return 0
             entry.value, entry.frames = _NOTHING, None
             entry.alive = _weak(value)
-            self._large -= nbytes
-            self._spilled_bytes += nbytes
-            self._spilled_count += 1
+            self.large_bytes -= nbytes
+            self.spilled_bytes += nbytes
+            self.spilled_count += 1
         return nbytes
 
     def _drop_reusable_files(self, disk: SpillDisk) -> bool:
@@ -401,7 +386,7 @@ class ResultStore(Mapping[Key, Any]):
     def _add_in_memory(self, entry: _Entry) -> None:
         """A value is in memory now."""
         if entry.nbytes >= self._from_bytes:
-            self._large += entry.nbytes
+            self.large_bytes += entry.nbytes
             self._mark_used(entry)
 
     def _mark_used(self, entry: _Entry) -> None:
@@ -418,10 +403,10 @@ class ResultStore(Mapping[Key, Any]):
         self._recent.pop(entry.key, None)
         if entry.nbytes >= self._from_bytes:
             if entry.in_memory:
-                self._large -= entry.nbytes
+                self.large_bytes -= entry.nbytes
             else:
-                self._spilled_bytes -= entry.nbytes
-                self._spilled_count -= 1
+                self.spilled_bytes -= entry.nbytes
+                self.spilled_count -= 1
         if entry.file is not None and self._disk is not None:
             self._disk.remove(entry.file)
 

@@ -16,7 +16,6 @@ import mmap
 import os
 import tempfile
 from collections.abc import Collection
-from types import TracebackType
 from typing import Final
 
 from trio_dask.ids import RunId
@@ -70,9 +69,7 @@ class RunningTable:
     def __enter__(self) -> RunningTable:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def begin(self, slot: int, run: RunId) -> None:

@@ -16,8 +16,9 @@ import math
 import os
 import random
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
+from functools import partial
 from typing import NamedTuple
 
 import trio
@@ -35,13 +36,13 @@ from trio_dask.comm.connect import connect
 from trio_dask.comm.rpc_server import serve_control
 from trio_dask.config import LEAVING, WorkerSettings
 from trio_dask.errors import NoScheduler, ProtocolError, RefusedError, UsageError
-from trio_dask.ids import Incarnation, new_incarnation
+from trio_dask.ids import new_incarnation
 from trio_dask.owned_files import keep_file
 from trio_dask.protocol.hello import Hello, Welcome
 from trio_dask.retry_policy import WORKERS, RetryPolicy
 from trio_dask.scheduler_file import read_scheduler_file
 from trio_dask.worker.core.effects import EndSession, Then
-from trio_dask.worker.core_driver import CoreDriver
+from trio_dask.worker.core_driver import CoreDriver, Registration
 from trio_dask.worker.drain_request import DrainRequest
 from trio_dask.worker.interpreter_settings import tuned_interpreter
 from trio_dask.worker.listener import Listener
@@ -54,11 +55,15 @@ COMPLAINT_INTERVAL_S = 10.0
 CLEANUP_S = 0.5
 
 SCHEDULER_SILENCE_S = 20.0
-"""After this silence of the scheduler the worker connects anew. That costs little, as the scheduler takes it back if it
-can; a connection that was cut silently would hold us until TCP notices, which may be long after it was mended."""
+"""After this silence of the scheduler the worker connects again. That costs little, as the scheduler takes it back if
+possible. A silently cut connection would hold the worker until TCP notices, long after the network is back."""
 
 SHORTEST_SILENCE_S = 4.5
 """For workers with a short death timeout; a scheduler sends something every two seconds."""
+
+
+def _ignore(*_: object) -> None:
+    """For a caller of `run_worker` that does not want to know."""
 
 
 async def run_worker(
@@ -103,28 +108,16 @@ async def run_worker(
             await worker.run(task_status)
 
 
-class _Registration(NamedTuple):
-    """The addresses and the incarnation of one session."""
-
-    address: Address
-    scheduler: Address
-    incarnation: Incarnation
-
-
-class _Lost(NamedTuple):
-    """Why a session was lost."""
-
-    reason: str
-
-
 class _Past(NamedTuple):
-    """The previous session: this worker's incarnation and the scheduler's."""
+    """The previous session, if there was one: this worker's incarnation and the scheduler's."""
 
-    incarnation: str
-    scheduler: str
+    incarnation: str = ""
+    scheduler: str = ""
 
 
-NO_PAST = _Past("", "")
+async def _after(wait: Callable[[], Awaitable[object]], act: Callable[[], object]) -> None:
+    await wait()
+    act()
 
 
 class _Worker:
@@ -138,16 +131,16 @@ class _Worker:
     ) -> None:
         self._settings = settings
         self._drain = drain
-        self._tell_leaving = leaving
-        self._tell_rest = at_rest
-        self._tell_end = ends_in
-        self._engine = CoreDriver(settings)
+        self._tell_leaving: Callable[[str], None] = leaving or _ignore
+        self._tell_rest: Callable[[], None] = at_rest or _ignore
+        self._tell_end: Callable[[float, str], None] = ends_in or _ignore
+        self._driver = CoreDriver(settings)
         self._death = trio.CancelScope()
         self._leaving = trio.CancelScope()
         self._draining = ""
-        self._past = NO_PAST
+        self._past = _Past()
         self._session_now: Connection | None = None
-        self._afresh = False
+        """The connection of the session, until that ends or is to begin afresh."""
         self._retries = RetryPolicy(
             WORKERS,
             random.uniform,
@@ -162,7 +155,7 @@ class _Worker:
     @property
     def handle(self) -> WorkerHandle:
         """What tasks see of this worker."""
-        return self._engine.handle
+        return self._driver.handle
 
     async def run(self, task_status: trio.TaskStatus[Address]) -> None:
         """Run it to its end, see `run_worker`."""
@@ -172,23 +165,21 @@ class _Worker:
                 self._retries.lost_contact(trio.current_time())
                 self._set_death()
                 async with trio.open_nursery() as slots:
-                    await slots.start(self._engine.run)
-                    for watch in (
-                        self._watch_drain_requests,
-                        self._watch_lifetime,
-                        self._watch_task_count,
-                        self._watch_slots_free,
-                    ):
-                        slots.start_soon(watch)
-                    listening = Listener(self._settings, self._engine.server.handle, self._serve_control, slots)
+                    await slots.start(self._driver.run)
+                    slots.start_soon(self._watch_drain_requests)
+                    lifetime = partial(trio.sleep, self._settings.lifetime_s)
+                    slots.start_soon(_after, lifetime, partial(self._drain_by_itself, "lifetime"))
+                    slots.start_soon(_after, self._driver.spent.wait, partial(self._drain_by_itself, "max-tasks"))
+                    slots.start_soon(_after, self._driver.at_rest.wait, self._tell_rest)
+                    listener = Listener(self._settings, self._driver.server.handle, self._serve_control, slots)
                     try:
-                        await self._run_sessions(listening, slots, task_status)
+                        await self._run_sessions(listener, slots, task_status)
                     except (OSError, UsageError) as error:
                         failure = error  # raised outside of the nursery, which would wrap it
                     slots.cancel_scope.cancel()
         finally:
             with trio.move_on_after(min(CLEANUP_S, self._settings.grace_s), shield=True):
-                await self._engine.close_client()
+                await self._driver.close_client()
         if failure is not None:
             raise failure
         if self._death.cancelled_caught:
@@ -198,9 +189,8 @@ class _Worker:
         if self._draining:
             return  # draining has its own limit
         self._death.deadline = self._retries.deadline
-        if self._tell_end is not None:
-            left_s = max(0.0, self._retries.deadline - trio.current_time())
-            self._tell_end(left_s, f"no scheduler for {self._settings.death_timeout_s:g} s")
+        left_s = max(0.0, self._retries.deadline - trio.current_time())
+        self._tell_end(left_s, f"no scheduler for {self._settings.death_timeout_s:g} s")
 
     # ------------------------------------------------------------------------------------------ leaving
 
@@ -209,25 +199,14 @@ class _Worker:
             await self._drain.wait()
             self._begin_draining(self._drain.reason, self._drain.limit_s)
 
-    async def _watch_lifetime(self) -> None:
-        await trio.sleep(self._settings.lifetime_s)
+    def _drain_by_itself(self, reason: str) -> None:
         if not self._draining:
-            self._begin_draining("lifetime")
-
-    async def _watch_task_count(self) -> None:
-        await self._engine.spent.wait()
-        if not self._draining:
-            self._begin_draining("max-tasks")
-
-    async def _watch_slots_free(self) -> None:
-        await self._engine.at_rest.wait()
-        if self._tell_rest is not None:
-            self._tell_rest()
+            self._begin_draining(reason)
 
     def _begin_draining(self, reason: str, limit_s: float = math.inf) -> None:
         """Take nothing new, and leave within the limit; at once without a scheduler."""
         # A short loss of the connection is no reason to lose the results held here.
-        may_return = self._settings.reconnect and self._retries.was_connected and self._engine.has_anything
+        may_return = self._settings.reconnect and self._retries.was_connected and self._driver.has_anything
         has_time = self._drain.is_possible or may_return
         limit_s = min(limit_s, self._settings.drain_timeout_s) if has_time else 0.0
         self._leaving.deadline = min(self._leaving.deadline, trio.current_time() + limit_s)
@@ -236,59 +215,54 @@ class _Worker:
             self._death.deadline = math.inf
             if reason != "signal":  # the program has logged that
                 log.info("Leaving: %s", LEAVING.get(reason, reason))
-            self._say_leaving(reason)
-            self._engine.drain(reason)
-        if self._tell_end is not None:
-            self._tell_end(self._leaving.deadline - trio.current_time() + CLEANUP_S, "")
-
-    def _say_leaving(self, reason: str) -> None:
-        if self._tell_leaving is not None:
             self._tell_leaving(reason)
+            self._driver.drain(reason)
+        self._tell_end(self._leaving.deadline - trio.current_time() + CLEANUP_S, "")
 
     # ------------------------------------------------------------------------------------------ control
 
     async def _serve_control(self, connection: Connection) -> None:
-        commands = worker_commands(self._settings, self._engine.handle, self._drain, self._begin_afresh)
+        commands = worker_commands(self._settings, self._driver.handle, self._drain, self._begin_afresh)
         await serve_control(connection, commands)
 
     async def _begin_afresh(self) -> None:
         """End the session; the next one starts without results and tasks."""
         if self._session_now is not None:
-            self._afresh = True
-            await self._session_now.aclose("restart requested")
+            connection, self._session_now = self._session_now, None
+            await connection.aclose("restart requested")
 
     # ------------------------------------------------------------------------------------------ session loop
 
     async def _run_sessions(
-        self, listening: Listener, nursery: trio.Nursery, task_status: trio.TaskStatus[Address]
+        self, listener: Listener, nursery: trio.Nursery, task_status: trio.TaskStatus[Address]
     ) -> None:
         """One session after the other, until the scheduler sends this worker away."""
         while True:
             try:
-                connection, place = await self._dial(listening, nursery)
+                connection, registration = await self._dial(listener, nursery)
             except (OSError, UsageError) as error:
                 is_refused_while_draining = self._draining and isinstance(error, RefusedError)
                 if self._retries.is_final(error, trio.current_time()) and not is_refused_while_draining:
                     raise
                 self._reason = str(error)
             else:
-                end = await self._session(connection, place, task_status)
+                end = await self._session(connection, registration, task_status)
                 if isinstance(end, EndSession):
                     if self._leaves_after(end):
                         return
-                    self._past = NO_PAST
-                    self._engine.reset()
+                    self._past = _Past()
+                    self._driver.reset()
                     self._reason = end.reason
                     self._retries.begin_anew()
                     continue
                 if self._retries.session_lost(trio.current_time()):
                     self._complained_at = -math.inf
                 if self._may_complain():
-                    log.warning("Lost the scheduler: %s", end.reason)
-                self._reason = end.reason
+                    log.warning("Lost the scheduler: %s", end)
+                self._reason = end
                 if not (self._settings.reconnect or self._draining):
-                    raise NoScheduler(f"lost the scheduler, and --no-reconnect was given: {end.reason}")
-            if self._draining and not (self._settings.reconnect and self._engine.has_anything):
+                    raise NoScheduler(f"lost the scheduler, and --no-reconnect was given: {end}")
+            if self._draining and not (self._settings.reconnect and self._driver.has_anything):
                 return
             await self._back_off()
 
@@ -297,7 +271,7 @@ class _Worker:
         settings = self._settings
         waits = end.then is Then.SUCCESSOR and settings.on_scheduler_stop == "wait" and not self._draining
         if waits:
-            self._complained_at = trio.current_time()  # this line is enough for a while
+            self._complained_at = trio.current_time()  # the line below replaces complaints for a while
             limit_s = settings.death_timeout_s
             limit = "" if limit_s == math.inf else f"up to {limit_s:g} s "
             log.info("The scheduler stopped; dropping all results and waiting %sfor the next one", limit)
@@ -308,7 +282,7 @@ class _Worker:
         restarts = end.then is Then.RESTART
         # A new process is the better restart, where a nanny can start one.
         if not restarts or settings.process:
-            self._say_leaving("restart" if restarts else "scheduler")
+            self._tell_leaving("restart" if restarts else "scheduler")
             return True
         return False
 
@@ -326,15 +300,15 @@ class _Worker:
 
     # ------------------------------------------------------------------------------------------ one session
 
-    async def _dial(self, listening: Listener, nursery: trio.Nursery) -> tuple[Connection, _Registration]:
+    async def _dial(self, listener: Listener, nursery: trio.Nursery) -> tuple[Connection, Registration]:
         """Find the scheduler and register with it."""
         settings = self._settings
         scheduler = parse_scheduler_address(self._scheduler_address())
-        address = await listening.towards(scheduler)
-        place = _Registration(address, scheduler, new_incarnation())
+        address = await listener.towards(scheduler)
+        registration = Registration(address, scheduler, new_incarnation())
         hello = Hello(
             role="worker",
-            incarnation=place.incarnation,
+            incarnation=registration.incarnation,
             name=settings.name or "",
             details={
                 "address": str(address),
@@ -348,7 +322,7 @@ class _Worker:
                 "reconnect": settings.reconnect,
                 "process": settings.process,
                 "nanny": settings.nanny_address,
-                "metrics": self._engine.figures(),
+                "metrics": self._driver.figures(),
             },
         )
         limits = LinkLimits(
@@ -362,7 +336,7 @@ class _Worker:
             self._reason = f"no answer from {scheduler} so far"
         timeout_s = connect_limit_s(settings.connect_timeout_s, self._death.deadline - trio.current_time())
         connection = await connect(Endpoint(scheduler, limits), hello, nursery=nursery, timeout_s=timeout_s)
-        return connection, place
+        return connection, registration
 
     def _scheduler_address(self) -> str:
         path = self._settings.scheduler_file
@@ -376,33 +350,32 @@ class _Worker:
         return address
 
     async def _session(
-        self, connection: Connection, place: _Registration, task_status: trio.TaskStatus[Address]
-    ) -> EndSession | _Lost:
-        """From registration to the end of the session."""
+        self, connection: Connection, registration: Registration, task_status: trio.TaskStatus[Address]
+    ) -> EndSession | str:
+        """From registration to the end of the session: how the scheduler ended it, or why it was lost."""
         welcome = connection.hello
         assert isinstance(welcome, Welcome)
         returned = welcome.details.get("returned") is True
         async with connection:
             self._session_now = connection
-            self._afresh = False
             if not returned:
-                self._engine.reset()
+                self._driver.reset()
             self._drain.is_possible = True
-            self._past = _Past(place.incarnation, welcome.incarnation)
-            self._engine.session_began(connection, place.address, place.scheduler, place.incarnation, returned=returned)
+            self._past = _Past(registration.incarnation, welcome.incarnation)
+            self._driver.session_began(connection, registration, returned=returned)
             is_first = not self._retries.was_connected
             self._retries.connected(trio.current_time())
             self._set_death()
-            log.info("Registered to: %s", place.scheduler)
+            log.info("Registered to: %s", registration.scheduler)
             if is_first:
-                task_status.started(place.address)
+                task_status.started(registration.address)
             try:
                 return await self._converse(connection)
             except ConnectionLost as error:
-                return _Lost(str(error))
+                return str(error)
             except ProtocolError as error:
                 await connection.aclose(f"protocol error: {error}")
-                return _Lost(str(error))
+                return str(error)
             except trio.Cancelled:
                 with trio.move_on_after(self._settings.grace_s, shield=True):
                     await connection.aclose(self._draining or "the worker was stopped")
@@ -410,7 +383,7 @@ class _Worker:
             finally:
                 self._session_now = None
                 self._drain.is_possible = False
-                self._engine.session_lost()
+                self._driver.session_lost()
                 now = trio.current_time()
                 silent_s = now - connection.heard_at
                 # A connection that broke was a contact until then; one that fell silent only until the silence began.
@@ -420,11 +393,11 @@ class _Worker:
     async def _converse(self, connection: Connection) -> EndSession:
         async with aclosing(connection.batches()) as batches:
             async for batch in batches:
-                end = self._engine.receive(batch)
+                end = self._driver.receive(batch)
                 if end is not None:
                     await connection.aclose(end.reason)
                     return end
         reason = connection.goodbye.reason if connection.goodbye is not None else ""
-        if self._afresh:
+        if self._session_now is None:
             return EndSession(reason or "restart requested", Then.RESTART)
         return EndSession(reason, Then.LEAVE)

@@ -17,7 +17,8 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from io import BufferedIOBase, BufferedWriter, FileIO
+from typing import TYPE_CHECKING, Any
 
 from trio_dask.errors import SpillError
 from trio_dask.parsing import format_bytes
@@ -25,22 +26,23 @@ from trio_dask.protocol.picklers import Buffer
 from trio_dask.protocol.pickling import stream_value
 from trio_dask.worker.spill_directory import SpillDirectory
 
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
 ALIGNMENT = 64
 """Of the start of each frame: arrays keep the alignment that they have in memory."""
 
 PIECE_BYTES = 8 * 2**20
 """The most that one call writes, so that a worker that ends need not wait for long."""
 
-GATHERED_BYTES = 2**20
-"""Output of a pickler is gathered up to this size."""
+GATHERED_BYTES = 256 * 2**10
+"""Smaller output is gathered up to this size."""
 
-PIECE_BUFFERS = 256
 MAP_BYTES = 256 * 2**10
 """Smaller files are read into memory: a mapping costs a descriptor and an entry in the kernel's table."""
 
 MAX_MAPPINGS = 1000
 _READ_BYTES = 2**20
-_PADDING = bytes(ALIGNMENT)
 
 
 class SpilledFile:
@@ -98,7 +100,7 @@ class SpillDisk:
           SpillError: there is no room for them, or the disk does not take them.
         """
         sizes = tuple(memoryview(frame).nbytes for frame in frames)
-        return self._write_file(sizes, partial(self._write_frames, frames))
+        return self._write_file(sizes, partial(_write_frames, frames))
 
     def write_value(self, value: Any, nbytes: int) -> SpilledFile:
         """Put the frames of a value, whose size is about this, into a new file; it is pickled on the way.
@@ -107,48 +109,27 @@ class SpillDisk:
           SpillError: there is no room for it, or the disk does not take it.
           SerializationError: it cannot be pickled.
         """
-        return self._write_file((nbytes,), partial(self._write_value, value))
+        return self._write_file((nbytes,), partial(_write_value, value))
 
-    def _write_frames(self, frames: Sequence[Buffer], descriptor: int) -> tuple[int, ...]:
-        for piece in _pieces(frames):
-            self._write_piece(descriptor, piece)
-        return tuple(memoryview(frame).nbytes for frame in frames)
-
-    def _write_value(self, value: Any, descriptor: int) -> tuple[int, ...]:
-        pickled = _Pickled(descriptor, self._write_piece)
-        try:
-            buffers = stream_value(value, pickled)
-        except _Refused as refused:
-            raise refused.error from None
-        pickled.finish()
-        return (pickled.nbytes, *self._write_frames(buffers, descriptor))
-
-    def _write_piece(self, descriptor: int, piece: list[Buffer]) -> None:
-        if self._closed:
-            raise SpillError("the worker is leaving")
-        _write_all(descriptor, piece)
-
-    def _write_file(self, sizes: tuple[int, ...], write: Callable[[int], tuple[int, ...]]) -> SpilledFile:
+    def _write_file(self, sizes: tuple[int, ...], write: Callable[[BufferedIOBase], tuple[int, ...]]) -> SpilledFile:
         """A new file, for frames of about these sizes; `write` fills it and returns their true sizes."""
         self.remove_garbage()
         try:
-            file, descriptor = self._create(sizes)
+            file, output = self._create(sizes)
+            try:
+                with output:  # network file systems report only at the end that there was no room
+                    written = write(output)
+            except BaseException:
+                self._unlink(file)
+                raise
         except SpillError:
             raise
         except OSError as error:
-            raise self._disk_error(error) from error
-        try:
-            try:
-                written = write(descriptor)
-            finally:
-                os.close(descriptor)  # network file systems report only here that there was no room
-        except OSError as error:
-            self._unlink(file)
-            raise self._disk_error(error) from error
-        except BaseException:
-            self._unlink(file)
-            raise
-        self._resize(file, written)
+            raise SpillError(f"cannot write to {self.directory.base}: {error.strerror or error}") from error
+        with self._lock:
+            self._used -= file.nbytes
+            file.set_sizes(written)
+            self._used += file.nbytes
         return file
 
     def read(self, file: SpilledFile) -> list[memoryview]:
@@ -188,7 +169,7 @@ class SpillDisk:
         self.directory.remove()
         self._garbage.clear()
 
-    def _create(self, sizes: tuple[int, ...]) -> tuple[SpilledFile, int]:
+    def _create(self, sizes: tuple[int, ...]) -> tuple[SpilledFile, BufferedIOBase]:
         with self._lock:
             if self._closed:
                 raise SpillError("the worker is leaving")
@@ -199,16 +180,10 @@ class SpillDisk:
                     f"the limit of {format_bytes(self._max_bytes)} for spilled values is reached "
                     f"({format_bytes(self._used)} are used, {format_bytes(file.nbytes)} are needed)"
                 )
-            descriptor = os.open(file.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            output = BufferedWriter(Output(file.path, lambda: self._closed), GATHERED_BYTES)
             self._written += 1
             self._used += file.nbytes
-            return file, descriptor
-
-    def _resize(self, file: SpilledFile, sizes: tuple[int, ...]) -> None:
-        with self._lock:
-            self._used -= file.nbytes
-            file.set_sizes(sizes)
-            self._used += file.nbytes
+            return file, output
 
     def _unlink(self, file: SpilledFile) -> None:
         try:
@@ -248,8 +223,18 @@ class SpillDisk:
             if file.removed and not file.mappings:
                 self._used -= file.nbytes
 
-    def _disk_error(self, error: OSError) -> SpillError:
-        return SpillError(f"cannot write to {self.directory.base}: {error.strerror or error}")
+
+class Output(FileIO):
+    """A new file of this user's. It takes a piece at a time, and nothing any more once `is_closed()`."""
+
+    def __init__(self, path: str, is_closed: Callable[[], bool]) -> None:
+        super().__init__(path, "xb", opener=partial(os.open, mode=0o600))
+        self._is_closed = is_closed
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        if self._is_closed():
+            raise SpillError("the worker is leaving")
+        return super().write(memoryview(data)[:PIECE_BYTES])
 
 
 class _Refused(BaseException):
@@ -262,43 +247,45 @@ class _Refused(BaseException):
 class _Pickled:
     """The first frame of a file, written by a pickler."""
 
-    def __init__(self, descriptor: int, write_piece: Callable[[int, list[Buffer]], None]) -> None:
-        self._descriptor = descriptor
-        self._write_piece = write_piece
-        self._parts: list[Buffer] = []
-        self._gathered = 0
-        self.nbytes = 0
+    def __init__(self, output: BufferedIOBase) -> None:
+        self._output = output
 
     def restart(self) -> None:
         """Drop what was written."""
-        self._parts, self._gathered, self.nbytes = [], 0, 0
         try:
-            os.ftruncate(self._descriptor, 0)
-            os.lseek(self._descriptor, 0, os.SEEK_SET)
+            self._output.seek(0)
+            self._output.truncate()
         except OSError as error:
             raise _Refused(error) from None
 
     def write(self, data: Buffer, /) -> None:
-        self._parts.append(data)
-        self._gathered += len(data)
-        self.nbytes += len(data)
-        if self._gathered >= GATHERED_BYTES:
-            try:
-                self._flush()
-            except (SpillError, OSError) as error:
-                raise _Refused(error) from None
+        try:
+            self._output.write(data)
+        except OSError as error:
+            raise _Refused(error) from None
 
-    def finish(self) -> None:
-        """Write the rest, with the padding."""
-        self._flush()
-        padding = _padded(self.nbytes) - self.nbytes
-        if padding:
-            self._write_piece(self._descriptor, [_PADDING[:padding]])
 
-    def _flush(self) -> None:
-        parts, self._parts, self._gathered = self._parts, [], 0
-        for piece in _pieces(parts, alignment=1):
-            self._write_piece(self._descriptor, piece)
+def _write_value(value: Any, output: BufferedIOBase) -> tuple[int, ...]:
+    try:
+        buffers = stream_value(value, _Pickled(output))
+    except _Refused as refused:
+        raise refused.error from None
+    size = output.tell()
+    _pad(size, output)
+    return (size, *_write_frames(buffers, output))
+
+
+def _write_frames(frames: Sequence[Buffer], output: BufferedIOBase) -> tuple[int, ...]:
+    sizes = tuple(memoryview(frame).nbytes for frame in frames)
+    for frame, size in zip(frames, sizes, strict=True):
+        if size:
+            output.write(frame)
+            _pad(size, output)
+    return sizes
+
+
+def _pad(size: int, output: BufferedIOBase) -> None:
+    output.write(bytes(_padded(size) - size))
 
 
 def _padded(size: int) -> int:
@@ -312,48 +299,10 @@ def _starts(sizes: tuple[int, ...]) -> Iterator[int]:
         start += _padded(size)
 
 
-def _pieces(frames: Sequence[Buffer], alignment: int = ALIGNMENT) -> Iterator[list[Buffer]]:
-    """The frames in order, padded, in portions that one call takes."""
-    piece: list[Buffer] = []
-    size = 0
-    for frame in frames:
-        view = memoryview(frame)
-        if not view.nbytes:
-            continue
-        view = view.cast("B")
-        for start in range(0, view.nbytes, PIECE_BYTES):
-            part = view[start : start + PIECE_BYTES]
-            if size + part.nbytes > PIECE_BYTES or len(piece) >= PIECE_BUFFERS:
-                yield piece
-                piece, size = [], 0
-            piece.append(part)
-            size += part.nbytes
-        padding = -view.nbytes % alignment
-        if padding:
-            piece.append(_PADDING[:padding])
-            size += padding
-    if piece:
-        yield piece
-
-
-def _write_all(descriptor: int, buffers: list[Buffer]) -> None:
-    """Write all of it: a disk that fills up takes a part first, and fails at the next call."""
-    views = [memoryview(buffer) for buffer in buffers]
-    while views:
-        written = os.writev(descriptor, views)
-        while views and written >= views[0].nbytes:
-            written -= views.pop(0).nbytes
-        if written:
-            views[0] = views[0][written:]
-
-
 def _read_all(descriptor: int, target: memoryview) -> None:
     done = 0
     while done < target.nbytes:
-        count = os.preadv(descriptor, [target[done:]], done)
-        if not count:
-            raise FileNotFoundError(errno.ENOENT, "another program has truncated it")
-        done += count
+        done += _read_some(descriptor, target[done:], done)
 
 
 def _read_through(descriptor: int, size: int) -> None:
@@ -361,7 +310,11 @@ def _read_through(descriptor: int, size: int) -> None:
     buffer = bytearray(min(size, _READ_BYTES))
     done = 0
     while done < size:
-        count = os.preadv(descriptor, [buffer], done)
-        if not count:
-            raise FileNotFoundError(errno.ENOENT, "another program has truncated it")
-        done += count
+        done += _read_some(descriptor, buffer, done)
+
+
+def _read_some(descriptor: int, target: bytearray | memoryview, offset: int) -> int:
+    count = os.preadv(descriptor, [target], offset)
+    if not count:
+        raise FileNotFoundError(errno.ENOENT, "another program has truncated it")
+    return count

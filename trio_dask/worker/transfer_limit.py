@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
@@ -20,47 +19,25 @@ class TransferLimit:
         self._nbytes = nbytes
         self._held_count = 0
         self._held_bytes = 0
-        self._queue: deque[tuple[int, trio.Event]] = deque()
+        self._turn = trio.Lock()  # serves in the order of requests
+        self._released = trio.Event()
 
     @asynccontextmanager
     async def share(self, nbytes: int) -> AsyncGenerator[None]:
         """Wait for a share of this size, and hold it for the block."""
-        if self._queue or not self._fits(nbytes):
-            await self._wait(nbytes)
-        else:
-            self._hold(nbytes)
-            await trio.lowlevel.cancel_shielded_checkpoint()
+        async with self._turn:
+            while not self._fits(nbytes):
+                self._released = trio.Event()
+                await self._released.wait()
+            self._held_count += 1
+            self._held_bytes += nbytes
         try:
             yield
         finally:
             self._held_count -= 1
             self._held_bytes -= nbytes
-            self._admit()
-
-    async def _wait(self, nbytes: int) -> None:
-        place = nbytes, trio.Event()
-        self._queue.append(place)
-        try:
-            await place[1].wait()
-        except trio.Cancelled:
-            if place[1].is_set():  # admitted and cancelled at once
-                self._held_count -= 1
-                self._held_bytes -= nbytes
-            else:
-                self._queue.remove(place)
-            self._admit()
-            raise
+            self._released.set()
 
     def _fits(self, nbytes: int) -> bool:
         within = self._held_count < self._count and self._held_bytes + nbytes <= self._nbytes
         return within or not self._held_count
-
-    def _hold(self, nbytes: int) -> None:
-        self._held_count += 1
-        self._held_bytes += nbytes
-
-    def _admit(self) -> None:
-        while self._queue and self._fits(self._queue[0][0]):
-            nbytes, admitted = self._queue.popleft()
-            self._hold(nbytes)
-            admitted.set()

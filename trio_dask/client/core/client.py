@@ -129,7 +129,7 @@ class ClientCore:
                 self._forget(state)
 
     def cancel(self, states: Iterable[KeyState], force: bool, text: str) -> None:
-        """Give these up; their futures are cancelled now."""
+        """Cancel these, and their futures now."""
         keys: list[Key] = []
         for state in states:
             if self.states.get(state.key) is state and state.status not in TERMINAL:
@@ -196,7 +196,7 @@ class ClientCore:
             self._request_value(state)
 
     def abandon(self, state: KeyState, waiter: Waiter | Reader) -> None:
-        """Call this waiter or reader no more."""
+        """Stop calling this waiter or reader."""
         for name in ("waiters", "readers"):
             calls: list[Any] = [call for call in getattr(state, name) or () if call is not waiter]
             setattr(state, name, calls or None)
@@ -256,7 +256,7 @@ class ClientCore:
             on_reply(message.payload, None)
 
     def _stuck(self, message: Stuck) -> None:
-        self.stuck.hear(message)
+        self.stuck.update(message)
 
     def _received(self, message: Received) -> None:
         self._resend.acknowledged(message.number)
@@ -292,7 +292,7 @@ class ClientCore:
         self.scheduler = scheduler
 
     def end_session(self, ended: Ended) -> None:
-        """The scheduler is lost, or the client closes: whoever waits hears it now. The next scheduler knows nothing."""
+        """The scheduler is lost, or the client closes: waiting calls fail now. The next scheduler knows nothing."""
         self.stuck.forget()
         self.scheduler = ""
         self.received = 0
@@ -437,7 +437,7 @@ class ClientCore:
                 state.fence = 0
 
     def _request_value(self, state: KeyState) -> None:
-        """Get the value of a finished key to those who read it."""
+        """Get the value of a finished key for its readers."""
         if state.holders:
             self._fetch_queue.enqueue(state)
         else:

@@ -25,7 +25,7 @@ class ResendBuffer:
 
     def __init__(self) -> None:
         self.ack_due_at = ACK_EVERY
-        """The number of received messages from which on the scheduler is to hear of them."""
+        """From this number of received messages on, an acknowledgement is due."""
         self._before = 0
         self._kept: deque[Message] = deque()
 

@@ -20,8 +20,8 @@ class StuckReasons:
         self.aloud = ""
         """What the user has not been told yet."""
 
-    def hear(self, message: Stuck) -> None:
-        """The scheduler gives all reasons anew."""
+    def update(self, message: Stuck) -> None:
+        """The scheduler has sent all reasons anew."""
         self._reasons = tuple((reason, None if keys is None else frozenset(keys)) for reason, keys in message.reasons)
         if message.aloud:
             self.aloud = message.text

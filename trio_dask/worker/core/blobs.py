@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from trio_dask.errors import ProtocolError
 from trio_dask.ids import Digest, RunId
@@ -40,12 +40,8 @@ class BlobTable:
         self._new_buffer = new_buffer
         self._whole_of = whole_of
         self._partial: dict[Digest, _Partial] = {}
-        self._expiring: dict[Digest, RunId] = {}
-
-    @property
-    def expiring(self) -> Mapping[Digest, RunId]:
+        self.expiring: dict[Digest, RunId] = {}
         """The blobs that the scheduler has forgotten, with the newest run that may need them."""
-        return self._expiring
 
     def add(self, blob: Blob) -> None:
         """Take one piece.
@@ -53,7 +49,7 @@ class BlobTable:
         Raises:
           ProtocolError: the pieces are longer than the blob.
         """
-        self._expiring.pop(blob.digest, None)
+        self.expiring.pop(blob.digest, None)
         size = len(blob.data)
         if size == blob.total:
             self.complete[blob.digest] = blob.data
@@ -79,7 +75,7 @@ class BlobTable:
         for digest in digests:
             self._partial.pop(digest, None)
             if digest in self.complete:
-                self._expiring[digest] = newest
+                self.expiring[digest] = newest
 
     def expire_all_after(self, newest: RunId) -> None:
         """Forget all of them likewise, and drop what was arriving: the sender counts none of it as sent."""
@@ -88,9 +84,9 @@ class BlobTable:
 
     def forget_before(self, oldest: RunId | None) -> tuple[Digest, ...]:
         """Drop the blobs that only runs before `oldest` can need (None: there is no run), and return them."""
-        gone = tuple(digest for digest, newest in self._expiring.items() if oldest is None or newest < oldest)
+        gone = tuple(digest for digest, newest in self.expiring.items() if oldest is None or newest < oldest)
         for digest in gone:
-            del self._expiring[digest]
+            del self.expiring[digest]
             del self.complete[digest]
         return gone
 
@@ -99,5 +95,5 @@ class BlobTable:
         gone = tuple(self.complete)
         self.complete.clear()
         self._partial.clear()
-        self._expiring.clear()
+        self.expiring.clear()
         return gone

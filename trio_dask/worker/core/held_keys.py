@@ -22,7 +22,8 @@ class HeldKeys(Mapping[Key, Held]):
     def __init__(self) -> None:
         self.nbytes = 0
         self._held: dict[Key, Held] = {}
-        self._results: dict[RunId, Key] = {}  # the inverse of Held.run
+        self.results: dict[RunId, Key] = {}
+        """The keys that are results of runs here, by run: the inverse of `Held.run`."""
 
     def __len__(self) -> int:
         return len(self._held)
@@ -36,11 +37,6 @@ class HeldKeys(Mapping[Key, Held]):
     def __contains__(self, key: object) -> bool:
         return key in self._held
 
-    @property
-    def results(self) -> Mapping[RunId, Key]:
-        """The keys that are results of runs here, by run."""
-        return self._results
-
     def add(self, key: Key, nbytes: int, run: RunId | None = None, type_name: str = "") -> None:
         """A value is here, and replaces an earlier one of this key."""
         if key in self._held:
@@ -48,7 +44,7 @@ class HeldKeys(Mapping[Key, Held]):
         self._held[key] = Held(nbytes, run, type_name)
         self.nbytes += nbytes
         if run is not None:
-            self._results[run] = key
+            self.results[run] = key
 
     def drop(self, key: Key) -> bool:
         """Drop a value; False if it is not here."""
@@ -57,13 +53,13 @@ class HeldKeys(Mapping[Key, Held]):
             return False
         self.nbytes -= held.nbytes
         if held.run is not None:
-            del self._results[held.run]
+            del self.results[held.run]
         return True
 
     def clear(self) -> tuple[Key, ...]:
         """Drop everything, and return the keys."""
         keys = tuple(self._held)
         self._held.clear()
-        self._results.clear()
+        self.results.clear()
         self.nbytes = 0
         return keys

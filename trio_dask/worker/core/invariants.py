@@ -38,7 +38,7 @@ def check_idle(core: WorkerCore) -> None:
         name: getattr(table, name) for name in ("current", "waiting", "waiters", "producers", "predecessors")
     }
     tables |= {"announced": slots.announced, "leaving": slots.stopping, "overdue": slots.overdue}
-    tables["acquiring"] = core.acquiring
+    tables["acquiring"] = core.fetches.acquiring
     left = {name: table for name, table in tables.items() if table}
     assert not left, f"left over: {left}"
     assert not core.ready, "ready runs are left over"
@@ -83,8 +83,8 @@ def _check_inputs(core: WorkerCore) -> None:
 def _check_fetches(core: WorkerCore) -> None:
     plan = core.fetches
     for key in plan.pending:
-        assert key in core.table.waiters or key in core.acquiring, f"{key} is pending and not wanted"
-    for key in core.acquiring:
+        assert key in core.table.waiters or key in core.fetches.acquiring, f"{key} is pending and not wanted"
+    for key in core.fetches.acquiring:
         assert key in plan.pending, f"{key} is to be acquired, and not pending"
         assert key not in core.held, f"{key} is to be acquired, and is here"
     queues = plan.queues.items()

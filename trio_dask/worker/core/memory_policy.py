@@ -19,7 +19,7 @@ from trio_dask.config import WorkerSettings
 BUSY_INTERVAL_S: Final = 0.1
 FIRST_IDLE_INTERVAL_S: Final = 0.5
 MAX_IDLE_INTERVAL_S: Final = 5.0
-"""An idle process is read after twice the time, from the first to the last: waking up would be most of its work."""
+"""The interval doubles while the process is idle: waking up would be most of its work."""
 
 MIN_PORTION_BYTES: Final = 4 * 2**20
 MAX_PORTION_BYTES: Final = 64 * 2**20
@@ -142,20 +142,14 @@ class RemoveFiles:
 
 
 @dataclass(frozen=True, slots=True)
-class Pause:
-    """Take no more tasks. `is_news`: say so in the log."""
+class SetPaused:
+    """Take no more tasks, or take tasks again. `is_news`: say so in the log."""
 
+    paused: bool
     is_news: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Resume:
-    """Take tasks again. `is_news`: say so in the log."""
-
-    is_news: bool
-
-
-Action = GiveBack | MakeRoom | RemoveFiles | Pause | Resume
+Action = GiveBack | MakeRoom | RemoveFiles | SetPaused
 
 
 class RoomMade(NamedTuple):
@@ -222,7 +216,7 @@ class MemoryPolicy:
         self.is_working = False
         """Whether work was asked for that has not ended."""
         self._is_making_room = False
-        self._wanted = 0  # the most that was waited for since room is being made
+        self._wanted = 0  # the largest request while room is being made
         self._is_exhausted = False  # the last attempt made no room at all
         self._retry_at = -inf
         self._retry_above = 0  # spillable bytes
@@ -242,7 +236,7 @@ class MemoryPolicy:
         return bool(kept) and process > self.limits.scarce_above
 
     def is_helpless(self, now: float, spillable: int) -> bool:
-        """Whether no room can be made: the last attempt failed a moment ago, and nothing more can be spilled since."""
+        """Whether no room can be made: the last attempt has just failed, and no more can be spilled now than then."""
         return now < self._retry_at and spillable <= self._retry_above
 
     def step(self, now: float, figures: Figures) -> Step:
@@ -290,7 +284,7 @@ class MemoryPolicy:
         is_news = now >= self._tell_from
         if is_news:
             self._tell_from = now + NEWS_INTERVAL_S
-        return [Pause(is_news) if paused else Resume(is_news)]
+        return [SetPaused(paused, is_news)]
 
     def _work(self, now: float, figures: Figures, excess: float) -> list[Action]:
         self._is_making_room = excess > 0

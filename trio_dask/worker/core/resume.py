@@ -1,8 +1,9 @@
 """What a worker sends to a scheduler that takes it back: first what may not have arrived, then its inventory.
 
-It is not known which of the last messages before a loss arrived. Most need not be repeated: a result is in the
-inventory, and the scheduler places a run anew that is not in it. But a failure leaves no trace, and the inventory does
-not tell that a client has put a value here. So these are remembered for a while. The scheduler ignores repetitions.
+The worker cannot know which of its last messages arrived before the connection was lost. Most need no repetition: the
+inventory lists results, and the scheduler places runs again that are missing from it. But a failure leaves no trace,
+and the inventory does not say that a client has put a value here. So the worker remembers these messages for a while.
+The scheduler ignores repetitions.
 """
 
 from __future__ import annotations
@@ -36,14 +37,14 @@ class ResendOnReturn:
         self._not_acquired: dict[Key, None] = {}
 
     def failed(self, message: RunFailed) -> None:
-        """This was sent, or will be when there is a session."""
+        """Remember a message that was sent, or will be when there is a session."""
         self._failed.append(message)
         self._failed_bytes += _size(message)
         while len(self._failed) > MAX_REMEMBERED or self._failed_bytes > MAX_REMEMBERED_BYTES:
             self._failed_bytes -= _size(self._failed.popleft())
 
     def stored(self, message: Scattered, now: float) -> None:
-        """This was sent."""
+        """Remember a message that was sent."""
         self._stored.append((now, message))
 
     def session_lost(self, acquiring: Iterable[Key], now: float) -> None:
@@ -60,7 +61,7 @@ class ResendOnReturn:
         return [*self._failed, *stored, *not_acquired]
 
     def clear(self) -> None:
-        """The next scheduler is another one, which none of this concerns."""
+        """Forget everything: the next scheduler is another one."""
         self._failed.clear()
         self._failed_bytes = 0
         self._stored.clear()

@@ -53,7 +53,6 @@ from trio_dask.worker.core.held_keys import HeldKeys
 from trio_dask.worker.core.resume import ResendOnReturn, take_inventory
 from trio_dask.worker.core.run_table import RunTable
 from trio_dask.worker.core.slot_states import SlotStates
-from trio_dask.worker.core.wanted_keys import WantedKeys
 
 
 class WorkerCore:
@@ -67,18 +66,17 @@ class WorkerCore:
     ) -> None:
         self.slots = SlotStates(slots, grace_s)
         self.blobs = BlobTable() if blobs is None else blobs
-        self.fetches = FetchPlan(limits or FetchLimits())
+        self.fetches = FetchPlan(limits or FetchLimits(), self._is_awaited, self._cancel_fetch)
         self.held = HeldKeys()
         self.paused = False
         self.draining = ""
         """Why this worker drains; empty if it does not."""
         self.is_open = True
         """Whether it takes runs."""
-        self.table = RunTable(self.fetches.pending, lambda key: self._wanted.drop_unwanted(key))
-        self._wanted = WantedKeys(self.fetches, self.table.waiters, self._cancel_fetch)
-        self.acquiring = self._wanted.acquiring
+        self.table = RunTable(self.fetches.pending, self.fetches.drop_unwanted)
         self.ready = self.table.ready
-        self._runs = self.table.current
+        self.runs = self.table.current
+        """Every current run, oldest first."""
         self._waiters = self.table.waiters
         self._address: str | None = None  # None between sessions
         self._resend = ResendOnReturn()
@@ -89,11 +87,6 @@ class WorkerCore:
     # ------------------------------------------------------------------------------------------ what others may read
 
     @property
-    def runs(self) -> Mapping[RunId, m.Run]:
-        """Every current run, oldest first."""
-        return self._runs
-
-    @property
     def capacity(self) -> int:
         """How many runs can execute at once now. A seceded run uses no slot."""
         slots = 0 if self.paused else self.slots.capacity
@@ -101,16 +94,12 @@ class WorkerCore:
 
     def is_current(self, run: m.Run) -> bool:
         """Whether the outcome of this run is still wanted."""
-        return self._runs.get(run.run) is run
-
-    def next_deadline(self) -> float:
-        """When `tick` has something to do."""
-        return self.slots.next_deadline()
+        return self.runs.get(run.run) is run
 
     def take_effects(self) -> Effects:
         """Everything to be done since the last call. Call it once per batch of events."""
         if self.blobs.expiring:
-            self._forget(self.blobs.forget_before(next(iter(self._runs), None)))
+            self._forget(self.blobs.forget_before(next(iter(self.runs), None)))
         if self.fetches.queues:
             self._requests.extend(self.fetches.launch())
         if self._replicas:
@@ -140,15 +129,16 @@ class WorkerCore:
     def session_lost(self, now: float) -> None:
         """The connection to the scheduler is lost. Keep everything: the scheduler may take this worker back."""
         self._address = None
-        self._resend.session_lost(self._wanted.cancel_all(), now)
+        acquiring = tuple(self.fetches.acquiring)
+        self.fetches.cancel_acquire(acquiring)
+        self._resend.session_lost(acquiring, now)
 
     def reset(self, now: float) -> None:
         """Drop everything: none of it means anything to the next scheduler."""
         self._address = None
-        for number in list(self._runs):
+        for number in list(self.runs):
             self._cancel(number, now)
-        self.acquiring.clear()
-        self._requests.extend(CancelFetch(fetch) for fetch in self.fetches.clear())
+        self.fetches.clear()
         if self.held:
             self._requests.append(FreeKeys(self.held.clear()))
         self._replicas.clear()
@@ -159,26 +149,20 @@ class WorkerCore:
     def _report_all(self) -> None:
         """Send what may not have arrived, and the inventory."""
         # The scheduler sends functions anew to a worker that has returned, so these may not be needed again.
-        self.blobs.expire_all_after(next(reversed(self._runs), RunId(-1)))
+        self.blobs.expire_all_after(next(reversed(self.runs), RunId(-1)))
         if self.slots.announced:
             self._outbox.append(m.Started(tuple(self.slots.announced)))
         self._outbox += self._resend.take_messages(self.held)
-        inventory, beyond = take_inventory(self.held, self._runs)
+        inventory, beyond = take_inventory(self.held, self.runs)
         self._free(beyond)
         self._outbox.append(inventory)
 
     # ------------------------------------------------------------------------------------------ open or not
 
-    def pause(self) -> None:
-        """Take no runs for now, for want of memory. Executing runs go on."""
-        if not self.paused:
-            self.paused = True
-            self._capacity_changed()
-
-    def resume(self) -> None:
-        """Take runs again."""
-        if self.paused:
-            self.paused = False
+    def set_paused(self, paused: bool) -> None:
+        """Take no runs for now, for want of memory, or take them again. Executing runs go on."""
+        if paused != self.paused:
+            self.paused = paused
             self._capacity_changed()
 
     def drain_began(self, reason: str) -> None:
@@ -215,7 +199,7 @@ class WorkerCore:
 
     def _run(self, run: m.Run, now: float) -> None:
         number = run.run
-        if number in self._runs:
+        if number in self.runs:
             raise ProtocolError(f"run {number} was assigned twice")
         if run.function not in self.blobs.complete:
             raise ProtocolError(f"run {number} calls a function that was never sent")
@@ -247,7 +231,7 @@ class WorkerCore:
         self.blobs.add(message)
 
     def _forget_blobs(self, message: m.ForgetBlobs, now: float) -> None:
-        self.blobs.expire_after(message.digests, next(reversed(self._runs), RunId(-1)))
+        self.blobs.expire_after(message.digests, next(reversed(self.runs), RunId(-1)))
 
     def _acquire(self, message: m.Acquire, now: float) -> None:
         refused: list[Key] = []
@@ -255,15 +239,15 @@ class WorkerCore:
             remote = [at for at in holders if at != self._address]
             if key in self.held:
                 self._replicas[key] = None
-            elif key not in self.acquiring and (self.paused or self.draining or not remote):
+            elif key not in self.fetches.acquiring and (self.paused or self.draining or not remote):
                 refused.append(key)
             else:
-                self._wanted.acquire(key, remote)
+                self.fetches.acquire(key, remote)
         if refused:
             self._outbox.append(m.NotAcquired(tuple(refused)))
 
     def _free_keys(self, message: m.Free, now: float) -> None:
-        self._wanted.cancel_acquire(message.keys)
+        self.fetches.cancel_acquire(message.keys)
         self._free(message.keys)
 
     def _free(self, keys: Iterable[Key]) -> None:
@@ -275,7 +259,7 @@ class WorkerCore:
         returned: list[RunId] = []
         keys: list[Key] = []
         for number in message.runs:
-            run = self._runs.get(number)
+            run = self.runs.get(number)
             if run is not None and self.table.withdraw(number):
                 self._remove(run)
                 returned.append(number)
@@ -321,42 +305,27 @@ class WorkerCore:
     def finished(self, run: m.Run, nbytes: int, type_name: str, value: bytes | None, duration_s: float) -> bool:
         """A run gave a result. True if it is kept; its value must have been stored before this call."""
         number = run.run
-        if self._runs.get(number) is not run:
+        if self.runs.get(number) is not run:
             self._slot_returned(run)
             return False
         self._remove(run)
         self.held.add(run.key, nbytes, number, type_name)
         self._outbox.append(m.RunFinished(number, nbytes, type_name, duration_s, value))
-        if run.key in self._waiters or run.key in self.acquiring:
+        if run.key in self._waiters or run.key in self.fetches.acquiring:
             self._arrived(run.key)
         return True
 
     def failed(self, run: m.Run, error: bytes | None, text: str, duration_s: float) -> None:
         """A run raised, or its result cannot be kept."""
-        if self.is_current(run):
-            self._report_failed(m.RunFailed(run.run, "exception", error, text, duration_s))
-            self._remove(run)
-            self._return_dependents([run.key])
-        else:
-            self._slot_returned(run)
+        self._ended_without(run, m.RunFailed(run.run, "exception", error, text, duration_s))
 
     def declined(self, run: m.Run) -> None:
         """A slot has taken this run and does not begin it: the worker's `max_tasks` have begun."""
-        if self.is_current(run):
-            self._outbox.append(m.RunsReturned((run.run,)))
-            self._remove(run)
-            self._return_dependents([run.key])
-        else:
-            self._slot_returned(run)
+        self._ended_without(run, m.RunsReturned((run.run,)))
 
     def input_gone(self, run: m.Run, key: Key) -> None:
         """A slot has taken this run, and an input is not here any more."""
-        if self.is_current(run):
-            self._outbox.append(m.InputMissing(run.run, key, ""))
-            self._remove(run)
-            self._return_dependents([run.key])
-        else:
-            self._slot_returned(run)
+        self._ended_without(run, m.InputMissing(run.run, key, ""))
 
     def seceded(self, run: m.Run) -> None:
         """A run has given its slot back and goes on: another one can execute in its place."""
@@ -371,20 +340,18 @@ class WorkerCore:
     def tick(self, now: float) -> None:
         """Fail the runs that are out of time, and count slots as overdue."""
         for number in self.slots.expired(now):
-            run = self._runs[number]
+            run = self.runs[number]
             limit = float(run.extra["time_limit"])
             text = f"{run.key} ran longer than its time limit of {limit:g} s"
-            self._report_failed(m.RunFailed(number, "timeout", None, text, limit))
+            message = m.RunFailed(number, "timeout", None, text, limit)
+            self._outbox.append(message)
+            self._resend.failed(message)
             self._cancel(number, now)
             self._return_dependents([run.key])
         if self.slots.mark_overdue(now):
             self._capacity_changed()
 
     # ------------------------------------------------------------------------------------------ from the data plane
-
-    def expects(self, fetch: FetchId, key: Key) -> bool:
-        """Whether a value from this fetch is wanted."""
-        return self.fetches.expects(fetch, key)
 
     def fetched(self, fetch: FetchId, key: Key, nbytes: int) -> bool:
         """A value came from a peer. True if it is kept; it must have been stored before this call."""
@@ -416,7 +383,7 @@ class WorkerCore:
         message = m.Scattered(key, nbytes, type_name, client)
         self._outbox.append(message)
         self._resend.stored(message, now)
-        if key in self._waiters or key in self.acquiring:
+        if key in self._waiters or key in self.fetches.acquiring:
             self._arrived(key)
         return True
 
@@ -433,13 +400,20 @@ class WorkerCore:
 
     def _arrived(self, key: Key) -> None:
         """A key that runs wait for, or that was to be acquired, is here, from wherever it came first."""
-        if self._wanted.arrived(key):
+        if self.fetches.came(key):
             self._replicas[key] = None
         self.table.input_arrived(key)
 
-    def _report_failed(self, message: m.RunFailed) -> None:
+    def _ended_without(self, run: m.Run, message: m.FromWorker) -> None:
+        """A run has left its slot without a result. The message says why, if anybody still wants to know."""
+        if not self.is_current(run):
+            self._slot_returned(run)
+            return
         self._outbox.append(message)
-        self._resend.failed(message)
+        if isinstance(message, m.RunFailed):
+            self._resend.failed(message)
+        self._remove(run)
+        self._return_dependents([run.key])
 
     def _remove(self, run: m.Run) -> None:
         """Take a run out of every table. A slot that has taken it keeps it."""
@@ -447,12 +421,15 @@ class WorkerCore:
         if self.slots.announced:
             self.slots.end(run.run)
 
+    def _is_awaited(self, key: Key) -> bool:
+        return key in self._waiters
+
     def _cancel_fetch(self, fetch: FetchId) -> None:
         self._requests.append(CancelFetch(fetch))
 
     def _cancel(self, number: RunId, now: float) -> Key | None:
         """Drop a run that is not wanted any more. Returns its key, or None if it is not current."""
-        run = self._runs.get(number)
+        run = self.runs.get(number)
         if run is None:
             return None
         executing = not self.table.withdraw(number)
@@ -470,14 +447,14 @@ class WorkerCore:
 
     def _give_up(self, given_up: list[UnfetchableKey], *, hand_back: bool = False) -> None:
         """No peer could give these keys."""
-        missed = self._wanted.missed(given_up)
+        missed = self.fetches.missed(given_up)
         if missed:
             self._outbox.append(m.NotAcquired(missed))
-        forsaken = self.table.return_dependents(given_up)
-        if hand_back and forsaken:
-            self._outbox.append(m.RunsReturned(tuple(missing.run for missing in forsaken)))
+        returned = self.table.return_dependents(given_up)
+        if hand_back and returned:
+            self._outbox.append(m.RunsReturned(tuple(missing.run for missing in returned)))
         else:
-            self._outbox += forsaken
+            self._outbox += returned
 
     def _return_dependents(self, keys: Iterable[Key]) -> None:
         """The runs that computed these keys are gone."""

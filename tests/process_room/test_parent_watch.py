@@ -3,6 +3,7 @@
 import json
 import os
 import threading
+from collections.abc import Iterator
 
 import pytest
 
@@ -12,8 +13,8 @@ from trio_dask.processes.parent_watch import StdinWatch
 class Parent:
     """The other ends of the pipes, and what the child was asked for."""
 
-    def __init__(self, begun=b"") -> None:
-        self.asked = []
+    def __init__(self, begun: bytes = b"") -> None:
+        self.asked: list[tuple[str, int | None]] = []
         self.changed = threading.Condition()
         self.was_ended = threading.Event()
         stdin, self.stdin = os.pipe()
@@ -21,20 +22,20 @@ class Parent:
         self.thread = StdinWatch(stdin, life, begun, self.was_ended.set).start(self._ask, grace_s=0.01)
         self._ours = [stdin, life]
 
-    def _ask(self, reason, number) -> None:
+    def _ask(self, reason: str, number: int | None) -> None:
         with self.changed:
             self.asked.append((reason, number))
             self.changed.notify()
 
-    def order(self, **content) -> None:
+    def order(self, **content: object) -> None:
         os.write(self.stdin, json.dumps(content).encode() + b"\n")
 
-    def wait_asked(self, count):
+    def wait_asked(self, count: int) -> list[tuple[str, int | None]]:
         with self.changed:
             assert self.changed.wait_for(lambda: len(self.asked) >= count, 10)
         return self.asked
 
-    def end(self, name) -> None:
+    def end(self, name: str) -> None:
         os.close(getattr(self, name))
         setattr(self, name, None)
 
@@ -48,13 +49,13 @@ class Parent:
 
 
 @pytest.fixture
-def parent():
+def parent() -> Iterator[Parent]:
     parent = Parent()
     yield parent
     parent.close()
 
 
-def test_orders_are_passed_on_one_by_one_and_end_nothing(parent) -> None:
+def test_orders_are_passed_on_one_by_one_and_end_nothing(parent: Parent) -> None:
     parent.order(signal=15, reason="scaled down")
     assert parent.wait_asked(1) == [("scaled down", 15)]
     os.write(parent.stdin, b'{"signal": 2, "rea')
@@ -63,19 +64,19 @@ def test_orders_are_passed_on_one_by_one_and_end_nothing(parent) -> None:
     assert not parent.was_ended.is_set()
 
 
-def test_the_end_of_stdin_asks_for_the_end_then_ends_the_process(parent) -> None:
+def test_the_end_of_stdin_asks_for_the_end_then_ends_the_process(parent: Parent) -> None:
     parent.order(reason="the parent process stops")
     parent.end("stdin")
     assert parent.wait_asked(1) == [("the parent process stops", None)]
     assert parent.was_ended.wait(10)
 
 
-def test_a_parent_that_died_gives_no_reason(parent) -> None:
+def test_a_parent_that_died_gives_no_reason(parent: Parent) -> None:
     parent.end("stdin")
     assert parent.wait_asked(1) == [("the parent process ended", None)]
 
 
-def test_the_death_of_the_parent_counts_while_another_process_holds_stdin_open(parent) -> None:
+def test_the_death_of_the_parent_counts_while_another_process_holds_stdin_open(parent: Parent) -> None:
     parent.end("life")
     assert parent.wait_asked(1) == [("the parent process ended", None)]
     assert parent.was_ended.wait(10)

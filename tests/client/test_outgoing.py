@@ -1,17 +1,20 @@
 """Who sends what callers ask for: a lone caller by himself, so that nobody has to be woken; bursts gather."""
 
 import threading
+from collections.abc import Callable, Iterable, Iterator
 from types import SimpleNamespace
+from typing import Any, Self
 
 import pytest
 import trio
 
 from tests.client.cluster import MiniCluster, open_client
-from trio_dask import wait
+from trio_dask import Client, wait
+from trio_dask.client.shared_state import Connection
 from trio_dask.protocol import messages as m
 
 
-def increment(x):
+def increment(x: int) -> int:
     return x + 1
 
 
@@ -23,20 +26,20 @@ class Wire:
 
     thread_safe_send = True
 
-    def __init__(self, cluster) -> None:
+    def __init__(self, cluster: "AnyThreadCluster") -> None:
         self.cluster = cluster
-        self._given = []
+        self._given: list[m.Message] = []
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         return getattr(self.cluster, name)
 
-    async def __aenter__(self):
+    async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(self, *error):
+    async def __aexit__(self, *error: object) -> None:
         pass
 
-    def send_many_nowait(self, messages) -> None:
+    def send_many_nowait(self, messages: Iterable[m.Message]) -> None:
         if threading.current_thread() is not threading.main_thread():
             self.cluster.before_loop_sends()
         self._given += messages
@@ -48,17 +51,18 @@ class Wire:
         interrupted = cluster.interrupt_after is not None and threading.current_thread() is threading.main_thread()
         if interrupted:
             given, cluster.interrupt_after = given[: cluster.interrupt_after], None
-        cluster._token.run_sync_soon(self._hear, given)
+        assert cluster.token is not None
+        cluster.token.run_sync_soon(self._hear, given)
         if interrupted:
             raise KeyboardInterrupt
 
-    def _hear(self, messages) -> None:
+    def _hear(self, messages: list[m.Message]) -> None:
         cluster = self.cluster
-        if cluster.wire is self and cluster._closed is None:
+        if cluster.wire is self and cluster.closed is None:
             cluster.send_many_nowait(messages)
             cluster.flush_nowait()
 
-    def abort(self, reason="") -> None:
+    def abort(self, reason: str = "") -> None:
         if self.cluster.wire is self:
             self.cluster.lose(reason)
 
@@ -66,46 +70,50 @@ class Wire:
 class AnyThreadCluster(MiniCluster):
     """Notes who sends what."""
 
-    def __init__(self, **options) -> None:
+    def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.sends = []
-        self.interrupt_after = None
-        self.before_loop_sends = lambda: None
-        self.wire = None
+        self.sends: list[tuple[int, list[m.Message]]] = []
+        self.interrupt_after: int | None = None
+        self.before_loop_sends: Callable[[], object] = lambda: None
+        self.wire: Wire | None = None
 
-    async def dial(self, lost, received):
+    async def dial(self, lost: str, received: int) -> Connection:
         await super().dial(lost, received)
         self.wire = Wire(self)
         return self.wire
 
-    def submits_of(self, thread):
+    def submits_of(self, thread: int) -> list[list[m.Message]]:
         return [sent for sender, sent in self.sends if sender == thread and any(type(x) is m.Submit for x in sent)]
 
 
 @pytest.fixture
-def cluster():
+def cluster() -> AnyThreadCluster:
     return AnyThreadCluster()
 
 
 @pytest.fixture
-def client(cluster):
+def client(cluster: AnyThreadCluster) -> Iterator[Client]:
     with open_client(cluster) as client:
         wait(client.submit(increment, -1))
         yield client
 
 
-def a_turn_of_the_loop(cluster) -> None:
-    trio.from_thread.run_sync(bool, trio_token=cluster._token)
+def a_turn_of_the_loop(cluster: AnyThreadCluster) -> None:
+    trio.from_thread.run_sync(bool, trio_token=cluster.token)
 
 
-def test_a_lone_caller_sends_by_himself_and_wakes_nobody(client, cluster) -> None:
+def test_a_lone_caller_sends_by_himself_and_wakes_nobody(client: Client, cluster: AnyThreadCluster) -> None:
     woken = []
-    token = client.engine.calls.token
+    calls: Any = client.engine.calls
+    token = calls.token
     me = threading.get_ident()
     a_turn_of_the_loop(cluster)
-    client.engine.calls.token = SimpleNamespace(
-        run_sync_soon=lambda *args: woken.append(args) or token.run_sync_soon(*args)
-    )
+
+    def note_and_wake(*args: object) -> None:
+        woken.append(args)
+        token.run_sync_soon(*args)
+
+    calls.token = SimpleNamespace(run_sync_soon=note_and_wake)
     kept = []  # a future that is dropped may wake the loop
     for number in range(50):
         kept.append(client.submit(increment, number))
@@ -117,7 +125,7 @@ def test_a_lone_caller_sends_by_himself_and_wakes_nobody(client, cluster) -> Non
     assert woken == []
 
 
-def test_of_a_burst_the_first_is_sent_and_the_rest_gathers(client, cluster) -> None:
+def test_of_a_burst_the_first_is_sent_and_the_rest_gathers(client: Client, cluster: AnyThreadCluster) -> None:
     cluster.hold = True
     blocked = threading.Event()
     a_turn_of_the_loop(cluster)
@@ -133,7 +141,7 @@ def test_of_a_burst_the_first_is_sent_and_the_rest_gathers(client, cluster) -> N
     assert client.gather(futures) == list(range(1, 101))
 
 
-def test_while_results_come_in_and_nobody_waits_all_gathers(client, cluster) -> None:
+def test_while_results_come_in_and_nobody_waits_all_gathers(client: Client, cluster: AnyThreadCluster) -> None:
     before = len(cluster.submits_of(threading.get_ident()))
     futures = []
     for number in range(50):
@@ -143,17 +151,22 @@ def test_while_results_come_in_and_nobody_waits_all_gathers(client, cluster) -> 
     assert client.gather(futures) == list(range(1, 51))
 
 
-def test_of_a_lone_map_the_loop_sends_all(client, cluster) -> None:
+def test_of_a_lone_map_the_loop_sends_all(client: Client, cluster: AnyThreadCluster) -> None:
     a_turn_of_the_loop(cluster)
     before = len(cluster.submits_of(threading.get_ident()))
     assert client.gather(client.map(increment, range(1000))) == list(range(1, 1001))
     assert len(cluster.submits_of(threading.get_ident())) == before
 
 
-def test_nobody_overtakes_what_the_loop_is_about_to_send(client, cluster) -> None:
+def test_nobody_overtakes_what_the_loop_is_about_to_send(client: Client, cluster: AnyThreadCluster) -> None:
     about_to_send, go_on = threading.Event(), threading.Event()
     a_turn_of_the_loop(cluster)
-    cluster.before_loop_sends = lambda: about_to_send.set() or go_on.wait(20)
+
+    def announce_and_wait() -> None:
+        about_to_send.set()
+        go_on.wait(20)
+
+    cluster.before_loop_sends = announce_and_wait
     futures = client.map(increment, range(2))
     assert about_to_send.wait(20)
     futures.append(client.submit(increment, 2))
@@ -164,7 +177,9 @@ def test_nobody_overtakes_what_the_loop_is_about_to_send(client, cluster) -> Non
 
 
 @pytest.mark.parametrize("heard", [0, 1, 2])
-def test_a_caller_who_is_interrupted_while_he_sends_loses_nothing(client, cluster, heard) -> None:
+def test_a_caller_who_is_interrupted_while_he_sends_loses_nothing(
+    client: Client, cluster: AnyThreadCluster, heard: int
+) -> None:
     """Of what he was sending any part may have left; on the next link both sides go on where they were."""
     a_turn_of_the_loop(cluster)
     cluster.interrupt_after = heard
@@ -176,11 +191,11 @@ def test_a_caller_who_is_interrupted_while_he_sends_loses_nothing(client, cluste
     assert max(cluster.computed.values()) == 1
 
 
-def test_whoever_sends_both_sides_count_the_same(client, cluster) -> None:
+def test_whoever_sends_both_sides_count_the_same(client: Client, cluster: AnyThreadCluster) -> None:
     """Threads submit while links break; each side knows how much the other has heard, or the link would be refused."""
-    wrong = []
+    wrong: list[int] = []
 
-    def work(seed) -> None:
+    def work(seed: int) -> None:
         numbers = range(seed * 1000, seed * 1000 + 150)
         wrong.extend(number for number in numbers if client.submit(increment, number).result(timeout=20) != number + 1)
 

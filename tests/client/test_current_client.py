@@ -3,7 +3,8 @@
 import threading
 import time
 from collections import Counter
-from typing import Never
+from collections.abc import Callable, Iterator
+from typing import Any, Never
 
 import pytest
 import trio
@@ -14,11 +15,11 @@ from trio_dask.worker.task_context import WorkerHandle
 PATIENCE_S = 20
 
 
-def increment(x):
+def increment(x: int) -> int:
     return x + 1
 
 
-def fibonacci(n):
+def fibonacci(n: int) -> int:
     if n < 2:
         return n
     client = get_client()
@@ -26,15 +27,16 @@ def fibonacci(n):
     return sum(client.gather(before))
 
 
-async def fibonacci_under_trio(n):
+async def fibonacci_under_trio(n: int) -> int:
     if n < 2:
         return n
     client = get_client()
     one, two = (client.submit(fibonacci_under_trio, n - step, pure=False) for step in (1, 2))
-    return await one + await two
+    first, second = await one, await two
+    return int(first + second)
 
 
-def explicitly(n):
+def explicitly(n: int) -> int:
     client = get_client()
     secede()
     secede()  # once is enough
@@ -45,34 +47,35 @@ def explicitly(n):
     return sum(found)
 
 
-def without_return(n):
+def without_return(n: int) -> Any:
     secede()
     return get_client().submit(increment, n).result()
 
 
-def in_a_block(n):
+def in_a_block(n: int) -> list[int]:
     with worker_client() as client:
-        return client.gather(client.map(increment, range(n)))
+        found: list[int] = client.gather(client.map(increment, range(n)))
+        return found
 
 
-def by_waiting(n):
+def by_waiting(n: int) -> list[int]:
     client = get_client()
     futures = client.map(increment, range(n))
     wait(futures)
     return sorted(future.result() for future in as_completed(futures))
 
 
-def fails_outside(n) -> Never:
+def fails_outside(n: int) -> Never:
     with worker_client() as client:
         client.submit(increment, n).result()
         raise ValueError(n)
 
 
-def fail(x) -> Never:
+def fail(x: object) -> Never:
     raise KeyError(x)
 
 
-async def goes_on_after_a_failure(n):
+async def goes_on_after_a_failure(n: int) -> Any:
     client = get_client()
     try:
         await client.submit(fail, n)
@@ -80,7 +83,7 @@ async def goes_on_after_a_failure(n):
         return await client.submit(increment, n)
 
 
-async def block_under_trio(_) -> str:
+async def block_under_trio(_: object) -> str:
     with pytest.raises(RuntimeError, match="blocks"):
         rejoin()
     with pytest.raises(RuntimeError, match="blocks"), worker_client():
@@ -90,7 +93,7 @@ async def block_under_trio(_) -> str:
 
 
 @pytest.fixture(scope="module")
-def client():
+def client() -> Iterator[Client]:
     with Client(n_workers=1, threads_per_worker=1, processes=False) as client:
         yield client
 
@@ -108,22 +111,24 @@ def client():
         (block_under_trio, 0, "refused"),
     ],
 )
-def test_a_task_can_wait_for_tasks(client, function, argument, expected) -> None:
+def test_a_task_can_wait_for_tasks(
+    client: Client, function: Callable[..., Any], argument: int, expected: object
+) -> None:
     assert client.submit(function, argument, pure=False).result(timeout=PATIENCE_S) == expected
     assert slots(client) == 1
 
 
-def slots(client):
+def slots(client: Client) -> int:
     """What the scheduler thinks can run at once, when nothing runs any more."""
     deadline = time.monotonic() + PATIENCE_S
     while True:
         (worker,) = client.scheduler_info()["workers"].values()
         if worker["slots"] == 1 or time.monotonic() > deadline:
-            return worker["slots"]
+            return int(worker["slots"])
         time.sleep(0.01)
 
 
-def test_a_failure_outside_of_the_slots_leaves_the_slots_as_they_were(client) -> None:
+def test_a_failure_outside_of_the_slots_leaves_the_slots_as_they_were(client: Client) -> None:
     for n in range(3):
         with pytest.raises(ValueError, match=str(n)):
             client.submit(fails_outside, n).result(timeout=PATIENCE_S)
@@ -131,12 +136,12 @@ def test_a_failure_outside_of_the_slots_leaves_the_slots_as_they_were(client) ->
     assert client.submit(increment, 1).result(timeout=PATIENCE_S) == 2
 
 
-inside = Counter()
+inside: Counter[str] = Counter()
 most_inside = [0]
 lock = threading.Lock()
 
 
-def come_back(n):
+def come_back(n: int) -> int:
     secede()
     rejoin()
     with lock:
@@ -148,7 +153,7 @@ def come_back(n):
     return n
 
 
-def test_who_rejoins_waits_for_a_slot(client) -> None:
+def test_who_rejoins_waits_for_a_slot(client: Client) -> None:
     assert sorted(client.gather(client.map(come_back, range(20)))) == list(range(20))
     assert most_inside == [1]
 
@@ -156,12 +161,12 @@ def test_who_rejoins_waits_for_a_slot(client) -> None:
 gate = threading.Event()
 
 
-def wait_outside(_) -> None:
+def wait_outside(_: object) -> None:
     secede()
     assert gate.wait(PATIENCE_S)
 
 
-def test_a_cancelled_task_outside_of_the_slots_takes_no_slot_along(client) -> None:
+def test_a_cancelled_task_outside_of_the_slots_takes_no_slot_along(client: Client) -> None:
     gate.clear()
     future = client.submit(wait_outside, 1)
     assert client.submit(increment, 10).result(timeout=PATIENCE_S) == 11
@@ -198,7 +203,7 @@ async def test_a_task_in_the_event_loop_does_not_wait_for_a_thread_that_makes_th
     surplus = SharedClient()
     found = []
 
-    def make_slowly(_):
+    def make_slowly(_: object) -> SharedClient:
         making.set()
         assert loop_is_free.wait(PATIENCE_S)
         return surplus
@@ -222,7 +227,7 @@ def test_of_many_threads_one_makes_the_client() -> None:
     made = []
     second = threading.Thread(target=lambda: worker.get_client(make))
 
-    def make(_):
+    def make(_: object) -> SharedClient:
         made.append(SharedClient())
         if len(made) == 1:
             second.start()

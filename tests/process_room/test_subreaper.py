@@ -3,7 +3,9 @@
 import json
 import os
 import threading
+from collections.abc import Iterator
 from contextlib import suppress
+from typing import Any
 
 import pytest
 
@@ -16,7 +18,7 @@ class Worker:
     def __init__(self) -> None:
         self.fd, alive = os.pipe()
         self._alive = [alive]
-        self.steps = []
+        self.steps: list[str] = []
 
     def die(self) -> None:
         with suppress(IndexError):  # test and guard may both end it
@@ -26,7 +28,7 @@ class Worker:
         self.steps.append("kill")
         self.die()
 
-    def reap(self):
+    def reap(self) -> tuple[int, int]:
         assert os.read(self.fd, 1) == b""
         self.steps.append("reap")
         return -9, 2**20
@@ -38,22 +40,27 @@ class Worker:
 class Guarding:
     """A guard in a thread, and the other ends of its pipes."""
 
-    def __init__(self, *, with_parent=True) -> None:
+    def __init__(self, *, with_parent: bool = True) -> None:
         self.worker = Worker()
+        self.parent_fd: int | None
+        self.parent: int | None
         self.parent_fd, self.parent = os.pipe() if with_parent else (None, None)
+        self.reports: int | None
         self.reports, self.report_fd = os.pipe()
         guard = Guard(self.worker, self.parent_fd, self.report_fd, self.worker.sweep)
         self.thread = threading.Thread(target=guard.run)
         self.thread.start()
 
     def end_parent(self) -> None:
+        assert self.parent is not None
         os.close(self.parent)
         self.parent = None
 
-    def report(self):
+    def report(self) -> Any:
         """What it reported before it ended."""
         self.thread.join(10)
         assert not self.thread.is_alive()
+        assert self.reports is not None
         return json.loads(os.read(self.reports, 4096))
 
     def close(self) -> None:
@@ -65,19 +72,19 @@ class Guarding:
 
 
 @pytest.fixture(params=[True, False], ids=["parent", "no descriptor of the parent"])
-def guarding(request: pytest.FixtureRequest):
+def guarding(request: pytest.FixtureRequest) -> Iterator[Guarding]:
     guarding = Guarding(with_parent=request.param)
     yield guarding
     guarding.close()
 
 
-def test_a_guard_stays_while_worker_and_parent_live(guarding) -> None:
+def test_a_guard_stays_while_worker_and_parent_live(guarding: Guarding) -> None:
     guarding.thread.join(0.05)
     assert guarding.thread.is_alive()
     assert guarding.worker.steps == []
 
 
-def test_the_end_of_the_worker_ends_what_is_left_of_it_and_is_reported(guarding) -> None:
+def test_the_end_of_the_worker_ends_what_is_left_of_it_and_is_reported(guarding: Guarding) -> None:
     guarding.worker.die()
     assert guarding.report() == {"status": -9, "peak_bytes": 2**20}
     # Its group first, because its number is free once it is reaped; then what it left to the guard.
@@ -94,7 +101,8 @@ def test_the_end_of_the_parent_ends_the_worker() -> None:
         guarding.close()
 
 
-def test_a_parent_that_no_longer_hears_the_report_does_not_keep_the_guard(guarding) -> None:
+def test_a_parent_that_no_longer_hears_the_report_does_not_keep_the_guard(guarding: Guarding) -> None:
+    assert guarding.reports is not None
     os.close(guarding.reports)
     guarding.reports = None
     guarding.worker.die()

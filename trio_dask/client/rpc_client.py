@@ -1,4 +1,4 @@
-"""`rpc(address)`: ask one scheduler, worker or nanny what it is, have it end, or have it begin afresh."""
+"""`rpc(address)`: ask one scheduler, worker or nanny what it is and how it is, end it, or restart it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from itertools import count
-from types import TracebackType
 from typing import Any, Final, TypeVar, cast
 
 import trio
@@ -17,6 +16,7 @@ from trio_dask.client.call_forms import CallForms, Timeout, described_by, remade
 from trio_dask.client.open_engine import address_of
 from trio_dask.client.wait_signals import as_seconds, require_trio
 from trio_dask.comm.addresses import parse_address, parse_scheduler_address
+from trio_dask.comm.captured_error import CapturedError
 from trio_dask.comm.connect import open_connection
 from trio_dask.comm.connection import Connection
 from trio_dask.comm.endpoint import Endpoint
@@ -66,19 +66,15 @@ class rpc:
         self._block = _connected(self._address, self._timeout)
         return self._block.__aenter__()
 
-    def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> Coroutine[Any, Any, bool | None]:
-        return self._block.__aexit__(kind, error, traceback)
+    def __aexit__(self, *error: Any) -> Coroutine[Any, Any, bool | None]:
+        return self._block.__aexit__(*error)
 
     def __enter__(self) -> Rpc:
         if trio.lowlevel.in_trio_run():
             raise UsageError("this blocks, and would block Trio; use `async with rpc(...)` here")
         return Rpc(self._address, self._timeout)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         pass
 
 
@@ -127,13 +123,14 @@ class AsyncRpc:
         request = next(self._numbers)
         with trio.move_on_after(self._timeout_s):
             self._connection.send_nowait(Control(request, command, arguments), flush=True)
-            payload = await self._answer(self._connection, request)
+            payload = await self._answer(request)
             if "refused" in payload:
                 raise RefusedError(str(payload["refused"]))
             return payload.get("result")
         raise TimeoutError(f"{self._address} has not answered {command} within {self._timeout_s:g} s")
 
-    async def _answer(self, connection: Connection, request: int) -> Mapping[str, Any]:
+    async def _answer(self, request: int) -> Mapping[str, Any]:
+        connection = self._connection
         try:
             async for batch in connection.batches():
                 for message in batch:
@@ -196,22 +193,16 @@ class Rpc(CallForms):
             async with _connected(self._address, self._timeout) as connected:
                 return await method(connected)
 
-        outcome: list[Callable[[], _T]] = []
+        results: list[_T] = []
+        captured = CapturedError()
+
+        def run() -> None:
+            with captured:
+                results.append(trio.run(main))
+
         # In a thread of its own, so that it works wherever it is called: beside another event loop, in a task.
-        thread = threading.Thread(target=lambda: outcome.append(_run(main)), name="rpc", daemon=True)
+        thread = threading.Thread(target=run, name="rpc", daemon=True)
         thread.start()
         thread.join()
-        return outcome[0]()
-
-
-def _run(main: Callable[[], Awaitable[_T]]) -> Callable[[], _T]:
-    try:
-        value = trio.run(main)
-    except BaseException as error:  # it is raised in the thread that waits
-        failure = [error]
-
-        def fail() -> _T:
-            raise failure.pop()  # by no name: its traceback holds this frame, and the two would keep each other
-
-        return fail
-    return lambda: value
+        captured.raise_it()
+        return results[0]

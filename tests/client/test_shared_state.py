@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Never
 
 import pytest
 import trio
@@ -10,12 +10,12 @@ import trio.testing
 
 from tests.client.cluster import MiniCluster, make_engine, open_async_client
 from trio_dask.client.core.key_state import Ended
-from trio_dask.client.shared_state import Closed, Connected, Connecting, Forked, Lost, NotStarted, SharedState
+from trio_dask.client.shared_state import Closed, Connected, Connecting, Forked, Lost, NotStarted, Phase, SharedState
 from trio_dask.errors import ForkedClientError, SchedulerLost
 from trio_dask.protocol import messages as m
 
-USABLE = [Connecting(), Lost(trio.Event())]
-UNUSABLE = [
+USABLE: list[Phase] = [Connecting(), Lost(trio.Event())]
+UNUSABLE: list[tuple[Phase, type[Exception], str]] = [
     (NotStarted(), RuntimeError, "not connected yet"),
     (Closed(Ended(lost=False, text="the client is closed")), RuntimeError, "is closed"),
     (Closed(Ended(lost=True, text="nothing answers")), SchedulerLost, "nothing answers"),
@@ -24,14 +24,14 @@ UNUSABLE = [
 
 
 @pytest.mark.parametrize("phase", USABLE, ids=lambda phase: type(phase).__name__)
-def test_calls_are_taken_while_there_may_be_a_scheduler_again(phase: Any) -> None:
+def test_calls_are_taken_while_there_may_be_a_scheduler_again(phase: Phase) -> None:
     shared = SharedState()
     shared.phase = phase
     shared.check_open()
 
 
 @pytest.mark.parametrize(("phase", "kind", "text"), UNUSABLE, ids=lambda value: type(value).__name__)
-def test_other_phases_say_why_nothing_can_be_asked(phase: Any, kind: type[Exception], text: str) -> None:
+def test_other_phases_say_why_nothing_can_be_asked(phase: Phase, kind: type[Exception], text: str) -> None:
     shared = SharedState()
     shared.phase = phase
     with pytest.raises(kind, match=text):
@@ -67,16 +67,17 @@ class _Unsendable(Exception):
     pass
 
 
-async def test_a_failure_to_send_is_heard_by_those_who_wait_and_ends_that_connection_alone() -> None:
+async def test_a_failure_to_send_is_heard_by_those_who_wait_and_ends_that_connection_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     cluster = MiniCluster()
     async with open_async_client(cluster) as client:
-        send = cluster.send_many_nowait
 
-        def fail(messages: Any) -> None:
-            cluster.send_many_nowait = send  # type: ignore[method-assign]
+        def fail(messages: object) -> Never:
+            monkeypatch.undo()
             raise _Unsendable
 
-        cluster.send_many_nowait = fail  # type: ignore[method-assign]
+        monkeypatch.setattr(cluster, "send_many_nowait", fail)
         with trio.fail_after(5), pytest.raises(SchedulerLost, match="_Unsendable"):
             await client.nthreads()
         assert await client.nthreads() == {"tcp://worker:1": 2}

@@ -4,6 +4,7 @@ import math
 import sys
 from decimal import Decimal
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,12 +34,12 @@ LARGEST = sys.float_info.max
         (Decimal("-1e999"), -LARGEST),
     ],
 )
-def test_any_finite_number_is_sent_as_the_nearest_float(priority, sent) -> None:
+def test_any_finite_number_is_sent_as_the_nearest_float(priority: Any, sent: float) -> None:
     assert extra_from({"priority": priority}) == {"priority": sent}
 
 
 @pytest.mark.parametrize("priority", [0, 0.0, -0.0, False, None, Decimal(0), np.float64(0), Decimal("1e-999")])
-def test_what_is_no_different_from_0_is_not_sent(priority) -> None:
+def test_what_is_no_different_from_0_is_not_sent(priority: Any) -> None:
     assert extra_from({"priority": priority}) == {}
 
 
@@ -46,7 +47,7 @@ def test_what_is_no_different_from_0_is_not_sent(priority) -> None:
     "priority",
     [math.nan, math.inf, -math.inf, Decimal("nan"), Decimal("-inf"), np.float64("inf"), "high", "5", b"5", (1, 2), 1j],
 )
-def test_what_has_no_place_in_the_order_is_refused_in_one_sentence(priority) -> None:
+def test_what_has_no_place_in_the_order_is_refused_in_one_sentence(priority: Any) -> None:
     with pytest.raises(UsageError, match=r"^priority must be a finite number \(larger runs first\), not "):
         extra_from({"priority": priority})
 
