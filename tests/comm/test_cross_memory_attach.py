@@ -263,7 +263,7 @@ async def test_who_gives_up_a_loan_has_lent_nothing() -> None:
             nursery.start_soon(sender.send, Value("key", (MIB,)), [content])
             await until(far.has_input)
             lender = DataChannel(far, sender.hello)
-            terms = await lender._receive_message()
+            terms = await lender._receive_until(lender._link.next_message)
             assert isinstance(terms, MemoryOffered)
             assert read_remote(terms, empty(MIB))
             scope.cancel()

@@ -1,16 +1,31 @@
-"""One end of a connection, without a socket or a clock: what it hears, what is due, and how it ends."""
+"""One end of a connection, without a socket or a clock: what it says and hears, what is due, and how it ends."""
 
+import json
+import re
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests import strategies
-from trio_dask.errors import ProtocolError
-from trio_dask.protocol.codec import FROM_CLIENT, encode
-from trio_dask.protocol.frames import PING_FRAME, Kind, encode_frame
-from trio_dask.protocol.link import STEPS, Event, GiveUp, Link, LinkLimits, Phase, Ping
+from trio_dask.errors import ProtocolError, SerializationError
+from trio_dask.ids import Incarnation
+from trio_dask.protocol.codec import BLOB_ROW_BYTES, FROM_CLIENT, decode, encode
+from trio_dask.protocol.frames import PING_FRAME, FrameDecoder, Kind, encode_frame
+from trio_dask.protocol.hello import MAX_HELLO, Hello, Refusal, Welcome, encode_answer, encode_hello
+from trio_dask.protocol.link import (
+    FRAME_BYTES,
+    HELLO_S,
+    STEPS,
+    CallerOpening,
+    Event,
+    Link,
+    LinkLimits,
+    ListenerOpening,
+    Phase,
+)
 from trio_dask.protocol.messages import Blob, Goodbye, Message, Query
 
 LIMITS = LinkLimits(keepalive_s=5, silence_s=30, max_backlog_bytes=1000)
@@ -44,6 +59,223 @@ def feed(link: Link, data: bytes, cuts: list[int]) -> list[Message]:
                 received += link.receive(b"", 1.0, filled=count)
             start += count
     return received
+
+
+# -------------------------------------------------------------------------------------------------------- how it opens
+
+SCHEDULER = Hello(role="scheduler", incarnation=Incarnation("s"))
+CLIENT = Hello(role="client", name="c1")
+
+
+def welcome(hello: Hello) -> Welcome | Refusal:
+    return Welcome(SCHEDULER.incarnation, {"name": hello.name})
+
+
+def new_opening(
+    served: tuple[str, ...] = ("client", "worker"), admit: Callable[[Hello], Welcome | Refusal] = welcome
+) -> ListenerOpening:
+    return ListenerOpening(SCHEDULER, served, admit, 100.0)
+
+
+@given(st.lists(st.integers(0, 300), max_size=5), st.binary(max_size=50))
+def test_two_ends_that_match_open_however_the_bytes_come(cuts: list[int], rest: bytes) -> None:
+    caller, listener = CallerOpening(CLIENT), new_opening()
+    said = caller.to_send
+    edges = [0, *sorted(cut % len(said) for cut in cuts), len(said)]
+    *early, answer = [listener.receive(said[start:end]) for start, end in pairwise(edges)]
+    assert early == [None] * len(early)
+    assert listener.hello == CLIENT
+    assert answer == Welcome(SCHEDULER.incarnation, {"name": "c1"})
+    assert [caller.receive(bytes([byte])) for byte in listener.to_send[:-1]] == [None] * (len(listener.to_send) - 1)
+    assert caller.receive(listener.to_send[-1:] + rest) == answer
+    assert caller.rest == rest
+
+
+@pytest.mark.parametrize(
+    ("hello", "kind", "words"),
+    [
+        (CLIENT._replace(protocol=99), "version", "this scheduler has protocol 1 .* the client 'c1' has protocol 99"),
+        (CLIENT._replace(python="2.7"), "version", r"this scheduler has Python 3.* the client 'c1' has Python 2\.7"),
+        (Hello(role="data"), "role", "this scheduler does not serve the role 'data' of the data"),
+    ],
+)
+def test_a_caller_that_cannot_be_served_is_refused_before_it_is_admitted(hello: Hello, kind: str, words: str) -> None:
+    listener = new_opening(admit=lambda _: pytest.fail("it was asked to admit the caller"))
+    caller = CallerOpening(hello)
+    refusal = listener.receive(caller.to_send)
+    assert isinstance(refusal, Refusal)
+    assert refusal.kind == kind
+    assert caller.receive(listener.to_send) == refusal
+    assert re.search(words, refusal.reason)
+
+
+def test_a_refusal_to_admit_reaches_the_caller_in_its_own_words() -> None:
+    refusal = Refusal("the name c1 is taken", "name")
+    caller, listener = CallerOpening(CLIENT), new_opening(admit=lambda _: refusal)
+    assert listener.receive(caller.to_send) == refusal
+    assert caller.receive(listener.to_send) == refusal
+
+
+@given(
+    st.binary(max_size=100)
+    | st.binary(max_size=100).map(lambda body: b"trio_dask\n" + len(body).to_bytes(4, "big") + body)
+    | strategies.JSON.map(
+        lambda value: b"trio_dask\n" + len(body := json.dumps(value).encode()).to_bytes(4, "big") + body
+    ),
+    st.lists(st.integers(0, 100), max_size=4),
+)
+def test_a_hostile_hello_gives_a_refusal_or_a_protocol_error(said: bytes, cuts: list[int]) -> None:
+    edges = [0, *sorted(min(cut, len(said)) for cut in cuts), len(said)]
+    caller, listener = CallerOpening(CLIENT), new_opening(served=())
+    for opening in (caller, listener):
+        try:
+            answers = [opening.receive(said[start:end]) for start, end in pairwise(edges)]
+        except ProtocolError:
+            continue
+        assert not any(isinstance(answer, Welcome) for answer in answers)
+    assert listener.hello is None or listener.to_send
+
+
+def test_a_peer_that_is_not_accepted_gets_little_memory_and_little_time() -> None:
+    listener = new_opening()
+    assert listener.room == MAX_HELLO
+    listener.receive(encode_hello(CLIENT)[:-1])
+    assert listener.room < MAX_HELLO
+    assert listener.next_deadline() == 100 + HELLO_S
+    listener.tick(100 + HELLO_S - 0.1)
+    with pytest.raises(ProtocolError, match="no hello came within 10 s"):
+        listener.tick(100 + HELLO_S)
+
+
+def test_what_comes_behind_a_hello_is_kept() -> None:
+    listener = new_opening()
+    listener.receive(encode_hello(CLIENT) + frame(Query(1, "x", ())))
+    link = new_link()
+    assert link.receive(listener.rest, 1.0) == [Query(1, "x", ())]
+
+
+def test_an_answer_that_is_no_answer_is_a_protocol_error() -> None:
+    for said in (encode_hello(CLIENT), encode_answer(Refusal("no"))[:10] + b"\xff\xff\xff\xff", b"HTTP/1.1 400"):
+        with pytest.raises(ProtocolError):
+            CallerOpening(CLIENT).receive(said)
+
+
+ACTIONS: dict[Event, Callable[[Link], object]] = {
+    Event.SAY_GOODBYE: lambda link: link.say_goodbye("ours", 1.0),
+    Event.HEAR_GOODBYE: lambda link: link.receive(frame(Goodbye("theirs")), 1.0),
+    Event.GIVE_UP: lambda link: link.give_up("given up"),
+    Event.STREAM_ENDS: lambda link: link.stream_ends("the stream ended"),
+}
+
+
+# --------------------------------------------------------------------------------------------------------- what it says
+
+
+def frames(link: Link, now: float = 0.0) -> list[bytes]:
+    """What goes out if the network takes everything."""
+    taken: list[bytes] = []
+    while data := link.next_frame(now):
+        taken.append(data)
+    return taken
+
+
+def share_small(blob: Blob) -> bytes | None:
+    """The sender shares the blobs of odd numbers."""
+    return b"place" if blob.total % 2 else None
+
+
+@given(st.lists(st.lists(st.sampled_from([0, 10, 1000, 100_000, 300_000, 600_000]), max_size=20), max_size=4))
+def test_frames_are_bounded_and_keep_the_order(flushes: list[list[int]]) -> None:
+    link = new_link()
+    sent: list[Message] = []
+    for sizes in flushes:
+        blobs = [Blob(b"", number, bytes(size)) for number, size in enumerate(sizes)]
+        before = link.backlog_bytes
+        link.send(blobs, 0.0)
+        assert sum(sizes) <= link.backlog_bytes - before <= sum(sizes) + 20 * len(sizes)
+        sent += blobs
+    received: list[Message] = []
+    for data in frames(link):
+        [(_, payload)] = FrameDecoder().feed(data)
+        messages = decode(payload, FROM_CLIENT)
+        # Only the last row may exceed the size of a frame.
+        assert sum(len(blob.data) for blob in messages[:-1] if isinstance(blob, Blob)) < FRAME_BYTES
+        received += messages
+    assert received == sent
+    assert link.backlog_bytes == 0
+
+
+@given(st.lists(st.sampled_from([0, 1, 2, 3]), max_size=30))
+def test_what_has_a_frame_to_itself_stays_in_order_and_alone(totals: list[int]) -> None:
+    """A blob of an odd number is shared, one of 2 is large; the others share frames of records."""
+    link = new_link()
+    blobs = [Blob(b"", total, bytes(BLOB_ROW_BYTES if total == 2 else 3)) for total in totals]
+    link.share_blobs(share_small)
+    link.send(blobs, 0.0)
+    received: list[int] = []
+    for data in frames(link):
+        [(kind, payload)] = FrameDecoder().feed(data)
+        if kind == Kind.SHARED:
+            assert bytes(payload) == b"place"
+            received.append(1)
+        else:
+            messages = decode(payload, FROM_CLIENT)
+            assert messages
+            received += [message.total for message in messages if isinstance(message, Blob)]
+    assert received == [total % 2 or total for total in totals]
+
+
+def test_a_small_frame_of_its_own_counts_for_what_it_takes() -> None:
+    """Where a blob is shared, this side keeps no copy of it for the network: thousands of them are no backlog."""
+    link = new_link()
+    link.share_blobs(share_small)
+    link.send([Blob(b"", 1, bytes(1000))] * 100, 0.0)
+    assert link.backlog_bytes == 100 * len(b"place")
+    link.send([Blob(b"", 2, bytes(BLOB_ROW_BYTES))], 0.0)
+    assert BLOB_ROW_BYTES < link.backlog_bytes - 100 * len(b"place") < BLOB_ROW_BYTES + 100
+    frames(link)
+    assert link.backlog_bytes == 0
+
+
+def test_no_frame_begins_while_another_is_under_way() -> None:
+    link = new_link()
+    link.send([Query(1, "x", ())], 0.0)
+    first = link.next_frame(1.0)
+    assert link.sent_at == 1
+    link.unsent = memoryview(first)[5:]
+    link.send([Query(2, "x", ())], 2.0)
+    assert link.next_frame(2.0) == b""
+    assert tick(link, 10) == ""
+    assert link.next_frame(2.0) == b""
+    link.unsent = None
+    assert first + link.next_frame(3.0) == frame(Query(1, "x", ())) + frame(Query(2, "x", ()))
+    assert link.next_frame(3.0) == b""
+
+
+def test_a_message_that_cannot_be_sent_takes_no_other_along() -> None:
+    link = new_link()
+    with pytest.raises(SerializationError, match="a Query cannot be sent"):
+        link.send([Query(1, "x", ()), Query(2, "\ud800", ()), Query(3, "x", ())], 0.0)
+    assert frames(link) == [frame(Query(1, "x", ()), Query(3, "x", ()))]
+
+
+def test_a_goodbye_is_the_last_word_and_comes_behind_what_waits() -> None:
+    link = new_link()
+    link.send([Query(1, "x", ())], 0.0)
+    link.say_goodbye("done", 0.0)
+    assert frames(link) == [frame(Query(1, "x", ()), Goodbye("done"))]
+    assert link.phase is Phase.LEAVING
+
+
+@pytest.mark.parametrize("end", [Link.stop_sending, ACTIONS[Event.GIVE_UP]])
+def test_nothing_goes_out_once_nothing_can(end: Callable[[Link], object]) -> None:
+    link = new_link()
+    link.send([Query(1, "x", ())], 0.0)
+    end(link)
+    link.send([Query(2, "x", ())], 0.0)
+    link.say_goodbye("done", 0.0)
+    assert tick(link, 5) == ""
+    assert (link.next_frame(0.0), link.backlog_bytes) == (b"", 0)
 
 
 # -------------------------------------------------------------------------------------------------------- what it hears
@@ -86,13 +318,6 @@ def test_nothing_counts_after_a_goodbye() -> None:
 
 # ---------------------------------------------------------------------------------------------------------- how it ends
 
-ACTIONS: dict[Event, Callable[[Link], object]] = {
-    Event.SAY_GOODBYE: lambda link: link.say_goodbye(),
-    Event.HEAR_GOODBYE: lambda link: link.receive(frame(Goodbye("theirs")), 1.0),
-    Event.GIVE_UP: lambda link: link.give_up("given up"),
-    Event.STREAM_ENDS: lambda link: link.stream_ends("the stream ended"),
-}
-
 
 @given(st.lists(st.sampled_from(Event), max_size=6))
 def test_whatever_happens_the_phase_follows_the_table_and_a_loss_has_a_reason(events: list[Event]) -> None:
@@ -129,17 +354,21 @@ def test_an_end_that_either_side_announced_is_no_loss(before: list[Event], annou
 # ---------------------------------------------------------------------------------------------------------- what is due
 
 
-def tick(link: Link, now: float, *, has_input: bool = False, backlog_bytes: int = 0) -> Ping | GiveUp | None:
-    return link.tick(now, has_input=lambda: has_input, backlog_bytes=backlog_bytes)
+def tick(link: Link, now: float, *, has_input: bool = False) -> str:
+    return link.tick(now, has_input=lambda: has_input)
 
 
 def test_a_side_that_sent_nothing_for_long_speaks_up() -> None:
     link = new_link()
     assert link.next_deadline() == 5
-    assert tick(link, 4.9) is None
-    assert tick(link, 5) == Ping()
-    assert tick(link, 5) is None
-    link.sent_at = 7
+    assert tick(link, 4.9) == ""
+    assert frames(link) == []
+    assert tick(link, 5) == ""
+    assert frames(link, 5) == [PING_FRAME]
+    assert tick(link, 5) == ""
+    assert frames(link, 5) == []
+    link.send([Query(1, "x", ())], 7)
+    assert frames(link, 7) == [frame(Query(1, "x", ()))]
     assert link.next_deadline() == 12
 
 
@@ -148,14 +377,14 @@ def test_a_peer_that_says_nothing_for_long_is_given_up() -> None:
     link.sent_at = 29
     link.receive(PING_FRAME, 1.0)
     assert link.next_deadline() == 31
-    assert tick(link, 31) == GiveUp("tcp://peer:1 was silent for 30 s")
+    assert tick(link, 31) == "tcp://peer:1 was silent for 30 s"
 
 
 def test_a_peer_is_not_given_up_for_what_was_not_received_yet() -> None:
     link = new_link()
     link.sent_at = 29
     link.next_deadline()
-    assert tick(link, 30, has_input=True) is None
+    assert tick(link, 30, has_input=True) == ""
     assert link.heard_at == 30
 
 
@@ -163,18 +392,19 @@ def test_a_process_that_was_stopped_itself_waits_once_more() -> None:
     link = new_link()
     link.sent_at = 99
     link.next_deadline()
-    assert tick(link, 100) is None
+    assert tick(link, 100) == ""
     link.sent_at = 129
     link.next_deadline()
-    assert tick(link, 130) == GiveUp("tcp://peer:1 was silent for 30 s")
+    assert tick(link, 130) == "tcp://peer:1 was silent for 30 s"
 
 
-def test_a_peer_that_lets_too_much_wait_for_too_long_is_given_up() -> None:
+@pytest.mark.parametrize("nbytes", [1000, 1001])
+def test_a_peer_that_lets_too_much_wait_for_too_long_is_given_up(nbytes: int) -> None:
     link = new_link()
-    link.bearable_at = 10
+    link.send([Query(1, "x", ())], 10)
+    link.unsent = memoryview(bytes(nbytes - link.backlog_bytes))
+    link.send_own(Kind.MAPPED, b"", 11)
     link.heard_at = link.sent_at = 39
-    assert tick(link, 39.9, backlog_bytes=1001) is None
-    assert tick(link, 40, backlog_bytes=1000) is None
-    assert tick(link, 40, backlog_bytes=1001) == GiveUp(
-        "tcp://peer:1 has stopped reading: 1001 bytes are waiting for it"
-    )
+    assert tick(link, 39.9) == ""
+    given_up = "tcp://peer:1 has stopped reading: 1001 bytes are waiting for it"
+    assert tick(link, 41) == (given_up if nbytes > 1000 else "")

@@ -13,10 +13,9 @@ import pytest
 import trio
 
 from tests.worker.kit import PATIENCE_S, Ref, Session, ask, call, open_data, open_scheduler, open_worker, put
-from trio_dask.comm import data_channel
 from trio_dask.comm.transport import ConnectionLost
 from trio_dask.errors import RemoteError
-from trio_dask.protocol import pickled_values
+from trio_dask.protocol import data_link, pickled_values
 from trio_dask.protocol.messages import (
     Absent,
     CancelRuns,
@@ -175,7 +174,7 @@ async def test_a_value_of_more_buffers_than_a_message_may_have_comes_from_a_peer
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert 2 + pickled_values.MAX_OUT_OF_BAND + pickled_values.MAX_PIECES < MAX_BUFFERS
-    monkeypatch.setattr(data_channel, "MAX_BUFFERS", 100)
+    monkeypatch.setattr(data_link, "MAX_BUFFERS", 100)
     monkeypatch.setattr(pickled_values, "MAX_OUT_OF_BAND", 48)
     async with open_workers() as (first, second):
         first.submit("many", pages, 110)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import socket
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import NamedTuple
 
 from trio_dask.comm.transport import TRANSPORTS
@@ -20,7 +20,7 @@ _EXAMPLE = "write for example tcp://10.0.0.5:8786"
 
 
 class Address(NamedTuple):
-    """One place. An empty host means all interfaces, port 0 any free port; only listeners use these."""
+    """Where something listens. An empty host means all interfaces, port 0 any free port; only listeners use these."""
 
     scheme: str
     host: str
@@ -83,7 +83,7 @@ def check_host(text: str) -> None:
 
     Raises `AddressError`.
     """
-    if text and not (_NAME.fullmatch(text) or _is_address(text)):
+    if text and not (_NAME.fullmatch(text) or _ip(text)):
         raise AddressError(f"{text!r} is neither the name nor the address of a host; {_EXAMPLE_HOST}")
 
 
@@ -100,9 +100,9 @@ def choose_advertised_host(bound: str, towards: str = "", *, otherwise: str | No
 def advertised_hosts(bound: str, towards: str = "") -> list[str]:
     """The hosts to tell others for a listener that is bound to `bound`, best first; several if none is certain.
 
-    A listener on all interfaces tells the local address of the route to `towards`, a host that others can reach too, or
-    by default to the world; finding it sends nothing. Without such a route, others may reach any address of its
-    interfaces. On a machine without any network that is the loopback address.
+    For a listener on all interfaces that is the local end of the route to `towards`, a host that others can reach too,
+    or by default of the route to the world; finding it sends nothing. Without such a route, it is each address of its
+    interfaces. On a machine without any network it is the loopback address.
     """
     if not _is_wildcard(bound):
         return [bound]
@@ -112,25 +112,21 @@ def advertised_hosts(bound: str, towards: str = "") -> list[str]:
 
 def is_loopback(host: str) -> bool:
     """Whether only this machine reaches a listener that is bound to this host."""
-    try:
-        return ip_address(host.partition("%")[0]).is_loopback
-    except ValueError:
-        return host == "localhost"
+    ip = _ip(host)
+    return host == "localhost" if ip is None else ip.is_loopback
 
 
-def _is_address(host: str) -> bool:
+def _ip(host: str) -> IPv4Address | IPv6Address | None:
+    """The IP address that this text is, if it is one."""
     try:
-        ip_address(host.partition("%")[0])
+        return ip_address(host.partition("%")[0])
     except ValueError:
-        return False
-    return True
+        return None
 
 
 def _is_wildcard(host: str) -> bool:
-    try:
-        return ip_address(host).is_unspecified if host else True
-    except ValueError:
-        return False
+    ip = _ip(host)
+    return not host if ip is None else ip.is_unspecified
 
 
 def _routed_host(towards: str) -> str | None:
@@ -184,11 +180,7 @@ def _split(text: str, place: str) -> tuple[str, str | None]:
     """Host and port of `host:port`, `host`, `[v6]:port`, `[v6]`, `:port`."""
     if place.startswith("["):
         host, closed, rest = place[1:].partition("]")
-        try:
-            valid = closed and ip_address(host.partition("%")[0]).version == 6 and (not rest or rest.startswith(":"))
-        except ValueError:
-            valid = False
-        if not valid:
+        if not (closed and isinstance(_ip(host), IPv6Address) and (not rest or rest.startswith(":"))):
             raise AddressError(f"{text!r}: brackets are for an IPv6 address, as in tcp://[::1]:8786")
         return host, rest[1:] if rest else None
     if place.count(":") > 1:

@@ -7,7 +7,7 @@ for a value of about the same size.
 A map may come back anywhere: in any thread, during garbage collection, with any lock held. So the code that takes it
 back never waits for a lock, and starts its thread without the module `threading`, which has locks of its own.
 
-A kept map still holds the data of some value. Nobody sees them: callers of `allocate` show the memory to others only
+A kept map still holds the data of some value. Nobody sees it: callers of `allocate` show the memory to others only
 after they have filled all of it. A caller that gives up halfway drops it; a thread that still writes into it holds it.
 """
 
@@ -54,10 +54,10 @@ def _start(work: Callable[[], None]) -> None:
 
 
 class BufferPool:
-    """Memory that is handed out, and kept for others for `keep_s` after it came back; at most `max_bytes` are kept.
+    """Hands out memory, and keeps what comes back for `keep_s`, for others; at most `max_bytes` of it.
 
-    Any thread may call anything. While something is kept there is a thread that lets go of it in time. Neither the end
-    of the process nor a fork waits for that thread.
+    Any thread may call anything. While something is kept, a thread unmaps it in time. Neither the end of the process
+    nor a fork waits for that thread.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class BufferPool:
         if mapping is None:
             try:
                 mapping = _fresh(size)
-            except OSError:  # what is kept may be what is lacking
+            except OSError:  # the system may lack just the memory that is kept
                 self.give_back()
                 mapping = _fresh(size)
         array = (_Byte * len(mapping)).from_buffer(mapping)
@@ -138,7 +138,7 @@ class BufferPool:
                 gone = self._add_returned()
             finally:
                 self._lock.release()
-            del gone  # to unmap takes a while
+            del gone  # unmapping takes a while, so it is done without the lock
         self._start_watch()
 
     def _add_returned(self) -> list[_Kept]:
@@ -201,7 +201,7 @@ class BufferPool:
                 self._sleep(max(due - self._clock(), MIN_NAP_S))
             self._unmap_oldest(self._count_old)
         self._watched.release()
-        self._start_watch()  # what came back just now has seen that there was a thread
+        self._start_watch()  # memory that came back just now has found this thread still there
 
     def _count_old(self) -> int:
         old = self._clock() - self._keep_s

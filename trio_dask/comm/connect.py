@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import cast
 
@@ -17,13 +17,12 @@ from trio_dask.comm.endpoint import Endpoint
 from trio_dask.comm.shared_blobs import probe
 from trio_dask.comm.transport import TRANSPORTS, ConnectionLost, PeerSilent, Transport
 from trio_dask.errors import NoScheduler, ProtocolError, RefusedError
-from trio_dask.protocol.codec import TO_CLIENT, TO_CONTROL, TO_NANNY, TO_WORKER, Allowed
-from trio_dask.protocol.hello import EnvelopeReader, Hello, Refusal, Role, Welcome, decode_answer, encode_hello
-
-_ALLOWED: dict[Role, Allowed] = {"client": TO_CLIENT, "worker": TO_WORKER, "nanny": TO_NANNY, "control": TO_CONTROL}
+from trio_dask.protocol.codec import TO_CALLER
+from trio_dask.protocol.hello import Hello, Refusal, Welcome
+from trio_dask.protocol.link import CallerOpening
 
 TRY_SHARE = 0.9
-"""The share of the time left to find a scheduler that one try may take: its end says why there is none."""
+"""One try may take this share of the time left to find a scheduler: when it ends in time, it says what is wrong."""
 
 SHORT_TRY_S = 1.0
 
@@ -39,14 +38,13 @@ async def connect(endpoint: Endpoint, hello: Hello, *, nursery: trio.Nursery, ti
     The transport may run tasks in `nursery` until the connection is closed. Raises `NoScheduler`, saying what is wrong
     there, and `RefusedError` with the scheduler's own words.
     """
-    allowed = _ALLOWED[hello.role]
     try:
         hello = hello._replace(memory=probe())
         transport, welcome, rest = await _call(endpoint, hello, nursery, timeout_s)
     except _CannotReachError as error:
         missing = "nothing to ask" if hello.role == "control" else "no scheduler"
         raise NoScheduler(f"{missing} at {endpoint}: {error}") from error.__cause__
-    return Connection(transport, welcome, allowed=allowed, limits=endpoint.limits, received=rest)
+    return Connection(transport, welcome, allowed=TO_CALLER[hello.role], limits=endpoint.limits, received=rest)
 
 
 @asynccontextmanager
@@ -77,7 +75,7 @@ async def connect_data(
 
 
 class _CannotReachError(Exception):
-    """In words."""
+    """Why a peer cannot be reached, in words."""
 
 
 async def _call(
@@ -98,17 +96,15 @@ async def _call(
 
 
 async def _greet(transport: Transport, hello: Hello) -> tuple[Welcome | Refusal, bytes]:
-    reader = EnvelopeReader()
+    opening = CallerOpening(hello)
     try:
-        await transport.send_all(encode_hello(hello))
-        while True:
-            data = await transport.receive_some()
-            if not data:
-                raise ConnectionLost("it closed the connection without an answer")
-            body = reader.feed(data)
-            if body is not None:
-                return decode_answer(body), reader.rest
-    except BaseException:
+        await transport.send_all(opening.to_send)
+        while data := await transport.receive_some():
+            answer = opening.receive(data)
+            if answer is not None:
+                return answer, opening.rest
+        raise ConnectionLost("it closed the connection without an answer")
+    except BaseException:  # no answer, whatever the reason
         transport.abort()
         raise
 
@@ -129,8 +125,13 @@ def _reason(error: OSError | ProtocolError | trio.TooSlowError, timeout_s: float
             return _reason_of_system(error)
 
 
-def _reason_of_system(error: OSError | ProtocolError | trio.TooSlowError) -> str:
-    causes = list(_system_errors(error))
+def _reason_of_system(error: OSError) -> str:
+    # Trio puts what the system said about each address below the error that it raises.
+    below = error.__cause__
+    found = (
+        cast("ExceptionGroup[Exception]", below).exceptions if isinstance(below, ExceptionGroup) else (below or error,)
+    )
+    causes = [cause for cause in found if isinstance(cause, OSError)]
     numbers = {cause.errno for cause in causes}
     if errno.ECONNREFUSED in numbers or any(isinstance(cause, ConnectionRefusedError) for cause in causes):
         return "refused: nothing listens there"
@@ -139,14 +140,3 @@ def _reason_of_system(error: OSError | ProtocolError | trio.TooSlowError) -> str
     if numbers & {errno.EHOSTUNREACH, errno.ENETUNREACH}:
         return "there is no route to that host"
     return ", ".join(dict.fromkeys(cause.strerror or str(cause) for cause in causes)) or str(error)
-
-
-def _system_errors(error: BaseException | None) -> Iterator[OSError]:
-    """What the system said about each address that was tried; Trio puts it below the error that it raises."""
-    if isinstance(error, BaseExceptionGroup):
-        for part in cast("BaseExceptionGroup[BaseException]", error).exceptions:
-            yield from _system_errors(part)
-    elif error and error.__cause__:
-        yield from _system_errors(error.__cause__)
-    elif isinstance(error, OSError):
-        yield error

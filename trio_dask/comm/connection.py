@@ -1,18 +1,18 @@
 """A connection: messages to and from one peer, in order, in batches.
 
-    send_nowait -> outbox -> flush_nowait -> one system call -> the peer           while the socket takes everything
-                                  `-> backlog -> the writer task -> the peer       once it does not
+    send_nowait -> outbox -> flush_nowait -> link -> one system call -> the peer       while the socket takes everything
+                                              `-> the writer task -> the peer          once it does not
 
 A handler of a batch appends its answers and flushes once; nothing else lies between a message and its system call.
-What the socket does not take waits in the backlog for the writer; what is flushed meanwhile gathers there and leaves as
-large frames. Only the writer continues a frame that was begun, and its scope ends only with the connection, whatever is
-cancelled around it: half a frame would wedge the stream silently.
+What the socket does not take waits for the writer; what is flushed meanwhile gathers and leaves as large frames. Only
+the writer continues a frame that was begun, and its scope ends only with the connection, whatever is cancelled around
+it: half a frame would wedge the stream silently.
 
 Where the transport allows it, other threads may send as well, which wakes no thread. A lock keeps frames whole; only
 the connection's own loop touches waiting tasks.
 
-This moves bytes. What they mean, what is due when, and how the connection ends is decided by `protocol.link.Link`; the
-watch task does what it says.
+This moves bytes. What they mean, what may be sent, what is due when, and how the connection ends is decided by
+`protocol.link.Link`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from __future__ import annotations
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager, suppress
-from types import TracebackType
 from typing import Any
 
 import trio
@@ -28,17 +27,16 @@ import trio
 from trio_dask.comm.captured_error import CapturedError
 from trio_dask.comm.shared_blobs import SharedBlobs, can_map_memory_of
 from trio_dask.comm.transport import ConnectionLost, Transport
-from trio_dask.comm.write_buffer import Backlog
-from trio_dask.errors import ProtocolError, SerializationError
-from trio_dask.protocol.codec import Allowed, OwnFrame, Row, Share, encode_rows
-from trio_dask.protocol.frames import PING_FRAME, Kind
+from trio_dask.errors import ProtocolError
+from trio_dask.protocol.codec import Allowed
+from trio_dask.protocol.frames import Kind
 from trio_dask.protocol.hello import Hello, Welcome
-from trio_dask.protocol.link import DEFAULT_LIMITS, GiveUp, Link, LinkLimits
+from trio_dask.protocol.link import DEFAULT_LIMITS, Link, LinkLimits
 from trio_dask.protocol.messages import Goodbye, Message
 
 
 class Batches:
-    """Iterates over what a peer sends. Unlike a generator, it need not be closed."""
+    """What a peer sends, batch by batch. Unlike a generator, it need not be closed."""
 
     __slots__ = ("_next",)
 
@@ -53,10 +51,6 @@ class Batches:
         if not batch:
             raise StopAsyncIteration
         return batch
-
-    async def aclose(self) -> None:
-        """Does nothing; for callers that treat it as the generator that it looks like."""
-        await trio.lowlevel.checkpoint()
 
 
 class Connection:
@@ -80,23 +74,20 @@ class Connection:
         self.limits = limits
         self._transport = transport
         self._allowed = allowed
-        self._link = Link(transport.remote, allowed, limits, trio.current_time(), self._take_shared)
+        self.link = Link(transport.remote, allowed, limits, trio.current_time(), self._take_shared)
+        """What is known of the connection; only its times are for others."""
         self._received = received  # what came together with the hello
-
         self._thread = threading.get_ident()
         self._token = trio.lowlevel.current_trio_token()
         self._clock = trio.lowlevel.current_clock()
-        # Held while the outbox or the backlog changes, or a frame is begun. Reentrant, since beginning a frame may show
-        # that nothing can be sent any more.
+        # Held while the outbox or what waits in the link changes, or a frame is begun. Reentrant, since beginning a
+        # frame may show that nothing can be sent any more.
         self._sending = threading.RLock()
         self._outbox: list[Message] = []
-        self._backlog = Backlog()
         self._shared = SharedBlobs(allowed.who)
-        self._share: Share | None = None  # until the peer says that it can map our memory
         self._can_map = can_map_memory_of(hello.memory)
-        self._stuck = trio.lowlevel.ParkingLot()  # where the writer waits for a backlog
+        self._stuck = trio.lowlevel.ParkingLot()  # where the writer waits for a frame that was not sent whole
         self._progress = trio.lowlevel.ParkingLot()  # where others wait for the backlog to shrink
-        self._can_send = True
 
         self._left: trio.Event | None = None
         """Set once this side has closed; there is one as soon as it begins to."""
@@ -112,21 +103,7 @@ class Connection:
     @property
     def goodbye(self) -> Goodbye | None:
         """What the peer said when it left, if it did."""
-        return self._link.goodbye
-
-    @property
-    def heard_at(self) -> float:
-        """When the last byte was received from the peer, by Trio's clock."""
-        return self._link.heard_at
-
-    @property
-    def silence_s(self) -> float:
-        """How long the peer may be silent. May be set, for peers whose life is watched otherwise."""
-        return self._link.silence_s
-
-    @silence_s.setter
-    def silence_s(self, seconds: float) -> None:
-        self._link.silence_s = seconds
+        return self.link.goodbye
 
     @property
     def remote(self) -> str:
@@ -163,7 +140,7 @@ class Connection:
     def flush_nowait(self) -> None:
         """Send everything in the outbox, as far as the socket takes it; the writer sends the rest. Never blocks.
 
-        A peer that is gone is no error here: what is sent to it is dropped, and `batches` tells. Raises
+        A peer that is gone is no error here: messages to it are dropped, and `batches` raises. Raises
         `SerializationError` for messages that cannot be sent at all, after sending the others; only a bug on this side
         can cause that.
         """
@@ -171,21 +148,16 @@ class Connection:
             return
         with self._sending:
             outbox, self._outbox = self._outbox, []
-            if not self._can_send:
-                return
+            now = self._clock.current_time()
             try:
-                rows = encode_rows(outbox, self._share)
-            except SerializationError:
-                for message in outbox:
-                    with suppress(SerializationError):
-                        self._send_rows(encode_rows((message,), self._share))
-                raise
-            self._send_rows(rows)
+                self.link.send(outbox, now)
+            finally:
+                self._send_frames(now)
 
     @property
     def backlog_bytes(self) -> int:
         """How much was flushed but not yet taken by the socket."""
-        return self._backlog.size
+        return self.link.backlog_bytes
 
     async def wait_backlog(self, at_most: int = 0) -> None:
         """Wait until no more than `at_most` bytes of what was flushed wait here, or the peer is gone.
@@ -193,52 +165,44 @@ class Connection:
         For bulk senders, which would otherwise hold in memory what the network has not taken yet.
         """
         await trio.lowlevel.checkpoint()
-        while self._backlog.size > at_most:
+        while self.link.backlog_bytes > at_most:
             await self._progress.park()
 
-    def _send_rows(self, rows: list[Row]) -> None:
-        backlog = self._backlog
-        now = self._clock.current_time()
-        if backlog.size <= self.limits.max_backlog_bytes:
-            self._link.bearable_at = now
-        backlog.add(rows)
-        while not backlog.rest and (frame := backlog.take_frame()):
-            self._send_now(frame, now)
-
-    def _send_now(self, frame: bytes, now: float) -> None:
-        """Begin a frame; what the socket does not take is left to the writer."""
-        self._link.sent_at = now
-        try:
-            sent = self._transport.try_send(frame)
-        except (ConnectionLost, trio.ClosedResourceError):
-            self._stop_sending()
-            return
-        if sent < len(frame):
-            self._backlog.rest = memoryview(frame)[sent:]
-            self._in_loop(self._stuck.unpark)
+    def _send_frames(self, now: float) -> None:
+        """Send the frames that wait, under the lock; what the socket does not take is left to the writer."""
+        link = self.link
+        while frame := link.next_frame(now):
+            try:
+                sent = self._transport.try_send(frame)
+            except (ConnectionLost, trio.ClosedResourceError):
+                self._stop_sending()
+                return
+            if sent < len(frame):
+                link.unsent = memoryview(frame)[sent:]
+                self._in_loop(self._stuck.unpark)
 
     async def _write(self) -> None:
-        backlog = self._backlog
+        link = self.link
         while True:
-            if not backlog.rest:
+            if not link.unsent:
                 await self._stuck.park()
-            while rest := backlog.rest:
+            while rest := link.unsent:
                 try:
                     await self._transport.send_all(rest)
                 except (ConnectionLost, trio.ClosedResourceError):
                     self._stop_sending()
                     break
-                self._link.sent_at = trio.current_time()
                 with self._sending:
-                    backlog.rest = memoryview(frame) if (frame := backlog.take_frame()) else None
+                    link.sent_at = trio.current_time()
+                    link.unsent = None
+                    link.unsent = memoryview(frame) if (frame := link.next_frame(link.sent_at)) else None
                 self._progress.unpark_all()
 
     def _stop_sending(self) -> None:
         # What the peer sent before it went, perhaps a goodbye, can still be read: the loss is for `batches` to find.
         with self._sending:
-            self._can_send = False
             self._outbox.clear()
-            self._backlog.clear()
+            self.link.stop_sending()
         self._in_loop(self._progress.unpark_all)
 
     def _in_loop(self, function: Callable[[], object]) -> None:
@@ -263,7 +227,7 @@ class Connection:
         return [] if self._discarding else await self._read_batch()
 
     async def _read_batch(self) -> list[Message]:
-        link = self._link
+        link = self.link
         while link.goodbye is None:
             if self._received:
                 data, self._received = self._received, b""
@@ -297,13 +261,13 @@ class Connection:
         return []
 
     def _take_shared(self, kind: int, payload: memoryview) -> list[Message]:
-        """Of a blob that the peer shares: a piece, or that the peer has mapped it all."""
+        """A frame about shared blobs: a piece of one of the peer's, or that the peer has mapped all of one of ours."""
         if kind == Kind.MAPPED:
             with self._sending:
                 if payload:
                     self._shared.release(payload)
                 else:
-                    self._share = self._shared.offer
+                    self.link.share_blobs(self._shared.offer)
             return []
         if not self._can_map:
             raise ProtocolError(f"{self._allowed.who} shares memory, which was not agreed on")
@@ -313,9 +277,10 @@ class Connection:
         return [blob]
 
     def _send_mapped(self, token: bytes) -> None:
+        now = self._clock.current_time()
         with self._sending:
-            if self._can_send:
-                self._send_rows([OwnFrame(Kind.MAPPED, token)])
+            self.link.send_own(Kind.MAPPED, token, now)
+            self._send_frames(now)
 
     # ------------------------------------------------------------------------------------------------ life and death
 
@@ -328,10 +293,12 @@ class Connection:
             await self._left.wait()
             return
         self._left = trio.Event()
-        self._link.say_goodbye()
         try:
             with trio.move_on_after(self.limits.cleanup_s, shield=True) as scope:
-                self.send_nowait(Goodbye(reason), flush=True)
+                self.flush_nowait()
+                with self._sending:
+                    self.link.say_goodbye(reason, now := self._clock.current_time())
+                    self._send_frames(now)
                 await self.wait_backlog()
                 self._stop_sending()
                 with suppress(ConnectionLost, trio.ClosedResourceError):
@@ -346,8 +313,8 @@ class Connection:
     async def _wait_end(self) -> None:
         """Wait for the peer to close, as it does once it has read the goodbye, or to say goodbye as well.
 
-        Closing earlier could make the kernel reset the connection, for want of a reader for what is still under way,
-        and take the goodbye along.
+        Closing earlier could make the kernel reset the connection, because nobody reads what is still under way, and so
+        drop the goodbye.
         """
         if self._receiving:
             await self._ended.wait()
@@ -362,17 +329,16 @@ class Connection:
 
     def abort(self, reason: str = "given up by this side") -> None:
         """Close at once: a loss for the peer, and for `batches` a `ConnectionLost` with this reason."""
-        self._link.give_up(reason)
+        with self._sending:
+            self.link.give_up(reason)
         self._stop_sending()
         self._transport.abort()
 
     def __aenter__(self) -> Coroutine[Any, Any, Connection]:
         return self._block.__aenter__()
 
-    def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> Coroutine[Any, Any, bool | None]:
-        return self._block.__aexit__(kind, error, traceback)
+    def __aexit__(self, *error: Any) -> Coroutine[Any, Any, bool | None]:
+        return self._block.__aexit__(*error)
 
     @asynccontextmanager
     async def _host_tasks(self) -> AsyncGenerator[Connection]:
@@ -404,15 +370,12 @@ class Connection:
 
     async def _watch(self) -> None:
         """Do what is due: say that we are alive, or give the peer up."""
-        link = self._link
         while True:
-            await trio.sleep_until(link.next_deadline())
+            await trio.sleep_until(self.link.next_deadline())
             now = trio.current_time()
-            due = link.tick(now, has_input=self._transport.has_input, backlog_bytes=self._backlog.size)
-            if isinstance(due, GiveUp):
-                self.abort(due.reason)
-                return
-            if due is not None:
-                with self._sending:
-                    if self._can_send and not self._backlog.rest:
-                        self._send_now(PING_FRAME, now)
+            with self._sending:
+                reason = self.link.tick(now, has_input=self._transport.has_input)
+                if reason:
+                    self.abort(reason)
+                    return
+                self._send_frames(now)

@@ -35,7 +35,7 @@ TOKEN_BYTES = 16
 
 
 class MemoryOffer:
-    """Buffers that another process may read for the length of the block; they must be there as long."""
+    """Buffers that another process may read for the length of the block, which must keep them alive."""
 
     def __init__(self, buffers: Sequence[memoryview]) -> None:
         liveness_token = secrets.token_bytes(TOKEN_BYTES)
@@ -51,7 +51,7 @@ class MemoryOffer:
 
 
 def can_offer(buffers: Sequence[memoryview]) -> bool:
-    """Whether this process can offer its memory, and that pays for these buffers."""
+    """Whether this process can offer its memory, and whether that pays for these buffers."""
     return (
         _process_vm_readv is not None
         and cross_memory_allowed()
@@ -60,7 +60,7 @@ def can_offer(buffers: Sequence[memoryview]) -> bool:
 
 
 def read_remote(terms: MemoryOffered, buffers: Sequence[memoryview]) -> bool:
-    """Fill the writeable buffers with what another process offers. For a thread: it takes its time.
+    """Fill the writeable buffers with what another process offers. Call it in a thread: it takes a while.
 
     False if that was not possible; what the buffers hold then means nothing.
     """

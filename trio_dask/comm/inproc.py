@@ -15,7 +15,7 @@ import trio
 
 from trio_dask.comm.addresses import Address
 from trio_dask.comm.endpoint import Endpoint
-from trio_dask.comm.transport import Bytes, ConnectionLost, Listener, TransportKind, register
+from trio_dask.comm.transport import Bytes, ConnectionLost, TransportKind, register
 
 SCHEME = "inproc"
 
@@ -209,7 +209,7 @@ def home_of(address: Address) -> trio.lowlevel.TrioToken | None:
     return _homes.get(address.host) if address.scheme == SCHEME else None
 
 
-def _listen(endpoint: Endpoint, sock: socket.socket | None) -> list[Listener]:
+def _listen(endpoint: Endpoint, sock: socket.socket | None) -> list[MemoryListener]:
     return [bind_memory(endpoint.address)]
 
 

@@ -1,15 +1,19 @@
 """Accept peers: bind, greet, hand over.
 
-A peer gets `HELLO_S` seconds and 64 KiB to say who it is; until then it costs a task and nothing else, and the number
-of such peers is limited. What goes wrong with one peer closes its connection and leaves one line in the log.
+What a peer may do before it is accepted is decided by `protocol.link.ListenerOpening`; until then it costs a task and
+nothing else, and the number of such peers is limited. What goes wrong with one peer closes its connection and leaves
+one line in the log.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import socket
 from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import NamedTuple, TypeVar
 
 import trio
 
@@ -19,32 +23,17 @@ from trio_dask.comm.data_channel import DataChannel
 from trio_dask.comm.endpoint import Endpoint
 from trio_dask.comm.shared_blobs import probe
 from trio_dask.comm.transport import TRANSPORTS, ConnectionLost, Listener, Transport, first_error
+from trio_dask.config import DEFAULT_SCHEME
 from trio_dask.errors import ProtocolError
-from trio_dask.protocol.codec import FROM_CLIENT, FROM_CONTROL, FROM_NANNY, FROM_WORKER, Allowed
-from trio_dask.protocol.hello import (
-    EnvelopeReader,
-    Hello,
-    Refusal,
-    Role,
-    Welcome,
-    check_hello,
-    decode_hello,
-    encode_answer,
-)
-
-HELLO_S = 10.0
-"""How long a peer may take to say hello."""
+from trio_dask.protocol.codec import FROM_CALLER
+from trio_dask.protocol.hello import Hello, Refusal, Welcome
+from trio_dask.protocol.link import LinkLimits, ListenerOpening
 
 _MAX_UNAUTHENTICATED = 256
 _BACK_OFF_S = 0.2
 _COMPLAINT_INTERVAL_S = 10.0
 
-_ALLOWED: dict[Role, Allowed] = {
-    "client": FROM_CLIENT,
-    "worker": FROM_WORKER,
-    "nanny": FROM_NANNY,
-    "control": FROM_CONTROL,
-}
+_T = TypeVar("_T")
 
 _log = logging.getLogger("trio_dask.comm")
 
@@ -78,7 +67,8 @@ async def serve(
 
     Raises `OSError`, with a reason in one line, when it cannot listen.
     """
-    handshake = _Handshake(identity, admit, handler, data_handler, max_bytes, endpoint)
+    unauthenticated = trio.Semaphore(_MAX_UNAUTHENTICATED)
+    handshake = _Handshake(unauthenticated, identity, admit, handler, data_handler, max_bytes, endpoint.limits)
     listeners = TRANSPORTS[endpoint.address.scheme].listen(endpoint, listening)
     try:
         async with trio.open_nursery() as nursery:
@@ -88,6 +78,23 @@ async def serve(
     finally:
         for listener in listeners:
             listener.close()
+
+
+async def listen_in_range(host: str, ports: tuple[int, int], listen: Callable[[Address], Awaitable[_T]]) -> _T:
+    """What `listen` returns for the first port of the range, in order, that is free.
+
+    Raises:
+      OSError: all of them are in use, or it cannot listen for another reason.
+    """
+    first, last = ports
+    for port in range(first, last + 1):
+        try:
+            return await listen(Address(DEFAULT_SCHEME, host, port))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or first == last:
+                raise
+    place = f"{DEFAULT_SCHEME}://{host or '0.0.0.0'}"
+    raise OSError(errno.EADDRINUSE, f"cannot listen at {place}: all ports from {first} to {last} are in use")
 
 
 async def _accept(listener: Listener, handshake: _Handshake, nursery: trio.Nursery) -> None:
@@ -102,39 +109,32 @@ async def _accept(listener: Listener, handshake: _Handshake, nursery: trio.Nurse
                 complain_at = trio.current_time() + _COMPLAINT_INTERVAL_S
                 _log.warning("cannot accept connections at %s for now: %s", listener.address, error.strerror)
             await trio.sleep(_BACK_OFF_S)
-        except BaseException:
+        except BaseException:  # the listener is cancelled or fails
             handshake.unauthenticated.release()
             raise
         else:
             nursery.start_soon(handshake.receive, transport)
 
 
-class _Handshake:
+class _Handshake(NamedTuple):
     """What a listener asks of each peer before it hands it to a handler."""
 
-    def __init__(
-        self,
-        identity: Hello,
-        admit: Admit | None,
-        handler: Callable[[Connection], Awaitable[None]] | None,
-        data_handler: Callable[[DataChannel], Awaitable[None]] | None,
-        max_bytes: int | None,
-        endpoint: Endpoint,
-    ) -> None:
-        self.unauthenticated = trio.Semaphore(_MAX_UNAUTHENTICATED)
-        self._identity = identity
-        self._admit = admit or self._admit_all
-        self._handler = handler
-        self._data_handler = data_handler
-        self._max_bytes = max_bytes
-        self._limits = endpoint.limits
+    unauthenticated: trio.Semaphore
+    identity: Hello
+    admit: Admit | None
+    handler: Callable[[Connection], Awaitable[None]] | None
+    data_handler: Callable[[DataChannel], Awaitable[None]] | None
+    max_bytes: int | None
+    limits: LinkLimits
 
     async def receive(self, transport: Transport) -> None:
         """The whole life of one connection."""
+        served = {*(FROM_CALLER if self.handler else ()), *(("data",) if self.data_handler else ())}
+        opening = ListenerOpening(self.identity, served, partial(self._decide, transport), trio.current_time())
         try:
-            greeted = await self._greet(transport)
-            if greeted:
-                await self._hand_over(transport, *greeted)
+            hello = await self._greet(transport, opening)
+            if hello is not None:
+                await self._hand_over(transport, hello, opening.rest)
         except* ProtocolError as group:
             _log.warning("connection from %s closed: %s", transport.remote, first_error(group))
         except* ConnectionLost as group:  # it changed its mind, or its process is gone: no fault of anybody
@@ -142,56 +142,43 @@ class _Handshake:
         finally:
             transport.abort()
 
-    async def _greet(self, transport: Transport) -> tuple[Hello, bytes] | None:
+    async def _greet(self, transport: Transport, opening: ListenerOpening) -> Hello | None:
+        """The hello of a peer that is welcome; None after a refusal."""
+        buffer = memoryview(bytearray(4096))
         try:
-            with trio.move_on_after(HELLO_S):
-                hello, rest = await _read_hello(transport)
-                answer = self._answer(hello, transport)
-                await transport.send_all(encode_answer(answer))
+            with trio.CancelScope(deadline=opening.next_deadline()):
+                answer = None
+                while answer is None:
+                    count = await transport.receive_into(buffer[: opening.room])
+                    if not count:
+                        raise ConnectionLost("it was closed before a hello came")
+                    answer = opening.receive(bytes(buffer[:count]))
+                await transport.send_all(opening.to_send)
                 if isinstance(answer, Welcome):
-                    return hello, rest
+                    return opening.hello
                 _log.warning("connection from %s refused: %s", transport.remote, answer.reason)
                 await transport.aclose()
                 return None
         finally:
             self.unauthenticated.release()
-        raise ProtocolError(f"no hello came within {HELLO_S:g} s")
+        opening.tick(trio.current_time())
+        return None
 
-    def _answer(self, hello: Hello, transport: Transport) -> Welcome | Refusal:
-        refusal = check_hello(hello, self._identity)
-        if refusal:
-            return Refusal(refusal, "version")
-        if not (self._data_handler if hello.role == "data" else self._handler and hello.role in _ALLOWED):
-            return Refusal(f"this {self._identity} does not serve the role {hello.role!r} of the {hello}", "role")
-        answer = self._admit(hello, transport)
+    def _decide(self, transport: Transport, hello: Hello) -> Welcome | Refusal:
+        answer = self.admit(hello, transport) if self.admit else Welcome(self.identity.incarnation)
         return answer._replace(memory=probe()) if isinstance(answer, Welcome) else answer
 
-    def _admit_all(self, hello: Hello, transport: Transport) -> Welcome | Refusal:
-        return Welcome(incarnation=self._identity.incarnation)
-
     async def _hand_over(self, transport: Transport, hello: Hello, rest: bytes) -> None:
-        if hello.role == "data" and self._data_handler:
+        if hello.role == "data" and self.data_handler:
             async with DataChannel(
-                transport, hello, max_bytes=self._max_bytes, limits=self._limits, received=rest
+                transport, hello, max_bytes=self.max_bytes, limits=self.limits, received=rest
             ) as channel:
                 try:
-                    await self._data_handler(channel)
+                    await self.data_handler(channel)
                 except ConnectionLost as error:  # it has what it came for, or asks another
                     _log.debug("data channel of %s closed: %s", transport.remote, error)
-        elif self._handler:
+        elif self.handler:
             async with Connection(
-                transport, hello, allowed=_ALLOWED[hello.role], limits=self._limits, received=rest
+                transport, hello, allowed=FROM_CALLER[hello.role], limits=self.limits, received=rest
             ) as connection:
-                await self._handler(connection)
-
-
-async def _read_hello(transport: Transport) -> tuple[Hello, bytes]:
-    reader = EnvelopeReader()
-    buffer = memoryview(bytearray(4096))
-    while True:
-        count = await transport.receive_into(buffer[: reader.room])
-        if not count:
-            raise ConnectionLost("it was closed before a hello came")
-        body = reader.feed(bytes(buffer[:count]))
-        if body is not None:
-            return decode_hello(body), reader.rest
+                await self.handler(connection)

@@ -31,7 +31,7 @@ async def serve_control(connection: Connection, commands: Mapping[str, Command])
     """
     async for batch in connection.batches():
         for message in batch:
-            # The connection lets nothing else pass than what has a handler.
+            # The connection lets only messages pass that have a handler.
             connection.send_nowait(await HANDLERS[type(message)](message, commands), flush=True)
 
 

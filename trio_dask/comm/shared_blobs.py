@@ -1,8 +1,8 @@
 """Large blobs between processes of one machine: mapped by both, instead of sent.
 
 A large argument is copied once, when the client fixes its content at the submit, into memory that other processes of
-the same user can map. From there on only where it lies is sent, piece by piece as the content would be: the scheduler
-maps it, and so does each worker, and the task's own copy is a private map of it.
+the same user can map. From there on only its place is sent, piece by piece as the content would be: the scheduler maps
+it, and so does each worker, and the task's own copy is a private map of it.
 
 Each hello names a *probe*, a small piece of shared memory. A peer that can map it says so in its first frame, with an
 empty `MAPPED`; from then on blobs are shared with that peer. The sender of a blob keeps its memory until the receiver
@@ -33,7 +33,7 @@ PROBE_FORM = re.compile(r"(\d{1,10})/(\d{1,10})/([0-9a-f]{32})")
 
 _probe: memoryview | None = None
 _failed = False
-"""This process could not map what it should have been able to: it tries no more, so that connections last."""
+"""Mapping has failed although it should have worked. It is not tried again, since each failure costs a connection."""
 
 
 def probe() -> str:
@@ -51,7 +51,7 @@ def probe() -> str:
 
 
 def can_map_memory_of(peer: str) -> bool:
-    """Whether this process can map what the peer shares, which said this in its hello."""
+    """Whether this process can map the memory of a peer whose hello said this."""
     form = None if _failed else PROBE_FORM.fullmatch(peer)
     if form is None:
         return False
@@ -67,9 +67,9 @@ class SharedBlobs:
         self._offered: deque[tuple[bytes, Any]] = deque()
         """Memory that the peer has yet to map, by token, in the order in which it was offered."""
         self._offering: tuple[bytes, int] | None = None
-        """Of the blob of which pieces are still to be offered: the token and the descriptor."""
+        """Token and descriptor of the blob whose next piece is still to be offered."""
         self._mapping: tuple[SharedPart, memoryview] | None = None
-        """The peer's blob of which pieces are still to come: its first piece, and all of it."""
+        """The peer's blob whose next piece is still to come: its first piece, and all of its memory."""
 
     def offer(self, blob: Blob) -> bytes | None:
         """Say where a piece of a blob lies, if that is in shared memory."""
@@ -99,7 +99,7 @@ class SharedBlobs:
         digest, total, part = _row(payload, self._peer)
         answers: list[bytes] = []
         if self._mapping is not None and (part.start == 0 or self._mapping[0][:3] != part[:3]):
-            answers.append(self._mapping[0].token)  # of the blob before, no more pieces will come
+            answers.append(self._mapping[0].token)  # the blob before gets no more pieces
             self._mapping = None
         if self._mapping is None:
             self._mapping = part, self._map(part)
@@ -110,7 +110,7 @@ class SharedBlobs:
         if end == len(whole):
             answers.append(part.token)
             self._mapping = None
-        # The codec sends views as bytes; here is the one place where a message that was received has one.
+        # Only here does a received message hold a view in place of bytes; the codec sends views like bytes.
         return Blob(digest, total, cast("bytes", whole[part.start : end])), answers
 
     def clear(self) -> None:

@@ -10,14 +10,13 @@ import errno
 import os
 import socket
 import struct
-import sys
 from collections.abc import Awaitable, Callable
 
 import trio
 
 from trio_dask.comm.addresses import Address, resolvable
 from trio_dask.comm.endpoint import Endpoint
-from trio_dask.comm.transport import Bytes, ConnectionLost, Listener, TransportKind, register
+from trio_dask.comm.transport import Bytes, ConnectionLost, TransportKind, register
 
 SCHEME = "tcp"
 
@@ -180,10 +179,9 @@ _LACKS_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.E
 
 
 def bind_tcp(endpoint: Endpoint, sock: socket.socket | None = None) -> list[TcpListener]:
-    """Listen at every IP address that the host means; for port 0 at the first, IPv4 before IPv6.
+    """Listen at every IP address of the host; for port 0 only at the first, IPv4 before IPv6.
 
-    A socket that listens already takes the place of all these. Raises `OSError`, naming the address and the reason in
-    one line.
+    A socket that listens already is used instead. Raises `OSError`, naming the address and the reason in one line.
     """
     address = endpoint.address
     if sock is not None:
@@ -196,9 +194,11 @@ def bind_tcp(endpoint: Endpoint, sock: socket.socket | None = None) -> list[TcpL
         raise OSError(error.errno, f"cannot listen at {address}: {_reason(error)}") from error
     found.sort(key=lambda info: info[0] != socket.AF_INET)
     listeners: list[TcpListener] = []
-    for family, kind, protocol, _, sockaddr in found if address.port else found[:1]:
+    for family, _, _, _, sockaddr in found if address.port else found[:1]:
         try:
-            listeners.append(TcpListener(_listening_socket(family, kind, protocol, sockaddr), address.scheme))
+            listeners.append(
+                TcpListener(socket.create_server(sockaddr, family=family, backlog=_BACKLOG), address.scheme)
+            )
         except OSError as error:
             # A kernel without IPv6 resolves such addresses all the same.
             if listeners and error.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
@@ -209,33 +209,14 @@ def bind_tcp(endpoint: Endpoint, sock: socket.socket | None = None) -> list[TcpL
     return listeners
 
 
-def _listen(endpoint: Endpoint, sock: socket.socket | None) -> list[Listener]:
-    return [*bind_tcp(endpoint, sock)]
-
-
 async def connect_tcp(endpoint: Endpoint, nursery: trio.Nursery | None = None) -> TcpTransport:
-    """Connect to whichever of the host's addresses answers first. It runs no tasks.
+    """Connect to whichever of the host's addresses answers first; this runs no tasks.
 
-    Raises `OSError`; the reasons of the single addresses hang below it.
+    Raises `OSError`, caused by the errors of the single addresses.
     """
     address = endpoint.address
     stream = await trio.open_tcp_stream(resolvable(address.host) or "", address.port)
     return TcpTransport(socket.socket(fileno=stream.socket.detach()))
-
-
-def _listening_socket(family: int, kind: int, protocol: int, sockaddr: tuple[str | int | bytes, ...]) -> socket.socket:
-    sock = socket.socket(family, kind, protocol)
-    try:
-        if sys.platform != "win32":  # where it would let others bind the same port
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        sock.bind(sockaddr)
-        sock.listen(_BACKLOG)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
 
 
 def _reason(error: OSError) -> str:
@@ -262,4 +243,4 @@ def _peer_of(sock: socket.socket) -> tuple[str, bool]:
         return f"{SCHEME}://(gone)", False
 
 
-register(TransportKind(SCHEME, connect_tcp, _listen))
+register(TransportKind(SCHEME, connect_tcp, bind_tcp))

@@ -7,7 +7,7 @@ that imports it. Only that file spells its scheme.
 from __future__ import annotations
 
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 import trio
@@ -27,7 +27,7 @@ class ConnectionLost(TrioDaskError, ConnectionError):
 
 
 class PeerSilent(ConnectionLost):
-    """It has not answered in time. It may be busy: whether it is lost is for those to say who watch it."""
+    """The peer has not answered in time. It may only be busy: whether it is lost is decided where it is watched."""
 
 
 class Transport(Protocol):
@@ -125,7 +125,7 @@ class TransportKind(NamedTuple):
 
     scheme: str
     connect: Callable[[Endpoint, trio.Nursery], Awaitable[Transport]]
-    listen: Callable[[Endpoint, socket.socket | None], list[Listener]]
+    listen: Callable[[Endpoint, socket.socket | None], Sequence[Listener]]
     is_in_process: bool = False
     """Whether both ends are in one Trio run; an address then is a name and has no port."""
 
@@ -139,9 +139,8 @@ def register(kind: TransportKind) -> None:
     TRANSPORTS[kind.scheme] = kind
 
 
-def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
+def first_error(error: BaseException) -> BaseException:
     """The first exception in a group, or in the groups in it, of a nursery that ends with the first one anyway."""
-    error = group.exceptions[0]
-    if isinstance(error, BaseExceptionGroup):
-        return first_error(cast("BaseExceptionGroup[BaseException]", error))
+    while isinstance(error, BaseExceptionGroup):
+        error = cast("BaseExceptionGroup[BaseException]", error).exceptions[0]
     return error

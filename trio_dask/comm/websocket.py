@@ -1,9 +1,9 @@
 """The same bytes inside WebSocket messages, by trio-websocket, for networks that let nothing else through.
 
-trio-websocket reads in a task of its own. That task runs in `WebSocketTransport.run`, in the nursery of whoever owns
-the connection, and never raises there: the next `receive` tells what went wrong. It reads from TCP only while a receive
-is waiting. So a websocket behaves like the TCP connection below it: at most one read and one message are ahead of the
-reader, a peer that sends faster is slowed down, and an unknown one cannot fill our memory.
+trio-websocket reads in a task of its own. That task runs in `WebSocketTransport.run`, in the nursery of the
+connection's owner, and never raises there: the next `receive` tells what went wrong. It reads from TCP only while a
+receive is waiting. So a websocket behaves like the TCP connection below it: at most one read and one message are ahead
+of the reader, a peer that sends faster is slowed down, and an unknown one cannot fill our memory.
 
 A message has no meaning here. A send that is cut short closes the connection, since half a frame cannot be mended.
 """
@@ -11,8 +11,8 @@ A message has no meaning here. A send that is cut short closes the connection, s
 from __future__ import annotations
 
 import socket
-from collections.abc import Awaitable, Callable
-from typing import cast
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, cast
 
 import trio
 from trio_websocket import (
@@ -31,14 +31,18 @@ from trio_dask.errors import ProtocolError
 MESSAGE_BYTES = 64 * 2**10
 """The largest message: we send no larger one, and a peer that does is refused."""
 
-QUEUED_MESSAGES = 0
-"""trio-websocket keeps none: it hands each to a receive that waits, and so one that reads on has none left."""
+_OPTIONS: Mapping[str, Any] = {
+    # trio-websocket hands each message to a receive that waits; so when it reads on, none is left.
+    "message_queue_size": 0,
+    "max_message_size": MESSAGE_BYTES,
+    "receive_buffer_size": None,
+}
 
 CLOSE_S = 1.0
 """How long a close may wait until the network takes the last frame."""
 
 _BREACHES = frozenset({1002, 1003, 1007, 1008, 1009, 1010})
-"""The codes of RFC 6455 that say: what was sent may not be sent."""
+"""The codes of RFC 6455 for a peer that breaks the protocol."""
 
 _READ_BYTES = 2**18
 
@@ -57,7 +61,7 @@ class _Stream(trio.abc.Stream):
         self._allowed = 0
         self._changed = trio.lowlevel.ParkingLot()
         self.is_read = False
-        """Whether trio-websocket waits for more, which it does when all it had was received."""
+        """Whether trio-websocket waits for more; then all that it had was received."""
         self._reading = trio.CancelScope()
         self._is_closing = self._is_closed = False
 
@@ -68,7 +72,7 @@ class _Stream(trio.abc.Stream):
             self._changed.unpark_all()
 
     def end_after_next_send(self) -> None:
-        """Pretend that the peer has closed, once the next frame is out: ours was the last word."""
+        """Pretend that the peer has closed, once the next frame is out: no answer to that is awaited."""
         self._is_closing = True
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
@@ -119,7 +123,7 @@ class _Stream(trio.abc.Stream):
 
 
 class WebSocketTransport:
-    """`Transport` over a TCP connection, which it owns. Somebody has to `run` it."""
+    """`Transport` over a TCP connection, which it owns. Its own owner has to `run` it."""
 
     thread_safe_send = False
     fd = None
@@ -138,7 +142,7 @@ class WebSocketTransport:
         self._closed = False
         self._agreed = trio.Event()
         """Set after the handshake, also if there was none."""
-        # Whoever owns the connection may have something to say when it is cancelled: see `_hurry_when_cancelled`.
+        # When the owner is cancelled, it may still have something to send: see `_hurry_when_cancelled`.
         self._scope = trio.CancelScope(shield=True)
 
     def __repr__(self) -> str:
@@ -153,7 +157,7 @@ class WebSocketTransport:
             with self._scope:
                 try:
                     async with trio.open_nursery() as readers:
-                        with self._agreeing:  # trio-websocket waits on for a handshake that can no longer come
+                        with self._agreeing:  # trio-websocket goes on waiting for a handshake that can no longer come
                             self._websocket = await agree(readers, self._stream)
                         if self._websocket is None:
                             self._end = self._stream.end or ProtocolError("not a websocket peer: no handshake came")
@@ -166,7 +170,7 @@ class WebSocketTransport:
             nursery.cancel_scope.cancel()
 
     async def _hurry_when_cancelled(self) -> None:
-        """When the nursery of the owner is cancelled, leave it the time to say goodbye, and no more."""
+        """When the nursery of the owner is cancelled, leave the owner time for a goodbye, and no more."""
         try:
             await trio.sleep_forever()
         finally:
@@ -187,7 +191,7 @@ class WebSocketTransport:
             raise self._end
 
     def try_send(self, data: Bytes) -> int:
-        """Take nothing: each send is a step of the loop here."""
+        """Takes nothing: a websocket cannot send without waiting."""
         self._check()
         return 0
 
@@ -301,9 +305,8 @@ def _end(closed: ConnectionClosed) -> Exception:
 
 
 def _failure(error: Exception) -> ProtocolError:
-    """In words, what the reader raised."""
-    group = isinstance(error, ExceptionGroup)
-    cause = first_error(cast("ExceptionGroup[Exception]", error)) if group else error
+    """What the reader raised, in words."""
+    cause = first_error(error)
     if isinstance(cause, ConnectionRejected):
         return ProtocolError(f"not a websocket peer: it answered with the HTTP status {cause.status_code}")
     return ProtocolError(f"not a websocket peer: {cause!r}")
@@ -329,29 +332,15 @@ class WebSocketListener:
 
 async def agree_as_server(nursery: trio.Nursery, stream: trio.abc.Stream) -> WebSocketConnection:
     """Accept whatever path is asked for: proxies have their own."""
-    request = await wrap_server_stream(
-        nursery,
-        stream,
-        message_queue_size=QUEUED_MESSAGES,
-        max_message_size=MESSAGE_BYTES,
-        receive_buffer_size=None,
-    )
-    return await request.accept()
+    return await (await wrap_server_stream(nursery, stream, **_OPTIONS)).accept()
 
 
 def agree_as_client(host: str) -> Agree:
     """Ask that host for a websocket."""
 
     async def agree(nursery: trio.Nursery, stream: trio.abc.Stream) -> WebSocketConnection:
-        return await wrap_client_stream(
-            nursery,
-            cast("trio.SocketStream", stream),  # it uses nothing but what all streams have
-            host,
-            "/",
-            message_queue_size=QUEUED_MESSAGES,
-            max_message_size=MESSAGE_BYTES,
-            receive_buffer_size=None,
-        )
+        # It uses nothing of a socket's stream but what all streams have.
+        return await wrap_client_stream(nursery, cast("trio.SocketStream", stream), host, "/", **_OPTIONS)
 
     return agree
 
@@ -371,7 +360,7 @@ async def connect_websocket(endpoint: Endpoint, nursery: trio.Nursery) -> WebSoc
     try:
         nursery.start_soon(transport.run, agree_as_client(str(endpoint).partition("://")[2]))
         await transport.wait_agreed()
-    except BaseException:
+    except BaseException:  # no agreement, whatever the reason
         transport.abort()
         raise
     return transport

@@ -1,8 +1,9 @@
-"""`ws://`: found here, done in `websocket.py`, which is loaded at its first use: trio-websocket takes 40 ms to load."""
+"""Registers `ws://`. Its code, `websocket.py`, is loaded at the first use: trio-websocket takes 40 ms to load."""
 
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
 
 import trio
 
@@ -18,10 +19,10 @@ async def _connect(endpoint: Endpoint, nursery: trio.Nursery) -> Transport:
     return await connect_websocket(endpoint, nursery)
 
 
-def _listen(endpoint: Endpoint, sock: socket.socket | None) -> list[Listener]:
+def _listen(endpoint: Endpoint, sock: socket.socket | None) -> Sequence[Listener]:
     from trio_dask.comm.websocket import bind_websocket
 
-    return [*bind_websocket(endpoint, sock)]
+    return bind_websocket(endpoint, sock)
 
 
 register(TransportKind(SCHEME, _connect, _listen))

@@ -17,7 +17,7 @@ from trio_dask.comm import (
     parse_scheduler_address,
     serve,
 )
-from trio_dask.comm.port_range import listen_in_range
+from trio_dask.comm.listen import listen_in_range
 from trio_dask.comm.rpc_server import Command, admit_control, serve_control
 from trio_dask.config import NannySettings, WorkerSettings
 from trio_dask.errors import NoScheduler, UnavailableError, UsageError

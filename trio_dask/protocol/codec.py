@@ -30,22 +30,22 @@ _pack = cast("Callable[[object], bytes]", msgpack.Packer().pack)
 # ------------------------------------------------------------------------------------------------------ encoding
 
 BLOB_ROW_BYTES = 512 * 2**10
-"""Pieces of blobs from this size on are not copied before they are sent: they would all be, as soon as one waits."""
+"""Pieces of blobs from this size on have a frame each; as rows of one, all would be copied as soon as one waits."""
 
 
 class OwnFrame:
-    """A message that has a frame to itself, and whose content still lies where it lay."""
+    """What has a frame to itself; its content is not copied before it is sent."""
 
-    __slots__ = ("kind", "parts", "size")
+    __slots__ = ("_size", "kind", "parts")
 
     def __init__(self, kind: Kind, *parts: bytes | memoryview) -> None:
         self.kind = kind
         self.parts = parts
-        self.size = sum(map(len, parts))
+        self._size = sum(map(len, parts))
 
     def __len__(self) -> int:
-        """Its size for the bounds on what waits to be sent, which no small frame reaches."""
-        return max(self.size, BLOB_ROW_BYTES)
+        """How long its payload is, and so how much memory it takes as long as it waits."""
+        return self._size
 
 
 Row = bytes | OwnFrame
@@ -65,7 +65,9 @@ def encode(batch: Iterable[Message]) -> bytes:
 
     Raises `SerializationError` when a field cannot be put on the wire, which only a bug on this side can cause.
     """
-    return join_rows(encode_rows(batch))
+    rows = encode_rows(batch)
+    parts = [b"".join(row.parts)[1:] if isinstance(row, OwnFrame) else row for row in rows]
+    return rows_header(len(rows)) + b"".join(parts)
 
 
 def encode_rows(batch: Iterable[Message], share: Share | None = None) -> list[Row]:
@@ -91,12 +93,6 @@ def encode_rows(batch: Iterable[Message], share: Share | None = None) -> list[Ro
         else:
             rows.append(row)
     return rows
-
-
-def join_rows(rows: list[Row]) -> bytes:
-    """The payload of one frame that carries these rows."""
-    parts = [b"".join(row.parts)[1:] if isinstance(row, OwnFrame) else row for row in rows]
-    return rows_header(len(rows)) + b"".join(parts)
 
 
 def rows_header(count: int) -> bytes:
@@ -128,7 +124,7 @@ def _within_limit(message: Message, row: bytes) -> bytes:
     return row
 
 
-_MAX_ROW = MAX_CONTROL_FRAME - 8  # less what `join_rows` puts before it
+_MAX_ROW = MAX_CONTROL_FRAME - 8  # less what `rows_header` puts before it
 
 
 # ------------------------------------------------------------------------------------------------------ decoding
@@ -209,7 +205,7 @@ def _unpack(payload: bytes | bytearray | memoryview, allowed: Allowed) -> tuple[
 
 
 def _complain(rows: tuple[Any, ...], allowed: Allowed) -> NoReturn:
-    """Say which row is wrong and how. Only the way of errors comes here, so it may be slow."""
+    """Say which row is wrong and how. Only errors come here, so it may be slow."""
     for row in rows:
         if not _is_tuple(row) or not row or type(tag := row[0]) is not int:
             raise ProtocolError(f"{allowed.who} sent {_show(row)} in place of a row")
@@ -324,4 +320,9 @@ FROM_NANNY = Allowed("a nanny", messages.FromNanny)
 TO_NANNY = Allowed("the scheduler", messages.ToNanny)
 FROM_CONTROL = Allowed("a program", messages.FromControl)
 TO_CONTROL = Allowed("the process that was asked", messages.ToControl)
+
+# By the role of the caller. Only the role `data` has none: after its hello come values.
+FROM_CALLER = {"client": FROM_CLIENT, "worker": FROM_WORKER, "nanny": FROM_NANNY, "control": FROM_CONTROL}
+TO_CALLER = {"client": TO_CLIENT, "worker": TO_WORKER, "nanny": TO_NANNY, "control": TO_CONTROL}
+
 DATA_PLANE = Allowed("a peer on the data plane", messages.OnDataPlane)

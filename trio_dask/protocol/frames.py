@@ -1,7 +1,7 @@
 """Cut a stream of bytes into frames, and nothing else: no socket, no clock, any chunking.
 
 A frame is a header of eight bytes and a payload: magic (1), kind (1), zero (2), length of the payload (4, big-endian).
-The magic shows at once when the two sides have lost each other; the zeroes are room for what nobody has thought of yet.
+The magic shows at once when the two sides have lost each other; the zeroes leave room for later needs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Kind(IntEnum):
     SHARED = 3
     """Where a piece of a blob lies in the sender's memory, instead of the piece itself."""
     MAPPED = 4
-    """The receiver has mapped all of a shared blob, which the sender need not keep for it any longer. Empty: it can."""
+    """The receiver has mapped all of a shared blob, so the sender may let go of it. If empty: the receiver can map."""
 
 
 class Frame(NamedTuple):
@@ -52,7 +52,7 @@ PING_FRAME = encode_frame(Kind.PING)
 
 
 _LARGE = 128 * 2**10
-_MOST_ROOM = 2 * 2**20  # memory that is taken for a promise; ours do not send larger frames
+_MOST_ROOM = 2 * 2**20  # the most that is allocated for an announced frame; our peers send no larger ones
 
 
 class FrameDecoder:
@@ -72,7 +72,7 @@ class FrameDecoder:
         self._memory: bytearray | None = None  # for large frames, one after the other
 
     def filled(self, count: int) -> list[Frame]:
-        """So many bytes were received into `room`. Gives the frame if it is complete."""
+        """`count` bytes were received into `room`. Gives the frame if it is complete."""
         large, room = self._large, self.room
         assert room is not None
         if count < len(room):

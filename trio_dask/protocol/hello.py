@@ -59,7 +59,7 @@ class Hello(NamedTuple):
 
 
 class Welcome(NamedTuple):
-    """The caller is accepted; who accepted it."""
+    """The caller is accepted, by the process that this describes."""
 
     incarnation: Incarnation
     details: Mapping[str, Any] = {}
@@ -79,8 +79,8 @@ class Refusal(NamedTuple):
 def check_hello(hello: Hello, mine: Hello) -> str | None:
     """Why these two cannot work together, in one sentence that names both, or None if they can.
 
-    All that runs or pickles user code must have the same minor version of Python: pickles and byte code cross between
-    them, also where a scheduler, which never looks inside, stands in the middle.
+    Processes that run or pickle user code must have the same minor version of Python: pickles and byte code cross
+    between them, also by way of a scheduler, which never looks inside.
     """
     if hello.protocol != mine.protocol:
         what = f"protocol {mine.protocol}", f"protocol {hello.protocol}"
@@ -148,7 +148,7 @@ def decode_answer(body: bytes) -> Welcome | Refusal:
 class EnvelopeReader:
     """Takes the first bytes of a connection and gives the body of the envelope once it is complete.
 
-    A wrong byte is noticed when it comes, so that what speaks another protocol is not waited for.
+    A wrong byte is noticed at once, so that nobody waits for the rest of another protocol's message.
     """
 
     def __init__(self) -> None:
@@ -183,7 +183,7 @@ class EnvelopeReader:
 
 def _members_of(said: Hello | Welcome | Refusal) -> Mapping[str, object]:
     members = said._asdict()
-    if members.get("memory") == "":  # younger than the first release, which did without
+    if members.get("memory") == "":  # the first hello there was had no such member
         del members["memory"]
     return members
 

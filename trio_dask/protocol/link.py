@@ -1,7 +1,10 @@
-"""One end of a connection after the hello, without a socket or a clock: what came, what is due, how it ends.
+"""One end of a connection, without a socket or a clock: what it says and hears, what is due, and how it ends.
 
-Whoever moves the bytes tells it what has come and what time it is. It gives the messages, says when to `tick` next, and
-then whether to speak up, or to give the peer up. How a connection ends is one of five phases:
+Whoever moves the bytes tells it what has come and what time it is, sends what it gives, and asks when to `tick` next.
+
+A connection opens with the hello: `CallerOpening` and `ListenerOpening` are the two ends of it. Until a listener has
+accepted a caller, it gives it little time and little memory. Then follow messages, which is `Link`, or values, which is
+`data_link.DataLink`. How a `Link` ends is one of five phases:
 
 - OPEN: neither side has said goodbye.
 - LEAVING: this side has. What the peer still sends is received, and the end of the stream is a quiet one.
@@ -9,18 +12,32 @@ then whether to speak up, or to give the peer up. How a connection ends is one o
 - OVER: the stream ended, and one of the two had announced it.
 - LOST: the stream ended unannounced, or this side has given the peer up; `loss` tells why.
 
-A goodbye of this side after a loss is one to nobody, and makes the end quiet. All else changes nothing.
+A goodbye of this side after a loss reaches nobody, and makes the end quiet. All else changes nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
+from contextlib import suppress
 from enum import Enum, auto
-from typing import Final, NamedTuple
+from itertools import islice
+from typing import Any, Final, NamedTuple
 
-from trio_dask.protocol.codec import Allowed, decode
-from trio_dask.protocol.frames import FrameDecoder, Kind
-from trio_dask.protocol.messages import Goodbye, Message
+from trio_dask.errors import ProtocolError, SerializationError
+from trio_dask.protocol.codec import Allowed, OwnFrame, Row, Share, decode, encode_rows, rows_header
+from trio_dask.protocol.frames import FrameDecoder, Kind, frame_header
+from trio_dask.protocol.hello import (
+    EnvelopeReader,
+    Hello,
+    Refusal,
+    Welcome,
+    check_hello,
+    decode_answer,
+    decode_hello,
+    encode_answer,
+    encode_hello,
+)
+from trio_dask.protocol.messages import Blob, Goodbye, Message
 
 
 class LinkLimits(NamedTuple):
@@ -40,6 +57,82 @@ class LinkLimits(NamedTuple):
 
 
 DEFAULT_LIMITS: Final = LinkLimits()
+
+FRAME_BYTES: Final = 256 * 2**10
+"""Frames end at this size, unless one row alone is larger: the receiver handles a frame in one go."""
+
+
+# ------------------------------------------------------------------------------------------------------------ opening
+
+HELLO_S: Final = 10.0
+"""How long a peer may take to say hello."""
+
+
+class CallerOpening(EnvelopeReader):
+    """The calling end until it has the answer to its hello; the hello is `to_send`."""
+
+    def __init__(self, hello: Hello) -> None:
+        super().__init__()
+        self.to_send = encode_hello(hello)
+
+    def receive(self, data: bytes) -> Welcome | Refusal | None:
+        """The answer, or None while it is incomplete. Raises `ProtocolError` for what is no answer."""
+        body = self.feed(data)
+        return None if body is None else decode_answer(body)
+
+
+class ListenerOpening(EnvelopeReader):
+    """The listening end until it has a hello.
+
+    `identity` is the hello that this process would send itself. `admit` decides about a caller that has one of the
+    roles in `served` and versions that match.
+    """
+
+    def __init__(
+        self, identity: Hello, served: Container[str], admit: Callable[[Hello], Welcome | Refusal], now: float
+    ) -> None:
+        super().__init__()
+        self._identity = identity
+        self._served = served
+        self._admit = admit
+        self._deadline = now + HELLO_S
+        self.hello: Hello | None = None
+        """What the caller has said, once that is complete."""
+        self.to_send = b""
+        """The answer, once there is one."""
+
+    def receive(self, data: bytes) -> Welcome | Refusal | None:
+        """The answer to a hello, or None while the hello is incomplete. Raises `ProtocolError` for what is none.
+
+        At most `room` bytes may be read before.
+        """
+        body = self.feed(data)
+        if body is None:
+            return None
+        self.hello = decode_hello(body)
+        answer = self._answer(self.hello)
+        self.to_send = encode_answer(answer)
+        return answer
+
+    def _answer(self, hello: Hello) -> Welcome | Refusal:
+        mismatch = check_hello(hello, self._identity)
+        if mismatch:
+            return Refusal(mismatch, "version")
+        if hello.role not in self._served:
+            return Refusal(f"this {self._identity} does not serve the role {hello.role!r} of the {hello}", "role")
+        return self._admit(hello)
+
+    def next_deadline(self) -> float:
+        """When to `tick`, unless the caller has its answer by then."""
+        return self._deadline
+
+    def tick(self, now: float) -> None:
+        """Raises `ProtocolError` once the caller has had its time."""
+        if now >= self._deadline:
+            raise ProtocolError(f"no hello came within {HELLO_S:g} s")
+
+
+# ----------------------------------------------------------------------------------------------------------- messages
 
 
 class Phase(Enum):
@@ -74,37 +167,11 @@ STEPS: Final[Mapping[tuple[Phase, Event], Phase]] = {
 """Every step there is; an event that has none here leaves the phase as it is."""
 
 
-class Ping(NamedTuple):
-    """This side has been silent for long enough: send a `PING`."""
-
-
-class GiveUp(NamedTuple):
-    """The peer is dead, or does not read: close, for this reason."""
-
-    reason: str
-
-
-PING: Final = Ping()
-
-
 class Link:
-    """What one end knows of the connection. `remote` names the peer; `extra` reads the frames that hold no messages."""
+    """One end of a connection for messages. `remote` names the peer; `extra` reads frames of the other kinds.
 
-    __slots__ = (
-        "_allowed",
-        "_deadline",
-        "_extra",
-        "_limits",
-        "_remote",
-        "bearable_at",
-        "decoder",
-        "goodbye",
-        "heard_at",
-        "loss",
-        "phase",
-        "sent_at",
-        "silence_s",
-    )
+    Several threads may send, one at a time, while another receives.
+    """
 
     def __init__(
         self,
@@ -130,10 +197,107 @@ class Link:
         """How long the peer may be silent."""
         self.heard_at = now
         """When the last byte came."""
+
+        self.can_send = True
         self.sent_at = now
-        """When the last frame of this side was begun; set by whoever sends."""
-        self.bearable_at = now
-        """When no more waited here than may; set by whoever sends."""
+        """When the last frame of this side was begun or went on; for the latter, whoever sends sets it."""
+        self.unsent: memoryview | None = None
+        """What is still to be sent of a frame that was begun; whoever sends sets it. Until then no other may begin."""
+        self._rows: list[Row] = []
+        self._rows_size = 0
+        self._has_own_frame = False  # one of the rows may be an `OwnFrame` that is smaller than a frame of records
+        self._share: Share | None = None
+        self._bearable_at = now  # when no more waited here than may
+
+    # ------------------------------------------------------------------------------------------------------ sending
+
+    def share_blobs(self, share: Share) -> None:
+        """From now on, of each blob that `share` can place, send the place instead."""
+
+        def share_and_note(blob: Blob) -> bytes | None:
+            payload = share(blob)
+            if payload:
+                self._has_own_frame = True
+            return payload
+
+        self._share = share_and_note
+
+    def send(self, batch: Sequence[Message], now: float) -> None:
+        """Put messages behind those that wait, for `next_frame`; they are dropped when nothing can be sent any more.
+
+        Raises `SerializationError` for messages that cannot be sent at all; the others wait as they should.
+        """
+        if not self.can_send:
+            return
+        try:
+            rows = encode_rows(batch, self._share)
+        except SerializationError:
+            for message in batch:
+                with suppress(SerializationError):
+                    self._add(encode_rows((message,), self._share), now)
+            raise
+        self._add(rows, now)
+
+    def send_own(self, kind: Kind, payload: bytes, now: float) -> None:
+        """The same for a frame that holds no messages."""
+        if self.can_send:
+            self._has_own_frame = True
+            self._add([OwnFrame(kind, payload)], now)
+
+    def _add(self, rows: list[Row], now: float) -> None:
+        if self._rows_size + len(self.unsent or b"") <= self._limits.max_backlog_bytes:
+            self._bearable_at = now
+        self._rows += rows
+        self._rows_size += sum(map(len, rows))
+
+    @property
+    def backlog_bytes(self) -> int:
+        """How much waits to be sent."""
+        return self._rows_size + len(self.unsent or b"")
+
+    def next_frame(self, now: float) -> bytes:
+        """The frame to begin now, of the rows that have waited longest; empty if there is none, or one is under way.
+
+        Rows gather until a frame is wanted, so that frames are as large as the peer is slow.
+        """
+        if self.unsent or not self._rows:
+            return b""
+        self.sent_at = now
+        parts: list[Any]
+        if (size := self._rows_size) <= FRAME_BYTES and not self._has_own_frame:
+            parts, self._rows, self._rows_size = self._rows, [], 0
+        else:
+            rows = self._first_rows()
+            if isinstance(own := rows[0], OwnFrame):
+                return b"".join((frame_header(own.kind, len(own)), *own.parts))
+            parts = [*rows]
+            size = sum(map(len, parts))
+        header = rows_header(len(parts))
+        return b"".join((frame_header(Kind.RECORDS, len(header) + size), header, *parts))
+
+    def _first_rows(self) -> list[Row]:
+        """As many as make a frame."""
+        size = count = 0
+        for row in self._rows:
+            own = isinstance(row, OwnFrame)
+            if count and own:
+                break
+            size += len(row)
+            count += 1
+            if own or size >= FRAME_BYTES:
+                break
+        rows = list(islice(self._rows, count))
+        del self._rows[:count]
+        self._rows_size -= size
+        self._has_own_frame = bool(self._rows)  # perhaps
+        return rows
+
+    def stop_sending(self) -> None:
+        """Drop what waits, and all that is sent from now on."""
+        self.can_send = False
+        self._rows.clear()
+        self._rows_size = 0
+        self.unsent = None
 
     # ---------------------------------------------------------------------------------------------------- receiving
 
@@ -164,17 +328,19 @@ class Link:
                 del batch[position:]
                 return
 
-    # --------------------------------------------------------------------------------------------------------- ending
+    # ------------------------------------------------------------------------------------------------------- ending
 
-    def say_goodbye(self) -> None:
-        """This side leaves."""
+    def say_goodbye(self, reason: str, now: float) -> None:
+        """This side leaves, once all that waits is sent."""
         self._step(Event.SAY_GOODBYE)
+        self.send((Goodbye(reason),), now)
 
     def give_up(self, reason: str) -> None:
         """This side leaves without a word, unless the end was announced; the first reason counts."""
         if self.phase is Phase.OPEN:
             self.loss = reason
         self._step(Event.GIVE_UP)
+        self.stop_sending()
 
     def stream_ends(self, how: str) -> bool:
         """Nothing more can be received. False if nobody announced that: it is lost then, and `loss` says why."""
@@ -186,25 +352,29 @@ class Link:
     def _step(self, event: Event) -> None:
         self.phase = STEPS.get((self.phase, event), self.phase)
 
-    # ----------------------------------------------------------------------------------------------------------- time
+    # --------------------------------------------------------------------------------------------------------- time
 
     def next_deadline(self) -> float:
         """When to `tick`, unless something is sent or received before."""
         self._deadline = min(self.sent_at + self._limits.keepalive_s, self.heard_at + self.silence_s)
         return self._deadline
 
-    def tick(self, now: float, *, has_input: Callable[[], bool], backlog_bytes: int) -> Ping | GiveUp | None:
-        """What is due. `has_input` tells whether something has come that was not received yet."""
+    def tick(self, now: float, *, has_input: Callable[[], bool]) -> str:
+        """Do what is due: make a `PING`, or tell why to give the peer up, since it is dead or does not read; else "".
+
+        `has_input` tells whether something has come that was not received yet.
+        """
         limits = self._limits
         if now >= self.heard_at + self.silence_s:
             # When this process was stopped or busy, it is late itself: what came meanwhile waits to be read. And if
             # nothing came, the peer may have been stopped likewise, as all processes of a job can be.
             if not has_input() and now < self._deadline + limits.keepalive_s:
-                return GiveUp(f"{self._remote} was silent for {self.silence_s:g} s")
+                return f"{self._remote} was silent for {self.silence_s:g} s"
             self.heard_at = now
-        if backlog_bytes > limits.max_backlog_bytes and now >= self.bearable_at + limits.silence_s:
-            return GiveUp(f"{self._remote} has stopped reading: {backlog_bytes} bytes are waiting for it")
+        if self.backlog_bytes > limits.max_backlog_bytes and now >= self._bearable_at + limits.silence_s:
+            return f"{self._remote} has stopped reading: {self.backlog_bytes} bytes are waiting for it"
         if now >= self.sent_at + limits.keepalive_s:
             self.sent_at = now
-            return PING
-        return None
+            if not self.backlog_bytes:
+                self.send_own(Kind.PING, b"", now)
+        return ""

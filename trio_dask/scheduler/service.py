@@ -210,7 +210,7 @@ class _Service:
             return
         if hello.role == "worker":
             # The core watches whether workers live: a task may keep one from saying so itself for minutes.
-            connection.silence_s = math.inf
+            connection.link.silence_s = math.inf
         match self._core.begin_session(hello, trio.current_time()):
             case CallAgain(reason):
                 connection.abort(reason)
@@ -228,7 +228,7 @@ class _Service:
                 async for batch in connection.batches():
                     if self._connections.get(peer) is not connection:
                         break  # its client goes on with another one
-                    now = connection.heard_at
+                    now = connection.link.heard_at
                     for message in batch:
                         self._core.handle(peer, message, now)
                     self._settle(now)
@@ -310,7 +310,7 @@ class _Service:
             now = trio.current_time()
             if self._core.checks_heartbeats(now):
                 for peer, connection in self._connections.items():
-                    self._core.heard(peer, connection.heard_at)
+                    self._core.heard(peer, connection.link.heard_at)
             self._core.tick(now)
             self._settle()
 

@@ -19,7 +19,7 @@ from trio_dask.comm import (
     parse_address,
     serve,
 )
-from trio_dask.comm.port_range import listen_in_range
+from trio_dask.comm.listen import listen_in_range
 from trio_dask.comm.rpc_server import admit_control
 from trio_dask.config import DEFAULT_SCHEME, WorkerSettings
 from trio_dask.ids import new_incarnation

@@ -17,7 +17,7 @@ import os
 import random
 import socket
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
+from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
 from typing import NamedTuple
 
@@ -385,18 +385,17 @@ class _Worker:
                 self._drain.is_possible = False
                 self._driver.session_lost()
                 now = trio.current_time()
-                silent_s = now - connection.heard_at
+                silent_s = now - connection.link.heard_at
                 # A connection that broke was a contact until then; one that fell silent only until the silence began.
-                self._retries.lost_contact(now, silent_s if silent_s >= connection.silence_s else 0.0)
+                self._retries.lost_contact(now, silent_s if silent_s >= connection.link.silence_s else 0.0)
                 self._set_death()
 
     async def _converse(self, connection: Connection) -> EndSession:
-        async with aclosing(connection.batches()) as batches:
-            async for batch in batches:
-                end = self._driver.receive(batch)
-                if end is not None:
-                    await connection.aclose(end.reason)
-                    return end
+        async for batch in connection.batches():
+            end = self._driver.receive(batch)
+            if end is not None:
+                await connection.aclose(end.reason)
+                return end
         reason = connection.goodbye.reason if connection.goodbye is not None else ""
         if self._session_now is None:
             return EndSession(reason or "restart requested", Then.RESTART)
