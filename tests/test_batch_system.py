@@ -1,4 +1,5 @@
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -30,11 +31,11 @@ PER_TASK, ON_NODE, TASKS = "SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE", "SLURM_S
 PER_CPU, PER_NODE = "SLURM_MEM_PER_CPU", "SLURM_MEM_PER_NODE"
 
 
-def granted(environment):
+def granted(environment: Mapping[str, str | None]) -> list[str | None]:
     """Processors, and memory in MiB, with where they come from. Variables that are None are not set."""
-    environment = {name: value for name, value in environment.items() if value is not None}
+    set_ones = {name: value for name, value in environment.items() if value is not None}
     found = []
-    for amounts, unit in ((batch_system.cpus(environment), 1), (batch_system.memory(environment, 8 * GIB), MIB)):
+    for amounts, unit in ((batch_system.cpus(set_ones), 1), (batch_system.memory(set_ones, 8 * GIB), MIB)):
         least = min(amounts, key=lambda amount: amount.number, default=None)
         found.append(None if least is None else f"{least.number // unit} {least.source}")
     return found
@@ -56,7 +57,9 @@ def granted(environment):
         ({PER_CPU: "nonsense", TASKS: "1"}, ["1 SLURM_CPUS_PER_TASK", None]),
     ],
 )
-def test_a_task_of_srun_has_its_own_share_of_the_node(changes, expected) -> None:
+def test_a_task_of_srun_has_its_own_share_of_the_node(
+    changes: dict[str, str | None], expected: list[str | None]
+) -> None:
     assert granted({**TASK, **changes}) == expected
 
 
@@ -70,21 +73,21 @@ def test_a_batch_script_has_the_whole_nodes_share() -> None:
     ("tasks", "node", "expected"),
     [("2(x3),1", "0", 3), ("2(x3),1", "2", 3), ("2(x3),1", "3", 6), ("1,2(x2),3", "3", 2), ("2(x3),1", "4", 6)],
 )
-def test_tasks_are_counted_on_the_node_of_the_task(tasks, node, expected) -> None:
+def test_tasks_are_counted_on_the_node_of_the_task(tasks: str, node: str, expected: int) -> None:
     """A node that the list does not have counts as one with a single task."""
     task = {**TASK, PER_TASK: None, ON_NODE: "6", TASKS: tasks, "SLURM_TASKS_PER_NODE": None, "SLURM_NODEID": node}
     assert granted(task)[0] == f"{expected} SLURM_CPUS_ON_NODE"
 
 
 @pytest.mark.parametrize("name", ["SLURM_TASKS_PER_NODE", "SLURM_NTASKS_PER_NODE"])
-def test_tasks_are_counted_where_the_step_does_not_tell(name) -> None:
+def test_tasks_are_counted_where_the_step_does_not_tell(name: str) -> None:
     task = {**TASK, TASKS: None, "SLURM_TASKS_PER_NODE": None, PER_TASK: None}
     assert granted(task)[0] == "2 SLURM_CPUS_ON_NODE"
     assert granted({**task, name: "2"})[0] == "1 SLURM_CPUS_ON_NODE"
 
 
 @given(st.dictionaries(st.sampled_from(sorted(TASK)), st.text(max_size=20) | st.sampled_from(["2(x3),1", "0", "9"])))
-def test_no_nonsense_stops_a_program(environment) -> None:
+def test_no_nonsense_stops_a_program(environment: dict[str, str]) -> None:
     for amount in [*batch_system.cpus(environment), *batch_system.memory(environment, GIB)]:
         assert amount.number >= 1
 

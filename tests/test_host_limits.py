@@ -8,7 +8,7 @@ from trio_dask.batch_system import Amount
 from trio_dask.host_limits import cpus, memory, oom_kills, repeated_bytes
 
 
-def tree(root, cgroup, **files):
+def tree(root: Path, cgroup: str, **files: str) -> Path:
     """A machine whose control groups say what `files` say."""
     (root / "proc/self").mkdir(parents=True)
     (root / "proc/self/cgroup").write_text(cgroup)
@@ -31,21 +31,21 @@ def sixteen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 32)
 
 
-def test_affinity_counts_where_there_is_no_quota(tmp_path: Path, sixteen) -> None:
+def test_affinity_counts_where_there_is_no_quota(tmp_path: Path, sixteen: None) -> None:
     assert cpus(tmp_path).number == 16
     assert cpus(tree(tmp_path, "0::/\n", cpu_dot_max="max 100000\n")).number == 16
 
 
-def test_the_tightest_quota_of_all_groups_around_us_counts(tmp_path: Path, sixteen) -> None:
+def test_the_tightest_quota_of_all_groups_around_us_counts(tmp_path: Path, sixteen: None) -> None:
     files = {"pod__cpu_dot_max": "250000 100000\n", "pod__box__cpu_dot_max": "800000 100000\n"}
     assert cpus(tree(tmp_path, "0::/pod/box\n", **files)).number == 3
 
 
-def test_a_quota_below_one_processor_leaves_one(tmp_path: Path, sixteen) -> None:
+def test_a_quota_below_one_processor_leaves_one(tmp_path: Path, sixteen: None) -> None:
     assert cpus(tree(tmp_path, "0::/\n", cpu_dot_max="1000 100000\n")).number == 1
 
 
-def test_quotas_of_version_1(tmp_path: Path, sixteen) -> None:
+def test_quotas_of_version_1(tmp_path: Path, sixteen: None) -> None:
     files = {"cpu,cpuacct__job__cpu_dot_cfs_quota_us": "400000", "cpu,cpuacct__job__cpu_dot_cfs_period_us": "100000"}
     assert cpus(tree(tmp_path, "4:cpu,cpuacct:/job\n", **files)).number == 4
 
@@ -64,7 +64,7 @@ def test_a_group_that_is_not_visible_from_inside_a_container(tmp_path: Path) -> 
     assert memory(tree(tmp_path, "0::/docker/abc\n", memory_dot_max="100000")).number == 100_000
 
 
-def test_it_is_told_what_sets_the_limit(tmp_path: Path, sixteen) -> None:
+def test_it_is_told_what_sets_the_limit(tmp_path: Path, sixteen: None) -> None:
     assert cpus(tmp_path, {}) == Amount(16, "affinity")
     assert cpus(tmp_path, {"SLURM_CPUS_ON_NODE": "4"}) == Amount(4, "SLURM_CPUS_ON_NODE")
     grouped = tree(tmp_path, "0::/\n", cpu_dot_max="300000 100000\n", memory_dot_max="500000\n")

@@ -35,7 +35,7 @@ def test_a_file_is_replaced_whole_and_what_replaced_ours_is_left_alone(tmp_path:
 def test_a_reader_sees_all_of_a_file_or_nothing(tmp_path: Path) -> None:
     path = tmp_path / "file"
     whole = "x" * 1_000_000
-    seen = set()
+    seen: set[str | None] = set()
     over = threading.Event()
 
     def read() -> None:
@@ -55,26 +55,20 @@ def test_a_reader_sees_all_of_a_file_or_nothing(tmp_path: Path) -> None:
     assert seen <= {None, whole}
 
 
-@pytest.fixture
-def running():
-    """Another process that lives, and when it started."""
-    with subprocess.Popen(["sleep", "1000"]) as process:
-        yield process.pid, psutil.Process(process.pid).create_time()
-        process.kill()
-
-
-def test_a_pid_file_of_a_program_that_runs_is_left_alone(tmp_path: Path, running) -> None:
+def test_a_pid_file_of_a_program_that_runs_is_left_alone(tmp_path: Path, running: tuple[int, float]) -> None:
     path = tmp_path / "file"
     pid, started_at = running
     path.write_text(f"{pid}\n")
     os.utime(path, (started_at, started_at))
-    with pytest.raises(FileExistsError, match=f"belongs to a running program, pid {pid}"), keep_file(path, ""):
+    with pytest.raises(FileExistsError, match=f"belongs to a running program, pid {pid}"), keep_file(str(path), ""):
         pass
     assert path.read_text() == f"{pid}\n"
 
 
 @pytest.mark.parametrize("off_s", [-60, 60])
-def test_a_pid_file_whose_number_another_process_has_by_now_is_stale(tmp_path: Path, running, off_s) -> None:
+def test_a_pid_file_whose_number_another_process_has_by_now_is_stale(
+    tmp_path: Path, running: tuple[int, float], off_s: int
+) -> None:
     path = tmp_path / "file"
     pid, started_at = running
     path.write_text(f"{pid}\n")
@@ -85,7 +79,7 @@ def test_a_pid_file_whose_number_another_process_has_by_now_is_stale(tmp_path: P
 
 
 @pytest.mark.parametrize("content", ["", "0\n", "-1\n", "999999999999\n", "1.5", "no number", "[1]", "null", "{}"])
-def test_a_file_of_nobody_who_runs_is_replaced(tmp_path: Path, content) -> None:
+def test_a_file_of_nobody_who_runs_is_replaced(tmp_path: Path, content: str) -> None:
     path = tmp_path / "file"
     path.write_text(content)
     with keep_file(str(path), "ours"):

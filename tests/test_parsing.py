@@ -1,5 +1,7 @@
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -25,7 +27,7 @@ READERS = [
 
 @pytest.mark.parametrize("read", READERS)
 @given(text=st.one_of(st.text(), st.from_regex(r"[0-9.e+:=,a-zA-Z -]{0,40}"), st.text(min_size=1000)))
-def test_any_text_is_read_or_refused_with_one_short_printable_line(read, text) -> None:
+def test_any_text_is_read_or_refused_with_one_short_printable_line(read: Callable[..., Any], text: str) -> None:
     try:
         read(text)
     except UsageError as exc:
@@ -50,20 +52,20 @@ def test_any_text_is_read_or_refused_with_one_short_printable_line(read, text) -
         ("1 TB", 10**12),
     ],
 )
-def test_amounts_of_memory(text, number) -> None:
+def test_amounts_of_memory(text: str, number: int) -> None:
     assert parsing.parse_bytes(text) == number
 
 
 @pytest.mark.parametrize(
     "text", ["", "x", "-1", "1 XB", "1e999", "nan", "inf", "1_000", "\uff11\uff12", "5 5", "0x10", "GB"]
 )
-def test_what_is_no_amount_of_memory(text) -> None:
+def test_what_is_no_amount_of_memory(text: str) -> None:
     with pytest.raises(UsageError, match="is not an amount of memory; write for example 500MB"):
         parsing.parse_bytes(text)
 
 
 @given(number=st.integers(0, 2**60))
-def test_amounts_are_shown_as_they_are_read(number) -> None:
+def test_amounts_are_shown_as_they_are_read(number: int) -> None:
     assert parsing.parse_bytes(parsing.format_bytes(number)) == pytest.approx(number, rel=0.01)
 
 
@@ -71,18 +73,18 @@ def test_amounts_are_shown_as_they_are_read(number) -> None:
     ("text", "seconds"),
     [("60", 60), ("60s", 60), ("5 min", 300), ("5m", 300), ("200ms", 0.2), ("1.5h", 5400), ("1 day", 86400), ("0", 0)],
 )
-def test_lengths_of_time(text, seconds) -> None:
+def test_lengths_of_time(text: str, seconds: float) -> None:
     assert parsing.parse_timedelta(text) == pytest.approx(seconds)
 
 
 @pytest.mark.parametrize("text", ["", "5 sec ago", "-1", "nan", "inf", "1 fortnight", "10GB"])
-def test_what_is_no_length_of_time(text) -> None:
+def test_what_is_no_length_of_time(text: str) -> None:
     with pytest.raises(UsageError, match="is not a length of time; write for example 60"):
         parsing.parse_timedelta(text)
 
 
 @pytest.mark.parametrize("text", ["", "abc", "65536", "99999", "-1", "1.0", "8786 8787", "\uff19"])
-def test_what_is_no_port(text) -> None:
+def test_what_is_no_port(text: str) -> None:
     with pytest.raises(UsageError, match="is not a port; give a number from 1 to 65535"):
         parsing.parse_port(text)
 
@@ -96,13 +98,13 @@ def test_ports_and_ranges_of_ports() -> None:
 
 
 @pytest.mark.parametrize("text", ["9100:9000", "0:5", "1:", ":1", "1:2:3", "a:b"])
-def test_what_is_no_range_of_ports(text) -> None:
+def test_what_is_no_range_of_ports(text: str) -> None:
     with pytest.raises(UsageError):
         parsing.parse_port_range(text)
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "4097", "1e9", "two", ""])
-def test_what_is_no_number_of_threads(text) -> None:
+def test_what_is_no_number_of_threads(text: str) -> None:
     with pytest.raises(UsageError, match="give 1 to 4096"):
         parsing.parse_threads(text)
 
@@ -120,12 +122,12 @@ def test_what_is_no_number_of_threads(text) -> None:
         ("5GB", 1000),
     ],
 )
-def test_memory_limits(text, limit) -> None:
+def test_memory_limits(text: str, limit: int | None) -> None:
     assert parsing.parse_memory_limit(text, machine_bytes=1000, share=0.5) == limit
 
 
 @pytest.mark.parametrize("text", ["nonsense", "-1", "200%", "nan", "", "1 GHz"])
-def test_what_is_no_memory_limit(text) -> None:
+def test_what_is_no_memory_limit(text: str) -> None:
     with pytest.raises(UsageError, match="is not a memory limit"):
         parsing.parse_memory_limit(text, machine_bytes=1000)
 
@@ -141,13 +143,15 @@ def test_what_is_no_memory_limit(text) -> None:
         ("auto", 2**23, r"^the share of each worker is 8.00 MiB, .*; have fewer workers, or set no limit \(0\)$"),
     ],
 )
-def test_a_memory_limit_in_which_no_worker_can_run_is_refused_and_the_right_one_guessed(text, limit, message) -> None:
+def test_a_memory_limit_in_which_no_worker_can_run_is_refused_and_the_right_one_guessed(
+    text: str, limit: int, message: str
+) -> None:
     with pytest.raises(UsageError, match=message):
         parsing.check_memory_limit(text, limit, machine_bytes=2**34)
 
 
 @pytest.mark.parametrize(("text", "limit"), [("0", None), ("48 MiB", 48 * 2**20), ("4GB", 4 * 10**9)])
-def test_other_memory_limits_are_taken(text, limit) -> None:
+def test_other_memory_limits_are_taken(text: str, limit: int | None) -> None:
     parsing.check_memory_limit(text, limit, machine_bytes=2**34)
 
 
@@ -159,13 +163,13 @@ def test_resources() -> None:
 @pytest.mark.parametrize(
     "text", ["foo", "GPU=abc", "GPU=-1", "GPU=nan", "GPU=inf", "=1", "GPU=", "A=1,A=2", "", ",", "A=1GB"]
 )
-def test_what_is_no_resource(text) -> None:
+def test_what_is_no_resource(text: str) -> None:
     with pytest.raises(UsageError):
         parsing.parse_resources(text)
 
 
 @pytest.mark.parametrize("text", ["", " a", "a\nb", "x" * 256, "\0"])
-def test_what_is_no_name(text) -> None:
+def test_what_is_no_name(text: str) -> None:
     with pytest.raises(UsageError, match="is not a name"):
         parsing.parse_name(text)
 
@@ -175,17 +179,17 @@ def test_names_are_taken_as_they_are() -> None:
 
 
 @pytest.mark.parametrize(("text", "pauses"), [("1s:2s", (1, 2)), ("5", (5, 5)), ("0:1min", (0, 60))])
-def test_pauses(text, pauses) -> None:
+def test_pauses(text: str, pauses: tuple[int, int]) -> None:
     assert parsing.parse_backoff(text) == pauses
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("0", math.inf), ("5 min", 300)])
-def test_a_time_limit_of_0_means_never(text, seconds) -> None:
+def test_a_time_limit_of_0_means_never(text: str, seconds: float) -> None:
     assert parsing.parse_time_limit(text) == seconds
 
 
 @pytest.mark.parametrize(("text", "limit"), [("off", None), ("0", None), ("NONE", None), ("1GB", 10**9)])
-def test_limits_of_spilling(text, limit) -> None:
+def test_limits_of_spilling(text: str, limit: int | None) -> None:
     assert parsing.parse_spill_limit(text) == limit
 
 
@@ -209,11 +213,11 @@ def test_a_file_that_the_program_cannot_write_is_refused_early(tmp_path: Path) -
         ("FALSE", None),
     ],
 )
-def test_fractions(text, fraction) -> None:
+def test_fractions(text: str, fraction: float | None) -> None:
     assert parsing.parse_fraction(text) == fraction
 
 
 @pytest.mark.parametrize("text", ["", "2", "101%", "-0.1", "nan", "inf", "0.5GiB", "half"])
-def test_what_is_no_fraction_is_refused(text) -> None:
+def test_what_is_no_fraction_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match=r"is not a fraction; write for example 0\.8"):
         parsing.parse_fraction(text)

@@ -1,9 +1,7 @@
 import json
 import os
-import subprocess
 from pathlib import Path
 
-import psutil
 import pytest
 
 from trio_dask.errors import NoScheduler, UnavailableError, UsageError
@@ -11,25 +9,19 @@ from trio_dask.owned_files import keep_file
 from trio_dask.scheduler_file import read_scheduler_file, scheduler_file_text
 
 
-@pytest.fixture
-def running():
-    """Another process that lives, and when it started."""
-    with subprocess.Popen(["sleep", "1000"]) as process:
-        yield process.pid, psutil.Process(process.pid).create_time()
-        process.kill()
-
-
-def scheduler_of(pid, start, **more):
+def scheduler_of(pid: int, start: float, **more: object) -> str:
     content = json.loads(scheduler_file_text("tcp://10.0.0.5:8786", incarnation="ab", package="0.1", python="3.11"))
     return json.dumps({**content, "pid": pid, "process": {**content["process"], "start": start, **more}})
 
 
-def ticks_of(pid):
+def ticks_of(pid: int) -> int:
     with open(f"/proc/{pid}/stat") as file:
         return int(file.read().rpartition(")")[2].split()[19])
 
 
-def test_a_scheduler_file_of_a_scheduler_that_runs_is_read_and_left_alone(tmp_path: Path, running) -> None:
+def test_a_scheduler_file_of_a_scheduler_that_runs_is_read_and_left_alone(
+    tmp_path: Path, running: tuple[int, float]
+) -> None:
     path = tmp_path / "scheduler.json"
     path.write_text(scheduler_of(running[0], ticks_of(running[0])))
     assert read_scheduler_file(str(path)) == "tcp://10.0.0.5:8786"
@@ -38,7 +30,9 @@ def test_a_scheduler_file_of_a_scheduler_that_runs_is_read_and_left_alone(tmp_pa
 
 
 @pytest.mark.parametrize("what", ["dead", "another"])
-def test_a_scheduler_file_of_a_scheduler_that_has_ended_is_stale(tmp_path: Path, running, what) -> None:
+def test_a_scheduler_file_of_a_scheduler_that_has_ended_is_stale(
+    tmp_path: Path, running: tuple[int, float], what: str
+) -> None:
     path = tmp_path / "scheduler.json"
     pid = running[0] if what == "another" else 999_999_999
     path.write_text(scheduler_of(pid, ticks_of(running[0]) - 1))
@@ -48,7 +42,7 @@ def test_a_scheduler_file_of_a_scheduler_that_has_ended_is_stale(tmp_path: Path,
         assert path.read_text() == "ours"
 
 
-def test_a_scheduler_file_from_elsewhere_is_not_judged(tmp_path: Path, running) -> None:
+def test_a_scheduler_file_from_elsewhere_is_not_judged(tmp_path: Path, running: tuple[int, float]) -> None:
     path = tmp_path / "scheduler.json"
     path.write_text(scheduler_of(running[0], ticks_of(running[0]) - 1, space="another machine"))
     assert read_scheduler_file(str(path)) == "tcp://10.0.0.5:8786"
@@ -77,7 +71,7 @@ def test_a_scheduler_file_names_the_address(tmp_path: Path) -> None:
         (b" " * 2_000_000 + b"{}", "longer than"),
     ],
 )
-def test_what_is_no_scheduler_file(tmp_path: Path, content, reason) -> None:
+def test_what_is_no_scheduler_file(tmp_path: Path, content: bytes, reason: str) -> None:
     path = tmp_path / "scheduler.json"
     path.write_bytes(content)
     with pytest.raises(UsageError, match=f"is not a scheduler file: .*{reason}"):

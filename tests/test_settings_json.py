@@ -3,7 +3,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, cast, get_args, get_origin
 
 import pytest
 from hypothesis import given
@@ -16,7 +16,7 @@ from trio_dask.settings_json import from_json, to_json
 KINDS = [SchedulerSettings, WorkerSettings, NannySettings, ClientSettings]
 
 
-def values(kind):
+def values(kind: Any) -> st.SearchStrategy[Any]:
     """All values of a setting of this kind."""
     arguments = get_args(kind)
     match get_origin(kind):
@@ -45,7 +45,7 @@ def values(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(data=st.data())
-def test_settings_of_any_value_come_back_from_json_as_they_were(kind, data) -> None:
+def test_settings_of_any_value_come_back_from_json_as_they_were(kind: type[Any], data: st.DataObject) -> None:
     settings = data.draw(values(kind))
     text = json.dumps(to_json(settings), allow_nan=False)
     found = from_json(kind, json.loads(text))
@@ -78,7 +78,7 @@ def test_settings_that_json_leaves_out_have_their_defaults() -> None:
         ({"colour": 1}, "WorkerSettings has no setting 'colour'"),
     ],
 )
-def test_a_wrong_value_is_refused_by_the_name_of_the_setting(changes, message) -> None:
+def test_a_wrong_value_is_refused_by_the_name_of_the_setting(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=f"^{message}$"):
         from_json(WorkerSettings, {**to_json(WorkerSettings()), **changes})
 
@@ -91,11 +91,11 @@ def test_a_wrong_value_is_refused_by_the_name_of_the_setting(changes, message) -
         ([], r"NannySettings is \[\], not NannySettings"),
     ],
 )
-def test_a_wrong_record_is_refused_by_its_name(content, message) -> None:
+def test_a_wrong_record_is_refused_by_its_name(content: object, message: str) -> None:
     with pytest.raises(UsageError, match=f"^{message}$"):
         from_json(NannySettings, content)
 
 
 def test_a_value_that_json_cannot_carry_is_refused_by_the_name_of_the_setting(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"^local_directory cannot be PosixPath\("):
-        to_json(WorkerSettings(local_directory=tmp_path))
+        to_json(WorkerSettings(local_directory=cast("str", tmp_path)))

@@ -3,7 +3,9 @@
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +20,7 @@ NAMES = json.loads((Path(__file__).parent / "distributed_names.json").read_text(
 Made with `distributed.__all__`, and with what `dir` says of the classes.
 """
 
-OWNERS = {
+OWNERS: dict[str, tuple[Any, Mapping[str, str], str]] = {
     "distributed": (trio_dask, unsupported_names.MODULE, ""),
     "Client": (Client, unsupported_names.CLIENT, "Client."),
     "Future": (Future, unsupported_names.FUTURE, "Future."),
@@ -27,19 +29,19 @@ OWNERS = {
 }
 
 
-def rows(page, heading):
+def rows(page: str, heading: str) -> list[tuple[str, ...]]:
     """The two columns of the tables under a heading."""
     section = page.split(f"\n## {heading}\n")[1].split("\n## ")[0]
     lines = [line for line in section.splitlines() if line.startswith("| `")]
     return [tuple(cell.strip() for cell in line.strip("|").split(" | ", 1)) for line in lines]
 
 
-def names_of(owner):
+def names_of(owner: object) -> list[str]:
     return [name for name in dir(owner) if not name.startswith("_") and hasattr(owner, name)]
 
 
 @pytest.mark.parametrize("kind", OWNERS)
-def test_each_name_of_distributed_is_either_here_or_missing_for_a_reason(kind) -> None:
+def test_each_name_of_distributed_is_either_here_or_missing_for_a_reason(kind: str) -> None:
     owner, reasons, _ = OWNERS[kind]
     here = set(owner.__all__ if kind == "distributed" else names_of(owner))
     assert set(NAMES[kind]) - here == set(reasons)

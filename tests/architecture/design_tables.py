@@ -14,8 +14,10 @@ def time_limits(root: Path) -> set[tuple[str, str, str]]:
     found = set()
     for file, tree in _sources(root):
         for node in tree.body:
-            target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
-            if isinstance(target, ast.Name) and target.id.endswith("_S"):
+            if not isinstance(node, ast.Assign | ast.AnnAssign):
+                continue
+            target = node.targets[0] if isinstance(node, ast.Assign) else node.target
+            if isinstance(target, ast.Name) and target.id.endswith("_S") and node.value is not None:
                 found.add((target.id, file, ast.unparse(node.value)))
     return found
 

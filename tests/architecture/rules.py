@@ -382,7 +382,7 @@ def stray_schemes(root: Path) -> list[str]:
     """Schemes of addresses that are spelled outside the files of their transports, which say `SCHEME = "..."`."""
     known = modules(root)
     owners = {
-        module.name: node.value.value
+        module.name: str(node.value.value)
         for module in known.values()
         for node in module.tree.body
         if isinstance(node, ast.Assign)

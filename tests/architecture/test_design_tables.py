@@ -1,6 +1,8 @@
 """The tables of `docs/design` list what there is in the source: no more, no less, and by its value."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +20,7 @@ DESIGN = ROOT.parent / "docs" / "design"
         ("threads-and-locks.md", "Locks", design_tables.locks),
     ],
 )
-def test_a_table_lists_what_the_source_has(page, heading, found) -> None:
+def test_a_table_lists_what_the_source_has(page: str, heading: str, found: Callable[..., Any]) -> None:
     listed, there = design_tables.rows(DESIGN / page, heading), found(ROOT)
     assert {"not in the table": there - listed, "not in the source": listed - there} == {
         "not in the table": set(),

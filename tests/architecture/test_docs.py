@@ -15,7 +15,7 @@ MAX_TERMS = 40
 
 
 @pytest.mark.parametrize("path", DECISIONS, ids=lambda path: path.name[:4])
-def test_a_decision_has_a_date_and_a_status(path) -> None:
+def test_a_decision_has_a_date_and_a_status(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert re.search(
         r"^Date: 20\d\d-\d\d-\d\d\. Status: (accepted|withdrawn|replaced by \[\d{4}\])", text, re.MULTILINE

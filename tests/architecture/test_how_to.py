@@ -24,7 +24,9 @@ def blocks(page: str, kind: str) -> list[str]:
 
 def hunks(diff: str) -> Iterator[tuple[str, str, str]]:
     """For each hunk: the file, the lines that it expects there, and those that it leaves there."""
-    path, before, after = "", [], []
+    path = ""
+    before: list[str] = []
+    after: list[str] = []
     for line in [*diff.splitlines(), "@@"]:
         if line.startswith(("--- ", "+++ ", "@@")):
             if before or after:
@@ -52,7 +54,7 @@ def apply(diff: str, root: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_applies_and_does_what_it_says(recipe, tmp_path: Path) -> None:
+def test_a_recipe_applies_and_does_what_it_says(recipe: Path, tmp_path: Path) -> None:
     page = recipe.read_text(encoding="utf-8")
     shutil.copytree(ROOT / "trio_dask", tmp_path / "trio_dask", ignore=shutil.ignore_patterns("__pycache__"))
     touched = set().union(*(apply(diff, tmp_path) for diff in blocks(page, "diff")))

@@ -49,12 +49,12 @@ def lacking(union: Any, handlers: Mapping[type[Any], Any]) -> list[str]:
 
 
 @pytest.mark.parametrize("receiver", RECEIVERS)
-def test_a_receiver_handles_every_message_that_it_can_get(receiver) -> None:
+def test_a_receiver_handles_every_message_that_it_can_get(receiver: str) -> None:
     assert lacking(*RECEIVERS[receiver]) == []
 
 
 @pytest.mark.parametrize("receiver", RECEIVERS)
-def test_a_forgotten_handler_and_one_of_the_wrong_type_are_found(receiver) -> None:
+def test_a_forgotten_handler_and_one_of_the_wrong_type_are_found(receiver: str) -> None:
     union, handlers = RECEIVERS[receiver]
     for kind in handlers:
         name = kind.__name__

@@ -2,11 +2,12 @@
 
 import importlib
 import inspect
+from typing import Any
 
 from tests.architecture import rules
 
 
-def public():
+def public() -> dict[str, Any]:
     """The package's public objects by name; a package that has no __init__ yet has none."""
     if not (rules.ROOT / "__init__.py").exists():
         return {}
@@ -14,12 +15,12 @@ def public():
     return {name: getattr(package, name) for name in package.__all__}
 
 
-def order(name):
+def order(name: str) -> tuple[int, str]:
     """As ruff's RUF022 sorts: constants, classes, the rest."""
     return (0 if name.isupper() else 1 if name[0].isupper() else 2), name
 
 
-def undocumented(objects):
+def undocumented(objects: dict[str, Any]) -> list[str]:
     """Classes, functions and public methods without a docstring of their own."""
     missing = []
     for name, value in objects.items():

@@ -32,7 +32,7 @@ def declared(extras: set[str] | None = None) -> Iterator[Requirement]:
 def pins(name: str, python: str) -> dict[str, Version]:
     """The releases that a file of constraints names for one Python on Linux."""
     environment = {"python_version": python, "python_full_version": f"{python}.0", "sys_platform": "linux"}
-    found = {}
+    found: dict[str, Version] = {}
     for line in (ROOT / name).read_text().splitlines():
         if line.startswith("#"):
             continue
@@ -50,7 +50,7 @@ def applies(requirement: Requirement, python: str) -> bool:
 
 
 @pytest.mark.parametrize("python", PYTHONS)
-def test_every_requirement_has_a_release_that_satisfies_it(python) -> None:
+def test_every_requirement_has_a_release_that_satisfies_it(python: str) -> None:
     releases = pins("constraints.txt", python)
     for requirement in declared():
         if applies(requirement, python):
@@ -58,7 +58,7 @@ def test_every_requirement_has_a_release_that_satisfies_it(python) -> None:
 
 
 @pytest.mark.parametrize("python", PYTHONS)
-def test_the_oldest_releases_are_the_lower_bounds(python) -> None:
+def test_the_oldest_releases_are_the_lower_bounds(python: str) -> None:
     """`>=2.3` where the first release is 2.3.1 would be a bound that nobody can test."""
     releases = pins("constraints-oldest.txt", python)
     for requirement in declared({"dask", "test"}):
@@ -68,7 +68,7 @@ def test_the_oldest_releases_are_the_lower_bounds(python) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(requirement.name for requirement in declared({"dask"})))
-def test_a_library_can_be_imported_without_a_warning(name) -> None:
+def test_a_library_can_be_imported_without_a_warning(name: str) -> None:
     """Also in the oldest release that is allowed: `nox -s oldest` runs this."""
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", f"import {name.replace('-', '_')}"], capture_output=True, text=True
@@ -77,7 +77,7 @@ def test_a_library_can_be_imported_without_a_warning(name) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_constraints_name_no_place(name) -> None:
+def test_constraints_name_no_place(name: str) -> None:
     text = (ROOT / name).read_text()
     assert not re.search(r"://|^-|^\s*[./]|@", text, re.MULTILINE)
 

@@ -1,18 +1,21 @@
 """Each rule bites: small broken packages, and the breach that each must be found to have."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.architecture import rules
 
+WritePackage = Callable[..., Path]
+
 
 @pytest.fixture
-def package(tmp_path: Path):
+def package(tmp_path: Path) -> WritePackage:
     """Write a package from {path, with __ for each slash: source} and return its folder."""
 
-    def write(**files):
+    def write(**files: str) -> Path:
         root = tmp_path / rules.PACKAGE
         for name, source in files.items():
             path = root / (re.sub("(?<=[a-z])__(?=[a-z_])", "/", name) + ".py")
@@ -39,14 +42,14 @@ def package(tmp_path: Path):
         "from trio_dask import Client",
     ],
 )
-def test_an_import_that_climbs_is_found(package, source) -> None:
+def test_an_import_that_climbs_is_found(package: WritePackage, source: str) -> None:
     root = package(protocol__codec=source, comm__tcp="", comm____init__="")
     (breach,) = rules.climbing(root)
     assert "trio_dask.protocol.codec" in breach
     assert "upwards" in breach
 
 
-def test_own_folder_and_lower_floors_are_free(package) -> None:
+def test_own_folder_and_lower_floors_are_free(package: WritePackage) -> None:
     root = package(
         errors="",
         ids="from trio_dask.errors import E",
@@ -65,7 +68,7 @@ def test_own_folder_and_lower_floors_are_free(package) -> None:
     assert rules.climbing(root) == []
 
 
-def test_rooms_of_one_floor_are_apart_unless_there_is_a_reason(package) -> None:
+def test_rooms_of_one_floor_are_apart_unless_there_is_a_reason(package: WritePackage) -> None:
     root = package(worker__peers="from trio_dask.client.futures import F", client__futures="")
     (breach,) = rules.climbing(root)
     assert "another room" in breach
@@ -74,18 +77,18 @@ def test_rooms_of_one_floor_are_apart_unless_there_is_a_reason(package) -> None:
     assert rules.unused_permissions(root, {pair: "get_client()"}) == []
 
 
-def test_a_permission_without_use_or_reason_is_found(package) -> None:
+def test_a_permission_without_use_or_reason_is_found(package: WritePackage) -> None:
     root = package(worker__peers="from trio_dask.client.futures import F", client__futures="")
     pair = ("trio_dask.worker.peers", "trio_dask.client.futures")
     assert rules.unused_permissions(root, {pair: " ", ("a", "b"): "once"}) == [f"{pair}: ' '", "('a', 'b'): 'once'"]
 
 
-def test_cores_of_different_rooms_are_apart(package) -> None:
+def test_cores_of_different_rooms_are_apart(package: WritePackage) -> None:
     root = package(worker__core__fetch="from trio_dask.client.core import x", client__core="")
     assert len(rules.climbing(root)) == 1
 
 
-def test_a_module_without_a_floor_is_found(package) -> None:
+def test_a_module_without_a_floor_is_found(package: WritePackage) -> None:
     assert rules.unplaced(package(utils="")) != []
 
 
@@ -99,12 +102,12 @@ def test_a_module_without_a_floor_is_found(package) -> None:
     ],
 )
 @pytest.mark.parametrize("core", ["scheduler__core__tables", "nanny__restart_policy"])
-def test_a_worldly_core_is_found(package, core, source) -> None:
+def test_a_worldly_core_is_found(package: WritePackage, core: str, source: str) -> None:
     root = package(**{core: source}, protocol__codec="")
     assert len(rules.worldly_cores(root)) == 1
 
 
-def test_a_core_may_use_messages_ids_and_the_standard_library(package) -> None:
+def test_a_core_may_use_messages_ids_and_the_standard_library(package: WritePackage) -> None:
     root = package(
         ids="",
         protocol__messages="",
@@ -133,7 +136,7 @@ def test_a_core_may_use_messages_ids_and_the_standard_library(package) -> None:
     ],
 )
 @pytest.mark.parametrize("module", ["ids", "protocol__hello", "worker__core__fetch", "client__core"])
-def test_impurity_is_found_on_the_lower_floors_only(package, module, source) -> None:
+def test_impurity_is_found_on_the_lower_floors_only(package: WritePackage, module: str, source: str) -> None:
     assert len(rules.impure(package(**{module: source}))) == 1
     assert rules.impure(package(**{module: "import os, hmac, hashlib, json"}, comm__tcp=source)) == []
 
@@ -149,12 +152,12 @@ def test_impurity_is_found_on_the_lower_floors_only(package, module, source) -> 
         {"scheduler__service": "", "__init__": "from trio_dask.protocol import pickling"},
     ],
 )
-def test_every_way_from_the_scheduler_to_unpickling_is_found(package, files) -> None:
+def test_every_way_from_the_scheduler_to_unpickling_is_found(package: WritePackage, files: dict[str, str]) -> None:
     root = package(protocol__pickling="import cloudpickle", protocol__codec="", **files)
     assert rules.way_to_unpickling(root) != []
 
 
-def test_lazy_names_and_other_rooms_do_not_lead_the_scheduler_to_unpickling(package) -> None:
+def test_lazy_names_and_other_rooms_do_not_lead_the_scheduler_to_unpickling(package: WritePackage) -> None:
     root = package(
         __init__="def __getattr__(name):\n    from trio_dask.client.client import Client",
         protocol__pickling="import pickle",
@@ -176,11 +179,11 @@ def test_lazy_names_and_other_rooms_do_not_lead_the_scheduler_to_unpickling(pack
         ("client__collections", "from distributed import Future"),
     ],
 )
-def test_trespassing_is_found(package, module, source) -> None:
+def test_trespassing_is_found(package: WritePackage, module: str, source: str) -> None:
     assert len(rules.trespassing(package(**{module: source}))) == 1
 
 
-def test_reserved_packages_are_free_at_home(package) -> None:
+def test_reserved_packages_are_free_at_home(package: WritePackage) -> None:
     root = package(
         comm__websocket="import trio_websocket",
         client__collections="from dask.base import tokenize",
@@ -193,19 +196,19 @@ def test_reserved_packages_are_free_at_home(package) -> None:
 @pytest.mark.parametrize(
     "late", ["from trio_dask.comm import tcp", "def f():\n    import trio_dask.comm.tcp", "from . import tcp"]
 )
-def test_a_circle_of_imports_is_found_whole(package, late) -> None:
+def test_a_circle_of_imports_is_found_whole(package: WritePackage, late: str) -> None:
     root = package(comm__tcp="from .frames import f", comm__frames="import trio_dask.comm.link", comm__link=late)
     circle = [f"{rules.PACKAGE}.comm.{name}" for name in ("frames", "link", "tcp")]
     assert rules.circles(root) == [f"circle: {', '.join(circle)}"]
 
 
-def test_an_import_for_type_checkers_closes_no_circle(package) -> None:
+def test_an_import_for_type_checkers_closes_no_circle(package: WritePackage) -> None:
     typing_only = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from . import tcp"
     root = package(comm__tcp="from . import frames", comm__frames="from . import link", comm__link=typing_only)
     assert rules.circles(root) == []
 
 
-def test_a_file_of_more_than_500_lines_says_why(package) -> None:
+def test_a_file_of_more_than_500_lines_says_why(package: WritePackage) -> None:
     assert rules.oversized(package(config="\n" * 500)) == []
     (breach,) = rules.oversized(package(config='"""Settings."""' + "\n" * 501))
     assert breach.startswith("config.py has 501 lines")
@@ -215,7 +218,7 @@ def test_a_file_of_more_than_500_lines_says_why(package) -> None:
 
 
 @pytest.mark.parametrize("caught", ["", " Exception", " BaseException as error", " (OSError, Exception)"])
-def test_a_handler_of_everything_raises_it_again_or_says_why(package, caught) -> None:
+def test_a_handler_of_everything_raises_it_again_or_says_why(package: WritePackage, caught: str) -> None:
     handler = f"try:\n    run()\nexcept{caught}:"
     (breach,) = rules.unexplained_excepts(package(config=f"{handler}\n    log()\n"))
     assert breach.startswith("trio_dask.config:3 ")
@@ -224,20 +227,20 @@ def test_a_handler_of_everything_raises_it_again_or_says_why(package, caught) ->
     assert rules.unexplained_excepts(package(config=f"{handler}\n    clean_up()\n    raise\n")) == []
 
 
-def test_a_handler_of_one_kind_need_not_say_why(package) -> None:
+def test_a_handler_of_one_kind_need_not_say_why(package: WritePackage) -> None:
     assert rules.unexplained_excepts(package(config="try:\n    run()\nexcept OSError:\n    log()\n")) == []
 
 
 @pytest.mark.parametrize(
     "source", ['x == "tcp"', 'f"tcp://{host}"', 'address.startswith("tcp:")', 'Scheme = Literal["tcp", "other"]']
 )
-def test_a_scheme_that_is_spelled_outside_its_transport_is_found(package, source) -> None:
+def test_a_scheme_that_is_spelled_outside_its_transport_is_found(package: WritePackage, source: str) -> None:
     root = package(comm__tcp='SCHEME = "tcp"', comm__connect=source)
     (breach,) = rules.stray_schemes(root)
     assert breach.startswith("trio_dask.comm.connect:1 spells 'tcp")
 
 
-def test_examples_transports_and_defaults_may_spell_schemes(package) -> None:
+def test_examples_transports_and_defaults_may_spell_schemes(package: WritePackage) -> None:
     root = package(
         comm__tcp='SCHEME = "tcp"\nADDRESS = "tcp://a"',
         config='DEFAULT_SCHEME = "tcp"',
@@ -250,7 +253,7 @@ def test_examples_transports_and_defaults_may_spell_schemes(package) -> None:
     "text", ["trio_dask.deploy.child", "trio_dask.deploy.child:worker", "trio_dask.deploy.child.f"]
 )
 @pytest.mark.parametrize("code", ["PROGRAM = {!r}", "def f():\n    return run({!r})", "LOADED = ({!r},)"])
-def test_a_module_that_is_named_by_a_string_is_found(package, text, code) -> None:
+def test_a_module_that_is_named_by_a_string_is_found(package: WritePackage, text: str, code: str) -> None:
     root = package(nanny__service=code.format(text), deploy__child="")
     (breach,) = rules.named_by_string(root)
     assert text in breach
@@ -269,7 +272,7 @@ def test_a_module_that_is_named_by_a_string_is_found(package, text, code) -> Non
         "x = 'trio_dask.errors'",
     ],
 )
-def test_other_strings_name_no_module(package, code) -> None:
+def test_other_strings_name_no_module(package: WritePackage, code: str) -> None:
     assert rules.named_by_string(package(nanny__service=code, deploy__child="")) == []
 
 
@@ -282,7 +285,7 @@ def test_other_strings_name_no_module(package, code) -> None:
         "with trio.CancelScope(shield=True) as scope:\n    scope.deadline = 1",
     ],
 )
-def test_a_shield_without_a_deadline_is_found(package, code) -> None:
+def test_a_shield_without_a_deadline_is_found(package: WritePackage, code: str) -> None:
     root = package(comm__tcp=code)
     (breach,) = rules.unlimited_shields(root)
     assert breach.startswith("trio_dask.comm.tcp:1 ")
@@ -299,5 +302,5 @@ def test_a_shield_without_a_deadline_is_found(package, code) -> None:
         "scope.shield = False",
     ],
 )
-def test_a_shield_with_a_deadline_is_free(package, code) -> None:
+def test_a_shield_with_a_deadline_is_free(package: WritePackage, code: str) -> None:
     assert rules.unlimited_shields(package(comm__tcp=code)) == []

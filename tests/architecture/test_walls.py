@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -27,9 +29,9 @@ from tests.architecture import rules
     ],
     ids=lambda rule: rule.__name__,
 )
-def test_the_package_has_no(rule) -> None:
+def test_the_package_has_no(rule: Callable[..., Any]) -> None:
     breaches = rule(rules.ROOT)
-    assert not breaches, "\n".join([rule.__doc__, *breaches])
+    assert not breaches, "\n".join([str(rule.__doc__), *breaches])
 
 
 def test_loading_the_scheduler_does_not_load_our_pickling() -> None:

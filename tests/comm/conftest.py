@@ -1,15 +1,13 @@
 """Fixtures of this folder."""
 
-from collections.abc import Awaitable, Callable
-
 import pytest
 import trio
 
-from tests.comm.kit import KINDS, Pair, pair_of
+from tests.comm.kit import KINDS, MakePair, Pair, pair_of
 
 
 @pytest.fixture(params=KINDS)
-def make_pair(request: pytest.FixtureRequest, nursery: trio.Nursery) -> Callable[[], Awaitable[Pair]]:
+def make_pair(request: pytest.FixtureRequest, nursery: trio.Nursery) -> MakePair:
     """Makes two connected transports, of each kind in turn."""
 
     async def make() -> Pair:

@@ -24,12 +24,13 @@ from trio_dask.protocol.codec import FROM_CLIENT, TO_CLIENT, encode
 from trio_dask.protocol.frames import Kind, encode_frame
 from trio_dask.protocol.hello import Hello, Welcome
 from trio_dask.protocol.link import DEFAULT_LIMITS, LinkLimits
-from trio_dask.protocol.messages import Query, Reply, Value
+from trio_dask.protocol.messages import Fetch, Message, Query, Reply, Value
 
 HELLO = Hello(role="client", name="tester")
 WELCOME = Welcome(incarnation=Incarnation("here"))
 
 Pair = tuple[Transport, Transport]
+MakePair = Callable[[], Awaitable[Pair]]
 
 
 def tcp_pair() -> tuple[TcpTransport, TcpTransport]:
@@ -70,7 +71,7 @@ def connections(
     )
 
 
-def channels(pair: Pair | None = None, **options: object) -> tuple[DataChannel, DataChannel]:
+def channels(pair: Pair | None = None, **options: Any) -> tuple[DataChannel, DataChannel]:
     near, far = pair or memory_pair()
     return DataChannel(near, WELCOME, **options), DataChannel(far, HELLO, **options)
 
@@ -107,16 +108,16 @@ def stop_at(transport: Transport, limit: int = 2**26) -> int:
     return total
 
 
-def frame(*messages):
+def frame(*messages: Message) -> bytes:
     return encode_frame(Kind.RECORDS, encode(messages))
 
 
-async def read_to_end(transport) -> None:
+async def read_to_end(transport: Transport) -> None:
     while await transport.receive_some():
         pass
 
 
-def question(number):
+def question(number: int) -> Query:
     return Query(number, "who_has", ())
 
 
@@ -127,25 +128,30 @@ CLIENT = Hello(role="client", name="c1")
 WEBSOCKET = Address("ws", "127.0.0.1", 0)
 
 
-async def echo(connection) -> None:
+async def echo(connection: Connection) -> None:
     """A scheduler that answers every question with the question's number."""
     async for batch in connection.batches():
-        connection.send_many_nowait([Reply(question.request, question.what) for question in batch])
+        for question in batch:
+            assert isinstance(question, Query)
+            connection.send_nowait(Reply(question.request, question.what))
         connection.flush_nowait()
 
 
-async def give_zeroes(channel) -> None:
+async def give_zeroes(channel: DataChannel) -> None:
     while True:
         try:
             request, _ = await channel.receive()
         except trio.EndOfChannel:
             return
+        assert isinstance(request, Fetch)
         for key in request.keys:
             await channel.send(Value(key, (int(key),)), [bytes(int(key))])
 
 
 @asynccontextmanager
-async def serving(where=LOOPBACK, handler=echo, **options):
+async def serving(
+    where: Address = LOOPBACK, handler: Callable[[Any], Awaitable[None]] | None = echo, **options: Any
+) -> AsyncIterator[Address]:
     """A running listener; gives its address. Leaves nothing running."""
     options = {"identity": SCHEDULER, **options}
     endpoint = Endpoint(where, LinkLimits(cleanup_s=0.5))
@@ -155,7 +161,7 @@ async def serving(where=LOOPBACK, handler=echo, **options):
         nursery.cancel_scope.cancel()
 
 
-async def ask(connection, number=1):
+async def ask(connection: Connection, number: int = 1) -> list[Message]:
     connection.send_nowait(Query(number, "who_has", ()), flush=True)
     return await anext(connection.batches())
 

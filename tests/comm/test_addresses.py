@@ -1,9 +1,9 @@
 """Addresses: what can be written down can be read back, and what cannot is explained."""
 
 import socket
-from collections import namedtuple
+from collections.abc import Callable
 from ipaddress import ip_address
-from typing import Never
+from typing import NamedTuple, Never
 
 import psutil
 import pytest
@@ -28,13 +28,13 @@ HOSTS = st.from_regex(r"[a-zA-Z0-9]([a-zA-Z0-9.-]{0,20}[a-zA-Z0-9])?", fullmatch
 
 
 @given(st.sampled_from(["tcp", "ws"]), HOSTS, st.integers(0, 65535))
-def test_what_is_printed_can_be_read(scheme, host, port) -> None:
+def test_what_is_printed_can_be_read(scheme: str, host: str, port: int) -> None:
     address = Address(scheme, host, port)
     assert parse_address(str(address)) == address
 
 
 @given(st.text(max_size=30))
-def test_any_text_gives_an_address_or_an_explanation(text) -> None:
+def test_any_text_gives_an_address_or_an_explanation(text: str) -> None:
     try:
         said = str(parse_address(text))
         assert str(parse_address(said)) == said
@@ -62,7 +62,7 @@ def test_any_text_gives_an_address_or_an_explanation(text) -> None:
         ("inproc://one", Address("inproc", "one")),
     ],
 )
-def test_addresses_that_people_write(text, address) -> None:
+def test_addresses_that_people_write(text: str, address: Address) -> None:
     assert parse_address(text) == address
 
 
@@ -103,14 +103,14 @@ def test_a_scheduler_has_a_port_of_its_own() -> None:
         ("inproc://a b", "an inproc name may contain"),
     ],
 )
-def test_what_is_wrong_with_an_address_is_said(text, complaint) -> None:
+def test_what_is_wrong_with_an_address_is_said(text: str, complaint: str) -> None:
     with pytest.raises(AddressError) as caught:
         parse_address(text)
     assert complaint in str(caught.value)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "node-1", "10.1.2.3"])
-def test_a_listener_at_one_address_tells_that_address(host) -> None:
+def test_a_listener_at_one_address_tells_that_address(host: str) -> None:
     assert choose_advertised_host(host) == host
 
 
@@ -130,17 +130,30 @@ INTERFACES = {
 }
 
 
+class Entry(NamedTuple):
+    family: int
+    address: str
+
+
+class Stats(NamedTuple):
+    isup: bool
+
+
+Have = Callable[..., None]
+
+
 @pytest.fixture
-def unrouted(monkeypatch: pytest.MonkeyPatch):
+def unrouted(monkeypatch: pytest.MonkeyPatch) -> Have:
     """A machine that has these interfaces and no route."""
 
-    def unreachable(*_args, **_options) -> Never:
+    def unreachable(*_args: object, **_options: object) -> Never:
         raise OSError("network is unreachable")
 
-    def have(*names) -> None:
-        Entry, Stats = namedtuple("Entry", "family address"), namedtuple("Stats", "isup")
-        family = lambda text: socket.AF_INET6 if ":" in text else socket.AF_INET  # noqa: E731
-        addresses = {name: [Entry(family(text), text) for text in INTERFACES[name][1]] for name in names}
+    def have(*names: str) -> None:
+        def entry(text: str) -> Entry:
+            return Entry(socket.AF_INET6 if ":" in text else socket.AF_INET, text)
+
+        addresses = {name: [entry(text) for text in INTERFACES[name][1]] for name in names}
         monkeypatch.setattr(psutil, "net_if_addrs", lambda: addresses)
         monkeypatch.setattr(psutil, "net_if_stats", lambda: {name: Stats(INTERFACES[name][0]) for name in names})
 
@@ -157,7 +170,9 @@ def unrouted(monkeypatch: pytest.MonkeyPatch):
         (["lo", "eth0", "eth1", "eth2"], ["10.1.0.5", "10.2.0.5", "fd00::5"]),
     ],
 )
-def test_a_machine_without_a_route_tells_the_addresses_of_its_interfaces(unrouted, interfaces, hosts) -> None:
+def test_a_machine_without_a_route_tells_the_addresses_of_its_interfaces(
+    unrouted: Have, interfaces: list[str], hosts: list[str]
+) -> None:
     unrouted(*interfaces)
     assert advertised_hosts("0.0.0.0", "10.0.0.1") == hosts
     assert choose_advertised_host("", "10.0.0.1") == hosts[0]
@@ -172,17 +187,17 @@ def test_a_machine_without_a_route_tells_the_addresses_of_its_interfaces(unroute
         *((host, False) for host in ("0.0.0.0", "::", "10.0.0.1", "fe80::1%eth0", "node7", "")),
     ],
 )
-def test_what_only_this_machine_reaches(host, expected) -> None:
+def test_what_only_this_machine_reaches(host: str, expected: bool) -> None:
     assert is_loopback(host) == expected
 
 
 @pytest.mark.parametrize("host", ["", "node-1.cluster", "my_host", "10.0.0.5", "::1", "fe80::1%eth0"])
-def test_hosts_that_people_write(host) -> None:
+def test_hosts_that_people_write(host: str) -> None:
     check_host(host)
 
 
 @pytest.mark.parametrize("host", ["a b", "[::1]", "a/b", "1::2::3", "\0"])
-def test_what_can_be_no_host_is_refused(host) -> None:
+def test_what_can_be_no_host_is_refused(host: str) -> None:
     with pytest.raises(AddressError, match="is neither the name nor the address of a host; write for example"):
         check_host(host)
 

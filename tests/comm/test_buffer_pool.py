@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import mmap
 import os
 import pickle
 import subprocess
@@ -11,6 +12,7 @@ import threading
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -280,7 +282,7 @@ def test_without_a_thread_nothing_is_kept(shelf: Shelf) -> None:
 
 def test_what_comes_back_as_the_thread_ends_has_a_thread(shelf: Shelf) -> None:
     views = [shelf.pool.allocate(4 * MIB)]
-    shelf.pool._watched = StrictLock(views.clear)
+    shelf.pool._watched = cast("threading.Lock", StrictLock(views.clear))
     view = shelf.pool.allocate(6 * MIB)
     del view
     shelf.run_thread()
@@ -332,14 +334,14 @@ def test_a_value_may_die_where_the_lock_is_held(shelf: Shelf) -> None:
     view = shelf.pool.allocate(4 * MIB)
     dying = [shelf.pool.allocate(4 * MIB) for _ in range(2)]
     del view
-    shelf.pool._lock = StrictLock()
+    shelf.pool._lock = cast("threading.Lock", StrictLock())
     cut = shelf.pool._cut
 
     def cut_and_collect(count: int) -> list[buffer_pool._Kept]:
         dying.clear()
         return cut(count)
 
-    shelf.pool._cut = cut_and_collect  # type: ignore[method-assign]
+    shelf.pool._cut = cut_and_collect  # type: ignore[method-assign]  # the moment in which garbage is collected
     shelf.pool.give_back()
     assert shelf.pool.kept_bytes == 8 * MIB
 
@@ -348,7 +350,7 @@ def test_who_finds_the_lock_held_takes_fresh_memory(shelf: Shelf) -> None:
     view = shelf.pool.allocate(4 * MIB)
     first = place(view)
     del view
-    shelf.pool._lock = StrictLock()
+    shelf.pool._lock = cast("threading.Lock", StrictLock())
     with shelf.pool._lock:
         assert place(shelf.pool.allocate(4 * MIB)) != first
 
@@ -453,7 +455,12 @@ async def test_memory_that_a_thread_still_writes_to_is_nobody_elses(
     near, far = channels(tcp_pair())
     begun, go_on, done = threading.Event(), threading.Event(), threading.Event()
     come_back = own_pool._come_back
-    monkeypatch.setattr(own_pool, "_come_back", lambda mapping: (come_back(mapping), done.set()))
+
+    def come_back_and_tell(mapping: mmap.mmap) -> None:
+        come_back(mapping)
+        done.set()
+
+    monkeypatch.setattr(own_pool, "_come_back", come_back_and_tell)
 
     def read_remote(_: object, views: list[memoryview]) -> bool:
         begun.set()

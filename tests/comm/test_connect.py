@@ -2,6 +2,7 @@
 
 import errno
 import socket
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Never
 
@@ -12,6 +13,7 @@ import trio.testing
 from tests.comm.kit import CLIENT, INPROC, try_channel, try_connection
 from trio_dask.comm import Address, ConnectionLost, PeerSilent
 from trio_dask.comm.inproc import bind_memory
+from trio_dask.comm.transport import Transport
 from trio_dask.errors import NoScheduler
 from trio_dask.ids import Incarnation
 from trio_dask.protocol.hello import Hello, Refusal, Welcome, encode_answer
@@ -30,7 +32,7 @@ async def test_nothing_listens_there() -> None:
 
 
 async def test_a_name_that_nobody_knows(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def unknown(*_args, **_options) -> Never:
+    async def unknown(*_args: object, **_options: object) -> Never:
         await trio.lowlevel.checkpoint()
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
@@ -49,8 +51,8 @@ async def test_a_name_that_nobody_knows(monkeypatch: pytest.MonkeyPatch) -> None
         (errno.EACCES, "Permission denied"),
     ],
 )
-async def test_what_the_system_says_is_translated(monkeypatch: pytest.MonkeyPatch, number, reason) -> None:
-    async def fail(*_args) -> Never:
+async def test_what_the_system_says_is_translated(monkeypatch: pytest.MonkeyPatch, number: int, reason: str) -> None:
+    async def fail(*_args: object) -> Never:
         await trio.lowlevel.checkpoint()
         # As Trio does: one error above what each address of the host gave.
         causes = [OSError(number, "Permission denied" if number == errno.EACCES else "failed") for _ in range(2)]
@@ -62,7 +64,7 @@ async def test_what_the_system_says_is_translated(monkeypatch: pytest.MonkeyPatc
 
 
 async def test_no_answer_at_all(autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def never(*_args) -> None:
+    async def never(*_args: object) -> None:
         await trio.sleep_forever()
 
     monkeypatch.setattr(trio, "open_tcp_stream", never)
@@ -73,9 +75,9 @@ async def test_no_answer_at_all(autojump_clock: trio.testing.MockClock, monkeypa
 
 
 @asynccontextmanager
-async def something_that_answers(answer):
+async def something_that_answers(answer: bytes | None) -> AsyncIterator[list[Transport]]:
     listener = bind_memory(INPROC)
-    accepted = []
+    accepted: list[Transport] = []
 
     async def accept() -> None:
         transport = await listener.accept(nursery)
@@ -104,7 +106,9 @@ async def something_that_answers(answer):
         (None, "what listens there did not answer within 3 s"),
     ],
 )
-async def test_something_else_listens_there(autojump_clock: trio.testing.MockClock, answer, words) -> None:
+async def test_something_else_listens_there(
+    autojump_clock: trio.testing.MockClock, answer: bytes | None, words: str
+) -> None:
     async with something_that_answers(answer):
         with pytest.raises(NoScheduler, match=words):
             await try_connection(INPROC, CLIENT, timeout_s=3)
@@ -113,7 +117,9 @@ async def test_something_else_listens_there(autojump_clock: trio.testing.MockClo
 @pytest.mark.parametrize(
     ("answer", "is_silent"), [(None, True), (b"", False), (b"HTTP/1.1 400 Bad Request\r\n\r\n", False)]
 )
-async def test_only_who_does_not_answer_is_silent(autojump_clock: trio.testing.MockClock, answer, is_silent) -> None:
+async def test_only_who_does_not_answer_is_silent(
+    autojump_clock: trio.testing.MockClock, answer: bytes | None, is_silent: bool
+) -> None:
     async with something_that_answers(answer):
         with pytest.raises(ConnectionLost) as caught:
             await try_channel(INPROC, Hello(role="data"), timeout_s=3)

@@ -7,7 +7,7 @@ import pytest
 import trio
 import trio.testing
 
-from tests.comm.kit import HELLO, background, collect, connections, frame, question, read_to_end
+from tests.comm.kit import HELLO, MakePair, background, collect, connections, frame, question, read_to_end
 from trio_dask.comm.connection import Connection
 from trio_dask.comm.inproc import memory_pair
 from trio_dask.comm.transport import ConnectionLost
@@ -18,7 +18,7 @@ from trio_dask.protocol.link import LinkLimits
 from trio_dask.protocol.messages import Blob, Cancel, Goodbye, KeyPending, Query, Release, Retry, Want
 
 
-async def test_messages_arrive_in_order_whatever_their_sizes(make_pair) -> None:
+async def test_messages_arrive_in_order_whatever_their_sizes(make_pair: MakePair) -> None:
     client, scheduler = connections(await make_pair())
     dice = random.Random(0)
     sent = [
@@ -44,7 +44,7 @@ async def test_messages_arrive_in_order_whatever_their_sizes(make_pair) -> None:
 
 
 @pytest.mark.parametrize("make_pair", ["memory", "tcp"], indirect=True)
-async def test_nothing_leaves_before_the_flush_and_all_of_it_leaves_with_it(make_pair) -> None:
+async def test_nothing_leaves_before_the_flush_and_all_of_it_leaves_with_it(make_pair: MakePair) -> None:
     near, far = await make_pair()
     client, _ = connections((near, far))
     async with client:
@@ -62,7 +62,7 @@ async def test_nothing_leaves_before_the_flush_and_all_of_it_leaves_with_it(make
     far.abort()
 
 
-async def test_all_frames_that_have_come_are_one_batch(make_pair) -> None:
+async def test_all_frames_that_have_come_are_one_batch(make_pair: MakePair) -> None:
     near, far = await make_pair()
     _, scheduler = connections((near, far))
     async with scheduler:
@@ -98,7 +98,7 @@ async def test_what_came_with_the_hello_is_the_first_batch() -> None:
 # ------------------------------------------------------------------------------------------------- slow peers
 
 
-async def test_what_gathers_while_a_peer_is_slow_arrives_as_few_large_frames(make_pair) -> None:
+async def test_what_gathers_while_a_peer_is_slow_arrives_as_few_large_frames(make_pair: MakePair) -> None:
     near, far = await make_pair()
     client, _ = connections((near, far))
     async with client:
@@ -107,7 +107,7 @@ async def test_what_gathers_while_a_peer_is_slow_arrives_as_few_large_frames(mak
         for number in range(1000):
             client.send_nowait(question(number), flush=True)
         decoder = FrameDecoder()
-        frames = []
+        frames: list[tuple[int, bytes]] = []
         while len(frames) < 2:
             frames += [(kind, bytes(payload)) for kind, payload in decoder.feed(await far.receive_some())]
         assert frames[1] == (Kind.RECORDS, encode([question(number) for number in range(1000)]))
@@ -116,7 +116,7 @@ async def test_what_gathers_while_a_peer_is_slow_arrives_as_few_large_frames(mak
     far.abort()
 
 
-async def test_cancellation_never_cuts_a_frame_in_half(make_pair) -> None:
+async def test_cancellation_never_cuts_a_frame_in_half(make_pair: MakePair) -> None:
     """The block is cancelled while half a frame is out; its own cleanup still says goodbye in good order."""
     client, scheduler = connections(await make_pair())
     big = Blob(b"", 1, random.Random(2).randbytes(2**23))
@@ -248,7 +248,7 @@ async def test_no_ping_is_squeezed_into_a_frame_that_is_under_way(autojump_clock
 
 @pytest.mark.parametrize("last_sign", [b"", PING_FRAME, frame(question(1)), PING_FRAME[:3]])
 async def test_a_silent_peer_is_lost_after_its_limit_and_not_before(
-    autojump_clock: trio.testing.MockClock, last_sign
+    autojump_clock: trio.testing.MockClock, last_sign: bytes
 ) -> None:
     near, far = memory_pair()
     _, scheduler = connections((near, far), PATIENCE)
@@ -288,7 +288,7 @@ async def test_whoever_is_slow_to_read_does_not_blame_the_peer(autojump_clock: t
         pytest.param(frame(question(1)) + b"\xda\x01\x00\x00\xff\xff\xff\xff", id="absurd length"),
     ],
 )
-async def test_wrong_input_is_a_protocol_error(data) -> None:
+async def test_wrong_input_is_a_protocol_error(data: bytes) -> None:
     near, far = memory_pair()
     _, scheduler = connections((near, far))
     await near.send_all(data)
@@ -309,7 +309,7 @@ async def test_a_message_that_cannot_be_sent_takes_no_other_along() -> None:
         assert await anext(scheduler.batches()) == [question(1), question(3), Cancel(("k",), force=True)]
 
 
-async def test_a_peer_can_be_told_what_it_did_wrong(make_pair) -> None:
+async def test_a_peer_can_be_told_what_it_did_wrong(make_pair: MakePair) -> None:
     near, far = await make_pair()
     client, _ = connections((near, far))
     _, scheduler = connections((near, far))

@@ -7,14 +7,15 @@ import pytest
 import trio
 import trio.testing
 
-from tests.comm.kit import background, collect, connections, frame, question, read_to_end
+from tests.comm.kit import MakePair, background, collect, connections, frame, question, read_to_end
+from trio_dask.comm.connection import Connection
 from trio_dask.comm.inproc import memory_pair
 from trio_dask.comm.transport import ConnectionLost
 from trio_dask.protocol.link import LinkLimits
 from trio_dask.protocol.messages import Blob, Goodbye, KeyPending, Reply
 
 
-async def test_goodbye_is_a_quiet_end_for_both(make_pair) -> None:
+async def test_goodbye_is_a_quiet_end_for_both(make_pair: MakePair) -> None:
     client, scheduler = connections(await make_pair())
     received = {}
 
@@ -36,7 +37,7 @@ async def test_goodbye_is_a_quiet_end_for_both(make_pair) -> None:
     assert client.goodbye is None
 
 
-async def test_what_the_peer_still_says_is_heard_while_this_side_leaves(make_pair) -> None:
+async def test_what_the_peer_still_says_is_heard_while_this_side_leaves(make_pair: MakePair) -> None:
     client, scheduler = connections(await make_pair())
 
     async def serve() -> None:
@@ -55,8 +56,8 @@ async def test_what_the_peer_still_says_is_heard_while_this_side_leaves(make_pai
     assert heard == [Reply(1, "bye")]
 
 
-async def test_both_may_leave_at_once(make_pair) -> None:
-    async def leave(connection) -> None:
+async def test_both_may_leave_at_once(make_pair: MakePair) -> None:
+    async def leave(connection: Connection) -> None:
         async with connection:
             await connection.aclose("me first")
 
@@ -67,7 +68,7 @@ async def test_both_may_leave_at_once(make_pair) -> None:
                 nursery.start_soon(leave, connection)
 
 
-async def test_who_closes_what_is_being_closed_cuts_nothing_short(make_pair) -> None:
+async def test_who_closes_what_is_being_closed_cuts_nothing_short(make_pair: MakePair) -> None:
     client, scheduler = connections(await make_pair())
     much = [Blob(b"", number, bytes(1_000_000)) for number in range(5)]
     received = []
@@ -109,7 +110,7 @@ async def test_leaving_takes_no_longer_than_its_limit(autojump_clock: trio.testi
 
 
 @pytest.mark.parametrize("way", ["body returns", "body raises", "body is cancelled", "abort"])
-async def test_any_other_end_is_a_loss_for_the_peer(make_pair, way) -> None:
+async def test_any_other_end_is_a_loss_for_the_peer(make_pair: MakePair, way: str) -> None:
     client, scheduler = connections(await make_pair())
 
     async def leave() -> None:
@@ -137,7 +138,7 @@ async def test_any_other_end_is_a_loss_for_the_peer(make_pair, way) -> None:
 
 
 @pytest.mark.parametrize("rest", [b"", frame(question(2))[:5]], ids=["between frames", "inside a frame"])
-async def test_the_end_of_the_stream_without_a_goodbye_is_a_loss(make_pair, rest) -> None:
+async def test_the_end_of_the_stream_without_a_goodbye_is_a_loss(make_pair: MakePair, rest: bytes) -> None:
     near, far = await make_pair()
     _, scheduler = connections((near, far))
     await near.send_all(frame(question(1)) + rest)
@@ -149,7 +150,7 @@ async def test_the_end_of_the_stream_without_a_goodbye_is_a_loss(make_pair, rest
             await anext(batches)
 
 
-async def test_a_peer_that_breaks_off_once_this_side_has_left_is_no_loss(make_pair) -> None:
+async def test_a_peer_that_breaks_off_once_this_side_has_left_is_no_loss(make_pair: MakePair) -> None:
     near, far = await make_pair()
     client, _ = connections((near, far))
 
@@ -165,7 +166,7 @@ async def test_a_peer_that_breaks_off_once_this_side_has_left_is_no_loss(make_pa
         await client.aclose("done")
 
 
-async def test_a_reader_that_is_busy_while_this_side_leaves_finds_the_end(make_pair) -> None:
+async def test_a_reader_that_is_busy_while_this_side_leaves_finds_the_end(make_pair: MakePair) -> None:
     near, far = await make_pair()
     client, _ = connections((near, far))
     leaving = trio.Event()
@@ -189,7 +190,7 @@ async def test_a_reader_that_is_busy_while_this_side_leaves_finds_the_end(make_p
             await far.aclose()
 
 
-async def test_a_goodbye_that_came_before_the_loss_is_heard(make_pair) -> None:
+async def test_a_goodbye_that_came_before_the_loss_is_heard(make_pair: MakePair) -> None:
     """Sending to a peer that has left fails first; what it said is still to be read."""
     near, far = await make_pair()
     _, scheduler = connections((near, far))
@@ -202,7 +203,7 @@ async def test_a_goodbye_that_came_before_the_loss_is_heard(make_pair) -> None:
         assert scheduler.goodbye == Goodbye("in a hurry")
 
 
-async def test_exceptions_of_the_body_come_out_as_they_are() -> Never:
+async def test_exceptions_of_the_body_come_out_as_they_are() -> None:
     for error in (KeyError("x"), ExceptionGroup("several", [KeyError("x")]), KeyboardInterrupt()):
         client, _ = connections()
         with pytest.raises(type(error)) as caught:

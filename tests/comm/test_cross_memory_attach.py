@@ -4,39 +4,42 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import trio
 import trio.testing
 
-from tests.comm.kit import background, channels, frame, read_to_end, tcp_pair, until
+from tests.comm.kit import Pair, background, channels, frame, read_to_end, tcp_pair, until
 from trio_dask import config
 from trio_dask.comm import cross_memory_attach
 from trio_dask.comm.cross_memory_attach import MemoryOffer, can_offer, read_remote
-from trio_dask.comm.data_channel import DataChannel
+from trio_dask.comm.data_channel import DataChannel, Room
 from trio_dask.comm.inproc import memory_pair
 from trio_dask.comm.transport import ConnectionLost, PeerSilent
 from trio_dask.errors import ProtocolError
 from trio_dask.protocol.link import LinkLimits
 from trio_dask.protocol.messages import Fetch, MemoryOffered, PutDone, Value
+from trio_dask.protocol.picklers import Buffer
 
 pytestmark = pytest.mark.skipif(not can_offer([memoryview(bytes(2**20))]), reason="this system has no such call")
 
 MIB = 2**20
 
 
-def views(*buffers):
+def views(*buffers: Buffer) -> list[memoryview]:
     return [memoryview(buffer).cast("B") for buffer in buffers]
 
 
-def empty(*sizes):
+def empty(*sizes: int) -> list[memoryview]:
     return [memoryview(bytearray(size)) for size in sizes]
 
 
-def is_permitted():
+def is_permitted() -> bool:
     with MemoryOffer(views(b"abc")) as offer:
         return read_remote(offer.terms, empty(3))
 
@@ -56,7 +59,7 @@ def test_every_buffer_arrives_in_its_place() -> None:
     lent = [random.Random(size).randbytes(size) for size in (0, 1, 4095, 4096, 4097, 3_000_000)]
     array = np.arange(70_000.0).reshape(700, 100)
     filled = empty(*map(len, lent), array.nbytes)
-    with MemoryOffer(views(*lent, array)) as offer:
+    with MemoryOffer(views(*lent, array.data)) as offer:
         assert read_remote(offer.terms, filled)
     assert [*map(bytes, filled[:-1])] == lent
     assert (np.frombuffer(filled[-1]).reshape(700, 100) == array).all()
@@ -76,7 +79,7 @@ def test_what_a_file_backs_can_be_lent(tmp_path: Path) -> None:
     content = random.Random(2).randbytes(2 * MIB)
     lent, filled = np.memmap(tmp_path / "file", dtype="u1", mode="w+", shape=len(content)), empty(len(content))
     lent[:] = np.frombuffer(content, dtype="u1")
-    with MemoryOffer(views(lent)) as offer:
+    with MemoryOffer(views(lent.data)) as offer:
         assert read_remote(offer.terms, filled)
     assert bytes(filled[0]) == content
 
@@ -94,7 +97,7 @@ def test_a_loan_that_ends_while_it_is_read_counts_for_nothing(monkeypatch: pytes
     offer = MemoryOffer(lent)
     read = cross_memory_attach._read
 
-    def read_and_end(pid, place, buffer):
+    def read_and_end(pid: int, place: int, buffer: memoryview) -> bool:
         result = read(pid, place, buffer)
         if len(buffer) == 100:
             offer.__exit__()
@@ -104,7 +107,7 @@ def test_a_loan_that_ends_while_it_is_read_counts_for_nothing(monkeypatch: pytes
     assert not read_remote(offer.terms, empty(100))
 
 
-def changed(terms):
+def changed(terms: MemoryOffered) -> Iterator[MemoryOffered]:
     yield terms._replace(pid=2**22 + 1)  # beyond what Linux gives out
     yield terms._replace(pid=-1)
     yield terms._replace(pid=1 if os.getpid() != 1 else 2)
@@ -134,7 +137,7 @@ def test_another_process_that_is_gone_gives_nothing() -> None:
 @pytest.mark.parametrize(
     ("sizes", "worth"), [((MIB,), True), ((10, MIB), True), ((10,) * 16 + (MIB,), False), ((65_536,) * 16, True)]
 )
-def test_it_pays_for_large_buffers(sizes, worth) -> None:
+def test_it_pays_for_large_buffers(sizes: tuple[int, ...], worth: bool) -> None:
     assert can_offer(empty(*sizes)) == worth
 
 
@@ -149,11 +152,11 @@ def test_it_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
-def counting(monkeypatch):
+def counting(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bool]]:
     """What was asked for, and with what success."""
     asked = []
 
-    def count(terms, buffers):
+    def count(terms: MemoryOffered, buffers: Sequence[memoryview]) -> bool:
         asked.append(read_remote(terms, buffers))
         return asked[-1]
 
@@ -162,7 +165,7 @@ def counting(monkeypatch):
         yield asked
 
 
-async def exchange(sender: DataChannel, receiver: DataChannel, *buffers):
+async def exchange(sender: DataChannel, receiver: DataChannel, *buffers: Buffer) -> Sequence[Buffer]:
     received = []
 
     async def receive() -> None:
@@ -194,7 +197,12 @@ async def test_who_cannot_borrow_is_sent_the_bytes_and_not_asked_again(monkeypat
     near, far = channels(tcp_pair())
     large = random.Random(5).randbytes(5 * MIB)
     asked = []
-    monkeypatch.setattr(cross_memory_attach, "read_remote", lambda *_: bool(asked.append(1)))
+
+    def refuse(*_: object) -> bool:
+        asked.append(1)
+        return False
+
+    monkeypatch.setattr(cross_memory_attach, "read_remote", refuse)
     for _ in range(3):
         assert [*map(bytes, await exchange(near, far, large, b"abc"))] == [large, b"abc"]
     assert asked == [1]
@@ -204,7 +212,7 @@ async def test_who_cannot_borrow_is_sent_the_bytes_and_not_asked_again(monkeypat
 
 
 @pytest.mark.parametrize("places", [(), (1,), (1, 2, 3)])
-async def test_each_buffer_has_one_place(places) -> None:
+async def test_each_buffer_has_one_place(places: tuple[int, ...]) -> None:
     near, far = tcp_pair()
     _, receiver = channels((near, far))
     await near.send_all(frame(MemoryOffered(1, 1, bytes(16), places)) + frame(Value("key", (100, 100))))
@@ -256,8 +264,10 @@ async def test_who_gives_up_a_loan_has_lent_nothing() -> None:
             await until(far.has_input)
             lender = DataChannel(far, sender.hello)
             terms = await lender._receive_until(lender._link.next_message)
+            assert isinstance(terms, MemoryOffered)
             assert read_remote(terms, empty(MIB))
             scope.cancel()
+    assert isinstance(terms, MemoryOffered)
     assert not read_remote(terms, empty(MIB))
     with pytest.raises(trio.ClosedResourceError):
         await sender.send(Fetch(("key",)))
@@ -270,18 +280,20 @@ async def test_who_gives_up_a_loan_has_lent_nothing() -> None:
 class SlowThread:
     """Stands for the thread that reads what lies on a slow disk."""
 
-    def __init__(self, monkeypatch, seconds, *, ok=True) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, seconds: float, *, ok: bool = True) -> None:
         self.seconds = seconds
         self.ok = ok
         monkeypatch.setattr(trio.to_thread, "run_sync", self.run)
 
-    async def run(self, read, terms, buffers, **how):
+    async def run(
+        self, read: Callable[..., bool], terms: MemoryOffered, buffers: Sequence[memoryview], **how: Any
+    ) -> bool:
         await trio.sleep(self.seconds)
         return self.ok and read(terms, buffers)
 
 
 @pytest.fixture
-def near_and_far(monkeypatch: pytest.MonkeyPatch):
+def near_and_far(monkeypatch: pytest.MonkeyPatch) -> Pair:
     """Both ends in one process, and in virtual time."""
     near, far = memory_pair()
     for end in (near, far):
@@ -295,7 +307,7 @@ SLOW = LinkLimits(keepalive_s=5, silence_s=30)
 @pytest.mark.usefixtures("permitted")
 @pytest.mark.parametrize("ok", [True, False])
 async def test_a_slow_borrower_is_waited_for(
-    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch, near_and_far, ok
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch, near_and_far: Pair, ok: bool
 ) -> None:
     near, far = channels(near_and_far, limits=SLOW)
     SlowThread(monkeypatch, 1000, ok=ok)
@@ -307,13 +319,13 @@ async def test_a_slow_borrower_is_waited_for(
 
 
 @pytest.mark.usefixtures("permitted")
-async def test_a_borrower_may_wait_for_room(autojump_clock: trio.testing.MockClock, near_and_far) -> None:
+async def test_a_borrower_may_wait_for_room(autojump_clock: trio.testing.MockClock, near_and_far: Pair) -> None:
     near, far = channels(near_and_far, limits=SLOW)
     large = random.Random(7).randbytes(MIB)
     held = []
 
     @asynccontextmanager
-    async def room(size):
+    async def room(size: int) -> AsyncIterator[None]:
         await trio.sleep(1000)
         held.append(size)
         yield
@@ -325,7 +337,9 @@ async def test_a_borrower_may_wait_for_room(autojump_clock: trio.testing.MockClo
     far.abort()
 
 
-async def test_a_borrower_that_says_nothing_is_silent(autojump_clock: trio.testing.MockClock, near_and_far) -> None:
+async def test_a_borrower_that_says_nothing_is_silent(
+    autojump_clock: trio.testing.MockClock, near_and_far: Pair
+) -> None:
     sender, _ = channels(near_and_far, limits=SLOW)
     with pytest.raises(PeerSilent, match="for 30 s"):
         await sender.send(Value("key", (MIB,)), [bytes(MIB)])
@@ -333,7 +347,7 @@ async def test_a_borrower_that_says_nothing_is_silent(autojump_clock: trio.testi
 
 
 async def test_a_borrower_whose_lender_goes_away_hears_it_when_it_pings(
-    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch, near_and_far
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch, near_and_far: Pair
 ) -> None:
     near, far = near_and_far
     _, receiver = channels((near, far), limits=SLOW)
@@ -352,7 +366,7 @@ async def test_a_borrower_whose_lender_goes_away_hears_it_when_it_pings(
 
 
 async def test_who_gives_up_borrowing_is_cancelled_and_nothing_else(
-    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch, near_and_far
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch, near_and_far: Pair
 ) -> None:
     near, far = near_and_far
     _, receiver = channels((near, far), limits=SLOW)
@@ -365,7 +379,9 @@ async def test_who_gives_up_borrowing_is_cancelled_and_nothing_else(
         await read_to_end(near)
 
 
-async def exchange_slowly(sender, receiver, *buffers, room=None):
+async def exchange_slowly(
+    sender: DataChannel, receiver: DataChannel, *buffers: Buffer, room: Room | None = None
+) -> Sequence[Buffer]:
     received = []
 
     async def receive() -> None:

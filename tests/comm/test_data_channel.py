@@ -1,6 +1,7 @@
 """Values: every size and shape arrives whole, in memory of its own, and nobody waits for ever for the rest."""
 
 import random
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -10,12 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests import strategies
-from tests.comm.kit import background, channels
+from tests.comm.kit import MakePair, background, channels, frame
 from trio_dask.comm.data_channel import DataChannel
 from trio_dask.comm.inproc import memory_pair
 from trio_dask.comm.transport import ConnectionLost, PeerSilent
 from trio_dask.errors import ProtocolError
-from trio_dask.protocol.codec import encode
 from trio_dask.protocol.frames import PING_FRAME, Kind, encode_frame
 from trio_dask.protocol.link import LinkLimits
 from trio_dask.protocol.messages import (
@@ -26,24 +26,25 @@ from trio_dask.protocol.messages import (
     Goodbye,
     MemoryOffered,
     MemoryRead,
+    Message,
+    OnDataPlane,
     Put,
     PutDone,
     Value,
 )
+from trio_dask.protocol.picklers import Buffer
 from trio_dask.protocol.wire_constants import MAX_DATA_MESSAGE, MAX_KEY_LENGTH, MAX_KEYS_PER_FETCH
 
 MIB = 2**20
 
 
-def frame(*messages):
-    return encode_frame(Kind.RECORDS, encode(messages))
-
-
-def value(*buffers):
+def value(*buffers: Buffer) -> Value:
     return Value("key", tuple(memoryview(buffer).nbytes for buffer in buffers))
 
 
-async def exchange(sender: DataChannel, receiver: DataChannel, message, buffers=()):
+async def exchange(
+    sender: DataChannel, receiver: DataChannel, message: OnDataPlane, buffers: Sequence[Buffer] = ()
+) -> tuple[Message, Sequence[Buffer]]:
     received = []
 
     async def receive() -> None:
@@ -67,7 +68,7 @@ async def exchange(sender: DataChannel, receiver: DataChannel, message, buffers=
     ],
     ids=lambda sizes: f"{len(sizes)} of {sum(sizes)} bytes",
 )
-async def test_values_of_every_size_arrive(make_pair, sizes) -> None:
+async def test_values_of_every_size_arrive(make_pair: MakePair, sizes: tuple[int, ...]) -> None:
     near, far = channels(await make_pair())
     buffers = [random.Random(size).randbytes(size) for size in sizes]
     message, received = await exchange(near, far, value(*buffers), buffers)
@@ -79,7 +80,7 @@ async def test_values_of_every_size_arrive(make_pair, sizes) -> None:
     far.abort()
 
 
-async def test_the_longest_keys_can_be_asked_for_all_at_once(make_pair) -> None:
+async def test_the_longest_keys_can_be_asked_for_all_at_once(make_pair: MakePair) -> None:
     near, far = channels(await make_pair())
     fetch = Fetch(("\N{CLAPPING HANDS SIGN}" * MAX_KEY_LENGTH,) * MAX_KEYS_PER_FETCH)
     assert await exchange(near, far, fetch) == (fetch, [])
@@ -88,10 +89,10 @@ async def test_the_longest_keys_can_be_asked_for_all_at_once(make_pair) -> None:
 
 
 @pytest.mark.parametrize("count", [10, 3_000_000])
-async def test_arrays_made_of_what_was_received_are_writeable(make_pair, count) -> None:
+async def test_arrays_made_of_what_was_received_are_writeable(make_pair: MakePair, count: int) -> None:
     near, far = channels(await make_pair())
     array = np.arange(count, dtype="i8")
-    _, [buffer] = await exchange(near, far, value(array), [array])
+    _, [buffer] = await exchange(near, far, value(array.data), [array.data])
     received = np.frombuffer(buffer, dtype="i8")
     assert received.flags.writeable
     received += 1
@@ -112,7 +113,7 @@ async def test_arrays_made_of_what_was_received_are_writeable(make_pair, count) 
     ],
     ids=lambda buffer: f"{type(buffer).__name__} {getattr(buffer, 'shape', '')}",
 )
-async def test_whatever_has_contiguous_bytes_can_be_sent(buffer) -> None:
+async def test_whatever_has_contiguous_bytes_can_be_sent(buffer: Buffer) -> None:
     near, far = channels()
     _, [received] = await exchange(near, far, value(buffer), [buffer])
     assert received == memoryview(buffer).tobytes()
@@ -124,6 +125,7 @@ async def test_many_small_answers_to_one_request() -> None:
 
     async def answer() -> None:
         request, _ = await far.receive()
+        assert isinstance(request, Fetch)
         for key in request.keys:
             if key.endswith("7"):
                 await far.send(Absent(key, "gone"))
@@ -134,14 +136,17 @@ async def test_many_small_answers_to_one_request() -> None:
         await near.send(Fetch(keys))
         for key in keys:
             message, buffers = await near.receive()
+            assert isinstance(message, Absent | Value)
             assert message.key == key
             assert [*map(bytes, buffers)] == ([] if key.endswith("7") else [b"abc", key.encode()])
 
 
 @given(st.lists(st.tuples(strategies.ON_DATA_PLANE, st.lists(st.binary(max_size=20), max_size=3)), max_size=5))
-def test_any_sequence_of_messages_arrives_in_any_chunks(sent) -> None:
+def test_any_sequence_of_messages_arrives_in_any_chunks(sent: list[tuple[OnDataPlane, list[bytes]]]) -> None:
     sent = [
-        (message._replace(sizes=tuple(map(len, buffers))), buffers) if hasattr(message, "sizes") else (message, [])
+        (message._replace(sizes=tuple(map(len, buffers))), buffers)
+        if isinstance(message, Value | Put | Call | CallResult)
+        else (message, [])
         for message, buffers in sent
         if not isinstance(message, Goodbye | MemoryOffered | MemoryRead)  # of which the channel itself makes something
     ]
@@ -168,7 +173,7 @@ def test_any_sequence_of_messages_arrives_in_any_chunks(sent) -> None:
 # ------------------------------------------------------------------------------------------------------ ends, limits
 
 
-async def test_an_end_between_two_messages_is_an_end_and_in_the_middle_a_loss(make_pair) -> None:
+async def test_an_end_between_two_messages_is_an_end_and_in_the_middle_a_loss(make_pair: MakePair) -> None:
     near, far = await make_pair()
     _, receiver = channels((near, far))
     await near.send_all(frame(PutDone("key", 1)))
@@ -203,13 +208,14 @@ async def test_pings_are_passed_over() -> None:
 
 async def test_a_sender_announces_what_it_sends() -> None:
     near, far = channels()
-    for message, buffers in [
+    wrong: list[tuple[OnDataPlane, list[bytes]]] = [
         (Value("key", (3,)), [b"ab"]),
         (Value("key", (3,)), []),
         (Value("key", ()), [b"ab"]),
         (Fetch(("key",)), [b"ab"]),
         (Call((1, 2)), [b"ab", b"a"]),
-    ]:
+    ]
+    for message, buffers in wrong:
         with pytest.raises(ValueError, match="announces"):
             await near.send(message, buffers)
     assert await exchange(near, far, Fetch(("key",))) == (Fetch(("key",)), [])
@@ -228,7 +234,7 @@ async def test_a_sender_announces_what_it_sends() -> None:
         (b"\xda\x01\x00\x00" + (MAX_DATA_MESSAGE + 1).to_bytes(4, "big"), "limit"),
     ],
 )
-async def test_wrong_input_is_a_protocol_error_and_closes(data, complaint) -> None:
+async def test_wrong_input_is_a_protocol_error_and_closes(data: bytes, complaint: str) -> None:
     near, far = memory_pair()
     _, receiver = channels((near, far), max_bytes=1000)
 
@@ -255,7 +261,7 @@ PATIENCE = LinkLimits(silence_s=30)
 
 @pytest.mark.parametrize("cut", [3, len(frame(value(bytes(100_000)))), 300])
 async def test_a_pause_in_the_middle_of_a_message_is_a_loss_after_its_limit(
-    autojump_clock: trio.testing.MockClock, cut
+    autojump_clock: trio.testing.MockClock, cut: int
 ) -> None:
     near, far = memory_pair()
     _, receiver = channels((near, far), limits=PATIENCE)
@@ -285,7 +291,7 @@ async def test_a_peer_that_takes_nothing_is_lost_after_its_limit(autojump_clock:
 
 
 @pytest.mark.parametrize("what", ["send", "receive"])
-async def test_a_cancelled_exchange_closes_the_channel(what) -> None:
+async def test_a_cancelled_exchange_closes_the_channel(what: str) -> None:
     near, far = channels()
     with trio.CancelScope() as scope:
         async with trio.open_nursery() as nursery:

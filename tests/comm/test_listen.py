@@ -39,7 +39,9 @@ from trio_dask.comm import (
     serve,
 )
 from trio_dask.comm.connect import connect
+from trio_dask.comm.connection import Connection
 from trio_dask.comm.inproc import MemoryListener, MemoryTransport
+from trio_dask.comm.transport import Transport
 from trio_dask.errors import NoScheduler, ProtocolError, RefusedError
 from trio_dask.ids import Incarnation
 from trio_dask.protocol.codec import encode
@@ -54,10 +56,10 @@ all_schemes = pytest.mark.parametrize("where", [LOOPBACK, WEBSOCKET, INPROC], id
 
 
 @all_schemes
-async def test_a_welcome_caller_can_ask_and_leave(where, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_welcome_caller_can_ask_and_leave(where: Address, caplog: pytest.LogCaptureFixture) -> None:
     left = trio.Event()
 
-    async def handler(connection) -> None:
+    async def handler(connection: Connection) -> None:
         assert connection.hello._replace(memory="") == CLIENT
         await echo(connection)
         assert connection.goodbye == Goodbye("thanks")
@@ -75,20 +77,22 @@ async def test_a_welcome_caller_can_ask_and_leave(where, caplog: pytest.LogCaptu
 
 
 @all_schemes
-async def test_values_have_a_way_of_their_own(where, caplog: pytest.LogCaptureFixture) -> None:
+async def test_values_have_a_way_of_their_own(where: Address, caplog: pytest.LogCaptureFixture) -> None:
     async with (
         serving(where, None, identity=Hello(role="worker", name="w1"), data_handler=give_zeroes) as address,
         channel_to(address, Hello(role="data")) as channel,
     ):
         await channel.send(Fetch(("5", "1000000")))
-        assert await channel.receive() == (Value("5", (5,)), [bytes(5)])
-        assert await channel.receive() == (Value("1000000", (1_000_000,)), [bytes(1_000_000)])
+        message, buffers = await channel.receive()
+        assert (message, [*map(bytes, buffers)]) == (Value("5", (5,)), [bytes(5)])
+        message, buffers = await channel.receive()
+        assert (message, [*map(bytes, buffers)]) == (Value("1000000", (1_000_000,)), [bytes(1_000_000)])
     assert caplog.records == []
 
 
 @all_schemes
-async def test_messages_right_behind_the_welcome_are_not_lost(where) -> None:
-    async def speak_first(connection) -> None:
+async def test_messages_right_behind_the_welcome_are_not_lost(where: Address) -> None:
+    async def speak_first(connection: Connection) -> None:
         connection.send_nowait(KeyPending("early"), flush=True)
         await collect(connection)
 
@@ -110,7 +114,7 @@ async def test_impatient_callers_may_speak_before_the_welcome() -> None:
 async def test_many_callers_at_once() -> None:
     async with serving() as address:
 
-        async def one(number) -> None:
+        async def one(number: int) -> None:
             async with connection_to(address, CLIENT) as connection:
                 assert await ask(connection, number) == [Reply(number, "who_has")]
                 await connection.aclose()
@@ -145,8 +149,8 @@ async def test_a_socket_that_listens_already_will_do() -> None:
 
 
 @all_schemes
-async def test_a_refusal_arrives_in_its_own_words(where, caplog: pytest.LogCaptureFixture) -> None:
-    def admit(hello, transport):
+async def test_a_refusal_arrives_in_its_own_words(where: Address, caplog: pytest.LogCaptureFixture) -> None:
+    def admit(hello: Hello, transport: Transport) -> Welcome | Refusal:
         assert transport.remote
         return Refusal(f"the name {hello.name} is taken", "name")
 
@@ -158,7 +162,7 @@ async def test_a_refusal_arrives_in_its_own_words(where, caplog: pytest.LogCaptu
 
 
 async def test_what_admit_says_reaches_the_caller() -> None:
-    def admit(hello, transport):
+    def admit(hello: Hello, transport: Transport) -> Welcome | Refusal:
         return Welcome(incarnation=Incarnation("i"), details={"seat": 4})
 
     async with serving(INPROC, admit=admit) as address, connection_to(address, CLIENT) as connection:
@@ -180,8 +184,8 @@ async def test_what_admit_says_reaches_the_caller() -> None:
         (Hello(role="data"), "this scheduler does not serve the role 'data'"),
     ],
 )
-async def test_who_cannot_be_served_is_told_so_before_admission(hello, words) -> None:
-    def admit(hello, transport) -> Never:
+async def test_who_cannot_be_served_is_told_so_before_admission(hello: Hello, words: str) -> None:
+    def admit(hello: Hello, transport: Transport) -> Never:
         raise AssertionError
 
     async with serving(INPROC, admit=admit) as address:
@@ -198,7 +202,7 @@ async def test_a_listener_for_data_serves_no_clients() -> None:
 # --------------------------------------------------------------------------------------------------------- strangers
 
 
-async def closed_by_peer(transport) -> None:
+async def closed_by_peer(transport: Transport) -> None:
     try:
         while await transport.receive_some():
             pass
@@ -225,7 +229,7 @@ async def closed_by_peer(transport) -> None:
 )
 @all_schemes
 async def test_a_stranger_gets_one_log_line_and_nobody_else_notices(
-    where, garbage, caplog: pytest.LogCaptureFixture, nursery: trio.Nursery
+    where: Address, garbage: bytes, caplog: pytest.LogCaptureFixture, nursery: trio.Nursery
 ) -> None:
     async with serving(where) as address, connection_to(address, CLIENT) as connection:
         stranger = await call(address, nursery)
@@ -253,10 +257,10 @@ async def test_a_stranger_gets_one_log_line_and_nobody_else_notices(
     st.booleans(),
     st.booleans(),
 )
-def test_a_live_port_survives_anything(pieces, greet, reset) -> None:
+def test_a_live_port_survives_anything(pieces: list[bytes], greet: bool, reset: bool) -> None:
     """Real sockets, so that what the system makes of it counts too."""
 
-    async def ignore(connection) -> None:
+    async def ignore(connection: Connection) -> None:
         await collect(connection)
 
     async def main() -> None:
@@ -338,7 +342,7 @@ async def test_a_lack_of_descriptors_is_waited_out(
     lacking = iter([errno.EMFILE] * 70)  # 14 seconds
     accept = MemoryListener.accept
 
-    async def fail_at_first(self, nursery):
+    async def fail_at_first(self: MemoryListener, nursery: trio.Nursery) -> Transport:
         for number in lacking:
             raise OSError(number, "Too many open files")
         return await accept(self, nursery)
@@ -365,12 +369,12 @@ async def test_a_lack_of_descriptors_is_waited_out(
     ids=lambda error: type(error).__name__,
 )
 async def test_a_handler_that_gives_its_peer_up_ends_that_connection_only(
-    error, caplog: pytest.LogCaptureFixture
+    error: BaseException, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "trio_dask.comm")
     caplog.set_level("INFO", "trio_dask")
 
-    async def handler(connection) -> Never:
+    async def handler(connection: Connection) -> None:
         async for _ in connection.batches():
             raise error
 
@@ -385,7 +389,7 @@ async def test_a_handler_that_gives_its_peer_up_ends_that_connection_only(
 
 
 async def test_a_bug_in_a_handler_is_not_hidden() -> None:
-    async def handler(connection) -> Never:
+    async def handler(connection: Connection) -> Never:
         await trio.lowlevel.checkpoint()
         raise KeyError("bug")
 
@@ -400,7 +404,7 @@ async def test_a_bug_in_a_handler_is_not_hidden() -> None:
 
 
 async def test_the_connection_is_closed_when_its_handler_returns() -> None:
-    async def handler(connection) -> None:
+    async def handler(connection: Connection) -> None:
         await anext(connection.batches())
 
     async with serving(INPROC, handler) as address, connection_to(address, CLIENT) as connection:
@@ -428,7 +432,7 @@ async def test_a_port_in_use_is_said_in_one_line() -> None:
         ("no.such.host.invalid", "unknown host name"),
     ],
 )
-async def test_a_host_of_somebody_else_is_said_in_one_line(host, reason) -> None:
+async def test_a_host_of_somebody_else_is_said_in_one_line(host: str, reason: str) -> None:
     with pytest.raises(OSError, match=f"cannot listen at tcp://{host}:8786: {reason}"):
         await serve(Endpoint(Address("tcp", host, 8786)), echo, identity=SCHEDULER)
 
@@ -452,7 +456,7 @@ async def test_no_more_than_a_hello_is_read_from_a_stranger(monkeypatch: pytest.
     counts = []
     receive_into = MemoryTransport.receive_into
 
-    async def count(self, buffer):
+    async def count(self: MemoryTransport, buffer: memoryview) -> int:
         counts.append(await receive_into(self, buffer))
         return counts[-1]
 
@@ -460,7 +464,7 @@ async def test_no_more_than_a_hello_is_read_from_a_stranger(monkeypatch: pytest.
     limit = MAX_HELLO - len(encode_hello(Hello(role="client")))
     hello = encode_hello(Hello(role="client", details={"x": "x" * (limit - 10)}))
 
-    def admit(hello, transport):
+    def admit(hello: Hello, transport: Transport) -> Welcome | Refusal:
         return Refusal("no")
 
     async with serving(INPROC, admit=admit) as address:

@@ -1,6 +1,8 @@
 """Large blobs on one machine: mapped instead of sent, with the content itself as a way out."""
 
 import os
+import weakref
+from typing import Any, cast
 
 import msgpack
 import pytest
@@ -16,7 +18,7 @@ from trio_dask.protocol import raw_memory
 from trio_dask.protocol.codec import FROM_CLIENT, TO_CLIENT
 from trio_dask.protocol.frames import Kind, encode_frame
 from trio_dask.protocol.messages import Blob, Reply
-from trio_dask.protocol.raw_memory import MAPPED_BYTES, map_shared, shared_memory, shared_part, whole_of
+from trio_dask.protocol.raw_memory import MAPPED_BYTES, SharedPart, map_shared, shared_memory, shared_part, whole_of
 
 pytestmark = pytest.mark.skipif(not probe(), reason="no memory is shared here: needs Linux and /proc")
 
@@ -31,7 +33,10 @@ def shared_content() -> memoryview:
 
 
 def pieces_of(content: memoryview) -> list[Blob]:
-    return [Blob(b"digest", len(content), content[start : start + PIECE]) for start in range(0, len(content), PIECE)]
+    return [
+        Blob(b"digest", len(content), cast("bytes", content[start : start + PIECE]))
+        for start in range(0, len(content), PIECE)
+    ]
 
 
 def local_pair() -> tuple[Connection, Connection]:
@@ -43,6 +48,26 @@ def local_pair() -> tuple[Connection, Connection]:
     )
 
 
+def part_of(content: memoryview) -> SharedPart:
+    """What is said of memory that can be shared."""
+    part = shared_part(content)
+    assert part is not None
+    return part
+
+
+def offered(blobs: SharedBlobs, blob: Blob) -> memoryview:
+    """The offer of this blob as it arrives."""
+    offer = blobs.offer(blob)
+    assert offer is not None
+    return memoryview(offer)
+
+
+def memory_of(content: object) -> weakref.ref[Any]:
+    """The map of which this is a part; None when nobody holds it any more."""
+    assert isinstance(content, memoryview)
+    return weakref.ref(content.obj)
+
+
 async def agree(client: Connection, scheduler: Connection) -> None:
     """Have the client take what the scheduler said first: that it can map the client's memory."""
     scheduler.send_nowait(Reply(0, None), flush=True)
@@ -52,7 +77,7 @@ async def agree(client: Connection, scheduler: Connection) -> None:
 async def receive(connection: Connection, count: int) -> list[Blob]:
     received: list[Blob] = []
     async for batch in connection.batches():
-        received += batch
+        received += cast("list[Blob]", batch)
         if len(received) >= count:
             return received
     raise AssertionError("the connection ended")
@@ -74,8 +99,8 @@ async def test_a_large_blob_is_mapped_and_not_sent() -> None:
         whole = whole_of(received[0].data, NBYTES)
         assert whole is not None
         assert whole.readonly
-        assert shared_part(whole).token == shared_part(content).token
-        assert shared_part(whole).fd != shared_part(content).fd
+        assert part_of(whole).token == part_of(content).token
+        assert part_of(whole).fd != part_of(content).fd
         await client.aclose()
 
 
@@ -84,19 +109,21 @@ async def test_memory_is_held_for_the_peer_until_it_has_mapped_it_all() -> None:
     async with client, scheduler:
         await agree(client, scheduler)
         content = shared_content()
-        token = shared_part(content).token
+        memory = memory_of(content)
         sent = pieces_of(content)
         del content
         client.send_many_nowait(sent)
         client.flush_nowait()
         del sent
-        assert [offered for offered, _ in client._shared._offered] == [token]
+        assert memory() is not None
         received = await receive(scheduler, 9)
         assert len(b"".join(blob.data for blob in received)) == NBYTES
         scheduler.send_nowait(Reply(1, "so that there is something to wait for"), flush=True)
         await receive(client, 1)
-        assert not client._shared._offered
-        assert scheduler._shared._mapping is None
+        assert memory() is None
+        mapped = memory_of(received[0].data)
+        del received
+        assert mapped() is None
         await client.aclose()
 
 
@@ -104,12 +131,12 @@ def test_what_is_mapped_outlives_its_owner_and_can_be_shared_on() -> None:
     content = shared_content()
     expected = bytes(content)
     first, second = SharedBlobs("a client"), SharedBlobs("the scheduler")
-    mapped = [second.take(memoryview(first.offer(blob)), FROM_CLIENT)[0] for blob in pieces_of(content)]
+    mapped = [second.take(offered(first, blob), FROM_CLIENT)[0] for blob in pieces_of(content)]
     content.release()
-    first._offered.clear()
+    first.clear()
     assert b"".join(blob.data for blob in mapped) == expected
     third = SharedBlobs("the scheduler")
-    again = [third.take(memoryview(second.offer(blob)), FROM_CLIENT)[0] for blob in mapped]
+    again = [third.take(offered(second, blob), FROM_CLIENT)[0] for blob in mapped]
     assert b"".join(blob.data for blob in again) == expected
 
 
@@ -127,8 +154,8 @@ async def test_between_machines_the_content_is_sent() -> None:
         await client.aclose()
 
 
-def row(content: memoryview, **changes: object) -> memoryview:
-    part = shared_part(content)._replace(**changes)
+def row(content: memoryview, **changes: Any) -> memoryview:
+    part = part_of(content)._replace(**changes)
     return memoryview(msgpack.packb((b"digest", NBYTES, *part)))
 
 
@@ -138,7 +165,7 @@ def row(content: memoryview, **changes: object) -> memoryview:
     ids=str,
 )
 def test_what_is_not_that_memory_is_not_mapped_and_this_process_maps_no_more(
-    changes, monkeypatch: pytest.MonkeyPatch
+    changes: dict[str, int | bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shared_blobs, "_failed", False)
     own = probe()
@@ -158,7 +185,7 @@ def test_a_peer_that_has_ended_is_no_reason_to_share_no_more(monkeypatch: pytest
 @pytest.mark.parametrize(
     "text", ["", "1", "1/2/3", "../../x/1/" + "0" * 32, f"{1 << 30}/1/{'0' * 32}", "1/0/" + "0" * 32]
 )
-def test_a_hello_that_names_no_memory_that_can_be_mapped_agrees_to_nothing(text) -> None:
+def test_a_hello_that_names_no_memory_that_can_be_mapped_agrees_to_nothing(text: str) -> None:
     assert not can_map_memory_of(text)
 
 
@@ -177,16 +204,20 @@ def test_a_file_that_can_shrink_is_not_mapped(monkeypatch: pytest.MonkeyPatch) -
 
 def test_memory_that_is_offered_twice_is_held_until_both_are_mapped() -> None:
     first = shared_content()
-    second = map_shared(shared_part(first))  # the same file under another descriptor, as after an upload anew
+    second = map_shared(part_of(first))  # the same file under another descriptor, as after an upload anew
     sender, receiver = SharedBlobs("a worker"), SharedBlobs("the scheduler")
     answers = []
     for content in (first, second, second):
         for blob in pieces_of(content):
-            answers += receiver.take(memoryview(sender.offer(blob)), FROM_CLIENT)[1]
-    assert len(sender._offered) == len(answers) == 3
-    for left, answer in zip((2, 1, 0), answers, strict=True):
+            answers += receiver.take(offered(sender, blob), FROM_CLIENT)[1]
+    assert len(answers) == 3
+    memory = memory_of(first), memory_of(second)
+    del first, second, content, blob
+    held = []
+    for answer in answers:
         sender.release(memoryview(answer))
-        assert len(sender._offered) == left
+        held.append([each() is not None for each in memory])
+    assert held == [[False, True], [False, True], [False, False]]
     with pytest.raises(ProtocolError, match="not offered"):
         sender.release(memoryview(answers[0]))
 
@@ -194,26 +225,30 @@ def test_memory_that_is_offered_twice_is_held_until_both_are_mapped() -> None:
 def test_a_blob_that_is_left_in_the_middle_is_answered_when_the_next_one_begins() -> None:
     first, second = shared_content(), shared_content()
     sender, receiver = SharedBlobs("a worker"), SharedBlobs("the scheduler")
-    offered = [*pieces_of(first)[:3], *pieces_of(second)]
-    answers = [receiver.take(memoryview(sender.offer(blob)), FROM_CLIENT)[1] for blob in offered]
-    assert [token for each in answers for token in each] == [shared_part(first).token, shared_part(second).token]
+    pieces = [*pieces_of(first)[:3], *pieces_of(second)]
+    answers = [receiver.take(offered(sender, blob), FROM_CLIENT)[1] for blob in pieces]
+    assert [token for each in answers for token in each] == [part_of(first).token, part_of(second).token]
     assert receiver._mapping is None
 
 
 def test_with_many_descriptors_held_the_content_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     content = shared_content()
     monkeypatch.setattr(raw_memory, "MOST_SHARED", 0)
-    read = map_shared(shared_part(content))
+    read = map_shared(part_of(content))
     assert (read.readonly, bytes(read) == bytes(content), shared_part(read)) == (True, True, None)
     assert shared_part(shared_memory(NBYTES)) is None
 
 
 def test_a_connection_that_has_ended_holds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     shared = SharedBlobs("a client")
-    for blob in pieces_of(shared_content())[:2]:
+    content = shared_content()
+    memory = memory_of(content)
+    for blob in pieces_of(content)[:2]:
         shared.offer(blob)
+    del content, blob
+    assert memory() is not None
     shared.clear()
-    assert not shared._offered
+    assert memory() is None
 
 
 @pytest.mark.parametrize(
@@ -230,7 +265,7 @@ def test_a_connection_that_has_ended_holds_nothing(monkeypatch: pytest.MonkeyPat
     ],
     ids=repr,
 )
-def test_nonsense_is_an_error_of_the_peer(payload) -> None:
+def test_nonsense_is_an_error_of_the_peer(payload: bytes) -> None:
     with pytest.raises(ProtocolError):
         SharedBlobs("a client").take(memoryview(payload), FROM_CLIENT)
 

@@ -1,6 +1,7 @@
 """Websockets: what other programs may do on one that ours never do, and what becomes of the tasks behind one."""
 
 import random
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from functools import partial
 
@@ -10,7 +11,7 @@ import trio.testing
 
 from tests.comm.kit import background, pair_of, read_to_end, tcp_pair, until, websocket_pair
 from trio_dask.comm.tcp import TcpTransport
-from trio_dask.comm.transport import ConnectionLost
+from trio_dask.comm.transport import ConnectionLost, Transport
 from trio_dask.comm.websocket import MESSAGE_BYTES, WebSocketTransport, agree_as_client, agree_as_server
 from trio_dask.errors import ProtocolError
 
@@ -22,7 +23,7 @@ AGREE = b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n"  # the answer to that key, by RF
 TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
 
 
-def sent_by_client(opcode, payload=b""):
+def sent_by_client(opcode: int, payload: bytes = b"") -> bytes:
     """A whole message; its mask is four zeroes, which changes nothing."""
     size = len(payload)
     if size < 126:
@@ -32,14 +33,14 @@ def sent_by_client(opcode, payload=b""):
     return bytes([0x80 | opcode]) + length + bytes(4) + payload
 
 
-async def read_frame(tcp):
+async def read_frame(tcp: Transport) -> tuple[int, bytes]:
     """Opcode and payload of the next frame of a server."""
     first, short = await read_exactly(tcp, 2)
     size = int.from_bytes(await read_exactly(tcp, {126: 2, 127: 8}[short])) if short > 125 else short
     return first & 15, await read_exactly(tcp, size)
 
 
-async def read_exactly(tcp, size):
+async def read_exactly(tcp: Transport, size: int) -> bytes:
     data = bytearray()
     while len(data) < size:
         view = memoryview(bytearray(size - len(data)))
@@ -49,7 +50,7 @@ async def read_exactly(tcp, size):
     return bytes(data)
 
 
-async def read_agreement(tcp) -> None:
+async def read_agreement(tcp: Transport) -> None:
     answer = b""
     while not answer.endswith(b"\r\n\r\n"):
         answer += await read_exactly(tcp, 1)
@@ -57,8 +58,11 @@ async def read_agreement(tcp) -> None:
     assert answer.endswith(AGREE)
 
 
+Ends = tuple[TcpTransport, WebSocketTransport]
+
+
 @pytest.fixture
-async def bare(nursery: trio.Nursery):
+async def bare(nursery: trio.Nursery) -> AsyncIterator[Ends]:
     """The TCP connection of a client that has said nothing yet, and our server."""
     near, far = tcp_pair()
     server = WebSocketTransport(far, "ws", cleanup_s=0.05)
@@ -70,7 +74,7 @@ async def bare(nursery: trio.Nursery):
 
 
 @pytest.fixture
-async def agreed(bare):
+async def agreed(bare: Ends) -> Ends:
     """The same after the handshake."""
     tcp, server = bare
     await tcp.send_all(ASK)
@@ -85,7 +89,7 @@ async def agreed(bare):
 # ------------------------------------------------------------------------------------------------------- other programs
 
 
-async def test_the_handshake_may_come_in_pieces_and_with_the_first_message(bare) -> None:
+async def test_the_handshake_may_come_in_pieces_and_with_the_first_message(bare: Ends) -> None:
     tcp, server = bare
 
     async def dribble() -> None:
@@ -101,7 +105,7 @@ async def test_the_handshake_may_come_in_pieces_and_with_the_first_message(bare)
     assert received == b"hello there"
 
 
-async def test_pings_are_answered_between_the_frames_of_a_large_send(agreed) -> None:
+async def test_pings_are_answered_between_the_frames_of_a_large_send(agreed: Ends) -> None:
     tcp, server = agreed
     data = random.Random(0).randbytes(2**24)
     received, pongs = bytearray(), []
@@ -124,7 +128,7 @@ async def test_pings_are_answered_between_the_frames_of_a_large_send(agreed) -> 
     assert pongs == [b"are you there?"]
 
 
-async def test_a_close_is_an_end_though_tcp_goes_on(agreed) -> None:
+async def test_a_close_is_an_end_though_tcp_goes_on(agreed: Ends) -> None:
     tcp, server = agreed
     await tcp.send_all(sent_by_client(BINARY, b"bye") + sent_by_client(CLOSE, (1000).to_bytes(2)))
     assert await server.receive_some() == b"bye"
@@ -134,7 +138,7 @@ async def test_a_close_is_an_end_though_tcp_goes_on(agreed) -> None:
         await server.send_all(b"too late")
 
 
-async def test_no_more_than_a_read_and_a_message_is_taken_ahead_of_the_reader(agreed) -> None:
+async def test_no_more_than_a_read_and_a_message_is_taken_ahead_of_the_reader(agreed: Ends) -> None:
     """What may be read from a stranger is counted by the caller."""
     tcp, server = agreed
     message = sent_by_client(BINARY, bytes(MESSAGE_BYTES))
@@ -159,7 +163,7 @@ async def test_no_more_than_a_read_and_a_message_is_taken_ahead_of_the_reader(ag
         b"GET / HTTP/1.1\r\n" + b"x" * 100_000,
     ],
 )
-async def test_what_is_no_websocket_is_refused(bare, said) -> None:
+async def test_what_is_no_websocket_is_refused(bare: Ends, said: bytes) -> None:
     tcp, server = bare
     tcp.try_send(said)
     with pytest.raises(ProtocolError, match="not a websocket peer"):
@@ -176,7 +180,7 @@ async def test_what_is_no_websocket_is_refused(bare, said) -> None:
     ],
     ids=["text", "too large", "not masked", "no frame"],
 )
-async def test_what_ours_never_send_is_refused(agreed, said, why) -> None:
+async def test_what_ours_never_send_is_refused(agreed: Ends, said: bytes, why: str) -> None:
     tcp, server = agreed
     await tcp.send_all(said)
     with pytest.raises(ProtocolError, match=f"not a websocket peer.*: {why}"):

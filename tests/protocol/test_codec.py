@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from itertools import chain
 from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, cast, get_args, get_origin, get_type_hints
 
 import msgpack
 import pytest
@@ -15,7 +15,7 @@ from tests import strategies
 from trio_dask.errors import ProtocolError, SerializationError
 from trio_dask.ids import RunId
 from trio_dask.protocol import codec, messages, wire_constants
-from trio_dask.protocol.codec import DATA_PLANE, FROM_CLIENT, FROM_WORKER, TO_CLIENT, TO_WORKER, decode, encode
+from trio_dask.protocol.codec import DATA_PLANE, FROM_CLIENT, FROM_WORKER, TO_CLIENT, TO_WORKER, Allowed, decode, encode
 from trio_dask.protocol.messages import TAGS, Capacity, Heartbeat, Release, Reply, RunFinished, Shutdown, Submit, Want
 
 DIRECTIONS = [
@@ -44,18 +44,18 @@ def types_of(value: Any) -> Any:
 @pytest.mark.parametrize("kind", TAGS.values(), ids=lambda kind: kind.__name__)
 @settings(max_examples=30, deadline=None)
 @given(data=st.data())
-def test_every_message_arrives_as_it_was_sent(kind, data) -> None:
+def test_every_message_arrives_as_it_was_sent(kind: type[Any], data: st.DataObject) -> None:
     sent = data.draw(st.lists(strategies.message_of(kind), max_size=3))
     assert types_of(decode(encode(sent), ALL)) == types_of(sent)
 
 
 @pytest.mark.parametrize(("allowed", "union"), DIRECTIONS)
-def test_a_direction_admits_its_own_messages_and_a_goodbye_and_no_others(allowed, union) -> None:
+def test_a_direction_admits_its_own_messages_and_a_goodbye_and_no_others(allowed: Allowed, union: UnionType) -> None:
     assert {TAGS[tag] for tag in allowed.kinds} == {*get_args(union), messages.Goodbye}
 
 
 @pytest.mark.parametrize("count", [0, 1, 15, 16, 2**16 - 1, 2**16])
-def test_a_frame_carries_any_number_of_messages(count) -> None:
+def test_a_frame_carries_any_number_of_messages(count: int) -> None:
     assert decode(encode([Capacity(7)] * count), FROM_WORKER) == [Capacity(7)] * count
 
 
@@ -87,7 +87,7 @@ SAMPLES: list[Any] = [
 
 
 @pytest.mark.parametrize("kind", TAGS.values(), ids=lambda kind: kind.__name__)
-def test_a_row_is_admitted_exactly_if_every_field_conforms_to_its_annotation(kind) -> None:
+def test_a_row_is_admitted_exactly_if_every_field_conforms_to_its_annotation(kind: type[Any]) -> None:
     hints = [get_type_hints(kind)[field] for field in kind._fields]
     right = [next(sample for sample in SAMPLES if conforms(sample, hint)) for hint in hints]
     for position, hint in enumerate(hints):
@@ -104,8 +104,9 @@ def test_a_row_is_admitted_exactly_if_every_field_conforms_to_its_annotation(kin
 @pytest.mark.parametrize("kind", TAGS.values(), ids=lambda kind: kind.__name__)
 @settings(max_examples=30, deadline=None)
 @given(data=st.data())
-def test_a_row_with_a_field_too_many_or_too_few_is_refused(kind, data) -> None:
-    tag, *fields = codec.tag_of_type[kind], *data.draw(strategies.message_of(kind))
+def test_a_row_with_a_field_too_many_or_too_few_is_refused(kind: type[Any], data: st.DataObject) -> None:
+    tag = codec.tag_of_type[kind]
+    fields = [*data.draw(strategies.message_of(kind))]
     for wrong in [tag, *fields, 0], [tag, *fields[:-1]]:
         if len(wrong) != len(fields) + 1:
             with pytest.raises(ProtocolError, match=f"a {kind.__name__} of {len(wrong) - 1} fields"):
@@ -143,7 +144,7 @@ def test_a_row_with_a_field_too_many_or_too_few_is_refused(kind, data) -> None:
         (b"\x91\x92\x0b" + b"\x91" * 500 + b"\x90", "a Want came with keys"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(payload, complaint) -> None:
+def test_what_is_wrong_is_said_in_one_line(payload: bytes, complaint: str) -> None:
     with pytest.raises(ProtocolError, match=complaint) as caught:
         decode(payload, FROM_CLIENT)
     text = str(caught.value)
@@ -152,7 +153,7 @@ def test_what_is_wrong_is_said_in_one_line(payload, complaint) -> None:
 
 
 @given(st.binary(max_size=200))
-def test_random_bytes_give_messages_or_a_protocol_error(data) -> None:
+def test_random_bytes_give_messages_or_a_protocol_error(data: bytes) -> None:
     try:
         decode(data, ALL)
     except ProtocolError:
@@ -165,12 +166,14 @@ def test_random_bytes_give_messages_or_a_protocol_error(data) -> None:
     st.integers(0, 400),
     st.data(),
 )
-def test_mutated_frames_give_messages_or_a_protocol_error(sent, changes, length, data) -> None:
+def test_mutated_frames_give_messages_or_a_protocol_error(
+    sent: list[messages.Message], changes: list[tuple[int, int]], length: int, data: st.DataObject
+) -> None:
     frame = bytearray(encode(sent))
     for position, value in changes:
         frame[position % len(frame)] = value
     del frame[min(length, len(frame)) :]
-    direction = data.draw(st.sampled_from([param.values[0] for param in DIRECTIONS]))
+    direction = data.draw(st.sampled_from([FROM_CLIENT, TO_CLIENT, FROM_WORKER, TO_WORKER, DATA_PLANE]))
     try:
         received = decode(frame, direction)
     except ProtocolError:
@@ -180,7 +183,7 @@ def test_mutated_frames_give_messages_or_a_protocol_error(sent, changes, length,
 
 
 @given(strategies.PLAIN)
-def test_plain_values_are_plain(value) -> None:
+def test_plain_values_are_plain(value: Any) -> None:
     assert codec.is_plain(value)
 
 
@@ -200,14 +203,14 @@ def test_plain_values_may_be_nested_but_not_without_end() -> None:
 
 
 @pytest.mark.parametrize("value", [{b"key": 1}, {None: 1}, {1.5: 1}, {(1,): 1}, {"deep": ({True: 1},)}])
-def test_keys_of_plain_maps_are_text_or_whole_numbers(value) -> None:
+def test_keys_of_plain_maps_are_text_or_whole_numbers(value: dict[Any, Any]) -> None:
     with pytest.raises(ProtocolError):
         decode(encode([Reply(1, value)]), TO_CLIENT)
 
 
 def test_keys_of_named_options_are_text() -> None:
     with pytest.raises(ProtocolError, match="metrics"):
-        decode(encode([Heartbeat({1: 2})]), FROM_WORKER)
+        decode(encode([Heartbeat(cast("dict[str, Any]", {1: 2}))]), FROM_WORKER)
 
 
 # ------------------------------------------------------------------------------------------------- the sending side
@@ -224,7 +227,7 @@ def test_keys_of_named_options_are_text() -> None:
         (11, ("a",)),
     ],
 )
-def test_what_cannot_be_sent_is_the_senders_error_and_names_the_message(message) -> None:
+def test_what_cannot_be_sent_is_the_senders_error_and_names_the_message(message: Any) -> None:
     with pytest.raises(SerializationError, match=type(message).__name__):
         encode([message])
     # The failure leaves nothing behind that would spoil what is sent next.
@@ -235,7 +238,8 @@ def test_a_list_that_is_too_long_for_one_message_arrives_in_several() -> None:
     keys = tuple(map(str, range(wire_constants.MAX_ITEMS + 5)))
     received = decode(encode([Release(keys[:3]), Release(keys), Shutdown()]), FROM_CLIENT)
     assert [type(message) for message in received] == [Release, Release, Release, Shutdown]
-    assert tuple(chain.from_iterable(message.keys for message in received[1:3])) == keys
+    released = [message.keys for message in received if isinstance(message, Release)]
+    assert tuple(chain.from_iterable(released[1:])) == keys
 
 
 def test_parallel_lists_that_are_too_long_are_refused_before_they_are_sent() -> None:

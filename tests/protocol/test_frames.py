@@ -24,20 +24,20 @@ def split(stream: bytes, cuts: list[int]) -> list[bytes]:
 
 
 @given(FRAMES, st.lists(st.integers(0, 1000), max_size=12))
-def test_chunks_do_not_matter(frames, cuts) -> None:
+def test_chunks_do_not_matter(frames: list[tuple[Kind, bytes]], cuts: list[int]) -> None:
     decoder = FrameDecoder()
     stream = b"".join(encode_frame(kind, payload) for kind, payload in frames)
     assert frames_from(decoder, split(stream, cuts)) == frames
 
 
 @given(FRAMES)
-def test_single_bytes_will_do(frames) -> None:
+def test_single_bytes_will_do(frames: list[tuple[Kind, bytes]]) -> None:
     stream = b"".join(encode_frame(kind, payload) for kind, payload in frames)
     assert frames_from(FrameDecoder(), [bytes([byte]) for byte in stream]) == frames
 
 
 @given(st.lists(st.binary(max_size=30), max_size=8))
-def test_random_bytes_give_frames_or_a_protocol_error(chunks) -> None:
+def test_random_bytes_give_frames_or_a_protocol_error(chunks: list[bytes]) -> None:
     try:
         frames_from(FrameDecoder(max_length=64), chunks)
     except ProtocolError:
@@ -57,7 +57,7 @@ def test_random_bytes_give_frames_or_a_protocol_error(chunks) -> None:
 )
 @pytest.mark.parametrize("before", [b"", PING_FRAME], ids=["first", "second"])
 @pytest.mark.parametrize("cut", range(HEADER_SIZE + 1))
-def test_a_wrong_header_is_refused_when_it_is_complete(header, before, cut) -> None:
+def test_a_wrong_header_is_refused_when_it_is_complete(header: bytes, before: bytes, cut: int) -> None:
     decoder = FrameDecoder(max_length=1024)
     stream = before + header
     with pytest.raises(ProtocolError):
@@ -91,7 +91,7 @@ def test_a_frame_that_fills_its_room_is_not_overwritten_by_what_follows_it() -> 
 
 
 @given(st.tuples(KINDS, st.binary(max_size=50)), st.binary(max_size=20))
-def test_the_first_frame_of_a_mixed_stream(frame, rest) -> None:
+def test_the_first_frame_of_a_mixed_stream(frame: tuple[Kind, bytes], rest: bytes) -> None:
     encoded = encode_frame(*frame)
     stream = memoryview(encoded + rest)
     found = first_frame(stream, 64)

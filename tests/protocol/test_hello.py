@@ -15,6 +15,7 @@ from trio_dask.protocol.hello import (
     EnvelopeReader,
     Hello,
     Refusal,
+    Role,
     Welcome,
     check_hello,
     decode_answer,
@@ -36,14 +37,14 @@ def body_of(envelope: bytes, rest: bytes = b"") -> bytes:
 
 
 @given(strategies.HELLOS, st.binary(max_size=20))
-def test_a_hello_arrives_as_it_was_sent(hello, rest) -> None:
+def test_a_hello_arrives_as_it_was_sent(hello: Hello, rest: bytes) -> None:
     assert decode_hello(body_of(encode_hello(hello), rest)) == hello
 
 
 @pytest.mark.parametrize(
     "answer", [Welcome(incarnation=Incarnation("abc"), details={"id": 7}), Refusal("no", "name"), Refusal("why: ü")]
 )
-def test_an_answer_arrives_as_it_was_sent(answer) -> None:
+def test_an_answer_arrives_as_it_was_sent(answer: Welcome | Refusal) -> None:
     assert decode_answer(body_of(encode_answer(answer))) == answer
 
 
@@ -81,7 +82,7 @@ def test_a_hello_from_the_future_can_be_read_and_refused() -> None:
 
 
 @pytest.mark.parametrize("role", ["client", "worker", "data"])
-def test_pythons_that_exchange_pickles_must_match(role) -> None:
+def test_pythons_that_exchange_pickles_must_match(role: Role) -> None:
     theirs = MINE._replace(role=role, python="3.12", package="0.2.0", name="x")
     assert check_hello(theirs, MINE) == (
         "versions do not match: this scheduler has Python 3.11 (trio_dask 0.1.0), "
@@ -91,7 +92,7 @@ def test_pythons_that_exchange_pickles_must_match(role) -> None:
 
 
 @pytest.mark.parametrize("role", ["nanny", "control"])
-def test_other_roles_may_have_any_python(role) -> None:
+def test_other_roles_may_have_any_python(role: Role) -> None:
     assert check_hello(MINE._replace(role=role, python="3.14"), MINE) is None
 
 
@@ -118,13 +119,13 @@ def test_credentials_do_not_show() -> None:
         (b"hello there", "it began with b'hello there'"),
     ],
 )
-def test_what_speaks_another_protocol_is_recognised(start, guess) -> None:
+def test_what_speaks_another_protocol_is_recognised(start: bytes, guess: str) -> None:
     with pytest.raises(ProtocolError, match=guess):
         EnvelopeReader().feed(start)
 
 
 @given(st.binary(min_size=1, max_size=40))
-def test_a_wrong_byte_is_noticed_when_it_comes(data) -> None:
+def test_a_wrong_byte_is_noticed_when_it_comes(data: bytes) -> None:
     reader = EnvelopeReader()
     good = b"trio_dask\n"
     for position, byte in enumerate(data):
@@ -136,7 +137,7 @@ def test_a_wrong_byte_is_noticed_when_it_comes(data) -> None:
 
 
 @given(strategies.HELLOS, st.lists(st.integers(0, 2000), max_size=5))
-def test_an_envelope_may_come_in_pieces(hello, cuts) -> None:
+def test_an_envelope_may_come_in_pieces(hello: Hello, cuts: list[int]) -> None:
     stream = encode_hello(hello)
     edges = [0, *sorted(cut % len(stream) for cut in cuts), len(stream)]
     reader = EnvelopeReader()
@@ -183,14 +184,14 @@ def test_an_envelope_is_bounded() -> None:
         b'{"role": "client", "protocol": ' + b"9" * 5000 + b"}",
     ],
 )
-def test_a_bad_hello_is_refused(body) -> None:
+def test_a_bad_hello_is_refused(body: bytes) -> None:
     with pytest.raises(ProtocolError) as caught:
         decode_hello(body)
     assert "\n" not in str(caught.value)
 
 
 @given(st.binary(max_size=60) | strategies.JSON.map(lambda value: json.dumps(value).encode()))
-def test_random_bodies_give_a_hello_or_a_protocol_error(body) -> None:
+def test_random_bodies_give_a_hello_or_a_protocol_error(body: bytes) -> None:
     for decode in (decode_hello, decode_answer):
         try:
             decode(body)
@@ -199,6 +200,6 @@ def test_random_bodies_give_a_hello_or_a_protocol_error(body) -> None:
 
 
 @pytest.mark.parametrize("body", [b"{}", b'{"answer": "perhaps"}', b'{"answer": "welcome", "protocol": null}', b"7"])
-def test_a_bad_answer_is_refused(body) -> None:
+def test_a_bad_answer_is_refused(body: bytes) -> None:
     with pytest.raises(ProtocolError):
         decode_answer(body)

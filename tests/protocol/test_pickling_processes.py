@@ -67,7 +67,7 @@ def submit(function, *args, **kwargs):
 )
 
 
-def run(script, tmp_path, how):
+def run(script: str, tmp_path: Path, how: str) -> str:
     source = (
         f"{CLIENT}\n{textwrap.dedent(script)}\n_worker.stdin.close(); assert _worker.wait(10) == 0\nprint('done')\n"
     )
@@ -85,7 +85,7 @@ def run(script, tmp_path, how):
 
 
 @pytest.mark.parametrize("how", ["script", "command"])
-def test_what_main_defines_works_elsewhere_and_returns_as_itself(tmp_path: Path, how) -> None:
+def test_what_main_defines_works_elsewhere_and_returns_as_itself(tmp_path: Path, how: str) -> None:
     run(
         """
         import dataclasses, enum, functools, typing
@@ -163,7 +163,7 @@ def test_what_main_defines_works_elsewhere_and_returns_as_itself(tmp_path: Path,
 
 
 @pytest.mark.parametrize("how", ["script", "command"])
-def test_exceptions_of_main_return_as_themselves_with_source_lines(tmp_path: Path, how) -> None:
+def test_exceptions_of_main_return_as_themselves_with_source_lines(tmp_path: Path, how: str) -> None:
     output = run(
         """
         import traceback

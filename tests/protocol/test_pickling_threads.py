@@ -4,6 +4,8 @@ import abc
 import enum
 import sys
 import threading
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -24,14 +26,14 @@ class Circle:
 
 
 @pytest.fixture(autouse=True)
-def switching():
+def switching() -> Iterator[None]:
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     yield
     sys.setswitchinterval(before)
 
 
-def set_attributes(cls, state) -> None:
+def set_attributes(cls: Any, state: Any) -> None:
     for name, value in state[0].items():
         if name == "_abc_impl":
             for registered in value:
@@ -40,11 +42,11 @@ def set_attributes(cls, state) -> None:
             setattr(cls, name, value)
 
 
-def together(*jobs) -> None:
+def together(*jobs: Callable[[], object]) -> None:
     """Run the first job `ROUNDS` times in each of two threads; the other jobs repeat until these are done."""
     errors, over = [], threading.Event()
 
-    def run(job, rounds) -> None:
+    def run(job: Callable[[], object], rounds: int) -> None:
         try:
             while not over.is_set() and (rounds := rounds - 1) >= 0:
                 job()
@@ -80,7 +82,7 @@ def test_members_of_an_enumeration_are_there_while_it_is_renewed() -> None:
 
 def test_a_class_is_whole_while_it_is_renewed() -> None:
     cls = rebuilt_classes.make_class("class of the thread test", b"content", lambda: abc.ABCMeta("Shape", (), {}), ())
-    state = (set_attributes, ({"sides": 4, "_abc_impl": [Circle]}, {}))
+    state: Any = (set_attributes, ({"sides": 4, "_abc_impl": [Circle]}, {}))
     rebuilt_classes.keep_class(cls, state)
 
     def read() -> None:
@@ -97,7 +99,7 @@ def test_a_named_object_is_whole_while_it_is_renewed() -> None:
     class Sentinel:
         pass
 
-    def make():
+    def make() -> Any:
         return pickled_names.make_named(b"of the thread test", Sentinel, ())
 
     state = (pickled_names.set_attributes, {"seen": 0})

@@ -146,8 +146,8 @@ def test_any_two_priorities_are_told_apart(priorities: list[float]) -> None:
     for run in worker.runs():
         ready.push(run)
     taken = []
-    while (run := ready.take()) is not None:
-        taken.append(priorities[int(run.key)])
+    while (best := ready.take()) is not None:
+        taken.append(priorities[int(best.key)])
     assert taken == sorted(priorities, reverse=True)
 
 
@@ -360,9 +360,9 @@ def test_a_swept_line_keeps_everybody_once_and_in_order() -> None:
         line.put(twice)
     assert len(line) < 2 * DROP_STALE_FROM
     taken = []
-    while (task := line.take()) is not None:
-        task.phase = RELEASED
-        taken.append(task)
+    while (first := line.take()) is not None:
+        first.phase = RELEASED
+        taken.append(first)
     expected = sorted((task for number, task in enumerate(tasks) if number % 3), key=lambda task: task.priority)
     assert taken == expected
 

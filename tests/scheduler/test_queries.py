@@ -21,7 +21,8 @@ def picture(kit: Kit, now: float = 0.0) -> dict[str, Any]:
         try:
             next(steps)
         except StopIteration as end:
-            return end.value
+            found: dict[str, Any] = end.value
+            return found
 
 
 def counts(kit: Kit) -> dict[str, int]:

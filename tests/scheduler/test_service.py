@@ -2,7 +2,9 @@
 
 import logging
 import os
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import trio
@@ -10,14 +12,16 @@ import trio.testing
 
 from trio_dask.comm import ConnectionLost, Endpoint, LinkLimits, open_connection, parse_address
 from trio_dask.comm.connect import connect as connect_to
+from trio_dask.comm.connection import Connection
 from trio_dask.config import SchedulerSettings
 from trio_dask.errors import NoScheduler, RefusedError, UnavailableError
-from trio_dask.protocol.hello import Hello
+from trio_dask.protocol.hello import Hello, Role
 from trio_dask.protocol.messages import (
     Blob,
     Goodbye,
     KeyReady,
     Leave,
+    Message,
     Query,
     Release,
     Reply,
@@ -36,14 +40,17 @@ FUNCTION = b"f" * 16
 WORKER = {"address": "tcp://w:1", "host": "w", "nthreads": 1, "memory_limit": None, "resources": {}, "pid": 1}
 
 
+Start = Callable[..., Awaitable[trio.CancelScope]]
+
+
 @pytest.fixture
-async def scheduler(nursery: trio.Nursery):
+async def scheduler(nursery: trio.Nursery) -> Start:
     """A running scheduler: what `settings` say on top of its address; ends with the test."""
 
-    async def start(**settings):
+    async def start(**settings: Any) -> trio.CancelScope:
         scope = trio.CancelScope()
 
-        async def run(task_status) -> None:
+        async def run(task_status: trio.TaskStatus[Any]) -> None:
             with scope:
                 await run_scheduler(SchedulerSettings(address=ADDRESS, **settings), task_status=task_status)
 
@@ -54,27 +61,28 @@ async def scheduler(nursery: trio.Nursery):
     return start
 
 
-async def connect(role, **hello):
+async def connect(role: Role, **hello: Any) -> Connection:
     hello.setdefault("details", dict(WORKER) if role == "worker" else {})
     endpoint = Endpoint(parse_address(ADDRESS))
-    return await connect_to(endpoint, Hello(role=role, **hello), nursery=None)  # in memory nothing runs beside
+    nothing_runs = cast("trio.Nursery", None)  # in memory
+    return await connect_to(endpoint, Hello(role=role, **hello), nursery=nothing_runs)
 
 
-async def batch(connection):
+async def batch(connection: Connection) -> Any:
     """The next messages."""
     async for messages in connection.batches():
         return messages
     return None
 
 
-async def ask(connection, what, *arguments):
+async def ask(connection: Connection, what: str, *arguments: Any) -> Any:
     connection.send_nowait(Query(1, what, arguments), flush=True)
     (reply,) = await batch(connection)
     assert isinstance(reply, Reply)
     return reply.payload
 
 
-def submit(*keys):
+def submit(*keys: str) -> list[Message]:
     count = len(keys)
     return [
         Blob(FUNCTION, 1, b"x"),
@@ -82,7 +90,7 @@ def submit(*keys):
     ]
 
 
-async def test_a_task_goes_to_a_worker_and_its_result_to_the_client(scheduler) -> None:
+async def test_a_task_goes_to_a_worker_and_its_result_to_the_client(scheduler: Start) -> None:
     await scheduler()
     async with await connect("client") as client, await connect("worker") as worker:
         client.send_many_nowait(submit("a"))
@@ -95,7 +103,9 @@ async def test_a_task_goes_to_a_worker_and_its_result_to_the_client(scheduler) -
         assert ready == KeyReady("a", 3, "int", b"abc", ())
 
 
-async def test_what_a_lost_worker_was_running_goes_to_another(scheduler, caplog: pytest.LogCaptureFixture) -> None:
+async def test_what_a_lost_worker_was_running_goes_to_another(
+    scheduler: Start, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO)
     await scheduler()
     async with await connect("client") as client:
@@ -111,7 +121,7 @@ async def test_what_a_lost_worker_was_running_goes_to_another(scheduler, caplog:
     assert lost == "Worker one is lost: the connection to it broke: the other end is gone"
 
 
-async def test_a_worker_whose_name_is_taken_is_refused(scheduler) -> None:
+async def test_a_worker_whose_name_is_taken_is_refused(scheduler: Start) -> None:
     await scheduler()
     async with await connect("worker", name="one"):
         with pytest.raises(RefusedError, match="the name 'one' is taken by the worker at tcp://w:1"):
@@ -126,16 +136,17 @@ async def test_a_worker_whose_name_is_taken_is_refused(scheduler) -> None:
 
 
 async def test_two_workers_that_come_at_once_do_not_get_one_name(
-    autojump_clock: trio.testing.MockClock, scheduler
+    autojump_clock: trio.testing.MockClock, scheduler: Start
 ) -> None:
     await scheduler()
     ends = []
 
-    async def join(number) -> None:
+    async def join(number: int) -> None:
         try:
             details = {**WORKER, "address": f"tcp://w:{number}"}
             async with await connect("worker", name="one", details=details) as worker:
                 await batch(worker)
+                assert worker.goodbye is not None
                 ends.append(worker.goodbye.reason)
         except RefusedError as exc:
             ends.append(str(exc))
@@ -171,7 +182,7 @@ async def test_two_workers_that_come_at_once_do_not_get_one_name(
     ids=str,
 )
 async def test_a_worker_that_says_impossible_things_is_turned_away(
-    scheduler, details, caplog: pytest.LogCaptureFixture
+    scheduler: Start, details: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     await scheduler()
     with pytest.raises(NoScheduler):
@@ -181,7 +192,7 @@ async def test_a_worker_that_says_impossible_things_is_turned_away(
         assert (await ask(client, "scheduler_info"))["workers"] == {}
 
 
-async def test_the_figures_of_a_worker_are_known_from_the_moment_it_has_registered(scheduler) -> None:
+async def test_the_figures_of_a_worker_are_known_from_the_moment_it_has_registered(scheduler: Start) -> None:
     await scheduler()
     details = {**WORKER, "metrics": {"memory_bytes": 7, "paused": False}}
     async with await connect("client") as client, await connect("worker", details=details):
@@ -190,7 +201,7 @@ async def test_the_figures_of_a_worker_are_known_from_the_moment_it_has_register
 
 
 async def test_a_peer_that_breaks_the_protocol_is_closed_and_nobody_else_notices(
-    scheduler, caplog: pytest.LogCaptureFixture
+    scheduler: Start, caplog: pytest.LogCaptureFixture
 ) -> None:
     await scheduler()
     async with await connect("client") as good, await connect("client") as bad:
@@ -202,7 +213,7 @@ async def test_a_peer_that_breaks_the_protocol_is_closed_and_nobody_else_notices
 
 
 async def test_a_silent_peer_is_given_up(
-    autojump_clock: trio.testing.MockClock, scheduler, caplog: pytest.LogCaptureFixture
+    autojump_clock: trio.testing.MockClock, scheduler: Start, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     await scheduler(silence_s=3, keepalive_s=1000)
@@ -212,7 +223,7 @@ async def test_a_silent_peer_is_given_up(
     assert "Lost the client at " in caplog.text
 
 
-async def test_the_core_is_called_when_it_asked_to_be(autojump_clock: trio.testing.MockClock, scheduler) -> None:
+async def test_the_core_is_called_when_it_asked_to_be(autojump_clock: trio.testing.MockClock, scheduler: Start) -> None:
     """A restart that a worker never answers is over after its time."""
     await scheduler()
     async with await connect("client") as client, await connect("worker", name="one") as worker:
@@ -224,11 +235,11 @@ async def test_the_core_is_called_when_it_asked_to_be(autojump_clock: trio.testi
 
 
 async def test_a_client_can_end_the_cluster(
-    autojump_clock: trio.testing.MockClock, scheduler, nursery: trio.Nursery
+    autojump_clock: trio.testing.MockClock, scheduler: Start, nursery: trio.Nursery
 ) -> None:
     ended = trio.Event()
 
-    async def run(task_status) -> None:
+    async def run(task_status: trio.TaskStatus[Any]) -> None:
         await run_scheduler(SchedulerSettings(address=ADDRESS), task_status=task_status)
         ended.set()
 
@@ -242,7 +253,7 @@ async def test_a_client_can_end_the_cluster(
         await ended.wait()
 
 
-async def test_stopped_from_outside_it_tells_everybody(scheduler) -> None:
+async def test_stopped_from_outside_it_tells_everybody(scheduler: Start) -> None:
     scope = await scheduler()
     async with await connect("client") as client, await connect("worker") as worker:
         scope.cancel()
@@ -257,7 +268,7 @@ async def test_stopped_from_outside_it_tells_everybody(scheduler) -> None:
 
 
 async def test_a_peer_that_does_not_listen_cannot_hold_up_the_end(
-    autojump_clock: trio.testing.MockClock, scheduler
+    autojump_clock: trio.testing.MockClock, scheduler: Start
 ) -> None:
     scope = await scheduler(grace_s=2)
     async with await connect("worker"):
@@ -269,7 +280,7 @@ async def test_a_peer_that_does_not_listen_cannot_hold_up_the_end(
         assert trio.current_time() - started < 10
 
 
-async def test_the_files_of_a_scheduler(scheduler, tmp_path: Path) -> None:
+async def test_the_files_of_a_scheduler(scheduler: Start, tmp_path: Path) -> None:
     paths = {"scheduler_file": str(tmp_path / "scheduler.json"), "pid_file": str(tmp_path / "pid")}
     scope = await scheduler(**paths)
     assert read_scheduler_file(paths["scheduler_file"]) == ADDRESS
@@ -285,7 +296,7 @@ async def test_a_file_that_cannot_be_written_ends_it(tmp_path: Path) -> None:
         await run_scheduler(settings)
 
 
-async def test_the_results_of_a_client_that_left_are_released(scheduler) -> None:
+async def test_the_results_of_a_client_that_left_are_released(scheduler: Start) -> None:
     await scheduler()
     async with await connect("worker") as worker:
         async with await connect("client") as client:
@@ -300,7 +311,7 @@ async def test_the_results_of_a_client_that_left_are_released(scheduler) -> None
         assert "a" in str(messages)
 
 
-async def test_a_lost_connection_delays_no_other_peer(scheduler) -> None:
+async def test_a_lost_connection_delays_no_other_peer(scheduler: Start) -> None:
     await scheduler()
     connection = await connect("worker")
     async with connection:

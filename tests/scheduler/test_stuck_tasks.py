@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -36,7 +37,7 @@ def notices(kit: Kit) -> list[str]:
     ],
 )
 def test_what_no_worker_can_do_is_told_at_once_and_aloud_when_it_has_lasted(
-    extra: dict[str, object], sentence: str
+    extra: dict[str, Any], sentence: str
 ) -> None:
     kit = Kit()
     client, other = kit.client(), kit.client("other")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+import threading
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import trio
@@ -15,9 +17,31 @@ from trio_dask.comm.transport import Transport
 from trio_dask.config import WorkerSettings
 from trio_dask.ids import RunId, new_incarnation
 from trio_dask.protocol.hello import Hello, Refusal, Welcome
-from trio_dask.protocol.messages import Blob, Heartbeat, Message, Run, Started
-from trio_dask.protocol.pickling import KeyReference, load_value, pickle_call, pickle_function
+from trio_dask.protocol.link import DEFAULT_LIMITS, LinkLimits
+from trio_dask.protocol.messages import (
+    Blob,
+    Call,
+    CallResult,
+    Heartbeat,
+    Message,
+    OnDataPlane,
+    Put,
+    Run,
+    RunFailed,
+    RunFinished,
+    Started,
+)
+from trio_dask.protocol.picklers import Buffer
+from trio_dask.protocol.pickling import (
+    KeyReference,
+    dump_value,
+    load_value,
+    pickle_call,
+    pickle_function,
+    rebuild_exception,
+)
 from trio_dask.worker.service import run_worker
+from trio_dask.worker.task_context import check_cancelled, get_worker
 
 _M = TypeVar("_M", bound=Message)
 
@@ -29,6 +53,39 @@ class Ref(KeyReference):
 
     def __init__(self, key: str) -> None:
         self.key = key
+
+
+class Gate:
+    """Where a task in a thread stops until the test lets it pass. Tasks reach it by name: it is not pickled."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.reached = threading.Event()
+        self.open = threading.Event()
+
+    async def wait_reached(self) -> None:
+        assert await trio.to_thread.run_sync(self.reached.wait, PATIENCE_S)
+
+
+gates: dict[str, Gate] = {}
+
+
+def pass_gate(name: str) -> str:
+    gates[name].reached.set()
+    assert gates[name].open.wait(PATIENCE_S)
+    check_cancelled()
+    return "passed"
+
+
+def pass_gate_and_ignore(name: str) -> str:
+    gates[name].reached.set()
+    assert gates[name].open.wait(PATIENCE_S)
+    return "nobody wants this any more"
+
+
+def keys_here() -> list[str]:
+    """A task: the results that its worker holds."""
+    return list(get_worker().data)
 
 
 class Session:
@@ -68,7 +125,7 @@ class Session:
         key: str,
         function: Callable[..., Any],
         *args: Any,
-        holders: dict[str, Sequence[str]] | None = None,
+        holders: Mapping[str, Sequence[str]] | None = None,
         priority: int = 0,
         **extra: Any,
     ) -> RunId:
@@ -78,7 +135,7 @@ class Session:
         for digest, data in ((blob.digest, blob.data), *call.blobs):
             if digest not in self._sent:
                 self._sent.add(digest)
-                self.tell(Blob(digest, len(data), data))
+                self.tell(Blob(digest, len(data), bytes(data)))
         self._next_run += 1
         dependencies = tuple((name, tuple((holders or {}).get(name, ()))) for name in call.dependencies)
         run = RunId(self._next_run)
@@ -102,16 +159,16 @@ class Session:
     async def result(self) -> Any:
         """The value of the run that ends next."""
         with trio.fail_after(PATIENCE_S):
-            while not hasattr(message := await self._receive.receive(), "value"):
-                assert not hasattr(message, "error"), message
+            while not isinstance(message := await self._receive.receive(), RunFinished):
+                assert not isinstance(message, RunFailed), message
         return value_of(message.value)
 
 
 class FakeScheduler:
     """Where workers register."""
 
-    def __init__(self, address: Address, settings: WorkerSettings) -> None:
-        self.address = address
+    def __init__(self, endpoint: Endpoint, settings: WorkerSettings) -> None:
+        self.endpoint = endpoint
         self.settings = settings
         self.refusal: str | None = None
         self.incarnation = new_incarnation()
@@ -122,7 +179,7 @@ class FakeScheduler:
     async def run(self, sessions: trio.Nursery, *, task_status: trio.TaskStatus[list[Address]]) -> None:
         with self._listening:
             await serve(
-                Endpoint(self.address),
+                self.endpoint,
                 self._handle,
                 identity=Hello(role="scheduler"),
                 admit=self._admit,
@@ -152,10 +209,10 @@ class FakeScheduler:
 
 
 @asynccontextmanager
-async def open_scheduler(**settings: Any) -> AsyncGenerator[FakeScheduler]:
+async def open_scheduler(limits: LinkLimits = DEFAULT_LIMITS, /, **settings: Any) -> AsyncGenerator[FakeScheduler]:
     """A scheduler on the in-memory transport, and settings for workers of it."""
     address = Address("inproc", "scheduler")
-    scheduler = FakeScheduler(address, WorkerSettings(**{"scheduler": str(address), **settings}))
+    scheduler = FakeScheduler(Endpoint(address, limits), WorkerSettings(**{"scheduler": str(address), **settings}))
     async with trio.open_nursery() as nursery:
         await nursery.start(scheduler.run, nursery)
         yield scheduler
@@ -174,6 +231,32 @@ async def open_worker(**settings: Any) -> AsyncGenerator[Session]:
         await session.over.wait()
 
 
+async def ask(
+    channel: DataChannel, message: OnDataPlane, frames: Sequence[Buffer] = ()
+) -> tuple[Any, list[memoryview]]:
+    """What a worker answers on its data plane."""
+    with trio.fail_after(PATIENCE_S):
+        await channel.send(message, frames)
+        return await channel.receive()
+
+
+async def call(channel: DataChannel, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """What `client.run` does."""
+    frames = dump_value((function, args, kwargs))
+    answer, buffers = await ask(channel, Call(tuple(map(len, frames))), frames)
+    assert isinstance(answer, CallResult)
+    if answer.ok:
+        return load_value(buffers)
+    raise rebuild_exception(bytes(buffers[0]) if buffers else None, answer.text, key="run", worker="w", attempt=1)
+
+
+async def put(channel: DataChannel, key: str, value: Any) -> Any:
+    """What `client.scatter` does."""
+    frames = dump_value(value)
+    sizes = tuple(len(frame) if isinstance(frame, bytes) else memoryview(frame).nbytes for frame in frames)
+    return (await ask(channel, Put(key, "client-1", "thing", sizes), frames))[0]
+
+
 async def open_data(address: str) -> DataChannel:
     """A channel to a worker's data plane."""
     nothing_runs = cast("trio.Nursery", None)  # neither over TCP nor in memory
@@ -184,3 +267,8 @@ def value_of(inline: bytes | None) -> Any:
     """The result that rode along in a message."""
     assert inline is not None
     return load_value([inline])
+
+
+def files(base: Path) -> list[Path]:
+    """All files below a folder."""
+    return [path for path in base.rglob("*") if path.is_file()]

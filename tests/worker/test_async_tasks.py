@@ -3,7 +3,8 @@
 import asyncio
 import gc
 import weakref
-from typing import Never
+from collections.abc import Callable, Iterator
+from typing import Any, Never
 
 import pytest
 import trio
@@ -15,7 +16,7 @@ class Large:
     """A local variable of a task, in place of 200 MB."""
 
 
-kept = []
+kept: list[weakref.ref[Large]] = []
 
 
 async def fail_with_a_large_variable() -> Never:  # noqa: ASYNC124 - the kind of task is what matters
@@ -25,12 +26,12 @@ async def fail_with_a_large_variable() -> Never:  # noqa: ASYNC124 - the kind of
 
 
 @pytest.fixture(scope="module")
-def client():
+def client() -> Iterator[Client]:
     with Client(n_workers=1, threads_per_worker=1, processes=False, set_as_default=False) as client:
         yield client
 
 
-def test_a_failed_task_keeps_none_of_its_variables(client) -> None:
+def test_a_failed_task_keeps_none_of_its_variables(client: Client) -> None:
     """Without the garbage collector's help."""
     gc.collect()
     gc.disable()
@@ -109,35 +110,40 @@ FOREIGN = (
 )
 
 
-def notes_of(error):
+def notes_of(error: BaseException | None) -> list[str]:
+    assert error is not None
     return [note for note in error.__notes__ if "under Trio here, not under asyncio" in note]
 
 
 @pytest.mark.parametrize("function", FOREIGN)
-def test_a_task_that_awaits_asyncio_is_told_that_it_runs_under_trio(client, function) -> None:
+def test_a_task_that_awaits_asyncio_is_told_that_it_runs_under_trio(
+    client: Client, function: Callable[..., Any]
+) -> None:
     error = client.submit(function, pure=False).exception()
     (note,) = notes_of(error)
     assert "trio.sleep" in note
     assert "asyncio.run" in note
 
 
-def test_a_function_of_run_is_told_as_well(client) -> None:
-    (error,) = client.run(foreign_sleep, on_error="return").values()
+def test_a_function_of_run_is_told_as_well(client: Client) -> None:
+    answers = client.run(foreign_sleep, on_error="return")
+    assert answers is not None
+    (error,) = answers.values()
     assert len(notes_of(error)) == 1
 
 
-async def fail_otherwise(error) -> Never:  # noqa: ASYNC124 - the kind of task is what matters
+async def fail_otherwise(error: BaseException) -> Never:  # noqa: ASYNC124 - the kind of task is what matters
     raise error
 
 
 @pytest.mark.parametrize("error", [RuntimeError("no running"), TypeError("trio"), ValueError("no running event loop")])
-def test_other_errors_are_as_they_were(client, error) -> None:
+def test_other_errors_are_as_they_were(client: Client, error: BaseException) -> None:
     assert notes_of(client.submit(fail_otherwise, error, pure=False).exception()) == []
 
 
-def run_asyncio():
+def run_asyncio() -> str:
     return asyncio.run(asyncio.sleep(0, "done"))
 
 
-def test_the_remedy_works(client) -> None:
+def test_the_remedy_works(client: Client) -> None:
     assert client.submit(run_asyncio).result() == "done"

@@ -32,7 +32,7 @@ from trio_dask.protocol.messages import (
     Scattered,
     Started,
 )
-from trio_dask.worker.core.effects import CancelFetch, CancelRun, Request, StartFetch
+from trio_dask.worker.core.effects import CancelFetch, CancelRun, FetchId, Request, StartFetch
 from trio_dask.worker.core.fetch_plan import FetchLimits
 from trio_dask.worker.core.invariants import check, check_idle
 from trio_dask.worker.core.worker import WorkerCore
@@ -55,7 +55,7 @@ class Machine(RuleBasedStateMachine):
         self.capacity = 0
         self.online = True
         self.slots: list[Run] = []
-        self.fetches: dict[int, tuple[str, list[str]]] = {}
+        self.fetches: dict[FetchId, tuple[str, list[str]]] = {}
 
     @initialize(slots=st.integers(1, 3), fetches=st.integers(1, 3), keys=st.integers(1, 3))
     def begin(self, slots: int, fetches: int, keys: int) -> None:

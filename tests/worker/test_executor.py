@@ -6,7 +6,7 @@ import pickle
 import sys
 import threading
 from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 import pytest
@@ -28,11 +28,15 @@ from trio_dask.worker.task_context import WorkerHandle, check_cancelled, current
 PATIENCE_S = 10
 
 
+class _ReadyQueue(ReadyQueue):
+    """One whose `take` a test may replace: without slots."""
+
+
 class Slots:
     """An executor whose functions stand in a table, so that they can share events with the test."""
 
     def __init__(self, slots: int, **options: Any) -> None:
-        self.ready = ReadyQueue()
+        self.ready = _ReadyQueue()
         self.store = ResultStore()
         self.functions: dict[bytes, Callable[..., Any]] = {}
         self.handle = WorkerHandle(name="w", nthreads=slots, data=self.store)
@@ -85,8 +89,11 @@ class Slots:
         return rebuild_exception(outcome.error, outcome.text, key="k", worker="w", attempt=1)
 
 
+OpenSlots = Callable[..., AbstractAsyncContextManager[Slots]]
+
+
 @pytest.fixture
-def open_slots(monkeypatch: pytest.MonkeyPatch) -> Any:
+def open_slots(monkeypatch: pytest.MonkeyPatch) -> OpenSlots:
     @asynccontextmanager
     async def open_slots(slots: int = 1, **options: Any) -> AsyncGenerator[Slots]:
         kit = Slots(slots, **options)
@@ -113,7 +120,7 @@ class _Names(dict[bytes, bytes]):
         return digest
 
 
-async def test_a_slot_runs_what_is_offered_and_reports_value_size_type_and_time(open_slots: Any) -> None:
+async def test_a_slot_runs_what_is_offered_and_reports_value_size_type_and_time(open_slots: OpenSlots) -> None:
     async with open_slots() as slots:
         run = slots.offer(1, pow, 2, 5)
         slots.wake()
@@ -126,18 +133,26 @@ async def test_a_slot_runs_what_is_offered_and_reports_value_size_type_and_time(
         assert finished.duration_s > 0
 
 
-async def test_a_value_above_the_limit_does_not_ride_along(open_slots: Any) -> None:
+async def test_a_value_above_the_limit_does_not_ride_along(open_slots: OpenSlots) -> None:
     async with open_slots() as slots:
         slots.offer(1, bytes, 101)
         slots.wake()
         finished = await slots.outcome()
+        assert isinstance(finished, Finished)
         assert finished.inline is None
         assert finished.nbytes > 100
 
 
-async def test_who_is_known_for_large_results_passes_the_gate_and_so_does_who_is_not_known(open_slots: Any) -> None:
+async def test_who_is_known_for_large_results_passes_the_gate_and_so_does_who_is_not_known(
+    open_slots: OpenSlots,
+) -> None:
     passed: list[int] = []
-    reservations = Reservations(lambda nbytes: passed.append(nbytes) is None, lambda: None)
+
+    def take(nbytes: int) -> bool:
+        passed.append(nbytes)
+        return True
+
+    reservations = Reservations(take, lambda: None)
 
     def unknown() -> int:
         return 1
@@ -166,24 +181,27 @@ async def test_who_is_known_for_large_results_passes_the_gate_and_so_does_who_is
         assert passed == []
 
 
-async def test_a_run_that_waits_at_the_gate_is_not_on_the_board_yet(open_slots: Any) -> None:
+async def test_a_run_that_waits_at_the_gate_is_not_on_the_board_yet(open_slots: OpenSlots) -> None:
     token, called = trio.lowlevel.current_trio_token(), trio.Event()
     reservations = Reservations(lambda nbytes: False, lambda: token.run_sync_soon(called.set))
-    async with open_slots(reservations=reservations, reserve_from=1000) as slots:
-        slots.offer(1, bytes, 5000)
-        slots.wake()
-        await slots.value()
-        slots.offer(2, bytes, 5000)
-        slots.wake()
-        with trio.fail_after(PATIENCE_S):
-            await called.wait()
-        assert slots.executor.busy
-        assert slots.executor._cells[0] == 1  # the last one that began
-        reservations.close()
-        await slots.value()
+    with RunningTable.create(1) as running_table:
+        async with open_slots(1, running_table=running_table, reservations=reservations, reserve_from=1000) as slots:
+            slots.offer(1, bytes, 5000)
+            slots.wake()
+            await slots.value()
+            slots.offer(2, bytes, 5000)
+            slots.wake()
+            with trio.fail_after(PATIENCE_S):
+                await called.wait()
+            assert slots.executor.busy
+            assert 2 not in running_table.running()
+            reservations.close()
+            await slots.value()
 
 
-async def test_a_run_that_waits_at_the_gate_has_not_started(open_slots: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_run_that_waits_at_the_gate_has_not_started(
+    open_slots: OpenSlots, monkeypatch: pytest.MonkeyPatch
+) -> None:
     token, called = trio.lowlevel.current_trio_token(), trio.Event()
     reservations = Reservations(lambda nbytes: False, lambda: token.run_sync_soon(called.set))
     clock = [1e9]
@@ -219,7 +237,7 @@ async def test_a_run_that_waits_at_the_gate_has_not_started(open_slots: Any, mon
         assert finished.duration_s == 5
 
 
-async def test_runs_of_one_slot_go_by_priority_whatever_comes_first(open_slots: Any) -> None:
+async def test_runs_of_one_slot_go_by_priority_whatever_comes_first(open_slots: OpenSlots) -> None:
     async with open_slots() as slots:
         for number, priority in ((1, 3), (2, 1), (3, 2), (4, 1)):
             slots.offer(number, abs, number, priority=priority)
@@ -227,7 +245,7 @@ async def test_runs_of_one_slot_go_by_priority_whatever_comes_first(open_slots: 
         assert [await slots.value() for _ in range(4)] == [2, 4, 3, 1]
 
 
-async def test_outcomes_gather_while_the_loop_is_busy_and_come_as_one(open_slots: Any) -> None:
+async def test_outcomes_gather_while_the_loop_is_busy_and_come_as_one(open_slots: OpenSlots) -> None:
     last = threading.Event()
     async with open_slots() as slots:
         for number in range(100):
@@ -240,7 +258,7 @@ async def test_outcomes_gather_while_the_loop_is_busy_and_come_as_one(open_slots
         assert len(slots.bursts) <= 2  # the last outcome may come just after the others were collected
 
 
-async def test_as_many_run_at_once_as_there_are_slots_and_no_more(open_slots: Any) -> None:
+async def test_as_many_run_at_once_as_there_are_slots_and_no_more(open_slots: OpenSlots) -> None:
     together = threading.Barrier(3)
     release = threading.Event()
     third = threading.Event()
@@ -295,7 +313,7 @@ def _generator() -> Any:
     ],
 )
 async def test_whatever_a_task_does_the_slot_lives_on(
-    open_slots: Any, function: Callable[..., Any], args: tuple[Any, ...], expected: str, text: str
+    open_slots: OpenSlots, function: Callable[..., Any], args: tuple[Any, ...], expected: str, text: str
 ) -> None:
     async with open_slots() as slots:
         # Not pickled with the call: exceptions are arguments here.
@@ -315,7 +333,7 @@ def _bound(function: Callable[..., Any], args: tuple[Any, ...]) -> Callable[[], 
     return call
 
 
-async def test_a_thread_learns_of_its_cancellation_when_it_asks(open_slots: Any) -> None:
+async def test_a_thread_learns_of_its_cancellation_when_it_asks(open_slots: OpenSlots) -> None:
     begun, cancelled = threading.Event(), threading.Event()
 
     def work() -> None:
@@ -332,7 +350,7 @@ async def test_a_thread_learns_of_its_cancellation_when_it_asks(open_slots: Any)
         assert isinstance(await slots.error(), TaskCancelled)
 
 
-async def test_a_cancellation_that_overtakes_the_slot_is_not_lost(open_slots: Any) -> None:
+async def test_a_cancellation_that_overtakes_the_slot_is_not_lost(open_slots: OpenSlots) -> None:
     ran = threading.Event()
     async with open_slots() as slots:
         run = slots.offer(1, ran.set)
@@ -347,7 +365,7 @@ async def test_a_cancellation_that_overtakes_the_slot_is_not_lost(open_slots: An
         assert not vars(slots.executor)["_cancelled_runs"]
 
 
-async def test_the_next_run_of_a_slot_does_not_inherit_a_cancellation(open_slots: Any) -> None:
+async def test_the_next_run_of_a_slot_does_not_inherit_a_cancellation(open_slots: OpenSlots) -> None:
     async with open_slots() as slots:
         run = slots.offer(1, abs, -1)
         slots.wake()
@@ -358,8 +376,8 @@ async def test_the_next_run_of_a_slot_does_not_inherit_a_cancellation(open_slots
         assert await slots.value() is None
 
 
-async def test_async_tasks_run_under_trio_in_the_loops_thread(open_slots: Any) -> None:
-    async def work(number: int) -> tuple[int, threading.Thread]:
+async def test_async_tasks_run_under_trio_in_the_loops_thread(open_slots: OpenSlots) -> None:
+    async def work(number: int) -> int:
         await trio.lowlevel.checkpoint()
         assert threading.current_thread() is loop
         return number + 1
@@ -371,7 +389,7 @@ async def test_async_tasks_run_under_trio_in_the_loops_thread(open_slots: Any) -
         assert await slots.value() == 2
 
 
-async def test_cancelling_an_async_task_cancels_its_code_and_frees_its_slot(open_slots: Any) -> None:
+async def test_cancelling_an_async_task_cancels_its_code_and_frees_its_slot(open_slots: OpenSlots) -> None:
     begun, cleaned_up = trio.Event(), trio.Event()
 
     async def work() -> None:
@@ -394,7 +412,7 @@ async def test_cancelling_an_async_task_cancels_its_code_and_frees_its_slot(open
 
 
 @pytest.mark.parametrize("kind", [ValueError, SystemExit, KeyboardInterrupt])
-async def test_what_an_async_task_raises_is_its_own_failure(open_slots: Any, kind: type[BaseException]) -> None:
+async def test_what_an_async_task_raises_is_its_own_failure(open_slots: OpenSlots, kind: type[BaseException]) -> None:
     async def work() -> None:
         await trio.lowlevel.checkpoint()
         raise kind("no")
@@ -407,7 +425,7 @@ async def test_what_an_async_task_raises_is_its_own_failure(open_slots: Any, kin
         assert await slots.value() == 1
 
 
-async def test_async_tasks_count_against_the_slots(open_slots: Any) -> None:
+async def test_async_tasks_count_against_the_slots(open_slots: OpenSlots) -> None:
     running: list[int] = []
     begun, release = trio.Event(), trio.Event()
 
@@ -429,7 +447,7 @@ async def test_async_tasks_count_against_the_slots(open_slots: Any) -> None:
         assert running == [1, 2]
 
 
-async def test_an_announced_run_waits_until_it_may_go(open_slots: Any) -> None:
+async def test_an_announced_run_waits_until_it_may_go(open_slots: OpenSlots) -> None:
     ran = threading.Event()
     async with open_slots() as slots:
         run = slots.offer(1, ran.set, announce=True)
@@ -444,7 +462,7 @@ async def test_an_announced_run_waits_until_it_may_go(open_slots: Any) -> None:
         assert ran.is_set()
 
 
-async def test_inputs_are_values_and_one_that_is_gone_hands_the_run_back(open_slots: Any) -> None:
+async def test_inputs_are_values_and_one_that_is_gone_hands_the_run_back(open_slots: OpenSlots) -> None:
     async with open_slots() as slots:
         shared = [3, 1, 2]
         slots.store.put("x", shared, 10)
@@ -463,7 +481,7 @@ def _ref(key: str) -> Any:
     return Ref(key)
 
 
-async def test_a_slot_carries_its_result_to_what_follows_it(open_slots: Any) -> None:
+async def test_a_slot_carries_its_result_to_what_follows_it(open_slots: OpenSlots) -> None:
     async with open_slots() as slots:
         predecessor = slots.offer(1, list, (3, 1, 2))
         follower = slots.run(2, sorted, _ref("k1"))
@@ -480,8 +498,8 @@ async def test_a_slot_carries_its_result_to_what_follows_it(open_slots: Any) -> 
         assert await slots.value() == 5
 
 
-async def test_a_task_can_ask_where_it_runs(open_slots: Any) -> None:
-    def work() -> tuple[str, int, str]:
+async def test_a_task_can_ask_where_it_runs(open_slots: OpenSlots) -> None:
+    def work() -> tuple[str, int, str | int]:
         context = current_task()
         assert context is not None
         return context.key, context.attempt, get_worker().name
@@ -496,7 +514,7 @@ async def test_a_task_can_ask_where_it_runs(open_slots: Any) -> None:
         get_worker()
 
 
-async def test_leaving_tells_running_tasks_and_turns_away_async_ones(open_slots: Any) -> None:
+async def test_leaving_tells_running_tasks_and_turns_away_async_ones(open_slots: OpenSlots) -> None:
     begun, asked = threading.Event(), threading.Event()
 
     def work() -> None:
@@ -513,7 +531,9 @@ async def test_leaving_tells_running_tasks_and_turns_away_async_ones(open_slots:
 
 
 @pytest.mark.parametrize("extra", [{}, {"announce": True}])
-async def test_a_slot_that_asks_the_loop_after_its_end_is_turned_away(open_slots: Any, extra: dict[str, Any]) -> None:
+async def test_a_slot_that_asks_the_loop_after_its_end_is_turned_away(
+    open_slots: OpenSlots, monkeypatch: pytest.MonkeyPatch, extra: dict[str, Any]
+) -> None:
     begun = threading.Event()
 
     async def never() -> None:
@@ -527,20 +547,13 @@ async def test_a_slot_that_asks_the_loop_after_its_end_is_turned_away(open_slots
             assert slots.closed.wait(PATIENCE_S)
             return run
 
-        slots.executor._ready = _Ready(take)
+        monkeypatch.setattr(slots.ready, "take", take)
         slots.offer(1, never, **extra)
         slots.wake()
         await trio.to_thread.run_sync(begun.wait, PATIENCE_S)
 
 
-class _Ready:
-    """A queue from which taking takes as long as a test wants."""
-
-    def __init__(self, take: Callable[[], Run | None]) -> None:
-        self.take = take
-
-
-async def test_no_more_tasks_begin_than_may_and_the_others_are_declined(open_slots: Any) -> None:
+async def test_no_more_tasks_begin_than_may_and_the_others_are_declined(open_slots: OpenSlots) -> None:
     release = threading.Event()
 
     def wait() -> None:
@@ -558,7 +571,7 @@ async def test_no_more_tasks_begin_than_may_and_the_others_are_declined(open_slo
         assert (kinds.count(Finished), kinds.count(Declined)) == (2, 2)
 
 
-async def test_what_a_slot_executes_stands_on_the_board_until_its_outcome_has_been_taken(open_slots: Any) -> None:
+async def test_what_a_slot_executes_stands_on_the_board_until_its_outcome_has_been_taken(open_slots: OpenSlots) -> None:
     seen: list[tuple[RunId, ...]] = []
 
     def look(error: type[Exception] | None) -> None:
@@ -575,7 +588,9 @@ async def test_what_a_slot_executes_stands_on_the_board_until_its_outcome_has_be
             await slots.outcome()
             await slots.outcome()
             begun = await slots.outcome()
+            assert isinstance(begun, Begun)
             assert (begun.run, running_table.running()) == (announced, ())
+            assert begun.go is not None
             begun.go.put(None)
             await slots.outcome()
             assert seen == [(7,), (8,), (9,)]
@@ -601,7 +616,7 @@ async def test_a_fault_of_ours_ends_it_whatever_async_tasks_run(monkeypatch: pyt
             with trio.fail_after(PATIENCE_S):
                 await begun.wait()
                 monkeypatch.setattr(kit, "take", None)
-                kit.executor._take = lambda outcomes: 1 // 0
+                monkeypatch.setattr(kit.executor, "_take", lambda outcomes: 1 // 0)
                 kit.offer(2, abs, -1)
                 kit.wake()
                 await trio.sleep_forever()

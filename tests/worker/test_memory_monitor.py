@@ -8,7 +8,7 @@ import shutil
 import threading
 import weakref
 from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,7 @@ import trio
 import trio.testing
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from tests.worker.kit import PATIENCE_S, Ref, Session, open_data, open_worker
-from tests.worker.test_data_plane import ask, call, put
+from tests.worker.kit import PATIENCE_S, Ref, Session, ask, call, files, open_data, open_worker, put
 from trio_dask.comm.buffer_pool import HUGE_PAGE_BYTES, BufferPool
 from trio_dask.config import WorkerSettings
 from trio_dask.errors import UnavailableError
@@ -56,10 +55,6 @@ LIMIT = 100 * MB
 
 def folders(base: Path) -> list[Path]:
     return list(base.iterdir())
-
-
-def files(base: Path) -> list[Path]:
-    return [path for path in base.rglob("*") if path.is_file()]
 
 
 def test_the_memory_of_this_process_is_read() -> None:
@@ -142,8 +137,11 @@ class Process:
         return [key for key in self.store if self.store.is_spilled(key)]
 
 
+MakeProcess = Callable[..., AbstractAsyncContextManager[Process]]
+
+
 @pytest.fixture
-def make_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+def make_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeProcess:
     """Watched processes; what a thread would do happens at once, since the clock does not see threads."""
 
     async def at_once(self: MemoryMonitor, work: Callable[[], Any], **options: Any) -> Any:
@@ -168,7 +166,7 @@ def make_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..
 
 
 async def test_values_go_to_disk_when_there_are_too_many_and_no_more_than_that(
-    autojump_clock: MockClock, make_process: Any
+    autojump_clock: MockClock, make_process: MakeProcess
 ) -> None:
     async with make_process(spill_process=None) as process:
         process.fill("a", "b", "c", "d", "e", "f")
@@ -183,7 +181,7 @@ async def test_values_go_to_disk_when_there_are_too_many_and_no_more_than_that(
 
 
 async def test_values_go_to_disk_when_the_process_has_grown_by_other_things(
-    autojump_clock: MockClock, make_process: Any
+    autojump_clock: MockClock, make_process: MakeProcess
 ) -> None:
     async with make_process() as process:
         process.fill("a", "b", "c")
@@ -195,7 +193,7 @@ async def test_values_go_to_disk_when_the_process_has_grown_by_other_things(
         assert process.spilled == ["a", "b", "c"]
 
 
-async def test_what_is_in_use_is_spilled_only_in_need(autojump_clock: MockClock, make_process: Any) -> None:
+async def test_what_is_in_use_is_spilled_only_in_need(autojump_clock: MockClock, make_process: MakeProcess) -> None:
     async with make_process() as process:
         process.fill("a", "b")
         used = process.store["a"]
@@ -209,7 +207,7 @@ async def test_what_is_in_use_is_spilled_only_in_need(autojump_clock: MockClock,
 
 
 async def test_when_nothing_is_left_to_spill_garbage_is_collected_now_and_then(
-    autojump_clock: MockClock, make_process: Any
+    autojump_clock: MockClock, make_process: MakeProcess
 ) -> None:
     async with make_process() as process:
         process.leaked_bytes = 65 * MB
@@ -221,7 +219,7 @@ async def test_when_nothing_is_left_to_spill_garbage_is_collected_now_and_then(
         assert 3 <= len(process.released) <= 1 + 60 / memory_policy.COLLECT_INTERVAL_S
 
 
-async def test_the_worker_is_paused_and_resumed_once_each(autojump_clock: MockClock, make_process: Any) -> None:
+async def test_the_worker_is_paused_and_resumed_once_each(autojump_clock: MockClock, make_process: MakeProcess) -> None:
     async with make_process() as process:
         process.is_busy = True
         process.other_bytes = 85 * MB
@@ -236,7 +234,7 @@ async def test_the_worker_is_paused_and_resumed_once_each(autojump_clock: MockCl
         assert process.told == ["pause", "resume"]
 
 
-async def test_a_worker_resumes_as_soon_as_room_was_made(autojump_clock: MockClock, make_process: Any) -> None:
+async def test_a_worker_resumes_as_soon_as_room_was_made(autojump_clock: MockClock, make_process: MakeProcess) -> None:
     async with make_process(spill_managed=None) as process:
         process.is_busy = True
         process.other_bytes = 45 * MB
@@ -247,7 +245,7 @@ async def test_a_worker_resumes_as_soon_as_room_was_made(autojump_clock: MockClo
 
 
 async def test_a_paused_worker_that_nothing_can_help_does_not_wait_for_ever(
-    autojump_clock: MockClock, make_process: Any
+    autojump_clock: MockClock, make_process: MakeProcess
 ) -> None:
     async with make_process() as process:
         process.small_bytes = 75 * MB  # which no spilling and no collecting moves
@@ -262,7 +260,9 @@ async def test_a_paused_worker_that_nothing_can_help_does_not_wait_for_ever(
         assert process.told == ["pause", "resume", "pause"]
 
 
-async def test_memory_kept_for_values_to_come_makes_nobody_spill(autojump_clock: MockClock, make_process: Any) -> None:
+async def test_memory_kept_for_values_to_come_makes_nobody_spill(
+    autojump_clock: MockClock, make_process: MakeProcess
+) -> None:
     async with make_process() as process:
         process.fill("a", "b", "c")
         process.other_bytes = 39 * MB
@@ -274,7 +274,7 @@ async def test_memory_kept_for_values_to_come_makes_nobody_spill(autojump_clock:
 
 
 async def test_nor_does_it_pause_a_worker_or_have_its_garbage_collected(
-    autojump_clock: MockClock, make_process: Any
+    autojump_clock: MockClock, make_process: MakeProcess
 ) -> None:
     async with make_process(spill_managed=None, spill_process=None) as process:
         process.is_busy = True
@@ -283,10 +283,13 @@ async def test_nor_does_it_pause_a_worker_or_have_its_garbage_collected(
             process.keep()
             assert process.used() > process.monitor.limits.pause_above > process.used_bytes
             await process.live(memory_policy.BUSY_INTERVAL_S)
-        assert process.told == process.released == []
+        assert not process.told
+        assert not process.released
 
 
-async def test_values_do_not_wait_for_room_that_is_only_kept(autojump_clock: MockClock, make_process: Any) -> None:
+async def test_values_do_not_wait_for_room_that_is_only_kept(
+    autojump_clock: MockClock, make_process: MakeProcess
+) -> None:
     async with make_process() as process:
         process.fill("a", "b")
         process.other_bytes = 30 * MB
@@ -298,7 +301,7 @@ async def test_values_do_not_wait_for_room_that_is_only_kept(autojump_clock: Moc
         assert process.spilled == []
 
 
-async def test_while_memory_is_plenty_a_little_is_kept(autojump_clock: MockClock, make_process: Any) -> None:
+async def test_while_memory_is_plenty_a_little_is_kept(autojump_clock: MockClock, make_process: MakeProcess) -> None:
     async with make_process() as process:
         for _ in range(2):
             process.keep()
@@ -322,7 +325,7 @@ def test_where_nobody_could_give_it_back_nothing_is_kept(limit: int | None, keep
 
 @pytest.mark.parametrize("off", [("spill_process",), ("spill_process", "pause_process")])
 async def test_a_nanny_never_ends_a_worker_for_what_is_kept(
-    autojump_clock: MockClock, make_process: Any, off: tuple[str, ...]
+    autojump_clock: MockClock, make_process: MakeProcess, off: tuple[str, ...]
 ) -> None:
     async with make_process(**dict.fromkeys(off)) as process:
         process.is_busy = True
@@ -334,7 +337,7 @@ async def test_a_nanny_never_ends_a_worker_for_what_is_kept(
 
 @pytest.mark.parametrize("waits", [False, True])
 async def test_while_a_task_runs_that_is_help_unless_it_waits_for_other_tasks(
-    autojump_clock: MockClock, make_process: Any, waits: bool
+    autojump_clock: MockClock, make_process: MakeProcess, waits: bool
 ) -> None:
     async with make_process() as process:
         process.is_busy = True
@@ -344,7 +347,9 @@ async def test_while_a_task_runs_that_is_help_unless_it_waits_for_other_tasks(
         assert process.told == (["pause", "resume"] if waits else ["pause"])
 
 
-async def test_without_spilling_the_worker_pauses_all_the_same(autojump_clock: MockClock, make_process: Any) -> None:
+async def test_without_spilling_the_worker_pauses_all_the_same(
+    autojump_clock: MockClock, make_process: MakeProcess
+) -> None:
     async with make_process(spill_managed=None, spill_process=None) as process:
         process.fill("a", "b")
         process.small_bytes = 75 * MB
@@ -354,7 +359,9 @@ async def test_without_spilling_the_worker_pauses_all_the_same(autojump_clock: M
         assert process.monitor.metrics()["spill_disk_bytes"] == 0
 
 
-async def test_without_pausing_the_worker_spills_all_the_same(autojump_clock: MockClock, make_process: Any) -> None:
+async def test_without_pausing_the_worker_spills_all_the_same(
+    autojump_clock: MockClock, make_process: MakeProcess
+) -> None:
     async with make_process(pause_process=None) as process:
         process.other_bytes = 95 * MB
         process.fill("a")
@@ -364,7 +371,7 @@ async def test_without_pausing_the_worker_spills_all_the_same(autojump_clock: Mo
 
 
 async def test_files_of_values_that_are_freed_are_removed(
-    autojump_clock: MockClock, make_process: Any, tmp_path: Path
+    autojump_clock: MockClock, make_process: MakeProcess, tmp_path: Path
 ) -> None:
     async with make_process() as process:
         process.fill("a", "b", "c", "d", "e", "f", "g")
@@ -376,7 +383,7 @@ async def test_files_of_values_that_are_freed_are_removed(
 
 
 async def test_what_is_below_the_mark_stays_also_when_files_are_removed(
-    autojump_clock: MockClock, make_process: Any, tmp_path: Path
+    autojump_clock: MockClock, make_process: MakeProcess, tmp_path: Path
 ) -> None:
     async with make_process(spill_process=None) as process:
         process.fill("a", "b", "c", "d", "e", "f", "g")
@@ -390,7 +397,7 @@ async def test_what_is_below_the_mark_stays_also_when_files_are_removed(
 
 
 async def test_an_idle_worker_is_hardly_looked_at_and_a_busy_one_often(
-    autojump_clock: MockClock, make_process: Any
+    autojump_clock: MockClock, make_process: MakeProcess
 ) -> None:
     async with make_process() as process:
         await process.live(1)
@@ -404,7 +411,9 @@ async def test_an_idle_worker_is_hardly_looked_at_and_a_busy_one_often(
         assert process.readings >= 60 / memory_policy.BUSY_INTERVAL_S - 1
 
 
-async def test_what_is_lost_on_disk_is_told(autojump_clock: MockClock, make_process: Any, tmp_path: Path) -> None:
+async def test_what_is_lost_on_disk_is_told(
+    autojump_clock: MockClock, make_process: MakeProcess, tmp_path: Path
+) -> None:
     async with make_process() as process:
         process.fill("a", "b", "c", "d", "e", "f", "g")
         await wait_all_tasks_blocked()
@@ -420,7 +429,7 @@ async def test_what_is_lost_on_disk_is_told(autojump_clock: MockClock, make_proc
 
 async def test_a_full_disk_is_said_once_and_tried_again(
     autojump_clock: MockClock,
-    make_process: Any,
+    make_process: MakeProcess,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -446,7 +455,9 @@ async def test_a_full_disk_is_said_once_and_tried_again(
         assert len(process.spilled) >= 3
 
 
-async def test_what_comes_in_waits_for_room_and_not_for_ever(autojump_clock: MockClock, make_process: Any) -> None:
+async def test_what_comes_in_waits_for_room_and_not_for_ever(
+    autojump_clock: MockClock, make_process: MakeProcess
+) -> None:
     async with make_process(spill_managed=None) as process:
         process.fill("a", "b", "c", "d", "e")
         async with process.monitor.room(8 * MB):
@@ -481,7 +492,7 @@ class Task:
         assert not self._thread.is_alive()
 
 
-async def test_room_is_made_for_a_thread_that_reserves_memory(make_process: Any) -> None:
+async def test_room_is_made_for_a_thread_that_reserves_memory(make_process: MakeProcess) -> None:
     async with make_process(spill_managed=None) as process:
         process.fill("a", "b", "c", "d", "e")
         task = Task(process.monitor.reservations, 20 * MB)
@@ -491,7 +502,7 @@ async def test_room_is_made_for_a_thread_that_reserves_memory(make_process: Any)
         task.end()
 
 
-async def test_where_no_room_can_be_made_a_thread_is_admitted_alone(make_process: Any) -> None:
+async def test_where_no_room_can_be_made_a_thread_is_admitted_alone(make_process: MakeProcess) -> None:
     async with make_process(spill_managed=None) as process:
         process.other_bytes = 90 * MB
         first = Task(process.monitor.reservations, 20 * MB)
@@ -504,7 +515,7 @@ async def test_where_no_room_can_be_made_a_thread_is_admitted_alone(make_process
         second.end()
 
 
-async def test_no_thread_waits_for_memory_of_a_worker_that_has_ended(make_process: Any) -> None:
+async def test_no_thread_waits_for_memory_of_a_worker_that_has_ended(make_process: MakeProcess) -> None:
     async with make_process(spill_managed=None) as process:
         process.other_bytes = 90 * MB
         tasks = [Task(process.monitor.reservations, 20 * MB) for _ in range(3)]
@@ -512,7 +523,7 @@ async def test_no_thread_waits_for_memory_of_a_worker_that_has_ended(make_proces
         task.end()
 
 
-async def test_only_so_much_comes_in_at_once(autojump_clock: MockClock, make_process: Any) -> None:
+async def test_only_so_much_comes_in_at_once(autojump_clock: MockClock, make_process: MakeProcess) -> None:
     async with make_process() as process, trio.open_nursery() as nursery:
         inside = most = 0
 
@@ -629,7 +640,7 @@ class OneByOne:
 async def test_a_channel_that_waits_for_the_next_value_does_not_keep_the_last_one() -> None:
     puts = [Put(key, "client", "bytes", (100,)) for key in "abc"]
     await DataServer(ResultStore(), {}, lambda put, frames: True, WorkerHandle(name="w", nthreads=1)).handle(
-        OneByOne(*puts)  # type: ignore[arg-type]
+        OneByOne(*puts)  # type: ignore[arg-type]  # it has what a server needs of a channel
     )
 
     async def open_channel(address: str) -> Any:

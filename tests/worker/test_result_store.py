@@ -194,7 +194,12 @@ def test_what_cannot_be_pickled_stays_in_memory_and_holds_nothing_up(spilling: R
 
 def test_what_is_unpickled_to_a_copy_passes_the_gate_and_what_is_used_as_it_is_does_not(folder: SpillDirectory) -> None:
     passed: list[int] = []
-    reservations = Reservations(lambda nbytes: passed.append(nbytes) is None, lambda: None)
+
+    def take(nbytes: int) -> bool:
+        passed.append(nbytes)
+        return True
+
+    reservations = Reservations(take, lambda: None)
     store = ResultStore(SpillDisk(folder), reservations=reservations, reserve_from=MB)
     store.put_frames("text", dump_value(["x" * 2 * MB]), 2 * MB)
     store.put_frames("array", dump_value(np.zeros(2 * MB // 8)), 2 * MB)
@@ -301,7 +306,7 @@ def test_sending_a_value_that_is_just_replaced_does_not_hide_the_new_one_from_th
         def __exit__(self, *error: object) -> None:
             lock.release()
 
-    spilling._lock = Replaced()  # type: ignore[assignment]
+    spilling._lock = Replaced()  # type: ignore[assignment]  # all that a `with` needs
     spilling.dump("a")
     assert spilling.spill(MB).nbytes == 2 * MB
 

@@ -9,9 +9,18 @@ import pytest
 import trio
 import trio.testing
 
-from tests.worker.kit import Ref, Session, open_scheduler, value_of
-from tests.worker.test_service import Gate, gates, keys_here, pass_gate, pass_gate_and_ignore
-from trio_dask.errors import NoScheduler
+from tests.worker.kit import (
+    Gate,
+    Ref,
+    Session,
+    gates,
+    keys_here,
+    open_scheduler,
+    pass_gate,
+    pass_gate_and_ignore,
+    value_of,
+)
+from trio_dask.errors import NoScheduler, TaskCancelled
 from trio_dask.protocol.messages import (
     CancelRuns,
     Capacity,
@@ -26,17 +35,9 @@ from trio_dask.protocol.messages import (
 from trio_dask.worker.drain_request import DrainRequest
 from trio_dask.worker.running_table import RunningTable
 from trio_dask.worker.service import run_worker
-from trio_dask.worker.task_context import TaskCancelled, check_cancelled, get_worker, secede
+from trio_dask.worker.task_context import check_cancelled, get_worker, secede
 
 PATIENCE_S = 10
-
-
-@pytest.fixture
-def gate(request: pytest.FixtureRequest) -> Any:
-    name = request.node.name
-    gates[name] = Gate(name)
-    yield gates[name]
-    gates.pop(name).open.set()
 
 
 async def back_again(scheduler: Any, session: Session) -> Session:
@@ -48,7 +49,7 @@ async def back_again(scheduler: Any, session: Session) -> Session:
     return again
 
 
-async def test_results_and_a_running_task_outlive_a_cut_link(gate: Any) -> None:
+async def test_results_and_a_running_task_outlive_a_cut_link(gate: Gate) -> None:
     async with open_scheduler(nthreads=2) as scheduler, trio.open_nursery() as nursery:
         scheduler.takes_back = True
         await nursery.start(run_worker, scheduler.settings)
@@ -67,7 +68,7 @@ async def test_results_and_a_running_task_outlive_a_cut_link(gate: Any) -> None:
         nursery.cancel_scope.cancel()
 
 
-async def test_a_scheduler_that_does_not_take_the_worker_back_finds_it_empty(gate: Any) -> None:
+async def test_a_scheduler_that_does_not_take_the_worker_back_finds_it_empty(gate: Gate) -> None:
     async with open_scheduler(nthreads=2) as scheduler, trio.open_nursery() as nursery:
         await nursery.start(run_worker, scheduler.settings)
         session = await scheduler.next_session()
@@ -127,7 +128,7 @@ def use_client() -> None:
     clients.append(get_worker().get_client(_Client))
 
 
-async def test_a_failure_reaches_the_scheduler_that_takes_the_worker_back(gate: Any) -> None:
+async def test_a_failure_reaches_the_scheduler_that_takes_the_worker_back(gate: Gate) -> None:
     async with open_scheduler() as scheduler, trio.open_nursery() as nursery:
         scheduler.takes_back = True
         await nursery.start(run_worker, scheduler.settings)
@@ -157,7 +158,7 @@ async def first_of(session: Session, kind: type[Any]) -> Any:
 # ------------------------------------------------------------------------------------------------------------ leaving
 
 
-async def test_what_runs_is_finished_before_a_draining_worker_leaves(gate: Any) -> None:
+async def test_what_runs_is_finished_before_a_draining_worker_leaves(gate: Gate) -> None:
     request = DrainRequest()
     async with open_scheduler() as scheduler, trio.open_nursery() as nursery:
         nursery.start_soon(lambda: run_worker(scheduler.settings, drain=request))
@@ -177,7 +178,7 @@ async def test_what_runs_is_finished_before_a_draining_worker_leaves(gate: Any) 
         assert session.connection.goodbye is not None
 
 
-async def test_a_draining_worker_is_at_rest_when_its_slots_are_free(gate: Any) -> None:
+async def test_a_draining_worker_is_at_rest_when_its_slots_are_free(gate: Gate) -> None:
     request = DrainRequest()
     at_rest = trio.Event()
     async with open_scheduler(nthreads=2) as scheduler, trio.open_nursery() as nursery:
@@ -197,7 +198,7 @@ async def test_a_draining_worker_is_at_rest_when_its_slots_are_free(gate: Any) -
         nursery.cancel_scope.cancel()
 
 
-async def test_who_waits_outside_of_the_slots_does_not_keep_a_worker_from_rest(gate: Any) -> None:
+async def test_who_waits_outside_of_the_slots_does_not_keep_a_worker_from_rest(gate: Gate) -> None:
     """What it waits for may need the successor."""
     at_rest = trio.Event()
     async with open_scheduler(max_tasks=1) as scheduler, trio.open_nursery() as nursery:
@@ -237,7 +238,7 @@ async def test_after_so_many_tasks_not_one_more_is_begun(nthreads: int) -> None:
         session.tell(Leave("go", restart=False))
 
 
-async def test_a_board_shows_what_runs(gate: Any) -> None:
+async def test_a_board_shows_what_runs(gate: Gate) -> None:
     with RunningTable.create(2) as running_table:
         async with (
             open_scheduler(nthreads=2, board_fd=running_table.fd) as scheduler,
@@ -261,7 +262,7 @@ async def test_a_board_shows_what_runs(gate: Any) -> None:
 # ------------------------------------------------------------------------------------------------------ ending in time
 
 
-async def test_neither_a_running_task_nor_its_client_holds_up_the_end(gate: Any) -> None:
+async def test_neither_a_running_task_nor_its_client_holds_up_the_end(gate: Gate) -> None:
     async with open_scheduler(nthreads=2, death_timeout_s=0.2) as scheduler:
         ended: list[float] = []
 

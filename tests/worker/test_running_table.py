@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from trio_dask.ids import RunId
-from trio_dask.worker import running_table as board_module
 from trio_dask.worker.running_table import SECEDED_CELLS, RunningTable
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -20,7 +19,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 @pytest.fixture(params=["memfd", "file"])
 def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "file":
-        monkeypatch.delattr(board_module.os, "memfd_create", raising=False)
+        monkeypatch.delattr(os, "memfd_create", raising=False)
     return str(request.param)
 
 

@@ -1,12 +1,12 @@
 """Tasks that give their slot back: what the scheduler is told, and who gets which slot."""
 
 import threading
-from typing import Never
 
 import pytest
 import trio
 import trio.testing
 
+from trio_dask.ids import RunId
 from trio_dask.protocol.messages import Blob, CancelRuns, Capacity, Run
 from trio_dask.worker.core.worker import WorkerCore
 from trio_dask.worker.secede import NO_SLOT, Rejoined, Seceded, SecededTasks
@@ -15,8 +15,8 @@ from trio_dask.worker.task_context import TaskContext, WorkerHandle
 FUNCTION = b"f" * 16
 
 
-def run(number):
-    return Run(number, f"k{number}", FUNCTION, b"call", (), number, {})
+def run(number: int) -> Run:
+    return Run(RunId(number), f"k{number}", FUNCTION, b"call", (), number, {})
 
 
 class Core:
@@ -28,11 +28,13 @@ class Core:
         self.core.handle(Blob(FUNCTION, 1, b"f"), 0.0)
         self.core.take_effects()
 
-    def take(self, number):
+    def take(self, number: int) -> Run:
         self.core.handle(run(number), 0.0)
-        return self.core.ready.take()
+        taken = self.core.ready.take()
+        assert taken is not None
+        return taken
 
-    def capacities(self):
+    def capacities(self) -> list[int]:
         return [message.slots for message in self.core.take_effects().messages if isinstance(message, Capacity)]
 
 
@@ -55,7 +57,7 @@ def test_a_cancelled_task_outside_of_the_slots_is_not_taken_for_a_stuck_slot() -
     outer = kit.take(1)
     kit.core.seceded(outer)
     kit.core.take_effects()
-    kit.core.handle(CancelRuns((1,)), 0.0)
+    kit.core.handle(CancelRuns((RunId(1),)), 0.0)
     assert kit.capacities() == [1]
     kit.core.tick(10.0)
     assert kit.capacities() == []
@@ -67,7 +69,7 @@ def test_a_cancelled_task_outside_of_the_slots_is_not_taken_for_a_stuck_slot() -
 def test_a_stuck_slot_that_its_task_gives_back_counts_again() -> None:
     kit = Core()
     outer = kit.take(1)
-    kit.core.handle(CancelRuns((1,)), 0.0)
+    kit.core.handle(CancelRuns((RunId(1),)), 0.0)
     kit.core.tick(10.0)
     assert kit.capacities() == [0]
     kit.core.seceded(outer)
@@ -85,18 +87,24 @@ def test_what_waits_outside_means_nothing_to_the_next_scheduler() -> None:
 class Desk:
     """Slots without threads: what was started, posted and woken."""
 
-    def __init__(self, slots, places=0) -> None:
-        self.slots = [None] * slots
+    def __init__(self, slots: int, places: int = 0) -> None:
+        self.slots: list[TaskContext | None] = [None] * slots
         self.cells = [0] * (slots + places)
-        self.started, self.posted, self.woken = [], [], 0
-        self.secession = SecededTasks(
-            self.slots, self.cells, start=self.started.append, post=self.posted.append, wake=self.wake
-        )
+        self.started: list[int] = []
+        self.posted: list[Seceded | Rejoined] = []
+        self.woken = 0
+        self.has_threads = True
+        self.secession = SecededTasks(self.slots, self.cells, start=self.start, post=self.posted.append, wake=self.wake)
 
-    def wake(self, number) -> None:
+    def start(self, slot: int) -> None:
+        if not self.has_threads:
+            raise RuntimeError("can't start new thread")
+        self.started.append(slot)
+
+    def wake(self, number: int) -> None:
         self.woken += number
 
-    def begin(self, number, slot):
+    def begin(self, number: int, slot: int) -> TaskContext:
         context = TaskContext(run(number), WorkerHandle(name="w", nthreads=1), self.secession, slot)
         self.slots[slot], self.cells[slot] = context, number
         return context
@@ -122,7 +130,7 @@ def test_a_slot_is_given_back_once_and_another_taken() -> None:
 
 
 @pytest.mark.parametrize("handed_over", [False, True])
-async def test_who_is_cancelled_while_it_waits_keeps_no_slot(handed_over) -> None:
+async def test_who_is_cancelled_while_it_waits_keeps_no_slot(handed_over: bool) -> None:
     desk = Desk(1)
     context = desk.begin(7, 0)
     desk.secession.secede(context)
@@ -162,7 +170,7 @@ def test_there_is_a_limit_to_those_outside(monkeypatch: pytest.MonkeyPatch) -> N
         desk.secession.secede(desk.begin(2, 0))
 
 
-def rejoin(desk, context, slot) -> None:
+def rejoin(desk: Desk, context: TaskContext, slot: int) -> None:
     """Have a task back in this slot."""
     desk.woken = 0
     thread = threading.Thread(target=desk.secession.rejoin, args=(context,))
@@ -194,16 +202,12 @@ def test_who_is_outside_stands_on_the_board_as_long_as_there_are_places() -> Non
 
 def test_if_there_can_be_no_more_threads_the_task_keeps_its_slot() -> None:
     desk = Desk(1, places=1)
-    start, desk.secession._start = desk.secession._start, fail_to_start
+    desk.has_threads = False
     context = desk.begin(7, 0)
     with pytest.raises(RuntimeError, match="can't start new thread"):
         desk.secession.secede(context)
     assert (desk.slots, desk.cells, context.slot) == ([context], [7, 0], 0)
     assert (desk.posted, list(desk.secession.outside)) == ([], [])
-    desk.secession._start = start
+    desk.has_threads = True
     assert desk.secession.secede(context)
     assert desk.cells == [0, 7]
-
-
-def fail_to_start(number) -> Never:
-    raise RuntimeError("can't start new thread")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import threading
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import pytest
 import trio
 
-from tests.worker.kit import Ref, open_worker, value_of
+from tests.worker.kit import Gate, Ref, gates, keys_here, open_worker, pass_gate, pass_gate_and_ignore, value_of
 from trio_dask.errors import TaskExited
 from trio_dask.protocol.messages import (
     CancelRuns,
@@ -24,45 +24,9 @@ from trio_dask.protocol.messages import (
 )
 from trio_dask.protocol.pickling import rebuild_exception
 from trio_dask.worker import core_driver
-from trio_dask.worker.task_context import check_cancelled, get_worker
+from trio_dask.worker.task_context import get_worker
 
 PATIENCE_S = 10
-
-
-class Gate:
-    """Where a task in a thread stops until the test lets it pass. Tasks reach it by name: it is not pickled."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.reached = threading.Event()
-        self.open = threading.Event()
-
-    async def wait_reached(self) -> None:
-        assert await trio.to_thread.run_sync(self.reached.wait, PATIENCE_S)
-
-
-gates: dict[str, Gate] = {}
-
-
-@pytest.fixture
-def gate(request: pytest.FixtureRequest) -> Any:
-    name = request.node.name
-    gates[name] = Gate(name)
-    yield gates[name]
-    gates.pop(name).open.set()
-
-
-def pass_gate(name: str) -> str:
-    gates[name].reached.set()
-    assert gates[name].open.wait(PATIENCE_S)
-    check_cancelled()
-    return "passed"
-
-
-def pass_gate_and_ignore(name: str) -> str:
-    gates[name].reached.set()
-    assert gates[name].open.wait(PATIENCE_S)
-    return "nobody wants this any more"
 
 
 async def sleep_at_gate(name: str) -> None:
@@ -136,7 +100,7 @@ async def test_text_that_no_wire_takes_still_arrives_as_a_failure() -> None:
         await session.hear(RunFinished)
 
 
-async def test_what_has_not_started_can_be_taken_back(gate: Any) -> None:
+async def test_what_has_not_started_can_be_taken_back(gate: Gate) -> None:
     async with open_worker() as session:
         running = session.submit("a", pass_gate, gate.name)
         queued = session.submit("b", abs, -1)
@@ -147,7 +111,7 @@ async def test_what_has_not_started_can_be_taken_back(gate: Any) -> None:
         assert (await session.hear(RunFinished)).run == running
 
 
-async def test_an_async_task_is_cancelled_at_once(gate: Any) -> None:
+async def test_an_async_task_is_cancelled_at_once(gate: Gate) -> None:
     async with open_worker() as session:
         run = session.submit("a", sleep_at_gate, gate.name)
         await gate.wait_reached()
@@ -156,7 +120,7 @@ async def test_an_async_task_is_cancelled_at_once(gate: Any) -> None:
         assert (await session.hear(RunFinished)).run == after
 
 
-async def test_an_async_task_out_of_time_ends_at_once(gate: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_async_task_out_of_time_ends_at_once(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(core_driver, "LONG_RUN_S", 1000)
     async with open_worker(heartbeat_interval_s=1000) as session:
         run = session.submit("a", sleep_at_gate, gate.name, time_limit=0.01)
@@ -167,7 +131,7 @@ async def test_an_async_task_out_of_time_ends_at_once(gate: Any, monkeypatch: py
         assert (await session.hear(RunFinished)).run == after
 
 
-async def test_a_thread_out_of_time_keeps_its_slot_until_it_returns(gate: Any) -> None:
+async def test_a_thread_out_of_time_keeps_its_slot_until_it_returns(gate: Gate) -> None:
     async with open_worker(nthreads=2) as session:
         run = session.submit("a", pass_gate, gate.name, time_limit=0.01)
         assert await session.hear(Started) == Started((run,))
@@ -179,7 +143,7 @@ async def test_a_thread_out_of_time_keeps_its_slot_until_it_returns(gate: Any) -
         assert await session.hear(Capacity) == Capacity(2)
 
 
-async def test_a_run_is_announced_before_it_starts(gate: Any) -> None:
+async def test_a_run_is_announced_before_it_starts(gate: Gate) -> None:
     async with open_worker() as session:
         run = session.submit("a", pass_gate, gate.name, announce=True)
         assert await session.hear(Started) == Started((run,))
@@ -188,7 +152,7 @@ async def test_a_run_is_announced_before_it_starts(gate: Any) -> None:
         assert (await session.hear(RunFinished)).run == run
 
 
-async def test_a_long_run_is_announced_while_it_goes_on(gate: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_long_run_is_announced_while_it_goes_on(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(core_driver, "LONG_RUN_S", 0.01)
     async with open_worker(heartbeat_interval_s=1000) as session:
         run = session.submit("a", pass_gate, gate.name)
@@ -210,10 +174,6 @@ async def test_heartbeats_tell_what_is_here() -> None:
         assert message.metrics["memory_bytes"] > 10**6
 
 
-def keys_here() -> list[str]:
-    return list(get_worker().data)
-
-
 async def test_a_freed_result_is_let_go() -> None:
     async with open_worker() as session:
         session.submit("a", abs, -1)
@@ -225,7 +185,7 @@ async def test_a_freed_result_is_let_go() -> None:
         assert await session.result() == ["b"]
 
 
-async def test_the_result_of_a_run_that_ignored_its_cancellation_is_not_kept(gate: Any) -> None:
+async def test_the_result_of_a_run_that_ignored_its_cancellation_is_not_kept(gate: Gate) -> None:
     async with open_worker(nthreads=2) as session:
         run = session.submit("a", pass_gate_and_ignore, gate.name)
         await gate.wait_reached()
@@ -257,7 +217,7 @@ async def test_thousands_of_tasks_at_once() -> None:
             assert value_of(finished.value) == runs.pop(finished.run)
 
 
-async def test_a_worker_that_is_stopped_says_goodbye_and_leaves_no_thread(gate: Any) -> None:
+async def test_a_worker_that_is_stopped_says_goodbye_and_leaves_no_thread(gate: Gate) -> None:
     before = set(threading.enumerate())
     async with open_worker(nthreads=3) as session:
         session.submit("a", pass_gate, gate.name)

@@ -18,6 +18,8 @@ from trio_dask.comm import Address
 from trio_dask.comm.inproc import bind_memory
 from trio_dask.config import WorkerSettings
 from trio_dask.errors import NoScheduler, RefusedError, UsageError
+from trio_dask.ids import RunId
+from trio_dask.protocol.link import LinkLimits
 from trio_dask.protocol.messages import (
     Absent,
     Fetch,
@@ -217,7 +219,7 @@ async def test_a_scheduler_that_talks_nonsense_is_left_and_called_again(autojump
     async with open_scheduler() as scheduler, trio.open_nursery() as nursery:
         await nursery.start(run_worker, scheduler.settings)
         first = await scheduler.next_session()
-        first.tell(ReturnRuns(()), Run(1, "k", b"?" * 16, b"", (), 0, {}))
+        first.tell(ReturnRuns(()), Run(RunId(1), "k", b"?" * 16, b"", (), 0, {}))
         await scheduler.next_session()
         await first.over.wait()
         assert first.connection.goodbye is not None
@@ -230,7 +232,7 @@ async def test_a_scheduler_file_is_waited_for_and_read_anew(autojump_clock: Mock
     async with open_scheduler() as scheduler, trio.open_nursery() as nursery:
         nursery.start_soon(run_worker, WorkerSettings(scheduler_file=str(path)))
         await trio.sleep(20)
-        path.write_text(json.dumps({"address": str(scheduler.address)}))
+        path.write_text(json.dumps({"address": str(scheduler.endpoint.address)}))
         await scheduler.next_session()
         nursery.cancel_scope.cancel()
 
@@ -280,7 +282,12 @@ async def test_nothing_that_is_under_way_holds_up_the_end(
     async with open_scheduler(death_timeout_s=30, connect_timeout_s=1000) as scheduler, trio.open_nursery() as nursery:
         ended: list[float] = []
         engines: list[CoreDriver] = []
-        monkeypatch.setattr(service, "CoreDriver", lambda settings: engines.append(CoreDriver(settings)) or engines[0])
+
+        def new_engine(settings: WorkerSettings) -> CoreDriver:
+            engines.append(CoreDriver(settings))
+            return engines[0]
+
+        monkeypatch.setattr(service, "CoreDriver", new_engine)
 
         async def worker() -> None:
             with pytest.raises(NoScheduler):
@@ -323,7 +330,7 @@ async def test_a_scheduler_file_is_read_anew_after_a_loss_and_may_be_broken_for_
 ) -> None:
     path = tmp_path / "scheduler.json"
     async with open_scheduler(scheduler=None, scheduler_file=str(path)) as scheduler, trio.open_nursery() as nursery:
-        path.write_text(json.dumps({"address": str(scheduler.address)}))
+        path.write_text(json.dumps({"address": str(scheduler.endpoint.address)}))
         await nursery.start(run_worker, scheduler.settings)
         session = await scheduler.next_session()
         path.write_text("half of a fi")
@@ -331,7 +338,7 @@ async def test_a_scheduler_file_is_read_anew_after_a_loss_and_may_be_broken_for_
         await trio.sleep(20)
         path.write_text(json.dumps({"address": "inproc://nobody"}))
         await trio.sleep(20)
-        path.write_text(json.dumps({"address": str(scheduler.address)}))
+        path.write_text(json.dumps({"address": str(scheduler.endpoint.address)}))
         await scheduler.next_session()
         nursery.cancel_scope.cancel()
 
@@ -346,7 +353,7 @@ async def test_many_workers_do_not_call_a_new_scheduler_all_at_once(autojump_clo
         for session in sessions:
             session.connection.abort()
         await trio.sleep(20)
-        reborn = type(scheduler)(scheduler.address, scheduler.settings)
+        reborn = type(scheduler)(scheduler.endpoint, scheduler.settings)
         back = trio.current_time()
         await nursery.start(reborn.run, nursery)
         for _ in sessions:
@@ -378,10 +385,10 @@ async def test_a_worker_that_was_stopped_for_long_does_not_blame_its_scheduler(
 
 
 async def test_a_scheduler_that_falls_silent_is_called_anew_before_long(autojump_clock: MockClock) -> None:
-    async with open_scheduler() as scheduler, trio.open_nursery() as nursery:
+    never_pings = LinkLimits(keepalive_s=1e6, silence_s=1e6)
+    async with open_scheduler(never_pings) as scheduler, trio.open_nursery() as nursery:
         await nursery.start(run_worker, scheduler.settings)
-        first = await scheduler.next_session()
-        first.connection._tasks_scope.cancel()  # so that it pings no more
+        await scheduler.next_session()
         silent_since = trio.current_time()
         await scheduler.next_session()
         assert trio.current_time() - silent_since == pytest.approx(20, abs=0.2)

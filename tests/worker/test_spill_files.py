@@ -17,15 +17,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.worker.kit import files
 from trio_dask.errors import SpillError, UnavailableError
 from trio_dask.protocol.pickling import dump_value, load_value
-from trio_dask.worker import spill_directory, spill_files
+from trio_dask.worker import spill_files
 from trio_dask.worker.spill_directory import SpillDirectory, check_base, remove_leftovers
 from trio_dask.worker.spill_files import Output, SpillDisk, SpilledFile
-
-
-def files(base: Path) -> list[Path]:
-    return [path for path in base.rglob("*") if path.is_file()]
 
 
 @pytest.fixture
@@ -294,8 +291,8 @@ def test_what_a_killed_process_left_is_removed_and_what_a_living_one_has_is_not(
 
 
 def test_a_process_number_that_is_used_again_is_told_by_the_time_of_its_start(tmp_path: Path) -> None:
-    machine, boot = spill_directory._place()
     ours = Path(SpillDirectory(str(tmp_path)).make())
+    machine, boot = ours.name.removeprefix("trio-dask-").split("-")[:2]
     earlier = tmp_path / f"trio-dask-{machine}-{boot}-{os.getpid()}-1-abc"
     last_boot = tmp_path / f"trio-dask-{machine}-000000{boot[6:]}-{os.getpid()}-1-abc"
     container = tmp_path / f"trio-dask-{machine}-{boot[:6]}000000-{os.getpid()}-1-abc"

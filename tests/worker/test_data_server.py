@@ -12,15 +12,12 @@ import numpy as np
 import pytest
 import trio
 
-from tests.worker.kit import PATIENCE_S, Ref, Session, open_data, open_scheduler, open_worker
-from trio_dask.comm import DataChannel
+from tests.worker.kit import PATIENCE_S, Ref, Session, ask, call, open_data, open_scheduler, open_worker, put
 from trio_dask.comm.transport import ConnectionLost
 from trio_dask.errors import RemoteError
 from trio_dask.protocol import data_link, pickled_values
 from trio_dask.protocol.messages import (
     Absent,
-    Call,
-    CallResult,
     CancelRuns,
     Fetch,
     Free,
@@ -33,7 +30,7 @@ from trio_dask.protocol.messages import (
     Scattered,
     Value,
 )
-from trio_dask.protocol.pickling import dump_value, load_value, rebuild_exception
+from trio_dask.protocol.pickling import dump_value, load_value
 from trio_dask.protocol.wire_constants import MAX_BUFFERS
 from trio_dask.worker.peer_channels import PeerChannels
 from trio_dask.worker.service import run_worker
@@ -48,28 +45,6 @@ async def open_workers(**settings: Any) -> AsyncGenerator[tuple[Session, Session
             await nursery.start(run_worker, scheduler.settings)
         yield await scheduler.next_session(), await scheduler.next_session()
         nursery.cancel_scope.cancel()
-
-
-async def ask(channel: DataChannel, message: Any, frames: Any = ()) -> tuple[Any, Any]:
-    with trio.fail_after(PATIENCE_S):
-        await channel.send(message, frames)
-        return await channel.receive()
-
-
-async def call(channel: DataChannel, function: Any, *args: Any, **kwargs: Any) -> Any:
-    """What `client.run` does."""
-    frames = dump_value((function, args, kwargs))
-    answer, buffers = await ask(channel, Call(tuple(map(len, frames))), frames)
-    assert isinstance(answer, CallResult)
-    if answer.ok:
-        return load_value(buffers)
-    raise rebuild_exception(bytes(buffers[0]) if buffers else None, answer.text, key="run", worker="w", attempt=1)
-
-
-async def put(channel: DataChannel, key: str, value: Any) -> Any:
-    frames = dump_value(value)
-    sizes = tuple(len(frame) if isinstance(frame, bytes) else memoryview(frame).nbytes for frame in frames)
-    return (await ask(channel, Put(key, "client-1", "thing", sizes), frames))[0]
 
 
 def pages(count: int) -> list[np.ndarray[Any, Any]]:
@@ -266,7 +241,7 @@ async def test_functions_can_be_called_outside_of_the_slots() -> None:
         assert await session.result() == 1
 
 
-def _ask_worker(dask_worker: WorkerHandle) -> str:
+def _ask_worker(dask_worker: WorkerHandle) -> str | int:
     return dask_worker.name
 
 

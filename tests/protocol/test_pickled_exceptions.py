@@ -7,9 +7,10 @@ import subprocess
 import sys
 import threading
 import time
-import traceback
 import tracemalloc
-from typing import Never
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Never
 
 import numpy as np
 import pytest
@@ -17,59 +18,40 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.protocol.kit import RequiredArguments, printed, raised, remote
 from trio_dask.errors import RemoteError, SerializationError, TaskExited
 from trio_dask.protocol.pickling import describe_exception, rebuild_exception
 
 
-def raised(make):
-    """The exception with a traceback, as a slot would catch it."""
-    try:
-        result = make()
-        if isinstance(result, BaseException):
-            raise result
-    except BaseException as exc:
-        return exc
-    pytest.fail("nothing was raised")
+def same(exc: BaseException) -> BaseException:
+    return exc
 
 
-def remote(make):
-    error, text = describe_exception(raised(make))
-    assert type(text) is str
-    return rebuild_exception(error, text, key="f-12ab", worker="alice (tcp://10.0.0.6:4000)", attempt=2)
-
-
-def printed(exc):
-    return "".join(traceback.format_exception(exc))
-
-
-class RequiredArguments(Exception):
-    def __init__(self, status, reason) -> None:
-        super().__init__(f"{status}: {reason}")
-        self.status = status
+EMPTY: dict[str, int] = {}
 
 
 class Rewording(Exception):
-    def __init__(self, name) -> None:
+    def __init__(self, name: str) -> None:
         super().__init__(f"no such name: {name}")
 
 
 class KeywordOnly(ValueError):
-    def __init__(self, *, code) -> None:
+    def __init__(self, *, code: int) -> None:
         super().__init__(code)
         self.code = code
 
 
 class OwnOSError(OSError):
-    def __init__(self, path) -> None:
+    def __init__(self, path: str) -> None:
         super().__init__(2, "gone", path)
 
 
 class OwnReduce(Exception):
-    def __init__(self, a, b) -> None:
+    def __init__(self, a: object, b: object) -> None:
         super().__init__(a, b)
         self.b = b
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return OwnReduce, (self.args[0], self.b)
 
 
@@ -78,38 +60,38 @@ class Abort(BaseException):
 
 
 class WithLock(Exception):
-    def __init__(self, text="locked") -> None:
+    def __init__(self, text: str = "locked") -> None:
         super().__init__(text)
         self.lock = threading.Lock()
 
 
 class BadReduce(Exception):
-    def __reduce__(self):
+    def __reduce__(self) -> Never:
         raise ValueError("no reduce")
 
 
 class ExitingReduce(Exception):
-    def __reduce__(self):
+    def __reduce__(self) -> Never:
         raise SystemExit(5)
 
 
 class ExitingLoad(Exception):
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return sys.exit, (5,)
 
 
 class ReducesToNothing(Exception):
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return int, ()
 
 
 class ReducesToExit(Exception):
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return SystemExit, (5,)
 
 
 class RecursingReduce(Exception):
-    def __reduce__(self):
+    def __reduce__(self) -> Any:
         return self.__reduce__()
 
 
@@ -125,27 +107,27 @@ class ExitingEverywhere(Exception):
     def __repr__(self) -> str:
         raise KeyboardInterrupt
 
-    def __reduce__(self):
+    def __reduce__(self) -> Never:
         raise GeneratorExit
 
 
 class Lying(Exception):
     __cause__ = property(lambda self: 1 / 0)
     __context__ = property(lambda self: "not an exception")
-    __notes__ = 5
+    __notes__ = 5  # type: ignore[assignment]  # wrong on purpose
 
-    @property
-    def __class__(self):
+    @property  # type: ignore[misc]  # wrong on purpose
+    def __class__(self) -> Never:  # type: ignore[override]  # wrong on purpose
         raise SystemExit(1)
 
 
 class OddNotes(Exception):
-    __notes__ = 5
+    __notes__ = 5  # type: ignore[assignment]  # wrong on purpose
 
 
 class NoneMessage(Exception):
     def __str__(self) -> str:
-        return None
+        return None  # type: ignore[return-value]  # wrong on purpose
 
 
 @pytest.mark.parametrize(
@@ -174,7 +156,7 @@ class NoneMessage(Exception):
     ],
     ids=lambda exc: type(exc).__name__,
 )
-def test_type_message_and_attributes_survive(exc) -> None:
+def test_type_message_and_attributes_survive(exc: BaseException) -> None:
     got = remote(lambda: exc)
     assert type(got) is type(exc)
     assert str(got) == str(exc)
@@ -197,7 +179,7 @@ def test_type_message_and_attributes_survive(exc) -> None:
         type("OwnExit", (SystemExit,), {}),
     ],
 )
-def test_exits_become_an_ordinary_exception_with_a_traceback(make) -> None:
+def test_exits_become_an_ordinary_exception_with_a_traceback(make: Callable[..., BaseException]) -> None:
     original = raised(make)
     got = remote(lambda: original)
     assert type(got) is TaskExited
@@ -222,7 +204,7 @@ def test_exits_become_an_ordinary_exception_with_a_traceback(make) -> None:
         (lambda: ValueError(threading.Lock()), "<unlocked _thread.lock"),
     ],
 )
-def test_what_cannot_be_pickled_arrives_as_its_text_twin(make, message) -> None:
+def test_what_cannot_be_pickled_arrives_as_its_text_twin(make: Callable[..., BaseException], message: str) -> None:
     original = raised(make)
     got = remote(lambda: original)
     kind = type(original)
@@ -238,7 +220,7 @@ def test_what_cannot_be_pickled_arrives_as_its_text_twin(make, message) -> None:
 @pytest.mark.parametrize(
     "make", [BadStr, Lying, OddNotes, NoneMessage, lambda: WithLock(10**5 * "x"), lambda: BadStr(WithLock())]
 )
-def test_broken_objects_break_nothing(make) -> None:
+def test_broken_objects_break_nothing(make: Callable[..., BaseException]) -> None:
     original = raised(make)
     got = remote(lambda: original)
     assert type(original).__name__ in printed(got)
@@ -254,7 +236,7 @@ def test_a_trio_cancellation_raised_by_a_task_is_no_cancellation_here() -> None:
                 caught.append(exc)
                 raise
 
-    caught = []
+    caught: list[BaseException] = []
     trio.run(main)
     got = remote(lambda: caught[0])
     assert type(got) is RemoteError
@@ -269,13 +251,13 @@ def test_the_note_names_task_worker_and_attempt() -> None:
 def test_notes_of_the_user_survive() -> None:
     for exc in (ValueError("x"), WithLock()):
         exc.add_note("mine")
-        assert remote(lambda exc=exc: exc).__notes__[0] == "mine"
+        assert remote(partial(same, exc)).__notes__[0] == "mine"
 
 
 def chained() -> None:
     try:
         try:
-            {}["a"]
+            EMPTY["a"]
         except KeyError:
             raise WithLock from None
     except WithLock as error:
@@ -294,14 +276,14 @@ def test_causes_and_contexts_survive_with_their_tracebacks() -> None:
 
     def implicit() -> Never:
         try:
-            {}["a"]
+            EMPTY["a"]
         finally:
             raise ValueError("second")
 
     got = remote(implicit)
     assert got.__cause__ is None
     assert type(got.__context__) is KeyError
-    assert '{}["a"]' in printed(got)
+    assert 'EMPTY["a"]' in printed(got)
 
 
 def test_chains_that_are_cyclic_or_endless_end() -> None:
@@ -326,9 +308,9 @@ def test_chains_that_are_cyclic_or_endless_end() -> None:
 def test_an_exception_in_an_attribute_is_the_one_in_the_chain() -> None:
     def wrapped() -> None:
         try:
-            {}["a"]
+            EMPTY["a"]
         except KeyError as error:
-            wrapper = ValueError("wrapped", error)
+            wrapper: Any = ValueError("wrapped", error)
             wrapper.original = error
             wrapper.me = wrapper
             raise wrapper from error
@@ -336,11 +318,12 @@ def test_an_exception_in_an_attribute_is_the_one_in_the_chain() -> None:
     got = remote(wrapped)
     assert got.original is got.__cause__ is got.args[1]
     assert got.me is got
-    assert '{}["a"]' in printed(got.original)
+    assert 'EMPTY["a"]' in printed(got.original)
 
 
 def test_exceptions_that_hold_each_other_keep_their_types() -> None:
-    a, b = ValueError("a"), KeyError("b")
+    a: Any = ValueError("a")
+    b: Any = KeyError("b")
     a.other, b.other = b, a
     got = remote(lambda: a)
     assert (type(got), type(got.other)) == (ValueError, KeyError)
@@ -366,8 +349,8 @@ def test_groups_survive_and_one_bad_member_spoils_no_other() -> None:
     for word in ("several", "WithLock: locked", "KeyError: 'k'", "exception 2 of 4"):
         assert word in text
 
-    class Own(ExceptionGroup):
-        def derive(self, members):
+    class Own(ExceptionGroup[Exception]):
+        def derive(self, members: Sequence[Any]) -> Any:
             return Own(self.message, members)
 
     got = remote(lambda: Own("own", [ValueError(1)]))
@@ -380,10 +363,11 @@ def test_a_huge_group_is_cut_but_heard_of() -> None:
 
 
 @pytest.mark.parametrize("kind", [ValueError, RequiredArguments, KeyError])
-def test_a_huge_message_is_cut(kind) -> None:
+def test_a_huge_message_is_cut(kind: type[BaseException]) -> None:
     arguments = ("x" * 5_000_000, "y") if kind is RequiredArguments else ("x" * 5_000_000,)
     original = kind(*arguments)
     error, text = describe_exception(original)
+    assert error is not None
     assert len(error) < 50_000
     assert len(text) < 50_000
     got = rebuild_exception(error, text, key="k", worker="w", attempt=1)
@@ -393,7 +377,7 @@ def test_a_huge_message_is_cut(kind) -> None:
 
 
 def test_an_exception_that_carries_too_much_is_a_twin() -> None:
-    exc = ValueError("small")
+    exc: Any = ValueError("small")
     exc.data = [np.zeros(3_000_000), list(range(1_000_000))]
     tracemalloc.start()
     try:
@@ -401,18 +385,20 @@ def test_an_exception_that_carries_too_much_is_a_twin() -> None:
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
+    assert error is not None
     assert len(error) < 2000
     assert peak < 30_000_000  # one attribute, not what all the attempts add up to
     assert type(remote(lambda: exc)) is RemoteError
-    members = [ValueError(number) for number in range(40)]
+    members: list[Any] = [ValueError(number) for number in range(40)]
     for member in members:
         member.data = b"x" * 200_000
     error, _ = describe_exception(ExceptionGroup("heavy", members))
+    assert error is not None
     assert len(error) < 2 << 20
 
 
 @given(st.binary(max_size=50), st.text(max_size=50))
-def test_rebuilding_always_gives_an_exception(error, text) -> None:
+def test_rebuilding_always_gives_an_exception(error: bytes, text: str) -> None:
     with contextlib.suppress(Exception):
         pickle.loads(error)
         return  # a pickle by chance: it may do anything

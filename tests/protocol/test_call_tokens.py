@@ -7,7 +7,9 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,28 +17,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import trio_dask.errors
+from tests.protocol.kit import Future, in_main
+from trio_dask.protocol import call_tokens
 from trio_dask.protocol.call_tokens import canonical_token
 from trio_dask.protocol.pickled_definitions import token_of_definition
-from trio_dask.protocol.pickling import KeyReference, call_token, pickle_call, pickle_function
+from trio_dask.protocol.picklers import Buffer
+from trio_dask.protocol.pickling import call_token, pickle_call, pickle_function
 
 FUNCTION = b"f" * 16
 
 
-class Future(KeyReference):
-    def __init__(self, key) -> None:
-        self.key = key
-
-
 class Plain:
-    def __init__(self, **state) -> None:
+    def __init__(self, **state: object) -> None:
         self.__dict__.update(state)
 
 
-def token(*args, **kwargs):
+def token(*args: Any, **kwargs: Any) -> bytes:
     return call_token(FUNCTION, args, kwargs, pickle_call(args, kwargs))
 
 
-def rebuilt(value):
+def rebuilt(value: Any) -> Any:
     """An equal value in which no two objects are one, and no object is one of those in `value`."""
     kind = type(value)
     if kind in (list, tuple, set, frozenset):
@@ -59,7 +59,7 @@ values = st.recursive(
 
 
 @given(st.lists(values, max_size=3), st.dictionaries(st.text(max_size=3), values, max_size=3))
-def test_equal_calls_have_equal_tokens_whatever_is_identical_in_them(args, kwargs) -> None:
+def test_equal_calls_have_equal_tokens_whatever_is_identical_in_them(args: list[Any], kwargs: dict[str, Any]) -> None:
     again = dict(reversed(rebuilt(kwargs).items()))
     assert token(*args, **kwargs) == token(*rebuilt(args), **again)
     text = "".join("abc")
@@ -68,7 +68,7 @@ def test_equal_calls_have_equal_tokens_whatever_is_identical_in_them(args, kwarg
 
 
 @given(values, values)
-def test_different_arguments_have_different_tokens(one, other) -> None:
+def test_different_arguments_have_different_tokens(one: Any, other: Any) -> None:
     assert token(one) != token(other) or (one == other and type(one) is type(other))
     assert token(one, other) != token([one, other])
     assert token(one) != token(a=one)
@@ -78,7 +78,7 @@ def test_different_arguments_have_different_tokens(one, other) -> None:
     ("one", "other"),
     [(1, True), (1, 1.0), (0, None), ("1", 1), (b"1", "1"), ([1], (1,)), ({1}, frozenset({1})), (0.0, -0.0)],
 )
-def test_equal_but_other_types_are_other_arguments(one, other) -> None:
+def test_equal_but_other_types_are_other_arguments(one: Any, other: Any) -> None:
     assert token(one) != token(other)
     assert token([one]) != token([other])
 
@@ -102,7 +102,7 @@ def test_futures_count_by_key_wherever_they_are() -> None:
 
 
 @pytest.mark.parametrize("size", [4, 100_000])
-def test_arrays_count_by_content(size) -> None:
+def test_arrays_count_by_content(size: int) -> None:
     base = np.arange(size, dtype=np.float64)
     other = base.copy()
     other.flags.writeable = False
@@ -121,20 +121,20 @@ def test_arrays_count_by_content(size) -> None:
 class Temporary:
     """Its pickle holds an object that lives no longer than the pickling."""
 
-    def __init__(self, byte, wrap) -> None:
+    def __init__(self, byte: bytes, wrap: Callable[[bytes], object]) -> None:
         self.byte = byte
         self.wrap = wrap
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return Temporary, (self.wrap(self.byte * 200_000), self.wrap)
 
 
-def as_buffer(data):
+def as_buffer(data: Buffer) -> pickle.PickleBuffer:
     return pickle.PickleBuffer(bytearray(data))
 
 
 @pytest.mark.parametrize("wrap", [bytes, bytearray, as_buffer])
-def test_content_that_lives_only_while_it_is_pickled_is_not_mistaken(wrap) -> None:
+def test_content_that_lives_only_while_it_is_pickled_is_not_mistaken(wrap: Callable[..., Any]) -> None:
     """Another object may have its address when the token is made."""
     tokens = {token([Temporary(byte, wrap) for byte in (b"1", b"1", last)]) for last in (b"1", b"2", b"3", b"4")}
     assert len(tokens) == 4
@@ -143,10 +143,10 @@ def test_content_that_lives_only_while_it_is_pickled_is_not_mistaken(wrap) -> No
 class Part:
     """A view of a part of some buffer, as of a column store."""
 
-    def __init__(self, view) -> None:
+    def __init__(self, view: Buffer) -> None:
         self.view = view
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return Part, (pickle.PickleBuffer(self.view),)
 
 
@@ -160,7 +160,7 @@ def test_parts_of_one_buffer_are_told_apart() -> None:
 
 
 def test_cycles_have_tokens() -> None:
-    def ring(last):
+    def ring(last: object) -> list[Any]:
         first = ["a", last]
         first.append(first)
         return first
@@ -168,16 +168,16 @@ def test_cycles_have_tokens() -> None:
     assert token(ring(1)) == token(ring(1)) != token(ring(2))
     assert list({0, 8}) != list({8, 0})
     assert token(ring({0, 8})) == token(ring({8, 0}))
-    node = Plain(name="a")
+    node: Any = Plain(name="a")
     node.self = node
-    other = Plain(name="a")
+    other: Any = Plain(name="a")
     other.self = other
     assert token(node) == token(other)
 
 
 def test_parts_that_multiply_do_not_take_for_ever() -> None:
-    def tower():
-        value = ["x"]
+    def tower() -> list[Any]:
+        value: list[Any] = ["x"]
         for _ in range(60):
             value = [value, value]
         return value
@@ -187,10 +187,9 @@ def test_parts_that_multiply_do_not_take_for_ever() -> None:
     assert time.perf_counter() - began < 5
 
 
-def define(source, name="f"):
-    namespace = {"__name__": "__main__"}
-    exec(textwrap.dedent(source), namespace)
-    return namespace[name]
+def define(source: str) -> Any:
+    """The `f` of a script."""
+    return in_main(textwrap.dedent(source))["f"]
 
 
 SAME = [
@@ -212,7 +211,7 @@ SAME = [
 
 
 @pytest.mark.parametrize("source", SAME)
-def test_a_definition_made_twice_is_the_same_function(source) -> None:
+def test_a_definition_made_twice_is_the_same_function(source: str) -> None:
     one, other = define(source), define(f"# elsewhere\n\n\n{source}")
     assert pickle_function(one).token == pickle_function(other).token
     assert token(one) == token(other)
@@ -237,7 +236,7 @@ def test_a_definition_made_twice_is_the_same_function(source) -> None:
         ("f = len", "f = abs"),
     ],
 )
-def test_another_definition_is_another_function(one, other) -> None:
+def test_another_definition_is_another_function(one: str, other: str) -> None:
     assert pickle_function(define(one)).token != pickle_function(define(other)).token
     assert token(define(one)) != token(define(other))
 
@@ -325,10 +324,10 @@ def test_tokens_are_the_same_in_every_process_and_hash_seed() -> None:
 
 
 @pytest.mark.parametrize("words", [1000, 300_000])
-def test_long_lists_of_equal_words_are_equal(words) -> None:
+def test_long_lists_of_equal_words_are_equal(words: int) -> None:
     """Equal strings that are one object in one list, and many in another."""
 
-    def listed():
+    def listed() -> list[str]:
         return [str(number % 1000) for number in range(words)]
 
     one = [str(number) for number in range(1000)] * (words // 1000)
@@ -344,3 +343,64 @@ def test_one_definition_that_carries_state_has_all_told_in_full() -> None:
         in_full = canonical_token(value, b"")
         assert canonical_token(value, b"", token_by_value=token_of_definition) == in_full
     assert canonical_token([names["b"]], b"", token_by_value=token_of_definition) != canonical_token([names["b"]], b"")
+
+
+def content_of(thing: object) -> Any:
+    return call_tokens.ContentTokens().of(thing)
+
+
+def test_each_class_is_looked_into_once_for_a_pickle(monkeypatch: pytest.MonkeyPatch) -> None:
+    count = 30
+    source = "\n".join(
+        f"class C{n}:\n    items = []\n    def other(self): return C{(n + 1) % count}, C{(n + 7) % count}"
+        for n in range(count)
+    )
+    names = in_main(source)
+    looks = []
+    make = call_tokens._ShallowPickler
+
+    def look(file: Any, memo: Any, root: object, others: Any) -> Any:
+        looks.append(root)
+        return make(file, memo, root, others)
+
+    monkeypatch.setattr(call_tokens, "_ShallowPickler", look)
+    pickle_function(names["C0"]().other)
+    assert len({id(look) for look in looks if isinstance(look, type)}) == count
+    assert len(looks) <= 3 * count
+
+
+def test_a_set_that_leads_to_itself_has_a_token() -> None:
+    names = in_main(
+        "class Base:\n    known = set()\n    def __init_subclass__(cls): Base.known.add(cls)\n"
+        "class A(Base): v = 1\nclass B(Base): v = 2"
+    )
+
+    before = content_of(names["Base"])
+    assert content_of(names["Base"]) == before
+    names["A"].v = 3
+    assert content_of(names["Base"]) != before
+
+
+def test_a_named_object_is_told_without_going_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = in_main("import typing\nUserId = typing.NewType('UserId', int)")
+    attempts = []
+
+    class Counted(call_tokens._CanonicalPickler):
+        def dump(self, value: object) -> None:
+            attempts.append(self.memo_wanted)
+            super().dump(value)
+
+    monkeypatch.setattr(call_tokens, "_CanonicalPickler", Counted)
+    call_tokens.canonical_token(names["UserId"], b"")
+    assert attempts == [False]
+
+
+def test_a_class_is_another_where_one_that_it_reaches_is_another() -> None:
+    names = in_main(
+        "class A:\n    items = []\n    def b(self): return B()\nclass B:\n    n = 1\n    def a(self): return A"
+    )
+
+    before = content_of(names["A"])
+    assert content_of(names["A"]) == before
+    names["B"].n = 2
+    assert content_of(names["A"]) != before

@@ -9,38 +9,37 @@ import pickle
 import threading
 import types
 import weakref
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Never
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.protocol.kit import Future
 from trio_dask.errors import SerializationError
 from trio_dask.protocol import pickled_calls
-from trio_dask.protocol.pickling import KeyReference, call_token, load_call, pickle_call
+from trio_dask.protocol.picklers import Buffer
+from trio_dask.protocol.pickling import call_token, load_call, pickle_call
 
 LARGE = 1 << 16
 
 
-class Future(KeyReference):
-    def __init__(self, key) -> None:
-        self.key = key
-
-
 class Holder:
-    def __init__(self, inside) -> None:
+    def __init__(self, inside: object) -> None:
         self.inside = inside
 
 
 class Slotted:
     __slots__ = ("inside",)
 
-    def __init__(self, inside) -> None:
+    def __init__(self, inside: object) -> None:
         self.inside = inside
 
 
-def there_and_back(*args, values=None, **kwargs):
+def there_and_back(*args: Any, values: dict[str, Any] | None = None, **kwargs: Any) -> Any:
     pickled = pickle_call(args, kwargs)
     return load_call(pickled.call, dict(pickled.blobs), values or {})
 
@@ -56,14 +55,14 @@ nested = st.recursive(
 
 
 @given(st.lists(nested), st.dictionaries(st.text(), nested))
-def test_arguments_come_back_as_they_were(args, kwargs) -> None:
+def test_arguments_come_back_as_they_were(args: list[Any], kwargs: dict[str, Any]) -> None:
     pickled = pickle_call(tuple(args), kwargs)
     assert load_call(pickled.call, dict(pickled.blobs), {}) == (tuple(args), kwargs)
     assert pickled.dependencies == ()
 
 
 @given(st.lists(st.text(max_size=5)))
-def test_every_reference_is_a_dependency_once_and_in_order(keys) -> None:
+def test_every_reference_is_a_dependency_once_and_in_order(keys: list[str]) -> None:
     futures = [Future(key) for key in keys]
     pickled = pickle_call((1, futures), {"more": {"deep": futures}})
     assert pickled.dependencies == tuple(dict.fromkeys(keys))
@@ -74,7 +73,7 @@ def test_every_reference_is_a_dependency_once_and_in_order(keys) -> None:
 
 
 @given(st.lists(atoms | st.text(max_size=3).map(Future)))
-def test_atoms_and_references_side_by_side(args) -> None:
+def test_atoms_and_references_side_by_side(args: list[Any]) -> None:
     keys = [argument.key for argument in args if isinstance(argument, Future)]
     pickled = pickle_call(tuple(args), {})
     assert pickled.dependencies == tuple(dict.fromkeys(keys))
@@ -107,7 +106,7 @@ def test_a_reference_is_told_from_what_it_is_written_as() -> None:
         lambda future: types.SimpleNamespace(x=future),
     ],
 )
-def test_a_reference_is_found_wherever_it_is(wrap) -> None:
+def test_a_reference_is_found_wherever_it_is(wrap: Callable[..., Any]) -> None:
     pickled = pickle_call((wrap(Future("k-1")),), {})
     assert pickled.dependencies == ("k-1",)
     assert not any(b"k-1" in data for _, data in pickled.blobs), "a blob is shared by calls with other futures"
@@ -131,7 +130,7 @@ def test_a_small_call_has_no_blobs() -> None:
 
 
 @pytest.mark.parametrize("content", [b"x" * LARGE, bytearray(b"x" * LARGE), np.zeros(LARGE), array.array("d", [1.0])])
-def test_large_content_is_a_blob_that_calls_share(content) -> None:
+def test_large_content_is_a_blob_that_calls_share(content: Buffer) -> None:
     first, second = pickle_call((1, content), {}), pickle_call((), {"a": [2, content]})
     if isinstance(content, array.array):
         assert first.blobs == ()  # small
@@ -167,7 +166,7 @@ def test_a_blob_does_not_change_when_the_argument_does() -> None:
 
 
 @pytest.mark.parametrize("size", [10, LARGE])
-def test_a_task_may_write_to_its_arrays_and_disturbs_no_other(size) -> None:
+def test_a_task_may_write_to_its_arrays_and_disturbs_no_other(size: int) -> None:
     pickled = pickle_call((np.zeros(size),), {})
     ((first,), _) = load_call(pickled.call, dict(pickled.blobs), {})
     first += 1
@@ -176,7 +175,7 @@ def test_a_task_may_write_to_its_arrays_and_disturbs_no_other(size) -> None:
 
 
 @pytest.mark.parametrize("size", [10, LARGE])
-def test_a_read_only_array_stays_read_only(size) -> None:
+def test_a_read_only_array_stays_read_only(size: int) -> None:
     numbers = np.zeros(size)
     numbers.flags.writeable = False
     ((loaded,), _) = there_and_back(numbers)
@@ -198,7 +197,7 @@ def test_one_object_in_two_places_stays_one_object() -> None:
 
 
 def test_cycles_come_back() -> None:
-    ring = [1]
+    ring: list[Any] = [1]
     ring.append(ring)
     ((loaded,), _) = there_and_back(ring)
     assert loaded[1] is loaded
@@ -206,7 +205,7 @@ def test_cycles_come_back() -> None:
 
 def test_a_definition_by_value_is_one_blob_for_many_calls() -> None:
     class Point:
-        def __init__(self, x) -> None:
+        def __init__(self, x: int) -> None:
             self.x = x
 
     pickled = [pickle_call((Point(number), lambda: 1), {}) for number in range(10)]
@@ -219,7 +218,8 @@ def test_a_definition_by_value_is_one_blob_for_many_calls() -> None:
 
 
 def test_what_ordinary_pickle_cannot_do_cloudpickle_does() -> None:
-    view, module = memoryview(b"abc"), types.ModuleType("made_here")
+    view = memoryview(b"abc")
+    module: Any = types.ModuleType("made_here")
     module.answer = 42
     ((loaded, keys, loaded_module), _) = there_and_back(view, {1: 2}.keys(), module)
     assert bytes(loaded) == b"abc"
@@ -228,7 +228,7 @@ def test_what_ordinary_pickle_cannot_do_cloudpickle_does() -> None:
 
 
 class Exiting:
-    def __reduce__(self):
+    def __reduce__(self) -> Never:
         raise SystemExit(3)
 
 
@@ -242,7 +242,7 @@ class Deep:
     [
         ((1, threading.Lock()), {}, ["argument 2", "_thread.lock"]),
         ((), {"guard": threading.Lock()}, ["argument 'guard'", "_thread.lock"]),
-        ((Future("k"), {"a": [0, (n for n in ())]}), {}, ["argument 2, a dict", "argument['a'][1]", "generator"]),
+        ((Future("k"), {"a": [0, (n for n in [0])]}), {}, ["argument 2, a dict", "argument['a'][1]", "generator"]),
         ((Deep(),), {}, ["argument 1", ".Deep", "argument.config['models'][1].inside", "_thread.lock"]),
         ((Exiting(),), {}, ["argument 1", "Exiting"]),
         ((functools.partial(print, threading.Lock()),), {}, ["argument.args[0]", "_thread.lock"]),
@@ -252,7 +252,7 @@ class Deep:
         (({threading.Lock(): 1},), {}, ["a key of argument is a _thread.lock"]),
     ],
 )
-def test_what_cannot_be_pickled_is_named(args, kwargs, words) -> None:
+def test_what_cannot_be_pickled_is_named(args: tuple[Any, ...], kwargs: dict[str, Any], words: list[str]) -> None:
     with pytest.raises(SerializationError) as caught:
         pickle_call(args, kwargs)
     for word in words:
@@ -266,7 +266,7 @@ def test_an_unpicklable_capture_is_named() -> None:
 
 
 def test_nesting_beyond_the_stack_is_a_clear_error() -> None:
-    deep = []
+    deep: list[Any] = []
     for _ in range(200_000):
         deep = [deep]
     with pytest.raises(SerializationError, match="argument 1, a list: it is nested too deeply"):
@@ -287,17 +287,17 @@ def test_an_error_leaves_nothing_behind_for_the_next_call() -> None:
 class Column:
     """Gives away a part of a buffer, as arrow's columns do."""
 
-    def __init__(self, view, extra=None) -> None:
+    def __init__(self, view: memoryview, extra: object = None) -> None:
         self.view = view
         self.extra = extra
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return Column, (pickle.PickleBuffer(self.view), self.extra)
 
 
 @pytest.mark.parametrize("extra", [None, lambda: 1, memoryview(b"abc"), threading.Lock()])
 @pytest.mark.parametrize("size", [10, LARGE])
-def test_nothing_is_kept_alive_not_even_as_a_cycle(size, extra) -> None:
+def test_nothing_is_kept_alive_not_even_as_a_cycle(size: int, extra: Any) -> None:
     """A cycle that holds memoryviews of memoryviews crashes CPython 3.11 when it is collected."""
     gc.disable()
     try:
@@ -321,7 +321,7 @@ def test_a_pickler_is_reused() -> None:
 
 def test_an_argument_may_submit_while_it_is_pickled() -> None:
     class Busy:
-        def __reduce__(self):
+        def __reduce__(self) -> tuple[Any, ...]:
             inner = pickle_call((Future("inner"), ["x"]), {})
             assert inner.dependencies == ("inner",)
             return (list, ())
@@ -331,7 +331,7 @@ def test_an_argument_may_submit_while_it_is_pickled() -> None:
 
 
 def test_threads_do_not_disturb_each_other() -> None:
-    def many(thread) -> bool:
+    def many(thread: int) -> bool:
         for number in range(300):
             key = f"{thread}-{number}"
             pickled = pickle_call(([Future(key)], number), {"thread": thread})
@@ -342,3 +342,10 @@ def test_threads_do_not_disturb_each_other() -> None:
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(many, range(8)))
+
+
+def test_a_bytearray_that_stands_in_two_places_is_one() -> None:
+    data = bytearray(200_000)
+    pickled = pickle_call((data, [data]), {})
+    (one, (other,)), _ = load_call(pickled.call, dict(pickled.blobs), {})
+    assert one is other

@@ -5,42 +5,34 @@ import math
 import os.path
 import threading
 import types
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import cloudpickle
 import pytest
 
+from tests.protocol.kit import Future, in_main
 from trio_dask.errors import SerializationError
 from trio_dask.protocol import pickled_definitions
-from trio_dask.protocol.pickling import KeyReference, load_function, pickle_function
+from trio_dask.protocol.pickled_functions import PickledFunction
+from trio_dask.protocol.pickling import load_function, pickle_function
 
 
-class Future(KeyReference):
-    def __init__(self, key) -> None:
-        self.key = key
-
-
-def importable(x):
+def importable(x: int) -> int:
     return x + 1
 
 
-def in_main(source, *names):
-    """Functions as a script would define them; each call is a new script."""
-    namespace = {"__name__": "__main__"}
-    exec(source, namespace)
-    return [namespace[name] for name in names] if names else namespace
-
-
-def loaded(pickled):
+def loaded(pickled: PickledFunction) -> Any:
     return load_function(pickled.digest, pickled.data, dict(pickled.blobs))[0]
 
 
-def again(function):
+def again(function: Callable[..., Any]) -> Any:
     return loaded(pickle_function(function))
 
 
 @pytest.mark.parametrize("function", [importable, os.path.join, math.sqrt, len, dict, functools.reduce, dict.fromkeys])
-def test_what_can_be_imported_travels_by_reference(function) -> None:
+def test_what_can_be_imported_travels_by_reference(function: Callable[..., Any]) -> None:
     blob = pickle_function(function)
     assert len(blob.data) < 100
     assert loaded(blob) == function
@@ -49,8 +41,8 @@ def test_what_can_be_imported_travels_by_reference(function) -> None:
 
 
 def test_lambdas_closures_and_nested_functions_travel_by_value() -> None:
-    def outer(n):
-        def inner(x):
+    def outer(n: int) -> Callable[[int], int]:
+        def inner(x: int) -> int:
             return x + n + (lambda: n)()
 
         return inner
@@ -61,24 +53,22 @@ def test_lambdas_closures_and_nested_functions_travel_by_value() -> None:
 
 
 def test_functions_that_refer_to_themselves_and_each_other() -> None:
-    fib, even = in_main(
+    names = in_main(
         "def fib(n): return n if n < 2 else fib(n - 1) + fib(n - 2)\n"
         "def even(n): return n == 0 or odd(n - 1)\n"
-        "def odd(n): return n != 0 and even(n - 1)\n",
-        "fib",
-        "even",
+        "def odd(n): return n != 0 and even(n - 1)\n"
     )
-    assert again(fib)(10) == 55
-    assert again(even)(8) is True
+    assert again(names["fib"])(10) == 55
+    assert again(names["even"])(8) is True
 
-    def own(n):
+    def own(n: int) -> Any:
         return own if n else 0
 
     assert again(own)(1)(0) == 0
 
 
 def test_methods_and_callable_objects() -> None:
-    (thing,) = in_main(
+    thing = in_main(
         "class Thing:\n"
         "    def __init__(self, n): self.n = n\n"
         "    def add(self, x): return self.n + x\n"
@@ -86,9 +76,8 @@ def test_methods_and_callable_objects() -> None:
         "    @classmethod\n"
         "    def make(cls, n): return cls(n).n\n"
         "    @staticmethod\n"
-        "    def twice(x): return 2 * x\n",
-        "Thing",
-    )
+        "    def twice(x): return 2 * x\n"
+    )["Thing"]
     assert again(thing(1).add)(2) == 3
     assert again(thing(1))(2) == 3
     assert again(thing.make)(4) == 4
@@ -97,7 +86,7 @@ def test_methods_and_callable_objects() -> None:
 
 
 def test_a_cached_function_of_main_travels_by_value_and_keeps_its_cache_settings() -> None:
-    (cached,) = in_main("import functools\n@functools.lru_cache(maxsize=7)\ndef cached(x): return x * 2\n", "cached")
+    cached = in_main("import functools\n@functools.lru_cache(maxsize=7)\ndef cached(x): return x * 2\n")["cached"]
     loaded = again(cached)
     assert loaded(4) == 8
     assert loaded.cache_parameters()["maxsize"] == 7
@@ -106,9 +95,10 @@ def test_a_cached_function_of_main_travels_by_value_and_keeps_its_cache_settings
 
 def test_a_class_made_here_comes_back_as_itself_untouched() -> None:
     class Thing:
-        pass
+        method: Callable[..., int]
+        later: str
 
-    method = Thing.method = lambda self: 1
+    Thing.method = method = lambda self: 1
     blob = pickle_function(Thing)
     Thing.later = "kept"
     assert loaded(blob) is Thing
@@ -133,7 +123,7 @@ def test_modules_registered_to_travel_by_value_do(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_function_by_value_is_pickled_once() -> None:
-    (f,) = in_main("import math\ny = 1\ndef g(): return y\ndef f(x, z=(1, 'a')): return math.sqrt(x) + g() + z[0]", "f")
+    f = in_main("import math\ny = 1\ndef g(): return y\ndef f(x, z=(1, 'a')): return math.sqrt(x) + g() + z[0]")["f"]
     assert pickle_function(f) is pickle_function(f)
 
 
@@ -154,7 +144,7 @@ def test_a_function_by_value_is_pickled_once() -> None:
         "config.n = 1",
     ],
 )
-def test_a_change_of_what_a_function_captured_is_noticed(change) -> None:
+def test_a_change_of_what_a_function_captured_is_noticed(change: str) -> None:
     namespace = in_main(
         "import types\n"
         "y = 1\nnumbers = []\ntable = {}\nconfig = types.SimpleNamespace(n=0)\n"
@@ -172,7 +162,7 @@ def test_a_change_of_what_a_function_captured_is_noticed(change) -> None:
 def test_a_closure_that_is_bound_anew_is_noticed() -> None:
     n = 1
 
-    def f():
+    def f() -> Any:
         return n
 
     assert again(f)() == 1
@@ -181,11 +171,13 @@ def test_a_closure_that_is_bound_anew_is_noticed() -> None:
 
 
 def test_the_cache_is_bounded_and_holds_no_wrong_function() -> None:
-    blobs = {}
-    for number in range(3000):
-        blobs[number] = pickle_function(eval(f"lambda: {number}"))
-    assert all(loaded(pickled)() == number for number, pickled in blobs.items())
-    assert len(pickled_definitions._made) <= pickled_definitions.CACHE_ENTRIES
+    functions = [eval(f"lambda: {number}") for number in range(3000)]
+    blobs = [pickle_function(function) for function in functions]
+    assert all(loaded(pickled)() == number for number, pickled in enumerate(blobs))
+    from_cache = [
+        pickle_function(function) is blob for function, blob in zip(functions[::-1], blobs[::-1], strict=True)
+    ]
+    assert 0 < sum(from_cache) <= pickled_definitions.CACHE_ENTRIES
 
 
 def test_a_future_in_a_closure_is_refused_with_advice() -> None:
@@ -200,23 +192,24 @@ def test_a_future_in_a_closure_is_refused_with_advice() -> None:
         (lambda lock: lambda: lock, "variable 'lock' of .* is a _thread.lock"),
         (lambda lock: functools.partial(print, lock), r"function.args\[0\] is a _thread.lock"),
         (lambda lock: lambda x=lock: x, "default 0 of .* is a _thread.lock"),
-        (lambda lock: in_main("def f(): return a", "f")[0].__globals__.update(a=lock), None),
     ],
 )
-def test_what_cannot_travel_is_named(make, words) -> None:
-    if words is None:
-        namespace = in_main("def f(): return a")
-        namespace["a"] = {"deep": [threading.Lock()]}
-        function, words = namespace["f"], r"the function f.*: global 'a' of f\['deep'\]\[0\] is a _thread.lock"
-    else:
-        function = make(threading.Lock())
+def test_what_cannot_travel_is_named(make: Callable[..., Any], words: str) -> None:
     with pytest.raises(SerializationError, match=words):
-        pickle_function(function)
+        pickle_function(make(threading.Lock()))
+
+
+def test_a_global_that_cannot_travel_is_named() -> None:
+    namespace = in_main("def f(): return a")
+    namespace["a"] = {"deep": [threading.Lock()]}
+    words = r"the function f.*: global 'a' of f\['deep'\]\[0\] is a _thread.lock"
+    with pytest.raises(SerializationError, match=words):
+        pickle_function(namespace["f"])
 
 
 def test_names_are_short() -> None:
     class Callable:
-        def __call__(self):
+        def __call__(self) -> Any:
             pass
 
     names = [
@@ -228,7 +221,7 @@ def test_names_are_short() -> None:
 def test_threads_get_the_right_functions() -> None:
     made = [eval(f"lambda: {number}") for number in range(200)]
 
-    def check(thread):
+    def check(thread: int) -> bool:
         order = made[thread:] + made[:thread]
         return all(again(function)() == function() for function in order)
 

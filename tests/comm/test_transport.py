@@ -1,22 +1,23 @@
 """Every transport has the same manners: what is written here about one holds for all."""
 
 import random
+from collections.abc import AsyncIterator
 
 import pytest
 import trio
 import trio.testing
 
-from tests.comm.kit import background, stop_at, until
+from tests.comm.kit import MakePair, Pair, background, stop_at, until
 from trio_dask.comm import inproc, tcp
 from trio_dask.comm.inproc import memory_pair
-from trio_dask.comm.transport import ConnectionLost
+from trio_dask.comm.transport import ConnectionLost, Transport
 
 direct = pytest.mark.parametrize("make_pair", ["memory", "tcp"], indirect=True)
 """Those that take what is sent at once; a websocket sends by a task."""
 
 
 @pytest.fixture
-async def pair(make_pair):
+async def pair(make_pair: MakePair) -> AsyncIterator[Pair]:
     near, far = await make_pair()
     with trio.fail_after(20):
         yield near, far
@@ -24,7 +25,7 @@ async def pair(make_pair):
     far.abort()
 
 
-async def receive_exactly(transport, size):
+async def receive_exactly(transport: Transport, size: int) -> bytes:
     received = bytearray()
     while len(received) < size:
         data = await transport.receive_some()
@@ -33,16 +34,16 @@ async def receive_exactly(transport, size):
     return bytes(received)
 
 
-async def test_what_is_sent_arrives_in_order_both_ways(pair) -> None:
+async def test_what_is_sent_arrives_in_order_both_ways(pair: Pair) -> None:
     near, far = pair
     data = random.Random(0).randbytes(3_000_000)
 
-    async def send(transport) -> None:
+    async def send(transport: Transport) -> None:
         await transport.send_all(data)
 
     received = {}
 
-    async def receive(transport, name) -> None:
+    async def receive(transport: Transport, name: str) -> None:
         received[name] = await receive_exactly(transport, len(data))
 
     async with trio.open_nursery() as nursery:
@@ -53,7 +54,7 @@ async def test_what_is_sent_arrives_in_order_both_ways(pair) -> None:
     assert received == {"near": data, "far": data}
 
 
-async def test_receive_into_fills_what_there_is_and_no_more(pair) -> None:
+async def test_receive_into_fills_what_there_is_and_no_more(pair: Pair) -> None:
     near, far = pair
     await near.send_all(b"hello")
     buffer = bytearray(10)
@@ -63,7 +64,7 @@ async def test_receive_into_fills_what_there_is_and_no_more(pair) -> None:
 
 
 @direct
-async def test_one_receive_takes_all_that_has_come(pair) -> None:
+async def test_one_receive_takes_all_that_has_come(pair: Pair) -> None:
     near, far = pair
     for _ in range(3):
         assert near.try_send(bytes(50_000)) == 50_000
@@ -71,7 +72,7 @@ async def test_one_receive_takes_all_that_has_come(pair) -> None:
 
 
 @direct
-async def test_one_receive_is_bounded(pair, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_one_receive_is_bounded(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tcp, "_PASS", 2**17)
     monkeypatch.setattr(inproc, "_PASS", 2**17)
     near, far = pair
@@ -81,7 +82,7 @@ async def test_one_receive_is_bounded(pair, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @direct
-async def test_a_full_transport_takes_nothing_and_does_not_wait(pair) -> None:
+async def test_a_full_transport_takes_nothing_and_does_not_wait(pair: Pair) -> None:
     near, far = pair
     data = random.Random(0).randbytes(2**24)
     taken = 0
@@ -97,7 +98,7 @@ async def test_a_full_transport_takes_nothing_and_does_not_wait(pair) -> None:
         await near.send_all(data[taken:])
 
 
-async def test_close_delivers_what_was_sent(pair) -> None:
+async def test_close_delivers_what_was_sent(pair: Pair) -> None:
     near, far = pair
     await near.send_all(b"last words")
     await near.aclose()
@@ -106,14 +107,14 @@ async def test_close_delivers_what_was_sent(pair) -> None:
     assert await far.receive_into(memoryview(bytearray(1))) == 0
 
 
-async def test_abort_is_a_loss_for_the_other_side(pair) -> None:
+async def test_abort_is_a_loss_for_the_other_side(pair: Pair) -> None:
     near, far = pair
     near.abort()
     with pytest.raises(ConnectionLost, match=r"the connection to .* broke"):
         await far.receive_some()
 
 
-async def test_close_with_unread_input_is_a_loss_for_the_other_side(pair) -> None:
+async def test_close_with_unread_input_is_a_loss_for_the_other_side(pair: Pair) -> None:
     near, far = pair
     await far.send_all(b"never read")
     await until(near.has_input)
@@ -122,7 +123,7 @@ async def test_close_with_unread_input_is_a_loss_for_the_other_side(pair) -> Non
         await far.receive_some()
 
 
-async def test_sending_to_a_peer_that_is_gone_is_a_loss(pair) -> None:
+async def test_sending_to_a_peer_that_is_gone_is_a_loss(pair: Pair) -> None:
     near, far = pair
     far.abort()
 
@@ -135,7 +136,7 @@ async def test_sending_to_a_peer_that_is_gone_is_a_loss(pair) -> None:
 
 
 @pytest.mark.parametrize("close", ["abort", "aclose"])
-async def test_closing_wakes_whoever_waits_here(pair, close) -> None:
+async def test_closing_wakes_whoever_waits_here(pair: Pair, close: str) -> None:
     near, _ = pair
 
     async def receive() -> None:
@@ -161,7 +162,7 @@ async def test_closing_wakes_whoever_waits_here(pair, close) -> None:
         near.try_send(b"x")
 
 
-async def test_a_cancelled_receive_takes_nothing(pair) -> None:
+async def test_a_cancelled_receive_takes_nothing(pair: Pair) -> None:
     near, far = pair
     with trio.move_on_after(0):
         await far.receive_some()
@@ -173,7 +174,7 @@ async def test_a_cancelled_receive_takes_nothing(pair) -> None:
     assert await far.receive_some() == b"still here"
 
 
-async def test_input_shows_before_it_is_read(pair) -> None:
+async def test_input_shows_before_it_is_read(pair: Pair) -> None:
     near, far = pair
     assert not far.has_input()
     await near.send_all(b"x")
@@ -184,7 +185,7 @@ async def test_input_shows_before_it_is_read(pair) -> None:
     await until(far.has_input)
 
 
-async def test_every_wait_is_a_checkpoint(pair) -> None:
+async def test_every_wait_is_a_checkpoint(pair: Pair) -> None:
     near, far = pair
     await far.send_all(b"xyz")
     with trio.testing.assert_checkpoints():

@@ -5,40 +5,14 @@ import linecache
 import threading
 import time
 import traceback
+from typing import Any
 
-import pytest
-
+from tests.protocol.kit import RequiredArguments, printed, raised, remote
 from trio_dask.errors import RemoteError
 from trio_dask.protocol.pickling import describe_exception, pickle_value, rebuild_exception
 
 
-def raised(make):
-    """The exception with a traceback, as a slot would catch it."""
-    try:
-        result = make()
-        if isinstance(result, BaseException):
-            raise result
-    except BaseException as exc:
-        return exc
-    pytest.fail("nothing was raised")
-
-
-def remote(make):
-    error, text = describe_exception(raised(make))
-    assert type(text) is str
-    return rebuild_exception(error, text, key="f-12ab", worker="alice (tcp://10.0.0.6:4000)", attempt=2)
-
-
-def printed(exc):
-    return "".join(traceback.format_exception(exc))
-
-
-class RequiredArguments(Exception):
-    def __init__(self, status, reason) -> None:
-        super().__init__(f"{status}: {reason}")
-
-
-def recurse(n):
+def recurse(n: int) -> Any:
     return recurse(n + 1)
 
 
@@ -58,7 +32,7 @@ def test_infinite_recursion_has_a_bounded_traceback_with_both_ends() -> None:
 
 
 def test_it_can_be_described_at_the_end_of_the_stack() -> None:
-    def deep(n):
+    def deep(n: int) -> Any:
         try:
             return deep(n + 1)
         except RecursionError as exc:
@@ -66,14 +40,14 @@ def test_it_can_be_described_at_the_end_of_the_stack() -> None:
                 described.append(describe_exception(exc))
             raise
 
-    described = []
+    described: list[tuple[bytes | None, str]] = []
     raised(lambda: deep(0))
     assert described
     assert all("RecursionError" in text for _, text in described)
 
 
 def test_frames_are_those_of_the_user_with_lines_and_markers() -> None:
-    def user_function(numbers):
+    def user_function(numbers: list[int]) -> float:
         return numbers[0] / numbers[1]  # the line
 
     got = remote(lambda: user_function([1, 0]))
@@ -88,7 +62,10 @@ def test_frames_are_those_of_the_user_with_lines_and_markers() -> None:
 
 def test_our_own_frames_are_cut() -> None:
     exc = raised(lambda: pickle_value(threading.Lock(), 10))
-    exc.__traceback__ = exc.__traceback__.tb_next.tb_next  # as if a slot had called it
+    ours = exc.__traceback__
+    assert ours is not None
+    assert ours.tb_next is not None
+    exc.__traceback__ = ours.tb_next.tb_next  # as if a slot had called it
     _, text = describe_exception(exc)
     assert text.splitlines() == [text.splitlines()[0], "", text.splitlines()[0]]
     _, text = describe_exception(raised(lambda: ValueError("x")), 1)
@@ -98,19 +75,19 @@ def test_our_own_frames_are_cut() -> None:
 def test_the_text_has_type_message_and_traceback() -> None:
     _, text = describe_exception(raised(lambda: RequiredArguments(404, "gone\nfor ever")))
     head, _, rest = text.partition("\n\n")
-    assert head == f"{__name__}.RequiredArguments: 404: gone\nfor ever"
+    assert head == f"{RequiredArguments.__module__}.RequiredArguments: 404: gone\nfor ever"
     assert rest.startswith("Traceback (most recent call last):\n")
     assert rest.endswith(head)
     got = rebuild_exception(None, text, key="k", worker="w", attempt=1)
     assert type(got) is RemoteError
-    assert (got.type_name, got.message) == (f"{__name__}.RequiredArguments", "404: gone\nfor ever")
+    assert (got.type_name, got.message) == (f"{RequiredArguments.__module__}.RequiredArguments", "404: gone\nfor ever")
     assert got.traceback_text == rest
 
 
-def from_elsewhere(source, filename):
+def from_elsewhere(source: str, filename: str) -> tuple[bytes | None, str]:
     """What a function of a file that exists on the worker alone raises."""
     linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
-    namespace = {"__name__": "elsewhere"}
+    namespace: dict[str, Any] = {"__name__": "elsewhere"}
     exec(compile(source, filename, "exec"), namespace)
     described = describe_exception(raised(namespace["f"]))
     del linecache.cache[filename]
