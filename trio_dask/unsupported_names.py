@@ -12,133 +12,105 @@ from typing import Final, NoReturn
 
 PAGE: Final = "docs/coming-from-distributed.md"
 
-NO_ACTORS = "actors are not there yet"
-NO_COORDINATION = "the coordination primitives are not there yet"
-NO_PLUGINS = "plugins are not there yet; dask-worker --preload MODULE runs code in each worker"
-NO_DASHBOARD = "there is no dashboard"
-NO_DASK = "dask's collections are not supported yet"
-NO_EVENTS = "events are not there yet"
-NO_DATASETS = "published datasets are not there yet"
-NO_METADATA = "metadata is not there yet"
-NO_PROFILE = "there is no profiler"
-NO_LOGS = "logs are not collected; each program writes its own to stderr"
-NO_ASYNCIO = "there is no asyncio; use AsyncClient under Trio"
 NO_REPLICAS = "results are copied when they are needed; scatter(broadcast=True) puts data everywhere"
 INTERNAL = "it is internal to distributed"
+NO_FILES = "files are not sent to workers yet"
+NO_METADATA = "metadata is not there yet"
+NO_DASHBOARD = "there is no dashboard"
+NO_ASYNCIO = "there is no asyncio; use AsyncClient under Trio"
+NO_PLUGINS = "plugins are not there yet; dask-worker --preload MODULE runs code in each worker"
+NO_LOGS = "logs are not collected; each program writes its own to stderr"
 
-MODULE: Final[Mapping[str, str]] = {
-    "Actor": NO_ACTORS,
-    "ActorFuture": NO_ACTORS,
-    "Adaptive": "clusters do not adapt by themselves yet; use LocalCluster.scale",
-    "BaseActorFuture": NO_ACTORS,
-    "CompatibleExecutor": "there is no executor of concurrent.futures yet; use Client.submit and Client.map",
-    "CondaInstall": NO_PLUGINS,
-    "Environ": "use dask-worker --env NAME=VALUE",
-    "Event": NO_COORDINATION,
-    "InstallPlugin": NO_PLUGINS,
-    "Lock": NO_COORDINATION,
-    "MultiLock": NO_COORDINATION,
-    "Nanny": "there is no class for a nanny; start one with dask-worker or LocalCluster",
-    "NannyPlugin": NO_PLUGINS,
-    "PipInstall": NO_PLUGINS,
-    "Queue": NO_COORDINATION,
-    "Reschedule": "a task cannot ask for another worker; use submit(retries=)",
-    "SSHCluster": "dask-ssh is not there yet",
-    "Scheduler": "there is no class for a scheduler; start one with dask-scheduler or LocalCluster",
-    "SchedulerPlugin": "a scheduler runs no code of users",
-    "Security": "TLS is not supported yet",
-    "Semaphore": NO_COORDINATION,
-    "SpecCluster": "use LocalCluster or dask-worker",
-    "Status": "states are words; see Client.status and Future.status",
-    "SubprocessCluster": "use LocalCluster, whose workers are processes of their own",
-    "TimeoutError": "use Python's own TimeoutError",
-    "UploadDirectory": "files are not sent to workers yet",
-    "UploadFile": "files are not sent to workers yet",
-    "Variable": NO_COORDINATION,
-    "Worker": "there is no class for a worker; start one with dask-worker or LocalCluster; tasks have get_worker()",
-    "WorkerPlugin": NO_PLUGINS,
-    "config": "there is no configuration file; give options and arguments",
-    "connect": INTERNAL,
-    "dask": INTERNAL,
-    "get_task_metadata": NO_METADATA,
-    "get_task_stream": NO_DASHBOARD,
-    "local_client": "use worker_client",
-    "performance_report": NO_DASHBOARD,
-    "print": "the output of a task appears where its worker prints",
-    "progress": "there is no progress bar yet; use as_completed",
-    "span": "spans are not there yet",
-    "sync": NO_ASYNCIO,
-    "warn": "the warnings of a task appear where its worker prints",
-    "widgets": NO_DASHBOARD,
-}
 
-CLIENT: Final[Mapping[str, str]] = {
-    "amm": NO_REPLICAS,
-    "asynchronous": "Client blocks, and AsyncClient does not",
-    "benchmark_hardware": NO_DASHBOARD,
-    "call_stack": "call stacks of tasks are not available yet",
-    "compute": NO_DASK,
-    "dashboard_link": NO_DASHBOARD,
-    "dump_cluster_state": "use story(), scheduler_info() or trio-dask status --json",
-    "forward_logging": NO_LOGS,
-    "futures_of": "use trio_dask.futures_of",
-    "get_dataset": NO_DATASETS,
-    "get_events": NO_EVENTS,
-    "get_executor": "there is no executor of concurrent.futures yet; use submit and map",
-    "get_metadata": NO_METADATA,
-    "get_scheduler_logs": NO_LOGS,
-    "get_task_stream": NO_DASHBOARD,
-    "get_versions": "versions are compared when a worker or a client connects",
-    "get_worker_logs": NO_LOGS,
-    "list_datasets": NO_DATASETS,
-    "log_event": NO_EVENTS,
-    "loop": NO_ASYNCIO,
-    "normalize_collection": NO_DASK,
-    "persist": NO_DASK,
-    "profile": NO_PROFILE,
-    "publish_dataset": NO_DATASETS,
-    "rebalance": NO_REPLICAS,
-    "register_plugin": NO_PLUGINS,
-    "register_worker_callbacks": NO_PLUGINS,
-    "replicate": NO_REPLICAS,
-    "set_metadata": NO_METADATA,
-    "start": "a client connects when it is made",
-    "subscribe_topic": NO_EVENTS,
-    "sync": NO_ASYNCIO,
-    "unforward_logging": NO_LOGS,
-    "unpublish_dataset": NO_DATASETS,
-    "unregister_scheduler_plugin": NO_PLUGINS,
-    "unregister_worker_plugin": NO_PLUGINS,
-    "unsubscribe_topic": NO_EVENTS,
-    "upload_file": "files are not sent to workers yet",
-    "write_scheduler_file": "use dask-scheduler --scheduler-file FILE",
-}
+def _reasons(names: Mapping[str, str]) -> Mapping[str, str]:
+    """The reason for each name, from the names for each reason."""
+    return {name: reason for reason, those in names.items() for name in those.split()}
 
-FUTURE: Final[Mapping[str, str]] = {
-    "bind_client": "a future belongs to the client that made it",
-    "executor": "use client",
-    "substitute": INTERNAL,
-}
 
-AS_COMPLETED: Final[Mapping[str, str]] = {"condition": INTERNAL}
+MODULE: Final = _reasons(
+    {
+        "actors are not there yet": "Actor ActorFuture BaseActorFuture",
+        "clusters do not adapt by themselves yet; use LocalCluster.scale": "Adaptive",
+        "there is no executor of concurrent.futures yet; use Client.submit and Client.map": "CompatibleExecutor",
+        NO_PLUGINS: "CondaInstall InstallPlugin NannyPlugin PipInstall WorkerPlugin",
+        "use dask-worker --env NAME=VALUE": "Environ",
+        "the coordination primitives are not there yet": "Event Lock MultiLock Queue Semaphore Variable",
+        "there is no class for a nanny; start one with dask-worker or LocalCluster": "Nanny",
+        "a task cannot ask for another worker; use submit(retries=)": "Reschedule",
+        "dask-ssh is not there yet": "SSHCluster",
+        "there is no class for a scheduler; start one with dask-scheduler or LocalCluster": "Scheduler",
+        "a scheduler runs no code of users": "SchedulerPlugin",
+        "TLS is not supported yet": "Security",
+        "use LocalCluster or dask-worker": "SpecCluster",
+        "states are words; see Client.status and Future.status": "Status",
+        "use LocalCluster, whose workers are processes of their own": "SubprocessCluster",
+        "use Python's own TimeoutError": "TimeoutError",
+        NO_FILES: "UploadDirectory UploadFile",
+        "there is no class for a worker; start one with dask-worker or LocalCluster; tasks have get_worker()": "Worker",
+        "there is no configuration file; give options and arguments": "config",
+        INTERNAL: "connect dask",
+        NO_METADATA: "get_task_metadata",
+        NO_DASHBOARD: "get_task_stream performance_report widgets",
+        "use worker_client": "local_client",
+        "the output of a task appears where its worker prints": "print",
+        "there is no progress bar yet; use as_completed": "progress",
+        "spans are not there yet": "span",
+        NO_ASYNCIO: "sync",
+        "the warnings of a task appear where its worker prints": "warn",
+    }
+)
 
-LOCAL_CLUSTER: Final[Mapping[str, str]] = {
-    "adapt": "clusters do not adapt by themselves yet; use scale",
-    "asynchronous": "LocalCluster blocks, and open_local_cluster does not",
-    "called_from_running_loop": NO_ASYNCIO,
-    "dashboard_link": NO_DASHBOARD,
-    "from_name": "connect to a cluster by its address",
-    "get_logs": NO_LOGS,
-    "loop": NO_ASYNCIO,
-    "new_worker_spec": INTERNAL,
-    "observed": "use workers",
-    "plan": INTERNAL,
-    "requested": "use workers",
-    "scale_down": "use scale",
-    "scale_up": "use scale",
-    "start_worker": "use scale",
-    "sync": NO_ASYNCIO,
-}
+CLIENT: Final = _reasons(
+    {
+        NO_REPLICAS: "amm rebalance replicate",
+        "Client blocks, and AsyncClient does not": "asynchronous",
+        NO_DASHBOARD: "benchmark_hardware dashboard_link get_task_stream",
+        "call stacks of tasks are not available yet": "call_stack",
+        "dask's collections are not supported yet": "compute normalize_collection persist",
+        "use story(), scheduler_info() or trio-dask status --json": "dump_cluster_state",
+        NO_LOGS: "forward_logging get_scheduler_logs get_worker_logs unforward_logging",
+        "use trio_dask.futures_of": "futures_of",
+        "published datasets are not there yet": "get_dataset list_datasets publish_dataset unpublish_dataset",
+        "events are not there yet": "get_events log_event subscribe_topic unsubscribe_topic",
+        "there is no executor of concurrent.futures yet; use submit and map": "get_executor",
+        NO_METADATA: "get_metadata set_metadata",
+        "versions are compared when a worker or a client connects": "get_versions",
+        NO_ASYNCIO: "loop sync",
+        "there is no profiler": "profile",
+        NO_PLUGINS: "register_plugin register_worker_callbacks unregister_scheduler_plugin unregister_worker_plugin",
+        "a client connects when it is made": "start",
+        NO_FILES: "upload_file",
+        "use dask-scheduler --scheduler-file FILE": "write_scheduler_file",
+    }
+)
+
+FUTURE: Final = _reasons(
+    {
+        "a future belongs to the client that made it": "bind_client",
+        "use client": "executor",
+        INTERNAL: "substitute",
+    }
+)
+
+AS_COMPLETED: Final = _reasons(
+    {
+        INTERNAL: "condition",
+    }
+)
+
+LOCAL_CLUSTER: Final = _reasons(
+    {
+        "clusters do not adapt by themselves yet; use scale": "adapt",
+        "LocalCluster blocks, and open_local_cluster does not": "asynchronous",
+        NO_ASYNCIO: "called_from_running_loop loop sync",
+        NO_DASHBOARD: "dashboard_link",
+        "connect to a cluster by its address": "from_name",
+        NO_LOGS: "get_logs",
+        INTERNAL: "new_worker_spec plan",
+        "use workers": "observed requested",
+        "use scale": "scale_down scale_up start_worker",
+    }
+)
 
 
 def unsupported_error(owner: str, name: str, reasons: Mapping[str, str]) -> AttributeError:

@@ -17,7 +17,7 @@ from trio_dask.protocol.hello import Hello, Refusal, Welcome
 from trio_dask.protocol.messages import Goodbye, Message, Run
 from trio_dask.scheduler.core import CallAgain, Refuse, Resume
 from trio_dask.worker.core.effects import CancelFetch, EndSession, FetchId, FreeKeys, StartFetch
-from trio_dask.worker.core.invariants import check as check_worker
+from tests.worker.invariants import check as check_worker
 from trio_dask.worker.core.worker import WorkerCore
 
 SILENCE: Final = 0.02

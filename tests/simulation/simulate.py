@@ -28,7 +28,7 @@ from trio_dask.ids import Key
 from trio_dask.protocol.messages import KeyFailed, Retire
 from trio_dask.scheduler.core import CoreSettings
 from trio_dask.scheduler.core.invariants import check_empty
-from trio_dask.worker.core.invariants import check_idle
+from tests.worker.invariants import check_idle
 
 FUNCTION: Final[Content] = (b"f" * 16, b"function")
 TROUBLE_S: Final = 0.5

@@ -9,7 +9,7 @@ from trio_dask.protocol import codec
 from trio_dask.protocol.messages import Blob, FromWorker, Run, ToWorker
 from trio_dask.worker.core.effects import Request, StartFetch
 from trio_dask.worker.core.fetch_plan import FetchLimits
-from trio_dask.worker.core.invariants import check
+from tests.worker.invariants import check
 from trio_dask.worker.core.worker import WorkerCore
 
 FUNCTION = b"f" * 16

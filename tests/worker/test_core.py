@@ -42,7 +42,7 @@ from trio_dask.worker.core.effects import (
     Then,
 )
 from trio_dask.worker.core.held_keys import Held
-from trio_dask.worker.core.invariants import check, check_idle
+from tests.worker.invariants import check, check_idle
 from trio_dask.worker.core_driver import CoreDriver
 
 

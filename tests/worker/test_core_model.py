@@ -34,7 +34,7 @@ from trio_dask.protocol.messages import (
 )
 from trio_dask.worker.core.effects import CancelFetch, CancelRun, FetchId, Request, StartFetch
 from trio_dask.worker.core.fetch_plan import FetchLimits
-from trio_dask.worker.core.invariants import check, check_idle
+from tests.worker.invariants import check, check_idle
 from trio_dask.worker.core.worker import WorkerCore
 
 FUNCTION = b"f" * 16

@@ -25,7 +25,7 @@ from trio_dask.protocol.messages import (
 )
 from trio_dask.worker.core import resume
 from trio_dask.worker.core.effects import CancelFetch, CancelRun, ForgetFunctions, FreeKeys
-from trio_dask.worker.core.invariants import check, check_idle
+from tests.worker.invariants import check, check_idle
 
 
 def inventory(*held: tuple[str, int], runs: tuple[int, ...] = ()) -> Inventory:

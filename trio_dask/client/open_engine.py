@@ -13,7 +13,7 @@ from trio_dask.client.call_forms import Timeout
 from trio_dask.client.engine import Engine
 from trio_dask.client.wait_signals import as_seconds
 from trio_dask.comm import inproc
-from trio_dask.comm.addresses import Address, parse_address, parse_scheduler_address
+from trio_dask.comm.addresses import parse_address, parse_scheduler_address
 from trio_dask.comm.connect import connect, connect_data
 from trio_dask.comm.connection import Connection
 from trio_dask.comm.data_channel import DataChannel
@@ -25,7 +25,7 @@ from trio_dask.protocol.hello import Hello
 from trio_dask.protocol.link import LinkLimits
 from trio_dask.protocol.wire_constants import LONGEST_GRACE_S
 from trio_dask.retry_policy import CLIENTS, RetryPolicy
-from trio_dask.scheduler_file import read_scheduler_file
+from trio_dask.scheduler_file import find_scheduler
 
 ADDRESS_VARIABLE: Final = "DASK_SCHEDULER_ADDRESS"
 FIRST_SPREAD_S: Final = 0.1
@@ -123,7 +123,7 @@ async def _dial(
     while True:
         left_s = retries.deadline - trio.current_time()
         try:
-            where = _where(settings)
+            where = parse_scheduler_address(find_scheduler(settings.scheduler, settings.scheduler_file))
             timeout_s = max(min(left_s, try_s), CLIENTS.first_s)
             endpoint = Endpoint(where, limits)
             connection = await connect(endpoint, hello, nursery=engine.link.transports, timeout_s=timeout_s)
@@ -136,11 +136,3 @@ async def _dial(
         else:
             engine.address = str(where)
             return connection
-
-
-def _where(settings: ClientSettings) -> Address:
-    """Where the scheduler is now. Raises `NoScheduler` if its file does not exist, else as that is read."""
-    address = settings.scheduler or read_scheduler_file(settings.scheduler_file or "")
-    if address is None:
-        raise NoScheduler(f"the scheduler file {settings.scheduler_file} does not exist")
-    return parse_scheduler_address(address)

@@ -40,7 +40,7 @@ from trio_dask.ids import new_incarnation
 from trio_dask.owned_files import keep_file
 from trio_dask.protocol.hello import Hello, Welcome
 from trio_dask.retry_policy import WORKERS, RetryPolicy
-from trio_dask.scheduler_file import read_scheduler_file
+from trio_dask.scheduler_file import find_scheduler
 from trio_dask.worker.core.effects import EndSession, Then
 from trio_dask.worker.core_driver import CoreDriver, Registration
 from trio_dask.worker.drain_request import DrainRequest
@@ -303,7 +303,7 @@ class _Worker:
     async def _dial(self, listener: Listener, nursery: trio.Nursery) -> tuple[Connection, Registration]:
         """Find the scheduler and register with it."""
         settings = self._settings
-        scheduler = parse_scheduler_address(self._scheduler_address())
+        scheduler = parse_scheduler_address(find_scheduler(settings.scheduler, settings.scheduler_file))
         address = await listener.towards(scheduler)
         registration = Registration(address, scheduler, new_incarnation())
         hello = Hello(
@@ -337,17 +337,6 @@ class _Worker:
         timeout_s = connect_limit_s(settings.connect_timeout_s, self._death.deadline - trio.current_time())
         connection = await connect(Endpoint(scheduler, limits), hello, nursery=nursery, timeout_s=timeout_s)
         return connection, registration
-
-    def _scheduler_address(self) -> str:
-        path = self._settings.scheduler_file
-        if path is None:
-            if self._settings.scheduler is None:
-                raise UsageError("a worker needs the address of a scheduler, or a scheduler file")
-            return self._settings.scheduler
-        address = read_scheduler_file(path)
-        if address is None:
-            raise NoScheduler(f"the scheduler file {path} does not exist")
-        return address
 
     async def _session(
         self, connection: Connection, registration: Registration, task_status: trio.TaskStatus[Address]
