@@ -10,6 +10,7 @@ from typing import Final
 from tests.simulation.random_graphs import Job, compute
 from tests.simulation.sim_network import Timeline
 from tests.simulation.sim_scheduler import SimScheduler, state_of
+from tests.worker.invariants import check as check_worker
 from trio_dask.comm.inproc import inproc_address
 from trio_dask.ids import Incarnation, Key, PeerId, RunId
 from trio_dask.protocol import codec
@@ -17,7 +18,6 @@ from trio_dask.protocol.hello import Hello, Refusal, Welcome
 from trio_dask.protocol.messages import Goodbye, Message, Run
 from trio_dask.scheduler.core import CallAgain, Refuse, Resume
 from trio_dask.worker.core.effects import CancelFetch, EndSession, FetchId, FreeKeys, StartFetch
-from tests.worker.invariants import check as check_worker
 from trio_dask.worker.core.worker import WorkerCore
 
 SILENCE: Final = 0.02

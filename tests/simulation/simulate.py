@@ -22,13 +22,13 @@ from tests.simulation.sim_client import SimClient
 from tests.simulation.sim_network import Timeline
 from tests.simulation.sim_scheduler import SimScheduler, state_of
 from tests.simulation.sim_worker import Network, SimWorker
+from tests.worker.invariants import check_idle
 from trio_dask.client.core.key_state import Ended, KeyState
 from trio_dask.client.core.outbox import NO_EXTRA, Content, Row
 from trio_dask.ids import Key
 from trio_dask.protocol.messages import KeyFailed, Retire
 from trio_dask.scheduler.core import CoreSettings
 from trio_dask.scheduler.core.invariants import check_empty
-from tests.worker.invariants import check_idle
 
 FUNCTION: Final[Content] = (b"f" * 16, b"function")
 TROUBLE_S: Final = 0.5

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import cast
 
+from tests.worker.invariants import check
 from trio_dask.ids import RunId
 from trio_dask.protocol import codec
 from trio_dask.protocol.messages import Blob, FromWorker, Run, ToWorker
 from trio_dask.worker.core.effects import Request, StartFetch
 from trio_dask.worker.core.fetch_plan import FetchLimits
-from tests.worker.invariants import check
 from trio_dask.worker.core.worker import WorkerCore
 
 FUNCTION = b"f" * 16

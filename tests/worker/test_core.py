@@ -6,6 +6,7 @@ import pytest
 import trio
 
 from tests.worker.driven import ELSEWHERE, FUNCTION, HERE, THERE, Driven, run
+from tests.worker.invariants import check, check_idle
 from trio_dask.comm import ConnectionLost, PeerSilent
 from trio_dask.config import WorkerSettings
 from trio_dask.errors import ProtocolError
@@ -42,7 +43,6 @@ from trio_dask.worker.core.effects import (
     Then,
 )
 from trio_dask.worker.core.held_keys import Held
-from tests.worker.invariants import check, check_idle
 from trio_dask.worker.core_driver import CoreDriver
 
 

@@ -10,6 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from tests.worker.invariants import check, check_idle
 from trio_dask.ids import RunId
 from trio_dask.protocol.messages import (
     Acquire,
@@ -34,7 +35,6 @@ from trio_dask.protocol.messages import (
 )
 from trio_dask.worker.core.effects import CancelFetch, CancelRun, FetchId, Request, StartFetch
 from trio_dask.worker.core.fetch_plan import FetchLimits
-from tests.worker.invariants import check, check_idle
 from trio_dask.worker.core.worker import WorkerCore
 
 FUNCTION = b"f" * 16

@@ -3,6 +3,7 @@
 import pytest
 
 from tests.worker.driven import FUNCTION, HERE, THERE, Driven, run
+from tests.worker.invariants import check, check_idle
 from trio_dask.errors import ProtocolError
 from trio_dask.ids import RunId
 from trio_dask.protocol.messages import (
@@ -25,7 +26,6 @@ from trio_dask.protocol.messages import (
 )
 from trio_dask.worker.core import resume
 from trio_dask.worker.core.effects import CancelFetch, CancelRun, ForgetFunctions, FreeKeys
-from tests.worker.invariants import check, check_idle
 
 
 def inventory(*held: tuple[str, int], runs: tuple[int, ...] = ()) -> Inventory:

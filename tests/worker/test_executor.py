@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
@@ -18,12 +19,13 @@ from trio_dask.ids import RunId
 from trio_dask.protocol.messages import Run
 from trio_dask.protocol.pickling import pickle_call, rebuild_exception
 from trio_dask.worker import executor as executor_module
+from trio_dask.worker.async_tasks import AsyncCall
 from trio_dask.worker.core.ready_queue import ReadyQueue
 from trio_dask.worker.executor import Begun, Declined, Executor, Failed, Finished, InputGone, Outcome
 from trio_dask.worker.memory_reservations import Reservations
 from trio_dask.worker.result_store import ResultStore
 from trio_dask.worker.running_table import RunningTable
-from trio_dask.worker.task_context import WorkerHandle, check_cancelled, current_task, get_worker
+from trio_dask.worker.task_context import TaskContext, WorkerHandle, check_cancelled, current_task, get_worker
 
 PATIENCE_S = 10
 
@@ -551,6 +553,24 @@ async def test_a_slot_that_asks_the_loop_after_its_end_is_turned_away(
         slots.offer(1, never, **extra)
         slots.wake()
         await trio.to_thread.run_sync(begun.wait, PATIENCE_S)
+
+
+async def test_an_async_task_that_comes_while_the_slots_close_is_answered(
+    open_slots: OpenSlots, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reply: SimpleQueue[Callable[[], Any]] = SimpleQueue()
+    async with open_slots() as slots:
+        context = TaskContext(slots.run(1, trio.sleep_forever), slots.handle, slots.executor._seceded, 0)
+        close = slots.executor._close
+
+        def take_and_close() -> None:
+            slots.executor._posted.append(AsyncCall(context, trio.sleep_forever, reply))
+            slots.executor._deliver()
+            close()
+
+        monkeypatch.setattr(slots.executor, "_close", take_and_close)
+    with pytest.raises(TaskCancelled):
+        reply.get_nowait()()
 
 
 async def test_no_more_tasks_begin_than_may_and_the_others_are_declined(open_slots: OpenSlots) -> None:

@@ -29,7 +29,7 @@ from hashlib import blake2b
 from io import BytesIO
 from pickle import PickleBuffer
 from types import FunctionType
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from trio_dask.errors import SerializationError
 from trio_dask.ids import Digest, Key
@@ -59,7 +59,11 @@ _NUMBERS = frozenset({int, float, bool, type(None)})
 _ATOMS = _NUMBERS | {complex, str}
 _PLAIN = _ATOMS | {tuple, list, dict}
 
-_IN_BLOB, _PERSISTENT_IDS, _BUFFERS, _REFERENCES, _CHANGES, _PICKLE = 0x00, 0x01, 0x02, 0x03, 0x04, 0x80
+_IN_BLOB, _PERSISTENT_IDS, _BUFFERS, _REFERENCES, _PICKLE = 0x00, 0x01, 0x02, 0x03, 0x80
+CHANGES: Final = 0x04
+"""The first byte of a call, or of a callable, whose code can be seen to change definitions."""
+WITHOUT_DEFINITIONS: Final = frozenset({_REFERENCES, _PICKLE})
+"""The first bytes of calls that have no functions and no classes by value."""
 _POOL_SIZE = 4
 _POOLED_CALL_BYTES = 1 << 12
 
@@ -127,7 +131,7 @@ class _Gathered:
         else:
             call = b"\x01" + pickled
         made = _made(call, tuple(self.dependencies), self.blobs, tuple(self.hashed))
-        return made._replace(call=bytes([_CHANGES]) + made.call) if changes else made
+        return made._replace(call=bytes([CHANGES]) + made.call) if changes else made
 
 
 class _Hooks:
@@ -336,7 +340,7 @@ def call_token(function_token: bytes, args: tuple[Any, ...], kwargs: Mapping[str
     if not kwargs and _is_canonical(args, pickled.dependencies):
         return blake2b(function_token + pickled.call, digest_size=DIGEST_BYTES).digest()
     call: Buffer = pickled.call
-    if call[0] == _CHANGES:
+    if call[0] == CHANGES:
         call = call[1:]
     if call[0] == _IN_BLOB:
         call = dict(pickled.blobs)[bytes(call[1:])]
@@ -372,16 +376,6 @@ class _Unpickler(pickle.Unpickler):
         return load_shared(digest, self.blobs[digest])
 
 
-def changes(call: Buffer) -> bool:
-    """Whether the code of this call, or of this callable of a task, can be seen to change definitions."""
-    return call[0] == _CHANGES
-
-
-def is_without_definitions(call: Buffer) -> bool:
-    """Whether a call has numbers, strings and references only, or what ordinary pickle makes of such."""
-    return call[0] == _PICKLE or call[0] == _REFERENCES
-
-
 def load_call(
     call: Buffer, blobs: Mapping[Digest, Buffer], values: Mapping[Key, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -398,7 +392,7 @@ def load_call(
         return tuple([values[item[0]] if kind_of(item) is tuple else item for item in told]), {}
     if marker == _IN_BLOB:
         return load_call(blobs[bytes(call[1:])], blobs, values)
-    if marker == _CHANGES:
+    if marker == CHANGES:
         return load_call(call[1:], blobs, values)
     return load_twice(functools.partial(_load_whole, call, blobs, values))
 

@@ -22,7 +22,7 @@ from trio_dask.errors import TaskCancelled
 from trio_dask.ids import Digest, Key
 from trio_dask.protocol.changing_code import changes_given
 from trio_dask.protocol.messages import Run
-from trio_dask.protocol.pickled_calls import changes, is_without_definitions
+from trio_dask.protocol.pickled_calls import CHANGES, WITHOUT_DEFINITIONS
 from trio_dask.protocol.pickled_functions import brings_classes
 from trio_dask.protocol.pickling import load_call, load_function, pickle_value
 from trio_dask.protocol.rebuilt_classes import brings_class, noting_renewed
@@ -169,13 +169,15 @@ class Executor:
         turns.add(self._with_definitions)
         try:
             async with trio.open_nursery() as self._tasks:
-                for number in range(len(self._slots)):
-                    self._start_slot(number)
-                await self._failed.wait()
-                self._tasks.cancel_scope.cancel()  # else `async def` tasks would be waited for
+                try:
+                    for number in range(len(self._slots)):
+                        self._start_slot(number)
+                    await self._failed.wait()
+                finally:
+                    self._close()  # first: no `async def` task can be started in a nursery that has ended
+                    self._tasks.cancel_scope.cancel()
         finally:
             turns.remove(self._with_definitions)
-            self._close()
         if self._failure is not None:
             raise self._failure
 
@@ -337,7 +339,8 @@ class Executor:
         turn: Turn | None = None
         try:
             known = self._functions.get(run.function)
-            if turns.busy or known is None or changes(run.call):
+            marker = run.call[0]
+            if turns.busy or marker == CHANGES or (known is None and self._blobs[run.function][0] == CHANGES):
                 turn = self._wait_for_turn(context)
             if run.extra:
                 self._begin(context)
@@ -349,7 +352,7 @@ class Executor:
             if turn is None:
                 function, is_async = known or self._load(run.function)
                 args, kwargs = load_call(run.call, self._blobs, values)
-                if not is_without_definitions(run.call) and brings_class(args, kwargs) and changes_given(function):
+                if marker not in WITHOUT_DEFINITIONS and brings_class(args, kwargs) and changes_given(function):
                     turn = self._take_turn(context)
                     function, is_async, args, kwargs = self._load_in_turn(turn, run, values)
             else:
@@ -386,14 +389,14 @@ class Executor:
         ]
 
     def _may_use_definitions(self, run: Run) -> bool:
-        if run.dependencies or not is_without_definitions(run.call):
+        if run.dependencies or run.call[0] not in WITHOUT_DEFINITIONS:
             return True
-        return run.function not in self._functions and brings_classes(self._blobs.get(run.function, b"\0"))
+        return run.function not in self._functions and brings_classes(self._blobs[run.function])
 
     def _wait_for_turn(self, context: TaskContext) -> Turn | None:
         """Wait until this task may begin. The turn, if it takes one."""
         run = context.run
-        if changes(run.call) or (run.function in self._blobs and changes(self._blobs[run.function])):
+        if CHANGES in (run.call[0], self._blobs[run.function][0]):
             return self._take_turn(context)
         if turns.busy and self._may_use_definitions(run):
             context.on_cancel(turns.wake)
