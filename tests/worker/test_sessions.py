@@ -298,7 +298,7 @@ async def test_nothing_that_is_under_way_holds_up_the_end(
         session = await scheduler.next_session()
         await scheduler.stop()
         if stuck_in == "a dial":
-            monkeypatch.setattr(service._Worker, "_scheduler_address", lambda self: str(silent.address))
+            monkeypatch.setattr(service, "find_scheduler", lambda address, path: str(silent.address))
         elif stuck_in == "a fetch":
             session.submit("a", len, Ref("x"), holders={"x": [str(silent.address)]})
         elif stuck_in == "a transfer to a peer":
