@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from typing import Any
 
+import numpy as np
 import pytest
 
 from trio_dask.protocol.changing_code import changes_definitions, changes_given, class_changes_itself
@@ -139,6 +140,23 @@ def test_code_that_binds_attributes_of_its_arguments_changes_those_that_are_defi
     assert not changes_given(NAMES["calls"])
     assert changes_given(setattr)
     assert not changes_given(getattr)
+
+
+class _Odd(type):
+    def __getattribute__(cls, name: str) -> Any:
+        raise RuntimeError(f"{name} is not to be looked at")
+
+
+def test_what_cannot_be_followed_is_suspected_and_raises_nothing() -> None:
+    NAMES["odd"] = _Odd("odd", (), {"__module__": "__main__"})
+    exec("def reads(): return odd.x", NAMES)
+    assert changes_definitions(NAMES["reads"])
+
+
+def test_values_that_have_no_truth_are_followed() -> None:
+    NAMES["np"] = np
+    exec("class Holds: array = np.arange(3)\ndef sums(): return np.sum(Holds.array)", NAMES)
+    assert not changes_definitions(NAMES["sums"])
 
 
 class Counts:

@@ -12,8 +12,9 @@ import pytest
 from trio_dask.errors import TaskCancelled
 from trio_dask.ids import RunId
 from trio_dask.protocol.messages import Run
+from trio_dask.worker import turns as turns_module
 from trio_dask.worker.task_context import TaskContext, WorkerHandle
-from trio_dask.worker.turns import Turns
+from trio_dask.worker.turns import Turn, Turns
 
 PATIENCE_S = 10
 
@@ -111,6 +112,24 @@ def test_a_task_that_is_cancelled_waits_no_longer_and_holds_nobody_up(tasks: Tas
     assert not tasks.turns.busy
 
 
+def test_a_turn_of_an_executor_that_has_ended_holds_nobody_up(tasks: Tasks) -> None:
+    lasting, first = tasks.begin(9), tasks.begin(0)
+
+    def others() -> list[TaskContext]:
+        return [lasting]
+
+    tasks.running = []
+    tasks.turns.add(others)
+    tasks.start(tasks.turns.take, lasting).result(PATIENCE_S)
+    tasks.running = [first]
+    turn = tasks.start(tasks.turns.take, first)
+    assert not turn.done()
+    tasks.turns.remove(others)
+    turn.result(PATIENCE_S)
+    tasks.turns.release(lasting)
+    assert tasks.turns.busy
+
+
 def test_tasks_of_an_executor_that_has_ended_are_not_waited_for(tasks: Tasks) -> None:
     lasting = tasks.begin(9)
 
@@ -124,3 +143,20 @@ def test_tasks_of_an_executor_that_has_ended_are_not_waited_for(tasks: Tasks) ->
     assert not turn.done()
     tasks.turns.remove(others)
     turn.result(PATIENCE_S)
+
+
+def test_those_that_wait_go_on_when_a_task_ends_that_gave_its_turn_away(
+    tasks: Tasks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turns_module, "turns", tasks.turns)
+    first, second = tasks.begin(0), tasks.begin(1)
+    tasks.running = [first]
+    tasks.start(tasks.turns.take, first).result(PATIENCE_S)
+    turn = Turn(first)
+    turn.give_away()
+    tasks.running.append(second)
+    waiting = tasks.start(tasks.turns.take, second)
+    assert not waiting.done()
+    tasks.running.remove(first)
+    turn.end()
+    waiting.result(PATIENCE_S)

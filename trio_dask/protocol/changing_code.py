@@ -32,6 +32,8 @@ _CHANGERS: Final = frozenset(
 )  # fmt: skip
 """Methods that change the containers of the standard library."""
 _CONTAINERS: Final = frozenset({bytearray, defaultdict, deque, dict, list, OrderedDict, set})
+_MOST_CODE: Final = 50_000
+"""Bytes of code; a longer function was generated, and is suspected unread."""
 _MOST_ITEMS: Final = 100
 """Of a captured container, looked through for classes."""
 _BINDERS: Final = frozenset({"delattr", "eval", "exec", "setattr", "vars"})
@@ -91,6 +93,8 @@ def _steps(code: CodeType) -> tuple[_Step, ...]:
 def changes_definitions(function: FunctionType, *, given: bool = False) -> bool:
     """Whether a function can be seen to change a definition; `given`: where its arguments are definitions."""
     code = function.__code__
+    if len(code.co_code) > _MOST_CODE:
+        return True
     cells = dict(zip(code.co_freevars, function.__closure__ or (), strict=False))
 
     def note_of(name: str) -> _Note:
@@ -104,16 +108,18 @@ def changes_definitions(function: FunctionType, *, given: bool = False) -> bool:
         return _TYPE if name == "type" else None
 
     use = code_use(code)
-    if not (given or use.finds_definitions or function.__defaults__ or any(map(note_of, (*use.globals, *cells)))):
-        return False
     parameters = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
-    local: dict[str, _Note] = dict.fromkeys(parameters, _UNKNOWN) if given else {}
-    if not given:
-        defaults = function.__defaults__ or ()
-        local = dict(zip(parameters[code.co_argcount - len(defaults) :], map(_note, defaults), strict=False))
+    defaults = function.__defaults__ or ()
     try:
+        if not (given or use.finds_definitions or defaults or any(map(note_of, (*use.globals, *cells)))):
+            return False
+        local: dict[str, _Note] = dict.fromkeys(parameters, _UNKNOWN) if given else {}
+        if not given:
+            local = dict(zip(parameters[code.co_argcount - len(defaults) :], map(_note, defaults), strict=False))
         _follow(code, note_of, local)
     except _Seen:
+        return True
+    except Exception:  # an odd object of the user: what cannot be followed is suspected
         return True
     return False
 
@@ -128,7 +134,7 @@ def changes_given(function: Any) -> bool:
 def class_changes_itself(cls: Any) -> bool:
     """Whether a method that gets its class as an argument can be seen to change it."""
     for name, value in list(attributes_of(cls).items()):
-        function: Any = getattr(value, "__func__", value)
+        function: Any = value.__func__ if kind_of(value) in (classmethod, staticmethod) else value
         is_given = kind_of(value) is classmethod or name == "__init_subclass__" or issubclass(cls, type)
         is_own = kind_of(function) is FunctionType and travels_by_value(function)
         if is_given and is_own and changes_definitions(function, given=True):
@@ -266,7 +272,8 @@ def _take(
         taken = _pop(stack, argument + 2 if operation == "CALL" else 1 - effect)
         if (binds_any and any(taken)) or any(note and _changes_when_called(note) for note in taken[:2]):
             raise _Seen
-        stack.append(_UNKNOWN if _TYPE in taken or _GIVES_ITEMS in taken else None)
+        gives = any(note is not None and (note.found is type or note is _GIVES_ITEMS) for note in taken)
+        stack.append(_UNKNOWN if gives else None)
     elif effect < 0:
         _pop(stack, -effect)
         if stack and not operation.startswith(("POP_", "STORE_", "DELETE_", "RETURN_")) and "JUMP" not in operation:

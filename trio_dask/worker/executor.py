@@ -391,12 +391,15 @@ class Executor:
     def _may_use_definitions(self, run: Run) -> bool:
         if run.dependencies or run.call[0] not in WITHOUT_DEFINITIONS:
             return True
-        return run.function not in self._functions and brings_classes(self._blobs[run.function])
+        if run.function in self._functions:
+            return False
+        blob = self._blobs.get(run.function)
+        return blob is None or brings_classes(blob)
 
     def _wait_for_turn(self, context: TaskContext) -> Turn | None:
         """Wait until this task may begin. The turn, if it takes one."""
         run = context.run
-        if CHANGES in (run.call[0], self._blobs[run.function][0]):
+        if run.call[0] == CHANGES or (run.function in self._blobs and self._blobs[run.function][0] == CHANGES):
             return self._take_turn(context)
         if turns.busy and self._may_use_definitions(run):
             context.on_cancel(turns.wake)

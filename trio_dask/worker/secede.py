@@ -133,6 +133,7 @@ class SecededTasks:
         if context.turn is not None:
             context.turn.take_again()
         elif turns.busy:
+            context.on_cancel(turns.wake)
             turns.wait(context)
 
     async def rejoin_async(self, context: TaskContext) -> None:

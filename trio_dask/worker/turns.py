@@ -14,7 +14,6 @@ from contextlib import suppress
 from typing import Any
 
 from trio_dask.errors import TaskCancelled
-from trio_dask.protocol.picklers import PICKLING_FAILURES
 from trio_dask.protocol.rebuilt_classes import Bindings
 from trio_dask.worker.task_context import TaskContext
 
@@ -42,9 +41,13 @@ class Turns:
             self._executors.append(running)
 
     def remove(self, running: Running) -> None:
-        """An executor has ended; nobody waits for its tasks."""
+        """An executor has ended; nobody waits for its tasks, which may never return."""
         with self._changed:
             self._executors.remove(running)
+            gone = set(running())
+            for entry in [entry for entry in self._queue if entry[0] in gone]:
+                entry[0].cancelled = True
+                self._leave(entry)
             self._changed.notify_all()
 
     def wake(self) -> None:
@@ -57,7 +60,7 @@ class Turns:
         with self._changed:
             entry = self._enter(context, is_turn=True)
             try:
-                while self._queue[0] is not entry or self._others_run(context):
+                while not self._queue or self._queue[0] is not entry or self._others_run(context):
                     self._wait(context)
             except BaseException:
                 self._leave(entry)
@@ -143,11 +146,13 @@ class Turn:
         """The task has ended."""
         if self._changes is None:
             self._end()
+        else:
+            turns.wake()
 
     def _end(self) -> None:
         try:
             if self.restore is not None:
-                with suppress(*PICKLING_FAILURES):  # of the user's code, which has run before
+                with suppress(BaseException):  # of the user's code, which has run before: the slot goes on
                     self.restore()
         finally:
             turns.release(self._context)
