@@ -6,7 +6,7 @@
 | `RunId` | one assignment of a task to a worker; every outcome quotes it | the scheduler, counting up |
 | `PeerId` | one session of one peer with the scheduler | the scheduler, counting up |
 | `Incarnation` | one registration of a process; a process that returns has a new one | the process itself, at random |
-| `Digest` | a blob, by its content | whoever made the blob |
+| `Digest` | a blob, by its content | the process that made the blob |
 
 An outcome that quotes a `RunId` that is no longer current is stale: it is dropped and noted, never an error.
 """

@@ -79,7 +79,7 @@ class BufferPool:
 
     def forget(self) -> None:
         """Start afresh after a fork: other threads are gone, and locks that they held would never be released."""
-        self._lock = threading.Lock()  # guards what is kept; whoever releases it then checks what was returned
+        self._lock = threading.Lock()  # guards what is kept; the thread that releases it then checks what was returned
         self._watched = threading.Lock()  # held for the thread
         self._kept: list[_Kept] = []  # the oldest first
         self._returned.clear()
@@ -185,7 +185,7 @@ class BufferPool:
             self._keep_nothing()
 
     def _keep_nothing(self) -> None:
-        """Without waiting: whoever holds the lock does this next."""
+        """Without waiting: the thread that holds the lock does this next."""
         if self._lock.acquire(blocking=False):
             try:
                 gone = self._cut(len(self._kept))

@@ -200,9 +200,9 @@ class Link:
 
         self.can_send = True
         self.sent_at = now
-        """When the last frame of this side was begun or went on; for the latter, whoever sends sets it."""
+        """When a frame of this side last began or moved on; the shell sets it when bytes have gone out."""
         self.unsent: memoryview | None = None
-        """What is still to be sent of a frame that was begun; whoever sends sets it. Until then no other may begin."""
+        """The rest of the frame under way, which the shell shortens; no other frame begins before it is empty."""
         self._rows: list[Row] = []
         self._rows_size = 0
         self._has_own_frame = False  # one of the rows may be an `OwnFrame` that is smaller than a frame of records

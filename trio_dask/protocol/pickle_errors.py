@@ -115,7 +115,7 @@ def describe_culprit(value: Any, label: str, path: str, can_pickle: Callable[[An
 def _reason(error: BaseException) -> str:
     try:
         text = str(error)
-    except PICKLING_FAILURES:
+    except PICKLING_FAILURES:  # its own `__str__` raises
         text = ""
     if not isinstance(error, TypeError | PicklingError):
         text = f"{type(error).__name__}: {text}"

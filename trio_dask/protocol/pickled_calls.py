@@ -237,7 +237,7 @@ def pickle_call(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> PickledCall
         return PickledCall(call, (), ()) if len(call) <= LARGE_BYTES else _made(call, (), {}, ())
     try:
         return (not kwargs and _pickle_references(args)) or pickle_arguments(args, kwargs)
-    except PICKLING_FAILURES as error:
+    except PICKLING_FAILURES as error:  # of the user's objects, for the caller of `submit`
         raise SerializationError(_complaint(args, kwargs, error)) from users_own(error)
 
 
@@ -269,7 +269,7 @@ def _pickle_plainly(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Pickled
         pickler = _PlainPickler()
     try:
         pickler.dump((args, kwargs))
-    except PICKLING_FAILURES:
+    except PICKLING_FAILURES:  # the other pickler may know how, and raises if it does not
         return None
     data = pickler.file.take()
     if names_what_only_we_have(data):
@@ -293,7 +293,7 @@ def can_pickle(value: Any) -> bool:
     """Whether a call may have this as an argument."""
     try:
         _WholePickler().dump(value)
-    except PICKLING_FAILURES:
+    except PICKLING_FAILURES:  # that is the answer
         return False
     return True
 

@@ -54,7 +54,7 @@ def pickle_function(function: Callable[..., Any]) -> PickledFunction:
         return kept
     try:
         return _pickle_shared(function) or _pickle_own(function)
-    except PICKLING_FAILURES as error:
+    except PICKLING_FAILURES as error:  # of the user's objects, for the caller of `submit`
         sentence = describe_culprit(function, f"the function {short_name(function)}", "function", can_pickle, error)
         raise SerializationError(sentence) from users_own(error)
 

@@ -189,8 +189,8 @@ def _pickle(value: Any, new_sink: Callable[[], _SinkType]) -> _SinkType:
         ByReferencePickler(sink, PICKLE_PROTOCOL, buffer_callback=sink.add_buffer).dump(value)
         if not sink.names_ours:
             return sink
-    except PICKLING_FAILURES:
-        pass  # cloudpickle may know how
+    except PICKLING_FAILURES:  # cloudpickle may know how
+        pass
     sink = new_sink()
     SharingPickler(sink, PICKLE_PROTOCOL, buffer_callback=sink.add_buffer).dump(value)
     return sink
@@ -199,14 +199,14 @@ def _pickle(value: Any, new_sink: Callable[[], _SinkType]) -> _SinkType:
 def _pickle_or_complain(value: Any, new_sink: Callable[[], _SinkType], name: str) -> _SinkType:
     try:
         return _pickle(value, new_sink)
-    except PICKLING_FAILURES as error:
+    except PICKLING_FAILURES as error:  # of the user's objects: the result of the task
         raise SerializationError(describe_culprit(value, f"the {name}", name, _can_pickle, error)) from users_own(error)
 
 
 def _can_pickle(value: Any) -> bool:
     try:
         _pickle(value, _Sink)
-    except PICKLING_FAILURES:
+    except PICKLING_FAILURES:  # that is the answer
         return False
     return True
 

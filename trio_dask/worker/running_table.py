@@ -52,7 +52,7 @@ class RunningTable:
         try:
             os.ftruncate(fd, _size(slots))
             return cls(fd, slots)
-        except BaseException:
+        except BaseException:  # raised again
             os.close(fd)
             raise
 

@@ -119,7 +119,7 @@ class SpillDisk:
             try:
                 with output:  # network file systems report only at the end that there was no room
                     written = write(output)
-            except BaseException:
+            except BaseException:  # raised again: no half file stays
                 self._unlink(file)
                 raise
         except SpillError:
@@ -209,7 +209,7 @@ class SpillDisk:
         try:
             _read_through(descriptor, file.nbytes)
             mapping = mmap.mmap(descriptor, file.nbytes, access=mmap.ACCESS_COPY)
-        except BaseException:
+        except BaseException:  # raised again: the file counts as not mapped
             self._unmapped.append(file)
             raise
         weakref.finalize(mapping, self._unmapped.append, file).atexit = False

@@ -62,7 +62,7 @@ class Turns:
             try:
                 while not self._queue or self._queue[0] is not entry or self._others_run(context):
                     self._wait(context)
-            except BaseException:
+            except BaseException:  # raised again: it waits no longer
                 self._leave(entry)
                 raise
             self._waiting.discard(context)
@@ -74,7 +74,7 @@ class Turns:
             try:
                 while context in self._waiting:
                     self._wait(context)
-            except BaseException:
+            except BaseException:  # raised again: it waits no longer
                 self._leave(entry)
                 raise
 

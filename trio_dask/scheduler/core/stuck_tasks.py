@@ -131,7 +131,7 @@ def _tell(state: State, client: Client, waiting: Mapping[Queue, list[Key]], part
     if news is None:
         news = client.stuck = StuckNews(since=state.now)
     text = _sentence(state, {queue: len(keys) for queue, keys in waiting.items()}, partial)
-    # The text may change all the time; it is said aloud at most once in `stuck_after_s`.
+    # The text may change at any moment; the scheduler logs it at most once in `stuck_after_s`.
     is_due = text != news.aloud and state.now >= max(news.since, news.aloud_at) + state.settings.stuck_after_s
     if is_due:
         news.aloud, news.aloud_at = text, state.now
