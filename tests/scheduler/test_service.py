@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,6 +33,7 @@ from trio_dask.protocol.messages import (
     Shutdown,
     Submit,
 )
+from trio_dask.scheduler.core import SchedulerCore
 from trio_dask.scheduler.service import run_scheduler
 from trio_dask.scheduler_file import read_scheduler_file
 
@@ -265,6 +267,35 @@ async def test_stopped_from_outside_it_tells_everybody(scheduler: Start) -> None
         assert client.goodbye == Goodbye("it was stopped")
     with pytest.raises(NoScheduler):
         await connect("client")
+
+
+@pytest.mark.parametrize("where", ["handle", "tick"])
+async def test_a_fault_of_ours_ends_it_and_is_a_loss_for_its_peers(
+    where: str, monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    lost: list[ConnectionLost] = []
+
+    async def wait_end(worker: Connection) -> None:
+        async with worker:
+            with pytest.raises(ConnectionLost) as caught:
+                await batch(worker)
+            lost.append(caught.value)
+
+    with pytest.RaisesGroup(ZeroDivisionError, flatten_subgroups=True):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(run_scheduler, SchedulerSettings(address=ADDRESS, idle_timeout_s=5))
+            nursery.start_soon(wait_end, await connect("worker"))
+            async with await connect("client") as client:
+                monkeypatch.setattr(SchedulerCore, where, fail)
+                if where == "handle":
+                    client.send_many_nowait(submit("a"))
+                    client.flush_nowait()
+                with suppress(ConnectionLost):
+                    await batch(client)
+    assert lost
 
 
 async def test_a_peer_that_does_not_listen_cannot_hold_up_the_end(

@@ -86,8 +86,8 @@ class _Service:
         self._busy_poll = BusyPoll(settings.busy_poll_s)
         self._alarm = trio.CancelScope()
         self._stopping = trio.Event()
-        self._farewell: Leave | SchedulerStops = SchedulerStops()
-        """Whether the whole cluster ends, or only this scheduler."""
+        self._farewell: Leave | SchedulerStops | None = SchedulerStops()
+        """Whether the whole cluster ends, or only this scheduler; None: a fault of ours ends it, so peers lose it."""
         self._address = ""
         self._commands = scheduler_commands(
             self._core, self._identity, address=lambda: self._address, restart=self._restart, stop=self._stop
@@ -215,6 +215,9 @@ class _Service:
             with trio.move_on_after(self._settings.grace_s, shield=True):
                 await self._dismiss(connection)
             raise
+        except Exception:  # a fault of ours, raised again
+            self._farewell = None
+            raise
         self._end_session(peer, connection, error)
         if isinstance(error, ProtocolError):
             await connection.aclose(str(error))
@@ -285,15 +288,21 @@ class _Service:
             with trio.CancelScope(deadline=self._core.next_deadline()) as self._alarm:
                 await trio.sleep_forever()
             now = trio.current_time()
-            if self._core.checks_heartbeats(now):
-                for peer, connection in self._connections.items():
-                    self._core.heard(peer, connection.link.heard_at)
-            self._core.tick(now)
-            self._settle()
+            try:
+                if self._core.checks_heartbeats(now):
+                    for peer, connection in self._connections.items():
+                        self._core.heard(peer, connection.link.heard_at)
+                self._core.tick(now)
+                self._settle()
+            except Exception:  # as in `_serve_peer`
+                self._farewell = None
+                raise
 
     async def _dismiss(self, connection: Connection) -> None:
         """Tell a peer that the scheduler stops, and give it the time to receive that."""
         farewell, hello = self._farewell, connection.hello
+        if farewell is None:
+            return
         # A nanny too: it may be just about to start a worker, which would try to connect for ever.
         if isinstance(hello, Hello) and hello.role in ("worker", "nanny"):
             connection.send_nowait(farewell)
