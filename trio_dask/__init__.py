@@ -146,5 +146,12 @@ def _find_client(address: str | None, timeout: Any) -> Any:
     return find_client(address, timeout)
 
 
+def _around_tasks() -> Any:
+    from trio_dask.client.collections.cluster_scheduler import dask_configuration
+
+    return dask_configuration.during()
+
+
+hooks.around_tasks = _around_tasks
 hooks.local_cluster = _local_cluster
 hooks.find_client = _find_client

@@ -47,5 +47,9 @@ class _Hooks:
     find_client: Callable[[str | None, Any], Any] | None = None
     """Finds the client that is current here, for futures that are unpickled; set by `trio_dask`."""
 
+    around_tasks: Callable[[], AbstractContextManager[None]] | None = None
+    """Around the time in which a worker runs tasks: collections that these compute are computed by its cluster; set by
+    `trio_dask`."""
+
 
 hooks = _Hooks()

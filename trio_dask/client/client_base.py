@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby, islice, repeat
+from itertools import islice, repeat
 from typing import TYPE_CHECKING, Any, Generic, Literal, SupportsFloat, TypeVar
 
 from trio_dask.client.call_forms import CallForms, Done, ForCall, ForKeys, Timeout, Waiting
 from trio_dask.client.core.key_state import KeyState
 from trio_dask.client.core.outbox import NO_EXTRA, Content, Row
-from trio_dask.client.dask_graphs import Constant, Plan, flat_keys, key_to_str, plan, shaped_like
+from trio_dask.client.dask_graphs import Constant, Plan, Reference, flat_keys, key_to_str, plan, shaped_like
 from trio_dask.client.engine import Engine
 from trio_dask.client.forked_clients import bind_to_process
 from trio_dask.client.futures import BaseFuture, states_of
@@ -26,8 +27,16 @@ from trio_dask.client.nested_futures import (
     with_values,
 )
 from trio_dask.client.option_conflicts import unambiguous
+from trio_dask.client.plain_graph_parts import PlainGraphParts
 from trio_dask.client.scatter import ScatterItem, put_all, reshaped, scatter_items
-from trio_dask.client.task_options import Options, Workers, drop_ignored_options, extra_from, whole_number
+from trio_dask.client.task_options import (
+    Options,
+    Workers,
+    drop_ignored_options,
+    extra_from,
+    known_options,
+    whole_number,
+)
 from trio_dask.client.wait_signals import ValueReader
 from trio_dask.errors import DataLost, UsageError
 from trio_dask.ids import Key
@@ -259,28 +268,17 @@ class BaseClient(CallForms, Generic[F]):
     ) -> dict[Hashable, Any]:
         """Submit what the outputs need; for each output a future, or the value of one that is a constant.
 
-        The inner tasks are released at once, and kept as long as outputs need them.
+        The client wants only the outputs; inner tasks are kept as long as these need them.
         """
         made: Plan = plan(graph, outputs)
         extra = extra_from(options)
-        wanted = {found.key for found in made.outputs.values() if not (found is None or isinstance(found, Constant))}
-        futures: dict[Key, F] = {}
-        inner: list[KeyState] = []
-        try:
-            for _, tasks in groupby(made.tasks, lambda task: id(task.function)):
-                while batch := list(islice(tasks, LARGEST_CHUNK)):
-                    function = pickle_function(batch[0].function)
-                    rows, contents = self._rows(function, [(key, args) for key, _, args in batch], {})
-                    for state in self.engine.submit(function, rows, contents, extra):
-                        if state.key in wanted:
-                            futures[state.key] = self._future(self.engine, state)
-                        else:
-                            inner.append(state)
-        finally:
-            self.engine.release(inner)
-        foreign = [key for key, found in made.outputs.items() if found is None]
-        for key, state in zip(foreign, self.engine.adopt([key_to_str(key) for key in foreign]), strict=True):
-            futures[key_to_str(key)] = self._future(self.engine, state)
+        engine = self.engine
+        computed = dict.fromkeys(found.key for found in made.outputs.values() if isinstance(found, Reference))
+        states = engine.send_graph(computed, PlainGraphParts(made.tasks, computed, extra)) if computed else []
+        futures = {state.key: self._future(engine, state) for state in states}
+        foreign = [key_to_str(key) for key, found in made.outputs.items() if found is None]
+        for state in engine.adopt(foreign) if foreign else ():
+            futures[state.key] = self._future(engine, state)
         return {
             key: found.value
             if isinstance(found, Constant)
@@ -324,6 +322,85 @@ class BaseClient(CallForms, Generic[F]):
 
         return ForKeys(engine, states, reader, finish, futures)
 
+    def compute(
+        self,
+        collections: Any,
+        sync: bool = False,
+        optimize_graph: bool = True,
+        workers: Any = None,
+        allow_other_workers: bool = False,
+        resources: Mapping[str, float] | None = None,
+        retries: int | None = None,
+        priority: SupportsFloat = 0,
+        fifo_timeout: Any = None,
+        actors: bool = False,
+        traverse: bool = True,
+        time_limit: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Compute dask collections in the cluster; returns at once, with a future in the place of each.
+
+        One collection gives one future; a list, tuple or set gives a list, and is one graph. What is no collection
+        stays as it is. With `traverse` an item may be a container with collections inside, which is one future. With
+        `sync` it waits, and gives the results themselves.
+
+        The graph is made and sent by another thread; what that raises is the error of the futures. Options are those
+        of `submit`, for all tasks; annotations of tasks (`dask.annotate`) come first. Other keywords mean nothing.
+        """
+        if actors:
+            raise UsageError("actors are not supported")
+        from trio_dask.client.collections.collection_calls import compute
+
+        options: Options = {
+            "workers": workers,
+            "allow_other_workers": allow_other_workers,
+            "resources": resources,
+            "retries": retries,
+            "priority": priority,
+            "time_limit": time_limit,
+        }
+        found = compute(
+            self.engine, self._future, collections, options, optimize_graph=optimize_graph, traverse=traverse
+        )
+        return self.gather(found) if sync else found
+
+    def persist(
+        self,
+        collections: Any,
+        optimize_graph: bool = True,
+        workers: Any = None,
+        allow_other_workers: bool = False,
+        resources: Mapping[str, float] | None = None,
+        retries: int | None = None,
+        priority: SupportsFloat = 0,
+        fifo_timeout: Any = None,
+        actors: bool = False,
+        time_limit: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Compute dask collections in the cluster and keep the results there; returns at once.
+
+        For each collection it gives one of the same kind, whose tasks are futures: what is computed from it begins with
+        these results, which stay as long as it does. All else is as in `compute`.
+
+        Raises `TypeError` for what is no collection.
+        """
+        if actors:
+            raise UsageError("actors are not supported")
+        from trio_dask.client.collections.collection_calls import persist
+
+        options: Options = {
+            "workers": workers,
+            "allow_other_workers": allow_other_workers,
+            "resources": resources,
+            "retries": retries,
+            "priority": priority,
+            "time_limit": time_limit,
+        }
+        return persist(self.engine, self._future, collections, options, optimize_graph=optimize_graph)
+
+    gather: Callable[..., Any]
+
     def _get(self, dsk: Mapping[Any, Any], keys: Any, *, sync: bool = True, **options: Any) -> Waiting[Any]:
         """Compute keys of a plain graph (a dict of tasks), and return their values in the shape of `keys`.
 
@@ -331,7 +408,14 @@ class BaseClient(CallForms, Generic[F]):
 
         Raises `KeyError` for a key that is neither in the graph nor at the scheduler.
         """
-        found = self._submit_graph(dsk, flat_keys(keys), drop_ignored_options(options))
+        if is_of_dask(dsk):
+            from trio_dask.client.collections.collection_calls import futures_for
+
+            outputs = flat_keys(keys)
+            futures = futures_for(self.engine, self._future, dsk, outputs, known_options(options))
+            found: dict[Hashable, Any] = dict(zip(outputs, futures, strict=True))
+        else:
+            found = self._submit_graph(dsk, flat_keys(keys), drop_ignored_options(options))
         if not sync:
             return Done(shaped_like(keys, found))
         engine = self.engine
@@ -342,7 +426,8 @@ class BaseClient(CallForms, Generic[F]):
             try:
                 values = with_values(found, values_of(engine, reader, states, skip=False))
             except DataLost:
-                self._refuse_unknown(dsk, found)
+                if isinstance(dsk, Mapping):
+                    self._refuse_unknown(dsk, found)
                 raise
             return shaped_like(keys, values)
 
@@ -424,6 +509,17 @@ class _ForClose:
 
     async def wait(self) -> None:
         await self.client.close()
+
+
+def is_of_dask(graph: Any) -> bool:
+    """Whether this is an expression of dask, or a dict with tasks of its kind."""
+    spec = sys.modules.get("dask._task_spec")
+    if spec is None:
+        return False
+    if not isinstance(graph, Mapping):
+        return hasattr(graph, "__dask_graph__")
+    kinds = (spec.GraphNode, spec.TaskRef)
+    return any(isinstance(value, kinds) for value in graph.values())
 
 
 def _is_iterable(value: Any) -> bool:

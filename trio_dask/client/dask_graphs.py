@@ -8,7 +8,7 @@ Workers import this file for `evaluate`; it stays light.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias, TypeGuard
 
 from trio_dask.errors import UsageError
@@ -77,6 +77,7 @@ class GraphTask(NamedTuple):
     key: Key
     function: Callable[..., Any]
     args: tuple[Any, ...]
+    dependencies: tuple[Key, ...]
 
 
 Bound: TypeAlias = Constant | Reference
@@ -99,7 +100,7 @@ def plan(graph: Mapping[Any, Any], outputs: Sequence[Hashable]) -> Plan:
         raise UsageError(f"a graph is a dict from keys to tasks, not {graph!r:.60}")
     bound: dict[Hashable, Bound] = {}
     tasks: list[GraphTask] = []
-    path: dict[Hashable, None] = {}
+    path: dict[Hashable, list[Hashable]] = {}
     stack: list[Hashable] = [key for key in reversed(outputs) if key in graph]
     while stack:
         key = stack[-1]
@@ -107,11 +108,9 @@ def plan(graph: Mapping[Any, Any], outputs: Sequence[Hashable]) -> Plan:
             stack.pop()
         elif key in path:  # everything below it is done
             stack.pop()
-            del path[key]
-            bound[key] = _bind(key, graph[key], bound, tasks)
+            bound[key] = _bind(key, graph[key], path.pop(key), bound, tasks)
         else:
-            path[key] = None
-            needs: list[Hashable] = []
+            needs = path[key] = []
             _find_needs(graph[key], graph, needs)
             for need in reversed(needs):
                 if need in path:
@@ -143,7 +142,7 @@ def shaped_like(keys: Any, values: Mapping[Hashable, Any]) -> Any:
     return values[keys]
 
 
-def _circle(path: dict[Hashable, None], start: Hashable) -> str:
+def _circle(path: Iterable[Hashable], start: Hashable) -> str:
     keys = list(path)
     return " -> ".join(repr(key) for key in [*keys[keys.index(start) :], start])
 
@@ -179,22 +178,29 @@ def _is_key(value: Any, graph: Mapping[Any, Any]) -> bool:
         return False
 
 
-def _bind(key: Hashable, value: Any, bound: dict[Hashable, Bound], tasks: list[GraphTask]) -> Bound:
+def _bind(
+    key: Hashable, value: Any, needs: list[Hashable], bound: dict[Hashable, Bound], tasks: list[GraphTask]
+) -> Bound:
     """Turn one value of the graph into a task, unless it needs none."""
+    function: Callable[..., Any] = evaluate
+    args: tuple[Any, ...]
     if _is_task(value):
         args = tuple([_substitute(arg, bound) for arg in value[1:]])
         if not _COMPUTED.isdisjoint(map(type, args)) and any(map(_has_nested, args)):
-            task = GraphTask(key_to_str(key), evaluate, (Nested(value[0], args),))
+            args = (Nested(value[0], args),)
         else:
-            task = GraphTask(key_to_str(key), value[0], args)
+            function = value[0]
     elif _is_list(value):
-        task = GraphTask(key_to_str(key), evaluate, (_substitute(value, bound),))
+        args = (_substitute(value, bound),)
     elif _is_key(value, bound):
         return bound[value]
     elif type(value) in INLINED:
         return Constant(value)
     else:
-        task = GraphTask(key_to_str(key), identity, (value,))
+        function, args = identity, (value,)
+    found = [bound[need] for need in needs]
+    dependencies = tuple(dict.fromkeys([need.key for need in found if type(need) is Reference]))
+    task = GraphTask(key_to_str(key), function, args, dependencies)
     tasks.append(task)
     return Reference(task.key)
 

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Final, TypeVar
 
+from trio_dask.client.collections.cluster_scheduler import dask_configuration
+
 if TYPE_CHECKING:
     from trio_dask.client.async_client import AsyncClient
     from trio_dask.client.client import Client
@@ -34,6 +36,7 @@ def remember(client: Client) -> None:
     with _lock:
         _open.append(weakref.ref(client))
         _kept[client] = None
+    dask_configuration.begin()
 
 
 def hold_weakly(client: Client) -> None:
@@ -45,8 +48,12 @@ def hold_weakly(client: Client) -> None:
 def forget(client: Client) -> None:
     """This client is closed."""
     with _lock:
+        before = len(_open)
         _open[:] = [reference for reference in _open if reference() not in (client, None)]
         _kept.pop(client, None)
+        gone = before - len(_open)
+    for _ in range(gone):
+        dask_configuration.end()
 
 
 @contextmanager
@@ -54,7 +61,8 @@ def as_current(client: Client) -> Generator[None]:
     """Make this the default client of the code in the block."""
     before = _chosen.set(client)
     try:
-        yield
+        with dask_configuration.during():
+            yield
     finally:
         _chosen.reset(before)
 

@@ -16,6 +16,7 @@ from typing import Any, Concatenate, ParamSpec
 
 from trio_dask.client.core.key_state import Frames, KeyState, Reader, Waiter
 from trio_dask.client.core.outbox import Content, Row
+from trio_dask.client.graph_sender import GraphParts, GraphSender
 from trio_dask.client.link import Link
 from trio_dask.client.loop_calls import LoopCalls
 from trio_dask.client.outgoing import Outgoing
@@ -76,6 +77,8 @@ class Engine:
         self.link = link = Link(shared, calls, outgoing, self.channels, dial, grace_s)
         self.attach, self.serve = link.attach, link.serve
 
+        self._graphs = GraphSender(shared, outgoing)
+
         self._client: Callable[[], Any] = _no_client
         self.future_type: Callable[[Engine, KeyState], Any] = _no_future
         self.run_callback: Callable[[Callable[[], object]], object] = self.run_soon
@@ -112,7 +115,7 @@ class Engine:
         await self.link.wait_stopped()
 
     def submit(
-        self, function: PickledFunction, rows: Iterable[Row], contents: Iterable[Content], extra: Mapping[str, Any]
+        self, function: PickledFunction, rows: Iterable[Row], contents: Sequence[Content], extra: Mapping[str, Any]
     ) -> list[KeyState]:
         """Ask for tasks; each state has one reference more, which its future gives back.
 
@@ -134,6 +137,18 @@ class Engine:
                 outgoing.send_or_wake()
             else:
                 outgoing.wake()
+        return states
+
+    def send_graph(self, keys: Iterable[Key], parts: GraphParts) -> list[KeyState]:
+        """Have a graph sent by a thread of its own; each state of these outputs has one reference more.
+
+        What `parts` raises is the error of the outputs that were not sent by then.
+        """
+        with self.shared.lock:
+            self.check_open()
+            self._outgoing.collect_all_dropped()
+            states = self.core.expect_graph(keys)
+        self._graphs.send(parts, states)
         return states
 
     def adopt(self, keys: Iterable[Key], *, submitted: bool = True) -> list[KeyState]:

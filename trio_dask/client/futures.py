@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from trio_dask.client.call_forms import CallForms, Done, ForKeys, Timeout, Waiting, awaitable, blocking
+from trio_dask.client.collections.dask_hook import when_dask_is_imported
 from trio_dask.client.core.key_state import KeyState, Status
 from trio_dask.client.engine import Engine, loading
 from trio_dask.client.task_errors import exception_of, no_value
@@ -21,14 +22,25 @@ from trio_dask.unsupported_names import FUTURE, UnsupportedName
 _T = TypeVar("_T")
 
 
-class BaseFuture(CallForms, KeyReference):
+class _KeySlot:
+    """In the place of `dask._task_spec.TaskRef`, which has the same slot, until dask is imported."""
+
+    __slots__ = ("key",)
+
+
+class BaseFuture(CallForms, KeyReference, _KeySlot):
     """What the futures of both clients have in common: nothing here waits, except `await`.
 
     The result is kept in the cluster as long as a future for it lives. A future can be an argument of other calls,
     anywhere inside any object. Pickled otherwise, it becomes a future of the client it arrives at.
     """
 
-    __slots__ = ("__weakref__", "engine", "key", "state")
+    __slots__ = ("__weakref__", "engine", "state")
+
+    # Those of `TaskRef` compare keys: futures would change their hash when dask is imported.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+    __str__ = object.__str__
 
     def __init__(self, engine: Engine, state: KeyState) -> None:
         self.engine = engine
@@ -46,7 +58,6 @@ class BaseFuture(CallForms, KeyReference):
     if not TYPE_CHECKING:  # for type checkers these names do not exist
         bind_client = UnsupportedName(FUTURE)
         executor = UnsupportedName(FUTURE)
-        substitute = UnsupportedName(FUTURE)
 
     @property
     def status(self) -> Status:
@@ -160,6 +171,14 @@ def _once_done(future: BaseFuture, timeout: Timeout, found: Callable[[KeyState],
         return found(state)
 
     return ForKeys(engine, (state,), SettleWaiter(1, 1), finish, future, timeout)
+
+
+def _be_task_refs(task_ref: Any) -> None:
+    """dask knows futures by their being `TaskRef`s: that class takes the place of one which is laid out alike."""
+    BaseFuture.__bases__ = (CallForms, KeyReference, task_ref)
+
+
+when_dask_is_imported(_be_task_refs)
 
 
 class Future(BaseFuture):

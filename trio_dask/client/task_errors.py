@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trio_dask.client.core.key_state import Ended, KeyState
+from trio_dask.client.core.key_state import Ended, KeyState, NotSent
 from trio_dask.errors import (
     ClusterError,
     DataLost,
@@ -31,6 +31,8 @@ def exception_of(state: KeyState) -> BaseException | None:
         if failure.blamed != failure.key:
             error.add_note(f"needed for task {failure.key!r}")
         return error
+    if isinstance(failure, NotSent):
+        return failure.error.with_traceback(None)
     if isinstance(failure, Ended):
         text = f"{state.key!r} is lost: {failure.text}"
         return SchedulerLost(text) if failure.lost else FutureCancelledError(text)

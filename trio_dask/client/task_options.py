@@ -65,6 +65,11 @@ def drop_ignored_options(options: Mapping[str, Any]) -> Options:
     return cast("Options", {name: value for name, value in options.items() if name not in WITHOUT_MEANING})
 
 
+def known_options(options: Mapping[str, Any]) -> Options:
+    """The keywords of a computation by dask that say how tasks run; the others are for other schedulers."""
+    return cast("Options", {name: value for name, value in options.items() if name in Options.__annotations__})
+
+
 def extra_from(options: Options) -> Mapping[str, Any]:
     """These options as the scheduler reads them, without those that are None or 0. Raises `UsageError`."""
     extra: dict[str, Any] = {}

@@ -136,6 +136,35 @@ class Submit(NamedTuple):
     extra: Mapping[str, Any]
 
 
+@tagged(22)
+class SubmitGraph(NamedTuple):
+    """A part of a graph: tasks of several functions, each after those it needs, in the order in which they shall run.
+
+    All columns are parallel to `keys`, or empty where that is said. `functions` names blobs, `function_of` has the
+    number of each task's function there; `options` holds what `Submit.extra` may hold, and `options_of` (empty: the
+    first of them for all, or none) numbers of it. `dependencies` has numbers: below the count of keys they are tasks of
+    this part, from there on items of `inputs`, which are other tasks that the scheduler knows. `calls`, `blobs` and
+    `tokens` are as in `Submit`.
+
+    The client wants only the tasks with the numbers in `wanted`. Those in `held` are kept for parts that come later,
+    until one of these has their keys in `unheld`. The others live as long as tasks that need them.
+    """
+
+    functions: tuple[Digest, ...]
+    function_of: tuple[int, ...]
+    keys: tuple[Key, ...]
+    calls: tuple[bytes, ...]
+    inputs: tuple[Key, ...]
+    dependencies: tuple[tuple[int, ...], ...]
+    blobs: tuple[tuple[Digest, ...], ...]
+    tokens: tuple[bytes, ...]
+    options: tuple[Mapping[str, Any], ...]
+    options_of: tuple[int, ...]
+    wanted: tuple[int, ...]
+    held: tuple[int, ...]
+    unheld: tuple[Key, ...]
+
+
 @tagged(11)
 class Want(NamedTuple):
     """The client wants these keys, which another client submitted. `Dropped` answers for unknown ones."""
@@ -232,6 +261,7 @@ FromClient = (
     | ForgetBlobs
     | Received
     | Submit
+    | SubmitGraph
     | Want
     | Release
     | Cancel

@@ -15,6 +15,7 @@ The first byte of a call tells its form:
 | 0x02 | a count (4 bytes), for each out-of-band buffer its digest and 1 if it is read-only, then the same |
 | 0x03 | a pickle of `args`, all of them numbers, strings and references; each of these is a tuple of its key |
 | 0x04 | one of the others, with code that changes definitions: the task takes a turn |
+| 0x05 | one of the others, of `pickled_nodes.GivenArguments`: the worker computes the arguments from these |
 
 A persistent id is a string (a key), bytes (the digest of a bytes object), or a tuple: a kind, a digest, and for a
 bytearray its number in the call.
@@ -62,10 +63,18 @@ _PLAIN = _ATOMS | {tuple, list, dict}
 _IN_BLOB, _PERSISTENT_IDS, _BUFFERS, _REFERENCES, _PICKLE = 0x00, 0x01, 0x02, 0x03, 0x80
 CHANGES: Final = 0x04
 """The first byte of a call, or of a callable, whose code can be seen to change definitions."""
+COMPUTED: Final = 0x05
+"""The first byte of a call whose arguments are `pickled_nodes.GivenArguments`."""
 WITHOUT_DEFINITIONS: Final = frozenset({_REFERENCES, _PICKLE})
 """The first bytes of calls that have no functions and no classes by value."""
 _POOL_SIZE = 4
 _POOLED_CALL_BYTES = 1 << 12
+
+
+def form_of(call: Buffer) -> int:
+    """The byte that tells how the arguments of a call are pickled, after that of computed ones."""
+    marker = call[0]
+    return call[1] if marker == COMPUTED else marker
 
 
 class PickledCall(NamedTuple):
@@ -392,7 +401,7 @@ def load_call(
         return tuple([values[item[0]] if kind_of(item) is tuple else item for item in told]), {}
     if marker == _IN_BLOB:
         return load_call(blobs[bytes(call[1:])], blobs, values)
-    if marker == CHANGES:
+    if marker in (CHANGES, COMPUTED):
         return load_call(call[1:], blobs, values)
     return load_twice(functools.partial(_load_whole, call, blobs, values))
 

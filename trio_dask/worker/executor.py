@@ -19,11 +19,13 @@ from typing import Any, NamedTuple
 import trio
 
 from trio_dask.errors import TaskCancelled
+from trio_dask.hooks import hooks
 from trio_dask.ids import Digest, Key
 from trio_dask.protocol.changing_code import changes_given
 from trio_dask.protocol.messages import Run
-from trio_dask.protocol.pickled_calls import CHANGES, WITHOUT_DEFINITIONS
+from trio_dask.protocol.pickled_calls import CHANGES, COMPUTED, WITHOUT_DEFINITIONS, form_of
 from trio_dask.protocol.pickled_functions import brings_classes
+from trio_dask.protocol.pickled_nodes import GivenArguments
 from trio_dask.protocol.pickling import load_call, load_function, pickle_value
 from trio_dask.protocol.rebuilt_classes import brings_class, noting_renewed
 from trio_dask.worker.async_tasks import AsyncCall, raiser, run_async
@@ -167,12 +169,14 @@ class Executor:
         self._take = take
         self._trio_token = trio.lowlevel.current_trio_token()
         turns.add(self._with_definitions)
+        assert hooks.around_tasks is not None, "trio_dask sets it"
         try:
             async with trio.open_nursery() as self._tasks:
                 try:
-                    for number in range(len(self._slots)):
-                        self._start_slot(number)
-                    await self._failed.wait()
+                    with hooks.around_tasks():
+                        for number in range(len(self._slots)):
+                            self._start_slot(number)
+                        await self._failed.wait()
                 finally:
                     self._close()  # first: no `async def` task can be started in a nursery that has ended
                     self._tasks.cancel_scope.cancel()
@@ -339,7 +343,8 @@ class Executor:
         turn: Turn | None = None
         try:
             known = self._functions.get(run.function)
-            marker = run.call[0]
+            is_computed = run.call[0] == COMPUTED
+            marker = run.call[is_computed]
             if turns.busy or marker == CHANGES or (known is None and self._blobs[run.function][0] == CHANGES):
                 turn = self._wait_for_turn(context)
             if run.extra:
@@ -357,6 +362,8 @@ class Executor:
                     function, is_async, args, kwargs = self._load_in_turn(turn, run, values)
             else:
                 function, is_async, args, kwargs = self._load_in_turn(turn, run, values)
+            if is_computed:
+                args, kwargs = GivenArguments(*args).compute(values)
             value = self._call_async(context, function, args, kwargs) if is_async else function(*args, **kwargs)
             pickled = pickle_value(value, self._inline_limit)
             if self._largest or pickled.nbytes >= self._reserve_from:
@@ -389,7 +396,7 @@ class Executor:
         ]
 
     def _may_use_definitions(self, run: Run) -> bool:
-        if run.dependencies or run.call[0] not in WITHOUT_DEFINITIONS:
+        if run.dependencies or form_of(run.call) not in WITHOUT_DEFINITIONS:
             return True
         if run.function in self._functions:
             return False
@@ -399,7 +406,7 @@ class Executor:
     def _wait_for_turn(self, context: TaskContext) -> Turn | None:
         """Wait until this task may begin. The turn, if it takes one."""
         run = context.run
-        if run.call[0] == CHANGES or (run.function in self._blobs and self._blobs[run.function][0] == CHANGES):
+        if form_of(run.call) == CHANGES or (run.function in self._blobs and self._blobs[run.function][0] == CHANGES):
             return self._take_turn(context)
         if turns.busy and self._may_use_definitions(run):
             context.on_cancel(turns.wake)

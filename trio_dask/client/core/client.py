@@ -20,10 +20,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Final, TypeAlias
 
 from trio_dask.client.core.fetch_queue import FetchQueue, FetchRequest
-from trio_dask.client.core.key_state import TERMINAL, Ended, Frames, KeyState, Reader, Waiter
-from trio_dask.client.core.outbox import NO_EXTRA, Content, Outbox, Row
+from trio_dask.client.core.key_state import TERMINAL, Ended, Frames, KeyState, NotSent, Reader, Waiter
+from trio_dask.client.core.outbox import NO_EXTRA, Content, GraphPart, Outbox, Row
 from trio_dask.client.core.resend_buffer import ResendBuffer
 from trio_dask.client.core.stuck_reasons import StuckReasons
+from trio_dask.client.core.unsent_tasks import UnsentTasks
 from trio_dask.errors import KeyConflict, ProtocolError
 from trio_dask.ids import Key
 from trio_dask.protocol.messages import (
@@ -41,6 +42,7 @@ from trio_dask.protocol.messages import (
     Retry,
     Shutdown,
     Stuck,
+    SubmitGraph,
 )
 
 INLINE_BUDGET_BYTES: Final = 64 * 1024 * 1024
@@ -67,6 +69,7 @@ class ClientCore:
         self.stuck = StuckReasons()
         self._resend = ResendBuffer()
         self._outbox = Outbox(BLOB_BUDGET_BYTES)
+        self._unsent = UnsentTasks()
         self._fetch_queue = FetchQueue()
         self._inline: OrderedDict[Key, KeyState] = OrderedDict()
         self._inline_bytes = 0
@@ -80,7 +83,7 @@ class ClientCore:
     # ------------------------------------------------------------------------------------------ the user's wishes
 
     def submit(
-        self, function: Content, rows: Iterable[Row], contents: Iterable[Content], extra: Mapping[str, Any] = NO_EXTRA
+        self, function: Content, rows: Iterable[Row], contents: Sequence[Content], extra: Mapping[str, Any] = NO_EXTRA
     ) -> list[KeyState]:
         """Ask for these tasks; each key gains one reference. Keys that are known already are not sent again.
 
@@ -107,11 +110,63 @@ class ClientCore:
             found.append(state)
         for state in found:
             state.refs += 1
+        if fresh and self._unsent.states:
+            fresh = self._unsent.postpone(fresh, new, function, contents, extra)
+            states.update(new)
         if fresh:
             # In this order: an interrupt in between leaves tasks without futures, not futures without tasks.
             outbox.submit(digest, extra, fresh)
             states.update(new)
         return found
+
+    def expect_graph(self, keys: Iterable[Key]) -> list[KeyState]:
+        """Futures for tasks of a graph that this client is about to send; each key gains one reference."""
+        unsent: list[Key] = []
+        states = self._adopt(keys, unsent.append)
+        self._unsent.add([self.states[key] for key in unsent])
+        return states
+
+    def submit_graph(self, part: GraphPart, outputs: Iterable[KeyState]) -> bool:
+        """Ask for a part of a graph, unless all of the `outputs` of the whole graph were given up; whether it did."""
+        if not any(map(self._is_alive, outputs)):
+            return False
+        for content in part.contents:
+            self._outbox.ship(*content)
+        states = self.states
+        wanted = tuple([number for number, key in part.outputs if key in states])
+        self._outbox.put(part.message._replace(wanted=wanted))
+        self._pass_on([key for _, key in part.outputs])
+        return True
+
+    def end_graph(self, outputs: Iterable[KeyState], held: Iterable[Key], error: BaseException | None) -> None:
+        """A graph was sent whole, or given up; then what the scheduler still holds of it is let go.
+
+        With an error those of its outputs that were not sent fail.
+        """
+        keys = tuple(held)
+        if keys:
+            self._outbox.put(SubmitGraph(*((),) * 12, keys))
+        unsent = [state for state in outputs if self._unsent.states.get(state.key) is state]
+        for state in unsent:
+            if error is not None and self._is_alive(state):
+                state.failure = NotSent(error)
+                self._settle(state, "error")
+        self._pass_on([state.key for state in unsent])
+
+    def _pass_on(self, keys: Iterable[Key]) -> None:
+        def submit(function: Content, contents: Iterable[Content], extra: Mapping[str, Any], row: Row) -> None:
+            for content in (function, *contents):
+                self._outbox.ship(*content)
+            self._outbox.submit(function[0], extra, [row])
+
+        def detach(states: list[KeyState]) -> None:
+            self.detach(states)
+            self.dereference(states)
+
+        self._unsent.sent(keys, submit, detach, self._is_alive)
+
+    def _is_alive(self, state: KeyState) -> bool:
+        return self.states.get(state.key) is state and state.status not in TERMINAL
 
     def want(self, keys: Iterable[Key]) -> list[KeyState]:
         """Futures for tasks that another client submitted; each key gains one reference."""
@@ -142,14 +197,15 @@ class ClientCore:
         """Run those of these that have erred again."""
         keys: list[Key] = []
         for state in states:
-            if state.status == "error":
+            if state.status == "error" and not isinstance(state.failure, NotSent):
                 state.status, state.failure = "pending", None
                 keys.append(state.key)
         self._outbox.put_keys(Retry, keys)
 
     def detach(self, states: Iterable[KeyState]) -> None:
         """Let these finish, wanted or not."""
-        keys = [state.key for state in states if self.states.get(state.key) is state]
+        unsent = self._unsent
+        keys = [state.key for state in states if self.states.get(state.key) is state and not unsent.detach(state)]
         self._outbox.put_keys(FireAndForget, keys)
 
     def cancel_all(self, text: str) -> None:
@@ -298,6 +354,7 @@ class ClientCore:
         self.received = 0
         self._resend = ResendBuffer()
         self._outbox = Outbox(BLOB_BUDGET_BYTES)
+        self._unsent = UnsentTasks()
         self._fetch_queue.clear()
         states, self.states = self.states, {}
         for state in states.values():

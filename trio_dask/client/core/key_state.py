@@ -4,7 +4,7 @@
 |---|---|
 | pending | no answer yet, or its result is being computed again |
 | finished | the result exists: `value` is here, or `holders` have it, or neither (the copy that was here made room) |
-| error | `failure` is a `KeyFailed` |
+| error | `failure` is a `KeyFailed` or `NotSent` |
 | cancelled, lost | `failure` is a `Dropped` or `Ended`; terminal: a new submission makes a new state |
 
 Futures hold their `KeyState` directly, so asking a future for its status costs no look-up and no lock.
@@ -31,6 +31,12 @@ class Ended(NamedTuple):
 
     lost: bool
     text: str
+
+
+class NotSent(NamedTuple):
+    """The task never reached the scheduler: what was raised while its graph was made or pickled."""
+
+    error: BaseException
 
 
 class KeyState:
@@ -70,7 +76,7 @@ class KeyState:
         self.holders: tuple[str, ...] = ()
         self.nbytes = 0
         self.type_name = ""
-        self.failure: KeyFailed | Dropped | Ended | None = None
+        self.failure: KeyFailed | Dropped | Ended | NotSent | None = None
         self.fence = 0
         """While not 0: what arrives is about an earlier task of this key, until the reply with this number."""
         self.fetching = ""

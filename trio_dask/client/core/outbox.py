@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias, cast
 
 from trio_dask.ids import Digest, Key
-from trio_dask.protocol.messages import Blob, ForgetBlobs, Message, Release, Submit, Want
+from trio_dask.protocol.messages import Blob, ForgetBlobs, Message, Release, Submit, SubmitGraph, Want
 
 LOADED_BYTES = 1 << 14
 """What each blob takes of the budget besides its content: a worker also keeps what it loaded from the blob."""
@@ -35,6 +35,18 @@ class Row(NamedTuple):
     dependencies: tuple[Key, ...] = ()
     blobs: tuple[Digest, ...] = ()
     token: bytes = b""
+
+
+class GraphPart(NamedTuple):
+    """A part of a graph, with the content of its blobs.
+
+    `outputs` are the keys of which the client may want the results, each with its number in the part.
+    """
+
+    message: SubmitGraph
+    """Without what the client wants."""
+    outputs: Sequence[tuple[int, Key]]
+    contents: Sequence[Content]
 
 
 class _Submits:

@@ -17,7 +17,7 @@ from typing import Final
 from trio_dask.errors import ProtocolError
 from trio_dask.ids import PeerId
 from trio_dask.protocol.hello import Hello
-from trio_dask.protocol.messages import Blob, KeyReady, Message, Received, Submit
+from trio_dask.protocol.messages import Blob, KeyReady, Message, Received, Submit, SubmitGraph
 from trio_dask.scheduler.core.blobs import unreference
 from trio_dask.scheduler.core.reconnect import ARRIVAL_S
 from trio_dask.scheduler.core.state import Client, ClientAway, State
@@ -36,10 +36,11 @@ def remove_client(state: State, client: Client) -> None:
     state.outboxes.pop(client.peer, None)
     if state.incarnations.get(client.incarnation) is client:
         del state.incarnations[client.incarnation]
-    wants = list(client.wants)
-    for task in wants:
-        unwant(state, task, client.peer)
-    release_unneeded(state, wants)
+    tasks = [*client.wants, *client.holds]
+    for peer in (client.peer, client.holder):
+        for task in tasks:
+            unwant(state, task, peer)
+    release_unneeded(state, tasks)
     for blob in client.blobs:
         blob.uploads.pop(client, None)
         unreference(state, blob)
@@ -107,7 +108,7 @@ def note_received(state: State, client: Client, message: Message) -> None:
     owed = client.owed + 1
     if isinstance(message, Blob):
         owed += len(message.data) >> 16
-    elif isinstance(message, Submit):
+    elif isinstance(message, Submit | SubmitGraph):
         owed += len(message.keys) >> 9
     if owed >= CONFIRM_WEIGHT:
         owed = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from trio_dask.ids import PeerId
 from trio_dask.scheduler.core.state import FIRE_AND_FORGET, State, Task, Worker
 from trio_dask.scheduler.core.task_states import FORGOTTEN, RELEASED, Erred, InMemory, Processing, Queued, Waiting
 from trio_dask.scheduler.core.worker_states import GONE, HERE, Away, Retiring
@@ -23,6 +24,8 @@ def check(state: State) -> None:
     for client in state.clients.values():
         for task in client.wants:
             assert client.peer in task.wanted, f"{client.name} wants {task}, which does not know"
+        for task in client.holds:
+            assert client.holder in task.wanted, f"{client.name} holds {task}, which does not know"
         for blob in client.blobs:
             content_references[blob] = content_references.get(blob, 0) + 1
         assert (client.away is not None) == (client.peer in state.away_clients), f"{client.name} is away or not"
@@ -83,7 +86,8 @@ def _check_task(state: State, task: Task) -> None:
         assert dependency.dependents is not None
         assert task in dependency.dependents
     for peer in task.wanted:
-        assert peer == FIRE_AND_FORGET or task in state.clients[peer].wants, (
+        client = state.clients.get(PeerId(abs(peer)))
+        assert peer == FIRE_AND_FORGET or (client and task in (client.wants if peer > 0 else client.holds)), (
             f"{task} is wanted by a client that does not know"
         )
     missing = sum(not isinstance(dependency.phase, InMemory) for dependency in task.dependencies)

@@ -26,7 +26,7 @@ from trio_dask.scheduler.core.placement import update_duration
 from trio_dask.scheduler.core.queries import answer
 from trio_dask.scheduler.core.state import DEFAULT_OPTIONS, FIRE_AND_FORGET, Client, State, Stop, Task, Worker
 from trio_dask.scheduler.core.stuck_tasks import recheck_soon
-from trio_dask.scheduler.core.submission import submit
+from trio_dask.scheduler.core.submission import submit, submit_graph
 from trio_dask.scheduler.core.task_states import RELEASED, Erred, Failure, InMemory, Processing, RetryHistory
 from trio_dask.scheduler.core.worker_states import Away
 
@@ -184,7 +184,7 @@ def _cancel(state: State, client: Client, message: m.Cancel) -> None:
         for peer in task.wanted if message.force else (client.peer,):
             if peer in task.wanted:
                 task_transitions.unwant(state, task, peer)
-                if peer != FIRE_AND_FORGET:
+                if peer > FIRE_AND_FORGET:
                     state.send(peer, m.Dropped(task.key, "cancelled", f"cancelled by client {client.name}"))
     task_transitions.release_unneeded(state, list(seen))
 
@@ -250,7 +250,7 @@ def restart(state: State, text: str) -> list[str]:
     tasks = list(state.tasks.values())
     for task in tasks:
         for peer in task.wanted:
-            if peer != FIRE_AND_FORGET:
+            if peer > FIRE_AND_FORGET:
                 state.send(peer, m.Dropped(task.key, "cancelled", text))
             task_transitions.unwant(state, task, peer)
     task_transitions.release_unneeded(state, tasks)
@@ -311,6 +311,7 @@ FROM_CLIENT: Final[dict[type[Any], Callable[[State, Client, Any], None]]] = {
     m.ForgetBlobs: forget_blobs,
     m.Received: clients.confirm,
     m.Submit: submit,
+    m.SubmitGraph: submit_graph,
     m.Want: _want,
     m.Release: _release,
     m.Cancel: _cancel,

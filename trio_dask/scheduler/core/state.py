@@ -21,7 +21,10 @@ from trio_dask.scheduler.core.worker_index import WorkerIndex
 from trio_dask.scheduler.core.worker_states import NEW, WorkerPhase
 
 FIRE_AND_FORGET: Final = PeerId(0)
-"""Stands among the clients that want a task until it has finished, if one asked for `fire_and_forget`."""
+"""Stands among the clients that want a task until it has finished, if one asked for `fire_and_forget`.
+
+Clients are above it, and hear of what they want; those that only hold a task are below it (`Client.holder`).
+"""
 
 STORY_LENGTH: Final = 10_000
 """Steps kept for `story`: about 2 MB, and the last second or so of a busy scheduler."""
@@ -139,7 +142,7 @@ class Task:
     call: bytes
     options: TaskOptions
     wanted: tuple[PeerId, ...]
-    """Clients that want the result (a tuple, since nearly all tasks share one of one)."""
+    """Clients that want the result, and `Client.holder`s (a tuple, since nearly all tasks share one of one)."""
     dependencies: tuple[Task, ...] = ()
     dependents: dict[Task, None] | None = None
     waiters: int = 0
@@ -241,8 +244,12 @@ class Client:
     away: ClientAway | None = None
     """None while it has a connection."""
     wants: dict[Task, None] = field(default_factory=dict["Task", None])
+    holds: dict[Task, None] = field(default_factory=dict["Task", None])
+    """Tasks that it does not want to hear of, but needs for parts of graphs that it has not sent yet."""
     blobs: dict[StoredBlob, None] = field(default_factory=dict["StoredBlob", None])
     self_tuple: tuple[PeerId] = field(init=False)
+    holder: PeerId = field(init=False)
+    """Stands among the clients that want a task while this client holds it; below 0."""
     received: int = 0
     """Messages from it that were handled."""
     owed: int = 0
@@ -258,6 +265,7 @@ class Client:
 
     def __post_init__(self) -> None:
         self.self_tuple = (self.peer,)
+        self.holder = PeerId(-self.peer)
 
 
 class ClosePeer(NamedTuple):

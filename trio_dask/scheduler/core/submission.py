@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeGuard, cast
 
 from trio_dask.errors import ProtocolError
 from trio_dask.ids import Key
-from trio_dask.protocol.messages import KeyFailed, Submit
+from trio_dask.protocol.messages import Submit, SubmitGraph
 from trio_dask.protocol.wire_constants import PRIORITY_BITS
 from trio_dask.scheduler.core.blobs import complete_blob
 from trio_dask.scheduler.core.state import DEFAULT_OPTIONS, Client, State, Task, TaskOptions
 from trio_dask.scheduler.core.stuck_tasks import recheck_soon
 from trio_dask.scheduler.core.task_states import RELEASED, Failure
-from trio_dask.scheduler.core.task_transitions import activate, fail, notify_client, want
+from trio_dask.scheduler.core.task_transitions import (
+    activate,
+    fail,
+    hold,
+    key_failed,
+    notify_client,
+    release_unneeded,
+    unwant,
+    want,
+)
 
 
 def submit(state: State, client: Client, message: Submit) -> None:
@@ -41,7 +50,13 @@ def submit(state: State, client: Client, message: Submit) -> None:
     for index, key in enumerate(keys):
         task = tasks.get(key)
         if task is not None:
-            _share(state, client, task, tokens[index] if tokens else b"")
+            if task.token == (tokens[index] if tokens else b""):
+                want(state, task, client.peer)
+                notify_client(state, task, client.peer)
+                if task.phase is RELEASED:
+                    activate(state, task)
+            else:
+                state.send(client.peer, key_failed(task, _conflict(task)))
             continue
         state.last_submission += 1
         task = tasks[key] = Task(key, no_priority + state.last_submission, function, calls[index], options, ())
@@ -56,43 +71,144 @@ def submit(state: State, client: Client, message: Submit) -> None:
         wants[task] = None
         needed.append(task)
         if rows and rows[index]:
-            _connect(state, task, rows[index])
+            inputs = [tasks.get(name) for name in rows[index]]
+            if None in inputs or task in inputs:
+                fail(state, task, _refused(task, rows[index][_first_missing(task, inputs)]))
+            else:
+                _connect(task, cast("list[Task]", inputs))
     for task in needed:
         if task.phase is RELEASED:
             activate(state, task)
     recheck_soon(state)
 
 
-def _share(state: State, client: Client, task: Task, token: bytes) -> None:
-    """A client submits a key that is known: the same task, unless its token says otherwise."""
-    if task.token != token:
-        text = (
-            f"the key {task.key!r} already names another task; give this one another key, "
-            "or release every future of the first one"
-        )
-        state.send(client.peer, KeyFailed(task.key, task.key, "conflict", None, text, {}))
-        return
-    want(state, task, client.peer)
-    notify_client(state, task, client.peer)
-    if task.phase is RELEASED:
-        activate(state, task)
+def submit_graph(state: State, client: Client, message: SubmitGraph) -> None:
+    """Add a part of a graph, and start what is needed of it.
+
+    Raises `ProtocolError`, before anything has changed, when the message does not fit together.
+    """
+    _check_columns(message)
+    _, function_of, keys, calls, inputs, dependencies, digests_of_each, tokens, _, options_of, *_ = message
+    count = len(keys)
+    functions = [complete_blob(state, digest) for digest in message.functions]
+    blobs = [tuple([complete_blob(state, digest) for digest in digests]) for digests in digests_of_each]
+    options = [_options(extra) for extra in message.options] or [DEFAULT_OPTIONS]
+    offsets = [-option.priority << PRIORITY_BITS for option in options]
+    tasks = state.tasks
+    # The tasks of this part, then those that it refers to; None for one that is not there.
+    known: list[Task | None] = [None] * count
+    known += [tasks.get(key) for key in inputs]
+    conflicts: dict[int, Task] = {}
+    failed: dict[Task, Failure] = {}
+    added: list[Task] = []
+    for index, key in enumerate(keys):
+        task = tasks.get(key)
+        if task is not None:
+            if task.token == (tokens[index] if tokens else b""):
+                known[index] = task
+            else:
+                conflicts[index] = task
+            continue
+        state.last_submission += 1
+        function = functions[function_of[index]]
+        choice = options_of[index] if options_of else 0
+        task = Task(key, offsets[choice] + state.last_submission, function, calls[index], options[choice], ())
+        known[index] = tasks[key] = task
+        added.append(task)
+        function.references += 1
+        if blobs and blobs[index]:
+            task.blobs = blobs[index]
+            for blob in task.blobs:
+                blob.references += 1
+        if tokens:
+            task.token = tokens[index]
+        numbers = dependencies[index]
+        if numbers:
+            needs = [known[number] for number in numbers]
+            if None not in needs:
+                _connect(task, cast("list[Task]", needs))
+                continue
+            number = numbers[_first_missing(task, needs)]
+            if number in conflicts:
+                failed[task] = _conflict(conflicts[number])
+            else:
+                failed[task] = _refused(task, keys[number] if number < count else inputs[number - count])
+    for index in message.wanted:
+        task = known[index]
+        if task is not None:
+            want(state, task, client.peer)
+        else:
+            state.send(client.peer, key_failed(conflicts[index], _conflict(conflicts[index])))
+    for index in message.held:
+        task = known[index]
+        if task is not None:
+            hold(client, task)
+    for task, failure in failed.items():
+        fail(state, task, failure)
+    for index in message.wanted:
+        task = known[index]
+        if task is not None:
+            notify_client(state, task, client.peer)
+    for index in (*message.wanted, *message.held):
+        task = known[index]
+        if task is not None and task.phase is RELEASED:
+            activate(state, task)
+    unneeded = [task for task in added if not task.dependents and not task.wanted]
+    for key in message.unheld:
+        task = tasks.get(key)
+        if task is not None:
+            unwant(state, task, client.holder)
+            unneeded.append(task)
+    release_unneeded(state, unneeded)
+    recheck_soon(state)
 
 
-def _connect(state: State, task: Task, keys: tuple[Key, ...]) -> None:
-    """Connect a task to its inputs. An unknown input fails it."""
-    inputs: list[Task] = []
-    for key in keys:
-        dependency = state.tasks.get(key)
-        if dependency is None or dependency is task:
-            text = f"it depends on {key!r}, which the scheduler does not know: cancelled, released, or never submitted"
-            fail(state, task, Failure(task.key, "refused", None, text, {}))
-            return
-        inputs.append(dependency)
+def _check_columns(message: SubmitGraph) -> None:
+    functions, function_of, keys, calls, inputs, dependencies, blobs, tokens, options, options_of, wanted, held, _ = (
+        message
+    )
+    count = len(keys)
+    if not (
+        len(function_of) == len(calls) == len(dependencies) == count
+        and len(blobs or keys) == len(tokens or keys) == len(options_of or keys) == count
+        and all(0 <= number < len(functions) for number in function_of)
+        and all(0 <= number < len(options) for number in options_of)
+        and all(0 <= number < count for number in (*wanted, *held))
+    ):
+        raise ProtocolError(f"the columns of a SubmitGraph with {count} keys do not fit together")
+    end = count + len(inputs)
+    for index, numbers in enumerate(dependencies):
+        for number in numbers:
+            if not (0 <= number < index or count <= number < end):
+                raise ProtocolError(f"task {index} of a SubmitGraph depends on {number}, which does not come before it")
+
+
+def _conflict(task: Task) -> Failure:
+    """The failure of a call that was given the key of another one, `task`."""
+    text = (
+        f"the key {task.key!r} already names another task; give this one another key, "
+        "or release every future of the first one"
+    )
+    return Failure(task.key, "conflict", None, text, {})
+
+
+def _refused(task: Task, key: Key) -> Failure:
+    text = f"it depends on {key!r}, which the scheduler does not know: cancelled, released, or never submitted"
+    return Failure(task.key, "refused", None, text, {})
+
+
+def _first_missing(task: Task, inputs: Sequence[Task | None]) -> int:
+    return next(number for number, found in enumerate(inputs) if found is None or found is task)
+
+
+def _connect(task: Task, inputs: list[Task]) -> None:
+    """Connect a task to its inputs."""
     task.dependencies = tuple(inputs)
     for dependency in inputs:
         if dependency.dependents is None:
-            dependency.dependents = {}
-        dependency.dependents[task] = None
+            dependency.dependents = {task: None}
+        else:
+            dependency.dependents[task] = None
 
 
 def _options(extra: Mapping[str, Any]) -> TaskOptions:

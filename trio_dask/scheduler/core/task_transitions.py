@@ -29,7 +29,7 @@ from typing import Final
 from trio_dask.ids import PeerId
 from trio_dask.protocol.messages import CancelRuns, KeyFailed, KeyPending, KeyReady
 from trio_dask.scheduler.core.blobs import unreference
-from trio_dask.scheduler.core.state import FIRE_AND_FORGET, State, Task, Worker
+from trio_dask.scheduler.core.state import FIRE_AND_FORGET, Client, State, Task, Worker
 from trio_dask.scheduler.core.task_states import (
     FORGOTTEN,
     RELEASED,
@@ -200,7 +200,7 @@ def fail(state: State, task: Task, failure: Failure, *, run_is_over: bool = Fals
         for peer in task.wanted:
             if peer == FIRE_AND_FORGET:
                 task.wanted = tuple(other for other in task.wanted if other != FIRE_AND_FORGET)
-            else:
+            elif peer > FIRE_AND_FORGET:
                 state.send(peer, key_failed(task, failure))
         if task.dependents:
             stack += [dependent for dependent in task.dependents if type(dependent.phase) in _ACTIVE]
@@ -271,7 +271,7 @@ def retry_erred(state: State, tasks: Iterable[Task]) -> None:
 
 def _begin_anew(state: State, task: Task) -> None:
     for peer in task.wanted:
-        if peer != FIRE_AND_FORGET:
+        if peer > FIRE_AND_FORGET:
             state.send(peer, KeyPending(task.key))
     activate(state, task)
 
@@ -285,16 +285,23 @@ def want(state: State, task: Task, peer: PeerId) -> None:
         client.wants[task] = None
 
 
+def hold(client: Client, task: Task) -> None:
+    """Note that a client needs `task` for what it will send. The caller activates it if it is released."""
+    if task not in client.holds:
+        task.wanted += (client.holder,)
+        client.holds[task] = None
+
+
 def unwant(state: State, task: Task, peer: PeerId) -> None:
-    """Note that a client no longer wants `task`. The caller releases it if it is unneeded."""
+    """Note that a client no longer wants `task`, or holds it. The caller releases it if it is unneeded."""
     task.wanted = (
         tuple(other for other in task.wanted if other != peer)
         if len(task.wanted) > 1
         else (() if task.wanted and task.wanted[0] == peer else task.wanted)
     )
-    client = state.clients.get(peer)
+    client = state.clients.get(PeerId(abs(peer)))
     if client is not None:
-        client.wants.pop(task, None)
+        (client.wants if peer > FIRE_AND_FORGET else client.holds).pop(task, None)
 
 
 def notify_client(state: State, task: Task, peer: PeerId) -> None:
@@ -406,7 +413,7 @@ def _notify_ready(state: State, task: Task, value: bytes | None) -> None:
     for peer in task.wanted:
         if peer == FIRE_AND_FORGET:
             task.wanted = tuple(other for other in task.wanted if other != FIRE_AND_FORGET)
-        else:
+        elif peer > FIRE_AND_FORGET:
             state.send(peer, message)
 
 

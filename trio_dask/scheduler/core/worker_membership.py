@@ -90,7 +90,7 @@ def remove_worker(
         if not expected and type(task.phase) is InMemory:
             # Others have it too. A client that asks this worker for it might wait for ever (see `_recall_readers`).
             for peer in task.wanted:
-                if peer != FIRE_AND_FORGET:
+                if peer > FIRE_AND_FORGET:
                     notify_client(state, task, peer)
     for task in stranded:
         phase = task.phase

@@ -1,0 +1,107 @@
+"""What dask calls to compute collections while a client is current: it hands them to the client that is current there.
+
+dask has one configuration for the whole program, and each thread and each Trio task may have another client. So the
+configuration names this object, which asks where it is called. Where no client is current, it computes in threads, as
+dask does by itself.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+
+from trio_dask.client.collections.dask_hook import when_dask_is_imported
+from trio_dask.hooks import hooks
+
+SHUFFLE: Final = "dataframe.shuffle.method"
+"""dask's own choice is "disk" where `distributed` is not there, which is wrong where workers have other disks."""
+
+
+class ClusterScheduler:
+    """dask calls `get` to compute, and finds `persist` beside it."""
+
+    def get(self, expr: Any, keys: Any, **options: Any) -> Any:
+        """The results of these keys, in the same nested lists."""
+        client = _current_client()
+        if client is None:
+            import dask.threaded
+
+            return dask.threaded.get(expr, keys, **options)
+        return client.get(expr, keys, **options)
+
+    def persist(self, collections: Sequence[Any], **options: Any) -> Any:
+        """The collections with futures in the place of their tasks; with values, where no client is current."""
+        client = _current_client()
+        if client is None:
+            from trio_dask.client.collections.dask_names import base
+
+            return base.persist(*collections, scheduler="threads", traverse=False, **options)
+        return client.persist(collections, **options)
+
+
+def _current_client() -> Any:
+    assert hooks.find_client is not None, "trio_dask sets it"
+    try:
+        return hooks.find_client(None, None)
+    except ValueError:  # there is none
+        return None
+
+
+class DaskConfiguration:
+    """Puts the scheduler into dask's configuration while there is a reason to: a client is open, or a worker runs."""
+
+    def __init__(self) -> None:
+        self._get = ClusterScheduler().get
+        self._reasons = 0
+        self._before: dict[str, Any] = {}
+        self._lock = threading.RLock()
+
+    @contextmanager
+    def during(self) -> Generator[None]:
+        """Around code with a current client."""
+        self.begin()
+        try:
+            yield
+        finally:
+            self.end()
+
+    def begin(self) -> None:
+        """One reason more."""
+        with self._lock:
+            self._reasons += 1
+            if self._reasons == 1:
+                when_dask_is_imported(self._apply)
+
+    def end(self) -> None:
+        """One reason less. With the last one dask is configured as before, but for what was changed meanwhile."""
+        with self._lock:
+            self._reasons -= 1
+            if self._reasons == 0:
+                self._restore()
+
+    def _apply(self, _: object) -> None:
+        with self._lock:
+            if not self._reasons or self._before:
+                return
+            import dask.config
+
+            wanted = {"scheduler": self._get, SHUFFLE: "tasks"}
+            self._before = {name: dask.config.get(name, None) for name in wanted}
+            for name, value in wanted.items():
+                if self._before[name] is None:
+                    dask.config.set({name: value})
+
+    def _restore(self) -> None:
+        if not self._before:
+            return
+        import dask.config
+
+        before, self._before = self._before, {}
+        for name, value in {"scheduler": self._get, SHUFFLE: "tasks"}.items():
+            if dask.config.get(name, None) == value and before[name] is None:
+                dask.config.set({name: None})
+
+
+dask_configuration: Final = DaskConfiguration()

@@ -1,0 +1,98 @@
+"""Computing collections: what both clients do with expressions and graphs of dask."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Any, TypeVar
+
+from trio_dask.client.collections.dask_names import (
+    annotations_here,
+    base,
+    is_collection,
+)
+from trio_dask.client.collections.graph_nodes import DaskGraphParts
+from trio_dask.client.collections.task_annotations import TaskAnnotations
+from trio_dask.client.dask_graphs import key_to_str
+from trio_dask.client.engine import Engine
+from trio_dask.client.futures import BaseFuture
+from trio_dask.client.task_options import Options
+
+F = TypeVar("F", bound=BaseFuture)
+MakeFuture = Callable[[Any], F]
+
+
+def futures_for(
+    engine: Engine, make: Callable[[Engine, Any], F], graph: Any, keys: Sequence[Hashable], options: Options
+) -> list[F]:
+    """Send a graph (an expression, or a dict of tasks), and return a future for each of these keys of it."""
+    extra_of = TaskAnnotations(graph, options, annotations_here())
+    names = [key_to_str(key) for key in keys]
+    outputs = list(dict.fromkeys(keys))
+    states = engine.send_graph(list(dict.fromkeys(names)), DaskGraphParts(graph, outputs, extra_of))
+    futures = {state.key: make(engine, state) for state in states}
+    return [futures[name] for name in names]
+
+
+def compute(
+    engine: Engine,
+    make: Callable[[Engine, Any], F],
+    collections: Any,
+    options: Options,
+    *,
+    optimize_graph: bool = True,
+    traverse: bool = True,
+) -> Any:
+    """A future in the place of each collection; what is none stays as it is.
+
+    One collection gives one future. Of a list, tuple or set of several, one graph is made, and with `traverse` the
+    items may be containers with collections, which become one future each.
+    """
+
+    def schedule(expr: Any, keys: Sequence[Hashable], **_: Any) -> list[F]:
+        return futures_for(engine, make, expr, keys, options)
+
+    is_several = isinstance(collections, list | tuple | set | frozenset | Iterator)
+    items: list[Any] = list(collections) if is_several else [collections]
+    if traverse:
+        items = [_as_one(item) for item in items]
+    found = base.compute(*items, traverse=False, optimize_graph=optimize_graph, scheduler=schedule)
+    return list(found) if is_several else found[0]
+
+
+def _as_one(item: Any) -> Any:
+    """A container with collections in it as one collection."""
+    if isinstance(item, list | tuple | set | dict | Iterator) and not is_collection(item):
+        from dask.delayed import delayed
+
+        return delayed(item)
+    return item
+
+
+def persist(
+    engine: Engine,
+    make: Callable[[Engine, Any], F],
+    collections: Any,
+    options: Options,
+    *,
+    optimize_graph: bool = True,
+) -> Any:
+    """Collections like these, whose tasks are futures.
+
+    Raises `TypeError` for what is no collection.
+    """
+    is_several = isinstance(collections, list | tuple | set | frozenset)
+    items = list(collections) if is_several else [collections]
+    for item in items:
+        if not is_collection(item):
+            raise TypeError(f"persist() takes dask collections, not {item!r:.60}")
+
+    def schedule(expr: Any, keys: Sequence[Hashable], **_: Any) -> list[F]:
+        return futures_for(engine, make, expr, keys, options)
+
+    found = base.persist(*items, traverse=False, optimize_graph=optimize_graph, scheduler=schedule)
+    return list(found) if is_several else found[0]
+
+
+def futures_in_collection(collection: Any) -> list[Any]:
+    """The futures in the graph of a collection."""
+    return [value for value in dict(collection.__dask_graph__()).values() if isinstance(value, BaseFuture)]

@@ -1,0 +1,60 @@
+"""What this package uses of dask, its private names above all: they stand here, and nowhere else.
+
+Importing this imports dask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import dask.base
+import dask.config
+import dask.order
+from dask import _task_spec
+from dask._expr import Expr
+from dask.core import flatten
+
+Alias: Any = _task_spec.Alias
+DataNode: Any = _task_spec.DataNode
+GraphNode: Any = _task_spec.GraphNode
+Task: Any = _task_spec.Task
+TaskRef: Any = _task_spec.TaskRef
+
+base: Any = dask.base
+config: Any = dask.config
+flat: Any = flatten
+is_collection: Any = dask.base.is_dask_collection
+annotations_here: Any = dask.base.get_annotations
+_order: Any = dask.order.order
+_spec: Any = _task_spec
+
+
+def nodes_of(graph: Any) -> dict[Hashable, Any]:
+    """The graph of an expression, or a dict of tasks in any of dask's forms, as a dict of `GraphNode`s."""
+    if isinstance(graph, Expr):
+        graph = _of(graph).__dask_graph__()
+    nodes: dict[Hashable, Any] = _spec.convert_legacy_graph(dict(graph))
+    return nodes
+
+
+def annotations_of(graph: Any) -> Mapping[str, Mapping[Hashable, Any]]:
+    """What an expression says about how its tasks run: for each kind of annotation a value for each key."""
+    return _of(graph).__dask_annotations__() if isinstance(graph, Expr) else {}
+
+
+def is_expression(graph: Any) -> bool:
+    """Whether this is an expression, and not a dict of tasks."""
+    return isinstance(graph, Expr)
+
+
+def ordered(nodes: Mapping[Hashable, Any]) -> list[Hashable]:
+    """The keys of a graph in the order in which its tasks should run, each after those that it depends on."""
+    dependencies = {key: node.dependencies for key, node in nodes.items()}
+    numbers = _order(dict(nodes), dependencies=dependencies)
+    return sorted(nodes, key=numbers.__getitem__)
+
+
+def _of(graph: Any) -> Any:
+    """The same object, of which type checkers know nothing."""
+    return graph

@@ -1,0 +1,156 @@
+"""The tasks of one of dask's graphs, as they are sent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from typing import Any
+
+from trio_dask.client.collections.dask_names import Alias, DataNode, GraphNode, TaskRef, nodes_of, ordered
+from trio_dask.client.core.outbox import GraphPart
+from trio_dask.client.dask_graphs import identity, key_to_str
+from trio_dask.client.graph_parts import GraphRow, PartCutter
+from trio_dask.errors import UsageError
+from trio_dask.ids import Key
+from trio_dask.protocol.pickled_nodes import NODE, RESULT, VALUE, GivenArguments, NodePickler
+from trio_dask.protocol.pickling import PickledFunction, pickle_function
+
+_NOTHING: Mapping[str, Any] = {}
+
+
+class DaskGraphParts:
+    """Makes the parts of a graph: materializes it, leaves out what the outputs do not need, orders and pickles it.
+
+    `graph` is an expression or a dict of tasks. `extra_of` gives what the scheduler is told about how the task of a key
+    runs.
+    """
+
+    def __init__(
+        self, graph: Any, outputs: Sequence[Hashable], extra_of: Callable[[Hashable], Mapping[str, Any]]
+    ) -> None:
+        self._graph = graph
+        self._outputs = outputs
+        self._extra_of = extra_of
+        self.held: Mapping[Key, None] = {}
+
+    def __iter__(self) -> Iterator[GraphPart]:
+        nodes = _needed(nodes_of(self._graph), self._outputs)
+        order = ordered(nodes)
+        names = _names(nodes, self._outputs)
+        outputs = dict.fromkeys([names[key] for key in self._outputs if key in names])
+        encoder = _Encoder(names)
+        rows: list[tuple[Hashable, Any, tuple[Key, ...]]] = []
+        dependents: dict[Key, int] = {}
+        seen: set[Key] = set()
+        for key in order:
+            node = nodes[key]
+            name = names[key]
+            dependencies = encoder.names_of(node.dependencies)
+            if type(node) is Alias and dependencies == (name,):
+                continue  # it has the name of its target
+            if name in seen:
+                raise UsageError(f"two keys of the graph have the same name, {name!r}")
+            seen.add(name)
+            rows.append((key, node, dependencies))
+            for needed in dependencies:
+                dependents[needed] = dependents.get(needed, 0) + 1
+        cutter = PartCutter(dependents, outputs)
+        self.held = cutter.held
+        for key, node, dependencies in rows:
+            yield from cutter.add(encoder.row(names[key], node, dependencies, self._extra_of(key)))
+        yield from cutter.end()
+
+
+def _needed(nodes: dict[Hashable, Any], outputs: Sequence[Hashable]) -> dict[Hashable, Any]:
+    """The nodes that the outputs need, in the order of the graph."""
+    found: set[Hashable] = set()
+    stack = [key for key in outputs if key in nodes]
+    while stack:
+        key = stack.pop()
+        if key not in found:
+            found.add(key)
+            stack += [needed for needed in nodes[key].dependencies if needed in nodes]
+    return nodes if len(found) == len(nodes) else {key: node for key, node in nodes.items() if key in found}
+
+
+def _names(nodes: Mapping[Hashable, Any], outputs: Sequence[Hashable]) -> dict[Hashable, Key]:
+    """The names of the tasks, by key. An alias has the name of its target, so that it needs no task.
+
+    Where an alias is an output, its target takes the name of the alias, unless something else needs it too.
+    """
+    names = {key: key_to_str(key) for key in nodes}
+    aliases = {key: node.target for key, node in nodes.items() if type(node) is Alias}
+    if not aliases:
+        return names
+    wanted = set(outputs)
+    for key, target in aliases.items():
+        if key not in wanted:
+            while target in aliases and target not in wanted:
+                target = aliases[target]
+            names[key] = names.get(target) or key_to_str(target)
+    shared: dict[Hashable, int] = {}
+    for node in nodes.values():
+        for needed in node.dependencies:
+            shared[needed] = shared.get(needed, 0) + 1
+    for key, target in aliases.items():
+        if key in wanted and target in nodes and target not in wanted and target not in aliases and shared[target] == 1:
+            names[target] = names[key]
+    return names
+
+
+class _Encoder:
+    """Turns nodes into rows. It holds every function it meets, so that no other gets its identity."""
+
+    def __init__(self, names: Mapping[Hashable, Key]) -> None:
+        self._names = names
+        self._functions: dict[int, tuple[Any, PickledFunction]] = {}
+        self._pickler = NodePickler()
+
+    def names_of(self, keys: frozenset[Hashable]) -> tuple[Key, ...]:
+        """The names of dependencies."""
+        names = self._names
+        return tuple([names[key] if key in names else key_to_str(key) for key in keys])
+
+    def row(self, name: Key, node: Any, dependencies: tuple[Key, ...], extra: Mapping[str, Any]) -> GraphRow:
+        """The task of a node. Raises `SerializationError`."""
+        kind = type(node)
+        if kind is Alias:
+            function, given = identity, GivenArguments((0,), _NOTHING, bytes([RESULT]), ())
+        elif kind is DataNode:
+            function, given = identity, GivenArguments((node.value,), _NOTHING, bytes([VALUE]), ())
+        else:
+            function, given = node.func, _given(node)
+        found = self._functions.get(id(function))
+        if found is None:
+            found = self._functions[id(function)] = function, pickle_function(function)
+        call = self._pickler.pickle_call(given)
+        if call.dependencies:  # of futures in values
+            dependencies = (*dependencies, *[key for key in call.dependencies if key not in dependencies])
+        return GraphRow(name, found[1], call.call, dependencies, call.blobs, b"", extra)
+
+
+def _given(node: Any) -> GivenArguments:
+    keys = tuple(node.dependencies)
+    numbers = {key: number for number, key in enumerate(keys)}
+    kinds = bytearray()
+    has_nodes = False
+    given: list[Any] = []
+    kwargs: Mapping[str, Any] = node.kwargs
+    for argument in (*node.args, *kwargs.values()) if kwargs else node.args:
+        if isinstance(argument, TaskRef):
+            kinds.append(RESULT)
+            given.append(numbers[argument.key])
+        elif isinstance(argument, GraphNode):
+            if type(argument) is Alias:
+                kinds.append(RESULT)
+                given.append(numbers[argument.target])
+            else:
+                has_nodes = True
+                kinds.append(NODE)
+                given.append(argument)
+        else:
+            kinds.append(VALUE)
+            given.append(argument)
+    count = len(node.args)
+    if kwargs:
+        kwargs = dict(zip(kwargs, given[count:], strict=True))
+    return GivenArguments(tuple(given[:count]), kwargs or _NOTHING, bytes(kinds), keys if has_nodes else ())
