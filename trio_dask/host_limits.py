@@ -19,7 +19,7 @@ ROOT = Path("/")
 def cpus(root: Path = ROOT, environment: Mapping[str, str] = os.environ) -> Amount:
     """Processors that this process can keep busy: its affinity, within the quotas of control groups and batch system.
 
-    Of equal limits the first is named: the machine's own number before one that merely repeats it.
+    Of equal limits it names the first: the machine's own number before one that merely repeats it.
     """
     machine = os.cpu_count() or 1
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else machine
@@ -95,7 +95,7 @@ def _groups(root: Path, controller: str) -> Iterator[Path]:
             continue
         inner = Path(path.lstrip("/"))
         for base in bases:
-            # Inside a container the path may name groups that are not visible; the mount's own root then speaks for it.
+            # In a container the path may name groups that are not visible; then the mount's own root has the limits.
             yield from (base / group for group in (inner, *inner.parents) if (base / group).is_dir())
 
 

@@ -65,7 +65,7 @@ class Link:
         self._dial = dial
         self._grace_s = grace_s
         self._scope = trio.CancelScope()
-        """Around whatever is given up when the client is to stop."""
+        """Around what `stop` cancels."""
         self._is_stopping = False
         self._stopped = trio.Event()
         self.transports: trio.Nursery
@@ -228,7 +228,7 @@ class Link:
 
 
 def _announce_nothing() -> None:
-    """In the place of `task_status.started`, after the first connection."""
+    """Takes the place of `task_status.started` after the first connection."""
 
 
 def _handled(details: Mapping[str, Any]) -> int | None:

@@ -69,8 +69,8 @@ def plan(
       ClusterError: the cluster could not be started, or has ended by itself: then a block under Trio is cancelled.
       RuntimeError: this thread runs no Trio, for the form that is for Trio.
     """
-    # The signature, defaults and docstring of both forms of a local cluster: what is not given is chosen so that the
-    # workers together use each processor once, and all the memory.
+    # Both forms of a local cluster take their signature, defaults and docstring from here. By default the workers
+    # together use each processor once, and all the memory.
     cpu_count, machine_bytes = host_limits.cpus().number, host_limits.memory().number
     _check_count("n_workers", n_workers, 0, MAX_WORKERS)
     _check_count("threads_per_worker", threads_per_worker, 1, MAX_THREADS)
@@ -106,7 +106,7 @@ def plan(
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerSizing:
-    """What each worker of one launcher gets. `text` says it for people, with the source of each limit."""
+    """What each worker of one launcher gets. `text` is for people, with the source of each limit."""
 
     workers: int
     threads: int

@@ -36,7 +36,7 @@ async def run_nannies(
 ) -> None:
     """Look after one worker for each of these settings, until all have ended. A signal makes the workers drain.
 
-    Their pid file is the launcher's. `label` is the name of the program in lines about a worker.
+    The pid file names the launcher. `label` is the name of the program in lines about a worker.
 
     Raises:
       KeptCrashing, NoScheduler, RefusedError, UsageError, OSError: what the first nanny that failed raised.

@@ -1,4 +1,4 @@
-"""What a child process has of its parent: the program to run, settings, and a way to report.
+"""What a child process gets from its parent: the program to run, settings, and a way to report.
 
 The parent names a program by the function itself, so that imports show what depends on what; only the function's module
 and name travel.
@@ -65,14 +65,14 @@ class ChildContext:
     parent_fd: int | None = None
     """Readable once the parent has ended; None where a guard watches the parent."""
     begun: bytes = b""
-    """What has been read of stdin already."""
+    """What this process has read of stdin already."""
 
     def report(self, content: Mapping[str, Any]) -> None:
-        """Tell the parent something."""
+        """Send the parent a report."""
         try:
             os.write(self.report_fd, json.dumps(content).encode() + b"\n")
         except OSError:
-            pass  # the parent is gone; stdin says so as well
+            pass  # the parent is gone, which the watch of stdin notices
 
     def watch_stdin(self, ask: Callable[[str, int | None], None]) -> None:
         """Have `ask` called in another thread when the parent orders something; see `StdinWatch`."""
@@ -84,7 +84,7 @@ Entry = Callable[[ChildContext], int]
 
 
 def begin(orders: Mapping[str, Any], begun: bytes) -> int:
-    """In a fresh child process: have it end with its parent, then run the program that was ordered."""
+    """Make this fresh child process end with its parent, then run the program that `orders` names."""
     report_fd, kill_fd = orders["report_fd"], orders["kill_fd"]
     parent_fd = open_parent(orders["parent_pid"])
     if orders["guarded"]:

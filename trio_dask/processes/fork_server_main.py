@@ -1,7 +1,7 @@
 """The fork server itself: load what its children need, then fork on request (see `fork_server`).
 
-It never has a second thread, because what it forks would have the locks of that thread, but not the thread. That is why
-it runs no Trio.
+It never has a second thread, because a fork copies the locks of that thread, but not the thread. That is why it runs
+no Trio.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from trio_dask.processes.fork_requests import Request, answer
 
 
 def serve(child: ChildContext) -> int:
-    """Serve until the launcher is done with us. What is forked begins again as another child."""
+    """Serve until the launcher is done with us. A forked process begins again as another child."""
     _release_stdout()
     raise_file_limit()  # the launcher may have done so, and hand over large numbers
     Program(*child.settings["load"]).load()()
@@ -37,7 +37,7 @@ def serve(child: ChildContext) -> int:
 
 
 def _release_stdout() -> None:
-    """Let a reader of the launcher's output see its end; what is forked gets the launcher's output of that time."""
+    """Let a reader of the launcher's output see its end; a forked process gets that output with its request."""
     empty = os.open(os.devnull, os.O_RDWR)
     os.dup2(empty, 1)
     os.close(empty)
@@ -46,7 +46,7 @@ def _release_stdout() -> None:
 def wait_for_fork(channel: socket.socket, ends: list[int], fork: Callable[[], int]) -> Request | None:
     """Fork for each request. Gives the request in a forked process, None once the launcher is done with us.
 
-    One of `ends` is readable then, or `channel` has come to its end.
+    The launcher is done when one of `ends` is readable or `channel` has ended.
     """
     poller = select.poll()
     poller.register(channel, select.POLLIN)
