@@ -1,7 +1,7 @@
 """The fork server itself: load what its children need, then fork on request (see `fork_server`).
 
-It never has a second thread, because a fork copies the locks of that thread, but not the thread. That is why it runs
-no Trio.
+It never has a second thread, because a fork copies the locks that such a thread holds, but not the thread. That is why
+it runs no Trio.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from trio_dask.processes.child_context import ChildContext, Program
 from trio_dask.processes.clone_parent import fork_sibling
 from trio_dask.processes.environment import raise_file_limit
 from trio_dask.processes.fork_requests import Request, answer
+from trio_dask.processes.parent_watch import release_streams
 
 
 def serve(child: ChildContext) -> int:
     """Serve until the launcher is done with us. A forked process begins again as another child."""
-    _release_stdout()
+    release_streams(1)  # so that a reader of the launcher's output sees its end; a request brings that output
     raise_file_limit()  # the launcher may have done so, and hand over large numbers
     Program(*child.settings["load"]).load()()
     gc.freeze()  # a later collection of garbage need not look at what was loaded, nor copy it
@@ -34,13 +35,6 @@ def serve(child: ChildContext) -> int:
     channel.detach()  # its number is about to mean something else
     request.apply()
     return child_main.main()
-
-
-def _release_stdout() -> None:
-    """Let a reader of the launcher's output see its end; a forked process gets that output with its request."""
-    empty = os.open(os.devnull, os.O_RDWR)
-    os.dup2(empty, 1)
-    os.close(empty)
 
 
 def wait_for_fork(channel: socket.socket, ends: list[int], fork: Callable[[], int]) -> Request | None:

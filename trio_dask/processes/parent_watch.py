@@ -46,10 +46,11 @@ def open_parent(pid: int) -> int | None:
     return fd
 
 
-def release_stdin() -> None:
-    """Replace stdin by an empty one."""
-    empty = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(empty, 0)
+def release_streams(*numbers: int) -> None:
+    """Replace these of the standard streams by empty ones."""
+    empty = os.open(os.devnull, os.O_RDWR)
+    for number in numbers:
+        os.dup2(empty, number)
     os.close(empty)
 
 
@@ -78,7 +79,7 @@ class StdinWatch:
     def of_stdin(cls, parent_fd: int | None, begun: bytes) -> StdinWatch:
         """Take stdin away from the program, which reads an empty one from now on, to watch it."""
         fd = os.dup(0)
-        release_stdin()
+        release_streams(0)
         return cls(fd, parent_fd, begun)
 
     def start(self, ask: Callable[[str, int | None], None], *, grace_s: float = GRACE_S) -> threading.Thread:
