@@ -62,8 +62,8 @@ async def scheduler(child: ChildContext, stopper: Stopper) -> None:
 async def worker(child: ChildContext, stopper: Stopper) -> None:
     """A worker under a nanny, with these `NannySettings`.
 
-    It reports, in this order, that it runs, its address once it is registered, why it is about to leave, and that its
-    slots are free for good.
+    It reports that it runs, its address once it is registered, why it is about to leave, and that its slots are free
+    for good.
     """
     import trio
 

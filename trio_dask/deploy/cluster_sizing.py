@@ -76,7 +76,7 @@ def plan(
     _check_count("threads_per_worker", threads_per_worker, 1, MAX_THREADS)
     _check_count("scheduler_port", scheduler_port, 0, 65535)
     if n_workers is None:
-        n_workers = _processes(cpu_count, threads_per_worker) if processes else 1
+        n_workers = _default_workers(cpu_count, threads_per_worker) if processes else 1
     if threads_per_worker is None:
         threads_per_worker = max(1, cpu_count // max(1, n_workers))
     if not isinstance(resources, Mapping | None):
@@ -154,7 +154,7 @@ def _source(text: str, limit_bytes: int, memory: Amount) -> str:
 def _count_workers(text: str, threads: int | None, cpus: int) -> int:
     plain = text.strip().lower()
     if plain == "auto":
-        return _processes(cpus, threads)
+        return _default_workers(cpus, threads)
     digits = plain.removeprefix("-")
     if not (digits.isascii() and digits.isdigit() and len(digits) <= 9):
         raise UsageError(f"{text[:40]!a} is not a number of workers; give 1 or more, -1 for one per CPU, or auto")
@@ -212,7 +212,7 @@ def allow_files(layout: Layout, workers: int) -> None:
         )
 
 
-def _processes(cpus: int, threads: int | None) -> int:
+def _default_workers(cpus: int, threads: int | None) -> int:
     """One process per processor if they are few, else about as many processes as threads in each, as dask does."""
     if threads is not None:
         return max(1, cpus // threads)

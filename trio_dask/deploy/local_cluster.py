@@ -246,7 +246,7 @@ def _form(method: Callable[..., Any], run: Callable[..., Any]) -> Any:
             def act(cluster: AsyncLocalCluster) -> Any:
                 return method(cluster, *args, **kwargs)
 
-            return self._do(run, act)
+            return self._run_in_loop(run, act)
 
         return described_by(method, call, name)
 
@@ -256,8 +256,8 @@ def _form(method: Callable[..., Any], run: Callable[..., Any]) -> Any:
 class LocalCluster(_BaseCluster):
     """A scheduler and workers on this machine, for blocking code; ready when it has been made.
 
-    Use it in a `with` block, or `close` it. It ignores arguments of distributed's
-    `LocalCluster` that mean nothing here (`dashboard_address`, `silence_logs`, ...).
+    Use it in a `with` block, or `close` it. It ignores arguments of distributed's `LocalCluster` that mean nothing here
+    (`dashboard_address`, `silence_logs`, ...).
 
     Raises:
       UsageError: an argument makes no sense.
@@ -316,7 +316,7 @@ class LocalCluster(_BaseCluster):
             raise ClusterError(CLOSED)
         return self._cluster
 
-    def _own(self) -> AsyncLocalCluster:
+    def _usable(self) -> AsyncLocalCluster:
         """The cluster, for a call that does more than read. Raises `ForkedClientError` in a forked child."""
         cluster = self._readable()
         if self._is_forked:
@@ -340,10 +340,10 @@ class LocalCluster(_BaseCluster):
         except ClusterError as exc:
             return f"<local cluster: {exc}>"
 
-    def _do(self, run: Callable[..., Any], function: Callable[..., Any]) -> Any:
+    def _run_in_loop(self, run: Callable[..., Any], function: Callable[..., Any]) -> Any:
         """Have the loop's thread call or await this with the cluster, and return what it returns."""
         try:
-            return run(function, self._own(), trio_token=self._token)
+            return run(function, self._usable(), trio_token=self._token)
         except trio.RunFinishedError:
             raise ClusterError(CLOSED) from None
 

@@ -69,7 +69,7 @@ async def work(
 
 
 async def remove_scratch(local_directory: str | None) -> None:
-    """Remove what killed workers have spilled there, for a second at most: no later worker may come to do it.
+    """Remove what killed workers have spilled there, for a second at most: perhaps no later worker does.
 
     Cancellation does not interrupt it, because it is part of a cleanup.
     """

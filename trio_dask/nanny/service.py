@@ -300,7 +300,7 @@ class Nanny:
 
     def _new_process(self, waiting: list[trio.TaskStatus[str]]) -> WorkerProcess:
         def process_changed() -> None:
-            if self._has_successor(process):
+            if self._is_time_for_successor(process):
                 process.successor_may_start.set()
             if self._current is not process:
                 return
@@ -315,7 +315,7 @@ class Nanny:
         process = self._current = WorkerProcess(token, board, spec, self.settings, self._connection, process_changed)
         return process
 
-    def _has_successor(self, process: WorkerProcess) -> bool:
+    def _is_time_for_successor(self, process: WorkerProcess) -> bool:
         """Whether another worker starts now, before this one ends, to take over the results of this one.
 
         Not if both would have to listen on one port, and not before this one is at rest: two that compute would use

@@ -91,8 +91,8 @@ Phase = Spawning | Starting | Running | Leaving | Ended
 class WorkerProcess:
     """One worker process, from its start to its end.
 
-    `phase` says how far it is. `board` shows what it runs, `token` names it to the scheduler. `address` is
-    there once it has been registered. `ended_for` is why the nanny ends it, if the nanny does.
+    `phase` says how far it is. `board` shows what it runs, `token` names it to the scheduler. `address` is there once
+    it has been registered. `ended_for` is why the nanny ends it, if the nanny does.
     """
 
     def __init__(

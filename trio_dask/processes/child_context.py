@@ -64,7 +64,7 @@ class ChildContext:
     report_fd: int
     parent_fd: int | None = None
     """Readable once the parent has ended; None where a guard watches the parent."""
-    begun: bytes = b""
+    already_read: bytes = b""
     """What this process has read of stdin already."""
 
     def report(self, content: Mapping[str, Any]) -> None:
@@ -76,14 +76,14 @@ class ChildContext:
 
     def watch_stdin(self, ask: Callable[[str, int | None], None]) -> None:
         """Have `ask` called in another thread when the parent orders something; see `StdinWatch`."""
-        StdinWatch.of_stdin(self.parent_fd, self.begun).start(ask)
+        StdinWatch.of_stdin(self.parent_fd, self.already_read).start(ask)
 
 
 Entry = Callable[[ChildContext], int]
 """The program of a child process: it runs to its end, and gives an exit status."""
 
 
-def begin(orders: Mapping[str, Any], begun: bytes) -> int:
+def begin(orders: Mapping[str, Any], already_read: bytes) -> int:
     """Make this fresh child process end with its parent, then run the program that `orders` names."""
     report_fd, kill_fd = orders["report_fd"], orders["kill_fd"]
     parent_fd = open_parent(orders["parent_pid"])
@@ -102,7 +102,7 @@ def begin(orders: Mapping[str, Any], begun: bytes) -> int:
         log=ChildLog(*orders["log"]),
         report_fd=report_fd,
         parent_fd=parent_fd,
-        begun=begun,
+        already_read=already_read,
     )
     context.report({"pid": os.getpid()})
     entry: Entry = Program(*orders["program"]).load()

@@ -62,25 +62,25 @@ def end_group() -> None:
 
 
 class StdinWatch:
-    """Watches `fd` and, if given, `parent_fd` (see `open_parent`). `begun` was read from `fd` before.
+    """Watches `fd` and, if given, `parent_fd` (see `open_parent`). `already_read` was read from `fd` before.
 
     It calls `end` when time is up.
     """
 
     def __init__(
-        self, fd: int, parent_fd: int | None = None, begun: bytes = b"", end: Callable[[], object] = end_group
+        self, fd: int, parent_fd: int | None = None, already_read: bytes = b"", end: Callable[[], object] = end_group
     ) -> None:
         self._fd = fd
         self._parent_fd = parent_fd
-        self._begun = begun
+        self._already_read = already_read
         self._end = end
 
     @classmethod
-    def of_stdin(cls, parent_fd: int | None, begun: bytes) -> StdinWatch:
+    def of_stdin(cls, parent_fd: int | None, already_read: bytes) -> StdinWatch:
         """Take stdin away from the program, which reads an empty one from now on, to watch it."""
         fd = os.dup(0)
         release_streams(0)
-        return cls(fd, parent_fd, begun)
+        return cls(fd, parent_fd, already_read)
 
     def start(self, ask: Callable[[str, int | None], None], *, grace_s: float = GRACE_S) -> threading.Thread:
         """Call `ask`, in another thread, with the reason and the number of each signal that is ordered.
@@ -99,7 +99,7 @@ class StdinWatch:
 
     def _pass_orders_on(self, ask: Callable[[str, int | None], None]) -> str:
         """Pass orders on until the end; returns the reason for that."""
-        reason, data, rest = PARENT_ENDED, self._begun, b""
+        reason, data, rest = PARENT_ENDED, self._already_read, b""
         poller = select.poll()
         poller.register(self._fd, select.POLLIN)
         if self._parent_fd is not None:

@@ -9,8 +9,8 @@ sent about the first life may still be under way, and must not settle the second
 is enough: a query whose answer means nothing is sent between the two lives, and what arrives for the key before the
 answer is about the first one. Only keys that come back pay for it.
 
-A connection that is lost and made again changes nothing here (`resend_buffer`). With a lost scheduler
-everything that was asked of it is lost, and the core begins anew with the next one (`end_session`).
+A connection that is lost and made again changes nothing here (`resend_buffer`). With a lost scheduler everything that
+was asked of it is lost, and the core begins anew with the next one (`end_session`).
 """
 
 from __future__ import annotations
@@ -276,7 +276,7 @@ class ClientCore:
     def connected(self, scheduler: str, handled: int | None) -> None:
         """There is a connection with this scheduler, which has `handled` this many messages of this client.
 
-        None: it does not know this client, and everything that was asked before is lost.
+        With None it does not know this client, and everything that was asked before is lost.
 
         Raises `ProtocolError` for an impossible number.
         """
