@@ -22,12 +22,13 @@ class PlainGraphParts:
         self.held: Mapping[Key, None] = {}
 
     def __iter__(self) -> Iterator[GraphPart]:
-        dependents: dict[Key, int] = {}
-        for task in self._tasks:
+        last_use: dict[Key, int] = {}
+        for number, task in enumerate(self._tasks):
             for name in task.dependencies:
-                dependents[name] = dependents.get(name, 0) + 1
-        cutter = PartCutter(dependents, self._outputs)
+                last_use[name] = number
+        cutter = PartCutter(last_use, self._outputs)
         self.held = cutter.held
+        extra = self._extra
         functions: dict[int, PickledFunction] = {}
         for key, function, args, dependencies in self._tasks:
             pickled = functions.get(id(function))
@@ -37,5 +38,9 @@ class PlainGraphParts:
             if len(call.dependencies) > len(dependencies):  # futures in values
                 dependencies = call.dependencies
             token = call_token(pickled.token, args, {}, call)
-            yield from cutter.add(GraphRow(key, pickled, call.call, dependencies, call.blobs, token, self._extra))
-        yield from cutter.end()
+            part = cutter.add(GraphRow(key, pickled, call.call, dependencies, call.blobs, token, extra))
+            if part is not None:
+                yield part
+        part = cutter.cut()
+        if part is not None:
+            yield part

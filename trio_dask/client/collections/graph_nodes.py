@@ -39,7 +39,7 @@ class DaskGraphParts:
         outputs = dict.fromkeys([names[key] for key in self._outputs if key in names])
         encoder = _Encoder(names)
         rows: list[tuple[Hashable, Any, tuple[Key, ...]]] = []
-        dependents: dict[Key, int] = {}
+        last_use: dict[Key, int] = {}
         seen: set[Key] = set()
         for key in order:
             node = nodes[key]
@@ -50,14 +50,18 @@ class DaskGraphParts:
             if name in seen:
                 raise UsageError(f"two keys of the graph have the same name, {name!r}")
             seen.add(name)
-            rows.append((key, node, dependencies))
             for needed in dependencies:
-                dependents[needed] = dependents.get(needed, 0) + 1
-        cutter = PartCutter(dependents, outputs)
+                last_use[needed] = len(rows)
+            rows.append((key, node, dependencies))
+        cutter = PartCutter(last_use, outputs)
         self.held = cutter.held
         for key, node, dependencies in rows:
-            yield from cutter.add(encoder.row(names[key], node, dependencies, self._extra_of(key)))
-        yield from cutter.end()
+            part = cutter.add(encoder.row(names[key], node, dependencies, self._extra_of(key)))
+            if part is not None:
+                yield part
+        part = cutter.cut()
+        if part is not None:
+            yield part
 
 
 def _needed(nodes: dict[Hashable, Any], outputs: Sequence[Hashable]) -> dict[Hashable, Any]:
