@@ -68,7 +68,7 @@ class FakeScheduler(Generic[_S]):
         self.refusal: str | None = None
         self.takes_back = False
         self.handled = 0
-        """How many messages of a peer that goes on."""
+        """How many messages of a peer that goes on it has handled."""
         self._open_session = open_session
         self._data_handler = data_handler
         self._send, self._receive = trio.open_memory_channel[_S](math.inf)
