@@ -13,13 +13,13 @@ from trio_dask.processes.parent_watch import StdinWatch
 class Parent:
     """The other ends of the pipes, and what the child was asked for."""
 
-    def __init__(self, begun: bytes = b"") -> None:
+    def __init__(self, already_read: bytes = b"") -> None:
         self.asked: list[tuple[str, int | None]] = []
         self.changed = threading.Condition()
         self.was_ended = threading.Event()
         stdin, self.stdin = os.pipe()
         life, self.life = os.pipe()
-        self.thread = StdinWatch(stdin, life, begun, self.was_ended.set).start(self._ask, grace_s=0.01)
+        self.thread = StdinWatch(stdin, life, already_read, self.was_ended.set).start(self._ask, grace_s=0.01)
         self._ours = [stdin, life]
 
     def _ask(self, reason: str, number: int | None) -> None:
@@ -83,7 +83,7 @@ def test_the_death_of_the_parent_counts_while_another_process_holds_stdin_open(p
 
 
 def test_orders_that_were_read_with_the_settings_are_not_lost() -> None:
-    parent = Parent(begun=b'{"signal": 15, "reason": "at once"}\n{"signal"')
+    parent = Parent(already_read=b'{"signal": 15, "reason": "at once"}\n{"signal"')
     try:
         os.write(parent.stdin, b': 2, "reason": "and again"}\n')
         assert parent.wait_asked(2) == [("at once", 15), ("and again", 2)]

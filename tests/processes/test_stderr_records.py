@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trio_dask.processes.stderr_records import DumpFilter, RecordFormatter, read_record, spoken
+from trio_dask.processes.stderr_records import DumpFilter, RecordFormatter, read_record, readable
 
 DUMP = b"""Fatal Python error: Segmentation fault
 
@@ -53,7 +53,7 @@ def test_a_traceback_comes_along() -> None:
     found = read_record(line)
     assert found is not None
     assert str(found.exc_text).endswith("ValueError: no")
-    assert spoken(line).startswith("failed\nTraceback")
+    assert readable(line).startswith("failed\nTraceback")
 
 
 @pytest.mark.parametrize("created", ["1e300", "-1e300", "NaN", "Infinity", "-1.0", "1e15"])
@@ -70,7 +70,7 @@ def test_what_has_no_time_of_this_age_is_no_record(created: str) -> None:
 )
 def test_whatever_else_stands_there_is_no_record(line: bytes) -> None:
     assert read_record(line) is None
-    assert spoken(line) == line.decode()
+    assert readable(line) == line.decode()
 
 
 def pass_through(data: bytes, size: int) -> tuple[bytes, list[Sequence[str]]]:

@@ -96,7 +96,7 @@ async def test_a_child_that_must_leave_before_it_runs_tells_why_as_well(guarded:
 
     async with trio.open_nursery() as nursery:
         options = {"guarded": guarded, "log": ChildLog(quiet=False), "stderr": heard.extend}
-        await run_child(spec("well_behaved", **options), born=lambda child: nursery.start_soon(leave, child))
+        await run_child(spec("well_behaved", **options), on_start=lambda child: nursery.start_soon(leave, child))
     assert b"the parent process ended" not in heard
 
 
