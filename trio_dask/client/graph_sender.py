@@ -9,29 +9,19 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable
 from contextvars import Context, copy_context
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
-from trio_dask.client.core.key_state import KeyState
 from trio_dask.client.core.outbox import GraphPart
+from trio_dask.client.core.unsent_tasks import ExpectedGraph
 from trio_dask.client.outgoing import Outgoing
 from trio_dask.client.shared_state import SharedState
-from trio_dask.ids import Key
-
-
-class GraphParts(Protocol):
-    """A graph that is to be sent. Iterating over it makes its parts."""
-
-    held: Mapping[Key, None]
-    """Tasks that were sent and that parts not made yet need."""
-
-    def __iter__(self) -> Iterator[GraphPart]: ...
 
 
 class _Graph(NamedTuple):
-    parts: GraphParts
-    outputs: Sequence[KeyState]
+    parts: Iterable[GraphPart]
+    expected: ExpectedGraph
     context: Context
 
 
@@ -45,12 +35,12 @@ class GraphSender:
         self._waiting: deque[_Graph] = deque()
         self._thread: threading.Thread | None = None
 
-    def send(self, parts: GraphParts, outputs: Sequence[KeyState]) -> None:
-        """Have this graph sent. Returns at once.
+    def send(self, parts: Iterable[GraphPart], expected: ExpectedGraph) -> None:
+        """Have this graph sent. Returns at once. Iterating over `parts` makes them.
 
         From the thread that sends graphs it sends this one first: making a graph can need the results of another.
         """
-        graph = _Graph(parts, outputs, copy_context())
+        graph = _Graph(parts, expected, copy_context())
         if self._thread is threading.current_thread():
             self._send(graph)
             return
@@ -71,16 +61,16 @@ class GraphSender:
             del graph  # it may hold large values
 
     def _send(self, graph: _Graph) -> None:
-        core, lock, outputs = self._shared.core, self._shared.lock, graph.outputs
+        core, lock = self._shared.core, self._shared.lock
         failure: BaseException | None = None
         try:
             for part in graph.parts:
                 with lock:
-                    if not core.submit_graph(part, outputs):
+                    if not core.submit_graph(graph.expected, part):
                         break
                 self._outgoing.wake()
         except BaseException as error:  # of the user's objects: the outputs raise it
             failure = error
         with lock:
-            core.end_graph(outputs, graph.parts.held, failure)
+            core.end_graph(graph.expected, failure)
         self._outgoing.wake()

@@ -30,7 +30,6 @@ class DaskGraphParts:
         self._graph = graph
         self._outputs = outputs
         self._extra_of = extra_of
-        self.held: Mapping[Key, None] = {}
 
     def __iter__(self) -> Iterator[GraphPart]:
         nodes = _needed(nodes_of(self._graph), self._outputs)
@@ -54,7 +53,6 @@ class DaskGraphParts:
                 last_use[needed] = len(rows)
             rows.append((key, node, dependencies))
         cutter = PartCutter(last_use, outputs)
-        self.held = cutter.held
         for key, node, dependencies in rows:
             part = cutter.add(encoder.row(names[key], node, dependencies, self._extra_of(key)))
             if part is not None:
