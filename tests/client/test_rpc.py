@@ -107,7 +107,7 @@ async def test_a_worker_serves_control_and_data_and_nothing_else() -> None:
     async with open_local_cluster(1, 1, processes=False) as cluster:
         (member,) = cluster.workers.values()
         for role in ("client", "worker", "nanny"):
-            with pytest.raises(RefusedError, match=f"only control is served here, not the role '{role}'"):
+            with pytest.raises(RefusedError, match=f"this is a worker, not a scheduler; give the {role} a scheduler's address"):
                 async with open_connection(Endpoint(parse_address(str(member.address))), Hello(role=role)):
                     pass
 
