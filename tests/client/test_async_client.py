@@ -574,7 +574,7 @@ async def test_a_lost_scheduler_fails_everything_at_once(
             nursery.start_soon(expect, async_client.wait_for_workers, 5)
             nursery.start_soon(iterate)
             await trio.testing.wait_all_tasks_blocked()
-            cluster.refusal = NoScheduler("nobody is there")
+            cluster.unreachable = NoScheduler("nobody is there")
             if announced:
                 cluster.say(m.Goodbye("stopped by its operator"))
             else:
@@ -588,7 +588,7 @@ async def test_a_lost_scheduler_fails_everything_at_once(
         await async_client.submit(increment, 1)
     with pytest.raises(SchedulerLost, match="nobody"):
         await async_client.nthreads()
-    cluster.refusal, cluster.hold = None, ()
+    cluster.unreachable, cluster.hold = None, ()
     assert await async_client.submit(increment, 1) == 2
     assert async_client.status == "running"
     assert future.status == "lost"
@@ -642,7 +642,7 @@ async def test_connecting_can_be_cancelled(cluster: MiniCluster) -> None:
 
 
 async def test_no_scheduler_is_said_as_it_is(cluster: MiniCluster) -> None:
-    cluster.refusal = NoScheduler("nothing listens there")
+    cluster.unreachable = NoScheduler("nothing listens there")
     with pytest.raises(NoScheduler, match="nothing listens"):
         async with open_async_client(cluster):
             pytest.fail("it is connected to nothing")

@@ -509,7 +509,7 @@ async def test_a_name_server_that_does_not_answer_holds_up_no_nanny(
     autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answer = threading.Event()
-    monkeypatch.setattr(rpc_handlers, "_way_to_scheduler", lambda bound, worker: answer.wait(60) and "10.0.0.5")
+    monkeypatch.setattr(rpc_handlers, "_look_up_host", lambda bound, worker: answer.wait(60) and "10.0.0.5")
     assert await rpc_handlers._host(WorkerSettings(scheduler="tcp://far.away:8786")) == choose_advertised_host("")
     assert trio.current_time() == pytest.approx(rpc_handlers.LOOK_UP_S)
     answer.set()

@@ -50,7 +50,7 @@ def status(scheduler: str | None, scheduler_file: str | None, timeout: float, as
     It lists the workers with their threads and memory, the number of tasks in each state, and the task that has been
     running longest.
 
-    Without SCHEDULER and --scheduler-file, the environment variable DASK_SCHEDULER_ADDRESS is used.
+    Without SCHEDULER and --scheduler-file it uses the environment variable DASK_SCHEDULER_ADDRESS.
     """
     address = scheduler_address(scheduler, scheduler_file)
 

@@ -108,9 +108,9 @@ class BaseClient(CallForms, Generic[F]):
           workers: names, addresses or hosts of the workers that may run it.
           allow_other_workers: `workers` is only a preference.
           resources: what it needs of its worker, such as `{"GPU": 1}`.
-          retries: how often it is run again if it raises.
+          retries: how often it runs again if it raises.
           priority: any number, larger first.
-          time_limit: seconds, or a text such as "5 min", after which it is ended if it still runs.
+          time_limit: seconds, or a text such as "5 min"; a task that runs longer fails with `TaskTimeout`.
 
         Raises:
           KeyConflict: `key` stands for another call already.
@@ -418,7 +418,7 @@ class BaseClient(CallForms, Generic[F]):
 
 @dataclass
 class _ForClose:
-    """The end of a client."""
+    """Waits until a client is closed."""
 
     client: Any
 

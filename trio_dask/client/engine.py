@@ -60,7 +60,7 @@ class Engine:
         self.address = ""
         """Of the scheduler, once connected."""
         self.serial = count(1)
-        """For keys that stand for one call each, of all clients that share this."""
+        """Numbers for keys that stand for one call each; all clients that share this draw from it."""
         self.channels = WorkerChannels(open_channel)
         self.shared = shared = SharedState()
         self.core = shared.core
@@ -81,7 +81,7 @@ class Engine:
         self.run_callback: Callable[[Callable[[], object]], object] = self.run_soon
 
     def bind_client(self, client: Any, future_type: Callable[[Engine, KeyState], Any]) -> None:
-        """Say which client futures name as theirs, and what its futures are."""
+        """Set the client that futures name as theirs, and the type of its futures."""
         self._client, self.future_type = lambda: client, future_type
 
     @property
@@ -153,11 +153,11 @@ class Engine:
         self._change(self.core.dereference, states)
 
     def retry(self, states: Iterable[KeyState]) -> None:
-        """Run those of these that have erred again."""
+        """Run again those of these that have erred."""
         self._change(self.core.retry, states)
 
     def detach(self, states: Iterable[KeyState]) -> None:
-        """Let these finish, wanted or not."""
+        """Let these finish even if no client wants their results."""
         self._change(self.core.detach, states)
 
     def _change(self, change: Callable[_P, None], *args: _P.args, **kwargs: _P.kwargs) -> None:

@@ -106,10 +106,10 @@ async def _dial(
     """Connect, trying again until the time is up: the scheduler may be starting, or the network come back.
 
     After a lost connection each client waits a random moment first, as the scheduler may have lost all clients at once.
-    The tries are short at first: TCP sends packets that were lost on the way again only after ever longer pauses.
+    The tries are short at first: TCP repeats lost packets only after ever longer pauses.
 
-    Raises, with the reason of the last try, `NoScheduler`, or `UnavailableError` or `UsageError`, which are about the
-    file that names it; `RefusedError` at once.
+    Raises `NoScheduler` with the reason of the last try, `UnavailableError` or `UsageError` about the scheduler file,
+    and `RefusedError` at once.
     """
     retries = RetryPolicy(
         CLIENTS,

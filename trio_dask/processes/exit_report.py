@@ -68,9 +68,9 @@ class LastWords:
 class ChildEnd:
     """How a child ended.
 
-    `status` is as `subprocess` has it, negative for a signal. `started`: it had reported something. `late`: it had not
-    when its time for that was over. `failure` is what the program itself says went wrong, `hopeless` that another
-    process would fail in the same way, `peak_bytes` the most memory it had (0: not known).
+    `status` is as `subprocess` has it, negative for a signal. `started`: it had reported something. `late`: it did not
+    in time. `failure` is what the program itself says went wrong, `hopeless` that another process would fail in the
+    same way, `peak_bytes` the most memory it had (0: not known).
     """
 
     name: str

@@ -9,8 +9,8 @@ sent about the first life may still be under way, and must not settle the second
 is enough: a query whose answer means nothing is sent between the two lives, and what arrives for the key before the
 answer is about the first one. Only keys that come back pay for it.
 
-A connection that is lost and made again changes nothing here (`resend_buffer`). A scheduler that is lost takes along
-all that it was asked for, and the core begins anew with the next one (`end_session`).
+A connection that is lost and made again changes nothing here (`resend_buffer`). With a lost scheduler everything that
+was asked of it is lost, and the core begins anew with the next one (`end_session`).
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class ClientCore:
         return self._adopt(keys, lambda _: None)
 
     def dereference(self, states: Iterable[KeyState]) -> None:
-        """One future less for each of these; a key without futures is released."""
+        """Take one future from each of these; a key without futures is released."""
         for state in states:
             state.refs -= 1
             if not state.refs and self.states.get(state.key) is state:
@@ -139,7 +139,7 @@ class ClientCore:
         self._outbox.put_keys(lambda part: Cancel(part, force), keys)
 
     def retry(self, states: Iterable[KeyState]) -> None:
-        """Run those of these that have erred again."""
+        """Run again those of these that have erred."""
         keys: list[Key] = []
         for state in states:
             if state.status == "error":
@@ -148,7 +148,7 @@ class ClientCore:
         self._outbox.put_keys(Retry, keys)
 
     def detach(self, states: Iterable[KeyState]) -> None:
-        """Let these finish, wanted or not."""
+        """Let these finish even if no client wants their results."""
         keys = [state.key for state in states if self.states.get(state.key) is state]
         self._outbox.put_keys(FireAndForget, keys)
 
@@ -218,7 +218,7 @@ class ClientCore:
         state = self.states.get(message[0])
         if state is None or state.fence or state.status in TERMINAL:
             if message.value is None and (state is None or not state.fence):
-                # The scheduler may keep it for us all the same: a returning worker reports again what was scattered.
+                # The scheduler may still keep it for us: a returning worker reports again what was scattered.
                 self._outbox.release(message.key)
             return
         _, state.nbytes, state.type_name, value, state.holders = message
@@ -230,7 +230,7 @@ class ClientCore:
         if state.readers is not None:
             if value is not None:
                 self._deliver(state, (value,))
-            elif state.fetching not in state.holders:  # it may be fetched from nowhere
+            elif state.fetching not in state.holders:  # also if it is not being fetched
                 self._request_value(state)
 
     def _key_failed(self, message: KeyFailed) -> None:
@@ -274,11 +274,11 @@ class ClientCore:
     # ------------------------------------------------------------------------------------------ schedulers
 
     def connected(self, scheduler: str, handled: int | None) -> None:
-        """A connection with this scheduler is there. It has `handled` this many messages, if it knows this client.
+        """There is a connection with this scheduler, which has `handled` this many messages of this client.
 
-        If it does not, what was asked of the scheduler before is lost.
+        With None it does not know this client, and everything that was asked before is lost.
 
-        Raises `ProtocolError` for a number that cannot be.
+        Raises `ProtocolError` for an impossible number.
         """
         before = self.scheduler
         if before and scheduler != before:
@@ -361,7 +361,7 @@ class ClientCore:
         return bool(self._outbox.items)
 
     @property
-    def has_something(self) -> bool:
+    def has_work(self) -> bool:
         """Whether there is anything to send, to confirm or to fetch."""
         return bool(self._outbox.items or self._fetch_queue.queues or self.received >= self._resend.ack_due_at)
 
@@ -397,7 +397,7 @@ class ClientCore:
                 reader(state, None, "")
 
     def _end(self, state: KeyState, status: str, failure: Dropped | Ended) -> None:
-        """The last status of this state; the key can be submitted anew."""
+        """Give this state its last status; the key can be submitted anew."""
         if state.status in TERMINAL:
             return
         self._drop_inline(state)
@@ -415,7 +415,7 @@ class ClientCore:
             self._send_fence()
 
     def _fence_off(self, state: KeyState) -> None:
-        """If messages about an earlier life of this key may be under way, have this one ignore them."""
+        """If messages about an earlier life of this key may be under way, make this one ignore them."""
         if state.key in self._given_up:
             state.fence = self._send_fence()
         else:
@@ -441,7 +441,7 @@ class ClientCore:
         if state.holders:
             self._fetch_queue.enqueue(state)
         else:
-            # The copy that came with the report made room for others: the scheduler says again where the value is.
+            # The inline copy has made room for others: ask the scheduler again where the value is.
             self._outbox.want(state.key)
 
     def _deliver(self, state: KeyState, frames: Frames) -> None:
