@@ -71,6 +71,9 @@ class BaseClient(CallForms, Generic[F]):
         def __getattr__(self, name):
             raise unsupported_error(type(self).__name__, name, CLIENT)
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name}: {self.status}, scheduler {self.engine.address or 'not found yet'}>"
+
     @property
     def status(self) -> str:
         """connecting (also after a lost connection), running, lost (its scheduler is gone; the next use dials), closed.

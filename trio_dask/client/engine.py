@@ -258,9 +258,10 @@ class Engine:
                 await signal.wait()
 
     def too_late(self, text: str, states: Iterable[KeyState]) -> TimeoutError:
-        """An error with this text, and the reason if some of these wait for a worker that is not there."""
-        stuck = self.core.stuck.why(states)
-        return TimeoutError(f"{text}; {stuck}" if stuck else text)
+        """An error with this text, and the reason if no scheduler or worker is there for some of these."""
+        connected = isinstance(self.phase, Connected)
+        why = self.core.stuck.why(states) if connected else "the client is not connected to a scheduler"
+        return TimeoutError(f"{text}; {why}" if why else text)
 
     def load(self, frames: Frames) -> Any:
         """Unpickle a value; futures inside it become futures of this client."""

@@ -213,9 +213,8 @@ class FetchFailed(NamedTuple):
 class Query(NamedTuple):
     """A question about the state of the cluster, answered by one `Reply` with the same `request`.
 
-    `what` is one of: who_has (keys), has_what (workers), processing (workers), nbytes (keys), nthreads (workers),
-    scheduler_info (), story (keys). `arguments` narrows the answer; empty means all. `wait_for_workers` (a number) is
-    answered once there are as many workers.
+    `what` names a row of the table at the end of `scheduler/core/queries.py`; `arguments` (keys, or workers) narrows
+    the answer, and empty means all. `wait_for_workers` (a number) is answered once there are as many workers.
     """
 
     request: int
