@@ -31,9 +31,12 @@ class GraphSender:
     def __init__(self, shared: SharedState, outgoing: Outgoing) -> None:
         self._shared = shared
         self._outgoing = outgoing
+        # Around the three below. The lock of the core may be taken under it, not the other way round.
         self._lock = threading.Lock()
         self._waiting: deque[_Graph] = deque()
+        self._current: _Graph | None = None
         self._thread: threading.Thread | None = None
+        """Sends what waits, after the current graph."""
 
     def send(self, parts: Iterable[GraphPart], expected: ExpectedGraph) -> None:
         """Have this graph sent. Returns at once. Iterating over `parts` makes them.
@@ -46,17 +49,26 @@ class GraphSender:
             return
         with self._lock:
             self._waiting.append(graph)
-            if self._thread is None:
+            if self._thread is None or not self._thread.is_alive() or self._is_given_up(self._current):
                 self._thread = threading.Thread(target=self._run, name="trio-dask-graphs", daemon=True)
                 self._thread.start()
 
+    def _is_given_up(self, graph: _Graph | None) -> bool:
+        """Whether nobody waits for this graph any more. Making its next part may take long all the same, or for ever."""
+        with self._shared.lock:
+            return graph is not None and not self._shared.core.needs(graph.expected)
+
     def _run(self) -> None:
+        thread = threading.current_thread()
         while True:
             with self._lock:
+                if self._thread is not thread:
+                    return  # another one has taken over
+                self._current = None
                 if not self._waiting:
                     self._thread = None
                     return
-                graph = self._waiting.popleft()
+                graph = self._current = self._waiting.popleft()
             graph.context.run(self._send, graph)
             del graph  # it may hold large values
 

@@ -44,6 +44,11 @@ class DaskGraphParts:
             node = nodes[key]
             name = names[key]
             dependencies = encoder.names_of(node.dependencies)
+            if len(set(dependencies)) < len(dependencies):  # an alias and its target
+                pairs = list(zip(dependencies, node.dependencies, strict=True))
+                one_key = dict(pairs)
+                node = node.substitute({needed: one_key[depends_on] for depends_on, needed in pairs})
+                dependencies = encoder.names_of(node.dependencies)
             if type(node) is Alias and dependencies == (name,):
                 continue  # it has the name of its target
             if name in seen:

@@ -142,7 +142,7 @@ class ClientCore:
         Raises whatever kept a task that the part needs from being sent.
         """
         unsent = self._unsent
-        if not unsent.is_needed(graph):
+        if not self.needs(graph):
             return False
         message, states = part.message, unsent.states
         for key in message.inputs:
@@ -158,6 +158,10 @@ class ClientCore:
             graph.held.pop(key, None)
         self._pass_on([key for _, key in sent])
         return True
+
+    def needs(self, graph: ExpectedGraph) -> bool:
+        """Whether anybody waits for an output of this graph that was not sent."""
+        return self._unsent.is_needed(graph)
 
     def end_graph(self, graph: ExpectedGraph, error: BaseException | None = None) -> None:
         """A graph was sent whole, or given up; then what the scheduler still holds of it is let go.
