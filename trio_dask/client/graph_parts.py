@@ -27,13 +27,14 @@ class GraphRow(NamedTuple):
 
 
 class PartCutter:
-    """Gathers rows into parts. `held` has what was sent and is needed by rows that are not.
+    """Gathers rows into parts.
 
-    `last_use` has for each key that others depend on the number of the last row that does.
+    `last_use` has for each key that rows depend on the number of the last one that does.
     """
 
     def __init__(self, last_use: Mapping[Key, int], outputs: Mapping[Key, object]) -> None:
-        self.held: dict[Key, None] = {}
+        self._held: dict[Key, None] = {}
+        """What was cut and is needed by rows that were not."""
         self._last_use = last_use
         self._outputs = outputs
         self._rows: list[GraphRow] = []
@@ -88,7 +89,7 @@ class PartCutter:
         options: list[Mapping[str, Any]] = []
         options_of = [_number_in(options, extra) for extra in extras] if any(extras) else []
         self._cut_rows += count
-        end, last_use, held = self._cut_rows, self._last_use, self.held
+        end, last_use, held = self._cut_rows, self._last_use, self._held
         unheld = [name for name in inputs if name in held and last_use[name] < end]
         for name in unheld:
             del held[name]

@@ -30,7 +30,6 @@ class DaskGraphParts:
         self._graph = graph
         self._outputs = outputs
         self._extra_of = extra_of
-        self.held: Mapping[Key, None] = {}
 
     def __iter__(self) -> Iterator[GraphPart]:
         nodes = _needed(nodes_of(self._graph), self._outputs)
@@ -45,6 +44,11 @@ class DaskGraphParts:
             node = nodes[key]
             name = names[key]
             dependencies = encoder.names_of(node.dependencies)
+            if len(set(dependencies)) < len(dependencies):  # an alias and its target
+                pairs = list(zip(dependencies, node.dependencies, strict=True))
+                one_key = dict(pairs)
+                node = node.substitute({needed: one_key[depends_on] for depends_on, needed in pairs})
+                dependencies = encoder.names_of(node.dependencies)
             if type(node) is Alias and dependencies == (name,):
                 continue  # it has the name of its target
             if name in seen:
@@ -54,7 +58,6 @@ class DaskGraphParts:
                 last_use[needed] = len(rows)
             rows.append((key, node, dependencies))
         cutter = PartCutter(last_use, outputs)
-        self.held = cutter.held
         for key, node, dependencies in rows:
             part = cutter.add(encoder.row(names[key], node, dependencies, self._extra_of(key)))
             if part is not None:
