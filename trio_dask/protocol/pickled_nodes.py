@@ -10,7 +10,6 @@ shows in the result (a name of `__main__`, a future), or raises, and is pickled 
 
 from __future__ import annotations
 
-import copyreg
 import pickle
 from collections.abc import Mapping
 from pickle import PickleBuffer
@@ -19,7 +18,13 @@ from typing import Any, Final, NamedTuple
 from trio_dask.ids import Key
 from trio_dask.protocol.blob_contents import LARGE_BYTES
 from trio_dask.protocol.pickled_calls import COMPUTED, PickledCall, pickle_call
-from trio_dask.protocol.picklers import ORDINARY, PICKLE_PROTOCOL, PICKLING_FAILURES, Chunks, names_what_only_we_have
+from trio_dask.protocol.picklers import (
+    PICKLE_PROTOCOL,
+    PICKLING_FAILURES,
+    Chunks,
+    names_what_only_we_have,
+    ordinary_reductions,
+)
 
 VALUE: Final = 0
 RESULT: Final = 1
@@ -65,8 +70,7 @@ class NodePickler:
     """Pickles the calls of one graph. For one thread."""
 
     def __init__(self) -> None:
-        # A dictionary: the pickler looks up the type of every object, and `ORDINARY` does that in Python.
-        self._reductions = {**copyreg.dispatch_table, **ORDINARY}
+        self._reductions = ordinary_reductions()
 
     def pickle_call(self, given: GivenArguments) -> PickledCall:
         """The arguments as bytes; `dependencies` of the result are futures in values, beside those of the task.
