@@ -11,7 +11,7 @@ shows in the result (a name of `__main__`, a future), or raises, and is pickled 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pickle import PickleBuffer
 from typing import Any, Final, NamedTuple
 
@@ -67,10 +67,10 @@ class _NeedsHooks(Exception):
 
 
 class NodePickler:
-    """Pickles the calls of one graph. For one thread."""
+    """Pickles the calls of one graph. For one thread. `reductions` has functions that reduce nodes, by type."""
 
-    def __init__(self) -> None:
-        self._reductions = ordinary_reductions()
+    def __init__(self, reductions: Mapping[type[Any], Callable[[Any], Any]]) -> None:
+        self._reductions = {**ordinary_reductions(), **reductions}
 
     def pickle_call(self, given: GivenArguments) -> PickledCall:
         """The arguments as bytes; `dependencies` of the result are futures in values, beside those of the task.

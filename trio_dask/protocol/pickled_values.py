@@ -30,6 +30,7 @@ from trio_dask.protocol.picklers import (
     travels_by_value,
     type_name,
 )
+from trio_dask.protocol.plain_sizes import plain_size
 from trio_dask.protocol.wire_constants import MAX_BUFFERS
 
 IN_BAND_BYTES = 1 << 12
@@ -47,8 +48,6 @@ LARGEST_FRAME_BYTES = 1 << 18
 _SCALARS: dict[type[Any], str] = {int: "int", float: "float", bool: "bool", type(None): "NoneType", complex: "complex"}
 _STRINGS: dict[type[Any], str] = {str: "str", bytes: "bytes"}
 _SHORT = 1 << 10
-_ARRAY_HEAD_BYTES = 1 << 7
-"""About what the pickle of an array has besides its elements."""
 _PIECES = 0x01
 _PIECES_HEAD_BYTES = 5
 
@@ -228,13 +227,15 @@ def _can_pickle(value: Any) -> bool:
 def pickle_value(value: Any, inline_limit: int) -> PickledValue:
     """Prove that `value` can be pickled and measure it, keeping at most `inline_limit` bytes.
 
-    With a limit of 0, arrays are only measured. Raises `SerializationError`, which names the type and what in it cannot
-    be pickled.
+    With a limit of 0, what can certainly be pickled is only measured.
+
+    Raises `SerializationError`, which names the type and what in it cannot be pickled.
     """
     kind = kind_of(value)
-    if not inline_limit and kind.__module__ == "numpy" and kind.__name__ == "ndarray" and not value.dtype.hasobject:
-        copied = 0 if value.flags.forc else value.nbytes
-        return PickledValue(None, value.nbytes + _ARRAY_HEAD_BYTES, "numpy.ndarray", copied)
+    if not inline_limit:
+        plain = plain_size(value)
+        if plain is not None:
+            return PickledValue(None, plain.nbytes, type_name(kind), plain.copied_bytes)
     name = _SCALARS.get(kind)
     if name is None and kind in _STRINGS and len(value) <= _SHORT:
         name = _STRINGS[kind]

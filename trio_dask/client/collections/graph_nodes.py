@@ -5,7 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
-from trio_dask.client.collections.dask_names import Alias, DataNode, GraphNode, TaskRef, nodes_of, ordered
+from trio_dask.client.collections.collector import fewer_collections
+from trio_dask.client.collections.dask_names import (
+    Alias,
+    DataNode,
+    GraphNode,
+    Task,
+    TaskRef,
+    execute_subgraph,
+    nodes_of,
+    ordered,
+    reduce_task,
+)
+from trio_dask.client.collections.subgraphs import run_subgraph
 from trio_dask.client.core.outbox import GraphPart
 from trio_dask.client.dask_graphs import identity, key_to_str
 from trio_dask.client.graph_parts import GraphRow, PartCutter
@@ -32,8 +44,9 @@ class DaskGraphParts:
         self._extra_of = extra_of
 
     def __iter__(self) -> Iterator[GraphPart]:
-        nodes = _needed(nodes_of(self._graph), self._outputs)
-        order = ordered(nodes)
+        with fewer_collections():
+            nodes = _needed(nodes_of(self._graph), self._outputs)
+            order = ordered(nodes)
         names = _names(nodes, self._outputs)
         outputs = dict.fromkeys([names[key] for key in self._outputs if key in names])
         encoder = _Encoder(names)
@@ -110,7 +123,7 @@ class _Encoder:
     def __init__(self, names: Mapping[Hashable, Key]) -> None:
         self._names = names
         self._functions: dict[int, tuple[Any, PickledFunction]] = {}
-        self._pickler = NodePickler()
+        self._pickler = NodePickler({Task: reduce_task})
 
     def names_of(self, keys: frozenset[Hashable]) -> tuple[Key, ...]:
         """The names of dependencies."""
@@ -120,12 +133,16 @@ class _Encoder:
     def row(self, name: Key, node: Any, dependencies: tuple[Key, ...], extra: Mapping[str, Any]) -> GraphRow:
         """The task of a node. Raises `SerializationError`."""
         kind = type(node)
+        function: Callable[..., Any]
         if kind is Alias:
             function, given = identity, GivenArguments((0,), _NOTHING, bytes([RESULT]), ())
         elif kind is DataNode:
             function, given = identity, GivenArguments((node.value,), _NOTHING, bytes([VALUE]), ())
         else:
-            function, given = node.func, _given(node)
+            function = node.func
+            if function is execute_subgraph:
+                function = run_subgraph
+            given = _given(node)
         found = self._functions.get(id(function))
         if found is None:
             found = self._functions[id(function)] = function, pickle_function(function)
