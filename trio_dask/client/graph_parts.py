@@ -13,6 +13,9 @@ from trio_dask.protocol.pickling import PickledFunction
 FIRST_PART: Final = 128
 """Rows of the first part, so that workers begin soon; each part has twice as many as the one before."""
 
+MAX_DEPENDENCIES: Final = 2**16
+"""Rows with so many dependencies complete a part: it has to fit into a frame."""
+
 
 class GraphRow(NamedTuple):
     """One task of a graph, which comes after those it depends on."""
@@ -40,6 +43,7 @@ class PartCutter:
         self._rows: list[GraphRow] = []
         self._cut_rows = 0
         self._call_bytes = 0
+        self._dependencies = 0
         self._limit = FIRST_PART
 
     def add(self, row: GraphRow) -> GraphPart | None:
@@ -47,14 +51,18 @@ class PartCutter:
         rows = self._rows
         rows.append(row)
         self._call_bytes += len(row.call)
-        return self.cut() if len(rows) >= self._limit or self._call_bytes >= MAX_CALL_BYTES else None
+        self._dependencies += len(row.dependencies)
+        is_full = (
+            len(rows) >= self._limit or self._call_bytes >= MAX_CALL_BYTES or self._dependencies >= MAX_DEPENDENCIES
+        )
+        return self.cut() if is_full else None
 
     def cut(self) -> GraphPart | None:
         """The rows so far as a part; None if there are none."""
         rows, self._rows = self._rows, []
         if not rows:
             return None
-        self._call_bytes = 0
+        self._call_bytes = self._dependencies = 0
         self._limit = min(2 * self._limit, MAX_ROWS)
         keys, functions, calls, names_of_each, contents_of_each, tokens, extras = zip(*rows, strict=True)
         count = len(keys)
