@@ -55,7 +55,7 @@ class GraphSender:
                 self._thread.start()
 
     def _is_given_up(self, graph: _Graph | None) -> bool:
-        """Whether nobody waits for this graph any more. Making its next part may still take long, or for ever."""
+        """Whether nobody waits for this graph any more. To make its next part may take for ever all the same."""
         with self._shared.lock:
             return graph is not None and not self._shared.core.needs(graph.expected)
 

@@ -17,6 +17,7 @@ from trio_dask.client.collections.dask_names import (
     ordered,
     reduce_task,
 )
+from trio_dask.client.collections.graph_size import GraphSize
 from trio_dask.client.collections.subgraphs import run_subgraph
 from trio_dask.client.core.outbox import GraphPart
 from trio_dask.client.dask_graphs import identity, key_to_str
@@ -71,10 +72,14 @@ class DaskGraphParts:
                 last_use[needed] = len(rows)
             rows.append((key, node, dependencies))
         cutter = PartCutter(last_use, outputs)
+        size = GraphSize()
         for key, node, dependencies in rows:
-            part = cutter.add(encoder.row(names[key], node, dependencies, self._extra_of(key)))
+            row = encoder.row(names[key], node, dependencies, self._extra_of(key))
+            size.add(row)
+            part = cutter.add(row)
             if part is not None:
                 yield part
+        size.warn()
         part = cutter.cut()
         if part is not None:
             yield part
