@@ -14,7 +14,6 @@ from trio_dask.client.outgoing import Outgoing
 from trio_dask.client.shared_state import SharedState
 from trio_dask.protocol import messages as m
 
-
 PATIENCE_S = 10
 
 
