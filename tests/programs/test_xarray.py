@@ -77,7 +77,7 @@ def test_many_tasks_write_one_store(dataset: xr.Dataset, expected: xr.Dataset, t
 
 def test_tasks_that_write_parts_of_the_same_chunk_wait_for_each_other(dataset: xr.Dataset, tmp_path: Path) -> None:
     """Each reads the whole chunk, changes its part, and writes it back."""
-    target = zarr.create_array(store=tmp_path / "one.zarr", shape=(120, 120), chunks=(120, 120), dtype=float)
+    target: Any = zarr.create_array(store=tmp_path / "one.zarr", shape=(120, 120), chunks=(120, 120), dtype=float)
     da.store(dataset.field.data, target, lock=True)
     np.testing.assert_equal(target[:], dataset.field.values)
 

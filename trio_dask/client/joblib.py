@@ -9,36 +9,38 @@ A batch of calls is one task. A large argument is scattered once, however many c
 
 from __future__ import annotations
 
+import threading
 import traceback
 import weakref
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from threading import Lock
 from types import FunctionType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from joblib.parallel import AutoBatchingMixin, BatchedCalls, ParallelBackendBase
+import joblib.parallel
+import trio
 
 from trio_dask.client.call_forms import Timeout
-from trio_dask.client.client import Client
-from trio_dask.client.current_client import get_client
 from trio_dask.client.futures import Future
 from trio_dask.hooks import hooks
 from trio_dask.protocol.picklers import PICKLING_FAILURES
 from trio_dask.protocol.pickling import dump_value
 
-FIRST_WORKER_S: Final = 10
+if TYPE_CHECKING:
+    from trio_dask.client.client import Client
+
+FIRST_WORKER_S: Final = 10.0
 LARGE_BYTES: Final = 2**20
 """joblib has the same; `max_nbytes` of its `Parallel` changes it."""
-MANY_THREADS: Final = 10_000
+
+_joblib: Any = joblib.parallel
 
 Outcome = Callable[[], Any]
 """Returns what a batch of calls has returned, or raises what it has raised."""
 
 
-class TrioDaskBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc] # joblib has no types
+class TrioDaskBackend(_joblib.AutoBatchingMixin, _joblib.ParallelBackendBase):  # type: ignore[misc] # has no types
     """What `parallel_config("trio_dask", ...)` makes.
 
     Several calls of `Parallel` may use it at a time: one may take what another yields.
@@ -66,15 +68,14 @@ class TrioDaskBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         nesting_level: int | None = None,
         **submit_kwargs: Any,
     ) -> None:
-        super().__init__(nesting_level=nesting_level)
+        super().__init__(nesting_level=nesting_level)  # pyright: ignore[reportUnknownMemberType]
         if scatter is not None and not isinstance(scatter, list | tuple):
             raise TypeError(f"scatter is a list or a tuple of values, not {type(scatter).__name__}")
-        self._client = get_client(scheduler_host) if scheduler_host else client
+        self._client = _find_client(scheduler_host) if scheduler_host else client
         self._first_worker_s = wait_for_workers_timeout
         self._options = submit_kwargs
-        self._lock = Lock()
+        self._lock = threading.Lock()
         self._calls = 0
-        self._threads: ThreadPoolExecutor | None = None
         self._parallel_of: dict[Future, Any] = {}
         self._large = _LargeArguments()
         self._given: dict[int, tuple[Any, Future]] = {}
@@ -88,13 +89,12 @@ class TrioDaskBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
 
         Raises:
           ValueError: there is none.
-          RuntimeError: it is an `async def` task.
+          RuntimeError: this runs in a Trio loop.
         """
         if self._client is None:
-            found = get_client()
-            if not isinstance(found, Client):
-                raise RuntimeError("joblib blocks: an `async def` task cannot use it")
-            self._client = found
+            if trio.lowlevel.in_trio_run():
+                raise RuntimeError("joblib blocks: call it in a thread, with `trio.to_thread.run_sync`")
+            self._client = _find_client(None)
         return self._client
 
     # ------------------------------------------------------------------------------------- what joblib asks
@@ -137,30 +137,25 @@ class TrioDaskBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         """A call of a `Parallel` begins."""
         with self._lock:
             self._calls += 1
-            if self._threads is None:
-                self._threads = ThreadPoolExecutor(MANY_THREADS, "trio_dask-joblib")
 
     def stop_call(self) -> None:
         """It has ended. With the last one, what was scattered is released."""
         with self._lock:
             self._calls -= 1
-            if self._calls or self._threads is None:
-                return
-            self._threads.shutdown(wait=False)
-            self._threads = None
-        self._large.clear()
+            if not self._calls:
+                self._large.clear()
 
     def terminate(self) -> None:
         """A `Parallel` has ended: what is learned about the size of batches does not hold for the next one."""
         self.reset_batch_stats()
 
-    def submit(self, func: BatchedCalls, callback: Any) -> Future | None:
+    def submit(self, func: Any, callback: Any) -> Future | None:
         """Have a batch of calls run; `callback` gets its outcome."""
         try:
             func.items = [self._with_futures(*item) for item in func.items]
             future = self.client.submit(joblib_batch, func, pure=False, **self._options)
         except Exception as error:  # of any kind: joblib waits for ever for a call that raises in one of our threads
-            self._report(callback, partial(_raise, error))
+            _report(callback, partial(_raise, error))
             return None
         self._parallel_of[future] = callback.parallel
         future.add_done_callback(partial(self._done, callback))
@@ -198,15 +193,7 @@ class TrioDaskBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
 
     def _done(self, callback: Callable[[Outcome], object], future: Future) -> None:
         self._parallel_of.pop(future, None)
-        self._report(callback, partial(_outcome, future))
-
-    def _report(self, callback: Callable[[Outcome], object], outcome: Outcome) -> None:
-        """Call this in a thread of its own: it takes the next calls from an iterator of the user, which may wait for
-        another `Parallel`."""
-        threads = self._threads
-        if threads is not None:
-            with suppress(RuntimeError):  # the call of `Parallel` has ended meanwhile
-                threads.submit(callback, outcome)
+        _report(callback, partial(_outcome, future))
 
 
 def make_backend(**params: Any) -> TrioDaskBackend:
@@ -214,6 +201,12 @@ def make_backend(**params: Any) -> TrioDaskBackend:
     backend = TrioDaskBackend(**params)
     assert backend.client
     return backend
+
+
+def _find_client(address: str | None) -> Client:
+    assert hooks.find_client is not None, "trio_dask sets it"
+    found: Client = hooks.find_client(address, None)
+    return found
 
 
 class _LargeArguments:
@@ -254,10 +247,15 @@ def _size(value: Any) -> int:
         return 0
 
 
-def joblib_batch(calls: BatchedCalls) -> list[Any]:
+def joblib_batch(calls: Any) -> list[Any]:
     """The task."""
     results: list[Any] = calls()
     return results
+
+
+def _report(callback: Callable[[Outcome], object], outcome: Outcome) -> None:
+    """Call this in a thread of its own: it takes the next calls from an iterator, which may wait for a `Parallel`."""
+    threading.Thread(target=callback, args=(outcome,), name="trio_dask-joblib", daemon=True).start()
 
 
 def _outcome(future: Future) -> Any:
