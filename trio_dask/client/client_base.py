@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice, repeat
-from typing import TYPE_CHECKING, Any, Generic, Literal, SupportsFloat, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, SupportsFloat, TypeVar, cast
 
 from trio_dask.client.call_forms import CallForms, Done, ForCall, ForKeys, Timeout, Waiting
 from trio_dask.client.core.key_state import KeyState
@@ -18,6 +18,7 @@ from trio_dask.client.engine import Engine
 from trio_dask.client.forked_clients import bind_to_process
 from trio_dask.client.futures import BaseFuture, states_of
 from trio_dask.client.nested_futures import (
+    futures_found,
     futures_given,
     futures_in,
     leaves_out_failures,
@@ -362,7 +363,7 @@ class BaseClient(CallForms, Generic[F]):
         found = compute(
             self.engine, self._future, collections, options, optimize_graph=optimize_graph, traverse=traverse
         )
-        return self.gather(found) if sync else found
+        return cast("Any", self).gather(found) if sync else found
 
     def persist(
         self,
@@ -399,7 +400,20 @@ class BaseClient(CallForms, Generic[F]):
         }
         return persist(self.engine, self._future, collections, options, optimize_graph=optimize_graph)
 
-    gather: Callable[..., Any]
+    def normalize_collection(self, collection: Any) -> Any:
+        """The same dask collection with futures in the place of those of its tasks that this client has futures of.
+
+        What is computed of it then does not compute these again, however it is optimized.
+
+        Raises `TypeError` for what is no collection.
+        """
+        from trio_dask.client.collections.collection_calls import normalize_collection
+
+        return normalize_collection(self.engine, self._future, collection)
+
+    def futures_of(self, futures: Any) -> list[BaseFuture]:
+        """The futures in this, as `trio_dask.futures_of` finds them."""
+        return futures_found(futures)
 
     def _get(self, dsk: Mapping[Any, Any], keys: Any, *, sync: bool = True, **options: Any) -> Waiting[Any]:
         """Compute keys of a plain graph (a dict of tasks), and return their values in the shape of `keys`.
@@ -437,7 +451,7 @@ class BaseClient(CallForms, Generic[F]):
         self,
         data: Any,
         workers: Workers = None,
-        broadcast: bool = False,
+        broadcast: bool | int = False,
         direct: object = None,
         hash: bool = True,
         timeout: Timeout = None,
@@ -445,8 +459,8 @@ class BaseClient(CallForms, Generic[F]):
     ) -> Waiting[Any]:
         """Put values onto workers; futures in the shape of `data` (a list, tuple, set, dict, or a single value).
 
-        Equal values have equal keys, unless `hash` is False. With `broadcast` every worker gets a copy. Scattered data
-        cannot be computed again: with the last copy it is lost.
+        Equal values have equal keys, unless `hash` is False. With `broadcast` every worker gets a copy, or, if it is
+        a number, as many workers. Scattered data cannot be computed again: with the last copy it is lost.
         """
         data = materialize(data)
         items = scatter_items(data, hashed=hash)

@@ -73,7 +73,7 @@ class Goodbye(NamedTuple):
 
 @tagged(34)
 class Reply(NamedTuple):
-    """The answer to a `Query`, `Restart`, `RestartWorkers`, `Retire` or `Control`."""
+    """The answer to a `Query`, `Restart`, `RestartWorkers`, `Retire`, `Replicate` or `Control`."""
 
     request: int
     payload: Any
@@ -214,7 +214,8 @@ class Query(NamedTuple):
     """A question about the state of the cluster, answered by one `Reply` with the same `request`.
 
     `what` is one of: who_has (keys), has_what (workers), processing (workers), nbytes (keys), nthreads (workers),
-    scheduler_info (), story (keys). `arguments` narrows the answer; empty means all. `wait_for_workers` (a number) is
+    scheduler_info (), story (keys), call (a key: what a worker gets to run its task), remaining (keys: how many tasks
+    have to be computed for them). `arguments` narrows the answer; empty means all. `wait_for_workers` (a number) is
     answered once there are as many workers.
     """
 
@@ -251,6 +252,19 @@ class Retire(NamedTuple):
     number: int
 
 
+@tagged(26)
+class Replicate(NamedTuple):
+    """Copy results (`copies`: a key and the address of the worker that is to have it), and drop `surplus` ones.
+
+    A `Reply` says when the copies are there; its payload is a map with `missing`, the keys of those that failed. The
+    last copy of a result is never surplus.
+    """
+
+    request: int
+    copies: tuple[tuple[Key, str], ...]
+    surplus: tuple[tuple[Key, str], ...]
+
+
 @tagged(19)
 class Shutdown(NamedTuple):
     """End the cluster: workers, clients and scheduler."""
@@ -272,6 +286,7 @@ FromClient = (
     | Restart
     | RestartWorkers
     | Retire
+    | Replicate
     | Shutdown
 )
 
@@ -396,7 +411,7 @@ class Acquire(NamedTuple):
     """Fetch these keys, each from one of the addresses with it, and keep them.
 
     `Replicas` tells what has come, `NotAcquired` what no address could give. The scheduler uses it to save the results
-    of a worker that is leaving.
+    of a worker that is leaving, and for a client that wants copies.
     """
 
     keys: tuple[tuple[Key, tuple[str, ...]], ...]
