@@ -143,9 +143,6 @@ class Client(BlockingOperations, BlockingLocalRuns, BaseClient[Future]):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def __repr__(self) -> str:
-        return f"<Client {self.name}: {self.status}, scheduler {self.engine.address}>"
-
     def close(self, timeout: Timeout = None) -> None:
         """Release everything, say goodbye, and end the cluster if it is the client's own. Idempotent.
 

@@ -72,6 +72,9 @@ class BaseClient(CallForms, Generic[F]):
         def __getattr__(self, name):
             raise unsupported_error(type(self).__name__, name, CLIENT)
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name}: {self.status}, scheduler {self.engine.address or 'not found yet'}>"
+
     @property
     def status(self) -> str:
         """connecting (also after a lost connection), running, lost (its scheduler is gone; the next use dials), closed.
@@ -275,7 +278,8 @@ class BaseClient(CallForms, Generic[F]):
         extra = extra_from(options)
         engine = self.engine
         computed = dict.fromkeys(found.key for found in made.outputs.values() if isinstance(found, Reference))
-        states = engine.send_graph(computed, PlainGraphParts(made.tasks, computed, extra)) if computed else []
+        parts = PlainGraphParts(made.tasks, computed, extra)
+        states = engine.send_graph(parts.tokens, parts) if computed else []
         futures = {state.key: self._future(engine, state) for state in states}
         foreign = [key_to_str(key) for key, found in made.outputs.items() if found is None]
         for state in engine.adopt(foreign) if foreign else ():

@@ -32,7 +32,7 @@ def futures_for(
     extra_of = TaskAnnotations(graph, options, annotations_here())
     names = [key_to_str(key) for key in keys]
     outputs = list(dict.fromkeys(keys))
-    states = engine.send_graph(list(dict.fromkeys(names)), DaskGraphParts(graph, outputs, extra_of))
+    states = engine.send_graph(dict.fromkeys(names, b""), DaskGraphParts(graph, outputs, extra_of))
     futures = {state.key: make(engine, state) for state in states}
     return [futures[name] for name in names]
 
