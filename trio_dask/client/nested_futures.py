@@ -97,7 +97,7 @@ def futures_given(given: Any, function: str) -> list[BaseFuture]:
     futures = list(all_futures_in(given))
     if not futures and not _is_empty(given):
         raise TypeError(
-            f"{function} takes futures, alone or in lists, tuples, sets, dicts and collections of dask, "
+            f"{function} takes futures, alone or in lists, tuples, sets and dicts, or collections of dask, "
             f"not {given!r:.60}"
         )
     return futures
