@@ -73,7 +73,7 @@ class Goodbye(NamedTuple):
 
 @tagged(34)
 class Reply(NamedTuple):
-    """The answer to a `Query`, `Restart`, `RestartWorkers`, `Retire` or `Control`."""
+    """The answer to a `Query`, `Restart`, `RestartWorkers`, `Retire`, `Replicate` or `Control`."""
 
     request: int
     payload: Any
@@ -249,6 +249,19 @@ class Retire(NamedTuple):
     number: int
 
 
+@tagged(26)
+class Replicate(NamedTuple):
+    """Copy results (`copies`: a key and the address of the worker that is to have it), and drop `surplus` ones.
+
+    A `Reply` says when the copies are there; its payload is a map with `missing`, the keys of those that failed. The
+    last copy of a result is never surplus.
+    """
+
+    request: int
+    copies: tuple[tuple[Key, str], ...]
+    surplus: tuple[tuple[Key, str], ...]
+
+
 @tagged(19)
 class Shutdown(NamedTuple):
     """End the cluster: workers, clients and scheduler."""
@@ -270,6 +283,7 @@ FromClient = (
     | Restart
     | RestartWorkers
     | Retire
+    | Replicate
     | Shutdown
 )
 
@@ -396,7 +410,7 @@ class Acquire(NamedTuple):
     """Fetch these keys, each from one of the addresses with it, and keep them.
 
     `Replicas` tells what has come, `NotAcquired` what no address could give. The scheduler uses it to save the results
-    of a worker that is leaving.
+    of a worker that is leaving, and for a client that wants copies.
     """
 
     keys: tuple[tuple[Key, tuple[str, ...]], ...]
