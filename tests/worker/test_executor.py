@@ -679,17 +679,20 @@ def unwanted(run: Run) -> Run:
     return run._replace(wanted=False)
 
 
-async def test_a_result_that_can_wait_does_not_wait_for_the_task_after_it(open_slots: OpenSlots) -> None:
-    go = threading.Event()
+async def test_a_result_that_can_wait_does_not_wait_for_the_task_after_it(
+    open_slots: OpenSlots, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executor_module, "REST_S", 0.05)
+    go, on = threading.Event(), threading.Event()
     async with open_slots() as slots:
-        for number in range(4):
-            slots.ready.push(unwanted(slots.run(number, pow, 2, 5)))
-        slots.ready.push(unwanted(slots.run(4, go.wait)))
+        for number, function, *args in ((1, pow, 2, 1), (2, go.wait), (3, on.wait), (4, pow, 2, 4)):
+            slots.ready.push(unwanted(slots.run(number, function, *args)))
         slots.wake()
-        for _ in range(4):
-            assert await slots.value() == 32
+        assert await slots.value() == 2
         go.set()
         assert await slots.value()
+        on.set()
+        assert [await slots.value() for _ in range(2)] == [True, 16]
 
 
 async def test_a_slot_that_runs_dry_reports_at_once(open_slots: OpenSlots, monkeypatch: pytest.MonkeyPatch) -> None:
