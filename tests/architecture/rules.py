@@ -98,6 +98,7 @@ RESERVED: Mapping[str, tuple[str, ...]] = {
     "asyncssh": ("deploy/ssh*.py",),
     "dask": ("client/collections/*.py",),
     "distributed": (),
+    "joblib": ("client/joblib.py",),
     "trio_websocket": ("comm/websocket.py",),
     "wsproto": (),
 }

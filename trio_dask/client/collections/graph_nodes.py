@@ -46,7 +46,7 @@ class DaskGraphParts:
 
     def __iter__(self) -> Iterator[GraphPart]:
         with fewer_collections():
-            nodes = _needed(nodes_of(self._graph), self._outputs)
+            nodes = needed_nodes(nodes_of(self._graph), self._outputs)
             order = ordered(nodes)
         names = _names(nodes, self._outputs)
         outputs = dict.fromkeys([names[key] for key in self._outputs if key in names])
@@ -85,7 +85,7 @@ class DaskGraphParts:
             yield part
 
 
-def _needed(nodes: dict[Hashable, Any], outputs: Sequence[Hashable]) -> dict[Hashable, Any]:
+def needed_nodes(nodes: dict[Hashable, Any], outputs: Sequence[Hashable]) -> dict[Hashable, Any]:
     """The nodes that the outputs need, in the order of the graph."""
     found: set[Hashable] = set()
     stack = [key for key in outputs if key in nodes]

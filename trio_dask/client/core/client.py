@@ -12,7 +12,7 @@ answer is about the first one. Only keys that come back pay for it.
 A connection that is lost and made again changes nothing here (`resend_buffer`). With a lost scheduler everything that
 was asked of it is lost, and the core begins anew with the next one (`end_session`).
 
-This file is long because all of it changes the states of the same keys: wishes, answers and fetches meet there.
+This file is long because all wishes and messages change the same table of keys, and each is a few lines.
 """
 
 from __future__ import annotations
@@ -54,6 +54,8 @@ FETCH_TRIES: Final = 6
 RELEASES_PER_FENCE: Final = 10_000
 FENCE: Final = "fence"
 """The query that the scheduler answers with nothing: all that it sent before has arrived when the answer does."""
+
+_NO_TASKS: Final = SubmitGraph((), (), (), (), (), (), (), (), (), (), (), (), ())
 
 OnReply: TypeAlias = Callable[[Any, Ended | None], None]
 """Called once: with the payload of the reply, or with the reason why none will come."""
@@ -173,7 +175,7 @@ class ClientCore:
         unsent = self._unsent
         if not unsent.expects(graph):
             return
-        self._outbox.put_keys(lambda part: SubmitGraph(*((),) * 12, part), list(graph.held))
+        self._outbox.put_keys(lambda part: _NO_TASKS._replace(unheld=part), list(graph.held))
         left = unsent.end(graph)
         if error is None:
             for state in left:
