@@ -512,7 +512,8 @@ def test_a_graph_in_parts_ends_as_one_that_comes_whole(
         assert len(messages) == len(told)
         (session,) = kit.state.clients.values()
         assert not session.holds
-        ends.append((kit.states(), {key: kind for key, (kind, _) in told.items()}))
+        states = kit.states()
+        ends.append(({key: states[key] for key in outputs}, {key: kind for key, (kind, _) in told.items()}))
         client.send(m.Release(tuple(outputs)))
         assert kit.states() == {}
         kit.assert_empty()
