@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
-from trio_dask.client.collections.dask_names import Alias, DataNode, GraphNode, TaskRef, nodes_of, ordered
+from trio_dask.client.collections.dask_names import Alias, DataNode, GraphNode, TaskRef, ordered
 from trio_dask.client.core.outbox import GraphPart
 from trio_dask.client.dask_graphs import identity, key_to_str
 from trio_dask.client.graph_parts import GraphRow, PartCutter
@@ -20,20 +20,22 @@ _NOTHING: Mapping[str, Any] = {}
 class DaskGraphParts:
     """Makes the parts of a graph: materializes it, leaves out what the outputs do not need, orders and pickles it.
 
-    `graph` is an expression or a dict of tasks. `extra_of` gives what the scheduler is told about how the task of a key
-    runs.
+    `make_nodes` gives the tasks by key. `extra_of` gives what the scheduler is told about how the task of a key runs.
     """
 
     def __init__(
-        self, graph: Any, outputs: Sequence[Hashable], extra_of: Callable[[Hashable], Mapping[str, Any]]
+        self,
+        make_nodes: Callable[[], dict[Hashable, Any]],
+        outputs: Sequence[Hashable],
+        extra_of: Callable[[Hashable], Mapping[str, Any]],
     ) -> None:
-        self._graph = graph
+        self._make_nodes = make_nodes
         self._outputs = outputs
         self._extra_of = extra_of
         self.held: Mapping[Key, None] = {}
 
     def __iter__(self) -> Iterator[GraphPart]:
-        nodes = _needed(nodes_of(self._graph), self._outputs)
+        nodes = _needed(self._make_nodes(), self._outputs)
         order = ordered(nodes)
         names = _names(nodes, self._outputs)
         outputs = dict.fromkeys([names[key] for key in self._outputs if key in names])
@@ -45,6 +47,9 @@ class DaskGraphParts:
             node = nodes[key]
             name = names[key]
             dependencies = encoder.names_of(node.dependencies)
+            if len(dependencies) > 1 and len({*dependencies}) < len(dependencies):
+                node = _with_one_key_each(node, names)
+                dependencies = encoder.names_of(node.dependencies)
             if type(node) is Alias and dependencies == (name,):
                 continue  # it has the name of its target
             if name in seen:
@@ -95,6 +100,12 @@ def _names(nodes: Mapping[Hashable, Any], outputs: Sequence[Hashable]) -> dict[H
         if key in wanted and target in nodes and target not in wanted and target not in aliases and shared[target] == 1:
             names[target] = names[key]
     return names
+
+
+def _with_one_key_each(node: Any, names: Mapping[Hashable, Key]) -> Any:
+    """This node, with one key for each of its dependencies: aliases of one task have the same name."""
+    first: dict[Key, Hashable] = {}
+    return node.substitute({key: first.setdefault(names.get(key) or key_to_str(key), key) for key in node.dependencies})
 
 
 class _Encoder:
