@@ -21,7 +21,7 @@ OLDEST = "constraints-oldest.txt"
 
 # Where our code meets the libraries; the rest decides by itself.
 SHORT = [f"tests/{name}" for name in ("cli", "client", "comm", "deploy", "nanny", "protocol", "worker")]
-SHORT += ["tests/architecture/test_requirements.py", "tests/processes/test_examples.py"]
+SHORT += ["tests/architecture/test_requirements.py", "tests/programs/test_examples.py"]
 
 # Tests with real programs mostly wait, so two of them share a processor.
 SIDE_BY_SIDE = ("--numprocesses", str(min(8, 2 * (os.cpu_count() or 1))), "--dist", "worksteal")
@@ -83,32 +83,32 @@ def full(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """The fast storeys: all tests that start no real programs. Arguments go to pytest."""
-    python(session, "-m", "pytest", *SIDE_BY_SIDE, "--ignore=tests/processes", *session.posargs)
+    python(session, "-m", "pytest", *SIDE_BY_SIDE, "--ignore=tests/programs", *session.posargs)
 
 
 @nox.session
 def processes(session: nox.Session) -> None:
     """The slow storey: real programs, started, killed and stopped as users do. Arguments go to pytest."""
-    python(session, "-m", "pytest", *SIDE_BY_SIDE, "tests/processes", *session.posargs)
+    python(session, "-m", "pytest", *SIDE_BY_SIDE, "tests/programs", *session.posargs)
 
 
 @nox.session
 def soak(session: nox.Session) -> None:
     """Real programs under trouble for as long as it takes (seven minutes): what `processes` does in short."""
-    python(session, "-m", "pytest", "tests/processes", "-m", "soak", "-s", *session.posargs)
+    python(session, "-m", "pytest", "tests/programs", "-m", "soak", "-s", *session.posargs)
 
 
 @nox.session
 def slurm(session: nox.Session) -> None:
     """Workers under a real Slurm of two nodes on this host. Needs root, and Debian's slurmctld, slurmd and munge."""
-    python(session, "-m", "pytest", "tests/processes/test_slurm.py", "-m", "slurm", *session.posargs)
+    python(session, "-m", "pytest", "tests/programs/test_slurm.py", "-m", "slurm", *session.posargs)
 
 
 @nox.session(python=PYTHONS, venv_backend="virtualenv")
 def versions(session: nox.Session) -> None:
     """The fast storeys on each supported Python that this machine has, in fresh environments."""
     session.install(".[test]", "-c", CONSTRAINTS)
-    python(session, "-m", "pytest", *SIDE_BY_SIDE, "--ignore=tests/processes", *session.posargs)
+    python(session, "-m", "pytest", *SIDE_BY_SIDE, "--ignore=tests/programs", *session.posargs)
 
 
 @nox.session(venv_backend="virtualenv")

@@ -54,7 +54,7 @@ def worker() -> int:
 def _run(command: str, arguments: list[str], name: str) -> int:
     try:
         module = importlib.import_module(COMMANDS[command][0])
-    except KeyboardInterrupt:  # asked to stop while it is still being loaded: its own handler comes after that
+    except KeyboardInterrupt:  # Ctrl-C before the command has its own handler
         return ExitStatus.STOPPED
     status: int = module.main(arguments, name)
     return status

@@ -75,7 +75,7 @@ def _slurm_tasks(environment: Mapping[str, str]) -> int:
 
 def _of_node(environment: Mapping[str, str], name: str) -> Iterator[Amount]:
     """This node's part of a list such as `2(x3),1`: three nodes with 2, and one with 1."""
-    index = _number(environment.get("SLURM_NODEID", "0"))
+    index = number_in(environment.get("SLURM_NODEID", "0"))
     for part in environment.get(name, "").split(","):
         found = re.fullmatch(r"([0-9]{1,9})(?:\(x([0-9]{1,9})\))?", part)
         if found is None or index is None:
@@ -101,17 +101,18 @@ def _grid_engine_cpus(environment: Mapping[str, str]) -> Iterator[Amount]:
         return  # the processes on other hosts may not be able to read it
     here = os.uname().nodename.partition(".")[0]
     for words in map(str.split, rows):
-        if len(words) > 1 and words[0].partition(".")[0] == here and (number := _number(words[1])):
+        if len(words) > 1 and words[0].partition(".")[0] == here and (number := number_in(words[1])):
             yield Amount(number, "PE_HOSTFILE")
             return
 
 
 def _amount(environment: Mapping[str, str], name: str) -> Iterator[Amount]:
-    number = _number(environment.get(name, ""))
+    number = number_in(environment.get(name, ""))
     if number:
         yield Amount(number, name)
 
 
-def _number(text: str) -> int | None:
+def number_in(text: str) -> int | None:
+    """A number of at most 15 digits; None for anything else, which limits nothing."""
     text = text.strip()
     return int(text) if text.isascii() and text.isdigit() and len(text) <= 15 else None

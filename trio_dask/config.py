@@ -37,7 +37,7 @@ SCHEMES: Final[tuple[str, ...]] = get_args(Scheme)
 """What a scheduler can speak; `comm` has a transport for each."""
 
 CROSS_MEMORY_VARIABLE: Final = "TRIO_DASK_CROSS_MEMORY"
-"""With `0` in this environment variable no process reads another's memory: some sandboxes end those that try."""
+"""With `0` in this environment variable no process reads another's memory: some sandboxes kill a process that tries."""
 
 LEAVING: Mapping[str, str] = {
     "lifetime": "its lifetime has ended",
@@ -325,10 +325,10 @@ class WorkerSettings(NamedTuple):
 class NannySettings(NamedTuple):
     """What one nanny needs to know: the worker it looks after, and how.
 
-    With a `port_range` of None nothing can be asked of it. Once the start has failed in the same way `same_failures`
-    times in a row, the nanny gives up. With `signal_restart` another worker also follows one that a signal has sent
-    away. `environment` is set before the interpreter of the worker starts. The modules of `preload` find `preload_argv`
-    as their command line.
+    With a `port_range` of None it does not serve `rpc`. It gives up once the start has failed in the same way
+    `same_failures` times in a row. With `signal_restart` it also replaces a worker that left after a signal. It sets
+    `environment` before the worker's interpreter starts. The modules of `preload` find `preload_argv` as their command
+    line.
     """
 
     worker: WorkerSettings

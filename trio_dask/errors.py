@@ -20,7 +20,7 @@ class UsageError(TrioDaskError, ValueError):
 
 
 class UnavailableError(TrioDaskError, OSError):
-    """What was named is not here, or may not be used: a file, a folder, a network interface. Elsewhere it may be."""
+    """A file, a folder or a network interface that the user named is missing or denied on this machine."""
 
 
 class AddressError(UsageError):
@@ -40,7 +40,7 @@ class NoScheduler(TrioDaskError, OSError):
 
 
 class SchedulerLost(TrioDaskError, ConnectionError):
-    """The connection with the scheduler is gone, and with it the futures that lived there."""
+    """The scheduler is lost, and with it the futures of its tasks."""
 
 
 class ForkedClientError(TrioDaskError, RuntimeError):
@@ -52,7 +52,7 @@ class ClusterError(TrioDaskError, RuntimeError):
 
 
 class KeptCrashing(ClusterError):
-    """A worker crashed more often than its nanny starts it again; the message carries the cause of the first crash."""
+    """A worker crashed more often than its nanny restarts it; the message carries the cause of the first crash."""
 
 
 class KeyConflict(TrioDaskError, ValueError):
@@ -60,7 +60,7 @@ class KeyConflict(TrioDaskError, ValueError):
 
 
 class KilledWorker(TrioDaskError):
-    """More workers than `--allowed-failures` (3) died while running a task, or, for lack of memory, holding its result.
+    """More workers than `--allowed-failures` (3) died while they ran a task or, for lack of memory, held its result.
 
     Attributes: `key`, and `deaths`, one line per attempt that says where and why.
     """

@@ -1,4 +1,4 @@
-"""The exit status of a program, and how its end is to be understood."""
+"""The exit statuses of our programs, and what each one means."""
 
 from enum import IntEnum
 
@@ -7,13 +7,13 @@ class ExitStatus(IntEnum):
     """How a program ended."""
 
     STOPPED = 0
-    """It was asked to: by a signal, by its parent or the parent's end, or by the cluster."""
+    """A signal, its parent, the parent's end or the cluster asked it to stop."""
     INTERNAL_ERROR = 1
     WRONG_USAGE = 2
-    """The command line cannot be right, here or anywhere."""
+    """The command line is wrong on any machine."""
     NO_SCHEDULER = 3
     """No scheduler could be reached, or none was there for longer than the death-timeout."""
     REFUSED = 4
-    """Not here: versions differ, the name is taken, or something named is missing or denied: a port, a file, a host."""
+    """Impossible here: versions differ, the name is taken, or a port, a file or a host is missing or denied."""
     KEPT_CRASHING = 5
     """The worker kept crashing."""

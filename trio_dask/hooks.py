@@ -1,7 +1,7 @@
-"""What rooms offer to others that must not import them, in programs that have loaded them.
+"""Functions that rooms offer to rooms that must not import them; None until the room is loaded.
 
-A client asks here for the task that it is called from, which a worker's room knows, and for a cluster of its own. A
-program that has not loaded the worker's room runs no tasks, and finds that out here at no cost.
+A client asks here for the task that calls it, which the worker's room knows, and for a cluster of its own. A program
+that has not loaded the worker's room runs no tasks, and learns that here at no cost.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ class TaskWorker(Protocol):
 
 
 class TaskHooks(Protocol):
-    """What tasks need of their worker, whatever they call."""
+    """What code that a task calls needs of the task's worker."""
 
     def current_worker(self) -> TaskWorker | None:
         """The worker of the task that runs here, if any does."""
         ...
 
     def outside_of_slots(self, client: object) -> AbstractContextManager[None]:
-        """Around blocking for results of this client: if a task of its worker does that, others can run meanwhile."""
+        """A context in which to block for results of this client; a task of its worker frees its slot meanwhile."""
         ...
 
     def outside_of_slots_async(self, client: object) -> AbstractAsyncContextManager[None]:

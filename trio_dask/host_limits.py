@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from trio_dask import batch_system
-from trio_dask.batch_system import Amount
+from trio_dask.batch_system import Amount, number_in
 
 ROOT = Path("/")
 
@@ -19,7 +19,7 @@ ROOT = Path("/")
 def cpus(root: Path = ROOT, environment: Mapping[str, str] = os.environ) -> Amount:
     """Processors that this process can keep busy: its affinity, within the quotas of control groups and batch system.
 
-    Of equal limits the first is named: the machine's own number before one that merely repeats it.
+    Of equal limits it names the first: the machine's own number before one that merely repeats it.
     """
     machine = os.cpu_count() or 1
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else machine
@@ -67,7 +67,7 @@ def oom_kills(root: Path = ROOT) -> int | None:
             for line in _read(group / name).splitlines():
                 key, _, number = line.partition(" ")
                 if key == "oom_kill":
-                    return _number(number)
+                    return number_in(number)
     return None
 
 
@@ -95,7 +95,7 @@ def _groups(root: Path, controller: str) -> Iterator[Path]:
             continue
         inner = Path(path.lstrip("/"))
         for base in bases:
-            # Inside a container the path may name groups that are not visible; the mount's own root then speaks for it.
+            # In a container the path may name groups that are not visible; then the mount's own root has the limits.
             yield from (base / group for group in (inner, *inner.parents) if (base / group).is_dir())
 
 
@@ -103,9 +103,9 @@ def _cpu_quotas(root: Path) -> Iterator[float]:
     for group in _groups(root, "cpu"):
         words = _read(group / "cpu.max").split()
         if len(words) == 2:
-            quota, period = _number(words[0]), _number(words[1])
+            quota, period = number_in(words[0]), number_in(words[1])
         else:
-            quota, period = (_number(_read(group / f"cpu.cfs_{name}_us")) for name in ("quota", "period"))
+            quota, period = (number_in(_read(group / f"cpu.cfs_{name}_us")) for name in ("quota", "period"))
         if quota and period:
             yield quota / period
 
@@ -113,7 +113,7 @@ def _cpu_quotas(root: Path) -> Iterator[float]:
 def _memory_limits(root: Path) -> Iterator[int]:
     for group in _groups(root, "memory"):
         for name in ("memory.max", "memory.high", "memory.limit_in_bytes", "memory.soft_limit_in_bytes"):
-            limit = _number(_read(group / name))
+            limit = number_in(_read(group / name))
             if limit:
                 yield limit
 
@@ -123,9 +123,3 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
-
-
-def _number(text: str) -> int | None:
-    """A limit as the kernel writes it; `max` and -1 mean that there is none."""
-    text = text.strip()
-    return int(text) if text.isascii() and text.isdigit() else None

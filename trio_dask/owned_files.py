@@ -23,7 +23,7 @@ from trio_dask.procfs import start_of, time_of
 from trio_dask.scheduler_file import MAX_SCHEDULER_FILE_BYTES, scheduler_process
 
 SAME_START_S = 2.0
-"""Some file systems keep times in steps of two seconds, and the kernel tells its start in whole ones."""
+"""Some file systems keep times in steps of two seconds, and the kernel gives its own start in whole seconds."""
 _kept: dict[Path, os.stat_result] = {}
 """The files of the blocks of `keep_file` that this process is in."""
 
@@ -84,7 +84,7 @@ def _write(target: Path, text: str) -> TextIO:
 def _date_back(draft: Path) -> None:
     start = start_of(os.getpid())
     if start is not None:
-        with suppress(OSError):  # the file system does not allow it; then the file will always be taken for stale
+        with suppress(OSError):  # the file system does not allow it; then the file always counts as stale
             os.utime(draft, (time_of(start), time_of(start)))
 
 

@@ -1,6 +1,6 @@
 """What `/proc` says of processes: which one a number means, whether it can run, its memory, and what it has started.
 
-Numbers of processes come around again, so the start of a process tells it from another one with its number.
+The system gives process numbers out again; the start time tells two processes with one number apart.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from contextlib import suppress
 from trio_dask.host_limits import repeated_bytes
 
 DEAD_OR_STOPPED = frozenset("ZXTt")
-# What the kernel could drop or write back at any time is not counted: values that are mapped from disk, code.
+# Not counted: what the kernel can drop or write back at any time, such as code and values mapped from disk.
 COUNTED = frozenset(("RssAnon:", "RssShmem:", "VmSwap:"))
 
 
@@ -22,7 +22,7 @@ def has_proc() -> bool:
 
 
 def open_descriptors() -> list[int]:
-    """The descriptors that this process has open, the one to read them among them."""
+    """The descriptors that this process has open, including the one that this function reads them from."""
     return [int(name) for name in os.listdir("/proc/self/fd")]
 
 
@@ -82,7 +82,7 @@ def is_runnable(pid: int) -> bool:
 def memory_used(pid: int, roughly_up_to: float = 0) -> int:
     """How much memory this process holds for itself alone, in bytes; 0 if that is not known.
 
-    Shared memory that it maps repeatedly counts once. To find that out takes milliseconds, so an amount of up to
+    Shared memory that it maps repeatedly counts once. Finding that out takes milliseconds, so an amount of up to
     `roughly_up_to` may count it repeatedly.
     """
     try:

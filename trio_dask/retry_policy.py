@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 from trio_dask.errors import NoScheduler, RefusedError
 
 SOUND_SESSION_S: Final = 10.0
-"""After two sessions in a row that were shorter, pauses go on growing."""
+"""After two shorter sessions in a row, pauses keep growing."""
 
 
 class Backoff(NamedTuple):
@@ -99,9 +99,9 @@ class RetryPolicy:
         return pause_s
 
     def is_final(self, error: Exception, now: float) -> bool:
-        """Whether trying again is of no use.
+        """Whether trying again is useless.
 
-        What was right once may be wrong for a while: a file that is being replaced, a network that is down.
+        What worked once may fail for a while: a file that is being replaced, a network that is down.
         """
         if isinstance(error, RefusedError):
             return not (self.was_connected and now < self.away_since + self._refusal_may_pass_s)

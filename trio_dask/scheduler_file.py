@@ -59,7 +59,7 @@ def read_scheduler_file(path: str) -> str | None:
     if len(data) > MAX_SCHEDULER_FILE_BYTES:
         raise UsageError(f"{path} is not a scheduler file: it is longer than {MAX_SCHEDULER_FILE_BYTES} bytes")
     if not data.strip():
-        return None  # another program's tool writes it in place and has just begun
+        return None  # another tool writes it in place and has just begun
     try:
         content: Any = json.loads(data)
     except (ValueError, RecursionError) as exc:

@@ -17,7 +17,7 @@ def to_json(settings: NamedTuple) -> dict[str, Any]:
     """The settings as JSON can carry them: infinity as `"inf"`, a tuple as a list, a record as an object.
 
     Raises:
-      UsageError: a setting holds a value that none can have; the message names the setting.
+      UsageError: a value is of a type that no setting can have; the message names the setting.
     """
     return {name: _to_json(value, name) for name, value in settings._asdict().items()}
 

@@ -1,29 +1,29 @@
-"""A cluster in a few lines, for tests of clients: one object, scheduler and worker, with no decisions of its own.
+"""The fake scheduler for clients: it computes, and is its own worker.
 
-It stands where the connection would. Everything in both directions goes through the real codec. Tasks are computed at
-once, or when the test says so; the test can say anything else a scheduler may say.
+It runs in the client's loop. Tasks are computed at once, or when the test says so; the test can say anything else a
+scheduler may say.
 """
 
 import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
-from typing import Any, Literal, Self, TypeVar
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from typing import Any, Literal, TypeVar
 
 import trio
+import trio.testing
 
+from tests.fake_scheduler import NOTHING_RUNS, FakeScheduler, PeerSession
+from trio_dask import comm
 from trio_dask.client.async_client import AsyncClient
 from trio_dask.client.client import Client
-from trio_dask.client.core.key_state import Frames
 from trio_dask.client.core.outbox import Row
 from trio_dask.client.engine import Engine
 from trio_dask.client.shared_state import Connection, Dial
-from trio_dask.client.worker_channels import Channel
-from trio_dask.comm.connection import Batches
-from trio_dask.comm.transport import ConnectionLost
+from trio_dask.comm import ConnectionLost, DataChannel
+from trio_dask.comm.connect import connect, connect_data
 from trio_dask.ids import Incarnation, Key
 from trio_dask.protocol import messages as m
-from trio_dask.protocol.codec import DATA_PLANE, FROM_CLIENT, TO_CLIENT, decode, encode
-from trio_dask.protocol.hello import Welcome
+from trio_dask.protocol.hello import Hello
 from trio_dask.protocol.pickling import (
     describe_exception,
     dump_value,
@@ -41,14 +41,16 @@ FUNCTION = (b"f" * 16, b"function")
 _M = TypeVar("_M")
 
 
-class MiniCluster:
+class MiniCluster(FakeScheduler[PeerSession]):
     """The other end of a client. `hold` names functions (or is True for all) whose tasks wait for `finish`."""
 
     def __init__(self, *, hold: Collection[str] | Literal[True] = (), inline: bool = True) -> None:
+        super().__init__(self._open_session, data_handler=self._serve_data)
+        self.incarnation = Incarnation("s1")
+        self.takes_back = True
         self.hold = hold
         self.inline = inline
         self.received: list[m.Message] = []
-        self.goodbye: m.Goodbye | None = None
         self.values: dict[str, Any] = {}
         self.errors: dict[str, tuple[str, bytes | None, str]] = {}
         self.tasks: dict[str, tuple[bytes, bytes, Sequence[str]] | None] = {}
@@ -57,20 +59,15 @@ class MiniCluster:
         self.blobs: dict[bytes, bytes] = {}
         self.absent: set[str] = set()
         self.channels = 0
-        self._open_channels: list[_Channel] = []
+        self._open_channels: list[DataChannel] = []
         self.silent = False
         self.hangs = False
         """Nobody who calls gets an answer."""
-        self.incarnation = Incarnation("s1")
-        self.keeps_clients = True
-        self.refusal: Exception | None = None
+        self.unreachable: Exception | None = None
         self.dials: list[tuple[str, int]] = []
         self.said: list[m.Message] = []
-        self.handled = 0
-        self._inbox: list[m.Message] = []
-        self.outgoing: list[m.Message] = []
-        self.closed: ConnectionLost | None = None
-        self._wakeup = trio.Event()
+        self.wire: comm.Connection
+        """The client's end."""
         self.token: trio.lowlevel.TrioToken | None = None
         self.handlers: dict[type, Callable[[Any], None]] = {
             m.Blob: self._blob,
@@ -84,90 +81,51 @@ class MiniCluster:
             m.Restart: self._restart,
         }
 
-    # ------------------------------------------------------------------------------------------ as a connection
+    # ------------------------------------------------------------------------------------------ as a listener
 
     async def dial(self, lost: str, received: int) -> Connection:
-        """As a scheduler does: a client that it knows goes on where it was cut off."""
-        self.token = trio.lowlevel.current_trio_token()
+        """As a client does, but to no address: the scheduler runs in the client's loop."""
         self.dials.append((lost, received))
         await trio.lowlevel.checkpoint()
         if self.hangs:
             await trio.sleep_forever()
-        if self.refusal is not None:
-            raise self.refusal
-        returned = lost == self.incarnation and self.keeps_clients
-        if not returned:
+        if self.unreachable is not None:
+            raise self.unreachable
+        if self.token is not (token := trio.lowlevel.current_trio_token()):
+            self.token = token
+            trio.lowlevel.spawn_system_task(self.run)  # as another process: whatever is cancelled here, it goes on
+            await trio.testing.wait_all_tasks_blocked()
+        hello = Hello(role="client", details={"scheduler": lost, "received": received})
+        self.wire = await connect(self.endpoint, hello, nursery=NOTHING_RUNS)
+        return self.wire
+
+    def _open_session(self, connection: comm.Connection) -> PeerSession:
+        """As a scheduler does: a client that it knows goes on where it was cut off."""
+        self.session = PeerSession(connection, self._hear)
+        if not self.knows(self.session.hello):
             self.said, self.handled = [], 0
-        self.hello = Welcome(incarnation=self.incarnation, details={"returned": returned, "received": self.handled})
-        self._inbox, self.outgoing, self.closed, self.goodbye = self.said[received:], [], None, None
-        return self
+        self.session.tell(*self.said[self.session.hello.details["received"] :])
+        return self.session
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *error: object) -> None:
-        pass
-
-    thread_safe_send = False  # what it hears, it handles at once, in the client's loop
-
-    def send_many_nowait(self, messages: Iterable[m.Message]) -> None:
-        self.outgoing += messages
-
-    def flush_nowait(self) -> None:
-        outgoing, self.outgoing = self.outgoing, []
-        for message in decode(encode(outgoing), FROM_CLIENT) if self.closed is None else ():
-            self.handled += 1
-            self.received.append(message)
-            handler = self.handlers.get(type(message))
-            if handler is not None and not self.silent:
-                handler(message)
-
-    def batches(self) -> Batches:
-        return Batches(self._next_batch)
-
-    async def _next_batch(self) -> list[m.Message]:
-        while True:
-            self._wakeup = trio.Event()
-            if self._inbox:
-                inbox, self._inbox = self._inbox, []
-                batch = decode(encode(inbox), TO_CLIENT)
-                if isinstance(batch[-1], m.Goodbye):
-                    self.goodbye = batch[-1]
-                    del batch[-1]
-                if batch:
-                    return batch
-            elif self.goodbye is not None:
-                return []
-            elif self.closed is not None:
-                raise self.closed
-            else:
-                await self._wakeup.wait()
-
-    def abort(self, reason: str = "") -> None:
-        self.lose(reason)
-
-    async def aclose(self, reason: str = "") -> None:
-        self.received.append(m.Goodbye(reason))
-        await trio.lowlevel.checkpoint()
+    def _hear(self, message: m.Message) -> None:
+        self.received.append(message)
+        if isinstance(message, m.Goodbye):
+            return
+        self.handled += 1
+        handler = self.handlers.get(type(message))
+        if handler is not None and not self.silent:
+            handler(message)
 
     # ------------------------------------------------------------------------------------------ what tests say
 
     def say(self, *messages: m.Message) -> None:
         """The client hears this. In the client's own loop."""
         self.said += [message for message in messages if not isinstance(message, m.Goodbye)]
-        if self.closed is None:
-            self._inbox = [*self._inbox, *messages]
-            self._wakeup.set()
+        self.session.tell(*messages)
 
-    def say_from_thread(self, *messages: m.Message) -> None:
-        trio.from_thread.run_sync(self.say, *messages, trio_token=self.token)
-
-    def lose(self, reason: str = "the wire was cut", *, inbox: int | None = None) -> None:
-        """Cut the wire; of what the client has not heard yet only the first `inbox` messages arrive before."""
-        if inbox is not None:
-            self._inbox = self._inbox[:inbox]
-        self.closed = ConnectionLost(reason)
-        self._wakeup.set()
+    def lose(self, reason: str = "the wire was cut") -> None:
+        """Cut the wire; what is under way is lost."""
+        self.wire.abort(reason)
 
     def become_another(self, incarnation: str) -> None:
         """The scheduler is replaced by one that knows nothing."""
@@ -175,16 +133,19 @@ class MiniCluster:
         self.incarnation = Incarnation(incarnation)
         self.tasks, self.values, self.errors, self.blobs, self.wanted = {}, {}, {}, {}, Counter()
 
-    def lose_from_thread(self) -> None:
-        trio.from_thread.run_sync(self.lose, trio_token=self.token)
+    def from_thread(self, function: Callable[..., object], *args: Any) -> None:
+        """Call this in the client's loop, once all that was sent is heard there."""
+
+        async def call() -> None:
+            await trio.testing.wait_all_tasks_blocked()
+            function(*args)
+
+        trio.from_thread.run(call, trio_token=self.token)
 
     def finish(self, *keys: str) -> None:
         """Compute these tasks that were held back."""
         for key in keys:
             self._compute(key)
-
-    def finish_from_thread(self, *keys: str) -> None:
-        trio.from_thread.run_sync(self.finish, *keys, trio_token=self.token)
 
     def of_type(self, kind: type[_M]) -> list[_M]:
         return [message for message in self.received if type(message) is kind]
@@ -288,67 +249,41 @@ class MiniCluster:
     def hang_up(self) -> None:
         """Close all channels; the client will notice when it uses one."""
         for channel in self._open_channels:
-            channel.hung_up = True
+            channel.abort()
 
-    async def open_channel(self, address: str) -> Channel:
+    async def open_channel(self, address: str) -> DataChannel:
         await trio.lowlevel.checkpoint()
         if address != WORKER:
             raise ConnectionLost(f"nothing listens at {address}")
         self.channels += 1
-        self._open_channels.append(_Channel(self))
-        return self._open_channels[-1]
+        return await connect_data(self.endpoint, Hello(role="data"), nursery=NOTHING_RUNS)
 
-
-class _Channel:
-    def __init__(self, cluster: MiniCluster) -> None:
-        self.cluster = cluster
-        self.answers: list[tuple[m.OnDataPlane, Frames]] = []
-        self.aborted = False
-        self.hung_up = False
-
-    async def send(self, message: m.Message, buffers: Sequence[Any] = ()) -> None:
-        await trio.lowlevel.checkpoint()
-        assert not self.aborted
-        if self.hung_up:
-            return
-        (message,) = decode(encode([message]), DATA_PLANE)
-        frames = [bytearray(buffer) for buffer in buffers]
-        assert tuple(map(len, frames)) == tuple(getattr(message, "sizes", ()))
-        cluster = self.cluster
-        match message:
-            case m.Fetch(keys):
-                for key in keys:
-                    if key in cluster.absent:
-                        self.answers.append((m.Absent(key, ""), []))
-                    else:
-                        value = [bytearray(frame) for frame in dump_value(cluster.values[key])]
-                        self.answers.append((m.Value(key, tuple(map(len, value))), value))
-            case m.Put(key):
-                cluster.values[key] = load_value(frames)
-                cluster.tasks[key] = None
-                self.answers.append((m.PutDone(key, sum(message.sizes)), []))
-                cluster.say(cluster.ready(key)._replace(value=None, holders=(WORKER,)))
-            case m.Call():
-                function, args, kwargs = load_value(frames)
-                try:
-                    ok, text, result = True, "", dump_value(function(*args, **kwargs))
-                except Exception as error:
-                    description, text = describe_exception(error)
-                    ok, result = False, [] if description is None else [description]
-                self.answers.append((m.CallResult(ok, text, tuple(map(len, result))), result))
-
-    async def receive(self) -> tuple[m.OnDataPlane, Frames]:
-        await trio.lowlevel.checkpoint()
-        if self.aborted or not self.answers:
-            raise trio.EndOfChannel
-        return self.answers.pop(0)
-
-    def abort(self) -> None:
-        self.aborted = True
-
-    async def aclose(self) -> None:
-        self.aborted = True
-        await trio.lowlevel.checkpoint()
+    async def _serve_data(self, channel: DataChannel) -> None:
+        self._open_channels.append(channel)
+        with contextlib.suppress(trio.EndOfChannel, trio.ClosedResourceError):
+            while True:
+                message, frames = await channel.receive()
+                match message:
+                    case m.Fetch(keys):
+                        for key in keys:
+                            if key in self.absent:
+                                await channel.send(m.Absent(key, ""))
+                            else:
+                                value = dump_value(self.values[key])
+                                await channel.send(m.Value(key, tuple(map(len, value))), value)
+                    case m.Put(key, sizes=sizes):
+                        self.values[key] = load_value(frames)
+                        self.tasks[key] = None
+                        await channel.send(m.PutDone(key, sum(sizes)))
+                        self.say(self.ready(key)._replace(value=None, holders=(WORKER,)))
+                    case _:
+                        function, args, kwargs = load_value(frames)
+                        try:
+                            ok, text, result = True, "", dump_value(function(*args, **kwargs))
+                        except Exception as error:
+                            description, text = describe_exception(error)
+                            ok, result = False, [] if description is None else [description]
+                        await channel.send(m.CallResult(ok, text, tuple(map(len, result))), result)
 
 
 def make_engine(cluster: MiniCluster, dial: Dial | None = None) -> Engine:

@@ -45,6 +45,13 @@ async def test_a_call_gives_its_result(async_client: AsyncClient) -> None:
     assert future.type is int
 
 
+def test_a_client_says_what_it_is() -> None:
+    client = AsyncClient("node7", name="me")
+    assert repr(client) == "<AsyncClient me: connecting, scheduler not found yet>"
+    client.engine.address = "tcp://node7:8786"
+    assert repr(client) == "<AsyncClient me: connecting, scheduler tcp://node7:8786>"
+
+
 async def test_futures_are_dependencies_wherever_they_stand(async_client: AsyncClient, cluster: MiniCluster) -> None:
     one, two = async_client.submit(increment, 0), async_client.submit(increment, 1)
     found = async_client.submit(lambda x: x, {"a": [one, (two, {3})], "b": {"c": one}})
@@ -567,7 +574,7 @@ async def test_a_lost_scheduler_fails_everything_at_once(
             nursery.start_soon(expect, async_client.wait_for_workers, 5)
             nursery.start_soon(iterate)
             await trio.testing.wait_all_tasks_blocked()
-            cluster.refusal = NoScheduler("nobody is there")
+            cluster.unreachable = NoScheduler("nobody is there")
             if announced:
                 cluster.say(m.Goodbye("stopped by its operator"))
             else:
@@ -581,7 +588,7 @@ async def test_a_lost_scheduler_fails_everything_at_once(
         await async_client.submit(increment, 1)
     with pytest.raises(SchedulerLost, match="nobody"):
         await async_client.nthreads()
-    cluster.refusal, cluster.hold = None, ()
+    cluster.unreachable, cluster.hold = None, ()
     assert await async_client.submit(increment, 1) == 2
     assert async_client.status == "running"
     assert future.status == "lost"
@@ -635,7 +642,7 @@ async def test_connecting_can_be_cancelled(cluster: MiniCluster) -> None:
 
 
 async def test_no_scheduler_is_said_as_it_is(cluster: MiniCluster) -> None:
-    cluster.refusal = NoScheduler("nothing listens there")
+    cluster.unreachable = NoScheduler("nothing listens there")
     with pytest.raises(NoScheduler, match="nothing listens"):
         async with open_async_client(cluster):
             pytest.fail("it is connected to nothing")

@@ -145,7 +145,7 @@ def test_a_future_that_nobody_else_has_is_kept_while_it_is_waited_for(monkeypatc
             monkeypatch.undo()
             client.nthreads()  # behind whatever the client has said before
             assert cluster.of_type(m.Release) == []
-            cluster.finish_from_thread("a")
+            cluster.from_thread(cluster.finish, "a")
             return bool(really_block(signal, timeout_s))
 
         monkeypatch.setattr(client.engine, "block", block)

@@ -86,7 +86,7 @@ def test_timeouts_leave_the_task_alone(client: Client, cluster: MiniCluster) -> 
     ):
         with pytest.raises(TimeoutError):
             wait_for_it()
-    cluster.finish_from_thread(future.key)
+    cluster.from_thread(cluster.finish, future.key)
     assert future.result() == 2
 
 
@@ -97,7 +97,7 @@ def test_results_wake_threads_that_wait(client: Client, cluster: MiniCluster) ->
     threads = [threading.Thread(target=lambda f=f: results.update({f.key: f.result()})) for f in futures]
     for thread in threads:
         thread.start()
-    cluster.finish_from_thread(*[future.key for future in futures])
+    cluster.from_thread(cluster.finish, *[future.key for future in futures])
     for thread in threads:
         thread.join()
     assert [results[future.key] for future in futures] == list(range(1, 21))
@@ -171,7 +171,7 @@ def test_who_waits_for_what_was_asked_for_already_wakes_no_loop(client: Client, 
     """The loop would compete with its own caller for the interpreter, to find that there is nothing to do."""
     cluster.hold = True
     future = client.submit(increment, 1)
-    trio.from_thread.run_sync(bool, trio_token=cluster.token)  # a turn of the loop, in which the task is sent
+    cluster.from_thread(bool)  # the task is sent
     woken: list[object] = []
     calls: Any = client.engine.calls
     token = calls.token
@@ -182,7 +182,7 @@ def test_who_waits_for_what_was_asked_for_already_wakes_no_loop(client: Client, 
     calls.token = token
     assert cluster.of_type(m.Submit)
     assert woken == []
-    cluster.finish_from_thread(future.key)
+    cluster.from_thread(cluster.finish, future.key)
     assert future.result() == 2
 
 
@@ -230,7 +230,7 @@ def test_a_result_that_is_a_future_becomes_one_of_the_client_that_reads_it(
     outer = client.submit(increment, 5)
     client.nthreads()  # behind the submission
     cluster.values[outer.key] = one
-    cluster.say_from_thread(cluster.ready(outer.key))
+    cluster.from_thread(cluster.say, cluster.ready(outer.key))
     found = outer.result()
     assert found.engine is client.engine
     assert found.state is one.state
@@ -257,8 +257,8 @@ def test_a_lost_scheduler_wakes_everybody(client: Client, cluster: MiniCluster) 
     threads = [threading.Thread(target=expect, args=(wait_for_it,)) for wait_for_it in waits]
     for thread in threads:
         thread.start()
-    cluster.refusal = NoScheduler("nobody is there")
-    cluster.lose_from_thread()
+    cluster.unreachable = NoScheduler("nobody is there")
+    cluster.from_thread(cluster.lose)
     for thread in threads:
         thread.join(10)
     assert len(heard) == len(waits)
@@ -266,7 +266,7 @@ def test_a_lost_scheduler_wakes_everybody(client: Client, cluster: MiniCluster) 
     with pytest.raises(SchedulerLost, match="nobody"):
         client.submit(increment, 1).result()
     assert client.status == "lost"
-    cluster.refusal, cluster.hold = None, ()
+    cluster.unreachable, cluster.hold = None, ()
     assert client.submit(increment, 1).result() == 2
     assert client.status == "running"
 
@@ -356,7 +356,7 @@ def test_a_future_of_a_blocking_client_can_be_awaited_under_trio(client: Client,
 
     async def main() -> None:
         async def finish_later() -> None:
-            await trio.to_thread.run_sync(cluster.finish_from_thread, future.key)
+            await trio.to_thread.run_sync(cluster.from_thread, cluster.finish, future.key)
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(finish_later)
@@ -546,7 +546,7 @@ def test_a_client_that_fails_is_not_called_closed(
     def fail_to_send() -> Never:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(cluster, "flush_nowait", fail_to_send)
+    monkeypatch.setattr(cluster.wire, "flush_nowait", fail_to_send)
     with pytest.raises(SchedulerLost, match="the client failed"):
         client.submit(increment, 1).result(timeout=10)
     client.close()

@@ -73,7 +73,7 @@ def test_what_has_a_name_goes_on_after_a_ctrl_c(monkeypatch: pytest.MonkeyPatch)
             for blocking in (client.gather, wait, lambda futures: next(as_completed(futures))):
                 with pytest.raises(KeyboardInterrupt):
                     blocking(futures)
-        cluster.finish_from_thread(*[future.key for future in futures])
+        cluster.from_thread(cluster.finish, *[future.key for future in futures])
         assert client.gather(futures) == [1, 2, 3]
 
 

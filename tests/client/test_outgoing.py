@@ -1,12 +1,13 @@
 """Who sends what callers ask for: a lone caller by himself, so that nobody has to be woken; bursts gather."""
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from types import SimpleNamespace
-from typing import Any, Self
+from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from tests.client.cluster import MiniCluster, open_client
 from trio_dask import Client, wait
@@ -19,25 +20,24 @@ def increment(x: int) -> int:
 
 
 class Wire:
-    """One link of the client. Threads of all kinds send on it; all of it is heard in the client's loop, in that order.
-
-    What is sent on a link that was lost, nobody hears.
-    """
+    """One link of the client. Threads of all kinds send on it; all of it leaves in the client's loop, in that order."""
 
     thread_safe_send = True
 
     def __init__(self, cluster: "AnyThreadCluster") -> None:
         self.cluster = cluster
+        self._connection = cluster.wire
         self._given: list[m.Message] = []
+        self._given_up = False
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.cluster, name)
+        return getattr(self._connection, name)
 
-    async def __aenter__(self) -> Self:
-        return self
+    def __aenter__(self) -> Coroutine[Any, Any, object]:
+        return self._connection.__aenter__()
 
-    async def __aexit__(self, *error: object) -> None:
-        pass
+    def __aexit__(self, *error: object) -> Coroutine[Any, Any, bool | None]:
+        return self._connection.__aexit__(*error)
 
     def send_many_nowait(self, messages: Iterable[m.Message]) -> None:
         if threading.current_thread() is not threading.main_thread():
@@ -52,19 +52,23 @@ class Wire:
         if interrupted:
             given, cluster.interrupt_after = given[: cluster.interrupt_after], None
         assert cluster.token is not None
-        cluster.token.run_sync_soon(self._hear, given)
+        cluster.token.run_sync_soon(self._send, given)
         if interrupted:
             raise KeyboardInterrupt
 
-    def _hear(self, messages: list[m.Message]) -> None:
-        cluster = self.cluster
-        if cluster.wire is self and cluster.closed is None:
-            cluster.send_many_nowait(messages)
-            cluster.flush_nowait()
+    def _send(self, messages: list[m.Message]) -> None:
+        if not self._given_up:
+            self._connection.send_many_nowait(messages)
+            self._connection.flush_nowait()
 
     def abort(self, reason: str = "") -> None:
-        if self.cluster.wire is self:
-            self.cluster.lose(reason)
+        """What was sent before still arrives."""
+        self._given_up = True
+        trio.lowlevel.spawn_system_task(self._abort_when_heard, reason)
+
+    async def _abort_when_heard(self, reason: str) -> None:
+        await trio.testing.wait_all_tasks_blocked()
+        self._connection.abort(reason)
 
 
 class AnyThreadCluster(MiniCluster):
@@ -75,12 +79,10 @@ class AnyThreadCluster(MiniCluster):
         self.sends: list[tuple[int, list[m.Message]]] = []
         self.interrupt_after: int | None = None
         self.before_loop_sends: Callable[[], object] = lambda: None
-        self.wire: Wire | None = None
 
     async def dial(self, lost: str, received: int) -> Connection:
         await super().dial(lost, received)
-        self.wire = Wire(self)
-        return self.wire
+        return Wire(self)
 
     def submits_of(self, thread: int) -> list[list[m.Message]]:
         return [sent for sender, sent in self.sends if sender == thread and any(type(x) is m.Submit for x in sent)]
@@ -99,7 +101,7 @@ def client(cluster: AnyThreadCluster) -> Iterator[Client]:
 
 
 def a_turn_of_the_loop(cluster: AnyThreadCluster) -> None:
-    trio.from_thread.run_sync(bool, trio_token=cluster.token)
+    cluster.from_thread(bool)
 
 
 def test_a_lone_caller_sends_by_himself_and_wakes_nobody(client: Client, cluster: AnyThreadCluster) -> None:
@@ -137,7 +139,7 @@ def test_of_a_burst_the_first_is_sent_and_the_rest_gathers(client: Client, clust
     a_turn_of_the_loop(cluster)
     a_turn_of_the_loop(cluster)
     assert len(cluster.sends) - before <= 3
-    cluster.finish_from_thread(*[future.key for future in futures])
+    cluster.from_thread(cluster.finish, *[future.key for future in futures])
     assert client.gather(futures) == list(range(1, 101))
 
 
@@ -203,7 +205,7 @@ def test_whoever_sends_both_sides_count_the_same(client: Client, cluster: AnyThr
     for thread in threads:
         thread.start()
     while any(thread.is_alive() for thread in threads):
-        cluster.lose_from_thread()
+        cluster.from_thread(cluster.lose)
         threads[0].join(0.01)
     for thread in threads:
         thread.join()

@@ -1,4 +1,4 @@
-"""A client whose link is cut, or whose scheduler is gone, against a cluster that stands where the connection would."""
+"""A client whose link is cut, or whose scheduler is gone, against a fake scheduler."""
 
 import threading
 from collections.abc import Awaitable, Callable
@@ -45,8 +45,10 @@ async def test_what_was_under_way_to_the_client_comes_once(
     for future in futures:
         future.add_done_callback(settled.append)
     await trio.testing.wait_all_tasks_blocked()
-    cluster.finish(*[future.key for future in futures])
-    cluster.lose(inbox=heard)
+    cluster.finish(*[future.key for future in futures[:heard]])
+    await trio.testing.wait_all_tasks_blocked()
+    cluster.lose()
+    cluster.finish(*[future.key for future in futures[heard:]])  # which is lost on the way
     assert await async_client.gather(futures) == [1, 2, 3]
     await trio.testing.wait_all_tasks_blocked()
     assert settled == futures
@@ -138,7 +140,7 @@ async def test_what_goes_with_the_old_scheduler_leaves_the_new_one_alone(
 async def test_a_scheduler_that_has_given_the_client_up_says_so(
     async_client: AsyncClient, cluster: MiniCluster
 ) -> None:
-    cluster.hold, cluster.keeps_clients = True, False
+    cluster.hold, cluster.takes_back = True, False
     future = async_client.submit(increment, 1)
     await trio.testing.wait_all_tasks_blocked()
     cluster.lose()
@@ -171,7 +173,7 @@ async def test_a_scheduler_that_cannot_be_reached_in_time_is_lost(
     cluster.hold = True
     future = async_client.submit(increment, 1)
     await trio.testing.wait_all_tasks_blocked()
-    cluster.refusal = NoScheduler("nothing listens there")
+    cluster.unreachable = NoScheduler("nothing listens there")
     cluster.lose("the wire was cut")
     with pytest.raises(SchedulerLost, match="the wire was cut; reconnecting failed: nothing listens there"):
         await future
@@ -199,7 +201,7 @@ async def test_leaving_while_there_is_no_scheduler(cluster: MiniCluster, phase: 
             future = client.submit(increment, 1)
             await trio.testing.wait_all_tasks_blocked()
             if phase == "lost":
-                cluster.refusal = NoScheduler("nobody")
+                cluster.unreachable = NoScheduler("nobody")
             else:
                 cluster.hangs = True
             cluster.lose()
@@ -209,22 +211,18 @@ async def test_leaving_while_there_is_no_scheduler(cluster: MiniCluster, phase: 
     assert future.status == ("lost" if phase == "lost" else "cancelled")
 
 
-async def test_large_arguments_that_were_half_sent(
-    async_client: AsyncClient, cluster: MiniCluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_large_arguments_that_were_half_sent(async_client: AsyncClient, cluster: MiniCluster) -> None:
     cluster.hold = True
-    wire = cluster.flush_nowait
     data = bytes(3_500_000)
+    take = cluster.handlers[m.Blob]
 
-    def cut_off() -> None:
+    def take_and_cut_off(message: m.Blob) -> None:
         """Of what the client sends now, two messages arrive."""
-        cluster.outgoing, lost = cluster.outgoing[:2], cluster.outgoing[2:]
-        wire()
-        if lost:
-            monkeypatch.setattr(cluster, "flush_nowait", wire)
+        take(message)
+        if cluster.handled == 2:
             cluster.lose()
 
-    monkeypatch.setattr(cluster, "flush_nowait", cut_off)
+    cluster.handlers[m.Blob] = take_and_cut_off
     future = async_client.submit(len, data)
     await trio.testing.wait_all_tasks_blocked()
     cluster.finish(future.key)
@@ -235,6 +233,7 @@ async def test_large_arguments_that_were_half_sent(
 async def test_messages_are_confirmed_now_and_then(async_client: AsyncClient, cluster: MiniCluster) -> None:
     futures = async_client.map(increment, range(1000))
     await async_client.gather(futures)
+    await trio.testing.wait_all_tasks_blocked()
     confirmed = cluster.of_type(m.Received)
     assert 1 <= len(confirmed) <= 1 + 1000 // 64
     cluster.say(m.Received(cluster.handled))
@@ -250,10 +249,10 @@ def test_blocking_calls_wait_until_the_link_is_back(cluster: MiniCluster) -> Non
         thread = threading.Thread(target=lambda: results.append(client.gather(futures)))
         thread.start()
         client.wait_for_workers(1)
-        cluster.lose_from_thread()
+        cluster.from_thread(cluster.lose)
         client.wait_for_workers(1)
         assert not results
-        cluster.finish_from_thread(*[future.key for future in futures])
+        cluster.from_thread(cluster.finish, *[future.key for future in futures])
         thread.join(10)
         assert results == [[1, 2, 3, 4, 5]]
 
@@ -263,7 +262,7 @@ def test_a_blocking_client_goes_on_with_another_scheduler(cluster: MiniCluster) 
     with open_client(cluster) as client:
         futures = client.map(increment, range(3))
         client.wait_for_workers(1)
-        trio.from_thread.run_sync(cluster.become_another, "s2", trio_token=cluster.token)
+        cluster.from_thread(cluster.become_another, "s2")
         for future in as_completed(futures):
             with pytest.raises(SchedulerLost, match=r"s1 .* s2"):
                 future.result()
@@ -280,6 +279,6 @@ def test_closing_while_the_scheduler_is_away(cluster: MiniCluster) -> None:
         future = client.submit(increment, 1)
         client.wait_for_workers(1)
         cluster.hangs = True
-        cluster.lose_from_thread()
+        cluster.from_thread(cluster.lose)
     with pytest.raises(FutureCancelledError):
         future.result()

@@ -77,7 +77,7 @@ async def test_a_failure_to_send_is_heard_by_those_who_wait_and_ends_that_connec
             monkeypatch.undo()
             raise _Unsendable
 
-        monkeypatch.setattr(cluster, "send_many_nowait", fail)
+        monkeypatch.setattr(cluster.wire, "send_many_nowait", fail)
         with trio.fail_after(5), pytest.raises(SchedulerLost, match="_Unsendable"):
             await client.nthreads()
         assert await client.nthreads() == {"tcp://worker:1": 2}

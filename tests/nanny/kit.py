@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import pytest
 import trio
 
-from trio_dask.comm import Address, Endpoint, serve
+from tests.fake_scheduler import FakeScheduler, PeerSession
 from trio_dask.comm.connection import Connection
 from trio_dask.config import NannySettings, WorkerSettings
 from trio_dask.deploy import child_services
@@ -20,7 +20,7 @@ from trio_dask.nanny import service, worker_process
 from trio_dask.nanny.service import Nanny
 from trio_dask.processes.child_process import ChildSpec
 from trio_dask.processes.exit_report import ChildEnd
-from trio_dask.protocol.hello import Hello
+from trio_dask.protocol.messages import Message
 from trio_dask.worker.running_table import RunningTable
 
 _M = TypeVar("_M")
@@ -125,18 +125,18 @@ class Nursing:
     def of(self, kind: type[_M]) -> list[tuple[float, _M]]:
         return [(at, message) for at, message in self.heard if isinstance(message, kind)]
 
-    async def _session(self, connection: Connection) -> None:
+    def _open_session(self, connection: Connection) -> PeerSession:
         self.sessions.append(connection)
         self._note()
-        async for batch in connection.batches():
-            self.heard += [(trio.current_time(), message) for message in batch]
-            self._note()
+        return PeerSession(connection, self._hear)
+
+    def _hear(self, message: Message) -> None:
+        self.heard.append((trio.current_time(), message))
         self._note()
 
     async def scheduler(self, name: str, *, task_status: trio.TaskStatus[Any]) -> None:
         with self.scope:
-            identity = Hello(role="scheduler", incarnation=new_incarnation())
-            await serve(Endpoint(Address("inproc", name)), self._session, identity=identity, task_status=task_status)
+            await FakeScheduler(self._open_session, name=name).run(task_status=task_status)
 
     @asynccontextmanager
     async def nanny(

@@ -214,6 +214,17 @@ async def test_a_peer_that_breaks_the_protocol_is_closed_and_nobody_else_notices
         assert len([record for record in caplog.records if record.levelno >= logging.WARNING]) == 1
 
 
+async def test_the_line_about_a_lost_client_names_it_once(scheduler: Start, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    await scheduler()
+    async with await connect("client") as client:
+        await ask(client, "scheduler_info")
+        client.abort()
+    await trio.testing.wait_all_tasks_blocked()
+    (line,) = (record.getMessage() for record in caplog.records if "Lost the client" in record.getMessage())
+    assert line.count("inproc://") == 1
+
+
 async def test_a_silent_peer_is_given_up(
     autojump_clock: trio.testing.MockClock, scheduler: Start, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1,4 +1,4 @@
-"""A scheduler that does what a test says, for a worker that is real."""
+"""The fake scheduler for a worker that is real: it does what the test says."""
 
 from __future__ import annotations
 
@@ -6,17 +6,16 @@ import threading
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import trio
-import trio.testing
 
-from trio_dask.comm import Address, Connection, ConnectionLost, DataChannel, Endpoint, parse_address, serve
+from tests.fake_scheduler import NOTHING_RUNS, FakeScheduler, PeerSession
+from trio_dask.comm import Connection, DataChannel, Endpoint, parse_address
 from trio_dask.comm.connect import connect_data
-from trio_dask.comm.transport import Transport
 from trio_dask.config import WorkerSettings
-from trio_dask.ids import RunId, new_incarnation
-from trio_dask.protocol.hello import Hello, Refusal, Welcome
+from trio_dask.ids import RunId
+from trio_dask.protocol.hello import Hello
 from trio_dask.protocol.link import DEFAULT_LIMITS, LinkLimits
 from trio_dask.protocol.messages import (
     Blob,
@@ -88,15 +87,12 @@ def keys_here() -> list[str]:
     return list(get_worker().data)
 
 
-class Session:
-    """One worker's session, as its scheduler sees it."""
+class Session(PeerSession):
+    """One worker's session; what the worker says is for the test to hear."""
 
     def __init__(self, connection: Connection) -> None:
-        self.connection = connection
-        assert isinstance(connection.hello, Hello)
-        self.hello = connection.hello
-        self.over = trio.Event()
         self._send, self._receive = trio.open_memory_channel[Message](10_000)
+        super().__init__(connection, self._send.send_nowait)
         self._next_run = 0
         self._sent: set[bytes] = set()
 
@@ -104,21 +100,6 @@ class Session:
     def address(self) -> str:
         """Where the worker says that it serves data."""
         return str(self.hello.details["address"])
-
-    async def run(self) -> None:
-        """Take in what the worker says until the session is over."""
-        try:
-            async for batch in self.connection.batches():
-                for message in batch:
-                    self._send.send_nowait(message)
-        except ConnectionLost:
-            pass
-        finally:
-            self.over.set()
-
-    def tell(self, *messages: Message) -> None:
-        self.connection.send_many_nowait(messages)
-        self.connection.flush_nowait()
 
     def submit(
         self,
@@ -164,57 +145,20 @@ class Session:
         return value_of(message.value)
 
 
-class FakeScheduler:
-    """Where workers register."""
+class Scheduler(FakeScheduler[Session]):
+    """Where workers with these `settings` register."""
 
-    def __init__(self, endpoint: Endpoint, settings: WorkerSettings) -> None:
-        self.endpoint = endpoint
-        self.settings = settings
-        self.refusal: str | None = None
-        self.incarnation = new_incarnation()
-        self.takes_back = False
-        self._listening = trio.CancelScope()
-        self._send, self._receive = trio.open_memory_channel[Session](100)
-
-    async def run(self, sessions: trio.Nursery, *, task_status: trio.TaskStatus[list[Address]]) -> None:
-        with self._listening:
-            await serve(
-                self.endpoint,
-                self._handle,
-                identity=Hello(role="scheduler"),
-                admit=self._admit,
-                handler_nursery=sessions,
-                task_status=task_status,
-            )
-
-    async def stop(self) -> None:
-        """Listen no more; sessions go on."""
-        self._listening.cancel()
-        await trio.testing.wait_all_tasks_blocked()
-
-    async def next_session(self) -> Session:
-        with trio.fail_after(1000):
-            return await self._receive.receive()
-
-    def _admit(self, hello: Hello, transport: Transport) -> Welcome | Refusal:
-        if self.refusal is not None:
-            return Refusal(self.refusal, "name")
-        returned = self.takes_back and hello.details["scheduler"] == self.incarnation
-        return Welcome(incarnation=self.incarnation, details={"returned": returned})
-
-    async def _handle(self, connection: Connection) -> None:
-        session = Session(connection)
-        self._send.send_nowait(session)
-        await session.run()
+    def __init__(self, limits: LinkLimits = DEFAULT_LIMITS, /, **settings: Any) -> None:
+        super().__init__(Session, name="scheduler", limits=limits)
+        self.settings = WorkerSettings(**{"scheduler": str(self.endpoint.address), **settings})
 
 
 @asynccontextmanager
-async def open_scheduler(limits: LinkLimits = DEFAULT_LIMITS, /, **settings: Any) -> AsyncGenerator[FakeScheduler]:
+async def open_scheduler(limits: LinkLimits = DEFAULT_LIMITS, /, **settings: Any) -> AsyncGenerator[Scheduler]:
     """A scheduler on the in-memory transport, and settings for workers of it."""
-    address = Address("inproc", "scheduler")
-    scheduler = FakeScheduler(Endpoint(address, limits), WorkerSettings(**{"scheduler": str(address), **settings}))
+    scheduler = Scheduler(limits, **settings)
     async with trio.open_nursery() as nursery:
-        await nursery.start(scheduler.run, nursery)
+        await nursery.start(scheduler.run)
         yield scheduler
         nursery.cancel_scope.cancel()
 
@@ -253,14 +197,12 @@ async def call(channel: DataChannel, function: Callable[..., Any], *args: Any, *
 async def put(channel: DataChannel, key: str, value: Any) -> Any:
     """What `client.scatter` does."""
     frames = dump_value(value)
-    sizes = tuple(len(frame) if isinstance(frame, bytes) else memoryview(frame).nbytes for frame in frames)
-    return (await ask(channel, Put(key, "client-1", "thing", sizes), frames))[0]
+    return (await ask(channel, Put(key, "client-1", "thing", tuple(map(len, frames))), frames))[0]
 
 
 async def open_data(address: str) -> DataChannel:
     """A channel to a worker's data plane."""
-    nothing_runs = cast("trio.Nursery", None)  # neither over TCP nor in memory
-    return await connect_data(Endpoint(parse_address(address)), Hello(role="data"), nursery=nothing_runs)
+    return await connect_data(Endpoint(parse_address(address)), Hello(role="data"), nursery=NOTHING_RUNS)
 
 
 def value_of(inline: bytes | None) -> Any:

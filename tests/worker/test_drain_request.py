@@ -11,7 +11,7 @@ import pytest
 import trio
 import trio.testing
 
-from tests.worker.kit import FakeScheduler, Session, open_data, open_scheduler
+from tests.worker.kit import Scheduler, Session, open_data, open_scheduler
 from trio_dask.protocol.messages import Capacity, Drain, Inventory, Leave, Put, PutDone
 from trio_dask.protocol.pickling import dump_value
 from trio_dask.worker.drain_request import DrainRequest
@@ -23,7 +23,7 @@ MockClock = trio.testing.MockClock
 class Leaver:
     """A worker that is registered and can be asked to drain."""
 
-    def __init__(self, scheduler: FakeScheduler) -> None:
+    def __init__(self, scheduler: Scheduler) -> None:
         self.scheduler = scheduler
         self.request = DrainRequest()
         self.reasons: list[str] = []

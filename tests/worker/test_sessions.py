@@ -12,7 +12,7 @@ import pytest
 import trio
 import trio.testing
 
-from tests.worker.kit import Ref, open_data, open_scheduler, open_worker
+from tests.worker.kit import Ref, Scheduler, open_data, open_scheduler, open_worker
 from trio_dask import retry_policy
 from trio_dask.comm import Address
 from trio_dask.comm.inproc import bind_memory
@@ -353,9 +353,9 @@ async def test_many_workers_do_not_call_a_new_scheduler_all_at_once(autojump_clo
         for session in sessions:
             session.connection.abort()
         await trio.sleep(20)
-        reborn = type(scheduler)(scheduler.endpoint, scheduler.settings)
+        reborn = Scheduler()
         back = trio.current_time()
-        await nursery.start(reborn.run, nursery)
+        await nursery.start(reborn.run)
         for _ in sessions:
             await reborn.next_session()
             calls.append(trio.current_time() - back)

@@ -37,7 +37,7 @@ def run_service(service: Callable[[], Awaitable[None]], *, origin: str = "", qui
 
 
 def scheduler_address(argument: str | None, scheduler_file: str | None) -> str | None:
-    """The address that the current command is to connect to; None if it stands in the scheduler file.
+    """The address that the current command connects to; None if the scheduler file has it.
 
     Raises:
       UsageError: it is no address.

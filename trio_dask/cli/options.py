@@ -77,10 +77,12 @@ class Program(click.Command):
 def setting_options(kind: type[NamedTuple]) -> list[SectionOption]:
     """The options that the settings of this kind declare."""
     defaults: dict[str, Any] = kind._field_defaults
-    return [_made(option, kind.__annotations__[name], defaults[name]) for name, option in options_of(kind).items()]
+    return [
+        _click_option(option, kind.__annotations__[name], defaults[name]) for name, option in options_of(kind).items()
+    ]
 
 
-def _made(option: Option, annotation: Any, default: Any) -> SectionOption:
+def _click_option(option: Option, annotation: Any, default: Any) -> SectionOption:
     kind = get_args(annotation)[0]
     more: dict[str, Any] = {"default": None}
     if get_origin(kind) is Literal:

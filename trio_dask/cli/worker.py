@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 def worker(context: click.Context, /, **options: Any) -> int:
     """Start workers that run tasks for the scheduler at SCHEDULER, such as tcp://10.0.0.5:8786 or just 10.0.0.5.
 
-    Without SCHEDULER and --scheduler-file, the environment variable DASK_SCHEDULER_ADDRESS is used. Each worker is a
-    process with a nanny, which restarts it when it crashes. ARGS are passed on to the --preload modules.
+    Without SCHEDULER and --scheduler-file it uses the environment variable DASK_SCHEDULER_ADDRESS. Each worker is a
+    process with a nanny, which restarts it when it crashes. ARGS are passed on to the --preload modules; write --
+    before the first that begins with a dash.
     """
     stopper: Stopper = context.obj
     share = _divide(options)
@@ -86,7 +87,7 @@ def _divide(options: dict[str, Any]) -> WorkerSizing:
 def _nanny_settings(context: click.Context, share: WorkerSizing) -> list[NannySettings]:
     options, given = context.params, given_settings(context, WorkerSettings)
     settings = WorkerSettings(
-        **{**given, "on_scheduler_stop": _on_scheduler_stop(given), **_where(options, share)},
+        **{**given, "on_scheduler_stop": _on_scheduler_stop(given), **_address_settings(options, share)},
         scheduler=scheduler_address(options["scheduler"], options["scheduler_file"]),
         nthreads=share.threads,
         memory_limit_bytes=share.memory_limit_bytes,
@@ -110,7 +111,7 @@ def _on_scheduler_stop(given: dict[str, Any]) -> Any:
     return wish or ("wait" if waits else "leave")
 
 
-def _where(options: dict[str, Any], share: WorkerSizing) -> dict[str, Any]:
+def _address_settings(options: dict[str, Any], share: WorkerSizing) -> dict[str, Any]:
     """The settings for where a worker listens and where it is reached."""
     host, interface, ports = options["host"], options["interface"], options["worker_port"]
     only_one({"--interface": interface, "--host": host})

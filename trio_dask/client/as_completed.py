@@ -42,9 +42,9 @@ def _weakly(method: Callable[..., None]) -> Callable[..., None]:
 class as_completed:
     """Futures in the order in which they are done, for `for` and for `async for`; more can be added on the way.
 
-    With `with_results` the items are pairs of a future and its result. The error of a failed task is raised then, or,
-    unless `raise_errors`, stands in the result's place as `(type, exception, traceback)`; for a cancelled task its
-    `FutureCancelledError` does. `timeout` counts from here on.
+    With `with_results` the items are pairs of a future and its result. It then raises the error of a failed task or,
+    without `raise_errors`, gives `(type, exception, traceback)` in place of the result; for a cancelled task it gives
+    the `FutureCancelledError`. `timeout` counts from now on.
 
     Iterating raises `TimeoutError` when the time is up; a blocking `for` raises `RuntimeError` in a thread that runs
     Trio or asyncio.
@@ -64,13 +64,13 @@ class as_completed:
         self._with_results = with_results
         self._raise_errors = raise_errors
         self._engine: Engine | None = None
-        # Around the three below. The engine calls us under its own lock, so nothing of it is called under this one.
+        # Guards the three below. The engine calls us under its own lock, so we call nothing of it under this one.
         # Reentrant: the garbage collector may run anybody's finalizer in the middle of our own code.
         self._lock = threading.RLock()
         self._waiting: dict[KeyState, list[BaseFuture]] = {}
         self._ready: deque[_Completed] = deque()
         self._signals: list[Signal] = []
-        self._watcher = _weakly(self._come_out)
+        self._watcher = _weakly(self._on_done)
         if futures is not None:
             self.update(futures)
 
@@ -194,7 +194,7 @@ class as_completed:
                 self._signals.append(signal)
         return engine
 
-    def _come_out(self, state: KeyState, frames: Frames | None = None, reason: str = "") -> None:
+    def _on_done(self, state: KeyState, frames: Frames | None = None, reason: str = "") -> None:
         with self._lock:
             self._ready += [_Completed(future, frames, reason) for future in self._waiting.pop(state, ())]
             self._notify()

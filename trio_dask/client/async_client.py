@@ -37,7 +37,7 @@ class AsyncClient(AsyncOperations, BaseClient[AsyncFuture]):
     A cancel scope around `await future` ends the waiting; the task goes on until it is cancelled itself, or its last
     future is gone.
 
-    The arguments are those of `Client`, and a lost connection is the same delay. It starts no cluster: without an
+    The arguments are those of `Client`, and a lost connection is a delay as there. It starts no cluster: without an
     address, a scheduler file and `DASK_SCHEDULER_ADDRESS` it raises `UsageError`.
 
     Raises, when it is entered:
@@ -83,7 +83,7 @@ class AsyncClient(AsyncOperations, BaseClient[AsyncFuture]):
     async def _host(self) -> AsyncGenerator[AsyncClient]:
         """Drive the engine beside the body. When both are cancelled, the body goes first: it may still need the client.
 
-        The nursery is left without the body's exception, which it would wrap in a group.
+        The body's exception does not pass through the nursery, which would wrap it in a group.
         """
         body = CapturedError()
         async with trio.open_nursery() as nursery:

@@ -10,8 +10,9 @@ A definition prepares the call, and returns what to wait for:
     class Client(...):       gather = blocking(definitions.gather)
     class AsyncClient(...):  gather = awaitable(definitions.gather)
 
-What only asks the cluster is an async function of the engine, from which `in_loop` makes a definition. Both forms have
-the signature and the docstring of the definition: for type checkers by their types, for `help` by their attributes.
+A call that only asks the cluster is an async function of the engine, from which `in_loop` makes a definition. Both
+forms have the signature and the docstring of the definition: for type checkers by their types, for `help` by their
+attributes.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ class Done(Generic[R]):
 
 @dataclass(slots=True, eq=False)
 class ForKeys(Generic[R]):
-    """Keys: `waiter` is called for each, then `finish`, which is told whether the time sufficed.
+    """Waits for keys: calls `waiter` for each, then `finish` with whether the time sufficed.
 
     `futures` are kept alive meanwhile: with its last future a task would be released. `refusal` says why a thread must
     not wait for these, if it must not.
@@ -200,7 +201,7 @@ class CallForms:
 
 
 def described_by(definition: Callable[..., Any], form: Form, name: str) -> Form:
-    """Have a form say of itself what its definition says, as a function or method of this name."""
+    """Give a form its definition's docstring and signature, as a function or method of this name."""
     described = cast("Any", form)
     signature = inspect.signature(definition)
     parameters = list(signature.parameters.values())

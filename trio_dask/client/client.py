@@ -46,8 +46,8 @@ class Client(BlockingOperations, BaseClient[Future]):
 
     A lost connection is a delay: the client dials for up to `timeout`; futures stay valid, and calls wait. If another
     scheduler answers, or the first one says goodbye or cannot be reached in time, all futures and waiting calls fail
-    at once with `SchedulerLost`. The client goes on: its next request goes to the scheduler that answers by then, and
-    makes the client dial for up to `timeout` again if none does.
+    at once with `SchedulerLost`. The client goes on: its next request goes to the new scheduler or, while there is
+    none, makes the client dial again for up to `timeout`.
 
     Args:
       address: of the scheduler, such as "tcp://host:8786" or "host", or a cluster. By default that in the environment
@@ -142,13 +142,10 @@ class Client(BlockingOperations, BaseClient[Future]):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def __repr__(self) -> str:
-        return f"<Client {self.name}: {self.status}, scheduler {self.engine.address}>"
-
     def close(self, timeout: Timeout = None) -> None:
         """Release everything, say goodbye, and end the cluster if it is the client's own. Idempotent.
 
-        Futures that still exist are cancelled by it.
+        It cancels futures that still exist.
         """
         default_clients.forget(self)
         _open_clients.discard(self)

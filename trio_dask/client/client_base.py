@@ -71,6 +71,9 @@ class BaseClient(CallForms, Generic[F]):
         def __getattr__(self, name):
             raise unsupported_error(type(self).__name__, name, CLIENT)
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name}: {self.status}, scheduler {self.engine.address or 'not found yet'}>"
+
     @property
     def status(self) -> str:
         """connecting (also after a lost connection), running, lost (its scheduler is gone; the next use dials), closed.
@@ -114,9 +117,9 @@ class BaseClient(CallForms, Generic[F]):
           workers: names, addresses or hosts of the workers that may run it.
           allow_other_workers: `workers` is only a preference.
           resources: what it needs of its worker, such as `{"GPU": 1}`.
-          retries: how often it is run again if it raises.
+          retries: how often it runs again if it raises.
           priority: any number, larger first.
-          time_limit: seconds, or a text such as "5 min", after which it is ended if it still runs.
+          time_limit: seconds, or a text such as "5 min"; a task that runs longer fails with `TaskTimeout`.
 
         Raises:
           KeyConflict: `key` stands for another call already.
@@ -274,7 +277,8 @@ class BaseClient(CallForms, Generic[F]):
         extra = extra_from(options)
         engine = self.engine
         computed = dict.fromkeys(found.key for found in made.outputs.values() if isinstance(found, Reference))
-        states = engine.send_graph(computed, PlainGraphParts(made.tasks, computed, extra)) if computed else []
+        parts = PlainGraphParts(made.tasks, computed, extra)
+        states = engine.send_graph(parts.tokens, parts) if computed else []
         futures = {state.key: self._future(engine, state) for state in states}
         foreign = [key_to_str(key) for key, found in made.outputs.items() if found is None]
         for state in engine.adopt(foreign) if foreign else ():
@@ -500,7 +504,7 @@ class BaseClient(CallForms, Generic[F]):
 
 @dataclass
 class _ForClose:
-    """The end of a client."""
+    """Waits until a client is closed."""
 
     client: Any
 

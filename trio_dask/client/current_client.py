@@ -1,4 +1,4 @@
-"""Which client is meant where none is named."""
+"""The client that a call uses if it names none."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from trio_dask.hooks import hooks
 
 
 def get_client(address: str | None = None, timeout: Timeout = None, resolve_address: bool = True) -> Any:
-    """The client to use here: in a task that of its worker, connected to the worker's scheduler; else the default one.
+    """The client to use here: in a task its worker's, connected to the worker's scheduler; elsewhere the default one.
 
     In an `async def` task it is an `AsyncClient`, otherwise a `Client`. With an `address`, a client of that scheduler.
 

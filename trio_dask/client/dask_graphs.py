@@ -94,7 +94,7 @@ class Plan(NamedTuple):
 def plan(graph: Mapping[Any, Any], outputs: Sequence[Hashable]) -> Plan:
     """Order what the outputs need of a graph; the rest of it is left out.
 
-    Raises `UsageError` for a graph that goes in circles.
+    Raises `UsageError` for a graph with a cycle.
     """
     if not isinstance(graph, Mapping):
         raise UsageError(f"a graph is a dict from keys to tasks, not {graph!r:.60}")
@@ -114,7 +114,7 @@ def plan(graph: Mapping[Any, Any], outputs: Sequence[Hashable]) -> Plan:
             _find_needs(graph[key], graph, needs)
             for need in reversed(needs):
                 if need in path:
-                    raise UsageError(f"the graph has a cycle: {_circle(path, need)}")
+                    raise UsageError(f"the graph has a cycle: {_cycle(path, need)}")
                 if need not in bound:
                     stack.append(need)
     return Plan(tasks, {key: bound.get(key) for key in outputs})
@@ -142,7 +142,7 @@ def shaped_like(keys: Any, values: Mapping[Hashable, Any]) -> Any:
     return values[keys]
 
 
-def _circle(path: Iterable[Hashable], start: Hashable) -> str:
+def _cycle(path: Iterable[Hashable], start: Hashable) -> str:
     keys = list(path)
     return " -> ".join(repr(key) for key in [*keys[keys.index(start) :], start])
 

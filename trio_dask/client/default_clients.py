@@ -21,7 +21,7 @@ NO_CLIENT: Final = "no client found: make one first, with `Client(...)`"
 
 _C = TypeVar("_C", bound="Client | AsyncClient")
 
-_LATER: Final = {"lost": 1, "forked": 2}
+_RANKS: Final = {"lost": 1, "forked": 2}
 
 _lock = threading.Lock()
 _open: list[weakref.ref[Client]] = []
@@ -70,7 +70,7 @@ def as_current(client: Client) -> Generator[None]:
 def current() -> Client | None:
     """The default client here, if there is one: chosen by `as_current`, else the newest that is open.
 
-    One whose scheduler is lost counts as open only where no other is, and one of the parent, in a forked child, last.
+    A client whose scheduler is lost counts only if no other is open; in a forked child, the parent's come last.
     """
     chosen = _chosen.get()
     if chosen is not None and chosen.status != "forked":
@@ -78,7 +78,7 @@ def current() -> Client | None:
     with _lock:
         clients = [reference() for reference in reversed(_open)]
     found = [client for client in clients if client is not None and client.status != "closed"]
-    return min(found, key=lambda client: _LATER.get(client.status, 0), default=chosen)
+    return min(found, key=lambda client: _RANKS.get(client.status, 0), default=chosen)
 
 
 def default_client(c: Client | None = None) -> Client:
@@ -103,7 +103,7 @@ def usable(client: _C) -> _C:
 
 def _renew_lock() -> None:
     global _lock
-    _lock = threading.Lock()  # the old one may be held, in the parent
+    _lock = threading.Lock()  # a thread of the parent may hold the old one
 
 
 if hasattr(os, "register_at_fork"):

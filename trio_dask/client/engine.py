@@ -15,8 +15,8 @@ from itertools import count
 from typing import Any, Concatenate, ParamSpec
 
 from trio_dask.client.core.key_state import Frames, KeyState, Reader, Waiter
-from trio_dask.client.core.outbox import Content, Row
-from trio_dask.client.graph_sender import GraphParts, GraphSender
+from trio_dask.client.core.outbox import Content, GraphPart, Row
+from trio_dask.client.graph_sender import GraphSender
 from trio_dask.client.link import Link
 from trio_dask.client.loop_calls import LoopCalls
 from trio_dask.client.outgoing import Outgoing
@@ -61,7 +61,7 @@ class Engine:
         self.address = ""
         """Of the scheduler, once connected."""
         self.serial = count(1)
-        """For keys that stand for one call each, of all clients that share this."""
+        """Numbers for keys that stand for one call each; all clients that share this draw from it."""
         self.channels = WorkerChannels(open_channel)
         self.shared = shared = SharedState()
         self.core = shared.core
@@ -84,7 +84,7 @@ class Engine:
         self.run_callback: Callable[[Callable[[], object]], object] = self.run_soon
 
     def bind_client(self, client: Any, future_type: Callable[[Engine, KeyState], Any]) -> None:
-        """Say which client futures name as theirs, and what its futures are."""
+        """Set the client that futures name as theirs, and the type of its futures."""
         self._client, self.future_type = lambda: client, future_type
 
     @property
@@ -139,17 +139,22 @@ class Engine:
                 outgoing.wake()
         return states
 
-    def send_graph(self, keys: Iterable[Key], parts: GraphParts) -> list[KeyState]:
-        """Have a graph sent by a thread of its own; each state of these outputs has one reference more.
+    def send_graph(self, tokens: Mapping[Key, bytes], parts: Iterable[GraphPart]) -> list[KeyState]:
+        """Have a graph sent by a thread of its own; each state of its outputs has one reference more.
 
-        What `parts` raises is the error of the outputs that were not sent by then.
+        The outputs come with the tokens of their calls, which are empty where the keys derive from the calls. The
+        parts are made in that thread, unless all outputs are known already. What `parts` raises is the error of the
+        outputs that were not sent by then.
+
+        Raises `KeyConflict`, and what `check_open` raises.
         """
         with self.shared.lock:
             self.check_open()
             self._outgoing.collect_all_dropped()
-            states = self.core.expect_graph(keys)
-        self._graphs.send(parts, states)
-        return states
+            graph = self.core.expect_graph(tokens)
+        if graph.outputs:
+            self._graphs.send(parts, graph)
+        return graph.states
 
     def adopt(self, keys: Iterable[Key], *, submitted: bool = True) -> list[KeyState]:
         """Futures for keys that another client submitted, or (not `submitted`) for values about to go onto workers."""
@@ -168,11 +173,11 @@ class Engine:
         self._change(self.core.dereference, states)
 
     def retry(self, states: Iterable[KeyState]) -> None:
-        """Run those of these that have erred again."""
+        """Run again those of these that have erred."""
         self._change(self.core.retry, states)
 
     def detach(self, states: Iterable[KeyState]) -> None:
-        """Let these finish, wanted or not."""
+        """Let these finish even if no client wants their results."""
         self._change(self.core.detach, states)
 
     def _change(self, change: Callable[_P, None], *args: _P.args, **kwargs: _P.kwargs) -> None:
@@ -253,9 +258,10 @@ class Engine:
                 await signal.wait()
 
     def too_late(self, text: str, states: Iterable[KeyState]) -> TimeoutError:
-        """An error with this text, and the reason if some of these wait for a worker that is not there."""
-        stuck = self.core.stuck.why(states)
-        return TimeoutError(f"{text}; {stuck}" if stuck else text)
+        """An error with this text, and the reason if no scheduler or worker is there for some of these."""
+        connected = isinstance(self.phase, Connected)
+        why = self.core.stuck.why(states) if connected else "the client is not connected to a scheduler"
+        return TimeoutError(f"{text}; {why}" if why else text)
 
     def load(self, frames: Frames) -> Any:
         """Unpickle a value; futures inside it become futures of this client."""

@@ -48,7 +48,7 @@ class _ForkedEngine(Engine):
 
 
 class _RefusingLock:
-    """In the place of an engine's lock, around whatever it is asked."""
+    """Takes the place of an engine's lock, and refuses whatever would run under it."""
 
     def __init__(self, phase: Forked) -> None:
         self._phase = phase

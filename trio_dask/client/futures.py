@@ -32,7 +32,7 @@ class BaseFuture(CallForms, KeyReference, _KeySlot):
     """What the futures of both clients have in common: nothing here waits, except `await`.
 
     The result is kept in the cluster as long as a future for it lives. A future can be an argument of other calls,
-    anywhere inside any object. Pickled otherwise, it becomes a future of the client it arrives at.
+    anywhere inside any object. Pickled otherwise, it becomes a future of the client that unpickles it.
     """
 
     __slots__ = ("__weakref__", "engine", "state")
@@ -112,7 +112,7 @@ class BaseFuture(CallForms, KeyReference, _KeySlot):
         return _result(self).wait().__await__()
 
     def __reduce__(self) -> tuple[Callable[[Key], BaseFuture], tuple[Key]]:
-        return _arrive, (self.key,)
+        return _unpickle_future, (self.key,)
 
     def __repr__(self) -> str:
         state = self.state
@@ -121,7 +121,7 @@ class BaseFuture(CallForms, KeyReference, _KeySlot):
 
 
 def _result(future: BaseFuture, timeout: Timeout = None) -> Waiting[Any]:
-    """The result, once it is there. Whatever the task raised is raised as it was.
+    """The result, once it is there. What the task raised is raised here as it was.
 
     Raises:
       TimeoutError: it was not there in time; the task goes on.
@@ -220,7 +220,7 @@ def _released(state: KeyState) -> KeyState:
     return gone
 
 
-def _arrive(key: Key) -> BaseFuture:
+def _unpickle_future(key: Key) -> BaseFuture:
     """A pickled future becomes one of the client that unpickles it, else of the client that is current here."""
     engine = loading.get()
     if engine is None:

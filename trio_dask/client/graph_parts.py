@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 from trio_dask.client.core.outbox import MAX_CALL_BYTES, MAX_ROWS, NO_EXTRA, Content, GraphPart
@@ -26,123 +26,97 @@ class GraphRow(NamedTuple):
     extra: Mapping[str, Any] = NO_EXTRA
 
 
-class _Part:
-    """Columns that grow row by row."""
+class PartCutter:
+    """Gathers rows into parts.
 
-    def __init__(self) -> None:
-        self.numbers: dict[Key, int] = {}
-        self.calls: list[bytes] = []
-        self.call_bytes = 0
-        self.functions: dict[Digest, int] = {}
-        self.function_of: list[int] = []
-        self.inputs: dict[Key, int] = {}
-        self.dependencies: list[tuple[int, ...]] = []
-        self.blobs: list[tuple[Digest, ...]] = []
-        self.tokens: list[bytes] = []
-        self.options: list[Mapping[str, Any]] = []
-        self.options_of: list[int] = []
-        self.contents: dict[Digest, bytes | memoryview] = {}
+    `last_use` has for each key that rows depend on the number of the last one that does.
+    """
 
-    def add(self, row: GraphRow) -> None:
-        key, function, call, dependencies, contents, token, extra = row
-        numbers, inputs = self.numbers, self.inputs
-        # Inputs from outside get numbers below 0 until the count of rows is known.
-        self.dependencies.append(
-            tuple(
-                [
-                    number if (number := numbers.get(name)) is not None else inputs.setdefault(name, ~len(inputs))
-                    for name in dependencies
-                ]
-            )
-        )
-        numbers[key] = len(numbers)
-        self.calls.append(call)
-        self.call_bytes += len(call)
-        number = self.functions.get(function.digest)
-        if number is None:
-            number = self.functions[function.digest] = len(self.functions)
-            self.contents[function.digest] = function.data
-        self.function_of.append(number)
-        blobs = function.blobs + contents
-        if blobs:
-            self.contents.update(blobs)
-        self.blobs.append(tuple([digest for digest, _ in blobs]) if blobs else ())
-        self.tokens.append(token)
-        try:
-            choice = self.options.index(extra)
-        except ValueError:
-            choice = len(self.options)
-            self.options.append(extra)
-        self.options_of.append(choice)
+    def __init__(self, last_use: Mapping[Key, int], outputs: Mapping[Key, object]) -> None:
+        self._held: dict[Key, None] = {}
+        """What was cut and is needed by rows that were not."""
+        self._last_use = last_use
+        self._outputs = outputs
+        self._rows: list[GraphRow] = []
+        self._cut_rows = 0
+        self._call_bytes = 0
+        self._limit = FIRST_PART
 
-    @property
-    def is_full(self) -> bool:
-        return len(self.calls) >= MAX_ROWS or self.call_bytes >= MAX_CALL_BYTES
+    def add(self, row: GraphRow) -> GraphPart | None:
+        """Take the next row. The part that it completes, if it does."""
+        rows = self._rows
+        rows.append(row)
+        self._call_bytes += len(row.call)
+        return self.cut() if len(rows) >= self._limit or self._call_bytes >= MAX_CALL_BYTES else None
 
-    def finish(self, held: list[Key], unheld: list[Key], outputs: Mapping[Key, object]) -> GraphPart:
-        count, numbers = len(self.calls), self.numbers
-        dependencies = self.dependencies
-        if self.inputs:
-            dependencies = [
-                tuple([number if number >= 0 else count + ~number for number in row]) for row in dependencies
-            ]
+    def cut(self) -> GraphPart | None:
+        """The rows so far as a part; None if there are none."""
+        rows, self._rows = self._rows, []
+        if not rows:
+            return None
+        self._call_bytes = 0
+        self._limit = min(2 * self._limit, MAX_ROWS)
+        keys, functions, calls, names_of_each, contents_of_each, tokens, extras = zip(*rows, strict=True)
+        count = len(keys)
+        numbers: dict[Key, int] = dict(zip(keys, range(count), strict=True))
+        inputs: dict[Key, int] = {}
+        dependencies: list[tuple[int, ...]] = []
+        for names in names_of_each:
+            if numbers.keys() >= set(names):
+                dependencies.append(tuple([numbers[name] for name in names]))
+            else:
+                dependencies.append(
+                    tuple(
+                        [
+                            numbers[name] if name in numbers else inputs.setdefault(name, count + len(inputs))
+                            for name in names
+                        ]
+                    )
+                )
+        contents: dict[Digest, bytes | memoryview] = {}
+        function_numbers: dict[Digest, int] = {}
+        function_of = [function_numbers.setdefault(function.digest, len(function_numbers)) for function in functions]
+        blobs: list[tuple[Digest, ...]] = []
+        for function, own in zip(functions, contents_of_each, strict=True):
+            if own or function.blobs:
+                all_blobs = function.blobs + own
+                contents.update(all_blobs)
+                blobs.append(tuple([digest for digest, _ in all_blobs]))
+            else:
+                blobs.append(())
+        for function in functions:
+            contents.setdefault(function.digest, function.data)
+        options: list[Mapping[str, Any]] = []
+        options_of = [_number_in(options, extra) for extra in extras] if any(extras) else []
+        self._cut_rows += count
+        end, last_use, held = self._cut_rows, self._last_use, self._held
+        unheld = [name for name in inputs if name in held and last_use[name] < end]
+        for name in unheld:
+            del held[name]
+        now_held = [key for key in keys if last_use.get(key, -1) >= end]
+        held.update(dict.fromkeys(now_held))
         message = SubmitGraph(
-            tuple(self.functions),
-            tuple(self.function_of),
-            tuple(numbers),
-            tuple(self.calls),
-            tuple(self.inputs),
+            tuple(function_numbers),
+            tuple(function_of),
+            keys,
+            calls,
+            tuple(inputs),
             tuple(dependencies),
-            tuple(self.blobs) if any(self.blobs) else (),
-            tuple(self.tokens) if any(self.tokens) else (),
-            () if self.options == [NO_EXTRA] else tuple(self.options),
-            tuple(self.options_of) if len(self.options) > 1 else (),
+            tuple(blobs) if any(blobs) else (),
+            tokens if any(tokens) else (),
+            tuple(options),
+            tuple(options_of),
             (),
-            tuple([numbers[key] for key in held]),
+            tuple([numbers[key] for key in now_held]),
             tuple(unheld),
         )
-        wanted = [(number, key) for key, number in numbers.items() if key in outputs]
-        return GraphPart(message, wanted, tuple(self.contents.items()))
+        outputs = self._outputs
+        return GraphPart(message, [(numbers[key], key) for key in keys if key in outputs], tuple(contents.items()))
 
 
-class PartCutter:
-    """Gathers rows into parts. `held` has what was sent, and what rows not added yet depend on."""
-
-    def __init__(self, dependents: dict[Key, int], outputs: Mapping[Key, object]) -> None:
-        self.held: dict[Key, None] = {}
-        self._dependents = dependents
-        """How many rows that are still to come depend on each key."""
-        self._outputs = outputs
-        self._part = _Part()
-        self._limit = FIRST_PART
-        self._unheld: list[Key] = []
-
-    def add(self, row: GraphRow) -> Iterator[GraphPart]:
-        """Take the next row. Gives the part that it completes, if it does."""
-        dependents = self._dependents
-        for name in row.dependencies:
-            left = dependents.get(name, 0) - 1
-            if left > 0:
-                dependents[name] = left
-            elif not left:
-                del dependents[name]
-                if name in self.held:
-                    del self.held[name]
-                    self._unheld.append(name)
-        part = self._part
-        part.add(row)
-        if len(part.calls) >= self._limit or part.is_full:
-            yield self._cut()
-
-    def end(self) -> Iterator[GraphPart]:
-        """Gives the last part."""
-        if self._part.calls:
-            yield self._cut()
-
-    def _cut(self) -> GraphPart:
-        part, self._part = self._part, _Part()
-        self._limit *= 2
-        held = [key for key in part.numbers if key in self._dependents]
-        self.held.update(dict.fromkeys(held))
-        unheld, self._unheld = self._unheld, []
-        return part.finish(held, unheld, self._outputs)
+def _number_in(options: list[Mapping[str, Any]], extra: Mapping[str, Any]) -> int:
+    for number, option in enumerate(options):
+        if option is extra:
+            return number
+    options.append(extra)
+    return len(options) - 1

@@ -65,7 +65,7 @@ class Link:
         self._dial = dial
         self._grace_s = grace_s
         self._scope = trio.CancelScope()
-        """Around whatever is given up when the client is to stop."""
+        """Around what `stop` cancels."""
         self._is_stopping = False
         self._stopped = trio.Event()
         self.transports: trio.Nursery
@@ -162,7 +162,7 @@ class Link:
         try:
             with phase.scope:
                 async for batch in connection.batches():
-                    self._take(batch)
+                    self._handle_batch(batch)
         except (OSError, trio.BrokenResourceError) as error:
             return _Loss(f"the scheduler is lost: {str(error) or type(error).__name__}", False)
         except ProtocolError as error:  # the scheduler would send the same again
@@ -175,7 +175,7 @@ class Link:
             return _Loss(f"the scheduler closed the connection ({connection.goodbye.reason})", True)
         return _Loss("the scheduler is lost: it closed the connection unexpectedly", False)
 
-    def _take(self, batch: Sequence[Message]) -> None:
+    def _handle_batch(self, batch: Sequence[Message]) -> None:
         core = self._shared.core
         handle = core.handle
         for start in range(0, len(batch), MESSAGES_AT_ONCE):
@@ -228,7 +228,7 @@ class Link:
 
 
 def _announce_nothing() -> None:
-    """In the place of `task_status.started`, after the first connection."""
+    """Takes the place of `task_status.started` after the first connection."""
 
 
 def _handled(details: Mapping[str, Any]) -> int | None:

@@ -18,7 +18,7 @@ _T = TypeVar("_T")
 _Ts = TypeVarTuple("_Ts")
 
 
-def log_failure(callback: Callable[[], object]) -> None:
+def call_logging_errors(callback: Callable[[], object]) -> None:
     """Call a user's callback; what it raises is logged and goes no further."""
     try:
         callback()
@@ -68,7 +68,7 @@ class _Call(Generic[_T]):
 
 
 class LoopCalls:
-    """Calls into one loop. They outlive lost connections; the first wait until there is one."""
+    """Calls into one loop. They outlive lost connections; early ones wait for the first connection."""
 
     def __init__(self, shared: SharedState) -> None:
         self.token: trio.lowlevel.TrioToken | None = None
@@ -117,7 +117,7 @@ class LoopCalls:
             call.fail(error)
 
     def call(self, function: Callable[[*_Ts], Awaitable[_T]], *args: *_Ts, timeout_s: float | None = None) -> _T:
-        """Run an async function in the loop and block for its outcome; interrupted, it is cancelled there.
+        """Run an async function in the loop and block for its outcome; an interrupt cancels it there.
 
         Raises `TimeoutError` when the time is up, and what the function raises.
         """
@@ -136,7 +136,7 @@ class LoopCalls:
         return call.unwrap()
 
     async def call_async(self, function: Callable[[*_Ts], Awaitable[_T]], *args: *_Ts) -> _T:
-        """Run an async function in the loop, which may be that of another thread; cancelled, it is there."""
+        """Run an async function in the loop, perhaps in another thread; cancelling this cancels it there."""
         if threading.get_ident() == self.thread:
             return await function(*args)
         self._shared.check_open()
@@ -160,7 +160,7 @@ class LoopCalls:
         if self.token is None:
             return False
         try:
-            self.token.run_sync_soon(log_failure, partial(callback, *args))
+            self.token.run_sync_soon(call_logging_errors, partial(callback, *args))
         except trio.RunFinishedError:
             return False
         return True

@@ -11,7 +11,7 @@ from queue import SimpleQueue
 import trio
 
 from trio_dask.client.engine import Engine
-from trio_dask.client.loop_calls import log_failure
+from trio_dask.client.loop_calls import call_logging_errors
 from trio_dask.client.wait_signals import ThreadSignal
 
 _logger = logging.getLogger("trio_dask.client")
@@ -60,7 +60,7 @@ class EngineThread:
             self._thread.join(timeout_s)
 
     def started(self, value: None = None) -> None:
-        """The engine says that it is connected: this stands in for the status object of a Trio task."""
+        """The engine is connected. Takes the place of `started` of a Trio task's status."""
         self._connected.set()
 
     def _run(self) -> None:
@@ -100,7 +100,7 @@ class CallbackThread:
         self._thread: threading.Thread | None = None
 
     def put(self, callback: Callable[[], object]) -> None:
-        """Have this called soon. From any thread, but from one at a time: an engine calls it under its lock."""
+        """Call this soon. From any thread, but from one at a time: an engine calls it under its lock."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="trio_dask-callbacks", daemon=True)
             self._thread.start()
@@ -113,4 +113,4 @@ class CallbackThread:
 
     def _run(self) -> None:
         while (callback := self._queue.get()) is not None:
-            log_failure(callback)
+            call_logging_errors(callback)

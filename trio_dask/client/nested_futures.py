@@ -102,7 +102,7 @@ def values_of(engine: Engine, reader: ValueReader, states: list[KeyState], *, sk
 
 
 def with_values(collection: Any, values: Mapping[KeyState, Any]) -> Any:
-    """The collection with values for futures; a future without a value falls out of its container, or becomes None."""
+    """The collection with values for futures. One without a value is missing in its container; alone, it is None."""
     found = _with_values(collection, values)
     return None if found is _MISSING else found
 

@@ -41,7 +41,9 @@ def address_of(target: Any) -> str | None:
         return target
     address = getattr(target, "scheduler_address", None)
     if not isinstance(address, str):
-        raise UsageError(f"a client connects to an address or a cluster, not to a {type(target).__name__}")
+        raise UsageError(
+            f"a client connects to an address or a cluster, not to an object of type {type(target).__name__}"
+        )
     return address
 
 
@@ -104,10 +106,10 @@ async def _dial(
     """Connect, trying again until the time is up: the scheduler may be starting, or the network come back.
 
     After a lost connection each client waits a random moment first, as the scheduler may have lost all clients at once.
-    The tries are short at first: TCP sends packets that were lost on the way again only after ever longer pauses.
+    The tries are short at first: TCP repeats lost packets only after ever longer pauses.
 
-    Raises, with the reason of the last try, `NoScheduler`, or `UnavailableError` or `UsageError`, which are about the
-    file that names it; `RefusedError` at once.
+    Raises `NoScheduler` with the reason of the last try, `UnavailableError` or `UsageError` about the scheduler file,
+    and `RefusedError` at once.
     """
     retries = RetryPolicy(
         CLIENTS,

@@ -154,7 +154,7 @@ async def restart_workers(
 ) -> dict[WorkerName, str]:
     """Have some workers begin afresh, as new processes where they have a nanny; what only they held is recomputed.
 
-    Returns "OK" or "timed out" for each, by what it was called here.
+    Returns "OK" or "timed out" for each, by the name given here.
 
     Raises:
       UsageError: there is no such worker.
@@ -190,11 +190,11 @@ async def retire_workers(
       workers: names, addresses, hosts or numbers of the workers.
       n: instead of them, how many; those with the least to do go first.
 
-    Returns what the workers that have left had said of themselves, by address.
+    Returns the descriptions of the workers that have left, by address.
 
     Raises:
       UsageError: there is no such worker.
-      ClusterError: what they hold has nowhere to go, or they were needed otherwise; the message says what.
+      ClusterError: no other worker can take what they hold, or they are still needed; the message says why.
     """
     if not close_workers or not remove:
         raise UsageError("a retired worker always leaves and ends; close_workers and remove cannot be False")

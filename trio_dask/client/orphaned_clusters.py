@@ -42,7 +42,7 @@ def close_when_unreachable(client: Client, engine: Engine, close: Callable[[], o
 
 
 def _lost(engine: Engine, close: Callable[[], object]) -> None:
-    # The garbage collector calls this in the middle of anything: it must take no lock, as `Thread.start` does.
+    # The garbage collector calls this in the middle of anything: it must take no lock, and `Thread.start` takes one.
     _unreachable[close] = None
     if not engine.run_soon(_when_unused, engine, close):  # the loop has ended, so no future is of use any more
         with suppress(RuntimeError):  # there can be no more threads; it is closed at the end of the program

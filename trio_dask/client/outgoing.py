@@ -1,7 +1,7 @@
 """The way out of an engine: what is put into its core is sent to the scheduler, or fetched from workers.
 
-A lone request, by a caller that waits for what it asks for, is sent by the caller's own thread: no other has to be
-woken for it. Everything else is sent by the loop, which is woken once for all that gathered meanwhile.
+The caller's own thread sends a lone request for which the caller waits, so no other thread has to wake. The loop sends
+everything else, and wakes once for all that gathered meanwhile.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ RELEASES_AT_ONCE: Final = 1000
 """This many releases are handled before a thread that waits for the lock gets it."""
 
 DELAY_S: Final = 0.02
-"""How long futures that died may wait, when results have just come in, for company on the way to the scheduler."""
+"""When results have just come in, how long releases may wait for other messages to leave with."""
 
 
 class Outgoing:
@@ -81,7 +81,7 @@ class Outgoing:
         """Have what was put into the core, if anything, sent soon: from the loop's own thread at once."""
         if get_ident() == self._calls.thread:
             self.flush()
-        elif self._shared.core.has_something:
+        elif self._shared.core.has_work:
             self.wake()
 
     def wake(self) -> None:
@@ -99,7 +99,7 @@ class Outgoing:
             raise
 
     def drop(self, state: KeyState) -> None:
-        """One future less. Takes no lock, so that finalizers can call it.
+        """A future is gone. Takes no lock, so that finalizers can call it.
 
         While results come in it does not wake the loop: the release leaves with the next message, or soon.
         """
@@ -126,7 +126,7 @@ class Outgoing:
     def flush(self) -> None:
         """Send and fetch everything there is."""
         phase, nursery, core = self._shared.phase, self._calls.nursery, self._shared.core
-        if not self._dropped and type(phase) is Connected and not core.has_something:
+        if not self._dropped and type(phase) is Connected and not core.has_work:
             return
         while len(self._dropped) > RELEASES_AT_ONCE:
             with self._shared.lock:
@@ -145,7 +145,7 @@ class Outgoing:
                 nursery.start_soon(self._fetch, request)
 
     def flush_later(self) -> None:
-        """Flush in a moment: results have come in, and futures may die of it."""
+        """Flush in a moment: results have come in, so futures may be dropped soon."""
         if self._calls.nursery is not None:
             self.is_delaying = True
             self._calls.nursery.start_soon(self._flush_after_delay)

@@ -1,4 +1,4 @@
-"""`rpc(address)`: ask one scheduler, worker or nanny what it is and how it is, end it, or restart it."""
+"""`rpc(address)`: ask a scheduler, worker or nanny about itself, end it, or restart it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _T = TypeVar("_T")
 
 
 class rpc:
-    """One scheduler, worker or nanny, by its address, to be asked and told things.
+    """Asks a scheduler, worker or nanny about itself, or tells it to end or to restart.
 
         async with rpc("tcp://10.0.0.5:8786") as scheduler:         # in a Trio program
             print(await scheduler.identity())
@@ -81,8 +81,8 @@ class rpc:
 class AsyncRpc:
     """What `async with rpc(...)` gives. Its calls are for one task at a time.
 
-    Each raises `RefusedError` with the words of the other side if that does not want to, `NoScheduler` if it cannot be
-    reached any more, and `TimeoutError`.
+    Each raises `RefusedError` with the other side's reason if that refuses, `NoScheduler` if it can no longer be
+    reached, and `TimeoutError`.
     """
 
     def __init__(self, address: str, connection: Connection, timeout_s: float) -> None:
@@ -99,7 +99,7 @@ class AsyncRpc:
         return dict(await self._ask("identity"))
 
     async def status(self) -> dict[str, Any]:
-        """How it is: `status` (running, ...), and figures of its kind."""
+        """Its state: `status` (running, ...), and figures of its kind."""
         return dict(await self._ask("status"))
 
     async def overview(self) -> dict[str, Any]:
@@ -109,11 +109,11 @@ class AsyncRpc:
         return dict(await self._ask("overview"))
 
     async def terminate(self) -> None:
-        """Have it end in good order: a worker gives its work and its results to others first. Does not wait for it."""
+        """End it in good order: a worker first gives its work and its results to others. Does not wait for the end."""
         await self._ask("terminate")
 
     async def restart(self) -> None:
-        """Have it begin afresh: a worker with nothing, a nanny with another worker process, a scheduler all workers.
+        """Restart it: a worker begins with nothing, a nanny starts another process, a scheduler restarts all workers.
 
         What ran there runs again if it is still wanted; a scheduler forgets all tasks of all clients.
         """

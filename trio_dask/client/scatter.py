@@ -70,8 +70,9 @@ def reshaped(data: Any, futures: Sequence[Any]) -> Any:
 async def put_all(
     engine: Engine, items: Sequence[ScatterItem], states: Sequence[KeyState], workers: Workers, broadcast: bool
 ) -> None:
-    """Send each value to a worker, to the workers in turn by their threads, or each to all of them; wait until they
-    count as results. What is there already is not sent again.
+    """Send each value to one worker, by turns, or with `broadcast` to all; wait until it counts as a result.
+
+    Values that are there already are not sent again.
 
     Raises `UsageError` if there is no such worker, `ClusterError` if no worker takes a value.
     """

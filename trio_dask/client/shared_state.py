@@ -56,7 +56,7 @@ class Connection(Protocol):
 
 
 Dial = Callable[[str, int], Awaitable[Connection]]
-"""Connects to the scheduler. It is told which scheduler the client was connected with before (its incarnation; empty:
+"""Connects to the scheduler. It gets the incarnation of the scheduler that the client was connected with before (empty:
 none), and how many of its messages the client has handled. Raises `NoScheduler` or `RefusedError` when it gives up."""
 
 

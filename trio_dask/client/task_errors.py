@@ -21,7 +21,7 @@ from trio_dask.protocol.pickling import rebuild_exception
 def exception_of(state: KeyState) -> BaseException | None:
     """A fresh exception for a key that failed, or None for one that did not.
 
-    Fresh each time: an exception that is raised twice drags the first one's traceback along.
+    Fresh each time: an exception that is raised twice keeps the traceback of the first time.
     """
     failure = state.failure
     if failure is None:

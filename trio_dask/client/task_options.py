@@ -24,9 +24,9 @@ class Options(TypedDict, total=False):
     workers: names, addresses or hosts of the workers that may run them.
     allow_other_workers: treat `workers` as a preference.
     resources: what each needs of its worker, such as `{"GPU": 1}`.
-    retries: how often one that raises is run again.
+    retries: how often one that raises runs again.
     priority: any number, larger first; tasks of the same priority run in the order of submission.
-    time_limit: seconds, or a text such as "5 min", after which one that still runs is ended.
+    time_limit: seconds, or a text such as "5 min"; one that runs longer fails with `TaskTimeout`.
     fifo_timeout: accepted for compatibility; submissions of one client always run in their order.
     """
 
@@ -55,14 +55,14 @@ def worker_names(workers: Workers) -> tuple[str, ...]:
     return tuple([checked_text("the name of a worker", str(worker), MAX_KEY_LENGTH) for worker in each_worker(workers)])
 
 
-WITHOUT_MEANING: Final = frozenset({"actors", "asynchronous", "direct"})
+IGNORED: Final = frozenset({"actors", "asynchronous", "direct"})
 
 
 def drop_ignored_options(options: Mapping[str, Any]) -> Options:
     """The keywords of `get`, without those of distributed that mean nothing here."""
     if options.get("actors"):
         raise UsageError("actors are not supported")
-    return cast("Options", {name: value for name, value in options.items() if name not in WITHOUT_MEANING})
+    return cast("Options", {name: value for name, value in options.items() if name not in IGNORED})
 
 
 def known_options(options: Mapping[str, Any]) -> Options:

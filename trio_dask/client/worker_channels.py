@@ -70,7 +70,7 @@ class WorkerChannels:
     async def _use(self, address: str, channel: Channel, use: Callable[[Channel], Awaitable[_T]]) -> _T:
         try:
             result = await use(channel)
-        except BaseException:  # cut short, however: its next answer would belong to this exchange
+        except BaseException:  # whatever cut it short: its next answer would belong to this exchange
             channel.abort()
             raise
         if self._idle_count < MAX_IDLE:

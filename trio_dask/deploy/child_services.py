@@ -1,4 +1,4 @@
-"""The programs of our child processes, scheduler and worker, and the decorator that makes such a program of a service.
+"""The programs of our child processes, scheduler and worker, and the decorator that makes a service such a program.
 
 They import what they need when they run: a scheduler must never load what unpickles, and every import delays the start.
 """
@@ -15,7 +15,7 @@ from trio_dask.processes.environment import raise_file_limit
 
 
 def child_program(service: Callable[[ChildContext, Stopper], Awaitable[None]]) -> Entry:
-    """A decorator: it makes a service what `ChildSpec.program` takes. What goes wrong is reported to the parent."""
+    """Make a service a program for `ChildSpec.program`, which reports its failure to the parent."""
 
     @wraps(service)
     def run(child: ChildContext) -> int:
@@ -37,7 +37,7 @@ def child_program(service: Callable[[ChildContext, Stopper], Awaitable[None]]) -
             quiet=child.log.quiet,
             log_format="records" if child.log.records else "text",
             origin=child.log.origin,
-            tell=lambda status, text: child.report({"failure": text}),
+            on_failure=lambda status, text: child.report({"failure": text}),
         )
 
     return run
@@ -62,8 +62,8 @@ async def scheduler(child: ChildContext, stopper: Stopper) -> None:
 async def worker(child: ChildContext, stopper: Stopper) -> None:
     """A worker under a nanny, with these `NannySettings`.
 
-    It reports that it runs, its address once it is registered, why it leaves before it does, and that its slots are
-    free for good.
+    It reports that it runs, its address once it is registered, why it is about to leave, and that its slots are free
+    for good.
     """
     import trio
 

@@ -1,10 +1,10 @@
 """The members of a local cluster, a scheduler and its workers, each with a task that starts it and looks after it.
 
-As processes: the scheduler's port is bound here and handed down, so that workers can start at the same time and already
-have something to connect to. Workers are forked from a process that has loaded what they need, while the scheduler
-loads what it needs; where that is impossible, they are started by exec as well. Each worker has a nanny, in the Trio
-loop of the cluster. A worker that cannot be started, or keeps crashing, or a scheduler that dies, ends the cluster with
-that program's own last words.
+As processes: this process binds the scheduler's port and hands it down, so that workers start at the same time and
+already have something to connect to. Workers are forked from a process that has loaded what they need, while the
+scheduler loads what it needs; where that is impossible, they are started by exec as well. Each worker has a nanny, in
+the Trio loop of the cluster. A worker that cannot be started, or keeps crashing, or a scheduler that dies, ends the
+cluster with that program's own last words.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ class Members:
             await self._changed.wait()
 
     def note_end(self) -> None:
-        """Nothing is left; tell callers that still wait for a worker."""
+        """All members have ended: tell callers that still wait for a worker."""
         self._over = True
         self._note_change()
 
@@ -144,7 +144,7 @@ class Members:
     # ------------------------------------------------------------------------------------------- as processes
 
     async def _look_after_scheduler(self, listen_fd: int) -> None:
-        def heard(child: Child, report: Mapping[str, Any]) -> None:
+        def on_report(child: Child, report: Mapping[str, Any]) -> None:
             self.scheduler_pid = child.pid
             self._note_change()
 
@@ -156,7 +156,7 @@ class Members:
             stderr=_pass_on,
         )
         try:
-            end = await run_child(spec, heard)
+            end = await run_child(spec, on_report)
         except ClusterError as exc:
             self._fail(exc)
             return

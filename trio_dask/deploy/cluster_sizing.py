@@ -69,14 +69,14 @@ def plan(
       ClusterError: the cluster could not be started, or has ended by itself: then a block under Trio is cancelled.
       RuntimeError: this thread runs no Trio, for the form that is for Trio.
     """
-    # The signature, defaults and docstring of both forms of a local cluster: what is not given is chosen so that the
-    # workers together use each processor once, and all the memory.
+    # Both forms of a local cluster take their signature, defaults and docstring from here. By default the workers
+    # together use each processor once, and all the memory.
     cpu_count, machine_bytes = host_limits.cpus().number, host_limits.memory().number
     _check_count("n_workers", n_workers, 0, MAX_WORKERS)
     _check_count("threads_per_worker", threads_per_worker, 1, MAX_THREADS)
     _check_count("scheduler_port", scheduler_port, 0, 65535)
     if n_workers is None:
-        n_workers = _processes(cpu_count, threads_per_worker) if processes else 1
+        n_workers = _default_workers(cpu_count, threads_per_worker) if processes else 1
     if threads_per_worker is None:
         threads_per_worker = max(1, cpu_count // max(1, n_workers))
     if not isinstance(resources, Mapping | None):
@@ -106,7 +106,7 @@ def plan(
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerSizing:
-    """What each worker of one launcher gets. `text` says it for people, with the source of each limit."""
+    """What each worker of one launcher gets. `text` is for people, with the source of each limit."""
 
     workers: int
     threads: int
@@ -154,7 +154,7 @@ def _source(text: str, limit_bytes: int, memory: Amount) -> str:
 def _count_workers(text: str, threads: int | None, cpus: int) -> int:
     plain = text.strip().lower()
     if plain == "auto":
-        return _processes(cpus, threads)
+        return _default_workers(cpus, threads)
     digits = plain.removeprefix("-")
     if not (digits.isascii() and digits.isdigit() and len(digits) <= 9):
         raise UsageError(f"{text[:40]!a} is not a number of workers; give 1 or more, -1 for one per CPU, or auto")
@@ -212,7 +212,7 @@ def allow_files(layout: Layout, workers: int) -> None:
         )
 
 
-def _processes(cpus: int, threads: int | None) -> int:
+def _default_workers(cpus: int, threads: int | None) -> int:
     """One process per processor if they are few, else about as many processes as threads in each, as dask does."""
     if threads is not None:
         return max(1, cpus // threads)

@@ -1,7 +1,7 @@
 """A cluster on this machine: `open_local_cluster` for Trio, `LocalCluster` for blocking code.
 
 Scheduler and workers are processes of their own, bound to loopback; with `processes=False` they run inside the program.
-However the block is left, and if the program is killed, no process stays behind.
+No process stays behind, however the block ends, even if the program is killed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 CLOSED = "this cluster is closed"
 
-WITHOUT_MEANING = frozenset(
+IGNORED = frozenset(
     ("asynchronous", "dashboard_address", "loop", "security", "silence_logs", "start", "worker_dashboard_address")
 )
 
@@ -83,13 +83,13 @@ class AsyncLocalCluster(_BaseCluster):
         return self
 
     def scale(self, n: int = 0, memory: str | float | None = None, cores: int | None = None) -> None:
-        """Have `n` workers, or as many as have so much `memory`, or so many `cores` (threads), together.
+        """Have `n` workers, or enough for this much `memory` or this many `cores` (threads) in all.
 
-        It does not wait until they are there. What only a worker that goes held is computed again.
+        It does not wait for them. Results that only a leaving worker held are computed again.
 
         Raises:
           UsageError: one of these is no whole number from 0 on, or no amount of memory; or the system does not allow
-            as many open files as so many workers need.
+            as many open files as that many workers need.
         """
         members = self._running()
         number = workers_for(self._layout, n, memory, cores)
@@ -165,7 +165,7 @@ async def _open(layout: Layout) -> AsyncGenerator[AsyncLocalCluster, None]:
 
 
 def _described(form: Form, definition: Callable[..., Any], name: str, result: str, *around: Parameter) -> Form:
-    """Have a form say of itself what its definition says; the first and the last parameter may be its own."""
+    """Give a form its definition's docstring and signature; its first and last parameters may be its own."""
     described = cast("Any", form)
     described.__name__, described.__qualname__, described.__doc__ = name.rpartition(".")[2], name, definition.__doc__
     parameters = [*around[:1], *inspect.signature(definition).parameters.values(), *around[1:]]
@@ -186,7 +186,7 @@ open_local_cluster = _for_trio(plan)
 
 @contextmanager
 def _one_error(cluster: AsyncLocalCluster) -> Generator[None]:
-    """What the block raised leaves it without the group that our nursery made; the end of the cluster comes first."""
+    """Raise what the block raised without the group of our nursery, or the cluster's failure if it has failed."""
     try:
         yield
     except BaseExceptionGroup as group:  # raised again, whole if it has several errors
@@ -198,10 +198,10 @@ def _one_error(cluster: AsyncLocalCluster) -> Generator[None]:
         raise only from only.__cause__
 
 
-def _planned(
+def _takes_arguments_of(
     definition: Callable[P, Layout],
 ) -> Callable[[Callable[[LocalCluster, Layout], None]], Callable[Concatenate[LocalCluster, P], None]]:
-    """A decorator: the arguments are those of the definition, or arguments of distributed's that mean nothing here."""
+    """A decorator for `__init__`: takes the definition's arguments, and ignores some of distributed's."""
     known = inspect.signature(definition).parameters.keys()
 
     def decorate(start: Callable[[LocalCluster, Layout], None]) -> Callable[Concatenate[LocalCluster, P], None]:
@@ -211,7 +211,7 @@ def _planned(
             if kwargs.pop("security", None):
                 raise UsageError("security= is not supported yet")
             for name in sorted(kwargs.keys() - known):
-                if name not in WITHOUT_MEANING:
+                if name not in IGNORED:
                     raise TypeError(f"LocalCluster() got an unexpected argument {name!r}")
                 del kwargs[name]
             refuse_in_event_loop("LocalCluster()")
@@ -246,7 +246,7 @@ def _form(method: Callable[..., Any], run: Callable[..., Any]) -> Any:
             def act(cluster: AsyncLocalCluster) -> Any:
                 return method(cluster, *args, **kwargs)
 
-            return self._do(run, act)
+            return self._run_in_loop(run, act)
 
         return described_by(method, call, name)
 
@@ -256,15 +256,15 @@ def _form(method: Callable[..., Any], run: Callable[..., Any]) -> Any:
 class LocalCluster(_BaseCluster):
     """A scheduler and workers on this machine, for blocking code; ready when it has been made.
 
-    Use it in a `with` block, or `close` it. Arguments of distributed's
-    `LocalCluster` that mean nothing here (`dashboard_address`, `silence_logs`, ...) are taken and not used.
+    Use it in a `with` block, or `close` it. It ignores arguments of distributed's `LocalCluster` that mean nothing here
+    (`dashboard_address`, `silence_logs`, ...).
 
     Raises:
       UsageError: an argument makes no sense.
       ClusterError: the cluster could not be started.
     """
 
-    @_planned(plan)
+    @_takes_arguments_of(plan)
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
         self._cluster: AsyncLocalCluster | None = None
@@ -316,8 +316,8 @@ class LocalCluster(_BaseCluster):
             raise ClusterError(CLOSED)
         return self._cluster
 
-    def _own(self) -> AsyncLocalCluster:
-        """It, to do something with it. Raises `ForkedClientError` in a forked child."""
+    def _usable(self) -> AsyncLocalCluster:
+        """The cluster, for a call that does more than read. Raises `ForkedClientError` in a forked child."""
         cluster = self._readable()
         if self._is_forked:
             raise ForkedClientError(
@@ -340,10 +340,10 @@ class LocalCluster(_BaseCluster):
         except ClusterError as exc:
             return f"<local cluster: {exc}>"
 
-    def _do(self, run: Callable[..., Any], function: Callable[..., Any]) -> Any:
+    def _run_in_loop(self, run: Callable[..., Any], function: Callable[..., Any]) -> Any:
         """Have the loop's thread call or await this with the cluster, and return what it returns."""
         try:
-            return run(function, self._own(), trio_token=self._token)
+            return run(function, self._usable(), trio_token=self._token)
         except trio.RunFinishedError:
             raise ClusterError(CLOSED) from None
 

@@ -9,7 +9,7 @@ from typing import Any
 
 
 def is_dump(record: logging.LogRecord) -> bool:
-    """Whether a record is the dump of a crash, which belongs into files and JSON, not on a terminal."""
+    """Whether a record is the dump of a crash, which belongs in files and JSON, not on a terminal."""
     return hasattr(record, "dump")
 
 

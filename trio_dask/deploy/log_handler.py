@@ -1,7 +1,7 @@
 """Log lines that can neither stall a program nor break it.
 
-A terminal that was stopped, or a pipe that nobody reads, blocks the thread that writes to it. So the lines are written
-by a thread of their own. When too many wait, new ones are dropped: the first lines say more than the last.
+A terminal that was stopped, or a pipe that nobody reads, blocks the thread that writes to it. So a separate thread
+writes the lines. When too many wait, new ones are dropped: the first lines say more than the last.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ async def run_nannies(
 ) -> None:
     """Look after one worker for each of these settings, until all have ended. A signal makes the workers drain.
 
-    Their pid file is the launcher's. `label` is the name of the program in lines about a worker.
+    The pid file names the launcher. `label` is the name of the program in lines about a worker.
 
     Raises:
       KeptCrashing, NoScheduler, RefusedError, UsageError, OSError: what the first nanny that failed raised.
@@ -80,11 +80,11 @@ def _nanny(label: str, number: int, of: int, settings: NannySettings, debug: boo
         child_services.worker,
         label=label if name is None else f"{label} {name}",
         log=ChildLog(origin=origin, records=True, quiet=False, debug=debug),
-        output=_output(origin),
+        output=_output_logger(origin),
     )
 
 
-def _output(origin: str) -> Callable[[bytes], None]:
+def _output_logger(origin: str) -> Callable[[bytes], None]:
     """A function that logs what a worker of this name writes to its stderr."""
     logger = logging.getLogger("trio_dask.output")
     rest = b""

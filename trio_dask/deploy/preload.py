@@ -65,7 +65,7 @@ async def set_up(preloaded: Sequence[Preloaded], argv: Sequence[str], worker: An
             try:
                 await _call(getattr(one.module, "dask_setup", None), worker, argv)
             except Exception as error:  # it is the user's code: it can raise anything
-                raise PreloadError(f"--preload: dask_setup of {_told(one, error)}") from error
+                raise PreloadError(f"--preload: dask_setup of {_what_raised(one, error)}") from error
             ready.append(one)
         yield
     finally:
@@ -74,7 +74,7 @@ async def set_up(preloaded: Sequence[Preloaded], argv: Sequence[str], worker: An
                 try:
                     await _call(getattr(one.module, "dask_teardown", None), worker, ())
                 except Exception as error:  # the worker has ended well all the same
-                    log.warning("--preload: dask_teardown of %s", _told(one, error))
+                    log.warning("--preload: dask_teardown of %s", _what_raised(one, error))
         if scope.cancelled_caught:
             log.warning("--preload: dask_teardown took more than %g s and was abandoned", TEARDOWN_S)
 
@@ -108,7 +108,7 @@ def _load(name: str, option: str) -> ModuleType:
         raise PreloadError(f"{option}: importing {name} raised {_described(error, _file_of(name))}") from error
 
 
-def _told(one: Preloaded, error: BaseException) -> str:
+def _what_raised(one: Preloaded, error: BaseException) -> str:
     return f"{one.name} raised {_described(error, one.module.__file__ or '')}"
 
 

@@ -1,7 +1,8 @@
 """Run a service as a program: signals, limits, log lines and exit status.
 
 The first signal asks the service to stop in order. A second one ends the program at once, with all processes that it
-has started, and with the status of that signal. When the parent of the program has ended, nothing is worth waiting for.
+has started, and with the status of that signal. When the program's parent has ended, the service stops without
+draining.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ class Stopper:
                 signal.signal(number, self._on_signal)
 
     def bind(self, stop: Callable[[StopRequest], None] | None) -> None:
-        """From now on call `stop` with each request, also with an earlier one; with None a request ends the program."""
+        """From now on call `stop` with each request, and with an earlier one; with None a request ends the program."""
         self._stop = stop
         if stop is not None and self._request is not None:
             stop(self._request)
@@ -157,16 +158,16 @@ def run_program(
     log_format: LogFormat = "text",
     log_file: str | None = None,
     origin: str = "",
-    tell: Callable[[ExitStatus, str], object] | None = None,
+    on_failure: Callable[[ExitStatus, str], object] | None = None,
 ) -> int:
-    """Run a service to its end under Trio and give the exit status; nothing is raised.
+    """Run a service to its end under Trio and return the exit status; raises nothing.
 
     A request to stop cancels the service, which then ends within its own time for cleaning up, unless it stops by
-    itself (`Stopper.stopping_by`). Processes that it has left behind are killed.
+    itself (`Stopper.stopping_by`). Then this kills all processes that are left.
 
     Log lines go to stderr, and to the end of `log_file` too, with `origin` as the name of this program among others.
     `quiet` leaves out everything below warnings, and `debug` adds times and tracebacks. An error becomes one line after
-    `label`; with `tell`, that function gets it instead.
+    `label`; `on_failure`, if given, gets it instead.
     """
     log = logging.getLogger("trio_dask.program")
     logs = [_log_to_stderr(log_format, origin, debug=debug, quiet=quiet)]
@@ -184,9 +185,9 @@ def run_program(
     except (Exception, BaseExceptionGroup) as exc:
         # The last line of defence: any error becomes one line and a status.
         status, text = explain(exc)
-        if tell is not None:
-            tell(status, text)
-        if tell is None or debug:
+        if on_failure is not None:
+            on_failure(status, text)
+        if on_failure is None or debug:
             _log_failure(log, label, text, exc if debug else None)
     else:
         status = ExitStatus.STOPPED
@@ -275,7 +276,7 @@ def _is_journal(fd: int) -> bool:
 
 
 def _limit_exit(status: int) -> None:
-    """End the process after a moment, even if exit handlers, or threads of tasks that never end, keep it.
+    """End the process after a moment, even if exit handlers, or threads of tasks, never end.
 
     Signals are ignored from here on, so that none changes the status: the interpreter drops its handlers as it ends.
     """

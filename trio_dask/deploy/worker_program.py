@@ -69,9 +69,9 @@ async def work(
 
 
 async def remove_scratch(local_directory: str | None) -> None:
-    """Remove what killed workers have spilled there, in a second at most: for when no worker follows that would.
+    """Remove what killed workers have spilled there, for a second at most: perhaps no later worker does.
 
-    Cancellation does not reach it: it is part of a cleanup.
+    Cancellation does not interrupt it, because it is part of a cleanup.
     """
     import trio
 

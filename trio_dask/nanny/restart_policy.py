@@ -9,9 +9,9 @@
 | in good order, after a signal | another, at once, if the settings say so; else nothing; 0 |
 | in good order, sent away by its scheduler | nothing; 0 |
 | wrong usage, no scheduler (2, 3) | nothing; the same status |
-| refused (4) | nothing; the same status; but after one that was registered it is a crash: that one is in the way |
-| its user's own module raises at its start | nothing; 1 |
-| any other way, while tasks ran | another after a pause: the tasks answer for it |
+| refused (4) | nothing; the same status; but after a registered one a crash: the scheduler may still know that one |
+| a `--preload` module raises at its start | nothing; 1 |
+| any other way, while tasks ran | another after a pause: the tasks are to blame |
 | any other way | a crash of its own: another after a pause, unless there were too many; then nothing; 5 |
 
 A task may end the process with any status. So 0 counts as good order only if the worker said why it leaves, and 2, 3
@@ -39,7 +39,7 @@ class Restart(NamedTuple):
 
 
 class Finish(NamedTuple):
-    """Start no other process: the nanny has done what it was there for."""
+    """Start no other process: the nanny's work is done."""
 
 
 class GiveUp(NamedTuple):
@@ -58,7 +58,7 @@ class ProcessExit(NamedTuple):
     `status` is as `subprocess` has it, negative for a signal. `started`: it had begun to run its service, `registered`:
     a scheduler had taken it. `cause` says in words how it ended. `leaving` is the reason that it gave before it left in
     good order, `asked` what the nanny was asked for meanwhile. `hopeless`: another would fail in the same way.
-    `excused`: it ended while its tasks ran, which answer for that. `last_words` tell one failed start from another.
+    `excused`: it ended while tasks ran, which are to blame. `last_words` tell one failed start from another.
     `explained`: what went wrong is known from the worker itself, not from its status alone.
     """
 
@@ -92,9 +92,9 @@ class RestartWindow:
         self._same = 0
 
     def excused(self, now: float) -> Restart:
-        """A process ended by the fault of its tasks: that does not count, but tasks must not keep restarting it.
+        """Count a death that tasks caused. It is no crash, but tasks must not restart the worker all the time.
 
-        The pause doubles as after a crash, in a window of its own, but only a few times: other tasks wait as well.
+        The pause doubles as after a crash, in a window of its own, but only a few times: other tasks wait too.
         """
         deaths = self._excused
         self._forget_old(deaths, now)
@@ -135,7 +135,7 @@ class NannyCore:
 
     def __init__(self, settings: NannySettings) -> None:
         self._window = RestartWindow(settings)
-        self._followed = {
+        self._is_replaced = {
             "max-tasks": True,
             "lifetime": settings.lifetime_restart,
             "signal": settings.signal_restart,
@@ -151,28 +151,28 @@ class NannyCore:
         if end.asked == "restart" or (end.status == 0 and end.leaving == "restart"):
             return ExitDecision(planned=True, next=Restart(0.0))
         if end.status == 0 and end.started and end.leaving:
-            another = self._followed.get(end.leaving, False)
+            another = self._is_replaced.get(end.leaving, False)
             return ExitDecision(planned=True, next=Restart(0.0) if another else Finish())
         if end.hopeless:
             return ExitDecision(planned=False, next=GiveUp(ExitStatus.INTERNAL_ERROR, end.cause))
         match end.status:
             case ExitStatus.WRONG_USAGE | ExitStatus.NO_SCHEDULER:
-                is_its_own = end.explained
+                is_permanent = end.explained
             case ExitStatus.REFUSED:
-                is_its_own = end.explained and not had_registered
+                is_permanent = end.explained and not had_registered
             case _:
-                is_its_own = False
-        if is_its_own:
+                is_permanent = False
+        if is_permanent:
             return ExitDecision(planned=False, next=GiveUp(end.status, end.cause))
         if end.excused:
             return ExitDecision(planned=False, next=self._window.excused(now))
-        # Words that differ in a process id or a time would never count as the same: numbers are left out.
+        # Without digits, the last words of equal failures are equal: digits may be a process id or a time.
         failed_start = None if end.started else f"{end.status} {''.join(c for c in end.last_words if not c.isdigit())}"
         return ExitDecision(planned=False, next=self._window.crashed(end.cause, now, failed_start=failed_start))
 
 
 def memory_excess(used_bytes: int, limit_bytes: int | None, fraction: float | None) -> str | None:
-    """Why a process that uses so much is to be ended, or None if it may go on, as it may without limit or fraction."""
+    """Why a nanny kills a process that uses this much; None if the process may go on."""
     if limit_bytes is None or fraction is None or used_bytes <= limit_bytes * fraction:
         return None
     used, limit = (f"{number / 2**20:.0f} MiB" for number in (used_bytes, limit_bytes))

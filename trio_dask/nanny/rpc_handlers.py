@@ -1,4 +1,4 @@
-"""Where a nanny answers questions about itself and its worker, and takes orders to restart the worker or to end."""
+"""A nanny's listener for `rpc`: it answers questions, restarts the worker, and ends the nanny."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ async def run_control(
     async with trio.open_nursery() as nursery:
 
         async def listen(address: Address) -> list[Address]:
-            admit = admit_control(identity.incarnation)
+            admit = admit_control(identity)
             serving = partial(serve, Endpoint(address, limits), handle, identity=identity, admit=admit)
             bound: list[Address] = await nursery.start(serving)
             return bound
@@ -62,26 +62,26 @@ async def run_control(
         except OSError as error:
             failure = error  # raised outside of the nursery, which would wrap it
         else:
-            task_status.started(bound[0]._replace(host=await _towards_scheduler(bound[0].host, worker)))
+            task_status.started(bound[0]._replace(host=await _advertised_host(bound[0].host, worker)))
     if failure is not None:
         raise failure
 
 
 async def _host(worker: WorkerSettings) -> str:
-    """Where the worker will listen, as far as that is known before there is a scheduler."""
+    """The host where the worker will listen, as far as that is known before there is a scheduler."""
     if worker.interface is not None:
         return addresses_of_interface(worker.interface)[0]
-    return worker.host or await _towards_scheduler("", worker)
+    return worker.host or await _advertised_host("", worker)
 
 
-async def _towards_scheduler(bound: str, worker: WorkerSettings) -> str:
+async def _advertised_host(bound: str, worker: WorkerSettings) -> str:
     """The host to advertise for a listener that is bound to this one."""
     with trio.move_on_after(LOOK_UP_S):
-        return await trio.to_thread.run_sync(_way_to_scheduler, bound, worker, abandon_on_cancel=True)
+        return await trio.to_thread.run_sync(_look_up_host, bound, worker, abandon_on_cancel=True)
     return choose_advertised_host(bound)
 
 
-def _way_to_scheduler(bound: str, worker: WorkerSettings) -> str:
+def _look_up_host(bound: str, worker: WorkerSettings) -> str:
     """In a thread, because it may look a name up."""
     try:
         towards = parse_scheduler_address(find_scheduler(worker.scheduler, worker.scheduler_file)).host

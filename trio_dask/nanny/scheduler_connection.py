@@ -1,6 +1,6 @@
 """A nanny's own connection with the scheduler, over which it reports that its worker is alive, or dead.
 
-While the nanny lives, it makes a lost connection again, and then sends the reports that could not be sent meanwhile.
+After a lost connection it connects again, and sends the reports that gathered meanwhile.
 """
 
 from __future__ import annotations
@@ -39,10 +39,7 @@ SILENCE_S = 20.0
 
 
 class SchedulerConnection:
-    """`details` gives the details of the hello, `alive` the tokens of the workers' processes that are alive.
-
-    `handle` is called with each message of the scheduler.
-    """
+    """Calls `details` for the hello, `alive` for the tokens of processes that live, `handle` with each message."""
 
     def __init__(
         self,
@@ -64,7 +61,7 @@ class SchedulerConnection:
 
     @property
     def away_since(self) -> float:
-        """Since when the nanny has had no contact with a scheduler; infinite while it is connected."""
+        """When the nanny's last contact with a scheduler ended; infinite while it is connected."""
         return self._retries.away_since
 
     @property

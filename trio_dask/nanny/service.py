@@ -1,4 +1,4 @@
-"""The nanny as a service: one worker process after the other; each is watched, and its death reported.
+"""The nanny as a service: it runs one worker process after another, watches each, and reports its death.
 
     nanny      its own listener, the connection with the scheduler
     └ CHILD    start under a limit ─► watch its memory ─► its end ─► death report ─► pause ─► the next
@@ -66,9 +66,9 @@ class Pause(NamedTuple):
 class Nanny:
     """One nanny and its worker. Everything but `run` may be called at any time, in Trio's thread.
 
-    `changed` is called when `address` or `pid` change, `output` with what the worker writes to its stderr. `program` is
-    what a worker process runs, and `start` starts it. `label` names the program in lines about the worker; for `log`
-    see `ChildLog`.
+    It calls `changed` when `address` or `pid` change, and `output` with what the worker writes to its stderr. A worker
+    process runs `program`; `start` starts it. `label` names the program in lines about the worker; for `log` see
+    `ChildLog`.
     """
 
     _oom_kills: OomKills | None = None  # one for all nannies of this program
@@ -103,18 +103,18 @@ class Nanny:
         self._stop: Stop | None = None
         self.restarts = 0
         self._lasting_name = settings.worker.name
-        """The name of all processes: without a name of its own, the first one's address."""
+        """The name of every process: the configured one, else the address of the first process."""
         if Nanny._oom_kills is None:
             Nanny._oom_kills = OomKills()
 
     @property
     def name(self) -> str:
-        """The worker's name, or what stands for it."""
+        """The worker's name, or the address that stands for it; empty before there is one."""
         return self._lasting_name or ""
 
     @property
     def address(self) -> str | None:
-        """Where the worker is reached, while it is registered."""
+        """The worker's address, while it is registered."""
         return self._current.address if isinstance(self._current, WorkerProcess) else None
 
     @property
@@ -134,7 +134,7 @@ class Nanny:
             process.stop(how, reason)
 
     def restart(self, reason: str = "the nanny was asked for a restart") -> None:
-        """Have another worker process take the place of this one, at once. Does not wait."""
+        """Replace the worker's process at once. Does not wait."""
         self._end_pause()
         if isinstance(self._current, WorkerProcess):
             self._current.replace(reason)
@@ -162,7 +162,7 @@ class Nanny:
         SchedulerStops: _scheduler_stops,
     }
 
-    # ------------------------------------------------------------------------------------------ what others are told
+    # ------------------------------------------------------------------------------------------ what it reports
 
     def _details(self) -> Mapping[str, Any]:
         return {
@@ -188,7 +188,7 @@ class Nanny:
         }
 
     def identity(self) -> dict[str, Any]:
-        """What this nanny says of itself."""
+        """What this nanny is."""
         return {
             "type": "nanny",
             "address": "" if self.control_address is None else str(self.control_address),
@@ -213,7 +213,7 @@ class Nanny:
             "memory_limit_bytes": self.settings.worker.memory_limit_bytes or 0,
         }
 
-    # ------------------------------------------------------------------------------------------ one after the other
+    # ------------------------------------------------------------------------------------------ its processes
 
     async def run(self, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
         """Look after one worker until it ends for good; `task_status.started` gives its address once it is registered.
@@ -246,7 +246,7 @@ class Nanny:
             raise ERRORS.get(outcome.status, ClusterError)(outcome.reason)
 
     def _child_spec(self, token: str, board: RunningTable) -> ChildSpec:
-        """What the next worker process is started with."""
+        """How to start the next worker process."""
         settings = self.settings
         worker = settings.worker._replace(
             name=self._lasting_name,
@@ -270,7 +270,7 @@ class Nanny:
         )
 
     async def _run_workers(self, task_status: trio.TaskStatus[str]) -> Finish | GiveUp:
-        """One worker after the other; if its end is foreseen, the next one while the one before it drains."""
+        """Run one worker after another; if the end of one is planned, the next one starts while it drains."""
         waiting: list[trio.TaskStatus[str]] = [task_status]
         outcome: Finish | GiveUp = Finish()
         async with trio.open_nursery() as predecessors:
@@ -300,7 +300,7 @@ class Nanny:
 
     def _new_process(self, waiting: list[trio.TaskStatus[str]]) -> WorkerProcess:
         def process_changed() -> None:
-            if self._has_successor(process):
+            if self._is_time_for_successor(process):
                 process.successor_may_start.set()
             if self._current is not process:
                 return
@@ -315,11 +315,11 @@ class Nanny:
         process = self._current = WorkerProcess(token, board, spec, self.settings, self._connection, process_changed)
         return process
 
-    def _has_successor(self, process: WorkerProcess) -> bool:
+    def _is_time_for_successor(self, process: WorkerProcess) -> bool:
         """Whether another worker starts now, before this one ends, to take over the results of this one.
 
-        Not if both would have to listen on one port. Nor before this one is at rest: two that compute would use
-        processors and memory twice, and during a long last task the second could come to its own end, and so on.
+        Not if both would have to listen on one port, and not before this one is at rest: two that compute would use
+        processors and memory twice, and during a long last task the second could reach its own end, and so on.
         """
         first, last = self.settings.worker.port_range
         match process.phase:
@@ -351,7 +351,7 @@ class Nanny:
                 hopeless=end.hopeless,
                 excused=bool(runs) or (of_memory and process.address is not None),
                 last_words=end.failure or end.words.last_line,
-                explained=bool(end.failure) or self._is_alone(),
+                explained=bool(end.failure) or self._death_timeout_is_over(),
             )
         decision = self._core.ended(seen, trio.current_time())
         lived_s = trio.current_time() - process.began_at
@@ -376,14 +376,14 @@ class Nanny:
     def _claim_oom_kill() -> bool:
         return Nanny._oom_kills is not None and Nanny._oom_kills.claim()
 
-    def _is_alone(self) -> bool:
-        """Whether the worker may have left for lack of a scheduler: one that a task blocks ends without a word."""
+    def _death_timeout_is_over(self) -> bool:
+        """Whether the worker may have left for lack of a scheduler; it cannot report that while a task blocks it."""
         return trio.current_time() >= self._connection.away_since + self.settings.worker.death_timeout_s
 
     def _log_end(self, process: WorkerProcess, cause: str, decision: ExitDecision) -> None:
         # Not `_lasting_name`: without a name of its own, a worker that was restarted has the first one's port there.
         name = self.settings.worker.name or process.address
-        worker = " ".join(filter(None, ("Worker", name, f"(pid {process.pid})")))
+        worker = " ".join(filter(None, ("Worker", name, f"(pid {process.pid})" if process.pid else "")))
         following = decision.next
         again = "; restarting it" if isinstance(following, Restart) else ""
         if decision.planned and process.asked:

@@ -1,4 +1,4 @@
-"""One worker process under a nanny: what the nanny knows and watches of it, and how it is brought to its end."""
+"""One worker process under a nanny: what the nanny knows of it, watches, and does to end it."""
 
 from __future__ import annotations
 
@@ -91,8 +91,8 @@ Phase = Spawning | Starting | Running | Leaving | Ended
 class WorkerProcess:
     """One worker process, from its start to its end.
 
-    `phase` says how far it has come. `board` shows what it runs, `token` names it to the scheduler. `address` is where
-    it is reached, once it has been registered. `ended_for` is why the nanny ends it, if the nanny does.
+    `phase` says how far it is. `board` shows what it runs, `token` names it to the scheduler. `address` is there once
+    it has been registered. `ended_for` is why the nanny ends it, if the nanny does.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class WorkerProcess:
         self.ended_for: Order | Kill | None = None
         self.successor_may_start = trio.Event()
         """It has ended, or hands its results over to its successor."""
-        self._patience = trio.CancelScope()
+        self._deadline_scope = trio.CancelScope()
 
     @property
     def child(self) -> Child | None:
@@ -152,11 +152,11 @@ class WorkerProcess:
         """Start it, and stay until it has ended."""
         try:
             async with trio.open_nursery() as watching:
-                watching.start_soon(self._limit_patience)
+                watching.start_soon(self._enforce_deadline)
                 watching.start_soon(self._watch_memory)
                 watching.start_soon(self._watch_scheduler)
                 try:
-                    end = await run_child(self._spec, self._heard, self._born)
+                    end = await run_child(self._spec, self._handle_report, self._process_started)
                 except ClusterError as error:  # there is not even an interpreter
                     end = ChildEnd(name=self._spec.name, status=1, started=False, failure=str(error))
                 self.phase = Ended(end, self.pid, self.leaving)
@@ -166,12 +166,12 @@ class WorkerProcess:
                 self.board.close()
         self.successor_may_start.set()
 
-    def _born(self, child: Child) -> None:
+    def _process_started(self, child: Child) -> None:
         self.phase = Starting(child)
         if self.ended_for is not None:
             child.leave(self.ended_for.reason)
 
-    def _heard(self, child: Child, report: Mapping[str, Any]) -> None:
+    def _handle_report(self, child: Child, report: Mapping[str, Any]) -> None:
         if "address" in report:
             self.address = str(report["address"])
         if "running" in report:
@@ -211,10 +211,10 @@ class WorkerProcess:
             self.child.leave(reason)
 
     def _expect_end(self, seconds: float) -> None:
-        self._patience.deadline = min(self._patience.deadline, trio.current_time() + seconds)
+        self._deadline_scope.deadline = min(self._deadline_scope.deadline, trio.current_time() + seconds)
 
-    async def _limit_patience(self) -> None:
-        with self._patience:
+    async def _enforce_deadline(self) -> None:
+        with self._deadline_scope:
             await trio.sleep_forever()
         if self.child is not None and self.ended_for is not None:
             self.child.leave(self.ended_for.reason)

@@ -1,1 +1,1 @@
-"""Processes of this machine: how one is started, told that it is ready, watched and ended."""
+"""Processes of this machine: start one, learn that it is ready, watch it, end it."""

@@ -1,4 +1,4 @@
-"""What a child process has of its parent: the program to run, settings, and a way to report.
+"""What a child process gets from its parent: the program to run, settings, and a way to report.
 
 The parent names a program by the function itself, so that imports show what depends on what; only the function's module
 and name travel.
@@ -64,27 +64,27 @@ class ChildContext:
     report_fd: int
     parent_fd: int | None = None
     """Readable once the parent has ended; None where a guard watches the parent."""
-    begun: bytes = b""
-    """What has been read of stdin already."""
+    already_read: bytes = b""
+    """What this process has read of stdin already."""
 
     def report(self, content: Mapping[str, Any]) -> None:
-        """Tell the parent something."""
+        """Send the parent a report."""
         try:
             os.write(self.report_fd, json.dumps(content).encode() + b"\n")
         except OSError:
-            pass  # the parent is gone; stdin says so as well
+            pass  # the parent is gone, which the watch of stdin notices
 
     def watch_stdin(self, ask: Callable[[str, int | None], None]) -> None:
         """Have `ask` called in another thread when the parent orders something; see `StdinWatch`."""
-        StdinWatch.of_stdin(self.parent_fd, self.begun).start(ask)
+        StdinWatch.of_stdin(self.parent_fd, self.already_read).start(ask)
 
 
 Entry = Callable[[ChildContext], int]
 """The program of a child process: it runs to its end, and gives an exit status."""
 
 
-def begin(orders: Mapping[str, Any], begun: bytes) -> int:
-    """In a fresh child process: have it end with its parent, then run the program that was ordered."""
+def begin(orders: Mapping[str, Any], already_read: bytes) -> int:
+    """Make this fresh child process end with its parent, then run the program that `orders` names."""
     report_fd, kill_fd = orders["report_fd"], orders["kill_fd"]
     parent_fd = open_parent(orders["parent_pid"])
     if orders["guarded"]:
@@ -102,7 +102,7 @@ def begin(orders: Mapping[str, Any], begun: bytes) -> int:
         log=ChildLog(*orders["log"]),
         report_fd=report_fd,
         parent_fd=parent_fd,
-        begun=begun,
+        already_read=already_read,
     )
     context.report({"pid": os.getpid()})
     entry: Entry = Program(*orders["program"]).load()

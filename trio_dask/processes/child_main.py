@@ -1,7 +1,7 @@
 """Where every child process begins: run by its path, it reads from stdin which program to run.
 
-Nothing of the package may be imported before the parent's module search path is in place. What a fork server forks
-begins here again, with a stdin of its own and everything loaded.
+Nothing of the package may be imported before the parent's module search path is in place. A process that a fork server
+has forked begins here again, with a stdin of its own and everything loaded.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def _read_orders() -> tuple[dict[str, Any], bytes]:
 
 
 def _open_standard_streams() -> None:
-    """A number that is closed here would go to what is opened next, which would end when the stream is replaced."""
+    """Open the standard streams that are closed; else the next file would get the number of one of them."""
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(fd, True)
     os.close(fd)

@@ -1,4 +1,4 @@
-"""The parent's side of a started process: start it, learn that it is ready, hear of its end, leave nothing behind.
+"""The parent's side of a started process: start it, learn that it is ready, learn of its end, leave nothing behind.
 
 The child is `child_main.py`, run by its path, or forked from a process that runs it (see `fork_server`). The first line
 of its stdin says which program to run and how; after that, stdin carries orders, and its end tells the child to leave.
@@ -32,7 +32,7 @@ from trio_dask.processes.exit_report import ChildEnd, LastWords
 from trio_dask.processes.exit_watchdog import end_descendants
 from trio_dask.processes.job_control import suspended_with_us
 from trio_dask.processes.spawn import Process, Start, Starter, start_by_exec, wait_for_end
-from trio_dask.processes.stderr_records import DumpFilter, spoken
+from trio_dask.processes.stderr_records import DumpFilter, readable
 
 log = logging.getLogger("trio_dask.nanny")
 dumps = logging.getLogger("trio_dask.nanny.dumps")
@@ -44,16 +44,16 @@ REAP_S = 5.0
 """The kernel ends a killed process at once, unless the process waits for a device that does not answer."""
 MAX_LINE_BYTES = 64 * 1024
 GUARDS = hasattr(os, "pidfd_open")
-"""Elsewhere than on Linux a guard could not do more than a process group does."""
+"""On other systems than Linux a guard could do no more than a process group."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChildSpec:
     """What to start: `program`, a function that its module has under its name, with settings that JSON allows.
 
-    It has to report something within `start_timeout_s`. Once its stdin has ended it has `grace_s` to end. `inherit` are
-    descriptors that the child receives under the same numbers; `environment` comes on top of ours. `stderr` is called
-    with what the child writes to its stderr, except the dump of a crash, which goes to our log. `start` makes the
+    The child has to report something within `start_timeout_s`, and to end within `grace_s` once its stdin has ended. It
+    inherits the descriptors `inherit` under the same numbers, and our environment with `environment` on top. `stderr`
+    gets what the child writes to its stderr, except the dump of a crash, which goes to our log. `start` makes the
     process.
     """
 
@@ -70,15 +70,17 @@ class ChildSpec:
     start: Starter = start_by_exec
 
 
-Heard = Callable[["Child", Mapping[str, Any]], object]
+OnReport = Callable[["Child", Mapping[str, Any]], object]
 
 
 async def run_child(
-    spec: ChildSpec, heard: Heard = lambda child, report: None, born: Callable[[Child], object] = lambda child: None
+    spec: ChildSpec,
+    on_report: OnReport = lambda child, report: None,
+    on_start: Callable[[Child], object] = lambda child: None,
 ) -> ChildEnd:
-    """Start a child, call `heard` with each of its reports, and wait for its end; cancelled, end it within its grace.
+    """Start a child, call `on_report` with each report, and wait for its end; cancelled, end it within its grace.
 
-    `born` is called as soon as there is a process.
+    It calls `on_start` as soon as there is a process.
 
     Raises:
       ClusterError: it could not even be started.
@@ -114,8 +116,8 @@ async def run_child(
         except OSError as exc:
             raise ClusterError(f"{spec.name} could not be started: {exc.strerror or exc}") from exc
         ours.pop_all()
-    child = Child(spec, process, stdin_end, stderr_end, report_end, kill_end, heard)
-    born(child)
+    child = Child(spec, process, stdin_end, stderr_end, report_end, kill_end, on_report)
+    on_start(child)
     orders = {
         "program": program,
         "settings": spec.settings,
@@ -159,7 +161,7 @@ class _Lines:
 
 
 class Child:
-    """A process that was started. `pid` is the one that runs the program, 0 until it has told; it may have a guard."""
+    """A process that was started, perhaps with a guard. `pid` runs the program; 0 until it has reported that."""
 
     def __init__(
         self,
@@ -169,7 +171,7 @@ class Child:
         stderr_end: int,
         report_end: int,
         kill_end: int,
-        heard: Heard,
+        on_report: OnReport,
     ) -> None:
         self.pid = 0
         self._spec = spec
@@ -179,14 +181,14 @@ class Child:
         self._stderr = _Lines(stderr_end, MAX_LINE_BYTES)
         self._reports = _Lines(report_end)
         self._kill_end: int | None = kill_end
-        self._heard = heard
+        self._on_report = on_report
         self._filter = DumpFilter(spec.stderr, self._log_dump)
-        self._life = trio.CancelScope()
+        self._scope = trio.CancelScope()
         self._started = trio.Event()
         self._guard_has_reported = trio.Event()
         self._late = False
-        self._told = False
-        self._why = ""
+        self._has_orders = False
+        self._reason = ""
         self._failure = ""
         self._hopeless = False
         self._status: int | None = None
@@ -199,7 +201,7 @@ class Child:
             self._process.send_signal(number)
 
     def stop(self, number: int, reason: str) -> None:
-        """Have the program take this for a signal, with a reason that it can tell."""
+        """Have the program act as on this signal, and log this reason."""
         self._order({"signal": number, "reason": reason})
 
     def suspend(self) -> None:
@@ -219,12 +221,12 @@ class Child:
 
     def leave(self, reason: str = "") -> None:
         """End its stdin: it leaves within its grace, or is killed."""
-        self._why = self._why or reason
-        self._life.cancel()
+        self._reason = self._reason or reason
+        self._scope.cancel()
 
     def _order(self, order: Mapping[str, Any]) -> None:
         """Write to its stdin, once it has been told which program to run."""
-        if self._told and self._process.returncode is None:
+        if self._has_orders and self._process.returncode is None:
             try:
                 os.write(self._stdin.fileno(), json.dumps(order).encode() + b"\n")
             except OSError:
@@ -239,11 +241,11 @@ class Child:
     async def run(self, orders: Mapping[str, Any]) -> ChildEnd:
         """Tell it which program to run, and wait until it has ended."""
         try:
-            with self._life:
+            with self._scope:
                 async with trio.open_nursery() as nursery:
                     self._listen(nursery)
                     nursery.start_soon(self._limit_start)
-                    await self._tell(orders)
+                    await self._send_orders(orders)
                     await self._wait_for_end()
                     nursery.cancel_scope.cancel()
         finally:
@@ -266,10 +268,10 @@ class Child:
             peak_bytes=self._peak_bytes,
         )
 
-    async def _tell(self, orders: Mapping[str, Any]) -> None:
+    async def _send_orders(self, orders: Mapping[str, Any]) -> None:
         try:
             await self._stdin.send_all(json.dumps(orders).encode() + b"\n")
-            self._told = True
+            self._has_orders = True
         except trio.BrokenResourceError:
             pass  # it is dead already
 
@@ -278,17 +280,17 @@ class Child:
             await self._started.wait()
             return
         self._late = True
-        self.send_signal(signal.SIGABRT)  # on which it says where it is
+        self.send_signal(signal.SIGABRT)  # it dumps its stacks on that
         await trio.sleep(ABORT_S)
         self.kill()
 
-    # ------------------------------------------------------------------------------------------ what it says
+    # ------------------------------------------------------------------------------------------ what it reports
 
     def _listen(self, nursery: trio.Nursery) -> None:
-        nursery.start_soon(self._take_words)
-        nursery.start_soon(self._take_reports)
+        nursery.start_soon(self._read_stderr)
+        nursery.start_soon(self._read_reports)
 
-    async def _take_words(self) -> None:
+    async def _read_stderr(self) -> None:
         data = b" "
         while data:
             data, lines = await self._stderr.receive()
@@ -297,13 +299,13 @@ class Child:
                 self._remember(line)
 
     def _remember(self, line: bytes) -> None:
-        self._tail += (line[: 4 * LastWords.LONGEST] for line in spoken(line).splitlines() or [""])
+        self._tail += (line[: 4 * LastWords.LONGEST] for line in readable(line).splitlines() or [""])
 
     def _log_dump(self, lines: Sequence[str]) -> None:
-        """For the log: people read of the death in one line, from whatever looks after this child."""
+        """Log the dump; whatever looks after this child logs the death itself, in one line."""
         dumps.info("%s", lines[0], extra={"origin": self._spec.log.origin, "dump": "\n".join(lines[1:])})
 
-    async def _take_reports(self) -> None:
+    async def _read_reports(self) -> None:
         data = b" "
         while data:
             data, lines = await self._reports.receive()
@@ -324,7 +326,7 @@ class Child:
         self._hopeless = report.pop("hopeless", self._hopeless)
         if report:
             self._started.set()
-            self._heard(self, report)
+            self._on_report(self, report)
 
     # ------------------------------------------------------------------------------------------ its end
 
@@ -334,7 +336,7 @@ class Child:
             await self._process.wait()
 
     async def _end(self) -> None:
-        self._order({"reason": self._why or "the parent process stops"})
+        self._order({"reason": self._reason or "the parent process stops"})
         self._stdin.close()
         with trio.move_on_after(self._spec.grace_s) as grace:
             await self._wait_for_end()
@@ -351,7 +353,7 @@ class Child:
         await self._process.wait()
 
     async def _replace_guard(self) -> None:
-        """The guard has ended. If it was killed before its worker ended, do what can be done from here."""
+        """The guard has ended. If it was killed before its worker, end what can be found of the worker."""
         with trio.move_on_after(DRAIN_S):
             await self._guard_has_reported.wait()
             return

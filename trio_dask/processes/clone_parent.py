@@ -18,7 +18,7 @@ CLONE_PARENT = 0x8000
 
 
 def can_fork_sibling() -> bool:
-    """Whether that is possible here, and not switched off."""
+    """Whether that is possible here, and the user has not switched it off."""
     known = sys.platform == "linux" and sys.maxsize > 2**32 and os.uname().machine in CLONE
     # The new process reads there which descriptors to close.
     return known and has_proc() and os.environ.get(SWITCH) != "0"
@@ -28,7 +28,7 @@ def fork_sibling() -> int:
     """Fork a child of our parent. Gives its number, or 0 in the new process.
 
     The new process may do little more than fork once more, as a guard does: the C library does not know of this fork
-    and takes the new process for us, which a usual fork puts right.
+    and takes the new process for us, until a usual fork corrects that.
 
     Raises:
       OSError: the kernel refuses.

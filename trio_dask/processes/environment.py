@@ -1,4 +1,4 @@
-"""What a process is started with, besides its settings: environment variables, and how many files it may open."""
+"""What a process gets at its start, besides its settings: environment variables, and how many files it may open."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 OPEN_FILES = 65536
 
-# Numerical libraries take one thread for each task: tasks side by side keep a machine busy.
+# Numerical libraries get one thread for each task: tasks side by side keep a machine busy.
 LIBRARY_THREADS = (
     "OMP_NUM_THREADS",
     "MKL_NUM_THREADS",
@@ -30,7 +30,7 @@ def child_environment(given: Mapping[str, str], ours: Mapping[str, str] | None =
 
 
 def raise_file_limit(wanted: int = OPEN_FILES) -> int:
-    """Allow this process so many open files, or as many as the system grants; each peer is one. Gives the limit."""
+    """Allow this process this many open files, or as many as the system grants; returns the limit. A peer takes one."""
     try:
         import resource
     except ImportError:  # not a POSIX system

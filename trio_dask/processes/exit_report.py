@@ -68,9 +68,9 @@ class LastWords:
 class ChildEnd:
     """How a child ended.
 
-    `status` is as `subprocess` has it, negative for a signal. `started`: it had reported something. `late`: it had not
-    when its time for that was over. `failure` is what the program itself says went wrong, `hopeless` that another
-    process would fail in the same way, `peak_bytes` the most memory it had (0: not known).
+    `status` is as `subprocess` has it, negative for a signal. `started`: it had reported something. `late`: it did not
+    in time. `failure` is what the program itself says went wrong, `hopeless` that another process would fail in the
+    same way, `peak_bytes` the most memory it had (0: not known).
     """
 
     name: str
@@ -90,4 +90,4 @@ class ChildEnd:
 
     def describe(self) -> str:
         """How it ended, as part of a sentence."""
-        return "did not start in time and was killed" if self.late else describe_status(self.status)
+        return "took too long and was killed" if self.late else describe_status(self.status)

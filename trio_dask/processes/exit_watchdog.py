@@ -1,4 +1,4 @@
-"""Ends a process that should have ended by itself and has not: a task blocks its event loop, say, or a thread."""
+"""Ends a process that should have ended by itself and has not, for example because a task blocks its loop."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class ExitWatchdog:
         self.expect_end(math.inf, 0)
 
     def expect_end(self, seconds: float, status: int, text: str = "") -> None:
-        """Unless the process ends within so many seconds, end it, with what it has started and this exit status.
+        """Unless the process ends within this many seconds, end it and what it has started, with this exit status.
 
         `text` is then its last line on stderr. A later call replaces an earlier one.
         """
@@ -78,7 +78,7 @@ def flush_stdout() -> bool:
 
 
 def end_descendants(pid: int) -> None:
-    """Kill everything that this process has started and that is still there, and what that has started."""
+    """Kill all descendants of this process."""
     found: dict[int, None] = {}
     left = [pid]
     while left:

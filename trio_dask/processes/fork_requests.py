@@ -3,9 +3,9 @@
     launcher ── send ──► fork server ── fork ──► Request.apply, in the new process
     launcher ◄── answer ── the new process, or the fork server if it cannot fork
 
-The descriptors travel over a Unix socket. Those that the process is to have get the numbers that they have in the
-launcher, which tells the process of them by these numbers. All else, the environment with it, is in a file in memory:
-it may be larger than a message.
+The descriptors travel over a Unix socket. In the new process they have the same numbers as in the launcher, since
+orders and settings name them by these numbers. Everything else, such as the environment, is in a file in memory: it may
+be larger than a message.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def arrange(given: Sequence[int], numbers: Sequence[int]) -> None:
     """Give these descriptors these numbers, for inheritance, and close every other one except the first three."""
     safe: list[int] = []
     for fd in given:
-        while fd in numbers:  # where another one is to go; what stays behind is overwritten there
+        while fd in numbers:  # another one needs this number, and overwrites it
             fd = os.dup(fd)
         safe.append(fd)
     for fd, number in zip(safe, numbers, strict=True):

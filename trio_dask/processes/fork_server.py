@@ -4,7 +4,7 @@
               ├─ guard ── worker
               └─ guard ── worker
 
-To load what a worker needs takes ten times as long as the rest of its start. The server is started by exec like any
+Loading what a worker needs takes ten times as long as the rest of its start. The server is started by exec like any
 child of ours, and holds nothing of the user's program: no module, no thread, no connection. The new processes are
 children of the launcher, not of the server. So the launcher reaps, watches and ends them as if it had started them
 itself, and they neither need the server any more nor notice its end.
@@ -36,7 +36,7 @@ log = logging.getLogger("trio_dask.nanny")
 
 START_S = 20.0
 ANSWER_S = 3.0
-"""To fork takes milliseconds."""
+"""A fork takes milliseconds."""
 DEATH_S = 1.0
 
 
@@ -52,7 +52,7 @@ class ForkChannel:
     async def fork(self, start: Start) -> int | None:
         """The process that the server has forked for this, or None if it cannot.
 
-        Cancelled, it ends within its time limits: a process that nobody knows would be left behind else.
+        Cancelled, it still waits for the answer, for a limited time: else a process could be left behind unknown.
 
         Raises:
           OSError: the server neither answers nor ends.
@@ -69,7 +69,7 @@ class ForkChannel:
                 self._is_usable = False
                 log.warning("the fork server does not answer; ending it, and starting workers by exec")
                 self._kill()
-                # There is still an answer if it has forked before its death, from the new process; else end of file.
+                # If it forked before its death, the new process still answers; else the channel has ended.
                 with trio.move_on_after(DEATH_S, shield=True):
                     return await self._receive()
             except OSError as exc:
@@ -88,7 +88,7 @@ class ForkChannel:
         return pid
 
     async def close(self) -> None:
-        """Have no further requests made; a request that is being made hears that the server has ended."""
+        """Make no further requests; a request under way learns that the server has ended."""
         self._is_usable = False
         with trio.move_on_after(ANSWER_S + DEATH_S, shield=True):
             async with self._turn:
@@ -96,7 +96,7 @@ class ForkChannel:
 
 
 class ForkServer:
-    """A fork server, while `run` runs; `start` is a `Starter` all the time. `load` imports what its children need."""
+    """A fork server, while `run` runs; `start` is a `Starter` at any time. `load` imports what its children need."""
 
     def __init__(self, name: str, load: Callable[[], object]) -> None:
         self._name = name
@@ -114,7 +114,7 @@ class ForkServer:
         return None if self._channel is None or self._child is None else self._child.pid
 
     async def run(self) -> None:
-        """Have a server until cancelled or stopped, or until it ends by itself, which harms nobody."""
+        """Have a server until cancelled or stopped, or until it ends by itself, which does no harm."""
         with self._scope, ExitStack() as stack:
             try:
                 ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -125,11 +125,11 @@ class ForkServer:
             stack.enter_context(theirs)
             channel = stack.enter_context(trio.socket.from_stdlib_socket(ours))
 
-            def born(child: Child) -> None:
+            def on_start(child: Child) -> None:
                 self._child = child
-                theirs.close()  # else we would not hear of its end
+                theirs.close()  # else we would not learn of its end
 
-            def heard(child: Child, report: Mapping[str, Any]) -> None:
+            def on_report(child: Child, report: Mapping[str, Any]) -> None:
                 self._channel = ForkChannel(channel, child.kill)
                 self._decided.set()
 
@@ -142,7 +142,7 @@ class ForkServer:
                 start_timeout_s=START_S,
             )
             try:
-                end = await run_child(spec, heard, born)
+                end = await run_child(spec, on_report, on_start)
                 log.info("%s %s: from now on workers are started by exec", self._name, end.describe())
             except ClusterError as exc:
                 log.info("%s", exc)

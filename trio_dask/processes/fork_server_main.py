@@ -1,6 +1,6 @@
 """The fork server itself: load what its children need, then fork on request (see `fork_server`).
 
-It never has a second thread, because what it forks would have the locks of that thread, but not the thread. That is why
+It never has a second thread, because a fork copies the locks that such a thread holds, but not the thread. That is why
 it runs no Trio.
 """
 
@@ -17,11 +17,12 @@ from trio_dask.processes.child_context import ChildContext, Program
 from trio_dask.processes.clone_parent import fork_sibling
 from trio_dask.processes.environment import raise_file_limit
 from trio_dask.processes.fork_requests import Request, answer
+from trio_dask.processes.parent_watch import release_streams
 
 
 def serve(child: ChildContext) -> int:
-    """Serve until the launcher is done with us. What is forked begins again as another child."""
-    _release_stdout()
+    """Serve until the launcher is done with us. A forked process begins again as another child."""
+    release_streams(1)  # so that a reader of the launcher's output sees its end; a request brings that output
     raise_file_limit()  # the launcher may have done so, and hand over large numbers
     Program(*child.settings["load"]).load()()
     gc.freeze()  # a later collection of garbage need not look at what was loaded, nor copy it
@@ -36,17 +37,10 @@ def serve(child: ChildContext) -> int:
     return child_main.main()
 
 
-def _release_stdout() -> None:
-    """Let a reader of the launcher's output see its end; what is forked gets the launcher's output of that time."""
-    empty = os.open(os.devnull, os.O_RDWR)
-    os.dup2(empty, 1)
-    os.close(empty)
-
-
 def wait_for_fork(channel: socket.socket, ends: list[int], fork: Callable[[], int]) -> Request | None:
     """Fork for each request. Gives the request in a forked process, None once the launcher is done with us.
 
-    One of `ends` is readable then, or `channel` has come to its end.
+    The launcher is done when one of `ends` is readable or `channel` has ended.
     """
     poller = select.poll()
     poller.register(channel, select.POLLIN)

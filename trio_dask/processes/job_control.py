@@ -44,7 +44,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
         child.suspend()
     signal.signal(number, signal.SIG_DFL)
     try:
-        # Comes back once we are continued; at once if the kernel sees nothing that could continue us.
+        # Returns once we are continued; at once if the kernel sees nothing that could continue us.
         signal.raise_signal(number)
     finally:
         signal.signal(number, _stop)

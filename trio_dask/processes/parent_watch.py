@@ -2,8 +2,8 @@
 
 The parent holds the other end of our stdin. End of file there means: leave in good order, and should that take longer
 than `GRACE_S`, end at once with the process group. A thread watches, because a blocked event loop must not keep us
-alive. What comes before the end are orders, a line of JSON each: `signal`, to be taken like a signal with this number,
-and `reason`, why that is, or why the end is near. A parent that died gives none.
+alive. Before the end come orders, a line of JSON each: `signal`, a number to act on like that signal, and `reason`,
+why, or why the end is near. A parent that died gives none.
 
 A thread cannot run while foreign code holds the interpreter lock. On Linux a second pipe, the kill pipe, makes the
 kernel end the whole process group the moment the parent closes it or is gone, whatever any thread is doing.
@@ -32,24 +32,25 @@ PARENT_ENDED = "the parent process ended"
 
 
 def open_parent(pid: int) -> int | None:
-    """A descriptor that is readable once our parent has ended, where the system has one; this process ends if it has.
+    """A descriptor that is readable once our parent has ended, if the system has such; exits if it has ended.
 
-    The other ends of our pipes do not tell that: a process that the parent forked may hold them open after its death.
+    The other ends of our pipes do not show that: a process that the parent forked may hold them open after its death.
     """
     try:
         fd = os.pidfd_open(pid)
     except (OSError, AttributeError):  # it is gone, or this is not Linux
         fd = None
-    # Only now: what was opened above may be another process that got the number of a dead parent.
+    # Check only now: the descriptor may be of another process that got the number of a dead parent.
     if os.getppid() != pid:
         sys.exit(0)
     return fd
 
 
-def release_stdin() -> None:
-    """Have an empty stdin from now on."""
-    empty = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(empty, 0)
+def release_streams(*numbers: int) -> None:
+    """Replace these of the standard streams by empty ones."""
+    empty = os.open(os.devnull, os.O_RDWR)
+    for number in numbers:
+        os.dup2(empty, number)
     os.close(empty)
 
 
@@ -61,25 +62,25 @@ def end_group() -> None:
 
 
 class StdinWatch:
-    """Watches `fd` and, if given, `parent_fd` (see `open_parent`). `begun` has been read from `fd` before.
+    """Watches `fd` and, if given, `parent_fd` (see `open_parent`). `already_read` was read from `fd` before.
 
-    `end` is called when time is up.
+    It calls `end` when time is up.
     """
 
     def __init__(
-        self, fd: int, parent_fd: int | None = None, begun: bytes = b"", end: Callable[[], object] = end_group
+        self, fd: int, parent_fd: int | None = None, already_read: bytes = b"", end: Callable[[], object] = end_group
     ) -> None:
         self._fd = fd
         self._parent_fd = parent_fd
-        self._begun = begun
+        self._already_read = already_read
         self._end = end
 
     @classmethod
-    def of_stdin(cls, parent_fd: int | None, begun: bytes) -> StdinWatch:
+    def of_stdin(cls, parent_fd: int | None, already_read: bytes) -> StdinWatch:
         """Take stdin away from the program, which reads an empty one from now on, to watch it."""
         fd = os.dup(0)
-        release_stdin()
-        return cls(fd, parent_fd, begun)
+        release_streams(0)
+        return cls(fd, parent_fd, already_read)
 
     def start(self, ask: Callable[[str, int | None], None], *, grace_s: float = GRACE_S) -> threading.Thread:
         """Call `ask`, in another thread, with the reason and the number of each signal that is ordered.
@@ -97,8 +98,8 @@ class StdinWatch:
         return thread
 
     def _pass_orders_on(self, ask: Callable[[str, int | None], None]) -> str:
-        """Pass on what is ordered until the end; gives the reason for that."""
-        reason, data, rest = PARENT_ENDED, self._begun, b""
+        """Pass orders on until the end; returns the reason for that."""
+        reason, data, rest = PARENT_ENDED, self._already_read, b""
         poller = select.poll()
         poller.register(self._fd, select.POLLIN)
         if self._parent_fd is not None:

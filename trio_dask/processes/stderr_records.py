@@ -1,7 +1,7 @@
-"""What a child writes to its stderr: log records among lines of anybody, and perhaps the dump of a crash at the end.
+"""What a child writes to its stderr: log records among other lines, and perhaps the dump of a crash at the end.
 
 A record travels as one line: the separator of RFC 7464, then JSON. So its parent can tell it from what tasks print, and
-show it with the time and the level that it has.
+show it with its own time and level.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any, cast
 SEPARATOR = b"\x1e"
 MAX_TEXT = 8000
 TOO_LATE = 2**40
-"""From some time on `time.localtime` raises, and the record would be lost."""
+"""For later times `time.localtime` raises, and the record would be lost."""
 
 MAX_LINE_BYTES = 2**16
 MAX_DUMP_BYTES = 2**21
-"""What is longer is no dump: `faulthandler` writes at most 100 lines for each of 100 threads."""
+"""Anything longer is no dump: `faulthandler` writes at most 100 lines for each of 100 threads."""
 
 FATAL = b"Fatal Python error:"
 _DUMPED = re.compile(
@@ -73,8 +73,8 @@ def read_record(line: bytes) -> logging.LogRecord | None:
     )
 
 
-def spoken(line: bytes) -> str:
-    """A line as people read it, be it a record or not."""
+def readable(line: bytes) -> str:
+    """A line as people read it, whether it is a record or not."""
     record = read_record(line)
     if record is None:
         return line.decode(errors="replace")
@@ -84,8 +84,8 @@ def spoken(line: bytes) -> str:
 class DumpFilter:
     """Takes out of a stream what `faulthandler` writes when the interpreter crashes.
 
-    `pass_on` is called with the rest, as it comes, `dumped` with the lines of each dump. A task can write the beginning
-    of a dump as well, and then anything; only so much of that is held back.
+    It calls `pass_on` with the rest, as it comes, and `dumped` with the lines of each dump. A task, too, can write the
+    beginning of a dump, and then anything: two limits bound what it holds back of that.
     """
 
     def __init__(self, pass_on: Callable[[bytes], object], dumped: Callable[[Sequence[str]], object]) -> None:

@@ -4,8 +4,8 @@
 
 For Linux. The guard forks the worker before anything of the worker has begun, so that it runs no foreign code and has
 one thread. A worker that dies takes its process group along, but not what its tasks started in sessions of their own.
-The guard is their subreaper: it inherits all such orphans, however deep they were, and ends them. It does so as well
-when the nanny is gone.
+The guard is their subreaper: it inherits all such orphans, however deep they were, and ends them. It does the same when
+the nanny is gone.
 
 The guard passes on to the worker the signals that end, stop and continue a process. It reports how the worker ended,
 and how much memory the worker had at most.
@@ -23,7 +23,7 @@ from contextlib import suppress
 from types import FrameType
 from typing import Protocol
 
-from trio_dask.processes.parent_watch import release_stdin
+from trio_dask.processes.parent_watch import release_streams
 from trio_dask.procfs import children_of
 
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGABRT)
@@ -56,12 +56,9 @@ def fork_under_guard(parent_fd: int | None, report_fd: int, *, to_close: tuple[i
 
 
 def _release(descriptors: tuple[int, ...]) -> None:
-    """Hold no end of a pipe whose other end waits for the worker to close it."""
-    release_stdin()
-    empty = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(empty, 1)
-    os.dup2(empty, 2)
-    for fd in (empty, *descriptors):
+    """Close our ends of the pipes: the other ends wait until the worker has closed its own."""
+    release_streams(0, 1, 2)
+    for fd in descriptors:
         os.close(fd)
 
 
@@ -128,7 +125,7 @@ class _Worker:
 
     def kill(self) -> None:
         self.signal_group(signal.SIGKILL)
-        self.signal(signal.SIGKILL)  # it may not have come to lead a group yet; its number is ours until it is reaped
+        self.signal(signal.SIGKILL)  # it may not lead a group yet; its number is ours until it is reaped
 
     def reap(self) -> tuple[int, int]:
         _, status, usage = os.wait4(self._pid, 0)
@@ -136,7 +133,7 @@ class _Worker:
         return os.waitstatus_to_exitcode(status), usage.ru_maxrss * 1024
 
     def reap_orphans(self) -> None:
-        """Orphans that we have inherited and that have ended are left to nobody else."""
+        """Reap the orphans that we have inherited: no other process does."""
         with suppress(ChildProcessError):
             while (found := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
                 if found.si_pid == self._pid:

@@ -213,9 +213,8 @@ class FetchFailed(NamedTuple):
 class Query(NamedTuple):
     """A question about the state of the cluster, answered by one `Reply` with the same `request`.
 
-    `what` is one of: who_has (keys), has_what (workers), processing (workers), nbytes (keys), nthreads (workers),
-    scheduler_info (), story (keys). `arguments` narrows the answer; empty means all. `wait_for_workers` (a number) is
-    answered once there are as many workers.
+    `what` names a row of the table at the end of `scheduler/core/queries.py`; `arguments` (keys, or workers) narrows
+    the answer, and empty means all. `wait_for_workers` (a number) is answered once there are as many workers.
     """
 
     request: int
@@ -354,7 +353,8 @@ class Run(NamedTuple):
     `dependencies` lists each key that the call needs with the addresses to fetch it from; no address means that the
     worker has it, or computes it by an earlier `Run`. Lower `priority`, the order of submission, runs first. `extra`
     may hold: announce (bool: send `Started` and flush it before the task starts), time_limit (seconds), attempt (int,
-    absent means 1), priority (int, absent means 0: the user's, which comes before that order; lower runs first).
+    absent means 1), priority (int, absent means 0: the user's, which comes before that order; lower runs first). If a
+    client has `wanted` the result so far, a small one is to come along with the report.
     """
 
     run: RunId
@@ -364,6 +364,7 @@ class Run(NamedTuple):
     dependencies: tuple[tuple[Key, tuple[str, ...]], ...]
     priority: int
     extra: Mapping[str, Any]
+    wanted: bool = True
 
 
 @tagged(51)

@@ -10,16 +10,21 @@ shows in the result (a name of `__main__`, a future), or raises, and is pickled 
 
 from __future__ import annotations
 
-import copyreg
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pickle import PickleBuffer
 from typing import Any, Final, NamedTuple
 
 from trio_dask.ids import Key
 from trio_dask.protocol.blob_contents import LARGE_BYTES
 from trio_dask.protocol.pickled_calls import COMPUTED, PickledCall, pickle_call
-from trio_dask.protocol.picklers import ORDINARY, PICKLE_PROTOCOL, PICKLING_FAILURES, Chunks, names_what_only_we_have
+from trio_dask.protocol.picklers import (
+    PICKLE_PROTOCOL,
+    PICKLING_FAILURES,
+    Chunks,
+    names_what_only_we_have,
+    ordinary_reductions,
+)
 
 VALUE: Final = 0
 RESULT: Final = 1
@@ -63,11 +68,10 @@ class _NeedsHooks(Exception):
 
 
 class NodePickler:
-    """Pickles the calls of one graph. For one thread."""
+    """Pickles the calls of one graph. For one thread. `reductions` has functions that reduce nodes, by type."""
 
-    def __init__(self) -> None:
-        # A dictionary: the pickler looks up the type of every object, and `ORDINARY` does that in Python.
-        self._reductions = {**copyreg.dispatch_table, **ORDINARY}
+    def __init__(self, reductions: Mapping[type[Any], Callable[[Any], Any]]) -> None:
+        self._reductions = {**ordinary_reductions(), **reductions}
 
     def pickle_call(self, given: GivenArguments) -> PickledCall:
         """The arguments as bytes; `dependencies` of the result are futures in values, beside those of the task.

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import trio
 
+from trio_dask.client.collections.collector import fewer_collections
 from trio_dask.client.collections.dask_names import (
     annotations_here,
     base,
@@ -34,7 +35,7 @@ def futures_for(
     names = [key_to_str(key) for key in keys]
     outputs = list(dict.fromkeys(keys))
     make_nodes = _made_here(graph) if _makes_nodes_here() else partial(nodes_of, graph)
-    states = engine.send_graph(list(dict.fromkeys(names)), DaskGraphParts(make_nodes, outputs, extra_of))
+    states = engine.send_graph(dict.fromkeys(names, b""), DaskGraphParts(make_nodes, outputs, extra_of))
     futures = {state.key: make(engine, state) for state in states}
     return [futures[name] for name in names]
 
@@ -52,7 +53,8 @@ def _made_here(graph: Any) -> Callable[[], dict[Hashable, Any]]:
     failure: Exception | None = None
     nodes: dict[Hashable, Any] = {}
     try:
-        nodes = nodes_of(graph)
+        with fewer_collections():
+            nodes = nodes_of(graph)
     except Exception as error:  # of the user's objects: the futures raise it
         failure = error
 

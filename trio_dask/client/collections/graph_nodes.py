@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
-from trio_dask.client.collections.dask_names import Alias, DataNode, GraphNode, TaskRef, ordered
+from trio_dask.client.collections.collector import fewer_collections
+from trio_dask.client.collections.dask_names import (
+    Alias,
+    DataNode,
+    GraphNode,
+    Task,
+    TaskRef,
+    execute_subgraph,
+    ordered,
+    reduce_task,
+)
+from trio_dask.client.collections.subgraphs import run_subgraph
 from trio_dask.client.core.outbox import GraphPart
 from trio_dask.client.dask_graphs import identity, key_to_str
 from trio_dask.client.graph_parts import GraphRow, PartCutter
@@ -32,37 +43,42 @@ class DaskGraphParts:
         self._make_nodes = make_nodes
         self._outputs = outputs
         self._extra_of = extra_of
-        self.held: Mapping[Key, None] = {}
 
     def __iter__(self) -> Iterator[GraphPart]:
-        nodes = _needed(self._make_nodes(), self._outputs)
-        order = ordered(nodes)
+        with fewer_collections():
+            nodes = _needed(self._make_nodes(), self._outputs)
+            order = ordered(nodes)
         names = _names(nodes, self._outputs)
         outputs = dict.fromkeys([names[key] for key in self._outputs if key in names])
         encoder = _Encoder(names)
         rows: list[tuple[Hashable, Any, tuple[Key, ...]]] = []
-        dependents: dict[Key, int] = {}
+        last_use: dict[Key, int] = {}
         seen: set[Key] = set()
         for key in order:
             node = nodes[key]
             name = names[key]
             dependencies = encoder.names_of(node.dependencies)
-            if len(dependencies) > 1 and len({*dependencies}) < len(dependencies):
-                node = _with_one_key_each(node, names)
+            if len(set(dependencies)) < len(dependencies):  # an alias and its target
+                pairs = list(zip(dependencies, node.dependencies, strict=True))
+                one_key = dict(pairs)
+                node = node.substitute({needed: one_key[depends_on] for depends_on, needed in pairs})
                 dependencies = encoder.names_of(node.dependencies)
             if type(node) is Alias and dependencies == (name,):
                 continue  # it has the name of its target
             if name in seen:
                 raise UsageError(f"two keys of the graph have the same name, {name!r}")
             seen.add(name)
-            rows.append((key, node, dependencies))
             for needed in dependencies:
-                dependents[needed] = dependents.get(needed, 0) + 1
-        cutter = PartCutter(dependents, outputs)
-        self.held = cutter.held
+                last_use[needed] = len(rows)
+            rows.append((key, node, dependencies))
+        cutter = PartCutter(last_use, outputs)
         for key, node, dependencies in rows:
-            yield from cutter.add(encoder.row(names[key], node, dependencies, self._extra_of(key)))
-        yield from cutter.end()
+            part = cutter.add(encoder.row(names[key], node, dependencies, self._extra_of(key)))
+            if part is not None:
+                yield part
+        part = cutter.cut()
+        if part is not None:
+            yield part
 
 
 def _needed(nodes: dict[Hashable, Any], outputs: Sequence[Hashable]) -> dict[Hashable, Any]:
@@ -102,19 +118,13 @@ def _names(nodes: Mapping[Hashable, Any], outputs: Sequence[Hashable]) -> dict[H
     return names
 
 
-def _with_one_key_each(node: Any, names: Mapping[Hashable, Key]) -> Any:
-    """This node, with one key for each of its dependencies: aliases of one task have the same name."""
-    first: dict[Key, Hashable] = {}
-    return node.substitute({key: first.setdefault(names.get(key) or key_to_str(key), key) for key in node.dependencies})
-
-
 class _Encoder:
     """Turns nodes into rows. It holds every function it meets, so that no other gets its identity."""
 
     def __init__(self, names: Mapping[Hashable, Key]) -> None:
         self._names = names
         self._functions: dict[int, tuple[Any, PickledFunction]] = {}
-        self._pickler = NodePickler()
+        self._pickler = NodePickler({Task: reduce_task})
 
     def names_of(self, keys: frozenset[Hashable]) -> tuple[Key, ...]:
         """The names of dependencies."""
@@ -124,12 +134,16 @@ class _Encoder:
     def row(self, name: Key, node: Any, dependencies: tuple[Key, ...], extra: Mapping[str, Any]) -> GraphRow:
         """The task of a node. Raises `SerializationError`."""
         kind = type(node)
+        function: Callable[..., Any]
         if kind is Alias:
             function, given = identity, GivenArguments((0,), _NOTHING, bytes([RESULT]), ())
         elif kind is DataNode:
             function, given = identity, GivenArguments((node.value,), _NOTHING, bytes([VALUE]), ())
         else:
-            function, given = node.func, _given(node)
+            function = node.func
+            if function is execute_subgraph:
+                function = run_subgraph
+            given = _given(node)
         found = self._functions.get(id(function))
         if found is None:
             found = self._functions[id(function)] = function, pickle_function(function)

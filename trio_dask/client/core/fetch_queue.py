@@ -72,7 +72,7 @@ class FetchQueue:
         return (len(queue) if queue else 0) + self._running.get(address, 0)
 
     def _cut(self, address: str) -> tuple[KeyState, ...]:
-        """The head of a queue, as much as one request may carry; keys without readers fall out."""
+        """The head of a queue, as much as one request may carry, without the keys that have no readers."""
         queue = self.queues.get(address)
         states: list[KeyState] = []
         size = 0

@@ -3,7 +3,7 @@
 | status | what is true |
 |---|---|
 | pending | no answer yet, or its result is being computed again |
-| finished | the result exists: `value` is here, or `holders` have it, or neither (the copy that was here made room) |
+| finished | the result exists: `value` is here, or `holders` have it, or neither (the copy here has made room) |
 | error | `failure` is a `KeyFailed` or `NotSent` |
 | cancelled, lost | `failure` is a `Dropped` or `Ended`; terminal: a new submission makes a new state |
 
@@ -90,4 +90,4 @@ class KeyState:
 
 Waiter: TypeAlias = Callable[[KeyState], None]
 Reader: TypeAlias = Callable[[KeyState, Frames | None, str], None]
-"""Called once: with the frames, or None. Then the key failed, or (a reason is given) it could not be fetched."""
+"""Called once: with the frames, or with None if the key failed or, for the reason given, could not be fetched."""

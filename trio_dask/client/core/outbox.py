@@ -119,7 +119,7 @@ class Outbox:
             self.put(make(tuple(keys[start : start + MAX_KEYS])))
 
     def put_first(self, messages: Sequence[Message]) -> None:
-        """Have these sent before everything else."""
+        """Put these before everything else."""
         self.items[:0] = messages
 
     def ship(self, digest: Digest, data: bytes | memoryview) -> None:
@@ -149,13 +149,13 @@ class Outbox:
 
     def release(self, key: Key) -> None:
         """Append one key to the `Release` before it."""
-        self._name(Release, key)
+        self._append_key(Release, key)
 
     def want(self, key: Key) -> None:
         """Append one key to the `Want` before it."""
-        self._name(Want, key)
+        self._append_key(Want, key)
 
-    def _name(self, kind: type[Release | Want], key: Key) -> None:
+    def _append_key(self, kind: type[Release | Want], key: Key) -> None:
         last = self._last
         if type(last) is not _Keys or last.kind is not kind or len(last.keys) >= MAX_ROWS:
             last = _Keys(kind)

@@ -53,7 +53,7 @@ class ResendBuffer:
     def take_unacknowledged(self, number: int) -> list[Message]:
         """The connection was lost, and the scheduler has handled this many messages: the rest, to be sent again.
 
-        Raises `ProtocolError` if that cannot be.
+        Raises `ProtocolError` if that is impossible.
         """
         if number < self._before:
             raise ProtocolError(f"the scheduler has handled {number} messages, and {self._before} before")

@@ -56,7 +56,7 @@ def _run_failed(state: State, worker: Worker, message: m.RunFailed) -> None:
         task_transitions.requeue(state, task, "raised, retried")
         return
     details = {
-        "worker": worker.info.name,
+        "worker": worker.info.title,
         "address": worker.info.address,
         "attempt": history.attempts,
         "duration_s": message.duration_s,

@@ -116,7 +116,12 @@ def overview(state: State, clock: Callable[[], float]) -> Generator[None, None, 
         yield
     return {
         "workers": [
-            {"address": worker.info.address, "status": _status(worker), **_describe(worker)}
+            {
+                "address": worker.info.address,
+                "title": worker.info.title,
+                "status": _status(worker),
+                **_describe(worker),
+            }
             for worker in (*state.workers.values(), *state.away)
         ],
         "clients": [client.name for client in state.clients.values()],
@@ -159,7 +164,7 @@ def _oldest_run(workers: Iterable[Worker], now: float) -> dict[str, Any] | None:
     if found is None:
         return None
     started_at, task, worker = found
-    return {"key": task.key, "worker": worker.info.name, "seconds": max(0.0, now - started_at)}
+    return {"key": task.key, "worker": worker.info.title, "seconds": max(0.0, now - started_at)}
 
 
 def _fence(state: State, arguments: tuple[str, ...]) -> None:

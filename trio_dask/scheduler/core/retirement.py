@@ -196,7 +196,7 @@ def _call_off(state: State, worker: Worker, retirement: Retirement, alone: list[
 
 def _nowhere(worker: Worker, tasks: list[Task]) -> str:
     return (
-        f"worker {worker.info.name} holds the only copies of {len(tasks)} results, and no other worker is there to "
+        f"worker {worker.info.title} holds the only copies of {len(tasks)} results, and no other worker is there to "
         "take them; start another worker first, or release them"
     )
 
