@@ -56,15 +56,13 @@ def main() -> int:
     parser.add_argument("-n", "--numprocesses", default="2", help="how many processes run tests")
     parser.add_argument("suites", nargs="*", default=SUITES, help="modules or packages of dask")
     given = parser.parse_args()
-    outcomes: list[dict[str, str]] = []
     ours = "processes" if given.processes else "client"
-    for scheduler in ("threads", ours):
-        print(f"dask's tests with {scheduler}", flush=True)
-        outcomes.append(_run(scheduler, given.numprocesses, given.suites))
-    return _compare(*outcomes, Exceptions.read(processes=given.processes))
+    with_threads, with_ours = [_run(scheduler, given.numprocesses, given.suites) for scheduler in ("threads", ours)]
+    return _compare(with_threads, with_ours, Exceptions.read(processes=given.processes))
 
 
 def _run(scheduler: str, processes: str, suites: list[str]) -> dict[str, str]:
+    print(f"dask's tests with {scheduler}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "outcomes.json"
         options = ("--numprocesses", processes, "--dist", "worksteal", "--dask-outcomes", str(file))

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -51,6 +53,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.xfail(reason=reason, strict=False))
 
 
+def pytest_runtest_logfinish() -> None:
+    """Drop the frames of a test that has failed: with its futures, its keys would stand for its values."""
+    if sys.__dict__.pop("last_traceback", None) is not None:
+        for name in ("last_exc", "last_value"):
+            sys.__dict__.pop(name, None)
+        gc.collect()
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     """End the cluster."""
     config.stash[_cleanup].close()
@@ -76,7 +86,7 @@ def _get_of(scheduler: str, stack: ExitStack) -> Callable[..., Any]:
     if scheduler == "threads":
         from dask.threaded import get
 
-        return get  # type: ignore[no-any-return]
+        return get
     from dask import config
 
     from trio_dask import Client, LocalCluster
@@ -98,5 +108,10 @@ def _replace_schedulers(get: Callable[..., Any]) -> None:
 
     for name in dask.base.named_schedulers:
         dask.base.named_schedulers[name] = get
-    for module, name in ((dask, "get"), (dask.local, "get_sync"), (dask.threaded, "get"), (dask.multiprocessing, "get")):
+    for module, name in (
+        (dask, "get"),
+        (dask.local, "get_sync"),
+        (dask.threaded, "get"),
+        (dask.multiprocessing, "get"),
+    ):
         setattr(module, name, get)
