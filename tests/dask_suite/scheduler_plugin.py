@@ -106,12 +106,10 @@ def _replace_schedulers(get: Callable[..., Any]) -> None:
     import dask.multiprocessing
     import dask.threaded
 
+    def multiprocessing_get(*args: Any, **options: Any) -> Any:
+        return get(*args, **options)  # dask recognizes this one, and would make locks for it
+
     for name in dask.base.named_schedulers:
         dask.base.named_schedulers[name] = get
-    for module, name in (
-        (dask, "get"),
-        (dask.local, "get_sync"),
-        (dask.threaded, "get"),
-        (dask.multiprocessing, "get"),
-    ):
-        setattr(module, name, get)
+    dask.get = dask.threaded.get = dask.local.get_sync = get
+    dask.multiprocessing.get = multiprocessing_get
