@@ -111,5 +111,6 @@ def _replace_schedulers(get: Callable[..., Any]) -> None:
 
     for name in dask.base.named_schedulers:
         dask.base.named_schedulers[name] = get
-    dask.get = dask.threaded.get = dask.local.get_sync = get
+    package: Any = dask  # type checkers do not see that it has `get`
+    package.get = dask.threaded.get = dask.local.get_sync = get
     dask.multiprocessing.get = multiprocessing_get
