@@ -197,7 +197,7 @@ async def test_a_failure_arrives_whole_and_fresh_each_time(async_client: AsyncCl
         ("killed", {"deaths": ["w1: signal 9", "w2: signal 11"]}, KilledWorker),
         ("timeout", {}, TaskTimeout),
         ("conflict", {}, KeyConflict),
-        ("refused", {}, UsageError),
+        ("refused", {}, FutureCancelledError),
         ("something new", {}, RemoteError),
     ],
 )

@@ -84,9 +84,10 @@ class _Outcomes:
 
 def _get_of(scheduler: str, stack: ExitStack) -> Callable[..., Any]:
     if scheduler == "threads":
-        from dask.threaded import get
+        import dask.threaded
 
-        return get
+        threads: Callable[..., Any] = dask.threaded.get
+        return threads
     from dask import config
 
     from trio_dask import Client, LocalCluster
@@ -96,7 +97,7 @@ def _get_of(scheduler: str, stack: ExitStack) -> Callable[..., Any]:
     stack.enter_context(cluster)
     stack.enter_context(Client(cluster))
     config.set({SHUFFLE: None})  # dask's tests expect its own choice, and its workers have one disk
-    return ClusterScheduler().get
+    return ClusterScheduler()
 
 
 def _replace_schedulers(get: Callable[..., Any]) -> None:

@@ -14,7 +14,7 @@ from functools import partial
 from itertools import count
 from typing import Any, Concatenate, ParamSpec
 
-from trio_dask.client.core.key_state import Frames, KeyState, Reader, Waiter
+from trio_dask.client.core.key_state import TERMINAL, Frames, KeyState, Reader, Waiter
 from trio_dask.client.core.outbox import Content, GraphPart, Row
 from trio_dask.client.graph_sender import GraphSender
 from trio_dask.client.link import Link
@@ -163,6 +163,15 @@ class Engine:
             states = self.core.want(keys) if submitted else self.core.expect(keys)
         self._outgoing.wake()
         return states
+
+    def find(self, keys: Iterable[Key]) -> list[KeyState]:
+        """The states of those of these keys for which there are futures; each has one reference more."""
+        with self.shared.lock:
+            self._outgoing.collect_all_dropped()
+            found = [state for key in keys if (state := self.core.states.get(key)) and state.status not in TERMINAL]
+            for state in found:
+                state.refs += 1
+        return found
 
     def cancel(self, states: Iterable[KeyState], *, force: bool, text: str) -> None:
         """Cancel these."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 from trio_dask.client.core.outbox import MAX_CALL_BYTES, MAX_ROWS, NO_EXTRA, Content, GraphPart
 from trio_dask.ids import Digest, Key
@@ -12,6 +12,9 @@ from trio_dask.protocol.pickling import PickledFunction
 
 FIRST_PART: Final = 128
 """Rows of the first part, so that workers begin soon; each part has twice as many as the one before."""
+
+MAX_DEPENDENCIES: Final = 2**16
+"""Rows with so many dependencies complete a part: it has to fit into a frame."""
 
 
 class GraphRow(NamedTuple):
@@ -40,6 +43,7 @@ class PartCutter:
         self._rows: list[GraphRow] = []
         self._cut_rows = 0
         self._call_bytes = 0
+        self._dependencies = 0
         self._limit = FIRST_PART
 
     def add(self, row: GraphRow) -> GraphPart | None:
@@ -47,45 +51,44 @@ class PartCutter:
         rows = self._rows
         rows.append(row)
         self._call_bytes += len(row.call)
-        return self.cut() if len(rows) >= self._limit or self._call_bytes >= MAX_CALL_BYTES else None
+        self._dependencies += len(row.dependencies)
+        is_full = (
+            len(rows) >= self._limit or self._call_bytes >= MAX_CALL_BYTES or self._dependencies >= MAX_DEPENDENCIES
+        )
+        return self.cut() if is_full else None
 
     def cut(self) -> GraphPart | None:
         """The rows so far as a part; None if there are none."""
         rows, self._rows = self._rows, []
         if not rows:
             return None
-        self._call_bytes = 0
+        self._call_bytes = self._dependencies = 0
         self._limit = min(2 * self._limit, MAX_ROWS)
         keys, functions, calls, names_of_each, contents_of_each, tokens, extras = zip(*rows, strict=True)
         count = len(keys)
         numbers: dict[Key, int] = dict(zip(keys, range(count), strict=True))
         inputs: dict[Key, int] = {}
         dependencies: list[tuple[int, ...]] = []
+        number_of = numbers.get
         for names in names_of_each:
-            if numbers.keys() >= set(names):
-                dependencies.append(tuple([numbers[name] for name in names]))
-            else:
-                dependencies.append(
-                    tuple(
-                        [
-                            numbers[name] if name in numbers else inputs.setdefault(name, count + len(inputs))
-                            for name in names
-                        ]
-                    )
-                )
-        contents: dict[Digest, bytes | memoryview] = {}
+            found = [number_of(name) for name in names]
+            if None in found:
+                for place, number in enumerate(found):
+                    if number is None:
+                        found[place] = inputs.setdefault(names[place], count + len(inputs))
+            dependencies.append(cast("tuple[int, ...]", tuple(found)))
         function_numbers: dict[Digest, int] = {}
         function_of = [function_numbers.setdefault(function.digest, len(function_numbers)) for function in functions]
+        distinct = dict(zip(function_of, functions, strict=True)).values()
+        contents: dict[Digest, bytes | memoryview] = {}
+        for function in distinct:
+            contents.update(function.blobs)
+            contents[function.digest] = function.data
         blobs: list[tuple[Digest, ...]] = []
-        for function, own in zip(functions, contents_of_each, strict=True):
-            if own or function.blobs:
-                all_blobs = function.blobs + own
-                contents.update(all_blobs)
-                blobs.append(tuple([digest for digest, _ in all_blobs]))
-            else:
-                blobs.append(())
-        for function in functions:
-            contents.setdefault(function.digest, function.data)
+        if any(contents_of_each) or any(function.blobs for function in distinct):
+            for function, own in zip(functions, contents_of_each, strict=True):
+                contents.update(own)
+                blobs.append(tuple([digest for digest, _ in function.blobs + own]))
         options: list[Mapping[str, Any]] = []
         options_of = [_number_in(options, extra) for extra in extras] if any(extras) else []
         self._cut_rows += count
@@ -102,7 +105,7 @@ class PartCutter:
             calls,
             tuple(inputs),
             tuple(dependencies),
-            tuple(blobs) if any(blobs) else (),
+            tuple(blobs),
             tokens if any(tokens) else (),
             tuple(options),
             tuple(options_of),

@@ -1,8 +1,9 @@
 """Sends graphs in parts, in a thread of its own, so that the scheduler begins with the first part.
 
 Graphs leave in the order of the calls: a later one may need tasks of an earlier one. The thread ends when there is
-nothing left to send. It makes the next part only when it is sure that somebody still wants a result of the graph, so a
-graph that was cancelled, or whose caller was interrupted, stops there.
+nothing left to send. It makes the next part only if somebody still waits for an output that was not sent, so a graph
+that was cancelled, or whose caller was interrupted, stops there. Nothing stops the making of one part: if the user's
+code does not return, the next graph gets another thread.
 """
 
 from __future__ import annotations
@@ -50,11 +51,11 @@ class GraphSender:
         with self._lock:
             self._waiting.append(graph)
             if self._thread is None or not self._thread.is_alive() or self._is_given_up(self._current):
-                self._thread = threading.Thread(target=self._run, name="trio-dask-graphs", daemon=True)
+                self._thread = threading.Thread(target=self._run, name="trio_dask-graphs", daemon=True)
                 self._thread.start()
 
     def _is_given_up(self, graph: _Graph | None) -> bool:
-        """Whether nobody waits for this graph any more. Making its next part may still take long, or for ever."""
+        """Whether nobody waits for this graph any more. To make its next part may take for ever all the same."""
         with self._shared.lock:
             return graph is not None and not self._shared.core.needs(graph.expected)
 

@@ -73,7 +73,7 @@ class Goodbye(NamedTuple):
 
 @tagged(34)
 class Reply(NamedTuple):
-    """The answer to a `Query`, `Restart`, `RestartWorkers`, `Retire` or `Control`."""
+    """The answer to a `Query`, `Restart`, `RestartWorkers`, `Retire`, `Replicate` or `Control`."""
 
     request: int
     payload: Any
@@ -121,8 +121,7 @@ class Submit(NamedTuple):
     if no call has any. `tokens` is empty for keys that the client derived from the call itself; for keys that the user
     chose it is parallel to `keys` and fingerprints the call: the same key with another token is a conflict.
     A call whose first byte is 0 is a reference: the next 16 bytes name the blob that holds the call.
-    Tasks of one client run in the order of submission where nothing else decides. Senders of graphs order them
-    depth-first, and release the inner tasks of the graph right after it; the scheduler keeps what later tasks need.
+    Tasks of one client run in the order of submission where nothing else decides.
     `extra` may hold: priority (a number, larger first), retries (int), workers (names, addresses or hosts),
     allow_other_workers (bool), resources (name -> amount), time_limit (seconds).
     """
@@ -250,6 +249,19 @@ class Retire(NamedTuple):
     number: int
 
 
+@tagged(26)
+class Replicate(NamedTuple):
+    """Copy results (`copies`: a key and the address of the worker that is to have it), and drop `surplus` ones.
+
+    A `Reply` says when the copies are there; its payload is a map with `missing`, the keys of those that failed. The
+    last copy of a result is never surplus.
+    """
+
+    request: int
+    copies: tuple[tuple[Key, str], ...]
+    surplus: tuple[tuple[Key, str], ...]
+
+
 @tagged(19)
 class Shutdown(NamedTuple):
     """End the cluster: workers, clients and scheduler."""
@@ -271,6 +283,7 @@ FromClient = (
     | Restart
     | RestartWorkers
     | Retire
+    | Replicate
     | Shutdown
 )
 
@@ -397,7 +410,7 @@ class Acquire(NamedTuple):
     """Fetch these keys, each from one of the addresses with it, and keep them.
 
     `Replicas` tells what has come, `NotAcquired` what no address could give. The scheduler uses it to save the results
-    of a worker that is leaving.
+    of a worker that is leaving, and for a client that wants copies.
     """
 
     keys: tuple[tuple[Key, tuple[str, ...]], ...]

@@ -39,7 +39,7 @@ class GivenArguments(NamedTuple):
 
     `kinds` has a byte for each argument, keyword arguments last: `VALUE`; `RESULT`, then the argument is the number of
     a dependency; or `NODE`, then it is called with the results of the dependencies by `keys`, which are parallel to
-    the dependencies (and empty if there is no node).
+    the first dependencies (and empty if there is no node). Futures in values are dependencies after those.
     """
 
     args: tuple[Any, ...]

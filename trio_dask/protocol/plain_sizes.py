@@ -41,7 +41,7 @@ def plain_size(value: Any) -> PlainSize | None:
         return PlainSize(8)
     if kind is list or kind is tuple:
         return _size_of_items(value)
-    if kind is dict:
+    if kind is dict or (issubclass(kind, dict) and kind.__module__.startswith("dask.")):  # as tasks of shuffles give
         return _size_of_items((*value, *value.values())) if len(value) <= MOST_ITEMS else None
     if kind is str:
         return PlainSize(len(value)) if value.isascii() else None

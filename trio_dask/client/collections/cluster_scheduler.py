@@ -12,7 +12,7 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
-from trio_dask.client.collections.dask_hook import when_dask_is_imported
+from trio_dask.client.import_hook import DASK, when_imported
 from trio_dask.hooks import hooks
 
 SHUFFLE: Final = "dataframe.shuffle.method"
@@ -20,9 +20,16 @@ SHUFFLE: Final = "dataframe.shuffle.method"
 
 
 class ClusterScheduler:
-    """dask calls `get` to compute, and finds `persist` beside it."""
+    """dask calls this to compute, and finds `persist` on it."""
 
-    def get(self, expr: Any, keys: Any, **options: Any) -> Any:
+    def __eq__(self, other: object) -> bool:
+        """It stands for the `get` of the client that is current here, and programs compare it with that."""
+        client = None if other is self else _current_client()
+        return other is self or (client is not None and other == client.get)
+
+    __hash__ = object.__hash__
+
+    def __call__(self, expr: Any, keys: Any, **options: Any) -> Any:
         """The results of these keys, in the same nested lists."""
         client = _current_client()
         if client is None:
@@ -41,6 +48,14 @@ class ClusterScheduler:
         return client.persist(collections, **options)
 
 
+def computes_in_cluster(get: Any) -> bool:
+    """Whether this function, by which dask would compute, uses a cluster of ours."""
+    owner = getattr(get, "__self__", get)
+    if isinstance(owner, ClusterScheduler):
+        return _current_client() is not None
+    return hasattr(owner, "engine")  # a client's own `get`
+
+
 def _current_client() -> Any:
     assert hooks.find_client is not None, "trio_dask sets it"
     try:
@@ -53,7 +68,7 @@ class DaskConfiguration:
     """Puts the scheduler into dask's configuration while there is a reason to: a client is open, or a worker runs."""
 
     def __init__(self) -> None:
-        self._get = ClusterScheduler().get
+        self._scheduler = ClusterScheduler()
         self._reasons = 0
         self._before: dict[str, Any] = {}
         self._lock = threading.RLock()
@@ -72,7 +87,7 @@ class DaskConfiguration:
         with self._lock:
             self._reasons += 1
             if self._reasons == 1:
-                when_dask_is_imported(self._apply)
+                when_imported(DASK, self._apply)
 
     def end(self) -> None:
         """One reason less. With the last one dask is configured as before, but for what was changed meanwhile."""
@@ -87,7 +102,7 @@ class DaskConfiguration:
                 return
             import dask.config
 
-            wanted = {"scheduler": self._get, SHUFFLE: "tasks"}
+            wanted = {"scheduler": self._scheduler, SHUFFLE: "tasks"}
             self._before = {name: dask.config.get(name, None) for name in wanted}
             for name, value in wanted.items():
                 if self._before[name] is None:
@@ -99,7 +114,7 @@ class DaskConfiguration:
         import dask.config
 
         before, self._before = self._before, {}
-        for name, value in {"scheduler": self._get, SHUFFLE: "tasks"}.items():
+        for name, value in {"scheduler": self._scheduler, SHUFFLE: "tasks"}.items():
             if dask.config.get(name, None) == value and before[name] is None:
                 dask.config.set({name: None})
 

@@ -60,6 +60,18 @@ def annotations_of(graph: Any) -> Mapping[str, Mapping[Hashable, Any]]:
     return _of(graph).__dask_annotations__() if isinstance(graph, Expr) else {}
 
 
+def with_graph(collection: Any, graph: Mapping[Hashable, Any]) -> Any:
+    """A collection like this one with the same keys, and this graph."""
+    rebuild, arguments = collection.__dask_postpersist__()
+    if not hasattr(type(collection), "expr"):
+        return rebuild(graph, *arguments)
+    # A frame takes all keys of the graph for its partitions.
+    from dask.dataframe import dask_expr
+
+    meta, divisions, name = arguments
+    return _of(dask_expr).from_graph(graph, meta, divisions, list(collection.__dask_keys__()), name)
+
+
 def is_expression(graph: Any) -> bool:
     """Whether this is an expression, and not a dict of tasks."""
     return isinstance(graph, Expr)

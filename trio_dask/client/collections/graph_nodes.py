@@ -16,6 +16,7 @@ from trio_dask.client.collections.dask_names import (
     ordered,
     reduce_task,
 )
+from trio_dask.client.collections.graph_size import GraphSize
 from trio_dask.client.collections.subgraphs import run_subgraph
 from trio_dask.client.core.outbox import GraphPart
 from trio_dask.client.dask_graphs import identity, key_to_str
@@ -46,7 +47,7 @@ class DaskGraphParts:
 
     def __iter__(self) -> Iterator[GraphPart]:
         with fewer_collections():
-            nodes = _needed(self._make_nodes(), self._outputs)
+            nodes = needed_nodes(self._make_nodes(), self._outputs)
             order = ordered(nodes)
         names = _names(nodes, self._outputs)
         outputs = dict.fromkeys([names[key] for key in self._outputs if key in names])
@@ -72,16 +73,20 @@ class DaskGraphParts:
                 last_use[needed] = len(rows)
             rows.append((key, node, dependencies))
         cutter = PartCutter(last_use, outputs)
+        size = GraphSize()
         for key, node, dependencies in rows:
-            part = cutter.add(encoder.row(names[key], node, dependencies, self._extra_of(key)))
+            row = encoder.row(names[key], node, dependencies, self._extra_of(key))
+            size.add(row)
+            part = cutter.add(row)
             if part is not None:
                 yield part
+        size.warn()
         part = cutter.cut()
         if part is not None:
             yield part
 
 
-def _needed(nodes: dict[Hashable, Any], outputs: Sequence[Hashable]) -> dict[Hashable, Any]:
+def needed_nodes(nodes: dict[Hashable, Any], outputs: Sequence[Hashable]) -> dict[Hashable, Any]:
     """The nodes that the outputs need, in the order of the graph."""
     found: set[Hashable] = set()
     stack = [key for key in outputs if key in nodes]

@@ -81,6 +81,7 @@ def check_retirements(state: State) -> None:
 
 def not_acquired(state: State, target: Worker, message: NotAcquired) -> None:
     """A worker could not copy these results."""
+    state.pending.not_acquired(target, message.keys)
     forget_copies(state, target, [task for key in message.keys if (task := state.tasks.get(key)) is not None])
     state.check_retirements_soon()
 
