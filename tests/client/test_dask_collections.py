@@ -84,3 +84,17 @@ def test_what_materializing_a_graph_raises_is_the_error_of_its_futures(
     future = client.compute(delayed(1))
     with pytest.raises(ZeroDivisionError):
         future.result()
+
+
+def test_what_dask_computes_by_is_known_as_ours_while_a_client_is_open() -> None:
+    from dask.base import get_scheduler
+    from dask.threaded import get
+
+    from trio_dask.client.collections.cluster_scheduler import computes_in_cluster
+
+    with LocalCluster(1, 1, processes=False) as cluster, Client(cluster) as client:
+        scheduler = get_scheduler()
+        assert computes_in_cluster(scheduler)
+        assert computes_in_cluster(client.get)
+        assert not computes_in_cluster(get)
+    assert not computes_in_cluster(scheduler)
