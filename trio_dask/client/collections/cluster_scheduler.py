@@ -50,7 +50,7 @@ class ClusterScheduler:
 
 def computes_in_cluster(get: Any) -> bool:
     """Whether this function, by which dask would compute, uses a cluster of ours."""
-    owner = getattr(get, "__self__", None)
+    owner = getattr(get, "__self__", get)
     if isinstance(owner, ClusterScheduler):
         return _current_client() is not None
     return hasattr(owner, "engine")  # a client's own `get`

@@ -14,7 +14,6 @@ from trio_dask.client.collections.dask_names import (
     Task,
     TaskRef,
     execute_subgraph,
-    nodes_of,
     ordered,
     reduce_task,
 )
@@ -34,20 +33,22 @@ _NOTHING: Mapping[str, Any] = {}
 class DaskGraphParts:
     """Makes the parts of a graph: materializes it, leaves out what the outputs do not need, orders and pickles it.
 
-    `graph` is an expression or a dict of tasks. `extra_of` gives what the scheduler is told about how the task of a key
-    runs.
+    `make_nodes` gives the tasks by key. `extra_of` gives what the scheduler is told about how the task of a key runs.
     """
 
     def __init__(
-        self, graph: Any, outputs: Sequence[Hashable], extra_of: Callable[[Hashable], Mapping[str, Any]]
+        self,
+        make_nodes: Callable[[], dict[Hashable, Any]],
+        outputs: Sequence[Hashable],
+        extra_of: Callable[[Hashable], Mapping[str, Any]],
     ) -> None:
-        self._graph = graph
+        self._make_nodes = make_nodes
         self._outputs = outputs
         self._extra_of = extra_of
 
     def __iter__(self) -> Iterator[GraphPart]:
         with fewer_collections():
-            nodes = needed_nodes(nodes_of(self._graph), self._outputs)
+            nodes = needed_nodes(self._make_nodes(), self._outputs)
             order = ordered(nodes)
         names = _names(nodes, self._outputs)
         outputs = dict.fromkeys([names[key] for key in self._outputs if key in names])
