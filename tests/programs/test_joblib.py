@@ -101,6 +101,26 @@ def test_a_task_may_use_parallel(client: Client) -> None:
     assert nested == [list(range(1, count + 1)) for count in counts]
 
 
+def test_a_task_may_name_the_backend_itself(client: Client) -> None:
+    """In a process where nothing of this was imported."""
+
+    def names_it() -> list[int]:
+        import joblib
+
+        with joblib.parallel_config("trio_dask"):
+            found: list[int] = joblib.Parallel()(joblib.delayed(abs)(number) for number in range(-3, 0))
+        return found
+
+    assert client.submit(names_it).result() == [3, 2, 1]
+
+
+def test_without_workers_it_waits_for_the_first_one() -> None:
+    with Client(n_workers=0, processes=False) as client:
+        backend = TrioDaskBackend(client=client, wait_for_workers_timeout=0.05)
+        with pytest.raises(TimeoutError, match="0 of 1 workers"), joblib.parallel_config(backend):
+            in_parallel(joblib.delayed(increment)(number) for number in range(3))
+
+
 def test_a_parallel_may_take_what_another_yields() -> None:
     first = in_parallel((joblib.delayed(increment)(number) for number in range(50)), return_as="generator")
     assert in_parallel(joblib.delayed(increment)(number) for number in first) == list(range(2, 52))
