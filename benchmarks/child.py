@@ -49,7 +49,8 @@ def measure(rival_name: str, case_name: str, *, quick: bool) -> dict[str, float]
         try:
             if case.cluster:
                 rival.start(context.folder)
-                warm_up(rival)
+                if rival.has_workers:
+                    warm_up(rival)
             return case.run(context)
         finally:
             rival.stop()

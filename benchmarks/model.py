@@ -54,6 +54,10 @@ def at_least_times(rival: str, factor: float) -> Bound:
     return Bound(factor, f"at least {factor:g} times {rival}", rival=rival, at_least=True)
 
 
+def at_most_times(rival: str, factor: float) -> Bound:
+    return Bound(factor, f"at most {factor:g} times {rival}", rival=rival)
+
+
 def below(rival: str) -> Bound:
     return Bound(1.0, f"below {rival}", rival=rival, strict=True)
 
@@ -84,6 +88,10 @@ class Sizes:
     tree_exponent: int
     merge_tasks: int
     dag_tasks: int
+    bag_shape_tasks: int
+    collection_share: float
+    """How much of its full size each collection has."""
+    shuffle_bytes: int
     array_bytes: int
     array_count: int
     argument_bytes: int
@@ -109,6 +117,9 @@ FULL = Sizes(
     tree_exponent=14,
     merge_tasks=25_000,
     dag_tasks=20_000,
+    bag_shape_tasks=5_458,
+    collection_share=1.0,
+    shuffle_bytes=2_000 * MB,
     array_bytes=20 * MB,
     array_count=10,
     argument_bytes=2**30,
@@ -131,6 +142,9 @@ QUICK = Sizes(
     tree_exponent=10,
     merge_tasks=2_500,
     dag_tasks=2_000,
+    bag_shape_tasks=546,
+    collection_share=0.1,
+    shuffle_bytes=100 * MB,
     array_bytes=20 * MB,
     array_count=3,
     argument_bytes=16 * MB,

@@ -71,3 +71,21 @@ def transform_block(block: Any) -> Any:
 def array_ends(array: Any) -> tuple[int, float, float]:
     """Size and both ends: enough to know that all of it is here, without reading through it."""
     return int(array.nbytes), float(array[0]), float(array[-1])
+
+
+def is_odd(x: int) -> bool:
+    return x % 2 == 1
+
+
+def block_of_bytes(number: int, *inputs: bytes) -> bytes:
+    return bytes(12_000)
+
+
+def make_frame(number: int, rows: int) -> Any:
+    import numpy as np
+    import pandas as pd
+
+    source = np.random.default_rng(number)
+    return pd.DataFrame(
+        {"key": source.integers(0, 1_000_000, rows), **{name: source.random(rows) for name in ("x", "y", "z")}}
+    )

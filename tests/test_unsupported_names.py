@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import dask._task_spec  # noqa: F401 - futures have the methods of its `TaskRef` then
 import pytest
 
 import trio_dask
@@ -74,7 +75,7 @@ def test_what_is_missing_says_why_and_where_more_is_written_and_does_not_exist()
         for owner, name, said in (
             (trio_dask, "Lock", "module 'trio_dask' has no attribute 'Lock', which distributed has: the coordination"),
             (client, "upload_file", "Client has no attribute 'upload_file', which distributed has: files are not sent"),
-            (AsyncClient("tcp://h:1"), "persist", "AsyncClient has no attribute 'persist', which distributed has: "),
+            (AsyncClient("tcp://h:1"), "profile", "AsyncClient has no attribute 'profile', which distributed has: "),
             (future, "executor", "Future has no attribute 'executor', which distributed has: use client"),
             (cluster, "adapt", "LocalCluster has no attribute 'adapt', which distributed has: clusters do not adapt"),
         ):

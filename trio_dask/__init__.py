@@ -24,6 +24,7 @@ from trio_dask.errors import (
     DataLost,
     ForkedClientError,
     FutureCancelledError,
+    FutureLost,
     KeptCrashing,
     KeyConflict,
     KilledWorker,
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from trio_dask.client.current_client import fire_and_forget, futures_of, get_client, worker_client
     from trio_dask.client.default_clients import default_client
     from trio_dask.client.futures import AsyncFuture, Future
+    from trio_dask.client.progress import progress
     from trio_dask.client.rpc_client import rpc
     from trio_dask.client.wait import ALL_COMPLETED, FIRST_COMPLETED, DoneAndNotDone, wait
     from trio_dask.deploy.local_cluster import LocalCluster, open_local_cluster
@@ -69,6 +71,7 @@ __all__ = [
     "ForkedClientError",
     "Future",
     "FutureCancelledError",
+    "FutureLost",
     "KeptCrashing",
     "KeyConflict",
     "KilledWorker",
@@ -95,6 +98,7 @@ __all__ = [
     "get_client",
     "get_worker",
     "open_local_cluster",
+    "progress",
     "rejoin",
     "rpc",
     "secede",
@@ -111,6 +115,7 @@ _HOMES = {
         "client.current_client": "fire_and_forget futures_of get_client worker_client",
         "client.default_clients": "default_client",
         "client.futures": "AsyncFuture Future",
+        "client.progress": "progress",
         "client.rpc_client": "rpc",
         "client.wait": "ALL_COMPLETED FIRST_COMPLETED DoneAndNotDone wait",
         "deploy.local_cluster": "LocalCluster open_local_cluster",

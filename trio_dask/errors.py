@@ -128,7 +128,16 @@ class DataLost(TrioDaskError):
 
 
 class FutureCancelledError(TrioDaskError, CancelledError):
-    """The future was cancelled, so it has no result.
+    """The future was cancelled, or an input of its task was, so it has no result.
 
     Derives from `concurrent.futures.CancelledError`; it is not a Trio cancellation.
     """
+
+    @property
+    def msg(self) -> str:
+        """What is known of the reason."""
+        return str(self)
+
+
+class FutureLost(SchedulerLost, FutureCancelledError):
+    """The future was lost with the connection to its scheduler."""

@@ -12,7 +12,6 @@ from typing import Final, NoReturn
 
 PAGE: Final = "docs/coming-from-distributed.md"
 
-NO_REPLICAS = "results are copied when they are needed; scatter(broadcast=True) puts data everywhere"
 INTERNAL = "it is internal to distributed"
 NO_FILES = "files are not sent to workers yet"
 NO_METADATA = "metadata is not there yet"
@@ -53,7 +52,6 @@ MODULE: Final = _reasons(
         NO_DASHBOARD: "get_task_stream performance_report widgets",
         "use worker_client": "local_client",
         "the output of a task appears where its worker prints": "print",
-        "there is no progress bar yet; use as_completed": "progress",
         "spans are not there yet": "span",
         NO_ASYNCIO: "sync",
         "the warnings of a task appear where its worker prints": "warn",
@@ -62,14 +60,12 @@ MODULE: Final = _reasons(
 
 CLIENT: Final = _reasons(
     {
-        NO_REPLICAS: "amm rebalance replicate",
+        "results are copied when they are needed; use replicate for more copies": "amm",
         "Client blocks, and AsyncClient does not": "asynchronous",
         NO_DASHBOARD: "benchmark_hardware dashboard_link get_task_stream",
         "call stacks of tasks are not available yet": "call_stack",
-        "dask's collections are not supported yet": "compute normalize_collection persist",
         "use story(), scheduler_info() or trio-dask status --json": "dump_cluster_state",
         NO_LOGS: "forward_logging get_scheduler_logs get_worker_logs unforward_logging",
-        "use trio_dask.futures_of": "futures_of",
         "published datasets are not there yet": "get_dataset list_datasets publish_dataset unpublish_dataset",
         "events are not there yet": "get_events log_event subscribe_topic unsubscribe_topic",
         "there is no executor of concurrent.futures yet; use submit and map": "get_executor",
@@ -88,7 +84,6 @@ FUTURE: Final = _reasons(
     {
         "a future belongs to the client that made it": "bind_client",
         "use client": "executor",
-        INTERNAL: "substitute",
     }
 )
 

@@ -12,6 +12,7 @@ from .base import Rival
 RIVALS = {
     "trio_dask": "benchmarks.rivals.trio_dask:TrioDask",
     "distributed": "benchmarks.rivals.distributed:Distributed",
+    "sync": "benchmarks.rivals.one_process:OneProcess",
     "ppe": "benchmarks.rivals.process_pool:ProcessPool",
 }
 

@@ -25,6 +25,9 @@ class Rival(abc.ABC):
     slow: ClassVar[bool] = False
     """More than a millisecond a task: the largest cases are run smaller, and the figure is per task anyway."""
 
+    has_workers: ClassVar[bool] = True
+    """Whether it runs tasks elsewhere; else it is only asked to compute collections."""
+
     @abc.abstractmethod
     def start(self, folder: Path) -> None:
         """Return when both workers can run tasks."""
@@ -69,6 +72,10 @@ class Rival(abc.ABC):
 
     def get(self, graph: Mapping[str, Any], keys: list[str]) -> list[Any]:
         raise Unsupported("has no graphs")
+
+    def compute(self, collection: Any) -> Any:
+        """The result of a dask collection."""
+        raise Unsupported("does not compute dask's collections")
 
     def map_in_trio(self, function: Callable[..., Any], values: Sequence[Any]) -> float:
         """Seconds from ``map`` to all finished, with the client that is native to Trio."""

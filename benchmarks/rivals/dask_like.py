@@ -103,6 +103,9 @@ class DaskLike(Rival):
     def get(self, graph: Mapping[str, Any], keys: list[str]) -> list[Any]:
         return list(self.client.get(graph, keys))
 
+    def compute(self, collection: Any) -> Any:
+        return collection.compute()
+
     def process_ids(self) -> dict[str, list[int]]:
         return {role: [program.pid for program in programs] for role, programs in self.programs.items()}
 

@@ -67,8 +67,10 @@ def test_a_recipe_applies_and_does_what_it_says(recipe: Path, tmp_path: Path) ->
     assert done.returncode == 0, done.stderr
 
 
-def test_there_is_a_recipe_for_each_errand() -> None:
+def test_there_is_a_recipe_for_each_errand_and_contributors_are_told() -> None:
     assert {recipe.stem.rpartition("-")[2] for recipe in RECIPES} == set(MOST_FILES)
+    told = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert all(f"(docs/how-to/{recipe.name})" in told for recipe in RECIPES)
 
 
 def test_a_diff_that_no_longer_fits_is_found(tmp_path: Path) -> None:

@@ -272,7 +272,7 @@ def test_the_options_of_a_worker(started: list[Started], tmp_path: Path, machine
     }
     arguments = [word for pair in options.items() for word in pair]
     flags = ["--no-reconnect", "--lifetime-restart", "--env", "A=1", "--env", "B=x=y"]
-    preload = ["--preload", "a.b", "--preload", "c.py", "d", "e"]
+    preload = ["--preload", "a.b", "--preload", "c.py", "d", "--", "--e"]
     assert worker.main([*arguments, *flags, "10.0.0.5:8786", *preload]) == 0
     (nanny,) = nannies(started)
     found = nanny.worker
@@ -288,7 +288,7 @@ def test_the_options_of_a_worker(started: list[Started], tmp_path: Path, machine
     assert (nanny.backoff_s, nanny.start_timeout_s) == ((1, 2), float("inf"))
     assert (nanny.lifetime_restart, nanny.lifetime_stagger_s) == (True, 300)
     assert nanny.environment == {"A": "1", "B": "x=y"}
-    assert (nanny.preload, nanny.preload_argv) == (("a.b", "c.py"), ("d", "e"))
+    assert (nanny.preload, nanny.preload_argv) == (("a.b", "c.py"), ("d", "--e"))
 
 
 @pytest.mark.parametrize(

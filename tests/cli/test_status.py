@@ -11,7 +11,7 @@ GIB = 2**30
 
 def worker(name: str, **more: Any) -> dict[str, Any]:
     return {
-        "name": name,
+        "title": name,
         "address": "tcp://10.0.0.6:40483",
         "host": "node",
         "pid": 7,

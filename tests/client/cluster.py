@@ -24,6 +24,8 @@ from trio_dask.comm.connect import connect, connect_data
 from trio_dask.ids import Incarnation, Key
 from trio_dask.protocol import messages as m
 from trio_dask.protocol.hello import Hello
+from trio_dask.protocol.pickled_calls import COMPUTED
+from trio_dask.protocol.pickled_nodes import GivenArguments
 from trio_dask.protocol.pickling import (
     describe_exception,
     dump_value,
@@ -72,6 +74,7 @@ class MiniCluster(FakeScheduler[PeerSession]):
         self.handlers: dict[type, Callable[[Any], None]] = {
             m.Blob: self._blob,
             m.Submit: self._submit,
+            m.SubmitGraph: self._submit_graph,
             m.Want: self._want,
             m.Release: self._release,
             m.Cancel: self._cancel,
@@ -166,6 +169,19 @@ class MiniCluster(FakeScheduler[PeerSession]):
             elif not self._is_held(key):
                 self._compute(key)
 
+    def _submit_graph(self, message: m.SubmitGraph) -> None:
+        names = (*message.keys, *message.inputs)
+        columns = (message.keys, message.function_of, message.calls, message.dependencies)
+        for key, function, call, numbers in zip(*columns, strict=True):
+            self.tasks.setdefault(key, (message.functions[function], call, [names[number] for number in numbers]))
+        for number in message.wanted:
+            key = message.keys[number]
+            self.wanted[key] += 1
+            if key in self.values or key in self.errors:
+                self.say(self._outcome(key))
+            elif not self._is_held(key):
+                self._compute(key)
+
     def _is_held(self, key: str) -> bool:
         return self.hold is True or any(key.startswith(f"{name}-") or key == name for name in self.hold)
 
@@ -181,15 +197,21 @@ class MiniCluster(FakeScheduler[PeerSession]):
         try:
             if failed is None:
                 args, kwargs = load_call(call, self.blobs, self.values)
+                if call[0] == COMPUTED:
+                    args, kwargs = GivenArguments(*args).compute({name: self.values[name] for name in dependencies})
                 self.values[key] = load_function(function, self.blobs[function], self.blobs)[0](*args, **kwargs)
         except Exception as error:
             failed = (key, *describe_exception(error))
         if failed is not None:
             self.errors[key] = failed
-            blamed, description, text = failed
-            self.say(m.KeyFailed(key, blamed, "exception", description, text, {"worker": "w", "address": WORKER}))
-        else:
-            self.say(self.ready(key))
+        if key in self.wanted:
+            self.say(self._outcome(key))
+
+    def _outcome(self, key: str) -> m.Message:
+        if key not in self.errors:
+            return self.ready(key)
+        blamed, description, text = self.errors[key]
+        return m.KeyFailed(key, blamed, "exception", description, text, {"worker": "w", "address": WORKER})
 
     def ready(self, key: str) -> m.KeyReady:
         pickled = pickle_value(self.values[key], INLINE_BYTES if self.inline else 0)

@@ -45,6 +45,13 @@ async def test_a_call_gives_its_result(async_client: AsyncClient) -> None:
     assert future.type is int
 
 
+def test_a_client_says_what_it_is() -> None:
+    client = AsyncClient("node7", name="me")
+    assert repr(client) == "<AsyncClient me: connecting, scheduler not found yet>"
+    client.engine.address = "tcp://node7:8786"
+    assert repr(client) == "<AsyncClient me: connecting, scheduler tcp://node7:8786>"
+
+
 async def test_futures_are_dependencies_wherever_they_stand(async_client: AsyncClient, cluster: MiniCluster) -> None:
     one, two = async_client.submit(increment, 0), async_client.submit(increment, 1)
     found = async_client.submit(lambda x: x, {"a": [one, (two, {3})], "b": {"c": one}})
@@ -190,7 +197,7 @@ async def test_a_failure_arrives_whole_and_fresh_each_time(async_client: AsyncCl
         ("killed", {"deaths": ["w1: signal 9", "w2: signal 11"]}, KilledWorker),
         ("timeout", {}, TaskTimeout),
         ("conflict", {}, KeyConflict),
-        ("refused", {}, UsageError),
+        ("refused", {}, FutureCancelledError),
         ("something new", {}, RemoteError),
     ],
 )

@@ -316,8 +316,7 @@ def test_what_was_cancelled_stays_so_whatever_was_under_way() -> None:
     core.handle(m.KeyFailed("k0", "k0", "exception", None, "", {}))
     core.handle(m.KeyPending("k0"))
     assert state.status == "cancelled"
-    assert state.failure is not None
-    assert state.failure.text == "enough"
+    assert state.failure == m.Dropped("k0", "cancelled", "enough")
 
 
 def test_the_end_reaches_everybody_once() -> None:

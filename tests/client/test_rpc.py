@@ -107,7 +107,9 @@ async def test_a_worker_serves_control_and_data_and_nothing_else() -> None:
     async with open_local_cluster(1, 1, processes=False) as cluster:
         (member,) = cluster.workers.values()
         for role in ("client", "worker", "nanny"):
-            with pytest.raises(RefusedError, match=f"only control is served here, not the role '{role}'"):
+            with pytest.raises(
+                RefusedError, match=f"this is a worker, not a scheduler; give the {role} a scheduler's address"
+            ):
                 async with open_connection(Endpoint(parse_address(str(member.address))), Hello(role=role)):
                     pass
 
@@ -172,7 +174,7 @@ def test_nonsense_is_refused_before_anything_is_dialled() -> None:
         rpc("some where")
     with pytest.raises(UsageError, match="rpc needs an address"):
         rpc(None)
-    with pytest.raises(UsageError, match="not to a int"):
+    with pytest.raises(UsageError, match="a client connects to an address or a cluster, not to an object of type int"):
         rpc(7)
 
 

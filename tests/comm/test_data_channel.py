@@ -55,6 +55,48 @@ async def exchange(
     return received[0]
 
 
+@given(st.lists(st.tuples(st.sampled_from([0, 1, 50, 40_000, 70_000, 300_000]), st.booleans()), max_size=12))
+def test_messages_that_wait_for_others_arrive_in_order(sizes: list[tuple[int, bool]]) -> None:
+    sizes = [*sizes, (5, False)]
+
+    async def main() -> list[tuple[Message, bytes]]:
+        near, far = channels(memory_pair())
+        taken: list[tuple[Message, bytes]] = []
+
+        async def receive() -> None:
+            while len(taken) < len(sizes):
+                message, buffers = far.receive_nowait() or await far.receive()
+                taken.append((message, b"".join(buffers)))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(receive)
+            for size, more in sizes:
+                await near.send(value(bytes(size)), [bytes(size)], more=more)
+        near.abort()
+        far.abort()
+        return taken
+
+    assert trio.run(main) == [(value(bytes(size)), bytes(size)) for size, _ in sizes]
+
+
+async def test_small_messages_wait_for_the_next_and_leave_with_it_or_a_flush() -> None:
+    near, far = channels(memory_pair())
+    await near.send(value(b"one"), [b"one"], more=True)
+    with trio.move_on_after(0.01):
+        await far.receive()
+        raise AssertionError("it was sent alone")
+    near, far = channels(memory_pair())
+    await near.send(value(b"one"), [b"one"], more=True)
+    await near.send(value(b"two"), [b"two"], more=True)
+    await near.flush()
+    assert far.receive_nowait() is None
+    assert bytes((await far.receive())[1][0]) == b"one"
+    answer = far.receive_nowait()
+    assert answer is not None
+    assert bytes(answer[1][0]) == b"two"
+    assert far.receive_nowait() is None
+
+
 @pytest.mark.parametrize(
     "sizes",
     [

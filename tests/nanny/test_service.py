@@ -333,7 +333,10 @@ async def test_a_call_that_nothing_answers_ends_in_time_to_say_why_there_is_no_s
 
 
 async def test_a_program_that_cannot_even_be_started_is_a_failed_start(
-    autojump_clock: trio.testing.MockClock, nursing: Nursing, monkeypatch: pytest.MonkeyPatch
+    autojump_clock: trio.testing.MockClock,
+    nursing: Nursing,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     async def fail(*arguments: object) -> Never:
         await trio.lowlevel.checkpoint()
@@ -344,6 +347,9 @@ async def test_a_program_that_cannot_even_be_started_is_a_failed_start(
         await nursing.until(lambda: nursing.end)
         assert type(nursing.end) is KeptCrashing
         assert "No such file or directory" in str(nursing.end)
+    deaths = [record.getMessage() for record in caplog.records if " died: " in record.getMessage()]
+    assert deaths
+    assert not [line for line in deaths if "(pid" in line], "it never had a process id"
 
 
 def test_the_end_of_a_child_is_told_in_words() -> None:

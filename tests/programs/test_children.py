@@ -140,7 +140,7 @@ async def test_a_child_that_does_not_start_in_time_says_where_it_is_stuck(guarde
     end = await run_child(spec("never_starts", start_timeout_s=3.0, guarded=guarded))
     assert (end.started, end.late) == (False, True)
     assert end.words.place.startswith("never_starts (children.py:")
-    assert "did not start in time" in str(end.as_error())
+    assert "took too long and was killed before it was ready" in str(end.as_error())
 
 
 async def test_a_child_that_dies_before_it_is_ready_is_reported_with_its_last_words(guarded: bool) -> None:

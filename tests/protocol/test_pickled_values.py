@@ -166,11 +166,11 @@ def test_long_strings_come_back_whatever_is_in_them(text: str) -> None:
     assert pickle.loads(b"".join(frames[1:])) == value
 
 
-def test_what_is_streamed_loads_again_also_if_the_first_pickler_gave_up_in_the_middle() -> None:
+def test_what_is_streamed_loads_again_also_if_the_first_picklers_gave_up_in_the_middle() -> None:
     value = [list(range(10_000)), lambda x: x + 1, np.ones(10_000)]
     file = File()
     buffers = stream_value(value, file)
-    assert file.restarts == 2
+    assert file.restarts == 3
     numbers, function, ones = load_value([b"".join(file.parts), *buffers])
     assert (numbers, function(1), ones.sum()) == (value[0], 2, 10_000)
 

@@ -90,3 +90,22 @@ def test_workers_are_described_with_what_they_are_about() -> None:
     kit.worker(name="gone", reconnect=True).leave()
     found = {worker["name"]: worker["status"] for worker in picture(kit)["workers"]}
     assert found == {"well": "running", "full": "paused", "gone": "away"}
+
+
+def test_a_worker_without_a_name_of_its_own_is_called_by_the_address_that_it_has_now() -> None:
+    kit = Kit()
+    restarted = kit.worker("tcp://host:1000", address="tcp://host:2000")
+    client = kit.client()
+    client.submit("failing", "running")
+    failing = restarted.runs()[0]
+    restarted.send(m.Started((failing.run,)))
+    found = picture(kit)
+    assert [worker["title"] for worker in found["workers"]] == ["tcp://host:2000"]
+    assert found["oldest"]["worker"] == "tcp://host:2000"
+    restarted.fail(failing)
+    (failed,) = client.take(m.KeyFailed)
+    assert failed.details["worker"] == "tcp://host:2000"
+    client.submit("stuck", workers=("nobody",))
+    kit.tick(60)
+    (told,) = client.take(m.Stuck)
+    assert told.reasons[0][0] == "no worker is called 'nobody' (1 worker: 'tcp://host:2000')"

@@ -12,9 +12,14 @@ from typing import Any, Final
 from unittest import mock
 
 from tests.simulation.simulate import World
+from trio_dask.client.core.client import ClientCore
+from trio_dask.client.core.outbox import GraphPart, Row
+from trio_dask.client.core.resend_buffer import ResendBuffer
+from trio_dask.client.core.unsent_tasks import ExpectedGraph, UnsentTasks
 from trio_dask.ids import Key, RunId
-from trio_dask.protocol.messages import Inventory, RunFinished
+from trio_dask.protocol.messages import Inventory, Message, RunFinished, SubmitGraph
 from trio_dask.scheduler.core import (
+    clients,
     message_handlers,
     placement,
     reconnect,
@@ -22,7 +27,7 @@ from trio_dask.scheduler.core import (
     task_transitions,
     worker_membership,
 )
-from trio_dask.scheduler.core.state import State, Task, Worker
+from trio_dask.scheduler.core.state import Client, State, Task, Worker
 from trio_dask.scheduler.core.task_states import Processing, Waiting
 
 __all__ = ["INJECTED_BUGS"]
@@ -176,6 +181,89 @@ def hasty_retirement(world: World) -> Generator[None]:
         yield
 
 
+@contextmanager
+def kept_holds(world: World) -> Generator[None]:
+    """What was held for parts of a graph stays held when they have come."""
+    submit_graph = message_handlers.FROM_CLIENT[SubmitGraph]
+
+    def forgetful(state: State, client: Client, message: SubmitGraph) -> None:
+        submit_graph(state, client, message._replace(unheld=()))
+
+    with mock.patch.dict(message_handlers.FROM_CLIENT, {SubmitGraph: forgetful}):
+        yield
+
+
+@contextmanager
+def early_letting_go(world: World) -> Generator[None]:
+    """A graph lets go of what it holds with the next part, whatever parts come after that."""
+    submit_graph = message_handlers.FROM_CLIENT[SubmitGraph]
+
+    def hasty(state: State, client: Client, message: SubmitGraph) -> None:
+        held = tuple(task.key for task in client.holds)
+        submit_graph(state, client, message._replace(unheld=held))
+
+    with mock.patch.dict(message_handlers.FROM_CLIENT, {SubmitGraph: hasty}):
+        yield
+
+
+@contextmanager
+def immortal_holds(world: World) -> Generator[None]:
+    """A client has left, and what it held for parts to come stays held."""
+    remove_client = clients.remove_client
+
+    def leave_behind(state: State, client: Client) -> None:
+        client.holds.clear()
+        remove_client(state, client)
+
+    with mock.patch.object(clients, "remove_client", leave_behind):
+        yield
+
+
+@contextmanager
+def unwanted_repetition(world: World) -> Generator[None]:
+    """A part of a graph that is sent again, after a lost link, no longer says what the client wants."""
+    take = ResendBuffer.take_unacknowledged
+
+    def forgetful(self: ResendBuffer, number: int) -> list[Message]:
+        return [
+            message._replace(wanted=()) if isinstance(message, SubmitGraph) else message
+            for message in take(self, number)
+        ]
+
+    with mock.patch.object(ResendBuffer, "take_unacknowledged", forgetful):
+        yield
+
+
+@contextmanager
+def early_dependents(world: World) -> Generator[None]:
+    """A submission that depends on a task which was not sent goes out at once."""
+
+    def postpone(self: UnsentTasks, rows: list[Row], *rest: object) -> list[Row]:
+        return rows
+
+    with mock.patch.object(UnsentTasks, "postpone", postpone):
+        yield
+
+
+@contextmanager
+def wanted_again(world: World) -> Generator[None]:
+    """An output that was given up before its part is sent is asked for all the same."""
+    submit_graph = ClientCore.submit_graph
+
+    def ask_for_all(self: ClientCore, graph: ExpectedGraph, part: GraphPart) -> bool:
+        every = tuple(number for number, _ in part.outputs)
+        put = self._outbox.put  # pyright: ignore[reportPrivateUsage] - no public way exists to break it
+
+        def put_all(message: Message) -> None:
+            put(message._replace(wanted=every) if isinstance(message, SubmitGraph) else message)
+
+        with mock.patch.object(self._outbox, "put", put_all):  # pyright: ignore[reportPrivateUsage]
+            return submit_graph(self, graph, part)
+
+    with mock.patch.object(ClientCore, "submit_graph", ask_for_all):
+        yield
+
+
 Bug = Callable[[World], AbstractContextManager[None]]
 
 INJECTED_BUGS: Final[Mapping[str, Bug]] = MappingProxyType(
@@ -192,6 +280,12 @@ INJECTED_BUGS: Final[Mapping[str, Bug]] = MappingProxyType(
             half_removed_worker,
             blamed_innocents,
             hasty_retirement,
+            kept_holds,
+            early_letting_go,
+            immortal_holds,
+            unwanted_repetition,
+            early_dependents,
+            wanted_again,
         )
     }
 )

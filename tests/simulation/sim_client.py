@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+from collections import deque
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -11,6 +13,9 @@ from tests.simulation.sim_scheduler import SimScheduler
 from tests.simulation.sim_worker import SILENCE, Network
 from trio_dask.client.core.client import ClientCore
 from trio_dask.client.core.key_state import Ended, KeyState
+from trio_dask.client.core.outbox import GraphPart
+from trio_dask.client.core.unsent_tasks import ExpectedGraph
+from trio_dask.client.graph_parts import GraphRow, PartCutter
 from trio_dask.ids import Incarnation, Key
 from trio_dask.protocol import codec
 from trio_dask.protocol.hello import Hello, Welcome
@@ -19,6 +24,10 @@ from trio_dask.scheduler.core import Admit, CallAgain, Resume
 
 PATIENCE_S: Final = 1.0
 """How long a client that lost its link may be away."""
+
+
+class Unpicklable(Exception):
+    """What a graph raises whose next part cannot be made."""
 
 
 class SimClient:
@@ -41,6 +50,7 @@ class SimClient:
         self.values: list[tuple[KeyState, int]] = []
         """What its user has read, in order."""
         self.open = True
+        self._graphs: deque[tuple[ExpectedGraph, Iterator[GraphPart]]] = deque()
 
     def receive(self, messages: Sequence[Message]) -> None:
         """A batch from the scheduler has arrived."""
@@ -66,6 +76,38 @@ class SimClient:
 
         self.core.read(state, reader)
         self.pump()
+
+    def send_graph(self, rows: Sequence[GraphRow], outputs: Sequence[Key], rng: random.Random) -> list[KeyState]:
+        """Have a graph sent in parts, one after the other, after the graphs before it; futures for its outputs."""
+        graph = self.core.expect_graph(dict.fromkeys(outputs, b""))
+        if graph.outputs:
+            self._graphs.append((graph, _parts(rows, outputs, rng)))
+            if len(self._graphs) == 1:
+                self._send_part_later(rng)
+        return graph.states
+
+    def _send_part_later(self, rng: random.Random) -> None:
+        self.timeline.after(rng.choice((0.0, 0.001, 0.02, 0.1)), partial(self._send_part, rng))
+
+    def _send_part(self, rng: random.Random) -> None:
+        if not self.open:
+            return
+        graph, parts = self._graphs[0]
+        error: Exception | None = None
+        is_sent = False
+        try:
+            part = next(parts, None)
+            is_sent = part is not None and self.core.submit_graph(graph, part)
+        except Unpicklable as raised:
+            error = raised
+        if not is_sent:
+            self.core.end_graph(graph, error)
+            self._graphs.popleft()
+        self.pump()
+        if rng.random() < 0.1:  # with the part under way
+            self.lose_link()
+        if self._graphs:
+            self._send_part_later(rng)
 
     def lose_link(self) -> None:
         """Its link is cut; it calls again in time, and goes on where it was."""
@@ -133,3 +175,22 @@ class SimClient:
                 self.core.fetch_failed(request.address, state, "not there")
         self.core.fetch_ended(request.address)
         self.pump()
+
+
+def _parts(rows: Sequence[GraphRow], outputs: Sequence[Key], rng: random.Random) -> Iterator[GraphPart]:
+    """Parts of a graph, cut anywhere. Some graphs fail before they have given all."""
+    last_use = {name: number for number, row in enumerate(rows) for name in row.dependencies}
+    cutter = PartCutter(last_use, dict.fromkeys(outputs))
+    share = rng.choice((0.0, 0.1, 0.5, 1.0))
+    failure = 0.05 if rng.random() < 0.1 else 0.0
+    for row in rows:
+        if rng.random() < failure:
+            raise Unpicklable
+        part = cutter.add(row)
+        if part is None and rng.random() < share:
+            part = cutter.cut()
+        if part is not None:
+            yield part
+    part = cutter.cut()
+    if part is not None:
+        yield part

@@ -1,15 +1,17 @@
 """Seeded simulation of the bare cores: `python -m tests.simulation.simulate --seeds N`.
 
-Each seed is one small history: a random graph, clients that submit, read, cancel, retry, release and vanish, workers
-that join, die, drain, are retired or short of memory, links that delay and are cut, for a moment or for long, and a
-scheduler that is killed and started again. First safety: every event is followed by the invariants of the cores.
-Then the faults stop, and liveness is demanded: within a bound everything that is still wanted has finished, with the
-value of a plain evaluation of the graph, and when the clients have left nothing is left of it anywhere.
+Each seed is one small history: a random graph, clients that submit it task by task or in parts, read, cancel, retry,
+release and vanish, workers that join, die, drain, are retired or short of memory, links that delay and are cut, for a
+moment or for long, and a scheduler that is killed and started again. First safety: every event is followed by the
+invariants of the cores. Then the faults stop, and liveness is demanded: within a bound everything that is still wanted
+has finished, with the value of a plain evaluation of the graph, and when the clients have left nothing is left of it
+anywhere.
 """
 
 from __future__ import annotations
 
 import argparse
+import random
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -18,19 +20,22 @@ from functools import partial
 from typing import Final
 
 from tests.simulation.random_graphs import Job, compute, expected, random_jobs, renewable_jobs
-from tests.simulation.sim_client import SimClient
+from tests.simulation.sim_client import SimClient, Unpicklable
 from tests.simulation.sim_network import Timeline
 from tests.simulation.sim_scheduler import SimScheduler, state_of
 from tests.simulation.sim_worker import Network, SimWorker
 from tests.worker.invariants import check_idle
-from trio_dask.client.core.key_state import Ended, KeyState
+from trio_dask.client.core.key_state import Ended, KeyState, NotSent
 from trio_dask.client.core.outbox import NO_EXTRA, Content, Row
+from trio_dask.client.graph_parts import GraphRow
 from trio_dask.ids import Key
 from trio_dask.protocol.messages import KeyFailed, Retire
+from trio_dask.protocol.pickling import PickledFunction
 from trio_dask.scheduler.core import CoreSettings
 from trio_dask.scheduler.core.invariants import check_empty
 
-FUNCTION: Final[Content] = (b"f" * 16, b"function")
+PICKLED: Final = PickledFunction(b"f" * 16, b"function", "function", b"")
+FUNCTION: Final[Content] = PICKLED[:2]
 TROUBLE_S: Final = 0.5
 """Virtual seconds during which faults happen."""
 HEALING_S: Final = 60.0
@@ -44,10 +49,14 @@ class Failure(AssertionError):
 class World:
     """One history."""
 
-    def __init__(self, seed: int, jobs: dict[Key, Job] | None = None) -> None:
+    def __init__(self, seed: int, jobs: dict[Key, Job] | None = None, *, in_parts: bool | None = None) -> None:
         self.seed = seed
         self.timeline = Timeline(seed)
         self.rng = self.timeline.rng
+        self.parts_rng = random.Random(~seed)
+        """Decides on graphs in parts alone, so that histories without them stay as they are."""
+        self.in_parts = self.parts_rng.random() < 0.5 if in_parts is None else in_parts
+        """Whether clients send graphs in parts too."""
         self.network = Network()
         self.allowed_failures = self.rng.choice((0, 1)) if self.rng.random() < 0.2 else 1000
         """With one more death of its workers than this, a task is given up."""
@@ -101,22 +110,64 @@ class World:
 
     def submit(self, client: SimClient, jobs: Sequence[Job]) -> None:
         """A client asks for these tasks and keeps futures for some of them."""
+        rng = self.parts_rng
+        if self.in_parts and jobs and jobs[0].key not in self.renewable and rng.random() < 0.7:
+            share = rng.random()
+            outputs = [job.key for job in jobs if rng.random() < share] or [jobs[-1].key]
+            rows = [
+                GraphRow(job.key, PICKLED, job.call, job.inputs, extra={"retries": job.retries} if job.retries else {})
+                for job in jobs
+            ]
+            for state in client.send_graph(rows, outputs, rng):
+                self._keep(client, state)
+            for _ in range(rng.choice((0, 0, 1, 3))):
+                self.timeline.after(rng.random() * 0.1, partial(self._meddle, client, rng.choice(outputs)))
+            return
         for job in jobs:
             row = Row(job.key, job.call, job.inputs)
             extra = {"retries": job.retries} if job.retries else NO_EXTRA
             (state,) = client.core.submit(FUNCTION, [row], (), extra)
-            former = client.futures.get(job.key)
-            if former is not None:
-                client.core.dereference([former])
-            if former is not state:
-                client.futures[job.key] = state
-                self._watch(client, state)
+            self._keep(client, state)
         client.pump()
         for job in jobs:
             if job.key in self.renewable:
                 continue
             if self.rng.random() < 0.4 and job.key in client.futures and len(client.futures) > 1:
                 self.release(client, job.key)
+
+    def _meddle(self, client: SimClient, key: Key) -> None:
+        """A client changes its mind while a graph is being sent, submits what depends on it, or loses its link."""
+        rng = self.parts_rng
+        if not client.open:
+            return
+        event = rng.random()
+        if event < 0.2:
+            client.lose_link()
+        elif event < 0.25 and sum(other.open for other in self.clients) > 1:
+            client.vanish()
+        elif key not in client.futures:
+            pass
+        elif event < 0.35:
+            self.release(client, key)
+        elif event < 0.45:
+            self.cancel(client, key)
+        else:
+            above = [job for job in self.jobs.values() if key in job.inputs]
+            for job in above[:1]:
+                (state,) = client.core.submit(
+                    FUNCTION, [Row(job.key, job.call, job.inputs)], (), {"retries": job.retries}
+                )
+                self._keep(client, state)
+            client.pump()
+
+    def _keep(self, client: SimClient, state: KeyState) -> None:
+        """A client has a new future, in place of the one that it may have for the key."""
+        former = client.futures.get(state.key)
+        if former is not None:
+            client.core.dereference([former])
+        if former is not state:
+            client.futures[state.key] = state
+            self._watch(client, state)
 
     def release(self, client: SimClient, key: Key) -> None:
         """A client lets a future go."""
@@ -258,6 +309,7 @@ class World:
                     client.read(state)
         self.timeline.run(until=TROUBLE_S + 2 * HEALING_S)
         for client in clients:
+            self._check_wishes(client)
             self._check_values(client)
             client.close()
         if self.timeline.run(until=TROUBLE_S + 3 * HEALING_S):
@@ -271,6 +323,9 @@ class World:
         if state.status == "finished":
             assert value is not None, f"{state.key} finished, and should have erred"
         elif state.status == "error":
+            if isinstance(state.failure, NotSent):
+                assert isinstance(state.failure.error, Unpicklable)
+                return
             assert isinstance(state.failure, KeyFailed)
             kind = state.failure.kind
             excused = kind == "refused" and bool(self.cancelled[client.name])
@@ -282,6 +337,13 @@ class World:
     def _was_fatal(self, key: Key) -> bool:
         """Whether a task was running on more workers that died than are allowed, as far as that can be known."""
         return not self.guarded or sum(worker.fatal[key] for worker in self.workers) > self.allowed_failures
+
+    def _check_wishes(self, client: SimClient) -> None:
+        """The scheduler keeps for a client what it has futures for, and nothing else."""
+        session = state_of(self.scheduler.core).clients[client.peer]
+        assert not session.holds, f"{client.name} still holds {list(session.holds)}"
+        for task in session.wants:
+            assert task.key in client.futures, f"{task} is kept for {client.name}, which has no future for it"
 
     def _check_values(self, client: SimClient) -> None:
         read = [state for state, _ in client.values]
@@ -306,13 +368,15 @@ class World:
         return "; ".join(f"{at:.4f} {what}" for at, name, what in state_of(self.scheduler.core).story if name == key)
 
 
-def run_seed(seed: int, bug: Callable[[World], AbstractContextManager[None]] | None = None) -> None:
+def run_seed(
+    seed: int, bug: Callable[[World], AbstractContextManager[None]] | None = None, *, in_parts: bool | None = None
+) -> None:
     """Run the history of one seed, with an injected bug if there is one.
 
     Raises `Failure` if something does not hold.
     """
     try:
-        world = World(seed)
+        world = World(seed, in_parts=in_parts)
         with bug(world) if bug is not None else nullcontext():
             world.run()
     except Exception as error:  # any error, of a core or of the oracle, means that the seed does not hold

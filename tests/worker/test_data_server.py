@@ -206,7 +206,7 @@ async def test_a_cancelled_run_lets_go_of_its_fetch() -> None:
 async def test_a_fetch_that_succeeds_just_as_it_is_cancelled_does_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
     asked, answered = trio.Event(), trio.Event()
 
-    async def fetch(peers: PeerChannels, address: str, keys: Any, take: Any) -> None:
+    async def fetch(peers: PeerChannels, address: str, keys: Any, take: Any, pause: Any) -> None:
         with trio.CancelScope(shield=True):  # past the last point where it could have been cancelled
             asked.set()
             await answered.wait()

@@ -633,6 +633,9 @@ class OneByOne:
         self.given = weakref.ref(buffer)
         return self.left.pop(0), [buffer]
 
+    def receive_nowait(self) -> None:
+        return None
+
     def abort(self) -> None:
         """Nothing to do."""
 

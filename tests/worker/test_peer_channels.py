@@ -42,6 +42,9 @@ class FakeChannel:
             raise trio.EndOfChannel
         return self.answer(self.keys.pop(0))
 
+    def receive_nowait(self) -> None:
+        return None
+
     def abort(self) -> None:
         self.aborted = True
 

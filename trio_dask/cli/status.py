@@ -88,7 +88,7 @@ async def _ask(address: str | None, file: str | None, timeout_s: float) -> dict[
 
 def rendered(found: Mapping[str, Any], width: int) -> str:
     """The overview as text for a terminal of this width."""
-    workers: list[Mapping[str, Any]] = sorted(found["workers"], key=lambda worker: worker["name"])
+    workers: list[Mapping[str, Any]] = sorted(found["workers"], key=lambda worker: worker["title"])
     threads = sum(worker["nthreads"] for worker in workers)
     tasks: Mapping[str, int] = found["tasks"]
     counts = ", ".join(f"{number:,} {_in_words(state)}" for state, number in tasks.items() if number)
@@ -127,7 +127,7 @@ def _row(worker: Mapping[str, Any]) -> tuple[str, ...]:
     metrics = worker["metrics"]
     used, limit = format_bytes(metrics.get("memory_bytes", 0)), worker["memory_limit"]
     return (
-        worker["name"],
+        worker["title"],
         worker["status"],
         str(worker["nthreads"]),
         str(worker["processing"]),

@@ -29,7 +29,8 @@ def worker(context: click.Context, /, **options: Any) -> int:
     """Start workers that run tasks for the scheduler at SCHEDULER, such as tcp://10.0.0.5:8786 or just 10.0.0.5.
 
     Without SCHEDULER and --scheduler-file it uses the environment variable DASK_SCHEDULER_ADDRESS. Each worker is a
-    process with a nanny, which restarts it when it crashes. ARGS are passed on to the --preload modules.
+    process with a nanny, which restarts it when it crashes. ARGS are passed on to the --preload modules; write --
+    before the first that begins with a dash.
     """
     stopper: Stopper = context.obj
     share = _divide(options)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from queue import SimpleQueue
 from typing import Any, NamedTuple
 from weakref import WeakMethod
 
@@ -68,7 +68,8 @@ class as_completed:
         # Reentrant: the garbage collector may run anybody's finalizer in the middle of our own code.
         self._lock = threading.RLock()
         self._waiting: dict[KeyState, list[BaseFuture]] = {}
-        self._ready: deque[_Completed] = deque()
+        self.queue: SimpleQueue[_Completed] = SimpleQueue()
+        """What is done and not yielded yet."""
         self._signals: list[Signal] = []
         self._watcher = _weakly(self._on_done)
         if futures is not None:
@@ -95,29 +96,30 @@ class as_completed:
 
     def count(self) -> int:
         """How many futures are still to be yielded."""
-        return len(self._ready) + sum(len(futures) for futures in list(self._waiting.values()))
+        return self.queue.qsize() + self._waiting_count()
 
     def is_empty(self) -> bool:
         """Whether no future is left to be yielded."""
-        return not self._ready and not self._waiting
+        return self.queue.empty() and not self._waiting
 
     def has_ready(self) -> bool:
         """Whether a future is done, so that the next step does not wait."""
-        return bool(self._ready)
+        return not self.queue.empty()
 
     def clear(self) -> None:
         """Forget all futures that were not yielded yet."""
         with self._lock:
             states = list(self._waiting)
             self._waiting.clear()
-            self._ready.clear()
+            while not self.queue.empty():
+                self.queue.get_nowait()
             self._notify()
         if self._engine is not None:
             self._engine.unwatch(states, self._watcher)
 
     def next_batch(self, block: bool = True) -> list[Any]:
         """All futures that are done by now; with `block` at least one, unless none is left."""
-        if block and not self._ready:
+        if block and self.queue.empty():
             try:
                 first = [next(self)]
             except StopIteration:
@@ -125,13 +127,16 @@ class as_completed:
         else:
             first = []
         batch: list[Any] = first
-        while self._ready:
-            batch.append(self._item(self._ready.popleft()))
+        while not self.queue.empty():
+            batch.append(self._item(self.queue.get_nowait()))
         return batch
 
     def batches(self) -> _Batches:
         """Iterate, with `for` or `async for`, over lists: each time all that are done."""
         return _Batches(self)
+
+    def __repr__(self) -> str:
+        return f"<as_completed: waiting={self._waiting_count()} done={self.queue.qsize()}>"
 
     def __iter__(self) -> as_completed:
         return self
@@ -141,7 +146,7 @@ class as_completed:
 
     def __next__(self) -> Any:
         refuse_in_event_loop("iterating over as_completed()")
-        while not self._ready:
+        while self.queue.empty():
             signal = ThreadSignal()
             engine = self._listen(signal)
             if engine is None:
@@ -153,11 +158,11 @@ class as_completed:
                 raise
             if not in_time:
                 raise self._too_late(engine)
-        return self._item(self._ready.popleft())
+        return self._item(self.queue.get_nowait())
 
     async def __anext__(self) -> Any:
         await trio.lowlevel.checkpoint()
-        while not self._ready:
+        while self.queue.empty():
             signal = TrioSignal()
             engine = self._listen(signal)
             if engine is None:
@@ -166,11 +171,14 @@ class as_completed:
                 await engine.wait_async(signal)
             if scope.cancelled_caught:
                 raise self._too_late(engine)
-        return self._item(self._ready.popleft())
+        return self._item(self.queue.get_nowait())
 
     def next(self) -> Any:
         """The next one that is done, as the builtin `next` gives it."""
         return self.__next__()
+
+    def _waiting_count(self) -> int:
+        return sum(len(futures) for futures in list(self._waiting.values()))
 
     def _left_s(self) -> float | None:
         return None if self._deadline is None else max(self._deadline - time.monotonic(), 0.0)
@@ -186,7 +194,7 @@ class as_completed:
         if engine.status == "forked":
             engine.check_open()
         with self._lock:
-            if self._ready:
+            if not self.queue.empty():
                 signal.set()
             elif not self._waiting:
                 return None
@@ -196,7 +204,8 @@ class as_completed:
 
     def _on_done(self, state: KeyState, frames: Frames | None = None, reason: str = "") -> None:
         with self._lock:
-            self._ready += [_Completed(future, frames, reason) for future in self._waiting.pop(state, ())]
+            for future in self._waiting.pop(state, ()):
+                self.queue.put(_Completed(future, frames, reason))
             self._notify()
 
     def _notify(self) -> None:

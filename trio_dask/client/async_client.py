@@ -15,8 +15,10 @@ from trio_dask.client.call_forms import Timeout, awaitable
 from trio_dask.client.client_base import BaseClient
 from trio_dask.client.engine import Engine
 from trio_dask.client.futures import AsyncFuture
+from trio_dask.client.local_runs import AsyncLocalRuns
 from trio_dask.client.open_engine import address_of, engine_for, settings_for
 from trio_dask.client.operations import AsyncOperations
+from trio_dask.client.progress import progress_async
 from trio_dask.client.wait import wait_async
 from trio_dask.client.wait_signals import require_trio
 from trio_dask.comm.captured_error import CapturedError
@@ -26,7 +28,7 @@ LONGEST_FAREWELL_S: Final = 30.0
 """The engine bounds its own farewell; this is for a bug in that."""
 
 
-class AsyncClient(AsyncOperations, BaseClient[AsyncFuture]):
+class AsyncClient(AsyncOperations, AsyncLocalRuns, BaseClient[AsyncFuture]):
     """A client for Trio programs; everything that waits is `async`.
 
         async with AsyncClient("tcp://10.0.0.5:8786") as client:
@@ -111,10 +113,11 @@ class AsyncClient(AsyncOperations, BaseClient[AsyncFuture]):
     close = aclose
 
     gather = awaitable(BaseClient[AsyncFuture]._gather)
-    get = awaitable(BaseClient[AsyncFuture]._get)
+    get = awaitable(BaseClient[AsyncFuture]._get, waits_if="sync")
     scatter = awaitable(BaseClient[AsyncFuture]._scatter)
     shutdown = awaitable(BaseClient[AsyncFuture]._shutdown)
     wait = staticmethod(wait_async)
+    progress = staticmethod(progress_async)
 
     def as_completed(
         self,

@@ -164,10 +164,20 @@ def blocking(definition: Callable[P, Waiting[R]], *, waits_if: str = "") -> Call
     return remade(make, definition.__name__.removeprefix("_"))
 
 
-def awaitable(definition: Callable[P, Waiting[R]]) -> Callable[P, Coroutine[Any, Any, R]]:
-    """The form for Trio."""
+def awaitable(definition: Callable[P, Waiting[R]], *, waits_if: str = "") -> Callable[P, Coroutine[Any, Any, R]]:
+    """The form for Trio.
+
+    `waits_if` is as in `blocking`; where it is not True, the call gives its value at once, and nothing to await.
+    """
 
     def make(name: str) -> Callable[P, Coroutine[Any, Any, R]]:
+        def call_or_value(*args: P.args, **kwargs: P.kwargs) -> Any:
+            waiting = definition(*args, **kwargs)
+            return waiting.wait() if kwargs.get(waits_if, True) else waiting.block()
+
+        if waits_if:
+            return described_by(definition, call_or_value, name)
+
         async def call(*args: P.args, **kwargs: P.kwargs) -> R:
             return await definition(*args, **kwargs).wait()
 

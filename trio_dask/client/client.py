@@ -17,6 +17,7 @@ from trio_dask.client.call_forms import Timeout, blocking
 from trio_dask.client.client_base import BaseClient
 from trio_dask.client.engine import Engine
 from trio_dask.client.futures import Future
+from trio_dask.client.local_runs import BlockingLocalRuns
 from trio_dask.client.loop_thread import CallbackThread, EngineThread
 from trio_dask.client.open_engine import address_of, engine_for, home_of, settings_for
 from trio_dask.client.operations import BlockingOperations
@@ -32,7 +33,7 @@ IGNORED = frozenset(
 """Arguments of distributed's `Client` that mean nothing here."""
 
 
-class Client(BlockingOperations, BaseClient[Future]):
+class Client(BlockingOperations, BlockingLocalRuns, BaseClient[Future]):
     """A client for ordinary, blocking code.
 
         with Client() as client:
@@ -141,9 +142,6 @@ class Client(BlockingOperations, BaseClient[Future]):
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def __repr__(self) -> str:
-        return f"<Client {self.name}: {self.status}, scheduler {self.engine.address}>"
 
     def close(self, timeout: Timeout = None) -> None:
         """Release everything, say goodbye, and end the cluster if it is the client's own. Idempotent.

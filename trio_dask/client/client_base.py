@@ -8,9 +8,10 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice, repeat
-from typing import TYPE_CHECKING, Any, Generic, Literal, SupportsFloat, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, SupportsFloat, TypeVar
 
 from trio_dask.client.call_forms import CallForms, Done, ForCall, ForKeys, Timeout, Waiting
+from trio_dask.client.collection_operations import CollectionOperations
 from trio_dask.client.core.key_state import KeyState
 from trio_dask.client.core.outbox import NO_EXTRA, Content, Row
 from trio_dask.client.dask_graphs import Constant, Plan, Reference, flat_keys, key_to_str, plan, shaped_like
@@ -55,7 +56,7 @@ MOST_SHOWN = 5
 NOT_CALLABLE = "the first argument must be callable, not {}"
 
 
-class BaseClient(CallForms, Generic[F]):
+class BaseClient(CallForms, CollectionOperations[F]):
     """Submits, and defines the calls of both clients that wait for results."""
 
     def __init__(self, engine: Engine, future_type: Callable[[Engine, KeyState], F], name: str | None) -> None:
@@ -70,6 +71,9 @@ class BaseClient(CallForms, Generic[F]):
 
         def __getattr__(self, name):
             raise unsupported_error(type(self).__name__, name, CLIENT)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name}: {self.status}, scheduler {self.engine.address or 'not found yet'}>"
 
     @property
     def status(self) -> str:
@@ -274,7 +278,8 @@ class BaseClient(CallForms, Generic[F]):
         extra = extra_from(options)
         engine = self.engine
         computed = dict.fromkeys(found.key for found in made.outputs.values() if isinstance(found, Reference))
-        states = engine.send_graph(computed, PlainGraphParts(made.tasks, computed, extra)) if computed else []
+        parts = PlainGraphParts(made.tasks, computed, extra)
+        states = engine.send_graph(parts.tokens, parts) if computed else []
         futures = {state.key: self._future(engine, state) for state in states}
         foreign = [key_to_str(key) for key, found in made.outputs.items() if found is None]
         for state in engine.adopt(foreign) if foreign else ():
@@ -322,85 +327,6 @@ class BaseClient(CallForms, Generic[F]):
 
         return ForKeys(engine, states, reader, finish, futures)
 
-    def compute(
-        self,
-        collections: Any,
-        sync: bool = False,
-        optimize_graph: bool = True,
-        workers: Any = None,
-        allow_other_workers: bool = False,
-        resources: Mapping[str, float] | None = None,
-        retries: int | None = None,
-        priority: SupportsFloat = 0,
-        fifo_timeout: Any = None,
-        actors: bool = False,
-        traverse: bool = True,
-        time_limit: Any = None,
-        **kwargs: Any,
-    ) -> Any:
-        """Compute dask collections in the cluster; returns at once, with a future in the place of each.
-
-        One collection gives one future; a list, tuple or set gives a list, and is one graph. What is no collection
-        stays as it is. With `traverse` an item may be a container with collections inside, which is one future. With
-        `sync` it waits, and gives the results themselves.
-
-        The graph is made and sent by another thread; what that raises is the error of the futures. Options are those
-        of `submit`, for all tasks; annotations of tasks (`dask.annotate`) come first. Other keywords mean nothing.
-        """
-        if actors:
-            raise UsageError("actors are not supported")
-        from trio_dask.client.collections.collection_calls import compute
-
-        options: Options = {
-            "workers": workers,
-            "allow_other_workers": allow_other_workers,
-            "resources": resources,
-            "retries": retries,
-            "priority": priority,
-            "time_limit": time_limit,
-        }
-        found = compute(
-            self.engine, self._future, collections, options, optimize_graph=optimize_graph, traverse=traverse
-        )
-        return self.gather(found) if sync else found
-
-    def persist(
-        self,
-        collections: Any,
-        optimize_graph: bool = True,
-        workers: Any = None,
-        allow_other_workers: bool = False,
-        resources: Mapping[str, float] | None = None,
-        retries: int | None = None,
-        priority: SupportsFloat = 0,
-        fifo_timeout: Any = None,
-        actors: bool = False,
-        time_limit: Any = None,
-        **kwargs: Any,
-    ) -> Any:
-        """Compute dask collections in the cluster and keep the results there; returns at once.
-
-        For each collection it gives one of the same kind, whose tasks are futures: what is computed from it begins with
-        these results, which stay as long as it does. All else is as in `compute`.
-
-        Raises `TypeError` for what is no collection.
-        """
-        if actors:
-            raise UsageError("actors are not supported")
-        from trio_dask.client.collections.collection_calls import persist
-
-        options: Options = {
-            "workers": workers,
-            "allow_other_workers": allow_other_workers,
-            "resources": resources,
-            "retries": retries,
-            "priority": priority,
-            "time_limit": time_limit,
-        }
-        return persist(self.engine, self._future, collections, options, optimize_graph=optimize_graph)
-
-    gather: Callable[..., Any]
-
     def _get(self, dsk: Mapping[Any, Any], keys: Any, *, sync: bool = True, **options: Any) -> Waiting[Any]:
         """Compute keys of a plain graph (a dict of tasks), and return their values in the shape of `keys`.
 
@@ -437,7 +363,7 @@ class BaseClient(CallForms, Generic[F]):
         self,
         data: Any,
         workers: Workers = None,
-        broadcast: bool = False,
+        broadcast: bool | int = False,
         direct: object = None,
         hash: bool = True,
         timeout: Timeout = None,
@@ -445,8 +371,8 @@ class BaseClient(CallForms, Generic[F]):
     ) -> Waiting[Any]:
         """Put values onto workers; futures in the shape of `data` (a list, tuple, set, dict, or a single value).
 
-        Equal values have equal keys, unless `hash` is False. With `broadcast` every worker gets a copy. Scattered data
-        cannot be computed again: with the last copy it is lost.
+        Equal values have equal keys, unless `hash` is False. With `broadcast` every worker gets a copy, or, if it is
+        a number, as many workers. Scattered data cannot be computed again: with the last copy it is lost.
         """
         data = materialize(data)
         items = scatter_items(data, hashed=hash)

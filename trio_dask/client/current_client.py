@@ -13,8 +13,7 @@ from trio_dask.client.call_forms import Timeout
 from trio_dask.client.client import Client
 from trio_dask.client.default_clients import NO_CLIENT, current, usable
 from trio_dask.client.futures import BaseFuture
-from trio_dask.client.nested_futures import futures_given, futures_in, materialize
-from trio_dask.errors import FutureCancelledError
+from trio_dask.client.nested_futures import futures_found, futures_given
 from trio_dask.hooks import hooks
 
 
@@ -72,20 +71,20 @@ def worker_client(timeout: Timeout = None, separate_thread: bool = True) -> Gene
         yield client
 
 
-def futures_of(obj: Any, client: Client | None = None) -> list[BaseFuture]:
-    """The futures in this: itself, or nested in lists, tuples, sets and dicts; each once. `client` means nothing.
+def futures_of(o: Any, client: Client | AsyncClient | None = None) -> list[BaseFuture]:
+    """The futures in this, each once, in order: itself, or in lists, tuples, sets, dicts, dataclasses and collections.
+
+    Those of a dask collection are the futures of its graph: of a persisted one they are its blocks. `client` means
+    nothing.
 
     Raises:
-      FutureCancelledError: one of them was cancelled.
+      FutureCancelledError: one of them was cancelled, or lost with its scheduler.
+      DataLost: one of them stood for scattered data, which is lost.
     """
-    futures = list(dict.fromkeys(futures_in(materialize(obj))))
-    for future in futures:
-        if future.status == "cancelled":
-            raise FutureCancelledError(future.key)
-    return futures
+    return futures_found(o)
 
 
 def fire_and_forget(obj: Any) -> None:
-    """Have these tasks (futures, perhaps nested) finish even if the program keeps no future of them."""
+    """Have these tasks (futures, perhaps nested or in collections) finish even if the program keeps no future."""
     for future in futures_given(obj, "fire_and_forget()"):
         future.engine.detach([future.state])

@@ -14,9 +14,9 @@ from functools import partial
 from itertools import count
 from typing import Any, Concatenate, ParamSpec
 
-from trio_dask.client.core.key_state import Frames, KeyState, Reader, Waiter
-from trio_dask.client.core.outbox import Content, Row
-from trio_dask.client.graph_sender import GraphParts, GraphSender
+from trio_dask.client.core.key_state import TERMINAL, Frames, KeyState, Reader, Waiter
+from trio_dask.client.core.outbox import Content, GraphPart, Row
+from trio_dask.client.graph_sender import GraphSender
 from trio_dask.client.link import Link
 from trio_dask.client.loop_calls import LoopCalls
 from trio_dask.client.outgoing import Outgoing
@@ -139,17 +139,22 @@ class Engine:
                 outgoing.wake()
         return states
 
-    def send_graph(self, keys: Iterable[Key], parts: GraphParts) -> list[KeyState]:
-        """Have a graph sent by a thread of its own; each state of these outputs has one reference more.
+    def send_graph(self, tokens: Mapping[Key, bytes], parts: Iterable[GraphPart]) -> list[KeyState]:
+        """Have a graph sent by a thread of its own; each state of its outputs has one reference more.
 
-        What `parts` raises is the error of the outputs that were not sent by then.
+        The outputs come with the tokens of their calls, which are empty where the keys derive from the calls. The
+        parts are made in that thread, unless all outputs are known already. What `parts` raises is the error of the
+        outputs that were not sent by then.
+
+        Raises `KeyConflict`, and what `check_open` raises.
         """
         with self.shared.lock:
             self.check_open()
             self._outgoing.collect_all_dropped()
-            states = self.core.expect_graph(keys)
-        self._graphs.send(parts, states)
-        return states
+            graph = self.core.expect_graph(tokens)
+        if graph.outputs:
+            self._graphs.send(parts, graph)
+        return graph.states
 
     def adopt(self, keys: Iterable[Key], *, submitted: bool = True) -> list[KeyState]:
         """Futures for keys that another client submitted, or (not `submitted`) for values about to go onto workers."""
@@ -158,6 +163,15 @@ class Engine:
             states = self.core.want(keys) if submitted else self.core.expect(keys)
         self._outgoing.wake()
         return states
+
+    def find(self, keys: Iterable[Key]) -> list[KeyState]:
+        """The states of those of these keys for which there are futures; each has one reference more."""
+        with self.shared.lock:
+            self._outgoing.collect_all_dropped()
+            found = [state for key in keys if (state := self.core.states.get(key)) and state.status not in TERMINAL]
+            for state in found:
+                state.refs += 1
+        return found
 
     def cancel(self, states: Iterable[KeyState], *, force: bool, text: str) -> None:
         """Cancel these."""
@@ -253,9 +267,10 @@ class Engine:
                 await signal.wait()
 
     def too_late(self, text: str, states: Iterable[KeyState]) -> TimeoutError:
-        """An error with this text, and the reason if some of these wait for a worker that is not there."""
-        stuck = self.core.stuck.why(states)
-        return TimeoutError(f"{text}; {stuck}" if stuck else text)
+        """An error with this text, and the reason if no scheduler or worker is there for some of these."""
+        connected = isinstance(self.phase, Connected)
+        why = self.core.stuck.why(states) if connected else "the client is not connected to a scheduler"
+        return TimeoutError(f"{text}; {why}" if why else text)
 
     def load(self, frames: Frames) -> Any:
         """Unpickle a value; futures inside it become futures of this client."""

@@ -114,6 +114,9 @@ class BaseFuture(CallForms, KeyReference, _KeySlot):
     def __reduce__(self) -> tuple[Callable[[Key], BaseFuture], tuple[Key]]:
         return _unpickle_future, (self.key,)
 
+    def __dask_tokenize__(self) -> tuple[str, Key]:
+        return ("trio_dask.Future", self.key)
+
     def __repr__(self) -> str:
         state = self.state
         kind = f", type: {state.type_name}" if state.type_name else ""

@@ -13,6 +13,9 @@ from trio_dask.protocol.pickling import PickledFunction
 FIRST_PART: Final = 128
 """Rows of the first part, so that workers begin soon; each part has twice as many as the one before."""
 
+MAX_DEPENDENCIES: Final = 2**16
+"""Rows with so many dependencies complete a part: it has to fit into a frame."""
+
 
 class GraphRow(NamedTuple):
     """One task of a graph, which comes after those it depends on."""
@@ -27,18 +30,20 @@ class GraphRow(NamedTuple):
 
 
 class PartCutter:
-    """Gathers rows into parts. `held` has what was sent and is needed by rows that are not.
+    """Gathers rows into parts.
 
-    `last_use` has for each key that others depend on the number of the last row that does.
+    `last_use` has for each key that rows depend on the number of the last one that does.
     """
 
     def __init__(self, last_use: Mapping[Key, int], outputs: Mapping[Key, object]) -> None:
-        self.held: dict[Key, None] = {}
+        self._held: dict[Key, None] = {}
+        """What was cut and is needed by rows that were not."""
         self._last_use = last_use
         self._outputs = outputs
         self._rows: list[GraphRow] = []
         self._cut_rows = 0
         self._call_bytes = 0
+        self._dependencies = 0
         self._limit = FIRST_PART
 
     def add(self, row: GraphRow) -> GraphPart | None:
@@ -46,14 +51,18 @@ class PartCutter:
         rows = self._rows
         rows.append(row)
         self._call_bytes += len(row.call)
-        return self.cut() if len(rows) >= self._limit or self._call_bytes >= MAX_CALL_BYTES else None
+        self._dependencies += len(row.dependencies)
+        is_full = (
+            len(rows) >= self._limit or self._call_bytes >= MAX_CALL_BYTES or self._dependencies >= MAX_DEPENDENCIES
+        )
+        return self.cut() if is_full else None
 
     def cut(self) -> GraphPart | None:
         """The rows so far as a part; None if there are none."""
         rows, self._rows = self._rows, []
         if not rows:
             return None
-        self._call_bytes = 0
+        self._call_bytes = self._dependencies = 0
         self._limit = min(2 * self._limit, MAX_ROWS)
         keys, functions, calls, names_of_each, contents_of_each, tokens, extras = zip(*rows, strict=True)
         count = len(keys)
@@ -88,7 +97,7 @@ class PartCutter:
         options: list[Mapping[str, Any]] = []
         options_of = [_number_in(options, extra) for extra in extras] if any(extras) else []
         self._cut_rows += count
-        end, last_use, held = self._cut_rows, self._last_use, self.held
+        end, last_use, held = self._cut_rows, self._last_use, self._held
         unheld = [name for name in inputs if name in held and last_use[name] < end]
         for name in unheld:
             del held[name]

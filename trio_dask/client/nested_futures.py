@@ -1,11 +1,15 @@
-"""Futures nested in lists, tuples, sets and dicts: find them, and replace them with values."""
+"""Futures nested in lists, tuples, sets and dicts: find them, and replace them with values.
+
+Where futures are only found, they may be in dataclasses and in collections of dask as well.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any, Final, TypeGuard, cast
 
-from trio_dask.client.core.key_state import KeyState
+from trio_dask.client.core.key_state import TERMINAL, KeyState
 from trio_dask.client.engine import Engine
 from trio_dask.client.futures import BaseFuture, states_of
 from trio_dask.client.task_errors import no_value
@@ -50,22 +54,59 @@ def futures_in(collection: Any) -> Iterator[BaseFuture]:
             yield from futures_in(item)
 
 
+def all_futures_in(value: Any) -> Iterator[BaseFuture]:
+    """All futures in a nested collection, in order, also those in dataclasses and in collections of dask."""
+    if isinstance(value, BaseFuture):
+        yield value
+    elif is_series(value):
+        for item in value:
+            yield from all_futures_in(item)
+    elif is_dict(value):
+        for item in value.values():
+            yield from all_futures_in(item)
+    elif hasattr(value, "__dask_graph__"):
+        from trio_dask.client.collections.collection_calls import futures_in_collection
+
+        yield from futures_in_collection(value)
+    elif is_dataclass(value) and not isinstance(value, type):
+        for field in fields(value):
+            yield from all_futures_in(getattr(value, field.name, None))
+
+
+def futures_found(value: Any) -> list[BaseFuture]:
+    """All futures in this, each once, in order.
+
+    Raises:
+      FutureCancelledError: one of them was cancelled, or lost with its scheduler.
+      DataLost: one of them stood for scattered data, which is lost.
+    """
+    futures = list(dict.fromkeys(all_futures_in(materialize(value))))
+    for future in futures:
+        if future.state.status in TERMINAL:
+            raise no_value(future.state, "")
+    return futures
+
+
 def futures_given(given: Any, function: str) -> list[BaseFuture]:
     """The futures in the argument of a function that takes futures; none if the argument is an empty collection.
 
-    Raises `TypeError` for anything without a future in it, such as a key.
+    A collection of dask without futures counts as an empty one. Raises `TypeError` for anything else without a future
+    in it, such as a key.
     """
     given = materialize(given)
-    futures = list(futures_in(given))
+    futures = list(all_futures_in(given))
     if not futures and not _is_empty(given):
-        raise TypeError(f"{function} takes futures, alone or in lists, tuples, sets and dicts, not {given!r:.60}")
+        raise TypeError(
+            f"{function} takes futures, alone or in lists, tuples, sets and dicts, or collections of dask, "
+            f"not {given!r:.60}"
+        )
     return futures
 
 
 def _is_empty(collection: Any) -> bool:
     if is_dict(collection):
         return all(map(_is_empty, collection.values()))
-    return is_series(collection) and all(map(_is_empty, collection))
+    return hasattr(collection, "__dask_graph__") or (is_series(collection) and all(map(_is_empty, collection)))
 
 
 def materialize(collection: Any) -> Any:

@@ -41,7 +41,9 @@ def address_of(target: Any) -> str | None:
         return target
     address = getattr(target, "scheduler_address", None)
     if not isinstance(address, str):
-        raise UsageError(f"a client connects to an address or a cluster, not to a {type(target).__name__}")
+        raise UsageError(
+            f"a client connects to an address or a cluster, not to an object of type {type(target).__name__}"
+        )
     return address
 
 

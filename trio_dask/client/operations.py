@@ -25,8 +25,9 @@ from trio_dask.client.call_forms import (
 from trio_dask.client.dask_graphs import key_to_str
 from trio_dask.client.engine import Engine
 from trio_dask.client.futures import BaseFuture
-from trio_dask.client.nested_futures import futures_in, materialize
+from trio_dask.client.nested_futures import all_futures_in, materialize
 from trio_dask.client.option_conflicts import unambiguous
+from trio_dask.client.replicas import rebalance, replicate
 from trio_dask.client.task_options import Workers, each_worker, whole_number, worker_names
 from trio_dask.client.wait_signals import limit
 from trio_dask.client.worker_channels import CHANNEL_FAILURES, Channel, failure_text
@@ -110,15 +111,15 @@ async def wait_for_workers(engine: Engine, n_workers: int = 1, timeout: Timeout 
 
 
 async def _about_keys(engine: Engine, what: str, futures: Any) -> dict[Key, Any]:
-    """Ask about keys, given as futures (alone or nested) or texts; about all keys if none are given."""
+    """Ask about keys, given as futures (alone, nested, in collections) or names; about all keys if none are given."""
     if futures is None:
         keys: list[Key] = []
     elif isinstance(futures, str):
         keys = [key_to_str(futures)]
     else:
         futures = materialize(futures)
-        keys = [future.key for future in futures_in(futures)]
-        if not keys:
+        keys = [future.key for future in all_futures_in(futures)]
+        if not keys and not hasattr(futures, "__dask_graph__"):
             try:
                 names: list[Any] = list(futures)
             except TypeError:
@@ -357,6 +358,8 @@ class BlockingOperations(CallForms):
     nthreads = blocking(nthreads)
     ncores = nthreads
     processing = blocking(processing)
+    rebalance = blocking(rebalance)
+    replicate = blocking(replicate)
     restart = blocking(restart)
     restart_workers = blocking(restart_workers)
     retire_workers = blocking(retire_workers)
@@ -376,6 +379,8 @@ class AsyncOperations(CallForms):
     nthreads = awaitable(nthreads)
     ncores = nthreads
     processing = awaitable(processing)
+    rebalance = awaitable(rebalance)
+    replicate = awaitable(replicate)
     restart = awaitable(restart)
     restart_workers = awaitable(restart_workers)
     retire_workers = awaitable(retire_workers)

@@ -68,9 +68,9 @@ def reshaped(data: Any, futures: Sequence[Any]) -> Any:
 
 
 async def put_all(
-    engine: Engine, items: Sequence[ScatterItem], states: Sequence[KeyState], workers: Workers, broadcast: bool
+    engine: Engine, items: Sequence[ScatterItem], states: Sequence[KeyState], workers: Workers, broadcast: bool | int
 ) -> None:
-    """Send each value to one worker, by turns, or with `broadcast` to all; wait until it counts as a result.
+    """Send each value to one worker, by turns, or to as many as `broadcast` says; wait until it counts as a result.
 
     Values that are there already are not sent again.
 
@@ -80,9 +80,13 @@ async def put_all(
     missing = [item for item, state in zip(items, states, strict=True) if state.status == "pending"]
     missing = list({item.key: item for item in missing}.values())
     turns = _turns(addresses)
+    copies = len(addresses) if broadcast is True else min(max(1, broadcast), len(addresses))
     loads: dict[str, deque[ScatterItem]] = {address: deque() for address in addresses}
     for item in missing:
-        for address in addresses if broadcast else (next(turns),):
+        chosen: set[str] = set()
+        while len(chosen) < copies:
+            chosen.add(next(turns))
+        for address in chosen:
             loads[address].append(item)
     failures: list[str] = []
     stranded: list[ScatterItem] = []

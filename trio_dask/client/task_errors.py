@@ -7,12 +7,11 @@ from trio_dask.errors import (
     ClusterError,
     DataLost,
     FutureCancelledError,
+    FutureLost,
     KeyConflict,
     KilledWorker,
     RemoteError,
-    SchedulerLost,
     TaskTimeout,
-    UsageError,
 )
 from trio_dask.protocol.messages import Dropped, KeyFailed
 from trio_dask.protocol.pickling import rebuild_exception
@@ -34,8 +33,9 @@ def exception_of(state: KeyState) -> BaseException | None:
     if isinstance(failure, NotSent):
         return failure.error.with_traceback(None)
     if isinstance(failure, Ended):
-        text = f"{state.key!r} is lost: {failure.text}"
-        return SchedulerLost(text) if failure.lost else FutureCancelledError(text)
+        if failure.lost:
+            return FutureLost(f"{state.key!r} is lost with the connection to the scheduler: {failure.text}")
+        return FutureCancelledError(f"{state.key!r} is lost: {failure.text}")
     return _of_dropped(failure)
 
 
@@ -65,8 +65,8 @@ def _of_task(failure: KeyFailed) -> BaseException:
             return TaskTimeout(failure.text)
         case "lost":
             return DataLost(failure.text)
-        case "refused":
-            return UsageError(failure.text)
+        case "refused":  # an input is not there: its future was cancelled or released, or never was one
+            return FutureCancelledError(failure.text)
         case other:
             return RemoteError(other, failure.text)
 

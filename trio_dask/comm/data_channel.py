@@ -15,7 +15,7 @@ import trio
 
 from trio_dask.comm.transport import Bytes, ConnectionLost, PeerSilent, Transport, first_error
 from trio_dask.errors import ProtocolError
-from trio_dask.protocol.data_link import SMALL_BYTES, DataLink, check_announced, frame_of, pieces
+from trio_dask.protocol.data_link import SMALL_BYTES, Announced, DataLink, check_announced, frame_of, pieces
 from trio_dask.protocol.frames import PING_FRAME
 from trio_dask.protocol.hello import Hello, Welcome
 from trio_dask.protocol.link import DEFAULT_LIMITS, LinkLimits
@@ -57,6 +57,11 @@ class DataChannel:
         self._limits = limits
         self._link = DataLink(max_bytes, received)
         self._offers_memory = transport.is_local
+        self._announced: Announced | None = None
+        """A message that has come, without its buffers."""
+        self._unsent: list[Bytes] = []
+        """Small pieces that wait for what is sent after them."""
+        self._unsent_bytes = 0
 
     def __repr__(self) -> str:
         return f"<DataChannel with {self.remote}>"
@@ -66,9 +71,10 @@ class DataChannel:
         """The other end, for people."""
         return self._transport.remote
 
-    async def send(self, message: OnDataPlane, buffers: Iterable[Bytes] = ()) -> None:
+    async def send(self, message: OnDataPlane, buffers: Iterable[Bytes] = (), *, more: bool = False) -> None:
         """Send a message and the bytes that its `sizes` announce, without copying large buffers.
 
+        With `more`, another call comes soon: small messages may wait for it, and leave together.
         A checkpoint only if the network does not take everything at once, or the peer reads large buffers by itself.
         Raises `ConnectionLost` when the peer is gone or takes nothing for `silence_s`, and `ValueError` if the sizes
         are not those of the buffers.
@@ -76,6 +82,14 @@ class DataChannel:
         views = [_flat(buffer) for buffer in buffers]
         check_announced(message, views)
         frame = frame_of(message)
+        size = len(frame) + sum(map(len, views))
+        if more and self._unsent_bytes + size <= SMALL_BYTES:
+            self._unsent += (frame, *views)
+            self._unsent_bytes += size
+            return
+        if self._unsent:
+            frame = b"".join((*self._unsent, frame))
+            self._unsent, self._unsent_bytes = [], 0
         with self._whole_or_closed():
             offer = self._offer(views)
             if offer is not None:
@@ -83,6 +97,14 @@ class DataChannel:
                     return
                 frame = b""  # the peer has it already
             for piece in pieces(frame, views):
+                await self._send_piece(piece)
+
+    async def flush(self) -> None:
+        """Send what waits for another `send`."""
+        if self._unsent:
+            piece = b"".join(self._unsent)
+            self._unsent, self._unsent_bytes = [], 0
+            with self._whole_or_closed():
                 await self._send_piece(piece)
 
     async def receive(self, room: Room | None = None) -> tuple[Message, list[memoryview]]:
@@ -94,12 +116,15 @@ class DataChannel:
         `ProtocolError` when it sent what it may not, or announced more than `max_bytes`.
         """
         with self._whole_or_closed():
-            if not self._link.has_received:
+            if self._announced is None and not self._link.has_received:
                 data = await self._transport.receive_some()
                 if not data:
                     raise trio.EndOfChannel
                 self._link.receive(data)
-            message, sizes, offer = await self._receive_until(self._link.next_announced)
+            announced, self._announced = self._announced, None
+            if announced is None:
+                announced = await self._receive_until(self._link.next_announced)
+            message, sizes, offer = announced
             if isinstance(message, Goodbye):
                 raise trio.EndOfChannel
             if offer is not None:
@@ -108,6 +133,28 @@ class DataChannel:
                 buffers = [_allocate(size) for size in sizes]
                 await self._fill(buffers)
                 return message, buffers
+
+    def receive_nowait(self) -> tuple[Message, list[memoryview]] | None:
+        """The next message and its buffers, as `receive` gives it, if all of it has come; else None.
+
+        Raises `ProtocolError` when the peer sent what it may not.
+        """
+        link = self._link
+        if self._announced is None:
+            if not link.has_received:
+                return None
+            with self._whole_or_closed():
+                self._announced = link.next_announced()
+        found = self._announced
+        if found is None or found.offer is not None or isinstance(found.message, Goodbye):
+            return None
+        if sum(found.sizes) > link.received_bytes:
+            return None
+        self._announced = None
+        buffers = [_allocate(size) for size in found.sizes]
+        for buffer in buffers:
+            link.fill(buffer)
+        return found.message, buffers
 
     def abort(self) -> None:
         """Close at once. Idempotent."""

@@ -9,7 +9,6 @@ from typing import Any
 from trio_dask.comm.connection import Connection
 from trio_dask.comm.transport import Transport
 from trio_dask.errors import TrioDaskError
-from trio_dask.ids import Incarnation
 from trio_dask.protocol.hello import Hello, Refusal, Welcome
 from trio_dask.protocol.messages import Control, Reply
 
@@ -54,12 +53,12 @@ async def _carry_out(name: str, arguments: Mapping[str, Any], commands: Mapping[
         return {"refused": str(error)}
 
 
-def admit_control(incarnation: Incarnation) -> Callable[[Hello, Transport], Welcome | Refusal]:
+def admit_control(here: Hello) -> Callable[[Hello, Transport], Welcome | Refusal]:
     """For `serve`, where a listener has a handler for control only, and perhaps one for data."""
 
     def admit(hello: Hello, transport: Transport) -> Welcome | Refusal:
         if hello.role in ("control", "data"):
-            return Welcome(incarnation=incarnation)
-        return Refusal(f"only control is served here, not the role {hello.role!r} of the {hello}", "role")
+            return Welcome(incarnation=here.incarnation)
+        return Refusal(f"this is a {here.role}, not a scheduler; give the {hello.role} a scheduler's address", "role")
 
     return admit

@@ -52,7 +52,7 @@ async def run_control(
     async with trio.open_nursery() as nursery:
 
         async def listen(address: Address) -> list[Address]:
-            admit = admit_control(identity.incarnation)
+            admit = admit_control(identity)
             serving = partial(serve, Endpoint(address, limits), handle, identity=identity, admit=admit)
             bound: list[Address] = await nursery.start(serving)
             return bound

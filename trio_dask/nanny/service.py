@@ -383,7 +383,7 @@ class Nanny:
     def _log_end(self, process: WorkerProcess, cause: str, decision: ExitDecision) -> None:
         # Not `_lasting_name`: without a name of its own, a worker that was restarted has the first one's port there.
         name = self.settings.worker.name or process.address
-        worker = " ".join(filter(None, ("Worker", name, f"(pid {process.pid})")))
+        worker = " ".join(filter(None, ("Worker", name, f"(pid {process.pid})" if process.pid else "")))
         following = decision.next
         again = "; restarting it" if isinstance(following, Restart) else ""
         if decision.planned and process.asked:

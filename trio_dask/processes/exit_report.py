@@ -90,4 +90,4 @@ class ChildEnd:
 
     def describe(self) -> str:
         """How it ended, as part of a sentence."""
-        return "did not start in time and was killed" if self.late else describe_status(self.status)
+        return "took too long and was killed" if self.late else describe_status(self.status)

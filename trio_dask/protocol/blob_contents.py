@@ -14,6 +14,8 @@ from collections.abc import Callable
 from hashlib import blake2b
 from typing import Any, Final, NamedTuple
 
+from blake3 import blake3
+
 from trio_dask.ids import Digest
 from trio_dask.protocol.picklers import Buffer
 from trio_dask.protocol.raw_memory import copy_bytes, same_bytes, shared_memory
@@ -25,6 +27,8 @@ LARGE_BYTES: Final = 1 << 16
 KEPT_BYTES: Final = 512 << 20
 WORTH_KEEPING_BYTES: Final = 1 << 20
 LEAF_BYTES: Final = 2 << 20
+FAST_HASH_BYTES: Final = 1 << 12
+"""From this size on BLAKE3 takes less time than BLAKE2; for large content a sixth of it."""
 MAX_THREADS: Final = 4
 
 
@@ -33,7 +37,13 @@ def content_digest(data: Buffer) -> Digest:
     view = memoryview(data).cast("B")
     if view.nbytes > LEAF_BYTES:
         return _digest_by_leaves(view, None)
-    return blake2b(view, digest_size=DIGEST_BYTES).digest()
+    return _digest(view)
+
+
+def _digest(view: memoryview) -> Digest:
+    if view.nbytes < FAST_HASH_BYTES:
+        return blake2b(view, digest_size=DIGEST_BYTES).digest()
+    return blake3(view).digest(DIGEST_BYTES)
 
 
 def _digest_by_leaves(view: memoryview, target: memoryview | None) -> Digest:
@@ -51,7 +61,7 @@ def _digest_by_leaves(view: memoryview, target: memoryview | None) -> Digest:
                     own = target[starts[number] : starts[number] + LEAF_BYTES]
                     copy_bytes(leaf, own)
                     leaf = own
-                digests[number] = blake2b(leaf, digest_size=DIGEST_BYTES).digest()
+                digests[number] = _digest(leaf)
         except Exception as error:  # mostly a lack of memory; the caller raises it again
             failures.append(error)
 

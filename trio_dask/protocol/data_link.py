@@ -45,6 +45,11 @@ class DataLink:
         """Whether something is there that nobody has asked for yet."""
         return bool(self._received)
 
+    @property
+    def received_bytes(self) -> int:
+        """How much of that there is."""
+        return len(self._received)
+
     def receive(self, data: bytes) -> None:
         """Put what has come behind what is there."""
         self._received = memoryview(bytes(self._received) + data if self._received else data)

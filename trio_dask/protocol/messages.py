@@ -73,7 +73,7 @@ class Goodbye(NamedTuple):
 
 @tagged(34)
 class Reply(NamedTuple):
-    """The answer to a `Query`, `Restart`, `RestartWorkers`, `Retire` or `Control`."""
+    """The answer to a `Query`, `Restart`, `RestartWorkers`, `Retire`, `Replicate` or `Control`."""
 
     request: int
     payload: Any
@@ -121,8 +121,7 @@ class Submit(NamedTuple):
     if no call has any. `tokens` is empty for keys that the client derived from the call itself; for keys that the user
     chose it is parallel to `keys` and fingerprints the call: the same key with another token is a conflict.
     A call whose first byte is 0 is a reference: the next 16 bytes name the blob that holds the call.
-    Tasks of one client run in the order of submission where nothing else decides. Senders of graphs order them
-    depth-first, and release the inner tasks of the graph right after it; the scheduler keeps what later tasks need.
+    Tasks of one client run in the order of submission where nothing else decides.
     `extra` may hold: priority (a number, larger first), retries (int), workers (names, addresses or hosts),
     allow_other_workers (bool), resources (name -> amount), time_limit (seconds).
     """
@@ -213,9 +212,8 @@ class FetchFailed(NamedTuple):
 class Query(NamedTuple):
     """A question about the state of the cluster, answered by one `Reply` with the same `request`.
 
-    `what` is one of: who_has (keys), has_what (workers), processing (workers), nbytes (keys), nthreads (workers),
-    scheduler_info (), story (keys). `arguments` narrows the answer; empty means all. `wait_for_workers` (a number) is
-    answered once there are as many workers.
+    `what` names a row of the table at the end of `scheduler/core/queries.py`; `arguments` (keys, or workers) narrows
+    the answer, and empty means all. `wait_for_workers` (a number) is answered once there are as many workers.
     """
 
     request: int
@@ -251,6 +249,19 @@ class Retire(NamedTuple):
     number: int
 
 
+@tagged(26)
+class Replicate(NamedTuple):
+    """Copy results (`copies`: a key and the address of the worker that is to have it), and drop `surplus` ones.
+
+    A `Reply` says when the copies are there; its payload is a map with `missing`, the keys of those that failed. The
+    last copy of a result is never surplus.
+    """
+
+    request: int
+    copies: tuple[tuple[Key, str], ...]
+    surplus: tuple[tuple[Key, str], ...]
+
+
 @tagged(19)
 class Shutdown(NamedTuple):
     """End the cluster: workers, clients and scheduler."""
@@ -272,6 +283,7 @@ FromClient = (
     | Restart
     | RestartWorkers
     | Retire
+    | Replicate
     | Shutdown
 )
 
@@ -354,7 +366,8 @@ class Run(NamedTuple):
     `dependencies` lists each key that the call needs with the addresses to fetch it from; no address means that the
     worker has it, or computes it by an earlier `Run`. Lower `priority`, the order of submission, runs first. `extra`
     may hold: announce (bool: send `Started` and flush it before the task starts), time_limit (seconds), attempt (int,
-    absent means 1), priority (int, absent means 0: the user's, which comes before that order; lower runs first).
+    absent means 1), priority (int, absent means 0: the user's, which comes before that order; lower runs first). If a
+    client has `wanted` the result so far, a small one is to come along with the report.
     """
 
     run: RunId
@@ -364,6 +377,7 @@ class Run(NamedTuple):
     dependencies: tuple[tuple[Key, tuple[str, ...]], ...]
     priority: int
     extra: Mapping[str, Any]
+    wanted: bool = True
 
 
 @tagged(51)
@@ -396,7 +410,7 @@ class Acquire(NamedTuple):
     """Fetch these keys, each from one of the addresses with it, and keep them.
 
     `Replicas` tells what has come, `NotAcquired` what no address could give. The scheduler uses it to save the results
-    of a worker that is leaving.
+    of a worker that is leaving, and for a client that wants copies.
     """
 
     keys: tuple[tuple[Key, tuple[str, ...]], ...]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import BuiltinFunctionType
 from typing import Any
 
@@ -62,14 +63,22 @@ def pickle_function(function: Callable[..., Any]) -> PickledFunction:
 def _pickle_shared(function: Any) -> PickledFunction | None:
     """The callable in a form that tasks may share, or None if it can carry something from one to another."""
     if not is_definition(function):
-        is_fixed = kind_of(function) is BuiltinFunctionType and is_immutable(function)
-        return by_reference(function) if is_fixed else None
+        return by_reference(function) if _is_fixed(function) else None
     if not travels_by_value(function):
         return by_reference(function)
     try:
         return by_value(function)
     except CarriesState:
         return None
+
+
+def _is_fixed(function: Any) -> bool:
+    """Whether this callable, which is no definition, can carry nothing all the same."""
+    kind = kind_of(function)
+    if kind is partial:
+        bound = (function.func, *function.args, *function.keywords.values())
+        return not vars(function) and all(map(is_immutable, bound))
+    return kind is BuiltinFunctionType and is_immutable(function)
 
 
 def _pickle_own(function: Any) -> PickledFunction:

@@ -10,16 +10,21 @@ shows in the result (a name of `__main__`, a future), or raises, and is pickled 
 
 from __future__ import annotations
 
-import copyreg
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pickle import PickleBuffer
 from typing import Any, Final, NamedTuple
 
 from trio_dask.ids import Key
 from trio_dask.protocol.blob_contents import LARGE_BYTES
 from trio_dask.protocol.pickled_calls import COMPUTED, PickledCall, pickle_call
-from trio_dask.protocol.picklers import ORDINARY, PICKLE_PROTOCOL, PICKLING_FAILURES, Chunks, names_what_only_we_have
+from trio_dask.protocol.picklers import (
+    PICKLE_PROTOCOL,
+    PICKLING_FAILURES,
+    Chunks,
+    names_what_only_we_have,
+    ordinary_reductions,
+)
 
 VALUE: Final = 0
 RESULT: Final = 1
@@ -34,7 +39,7 @@ class GivenArguments(NamedTuple):
 
     `kinds` has a byte for each argument, keyword arguments last: `VALUE`; `RESULT`, then the argument is the number of
     a dependency; or `NODE`, then it is called with the results of the dependencies by `keys`, which are parallel to
-    the dependencies (and empty if there is no node).
+    the first dependencies (and empty if there is no node). Futures in values are dependencies after those.
     """
 
     args: tuple[Any, ...]
@@ -48,7 +53,7 @@ class GivenArguments(NamedTuple):
         Raises whatever the nodes raise.
         """
         values = list(results.values())
-        by_key = dict(zip(self.keys, values, strict=True)) if self.keys else {}
+        by_key = dict(zip(self.keys, values, strict=False)) if self.keys else {}
         computed = [
             values[given] if kind == RESULT else given(by_key) if kind == NODE else given
             for given, kind in zip((*self.args, *self.kwargs.values()), self.kinds, strict=True)
@@ -62,11 +67,10 @@ class _NeedsHooks(Exception):
 
 
 class NodePickler:
-    """Pickles the calls of one graph. For one thread."""
+    """Pickles the calls of one graph. For one thread. `reductions` has functions that reduce nodes, by type."""
 
-    def __init__(self) -> None:
-        # A dictionary: the pickler looks up the type of every object, and `ORDINARY` does that in Python.
-        self._reductions = {**copyreg.dispatch_table, **ORDINARY}
+    def __init__(self, reductions: Mapping[type[Any], Callable[[Any], Any]]) -> None:
+        self._reductions = {**ordinary_reductions(), **reductions}
 
     def pickle_call(self, given: GivenArguments) -> PickledCall:
         """The arguments as bytes; `dependencies` of the result are futures in values, beside those of the task.

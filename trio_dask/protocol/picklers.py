@@ -158,6 +158,17 @@ ORDINARY: Mapping[Any, Callable[[Any], Any]] = ChainMap(
 )
 """The reductions of this package's ordinary picklers, by type."""
 
+_registered: dict[Any, Any] = {}
+_ordinary: dict[Any, Callable[[Any], Any]] = {}
+
+
+def ordinary_reductions() -> Mapping[Any, Callable[[Any], Any]]:
+    """`ORDINARY` as a dictionary: a pickler looks up the type of each object, which a chain of maps does in Python."""
+    global _registered, _ordinary
+    if _registered != copyreg.dispatch_table:
+        _registered, _ordinary = dict(copyreg.dispatch_table), dict(ORDINARY)
+    return _ordinary
+
 
 def make_cached(function: Callable[..., Any], parameters: dict[str, Any]) -> Any:
     """A cached function with an empty cache."""

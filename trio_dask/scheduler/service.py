@@ -228,8 +228,7 @@ class _Service:
         goodbye = connection.goodbye
         reason = goodbye.reason if goodbye is not None else str(error or "the session was ended by the scheduler")
         worker = self._core.worker_title(peer)
-        if worker:
-            reason = reason.replace(str(connection.remote), "it")  # its port of the moment tells people nothing
+        reason = reason.replace(str(connection.remote), "it")  # the line names the peer
         hello = connection.hello
         assert isinstance(hello, Hello)
         if isinstance(error, ProtocolError):

@@ -274,14 +274,18 @@ class CoreDriver:
             nbytes = sum(map(len, frames))
             self._store.put_frames(key, frames, nbytes)
             self._core.fetched(fetch, key, nbytes)
-            if self._core.ready.offered:  # else the next value, or the end of the fetch, is early enough
-                self._act()
+
+    def _start_ready(self) -> None:
+        """Have runs begun that a fetch has made ready. What is to be told of its values can wait for its end."""
+        if self._core.ready.offered:
+            self._act()
 
     async def _fetch(self, start: StartFetch, scope: trio.CancelScope) -> None:
         unreachable = is_silent = False
         with scope:
             try:
-                await self._peers.fetch(start.address, start.keys, partial(self._take_value, start.fetch))
+                take = partial(self._take_value, start.fetch)
+                await self._peers.fetch(start.address, start.keys, take, self._start_ready)
             except (OSError, TrioDaskError) as error:
                 log.warning("Could not fetch %s from %s: %s", counted(len(start.keys), "key"), start.address, error)
                 unreachable, is_silent = True, isinstance(error, PeerSilent)

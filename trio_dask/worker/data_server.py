@@ -79,8 +79,9 @@ class DataServer:
         return True
 
     async def _fetch(self, channel: DataChannel, message: Fetch, buffers: Frames) -> None:
-        for key in message.keys:
-            await self._send_value(channel, key)
+        last = len(message.keys) - 1
+        for number, key in enumerate(message.keys):
+            await self._send_value(channel, key, more=number < last)
 
     async def _put(self, channel: DataChannel, message: Put, buffers: Frames) -> None:
         if not buffers:
@@ -100,17 +101,19 @@ class DataServer:
         Call: _call,
     }
 
-    async def _send_value(self, channel: DataChannel, key: Key) -> None:
+    async def _send_value(self, channel: DataChannel, key: Key, *, more: bool) -> None:
+        """Answer for one key; with `more`, another answer follows."""
         held = self._held.get(key)
         if held is None:
-            await channel.send(Absent(key, ""))
+            await channel.send(Absent(key, ""), more=more)
         elif held.nbytes <= SMALL_BYTES:
-            await self._dump_and_send(channel, key, held.nbytes)
+            await self._dump_and_send(channel, key, held.nbytes, more=more)
         else:
+            await channel.flush()
             async with self._sends.share(held.nbytes):
-                await self._dump_and_send(channel, key, held.nbytes)
+                await self._dump_and_send(channel, key, held.nbytes, more=more)
 
-    async def _dump_and_send(self, channel: DataChannel, key: Key, nbytes: int) -> None:
+    async def _dump_and_send(self, channel: DataChannel, key: Key, nbytes: int, *, more: bool) -> None:
         store = self._store
         copied_bytes = store.copied_bytes(key)
         if copied_bytes > BIG_BYTES and self._room is not None:
@@ -122,9 +125,9 @@ class DataServer:
         else:
             dumped = self._dump(key)
         if isinstance(dumped, Absent):
-            await channel.send(dumped)
+            await channel.send(dumped, more=more)
         else:
-            await channel.send(Value(key, _sizes(dumped)), dumped)
+            await channel.send(Value(key, _sizes(dumped)), dumped, more=more)
 
     def _dump(self, key: Key) -> Frames | Absent:
         if key not in self._store:

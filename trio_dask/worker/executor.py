@@ -2,6 +2,9 @@
 
 Nothing here happens per task in Trio: slots take from the core's `ReadyQueue` on their own, outcomes gather in a deque,
 and the Trio thread is woken once for all that have gathered.
+
+This file is long because slots share every line of a run's way with the Trio thread: which thread may touch what can
+only be seen in one place.
 """
 
 from __future__ import annotations
@@ -91,6 +94,9 @@ class _Crashed(NamedTuple):
 
 DECAY = 7 / 8
 
+REST_S = 0.001
+"""For so long after others, results that no client waits for gather in the slots, as long as these have work."""
+
 _Posted = Outcome | AsyncCall | _Crashed
 """What slots post to the Trio thread."""
 
@@ -151,6 +157,9 @@ class Executor:
         self._posted: deque[_Posted] = deque()
         self._cancelled_runs: dict[int, Run] = {}  # by identity, until their outcome comes
         self._woken = False
+        self._is_resting = False
+        """Whether the Trio thread will look soon for what can wait; other outcomes still wake it."""
+        self._rest_begun = trio.Event()
         self._closed = False
         self._take: Callable[[list[Outcome]], None] | None = None
         self._tasks: trio.Nursery | None = None
@@ -172,6 +181,7 @@ class Executor:
         assert hooks.around_tasks is not None, "trio_dask sets it"
         try:
             async with trio.open_nursery() as self._tasks:
+                self._tasks.start_soon(self._end_rests)
                 try:
                     with hooks.around_tasks():
                         for number in range(len(self._slots)):
@@ -241,19 +251,37 @@ class Executor:
                     self._running_table.mark_reported(
                         {outcome.run.run for outcome in batch if isinstance(outcome, _ENDS)}
                     )
+                if self._can_wait(batch[-1]) and self._ready:
+                    self._begin_rest()
         except BaseException as error:  # `run` raises it; raised here it would be an internal error of Trio
             self._failure = error
             self._failed.set()
 
     def _collect(self) -> Iterable[_Posted]:
         """Take what is there, and have later outcomes call again."""
-        self._woken = False  # before the count: what is appended after it calls again
+        self._woken = self._is_resting = False  # before the count: what is appended after it calls again
         outcomes = [self._posted.popleft() for _ in range(len(self._posted))]
         if self._cancelled_runs:
             for outcome in outcomes:
                 if isinstance(outcome, Finished | Failed | InputGone | Declined):
                     self._cancelled_runs.pop(id(outcome.run), None)
         return outcomes
+
+    def _begin_rest(self) -> None:
+        """Have results that can wait gather for a moment: each wake-up of the Trio thread costs as much as a task."""
+        self._is_resting = True
+        self._rest_begun.set()
+
+    async def _end_rests(self) -> None:
+        while True:
+            await self._rest_begun.wait()
+            self._rest_begun = trio.Event()
+            await trio.sleep(REST_S)
+            if self._is_resting:
+                self._deliver()
+
+    def _can_wait(self, outcome: _Posted) -> bool:
+        return type(outcome) is Finished and not outcome.run.wanted
 
     def _close(self) -> None:
         self._closed = True
@@ -274,6 +302,8 @@ class Executor:
         slot: int | None = number
         try:
             while slot is not None:
+                if self._is_resting and self._tokens.empty():
+                    self._wake_loop()  # this slot has nothing to do until its results are known
                 self._tokens.get()
                 if self._closed or self._seceded.hand_over(slot):
                     return
@@ -365,7 +395,7 @@ class Executor:
             if is_computed:
                 args, kwargs = GivenArguments(*args).compute(values)
             value = self._call_async(context, function, args, kwargs) if is_async else function(*args, **kwargs)
-            pickled = pickle_value(value, self._inline_limit)
+            pickled = pickle_value(value, self._inline_limit if run.wanted else 0)
             if self._largest or pickled.nbytes >= self._reserve_from:
                 self._learn(run.function, pickled.nbytes)
         except _Absent as absent:
@@ -489,7 +519,11 @@ class Executor:
         self._posted.append(outcome)
         if self._closed:
             self._turn_away(outcome)
-        elif not self._woken and self._trio_token is not None:
+        elif not self._woken and not (self._is_resting and self._can_wait(outcome)):
+            self._wake_loop()
+
+    def _wake_loop(self) -> None:
+        if self._trio_token is not None:
             self._woken = True
             with suppress(trio.RunFinishedError):
                 self._trio_token.run_sync_soon(self._deliver, idempotent=True)

@@ -109,7 +109,7 @@ class Listener:
                 Endpoint(address, limits),
                 self._control,
                 identity=self._identity,
-                admit=admit_control(self._identity.incarnation),
+                admit=admit_control(self._identity),
                 data_handler=self._handler,
                 max_bytes=self._settings.memory_limit_bytes,
                 handler_nursery=self._nursery,

@@ -25,6 +25,10 @@ MAX_IDLE = 64
 IDLE_S = 60.0
 
 
+def _do_nothing() -> None:
+    return None
+
+
 class _Idle(NamedTuple):
     address: str
     channel: DataChannel
@@ -39,8 +43,12 @@ class PeerChannels:
         self._room = room
         self._idle: list[_Idle] = []
 
-    async def fetch(self, address: str, keys: Sequence[Key], take: Take) -> None:
+    async def fetch(
+        self, address: str, keys: Sequence[Key], take: Take, pause: Callable[[], object] = _do_nothing
+    ) -> None:
         """Ask a peer for keys, and give `take` each answer as it comes: the frames, or None if the peer has none.
+
+        It calls `pause` when it has to wait for the next answer.
 
         Raises:
           OSError: the peer cannot be reached, or was lost meanwhile.
@@ -51,7 +59,7 @@ class PeerChannels:
             kept = next((idle for idle in reversed(self._idle) if idle.address == address), None)
             asked = len(left)
             try:
-                await self._exchange(address, kept, left, take)
+                await self._exchange(address, kept, left, take, pause)
             except (OSError, trio.EndOfChannel) as error:
                 # A kept channel may have been closed meanwhile; that says nothing about the peer.
                 if not kept or len(left) < asked:
@@ -66,7 +74,9 @@ class PeerChannels:
             else:
                 one.channel.abort()
 
-    async def _exchange(self, address: str, kept: _Idle | None, left: list[Key], take: Take) -> None:
+    async def _exchange(
+        self, address: str, kept: _Idle | None, left: list[Key], take: Take, pause: Callable[[], object]
+    ) -> None:
         if kept is None:
             channel = await self._open(address)
         else:
@@ -75,13 +85,17 @@ class PeerChannels:
         try:
             await channel.send(Fetch(tuple(reversed(left))))
             while left:
-                message, buffers = await channel.receive(self._room)
+                answer = channel.receive_nowait()
+                if answer is None:
+                    pause()
+                    answer = await channel.receive(self._room)
+                message, buffers = answer
                 if not isinstance(message, Value | Absent) or message.key != left[-1]:
                     raise ProtocolError(
                         f"a peer was asked for {left[-1]!r} and answered with a {type(message).__name__}"
                     )
                 take(left.pop(), buffers if isinstance(message, Value) else None)
-                del buffers  # while we wait for the next value, only the store may hold this one
+                del answer, buffers  # while we wait for the next value, only the store may hold this one
         except BaseException:  # what is still on its way is unknown
             channel.abort()
             raise

@@ -55,6 +55,10 @@ class WorkerHandle:
     def __repr__(self) -> str:
         return f"<worker {self.name!r} {self.address or 'without a scheduler'}, {counted(self.nthreads, 'thread')}>"
 
+    def get_current_task(self) -> Key:
+        """The key of the task that calls this. Raises `ValueError` if no task is running here."""
+        return _task("get_current_task()").key
+
     def get_client(self, make: Callable[[str], Any]) -> Any:
         """The one client that all tasks here share, made by `make(scheduler_address)` at the first call.
 

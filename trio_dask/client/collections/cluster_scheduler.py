@@ -20,9 +20,16 @@ SHUFFLE: Final = "dataframe.shuffle.method"
 
 
 class ClusterScheduler:
-    """dask calls `get` to compute, and finds `persist` beside it."""
+    """dask calls this to compute, and finds `persist` on it."""
 
-    def get(self, expr: Any, keys: Any, **options: Any) -> Any:
+    def __eq__(self, other: object) -> bool:
+        """It stands for the `get` of the client that is current here, and programs compare it with that."""
+        client = None if other is self else _current_client()
+        return other is self or (client is not None and other == client.get)
+
+    __hash__ = object.__hash__
+
+    def __call__(self, expr: Any, keys: Any, **options: Any) -> Any:
         """The results of these keys, in the same nested lists."""
         client = _current_client()
         if client is None:
@@ -61,7 +68,7 @@ class DaskConfiguration:
     """Puts the scheduler into dask's configuration while there is a reason to: a client is open, or a worker runs."""
 
     def __init__(self) -> None:
-        self._get = ClusterScheduler().get
+        self._scheduler = ClusterScheduler()
         self._reasons = 0
         self._before: dict[str, Any] = {}
         self._lock = threading.RLock()
@@ -95,7 +102,7 @@ class DaskConfiguration:
                 return
             import dask.config
 
-            wanted = {"scheduler": self._get, SHUFFLE: "tasks"}
+            wanted = {"scheduler": self._scheduler, SHUFFLE: "tasks"}
             self._before = {name: dask.config.get(name, None) for name in wanted}
             for name, value in wanted.items():
                 if self._before[name] is None:
@@ -107,7 +114,7 @@ class DaskConfiguration:
         import dask.config
 
         before, self._before = self._before, {}
-        for name, value in {"scheduler": self._get, SHUFFLE: "tasks"}.items():
+        for name, value in {"scheduler": self._scheduler, SHUFFLE: "tasks"}.items():
             if dask.config.get(name, None) == value and before[name] is None:
                 dask.config.set({name: None})
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import is_dataclass
 from typing import Any, TypeVar
 
 from trio_dask.client.collections.dask_names import (
     annotations_here,
     base,
+    flat,
     is_collection,
+    nodes_of,
+    with_graph,
 )
-from trio_dask.client.collections.graph_nodes import DaskGraphParts
+from trio_dask.client.collections.graph_nodes import DaskGraphParts, needed_nodes
 from trio_dask.client.collections.task_annotations import TaskAnnotations
 from trio_dask.client.dask_graphs import key_to_str
 from trio_dask.client.engine import Engine
@@ -28,7 +32,7 @@ def futures_for(
     extra_of = TaskAnnotations(graph, options, annotations_here())
     names = [key_to_str(key) for key in keys]
     outputs = list(dict.fromkeys(keys))
-    states = engine.send_graph(list(dict.fromkeys(names)), DaskGraphParts(graph, outputs, extra_of))
+    states = engine.send_graph(dict.fromkeys(names, b""), DaskGraphParts(graph, outputs, extra_of))
     futures = {state.key: make(engine, state) for state in states}
     return [futures[name] for name in names]
 
@@ -61,7 +65,8 @@ def compute(
 
 def _as_one(item: Any) -> Any:
     """A container with collections in it as one collection."""
-    if isinstance(item, list | tuple | set | dict | Iterator) and not is_collection(item):
+    is_container = isinstance(item, list | tuple | set | dict | Iterator) or is_dataclass(item)
+    if is_container and not isinstance(item, type) and not is_collection(item):
         from dask.delayed import delayed
 
         return delayed(item)
@@ -91,6 +96,28 @@ def persist(
 
     found = base.persist(*items, traverse=False, optimize_graph=optimize_graph, scheduler=schedule)
     return list(found) if is_several else found[0]
+
+
+def normalize_collection(engine: Engine, make: Callable[[Engine, Any], F], collection: Any) -> Any:
+    """The collection with futures for those of its tasks that the client has futures of already.
+
+    Raises `TypeError` for what is no collection.
+    """
+    if not is_collection(collection):
+        raise TypeError(f"normalize_collection() takes a dask collection, not {collection!r:.60}")
+    graph = dict(collection.__dask_graph__())
+    names = {key_to_str(key): key for key, node in graph.items() if not isinstance(node, BaseFuture)}
+    states = engine.find(names)
+    if not states:
+        return collection
+    futures = {names[state.key]: make(engine, state) for state in states}
+    nodes = {key: node for key, node in nodes_of(graph).items() if key not in futures}
+    outputs = list(flat(collection.__dask_keys__()))
+    needed: dict[Hashable, Any] = needed_nodes(nodes, outputs)
+    for key in (*outputs, *[name for node in list(needed.values()) for name in node.dependencies]):
+        if key in futures:
+            needed[key] = futures[key]
+    return with_graph(collection, needed)
 
 
 def futures_in_collection(collection: Any) -> list[Any]:

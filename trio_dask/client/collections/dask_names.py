@@ -26,6 +26,8 @@ config: Any = dask.config
 flat: Any = flatten
 is_collection: Any = dask.base.is_dask_collection
 annotations_here: Any = dask.base.get_annotations
+execute_subgraph: Any = getattr(_task_spec, "_execute_subgraph", None)
+"""The function of tasks that are fused of others."""
 _order: Any = dask.order.order
 _spec: Any = _task_spec
 
@@ -38,9 +40,36 @@ def nodes_of(graph: Any) -> dict[Hashable, Any]:
     return nodes
 
 
+def reduce_task(task: Any) -> tuple[Any, ...]:
+    """What the pickle of a task consists of: half of what dask puts there, in half the time."""
+    return restore_task, (task.key, task.func, task.args, task.kwargs, task._dependencies)
+
+
+def restore_task(
+    key: Hashable, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], dependencies: frozenset[Hashable]
+) -> Any:
+    """The task again."""
+    task = Task.__new__(Task)
+    task.key, task.func, task.args, task.kwargs, task._dependencies = key, func, args, kwargs, dependencies
+    task._data_producer, task._token, task._is_coro, task._repr = False, None, None, None
+    return task
+
+
 def annotations_of(graph: Any) -> Mapping[str, Mapping[Hashable, Any]]:
     """What an expression says about how its tasks run: for each kind of annotation a value for each key."""
     return _of(graph).__dask_annotations__() if isinstance(graph, Expr) else {}
+
+
+def with_graph(collection: Any, graph: Mapping[Hashable, Any]) -> Any:
+    """A collection like this one with the same keys, and this graph."""
+    rebuild, arguments = collection.__dask_postpersist__()
+    if not hasattr(type(collection), "expr"):
+        return rebuild(graph, *arguments)
+    # A frame takes all keys of the graph for its partitions.
+    from dask.dataframe import dask_expr
+
+    meta, divisions, name = arguments
+    return _of(dask_expr).from_graph(graph, meta, divisions, list(collection.__dask_keys__()), name)
 
 
 def is_expression(graph: Any) -> bool:

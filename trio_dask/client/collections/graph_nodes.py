@@ -5,7 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
-from trio_dask.client.collections.dask_names import Alias, DataNode, GraphNode, TaskRef, nodes_of, ordered
+from trio_dask.client.collections.collector import fewer_collections
+from trio_dask.client.collections.dask_names import (
+    Alias,
+    DataNode,
+    GraphNode,
+    Task,
+    TaskRef,
+    execute_subgraph,
+    nodes_of,
+    ordered,
+    reduce_task,
+)
+from trio_dask.client.collections.graph_size import GraphSize
+from trio_dask.client.collections.subgraphs import run_subgraph
 from trio_dask.client.core.outbox import GraphPart
 from trio_dask.client.dask_graphs import identity, key_to_str
 from trio_dask.client.graph_parts import GraphRow, PartCutter
@@ -30,11 +43,11 @@ class DaskGraphParts:
         self._graph = graph
         self._outputs = outputs
         self._extra_of = extra_of
-        self.held: Mapping[Key, None] = {}
 
     def __iter__(self) -> Iterator[GraphPart]:
-        nodes = _needed(nodes_of(self._graph), self._outputs)
-        order = ordered(nodes)
+        with fewer_collections():
+            nodes = needed_nodes(nodes_of(self._graph), self._outputs)
+            order = ordered(nodes)
         names = _names(nodes, self._outputs)
         outputs = dict.fromkeys([names[key] for key in self._outputs if key in names])
         encoder = _Encoder(names)
@@ -45,6 +58,11 @@ class DaskGraphParts:
             node = nodes[key]
             name = names[key]
             dependencies = encoder.names_of(node.dependencies)
+            if len(set(dependencies)) < len(dependencies):  # an alias and its target
+                pairs = list(zip(dependencies, node.dependencies, strict=True))
+                one_key = dict(pairs)
+                node = node.substitute({needed: one_key[depends_on] for depends_on, needed in pairs})
+                dependencies = encoder.names_of(node.dependencies)
             if type(node) is Alias and dependencies == (name,):
                 continue  # it has the name of its target
             if name in seen:
@@ -54,17 +72,20 @@ class DaskGraphParts:
                 last_use[needed] = len(rows)
             rows.append((key, node, dependencies))
         cutter = PartCutter(last_use, outputs)
-        self.held = cutter.held
+        size = GraphSize()
         for key, node, dependencies in rows:
-            part = cutter.add(encoder.row(names[key], node, dependencies, self._extra_of(key)))
+            row = encoder.row(names[key], node, dependencies, self._extra_of(key))
+            size.add(row)
+            part = cutter.add(row)
             if part is not None:
                 yield part
+        size.warn()
         part = cutter.cut()
         if part is not None:
             yield part
 
 
-def _needed(nodes: dict[Hashable, Any], outputs: Sequence[Hashable]) -> dict[Hashable, Any]:
+def needed_nodes(nodes: dict[Hashable, Any], outputs: Sequence[Hashable]) -> dict[Hashable, Any]:
     """The nodes that the outputs need, in the order of the graph."""
     found: set[Hashable] = set()
     stack = [key for key in outputs if key in nodes]
@@ -107,7 +128,7 @@ class _Encoder:
     def __init__(self, names: Mapping[Hashable, Key]) -> None:
         self._names = names
         self._functions: dict[int, tuple[Any, PickledFunction]] = {}
-        self._pickler = NodePickler()
+        self._pickler = NodePickler({Task: reduce_task})
 
     def names_of(self, keys: frozenset[Hashable]) -> tuple[Key, ...]:
         """The names of dependencies."""
@@ -117,12 +138,16 @@ class _Encoder:
     def row(self, name: Key, node: Any, dependencies: tuple[Key, ...], extra: Mapping[str, Any]) -> GraphRow:
         """The task of a node. Raises `SerializationError`."""
         kind = type(node)
+        function: Callable[..., Any]
         if kind is Alias:
             function, given = identity, GivenArguments((0,), _NOTHING, bytes([RESULT]), ())
         elif kind is DataNode:
             function, given = identity, GivenArguments((node.value,), _NOTHING, bytes([VALUE]), ())
         else:
-            function, given = node.func, _given(node)
+            function = node.func
+            if function is execute_subgraph:
+                function = run_subgraph
+            given = _given(node)
         found = self._functions.get(id(function))
         if found is None:
             found = self._functions[id(function)] = function, pickle_function(function)

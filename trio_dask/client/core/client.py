@@ -11,6 +11,8 @@ answer is about the first one. Only keys that come back pay for it.
 
 A connection that is lost and made again changes nothing here (`resend_buffer`). With a lost scheduler everything that
 was asked of it is lost, and the core begins anew with the next one (`end_session`).
+
+This file is long because all wishes and messages change the same table of keys, and each is a few lines.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from trio_dask.client.core.key_state import TERMINAL, Ended, Frames, KeyState, N
 from trio_dask.client.core.outbox import NO_EXTRA, Content, GraphPart, Outbox, Row
 from trio_dask.client.core.resend_buffer import ResendBuffer
 from trio_dask.client.core.stuck_reasons import StuckReasons
-from trio_dask.client.core.unsent_tasks import UnsentTasks
+from trio_dask.client.core.unsent_tasks import ExpectedGraph, UnsentTasks
 from trio_dask.errors import KeyConflict, ProtocolError
 from trio_dask.ids import Key
 from trio_dask.protocol.messages import (
@@ -100,13 +102,13 @@ class ClientCore:
         for row in rows:
             key = row[0]
             state = states.get(key) or new.get(key)
-            if state is None or state.status in TERMINAL:
+            if state is None or _is_over(state):
                 new[key] = state = KeyState(key, row[4])
                 fresh.append(row)
                 if key in self._given_up or self._fences:
                     self._fence_off(state)
             elif row[4] and state.token and row[4] != state.token:
-                raise KeyConflict(f"the key {key!r} stands for a different call already; choose another, or release it")
+                raise _conflict(key)
             found.append(state)
         for state in found:
             state.refs += 1
@@ -119,54 +121,86 @@ class ClientCore:
             states.update(new)
         return found
 
-    def expect_graph(self, keys: Iterable[Key]) -> list[KeyState]:
-        """Futures for tasks of a graph that this client is about to send; each key gains one reference."""
-        unsent: list[Key] = []
-        states = self._adopt(keys, unsent.append)
-        self._unsent.add([self.states[key] for key in unsent])
-        return states
+    def expect_graph(self, tokens: Mapping[Key, bytes]) -> ExpectedGraph:
+        """Futures for the outputs of a graph that this client is about to send; each key gains one reference.
 
-    def submit_graph(self, part: GraphPart, outputs: Iterable[KeyState]) -> bool:
-        """Ask for a part of a graph, unless all of the `outputs` of the whole graph were given up; whether it did."""
-        if not any(map(self._is_alive, outputs)):
+        The tokens stand for the calls, and are empty for keys that derive from them.
+
+        Raises `KeyConflict` if a key stands for another call already; then it expects nothing.
+        """
+        for key, token in tokens.items():
+            known = self.states.get(key)
+            if known is not None and token and known.token and token != known.token and not _is_over(known):
+                raise _conflict(key)
+        new: list[Key] = []
+        states = self._adopt(tokens, new.append)
+        for key in new:
+            self.states[key].token = tokens[key]
+        return self._unsent.expect(states, [self.states[key] for key in new])
+
+    def submit_graph(self, graph: ExpectedGraph, part: GraphPart) -> bool:
+        """Ask for the next part of a graph, unless nobody waits for what was not sent; whether it did.
+
+        Raises whatever kept a task that the part needs from being sent.
+        """
+        unsent = self._unsent
+        if not self.needs(graph):
             return False
+        message, states = part.message, unsent.states
+        for key in message.inputs:
+            if key in states and isinstance(failure := states[key].failure, NotSent):
+                raise failure.error
         for content in part.contents:
             self._outbox.ship(*content)
-        states = self.states
-        wanted = tuple([number for number, key in part.outputs if key in states])
-        self._outbox.put(part.message._replace(wanted=wanted))
-        self._pass_on([key for _, key in part.outputs])
+        outputs = graph.outputs
+        sent = [(number, key) for number, key in part.outputs if key in states and states[key] is outputs.get(key)]
+        self._outbox.put(message._replace(wanted=tuple([number for number, _ in sent])))
+        graph.held.update([(message.keys[number], None) for number in message.held])
+        for key in message.unheld:
+            graph.held.pop(key, None)
+        self._pass_on([key for _, key in sent])
         return True
 
-    def end_graph(self, outputs: Iterable[KeyState], held: Iterable[Key], error: BaseException | None) -> None:
+    def needs(self, graph: ExpectedGraph) -> bool:
+        """Whether anybody waits for an output of this graph that was not sent."""
+        return self._unsent.is_needed(graph)
+
+    def end_graph(self, graph: ExpectedGraph, error: BaseException | None = None) -> None:
         """A graph was sent whole, or given up; then what the scheduler still holds of it is let go.
 
-        With an error those of its outputs that were not sent fail.
+        With an error those of its outputs that were not sent fail. Without one, the scheduler is asked for them.
         """
-        keys = tuple(held)
-        if keys:
-            self._outbox.put(SubmitGraph(*((),) * 12, keys))
-        unsent = [state for state in outputs if self._unsent.states.get(state.key) is state]
-        for state in unsent:
-            if error is not None and self._is_alive(state):
-                state.failure = NotSent(error)
-                self._settle(state, "error")
-        self._pass_on([state.key for state in unsent])
+        unsent = self._unsent
+        if not unsent.expects(graph):
+            return
+        self._outbox.put_keys(lambda part: SubmitGraph(*((),) * 12, part), list(graph.held))
+        left = unsent.end(graph)
+        if error is None:
+            for state in left:
+                self._outbox.want(state.key)
+            self._pass_on([state.key for state in left])
+            return
+        for state in left:
+            self._fail_unsent(state, NotSent(error))
+        for state, failure in unsent.failing():
+            self._fail_unsent(state, failure)
+        self.dereference(())
+
+    def _fail_unsent(self, state: KeyState, failure: NotSent) -> None:
+        self._unsent.failed(state)
+        state.failure = failure
+        self._settle(state, "error")
 
     def _pass_on(self, keys: Iterable[Key]) -> None:
-        def submit(function: Content, contents: Iterable[Content], extra: Mapping[str, Any], row: Row) -> None:
+        """These tasks are sent: send what waited for that."""
+        ready, detached = self._unsent.sent(keys)
+        for _, _, _, function, contents, _ in ready:
             for content in (function, *contents):
                 self._outbox.ship(*content)
+        for row, _, _, function, _, extra in ready:
             self._outbox.submit(function[0], extra, [row])
-
-        def detach(states: list[KeyState]) -> None:
-            self.detach(states)
-            self.dereference(states)
-
-        self._unsent.sent(keys, submit, detach, self._is_alive)
-
-    def _is_alive(self, state: KeyState) -> bool:
-        return self.states.get(state.key) is state and state.status not in TERMINAL
+        self._outbox.put_keys(FireAndForget, [state.key for state in detached])
+        self.dereference(())
 
     def want(self, keys: Iterable[Key]) -> list[KeyState]:
         """Futures for tasks that another client submitted; each key gains one reference."""
@@ -178,20 +212,28 @@ class ClientCore:
 
     def dereference(self, states: Iterable[KeyState]) -> None:
         """Take one future from each of these; a key without futures is released."""
-        for state in states:
-            state.refs -= 1
-            if not state.refs and self.states.get(state.key) is state:
-                self._forget(state)
+        while True:
+            for state in states:
+                state.refs -= 1
+                if not state.refs and self.states.get(state.key) is state:
+                    self._forget(state)
+            states, self._unsent.unneeded = self._unsent.unneeded, []
+            if not states:
+                return
 
     def cancel(self, states: Iterable[KeyState], force: bool, text: str) -> None:
         """Cancel these, and their futures now."""
         keys: list[Key] = []
+        if self._unsent.states:
+            states = list(states)
+            states += self._unsent.dependents(states)
         for state in states:
             if self.states.get(state.key) is state and state.status not in TERMINAL:
                 keys.append(state.key)
                 self._end(state, "cancelled", Dropped(state.key, "cancelled", text))
                 self._given_up.add(state.key)
         self._outbox.put_keys(lambda part: Cancel(part, force), keys)
+        self.dereference(())
 
     def retry(self, states: Iterable[KeyState]) -> None:
         """Run again those of these that have erred."""
@@ -213,6 +255,7 @@ class ClientCore:
         for state in list(self.states.values()):
             self._given_up.add(state.key)
             self._end(state, "cancelled", Dropped(state.key, "cancelled", text))
+        self.dereference(())
 
     def request(self, make: Callable[[int], Message], on_reply: OnReply) -> int:
         """Send a message that the scheduler answers; `make` makes it from the number of the request."""
@@ -428,7 +471,9 @@ class ClientCore:
         found: list[KeyState] = []
         for key in keys:
             state = self.states.get(key)
-            if state is None or state.status in TERMINAL:
+            if state is None or _is_over(state):
+                if state is not None:
+                    self._unsent.drop(state)
                 state = KeyState(key)
                 self._fence_off(state)
                 announce(key)
@@ -457,6 +502,7 @@ class ClientCore:
         """Give this state its last status; the key can be submitted anew."""
         if state.status in TERMINAL:
             return
+        self._unsent.drop(state)
         self._drop_inline(state)
         state.failure, state.holders, state.fetching = failure, (), ""
         self._settle(state, status)
@@ -464,7 +510,9 @@ class ClientCore:
     def _forget(self, state: KeyState) -> None:
         del self.states[state.key]
         self._drop_inline(state)
-        if state.status in TERMINAL:
+        if state.status in TERMINAL or (
+            self._unsent.states and self._unsent.drop(state) and state.status == "pending"
+        ):  # the scheduler does not keep it for this client
             return
         self._outbox.release(state.key)
         self._given_up.add(state.key)
@@ -526,3 +574,12 @@ class ClientCore:
             del self._inline[state.key]
             self._inline_bytes -= len(state.value)
         state.value = None
+
+
+def _is_over(state: KeyState) -> bool:
+    """Whether a new submission of the key makes a new state."""
+    return state.status in TERMINAL or type(state.failure) is NotSent
+
+
+def _conflict(key: Key) -> KeyConflict:
+    return KeyConflict(f"the key {key!r} stands for a different call already; choose another, or release it")

@@ -24,8 +24,9 @@ def check(state: State) -> None:
     for client in state.clients.values():
         for task in client.wants:
             assert client.peer in task.wanted, f"{client.name} wants {task}, which does not know"
-        for task in client.holds:
+        for task, count in client.holds.items():
             assert client.holder in task.wanted, f"{client.name} holds {task}, which does not know"
+            assert count > 0, f"{client.name} holds {task} {count} times"
         for blob in client.blobs:
             content_references[blob] = content_references.get(blob, 0) + 1
         assert (client.away is not None) == (client.peer in state.away_clients), f"{client.name} is away or not"

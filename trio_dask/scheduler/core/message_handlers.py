@@ -15,6 +15,7 @@ from trio_dask.protocol.wire_constants import MAX_SECEDED
 from trio_dask.scheduler.core import (
     clients,
     reconnect,
+    replication,
     retirement,
     task_transitions,
     worker_membership,
@@ -56,7 +57,7 @@ def _run_failed(state: State, worker: Worker, message: m.RunFailed) -> None:
         task_transitions.requeue(state, task, "raised, retried")
         return
     details = {
-        "worker": worker.info.name,
+        "worker": worker.info.title,
         "address": worker.info.address,
         "attempt": history.attempts,
         "duration_s": message.duration_s,
@@ -100,6 +101,7 @@ def _replicas(state: State, worker: Worker, message: m.Replicas) -> None:
             task_transitions.add_replica(task, task.phase, worker)
     if unknown:
         state.send(worker.peer, m.Free(tuple(unknown)))
+    state.pending.replicas_came()
     state.check_retirements_soon()
 
 
@@ -322,6 +324,7 @@ FROM_CLIENT: Final[dict[type[Any], Callable[[State, Client, Any], None]]] = {
     m.Restart: _restart,
     m.RestartWorkers: _restart_workers,
     m.Retire: retirement.retire,
+    m.Replicate: replication.replicate,
     m.Shutdown: _shutdown,
 }
 FROM_NANNY: Final[dict[type[Any], Callable[[State, PeerId, Any], None]]] = {

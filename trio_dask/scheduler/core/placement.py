@@ -182,7 +182,8 @@ def assign(state: State, task: Task, worker: Worker, missing: int) -> None:
                 rows.append((dependency.key, ()))
         inputs = tuple(rows)
     move(state, task, Processing(run, worker, missing, expected_s), "assigned")
-    state.send(worker.peer, Run(run, task.key, function.digest, task.call, inputs, priority, extra))
+    wanted = bool(task.wanted) and max(task.wanted) > 0
+    state.send(worker.peer, Run(run, task.key, function.digest, task.call, inputs, priority, extra, wanted))
     if task.dependents and len(task.dependents) <= CHAIN_FAN_OUT:
         for dependent in task.dependents:
             if type(dependent.phase) is Waiting and len(dependent.dependencies) <= CHAIN_FAN_IN:

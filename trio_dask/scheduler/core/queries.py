@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from trio_dask.errors import ProtocolError
 from trio_dask.scheduler.core.state import State, Task, Worker
-from trio_dask.scheduler.core.task_states import InMemory, Processing
+from trio_dask.scheduler.core.task_states import Erred, InMemory, Processing
 from trio_dask.scheduler.core.worker_states import Away
 
 
@@ -85,6 +85,40 @@ def _story(state: State, keys: tuple[str, ...]) -> list[tuple[float, str, str]]:
     return [step for step in state.story if not keys or step[1] in wanted]
 
 
+def _call(state: State, keys: tuple[str, ...]) -> dict[str, Any] | None:
+    """What a worker gets to run this task; None if there is no such task, or it has no call."""
+    task = state.tasks.get(keys[0]) if keys else None
+    if task is None or task.function is None:
+        return None
+    return {
+        "function": task.function.digest,
+        "call": task.call,
+        "dependencies": [needed.key for needed in task.dependencies],
+        "blobs": [(blob.digest, b"".join(blob.pieces)) for blob in (task.function, *task.blobs)],
+    }
+
+
+MOST_COUNTED: Final = 20_000
+
+
+def _remaining(state: State, keys: tuple[str, ...]) -> dict[str, int] | None:
+    """How many tasks have to be computed for these, by name of the function; None if they are too many to count."""
+    counts: Counter[str] = Counter()
+    seen: set[Task] = set()
+    stack = [task for key in keys if (task := state.tasks.get(key)) is not None]
+    while stack:
+        task = stack.pop()
+        if task not in seen and not isinstance(task.phase, InMemory | Erred):
+            seen.add(task)
+            if len(seen) > MOST_COUNTED:
+                return None
+            # A key is "add-b07a..." or, of a block, "('add-b07a...', 0, 1)".
+            name = task.key[2:].partition("'")[0] if task.key.startswith("('") else task.key
+            counts[name.rpartition("-")[0] or name] += 1
+            stack += task.dependencies
+    return dict(counts)
+
+
 # ------------------------------------------------------------------------------------------------ for an overview
 
 
@@ -116,7 +150,12 @@ def overview(state: State, clock: Callable[[], float]) -> Generator[None, None, 
         yield
     return {
         "workers": [
-            {"address": worker.info.address, "status": _status(worker), **_describe(worker)}
+            {
+                "address": worker.info.address,
+                "title": worker.info.title,
+                "status": _status(worker),
+                **_describe(worker),
+            }
             for worker in (*state.workers.values(), *state.away)
         ],
         "clients": [client.name for client in state.clients.values()],
@@ -159,7 +198,7 @@ def _oldest_run(workers: Iterable[Worker], now: float) -> dict[str, Any] | None:
     if found is None:
         return None
     started_at, task, worker = found
-    return {"key": task.key, "worker": worker.info.name, "seconds": max(0.0, now - started_at)}
+    return {"key": task.key, "worker": worker.info.title, "seconds": max(0.0, now - started_at)}
 
 
 def _fence(state: State, arguments: tuple[str, ...]) -> None:
@@ -175,4 +214,6 @@ _QUESTIONS: Final[dict[str, Callable[[State, tuple[str, ...]], Any]]] = {
     "scheduler_info": _scheduler_info,
     "story": _story,
     "fence": _fence,
+    "call": _call,
+    "remaining": _remaining,
 }

@@ -81,6 +81,7 @@ def check_retirements(state: State) -> None:
 
 def not_acquired(state: State, target: Worker, message: NotAcquired) -> None:
     """A worker could not copy these results."""
+    state.pending.not_acquired(target, message.keys)
     forget_copies(state, target, [task for key in message.keys if (task := state.tasks.get(key)) is not None])
     state.check_retirements_soon()
 
@@ -196,7 +197,7 @@ def _call_off(state: State, worker: Worker, retirement: Retirement, alone: list[
 
 def _nowhere(worker: Worker, tasks: list[Task]) -> str:
     return (
-        f"worker {worker.info.name} holds the only copies of {len(tasks)} results, and no other worker is there to "
+        f"worker {worker.info.title} holds the only copies of {len(tasks)} results, and no other worker is there to "
         "take them; start another worker first, or release them"
     )
 

@@ -244,8 +244,8 @@ class Client:
     away: ClientAway | None = None
     """None while it has a connection."""
     wants: dict[Task, None] = field(default_factory=dict["Task", None])
-    holds: dict[Task, None] = field(default_factory=dict["Task", None])
-    """Tasks that it does not want to hear of, but needs for parts of graphs that it has not sent yet."""
+    holds: dict[Task, int] = field(default_factory=dict["Task", int])
+    """Tasks that it does not want to hear of, but needs for parts that it has not sent yet: of how many graphs."""
     blobs: dict[StoredBlob, None] = field(default_factory=dict["StoredBlob", None])
     self_tuple: tuple[PeerId] = field(init=False)
     holder: PeerId = field(init=False)

@@ -197,7 +197,7 @@ def _reason(state: State, options: TaskOptions) -> str:
     if demands:
         return f"no worker offers {demands} ({offers})"
     if names:
-        there = _listed([worker.info.name for worker in state.workers.values()])
+        there = _listed([worker.info.title for worker in state.workers.values()])
         return f"no worker is called {names} ({counted(len(state.workers), 'worker')}: {there})"
     return f"no worker takes tasks ({counted(len(state.workers), 'worker')}, all of which are leaving or returning)"
 

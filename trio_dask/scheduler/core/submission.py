@@ -22,7 +22,7 @@ from trio_dask.scheduler.core.task_transitions import (
     key_failed,
     notify_client,
     release_unneeded,
-    unwant,
+    unhold,
     want,
 )
 
@@ -39,6 +39,9 @@ def submit(state: State, client: Client, message: Submit) -> None:
             f"Submit has {count} keys, {len(calls)} calls, {len(rows)} dependencies, {len(digests_of_each)} blobs and "
             f"{len(tokens)} tokens"
         )
+    for row in rows:
+        if len(row) > 1 and len(set(row)) < len(row):
+            raise ProtocolError("a task of a Submit depends twice on the same key")
     function = complete_blob(state, message.function)
     blobs = [tuple(complete_blob(state, digest) for digest in digests) for digests in digests_of_each]
     options = _options(extra) if extra else DEFAULT_OPTIONS
@@ -137,6 +140,7 @@ def submit_graph(state: State, client: Client, message: SubmitGraph) -> None:
         task = known[index]
         if task is not None:
             want(state, task, client.peer)
+            notify_client(state, task, client.peer)
         else:
             state.send(client.peer, key_failed(conflicts[index], _conflict(conflicts[index])))
     for index in message.held:
@@ -145,10 +149,6 @@ def submit_graph(state: State, client: Client, message: SubmitGraph) -> None:
             hold(client, task)
     for task, failure in failed.items():
         fail(state, task, failure)
-    for index in message.wanted:
-        task = known[index]
-        if task is not None:
-            notify_client(state, task, client.peer)
     for index in (*message.wanted, *message.held):
         task = known[index]
         if task is not None and task.phase is RELEASED:
@@ -157,27 +157,30 @@ def submit_graph(state: State, client: Client, message: SubmitGraph) -> None:
     for key in message.unheld:
         task = tasks.get(key)
         if task is not None:
-            unwant(state, task, client.holder)
+            unhold(state, task, client)
             unneeded.append(task)
     release_unneeded(state, unneeded)
     recheck_soon(state)
 
 
 def _check_columns(message: SubmitGraph) -> None:
+    """Raise `ProtocolError` unless the numbers are in order, and each task comes after those it depends on."""
     functions, function_of, keys, calls, inputs, dependencies, blobs, tokens, options, options_of, wanted, held, _ = (
         message
     )
-    count = len(keys)
+    count, end = len(keys), len(keys) + len(inputs)
     if not (
         len(function_of) == len(calls) == len(dependencies) == count
         and len(blobs or keys) == len(tokens or keys) == len(options_of or keys) == count
+        and len({*keys, *inputs}) == end
         and all(0 <= number < len(functions) for number in function_of)
         and all(0 <= number < len(options) for number in options_of)
         and all(0 <= number < count for number in (*wanted, *held))
     ):
         raise ProtocolError(f"the columns of a SubmitGraph with {count} keys do not fit together")
-    end = count + len(inputs)
     for index, numbers in enumerate(dependencies):
+        if len(numbers) > 1 and len(set(numbers)) < len(numbers):
+            raise ProtocolError(f"task {index} of a SubmitGraph depends twice on the same key")
         for number in numbers:
             if not (0 <= number < index or count <= number < end):
                 raise ProtocolError(f"task {index} of a SubmitGraph depends on {number}, which does not come before it")

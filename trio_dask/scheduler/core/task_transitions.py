@@ -286,10 +286,20 @@ def want(state: State, task: Task, peer: PeerId) -> None:
 
 
 def hold(client: Client, task: Task) -> None:
-    """Note that a client needs `task` for what it will send. The caller activates it if it is released."""
-    if task not in client.holds:
+    """Count that a client needs `task` for what it will send. The caller activates it if it is released."""
+    count = client.holds.get(task, 0)
+    if not count:
         task.wanted += (client.holder,)
-        client.holds[task] = None
+    client.holds[task] = count + 1
+
+
+def unhold(state: State, task: Task, client: Client) -> None:
+    """A client has sent what needs `task`, for one of the times that it held it. The caller releases unneeded ones."""
+    count = client.holds.get(task, 0)
+    if count > 1:
+        client.holds[task] = count - 1
+    elif count:
+        unwant(state, task, client.holder)
 
 
 def unwant(state: State, task: Task, peer: PeerId) -> None:

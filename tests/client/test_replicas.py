@@ -1,0 +1,109 @@
+"""Copies of results: as many as wanted, where they are wanted, and evenly spread."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from trio_dask import Client, FutureCancelledError, LocalCluster, UsageError
+from trio_dask.client.replicas import _moves
+
+
+def inc(x: int) -> int:
+    return x + 1
+
+
+def fail() -> None:
+    raise ZeroDivisionError("as asked")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[LocalCluster]:
+    with LocalCluster(4, 1, processes=False) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def client(cluster: LocalCluster) -> Iterator[Client]:
+    with Client(cluster) as client:
+        yield client
+
+
+def copies(client: Client, *keys: str) -> list[int]:
+    held = client.who_has()
+    return [len(held[key]) for key in keys]
+
+
+def test_results_are_copied_to_as_many_workers_as_wanted_and_surplus_copies_go(client: Client) -> None:
+    x, y = client.submit(inc, 1), client.submit(inc, 2)
+    client.replicate([x, y], n=3)
+    assert copies(client, x.key, y.key) == [3, 3]
+    client.replicate([x, y], n=2)
+    assert copies(client, x.key, y.key) == [2, 2]
+    client.replicate(x)
+    assert copies(client, x.key, y.key) == [4, 2]
+    client.replicate(x, n=1)
+    assert copies(client, x.key) == [1]
+    assert client.gather([x, y]) == [2, 3]
+
+
+def test_copies_go_to_the_named_workers_only(client: Client) -> None:
+    future = client.submit(inc, 5, workers=[0])
+    client.replicate(future, workers=[1, 2])
+    names = {address: worker["name"] for address, worker in client.scheduler_info()["workers"].items()}
+    assert {names[address] for address in client.who_has(future)[future.key]} == {0, 1, 2}
+
+
+def test_replicating_raises_for_what_failed_was_cancelled_or_names_no_worker(client: Client) -> None:
+    future = client.submit(inc, 6)
+    with pytest.raises(UsageError, match="no worker 'elsewhere'"):
+        client.replicate(future, workers=["elsewhere"])
+    with pytest.raises(UsageError, match="n must be"):
+        client.replicate(future, n=0)
+    with pytest.raises(ZeroDivisionError):
+        client.replicate(client.submit(fail))
+    client.cancel(future)
+    with pytest.raises(FutureCancelledError):
+        client.replicate(future)
+
+
+def test_values_are_scattered_to_as_many_workers_as_wanted(client: Client) -> None:
+    x, y = client.scatter([b"x" * 10, b"y" * 10], broadcast=3)
+    assert copies(client, x.key, y.key) == [3, 3]
+    everywhere = client.scatter(b"z" * 10, broadcast=True)
+    assert copies(client, everywhere.key) == [4]
+
+
+def test_results_move_from_full_workers_to_empty_ones(client: Client) -> None:
+    futures = client.scatter(list(range(100, 140)), workers=[0])
+    client.rebalance(futures)
+    held = client.has_what()
+    ours = {future.key for future in futures}
+    assert [len(ours & set(keys)) for keys in held.values()] == [10, 10, 10, 10]
+    assert client.gather(futures) == list(range(100, 140))
+
+
+def test_only_the_given_results_move_and_only_between_the_given_workers(client: Client) -> None:
+    futures = client.scatter(list(range(200, 240)), workers=[0])
+    client.rebalance([])
+    client.rebalance(workers=[])
+    client.rebalance(futures[:2], workers=[0, 1])
+    names = {address: worker["name"] for address, worker in client.scheduler_info()["workers"].items()}
+    places = [names[address] for future in futures for address in client.who_has(future)[future.key]]
+    assert sorted(places) == [0] * 38 + [1] * 2
+    with pytest.raises(KeyError, match="nowhere"):
+        client.rebalance(workers=["nowhere"])
+
+
+def test_moves_make_loads_as_equal_as_the_sizes_allow() -> None:
+    loads = {"a": 100, "b": 30, "c": 0}
+    holders = {"large": ["a"], "middle": ["a"], "small": ["a"], "elsewhere": ["d"]}
+    moves = _moves(holders, {"large": 60, "middle": 30, "small": 10, "elsewhere": 1000}, loads)
+    assert [(place.key, place.address, target.address) for place, target in moves.items()] == [
+        ("middle", "a", "c"),
+        ("small", "a", "b"),
+    ]
+    assert loads == {"a": 60, "b": 40, "c": 30}
+
+
+def test_a_worker_that_has_a_copy_gets_no_second_one() -> None:
+    assert not _moves({"x": ["a", "b"]}, {"x": 10}, {"a": 20, "b": 0})
