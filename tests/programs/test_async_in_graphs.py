@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import dask.array as da
+import dask.base
 import numpy as np
 import pytest
 import trio
-from dask.base import compute
 from dask.delayed import delayed
 
 from trio_dask import Client
@@ -40,7 +40,7 @@ async def ones(count: int) -> Any:
 def test_a_delayed_async_function_gives_what_it_returns() -> None:
     numbers = [delayed(increment)(number) for number in range(10)]
     assert delayed(sum)(numbers).compute() == 55
-    assert compute(*numbers) == tuple(range(1, 11))
+    assert dask.base.compute(*numbers) == tuple(range(1, 11))
     assert delayed(increment)(delayed(increment)(1)).compute() == 3
 
 
