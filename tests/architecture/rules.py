@@ -96,8 +96,9 @@ LATE_DEADLINES: Mapping[str, str] = {
 # Third-party package -> the only files that may import it.
 RESERVED: Mapping[str, tuple[str, ...]] = {
     "asyncssh": ("deploy/ssh*.py",),
-    "dask": ("client/collections.py",),
+    "dask": ("client/collections/*.py",),
     "distributed": (),
+    "joblib": ("client/joblib.py",),
     "trio_websocket": ("comm/websocket.py",),
     "wsproto": (),
 }

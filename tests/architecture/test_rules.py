@@ -186,7 +186,7 @@ def test_trespassing_is_found(package: WritePackage, module: str, source: str) -
 def test_reserved_packages_are_free_at_home(package: WritePackage) -> None:
     root = package(
         comm__websocket="import trio_websocket",
-        client__collections="from dask.base import tokenize",
+        client__collections__dask_names="from dask.base import tokenize",
         deploy__ssh_bridge="import asyncssh",
         deploy__ssh="import asyncssh",
     )

@@ -32,6 +32,7 @@ from trio_dask.protocol.messages import (
     SchedulerStops,
     Shutdown,
     Submit,
+    SubmitGraph,
 )
 from trio_dask.scheduler.core import SchedulerCore
 from trio_dask.scheduler.service import run_scheduler
@@ -202,12 +203,34 @@ async def test_the_figures_of_a_worker_are_known_from_the_moment_it_has_register
         assert worker["metrics"] == {"memory_bytes": 7, "paused": False}
 
 
+_NOTHING = SubmitGraph(*((),) * 13)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Submit(b"unknown digest..", ("a",), (b"",), (), (), (), {}),
+        _NOTHING._replace(functions=(b"unknown digest..",)),
+        _NOTHING._replace(keys=("a",)),
+        _NOTHING._replace(wanted=(-1,)),
+        _NOTHING._replace(held=(0,)),
+        _NOTHING._replace(
+            functions=(b"f" * 16,),
+            function_of=(0, 0),
+            keys=("a", "b"),
+            calls=(b"", b""),
+            dependencies=((1,), (0,)),
+        ),
+    ],
+    ids=["submit", "function", "columns", "negative", "held", "cycle"],
+)
 async def test_a_peer_that_breaks_the_protocol_is_closed_and_nobody_else_notices(
-    scheduler: Start, caplog: pytest.LogCaptureFixture
+    message: Message, scheduler: Start, caplog: pytest.LogCaptureFixture
 ) -> None:
     await scheduler()
     async with await connect("client") as good, await connect("client") as bad:
-        bad.send_nowait(Submit(b"unknown digest..", ("a",), (b"",), (), (), (), {}), flush=True)
+        bad.send_many_nowait(submit("x"))
+        bad.send_nowait(message, flush=True)
         assert await batch(bad) is None
         assert isinstance(bad.goodbye, Goodbye)
         assert (await ask(good, "scheduler_info"))["clients"]

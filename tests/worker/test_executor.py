@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import sys
 import threading
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from queue import SimpleQueue
 from typing import Any
@@ -17,6 +17,7 @@ import trio.testing
 from trio_dask.errors import TaskCancelled
 from trio_dask.ids import RunId
 from trio_dask.protocol.messages import Run
+from trio_dask.protocol.pickled_nodes import NODE, RESULT, VALUE, GivenArguments, NodePickler
 from trio_dask.protocol.pickling import pickle_call, rebuild_exception
 from trio_dask.worker import executor as executor_module
 from trio_dask.worker.async_tasks import AsyncCall
@@ -117,6 +118,13 @@ def open_slots(monkeypatch: pytest.MonkeyPatch) -> OpenSlots:
     return open_slots
 
 
+class _Quotient:
+    """A node of a graph."""
+
+    def __call__(self, results: Mapping[str, int]) -> int:
+        return results["a"] // results["b"]
+
+
 class _Names(dict[bytes, bytes]):
     def __missing__(self, digest: bytes) -> bytes:
         return digest
@@ -143,6 +151,27 @@ async def test_a_value_above_the_limit_does_not_ride_along(open_slots: OpenSlots
         assert isinstance(finished, Finished)
         assert finished.inline is None
         assert finished.nbytes > 100
+
+
+async def test_a_task_of_a_graph_gets_what_its_nodes_give(open_slots: OpenSlots) -> None:
+    async with open_slots() as slots:
+        slots.store.put("a", 7, 28)
+        slots.store.put("b", 2, 28)
+        plain = slots.run(1, pow, 0, exp=0)
+        given = GivenArguments((_Quotient(), 1), {"mod": 5}, bytes([NODE, RESULT, VALUE]), ("a", "b"))
+        call = NodePickler({}).pickle_call(given).call
+        slots.ready.push(plain._replace(call=call, dependencies=(("a", ()), ("b", ())), extra={}))
+        slots.wake()
+        assert await slots.value() == 3**2 % 5
+        slots.store.put("b", 0, 28)
+        slots.ready.push(plain._replace(run=RunId(2), call=call, dependencies=(("a", ()), ("b", ())), extra={}))
+        slots.wake()
+        assert isinstance(await slots.error(), ZeroDivisionError)
+        slots.ready.push(plain._replace(run=RunId(3), call=call, dependencies=(("a", ()), ("gone", ())), extra={}))
+        slots.wake()
+        gone = await slots.outcome()
+        assert isinstance(gone, InputGone)
+        assert gone.key == "gone"
 
 
 async def test_who_is_known_for_large_results_passes_the_gate_and_so_does_who_is_not_known(

@@ -11,6 +11,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from trio_dask.client.collections.cluster_scheduler import dask_configuration
+from trio_dask.client.collections.library_hooks import serve_libraries
 
 if TYPE_CHECKING:
     from trio_dask.client.async_client import AsyncClient
@@ -36,6 +37,7 @@ def remember(client: Client) -> None:
     with _lock:
         _open.append(weakref.ref(client))
         _kept[client] = None
+    serve_libraries()
     dask_configuration.begin()
 
 
@@ -60,6 +62,7 @@ def forget(client: Client) -> None:
 def as_current(client: Client) -> Generator[None]:
     """Make this the default client of the code in the block."""
     before = _chosen.set(client)
+    serve_libraries()
     try:
         with dask_configuration.during():
             yield

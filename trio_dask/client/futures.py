@@ -9,9 +9,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from trio_dask.client.call_forms import CallForms, Done, ForKeys, Timeout, Waiting, awaitable, blocking
-from trio_dask.client.collections.dask_hook import when_dask_is_imported
 from trio_dask.client.core.key_state import KeyState, Status
 from trio_dask.client.engine import Engine, loading
+from trio_dask.client.import_hook import DASK, when_imported
 from trio_dask.client.task_errors import exception_of, no_value
 from trio_dask.client.wait_signals import SettleWaiter, ValueReader
 from trio_dask.hooks import hooks
@@ -176,12 +176,12 @@ def _once_done(future: BaseFuture, timeout: Timeout, found: Callable[[KeyState],
     return ForKeys(engine, (state,), SettleWaiter(1, 1), finish, future, timeout)
 
 
-def _be_task_refs(task_ref: Any) -> None:
+def _be_task_refs(task_spec: Any) -> None:
     """dask knows futures by their being `TaskRef`s: that class takes the place of one which is laid out alike."""
-    BaseFuture.__bases__ = (CallForms, KeyReference, task_ref)
+    BaseFuture.__bases__ = (CallForms, KeyReference, task_spec.TaskRef)
 
 
-when_dask_is_imported(_be_task_refs)
+when_imported(DASK, _be_task_refs)
 
 
 class Future(BaseFuture):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 from trio_dask.client.core.outbox import MAX_CALL_BYTES, MAX_ROWS, NO_EXTRA, Content, GraphPart
 from trio_dask.ids import Digest, Key
@@ -69,31 +69,26 @@ class PartCutter:
         numbers: dict[Key, int] = dict(zip(keys, range(count), strict=True))
         inputs: dict[Key, int] = {}
         dependencies: list[tuple[int, ...]] = []
+        number_of = numbers.get
         for names in names_of_each:
-            if numbers.keys() >= set(names):
-                dependencies.append(tuple([numbers[name] for name in names]))
-            else:
-                dependencies.append(
-                    tuple(
-                        [
-                            numbers[name] if name in numbers else inputs.setdefault(name, count + len(inputs))
-                            for name in names
-                        ]
-                    )
-                )
-        contents: dict[Digest, bytes | memoryview] = {}
+            found = [number_of(name) for name in names]
+            if None in found:
+                for place, number in enumerate(found):
+                    if number is None:
+                        found[place] = inputs.setdefault(names[place], count + len(inputs))
+            dependencies.append(cast("tuple[int, ...]", tuple(found)))
         function_numbers: dict[Digest, int] = {}
         function_of = [function_numbers.setdefault(function.digest, len(function_numbers)) for function in functions]
+        distinct = dict(zip(function_of, functions, strict=True)).values()
+        contents: dict[Digest, bytes | memoryview] = {}
+        for function in distinct:
+            contents.update(function.blobs)
+            contents[function.digest] = function.data
         blobs: list[tuple[Digest, ...]] = []
-        for function, own in zip(functions, contents_of_each, strict=True):
-            if own or function.blobs:
-                all_blobs = function.blobs + own
-                contents.update(all_blobs)
-                blobs.append(tuple([digest for digest, _ in all_blobs]))
-            else:
-                blobs.append(())
-        for function in functions:
-            contents.setdefault(function.digest, function.data)
+        if any(contents_of_each) or any(function.blobs for function in distinct):
+            for function, own in zip(functions, contents_of_each, strict=True):
+                contents.update(own)
+                blobs.append(tuple([digest for digest, _ in function.blobs + own]))
         options: list[Mapping[str, Any]] = []
         options_of = [_number_in(options, extra) for extra in extras] if any(extras) else []
         self._cut_rows += count
@@ -110,7 +105,7 @@ class PartCutter:
             calls,
             tuple(inputs),
             tuple(dependencies),
-            tuple(blobs) if any(blobs) else (),
+            tuple(blobs),
             tokens if any(tokens) else (),
             tuple(options),
             tuple(options_of),

@@ -16,40 +16,49 @@ from trio_dask.protocol.pickling import PickledFunction, call_token, pickle_call
 class PlainGraphParts:
     """A graph as rows, and cut into parts. The tasks come in their order.
 
-    Raises what pickling raises, and `UsageError` if two keys of the graph have the same name.
+    Making it pickles the outputs; iterating over it pickles the others, while earlier parts run. Both raise what pickling
+    raises. Making it raises `UsageError` if two keys of the graph have the same name.
     """
 
     def __init__(self, tasks: list[GraphTask], outputs: Mapping[Key, object], extra: Mapping[str, Any]) -> None:
+        self._tasks = tasks
         self._outputs = outputs
-        self._last_use: dict[Key, int] = {}
-        """For each key that others depend on the number of the last row that does."""
-        self._rows: dict[Key, GraphRow] = {}
-        functions: dict[int, PickledFunction] = {}
-        for number, (key, function, args, dependencies) in enumerate(tasks):
-            pickled = functions.get(id(function))
-            if pickled is None:
-                pickled = functions[id(function)] = pickle_function(function)
-            call = pickle_call(args, {})
-            if len(call.dependencies) > len(dependencies):  # futures in values
-                dependencies = call.dependencies
-            for name in dependencies:
-                self._last_use[name] = number
-            token = call_token(pickled.token, args, {}, call)
-            if key in self._rows:
-                raise UsageError(f"two keys of the graph have the same name, {key!r}")
-            self._rows[key] = GraphRow(key, pickled, call.call, dependencies, call.blobs, token, extra)
+        self._extra = extra
+        self._functions: dict[int, PickledFunction] = {}
+        names: dict[Key, None] = {}
+        for task in tasks:
+            if task.key in names:
+                raise UsageError(f"two keys of the graph have the same name, {task.key!r}")
+            names[task.key] = None
+        self._made = {task.key: self._row(task) for task in tasks if task.key in outputs}
 
     @property
     def tokens(self) -> dict[Key, bytes]:
         """The tokens of the outputs."""
-        return {key: self._rows[key].token for key in self._outputs}
+        return {key: self._made[key].token for key in self._outputs}
 
     def __iter__(self) -> Iterator[GraphPart]:
-        cutter = PartCutter(self._last_use, self._outputs)
-        for row in self._rows.values():
-            part = cutter.add(row)
+        last_use: dict[Key, int] = {}
+        for number, task in enumerate(self._tasks):
+            for name in task.dependencies:
+                last_use[name] = number
+        cutter = PartCutter(last_use, self._outputs)
+        made, make = self._made, self._row
+        for task in self._tasks:
+            part = cutter.add(made.get(task.key) or make(task))
             if part is not None:
                 yield part
         part = cutter.cut()
         if part is not None:
             yield part
+
+    def _row(self, task: GraphTask) -> GraphRow:
+        key, function, args, dependencies = task
+        pickled = self._functions.get(id(function))
+        if pickled is None:
+            pickled = self._functions[id(function)] = pickle_function(function)
+        call = pickle_call(args, {})
+        if len(call.dependencies) > len(dependencies):  # futures in values
+            dependencies = call.dependencies
+        token = call_token(pickled.token, args, {}, call)
+        return GraphRow(key, pickled, call.call, dependencies, call.blobs, token, self._extra)

@@ -121,8 +121,7 @@ class Submit(NamedTuple):
     if no call has any. `tokens` is empty for keys that the client derived from the call itself; for keys that the user
     chose it is parallel to `keys` and fingerprints the call: the same key with another token is a conflict.
     A call whose first byte is 0 is a reference: the next 16 bytes name the blob that holds the call.
-    Tasks of one client run in the order of submission where nothing else decides. Senders of graphs order them
-    depth-first, and release the inner tasks of the graph right after it; the scheduler keeps what later tasks need.
+    Tasks of one client run in the order of submission where nothing else decides.
     `extra` may hold: priority (a number, larger first), retries (int), workers (names, addresses or hosts),
     allow_other_workers (bool), resources (name -> amount), time_limit (seconds).
     """

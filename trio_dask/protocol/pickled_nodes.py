@@ -39,7 +39,7 @@ class GivenArguments(NamedTuple):
 
     `kinds` has a byte for each argument, keyword arguments last: `VALUE`; `RESULT`, then the argument is the number of
     a dependency; or `NODE`, then it is called with the results of the dependencies by `keys`, which are parallel to
-    the dependencies (and empty if there is no node).
+    the first dependencies (and empty if there is no node). Futures in values are dependencies after those.
     """
 
     args: tuple[Any, ...]
@@ -53,7 +53,7 @@ class GivenArguments(NamedTuple):
         Raises whatever the nodes raise.
         """
         values = list(results.values())
-        by_key = dict(zip(self.keys, values, strict=True)) if self.keys else {}
+        by_key = dict(zip(self.keys, values, strict=False)) if self.keys else {}
         computed = [
             values[given] if kind == RESULT else given(by_key) if kind == NODE else given
             for given, kind in zip((*self.args, *self.kwargs.values()), self.kinds, strict=True)

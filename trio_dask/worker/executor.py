@@ -2,6 +2,9 @@
 
 Nothing here happens per task in Trio: slots take from the core's `ReadyQueue` on their own, outcomes gather in a deque,
 and the Trio thread is woken once for all that have gathered.
+
+This file is long because slots share every line of a run's way with the Trio thread: which thread may touch what can
+only be seen in one place.
 """
 
 from __future__ import annotations

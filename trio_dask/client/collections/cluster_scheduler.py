@@ -12,7 +12,7 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
-from trio_dask.client.collections.dask_hook import when_dask_is_imported
+from trio_dask.client.import_hook import DASK, when_imported
 from trio_dask.hooks import hooks
 
 SHUFFLE: Final = "dataframe.shuffle.method"
@@ -48,6 +48,14 @@ class ClusterScheduler:
         return client.persist(collections, **options)
 
 
+def computes_in_cluster(get: Any) -> bool:
+    """Whether this function, by which dask would compute, uses a cluster of ours."""
+    owner = getattr(get, "__self__", None)
+    if isinstance(owner, ClusterScheduler):
+        return _current_client() is not None
+    return hasattr(owner, "engine")  # a client's own `get`
+
+
 def _current_client() -> Any:
     assert hooks.find_client is not None, "trio_dask sets it"
     try:
@@ -79,7 +87,7 @@ class DaskConfiguration:
         with self._lock:
             self._reasons += 1
             if self._reasons == 1:
-                when_dask_is_imported(self._apply)
+                when_imported(DASK, self._apply)
 
     def end(self) -> None:
         """One reason less. With the last one dask is configured as before, but for what was changed meanwhile."""

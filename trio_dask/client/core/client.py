@@ -11,6 +11,8 @@ answer is about the first one. Only keys that come back pay for it.
 
 A connection that is lost and made again changes nothing here (`resend_buffer`). With a lost scheduler everything that
 was asked of it is lost, and the core begins anew with the next one (`end_session`).
+
+This file is long because all wishes and messages change the same table of keys, and each is a few lines.
 """
 
 from __future__ import annotations
