@@ -22,7 +22,7 @@ OLDEST = "constraints-oldest.txt"
 # Where our code meets the libraries; the rest decides by itself.
 SHORT = [f"tests/{name}" for name in ("cli", "client", "comm", "deploy", "nanny", "protocol", "worker")]
 SHORT += ["tests/architecture/test_requirements.py"]
-SHORT += [f"tests/programs/test_{name}.py" for name in ("async_in_graphs", "examples", "joblib", "xarray")]
+SHORT += [f"tests/programs/test_{name}.py" for name in ("async_in_graphs", "examples", "joblib", "library_hooks", "xarray")]
 
 # Tests with real programs mostly wait, so two of them share a processor.
 SIDE_BY_SIDE = ("--numprocesses", str(min(8, 2 * (os.cpu_count() or 1))), "--dist", "worksteal")
