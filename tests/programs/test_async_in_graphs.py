@@ -46,10 +46,8 @@ def test_a_delayed_async_function_gives_what_it_returns() -> None:
 
 @pytest.mark.usefixtures("client")
 def test_its_result_may_be_a_block_of_a_collection() -> None:
-    """Where dask does not merge it into another task, which would get the coroutine."""
     blocks = [da.from_delayed(delayed(ones)(count), (count,), float) for count in range(1, 5)]
-    with dask.config.set({"optimization.fuse.active": False}):
-        assert da.concatenate(blocks).sum().compute() == 10
+    assert da.concatenate(blocks).sum().compute() == 10
 
 
 def test_what_it_raises_is_raised(client: Client) -> None:
