@@ -22,7 +22,8 @@ OLDEST = "constraints-oldest.txt"
 # Where our code meets the libraries; the rest decides by itself.
 SHORT = [f"tests/{name}" for name in ("cli", "client", "comm", "deploy", "nanny", "protocol", "worker")]
 SHORT += ["tests/architecture/test_requirements.py"]
-SHORT += [f"tests/programs/test_{name}.py" for name in ("async_in_graphs", "examples", "joblib", "library_hooks", "xarray")]
+SHORT += [f"tests/programs/test_{name}.py" for name in ("async_in_graphs", "examples", "joblib", "xarray")]
+SHORT += ["tests/programs/test_library_hooks.py"]
 
 # Where our code meets dask.
 DASK = ["tests/processes/test_dask_suite.py"]
