@@ -26,7 +26,7 @@ SHORT += [f"tests/programs/test_{name}.py" for name in ("async_in_graphs", "exam
 SHORT += ["tests/programs/test_library_hooks.py"]
 
 # Where our code meets dask.
-DASK = ["tests/processes/test_dask_suite.py"]
+DASK = ["tests/programs/test_dask_suite.py"]
 
 # Tests with real programs mostly wait, so two of them share a processor.
 SIDE_BY_SIDE = ("--numprocesses", str(min(8, 2 * (os.cpu_count() or 1))), "--dist", "worksteal")

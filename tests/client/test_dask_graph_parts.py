@@ -13,7 +13,7 @@ from trio_dask.protocol.pickling import load_call
 
 
 def whole(graph: dict[Hashable, Any], *outputs: Hashable) -> SubmitGraph:
-    (part,) = DaskGraphParts(graph, outputs, lambda _: {})
+    (part,) = DaskGraphParts(lambda: graph, outputs, lambda _: {})
     return part.message
 
 
