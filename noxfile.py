@@ -21,10 +21,11 @@ OLDEST = "constraints-oldest.txt"
 
 # Where our code meets the libraries; the rest decides by itself.
 SHORT = [f"tests/{name}" for name in ("cli", "client", "comm", "deploy", "nanny", "protocol", "worker")]
-SHORT += ["tests/architecture/test_requirements.py", "tests/programs/test_examples.py"]
+SHORT += ["tests/architecture/test_requirements.py"]
+SHORT += [f"tests/programs/test_{name}.py" for name in ("async_in_graphs", "examples", "joblib", "xarray")]
 
 # Where our code meets dask.
-DASK = ["tests/processes/test_dask_suite.py"]
+DASK = ["tests/programs/test_dask_suite.py"]
 
 # Tests with real programs mostly wait, so two of them share a processor.
 SIDE_BY_SIDE = ("--numprocesses", str(min(8, 2 * (os.cpu_count() or 1))), "--dist", "worksteal")

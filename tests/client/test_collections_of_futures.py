@@ -6,12 +6,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-import dask
 import pytest
 import trio
 
 from tests.client.cluster import MiniCluster, open_client
 from tests.untyped_dask import da, db, dd, delayed, flatten, pd
+from tests.untyped_dask import whole as dask
 from trio_dask import (
     AsyncClient,
     Client,

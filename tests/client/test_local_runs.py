@@ -1,9 +1,9 @@
 """A task of the cluster runs here as it ran there, for a debugger."""
 
-import os
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
+import trio
 
 from tests.untyped_dask import db, delayed
 from trio_dask import AsyncClient, Client, LocalCluster, UsageError, open_local_cluster
@@ -13,15 +13,13 @@ def inverse(x: int) -> float:
     return 1 / x
 
 
-def process() -> tuple[int, float]:
-    return os.getpid(), inverse(2)
-
-
 async def later(x: int) -> int:
+    await trio.lowlevel.checkpoint()
     return x + 1
 
 
 async def never(x: int) -> float:
+    await trio.lowlevel.checkpoint()
     return x / 0
 
 

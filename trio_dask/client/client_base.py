@@ -336,9 +336,10 @@ class BaseClient(CallForms, CollectionOperations[F]):
         """
         if is_of_dask(dsk):
             from trio_dask.client.collections.collection_calls import futures_for
+            from trio_dask.client.collections.dask_names import annotations_here
 
             outputs = flat_keys(keys)
-            futures = futures_for(self.engine, self._future, dsk, outputs, known_options(options))
+            futures = futures_for(self.engine, self._future, dsk, outputs, known_options(options), annotations_here())
             found: dict[Hashable, Any] = dict(zip(outputs, futures, strict=True))
         else:
             found = self._submit_graph(dsk, flat_keys(keys), drop_ignored_options(options))

@@ -44,7 +44,10 @@ class CollectionOperations(Generic[F]):
         `sync` it waits, and gives the results themselves.
 
         The graph is made and sent by another thread; what that raises is the error of the futures. Options are those
-        of `submit`, for all tasks; annotations of tasks (`dask.annotate`) come first. Other keywords mean nothing.
+        of `submit`, for all tasks; annotations of tasks (`dask.annotate`) come first, where dask keeps them: it drops
+        those of arrays and bags when it fuses tasks, which `optimize_graph=False` prevents (for arrays
+        `dask.config.set({"optimization.fuse.active": False})` as well), and those of dataframes. An annotation around
+        the call itself counts for all tasks. Other keywords mean nothing.
         """
         if actors:
             raise UsageError("actors are not supported")

@@ -44,8 +44,10 @@ async def replicate(
     keys = await _finished(engine, futures)
     loads = await _loads(engine, workers)
     number = len(loads) if n is None else min(whole_number("n", n, 1, 2**31), len(loads))
-    holders = await engine.ask("who_has", keys) if keys else {}
-    sizes = await engine.ask("nbytes", keys) if keys else {}
+    if not keys:
+        return
+    holders: Mapping[Key, Collection[str]] = await engine.ask("who_has", keys)
+    sizes: Mapping[Key, int] = await engine.ask("nbytes", keys)
     copies: list[_Place] = []
     surplus: list[_Place] = []
     for key in keys:

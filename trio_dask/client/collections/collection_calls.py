@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -18,6 +18,7 @@ from trio_dask.client.collections.dask_names import (
     is_collection,
     nodes_of,
     with_graph,
+    without_annotations,
 )
 from trio_dask.client.collections.graph_nodes import DaskGraphParts, needed_nodes
 from trio_dask.client.collections.task_annotations import TaskAnnotations
@@ -31,10 +32,18 @@ MakeFuture = Callable[[Any], F]
 
 
 def futures_for(
-    engine: Engine, make: Callable[[Engine, Any], F], graph: Any, keys: Sequence[Hashable], options: Options
+    engine: Engine,
+    make: Callable[[Engine, Any], F],
+    graph: Any,
+    keys: Sequence[Hashable],
+    options: Options,
+    around: Mapping[str, Any],
 ) -> list[F]:
-    """Send a graph (an expression, or a dict of tasks), and return a future for each of these keys of it."""
-    extra_of = TaskAnnotations(graph, options, annotations_here())
+    """Send a graph (an expression, or a dict of tasks), and return a future for each of these keys of it.
+
+    `around` are the annotations of the code that makes the call.
+    """
+    extra_of = TaskAnnotations(graph, options, around)
     names = [key_to_str(key) for key in keys]
     outputs = list(dict.fromkeys(keys))
     make_nodes = _made_here(graph) if _makes_nodes_here() else partial(nodes_of, graph)
@@ -85,13 +94,15 @@ def compute(
     """
 
     def schedule(expr: Any, keys: Sequence[Hashable], **_: Any) -> list[F]:
-        return futures_for(engine, make, expr, keys, options)
+        return futures_for(engine, make, expr, keys, options, around)
 
-    is_several = isinstance(collections, list | tuple | set | frozenset | Iterator)
+    around = annotations_here()
+    is_several = isinstance(collections, list | tuple | set | frozenset)
     items: list[Any] = list(collections) if is_several else [collections]
     if traverse:
         items = [_as_one(item) for item in items]
-    found = base.compute(*items, traverse=False, optimize_graph=optimize_graph, scheduler=schedule)
+    with without_annotations():  # they would come before the options of the call
+        found = base.compute(*items, traverse=False, optimize_graph=optimize_graph, scheduler=schedule)
     return list(found) if is_several else found[0]
 
 
@@ -124,9 +135,11 @@ def persist(
             raise TypeError(f"persist() takes dask collections, not {item!r:.60}")
 
     def schedule(expr: Any, keys: Sequence[Hashable], **_: Any) -> list[F]:
-        return futures_for(engine, make, expr, keys, options)
+        return futures_for(engine, make, expr, keys, options, around)
 
-    found = base.persist(*items, traverse=False, optimize_graph=optimize_graph, scheduler=schedule)
+    around = annotations_here()
+    with without_annotations():
+        found = base.persist(*items, traverse=False, optimize_graph=optimize_graph, scheduler=schedule)
     return list(found) if is_several else found[0]
 
 

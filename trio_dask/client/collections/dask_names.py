@@ -5,7 +5,8 @@ Importing this imports dask.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Generator, Hashable, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import dask.base
@@ -70,6 +71,16 @@ def with_graph(collection: Any, graph: Mapping[Hashable, Any]) -> Any:
 
     meta, divisions, name = arguments
     return _of(dask_expr).from_graph(graph, meta, divisions, list(collection.__dask_keys__()), name)
+
+
+@contextmanager
+def without_annotations() -> Generator[None]:
+    """A block in which dask puts no annotations of the code around it onto the graphs that it makes."""
+    token = base._annotations.set({})
+    try:
+        yield
+    finally:
+        base._annotations.reset(token)
 
 
 def is_expression(graph: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from trio_dask.client.collections.dask_names import (
     reduce_task,
 )
 from trio_dask.client.collections.graph_size import GraphSize
-from trio_dask.client.collections.subgraphs import run_subgraph
+from trio_dask.client.collections.subgraphs import run_async_subgraph, run_subgraph
 from trio_dask.client.core.outbox import GraphPart
 from trio_dask.client.dask_graphs import identity, key_to_str
 from trio_dask.client.graph_parts import GraphRow, PartCutter
@@ -129,12 +130,26 @@ class _Encoder:
     def __init__(self, names: Mapping[Hashable, Key]) -> None:
         self._names = names
         self._functions: dict[int, tuple[Any, PickledFunction]] = {}
+        self._is_async: dict[int, bool] = {}
+        self._met: list[Any] = []
         self._pickler = NodePickler({Task: reduce_task})
 
     def names_of(self, keys: frozenset[Hashable]) -> tuple[Key, ...]:
         """The names of dependencies."""
         names = self._names
         return tuple([names[key] if key in names else key_to_str(key) for key in keys])
+
+    def _has_async(self, nodes: Mapping[Hashable, Any]) -> bool:
+        known = self._is_async
+        for node in nodes.values():
+            function = getattr(node, "func", None)
+            found = known.get(id(function))
+            if found is None:
+                self._met.append(function)
+                found = known[id(function)] = inspect.iscoroutinefunction(function)
+            if found:
+                return True
+        return False
 
     def row(self, name: Key, node: Any, dependencies: tuple[Key, ...], extra: Mapping[str, Any]) -> GraphRow:
         """The task of a node. Raises `SerializationError`."""
@@ -147,7 +162,7 @@ class _Encoder:
         else:
             function = node.func
             if function is execute_subgraph:
-                function = run_subgraph
+                function = run_async_subgraph if self._has_async(node.args[0]) else run_subgraph
             given = _given(node)
         found = self._functions.get(id(function))
         if found is None:

@@ -20,7 +20,9 @@ class TaskAnnotations:
         """`around` are the annotations of the code that makes the call."""
         self._graph = graph
         self._common: dict[str, Any] = {
-            name: value for name, value in {**around, **options}.items() if name in MEANT and value is not None
+            name: value
+            for name, value in {**around, **{name: value for name, value in options.items() if value}}.items()
+            if name in MEANT and value is not None
         }
         self._own: dict[Hashable, dict[str, Any]] | None = None
         self._made: dict[str, Mapping[str, Any]] = {}
