@@ -1,8 +1,8 @@
 """Every check of this repository: ``nox`` runs the default sessions, ``nox --list`` names all.
 
 Sessions run in the environment that nox itself was started from (``pip install -e '.[dev]' -c
-constraints.txt``), so nothing is installed twice; ``versions``, ``newest``, ``oldest``, ``bench`` and
-``constraints`` build environments of their own.
+constraints.txt``), so nothing is installed twice; ``versions``, ``newest``, ``oldest``,
+``dask-versions``, ``bench`` and ``constraints`` build environments of their own.
 """
 
 import os
@@ -21,7 +21,11 @@ OLDEST = "constraints-oldest.txt"
 
 # Where our code meets the libraries; the rest decides by itself.
 SHORT = [f"tests/{name}" for name in ("cli", "client", "comm", "deploy", "nanny", "protocol", "worker")]
-SHORT += ["tests/architecture/test_requirements.py", "tests/programs/test_examples.py"]
+SHORT += ["tests/architecture/test_requirements.py"]
+SHORT += [f"tests/programs/test_{name}.py" for name in ("async_in_graphs", "examples", "joblib", "xarray")]
+
+# Where our code meets dask.
+DASK = ["tests/programs/test_dask_suite.py"]
 
 # Tests with real programs mostly wait, so two of them share a processor.
 SIDE_BY_SIDE = ("--numprocesses", str(min(8, 2 * (os.cpu_count() or 1))), "--dist", "worksteal")
@@ -134,6 +138,20 @@ def constraints(session: nox.Session) -> None:
     renew += ["--custom-compile-command", "nox -s constraints"]
     session.run(*renew, "--all-extras", "--output-file", CONSTRAINTS)
     session.run(*renew, "--extra", "test", "--resolution", "lowest-direct", "--output-file", OLDEST)
+
+
+@nox.session(name="dask-suite")
+def dask_suite(session: nox.Session) -> None:
+    """dask's own tests with our client, compared with dask's threads (an hour): nox -s dask-suite -- dask.bag."""
+    python(session, "-m", "tests.dask_suite", *session.posargs)
+
+
+@nox.session(name="dask-versions", venv_backend="virtualenv")
+@nox.parametrize("releases", [OLDEST, CONSTRAINTS], ids=["oldest", "newest"])
+def dask_versions(session: nox.Session, releases: str) -> None:
+    """The oldest and the newest dask that pyproject.toml allows, with a part of dask's own tests."""
+    session.install(".[test]", "-c", releases)
+    python(session, "-m", "pytest", *SIDE_BY_SIDE, *(session.posargs or DASK))
 
 
 @nox.session

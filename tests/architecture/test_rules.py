@@ -175,8 +175,9 @@ def test_lazy_names_and_other_rooms_do_not_lead_the_scheduler_to_unpickling(pack
         ("comm__websocket", "import wsproto"),
         ("client__client", "from dask.base import tokenize"),
         ("cli__worker", "import dask"),
+        ("client__client", "import joblib"),
         ("deploy__local", "import asyncssh"),
-        ("client__collections", "from distributed import Future"),
+        ("client__collections__graph", "from distributed import Future"),
     ],
 )
 def test_trespassing_is_found(package: WritePackage, module: str, source: str) -> None:
@@ -187,6 +188,7 @@ def test_reserved_packages_are_free_at_home(package: WritePackage) -> None:
     root = package(
         comm__websocket="import trio_websocket",
         client__collections__dask_names="from dask.base import tokenize",
+        client__joblib="import joblib.parallel",
         deploy__ssh_bridge="import asyncssh",
         deploy__ssh="import asyncssh",
     )

@@ -14,6 +14,8 @@ from trio_dask.client.outgoing import Outgoing
 from trio_dask.client.shared_state import SharedState
 from trio_dask.protocol import messages as m
 
+PATIENCE_S = 10
+
 
 class _Outgoing:
     def wake(self) -> None:
@@ -39,7 +41,8 @@ class Desk:
         """Wait until no thread sends graphs."""
         for thread in threading.enumerate():
             if thread.name == "trio_dask-graphs" and thread not in except_for:
-                thread.join()
+                thread.join(PATIENCE_S)
+                assert not thread.is_alive(), "a thread still sends graphs"
 
     def keys(self) -> str:
         """All tasks that were sent, in order."""
@@ -128,8 +131,10 @@ def test_a_graph_that_is_given_up_and_never_made_holds_up_no_other(desk: Desk) -
         desk.core.dereference([stuck])
     desk.send("c", parts("c"))
     desk.send("d", parts("d"))
-    desk.rest(except_for=threads)
-    assert desk.keys() == "acd"
-    begin.set()
+    try:
+        desk.rest(except_for=threads)
+        assert desk.keys() == "acd"
+    finally:
+        begin.set()
     desk.rest()
     assert desk.keys() == ""

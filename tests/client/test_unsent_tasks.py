@@ -251,6 +251,20 @@ def test_what_depends_on_an_unsent_task_keeps_it_and_follows_it() -> None:
     assert not core.states
 
 
+def test_what_depends_on_an_unsent_task_keeps_the_others_that_it_depends_on() -> None:
+    core = ClientCore()
+    graph, (a,) = expect(core, "a")
+    sent_before = submit(core, "b")
+    c = submit(core, "c", "a", "b")
+    core.dereference([a, sent_before])
+    core.submit_graph(graph, part(["a"]))
+    core.end_graph(graph)
+    kinds = [type(message) for message in core.drain() if type(message) is not m.Blob]
+    assert kinds == [m.Submit, m.SubmitGraph, m.Submit, m.Release]
+    core.dereference([c])
+    assert not core.states
+
+
 def test_a_long_chain_that_nobody_wants_any_more_is_given_up_whole() -> None:
     core = ClientCore()
     graph, (a,) = expect(core, "a")

@@ -11,8 +11,8 @@ import joblib
 import numpy as np
 import pytest
 import sklearn.datasets
-import sklearn.linear_model
 import sklearn.model_selection
+import sklearn.tree
 
 from trio_dask import Client, TaskTimeout, get_worker
 from trio_dask.client.joblib import TrioDaskBackend
@@ -85,7 +85,7 @@ def test_quick_calls_travel_in_ever_larger_batches() -> None:
 @pytest.mark.parametrize("n_jobs", [None, 1, 2, -1])
 def test_n_jobs_says_how_many_run_at_a_time(n_jobs: int | None) -> None:
     """With 1 joblib itself calls the functions, in this process."""
-    assert joblib.effective_n_jobs(n_jobs or -1) == {None: 2, 1: 1, 2: 2, -1: 2}[n_jobs]
+    assert joblib.parallel.get_active_backend()[0].effective_n_jobs(n_jobs) == {None: 2, 1: 1, 2: 2, -1: 2}[n_jobs]
     assert in_parallel((joblib.delayed(increment)(number) for number in range(9)), n_jobs=n_jobs) == list(range(1, 10))
 
 
@@ -99,6 +99,26 @@ def test_a_task_may_use_parallel(client: Client) -> None:
     counts = range(12)
     nested = in_parallel((joblib.delayed(increment_each)(count) for count in counts), batch_size=1)
     assert nested == [list(range(1, count + 1)) for count in counts]
+
+
+def test_a_task_may_name_the_backend_itself(client: Client) -> None:
+    """In a process where nothing of this was imported."""
+
+    def names_it() -> list[int]:
+        import joblib
+
+        with joblib.parallel_config("trio_dask"):
+            found: list[int] = joblib.Parallel()(joblib.delayed(abs)(number) for number in range(-3, 0))
+        return found
+
+    assert client.submit(names_it).result() == [3, 2, 1]
+
+
+def test_without_workers_it_waits_for_the_first_one() -> None:
+    with Client(n_workers=0, processes=False) as client:
+        backend = TrioDaskBackend(client=client, wait_for_workers_timeout=0.05)
+        with pytest.raises(TimeoutError, match="0 of 1 workers"), joblib.parallel_config(backend):
+            in_parallel(joblib.delayed(increment)(number) for number in range(3))
 
 
 def test_a_parallel_may_take_what_another_yields() -> None:
@@ -208,14 +228,13 @@ def test_without_distributed_the_name_dask_means_this_too(client: Client) -> Non
 
 def test_scikit_learn_finds_the_same_parameters_and_scores_as_in_this_process() -> None:
     x, y = sklearn.datasets.make_classification(400, 10, random_state=0)
-    search = sklearn.model_selection.GridSearchCV(
-        sklearn.linear_model.LogisticRegression(), {"C": [0.01, 0.1, 1.0]}, cv=3
-    )
+    tree = sklearn.tree.DecisionTreeClassifier(random_state=0)
+    search = sklearn.model_selection.GridSearchCV(tree, {"max_depth": [1, 3, 5]}, cv=3)
     search.fit(x, y)
-    scores = sklearn.model_selection.cross_val_score(sklearn.linear_model.LogisticRegression(), x, y, cv=3)
+    scores = sklearn.model_selection.cross_val_score(tree, x, y, cv=3)
     with joblib.parallel_config("sequential"):
         expected = sklearn.base.clone(search).fit(x, y)
-        expected_scores = sklearn.model_selection.cross_val_score(expected.estimator, x, y, cv=3)
+        expected_scores = sklearn.model_selection.cross_val_score(tree, x, y, cv=3)
     assert search.best_params_ == expected.best_params_
     assert search.cv_results_["mean_test_score"].tolist() == expected.cv_results_["mean_test_score"].tolist()
     assert scores.tolist() == expected_scores.tolist()

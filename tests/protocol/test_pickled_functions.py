@@ -52,6 +52,14 @@ def test_lambdas_closures_and_nested_functions_travel_by_value() -> None:
     assert again(functools.partial(outer(1), 5))() == 7
 
 
+def test_a_partial_of_a_function_by_value_travels_with_it() -> None:
+    def local(x: int, y: int) -> int:
+        return x - y
+
+    assert again(functools.partial(local, y=2))(5) == 3
+    assert again(functools.partial(map, local))([5], [2]).__next__() == 3
+
+
 def test_functions_that_refer_to_themselves_and_each_other() -> None:
     names = in_main(
         "def fib(n): return n if n < 2 else fib(n - 1) + fib(n - 2)\n"

@@ -152,12 +152,10 @@ class World:
         elif event < 0.45:
             self.cancel(client, key)
         else:
-            above = [job for job in self.jobs.values() if key in job.inputs]
-            for job in above[:1]:
-                (state,) = client.core.submit(
-                    FUNCTION, [Row(job.key, job.call, job.inputs)], (), {"retries": job.retries}
-                )
-                self._keep(client, state)
+            for job in self.jobs.values():
+                if key in job.inputs and client.futures.keys() >= set(job.inputs):
+                    row, extra = Row(job.key, job.call, job.inputs), {"retries": job.retries}
+                    self._keep(client, client.core.submit(FUNCTION, [row], (), extra)[0])
             client.pump()
 
     def _keep(self, client: SimClient, state: KeyState) -> None:

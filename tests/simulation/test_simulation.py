@@ -24,9 +24,9 @@ def test_histories_hold(first: int) -> None:
         run_seed(seed)
 
 
-@pytest.mark.parametrize("seed", [15054, 24400])
-def test_histories_that_did_not_hold_once_hold(seed: int) -> None:
-    run_seed(seed, in_parts=False)
+@pytest.mark.parametrize(("seed", "in_parts"), [(15054, False), (24400, False), (301426, None)])
+def test_histories_that_did_not_hold_once_hold(seed: int, in_parts: bool | None) -> None:
+    run_seed(seed, in_parts=in_parts)
 
 
 @pytest.mark.parametrize("name", sorted(INJECTED_BUGS))

@@ -669,3 +669,61 @@ async def test_a_fault_of_ours_ends_it_whatever_async_tasks_run(monkeypatch: pyt
                 kit.offer(2, abs, -1)
                 kit.wake()
                 await trio.sleep_forever()
+
+
+# ------------------------------------------------------------------------------------------------- what can wait
+
+
+def unwanted(run: Run) -> Run:
+    """The same run, for whose result no client waits."""
+    return run._replace(wanted=False)
+
+
+async def test_a_result_that_can_wait_does_not_wait_for_the_task_after_it(
+    open_slots: OpenSlots, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executor_module, "REST_S", 0.05)
+    go, on = threading.Event(), threading.Event()
+    async with open_slots() as slots:
+        for number, function, *args in ((1, pow, 2, 1), (2, go.wait), (3, on.wait), (4, pow, 2, 4)):
+            slots.ready.push(unwanted(slots.run(number, function, *args)))
+        slots.wake()
+        assert await slots.value() == 2
+        go.set()
+        assert await slots.value()
+        on.set()
+        assert [await slots.value() for _ in range(2)] == [True, 16]
+
+
+async def test_a_slot_that_runs_dry_reports_at_once(open_slots: OpenSlots, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executor_module, "REST_S", 1000.0)
+    go = threading.Event()
+    async with open_slots() as slots:
+        slots.ready.push(unwanted(slots.run(1, pow, 2, 1)))
+        slots.ready.push(unwanted(slots.run(2, go.wait)))
+        slots.ready.push(unwanted(slots.run(3, pow, 2, 3)))
+        slots.wake()
+        assert await slots.value() == 2
+        go.set()
+        assert [await slots.value() for _ in range(2)] == [True, 8]
+
+
+async def test_results_that_can_wait_leave_with_one_that_a_client_waits_for(
+    open_slots: OpenSlots, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executor_module, "REST_S", 1000.0)
+    go, on, more = threading.Event(), threading.Event(), threading.Event()
+    async with open_slots() as slots:
+        slots.ready.push(unwanted(slots.run(1, pow, 2, 1)))
+        slots.ready.push(unwanted(slots.run(2, go.wait)))
+        slots.ready.push(unwanted(slots.run(3, on.wait)))
+        slots.ready.push(slots.run(4, pow, 2, 4))
+        slots.ready.push(unwanted(slots.run(5, more.wait)))
+        slots.wake()
+        assert await slots.value() == 2
+        go.set()
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert len(slots.bursts) == 1
+        on.set()
+        assert [await slots.value() for _ in range(3)] == [True, True, 16]
+        more.set()

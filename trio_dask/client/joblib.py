@@ -99,7 +99,7 @@ class TrioDaskBackend(_joblib.AutoBatchingMixin, _joblib.ParallelBackendBase):  
 
     # ------------------------------------------------------------------------------------- what joblib asks
 
-    def effective_n_jobs(self, n_jobs: int) -> int:
+    def effective_n_jobs(self, n_jobs: int | None) -> int:
         """How many calls run at a time: as many as there are threads, unless `n_jobs` says how many.
 
         With 1 joblib calls the functions itself, here and not in the cluster: a cluster of one thread counts as two.
@@ -108,6 +108,8 @@ class TrioDaskBackend(_joblib.AutoBatchingMixin, _joblib.ParallelBackendBase):  
           ValueError: it is 0.
           TimeoutError: there is no worker.
         """
+        if n_jobs is None:  # scikit-learn says so
+            n_jobs = self.default_n_jobs
         if n_jobs == 0:
             raise ValueError("n_jobs == 0 in Parallel has no meaning")
         if n_jobs > 0:

@@ -16,8 +16,8 @@ from trio_dask.protocol.pickling import PickledFunction, call_token, pickle_call
 class PlainGraphParts:
     """A graph as rows, and cut into parts. The tasks come in their order.
 
-    Making it pickles the outputs; iterating over it pickles the others, while earlier parts run. Both raise what pickling
-    raises. Making it raises `UsageError` if two keys of the graph have the same name.
+    Making it pickles the outputs; iterating over it pickles the others while earlier parts run. Both raise what
+    pickling raises. Making it raises `UsageError` if two keys of the graph have the same name.
     """
 
     def __init__(self, tasks: list[GraphTask], outputs: Mapping[Key, object], extra: Mapping[str, Any]) -> None:

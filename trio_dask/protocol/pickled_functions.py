@@ -63,7 +63,10 @@ def pickle_function(function: Callable[..., Any]) -> PickledFunction:
 def _pickle_shared(function: Any) -> PickledFunction | None:
     """The callable in a form that tasks may share, or None if it can carry something from one to another."""
     if not is_definition(function):
-        return by_reference(function) if _is_fixed(function) else None
+        try:
+            return by_reference(function) if _is_fixed(function) else None
+        except PICKLING_FAILURES:  # a part of it travels by value
+            return None
     if not travels_by_value(function):
         return by_reference(function)
     try:

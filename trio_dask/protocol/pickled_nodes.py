@@ -53,6 +53,7 @@ class GivenArguments(NamedTuple):
         Raises whatever the nodes raise.
         """
         values = list(results.values())
+        # Behind those of the nodes there may be results that values refer to by themselves.
         by_key = dict(zip(self.keys, values, strict=False)) if self.keys else {}
         computed = [
             values[given] if kind == RESULT else given(by_key) if kind == NODE else given

@@ -17,6 +17,7 @@ from contextlib import suppress
 from math import inf
 from queue import SimpleQueue
 from time import perf_counter
+from types import GeneratorType
 from typing import Any, NamedTuple
 
 import trio
@@ -395,6 +396,8 @@ class Executor:
             if is_computed:
                 args, kwargs = GivenArguments(*args).compute(values)
             value = self._call_async(context, function, args, kwargs) if is_async else function(*args, **kwargs)
+            if is_computed and type(value) is GeneratorType:
+                value = list(value)  # a generator cannot travel, and only one dependent would get its elements
             pickled = pickle_value(value, self._inline_limit if run.wanted else 0)
             if self._largest or pickled.nbytes >= self._reserve_from:
                 self._learn(run.function, pickled.nbytes)

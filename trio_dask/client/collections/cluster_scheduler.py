@@ -50,10 +50,9 @@ class ClusterScheduler:
 
 def computes_in_cluster(get: Any) -> bool:
     """Whether this function, by which dask would compute, uses a cluster of ours."""
-    owner = getattr(get, "__self__", None)
-    if isinstance(owner, ClusterScheduler):
+    if isinstance(get, ClusterScheduler):
         return _current_client() is not None
-    return hasattr(owner, "engine")  # a client's own `get`
+    return hasattr(getattr(get, "__self__", None), "engine")  # a client's own `get`
 
 
 def _current_client() -> Any:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
+from functools import partial
 from typing import Any, TypeVar
 
+import trio
+
+from trio_dask.client.collections.collector import fewer_collections
 from trio_dask.client.collections.dask_names import (
     annotations_here,
     base,
@@ -41,9 +46,36 @@ def futures_for(
     extra_of = TaskAnnotations(graph, options, around)
     names = [key_to_str(key) for key in keys]
     outputs = list(dict.fromkeys(keys))
-    states = engine.send_graph(dict.fromkeys(names, b""), DaskGraphParts(graph, outputs, extra_of))
+    make_nodes = _made_here(graph) if _makes_nodes_here() else partial(nodes_of, graph)
+    states = engine.send_graph(dict.fromkeys(names, b""), DaskGraphParts(make_nodes, outputs, extra_of))
     futures = {state.key: make(engine, state) for state in states}
     return [futures[name] for name in names]
+
+
+def _makes_nodes_here() -> bool:
+    """Whether the caller must materialize its graph itself.
+
+    Some properties of frames compute, and until Python 3.12 a `cached_property` is locked meanwhile, for all objects of
+    its class: a thread that makes nodes for the one that computes, or for earlier graphs, could wait for it for ever.
+    """
+    return sys.version_info < (3, 12) and "dask.dataframe" in sys.modules and not trio.lowlevel.in_trio_run()
+
+
+def _made_here(graph: Any) -> Callable[[], dict[Hashable, Any]]:
+    failure: Exception | None = None
+    nodes: dict[Hashable, Any] = {}
+    try:
+        with fewer_collections():
+            nodes = nodes_of(graph)
+    except Exception as error:  # of the user's objects: the futures raise it
+        failure = error
+
+    def give() -> dict[Hashable, Any]:
+        if failure is not None:
+            raise failure
+        return nodes
+
+    return give
 
 
 def compute(

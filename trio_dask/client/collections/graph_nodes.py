@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,12 +14,11 @@ from trio_dask.client.collections.dask_names import (
     Task,
     TaskRef,
     execute_subgraph,
-    nodes_of,
     ordered,
     reduce_task,
 )
 from trio_dask.client.collections.graph_size import GraphSize
-from trio_dask.client.collections.subgraphs import run_subgraph
+from trio_dask.client.collections.subgraphs import run_async_subgraph, run_subgraph
 from trio_dask.client.core.outbox import GraphPart
 from trio_dask.client.dask_graphs import identity, key_to_str
 from trio_dask.client.graph_parts import GraphRow, PartCutter
@@ -33,20 +33,22 @@ _NOTHING: Mapping[str, Any] = {}
 class DaskGraphParts:
     """Makes the parts of a graph: materializes it, leaves out what the outputs do not need, orders and pickles it.
 
-    `graph` is an expression or a dict of tasks. `extra_of` gives what the scheduler is told about how the task of a key
-    runs.
+    `make_nodes` gives the tasks by key. `extra_of` gives what the scheduler is told about how the task of a key runs.
     """
 
     def __init__(
-        self, graph: Any, outputs: Sequence[Hashable], extra_of: Callable[[Hashable], Mapping[str, Any]]
+        self,
+        make_nodes: Callable[[], dict[Hashable, Any]],
+        outputs: Sequence[Hashable],
+        extra_of: Callable[[Hashable], Mapping[str, Any]],
     ) -> None:
-        self._graph = graph
+        self._make_nodes = make_nodes
         self._outputs = outputs
         self._extra_of = extra_of
 
     def __iter__(self) -> Iterator[GraphPart]:
         with fewer_collections():
-            nodes = needed_nodes(nodes_of(self._graph), self._outputs)
+            nodes = needed_nodes(self._make_nodes(), self._outputs)
             order = ordered(nodes)
         names = _names(nodes, self._outputs)
         outputs = dict.fromkeys([names[key] for key in self._outputs if key in names])
@@ -128,12 +130,26 @@ class _Encoder:
     def __init__(self, names: Mapping[Hashable, Key]) -> None:
         self._names = names
         self._functions: dict[int, tuple[Any, PickledFunction]] = {}
+        self._is_async: dict[int, bool] = {}
+        self._met: list[Any] = []
         self._pickler = NodePickler({Task: reduce_task})
 
     def names_of(self, keys: frozenset[Hashable]) -> tuple[Key, ...]:
         """The names of dependencies."""
         names = self._names
         return tuple([names[key] if key in names else key_to_str(key) for key in keys])
+
+    def _has_async(self, nodes: Mapping[Hashable, Any]) -> bool:
+        known = self._is_async
+        for node in nodes.values():
+            function = getattr(node, "func", None)
+            found = known.get(id(function))
+            if found is None:
+                self._met.append(function)
+                found = known[id(function)] = inspect.iscoroutinefunction(function)
+            if found:
+                return True
+        return False
 
     def row(self, name: Key, node: Any, dependencies: tuple[Key, ...], extra: Mapping[str, Any]) -> GraphRow:
         """The task of a node. Raises `SerializationError`."""
@@ -146,7 +162,7 @@ class _Encoder:
         else:
             function = node.func
             if function is execute_subgraph:
-                function = run_subgraph
+                function = run_async_subgraph if self._has_async(node.args[0]) else run_subgraph
             given = _given(node)
         found = self._functions.get(id(function))
         if found is None:

@@ -113,7 +113,7 @@ class ClientCore:
         for state in found:
             state.refs += 1
         if fresh and self._unsent.states:
-            fresh = self._unsent.postpone(fresh, new, function, contents, extra)
+            fresh = self._unsent.postpone(fresh, new, states, function, contents, extra)
             states.update(new)
         if fresh:
             # In this order: an interrupt in between leaves tasks without futures, not futures without tasks.

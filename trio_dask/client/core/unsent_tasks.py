@@ -34,7 +34,7 @@ class ExpectedGraph:
 
 
 class Postponed(NamedTuple):
-    """A submission that depends on unsent tasks: on `needs`, each of which it keeps with a reference."""
+    """A submission that depends on unsent tasks, and perhaps on others; it keeps each of them with a reference."""
 
     row: Row
     state: KeyState
@@ -97,19 +97,23 @@ class UnsentTasks:
         self,
         rows: list[Row],
         states: Mapping[Key, KeyState],
+        known: Mapping[Key, KeyState],
         function: Content,
         contents: Iterable[Content],
         extra: Mapping[str, Any],
     ) -> list[Row]:
-        """Keep the rows that depend on unsent tasks, and fail those that depend on failed ones; returns the others."""
+        """Keep the rows that depend on unsent tasks, and fail those that depend on failed ones; returns the others.
+
+        `states` are those of the rows, `known` those of all other keys.
+        """
         unsent, contents = self.states, tuple(contents)
         now: list[Row] = []
         for row in rows:
             unsent.pop(row.key, None)  # an earlier life of the key failed
-            needs = tuple([unsent[name] for name in row.dependencies if name in unsent])
-            if not needs:
+            if unsent.keys().isdisjoint(row.dependencies):
                 now.append(row)
                 continue
+            needs = tuple([need for name in row.dependencies if (need := unsent.get(name) or known.get(name))])
             state = unsent[row.key] = states[row.key]
             failure = _failure_of(needs)
             if failure is not None:
