@@ -91,10 +91,7 @@ async def test_async_nodes_run_under_trio_and_others_in_threads() -> None:
         await trio.lowlevel.checkpoint()
         return True
 
-    nodes: dict[Any, Any] = {
-        "a": Task(0, in_loop),
-        "b": Task(0, trio.lowlevel.in_trio_run, "a"),
-        "c": Task(0, in_loop, "b"),
-    }
+    threaded = Task(0, trio.lowlevel.in_trio_run, "a")
+    nodes: dict[Any, Any] = {"a": Task(0, in_loop), "b": threaded, "c": Task(0, in_loop, "b")}
     assert await run_async_subgraph(nodes, "c", ()) is True
     assert await run_async_subgraph({"b": threaded}, "b", ("a",), 1) is False

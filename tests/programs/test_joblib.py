@@ -218,6 +218,12 @@ def test_tasks_have_the_options_of_the_configuration() -> None:
         in_parallel(joblib.delayed(time.sleep)(0.5) for _ in range(2))
 
 
+def test_a_task_may_use_parallel_while_it_holds_the_only_resource() -> None:
+    cluster: dict[str, Any] = {"n_workers": 1, "threads_per_worker": 2, "processes": False, "resources": {"GPU": 1}}
+    with Client(**cluster) as client, joblib.parallel_config("trio_dask", client=client, resources={"GPU": 1}):
+        assert in_parallel((joblib.delayed(increment_each)(3) for _ in range(2)), batch_size=1) == [[1, 2, 3]] * 2
+
+
 @pytest.mark.skipif(find_spec("distributed") is not None, reason="then joblib means distributed by it")
 def test_without_distributed_the_name_dask_means_this_too(client: Client) -> None:
     with joblib.parallel_config("dask"):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trio_dask.protocol.pickled_values import pickle_value
+from trio_dask.protocol.pickled_values import measure_value, pickle_value
 from trio_dask.protocol.plain_sizes import MOST_ITEMS, plain_size
 
 pd = pytest.importorskip("pandas", reason="pip install pandas")
@@ -78,7 +78,7 @@ def test_what_may_have_other_objects_inside_is_left_to_the_pickler(value: Any) -
 
 def test_a_result_that_no_client_waits_for_is_measured_only() -> None:
     array = np.zeros(1000)
-    assert pickle_value(array, 0).inline is None
-    assert pickle_value(array, 0).type_name == pickle_value(array, 100_000).type_name == "numpy.ndarray"
-    assert abs(pickle_value(array, 0).nbytes - pickle_value(array, 100_000).nbytes) < 200
-    assert pickle_value(array[::2], 0).copied_bytes == 4000
+    assert measure_value(array).inline is None
+    assert measure_value(array).type_name == pickle_value(array, 100_000).type_name == "numpy.ndarray"
+    assert abs(measure_value(array).nbytes - pickle_value(array, 100_000).nbytes) < 200
+    assert measure_value(array[::2]).copied_bytes == 4000

@@ -50,7 +50,7 @@ class TrioDaskBackend(_joblib.AutoBatchingMixin, _joblib.ParallelBackendBase):  
       scatter: values that all workers get in advance; arguments that are one of these objects do not travel again.
       client: the client to use.
       wait_for_workers_timeout: how long to wait for the first worker.
-      **submit_kwargs: options of `Client.submit` for all tasks, such as `resources` and `priority`.
+      **submit_kwargs: options of `Client.submit`, such as `resources` and `priority`; not for tasks of tasks.
     """
 
     MIN_IDEAL_BATCH_DURATION = 0.05  # some hundred times what a task costs
@@ -74,7 +74,7 @@ class TrioDaskBackend(_joblib.AutoBatchingMixin, _joblib.ParallelBackendBase):  
         self._client = _find_client(scheduler_host) if scheduler_host else client
         self._first_worker_s = wait_for_workers_timeout
         self._options = submit_kwargs
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a generator that is collected ends its call, in the middle of anything
         self._calls = 0
         self._parallel_of: dict[Future, Any] = {}
         self._large = _LargeArguments()
@@ -129,11 +129,11 @@ class TrioDaskBackend(_joblib.AutoBatchingMixin, _joblib.ParallelBackendBase):  
         return self.effective_n_jobs(n_jobs)
 
     def get_nested_backend(self) -> tuple[TrioDaskBackend, int]:
-        """What `Parallel` uses in a task, with its `n_jobs`."""
-        return TrioDaskBackend(nesting_level=(self.nesting_level or 0) + 1, **self._options), -1
+        """What `Parallel` uses in a task, with its `n_jobs`. The task itself may hold the resources it waits for."""
+        return TrioDaskBackend(nesting_level=(self.nesting_level or 0) + 1), -1
 
     def __reduce__(self) -> tuple[Callable[..., TrioDaskBackend], tuple[()]]:
-        return partial(TrioDaskBackend, nesting_level=self.nesting_level, **self._options), ()
+        return partial(TrioDaskBackend, nesting_level=self.nesting_level), ()
 
     def start_call(self) -> None:
         """A call of a `Parallel` begins."""

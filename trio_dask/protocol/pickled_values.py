@@ -227,15 +227,9 @@ def _can_pickle(value: Any) -> bool:
 def pickle_value(value: Any, inline_limit: int) -> PickledValue:
     """Prove that `value` can be pickled and measure it, keeping at most `inline_limit` bytes.
 
-    With a limit of 0, what can certainly be pickled is only measured.
-
     Raises `SerializationError`, which names the type and what in it cannot be pickled.
     """
     kind = kind_of(value)
-    if not inline_limit:
-        plain = plain_size(value)
-        if plain is not None:
-            return PickledValue(None, plain.nbytes, type_name(kind), plain.copied_bytes)
     name = _SCALARS.get(kind)
     if name is None and kind in _STRINGS and len(value) <= _SHORT:
         name = _STRINGS[kind]
@@ -250,6 +244,14 @@ def pickle_value(value: Any, inline_limit: int) -> PickledValue:
     inline = b"".join(sink.kept) if sink.kept and not sink.buffers else None
     copied_bytes = 0 if kind is bytes or kind is bytearray else sink.nbytes - sum(view.nbytes for view in sink.buffers)
     return PickledValue(inline, sink.nbytes, type_name(kind), copied_bytes)
+
+
+def measure_value(value: Any) -> PickledValue:
+    """The same, keeping nothing; what can certainly be pickled is not pickled for it."""
+    size = plain_size(value)
+    if size is None:
+        return pickle_value(value, 0)
+    return PickledValue(None, size.nbytes, type_name(kind_of(value)), size.copied_bytes)
 
 
 def dump_value(value: Any) -> list[Buffer]:

@@ -19,6 +19,7 @@ from trio_dask.protocol.pickled_values import (
     copied_bytes,
     dump_value,
     load_value,
+    measure_value,
     pickle_value,
     stream_value,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "load_call",
     "load_function",
     "load_value",
+    "measure_value",
     "pickle_call",
     "pickle_function",
     "pickle_value",

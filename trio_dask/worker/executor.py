@@ -30,7 +30,7 @@ from trio_dask.protocol.messages import Run
 from trio_dask.protocol.pickled_calls import CHANGES, COMPUTED, WITHOUT_DEFINITIONS, form_of
 from trio_dask.protocol.pickled_functions import brings_classes
 from trio_dask.protocol.pickled_nodes import GivenArguments
-from trio_dask.protocol.pickling import load_call, load_function, pickle_value
+from trio_dask.protocol.pickling import load_call, load_function, measure_value, pickle_value
 from trio_dask.protocol.rebuilt_classes import brings_class, noting_renewed
 from trio_dask.worker.async_tasks import AsyncCall, raiser, run_async
 from trio_dask.worker.core.ready_queue import ReadyQueue
@@ -398,7 +398,7 @@ class Executor:
             value = self._call_async(context, function, args, kwargs) if is_async else function(*args, **kwargs)
             if is_computed and type(value) is GeneratorType:
                 value = list(value)  # a generator cannot travel, and only one dependent would get its elements
-            pickled = pickle_value(value, self._inline_limit if run.wanted else 0)
+            pickled = pickle_value(value, self._inline_limit) if run.wanted else measure_value(value)
             if self._largest or pickled.nbytes >= self._reserve_from:
                 self._learn(run.function, pickled.nbytes)
         except _Absent as absent:
