@@ -80,6 +80,12 @@ def test_a_future_for_each_collection_or_its_value(client: Client, given: Callab
     assert client.compute(given(delayed(inc)(1)), sync=True) == expected
 
 
+def test_an_iterator_and_a_dict_are_one_future_each(client: Client) -> None:
+    x = delayed(inc)(1)
+    assert isinstance(client.compute(iter([x, 3])), Future)
+    assert isinstance(client.compute({"a": x}), Future)
+
+
 def test_what_is_no_collection_stays_as_it_is(client: Client) -> None:
     x = delayed(inc)(1)
     future, number, container = client.compute([x, 7, [x]], traverse=False)

@@ -1,5 +1,6 @@
 """A task of the cluster runs here as it ran there, for a debugger."""
 
+import threading
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -8,8 +9,12 @@ import trio
 from tests.untyped_dask import db, delayed
 from trio_dask import AsyncClient, Client, LocalCluster, UsageError, open_local_cluster
 
+RAN: list[tuple[threading.Thread, int]] = []
+"""The cluster is in this process, and its tasks run in threads of their own."""
+
 
 def inverse(x: int) -> float:
+    RAN.append((threading.current_thread(), x))
     return 1 / x
 
 
@@ -46,6 +51,7 @@ def test_the_task_that_made_others_fail_runs_here(client: Client) -> None:
     last = client.submit(sum, [failed, client.submit(inverse, 1)])
     with pytest.raises(ZeroDivisionError) as caught:
         client.recreate_error_locally(last)
+    assert [x for thread, x in RAN if thread is threading.current_thread()] == [0]
     assert caught.traceback[-1].name == "inverse"
     assert last.status == "error"
 

@@ -96,6 +96,10 @@ def test_what_was_done_before_counts_if_it_is_to(client: Client) -> None:
     file = io.StringIO()
     progress(done, file=file)
     assert percents(file.getvalue()) == [100]
+    for complete in (True, False):
+        terminal = Terminal()
+        progress([*done, client.submit(slow_inc, 20 + complete)], file=terminal, complete=complete)
+        assert ("done before" in terminal.getvalue()) is complete
 
 
 def test_an_error_ends_it_and_is_not_raised(client: Client) -> None:

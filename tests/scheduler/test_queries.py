@@ -109,3 +109,20 @@ def test_a_worker_without_a_name_of_its_own_is_called_by_the_address_that_it_has
     kit.tick(60)
     (told,) = client.take(m.Stuck)
     assert told.reasons[0][0] == "no worker is called 'nobody' (1 worker: 'tcp://host:2000')"
+
+
+def test_a_client_can_ask_how_many_tasks_are_to_be_computed_and_what_a_call_is() -> None:
+    kit = Kit()
+    client = kit.client()
+    worker = kit.worker()
+    client.submit("add-1", "('mul-2', 0)")
+    client.submit("last-3", needs=("add-1", "('mul-2', 0)"))
+    client.send(m.Query(1, "remaining", ("last-3", "unknown")))
+    worker.finish(worker.runs()[0], value=None)
+    client.send(m.Query(2, "remaining", ("last-3",)), m.Query(3, "call", ("last-3",)), m.Query(4, "call", ("unknown",)))
+    first, second, call, unknown = [reply.payload for reply in client.take(m.Reply)]
+    assert first == {"last": 1, "add": 1, "mul": 1}
+    assert sum(second.values()) == 2
+    assert call["dependencies"] == ("add-1", "('mul-2', 0)")
+    assert [digest for digest, _ in call["blobs"]] == [call["function"]]
+    assert unknown is None
