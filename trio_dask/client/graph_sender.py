@@ -82,7 +82,7 @@ class GraphSender:
                     if not core.submit_graph(graph.expected, part):
                         break
                 self._outgoing.wake()
-        except BaseException as error:
+        except BaseException as error:  # of the user's objects: the outputs raise it
             failure = error
         with lock:
             core.end_graph(graph.expected, failure)
