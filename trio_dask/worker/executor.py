@@ -26,6 +26,7 @@ from trio_dask.errors import TaskCancelled
 from trio_dask.hooks import hooks
 from trio_dask.ids import Digest, Key
 from trio_dask.protocol.changing_code import changes_given
+from trio_dask.protocol.introspection import kind_of
 from trio_dask.protocol.messages import Run
 from trio_dask.protocol.pickled_calls import CHANGES, COMPUTED, WITHOUT_DEFINITIONS, form_of
 from trio_dask.protocol.pickled_functions import brings_classes
@@ -396,7 +397,7 @@ class Executor:
             if is_computed:
                 args, kwargs = GivenArguments(*args).compute(values)
             value = self._call_async(context, function, args, kwargs) if is_async else function(*args, **kwargs)
-            if is_computed and type(value) is GeneratorType:
+            if is_computed and kind_of(value) is GeneratorType:
                 value = list(value)  # a generator cannot travel, and only one dependent would get its elements
             pickled = pickle_value(value, self._inline_limit) if run.wanted else measure_value(value)
             if self._largest or pickled.nbytes >= self._reserve_from:
