@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice, repeat
-from typing import TYPE_CHECKING, Any, Literal, SupportsFloat, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, SupportsFloat, TypeVar, cast
 
 from trio_dask.client.call_forms import CallForms, Done, ForCall, ForKeys, Timeout, Waiting
 from trio_dask.client.collection_operations import CollectionOperations
@@ -446,7 +446,8 @@ def is_of_dask(graph: Any) -> bool:
     if not isinstance(graph, Mapping):
         return hasattr(graph, "__dask_graph__")
     kinds = (spec.GraphNode, spec.TaskRef)
-    return any(isinstance(value, kinds) for value in graph.values())
+    values: Iterable[Any] = cast("Any", graph).values()
+    return any(isinstance(value, kinds) for value in values)
 
 
 def _is_iterable(value: Any) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any, Final
 
 from trio_dask.client.import_hook import DASK, when_imported
@@ -33,9 +34,7 @@ class ClusterScheduler:
         """The results of these keys, in the same nested lists."""
         client = _current_client()
         if client is None:
-            import dask.threaded
-
-            return dask.threaded.get(expr, keys, **options)
+            return import_module("dask.threaded").get(expr, keys, **options)
         return client.get(expr, keys, **options)
 
     def persist(self, collections: Sequence[Any], **options: Any) -> Any:
@@ -99,23 +98,21 @@ class DaskConfiguration:
         with self._lock:
             if not self._reasons or self._before:
                 return
-            import dask.config
-
+            config = import_module("dask.config")
             wanted = {"scheduler": self._scheduler, SHUFFLE: "tasks"}
-            self._before = {name: dask.config.get(name, None) for name in wanted}
+            self._before = {name: config.get(name, None) for name in wanted}
             for name, value in wanted.items():
                 if self._before[name] is None:
-                    dask.config.set({name: value})
+                    config.set({name: value})
 
     def _restore(self) -> None:
         if not self._before:
             return
-        import dask.config
-
+        config = import_module("dask.config")
         before, self._before = self._before, {}
         for name, value in {"scheduler": self._scheduler, SHUFFLE: "tasks"}.items():
-            if dask.config.get(name, None) == value and before[name] is None:
-                dask.config.set({name: None})
+            if config.get(name, None) == value and before[name] is None:
+                config.set({name: None})
 
 
 dask_configuration: Final = DaskConfiguration()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import trio
 
@@ -14,6 +14,7 @@ from trio_dask.client.collections.collector import fewer_collections
 from trio_dask.client.collections.dask_names import (
     annotations_here,
     base,
+    delayed,
     flat,
     is_collection,
     nodes_of,
@@ -97,23 +98,27 @@ def compute(
         return futures_for(engine, make, expr, keys, options, around)
 
     around = annotations_here()
-    is_several = isinstance(collections, list | tuple | set | frozenset)
-    items: list[Any] = list(collections) if is_several else [collections]
+    several = _several(collections)
+    items = [collections] if several is None else several
     if traverse:
         items = [_as_one(item) for item in items]
     with without_annotations():  # they would come before the options of the call
         found = base.compute(*items, traverse=False, optimize_graph=optimize_graph, scheduler=schedule)
-    return list(found) if is_several else found[0]
+    return found[0] if several is None else list(found)
+
+
+def _several(collections: Any) -> list[Any] | None:
+    """The items of a list, tuple or set; None for anything else."""
+    return list(cast("Iterable[Any]", collections)) if isinstance(collections, list | tuple | set | frozenset) else None
 
 
 def _as_one(item: Any) -> Any:
     """A container with collections in it as one collection."""
-    is_container = isinstance(item, list | tuple | set | dict | Iterator) or is_dataclass(item)
-    if is_container and not isinstance(item, type) and not is_collection(item):
-        from dask.delayed import delayed
+    return delayed(item) if _is_container(item) and not is_collection(item) else item
 
-        return delayed(item)
-    return item
+
+def _is_container(item: object) -> bool:
+    return isinstance(item, list | tuple | set | dict | Iterator) or (is_dataclass(item) and not isinstance(item, type))
 
 
 def persist(
@@ -128,8 +133,8 @@ def persist(
 
     Raises `TypeError` for what is no collection.
     """
-    is_several = isinstance(collections, list | tuple | set | frozenset)
-    items = list(collections) if is_several else [collections]
+    several = _several(collections)
+    items = [collections] if several is None else several
     for item in items:
         if not is_collection(item):
             raise TypeError(f"persist() takes dask collections, not {item!r:.60}")
@@ -140,7 +145,7 @@ def persist(
     around = annotations_here()
     with without_annotations():
         found = base.persist(*items, traverse=False, optimize_graph=optimize_graph, scheduler=schedule)
-    return list(found) if is_several else found[0]
+    return found[0] if several is None else list(found)
 
 
 def normalize_collection(engine: Engine, make: Callable[[Engine, Any], F], collection: Any) -> Any:

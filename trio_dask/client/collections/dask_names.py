@@ -7,14 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Generator, Hashable, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
-import dask.base
-import dask.config
-import dask.order
 from dask import _task_spec
 from dask._expr import Expr
-from dask.core import flatten
 
 Alias: Any = _task_spec.Alias
 DataNode: Any = _task_spec.DataNode
@@ -22,14 +19,16 @@ GraphNode: Any = _task_spec.GraphNode
 Task: Any = _task_spec.Task
 TaskRef: Any = _task_spec.TaskRef
 
-base: Any = dask.base
-config: Any = dask.config
-flat: Any = flatten
-is_collection: Any = dask.base.is_dask_collection
-annotations_here: Any = dask.base.get_annotations
+# As modules of which type checkers know nothing: their functions have few types, or wrong ones.
+base: Any = import_module("dask.base")
+config: Any = import_module("dask.config")
+delayed: Any = import_module("dask.delayed").delayed
+flat: Any = import_module("dask.core").flatten
+is_collection: Any = import_module("dask.base").is_dask_collection
+annotations_here: Any = import_module("dask.base").get_annotations
 execute_subgraph: Any = getattr(_task_spec, "_execute_subgraph", None)
 """The function of tasks that are fused of others."""
-_order: Any = dask.order.order
+_order: Any = import_module("dask.order").order
 _spec: Any = _task_spec
 
 
@@ -64,7 +63,7 @@ def annotations_of(graph: Any) -> Mapping[str, Mapping[Hashable, Any]]:
 def with_graph(collection: Any, graph: Mapping[Hashable, Any]) -> Any:
     """A collection like this one with the same keys, and this graph."""
     rebuild, arguments = collection.__dask_postpersist__()
-    if not hasattr(type(collection), "expr"):
+    if not hasattr(_of(type(collection)), "expr"):
         return rebuild(graph, *arguments)
     # A frame takes all keys of the graph for its partitions.
     from dask.dataframe import dask_expr

@@ -153,7 +153,7 @@ class _Encoder:
 
     def row(self, name: Key, node: Any, dependencies: tuple[Key, ...], extra: Mapping[str, Any]) -> GraphRow:
         """The task of a node. Raises `SerializationError`."""
-        kind = type(node)
+        kind: type[object] = type(node)
         function: Callable[..., Any]
         if kind is Alias:
             function, given = identity, GivenArguments((0,), _NOTHING, bytes([RESULT]), ())
