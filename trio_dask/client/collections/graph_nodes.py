@@ -24,6 +24,7 @@ from trio_dask.client.dask_graphs import identity, key_to_str
 from trio_dask.client.graph_parts import GraphRow, PartCutter
 from trio_dask.errors import UsageError
 from trio_dask.ids import Key
+from trio_dask.protocol.introspection import kind_of
 from trio_dask.protocol.pickled_nodes import NODE, RESULT, VALUE, GivenArguments, NodePickler
 from trio_dask.protocol.pickling import PickledFunction, pickle_function
 
@@ -153,7 +154,7 @@ class _Encoder:
 
     def row(self, name: Key, node: Any, dependencies: tuple[Key, ...], extra: Mapping[str, Any]) -> GraphRow:
         """The task of a node. Raises `SerializationError`."""
-        kind: type[object] = type(node)
+        kind = kind_of(node)
         function: Callable[..., Any]
         if kind is Alias:
             function, given = identity, GivenArguments((0,), _NOTHING, bytes([RESULT]), ())
