@@ -10,6 +10,8 @@ from functools import partial
 from itertools import islice, repeat
 from typing import TYPE_CHECKING, Any, Literal, SupportsFloat, TypeVar, cast
 
+from trio.lowlevel import in_trio_run
+
 from trio_dask.client.call_forms import CallForms, Done, ForCall, ForKeys, Timeout, Waiting
 from trio_dask.client.collection_operations import CollectionOperations
 from trio_dask.client.core.key_state import KeyState
@@ -48,6 +50,9 @@ from trio_dask.unsupported_names import CLIENT, unsupported_error
 
 _logger = logging.getLogger("trio_dask.client")
 F = TypeVar("F", bound=BaseFuture)
+
+LEAD_S = 0.05
+"""Making the first part of a plain graph takes less."""
 
 FIRST_CHUNK = 256
 LARGEST_CHUNK = 4096
@@ -279,7 +284,8 @@ class BaseClient(CallForms, CollectionOperations[F]):
         engine = self.engine
         computed = dict.fromkeys(found.key for found in made.outputs.values() if isinstance(found, Reference))
         parts = PlainGraphParts(made.tasks, computed, extra)
-        states = engine.send_graph(parts.tokens, parts) if computed else []
+        lead_s = 0.0 if in_trio_run() else LEAD_S
+        states = engine.send_graph(parts.tokens, parts, lead_s=lead_s) if computed else []
         futures = {state.key: self._future(engine, state) for state in states}
         foreign = [key_to_str(key) for key, found in made.outputs.items() if found is None]
         for state in engine.adopt(foreign) if foreign else ():

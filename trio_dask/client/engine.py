@@ -139,12 +139,14 @@ class Engine:
                 outgoing.wake()
         return states
 
-    def send_graph(self, tokens: Mapping[Key, bytes], parts: Iterable[GraphPart]) -> list[KeyState]:
+    def send_graph(
+        self, tokens: Mapping[Key, bytes], parts: Iterable[GraphPart], *, lead_s: float = 0.0
+    ) -> list[KeyState]:
         """Have a graph sent by a thread of its own; each state of its outputs has one reference more.
 
         The outputs come with the tokens of their calls, which are empty where the keys derive from the calls. The
         parts are made in that thread, unless all outputs are known already. What `parts` raises is the error of the
-        outputs that were not sent by then.
+        outputs that were not sent by then. That thread has a lead of up to `lead_s` before this returns.
 
         Raises `KeyConflict`, and what `check_open` raises.
         """
@@ -153,7 +155,7 @@ class Engine:
             self._outgoing.collect_all_dropped()
             graph = self.core.expect_graph(tokens)
         if graph.outputs:
-            self._graphs.send(parts, graph)
+            self._graphs.send(parts, graph, lead_s=lead_s)
         return graph.states
 
     def adopt(self, keys: Iterable[Key], *, submitted: bool = True) -> list[KeyState]:

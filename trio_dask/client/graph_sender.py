@@ -24,6 +24,8 @@ class _Graph(NamedTuple):
     parts: Iterable[GraphPart]
     expected: ExpectedGraph
     context: Context
+    has_begun: threading.Event
+    """Whether its first part is sent, or it has ended without one."""
 
 
 class GraphSender:
@@ -39,12 +41,14 @@ class GraphSender:
         self._thread: threading.Thread | None = None
         """Sends what waits, after the current graph."""
 
-    def send(self, parts: Iterable[GraphPart], expected: ExpectedGraph) -> None:
-        """Have this graph sent. Returns at once. Iterating over `parts` makes them.
+    def send(self, parts: Iterable[GraphPart], expected: ExpectedGraph, *, lead_s: float = 0.0) -> None:
+        """Have this graph sent. Returns at once, or at most `lead_s` later. Iterating over `parts` makes them.
 
         From the thread that sends graphs it sends this one first: making a graph can need the results of another.
+        A caller that has more to do gives the thread a lead until the first part is sent, since two threads that run
+        Python hold each other up.
         """
-        graph = _Graph(parts, expected, copy_context())
+        graph = _Graph(parts, expected, copy_context(), threading.Event())
         if self._thread is threading.current_thread():
             self._send(graph)
             return
@@ -53,6 +57,8 @@ class GraphSender:
             if self._thread is None or not self._thread.is_alive() or self._is_given_up(self._current):
                 self._thread = threading.Thread(target=self._run, name="trio_dask-graphs", daemon=True)
                 self._thread.start()
+        if lead_s:
+            graph.has_begun.wait(lead_s)
 
     def _is_given_up(self, graph: _Graph | None) -> bool:
         """Whether nobody waits for this graph any more. To make its next part may take for ever all the same."""
@@ -82,8 +88,10 @@ class GraphSender:
                     if not core.submit_graph(graph.expected, part):
                         break
                 self._outgoing.wake()
+                graph.has_begun.set()
         except BaseException as error:  # of the user's objects: the outputs raise it
             failure = error
         with lock:
             core.end_graph(graph.expected, failure)
         self._outgoing.wake()
+        graph.has_begun.set()
