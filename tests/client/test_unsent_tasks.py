@@ -422,7 +422,8 @@ class UnsentMachine(RuleBasedStateMachine):
     def submit_dependent(self, data: st.DataObject) -> None:
         need = data.draw(st.sampled_from(self.futures))
         self.count += 1
-        if need.status in ("pending", "error"):
+        # The scheduler refuses what depends on a key whose last life was cancelled; that is no matter of this core.
+        if need.status in ("pending", "error") and self.core.states.get(need.key) is need:
             self.futures.append(submit(self.core, f"d{self.count}", need.key))
 
     @precondition(lambda self: self.futures)

@@ -82,7 +82,7 @@ PROMISED = (
     r"Registered to: tcp://",
     r"Stopping: ((the launcher )?received SIG(INT|TERM|HUP)|another worker of this launcher failed)$",
     r"Leaving: ",
-    r"Worker \S+ \(pid \d+\) (stopped$|left: )",
+    r"Worker \S+( \(pid \d+\))? (stopped$|left: )",
     r"Scheduler at: +tcp://",
     r"Registered worker (\S+ at )?tcp://",
     r"Worker \S+ left: ",

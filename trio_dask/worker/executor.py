@@ -39,6 +39,7 @@ from trio_dask.worker.error_text import describe_failure, sendable
 from trio_dask.worker.memory_reservations import Reservations
 from trio_dask.worker.running_table import RunningTable
 from trio_dask.worker.secede import Rejoined, Seceded, SecededTasks
+from trio_dask.worker.serial_loading import load_alone
 from trio_dask.worker.task_context import TaskContext, WorkerHandle, enter
 from trio_dask.worker.turns import Turn, turns
 
@@ -388,7 +389,10 @@ class Executor:
             values = self._inputs(run, carried) if run.dependencies else _NO_VALUES
             if turn is None:
                 function, is_async = known or self._load(run.function)
-                args, kwargs = load_call(run.call, self._blobs, values)
+                if is_computed or marker not in WITHOUT_DEFINITIONS:
+                    args, kwargs = load_alone(load_call, run.call, self._blobs, values)
+                else:
+                    args, kwargs = load_call(run.call, self._blobs, values)
                 if marker not in WITHOUT_DEFINITIONS and brings_class(args, kwargs) and changes_given(function):
                     turn = self._take_turn(context)
                     function, is_async, args, kwargs = self._load_in_turn(turn, run, values)
@@ -490,7 +494,7 @@ class Executor:
             self._post(Begun(context.run, None))
 
     def _load(self, digest: Digest) -> tuple[Callable[..., Any], bool]:
-        function, shared = load_function(digest, self._blobs[digest], self._blobs)
+        function, shared = load_alone(load_function, digest, self._blobs[digest], self._blobs)
         method = getattr(type(function), "__call__", None)  # noqa: B004 (the method itself is examined)
         is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(method)
         self._known.add(digest)

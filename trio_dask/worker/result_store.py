@@ -32,6 +32,7 @@ from trio_dask.ids import Key
 from trio_dask.protocol.picklers import Buffer
 from trio_dask.protocol.pickling import copied_bytes, dump_value, load_value
 from trio_dask.worker.memory_reservations import Reservations
+from trio_dask.worker.serial_loading import load_alone, may_import
 from trio_dask.worker.spill_files import SpillDisk, SpilledFile
 
 Frames = Sequence[Buffer]
@@ -267,10 +268,10 @@ class ResultStore(Mapping[Key, Any]):
 
     def _load(self, frames: Frames, copied_bytes: int) -> Any:
         if self._reservations is None or copied_bytes < self._reserve_from or trio.lowlevel.in_trio_run():
-            return load_value(frames)
+            return _load(frames)
         self._reservations.reserve(copied_bytes)
         try:
-            return load_value(frames)
+            return _load(frames)
         finally:
             self._reservations.release(copied_bytes)
 
@@ -409,6 +410,10 @@ class ResultStore(Mapping[Key, Any]):
                 self.spilled_count -= 1
         if entry.file is not None and self._disk is not None:
             self._disk.remove(entry.file)
+
+
+def _load(frames: Frames) -> Any:
+    return load_alone(load_value, frames) if may_import(frames[0]) else load_value(frames)
 
 
 def _weak(value: Any) -> Callable[[], Any] | None:
