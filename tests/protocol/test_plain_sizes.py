@@ -21,7 +21,9 @@ ARRAYS = st.builds(
     st.sampled_from(["f8", "i2", "bool", "M8[s]", "U7"]),
 )
 FRAMES = st.builds(
-    lambda rows: pd.DataFrame({"x": np.arange(rows), "y": np.ones(rows), "name": pd.array(["abc"] * rows, "str")}),
+    lambda rows: pd.DataFrame(
+        {"x": np.arange(rows), "y": np.ones(rows), "name": pd.array(["abc"] * rows, "string[pyarrow]")}
+    ),
     st.integers(0, 2000),
 )
 NUMBERS = st.integers() | st.floats() | st.none() | st.booleans() | st.builds(np.float32, st.floats(-1, 1))
