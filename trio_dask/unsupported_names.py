@@ -61,7 +61,6 @@ MODULE: Final = _reasons(
 CLIENT: Final = _reasons(
     {
         "results are copied when they are needed; use replicate for more copies": "amm",
-        "Client blocks, and AsyncClient does not": "asynchronous",
         NO_DASHBOARD: "benchmark_hardware dashboard_link get_task_stream",
         "call stacks of tasks are not available yet": "call_stack",
         "use story(), scheduler_info() or trio-dask status --json": "dump_cluster_state",

@@ -49,3 +49,9 @@ def test_what_the_program_has_configured_itself_stays() -> None:
         assert in_this_thread.compute(scheduler="sync") is threading.current_thread()
         with dask.config.set(scheduler="sync"):
             assert in_this_thread.compute() is threading.current_thread()
+
+
+def test_dask_takes_a_client_as_its_scheduler() -> None:
+    with open_client(MiniCluster()) as client:
+        assert not client.asynchronous
+        assert dask.base.get_scheduler(scheduler=client) == client.get

@@ -112,6 +112,9 @@ class AsyncClient(AsyncOperations, AsyncLocalRuns, BaseClient[AsyncFuture]):
 
     close = aclose
 
+    asynchronous = True
+    """For dask, which cannot wait for it: `await client.compute(x)`."""
+
     gather = awaitable(BaseClient[AsyncFuture]._gather)
     get = awaitable(BaseClient[AsyncFuture]._get, waits_if="sync")
     scatter = awaitable(BaseClient[AsyncFuture]._scatter)

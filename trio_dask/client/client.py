@@ -170,6 +170,9 @@ class Client(BlockingOperations, BlockingLocalRuns, BaseClient[Future]):
         """Make this the default client of the code in a `with` block."""
         return default_clients.as_current(self)
 
+    asynchronous = False
+    """For dask, which takes a client as `scheduler=` if it blocks."""
+
     gather = blocking(BaseClient[Future]._gather)
     get = blocking(BaseClient[Future]._get, waits_if="sync")
     scatter = blocking(BaseClient[Future]._scatter)
