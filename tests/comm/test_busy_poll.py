@@ -51,7 +51,7 @@ class Bench:
         return [(0, 1)] if self.now >= self.readable_at else []
 
     def wait(self, polling: BusyPoll, seconds: float, timeout: float = float("inf")) -> int:
-        """What Trio does around a wait that is over so many seconds from now; how often was looked in it."""
+        """What Trio does around a wait that ends this many seconds from now. Returns how often it polled."""
         self.looks = 0
         self.readable_at = self.now + seconds
         until = self.now + min(seconds, timeout)

@@ -122,7 +122,7 @@ class Network:
 
 @contextmanager
 def open_network(hosts: int) -> Iterator[Network]:
-    """A network of so many machines. The test itself is not in it, see `Machine.entered`."""
+    """A network of this many machines. The test itself is not in it, see `Machine.entered`."""
     machines: list[Machine] = []
     try:
         while len(machines) < hosts + 1:

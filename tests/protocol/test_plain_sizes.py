@@ -56,6 +56,44 @@ def frame_with_notes() -> Any:
     return frame
 
 
+def contains_itself() -> Any:
+    items: list[Any] = []
+    items.append(items)
+    return items
+
+
+def doubled(times: int) -> Any:
+    """A few objects, which a walk along every reference meets 2**times times."""
+    items: Any = [1]
+    for _ in range(times):
+        items = [items, items]
+    return items
+
+
+def nested(depth: int) -> Any:
+    items: Any = 1
+    for _ in range(depth):
+        items = [items]
+    return items
+
+
+class OddDict(dict[Any, Any]):
+    __module__ = None  # type: ignore[assignment]
+
+
+class DataFrame:
+    __module__ = None  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [contains_itself(), doubled(40), nested(100_000), OddDict(a=1), DataFrame()],
+    ids=["itself", "doubled", "deep", "dict", "frame"],
+)
+def test_odd_values_are_left_to_the_pickler_soon(value: Any) -> None:
+    assert plain_size(value) is None
+
+
 @pytest.mark.parametrize(
     "value",
     [

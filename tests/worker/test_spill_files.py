@@ -119,7 +119,7 @@ def test_there_is_a_limit_to_mappings_and_beyond_it_values_are_read(
 
 
 class FullDisk:
-    """Takes so many bytes and then says that it is full, as a real one does: in the middle of a write."""
+    """Takes this many bytes and then says that it is full, as a real one does: in the middle of a write."""
 
     def __init__(self, nbytes: int, code: int = errno.ENOSPC) -> None:
         self.left = nbytes

@@ -14,7 +14,7 @@ FIRST_PART: Final = 128
 """Rows of the first part, so that workers begin soon; each part has twice as many as the one before."""
 
 MAX_DEPENDENCIES: Final = 2**16
-"""Rows with so many dependencies complete a part: it has to fit into a frame."""
+"""A part is complete when its rows have this many dependencies: it has to fit into a frame."""
 
 
 class GraphRow(NamedTuple):

@@ -36,7 +36,7 @@ class Bars:
         self._lines = 0
 
     def update(self, left: Mapping[str, int], done: int = 0) -> None:
-        """So many tasks are left, by name; `done` were done before the first of these."""
+        """Take how many tasks are left, by name, and how many were `done` before the first count."""
         if done:
             self._totals["done before"] = done
         self._left = left

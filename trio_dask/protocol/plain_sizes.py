@@ -14,7 +14,10 @@ HEAD_BYTES: Final = 1 << 7
 """About what a pickle has for each array besides its elements."""
 
 MOST_ITEMS: Final = 1 << 10
-"""Containers with more items are pickled: looking at all of them takes as long."""
+"""Values with more items are pickled: looking at all of them takes as long."""
+
+MOST_LEVELS: Final = 32
+"""Values that are nested deeper are pickled: picklers have a limit, and a value that contains itself has no end."""
 
 _NUMBERS: Final = frozenset({int, float, bool, complex, type(None)})
 
@@ -36,33 +39,51 @@ class PlainSize(NamedTuple):
 
 def plain_size(value: Any) -> PlainSize | None:
     """The size of a value that can certainly be pickled; None for others."""
-    kind = kind_of(value)
-    if kind in _NUMBERS:
-        return PlainSize(8)
-    if kind is list or kind is tuple:
-        return _size_of_items(value)
-    if kind is dict or (issubclass(kind, dict) and kind.__module__.startswith("dask.")):  # as tasks of shuffles give
-        return _size_of_items((*value, *value.values())) if len(value) <= MOST_ITEMS else None
-    if kind is str:
-        return PlainSize(len(value)) if value.isascii() else None
-    if kind.__module__ == "numpy":
-        return _size_of_array(value) if kind.__name__ in _ARRAYS else None
-    if kind.__name__ in ("DataFrame", "Series") and kind.__module__.partition(".")[0] == "pandas":
-        return _size_of_frame(value)
+    nbytes = copied_bytes = 0
+    left = MOST_ITEMS
+    level = [value]
+    for _ in range(MOST_LEVELS):
+        below: list[Any] = []
+        for item in level:
+            kind = kind_of(item)
+            if kind in _NUMBERS:
+                nbytes += 8
+            elif kind is str:
+                if not item.isascii():
+                    return None
+                nbytes += len(item)
+            elif kind is list or kind is tuple or kind is dict or _is_group_of_dask(kind):
+                left -= len(item)
+                if left < 0:
+                    return None
+                below += item
+                if kind is not list and kind is not tuple:
+                    below += item.values()
+            else:
+                size = _size_of_block(item, kind)
+                if size is None:
+                    return None
+                nbytes += size.nbytes
+                copied_bytes += size.copied_bytes
+        if not below:
+            return PlainSize(nbytes, copied_bytes)
+        level = below
     return None
 
 
-def _size_of_items(items: Any) -> PlainSize | None:
-    if len(items) > 2 * MOST_ITEMS:
-        return None
-    nbytes = copied_bytes = 0
-    for item in items:
-        size = plain_size(item)
-        if size is None:
-            return None
-        nbytes += size.nbytes
-        copied_bytes += size.copied_bytes
-    return PlainSize(nbytes, copied_bytes)
+def _is_group_of_dask(kind: type[Any]) -> bool:
+    """Whether this is the kind of dict that tasks of dask's shuffles give."""
+    module: object = kind.__module__
+    return issubclass(kind, dict) and type(module) is str and module.startswith("dask.")
+
+
+def _size_of_block(block: Any, kind: type[Any]) -> PlainSize | None:
+    module: object = kind.__module__
+    if module == "numpy":
+        return _size_of_array(block) if kind.__name__ in _ARRAYS else None
+    if kind.__name__ in ("DataFrame", "Series") and type(module) is str and module.partition(".")[0] == "pandas":
+        return _size_of_frame(block)
+    return None
 
 
 def _size_of_array(array: Any) -> PlainSize | None:

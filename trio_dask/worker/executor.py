@@ -98,7 +98,7 @@ class _Crashed(NamedTuple):
 DECAY = 7 / 8
 
 REST_S = 0.0002
-"""For so long after others, results that no client waits for gather in the slots, as long as these have work."""
+"""How long results that no client waits for may gather in the slots, while these have work."""
 
 _Posted = Outcome | AsyncCall | _Crashed
 """What slots post to the Trio thread."""
