@@ -277,3 +277,15 @@ async def test_a_cancelled_owner_may_still_say_goodbye_but_not_stay() -> None:
     for end in (near, far):
         with pytest.raises(trio.ClosedResourceError):
             await end.send_all(b"x")
+
+
+async def test_a_cancelled_owner_does_not_keep_one_whose_peer_has_gone() -> None:
+    with trio.fail_after(5):
+        async with trio.open_nursery() as owner:
+            near, far = await pair_of("websocket", owner)
+            far.abort()
+            with pytest.raises(ConnectionLost):
+                await read_to_end(near)
+            owner.cancel_scope.cancel()
+    with pytest.raises(trio.ClosedResourceError):
+        await near.send_all(b"x")

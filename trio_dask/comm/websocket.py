@@ -165,7 +165,8 @@ class WebSocketTransport:
                 except Exception as error:  # whatever trio-websocket raises for what a peer did
                     self._end = _failure(error)
                     self._agreed.set()
-            if not self._closed and self._scope.cancelled_caught:
+                await trio.sleep_forever()  # until this is closed, or a cancelled owner's time is over
+            if not self._closed:
                 self.abort()
             nursery.cancel_scope.cancel()
 
