@@ -116,13 +116,14 @@ def test_a_part_names_each_function_blob_and_option_once() -> None:
     assert part.outputs == [(2, "c")]
 
 
-def test_a_plain_graph_is_pickled_when_it_is_given_and_has_tokens_for_its_outputs() -> None:
+def test_a_plain_graph_says_what_known_outputs_stand_for() -> None:
     made = plan({"x": (operator.add, 1, 2), "y": (operator.mul, "x", 5)}, ["y"])
     parts = PlainGraphParts(made.tasks, {"y": None}, {"retries": 1})
     (part,) = parts
     assert part.message.keys == ("x", "y")
     assert part.message.dependencies == ((), (0,))
-    assert parts.tokens == {"y": part.message.tokens[1]}
+    assert parts.tokens({"y"}) == {"y": part.message.tokens[1]}
+    assert PlainGraphParts(made.tasks, {"y": None}, {}).tokens(()) == {"y": b""}
     assert all(part.message.tokens)
     assert part.message.options[0] == {"retries": 1}
 
