@@ -18,6 +18,7 @@ from trio_dask.client.dask_graphs import Constant, Plan, Reference, flat_keys, k
 from trio_dask.client.engine import Engine
 from trio_dask.client.forked_clients import bind_to_process
 from trio_dask.client.futures import BaseFuture, states_of
+from trio_dask.client.garbage_collection import without_garbage_collection
 from trio_dask.client.graph_sender import Lead, lead_of_call
 from trio_dask.client.nested_futures import (
     futures_given,
@@ -268,6 +269,7 @@ class BaseClient(CallForms, CollectionOperations[F]):
 
     # ------------------------------------------------------------------------------------------------ graphs
 
+    @without_garbage_collection()
     def _submit_graph(
         self, graph: Mapping[Any, Any], outputs: Sequence[Hashable], options: Options, lead: Lead
     ) -> dict[Hashable, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -26,11 +27,9 @@ class PlainGraphParts:
         self._extra = extra
         self._functions: dict[int, PickledFunction] = {}
         self._made: dict[Key, GraphRow] = {}
-        names: dict[Key, None] = {}
-        for task in tasks:
-            if task.key in names:
-                raise UsageError(f"two keys of the graph have the same name, {task.key!r}")
-            names[task.key] = None
+        if len({task.key for task in tasks}) < len(tasks):
+            twice = next(key for key, times in Counter([task.key for task in tasks]).items() if times > 1)
+            raise UsageError(f"two keys of the graph have the same name, {twice!r}")
 
     def tokens(self, known: Collection[Key]) -> dict[Key, bytes]:
         """The tokens of those outputs that are known already, which says whether they stand for the same calls.
@@ -43,8 +42,8 @@ class PlainGraphParts:
 
     def __iter__(self) -> Iterator[GraphPart]:
         last_use: dict[Key, int] = {}
-        for number, task in enumerate(self._tasks):
-            for name in task.dependencies:
+        for number, (_, _, _, dependencies) in enumerate(self._tasks):
+            for name in dependencies:
                 last_use[name] = number
         cutter = PartCutter(last_use, self._outputs)
         made, make = self._made, self._row
