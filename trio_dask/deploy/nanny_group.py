@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import trio
 
@@ -33,15 +34,19 @@ async def run_nannies(
     *,
     label: str,
     debug: bool = False,
+    changed: Callable[[Sequence[Nanny]], object] = lambda nannies: None,
 ) -> None:
     """Look after one worker for each of these settings, until all have ended. A signal makes the workers drain.
 
-    The pid file names the launcher. `label` is the name of the program in lines about a worker.
+    The pid file names the launcher. `label` is the name of the program in lines about a worker. It calls `changed` with
+    all nannies when a worker comes or goes.
 
     Raises:
       KeptCrashing, NoScheduler, RefusedError, UsageError, OSError: what the first nanny that failed raised.
     """
     nannies = [_nanny(label, number, len(settings), one, debug) for number, one in enumerate(settings)]
+    for nanny in nannies:
+        nanny.changed = partial(changed, nannies)
     shared = settings[0].worker
     failures: list[Exception] = []
 
