@@ -1,8 +1,8 @@
 """Accept peers: bind, greet, hand over.
 
-What a peer may do before it is accepted is decided by `protocol.opening.ListenerOpening`; until then it costs a task and
-nothing else, and the number of such peers is limited. What goes wrong with one peer closes its connection and leaves
-one line in the log.
+What a peer may do before it is accepted is decided by `protocol.opening.ListenerOpening`; until then it costs a task
+and nothing else, and the number of such peers is limited. What goes wrong with one peer closes its connection and
+leaves one line in the log.
 """
 
 from __future__ import annotations
