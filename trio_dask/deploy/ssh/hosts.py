@@ -388,10 +388,11 @@ def _read_toml(path: str, text: str) -> Iterator[HostSpec]:
 
     try:
         content = tomllib.loads(text.replace("\r\n", "\n"))
-    except tomllib.TOMLDecodeError as error:
-        found = re.search(r"\(at line (\d+), (column \d+)\)", str(error))
-        where, message = (path, str(error)) if found is None else (f"{path}:{found[1]}", str(error)[: found.start()])
-        raise UsageError(f"{where}: {message.strip()}{f', {found[2]}' if found else ''}") from error
+    except (ValueError, RecursionError) as error:  # the second, and other errors than its own, from absurd values
+        found = re.fullmatch(r"(.*) \(at line (\d+), (column \d+)\)", str(error), re.DOTALL)
+        if found is None:
+            raise UsageError(f"{path}: this is no TOML: {error}") from error
+        raise UsageError(f"{path}:{found[2]}: {found[1]}, {found[3]}") from error
     for key in content.keys() - {"defaults", "host", "hosts"}:
         raise UsageError(f"{path}: there is no {key[:40]!a} in a file of hosts, but hosts, host and defaults")
     defaults = _options_of_table(content.get("defaults", {}), f"{path}: defaults")
@@ -415,13 +416,13 @@ def _with_defaults(spec: HostSpec, defaults: Mapping[str, Any]) -> HostSpec:
     return spec._replace(**{key: value for key, value in defaults.items() if getattr(spec, key) is None})
 
 
-def _read_table(table: object, origin: str) -> list[HostSpec]:
-    if not isinstance(table, dict) or not isinstance(table.get("host"), str):
+def _read_table(table: Any, origin: str) -> list[HostSpec]:
+    if not isinstance(table, dict) or "host" not in table:
         raise UsageError(f'{origin}: a host needs host = "NAME"')
     fields = cast("dict[str, Any]", table)
     options = _options_of_table({key: value for key, value in fields.items() if key != "host"}, origin)
     try:
-        user, hosts, port = _parse_target(fields["host"])
+        user, hosts, port = _parse_target(str(fields["host"]))
         for key, value in (("user", user), ("port", port)):
             if value is not None and options.setdefault(key, value) != value:
                 raise UsageError(f"host and {key}: give the {key} once")

@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 from trio_dask.deploy.ssh.orders import RUN_VARIABLE
 
-NAME = "td-ssh-"
-"""With the name of a run behind it: at most 15 characters, the longest name of a process that Linux has."""
+NAME = "tds-"
+"""With the name of a run, 11 characters, behind it: the longest name of a process that Linux has."""
 KILL_S = 2.0
 PAUSE_S = 0.01
 INIT = frozenset(("systemd", "init", "tini", "dumb-init", "docker-init", "catatonit"))

@@ -7,6 +7,7 @@ A thread watches, because a blocked loop must not keep the program alive.
 from __future__ import annotations
 
 import json
+import math
 import os
 import select
 import threading
@@ -69,7 +70,7 @@ class Lifeline:
                     ask(order["reason"], order["signal"])
                 elif "beat" not in order:
                     self.orders.put(order)
-            if not poller.poll(silence_s * 1000):
+            if not poller.poll(None if math.isinf(silence_s) else silence_s * 1000):
                 return f"the launcher was silent for {silence_s:g} s"
             data = os.read(self._fd, 65536)
             if not data:

@@ -325,7 +325,10 @@ def _read_scheduler(text: str) -> Scheduler:
     if text.strip() == LOCALHOST:
         return LocalScheduler()
     if "://" in text:
-        address = parse_scheduler_address(text)
+        try:
+            address = parse_scheduler_address(text)
+        except UsageError as error:
+            raise UsageError(f"--scheduler: {error}") from error
         if address.is_in_process or not address.port or not address.host:
             raise UsageError(f"--scheduler: {text[:60]!a}: no scheduler of another program can be reached there")
         return RunningScheduler(str(address))

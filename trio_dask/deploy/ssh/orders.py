@@ -9,8 +9,6 @@
 A shell may print before the program does, so the host's lines begin with `MARK`.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from typing import Any, Final, Literal, NamedTuple, cast
@@ -56,6 +54,7 @@ class Order(NamedTuple):
     contact_host: str | None = None
     log_directory: str | None = None
     environment: Mapping[str, str] = {}
+    secrets: Mapping[str, str | None] | None = None
 
 
 def encode(content: Mapping[str, Any]) -> bytes:

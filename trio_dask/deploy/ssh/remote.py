@@ -10,7 +10,8 @@ import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from trio_dask._version import __version__
 from trio_dask.deploy.ssh.leftovers import name_this_process, sweep
@@ -20,6 +21,7 @@ from trio_dask.exit_status import ExitStatus
 from trio_dask.hooks import hooks
 from trio_dask.processes.exit_watchdog import end_descendants
 from trio_dask.processes.parent_watch import end_group, release_streams
+from trio_dask.security.credentials import from_secrets
 from trio_dask.settings_json import from_json
 
 if TYPE_CHECKING:
@@ -78,14 +80,14 @@ def _serve(preparation: Preparation, lifeline: Lifeline, reports: _Reports) -> i
     signal.signal(signal.SIGINT, signal.default_int_handler)
     stopper.install()
     lifeline.watch(stopper.ask, _end, silence_s=preparation.silence_s)
-    role = _ROLES[preparation.role]
-    role.load()
+    program = _PROGRAMS[preparation.role]
+    program.load()
     content = lifeline.orders.get()
     if content is None:
         return ExitStatus.STOPPED
     order = from_json(Order, content)
     os.environ.update(order.environment)
-    return role.run(order, stopper, reports)
+    return _run(partial(program.run, order, stopper, reports), order, stopper, reports)
 
 
 def _end() -> None:
@@ -126,57 +128,61 @@ def _log_file(order: Order) -> str | None:
     return path
 
 
-class _Scheduler:
-    @staticmethod
-    def load() -> None:
-        from trio_dask.deploy import program_runner
-        from trio_dask.scheduler import service
+def _load_scheduler() -> None:
+    from trio_dask.deploy import program_runner
+    from trio_dask.scheduler import service
 
-        _ = program_runner, service
-
-    @staticmethod
-    def run(order: Order, stopper: Stopper, reports: _Reports) -> int:
-        async def service() -> None:
-            import trio
-
-            from trio_dask.deploy.program_runner import spare_garbage_collection
-            from trio_dask.scheduler.service import run_scheduler
-
-            settings = hooks.scheduler_settings(order.arguments)
-            if order.contact_host is not None:
-                settings = settings._replace(contact_host=order.contact_host)
-            spare_garbage_collection()
-            async with trio.open_nursery() as nursery:
-                address = await nursery.start(run_scheduler, settings)
-                reports.send({"address": str(address)})
-
-        return _run(service, order, stopper, reports)
+    _ = program_runner, service
 
 
-class _Workers:
-    @staticmethod
-    def load() -> None:
-        from trio_dask.deploy import nanny_group
+async def _scheduler(order: Order, stopper: Stopper, reports: _Reports) -> None:
+    import trio
 
-        _ = nanny_group
+    from trio_dask.deploy.program_runner import spare_garbage_collection
+    from trio_dask.scheduler.service import run_scheduler
 
-    @staticmethod
-    def run(order: Order, stopper: Stopper, reports: _Reports) -> int:
-        async def service() -> None:
-            from trio_dask.deploy.nanny_group import run_nannies
-
-            settings = hooks.worker_settings(order.arguments)
-
-            def changed(nannies: Sequence[Nanny]) -> None:
-                registered = {one.name: one.address for one in nannies if one.address is not None}
-                reports.send({"workers": registered, "of": len(nannies)})
-
-            await run_nannies(settings, stopper, label=order.label, changed=changed)
-
-        return _run(service, order, stopper, reports)
+    assert hooks.scheduler_settings is not None
+    settings = hooks.scheduler_settings(order.arguments)
+    if order.contact_host is not None:
+        settings = settings._replace(contact_host=order.contact_host)
+    spare_garbage_collection()
+    async with trio.open_nursery() as nursery:
+        run = partial(run_scheduler, credentials=from_secrets(order.secrets))
+        address = await nursery.start(run, settings)
+        reports.send({"address": str(address)})
 
 
-_ROLES = {"scheduler": _Scheduler, "workers": _Workers}
+def _load_workers() -> None:
+    from trio_dask.deploy import nanny_group, program_runner
+
+    _ = nanny_group, program_runner
+
+
+async def _workers(order: Order, stopper: Stopper, reports: _Reports) -> None:
+    from trio_dask.deploy.nanny_group import run_nannies
+
+    assert hooks.worker_settings is not None
+    settings = hooks.worker_settings(order.arguments)
+
+    def changed(nannies: Sequence[Nanny]) -> None:
+        registered = {one.name: one.address for one in nannies if one.address is not None}
+        reports.send({"workers": registered, "of": len(nannies)})
+
+    credentials = from_secrets(order.secrets)
+    await run_nannies(settings, stopper, label=order.label, credentials=credentials, changed=changed)
+
+
+class _RoleProgram(NamedTuple):
+    """What a role imports before it has its order, and what it does then."""
+
+    load: Callable[[], None]
+    run: Callable[[Order, Stopper, _Reports], Awaitable[None]]
+
+
+_PROGRAMS: Mapping[str, _RoleProgram] = {
+    "scheduler": _RoleProgram(_load_scheduler, _scheduler),
+    "workers": _RoleProgram(_load_workers, _workers),
+}
 
 
 if __name__ == "__main__":

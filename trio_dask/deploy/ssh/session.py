@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Generator
+from contextlib import AbstractAsyncContextManager, contextmanager
 from typing import Protocol
+
+import trio
 
 from trio_dask.errors import UnavailableError
 
@@ -28,6 +31,31 @@ class HostError(UnavailableError):
 
 class HostLost(HostError):
     """The connection with a host was lost."""
+
+
+@contextmanager
+def one_host_error() -> Generator[None]:
+    """Raise the first `HostError` of a group of them, a lost connection before all others, instead of the group.
+
+    Cancellations beside it come again at the next checkpoint.
+    """
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        found, rest = group.split(HostError)
+        if found is None or (rest is not None and rest.split(trio.Cancelled)[1] is not None):
+            raise
+        errors = list(_leaves(found))
+        lost = next((error for error in errors if isinstance(error, HostLost)), errors[0])
+        raise lost from lost.__cause__
+
+
+def _leaves(group: BaseExceptionGroup[HostError]) -> Generator[HostError]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error
 
 
 class RemoteProcess(Protocol):
