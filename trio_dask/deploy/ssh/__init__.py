@@ -1,1 +1,1 @@
-"""A cluster on hosts that one can log in to: `dask-ssh` and `SSHCluster`."""
+"""Clusters on hosts that one can log in to with SSH."""
