@@ -80,7 +80,9 @@ async def run_nannies(
             raise failures[0]
 
 
-def _nanny(label: str, number: int, of: int, settings: NannySettings, debug: bool, credentials: Credentials | None) -> Nanny:
+def _nanny(
+    label: str, number: int, of: int, settings: NannySettings, debug: bool, credentials: Credentials | None
+) -> Nanny:
     name = settings.worker.name
     origin = name or ("worker" if of == 1 else f"worker {number}")
     return Nanny(
