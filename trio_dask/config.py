@@ -115,6 +115,8 @@ WHERE_TO_LISTEN = "Where to listen"
 FAILURES = "Timeouts and failures"
 FILES = "Files"
 
+HOW_IT_RUNS = "How it runs"
+
 WHICH_SCHEDULER = "Which scheduler"
 SIZE = "How many workers, and their size"
 WHERE_THEY_LISTEN = "Where they listen"
@@ -122,6 +124,16 @@ WHEN_THEY_LEAVE = "When they leave"
 MEMORY = "Memory (fractions of the limit; each can be off)"
 NANNIES = "Nannies"
 HOW_THEY_RUN = "How they run"
+
+
+class Argv(NamedTuple):
+    """What modules of `--preload` find as their command line. `options` are those of its words that one has to take."""
+
+    words: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+
+
+NO_ARGV: Final = Argv()
 
 
 class SchedulerSettings(NamedTuple):
@@ -203,6 +215,18 @@ class SchedulerSettings(NamedTuple):
     pid_file: Annotated[str | None, Option("--pid-file", "Write the process id to this file.", FILES, OUTPUT_FILE)] = (
         None
     )
+    preload: Annotated[
+        tuple[str, ...],
+        Option(
+            "--preload",
+            "Module or .py file that the scheduler imports first; its dask_setup(scheduler) is called. Can be "
+            "repeated. It gets the options that the scheduler does not know.",
+            HOW_IT_RUNS,
+            MODULE,
+            collect=tuple,
+        ),
+    ] = ()
+    preload_argv: Argv = NO_ARGV
     busy_poll_s: float = 0.5e-3
     keepalive_s: float = 2.0
     silence_s: float = 60.0
@@ -408,13 +432,14 @@ class NannySettings(NamedTuple):
         tuple[str, ...],
         Option(
             "--preload",
-            "Module or .py file that each worker imports first; its dask_setup(worker) is called. Can be repeated.",
+            "Module or .py file that each worker imports first; its dask_setup(worker) is called. Can be repeated. "
+            "It gets the options that dask-worker does not know.",
             HOW_THEY_RUN,
             MODULE,
             collect=tuple,
         ),
     ] = ()
-    preload_argv: tuple[str, ...] = ()
+    preload_argv: Argv = NO_ARGV
 
     def draw_lifetime_s(self, uniform: Callable[[float, float], float]) -> float:
         """The lifetime of the next worker; `uniform(low, high)` draws how much it differs from the setting."""
