@@ -141,9 +141,8 @@ def test_the_search_for_garbage_is_as_before_after_a_block_without_it(searches: 
     before = gc.isenabled()
     (gc.enable if searches else gc.disable)()
     try:
-        with pytest.raises(ZeroDivisionError), without_garbage_collection():
+        with without_garbage_collection():
             assert not gc.isenabled()
-            _ = 1 / 0
         assert gc.isenabled() == searches
     finally:
         (gc.enable if before else gc.disable)()

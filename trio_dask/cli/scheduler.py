@@ -28,7 +28,15 @@ from trio_dask.cli.options import (
     preload_argv,
     setting_options,
 )
-from trio_dask.config import DEFAULT_PORT, FAILURES, FILES, HOW_IT_RUNS, WHERE_TO_LISTEN, SchedulerSettings
+from trio_dask.config import (
+    CREDENTIALS,
+    DEFAULT_PORT,
+    FAILURES,
+    FILES,
+    HOW_IT_RUNS,
+    WHERE_TO_LISTEN,
+    SchedulerSettings,
+)
 from trio_dask.deploy.program_runner import spare_garbage_collection
 from trio_dask.errors import UsageError
 from trio_dask.parsing import parse_port
@@ -39,7 +47,7 @@ LONE_WORKER_TTLS = 6
 
 @click.command(
     cls=PreloadingProgram,
-    sections=[WHERE_TO_LISTEN, FAILURES, FILES, HOW_IT_RUNS, LOG, LEGACY],
+    sections=[WHERE_TO_LISTEN, CREDENTIALS, FAILURES, FILES, HOW_IT_RUNS, LOG, LEGACY],
     params=[
         click.Argument(["preload_argv"], nargs=-1, metavar="[ARGS]..."),
         SectionOption(

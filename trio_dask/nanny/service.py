@@ -15,6 +15,7 @@ import signal
 import socket
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import trio
@@ -46,6 +47,7 @@ from trio_dask.processes.spawn import Starter, start_by_exec
 from trio_dask.procfs import is_runnable, memory_used
 from trio_dask.protocol.hello import Hello
 from trio_dask.protocol.messages import Leave, SchedulerStops, ToNanny, WorkerExited
+from trio_dask.security.credentials import Credentials
 from trio_dask.settings_json import to_json
 from trio_dask.worker.running_table import RunningTable
 
@@ -69,8 +71,9 @@ class Nanny:
     """One nanny and its worker. Everything but `run` may be called at any time, in Trio's thread.
 
     It calls `changed` when `address` or `pid` change, and `output` with what the worker writes to its stderr. A worker
-    process runs `program`; `start` starts it. `label` names the program in lines about the worker; for `log` see
-    `ChildLog`. `around` makes a block from what the operator's modules see of this nanny, in which its workers run.
+    process runs `program`, with the `credentials` that are given, if any; `start` starts it. `label` names the program
+    in lines about the worker; for `log` see `ChildLog`.
+    `around` makes a block from what the operator's modules see of this nanny, in which its workers run.
     """
 
     _oom_kills: OomKills | None = None  # one for all nannies of this program
@@ -80,6 +83,7 @@ class Nanny:
         settings: NannySettings,
         program: Entry,
         *,
+        credentials: Credentials | None = None,
         label: str = "worker",
         log: ChildLog | None = None,
         changed: Callable[[], object] = lambda: None,
@@ -91,6 +95,7 @@ class Nanny:
         self.control_address: Address | None = None
         self.incarnation = new_incarnation()
         self._program = program
+        self._given = credentials
         self._label = label
         self._log = log or ChildLog(origin=label)
         self.changed = changed
@@ -99,7 +104,7 @@ class Nanny:
         self._around = around
         self._core = NannyCore(settings)
         self._connection = SchedulerConnection(
-            settings.worker, details=self._details, alive=self._alive, handle=self._handle
+            settings.worker, credentials, details=self._details, alive=self._alive, handle=self._handle
         )
         self._current: WorkerProcess | Pause = Pause(trio.Event())
         self._predecessors: list[WorkerProcess] = []
@@ -238,7 +243,8 @@ class Nanny:
             try:
                 if self.settings.port_range is not None:
                     identity = Hello(role="nanny", incarnation=self.incarnation, name=self.name)
-                    self.control_address = await nursery.start(run_control, self.settings, identity, self._commands())
+                    serving = partial(run_control, credentials=lambda: self._connection.credentials)
+                    self.control_address = await nursery.start(serving, self.settings, identity, self._commands())
                     log.info("Start nanny at: %s", self.control_address)
                 nursery.start_soon(self._connection.run)
                 async with nullcontext() if self._around is None else self._around(NannyHandle(self)):
@@ -266,6 +272,7 @@ class Nanny:
             name=self._label,
             program=self._program,
             settings=to_json(settings._replace(worker=worker)),
+            credentials=self._given,
             inherit=(board.fd,),
             environment=child_environment(settings.environment),
             guarded=True,

@@ -48,6 +48,8 @@ from trio_dask.scheduler.core import (
 from trio_dask.scheduler.plugins import PluginHost, SchedulerHandle
 from trio_dask.scheduler.rpc_handlers import scheduler_commands, scheduler_identity
 from trio_dask.scheduler_file import scheduler_file_text
+from trio_dask.security.cluster_key import user_name
+from trio_dask.security.credentials import NO_CREDENTIALS, Credentials, find_credentials
 
 log = logging.getLogger("trio_dask.scheduler")
 deaths = logging.getLogger("trio_dask.scheduler.deaths")
@@ -56,6 +58,7 @@ deaths = logging.getLogger("trio_dask.scheduler.deaths")
 async def run_scheduler(
     settings: SchedulerSettings,
     *,
+    credentials: Credentials | None = None,
     around: Callable[[SchedulerHandle], AbstractAsyncContextManager[None]] | None = None,
     task_status: trio.TaskStatus[Address] = trio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -63,6 +66,7 @@ async def run_scheduler(
 
     Once cancelled it admits no peer, tells workers and clients that it stops, and ends within `settings.grace_s`.
     Workers then leave, or wait for its successor; when a client ends the cluster, all of them leave.
+    The `credentials` of the cluster are looked for where the settings say, unless they are given.
 
     `around` makes a block from what the operator's modules see of this scheduler. It is entered once the address is
     known and before any peer joins, and left when the scheduler is to end.
@@ -71,7 +75,7 @@ async def run_scheduler(
       OSError: it cannot listen at its address.
       UsageError: a file cannot be written, or there is no such interface.
     """
-    service = _Service(settings, around)
+    service = _Service(settings, credentials, around)
     with keep_file(settings.pid_file, f"{os.getpid()}\n"):
         await service.run(task_status)
 
@@ -80,10 +84,12 @@ class _Service:
     def __init__(
         self,
         settings: SchedulerSettings,
+        given: Credentials | None,
         around: Callable[[SchedulerHandle], AbstractAsyncContextManager[None]] | None,
     ) -> None:
         self._settings = settings
         self._around = around
+        self._credentials = self._find_credentials(given)
         self._identity = Hello(role="scheduler", incarnation=new_incarnation())
         self._core = SchedulerCore(
             CoreSettings(
@@ -133,7 +139,11 @@ class _Service:
         address, *others = self._advertised(bound[0])
         self._address, mine = str(address), self._identity
         text = scheduler_file_text(
-            self._address, incarnation=mine.incarnation, package=mine.package, python=mine.python
+            self._address,
+            incarnation=mine.incarnation,
+            package=mine.package,
+            python=mine.python,
+            key=self._credentials.key,
         )
         async with self._with_plugins(sessions):
             with keep_file(self._settings.scheduler_file, text):
@@ -154,6 +164,12 @@ class _Service:
             finally:
                 await self._plugins.close()  # noqa: ASYNC102 - it shields itself, with a limit
 
+    def _find_credentials(self, given: Credentials | None) -> Credentials:
+        address = self._settings.address
+        if given is None and address is not None and parse_address(address).is_in_process:
+            return NO_CREDENTIALS
+        return given or find_credentials(self._settings)
+
     # ------------------------------------------------------------------------------------------------- listening
 
     async def _listen(self, sessions: trio.Nursery, *, task_status: trio.TaskStatus[list[Address]]) -> None:
@@ -161,7 +177,7 @@ class _Service:
         address, listening = self._where_to_listen()
         limits = LinkLimits(keepalive_s=settings.keepalive_s, silence_s=settings.silence_s, cleanup_s=settings.grace_s)
         await serve(
-            Endpoint(address, limits),
+            Endpoint(address, limits, self._credentials),
             self._session,
             identity=self._identity,
             admit=self._greet,
@@ -196,11 +212,10 @@ class _Service:
                 address,
                 ", ".join(map(str, others)),
             )
-        if any(not where.is_in_process and not is_loopback(where.host) for where in bound):
+        if self._credentials.key is None and not address.is_in_process:
+            everybody = "everybody on this machine" if all(is_loopback(where.host) for where in bound) else "everybody"
             log.warning(
-                "Not secured: anyone who can reach port %d can run programs as this user; "
-                "--host 127.0.0.1 keeps it local",
-                address.port,
+                "Not secured (--no-auth): %s can run programs as %s, by port %d", everybody, user_name(), address.port
             )
 
     # -------------------------------------------------------------------------------------------------- sessions
