@@ -232,7 +232,8 @@ class _Service:
         if hello.role == "control":
             await serve_control(connection, self._commands)
             return
-        await self._set_up.wait()
+        if not self._set_up.is_set():
+            await self._set_up.wait()
         if hello.role == "worker":
             # The core watches whether workers live: a task may keep one from saying so itself for minutes.
             connection.link.silence_s = math.inf
