@@ -21,6 +21,7 @@ from trio_dask.parsing import (
     parse_folder,
     parse_fraction,
     parse_interface,
+    parse_key_file,
     parse_log_file,
     parse_module,
     parse_name,
@@ -103,6 +104,7 @@ NAME = Reader("NAME", parse_name)
 INTERFACE = Reader("NAME", parse_interface)
 FOLDER = Reader("PATH", parse_folder)
 FILE = Reader("FILE", parse_file)
+KEY_FILE = Reader("FILE", parse_key_file)
 OUTPUT_FILE = Reader("FILE", parse_output_file)
 LOG_FILE = Reader("FILE", parse_log_file)
 MODULE = Reader("MODULE", parse_module)
@@ -112,6 +114,7 @@ BACKOFF = Reader("FIRST:LONGEST", parse_backoff, _range_of_seconds)
 ENVIRONMENT = Reader("NAME=VALUE", parse_environment)
 
 WHERE_TO_LISTEN = "Where to listen"
+CREDENTIALS = "Credentials"
 FAILURES = "Timeouts and failures"
 FILES = "Files"
 
@@ -122,6 +125,26 @@ WHEN_THEY_LEAVE = "When they leave"
 MEMORY = "Memory (fractions of the limit; each can be off)"
 NANNIES = "Nannies"
 HOW_THEY_RUN = "How they run"
+
+
+ClusterKeyFile = Annotated[
+    str | None,
+    Option(
+        "--cluster-key",
+        "File with the cluster's key. Default: that in TRIO_DASK_CLUSTER_KEY_FILE, in the scheduler file, or "
+        "~/.config/trio_dask/cluster.key, which the first program makes.",
+        CREDENTIALS,
+        KEY_FILE,
+    ),
+]
+Auth = Annotated[
+    bool,
+    Option(
+        "--auth/--no-auth",
+        "Connect only with processes that prove that they have the cluster's key (the default), or with anybody.",
+        CREDENTIALS,
+    ),
+]
 
 
 class SchedulerSettings(NamedTuple):
@@ -203,6 +226,8 @@ class SchedulerSettings(NamedTuple):
     pid_file: Annotated[str | None, Option("--pid-file", "Write the process id to this file.", FILES, OUTPUT_FILE)] = (
         None
     )
+    cluster_key: ClusterKeyFile = None
+    auth: Auth = True
     busy_poll_s: float = 0.5e-3
     keepalive_s: float = 2.0
     silence_s: float = 60.0
@@ -316,6 +341,8 @@ class WorkerSettings(NamedTuple):
         str | None,
         Option("--pid-file", "Write the process id to this file.", HOW_THEY_RUN, OUTPUT_FILE, after="--preload-nanny"),
     ] = None
+    cluster_key: ClusterKeyFile = None
+    auth: Auth = True
     process: str = ""
     nanny_address: str = ""
     board_fd: int | None = None
@@ -427,6 +454,8 @@ class ClientSettings(NamedTuple):
 
     scheduler: str | None = None
     scheduler_file: str | None = None
+    cluster_key: ClusterKeyFile = None
+    auth: Auth = True
     name: str | None = None
     connect_timeout_s: float = 10.0
     keepalive_s: float = 10.0
