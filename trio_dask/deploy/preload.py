@@ -76,7 +76,9 @@ async def set_up(
             try:
                 await _call(_hook(one, "dask_setup"), subject, argv.words)
             except (Exception, SystemExit) as error:  # it is the user's code: it can raise anything
-                if hasattr(error, "format_message"):  # of click: the options are wrong, not the module
+                from click import ClickException  # a worker without modules does not need it
+
+                if isinstance(error, ClickException):  # the options are wrong, not the module
                     raise UsageError(f"{option}: {one.name}: {error.format_message()}") from error
                 raise PreloadError(f"{option}: dask_setup of {_what_raised(one, error)}") from error
             ready.append(one)

@@ -126,9 +126,9 @@ class SchedulerHandle:
         Raises:
           UsageError: there is a plugin of this name already.
         """
-        name = name or getattr(plugin, "name", None) or type(plugin).__name__
-        self._host.in_loop(lambda: self._host.add(name, plugin))
-        return name
+        chosen = str(name or getattr(plugin, "name", "") or type(plugin).__name__)
+        self._host.in_loop(lambda: self._host.add(chosen, plugin))
+        return chosen
 
     def remove_plugin(self, name: str) -> None:
         """Tell this plugin nothing more, and close it.
@@ -349,7 +349,7 @@ async def _wait_for(awaitable: Awaitable[object]) -> None:
     await awaitable
 
 
-def _listeners(name: str, plugin: Any) -> dict[str, list[_Listener]]:
+def _listeners(name: str, plugin: object) -> dict[str, list[_Listener]]:
     """The methods of a plugin that do something."""
     found: dict[str, list[_Listener]] = {}
     for hook in ("start", "close", *_HOOKS.values()):
