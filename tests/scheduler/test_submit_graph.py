@@ -233,7 +233,7 @@ def test_a_task_that_was_refused_runs_once_a_client_submits_it_with_its_inputs(f
 
 
 def test_a_refused_task_never_comes_to_depend_on_itself() -> None:
-    kit, _, client = cluster()
+    _, _, client = cluster()
     client.submit("c", needs=("a",))
     client.submit("d", needs=("c",))
     client.take(m.KeyFailed)
