@@ -128,8 +128,8 @@ class AsyncsshProcess:
             def connection_lost(self, exc: Exception | None) -> None:
                 process.tell(process.ended)
 
-        channel, _ = await connection.create_session(Session, command, encoding=None)  # pyright: ignore
-        self._channel = channel
+        opening = connection.create_session(Session, command, encoding=None)  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
+        self._channel, _ = await opening  # pyright: ignore[reportUnknownVariableType]
 
     def tell(self, function: Callable[..., object], *args: object) -> None:
         """Call this in Trio's thread."""

@@ -233,8 +233,10 @@ class Launcher:
         self._changed = trio.Event()
 
     async def _until(self, condition: Callable[[], bool]) -> None:
+        await trio.lowlevel.checkpoint()
         while not condition():
             await self._changed.wait()
+            await trio.lowlevel.checkpoint()  # what has ended everything may have made the condition true
 
     def _all_ready(self) -> bool:
         return all(host.phase is not Phase.STARTING for host in self._hosts)

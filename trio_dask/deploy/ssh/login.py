@@ -174,7 +174,7 @@ class _Attempt:
         if self.client_keys is not None:
             arguments["client_keys"] = self.client_keys
         elif self._options.private_key is not None:
-            arguments["client_keys"] = [os.path.expanduser(self._options.private_key)]
+            arguments["client_keys"] = self._identity_files
             arguments["ignore_encrypted"] = True
         return await asyncssh.connect(
             self._host.host,
