@@ -98,7 +98,7 @@ LATE_DEADLINES: Mapping[str, str] = {
 
 # Third-party package -> the only files that may import it.
 RESERVED: Mapping[str, tuple[str, ...]] = {
-    "asyncssh": ("deploy/ssh*.py",),
+    "asyncssh": ("deploy/ssh/*.py",),
     "dask": ("client/collections/*.py",),
     "distributed": (),
     "joblib": ("client/joblib.py",),

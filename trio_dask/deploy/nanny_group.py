@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import trio
 
@@ -23,6 +24,7 @@ from trio_dask.nanny.worker_process import Stop
 from trio_dask.owned_files import keep_file
 from trio_dask.processes.child_context import ChildLog
 from trio_dask.processes.stderr_records import read_record
+from trio_dask.security.credentials import Credentials
 
 MAX_LINE_BYTES = 64 * 1024
 
@@ -33,15 +35,21 @@ async def run_nannies(
     *,
     label: str,
     debug: bool = False,
+    credentials: Credentials | None = None,
+    changed: Callable[[Sequence[Nanny]], object] = lambda nannies: None,
 ) -> None:
     """Look after one worker for each of these settings, until all have ended. A signal makes the workers drain.
 
-    The pid file names the launcher. `label` is the name of the program in lines about a worker.
+    The pid file names the launcher. `label` is the name of the program in lines about a worker. The
+    `credentials` are looked for where the settings say, unless they are given. It calls `changed` with all nannies when
+    a worker comes or goes.
 
     Raises:
       KeptCrashing, NoScheduler, RefusedError, UsageError, OSError: what the first nanny that failed raised.
     """
-    nannies = [_nanny(label, number, len(settings), one, debug) for number, one in enumerate(settings)]
+    nannies = [_nanny(label, number, len(settings), one, debug, credentials) for number, one in enumerate(settings)]
+    for nanny in nannies:
+        nanny.changed = partial(changed, nannies)
     shared = settings[0].worker
     failures: list[Exception] = []
 
@@ -72,12 +80,13 @@ async def run_nannies(
             raise failures[0]
 
 
-def _nanny(label: str, number: int, of: int, settings: NannySettings, debug: bool) -> Nanny:
+def _nanny(label: str, number: int, of: int, settings: NannySettings, debug: bool, credentials: Credentials | None) -> Nanny:
     name = settings.worker.name
     origin = name or ("worker" if of == 1 else f"worker {number}")
     return Nanny(
         settings,
         child_services.worker,
+        credentials=credentials,
         label=label if name is None else f"{label} {name}",
         log=ChildLog(origin=origin, records=True, quiet=False, debug=debug),
         output=_output_logger(origin),
