@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.programs.programs import Program, program, until
+from tests.programs.programs import Program, program
 from tests.programs.sshd import Sshd, need, processes_of, sshd
 from trio_dask import Client
 
