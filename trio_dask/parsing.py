@@ -15,6 +15,7 @@ from pathlib import Path
 from trio_dask.errors import UnavailableError, UsageError
 
 OFF = ("none", "off", "false")
+FLAGS = {**dict.fromkeys(("true", "yes", "on", "1"), True), **dict.fromkeys(("false", "no", "off", "0"), False)}
 MAX_THREADS = 4096
 MAX_NUMBER = 10**18
 MAX_NAME_LENGTH = 255
@@ -93,6 +94,20 @@ def parse_timedelta(text: str) -> float:
 def parse_time_limit(text: str) -> float:
     """A length of time after which something ends; 0 means never."""
     return parse_timedelta(text) or math.inf
+
+
+LEAST_SILENCE_S = 20.0
+LONGEST_HEARTBEAT_S = 10.0
+
+
+def parse_silence(text: str) -> float:
+    """How long a peer may be silent; at least twice as long as the pause between two of its signs of life."""
+    return max(parse_timedelta(text), LEAST_SILENCE_S)
+
+
+def parse_heartbeat(text: str) -> float:
+    """The pause between two signs of life; peers rely on at most this much."""
+    return min(max(parse_timedelta(text), 0.1), LONGEST_HEARTBEAT_S)
 
 
 def parse_backoff(text: str) -> tuple[float, float]:
@@ -234,6 +249,28 @@ def parse_name(text: str) -> str:
     """The name of a worker or a client: printable, without spaces at its ends, at most 255 characters."""
     if not text or len(text) > MAX_NAME_LENGTH or not text.isprintable() or text != text.strip():
         raise UsageError(f"{_quote(text)} is not a name; give 1 to {MAX_NAME_LENGTH} printable characters")
+    return text
+
+
+def parse_filled(text: str) -> str:
+    """Text that is checked where it is used."""
+    if not text.strip():
+        raise UsageError(f"{_quote(text)} is empty")
+    return text
+
+
+def parse_flag(text: str) -> bool:
+    """Yes or no, as files and environment variables spell it."""
+    plain = text.strip().lower()
+    if plain not in FLAGS:
+        raise UsageError(f"{_quote(text)} is neither true nor false")
+    return FLAGS[plain]
+
+
+def parse_choice(text: str, choices: tuple[str, ...]) -> str:
+    """One of these words."""
+    if text not in choices:
+        raise UsageError(f"{_quote(text)} is not one of {', '.join(map(repr, choices))}")
     return text
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Awaitable, Callable, Sequence
 
 import click
 
-from trio_dask.cli.legacy_options import notes
+from trio_dask.cli.options import Program, is_given, notes, place_of, read_configuration
 from trio_dask.cli.stdout import complain, stdout_failed
 from trio_dask.deploy.program_runner import Stopper, run_program
 from trio_dask.errors import UnavailableError, UsageError
@@ -36,22 +35,32 @@ def run_service(service: Callable[[], Awaitable[None]], *, origin: str = "", qui
     )
 
 
-def scheduler_address(argument: str | None, scheduler_file: str | None) -> str | None:
-    """The address that the current command connects to; None if the scheduler file has it.
+def find_scheduler_for(argument: str | None, scheduler_file: str | None) -> tuple[str | None, str | None]:
+    """The address that the current command connects to, or the scheduler file that has it.
 
     Raises:
-      UsageError: it is no address.
+      UsageError: there is none, or it is no address.
     """
     from trio_dask.comm.addresses import parse_scheduler_address
+    from trio_dask.configuration import configured_scheduler
 
-    if scheduler_file is not None:
+    context = click.get_current_context()
+    if is_given(context, "scheduler_file"):
         only_one({"SCHEDULER": argument, "--scheduler-file": scheduler_file})
-        return None
-    address = argument or os.environ.get("DASK_SCHEDULER_ADDRESS")
-    if not address:
-        program = click.get_current_context().command_path
-        raise click.UsageError(f"no scheduler given; write {program} HOST:PORT, or give --scheduler-file FILE")
-    return str(parse_scheduler_address(address))
+        return None, scheduler_file
+    if argument:
+        return str(parse_scheduler_address(argument)), None
+    program = context.command.program if isinstance(context.command, Program) else None
+    address, file = configured_scheduler(read_configuration(context), program or "client")
+    if address is not None and address.texts:
+        try:
+            return str(parse_scheduler_address(address.texts[0])), None
+        except UsageError as error:
+            raise UsageError(f"{address.origin}: {error}") from error
+    if file is not None and file.texts:
+        return None, file.texts[0]
+    name = context.command_path
+    raise click.UsageError(f"no scheduler given; write {name} HOST:PORT, or give --scheduler-file FILE")
 
 
 def only_one(options: dict[str, object]) -> None:
@@ -92,7 +101,8 @@ def run_command(command: click.Command, name: str, arguments: Sequence[str] | No
 def _message(error: click.ClickException) -> str:
     if isinstance(error, click.BadParameter) and error.param is not None:
         param = error.param
-        name = max(param.opts, key=len) if isinstance(param, click.Option) else param.make_metavar(_context(error))
+        context = _context(error)
+        name = place_of(param, context) if isinstance(param, click.Option) else param.make_metavar(context)
         return f"{name}: {error.message}"
     return error.format_message()
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from trio_dask.cli.options import SectionOption
+from trio_dask.cli.options import SectionOption, notes
 
 LEGACY = "Accepted for compatibility, and ignored or refused"
 
@@ -44,8 +44,6 @@ NOT_OF_SCHEDULER: Mapping[str, str] = {
 
 REFUSED = ("--tls-ca-file", "--tls-cert", "--tls-key", "--scheduler-sni")
 
-NOTES = "trio_dask.notes"
-
 
 def legacy_options(ignored: Mapping[str, str]) -> list[SectionOption]:
     """Options that do not reach the command; `notes` has a line for each ignored one that was given."""
@@ -70,9 +68,3 @@ def _option(name: str, **more: Any) -> SectionOption:
 def _refuse(ctx: click.Context, param: click.Parameter, value: Any) -> None:
     if value is not None:
         raise click.UsageError(f"{param.opts[0]} {NO_TLS}", ctx)
-
-
-def notes(ctx: click.Context) -> list[str]:
-    """A line for each option that was given and is ignored."""
-    found: list[str] = ctx.meta.setdefault(NOTES, [])
-    return found

@@ -10,27 +10,36 @@ import click
 from trio_dask.cli.command import only_one, run_command, run_service
 from trio_dask.cli.legacy_options import LEGACY, NOT_OF_SCHEDULER, legacy_options
 from trio_dask.cli.options import LOG, Checked, Program, SectionOption, given_settings, log_options, setting_options
-from trio_dask.config import DEFAULT_PORT, FAILURES, FILES, WHERE_TO_LISTEN, SchedulerSettings
+from trio_dask.config import (
+    DEFAULT_PORT,
+    FAILURES,
+    FILES,
+    LONE_WORKER_TTLS,
+    WHERE_TO_LISTEN,
+    Key,
+    SchedulerSettings,
+)
 from trio_dask.deploy.program_runner import spare_garbage_collection
 from trio_dask.parsing import parse_port
-
-LONE_WORKER_TTLS = 6
-"""How many times longer a worker without a nanny may be silent: nothing vouches for it while a task holds the GIL."""
 
 
 @click.command(
     cls=Program,
+    program="scheduler",
     sections=[WHERE_TO_LISTEN, FAILURES, FILES, LOG, LEGACY],
     params=[
         SectionOption(
             ["--host"],
             section=WHERE_TO_LISTEN,
+            declared=Key("trio_dask.host"),
+            instead=("interface",),
             default="",
             help="Name or address to listen on. Default: all interfaces.",
         ),
         SectionOption(
             ["--port"],
             section=WHERE_TO_LISTEN,
+            declared=Key("trio_dask.port"),
             type=Checked("PORT", parse_port),
             help=f"Port to listen on; 0: any free port. Default: {DEFAULT_PORT}.",
         ),

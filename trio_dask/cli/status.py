@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from trio_dask.cli.command import run_command, run_service, scheduler_address
+from trio_dask.cli.command import find_scheduler_for, run_command, run_service
 from trio_dask.cli.options import Checked, Program, SectionOption
 from trio_dask.cli.stdout import show
 from trio_dask.config import WHICH_SCHEDULER
@@ -27,6 +27,7 @@ OUTPUT = "Output"
 
 @click.command(
     cls=Program,
+    program="client",
     sections=[WHICH_SCHEDULER, OUTPUT],
     params=[
         click.Argument(["scheduler"], required=False),
@@ -50,12 +51,13 @@ def status(scheduler: str | None, scheduler_file: str | None, timeout: float, as
     It lists the workers with their threads and memory, the number of tasks in each state, and the task that has been
     running longest.
 
-    Without SCHEDULER and --scheduler-file it uses the environment variable DASK_SCHEDULER_ADDRESS.
+    Without SCHEDULER and --scheduler-file it uses the environment variable DASK_SCHEDULER_ADDRESS, or what the
+    configuration says.
     """
-    address = scheduler_address(scheduler, scheduler_file)
+    address, file = find_scheduler_for(scheduler, scheduler_file)
 
     async def service() -> None:
-        found = await _ask(address, scheduler_file, timeout)
+        found = await _ask(address, file, timeout)
         width = max(NARROWEST, shutil.get_terminal_size().columns)
         show(json.dumps(found) if as_json else rendered(found, width))
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from trio_dask.cli.command import only_one, run_command, run_service, scheduler_address
+from trio_dask.cli.command import find_scheduler_for, only_one, run_command, run_service
 from trio_dask.cli.options import Program, given_settings
 from trio_dask.cli.worker_options import PARAMETERS, SECTIONS
 from trio_dask.config import NannySettings, WorkerSettings
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from trio_dask.deploy.program_runner import Stopper
 
 
-@click.command(cls=Program, sections=SECTIONS, params=PARAMETERS)
+@click.command(cls=Program, program="worker", sections=SECTIONS, params=PARAMETERS)
 @click.pass_context
 def worker(context: click.Context, /, **options: Any) -> int:
     """Start workers that run tasks for the scheduler at SCHEDULER, such as tcp://10.0.0.5:8786 or just 10.0.0.5.
 
-    Without SCHEDULER and --scheduler-file it uses the environment variable DASK_SCHEDULER_ADDRESS. Each worker is a
-    process with a nanny, which restarts it when it crashes. ARGS are passed on to the --preload modules; write --
-    before the first that begins with a dash.
+    Without SCHEDULER and --scheduler-file it uses the environment variable DASK_SCHEDULER_ADDRESS, or what the
+    configuration says. Each worker is a process with a nanny, which restarts it when it crashes. ARGS are passed on to
+    the --preload modules; write -- before the first that begins with a dash.
     """
     stopper: Stopper = context.obj
     share = _divide(options)
@@ -86,15 +86,19 @@ def _divide(options: dict[str, Any]) -> WorkerSizing:
 
 def _nanny_settings(context: click.Context, share: WorkerSizing) -> list[NannySettings]:
     options, given = context.params, given_settings(context, WorkerSettings)
-    settings = WorkerSettings(
-        **{**given, "on_scheduler_stop": _on_scheduler_stop(given), **_address_settings(options, share)},
-        scheduler=scheduler_address(options["scheduler"], options["scheduler_file"]),
-        nthreads=share.threads,
-        memory_limit_bytes=share.memory_limit_bytes,
-    )
-    nanny = NannySettings(
-        worker=settings, preload_argv=options["preload_argv"], **given_settings(context, NannySettings)
-    )
+    address, file = find_scheduler_for(options["scheduler"], options["scheduler_file"])
+    ours: dict[str, Any] = {
+        "on_scheduler_stop": _on_scheduler_stop(given),
+        **_address_settings(options, share),
+        "scheduler": address,
+        "scheduler_file": file,
+        "nthreads": share.threads,
+        "memory_limit_bytes": share.memory_limit_bytes,
+    }
+    settings = WorkerSettings(**{**given, **ours})
+    nanny = NannySettings(worker=settings, **given_settings(context, NannySettings))
+    if options["preload_argv"]:
+        nanny = nanny._replace(preload_argv=options["preload_argv"])
     if share.workers == 1 or settings.name is None:
         return [nanny] * share.workers
     names = (f"{settings.name}-{number}" for number in range(share.workers))

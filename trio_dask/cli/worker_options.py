@@ -17,6 +17,7 @@ from trio_dask.config import (
     WHEN_THEY_LEAVE,
     WHERE_THEY_LISTEN,
     WHICH_SCHEDULER,
+    Key,
     NannySettings,
     WorkerSettings,
 )
@@ -74,6 +75,7 @@ PARAMETERS: Final[list[click.Parameter]] = [
     click.Argument(["preload_argv"], nargs=-1, metavar="[ARGS]..."),
     SectionOption(
         ["--nworkers", "--nprocs", "nworkers"],
+        declared=Key("trio_dask.nworkers"),
         section=SIZE,
         metavar="N",
         default="1",
@@ -82,12 +84,14 @@ PARAMETERS: Final[list[click.Parameter]] = [
     ),
     SectionOption(
         ["--nthreads"],
+        declared=Key("trio_dask.nthreads"),
         section=SIZE,
         type=Checked("N", parse_threads),
         help="Tasks that each worker runs at once. Default: the CPUs, divided among the workers.",
     ),
     SectionOption(
         ["--memory-limit"],
+        declared=Key("trio_dask.memory-limit"),
         section=SIZE,
         type=Checked("SIZE", _read_memory_limit),
         default="auto",
@@ -96,16 +100,25 @@ PARAMETERS: Final[list[click.Parameter]] = [
     ),
     SectionOption(
         ["--host"],
+        declared=Key("trio_dask.host"),
+        instead=("interface", "listen_address"),
         section=WHERE_THEY_LISTEN,
         type=Checked("TEXT", _read_host),
         default="",
         help="Name or address to listen on. Default: this machine's address on the route to the scheduler.",
     ),
     SectionOption(
-        ["--interface"], section=WHERE_THEY_LISTEN, metavar="NAME", help="Network interface to listen on, such as eth0."
+        ["--interface"],
+        declared=Key("trio_dask.interface"),
+        instead=("host", "listen_address"),
+        section=WHERE_THEY_LISTEN,
+        metavar="NAME",
+        help="Network interface to listen on, such as eth0.",
     ),
     SectionOption(
         ["--worker-port"],
+        declared=Key("trio_dask.worker-port"),
+        instead=("listen_address",),
         section=WHERE_THEY_LISTEN,
         type=Checked("PORT", parse_port_range),
         default="0",
@@ -113,24 +126,29 @@ PARAMETERS: Final[list[click.Parameter]] = [
     ),
     SectionOption(
         ["--listen-address"],
+        declared=Key("trio_dask.listen-address"),
+        instead=("host", "interface", "worker_port"),
         section=WHERE_THEY_LISTEN,
         type=ADDRESS,
         help="Address to listen on, such as tcp://0.0.0.0:9000.",
     ),
     SectionOption(
         ["--contact-address"],
+        declared=Key("trio_dask.contact-address"),
         section=WHERE_THEY_LISTEN,
         type=ADDRESS,
         help="Address that others use to reach the worker, if it differs.",
     ),
     SectionOption(
         ["--nanny/--no-nanny"],
+        declared=Key("trio_dask.nanny"),
         section=NANNIES,
         default=True,
         help="Run each worker in its own process and restart it when it crashes, or run one worker in this process.",
     ),
     SectionOption(
         ["--preload-nanny"],
+        declared=Key("trio_dask.preload-nanny distributed.nanny.preload", collect=tuple),
         section=HOW_THEY_RUN,
         after="--preload",
         metavar="MODULE",

@@ -40,7 +40,7 @@ class AsyncClient(AsyncOperations, AsyncLocalRuns, BaseClient[AsyncFuture]):
     future is gone.
 
     The arguments are those of `Client`, and a lost connection is a delay as there. It starts no cluster: without an
-    address, a scheduler file and `DASK_SCHEDULER_ADDRESS` it raises `UsageError`.
+    address, a scheduler file and a scheduler in the configuration it raises `UsageError`.
 
     Raises, when it is entered:
       NoScheduler, RefusedError: as `Client` does.

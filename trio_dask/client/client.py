@@ -51,8 +51,9 @@ class Client(BlockingOperations, BlockingLocalRuns, BaseClient[Future]):
     none, makes the client dial again for up to `timeout`.
 
     Args:
-      address: of the scheduler, such as "tcp://host:8786" or "host", or a cluster. By default that in the environment
-        variable `DASK_SCHEDULER_ADDRESS`; without that, the client starts a `LocalCluster` of its own.
+      address: of the scheduler, such as "tcp://host:8786" or "host", or a cluster. By default that of the
+        configuration, such as the environment variable `DASK_SCHEDULER_ADDRESS`; without that, the client starts a
+        `LocalCluster` of its own.
       timeout: for connecting, at first and again, in seconds or as a text such as "30s".
       set_as_default: whether `get_client` and unpickled futures may use this client.
       scheduler_file: instead of an address, the file that the scheduler writes; the client waits for it.

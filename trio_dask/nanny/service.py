@@ -261,7 +261,7 @@ class Nanny:
             program=self._program,
             settings=to_json(settings._replace(worker=worker)),
             inherit=(board.fd,),
-            environment=child_environment(settings.environment),
+            environment=child_environment(settings.environment, defaults=settings.default_environment),
             guarded=True,
             log=self._log,
             start_timeout_s=settings.start_timeout_s,
