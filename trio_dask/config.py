@@ -4,6 +4,8 @@ An option is declared once, beside the setting that it fills: `setting: Annotate
 command, its `--help` and the defaults that it shows are made from that (`cli.options`); the program reads the setting.
 Units stand in the names: `_s` is seconds, `_bytes` is bytes.
 
+This file is long because it has every setting, with its option and its keys.
+
 The names of a setting in the configuration stand there, too: an option has the name `trio_dask.<option>`, and those of
 distributed that its `config` lists; a setting without an option has a `Key`. `configuration` finds the values.
 
@@ -124,6 +126,11 @@ class Key(NamedTuple):
     def keys(self) -> tuple[str, ...]:
         """The names in the configuration."""
         return tuple(self.config.split())
+
+
+def own_key(name: str, others: str = "", *, collect: Callable[[Any], Any] | None = None) -> Key:
+    """The key of an option that fills no setting by itself, with other names that it has."""
+    return Key(f"{OURS}.{name} {others}", collect=collect)
 
 
 def _seconds(value: float) -> str:
@@ -285,7 +292,7 @@ class WorkerSettings(NamedTuple):
     memory in which the slots write what they run).
     """
 
-    scheduler: str | None = None
+    scheduler: Annotated[str | None, Key("scheduler-address", ADDRESS)] = None
     scheduler_file: Annotated[
         str | None,
         Option(

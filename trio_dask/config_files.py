@@ -115,8 +115,8 @@ def config_home(environment: Mapping[str, str]) -> str:
     return home if os.path.isabs(home) else os.path.join(os.path.expanduser("~"), ".config")
 
 
-def read_toml(path: str, *, must_exist: bool) -> Table:
-    """The values in our own file; none if there is no file.
+def read_toml(path: str, *, must_exist: bool) -> Table | None:
+    """The values in our own file, or None if there is no file.
 
     Raises:
       UnavailableError: it cannot be read.
@@ -128,7 +128,7 @@ def read_toml(path: str, *, must_exist: bool) -> Table:
     except (FileNotFoundError, NotADirectoryError) as error:
         if must_exist:
             raise UnavailableError(f"{FILE_VARIABLE}: there is no file {path}") from error
-        return {}
+        return None
     except OSError as error:
         raise UnavailableError(f"cannot read {path}: {error.strerror or error}") from error
     if len(data) > MAX_BYTES:

@@ -80,9 +80,10 @@ class Found(NamedTuple):
 
 
 class Configuration(NamedTuple):
-    """All sources, the strongest first, and the files that were not read."""
+    """All sources, the strongest first, the files that were read, and those that were not."""
 
     sources: tuple[Source, ...]
+    files: tuple[str, ...] = ()
     skipped: tuple[SkippedFile, ...] = ()
 
     def find(self, declared: Option | Key, program: Program) -> Found | None:
@@ -149,15 +150,17 @@ def load(environment: Mapping[str, str] | None = None) -> Configuration:
     environment = os.environ if environment is None else environment
     variables = Source("environment", _variables(environment), ours=True)
     path = toml_path(environment)
-    own = {} if path is None else read_toml(path, must_exist=FILE_VARIABLE in environment)
+    own = None if path is None else read_toml(path, must_exist=FILE_VARIABLE in environment)
+    found = [] if path is None or own is None else [(path, own)]
     inherited = Source("environment", _inherited(environment), ours=False)
-    files = [(path, read_yaml(path)) for path in yaml_files(environment)]
-    tables = [_shared(table) for _, table in reversed(files) if not isinstance(table, SkippedFile)]
+    files = [(path, read_yaml(path)) for path in reversed(yaml_files(environment))]
+    tables = [_shared(table) for _, table in files if not isinstance(table, SkippedFile)]
     dasks = [inherited, *(Source("file", table, ours=False) for table in tables)]
     program = Source("program", _set_by_program([variables, *dasks]), ours=False)
-    sources = (program, variables, Source("file", own, ours=True), *dasks)
+    sources = (program, variables, Source("file", own or {}, ours=True), *dasks)
     return Configuration(
         tuple(source for source in sources if source.table),
+        tuple(path for path, table in [*found, *files] if isinstance(table, dict)),
         tuple(table for _, table in files if isinstance(table, SkippedFile)),
     )
 
@@ -338,17 +341,20 @@ def _set_by_program(others: Sequence[Source]) -> Table:
     def origin_of(path: tuple[str, ...]) -> str:
         return f"{DASK}: {'.'.join(path)}"
 
+    defaults: Table = {}
+    for each in getattr(module, "defaults", ()):
+        defaults |= table_of(flatten(each, origin_of))
     read: Table = {}
-    for defaults in getattr(module, "defaults", ()):
-        read |= table_of(flatten(defaults, origin_of))
     for source in reversed(others):
         read |= source.table
     table = _shared(table_of(flatten(tree, origin_of)))
-    return {key: value for key, value in table.items() if key not in read or not _same(value, read[key])}
+    return {
+        key: value for key, value in table.items() if not any(_has(known, key, value) for known in (defaults, read))
+    }
 
 
-def _same(one: Value, other: Value) -> bool:
-    return _texts(one.value) == _texts(other.value)
+def _has(table: Table, key: str, value: Value) -> bool:
+    return key in table and _texts(table[key].value) == _texts(value.value)
 
 
 def _unknown(key: str, value: Value) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import click
 
-from trio_dask.cli.options import Program, is_given, notes, place_of, read_configuration
+from trio_dask.cli.options import Program, is_given, notes, origins, place_of, read_configuration
 from trio_dask.cli.stdout import complain, stdout_failed
 from trio_dask.deploy.program_runner import Stopper, run_program
 from trio_dask.errors import UnavailableError, UsageError
@@ -63,9 +63,15 @@ def find_scheduler_for(argument: str | None, scheduler_file: str | None) -> tupl
     raise click.UsageError(f"no scheduler given; write {name} HOST:PORT, or give --scheduler-file FILE")
 
 
+def given_as(option: str) -> str:
+    """Where the value of this option was given: the option itself, or a place in the configuration."""
+    found = origins(click.get_current_context()).get(option.removeprefix("--").replace("-", "_"))
+    return option if found is None else found.origin
+
+
 def only_one(options: dict[str, object]) -> None:
     """Refuse two of these options, by name: none, an empty text and 0 are as good as not given."""
-    given = [name for name, value in options.items() if value]
+    given = [given_as(name) for name, value in options.items() if value]
     if len(given) > 1:
         raise click.UsageError(f"{given[0]} and {given[1]}: give only one of them")
 

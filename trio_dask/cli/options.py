@@ -11,7 +11,7 @@ import click
 from click.core import ParameterSource
 
 from trio_dask._version import __version__
-from trio_dask.config import FILE, Key, Option, options_of
+from trio_dask.config import FILE, Key, Option, options_of, own_key
 from trio_dask.errors import UnavailableError, UsageError
 from trio_dask.parsing import parse_flag
 
@@ -232,7 +232,7 @@ def log_options() -> list[SectionOption]:
         SectionOption(
             ["--log-format"],
             section=LOG,
-            declared=Key("trio_dask.log-format"),
+            declared=own_key("log-format"),
             type=click.Choice(["text", "json"]),
             default="text",
             show_default=True,
@@ -241,7 +241,7 @@ def log_options() -> list[SectionOption]:
         SectionOption(
             ["--log-file"],
             section=LOG,
-            declared=Key("trio_dask.log-file"),
+            declared=own_key("log-file"),
             type=Checked(FILE.metavar, FILE.read),
             help="Also append the log to this file, with times and crash dumps.",
         ),

@@ -7,19 +7,29 @@ from typing import Any
 
 import click
 
-from trio_dask.cli.command import only_one, run_command, run_service
+from trio_dask.cli.command import given_as, only_one, run_command, run_service
 from trio_dask.cli.legacy_options import LEGACY, NOT_OF_SCHEDULER, legacy_options
-from trio_dask.cli.options import LOG, Checked, Program, SectionOption, given_settings, log_options, setting_options
+from trio_dask.cli.options import (
+    LOG,
+    Checked,
+    Program,
+    SectionOption,
+    given_settings,
+    is_given,
+    log_options,
+    setting_options,
+)
 from trio_dask.config import (
     DEFAULT_PORT,
     FAILURES,
     FILES,
     LONE_WORKER_TTLS,
     WHERE_TO_LISTEN,
-    Key,
     SchedulerSettings,
+    own_key,
 )
 from trio_dask.deploy.program_runner import spare_garbage_collection
+from trio_dask.errors import UsageError
 from trio_dask.parsing import parse_port
 
 
@@ -31,7 +41,7 @@ from trio_dask.parsing import parse_port
         SectionOption(
             ["--host"],
             section=WHERE_TO_LISTEN,
-            declared=Key("trio_dask.host"),
+            declared=own_key("host"),
             instead=("interface",),
             default="",
             help="Name or address to listen on. Default: all interfaces.",
@@ -39,7 +49,7 @@ from trio_dask.parsing import parse_port
         SectionOption(
             ["--port"],
             section=WHERE_TO_LISTEN,
-            declared=Key("trio_dask.port"),
+            declared=own_key("port"),
             type=Checked("PORT", parse_port),
             help=f"Port to listen on; 0: any free port. Default: {DEFAULT_PORT}.",
         ),
@@ -69,9 +79,14 @@ def _settings(context: click.Context) -> SchedulerSettings:
     options = context.params
     only_one({"--interface": options["interface"], "--host": options["host"]})
     port: int | None = options["port"]
-    host, host_port = _split_host(options["host"], DEFAULT_PORT if port is None else port)
+    try:
+        host, host_port = _split_host(options["host"], DEFAULT_PORT if port is None else port)
+    except UsageError as error:
+        raise UsageError(f"{given_as('--host')}: {error}") from error
     if port is not None and host_port is not None and port != host_port:
-        raise click.UsageError(f"--port {port} and --host with port {host_port}: give the port once")
+        if is_given(context, "port") == is_given(context, "host"):
+            raise click.UsageError(f"--port {port} and --host with port {host_port}: give the port once")
+        port = port if is_given(context, "port") else host_port
     port = next((number for number in (port, host_port) if number is not None), DEFAULT_PORT)
     settings = SchedulerSettings(host=host, port=port, **given_settings(context, SchedulerSettings))
     return settings._replace(lone_worker_ttl_s=LONE_WORKER_TTLS * settings.worker_ttl_s)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from trio_dask.cli.command import find_scheduler_for, only_one, run_command, run_service
+from trio_dask.cli.command import find_scheduler_for, given_as, only_one, run_command, run_service
 from trio_dask.cli.options import Program, given_settings
 from trio_dask.cli.worker_options import PARAMETERS, SECTIONS
 from trio_dask.config import NannySettings, WorkerSettings
@@ -63,16 +63,17 @@ def _divide(options: dict[str, Any]) -> WorkerSizing:
     try:
         share = divide(workers, options["nthreads"], limit, cpus=cpus(), memory=available)
     except UsageError as error:
-        raise click.UsageError(f"--nworkers: {error}") from error
+        raise click.UsageError(f"{given_as('--nworkers')}: {error}") from error
     try:
         check_memory_limit(limit, share.memory_limit_bytes, machine_bytes=available.number)
     except UsageError as error:
-        raise click.UsageError(f"--memory-limit: {error}") from error
+        raise click.UsageError(f"{given_as('--memory-limit')}: {error}") from error
     for name, ports in (("--worker-port", options["worker_port"]), ("--nanny-port", options["nanny_port"])):
         first, last = ports or (0, 0)
         if first and last - first + 1 < share.workers:
+            ports_text = counted(last - first + 1, "port")
             raise click.UsageError(
-                f"{name}: {counted(last - first + 1, 'port')} for {share.workers} workers; give a range, such as "
+                f"{given_as(name)}: {ports_text} for {share.workers} workers; give a range, such as "
                 f"{first}:{min(65535, first + share.workers - 1)}"
             )
     if not options["nanny"] and share.workers > 1:
@@ -127,7 +128,9 @@ def _address_settings(options: dict[str, Any], share: WorkerSizing) -> dict[str,
         host, ports = listen.host, (listen.port, listen.port)
     for name, address in (("--listen-address", listen), ("--contact-address", contact)):
         if address is not None and address.port and share.workers > 1:
-            raise click.UsageError(f"{name}: one port for {share.workers} workers; leave it out, or start one worker")
+            raise click.UsageError(
+                f"{given_as(name)}: one port for {share.workers} workers; leave it out, or start one worker"
+            )
     # A contact address without a port gets that of the listener.
     reached = None if contact is None else str(contact).removesuffix(":0")
     return {"host": host, "interface": interface, "port_range": ports, "contact_address": reached}

@@ -17,9 +17,9 @@ from trio_dask.config import (
     WHEN_THEY_LEAVE,
     WHERE_THEY_LISTEN,
     WHICH_SCHEDULER,
-    Key,
     NannySettings,
     WorkerSettings,
+    own_key,
 )
 from trio_dask.errors import UsageError
 from trio_dask.parsing import parse_memory_limit, parse_port_range, parse_threads
@@ -75,7 +75,7 @@ PARAMETERS: Final[list[click.Parameter]] = [
     click.Argument(["preload_argv"], nargs=-1, metavar="[ARGS]..."),
     SectionOption(
         ["--nworkers", "--nprocs", "nworkers"],
-        declared=Key("trio_dask.nworkers"),
+        declared=own_key("nworkers"),
         section=SIZE,
         metavar="N",
         default="1",
@@ -84,14 +84,14 @@ PARAMETERS: Final[list[click.Parameter]] = [
     ),
     SectionOption(
         ["--nthreads"],
-        declared=Key("trio_dask.nthreads"),
+        declared=own_key("nthreads"),
         section=SIZE,
         type=Checked("N", parse_threads),
         help="Tasks that each worker runs at once. Default: the CPUs, divided among the workers.",
     ),
     SectionOption(
         ["--memory-limit"],
-        declared=Key("trio_dask.memory-limit"),
+        declared=own_key("memory-limit"),
         section=SIZE,
         type=Checked("SIZE", _read_memory_limit),
         default="auto",
@@ -100,7 +100,7 @@ PARAMETERS: Final[list[click.Parameter]] = [
     ),
     SectionOption(
         ["--host"],
-        declared=Key("trio_dask.host"),
+        declared=own_key("host"),
         instead=("interface", "listen_address"),
         section=WHERE_THEY_LISTEN,
         type=Checked("TEXT", _read_host),
@@ -109,7 +109,7 @@ PARAMETERS: Final[list[click.Parameter]] = [
     ),
     SectionOption(
         ["--interface"],
-        declared=Key("trio_dask.interface"),
+        declared=own_key("interface"),
         instead=("host", "listen_address"),
         section=WHERE_THEY_LISTEN,
         metavar="NAME",
@@ -117,7 +117,7 @@ PARAMETERS: Final[list[click.Parameter]] = [
     ),
     SectionOption(
         ["--worker-port"],
-        declared=Key("trio_dask.worker-port"),
+        declared=own_key("worker-port"),
         instead=("listen_address",),
         section=WHERE_THEY_LISTEN,
         type=Checked("PORT", parse_port_range),
@@ -126,7 +126,7 @@ PARAMETERS: Final[list[click.Parameter]] = [
     ),
     SectionOption(
         ["--listen-address"],
-        declared=Key("trio_dask.listen-address"),
+        declared=own_key("listen-address"),
         instead=("host", "interface", "worker_port"),
         section=WHERE_THEY_LISTEN,
         type=ADDRESS,
@@ -134,21 +134,21 @@ PARAMETERS: Final[list[click.Parameter]] = [
     ),
     SectionOption(
         ["--contact-address"],
-        declared=Key("trio_dask.contact-address"),
+        declared=own_key("contact-address"),
         section=WHERE_THEY_LISTEN,
         type=ADDRESS,
         help="Address that others use to reach the worker, if it differs.",
     ),
     SectionOption(
         ["--nanny/--no-nanny"],
-        declared=Key("trio_dask.nanny"),
+        declared=own_key("nanny"),
         section=NANNIES,
         default=True,
         help="Run each worker in its own process and restart it when it crashes, or run one worker in this process.",
     ),
     SectionOption(
         ["--preload-nanny"],
-        declared=Key("trio_dask.preload-nanny distributed.nanny.preload", collect=tuple),
+        declared=own_key("preload-nanny", "distributed.nanny.preload", collect=tuple),
         section=HOW_THEY_RUN,
         after="--preload",
         metavar="MODULE",

@@ -130,6 +130,7 @@ def _configured_members() -> tuple[dict[str, Any], dict[str, Any], dict[str, Any
     if "worker_ttl_s" in scheduler:
         scheduler["lone_worker_ttl_s"] = LONE_WORKER_TTLS * scheduler["worker_ttl_s"]
     worker = configured(WorkerSettings, "worker", configuration, wanted=is_shared)
+    worker.pop("scheduler", None)
     return scheduler, worker, configured(NannySettings, "worker", configuration, wanted=is_shared)
 
 
