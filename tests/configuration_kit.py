@@ -23,7 +23,7 @@ TEXTS: Mapping[config.Reader, tuple[str, ...]] = {
     config.INTERFACE: ("a", "b", "c", "d", "e"),
     config.MODULE: ("a", "b", "c", "d", "e"),
     config.NAME: ("a", "b", "c", "d", "e"),
-    config.OUTPUT_FILE: ("/tmp/a", "/tmp/b", "/tmp/c", "/tmp/d", "/tmp/e"),
+    config.OUTPUT_FILE: tuple(f"no-such-file-{letter}" for letter in "abcde"),
     config.PORTS: ("1", "2", "3", "4", "5:6"),
     config.SILENCE: ("101", "102s", "103", "104", "105"),
     config.SPILL_LIMIT: ("1kB", "2kB", "off", "4kB", "5kB"),

@@ -160,13 +160,12 @@ def test_fractions_may_be_turned_off(sources: Sources, yaml: str, settings: tupl
 
 
 def test_lists_and_mappings_reach_their_settings(sources: Sources) -> None:
-    text = (
-        "distributed: {worker: {preload: [a.py, b], preload-argv: --x, resources: {GPU: 2}}, nanny: {environ: {A: 1}}}"
-    )
+    worker = "preload: [a.b, b], preload-argv: --x, resources: {GPU: 2}"
+    text = f"distributed: {{worker: {{{worker}}}, nanny: {{environ: {{A: 1}}}}}}"
     (sources.user_yaml / "some.json").write_text(text, encoding="utf-8")
     configuration = load(sources.environment)
     nanny = configured(NannySettings, "worker", configuration)
-    assert nanny == {"preload": ("a.py", "b"), "preload_argv": ("--x",), "default_environment": {"A": "1"}}
+    assert nanny == {"preload": ("a.b", "b"), "preload_argv": ("--x",), "default_environment": {"A": "1"}}
     assert configured(WorkerSettings, "worker", configuration) == {"resources": {"GPU": 2}}
     sources.environment["DASK_DISTRIBUTED__WORKER__PRELOAD"] = "['c', 'd']"
     assert configured(NannySettings, "worker", load(sources.environment))["preload"] == ("c", "d")
@@ -271,8 +270,8 @@ WRONG: list[tuple[Callable[[Sources], object], str]] = [
         "trio_dask.worker.nthreads?",
     ),
     (
-        lambda s: s.write_toml("trio-dask.zebra", "1"),
-        "trio-dask.zebra is not a key of the configuration; `trio-dask con",
+        lambda s: s.write_toml("trio-dask.zz", "1"),
+        "trio-dask.zz is not a key of the configuration; `trio-dask con",
     ),
     (lambda s: s.write_toml("array.chunk-size", "1"), "config.toml:2: array.chunk-size is not a key of the config"),
     (lambda s: s.write_yaml(s.user_yaml, "trio_dask.portt", "1"), "some.yaml:2: trio_dask.portt is not a key of the"),
@@ -289,15 +288,19 @@ def test_what_is_wrong_is_one_line_with_its_place(
     sources: Sources, write: Callable[[Sources], object], message: str
 ) -> None:
     write(sources)
-    with pytest.raises(UsageError) as caught:
+
+    def read() -> None:
         configuration = load(sources.environment)
         configuration.check()
         configured(SchedulerSettings, "scheduler", configuration)
+
+    with pytest.raises(UsageError) as caught:
+        read()
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("key", sorted(known_keys().values()))
+@pytest.mark.parametrize("key", sorted(key for key in known_keys().values() if "." in key))
 def test_a_key_with_a_letter_too_many_is_refused_with_the_right_one(sources: Sources, key: str) -> None:
     wrong = f"{variable_of(key)}X"
     with pytest.raises(UsageError, match=f"^{wrong} is not a key of the configuration; did you mean {wrong[:-1]}\\?$"):
@@ -309,7 +312,7 @@ def test_a_file_that_cannot_be_read_is_named(sources: Sources) -> None:
     with pytest.raises(UnavailableError, match=r"cannot read .*config.toml: Is a directory"):
         load(sources.environment)
     sources.environment["TRIO_DASK_CONFIG"] = "/nowhere/file.toml"
-    with pytest.raises(UnavailableError, match="TRIO_DASK_CONFIG: there is no file /nowhere/file.toml"):
+    with pytest.raises(UnavailableError, match=r"^TRIO_DASK_CONFIG: there is no file /nowhere/file\.toml$"):
         load(sources.environment)
     sources.environment["TRIO_DASK_CONFIG"] = ""
     assert load(sources.environment).sources == ()
@@ -327,12 +330,12 @@ def test_a_key_of_distributed_without_a_meaning_here_is_one_note(sources: Source
 
 def test_keys_of_others_in_dasks_files_are_theirs(sources: Sources) -> None:
     sources.environment |= {"DASK_ARRAY__CHUNK_SIZE": "1", "DASK_OTHER": "2"}
-    text = "array: {chunk-size: 1}\njobqueue: {slurm: {cores: 3}}\ndistributed: {newer: 1}\n"
+    text = "array: {chunk-size: 1}\njobqueue: {slurm: {cores: 3}}\ndistributed: {zzz-zzz: 1}\n"
     (sources.user_yaml / "some.yaml").write_text(text, encoding="utf-8")
     configuration = load(sources.environment)
     place = sources.user_yaml / "some.yaml"
     assert configuration.check() == [
-        f"{place}:3: distributed.newer is not a key of the configuration; `trio-dask config` shows all"
+        f"{place}:3: distributed.zzz-zzz is not a key of the configuration; `trio-dask config` shows all"
     ]
 
 

@@ -39,7 +39,7 @@ from trio_dask.config_files import (
 )
 from trio_dask.config_keys import OF_DASK, OF_DISTRIBUTED, OF_OPTIONS, OPEN_KEYS
 from trio_dask.errors import UnavailableError, UsageError
-from trio_dask.parsing import parse_choice, parse_flag
+from trio_dask.parsing import parse_boolean, parse_choice
 
 Program = Literal["scheduler", "worker", "client"]
 KINDS: Final[Mapping[Program, tuple[type[NamedTuple], ...]]] = {
@@ -224,7 +224,7 @@ def _read(annotation: Any, declared: Option | Key, found: Found, texts: tuple[st
             return declared.reader.read(texts[0])
         if get_origin(kind) is Literal:
             return parse_choice(texts[0], get_args(kind))
-        return parse_flag(texts[0]) if kind is bool else texts[0]
+        return parse_boolean(texts[0]) if kind is bool else texts[0]
     except (UsageError, UnavailableError) as error:
         raise type(error)(f"{found.origin}: {error}") from error
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+import os
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from contextlib import contextmanager, suppress
 
 import click
 
 from trio_dask.cli.options import Program, is_given, notes, origins, place_of, read_configuration
 from trio_dask.cli.stdout import complain, stdout_failed
 from trio_dask.deploy.program_runner import Stopper, run_program
-from trio_dask.errors import UnavailableError, UsageError
+from trio_dask.errors import NoScheduler, UnavailableError, UsageError
 from trio_dask.exit_status import ExitStatus
 from trio_dask.processes.environment import raise_file_limit
+from trio_dask.scheduler_file import find_scheduler
 
 MAX_MESSAGE = 300
 
@@ -36,37 +39,95 @@ def run_service(service: Callable[[], Awaitable[None]], *, origin: str = "", qui
 
 
 def find_scheduler_for(argument: str | None, scheduler_file: str | None) -> tuple[str | None, str | None]:
-    """The address that the current command connects to, or the scheduler file that has it.
+    """The address that the current command connects to, or the scheduler file that has it, or will have it.
 
     Raises:
-      UsageError: there is none, or it is no address.
+      UsageError: there is none, it is no address of a scheduler, or the file is no scheduler file.
+      UnavailableError: the file cannot be read.
     """
-    from trio_dask.comm.addresses import parse_scheduler_address
     from trio_dask.configuration import configured_scheduler
 
     context = click.get_current_context()
     if is_given(context, "scheduler_file"):
         only_one({"SCHEDULER": argument, "--scheduler-file": scheduler_file})
-        return None, scheduler_file
+        return None, _checked_file(scheduler_file or "", "--scheduler-file")
     if argument:
-        return str(parse_scheduler_address(argument)), None
+        with naming("SCHEDULER"):
+            return _checked_address(argument), None
     program = context.command.program if isinstance(context.command, Program) else None
     address, file = configured_scheduler(read_configuration(context), program or "client")
     if address is not None and address.texts:
-        try:
-            return str(parse_scheduler_address(address.texts[0])), None
-        except UsageError as error:
-            raise UsageError(f"{address.origin}: {error}") from error
+        with naming(address.origin):
+            return _checked_address(address.texts[0]), None
     if file is not None and file.texts:
-        return None, file.texts[0]
+        return None, _checked_file(file.texts[0], file.origin)
     name = context.command_path
     raise click.UsageError(f"no scheduler given; write {name} HOST:PORT, or give --scheduler-file FILE")
+
+
+def _checked_file(path: str, origin: str) -> str:
+    with suppress(NoScheduler), naming(origin):
+        found = find_scheduler(None, path)
+        with naming(f"{path} names a wrong address"):
+            _checked_address(found)
+    return path
+
+
+def _checked_address(text: str) -> str:
+    from trio_dask.comm.addresses import parse_scheduler_address
+
+    address = parse_scheduler_address(text)
+    if address.is_in_process:
+        raise UsageError(f"{text!r} is an address inside another program; give that of a scheduler that listens")
+    if not address.port:
+        raise UsageError(f"{text!r}: no scheduler listens at port 0; give the port that it logs as it starts")
+    return str(address)
 
 
 def given_as(option: str) -> str:
     """Where the value of this option was given: the option itself, or a place in the configuration."""
     found = origins(click.get_current_context()).get(option.removeprefix("--").replace("-", "_"))
     return option if found is None else found.origin
+
+
+@contextmanager
+def naming(option: str) -> Generator[None]:
+    """For the block: an error that does not name its option gets this name, or that of its place."""
+    try:
+        yield
+    except NoScheduler:
+        raise
+    except (UsageError, UnavailableError) as error:
+        kind = UsageError if isinstance(error, UsageError) else UnavailableError
+        raise kind(f"{given_as(option)}: {error}") from error
+
+
+def check_interface(name: str | None) -> None:
+    """Raise `UnavailableError` if there is no network interface of this name with an address."""
+    if name is not None:
+        from trio_dask.comm.addresses import addresses_of_interface
+
+        with naming("--interface"):
+            addresses_of_interface(name)
+
+
+def check_host_is_here(option: str, host: str) -> None:
+    """Raise `UnavailableError` if this machine cannot listen at this host; the empty one stands for all interfaces."""
+    if host:
+        from trio_dask.comm import tcp
+
+        with naming(option):
+            tcp.check_host_is_here(host)
+
+
+def check_different_files(options: dict[str, str | None]) -> None:
+    """Refuse one file for two of these options, by name: the program would overwrite its own file."""
+    seen: dict[str, str] = {}
+    for name, path in options.items():
+        if path is not None:
+            other = seen.setdefault(os.path.realpath(path), name)
+            if other != name:
+                raise click.UsageError(f"{given_as(other)} and {given_as(name)}: both are {path!a}; give two files")
 
 
 def only_one(options: dict[str, object]) -> None:

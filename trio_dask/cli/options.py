@@ -11,9 +11,9 @@ import click
 from click.core import ParameterSource
 
 from trio_dask._version import __version__
-from trio_dask.config import FILE, Key, Option, options_of, own_key
+from trio_dask.config import LOG_FILE, Key, Option, options_of, own_key
 from trio_dask.errors import UnavailableError, UsageError
-from trio_dask.parsing import parse_flag
+from trio_dask.parsing import parse_boolean
 
 OTHER = "Other"
 LOG = "Log"
@@ -94,7 +94,7 @@ class SectionOption(click.Option):
 
     def _check_flag(self, text: str, ctx: click.Context) -> None:
         try:
-            parse_flag(text)
+            parse_boolean(text)
         except UsageError as exc:
             raise UsageError(f"{place_of(self, ctx)}: {exc}") from exc
 
@@ -242,7 +242,7 @@ def log_options() -> list[SectionOption]:
             ["--log-file"],
             section=LOG,
             declared=own_key("log-file"),
-            type=Checked(FILE.metavar, FILE.read),
+            type=Checked(LOG_FILE.metavar, LOG_FILE.read),
             help="Also append the log to this file, with times and crash dumps.",
         ),
     ]
