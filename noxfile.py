@@ -76,6 +76,7 @@ def docs(session: nox.Session) -> None:
     python(session, "docs/check_links.py")
     python(session, "docs/generate_states.py", "--check")
     python(session, "docs/generate_map.py", "--check")
+    python(session, "docs/generate_configuration.py", "--check")
     python(session, "docs/build_api.py")
 
 

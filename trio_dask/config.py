@@ -145,6 +145,10 @@ def _range_of_seconds(value: tuple[float, float]) -> str:
     return ":".join(map(_seconds, value))
 
 
+def _range_of_ports(value: tuple[int, int]) -> str:
+    return ":".join(map(str, dict.fromkeys(value)))
+
+
 TIME = Reader("TIME", parse_timedelta, _seconds)
 TIME_LIMIT = Reader("TIME", parse_time_limit, _seconds, null="0")
 SILENCE = Reader("TIME", parse_silence, _seconds)
@@ -152,7 +156,7 @@ HEARTBEAT = Reader("TIME", parse_heartbeat, _seconds)
 FRACTION = Reader("FRACTION", parse_fraction, null="off")
 COUNT = Reader("N", parse_count)
 ZERO_OR_COUNT = Reader("N", parse_zero_or_count)
-PORTS = Reader("PORT", parse_port_range)
+PORTS = Reader("PORT", parse_port_range, _range_of_ports)
 NAME = Reader("NAME", parse_name)
 ADDRESS = Reader("ADDRESS", parse_filled)
 INTERFACE = Reader("NAME", parse_interface)

@@ -4,8 +4,6 @@ dask's YAML files are found and merged as dask does it, without importing dask. 
 the path of a value, such as `distributed.worker.memory.target`, and the value.
 """
 
-from __future__ import annotations
-
 import importlib
 import os
 import re
@@ -148,19 +146,20 @@ def read_toml(path: str, *, must_exist: bool) -> Table | None:
     return table_of(flatten(tree, _places(path, _toml_lines(text))))
 
 
-_TABLE = re.compile(r"\s*\[+([^\[\]]+)\]+\s*(?:#.*)?")
+# Compiled at first use: most programs have no such file.
+_TABLE = r"\s*\[+([^\[\]]+)\]+\s*(?:#.*)?"
 _NAME = r"""(?:[\w-]+|"[^"]*"|'[^']*')"""
-_ENTRY = re.compile(rf"\s*({_NAME}(?:\s*\.\s*{_NAME})*)\s*=")
+_ENTRY = rf"\s*({_NAME}(?:\s*\.\s*{_NAME})*)\s*="
 
 
 def _toml_lines(text: str) -> Iterator[tuple[str, int]]:
     """Where each key stands. Later ones count, as a text of several lines may look like something else."""
     table = ""
     for number, line in enumerate(text.splitlines(), 1):
-        if head := _TABLE.fullmatch(line):
+        if head := re.fullmatch(_TABLE, line):
             table = _plain_path(head[1])
             yield table, number
-        elif entry := _ENTRY.match(line):
+        elif entry := re.match(_ENTRY, line):
             yield f"{table}.{_plain_path(entry[1])}".lstrip("."), number
 
 

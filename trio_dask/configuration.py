@@ -5,8 +5,6 @@ variables, our own file, dask's YAML files. A setting of which none of them says
 `docs/configuration.md` has all keys.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -361,7 +359,10 @@ def _unknown(key: str, value: Value) -> str:
     import difflib
 
     known = {**{name: name for name in OF_DISTRIBUTED}, **known_keys()}
-    nearest = [known[name] for name in difflib.get_close_matches(key, known, n=1)]
+    # What begins like ours is ours; the rest of the name tells which one was meant.
+    begin = next((start for start in (f"{canonical(OURS)}.", "distributed.") if key.startswith(start)), "")
+    rests = [name.removeprefix(begin) for name in known if name.startswith(begin)]
+    nearest = [known[begin + rest] for rest in difflib.get_close_matches(key.removeprefix(begin), rests, n=1)]
     if value.origin.isidentifier():  # an environment variable
         nearest = [variable_of(name) for name in nearest]
     remedy = f"did you mean {nearest[0]}?" if nearest else "`trio-dask config` shows all"
