@@ -1,6 +1,5 @@
 """What holds for all tests."""
 
-import os
 import subprocess
 from collections.abc import Iterator
 
@@ -13,8 +12,13 @@ settings.register_profile("trio_dask", deadline=None)
 settings.load_profile("trio_dask")
 
 
-# What the user of this machine has configured is for the user's own clusters.
-os.environ["TRIO_DASK_CONFIG"] = ""
+@pytest.fixture(autouse=True, scope="session")
+def _no_real_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test, and no program that one starts, reads or makes the cluster key of the user that runs the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
+        patch.delenv("TRIO_DASK_CLUSTER_KEY_FILE", raising=False)
+        yield
 
 
 @pytest.fixture

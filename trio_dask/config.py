@@ -29,6 +29,7 @@ from trio_dask.parsing import (
     parse_fraction,
     parse_heartbeat,
     parse_interface,
+    parse_key_file,
     parse_log_file,
     parse_module,
     parse_name,
@@ -90,7 +91,8 @@ class Option(NamedTuple):
     `collect` makes the value of an option that can be repeated. The help shows the default, unless the option
     `hides_default`: its text says it better, or it depends on other options.
 
-    `config` has its names in the configuration, separated by spaces, besides `trio_dask.<option>`. The configuration
+    `config` has its names in the configuration, separated by spaces, besides `trio_dask.<option>`; without `has_key`
+    it has none. The configuration
     does not count where the command line gives one of the parameters `instead`.
     """
 
@@ -102,6 +104,7 @@ class Option(NamedTuple):
     collect: Callable[[Any], Any] | None = None
     hides_default: bool = False
     config: str = ""
+    has_key: bool = True
     instead: tuple[str, ...] = ()
 
     @property
@@ -112,7 +115,7 @@ class Option(NamedTuple):
     @property
     def keys(self) -> tuple[str, ...]:
         """The names in the configuration, the most particular one first."""
-        return (f"{OURS}.{self._name}", *self.config.split())
+        return (f"{OURS}.{self._name}", *self.config.split()) if self.has_key else ()
 
     @property
     def _name(self) -> str:
@@ -162,6 +165,7 @@ ADDRESS = Reader("ADDRESS", parse_filled)
 INTERFACE = Reader("NAME", parse_interface)
 FOLDER = Reader("PATH", parse_folder)
 FILE = Reader("FILE", parse_file)
+KEY_FILE = Reader("FILE", parse_key_file)
 OUTPUT_FILE = Reader("FILE", parse_output_file)
 LOG_FILE = Reader("FILE", parse_log_file)
 MODULE = Reader("MODULE", parse_module)
@@ -172,6 +176,7 @@ BACKOFF = Reader("FIRST:LONGEST", parse_backoff, _range_of_seconds)
 ENVIRONMENT = Reader("NAME=VALUE", parse_environment)
 
 WHERE_TO_LISTEN = "Where to listen"
+CREDENTIALS = "Credentials"
 FAILURES = "Timeouts and failures"
 FILES = "Files"
 
@@ -182,6 +187,29 @@ WHEN_THEY_LEAVE = "When they leave"
 MEMORY = "Memory (fractions of the limit; each can be off)"
 NANNIES = "Nannies"
 HOW_THEY_RUN = "How they run"
+
+
+ClusterKeyFile = Annotated[
+    str | None,
+    Option(
+        "--cluster-key",
+        "File with the cluster's key. Default: that in TRIO_DASK_CLUSTER_KEY_FILE, in the scheduler file, or "
+        "~/.config/trio_dask/cluster.key, which the first program makes.",
+        CREDENTIALS,
+        KEY_FILE,
+        has_key=False,
+    ),
+]
+DefaultKeyFile = Annotated[str | None, Key("trio_dask.cluster-key-file", FILE)]
+"""Weaker than the key in a scheduler file, while the option is stronger."""
+Auth = Annotated[
+    bool,
+    Option(
+        "--auth/--no-auth",
+        "Connect only with processes that prove that they have the cluster's key (the default), or with anybody.",
+        CREDENTIALS,
+    ),
+]
 
 
 class SchedulerSettings(NamedTuple):
@@ -281,6 +309,9 @@ class SchedulerSettings(NamedTuple):
     pid_file: Annotated[str | None, Option("--pid-file", "Write the process id to this file.", FILES, OUTPUT_FILE)] = (
         None
     )
+    cluster_key: ClusterKeyFile = None
+    default_cluster_key: DefaultKeyFile = None
+    auth: Auth = True
     busy_poll_s: float = 0.5e-3
     keepalive_s: float = 2.0
     silence_s: Annotated[float, Key("distributed.comm.timeouts.tcp", SILENCE)] = 60.0
@@ -438,6 +469,9 @@ class WorkerSettings(NamedTuple):
         str | None,
         Option("--pid-file", "Write the process id to this file.", HOW_THEY_RUN, OUTPUT_FILE, after="--preload-nanny"),
     ] = None
+    cluster_key: ClusterKeyFile = None
+    default_cluster_key: DefaultKeyFile = None
+    auth: Auth = True
     process: str = ""
     nanny_address: str = ""
     board_fd: int | None = None
@@ -566,6 +600,9 @@ class ClientSettings(NamedTuple):
 
     scheduler: Annotated[str | None, Key("scheduler-address", ADDRESS)] = None
     scheduler_file: Annotated[str | None, Key("trio_dask.scheduler-file", FILE)] = None
+    cluster_key: ClusterKeyFile = None
+    default_cluster_key: DefaultKeyFile = None
+    auth: Auth = True
     name: Annotated[str | None, Key("client-name", NAME)] = None
     connect_timeout_s: Annotated[float, Key("distributed.comm.timeouts.connect", TIME)] = 10.0
     keepalive_s: Annotated[float, Key("distributed.client.heartbeat", HEARTBEAT)] = 10.0

@@ -69,7 +69,7 @@ def _checked_file(path: str, origin: str) -> str:
     with suppress(NoScheduler), naming(origin):
         found = find_scheduler(None, path)
         with naming(f"{path} names a wrong address"):
-            _checked_address(found)
+            _checked_address(found.address)
     return path
 
 

@@ -61,7 +61,7 @@ def _rows(program: ProgramName, arguments: Sequence[str]) -> Iterator[Row]:
     if program == "client":
         if arguments:
             raise click.UsageError(f"a client has no options, such as {arguments[0]!a:.60}")
-        yield from _rows_without_options(program, load())
+        yield from _rows_of_keys(program, load(), everything=True)
         return
     if program == "scheduler":
         from trio_dask.cli.scheduler import scheduler as command
@@ -75,7 +75,7 @@ def _rows(program: ProgramName, arguments: Sequence[str]) -> Iterator[Row]:
         if isinstance(option, Option)
     }
     for option in command.params:
-        if isinstance(option, SectionOption) and option.declared is not None:
+        if isinstance(option, SectionOption) and option.declared is not None and option.declared.keys:
             key = option.name or ""
             name, value = max(option.opts, key=len).removeprefix("--"), context.params[key]
             found = origins(context).get(key)
@@ -85,14 +85,15 @@ def _rows(program: ProgramName, arguments: Sequence[str]) -> Iterator[Row]:
                 yield Row(name, value, "option", f"--{name}")
             else:
                 yield Row(name, defaults.get(key, value), "default", "default")
-    yield from _rows_without_options(program, read_configuration(context))
+    yield from _rows_of_keys(program, read_configuration(context))
 
 
-def _rows_without_options(program: ProgramName, configuration: Configuration) -> Iterator[Row]:
+def _rows_of_keys(program: ProgramName, configuration: Configuration, *, everything: bool = False) -> Iterator[Row]:
+    """The settings that have no option, or all that have a key."""
     for kind in KINDS[program]:
         values = configured(kind, program, configuration)
         for name, declared in declarations(kind).items():
-            if isinstance(declared, Key):
+            if isinstance(declared, Key) or (everything and declared.keys):
                 found = configuration.find(declared, program) if name in values else None
                 value = values.get(name, kind._field_defaults[name])
                 kind_of_source, origin = (found.kind, found.origin) if found else ("default", "default")

@@ -28,6 +28,7 @@ from trio_dask.cli.options import (
     setting_options,
 )
 from trio_dask.config import (
+    CREDENTIALS,
     DEFAULT_PORT,
     FAILURES,
     FILES,
@@ -44,7 +45,7 @@ from trio_dask.parsing import parse_port
 @click.command(
     cls=Program,
     program="scheduler",
-    sections=[WHERE_TO_LISTEN, FAILURES, FILES, LOG, LEGACY],
+    sections=[WHERE_TO_LISTEN, CREDENTIALS, FAILURES, FILES, LOG, LEGACY],
     params=[
         SectionOption(
             ["--host"],

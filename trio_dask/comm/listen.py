@@ -1,8 +1,8 @@
 """Accept peers: bind, greet, hand over.
 
-What a peer may do before it is accepted is decided by `protocol.link.ListenerOpening`; until then it costs a task and
-nothing else, and the number of such peers is limited. What goes wrong with one peer closes its connection and leaves
-one line in the log.
+What a peer may do before it is accepted is decided by `protocol.opening.ListenerOpening`; until then it costs a task
+and nothing else, and the number of such peers is limited. What goes wrong with one peer closes its connection and
+leaves one line in the log.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from trio_dask.config import DEFAULT_SCHEME
 from trio_dask.errors import ProtocolError
 from trio_dask.protocol.codec import FROM_CALLER
 from trio_dask.protocol.hello import Hello, Refusal, Welcome
-from trio_dask.protocol.link import LinkLimits, ListenerOpening
+from trio_dask.protocol.opening import ListenerOpening
+from trio_dask.security.cluster_key import ClusterKey
 
 _MAX_UNAUTHENTICATED = 256
 _BACK_OFF_S = 0.2
@@ -50,12 +51,15 @@ async def serve(
     max_bytes: int | None = None,
     listening: socket.socket | None = None,
     handler_nursery: trio.Nursery | None = None,
+    key: Callable[[], ClusterKey | None] | None = None,
     task_status: trio.TaskStatus[list[Address]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Listen until cancelled; `task_status.started` gives the addresses with the ports that were chosen.
 
     If a socket is `listening` already, inherited perhaps, it takes the place of the endpoint's host and port; it is
     closed at the end.
+
+    A peer has to prove that it has the key of the endpoint, or the one that `key` gives when the peer comes.
 
     A hello is first compared with `identity`, the hello that this process would send itself. Then `admit` decides;
     without it, every peer with the right versions is welcome. `handler` receives clients, workers and others with a
@@ -68,7 +72,8 @@ async def serve(
     Raises `OSError`, with a reason in one line, when it cannot listen.
     """
     unauthenticated = trio.Semaphore(_MAX_UNAUTHENTICATED)
-    handshake = _Handshake(unauthenticated, identity, admit, handler, data_handler, max_bytes, endpoint.limits)
+    own_key = key or (lambda: endpoint.credentials.key)
+    handshake = _Handshake(unauthenticated, identity, admit, handler, data_handler, max_bytes, endpoint, own_key)
     listeners = TRANSPORTS[endpoint.address.scheme].listen(endpoint, listening)
     try:
         async with trio.open_nursery() as nursery:
@@ -125,12 +130,15 @@ class _Handshake(NamedTuple):
     handler: Callable[[Connection], Awaitable[None]] | None
     data_handler: Callable[[DataChannel], Awaitable[None]] | None
     max_bytes: int | None
-    limits: LinkLimits
+    endpoint: Endpoint
+    key: Callable[[], ClusterKey | None]
 
     async def receive(self, transport: Transport) -> None:
         """The whole life of one connection."""
         served = {*(FROM_CALLER if self.handler else ()), *(("data",) if self.data_handler else ())}
-        opening = ListenerOpening(self.identity, served, partial(self._decide, transport), trio.current_time())
+        prover = self.endpoint.prover(self.key(), transport.channel_binding)
+        admit = partial(self._decide, transport)
+        opening = ListenerOpening(self.identity, prover, served, admit, trio.current_time())
         try:
             hello = await self._greet(transport, opening)
             if hello is not None:
@@ -153,10 +161,11 @@ class _Handshake(NamedTuple):
                     if not count:
                         raise ConnectionLost("it was closed before a hello came")
                     answer = opening.receive(bytes(buffer[:count]))
-                await transport.send_all(opening.to_send)
+                    if said := opening.take_to_send():
+                        await transport.send_all(said)
                 if isinstance(answer, Welcome):
                     return opening.hello
-                _log.warning("connection from %s refused: %s", transport.remote, answer.reason)
+                _log_refusal(transport, opening.hello, answer)
                 await transport.aclose()
                 return None
         finally:
@@ -171,7 +180,7 @@ class _Handshake(NamedTuple):
     async def _hand_over(self, transport: Transport, hello: Hello, rest: bytes) -> None:
         if hello.role == "data" and self.data_handler:
             async with DataChannel(
-                transport, hello, max_bytes=self.max_bytes, limits=self.limits, received=rest
+                transport, hello, max_bytes=self.max_bytes, limits=self.endpoint.limits, received=rest
             ) as channel:
                 try:
                     await self.data_handler(channel)
@@ -179,6 +188,12 @@ class _Handshake(NamedTuple):
                     _log.debug("data channel of %s closed: %s", transport.remote, error)
         elif self.handler:
             async with Connection(
-                transport, hello, allowed=FROM_CALLER[hello.role], limits=self.limits, received=rest
+                transport, hello, allowed=FROM_CALLER[hello.role], limits=self.endpoint.limits, received=rest
             ) as connection:
                 await self.handler(connection)
+
+
+def _log_refusal(transport: Transport, hello: Hello | None, refusal: Refusal) -> None:
+    """The one line that a refused peer leaves."""
+    role = "" if hello is None else f" ({hello.role})"
+    _log.warning("connection from %s%s refused: %s", transport.remote, role, refusal.reason)
