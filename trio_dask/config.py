@@ -86,7 +86,8 @@ class Reader(NamedTuple):
 class Option(NamedTuple):
     """A command-line option.
 
-    `names` are separated by spaces. A flag (`--this/--no-this`) and a choice (of a `Literal`) need no `reader`.
+    `names` are separated by spaces. A flag (`--this`, or `--this/--no-this`) and a choice (of a `Literal`) need no
+    `reader`.
     The option stands in the help under the heading `section`, in the order of declaration or `after` another one.
     `collect` makes the value of an option that can be repeated. The help shows the default, unless the option
     `hides_default`: its text says it better, or it depends on other options.

@@ -187,6 +187,8 @@ def _click_option(option: Option, annotation: Any, default: Any) -> SectionOptio
     more: dict[str, Any] = {"default": None}
     if get_origin(kind) is Literal:
         more["type"] = click.Choice(get_args(kind))
+    elif kind is bool and "/" not in option.names:
+        more["is_flag"] = True
     elif option.reader is not None:
         more["type"] = Checked(option.reader.metavar, option.reader.read)
     if option.collect is not None:

@@ -251,9 +251,7 @@ def retry_erred(state: State, tasks: Iterable[Task]) -> None:
     stack = [task for task in tasks if type(task.phase) is Erred]
     while stack:
         task = stack.pop()
-        phase = task.phase
-        assert isinstance(phase, Erred)
-        if task in erred or (phase.failure.kind == "refused" and phase.failure.blamed == task.key):
+        if task in erred or was_refused(task):
             continue
         erred[task] = None
         stack += [dependency for dependency in task.dependencies if type(dependency.phase) is Erred]
@@ -267,6 +265,13 @@ def retry_erred(state: State, tasks: Iterable[Task]) -> None:
         if task.wanted:
             _begin_anew(state, task)
     release_unneeded(state, list(erred))
+
+
+def was_refused(task: Task) -> bool:
+    """Whether this erred task was refused, for want of an input."""
+    phase = task.phase
+    assert isinstance(phase, Erred)
+    return phase.failure.kind == "refused" and phase.failure.blamed == task.key and not task.dependencies
 
 
 def _begin_anew(state: State, task: Task) -> None:
