@@ -77,7 +77,8 @@ def test_programs_start_with_what_files_and_variables_say(sources: Sources, tmp_
         done = run("-m", "trio_dask", "status", "--json", sources=sources)
         (found,) = json.loads(done.stdout)["workers"]
         assert found["nthreads"] == 3
-        assert found["resources"] == {"GPU": 2}
+        code = "from trio_dask import Client; c = Client(); print(c.submit(abs, -1, resources={'GPU': 2}).result(30))"
+        assert run("-c", code, sources=sources).stdout == "1\n"
 
 
 @pytest.mark.slow
