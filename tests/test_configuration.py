@@ -16,6 +16,7 @@ from tests.configuration_kit import Sources, named_settings, texts_for
 from tests.untyped_dask import whole as dask
 from trio_dask import config, config_files
 from trio_dask.config import (
+    Argv,
     ClientSettings,
     Key,
     NannySettings,
@@ -165,7 +166,7 @@ def test_lists_and_mappings_reach_their_settings(sources: Sources) -> None:
     (sources.user_yaml / "some.json").write_text(text, encoding="utf-8")
     configuration = load(sources.environment)
     nanny = configured(NannySettings, "worker", configuration)
-    assert nanny == {"preload": ("a.b", "b"), "preload_argv": ("--x",), "default_environment": {"A": "1"}}
+    assert nanny == {"preload": ("a.b", "b"), "preload_argv": Argv(("--x",)), "default_environment": {"A": "1"}}
     assert configured(WorkerSettings, "worker", configuration) == {"resources": {"GPU": 2}}
     sources.environment["DASK_DISTRIBUTED__WORKER__PRELOAD"] = "['c', 'd']"
     assert configured(NannySettings, "worker", load(sources.environment))["preload"] == ("c", "d")

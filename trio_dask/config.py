@@ -15,7 +15,7 @@ millisecond to define, six times as long. Annotations as text, from `__future__`
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, Final, Literal, NamedTuple, get_args
 
 from trio_dask.parsing import (
@@ -181,6 +181,8 @@ CREDENTIALS = "Credentials"
 FAILURES = "Timeouts and failures"
 FILES = "Files"
 
+HOW_IT_RUNS = "How it runs"
+
 WHICH_SCHEDULER = "Which scheduler"
 SIZE = "How many workers, and their size"
 WHERE_THEY_LISTEN = "Where they listen"
@@ -188,6 +190,21 @@ WHEN_THEY_LEAVE = "When they leave"
 MEMORY = "Memory (fractions of the limit; each can be off)"
 NANNIES = "Nannies"
 HOW_THEY_RUN = "How they run"
+
+
+class Argv(NamedTuple):
+    """What modules of `--preload` find as their command line. `options` are those of its words that one has to take."""
+
+    words: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+
+
+NO_ARGV: Final = Argv()
+
+
+def read_argv(words: Iterable[str]) -> Argv:
+    """The command line that the configuration has for modules."""
+    return Argv(tuple(words))
 
 
 ClusterKeyFile = Annotated[
@@ -310,6 +327,19 @@ class SchedulerSettings(NamedTuple):
     pid_file: Annotated[str | None, Option("--pid-file", "Write the process id to this file.", FILES, OUTPUT_FILE)] = (
         None
     )
+    preload: Annotated[
+        tuple[str, ...],
+        Option(
+            "--preload",
+            "Module or .py file that the scheduler imports first; its dask_setup(scheduler) is called. Can be "
+            "repeated. It gets the options that the scheduler does not know.",
+            HOW_IT_RUNS,
+            MODULE,
+            collect=tuple,
+            config="distributed.scheduler.preload",
+        ),
+    ] = ()
+    preload_argv: Annotated[Argv, Key("distributed.scheduler.preload-argv", collect=read_argv)] = NO_ARGV
     cluster_key: ClusterKeyFile = None
     default_cluster_key: DefaultKeyFile = None
     auth: Auth = True
@@ -578,14 +608,15 @@ class NannySettings(NamedTuple):
         tuple[str, ...],
         Option(
             "--preload",
-            "Module or .py file that each worker imports first; its dask_setup(worker) is called. Can be repeated.",
+            "Module or .py file that each worker imports first; its dask_setup(worker) is called. Can be repeated. "
+            "It gets the options that dask-worker does not know.",
             HOW_THEY_RUN,
             MODULE,
             collect=tuple,
             config="distributed.worker.preload",
         ),
     ] = ()
-    preload_argv: Annotated[tuple[str, ...], Key("distributed.worker.preload-argv", collect=tuple)] = ()
+    preload_argv: Annotated[Argv, Key("distributed.worker.preload-argv", collect=read_argv)] = NO_ARGV
 
     def draw_lifetime_s(self, uniform: Callable[[float, float], float]) -> float:
         """The lifetime of the next worker; `uniform(low, high)` draws how much it differs from the setting."""

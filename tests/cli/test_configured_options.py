@@ -19,7 +19,7 @@ from trio_dask.cli.scheduler import main as scheduler_main
 from trio_dask.cli.scheduler import scheduler
 from trio_dask.cli.worker import main as worker_main
 from trio_dask.cli.worker import worker
-from trio_dask.config import OURS, NannySettings, SchedulerSettings, WorkerSettings, declarations
+from trio_dask.config import OURS, Argv, NannySettings, SchedulerSettings, WorkerSettings, declarations
 from trio_dask.config_keys import OF_OPTIONS
 from trio_dask.configuration import KINDS, variable_of
 from trio_dask.exit_status import ExitStatus
@@ -118,7 +118,7 @@ def test_settings_without_an_option_come_from_the_configuration(sources: Sources
     assert given_settings(parsed("worker"), WorkerSettings) == {"connect_timeout_s": 7, "silence_s": 70}
     assert given_settings(parsed("scheduler"), SchedulerSettings) == {"silence_s": 70}
     nanny = given_settings(parsed("worker"), NannySettings)
-    assert nanny == {"preload_argv": ("a", "b"), "default_environment": {"X": "1"}}
+    assert nanny == {"preload_argv": Argv(("a", "b")), "default_environment": {"X": "1"}}
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import click
 from click.core import ParameterSource
 
 from trio_dask._version import __version__
-from trio_dask.config import LOG_FILE, Key, Option, options_of, own_key
+from trio_dask.config import LOG_FILE, Argv, Key, Option, options_of, own_key
 from trio_dask.errors import UnavailableError, UsageError
 from trio_dask.parsing import parse_boolean
 
@@ -21,6 +21,9 @@ CONFIGURATION = "trio_dask.read-configuration"
 ORIGINS = "trio_dask.origins"
 NOTES = "trio_dask.notes"
 VERBOSE = "trio_dask.verbose"
+DASHES = "trio_dask.dashes"
+"""Whether the user has written `--` before the arguments."""
+PRELOADS = ("--preload", "--preload-nanny")
 
 if TYPE_CHECKING:
     from trio_dask.configuration import Configuration, Found
@@ -172,6 +175,32 @@ class Program(click.Command):
             records = [option.get_help_record(ctx) for option in ordered if option.section == section]
             with formatter.section(section):
                 formatter.write_dl([record for record in records if record is not None])
+
+
+class PreloadingProgram(Program):
+    """A program with `--preload`: as with distributed, options that it does not know are for those modules."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the options; those of the modules are among the arguments then."""
+        before, dashes = (args[: args.index("--")], True) if "--" in args else (args, False)
+        preloads = any(word.partition("=")[0] in PRELOADS for word in before)
+        ctx.ignore_unknown_options = preloads and not dashes
+        ctx.meta[DASHES] = dashes
+        return super().parse_args(ctx, args)
+
+
+def preload_argv(context: click.Context) -> Argv:
+    """What the modules of this program's `--preload` find as their command line.
+
+    Raises `click.UsageError` if there are none.
+    """
+    options = context.params
+    words: tuple[str, ...] = options["preload_argv"]
+    if words and not any(options.get(name) for name in ("preload", "preload_nanny")):
+        raise click.UsageError(f"unexpected extra argument {words[0]!a}")
+    # Where both are given, the one cannot tell whether the other takes them.
+    certain = not (context.meta[DASHES] or (options["preload"] and options.get("preload_nanny")))
+    return Argv(words, tuple(word for word in words if word.startswith("-")) if certain else ())
 
 
 def setting_options(kind: type[NamedTuple]) -> list[SectionOption]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import click
@@ -20,11 +21,12 @@ from trio_dask.cli.legacy_options import LEGACY, NOT_OF_SCHEDULER, legacy_option
 from trio_dask.cli.options import (
     LOG,
     Checked,
-    Program,
+    PreloadingProgram,
     SectionOption,
     given_settings,
     is_given,
     log_options,
+    preload_argv,
     setting_options,
 )
 from trio_dask.config import (
@@ -32,6 +34,7 @@ from trio_dask.config import (
     DEFAULT_PORT,
     FAILURES,
     FILES,
+    HOW_IT_RUNS,
     LONE_WORKER_TTLS,
     WHERE_TO_LISTEN,
     SchedulerSettings,
@@ -43,10 +46,11 @@ from trio_dask.parsing import parse_port
 
 
 @click.command(
-    cls=Program,
+    cls=PreloadingProgram,
     program="scheduler",
-    sections=[WHERE_TO_LISTEN, CREDENTIALS, FAILURES, FILES, LOG, LEGACY],
+    sections=[WHERE_TO_LISTEN, CREDENTIALS, FAILURES, FILES, HOW_IT_RUNS, LOG, LEGACY],
     params=[
+        click.Argument(["preload_argv"], nargs=-1, metavar="[ARGS]..."),
         SectionOption(
             ["--host"],
             section=WHERE_TO_LISTEN,
@@ -71,7 +75,8 @@ from trio_dask.parsing import parse_port
 def scheduler(context: click.Context, /, **options: Any) -> int:
     """Start a scheduler.
 
-    Workers join it with `dask-worker ADDRESS`; programs use it with Client("ADDRESS").
+    Workers join it with `dask-worker ADDRESS`; programs use it with Client("ADDRESS"). ARGS are passed on to the
+    --preload modules.
     """
     settings = _settings(context)
 
@@ -79,7 +84,12 @@ def scheduler(context: click.Context, /, **options: Any) -> int:
         from trio_dask.scheduler.service import run_scheduler
 
         spare_garbage_collection()
-        await run_scheduler(settings)
+        around = None
+        if settings.preload:
+            from trio_dask.deploy.preload import preload, set_up
+
+            around = partial(set_up, preload(settings.preload, settings.preload_argv), settings.preload_argv)
+        await run_scheduler(settings, around=around)
 
     return run_service(service, origin="" if options["log_format"] == "text" else "scheduler")
 
@@ -107,6 +117,9 @@ def _settings(context: click.Context) -> SchedulerSettings:
     port = next((number for number in (port, host_port) if number is not None), DEFAULT_PORT)
     check_host_is_here("--host", host)
     settings = SchedulerSettings(host=host, port=port, **given)
+    argv = preload_argv(context)
+    if argv.words:
+        settings = settings._replace(preload_argv=argv)
     return settings._replace(lone_worker_ttl_s=LONE_WORKER_TTLS * settings.worker_ttl_s)
 
 

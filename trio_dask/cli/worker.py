@@ -19,9 +19,9 @@ from trio_dask.cli.command import (
     run_command,
     run_service,
 )
-from trio_dask.cli.options import Program, given_settings
+from trio_dask.cli.options import PreloadingProgram, given_settings, preload_argv, read_configuration
 from trio_dask.cli.worker_options import PARAMETERS, SECTIONS
-from trio_dask.config import NannySettings, WorkerSettings
+from trio_dask.config import Argv, NannySettings, WorkerSettings
 from trio_dask.deploy.cluster_sizing import WorkerSizing, divide
 from trio_dask.errors import UsageError
 from trio_dask.host_limits import cpus, memory
@@ -32,14 +32,14 @@ if TYPE_CHECKING:
     from trio_dask.deploy.program_runner import Stopper
 
 
-@click.command(cls=Program, program="worker", sections=SECTIONS, params=PARAMETERS)
+@click.command(cls=PreloadingProgram, program="worker", sections=SECTIONS, params=PARAMETERS)
 @click.pass_context
 def worker(context: click.Context, /, **options: Any) -> int:
     """Start workers that run tasks for the scheduler at SCHEDULER, such as tcp://10.0.0.5:8786 or just 10.0.0.5.
 
     Without SCHEDULER and --scheduler-file it uses the environment variable DASK_SCHEDULER_ADDRESS, or what the
     configuration says. Each worker is a process with a nanny, which restarts it when it crashes. ARGS are passed on to
-    the --preload modules; write -- before the first that begins with a dash.
+    the --preload modules.
     """
     stopper: Stopper = context.obj
     share = _divide(options)
@@ -56,8 +56,9 @@ def worker(context: click.Context, /, **options: Any) -> int:
         if options["nanny"]:
             from trio_dask.deploy.nanny_group import run_nannies
 
-            preload(options["preload_nanny"], argv, option="--preload-nanny")
-            await run_nannies(nannies, stopper, label=context.command_path, debug=options["debug"])
+            preloaded = preload(options["preload_nanny"], argv, option="--preload-nanny")
+            label, debug = context.command_path, options["debug"]
+            await run_nannies(nannies, stopper, label=label, debug=debug, preloaded=preloaded)
         else:
             from trio_dask.deploy.worker_program import work
 
@@ -92,8 +93,6 @@ def _divide(options: dict[str, Any]) -> WorkerSizing:
         raise click.UsageError("--lifetime-restart and --no-nanny: only a nanny can start another worker")
     if not options["nanny"] and options["preload_nanny"]:
         raise click.UsageError("--preload-nanny and --no-nanny: there is no nanny that could use it")
-    if options["preload_argv"] and not (options["preload"] or options["preload_nanny"]):
-        raise click.UsageError(f"unexpected extra argument {options['preload_argv'][0]!a}")
     return share
 
 
@@ -113,6 +112,7 @@ def _check_machine(options: dict[str, Any]) -> None:
 
 def _nanny_settings(context: click.Context, share: WorkerSizing) -> list[NannySettings]:
     options, given = context.params, given_settings(context, WorkerSettings)
+    argv = _argv(context)
     address, file = find_scheduler_for(options["scheduler"], options["scheduler_file"])
     ours: dict[str, Any] = {
         "on_scheduler_stop": _on_scheduler_stop(given),
@@ -124,12 +124,26 @@ def _nanny_settings(context: click.Context, share: WorkerSizing) -> list[NannySe
     }
     settings = WorkerSettings(**{**given, **ours})
     nanny = NannySettings(worker=settings, **given_settings(context, NannySettings))
-    if options["preload_argv"]:
-        nanny = nanny._replace(preload_argv=options["preload_argv"])
+    if argv.words:
+        nanny = nanny._replace(preload_argv=argv)
     if share.workers == 1 or settings.name is None:
         return [nanny] * share.workers
     names = (f"{settings.name}-{number}" for number in range(share.workers))
     return [nanny._replace(worker=settings._replace(name=name)) for name in names]
+
+
+def _argv(context: click.Context) -> Argv:
+    """The arguments for modules. Their first option may stand where SCHEDULER would, if that is given otherwise."""
+    from trio_dask.configuration import configured_scheduler
+
+    options = context.params
+    first: str = options["scheduler"] or ""
+    if first.startswith("-"):
+        options["scheduler"] = None
+        options["preload_argv"] = (first, *options["preload_argv"])
+        if not options["scheduler_file"] and configured_scheduler(read_configuration(context), "worker")[0] is None:
+            raise click.UsageError(f"no such option: {first}; write options of --preload modules after SCHEDULER")
+    return preload_argv(context)
 
 
 def _on_scheduler_stop(given: dict[str, Any]) -> Any:

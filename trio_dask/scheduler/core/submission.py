@@ -12,6 +12,7 @@ from trio_dask.ids import Key
 from trio_dask.protocol.messages import Submit, SubmitGraph
 from trio_dask.protocol.wire_constants import PRIORITY_BITS
 from trio_dask.scheduler.core.blobs import complete_blob
+from trio_dask.scheduler.core.events import GraphAdded
 from trio_dask.scheduler.core.state import DEFAULT_OPTIONS, Client, State, Task, TaskOptions
 from trio_dask.scheduler.core.stuck_tasks import recheck_soon
 from trio_dask.scheduler.core.task_states import RELEASED, Erred, Failure
@@ -85,11 +86,20 @@ def submit(state: State, client: Client, message: Submit) -> None:
                 fail(state, task, _refused(task, rows[index][_first_missing(task, inputs)]))
             else:
                 _connect(task, cast("list[Task]", inputs))
+    if state.events is not None:
+        _note_graph(state, client, keys, needed)
     for task in needed:
         if task.phase is RELEASED:
             activate(state, task)
     retry_erred(state, completed)
     recheck_soon(state)
+
+
+def _note_graph(state: State, client: Client, wanted: Sequence[Key], added: Sequence[Task]) -> None:
+    assert state.events is not None
+    dependencies = {task.key: tuple([needed.key for needed in task.dependencies]) for task in added}
+    tasks = tuple([task.key for task in added])
+    state.events.note(GraphAdded(state.now, client.name, tuple(wanted), tasks, dependencies))
 
 
 def submit_graph(state: State, client: Client, message: SubmitGraph) -> None:
@@ -146,6 +156,8 @@ def submit_graph(state: State, client: Client, message: SubmitGraph) -> None:
                 failed[task] = _conflict(conflicts[number])
             else:
                 failed[task] = _refused(task, keys[number] if number < count else inputs[number - count])
+    if state.events is not None:
+        _note_graph(state, client, [keys[index] for index in message.wanted], added)
     for index in message.wanted:
         task = known[index]
         if task is not None:
