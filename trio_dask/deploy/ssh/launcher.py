@@ -179,6 +179,7 @@ class Launcher:
           NoScheduler: the scheduler was lost.
           KeptCrashing: workers kept crashing, and none is left.
         """
+        log.info("Run %s on %s", self.run_id, counted(len(self._hosts), "host"))
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
