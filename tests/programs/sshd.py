@@ -28,6 +28,7 @@ AuthorizedKeysFile {folder}/home/.ssh/id_ed25519.pub
 StrictModes no
 UsePAM no
 PasswordAuthentication no
+KbdInteractiveAuthentication no
 PidFile none
 SetEnv PYTHONPATH={repository}
 {more}

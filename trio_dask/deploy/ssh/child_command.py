@@ -54,6 +54,11 @@ class ChildCommand:
         """See `RemoteProcess`."""
         return await self._process.wait()
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether it has ended."""
+        return self._process.poll() is not None
+
     def kill(self) -> None:
         """Kill it, and its process group."""
         with suppress(ProcessLookupError, PermissionError):

@@ -10,6 +10,7 @@ import random
 import re
 import shlex
 import shutil
+import socket
 import tempfile
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
@@ -27,13 +28,14 @@ if TYPE_CHECKING:
 
 FAILED = 255
 """The status with which `ssh` says that it, and not the command, has failed."""
+LOST_S = 0.1
 READY = b"connected"
 
 _STEPS = (
     (re.compile(r"Could not resolve|Name or service not known"), "resolve"),
     (re.compile(r"Connection refused|timed out|No route to host|unreachable"), "connect"),
 )
-_DROPPED = re.compile(r"kex_exchange_identification|Connection reset|Connection closed by|banner exchange")
+_DROPPED = re.compile(r"kex_exchange_identification|Connection reset|Connection closed by")
 
 
 def is_here() -> bool:
@@ -154,6 +156,7 @@ class OpensshSession:
         self._place = place
         self._words = words
         self._target = target
+        self._master: ChildCommand | None = None
 
     @asynccontextmanager
     async def connect(self) -> AsyncGenerator[ChildCommand]:
@@ -161,6 +164,7 @@ class OpensshSession:
         local = ["-o", "PermitLocalCommand=yes", "-o", f"LocalCommand=echo {READY.decode()}"]
         try:
             async with run_command([*self._words, "-M", "-N", *local, "--", self._target]) as master:
+                self._master = master
                 yield master
         except OSError as exc:
             if isinstance(exc, HostError):
@@ -173,34 +177,48 @@ class OpensshSession:
         # Without the connection, `ssh` would make another one.
         words = [*self._words, "-o", "ControlMaster=no", "-o", "ProxyCommand=false", "--", self._target, command]
         async with run_command(words) as child:
-            yield OpensshProcess(child)
+            yield OpensshProcess(child, self._is_lost)
+
+    def _is_lost(self) -> bool:
+        return self._master is None or self._master.has_ended
 
     @asynccontextmanager
     async def forward(self, host: str, port: int) -> AsyncGenerator[int]:
         """See `Session.forward`."""
         there = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        words = [*self._words, "-O", "forward", "-L", f"127.0.0.1:0:{there}", "--", self._target]
+        here = _free_port()
+        words = [*self._words, "-O", "forward", "-L", f"127.0.0.1:{here}:{there}", "--", self._target]
         async with run_command(words) as child:
-            output = b""
-            while data := await child.receive():
-                output += data
-            errors = await child.receive_error()
+            errors = b""
+            while data := await child.receive_error():
+                errors += data
             if await child.wait():
                 raise HostError(self._place, "tunnel", errors.decode(errors="replace").strip())
-        yield int(output)
+        yield here
+
+
+def _free_port() -> int:
+    """A port of loopback that nobody uses at the moment: `ssh` does not choose one for a connection that is there."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port: int = one.getsockname()[1]
+        return port
 
 
 class OpensshProcess:
     """A command over a connection of the `ssh` program; see `RemoteProcess`."""
 
-    def __init__(self, child: ChildCommand) -> None:
+    def __init__(self, child: ChildCommand, is_lost: Callable[[], bool]) -> None:
         self.receive = child.receive
         self.receive_error = child.receive_error
         self.write = child.write
         self.close_stdin = child.close_stdin
         self._child = child
+        self._is_lost = is_lost
 
     async def wait(self) -> int:
-        """See `RemoteProcess`."""
+        """See `RemoteProcess`. Of a command that was killed, `ssh` does not say by which signal."""
         status = await self._child.wait()
-        return EXIT_UNKNOWN if status == FAILED else status
+        if status == FAILED:
+            await trio.sleep(LOST_S)  # the commands over a connection may end before the connection itself
+        return EXIT_UNKNOWN if status == FAILED and self._is_lost() else status
