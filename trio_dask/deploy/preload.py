@@ -172,8 +172,7 @@ def _described(error: BaseException, file: str) -> str:
     """The error, with its last line in this file, or else the line that raised it."""
     said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     if isinstance(error, SyntaxError) and error.filename is not None:
-        where = Path(error.filename).absolute()
-        return f"{type(error).__name__}: {error.msg} ({where}:{error.lineno})"
+        return f"{type(error).__name__}: {error.msg} ({Path(error.filename).absolute()}:{error.lineno})"
     frames = traceback.extract_tb(error.__traceback__)
     inside = [frame for frame in frames if file and Path(frame.filename).resolve() == Path(file).resolve()]
     where = (inside or frames)[-1]
