@@ -35,6 +35,7 @@ FLOORS: Mapping[str, int] = {
     "_version": 0,
     "unsupported_names": 0,
     "protocol": 1,
+    "security": 1,
     "scheduler.core": 2,
     "worker.core": 2,
     "client.core": 2,
