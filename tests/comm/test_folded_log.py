@@ -24,9 +24,10 @@ class Lines(logging.Handler):
 
 
 def new_log() -> tuple[FoldedLog, list[str]]:
-    logger = logging.Logger("strangers", logging.INFO)
+    logger = logging.getLogger("trio_dask.test_folded_log")
+    logger.setLevel(logging.INFO)
     handler = Lines()
-    logger.addHandler(handler)
+    logger.handlers = [handler]
     return FoldedLog(logger), handler.lines
 
 

@@ -54,6 +54,7 @@ class Doorstep:
         self._strangers: Strangers[Stranger] = Strangers(min(_MOST_WAITING, most), min(_MOST_HEARD, most), HELLO_S)
         self._accepted_at_once = min(_ACCEPTED_AT_ONCE, most // 2)  # a newcomer is looked at before it may have to go
         self._selector = selectors.DefaultSelector()
+        self._nap = trio.CancelScope()
         self._hear = hear
         self.nursery = nursery
         self._log = log
@@ -84,10 +85,11 @@ class Doorstep:
         for _ in range(most):
             turn = self._strangers.hear(trio.current_time(), _is_unread)
             if turn is None:
-                return
+                break
             if turn.gives_way is not None:
                 self._turn_away(turn.gives_way, "it gave way to others in the middle of its hello")
             self.nursery.start_soon(self._hear, self, turn.stranger, turn.since)
+        self._nap.deadline = self._strangers.next_deadline()
 
     def step(self, stranger: Stranger) -> None:
         """It has said what was asked of it, and is asked for more."""
@@ -118,10 +120,8 @@ class Doorstep:
     async def run(self) -> None:
         """Accept, attend, and send away those whose time is over, until cancelled."""
         while True:
-            with trio.move_on_at(self._strangers.next_deadline()):
+            with trio.CancelScope(deadline=self._strangers.next_deadline()) as self._nap:
                 await trio.lowlevel.wait_readable(self._selector.fileno())
-            for stranger in self._strangers.due(trio.current_time()):
-                self._turn_away(stranger, f"no hello came within {HELLO_S:g} s")
             accepts: list[Callable[[], str | None]] = []
             for key, _ in self._selector.select(0):
                 if isinstance(key.data, _SocketStranger):
@@ -130,6 +130,8 @@ class Doorstep:
                 else:
                     accepts.append(key.data)
             self.attend()
+            for stranger in self._strangers.due(trio.current_time()):
+                self._turn_away(stranger, f"no hello came within {HELLO_S:g} s")
             for accept in accepts:  # last, since a newcomer may take the place of one that has just spoken
                 lack = accept()
                 if lack is not None and not self._make_room():
@@ -138,13 +140,15 @@ class Doorstep:
 
     def _accept(self, listening: socket.socket, address: Address, open_: Open) -> str | None:
         """Take some that have connected; in words, what is lacking for that, if something is."""
-        for _ in range(self._accepted_at_once):
+        for number in range(self._accepted_at_once):
             try:
                 sock, peer = listening.accept()
             except BlockingIOError:
                 break
             except OSError as error:
                 if error.errno in _LACKS_RESOURCES:
+                    if number:  # the system says so even if nobody else has connected
+                        break
                     return f"cannot accept connections at {address} for now: {error.strerror}"
                 # Any other error is about one peer that left while it waited; the next may be fine.
                 continue
