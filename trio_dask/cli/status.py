@@ -14,7 +14,7 @@ import click
 from trio_dask.cli.command import run_command, run_service, scheduler_address
 from trio_dask.cli.options import Checked, Program, SectionOption
 from trio_dask.cli.stdout import show
-from trio_dask.config import WHICH_SCHEDULER
+from trio_dask.config import FILE, WHICH_SCHEDULER
 from trio_dask.errors import NoScheduler, ProtocolError, UsageError
 from trio_dask.parsing import counted, format_bytes, parse_timedelta
 
@@ -31,7 +31,10 @@ OUTPUT = "Output"
     params=[
         click.Argument(["scheduler"], required=False),
         SectionOption(
-            ["--scheduler-file"], section=WHICH_SCHEDULER, metavar="FILE", help="File with the scheduler's address."
+            ["--scheduler-file"],
+            section=WHICH_SCHEDULER,
+            type=Checked(FILE.metavar, FILE.read),
+            help="File with the scheduler's address.",
         ),
         SectionOption(
             ["--timeout"],

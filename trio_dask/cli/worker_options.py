@@ -11,7 +11,9 @@ from trio_dask.cli.options import LOG, Checked, SectionOption, log_options, sett
 from trio_dask.config import (
     DEFAULT_SCHEME,
     HOW_THEY_RUN,
+    INTERFACE,
     MEMORY,
+    MODULE,
     NANNIES,
     SIZE,
     WHEN_THEY_LEAVE,
@@ -38,7 +40,7 @@ def _read_address(text: str) -> Address:
 
     address = parse_address(text, default_port=0)
     if address.scheme != DEFAULT_SCHEME:
-        raise UsageError(f"workers listen on {DEFAULT_SCHEME} only, not on {address.scheme}")
+        raise UsageError(f"{text!a}: workers listen on {DEFAULT_SCHEME} only")
     return address
 
 
@@ -102,7 +104,10 @@ PARAMETERS: Final[list[click.Parameter]] = [
         help="Name or address to listen on. Default: this machine's address on the route to the scheduler.",
     ),
     SectionOption(
-        ["--interface"], section=WHERE_THEY_LISTEN, metavar="NAME", help="Network interface to listen on, such as eth0."
+        ["--interface"],
+        section=WHERE_THEY_LISTEN,
+        type=Checked(INTERFACE.metavar, INTERFACE.read),
+        help="Network interface to listen on, such as eth0.",
     ),
     SectionOption(
         ["--worker-port"],
@@ -133,7 +138,7 @@ PARAMETERS: Final[list[click.Parameter]] = [
         ["--preload-nanny"],
         section=HOW_THEY_RUN,
         after="--preload",
-        metavar="MODULE",
+        type=Checked(MODULE.metavar, MODULE.read),
         multiple=True,
         help="Module or .py file that the launcher imports first. Can be repeated.",
     ),
