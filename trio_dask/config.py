@@ -112,6 +112,7 @@ BACKOFF = Reader("FIRST:LONGEST", parse_backoff, _range_of_seconds)
 ENVIRONMENT = Reader("NAME=VALUE", parse_environment)
 
 WHERE_TO_LISTEN = "Where to listen"
+CREDENTIALS = "Credentials"
 FAILURES = "Timeouts and failures"
 FILES = "Files"
 
@@ -122,6 +123,26 @@ WHEN_THEY_LEAVE = "When they leave"
 MEMORY = "Memory (fractions of the limit; each can be off)"
 NANNIES = "Nannies"
 HOW_THEY_RUN = "How they run"
+
+
+ClusterKeyFile = Annotated[
+    str | None,
+    Option(
+        "--cluster-key",
+        "File with the cluster's key. Default: that in TRIO_DASK_CLUSTER_KEY_FILE, in the scheduler file, or "
+        "~/.config/trio_dask/cluster.key, which the first program makes.",
+        CREDENTIALS,
+        FILE,
+    ),
+]
+Auth = Annotated[
+    bool,
+    Option(
+        "--auth/--no-auth",
+        "Connect only with processes that prove that they have the cluster's key (the default), or with anybody.",
+        CREDENTIALS,
+    ),
+]
 
 
 class SchedulerSettings(NamedTuple):
@@ -203,6 +224,8 @@ class SchedulerSettings(NamedTuple):
     pid_file: Annotated[str | None, Option("--pid-file", "Write the process id to this file.", FILES, OUTPUT_FILE)] = (
         None
     )
+    cluster_key: ClusterKeyFile = None
+    auth: Auth = True
     busy_poll_s: float = 0.5e-3
     keepalive_s: float = 2.0
     silence_s: float = 60.0
@@ -316,6 +339,8 @@ class WorkerSettings(NamedTuple):
         str | None,
         Option("--pid-file", "Write the process id to this file.", HOW_THEY_RUN, OUTPUT_FILE, after="--preload-nanny"),
     ] = None
+    cluster_key: ClusterKeyFile = None
+    auth: Auth = True
     process: str = ""
     nanny_address: str = ""
     board_fd: int | None = None
@@ -427,6 +452,8 @@ class ClientSettings(NamedTuple):
 
     scheduler: str | None = None
     scheduler_file: str | None = None
+    cluster_key: ClusterKeyFile = None
+    auth: Auth = True
     name: str | None = None
     connect_timeout_s: float = 10.0
     keepalive_s: float = 10.0

@@ -13,9 +13,9 @@ import trio
 import trio.testing
 
 from tests.comm.kit import CLIENT, INPROC, LOOPBACK, WEBSOCKET, ask, call, connection_to, echo, serving
+from tests.openings import opening_of
 from trio_dask.comm import Address, doorstep
 from trio_dask.comm.connection import Connection
-from trio_dask.protocol.hello import encode_hello
 from trio_dask.protocol.messages import Reply
 from trio_dask.security.strangers import TURN_S
 
@@ -80,7 +80,7 @@ async def test_silent_strangers_cost_no_task(where: Address) -> None:
 
 
 @both_schemes
-@pytest.mark.parametrize("said", [b"", b"t", b"GET / HTTP/1.1\r\n", encode_hello(CLIENT)[:-1]], ids=len)
+@pytest.mark.parametrize("said", [b"", b"t", b"GET / HTTP/1.1\r\n", opening_of(CLIENT)], ids=len)
 async def test_a_client_gets_in_past_many_strangers(
     where: Address, said: bytes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -12,10 +12,13 @@ from contextlib import contextmanager, suppress
 import psutil
 import pytest
 
+from tests.openings import prover
 from tests.programs.programs import Program, scheduler, until
 from trio_dask import Client
 from trio_dask.processes.environment import raise_file_limit
-from trio_dask.protocol.hello import Hello, encode_hello
+from trio_dask.protocol.hello import Hello
+from trio_dask.protocol.opening import CallerOpening
+from trio_dask.security.cluster_key import ClusterKey
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
@@ -23,7 +26,7 @@ SCARCE = ("sh", "-c", 'ulimit -n 96 && exec "$@"', "sh")
 SAID = {
     "silent": b"",
     "a byte a second": b"t",
-    "half a hello": encode_hello(Hello(role="worker", name="w1"))[:-1],
+    "half a proof": CallerOpening(Hello(role="worker"), prover(ClusterKey(bytes(32)), 1)).take_to_send(),
     "HTTP": b"GET / HTTP/1.1\r\nHost: here\r\n\r\n",
 }
 MANY = 10_000

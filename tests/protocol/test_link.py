@@ -1,9 +1,6 @@
 """One end of a connection, without a socket or a clock: what it says and hears, what is due, and how it ends."""
 
-import json
-import re
 from collections.abc import Callable
-from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -11,19 +8,14 @@ from hypothesis import strategies as st
 
 from tests import strategies
 from trio_dask.errors import ProtocolError, SerializationError
-from trio_dask.ids import Incarnation
 from trio_dask.protocol.codec import BLOB_ROW_BYTES, FROM_CLIENT, decode, encode
 from trio_dask.protocol.frames import PING_FRAME, FrameDecoder, Kind, encode_frame
-from trio_dask.protocol.hello import MAX_HELLO, Hello, Refusal, Welcome, encode_answer, encode_hello
 from trio_dask.protocol.link import (
     FRAME_BYTES,
-    HELLO_S,
     STEPS,
-    CallerOpening,
     Event,
     Link,
     LinkLimits,
-    ListenerOpening,
     Phase,
 )
 from trio_dask.protocol.messages import Blob, Goodbye, Message, Query
@@ -59,105 +51,6 @@ def feed(link: Link, data: bytes, cuts: list[int]) -> list[Message]:
                 received += link.receive(b"", 1.0, filled=count)
             start += count
     return received
-
-
-# -------------------------------------------------------------------------------------------------------- how it opens
-
-SCHEDULER = Hello(role="scheduler", incarnation=Incarnation("s"))
-CLIENT = Hello(role="client", name="c1")
-
-
-def welcome(hello: Hello) -> Welcome | Refusal:
-    return Welcome(SCHEDULER.incarnation, {"name": hello.name})
-
-
-def new_opening(
-    served: tuple[str, ...] = ("client", "worker"), admit: Callable[[Hello], Welcome | Refusal] = welcome
-) -> ListenerOpening:
-    return ListenerOpening(SCHEDULER, served, admit, 100.0)
-
-
-@given(st.lists(st.integers(0, 300), max_size=5), st.binary(max_size=50))
-def test_two_ends_that_match_open_however_the_bytes_come(cuts: list[int], rest: bytes) -> None:
-    caller, listener = CallerOpening(CLIENT), new_opening()
-    said = caller.to_send
-    edges = [0, *sorted(cut % len(said) for cut in cuts), len(said)]
-    *early, answer = [listener.receive(said[start:end]) for start, end in pairwise(edges)]
-    assert early == [None] * len(early)
-    assert listener.hello == CLIENT
-    assert answer == Welcome(SCHEDULER.incarnation, {"name": "c1"})
-    assert [caller.receive(bytes([byte])) for byte in listener.to_send[:-1]] == [None] * (len(listener.to_send) - 1)
-    assert caller.receive(listener.to_send[-1:] + rest) == answer
-    assert caller.rest == rest
-
-
-@pytest.mark.parametrize(
-    ("hello", "kind", "words"),
-    [
-        (CLIENT._replace(protocol=99), "version", "this scheduler has protocol 1 .* the client 'c1' has protocol 99"),
-        (CLIENT._replace(python="2.7"), "version", r"this scheduler has Python 3.* the client 'c1' has Python 2\.7"),
-        (Hello(role="data"), "role", "this scheduler does not serve the role 'data' of the data"),
-    ],
-)
-def test_a_caller_that_cannot_be_served_is_refused_before_it_is_admitted(hello: Hello, kind: str, words: str) -> None:
-    listener = new_opening(admit=lambda _: pytest.fail("it was asked to admit the caller"))
-    caller = CallerOpening(hello)
-    refusal = listener.receive(caller.to_send)
-    assert isinstance(refusal, Refusal)
-    assert refusal.kind == kind
-    assert caller.receive(listener.to_send) == refusal
-    assert re.search(words, refusal.reason)
-
-
-def test_a_refusal_to_admit_reaches_the_caller_in_its_own_words() -> None:
-    refusal = Refusal("the name c1 is taken", "name")
-    caller, listener = CallerOpening(CLIENT), new_opening(admit=lambda _: refusal)
-    assert listener.receive(caller.to_send) == refusal
-    assert caller.receive(listener.to_send) == refusal
-
-
-@given(
-    st.binary(max_size=100)
-    | st.binary(max_size=100).map(lambda body: b"trio_dask\n" + len(body).to_bytes(4, "big") + body)
-    | strategies.JSON.map(
-        lambda value: b"trio_dask\n" + len(body := json.dumps(value).encode()).to_bytes(4, "big") + body
-    ),
-    st.lists(st.integers(0, 100), max_size=4),
-)
-def test_a_hostile_hello_gives_a_refusal_or_a_protocol_error(said: bytes, cuts: list[int]) -> None:
-    edges = [0, *sorted(min(cut, len(said)) for cut in cuts), len(said)]
-    caller, listener = CallerOpening(CLIENT), new_opening(served=())
-    for opening in (caller, listener):
-        try:
-            answers = [opening.receive(said[start:end]) for start, end in pairwise(edges)]
-        except ProtocolError:
-            continue
-        assert not any(isinstance(answer, Welcome) for answer in answers)
-    assert listener.hello is None or listener.to_send
-
-
-def test_a_peer_that_is_not_accepted_gets_little_memory_and_little_time() -> None:
-    listener = new_opening()
-    assert listener.room == MAX_HELLO
-    listener.receive(encode_hello(CLIENT)[:-1])
-    assert listener.room < MAX_HELLO
-    assert listener.next_deadline() == 100 + HELLO_S
-    listener.tick(100 + HELLO_S - 0.1)
-    with pytest.raises(ProtocolError, match="no hello came within 10 s"):
-        listener.tick(100 + HELLO_S)
-
-
-def test_what_comes_behind_a_hello_is_kept() -> None:
-    listener = new_opening()
-    listener.receive(encode_hello(CLIENT) + frame(Query(1, "x", ())))
-    link = new_link()
-    assert link.receive(listener.rest, 1.0) == [Query(1, "x", ())]
-
-
-def test_an_answer_that_is_no_answer_is_a_protocol_error() -> None:
-    for said in (encode_hello(CLIENT), encode_answer(Refusal("no"))[:10] + b"\xff\xff\xff\xff", b"HTTP/1.1 400"):
-        with pytest.raises(ProtocolError):
-            CallerOpening(CLIENT).receive(said)
 
 
 ACTIONS: dict[Event, Callable[[Link], object]] = {

@@ -18,7 +18,7 @@ from trio_dask.cli.command import (
 )
 from trio_dask.cli.legacy_options import LEGACY, NOT_OF_SCHEDULER, legacy_options
 from trio_dask.cli.options import LOG, Checked, Program, SectionOption, given_settings, log_options, setting_options
-from trio_dask.config import DEFAULT_PORT, FAILURES, FILES, WHERE_TO_LISTEN, SchedulerSettings
+from trio_dask.config import CREDENTIALS, DEFAULT_PORT, FAILURES, FILES, WHERE_TO_LISTEN, SchedulerSettings
 from trio_dask.deploy.program_runner import spare_garbage_collection
 from trio_dask.errors import UsageError
 from trio_dask.parsing import parse_port
@@ -29,7 +29,7 @@ LONE_WORKER_TTLS = 6
 
 @click.command(
     cls=Program,
-    sections=[WHERE_TO_LISTEN, FAILURES, FILES, LOG, LEGACY],
+    sections=[WHERE_TO_LISTEN, CREDENTIALS, FAILURES, FILES, LOG, LEGACY],
     params=[
         SectionOption(
             ["--host"],

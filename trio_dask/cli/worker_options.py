@@ -9,6 +9,7 @@ import click
 from trio_dask.cli.legacy_options import LEGACY, NOT_OF_WORKER, legacy_options
 from trio_dask.cli.options import LOG, Checked, SectionOption, log_options, setting_options
 from trio_dask.config import (
+    CREDENTIALS,
     DEFAULT_SCHEME,
     HOW_THEY_RUN,
     INTERFACE,
@@ -61,6 +62,7 @@ ADDRESS: Final = Checked("ADDRESS", _read_address)
 
 SECTIONS: Final = (
     WHICH_SCHEDULER,
+    CREDENTIALS,
     SIZE,
     WHERE_THEY_LISTEN,
     WHEN_THEY_LEAVE,

@@ -54,8 +54,10 @@ class AsyncClient(AsyncOperations, AsyncLocalRuns, BaseClient[AsyncFuture]):
         scheduler_file: str | os.PathLike[str] | None = None,
         *,
         name: str | None = None,
+        cluster_key: str | os.PathLike[str] | None = None,
+        auth: bool = True,
     ) -> None:
-        settings = settings_for(address_of(address), scheduler_file, timeout, name)
+        settings = settings_for(address_of(address), scheduler_file, timeout, name, cluster_key, auth)
         if settings.scheduler is None and settings.scheduler_file is None:
             raise UsageError("AsyncClient needs an address or scheduler_file=; open_local_cluster() starts a cluster")
         self._set_up(engine_for(settings), name)

@@ -57,6 +57,8 @@ class Client(BlockingOperations, BlockingLocalRuns, BaseClient[Future]):
       set_as_default: whether `get_client` and unpickled futures may use this client.
       scheduler_file: instead of an address, the file that the scheduler writes; the client waits for it.
       name: of this client in the scheduler's answers and logs.
+      cluster_key: the file with the cluster's key, instead of where it is looked for otherwise.
+      auth: False for a scheduler that was started with `--no-auth`.
       **options: for the `LocalCluster` of its own, such as `n_workers` and `threads_per_worker`.
 
     Raises:
@@ -75,6 +77,8 @@ class Client(BlockingOperations, BlockingLocalRuns, BaseClient[Future]):
         security: object = None,
         asynchronous: bool = False,
         name: str | None = None,
+        cluster_key: str | os.PathLike[str] | None = None,
+        auth: bool = True,
         **options: Any,
     ) -> None:
         if asynchronous:
@@ -85,7 +89,7 @@ class Client(BlockingOperations, BlockingLocalRuns, BaseClient[Future]):
         options = {option: value for option, value in options.items() if option not in IGNORED}
         self.cluster: Any = None if address is None or isinstance(address, str) else address
         self._owns_cluster = False
-        settings = settings_for(address_of(address), scheduler_file, timeout, name)
+        settings = settings_for(address_of(address), scheduler_file, timeout, name, cluster_key, auth)
         if settings.scheduler is None and settings.scheduler_file is None:
             if hooks.local_cluster is None:
                 raise UsageError("Client() needs an address or scheduler_file=")

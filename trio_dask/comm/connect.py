@@ -19,7 +19,7 @@ from trio_dask.comm.transport import TRANSPORTS, ConnectionLost, PeerSilent, Tra
 from trio_dask.errors import NoScheduler, ProtocolError, RefusedError
 from trio_dask.protocol.codec import TO_CALLER
 from trio_dask.protocol.hello import Hello, Refusal, Welcome
-from trio_dask.protocol.link import CallerOpening
+from trio_dask.protocol.opening import CallerOpening
 
 TRY_SHARE = 0.9
 """One try may take this share of the time left to find a scheduler: when it ends in time, it says what is wrong."""
@@ -86,7 +86,8 @@ async def _call(
         with trio.fail_after(timeout_s):
             transport = await TRANSPORTS[endpoint.address.scheme].connect(endpoint, nursery)
             connected = True
-            answer, rest = await _greet(transport, hello)
+            prover = endpoint.prover(endpoint.credentials.key, transport.channel_binding)
+            answer, rest = await _greet(transport, CallerOpening(hello, prover))
     except (OSError, ProtocolError, trio.TooSlowError) as error:
         raise _CannotReachError(_reason(error, timeout_s, connected=connected)) from error
     if isinstance(answer, Refusal):
@@ -95,12 +96,13 @@ async def _call(
     return transport, answer, rest
 
 
-async def _greet(transport: Transport, hello: Hello) -> tuple[Welcome | Refusal, bytes]:
-    opening = CallerOpening(hello)
+async def _greet(transport: Transport, opening: CallerOpening) -> tuple[Welcome | Refusal, bytes]:
     try:
-        await transport.send_all(opening.to_send)
+        await transport.send_all(opening.take_to_send())
         while data := await transport.receive_some():
             answer = opening.receive(data)
+            if said := opening.take_to_send():
+                await transport.send_all(said)
             if answer is not None:
                 return answer, opening.rest
         raise ConnectionLost("it closed the connection without an answer")

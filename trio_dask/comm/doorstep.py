@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Self
 import trio
 
 from trio_dask.comm.addresses import Address
-from trio_dask.protocol.link import HELLO_S
+from trio_dask.protocol.opening import HELLO_S
 from trio_dask.security.strangers import Strangers
 
 if TYPE_CHECKING:

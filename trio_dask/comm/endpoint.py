@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeAlias
+import secrets
+from typing import NamedTuple
 
 from trio_dask.comm.addresses import Address
 from trio_dask.protocol.link import DEFAULT_LIMITS, LinkLimits
-
-Security: TypeAlias = None
-"""How an endpoint encrypts and whom it trusts. So far nothing does: this is the place for TLS."""
+from trio_dask.security.cluster_key import ClusterKey
+from trio_dask.security.credentials import NO_CREDENTIALS, Credentials
+from trio_dask.security.proof import NONCE_BYTES, Prover
 
 
 class Endpoint(NamedTuple):
@@ -16,7 +17,15 @@ class Endpoint(NamedTuple):
 
     address: Address
     limits: LinkLimits = DEFAULT_LIMITS
-    security: Security = None
+    credentials: Credentials = NO_CREDENTIALS
 
     def __str__(self) -> str:
         return str(self.address)
+
+    def prover(self, key: ClusterKey | None, channel_binding: bytes) -> Prover:
+        """What this process brings along to one connection, where it proves that it has this key.
+
+        Inside one process nobody has to prove anything: whatever can connect there runs in the same interpreter.
+        """
+        key = None if self.address.is_in_process else key
+        return Prover(key, secrets.token_bytes(NONCE_BYTES), channel_binding)

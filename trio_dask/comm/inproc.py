@@ -74,6 +74,7 @@ class MemoryTransport:
     """`Transport` to another part of the same program."""
 
     thread_safe_send = False
+    channel_binding = b""
     fd = None
 
     def __init__(self, remote: str, incoming: _Pipe, outgoing: _Pipe) -> None:

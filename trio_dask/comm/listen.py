@@ -1,6 +1,6 @@
 """Accept peers: bind, greet, hand over.
 
-What a peer may do before it is accepted is decided by `protocol.link.ListenerOpening`; where it waits until then, by
+What a peer may do before it is accepted is decided by `protocol.opening.ListenerOpening`; where it waits until then, by
 `doorstep`. What goes wrong with one peer closes its connection and leaves one line in the log, with others like it.
 """
 
@@ -27,7 +27,8 @@ from trio_dask.config import DEFAULT_SCHEME
 from trio_dask.errors import ProtocolError
 from trio_dask.protocol.codec import FROM_CALLER
 from trio_dask.protocol.hello import Hello, Refusal, Welcome
-from trio_dask.protocol.link import LinkLimits, ListenerOpening
+from trio_dask.protocol.opening import ListenerOpening
+from trio_dask.security.cluster_key import ClusterKey
 
 _T = TypeVar("_T")
 
@@ -46,12 +47,15 @@ async def serve(
     max_bytes: int | None = None,
     listening: socket.socket | None = None,
     handler_nursery: trio.Nursery | None = None,
+    key: Callable[[], ClusterKey | None] | None = None,
     task_status: trio.TaskStatus[list[Address]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Listen until cancelled; `task_status.started` gives the addresses with the ports that were chosen.
 
     If a socket is `listening` already, inherited perhaps, it takes the place of the endpoint's host and port; it is
     closed at the end.
+
+    A peer has to prove that it has the key of the endpoint, or the one that `key` gives when the peer comes.
 
     A hello is first compared with `identity`, the hello that this process would send itself. Then `admit` decides;
     without it, every peer with the right versions is welcome. `handler` receives clients, workers and others with a
@@ -64,7 +68,8 @@ async def serve(
     Raises `OSError`, with a reason in one line, when it cannot listen.
     """
     log = FoldedLog(_log)
-    handshake = _Handshake(identity, admit, handler, data_handler, max_bytes, endpoint.limits, log)
+    own_key = key or (lambda: endpoint.credentials.key)
+    handshake = _Handshake(identity, admit, handler, data_handler, max_bytes, endpoint, own_key, log)
     listeners = TRANSPORTS[endpoint.address.scheme].listen(endpoint, listening)
     try:
         async with trio.open_nursery() as nursery:
@@ -105,14 +110,16 @@ class _Handshake(NamedTuple):
     handler: Callable[[Connection], Awaitable[None]] | None
     data_handler: Callable[[DataChannel], Awaitable[None]] | None
     max_bytes: int | None
-    limits: LinkLimits
+    endpoint: Endpoint
+    key: Callable[[], ClusterKey | None]
     log: FoldedLog
 
     async def receive(self, doorstep: Doorstep, stranger: Stranger, since: float) -> None:
         """The whole life of a connection, from the first bytes on; it came at `since`."""
         transport = stranger.open(doorstep.nursery)
         served = {*(FROM_CALLER if self.handler else ()), *(("data",) if self.data_handler else ())}
-        opening = ListenerOpening(self.identity, served, partial(self._decide, transport), since)
+        prover = self.endpoint.prover(self.key(), transport.channel_binding)
+        opening = ListenerOpening(self.identity, prover, served, partial(self._decide, transport), since)
         try:
             try:
                 hello = await self._greet(doorstep, stranger, transport, opening)
@@ -143,10 +150,13 @@ class _Handshake(NamedTuple):
                     if not count:
                         raise ConnectionLost("it was closed before a hello came")
                     answer = opening.receive(bytes(buffer[:count]))
-                await transport.send_all(opening.to_send)
+                    if said := opening.take_to_send():
+                        doorstep.step(stranger)
+                        await transport.send_all(said)
                 if isinstance(answer, Welcome):
                     return opening.hello
-                self._complain(logging.WARNING, stranger, f"refused: {answer.reason}")
+                role = "" if opening.hello is None else f"({opening.hello.role}) "
+                self._complain(logging.WARNING, stranger, f"{role}refused: {answer.reason}")
                 await transport.aclose()
                 return None
         except trio.ClosedResourceError:  # it had to give way
@@ -161,7 +171,7 @@ class _Handshake(NamedTuple):
     async def _hand_over(self, transport: Transport, hello: Hello, rest: bytes) -> None:
         if hello.role == "data" and self.data_handler:
             async with DataChannel(
-                transport, hello, max_bytes=self.max_bytes, limits=self.limits, received=rest
+                transport, hello, max_bytes=self.max_bytes, limits=self.endpoint.limits, received=rest
             ) as channel:
                 try:
                     await self.data_handler(channel)
@@ -169,6 +179,6 @@ class _Handshake(NamedTuple):
                     _log.debug("data channel of %s closed: %s", transport.remote, error)
         elif self.handler:
             async with Connection(
-                transport, hello, allowed=FROM_CALLER[hello.role], limits=self.limits, received=rest
+                transport, hello, allowed=FROM_CALLER[hello.role], limits=self.endpoint.limits, received=rest
             ) as connection:
                 await self.handler(connection)

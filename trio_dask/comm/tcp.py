@@ -37,6 +37,7 @@ class TcpTransport:
     """`Transport` over a connected TCP socket, which it owns."""
 
     thread_safe_send = True
+    channel_binding = b""
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)

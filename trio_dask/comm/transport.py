@@ -50,6 +50,11 @@ class Transport(Protocol):
         ...
 
     @property
+    def channel_binding(self) -> bytes:
+        """What both ends know of this encrypted channel and of no other one; empty without encryption."""
+        ...
+
+    @property
     def thread_safe_send(self) -> bool:
         """Whether `try_send` may be called from any thread, by one at a time, and not while this is being closed."""
         ...

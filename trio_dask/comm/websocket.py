@@ -126,6 +126,7 @@ class WebSocketTransport:
     """`Transport` over a TCP connection, which it owns. Its own owner has to `run` it."""
 
     thread_safe_send = False
+    channel_binding = b""
     fd = None
 
     def __init__(self, tcp: TcpTransport, scheme: str, cleanup_s: float) -> None:

@@ -21,6 +21,7 @@ import trio
 
 from trio_dask.comm.addresses import Address, choose_advertised_host, resolvable
 from trio_dask.comm.inproc import inproc_address
+from trio_dask.comm.joining import forget_cluster, remember_cluster
 from trio_dask.config import DEFAULT_SCHEME, NannySettings, SchedulerSettings, WorkerSettings
 from trio_dask.deploy import child_services
 from trio_dask.deploy.cluster_sizing import Layout
@@ -31,6 +32,8 @@ from trio_dask.processes.child_process import Child, ChildSpec, run_child
 from trio_dask.processes.clone_parent import can_fork_sibling
 from trio_dask.processes.fork_server import ForkServer
 from trio_dask.processes.spawn import Starter, start_by_exec
+from trio_dask.security.cluster_key import ClusterKey
+from trio_dask.security.credentials import NO_CREDENTIALS, Credentials
 from trio_dask.settings_json import to_json
 
 DEATH_TIMEOUT_S = 60.0
@@ -65,6 +68,8 @@ class Members:
         self._changed = trio.Event()
         self._over = False
         self._start: Starter = start_by_exec
+        self.credentials = Credentials(ClusterKey.draw()) if layout.processes else NO_CREDENTIALS
+        """Of this cluster alone; its processes inherit them."""
         self.workers: dict[str, Member] = {}
         self.scheduler_address = ""
         self.scheduler_pid: int | None = None
@@ -79,6 +84,7 @@ class Members:
             with self._bind() as listener:
                 host, port = listener.getsockname()[:2]
                 self.scheduler_address = str(Address(DEFAULT_SCHEME, choose_advertised_host(host), port))
+                remember_cluster(self.scheduler_address, self.credentials)
                 self._nursery.start_soon(self._look_after_scheduler, listener.fileno())
                 if can_fork_sibling():
                     self.fork_server = ForkServer(f"{self._name}-fork-server", child_services.load_worker)
@@ -126,6 +132,7 @@ class Members:
     def note_end(self) -> None:
         """All members have ended: tell callers that still wait for a worker."""
         self._over = True
+        forget_cluster(self.scheduler_address)
         self._note_change()
 
     def _note_change(self) -> None:
@@ -152,6 +159,7 @@ class Members:
             name=f"{self._name}-scheduler",
             program=child_services.scheduler,
             settings=to_json(SchedulerSettings(listen_fd=listen_fd)),
+            credentials=self.credentials,
             inherit=(listen_fd,),
             stderr=_pass_on,
         )
@@ -199,7 +207,15 @@ class Members:
             backoff_s=BACKOFF_S,
             signal_restart=True,  # a user who means the cluster uses its own methods: `scale`, `close`
         )
-        nanny = Nanny(settings, child_services.worker, label=label, changed=changed, output=_pass_on, start=self._start)
+        nanny = Nanny(
+            settings,
+            child_services.worker,
+            credentials=self.credentials,
+            label=label,
+            changed=changed,
+            output=_pass_on,
+            start=self._start,
+        )
         try:
             await nanny.run()
         except (TrioDaskError, OSError) as exc:

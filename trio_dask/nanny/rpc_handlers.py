@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import trio
@@ -23,6 +23,7 @@ from trio_dask.config import NannySettings, WorkerSettings
 from trio_dask.errors import NoScheduler, UnavailableError, UsageError
 from trio_dask.protocol.hello import Hello
 from trio_dask.scheduler_file import find_scheduler
+from trio_dask.security.credentials import Credentials
 
 LOOK_UP_S = 1.0
 """A name server that does not answer must not delay the nanny."""
@@ -32,10 +33,11 @@ async def run_control(
     settings: NannySettings,
     identity: Hello,
     commands: Mapping[str, Command],
+    credentials: Callable[[], Credentials],
     *,
     task_status: trio.TaskStatus[Address] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve until cancelled; `task_status.started` gives the address.
+    """Serve until cancelled; `task_status.started` gives the address. `credentials` are those of the cluster by then.
 
     Raises:
       OSError: it cannot listen where the settings say.
@@ -53,7 +55,8 @@ async def run_control(
 
         async def listen(address: Address) -> list[Address]:
             admit = admit_control(identity)
-            serving = partial(serve, Endpoint(address, limits), handle, identity=identity, admit=admit)
+            endpoint = Endpoint(address, limits, credentials())
+            serving = partial(serve, endpoint, handle, identity=identity, admit=admit, key=lambda: credentials().key)
             bound: list[Address] = await nursery.start(serving)
             return bound
 
@@ -84,7 +87,7 @@ async def _advertised_host(bound: str, worker: WorkerSettings) -> str:
 def _look_up_host(bound: str, worker: WorkerSettings) -> str:
     """In a thread, because it may look a name up."""
     try:
-        towards = parse_scheduler_address(find_scheduler(worker.scheduler, worker.scheduler_file)).host
+        towards = parse_scheduler_address(find_scheduler(worker.scheduler, worker.scheduler_file).address).host
     except (NoScheduler, UnavailableError, UsageError):
         towards = ""  # the worker will say so
     return choose_advertised_host(bound, towards)

@@ -2,8 +2,7 @@
 
 Whoever moves the bytes tells it what has come and what time it is, sends what it gives, and asks when to `tick` next.
 
-A connection opens with the hello: `CallerOpening` and `ListenerOpening` are the two ends of it. Until a listener has
-accepted a caller, it gives it little time and little memory. Then follow messages, which is `Link`, or values, which is
+A connection opens with a hello (`opening`). Then follow messages, which is `Link`, or values, which is
 `data_link.DataLink`. How a `Link` ends is one of five phases:
 
 - OPEN: neither side has said goodbye.
@@ -17,26 +16,15 @@ A goodbye of this side after a loss reaches nobody, and makes the end quiet. All
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from enum import Enum, auto
 from itertools import islice
 from typing import Any, Final, NamedTuple
 
-from trio_dask.errors import ProtocolError, SerializationError
+from trio_dask.errors import SerializationError
 from trio_dask.protocol.codec import Allowed, OwnFrame, Row, Share, decode, encode_rows, rows_header
 from trio_dask.protocol.frames import FrameDecoder, Kind, frame_header
-from trio_dask.protocol.hello import (
-    EnvelopeReader,
-    Hello,
-    Refusal,
-    Welcome,
-    check_hello,
-    decode_answer,
-    decode_hello,
-    encode_answer,
-    encode_hello,
-)
 from trio_dask.protocol.messages import Blob, Goodbye, Message
 
 
@@ -60,76 +48,6 @@ DEFAULT_LIMITS: Final = LinkLimits()
 
 FRAME_BYTES: Final = 256 * 2**10
 """Frames end at this size, unless one row alone is larger: the receiver handles a frame in one go."""
-
-
-# ------------------------------------------------------------------------------------------------------------ opening
-
-HELLO_S: Final = 10.0
-"""How long a peer may take to say hello."""
-
-
-class CallerOpening(EnvelopeReader):
-    """The calling end until it has the answer to its hello; the hello is `to_send`."""
-
-    def __init__(self, hello: Hello) -> None:
-        super().__init__()
-        self.to_send = encode_hello(hello)
-
-    def receive(self, data: bytes) -> Welcome | Refusal | None:
-        """The answer, or None while it is incomplete. Raises `ProtocolError` for what is no answer."""
-        body = self.feed(data)
-        return None if body is None else decode_answer(body)
-
-
-class ListenerOpening(EnvelopeReader):
-    """The listening end until it has a hello.
-
-    `identity` is the hello that this process would send itself. `admit` decides about a caller that has one of the
-    roles in `served` and versions that match.
-    """
-
-    def __init__(
-        self, identity: Hello, served: Container[str], admit: Callable[[Hello], Welcome | Refusal], now: float
-    ) -> None:
-        super().__init__()
-        self._identity = identity
-        self._served = served
-        self._admit = admit
-        self._deadline = now + HELLO_S
-        self.hello: Hello | None = None
-        """What the caller has said, once that is complete."""
-        self.to_send = b""
-        """The answer, once there is one."""
-
-    def receive(self, data: bytes) -> Welcome | Refusal | None:
-        """The answer to a hello, or None while the hello is incomplete. Raises `ProtocolError` for what is none.
-
-        At most `room` bytes may be read before.
-        """
-        body = self.feed(data)
-        if body is None:
-            return None
-        self.hello = decode_hello(body)
-        answer = self._answer(self.hello)
-        self.to_send = encode_answer(answer)
-        return answer
-
-    def _answer(self, hello: Hello) -> Welcome | Refusal:
-        mismatch = check_hello(hello, self._identity)
-        if mismatch:
-            return Refusal(mismatch, "version")
-        if hello.role not in self._served:
-            return Refusal(f"this {self._identity} does not serve the role {hello.role!r} of the {hello}", "role")
-        return self._admit(hello)
-
-    def next_deadline(self) -> float:
-        """When to `tick`, unless the caller has its answer by then."""
-        return self._deadline
-
-    def tick(self, now: float) -> None:
-        """Raises `ProtocolError` once the caller has had its time."""
-        if now >= self._deadline:
-            raise ProtocolError(f"no hello came within {HELLO_S:g} s")
 
 
 # ----------------------------------------------------------------------------------------------------------- messages

@@ -24,6 +24,7 @@ from trio_dask.comm.rpc_server import admit_control
 from trio_dask.config import DEFAULT_SCHEME, WorkerSettings
 from trio_dask.ids import new_incarnation
 from trio_dask.protocol.hello import Hello
+from trio_dask.security.credentials import NO_CREDENTIALS, Credentials
 
 log = logging.getLogger("trio_dask.worker")
 
@@ -50,14 +51,16 @@ class Listener:
         self._host: str | None = None
         self._bound = Address(DEFAULT_SCHEME, "")
         self._scope = trio.CancelScope()
+        self._credentials = NO_CREDENTIALS
 
-    async def towards(self, scheduler: Address) -> Address:
-        """Listen where peers of this scheduler can reach us, and return that address.
+    async def towards(self, scheduler: Address, credentials: Credentials) -> Address:
+        """Listen where peers of this scheduler can reach us, and return that address. Peers need these credentials.
 
         Raises:
           OSError: it cannot listen there.
           AddressError: the settings name an interface or an address that does not exist.
         """
+        self._credentials = credentials
         host = await self._choose_host(scheduler)
         moved = host != self._host
         if moved:
@@ -106,13 +109,14 @@ class Listener:
         limits = LinkLimits(keepalive_s=self._settings.keepalive_s, silence_s=self._settings.silence_s)
         with scope:
             await serve(
-                Endpoint(address, limits),
+                Endpoint(address, limits, self._credentials),
                 self._control,
                 identity=self._identity,
                 admit=admit_control(self._identity),
                 data_handler=self._handler,
                 max_bytes=self._settings.memory_limit_bytes,
                 handler_nursery=self._nursery,
+                key=lambda: self._credentials.key,  # the next scheduler may have another one
                 task_status=task_status,
             )
 
