@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 
 from tests.fuzz.sessions import CALLER_NONCE, KEY, LISTENER_NONCE, SCHEDULER
 from tests.openings import NO_PROOF, prover
@@ -126,9 +125,3 @@ def read_values(role: str, pieces: Sequence[bytes]) -> None:
                 break
             if announced.offer is None:
                 missing = [memoryview(bytearray(size)) for size in announced.sizes]
-
-
-def swallow(read: Read, role: str, pieces: Sequence[bytes]) -> None:
-    """Read, and let the refusal be one."""
-    with suppress(ProtocolError):
-        read(role, pieces)

@@ -104,7 +104,7 @@ def test_a_scheduler_that_asks_for_no_key_says_that_it_is_open_to_all() -> None:
         boss.wait_for(rf"Not secured \(--no-auth\): everybody on this machine can run programs as {user}")
         assert boss.stop(signal.SIGTERM) == 0
     with program("-m", "trio_dask", "scheduler", "--port", "0") as boss:
-        boss.wait_for(SCHEDULER_AT)
+        boss.wait_for("^Scheduler at:")
         assert boss.stop(signal.SIGTERM) == 0
         assert "Not secured" not in boss.text
 

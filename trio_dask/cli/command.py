@@ -50,7 +50,7 @@ def scheduler_address(argument: str | None, scheduler_file: str | None) -> str |
         with suppress(NoScheduler), naming("--scheduler-file"):
             found = find_scheduler(None, scheduler_file)
             with naming(f"{scheduler_file} names a wrong address"):
-                _check_scheduler(found)
+                _check_scheduler(found.address)
         return None
     source = "SCHEDULER" if argument else "DASK_SCHEDULER_ADDRESS"
     address = argument or os.environ.get("DASK_SCHEDULER_ADDRESS")

@@ -1,7 +1,7 @@
 """The hello of one end of a connection, without a socket or a clock: what it says and hears, and how it ends.
 
-Both ends prove that they have the cluster's key: `CallerOpening` and `ListenerOpening`, each in one of two phases. Until
-a listener has accepted a caller, it gives it little time and little memory.
+Both ends prove that they have the cluster's key: `CallerOpening` and `ListenerOpening`, each in one of two phases.
+Until a listener has accepted a caller, it gives it little time and little memory.
 """
 
 from __future__ import annotations
