@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import UnionType
-from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, cast, get_args, get_origin, get_type_hints
 
 import trio_dask
 from tests.openings import prover
 from trio_dask.comm import inproc
+from trio_dask.comm.transport import Bytes
 from trio_dask.ids import Incarnation
 from trio_dask.protocol.codec import DATA_PLANE, FROM_CALLER, TO_CALLER, Allowed
 from trio_dask.protocol.data_link import frame_of
@@ -67,7 +68,7 @@ def _listening_in() -> Iterator[list[Session]]:
     pairs: list[tuple[object, object]] = []
     put, memory_pair = inproc._Pipe.put, inproc.memory_pair
 
-    def hear(pipe: inproc._Pipe, data: inproc.Bytes) -> int:
+    def hear(pipe: inproc._Pipe, data: Bytes) -> int:
         count = put(pipe, data)
         if count:
             pieces.setdefault(pipe, []).append(bytes(memoryview(data)[: min(count, _LONGEST)]))
@@ -119,7 +120,7 @@ def _frames(allowed: Allowed) -> list[bytes]:
 
 def _sample(kind: type[Any]) -> Message:
     hints = get_type_hints(kind)
-    return kind(*(_value(hints[name]) for name in kind._fields))
+    return cast("Message", kind(*(_value(hints[name]) for name in kind._fields)))
 
 
 def _value(annotation: Any) -> Any:
