@@ -1,5 +1,6 @@
 """What holds for all tests."""
 
+import gc
 import subprocess
 from collections.abc import Iterator
 
@@ -11,6 +12,12 @@ from hypothesis import settings
 settings.register_profile("trio_dask", deadline=None)
 settings.register_profile("fuzz", deadline=None, max_examples=10_000)
 settings.load_profile("trio_dask")
+
+
+def pytest_collection_finish() -> None:
+    """Keep the garbage collector from looking through all that was imported, in each of thousands of tests."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")
