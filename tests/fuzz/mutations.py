@@ -138,7 +138,7 @@ def _change_a_value(rng: random.Random, pieces: Pieces, others: Sequence[bytes])
             rows = msgpack.unpackb(piece[8:end], strict_map_key=False)
             payload = msgpack.packb(_with_another_value(rng, rows))
             pieces[where] = piece[:4] + len(payload).to_bytes(4, "big") + payload + piece[end:]
-    except (ValueError, TypeError, msgpack.UnpackException):  # it was changed before, or cannot be said
+    except (ValueError, TypeError, RecursionError, msgpack.UnpackException):  # it was changed before, or cannot be said
         _flip(rng, pieces, others)
 
 
