@@ -49,7 +49,7 @@ def is_closed(sock: socket.socket) -> bool:
 async def until_closed(sockets: list[socket.socket], number: int) -> None:
     """Wait until so many of them are closed from the other side."""
     with trio.fail_after(5):
-        while sum(map(is_closed, sockets)) < number:  # noqa: ASYNC110: no event tells it
+        while sum(map(is_closed, sockets)) < number:  # noqa: ASYNC110 - no event tells it
             await trio.lowlevel.checkpoint()
 
 
@@ -180,7 +180,7 @@ async def test_a_lack_of_descriptors_is_waited_out(caplog: pytest.LogCaptureFixt
         ):
             nursery.start_soon(get_in, address)
             with trio.fail_after(5):
-                while not caplog.records:  # noqa: ASYNC110: no event tells it
+                while not caplog.records:  # noqa: ASYNC110 - no event tells it
                     await trio.lowlevel.checkpoint()
             await first.aclose()
     assert ["Too many open files" in record.getMessage() for record in caplog.records] == [True]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import click
@@ -17,8 +18,25 @@ from trio_dask.cli.command import (
     run_service,
 )
 from trio_dask.cli.legacy_options import LEGACY, NOT_OF_SCHEDULER, legacy_options
-from trio_dask.cli.options import LOG, Checked, Program, SectionOption, given_settings, log_options, setting_options
-from trio_dask.config import CREDENTIALS, DEFAULT_PORT, FAILURES, FILES, WHERE_TO_LISTEN, SchedulerSettings
+from trio_dask.cli.options import (
+    LOG,
+    Checked,
+    PreloadingProgram,
+    SectionOption,
+    given_settings,
+    log_options,
+    preload_argv,
+    setting_options,
+)
+from trio_dask.config import (
+    CREDENTIALS,
+    DEFAULT_PORT,
+    FAILURES,
+    FILES,
+    HOW_IT_RUNS,
+    WHERE_TO_LISTEN,
+    SchedulerSettings,
+)
 from trio_dask.deploy.program_runner import spare_garbage_collection
 from trio_dask.errors import UsageError
 from trio_dask.parsing import parse_port
@@ -28,9 +46,10 @@ LONE_WORKER_TTLS = 6
 
 
 @click.command(
-    cls=Program,
-    sections=[WHERE_TO_LISTEN, CREDENTIALS, FAILURES, FILES, LOG, LEGACY],
+    cls=PreloadingProgram,
+    sections=[WHERE_TO_LISTEN, CREDENTIALS, FAILURES, FILES, HOW_IT_RUNS, LOG, LEGACY],
     params=[
+        click.Argument(["preload_argv"], nargs=-1, metavar="[ARGS]..."),
         SectionOption(
             ["--host"],
             section=WHERE_TO_LISTEN,
@@ -52,7 +71,8 @@ LONE_WORKER_TTLS = 6
 def scheduler(context: click.Context, /, **options: Any) -> int:
     """Start a scheduler.
 
-    Workers join it with `dask-worker ADDRESS`; programs use it with Client("ADDRESS").
+    Workers join it with `dask-worker ADDRESS`; programs use it with Client("ADDRESS"). ARGS are passed on to the
+    --preload modules.
     """
     settings = _settings(context)
 
@@ -60,7 +80,12 @@ def scheduler(context: click.Context, /, **options: Any) -> int:
         from trio_dask.scheduler.service import run_scheduler
 
         spare_garbage_collection()
-        await run_scheduler(settings)
+        around = None
+        if settings.preload:
+            from trio_dask.deploy.preload import preload, set_up
+
+            around = partial(set_up, preload(settings.preload, settings.preload_argv), settings.preload_argv)
+        await run_scheduler(settings, around=around)
 
     return run_service(service, origin="" if options["log_format"] == "text" else "scheduler")
 
@@ -82,7 +107,7 @@ def _settings(context: click.Context) -> SchedulerSettings:
         raise click.UsageError(f"--protocol {given['protocol']} and --host with {scheme}://: give the protocol once")
     port = next((number for number in (port, host_port) if number is not None), DEFAULT_PORT)
     check_host_is_here("--host", host)
-    settings = SchedulerSettings(host=host, port=port, **given)
+    settings = SchedulerSettings(host=host, port=port, preload_argv=preload_argv(context), **given)
     return settings._replace(lone_worker_ttl_s=LONE_WORKER_TTLS * settings.worker_ttl_s)
 
 

@@ -113,7 +113,7 @@ class Strangers(Generic[_T]):
 
     def due(self, now: float) -> list[_T]:
         """Those that have waited for too long; they are gone."""
-        due = []
+        due: list[_T] = []
         while self._came and now >= next(iter(self._came.values())) + self._limit_s:
             due.append(stranger := next(iter(self._came)))
             self.leave(stranger)
