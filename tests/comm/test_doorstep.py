@@ -93,10 +93,7 @@ async def test_a_client_gets_in_past_many_strangers(
     assert {record.levelno for record in caplog.records} == {logging.WARNING}
 
 
-async def test_many_friends_at_once_all_get_in(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    limit(monkeypatch, heard=50)
+async def test_many_friends_at_once_all_get_in(caplog: pytest.LogCaptureFixture) -> None:
     async with serving(LOOPBACK) as address, trio.open_nursery() as nursery:
         for _ in range(200):
             nursery.start_soon(get_in, address)

@@ -11,10 +11,12 @@ from contextlib import contextmanager, suppress
 
 import psutil
 import pytest
+import trio
 
 from tests.openings import prover
 from tests.programs.programs import Program, scheduler, until
 from trio_dask import Client
+from trio_dask.comm import Endpoint, open_connection, parse_address
 from trio_dask.processes.environment import raise_file_limit
 from trio_dask.protocol.hello import Hello
 from trio_dask.protocol.opening import CallerOpening
@@ -146,6 +148,25 @@ def test_ten_thousand_silent_connections_keep_no_client_out() -> None:
 @pytest.mark.parametrize("within", [(), SCARCE], ids=["", "96 descriptors"])
 def test_strangers_keep_no_client_out(kind: str, within: tuple[str, ...]) -> None:
     suffer(kind, MANY // 10, within, to_the_end=False)
+
+
+async def _get_in(address: str) -> None:
+    async with open_connection(Endpoint(parse_address(address)), Hello(role="control"), timeout_s=30) as connection:
+        await connection.aclose()
+
+
+async def _get_in_together(address: str, number: int) -> None:
+    async with trio.open_nursery() as nursery:
+        for _ in range(number):
+            nursery.start_soon(_get_in, address)
+
+
+def test_a_thousand_friends_of_one_address_all_get_in_together() -> None:
+    with scheduler("--no-auth") as running:
+        trio.run(_get_in_together, running.wait_for(r"Scheduler at: +(\S+)"), 1000)
+        running.process.terminate()
+        running.end()
+        assert complaints(running) == []
 
 
 @pytest.mark.soak
