@@ -16,7 +16,8 @@ import pytest
 
 from tests.programs.programs import REPOSITORY, Program, program, until
 from tests.programs.sshd import Sshd, make_key, need, processes_of, sshd
-from trio_dask import Client
+from trio_dask import Client, SSHCluster, open_ssh_cluster
+from trio_dask.deploy.ssh.session import HostError
 from trio_dask.procfs import children_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
@@ -273,3 +274,39 @@ def test_a_tunnel_leads_to_the_scheduler(server: Sshd, client: str) -> None:
             assert user.submit(pow, 2, 3).result() == 8
         assert running.stop(signal.SIGINT) == 0
         nothing_left(run)
+
+
+# ------------------------------------------------------------------------------------------------- in programs
+
+
+def test_a_program_has_a_cluster_for_a_block(server: Sshd, client: str) -> None:
+    hosts = server.hosts(3)
+    options = {"nthreads": 1, "memory_limit": 0, "n_workers": 2}
+    with SSHCluster(hosts, worker_options=options, ssh_config=server.configuration, ssh_client=client) as cluster:
+        run = cluster.name.removeprefix("ssh-")
+        with Client(cluster) as user:
+            assert user.gather(user.map(pow, range(10), [2] * 10)) == [number**2 for number in range(10)]
+            assert len(user.scheduler_info()["workers"]) == 4
+            cluster.scale(1)
+            until(lambda: len(user.scheduler_info()["workers"]) == 2, what="one host left")
+            cluster.scale(2)
+            cluster.wait_for_workers(4, timeout=20)
+        assert set(cluster.logs()) == {"127.0.0.2:" + str(server.port), *hosts[1:]}
+        assert processes_of(run)
+    assert processes_of(run) == []
+
+
+def test_a_cluster_that_cannot_start_says_why_and_leaves_nothing(server: Sshd) -> None:
+    with pytest.raises(HostError, match="Connection refused"):
+        SSHCluster([server.hosts(1)[0], "127.0.0.3:1"], ssh_config=server.configuration)
+
+
+async def test_a_trio_program_has_a_cluster_with_a_scheduler_here(server: Sshd) -> None:
+    options = {"nthreads": 1, "memory_limit": 0}
+    async with open_ssh_cluster(
+        server.hosts(2), worker_options=options, ssh_config=server.configuration, scheduler="localhost"
+    ) as cluster:
+        run = cluster.name.removeprefix("ssh-")
+        async with cluster.get_client() as user:
+            assert await user.submit(pow, 2, 3) == 8
+    assert processes_of(run) == []

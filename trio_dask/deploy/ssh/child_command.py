@@ -67,7 +67,7 @@ class ChildCommand:
 
 @asynccontextmanager
 async def run_command(words: Sequence[str]) -> AsyncGenerator[ChildCommand]:
-    """A command in a session of its own, which Ctrl-C in a terminal does not reach; at the end of the block it is killed.
+    """A command in a session of its own, which Ctrl-C in a terminal does not reach. The end of the block kills it.
 
     Raises OSError if it cannot be started.
     """
@@ -94,8 +94,8 @@ class LocalSession:
     """This machine, as if it had been logged in to."""
 
     def start(self, command: str) -> AbstractAsyncContextManager[ChildCommand]:
-        """See `Session.start`."""
-        return run_command(["/bin/sh", "-c", command])
+        """See `Session.start`. That somebody has logged in to this machine does not say where others reach it."""
+        return run_command(["/bin/sh", "-c", f"unset SSH_CONNECTION; {command}"])
 
     @asynccontextmanager
     async def forward(self, host: str, port: int) -> AsyncGenerator[int]:
