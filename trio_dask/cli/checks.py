@@ -23,7 +23,7 @@ LARGEST_SKEW_S: Final = 5.0
 
 
 class Check(NamedTuple):
-    """One thing that was looked at, and what to do if it is not in order; then a program that needs it ends like that."""
+    """One thing that was looked at, and what to do if it is wrong; `status` is then that of a program that needs it."""
 
     name: str
     text: str
