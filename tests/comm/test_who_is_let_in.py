@@ -95,7 +95,7 @@ async def test_whoever_has_the_key_is_let_in(scheme: str, role: Role) -> None:
     ("credentials", "words"),
     [
         (WRONG, "copy .* from alice@host-a to this machine"),
-        (NO_CREDENTIALS, "this cluster asks for its key, and --no-"),
+        (NO_CREDENTIALS, "asks for its key, and --no-auth"),
     ],
     ids=["wrong key", "no key"],
 )

@@ -158,7 +158,7 @@ class Members:
         spec = ChildSpec(
             name=f"{self._name}-scheduler",
             program=child_services.scheduler,
-            settings=to_json(SchedulerSettings(listen_fd=listen_fd)),
+            settings=to_json(SchedulerSettings(listen_fd=listen_fd, scheduler_file=self._layout.scheduler_file)),
             credentials=self.credentials,
             inherit=(listen_fd,),
             stderr=_pass_on,
