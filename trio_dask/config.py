@@ -6,6 +6,8 @@ Units stand in the names: `_s` is seconds, `_bytes` is bytes.
 
 The records are named tuples, here and wherever else a program makes some when it starts: a data class takes a
 millisecond to define, six times as long. Annotations as text, from `__future__`, would take twice as long as these.
+
+This file is long because it has the text of every option.
 """
 
 import math
@@ -66,7 +68,8 @@ class Reader(NamedTuple):
 class Option(NamedTuple):
     """A command-line option.
 
-    `names` are separated by spaces. A flag (`--this/--no-this`) and a choice (of a `Literal`) need no `reader`.
+    `names` are separated by spaces. A flag (`--this`, or `--this/--no-this`) and a choice (of a `Literal`) need no
+    `reader`.
     The option stands in the help under the heading `section`, in the order of declaration or `after` another one.
     `collect` makes the value of an option that can be repeated. The help shows the default, unless the option
     `hides_default`: its text says it better, or it depends on other options.
@@ -118,6 +121,8 @@ CREDENTIALS = "Credentials"
 FAILURES = "Timeouts and failures"
 FILES = "Files"
 
+HOW_IT_RUNS = "How it runs"
+
 WHICH_SCHEDULER = "Which scheduler"
 SIZE = "How many workers, and their size"
 WHERE_THEY_LISTEN = "Where they listen"
@@ -126,6 +131,15 @@ MEMORY = "Memory (fractions of the limit; each can be off)"
 NANNIES = "Nannies"
 HOW_THEY_RUN = "How they run"
 
+
+class Argv(NamedTuple):
+    """What modules of `--preload` find as their command line. `options` are those of its words that one has to take."""
+
+    words: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+
+
+NO_ARGV: Final = Argv()
 
 ClusterKeyFile = Annotated[
     str | None,
@@ -226,6 +240,18 @@ class SchedulerSettings(NamedTuple):
     pid_file: Annotated[str | None, Option("--pid-file", "Write the process id to this file.", FILES, OUTPUT_FILE)] = (
         None
     )
+    preload: Annotated[
+        tuple[str, ...],
+        Option(
+            "--preload",
+            "Module or .py file that the scheduler imports first; its dask_setup(scheduler) is called. Can be "
+            "repeated. It gets the options that the scheduler does not know.",
+            HOW_IT_RUNS,
+            MODULE,
+            collect=tuple,
+        ),
+    ] = ()
+    preload_argv: Argv = NO_ARGV
     cluster_key: ClusterKeyFile = None
     auth: Auth = True
     busy_poll_s: float = 0.5e-3
@@ -435,13 +461,14 @@ class NannySettings(NamedTuple):
         tuple[str, ...],
         Option(
             "--preload",
-            "Module or .py file that each worker imports first; its dask_setup(worker) is called. Can be repeated.",
+            "Module or .py file that each worker imports first; its dask_setup(worker) is called. Can be repeated. "
+            "It gets the options that dask-worker does not know.",
             HOW_THEY_RUN,
             MODULE,
             collect=tuple,
         ),
     ] = ()
-    preload_argv: tuple[str, ...] = ()
+    preload_argv: Argv = NO_ARGV
 
     def draw_lifetime_s(self, uniform: Callable[[float, float], float]) -> float:
         """The lifetime of the next worker; `uniform(low, high)` draws how much it differs from the setting."""

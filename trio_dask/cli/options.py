@@ -11,11 +11,14 @@ import click
 from click.core import ParameterSource
 
 from trio_dask._version import __version__
-from trio_dask.config import LOG_FILE, Option, options_of
+from trio_dask.config import LOG_FILE, Argv, Option, options_of
 from trio_dask.errors import UnavailableError, UsageError
 
 OTHER = "Other"
 LOG = "Log"
+DASHES = "trio_dask.dashes"
+"""Whether the user has written `--` before the arguments."""
+PRELOADS = ("--preload", "--preload-nanny")
 
 if TYPE_CHECKING:
     ParamType = click.ParamType[Any]  # at run time, older releases of click have no such parameter
@@ -74,6 +77,32 @@ class Program(click.Command):
                 formatter.write_dl([record for record in records if record is not None])
 
 
+class PreloadingProgram(Program):
+    """A program with `--preload`: as with distributed, options that it does not know are for those modules."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the options; those of the modules are among the arguments then."""
+        before, dashes = (args[: args.index("--")], True) if "--" in args else (args, False)
+        preloads = any(word.partition("=")[0] in PRELOADS for word in before)
+        ctx.ignore_unknown_options = preloads and not dashes
+        ctx.meta[DASHES] = dashes
+        return super().parse_args(ctx, args)
+
+
+def preload_argv(context: click.Context) -> Argv:
+    """What the modules of this program's `--preload` find as their command line.
+
+    Raises `click.UsageError` if there are none.
+    """
+    options = context.params
+    words: tuple[str, ...] = options["preload_argv"]
+    if words and not any(options.get(name) for name in ("preload", "preload_nanny")):
+        raise click.UsageError(f"unexpected extra argument {words[0]!a}")
+    # Where both are given, the one cannot tell whether the other takes them.
+    certain = not (context.meta[DASHES] or (options["preload"] and options.get("preload_nanny")))
+    return Argv(words, tuple(word for word in words if word.startswith("-")) if certain else ())
+
+
 def setting_options(kind: type[NamedTuple]) -> list[SectionOption]:
     """The options that the settings of this kind declare."""
     defaults: dict[str, Any] = kind._field_defaults
@@ -87,6 +116,8 @@ def _click_option(option: Option, annotation: Any, default: Any) -> SectionOptio
     more: dict[str, Any] = {"default": None}
     if get_origin(kind) is Literal:
         more["type"] = click.Choice(get_args(kind))
+    elif kind is bool and "/" not in option.names:
+        more["is_flag"] = True
     elif option.reader is not None:
         more["type"] = Checked(option.reader.metavar, option.reader.read)
     if option.collect is not None:

@@ -18,9 +18,26 @@ from trio_dask.cli.command import (
     run_service,
 )
 from trio_dask.cli.legacy_options import LEGACY, NOT_OF_SCHEDULER, legacy_options
-from trio_dask.cli.options import LOG, Checked, Program, SectionOption, given_settings, log_options, setting_options
+from trio_dask.cli.options import (
+    LOG,
+    Checked,
+    PreloadingProgram,
+    SectionOption,
+    given_settings,
+    log_options,
+    preload_argv,
+    setting_options,
+)
 from trio_dask.cli.stdout import show
-from trio_dask.config import CREDENTIALS, DEFAULT_PORT, FAILURES, FILES, WHERE_TO_LISTEN, SchedulerSettings
+from trio_dask.config import (
+    CREDENTIALS,
+    DEFAULT_PORT,
+    FAILURES,
+    FILES,
+    HOW_IT_RUNS,
+    WHERE_TO_LISTEN,
+    SchedulerSettings,
+)
 from trio_dask.deploy.program_runner import spare_garbage_collection
 from trio_dask.errors import UsageError
 from trio_dask.parsing import parse_port
@@ -30,9 +47,10 @@ LONE_WORKER_TTLS = 6
 
 
 @click.command(
-    cls=Program,
-    sections=[WHERE_TO_LISTEN, CREDENTIALS, FAILURES, FILES, LOG, LEGACY],
+    cls=PreloadingProgram,
+    sections=[WHERE_TO_LISTEN, CREDENTIALS, FAILURES, FILES, HOW_IT_RUNS, LOG, LEGACY],
     params=[
+        click.Argument(["preload_argv"], nargs=-1, metavar="[ARGS]..."),
         SectionOption(
             ["--host"],
             section=WHERE_TO_LISTEN,
@@ -60,7 +78,8 @@ LONE_WORKER_TTLS = 6
 def scheduler(context: click.Context, /, **options: Any) -> int:
     """Start a scheduler.
 
-    Workers join it with `dask-worker ADDRESS`; programs use it with Client("ADDRESS").
+    Workers join it with `dask-worker ADDRESS`; programs use it with Client("ADDRESS"). ARGS are passed on to the
+    --preload modules.
     """
     settings = _settings(context)
 
@@ -71,9 +90,15 @@ def scheduler(context: click.Context, /, **options: Any) -> int:
         from trio_dask.security.credentials import find_credentials
 
         spare_garbage_collection()
+        around = None
+        if settings.preload:
+            from trio_dask.deploy.preload import preload, set_up
+
+            around = partial(set_up, preload(settings.preload, settings.preload_argv), settings.preload_argv)
         credentials = find_credentials(settings)
         async with trio.open_nursery() as nursery:
-            address = await nursery.start(partial(run_scheduler, credentials=credentials), settings)
+            running = partial(run_scheduler, credentials=credentials, around=around)
+            address = await nursery.start(running, settings)
             if options["print_join"]:
                 show(*how_to_join(str(address), None if credentials.key is None else credentials.key.place))
 
@@ -110,7 +135,7 @@ def _settings(context: click.Context) -> SchedulerSettings:
         raise click.UsageError(f"--protocol {given['protocol']} and --host with {scheme}://: give the protocol once")
     port = next((number for number in (port, host_port) if number is not None), DEFAULT_PORT)
     check_host_is_here("--host", host)
-    settings = SchedulerSettings(host=host, port=port, **given)
+    settings = SchedulerSettings(host=host, port=port, preload_argv=preload_argv(context), **given)
     return settings._replace(lone_worker_ttl_s=LONE_WORKER_TTLS * settings.worker_ttl_s)
 
 

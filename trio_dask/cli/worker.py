@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -18,9 +19,9 @@ from trio_dask.cli.command import (
     run_service,
     scheduler_address,
 )
-from trio_dask.cli.options import Program, given_settings
+from trio_dask.cli.options import PreloadingProgram, given_settings, preload_argv
 from trio_dask.cli.worker_options import PARAMETERS, SECTIONS
-from trio_dask.config import NannySettings, WorkerSettings
+from trio_dask.config import Argv, NannySettings, WorkerSettings
 from trio_dask.deploy.cluster_sizing import WorkerSizing, divide
 from trio_dask.errors import UsageError
 from trio_dask.host_limits import cpus, memory
@@ -31,14 +32,13 @@ if TYPE_CHECKING:
     from trio_dask.deploy.program_runner import Stopper
 
 
-@click.command(cls=Program, sections=SECTIONS, params=PARAMETERS)
+@click.command(cls=PreloadingProgram, sections=SECTIONS, params=PARAMETERS)
 @click.pass_context
 def worker(context: click.Context, /, **options: Any) -> int:
     """Start workers that run tasks for the scheduler at SCHEDULER, such as tcp://10.0.0.5:8786 or just 10.0.0.5.
 
     Without SCHEDULER and --scheduler-file it uses the environment variable DASK_SCHEDULER_ADDRESS. Each worker is a
-    process with a nanny, which restarts it when it crashes. ARGS are passed on to the --preload modules; write --
-    before the first that begins with a dash.
+    process with a nanny, which restarts it when it crashes. ARGS are passed on to the --preload modules.
     """
     stopper: Stopper = context.obj
     share = _divide(options)
@@ -55,8 +55,9 @@ def worker(context: click.Context, /, **options: Any) -> int:
         if options["nanny"]:
             from trio_dask.deploy.nanny_group import run_nannies
 
-            preload(options["preload_nanny"], argv, option="--preload-nanny")
-            await run_nannies(nannies, stopper, label=context.command_path, debug=options["debug"])
+            preloaded = preload(options["preload_nanny"], argv, option="--preload-nanny")
+            label, debug = context.command_path, options["debug"]
+            await run_nannies(nannies, stopper, label=label, debug=debug, preloaded=preloaded)
         else:
             from trio_dask.deploy.worker_program import work
 
@@ -90,8 +91,6 @@ def _divide(options: dict[str, Any]) -> WorkerSizing:
         raise click.UsageError("--lifetime-restart and --no-nanny: only a nanny can start another worker")
     if not options["nanny"] and options["preload_nanny"]:
         raise click.UsageError("--preload-nanny and --no-nanny: there is no nanny that could use it")
-    if options["preload_argv"] and not (options["preload"] or options["preload_nanny"]):
-        raise click.UsageError(f"unexpected extra argument {options['preload_argv'][0]!a}")
     return share
 
 
@@ -111,19 +110,30 @@ def _check_machine(options: dict[str, Any]) -> None:
 
 def _nanny_settings(context: click.Context, share: WorkerSizing) -> list[NannySettings]:
     options, given = context.params, given_settings(context, WorkerSettings)
+    argv = _argv(context)
     settings = WorkerSettings(
         **{**given, "on_scheduler_stop": _on_scheduler_stop(given), **_address_settings(options, share)},
         scheduler=scheduler_address(options["scheduler"], options["scheduler_file"]),
         nthreads=share.threads,
         memory_limit_bytes=share.memory_limit_bytes,
     )
-    nanny = NannySettings(
-        worker=settings, preload_argv=options["preload_argv"], **given_settings(context, NannySettings)
-    )
+    nanny = NannySettings(worker=settings, preload_argv=argv, **given_settings(context, NannySettings))
     if share.workers == 1 or settings.name is None:
         return [nanny] * share.workers
     names = (f"{settings.name}-{number}" for number in range(share.workers))
     return [nanny._replace(worker=settings._replace(name=name)) for name in names]
+
+
+def _argv(context: click.Context) -> Argv:
+    """The arguments for modules. Their first option may stand where SCHEDULER would, if that is given otherwise."""
+    options = context.params
+    first: str = options["scheduler"] or ""
+    if first.startswith("-"):
+        options["scheduler"] = None
+        options["preload_argv"] = (first, *options["preload_argv"])
+        if not (options["scheduler_file"] or os.environ.get("DASK_SCHEDULER_ADDRESS")):
+            raise click.UsageError(f"no such option: {first}; write options of --preload modules after SCHEDULER")
+    return preload_argv(context)
 
 
 def _on_scheduler_stop(given: dict[str, Any]) -> Any:
