@@ -45,7 +45,7 @@ MODULE: Final = _reasons(
         "use Python's own TimeoutError": "TimeoutError",
         NO_FILES: "UploadDirectory UploadFile",
         "there is no class for a worker; start one with dask-worker or LocalCluster; tasks have get_worker()": "Worker",
-        "there is no configuration file; give options and arguments": "config",
+        "use dask.config; docs/configuration.md has the keys": "config",
         INTERNAL: "connect dask",
         NO_METADATA: "get_task_metadata",
         NO_DASHBOARD: "get_task_stream performance_report widgets",

@@ -440,7 +440,8 @@ def test_the_help_of_a_worker_puts_every_option_under_a_heading(capsys: pytest.C
     out = capsys.readouterr().out
     rest = out[out.index("\nOther:") :]
     assert rest.split() == [
-        *("Other:", "--debug", "Log", "everything,", "with", "times", "and", "tracebacks."),
+        *("Other:", "-v,", "--verbose", "Also", "say", "what", "in", "the", "configuration", "has", "no", "meaning"),
+        *("here.", "--debug", "Log", "everything,", "with", "times", "and", "tracebacks."),
         *("--version", "Show", "the", "version."),
         *("-h,", "--help", "Show", "this", "help", "and", "exit."),
     ]
@@ -464,7 +465,7 @@ def test_an_unknown_command_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -
     out, err = capsys.readouterr()
     assert out == ""
     assert err.count("\n") == 1
-    assert "give one of scheduler, worker, status, demo" in err
+    assert "give one of scheduler, worker, status, config, demo" in err
 
 
 def test_no_command_shows_the_commands(capsys: pytest.CaptureFixture[str]) -> None:

@@ -182,8 +182,8 @@ def test_the_first_source_that_names_a_key_counts(tmp_path: Path, home: Path, mo
     monkeypatch.setenv("TRIO_DASK_CLUSTER_KEY_FILE", paths["environment"])
 
     def found(option: str | None = None, key: ClusterKey | None = None, configured: str | None = None) -> Credentials:
-        settings = WorkerSettings(cluster_key=option)
-        return find_credentials(settings, in_scheduler_file=key, configured=configured)
+        settings = WorkerSettings(cluster_key=option, default_cluster_key=configured)
+        return find_credentials(settings, in_scheduler_file=key)
 
     assert found(paths["option"], in_file, paths["configuration"]).key == keys["option"]
     assert found(None, in_file, paths["configuration"]).key == keys["environment"]

@@ -14,6 +14,7 @@ from trio_dask.cli.command import (
     check_interface,
     naming,
     only_one,
+    reading,
     run_command,
     run_service,
 )
@@ -24,6 +25,7 @@ from trio_dask.cli.options import (
     PreloadingProgram,
     SectionOption,
     given_settings,
+    is_given,
     log_options,
     preload_argv,
     setting_options,
@@ -35,31 +37,34 @@ from trio_dask.config import (
     FAILURES,
     FILES,
     HOW_IT_RUNS,
+    LONE_WORKER_TTLS,
     WHERE_TO_LISTEN,
     SchedulerSettings,
+    own_key,
 )
 from trio_dask.deploy.program_runner import spare_garbage_collection
 from trio_dask.errors import UsageError
 from trio_dask.parsing import parse_port
 
-LONE_WORKER_TTLS = 6
-"""How many times longer a worker without a nanny may be silent: nothing vouches for it while a task holds the GIL."""
-
 
 @click.command(
     cls=PreloadingProgram,
+    program="scheduler",
     sections=[WHERE_TO_LISTEN, CREDENTIALS, FAILURES, FILES, HOW_IT_RUNS, LOG, LEGACY],
     params=[
         click.Argument(["preload_argv"], nargs=-1, metavar="[ARGS]..."),
         SectionOption(
             ["--host"],
             section=WHERE_TO_LISTEN,
+            declared=own_key("host"),
+            instead=("interface",),
             default="",
             help="Name or address to listen on. Default: all interfaces.",
         ),
         SectionOption(
             ["--port"],
             section=WHERE_TO_LISTEN,
+            declared=own_key("port"),
             type=Checked("PORT", parse_port),
             help=f"Port to listen on; 0: any free port. Default: {DEFAULT_PORT}.",
         ),
@@ -129,13 +134,21 @@ def _settings(context: click.Context) -> SchedulerSettings:
     port: int | None = options["port"]
     with naming("--host"):
         scheme, host, host_port = _split_host(options["host"], DEFAULT_PORT if port is None else port)
+    is_host_given = is_given(context, "host")
     if port is not None and host_port is not None and port != host_port:
-        raise click.UsageError(f"--port {port} and --host with port {host_port}: give the port once")
+        if is_given(context, "port") == is_host_given:
+            raise click.UsageError(f"--port {port} and --host with port {host_port}: give the port once")
+        port = host_port if is_host_given else port
+    if scheme is not None and is_host_given and not is_given(context, "protocol"):
+        given["protocol"] = scheme
     if scheme is not None and given.setdefault("protocol", scheme) != scheme:
         raise click.UsageError(f"--protocol {given['protocol']} and --host with {scheme}://: give the protocol once")
     port = next((number for number in (port, host_port) if number is not None), DEFAULT_PORT)
     check_host_is_here("--host", host)
-    settings = SchedulerSettings(host=host, port=port, preload_argv=preload_argv(context), **given)
+    settings = SchedulerSettings(host=host, port=port, **given)
+    argv = preload_argv(context)
+    if argv.words:
+        settings = settings._replace(preload_argv=argv)
     return settings._replace(lone_worker_ttl_s=LONE_WORKER_TTLS * settings.worker_ttl_s)
 
 
@@ -151,6 +164,16 @@ def _split_host(text: str, default_port: int) -> tuple[str | None, str, int | No
     if address.is_in_process:
         raise UsageError(f"{text!r} is an address inside one program; give the host where others reach the scheduler")
     return address.scheme if "://" in text else None, address.host, address.port
+
+
+def read_settings(arguments: Sequence[str]) -> SchedulerSettings:
+    """The settings that these arguments give, for a program that starts the scheduler itself.
+
+    Raises:
+      UsageError: an argument is wrong.
+    """
+    with reading(scheduler, "dask-scheduler", arguments) as context:
+        return _settings(context)
 
 
 def main(arguments: Sequence[str] | None = None, name: str = "dask-scheduler") -> int:

@@ -274,7 +274,7 @@ class Nanny:
             settings=to_json(settings._replace(worker=worker)),
             credentials=self._given,
             inherit=(board.fd,),
-            environment=child_environment(settings.environment),
+            environment=child_environment(settings.environment, defaults=settings.default_environment),
             guarded=True,
             log=self._log,
             start_timeout_s=settings.start_timeout_s,
