@@ -21,6 +21,7 @@ from trio_dask.cli.command import (
 from trio_dask.cli.legacy_options import LEGACY, NOT_OF_SCHEDULER, legacy_options
 from trio_dask.cli.options import (
     LOG,
+    OTHER,
     Checked,
     PreloadingProgram,
     SectionOption,
@@ -71,7 +72,7 @@ from trio_dask.parsing import parse_port
         *setting_options(SchedulerSettings),
         SectionOption(
             ["--print-join"],
-            section=CREDENTIALS,
+            section=OTHER,
             is_flag=True,
             help="Print how to join from this machine, and from one that does not share its home.",
         ),
