@@ -363,6 +363,20 @@ def trespassing(root: Path) -> list[str]:
     ]
 
 
+def open_endpoints(root: Path) -> list[str]:
+    """Endpoints that are made without credentials, and so let everybody in."""
+    return [
+        f"{module.name}:{node.lineno} makes an endpoint without credentials"
+        for module in modules(root).values()
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id == "Endpoint"
+        and len(node.args) < 3
+        and all(keyword.arg != "credentials" for keyword in node.keywords)
+    ]
+
+
 def circles(root: Path) -> list[str]:
     """Modules that import each other, directly or by way of others. Imports for type checkers do not count."""
     known = modules(root)
