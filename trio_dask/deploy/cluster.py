@@ -238,7 +238,8 @@ def _form(method: Callable[..., Any], run: Callable[..., Any]) -> Any:
 class BlockingCluster(ReadableCluster, Generic[A]):
     """A cluster for blocking code: ready when it has been made. Use it in a `with` block, or `close` it."""
 
-    UNSUPPORTED: ClassVar[Mapping[str, str]] = {}
+    _KIND: ClassVar = "cluster"
+    _UNSUPPORTED: ClassVar[Mapping[str, str]] = {}
     """The names that distributed's class has, and this one has not, with the reason."""
 
     def _start(self, make: Callable[[], A]) -> None:
@@ -309,13 +310,13 @@ class BlockingCluster(ReadableCluster, Generic[A]):
     if not TYPE_CHECKING:  # a type checker would take it to have every name
 
         def __getattr__(self, name):
-            raise unsupported_error(type(self).__name__, name, self.UNSUPPORTED)
+            raise unsupported_error(type(self).__name__, name, self._UNSUPPORTED)
 
     def __repr__(self) -> str:
         try:
             return repr(self._readable())
         except ClusterError as exc:
-            return f"<{type(self).__name__}: {exc}>"
+            return f"<{self._KIND}: {exc}>"
 
     def _run_in_loop(self, run: Callable[..., Any], function: Callable[..., Any]) -> Any:
         """Have the loop's thread call or await this with the cluster, and return what it returns."""

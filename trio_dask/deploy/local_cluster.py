@@ -122,7 +122,8 @@ class LocalCluster(BlockingCluster[AsyncLocalCluster]):
       ClusterError: the cluster could not be started.
     """
 
-    UNSUPPORTED = LOCAL_CLUSTER
+    _KIND = "local cluster"
+    _UNSUPPORTED = LOCAL_CLUSTER
 
     @takes_arguments_of(plan, name="LocalCluster", for_trio="open_local_cluster", ignored=IGNORED)
     def __init__(self, layout: Layout) -> None:
