@@ -31,7 +31,7 @@ from trio_dask.parsing import (
 
 DEFAULT_PORT = 8786
 
-Scheme = Literal["tcp", "ws"]
+Scheme = Literal["tcp", "tls", "ws", "wss"]
 DEFAULT_SCHEME: Final = "tcp"
 SCHEMES: Final[tuple[str, ...]] = get_args(Scheme)
 """What a scheduler can speak; `comm` has a transport for each."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple
 
 from trio_dask.comm.addresses import Address
 from trio_dask.protocol.link import DEFAULT_LIMITS, LinkLimits
 
-Security: TypeAlias = None
-"""How an endpoint encrypts and whom it trusts. So far nothing does: this is the place for TLS."""
+if TYPE_CHECKING:
+    from trio_dask.security.tls_contexts import Tls
 
 
 class Endpoint(NamedTuple):
@@ -16,7 +16,7 @@ class Endpoint(NamedTuple):
 
     address: Address
     limits: LinkLimits = DEFAULT_LIMITS
-    security: Security = None
+    security: Tls | None = None
 
     def __str__(self) -> str:
         return str(self.address)

@@ -69,6 +69,8 @@ class _Pipe:
 class MemoryTransport:
     """`Transport` to another part of the same program."""
 
+    channel_binding = b""
+    peer_units: frozenset[str] = frozenset()
     thread_safe_send = False
     fd = None
 
