@@ -42,11 +42,11 @@ def tcp_pair() -> tuple[TcpTransport, TcpTransport]:
     return TcpTransport(near), TcpTransport(far)
 
 
-async def tls_pair() -> tuple[TlsTransport, TlsTransport]:
-    """Without certificates that anybody vouches for: the bytes take the same way."""
+async def tls_pair(calling: Tls | None = None, listening: Tls | None = None) -> tuple[TlsTransport, TlsTransport]:
+    """By default without certificates that anybody vouches for: the bytes take the same way."""
     tcp, far_tcp = tcp_pair()
-    near = TlsTransport(tcp, TLS.context(listening=False), server_name="here")
-    far = TlsTransport(far_tcp, TLS.context(listening=True))
+    near = TlsTransport(tcp, (calling or TLS).context(listening=False), server_name="here")
+    far = TlsTransport(far_tcp, (listening or calling or TLS).context(listening=True))
     async with trio.open_nursery() as agreeing:
         agreeing.start_soon(near.agree)
         agreeing.start_soon(far.agree)

@@ -134,7 +134,9 @@ class TlsTransport:
         if not data:
             if self._is_listener:
                 raise ConnectionLost("it was closed in the middle of the TLS handshake")
-            raise ProtocolError("no TLS peer: it closed the connection in the handshake; perhaps its address has no TLS")
+            raise ProtocolError(
+                "no TLS peer: it closed the connection in the handshake; perhaps its address has no TLS"
+            )
         if not self._has_begun and data[0] not in (_HANDSHAKE, _ALERT):
             await self._answer_plainly(data)
         self._has_begun = True
@@ -169,7 +171,8 @@ class TlsTransport:
             what = reason.partition("_ALERT_")[2].replace("_", " ").lower()
             if "CERTIFICATE" in reason or reason.endswith(("UNKNOWN_CA", "ACCESS_DENIED")):
                 return self._refusal(what)
-            return ProtocolError(f"a TLS peer that gives up: {what}")
+            guess = "; it may ask for a certificate" if what == "handshake failure" else ""  # before TLS 1.3
+            return ProtocolError(f"a TLS peer that gives up: {what}{guess}")
         if reason == "PEER_DID_NOT_RETURN_A_CERTIFICATE":
             return ProtocolError("it has no certificate, which is needed here")
         return ProtocolError(f"no TLS peer of ours: {reason.replace('_', ' ').lower()}")

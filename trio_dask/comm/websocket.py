@@ -47,6 +47,7 @@ _BREACHES = frozenset({1002, 1003, 1007, 1008, 1009, 1010})
 
 _READ_BYTES = 2**18
 
+
 class Carrier(Transport, Protocol):
     """What a websocket needs below it: TCP, or TLS over it."""
 

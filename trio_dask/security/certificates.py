@@ -70,7 +70,9 @@ def read_key(source: str) -> Pem:
         raise UsageError(f"{pem.name} is not a private key in PEM form")
     if "BEGIN ENCRYPTED PRIVATE KEY-----" in pem.text or "Proc-Type: 4,ENCRYPTED" in pem.text:
         remedy = "decrypt it with: openssl pkey -in FILE -out NEWFILE"
-        raise UsageError(f"the private key in {pem.name} is encrypted, and nobody is there to type its password; {remedy}")
+        raise UsageError(
+            f"the private key in {pem.name} is encrypted, and nobody is there to type its password; {remedy}"
+        )
     return pem
 
 
@@ -261,9 +263,7 @@ def make_set(units: Sequence[str]) -> tuple[str, dict[str, Made]]:
             .add_extension(x509.BasicConstraints(ca=is_authority, path_length=None), critical=True)
             .add_extension(x509.SubjectAlternativeName([x509.DNSName("dask-internal")]), critical=False)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-            .add_extension(
-                x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier), critical=False
-            )
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier), critical=False)
         )
         pem = serialization.Encoding.PEM
         return Made(

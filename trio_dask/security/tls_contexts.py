@@ -193,4 +193,3 @@ def _empty(*, listening: bool) -> ssl.SSLContext:
     if listening:
         context.num_tickets = 0  # nobody resumes a session, and a ticket is a write that nobody waits for
     return context
-
