@@ -176,7 +176,7 @@ async def test_whatever_else_speaks_without_tls_is_named(first: bytes) -> None:
     plain, far_tcp = tcp_pair()
     far = TlsTransport(far_tcp, TLS.context(listening=True))
     await plain.send_all(first)
-    with pytest.raises(ProtocolError, match="no TLS peer: it began with|it does not speak TLS"):
+    with pytest.raises(ProtocolError, match=r"no TLS peer: it began with|it does not speak TLS"):
         await far.receive_some()
     with pytest.raises(ProtocolError):  # and it stays so
         await far.receive_some()
@@ -322,7 +322,7 @@ async def exchange(endpoint: Endpoint) -> bytes:
 
 async def test_renewed_certificates_are_shown_to_new_peers(tmp_path: Path) -> None:
     files = write_files(tmp_path)
-    tls = Tls(TlsConfig(*map(str, files)))
+    tls = files.tls()
     [listener] = bind_tls(endpoint(LOOPBACK, tls))
     place = endpoint(listener.address, tls)
     with trio.fail_after(10):
@@ -338,8 +338,8 @@ async def test_renewed_certificates_are_shown_to_new_peers(tmp_path: Path) -> No
 async def test_files_that_are_wrong_when_a_listener_starts_are_refused(tmp_path: Path) -> None:
     files = write_files(tmp_path)
     files.ca.write_text("")
-    with pytest.raises(UsageError, match="ca.pem is not a certificate"):
-        bind_tls(endpoint(LOOPBACK, Tls(TlsConfig(*map(str, files)))))
+    with pytest.raises(UsageError, match=r"ca\.pem is not a certificate"):
+        bind_tls(endpoint(LOOPBACK, files.tls()))
 
 
 async def test_temporary_certificates_of_all_roles_fit() -> None:

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import trustme
 
+from trio_dask.security.tls_contexts import Tls, TlsConfig
+
 
 class Party(NamedTuple):
     """A certificate and its key."""
@@ -35,7 +37,7 @@ def party(*names: str, authority: trustme.CA = AUTHORITY, unit: str | None = Non
 def arguments(of: Mapping[str, Party] | Party | None = None, **more: Any) -> dict[str, Any]:
     """What `Security` needs for parties by role, or for one that plays every role."""
     given = of or party()
-    parties = {role: given for role in ("client", "scheduler", "worker")} if isinstance(given, Party) else given
+    parties = dict.fromkeys(("client", "scheduler", "worker"), given) if isinstance(given, Party) else given
     fields = {"tls_ca_file": CA_TEXT}
     for role, one in parties.items():
         fields |= {f"tls_{role}_cert": one.certificate, f"tls_{role}_key": one.key}
@@ -48,6 +50,10 @@ class Files(NamedTuple):
     ca: Path
     certificate: Path
     key: Path
+
+    def tls(self) -> Tls:
+        """For whoever shows these."""
+        return Tls(TlsConfig(str(self.ca), str(self.certificate), str(self.key)))
 
     def options(self) -> list[str]:
         """Those of the command line."""

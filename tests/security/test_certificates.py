@@ -8,14 +8,10 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives import serialization
 
-from tests.security.pem import CA_TEXT, OTHER_AUTHORITY, Files, party, write_files
+from tests.security.pem import CA_TEXT, OTHER_AUTHORITY, Files, Party, party, write_files
 from trio_dask.errors import UsageError
 from trio_dask.security import certificates
 from trio_dask.security.tls_contexts import Tls, TlsConfig
-
-
-def tls_of(files: Files) -> Tls:
-    return Tls(TlsConfig(*map(str, files)))
 
 
 def encrypted(key: str) -> str:
@@ -24,11 +20,21 @@ def encrypted(key: str) -> str:
     return loaded.private_bytes(*form, serialization.BestAvailableEncryption(b"secret")).decode()
 
 
+def swapped() -> Party:
+    one = party()
+    return Party(one.key, one.certificate)
+
+
+def replace_key_by_folder(files: Files) -> None:
+    files.key.unlink()
+    files.key.mkdir()
+
+
 BREAK: dict[str, tuple[Callable[[Files], object], str]] = {
     "missing authority": (lambda files: files.ca.unlink(), r"cannot read the tls-ca-file \S+/ca.pem: No such file"),
     "missing certificate": (lambda files: files.certificate.unlink(), r"the tls-cert \S+/cert.pem: No such file"),
     "missing key": (lambda files: files.key.unlink(), r"cannot read the tls-key \S+/key.pem: No such file"),
-    "folder": (lambda files: (files.key.unlink(), files.key.mkdir()), r"tls-key \S+/key.pem: Is a directory"),
+    "folder": (replace_key_by_folder, r"tls-key \S+/key.pem: Is a directory"),
     "authority not PEM": (lambda files: files.ca.write_text("hello"), r"ca.pem is not a certificate in PEM form"),
     "certificate not PEM": (lambda files: files.certificate.write_text("x"), r"cert.pem is not a certificate in PEM"),
     "key not PEM": (lambda files: files.key.write_text("hello"), r"key.pem is not a private key in PEM form"),
@@ -50,7 +56,7 @@ BREAK: dict[str, tuple[Callable[[Files], object], str]] = {
     ),
     "too long": (lambda files: files.ca.write_bytes(bytes(2**20 + 1)), r"ca.pem is longer than 1048576 bytes"),
     "swapped": (
-        lambda files: write_files(files.ca.parent, certificates_swapped()),
+        lambda files: write_files(files.ca.parent, swapped()),
         r"cert.pem holds a private key and no certificate; are certificate and key swapped",
     ),
     "certificate as key": (
@@ -79,11 +85,6 @@ BREAK: dict[str, tuple[Callable[[Files], object], str]] = {
 }
 
 
-def certificates_swapped() -> certificates.Made:
-    one = party()
-    return certificates.Made(one.key, one.certificate)
-
-
 @pytest.mark.parametrize("case", BREAK)
 @pytest.mark.parametrize("listening", [True, False])
 def test_a_bad_file_is_one_line_that_names_it(tmp_path: Path, case: str, listening: bool) -> None:
@@ -91,7 +92,7 @@ def test_a_bad_file_is_one_line_that_names_it(tmp_path: Path, case: str, listeni
     files = write_files(tmp_path)
     spoil(files)
     with pytest.raises(UsageError, match=words) as caught:
-        tls_of(files).context(listening=listening)
+        files.tls().context(listening=listening)
     assert "\n" not in str(caught.value)
 
 
@@ -104,13 +105,13 @@ def test_an_unreadable_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
         return open(path, mode)
 
     monkeypatch.setattr(certificates, "open", refuse, raising=False)
-    with pytest.raises(UsageError, match="cannot read the tls-cert .*cert.pem: Permission denied"):
-        tls_of(files).check()
+    with pytest.raises(UsageError, match=r"cannot read the tls-cert .*cert.pem: Permission denied"):
+        files.tls().check()
 
 
 def test_good_files_are_taken_and_a_key_may_stand_with_its_certificate(tmp_path: Path) -> None:
     files = write_files(tmp_path)
-    tls_of(files).check()
+    files.tls().check()
     both = tmp_path / "both.pem"
     both.touch(mode=0o600)
     both.write_text(files.certificate.read_text() + files.key.read_text())
@@ -140,7 +141,7 @@ def test_the_key_of_root_may_be_for_a_group(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize("listening", [True, False])
 def test_renewed_files_are_taken_up_and_wrong_ones_are_not(tmp_path: Path, listening: bool) -> None:
     files = write_files(tmp_path)
-    tls = tls_of(files)
+    tls = files.tls()
     complaints: list[str] = []
     first = tls.context(listening=listening, complain=complaints.append)
     assert tls.context(listening=listening, complain=complaints.append) is first

@@ -12,6 +12,7 @@ import pytest
 from tests.security.pem import CA_TEXT, arguments, party
 from trio_dask.errors import UsageError
 from trio_dask.security.security import Security
+from trio_dask.security.tls_contexts import Tls
 
 CONFIG = {
     "distributed.comm.tls.ca-file": "ca.pem",
@@ -145,16 +146,22 @@ def test_temporary_certificates_are_texts_and_each_role_has_its_own() -> None:
         security.for_role(role).check()
 
 
-def test_a_pickle_never_holds_a_private_key() -> None:
+def test_a_pickle_never_holds_a_secret() -> None:
     paths = Security(tls_ca_file="ca.pem", tls_worker_cert="cert.pem", tls_worker_key="key.pem", tls_min_version=1.3)
     for copied in (pickle.loads(pickle.dumps(paths)), copy.copy(paths)):
-        assert copied.to_plain() == paths.to_plain()
+        assert repr(copied) == repr(paths)
+        assert copied.tls_min_version is ssl.TLSVersion.TLSv1_3
     with pytest.raises(TypeError, match="cannot be pickled; give it the path"):
         pickle.dumps(Security(**arguments(party())))
+    with pytest.raises(TypeError, match="cannot be pickled: they may hold a password"):
+        pickle.dumps(Security(extra_conn_args={"headers": {"Authorization": "token"}}))
 
 
-def test_its_plain_form_is_json_and_complete() -> None:
-    security = Security.temporary(tls_verify="role", tls_max_version=1.3)
-    with dask.config.set(CONFIG):  # which has no part in it any more
-        again = Security.from_plain(json.loads(json.dumps(security.to_plain())))
-    assert again.to_plain() == security.to_plain()
+def test_what_a_child_process_gets_is_json_and_complete() -> None:
+    options = {"headers": {"a": "b"}, "server_hostname": "name"}
+    tls = Security.temporary(tls_verify="role", tls_max_version=1.3, extra_conn_args=options).for_role("worker")
+    again = Tls.from_secrets(json.loads(json.dumps(tls.to_secrets())))
+    assert again.config == tls.config
+    assert (again.is_required, again.server_name, again.headers) == (True, "name", {"a": "b"})
+    again.check()
+    assert Tls.from_secrets(json.loads(json.dumps(Tls().to_secrets()))).config is None

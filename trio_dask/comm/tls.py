@@ -339,8 +339,8 @@ class TlsTransport:
     def _decrypt_into(self, buffer: memoryview) -> int:
         """Like `_decrypt`, into a buffer; returns how much of it was filled."""
         try:
-            # The annotations of `SSLObject.read` name the text of a type that a memoryview is one of.
-            return self._tls.read(len(buffer), buffer) or len(self._ended())
+            # With a buffer it gives a number, whatever its annotation says.
+            return cast("int", self._tls.read(len(buffer), cast("bytearray", buffer))) or len(self._ended())
         except ssl.SSLWantReadError:
             self._may_have_more = False
         except ssl.SSLError as error:

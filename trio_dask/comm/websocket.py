@@ -26,7 +26,7 @@ from trio_websocket import (
 from trio_dask.comm.addresses import Address
 from trio_dask.comm.endpoint import Endpoint
 from trio_dask.comm.tcp import bind_tcp, connect_tcp
-from trio_dask.comm.transport import Bytes, ConnectionLost, Listener, Transport, first_error
+from trio_dask.comm.transport import Bytes, ConnectionLost, Transport, first_error
 from trio_dask.errors import ProtocolError, TrioDaskError
 
 MESSAGE_BYTES = 64 * 2**10

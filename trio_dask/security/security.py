@@ -61,6 +61,12 @@ class Security:
 
     require_encryption: bool
     tls_ca_file: str | None
+    tls_client_cert: str | None
+    tls_client_key: str | None
+    tls_scheduler_cert: str | None
+    tls_scheduler_key: str | None
+    tls_worker_cert: str | None
+    tls_worker_key: str | None
     tls_ciphers: str | None
     tls_min_version: ssl.TLSVersion
     tls_max_version: ssl.TLSVersion | None
@@ -90,8 +96,9 @@ class Security:
             require_encryption = _configured("distributed.comm.require-encryption")
         self.require_encryption = bool(kwargs) if require_encryption is None else bool(require_encryption)
         given = {name: kwargs[name] if name in kwargs else _configured(key) for name, key in self._KEYS.items()}
-        self.tls_min_version = _version("tls_min_version", given.pop("tls_min_version")) or _version("", _VERSIONS[0])
-        self.tls_max_version = _version("tls_max_version", given.pop("tls_max_version"))
+        smallest, largest = given.pop("tls_min_version"), given.pop("tls_max_version")
+        self.tls_min_version = _version("tls_min_version", _VERSIONS[0] if smallest is None else smallest)
+        self.tls_max_version = None if largest is None else _version("tls_max_version", largest)
         self.tls_verify = given.pop("tls_verify") or "ca"
         if self.tls_verify not in get_args(Verify):
             raise UsageError(f"tls_verify={self.tls_verify!r} is none of {', '.join(get_args(Verify))}")
@@ -111,7 +118,11 @@ class Security:
         return cls(**{"require_encryption": True, **fields, **kwargs})
 
     def __repr__(self) -> str:
-        default = {"tls_min_version": _version("", _VERSIONS[0]), "tls_verify": "ca", "extra_conn_args": {}}
+        default: dict[str, object] = {
+            "tls_min_version": _version("", _VERSIONS[0]),
+            "tls_verify": "ca",
+            "extra_conn_args": {},
+        }
         shown: list[str] = []
         for name in self.__slots__:
             value = getattr(self, name)
@@ -121,22 +132,14 @@ class Security:
             shown.append(f"{name}={'...' if is_secret else repr(value)}")
         return f"Security({', '.join(shown)})"
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """A pickle may be stored or go to other machines, so a private key itself never stands in one."""
-        fields = self.to_plain()
+    def __getstate__(self) -> tuple[None, dict[str, Any]]:
+        """A pickle may be stored or go to other machines, so no secret ever stands in one."""
+        fields = {name: getattr(self, name) for name in self.__slots__}
         if any(isinstance(value, str) and "PRIVATE KEY-----" in value for value in fields.values()):
             raise TypeError("a Security that holds a private key cannot be pickled; give it the path of the key's file")
-        return Security.from_plain, (fields,)
-
-    def to_plain(self) -> dict[str, Any]:
-        """All settings as values of JSON, private keys too; for a process of our own, over a private descriptor."""
-        fields = {name: getattr(self, name) for name in self.__slots__}
-        return fields | {name: _number(fields[name]) for name in ("tls_min_version", "tls_max_version")}
-
-    @staticmethod
-    def from_plain(fields: Mapping[str, Any]) -> Security:
-        """The object that `to_plain` described."""
-        return Security(**fields)
+        if fields["extra_conn_args"].get("headers"):
+            raise TypeError("a Security with headers cannot be pickled: they may hold a password")
+        return None, fields
 
     def get_tls_config_for_role(self, role: str) -> dict[str, str | None]:
         """Certificate, key, authority and ciphers of a role. Raises `ValueError` if there is no such role."""
@@ -185,19 +188,13 @@ def _configured(key: str) -> Any:
     return None if config is None else config.get(key, None)
 
 
-def _version(name: str, value: Any) -> ssl.TLSVersion | None:
+def _version(name: str, value: Any) -> ssl.TLSVersion:
     import ssl
 
     known = dict(zip(_VERSIONS, (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3), strict=True))
-    if value is None or value in known.values():
-        return cast("ssl.TLSVersion | None", value)
+    if value in known.values():
+        return cast("ssl.TLSVersion", value)
     try:
         return known[float(value)]
     except (KeyError, TypeError, ValueError):
         raise UsageError(f"{name}={value!r} is not supported, expected one of {[*_VERSIONS]}") from None
-
-
-def _number(version: ssl.TLSVersion | None) -> float | None:
-    import ssl
-
-    return None if version is None else {ssl.TLSVersion.TLSv1_2: 1.2, ssl.TLSVersion.TLSv1_3: 1.3}[version]

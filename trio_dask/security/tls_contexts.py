@@ -1,10 +1,10 @@
-"""What one process shows and asks for under TLS, as contexts of `ssl`, which follow its files when these are renewed."""
+"""What one process shows and asks for under TLS: contexts of `ssl`, which follow its files when these are renewed."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from trio_dask.errors import UsageError
 from trio_dask.security import certificates
@@ -78,6 +78,28 @@ class Tls:
         """Refuse files that cannot be used. Raises `UsageError`, naming the file and the reason."""
         for listening in (True, False):
             self.context(listening=listening)
+
+    def to_secrets(self) -> dict[str, Any]:
+        """All of this as values of JSON, for the pipe to a child process and for nothing else."""
+        config = None if self.config is None else self.config._asdict()
+        return {
+            "config": config,
+            "is_required": self.is_required,
+            "server_name": self.server_name,
+            "headers": dict(self.headers),
+        }
+
+    @classmethod
+    def from_secrets(cls, content: Mapping[str, Any]) -> Tls:
+        """What `to_secrets` has described."""
+        import ssl
+
+        fields = dict(content)
+        config = fields.pop("config")
+        if config is not None:
+            versions = {name: config[name] for name in ("min_version", "max_version") if config[name] is not None}
+            config = TlsConfig(**{**config, **{name: ssl.TLSVersion(value) for name, value in versions.items()}})
+        return cls(config, **fields)
 
     def context(self, *, listening: bool, complain: Callable[[str], None] | None = None) -> TlsContext:
         """The context for the next connection.
