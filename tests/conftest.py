@@ -12,6 +12,15 @@ settings.register_profile("trio_dask", deadline=None)
 settings.load_profile("trio_dask")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _no_real_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test, and no program that one starts, reads or makes the cluster key of the user that runs the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
+        patch.delenv("TRIO_DASK_CLUSTER_KEY_FILE", raising=False)
+        yield
+
+
 @pytest.fixture
 def running() -> Iterator[tuple[int, float]]:
     """Another process that lives, and when it started."""

@@ -81,7 +81,6 @@ HELLOS = st.builds(
     role=st.sampled_from(["client", "worker", "data", "nanny", "control"]),
     incarnation=PRINTABLE,
     name=PRINTABLE,
-    credentials=PRINTABLE,
     details=st.dictionaries(TEXT, JSON, max_size=3),
     protocol=st.integers(0, 9),
     package=PRINTABLE,

@@ -6,7 +6,7 @@ import pytest
 
 from trio_dask.errors import NoScheduler, UnavailableError, UsageError
 from trio_dask.owned_files import keep_file
-from trio_dask.scheduler_file import read_scheduler_file, scheduler_file_text
+from trio_dask.scheduler_file import FoundScheduler, read_scheduler_file, scheduler_file_text
 
 
 def scheduler_of(pid: int, start: float, **more: object) -> str:
@@ -24,7 +24,7 @@ def test_a_scheduler_file_of_a_scheduler_that_runs_is_read_and_left_alone(
 ) -> None:
     path = tmp_path / "scheduler.json"
     path.write_text(scheduler_of(running[0], ticks_of(running[0])))
-    assert read_scheduler_file(str(path)) == "tcp://10.0.0.5:8786"
+    assert read_scheduler_file(str(path)) == FoundScheduler("tcp://10.0.0.5:8786", None)
     with pytest.raises(FileExistsError, match=f"pid {running[0]}; stop that program"), keep_file(str(path), "ours"):
         pass
 
@@ -45,7 +45,7 @@ def test_a_scheduler_file_of_a_scheduler_that_has_ended_is_stale(
 def test_a_scheduler_file_from_elsewhere_is_not_judged(tmp_path: Path, running: tuple[int, float]) -> None:
     path = tmp_path / "scheduler.json"
     path.write_text(scheduler_of(running[0], ticks_of(running[0]) - 1, space="another machine"))
-    assert read_scheduler_file(str(path)) == "tcp://10.0.0.5:8786"
+    assert read_scheduler_file(str(path)) == FoundScheduler("tcp://10.0.0.5:8786", None)
     with keep_file(str(path), "ours"):
         assert path.read_text() == "ours"
 
@@ -55,7 +55,7 @@ def test_a_scheduler_file_names_the_address(tmp_path: Path) -> None:
     assert read_scheduler_file(path) is None
     text = scheduler_file_text("tcp://10.0.0.5:8786", incarnation="ab", package="0.1", python="3.11")
     with keep_file(path, text):
-        assert read_scheduler_file(path) == "tcp://10.0.0.5:8786"
+        assert read_scheduler_file(path) == FoundScheduler("tcp://10.0.0.5:8786", None)
     assert json.loads(text)["pid"] == os.getpid()
 
 

@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Final, Literal, NamedTuple, get_args
 
+from trio_dask.errors import UsageError
 from trio_dask.parsing import (
     parse_backoff,
     parse_count,
@@ -33,6 +34,7 @@ DEFAULT_PORT = 8786
 
 Scheme = Literal["tcp", "tls", "ws", "wss"]
 DEFAULT_SCHEME: Final = "tcp"
+DEFAULT_TLS_SCHEME: Final = "tls"
 SCHEMES: Final[tuple[str, ...]] = get_args(Scheme)
 """What a scheduler can speak; `comm` has a transport for each."""
 
@@ -106,7 +108,18 @@ SPILL_LIMIT = Reader("SIZE", parse_spill_limit)
 BACKOFF = Reader("FIRST:LONGEST", parse_backoff, _range_of_seconds)
 ENVIRONMENT = Reader("NAME=VALUE", parse_environment)
 
+
+def _protocol(text: str) -> Scheme:
+    name = str(text).strip().rstrip(":/").lower()  # distributed's users write tls:// as well
+    if name not in SCHEMES:
+        raise UsageError(f"{text[:40]!a} is no protocol; there are {', '.join(SCHEMES)}")
+    return name  # type: ignore[return-value]
+
+
+PROTOCOL = Reader("NAME", _protocol)
+
 WHERE_TO_LISTEN = "Where to listen"
+CREDENTIALS = "Credentials"
 FAILURES = "Timeouts and failures"
 FILES = "Files"
 
@@ -117,6 +130,58 @@ WHEN_THEY_LEAVE = "When they leave"
 MEMORY = "Memory (fractions of the limit; each can be off)"
 NANNIES = "Nannies"
 HOW_THEY_RUN = "How they run"
+
+
+ClusterKeyFile = Annotated[
+    str | None,
+    Option(
+        "--cluster-key",
+        "File with the cluster's key. Default: that in TRIO_DASK_CLUSTER_KEY_FILE, in the scheduler file, or "
+        "~/.config/trio_dask/cluster.key, which the first program makes.",
+        CREDENTIALS,
+        FILE,
+    ),
+]
+Auth = Annotated[
+    bool,
+    Option(
+        "--auth/--no-auth",
+        "Connect only with processes that prove that they have the cluster's key (the default), or with anybody.",
+        CREDENTIALS,
+    ),
+]
+TlsCaFile = Annotated[
+    str | None,
+    Option(
+        "--tls-ca-file",
+        "PEM file with the authority of all certificates. With --tls-cert, all connections use TLS.",
+        CREDENTIALS,
+        FILE,
+    ),
+]
+TlsCert = Annotated[str | None, Option("--tls-cert", "PEM file with the certificate to show.", CREDENTIALS, FILE)]
+TlsKey = Annotated[
+    str | None,
+    Option("--tls-key", "PEM file with its private key. Default: it is in the file of --tls-cert.", CREDENTIALS, FILE),
+]
+SchedulerSni = Annotated[
+    str | None,
+    Option(
+        "--scheduler-sni",
+        "Name to ask for when connecting to the scheduler, if a proxy stands before it. Default: its host.",
+        CREDENTIALS,
+        NAME,
+    ),
+]
+SchedulerProtocol = Annotated[
+    str | None,
+    Option(
+        "--protocol",
+        "Protocol of a scheduler's address without one: tcp, tls, ws or wss. Default: tls with certificates, else tcp.",
+        WHICH_SCHEDULER,
+        PROTOCOL,
+    ),
+]
 
 
 class SchedulerSettings(NamedTuple):
@@ -135,7 +200,16 @@ class SchedulerSettings(NamedTuple):
     interface: Annotated[
         str | None, Option("--interface", "Network interface to listen on, such as eth0.", WHERE_TO_LISTEN, INTERFACE)
     ] = None
-    protocol: Annotated[Scheme, Option("--protocol", "Protocol of connections.", WHERE_TO_LISTEN)] = DEFAULT_SCHEME
+    protocol: Annotated[
+        Scheme,
+        Option(
+            "--protocol",
+            "Protocol of connections; tls and wss encrypt them, with certificates or without. Default: tls with "
+            "certificates, else tcp.",
+            WHERE_TO_LISTEN,
+            hides_default=True,
+        ),
+    ] = DEFAULT_SCHEME
     contact_host: str | None = None
     listen_fd: int | None = None
     reconnect_grace_s: Annotated[
@@ -198,6 +272,11 @@ class SchedulerSettings(NamedTuple):
     pid_file: Annotated[str | None, Option("--pid-file", "Write the process id to this file.", FILES, OUTPUT_FILE)] = (
         None
     )
+    cluster_key: ClusterKeyFile = None
+    auth: Auth = True
+    tls_ca_file: TlsCaFile = None
+    tls_cert: TlsCert = None
+    tls_key: TlsKey = None
     busy_poll_s: float = 0.5e-3
     keepalive_s: float = 2.0
     silence_s: float = 60.0
@@ -311,6 +390,13 @@ class WorkerSettings(NamedTuple):
         str | None,
         Option("--pid-file", "Write the process id to this file.", HOW_THEY_RUN, OUTPUT_FILE, after="--preload-nanny"),
     ] = None
+    cluster_key: ClusterKeyFile = None
+    auth: Auth = True
+    tls_ca_file: TlsCaFile = None
+    tls_cert: TlsCert = None
+    tls_key: TlsKey = None
+    scheduler_sni: SchedulerSni = None
+    protocol: SchedulerProtocol = None
     process: str = ""
     nanny_address: str = ""
     board_fd: int | None = None
@@ -422,6 +508,13 @@ class ClientSettings(NamedTuple):
 
     scheduler: str | None = None
     scheduler_file: str | None = None
+    cluster_key: ClusterKeyFile = None
+    auth: Auth = True
+    tls_ca_file: TlsCaFile = None
+    tls_cert: TlsCert = None
+    tls_key: TlsKey = None
+    scheduler_sni: SchedulerSni = None
+    protocol: SchedulerProtocol = None
     name: str | None = None
     connect_timeout_s: float = 10.0
     keepalive_s: float = 10.0

@@ -1,4 +1,4 @@
-"""The scheduler file: where a scheduler writes its address, and workers and clients read it.
+"""The scheduler file: where a scheduler writes its address and its cluster's key, and workers and clients read them.
 
 It also says which process wrote it, and where that process's number counts, so that the file of a scheduler that was
 killed is recognised as stale.
@@ -9,15 +9,25 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from trio_dask.errors import NoScheduler, UnavailableError, UsageError
 from trio_dask.procfs import is_hidden, pid_space, start_of
+from trio_dask.security.cluster_key import ClusterKey
 
 MAX_SCHEDULER_FILE_BYTES = 1024 * 1024
 
 
-def scheduler_file_text(address: str, *, incarnation: str, package: str, python: str) -> str:
+class FoundScheduler(NamedTuple):
+    """The address of a scheduler, and the key of its cluster if a scheduler file names that."""
+
+    address: str
+    key: ClusterKey | None
+
+
+def scheduler_file_text(
+    address: str, *, incarnation: str, package: str, python: str, key: ClusterKey | None = None
+) -> str:
     """What a scheduler writes into its scheduler file: JSON that `read_scheduler_file` and distributed's tools read."""
     content: dict[str, object] = {
         "type": "Scheduler",
@@ -30,25 +40,29 @@ def scheduler_file_text(address: str, *, incarnation: str, package: str, python:
         "services": {},
         "workers": {},
     }
+    if key is not None:
+        content["cluster_key"] = key.hex()
     return json.dumps(content, indent=2) + "\n"
 
 
-def find_scheduler(address: str | None, path: str | None) -> str:
-    """This address, or the one in the scheduler file `path`, if that is given.
+def find_scheduler(address: str | None, path: str | None) -> FoundScheduler:
+    """This address, or what is in the scheduler file `path`, if that is given.
 
     Raises:
       NoScheduler: there is no such file, or the scheduler that wrote it has ended.
       UnavailableError: the file cannot be read.
       UsageError: it is not a scheduler file.
     """
-    found = address if path is None else read_scheduler_file(path)
+    if path is None and address is not None:
+        return FoundScheduler(address, None)
+    found = None if path is None else read_scheduler_file(path)
     if found is None:
         raise NoScheduler(f"the scheduler file {path} does not exist")
     return found
 
 
-def read_scheduler_file(path: str) -> str | None:
-    """The address in a scheduler file, or None while there is no such file; raises what `find_scheduler` does."""
+def read_scheduler_file(path: str) -> FoundScheduler | None:
+    """What is in a scheduler file, or None while there is no such file; raises what `find_scheduler` does."""
     try:
         with open(path, "rb") as file:
             data = file.read(MAX_SCHEDULER_FILE_BYTES + 1)
@@ -72,7 +86,13 @@ def read_scheduler_file(path: str) -> str | None:
     pid, runs = scheduler_process(fields)
     if runs is False:
         raise NoScheduler(f"the scheduler file {path} is stale: its scheduler, pid {pid}, has ended")
-    return address
+    secret = fields.get("cluster_key")
+    if secret is None:
+        return FoundScheduler(address, None)
+    try:
+        return FoundScheduler(address, ClusterKey.from_hex(str(secret)))
+    except ValueError as exc:
+        raise UsageError(f"{path} is not a scheduler file: its cluster_key is none, {exc}") from None
 
 
 def scheduler_process(content: Mapping[str, object]) -> tuple[int, bool | None]:

@@ -39,7 +39,6 @@ MODULE: Final = _reasons(
         "dask-ssh is not there yet": "SSHCluster",
         "there is no class for a scheduler; start one with dask-scheduler or LocalCluster": "Scheduler",
         "a scheduler runs no code of users": "SchedulerPlugin",
-        "TLS is not supported yet": "Security",
         "use LocalCluster or dask-worker": "SpecCluster",
         "states are words; see Client.status and Future.status": "Status",
         "use LocalCluster, whose workers are processes of their own": "SubprocessCluster",

@@ -34,6 +34,7 @@ FLOORS: Mapping[str, int] = {
     "host_limits": 0,
     "_version": 0,
     "unsupported_names": 0,
+    "security": 0,
     "protocol": 1,
     "scheduler.core": 2,
     "worker.core": 2,
@@ -73,6 +74,7 @@ PARDONED: Mapping[tuple[str, str], str] = {
     ("trio_dask.protocol.pickled_names", "threading"): "the same for named objects",
     ("trio_dask.protocol.pickled_names", "secrets"): "nothing but a random name tells one plain object from another",
     ("trio_dask.protocol.pickled_definitions", "threading"): "its caches are for all threads that pickle and load",
+    ("trio_dask.security.cluster_key", "secrets"): "a new key is nothing but random",
     ("trio_dask.ids", "secrets"): "it mints incarnations, for services; no core may import its new_* functions",
 }
 

@@ -16,7 +16,7 @@ from trio_dask.comm.inproc import bind_memory
 from trio_dask.comm.transport import Transport
 from trio_dask.errors import NoScheduler
 from trio_dask.ids import Incarnation
-from trio_dask.protocol.hello import Hello, Refusal, Welcome, encode_answer
+from trio_dask.protocol.hello import Challenge, Hello, Refusal, encode_envelope
 
 
 async def test_nothing_listens_there() -> None:
@@ -101,8 +101,8 @@ async def something_that_answers(answer: bytes | None) -> AsyncIterator[list[Tra
         (b"HTTP/1.1 400 Bad Request\r\n\r\n", "what listens there is not a trio_dask peer: it speaks HTTP"),
         (b"\x15\x03\x01\x00\x02\x02\x16", "what listens there is not a trio_dask peer"),
         (b"", "what listens there does not answer a hello: it closed the connection without an answer"),
-        (encode_answer(Welcome(incarnation=Incarnation("")))[:-1], "does not answer a hello"),
-        (encode_answer(Refusal("no"))[:10] + b"\xff\xff\xff\xff", "limit"),
+        (encode_envelope(Challenge(Incarnation(""), bytes(32), "none"))[:-1], "does not answer a hello"),
+        (encode_envelope(Refusal("no"))[:10] + b"\xff\xff\xff\xff", "limit"),
         (None, "what listens there did not answer within 3 s"),
     ],
 )

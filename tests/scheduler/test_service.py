@@ -36,7 +36,7 @@ from trio_dask.protocol.messages import (
 )
 from trio_dask.scheduler.core import SchedulerCore
 from trio_dask.scheduler.service import run_scheduler
-from trio_dask.scheduler_file import read_scheduler_file
+from trio_dask.scheduler_file import FoundScheduler, read_scheduler_file
 
 ADDRESS = "inproc://scheduler"
 FUNCTION = b"f" * 16
@@ -348,7 +348,7 @@ async def test_a_peer_that_does_not_listen_cannot_hold_up_the_end(
 async def test_the_files_of_a_scheduler(scheduler: Start, tmp_path: Path) -> None:
     paths = {"scheduler_file": str(tmp_path / "scheduler.json"), "pid_file": str(tmp_path / "pid")}
     scope = await scheduler(**paths)
-    assert read_scheduler_file(paths["scheduler_file"]) == ADDRESS
+    assert read_scheduler_file(paths["scheduler_file"]) == FoundScheduler(ADDRESS, None)
     assert (tmp_path / "pid").read_text() == f"{os.getpid()}\n"
     scope.cancel()
     await trio.testing.wait_all_tasks_blocked()

@@ -14,7 +14,7 @@ import trio.testing
 
 from tests.worker.kit import Ref, Scheduler, open_data, open_scheduler, open_worker
 from trio_dask import retry_policy
-from trio_dask.comm import Address
+from trio_dask.comm import Address, joining
 from trio_dask.comm.inproc import bind_memory
 from trio_dask.config import WorkerSettings
 from trio_dask.errors import NoScheduler, RefusedError, UsageError
@@ -32,6 +32,7 @@ from trio_dask.protocol.messages import (
     SchedulerStops,
     ToWorker,
 )
+from trio_dask.scheduler_file import FoundScheduler
 from trio_dask.worker import service
 from trio_dask.worker.core_driver import CoreDriver
 from trio_dask.worker.drain_request import DrainRequest
@@ -298,7 +299,8 @@ async def test_nothing_that_is_under_way_holds_up_the_end(
         session = await scheduler.next_session()
         await scheduler.stop()
         if stuck_in == "a dial":
-            monkeypatch.setattr(service, "find_scheduler", lambda address, path: str(silent.address))
+            found = FoundScheduler(str(silent.address), None)
+            monkeypatch.setattr(joining, "find_scheduler", lambda address, path: found)
         elif stuck_in == "a fetch":
             session.submit("a", len, Ref("x"), holders={"x": [str(silent.address)]})
         elif stuck_in == "a transfer to a peer":
@@ -467,7 +469,7 @@ async def test_a_wish_to_begin_afresh_that_came_when_the_link_broke_does_not_out
     autojump_clock: MockClock,
 ) -> None:
     async with open_scheduler() as scheduler, trio.open_nursery() as nursery:
-        worker = service._Worker(scheduler.settings, DrainRequest(), None, None, None)
+        worker = service._Worker(scheduler.settings, None, DrainRequest(), None, None, None)
         await nursery.start(worker.run)
         session = await scheduler.next_session()
         session.connection.abort()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,6 +14,11 @@ from trio_dask.deploy.program_runner import Stopper, run_program
 from trio_dask.errors import UnavailableError, UsageError
 from trio_dask.exit_status import ExitStatus
 from trio_dask.processes.environment import raise_file_limit
+
+if TYPE_CHECKING:
+    from trio_dask.comm.addresses import Address
+    from trio_dask.security.credentials import CredentialSettings
+    from trio_dask.security.security import TlsRole
 
 MAX_MESSAGE = 300
 
@@ -36,13 +42,15 @@ def run_service(service: Callable[[], Awaitable[None]], *, origin: str = "", qui
     )
 
 
-def scheduler_address(argument: str | None, scheduler_file: str | None) -> str | None:
+def address_to_join(
+    argument: str | None, scheduler_file: str | None, protocol: str | None, *, has_certificates: bool
+) -> Address | None:
     """The address that the current command connects to; None if the scheduler file has it.
 
     Raises:
       UsageError: it is no address.
     """
-    from trio_dask.comm.addresses import parse_scheduler_address
+    from trio_dask.comm.joining import scheduler_address
 
     if scheduler_file is not None:
         only_one({"SCHEDULER": argument, "--scheduler-file": scheduler_file})
@@ -51,7 +59,23 @@ def scheduler_address(argument: str | None, scheduler_file: str | None) -> str |
     if not address:
         program = click.get_current_context().command_path
         raise click.UsageError(f"no scheduler given; write {program} HOST:PORT, or give --scheduler-file FILE")
-    return str(parse_scheduler_address(address))
+    return scheduler_address(address, protocol, has_certificates=has_certificates)
+
+
+def check_protection(settings: CredentialSettings, role: TlsRole, address: Address | None) -> None:
+    """Refuse certificates that cannot be used, and an address that would be less protected than it has to be.
+
+    Raises:
+      UsageError: the message names the file, or the address and what it lacks.
+    """
+    from trio_dask.comm.endpoint import check_protection as check
+    from trio_dask.security.credentials import find_tls
+
+    tls = find_tls(settings, role)
+    if tls is not None and tls.config is not None:
+        tls.check()
+    if address is not None:
+        check(address, tls, has_key=settings.auth)
 
 
 def only_one(options: dict[str, object]) -> None:

@@ -1,7 +1,4 @@
-"""Options that distributed's programs have and that mean nothing here: accepted with a message, or refused.
-
-An option is refused where ignoring it would weaken the user's protection.
-"""
+"""Options that distributed's programs have and that mean nothing here: accepted with a message."""
 
 from __future__ import annotations
 
@@ -12,10 +9,9 @@ import click
 
 from trio_dask.cli.options import SectionOption
 
-LEGACY = "Accepted for compatibility, and ignored or refused"
+LEGACY = "Accepted for compatibility, and ignored"
 
 NO_DASHBOARD = "there is no dashboard"
-NO_TLS = "is not supported yet: connections are not encrypted"
 
 DASHBOARD: Mapping[str, str] = {
     "--dashboard-address": NO_DASHBOARD,
@@ -38,11 +34,10 @@ NOT_OF_SCHEDULER: Mapping[str, str] = {
     "--bokeh-internal-port": NO_DASHBOARD,
     "--show/--no-show": NO_DASHBOARD,
     "--use-xheaders": NO_DASHBOARD,
+    "--scheduler-sni": "a scheduler connects to nobody",
     "--jupyter/--no-jupyter": "there is no Jupyter server",
     "--local-directory": "a scheduler needs no local directory",
 }
-
-REFUSED = ("--tls-ca-file", "--tls-cert", "--tls-key", "--scheduler-sni")
 
 NOTES = "trio_dask.notes"
 
@@ -55,21 +50,13 @@ def legacy_options(ignored: Mapping[str, str]) -> list[SectionOption]:
             why = ignored["/".join([*param.opts, *param.secondary_opts])]
             notes(ctx).append(f"ignoring {param.opts[0]}: {why}")
 
-    return [
-        *(_option(name, help=f"Ignored: {why}.", callback=note) for name, why in ignored.items()),
-        *(_option(name, help="Refused: there is no TLS yet.", callback=_refuse) for name in REFUSED),
-    ]
+    return [_option(name, help=f"Ignored: {why}.", callback=note) for name, why in ignored.items()]
 
 
 def _option(name: str, **more: Any) -> SectionOption:
     # A flag has no default, else one that was not given would look like one that was turned off.
     more.update({"default": None} if "/" in name else {"metavar": "TEXT"})
     return SectionOption([name], section=LEGACY, expose_value=False, **more)
-
-
-def _refuse(ctx: click.Context, param: click.Parameter, value: Any) -> None:
-    if value is not None:
-        raise click.UsageError(f"{param.opts[0]} {NO_TLS}", ctx)
 
 
 def notes(ctx: click.Context) -> list[str]:

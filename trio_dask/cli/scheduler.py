@@ -7,10 +7,18 @@ from typing import Any
 
 import click
 
-from trio_dask.cli.command import only_one, run_command, run_service
+from trio_dask.cli.command import check_protection, only_one, run_command, run_service
 from trio_dask.cli.legacy_options import LEGACY, NOT_OF_SCHEDULER, legacy_options
 from trio_dask.cli.options import LOG, Checked, Program, SectionOption, given_settings, log_options, setting_options
-from trio_dask.config import DEFAULT_PORT, FAILURES, FILES, WHERE_TO_LISTEN, SchedulerSettings
+from trio_dask.config import (
+    CREDENTIALS,
+    DEFAULT_PORT,
+    DEFAULT_TLS_SCHEME,
+    FAILURES,
+    FILES,
+    WHERE_TO_LISTEN,
+    SchedulerSettings,
+)
 from trio_dask.deploy.program_runner import spare_garbage_collection
 from trio_dask.parsing import parse_port
 
@@ -20,7 +28,7 @@ LONE_WORKER_TTLS = 6
 
 @click.command(
     cls=Program,
-    sections=[WHERE_TO_LISTEN, FAILURES, FILES, LOG, LEGACY],
+    sections=[WHERE_TO_LISTEN, CREDENTIALS, FAILURES, FILES, LOG, LEGACY],
     params=[
         SectionOption(
             ["--host"],
@@ -57,6 +65,8 @@ def scheduler(context: click.Context, /, **options: Any) -> int:
 
 
 def _settings(context: click.Context) -> SchedulerSettings:
+    from trio_dask.comm.addresses import Address
+
     options = context.params
     only_one({"--interface": options["interface"], "--host": options["host"]})
     port: int | None = options["port"]
@@ -64,7 +74,11 @@ def _settings(context: click.Context) -> SchedulerSettings:
     if port is not None and host_port is not None and port != host_port:
         raise click.UsageError(f"--port {port} and --host with port {host_port}: give the port once")
     port = next((number for number in (port, host_port) if number is not None), DEFAULT_PORT)
-    settings = SchedulerSettings(host=host, port=port, **given_settings(context, SchedulerSettings))
+    given = given_settings(context, SchedulerSettings)
+    if given.get("tls_cert") is not None:
+        given.setdefault("protocol", DEFAULT_TLS_SCHEME)
+    settings = SchedulerSettings(host=host, port=port, **given)
+    check_protection(settings, "scheduler", Address(settings.protocol, settings.host, settings.port))
     return settings._replace(lone_worker_ttl_s=LONE_WORKER_TTLS * settings.worker_ttl_s)
 
 

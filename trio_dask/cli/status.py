@@ -11,10 +11,10 @@ from typing import Any
 
 import click
 
-from trio_dask.cli.command import run_command, run_service, scheduler_address
-from trio_dask.cli.options import Checked, Program, SectionOption
+from trio_dask.cli.command import address_to_join, check_protection, run_command, run_service
+from trio_dask.cli.options import Checked, Program, SectionOption, given_settings, setting_options
 from trio_dask.cli.stdout import show
-from trio_dask.config import WHICH_SCHEDULER
+from trio_dask.config import CREDENTIALS, WHICH_SCHEDULER, ClientSettings
 from trio_dask.errors import NoScheduler, ProtocolError, UsageError
 from trio_dask.parsing import counted, format_bytes, parse_timedelta
 
@@ -27,7 +27,7 @@ OUTPUT = "Output"
 
 @click.command(
     cls=Program,
-    sections=[WHICH_SCHEDULER, OUTPUT],
+    sections=[WHICH_SCHEDULER, CREDENTIALS, OUTPUT],
     params=[
         click.Argument(["scheduler"], required=False),
         SectionOption(
@@ -41,10 +41,20 @@ OUTPUT = "Output"
             show_default=True,
             help="Give up with status 3 if the scheduler cannot be reached within this time.",
         ),
+        *setting_options(ClientSettings),
         SectionOption(["--json", "as_json"], section=OUTPUT, is_flag=True, help="Print one line of JSON."),
     ],
 )
-def status(scheduler: str | None, scheduler_file: str | None, timeout: float, as_json: bool, debug: bool) -> int:
+@click.pass_context
+def status(
+    context: click.Context,
+    /,
+    scheduler: str | None,
+    scheduler_file: str | None,
+    timeout: float,
+    as_json: bool,
+    **options: Any,
+) -> int:
     """Show what the cluster of the scheduler at SCHEDULER is doing. A SCHEDULER without a port has port 8786.
 
     It lists the workers with their threads and memory, the number of tasks in each state, and the task that has been
@@ -52,32 +62,38 @@ def status(scheduler: str | None, scheduler_file: str | None, timeout: float, as
 
     Without SCHEDULER and --scheduler-file it uses the environment variable DASK_SCHEDULER_ADDRESS.
     """
-    address = scheduler_address(scheduler, scheduler_file)
+    address = address_to_join(
+        scheduler, scheduler_file, options["protocol"], has_certificates=options["tls_cert"] is not None
+    )
+    settings = ClientSettings(
+        scheduler=None if address is None else str(address),
+        scheduler_file=scheduler_file,
+        **given_settings(context, ClientSettings),
+    )
+    check_protection(settings, "client", address)
 
     async def service() -> None:
-        found = await _ask(address, scheduler_file, timeout)
+        found = await _ask(settings, timeout)
         width = max(NARROWEST, shutil.get_terminal_size().columns)
         show(json.dumps(found) if as_json else rendered(found, width))
 
     return run_service(service, quiet=True)
 
 
-async def _ask(address: str | None, file: str | None, timeout_s: float) -> dict[str, Any]:
+async def _ask(settings: ClientSettings, timeout_s: float) -> dict[str, Any]:
     """The scheduler's overview. It may just be starting, so this tries again until the time is up."""
     import trio
 
-    from trio_dask.client.rpc_client import rpc
-    from trio_dask.scheduler_file import find_scheduler
+    from trio_dask.client.rpc_client import connected_rpc
 
     deadline = trio.current_time() + timeout_s
     while True:
         left = max(SHORTEST_TRY_S, deadline - trio.current_time())
         try:
-            where = find_scheduler(address, file)
-            async with rpc(where, timeout=left) as peer:
+            async with connected_rpc(settings, left) as peer:
                 kind = (await peer.identity())["type"]
                 if kind != "scheduler":
-                    raise UsageError(f"{where} is a {kind}, not a scheduler")
+                    raise UsageError(f"{peer.address} is a {kind}, not a scheduler")
                 return await peer.overview()
         except (NoScheduler, TimeoutError) as error:
             hopeless = isinstance(error.__cause__, ProtocolError | socket.gaierror)

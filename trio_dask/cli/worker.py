@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from trio_dask.cli.command import only_one, run_command, run_service, scheduler_address
+from trio_dask.cli.command import address_to_join, check_protection, only_one, run_command, run_service
 from trio_dask.cli.options import Program, given_settings
 from trio_dask.cli.worker_options import PARAMETERS, SECTIONS
 from trio_dask.config import NannySettings, WorkerSettings
@@ -86,12 +86,19 @@ def _divide(options: dict[str, Any]) -> WorkerSizing:
 
 def _nanny_settings(context: click.Context, share: WorkerSizing) -> list[NannySettings]:
     options, given = context.params, given_settings(context, WorkerSettings)
+    address = address_to_join(
+        options["scheduler"],
+        options["scheduler_file"],
+        options["protocol"],
+        has_certificates=options["tls_cert"] is not None,
+    )
     settings = WorkerSettings(
         **{**given, "on_scheduler_stop": _on_scheduler_stop(given), **_address_settings(options, share)},
-        scheduler=scheduler_address(options["scheduler"], options["scheduler_file"]),
+        scheduler=None if address is None else str(address),
         nthreads=share.threads,
         memory_limit_bytes=share.memory_limit_bytes,
     )
+    check_protection(settings, "worker", address)
     nanny = NannySettings(
         worker=settings, preload_argv=options["preload_argv"], **given_settings(context, NannySettings)
     )

@@ -9,7 +9,9 @@ import click
 from trio_dask.cli.legacy_options import LEGACY, NOT_OF_WORKER, legacy_options
 from trio_dask.cli.options import LOG, Checked, SectionOption, log_options, setting_options
 from trio_dask.config import (
+    CREDENTIALS,
     DEFAULT_SCHEME,
+    DEFAULT_TLS_SCHEME,
     HOW_THEY_RUN,
     MEMORY,
     NANNIES,
@@ -37,8 +39,8 @@ def _read_address(text: str) -> Address:
     from trio_dask.comm.addresses import parse_address
 
     address = parse_address(text, default_port=0)
-    if address.scheme != DEFAULT_SCHEME:
-        raise UsageError(f"workers listen on {DEFAULT_SCHEME} only, not on {address.scheme}")
+    if address.scheme not in (DEFAULT_SCHEME, DEFAULT_TLS_SCHEME):
+        raise UsageError(f"workers listen on {DEFAULT_SCHEME} or {DEFAULT_TLS_SCHEME} only, not on {address.scheme}")
     return address
 
 
@@ -49,16 +51,11 @@ def _read_host(text: str) -> str:
     return text
 
 
-def _read_protocol(text: str) -> str:
-    if text.strip().rstrip(":/").lower() != DEFAULT_SCHEME:
-        raise UsageError(f"{text[:40]!a} is not a protocol that workers listen on; give {DEFAULT_SCHEME}")
-    return DEFAULT_SCHEME
-
-
 ADDRESS: Final = Checked("ADDRESS", _read_address)
 
 SECTIONS: Final = (
     WHICH_SCHEDULER,
+    CREDENTIALS,
     SIZE,
     WHERE_THEY_LISTEN,
     WHEN_THEY_LEAVE,
@@ -140,12 +137,5 @@ PARAMETERS: Final[list[click.Parameter]] = [
     *setting_options(NannySettings),
     *setting_options(WorkerSettings),
     *log_options(),
-    SectionOption(
-        ["--protocol"],
-        section=LEGACY,
-        type=Checked("TEXT", _read_protocol),
-        expose_value=False,
-        help=f"Only {DEFAULT_SCHEME} is supported.",
-    ),
     *legacy_options(NOT_OF_WORKER),
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import socket
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
@@ -18,6 +18,7 @@ from trio_dask.comm.connect import connect, connect_data
 from trio_dask.comm.connection import Connection
 from trio_dask.comm.data_channel import DataChannel
 from trio_dask.comm.endpoint import Endpoint
+from trio_dask.comm.joining import scheduler_endpoint
 from trio_dask.config import ClientSettings
 from trio_dask.errors import NoScheduler, ProtocolError, UnavailableError, UsageError
 from trio_dask.ids import new_incarnation
@@ -25,7 +26,10 @@ from trio_dask.protocol.hello import Hello
 from trio_dask.protocol.link import LinkLimits
 from trio_dask.protocol.wire_constants import LONGEST_GRACE_S
 from trio_dask.retry_policy import CLIENTS, RetryPolicy
-from trio_dask.scheduler_file import find_scheduler
+from trio_dask.security.credentials import NO_CREDENTIALS, Credentials
+
+if TYPE_CHECKING:
+    from trio_dask.security.tls_contexts import Tls
 
 ADDRESS_VARIABLE: Final = "DASK_SCHEDULER_ADDRESS"
 FIRST_SPREAD_S: Final = 0.1
@@ -48,7 +52,12 @@ def address_of(target: Any) -> str | None:
 
 
 def settings_for(
-    address: str | None, scheduler_file: str | os.PathLike[str] | None, timeout: Timeout, name: str | None
+    address: str | None,
+    scheduler_file: str | os.PathLike[str] | None,
+    timeout: Timeout,
+    name: str | None,
+    cluster_key: str | os.PathLike[str] | None = None,
+    auth: bool = True,
 ) -> ClientSettings:
     """Settings from the arguments of a client, else for the scheduler that the environment names.
 
@@ -61,10 +70,30 @@ def settings_for(
     if address is not None:
         parse_scheduler_address(address)
     settings = ClientSettings(
-        scheduler=address, scheduler_file=None if scheduler_file is None else os.fspath(scheduler_file), name=name
+        scheduler=address,
+        scheduler_file=None if scheduler_file is None else os.fspath(scheduler_file),
+        cluster_key=None if cluster_key is None else os.fspath(cluster_key),
+        auth=auth,
+        name=name,
     )
     seconds = as_seconds(timeout)
     return settings if seconds is None else settings._replace(connect_timeout_s=seconds)
+
+
+def client_tls(security: object) -> Tls | None:
+    """How a client with this argument `security` speaks TLS; None if it is not given.
+
+    Raises:
+      UsageError: it is no `Security`, or one that has no certificate for a client.
+    """
+    if security is None or security is False:
+        return None
+    from trio_dask.security.security import as_security
+
+    if security is True:
+        raise UsageError("security=True makes certificates that no other cluster knows; give a Security(...)")
+    found = as_security(security)
+    return None if found is None else found.for_role("client")
 
 
 def home_of(settings: ClientSettings) -> trio.lowlevel.TrioToken | None:
@@ -72,9 +101,10 @@ def home_of(settings: ClientSettings) -> trio.lowlevel.TrioToken | None:
     return None if settings.scheduler is None else inproc.home_of(parse_scheduler_address(settings.scheduler))
 
 
-def engine_for(settings: ClientSettings) -> Engine:
-    """An engine that will connect as the settings say. It is not started."""
+def engine_for(settings: ClientSettings, tls: Tls | None = None) -> Engine:
+    """An engine that will connect as the settings say, or with this TLS. It is not started."""
     incarnation = new_incarnation()
+    credentials = NO_CREDENTIALS  # until it is connected
     limits = LinkLimits(keepalive_s=settings.keepalive_s, silence_s=settings.silence_s, cleanup_s=settings.grace_s)
     name = settings.name or f"client-{incarnation[:8]}"
     hello = Hello(role="client", incarnation=incarnation, name=name)
@@ -88,11 +118,14 @@ def engine_for(settings: ClientSettings) -> Engine:
             "scheduler": lost,
             "received": received,
         }
-        return await _dial(engine, settings, hello._replace(details=details), limits, again=bool(lost))
+        nonlocal credentials
+        hello_now = hello._replace(details=details)
+        connection, credentials = await _dial(engine, settings, hello_now, limits, tls, again=bool(lost))
+        return connection
 
     async def open_channel(address: str) -> DataChannel:
         data_hello = Hello(role="data", incarnation=incarnation, name=name)
-        endpoint = Endpoint(parse_address(address), limits)
+        endpoint = Endpoint(parse_address(address), limits, credentials)
         timeout_s = settings.connect_timeout_s
         return await connect_data(endpoint, data_hello, nursery=engine.link.transports, timeout_s=timeout_s)
 
@@ -101,8 +134,14 @@ def engine_for(settings: ClientSettings) -> Engine:
 
 
 async def _dial(
-    engine: Engine, settings: ClientSettings, hello: Hello, limits: LinkLimits, *, again: bool
-) -> Connection:
+    engine: Engine,
+    settings: ClientSettings,
+    hello: Hello,
+    limits: LinkLimits,
+    tls: Tls | None,
+    *,
+    again: bool,
+) -> tuple[Connection, Credentials]:
     """Connect, trying again until the time is up: the scheduler may be starting, or the network come back.
 
     After a lost connection each client waits a random moment first, as the scheduler may have lost all clients at once.
@@ -125,9 +164,8 @@ async def _dial(
     while True:
         left_s = retries.deadline - trio.current_time()
         try:
-            where = parse_scheduler_address(find_scheduler(settings.scheduler, settings.scheduler_file))
+            endpoint = scheduler_endpoint(settings, "client", limits, tls=tls)
             timeout_s = max(min(left_s, try_s), CLIENTS.first_s)
-            endpoint = Endpoint(where, limits)
             connection = await connect(endpoint, hello, nursery=engine.link.transports, timeout_s=timeout_s)
         except (NoScheduler, UnavailableError, UsageError) as error:
             now = trio.current_time()
@@ -136,5 +174,5 @@ async def _dial(
             await trio.sleep(min(retries.next_pause_s(), retries.deadline - now))  # and once more when the time is up
             try_s *= 2
         else:
-            engine.address = str(where)
-            return connection
+            engine.address = str(endpoint.address)
+            return connection, endpoint.credentials

@@ -8,23 +8,26 @@ import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from itertools import count
-from typing import Any, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import trio
 
 from trio_dask.client.call_forms import CallForms, Timeout, described_by, remade
-from trio_dask.client.open_engine import address_of
+from trio_dask.client.open_engine import address_of, client_tls, settings_for
 from trio_dask.client.wait_signals import as_seconds, require_trio
-from trio_dask.comm.addresses import parse_address, parse_scheduler_address
 from trio_dask.comm.captured_error import CapturedError
 from trio_dask.comm.connect import open_connection
 from trio_dask.comm.connection import Connection
-from trio_dask.comm.endpoint import Endpoint
+from trio_dask.comm.joining import scheduler_address, scheduler_endpoint
 from trio_dask.comm.transport import ConnectionLost
+from trio_dask.config import ClientSettings
 from trio_dask.errors import NoScheduler, RefusedError, UsageError
 from trio_dask.ids import new_incarnation
 from trio_dask.protocol.hello import Hello
 from trio_dask.protocol.messages import Control, Reply
+
+if TYPE_CHECKING:
+    from trio_dask.security.tls_contexts import Tls
 
 TIMEOUT_S: Final = 10.0
 CLEANUP_S: Final = 3.0
@@ -42,28 +45,40 @@ class rpc:
             worker.terminate()
 
     The address is a text, a pair of host and port, or a cluster (which means its scheduler). `timeout` is for the
-    connection and for each answer: seconds, or text such as "5s".
+    connection and for each answer: seconds, or text such as "5s". `cluster_key`, `auth`
+    and `security` are those of `Client`.
 
     Raises:
       UsageError: that is no address.
     """
 
-    def __init__(self, address: Any, *, timeout: Timeout = TIMEOUT_S) -> None:
+    def __init__(
+        self,
+        address: Any,
+        *,
+        timeout: Timeout = TIMEOUT_S,
+        cluster_key: str | os.PathLike[str] | None = None,
+        auth: bool = True,
+        security: object = None,
+    ) -> None:
         if isinstance(address, tuple):
             host, port = address  # pyright: ignore[reportUnknownVariableType] - checked as text below
             address = f"{host}:{port}"
         text = address_of(address)
         if text is None:
             raise UsageError("rpc needs an address, such as tcp://10.0.0.5:8786")
-        self._address = str(parse_scheduler_address(text))
+        self._tls = client_tls(security)
+        has_certificates = self._tls is not None and self._tls.config is not None
+        where = scheduler_address(text, has_certificates=has_certificates)
+        self._settings = settings_for(str(where), None, None, None, cluster_key, auth)
         self._timeout = timeout
 
     def __repr__(self) -> str:
-        return f"<rpc {self._address}>"
+        return f"<rpc {self._settings.scheduler}>"
 
     def __aenter__(self) -> Coroutine[Any, Any, AsyncRpc]:
         require_trio("async with rpc(...)", "`with rpc(...)`")
-        self._block = _connected(self._address, self._timeout)
+        self._block = connected_rpc(self._settings, self._timeout, self._tls)
         return self._block.__aenter__()
 
     def __aexit__(self, *error: Any) -> Coroutine[Any, Any, bool | None]:
@@ -72,7 +87,7 @@ class rpc:
     def __enter__(self) -> Rpc:
         if trio.lowlevel.in_trio_run():
             raise UsageError("this blocks, and would block Trio; use `async with rpc(...)` here")
-        return Rpc(self._address, self._timeout)
+        return Rpc(self._settings, self._timeout, self._tls)
 
     def __exit__(self, *_: object) -> None:
         pass
@@ -86,13 +101,13 @@ class AsyncRpc:
     """
 
     def __init__(self, address: str, connection: Connection, timeout_s: float) -> None:
-        self._address = address
+        self.address = address
         self._connection = connection
         self._timeout_s = timeout_s
         self._numbers = count(1)
 
     def __repr__(self) -> str:
-        return f"<rpc {self._address}>"
+        return f"<rpc {self.address}>"
 
     async def identity(self) -> dict[str, Any]:
         """What it is: `type` (scheduler, worker, nanny), `address`, `pid`, `host`, versions, and more of its kind."""
@@ -127,7 +142,7 @@ class AsyncRpc:
             if "refused" in payload:
                 raise RefusedError(str(payload["refused"]))
             return payload.get("result")
-        raise TimeoutError(f"{self._address} has not answered {command} within {self._timeout_s:g} s")
+        raise TimeoutError(f"{self.address} has not answered {command} within {self._timeout_s:g} s")
 
     async def _answer(self, request: int) -> Mapping[str, Any]:
         connection = self._connection
@@ -137,19 +152,21 @@ class AsyncRpc:
                     if isinstance(message, Reply) and message.request == request:
                         return cast("Mapping[str, Any]", message.payload)
         except ConnectionLost as error:
-            raise NoScheduler(f"{self._address} is gone: {error}") from None
+            raise NoScheduler(f"{self.address} is gone: {error}") from None
         reason = connection.goodbye.reason if connection.goodbye else "closed"
-        raise NoScheduler(f"{self._address} closed the connection: {reason}")
+        raise NoScheduler(f"{self.address} closed the connection: {reason}")
 
 
 @asynccontextmanager
-async def _connected(address: str, timeout: Timeout) -> AsyncGenerator[AsyncRpc]:
+async def connected_rpc(settings: ClientSettings, timeout: Timeout, tls: Tls | None = None) -> AsyncGenerator[AsyncRpc]:
+    """Connect to the scheduler, worker or nanny that the settings name as `scheduler`."""
     seconds = as_seconds(timeout)
     limit_s = math.inf if seconds is None else seconds
     hello = Hello(role="control", incarnation=new_incarnation(), name=f"rpc-{os.getpid()}")
-    async with open_connection(Endpoint(parse_address(address)), hello, timeout_s=limit_s) as connection:
+    endpoint = scheduler_endpoint(settings, "client", tls=tls)
+    async with open_connection(endpoint, hello, timeout_s=limit_s) as connection:
         try:
-            yield AsyncRpc(address, connection, limit_s)
+            yield AsyncRpc(str(endpoint), connection, limit_s)
         finally:
             with trio.move_on_after(CLEANUP_S, shield=True):
                 await connection.aclose("done")
@@ -161,12 +178,13 @@ class Rpc(CallForms):
     Each raises what the call of `AsyncRpc` raises, and `NoScheduler` if nothing can be reached there.
     """
 
-    def __init__(self, address: str, timeout: Timeout) -> None:
-        self._address = address
+    def __init__(self, settings: ClientSettings, timeout: Timeout, tls: Tls | None) -> None:
+        self._settings = settings
+        self._tls = tls
         self._timeout = timeout
 
     def __repr__(self) -> str:
-        return f"<rpc {self._address}>"
+        return f"<rpc {self._settings.scheduler}>"
 
     @staticmethod
     def _blocking(method: Callable[[AsyncRpc], Awaitable[_T]]) -> Callable[[Rpc], _T]:
@@ -190,7 +208,7 @@ class Rpc(CallForms):
         """Connect, await this, and return what it returns."""
 
         async def main() -> _T:
-            async with _connected(self._address, self._timeout) as connected:
+            async with connected_rpc(self._settings, self._timeout, self._tls) as connected:
                 return await method(connected)
 
         results: list[_T] = []

@@ -18,16 +18,17 @@ from typing import NamedTuple, TypeVar
 import trio
 
 from trio_dask.comm.addresses import Address
+from trio_dask.comm.certificate_roles import refusal_of_caller
 from trio_dask.comm.connection import Connection
 from trio_dask.comm.data_channel import DataChannel
 from trio_dask.comm.endpoint import Endpoint
 from trio_dask.comm.shared_blobs import probe
 from trio_dask.comm.transport import TRANSPORTS, ConnectionLost, Listener, Transport, first_error
-from trio_dask.config import DEFAULT_SCHEME
 from trio_dask.errors import ProtocolError
 from trio_dask.protocol.codec import FROM_CALLER
 from trio_dask.protocol.hello import Hello, Refusal, Welcome
-from trio_dask.protocol.link import LinkLimits, ListenerOpening
+from trio_dask.protocol.link import ListenerOpening
+from trio_dask.security.cluster_key import ClusterKey
 
 _MAX_UNAUTHENTICATED = 256
 _BACK_OFF_S = 0.2
@@ -50,12 +51,15 @@ async def serve(
     max_bytes: int | None = None,
     listening: socket.socket | None = None,
     handler_nursery: trio.Nursery | None = None,
+    key: Callable[[], ClusterKey | None] | None = None,
     task_status: trio.TaskStatus[list[Address]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Listen until cancelled; `task_status.started` gives the addresses with the ports that were chosen.
 
     If a socket is `listening` already, inherited perhaps, it takes the place of the endpoint's host and port; it is
     closed at the end.
+
+    A peer has to prove that it has the key of the endpoint, or the one that `key` gives when the peer comes.
 
     A hello is first compared with `identity`, the hello that this process would send itself. Then `admit` decides;
     without it, every peer with the right versions is welcome. `handler` receives clients, workers and others with a
@@ -65,10 +69,13 @@ async def serve(
     Handlers run in `handler_nursery` if there is one, and so can outlive the listener. `ProtocolError` and
     `ConnectionLost` from a handler end its connection and are logged; any other exception propagates.
 
-    Raises `OSError`, with a reason in one line, when it cannot listen.
+    Raises `OSError`, with a reason in one line, when it cannot listen, and `UsageError` when it may not, for want of
+    TLS, or of certificates that can be used.
     """
+    endpoint.check()
     unauthenticated = trio.Semaphore(_MAX_UNAUTHENTICATED)
-    handshake = _Handshake(unauthenticated, identity, admit, handler, data_handler, max_bytes, endpoint.limits)
+    own_key = key or (lambda: endpoint.credentials.key)
+    handshake = _Handshake(unauthenticated, identity, admit, handler, data_handler, max_bytes, endpoint, own_key)
     listeners = TRANSPORTS[endpoint.address.scheme].listen(endpoint, listening)
     try:
         async with trio.open_nursery() as nursery:
@@ -80,7 +87,9 @@ async def serve(
             listener.close()
 
 
-async def listen_in_range(host: str, ports: tuple[int, int], listen: Callable[[Address], Awaitable[_T]]) -> _T:
+async def listen_in_range(
+    scheme: str, host: str, ports: tuple[int, int], listen: Callable[[Address], Awaitable[_T]]
+) -> _T:
     """What `listen` returns for the first port of the range, in order, that is free.
 
     Raises:
@@ -89,11 +98,11 @@ async def listen_in_range(host: str, ports: tuple[int, int], listen: Callable[[A
     first, last = ports
     for port in range(first, last + 1):
         try:
-            return await listen(Address(DEFAULT_SCHEME, host, port))
+            return await listen(Address(scheme, host, port))
         except OSError as error:
             if error.errno != errno.EADDRINUSE or first == last:
                 raise
-    place = f"{DEFAULT_SCHEME}://{host or '0.0.0.0'}"
+    place = f"{scheme}://{host or '0.0.0.0'}"
     raise OSError(errno.EADDRINUSE, f"cannot listen at {place}: all ports from {first} to {last} are in use")
 
 
@@ -125,12 +134,15 @@ class _Handshake(NamedTuple):
     handler: Callable[[Connection], Awaitable[None]] | None
     data_handler: Callable[[DataChannel], Awaitable[None]] | None
     max_bytes: int | None
-    limits: LinkLimits
+    endpoint: Endpoint
+    key: Callable[[], ClusterKey | None]
 
     async def receive(self, transport: Transport) -> None:
         """The whole life of one connection."""
         served = {*(FROM_CALLER if self.handler else ()), *(("data",) if self.data_handler else ())}
-        opening = ListenerOpening(self.identity, served, partial(self._decide, transport), trio.current_time())
+        prover = self.endpoint.prover(self.key(), transport.channel_binding)
+        admit = partial(self._decide, transport)
+        opening = ListenerOpening(self.identity, prover, served, admit, trio.current_time())
         try:
             hello = await self._greet(transport, opening)
             if hello is not None:
@@ -153,10 +165,11 @@ class _Handshake(NamedTuple):
                     if not count:
                         raise ConnectionLost("it was closed before a hello came")
                     answer = opening.receive(bytes(buffer[:count]))
-                await transport.send_all(opening.to_send)
+                    if said := opening.take_to_send():
+                        await transport.send_all(said)
                 if isinstance(answer, Welcome):
                     return opening.hello
-                _log.warning("connection from %s refused: %s", transport.remote, answer.reason)
+                _log_refusal(transport, opening.hello, answer)
                 await transport.aclose()
                 return None
         finally:
@@ -165,13 +178,15 @@ class _Handshake(NamedTuple):
         return None
 
     def _decide(self, transport: Transport, hello: Hello) -> Welcome | Refusal:
+        if reason := refusal_of_caller(self.endpoint, transport, hello):
+            return Refusal(reason, "certificate")
         answer = self.admit(hello, transport) if self.admit else Welcome(self.identity.incarnation)
         return answer._replace(memory=probe()) if isinstance(answer, Welcome) else answer
 
     async def _hand_over(self, transport: Transport, hello: Hello, rest: bytes) -> None:
         if hello.role == "data" and self.data_handler:
             async with DataChannel(
-                transport, hello, max_bytes=self.max_bytes, limits=self.limits, received=rest
+                transport, hello, max_bytes=self.max_bytes, limits=self.endpoint.limits, received=rest
             ) as channel:
                 try:
                     await self.data_handler(channel)
@@ -179,6 +194,12 @@ class _Handshake(NamedTuple):
                     _log.debug("data channel of %s closed: %s", transport.remote, error)
         elif self.handler:
             async with Connection(
-                transport, hello, allowed=FROM_CALLER[hello.role], limits=self.limits, received=rest
+                transport, hello, allowed=FROM_CALLER[hello.role], limits=self.endpoint.limits, received=rest
             ) as connection:
                 await self.handler(connection)
+
+
+def _log_refusal(transport: Transport, hello: Hello | None, refusal: Refusal) -> None:
+    """The one line that a refused peer leaves."""
+    role = "" if hello is None else f" ({hello.role})"
+    _log.warning("connection from %s%s refused: %s", transport.remote, role, refusal.reason)

@@ -26,7 +26,7 @@ from trio_dask.comm.tcp import TcpListener, TcpTransport, bind_tcp, connect_tcp
 from trio_dask.comm.tls_scheme import SCHEME
 from trio_dask.comm.transport import Bytes, ConnectionLost
 from trio_dask.errors import ProtocolError, RefusedError, TrioDaskError
-from trio_dask.protocol.hello import Refusal, encode_answer, is_hello
+from trio_dask.protocol.hello import Refusal, encode_envelope, is_hello
 from trio_dask.security.tls_contexts import Tls, TlsContext
 
 PIECE_BYTES = 256 * 2**10
@@ -43,6 +43,9 @@ _CLOSE_S = 1.0
 """How long a close may wait until the network takes the last record."""
 
 _HANDSHAKE, _ALERT = 0x16, 0x15
+
+WITHOUT_CERTIFICATES = Tls()
+"""One certificate for all listeners of a process that has none from files."""
 
 _T = TypeVar("_T", bytes, int)
 
@@ -146,7 +149,7 @@ class TlsTransport:
         """Tell a peer that speaks without TLS, if it is one of ours, what is missing."""
         if self._is_listener and is_hello(data):
             answer = Refusal(f"what listens here speaks TLS only; its address begins with {SCHEME}:// or wss://", "tls")
-            await self._tcp.send_all(encode_answer(answer))
+            await self._tcp.send_all(encode_envelope(answer))
             await self._tcp.aclose()
             raise ProtocolError("it does not speak TLS; give it an address with TLS")
         raise ProtocolError(f"no TLS peer: it began with {data[:16]!r}")
@@ -416,7 +419,7 @@ class TlsListener:
 
 def bind_tls(endpoint: Endpoint, sock: socket.socket | None = None) -> list[TlsListener]:
     """Listen like `bind_tcp`. Raises `UsageError` as well, for certificates that cannot be used."""
-    tls = endpoint.security or Tls()
+    tls = endpoint.credentials.tls or WITHOUT_CERTIFICATES
     tls.context(listening=True)
     return [TlsListener(listener, tls) for listener in bind_tcp(endpoint, sock)]
 
@@ -426,10 +429,10 @@ async def connect_tls(endpoint: Endpoint, nursery: trio.Nursery | None = None) -
 
     Raises `OSError` when it cannot be reached, and as `TlsTransport.agree` does.
     """
-    tls = endpoint.security or Tls()
+    tls = endpoint.credentials.tls or WITHOUT_CERTIFICATES
     context = tls.context(listening=False, complain=lambda reason: _log.warning("renewed certificates: %s", reason))
     tcp = await connect_tcp(endpoint)
-    transport = TlsTransport(tcp, context, server_name=tls.server_name or endpoint.address.host)
+    transport = TlsTransport(tcp, context, server_name=endpoint.server_name or endpoint.address.host)
     try:
         await transport.agree()
     except BaseException:  # no agreement, whatever the reason

@@ -403,7 +403,7 @@ async def connect_websocket(
     tcp = await connect(endpoint)
     transport = WebSocketTransport(tcp, endpoint.address.scheme, endpoint.limits.cleanup_s)
     try:
-        headers = endpoint.security.headers if endpoint.security else None
+        headers = endpoint.credentials.tls.headers if endpoint.credentials.tls else None
         nursery.start_soon(transport.run, agree_as_client(str(endpoint).partition("://")[2], headers))
         await transport.wait_agreed()
     except BaseException:  # no agreement, whatever the reason

@@ -53,8 +53,9 @@ async def scheduler(child: ChildContext, stopper: Stopper) -> None:
     from trio_dask.settings_json import from_json
 
     spare_garbage_collection()
+    running = partial(run_scheduler, credentials=child.credentials)
     async with trio.open_nursery() as nursery:
-        address = await nursery.start(run_scheduler, from_json(SchedulerSettings, child.settings))
+        address = await nursery.start(running, from_json(SchedulerSettings, child.settings))
         child.report({"address": str(address)})
 
 
@@ -87,7 +88,16 @@ async def worker(child: ChildContext, stopper: Stopper) -> None:
         child.report({"at_rest": True})
 
     child.report({"running": True})
-    serve = partial(work, nanny.worker, stopper, leaving=leaving, at_rest=at_rest, preloaded=preloaded, argv=argv)
+    serve = partial(
+        work,
+        nanny.worker,
+        stopper,
+        credentials=child.credentials,
+        leaving=leaving,
+        at_rest=at_rest,
+        preloaded=preloaded,
+        argv=argv,
+    )
     try:
         async with trio.open_nursery() as nursery:
             address = await nursery.start(serve)

@@ -5,14 +5,19 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
+from typing import TYPE_CHECKING, Any
 
 from trio_dask import host_limits
 from trio_dask.batch_system import Amount
+from trio_dask.config import DEFAULT_SCHEME, DEFAULT_TLS_SCHEME, PROTOCOL, Scheme
 from trio_dask.errors import UsageError
 from trio_dask.parsing import MAX_THREADS, check_memory_limit, counted, format_bytes, parse_memory_limit
 from trio_dask.processes.environment import raise_file_limit
+
+if TYPE_CHECKING:
+    from trio_dask.security.security import Security
 
 MAX_WORKERS = 10_000
 FEW_CPUS = 4
@@ -38,6 +43,8 @@ class Layout:
     scheduler_port: int
     resources: Mapping[str, float]
     local_directory: str | None
+    protocol: Scheme = DEFAULT_SCHEME
+    security: Security | None = field(default=None, repr=False)
 
 
 def plan(
@@ -51,6 +58,8 @@ def plan(
     name: str | None = None,
     resources: Mapping[str, float] | None = None,
     local_directory: str | None = None,
+    protocol: str | None = None,
+    security: Security | bool | Mapping[str, Any] | None = None,
 ) -> Layout:
     """A scheduler and workers on this machine, for as long as the block lasts. All of them are ready when it begins.
 
@@ -63,6 +72,8 @@ def plan(
       host: where they listen. Whoever can reach that address can run programs in your name.
       scheduler_port: 0 takes any free one.
       resources: what each worker offers to tasks that ask for resources.
+      protocol: what they speak: "tcp", "tls", "ws" or "wss". By default TLS with `security`, and else TCP.
+      security: certificates and TLS settings for all roles, or True for temporary ones.
 
     Raises:
       UsageError: an argument makes no sense.
@@ -89,6 +100,11 @@ def plan(
         check_memory_limit(str(memory_limit), limit_bytes, machine_bytes=machine_bytes)
     except UsageError as exc:
         raise UsageError(f"memory_limit: {exc}") from exc
+    certificates = None
+    if security:
+        from trio_dask.security.security import as_security
+
+        certificates = as_security(security)
     layout = Layout(
         name=name or f"local-{next(_clusters)}",
         n_workers=n_workers,
@@ -99,9 +115,20 @@ def plan(
         scheduler_port=scheduler_port,
         resources=dict(resources or {}),
         local_directory=local_directory,
+        protocol=_protocol(protocol, certificates, processes=processes),
+        security=certificates,
     )
     allow_files(layout, n_workers)
     return layout
+
+
+def _protocol(given: str | None, security: Security | None, *, processes: bool) -> Scheme:
+    if given is None:
+        return DEFAULT_SCHEME if security is None else DEFAULT_TLS_SCHEME
+    if not processes:
+        raise UsageError(f"protocol is {given!r}, but with processes=False nothing leaves this program")
+    read: Scheme = PROTOCOL.read(given)
+    return read
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import trio
 
     from trio_dask.comm import Address
+    from trio_dask.security.credentials import Credentials
 
 
 LATE_S = 1.0
@@ -26,6 +27,7 @@ async def work(
     settings: WorkerSettings,
     stopper: Stopper,
     *,
+    credentials: Credentials | None = None,
     leaving: Callable[[str], None] | None = None,
     at_rest: Callable[[], None] | None = None,
     preloaded: Sequence[Preloaded] = (),
@@ -35,7 +37,7 @@ async def work(
     """Run a worker in this process, which does nothing else. A signal makes it drain.
 
     `preloaded` modules are set up before it with `argv`, and torn down after it; see `preload`.
-    See `run_worker` for `leaving`, `at_rest`, `task_status` and what is raised.
+    See `run_worker` for `credentials`, `leaving`, `at_rest`, `task_status` and what is raised.
     """
     import trio  # the program's start must not wait for what options alone do not need
 
@@ -59,6 +61,7 @@ async def work(
 
         await run_worker(
             settings,
+            credentials=credentials,
             drain=drain,
             leaving=leaving,
             at_rest=at_rest,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import trio
@@ -17,12 +17,15 @@ from trio_dask.comm import (
     parse_scheduler_address,
     serve,
 )
+from trio_dask.comm.addresses import scheme_of_peers
+from trio_dask.comm.joining import scheduler_address
 from trio_dask.comm.listen import listen_in_range
 from trio_dask.comm.rpc_server import Command, admit_control, serve_control
-from trio_dask.config import NannySettings, WorkerSettings
+from trio_dask.config import DEFAULT_SCHEME, DEFAULT_TLS_SCHEME, NannySettings, WorkerSettings
 from trio_dask.errors import NoScheduler, UnavailableError, UsageError
 from trio_dask.protocol.hello import Hello
 from trio_dask.scheduler_file import find_scheduler
+from trio_dask.security.credentials import NO_CREDENTIALS, Credentials
 
 LOOK_UP_S = 1.0
 """A name server that does not answer must not delay the nanny."""
@@ -32,19 +35,22 @@ async def run_control(
     settings: NannySettings,
     identity: Hello,
     commands: Mapping[str, Command],
+    credentials: Callable[[], Credentials],
     *,
     task_status: trio.TaskStatus[Address] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve until cancelled; `task_status.started` gives the address.
+    """Serve until cancelled; `task_status.started` gives the address. `credentials` are those of the cluster by then.
 
     Raises:
       OSError: it cannot listen where the settings say.
       UnavailableError: there is no such interface.
+      UsageError: the certificates cannot be used.
     """
     worker = settings.worker
     limits = LinkLimits(keepalive_s=worker.keepalive_s, silence_s=worker.silence_s, cleanup_s=worker.grace_s)
     host = await _host(worker)
-    failure: OSError | None = None
+    scheme = await trio.to_thread.run_sync(_scheme, worker, credentials())
+    failure: OSError | UsageError | None = None
 
     async def handle(connection: Connection) -> None:
         await serve_control(connection, commands)
@@ -53,13 +59,14 @@ async def run_control(
 
         async def listen(address: Address) -> list[Address]:
             admit = admit_control(identity)
-            serving = partial(serve, Endpoint(address, limits), handle, identity=identity, admit=admit)
+            endpoint = Endpoint(address, limits, credentials())
+            serving = partial(serve, endpoint, handle, identity=identity, admit=admit, key=lambda: credentials().key)
             bound: list[Address] = await nursery.start(serving)
             return bound
 
         try:
-            bound = await listen_in_range(host, settings.port_range or (0, 0), listen)
-        except OSError as error:
+            bound = await listen_in_range(scheme, host, settings.port_range or (0, 0), listen)
+        except (OSError, UsageError) as error:
             failure = error  # raised outside of the nursery, which would wrap it
         else:
             task_status.started(bound[0]._replace(host=await _advertised_host(bound[0].host, worker)))
@@ -81,10 +88,20 @@ async def _advertised_host(bound: str, worker: WorkerSettings) -> str:
     return choose_advertised_host(bound)
 
 
+def _scheme(worker: WorkerSettings, credentials: Credentials) -> str:
+    """In a thread, because it may read a file: what to listen on. While that is not known, TLS suits everybody."""
+    try:
+        text = find_scheduler(worker.scheduler, worker.scheduler_file).address
+        has_certificates = worker.tls_cert is not None
+        return scheme_of_peers(scheduler_address(text, worker.protocol, has_certificates=has_certificates).scheme)
+    except (NoScheduler, UnavailableError, UsageError):
+        return DEFAULT_SCHEME if credentials == NO_CREDENTIALS else DEFAULT_TLS_SCHEME
+
+
 def _look_up_host(bound: str, worker: WorkerSettings) -> str:
     """In a thread, because it may look a name up."""
     try:
-        towards = parse_scheduler_address(find_scheduler(worker.scheduler, worker.scheduler_file)).host
+        towards = parse_scheduler_address(find_scheduler(worker.scheduler, worker.scheduler_file).address).host
     except (NoScheduler, UnavailableError, UsageError):
         towards = ""  # the worker will say so
     return choose_advertised_host(bound, towards)

@@ -16,10 +16,9 @@ import trio
 from trio_dask.comm import (
     Connection,
     ConnectionLost,
-    Endpoint,
     LinkLimits,
     connect_limit_s,
-    parse_scheduler_address,
+    scheduler_endpoint,
 )
 from trio_dask.comm.connect import connect
 from trio_dask.config import WorkerSettings
@@ -28,7 +27,8 @@ from trio_dask.ids import new_incarnation
 from trio_dask.protocol.hello import Hello
 from trio_dask.protocol.messages import ToNanny, WorkerAlive, WorkerExited
 from trio_dask.retry_policy import WORKERS, RetryPolicy
-from trio_dask.scheduler_file import find_scheduler
+from trio_dask.security.cluster_key import ClusterKey
+from trio_dask.security.credentials import Credentials, find_tls
 
 log = logging.getLogger("trio_dask.nanny")
 
@@ -44,12 +44,18 @@ class SchedulerConnection:
     def __init__(
         self,
         settings: WorkerSettings,
+        given: Credentials | None = None,
         *,
         details: Callable[[], Mapping[str, Any]],
         alive: Callable[[], Sequence[str]],
         handle: Callable[[ToNanny], object],
     ) -> None:
         self._settings = settings
+        self._given = given
+        # Until the cluster's key is known, as a scheduler file may still be missing, nobody has the right one.
+        key = ClusterKey.draw() if settings.auth else None
+        self.credentials = given or Credentials(key, find_tls(settings, "worker"))
+        """Those of the cluster, as far as they are known."""
         self._details = details
         self._alive = alive
         self._handle = handle
@@ -108,10 +114,11 @@ class SchedulerConnection:
         limits = LinkLimits(
             keepalive_s=settings.keepalive_s, silence_s=min(settings.silence_s, SILENCE_S), cleanup_s=settings.grace_s
         )
-        address = parse_scheduler_address(find_scheduler(settings.scheduler, settings.scheduler_file))
+        endpoint = scheduler_endpoint(settings, "worker", limits, self._given)
+        self.credentials = endpoint.credentials
         left_s = self._retries.deadline - trio.current_time()
         timeout_s = connect_limit_s(settings.connect_timeout_s, left_s)
-        return await connect(Endpoint(address, limits), hello, nursery=nursery, timeout_s=timeout_s)
+        return await connect(endpoint, hello, nursery=nursery, timeout_s=timeout_s)
 
     async def _session(self, connection: Connection) -> None:
         async with connection:

@@ -14,6 +14,7 @@ import random
 import signal
 import socket
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import trio
@@ -44,6 +45,7 @@ from trio_dask.processes.spawn import Starter, start_by_exec
 from trio_dask.procfs import is_runnable, memory_used
 from trio_dask.protocol.hello import Hello
 from trio_dask.protocol.messages import Leave, SchedulerStops, ToNanny, WorkerExited
+from trio_dask.security.credentials import Credentials
 from trio_dask.settings_json import to_json
 from trio_dask.worker.running_table import RunningTable
 
@@ -67,8 +69,8 @@ class Nanny:
     """One nanny and its worker. Everything but `run` may be called at any time, in Trio's thread.
 
     It calls `changed` when `address` or `pid` change, and `output` with what the worker writes to its stderr. A worker
-    process runs `program`; `start` starts it. `label` names the program in lines about the worker; for `log` see
-    `ChildLog`.
+    process runs `program`, with the `credentials` that are given, if any; `start` starts it. `label` names the program
+    in lines about the worker; for `log` see `ChildLog`.
     """
 
     _oom_kills: OomKills | None = None  # one for all nannies of this program
@@ -78,6 +80,7 @@ class Nanny:
         settings: NannySettings,
         program: Entry,
         *,
+        credentials: Credentials | None = None,
         label: str = "worker",
         log: ChildLog | None = None,
         changed: Callable[[], object] = lambda: None,
@@ -88,6 +91,7 @@ class Nanny:
         self.control_address: Address | None = None
         self.incarnation = new_incarnation()
         self._program = program
+        self._given = credentials
         self._label = label
         self._log = log or ChildLog(origin=label)
         self.changed = changed
@@ -95,7 +99,7 @@ class Nanny:
         self._start = start
         self._core = NannyCore(settings)
         self._connection = SchedulerConnection(
-            settings.worker, details=self._details, alive=self._alive, handle=self._handle
+            settings.worker, credentials, details=self._details, alive=self._alive, handle=self._handle
         )
         self._current: WorkerProcess | Pause = Pause(trio.Event())
         self._predecessors: list[WorkerProcess] = []
@@ -233,7 +237,8 @@ class Nanny:
             try:
                 if self.settings.port_range is not None:
                     identity = Hello(role="nanny", incarnation=self.incarnation, name=self.name)
-                    self.control_address = await nursery.start(run_control, self.settings, identity, self._commands())
+                    serving = partial(run_control, credentials=lambda: self._connection.credentials)
+                    self.control_address = await nursery.start(serving, self.settings, identity, self._commands())
                     log.info("Start nanny at: %s", self.control_address)
                 nursery.start_soon(self._connection.run)
                 outcome = await self._run_workers(task_status)
@@ -260,6 +265,7 @@ class Nanny:
             name=self._label,
             program=self._program,
             settings=to_json(settings._replace(worker=worker)),
+            credentials=self._given,
             inherit=(board.fd,),
             environment=child_environment(settings.environment),
             guarded=True,

@@ -16,6 +16,7 @@ from importlib import import_module
 from typing import Any, NamedTuple
 
 from trio_dask.processes.parent_watch import StdinWatch, arm_kill_pipe, open_parent
+from trio_dask.security.credentials import Credentials, from_secrets
 
 
 class Program(NamedTuple):
@@ -62,6 +63,8 @@ class ChildContext:
     settings: Mapping[str, Any]
     log: ChildLog
     report_fd: int
+    credentials: Credentials | None = None
+    """Those that the parent hands over; else the program finds its own."""
     parent_fd: int | None = None
     """Readable once the parent has ended; None where a guard watches the parent."""
     already_read: bytes = b""
@@ -101,6 +104,7 @@ def begin(orders: Mapping[str, Any], already_read: bytes) -> int:
         settings=orders["settings"],
         log=ChildLog(*orders["log"]),
         report_fd=report_fd,
+        credentials=from_secrets(orders["secrets"]),
         parent_fd=parent_fd,
         already_read=already_read,
     )

@@ -33,6 +33,7 @@ from trio_dask.processes.exit_watchdog import end_descendants
 from trio_dask.processes.job_control import suspended_with_us
 from trio_dask.processes.spawn import Process, Start, Starter, start_by_exec, wait_for_end
 from trio_dask.processes.stderr_records import DumpFilter, readable
+from trio_dask.security.credentials import Credentials, to_secrets
 
 log = logging.getLogger("trio_dask.nanny")
 dumps = logging.getLogger("trio_dask.nanny.dumps")
@@ -51,6 +52,8 @@ GUARDS = hasattr(os, "pidfd_open")
 class ChildSpec:
     """What to start: `program`, a function that its module has under its name, with settings that JSON allows.
 
+    `credentials` are for the child alone: they travel through the pipe that is its stdin.
+
     The child has to report something within `start_timeout_s`, and to end within `grace_s` once its stdin has ended. It
     inherits the descriptors `inherit` under the same numbers, and our environment with `environment` on top. `stderr`
     gets what the child writes to its stderr, except the dump of a crash, which goes to our log. `start` makes the
@@ -60,6 +63,7 @@ class ChildSpec:
     name: str
     program: Entry
     settings: Mapping[str, Any]
+    credentials: Credentials | None = field(default=None, repr=False)
     inherit: Sequence[int] = ()
     environment: Mapping[str, str] = field(default_factory=dict[str, str])
     guarded: bool = False
@@ -121,6 +125,7 @@ async def run_child(
     orders = {
         "program": program,
         "settings": spec.settings,
+        "secrets": to_secrets(spec.credentials),
         "name": spec.name,
         "guarded": guarded,
         "log": spec.log,

@@ -1,7 +1,12 @@
 """The first exchange on every connection, in a form that stays readable for ever.
 
-    caller     b"trio_dask\n" + length (4 bytes, big-endian) + JSON object      a `Hello`
-    listener   the same envelope                                                a `Welcome` or a `Refusal`
+    caller     b"trio_dask\n" + length (4 bytes, big-endian) + JSON object      an `Opening`: role, versions, a nonce
+    listener   the same envelope                                   a `Challenge`, with its proof; or a `Refusal`
+    caller     the same envelope                                   a `Hello`, with its proof; or a `Refusal`
+    listener   the same envelope                                   a `Welcome` or a `Refusal`
+
+The proofs show that both ends have the cluster's key (`security.proof`). Before the listener has proved that, the
+caller says nothing of itself but its role and its versions; before the caller has, the listener reads nothing else.
 
 The envelope never changes, and neither do the meanings of `protocol`, `package`, `role` and `reason`: whatever else two
 versions disagree about, they can tell each other who they are. Unknown members are ignored, missing ones have defaults.
@@ -38,12 +43,14 @@ _PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
 class Hello(NamedTuple):
-    """Who speaks, and as what. `details` belongs to the role; `credentials` never shows in a repr."""
+    """Who speaks, and as what. `details` belongs to the role.
+
+    Its wire form leaves out what the `Opening` of the same caller has said.
+    """
 
     role: Role
     incarnation: Incarnation = _NONE
     name: str = ""
-    credentials: str = ""
     details: Mapping[str, Any] = {}
     protocol: int = PROTOCOL_VERSION
     package: str = __version__
@@ -56,6 +63,41 @@ class Hello(NamedTuple):
 
     def __repr__(self) -> str:
         return f"<Hello of {self}, {self.incarnation}>"
+
+
+class Opening(NamedTuple):
+    """What a caller says before the listener has proved anything. `auth` is "key", or "none" for no proof."""
+
+    role: Role
+    incarnation: Incarnation
+    nonce: bytes
+    auth: str
+    protocol: int = PROTOCOL_VERSION
+    package: str = __version__
+    python: str = _PYTHON
+
+    def to_hello(self) -> Hello:
+        """A hello with everything that this says, and nothing else."""
+        return Hello(self.role, self.incarnation, protocol=self.protocol, package=self.package, python=self.python)
+
+
+class Challenge(NamedTuple):
+    """The listener's proof, and what the caller needs for its own. `place` says where the key lies, for a remedy."""
+
+    incarnation: Incarnation
+    nonce: bytes
+    auth: str
+    proof: bytes = b""
+    place: str = ""
+
+
+class Proved(NamedTuple):
+    """The rest of a caller's hello, with its proof."""
+
+    name: str
+    details: Mapping[str, Any]
+    memory: str
+    proof: bytes = b""
 
 
 class Welcome(NamedTuple):
@@ -97,37 +139,79 @@ def check_hello(hello: Hello, mine: Hello) -> str | None:
 # ---------------------------------------------------------------------------------------------------------- wire form
 
 
-def encode_hello(hello: Hello) -> bytes:
-    """The bytes of a hello. Raises `ValueError` if its details cannot be sent."""
-    return _encode(_members_of(hello))
+Said = Opening | Challenge | Proved | Welcome | Refusal
+"""What one envelope says."""
+
+_KINDS: Mapping[type[Said], str] = {
+    Challenge: "challenge",
+    Proved: "hello",
+    Welcome: "welcome",
+    Refusal: "refusal",
+}
+"""The member `answer` of each; an opening has none."""
 
 
-def encode_answer(answer: Welcome | Refusal) -> bytes:
-    """The bytes of an answer. Raises `ValueError` if its details cannot be sent."""
-    return _encode({"answer": "welcome" if isinstance(answer, Welcome) else "refusal", **_members_of(answer)})
+def encode_envelope(said: Said) -> bytes:
+    """The bytes of an envelope. Raises `ValueError` if the details in it cannot be sent, or are too long."""
+    kind = _KINDS.get(type(said))
+    members = {} if kind is None else {"answer": kind}
+    return _encode({**members, **_members_of(said)})
 
 
-def decode_hello(body: bytes) -> Hello:
-    """The hello in the body of an envelope, or `ProtocolError`."""
+def decode_opening(body: bytes) -> Opening:
+    """The opening in the body of an envelope, or `ProtocolError`."""
     members = _Members(body)
     role = members.text("role")
     if role not in get_args(Role):
         raise ProtocolError(f"a hello came with the unknown role {role[:60]!r}")
-    return Hello(
+    return Opening(
         role=cast("Role", role),
         incarnation=Incarnation(members.text("incarnation")),
-        name=members.text("name"),
-        credentials=members.text("credentials", MAX_HELLO),
-        details=members.details(),
+        nonce=members.octets("nonce"),
+        auth=members.text("auth"),
         protocol=members.number("protocol"),
         package=members.text("package"),
         python=members.text("python"),
-        memory=members.text("memory"),
     )
 
 
+def decode_challenge(body: bytes) -> Challenge | Refusal:
+    """The answer to an opening in the body of an envelope, or `ProtocolError`."""
+    members = _Members(body)
+    match members.text("answer"):
+        case "challenge":
+            return Challenge(
+                incarnation=Incarnation(members.text("incarnation")),
+                nonce=members.octets("nonce"),
+                auth=members.text("auth"),
+                proof=members.octets("proof"),
+                place=members.text("place"),
+            )
+        case "refusal":
+            return members.refusal()
+        case other:
+            raise ProtocolError(f"a hello was answered with {other[:60]!r}")
+
+
+def decode_proved(body: bytes) -> Proved | Refusal:
+    """What a caller says to a challenge in the body of an envelope, or `ProtocolError`."""
+    members = _Members(body)
+    match members.text("answer"):
+        case "hello":
+            return Proved(
+                name=members.text("name"),
+                details=members.details(),
+                memory=members.text("memory"),
+                proof=members.octets("proof"),
+            )
+        case "refusal":
+            return members.refusal()
+        case other:
+            raise ProtocolError(f"a challenge was answered with {other[:60]!r}")
+
+
 def decode_answer(body: bytes) -> Welcome | Refusal:
-    """The answer in the body of an envelope, or `ProtocolError`."""
+    """The last answer in the body of an envelope, or `ProtocolError`."""
     members = _Members(body)
     match members.text("answer"):
         case "welcome":
@@ -140,7 +224,7 @@ def decode_answer(body: bytes) -> Welcome | Refusal:
                 memory=members.text("memory"),
             )
         case "refusal":
-            return Refusal(members.text("reason", MAX_HELLO), members.text("kind"))
+            return members.refusal()
         case other:
             raise ProtocolError(f"a hello was answered with {other[:60]!r}")
 
@@ -181,11 +265,9 @@ class EnvelopeReader:
         return bytes(self._received[_PREFIX + length :])
 
 
-def _members_of(said: Hello | Welcome | Refusal) -> Mapping[str, object]:
-    members = said._asdict()
-    if members.get("memory") == "":  # the first hello there was had no such member
-        del members["memory"]
-    return members
+def _members_of(said: Said) -> Mapping[str, object]:
+    members: dict[str, Any] = said._asdict()
+    return {name: value.hex() if isinstance(value, bytes) else value for name, value in members.items()}
 
 
 def _encode(members: Mapping[str, object]) -> bytes:
@@ -220,6 +302,16 @@ class _Members:
         if len(value) > limit or not value.isprintable():
             raise ProtocolError(f"a hello came with a {name} that is longer than {limit} characters or not printable")
         return value
+
+    def octets(self, name: str) -> bytes:
+        """Bytes, which are written in hexadecimal."""
+        try:
+            return bytes.fromhex(self.text(name))
+        except ValueError:
+            raise ProtocolError(f"a hello came with a {name} that is not hexadecimal") from None
+
+    def refusal(self) -> Refusal:
+        return Refusal(self.text("reason", MAX_HELLO), self.text("kind"))
 
     def number(self, name: str) -> int:
         return self._member(name, 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-PROTOCOL_VERSION: Final = 1
+PROTOCOL_VERSION: Final = 2
 """The version of everything that follows the hello; peers with different ones refuse each other."""
 
 MAX_CONTROL_FRAME: Final = 64 * 2**20

@@ -45,31 +45,38 @@ from trio_dask.scheduler.core import (
 )
 from trio_dask.scheduler.rpc_handlers import scheduler_commands
 from trio_dask.scheduler_file import scheduler_file_text
+from trio_dask.security.cluster_key import user_name
+from trio_dask.security.credentials import NO_CREDENTIALS, Credentials, find_credentials
 
 log = logging.getLogger("trio_dask.scheduler")
 deaths = logging.getLogger("trio_dask.scheduler.deaths")
 
 
 async def run_scheduler(
-    settings: SchedulerSettings, *, task_status: trio.TaskStatus[Address] = trio.TASK_STATUS_IGNORED
+    settings: SchedulerSettings,
+    *,
+    credentials: Credentials | None = None,
+    task_status: trio.TaskStatus[Address] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Run a scheduler until it is cancelled, or a client ends the cluster; `task_status.started` gives its address.
 
     Once cancelled it admits no peer, tells workers and clients that it stops, and ends within `settings.grace_s`.
     Workers then leave, or wait for its successor; when a client ends the cluster, all of them leave.
+    The `credentials` of the cluster are looked for where the settings say, unless they are given.
 
     Raises:
       OSError: it cannot listen at its address.
       UsageError: a file cannot be written, or there is no such interface.
     """
-    service = _Service(settings)
+    service = _Service(settings, credentials)
     with keep_file(settings.pid_file, f"{os.getpid()}\n"):
         await service.run(task_status)
 
 
 class _Service:
-    def __init__(self, settings: SchedulerSettings) -> None:
+    def __init__(self, settings: SchedulerSettings, given: Credentials | None) -> None:
         self._settings = settings
+        self._credentials = self._find_credentials(given)
         self._identity = Hello(role="scheduler", incarnation=new_incarnation())
         self._core = SchedulerCore(
             CoreSettings(
@@ -115,12 +122,22 @@ class _Service:
         address, *others = self._advertised(bound[0])
         self._address, mine = str(address), self._identity
         text = scheduler_file_text(
-            self._address, incarnation=mine.incarnation, package=mine.package, python=mine.python
+            self._address,
+            incarnation=mine.incarnation,
+            package=mine.package,
+            python=mine.python,
+            key=self._credentials.key,
         )
         with keep_file(self._settings.scheduler_file, text):
             self._announce(address, others, bound)
             task_status.started(address)
             await self._stopping.wait()
+
+    def _find_credentials(self, given: Credentials | None) -> Credentials:
+        address = self._settings.address
+        if given is None and address is not None and parse_address(address).is_in_process:
+            return NO_CREDENTIALS
+        return given or find_credentials(self._settings, "scheduler")
 
     # ------------------------------------------------------------------------------------------------- listening
 
@@ -129,7 +146,7 @@ class _Service:
         address, listening = self._where_to_listen()
         limits = LinkLimits(keepalive_s=settings.keepalive_s, silence_s=settings.silence_s, cleanup_s=settings.grace_s)
         await serve(
-            Endpoint(address, limits),
+            Endpoint(address, limits, self._credentials),
             self._session,
             identity=self._identity,
             admit=self._greet,
@@ -164,11 +181,13 @@ class _Service:
                 address,
                 ", ".join(map(str, others)),
             )
-        if any(not where.is_in_process and not is_loopback(where.host) for where in bound):
+        if self._credentials.key is None and not address.is_in_process:
+            reach = "Everybody on this machine" if all(is_loopback(where.host) for where in bound) else "Everybody"
             log.warning(
-                "Not secured: anyone who can reach port %d can run programs as this user; "
-                "--host 127.0.0.1 keeps it local",
+                "Not secured: %s who can reach port %d can run programs as %s (--no-auth was given)",
+                reach,
                 address.port,
+                user_name(),
             )
 
     # -------------------------------------------------------------------------------------------------- sessions

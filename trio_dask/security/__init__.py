@@ -1,1 +1,1 @@
-"""Who belongs to a cluster: its key, certificates, and what both sides of a connection prove."""
+"""Who belongs to a cluster: its key, and how both ends of a connection prove that they have it."""

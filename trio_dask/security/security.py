@@ -166,6 +166,11 @@ class Security:
         context = self.for_role(cast("TlsRole", role)).context(listening=listening).ssl if has_both else None
         return {"ssl_context": context, "require_encryption": self.require_encryption}
 
+    def is_set_for(self, role: TlsRole) -> bool:
+        """Whether anything here makes a difference for this role."""
+        fields = self.get_tls_config_for_role(role)
+        return self.require_encryption or bool(self.extra_conn_args) or any(fields.values())
+
     def for_role(self, role: TlsRole) -> Tls:
         """TLS as this role speaks it. Raises `UsageError` if only one of its certificate and the authority is given."""
         fields = self.get_tls_config_for_role(role)
@@ -180,6 +185,23 @@ class Security:
             lacks = f"tls_{role}_cert" if authority else "tls_ca_file"
             raise UsageError(f"TLS with certificates needs {lacks} for a {role}, besides what is given")
         return Tls(config, is_required=self.require_encryption, server_name=server_name, headers=headers)
+
+
+def as_security(value: object) -> Security | None:
+    """What an argument `security=` means: none, given ones (also as a dict), or, for True, temporary ones.
+
+    Raises:
+      UsageError: it is none of these.
+    """
+    if value is None or value is False:
+        return None
+    if value is True:
+        return Security.temporary()
+    if isinstance(value, Mapping):
+        return Security(**cast("Mapping[str, Any]", value))
+    if isinstance(value, Security):
+        return value
+    raise UsageError(f"security is {type(value).__name__}; give a Security, or True for temporary certificates")
 
 
 def _configured(key: str) -> Any:

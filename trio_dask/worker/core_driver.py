@@ -17,6 +17,7 @@ import trio
 
 from trio_dask.comm import Address, Connection, DataChannel, Endpoint, PeerSilent, parse_address
 from trio_dask.comm.connect import connect_data
+from trio_dask.comm.joining import remember_cluster
 from trio_dask.config import WorkerSettings
 from trio_dask.errors import TrioDaskError
 from trio_dask.ids import Incarnation, Key, given_name
@@ -24,6 +25,7 @@ from trio_dask.parsing import counted
 from trio_dask.protocol.hello import Hello
 from trio_dask.protocol.messages import Heartbeat, Message, Put, ToWorker
 from trio_dask.protocol.raw_memory import shared_memory, whole_of
+from trio_dask.security.credentials import NO_CREDENTIALS, Credentials
 from trio_dask.worker.core.blobs import BlobTable
 from trio_dask.worker.core.effects import (
     CancelFetch,
@@ -55,10 +57,11 @@ LONG_RUN_S = 0.5
 
 
 class Registration(NamedTuple):
-    """The addresses and the incarnation of one session; peers reach the worker at `address`."""
+    """The addresses, credentials and incarnation of one session; peers reach the worker at `address`."""
 
     address: Address
     scheduler: Address
+    credentials: Credentials
     incarnation: Incarnation
 
 
@@ -96,6 +99,7 @@ class CoreDriver:
         self._peers = PeerChannels(self._open_channel, None if self._memory is None else self._memory.room)
         self.server = DataServer(self._store, self._core.held, self._keep, self.handle, self._memory)
         self._connection: Connection | None = None
+        self._credentials = NO_CREDENTIALS  # until there was a session
         self._end: EndSession | None = None
         self._fetches: dict[FetchId, trio.CancelScope] = {}
         self._alarm = trio.CancelScope()
@@ -128,6 +132,8 @@ class CoreDriver:
     def session_began(self, connection: Connection, registration: Registration, *, returned: bool) -> None:
         """This worker is registered, or taken back (else `reset` came before)."""
         self._connection = connection
+        self._credentials = registration.credentials
+        remember_cluster(str(registration.scheduler), registration.credentials)  # for clients that tasks make
         self._end = None
         address = str(registration.address)
         self.handle.name = given_name(self._settings.name or address)
@@ -295,9 +301,8 @@ class CoreDriver:
 
     async def _open_channel(self, address: str) -> DataChannel:
         hello = Hello(role="data", name=str(self.handle.name), incarnation=Incarnation(self.handle.incarnation))
-        return await connect_data(
-            Endpoint(parse_address(address)), hello, nursery=self._tasks, timeout_s=self._settings.connect_timeout_s
-        )
+        endpoint = Endpoint(parse_address(address), credentials=self._credentials)
+        return await connect_data(endpoint, hello, nursery=self._tasks, timeout_s=self._settings.connect_timeout_s)
 
     # ------------------------------------------------------------------------------------------ effects
 

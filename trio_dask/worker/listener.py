@@ -19,11 +19,13 @@ from trio_dask.comm import (
     parse_address,
     serve,
 )
+from trio_dask.comm.addresses import scheme_of_peers
 from trio_dask.comm.listen import listen_in_range
 from trio_dask.comm.rpc_server import admit_control
 from trio_dask.config import DEFAULT_SCHEME, WorkerSettings
 from trio_dask.ids import new_incarnation
 from trio_dask.protocol.hello import Hello
+from trio_dask.security.credentials import NO_CREDENTIALS, Credentials
 
 log = logging.getLogger("trio_dask.worker")
 
@@ -50,20 +52,23 @@ class Listener:
         self._host: str | None = None
         self._bound = Address(DEFAULT_SCHEME, "")
         self._scope = trio.CancelScope()
+        self._credentials = NO_CREDENTIALS
 
-    async def towards(self, scheduler: Address) -> Address:
-        """Listen where peers of this scheduler can reach us, and return that address.
+    async def towards(self, scheduler: Address, credentials: Credentials) -> Address:
+        """Listen where peers of this scheduler can reach us, and return that address. Peers need these credentials.
 
         Raises:
           OSError: it cannot listen there.
           AddressError: the settings name an interface or an address that does not exist.
         """
+        self._credentials = credentials
         host = await self._choose_host(scheduler)
-        moved = host != self._host
+        scheme = scheduler.scheme if scheduler.is_in_process else scheme_of_peers(scheduler.scheme)
+        moved = (scheme, host) != (self._bound.scheme, self._host)
         if moved:
             self._scope.cancel()
             self._host = None  # if binding fails it listens nowhere, and has to bind next time
-            self._bound = await self._bind(scheduler, host)
+            self._bound = await self._bind(scheme, host)
             self._host = host
         advertised = await self._advertised(scheduler)
         if moved:
@@ -89,10 +94,10 @@ class Listener:
             return bound
         return Address(bound.scheme, await _local_host(bound.host, scheduler), bound.port)
 
-    async def _bind(self, scheduler: Address, host: str) -> Address:
-        if scheduler.is_in_process:
-            return await self._start(scheduler._replace(host=host))
-        return await listen_in_range(host, self._settings.port_range, self._start)
+    async def _bind(self, scheme: str, host: str) -> Address:
+        if Address(scheme, host).is_in_process:
+            return await self._start(Address(scheme, host))
+        return await listen_in_range(scheme, host, self._settings.port_range, self._start)
 
     async def _start(self, address: Address) -> Address:
         scope = trio.CancelScope()  # one for each try: it can be entered only once
@@ -106,13 +111,14 @@ class Listener:
         limits = LinkLimits(keepalive_s=self._settings.keepalive_s, silence_s=self._settings.silence_s)
         with scope:
             await serve(
-                Endpoint(address, limits),
+                Endpoint(address, limits, self._credentials),
                 self._control,
                 identity=self._identity,
                 admit=admit_control(self._identity),
                 data_handler=self._handler,
                 max_bytes=self._settings.memory_limit_bytes,
                 handler_nursery=self._nursery,
+                key=lambda: self._credentials.key,  # the next scheduler may have another one
                 task_status=task_status,
             )
 

@@ -27,10 +27,10 @@ from trio_dask.comm import (
     Address,
     Connection,
     ConnectionLost,
-    Endpoint,
     LinkLimits,
     connect_limit_s,
     parse_scheduler_address,
+    scheduler_endpoint,
 )
 from trio_dask.comm.connect import connect
 from trio_dask.comm.rpc_server import serve_control
@@ -40,7 +40,7 @@ from trio_dask.ids import new_incarnation
 from trio_dask.owned_files import keep_file
 from trio_dask.protocol.hello import Hello, Welcome
 from trio_dask.retry_policy import WORKERS, RetryPolicy
-from trio_dask.scheduler_file import find_scheduler
+from trio_dask.security.credentials import Credentials
 from trio_dask.worker.core.effects import EndSession, Then
 from trio_dask.worker.core_driver import CoreDriver, Registration
 from trio_dask.worker.drain_request import DrainRequest
@@ -69,6 +69,7 @@ def _ignore(*_: object) -> None:
 async def run_worker(
     settings: WorkerSettings,
     *,
+    credentials: Credentials | None = None,
     drain: DrainRequest | None = None,
     leaving: Callable[[str], None] | None = None,
     at_rest: Callable[[], None] | None = None,
@@ -89,6 +90,8 @@ async def run_worker(
     if it has one), or that of the request. `at_rest` is called when it drains and its slots are free: only its results
     remain to be copied.
 
+    The `credentials` of the cluster are looked for where the settings say, unless they are given.
+
     `ends_in` is called with the seconds in which this worker will have ended if nothing changes, and with the reason if
     that will be a failure. The caller can end the process then, should a task block the event loop.
 
@@ -103,7 +106,7 @@ async def run_worker(
     """
     embedded = settings.scheduler is not None and parse_scheduler_address(settings.scheduler).is_in_process
     with keep_file(settings.pid_file, f"{os.getpid()}\n"), nullcontext() if embedded else tuned_interpreter():
-        worker = _Worker(settings, drain or DrainRequest(), leaving, at_rest, ends_in)
+        worker = _Worker(settings, credentials, drain or DrainRequest(), leaving, at_rest, ends_in)
         async with nullcontext() if around is None else around(worker.handle):
             await worker.run(task_status)
 
@@ -124,12 +127,14 @@ class _Worker:
     def __init__(
         self,
         settings: WorkerSettings,
+        given: Credentials | None,
         drain: DrainRequest,
         leaving: Callable[[str], None] | None,
         at_rest: Callable[[], None] | None,
         ends_in: Callable[[float, str], None] | None,
     ) -> None:
         self._settings = settings
+        self._given = given
         self._drain = drain
         self._tell_leaving: Callable[[str], None] = leaving or _ignore
         self._tell_rest: Callable[[], None] = at_rest or _ignore
@@ -303,9 +308,17 @@ class _Worker:
     async def _dial(self, listener: Listener, nursery: trio.Nursery) -> tuple[Connection, Registration]:
         """Find the scheduler and register with it."""
         settings = self._settings
-        scheduler = parse_scheduler_address(find_scheduler(settings.scheduler, settings.scheduler_file))
-        address = await listener.towards(scheduler)
-        registration = Registration(address, scheduler, new_incarnation())
+        limits = LinkLimits(
+            keepalive_s=settings.keepalive_s,
+            silence_s=min(
+                settings.silence_s, SCHEDULER_SILENCE_S, max(SHORTEST_SILENCE_S, settings.death_timeout_s / 2)
+            ),
+            cleanup_s=settings.grace_s,
+        )
+        endpoint = scheduler_endpoint(settings, "worker", limits, self._given)
+        scheduler, credentials = endpoint.address, endpoint.credentials
+        address = await listener.towards(scheduler, credentials)
+        registration = Registration(address, scheduler, credentials, new_incarnation())
         hello = Hello(
             role="worker",
             incarnation=registration.incarnation,
@@ -325,17 +338,10 @@ class _Worker:
                 "metrics": self._driver.figures(),
             },
         )
-        limits = LinkLimits(
-            keepalive_s=settings.keepalive_s,
-            silence_s=min(
-                settings.silence_s, SCHEDULER_SILENCE_S, max(SHORTEST_SILENCE_S, settings.death_timeout_s / 2)
-            ),
-            cleanup_s=settings.grace_s,
-        )
         if not self._reason:
             self._reason = f"no answer from {scheduler} so far"
         timeout_s = connect_limit_s(settings.connect_timeout_s, self._death.deadline - trio.current_time())
-        connection = await connect(Endpoint(scheduler, limits), hello, nursery=nursery, timeout_s=timeout_s)
+        connection = await connect(endpoint, hello, nursery=nursery, timeout_s=timeout_s)
         return connection, registration
 
     async def _session(

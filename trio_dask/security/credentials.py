@@ -1,0 +1,124 @@
+"""What a process shows to its peers and asks of them, and where it finds that."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from trio_dask.security.cluster_key import KEY_FILE_VARIABLE, ClusterKey, home_key, read_key_file
+
+if TYPE_CHECKING:
+    from trio_dask.security.security import TlsRole
+    from trio_dask.security.tls_contexts import Tls
+
+
+class Credentials(NamedTuple):
+    """With a key both ends of each connection prove that they have it; without one nobody proves anything."""
+
+    key: ClusterKey | None
+    tls: Tls | None = None
+    """How this process speaks TLS; None without certificates, where nothing requires it."""
+
+
+NO_CREDENTIALS = Credentials(None)
+"""For `--no-auth`, and for connections inside one process."""
+
+
+class CredentialSettings(Protocol):
+    """The settings that say which credentials to use: those of every kind of program have them."""
+
+    @property
+    def cluster_key(self) -> str | None:
+        """The file with the key."""
+        ...
+
+    @property
+    def auth(self) -> bool:
+        """Whether peers have to prove that they have the key."""
+        ...
+
+    @property
+    def tls_ca_file(self) -> str | None:
+        """The file with the authority of all certificates."""
+        ...
+
+    @property
+    def tls_cert(self) -> str | None:
+        """The file with our certificate."""
+        ...
+
+    @property
+    def tls_key(self) -> str | None:
+        """The file with its private key."""
+        ...
+
+
+def find_credentials(
+    settings: CredentialSettings,
+    role: TlsRole,
+    *,
+    in_scheduler_file: ClusterKey | None = None,
+    configured: str | None = None,
+) -> Credentials:
+    """The credentials of a program that has this role. The first source counts that names a key.
+
+    These are: the option; the environment; the scheduler file; the configuration, which may name a file; the file in
+    the user's home, which is made if it is missing.
+
+    Raises:
+      UnavailableError: the file of the key cannot be used.
+      UsageError: of certificate and authority only one is given.
+    """
+    return Credentials(_find_key(settings, in_scheduler_file, configured), find_tls(settings, role))
+
+
+def _find_key(
+    settings: CredentialSettings, in_scheduler_file: ClusterKey | None, configured: str | None
+) -> ClusterKey | None:
+    if not settings.auth:
+        return None
+    named = settings.cluster_key or os.environ.get(KEY_FILE_VARIABLE)
+    if named:
+        return read_key_file(named)
+    if in_scheduler_file is not None:
+        return in_scheduler_file
+    return read_key_file(configured) if configured else home_key()
+
+
+def find_tls(settings: CredentialSettings, role: TlsRole) -> Tls | None:
+    """How a program with these settings speaks TLS; None where neither they nor a configuration say anything.
+
+    Raises:
+      UsageError: of certificate and authority only one is given.
+    """
+    names = {"tls_ca_file": "tls_ca_file", "tls_cert": f"tls_{role}_cert", "tls_key": f"tls_{role}_key"}
+    given = {name: value for setting, name in names.items() if (value := getattr(settings, setting)) is not None}
+    if not given and "dask.config" not in sys.modules:
+        return None
+    # Imported here, because most programs have no certificates.
+    from trio_dask.security.security import Security
+
+    security = Security(**given)
+    return security.for_role(role) if security.is_set_for(role) else None
+
+
+def to_secrets(credentials: Credentials | None) -> dict[str, Any] | None:
+    """Credentials as JSON, for the pipe to a child process and for nothing else."""
+    if credentials is None:
+        return None
+    key, tls = credentials
+    return {"key": None if key is None else key.hex(), "tls": None if tls is None else tls.to_secrets()}
+
+
+def from_secrets(content: Mapping[str, Any] | None) -> Credentials | None:
+    """The credentials from which `to_secrets` made this."""
+    if content is None:
+        return None
+    key = None if content["key"] is None else ClusterKey.from_hex(content["key"])
+    if content["tls"] is None:
+        return Credentials(key)
+    from trio_dask.security.tls_contexts import Tls
+
+    return Credentials(key, Tls.from_secrets(content["tls"]))

@@ -1,0 +1,87 @@
+"""How both ends of a connection prove that they have the cluster's key, without sending it.
+
+Each end draws a nonce. A proof is an HMAC under the key over both nonces and all else that tells this connection from
+every other one, with a label for each end. So no proof is of use on another connection, to another role, or to the end
+that made it. Under TLS a proof covers the listener's certificate as well, as each end sees it: whoever stands between
+the two and decrypts has another certificate.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Final, NamedTuple
+
+from trio_dask.security.cluster_key import ClusterKey
+
+NONCE_BYTES: Final = 32
+
+
+class Side(Enum):
+    """Which end proves."""
+
+    CALLER = b"trio_dask: the caller has the key"
+    LISTENER = b"trio_dask: the listener has the key"
+
+
+class Prover(NamedTuple):
+    """What one end brings along. Without a key it proves nothing, and asks for no proof (`--no-auth`)."""
+
+    key: ClusterKey | None
+    nonce: bytes
+    channel_binding: bytes = b""
+
+    @property
+    def auth(self) -> str:
+        """How the hello names what this end asks for: "key" or "none"."""
+        return "none" if self.key is None else "key"
+
+
+class Transcript(NamedTuple):
+    """What tells one connection from all others."""
+
+    protocol: int
+    role: str
+    caller: str
+    """Its incarnation."""
+    listener: str
+    """Its incarnation."""
+    caller_nonce: bytes
+    listener_nonce: bytes
+    channel_binding: bytes
+
+    def proof(self, key: ClusterKey, side: Side) -> bytes:
+        """The proof of one side that it has this key."""
+        fields = (
+            side.value,
+            str(self.protocol).encode(),
+            self.role.encode(),
+            self.caller.encode(),
+            self.listener.encode(),
+            self.caller_nonce,
+            self.listener_nonce,
+            self.channel_binding,
+        )
+        return key.sign(b"".join(len(field).to_bytes(4, "big") + field for field in fields))
+
+    def proves(self, key: ClusterKey, side: Side, proof: bytes) -> bool:
+        """Whether this is the proof of that side; the time that it takes tells nothing of the right one."""
+        import hmac
+
+        return hmac.compare_digest(self.proof(key, side), proof)
+
+
+# ---------------------------------------------------------------------------------------------------- what to do about
+
+KEY_WAS_NOT_GIVEN: Final = "this cluster asks for its key, and --no-auth (auth=False) was given here: leave it out"
+
+LISTENER_ASKS_NOTHING: Final = (
+    "what listens there does not ask for the cluster's key, so anybody may have started it; if it was you, with "
+    "--no-auth, then give --no-auth (auth=False) here as well"
+)
+
+
+def key_is_missing(place: str) -> str:
+    """What to do where the listener has another key; `place` is the one of its file, if it has a file."""
+    where, _, path = place.partition(":")
+    copy = f"copy {path} from {where} to this machine (mode 0600), or " if path else ""
+    return f"this cluster asks for its key: {copy}use --scheduler-file, or start the scheduler with --no-auth"
