@@ -17,6 +17,7 @@ from trio_dask.comm.endpoint import Endpoint
 from trio_dask.comm.tls import TlsTransport, bind_tls, connect_tls
 from trio_dask.comm.transport import ConnectionLost
 from trio_dask.errors import ProtocolError, RefusedError, UsageError
+from trio_dask.ids import Incarnation
 from trio_dask.protocol.hello import Opening, Refusal, decode_answer, encode_envelope
 from trio_dask.security import certificates
 from trio_dask.security.credentials import Credentials
@@ -164,7 +165,7 @@ async def test_versions_that_do_not_meet_are_said() -> None:
 async def test_one_of_ours_without_tls_is_answered_in_a_way_that_it_understands() -> None:
     plain, far_tcp = tcp_pair()
     far = TlsTransport(far_tcp, TLS.context(listening=True))
-    await plain.send_all(encode_envelope(Opening("client", auth="key")))
+    await plain.send_all(encode_envelope(Opening("client", Incarnation("x"), bytes(32), "key")))
     with pytest.raises(ProtocolError, match="it does not speak TLS; give it an address with TLS"):
         await far.receive_some()
     answer = decode_answer((await plain.receive_some())[14:])
