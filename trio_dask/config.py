@@ -19,7 +19,11 @@ from trio_dask.parsing import (
     parse_count,
     parse_environment,
     parse_file,
+    parse_folder,
     parse_fraction,
+    parse_interface,
+    parse_log_file,
+    parse_module,
     parse_name,
     parse_output_file,
     parse_port_range,
@@ -98,11 +102,12 @@ COUNT = Reader("N", parse_count)
 ZERO_OR_COUNT = Reader("N", parse_zero_or_count)
 PORTS = Reader("PORT", parse_port_range)
 NAME = Reader("NAME", parse_name)
-INTERFACE = Reader("NAME", str)
-FOLDER = Reader("PATH", str)
+INTERFACE = Reader("NAME", parse_interface)
+FOLDER = Reader("PATH", parse_folder)
 FILE = Reader("FILE", parse_file)
 OUTPUT_FILE = Reader("FILE", parse_output_file)
-MODULE = Reader("MODULE", str)
+LOG_FILE = Reader("FILE", parse_log_file)
+MODULE = Reader("MODULE", parse_module)
 RESOURCES = Reader("PAIRS", parse_resources)
 SPILL_LIMIT = Reader("SIZE", parse_spill_limit)
 BACKOFF = Reader("FIRST:LONGEST", parse_backoff, _range_of_seconds)

@@ -40,6 +40,8 @@ def keep_file(path: str | None, text: str) -> Generator[None]:
         yield
         return
     target = Path(path).absolute()  # the program may change its folder meanwhile
+    if target.exists() and not target.is_file():  # else a folder would be in the way, and a device would be lost
+        raise UnavailableError(f"cannot write {path}: it is not a regular file")
     owner = _running_owner(target)
     if owner is not None:
         belongs = f"{path} belongs to a running program, pid {owner}; stop that program, or give another file"

@@ -9,15 +9,19 @@ from __future__ import annotations
 import math
 import os
 import re
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 
 from trio_dask.errors import UnavailableError, UsageError
 
 OFF = ("none", "off", "false")
+YES = ("true", "yes", "on", "1", "t", "y")
+NO = ("false", "no", "off", "0", "f", "n")
 MAX_THREADS = 4096
 MAX_NUMBER = 10**18
 MAX_NAME_LENGTH = 255
+MAX_INTERFACE_LENGTH = 127
 LEAST_MEMORY_BYTES = 48 * 2**20
 """An idle worker has 25 MiB, and pauses at 80 % of its limit: below this it would never run anything."""
 
@@ -222,6 +226,8 @@ def parse_resources(text: str) -> dict[str, float]:
         split = _split_unit(amount_text)
         if not (name and equals) or not name.isprintable() or split is None or split[1]:
             raise UsageError(f"{_quote(pair)} is not NAME=NUMBER (0 or more); write for example GPU=2,MEM=10e9")
+        if len(name) > MAX_NAME_LENGTH:
+            raise UsageError(f"the name {_quote(name)} is longer than {MAX_NAME_LENGTH} characters")
         if name in resources:
             raise UsageError(f"{_quote(name)} is given twice; give each resource once")
         resources[name] = split[0]
@@ -253,23 +259,95 @@ def parse_file(text: str) -> str:
 
 
 def parse_output_file(text: str) -> str:
-    """The name of a file that the program will write.
+    """The name of a file that the program will write, or replace.
 
     Raises:
       UsageError: it is not one.
       UnavailableError: it cannot be written here.
     """
+    mode = _mode_of_output(text)
+    if mode is not None and not stat.S_ISREG(mode):  # else a device would be replaced by a file
+        raise UnavailableError(f"cannot write {text}: it is not a regular file")
+    return text
+
+
+def parse_log_file(text: str) -> str:
+    """The name of a file, or of a device or a pipe, to whose end the program will write.
+
+    Raises: as `parse_output_file` does.
+    """
+    _mode_of_output(text)
+    return text
+
+
+def _mode_of_output(text: str) -> int | None:
+    """The kind of the file where the program is to write; None if it is not there yet."""
     parse_file(text)
     try:
         target = Path(text).absolute()
     except FileNotFoundError:
         raise UnavailableError(f"cannot write {text}: the folder in which this program was started is gone") from None
-    if target.is_dir():
+    mode: int | None = None
+    try:
+        mode = target.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        pass  # the next lines tell the two apart
+    except OSError as error:
+        raise UnavailableError(f"cannot write {text}: {error.strerror}") from None
+    if mode is not None and stat.S_ISDIR(mode):
         raise UnavailableError(f"cannot write {text}: it is a folder; give the name of a file")
     if not target.parent.is_dir():
         raise UnavailableError(f"cannot write {text}: there is no folder {target.parent}")
     if not os.access(target.parent, os.W_OK):
         raise UnavailableError(f"cannot write {text}: no permission to write in {target.parent}")
+    return mode
+
+
+def parse_folder(text: str) -> str:
+    """The name of a folder."""
+    if not text or "\0" in text:
+        raise UsageError("give the name of a folder")
+    return text
+
+
+def parse_module(text: str) -> str:
+    """The dotted name of a module, or the path of a `.py` file.
+
+    Raises:
+      UsageError: it is neither.
+      UnavailableError: there is no such file.
+    """
+    if text.endswith(".py"):
+        if not os.path.isfile(parse_file(text)):
+            raise UnavailableError(f"there is no file {_quote(text)}")
+    elif len(text) > MAX_NAME_LENGTH or not _is_word(text) or not all(text.split(".")):
+        raise UsageError(f"{_quote(text)} is not a module; write for example package.module or ./file.py")
+    return text
+
+
+def parse_interface(text: str) -> str:
+    """The name of a network interface, as the kernel allows it."""
+    if not 0 < len(text) <= MAX_INTERFACE_LENGTH or not _is_word(text):
+        raise UsageError(f"{_quote(text)} is not a network interface; write for example eth0")
+    return text
+
+
+def parse_boolean(text: str) -> bool:
+    """Whether something is on."""
+    plain = text.strip().lower()
+    if plain not in (*YES, *NO):
+        raise UsageError(f"{_quote(text)} is neither true nor false")
+    return plain in YES
+
+
+def _is_word(text: str) -> bool:
+    return text.isprintable() and not any(letter in text for letter in " /")
+
+
+def parse_text(text: str) -> str:
+    """One line of text."""
+    if not text or len(text) > MAX_NAME_LENGTH or not text.isprintable():
+        raise UsageError(f"{_quote(text)} cannot be used; give 1 to {MAX_NAME_LENGTH} printable characters")
     return text
 
 

@@ -6,8 +6,10 @@ killed is recognised as stale.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import stat
 from collections.abc import Mapping
 from typing import Any, NamedTuple, cast
 
@@ -64,7 +66,10 @@ def find_scheduler(address: str | None, path: str | None) -> FoundScheduler:
 def read_scheduler_file(path: str) -> FoundScheduler | None:
     """What is in a scheduler file, or None while there is no such file; raises what `find_scheduler` does."""
     try:
-        with open(path, "rb") as file:
+        # Without O_NONBLOCK, opening a named pipe waits for a writer, and nothing interrupts that.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            if stat.S_ISFIFO(os.fstat(file.fileno()).st_mode):
+                raise OSError(errno.ESPIPE, "it is a pipe")
             data = file.read(MAX_SCHEDULER_FILE_BYTES + 1)
     except FileNotFoundError:
         return None

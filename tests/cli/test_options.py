@@ -36,6 +36,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Started]:
 
     monkeypatch.setattr(command, "run_program", run_program)
     monkeypatch.setattr(command, "raise_file_limit", lambda: None)
+    monkeypatch.setattr("trio_dask.comm.tcp.check_host_is_here", lambda host: None)
     # The signal handlers of the test run stay as they are.
     monkeypatch.setattr("trio_dask.deploy.program_runner.Stopper.install", lambda self: None)
     monkeypatch.delenv("DASK_SCHEDULER_ADDRESS", raising=False)
@@ -110,10 +111,10 @@ WORKER = [
     (["h:1", "--max-restarts", "-1"], "--max-restarts: '-1'"),
     (["h:1", "--restart-backoff", "2:1"], "--restart-backoff: '2:1' ends below its start"),
     (["h:1", "--env", "x"], "--env: 'x' is not NAME=VALUE"),
-    (["h:1", "--listen-address", "ws://h:1"], "--listen-address: workers listen on tcp only"),
+    (["h:1", "--listen-address", "ws://h:1"], "--listen-address: 'ws://h:1': workers listen on tcp only"),
     (["h:1", "--listen-address", "h:9000", "--host", "h"], "--listen-address and --host"),
     (["h:1", "--listen-address", "h:9000", "--worker-port", "9000"], "--listen-address and --worker-port"),
-    (["h:1", "--listen-address", "h:9000", "--nworkers", "2"], "--listen-address: one port for 2 workers"),
+    (["h:1", "--listen-address", "h", "--nworkers", "2"], "--listen-address: one address for 2 workers"),
     (["h:1", "--contact-address", "h:9000", "--nworkers", "2"], "--contact-address: one port for 2 workers"),
     (["h:1", "--protocol", "ucx"], "--protocol: 'ucx' is not a protocol that workers listen on"),
     (["h:1", "--tls-ca-file", "ca.pem"], "--tls-ca-file is not supported yet: connections are not encrypted"),
@@ -262,7 +263,7 @@ def test_the_options_of_a_worker(started: list[Started], tmp_path: Path, machine
         "--memory-pause": "off",
         "--memory-terminate": "0",
         "--max-spill": "1GB",
-        "--local-directory": "/scratch",
+        "--local-directory": str(tmp_path / "scratch"),
         "--max-restarts": "0",
         "--restart-window": "2 min",
         "--restart-backoff": "1s:2s",
@@ -271,8 +272,10 @@ def test_the_options_of_a_worker(started: list[Started], tmp_path: Path, machine
         "--pid-file": str(tmp_path / "pid"),
     }
     arguments = [word for pair in options.items() for word in pair]
+    module = tmp_path / "c.py"
+    module.touch()
     flags = ["--no-reconnect", "--lifetime-restart", "--env", "A=1", "--env", "B=x=y"]
-    preload = ["--preload", "a.b", "--preload", "c.py", "d", "--", "--e"]
+    preload = ["--preload", "a.b", "--preload", str(module), "d", "--", "--e"]
     assert worker.main([*arguments, *flags, "10.0.0.5:8786", *preload]) == 0
     (nanny,) = nannies(started)
     found = nanny.worker
@@ -282,13 +285,17 @@ def test_the_options_of_a_worker(started: list[Started], tmp_path: Path, machine
     assert (found.death_timeout_s, found.drain_timeout_s, found.lifetime_s, found.max_tasks) == (300, 60, 3600, 7)
     assert found.memory_limit_bytes == 2000  # its share, by threads
     assert (found.spill_managed, found.spill_process, found.pause_process) == (0.5, 0.6, None)
-    assert (found.max_spill_bytes, found.local_directory, found.reconnect) == (10**9, "/scratch", False)
+    assert (found.max_spill_bytes, found.local_directory, found.reconnect) == (
+        10**9,
+        str(tmp_path / "scratch"),
+        False,
+    )
     assert (nanny.port_range, nanny.memory_terminate) == ((9101, 9101), None)
     assert (nanny.max_restarts, nanny.restart_window_s) == (0, 120)
     assert (nanny.backoff_s, nanny.start_timeout_s) == ((1, 2), float("inf"))
     assert (nanny.lifetime_restart, nanny.lifetime_stagger_s) == (True, 300)
     assert nanny.environment == {"A": "1", "B": "x=y"}
-    assert (nanny.preload, nanny.preload_argv) == (("a.b", "c.py"), ("d", "--e"))
+    assert (nanny.preload, nanny.preload_argv) == (("a.b", str(module)), ("d", "--e"))
 
 
 @pytest.mark.parametrize(

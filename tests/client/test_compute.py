@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import trio
 
@@ -216,7 +217,18 @@ def interrupted_after(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGUSR1, before)
 
 
-def test_cancelling_stops_a_graph_that_is_still_being_sent(client: Client) -> None:
+def test_values_in_graphs_may_change_as_soon_as_the_call_has_returned(client: Client) -> None:
+    for number in range(3):
+        values = np.ones(300_000)
+        total = delayed(sum)([delayed(np.sum, pure=False)(values) for _ in range(40)])
+        computed, persisted = client.compute(total), client.persist(total)
+        plain = client.get({f"{number}-{call}": (np.sum, values) for call in range(300)}, f"{number}-299", sync=False)
+        values[:] = 0
+        assert computed.result() == persisted.compute() == 40 * 300_000
+        assert plain.result() == 300_000
+
+
+def test_cancelling_stops_a_graph_that_runs(client: Client) -> None:
     future = client.compute(big())
     while not tasks_left(client):
         time.sleep(0.01)
@@ -227,7 +239,7 @@ def test_cancelling_stops_a_graph_that_is_still_being_sent(client: Client) -> No
     expect_stop(client)
 
 
-def test_dropping_the_last_future_stops_a_graph_that_is_still_being_sent(client: Client) -> None:
+def test_dropping_the_last_future_stops_a_graph_that_runs(client: Client) -> None:
     future = client.compute(big())
     while not tasks_left(client):
         time.sleep(0.01)

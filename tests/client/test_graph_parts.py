@@ -1,5 +1,6 @@
 """Any graph, cut anywhere: each part has what it needs, and what is kept between parts is what parts to come need."""
 
+import gc
 import operator
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from trio_dask.client.core.outbox import GraphPart
 from trio_dask.client.dask_graphs import GraphTask, plan
+from trio_dask.client.garbage_collection import without_garbage_collection
 from trio_dask.client.graph_parts import FIRST_PART, GraphRow, PartCutter
 from trio_dask.client.plain_graph_parts import PlainGraphParts
 from trio_dask.errors import UsageError
@@ -116,13 +118,14 @@ def test_a_part_names_each_function_blob_and_option_once() -> None:
     assert part.outputs == [(2, "c")]
 
 
-def test_a_plain_graph_is_pickled_when_it_is_given_and_has_tokens_for_its_outputs() -> None:
+def test_a_plain_graph_says_what_known_outputs_stand_for() -> None:
     made = plan({"x": (operator.add, 1, 2), "y": (operator.mul, "x", 5)}, ["y"])
     parts = PlainGraphParts(made.tasks, {"y": None}, {"retries": 1})
     (part,) = parts
     assert part.message.keys == ("x", "y")
     assert part.message.dependencies == ((), (0,))
-    assert parts.tokens == {"y": part.message.tokens[1]}
+    assert parts.tokens({"y"}) == {"y": part.message.tokens[1]}
+    assert PlainGraphParts(made.tasks, {"y": None}, {}).tokens(()) == {"y": b""}
     assert all(part.message.tokens)
     assert part.message.options[0] == {"retries": 1}
 
@@ -131,3 +134,15 @@ def test_two_keys_with_one_name_are_refused() -> None:
     tasks = [GraphTask("1", operator.neg, (1,), ()), GraphTask("1", operator.neg, (2,), ())]
     with pytest.raises(UsageError, match="two keys of the graph have the same name, '1'"):
         PlainGraphParts(tasks, {}, {})
+
+
+@pytest.mark.parametrize("searches", [True, False])
+def test_the_search_for_garbage_is_as_before_after_a_block_without_it(searches: bool) -> None:
+    before = gc.isenabled()
+    (gc.enable if searches else gc.disable)()
+    try:
+        with without_garbage_collection():
+            assert not gc.isenabled()
+        assert gc.isenabled() == searches
+    finally:
+        (gc.enable if before else gc.disable)()

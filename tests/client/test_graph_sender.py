@@ -5,16 +5,18 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import cast
 
 import pytest
+import trio
 
 from tests.client.test_unsent_tasks import part
 from trio_dask.client.core.key_state import Ended, KeyState, NotSent
 from trio_dask.client.core.outbox import GraphPart
-from trio_dask.client.graph_sender import GraphSender
+from trio_dask.client.graph_sender import LEAD_S, GraphSender, Lead, lead_of_call
 from trio_dask.client.outgoing import Outgoing
 from trio_dask.client.shared_state import SharedState
 from trio_dask.protocol import messages as m
 
 PATIENCE_S = 10
+NO_LEAD = Lead(False, 0.0)
 
 
 class _Outgoing:
@@ -30,11 +32,11 @@ class Desk:
         self.core = self.shared.core
         self.sender = GraphSender(self.shared, cast("Outgoing", _Outgoing()))
 
-    def send(self, keys: str, parts: Iterable[GraphPart]) -> list[KeyState]:
+    def send(self, keys: str, parts: Iterable[GraphPart], lead: Lead = NO_LEAD) -> list[KeyState]:
         """Send a graph with these outputs."""
         with self.shared.lock:
             graph = self.core.expect_graph(dict.fromkeys(keys, b""))
-        self.sender.send(parts, graph)
+        self.sender.send(parts, graph, lead)
         return graph.states
 
     def rest(self, *, except_for: Sequence[threading.Thread] = ()) -> None:
@@ -83,6 +85,26 @@ def test_a_graph_inside_a_graph_is_sent_before_the_part_that_needs_it(desk: Desk
     desk.send("b", parts("a", "b", before=lambda: desk.send("y", parts("x", "y"))))
     desk.rest()
     assert desk.keys() == "axyb"
+
+
+def test_a_call_waits_for_the_first_part_or_the_whole_of_its_graph(desk: Desk) -> None:
+    begin = threading.Event()
+    desk.send("b", parts("a", "b", before=begin.wait), Lead(False, PATIENCE_S))
+    assert desk.keys() == "a"
+    begin.set()
+    desk.send("d", parts("c", "d"), Lead(True, PATIENCE_S))
+    assert desk.keys() == "bcd"
+
+
+def test_a_program_gets_its_values_back_when_they_are_pickled_and_a_trio_loop_goes_on() -> None:
+    assert lead_of_call(waits=False) == (True, None)
+    assert lead_of_call(waits=True) == (False, LEAD_S)
+
+    async def main() -> None:
+        assert lead_of_call(waits=False) == (True, LEAD_S)
+        assert lead_of_call(waits=True) == (True, 0.0)
+
+    trio.run(main)
 
 
 def test_what_making_a_part_raises_is_the_error_of_the_outputs_and_the_next_graph_is_sent(desk: Desk) -> None:

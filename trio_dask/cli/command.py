@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import click
@@ -11,9 +12,10 @@ import click
 from trio_dask.cli.legacy_options import notes
 from trio_dask.cli.stdout import complain, stdout_failed
 from trio_dask.deploy.program_runner import Stopper, run_program
-from trio_dask.errors import UnavailableError, UsageError
+from trio_dask.errors import NoScheduler, UnavailableError, UsageError
 from trio_dask.exit_status import ExitStatus
 from trio_dask.processes.environment import raise_file_limit
+from trio_dask.scheduler_file import find_scheduler
 
 if TYPE_CHECKING:
     from trio_dask.comm.addresses import Address
@@ -45,21 +47,26 @@ def run_service(service: Callable[[], Awaitable[None]], *, origin: str = "", qui
 def address_to_join(
     argument: str | None, scheduler_file: str | None, protocol: str | None, *, has_certificates: bool
 ) -> Address | None:
-    """The address that the current command connects to; None if the scheduler file has it.
+    """The address that the current command connects to; None if the scheduler file has it, or will have it.
 
     Raises:
-      UsageError: it is no address.
+      UsageError: it is no address of a scheduler, or the file is no scheduler file.
+      UnavailableError: the file cannot be read.
     """
-    from trio_dask.comm.joining import scheduler_address
-
     if scheduler_file is not None:
         only_one({"SCHEDULER": argument, "--scheduler-file": scheduler_file})
+        with suppress(NoScheduler), naming("--scheduler-file"):
+            found = find_scheduler(None, scheduler_file)
+            with naming(f"{scheduler_file} names a wrong address"):
+                _check_scheduler(found.address, None, has_certificates=False)
         return None
+    source = "SCHEDULER" if argument else "DASK_SCHEDULER_ADDRESS"
     address = argument or os.environ.get("DASK_SCHEDULER_ADDRESS")
     if not address:
         program = click.get_current_context().command_path
         raise click.UsageError(f"no scheduler given; write {program} HOST:PORT, or give --scheduler-file FILE")
-    return scheduler_address(address, protocol, has_certificates=has_certificates)
+    with naming(source):
+        return _check_scheduler(address, protocol, has_certificates=has_certificates)
 
 
 def check_protection(settings: CredentialSettings, role: TlsRole, address: Address | None) -> None:
@@ -76,6 +83,57 @@ def check_protection(settings: CredentialSettings, role: TlsRole, address: Addre
         tls.check()
     if address is not None:
         check(address, tls, has_key=settings.auth)
+
+
+def _check_scheduler(text: str, protocol: str | None, *, has_certificates: bool) -> Address:
+    from trio_dask.comm.joining import scheduler_address
+
+    address = scheduler_address(text, protocol, has_certificates=has_certificates)
+    if address.is_in_process:
+        raise UsageError(f"{text!r} is an address inside another program; give that of a scheduler that listens")
+    if not address.port:
+        raise UsageError(f"{text!r}: no scheduler listens at port 0; give the port that it logs as it starts")
+    return address
+
+
+@contextmanager
+def naming(option: str) -> Generator[None]:
+    """For the block: an error that does not name its option gets this name."""
+    try:
+        yield
+    except NoScheduler:
+        raise
+    except (UsageError, UnavailableError) as error:
+        kind = UsageError if isinstance(error, UsageError) else UnavailableError
+        raise kind(f"{option}: {error}") from error
+
+
+def check_interface(name: str | None) -> None:
+    """Raise `UnavailableError` if there is no network interface of this name with an address."""
+    if name is not None:
+        from trio_dask.comm.addresses import addresses_of_interface
+
+        with naming("--interface"):
+            addresses_of_interface(name)
+
+
+def check_host_is_here(option: str, host: str) -> None:
+    """Raise `UnavailableError` if this machine cannot listen at this host; the empty one stands for all interfaces."""
+    if host:
+        from trio_dask.comm import tcp
+
+        with naming(option):
+            tcp.check_host_is_here(host)
+
+
+def check_different_files(options: dict[str, str | None]) -> None:
+    """Refuse one file for two of these options, by name: the program would overwrite its own file."""
+    seen: dict[str, str] = {}
+    for name, path in options.items():
+        if path is not None:
+            other = seen.setdefault(os.path.realpath(path), name)
+            if other != name:
+                raise click.UsageError(f"{other} and {name}: both are {path!a}; give two files")
 
 
 def only_one(options: dict[str, object]) -> None:

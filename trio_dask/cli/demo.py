@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -14,9 +15,9 @@ from trio_dask.cli.command import run_command, run_service
 from trio_dask.cli.demo_tasks import FAN_IN, Counts, combine, count_names, run_plainly, source_files, standard_library
 from trio_dask.cli.options import Checked, Program, SectionOption
 from trio_dask.cli.stdout import show
-from trio_dask.errors import UnavailableError, UsageError
+from trio_dask.errors import UnavailableError
 from trio_dask.exit_status import ExitStatus
-from trio_dask.parsing import counted
+from trio_dask.parsing import counted, parse_folder
 
 if TYPE_CHECKING:
     from trio_dask.client.async_client import AsyncClient
@@ -29,9 +30,7 @@ LINE_EVERY_S = 10.0
 
 
 def _read_folder(text: str) -> Path:
-    if not text or "\0" in text:
-        raise UsageError("give the name of a folder")
-    if not Path(text).is_dir():
+    if not os.path.isdir(parse_folder(text)):
         raise UnavailableError(f"there is no folder {text!a}")
     return Path(text)
 

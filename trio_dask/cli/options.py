@@ -11,7 +11,7 @@ import click
 from click.core import ParameterSource
 
 from trio_dask._version import __version__
-from trio_dask.config import FILE, Option, options_of
+from trio_dask.config import LOG_FILE, Option, options_of
 from trio_dask.errors import UnavailableError, UsageError
 
 OTHER = "Other"
@@ -127,7 +127,7 @@ def log_options() -> list[SectionOption]:
         SectionOption(
             ["--log-file"],
             section=LOG,
-            type=Checked(FILE.metavar, FILE.read),
+            type=Checked(LOG_FILE.metavar, LOG_FILE.read),
             help="Also append the log to this file, with times and crash dumps.",
         ),
     ]

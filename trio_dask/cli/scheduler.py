@@ -7,7 +7,16 @@ from typing import Any
 
 import click
 
-from trio_dask.cli.command import check_protection, only_one, run_command, run_service
+from trio_dask.cli.command import (
+    check_different_files,
+    check_host_is_here,
+    check_interface,
+    check_protection,
+    naming,
+    only_one,
+    run_command,
+    run_service,
+)
 from trio_dask.cli.legacy_options import LEGACY, NOT_OF_SCHEDULER, legacy_options
 from trio_dask.cli.options import LOG, Checked, Program, SectionOption, given_settings, log_options, setting_options
 from trio_dask.config import (
@@ -20,6 +29,7 @@ from trio_dask.config import (
     SchedulerSettings,
 )
 from trio_dask.deploy.program_runner import spare_garbage_collection
+from trio_dask.errors import UsageError
 from trio_dask.parsing import parse_port
 
 LONE_WORKER_TTLS = 6
@@ -69,29 +79,39 @@ def _settings(context: click.Context) -> SchedulerSettings:
 
     options = context.params
     only_one({"--interface": options["interface"], "--host": options["host"]})
+    check_interface(options["interface"])
+    check_different_files(
+        {f"--{name}": options[name.replace("-", "_")] for name in ("scheduler-file", "pid-file", "log-file")}
+    )
+    given = given_settings(context, SchedulerSettings)
     port: int | None = options["port"]
-    host, host_port = _split_host(options["host"], DEFAULT_PORT if port is None else port)
+    with naming("--host"):
+        scheme, host, host_port = _split_host(options["host"], DEFAULT_PORT if port is None else port)
     if port is not None and host_port is not None and port != host_port:
         raise click.UsageError(f"--port {port} and --host with port {host_port}: give the port once")
+    if scheme is not None and given.setdefault("protocol", scheme) != scheme:
+        raise click.UsageError(f"--protocol {given['protocol']} and --host with {scheme}://: give the protocol once")
     port = next((number for number in (port, host_port) if number is not None), DEFAULT_PORT)
-    given = given_settings(context, SchedulerSettings)
     if given.get("tls_cert") is not None:
         given.setdefault("protocol", DEFAULT_TLS_SCHEME)
+    check_host_is_here("--host", host)
     settings = SchedulerSettings(host=host, port=port, **given)
     check_protection(settings, "scheduler", Address(settings.protocol, settings.host, settings.port))
     return settings._replace(lone_worker_ttl_s=LONE_WORKER_TTLS * settings.worker_ttl_s)
 
 
-def _split_host(text: str, default_port: int) -> tuple[str, int | None]:
-    """The host and port of `--host`: a name or an address, or, as with distributed, a URI."""
+def _split_host(text: str, default_port: int) -> tuple[str | None, str, int | None]:
+    """The protocol, host and port of `--host`: a name or an address, or, as with distributed, a URI."""
     from trio_dask.comm.addresses import check_host, parse_address
 
     if "://" not in text and not (text.count(":") == 1 or text.startswith("[")):
         check_host(text)
-        return text, None
+        return None, text, None
 
     address = parse_address(text, default_port=default_port)
-    return address.host, address.port
+    if address.is_in_process:
+        raise UsageError(f"{text!r} is an address inside one program; give the host where others reach the scheduler")
+    return address.scheme if "://" in text else None, address.host, address.port
 
 
 def main(arguments: Sequence[str] | None = None, name: str = "dask-scheduler") -> int:

@@ -14,7 +14,7 @@ import click
 from trio_dask.cli.command import address_to_join, check_protection, run_command, run_service
 from trio_dask.cli.options import Checked, Program, SectionOption, given_settings, setting_options
 from trio_dask.cli.stdout import show
-from trio_dask.config import CREDENTIALS, WHICH_SCHEDULER, ClientSettings
+from trio_dask.config import CREDENTIALS, FILE, WHICH_SCHEDULER, ClientSettings
 from trio_dask.errors import NoScheduler, ProtocolError, UsageError
 from trio_dask.parsing import counted, format_bytes, parse_timedelta
 
@@ -31,7 +31,10 @@ OUTPUT = "Output"
     params=[
         click.Argument(["scheduler"], required=False),
         SectionOption(
-            ["--scheduler-file"], section=WHICH_SCHEDULER, metavar="FILE", help="File with the scheduler's address."
+            ["--scheduler-file"],
+            section=WHICH_SCHEDULER,
+            type=Checked(FILE.metavar, FILE.read),
+            help="File with the scheduler's address.",
         ),
         SectionOption(
             ["--timeout"],

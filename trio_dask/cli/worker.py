@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from trio_dask.cli.command import address_to_join, check_protection, only_one, run_command, run_service
+from trio_dask.cli.command import (
+    address_to_join,
+    check_different_files,
+    check_host_is_here,
+    check_interface,
+    check_protection,
+    only_one,
+    run_command,
+    run_service,
+)
 from trio_dask.cli.options import Program, given_settings
 from trio_dask.cli.worker_options import PARAMETERS, SECTIONS
 from trio_dask.config import NannySettings, WorkerSettings
@@ -35,6 +44,7 @@ def worker(context: click.Context, /, **options: Any) -> int:
     stopper: Stopper = context.obj
     share = _divide(options)
     nannies = _nanny_settings(context, share)
+    _check_machine(options)
 
     async def service() -> None:
         import logging
@@ -79,9 +89,25 @@ def _divide(options: dict[str, Any]) -> WorkerSizing:
         raise click.UsageError("--nworkers and --no-nanny: without nannies there is one worker, in this process")
     if not options["nanny"] and options["lifetime_restart"]:
         raise click.UsageError("--lifetime-restart and --no-nanny: only a nanny can start another worker")
+    if not options["nanny"] and options["preload_nanny"]:
+        raise click.UsageError("--preload-nanny and --no-nanny: there is no nanny that could use it")
     if options["preload_argv"] and not (options["preload"] or options["preload_nanny"]):
         raise click.UsageError(f"unexpected extra argument {options['preload_argv'][0]!a}")
     return share
+
+
+def _check_machine(options: dict[str, Any]) -> None:
+    """Find out here, in one line, what each worker would find out, and then each nanny, and in the end the program."""
+    from trio_dask.worker.spill_directory import check_base
+
+    check_interface(options["interface"])
+    listen: Address | None = options["listen_address"]
+    check_host_is_here("--host", options["host"])
+    check_host_is_here("--listen-address", "" if listen is None else listen.host)
+    files = {f"--{name}": options[name.replace("-", "_")] for name in ("scheduler-file", "pid-file", "log-file")}
+    check_different_files(files)
+    if options["local_directory"] is not None:
+        check_base(options["local_directory"])
 
 
 def _nanny_settings(context: click.Context, share: WorkerSizing) -> list[NannySettings]:
@@ -127,10 +153,22 @@ def _address_settings(options: dict[str, Any], share: WorkerSizing) -> dict[str,
     if listen is not None:
         for name, value in (("--host", host), ("--interface", interface), ("--worker-port", ports[0])):
             only_one({"--listen-address": listen, name: value})
+        if share.workers > 1:
+            raise click.UsageError(
+                f"--listen-address: one address for {share.workers} workers; give --host and a range to --worker-port"
+            )
         host, ports = listen.host, (listen.port, listen.port)
-    for name, address in (("--listen-address", listen), ("--contact-address", contact)):
-        if address is not None and address.port and share.workers > 1:
-            raise click.UsageError(f"{name}: one port for {share.workers} workers; leave it out, or start one worker")
+    if contact is not None:
+        if not contact.host:
+            raise click.UsageError(f"--contact-address: {str(contact)!a} has no host")
+        if contact.port and share.workers > 1:
+            raise click.UsageError(
+                f"--contact-address: one port for {share.workers} workers; leave it out, or start one worker"
+            )
+        if listen is None and not ports[0]:
+            raise click.UsageError(
+                f"--contact-address {contact}: give --listen-address too, or --worker-port, the place that it leads to"
+            )
     # A contact address without a port gets that of the listener.
     reached = None if contact is None else str(contact).removesuffix(":0")
     return {"host": host, "interface": interface, "port_range": ports, "contact_address": reached}

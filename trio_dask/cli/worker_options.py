@@ -13,7 +13,9 @@ from trio_dask.config import (
     DEFAULT_SCHEME,
     DEFAULT_TLS_SCHEME,
     HOW_THEY_RUN,
+    INTERFACE,
     MEMORY,
+    MODULE,
     NANNIES,
     SIZE,
     WHEN_THEY_LEAVE,
@@ -40,7 +42,7 @@ def _read_address(text: str) -> Address:
 
     address = parse_address(text, default_port=0)
     if address.scheme not in (DEFAULT_SCHEME, DEFAULT_TLS_SCHEME):
-        raise UsageError(f"workers listen on {DEFAULT_SCHEME} or {DEFAULT_TLS_SCHEME} only, not on {address.scheme}")
+        raise UsageError(f"{text!a}: workers listen on {DEFAULT_SCHEME} or {DEFAULT_TLS_SCHEME} only")
     return address
 
 
@@ -99,7 +101,10 @@ PARAMETERS: Final[list[click.Parameter]] = [
         help="Name or address to listen on. Default: this machine's address on the route to the scheduler.",
     ),
     SectionOption(
-        ["--interface"], section=WHERE_THEY_LISTEN, metavar="NAME", help="Network interface to listen on, such as eth0."
+        ["--interface"],
+        section=WHERE_THEY_LISTEN,
+        type=Checked(INTERFACE.metavar, INTERFACE.read),
+        help="Network interface to listen on, such as eth0.",
     ),
     SectionOption(
         ["--worker-port"],
@@ -130,7 +135,7 @@ PARAMETERS: Final[list[click.Parameter]] = [
         ["--preload-nanny"],
         section=HOW_THEY_RUN,
         after="--preload",
-        metavar="MODULE",
+        type=Checked(MODULE.metavar, MODULE.read),
         multiple=True,
         help="Module or .py file that the launcher imports first. Can be repeated.",
     ),

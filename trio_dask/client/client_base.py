@@ -10,8 +10,6 @@ from functools import partial
 from itertools import islice, repeat
 from typing import TYPE_CHECKING, Any, Literal, SupportsFloat, TypeVar, cast
 
-from trio.lowlevel import in_trio_run
-
 from trio_dask.client.call_forms import CallForms, Done, ForCall, ForKeys, Timeout, Waiting
 from trio_dask.client.collection_operations import CollectionOperations
 from trio_dask.client.core.key_state import KeyState
@@ -20,6 +18,8 @@ from trio_dask.client.dask_graphs import Constant, Plan, Reference, flat_keys, k
 from trio_dask.client.engine import Engine
 from trio_dask.client.forked_clients import bind_to_process
 from trio_dask.client.futures import BaseFuture, states_of
+from trio_dask.client.garbage_collection import without_garbage_collection
+from trio_dask.client.graph_sender import Lead, lead_of_call
 from trio_dask.client.nested_futures import (
     futures_given,
     futures_in,
@@ -50,9 +50,6 @@ from trio_dask.unsupported_names import CLIENT, unsupported_error
 
 _logger = logging.getLogger("trio_dask.client")
 F = TypeVar("F", bound=BaseFuture)
-
-LEAD_S = 0.05
-"""Making the first part of a plain graph takes less."""
 
 FIRST_CHUNK = 256
 LARGEST_CHUNK = 4096
@@ -272,8 +269,9 @@ class BaseClient(CallForms, CollectionOperations[F]):
 
     # ------------------------------------------------------------------------------------------------ graphs
 
+    @without_garbage_collection()
     def _submit_graph(
-        self, graph: Mapping[Any, Any], outputs: Sequence[Hashable], options: Options
+        self, graph: Mapping[Any, Any], outputs: Sequence[Hashable], options: Options, lead: Lead
     ) -> dict[Hashable, Any]:
         """Submit what the outputs need; for each output a future, or the value of one that is a constant.
 
@@ -284,8 +282,8 @@ class BaseClient(CallForms, CollectionOperations[F]):
         engine = self.engine
         computed = dict.fromkeys(found.key for found in made.outputs.values() if isinstance(found, Reference))
         parts = PlainGraphParts(made.tasks, computed, extra)
-        lead_s = 0.0 if in_trio_run() else LEAD_S
-        states = engine.send_graph(parts.tokens, parts, lead_s=lead_s) if computed else []
+        tokens = parts.tokens(engine.known(computed))
+        states = engine.send_graph(tokens, parts, lead) if computed else []
         futures = {state.key: self._future(engine, state) for state in states}
         foreign = [key_to_str(key) for key, found in made.outputs.items() if found is None]
         for state in engine.adopt(foreign) if foreign else ():
@@ -348,7 +346,8 @@ class BaseClient(CallForms, CollectionOperations[F]):
             futures = futures_for(self.engine, self._future, dsk, outputs, known_options(options), annotations_here())
             found: dict[Hashable, Any] = dict(zip(outputs, futures, strict=True))
         else:
-            found = self._submit_graph(dsk, flat_keys(keys), drop_ignored_options(options))
+            lead = lead_of_call(waits=sync)
+            found = self._submit_graph(dsk, flat_keys(keys), drop_ignored_options(options), lead)
         if not sync:
             return Done(shaped_like(keys, found))
         engine = self.engine

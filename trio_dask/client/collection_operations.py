@@ -37,17 +37,20 @@ class CollectionOperations(Generic[F]):
         time_limit: Any = None,
         **kwargs: Any,
     ) -> Any:
-        """Compute dask collections in the cluster; returns at once, with a future in the place of each.
+        """Compute dask collections in the cluster; does not wait for results: there is a future in the place of each.
 
         One collection gives one future; a list, tuple or set gives a list, and is one graph. What is no collection
         stays as it is. With `traverse` an item may be a container with collections inside, which is one future. With
         `sync` it waits, and gives the results themselves.
 
-        The graph is made and sent by another thread; what that raises is the error of the futures. Options are those
-        of `submit`, for all tasks; annotations of tasks (`dask.annotate`) come first, where dask keeps them: it drops
-        those of arrays and bags when it fuses tasks, which `optimize_graph=False` prevents (for arrays
-        `dask.config.set({"optimization.fuse.active": False})` as well), and those of dataframes. An annotation around
-        the call itself counts for all tasks. Other keywords mean nothing.
+        The graph is made and sent by another thread; what that raises is the error of the futures. A blocking client
+        returns when the graph is sent, so what stands in it may change then. In a Trio loop this returns after 50 ms at
+        the latest, so values in a graph that takes longer must not change before a future is done.
+
+        Options are those of `submit`, for all tasks; annotations of tasks (`dask.annotate`) come first, where dask
+        keeps them: it drops those of arrays and bags when it fuses tasks, which `optimize_graph=False` prevents (for
+        arrays `dask.config.set({"optimization.fuse.active": False})` as well), and those of dataframes. An annotation
+        around the call itself counts for all tasks. Other keywords mean nothing.
         """
         if actors:
             raise UsageError("actors are not supported")
@@ -80,7 +83,7 @@ class CollectionOperations(Generic[F]):
         time_limit: Any = None,
         **kwargs: Any,
     ) -> Any:
-        """Compute dask collections in the cluster and keep the results there; returns at once.
+        """Compute dask collections in the cluster and keep the results there; does not wait for them.
 
         For each collection it gives one of the same kind, whose tasks are futures: what is computed from it begins with
         these results, which stay as long as it does. All else is as in `compute`.

@@ -16,7 +16,7 @@ from typing import Any, Concatenate, ParamSpec
 
 from trio_dask.client.core.key_state import TERMINAL, Frames, KeyState, Reader, Waiter
 from trio_dask.client.core.outbox import Content, GraphPart, Row
-from trio_dask.client.graph_sender import GraphSender
+from trio_dask.client.graph_sender import GraphSender, Lead
 from trio_dask.client.link import Link
 from trio_dask.client.loop_calls import LoopCalls
 from trio_dask.client.outgoing import Outgoing
@@ -139,14 +139,18 @@ class Engine:
                 outgoing.wake()
         return states
 
-    def send_graph(
-        self, tokens: Mapping[Key, bytes], parts: Iterable[GraphPart], *, lead_s: float = 0.0
-    ) -> list[KeyState]:
+    def known(self, keys: Iterable[Key]) -> set[Key]:
+        """Those of these keys for which there are futures."""
+        with self.shared.lock:
+            states = self.core.states
+            return {key for key in keys if key in states}
+
+    def send_graph(self, tokens: Mapping[Key, bytes], parts: Iterable[GraphPart], lead: Lead) -> list[KeyState]:
         """Have a graph sent by a thread of its own; each state of its outputs has one reference more.
 
-        The outputs come with the tokens of their calls, which are empty where the keys derive from the calls. The
-        parts are made in that thread, unless all outputs are known already. What `parts` raises is the error of the
-        outputs that were not sent by then. That thread has a lead of up to `lead_s` before this returns.
+        The outputs come with the tokens of their calls, which are empty where the keys derive from the calls or were
+        not known before. The parts are made in that thread, unless all outputs are known already. What `parts` raises
+        is the error of the outputs that were not sent by then. This waits for the `lead` of that thread.
 
         Raises `KeyConflict`, and what `check_open` raises.
         """
@@ -155,7 +159,11 @@ class Engine:
             self._outgoing.collect_all_dropped()
             graph = self.core.expect_graph(tokens)
         if graph.outputs:
-            self._graphs.send(parts, graph, lead_s=lead_s)
+            try:
+                self._graphs.send(parts, graph, lead)
+            except BaseException:  # the wait was interrupted, so nobody gets the futures
+                self.release(graph.states)
+                raise
         return graph.states
 
     def adopt(self, keys: Iterable[Key], *, submitted: bool = True) -> list[KeyState]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final, NamedTuple, cast
+from itertools import islice
+from typing import Any, Final, NamedTuple
 
 from trio_dask.client.core.outbox import MAX_CALL_BYTES, MAX_ROWS, NO_EXTRA, Content, GraphPart
 from trio_dask.ids import Digest, Key
@@ -66,17 +67,9 @@ class PartCutter:
         self._limit = min(2 * self._limit, MAX_ROWS)
         keys, functions, calls, names_of_each, contents_of_each, tokens, extras = zip(*rows, strict=True)
         count = len(keys)
-        numbers: dict[Key, int] = dict(zip(keys, range(count), strict=True))
-        inputs: dict[Key, int] = {}
-        dependencies: list[tuple[int, ...]] = []
-        number_of = numbers.get
-        for names in names_of_each:
-            found = [number_of(name) for name in names]
-            if None in found:
-                for place, number in enumerate(found):
-                    if number is None:
-                        found[place] = inputs.setdefault(names[place], count + len(inputs))
-            dependencies.append(cast("tuple[int, ...]", tuple(found)))
+        numbers = _Numbers(zip(keys, range(count), strict=True))
+        dependencies = [tuple([numbers[name] for name in names]) for names in names_of_each]
+        inputs = tuple(islice(numbers, count, None))
         function_numbers: dict[Digest, int] = {}
         function_of = [function_numbers.setdefault(function.digest, len(function_numbers)) for function in functions]
         distinct = dict(zip(function_of, functions, strict=True)).values()
@@ -103,7 +96,7 @@ class PartCutter:
             tuple(function_of),
             keys,
             calls,
-            tuple(inputs),
+            inputs,
             tuple(dependencies),
             tuple(blobs),
             tokens if any(tokens) else (),
@@ -115,6 +108,14 @@ class PartCutter:
         )
         outputs = self._outputs
         return GraphPart(message, [(numbers[key], key) for key in keys if key in outputs], tuple(contents.items()))
+
+
+class _Numbers(dict[Key, int]):
+    """The numbers of the tasks of a part; other keys get the numbers that follow as they are asked for."""
+
+    def __missing__(self, key: Key) -> int:
+        number = self[key] = len(self)
+        return number
 
 
 def _number_in(options: list[Mapping[str, Any]], extra: Mapping[str, Any]) -> int:

@@ -12,7 +12,9 @@ import threading
 from collections import deque
 from collections.abc import Iterable
 from contextvars import Context, copy_context
-from typing import NamedTuple
+from typing import Final, NamedTuple
+
+from trio.lowlevel import in_trio_run
 
 from trio_dask.client.core.outbox import GraphPart
 from trio_dask.client.core.unsent_tasks import ExpectedGraph
@@ -26,6 +28,32 @@ class _Graph(NamedTuple):
     context: Context
     has_begun: threading.Event
     """Whether its first part is sent, or it has ended without one."""
+    has_ended: threading.Event
+    """Whether it is sent whole, or given up."""
+
+
+class Lead(NamedTuple):
+    """What a call waits for before it goes on: the first part of its graph, or the whole; and how long at most."""
+
+    whole: bool
+    at_most_s: float | None
+
+
+LEAD_S: Final = 0.05
+"""Making the first part, or the whole of a small graph, takes less."""
+
+
+def lead_of_call(*, waits: bool) -> Lead:
+    """What a call waits for in this thread; one that `waits` for results does so anyway.
+
+    Any other call gives the program back the values in the graph, which it may change, so they have to be pickled
+    before. In a Trio loop that would hold up all other tasks, so only a short time is spent on it. A call that waits
+    for results leaves the sending thread in peace until the first part is sent, since two threads that run Python hold
+    each other up.
+    """
+    if in_trio_run():
+        return Lead(True, 0.0 if waits else LEAD_S)
+    return Lead(False, LEAD_S) if waits else Lead(True, None)
 
 
 class GraphSender:
@@ -41,14 +69,12 @@ class GraphSender:
         self._thread: threading.Thread | None = None
         """Sends what waits, after the current graph."""
 
-    def send(self, parts: Iterable[GraphPart], expected: ExpectedGraph, *, lead_s: float = 0.0) -> None:
-        """Have this graph sent. Returns at once, or at most `lead_s` later. Iterating over `parts` makes them.
+    def send(self, parts: Iterable[GraphPart], expected: ExpectedGraph, lead: Lead) -> None:
+        """Have this graph sent, and wait for the `lead`. Iterating over `parts` makes them.
 
         From the thread that sends graphs it sends this one first: making a graph can need the results of another.
-        A caller that has more to do gives the thread a lead until the first part is sent, since two threads that run
-        Python hold each other up.
         """
-        graph = _Graph(parts, expected, copy_context(), threading.Event())
+        graph = _Graph(parts, expected, copy_context(), threading.Event(), threading.Event())
         if self._thread is threading.current_thread():
             self._send(graph)
             return
@@ -57,8 +83,7 @@ class GraphSender:
             if self._thread is None or not self._thread.is_alive() or self._is_given_up(self._current):
                 self._thread = threading.Thread(target=self._run, name="trio_dask-graphs", daemon=True)
                 self._thread.start()
-        if lead_s:
-            graph.has_begun.wait(lead_s)
+        (graph.has_ended if lead.whole else graph.has_begun).wait(lead.at_most_s)
 
     def _is_given_up(self, graph: _Graph | None) -> bool:
         """Whether nobody waits for this graph any more. To make its next part may take for ever all the same."""
@@ -95,3 +120,4 @@ class GraphSender:
             core.end_graph(graph.expected, failure)
         self._outgoing.wake()
         graph.has_begun.set()
+        graph.has_ended.set()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from trio_dask.client.core.outbox import GraphPart
@@ -16,8 +17,8 @@ from trio_dask.protocol.pickling import PickledFunction, call_token, pickle_call
 class PlainGraphParts:
     """A graph as rows, and cut into parts. The tasks come in their order.
 
-    Making it pickles the outputs; iterating over it pickles the others while earlier parts run. Both raise what
-    pickling raises. Making it raises `UsageError` if two keys of the graph have the same name.
+    Iterating over it pickles the tasks, while earlier parts run; it raises what pickling raises. Making it raises
+    `UsageError` if two keys of the graph have the same name.
     """
 
     def __init__(self, tasks: list[GraphTask], outputs: Mapping[Key, object], extra: Mapping[str, Any]) -> None:
@@ -25,22 +26,24 @@ class PlainGraphParts:
         self._outputs = outputs
         self._extra = extra
         self._functions: dict[int, PickledFunction] = {}
-        names: dict[Key, None] = {}
-        for task in tasks:
-            if task.key in names:
-                raise UsageError(f"two keys of the graph have the same name, {task.key!r}")
-            names[task.key] = None
-        self._made = {task.key: self._row(task) for task in tasks if task.key in outputs}
+        self._made: dict[Key, GraphRow] = {}
+        if len({task.key for task in tasks}) < len(tasks):
+            twice = next(key for key, times in Counter([task.key for task in tasks]).items() if times > 1)
+            raise UsageError(f"two keys of the graph have the same name, {twice!r}")
 
-    @property
-    def tokens(self) -> dict[Key, bytes]:
-        """The tokens of the outputs."""
-        return {key: self._made[key].token for key in self._outputs}
+    def tokens(self, known: Collection[Key]) -> dict[Key, bytes]:
+        """The tokens of those outputs that are known already, which says whether they stand for the same calls.
+
+        Those of the others are empty. Raises what pickling raises.
+        """
+        if known:
+            self._made = {task.key: self._row(task) for task in self._tasks if task.key in known}
+        return {key: self._made[key].token if key in self._made else b"" for key in self._outputs}
 
     def __iter__(self) -> Iterator[GraphPart]:
         last_use: dict[Key, int] = {}
-        for number, task in enumerate(self._tasks):
-            for name in task.dependencies:
+        for number, (_, _, _, dependencies) in enumerate(self._tasks):
+            for name in dependencies:
                 last_use[name] = number
         cutter = PartCutter(last_use, self._outputs)
         made, make = self._made, self._row

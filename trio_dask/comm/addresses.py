@@ -93,8 +93,18 @@ def check_host(text: str) -> None:
 
     Raises `AddressError`.
     """
-    if text and not (_NAME.fullmatch(text) or _ip(text)):
+    if text and not (_is_host_name(text) or _ip(text)):
         raise AddressError(f"{text!r} is neither the name nor the address of a host; {_EXAMPLE_HOST}")
+
+
+def _is_host_name(text: str) -> bool:
+    """Whether this may be the name of a host; an international one must have a form that name servers know."""
+    if not _NAME.fullmatch(text):
+        return False
+    try:
+        return text.isascii() or bool(text.encode("idna"))
+    except UnicodeError:
+        return False
 
 
 def choose_advertised_host(bound: str, towards: str = "", *, otherwise: str | None = None) -> str:
@@ -196,6 +206,6 @@ def _split(text: str, place: str) -> tuple[str, str | None]:
     if place.count(":") > 1:
         raise AddressError(f"{text!r} has too many colons; write an IPv6 address in brackets, as in tcp://[::1]:8786")
     host, colon, port = place.partition(":")
-    if (host or not colon) and not _NAME.fullmatch(host):
+    if (host or not colon) and not _is_host_name(host):
         raise AddressError(f"{text!r}: {host!r} is not a host name; {_EXAMPLE}")
     return host, port if colon else None

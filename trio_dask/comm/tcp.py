@@ -17,6 +17,7 @@ import trio
 from trio_dask.comm.addresses import Address, resolvable
 from trio_dask.comm.endpoint import Endpoint
 from trio_dask.comm.transport import Bytes, ConnectionLost, TransportKind, register
+from trio_dask.errors import UnavailableError
 
 SCHEME = "tcp"
 
@@ -209,6 +210,18 @@ def bind_tcp(endpoint: Endpoint, sock: socket.socket | None = None) -> list[TcpL
                 listener.close()
             raise OSError(error.errno, f"cannot listen at {address}: {_reason(error)}") from error
     return listeners
+
+
+def check_host_is_here(host: str) -> None:
+    """Raise `UnavailableError` if no listener can be bound to this host."""
+    try:
+        family, kind, protocol, _, sockaddr = socket.getaddrinfo(
+            resolvable(host), 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.bind(sockaddr)
+    except OSError as error:
+        raise UnavailableError(f"cannot listen at {host!a}: {_reason(error)}") from error
 
 
 async def connect_tcp(endpoint: Endpoint, nursery: trio.Nursery | None = None) -> TcpTransport:

@@ -248,7 +248,9 @@ def _log_to_stderr(form: LogFormat, origin: str, *, debug: bool, quiet: bool) ->
 
 
 def _log_to_file(path: str, form: LogFormat, origin: str, *, debug: bool) -> LogLines:
-    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    # With O_NONBLOCK, a named pipe that nobody reads is an error; without it, opening one waits for a reader.
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
+    os.set_blocking(fd, True)
     lines = LogLines(_formatter(form, origin, times=True, loggers=debug), fd)
     logging.getLogger("trio_dask").addHandler(lines)
     return lines

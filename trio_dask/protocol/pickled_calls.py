@@ -260,12 +260,11 @@ def _pickle_references(args: tuple[Any, ...]) -> PickledCall | None:
     told: list[Any] = []
     dependencies: dict[Key, None] = {}
     for argument in args:
-        kind = kind_of(argument)
-        if kind in _ATOMS:
-            told.append(argument)
-        elif issubclass(kind, KeyReference):
+        if isinstance(argument, KeyReference):
             dependencies[argument.key] = None
             told.append((argument.key,))
+        elif type(argument) in _ATOMS:
+            told.append(argument)
         else:
             return None
     return _made(b"\x03" + pickle.dumps(tuple(told), PICKLE_PROTOCOL), tuple(dependencies), {}, ())

@@ -89,7 +89,7 @@ class Listener:
     async def _advertised(self, scheduler: Address) -> Address:
         bound, contact = self._bound, self._settings.contact_address
         if contact is not None:
-            return parse_address(contact, default_port=bound.port)
+            return parse_address(contact, default_port=bound.port)._replace(scheme=bound.scheme)
         if bound.is_in_process:
             return bound
         return Address(bound.scheme, await _local_host(bound.host, scheduler), bound.port)

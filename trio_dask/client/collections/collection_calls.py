@@ -26,6 +26,7 @@ from trio_dask.client.collections.task_annotations import TaskAnnotations
 from trio_dask.client.dask_graphs import key_to_str
 from trio_dask.client.engine import Engine
 from trio_dask.client.futures import BaseFuture
+from trio_dask.client.graph_sender import lead_of_call
 from trio_dask.client.task_options import Options
 
 F = TypeVar("F", bound=BaseFuture)
@@ -48,7 +49,8 @@ def futures_for(
     names = [key_to_str(key) for key in keys]
     outputs = list(dict.fromkeys(keys))
     make_nodes = _made_here(graph) if _makes_nodes_here() else partial(nodes_of, graph)
-    states = engine.send_graph(dict.fromkeys(names, b""), DaskGraphParts(make_nodes, outputs, extra_of))
+    parts = DaskGraphParts(make_nodes, outputs, extra_of)
+    states = engine.send_graph(dict.fromkeys(names, b""), parts, lead_of_call(waits=False))
     futures = {state.key: make(engine, state) for state in states}
     return [futures[name] for name in names]
 

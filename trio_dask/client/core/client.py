@@ -126,7 +126,8 @@ class ClientCore:
     def expect_graph(self, tokens: Mapping[Key, bytes]) -> ExpectedGraph:
         """Futures for the outputs of a graph that this client is about to send; each key gains one reference.
 
-        The tokens stand for the calls, and are empty for keys that derive from them.
+        The tokens stand for the calls. They are empty for keys that derive from them, and where `submit_graph` will
+        bring them.
 
         Raises `KeyConflict` if a key stands for another call already; then it expects nothing.
         """
@@ -157,6 +158,9 @@ class ClientCore:
         outputs = graph.outputs
         sent = [(number, key) for number, key in part.outputs if key in states and states[key] is outputs.get(key)]
         self._outbox.put(message._replace(wanted=tuple([number for number, _ in sent])))
+        if message.tokens:
+            for number, key in sent:
+                states[key].token = message.tokens[number]
         graph.held.update([(message.keys[number], None) for number in message.held])
         for key in message.unheld:
             graph.held.pop(key, None)

@@ -173,17 +173,25 @@ def _check_columns(message: SubmitGraph) -> None:
         len(function_of) == len(calls) == len(dependencies) == count
         and len(blobs or keys) == len(tokens or keys) == len(options_of or keys) == count
         and len({*keys, *inputs}) == end
-        and all(0 <= number < len(functions) for number in function_of)
-        and all(0 <= number < len(options) for number in options_of)
-        and all(0 <= number < count for number in (*wanted, *held))
+        and _are_below(len(functions), function_of)
+        and _are_below(len(options), options_of)
+        and _are_below(count, (*wanted, *held))
     ):
         raise ProtocolError(f"the columns of a SubmitGraph with {count} keys do not fit together")
     for index, numbers in enumerate(dependencies):
+        if not numbers:
+            continue
         if len(numbers) > 1 and len(set(numbers)) < len(numbers):
             raise ProtocolError(f"task {index} of a SubmitGraph depends twice on the same key")
+        if count <= min(numbers) and max(numbers) < end:  # as in most graphs: all of earlier parts
+            continue
         for number in numbers:
             if not (0 <= number < index or count <= number < end):
                 raise ProtocolError(f"task {index} of a SubmitGraph depends on {number}, which does not come before it")
+
+
+def _are_below(end: int, numbers: Sequence[int]) -> bool:
+    return not numbers or (min(numbers) >= 0 and max(numbers) < end)
 
 
 def _conflict(task: Task) -> Failure:
