@@ -88,7 +88,7 @@ class Sizes:
     tree_exponent: int
     merge_tasks: int
     dag_tasks: int
-    bag_shape_tasks: int
+    bag_shape_parts: int
     collection_share: float
     """How much of its full size each collection has."""
     shuffle_bytes: int
@@ -117,7 +117,7 @@ FULL = Sizes(
     tree_exponent=14,
     merge_tasks=25_000,
     dag_tasks=20_000,
-    bag_shape_tasks=5_458,
+    bag_shape_parts=50,
     collection_share=1.0,
     shuffle_bytes=2_000 * MB,
     array_bytes=20 * MB,
@@ -142,7 +142,7 @@ QUICK = Sizes(
     tree_exponent=10,
     merge_tasks=2_500,
     dag_tasks=2_000,
-    bag_shape_tasks=546,
+    bag_shape_parts=15,
     collection_share=0.1,
     shuffle_bytes=100 * MB,
     array_bytes=20 * MB,

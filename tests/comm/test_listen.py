@@ -48,8 +48,8 @@ from trio_dask.ids import Incarnation
 from trio_dask.protocol.codec import encode
 from trio_dask.protocol.frames import Kind, encode_frame
 from trio_dask.protocol.hello import MAX_HELLO, Hello, Refusal, Welcome
-from trio_dask.protocol.link import HELLO_S
 from trio_dask.protocol.messages import Fetch, Goodbye, KeyPending, Query, Reply, Value
+from trio_dask.protocol.opening import HELLO_S
 
 all_schemes = pytest.mark.parametrize("where", [LOOPBACK, WEBSOCKET, INPROC], ids=["tcp", "ws", "inproc"])
 

@@ -27,8 +27,9 @@ FRAMES = st.builds(
     st.integers(0, 2000),
 )
 NUMBERS = st.integers() | st.floats() | st.none() | st.booleans() | st.builds(np.float32, st.floats(-1, 1))
+BYTES = st.sampled_from([bytes, bytearray]).flatmap(lambda kind: st.builds(kind, st.integers(0, 100_000)))
 VALUES = st.recursive(
-    ARRAYS | FRAMES | NUMBERS | st.text("abc", max_size=50),
+    ARRAYS | FRAMES | NUMBERS | st.text("abc", max_size=50) | BYTES,
     lambda items: st.lists(items, max_size=4) | st.dictionaries(st.integers(), items, max_size=4),
     max_leaves=8,
 )
@@ -122,3 +123,8 @@ def test_a_result_that_no_client_waits_for_is_measured_only() -> None:
     assert measure_value(array).type_name == pickle_value(array, 100_000).type_name == "numpy.ndarray"
     assert abs(measure_value(array).nbytes - pickle_value(array, 100_000).nbytes) < 200
     assert measure_value(array[::2]).copied_bytes == 4000
+
+
+@pytest.mark.parametrize("value", [b"x" * 12_000, bytearray(12_000), [b"x" * 12_000], "x" * 12_000])
+def test_what_pickling_copies_of_bytes_and_text_is_counted(value: Any) -> None:
+    assert abs(measure_value(value).copied_bytes - pickle_value(value, 0).copied_bytes) < 50

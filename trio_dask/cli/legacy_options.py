@@ -72,9 +72,7 @@ def legacy_options(ignored: Mapping[str, Ignored]) -> list[SectionOption]:
             why = ignored["/".join([*param.opts, *param.secondary_opts])].why
             notes(ctx).append(f"ignoring {param.opts[0]}: {why}")
 
-    return [
-        _option(name, type=value, help=f"Ignored: {why}.", callback=note) for name, (why, value) in ignored.items()
-    ]
+    return [_option(name, type=value, help=f"Ignored: {why}.", callback=note) for name, (why, value) in ignored.items()]
 
 
 def _option(name: str, **more: Any) -> SectionOption:

@@ -20,7 +20,7 @@ from trio_dask.comm.transport import TRANSPORTS, ConnectionLost, PeerSilent, Tra
 from trio_dask.errors import NoScheduler, ProtocolError, RefusedError
 from trio_dask.protocol.codec import TO_CALLER
 from trio_dask.protocol.hello import Hello, Refusal, Welcome
-from trio_dask.protocol.link import CallerOpening
+from trio_dask.protocol.opening import CallerOpening
 
 TRY_SHARE = 0.9
 """One try may take this share of the time left to find a scheduler: when it ends in time, it says what is wrong."""

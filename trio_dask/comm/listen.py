@@ -1,8 +1,8 @@
 """Accept peers: bind, greet, hand over.
 
-What a peer may do before it is accepted is decided by `protocol.link.ListenerOpening`; until then it costs a task and
-nothing else, and the number of such peers is limited. What goes wrong with one peer closes its connection and leaves
-one line in the log.
+What a peer may do before it is accepted is decided by `protocol.opening.ListenerOpening`; until then it costs a task
+and nothing else, and the number of such peers is limited. What goes wrong with one peer closes its connection and
+leaves one line in the log.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from trio_dask.comm.transport import TRANSPORTS, ConnectionLost, Listener, Trans
 from trio_dask.errors import ProtocolError
 from trio_dask.protocol.codec import FROM_CALLER
 from trio_dask.protocol.hello import Hello, Refusal, Welcome
-from trio_dask.protocol.link import ListenerOpening
+from trio_dask.protocol.opening import ListenerOpening
 from trio_dask.security.cluster_key import ClusterKey
 
 _MAX_UNAUTHENTICATED = 256

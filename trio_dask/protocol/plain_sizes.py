@@ -1,4 +1,4 @@
-"""The sizes of values that can certainly be pickled, without pickling them: arrays, frames, and containers of these.
+"""The sizes of values that can certainly be pickled, without pickling: arrays, frames, bytes, and containers of these.
 
 A value that counts here has no Python objects inside, so its size is that of its buffers. Everything else has to be
 pickled to know that it can be, and how large it is.
@@ -52,6 +52,11 @@ def plain_size(value: Any) -> PlainSize | None:
                 if not item.isascii():
                     return None
                 nbytes += len(item)
+                copied_bytes += len(item)
+            elif kind is bytes or kind is bytearray:
+                nbytes += len(item)
+                if item is not value:  # a value that is nothing else is sent as it is
+                    copied_bytes += len(item)
             elif kind is list or kind is tuple or kind is dict or _is_group_of_dask(kind):
                 left -= len(item)
                 if left < 0:

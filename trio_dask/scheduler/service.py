@@ -182,12 +182,9 @@ class _Service:
                 ", ".join(map(str, others)),
             )
         if self._credentials.key is None and not address.is_in_process:
-            reach = "Everybody on this machine" if all(is_loopback(where.host) for where in bound) else "Everybody"
+            everybody = "everybody on this machine" if all(is_loopback(where.host) for where in bound) else "everybody"
             log.warning(
-                "Not secured: %s who can reach port %d can run programs as %s (--no-auth was given)",
-                reach,
-                address.port,
-                user_name(),
+                "Not secured (--no-auth): %s can run programs as %s, by port %d", everybody, user_name(), address.port
             )
 
     # -------------------------------------------------------------------------------------------------- sessions
