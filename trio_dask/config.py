@@ -6,6 +6,8 @@ Units stand in the names: `_s` is seconds, `_bytes` is bytes.
 
 The records are named tuples, here and wherever else a program makes some when it starts: a data class takes a
 millisecond to define, six times as long. Annotations as text, from `__future__`, would take twice as long as these.
+
+This file is long because all settings stand beside each other, with the words of the help.
 """
 
 import math

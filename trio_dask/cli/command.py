@@ -78,11 +78,32 @@ def check_protection(settings: CredentialSettings, role: TlsRole, address: Addre
     from trio_dask.comm.endpoint import check_protection as check
     from trio_dask.security.credentials import find_tls
 
+    _check_certificates(settings)
     tls = find_tls(settings, role)
     if tls is not None and tls.config is not None:
         tls.check()
     if address is not None:
         check(address, tls, has_key=settings.auth)
+
+
+def _check_certificates(settings: CredentialSettings) -> None:
+    """Read each file for itself, so that a complaint names the option."""
+    authority, certificate, key = settings.tls_ca_file, settings.tls_cert, settings.tls_key
+    if authority is None and certificate is None and key is None:
+        return
+    from trio_dask.security import certificates
+
+    for option, path, read in (
+        ("--tls-ca-file", authority, certificates.read_authority),
+        ("--tls-cert", certificate, certificates.read_certificate),
+        ("--tls-key", key, certificates.read_key),
+    ):
+        if path is not None:
+            with naming(option):
+                read(path)
+    if authority is None or certificate is None:
+        missing, given = ("--tls-ca-file", "--tls-cert") if authority is None else ("--tls-cert", "--tls-ca-file")
+        raise UsageError(f"{given if certificate or authority else '--tls-key'}: {missing} has to be given as well")
 
 
 def _check_scheduler(text: str, protocol: str | None, *, has_certificates: bool) -> Address:

@@ -23,8 +23,8 @@ import trio
 
 from trio_dask.comm.endpoint import Endpoint
 from trio_dask.comm.tcp import TcpListener, TcpTransport, bind_tcp, connect_tcp
-from trio_dask.comm.tls_scheme import SCHEME
 from trio_dask.comm.transport import Bytes, ConnectionLost
+from trio_dask.config import DEFAULT_TLS_SCHEME
 from trio_dask.errors import ProtocolError, RefusedError, TrioDaskError
 from trio_dask.protocol.hello import Refusal, encode_envelope, is_hello
 from trio_dask.security.tls_contexts import Tls, TlsContext
@@ -60,7 +60,7 @@ class TlsTransport:
 
     def __init__(self, tcp: TcpTransport, context: TlsContext, *, server_name: str | None = None) -> None:
         """One end: of a caller that asks for `server_name`, or of the listener, without one."""
-        self.remote = f"{SCHEME}://{tcp.remote.partition('://')[2]}"
+        self.remote = f"{DEFAULT_TLS_SCHEME}://{tcp.remote.partition('://')[2]}"
         self.is_local = tcp.is_local
         self._tcp = tcp
         self._is_listener = server_name is None
@@ -148,7 +148,8 @@ class TlsTransport:
     async def _answer_plainly(self, data: bytes) -> None:
         """Tell a peer that speaks without TLS, if it is one of ours, what is missing."""
         if self._is_listener and is_hello(data):
-            answer = Refusal(f"what listens here speaks TLS only; its address begins with {SCHEME}:// or wss://", "tls")
+            reason = "what listens here speaks TLS only; its address begins with tls:// or wss://"
+            answer = Refusal(reason, "encryption")
             await self._tcp.send_all(encode_envelope(answer))
             await self._tcp.aclose()
             raise ProtocolError("it does not speak TLS; give it an address with TLS")

@@ -109,7 +109,7 @@ def to_secrets(credentials: Credentials | None) -> dict[str, Any] | None:
     if credentials is None:
         return None
     key, tls = credentials
-    return {"key": None if key is None else key.hex(), "tls": None if tls is None else tls.to_secrets()}
+    return {"key": None if key is None else key.hex(), "certificates": None if tls is None else tls.to_secrets()}
 
 
 def from_secrets(content: Mapping[str, Any] | None) -> Credentials | None:
@@ -117,8 +117,8 @@ def from_secrets(content: Mapping[str, Any] | None) -> Credentials | None:
     if content is None:
         return None
     key = None if content["key"] is None else ClusterKey.from_hex(content["key"])
-    if content["tls"] is None:
+    if content["certificates"] is None:
         return Credentials(key)
     from trio_dask.security.tls_contexts import Tls
 
-    return Credentials(key, Tls.from_secrets(content["tls"]))
+    return Credentials(key, Tls.from_secrets(content["certificates"]))
