@@ -31,7 +31,7 @@ _OF_LISTENER: Mapping[Role, frozenset[str]] = {
 
 def refusal_of_caller(endpoint: Endpoint, transport: Transport, hello: Hello) -> str | None:
     """Why a caller may not have the role that its hello names, if its certificate does not allow that."""
-    return _refusal(endpoint, transport, _OF_CALLER.get(hello.role, frozenset()), f"this caller, a {hello.role}")
+    return _refusal(endpoint, transport, _OF_CALLER.get(hello.role, frozenset()), f"this caller, a {hello.role},")
 
 
 def refusal_of_listener(endpoint: Endpoint, transport: Transport, hello: Hello) -> str | None:
