@@ -6,7 +6,9 @@ constraints.txt``), so nothing is installed twice; ``versions``, ``newest``, ``o
 """
 
 import os
+import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nox
@@ -47,36 +49,68 @@ nox.options.sessions = ["lint", "typing", "docs", "full"]  # `full` last: its su
 
 def python(session: nox.Session, *args: str) -> None:
     """Run Python of the session's environment, with that environment's programs first on PATH."""
-    if session.virtualenv.is_sandboxed:
-        session.run("python", *args)
-    else:
-        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-        session.run(sys.executable, *args, env={"PATH": path})
+    session.run(interpreter(session), *args, env=environment(session), external=True)
+
+
+def side_by_side(session: nox.Session, *programs: tuple[str, ...]) -> None:
+    """Run Python programs at the same time. Prints the output of each as a whole when it ends, failed ones last."""
+
+    def run(args: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
+        env = {name: text for name, text in {**os.environ, **environment(session)}.items() if text is not None}
+        program = [interpreter(session), *args]
+        return subprocess.run(
+            program, check=False, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+    with ThreadPoolExecutor(len(programs)) as pool:
+        ended = list(zip(programs, pool.map(run, programs), strict=True))
+    ended.sort(key=lambda pair: pair[1].returncode != 0)
+    for args, program in ended:
+        session.log(f"{'ok' if program.returncode == 0 else 'FAILED'}: python {' '.join(args)}")
+        print(program.stdout, end="", flush=True)
+    failed = [" ".join(args) for args, program in ended if program.returncode]
+    if failed:
+        session.error(f"failed: {', '.join(failed)}")
+
+
+def interpreter(session: nox.Session) -> str:
+    """Python of the session's environment."""
+    return str(Path(session.bin) / "python") if session.virtualenv.is_sandboxed else sys.executable
+
+
+def environment(session: nox.Session) -> dict[str, str | None]:
+    """What differs from our own environment. Bytecode is kept: hundreds of programs load the same modules."""
+    path = os.pathsep.join([str(Path(interpreter(session)).parent), os.environ.get("PATH", os.defpath)])
+    return {"PATH": path, "PYTHONDONTWRITEBYTECODE": None}
 
 
 @nox.session
 def lint(session: nox.Session) -> None:
     """ruff (rules and format), and flake8-async for the Trio faults that ruff does not find."""
-    python(session, "-m", "ruff", "check", ".")
-    python(session, "-m", "ruff", "format", "--check", ".")
-    python(session, "-m", "flake8", ".")
+    side_by_side(
+        session,
+        ("-m", "ruff", "check", "."),
+        ("-m", "ruff", "format", "--check", "."),
+        ("-m", "flake8", "."),
+    )
 
 
 @nox.session
 def typing(session: nox.Session) -> None:
     """mypy and pyright, both strict: each finds what the other lets pass."""
-    python(session, "-m", "mypy")
-    interpreter = str(Path(session.bin) / "python") if session.virtualenv.is_sandboxed else sys.executable
-    python(session, "-m", "pyright", "--pythonpath", interpreter)
+    side_by_side(session, ("-m", "mypy"), ("-m", "pyright", "--pythonpath", interpreter(session)))
 
 
 @nox.session
 def docs(session: nox.Session) -> None:
     """Links resolve, diagram and map are up to date; builds the API reference from docstrings, in docs/_api."""
-    python(session, "docs/check_links.py")
-    python(session, "docs/generate_states.py", "--check")
-    python(session, "docs/generate_map.py", "--check")
-    python(session, "docs/build_api.py")
+    side_by_side(
+        session,
+        ("docs/check_links.py",),
+        ("docs/generate_states.py", "--check"),
+        ("docs/generate_map.py", "--check"),
+        ("docs/build_api.py",),
+    )
 
 
 @nox.session

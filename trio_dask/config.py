@@ -24,6 +24,7 @@ from trio_dask.parsing import (
     parse_folder,
     parse_fraction,
     parse_interface,
+    parse_key_file,
     parse_log_file,
     parse_module,
     parse_name,
@@ -107,6 +108,7 @@ NAME = Reader("NAME", parse_name)
 INTERFACE = Reader("NAME", parse_interface)
 FOLDER = Reader("PATH", parse_folder)
 FILE = Reader("FILE", parse_file)
+KEY_FILE = Reader("FILE", parse_key_file)
 OUTPUT_FILE = Reader("FILE", parse_output_file)
 LOG_FILE = Reader("FILE", parse_log_file)
 MODULE = Reader("MODULE", parse_module)
@@ -146,7 +148,7 @@ ClusterKeyFile = Annotated[
         "File with the cluster's key. Default: that in TRIO_DASK_CLUSTER_KEY_FILE, in the scheduler file, or "
         "~/.config/trio_dask/cluster.key, which the first program makes.",
         CREDENTIALS,
-        FILE,
+        KEY_FILE,
     ),
 ]
 Auth = Annotated[

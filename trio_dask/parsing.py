@@ -258,6 +258,19 @@ def parse_file(text: str) -> str:
     return text
 
 
+def parse_key_file(text: str) -> str:
+    """The name of a file with a cluster key, which is tried.
+
+    Raises:
+      UsageError: it is not one.
+      UnavailableError: no key can be read from it.
+    """
+    from trio_dask.security.cluster_key import read_key_file  # few programs are given one
+
+    read_key_file(parse_file(text))
+    return text
+
+
 def parse_output_file(text: str) -> str:
     """The name of a file that the program will write, or replace.
 

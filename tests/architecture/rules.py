@@ -6,9 +6,10 @@ the small broken packages with which the tests prove that each rule bites.
 
 import ast
 import fnmatch
+import functools
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 from typing import NamedTuple
 
@@ -149,8 +150,13 @@ def modules(root: Path) -> dict[str, Module]:
     for path in sorted(root.rglob("*.py")):
         parts = (PACKAGE, *path.relative_to(root).with_suffix("").parts)
         name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-        found[name] = Module(name, path, ast.parse(path.read_text(encoding="utf-8"), str(path)))
+        found[name] = Module(name, path, _parsed(path.read_text(encoding="utf-8"), str(path)))
     return found
+
+
+@functools.cache  # every rule reads the whole package
+def _parsed(text: str, path: str) -> ast.Module:
+    return ast.parse(text, path)
 
 
 def place(name: str) -> Place | None:
@@ -182,7 +188,7 @@ def _statements(node: ast.AST, typing_only: bool, top_level: bool) -> Iterator[t
         yield from _statements(child, inner, top_level)
 
 
-def _targets(node: ast.AST, module: Module, known: Mapping[str, Module]) -> Iterator[str]:
+def _targets(node: ast.AST, module: Module, known: Set[str]) -> Iterator[str]:
     if isinstance(node, ast.Import):
         yield from (alias.name for alias in node.names)
     elif isinstance(node, ast.ImportFrom):
@@ -204,6 +210,11 @@ def _targets(node: ast.AST, module: Module, known: Mapping[str, Module]) -> Iter
 
 def imports(module: Module, known: Mapping[str, Module]) -> list[Import]:
     """Everything the module imports: at its top, in functions, for type checkers, and by import_module("...")."""
+    return _imports(module, frozenset(known))
+
+
+@functools.cache  # the same for every rule
+def _imports(module: Module, known: Set[str]) -> list[Import]:
     return [
         Import(module.name, getattr(node, "lineno", 0), target, typing_only, top_level)
         for node, typing_only, top_level in _statements(module.tree, typing_only=False, top_level=True)

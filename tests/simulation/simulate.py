@@ -174,6 +174,8 @@ class World:
         client.pump()
 
     def _watch(self, client: SimClient, state: KeyState) -> None:
+        if any(watched is state for watched, _ in self.watched):
+            return  # it was let go, but a task that waits to be sent has kept it
         self.watched.append((state, self.expected[state.key]))
 
         def settled(state: KeyState) -> None:

@@ -143,7 +143,7 @@ def _read(path: Path) -> ClusterKey:
         if exc.errno == errno.ELOOP:
             raise UnavailableError(f"the cluster key {path} is a symbolic link: name the file itself") from None
         raise UnavailableError(f"cannot read the cluster key {path}: {exc.strerror or exc}") from None
-    with open(fd, "rb") as file:
+    try:
         found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode):
             raise UnavailableError(f"the cluster key {path} is not a regular file")
@@ -151,10 +151,13 @@ def _read(path: Path) -> ClusterKey:
             raise UnavailableError(f"the cluster key {path} belongs to user {found.st_uid}: use a file of your own")
         if found.st_mode & _OTHERS:
             raise UnavailableError(f"others may use the cluster key {path}: run `chmod 600 {path}`")
-        try:
-            content = file.read(_MOST_BYTES)
-        except OSError as exc:
-            raise UnavailableError(f"cannot read the cluster key {path}: {exc.strerror or exc}") from None
+        content = os.read(fd, _MOST_BYTES)
+    except OSError as exc:
+        if isinstance(exc, UnavailableError):
+            raise
+        raise UnavailableError(f"cannot read the cluster key {path}: {exc.strerror or exc}") from None
+    finally:
+        os.close(fd)
     try:
         return ClusterKey.from_hex(content.decode("ascii", errors="replace").strip(), place_of(path))
     except ValueError as exc:
