@@ -119,7 +119,10 @@ WORKER = [
     (["h:1", "--listen-address", "h", "--nworkers", "2"], "--listen-address: one address for 2 workers"),
     (["h:1", "--contact-address", "h:9000", "--nworkers", "2"], "--contact-address: one port for 2 workers"),
     (["h:1", "--protocol", "ucx"], "--protocol: 'ucx' is no protocol; there are tcp, tls, ws, wss"),
-    (["h:1", "--tls-ca-file", "ca.pem"], "--tls-ca-file: cannot read the tls-ca-file ca.pem: No such file or directory"),
+    (
+        ["h:1", "--tls-ca-file", "ca.pem"],
+        "--tls-ca-file: cannot read the tls-ca-file ca.pem: No such file or directory",
+    ),
     (["h:1", "--tls-cert", "c"], "--tls-cert: cannot read the tls-cert c: No such file or directory"),
     (["h:1", "--tls-key", "k"], "--tls-key: cannot read the tls-key k: No such file or directory"),
     (["h:1", "--scheduler-sni", ""], "--scheduler-sni: '' is not a name"),

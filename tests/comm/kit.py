@@ -26,6 +26,7 @@ from trio_dask.protocol.frames import Kind, encode_frame
 from trio_dask.protocol.hello import Hello, Welcome
 from trio_dask.protocol.link import DEFAULT_LIMITS, LinkLimits
 from trio_dask.protocol.messages import Fetch, Message, Query, Reply, Value
+from trio_dask.security.credentials import NO_CREDENTIALS, Credentials
 from trio_dask.security.tls_contexts import Tls
 
 HELLO = Hello(role="client", name="tester")
@@ -170,11 +171,15 @@ async def give_zeroes(channel: DataChannel) -> None:
 
 @asynccontextmanager
 async def serving(
-    where: Address = LOOPBACK, handler: Callable[[Any], Awaitable[None]] | None = echo, **options: Any
+    where: Address = LOOPBACK,
+    handler: Callable[[Any], Awaitable[None]] | None = echo,
+    *,
+    credentials: Credentials = NO_CREDENTIALS,
+    **options: Any,
 ) -> AsyncIterator[Address]:
     """A running listener; gives its address. Leaves nothing running."""
     options = {"identity": SCHEDULER, **options}
-    endpoint = Endpoint(where, LinkLimits(cleanup_s=0.5))
+    endpoint = Endpoint(where, LinkLimits(cleanup_s=0.5), credentials)
     async with trio.open_nursery() as nursery:
         [address] = await nursery.start(partial(serve, endpoint, handler, **options))
         yield address

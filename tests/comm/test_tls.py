@@ -1,6 +1,7 @@
 """TLS between two ends: who is accepted, what each end learns, and the sentence where it does not work."""
 
 import ssl
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -9,18 +10,26 @@ import pytest
 import trio
 import trio.testing
 
-from tests.comm.kit import TLS, tcp_pair, tls_pair
+from tests.comm.kit import CLIENT, INPROC, SCHEDULER, TLS, ask, read_to_end, serving, tcp_pair, tls_pair
 from tests.security.pem import CA_TEXT, OTHER_AUTHORITY, Party, party, write_files
+from trio_dask.comm import listen
 from trio_dask.comm import tls as tls_module
 from trio_dask.comm.addresses import Address
+from trio_dask.comm.connect import open_connection
+from trio_dask.comm.connection import Connection
 from trio_dask.comm.endpoint import Endpoint
+from trio_dask.comm.listen import serve
+from trio_dask.comm.tcp import connect_tcp
 from trio_dask.comm.tls import TlsTransport, bind_tls, connect_tls
 from trio_dask.comm.transport import ConnectionLost
 from trio_dask.errors import ProtocolError, RefusedError, UsageError
 from trio_dask.ids import Incarnation
-from trio_dask.protocol.hello import Opening, Refusal, decode_answer, encode_envelope
+from trio_dask.protocol.hello import Hello, Opening, Refusal, Role, decode_answer, encode_envelope
+from trio_dask.protocol.messages import Reply
+from trio_dask.protocol.opening import HELLO_S
 from trio_dask.security import certificates
-from trio_dask.security.credentials import Credentials
+from trio_dask.security.cluster_key import ClusterKey
+from trio_dask.security.credentials import NO_CREDENTIALS, Credentials
 from trio_dask.security.security import Security
 from trio_dask.security.tls_contexts import Tls, TlsConfig, TlsContext
 
@@ -169,7 +178,9 @@ async def test_one_of_ours_without_tls_is_answered_in_a_way_that_it_understands(
     with pytest.raises(ProtocolError, match="it does not speak TLS; give it an address with TLS"):
         await far.receive_some()
     answer = decode_answer((await plain.receive_some())[14:])
-    assert answer == Refusal("what listens here speaks TLS only; its address begins with tls:// or wss://", "encryption")
+    assert answer == Refusal(
+        "what listens here speaks TLS only; its address begins with tls:// or wss://", "encryption"
+    )
     plain.abort()
 
 
@@ -358,3 +369,158 @@ async def test_temporary_certificates_of_all_roles_fit() -> None:
     stranger = Security.temporary().for_role("client").context(listening=False)
     caller, _ = await meet(stranger, security.for_role("scheduler").context(listening=True))
     assert "is not accepted here" in caller
+
+
+# ------------------------------------------------------------------------------------------------------ with a hello
+
+
+KEY = Credentials(ClusterKey.draw())
+ROLES = ("client", "scheduler", "worker")
+WSS = Address("wss", "127.0.0.1", 0)
+
+
+async def greet(address: Address, credentials: Credentials, hello: Hello = CLIENT) -> None:
+    """Connect, ask one question, and leave."""
+    async with open_connection(Endpoint(address, credentials=credentials), hello, timeout_s=5) as connection:
+        assert await ask(connection) == [Reply(1, "who_has")]
+        await connection.aclose()
+
+
+@pytest.mark.parametrize("where", [LOOPBACK, WSS], ids=["tls", "wss"])
+@pytest.mark.parametrize(
+    ("caller", "words"),
+    [
+        (KEY, ""),
+        (Credentials(ClusterKey.draw()), "key"),
+        (Credentials(None, tls_for(party())), "is not accepted here"),
+        (Credentials(KEY.key, tls_for(party())), "is not accepted here"),
+    ],
+    ids=["right-key", "wrong-key", "certificate", "key-and-certificate"],
+)
+async def test_without_certificates_the_key_decides(where: Address, caller: Credentials, words: str) -> None:
+    async with serving(where, credentials=KEY) as address:
+        if not words:
+            await greet(address, caller)
+        else:
+            with pytest.raises(RefusedError, match=words):
+                await greet(address, caller)
+
+
+@pytest.mark.parametrize("where", [LOOPBACK, WSS], ids=["tls", "wss"])
+async def test_with_certificates_and_a_key_both_are_needed(where: Address) -> None:
+    one = tls_for(party())
+    async with serving(where, credentials=Credentials(KEY.key, one)) as address:
+        await greet(address, Credentials(KEY.key, one))
+        for caller in (KEY, Credentials(ClusterKey.draw(), one), Credentials(None, one)):
+            with pytest.raises(RefusedError):
+                await greet(address, caller)
+
+
+@pytest.mark.parametrize("where", [LOOPBACK, WSS], ids=["tls", "wss"])
+async def test_tls_with_neither_key_nor_certificates_is_refused_on_both_sides(where: Address) -> None:
+    words = "without certificates relies on the cluster's key; give --tls-ca-file"
+    with pytest.raises(UsageError, match=words):
+        await serve(Endpoint(where), identity=SCHEDULER)
+    with pytest.raises(UsageError, match=words):
+        await greet(where._replace(port=1), NO_CREDENTIALS)
+
+
+@pytest.mark.parametrize("scheme", ["tcp", "ws"])
+async def test_where_encryption_is_required_nothing_goes_out_in_the_clear(scheme: str) -> None:
+    strict = Credentials(None, Tls(tls_for(party()).config, is_required=True))
+    plain = Address(scheme, "127.0.0.1", 1)
+    with pytest.raises(UsageError, match=f"{scheme}://127.0.0.1:1 has no TLS, which is required here"):
+        await serve(Endpoint(plain, credentials=strict), identity=SCHEDULER)
+    with pytest.raises(UsageError, match=f"{scheme}://127.0.0.1:1 has no TLS, which is required here"):
+        await greet(plain, strict)
+    async with serving(INPROC, credentials=strict) as address:  # nothing leaves the program
+        await greet(address, strict)
+
+
+async def test_a_relay_learns_nothing_and_gets_nobody_in() -> None:
+    """It shows a certificate of its own to each side, and passes on every byte."""
+    seen = bytearray()
+
+    async def pump(source: TlsTransport, target: TlsTransport) -> None:
+        try:
+            while data := await source.receive_some():
+                seen.extend(data)
+                await target.send_all(data)
+            await target.aclose()
+        except (ConnectionLost, trio.ClosedResourceError):
+            pass
+        finally:
+            source.abort()
+            target.abort()
+
+    async def relay(listener: Any, target: Address, nursery: trio.Nursery) -> None:
+        near = await listener.accept(nursery)
+        far = await connect_tls(Endpoint(target))
+        nursery.start_soon(pump, near, far)
+        nursery.start_soon(pump, far, near)
+
+    [listener] = bind_tls(Endpoint(LOOPBACK, credentials=Credentials(None, Tls())))
+    hello = CLIENT._replace(name="a-name-to-hide", details={"secret": "word"})
+    async with serving(credentials=KEY, where=LOOPBACK) as address, trio.open_nursery() as nursery:
+        nursery.start_soon(relay, listener, address, nursery)
+        with pytest.raises(RefusedError, match="key"):
+            await greet(listener.address, KEY, hello)
+        nursery.cancel_scope.cancel()
+    listener.close()
+    assert b"trio_dask" in seen
+    assert b"a-name-to-hide" not in seen
+    assert b"secret" not in seen
+
+
+def tls_of_role(unit: str) -> Credentials:
+    return Credentials(None, tls_for(party(unit=unit), verify="role"))
+
+
+@pytest.mark.parametrize("unit", ROLES)
+@pytest.mark.parametrize("role", ["client", "worker", "nanny", "control"])
+async def test_where_roles_are_demanded_a_caller_has_only_its_own(role: Role, unit: str) -> None:
+    allowed = {
+        "client": {"client", "worker"},
+        "worker": {"worker"},
+        "nanny": {"worker"},
+        "control": {"client", "worker", "scheduler"},
+    }
+    hello = Hello(role=role)
+
+    async def leave(connection: Connection) -> None:
+        await connection.aclose()
+
+    async with serving(LOOPBACK, leave, credentials=tls_of_role("scheduler")) as address:
+        endpoint = Endpoint(address, credentials=tls_of_role(unit))
+        if unit in allowed[role]:
+            async with open_connection(endpoint, hello) as connection:
+                await connection.aclose()
+        else:
+            with pytest.raises(RefusedError, match=f"the certificate of this caller, a {role}, names {unit}, not "):
+                async with open_connection(endpoint, hello):
+                    pass
+
+
+@pytest.mark.parametrize("unit", ["client", "worker"])
+async def test_where_roles_are_demanded_a_listener_has_only_its_own(unit: str) -> None:
+    """A worker cannot pass for the scheduler."""
+    async with serving(LOOPBACK, credentials=Credentials(None, tls_for(party(unit=unit)))) as address:
+        with pytest.raises(RefusedError, match=f"the certificate of tls://\\S+ names {unit}, not scheduler"):
+            await greet(address, tls_of_role("client"))
+
+
+async def test_a_peer_that_is_silent_in_the_handshake_has_as_long_as_for_a_hello(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listen, "_MAX_UNAUTHENTICATED", 3)
+    async with serving(LOOPBACK, credentials=KEY) as address:
+        plain = Endpoint(address._replace(scheme="tcp"))
+        strangers = [await connect_tcp(plain) for _ in range(3)]
+        await strangers[0].send_all(b"\x16\x03\x01")  # the beginning of a handshake
+        started = trio.current_time()
+        for stranger in strangers:
+            with suppress(ConnectionLost):
+                await read_to_end(stranger)
+            stranger.abort()
+        assert HELLO_S <= trio.current_time() - started < HELLO_S + 2
+        await greet(address, KEY)

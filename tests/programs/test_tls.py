@@ -179,7 +179,8 @@ def nested() -> int:
     """A client that a task makes: it has the credentials of the worker."""
     from trio_dask import get_client
 
-    return get_client().submit(sum, [1, 2]).result()
+    total: int = get_client().submit(sum, [1, 2]).result()
+    return total
 
 
 def test_a_client_may_start_a_cluster_with_tls() -> None:
