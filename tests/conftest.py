@@ -1,5 +1,6 @@
 """What holds for all tests."""
 
+import gc
 import subprocess
 from collections.abc import Iterator
 
@@ -10,6 +11,12 @@ from hypothesis import settings
 # How long one example takes depends on what else the machine does; a test that hangs is ended by pytest's timeout.
 settings.register_profile("trio_dask", deadline=None)
 settings.load_profile("trio_dask")
+
+
+def pytest_collection_finish() -> None:
+    """Keep the garbage collector from looking through all that was imported, in each of thousands of tests."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -26,6 +26,9 @@ _cleanup: Final = pytest.StashKey[ExitStack]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Which scheduler, and where to write what came of it."""
     parser.addoption("--dask-scheduler", choices=CHOICES, default="client", help="what computes dask's collections")
+    parser.addoption(
+        "--dask-few-parameters", action="store_true", help="of a test's parameters only the first and last"
+    )
     parser.addoption("--dask-outcomes", type=Path, help="write how each test ended into this file, as JSON")
 
 
@@ -43,6 +46,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """What is listed with a reason may fail."""
+    if config.getoption("--dask-few-parameters"):
+        first = {item.nodeid.partition("[")[0]: item for item in reversed(items)}
+        last = {item.nodeid.partition("[")[0]: item for item in items}
+        chosen = {*first.values(), *last.values()}
+        items[:] = [item for item in items if item in chosen]
     scheduler = config.getoption("--dask-scheduler")
     if scheduler == "threads":
         return

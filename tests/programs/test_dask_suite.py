@@ -1,4 +1,8 @@
-"""dask's own tests compute on our clusters: a part of them, of two minutes. `nox -s dask-suite` runs all."""
+"""dask's own tests compute on our clusters: a part of them, in a minute. `nox -s dask-suite` runs all.
+
+Every test of the modules named here runs, with two of its parameters: eight kinds of one groupby meet the same code of
+ours, and take most of the time.
+"""
 
 import subprocess
 
@@ -22,7 +26,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]
 )
 def test_tests_of_dask_pass_with_our_client_but_for_the_listed_exceptions(scheduler: str, modules: str) -> None:
     pytest.importorskip("dask.dataframe")
-    program = pytest_arguments(scheduler, "--numprocesses", "0", "--pyargs", *modules.split())
+    program = pytest_arguments(scheduler, "--dask-few-parameters", "--numprocesses", "0", "--pyargs", *modules.split())
     ended = subprocess.run(program, check=False, capture_output=True, text=True, timeout=270)
     assert ended.returncode == 0, f"{' '.join(program)}\n{ended.stdout[-10_000:]}{ended.stderr[-2_000:]}"
 
