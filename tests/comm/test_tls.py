@@ -348,7 +348,7 @@ async def test_renewed_certificates_are_shown_to_new_peers(tmp_path: Path) -> No
     listener.close()
 
 
-async def test_files_that_are_wrong_when_a_listener_starts_are_refused(tmp_path: Path) -> None:
+def test_files_that_are_wrong_when_a_listener_starts_are_refused(tmp_path: Path) -> None:
     files = write_files(tmp_path)
     files.ca.write_text("")
     with pytest.raises(UsageError, match=r"ca\.pem is not a certificate"):

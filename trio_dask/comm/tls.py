@@ -109,23 +109,26 @@ class TlsTransport:
                 self._has_agreed = True
 
     async def _shake_hands(self) -> None:
-        while True:
-            try:
-                self._tls.do_handshake()
-            except ssl.SSLWantReadError:
-                pass
-            except ssl.SSLError as error:
-                await self._leave_with_alert()
-                raise self._failure(error) from error
-            else:
+        while (step := self._next_step()) is not None:
+            if isinstance(step, ssl.SSLWantReadError):
                 await self._drain()
-                break
-            await self._drain()
-            self._incoming.write(await self._receive_handshake())
+                self._incoming.write(await self._receive_handshake())
+            else:
+                await self._leave_with_alert()
+                raise self._failure(step) from step
+        await self._drain()
         certificate = self._tls.getpeercert(binary_form=True)
         if not self._is_listener:
             self.channel_binding = sha256(certificate or b"").digest()
         self.peer_units = _units_of(self._tls.getpeercert())
+
+    def _next_step(self) -> ssl.SSLError | None:
+        """Why the handshake cannot go on for now, or at all; None at its end."""
+        try:
+            self._tls.do_handshake()
+        except ssl.SSLError as error:
+            return error
+        return None
 
     async def _receive_handshake(self) -> bytes:
         try:
@@ -212,13 +215,16 @@ class TlsTransport:
             while sent < len(view):
                 if self._closed:
                     raise trio.ClosedResourceError
+                lost = done = None
                 with view[sent:] as rest:
                     try:
                         done = self._send_piece(rest)
-                    except ConnectionLost:
-                        await self._hear_alert()
-                        raise
-                sent += done
+                    except ConnectionLost as error:
+                        lost = error
+                if lost is not None:
+                    await self._hear_alert()
+                    raise lost
+                sent += done or 0
                 if not done:
                     await self._tcp.wait_writable()
                 elif sent < len(view):

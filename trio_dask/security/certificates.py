@@ -274,7 +274,7 @@ def make_set(units: Sequence[str]) -> tuple[str, dict[str, Made]]:
     authority = sign(issuer, authority_key, is_authority=True)
     if not units:
         return authority.certificate, {"": authority}
-    made = {}
+    made: dict[str, Made] = {}
     for unit in units:
         subject = [x509.NameAttribute(NameOID.ORGANIZATIONAL_UNIT_NAME, unit), *issuer]
         made[unit] = sign(x509.Name(subject), ec.generate_private_key(ec.SECP256R1()), is_authority=False)

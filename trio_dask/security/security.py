@@ -112,7 +112,7 @@ class Security:
         Other arguments are those of `Security`.
         """
         authority, made = certificates.make_set(get_args(TlsRole))
-        fields = {"tls_ca_file": authority}
+        fields: dict[str, Any] = {"tls_ca_file": authority}
         for role, pair in made.items():
             fields |= {f"tls_{role}_cert": pair.certificate, f"tls_{role}_key": pair.key}
         return cls(**{"require_encryption": True, **fields, **kwargs})

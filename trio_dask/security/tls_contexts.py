@@ -95,11 +95,12 @@ class Tls:
         import ssl
 
         fields = dict(content)
-        config = fields.pop("config")
-        if config is not None:
-            versions = {name: config[name] for name in ("min_version", "max_version") if config[name] is not None}
-            config = TlsConfig(**{**config, **{name: ssl.TLSVersion(value) for name, value in versions.items()}})
-        return cls(config, **fields)
+        config: dict[str, Any] | None = fields.pop("config")
+        if config is None:
+            return cls(None, **fields)
+        for name in ("min_version", "max_version"):
+            config[name] = None if config[name] is None else ssl.TLSVersion(config[name])
+        return cls(TlsConfig(**config), **fields)
 
     def context(self, *, listening: bool, complain: Callable[[str], None] | None = None) -> TlsContext:
         """The context for the next connection.
