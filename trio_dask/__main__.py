@@ -1,4 +1,4 @@
-"""`python -m trio_dask scheduler | worker | status | demo`, and the console script `trio-dask`."""
+"""`python -m trio_dask scheduler | worker | status | config | demo`, and the console script `trio-dask`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ COMMANDS = {
     "scheduler": ("trio_dask.cli.scheduler", "start a scheduler"),
     "worker": ("trio_dask.cli.worker", "start workers that run tasks for a scheduler"),
     "status": ("trio_dask.cli.status", "show what a cluster is doing: workers, memory, tasks"),
+    "config": ("trio_dask.cli.config", "show each setting, and where its value comes from"),
     "demo": ("trio_dask.cli.demo", "run a real job on a cluster on this machine"),
 }
 

@@ -24,6 +24,9 @@ FLOORS: Mapping[str, int] = {
     "exit_status": 0,
     "ids": 0,
     "config": 0,
+    "config_files": 0,
+    "config_keys": 0,
+    "configuration": 0,
     "parsing": 0,
     "settings_json": 0,
     "scheduler_file": 0,
@@ -83,7 +86,7 @@ PARDONED: Mapping[tuple[str, str], str] = {
 NAMED: Mapping[tuple[str, str], str] = {
     **{
         ("trio_dask.__main__", f"trio_dask.cli.{command}"): "the one command that is run is the one that is imported"
-        for command in ("scheduler", "worker", "status", "demo")
+        for command in ("scheduler", "worker", "status", "config", "demo")
     },
     ("trio_dask.deploy.program_runner", "trio_dask.scheduler.deaths"): "the name of a logger",
 }

@@ -44,7 +44,7 @@ def test_what_is_not_given_comes_from_the_configuration() -> None:
     more = {
         "distributed.comm.require-encryption": True,
         "distributed.comm.tls.min-version": 1.3,
-        "distributed.comm.tls.verify": "role",
+        "trio_dask.tls-verify": "role",
     }
     with dask.config.set(CONFIG | more):
         security = Security()

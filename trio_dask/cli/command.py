@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
 
-from trio_dask.cli.legacy_options import notes
+from trio_dask.cli.options import Program, is_given, notes, origins, place_of, read_configuration
 from trio_dask.cli.stdout import complain, stdout_failed
 from trio_dask.deploy.program_runner import Stopper, run_program
 from trio_dask.errors import NoScheduler, UnavailableError, UsageError
@@ -18,7 +19,6 @@ from trio_dask.processes.environment import raise_file_limit
 from trio_dask.scheduler_file import find_scheduler
 
 if TYPE_CHECKING:
-    from trio_dask.comm.addresses import Address
     from trio_dask.security.credentials import CredentialSettings
     from trio_dask.security.security import TlsRole
 
@@ -44,37 +44,54 @@ def run_service(service: Callable[[], Awaitable[None]], *, origin: str = "", qui
     )
 
 
-def address_to_join(
-    argument: str | None, scheduler_file: str | None, protocol: str | None, *, has_certificates: bool
-) -> Address | None:
-    """The address that the current command connects to; None if the scheduler file has it, or will have it.
+def find_scheduler_for(
+    argument: str | None, scheduler_file: str | None, protocol: str | None = None, tls_cert: str | None = None
+) -> tuple[str | None, str | None]:
+    """The address that the current command connects to, or the scheduler file that has it, or will have it.
+
+    An address without a scheme has that of `protocol`, or TLS if there is a certificate.
 
     Raises:
-      UsageError: it is no address of a scheduler, or the file is no scheduler file.
+      UsageError: there is none, it is no address of a scheduler, or the file is no scheduler file.
       UnavailableError: the file cannot be read.
     """
-    if scheduler_file is not None:
+    from trio_dask.configuration import configured_scheduler
+
+    context = click.get_current_context()
+    if is_given(context, "scheduler_file"):
         only_one({"SCHEDULER": argument, "--scheduler-file": scheduler_file})
-        with suppress(NoScheduler), naming("--scheduler-file"):
-            found = find_scheduler(None, scheduler_file)
-            with naming(f"{scheduler_file} names a wrong address"):
-                _check_scheduler(found.address, None, has_certificates=False)
-        return None
-    source = "SCHEDULER" if argument else "DASK_SCHEDULER_ADDRESS"
-    address = argument or os.environ.get("DASK_SCHEDULER_ADDRESS")
-    if not address:
-        program = click.get_current_context().command_path
-        raise click.UsageError(f"no scheduler given; write {program} HOST:PORT, or give --scheduler-file FILE")
-    with naming(source):
-        return _check_scheduler(address, protocol, has_certificates=has_certificates)
+        return None, _checked_file(scheduler_file or "", "--scheduler-file")
+    check = partial(_checked_address, protocol=protocol, has_certificates=tls_cert is not None)
+    if argument:
+        with naming("SCHEDULER"):
+            return check(argument), None
+    program = context.command.program if isinstance(context.command, Program) else None
+    address, file = configured_scheduler(read_configuration(context), program or "client")
+    if address is not None and address.texts:
+        with naming(address.origin):
+            return check(address.texts[0]), None
+    if file is not None and file.texts:
+        return None, _checked_file(file.texts[0], file.origin)
+    name = context.command_path
+    raise click.UsageError(f"no scheduler given; write {name} HOST:PORT, or give --scheduler-file FILE")
 
 
-def check_protection(settings: CredentialSettings, role: TlsRole, address: Address | None) -> None:
+def _checked_file(path: str, origin: str) -> str:
+    with suppress(NoScheduler), naming(origin):
+        found = find_scheduler(None, path)
+        with naming(f"{path} names a wrong address"):
+            _checked_address(found.address)
+    return path
+
+
+def check_protection(settings: CredentialSettings, role: TlsRole, address: str | None) -> None:
     """Refuse certificates that cannot be used, and an address that would be less protected than it has to be.
+
 
     Raises:
       UsageError: the message names the file, or the address and what it lacks.
     """
+    from trio_dask.comm.addresses import parse_address
     from trio_dask.comm.endpoint import check_protection as check
     from trio_dask.security.credentials import find_tls
 
@@ -83,7 +100,7 @@ def check_protection(settings: CredentialSettings, role: TlsRole, address: Addre
     if tls is not None and tls.config is not None:
         tls.check()
     if address is not None:
-        check(address, tls, has_key=settings.auth)
+        check(parse_address(address), tls, has_key=settings.auth)
 
 
 def _check_certificates(settings: CredentialSettings) -> None:
@@ -106,27 +123,37 @@ def _check_certificates(settings: CredentialSettings) -> None:
         raise UsageError(f"{given if certificate or authority else '--tls-key'}: {missing} has to be given as well")
 
 
-def _check_scheduler(text: str, protocol: str | None, *, has_certificates: bool) -> Address:
+def _checked_address(text: str, protocol: str | None = None, *, has_certificates: bool = False) -> str:
+    from trio_dask.comm.addresses import scheme_of_peers
     from trio_dask.comm.joining import scheduler_address
 
     address = scheduler_address(text, protocol, has_certificates=has_certificates)
+    chosen = protocol if is_given(click.get_current_context(), "protocol") else None
+    if chosen is not None and scheme_of_peers(chosen) != scheme_of_peers(address.scheme):
+        raise UsageError(f"{address} is not reached by {chosen}; give the protocol once")
     if address.is_in_process:
         raise UsageError(f"{text!r} is an address inside another program; give that of a scheduler that listens")
     if not address.port:
         raise UsageError(f"{text!r}: no scheduler listens at port 0; give the port that it logs as it starts")
-    return address
+    return str(address)
+
+
+def given_as(option: str) -> str:
+    """Where the value of this option was given: the option itself, or a place in the configuration."""
+    found = origins(click.get_current_context()).get(option.removeprefix("--").replace("-", "_"))
+    return option if found is None else found.origin
 
 
 @contextmanager
 def naming(option: str) -> Generator[None]:
-    """For the block: an error that does not name its option gets this name."""
+    """For the block: an error that does not name its option gets this name, or that of its place."""
     try:
         yield
     except NoScheduler:
         raise
     except (UsageError, UnavailableError) as error:
         kind = UsageError if isinstance(error, UsageError) else UnavailableError
-        raise kind(f"{option}: {error}") from error
+        raise kind(f"{given_as(option)}: {error}") from error
 
 
 def check_interface(name: str | None) -> None:
@@ -154,12 +181,12 @@ def check_different_files(options: dict[str, str | None]) -> None:
         if path is not None:
             other = seen.setdefault(os.path.realpath(path), name)
             if other != name:
-                raise click.UsageError(f"{other} and {name}: both are {path!a}; give two files")
+                raise click.UsageError(f"{given_as(other)} and {given_as(name)}: both are {path!a}; give two files")
 
 
 def only_one(options: dict[str, object]) -> None:
     """Refuse two of these options, by name: none, an empty text and 0 are as good as not given."""
-    given = [name for name, value in options.items() if value]
+    given = [given_as(name) for name, value in options.items() if value]
     if len(given) > 1:
         raise click.UsageError(f"{given[0]} and {given[1]}: give only one of them")
 
@@ -195,7 +222,8 @@ def run_command(command: click.Command, name: str, arguments: Sequence[str] | No
 def _message(error: click.ClickException) -> str:
     if isinstance(error, click.BadParameter) and error.param is not None:
         param = error.param
-        name = max(param.opts, key=len) if isinstance(param, click.Option) else param.make_metavar(_context(error))
+        context = _context(error)
+        name = place_of(param, context) if isinstance(param, click.Option) else param.make_metavar(context)
         return f"{name}: {error.message}"
     return error.format_message()
 

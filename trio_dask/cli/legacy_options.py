@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 
 import click
 
-from trio_dask.cli.options import Checked, ParamType, SectionOption
+from trio_dask.cli.options import Checked, ParamType, SectionOption, notes
 from trio_dask.errors import UsageError
 from trio_dask.parsing import parse_boolean, parse_file, parse_folder, parse_port, parse_text
 
@@ -61,8 +61,6 @@ NOT_OF_SCHEDULER: Mapping[str, Ignored] = {
     "--local-directory": Ignored("a scheduler needs no local directory", Checked("PATH", parse_folder)),
 }
 
-NOTES = "trio_dask.notes"
-
 
 def legacy_options(ignored: Mapping[str, Ignored]) -> list[SectionOption]:
     """Options that do not reach the command; `notes` has a line for each ignored one that was given."""
@@ -80,9 +78,3 @@ def _option(name: str, **more: Any) -> SectionOption:
     if "/" in name:
         more["default"] = None
     return SectionOption([name], section=LEGACY, expose_value=False, **more)
-
-
-def notes(ctx: click.Context) -> list[str]:
-    """A line for each option that was given and is ignored."""
-    found: list[str] = ctx.meta.setdefault(NOTES, [])
-    return found

@@ -58,7 +58,7 @@ class rpc:
         *,
         timeout: Timeout = TIMEOUT_S,
         cluster_key: str | os.PathLike[str] | None = None,
-        auth: bool = True,
+        auth: bool | None = None,
         security: object = None,
     ) -> None:
         if isinstance(address, tuple):

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from trio_dask.comm.addresses import Address, parse_scheduler_address, scheme_of_peers
+from trio_dask.comm.addresses import Address, parse_scheduler_address
 from trio_dask.comm.endpoint import Endpoint
 from trio_dask.config import DEFAULT_SCHEME, DEFAULT_TLS_SCHEME
-from trio_dask.errors import AddressError
 from trio_dask.protocol.link import DEFAULT_LIMITS, LinkLimits
 from trio_dask.scheduler_file import find_scheduler
 from trio_dask.security.credentials import NO_CREDENTIALS, Credentials, CredentialSettings, find_credentials
@@ -77,13 +76,10 @@ def scheduler_endpoint(
 def scheduler_address(text: str, protocol: str | None = None, *, has_certificates: bool = False) -> Address:
     """The address that a text means; without a scheme, it has this one, or TLS if there are certificates.
 
-    Raises `AddressError`, also if the text has a scheme that encrypts and the protocol does not, or the reverse.
+    Raises `AddressError`.
     """
     default_scheme = protocol or (DEFAULT_TLS_SCHEME if has_certificates else DEFAULT_SCHEME)
-    address = parse_scheduler_address(text, default_scheme=default_scheme)
-    if protocol is not None and scheme_of_peers(protocol) != scheme_of_peers(address.scheme):
-        raise AddressError(f"{address} is not reached by {protocol}; give the protocol once")
-    return address
+    return parse_scheduler_address(text, default_scheme=default_scheme)
 
 
 def remember_cluster(address: str, credentials: Credentials) -> None:

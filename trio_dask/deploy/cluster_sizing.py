@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 from trio_dask import host_limits
 from trio_dask.batch_system import Amount
-from trio_dask.config import DEFAULT_SCHEME, DEFAULT_TLS_SCHEME, PROTOCOL, Scheme
+from trio_dask.config import (
+    DEFAULT_SCHEME,
+    DEFAULT_TLS_SCHEME,
+    LONE_WORKER_TTLS,
+    PROTOCOL,
+    NannySettings,
+    SchedulerSettings,
+    Scheme,
+    WorkerSettings,
+)
+from trio_dask.configuration import configured, is_shared, load
 from trio_dask.errors import UsageError
 from trio_dask.parsing import MAX_THREADS, check_memory_limit, counted, format_bytes, parse_memory_limit
 from trio_dask.processes.environment import raise_file_limit
@@ -32,7 +42,10 @@ _clusters = count(1)
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """What a local cluster consists of. `memory_limit_bytes` is for each worker; None means no limit."""
+    """What a local cluster consists of. `memory_limit_bytes` is for each worker; None means no limit.
+
+    `scheduler`, `worker` and `nanny` are settings of its members, from the configuration and from arguments.
+    """
 
     name: str
     n_workers: int
@@ -41,8 +54,9 @@ class Layout:
     processes: bool
     host: str
     scheduler_port: int
-    resources: Mapping[str, float]
-    local_directory: str | None
+    scheduler: Mapping[str, Any]
+    worker: Mapping[str, Any]
+    nanny: Mapping[str, Any]
     protocol: Scheme = DEFAULT_SCHEME
     security: Security | None = field(default=None, repr=False)
 
@@ -72,6 +86,7 @@ def plan(
       host: where they listen. Whoever can reach that address can run programs in your name.
       scheduler_port: 0 takes any free one.
       resources: what each worker offers to tasks that ask for resources.
+      local_directory: folder to spill to; by default the system's temporary folder.
       protocol: what they speak: "tcp", "tls", "ws" or "wss". By default TLS with `security`, and else TCP.
       security: certificates and TLS settings for all roles, or True for temporary ones.
 
@@ -105,6 +120,11 @@ def plan(
         from trio_dask.security.security import as_security
 
         certificates = as_security(security)
+    scheduler, worker, nanny = _configured_members()
+    if resources is not None:
+        worker["resources"] = dict(resources)
+    if local_directory is not None:
+        worker["local_directory"] = local_directory
     layout = Layout(
         name=name or f"local-{next(_clusters)}",
         n_workers=n_workers,
@@ -113,8 +133,9 @@ def plan(
         processes=processes,
         host=host,
         scheduler_port=scheduler_port,
-        resources=dict(resources or {}),
-        local_directory=local_directory,
+        scheduler=scheduler,
+        worker=worker,
+        nanny=nanny,
         protocol=_protocol(protocol, certificates, processes=processes),
         security=certificates,
     )
@@ -129,6 +150,22 @@ def _protocol(given: str | None, security: Security | None, *, processes: bool) 
         raise UsageError(f"protocol is {given!r}, but with processes=False nothing leaves this program")
     read: Scheme = PROTOCOL.read(given)
     return read
+
+
+def _configured_members() -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """What the configuration says of scheduler, workers and nannies that are not started by a command.
+
+    Keys that are ours alone are for commands: two clusters cannot share a port or a file.
+    """
+    configuration = load()
+    configuration.check()
+    scheduler = configured(SchedulerSettings, "scheduler", configuration, wanted=is_shared)
+    scheduler.pop("protocol", None)  # the cluster binds the port itself
+    if "worker_ttl_s" in scheduler:
+        scheduler["lone_worker_ttl_s"] = LONE_WORKER_TTLS * scheduler["worker_ttl_s"]
+    worker = configured(WorkerSettings, "worker", configuration, wanted=is_shared)
+    worker.pop("scheduler", None)
+    return scheduler, worker, configured(NannySettings, "worker", configuration, wanted=is_shared)
 
 
 @dataclass(frozen=True, kw_only=True)

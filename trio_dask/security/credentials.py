@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -35,6 +34,11 @@ class CredentialSettings(Protocol):
         ...
 
     @property
+    def default_cluster_key(self) -> str | None:
+        """The file with the key where nothing stronger names one."""
+        ...
+
+    @property
     def auth(self) -> bool:
         """Whether peers have to prove that they have the key."""
         ...
@@ -54,13 +58,34 @@ class CredentialSettings(Protocol):
         """The file with its private key."""
         ...
 
+    @property
+    def tls_ciphers(self) -> str | None:
+        """The ciphers for TLS 1.2."""
+        ...
+
+    @property
+    def tls_min_version(self) -> str | None:
+        """The smallest version of TLS."""
+        ...
+
+    @property
+    def tls_max_version(self) -> str | None:
+        """The largest version of TLS."""
+        ...
+
+    @property
+    def tls_verify(self) -> str | None:
+        """What a certificate must say besides."""
+        ...
+
+    @property
+    def require_encryption(self) -> bool | None:
+        """Whether connections without TLS are refused."""
+        ...
+
 
 def find_credentials(
-    settings: CredentialSettings,
-    role: TlsRole,
-    *,
-    in_scheduler_file: ClusterKey | None = None,
-    configured: str | None = None,
+    settings: CredentialSettings, role: TlsRole, *, in_scheduler_file: ClusterKey | None = None
 ) -> Credentials:
     """The credentials of a program that has this role. The first source counts that names a key.
 
@@ -71,12 +96,10 @@ def find_credentials(
       UnavailableError: the file of the key cannot be used.
       UsageError: of certificate and authority only one is given.
     """
-    return Credentials(_find_key(settings, in_scheduler_file, configured), find_tls(settings, role))
+    return Credentials(_find_key(settings, in_scheduler_file), find_tls(settings, role))
 
 
-def _find_key(
-    settings: CredentialSettings, in_scheduler_file: ClusterKey | None, configured: str | None
-) -> ClusterKey | None:
+def _find_key(settings: CredentialSettings, in_scheduler_file: ClusterKey | None) -> ClusterKey | None:
     if not settings.auth:
         return None
     named = settings.cluster_key or os.environ.get(KEY_FILE_VARIABLE)
@@ -84,24 +107,33 @@ def _find_key(
         return read_key_file(named)
     if in_scheduler_file is not None:
         return in_scheduler_file
+    configured = settings.default_cluster_key
     return read_key_file(configured) if configured else home_key()
 
 
 def find_tls(settings: CredentialSettings, role: TlsRole) -> Tls | None:
-    """How a program with these settings speaks TLS; None where neither they nor a configuration say anything.
+    """How a program with these settings speaks TLS; None where they say nothing of it.
 
     Raises:
       UsageError: of certificate and authority only one is given.
     """
-    names = {"tls_ca_file": "tls_ca_file", "tls_cert": f"tls_{role}_cert", "tls_key": f"tls_{role}_key"}
-    given = {name: value for setting, name in names.items() if (value := getattr(settings, setting)) is not None}
-    if not given and "dask.config" not in sys.modules:
+    fields: dict[str, Any] = {
+        "tls_ca_file": settings.tls_ca_file,
+        f"tls_{role}_cert": settings.tls_cert,
+        f"tls_{role}_key": settings.tls_key,
+        "tls_ciphers": settings.tls_ciphers,
+        "tls_min_version": settings.tls_min_version,
+        "tls_max_version": settings.tls_max_version,
+        "tls_verify": settings.tls_verify,
+        "require_encryption": settings.require_encryption,
+    }
+    given = {name: value for name, value in fields.items() if value is not None}
+    if not given:
         return None
     # Imported here, because most programs have no certificates.
     from trio_dask.security.security import Security
 
-    security = Security(**given)
-    return security.for_role(role) if security.is_set_for(role) else None
+    return Security(**given).for_role(role)
 
 
 def to_secrets(credentials: Credentials | None) -> dict[str, Any] | None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast, get_args
 
+from trio_dask.config_files import canonical
+from trio_dask.configuration import Configuration, load
 from trio_dask.errors import UsageError
+from trio_dask.parsing import parse_boolean
 from trio_dask.security import certificates
 from trio_dask.security.tls_contexts import Tls, TlsConfig, Verify
 
@@ -24,7 +26,7 @@ class Security:
     """Certificates, keys and TLS settings of all roles of a cluster.
 
     Certificates and keys are paths of PEM files, or PEM texts; a key may stand in the file of its certificate. What is
-    not given comes from dask's configuration (`distributed.comm.tls.*`, `distributed.comm.require-encryption`).
+    not given comes from the configuration (`distributed.comm.tls.*`, `distributed.comm.require-encryption`).
 
     Args:
       require_encryption: refuse connections without TLS. Default: whether anything else is given.
@@ -82,7 +84,7 @@ class Security:
         "tls_ciphers": "distributed.comm.tls.ciphers",
         "tls_max_version": "distributed.comm.tls.max-version",
         "tls_min_version": "distributed.comm.tls.min-version",
-        "tls_verify": "distributed.comm.tls.verify",
+        "tls_verify": "trio_dask.tls-verify",
     }
 
     def __init__(self, require_encryption: bool | None = None, **kwargs: Any) -> None:
@@ -92,10 +94,15 @@ class Security:
         self.extra_conn_args = dict(kwargs.pop("extra_conn_args", None) or {})
         if strange := sorted(self.extra_conn_args.keys() - _EXTRA):
             raise UsageError(f"extra_conn_args may have {' and '.join(sorted(_EXTRA))}, not {', '.join(strange)}")
+        configuration = load()
         if require_encryption is None:
-            require_encryption = _configured("distributed.comm.require-encryption")
-        self.require_encryption = bool(kwargs) if require_encryption is None else bool(require_encryption)
-        given = {name: kwargs[name] if name in kwargs else _configured(key) for name, key in self._KEYS.items()}
+            text = _configured(configuration, "distributed.comm.require-encryption")
+            require_encryption = bool(kwargs) if text is None else parse_boolean(text)
+        self.require_encryption = bool(require_encryption)
+        given = {
+            name: kwargs[name] if name in kwargs else _configured(configuration, key)
+            for name, key in self._KEYS.items()
+        }
         smallest, largest = given.pop("tls_min_version"), given.pop("tls_max_version")
         self.tls_min_version = _version("tls_min_version", _VERSIONS[0] if smallest is None else smallest)
         self.tls_max_version = None if largest is None else _version("tls_max_version", largest)
@@ -166,11 +173,6 @@ class Security:
         context = self.for_role(cast("TlsRole", role)).context(listening=listening).ssl if has_both else None
         return {"ssl_context": context, "require_encryption": self.require_encryption}
 
-    def is_set_for(self, role: TlsRole) -> bool:
-        """Whether anything here makes a difference for this role."""
-        fields = self.get_tls_config_for_role(role)
-        return self.require_encryption or bool(self.extra_conn_args) or any(fields.values())
-
     def for_role(self, role: TlsRole) -> Tls:
         """TLS as this role speaks it. Raises `UsageError` if only one of its certificate and the authority is given."""
         fields = self.get_tls_config_for_role(role)
@@ -204,10 +206,10 @@ def as_security(value: object) -> Security | None:
     raise UsageError(f"security is {type(value).__name__}; give a Security, or True for temporary certificates")
 
 
-def _configured(key: str) -> Any:
-    """What dask's configuration says, in a program that has loaded it."""
-    config = sys.modules.get("dask.config")
-    return None if config is None else config.get(key, None)
+def _configured(configuration: Configuration, key: str) -> Any:
+    """What the configuration says of one of the names above."""
+    found = configuration.find_keys([canonical(key)])
+    return None if found is None or not found.texts else found.texts[0]
 
 
 def _version(name: str, value: Any) -> ssl.TLSVersion:

@@ -1,0 +1,1 @@
+"""Clusters on hosts that one can log in to with SSH."""
