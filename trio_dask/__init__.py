@@ -165,6 +165,20 @@ def _around_tasks() -> Any:
     return dask_configuration.during()
 
 
+def _scheduler_settings(arguments: Any) -> Any:
+    from trio_dask.cli.scheduler import read_settings
+
+    return read_settings(arguments)
+
+
+def _worker_settings(arguments: Any) -> Any:
+    from trio_dask.cli.worker import read_settings
+
+    return read_settings(arguments)
+
+
+hooks.scheduler_settings = _scheduler_settings
+hooks.worker_settings = _worker_settings
 hooks.around_tasks = _around_tasks
 hooks.local_cluster = _local_cluster
 hooks.find_client = _find_client

@@ -6,7 +6,7 @@ that has not loaded the worker's room runs no tasks, and learns that here at no 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Any, Protocol
 
@@ -46,6 +46,12 @@ class _Hooks:
 
     find_client: Callable[[str | None, Any], Any] | None = None
     """Finds the client that is current here, for futures that are unpickled; set by `trio_dask`."""
+
+    scheduler_settings: Callable[[Sequence[str]], Any] | None = None
+    """Makes `SchedulerSettings` of a command line of `dask-scheduler`; set by `trio_dask`."""
+
+    worker_settings: Callable[[Sequence[str]], Any] | None = None
+    """Makes `NannySettings`, one for each worker, of a command line of `dask-worker`; set by `trio_dask`."""
 
     around_tasks: Callable[[], AbstractContextManager[None]] | None = None
     """Around the time in which a worker runs tasks: collections that these compute are computed by its cluster; set by

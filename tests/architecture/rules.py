@@ -88,6 +88,7 @@ NAMED: Mapping[tuple[str, str], str] = {
         ("trio_dask.__main__", f"trio_dask.cli.{command}"): "the one command that is run is the one that is imported"
         for command in ("scheduler", "worker", "status", "config", "demo")
     },
+    ("trio_dask.deploy.ssh.orders", "trio_dask.deploy.ssh.remote"): "a command line on another host names it",
     ("trio_dask.deploy.program_runner", "trio_dask.scheduler.deaths"): "the name of a logger",
 }
 
@@ -101,7 +102,7 @@ LATE_DEADLINES: Mapping[str, str] = {
 
 # Third-party package -> the only files that may import it.
 RESERVED: Mapping[str, tuple[str, ...]] = {
-    "asyncssh": ("deploy/ssh*.py",),
+    "asyncssh": ("deploy/ssh/*.py",),
     "dask": ("client/collections/*.py",),
     "distributed": (),
     "joblib": ("client/joblib.py",),

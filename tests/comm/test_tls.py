@@ -1,5 +1,6 @@
 """TLS between two ends: who is accepted, what each end learns, and the sentence where it does not work."""
 
+import socket
 import ssl
 from contextlib import suppress
 from hashlib import sha256
@@ -12,15 +13,14 @@ import trio.testing
 
 from tests.comm.kit import CLIENT, INPROC, SCHEDULER, TLS, ask, read_to_end, serving, tcp_pair, tls_pair
 from tests.security.pem import CA_TEXT, OTHER_AUTHORITY, Party, party, write_files
-from trio_dask.comm import listen
 from trio_dask.comm import tls as tls_module
 from trio_dask.comm.addresses import Address
 from trio_dask.comm.connect import open_connection
 from trio_dask.comm.connection import Connection
 from trio_dask.comm.endpoint import Endpoint
 from trio_dask.comm.listen import serve
-from trio_dask.comm.tcp import connect_tcp
-from trio_dask.comm.tls import TlsTransport, bind_tls, connect_tls
+from trio_dask.comm.tcp import TcpTransport, connect_tcp
+from trio_dask.comm.tls import TlsTransport, bind_tls, connect_tls, secure_listener
 from trio_dask.comm.transport import ConnectionLost
 from trio_dask.errors import ProtocolError, RefusedError, UsageError
 from trio_dask.ids import Incarnation
@@ -316,12 +316,28 @@ async def test_what_comes_with_the_end_of_the_handshake_is_received() -> None:
 # ------------------------------------------------------------------------------------------------------------ endpoints
 
 
-async def accept_and_echo(listener: Any, count: int) -> None:
-    async with trio.open_nursery() as nursery:
-        for _ in range(count):
-            transport = await listener.accept(nursery)
-            await transport.send_all(await transport.receive_some())
-            await transport.aclose()
+class Accepting:
+    """A listener without a doorstep."""
+
+    def __init__(self, tls: Tls) -> None:
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self._socket.setblocking(False)
+        self.address = Address("tls", *self._socket.getsockname())
+        self._secure = secure_listener(endpoint(self.address, tls))
+
+    async def accept(self) -> TlsTransport:
+        await trio.lowlevel.wait_readable(self._socket)
+        return self._secure(TcpTransport(self._socket.accept()[0]))
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+async def accept_and_echo(listener: Accepting, count: int) -> None:
+    for _ in range(count):
+        transport = await listener.accept()
+        await transport.send_all(await transport.receive_some())
+        await transport.aclose()
 
 
 async def exchange(endpoint: Endpoint) -> bytes:
@@ -336,7 +352,7 @@ async def exchange(endpoint: Endpoint) -> bytes:
 async def test_renewed_certificates_are_shown_to_new_peers(tmp_path: Path) -> None:
     files = write_files(tmp_path)
     tls = files.tls()
-    [listener] = bind_tls(endpoint(LOOPBACK, tls))
+    listener = Accepting(tls)
     place = endpoint(listener.address, tls)
     with trio.fail_after(10):
         async with trio.open_nursery() as nursery:
@@ -453,16 +469,16 @@ async def test_a_relay_learns_nothing_and_gets_nobody_in() -> None:
             source.abort()
             target.abort()
 
-    async def relay(listener: Any, target: Address, nursery: trio.Nursery) -> None:
-        near = await listener.accept(nursery)
+    async def relay(target: Address, nursery: trio.Nursery) -> None:
+        near = await listener.accept()
         far = await connect_tls(Endpoint(target))
         nursery.start_soon(pump, near, far)
         nursery.start_soon(pump, far, near)
 
-    [listener] = bind_tls(Endpoint(LOOPBACK, credentials=Credentials(None, Tls())))
+    listener = Accepting(Tls())
     hello = CLIENT._replace(name="a-name-to-hide", details={"secret": "word"})
     async with serving(credentials=KEY, where=LOOPBACK) as address, trio.open_nursery() as nursery:
-        nursery.start_soon(relay, listener, address, nursery)
+        nursery.start_soon(relay, address, nursery)
         with pytest.raises(RefusedError, match="key"):
             await greet(listener.address, KEY, hello)
         nursery.cancel_scope.cancel()
@@ -510,9 +526,8 @@ async def test_where_roles_are_demanded_a_listener_has_only_its_own(unit: str) -
 
 
 async def test_a_peer_that_is_silent_in_the_handshake_has_as_long_as_for_a_hello(
-    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+    autojump_clock: trio.testing.MockClock,
 ) -> None:
-    monkeypatch.setattr(listen, "_MAX_UNAUTHENTICATED", 3)
     async with serving(LOOPBACK, credentials=KEY) as address:
         plain = Endpoint(address._replace(scheme="tcp"))
         strangers = [await connect_tcp(plain) for _ in range(3)]

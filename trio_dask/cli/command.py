@@ -219,6 +219,20 @@ def run_command(command: click.Command, name: str, arguments: Sequence[str] | No
     return status if isinstance(status, int) else ExitStatus.STOPPED
 
 
+@contextmanager
+def reading(command: click.Command, name: str, arguments: Sequence[str]) -> Generator[click.Context]:
+    """The options that these arguments give to a command, which is not run.
+
+    Raises:
+      UsageError: an argument is wrong.
+    """
+    try:
+        with command.make_context(name, list(arguments)) as context:
+            yield context
+    except click.ClickException as exc:
+        raise UsageError(f"{name}: {_shorten(_message(exc))}") from exc
+
+
 def _message(error: click.ClickException) -> str:
     if isinstance(error, click.BadParameter) and error.param is not None:
         param = error.param

@@ -15,6 +15,7 @@ from trio_dask.cli.command import (
     check_protection,
     naming,
     only_one,
+    reading,
     run_command,
     run_service,
 )
@@ -142,6 +143,16 @@ def _split_host(text: str, default_port: int) -> tuple[str | None, str, int | No
     if address.is_in_process:
         raise UsageError(f"{text!r} is an address inside one program; give the host where others reach the scheduler")
     return address.scheme if "://" in text else None, address.host, address.port
+
+
+def read_settings(arguments: Sequence[str]) -> SchedulerSettings:
+    """The settings that these arguments give, for a program that starts the scheduler itself.
+
+    Raises:
+      UsageError: an argument is wrong.
+    """
+    with reading(scheduler, "dask-scheduler", arguments) as context:
+        return _settings(context)
 
 
 def main(arguments: Sequence[str] | None = None, name: str = "dask-scheduler") -> int:

@@ -17,6 +17,7 @@ from trio_dask.cli.command import (
     find_scheduler_for,
     given_as,
     only_one,
+    reading,
     run_command,
     run_service,
 )
@@ -187,6 +188,18 @@ def _address_settings(options: dict[str, Any], share: WorkerSizing) -> dict[str,
     # A contact address without a port gets that of the listener.
     reached = None if contact is None else str(contact).removesuffix(":0")
     return {"host": host, "interface": interface, "port_range": ports, "contact_address": reached}
+
+
+def read_settings(arguments: Sequence[str]) -> list[NannySettings]:
+    """The settings that these arguments give on this machine, for a program that starts the nannies itself.
+
+    Raises:
+      UsageError: an argument is wrong, here or everywhere.
+    """
+    with reading(worker, "dask-worker", arguments) as context:
+        nannies = _nanny_settings(context, _divide(context.params))
+        _check_machine(context.params)
+        return nannies
 
 
 def main(arguments: Sequence[str] | None = None, name: str = "dask-worker") -> int:

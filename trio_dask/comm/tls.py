@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 import socket
 import ssl
+from collections.abc import Callable
 from hashlib import sha256
 from typing import Any, TypeVar, cast
 
@@ -405,30 +406,28 @@ class TlsTransport:
             pass
 
 
-class TlsListener:
-    """`Listener` for TLS. The handshake takes place while the first bytes are received."""
+def secure_listener(endpoint: Endpoint) -> Callable[[TcpTransport], TlsTransport]:
+    """What a listener puts around each connection; the handshake takes place while the first bytes are received.
 
-    def __init__(self, tcp: TcpListener, tls: Tls) -> None:
-        self.address = tcp.address
-        self._tcp = tcp
-        self._tls = tls
-
-    async def accept(self, nursery: trio.Nursery) -> TlsTransport:
-        tcp = await self._tcp.accept(nursery)
-        return TlsTransport(tcp, self._tls.context(listening=True, complain=self._complain))
-
-    def close(self) -> None:
-        self._tcp.close()
-
-    def _complain(self, reason: str) -> None:
-        _log.warning("renewed certificates are not used at %s: %s", self.address, reason)
-
-
-def bind_tls(endpoint: Endpoint, sock: socket.socket | None = None) -> list[TlsListener]:
-    """Listen like `bind_tcp`. Raises `UsageError` as well, for certificates that cannot be used."""
+    Raises `UsageError` for certificates that cannot be used.
+    """
     tls = endpoint.credentials.tls or WITHOUT_CERTIFICATES
     tls.context(listening=True)
-    return [TlsListener(listener, tls) for listener in bind_tcp(endpoint, sock)]
+
+    def complain(reason: str) -> None:
+        _log.warning("renewed certificates are not used at %s: %s", endpoint, reason)
+
+    return lambda tcp: TlsTransport(tcp, tls.context(listening=True, complain=complain))
+
+
+def bind_tls(endpoint: Endpoint, sock: socket.socket | None = None) -> list[TcpListener]:
+    """Listen like `bind_tcp`. Raises `UsageError` as well, for certificates that cannot be used."""
+    secure = secure_listener(endpoint)
+
+    def build(tcp: TcpTransport, nursery: trio.Nursery) -> TlsTransport:
+        return secure(tcp)
+
+    return bind_tcp(endpoint, sock, build)
 
 
 async def connect_tls(endpoint: Endpoint, nursery: trio.Nursery | None = None) -> TlsTransport:

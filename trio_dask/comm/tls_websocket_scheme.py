@@ -21,10 +21,10 @@ async def _connect(endpoint: Endpoint, nursery: trio.Nursery) -> Transport:
 
 
 def _listen(endpoint: Endpoint, sock: socket.socket | None) -> Sequence[Listener]:
-    from trio_dask.comm.tls import bind_tls
+    from trio_dask.comm.tls import secure_listener
     from trio_dask.comm.websocket import bind_websocket
 
-    return bind_websocket(endpoint, sock, bind_tls)
+    return bind_websocket(endpoint, sock, secure_listener(endpoint))
 
 
 register(TransportKind(SCHEME, _connect, _listen, is_encrypted=True))

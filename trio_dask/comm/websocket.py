@@ -11,7 +11,7 @@ A message has no meaning here. A send that is cut short closes the connection, s
 from __future__ import annotations
 
 import socket
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol, cast
 
 import trio
@@ -23,9 +23,8 @@ from trio_websocket import (
     wrap_server_stream,
 )
 
-from trio_dask.comm.addresses import Address
 from trio_dask.comm.endpoint import Endpoint
-from trio_dask.comm.tcp import bind_tcp, connect_tcp
+from trio_dask.comm.tcp import TcpListener, TcpTransport, bind_tcp, connect_tcp
 from trio_dask.comm.transport import Bytes, ConnectionLost, Transport, first_error
 from trio_dask.errors import ProtocolError, TrioDaskError
 
@@ -56,24 +55,7 @@ class Carrier(Transport, Protocol):
         ...
 
 
-class CarrierListener(Protocol):
-    """Where peers connect that speak websocket next."""
-
-    @property
-    def address(self) -> Address:
-        """Where this listens."""
-        ...
-
-    async def accept(self, nursery: trio.Nursery) -> Carrier:
-        """The next peer."""
-        ...
-
-    def close(self) -> None:
-        """Stop listening."""
-        ...
-
-
-Bind = Callable[[Endpoint, socket.socket | None], Sequence[CarrierListener]]
+Wrap = Callable[[TcpTransport], Carrier]
 Connect = Callable[[Endpoint], Awaitable[Carrier]]
 
 Agree = Callable[[trio.Nursery, "_Stream"], Awaitable[WebSocketConnection]]
@@ -351,22 +333,8 @@ def _failure(error: Exception) -> ProtocolError:
     return ProtocolError(f"not a websocket peer: {cause!r}")
 
 
-class WebSocketListener:
-    """`Listener` for websockets. The handshake takes place while the first bytes are received."""
-
-    def __init__(self, tcp: CarrierListener, cleanup_s: float) -> None:
-        self.address = tcp.address
-        self._tcp = tcp
-        self._cleanup_s = cleanup_s
-
-    async def accept(self, nursery: trio.Nursery) -> WebSocketTransport:
-        tcp = await self._tcp.accept(nursery)
-        transport = WebSocketTransport(tcp, self.address.scheme, self._cleanup_s)
-        nursery.start_soon(transport.run, agree_as_server)
-        return transport
-
-    def close(self) -> None:
-        self._tcp.close()
+def _as_it_is(tcp: TcpTransport) -> Carrier:
+    return tcp
 
 
 async def agree_as_server(nursery: trio.Nursery, stream: trio.abc.Stream) -> WebSocketConnection:
@@ -386,11 +354,15 @@ def agree_as_client(host: str, headers: Mapping[str, str] | None = None) -> Agre
     return agree
 
 
-def bind_websocket(
-    endpoint: Endpoint, sock: socket.socket | None = None, bind: Bind = bind_tcp
-) -> list[WebSocketListener]:
-    """Listen like `bind`."""
-    return [WebSocketListener(listener, endpoint.limits.cleanup_s) for listener in bind(endpoint, sock)]
+def bind_websocket(endpoint: Endpoint, sock: socket.socket | None = None, wrap: Wrap = _as_it_is) -> list[TcpListener]:
+    """Listen like `bind_tcp`, with what `wrap` puts between. The handshakes take place with the first receive."""
+
+    def build(tcp: TcpTransport, nursery: trio.Nursery) -> WebSocketTransport:
+        transport = WebSocketTransport(wrap(tcp), endpoint.address.scheme, endpoint.limits.cleanup_s)
+        nursery.start_soon(transport.run, agree_as_server)
+        return transport
+
+    return bind_tcp(endpoint, sock, build)
 
 
 async def connect_websocket(

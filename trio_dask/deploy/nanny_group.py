@@ -27,6 +27,7 @@ from trio_dask.nanny.worker_process import Stop
 from trio_dask.owned_files import keep_file
 from trio_dask.processes.child_context import ChildLog
 from trio_dask.processes.stderr_records import read_record
+from trio_dask.security.credentials import Credentials
 
 MAX_LINE_BYTES = 64 * 1024
 
@@ -38,11 +39,14 @@ async def run_nannies(
     label: str,
     debug: bool = False,
     preloaded: Sequence[Preloaded] = (),
+    credentials: Credentials | None = None,
+    changed: Callable[[Sequence[Nanny]], object] = lambda nannies: None,
 ) -> None:
     """Look after one worker for each of these settings, until all have ended. A signal makes the workers drain.
 
     The `preloaded` modules are set up for each nanny, see `preload`. The pid file names the launcher. `label` is the
-    name of the program in lines about a worker.
+    name of the program in lines about a worker. The `credentials` are looked for where the settings say, unless they
+    are given. It calls `changed` with all nannies when a worker comes or goes.
 
     Raises:
       KeptCrashing, NoScheduler, RefusedError, UsageError, PreloadError, OSError: what the first nanny that failed
@@ -50,7 +54,11 @@ async def run_nannies(
     """
     argv = settings[0].preload_argv
     around = partial(set_up, preloaded, argv, option="--preload-nanny") if preloaded else None
-    nannies = [_nanny(label, number, len(settings), one, debug, around) for number, one in enumerate(settings)]
+    nannies = [
+        _nanny(label, number, len(settings), one, debug, credentials, around) for number, one in enumerate(settings)
+    ]
+    for nanny in nannies:
+        nanny.changed = partial(changed, nannies)
     shared = settings[0].worker
     failures: list[Exception] = []
 
@@ -87,6 +95,7 @@ def _nanny(
     of: int,
     settings: NannySettings,
     debug: bool,
+    credentials: Credentials | None,
     around: Callable[[NannyHandle], AbstractAsyncContextManager[None]] | None,
 ) -> Nanny:
     name = settings.worker.name
@@ -94,6 +103,7 @@ def _nanny(
     return Nanny(
         settings,
         child_services.worker,
+        credentials=credentials,
         label=label if name is None else f"{label} {name}",
         log=ChildLog(origin=origin, records=True, quiet=False, debug=debug),
         output=_output_logger(origin),

@@ -69,16 +69,18 @@ class Stopper:
             stop(self._request)
 
     @contextmanager
-    def stopping_by(self, on_signal: Callable[[int], bool]) -> Generator[None]:
+    def stopping_by(self, on_signal: Callable[[int], bool], *, patient: bool = False) -> Generator[None]:
         """For the block: a signal does not cancel the service if `on_signal(number)`, in Trio's thread, returns True.
 
-        Then the service has begun to stop, and ends by itself.
+        Then the service has begun to stop, and ends by itself. With `patient` it gets a second signal too.
         """
+        was_patient, self._patient = self._patient, self._patient or patient
         self._stop_by_itself = on_signal
         try:
             yield
         finally:
             self._stop_by_itself = None
+            self._patient = was_patient
 
     def stops_by_itself(self, request: StopRequest) -> bool:
         """Ask the service to stop by itself; False if it does not, and has to be cancelled."""

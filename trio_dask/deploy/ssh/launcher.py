@@ -1,0 +1,496 @@
+"""The launcher: a nursery of programs on hosts. Leaving it, in whatever way, leaves nothing on any host.
+
+    HOSTS                         one task a host: log in, run its programs, ask it what is left
+      ├ host 1 ─ session ┬ scheduler     the first to be ready
+      │                  └ workers       wait for the scheduler's address, not for each other
+      └ host 2 ─ session ─ workers
+
+Every host's task ends its programs itself, whether it was cancelled, failed, or lost its connection: their stdin ends,
+and with it they end. Then it asks its host, over the same connection, how many processes of the run are left there.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+import re
+import secrets
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from functools import partial
+from typing import Any, NamedTuple, Protocol
+
+import trio
+
+from trio_dask._version import __version__
+from trio_dask.comm.addresses import is_loopback, parse_address
+from trio_dask.deploy.ssh.hosts import HostSpec
+from trio_dask.deploy.ssh.options import (
+    LauncherSettings,
+    Output,
+    RunningScheduler,
+    scheduler_arguments,
+    worker_arguments,
+)
+from trio_dask.deploy.ssh.orders import Greeting, Order, Preparation, Role
+from trio_dask.deploy.ssh.remote_program import ProgramEnd, PythonMissing, RemoteProgram, ask_for_leftovers
+from trio_dask.deploy.ssh.session import HostError, HostLost, Session, one_host_error
+from trio_dask.errors import NoScheduler, TrioDaskError
+from trio_dask.exit_status import ExitStatus
+from trio_dask.owned_files import keep_file
+from trio_dask.parsing import counted
+from trio_dask.retry_policy import Backoff
+from trio_dask.scheduler_file import scheduler_file_text
+from trio_dask.security.credentials import Credentials, to_secrets
+
+RUN_LENGTH = 7
+HOST_LENGTH = 4
+FEW = 8
+DRAIN_S = 3.0
+"""For how long workers may drain before everything is ended."""
+SWEEP_S = 2.5
+AGAIN = Backoff(first_s=1.0, longest_s=30.0, spread=(0.5, 1.0))
+SOUND_S = 30.0
+"""A host that was there for longer is called again after the first pause."""
+OTHER_PYTHON = "python3"
+"""Where this machine's own path of Python does not exist on a host."""
+LEVELS: Mapping[Output, int] = {"quiet": logging.ERROR, "warnings": logging.WARNING, "all": logging.DEBUG}
+HOPELESS = (ExitStatus.WRONG_USAGE, ExitStatus.REFUSED, ExitStatus.KEPT_CRASHING)
+
+log = logging.getLogger("trio_dask.ssh")
+
+OnEvent = Callable[[str, str, str], object]
+"""Called with a host, a step (`resolve`, `login`, `python`, ...) and a text for people."""
+
+
+def _ignore_step(step: str, text: str) -> None:
+    pass
+
+
+def _ignore(host: str, step: str, text: str) -> None:
+    pass
+
+
+class LogIn(Protocol):
+    """Logs in to a host; see `login.Logins.log_in`."""
+
+    def __call__(self, host: HostSpec, on_step: Callable[[str], object], /) -> AbstractAsyncContextManager[Session]: ...
+
+
+class Phase(Enum):
+    """How far a host is."""
+
+    STARTING = auto()
+    READY = auto()
+    """All that was ordered there runs, and its workers are registered."""
+    AGAIN = auto()
+    """It was ready, and was lost; it is called again."""
+    OVER = auto()
+
+
+@dataclass
+class Host:
+    """One host of the launcher, and what is known of it."""
+
+    spec: HostSpec
+    run: str
+    arguments: Sequence[str]
+    """What `dask-worker` is told there; empty if it has no workers."""
+    pythons: list[str]
+    """Where Python may be; the first counts."""
+    phase: Phase = Phase.STARTING
+    program: RemoteProgram | None = None
+    """Its workers, while they run."""
+    workers: Mapping[str, str] = field(default_factory=dict[str, str])
+    """The registered workers, by name, and their addresses."""
+    failure: HostError | None = None
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    answer: Answer | None = None
+    """What it said, when it was asked, of processes that are left; None: it was not asked, or did not answer."""
+
+    @property
+    def place(self) -> str:
+        """What messages call it."""
+        return self.spec.place
+
+
+class Answer(NamedTuple):
+    """What a host said at its end: how long that took, and how many processes are left."""
+
+    seconds: float
+    left: int
+
+
+class Launcher:
+    """A scheduler and workers on hosts, as these settings say. `log_in` is how to log in to one.
+
+    It calls `on_event` with each step of each host.
+    """
+
+    def __init__(
+        self, settings: LauncherSettings, credentials: Credentials, log_in: LogIn, on_event: OnEvent = _ignore
+    ) -> None:
+        self.run_id = secrets.token_hex(4)[:RUN_LENGTH]
+        self.scheduler_address = ""
+        """Where workers connect."""
+        self.client_address = ""
+        """Where clients on this machine connect: the same, or this machine's end of a tunnel."""
+        self.failure: TrioDaskError | None = None
+        """Why everything was ended, if not because somebody asked."""
+        self._settings = settings
+        self._credentials = credentials
+        self._log_in = log_in
+        self._on_event = on_event
+        self._hosts = [self._new_host(number, spec) for number, spec in enumerate(settings.hosts)]
+        self._limiter = trio.CapacityLimiter(settings.max_connecting)
+        self._nursery: trio.Nursery | None = None
+        self._changed = trio.Event()
+        self._is_ready = False
+        self._stopping_since = math.inf
+
+    def _new_host(self, number: int, spec: HostSpec) -> Host:
+        given = spec.python or self._settings.remote_python
+        return Host(
+            spec,
+            f"{self.run_id}{number:0{HOST_LENGTH}x}",
+            worker_arguments(spec, self._settings),
+            [sys.executable, OTHER_PYTHON] if given is None else [given],
+        )
+
+    @property
+    def hosts(self) -> Sequence[Host]:
+        """All hosts."""
+        return self._hosts
+
+    # ------------------------------------------------------------------------------------------ from start to end
+
+    async def run(self, on_ready: Callable[[], object] = lambda: None) -> None:
+        """Start everything, and look after it until `stop`, or until all workers have ended; then end everything.
+
+        It calls `on_ready` when all are ready.
+
+        Raises:
+          HostError: a host failed at the start.
+          NoScheduler: the scheduler was lost.
+          KeptCrashing: workers kept crashing, and none is left.
+        """
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                if isinstance(self._settings.scheduler, RunningScheduler):
+                    self._note_scheduler(self._settings.scheduler.address)
+                for host in self._hosts:
+                    nursery.start_soon(self._look_after, host)
+                await self._until(self._all_ready)
+                with self._scheduler_file():
+                    self._is_ready = True
+                    on_ready()
+                    await self._until(self._all_over)
+                self._end()
+        finally:
+            self._tell_end()
+        if self.failure is not None:
+            raise self.failure
+
+    def stop(self, reason: str, number: int = signal.SIGINT) -> None:
+        """Have the workers drain, for `DRAIN_S` at most, and everything end; called again, end everything at once."""
+        if self._nursery is None:
+            return
+        if self._stopping_since < math.inf:
+            self._end()
+        else:
+            self._stopping_since = trio.current_time()
+            self._nursery.start_soon(self._drain, reason, number)
+
+    async def _drain(self, reason: str, number: int) -> None:
+        for host in self._hosts:
+            if host.program is None:
+                host.scope.cancel()
+            else:
+                host.program.signal(number, reason)
+        with trio.move_on_after(DRAIN_S):
+            await self._until(lambda: all(host.program is None for host in self._hosts))
+        self._end()
+
+    def _end(self) -> None:
+        """End everything now."""
+        assert self._nursery is not None
+        self._stopping_since = min(self._stopping_since, trio.current_time())
+        self._nursery.cancel_scope.cancel()
+
+    def _fail(self, error: TrioDaskError) -> None:
+        if self._stopping_since == math.inf:
+            self.failure = error
+            self._end()
+
+    def _note_change(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        await trio.lowlevel.checkpoint()
+        while not condition():
+            await self._changed.wait()
+            await trio.lowlevel.checkpoint()  # what has ended everything may have made the condition true
+
+    def _all_ready(self) -> bool:
+        return all(host.phase is not Phase.STARTING for host in self._hosts)
+
+    def _all_over(self) -> bool:
+        return all(host.phase is Phase.OVER for host in self._hosts if host.arguments)
+
+    def _note_scheduler(self, address: str) -> None:
+        self.scheduler_address = address
+        self.client_address = self.client_address or address
+        self._note_change()
+
+    @contextmanager
+    def _scheduler_file(self) -> Generator[None]:
+        if self._settings.scheduler_file is None:
+            yield
+            return
+        text = scheduler_file_text(
+            self.client_address,
+            incarnation=self.run_id,
+            package=__version__,
+            python=sys.version.split()[0],
+            key=self._credentials.key,
+        )
+        with keep_file(self._settings.scheduler_file, text):
+            yield
+
+    # ------------------------------------------------------------------------------------------ one host
+
+    async def _look_after(self, host: Host) -> None:
+        """Serve a host until what runs there has ended; call it again when it is lost after it was ready."""
+        pause = Pauses()
+        with host.scope:
+            while True:
+                try:
+                    with one_host_error():
+                        await self._serve(host)
+                    break
+                except HostError as exc:
+                    if host.phase is Phase.STARTING or host.spec.is_scheduler:
+                        self._give_up(host, exc)
+                        break
+                    self._lose(host, exc)
+                await trio.sleep(pause.next_s())
+        host.phase = Phase.OVER
+        self._note_change()
+
+    async def _serve(self, host: Host) -> None:
+        step = partial(self._step, host)
+        async with AsyncExitStack() as stack:
+            async with self._limiter:
+                session = await stack.enter_async_context(self._log_in(host.spec, step))
+            try:
+                if host.phase is Phase.AGAIN:
+                    await self._sweep(host, session)
+                async with trio.open_nursery() as programs:
+                    if host.spec.is_scheduler:
+                        programs.start_soon(self._run_scheduler, host, session)
+                    if host.arguments:
+                        programs.start_soon(self._keep_workers, host, session)
+            finally:
+                since = min(self._stopping_since, trio.current_time())
+                await self._sweep(host, session, since)  # noqa: ASYNC102 - it shields itself, with a limit
+                if host.answer is not None:
+                    self._on_event(host.place, "ended", f"in {host.answer.seconds:.1f} s")
+
+    async def _sweep(self, host: Host, session: Session, since: float = math.inf) -> None:
+        """End what is left of the run there, and note the answer."""
+        host.answer = None
+        setup = host.spec.setup or self._settings.setup
+        found = await ask_for_leftovers(host.place, session, host.pythons[0], setup, host.run, SWEEP_S)
+        if found is not None:
+            before, left = found
+            host.answer = Answer(trio.current_time() - since, left)
+            if before:
+                log.warning("%s: %s had to be killed", host.place, _processes(before))
+
+    def _step(self, host: Host, step: str, text: str = "") -> None:
+        self._on_event(host.place, step, text)
+
+    def _lose(self, host: Host, error: HostError) -> None:
+        host.phase, host.workers = Phase.AGAIN, {}
+        log.warning("%s; starting its workers again", error)
+        self._on_event(host.place, "lost", error.words)
+        self._note_change()
+
+    def _give_up(self, host: Host, error: HostError) -> None:
+        """Go on without this host, or end everything."""
+        if self._stopping_since < math.inf:
+            return
+        if host.spec.is_scheduler and self._is_ready:
+            self._fail(NoScheduler(f"the scheduler's host is lost: {error}"))
+            return
+        host.failure, host.phase = error, Phase.OVER
+        self._on_event(host.place, "failed", f"{error.step}: {error.words}")
+        missing = sum(each.failure is not None for each in self._hosts)
+        nothing_left = all(each.failure is not None for each in self._hosts if each.arguments)
+        if host.spec.is_scheduler or nothing_left or (not self._is_ready and missing > self._settings.allow_missing):
+            self._fail(error)
+        else:
+            log.warning("%s; going on without it", error)
+        self._note_change()
+
+    # ------------------------------------------------------------------------------------------ its programs
+
+    async def _run_program(
+        self,
+        host: Host,
+        session: Session,
+        role: Role,
+        order: Callable[[Greeting], Awaitable[Order]],
+        on_report: Callable[[Mapping[str, Any]], object],
+    ) -> ProgramEnd:
+        while True:
+            program = RemoteProgram(
+                host.place,
+                session,
+                host.pythons[0],
+                host.spec.setup or self._settings.setup,
+                Preparation(role, host.run, self._settings.death_timeout_s),
+                on_report=on_report,
+                on_step=partial(self._step, host) if role == "workers" or not host.arguments else _ignore_step,
+                level=LEVELS[self._settings.output],
+            )
+            if role == "workers":
+                host.program = program
+            try:
+                return await program.run(order)
+            except PythonMissing:
+                if len(host.pythons) == 1:
+                    raise
+                del host.pythons[0]
+            finally:
+                if role == "workers":
+                    host.program = None
+                    self._note_change()
+
+    async def _run_scheduler(self, host: Host, session: Session) -> None:
+        def on_report(report: Mapping[str, Any]) -> None:
+            if "address" in report:
+                nursery.start_soon(self._open_tunnel, session, str(report["address"]))
+
+        async def order(greeting: Greeting) -> Order:  # noqa: ASYNC124 - as workers wait for it, others may
+            return self._order(host, "scheduler", scheduler_arguments(self._settings), self._contact_host(greeting))
+
+        async with trio.open_nursery() as nursery:
+            end = await self._run_program(host, session, "scheduler", order, on_report)
+            nursery.cancel_scope.cancel()
+        if end.status:
+            raise HostError(host.place, "scheduler", end.words)
+        self.stop("the scheduler has ended")  # it has told the workers to leave
+
+    async def _open_tunnel(self, session: Session, address: str) -> None:
+        """Note where the scheduler is, and keep a tunnel to it, if one is wanted."""
+        if self._settings.tunnel:
+            there = parse_address(address)
+            async with session.forward(there.host, there.port) as port:
+                self.client_address = str(there._replace(host="127.0.0.1", port=port))
+                self._note_scheduler(address)
+                await trio.sleep_forever()
+        self._note_scheduler(address)
+
+    async def _keep_workers(self, host: Host, session: Session) -> None:
+        """Run the workers, and start them again when all have failed after they were ready."""
+        pause = Pauses()
+        while True:
+            try:
+                await self._run_workers(host, session)
+                return
+            except HostLost:
+                raise
+            except HostError as exc:
+                if host.phase is Phase.STARTING or isinstance(exc, Hopeless):
+                    self._give_up(host, exc)
+                    return
+                self._lose(host, exc)
+            await trio.sleep(pause.next_s())
+
+    async def _run_workers(self, host: Host, session: Session) -> None:
+        def on_report(report: Mapping[str, Any]) -> None:
+            host.workers = report["workers"]
+            if len(host.workers) == report["of"] and host.phase is not Phase.READY:
+                host.phase = Phase.READY
+                self._step(host, "joined", counted(report["of"], "worker"))
+            self._note_change()
+
+        async def order(greeting: Greeting) -> Order:
+            self._step(host, "started", "")
+            await self._until(lambda: self.scheduler_address != "")
+            return self._order(host, "workers", [self.scheduler_address, *host.arguments])
+
+        end = await self._run_program(host, session, "workers", order, on_report)
+        host.workers = {}
+        if end.status:
+            kind = Hopeless if end.status in HOPELESS else HostError
+            raise kind(host.place, "workers", end.words)
+
+    def _order(self, host: Host, role: Role, arguments: Sequence[str], contact_host: str | None = None) -> Order:
+        return Order(
+            arguments=tuple(arguments),
+            label=f"{role}-{re.sub(r'[^A-Za-z0-9.-]+', '-', host.place)}",
+            contact_host=contact_host,
+            log_directory=self._settings.log_directory,
+            environment=self._settings.remote_env,
+            secrets=to_secrets(self._credentials),
+        )
+
+    def _contact_host(self, greeting: Greeting) -> str | None:
+        """Where workers reach the scheduler: where the login reached it, unless that means this machine to them."""
+        only_local = all(is_loopback(host.spec.host) for host in self._hosts)
+        usable = greeting.reached and (only_local or not is_loopback(greeting.reached))
+        return greeting.reached if usable else None
+
+    # ------------------------------------------------------------------------------------------ what it says at last
+
+    def _tell_end(self) -> None:
+        asked = [host for host in self._hosts if host.answer is not None]
+        if not asked:
+            return
+        answers = [host.answer for host in asked if host.answer is not None]
+        if len(asked) <= FEW:
+            times = ", ".join(f"{host.place} ended in {host.answer.seconds:.1f} s" for host in asked if host.answer)
+        else:
+            seconds = sorted(answer.seconds for answer in answers)
+            times = f"{len(asked)} hosts ended in {seconds[0]:.1f} to {seconds[-1]:.1f} s"
+        left = sum(answer.left for answer in answers)
+        log.info("%s; %s left on %s", times, _processes(left), counted(len(asked), "host"))
+        for host in asked:
+            if host.answer is not None and host.answer.left:
+                number = _processes(host.answer.left)
+                log.warning("%s left on %s: try `dask-ssh --clean %s`", number, host.place, host.place)
+
+
+def _processes(number: int) -> str:
+    return f"{number} process{'' if number == 1 else 'es'}"
+
+
+class Hopeless(HostError):
+    """The workers of a host failed in a way that another start does not mend."""
+
+
+class Pauses:
+    """Pauses before a host, or its workers, are started again: they grow, and begin anew after a sound time."""
+
+    def __init__(self) -> None:
+        self._pause_s = AGAIN.first_s
+        self._began_at = trio.current_time()
+
+    def next_s(self) -> float:
+        """The next pause."""
+        now = trio.current_time()
+        if now > self._began_at + SOUND_S:
+            self._pause_s = AGAIN.first_s
+        pause_s = random.uniform(*AGAIN.spread) * self._pause_s
+        self._pause_s = min(2 * self._pause_s, AGAIN.longest_s)
+        self._began_at = now + pause_s
+        return pause_s

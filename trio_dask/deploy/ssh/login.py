@@ -1,0 +1,370 @@
+"""Log in to a host as `ssh host` would, with asyncssh: configuration, agent, known hosts, jumps.
+
+An unknown host key, or another one than before, is a refusal. What fails is told in words: the step, what the library
+says last, and the command that shows more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import shlex
+import socket
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import trio
+
+from trio_dask.deploy.ssh.asyncssh_session import AsyncsshSession
+from trio_dask.deploy.ssh.bridge import Bridge
+from trio_dask.deploy.ssh.session import HostError
+
+if TYPE_CHECKING:
+    import asyncssh
+
+    from trio_dask.deploy.ssh.hosts import HostSpec
+
+log = logging.getLogger("trio_dask.ssh")
+
+LOGIN_S = 10.0
+BUSY_S = 60.0
+"""For how long to try again while a server drops connections, because too many have not logged in yet."""
+BUSY_PAUSE_S = (0.1, 0.6)
+KEEPALIVE_S = 10.0
+KEEPALIVES = 3
+CLOSE_S = 2.0
+CONFIGURATIONS = ("~/.ssh/config", "/etc/ssh/ssh_config")
+DEFAULT_KEYS = tuple(f"~/.ssh/id_{kind}" for kind in ("ed25519_sk", "ecdsa_sk", "ed448", "ed25519", "ecdsa", "rsa"))
+KNOWN_HOSTS = ("~/.ssh/known_hosts", "~/.ssh/known_hosts2", "/etc/ssh/ssh_known_hosts")
+
+
+class LoginOptions(NamedTuple):
+    """How to log in, where `ssh`'s own configuration does not say it. `ask` gets a passphrase for a key file."""
+
+    username: str | None = None
+    port: int | None = None
+    private_key: str | None = None
+    accept_new_host_keys: bool = False
+    configuration: tuple[str, ...] = CONFIGURATIONS
+    ask: Callable[[str], str] | None = None
+    login_s: float = LOGIN_S
+
+
+class NotSupported(HostError):
+    """The host asks for something that asyncssh cannot do, and OpenSSH perhaps can."""
+
+
+class Passphrases:
+    """The private keys that people have unlocked, each once, for all logins of one launcher."""
+
+    def __init__(self, ask: Callable[[str], str] | None) -> None:
+        self._ask = ask
+        self._unlocked: dict[str, asyncssh.SSHKey] = {}
+        self._lock = trio.Lock()
+
+    async def unlock(self, paths: Sequence[str]) -> list[asyncssh.SSHKey]:
+        """Those of these keys that are locked, after asking. Empty if none is, or nobody can be asked."""
+        if self._ask is None:
+            return []
+        async with self._lock:  # one question at a time
+            return [key for path in paths if (key := await self._unlock_one(path)) is not None]
+
+    async def _unlock_one(self, path: str) -> asyncssh.SSHKey | None:
+        import asyncssh
+
+        if path not in self._unlocked:
+            assert self._ask is not None
+            word = await trio.to_thread.run_sync(self._ask, path, abandon_on_cancel=True)
+            try:
+                self._unlocked[path] = await trio.to_thread.run_sync(asyncssh.read_private_key, path, word)
+            except (asyncssh.KeyImportError, asyncssh.KeyEncryptionError, OSError):
+                return None
+        return self._unlocked[path]
+
+
+OnStep = Callable[[str], object]
+
+
+class Logins:
+    """Logs in to hosts with asyncssh, in the loop of one bridge."""
+
+    def __init__(self, bridge: Bridge, options: LoginOptions) -> None:
+        self._bridge = bridge
+        self._options = options
+        self._passphrases = Passphrases(options.ask)
+
+    @asynccontextmanager
+    async def log_in(self, host: HostSpec, on_step: OnStep = lambda step: None) -> AsyncGenerator[AsyncsshSession]:
+        """A session on this host, for as long as the block lasts. `on_step` is called as soon as a step is done.
+
+        Raises:
+          HostError: it could not log in.
+          NotSupported: the same, for lack of a method that asyncssh does not have.
+        """
+        connection = await self._connect(host, on_step)
+        try:
+            on_step("login")
+            yield AsyncsshSession(self._bridge, connection, host.place)
+        finally:
+            with trio.move_on_after(CLOSE_S, shield=True):
+                await self._bridge.run(_close, connection)
+
+    async def _connect(self, host: HostSpec, on_step: OnStep) -> asyncssh.SSHClientConnection:
+        attempt = _Attempt(host, self._options, on_step)
+        give_up_at = trio.current_time() + BUSY_S
+        while True:
+            try:
+                with trio.fail_after(self._options.login_s):
+                    return await self._bridge.run(attempt.connect)
+            except trio.TooSlowError:
+                raise attempt.too_slow() from None
+            except Exception as exc:  # whatever the library raises, it is this host that failed
+                error = exc
+            if attempt.was_dropped(error) and trio.current_time() < give_up_at:
+                await trio.sleep(random.uniform(*BUSY_PAUSE_S))
+            elif not (attempt.was_denied(error) and await self._unlock(attempt)):
+                raise attempt.explain(error) from error
+
+    async def _unlock(self, attempt: _Attempt) -> bool:
+        """Whether there are keys now that were locked before."""
+        if attempt.client_keys is not None:
+            return False
+        locked = await trio.to_thread.run_sync(attempt.locked_keys)
+        attempt.client_keys = await self._passphrases.unlock(locked) or None
+        return attempt.client_keys is not None
+
+
+async def _close(connection: asyncssh.SSHClientConnection) -> None:
+    connection.close()
+    try:
+        await asyncio.wait_for(connection.wait_closed(), CLOSE_S / 2)
+    except TimeoutError:
+        connection.abort()
+
+
+class _Attempt:
+    """What is known of the attempts to log in to one host."""
+
+    def __init__(self, host: HostSpec, options: LoginOptions, on_step: OnStep) -> None:
+        self._host = host
+        self._options = options
+        self._on_step = on_step
+        self._token = trio.lowlevel.current_trio_token()
+        self._connection: asyncssh.SSHClientConnection | None = None
+        self._known_hosts: list[str] = []
+        self._known_keys = 0
+        self._refused_key: asyncssh.SSHKey | None = None
+        self._identity_files: list[str] = []
+        self._locked: list[str] = []
+        self.client_keys: list[asyncssh.SSHKey] | None = None
+        """Keys that were unlocked for this host."""
+
+    # --------------------------------------------------------------------------- in asyncio's thread
+
+    async def connect(self) -> asyncssh.SSHClientConnection:
+        import asyncssh
+
+        self._connection = self._refused_key = None
+        await asyncio.to_thread(self._read_configuration)
+        arguments = self._arguments()
+        if self.client_keys is not None:
+            arguments["client_keys"] = self.client_keys
+        elif self._options.private_key is not None:
+            arguments["client_keys"] = self._identity_files
+            arguments["ignore_encrypted"] = True
+        return await asyncssh.connect(
+            self._host.host,
+            client_factory=self._client,
+            known_hosts=self._match_known_hosts,
+            keepalive_interval=KEEPALIVE_S,
+            keepalive_count_max=KEEPALIVES,
+            login_timeout=0,
+            **arguments,
+        )
+
+    def _arguments(self) -> dict[str, Any]:
+        arguments: dict[str, Any] = {"config": _existing(self._options.configuration)}
+        port = self._host.port or self._options.port
+        username = self._host.user or self._options.username
+        if port is not None:
+            arguments["port"] = port
+        if username is not None:
+            arguments["username"] = username
+        return arguments
+
+    def _read_configuration(self) -> None:
+        """What the user's configuration says of this host, and that we cannot leave to the library."""
+        import asyncssh
+
+        read = asyncssh.SSHClientConnectionOptions(host=self._host.host, client_keys=None, **self._arguments())
+        configured = cast("list[str] | None", read.known_hosts)  # pyright: ignore[reportUnknownMemberType]
+        self._known_hosts = _existing(configured or KNOWN_HOSTS)
+        identities = cast("list[str] | None", read.config.get("IdentityFile"))
+        own = [self._options.private_key] if self._options.private_key is not None else DEFAULT_KEYS
+        self._identity_files = _existing(own if self._options.private_key is not None else identities or own)
+
+    def _match_known_hosts(self, host: str, address: str, port: int | None) -> Sequence[Any]:
+        import asyncssh
+
+        if not self._known_hosts:
+            return [], [], []
+        found = asyncssh.match_known_hosts(asyncssh.read_known_hosts(self._known_hosts), host, address, port)
+        self._known_keys = sum(map(len, found[:3]))
+        return found
+
+    def _client(self) -> Any:
+        import asyncssh
+
+        attempt = self
+
+        class Client(asyncssh.SSHClient):
+            def connection_made(self, conn: asyncssh.SSHClientConnection) -> None:
+                attempt.connected(conn)
+
+            def validate_host_public_key(self, host: str, addr: str, port: int, key: asyncssh.SSHKey) -> bool:
+                return attempt.accepts(host, port, key)
+
+        return Client()
+
+    def connected(self, connection: asyncssh.SSHClientConnection) -> None:
+        self._connection = connection
+        try:
+            self._token.run_sync_soon(self._on_step, "resolve")
+        except trio.RunFinishedError:
+            pass  # nobody wants to know any more
+
+    def accepts(self, host: str, port: int, key: asyncssh.SSHKey) -> bool:
+        """Whether a key that no file knows may be accepted."""
+        if self._known_keys or not self._options.accept_new_host_keys:
+            self._refused_key = key
+            return False
+        line = f"{_known_as(host, port)} {key.export_public_key().decode().strip()}\n"
+        path = Path(KNOWN_HOSTS[0]).expanduser()
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        with open(fd, "a", encoding="utf-8") as file:
+            file.write(line)
+        log.info("%s: its key %s is now in %s", self._host.place, key.get_fingerprint(), path)
+        return True
+
+    # --------------------------------------------------------------------------- what failed, in words
+
+    def was_dropped(self, error: Exception) -> bool:
+        """Whether the server ended the connection before a login was tried: it does when too many are under way."""
+        import asyncssh
+
+        if isinstance(error, ConnectionResetError | BrokenPipeError):
+            return True
+        return isinstance(error, asyncssh.ConnectionLost) and self._refused_key is None and not self._methods()
+
+    def was_denied(self, error: Exception) -> bool:
+        import asyncssh
+
+        return isinstance(error, asyncssh.PermissionDenied)
+
+    def locked_keys(self) -> list[str]:
+        """The files of private keys that need a passphrase."""
+        import asyncssh
+
+        self._locked = []
+        for path in self._identity_files:
+            try:
+                asyncssh.read_private_key(path)
+            except asyncssh.KeyEncryptionError:
+                self._locked.append(path)
+            except asyncssh.KeyImportError as exc:
+                if "passphrase" in str(exc).lower():
+                    self._locked.append(path)
+            except OSError:
+                pass
+        return self._locked
+
+    def _methods(self) -> list[str]:
+        if self._connection is None:
+            return []
+        return [method for method in self._connection.get_server_auth_methods() if method]
+
+    def too_slow(self) -> HostError:
+        seconds = f"{self._options.login_s:g} s"
+        if self._connection is None:
+            return self._error("connect", f"no answer within {seconds}")
+        return self._error("login", f"connected, but no login within {seconds}")
+
+    def explain(self, error: Exception) -> HostError:
+        import asyncssh
+
+        match error:
+            case socket.gaierror():
+                return self._error("resolve", f"unknown host name ({error.strerror or error})")
+            case asyncssh.HostKeyNotVerifiable():
+                return self._explain_key(error)
+            case asyncssh.KeyExchangeFailed() if self._known_keys:
+                return self._error("login", f"its host key has changed: {error.reason}", self._forget())
+            case asyncssh.PermissionDenied():
+                return self._explain_denial(error)
+            case asyncssh.DisconnectError():
+                return self._error("login" if self._connection else "connect", error.reason)
+            case OSError():
+                words = os.strerror(error.errno) if error.errno else str(error)
+                return self._error("connect", words)
+            case _:
+                return self._error("login", f"{type(error).__name__}: {error}")
+
+    def _explain_key(self, error: asyncssh.HostKeyNotVerifiable) -> HostError:
+        key = self._refused_key
+        if key is None:  # a host on the way
+            return self._error("login", error.reason)
+        shown = f"{key.get_algorithm()} {key.get_fingerprint()}"
+        if self._known_keys:
+            return self._error("login", f"its host key has changed: it is {shown} now", self._forget())
+        port = self._port()
+        scan = f"ssh-keyscan{f' -p {port}' if port != 22 else ''} {shlex.quote(self._name())} >> {KNOWN_HOSTS[0]}"
+        return self._error(
+            "login", f"unknown host key: {shown}", f"if that is its key, `{scan}`, or --accept-new-host-keys"
+        )
+
+    def _forget(self) -> str:
+        return f"if that is right, `ssh-keygen -R {shlex.quote(_known_as(self._name(), self._port()))}`"
+
+    def _explain_denial(self, error: asyncssh.PermissionDenied) -> HostError:
+        methods = self._methods()
+        denied = f"Permission denied ({','.join(methods)})" if methods else error.reason
+        if self._locked and self.client_keys is None:
+            names = ", ".join(self._locked)
+            why = "its passphrase is wrong" if self._options.ask else "there is no terminal to ask for its passphrase"
+            return self._error("login", f"{denied}: {names} is locked, and {why}", f"`ssh-add {self._locked[0]}`")
+        kind = NotSupported if set(methods) - {"publickey", "password"} else HostError
+        return self._error("login", denied, kind=kind)
+
+    def _name(self) -> str:
+        found = None if self._connection is None else self._connection.get_extra_info("host")
+        return found or self._host.host
+
+    def _port(self) -> int:
+        found = None if self._connection is None else self._connection.get_extra_info("port")
+        return found or self._host.port or self._options.port or 22
+
+    def _error(self, step: str, words: str, remedy: str = "", *, kind: type[HostError] = HostError) -> HostError:
+        return kind(self._host.place, step, words, remedy or f"try `{ssh_command(self._host, self._options)} true`")
+
+
+def ssh_command(host: HostSpec, options: LoginOptions) -> str:
+    """What a user would type to log in to this host."""
+    port, user = host.port or options.port, host.user or options.username
+    words = ["ssh"]
+    words += ["-p", str(port)] if port is not None else []
+    words += ["-i", options.private_key] if options.private_key is not None else []
+    return shlex.join([*words, host.host if user is None else f"{user}@{host.host}"])
+
+
+def _known_as(host: str, port: int) -> str:
+    return host if port == 22 else f"[{host}]:{port}"
+
+
+def _existing(paths: Sequence[str]) -> list[str]:
+    expanded = (os.path.expanduser(path) for path in paths)
+    return [path for path in expanded if os.access(path, os.R_OK)]
