@@ -1,12 +1,12 @@
 """Carries messages between two processes. It knows what a message is, and nothing of what it means."""
 
 # Each registers its kind of transport.
-from trio_dask.comm import (  # pyright: ignore[reportUnusedImport]
-    inproc,  # noqa: F401
-    tcp,  # noqa: F401
-    tls_scheme,  # noqa: F401
-    tls_websocket_scheme,  # noqa: F401
-    websocket_scheme,  # noqa: F401
+from trio_dask.comm import (
+    inproc,  # noqa: F401  # pyright: ignore[reportUnusedImport]
+    tcp,  # noqa: F401  # pyright: ignore[reportUnusedImport]
+    tls_scheme,  # noqa: F401  # pyright: ignore[reportUnusedImport]
+    tls_websocket_scheme,  # noqa: F401  # pyright: ignore[reportUnusedImport]
+    websocket_scheme,  # noqa: F401  # pyright: ignore[reportUnusedImport]
 )
 from trio_dask.comm.addresses import (
     Address,
