@@ -64,7 +64,7 @@ def scheduler_endpoint(
     address = scheduler_address(found.address, settings.protocol, has_certificates=has_certificates)
     if given is None and address.is_in_process:
         given = NO_CREDENTIALS
-    if given is None and settings.auth and settings.cluster_key is None and settings.scheduler_file is None:
+    if given is None and settings.cluster_key is None and settings.scheduler_file is None:
         given = _clusters.get(str(address))
     credentials = given or find_credentials(settings, role, in_scheduler_file=found.key)
     if tls is not None:
