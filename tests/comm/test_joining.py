@@ -23,7 +23,10 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_credentials_that_are_given_come_first() -> None:
     assert scheduler_endpoint(ClientSettings(scheduler=ADDRESS), "client", given=OURS).credentials == OURS
-    assert scheduler_endpoint(ClientSettings(scheduler=ADDRESS), "client", given=NO_CREDENTIALS).credentials == NO_CREDENTIALS
+    assert (
+        scheduler_endpoint(ClientSettings(scheduler=ADDRESS), "client", given=NO_CREDENTIALS).credentials
+        == NO_CREDENTIALS
+    )
 
 
 def test_a_scheduler_in_this_program_needs_no_key(home: Path) -> None:
