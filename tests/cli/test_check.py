@@ -28,12 +28,6 @@ class Usage(NamedTuple):
     free: int
 
 
-@pytest.fixture(autouse=True)
-def _the_test_run_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A program ends its process a moment after its service, whatever still runs there."""
-    monkeypatch.setattr("trio_dask.deploy.program_runner._limit_exit", lambda status: None)
-
-
 @pytest.fixture
 def limits(monkeypatch: pytest.MonkeyPatch) -> dict[int, tuple[int, int]]:
     """The limits of this process, as they seem to be."""
