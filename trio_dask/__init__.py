@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from trio_dask.deploy.local_cluster import LocalCluster, open_local_cluster
     from trio_dask.deploy.ssh.cluster import SSHCluster, open_ssh_cluster
     from trio_dask.scheduler.plugins import SchedulerPlugin
+    from trio_dask.security.security import Security
     from trio_dask.worker.task_context import check_cancelled, get_worker, rejoin, secede
 
 __all__ = [
@@ -85,6 +86,7 @@ __all__ = [
     "SSHCluster",
     "SchedulerLost",
     "SchedulerPlugin",
+    "Security",
     "SerializationError",
     "SpillError",
     "TaskCancelled",
@@ -126,6 +128,7 @@ _HOMES = {
         "deploy.local_cluster": "LocalCluster open_local_cluster",
         "deploy.ssh.cluster": "SSHCluster open_ssh_cluster",
         "scheduler.plugins": "SchedulerPlugin",
+        "security.security": "Security",
         "worker.task_context": "check_cancelled get_worker rejoin secede",
     }.items()
     for name in names.split()

@@ -37,7 +37,6 @@ MODULE: Final = _reasons(
         "there is no class for a nanny; start one with dask-worker or LocalCluster": "Nanny",
         "a task cannot ask for another worker; use submit(retries=)": "Reschedule",
         "there is no class for a scheduler; start one with dask-scheduler or LocalCluster": "Scheduler",
-        "TLS is not supported yet": "Security",
         "use LocalCluster or dask-worker": "SpecCluster",
         "states are words; see Client.status and Future.status": "Status",
         "use LocalCluster, whose workers are processes of their own": "SubprocessCluster",

@@ -25,9 +25,7 @@ from trio_dask.errors import ClusterError
 from trio_dask.parsing import counted, format_bytes
 from trio_dask.unsupported_names import LOCAL_CLUSTER
 
-IGNORED = frozenset(
-    ("asynchronous", "dashboard_address", "loop", "security", "silence_logs", "start", "worker_dashboard_address")
-)
+IGNORED = frozenset(("asynchronous", "dashboard_address", "loop", "silence_logs", "start", "worker_dashboard_address"))
 
 
 class AsyncLocalCluster(AsyncCluster):
@@ -111,7 +109,98 @@ class AsyncLocalCluster(AsyncCluster):
 open_local_cluster = for_trio(plan, AsyncLocalCluster, "open_local_cluster", "LocalCluster")
 
 
+<<<<<<< HEAD
 class LocalCluster(BlockingCluster[AsyncLocalCluster]):
+=======
+def _described(form: Form, definition: Callable[..., Any], name: str, result: str, *around: Parameter) -> Form:
+    """Give a form its definition's docstring and signature; its first and last parameters may be its own."""
+    described = cast("Any", form)
+    described.__name__, described.__qualname__, described.__doc__ = name.rpartition(".")[2], name, definition.__doc__
+    parameters = [*around[:1], *inspect.signature(definition).parameters.values(), *around[1:]]
+    described.__signature__ = inspect.Signature(parameters, return_annotation=result)
+    return form
+
+
+def _for_trio(definition: Callable[P, Layout]) -> Callable[P, AbstractAsyncContextManager[AsyncLocalCluster]]:
+    def call(*args: P.args, **kwargs: P.kwargs) -> AbstractAsyncContextManager[AsyncLocalCluster]:
+        require_trio("open_local_cluster", "LocalCluster")
+        return _open(definition(*args, **kwargs))
+
+    return _described(call, definition, "open_local_cluster", "AbstractAsyncContextManager[AsyncLocalCluster]")
+
+
+open_local_cluster = _for_trio(plan)
+
+
+@contextmanager
+def _one_error(cluster: AsyncLocalCluster) -> Generator[None]:
+    """Raise what the block raised without the group of our nursery, or the cluster's failure if it has failed."""
+    try:
+        yield
+    except BaseExceptionGroup as group:  # raised again, whole if it has several errors
+        only = group.exceptions[0] if len(group.exceptions) == 1 else None
+        if cluster.failure is not None:
+            raise cluster.failure from (None if only is cluster.failure else group)
+        if only is None:
+            raise
+        raise only from only.__cause__
+
+
+def _takes_arguments_of(
+    definition: Callable[P, Layout],
+) -> Callable[[Callable[[LocalCluster, Layout], None]], Callable[Concatenate[LocalCluster, P], None]]:
+    """A decorator for `__init__`: takes the definition's arguments, and ignores some of distributed's."""
+    known = inspect.signature(definition).parameters.keys()
+
+    def decorate(start: Callable[[LocalCluster, Layout], None]) -> Callable[Concatenate[LocalCluster, P], None]:
+        def call(self: LocalCluster, /, *args: P.args, **kwargs: P.kwargs) -> None:
+            if kwargs.pop("asynchronous", None):
+                raise UsageError("LocalCluster blocks; use open_local_cluster in a Trio program")
+            for name in sorted(kwargs.keys() - known):
+                if name not in IGNORED:
+                    raise TypeError(f"LocalCluster() got an unexpected argument {name!r}")
+                del kwargs[name]
+            refuse_in_event_loop("LocalCluster()")
+            start(self, definition(*args, **kwargs))
+
+        own = Parameter("self", Parameter.POSITIONAL_OR_KEYWORD)
+        foreign = Parameter("foreign", Parameter.VAR_KEYWORD, annotation="Any")
+        return _described(call, definition, "LocalCluster.__init__", "None", own, foreign)
+
+    return decorate
+
+
+def _awaited_in_loop(
+    method: Callable[Concatenate[AsyncLocalCluster, P], Awaitable[R]],
+) -> Callable[Concatenate[LocalCluster, P], R]:
+    """The form of an async method that blocks."""
+    form: Callable[Concatenate[LocalCluster, P], R] = _form(method, trio.from_thread.run)
+    return form
+
+
+def _called_in_loop(
+    method: Callable[Concatenate[AsyncLocalCluster, P], R],
+) -> Callable[Concatenate[LocalCluster, P], R]:
+    """The form of a method for other threads than that of the cluster's loop."""
+    form: Callable[Concatenate[LocalCluster, P], R] = _form(method, trio.from_thread.run_sync)
+    return form
+
+
+def _form(method: Callable[..., Any], run: Callable[..., Any]) -> Any:
+    def make(name: str) -> Callable[..., Any]:
+        def call(self: Any, /, *args: Any, **kwargs: Any) -> Any:
+            def act(cluster: AsyncLocalCluster) -> Any:
+                return method(cluster, *args, **kwargs)
+
+            return self._run_in_loop(run, act)
+
+        return described_by(method, call, name)
+
+    return remade(make, method.__name__)
+
+
+class LocalCluster(_BaseCluster):
+>>>>>>> main
     """A scheduler and workers on this machine, for blocking code; ready when it has been made.
 
     Use it in a `with` block, or `close` it. It ignores arguments of distributed's `LocalCluster` that mean nothing here
