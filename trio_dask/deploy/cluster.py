@@ -189,8 +189,6 @@ def takes_arguments_of(
         def call(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> None:
             if kwargs.pop("asynchronous", None):
                 raise UsageError(f"{name} blocks; use {for_trio} in a Trio program")
-            if kwargs.pop("security", None):
-                raise UsageError("security= is not supported yet")
             for argument in sorted(kwargs.keys() - parameters.keys()):
                 if argument in ignored:
                     del kwargs[argument]
