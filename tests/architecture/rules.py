@@ -83,7 +83,7 @@ PARDONED: Mapping[tuple[str, str], str] = {
 NAMED: Mapping[tuple[str, str], str] = {
     **{
         ("trio_dask.__main__", f"trio_dask.cli.{command}"): "the one command that is run is the one that is imported"
-        for command in ("scheduler", "worker", "status", "demo")
+        for command in ("scheduler", "worker", "ssh", "status", "demo")
     },
     ("trio_dask.deploy.program_runner", "trio_dask.scheduler.deaths"): "the name of a logger",
 }

@@ -5,7 +5,7 @@ An option is refused where ignoring it would weaken the user's protection.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import click
@@ -69,7 +69,7 @@ REFUSED = ("--tls-ca-file", "--tls-cert", "--tls-key", "--scheduler-sni")
 NOTES = "trio_dask.notes"
 
 
-def legacy_options(ignored: Mapping[str, Ignored]) -> list[SectionOption]:
+def legacy_options(ignored: Mapping[str, Ignored], refused: Sequence[str] = REFUSED) -> list[SectionOption]:
     """Options that do not reach the command; `notes` has a line for each ignored one that was given."""
 
     def note(ctx: click.Context, param: click.Parameter, value: Any) -> None:
@@ -79,7 +79,7 @@ def legacy_options(ignored: Mapping[str, Ignored]) -> list[SectionOption]:
 
     return [
         *(_option(name, type=value, help=f"Ignored: {why}.", callback=note) for name, (why, value) in ignored.items()),
-        *(_option(name, metavar="TEXT", help="Refused: there is no TLS yet.", callback=_refuse) for name in REFUSED),
+        *(_option(name, metavar="TEXT", help="Refused: there is no TLS yet.", callback=_refuse) for name in refused),
     ]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, get_args, get_origin
 
 import click
 from click.core import ParameterSource
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     ParamType = click.ParamType[Any]  # at run time, older releases of click have no such parameter
 else:
     ParamType = click.ParamType
+
+
+ELSEWHERE: Final = object()
+"""The object of a context whose command line is for another machine: what is missing here may be there."""
 
 
 class Checked(ParamType):
@@ -39,6 +43,8 @@ class Checked(ParamType):
         except UsageError as exc:
             self.fail(str(exc), param, ctx)
         except UnavailableError as exc:
+            if ctx is not None and ctx.obj is ELSEWHERE:
+                return value
             name = self.name if param is None else max(param.opts, key=len)
             raise UnavailableError(f"{name}: {exc}") from exc
 

@@ -20,9 +20,8 @@ from itertools import product
 from math import prod
 from typing import Any, Final, NamedTuple, cast
 
-from trio_dask.batch_system import Amount
 from trio_dask.comm.addresses import check_host
-from trio_dask.deploy.cluster_sizing import divide
+from trio_dask.deploy.cluster_sizing import LARGE_MACHINE_BYTES, divide, machine_for
 from trio_dask.errors import UnavailableError, UsageError
 from trio_dask.parsing import (
     check_memory_limit,
@@ -40,8 +39,6 @@ MAX_FILE_BYTES = 4 * 2**20
 MAX_SETUP = 4096
 MAX_ORIGINS = 3
 NO_WORKERS: Final = "0"
-LARGE_MACHINE_BYTES: Final = 2**60
-"""No limit of memory is too much for it: how much a host has is known there alone."""
 
 
 class HostSpec(NamedTuple):
@@ -308,9 +305,8 @@ def _parse_range(part: str, text: str) -> tuple[int, int, int]:
 
 def read_workers(text: str) -> str:
     """A number of workers as `divide` takes it, checked for some machine."""
-    digits = text.strip().removeprefix("-")
-    smallest = int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 6 else 1
-    divide(text, None, "auto", cpus=Amount(max(1, smallest), ""), memory=Amount(LARGE_MACHINE_BYTES, ""))
+    cpus, memory = machine_for(text)
+    divide(text, None, "auto", cpus=cpus, memory=memory)
     return text.strip()
 
 
@@ -367,7 +363,7 @@ def host_line(spec: HostSpec) -> str:
     for key in _READERS:
         value: Any = getattr(spec, key)
         if key == "resources" and value is not None:
-            value = ",".join(f"{name}={amount!r}" for name, amount in value.items())
+            value = ",".join(f"{name}={amount!r}".removesuffix(".0") for name, amount in value.items())
         if value is not None:
             words.append(f"{key}={value}")
     return " ".join(map(_quoted, [*words, *["scheduler"] * spec.is_scheduler]))

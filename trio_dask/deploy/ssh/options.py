@@ -4,8 +4,6 @@ The options of workers are those of `dask-worker`: what each host starts is a co
 (`worker_arguments`), so there is one grammar, and the remote end reads it as a user's own.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Final, Literal, NamedTuple
@@ -98,7 +96,7 @@ USER = Reader("USER", _read_user)
 PYTHON = Reader("PATH", read_python)
 SETUP = Reader("COMMANDS", read_setup)
 HOST_COUNT = Reader("N", parse_count)
-ALLOW_MISSING = Reader("N|all", _read_allow_missing, _show_allow_missing)
+ALLOW_MISSING = Reader("N", _read_allow_missing, _show_allow_missing)
 
 
 class LauncherSettings(NamedTuple):
@@ -271,7 +269,7 @@ class LauncherSettings(NamedTuple):
         float,
         Option(
             "--allow-missing",
-            "Go on without this many of the hosts, or without all that fail; else one that fails ends everything.",
+            "Go on without this many of the hosts, or without all that fail (all); else one that fails ends everything.",
             FAILURES,
             ALLOW_MISSING,
             hides_default=True,
@@ -379,7 +377,7 @@ def _name_of_host(spec: HostSpec, settings: LauncherSettings) -> str | None:
 
 
 def _pairs(resources: Mapping[str, float]) -> str | None:
-    return ",".join(f"{name}={amount!r}" for name, amount in resources.items()) or None
+    return ",".join(f"{name}={amount!r}".removesuffix(".0") for name, amount in resources.items()) or None
 
 
 def _range(ports: tuple[int, int]) -> str | None:
