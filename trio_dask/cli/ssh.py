@@ -199,7 +199,7 @@ def _plan(settings: LauncherSettings) -> list[str]:
 
 
 def _run(context: click.Context, settings: LauncherSettings) -> int:
-    from trio_dask.deploy.ssh.progress import JOINED, open_progress
+    from trio_dask.deploy.ssh.progress import JOINED, Board, open_progress
     from trio_dask.security.credentials import find_credentials
 
     stopper: Stopper = context.obj
@@ -208,8 +208,8 @@ def _run(context: click.Context, settings: LauncherSettings) -> int:
     async def service() -> None:
         from trio_dask.deploy.ssh.launch import launch
 
-        places = [spec.place for spec in settings.hosts]
-        async with open_progress(places, JOINED, live=_is_live(context)) as progress:
+        board = Board([spec.place for spec in settings.hosts], JOINED, tells_failures=False)
+        async with open_progress(board, live=_is_live(context)) as progress:
 
             def on_ready(launcher: Launcher) -> None:
                 progress.finish()
@@ -252,25 +252,25 @@ def _shortened(places: Sequence[str], most: int = 5) -> str:
 
 
 def _run_survey(context: click.Context, settings: LauncherSettings, *, clean: bool) -> int:
-    from trio_dask.deploy.ssh.progress import VERSION, open_progress
+    from trio_dask.deploy.ssh.progress import VERSION, Board, open_progress
 
     async def service() -> None:
         from trio_dask.deploy.ssh.launch import open_logins
         from trio_dask.deploy.ssh.survey import survey
 
-        places = [spec.place for spec in settings.hosts]
+        board = Board([spec.place for spec in settings.hosts], VERSION)
         async with (
-            open_progress(places, VERSION, live=_is_live(context)) as progress,
+            open_progress(board, live=_is_live(context)) as progress,
             open_logins(settings, _asker(progress)) as log_in,
         ):
             found = await survey(settings, log_in, progress.on_event, clean=clean)
-        good = len(places) - len(found.failures)
+        of, bad = len(settings.hosts), len(found.failures)
         if clean:
-            show(f"{counted(found.ended, 'leftover process').removesuffix('s')} ended on {counted(good, 'host')}")
+            show(f"{found.ended} {'process' if found.ended == 1 else 'processes'} ended on {counted(of - bad, 'host')}")
         else:
-            show(f"{good} of {counted(len(places), 'host')} can run workers")
-        if found.failures:
-            raise found.failures[0]
+            show(f"{of - bad} of {counted(of, 'host')} can run workers")
+        if bad > settings.allow_missing:
+            raise UnavailableError(f"{counted(bad, 'host')} cannot be used")
 
     with _terminal_kept():
         return run_service(service, quiet=settings.output == "quiet")

@@ -49,12 +49,21 @@ class Row:
 
 
 class Board:
-    """What is known of each host. The host is through when the last of the `steps` is done, or when it has failed."""
+    """What is known of each host. The host is through when the last of the `steps` is done, or when it has failed.
+
+    It `tells_failures` unless the launcher does that: then it only counts them.
+    """
 
     def __init__(
-        self, places: Sequence[str], steps: Sequence[str], clock: Callable[[], float] = time.monotonic
+        self,
+        places: Sequence[str],
+        steps: Sequence[str],
+        *,
+        tells_failures: bool = True,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.steps = steps
+        self.tells_failures = tells_failures
         self.rows = {place: Row(place) for place in places}
         self._clock = clock
         self._began_at = clock()
@@ -112,9 +121,8 @@ class Progress(Protocol):
 
 
 @asynccontextmanager
-async def open_progress(places: Sequence[str], steps: Sequence[str], *, live: bool) -> AsyncGenerator[Progress]:
-    """What shows the progress of these hosts for as long as the block lasts; as a table if `live` and possible."""
-    board = Board(places, steps)
+async def open_progress(board: Board, *, live: bool) -> AsyncGenerator[Progress]:
+    """What shows the progress of hosts for as long as the block lasts; as a table if `live` and possible."""
     if not live or find_spec("rich") is None:
         yield _Lines(board)
         return
@@ -133,8 +141,8 @@ class _Lines:
         self._board = board
 
     def on_event(self, place: str, step: str, text: str) -> None:
-        if self._board.note(place, step, text):
-            row = self._board.rows[place]
+        is_through, row = self._board.note(place, step, text), self._board.rows[place]
+        if is_through and (self._board.tells_failures or not row.failure):
             log.log(logging.WARNING if row.failure else logging.INFO, "%s", self._board.line(row))
 
     def finish(self) -> None:
@@ -153,6 +161,9 @@ class _LiveTable:
 
         self._board = board
         self._lines = _Lines(board)
+        self._changed = trio.Event()
+        self._finished = False
+        self._lock = RLock()
         self._console = Console(stderr=True)
         self._live = Live(
             console=self._console,
@@ -161,9 +172,6 @@ class _LiveTable:
             redirect_stderr=False,
             get_renderable=lambda: drawn(board, self._console, complete=self._finished),
         )
-        self._changed = trio.Event()
-        self._finished = False
-        self._lock = RLock()
 
     @contextmanager
     def shown(self) -> Generator[None]:
@@ -206,6 +214,7 @@ class _LiveTable:
             if not self._finished:
                 self._finished = True
                 self._live.stop()
+                self._console.print()
 
     @contextmanager
     def aside(self) -> Generator[None]:
@@ -230,7 +239,7 @@ def drawn(board: Board, console: Console, *, complete: bool) -> RenderableType:
         table.add_column(step.upper(), justify="right", no_wrap=True)
     for row in shown:
         table.add_row(row.place, *(_cell(board, row, step) for step in board.steps))
-    failed = [row for row in board.rows.values() if row.failure]
+    failed = [row for row in board.rows.values() if row.failure] if board.tells_failures else []
     told = failed if complete else failed[: max(1, OTHER_LINES - 4)]
     lines = [Text(f"{row.place}: {row.failure}", "red") for row in told]
     if len(told) < len(failed):
