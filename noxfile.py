@@ -122,6 +122,7 @@ def docs(session: nox.Session) -> None:
         ("docs/check_links.py",),
         ("docs/generate_states.py", "--check"),
         ("docs/generate_map.py", "--check"),
+        ("docs/generate_configuration.py", "--check"),
         ("docs/build_api.py",),
     )
 

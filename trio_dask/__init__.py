@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from trio_dask.client.rpc_client import rpc
     from trio_dask.client.wait import ALL_COMPLETED, FIRST_COMPLETED, DoneAndNotDone, wait
     from trio_dask.deploy.local_cluster import LocalCluster, open_local_cluster
+    from trio_dask.scheduler.plugins import SchedulerPlugin
     from trio_dask.worker.task_context import check_cancelled, get_worker, rejoin, secede
 
 __all__ = [
@@ -81,6 +82,7 @@ __all__ = [
     "RefusedError",
     "RemoteError",
     "SchedulerLost",
+    "SchedulerPlugin",
     "SerializationError",
     "SpillError",
     "TaskCancelled",
@@ -119,6 +121,7 @@ _HOMES = {
         "client.rpc_client": "rpc",
         "client.wait": "ALL_COMPLETED FIRST_COMPLETED DoneAndNotDone wait",
         "deploy.local_cluster": "LocalCluster open_local_cluster",
+        "scheduler.plugins": "SchedulerPlugin",
         "worker.task_context": "check_cancelled get_worker rejoin secede",
     }.items()
     for name in names.split()

@@ -1,4 +1,4 @@
-"""`python -m trio_dask scheduler | worker | ssh | status | demo`, and the console script `trio-dask`."""
+"""`python -m trio_dask scheduler | worker | ssh | status | config | demo`, and the console script `trio-dask`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ COMMANDS = {
     "worker": ("trio_dask.cli.worker", "start workers that run tasks for a scheduler"),
     "ssh": ("trio_dask.cli.ssh", "start a cluster on hosts that you can log in to"),
     "status": ("trio_dask.cli.status", "show what a cluster is doing: workers, memory, tasks"),
+    "config": ("trio_dask.cli.config", "show each setting, and where its value comes from"),
     "demo": ("trio_dask.cli.demo", "run a real job on a cluster on this machine"),
 }
 

@@ -4,22 +4,30 @@ An option is declared once, beside the setting that it fills: `setting: Annotate
 command, its `--help` and the defaults that it shows are made from that (`cli.options`); the program reads the setting.
 Units stand in the names: `_s` is seconds, `_bytes` is bytes.
 
+This file is long because it has every setting, with its option and its keys.
+
+The names of a setting in the configuration stand there, too: an option has the name `trio_dask.<option>`, and those of
+distributed that its `config` lists; a setting without an option has a `Key`. `configuration` finds the values.
+
 The records are named tuples, here and wherever else a program makes some when it starts: a data class takes a
 millisecond to define, six times as long. Annotations as text, from `__future__`, would take twice as long as these.
 """
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, Final, Literal, NamedTuple, get_args
 
 from trio_dask.parsing import (
     parse_backoff,
+    parse_bytes,
     parse_count,
     parse_environment,
     parse_file,
+    parse_filled,
     parse_folder,
     parse_fraction,
+    parse_heartbeat,
     parse_interface,
     parse_key_file,
     parse_log_file,
@@ -28,6 +36,7 @@ from trio_dask.parsing import (
     parse_output_file,
     parse_port_range,
     parse_resources,
+    parse_silence,
     parse_spill_limit,
     parse_time_limit,
     parse_timedelta,
@@ -40,6 +49,9 @@ Scheme = Literal["tcp", "ws"]
 DEFAULT_SCHEME: Final = "tcp"
 SCHEMES: Final[tuple[str, ...]] = get_args(Scheme)
 """What a scheduler can speak; `comm` has a transport for each."""
+
+LONE_WORKER_TTLS: Final = 6
+"""How many times longer a worker without a nanny may be silent: nothing vouches for it while a task holds the GIL."""
 
 CROSS_MEMORY_VARIABLE: Final = "TRIO_DASK_CROSS_MEMORY"
 """With `0` in this environment variable no process reads another's memory: some sandboxes kill a process that tries."""
@@ -55,12 +67,20 @@ LEAVING: Mapping[str, str] = {
 """Why a worker leaves: the word that its nanny and its scheduler receive -> the words that people read."""
 
 
+OURS: Final = "trio_dask"
+"""The first word of the names that only we have in the configuration."""
+
+
 class Reader(NamedTuple):
-    """How the text of an option becomes a checked value, and how a default is shown."""
+    """How text becomes a checked value, how a value is shown, and the text that `null` in a file stands for.
+
+    Without the latter, `null` stands for the default.
+    """
 
     metavar: str
     read: Callable[[str], Any]
     show: Callable[[Any], str] = str
+    null: str | None = None
 
 
 class Option(NamedTuple):
@@ -71,6 +91,10 @@ class Option(NamedTuple):
     The option stands in the help under the heading `section`, in the order of declaration or `after` another one.
     `collect` makes the value of an option that can be repeated. The help shows the default, unless the option
     `hides_default`: its text says it better, or it depends on other options.
+
+    `config` has its names in the configuration, separated by spaces, besides `trio_dask.<option>`; without `has_key`
+    it has none. The configuration
+    does not count where the command line gives one of the parameters `instead`.
     """
 
     names: str
@@ -80,11 +104,41 @@ class Option(NamedTuple):
     after: str = ""
     collect: Callable[[Any], Any] | None = None
     hides_default: bool = False
+    config: str = ""
+    has_key: bool = True
+    instead: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:
         """What the value is called among those that the command receives."""
-        return self.names.split()[0].partition("/")[0].removeprefix("--").replace("-", "_")
+        return self._name.replace("-", "_")
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The names in the configuration, the most particular one first."""
+        return (f"{OURS}.{self._name}", *self.config.split()) if self.has_key else ()
+
+    @property
+    def _name(self) -> str:
+        return self.names.split()[0].partition("/")[0].removeprefix("--")
+
+
+class Key(NamedTuple):
+    """A setting that has no option: its names in the configuration, separated by spaces, and how it is read."""
+
+    config: str
+    reader: Reader | None = None
+    collect: Callable[[Any], Any] | None = None
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The names in the configuration."""
+        return tuple(self.config.split())
+
+
+def own_key(name: str, others: str = "", *, collect: Callable[[Any], Any] | None = None) -> Key:
+    """The key of an option that fills no setting by itself, with other names that it has."""
+    return Key(f"{OURS}.{name} {others}", collect=collect)
 
 
 def _seconds(value: float) -> str:
@@ -95,13 +149,20 @@ def _range_of_seconds(value: tuple[float, float]) -> str:
     return ":".join(map(_seconds, value))
 
 
+def _range_of_ports(value: tuple[int, int]) -> str:
+    return ":".join(map(str, dict.fromkeys(value)))
+
+
 TIME = Reader("TIME", parse_timedelta, _seconds)
-TIME_LIMIT = Reader("TIME", parse_time_limit, _seconds)
-FRACTION = Reader("FRACTION", parse_fraction)
+TIME_LIMIT = Reader("TIME", parse_time_limit, _seconds, null="0")
+SILENCE = Reader("TIME", parse_silence, _seconds)
+HEARTBEAT = Reader("TIME", parse_heartbeat, _seconds)
+FRACTION = Reader("FRACTION", parse_fraction, null="off")
 COUNT = Reader("N", parse_count)
 ZERO_OR_COUNT = Reader("N", parse_zero_or_count)
-PORTS = Reader("PORT", parse_port_range)
+PORTS = Reader("PORT", parse_port_range, _range_of_ports)
 NAME = Reader("NAME", parse_name)
+ADDRESS = Reader("ADDRESS", parse_filled)
 INTERFACE = Reader("NAME", parse_interface)
 FOLDER = Reader("PATH", parse_folder)
 FILE = Reader("FILE", parse_file)
@@ -110,7 +171,8 @@ OUTPUT_FILE = Reader("FILE", parse_output_file)
 LOG_FILE = Reader("FILE", parse_log_file)
 MODULE = Reader("MODULE", parse_module)
 RESOURCES = Reader("PAIRS", parse_resources)
-SPILL_LIMIT = Reader("SIZE", parse_spill_limit)
+SPILL_LIMIT = Reader("SIZE", parse_spill_limit, null="off")
+AMOUNT = Reader("SIZE", parse_bytes)
 BACKOFF = Reader("FIRST:LONGEST", parse_backoff, _range_of_seconds)
 ENVIRONMENT = Reader("NAME=VALUE", parse_environment)
 
@@ -118,6 +180,8 @@ WHERE_TO_LISTEN = "Where to listen"
 CREDENTIALS = "Credentials"
 FAILURES = "Timeouts and failures"
 FILES = "Files"
+
+HOW_IT_RUNS = "How it runs"
 
 WHICH_SCHEDULER = "Which scheduler"
 SIZE = "How many workers, and their size"
@@ -128,6 +192,21 @@ NANNIES = "Nannies"
 HOW_THEY_RUN = "How they run"
 
 
+class Argv(NamedTuple):
+    """What modules of `--preload` find as their command line. `options` are those of its words that one has to take."""
+
+    words: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+
+
+NO_ARGV: Final = Argv()
+
+
+def read_argv(words: Iterable[str]) -> Argv:
+    """The command line that the configuration has for modules."""
+    return Argv(tuple(words))
+
+
 ClusterKeyFile = Annotated[
     str | None,
     Option(
@@ -136,8 +215,11 @@ ClusterKeyFile = Annotated[
         "~/.config/trio_dask/cluster.key, which the first program makes.",
         CREDENTIALS,
         KEY_FILE,
+        has_key=False,
     ),
 ]
+DefaultKeyFile = Annotated[str | None, Key("trio_dask.cluster-key-file", FILE)]
+"""Weaker than the key in a scheduler file, while the option is stronger."""
 Auth = Annotated[
     bool,
     Option(
@@ -162,9 +244,24 @@ class SchedulerSettings(NamedTuple):
     host: str = ""
     port: int = DEFAULT_PORT
     interface: Annotated[
-        str | None, Option("--interface", "Network interface to listen on, such as eth0.", WHERE_TO_LISTEN, INTERFACE)
+        str | None,
+        Option(
+            "--interface",
+            "Network interface to listen on, such as eth0.",
+            WHERE_TO_LISTEN,
+            INTERFACE,
+            instead=("host",),
+        ),
     ] = None
-    protocol: Annotated[Scheme, Option("--protocol", "Protocol of connections.", WHERE_TO_LISTEN)] = DEFAULT_SCHEME
+    protocol: Annotated[
+        Scheme,
+        Option(
+            "--protocol",
+            "Protocol of connections.",
+            WHERE_TO_LISTEN,
+            config="distributed.comm.default-scheme",
+        ),
+    ] = DEFAULT_SCHEME
     contact_host: str | None = None
     listen_fd: int | None = None
     reconnect_grace_s: Annotated[
@@ -185,6 +282,7 @@ class SchedulerSettings(NamedTuple):
             "(without a nanny: 6 times that).",
             FAILURES,
             TIME_LIMIT,
+            config="distributed.scheduler.worker-ttl",
         ),
     ] = 10.0
     lone_worker_ttl_s: float = 60.0
@@ -195,6 +293,7 @@ class SchedulerSettings(NamedTuple):
             "Fail a task once more than this many workers have died while running it.",
             FAILURES,
             ZERO_OR_COUNT,
+            config="distributed.scheduler.allowed-failures",
         ),
     ] = 3
     stuck_after_s: Annotated[
@@ -213,6 +312,7 @@ class SchedulerSettings(NamedTuple):
             "Stop the cluster after this long without work, such as 1h. Default: never (0).",
             FAILURES,
             TIME_LIMIT,
+            config="distributed.scheduler.idle-timeout",
         ),
     ] = math.inf
     scheduler_file: Annotated[
@@ -227,11 +327,25 @@ class SchedulerSettings(NamedTuple):
     pid_file: Annotated[str | None, Option("--pid-file", "Write the process id to this file.", FILES, OUTPUT_FILE)] = (
         None
     )
+    preload: Annotated[
+        tuple[str, ...],
+        Option(
+            "--preload",
+            "Module or .py file that the scheduler imports first; its dask_setup(scheduler) is called. Can be "
+            "repeated. It gets the options that the scheduler does not know.",
+            HOW_IT_RUNS,
+            MODULE,
+            collect=tuple,
+            config="distributed.scheduler.preload",
+        ),
+    ] = ()
+    preload_argv: Annotated[Argv, Key("distributed.scheduler.preload-argv", collect=read_argv)] = NO_ARGV
     cluster_key: ClusterKeyFile = None
+    default_cluster_key: DefaultKeyFile = None
     auth: Auth = True
     busy_poll_s: float = 0.5e-3
     keepalive_s: float = 2.0
-    silence_s: float = 60.0
+    silence_s: Annotated[float, Key("distributed.comm.timeouts.tcp", SILENCE)] = 60.0
     grace_s: float = 2.0
 
 
@@ -249,7 +363,7 @@ class WorkerSettings(NamedTuple):
     memory in which the slots write what they run).
     """
 
-    scheduler: str | None = None
+    scheduler: Annotated[str | None, Key("scheduler-address", ADDRESS)] = None
     scheduler_file: Annotated[
         str | None,
         Option(
@@ -292,7 +406,11 @@ class WorkerSettings(NamedTuple):
     resources: Annotated[
         Mapping[str, float],
         Option(
-            "--resources", "Resources of each worker that tasks can require, such as GPU=2,MEM=10e9.", SIZE, RESOURCES
+            "--resources",
+            "Resources of each worker that tasks can require, such as GPU=2,MEM=10e9.",
+            SIZE,
+            RESOURCES,
+            config="distributed.worker.resources",
         ),
     ] = {}
     name: Annotated[
@@ -309,7 +427,14 @@ class WorkerSettings(NamedTuple):
         ),
     ] = 30.0
     lifetime_s: Annotated[
-        float, Option("--lifetime", "Drain and leave after this long. Default: never (0).", WHEN_THEY_LEAVE, TIME_LIMIT)
+        float,
+        Option(
+            "--lifetime",
+            "Drain and leave after this long. Default: never (0).",
+            WHEN_THEY_LEAVE,
+            TIME_LIMIT,
+            config="distributed.worker.lifetime.duration",
+        ),
     ] = math.inf
     max_tasks: Annotated[
         int | None,
@@ -322,35 +447,69 @@ class WorkerSettings(NamedTuple):
         ),
     ] = None
     spill_managed: Annotated[
-        float | None, Option("--memory-target", "Spill results to disk when they exceed this.", MEMORY, FRACTION)
+        float | None,
+        Option(
+            "--memory-target",
+            "Spill results to disk when they exceed this.",
+            MEMORY,
+            FRACTION,
+            config="distributed.worker.memory.target",
+        ),
     ] = 0.6
     spill_process: Annotated[
-        float | None, Option("--memory-spill", "Spill results to disk when the process exceeds this.", MEMORY, FRACTION)
+        float | None,
+        Option(
+            "--memory-spill",
+            "Spill results to disk when the process exceeds this.",
+            MEMORY,
+            FRACTION,
+            config="distributed.worker.memory.spill",
+        ),
     ] = 0.7
     pause_process: Annotated[
-        float | None, Option("--memory-pause", "Take no tasks while the process exceeds this.", MEMORY, FRACTION)
+        float | None,
+        Option(
+            "--memory-pause",
+            "Take no tasks while the process exceeds this.",
+            MEMORY,
+            FRACTION,
+            config="distributed.worker.memory.pause",
+        ),
     ] = 0.8
     max_spill_bytes: Annotated[
         int | None,
-        Option("--max-spill", "Limit on spilled bytes of each worker. Default: no limit.", MEMORY, SPILL_LIMIT),
+        Option(
+            "--max-spill",
+            "Limit on spilled bytes of each worker. Default: no limit.",
+            MEMORY,
+            SPILL_LIMIT,
+            config="distributed.worker.memory.max-spill",
+        ),
     ] = None
     local_directory: Annotated[
         str | None,
-        Option("--local-directory", "Folder to spill to. Default: the system's temporary folder.", MEMORY, FOLDER),
+        Option(
+            "--local-directory",
+            "Folder to spill to. Default: the system's temporary folder.",
+            MEMORY,
+            FOLDER,
+            config="temporary-directory",
+        ),
     ] = None
     pid_file: Annotated[
         str | None,
         Option("--pid-file", "Write the process id to this file.", HOW_THEY_RUN, OUTPUT_FILE, after="--preload-nanny"),
     ] = None
     cluster_key: ClusterKeyFile = None
+    default_cluster_key: DefaultKeyFile = None
     auth: Auth = True
     process: str = ""
     nanny_address: str = ""
     board_fd: int | None = None
-    connect_timeout_s: float = 10.0
+    connect_timeout_s: Annotated[float, Key("distributed.comm.timeouts.connect", TIME)] = 10.0
     heartbeat_interval_s: float = 5.0
     keepalive_s: float = 10.0
-    silence_s: float = 60.0
+    silence_s: Annotated[float, Key("distributed.comm.timeouts.tcp", SILENCE)] = 60.0
     inline_limit_bytes: int = 64 * 1024
     grace_s: float = 2.0
 
@@ -360,8 +519,8 @@ class NannySettings(NamedTuple):
 
     With a `port_range` of None it does not serve `rpc`. It gives up once the start has failed in the same way
     `same_failures` times in a row. With `signal_restart` it also replaces a worker that left after a signal. It sets
-    `environment` before the worker's interpreter starts. The modules of `preload` find `preload_argv` as their command
-    line.
+    `environment` before the worker's interpreter starts, and of `default_environment` what is not set. The modules of
+    `preload` find `preload_argv` as their command line.
     """
 
     worker: WorkerSettings
@@ -406,6 +565,7 @@ class NannySettings(NamedTuple):
             MEMORY,
             FRACTION,
             after="--memory-pause",
+            config="distributed.worker.memory.terminate",
         ),
     ] = 0.95
     lifetime_stagger_s: Annotated[
@@ -416,6 +576,7 @@ class NannySettings(NamedTuple):
             WHEN_THEY_LEAVE,
             TIME,
             after="--lifetime",
+            config="distributed.worker.lifetime.stagger",
         ),
     ] = 0.0
     lifetime_restart: Annotated[
@@ -425,24 +586,37 @@ class NannySettings(NamedTuple):
             "Start a new worker after that. Default: no.",
             WHEN_THEY_LEAVE,
             after="--lifetime-stagger",
+            config="distributed.worker.lifetime.restart",
         ),
     ] = False
     signal_restart: bool = False
     environment: Annotated[
         Mapping[str, str],
-        Option("--env", "Environment variable for the workers. Can be repeated.", NANNIES, ENVIRONMENT, collect=dict),
+        Option(
+            "--env",
+            "Environment variable for the workers. Can be repeated.",
+            NANNIES,
+            ENVIRONMENT,
+            collect=dict,
+        ),
+    ] = {}
+    default_environment: Annotated[
+        Mapping[str, str],
+        Key("distributed.nanny.environ distributed.nanny.pre-spawn-environ", ENVIRONMENT, collect=dict),
     ] = {}
     preload: Annotated[
         tuple[str, ...],
         Option(
             "--preload",
-            "Module or .py file that each worker imports first; its dask_setup(worker) is called. Can be repeated.",
+            "Module or .py file that each worker imports first; its dask_setup(worker) is called. Can be repeated. "
+            "It gets the options that dask-worker does not know.",
             HOW_THEY_RUN,
             MODULE,
             collect=tuple,
+            config="distributed.worker.preload",
         ),
     ] = ()
-    preload_argv: tuple[str, ...] = ()
+    preload_argv: Annotated[Argv, Key("distributed.worker.preload-argv", collect=read_argv)] = NO_ARGV
 
     def draw_lifetime_s(self, uniform: Callable[[float, float], float]) -> float:
         """The lifetime of the next worker; `uniform(low, high)` draws how much it differs from the setting."""
@@ -451,26 +625,36 @@ class NannySettings(NamedTuple):
 
 
 class ClientSettings(NamedTuple):
-    """What one client needs to know. Exactly one of `scheduler` (an address) and `scheduler_file` is given."""
+    """What one client needs to know. Exactly one of `scheduler` (an address) and `scheduler_file` is given.
 
-    scheduler: str | None = None
-    scheduler_file: str | None = None
+    It warns of graphs that carry more than `large_graph_bytes`.
+    """
+
+    scheduler: Annotated[str | None, Key("scheduler-address", ADDRESS)] = None
+    scheduler_file: Annotated[str | None, Key("trio_dask.scheduler-file", FILE)] = None
     cluster_key: ClusterKeyFile = None
+    default_cluster_key: DefaultKeyFile = None
     auth: Auth = True
-    name: str | None = None
-    connect_timeout_s: float = 10.0
-    keepalive_s: float = 10.0
-    silence_s: float = 60.0
+    name: Annotated[str | None, Key("client-name", NAME)] = None
+    connect_timeout_s: Annotated[float, Key("distributed.comm.timeouts.connect", TIME)] = 10.0
+    keepalive_s: Annotated[float, Key("distributed.client.heartbeat", HEARTBEAT)] = 10.0
+    silence_s: Annotated[float, Key("distributed.comm.timeouts.tcp", SILENCE)] = 60.0
     grace_s: float = 2.0
+    large_graph_bytes: Annotated[int, Key("distributed.admin.large-graph-warning-threshold", AMOUNT)] = 10 * 2**20
+
+
+def declarations(kind: type[NamedTuple]) -> dict[str, Option | Key]:
+    """What fills settings of this kind: the option or key of each setting that has one, by the name of the setting."""
+    return {
+        name: declared
+        for name, annotation in kind.__annotations__.items()
+        for declared in getattr(annotation, "__metadata__", ())
+    }
 
 
 def options_of(kind: type[NamedTuple]) -> dict[str, Option]:
     """The options that fill settings of this kind, each with the name of its setting."""
-    return {
-        name: option
-        for name, annotation in kind.__annotations__.items()
-        for option in getattr(annotation, "__metadata__", ())
-    }
+    return {name: declared for name, declared in declarations(kind).items() if isinstance(declared, Option)}
 
 
 def cross_memory_allowed() -> bool:

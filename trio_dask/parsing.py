@@ -99,6 +99,20 @@ def parse_time_limit(text: str) -> float:
     return parse_timedelta(text) or math.inf
 
 
+LEAST_SILENCE_S = 20.0
+LONGEST_HEARTBEAT_S = 10.0
+
+
+def parse_silence(text: str) -> float:
+    """How long a peer may be silent; at least twice as long as the pause between two of its signs of life."""
+    return max(parse_timedelta(text), LEAST_SILENCE_S)
+
+
+def parse_heartbeat(text: str) -> float:
+    """The pause between two signs of life; peers rely on at most this much."""
+    return min(max(parse_timedelta(text), 0.1), LONGEST_HEARTBEAT_S)
+
+
 def parse_backoff(text: str) -> tuple[float, float]:
     """The first and the longest pause, such as `0.5s:30s`, in seconds; one length of time stands for both.
 
@@ -240,6 +254,20 @@ def parse_name(text: str) -> str:
     """The name of a worker or a client: printable, without spaces at its ends, at most 255 characters."""
     if not text or len(text) > MAX_NAME_LENGTH or not text.isprintable() or text != text.strip():
         raise UsageError(f"{_quote(text)} is not a name; give 1 to {MAX_NAME_LENGTH} printable characters")
+    return text
+
+
+def parse_filled(text: str) -> str:
+    """Text that is checked where it is used."""
+    if not text.strip():
+        raise UsageError(f"{_quote(text)} is empty")
+    return text
+
+
+def parse_choice(text: str, choices: tuple[str, ...]) -> str:
+    """One of these words."""
+    if text not in choices:
+        raise UsageError(f"{_quote(text)} is not one of {', '.join(map(repr, choices))}")
     return text
 
 

@@ -24,6 +24,9 @@ FLOORS: Mapping[str, int] = {
     "exit_status": 0,
     "ids": 0,
     "config": 0,
+    "config_files": 0,
+    "config_keys": 0,
+    "configuration": 0,
     "parsing": 0,
     "settings_json": 0,
     "scheduler_file": 0,
@@ -83,8 +86,9 @@ PARDONED: Mapping[tuple[str, str], str] = {
 NAMED: Mapping[tuple[str, str], str] = {
     **{
         ("trio_dask.__main__", f"trio_dask.cli.{command}"): "the one command that is run is the one that is imported"
-        for command in ("scheduler", "worker", "ssh", "status", "demo")
+        for command in ("scheduler", "worker", "ssh", "status", "config", "demo")
     },
+    ("trio_dask.deploy.ssh.orders", "trio_dask.deploy.ssh.remote"): "a command line on another host names it",
     ("trio_dask.deploy.program_runner", "trio_dask.scheduler.deaths"): "the name of a logger",
 }
 

@@ -189,8 +189,8 @@ def test_reserved_packages_are_free_at_home(package: WritePackage) -> None:
         comm__websocket="import trio_websocket",
         client__collections__dask_names="from dask.base import tokenize",
         client__joblib="import joblib.parallel",
-        deploy__ssh_bridge="import asyncssh",
-        deploy__ssh="import asyncssh",
+        deploy__ssh__bridge="import asyncssh",
+        deploy__ssh__login="import asyncssh",
     )
     assert rules.trespassing(root) == []
 

@@ -135,8 +135,7 @@ def test_a_wrong_value_is_one_line_that_names_the_option_and_the_value(
 ) -> None:
     tried, wrong = 0, list[str]()
     for _, option, value in (row for row in bad_values() if row[0] == program):
-        base = PROGRAMS[program][1]
-        base = [] if option in ("SCHEDULER", "--scheduler-file") else base
+        base: Sequence[str] = () if option in ("SCHEDULER", "--scheduler-file") else PROGRAMS[program][1]
         arguments = ["--", value] if option == "SCHEDULER" else [*base, option, value]
         status, line = complaint(program, arguments, capsys)
         tried += 1

@@ -10,7 +10,7 @@ import pytest
 from trio_dask import __main__
 from trio_dask.batch_system import Amount
 from trio_dask.cli import command, demo, scheduler, worker
-from trio_dask.config import NannySettings, SchedulerSettings, WorkerSettings
+from trio_dask.config import Argv, NannySettings, SchedulerSettings, WorkerSettings
 from trio_dask.deploy.program_runner import Stopper
 from trio_dask.exit_status import ExitStatus
 
@@ -295,7 +295,47 @@ def test_the_options_of_a_worker(started: list[Started], tmp_path: Path, machine
     assert (nanny.backoff_s, nanny.start_timeout_s) == ((1, 2), float("inf"))
     assert (nanny.lifetime_restart, nanny.lifetime_stagger_s) == (True, 300)
     assert nanny.environment == {"A": "1", "B": "x=y"}
-    assert (nanny.preload, nanny.preload_argv) == (("a.b", str(module)), ("d", "--e"))
+    assert (nanny.preload, nanny.preload_argv) == (("a.b", str(module)), Argv(("d", "--e")))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["h:1", "--preload", "json", "--opt", "x"], ("--opt", "x")),
+        (["--preload", "json", "h:1", "--opt=x", "y", "--nthreads", "1"], ("--opt=x", "y")),
+        (["--preload-nanny", "json", "h:1", "-o"], ("-o",)),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_options_that_are_not_known_are_for_the_modules(
+    arguments: list[str], words: tuple[str, ...], started: list[Started]
+) -> None:
+    assert worker.main(arguments) == 0
+    (nanny,) = nannies(started)
+    assert nanny.preload_argv == Argv(words, tuple(word for word in words if word.startswith("-")))
+    assert nanny.worker.scheduler == "tcp://h:1"
+
+
+def test_options_of_modules_may_stand_where_the_scheduler_would(
+    started: list[Started], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert worker.main(["--preload", "json", "--opt", "x"]) == 2
+    assert "no such option: --opt; write options of --preload modules after SCHEDULER" in capsys.readouterr().err
+    monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", "h:1")
+    assert worker.main(["--preload", "json", "--opt", "x"]) == 0
+    assert nannies(started)[0].preload_argv == Argv(("--opt", "x"), ("--opt",))
+
+
+def test_a_scheduler_passes_options_on_to_its_modules(started: list[Started]) -> None:
+    assert scheduler.main(["--preload", "json", "--port", "0", "--opt", "x", "--preload=ast"]) == 0
+    found = settings(started)
+    assert (found.preload, found.preload_argv, found.port) == (("json", "ast"), Argv(("--opt", "x"), ("--opt",)), 0)
+
+
+def test_without_modules_an_option_that_is_not_known_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    for main, arguments in ((scheduler.main, ["--opt", "--", "--preload"]), (worker.main, ["h:1", "--opt"])):
+        assert main(arguments) == 2
+        assert "--opt" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -382,7 +422,7 @@ def test_the_scheduler_of_a_worker_may_stand_in_the_environment_or_in_a_file(
     assert (only_worker(started).scheduler, only_worker(started).scheduler_file) == (None, str(path))
 
 
-@pytest.mark.parametrize(("main", "lines"), [(scheduler.main, 71), (worker.main, 150), (demo.main, 50)])
+@pytest.mark.parametrize(("main", "lines"), [(scheduler.main, 77), (worker.main, 150), (demo.main, 50)])
 def test_help_is_no_longer_than_it_has_to_be_and_shows_every_option_once(
     main: Callable[..., int], lines: int, started: list[Started], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -400,7 +440,8 @@ def test_the_help_of_a_worker_puts_every_option_under_a_heading(capsys: pytest.C
     out = capsys.readouterr().out
     rest = out[out.index("\nOther:") :]
     assert rest.split() == [
-        *("Other:", "--debug", "Log", "everything,", "with", "times", "and", "tracebacks."),
+        *("Other:", "-v,", "--verbose", "Also", "say", "what", "in", "the", "configuration", "has", "no", "meaning"),
+        *("here.", "--debug", "Log", "everything,", "with", "times", "and", "tracebacks."),
         *("--version", "Show", "the", "version."),
         *("-h,", "--help", "Show", "this", "help", "and", "exit."),
     ]
@@ -424,7 +465,7 @@ def test_an_unknown_command_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -
     out, err = capsys.readouterr()
     assert out == ""
     assert err.count("\n") == 1
-    assert "give one of scheduler, worker, status, demo" in err
+    assert "give one of scheduler, worker, status, config, demo" in err
 
 
 def test_no_command_shows_the_commands(capsys: pytest.CaptureFixture[str]) -> None:

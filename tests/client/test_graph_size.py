@@ -8,8 +8,9 @@ import logging
 import pytest
 
 from trio_dask.client.collections.collector import ALLOCATIONS, fewer_collections
-from trio_dask.client.collections.graph_size import LARGE_BYTES, GraphSize
+from trio_dask.client.collections.graph_size import GraphSize
 from trio_dask.client.graph_parts import GraphRow
+from trio_dask.config import ClientSettings
 from trio_dask.protocol.pickling import pickle_function
 
 ABS = pickle_function(abs)
@@ -22,6 +23,17 @@ def size_of(*rows: GraphRow) -> GraphSize:
     return size
 
 
+def test_the_configuration_says_how_much_is_much(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = GraphRow("t", ABS, bytes(3000), (), ())
+    for threshold, warnings in (("1kB", 1), ("1MB", 0)):
+        monkeypatch.setenv("DASK_DISTRIBUTED__ADMIN__LARGE_GRAPH_WARNING_THRESHOLD", threshold)
+        caplog.clear()
+        size_of(row).warn()
+        assert len(caplog.messages) == warnings
+
+
 def test_a_graph_that_carries_much_names_the_task_with_most(caplog: pytest.LogCaptureFixture) -> None:
     rows = [GraphRow(f"t{number}", ABS, b"", (), ((bytes([number]), bytes(number * 2**20)),)) for number in range(6)]
     with caplog.at_level(logging.WARNING):
@@ -32,9 +44,9 @@ def test_a_graph_that_carries_much_names_the_task_with_most(caplog: pytest.LogCa
 
 
 def test_what_tasks_share_counts_once(caplog: pytest.LogCaptureFixture) -> None:
-    shared = (b"digest", bytes(LARGE_BYTES // 2))
+    shared = (b"digest", bytes(ClientSettings().large_graph_bytes // 2))
     size = size_of(*[GraphRow(f"t{number}", ABS, b"call", (), (shared,)) for number in range(10)])
-    assert size.nbytes == LARGE_BYTES // 2 + 40
+    assert size.nbytes == ClientSettings().large_graph_bytes // 2 + 40
     with caplog.at_level(logging.WARNING):
         size.warn()
     assert not caplog.messages

@@ -9,8 +9,9 @@ import pytest
 import trio
 import trio.testing
 
+from trio_dask.config import NO_ARGV, Argv
 from trio_dask.deploy.preload import TEARDOWN_S, Preloaded, PreloadError, preload, set_up
-from trio_dask.errors import UnavailableError
+from trio_dask.errors import UnavailableError, UsageError
 
 Load = Callable[..., list[Preloaded]]
 
@@ -23,7 +24,7 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
 
     def load(code: str, name: str = "its_name", argv: Sequence[str] = ()) -> list[Preloaded]:
         (tmp_path / f"{name}.py").write_text(code)
-        return preload([str(tmp_path / f"{name}.py")], argv)
+        return preload([str(tmp_path / f"{name}.py")], Argv(tuple(argv)))
 
     yield load
     for name in sys.modules.keys() - before.keys():
@@ -43,7 +44,7 @@ async def test_setup_and_teardown_get_the_worker_and_come_before_and_after_it(lo
     )
     nothing = load("", "its_third")
     worker: list[object] = []
-    async with set_up([*plain, *under_trio, *nothing], (), worker):
+    async with set_up([*plain, *under_trio, *nothing], NO_ARGV, worker):
         assert worker == ["plain", "async"]
         worker.append("works")
     assert worker == ["plain", "async", "works", "end async", "end plain"]
@@ -57,11 +58,42 @@ async def test_a_setup_that_is_a_click_command_gets_its_options(load: Load) -> N
         "def dask_setup(worker, size): worker.append(size)\n"
     )
     worker: list[object] = []
-    async with set_up(load(code), ["--size", "7"], worker):
+    async with set_up(load(code), Argv(("--size", "7")), worker):
         assert worker == [7]
-    with pytest.raises(PreloadError, match=r"raised BadParameter: .*'many' is not a valid integer"):
-        async with set_up(load(code), ["--size", "many"], worker):
+    words = ("--size", "many")
+    with pytest.raises(UsageError, match=r"--preload: \S+its_name.py: .*'--size': 'many' is not a valid integer"):
+        async with set_up(load(code), Argv(words, words[:1]), worker):
             pass
+    with pytest.raises(UsageError, match=r"--preload: \S+its_name.py: No such option.*--length"):
+        async with set_up(load(code), Argv(("--length", "1"), ("--length",)), worker):
+            pass
+
+
+async def test_an_option_that_no_module_takes_is_refused_before_anything_is_set_up(load: Load) -> None:
+    worker: list[object] = []
+    loaded = load("def dask_setup(worker): worker.append('set up')")
+    with pytest.raises(UsageError, match="no such option: --nthread; no module of --preload takes options"):
+        async with set_up(loaded, Argv(("--nthread", "3"), ("--nthread",)), worker):
+            pass
+    assert worker == []
+    async with set_up(loaded, Argv(("--nthread", "3")), worker):  # it was written after `--`
+        assert worker == ["set up"]
+
+
+async def test_a_module_that_exits_is_an_error_of_the_module(load: Load, tmp_path: Path) -> None:
+    with pytest.raises(PreloadError, match=r"importing \S+ raised SystemExit: 3 \(\S+its_name.py:2\)"):
+        load("import sys\nsys.exit(3)")
+    exits = load("def dask_setup(worker): raise SystemExit\n", "its_other")
+    with pytest.raises(PreloadError, match=r"dask_setup of \S+ raised SystemExit \(\S+its_other.py:1\)"):
+        async with set_up(exits, NO_ARGV, None):
+            pass
+
+
+def test_a_folder_without_code_is_no_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "its_folder").mkdir()
+    with pytest.raises(UnavailableError, match="--preload: there is no module 'its_folder', only a folder"):
+        preload(["its_folder"], NO_ARGV)
 
 
 async def test_a_setup_that_raises_is_told_with_file_and_line_and_what_was_set_up_is_torn_down(
@@ -71,7 +103,7 @@ async def test_a_setup_that_raises_is_told_with_file_and_line_and_what_was_set_u
     bad = load("import json\n\ndef dask_setup(worker):\n    json.loads('{')\n", "its_bad")
     worker: list[object] = []
     with pytest.raises(PreloadError) as caught:
-        async with set_up([*first, *bad], (), worker):
+        async with set_up([*first, *bad], NO_ARGV, worker):
             pass
     (line,) = str(caught.value).splitlines()
     assert line.startswith(f"--preload: dask_setup of {tmp_path / 'its_bad.py'} raised JSONDecodeError: ")
@@ -102,14 +134,14 @@ def test_a_package_that_raises_is_told_and_imported_once(tmp_path: Path, monkeyp
     with pytest.raises(
         PreloadError, match=r"importing its_package.module raised ModuleNotFoundError: .*its_package/__init__.py:2\)$"
     ):
-        preload(["its_package.module"], ())
+        preload(["its_package.module"], NO_ARGV)
     assert (tmp_path / "runs").read_text() == "run "
 
 
 def test_what_is_not_there_is_wrong_usage() -> None:
     for name in ("no_such_module_at_all", "no_such_package.module", "json.no_such", "os.no_such", "/no/such/file.py"):
         with pytest.raises(UnavailableError, match="--preload-nanny: there is no"):
-            preload([name], (), option="--preload-nanny")
+            preload([name], NO_ARGV, option="--preload-nanny")
 
 
 async def test_a_teardown_that_raises_or_hangs_is_told_and_ends_in_time(
@@ -118,10 +150,10 @@ async def test_a_teardown_that_raises_or_hangs_is_told_and_ends_in_time(
     bad = load("async def dask_teardown(worker): raise ValueError('no')")
     slow = load("import trio\nasync def dask_teardown(worker): await trio.sleep_forever()", "its_slow")
     with caplog.at_level(logging.WARNING, "trio_dask.preload"):
-        async with set_up(bad, (), None):
+        async with set_up(bad, NO_ARGV, None):
             pass
         began = trio.current_time()
-        async with set_up(slow, (), None):
+        async with set_up(slow, NO_ARGV, None):
             pass
     assert trio.current_time() - began == TEARDOWN_S
     first, second = (record.getMessage() for record in caplog.records)
@@ -135,6 +167,6 @@ async def test_the_teardown_runs_when_the_worker_is_cancelled(
     code = "import trio\nasync def dask_teardown(worker): await trio.sleep(1); worker.append('torn down')"
     worker: list[object] = []
     with trio.move_on_after(1):
-        async with set_up(load(code), (), worker):
+        async with set_up(load(code), NO_ARGV, worker):
             await trio.sleep_forever()
     assert worker == ["torn down"]

@@ -94,8 +94,9 @@ async def test_what_a_killed_worker_left_is_removed_with_its_cluster(
         processes=True,
         host="127.0.0.1",
         scheduler_port=0,
-        resources={},
-        local_directory=str(tmp_path),
+        scheduler={},
+        worker={"local_directory": str(tmp_path)},
+        nanny={},
     )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(cluster_members.Members(layout, nursery)._run_worker, cluster_members.Member("0"))

@@ -35,6 +35,7 @@ OUTPUT = {
     "large_arrays.py": ["spreads: [999999.0, 999999.0, 999999.0, 999999.0]", "first and last: [3.0, 2000001.0]"],
     "native_trio.py": ["[3, 8, 4, 10]", "[5, 6]", "[8, 3]", "cancelled: True"],
     "scikit_learn.py": ["best: {'C': 0.1}", "folds: 5"],
+    "scheduler_plugin.py": ["sum: 285", "workers: 1", "10 of pow", "1 of sum"],
     "xarray_climate.py": ["by quarter: [15.0, 15.0, 15.0, 15.0]", "the same: True mean: 15.0"],
 }
 UNORDERED = {"first_steps.py", "native_trio.py"}  # as completed

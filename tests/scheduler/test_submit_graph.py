@@ -214,6 +214,33 @@ def test_an_input_that_is_not_known_refuses_what_needs_it_and_nothing_else() -> 
     kit.assert_empty()
 
 
+@pytest.mark.parametrize("form", ["graph", "submit"])
+def test_a_task_that_was_refused_runs_once_a_client_submits_it_with_its_inputs(form: str) -> None:
+    kit, worker, client = cluster()
+    other = kit.client("other")
+    other.submit("c", needs=("a",))
+    other.submit("d", needs=("c",))
+    assert other.failed() == ["c", "d"]
+    if form == "graph":
+        client.send(part({"a": (), "c": ("a",)}, wanted=["c"]))
+    else:
+        client.submit("a")
+        client.submit("c", needs=("a",))
+    assert client.failed() == []
+    worker.finish_all()
+    assert "c" in client.ready()
+    assert other.ready() == ["c", "d"]
+
+
+def test_a_refused_task_never_comes_to_depend_on_itself() -> None:
+    _, _, client = cluster()
+    client.submit("c", needs=("a",))
+    client.submit("d", needs=("c",))
+    client.take(m.KeyFailed)
+    client.send(part({"c": ("d",)}, wanted=["c"]))
+    assert client.failed() == ["c"]
+
+
 def test_each_failure_of_an_output_is_told_once() -> None:
     kit, _, client = cluster()
     client.send(part({"a": ("gone",)}, wanted=["a"]))

@@ -8,8 +8,7 @@ from contextlib import contextmanager, suppress
 
 import click
 
-from trio_dask.cli.legacy_options import notes
-from trio_dask.cli.options import ELSEWHERE
+from trio_dask.cli.options import ELSEWHERE, Program, is_given, notes, origins, place_of, read_configuration
 from trio_dask.cli.stdout import complain, stdout_failed
 from trio_dask.deploy.program_runner import Stopper, run_program
 from trio_dask.errors import NoScheduler, UnavailableError, UsageError
@@ -39,30 +38,42 @@ def run_service(service: Callable[[], Awaitable[None]], *, origin: str = "", qui
     )
 
 
-def scheduler_address(argument: str | None, scheduler_file: str | None) -> str | None:
-    """The address that the current command connects to; None if the scheduler file has it, or will have it.
+def find_scheduler_for(argument: str | None, scheduler_file: str | None) -> tuple[str | None, str | None]:
+    """The address that the current command connects to, or the scheduler file that has it, or will have it.
 
     Raises:
-      UsageError: it is no address of a scheduler, or the file is no scheduler file.
+      UsageError: there is none, it is no address of a scheduler, or the file is no scheduler file.
       UnavailableError: the file cannot be read.
     """
-    if scheduler_file is not None:
+    from trio_dask.configuration import configured_scheduler
+
+    context = click.get_current_context()
+    if is_given(context, "scheduler_file"):
         only_one({"SCHEDULER": argument, "--scheduler-file": scheduler_file})
-        with suppress(NoScheduler), naming("--scheduler-file"):
-            found = find_scheduler(None, scheduler_file)
-            with naming(f"{scheduler_file} names a wrong address"):
-                _check_scheduler(found.address)
-        return None
-    source = "SCHEDULER" if argument else "DASK_SCHEDULER_ADDRESS"
-    address = argument or os.environ.get("DASK_SCHEDULER_ADDRESS")
-    if not address:
-        program = click.get_current_context().command_path
-        raise click.UsageError(f"no scheduler given; write {program} HOST:PORT, or give --scheduler-file FILE")
-    with naming(source):
-        return _check_scheduler(address)
+        return None, _checked_file(scheduler_file or "", "--scheduler-file")
+    if argument:
+        with naming("SCHEDULER"):
+            return _checked_address(argument), None
+    program = context.command.program if isinstance(context.command, Program) else None
+    address, file = configured_scheduler(read_configuration(context), program or "client")
+    if address is not None and address.texts:
+        with naming(address.origin):
+            return _checked_address(address.texts[0]), None
+    if file is not None and file.texts:
+        return None, _checked_file(file.texts[0], file.origin)
+    name = context.command_path
+    raise click.UsageError(f"no scheduler given; write {name} HOST:PORT, or give --scheduler-file FILE")
 
 
-def _check_scheduler(text: str) -> str:
+def _checked_file(path: str, origin: str) -> str:
+    with suppress(NoScheduler), naming(origin):
+        found = find_scheduler(None, path)
+        with naming(f"{path} names a wrong address"):
+            _checked_address(found.address)
+    return path
+
+
+def _checked_address(text: str) -> str:
     from trio_dask.comm.addresses import parse_scheduler_address
 
     address = parse_scheduler_address(text)
@@ -73,16 +84,22 @@ def _check_scheduler(text: str) -> str:
     return str(address)
 
 
+def given_as(option: str) -> str:
+    """Where the value of this option was given: the option itself, or a place in the configuration."""
+    found = origins(click.get_current_context()).get(option.removeprefix("--").replace("-", "_"))
+    return option if found is None else found.origin
+
+
 @contextmanager
 def naming(option: str) -> Generator[None]:
-    """For the block: an error that does not name its option gets this name."""
+    """For the block: an error that does not name its option gets this name, or that of its place."""
     try:
         yield
     except NoScheduler:
         raise
     except (UsageError, UnavailableError) as error:
         kind = UsageError if isinstance(error, UsageError) else UnavailableError
-        raise kind(f"{option}: {error}") from error
+        raise kind(f"{given_as(option)}: {error}") from error
 
 
 def check_interface(name: str | None) -> None:
@@ -110,12 +127,12 @@ def check_different_files(options: dict[str, str | None]) -> None:
         if path is not None:
             other = seen.setdefault(os.path.realpath(path), name)
             if other != name:
-                raise click.UsageError(f"{other} and {name}: both are {path!a}; give two files")
+                raise click.UsageError(f"{given_as(other)} and {given_as(name)}: both are {path!a}; give two files")
 
 
 def only_one(options: dict[str, object]) -> None:
     """Refuse two of these options, by name: none, an empty text and 0 are as good as not given."""
-    given = [name for name, value in options.items() if value]
+    given = [given_as(name) for name, value in options.items() if value]
     if len(given) > 1:
         raise click.UsageError(f"{given[0]} and {given[1]}: give only one of them")
 
@@ -167,7 +184,8 @@ def reading(
 def _message(error: click.ClickException) -> str:
     if isinstance(error, click.BadParameter) and error.param is not None:
         param = error.param
-        name = max(param.opts, key=len) if isinstance(param, click.Option) else param.make_metavar(_context(error))
+        context = _context(error)
+        name = place_of(param, context) if isinstance(param, click.Option) else param.make_metavar(context)
         return f"{name}: {error.message}"
     return error.format_message()
 

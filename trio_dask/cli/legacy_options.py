@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 
 import click
 
-from trio_dask.cli.options import Checked, ParamType, SectionOption
+from trio_dask.cli.options import Checked, ParamType, SectionOption, notes
 from trio_dask.errors import UsageError
 from trio_dask.parsing import parse_boolean, parse_file, parse_folder, parse_port, parse_text
 
@@ -66,8 +66,6 @@ NOT_OF_SCHEDULER: Mapping[str, Ignored] = {
 
 REFUSED = ("--tls-ca-file", "--tls-cert", "--tls-key", "--scheduler-sni")
 
-NOTES = "trio_dask.notes"
-
 
 def legacy_options(ignored: Mapping[str, Ignored], refused: Sequence[str] = REFUSED) -> list[SectionOption]:
     """Options that do not reach the command; `notes` has a line for each ignored one that was given."""
@@ -93,9 +91,3 @@ def _option(name: str, **more: Any) -> SectionOption:
 def _refuse(ctx: click.Context, param: click.Parameter, value: Any) -> None:
     if value is not None:
         raise click.UsageError(f"{param.opts[0]} {NO_TLS}", ctx)
-
-
-def notes(ctx: click.Context) -> list[str]:
-    """A line for each option that was given and is ignored."""
-    found: list[str] = ctx.meta.setdefault(NOTES, [])
-    return found

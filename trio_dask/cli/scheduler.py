@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import click
@@ -18,29 +19,51 @@ from trio_dask.cli.command import (
     run_service,
 )
 from trio_dask.cli.legacy_options import LEGACY, NOT_OF_SCHEDULER, legacy_options
-from trio_dask.cli.options import LOG, Checked, Program, SectionOption, given_settings, log_options, setting_options
-from trio_dask.config import CREDENTIALS, DEFAULT_PORT, FAILURES, FILES, WHERE_TO_LISTEN, SchedulerSettings
+from trio_dask.cli.options import (
+    LOG,
+    Checked,
+    PreloadingProgram,
+    SectionOption,
+    given_settings,
+    is_given,
+    log_options,
+    preload_argv,
+    setting_options,
+)
+from trio_dask.config import (
+    CREDENTIALS,
+    DEFAULT_PORT,
+    FAILURES,
+    FILES,
+    HOW_IT_RUNS,
+    LONE_WORKER_TTLS,
+    WHERE_TO_LISTEN,
+    SchedulerSettings,
+    own_key,
+)
 from trio_dask.deploy.program_runner import spare_garbage_collection
 from trio_dask.errors import UsageError
 from trio_dask.parsing import parse_port
 
-LONE_WORKER_TTLS = 6
-"""How many times longer a worker without a nanny may be silent: nothing vouches for it while a task holds the GIL."""
-
 
 @click.command(
-    cls=Program,
-    sections=[WHERE_TO_LISTEN, CREDENTIALS, FAILURES, FILES, LOG, LEGACY],
+    cls=PreloadingProgram,
+    program="scheduler",
+    sections=[WHERE_TO_LISTEN, CREDENTIALS, FAILURES, FILES, HOW_IT_RUNS, LOG, LEGACY],
     params=[
+        click.Argument(["preload_argv"], nargs=-1, metavar="[ARGS]..."),
         SectionOption(
             ["--host"],
             section=WHERE_TO_LISTEN,
+            declared=own_key("host"),
+            instead=("interface",),
             default="",
             help="Name or address to listen on. Default: all interfaces.",
         ),
         SectionOption(
             ["--port"],
             section=WHERE_TO_LISTEN,
+            declared=own_key("port"),
             type=Checked("PORT", parse_port),
             help=f"Port to listen on; 0: any free port. Default: {DEFAULT_PORT}.",
         ),
@@ -53,7 +76,8 @@ LONE_WORKER_TTLS = 6
 def scheduler(context: click.Context, /, **options: Any) -> int:
     """Start a scheduler.
 
-    Workers join it with `dask-worker ADDRESS`; programs use it with Client("ADDRESS").
+    Workers join it with `dask-worker ADDRESS`; programs use it with Client("ADDRESS"). ARGS are passed on to the
+    --preload modules.
     """
     settings = _settings(context)
 
@@ -61,7 +85,12 @@ def scheduler(context: click.Context, /, **options: Any) -> int:
         from trio_dask.scheduler.service import run_scheduler
 
         spare_garbage_collection()
-        await run_scheduler(settings)
+        around = None
+        if settings.preload:
+            from trio_dask.deploy.preload import preload, set_up
+
+            around = partial(set_up, preload(settings.preload, settings.preload_argv), settings.preload_argv)
+        await run_scheduler(settings, around=around)
 
     return run_service(service, origin="" if options["log_format"] == "text" else "scheduler")
 
@@ -77,13 +106,21 @@ def _settings(context: click.Context) -> SchedulerSettings:
     port: int | None = options["port"]
     with naming("--host"):
         scheme, host, host_port = _split_host(options["host"], DEFAULT_PORT if port is None else port)
+    is_host_given = is_given(context, "host")
     if port is not None and host_port is not None and port != host_port:
-        raise click.UsageError(f"--port {port} and --host with port {host_port}: give the port once")
+        if is_given(context, "port") == is_host_given:
+            raise click.UsageError(f"--port {port} and --host with port {host_port}: give the port once")
+        port = host_port if is_host_given else port
+    if scheme is not None and is_host_given and not is_given(context, "protocol"):
+        given["protocol"] = scheme
     if scheme is not None and given.setdefault("protocol", scheme) != scheme:
         raise click.UsageError(f"--protocol {given['protocol']} and --host with {scheme}://: give the protocol once")
     port = next((number for number in (port, host_port) if number is not None), DEFAULT_PORT)
     check_host_is_here("--host", host)
     settings = SchedulerSettings(host=host, port=port, **given)
+    argv = preload_argv(context)
+    if argv.words:
+        settings = settings._replace(preload_argv=argv)
     return settings._replace(lone_worker_ttl_s=LONE_WORKER_TTLS * settings.worker_ttl_s)
 
 

@@ -14,7 +14,17 @@ import click
 
 from trio_dask.cli.command import only_one, reading, run_command, run_service
 from trio_dask.cli.legacy_options import LEGACY, TEXT, Ignored, legacy_options
-from trio_dask.cli.options import LOG, Checked, Program, SectionOption, given_settings, log_options, setting_options
+from trio_dask.cli.options import (
+    LOG,
+    VERBOSE,
+    Checked,
+    Program,
+    SectionOption,
+    given_settings,
+    is_given,
+    log_options,
+    setting_options,
+)
 from trio_dask.cli.stdout import show
 from trio_dask.cli.worker import check_elsewhere
 from trio_dask.cli.worker import worker as dask_worker
@@ -53,7 +63,12 @@ LEFT_TO_US: Final = frozenset(
 
 
 class _Ssh(Program):
-    """A command that keeps what stands behind `--`, for other programs."""
+    """A command that keeps what stands behind `--`, for other programs, and is told by `--verbose` to show theirs."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        verbose = next(param for param in self.params if isinstance(param, click.Option) and "--verbose" in param.opts)
+        verbose.help = "Show all log lines of the hosts, not warnings alone."
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Split the command line at `--`."""
@@ -94,13 +109,7 @@ class _Ssh(Program):
         SectionOption(
             ["--clean"], section=OUTPUT, is_flag=True, help="End what launchers that are gone have left on the hosts."
         ),
-        SectionOption(["--quiet", "-q"], section=OUTPUT, is_flag=True, help="Show errors and worse only."),
-        SectionOption(
-            ["--verbose", "-v"],
-            section=OUTPUT,
-            is_flag=True,
-            help="Show all log lines of the hosts, not warnings alone.",
-        ),
+        SectionOption(["-q", "--quiet"], section=OUTPUT, is_flag=True, help="Show errors alone."),
         *log_options(),
         *legacy_options(NOT_OF_SSH, refused=()),
     ],
@@ -127,7 +136,8 @@ def ssh(context: click.Context, /, **options: Any) -> int:
 def _settings(context: click.Context) -> LauncherSettings:
     options = context.params
     only_one({"--check": options["check"], "--dry-run": options["dry_run"], "--clean": options["clean"]})
-    only_one({"--quiet": options["quiet"], "--verbose": options["verbose"]})
+    verbose: bool = context.meta[VERBOSE]
+    only_one({"--quiet": options["quiet"], "--verbose": verbose})
     found = read_hosts(options["hostnames"], options["hostfile"])
     for note in found.notes:
         click.echo(f"{context.command_path}: {note}", err=True)
@@ -140,7 +150,7 @@ def _settings(context: click.Context) -> LauncherSettings:
         hosts=hosts,
         scheduler=scheduler,
         worker_options=context.meta[WORKER_OPTIONS],
-        output="quiet" if options["quiet"] else "all" if options["verbose"] else "warnings",
+        output="quiet" if options["quiet"] else "all" if verbose else "warnings",
     )
     if settings.ssh_private_key is not None and not os.path.isfile(os.path.expanduser(settings.ssh_private_key)):
         raise UnavailableError(f"--ssh-private-key: there is no file {settings.ssh_private_key!a}")
@@ -156,7 +166,7 @@ def _check_worker_options(words: Sequence[str]) -> None:
     with reading(dask_worker, "dask-worker", [ANY_SCHEDULER, *words], elsewhere=True) as context:
         for param in context.command.params:
             name = str(param.name)
-            if context.get_parameter_source(name) is not click.core.ParameterSource.COMMANDLINE:
+            if not is_given(context, name):
                 continue
             if name in ours:
                 raise click.UsageError(f"{param.opts[0]} after --: write it before the --")

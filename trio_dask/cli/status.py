@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from trio_dask.cli.command import run_command, run_service, scheduler_address
+from trio_dask.cli.command import find_scheduler_for, run_command, run_service
 from trio_dask.cli.options import Checked, Program, SectionOption, given_settings, setting_options
 from trio_dask.cli.stdout import show
 from trio_dask.config import CREDENTIALS, FILE, WHICH_SCHEDULER, ClientSettings
@@ -27,6 +27,7 @@ OUTPUT = "Output"
 
 @click.command(
     cls=Program,
+    program="client",
     sections=[WHICH_SCHEDULER, CREDENTIALS, OUTPUT],
     params=[
         click.Argument(["scheduler"], required=False),
@@ -63,13 +64,12 @@ def status(
     It lists the workers with their threads and memory, the number of tasks in each state, and the task that has been
     running longest.
 
-    Without SCHEDULER and --scheduler-file it uses the environment variable DASK_SCHEDULER_ADDRESS.
+    Without SCHEDULER and --scheduler-file it uses the environment variable DASK_SCHEDULER_ADDRESS, or what the
+    configuration says.
     """
-    settings = ClientSettings(
-        scheduler=scheduler_address(scheduler, scheduler_file),
-        scheduler_file=scheduler_file,
-        **given_settings(context, ClientSettings),
-    )
+    address, file = find_scheduler_for(scheduler, scheduler_file)
+    given: dict[str, Any] = {"scheduler": address, "scheduler_file": file}
+    settings = ClientSettings(**{**given_settings(context, ClientSettings), **given})
 
     async def service() -> None:
         found = await _ask(settings, timeout)

@@ -14,15 +14,16 @@ from trio_dask.cli.command import (
     check_different_files,
     check_host_is_here,
     check_interface,
+    find_scheduler_for,
+    given_as,
     only_one,
     reading,
     run_command,
     run_service,
-    scheduler_address,
 )
-from trio_dask.cli.options import Program, given_settings
+from trio_dask.cli.options import PreloadingProgram, given_settings, preload_argv, read_configuration
 from trio_dask.cli.worker_options import PARAMETERS, SECTIONS
-from trio_dask.config import NannySettings, WorkerSettings
+from trio_dask.config import Argv, NannySettings, WorkerSettings
 from trio_dask.deploy.cluster_sizing import WorkerSizing, divide, machine_for
 from trio_dask.errors import UsageError
 from trio_dask.host_limits import cpus, memory
@@ -33,14 +34,14 @@ if TYPE_CHECKING:
     from trio_dask.deploy.program_runner import Stopper
 
 
-@click.command(cls=Program, sections=SECTIONS, params=PARAMETERS)
+@click.command(cls=PreloadingProgram, program="worker", sections=SECTIONS, params=PARAMETERS)
 @click.pass_context
 def worker(context: click.Context, /, **options: Any) -> int:
     """Start workers that run tasks for the scheduler at SCHEDULER, such as tcp://10.0.0.5:8786 or just 10.0.0.5.
 
-    Without SCHEDULER and --scheduler-file it uses the environment variable DASK_SCHEDULER_ADDRESS. Each worker is a
-    process with a nanny, which restarts it when it crashes. ARGS are passed on to the --preload modules; write --
-    before the first that begins with a dash.
+    Without SCHEDULER and --scheduler-file it uses the environment variable DASK_SCHEDULER_ADDRESS, or what the
+    configuration says. Each worker is a process with a nanny, which restarts it when it crashes. ARGS are passed on to
+    the --preload modules.
     """
     stopper: Stopper = context.obj
     share = _divide(options, cpus(), memory())
@@ -57,8 +58,9 @@ def worker(context: click.Context, /, **options: Any) -> int:
         if options["nanny"]:
             from trio_dask.deploy.nanny_group import run_nannies
 
-            preload(options["preload_nanny"], argv, option="--preload-nanny")
-            await run_nannies(nannies, stopper, label=context.command_path, debug=options["debug"])
+            preloaded = preload(options["preload_nanny"], argv, option="--preload-nanny")
+            label, debug = context.command_path, options["debug"]
+            await run_nannies(nannies, stopper, label=label, debug=debug, preloaded=preloaded)
         else:
             from trio_dask.deploy.worker_program import work
 
@@ -74,16 +76,17 @@ def _divide(options: dict[str, Any], cpus: Amount, available: Amount) -> WorkerS
     try:
         share = divide(workers, options["nthreads"], limit, cpus=cpus, memory=available)
     except UsageError as error:
-        raise click.UsageError(f"--nworkers: {error}") from error
+        raise click.UsageError(f"{given_as('--nworkers')}: {error}") from error
     try:
         check_memory_limit(limit, share.memory_limit_bytes, machine_bytes=available.number)
     except UsageError as error:
-        raise click.UsageError(f"--memory-limit: {error}") from error
+        raise click.UsageError(f"{given_as('--memory-limit')}: {error}") from error
     for name, ports in (("--worker-port", options["worker_port"]), ("--nanny-port", options["nanny_port"])):
         first, last = ports or (0, 0)
         if first and last - first + 1 < share.workers:
+            ports_text = counted(last - first + 1, "port")
             raise click.UsageError(
-                f"{name}: {counted(last - first + 1, 'port')} for {share.workers} workers; give a range, such as "
+                f"{given_as(name)}: {ports_text} for {share.workers} workers; give a range, such as "
                 f"{first}:{min(65535, first + share.workers - 1)}"
             )
     if not options["nanny"] and share.workers > 1:
@@ -92,8 +95,6 @@ def _divide(options: dict[str, Any], cpus: Amount, available: Amount) -> WorkerS
         raise click.UsageError("--lifetime-restart and --no-nanny: only a nanny can start another worker")
     if not options["nanny"] and options["preload_nanny"]:
         raise click.UsageError("--preload-nanny and --no-nanny: there is no nanny that could use it")
-    if options["preload_argv"] and not (options["preload"] or options["preload_nanny"]):
-        raise click.UsageError(f"unexpected extra argument {options['preload_argv'][0]!a}")
     return share
 
 
@@ -113,19 +114,38 @@ def _check_machine(options: dict[str, Any]) -> None:
 
 def _nanny_settings(context: click.Context, share: WorkerSizing) -> list[NannySettings]:
     options, given = context.params, given_settings(context, WorkerSettings)
-    settings = WorkerSettings(
-        **{**given, "on_scheduler_stop": _on_scheduler_stop(given), **_address_settings(options, share)},
-        scheduler=scheduler_address(options["scheduler"], options["scheduler_file"]),
-        nthreads=share.threads,
-        memory_limit_bytes=share.memory_limit_bytes,
-    )
-    nanny = NannySettings(
-        worker=settings, preload_argv=options["preload_argv"], **given_settings(context, NannySettings)
-    )
+    argv = _argv(context)
+    address, file = find_scheduler_for(options["scheduler"], options["scheduler_file"])
+    ours: dict[str, Any] = {
+        "on_scheduler_stop": _on_scheduler_stop(given),
+        **_address_settings(options, share),
+        "scheduler": address,
+        "scheduler_file": file,
+        "nthreads": share.threads,
+        "memory_limit_bytes": share.memory_limit_bytes,
+    }
+    settings = WorkerSettings(**{**given, **ours})
+    nanny = NannySettings(worker=settings, **given_settings(context, NannySettings))
+    if argv.words:
+        nanny = nanny._replace(preload_argv=argv)
     if share.workers == 1 or settings.name is None:
         return [nanny] * share.workers
     names = (f"{settings.name}-{number}" for number in range(share.workers))
     return [nanny._replace(worker=settings._replace(name=name)) for name in names]
+
+
+def _argv(context: click.Context) -> Argv:
+    """The arguments for modules. Their first option may stand where SCHEDULER would, if that is given otherwise."""
+    from trio_dask.configuration import configured_scheduler
+
+    options = context.params
+    first: str = options["scheduler"] or ""
+    if first.startswith("-"):
+        options["scheduler"] = None
+        options["preload_argv"] = (first, *options["preload_argv"])
+        if not options["scheduler_file"] and configured_scheduler(read_configuration(context), "worker")[0] is None:
+            raise click.UsageError(f"no such option: {first}; write options of --preload modules after SCHEDULER")
+    return preload_argv(context)
 
 
 def _on_scheduler_stop(given: dict[str, Any]) -> Any:
@@ -153,15 +173,14 @@ def _address_settings(options: dict[str, Any], share: WorkerSizing) -> dict[str,
             )
         host, ports = listen.host, (listen.port, listen.port)
     if contact is not None:
+        option = given_as("--contact-address")
         if not contact.host:
-            raise click.UsageError(f"--contact-address: {str(contact)!a} has no host")
+            raise click.UsageError(f"{option}: {str(contact)!a} has no host")
         if contact.port and share.workers > 1:
-            raise click.UsageError(
-                f"--contact-address: one port for {share.workers} workers; leave it out, or start one worker"
-            )
+            raise click.UsageError(f"{option}: one port for {share.workers} workers; leave it out, or start one worker")
         if listen is None and not ports[0]:
             raise click.UsageError(
-                f"--contact-address {contact}: give --listen-address too, or --worker-port, the place that it leads to"
+                f"{option} {contact}: give --listen-address too, or --worker-port, the place that it leads to"
             )
     # A contact address without a port gets that of the listener.
     reached = None if contact is None else str(contact).removesuffix(":0")

@@ -22,6 +22,7 @@ from trio_dask.config import (
     WHICH_SCHEDULER,
     NannySettings,
     WorkerSettings,
+    own_key,
 )
 from trio_dask.errors import UsageError
 from trio_dask.parsing import parse_memory_limit, parse_port_range, parse_threads
@@ -78,6 +79,7 @@ PARAMETERS: Final[list[click.Parameter]] = [
     click.Argument(["preload_argv"], nargs=-1, metavar="[ARGS]..."),
     SectionOption(
         ["--nworkers", "--nprocs", "nworkers"],
+        declared=own_key("nworkers"),
         section=SIZE,
         metavar="N",
         default="1",
@@ -86,12 +88,14 @@ PARAMETERS: Final[list[click.Parameter]] = [
     ),
     SectionOption(
         ["--nthreads"],
+        declared=own_key("nthreads"),
         section=SIZE,
         type=Checked("N", parse_threads),
         help="Tasks that each worker runs at once. Default: the CPUs, divided among the workers.",
     ),
     SectionOption(
         ["--memory-limit"],
+        declared=own_key("memory-limit"),
         section=SIZE,
         type=Checked("SIZE", _read_memory_limit),
         default="auto",
@@ -100,6 +104,8 @@ PARAMETERS: Final[list[click.Parameter]] = [
     ),
     SectionOption(
         ["--host"],
+        declared=own_key("host"),
+        instead=("interface", "listen_address"),
         section=WHERE_THEY_LISTEN,
         type=Checked("TEXT", _read_host),
         default="",
@@ -107,12 +113,16 @@ PARAMETERS: Final[list[click.Parameter]] = [
     ),
     SectionOption(
         ["--interface"],
+        declared=own_key("interface"),
+        instead=("host", "listen_address"),
         section=WHERE_THEY_LISTEN,
         type=Checked(INTERFACE.metavar, INTERFACE.read),
         help="Network interface to listen on, such as eth0.",
     ),
     SectionOption(
         ["--worker-port"],
+        declared=own_key("worker-port"),
+        instead=("listen_address",),
         section=WHERE_THEY_LISTEN,
         type=Checked("PORT", parse_port_range),
         default="0",
@@ -120,29 +130,34 @@ PARAMETERS: Final[list[click.Parameter]] = [
     ),
     SectionOption(
         ["--listen-address"],
+        declared=own_key("listen-address"),
+        instead=("host", "interface", "worker_port"),
         section=WHERE_THEY_LISTEN,
         type=ADDRESS,
         help="Address to listen on, such as tcp://0.0.0.0:9000.",
     ),
     SectionOption(
         ["--contact-address"],
+        declared=own_key("contact-address"),
         section=WHERE_THEY_LISTEN,
         type=ADDRESS,
         help="Address that others use to reach the worker, if it differs.",
     ),
     SectionOption(
         ["--nanny/--no-nanny"],
+        declared=own_key("nanny"),
         section=NANNIES,
         default=True,
         help="Run each worker in its own process and restart it when it crashes, or run one worker in this process.",
     ),
     SectionOption(
         ["--preload-nanny"],
+        declared=own_key("preload-nanny", "distributed.nanny.preload", collect=tuple),
         section=HOW_THEY_RUN,
         after="--preload",
         type=Checked(MODULE.metavar, MODULE.read),
         multiple=True,
-        help="Module or .py file that the launcher imports first. Can be repeated.",
+        help="Module or .py file that the launcher imports first; its dask_setup(nanny) is called. Can be repeated.",
     ),
     *setting_options(NannySettings),
     *setting_options(WorkerSettings),

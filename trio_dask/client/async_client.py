@@ -40,7 +40,7 @@ class AsyncClient(AsyncOperations, AsyncLocalRuns, BaseClient[AsyncFuture]):
     future is gone.
 
     The arguments are those of `Client`, and a lost connection is a delay as there. It starts no cluster: without an
-    address, a scheduler file and `DASK_SCHEDULER_ADDRESS` it raises `UsageError`.
+    address, a scheduler file and a scheduler in the configuration it raises `UsageError`.
 
     Raises, when it is entered:
       NoScheduler, RefusedError: as `Client` does.
@@ -55,7 +55,7 @@ class AsyncClient(AsyncOperations, AsyncLocalRuns, BaseClient[AsyncFuture]):
         *,
         name: str | None = None,
         cluster_key: str | os.PathLike[str] | None = None,
-        auth: bool = True,
+        auth: bool | None = None,
     ) -> None:
         settings = settings_for(address_of(address), scheduler_file, timeout, name, cluster_key, auth)
         if settings.scheduler is None and settings.scheduler_file is None:

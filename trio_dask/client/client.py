@@ -51,14 +51,15 @@ class Client(BlockingOperations, BlockingLocalRuns, BaseClient[Future]):
     none, makes the client dial again for up to `timeout`.
 
     Args:
-      address: of the scheduler, such as "tcp://host:8786" or "host", or a cluster. By default that in the environment
-        variable `DASK_SCHEDULER_ADDRESS`; without that, the client starts a `LocalCluster` of its own.
+      address: of the scheduler, such as "tcp://host:8786" or "host", or a cluster. By default that of the
+        configuration, such as the environment variable `DASK_SCHEDULER_ADDRESS`; without that, the client starts a
+        `LocalCluster` of its own.
       timeout: for connecting, at first and again, in seconds or as a text such as "30s".
       set_as_default: whether `get_client` and unpickled futures may use this client.
       scheduler_file: instead of an address, the file that the scheduler writes; the client waits for it.
       name: of this client in the scheduler's answers and logs.
       cluster_key: the file with the cluster's key, instead of where it is looked for otherwise.
-      auth: False for a scheduler that was started with `--no-auth`.
+      auth: False for a scheduler that was started with `--no-auth`; by default what the configuration says, or True.
       **options: for the `LocalCluster` of its own, such as `n_workers` and `threads_per_worker`.
 
     Raises:
@@ -78,7 +79,7 @@ class Client(BlockingOperations, BlockingLocalRuns, BaseClient[Future]):
         asynchronous: bool = False,
         name: str | None = None,
         cluster_key: str | os.PathLike[str] | None = None,
-        auth: bool = True,
+        auth: bool | None = None,
         **options: Any,
     ) -> None:
         if asynchronous:

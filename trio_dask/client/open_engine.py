@@ -20,6 +20,7 @@ from trio_dask.comm.data_channel import DataChannel
 from trio_dask.comm.endpoint import Endpoint
 from trio_dask.comm.joining import scheduler_endpoint
 from trio_dask.config import ClientSettings
+from trio_dask.configuration import Found, configured, configured_scheduler, load
 from trio_dask.errors import NoScheduler, ProtocolError, UnavailableError, UsageError
 from trio_dask.ids import new_incarnation
 from trio_dask.protocol.hello import Hello
@@ -28,7 +29,6 @@ from trio_dask.protocol.wire_constants import LONGEST_GRACE_S
 from trio_dask.retry_policy import CLIENTS, RetryPolicy
 from trio_dask.security.credentials import NO_CREDENTIALS, Credentials
 
-ADDRESS_VARIABLE: Final = "DASK_SCHEDULER_ADDRESS"
 FIRST_SPREAD_S: Final = 0.1
 SHORTEST_TRY_S: Final = 2.0
 
@@ -54,27 +54,44 @@ def settings_for(
     timeout: Timeout,
     name: str | None,
     cluster_key: str | os.PathLike[str] | None = None,
-    auth: bool = True,
+    auth: bool | None = None,
 ) -> ClientSettings:
-    """Settings from the arguments of a client, else for the scheduler that the environment names.
+    """Settings from the arguments of a client, and from the configuration.
 
-    `scheduler` and `scheduler_file` are both None if nothing names one. Raises `UsageError`.
+    `scheduler` and `scheduler_file` are both None if nothing names one.
+
+    Raises:
+      UsageError: an argument or the configuration is wrong.
     """
-    if address is None and scheduler_file is None:
-        address = os.environ.get(ADDRESS_VARIABLE) or None
     if address is not None and scheduler_file is not None:
         raise UsageError("give an address or a scheduler file, not both")
-    if address is not None:
+    configuration = load()
+    configuration.check()
+    settings = ClientSettings(**configured(ClientSettings, "client", configuration))
+    file = None if scheduler_file is None else os.fspath(scheduler_file)
+    if address is None and file is None:
+        found_address, found_file = configured_scheduler(configuration, "client")
+        address, file = _text_of(found_address), _text_of(found_file)
+        if found_address is not None and address is not None:
+            try:
+                parse_scheduler_address(address)
+            except UsageError as error:
+                raise UsageError(f"{found_address.origin}: {error}") from error
+    elif address is not None:
         parse_scheduler_address(address)
-    settings = ClientSettings(
+    settings = settings._replace(
         scheduler=address,
-        scheduler_file=None if scheduler_file is None else os.fspath(scheduler_file),
+        scheduler_file=file,
         cluster_key=None if cluster_key is None else os.fspath(cluster_key),
-        auth=auth,
-        name=name,
+        auth=settings.auth if auth is None else auth,
+        name=name or settings.name,
     )
     seconds = as_seconds(timeout)
     return settings if seconds is None else settings._replace(connect_timeout_s=seconds)
+
+
+def _text_of(found: Found | None) -> str | None:
+    return None if found is None or not found.texts else found.texts[0]
 
 
 def home_of(settings: ClientSettings) -> trio.lowlevel.TrioToken | None:

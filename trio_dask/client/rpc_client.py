@@ -55,7 +55,7 @@ class rpc:
         *,
         timeout: Timeout = TIMEOUT_S,
         cluster_key: str | os.PathLike[str] | None = None,
-        auth: bool = True,
+        auth: bool | None = None,
     ) -> None:
         if isinstance(address, tuple):
             host, port = address  # pyright: ignore[reportUnknownVariableType] - checked as text below

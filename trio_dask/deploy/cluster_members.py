@@ -158,7 +158,7 @@ class Members:
         spec = ChildSpec(
             name=f"{self._name}-scheduler",
             program=child_services.scheduler,
-            settings=to_json(SchedulerSettings(listen_fd=listen_fd)),
+            settings=to_json(SchedulerSettings(**self._layout.scheduler, listen_fd=listen_fd)),
             credentials=self.credentials,
             inherit=(listen_fd,),
             stderr=_pass_on,
@@ -200,6 +200,7 @@ class Members:
         # A worker that does not start the first time will not start the second, and a user waits for it. Later crashes
         # are forgiven more often than elsewhere: to give up is to end the cluster, and with it the user's session.
         settings = NannySettings(
+            **self._layout.nanny,
             worker=self._worker_settings(member),
             port_range=None,
             same_failures=1,
@@ -221,17 +222,16 @@ class Members:
         except (TrioDaskError, OSError) as exc:
             self._fail(ClusterError(f"{label}: {exc}"))
         finally:
-            await remove_scratch(self._layout.local_directory)  # noqa: ASYNC102 - it shields itself, with a limit
+            await remove_scratch(self._layout.worker.get("local_directory"))  # noqa: ASYNC102 - it shields itself, with a limit
 
     def _worker_settings(self, member: Member) -> WorkerSettings:
         return WorkerSettings(
+            **self._layout.worker,
             scheduler=self.scheduler_address,
             host=self._layout.host if self._layout.processes else "",
             name=member.name,
             nthreads=self._layout.threads_per_worker,
             memory_limit_bytes=self._layout.memory_limit_bytes,
-            resources=self._layout.resources,
-            local_directory=self._layout.local_directory,
             death_timeout_s=DEATH_TIMEOUT_S,
         )
 
@@ -241,7 +241,8 @@ class Members:
         from trio_dask.scheduler.service import run_scheduler
 
         async with trio.open_nursery() as nursery:
-            settings = SchedulerSettings(address=str(inproc_address(f"{self._name}-{next(_programs)}")))
+            address = str(inproc_address(f"{self._name}-{next(_programs)}"))
+            settings = SchedulerSettings(**self._layout.scheduler, address=address)
             self.scheduler_address = str(await nursery.start(run_scheduler, settings))
             task_status.started()
         self.set_worker_count(0)

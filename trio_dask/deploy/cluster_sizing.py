@@ -7,9 +7,12 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import count
+from typing import Any
 
 from trio_dask import host_limits
 from trio_dask.batch_system import Amount
+from trio_dask.config import LONE_WORKER_TTLS, NannySettings, SchedulerSettings, WorkerSettings
+from trio_dask.configuration import configured, is_shared, load
 from trio_dask.errors import UsageError
 from trio_dask.parsing import MAX_THREADS, check_memory_limit, counted, format_bytes, parse_memory_limit
 from trio_dask.processes.environment import raise_file_limit
@@ -28,7 +31,10 @@ _clusters = count(1)
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """What a local cluster consists of. `memory_limit_bytes` is for each worker; None means no limit."""
+    """What a local cluster consists of. `memory_limit_bytes` is for each worker; None means no limit.
+
+    `scheduler`, `worker` and `nanny` are settings of its members, from the configuration and from arguments.
+    """
 
     name: str
     n_workers: int
@@ -37,8 +43,9 @@ class Layout:
     processes: bool
     host: str
     scheduler_port: int
-    resources: Mapping[str, float]
-    local_directory: str | None
+    scheduler: Mapping[str, Any]
+    worker: Mapping[str, Any]
+    nanny: Mapping[str, Any]
 
 
 def plan(
@@ -64,6 +71,7 @@ def plan(
       host: where they listen. Whoever can reach that address can run programs in your name.
       scheduler_port: 0 takes any free one.
       resources: what each worker offers to tasks that ask for resources.
+      local_directory: folder to spill to; by default the system's temporary folder.
 
     Raises:
       UsageError: an argument makes no sense.
@@ -90,6 +98,11 @@ def plan(
         check_memory_limit(str(memory_limit), limit_bytes, machine_bytes=machine_bytes)
     except UsageError as exc:
         raise UsageError(f"memory_limit: {exc}") from exc
+    scheduler, worker, nanny = _configured_members()
+    if resources is not None:
+        worker["resources"] = dict(resources)
+    if local_directory is not None:
+        worker["local_directory"] = local_directory
     layout = Layout(
         name=name or f"local-{next(_clusters)}",
         n_workers=n_workers,
@@ -98,11 +111,28 @@ def plan(
         processes=processes,
         host=host,
         scheduler_port=scheduler_port,
-        resources=dict(resources or {}),
-        local_directory=local_directory,
+        scheduler=scheduler,
+        worker=worker,
+        nanny=nanny,
     )
     allow_files(layout, n_workers)
     return layout
+
+
+def _configured_members() -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """What the configuration says of scheduler, workers and nannies that are not started by a command.
+
+    Keys that are ours alone are for commands: two clusters cannot share a port or a file.
+    """
+    configuration = load()
+    configuration.check()
+    scheduler = configured(SchedulerSettings, "scheduler", configuration, wanted=is_shared)
+    scheduler.pop("protocol", None)  # the cluster binds the port itself
+    if "worker_ttl_s" in scheduler:
+        scheduler["lone_worker_ttl_s"] = LONE_WORKER_TTLS * scheduler["worker_ttl_s"]
+    worker = configured(WorkerSettings, "worker", configuration, wanted=is_shared)
+    worker.pop("scheduler", None)
+    return scheduler, worker, configured(NannySettings, "worker", configuration, wanted=is_shared)
 
 
 @dataclass(frozen=True, kw_only=True)

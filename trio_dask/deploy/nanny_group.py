@@ -10,15 +10,18 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 
 import trio
 
 from trio_dask.config import NannySettings
 from trio_dask.deploy import child_services
+from trio_dask.deploy.preload import Preloaded, set_up
 from trio_dask.deploy.program_runner import Stopper
 from trio_dask.deploy.worker_program import remove_scratch
 from trio_dask.errors import TrioDaskError
+from trio_dask.nanny.handle import NannyHandle
 from trio_dask.nanny.service import Nanny
 from trio_dask.nanny.worker_process import Stop
 from trio_dask.owned_files import keep_file
@@ -35,19 +38,25 @@ async def run_nannies(
     *,
     label: str,
     debug: bool = False,
+    preloaded: Sequence[Preloaded] = (),
     credentials: Credentials | None = None,
     changed: Callable[[Sequence[Nanny]], object] = lambda nannies: None,
 ) -> None:
     """Look after one worker for each of these settings, until all have ended. A signal makes the workers drain.
 
-    The pid file names the launcher. `label` is the name of the program in lines about a worker. The
-    `credentials` are looked for where the settings say, unless they are given. It calls `changed` with all nannies when
-    a worker comes or goes.
+    The `preloaded` modules are set up for each nanny, see `preload`. The pid file names the launcher. `label` is the
+    name of the program in lines about a worker. The `credentials` are looked for where the settings say, unless they
+    are given. It calls `changed` with all nannies when a worker comes or goes.
 
     Raises:
-      KeptCrashing, NoScheduler, RefusedError, UsageError, OSError: what the first nanny that failed raised.
+      KeptCrashing, NoScheduler, RefusedError, UsageError, PreloadError, OSError: what the first nanny that failed
+        raised.
     """
-    nannies = [_nanny(label, number, len(settings), one, debug, credentials) for number, one in enumerate(settings)]
+    argv = settings[0].preload_argv
+    around = partial(set_up, preloaded, argv, option="--preload-nanny") if preloaded else None
+    nannies = [
+        _nanny(label, number, len(settings), one, debug, credentials, around) for number, one in enumerate(settings)
+    ]
     for nanny in nannies:
         nanny.changed = partial(changed, nannies)
     shared = settings[0].worker
@@ -80,7 +89,15 @@ async def run_nannies(
             raise failures[0]
 
 
-def _nanny(label: str, number: int, of: int, settings: NannySettings, debug: bool, credentials: Credentials | None) -> Nanny:
+def _nanny(
+    label: str,
+    number: int,
+    of: int,
+    settings: NannySettings,
+    debug: bool,
+    credentials: Credentials | None,
+    around: Callable[[NannyHandle], AbstractAsyncContextManager[None]] | None,
+) -> Nanny:
     name = settings.worker.name
     origin = name or ("worker" if of == 1 else f"worker {number}")
     return Nanny(
@@ -90,6 +107,7 @@ def _nanny(label: str, number: int, of: int, settings: NannySettings, debug: boo
         label=label if name is None else f"{label} {name}",
         log=ChildLog(origin=origin, records=True, quiet=False, debug=debug),
         output=_output_logger(origin),
+        around=around,
     )
 
 

@@ -1,4 +1,4 @@
-"""User modules that a worker imports before it starts, with their `dask_setup` and `dask_teardown`."""
+"""User modules that a program imports before it starts, with their `dask_setup` and `dask_teardown`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from trio_dask.errors import ClusterError, UnavailableError
+from trio_dask.config import Argv
+from trio_dask.errors import ClusterError, UnavailableError, UsageError
 
 TEARDOWN_S = 2.0
 
@@ -32,7 +33,7 @@ class PreloadError(ClusterError):
     """The user's module raised, as it would again in the next process."""
 
 
-def preload(names: Sequence[str], argv: Sequence[str], *, option: str = "--preload") -> list[Preloaded]:
+def preload(names: Sequence[str], argv: Argv, *, option: str = "--preload") -> list[Preloaded]:
     """Import each of these, once: a dotted name, or the path of a `.py` file. `sys.argv` holds `argv` meanwhile.
 
     Raises:
@@ -40,7 +41,7 @@ def preload(names: Sequence[str], argv: Sequence[str], *, option: str = "--prelo
       PreloadError: it raised when it was imported; the message says where.
     """
     before = sys.argv[1:]
-    sys.argv[1:] = argv
+    sys.argv[1:] = argv.words
     try:
         return [Preloaded(name, _load(name, option)) for name in names]
     finally:
@@ -48,38 +49,56 @@ def preload(names: Sequence[str], argv: Sequence[str], *, option: str = "--prelo
 
 
 @asynccontextmanager
-async def set_up(preloaded: Sequence[Preloaded], argv: Sequence[str], worker: Any) -> AsyncGenerator[None]:
-    """Call the `dask_setup` of each module with the worker, and at the end, in reverse, each `dask_teardown`.
+async def set_up(
+    preloaded: Sequence[Preloaded], argv: Argv, subject: Any, *, option: str = "--preload"
+) -> AsyncGenerator[None]:
+    """Call the `dask_setup` of each module with the subject, and at the end, in reverse, each `dask_teardown`.
 
-    Both may be plain functions, called in a thread, or `async def` ones, which run under Trio. A
-    `dask_setup` that is a click command gets its options from `argv`.
+    The subject is what users see of a scheduler, a worker or a nanny. Both functions may be plain ones, called in a
+    thread, or `async def` ones, which run under Trio. A `dask_setup` that is a click command gets its options from
+    `argv`.
 
     Raises:
       PreloadError: a `dask_setup` raised; the message says where.
+      UsageError: `argv` has options that no module takes.
     """
     import trio  # options alone do not need it
 
     ready: list[Preloaded] = []
+    commands = [one for one in preloaded if hasattr(_hook(one, "dask_setup"), "make_context")]
+    unread = argv.options[:1] if not commands else ()
+    if unread:
+        raise UsageError(
+            f"no such option: {unread[0]}; no module of {option} takes options (write -- before arguments)"
+        )
     try:
         for one in preloaded:
             try:
-                await _call(getattr(one.module, "dask_setup", None), worker, argv)
-            except Exception as error:  # it is the user's code: it can raise anything
-                raise PreloadError(f"--preload: dask_setup of {_what_raised(one, error)}") from error
+                await _call(_hook(one, "dask_setup"), subject, argv.words)
+            except (Exception, SystemExit) as error:  # it is the user's code: it can raise anything
+                from click import ClickException  # a worker without modules does not need it
+
+                if isinstance(error, ClickException):  # the options are wrong, not the module
+                    raise UsageError(f"{option}: {one.name}: {error.format_message()}") from error
+                raise PreloadError(f"{option}: dask_setup of {_what_raised(one, error)}") from error
             ready.append(one)
         yield
     finally:
         with trio.move_on_after(TEARDOWN_S, shield=True) as scope:
             for one in reversed(ready):
                 try:
-                    await _call(getattr(one.module, "dask_teardown", None), worker, ())
-                except Exception as error:  # the worker has ended well all the same
-                    log.warning("--preload: dask_teardown of %s", _what_raised(one, error))
+                    await _call(_hook(one, "dask_teardown"), subject, ())
+                except (Exception, SystemExit) as error:  # the program has done its work all the same
+                    log.warning("%s: dask_teardown of %s", option, _what_raised(one, error))
         if scope.cancelled_caught:
-            log.warning("--preload: dask_teardown took more than %g s and was abandoned", TEARDOWN_S)
+            log.warning("%s: dask_teardown took more than %g s and was abandoned", option, TEARDOWN_S)
 
 
-async def _call(function: Any, worker: Any, argv: Sequence[str]) -> None:
+def _hook(one: Preloaded, name: str) -> Any:
+    return getattr(one.module, name, None)
+
+
+async def _call(function: Any, subject: Any, argv: Sequence[str]) -> None:
     import trio
 
     if function is None:
@@ -89,9 +108,9 @@ async def _call(function: Any, worker: Any, argv: Sequence[str]) -> None:
         options = function.make_context("dask_setup", list(argv)).params
         function = function.callback
     if inspect.iscoroutinefunction(function):
-        await function(worker, **options)
+        await function(subject, **options)
     else:
-        await trio.to_thread.run_sync(lambda: function(worker, **options), abandon_on_cancel=True)
+        await trio.to_thread.run_sync(lambda: function(subject, **options), abandon_on_cancel=True)
 
 
 def _load(name: str, option: str) -> ModuleType:
@@ -99,13 +118,16 @@ def _load(name: str, option: str) -> ModuleType:
     try:
         if is_file:
             return _load_file(Path(name))
-        return importlib.import_module(name)
-    except Exception as error:  # it is the user's code: it can raise anything
+        module = importlib.import_module(name)
+    except (Exception, SystemExit) as error:  # it is the user's code: it can raise anything
         if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."):
             raise UnavailableError(f"{option}: there is no module {name!a}") from error
         if is_file and not Path(name).is_file():
             raise UnavailableError(f"{option}: there is no file {name!a}") from error
         raise PreloadError(f"{option}: importing {name} raised {_described(error, _file_of(name))}") from error
+    if module.__spec__ is not None and module.__spec__.origin is None:
+        raise UnavailableError(f"{option}: there is no module {name!a}, only a folder without Python code in it")
+    return module
 
 
 def _what_raised(one: Preloaded, error: BaseException) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from trio_dask.config import WorkerSettings
+from trio_dask.config import NO_ARGV, Argv, WorkerSettings
 from trio_dask.deploy.preload import Preloaded, set_up
 from trio_dask.deploy.program_runner import Stopper
 from trio_dask.exit_status import ExitStatus
@@ -31,7 +31,7 @@ async def work(
     leaving: Callable[[str], None] | None = None,
     at_rest: Callable[[], None] | None = None,
     preloaded: Sequence[Preloaded] = (),
-    argv: Sequence[str] = (),
+    argv: Argv = NO_ARGV,
     task_status: trio.TaskStatus[Address] | None = None,
 ) -> None:
     """Run a worker in this process, which does nothing else. A signal makes it drain.

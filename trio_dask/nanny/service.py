@@ -14,6 +14,7 @@ import random
 import signal
 import socket
 from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
@@ -27,6 +28,7 @@ from trio_dask.errors import ClusterError, KeptCrashing, NoScheduler, RefusedErr
 from trio_dask.exit_status import ExitStatus
 from trio_dask.ids import new_incarnation
 from trio_dask.nanny.death_report import OomKills, cause_of_death
+from trio_dask.nanny.handle import NannyHandle
 from trio_dask.nanny.restart_policy import (
     ExitDecision,
     Finish,
@@ -71,6 +73,7 @@ class Nanny:
     It calls `changed` when `address` or `pid` change, and `output` with what the worker writes to its stderr. A worker
     process runs `program`, with the `credentials` that are given, if any; `start` starts it. `label` names the program
     in lines about the worker; for `log` see `ChildLog`.
+    `around` makes a block from what the operator's modules see of this nanny, in which its workers run.
     """
 
     _oom_kills: OomKills | None = None  # one for all nannies of this program
@@ -86,6 +89,7 @@ class Nanny:
         changed: Callable[[], object] = lambda: None,
         output: Callable[[bytes], object] = lambda data: None,
         start: Starter = start_by_exec,
+        around: Callable[[NannyHandle], AbstractAsyncContextManager[None]] | None = None,
     ) -> None:
         self.settings = settings
         self.control_address: Address | None = None
@@ -97,6 +101,7 @@ class Nanny:
         self.changed = changed
         self._output = output
         self._start = start
+        self._around = around
         self._core = NannyCore(settings)
         self._connection = SchedulerConnection(
             settings.worker, credentials, details=self._details, alive=self._alive, handle=self._handle
@@ -230,6 +235,7 @@ class Nanny:
           RefusedError: the scheduler does not take the worker.
           UsageError: the worker cannot use something in the settings.
           OSError: it cannot listen where the settings say.
+          TrioDaskError: `around` raised it.
         """
         outcome: Finish | GiveUp = Finish()
         failure: Exception | None = None
@@ -241,8 +247,9 @@ class Nanny:
                     self.control_address = await nursery.start(serving, self.settings, identity, self._commands())
                     log.info("Start nanny at: %s", self.control_address)
                 nursery.start_soon(self._connection.run)
-                outcome = await self._run_workers(task_status)
-            except (OSError, UsageError) as error:
+                async with nullcontext() if self._around is None else self._around(NannyHandle(self)):
+                    outcome = await self._run_workers(task_status)
+            except (OSError, TrioDaskError) as error:
                 failure = error  # raised outside of the nursery, which would wrap it
             nursery.cancel_scope.cancel()
         if failure is not None:
@@ -267,7 +274,7 @@ class Nanny:
             settings=to_json(settings._replace(worker=worker)),
             credentials=self._given,
             inherit=(board.fd,),
-            environment=child_environment(settings.environment),
+            environment=child_environment(settings.environment, defaults=settings.default_environment),
             guarded=True,
             log=self._log,
             start_timeout_s=settings.start_timeout_s,

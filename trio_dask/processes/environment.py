@@ -20,13 +20,16 @@ LIBRARY_THREADS = (
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**20), "MALLOC_TRIM_THRESHOLD_": str(4 * 2**20)}
 
 
-def child_environment(given: Mapping[str, str], ours: Mapping[str, str] | None = None) -> dict[str, str]:
-    """What to set on top of our own environment (`ours`): defaults where it says nothing, and what the user gave."""
+def child_environment(
+    given: Mapping[str, str], ours: Mapping[str, str] | None = None, *, defaults: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """What to set on top of our own environment (`ours`): `defaults` and ours where it says nothing, and `given`."""
     ours = os.environ if ours is None else ours
-    defaults = dict.fromkeys(LIBRARY_THREADS, "1")
+    usual = dict.fromkeys(LIBRARY_THREADS, "1")
     if not any(name.startswith("MALLOC_") for name in ours):
-        defaults |= ALLOCATOR
-    return {**{name: value for name, value in defaults.items() if name not in ours}, **given}
+        usual |= ALLOCATOR
+    usual |= defaults or {}
+    return {**{name: value for name, value in usual.items() if name not in ours}, **given}
 
 
 def raise_file_limit(wanted: int = OPEN_FILES) -> int:

@@ -25,16 +25,7 @@ def scheduler_commands(
     """The commands. `restart` has all workers begin afresh, `stop` ends the scheduler; both take a reason."""
 
     def identity(arguments: Mapping[str, Any]) -> Any:
-        return {
-            "type": "scheduler",
-            "address": address(),
-            "incarnation": mine.incarnation,
-            "pid": os.getpid(),
-            "host": socket.gethostname(),
-            "package": mine.package,
-            "python": mine.python,
-            "workers": core.worker_addresses(),
-        }
+        return scheduler_identity(core, mine, address())
 
     def status(arguments: Mapping[str, Any]) -> Any:
         return {"status": "running", **core.counts()}
@@ -48,6 +39,20 @@ def scheduler_commands(
         "status": status,
         "restart": lambda arguments: restart("requested by rpc"),
         "terminate": lambda arguments: stop("requested by rpc"),
+    }
+
+
+def scheduler_identity(core: SchedulerCore, mine: Hello, address: str) -> dict[str, Any]:
+    """What this scheduler is."""
+    return {
+        "type": "scheduler",
+        "address": address,
+        "incarnation": mine.incarnation,
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "package": mine.package,
+        "python": mine.python,
+        "workers": core.worker_addresses(),
     }
 
 

@@ -15,6 +15,8 @@ import logging
 import math
 import os
 import socket
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import trio
 
@@ -43,7 +45,8 @@ from trio_dask.scheduler.core import (
     SchedulerCore,
     Stop,
 )
-from trio_dask.scheduler.rpc_handlers import scheduler_commands
+from trio_dask.scheduler.plugins import PluginHost, SchedulerHandle
+from trio_dask.scheduler.rpc_handlers import scheduler_commands, scheduler_identity
 from trio_dask.scheduler_file import scheduler_file_text
 from trio_dask.security.cluster_key import user_name
 from trio_dask.security.credentials import NO_CREDENTIALS, Credentials, find_credentials
@@ -56,6 +59,7 @@ async def run_scheduler(
     settings: SchedulerSettings,
     *,
     credentials: Credentials | None = None,
+    around: Callable[[SchedulerHandle], AbstractAsyncContextManager[None]] | None = None,
     task_status: trio.TaskStatus[Address] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Run a scheduler until it is cancelled, or a client ends the cluster; `task_status.started` gives its address.
@@ -64,18 +68,27 @@ async def run_scheduler(
     Workers then leave, or wait for its successor; when a client ends the cluster, all of them leave.
     The `credentials` of the cluster are looked for where the settings say, unless they are given.
 
+    `around` makes a block from what the operator's modules see of this scheduler. It is entered once the address is
+    known and before any peer joins, and left when the scheduler is to end.
+
     Raises:
       OSError: it cannot listen at its address.
       UsageError: a file cannot be written, or there is no such interface.
     """
-    service = _Service(settings, credentials)
+    service = _Service(settings, credentials, around)
     with keep_file(settings.pid_file, f"{os.getpid()}\n"):
         await service.run(task_status)
 
 
 class _Service:
-    def __init__(self, settings: SchedulerSettings, given: Credentials | None) -> None:
+    def __init__(
+        self,
+        settings: SchedulerSettings,
+        given: Credentials | None,
+        around: Callable[[SchedulerHandle], AbstractAsyncContextManager[None]] | None,
+    ) -> None:
         self._settings = settings
+        self._around = around
         self._credentials = self._find_credentials(given)
         self._identity = Hello(role="scheduler", incarnation=new_incarnation())
         self._core = SchedulerCore(
@@ -99,6 +112,10 @@ class _Service:
         self._commands = scheduler_commands(
             self._core, self._identity, address=lambda: self._address, restart=self._restart, stop=self._stop
         )
+        self._plugins = PluginHost(self._core, lambda: scheduler_identity(self._core, self._identity, self._address))
+        self._events = self._plugins.ring.events
+        self._set_up = trio.Event()
+        """The operator's modules have been set up, so that they can be told of every peer."""
 
     async def run(self, task_status: trio.TaskStatus[Address]) -> None:
         """Serve until cancelled, or until a stop is asked for."""
@@ -112,7 +129,7 @@ class _Service:
                         self._stopping.set()
                         sessions.cancel_scope.cancel()
         finally:
-            if self._address:
+            if self._set_up.is_set():
                 reason = f": {self._farewell.reason}" if isinstance(self._farewell, Leave) else ""
                 log.info("Scheduler stopped%s", reason)
 
@@ -128,10 +145,24 @@ class _Service:
             python=mine.python,
             key=self._credentials.key,
         )
-        with keep_file(self._settings.scheduler_file, text):
-            self._announce(address, others, bound)
-            task_status.started(address)
-            await self._stopping.wait()
+        async with self._with_plugins(sessions):
+            with keep_file(self._settings.scheduler_file, text):
+                self._announce(address, others, bound)
+                self._set_up.set()
+                task_status.started(address)
+                await self._stopping.wait()
+
+    @asynccontextmanager
+    async def _with_plugins(self, sessions: trio.Nursery) -> AsyncGenerator[None]:
+        if self._around is None:
+            yield
+            return
+        sessions.start_soon(self._plugins.run)
+        async with self._around(self._plugins.handle(self._address, self._identity.incarnation)):
+            try:
+                yield
+            finally:
+                await self._plugins.close()  # noqa: ASYNC102 - it shields itself, with a limit
 
     def _find_credentials(self, given: Credentials | None) -> Credentials:
         address = self._settings.address
@@ -201,6 +232,8 @@ class _Service:
         if hello.role == "control":
             await serve_control(connection, self._commands)
             return
+        if not self._set_up.is_set():
+            await self._set_up.wait()
         if hello.role == "worker":
             # The core watches whether workers live: a task may keep one from saying so itself for minutes.
             connection.link.silence_s = math.inf
@@ -294,6 +327,8 @@ class _Service:
                         log.info("%s", text)
                 case Stop(reason):
                     self._stop(reason)
+        if self._events:
+            self._plugins.wake()
         deadline = core.next_deadline()
         if deadline < self._alarm.deadline:  # one that comes too early finds nothing to do: cheaper than to move it
             self._alarm.deadline = deadline

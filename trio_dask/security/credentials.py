@@ -28,14 +28,17 @@ class CredentialSettings(Protocol):
         ...
 
     @property
+    def default_cluster_key(self) -> str | None:
+        """The file with the key where nothing stronger names one."""
+        ...
+
+    @property
     def auth(self) -> bool:
         """Whether peers have to prove that they have the key."""
         ...
 
 
-def find_credentials(
-    settings: CredentialSettings, *, in_scheduler_file: ClusterKey | None = None, configured: str | None = None
-) -> Credentials:
+def find_credentials(settings: CredentialSettings, *, in_scheduler_file: ClusterKey | None = None) -> Credentials:
     """The credentials of a program. The first source counts that names a key.
 
     These are: the option; the environment; the scheduler file; the configuration, which may name a file; the file in
@@ -51,6 +54,7 @@ def find_credentials(
         return Credentials(read_key_file(named))
     if in_scheduler_file is not None:
         return Credentials(in_scheduler_file)
+    configured = settings.default_cluster_key
     return Credentials(read_key_file(configured) if configured else home_key())
 
 

@@ -261,7 +261,7 @@ def test_a_toml_file_says_the_same_and_has_defaults(tmp_path: Path) -> None:
         "alice@other memory=2GB",
         *(
             f"alice@gpu{number}:2222 nworkers=2 nthreads=8 memory=4GiB name=gpu-{number - 1} "
-            'resources=GPU=2.0,MEM=1000000000.0 setup="module load x && . venv/bin/activate"'
+            'resources=GPU=2,MEM=1000000000 setup="module load x && . venv/bin/activate"'
             for number in (1, 2)
         ),
         "bob@head nworkers=0 memory=4GiB python=/opt/py/bin/python scheduler",

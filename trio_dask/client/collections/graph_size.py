@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-from typing import Final
 
 from trio_dask.client.graph_parts import GraphRow
+from trio_dask.config import ClientSettings
+from trio_dask.configuration import configured, load
 from trio_dask.ids import Digest, Key
-
-LARGE_BYTES: Final = 10 * 2**20
 
 _logger = logging.getLogger("trio_dask.client")
 
@@ -34,7 +33,8 @@ class GraphSize:
 
     def warn(self) -> None:
         """Say so if it is much, and name the task that carries most."""
-        if self.nbytes > LARGE_BYTES:
+        settings = ClientSettings(**configured(ClientSettings, "client", load()))
+        if self.nbytes > settings.large_graph_bytes:
             largest, key = self._largest
             _logger.warning(
                 "A graph has %.1f MiB of values, %.1f MiB of them in task %r: load such data in tasks, or scatter it",

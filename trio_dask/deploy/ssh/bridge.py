@@ -1,8 +1,8 @@
 """asyncio's loop in one thread, for a library that needs it; Trio tasks await what runs there.
 
-    Trio task ── run(function) ─► asyncio task          awaited with `wait_task_rescheduled`
-              ── cancelled ─────► task.cancel()         and its end is awaited, for `CANCEL_S` at most
-              ◄─ result or error ─
+Trio task ── run(function) ─► asyncio task          awaited with `wait_task_rescheduled`
+          ── cancelled ─────► task.cancel()         and its end is awaited, for `CANCEL_S` at most
+          ◄─ result or error ─
 """
 
 from __future__ import annotations

@@ -29,8 +29,14 @@ import trio
 
 from trio_dask._version import __version__
 from trio_dask.comm.addresses import is_loopback, parse_address
-from trio_dask.deploy.ssh.hosts import NO_WORKERS, HostSpec
-from trio_dask.deploy.ssh.options import LauncherSettings, Output, RunningScheduler, scheduler_arguments, worker_arguments
+from trio_dask.deploy.ssh.hosts import HostSpec
+from trio_dask.deploy.ssh.options import (
+    LauncherSettings,
+    Output,
+    RunningScheduler,
+    scheduler_arguments,
+    worker_arguments,
+)
 from trio_dask.deploy.ssh.orders import Greeting, Order, Preparation, Role
 from trio_dask.deploy.ssh.remote_program import ProgramEnd, PythonMissing, RemoteProgram, ask_for_leftovers
 from trio_dask.deploy.ssh.session import HostError, HostLost, Session, one_host_error
@@ -73,9 +79,7 @@ def _ignore(host: str, step: str, text: str) -> None:
 class LogIn(Protocol):
     """Logs in to a host; see `login.Logins.log_in`."""
 
-    def __call__(
-        self, host: HostSpec, on_step: Callable[[str], object], /
-    ) -> AbstractAsyncContextManager[Session]: ...
+    def __call__(self, host: HostSpec, on_step: Callable[[str], object], /) -> AbstractAsyncContextManager[Session]: ...
 
 
 class Phase(Enum):
@@ -229,8 +233,10 @@ class Launcher:
         self._changed = trio.Event()
 
     async def _until(self, condition: Callable[[], bool]) -> None:
+        await trio.lowlevel.checkpoint()
         while not condition():
             await self._changed.wait()
+            await trio.lowlevel.checkpoint()  # what has ended everything may have made the condition true
 
     def _all_ready(self) -> bool:
         return all(host.phase is not Phase.STARTING for host in self._hosts)
@@ -373,7 +379,7 @@ class Launcher:
             if "address" in report:
                 nursery.start_soon(self._open_tunnel, session, str(report["address"]))
 
-        async def order(greeting: Greeting) -> Order:
+        async def order(greeting: Greeting) -> Order:  # noqa: ASYNC124 - as workers wait for it, others may
             return self._order(host, "scheduler", scheduler_arguments(self._settings), self._contact_host(greeting))
 
         async with trio.open_nursery() as nursery:

@@ -103,8 +103,9 @@ class LauncherSettings(NamedTuple):
     """What one launcher needs to know.
 
     `hosts` has each host once, that of the scheduler among them. A host that has no worker of its own has `nworkers` of
-    `NO_WORKERS`. Names of files are those of this machine for `ssh_private_key`, `ssh_config` and `scheduler_file`, and
-    those of the other hosts for `log_directory` and `local_directory`.
+    `NO_WORKERS`. What is None is left to each host, and its configuration. Names of files are those of this machine for
+    `ssh_private_key`, `ssh_config` and `scheduler_file`, and those of the other hosts for `log_directory` and
+    `local_directory`.
 
     With `nohost` workers listen at the address from which they reach the scheduler, as they do by themselves, and not
     at the address that the host is called by here. `worker_options` are further options of `dask-worker`.
@@ -195,14 +196,14 @@ class LauncherSettings(NamedTuple):
         ),
     ] = None
     nworkers: Annotated[
-        str,
+        str | None,
         Option(
             "--nworkers --nprocs",
-            "Worker processes: a number, -1 for one per CPU (-2: one less), or auto.",
+            "Worker processes: a number, -1 for one per CPU (-2: one less), or auto. Default: 1.",
             WORKERS,
             WORKER_COUNT,
         ),
-    ] = "1"
+    ] = None
     nthreads: Annotated[
         int | None,
         Option(
@@ -213,8 +214,14 @@ class LauncherSettings(NamedTuple):
         ),
     ] = None
     memory_limit: Annotated[
-        str, Option("--memory-limit", "Memory limit of each worker, as for dask-worker.", WORKERS, MEMORY_LIMIT)
-    ] = "auto"
+        str | None,
+        Option(
+            "--memory-limit",
+            "Memory limit of each worker: 4GiB, 0.5 (of its machine), 0 (no limit). Default: its share.",
+            WORKERS,
+            MEMORY_LIMIT,
+        ),
+    ] = None
     name: Annotated[
         str | None,
         Option("--name", "Name of the workers; several hosts have NAME-0, NAME-1, ...", WORKERS, NAME),
@@ -269,7 +276,7 @@ class LauncherSettings(NamedTuple):
         float,
         Option(
             "--allow-missing",
-            "Go on without this many of the hosts, or without all that fail (all); else one that fails ends everything.",
+            "Go on without this many of the hosts, or (all) without any that fail. Default: a failure ends everything.",
             FAILURES,
             ALLOW_MISSING,
             hides_default=True,

@@ -1,6 +1,6 @@
 """The launcher's side of one program on a host: start it, check what it is, order what it does, learn of its end.
 
-    start ─► greeting ─► checked ─► prepare ─► order ─► reports ... ─► its end
+start ─► greeting ─► checked ─► prepare ─► order ─► reports ... ─► its end
 """
 
 from __future__ import annotations
@@ -211,7 +211,7 @@ class RemoteProgram:
         """Why there was no greeting: the connection, Python itself, its age, or what it can import."""
         with trio.move_on_after(END_S):
             status = await process.wait()
-            await trio.sleep(0)
+            await trio.lowlevel.checkpoint()  # the readers get what came before the end
             if status == EXIT_UNKNOWN:
                 return HostLost(self._place, "connection", "the connection was lost")
         words = self._tail[-1] if self._tail else "it said nothing"
@@ -254,9 +254,7 @@ async def ask_for_leftovers(
 ) -> tuple[int, int] | None:
     """End what is left of a run on a host. How many processes there were, and are still; None if it does not answer."""
     answer: dict[str, Any] = {}
-    program = RemoteProgram(
-        place, session, python, setup, Preparation("sweep", run), on_report=answer.update
-    )
+    program = RemoteProgram(place, session, python, setup, Preparation("sweep", run), on_report=answer.update)
     with trio.move_on_after(limit_s, shield=True):
         try:
             await program.run(None)
@@ -264,5 +262,3 @@ async def ask_for_leftovers(
             log.debug("%s was not asked for what is left: %s", place, exc)
     found, left = answer.get("found"), answer.get("left")
     return (found, left) if isinstance(found, int) and isinstance(left, int) else None
-
-

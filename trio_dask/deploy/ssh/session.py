@@ -41,7 +41,7 @@ def one_host_error() -> Generator[None]:
     """
     try:
         yield
-    except BaseExceptionGroup as group:
+    except BaseExceptionGroup as group:  # raised again, whole or the error that it stands for
         found, rest = group.split(HostError)
         if found is None or (rest is not None and rest.split(trio.Cancelled)[1] is not None):
             raise

@@ -12,6 +12,7 @@ from typing import NamedTuple, TypeAlias
 from trio_dask.ids import PeerId
 from trio_dask.protocol.hello import Hello, Refusal, Welcome
 from trio_dask.scheduler.core import clients, reconnect
+from trio_dask.scheduler.core.events import ClientAdded
 from trio_dask.scheduler.core.registration import (
     client_grace_s,
     client_session,
@@ -114,6 +115,8 @@ def _begin_client(state: State, hello: Hello, offer: Offer | None) -> Outcome:
         peer = _new_peer(state)
         client = Client(peer, hello.incarnation, hello.name, client_grace_s(hello))
         state.clients[peer] = state.incarnations[hello.incarnation] = client
+        if state.events is not None:
+            state.events.note(ClientAdded(state.now, client.name))
         return Admit(peer)
     return CallAgain("its client must connect again")
 

@@ -19,6 +19,7 @@ from trio_dask.ids import PeerId
 from trio_dask.protocol.hello import Hello
 from trio_dask.protocol.messages import Blob, KeyReady, Message, Received, Submit, SubmitGraph
 from trio_dask.scheduler.core.blobs import unreference
+from trio_dask.scheduler.core.events import ClientRemoved
 from trio_dask.scheduler.core.reconnect import ARRIVAL_S
 from trio_dask.scheduler.core.state import Client, ClientAway, State
 from trio_dask.scheduler.core.task_transitions import release_unneeded, unwant
@@ -46,6 +47,8 @@ def remove_client(state: State, client: Client) -> None:
         unreference(state, blob)
     client.blobs.clear()
     state.pending.client_left(client.peer)
+    if state.events is not None:
+        state.events.note(ClientRemoved(state.now, client.name))
 
 
 # ------------------------------------------------------------------------------------------------- away and back

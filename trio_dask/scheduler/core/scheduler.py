@@ -11,6 +11,7 @@ from trio_dask.protocol.hello import Hello, Refusal, Welcome
 from trio_dask.protocol.messages import Message
 from trio_dask.scheduler.core import admission, clients, idle_timeout, reconnect, retirement, stuck_tasks
 from trio_dask.scheduler.core.admission import Outcome
+from trio_dask.scheduler.core.events import EventRing
 from trio_dask.scheduler.core.invariants import check
 from trio_dask.scheduler.core.message_handlers import FROM_CLIENT, FROM_NANNY, FROM_WORKER, restart
 from trio_dask.scheduler.core.placement import place
@@ -113,6 +114,10 @@ class SchedulerCore:
         return overview(self._state, clock)
 
     # ------------------------------------------------------------------------------------------------- events
+
+    def listen(self, events: EventRing, *, to_tasks: bool) -> None:
+        """Note what happens among these events from now on; without `to_tasks` not the steps of tasks."""
+        self._state.listen(events, to_tasks=to_tasks)
 
     def restart(self, reason: str, now: float) -> None:
         """Cancel all tasks and have all workers begin afresh."""

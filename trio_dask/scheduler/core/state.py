@@ -14,6 +14,7 @@ from typing import Final, NamedTuple, TypeAlias
 from trio_dask.ids import Digest, Incarnation, Key, PeerId, RunId
 from trio_dask.protocol.hello import Hello
 from trio_dask.protocol.messages import Free, Message, Stuck
+from trio_dask.scheduler.core.events import EventRing
 from trio_dask.scheduler.core.pending_requests import PendingRequests
 from trio_dask.scheduler.core.priority_queue import TaskQueue
 from trio_dask.scheduler.core.task_states import RELEASED, Phase, Queued, RetryHistory
@@ -300,6 +301,11 @@ class State:
         """The scheduler's own: a peer that resumes a session names the scheduler that it had it with."""
         self.last_peer = 0  # a session never gets 0: that is FIRE_AND_FORGET
         self.validating = settings.validate
+        self.events: EventRing | None = None
+        """What happens is noted here, if somebody listens."""
+        self.watches_tasks = self.validating
+        """Whether each step of a task is to be checked, or noted among the events."""
+        self.hears_tasks = False
         self.now = 0.0
         self.tasks: dict[Key, Task] = {}
         self.workers: dict[PeerId, Worker] = {}
@@ -391,6 +397,12 @@ class State:
         """Put what a worker is to drop into its box."""
         keys = self.frees.pop(peer)
         self.outboxes.setdefault(peer, []).append(Free(tuple(keys)))
+
+    def listen(self, events: EventRing, *, to_tasks: bool) -> None:
+        """Note what happens among these events from now on, and the steps of tasks, which are many, if asked."""
+        self.events = events
+        self.hears_tasks = to_tasks
+        self.watches_tasks = self.validating or to_tasks
 
     def note(self, key: Key, what: str) -> None:
         """Add a step to a task's story."""

@@ -12,9 +12,10 @@ from trio_dask.ids import Key
 from trio_dask.protocol.messages import Submit, SubmitGraph
 from trio_dask.protocol.wire_constants import PRIORITY_BITS
 from trio_dask.scheduler.core.blobs import complete_blob
+from trio_dask.scheduler.core.events import GraphAdded
 from trio_dask.scheduler.core.state import DEFAULT_OPTIONS, Client, State, Task, TaskOptions
 from trio_dask.scheduler.core.stuck_tasks import recheck_soon
-from trio_dask.scheduler.core.task_states import RELEASED, Failure
+from trio_dask.scheduler.core.task_states import RELEASED, Erred, Failure
 from trio_dask.scheduler.core.task_transitions import (
     activate,
     fail,
@@ -22,8 +23,10 @@ from trio_dask.scheduler.core.task_transitions import (
     key_failed,
     notify_client,
     release_unneeded,
+    retry_erred,
     unhold,
     want,
+    was_refused,
 )
 
 
@@ -48,6 +51,7 @@ def submit(state: State, client: Client, message: Submit) -> None:
     tasks = state.tasks
     no_priority = -options.priority << PRIORITY_BITS
     needed: list[Task] = []
+    completed: list[Task] = []
     self_tuple = client.self_tuple
     wants = client.wants
     for index, key in enumerate(keys):
@@ -55,6 +59,9 @@ def submit(state: State, client: Client, message: Submit) -> None:
         if task is not None:
             if task.token == (tokens[index] if tokens else b""):
                 want(state, task, client.peer)
+                if rows and _completes(task, [tasks.get(name) for name in rows[index]]):
+                    completed.append(task)
+                    continue
                 notify_client(state, task, client.peer)
                 if task.phase is RELEASED:
                     activate(state, task)
@@ -79,10 +86,20 @@ def submit(state: State, client: Client, message: Submit) -> None:
                 fail(state, task, _refused(task, rows[index][_first_missing(task, inputs)]))
             else:
                 _connect(task, cast("list[Task]", inputs))
+    if state.events is not None:
+        _note_graph(state, client, keys, needed)
     for task in needed:
         if task.phase is RELEASED:
             activate(state, task)
+    retry_erred(state, completed)
     recheck_soon(state)
+
+
+def _note_graph(state: State, client: Client, wanted: Sequence[Key], added: Sequence[Task]) -> None:
+    assert state.events is not None
+    dependencies = {task.key: tuple([needed.key for needed in task.dependencies]) for task in added}
+    tasks = tuple([task.key for task in added])
+    state.events.note(GraphAdded(state.now, client.name, tuple(wanted), tasks, dependencies))
 
 
 def submit_graph(state: State, client: Client, message: SubmitGraph) -> None:
@@ -104,11 +121,14 @@ def submit_graph(state: State, client: Client, message: SubmitGraph) -> None:
     conflicts: dict[int, Task] = {}
     failed: dict[Task, Failure] = {}
     added: list[Task] = []
+    completed: list[Task] = []
     for index, key in enumerate(keys):
         task = tasks.get(key)
         if task is not None:
             if task.token == (tokens[index] if tokens else b""):
                 known[index] = task
+                if _completes(task, [known[number] for number in dependencies[index]]):
+                    completed.append(task)
             else:
                 conflicts[index] = task
             continue
@@ -136,11 +156,14 @@ def submit_graph(state: State, client: Client, message: SubmitGraph) -> None:
                 failed[task] = _conflict(conflicts[number])
             else:
                 failed[task] = _refused(task, keys[number] if number < count else inputs[number - count])
+    if state.events is not None:
+        _note_graph(state, client, [keys[index] for index in message.wanted], added)
     for index in message.wanted:
         task = known[index]
         if task is not None:
             want(state, task, client.peer)
-            notify_client(state, task, client.peer)
+            if task not in completed:
+                notify_client(state, task, client.peer)
         else:
             state.send(client.peer, key_failed(conflicts[index], _conflict(conflicts[index])))
     for index in message.held:
@@ -153,6 +176,7 @@ def submit_graph(state: State, client: Client, message: SubmitGraph) -> None:
         task = known[index]
         if task is not None and task.phase is RELEASED:
             activate(state, task)
+    retry_erred(state, completed)
     unneeded = [task for task in added if not task.dependents and not task.wanted]
     for key in message.unheld:
         task = tasks.get(key)
@@ -210,6 +234,26 @@ def _refused(task: Task, key: Key) -> Failure:
 
 def _first_missing(task: Task, inputs: Sequence[Task | None]) -> int:
     return next(number for number, found in enumerate(inputs) if found is None or found is task)
+
+
+def _completes(task: Task, inputs: Sequence[Task | None]) -> bool:
+    """Whether a task that was refused for want of an input is whole with these; then the caller retries it.
+
+    Another client may have submitted it after it had cancelled the input.
+    """
+    if type(task.phase) is not Erred or not was_refused(task) or not inputs or None in inputs:
+        return False
+    found = cast("list[Task]", inputs)
+    below = {task}
+    stack = [task]
+    while stack:
+        new = [dependent for dependent in stack.pop().dependents or () if dependent not in below]
+        below.update(new)
+        stack += new
+    if not below.isdisjoint(found):
+        return False
+    _connect(task, found)
+    return True
 
 
 def _connect(task: Task, inputs: list[Task]) -> None:

@@ -41,6 +41,7 @@ from trio_dask.scheduler.core.task_states import (
     Queued,
     Waiting,
 )
+from trio_dask.scheduler.core.task_watch import watch
 from trio_dask.scheduler.core.worker_states import HERE, Away
 
 TRANSITIONS: Final[Mapping[tuple[str, str], str]] = MappingProxyType(
@@ -88,8 +89,8 @@ CHAIN_FAN_IN: Final = 8
 
 def move(state: State, task: Task, phase: Phase, why: str) -> None:
     """Change a task's phase and note it."""
-    if state.validating and (task.phase.state, phase.state) not in TRANSITIONS:
-        raise AssertionError(f"no transition {task.phase.state} -> {phase.state} ({why}) for {task.key}")
+    if state.watches_tasks:
+        watch(state, task, phase, why, TRANSITIONS)
     task.phase = phase
     state.story.append((state.now, task.key, why))
 
@@ -251,9 +252,7 @@ def retry_erred(state: State, tasks: Iterable[Task]) -> None:
     stack = [task for task in tasks if type(task.phase) is Erred]
     while stack:
         task = stack.pop()
-        phase = task.phase
-        assert isinstance(phase, Erred)
-        if task in erred or (phase.failure.kind == "refused" and phase.failure.blamed == task.key):
+        if task in erred or was_refused(task):
             continue
         erred[task] = None
         stack += [dependency for dependency in task.dependencies if type(dependency.phase) is Erred]
@@ -267,6 +266,13 @@ def retry_erred(state: State, tasks: Iterable[Task]) -> None:
         if task.wanted:
             _begin_anew(state, task)
     release_unneeded(state, list(erred))
+
+
+def was_refused(task: Task) -> bool:
+    """Whether this erred task was refused, for want of an input."""
+    phase = task.phase
+    assert isinstance(phase, Erred)
+    return phase.failure.kind == "refused" and phase.failure.blamed == task.key and not task.dependencies
 
 
 def _begin_anew(state: State, task: Task) -> None:

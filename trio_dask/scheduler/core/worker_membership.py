@@ -18,6 +18,7 @@ from typing import Final
 from trio_dask.ids import PeerId, RunId
 from trio_dask.parsing import counted
 from trio_dask.protocol.messages import ReturnRuns
+from trio_dask.scheduler.core.events import WorkerAdded, WorkerRemoved
 from trio_dask.scheduler.core.state import FIRE_AND_FORGET, LogLine, State, Task, Worker, WorkerInfo
 from trio_dask.scheduler.core.task_states import Failure, InMemory, Processing, RetryHistory
 from trio_dask.scheduler.core.task_transitions import fail, notify_client, remove_replica, requeue
@@ -51,6 +52,8 @@ def add_worker(state: State, peer: PeerId, info: WorkerInfo) -> str | None:
         if holder is not None and type(holder.phase) is Away:
             remove_worker(state, holder, f"{holder.phase.why}, and its successor came", expected=False)
     change_phase(state, Worker(peer, info), HERE)
+    if state.events is not None:
+        state.events.note(WorkerAdded(state.now, info.address))
     at = f"{info.own_name} at {info.address}" if info.own_name else info.address
     state.requests.append(LogLine(f"Registered worker {at} ({counted(info.nthreads, 'thread')})"))
     return None
@@ -103,6 +106,8 @@ def remove_worker(
             _blame(state, task, worker, f"{reason}, with {nbytes / 2**20:.0f} MiB of this result", "was held by")
     unblock_tasks(state, absence)
     state.index.remove(worker)
+    if state.events is not None:
+        state.events.note(WorkerRemoved(state.now, info.address, reason))
 
 
 def _recall_readers(state: State, worker: Worker) -> None:

@@ -1,0 +1,152 @@
+"""OpenSSH's server, started by a test on addresses of loopback, with keys and a configuration of its own.
+
+Needs Debian's openssh-server.
+"""
+
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.programs.programs import REPOSITORY, environment
+
+INSTALL = "apt-get install openssh-server"
+REQUIRED = "TRIO_DASK_TESTS_REQUIRE_SSHD"  # .ci/run sets it: there, a test that does not run has failed
+ADDRESSES = tuple(f"127.0.0.{number}" for number in range(2, 10))
+
+CONFIGURATION = """
+Port {port}
+{listen}
+HostKey {folder}/host_key
+AuthorizedKeysFile {folder}/home/.ssh/id_ed25519.pub
+StrictModes no
+UsePAM no
+PasswordAuthentication no
+PidFile none
+SetEnv PYTHONPATH={repository}
+{more}
+"""
+
+
+def need() -> None:
+    """Skip the test where there is no OpenSSH, and say how to get it; fail it where OpenSSH is promised."""
+    if program() is not None and shutil.which("ssh") is not None:
+        return
+    why = f"after: {INSTALL}"
+    if os.environ.get(REQUIRED):
+        pytest.fail(why)
+    pytest.skip(why)
+
+
+def program() -> str | None:
+    """Where sshd is; often not on the path of users."""
+    return shutil.which("sshd", path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"]))
+
+
+class Sshd:
+    """A server that runs. `home` is the home of a user who may log in to it, with keys and known hosts."""
+
+    def __init__(self, folder: Path, port: int, process: subprocess.Popen[bytes]) -> None:
+        self.folder = folder
+        self.home = folder / "home"
+        self.port = port
+        self.process = process
+
+    def hosts(self, number: int) -> list[str]:
+        """The first addresses at which it listens, as hosts with a port."""
+        return [f"{address}:{self.port}" for address in ADDRESSES[:number]]
+
+    def environment(self, **more: str) -> dict[str, str]:
+        """The environment of a program of that user."""
+        return {**environment(), "SSH_AUTH_SOCK": "", "HOME": str(self.home), **more}
+
+    @property
+    def log(self) -> str:
+        """What it has logged."""
+        return (self.folder / "sshd.log").read_text()
+
+
+def make_key(path: Path, passphrase: str = "") -> None:
+    """A new pair of keys."""
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", passphrase, "-f", str(path)], check=True)
+
+
+@contextmanager
+def sshd(folder: Path, *more: str, addresses: Sequence[str] = ADDRESSES) -> Iterator[Sshd]:
+    """A server with these further lines of configuration, on a free port of these addresses."""
+    home = folder / "home" / ".ssh"
+    home.mkdir(parents=True)
+    home.chmod(0o700)
+    make_key(folder / "host_key")
+    make_key(home / "id_ed25519")
+    if os.geteuid() == 0:
+        Path("/run/sshd").mkdir(exist_ok=True)  # sshd insists on it
+    port = _free_port(addresses)
+    host_key = " ".join((folder / "host_key.pub").read_text().split()[:2])
+    (home / "known_hosts").write_text("".join(f"[{address}]:{port} {host_key}\n" for address in addresses))
+    (folder / "sshd_config").write_text(
+        CONFIGURATION.format(
+            port=port,
+            listen="\n".join(f"ListenAddress {address}" for address in addresses),
+            folder=folder,
+            repository=REPOSITORY,
+            more="\n".join(more),
+        )
+    )
+    command = [program() or "sshd", "-D", "-f", str(folder / "sshd_config"), "-E", str(folder / "sshd.log")]
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    try:
+        _wait_until_it_listens(addresses[-1], port, process)
+        yield Sshd(folder, port, process)
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def _free_port(addresses: Sequence[str]) -> int:
+    """A port that is free on all of these addresses."""
+    while True:
+        with socket.socket() as first:
+            first.bind((addresses[0], 0))
+            port: int = first.getsockname()[1]
+            try:
+                for address in addresses[1:]:
+                    with socket.socket() as other:
+                        other.bind((address, port))
+            except OSError:
+                continue
+            return port
+
+
+def _wait_until_it_listens(address: str, port: int, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            socket.create_connection((address, port)).close()
+            return
+        except ConnectionRefusedError:
+            assert process.poll() is None, "sshd has ended"
+            assert time.monotonic() < deadline, "sshd does not listen"
+            time.sleep(0.01)
+
+
+def processes_of(run: str) -> list[int]:
+    """The processes of a launcher's run, found by what each carries, and by other code than ours."""
+    found = []
+    for entry in os.listdir("/proc"):
+        try:
+            if entry.isdigit():
+                comm = Path(f"/proc/{entry}/comm").read_text().strip()
+                environ = Path(f"/proc/{entry}/environ").read_bytes()
+                state = Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()[0]
+                if state not in "ZX" and (comm.startswith(f"tds-{run}") or f"SSH_RUN={run}".encode() in environ):
+                    found.append(int(entry))
+        except OSError:
+            pass
+    return found

@@ -1,0 +1,95 @@
+"""Modules of the operator beside real programs: what they get, and how a bad one ends the program."""
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.programs.programs import environment, program, scheduler, until
+from trio_dask import Client
+
+pytestmark = pytest.mark.slow
+
+BAD = {
+    "import": (
+        "\nraise RuntimeError('no licence')\n",
+        1,
+        "importing bad.py raised RuntimeError: no licence ({file}:2)",
+    ),
+    "syntax": ("def f(:\n", 1, "importing bad.py raised SyntaxError: invalid syntax ({file}:1)"),
+    "exit": ("import sys\nsys.exit(3)\n", 1, "importing bad.py raised SystemExit: 3 ({file}:2)"),
+    "setup": (
+        "def dask_setup(it):\n    raise RuntimeError('no licence')\n",
+        1,
+        "dask_setup of bad.py raised RuntimeError: no licence ({file}:2)",
+    ),
+    "option": (
+        "import click\n@click.command()\n@click.option('--n', type=int)\ndef dask_setup(it, n): pass\n",
+        2,
+        "bad.py: Invalid value for '--n': 'word' is not a valid integer.",
+    ),
+    "unread": ("def dask_setup(it): pass\n", 2, "no such option: --n"),
+}
+WORKER = ("worker", "127.0.0.1:1", "--nthreads", "1")
+PROGRAMS = {
+    "scheduler": (("scheduler", "--host", "127.0.0.1", "--port", "0"), "--preload"),
+    "worker": (WORKER, "--preload"),
+    "lone worker": ((*WORKER, "--no-nanny"), "--preload"),
+    "nanny": (WORKER, "--preload-nanny"),
+}
+
+
+@pytest.mark.parametrize("which", PROGRAMS)
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_module_ends_the_program_with_one_message_that_says_where(which: str, kind: str, tmp_path: Path) -> None:
+    code, status, said = BAD[kind]
+    (tmp_path / "bad.py").write_text(code)
+    command, option = PROGRAMS[which]
+    words = ("--n", "word") if kind in ("option", "unread") else ()
+    with program("-m", "trio_dask", *command, option, "bad.py", *words, cwd=tmp_path) as running:
+        assert running.end() == status, running.text
+    wrong = [line for line in running.log if " ERROR " in line]
+    assert len(wrong) == 1, running.text
+    assert said.format(file=tmp_path / "bad.py") in wrong[0]
+    assert option in wrong[0]
+    assert "Traceback" not in running.text
+    assert "Scheduler at" not in running.text
+    assert all(" INFO " in line or " ERROR " in line for line in running.log), running.text
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    (tmp_path / "bad.py").write_text(BAD["setup"][0])
+    with scheduler("--preload", "bad.py", "--debug", cwd=tmp_path) as running:
+        assert running.end() == 1
+    assert "Traceback" in running.text
+
+
+def test_a_module_that_is_not_there_is_status_4(tmp_path: Path) -> None:
+    with scheduler("--preload", "no_such_module", cwd=tmp_path) as running:
+        assert running.end() == 4
+    (line,) = running.errors
+    assert line.endswith("--preload: there is no module 'no_such_module'")
+
+
+def test_each_program_sets_up_its_module_before_it_works_and_tears_it_down_after(tmp_path: Path) -> None:
+    (tmp_path / "its.py").write_text(
+        "import os\n"
+        "def note(what, it): print(os.environ['ME'], what, it.address.partition('://')[0], "
+        "file=open('log', 'a'))\n"
+        "def dask_setup(it): note('set up', it)\n"
+        "async def dask_teardown(it): note('torn down', it)\n"
+    )
+    log = tmp_path / "log"
+    with scheduler("--preload", "its.py", cwd=tmp_path, env=environment(ME="scheduler")) as boss:
+        address = boss.wait_for("Scheduler at: +(.*)")
+        assert log.read_text() == "scheduler set up tcp\n"
+        launcher = ("worker", address, "--nthreads", "1", "--nworkers", "2", "--preload-nanny", "its.py")
+        with program("-m", "trio_dask", *launcher, cwd=tmp_path, env=environment(ME="nanny")) as running:
+            with Client(address) as client:
+                until(lambda: len(client.scheduler_info()["workers"]) == 2)
+            assert log.read_text().count("nanny set up tcp\n") == 2
+            assert running.stop(signal.SIGTERM) == 0
+        assert boss.stop(signal.SIGTERM) == 0
+    lines = log.read_text().splitlines()
+    assert lines[-1] == "scheduler torn down tcp"
+    assert lines.count("nanny torn down tcp") == 2
