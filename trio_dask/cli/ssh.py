@@ -138,7 +138,10 @@ def _settings(context: click.Context) -> LauncherSettings:
     only_one({"--check": options["check"], "--dry-run": options["dry_run"], "--clean": options["clean"]})
     verbose: bool = context.meta[VERBOSE]
     only_one({"--quiet": options["quiet"], "--verbose": verbose})
-    found = read_hosts(options["hostnames"], options["hostfile"])
+    try:
+        found = read_hosts(options["hostnames"], options["hostfile"])
+    except UnavailableError as error:
+        raise UnavailableError(f"--hostfile: {error}") from error
     for note in found.notes:
         click.echo(f"{context.command_path}: {note}", err=True)
     if not found.hosts:
@@ -152,8 +155,9 @@ def _settings(context: click.Context) -> LauncherSettings:
         worker_options=context.meta[WORKER_OPTIONS],
         output="quiet" if options["quiet"] else "all" if verbose else "warnings",
     )
-    if settings.ssh_private_key is not None and not os.path.isfile(os.path.expanduser(settings.ssh_private_key)):
-        raise UnavailableError(f"--ssh-private-key: there is no file {settings.ssh_private_key!a}")
+    for option, path in (("--ssh-private-key", settings.ssh_private_key), ("--ssh-config", settings.ssh_config)):
+        if path is not None and not os.path.isfile(os.path.expanduser(path)):
+            raise UnavailableError(f"{option}: there is no file {path!a}")
     _check_worker_options(settings.worker_options)
     _check_workers(settings)
     return settings

@@ -37,6 +37,7 @@ from trio_dask.parsing import (
 MAX_HOSTS = 10_000
 MAX_FILE_BYTES = 4 * 2**20
 MAX_SETUP = 4096
+MAX_LINE = 4 * MAX_SETUP
 MAX_ORIGINS = 3
 NO_WORKERS: Final = "0"
 
@@ -200,6 +201,8 @@ _PIECE = re.compile(r""""((?:[^"\\]|\\.)*)"|'([^']*)'""")
 
 def _split(line: str) -> list[str]:
     """The words of a line, without quotes and comment."""
+    if len(line) > MAX_LINE:
+        raise UsageError(f"{line[:40]!a}... has {len(line)} characters; a line can have {MAX_LINE}")
     words: list[str] = []
     at = 0
     while (at := at + len(line[at:]) - len(line[at:].lstrip(" \t"))) < len(line) and line[at] != "#":
@@ -232,14 +235,20 @@ def _parse_target(word: str) -> tuple[str | None, list[str], int | None]:
         if ":" in port:
             raise UsageError(f"{rest[:60]!a}: write an IPv6 address in brackets, such as [::1] or [::1]:22")
         hosts = [_check_name(host) for host in expand(name)]
-    return user or None, hosts, read_ssh_port(port) if colon else None
+    try:
+        return user or None, hosts, read_ssh_port(port) if colon else None
+    except UsageError as error:
+        raise UsageError(f"{rest[:60]!a}: {error}") from error
 
 
 def read_ssh_port(text: str) -> int:
     """The port of an SSH server."""
-    port = parse_port(text)
+    try:
+        port = parse_port(text)
+    except UsageError:
+        port = 0
     if port == 0:
-        raise UsageError("'0' is not the port of an SSH server; give a number from 1 to 65535")
+        raise UsageError(f"{text[:20]!a} is not the port of an SSH server; give a number from 1 to 65535")
     return port
 
 

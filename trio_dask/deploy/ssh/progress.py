@@ -33,7 +33,9 @@ LOST: Final = "lost"
 LONGEST_PAUSE_S = 0.25
 """The clock of the table runs even where nothing happens."""
 SHORTEST_PAUSE_S = 0.05
-OTHER_LINES = 8
+TOLD = 4
+"""Failures whose words are below a table that is not complete yet."""
+OTHER_LINES = TOLD + 5
 """Lines of a terminal that the rows of hosts leave free."""
 
 log = logging.getLogger("trio_dask.ssh")
@@ -228,7 +230,7 @@ def drawn(board: Board, console: Console, *, complete: bool) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
-    room = max(4, console.height - OTHER_LINES)
+    room = max(1, console.height - OTHER_LINES)
     rows = sorted(board.rows.values(), key=lambda row: (not row.failure, board.is_through(row)))
     if len(rows) <= room:
         rows = list(board.rows.values())
@@ -240,8 +242,8 @@ def drawn(board: Board, console: Console, *, complete: bool) -> RenderableType:
     for row in shown:
         table.add_row(row.place, *(_cell(board, row, step) for step in board.steps))
     failed = [row for row in board.rows.values() if row.failure] if board.tells_failures else []
-    told = failed if complete else failed[: max(1, OTHER_LINES - 4)]
-    lines = [Text(f"{row.place}: {row.failure}", "red") for row in told]
+    told = failed if complete else failed[:TOLD]
+    lines = [Text(f"{row.place}: {row.failure}", "red", no_wrap=not complete, overflow="ellipsis") for row in told]
     if len(told) < len(failed):
         lines.append(Text(f"and {len(failed) - len(told)} more", "red"))
     if hidden:
