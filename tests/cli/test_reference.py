@@ -8,6 +8,7 @@ import pytest
 from trio_dask.cli.legacy_options import LEGACY
 from trio_dask.cli.options import OTHER, Program, SectionOption
 from trio_dask.cli.scheduler import scheduler
+from trio_dask.cli.ssh import ssh
 from trio_dask.cli.status import status
 from trio_dask.cli.worker import worker
 
@@ -26,7 +27,8 @@ def rows(heading: str) -> list[tuple[str, str]]:
 
 
 COMMANDS = pytest.mark.parametrize(
-    ("command", "heading"), [(scheduler, "dask-scheduler"), (worker, "dask-worker"), (status, "trio-dask status")]
+    ("command", "heading"),
+    [(scheduler, "dask-scheduler"), (worker, "dask-worker"), (ssh, "dask-ssh"), (status, "trio-dask status")],
 )
 
 

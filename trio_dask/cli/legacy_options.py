@@ -76,7 +76,10 @@ def legacy_options(ignored: Mapping[str, Ignored], refused: Sequence[str] = REFU
             notes(ctx).append(f"ignoring {param.opts[0]}: {why}")
 
     return [
-        *(_option(name, type=value, help=f"Ignored: {why}.", callback=note) for name, (why, value) in ignored.items()),
+        *(
+            _option(name, type=value, is_flag=value is None, help=f"Ignored: {why}.", callback=note)
+            for name, (why, value) in ignored.items()
+        ),
         *(_option(name, metavar="TEXT", help="Refused: there is no TLS yet.", callback=_refuse) for name in refused),
     ]
 

@@ -55,6 +55,7 @@ WORKER_OPTIONS: Final = "trio_dask.worker_options"
 ANY_SCHEDULER: Final = "scheduler:8786"
 NOT_OF_SSH: Final = {
     "--remote-dask-worker": Ignored("the hosts run trio_dask's own workers", TEXT),
+    "--nohost": Ignored("workers listen at the address from which they reach the scheduler"),
 }
 LEFT_TO_US: Final = frozenset(
     ("scheduler_file", "cluster_key", "auth", "nanny", "preload_nanny", "log_file", "log_format", "debug")

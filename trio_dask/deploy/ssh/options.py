@@ -107,8 +107,7 @@ class LauncherSettings(NamedTuple):
     `ssh_private_key`, `ssh_config` and `scheduler_file`, and those of the other hosts for `log_directory` and
     `local_directory`.
 
-    With `nohost` workers listen at the address from which they reach the scheduler, as they do by themselves, and not
-    at the address that the host is called by here. `worker_options` are further options of `dask-worker`.
+    `worker_options` are further options of `dask-worker`.
     """
 
     hosts: tuple[HostSpec, ...] = ()
@@ -249,15 +248,6 @@ class LauncherSettings(NamedTuple):
             hides_default=True,
         ),
     ] = (0, 0)
-    nohost: Annotated[
-        bool,
-        Option(
-            "--nohost",
-            "Workers listen at the address from which they reach the scheduler, not at the one by which the host is "
-            "called here.",
-            WORKERS,
-        ),
-    ] = False
     local_directory: Annotated[
         str | None,
         Option("--local-directory", "Folder of the workers to spill to, on their hosts.", WORKERS, FOLDER),
