@@ -210,6 +210,15 @@ def simulate(session: nox.Session) -> None:
 
 
 @nox.session
+def fuzz(session: nox.Session) -> None:
+    """The worst that peers can send, with and without assertions (ten minutes): nox -s fuzz -- --inputs 100000."""
+    inputs = session.posargs or ["--inputs", "100000"]
+    python(session, "-m", "tests.fuzz.fuzz", *inputs)
+    python(session, "-O", "-m", "tests.fuzz.fuzz", *inputs)
+    python(session, "-m", "pytest", "tests/fuzz", "--hypothesis-profile", "fuzz", "--timeout", "1800")
+
+
+@nox.session
 def coverage(session: nox.Session) -> None:
     """Branch coverage of all storeys, child processes included; floors 0 to 2 have a lower limit."""
     python(session, "-m", "coverage", "erase")

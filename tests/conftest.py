@@ -10,6 +10,7 @@ from hypothesis import settings
 
 # How long one example takes depends on what else the machine does; a test that hangs is ended by pytest's timeout.
 settings.register_profile("trio_dask", deadline=None)
+settings.register_profile("fuzz", deadline=None, max_examples=10_000)
 settings.load_profile("trio_dask")
 
 

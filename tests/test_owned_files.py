@@ -1,4 +1,5 @@
 import os
+import stat
 import subprocess
 import threading
 from pathlib import Path
@@ -122,3 +123,12 @@ def test_a_process_that_is_about_to_end_removes_what_is_its_own(tmp_path: Path) 
         path.write_text("somebody else's")
     remove_kept_files()
     assert sorted(os.listdir(tmp_path)) == ["file", "other"]
+
+
+def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for path in (pipe, tmp_path):
+        with pytest.raises(UnavailableError, match="it is not a regular file"), keep_file(str(path), "text"):
+            pytest.fail("it was replaced")
+    assert stat.S_ISFIFO(pipe.lstat().st_mode)

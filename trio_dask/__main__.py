@@ -1,4 +1,4 @@
-"""`python -m trio_dask scheduler | worker | ssh | status | config | demo`, and the console script `trio-dask`."""
+"""`python -m trio_dask scheduler | worker | ssh | status | check | config | demo`, and the program `trio-dask`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ COMMANDS = {
     "worker": ("trio_dask.cli.worker", "start workers that run tasks for a scheduler"),
     "ssh": ("trio_dask.cli.ssh", "start a cluster on hosts that you can log in to"),
     "status": ("trio_dask.cli.status", "show what a cluster is doing: workers, memory, tasks"),
+    "check": ("trio_dask.cli.check", "check this machine, and its way to a scheduler and back"),
     "config": ("trio_dask.cli.config", "show each setting, and where its value comes from"),
     "demo": ("trio_dask.cli.demo", "run a real job on a cluster on this machine"),
 }
@@ -37,6 +38,8 @@ def main(arguments: list[str] | None = None) -> int:
         from trio_dask._version import __version__
 
         return say(program, f"trio_dask {__version__}, Python {sys.version.split()[0]}")
+    if command == "--check":
+        command = "check"
     if command not in COMMANDS:
         shown = ascii(command)[:60]
         complain(program, f"{shown} is not a command; give one of {', '.join(COMMANDS)}")

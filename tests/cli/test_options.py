@@ -422,7 +422,7 @@ def test_the_scheduler_of_a_worker_may_stand_in_the_environment_or_in_a_file(
     assert (only_worker(started).scheduler, only_worker(started).scheduler_file) == (None, str(path))
 
 
-@pytest.mark.parametrize(("main", "lines"), [(scheduler.main, 77), (worker.main, 150), (demo.main, 50)])
+@pytest.mark.parametrize(("main", "lines"), [(scheduler.main, 79), (worker.main, 150), (demo.main, 50)])
 def test_help_is_no_longer_than_it_has_to_be_and_shows_every_option_once(
     main: Callable[..., int], lines: int, started: list[Started], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -465,7 +465,7 @@ def test_an_unknown_command_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -
     out, err = capsys.readouterr()
     assert out == ""
     assert err.count("\n") == 1
-    assert "give one of scheduler, worker, ssh, status, config, demo" in err
+    assert "give one of scheduler, worker, ssh, status, check, config, demo" in err
 
 
 def test_no_command_shows_the_commands(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """Calling: where it does not work, the caller is told why in words."""
 
 import errno
+import logging
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,8 +13,10 @@ import trio.testing
 
 from tests.comm.kit import CLIENT, INPROC, try_channel, try_connection
 from trio_dask.comm import Address, ConnectionLost, PeerSilent
+from trio_dask.comm.doorstep import Doorstep
+from trio_dask.comm.folded_log import FoldedLog
 from trio_dask.comm.inproc import bind_memory
-from trio_dask.comm.transport import Transport
+from trio_dask.comm.transport import Stranger, Transport
 from trio_dask.errors import NoScheduler
 from trio_dask.ids import Incarnation
 from trio_dask.protocol.hello import Challenge, Hello, Refusal, encode_envelope
@@ -79,19 +82,18 @@ async def something_that_answers(answer: bytes | None) -> AsyncIterator[list[Tra
     listener = bind_memory(INPROC)
     accepted: list[Transport] = []
 
-    async def accept() -> None:
-        transport = await listener.accept(nursery)
+    async def hear(doorstep: Doorstep, stranger: Stranger, since: float) -> None:
+        transport = stranger.open(doorstep.nursery)
         accepted.append(transport)
         if answer is not None:
             await transport.receive_some()
             transport.try_send(answer)
             await transport.aclose()
-        await trio.sleep_forever()
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(accept)
-        yield accepted
-        nursery.cancel_scope.cancel()
+        with Doorstep(hear, nursery, FoldedLog(logging.getLogger("strangers"))) as doorstep:
+            listener.attach(doorstep)
+            yield accepted
     listener.close()
 
 

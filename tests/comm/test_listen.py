@@ -36,12 +36,11 @@ from trio_dask.comm import (
     Address,
     ConnectionLost,
     Endpoint,
-    listen,
     serve,
 )
 from trio_dask.comm.connect import connect
 from trio_dask.comm.connection import Connection
-from trio_dask.comm.inproc import MemoryListener, MemoryTransport
+from trio_dask.comm.inproc import MemoryTransport
 from trio_dask.comm.transport import Transport
 from trio_dask.errors import NoScheduler, ProtocolError, RefusedError
 from trio_dask.ids import Incarnation
@@ -318,43 +317,6 @@ async def test_a_stranger_who_leaves_is_one_line(caplog: pytest.LogCaptureFixtur
     assert [record.getMessage().partition(" closed: ")[2] for record in caplog.records] == [
         "it was closed before a hello came"
     ]
-
-
-async def test_only_so_many_strangers_at_once(
-    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(listen, "_MAX_UNAUTHENTICATED", 3)
-    async with serving(INPROC) as address:
-        strangers = [await call(address) for _ in range(3)]
-        await trio.testing.wait_all_tasks_blocked()
-        started = trio.current_time()
-        with pytest.raises(NoScheduler, match="did not answer within 5 s"):
-            await try_connection(address, CLIENT, timeout_s=5)
-        async with connection_to(address, CLIENT, timeout_s=60) as connection:
-            assert trio.current_time() - started >= HELLO_S
-            await connection.aclose()
-        for stranger in strangers:
-            stranger.abort()
-
-
-async def test_a_lack_of_descriptors_is_waited_out(
-    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
-) -> None:
-    lacking = iter([errno.EMFILE] * 70)  # 14 seconds
-    accept = MemoryListener.accept
-
-    async def fail_at_first(self: MemoryListener, nursery: trio.Nursery) -> Transport:
-        for number in lacking:
-            raise OSError(number, "Too many open files")
-        return await accept(self, nursery)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(MemoryListener, "accept", fail_at_first)
-        async with serving(INPROC) as address, connection_to(address, CLIENT, timeout_s=60) as connection:
-            assert await ask(connection) == [Reply(1, "who_has")]
-            await connection.aclose()
-    # The log may lie where there is no room, either: it is not filled with that.
-    assert ["Too many open files" in record.getMessage() for record in caplog.records] == [True, True]
 
 
 # ---------------------------------------------------------------------------------------------------------- handlers

@@ -10,7 +10,7 @@ import trio
 import trio.testing
 
 from trio_dask.config import NO_ARGV, Argv
-from trio_dask.deploy.preload import TEARDOWN_S, Preloaded, PreloadError, preload, set_up
+from trio_dask.deploy.preload import TEARDOWN_S, Preloaded, PreloadError, check_syntax, preload, set_up
 from trio_dask.errors import UnavailableError, UsageError
 
 Load = Callable[..., list[Preloaded]]
@@ -80,6 +80,19 @@ async def test_an_option_that_no_module_takes_is_refused_before_anything_is_set_
         assert worker == ["set up"]
 
 
+async def test_a_setup_may_return_what_is_to_be_awaited(load: Load) -> None:
+    code = (
+        "import functools, trio\n"
+        "async def set_up(how, worker): await trio.sleep(0); worker.append(how)\n"
+        "dask_setup = functools.partial(set_up, 'later')\n"
+        "def dask_teardown(worker): return set_up('at the end', worker)\n"
+    )
+    worker: list[object] = []
+    async with set_up(load(code), NO_ARGV, worker):
+        assert worker == ["later"]
+    assert worker == ["later", "at the end"]
+
+
 async def test_a_module_that_exits_is_an_error_of_the_module(load: Load, tmp_path: Path) -> None:
     with pytest.raises(PreloadError, match=r"importing \S+ raised SystemExit: 3 \(\S+its_name.py:2\)"):
         load("import sys\nsys.exit(3)")
@@ -122,6 +135,20 @@ async def test_a_setup_that_raises_is_told_with_file_and_line_and_what_was_set_u
 def test_a_module_that_raises_is_told_with_file_and_line(load: Load, code: str, said: str) -> None:
     with pytest.raises(PreloadError, match=said):
         load(code)
+
+
+def test_what_is_not_python_is_told_without_running_it(tmp_path: Path) -> None:
+    good, bad, null = (tmp_path / f"its_{name}.py" for name in ("good", "bad", "null"))
+    good.write_text("1 / 0")
+    bad.write_text("1 / 0\ndef f(:")
+    null.write_bytes(b"a\0")
+    check_syntax(["its.module", str(good)])
+    with pytest.raises(PreloadError, match=r"--preload: importing \S+ raised SyntaxError: .*its_bad.py:2\)$"):
+        check_syntax([str(good), str(bad)])
+    with pytest.raises(PreloadError, match=r"importing \S+its_null.py raised .*null"):
+        check_syntax([str(null)])
+    with pytest.raises(UnavailableError, match=f"--preload: cannot read {tmp_path}/no.py: No such file"):
+        check_syntax([f"{tmp_path}/no.py"])
 
 
 def test_a_package_that_raises_is_told_and_imported_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,6 +55,8 @@ def test_a_bad_module_ends_the_program_with_one_message_that_says_where(which: s
     assert "Traceback" not in running.text
     assert "Scheduler at" not in running.text
     assert all(" INFO " in line or " ERROR " in line for line in running.log), running.text
+    if which == "scheduler" or (kind in ("import", "syntax", "exit") and (which != "worker" or kind == "syntax")):
+        assert len(running.log) == 1  # nothing has been started
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:

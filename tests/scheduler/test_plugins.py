@@ -259,6 +259,34 @@ async def test_the_handle_works_in_any_thread(caplog: pytest.LogCaptureFixture) 
     assert said(caplog) == []
 
 
+async def test_a_plugin_is_told_what_happens_from_its_addition_to_its_removal() -> None:
+    handles: list[SchedulerHandle] = []
+    entered, released = threading.Event(), threading.Event()
+
+    class Slow(Recorder):
+        def log_event(self, topic: str, msg: object) -> None:
+            super().log_event(topic, msg)
+            entered.set()
+            released.wait(PATIENCE_S)
+
+    first, second = Slow(), Recorder()
+    async with scheduler(handles.append):
+        (handle,) = handles
+        handle.add_plugin(first, "first")
+        handle.log_event("number", 1)
+        await until(entered.is_set)  # all that follows waits until `first` goes on
+        handle.log_event("number", 2)
+        handle.add_plugin(second, "second")
+        handle.log_event("number", 3)
+        handle.remove_plugin("first")
+        handle.log_event("number", 4)
+        released.set()
+        await until(lambda: ("log_event", "number", 4) in second.told)
+    numbers = [[step[-1] for step in plugin.told if step[0] == "log_event"] for plugin in (first, second)]
+    assert numbers == [[1, 2, 3], [3, 4]]
+    assert first.told[-1] == second.told[-1] == ("close",)
+
+
 async def test_peers_wait_until_the_modules_of_the_operator_are_set_up() -> None:
     plugin, may_go_on = Recorder(), threading.Event()
 

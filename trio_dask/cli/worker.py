@@ -51,21 +51,24 @@ def worker(context: click.Context, /, **options: Any) -> int:
     async def service() -> None:
         import logging
 
-        from trio_dask.deploy.preload import preload
+        from trio_dask.deploy.preload import check_syntax, preload
 
-        logging.getLogger("trio_dask.launcher").info("Starting %s", share.text)
+        log = logging.getLogger("trio_dask.launcher")
         argv = nannies[0].preload_argv
         if options["nanny"]:
             from trio_dask.deploy.nanny_group import run_nannies
 
+            check_syntax(nannies[0].preload)
             preloaded = preload(options["preload_nanny"], argv, option="--preload-nanny")
             label, debug = context.command_path, options["debug"]
+            log.info("Starting %s", share.text)
             await run_nannies(nannies, stopper, label=label, debug=debug, preloaded=preloaded)
         else:
             from trio_dask.deploy.worker_program import work
 
             preloaded = preload(nannies[0].preload, argv)
             alone = nannies[0].worker._replace(lifetime_s=nannies[0].draw_lifetime_s(random.uniform))
+            log.info("Starting %s", share.text)
             await work(alone, stopper, preloaded=preloaded, argv=argv)
 
     return run_service(service, origin="launcher" if options["nanny"] else options["name"] or "worker")

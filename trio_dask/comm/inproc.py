@@ -10,12 +10,16 @@ import os
 import socket
 from collections import deque
 from itertools import count
+from typing import TYPE_CHECKING
 
 import trio
 
 from trio_dask.comm.addresses import Address
 from trio_dask.comm.endpoint import Endpoint
 from trio_dask.comm.transport import Bytes, ConnectionLost, TransportKind, register
+
+if TYPE_CHECKING:
+    from trio_dask.comm.doorstep import Doorstep
 
 SCHEME = "inproc"
 
@@ -144,35 +148,51 @@ class MemoryTransport:
             raise trio.ClosedResourceError
 
 
+class _MemoryStranger:
+    """`Stranger` in another part of the same program. It need not speak to be heard: it costs no more than a task."""
+
+    def __init__(self, transport: MemoryTransport, host: str) -> None:
+        self.host = host
+        self.remote = transport.remote
+        self.has_input = transport.has_input
+        self.abort = transport.abort
+        self._transport = transport
+
+    def open(self, nursery: trio.Nursery) -> MemoryTransport:
+        return self._transport
+
+
 class MemoryListener:
     """`Listener` under a name in this Trio run."""
 
     def __init__(self, address: Address) -> None:
         self.address = address
         self._waiting: deque[MemoryTransport] = deque()
-        self._changed = trio.lowlevel.ParkingLot()
+        self._doorstep: Doorstep | None = None
         self._closed = False
 
     def connect(self) -> MemoryTransport:
         """The caller's end of a new connection."""
         mine, theirs = memory_pair(str(self.address), f"{self.address}#{next(_numbers)}")
         self._waiting.append(theirs)
-        self._changed.unpark()
+        self._bring()
         return mine
 
-    async def accept(self, nursery: trio.Nursery) -> MemoryTransport:
-        await trio.lowlevel.checkpoint()
-        while not self._waiting:
-            if self._closed:
-                raise trio.ClosedResourceError
-            await self._changed.park()
-        return self._waiting.popleft()
+    def attach(self, doorstep: Doorstep) -> None:
+        self._doorstep = doorstep
+        self._bring()
+
+    def _bring(self) -> None:
+        while self._doorstep is not None and self._waiting:
+            stranger = _MemoryStranger(self._waiting.popleft(), self.address.host)
+            self._doorstep.arrive(stranger)
+            self._doorstep.speak(stranger)
+            self._doorstep.attend()
 
     def close(self) -> None:
         if self._closed:
             return
         self._closed = True
-        self._changed.unpark_all()
         _names().pop(self.address.host, None)
         _homes.pop(self.address.host, None)
         while self._waiting:

@@ -1,15 +1,13 @@
 """Accept peers: bind, greet, hand over.
 
-What a peer may do before it is accepted is decided by `protocol.opening.ListenerOpening`; until then it costs a task
-and nothing else, and the number of such peers is limited. What goes wrong with one peer closes its connection and
-leaves one line in the log.
+What a peer may do before it is accepted is decided by `protocol.opening.ListenerOpening`; where it waits until then, by
+`doorstep`. What goes wrong with one peer closes its connection and leaves one line in the log, with others like it.
 """
 
 from __future__ import annotations
 
 import errno
 import logging
-import math
 import socket
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -20,19 +18,17 @@ import trio
 from trio_dask.comm.addresses import Address
 from trio_dask.comm.connection import Connection
 from trio_dask.comm.data_channel import DataChannel
+from trio_dask.comm.doorstep import Doorstep
 from trio_dask.comm.endpoint import Endpoint
+from trio_dask.comm.folded_log import FoldedLog
 from trio_dask.comm.shared_blobs import probe
-from trio_dask.comm.transport import TRANSPORTS, ConnectionLost, Listener, Transport, first_error
+from trio_dask.comm.transport import TRANSPORTS, ConnectionLost, Stranger, Transport, first_error
 from trio_dask.config import DEFAULT_SCHEME
 from trio_dask.errors import ProtocolError
 from trio_dask.protocol.codec import FROM_CALLER
 from trio_dask.protocol.hello import Hello, Refusal, Welcome
 from trio_dask.protocol.opening import ListenerOpening
 from trio_dask.security.cluster_key import ClusterKey
-
-_MAX_UNAUTHENTICATED = 256
-_BACK_OFF_S = 0.2
-_COMPLAINT_INTERVAL_S = 10.0
 
 _T = TypeVar("_T")
 
@@ -71,18 +67,22 @@ async def serve(
 
     Raises `OSError`, with a reason in one line, when it cannot listen.
     """
-    unauthenticated = trio.Semaphore(_MAX_UNAUTHENTICATED)
+    log = FoldedLog(_log)
     own_key = key or (lambda: endpoint.credentials.key)
-    handshake = _Handshake(unauthenticated, identity, admit, handler, data_handler, max_bytes, endpoint, own_key)
+    handshake = _Handshake(identity, admit, handler, data_handler, max_bytes, endpoint, own_key, log)
     listeners = TRANSPORTS[endpoint.address.scheme].listen(endpoint, listening)
     try:
         async with trio.open_nursery() as nursery:
-            for listener in listeners:
-                nursery.start_soon(_accept, listener, handshake, handler_nursery or nursery)
-            task_status.started([listener.address for listener in listeners])
+            nursery.start_soon(log.run)
+            with Doorstep(handshake.receive, handler_nursery or nursery, log) as doorstep:
+                for listener in listeners:
+                    listener.attach(doorstep)
+                task_status.started([listener.address for listener in listeners])
+                await doorstep.run()
     finally:
         for listener in listeners:
             listener.close()
+        log.end(trio.current_time())
 
 
 async def listen_in_range(host: str, ports: tuple[int, int], listen: Callable[[Address], Awaitable[_T]]) -> _T:
@@ -102,29 +102,9 @@ async def listen_in_range(host: str, ports: tuple[int, int], listen: Callable[[A
     raise OSError(errno.EADDRINUSE, f"cannot listen at {place}: all ports from {first} to {last} are in use")
 
 
-async def _accept(listener: Listener, handshake: _Handshake, nursery: trio.Nursery) -> None:
-    complain_at = -math.inf
-    while True:
-        await handshake.unauthenticated.acquire()
-        try:
-            transport = await listener.accept(nursery)
-        except OSError as error:
-            handshake.unauthenticated.release()
-            if trio.current_time() >= complain_at:
-                complain_at = trio.current_time() + _COMPLAINT_INTERVAL_S
-                _log.warning("cannot accept connections at %s for now: %s", listener.address, error.strerror)
-            await trio.sleep(_BACK_OFF_S)
-        except BaseException:  # the listener is cancelled or fails
-            handshake.unauthenticated.release()
-            raise
-        else:
-            nursery.start_soon(handshake.receive, transport)
-
-
 class _Handshake(NamedTuple):
     """What a listener asks of each peer before it hands it to a handler."""
 
-    unauthenticated: trio.Semaphore
     identity: Hello
     admit: Admit | None
     handler: Callable[[Connection], Awaitable[None]] | None
@@ -132,26 +112,35 @@ class _Handshake(NamedTuple):
     max_bytes: int | None
     endpoint: Endpoint
     key: Callable[[], ClusterKey | None]
+    log: FoldedLog
 
-    async def receive(self, transport: Transport) -> None:
-        """The whole life of one connection."""
+    async def receive(self, doorstep: Doorstep, stranger: Stranger, since: float) -> None:
+        """The whole life of a connection, from the first bytes on; it came at `since`."""
+        transport = stranger.open(doorstep.nursery)
         served = {*(FROM_CALLER if self.handler else ()), *(("data",) if self.data_handler else ())}
         prover = self.endpoint.prover(self.key(), transport.channel_binding)
-        admit = partial(self._decide, transport)
-        opening = ListenerOpening(self.identity, prover, served, admit, trio.current_time())
+        opening = ListenerOpening(self.identity, prover, served, partial(self._decide, transport), since)
         try:
-            hello = await self._greet(transport, opening)
+            try:
+                hello = await self._greet(doorstep, stranger, transport, opening)
+            finally:
+                doorstep.leave(stranger)
             if hello is not None:
                 await self._hand_over(transport, hello, opening.rest)
         except* ProtocolError as group:
-            _log.warning("connection from %s closed: %s", transport.remote, first_error(group))
+            self._complain(logging.WARNING, stranger, f"closed: {first_error(group)}")
         except* ConnectionLost as group:  # it changed its mind, or its process is gone: no fault of anybody
-            _log.info("connection from %s closed: %s", transport.remote, first_error(group))
+            self._complain(logging.INFO, stranger, f"closed: {first_error(group)}")
         finally:
             transport.abort()
 
-    async def _greet(self, transport: Transport, opening: ListenerOpening) -> Hello | None:
-        """The hello of a peer that is welcome; None after a refusal."""
+    def _complain(self, level: int, stranger: Stranger, what: str) -> None:
+        self.log.complain(level, stranger.host, f"connection from {stranger.remote}", what, trio.current_time())
+
+    async def _greet(
+        self, doorstep: Doorstep, stranger: Stranger, transport: Transport, opening: ListenerOpening
+    ) -> Hello | None:
+        """The hello of a peer that is welcome; None after a refusal, and if it was sent away meanwhile."""
         buffer = memoryview(bytearray(4096))
         try:
             with trio.CancelScope(deadline=opening.next_deadline()):
@@ -162,14 +151,16 @@ class _Handshake(NamedTuple):
                         raise ConnectionLost("it was closed before a hello came")
                     answer = opening.receive(bytes(buffer[:count]))
                     if said := opening.take_to_send():
+                        doorstep.step(stranger)
                         await transport.send_all(said)
                 if isinstance(answer, Welcome):
                     return opening.hello
-                _log_refusal(transport, opening.hello, answer)
+                role = "" if opening.hello is None else f"({opening.hello.role}) "
+                self._complain(logging.WARNING, stranger, f"{role}refused: {answer.reason}")
                 await transport.aclose()
                 return None
-        finally:
-            self.unauthenticated.release()
+        except trio.ClosedResourceError:  # it had to give way
+            return None
         opening.tick(trio.current_time())
         return None
 
@@ -191,9 +182,3 @@ class _Handshake(NamedTuple):
                 transport, hello, allowed=FROM_CALLER[hello.role], limits=self.endpoint.limits, received=rest
             ) as connection:
                 await self.handler(connection)
-
-
-def _log_refusal(transport: Transport, hello: Hello | None, refusal: Refusal) -> None:
-    """The one line that a refused peer leaves."""
-    role = "" if hello is None else f" ({hello.role})"
-    _log.warning("connection from %s%s refused: %s", transport.remote, role, refusal.reason)

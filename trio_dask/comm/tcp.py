@@ -11,19 +11,23 @@ import os
 import socket
 import struct
 from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
 
 import trio
 
 from trio_dask.comm.addresses import Address, resolvable
 from trio_dask.comm.endpoint import Endpoint
-from trio_dask.comm.transport import Bytes, ConnectionLost, TransportKind, register
+from trio_dask.comm.transport import Bytes, ConnectionLost, Transport, TransportKind, register
 from trio_dask.errors import UnavailableError
+
+if TYPE_CHECKING:
+    from trio_dask.comm.doorstep import Doorstep
 
 SCHEME = "tcp"
 
 _CHUNK = 64 * 2**10
 _PASS = 256 * 2**10
-_BACKLOG = 1024
+_BACKLOG = 4096  # as many as the kernel grants; what finds no place there tries again after a second
 
 # Notices a peer that vanishes while the connection is idle, as a data channel is between two uses.
 _KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 4}
@@ -146,48 +150,39 @@ class TcpTransport:
         return ConnectionLost(f"the connection to {self.remote} broke: {error.strerror or error}")
 
 
-class TcpListener:
-    """`Listener` on a bound socket, which it owns."""
+Build = Callable[[TcpTransport, trio.Nursery], Transport]
+"""Makes the transport on top of a TCP connection; what it does in the background runs in the nursery."""
 
-    def __init__(self, sock: socket.socket, scheme: str = SCHEME) -> None:
+
+class TcpListener:
+    """`Listener` on a bound socket, which it owns; `build` makes the transport on top of each connection."""
+
+    def __init__(self, sock: socket.socket, scheme: str, build: Build) -> None:
         sock.setblocking(False)
         self._socket = sock
+        self._build = build
         host, port = sock.getsockname()[:2]
         self.address = Address(scheme, host, port)
 
-    async def accept(self, nursery: trio.Nursery) -> TcpTransport:
-        while True:
-            if self._socket.fileno() < 0:
-                raise trio.ClosedResourceError
-            await trio.lowlevel.wait_readable(self._socket)
-            try:
-                sock, _ = self._socket.accept()
-            except BlockingIOError:
-                continue
-            except OSError as error:
-                if error.errno in _LACKS_RESOURCES:
-                    raise
-                # Any other error is about one peer that left while it waited; the next may be fine.
-                continue
-            return TcpTransport(sock)
+    def attach(self, doorstep: Doorstep) -> None:
+        doorstep.open(self._socket, self.address, lambda sock, nursery: self._build(TcpTransport(sock), nursery))
 
     def close(self) -> None:
-        if self._socket.fileno() >= 0:
-            trio.lowlevel.notify_closing(self._socket)
-            self._socket.close()
+        self._socket.close()
 
 
-_LACKS_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+def _nothing(tcp: TcpTransport, nursery: trio.Nursery) -> Transport:
+    return tcp
 
 
-def bind_tcp(endpoint: Endpoint, sock: socket.socket | None = None) -> list[TcpListener]:
+def bind_tcp(endpoint: Endpoint, sock: socket.socket | None = None, build: Build = _nothing) -> list[TcpListener]:
     """Listen at every IP address of the host; for port 0 only at the first, IPv4 before IPv6.
 
     A socket that listens already is used instead. Raises `OSError`, naming the address and the reason in one line.
     """
     address = endpoint.address
     if sock is not None:
-        return [TcpListener(sock, address.scheme)]
+        return [TcpListener(sock, address.scheme, build)]
     try:
         found = socket.getaddrinfo(
             resolvable(address.host), address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -198,9 +193,8 @@ def bind_tcp(endpoint: Endpoint, sock: socket.socket | None = None) -> list[TcpL
     listeners: list[TcpListener] = []
     for family, _, _, _, sockaddr in found if address.port else found[:1]:
         try:
-            listeners.append(
-                TcpListener(socket.create_server(sockaddr, family=family, backlog=_BACKLOG), address.scheme)
-            )
+            sock = socket.create_server(sockaddr, family=family, backlog=_BACKLOG)
+            listeners.append(TcpListener(sock, address.scheme, build))
         except OSError as error:
             # A kernel without IPv6 resolves such addresses all the same.
             if listeners and error.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):

@@ -16,6 +16,7 @@ from trio_dask.errors import TrioDaskError
 
 if TYPE_CHECKING:
     from trio_dask.comm.addresses import Address
+    from trio_dask.comm.doorstep import Doorstep
     from trio_dask.comm.endpoint import Endpoint
 
 
@@ -98,6 +99,32 @@ class Transport(Protocol):
         ...
 
 
+class Stranger(Protocol):
+    """A peer that has connected, before anybody has spoken with it."""
+
+    @property
+    def host(self) -> str:
+        """What it has in common with other peers of the same origin."""
+        ...
+
+    @property
+    def remote(self) -> str:
+        """The other end, for people."""
+        ...
+
+    def open(self, nursery: trio.Nursery) -> Transport:
+        """Make a transport of it; what that does in the background runs in `nursery`."""
+        ...
+
+    def has_input(self) -> bool:
+        """Whether it has sent what nobody has received yet."""
+        ...
+
+    def abort(self) -> None:
+        """Close at once, also the transport."""
+        ...
+
+
 class Listener(Protocol):
     """Where peers connect."""
 
@@ -106,11 +133,8 @@ class Listener(Protocol):
         """Where this listens, with the port that was chosen."""
         ...
 
-    async def accept(self, nursery: trio.Nursery) -> Transport:
-        """The next peer; what its transport does in the background runs in `nursery`.
-
-        Raises `OSError` if there is one but it cannot be taken now.
-        """
+    def attach(self, doorstep: Doorstep) -> None:
+        """From now on, bring all that connect to that doorstep."""
         ...
 
     def close(self) -> None:

@@ -314,24 +314,6 @@ def _failure(error: Exception) -> ProtocolError:
     return ProtocolError(f"not a websocket peer: {cause!r}")
 
 
-class WebSocketListener:
-    """`Listener` for websockets. The handshake takes place while the first bytes are received."""
-
-    def __init__(self, tcp: TcpListener, cleanup_s: float) -> None:
-        self.address = tcp.address
-        self._tcp = tcp
-        self._cleanup_s = cleanup_s
-
-    async def accept(self, nursery: trio.Nursery) -> WebSocketTransport:
-        tcp = await self._tcp.accept(nursery)
-        transport = WebSocketTransport(tcp, self.address.scheme, self._cleanup_s)
-        nursery.start_soon(transport.run, agree_as_server)
-        return transport
-
-    def close(self) -> None:
-        self._tcp.close()
-
-
 async def agree_as_server(nursery: trio.Nursery, stream: trio.abc.Stream) -> WebSocketConnection:
     """Accept whatever path is asked for: proxies have their own."""
     return await (await wrap_server_stream(nursery, stream, **_OPTIONS)).accept()
@@ -347,9 +329,15 @@ def agree_as_client(host: str) -> Agree:
     return agree
 
 
-def bind_websocket(endpoint: Endpoint, sock: socket.socket | None = None) -> list[WebSocketListener]:
-    """Listen like `bind_tcp`."""
-    return [WebSocketListener(listener, endpoint.limits.cleanup_s) for listener in bind_tcp(endpoint, sock)]
+def bind_websocket(endpoint: Endpoint, sock: socket.socket | None = None) -> list[TcpListener]:
+    """Listen like `bind_tcp`. The handshake takes place while the first bytes are received."""
+
+    def build(tcp: TcpTransport, nursery: trio.Nursery) -> WebSocketTransport:
+        transport = WebSocketTransport(tcp, endpoint.address.scheme, endpoint.limits.cleanup_s)
+        nursery.start_soon(transport.run, agree_as_server)
+        return transport
+
+    return bind_tcp(endpoint, sock, build)
 
 
 async def connect_websocket(endpoint: Endpoint, nursery: trio.Nursery) -> WebSocketTransport:

@@ -48,6 +48,23 @@ def preload(names: Sequence[str], argv: Argv, *, option: str = "--preload") -> l
         sys.argv[1:] = before
 
 
+def check_syntax(names: Sequence[str], *, option: str = "--preload") -> None:
+    """Find out, without running them, whether these `.py` files are Python: before another process would import them.
+
+    Raises:
+      UnavailableError: a file cannot be read.
+      PreloadError: it is not Python; the message says where.
+    """
+    for name in names:
+        if name.endswith(".py"):
+            try:
+                compile(Path(name).read_bytes(), name, "exec", dont_inherit=True)
+            except OSError as error:
+                raise UnavailableError(f"{option}: cannot read {name}: {error.strerror or error}") from error
+            except (SyntaxError, ValueError) as error:  # the second is for null characters
+                raise PreloadError(f"{option}: importing {name} raised {_described(error, name)}") from error
+
+
 @asynccontextmanager
 async def set_up(
     preloaded: Sequence[Preloaded], argv: Argv, subject: Any, *, option: str = "--preload"
@@ -110,7 +127,10 @@ async def _call(function: Any, subject: Any, argv: Sequence[str]) -> None:
     if inspect.iscoroutinefunction(function):
         await function(subject, **options)
     else:
-        await trio.to_thread.run_sync(lambda: function(subject, **options), abandon_on_cancel=True)
+        # In a tuple: Trio refuses what returns something to await.
+        (result,) = await trio.to_thread.run_sync(lambda: (function(subject, **options),), abandon_on_cancel=True)
+        if inspect.isawaitable(result):
+            await result
 
 
 def _load(name: str, option: str) -> ModuleType:
@@ -152,7 +172,7 @@ def _described(error: BaseException, file: str) -> str:
     """The error, with its last line in this file, or else the line that raised it."""
     said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     if isinstance(error, SyntaxError) and error.filename is not None:
-        return f"{type(error).__name__}: {error.msg} ({error.filename}:{error.lineno})"
+        return f"{type(error).__name__}: {error.msg} ({Path(error.filename).absolute()}:{error.lineno})"
     frames = traceback.extract_tb(error.__traceback__)
     inside = [frame for frame in frames if file and Path(frame.filename).resolve() == Path(file).resolve()]
     where = (inside or frames)[-1]

@@ -17,7 +17,7 @@ counts those). The whole life follows from that one notion:
 
 Work spreads along dependencies through explicit lists, never by recursion, so that a chain of a million links is as
 good as any other graph. Every change of a phase goes through `move`, which writes the story, and in validating mode
-holds every step against `TRANSITIONS`.
+holds every step against `TRANSITIONS`. This file is long because each transition follows from others.
 """
 
 from __future__ import annotations

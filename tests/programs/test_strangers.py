@@ -1,0 +1,176 @@
+"""Thousands of peers that have no business at a scheduler: they cost next to nothing, and keep nobody out."""
+
+from __future__ import annotations
+
+import re
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import psutil
+import pytest
+import trio
+
+from tests.openings import prover
+from tests.programs.programs import Program, scheduler, until
+from trio_dask import Client
+from trio_dask.comm import Endpoint, open_connection, parse_address
+from trio_dask.processes.environment import raise_file_limit
+from trio_dask.protocol.hello import Hello
+from trio_dask.protocol.opening import CallerOpening
+from trio_dask.security.cluster_key import ClusterKey
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+
+SCARCE = ("sh", "-c", 'ulimit -n 96 && exec "$@"', "sh")
+SAID = {
+    "silent": b"",
+    "a byte a second": b"t",
+    "half a proof": CallerOpening(Hello(role="worker"), prover(ClusterKey(bytes(32)), 1)).take_to_send(),
+    "HTTP": b"GET / HTTP/1.1\r\nHost: here\r\n\r\n",
+}
+MANY = 10_000
+
+
+class Crowd:
+    """Connections from one address that say what belongs to their kind, and never say who they are."""
+
+    def __init__(self, address: str, number: int, kind: str) -> None:
+        host, _, port = address.removeprefix("tcp://").rpartition(":")
+        self.sockets = [socket.create_connection((host, int(port)), timeout=10) for _ in range(number)]
+        self.started = time.monotonic()
+        for sock in self.sockets:
+            sock.setblocking(False)
+        self._said = SAID[kind]
+        self._say()
+        self._leave = threading.Event()
+        self._thread = threading.Thread(target=self._say_more)
+        if kind == "a byte a second":
+            self._thread.start()
+
+    def _say(self) -> None:
+        for sock in self.sockets:
+            with suppress(OSError):
+                sock.send(self._said)
+
+    def _say_more(self) -> None:
+        while not self._leave.wait(1):
+            self._say()
+
+    def left(self) -> int:
+        """How many of them are still connected."""
+        return sum(map(_is_connected, self.sockets))
+
+    def leave(self) -> None:
+        self._leave.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        for sock in self.sockets:
+            sock.close()
+
+
+def _is_connected(sock: socket.socket) -> bool:
+    try:
+        return sock.recv(1, socket.MSG_PEEK) != b""
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+
+
+@contextmanager
+def crowd(address: str, number: int, kind: str) -> Iterator[Crowd]:
+    strangers = Crowd(address, min(number, raise_file_limit() - 200), kind)
+    try:
+        yield strangers
+    finally:
+        strangers.leave()
+
+
+class Rss:
+    """The most memory that a process has while this runs, beyond what it had before, in MiB."""
+
+    def __init__(self, pid: int) -> None:
+        self._process = psutil.Process(pid)
+        self._before = self._process.memory_info().rss
+        self.most = 0.0
+
+    def look(self) -> bool:
+        self.most = max(self.most, (self._process.memory_info().rss - self._before) / 2**20)
+        return True
+
+
+def time_to_get_in(address: str) -> float:
+    started = time.monotonic()
+    with Client(address, timeout=20) as client:
+        assert client.scheduler_info()["type"] == "Scheduler"
+        return time.monotonic() - started
+
+
+def complaints(program: Program) -> list[str]:
+    return [line for line in program.errors if re.search(r"connection from|connections at", line)]
+
+
+def told(lines: list[str]) -> int:
+    """How many connections these lines are about."""
+    return len(lines) + sum(int(found[1]) for line in lines if (found := re.search(r"\(and (\d+) more", line)))
+
+
+def suffer(kind: str, number: int, within: tuple[str, ...], *, to_the_end: bool) -> None:
+    with scheduler(within=within) as running:
+        address = running.wait_for(r"Scheduler at: +(\S+)")
+        time_to_get_in(address)
+        memory = Rss(running.process.pid)
+        with crowd(address, number, kind) as strangers:
+            # A machine that was busy elsewhere may be late; a crowd that keeps clients out does so every time.
+            assert min(time_to_get_in(address) for _ in range(3)) < 1
+            memory.look()
+            if to_the_end:
+                until(lambda: memory.look() and not strangers.left(), timeout_s=30)
+                assert time.monotonic() - strangers.started < 12
+                assert time_to_get_in(address) < 1
+        running.process.terminate()
+        running.end()
+        assert memory.most < 50
+        lines = complaints(running)
+        assert len(lines) <= 20, "\n".join(lines)
+        if to_the_end:
+            assert told(lines) == len(strangers.sockets)
+
+
+def test_ten_thousand_silent_connections_keep_no_client_out() -> None:
+    suffer("silent", MANY, (), to_the_end=True)
+
+
+@pytest.mark.parametrize("kind", SAID)
+@pytest.mark.parametrize("within", [(), SCARCE], ids=["", "96 descriptors"])
+def test_strangers_keep_no_client_out(kind: str, within: tuple[str, ...]) -> None:
+    suffer(kind, MANY // 10, within, to_the_end=False)
+
+
+async def _get_in(address: str) -> None:
+    async with open_connection(Endpoint(parse_address(address)), Hello(role="control"), timeout_s=30) as connection:
+        await connection.aclose()
+
+
+async def _get_in_together(address: str, number: int) -> None:
+    async with trio.open_nursery() as nursery:
+        for _ in range(number):
+            nursery.start_soon(_get_in, address)
+
+
+def test_a_thousand_friends_of_one_address_all_get_in_together() -> None:
+    with scheduler("--no-auth") as running:
+        trio.run(_get_in_together, running.wait_for(r"Scheduler at: +(\S+)"), 1000)
+        running.process.terminate()
+        running.end()
+        assert complaints(running) == []
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("kind", SAID)
+@pytest.mark.parametrize("within", [(), SCARCE], ids=["", "96 descriptors"])
+def test_ten_thousand_strangers_keep_no_client_out_and_go(kind: str, within: tuple[str, ...]) -> None:
+    suffer(kind, MANY, within, to_the_end=True)
