@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import time
+from functools import partial
 from typing import Any
 
 from .model import OURS, Case, Context, Kind, Metric, Unsupported, absolute
@@ -36,18 +37,13 @@ async def _measure() -> list[float]:
         async for _ in connection.batches():
             pass
 
-    async def serve(endpoint: Any, task_status: Any) -> None:
-        await comm.serve(endpoint, leave, identity=hello(role="scheduler"), task_status=task_status)
-
     async with trio.open_nursery() as nursery:
         endpoints: list[Any] = []
         for each in (credentials(None), credentials(key)):
             listening = comm.Endpoint(comm.parse_address("tcp://127.0.0.1:0"), credentials=each)
 
-            async def start(task_status: Any, listening: Any = listening) -> None:
-                await serve(listening, task_status)
-
-            [address] = await nursery.start(lambda task_status, start=start: start(task_status))
+            serving = partial(comm.serve, listening, leave, identity=hello(role="scheduler"))
+            [address] = await nursery.start(serving)
             endpoints.append(listening._replace(address=address))
         fastest = [float("inf"), float("inf")]
         for _ in range(ROUNDS):

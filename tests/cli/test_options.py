@@ -440,8 +440,8 @@ def test_the_help_of_a_worker_puts_every_option_under_a_heading(capsys: pytest.C
     out = capsys.readouterr().out
     rest = out[out.index("\nOther:") :]
     assert rest.split() == [
-        *("Other:", "-v,", "--verbose", "Also", "say", "what", "in", "the", "configuration", "has", "no", "meaning"),
-        *("here.", "--debug", "Log", "everything,", "with", "times", "and", "tracebacks."),
+        *("Other:", "-v,", "--verbose", "Name", "configured", "keys", "without", "effect;", "see", "trio-dask"),
+        *("config.", "--debug", "Log", "everything,", "with", "times", "and", "tracebacks."),
         *("--version", "Show", "the", "version."),
         *("-h,", "--help", "Show", "this", "help", "and", "exit."),
     ]

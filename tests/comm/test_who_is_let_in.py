@@ -11,7 +11,7 @@ from functools import partial
 import pytest
 import trio
 
-from tests.comm.kit import collect
+from tests.comm.kit import collect, until
 from trio_dask.comm import Address, Connection, DataChannel, Endpoint, LinkLimits, open_connection, serve
 from trio_dask.comm.connect import connect_data
 from trio_dask.comm.transport import TRANSPORTS, ConnectionLost, Transport
@@ -106,8 +106,7 @@ async def test_nobody_else_is_and_the_log_has_one_line(
     async with listening(let, scheme, SCHEMES[scheme]) as address:
         with pytest.raises(RefusedError, match=words):
             await join(address, role, SCHEMES[scheme]._replace(key=credentials.key))
-        while not caplog.records:
-            await trio.lowlevel.checkpoint()
+        await until(lambda: bool(caplog.records))
     assert let.roles == []
     [record] = caplog.records
     assert record.levelno == logging.WARNING
@@ -148,8 +147,7 @@ async def test_what_was_recorded_of_a_connection_opens_no_other_one(scheme: str,
             welcome = opening.receive(await transport.receive_some())
         assert len(recorded) == 2
         await transport.aclose()
-        while let.roles != [role]:
-            await trio.lowlevel.checkpoint()
+        await until(lambda: let.roles == [role])
 
         again = await call()
         for said in recorded:

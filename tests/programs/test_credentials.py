@@ -6,6 +6,7 @@ import re
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from tests.programs.programs import Program, environment, program, until
 from trio_dask import Client, LocalCluster, rpc
 from trio_dask.comm import Endpoint, parse_address
 from trio_dask.comm.connect import connect_data
-from trio_dask.errors import RefusedError, TrioDaskError
+from trio_dask.errors import RefusedError, SchedulerLost, TrioDaskError
 from trio_dask.protocol.hello import Hello
 from trio_dask.security.cluster_key import ClusterKey
 from trio_dask.security.credentials import Credentials
@@ -238,6 +239,27 @@ def test_a_scheduler_that_starts_again_with_another_key_gets_its_workers_back_by
                 boss.process.kill()
                 boss.end()
     assert not (tmp_path / "config").exists()  # nobody needed a key of the user's own
+
+
+def test_a_scheduler_that_starts_again_with_another_key_refuses_the_workers_and_clients_of_the_first(
+    tmp_path: Path,
+) -> None:
+    one, two = keyed(tmp_path / "one"), keyed(tmp_path / "two")
+    start = ("-m", "trio_dask", "scheduler", "--host", "127.0.0.1", "--cluster-key")
+    join = ("-m", "trio_dask", "worker", "--nthreads", "1", "--no-nanny", "--death-timeout", "5")
+    with program(*start, str(one), "--port", "0") as boss:
+        address = boss.wait_for(SCHEDULER_AT)
+        with program(*join, address, "--cluster-key", str(one)) as hand, Client(address, cluster_key=one) as client:
+            hand.wait_for("Registered to")
+            future = client.submit(time.sleep, 60)
+            boss.process.kill()
+            boss.end()
+            with program(*start, str(two), "--port", address.rpartition(":")[2]) as second:
+                with pytest.raises(SchedulerLost, match="this cluster asks for its key"):
+                    future.result(timeout=30)
+                assert hand.end() == 3
+                assert "no scheduler for 5 s: this cluster asks for its key: copy" in hand.text
+                second.wait_for(r"\(worker\) refused: the worker has another key than this cluster")
 
 
 def test_how_to_join_is_printed_without_the_key(tmp_path: Path) -> None:
