@@ -54,7 +54,8 @@ def test_in_a_pipe_each_host_is_a_line_and_what_a_user_needs_is_on_stdout(server
     for host in hosts:
         line = re.compile(rf"{re.escape(host)}: Python {python}, trio_dask \S+, 1 worker \({steps}\)")
         assert sum(bool(line.fullmatch(found)) for found in running.errors) == 1, running.text
-    assert len(running.errors) == 4, running.text
+    assert len(running.errors) == 5, running.text
+    assert re.fullmatch(r"Run \w+ on 2 hosts", running.errors[0])
     assert running.errors[-1].endswith("; 0 processes left on 2 hosts")
 
 
