@@ -361,3 +361,11 @@ def test_lines_are_found_in_all_that_toml_allows(sources: Sources) -> None:
         "distributed.worker.memory.target": "3",
         "trio-dask.worker.max-tasks": "5",
     }
+
+
+def test_what_dask_has_read_itself_is_not_set_by_the_program(sources: Sources) -> None:
+    """`dask.config` repeats dask's files; they do not get stronger than ours by that."""
+    sources.write_yaml(sources.user_yaml, "distributed.scheduler.worker-ttl", "7")
+    sources.write_toml("distributed.scheduler.worker-ttl", "8")
+    with dask.config.set({"distributed.scheduler.worker-ttl": 7}):
+        assert configured(SchedulerSettings, "scheduler", load(sources.environment)) == {"worker_ttl_s": 8}

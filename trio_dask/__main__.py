@@ -1,4 +1,4 @@
-"""`python -m trio_dask scheduler | worker | status | config | demo`, and the console script `trio-dask`."""
+"""`python -m trio_dask scheduler | worker | status | check | config | demo`, and the console script `trio-dask`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ COMMANDS = {
     "scheduler": ("trio_dask.cli.scheduler", "start a scheduler"),
     "worker": ("trio_dask.cli.worker", "start workers that run tasks for a scheduler"),
     "status": ("trio_dask.cli.status", "show what a cluster is doing: workers, memory, tasks"),
+    "check": ("trio_dask.cli.check", "check this machine, and its way to a scheduler and back"),
     "config": ("trio_dask.cli.config", "show each setting, and where its value comes from"),
     "demo": ("trio_dask.cli.demo", "run a real job on a cluster on this machine"),
 }
@@ -35,6 +36,8 @@ def main(arguments: list[str] | None = None) -> int:
         from trio_dask._version import __version__
 
         return say(program, f"trio_dask {__version__}, Python {sys.version.split()[0]}")
+    if command == "--check":
+        command = "check"
     if command not in COMMANDS:
         shown = ascii(command)[:60]
         complain(program, f"{shown} is not a command; give one of {', '.join(COMMANDS)}")

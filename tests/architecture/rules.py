@@ -86,7 +86,7 @@ PARDONED: Mapping[tuple[str, str], str] = {
 NAMED: Mapping[tuple[str, str], str] = {
     **{
         ("trio_dask.__main__", f"trio_dask.cli.{command}"): "the one command that is run is the one that is imported"
-        for command in ("scheduler", "worker", "status", "config", "demo")
+        for command in ("scheduler", "worker", "status", "check", "config", "demo")
     },
     ("trio_dask.deploy.ssh.orders", "trio_dask.deploy.ssh.remote"): "a command line on another host names it",
     ("trio_dask.deploy.program_runner", "trio_dask.scheduler.deaths"): "the name of a logger",
@@ -360,6 +360,20 @@ def trespassing(root: Path) -> list[str]:
         for package, files in RESERVED.items()
         if _within(found.target, package)
         and not any(fnmatch.fnmatch(module.path.relative_to(root).as_posix(), pattern) for pattern in files)
+    ]
+
+
+def open_endpoints(root: Path) -> list[str]:
+    """Endpoints that are made without credentials, and so let everybody in."""
+    return [
+        f"{module.name}:{node.lineno} makes an endpoint without credentials"
+        for module in modules(root).values()
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id == "Endpoint"
+        and len(node.args) < 3
+        and all(keyword.arg != "credentials" for keyword in node.keywords)
     ]
 
 

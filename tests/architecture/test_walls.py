@@ -26,6 +26,7 @@ from tests.architecture import rules
         rules.stray_schemes,
         rules.named_by_string,
         rules.unlimited_shields,
+        rules.open_endpoints,
     ],
     ids=lambda rule: rule.__name__,
 )

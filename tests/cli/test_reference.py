@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from trio_dask.cli.check import check
+from trio_dask.cli.config import config
 from trio_dask.cli.legacy_options import LEGACY
 from trio_dask.cli.options import OTHER, Program, SectionOption
 from trio_dask.cli.scheduler import scheduler
@@ -26,7 +28,14 @@ def rows(heading: str) -> list[tuple[str, str]]:
 
 
 COMMANDS = pytest.mark.parametrize(
-    ("command", "heading"), [(scheduler, "dask-scheduler"), (worker, "dask-worker"), (status, "trio-dask status")]
+    ("command", "heading"),
+    [
+        (scheduler, "dask-scheduler"),
+        (worker, "dask-worker"),
+        (status, "trio-dask status"),
+        (check, "trio-dask check"),
+        (config, "trio-dask config"),
+    ],
 )
 
 

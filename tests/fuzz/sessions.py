@@ -85,9 +85,11 @@ def _listening_in() -> Iterator[list[Session]]:
         yield found
     finally:
         inproc._Pipe.put, inproc.memory_pair = put, memory_pair  # type: ignore[method-assign]
-    for said, heard in pairs:
-        role = next(role for role in (*FROM_CALLER, "data") if f'"role":"{role}"'.encode() in pieces[said][0])
-        found.append(Session(role, pieces[said], pieces[heard]))
+    for pair in pairs:
+        said, heard = (pieces.get(pipe, []) for pipe in pair)
+        if min(len(said), len(heard)) >= HELLO_PIECES:  # else it was given up at once
+            role = next(role for role in (*FROM_CALLER, "data") if f'"role":"{role}"'.encode() in said[0])
+            found.append(Session(role, said, heard))
 
 
 def _made(role: Any) -> Session:

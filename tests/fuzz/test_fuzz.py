@@ -131,5 +131,11 @@ def test_bugs_of_readers_are_found(
 
 def test_bugs_of_listeners_are_found(material: list[Session], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listen._Handshake, "_greet", _deaf)
-    with pytest.RaisesGroup(RuntimeError, flatten_subgroups=True):
+    found = None
+    try:
         Fuzzer(0, material).run_listeners(100)
+    except* RuntimeError as group:
+        found = group
+    except* Failure:  # besides that, the client is not served
+        pass
+    assert found

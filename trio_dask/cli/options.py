@@ -288,7 +288,7 @@ def _common_options() -> list[SectionOption]:
             expose_value=False,
             section=OTHER,
             is_flag=True,
-            help="Also say what in the configuration has no meaning here.",
+            help="Name configured keys without effect; see trio-dask config.",
         ),
         SectionOption(["--debug"], section=OTHER, is_flag=True, help="Log everything, with times and tracebacks."),
         SectionOption(["--version"], callback=_show_version, help="Show the version.", **eager),

@@ -21,6 +21,7 @@ from trio_dask.cli.command import (
 from trio_dask.cli.legacy_options import LEGACY, NOT_OF_SCHEDULER, legacy_options
 from trio_dask.cli.options import (
     LOG,
+    OTHER,
     Checked,
     PreloadingProgram,
     SectionOption,
@@ -30,6 +31,7 @@ from trio_dask.cli.options import (
     preload_argv,
     setting_options,
 )
+from trio_dask.cli.stdout import show
 from trio_dask.config import (
     CREDENTIALS,
     DEFAULT_PORT,
@@ -68,6 +70,12 @@ from trio_dask.parsing import parse_port
             help=f"Port to listen on; 0: any free port. Default: {DEFAULT_PORT}.",
         ),
         *setting_options(SchedulerSettings),
+        SectionOption(
+            ["--print-join"],
+            section=OTHER,
+            is_flag=True,
+            help="Print how to join from this machine, and from one that does not share its home.",
+        ),
         *log_options(),
         *legacy_options(NOT_OF_SCHEDULER),
     ],
@@ -82,7 +90,10 @@ def scheduler(context: click.Context, /, **options: Any) -> int:
     settings = _settings(context)
 
     async def service() -> None:
+        import trio
+
         from trio_dask.scheduler.service import run_scheduler
+        from trio_dask.security.credentials import find_credentials
 
         spare_garbage_collection()
         around = None
@@ -90,9 +101,27 @@ def scheduler(context: click.Context, /, **options: Any) -> int:
             from trio_dask.deploy.preload import preload, set_up
 
             around = partial(set_up, preload(settings.preload, settings.preload_argv), settings.preload_argv)
-        await run_scheduler(settings, around=around)
+        credentials = find_credentials(settings)
+        async with trio.open_nursery() as nursery:
+            running = partial(run_scheduler, credentials=credentials, around=around)
+            address = await nursery.start(running, settings)
+            if options["print_join"]:
+                show(*how_to_join(str(address), None if credentials.key is None else credentials.key.place))
 
     return run_service(service, origin="" if options["log_format"] == "text" else "scheduler")
+
+
+def how_to_join(address: str, place: str | None) -> list[str]:
+    """What to type on other machines; `place` names the file of the key, and is None with `--no-auth`."""
+    if place is None:
+        return ["To join:", f"  dask-worker {address} --no-auth"]
+    return [
+        "To join from a machine that shares this home:",
+        f"  dask-worker {address}",
+        "From any other machine, copy the key once, and then do the same:",
+        "  mkdir -p -m 700 ~/.config/trio_dask",
+        f"  scp -p {place.replace(':~/', ':', 1)} ~/.config/trio_dask/cluster.key",
+    ]
 
 
 def _settings(context: click.Context) -> SchedulerSettings:

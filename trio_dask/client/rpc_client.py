@@ -116,6 +116,10 @@ class AsyncRpc:
         """
         return dict(await self._ask("overview"))
 
+    async def look_back(self, host: str, port: int) -> dict[str, Any]:
+        """Its `time` and `packages`, and why it does not reach what listens at this host and port (`unreached`)."""
+        return dict(await self._ask("look_back", host=host, port=port))
+
     async def terminate(self) -> None:
         """End it in good order: a worker first gives its work and its results to others. Does not wait for the end."""
         await self._ask("terminate")

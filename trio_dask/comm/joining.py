@@ -42,7 +42,7 @@ def scheduler_endpoint(
     address = parse_scheduler_address(found.address)
     if given is None and address.is_in_process:
         given = NO_CREDENTIALS
-    if given is None and settings.auth and settings.cluster_key is None and settings.scheduler_file is None:
+    if given is None and settings.cluster_key is None and settings.scheduler_file is None:
         given = _clusters.get(str(address))
     return Endpoint(address, limits, given or find_credentials(settings, in_scheduler_file=found.key))
 

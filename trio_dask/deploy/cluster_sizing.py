@@ -58,6 +58,7 @@ def plan(
     name: str | None = None,
     resources: Mapping[str, float] | None = None,
     local_directory: str | None = None,
+    scheduler_file: str | None = None,
 ) -> Layout:
     """A scheduler and workers on this machine, for as long as the block lasts. All of them are ready when it begins.
 
@@ -67,10 +68,11 @@ def plan(
       memory_limit: for each worker, such as "4GiB", a number of bytes, a fraction of the machine, "auto" (its share),
         or None or 0 for no limit.
       processes: whether scheduler and workers are processes of their own, or run inside this program.
-      host: where they listen. Whoever can reach that address can run programs in your name.
+      host: where they listen. Only processes that have the cluster's own key can connect.
       scheduler_port: 0 takes any free one.
       resources: what each worker offers to tasks that ask for resources.
       local_directory: folder to spill to; by default the system's temporary folder.
+      scheduler_file: where the scheduler writes its address and the cluster's key, for other programs of yours.
 
     Raises:
       UsageError: an argument makes no sense.
@@ -92,12 +94,16 @@ def plan(
     for name, amount in (resources or {}).items():
         if isinstance(amount, bool) or not isinstance(amount, int | float) or not 0 <= amount < math.inf:
             raise UsageError(f"resources: {name!r} is {amount!r}; give a number of 0 or more")
+    if scheduler_file is not None and not processes:
+        raise UsageError("scheduler_file needs processes=True: no other program reaches a scheduler inside this one")
     limit_bytes = _memory_limit(memory_limit, machine_bytes, 1 / max(1, n_workers))
     try:
         check_memory_limit(str(memory_limit), limit_bytes, machine_bytes=machine_bytes)
     except UsageError as exc:
         raise UsageError(f"memory_limit: {exc}") from exc
     scheduler, worker, nanny = _configured_members()
+    if scheduler_file is not None:
+        scheduler["scheduler_file"] = scheduler_file
     if resources is not None:
         worker["resources"] = dict(resources)
     if local_directory is not None:

@@ -25,7 +25,7 @@ def child_environment(
 ) -> dict[str, str]:
     """What to set on top of our own environment (`ours`): `defaults` and ours where it says nothing, and `given`."""
     ours = os.environ if ours is None else ours
-    usual = dict.fromkeys(LIBRARY_THREADS, "1")
+    usual: dict[str, str] = dict.fromkeys(LIBRARY_THREADS, "1")
     if not any(name.startswith("MALLOC_") for name in ours):
         usual |= ALLOCATOR
     usual |= defaults or {}

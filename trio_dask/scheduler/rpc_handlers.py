@@ -9,6 +9,7 @@ from typing import Any
 
 import trio
 
+from trio_dask.comm.look_back import look_back
 from trio_dask.comm.rpc_server import Command
 from trio_dask.protocol.hello import Hello
 from trio_dask.scheduler.core import SchedulerCore
@@ -35,6 +36,7 @@ def scheduler_commands(
 
     return {
         "identity": identity,
+        "look_back": look_back,
         "overview": describe,
         "status": status,
         "restart": lambda arguments: restart("requested by rpc"),
