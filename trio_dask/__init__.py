@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from trio_dask.client.wait import ALL_COMPLETED, FIRST_COMPLETED, DoneAndNotDone, wait
     from trio_dask.deploy.local_cluster import LocalCluster, open_local_cluster
     from trio_dask.scheduler.plugins import SchedulerPlugin
+    from trio_dask.security.security import Security
     from trio_dask.worker.task_context import check_cancelled, get_worker, rejoin, secede
 
 __all__ = [
@@ -89,6 +90,7 @@ __all__ = [
     "RemoteError",
     "SchedulerLost",
     "SchedulerPlugin",
+    "Security",
     "SerializationError",
     "SpillError",
     "TaskCancelled",
@@ -130,6 +132,7 @@ _HOMES = {
         "client.wait": "ALL_COMPLETED FIRST_COMPLETED DoneAndNotDone wait",
         "deploy.local_cluster": "LocalCluster open_local_cluster",
         "scheduler.plugins": "SchedulerPlugin",
+        "security.security": "Security",
         "worker.task_context": "check_cancelled get_worker rejoin secede",
     }.items()
     for name in names.split()

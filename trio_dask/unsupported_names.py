@@ -38,7 +38,6 @@ MODULE: Final = _reasons(
         "a task cannot ask for another worker; use submit(retries=)": "Reschedule",
         "dask-ssh is not there yet": "SSHCluster",
         "there is no class for a scheduler; start one with dask-scheduler or LocalCluster": "Scheduler",
-        "TLS is not supported yet": "Security",
         "use LocalCluster or dask-worker": "SpecCluster",
         "states are words; see Client.status and Future.status": "Status",
         "use LocalCluster, whose workers are processes of their own": "SubprocessCluster",

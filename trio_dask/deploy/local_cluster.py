@@ -33,9 +33,7 @@ if TYPE_CHECKING:
 
 CLOSED = "this cluster is closed"
 
-IGNORED = frozenset(
-    ("asynchronous", "dashboard_address", "loop", "security", "silence_logs", "start", "worker_dashboard_address")
-)
+IGNORED = frozenset(("asynchronous", "dashboard_address", "loop", "silence_logs", "start", "worker_dashboard_address"))
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -208,8 +206,6 @@ def _takes_arguments_of(
         def call(self: LocalCluster, /, *args: P.args, **kwargs: P.kwargs) -> None:
             if kwargs.pop("asynchronous", None):
                 raise UsageError("LocalCluster blocks; use open_local_cluster in a Trio program")
-            if kwargs.pop("security", None):
-                raise UsageError("security= is not supported yet")
             for name in sorted(kwargs.keys() - known):
                 if name not in IGNORED:
                     raise TypeError(f"LocalCluster() got an unexpected argument {name!r}")
