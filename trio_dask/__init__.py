@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from trio_dask.client.rpc_client import rpc
     from trio_dask.client.wait import ALL_COMPLETED, FIRST_COMPLETED, DoneAndNotDone, wait
     from trio_dask.deploy.local_cluster import LocalCluster, open_local_cluster
+    from trio_dask.deploy.ssh.cluster import SSHCluster, open_ssh_cluster
     from trio_dask.scheduler.plugins import SchedulerPlugin
     from trio_dask.security.security import Security
     from trio_dask.worker.task_context import check_cancelled, get_worker, rejoin, secede
@@ -88,6 +89,7 @@ __all__ = [
     "ProtocolError",
     "RefusedError",
     "RemoteError",
+    "SSHCluster",
     "SchedulerLost",
     "SchedulerPlugin",
     "Security",
@@ -108,6 +110,7 @@ __all__ = [
     "get_client",
     "get_worker",
     "open_local_cluster",
+    "open_ssh_cluster",
     "progress",
     "rejoin",
     "rpc",
@@ -131,6 +134,7 @@ _HOMES = {
         "client.rpc_client": "rpc",
         "client.wait": "ALL_COMPLETED FIRST_COMPLETED DoneAndNotDone wait",
         "deploy.local_cluster": "LocalCluster open_local_cluster",
+        "deploy.ssh.cluster": "SSHCluster open_ssh_cluster",
         "scheduler.plugins": "SchedulerPlugin",
         "security.security": "Security",
         "worker.task_context": "check_cancelled get_worker rejoin secede",

@@ -36,7 +36,6 @@ MODULE: Final = _reasons(
         "the coordination primitives are not there yet": "MultiLock Queue Semaphore Variable",
         "there is no class for a nanny; start one with dask-worker or LocalCluster": "Nanny",
         "a task cannot ask for another worker; use submit(retries=)": "Reschedule",
-        "dask-ssh is not there yet": "SSHCluster",
         "there is no class for a scheduler; start one with dask-scheduler or LocalCluster": "Scheduler",
         "use LocalCluster or dask-worker": "SpecCluster",
         "states are words; see Client.status and Future.status": "Status",
