@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
-from . import case_collections, case_data, case_memory, case_programs, case_tasks, connections, core_alone
+from . import (
+    case_collections,
+    case_data,
+    case_memory,
+    case_programs,
+    case_tasks,
+    case_tls,
+    connections,
+    core_alone,
+)
 from .model import Case
 
 CASES: dict[str, Case] = {
     case.name: case
-    for module in (case_tasks, case_collections, case_data, case_memory, case_programs, connections, core_alone)
+    for module in (
+        case_tasks,
+        case_collections,
+        case_data,
+        case_tls,
+        case_memory,
+        case_programs,
+        connections,
+        core_alone,
+    )
     for case in module.CASES
 }

@@ -47,6 +47,8 @@ def measure(rival_name: str, case_name: str, *, quick: bool) -> dict[str, float]
     with tempfile.TemporaryDirectory(prefix="benchmarks-", ignore_cleanup_errors=True) as name:
         context = Context(rival, QUICK if quick else FULL, Path(name))
         try:
+            if case.encrypted:
+                rival.encrypt(context.folder)
             if case.cluster:
                 rival.start(context.folder)
                 if rival.has_workers:

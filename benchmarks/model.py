@@ -176,6 +176,8 @@ class Case:
     metrics: tuple[Metric, ...]
     cluster: bool = True
     """Start the rival's cluster and warm it up first; neither is measured."""
+    encrypted: bool = False
+    """All connections of the cluster use TLS, with certificates both ways."""
     only_ours: bool = False
     moves_data: bool = False
     """Memory is touched before it, so that nobody pays for what a virtual machine's host has taken away."""

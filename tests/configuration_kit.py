@@ -14,6 +14,7 @@ from trio_dask.configuration import KINDS, Program, variable_of
 TEXTS: Mapping[config.Reader, tuple[str, ...]] = {
     config.ADDRESS: ("a:1", "b:2", "c:3", "d:4", "e:5"),
     config.AMOUNT: ("1kB", "2kB", "3kB", "4kB", "5kB"),
+    config.BOOLEAN: ("true", "false", "yes", "no", "1"),
     config.BACKOFF: ("1s:2s", "1s:3s", "1s:4s", "1s:5s", "1s:6s"),
     config.COUNT: ("1", "2", "3", "4", "5"),
     config.FILE: ("a", "b", "c", "d", "e"),
@@ -25,6 +26,7 @@ TEXTS: Mapping[config.Reader, tuple[str, ...]] = {
     config.NAME: ("a", "b", "c", "d", "e"),
     config.OUTPUT_FILE: tuple(f"no-such-file-{letter}" for letter in "abcde"),
     config.PORTS: ("1", "2", "3", "4", "5:6"),
+    config.PROTOCOL: ("tcp", "tls", "ws", "wss", "tcp://"),
     config.SILENCE: ("101", "102s", "103", "104", "105"),
     config.SPILL_LIMIT: ("1kB", "2kB", "off", "4kB", "5kB"),
     config.TIME: ("11", "12s", "13", "14", "15 seconds"),

@@ -18,8 +18,10 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, Final, Literal, NamedTuple, get_args
 
+from trio_dask.errors import UsageError
 from trio_dask.parsing import (
     parse_backoff,
+    parse_boolean,
     parse_bytes,
     parse_count,
     parse_environment,
@@ -45,8 +47,9 @@ from trio_dask.parsing import (
 
 DEFAULT_PORT = 8786
 
-Scheme = Literal["tcp", "ws"]
+Scheme = Literal["tcp", "tls", "ws", "wss"]
 DEFAULT_SCHEME: Final = "tcp"
+DEFAULT_TLS_SCHEME: Final = "tls"
 SCHEMES: Final[tuple[str, ...]] = get_args(Scheme)
 """What a scheduler can speak; `comm` has a transport for each."""
 
@@ -176,6 +179,17 @@ AMOUNT = Reader("SIZE", parse_bytes)
 BACKOFF = Reader("FIRST:LONGEST", parse_backoff, _range_of_seconds)
 ENVIRONMENT = Reader("NAME=VALUE", parse_environment)
 
+
+def _protocol(text: str) -> Scheme:
+    name = str(text).strip().rstrip(":/").lower()  # distributed's users write tls:// as well
+    if name not in SCHEMES:
+        raise UsageError(f"{text[:40]!a} is no protocol; there are {', '.join(SCHEMES)}")
+    return name  # type: ignore[return-value]
+
+
+PROTOCOL = Reader("NAME", _protocol)
+BOOLEAN = Reader("BOOLEAN", parse_boolean)
+
 WHERE_TO_LISTEN = "Where to listen"
 CREDENTIALS = "Credentials"
 FAILURES = "Timeouts and failures"
@@ -228,6 +242,51 @@ Auth = Annotated[
         CREDENTIALS,
     ),
 ]
+TlsCaFile = Annotated[
+    str | None,
+    Option(
+        "--tls-ca-file",
+        "PEM file with the authority of all certificates. With --tls-cert, all connections use TLS.",
+        CREDENTIALS,
+        FILE,
+        config="distributed.comm.tls.ca-file",
+    ),
+]
+TlsCiphers = Annotated[str | None, Key("distributed.comm.tls.ciphers")]
+TlsMinVersion = Annotated[str | None, Key("distributed.comm.tls.min-version")]
+TlsMaxVersion = Annotated[str | None, Key("distributed.comm.tls.max-version")]
+TlsVerify = Annotated[str | None, Key("trio_dask.tls-verify")]
+RequireEncryption = Annotated[bool | None, Key("distributed.comm.require-encryption", BOOLEAN)]
+
+
+def _tls_cert(role: str) -> Option:
+    text = "PEM file with the certificate to show."
+    return Option("--tls-cert", text, CREDENTIALS, FILE, config=f"distributed.comm.tls.{role}.cert")
+
+
+def _tls_key(role: str) -> Option:
+    text = "PEM file with its private key. Default: it is in the file of --tls-cert."
+    return Option("--tls-key", text, CREDENTIALS, FILE, config=f"distributed.comm.tls.{role}.key")
+
+
+SchedulerSni = Annotated[
+    str | None,
+    Option(
+        "--scheduler-sni",
+        "Name to ask for when connecting to the scheduler, if a proxy stands before it. Default: its host.",
+        CREDENTIALS,
+        NAME,
+    ),
+]
+SchedulerProtocol = Annotated[
+    str | None,
+    Option(
+        "--protocol",
+        "Protocol of a scheduler's address without one: tcp, tls, ws or wss. Default: tls with certificates, else tcp.",
+        WHICH_SCHEDULER,
+        PROTOCOL,
+    ),
+]
 
 
 class SchedulerSettings(NamedTuple):
@@ -257,8 +316,10 @@ class SchedulerSettings(NamedTuple):
         Scheme,
         Option(
             "--protocol",
-            "Protocol of connections.",
+            "Protocol of connections; tls and wss encrypt them, with certificates or without. Default: tls with "
+            "certificates, else tcp.",
             WHERE_TO_LISTEN,
+            hides_default=True,
             config="distributed.comm.default-scheme",
         ),
     ] = DEFAULT_SCHEME
@@ -343,6 +404,14 @@ class SchedulerSettings(NamedTuple):
     cluster_key: ClusterKeyFile = None
     default_cluster_key: DefaultKeyFile = None
     auth: Auth = True
+    tls_ca_file: TlsCaFile = None
+    tls_cert: Annotated[str | None, _tls_cert("scheduler")] = None
+    tls_key: Annotated[str | None, _tls_key("scheduler")] = None
+    tls_ciphers: TlsCiphers = None
+    tls_min_version: TlsMinVersion = None
+    tls_max_version: TlsMaxVersion = None
+    tls_verify: TlsVerify = None
+    require_encryption: RequireEncryption = None
     busy_poll_s: float = 0.5e-3
     keepalive_s: float = 2.0
     silence_s: Annotated[float, Key("distributed.comm.timeouts.tcp", SILENCE)] = 60.0
@@ -503,6 +572,16 @@ class WorkerSettings(NamedTuple):
     cluster_key: ClusterKeyFile = None
     default_cluster_key: DefaultKeyFile = None
     auth: Auth = True
+    tls_ca_file: TlsCaFile = None
+    tls_cert: Annotated[str | None, _tls_cert("worker")] = None
+    tls_key: Annotated[str | None, _tls_key("worker")] = None
+    tls_ciphers: TlsCiphers = None
+    tls_min_version: TlsMinVersion = None
+    tls_max_version: TlsMaxVersion = None
+    tls_verify: TlsVerify = None
+    require_encryption: RequireEncryption = None
+    scheduler_sni: SchedulerSni = None
+    protocol: SchedulerProtocol = None
     process: str = ""
     nanny_address: str = ""
     board_fd: int | None = None
@@ -635,6 +714,16 @@ class ClientSettings(NamedTuple):
     cluster_key: ClusterKeyFile = None
     default_cluster_key: DefaultKeyFile = None
     auth: Auth = True
+    tls_ca_file: TlsCaFile = None
+    tls_cert: Annotated[str | None, _tls_cert("client")] = None
+    tls_key: Annotated[str | None, _tls_key("client")] = None
+    tls_ciphers: TlsCiphers = None
+    tls_min_version: TlsMinVersion = None
+    tls_max_version: TlsMaxVersion = None
+    tls_verify: TlsVerify = None
+    require_encryption: RequireEncryption = None
+    scheduler_sni: SchedulerSni = None
+    protocol: SchedulerProtocol = None
     name: Annotated[str | None, Key("client-name", NAME)] = None
     connect_timeout_s: Annotated[float, Key("distributed.comm.timeouts.connect", TIME)] = 10.0
     keepalive_s: Annotated[float, Key("distributed.client.heartbeat", HEARTBEAT)] = 10.0

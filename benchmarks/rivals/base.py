@@ -61,6 +61,10 @@ class Rival(abc.ABC):
         """Give each worker so much memory; called before ``start``."""
         raise Unsupported("has no memory limit")
 
+    def encrypt(self, folder: Path) -> None:
+        """Have all connections use TLS with certificates; called before ``start``."""
+        raise Unsupported("has no TLS")
+
     def workers(self) -> list[str]:
         raise Unsupported("has no addressable workers")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import importlib
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +29,8 @@ class DaskLike(Rival):
         self.client: Any = None
         self.scheduler_file: Path | None = None
         self.memory_arguments: list[str] = []
+        self.tls_arguments: dict[str, list[str]] = {"scheduler": [], "worker": []}
+        self.security: Any = None
         self.programs: dict[str, list[Program]] = {"scheduler": [], "worker": []}
 
     @abc.abstractmethod
@@ -42,7 +45,7 @@ class DaskLike(Rival):
 
     def start_programs(self, folder: Path, workers: int) -> None:
         scheduler_file = self.scheduler_file = folder / "scheduler.json"
-        arguments = self.scheduler_arguments(scheduler_file)
+        arguments = [*self.scheduler_arguments(scheduler_file), *self.tls_arguments["scheduler"]]
         scheduler = Program("scheduler", arguments, ready=SCHEDULER_READY, folder=folder)
         self.programs["scheduler"].append(scheduler)
         scheduler.wait_ready()
@@ -52,6 +55,7 @@ class DaskLike(Rival):
                 raise RuntimeError("the scheduler is ready and wrote no scheduler file")
             time.sleep(0.01)
         arguments = [*self.worker_arguments(scheduler_file, folder), *self.memory_arguments]
+        arguments += self.tls_arguments["worker"]
         for number in range(workers):
             program = Program(f"worker {number}", arguments, ready=WORKER_READY, folder=folder)
             self.programs["worker"].append(program)
@@ -60,7 +64,8 @@ class DaskLike(Rival):
 
     def start(self, folder: Path) -> None:
         self.start_programs(folder, WORKERS)
-        self.client = self.package.Client(scheduler_file=str(self.scheduler_file))
+        more = {} if self.security is None else {"security": self.security}
+        self.client = self.package.Client(scheduler_file=str(self.scheduler_file), **more)
         self.client.wait_for_workers(WORKERS)
 
     def stop(self) -> None:
@@ -88,6 +93,18 @@ class DaskLike(Rival):
 
     def limit_memory(self, nbytes: int) -> None:
         self.memory_arguments = ["--memory-limit", str(nbytes)]
+
+    def encrypt(self, folder: Path) -> None:
+        # Values of processes of one machine would otherwise go from memory to memory, and not through TLS.
+        os.environ["TRIO_DASK_CROSS_MEMORY"] = "0"
+        self.security = self.package.Security.temporary()
+        for role, arguments in self.tls_arguments.items():
+            arguments += ["--protocol", "tls"]
+            for option, name in (("ca-file", "ca_file"), ("cert", f"{role}_cert"), ("key", f"{role}_key")):
+                path = folder / f"{role}-{option}.pem"
+                path.touch(mode=0o600)
+                path.write_text(getattr(self.security, f"tls_{name}"))
+                arguments += [f"--tls-{option}", str(path)]
 
     def workers(self) -> list[str]:
         return sorted(self.client.nthreads())

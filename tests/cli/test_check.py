@@ -7,15 +7,18 @@ import resource
 import shutil
 import socket
 import sys
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import trio
 
 from trio_dask import __main__, __version__
 from trio_dask.batch_system import Amount
-from trio_dask.cli import check, checks
+from trio_dask.cli import check, checks, command
 from trio_dask.cli.checks import Check
+from trio_dask.deploy.program_runner import Stopper
 from trio_dask.exit_status import ExitStatus
 
 PYTHON = ".".join(map(str, sys.version_info[:2]))
@@ -31,6 +34,19 @@ def limits(monkeypatch: pytest.MonkeyPatch) -> dict[int, tuple[int, int]]:
     found = {resource.RLIMIT_NOFILE: (1024, 2**20), resource.RLIMIT_NPROC: (10_000, 10_000)}
     monkeypatch.setattr(resource, "getrlimit", found.__getitem__)
     return found
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The service runs here: a program of its own would end this process a second after it."""
+
+    def run_program(label: str, service: Callable[[], Awaitable[None]], stopper: Stopper, **options: object) -> int:
+        trio.run(service)
+        return ExitStatus.STOPPED
+
+    monkeypatch.setattr(command, "run_program", run_program)
+    monkeypatch.setattr(command, "raise_file_limit", lambda: None)
+    monkeypatch.setattr(Stopper, "install", lambda self: None)
 
 
 def test_a_line_says_whether_it_is_in_order_and_what_to_do() -> None:
@@ -107,12 +123,12 @@ def test_a_way_back_that_is_closed_is_wrong() -> None:
     assert "firewall" in checks.check_way_back("h", 1, "refused").remedy
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_without_a_scheduler_it_checks_this_machine(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     monkeypatch.delenv("DASK_SCHEDULER_ADDRESS", raising=False)
-    monkeypatch.setattr("trio_dask.deploy.program_runner.Stopper.install", lambda self: None)
     assert __main__.main(["--check", "--json"]) in (ExitStatus.STOPPED, ExitStatus.REFUSED)
     found = {each["name"]: each for each in json.loads(capsys.readouterr().out)}
     assert set(found) == {"names", "open files", "processes", "memory", "disk", "key", "scheduler"}
@@ -120,10 +136,10 @@ def test_without_a_scheduler_it_checks_this_machine(
     assert list(tmp_path.iterdir()) == []  # it made none
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_the_status_is_that_of_the_worst(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("trio_dask.deploy.program_runner.Stopper.install", lambda self: None)
     key = tmp_path / "key"
     key.write_text("nonsense", encoding="utf-8")
     key.chmod(0o644)

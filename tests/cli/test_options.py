@@ -59,8 +59,10 @@ SCHEDULER = [
     (["--reconnect-grace", "-1"], "--reconnect-grace: '-1' is not a length of time"),
     (["--worker-ttl", ""], "--worker-ttl: '' is not a length of time"),
     (["--allowed-failures", "-1"], "--allowed-failures: '-1' is not a number; give 0 or more"),
-    (["--protocol", "tls"], "--protocol"),
-    (["--tls-cert", "f"], "--tls-cert is not supported yet"),
+    (["--protocol", "ucx"], "--protocol: 'ucx' is not one of"),
+    (["--protocol", "tls", "--no-auth"], "tls://:8786 without certificates relies on the cluster's key; give --tls-ca"),
+    (["--protocol", "wss", "--no-auth"], "wss://:8786 without certificates relies on the cluster's key; give --tls-ca"),
+    (["--tls-cert", "f"], "--tls-cert: cannot read the tls-cert f: No such file or directory"),
     (["--no-such-option"], "--no-such-option"),
     (["--prot", "1"], "--prot"),
     (["stray"], "stray"),
@@ -111,16 +113,22 @@ WORKER = [
     (["h:1", "--max-restarts", "-1"], "--max-restarts: '-1'"),
     (["h:1", "--restart-backoff", "2:1"], "--restart-backoff: '2:1' ends below its start"),
     (["h:1", "--env", "x"], "--env: 'x' is not NAME=VALUE"),
-    (["h:1", "--listen-address", "ws://h:1"], "--listen-address: 'ws://h:1': workers listen on tcp only"),
+    (["h:1", "--listen-address", "ws://h:1"], "--listen-address: 'ws://h:1': workers listen on tcp or tls only"),
     (["h:1", "--listen-address", "h:9000", "--host", "h"], "--listen-address and --host"),
     (["h:1", "--listen-address", "h:9000", "--worker-port", "9000"], "--listen-address and --worker-port"),
     (["h:1", "--listen-address", "h", "--nworkers", "2"], "--listen-address: one address for 2 workers"),
     (["h:1", "--contact-address", "h:9000", "--nworkers", "2"], "--contact-address: one port for 2 workers"),
-    (["h:1", "--protocol", "ucx"], "--protocol: 'ucx' is not a protocol that workers listen on"),
-    (["h:1", "--tls-ca-file", "ca.pem"], "--tls-ca-file is not supported yet: connections are not encrypted"),
-    (["h:1", "--tls-cert", "c"], "--tls-cert is not supported yet"),
-    (["h:1", "--tls-key", "k"], "--tls-key is not supported yet"),
-    (["h:1", "--scheduler-sni", "s"], "--scheduler-sni is not supported yet"),
+    (["h:1", "--protocol", "ucx"], "--protocol: 'ucx' is no protocol; there are tcp, tls, ws, wss"),
+    (
+        ["h:1", "--tls-ca-file", "ca.pem"],
+        "--tls-ca-file: cannot read the tls-ca-file ca.pem: No such file or directory",
+    ),
+    (["h:1", "--tls-cert", "c"], "--tls-cert: cannot read the tls-cert c: No such file or directory"),
+    (["h:1", "--tls-key", "k"], "--tls-key: cannot read the tls-key k: No such file or directory"),
+    (["h:1", "--scheduler-sni", ""], "--scheduler-sni: '' is not a name"),
+    (["tcp://h:1", "--protocol", "tls"], "SCHEDULER: tcp://h:1 is not reached by tls; give the protocol once"),
+    (["h:1", "--protocol", "tls", "--no-auth"], "tls://h:1 without certificates relies on the cluster's key"),
+    (["wss://h:1", "--no-auth"], "wss://h:1 without certificates relies on the cluster's key"),
 ]
 DEMO = [
     (["--folder", ""], "--folder: give the name of a folder"),
@@ -422,7 +430,7 @@ def test_the_scheduler_of_a_worker_may_stand_in_the_environment_or_in_a_file(
     assert (only_worker(started).scheduler, only_worker(started).scheduler_file) == (None, str(path))
 
 
-@pytest.mark.parametrize(("main", "lines"), [(scheduler.main, 79), (worker.main, 150), (demo.main, 50)])
+@pytest.mark.parametrize(("main", "lines"), [(scheduler.main, 84), (worker.main, 150), (demo.main, 50)])
 def test_help_is_no_longer_than_it_has_to_be_and_shows_every_option_once(
     main: Callable[..., int], lines: int, started: list[Started], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,14 +17,17 @@ from trio_dask.comm.endpoint import Endpoint
 from trio_dask.comm.inproc import memory_pair
 from trio_dask.comm.listen import serve
 from trio_dask.comm.tcp import TcpTransport
+from trio_dask.comm.tls import TlsTransport
 from trio_dask.comm.transport import TRANSPORTS, Transport
-from trio_dask.comm.websocket import WebSocketTransport, agree_as_client, agree_as_server
+from trio_dask.comm.websocket import Carrier, WebSocketTransport, agree_as_client, agree_as_server
 from trio_dask.ids import Incarnation
 from trio_dask.protocol.codec import FROM_CLIENT, TO_CLIENT, encode
 from trio_dask.protocol.frames import Kind, encode_frame
 from trio_dask.protocol.hello import Hello, Welcome
 from trio_dask.protocol.link import DEFAULT_LIMITS, LinkLimits
 from trio_dask.protocol.messages import Fetch, Message, Query, Reply, Value
+from trio_dask.security.credentials import NO_CREDENTIALS, Credentials
+from trio_dask.security.tls_contexts import Tls
 
 HELLO = Hello(role="client", name="tester")
 WELCOME = Welcome(incarnation=Incarnation("here"))
@@ -40,8 +43,21 @@ def tcp_pair() -> tuple[TcpTransport, TcpTransport]:
     return TcpTransport(near), TcpTransport(far)
 
 
-async def websocket_pair(nursery: trio.Nursery) -> tuple[WebSocketTransport, WebSocketTransport]:
-    near, far = (WebSocketTransport(tcp, "ws", cleanup_s=0.05) for tcp in tcp_pair())
+async def tls_pair(calling: Tls | None = None, listening: Tls | None = None) -> tuple[TlsTransport, TlsTransport]:
+    """By default without certificates that anybody vouches for: the bytes take the same way."""
+    tcp, far_tcp = tcp_pair()
+    near = TlsTransport(tcp, (calling or TLS).context(listening=False), server_name="here")
+    far = TlsTransport(far_tcp, (listening or calling or TLS).context(listening=True))
+    async with trio.open_nursery() as agreeing:
+        agreeing.start_soon(near.agree)
+        agreeing.start_soon(far.agree)
+    return near, far
+
+
+async def websocket_pair(
+    nursery: trio.Nursery, carriers: tuple[Carrier, Carrier] | None = None
+) -> tuple[WebSocketTransport, WebSocketTransport]:
+    near, far = (WebSocketTransport(carrier, "ws", cleanup_s=0.05) for carrier in carriers or tcp_pair())
     nursery.start_soon(near.run, agree_as_client("here"))
     nursery.start_soon(far.run, agree_as_server)
     async with trio.open_nursery() as agreeing:
@@ -54,10 +70,15 @@ async def pair_of(kind: str, nursery: trio.Nursery) -> Pair:
     """Two connected ends of this kind of transport; they must be closed before the nursery can end."""
     if kind == "websocket":
         return await websocket_pair(nursery)
+    if kind == "tls":
+        return await tls_pair()
+    if kind == "tls-websocket":
+        return await websocket_pair(nursery, await tls_pair())
     return memory_pair() if kind == "memory" else tcp_pair()
 
 
-KINDS = ["memory", "tcp", "websocket"]
+KINDS = ["memory", "tcp", "tls", "websocket", "tls-websocket"]
+TLS = Tls()
 
 
 def connections(
@@ -150,11 +171,15 @@ async def give_zeroes(channel: DataChannel) -> None:
 
 @asynccontextmanager
 async def serving(
-    where: Address = LOOPBACK, handler: Callable[[Any], Awaitable[None]] | None = echo, **options: Any
+    where: Address = LOOPBACK,
+    handler: Callable[[Any], Awaitable[None]] | None = echo,
+    *,
+    credentials: Credentials = NO_CREDENTIALS,
+    **options: Any,
 ) -> AsyncIterator[Address]:
     """A running listener; gives its address. Leaves nothing running."""
     options = {"identity": SCHEDULER, **options}
-    endpoint = Endpoint(where, LinkLimits(cleanup_s=0.5))
+    endpoint = Endpoint(where, LinkLimits(cleanup_s=0.5), credentials)
     async with trio.open_nursery() as nursery:
         [address] = await nursery.start(partial(serve, endpoint, handler, **options))
         yield address

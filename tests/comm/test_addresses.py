@@ -90,7 +90,7 @@ def test_a_scheduler_has_a_port_of_its_own() -> None:
         ("tcp://node:\u0664\u0662", "a port is"),
         ("tcp://node:" + "9" * 5000, "a port is"),
         ("tcp://node:80/path", "a port is"),
-        ("nonsense://node:1", "'nonsense' is not a known scheme; there are inproc, tcp, ws"),
+        ("nonsense://node:1", "'nonsense' is not a known scheme; there are inproc, tcp, tls, ws, wss"),
         ("://node:1", "'' is not a known scheme; there are"),
         ("::1:8786", "write an IPv6 address in brackets"),
         ("[::1]8786", "brackets are for an IPv6 address"),

@@ -22,12 +22,15 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_credentials_that_are_given_come_first() -> None:
-    assert scheduler_endpoint(ClientSettings(scheduler=ADDRESS), given=OURS).credentials == OURS
-    assert scheduler_endpoint(ClientSettings(scheduler=ADDRESS), given=NO_CREDENTIALS).credentials == NO_CREDENTIALS
+    assert scheduler_endpoint(ClientSettings(scheduler=ADDRESS), "client", given=OURS).credentials == OURS
+    assert (
+        scheduler_endpoint(ClientSettings(scheduler=ADDRESS), "client", given=NO_CREDENTIALS).credentials
+        == NO_CREDENTIALS
+    )
 
 
 def test_a_scheduler_in_this_program_needs_no_key(home: Path) -> None:
-    assert scheduler_endpoint(ClientSettings(scheduler="inproc://here")).credentials == NO_CREDENTIALS
+    assert scheduler_endpoint(ClientSettings(scheduler="inproc://here"), "client").credentials == NO_CREDENTIALS
     assert not home.exists()
 
 
@@ -36,10 +39,10 @@ def test_a_cluster_of_this_process_is_known_by_its_address(home: Path, auth: boo
     """Also if the configuration turns proofs off: a local cluster asks for its own key all the same."""
     settings = ClientSettings(scheduler=ADDRESS, auth=auth)
     remember_cluster(ADDRESS, OURS)
-    assert scheduler_endpoint(settings).credentials == OURS
+    assert scheduler_endpoint(settings, "client").credentials == OURS
     assert not home.exists()
     forget_cluster(ADDRESS)
-    assert scheduler_endpoint(settings).credentials == (Credentials(home_key()) if auth else NO_CREDENTIALS)
+    assert scheduler_endpoint(settings, "client").credentials == (Credentials(home_key()) if auth else NO_CREDENTIALS)
 
 
 def test_a_scheduler_file_says_which_key_its_cluster_has_now(tmp_path: Path, home: Path) -> None:
@@ -48,5 +51,5 @@ def test_a_scheduler_file_says_which_key_its_cluster_has_now(tmp_path: Path, hom
     for _ in range(2):
         key = ClusterKey.draw()
         path.write_text(scheduler_file_text(ADDRESS, incarnation="i", package="1", python="3.11", key=key))
-        assert scheduler_endpoint(settings).credentials == Credentials(key)
+        assert scheduler_endpoint(settings, "client").credentials == Credentials(key)
     assert not home.exists()

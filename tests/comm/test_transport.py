@@ -12,7 +12,7 @@ from trio_dask.comm import inproc, tcp
 from trio_dask.comm.inproc import memory_pair
 from trio_dask.comm.transport import ConnectionLost, Transport
 
-direct = pytest.mark.parametrize("make_pair", ["memory", "tcp"], indirect=True)
+direct = pytest.mark.parametrize("make_pair", ["memory", "tcp", "tls"], indirect=True)
 """Those that take what is sent at once; a websocket sends by a task."""
 
 

@@ -112,7 +112,11 @@ def test_scripts_for_distributed_find_their_arguments_taken_or_refused_in_words(
         pass
     with pytest.raises(UsageError, match="use open_local_cluster in a Trio program"):
         make(asynchronous=True)
-    with pytest.raises(UsageError, match="security= is not supported yet"):
-        make(security=True)
+    with pytest.raises(UsageError, match="security is int; give a Security, or True"):
+        make(security=5)
+    with pytest.raises(UsageError, match="'ucx' is no protocol; there are tcp, tls, ws, wss"):
+        make(protocol="ucx")
+    with pytest.raises(UsageError, match="with processes=False nothing leaves this program"):
+        make(processes=False, protocol="tls")
     with pytest.raises(TypeError, match="unexpected argument 'n_wokers'"):
         make(n_wokers=3)

@@ -29,7 +29,9 @@ def main() -> int:
         print("ready", launcher.client_address, flush=True)
 
     async def service() -> None:
-        await launch(settings, find_credentials(ClientSettings()), stopper, on_event=on_event, on_ready=on_ready)
+        await launch(
+            settings, find_credentials(ClientSettings(), "scheduler"), stopper, on_event=on_event, on_ready=on_ready
+        )
 
     stopper = Stopper()
     stopper.install()

@@ -27,7 +27,7 @@ def test_the_way_to_a_scheduler_and_back_is_in_order(tmp_path: Path) -> None:
         address = boss.wait_for(r"Scheduler at: +(\S+)")
         for arguments in ([address], ["--scheduler-file", str(file)]):
             _, found = check(*arguments)
-            remote = ("key", "scheduler", "tls", "route", "versions", "clocks", "way back")
+            remote = ("key", "scheduler", "TLS", "route", "versions", "clocks", "way back")
             assert [found[name]["ok"] for name in remote] == [True] * len(remote), found
             assert "the scheduler reaches 127.0.0.1:" in found["way back"]["text"]
 

@@ -183,7 +183,7 @@ def test_the_first_source_that_names_a_key_counts(tmp_path: Path, home: Path, mo
 
     def found(option: str | None = None, key: ClusterKey | None = None, configured: str | None = None) -> Credentials:
         settings = WorkerSettings(cluster_key=option, default_cluster_key=configured)
-        return find_credentials(settings, in_scheduler_file=key)
+        return find_credentials(settings, "worker", in_scheduler_file=key)
 
     assert found(paths["option"], in_file, paths["configuration"]).key == keys["option"]
     assert found(None, in_file, paths["configuration"]).key == keys["environment"]
@@ -192,7 +192,7 @@ def test_the_first_source_that_names_a_key_counts(tmp_path: Path, home: Path, mo
     assert found(None, None, paths["configuration"]).key == keys["configuration"]
     assert not home.exists()
     assert found().key == home_key()
-    assert find_credentials(ClientSettings(cluster_key=paths["option"], auth=False)) == NO_CREDENTIALS
+    assert find_credentials(ClientSettings(cluster_key=paths["option"], auth=False), "client") == NO_CREDENTIALS
 
 
 def test_a_scheduler_file_carries_the_key_of_its_cluster(tmp_path: Path) -> None:

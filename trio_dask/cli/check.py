@@ -131,7 +131,7 @@ async def _check_connection(settings: ClientSettings, timeout_s: float) -> list[
                 received = time.time()
             return [
                 *found,
-                Check("tls", f"not used: {address.scheme} does not encrypt"),
+                Check("TLS", f"{'' if address.is_encrypted else 'not '}used, over {address.scheme}"),
                 Check("route", f"this machine is {host} on the way to {address.host}"),
                 checks.check_versions({**identity, **theirs}, package_versions()),
                 checks.check_clocks(theirs["time"], sent, received),

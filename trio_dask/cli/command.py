@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
+from typing import TYPE_CHECKING
 
 import click
 
@@ -15,6 +17,10 @@ from trio_dask.errors import NoScheduler, UnavailableError, UsageError
 from trio_dask.exit_status import ExitStatus
 from trio_dask.processes.environment import raise_file_limit
 from trio_dask.scheduler_file import find_scheduler
+
+if TYPE_CHECKING:
+    from trio_dask.security.credentials import CredentialSettings
+    from trio_dask.security.security import TlsRole
 
 MAX_MESSAGE = 300
 
@@ -38,8 +44,12 @@ def run_service(service: Callable[[], Awaitable[None]], *, origin: str = "", qui
     )
 
 
-def find_scheduler_for(argument: str | None, scheduler_file: str | None) -> tuple[str | None, str | None]:
+def find_scheduler_for(
+    argument: str | None, scheduler_file: str | None, protocol: str | None = None, tls_cert: str | None = None
+) -> tuple[str | None, str | None]:
     """The address that the current command connects to, or the scheduler file that has it, or will have it.
+
+    An address without a scheme has that of `protocol`, or TLS if there is a certificate.
 
     Raises:
       UsageError: there is none, it is no address of a scheduler, or the file is no scheduler file.
@@ -51,14 +61,15 @@ def find_scheduler_for(argument: str | None, scheduler_file: str | None) -> tupl
     if is_given(context, "scheduler_file"):
         only_one({"SCHEDULER": argument, "--scheduler-file": scheduler_file})
         return None, _checked_file(scheduler_file or "", "--scheduler-file")
+    check = partial(_checked_address, protocol=protocol, has_certificates=tls_cert is not None)
     if argument:
         with naming("SCHEDULER"):
-            return _checked_address(argument), None
+            return check(argument), None
     program = context.command.program if isinstance(context.command, Program) else None
     address, file = configured_scheduler(read_configuration(context), program or "client")
     if address is not None and address.texts:
         with naming(address.origin):
-            return _checked_address(address.texts[0]), None
+            return check(address.texts[0]), None
     if file is not None and file.texts:
         return None, _checked_file(file.texts[0], file.origin)
     name = context.command_path
@@ -73,10 +84,53 @@ def _checked_file(path: str, origin: str) -> str:
     return path
 
 
-def _checked_address(text: str) -> str:
-    from trio_dask.comm.addresses import parse_scheduler_address
+def check_protection(settings: CredentialSettings, role: TlsRole, address: str | None) -> None:
+    """Refuse certificates that cannot be used, and an address that would be less protected than it has to be.
 
-    address = parse_scheduler_address(text)
+
+    Raises:
+      UsageError: the message names the file, or the address and what it lacks.
+    """
+    from trio_dask.comm.addresses import parse_address
+    from trio_dask.comm.endpoint import check_protection as check
+    from trio_dask.security.credentials import find_tls
+
+    _check_certificates(settings)
+    tls = find_tls(settings, role)
+    if tls is not None and tls.config is not None:
+        tls.check()
+    if address is not None:
+        check(parse_address(address), tls, has_key=settings.auth)
+
+
+def _check_certificates(settings: CredentialSettings) -> None:
+    """Read each file for itself, so that a complaint names the option."""
+    authority, certificate, key = settings.tls_ca_file, settings.tls_cert, settings.tls_key
+    if authority is None and certificate is None and key is None:
+        return
+    from trio_dask.security import certificates
+
+    for option, path, read in (
+        ("--tls-ca-file", authority, certificates.read_authority),
+        ("--tls-cert", certificate, certificates.read_certificate),
+        ("--tls-key", key, certificates.read_key),
+    ):
+        if path is not None:
+            with naming(option):
+                read(path)
+    if authority is None or certificate is None:
+        missing, given = ("--tls-ca-file", "--tls-cert") if authority is None else ("--tls-cert", "--tls-ca-file")
+        raise UsageError(f"{given if certificate or authority else '--tls-key'}: {missing} has to be given as well")
+
+
+def _checked_address(text: str, protocol: str | None = None, *, has_certificates: bool = False) -> str:
+    from trio_dask.comm.addresses import scheme_of_peers
+    from trio_dask.comm.joining import scheduler_address
+
+    address = scheduler_address(text, protocol, has_certificates=has_certificates)
+    chosen = protocol if is_given(click.get_current_context(), "protocol") else None
+    if chosen is not None and scheme_of_peers(chosen) != scheme_of_peers(address.scheme):
+        raise UsageError(f"{address} is not reached by {chosen}; give the protocol once")
     if address.is_in_process:
         raise UsageError(f"{text!r} is an address inside another program; give that of a scheduler that listens")
     if not address.port:

@@ -1,11 +1,8 @@
-"""Options that distributed's programs have and that mean nothing here: accepted with a message, or refused.
-
-An option is refused where ignoring it would weaken the user's protection.
-"""
+"""Options that distributed's programs have and that mean nothing here: accepted with a message."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 import click
@@ -14,10 +11,9 @@ from trio_dask.cli.options import Checked, ParamType, SectionOption, notes
 from trio_dask.errors import UsageError
 from trio_dask.parsing import parse_boolean, parse_file, parse_folder, parse_port, parse_text
 
-LEGACY = "Accepted for compatibility, and ignored or refused"
+LEGACY = "Accepted for compatibility, and ignored"
 
 NO_DASHBOARD = "there is no dashboard"
-NO_TLS = "is not supported yet: connections are not encrypted"
 
 
 class Ignored(NamedTuple):
@@ -60,14 +56,13 @@ NOT_OF_SCHEDULER: Mapping[str, Ignored] = {
     "--bokeh-internal-port": Ignored(NO_DASHBOARD, PORT),
     "--show/--no-show": Ignored(NO_DASHBOARD),
     "--use-xheaders": Ignored(NO_DASHBOARD, Checked("BOOLEAN", parse_boolean)),
+    "--scheduler-sni": Ignored("a scheduler connects to nobody", TEXT),
     "--jupyter/--no-jupyter": Ignored("there is no Jupyter server"),
     "--local-directory": Ignored("a scheduler needs no local directory", Checked("PATH", parse_folder)),
 }
 
-REFUSED = ("--tls-ca-file", "--tls-cert", "--tls-key", "--scheduler-sni")
 
-
-def legacy_options(ignored: Mapping[str, Ignored], refused: Sequence[str] = REFUSED) -> list[SectionOption]:
+def legacy_options(ignored: Mapping[str, Ignored]) -> list[SectionOption]:
     """Options that do not reach the command; `notes` has a line for each ignored one that was given."""
 
     def note(ctx: click.Context, param: click.Parameter, value: Any) -> None:
@@ -76,11 +71,8 @@ def legacy_options(ignored: Mapping[str, Ignored], refused: Sequence[str] = REFU
             notes(ctx).append(f"ignoring {param.opts[0]}: {why}")
 
     return [
-        *(
-            _option(name, type=value, is_flag=value is None, help=f"Ignored: {why}.", callback=note)
-            for name, (why, value) in ignored.items()
-        ),
-        *(_option(name, metavar="TEXT", help="Refused: there is no TLS yet.", callback=_refuse) for name in refused),
+        _option(name, type=value, is_flag=value is None, help=f"Ignored: {why}.", callback=note)
+        for name, (why, value) in ignored.items()
     ]
 
 
@@ -89,8 +81,3 @@ def _option(name: str, **more: Any) -> SectionOption:
     if "/" in name:
         more["default"] = None
     return SectionOption([name], section=LEGACY, expose_value=False, **more)
-
-
-def _refuse(ctx: click.Context, param: click.Parameter, value: Any) -> None:
-    if value is not None:
-        raise click.UsageError(f"{param.opts[0]} {NO_TLS}", ctx)

@@ -12,6 +12,7 @@ from trio_dask.cli.command import (
     check_different_files,
     check_host_is_here,
     check_interface,
+    check_protection,
     naming,
     only_one,
     reading,
@@ -35,6 +36,7 @@ from trio_dask.cli.stdout import show
 from trio_dask.config import (
     CREDENTIALS,
     DEFAULT_PORT,
+    DEFAULT_TLS_SCHEME,
     FAILURES,
     FILES,
     HOW_IT_RUNS,
@@ -101,7 +103,7 @@ def scheduler(context: click.Context, /, **options: Any) -> int:
             from trio_dask.deploy.preload import preload, set_up
 
             around = partial(set_up, preload(settings.preload, settings.preload_argv), settings.preload_argv)
-        credentials = find_credentials(settings)
+        credentials = find_credentials(settings, "scheduler")
         async with trio.open_nursery() as nursery:
             running = partial(run_scheduler, credentials=credentials, around=around)
             address = await nursery.start(running, settings)
@@ -125,6 +127,8 @@ def how_to_join(address: str, place: str | None) -> list[str]:
 
 
 def _settings(context: click.Context) -> SchedulerSettings:
+    from trio_dask.comm.addresses import Address
+
     options = context.params
     only_one({"--interface": options["interface"], "--host": options["host"]})
     check_interface(options["interface"])
@@ -145,8 +149,11 @@ def _settings(context: click.Context) -> SchedulerSettings:
     if scheme is not None and given.setdefault("protocol", scheme) != scheme:
         raise click.UsageError(f"--protocol {given['protocol']} and --host with {scheme}://: give the protocol once")
     port = next((number for number in (port, host_port) if number is not None), DEFAULT_PORT)
+    if given.get("tls_cert") is not None:
+        given.setdefault("protocol", DEFAULT_TLS_SCHEME)
     check_host_is_here("--host", host)
     settings = SchedulerSettings(host=host, port=port, **given)
+    check_protection(settings, "scheduler", str(Address(settings.protocol, host, port)))
     argv = preload_argv(context)
     if argv.words:
         settings = settings._replace(preload_argv=argv)

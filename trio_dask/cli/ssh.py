@@ -58,7 +58,7 @@ NOT_OF_SSH: Final = {
     "--nohost": Ignored("workers listen at the address from which they reach the scheduler"),
 }
 LEFT_TO_US: Final = frozenset(
-    ("scheduler_file", "cluster_key", "auth", "nanny", "preload_nanny", "log_file", "log_format", "debug")
+    "scheduler_file cluster_key auth tls_ca_file tls_cert tls_key nanny preload_nanny log_file log_format debug".split()
 )
 """Options of `dask-worker` that make no sense after `--`: we tell the workers these things in another way."""
 
@@ -112,7 +112,7 @@ class _Ssh(Program):
         ),
         SectionOption(["-q", "--quiet"], section=OUTPUT, is_flag=True, help="Show errors alone."),
         *log_options(),
-        *legacy_options(NOT_OF_SSH, refused=()),
+        *legacy_options(NOT_OF_SSH),
     ],
 )
 @click.pass_context
@@ -218,7 +218,7 @@ def _run(context: click.Context, settings: LauncherSettings) -> int:
     from trio_dask.security.credentials import find_credentials
 
     stopper: Stopper = context.obj
-    credentials = find_credentials(ClientSettings())
+    credentials = find_credentials(ClientSettings(), "scheduler")
 
     async def service() -> None:
         from trio_dask.deploy.ssh.launch import launch

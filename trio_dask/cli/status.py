@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from trio_dask.cli.command import find_scheduler_for, run_command, run_service
+from trio_dask.cli.command import check_protection, find_scheduler_for, run_command, run_service
 from trio_dask.cli.options import Checked, Program, SectionOption, given_settings, setting_options
 from trio_dask.cli.stdout import show
 from trio_dask.config import CREDENTIALS, FILE, WHICH_SCHEDULER, ClientSettings
@@ -67,9 +67,10 @@ def status(
     Without SCHEDULER and --scheduler-file it uses the environment variable DASK_SCHEDULER_ADDRESS, or what the
     configuration says.
     """
-    address, file = find_scheduler_for(scheduler, scheduler_file)
+    address, file = find_scheduler_for(scheduler, scheduler_file, options["protocol"], options["tls_cert"])
     given: dict[str, Any] = {"scheduler": address, "scheduler_file": file}
     settings = ClientSettings(**{**given_settings(context, ClientSettings), **given})
+    check_protection(settings, "client", address)
 
     async def service() -> None:
         found = await _ask(settings, timeout)

@@ -14,6 +14,7 @@ from trio_dask.cli.command import (
     check_different_files,
     check_host_is_here,
     check_interface,
+    check_protection,
     find_scheduler_for,
     given_as,
     only_one,
@@ -118,7 +119,9 @@ def _check_machine(options: dict[str, Any]) -> None:
 def _nanny_settings(context: click.Context, share: WorkerSizing) -> list[NannySettings]:
     options, given = context.params, given_settings(context, WorkerSettings)
     argv = _argv(context)
-    address, file = find_scheduler_for(options["scheduler"], options["scheduler_file"])
+    address, file = find_scheduler_for(
+        options["scheduler"], options["scheduler_file"], options["protocol"], options["tls_cert"]
+    )
     ours: dict[str, Any] = {
         "on_scheduler_stop": _on_scheduler_stop(given),
         **_address_settings(options, share),
@@ -128,6 +131,7 @@ def _nanny_settings(context: click.Context, share: WorkerSizing) -> list[NannySe
         "memory_limit_bytes": share.memory_limit_bytes,
     }
     settings = WorkerSettings(**{**given, **ours})
+    check_protection(settings, "worker", address)
     nanny = NannySettings(worker=settings, **given_settings(context, NannySettings))
     if argv.words:
         nanny = nanny._replace(preload_argv=argv)

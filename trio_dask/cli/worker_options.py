@@ -11,6 +11,7 @@ from trio_dask.cli.options import LOG, Checked, SectionOption, log_options, sett
 from trio_dask.config import (
     CREDENTIALS,
     DEFAULT_SCHEME,
+    DEFAULT_TLS_SCHEME,
     HOW_THEY_RUN,
     INTERFACE,
     MEMORY,
@@ -41,8 +42,8 @@ def _read_address(text: str) -> Address:
     from trio_dask.comm.addresses import parse_address
 
     address = parse_address(text, default_port=0)
-    if address.scheme != DEFAULT_SCHEME:
-        raise UsageError(f"{text!a}: workers listen on {DEFAULT_SCHEME} only")
+    if address.scheme not in (DEFAULT_SCHEME, DEFAULT_TLS_SCHEME):
+        raise UsageError(f"{text!a}: workers listen on {DEFAULT_SCHEME} or {DEFAULT_TLS_SCHEME} only")
     return address
 
 
@@ -51,12 +52,6 @@ def _read_host(text: str) -> str:
 
     check_host(text)
     return text
-
-
-def _read_protocol(text: str) -> str:
-    if text.strip().rstrip(":/").lower() != DEFAULT_SCHEME:
-        raise UsageError(f"{text[:40]!a} is not a protocol that workers listen on; give {DEFAULT_SCHEME}")
-    return DEFAULT_SCHEME
 
 
 ADDRESS: Final = Checked("ADDRESS", _read_address)
@@ -162,12 +157,5 @@ PARAMETERS: Final[list[click.Parameter]] = [
     *setting_options(NannySettings),
     *setting_options(WorkerSettings),
     *log_options(),
-    SectionOption(
-        ["--protocol"],
-        section=LEGACY,
-        type=Checked("TEXT", _read_protocol),
-        expose_value=False,
-        help=f"Only {DEFAULT_SCHEME} is supported.",
-    ),
     *legacy_options(NOT_OF_WORKER),
 ]

@@ -16,7 +16,7 @@ from trio_dask.client.client_base import BaseClient
 from trio_dask.client.engine import Engine
 from trio_dask.client.futures import AsyncFuture
 from trio_dask.client.local_runs import AsyncLocalRuns
-from trio_dask.client.open_engine import address_of, engine_for, settings_for
+from trio_dask.client.open_engine import address_of, client_tls, engine_for, settings_for
 from trio_dask.client.operations import AsyncOperations
 from trio_dask.client.progress import progress_async
 from trio_dask.client.wait import wait_async
@@ -56,11 +56,12 @@ class AsyncClient(AsyncOperations, AsyncLocalRuns, BaseClient[AsyncFuture]):
         name: str | None = None,
         cluster_key: str | os.PathLike[str] | None = None,
         auth: bool | None = None,
+        security: object = None,
     ) -> None:
         settings = settings_for(address_of(address), scheduler_file, timeout, name, cluster_key, auth)
         if settings.scheduler is None and settings.scheduler_file is None:
             raise UsageError("AsyncClient needs an address or scheduler_file=; open_local_cluster() starts a cluster")
-        self._set_up(engine_for(settings), name)
+        self._set_up(engine_for(settings, client_tls(security)), name)
 
     @classmethod
     def over(cls, engine: Engine) -> AsyncClient:

@@ -19,7 +19,7 @@ from trio_dask.client.engine import Engine
 from trio_dask.client.futures import Future
 from trio_dask.client.local_runs import BlockingLocalRuns
 from trio_dask.client.loop_thread import CallbackThread, EngineThread
-from trio_dask.client.open_engine import address_of, engine_for, home_of, settings_for
+from trio_dask.client.open_engine import address_of, client_tls, engine_for, home_of, settings_for
 from trio_dask.client.operations import BlockingOperations
 from trio_dask.client.wait_signals import as_seconds, refuse_in_event_loop
 from trio_dask.errors import UsageError
@@ -59,6 +59,7 @@ class Client(BlockingOperations, BlockingLocalRuns, BaseClient[Future]):
       scheduler_file: instead of an address, the file that the scheduler writes; the client waits for it.
       name: of this client in the scheduler's answers and logs.
       cluster_key: the file with the cluster's key, instead of where it is looked for otherwise.
+      security: certificates and TLS settings, a `Security`; or, for a cluster of its own, True for temporary ones.
       auth: False for a scheduler that was started with `--no-auth`; by default what the configuration says, or True.
       **options: for the `LocalCluster` of its own, such as `n_workers` and `threads_per_worker`.
 
@@ -84,8 +85,6 @@ class Client(BlockingOperations, BlockingLocalRuns, BaseClient[Future]):
     ) -> None:
         if asynchronous:
             raise UsageError("Client blocks; use AsyncClient in a Trio program")
-        if security:
-            raise UsageError("security= is not supported yet")
         refuse_in_event_loop("Client()")
         options = {option: value for option, value in options.items() if option not in IGNORED}
         self.cluster: Any = None if address is None or isinstance(address, str) else address
@@ -94,13 +93,14 @@ class Client(BlockingOperations, BlockingLocalRuns, BaseClient[Future]):
         if settings.scheduler is None and settings.scheduler_file is None:
             if hooks.local_cluster is None:
                 raise UsageError("Client() needs an address or scheduler_file=")
-            self.cluster = hooks.local_cluster(**options)
+            self.cluster = hooks.local_cluster(security=security, **options)
             self._owns_cluster = True
             settings = settings_for(address_of(self.cluster), None, timeout, name)
+            security = None  # the cluster's own
         elif options:
             raise TypeError(f"Client() got an unexpected argument {min(options)!r}; there is a cluster already")
         try:
-            self._open(engine_for(settings), home_of(settings), name)
+            self._open(engine_for(settings, client_tls(security)), home_of(settings), name)
         except BaseException:  # Ctrl-C as well: the cluster that was started must not stay
             self._close_cluster()
             raise
@@ -131,15 +131,15 @@ class Client(BlockingOperations, BlockingLocalRuns, BaseClient[Future]):
             self._replaced = orphaned_clusters.close_when_unreachable(self, self.engine, close)
 
     @classmethod
-    def without_waiting(cls, address: str, timeout: Timeout = None) -> Client:
+    def without_waiting(cls, address: str, timeout: Timeout = None, worker: str = "") -> Client:
         """A client that accepts calls while it connects, and is no default client; it can be made under Trio.
 
-        If connecting fails, its calls raise `SchedulerLost`.
+        If connecting fails, its calls raise `SchedulerLost`. If `worker`, an incarnation, is lost, its session ends.
         """
         settings = settings_for(address, None, timeout, None)
         client = cls.__new__(cls)
         client.cluster, client._owns_cluster = None, False
-        client._open(engine_for(settings), home_of(settings), wait=False)
+        client._open(engine_for(settings, worker=worker), home_of(settings), wait=False)
         return client
 
     def __enter__(self) -> Client:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import socket
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
@@ -28,6 +28,9 @@ from trio_dask.protocol.link import LinkLimits
 from trio_dask.protocol.wire_constants import LONGEST_GRACE_S
 from trio_dask.retry_policy import CLIENTS, RetryPolicy
 from trio_dask.security.credentials import NO_CREDENTIALS, Credentials
+
+if TYPE_CHECKING:
+    from trio_dask.security.tls_contexts import Tls
 
 FIRST_SPREAD_S: Final = 0.1
 SHORTEST_TRY_S: Final = 2.0
@@ -94,13 +97,32 @@ def _text_of(found: Found | None) -> str | None:
     return None if found is None or not found.texts else found.texts[0]
 
 
+def client_tls(security: object) -> Tls | None:
+    """How a client with this argument `security` speaks TLS; None if it is not given.
+
+    Raises:
+      UsageError: it is no `Security`, or one that has no certificate for a client.
+    """
+    if security is None or security is False:
+        return None
+    from trio_dask.security.security import as_security
+
+    if security is True:
+        raise UsageError("security=True makes certificates that no other cluster knows; give a Security(...)")
+    found = as_security(security)
+    return None if found is None else found.for_role("client")
+
+
 def home_of(settings: ClientSettings) -> trio.lowlevel.TrioToken | None:
     """The Trio run of this program that the scheduler runs in, if any: its clients must run there as well."""
     return None if settings.scheduler is None else inproc.home_of(parse_scheduler_address(settings.scheduler))
 
 
-def engine_for(settings: ClientSettings) -> Engine:
-    """An engine that will connect as the settings say. It is not started."""
+def engine_for(settings: ClientSettings, tls: Tls | None = None, *, worker: str = "") -> Engine:
+    """An engine that will connect as the settings say, or with this TLS. It is not started.
+
+    `worker` is the incarnation of the worker whose tasks use it: if that is lost, the client's session ends with it.
+    """
     incarnation = new_incarnation()
     credentials = NO_CREDENTIALS  # until it is connected
     limits = LinkLimits(keepalive_s=settings.keepalive_s, silence_s=settings.silence_s, cleanup_s=settings.grace_s)
@@ -115,10 +137,11 @@ def engine_for(settings: ClientSettings) -> Engine:
             "previous": incarnation if lost else "",
             "scheduler": lost,
             "received": received,
+            "worker": worker,
         }
         nonlocal credentials
         hello_now = hello._replace(details=details)
-        connection, credentials = await _dial(engine, settings, hello_now, limits, again=bool(lost))
+        connection, credentials = await _dial(engine, settings, hello_now, limits, tls, again=bool(lost))
         return connection
 
     async def open_channel(address: str) -> DataChannel:
@@ -136,6 +159,7 @@ async def _dial(
     settings: ClientSettings,
     hello: Hello,
     limits: LinkLimits,
+    tls: Tls | None,
     *,
     again: bool,
 ) -> tuple[Connection, Credentials]:
@@ -161,7 +185,7 @@ async def _dial(
     while True:
         left_s = retries.deadline - trio.current_time()
         try:
-            endpoint = scheduler_endpoint(settings, limits)
+            endpoint = scheduler_endpoint(settings, "client", limits, tls=tls)
             timeout_s = max(min(left_s, try_s), CLIENTS.first_s)
             connection = await connect(endpoint, hello, nursery=engine.link.transports, timeout_s=timeout_s)
         except (NoScheduler, UnavailableError, UsageError) as error:

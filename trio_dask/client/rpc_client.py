@@ -8,24 +8,26 @@ import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from itertools import count
-from typing import Any, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import trio
 
 from trio_dask.client.call_forms import CallForms, Timeout, described_by, remade
-from trio_dask.client.open_engine import address_of, settings_for
+from trio_dask.client.open_engine import address_of, client_tls, settings_for
 from trio_dask.client.wait_signals import as_seconds, require_trio
-from trio_dask.comm.addresses import parse_scheduler_address
 from trio_dask.comm.captured_error import CapturedError
 from trio_dask.comm.connect import open_connection
 from trio_dask.comm.connection import Connection
-from trio_dask.comm.joining import scheduler_endpoint
+from trio_dask.comm.joining import scheduler_address, scheduler_endpoint
 from trio_dask.comm.transport import ConnectionLost
 from trio_dask.config import ClientSettings
 from trio_dask.errors import NoScheduler, RefusedError, UsageError
 from trio_dask.ids import new_incarnation
 from trio_dask.protocol.hello import Hello
 from trio_dask.protocol.messages import Control, Reply
+
+if TYPE_CHECKING:
+    from trio_dask.security.tls_contexts import Tls
 
 TIMEOUT_S: Final = 10.0
 CLEANUP_S: Final = 3.0
@@ -43,7 +45,8 @@ class rpc:
             worker.terminate()
 
     The address is a text, a pair of host and port, or a cluster (which means its scheduler). `timeout` is for the
-    connection and for each answer: seconds, or text such as "5s". `cluster_key` and `auth` are those of `Client`.
+    connection and for each answer: seconds, or text such as "5s". `cluster_key`, `auth`
+    and `security` are those of `Client`.
 
     Raises:
       UsageError: that is no address.
@@ -56,6 +59,7 @@ class rpc:
         timeout: Timeout = TIMEOUT_S,
         cluster_key: str | os.PathLike[str] | None = None,
         auth: bool | None = None,
+        security: object = None,
     ) -> None:
         if isinstance(address, tuple):
             host, port = address  # pyright: ignore[reportUnknownVariableType] - checked as text below
@@ -63,7 +67,10 @@ class rpc:
         text = address_of(address)
         if text is None:
             raise UsageError("rpc needs an address, such as tcp://10.0.0.5:8786")
-        self._settings = settings_for(str(parse_scheduler_address(text)), None, None, None, cluster_key, auth)
+        self._tls = client_tls(security)
+        has_certificates = self._tls is not None and self._tls.config is not None
+        where = scheduler_address(text, has_certificates=has_certificates)
+        self._settings = settings_for(str(where), None, None, None, cluster_key, auth)
         self._timeout = timeout
 
     def __repr__(self) -> str:
@@ -71,7 +78,7 @@ class rpc:
 
     def __aenter__(self) -> Coroutine[Any, Any, AsyncRpc]:
         require_trio("async with rpc(...)", "`with rpc(...)`")
-        self._block = connected_rpc(self._settings, self._timeout)
+        self._block = connected_rpc(self._settings, self._timeout, self._tls)
         return self._block.__aenter__()
 
     def __aexit__(self, *error: Any) -> Coroutine[Any, Any, bool | None]:
@@ -80,7 +87,7 @@ class rpc:
     def __enter__(self) -> Rpc:
         if trio.lowlevel.in_trio_run():
             raise UsageError("this blocks, and would block Trio; use `async with rpc(...)` here")
-        return Rpc(self._settings, self._timeout)
+        return Rpc(self._settings, self._timeout, self._tls)
 
     def __exit__(self, *_: object) -> None:
         pass
@@ -155,12 +162,12 @@ class AsyncRpc:
 
 
 @asynccontextmanager
-async def connected_rpc(settings: ClientSettings, timeout: Timeout) -> AsyncGenerator[AsyncRpc]:
+async def connected_rpc(settings: ClientSettings, timeout: Timeout, tls: Tls | None = None) -> AsyncGenerator[AsyncRpc]:
     """Connect to the scheduler, worker or nanny that the settings name as `scheduler`."""
     seconds = as_seconds(timeout)
     limit_s = math.inf if seconds is None else seconds
     hello = Hello(role="control", incarnation=new_incarnation(), name=f"rpc-{os.getpid()}")
-    endpoint = scheduler_endpoint(settings)
+    endpoint = scheduler_endpoint(settings, "client", tls=tls)
     async with open_connection(endpoint, hello, timeout_s=limit_s) as connection:
         try:
             yield AsyncRpc(str(endpoint), connection, limit_s)
@@ -175,8 +182,9 @@ class Rpc(CallForms):
     Each raises what the call of `AsyncRpc` raises, and `NoScheduler` if nothing can be reached there.
     """
 
-    def __init__(self, settings: ClientSettings, timeout: Timeout) -> None:
+    def __init__(self, settings: ClientSettings, timeout: Timeout, tls: Tls | None) -> None:
         self._settings = settings
+        self._tls = tls
         self._timeout = timeout
 
     def __repr__(self) -> str:
@@ -204,7 +212,7 @@ class Rpc(CallForms):
         """Connect, await this, and return what it returns."""
 
         async def main() -> _T:
-            async with connected_rpc(self._settings, self._timeout) as connected:
+            async with connected_rpc(self._settings, self._timeout, self._tls) as connected:
                 return await method(connected)
 
         results: list[_T] = []

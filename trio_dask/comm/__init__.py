@@ -1,7 +1,13 @@
 """Carries messages between two processes. It knows what a message is, and nothing of what it means."""
 
 # Each registers its kind of transport.
-from trio_dask.comm import inproc, tcp, websocket_scheme  # noqa: F401  # pyright: ignore[reportUnusedImport]
+from trio_dask.comm import (
+    inproc,  # noqa: F401  # pyright: ignore[reportUnusedImport]
+    tcp,  # noqa: F401  # pyright: ignore[reportUnusedImport]
+    tls_scheme,  # noqa: F401  # pyright: ignore[reportUnusedImport]
+    tls_websocket_scheme,  # noqa: F401  # pyright: ignore[reportUnusedImport]
+    websocket_scheme,  # noqa: F401  # pyright: ignore[reportUnusedImport]
+)
 from trio_dask.comm.addresses import (
     Address,
     addresses_of_interface,

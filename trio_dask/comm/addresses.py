@@ -11,7 +11,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import NamedTuple
 
 from trio_dask.comm.transport import TRANSPORTS
-from trio_dask.config import DEFAULT_PORT, DEFAULT_SCHEME
+from trio_dask.config import DEFAULT_PORT, DEFAULT_SCHEME, DEFAULT_TLS_SCHEME
 from trio_dask.errors import AddressError, UnavailableError
 
 _NAME = re.compile(r"[\w.-]{1,253}")
@@ -31,6 +31,11 @@ class Address(NamedTuple):
         """Whether it can be reached from the same Trio run only; `host` is a name then."""
         return TRANSPORTS[self.scheme].is_in_process
 
+    @property
+    def is_encrypted(self) -> bool:
+        """Whether connections there use TLS."""
+        return TRANSPORTS[self.scheme].is_encrypted
+
     def __str__(self) -> str:
         if self.is_in_process:
             return f"{self.scheme}://{self.host}"
@@ -46,13 +51,13 @@ def resolvable(host: str) -> str | bytes | None:
     return (host.encode() if host.isascii() else host) or None
 
 
-def parse_address(text: str, *, default_port: int | None = None) -> Address:
-    """The address that a text means; `DEFAULT_SCHEME` and `default_port`, if there is one, fill what it lacks.
+def parse_address(text: str, *, default_port: int | None = None, default_scheme: str = DEFAULT_SCHEME) -> Address:
+    """The address that a text means; `default_scheme` and `default_port`, if there is one, fill what it lacks.
 
     Raises `AddressError`, saying what is wrong with the text.
     """
     scheme, found, place = text.strip().rpartition("://")
-    scheme = scheme.lower() if found else DEFAULT_SCHEME
+    scheme = scheme.lower() if found else default_scheme
     kind = TRANSPORTS.get(scheme)
     if kind is None:
         raise AddressError(f"{text!r}: {scheme!r} is not a known scheme; there are {', '.join(sorted(TRANSPORTS))}")
@@ -70,12 +75,17 @@ def parse_address(text: str, *, default_port: int | None = None) -> Address:
     return Address(scheme, host, int(port))
 
 
-def parse_scheduler_address(text: str) -> Address:
+def parse_scheduler_address(text: str, *, default_scheme: str = DEFAULT_SCHEME) -> Address:
     """The address where a text says that the scheduler is: without a port, its default one.
 
     Raises `AddressError`, saying what is wrong with the text.
     """
-    return parse_address(text, default_port=DEFAULT_PORT)
+    return parse_address(text, default_port=DEFAULT_PORT, default_scheme=default_scheme)
+
+
+def scheme_of_peers(scheme: str) -> str:
+    """What workers and nannies listen on where the scheduler is reached by this scheme."""
+    return DEFAULT_TLS_SCHEME if TRANSPORTS[scheme].is_encrypted else DEFAULT_SCHEME
 
 
 def check_host(text: str) -> None:

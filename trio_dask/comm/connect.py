@@ -11,6 +11,7 @@ from typing import cast
 import trio
 
 from trio_dask.comm.captured_error import CapturedError
+from trio_dask.comm.certificate_roles import refusal_of_listener
 from trio_dask.comm.connection import Connection
 from trio_dask.comm.data_channel import DataChannel
 from trio_dask.comm.endpoint import Endpoint
@@ -81,13 +82,19 @@ class _CannotReachError(Exception):
 async def _call(
     endpoint: Endpoint, hello: Hello, nursery: trio.Nursery, timeout_s: float
 ) -> tuple[Transport, Welcome, bytes]:
+    endpoint.check()
     connected = False
     try:
         with trio.fail_after(timeout_s):
             transport = await TRANSPORTS[endpoint.address.scheme].connect(endpoint, nursery)
             connected = True
+            if reason := refusal_of_listener(endpoint, transport, hello):
+                transport.abort()
+                raise RefusedError(reason)
             prover = endpoint.prover(endpoint.credentials.key, transport.channel_binding)
             answer, rest = await _greet(transport, CallerOpening(hello, prover))
+    except RefusedError:  # an `OSError` as well
+        raise
     except (OSError, ProtocolError, trio.TooSlowError) as error:
         raise _CannotReachError(_reason(error, timeout_s, connected=connected)) from error
     if isinstance(answer, Refusal):

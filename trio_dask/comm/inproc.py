@@ -73,8 +73,9 @@ class _Pipe:
 class MemoryTransport:
     """`Transport` to another part of the same program."""
 
-    thread_safe_send = False
     channel_binding = b""
+    peer_units: frozenset[str] = frozenset()
+    thread_safe_send = False
     fd = None
 
     def __init__(self, remote: str, incoming: _Pipe, outgoing: _Pipe) -> None:

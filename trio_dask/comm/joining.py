@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from trio_dask.comm.addresses import parse_scheduler_address
+from trio_dask.comm.addresses import Address, parse_scheduler_address
 from trio_dask.comm.endpoint import Endpoint
+from trio_dask.config import DEFAULT_SCHEME, DEFAULT_TLS_SCHEME
 from trio_dask.protocol.link import DEFAULT_LIMITS, LinkLimits
 from trio_dask.scheduler_file import find_scheduler
 from trio_dask.security.credentials import NO_CREDENTIALS, Credentials, CredentialSettings, find_credentials
+
+if TYPE_CHECKING:
+    from trio_dask.security.security import TlsRole
+    from trio_dask.security.tls_contexts import Tls
 
 _clusters: dict[str, Credentials] = {}
 """The clusters that this process belongs to, or has started: by their address, their credentials."""
@@ -16,6 +21,16 @@ _clusters: dict[str, Credentials] = {}
 
 class SchedulerChoice(CredentialSettings, Protocol):
     """The settings that say which scheduler to connect to."""
+
+    @property
+    def protocol(self) -> str | None:
+        """The scheme of an address without one."""
+        ...
+
+    @property
+    def scheduler_sni(self) -> str | None:
+        """The name to ask for under TLS, where that is not the scheduler's host."""
+        ...
 
     @property
     def scheduler(self) -> str | None:
@@ -29,9 +44,15 @@ class SchedulerChoice(CredentialSettings, Protocol):
 
 
 def scheduler_endpoint(
-    settings: SchedulerChoice, limits: LinkLimits = DEFAULT_LIMITS, given: Credentials | None = None
+    settings: SchedulerChoice,
+    role: TlsRole,
+    limits: LinkLimits = DEFAULT_LIMITS,
+    given: Credentials | None = None,
+    tls: Tls | None = None,
 ) -> Endpoint:
-    """Where the scheduler is now, and what it asks for. `given` credentials come before all that can be found.
+    """Where the scheduler is now, and what it asks for.
+
+    `given` credentials come before all that can be found; so does `tls`, but for the key.
 
     Raises:
       NoScheduler: there is no scheduler file, or the scheduler that wrote it has ended.
@@ -39,12 +60,26 @@ def scheduler_endpoint(
       UsageError: that is no address, or no scheduler file.
     """
     found = find_scheduler(settings.scheduler, settings.scheduler_file)
-    address = parse_scheduler_address(found.address)
+    has_certificates = settings.tls_cert is not None or (tls is not None and tls.config is not None)
+    address = scheduler_address(found.address, settings.protocol, has_certificates=has_certificates)
     if given is None and address.is_in_process:
         given = NO_CREDENTIALS
     if given is None and settings.cluster_key is None and settings.scheduler_file is None:
         given = _clusters.get(str(address))
-    return Endpoint(address, limits, given or find_credentials(settings, in_scheduler_file=found.key))
+    credentials = given or find_credentials(settings, role, in_scheduler_file=found.key)
+    if tls is not None:
+        credentials = credentials._replace(tls=tls)
+    server_name = settings.scheduler_sni or (credentials.tls.server_name if credentials.tls else "")
+    return Endpoint(address, limits, credentials, server_name)
+
+
+def scheduler_address(text: str, protocol: str | None = None, *, has_certificates: bool = False) -> Address:
+    """The address that a text means; without a scheme, it has this one, or TLS if there are certificates.
+
+    Raises `AddressError`.
+    """
+    default_scheme = protocol or (DEFAULT_TLS_SCHEME if has_certificates else DEFAULT_SCHEME)
+    return parse_scheduler_address(text, default_scheme=default_scheme)
 
 
 def remember_cluster(address: str, credentials: Credentials) -> None:

@@ -16,6 +16,7 @@ from typing import NamedTuple, TypeVar
 import trio
 
 from trio_dask.comm.addresses import Address
+from trio_dask.comm.certificate_roles import refusal_of_caller
 from trio_dask.comm.connection import Connection
 from trio_dask.comm.data_channel import DataChannel
 from trio_dask.comm.doorstep import Doorstep
@@ -23,7 +24,6 @@ from trio_dask.comm.endpoint import Endpoint
 from trio_dask.comm.folded_log import FoldedLog
 from trio_dask.comm.shared_blobs import probe
 from trio_dask.comm.transport import TRANSPORTS, ConnectionLost, Stranger, Transport, first_error
-from trio_dask.config import DEFAULT_SCHEME
 from trio_dask.errors import ProtocolError
 from trio_dask.protocol.codec import FROM_CALLER
 from trio_dask.protocol.hello import Hello, Refusal, Welcome
@@ -65,8 +65,10 @@ async def serve(
     Handlers run in `handler_nursery` if there is one, and so can outlive the listener. `ProtocolError` and
     `ConnectionLost` from a handler end its connection and are logged; any other exception propagates.
 
-    Raises `OSError`, with a reason in one line, when it cannot listen.
+    Raises `OSError`, with a reason in one line, when it cannot listen, and `UsageError` when it may not, for want of
+    TLS, or of certificates that can be used.
     """
+    endpoint.check()
     log = FoldedLog(_log)
     own_key = key or (lambda: endpoint.credentials.key)
     handshake = _Handshake(identity, admit, handler, data_handler, max_bytes, endpoint, own_key, log)
@@ -85,7 +87,9 @@ async def serve(
         log.end(trio.current_time())
 
 
-async def listen_in_range(host: str, ports: tuple[int, int], listen: Callable[[Address], Awaitable[_T]]) -> _T:
+async def listen_in_range(
+    scheme: str, host: str, ports: tuple[int, int], listen: Callable[[Address], Awaitable[_T]]
+) -> _T:
     """What `listen` returns for the first port of the range, in order, that is free.
 
     Raises:
@@ -94,11 +98,11 @@ async def listen_in_range(host: str, ports: tuple[int, int], listen: Callable[[A
     first, last = ports
     for port in range(first, last + 1):
         try:
-            return await listen(Address(DEFAULT_SCHEME, host, port))
+            return await listen(Address(scheme, host, port))
         except OSError as error:
             if error.errno != errno.EADDRINUSE or first == last:
                 raise
-    place = f"{DEFAULT_SCHEME}://{host or '0.0.0.0'}"
+    place = f"{scheme}://{host or '0.0.0.0'}"
     raise OSError(errno.EADDRINUSE, f"cannot listen at {place}: all ports from {first} to {last} are in use")
 
 
@@ -165,6 +169,8 @@ class _Handshake(NamedTuple):
         return None
 
     def _decide(self, transport: Transport, hello: Hello) -> Welcome | Refusal:
+        if reason := refusal_of_caller(self.endpoint, transport, hello):
+            return Refusal(reason, "certificate")
         answer = self.admit(hello, transport) if self.admit else Welcome(self.identity.incarnation)
         return answer._replace(memory=probe()) if isinstance(answer, Welcome) else answer
 

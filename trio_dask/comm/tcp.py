@@ -36,8 +36,9 @@ _KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 4}
 class TcpTransport:
     """`Transport` over a connected TCP socket, which it owns."""
 
-    thread_safe_send = True
     channel_binding = b""
+    peer_units: frozenset[str] = frozenset()
+    thread_safe_send = True
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)

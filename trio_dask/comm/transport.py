@@ -51,7 +51,12 @@ class Transport(Protocol):
 
     @property
     def channel_binding(self) -> bytes:
-        """What both ends know of this encrypted channel and of no other one; empty without encryption."""
+        """Under TLS the SHA-256 of the listener's certificate, as this end has seen it; empty otherwise."""
+        ...
+
+    @property
+    def peer_units(self) -> frozenset[str]:
+        """The organizational units in a verified certificate of the peer."""
         ...
 
     @property
@@ -155,6 +160,7 @@ class TransportKind(NamedTuple):
     scheme: str
     connect: Callable[[Endpoint, trio.Nursery], Awaitable[Transport]]
     listen: Callable[[Endpoint, socket.socket | None], Sequence[Listener]]
+    is_encrypted: bool = False
     is_in_process: bool = False
     """Whether both ends are in one Trio run; an address then is a name and has no port."""
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import trio
 from trio_websocket import (
@@ -25,8 +25,8 @@ from trio_websocket import (
 
 from trio_dask.comm.endpoint import Endpoint
 from trio_dask.comm.tcp import TcpListener, TcpTransport, bind_tcp, connect_tcp
-from trio_dask.comm.transport import Bytes, ConnectionLost, first_error
-from trio_dask.errors import ProtocolError
+from trio_dask.comm.transport import Bytes, ConnectionLost, Transport, first_error
+from trio_dask.errors import ProtocolError, TrioDaskError
 
 MESSAGE_BYTES = 64 * 2**10
 """The largest message: we send no larger one, and a peer that does is refused."""
@@ -46,6 +46,18 @@ _BREACHES = frozenset({1002, 1003, 1007, 1008, 1009, 1010})
 
 _READ_BYTES = 2**18
 
+
+class Carrier(Transport, Protocol):
+    """What a websocket needs below it: TCP, or TLS over it."""
+
+    async def wait_writable(self) -> None:
+        """Wait until `try_send` may take something again."""
+        ...
+
+
+Wrap = Callable[[TcpTransport], Carrier]
+Connect = Callable[[Endpoint], Awaitable[Carrier]]
+
 Agree = Callable[[trio.Nursery, "_Stream"], Awaitable[WebSocketConnection]]
 """The handshake of one side; the nursery hosts the reader."""
 
@@ -53,7 +65,7 @@ Agree = Callable[[trio.Nursery, "_Stream"], Awaitable[WebSocketConnection]]
 class _Stream(trio.abc.Stream):
     """The TCP connection as trio-websocket sees it; it can be read only as far as `allow` has said."""
 
-    def __init__(self, tcp: TcpTransport, on_end: Callable[[], None]) -> None:
+    def __init__(self, tcp: Carrier, on_end: Callable[[], None]) -> None:
         self.end: Exception | None = None
         """How TCP ended, if it did: what it raised, or `trio.EndOfChannel`."""
         self._tcp = tcp
@@ -84,7 +96,7 @@ class _Stream(trio.abc.Stream):
                     await self._changed.park()
                 if not self._is_closed:
                     data = await self._receive()
-        except ConnectionLost as error:
+        except TrioDaskError as error:
             self.end = error
             self._on_end()
             raise trio.BrokenResourceError from error
@@ -126,10 +138,9 @@ class WebSocketTransport:
     """`Transport` over a TCP connection, which it owns. Its own owner has to `run` it."""
 
     thread_safe_send = False
-    channel_binding = b""
     fd = None
 
-    def __init__(self, tcp: TcpTransport, scheme: str, cleanup_s: float) -> None:
+    def __init__(self, tcp: Carrier, scheme: str, cleanup_s: float) -> None:
         self.remote = f"{scheme}://{tcp.remote.partition('://')[2]}"
         self.is_local = tcp.is_local
         self._tcp = tcp
@@ -148,6 +159,14 @@ class WebSocketTransport:
 
     def __repr__(self) -> str:
         return f"<WebSocketTransport to {self.remote}>"
+
+    @property
+    def channel_binding(self) -> bytes:
+        return self._tcp.channel_binding
+
+    @property
+    def peer_units(self) -> frozenset[str]:
+        return self._tcp.peer_units
 
     # ----------------------------------------------------------------------------------------------- in the background
 
@@ -314,41 +333,50 @@ def _failure(error: Exception) -> ProtocolError:
     return ProtocolError(f"not a websocket peer: {cause!r}")
 
 
+def _as_it_is(tcp: TcpTransport) -> Carrier:
+    return tcp
+
+
 async def agree_as_server(nursery: trio.Nursery, stream: trio.abc.Stream) -> WebSocketConnection:
     """Accept whatever path is asked for: proxies have their own."""
     return await (await wrap_server_stream(nursery, stream, **_OPTIONS)).accept()
 
 
-def agree_as_client(host: str) -> Agree:
-    """Ask that host for a websocket."""
+def agree_as_client(host: str, headers: Mapping[str, str] | None = None) -> Agree:
+    """Ask that host for a websocket, with these headers besides the usual ones."""
+    more = [(name.encode(), value.encode()) for name, value in (headers or {}).items()]
 
     async def agree(nursery: trio.Nursery, stream: trio.abc.Stream) -> WebSocketConnection:
         # It uses nothing of a socket's stream but what all streams have.
-        return await wrap_client_stream(nursery, cast("trio.SocketStream", stream), host, "/", **_OPTIONS)
+        socket_stream = cast("trio.SocketStream", stream)
+        return await wrap_client_stream(nursery, socket_stream, host, "/", extra_headers=more, **_OPTIONS)
 
     return agree
 
 
-def bind_websocket(endpoint: Endpoint, sock: socket.socket | None = None) -> list[TcpListener]:
-    """Listen like `bind_tcp`. The handshake takes place while the first bytes are received."""
+def bind_websocket(endpoint: Endpoint, sock: socket.socket | None = None, wrap: Wrap = _as_it_is) -> list[TcpListener]:
+    """Listen like `bind_tcp`, with what `wrap` puts between. The handshakes take place with the first receive."""
 
     def build(tcp: TcpTransport, nursery: trio.Nursery) -> WebSocketTransport:
-        transport = WebSocketTransport(tcp, endpoint.address.scheme, endpoint.limits.cleanup_s)
+        transport = WebSocketTransport(wrap(tcp), endpoint.address.scheme, endpoint.limits.cleanup_s)
         nursery.start_soon(transport.run, agree_as_server)
         return transport
 
     return bind_tcp(endpoint, sock, build)
 
 
-async def connect_websocket(endpoint: Endpoint, nursery: trio.Nursery) -> WebSocketTransport:
-    """Connect, and wait until the other side has agreed to speak websocket.
+async def connect_websocket(
+    endpoint: Endpoint, nursery: trio.Nursery, connect: Connect = connect_tcp
+) -> WebSocketTransport:
+    """Connect with `connect`, and wait until the other side has agreed to speak websocket.
 
-    Raises `OSError` when it cannot be reached, `ProtocolError` when it does not agree.
+    Raises `OSError` when it cannot be reached, `ProtocolError` when it does not agree, and as `connect` does.
     """
-    tcp = await connect_tcp(endpoint)
+    tcp = await connect(endpoint)
     transport = WebSocketTransport(tcp, endpoint.address.scheme, endpoint.limits.cleanup_s)
     try:
-        nursery.start_soon(transport.run, agree_as_client(str(endpoint).partition("://")[2]))
+        headers = endpoint.credentials.tls.headers if endpoint.credentials.tls else None
+        nursery.start_soon(transport.run, agree_as_client(str(endpoint).partition("://")[2], headers))
         await transport.wait_agreed()
     except BaseException:  # no agreement, whatever the reason
         transport.abort()

@@ -189,8 +189,6 @@ def takes_arguments_of(
         def call(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> None:
             if kwargs.pop("asynchronous", None):
                 raise UsageError(f"{name} blocks; use {for_trio} in a Trio program")
-            if kwargs.pop("security", None):
-                raise UsageError("security= is not supported yet")
             for argument in sorted(kwargs.keys() - parameters.keys()):
                 if argument in ignored:
                     del kwargs[argument]
@@ -238,7 +236,8 @@ def _form(method: Callable[..., Any], run: Callable[..., Any]) -> Any:
 class BlockingCluster(ReadableCluster, Generic[A]):
     """A cluster for blocking code: ready when it has been made. Use it in a `with` block, or `close` it."""
 
-    UNSUPPORTED: ClassVar[Mapping[str, str]] = {}
+    _KIND: ClassVar = "cluster"
+    _UNSUPPORTED: ClassVar[Mapping[str, str]] = {}
     """The names that distributed's class has, and this one has not, with the reason."""
 
     def _start(self, make: Callable[[], A]) -> None:
@@ -309,13 +308,13 @@ class BlockingCluster(ReadableCluster, Generic[A]):
     if not TYPE_CHECKING:  # a type checker would take it to have every name
 
         def __getattr__(self, name):
-            raise unsupported_error(type(self).__name__, name, self.UNSUPPORTED)
+            raise unsupported_error(type(self).__name__, name, self._UNSUPPORTED)
 
     def __repr__(self) -> str:
         try:
             return repr(self._readable())
         except ClusterError as exc:
-            return f"<{type(self).__name__}: {exc}>"
+            return f"<{self._KIND}: {exc}>"
 
     def _run_in_loop(self, run: Callable[..., Any], function: Callable[..., Any]) -> Any:
         """Have the loop's thread call or await this with the cluster, and return what it returns."""

@@ -15,14 +15,14 @@ import socket
 import sys
 from collections.abc import Callable, Mapping
 from itertools import count
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import trio
 
 from trio_dask.comm.addresses import Address, choose_advertised_host, resolvable
 from trio_dask.comm.inproc import inproc_address
 from trio_dask.comm.joining import forget_cluster, remember_cluster
-from trio_dask.config import DEFAULT_SCHEME, NannySettings, SchedulerSettings, WorkerSettings
+from trio_dask.config import NannySettings, SchedulerSettings, WorkerSettings
 from trio_dask.deploy import child_services
 from trio_dask.deploy.cluster_sizing import Layout
 from trio_dask.deploy.worker_program import remove_scratch
@@ -33,8 +33,11 @@ from trio_dask.processes.clone_parent import can_fork_sibling
 from trio_dask.processes.fork_server import ForkServer
 from trio_dask.processes.spawn import Starter, start_by_exec
 from trio_dask.security.cluster_key import ClusterKey
-from trio_dask.security.credentials import NO_CREDENTIALS, Credentials
+from trio_dask.security.credentials import Credentials
 from trio_dask.settings_json import to_json
+
+if TYPE_CHECKING:
+    from trio_dask.security.security import TlsRole
 
 DEATH_TIMEOUT_S = 60.0
 BACKLOG = 4096
@@ -68,8 +71,8 @@ class Members:
         self._changed = trio.Event()
         self._over = False
         self._start: Starter = start_by_exec
-        self.credentials = Credentials(ClusterKey.draw()) if layout.processes else NO_CREDENTIALS
-        """Of this cluster alone; its processes inherit them."""
+        self._key = ClusterKey.draw() if layout.processes else None
+        """Of this cluster alone; its processes inherit it."""
         self.workers: dict[str, Member] = {}
         self.scheduler_address = ""
         self.scheduler_pid: int | None = None
@@ -83,8 +86,8 @@ class Members:
         if layout.processes:
             with self._bind() as listener:
                 host, port = listener.getsockname()[:2]
-                self.scheduler_address = str(Address(DEFAULT_SCHEME, choose_advertised_host(host), port))
-                remember_cluster(self.scheduler_address, self.credentials)
+                self.scheduler_address = str(Address(layout.protocol, choose_advertised_host(host), port))
+                remember_cluster(self.scheduler_address, self._credentials("client"))
                 self._nursery.start_soon(self._look_after_scheduler, listener.fileno())
                 if can_fork_sibling():
                     self.fork_server = ForkServer(f"{self._name}-fork-server", child_services.load_worker)
@@ -148,6 +151,10 @@ class Members:
             self.failure = error
         self.stop()
 
+    def _credentials(self, role: TlsRole) -> Credentials:
+        security = self._layout.security
+        return Credentials(self._key, None if security is None else security.for_role(role))
+
     # ------------------------------------------------------------------------------------------- as processes
 
     async def _look_after_scheduler(self, listen_fd: int) -> None:
@@ -158,8 +165,10 @@ class Members:
         spec = ChildSpec(
             name=f"{self._name}-scheduler",
             program=child_services.scheduler,
-            settings=to_json(SchedulerSettings(**self._layout.scheduler, listen_fd=listen_fd)),
-            credentials=self.credentials,
+            settings=to_json(
+                SchedulerSettings(**self._layout.scheduler, listen_fd=listen_fd, protocol=self._layout.protocol)
+            ),
+            credentials=self._credentials("scheduler"),
             inherit=(listen_fd,),
             stderr=_pass_on,
         )
@@ -211,7 +220,7 @@ class Members:
         nanny = Nanny(
             settings,
             child_services.worker,
-            credentials=self.credentials,
+            credentials=self._credentials("worker"),
             label=label,
             changed=changed,
             output=_pass_on,

@@ -5,17 +5,29 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trio_dask import host_limits
 from trio_dask.batch_system import Amount
-from trio_dask.config import LONE_WORKER_TTLS, NannySettings, SchedulerSettings, WorkerSettings
+from trio_dask.config import (
+    DEFAULT_SCHEME,
+    DEFAULT_TLS_SCHEME,
+    LONE_WORKER_TTLS,
+    PROTOCOL,
+    NannySettings,
+    SchedulerSettings,
+    Scheme,
+    WorkerSettings,
+)
 from trio_dask.configuration import configured, is_shared, load
 from trio_dask.errors import UsageError
 from trio_dask.parsing import MAX_THREADS, check_memory_limit, counted, format_bytes, parse_memory_limit
 from trio_dask.processes.environment import raise_file_limit
+
+if TYPE_CHECKING:
+    from trio_dask.security.security import Security
 
 MAX_WORKERS = 10_000
 FEW_CPUS = 4
@@ -46,6 +58,8 @@ class Layout:
     scheduler: Mapping[str, Any]
     worker: Mapping[str, Any]
     nanny: Mapping[str, Any]
+    protocol: Scheme = DEFAULT_SCHEME
+    security: Security | None = field(default=None, repr=False)
 
 
 def plan(
@@ -60,6 +74,8 @@ def plan(
     resources: Mapping[str, float] | None = None,
     local_directory: str | None = None,
     scheduler_file: str | None = None,
+    protocol: str | None = None,
+    security: Security | bool | Mapping[str, Any] | None = None,
 ) -> Layout:
     """A scheduler and workers on this machine, for as long as the block lasts. All of them are ready when it begins.
 
@@ -74,6 +90,8 @@ def plan(
       resources: what each worker offers to tasks that ask for resources.
       local_directory: folder to spill to; by default the system's temporary folder.
       scheduler_file: where the scheduler writes its address and the cluster's key, for other programs of yours.
+      protocol: what they speak: "tcp", "tls", "ws" or "wss". By default TLS with `security`, and else TCP.
+      security: certificates and TLS settings for all roles, or True for temporary ones.
 
     Raises:
       UsageError: an argument makes no sense.
@@ -102,6 +120,11 @@ def plan(
         check_memory_limit(str(memory_limit), limit_bytes, machine_bytes=machine_bytes)
     except UsageError as exc:
         raise UsageError(f"memory_limit: {exc}") from exc
+    certificates = None
+    if security:
+        from trio_dask.security.security import as_security
+
+        certificates = as_security(security)
     scheduler, worker, nanny = _configured_members()
     if scheduler_file is not None:
         scheduler["scheduler_file"] = scheduler_file
@@ -120,9 +143,20 @@ def plan(
         scheduler=scheduler,
         worker=worker,
         nanny=nanny,
+        protocol=_protocol(protocol, certificates, processes=processes),
+        security=certificates,
     )
     allow_files(layout, n_workers)
     return layout
+
+
+def _protocol(given: str | None, security: Security | None, *, processes: bool) -> Scheme:
+    if given is None:
+        return DEFAULT_SCHEME if security is None else DEFAULT_TLS_SCHEME
+    if not processes:
+        raise UsageError(f"protocol is {given!r}, but with processes=False nothing leaves this program")
+    read: Scheme = PROTOCOL.read(given)
+    return read
 
 
 def _configured_members() -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:

@@ -25,9 +25,7 @@ from trio_dask.errors import ClusterError
 from trio_dask.parsing import counted, format_bytes
 from trio_dask.unsupported_names import LOCAL_CLUSTER
 
-IGNORED = frozenset(
-    ("asynchronous", "dashboard_address", "loop", "security", "silence_logs", "start", "worker_dashboard_address")
-)
+IGNORED = frozenset(("asynchronous", "dashboard_address", "loop", "silence_logs", "start", "worker_dashboard_address"))
 
 
 class AsyncLocalCluster(AsyncCluster):
@@ -122,7 +120,8 @@ class LocalCluster(BlockingCluster[AsyncLocalCluster]):
       ClusterError: the cluster could not be started.
     """
 
-    UNSUPPORTED = LOCAL_CLUSTER
+    _KIND = "local cluster"
+    _UNSUPPORTED = LOCAL_CLUSTER
 
     @takes_arguments_of(plan, name="LocalCluster", for_trio="open_local_cluster", ignored=IGNORED)
     def __init__(self, layout: Layout) -> None:

@@ -17,13 +17,15 @@ from trio_dask.comm import (
     parse_scheduler_address,
     serve,
 )
+from trio_dask.comm.addresses import scheme_of_peers
+from trio_dask.comm.joining import scheduler_address
 from trio_dask.comm.listen import listen_in_range
 from trio_dask.comm.rpc_server import Command, admit_control, serve_control
-from trio_dask.config import NannySettings, WorkerSettings
+from trio_dask.config import DEFAULT_SCHEME, DEFAULT_TLS_SCHEME, NannySettings, WorkerSettings
 from trio_dask.errors import NoScheduler, UnavailableError, UsageError
 from trio_dask.protocol.hello import Hello
 from trio_dask.scheduler_file import find_scheduler
-from trio_dask.security.credentials import Credentials
+from trio_dask.security.credentials import NO_CREDENTIALS, Credentials
 
 LOOK_UP_S = 1.0
 """A name server that does not answer must not delay the nanny."""
@@ -42,11 +44,13 @@ async def run_control(
     Raises:
       OSError: it cannot listen where the settings say.
       UnavailableError: there is no such interface.
+      UsageError: the certificates cannot be used.
     """
     worker = settings.worker
     limits = LinkLimits(keepalive_s=worker.keepalive_s, silence_s=worker.silence_s, cleanup_s=worker.grace_s)
     host = await _host(worker)
-    failure: OSError | None = None
+    scheme = await trio.to_thread.run_sync(_scheme, worker, credentials())
+    failure: OSError | UsageError | None = None
 
     async def handle(connection: Connection) -> None:
         await serve_control(connection, commands)
@@ -61,8 +65,8 @@ async def run_control(
             return bound
 
         try:
-            bound = await listen_in_range(host, settings.port_range or (0, 0), listen)
-        except OSError as error:
+            bound = await listen_in_range(scheme, host, settings.port_range or (0, 0), listen)
+        except (OSError, UsageError) as error:
             failure = error  # raised outside of the nursery, which would wrap it
         else:
             task_status.started(bound[0]._replace(host=await _advertised_host(bound[0].host, worker)))
@@ -82,6 +86,16 @@ async def _advertised_host(bound: str, worker: WorkerSettings) -> str:
     with trio.move_on_after(LOOK_UP_S):
         return await trio.to_thread.run_sync(_look_up_host, bound, worker, abandon_on_cancel=True)
     return choose_advertised_host(bound)
+
+
+def _scheme(worker: WorkerSettings, credentials: Credentials) -> str:
+    """In a thread, because it may read a file: what to listen on. While that is not known, TLS suits everybody."""
+    try:
+        text = find_scheduler(worker.scheduler, worker.scheduler_file).address
+        has_certificates = worker.tls_cert is not None
+        return scheme_of_peers(scheduler_address(text, worker.protocol, has_certificates=has_certificates).scheme)
+    except (NoScheduler, UnavailableError, UsageError):
+        return DEFAULT_SCHEME if credentials == NO_CREDENTIALS else DEFAULT_TLS_SCHEME
 
 
 def _look_up_host(bound: str, worker: WorkerSettings) -> str:

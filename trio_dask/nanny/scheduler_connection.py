@@ -28,7 +28,7 @@ from trio_dask.protocol.hello import Hello
 from trio_dask.protocol.messages import ToNanny, WorkerAlive, WorkerExited
 from trio_dask.retry_policy import WORKERS, RetryPolicy
 from trio_dask.security.cluster_key import ClusterKey
-from trio_dask.security.credentials import NO_CREDENTIALS, Credentials
+from trio_dask.security.credentials import Credentials, find_tls
 
 log = logging.getLogger("trio_dask.nanny")
 
@@ -53,7 +53,8 @@ class SchedulerConnection:
         self._settings = settings
         self._given = given
         # Until the cluster's key is known, as a scheduler file may still be missing, nobody has the right one.
-        self.credentials = given or (Credentials(ClusterKey.draw()) if settings.auth else NO_CREDENTIALS)
+        key = ClusterKey.draw() if settings.auth else None
+        self.credentials = given or Credentials(key, find_tls(settings, "worker"))
         """Those of the cluster, as far as they are known."""
         self._details = details
         self._alive = alive
@@ -113,7 +114,7 @@ class SchedulerConnection:
         limits = LinkLimits(
             keepalive_s=settings.keepalive_s, silence_s=min(settings.silence_s, SILENCE_S), cleanup_s=settings.grace_s
         )
-        endpoint = scheduler_endpoint(settings, limits, self._given)
+        endpoint = scheduler_endpoint(settings, "worker", limits, self._given)
         self.credentials = endpoint.credentials
         left_s = self._retries.deadline - trio.current_time()
         timeout_s = connect_limit_s(settings.connect_timeout_s, left_s)

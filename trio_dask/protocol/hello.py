@@ -336,6 +336,11 @@ def _whole_number(digits: str) -> int:
     return number
 
 
+def is_hello(start: bytes) -> bool:
+    """Whether the first bytes of a peer are those of a hello, as far as they have come."""
+    return bool(start) and _MAGIC.startswith(start[: len(_MAGIC)])
+
+
 _HTTP = (b"GET ", b"POST ", b"PUT ", b"HEAD ", b"DELETE ", b"OPTIONS ", b"PATCH ", b"CONNECT ", b"PRI * HTTP", b"HTTP/")
 
 

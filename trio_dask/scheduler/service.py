@@ -168,7 +168,7 @@ class _Service:
         address = self._settings.address
         if given is None and address is not None and parse_address(address).is_in_process:
             return NO_CREDENTIALS
-        return given or find_credentials(self._settings)
+        return given or find_credentials(self._settings, "scheduler")
 
     # ------------------------------------------------------------------------------------------------- listening
 

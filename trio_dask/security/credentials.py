@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from trio_dask.security.cluster_key import KEY_FILE_VARIABLE, ClusterKey, home_key, read_key_file
+
+if TYPE_CHECKING:
+    from trio_dask.security.security import TlsRole
+    from trio_dask.security.tls_contexts import Tls
 
 
 class Credentials(NamedTuple):
     """With a key both ends of each connection prove that they have it; without one nobody proves anything."""
 
     key: ClusterKey | None
+    tls: Tls | None = None
+    """How this process speaks TLS; None without certificates, where nothing requires it."""
 
 
 NO_CREDENTIALS = Credentials(None)
@@ -37,34 +43,114 @@ class CredentialSettings(Protocol):
         """Whether peers have to prove that they have the key."""
         ...
 
+    @property
+    def tls_ca_file(self) -> str | None:
+        """The file with the authority of all certificates."""
+        ...
 
-def find_credentials(settings: CredentialSettings, *, in_scheduler_file: ClusterKey | None = None) -> Credentials:
-    """The credentials of a program. The first source counts that names a key.
+    @property
+    def tls_cert(self) -> str | None:
+        """The file with our certificate."""
+        ...
+
+    @property
+    def tls_key(self) -> str | None:
+        """The file with its private key."""
+        ...
+
+    @property
+    def tls_ciphers(self) -> str | None:
+        """The ciphers for TLS 1.2."""
+        ...
+
+    @property
+    def tls_min_version(self) -> str | None:
+        """The smallest version of TLS."""
+        ...
+
+    @property
+    def tls_max_version(self) -> str | None:
+        """The largest version of TLS."""
+        ...
+
+    @property
+    def tls_verify(self) -> str | None:
+        """What a certificate must say besides."""
+        ...
+
+    @property
+    def require_encryption(self) -> bool | None:
+        """Whether connections without TLS are refused."""
+        ...
+
+
+def find_credentials(
+    settings: CredentialSettings, role: TlsRole, *, in_scheduler_file: ClusterKey | None = None
+) -> Credentials:
+    """The credentials of a program that has this role. The first source counts that names a key.
 
     These are: the option; the environment; the scheduler file; the configuration, which may name a file; the file in
     the user's home, which is made if it is missing.
 
     Raises:
       UnavailableError: the file of the key cannot be used.
+      UsageError: of certificate and authority only one is given.
     """
+    return Credentials(_find_key(settings, in_scheduler_file), find_tls(settings, role))
+
+
+def _find_key(settings: CredentialSettings, in_scheduler_file: ClusterKey | None) -> ClusterKey | None:
     if not settings.auth:
-        return NO_CREDENTIALS
+        return None
     named = settings.cluster_key or os.environ.get(KEY_FILE_VARIABLE)
     if named:
-        return Credentials(read_key_file(named))
+        return read_key_file(named)
     if in_scheduler_file is not None:
-        return Credentials(in_scheduler_file)
+        return in_scheduler_file
     configured = settings.default_cluster_key
-    return Credentials(read_key_file(configured) if configured else home_key())
+    return read_key_file(configured) if configured else home_key()
+
+
+def find_tls(settings: CredentialSettings, role: TlsRole) -> Tls | None:
+    """How a program with these settings speaks TLS; None where they say nothing of it.
+
+    Raises:
+      UsageError: of certificate and authority only one is given.
+    """
+    fields: dict[str, Any] = {
+        "tls_ca_file": settings.tls_ca_file,
+        f"tls_{role}_cert": settings.tls_cert,
+        f"tls_{role}_key": settings.tls_key,
+        "tls_ciphers": settings.tls_ciphers,
+        "tls_min_version": settings.tls_min_version,
+        "tls_max_version": settings.tls_max_version,
+        "tls_verify": settings.tls_verify,
+        "require_encryption": settings.require_encryption,
+    }
+    given = {name: value for name, value in fields.items() if value is not None}
+    if not given:
+        return None
+    # Imported here, because most programs have no certificates.
+    from trio_dask.security.security import Security
+
+    return Security(**given).for_role(role)
 
 
 def to_secrets(credentials: Credentials | None) -> dict[str, Any] | None:
     """Credentials as JSON, for the pipe to a child process and for nothing else."""
-    return None if credentials is None else {"key": None if credentials.key is None else credentials.key.hex()}
+    if credentials is None:
+        return None
+    key, tls = credentials
+    return {"key": None if key is None else key.hex(), "certificates": None if tls is None else tls.to_secrets()}
 
 
 def from_secrets(content: Mapping[str, Any] | None) -> Credentials | None:
     """The credentials from which `to_secrets` made this."""
     if content is None:
         return None
-    return Credentials(None if content["key"] is None else ClusterKey.from_hex(content["key"]))
+    key = None if content["key"] is None else ClusterKey.from_hex(content["key"])
+    if content["certificates"] is None:
+        return Credentials(key)
+    from trio_dask.security.tls_contexts import Tls
+
+    return Credentials(key, Tls.from_secrets(content["certificates"]))

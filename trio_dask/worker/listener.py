@@ -19,6 +19,7 @@ from trio_dask.comm import (
     parse_address,
     serve,
 )
+from trio_dask.comm.addresses import scheme_of_peers
 from trio_dask.comm.listen import listen_in_range
 from trio_dask.comm.rpc_server import admit_control
 from trio_dask.config import DEFAULT_SCHEME, WorkerSettings
@@ -62,11 +63,12 @@ class Listener:
         """
         self._credentials = credentials
         host = await self._choose_host(scheduler)
-        moved = host != self._host
+        scheme = scheduler.scheme if scheduler.is_in_process else scheme_of_peers(scheduler.scheme)
+        moved = (scheme, host) != (self._bound.scheme, self._host)
         if moved:
             self._scope.cancel()
             self._host = None  # if binding fails it listens nowhere, and has to bind next time
-            self._bound = await self._bind(scheduler, host)
+            self._bound = await self._bind(scheme, host)
             self._host = host
         advertised = await self._advertised(scheduler)
         if moved:
@@ -87,15 +89,15 @@ class Listener:
     async def _advertised(self, scheduler: Address) -> Address:
         bound, contact = self._bound, self._settings.contact_address
         if contact is not None:
-            return parse_address(contact, default_port=bound.port)
+            return parse_address(contact, default_port=bound.port)._replace(scheme=bound.scheme)
         if bound.is_in_process:
             return bound
         return Address(bound.scheme, await _local_host(bound.host, scheduler), bound.port)
 
-    async def _bind(self, scheduler: Address, host: str) -> Address:
-        if scheduler.is_in_process:
-            return await self._start(scheduler._replace(host=host))
-        return await listen_in_range(host, self._settings.port_range, self._start)
+    async def _bind(self, scheme: str, host: str) -> Address:
+        if Address(scheme, host).is_in_process:
+            return await self._start(Address(scheme, host))
+        return await listen_in_range(scheme, host, self._settings.port_range, self._start)
 
     async def _start(self, address: Address) -> Address:
         scope = trio.CancelScope()  # one for each try: it can be entered only once

@@ -315,7 +315,7 @@ class _Worker:
             ),
             cleanup_s=settings.grace_s,
         )
-        endpoint = scheduler_endpoint(settings, limits, self._given)
+        endpoint = scheduler_endpoint(settings, "worker", limits, self._given)
         scheduler, credentials = endpoint.address, endpoint.credentials
         address = await listener.towards(scheduler, credentials)
         registration = Registration(address, scheduler, credentials, new_incarnation())

@@ -26,7 +26,8 @@ from trio_dask.deploy.cluster import (
 from trio_dask.deploy.cluster_sizing import check_scale
 from trio_dask.deploy.ssh.hosts import NO_WORKERS, HostSpec, parse_line
 from trio_dask.deploy.ssh.launch import open_logins
-from trio_dask.deploy.ssh.launcher import Host, Launcher
+from trio_dask.deploy.ssh.launched_host import Host
+from trio_dask.deploy.ssh.launcher import Launcher
 from trio_dask.deploy.ssh.options import LauncherSettings, place_scheduler
 from trio_dask.errors import ClusterError, TrioDaskError, UsageError
 from trio_dask.parsing import counted
@@ -258,7 +259,8 @@ class SSHCluster(BlockingCluster[AsyncSSHCluster]):
       HostError: a host failed; the message names the step, the cause, and what to try.
     """
 
-    UNSUPPORTED = LOCAL_CLUSTER
+    _KIND = "SSH cluster"
+    _UNSUPPORTED = LOCAL_CLUSTER
 
     @takes_arguments_of(plan_ssh, name="SSHCluster", for_trio="open_ssh_cluster", ignored=IGNORED)
     def __init__(self, settings: LauncherSettings) -> None:

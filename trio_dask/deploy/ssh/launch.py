@@ -11,7 +11,8 @@ from functools import partial
 from trio_dask.deploy.program_runner import Stopper
 from trio_dask.deploy.ssh.bridge import open_bridge
 from trio_dask.deploy.ssh.hosts import HostSpec
-from trio_dask.deploy.ssh.launcher import Launcher, LogIn, OnEvent
+from trio_dask.deploy.ssh.launched_host import LogIn, OnEvent
+from trio_dask.deploy.ssh.launcher import Launcher
 from trio_dask.deploy.ssh.login import CONFIGURATIONS, LoginOptions, Logins, NotSupported
 from trio_dask.deploy.ssh.openssh import OpensshLogins, is_here
 from trio_dask.deploy.ssh.options import LauncherSettings

@@ -13,26 +13,33 @@ from __future__ import annotations
 
 import logging
 import math
-import random
 import re
 import secrets
 import signal
 import sys
-from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
-from enum import Enum, auto
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from contextlib import AsyncExitStack, contextmanager
 from functools import partial
 from itertools import count
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import trio
 
 from trio_dask._version import __version__
 from trio_dask.comm.addresses import is_loopback, parse_address
-from trio_dask.deploy.ssh.child_command import LocalSession
 from trio_dask.deploy.ssh.hosts import NO_WORKERS, HostSpec
+from trio_dask.deploy.ssh.launched_host import (
+    Answer,
+    Hopeless,
+    Host,
+    LogIn,
+    OnEvent,
+    Pauses,
+    Phase,
+    ignore_event,
+    ignore_step,
+    stay_here,
+)
 from trio_dask.deploy.ssh.options import (
     LOCALHOST,
     LauncherSettings,
@@ -49,99 +56,21 @@ from trio_dask.errors import NoScheduler, TrioDaskError
 from trio_dask.exit_status import ExitStatus
 from trio_dask.owned_files import keep_file
 from trio_dask.parsing import counted
-from trio_dask.retry_policy import Backoff
 from trio_dask.scheduler_file import scheduler_file_text
 from trio_dask.security.credentials import Credentials, to_secrets
 
 RUN_LENGTH = 7
 HOST_LENGTH = 4
 FEW = 8
-MAX_LINES = 1000
 DRAIN_S = 3.0
 """For how long workers may drain before everything is ended."""
 SWEEP_S = 2.5
-AGAIN = Backoff(first_s=1.0, longest_s=30.0, spread=(0.5, 1.0))
-SOUND_S = 30.0
-"""A host that was there for longer is called again after the first pause."""
 OTHER_PYTHON = "python3"
 """Where this machine's own path of Python does not exist on a host."""
 LEVELS: Mapping[Output, int] = {"quiet": logging.ERROR, "warnings": logging.WARNING, "all": logging.DEBUG}
 HOPELESS = (ExitStatus.WRONG_USAGE, ExitStatus.REFUSED, ExitStatus.KEPT_CRASHING)
 
 log = logging.getLogger("trio_dask.ssh")
-
-OnEvent = Callable[[str, str, str], object]
-"""Called with a host, a step (`resolve`, `login`, `python`, ...) and a text for people."""
-
-
-def _ignore_step(step: str, text: str) -> None:
-    pass
-
-
-def _ignore(host: str, step: str, text: str) -> None:
-    pass
-
-
-class LogIn(Protocol):
-    """Logs in to a host; see `login.Logins.log_in`."""
-
-    def __call__(self, host: HostSpec, on_step: Callable[[str], object], /) -> AbstractAsyncContextManager[Session]: ...
-
-
-class Phase(Enum):
-    """How far a host is."""
-
-    STARTING = auto()
-    READY = auto()
-    """All that was ordered there runs, and its workers are registered."""
-    AGAIN = auto()
-    """It was ready, and was lost; it is called again."""
-    OVER = auto()
-
-
-@dataclass
-class Host:
-    """One host of the launcher, and what is known of it."""
-
-    spec: HostSpec
-    run: str
-    arguments: Sequence[str]
-    """What `dask-worker` is told there; empty if it has no workers."""
-    pythons: list[str]
-    """Where Python may be; the first counts."""
-    log_in: LogIn
-    phase: Phase = Phase.STARTING
-    program: RemoteProgram | None = None
-    """Its workers, while they run."""
-    workers: Mapping[str, str] = field(default_factory=dict[str, str])
-    """The registered workers, by name, and their addresses."""
-    expected: int = 0
-    """How many workers there should be; 0 until it is known."""
-    lines: deque[str] = field(default_factory=partial(deque[str], maxlen=MAX_LINES))
-    """What its programs have logged last."""
-    failure: HostError | None = None
-    is_wanted: bool = True
-    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
-    answer: Answer | None = None
-    """What it said, when it was asked, of processes that are left; None: it was not asked, or did not answer."""
-
-    @property
-    def place(self) -> str:
-        """What messages call it."""
-        return self.spec.place
-
-
-@asynccontextmanager
-async def _stay_here(host: HostSpec, on_step: Callable[[str], object]) -> AsyncGenerator[Session]:
-    on_step("login")
-    yield LocalSession()
-
-
-class Answer(NamedTuple):
-    """What a host said at its end: how long that took, and how many processes are left."""
-
-    seconds: float
-    left: int
 
 
 class Launcher:
@@ -155,7 +84,7 @@ class Launcher:
         settings: LauncherSettings,
         credentials: Credentials,
         log_in: LogIn,
-        on_event: OnEvent = _ignore,
+        on_event: OnEvent = ignore_event,
         *,
         stays: bool = False,
     ) -> None:
@@ -189,7 +118,7 @@ class Launcher:
     def _here(self) -> Host:
         """This machine, for a scheduler that is a process of it."""
         spec = HostSpec(LOCALHOST, nworkers=NO_WORKERS, is_scheduler=True)
-        return Host(spec, self._new_run(), [], [sys.executable], _stay_here)
+        return Host(spec, self._new_run(), [], [sys.executable], stay_here)
 
     def _new_run(self) -> str:
         return f"{self.run_id}{next(self._numbers):0{HOST_LENGTH}x}"
@@ -422,7 +351,7 @@ class Launcher:
                 host.spec.setup or self._settings.setup,
                 Preparation(role, host.run, self._settings.death_timeout_s),
                 on_report=on_report,
-                on_step=partial(self._step, host) if role == "workers" or not host.arguments else _ignore_step,
+                on_step=partial(self._step, host) if role == "workers" or not host.arguments else ignore_step,
                 level=LEVELS[self._settings.output],
                 lines=host.lines,
             )
@@ -539,25 +468,3 @@ class Launcher:
 
 def _processes(number: int) -> str:
     return f"{number} process{'' if number == 1 else 'es'}"
-
-
-class Hopeless(HostError):
-    """The workers of a host failed in a way that another start does not mend."""
-
-
-class Pauses:
-    """Pauses before a host, or its workers, are started again: they grow, and begin anew after a sound time."""
-
-    def __init__(self) -> None:
-        self._pause_s = AGAIN.first_s
-        self._began_at = trio.current_time()
-
-    def next_s(self) -> float:
-        """The next pause."""
-        now = trio.current_time()
-        if now > self._began_at + SOUND_S:
-            self._pause_s = AGAIN.first_s
-        pause_s = random.uniform(*AGAIN.spread) * self._pause_s
-        self._pause_s = min(2 * self._pause_s, AGAIN.longest_s)
-        self._began_at = now + pause_s
-        return pause_s

@@ -103,18 +103,18 @@ class OpensshLogins:
             while data := await master.receive_error():
                 said += data
 
-        with trio.move_on_after(2 * self._options.login_s):
+        limit_s = 2 * self._options.login_s
+        output = b""
+        with trio.move_on_after(limit_s) as limit:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(listen)
-                output = b""
                 while READY not in output and (data := await master.receive()):
                     output += data
                 if READY in output:
                     nursery.cancel_scope.cancel()
-                    return None
-            await master.wait()
-            return said.decode(errors="replace")
-        return f"no login within {2 * self._options.login_s:g} s"
+        if READY in output:
+            return None
+        return f"no login within {limit_s:g} s" if limit.cancelled_caught else said.decode(errors="replace")
 
     def _explain(self, host: HostSpec, said: str) -> HostError:
         lines = [line.strip() for line in said.splitlines() if line.strip()]

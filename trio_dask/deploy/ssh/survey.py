@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import trio
 
 from trio_dask.deploy.ssh.hosts import HostSpec
-from trio_dask.deploy.ssh.launcher import OTHER_PYTHON, LogIn, OnEvent
+from trio_dask.deploy.ssh.launched_host import LogIn, OnEvent
+from trio_dask.deploy.ssh.launcher import OTHER_PYTHON
 from trio_dask.deploy.ssh.options import LauncherSettings
 from trio_dask.deploy.ssh.orders import Preparation
 from trio_dask.deploy.ssh.remote_program import PythonMissing, RemoteProgram
