@@ -70,14 +70,13 @@ def legacy_options(ignored: Mapping[str, Ignored]) -> list[SectionOption]:
             why = ignored["/".join([*param.opts, *param.secondary_opts])].why
             notes(ctx).append(f"ignoring {param.opts[0]}: {why}")
 
-    return [
-        _option(name, type=value, is_flag=value is None, help=f"Ignored: {why}.", callback=note)
-        for name, (why, value) in ignored.items()
-    ]
+    return [_option(name, type=value, help=f"Ignored: {why}.", callback=note) for name, (why, value) in ignored.items()]
 
 
 def _option(name: str, **more: Any) -> SectionOption:
     # A flag has no default, else one that was not given would look like one that was turned off.
     if "/" in name:
         more["default"] = None
+    elif more["type"] is None:
+        more["is_flag"] = True
     return SectionOption([name], section=LEGACY, expose_value=False, **more)

@@ -57,8 +57,9 @@ NOT_OF_SSH: Final = {
     "--remote-dask-worker": Ignored("the hosts run trio_dask's own workers", TEXT),
     "--nohost": Ignored("workers listen at the address from which they reach the scheduler"),
 }
-LEFT_TO_US: Final = frozenset(
-    "scheduler_file cluster_key auth tls_ca_file tls_cert tls_key nanny preload_nanny log_file log_format debug".split()
+LEFT_TO_US: Final = (
+    *("scheduler_file", "cluster_key", "auth", "tls_ca_file", "tls_cert", "tls_key"),
+    *("nanny", "preload_nanny", "log_file", "log_format", "debug"),
 )
 """Options of `dask-worker` that make no sense after `--`: we tell the workers these things in another way."""
 
