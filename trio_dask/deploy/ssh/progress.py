@@ -22,6 +22,7 @@ from trio_dask.parsing import counted
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
+    from rich.text import Text
 
 VERSION: Final = ("resolve", "login", "python", "version")
 """The steps of a host that is only looked at."""
@@ -187,10 +188,12 @@ class _LiveTable:
 
     def _write(self, text: str) -> bool:
         """Write a log line above the table, from any thread; False if there is none any more."""
+        from rich.text import Text
+
         with self._lock:
             if self._finished:
                 return False
-            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._console.print(Text(text), soft_wrap=True)
             return True
 
     async def keep_fresh(self) -> None:
@@ -240,7 +243,7 @@ def drawn(board: Board, console: Console, *, complete: bool) -> RenderableType:
     for step in board.steps:
         table.add_column(step.upper(), justify="right", no_wrap=True)
     for row in shown:
-        table.add_row(row.place, *(_cell(board, row, step) for step in board.steps))
+        table.add_row(Text(row.place), *(_cell(board, row, step) for step in board.steps))
     failed = [row for row in board.rows.values() if row.failure] if board.tells_failures else []
     told = failed if complete else failed[:TOLD]
     lines = [Text(f"{row.place}: {row.failure}", "red", no_wrap=not complete, overflow="ellipsis") for row in told]
@@ -253,10 +256,12 @@ def drawn(board: Board, console: Console, *, complete: bool) -> RenderableType:
     return Group(table, *lines)
 
 
-def _cell(board: Board, row: Row, step: str) -> str:
+def _cell(board: Board, row: Row, step: str) -> Text:
+    from rich.text import Text
+
     if step in row.done:
-        return f"[green]{row.done[step][0]:.2f} s[/]"
+        return Text(f"{row.done[step][0]:.2f} s", "green")
     reached = max((number for number, each in enumerate(board.steps) if each in row.done), default=-1)
     if board.steps.index(step) != reached + 1:
-        return ""
-    return "[red]failed[/]" if row.failure else "[dim]...[/]"
+        return Text()
+    return Text("failed", "red") if row.failure else Text("...", "dim")
