@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from trio_dask.client.as_completed import as_completed
     from trio_dask.client.async_client import AsyncClient
     from trio_dask.client.client import Client
+    from trio_dask.client.coordination.events import AsyncEvent, Event
+    from trio_dask.client.coordination.locks import AsyncLock, Lock
     from trio_dask.client.current_client import fire_and_forget, futures_of, get_client, worker_client
     from trio_dask.client.default_clients import default_client
     from trio_dask.client.futures import AsyncFuture, Future
@@ -55,6 +57,7 @@ if TYPE_CHECKING:
     from trio_dask.client.rpc_client import rpc
     from trio_dask.client.wait import ALL_COMPLETED, FIRST_COMPLETED, DoneAndNotDone, wait
     from trio_dask.deploy.local_cluster import LocalCluster, open_local_cluster
+    from trio_dask.deploy.ssh.cluster import SSHCluster, open_ssh_cluster
     from trio_dask.scheduler.plugins import SchedulerPlugin
     from trio_dask.security.security import Security
     from trio_dask.worker.task_context import check_cancelled, get_worker, rejoin, secede
@@ -64,12 +67,15 @@ __all__ = [
     "FIRST_COMPLETED",
     "AddressError",
     "AsyncClient",
+    "AsyncEvent",
     "AsyncFuture",
+    "AsyncLock",
     "CancelledError",
     "Client",
     "ClusterError",
     "DataLost",
     "DoneAndNotDone",
+    "Event",
     "ForkedClientError",
     "Future",
     "FutureCancelledError",
@@ -78,10 +84,12 @@ __all__ = [
     "KeyConflict",
     "KilledWorker",
     "LocalCluster",
+    "Lock",
     "NoScheduler",
     "ProtocolError",
     "RefusedError",
     "RemoteError",
+    "SSHCluster",
     "SchedulerLost",
     "SchedulerPlugin",
     "Security",
@@ -102,6 +110,7 @@ __all__ = [
     "get_client",
     "get_worker",
     "open_local_cluster",
+    "open_ssh_cluster",
     "progress",
     "rejoin",
     "rpc",
@@ -116,6 +125,8 @@ _HOMES = {
         "client.as_completed": "as_completed",
         "client.async_client": "AsyncClient",
         "client.client": "Client",
+        "client.coordination.events": "AsyncEvent Event",
+        "client.coordination.locks": "AsyncLock Lock",
         "client.current_client": "fire_and_forget futures_of get_client worker_client",
         "client.default_clients": "default_client",
         "client.futures": "AsyncFuture Future",
@@ -123,6 +134,7 @@ _HOMES = {
         "client.rpc_client": "rpc",
         "client.wait": "ALL_COMPLETED FIRST_COMPLETED DoneAndNotDone wait",
         "deploy.local_cluster": "LocalCluster open_local_cluster",
+        "deploy.ssh.cluster": "SSHCluster open_ssh_cluster",
         "scheduler.plugins": "SchedulerPlugin",
         "security.security": "Security",
         "worker.task_context": "check_cancelled get_worker rejoin secede",

@@ -51,7 +51,12 @@ Kind = Literal["program", "environment", "file"]
 DASK: Final = "dask.config"
 INHERITED: Final = "DASK_INTERNAL_INHERIT_CONFIG"
 """dask hands a whole configuration down in this variable."""
-OTHER_VARIABLES: Final = (FILE_VARIABLE, "TRIO_DASK_CROSS_MEMORY", "TRIO_DASK_FORK_SERVER")
+OTHER_VARIABLES: Final = (
+    FILE_VARIABLE,
+    "TRIO_DASK_CROSS_MEMORY",
+    "TRIO_DASK_FORK_SERVER",
+    "TRIO_DASK_SSH_RUN",
+)
 """Variables that look like those of our keys, and have another meaning."""
 OF_TESTS: Final = "TRIO_DASK_TESTS_"
 NULLS: Final = ("none", "null")

@@ -26,7 +26,6 @@ def main() -> int:
         print("event", host, step, text, flush=True)
 
     def on_ready(launcher: Launcher) -> None:
-        print("run", launcher.run_id, flush=True)
         print("ready", launcher.client_address, flush=True)
 
     async def service() -> None:

@@ -28,6 +28,7 @@ AuthorizedKeysFile {folder}/home/.ssh/id_ed25519.pub
 StrictModes no
 UsePAM no
 PasswordAuthentication no
+KbdInteractiveAuthentication no
 PidFile none
 SetEnv PYTHONPATH={repository}
 {more}
@@ -50,7 +51,7 @@ def program() -> str | None:
 
 
 class Sshd:
-    """A server that runs. `home` is the home of a user who may log in to it, with keys and known hosts."""
+    """A server that runs. `home` is the home of a user who may log in to it, and knows its first six addresses."""
 
     def __init__(self, folder: Path, port: int, process: subprocess.Popen[bytes]) -> None:
         self.folder = folder
@@ -61,6 +62,11 @@ class Sshd:
     def hosts(self, number: int) -> list[str]:
         """The first addresses at which it listens, as hosts with a port."""
         return [f"{address}:{self.port}" for address in ADDRESSES[:number]]
+
+    @property
+    def configuration(self) -> str:
+        """The file with that user's configuration of SSH."""
+        return str(self.home / ".ssh" / "config")
 
     def environment(self, **more: str) -> dict[str, str]:
         """The environment of a program of that user."""
@@ -89,7 +95,9 @@ def sshd(folder: Path, *more: str, addresses: Sequence[str] = ADDRESSES) -> Iter
         Path("/run/sshd").mkdir(exist_ok=True)  # sshd insists on it
     port = _free_port(addresses)
     host_key = " ".join((folder / "host_key.pub").read_text().split()[:2])
-    (home / "known_hosts").write_text("".join(f"[{address}]:{port} {host_key}\n" for address in addresses))
+    (home / "known_hosts").write_text("".join(f"[{address}]:{port} {host_key}\n" for address in addresses[:6]))
+    # The `ssh` program looks for the home of its user in the list of users, and not in the environment.
+    (home / "config").write_text(f"Host *\n  UserKnownHostsFile {home}/known_hosts\n  IdentityFile {home}/id_ed25519\n")
     (folder / "sshd_config").write_text(
         CONFIGURATION.format(
             port=port,

@@ -1,8 +1,11 @@
 """A launcher over real SSH servers: what it starts, what it says, and that nothing is left however it ends."""
 
 import json
+import os
 import re
 import signal
+import socket
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -11,9 +14,11 @@ from typing import Any
 
 import pytest
 
-from tests.programs.programs import Program, program
-from tests.programs.sshd import Sshd, need, processes_of, sshd
-from trio_dask import Client
+from tests.programs.programs import REPOSITORY, Program, program, until
+from tests.programs.sshd import Sshd, make_key, need, processes_of, sshd
+from trio_dask import Client, SSHCluster, open_ssh_cluster
+from trio_dask.deploy.ssh.session import HostError
+from trio_dask.procfs import children_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
@@ -25,29 +30,283 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
         yield running
 
 
+@pytest.fixture(params=["asyncssh", "openssh"])
+def client(request: pytest.FixtureRequest) -> str:
+    """What logs in."""
+    return str(request.param)
+
+
 def launcher(server: Sshd, *hosts: str, **settings: Any) -> AbstractContextManager[Program]:
     """A launcher on these hosts."""
+    settings = {"ssh_config": server.configuration, "ssh_client": "asyncssh", **settings}
     return program(
-        "-m", "tests.programs.launch_ssh", json.dumps(settings), *hosts, env=server.environment(), cwd=Path.cwd()
+        "-m", "tests.programs.launch_ssh", json.dumps(settings), *hosts, env=server.environment(), cwd=REPOSITORY
     )
+
+
+def run_of(running: Program) -> str:
+    """The name of the run."""
+    return running.wait_for(r"^Run (\w+)")
 
 
 def ready(running: Program) -> tuple[str, str]:
     """The name of the run, and the scheduler's address, once everything is ready."""
     address = running.wait_for(r"^ready (.*)", running.output, timeout_s=60)
-    return running.wait_for(r"^run (.*)", running.output), address
+    return run_of(running), address
 
 
-def test_a_host_runs_a_job_and_nothing_is_left_after_ctrl_c(server: Sshd, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(server.home))
-    with launcher(server, *server.hosts(1)) as running:
+def nothing_left(run: str, within_s: float = 2.5) -> None:
+    until(lambda: not processes_of(run), within_s, f"no process of run {run}")
+
+
+@pytest.fixture(autouse=True)
+def _home(server: Sshd, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(server.home))  # the key of the cluster is there
+
+
+# ------------------------------------------------------------------------------------------------- starts and ends
+
+
+def test_four_hosts_run_a_job_and_nothing_is_left_after_ctrl_c(server: Sshd, client: str, tmp_path: Path) -> None:
+    logs = tmp_path / "logs"
+    with launcher(server, *server.hosts(4), ssh_client=client, log_directory=str(logs)) as running:
         run, address = ready(running)
-        assert processes_of(run)
-        with Client(address) as client:
-            assert client.submit(pow, 2, 10).result() == 1024
+        assert len({Path(f"/proc/{pid}/comm").read_text() for pid in processes_of(run)}) > 4
+        with Client(address) as user:
+            assert user.gather(user.map(pow, range(100), [2] * 100)) == [number**2 for number in range(100)]
         began = time.monotonic()
         assert running.stop(signal.SIGINT) == 0
         assert time.monotonic() - began < 10
         assert processes_of(run) == []
-    assert re.search(r"ended in [\d.]+ s; 0 processes left on 1 host$", running.errors[-1])
-    assert len(running.errors) == 2, running.text
+    assert re.search(r"(ended in [\d.]+ s[,;] .*){4}0 processes left on 4 hosts$", running.errors[-1])
+    assert running.errors[0].startswith("Run ")
+    assert running.errors[1:-1] == ["Stopping: received SIGINT"]
+    names = {path.name for path in logs.iterdir()}
+    assert len(names) == 5, names
+
+
+def test_a_second_signal_ends_everything_at_once(server: Sshd) -> None:
+    with launcher(server, *server.hosts(2)) as running:
+        run, address = ready(running)
+        with Client(address) as user:
+            future = user.submit(time.sleep, 30)
+            time.sleep(0.3)
+            running.process.send_signal(signal.SIGTERM)
+            time.sleep(0.3)
+            began = time.monotonic()
+            assert running.stop(signal.SIGTERM) == 0
+            assert time.monotonic() - began < 5
+            del future
+        assert processes_of(run) == []
+
+
+def test_a_workers_remote_death_is_told_and_mended(server: Sshd, client: str) -> None:
+    with launcher(server, *server.hosts(2), ssh_client=client) as running:
+        run, address = ready(running)
+        leaders = [pid for pid in processes_of(run) if name_of(pid).startswith(f"tds-{run}0001")]
+        os.kill(leaders[0], signal.SIGKILL)
+        running.wait_for(
+            r"127.0.0.3\S* workers: it (?:was killed by SIGKILL|ended with status 255).*starting its workers again"
+        )
+        until(lambda: "\n".join(running.output).count("127.0.0.3") and joined(running) == 3, what="joined again")
+        with Client(address) as user:
+            until(lambda: len(user.scheduler_info()["workers"]) == 2, what="two workers")
+        assert running.stop(signal.SIGTERM) == 0
+        nothing_left(run)
+
+
+def joined(running: Program) -> int:
+    return sum(" joined " in line for line in running.output)
+
+
+def name_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/comm").read_text()
+
+
+def test_a_lost_scheduler_ends_everything_with_status_3(server: Sshd) -> None:
+    with launcher(server, *server.hosts(2)) as running:
+        run, _ = ready(running)
+        # The scheduler's program and that of the workers of the same host carry one name.
+        leaders = [pid for pid in processes_of(run) if name_of(pid).startswith(f"tds-{run}0000")]
+        scheduler = next(pid for pid in leaders if not children_of(pid))
+        os.kill(scheduler, signal.SIGKILL)
+        assert running.end() == 3
+        nothing_left(run)
+    assert "the scheduler's host is lost" in running.errors[-1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL])
+def test_a_killed_launcher_leaves_nothing(server: Sshd, client: str, number: int) -> None:
+    with launcher(server, *server.hosts(2), ssh_client=client) as running:
+        run, address = ready(running)
+        with Client(address) as user:
+            started = user.submit(os.system, "setsid sleep 600 &")
+            assert started.result() == 0
+            until(lambda: any("sleep" in name_of(pid) for pid in processes_of(run)), what="what a task started")
+        running.process.send_signal(number)
+        running.process.wait()
+        nothing_left(run)
+
+
+# ------------------------------------------------------------------------------------------------- hosts that fail
+
+
+def fails(server: Sshd, client: str, bad: str, *said: str, **settings: Any) -> Program:
+    """Four hosts, one of which fails: it is told, and nothing is left on the others."""
+    good = server.hosts(3)
+    with launcher(server, *good, bad, ssh_client=client, **settings) as running:
+        run = run_of(running)
+        assert running.end(40) == 4, running.text
+        assert processes_of(run) == []
+    for words in said:
+        assert re.search(words, running.errors[-1]), running.text
+    assert any(re.match(r"event \S+ failed ", line) for line in running.output), running.text
+    return running
+
+
+def test_an_unknown_host_name_is_told(server: Sshd, client: str) -> None:
+    fails(server, client, "no-such-host.invalid", r"no-such-host.invalid: resolve: ", r"try `ssh no-such-host.invalid")
+
+
+def test_a_refused_connection_is_told(server: Sshd, client: str) -> None:
+    fails(server, client, "127.0.0.5:1", r"127.0.0.5:1: connect: .*Connection refused")
+
+
+def test_a_host_that_says_nothing_is_told(server: Sshd, client: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        running = fails(server, client, f"127.0.0.1:{port}", rf"127.0.0.1:{port}: ", connect_timeout_s=2)
+    assert re.search(r"no login within 2 s|timed out", running.errors[-1])
+
+
+def test_a_refused_user_is_told(server: Sshd, client: str) -> None:
+    fails(server, client, f"no-such-user@127.0.0.5:{server.port}", r"login: .*Permission denied \(publickey\)")
+
+
+def test_an_unknown_host_key_is_told_with_its_fingerprint(server: Sshd, client: str) -> None:
+    running = fails(server, client, f"127.0.0.8:{server.port}", r"unknown host key", r"ssh-keyscan -p \d+ 127.0.0.8")
+    assert client == "openssh" or "SHA256:" in running.errors[-1]
+
+
+def test_a_changed_host_key_is_told(server: Sshd, client: str, tmp_path: Path) -> None:
+    make_key(tmp_path / "other")
+    other = " ".join((tmp_path / "other.pub").read_text().split()[:2])
+    known = server.home / ".ssh" / "known_hosts"
+    before = known.read_text()
+    known.write_text(f"{before}[127.0.0.9]:{server.port} {other}\n")
+    try:
+        said = r"its host key has changed: it is .*SHA256:\S+ now", r"ssh-keygen -R '\[127.0.0.9\]:\d+'"
+        fails(server, client, f"127.0.0.9:{server.port}", *said)
+    finally:
+        known.write_text(before)
+
+
+def script(path: Path, *lines: str) -> str:
+    """A program that stands for a Python."""
+    path.write_text("\n".join(["#!/bin/sh", *lines, ""]))
+    path.chmod(0o755)
+    return f"python={path}"
+
+
+def test_a_missing_python_is_told(server: Sshd, client: str) -> None:
+    fails(
+        server,
+        client,
+        f"127.0.0.5:{server.port} python=/no/such/python",
+        r"python: .*/no/such/python.*(not found|No such file)",
+    )
+
+
+def test_an_old_python_is_told(server: Sshd, client: str, tmp_path: Path) -> None:
+    old = script(
+        tmp_path / "python3.9",
+        '[ "$1" = -V ] && { echo Python 3.9.2; exit; }',
+        "echo /usr/bin/python3.9: No module named trio_dask >&2; exit 1",
+    )
+    said = r"python3.9 is Python 3.9.2 and has no trio_dask; give --remote-python or python= for this host"
+    fails(server, client, f"127.0.0.5:{server.port} {old}", said)
+
+
+def test_a_python_without_the_package_is_told(server: Sshd, client: str, tmp_path: Path) -> None:
+    bare = script(tmp_path / "bare", f'unset PYTHONPATH; exec {sys.executable} -S "$@"')
+    fails(server, client, f"127.0.0.5:{server.port} {bare}", r"bare is Python 3\.\d+\.\d+ and has no trio_dask")
+
+
+def test_another_version_is_told(server: Sshd, client: str, tmp_path: Path) -> None:
+    greeting = json.dumps({"greeting": {"package": "0.0.1", "python": "3.11.0", "executable": "x", "reached": ""}})
+    other = script(tmp_path / "other", f"printf '\\036%s\\n' '{greeting}'; exec cat > /dev/null")
+    fails(server, client, f"127.0.0.5:{server.port} {other}", r"version: trio_dask 0.0.1 there, \d")
+
+
+def test_a_worker_that_crashes_at_its_start_is_told(server: Sshd, client: str, tmp_path: Path) -> None:
+    (tmp_path / "bad.py").write_text("raise RuntimeError('this module is bad')")
+    options = [f"--preload={tmp_path / 'bad.py'}"]
+    fails(server, client, server.hosts(4)[3], r"workers: .*this module is bad", worker_options=options)
+
+
+def test_a_log_directory_that_cannot_be_written_is_told(server: Sshd, client: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    fails(server, client, server.hosts(4)[3], r"cannot write to the log directory", log_directory=f"{tmp_path}/file/x")
+
+
+def test_a_host_may_be_missing_if_that_is_allowed(server: Sshd, client: str) -> None:
+    with launcher(server, *server.hosts(2), "127.0.0.5:1", ssh_client=client, allow_missing=1) as running:
+        run, address = ready(running)
+        assert any("going on without it" in line for line in running.errors)
+        with Client(address) as user:
+            assert user.submit(pow, 2, 3).result() == 8
+        assert running.stop(signal.SIGINT) == 0
+        nothing_left(run)
+
+
+# ------------------------------------------------------------------------------------------------- ways to log in
+
+
+def test_sixty_four_connections_take_turns(server: Sshd) -> None:
+    """In turns of the server's MaxStartups, of which most drop connections."""
+
+
+def test_a_tunnel_leads_to_the_scheduler(server: Sshd, client: str) -> None:
+    with launcher(server, *server.hosts(1), ssh_client=client, tunnel=True) as running:
+        run, address = ready(running)
+        assert address.startswith("tcp://127.0.0.1:")
+        with Client(address) as user:
+            assert user.submit(pow, 2, 3).result() == 8
+        assert running.stop(signal.SIGINT) == 0
+        nothing_left(run)
+
+
+# ------------------------------------------------------------------------------------------------- in programs
+
+
+def test_a_program_has_a_cluster_for_a_block(server: Sshd, client: str) -> None:
+    hosts = server.hosts(3)
+    options = {"nthreads": 1, "memory_limit": 0, "n_workers": 2}
+    with SSHCluster(hosts, worker_options=options, ssh_config=server.configuration, ssh_client=client) as cluster:
+        run = cluster.name.removeprefix("ssh-")
+        with Client(cluster) as user:
+            assert user.gather(user.map(pow, range(10), [2] * 10)) == [number**2 for number in range(10)]
+            assert len(user.scheduler_info()["workers"]) == 4
+            cluster.scale(1)
+            until(lambda: len(user.scheduler_info()["workers"]) == 2, what="one host left")
+            cluster.scale(2)
+            cluster.wait_for_workers(4, timeout=20)
+        assert set(cluster.logs()) == {"127.0.0.2:" + str(server.port), *hosts[1:]}
+        assert processes_of(run)
+    assert processes_of(run) == []
+
+
+def test_a_cluster_that_cannot_start_says_why_and_leaves_nothing(server: Sshd) -> None:
+    with pytest.raises(HostError, match="Connection refused"):
+        SSHCluster([server.hosts(1)[0], "127.0.0.3:1"], ssh_config=server.configuration)
+
+
+async def test_a_trio_program_has_a_cluster_with_a_scheduler_here(server: Sshd) -> None:
+    options = {"nthreads": 1, "memory_limit": 0}
+    async with open_ssh_cluster(
+        server.hosts(2), worker_options=options, ssh_config=server.configuration, scheduler="localhost"
+    ) as cluster:
+        run = cluster.name.removeprefix("ssh-")
+        async with cluster.get_client() as user:
+            assert await user.submit(pow, 2, 3) == 8
+    assert processes_of(run) == []

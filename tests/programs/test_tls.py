@@ -245,9 +245,11 @@ def test_a_planted_private_key_shows_nowhere(tmp_path: Path, files: Files) -> No
         worker = site.start("worker", address, "--debug", *files.options())
         worker.wait_for("Registered to: ")
         with LocalCluster(1, 1, security=Security(**arguments())) as cluster:
-            planted = str(cluster._layout.security.tls_worker_key).splitlines()[1]  # type: ignore[union-attr]
+            layout = cluster._readable()._layout
+            assert layout.security is not None
+            planted = str(layout.security.tls_worker_key).splitlines()[1]
             seen = look_everywhere(site)
-            assert planted not in repr(cluster._layout)
+            assert planted not in repr(layout)
             assert planted.encode() not in seen
         assert secret.encode() not in seen
         worker.stop(signal.SIGTERM)

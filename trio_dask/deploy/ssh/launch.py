@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 
 from trio_dask.deploy.program_runner import Stopper
 from trio_dask.deploy.ssh.bridge import open_bridge
-from trio_dask.deploy.ssh.launcher import Launcher, LogIn, OnEvent
-from trio_dask.deploy.ssh.login import CONFIGURATIONS, LoginOptions, Logins
+from trio_dask.deploy.ssh.hosts import HostSpec
+from trio_dask.deploy.ssh.launched_host import LogIn, OnEvent
+from trio_dask.deploy.ssh.launcher import Launcher
+from trio_dask.deploy.ssh.login import CONFIGURATIONS, LoginOptions, Logins, NotSupported
+from trio_dask.deploy.ssh.openssh import OpensshLogins, is_here
 from trio_dask.deploy.ssh.options import LauncherSettings
+from trio_dask.deploy.ssh.session import Session
 from trio_dask.security.credentials import Credentials
+
+log = logging.getLogger("trio_dask.ssh")
 
 Ask = Callable[[str], str]
 """Asks a person for the passphrase of a private key, whose file is named, in a thread."""
@@ -22,8 +29,26 @@ Ask = Callable[[str], str]
 async def open_logins(settings: LauncherSettings, ask: Ask | None = None) -> AsyncGenerator[LogIn]:
     """How to log in to hosts, as these settings say, for as long as the block lasts."""
     options = login_options(settings, ask)
+    by_program = OpensshLogins(options).log_in
+    if settings.ssh_client == "openssh":
+        yield by_program
+        return
     async with open_bridge() as bridge:
-        yield Logins(bridge, options).log_in
+        by_library = Logins(bridge, options).log_in
+
+        @asynccontextmanager
+        async def log_in(host: HostSpec, on_step: Callable[[str], object]) -> AsyncGenerator[Session]:
+            async with AsyncExitStack() as stack:
+                try:
+                    session: Session = await stack.enter_async_context(by_library(host, on_step))
+                except NotSupported as exc:
+                    if not is_here():
+                        raise
+                    log.debug("%s; trying OpenSSH", exc)
+                    session = await stack.enter_async_context(by_program(host, on_step))
+                yield session
+
+        yield by_library if settings.ssh_client == "asyncssh" else log_in
 
 
 def login_options(settings: LauncherSettings, ask: Ask | None = None) -> LoginOptions:

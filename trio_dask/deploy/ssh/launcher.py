@@ -13,25 +13,37 @@ from __future__ import annotations
 
 import logging
 import math
-import random
 import re
 import secrets
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
-from dataclasses import dataclass, field
-from enum import Enum, auto
+from contextlib import AsyncExitStack, contextmanager
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from itertools import count
+from typing import Any
 
 import trio
 
 from trio_dask._version import __version__
 from trio_dask.comm.addresses import is_loopback, parse_address
-from trio_dask.deploy.ssh.hosts import HostSpec
+from trio_dask.deploy.ssh.hosts import NO_WORKERS, HostSpec
+from trio_dask.deploy.ssh.launched_host import (
+    Answer,
+    Hopeless,
+    Host,
+    LogIn,
+    OnEvent,
+    Pauses,
+    Phase,
+    ignore_event,
+    ignore_step,
+    stay_here,
+)
 from trio_dask.deploy.ssh.options import (
+    LOCALHOST,
     LauncherSettings,
+    LocalScheduler,
     Output,
     RunningScheduler,
     scheduler_arguments,
@@ -44,7 +56,6 @@ from trio_dask.errors import NoScheduler, TrioDaskError
 from trio_dask.exit_status import ExitStatus
 from trio_dask.owned_files import keep_file
 from trio_dask.parsing import counted
-from trio_dask.retry_policy import Backoff
 from trio_dask.scheduler_file import scheduler_file_text
 from trio_dask.security.credentials import Credentials, to_secrets
 
@@ -54,9 +65,6 @@ FEW = 8
 DRAIN_S = 3.0
 """For how long workers may drain before everything is ended."""
 SWEEP_S = 2.5
-AGAIN = Backoff(first_s=1.0, longest_s=30.0, spread=(0.5, 1.0))
-SOUND_S = 30.0
-"""A host that was there for longer is called again after the first pause."""
 OTHER_PYTHON = "python3"
 """Where this machine's own path of Python does not exist on a host."""
 LEVELS: Mapping[Output, int] = {"quiet": logging.ERROR, "warnings": logging.WARNING, "all": logging.DEBUG}
@@ -64,76 +72,21 @@ HOPELESS = (ExitStatus.WRONG_USAGE, ExitStatus.REFUSED, ExitStatus.KEPT_CRASHING
 
 log = logging.getLogger("trio_dask.ssh")
 
-OnEvent = Callable[[str, str, str], object]
-"""Called with a host, a step (`resolve`, `login`, `python`, ...) and a text for people."""
-
-
-def _ignore_step(step: str, text: str) -> None:
-    pass
-
-
-def _ignore(host: str, step: str, text: str) -> None:
-    pass
-
-
-class LogIn(Protocol):
-    """Logs in to a host; see `login.Logins.log_in`."""
-
-    def __call__(self, host: HostSpec, on_step: Callable[[str], object], /) -> AbstractAsyncContextManager[Session]: ...
-
-
-class Phase(Enum):
-    """How far a host is."""
-
-    STARTING = auto()
-    READY = auto()
-    """All that was ordered there runs, and its workers are registered."""
-    AGAIN = auto()
-    """It was ready, and was lost; it is called again."""
-    OVER = auto()
-
-
-@dataclass
-class Host:
-    """One host of the launcher, and what is known of it."""
-
-    spec: HostSpec
-    run: str
-    arguments: Sequence[str]
-    """What `dask-worker` is told there; empty if it has no workers."""
-    pythons: list[str]
-    """Where Python may be; the first counts."""
-    phase: Phase = Phase.STARTING
-    program: RemoteProgram | None = None
-    """Its workers, while they run."""
-    workers: Mapping[str, str] = field(default_factory=dict[str, str])
-    """The registered workers, by name, and their addresses."""
-    failure: HostError | None = None
-    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
-    answer: Answer | None = None
-    """What it said, when it was asked, of processes that are left; None: it was not asked, or did not answer."""
-
-    @property
-    def place(self) -> str:
-        """What messages call it."""
-        return self.spec.place
-
-
-class Answer(NamedTuple):
-    """What a host said at its end: how long that took, and how many processes are left."""
-
-    seconds: float
-    left: int
-
 
 class Launcher:
     """A scheduler and workers on hosts, as these settings say. `log_in` is how to log in to one.
 
-    It calls `on_event` with each step of each host.
+    It calls `on_event` with each step of each host. With `stays` it does not end when all workers have ended.
     """
 
     def __init__(
-        self, settings: LauncherSettings, credentials: Credentials, log_in: LogIn, on_event: OnEvent = _ignore
+        self,
+        settings: LauncherSettings,
+        credentials: Credentials,
+        log_in: LogIn,
+        on_event: OnEvent = ignore_event,
+        *,
+        stays: bool = False,
     ) -> None:
         self.run_id = secrets.token_hex(4)[:RUN_LENGTH]
         self.scheduler_address = ""
@@ -146,21 +99,29 @@ class Launcher:
         self._credentials = credentials
         self._log_in = log_in
         self._on_event = on_event
-        self._hosts = [self._new_host(number, spec) for number, spec in enumerate(settings.hosts)]
+        self._stays = stays
+        self._numbers = count()
+        self._hosts = [self._new_host(spec) for spec in settings.hosts]
+        if isinstance(settings.scheduler, LocalScheduler):
+            self._hosts.insert(0, self._here())
         self._limiter = trio.CapacityLimiter(settings.max_connecting)
         self._nursery: trio.Nursery | None = None
         self._changed = trio.Event()
         self._is_ready = False
         self._stopping_since = math.inf
 
-    def _new_host(self, number: int, spec: HostSpec) -> Host:
+    def _new_host(self, spec: HostSpec) -> Host:
         given = spec.python or self._settings.remote_python
-        return Host(
-            spec,
-            f"{self.run_id}{number:0{HOST_LENGTH}x}",
-            worker_arguments(spec, self._settings),
-            [sys.executable, OTHER_PYTHON] if given is None else [given],
-        )
+        pythons = [sys.executable, OTHER_PYTHON] if given is None else [given]
+        return Host(spec, self._new_run(), worker_arguments(spec, self._settings), pythons, self._log_in)
+
+    def _here(self) -> Host:
+        """This machine, for a scheduler that is a process of it."""
+        spec = HostSpec(LOCALHOST, nworkers=NO_WORKERS, is_scheduler=True)
+        return Host(spec, self._new_run(), [], [sys.executable], stay_here)
+
+    def _new_run(self) -> str:
+        return f"{self.run_id}{next(self._numbers):0{HOST_LENGTH}x}"
 
     @property
     def hosts(self) -> Sequence[Host]:
@@ -179,6 +140,7 @@ class Launcher:
           NoScheduler: the scheduler was lost.
           KeptCrashing: workers kept crashing, and none is left.
         """
+        log.info("Run %s on %s", self.run_id, counted(len(self._hosts), "host"))
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
@@ -242,7 +204,38 @@ class Launcher:
         return all(host.phase is not Phase.STARTING for host in self._hosts)
 
     def _all_over(self) -> bool:
-        return all(host.phase is Phase.OVER for host in self._hosts if host.arguments)
+        return not self._stays and all(host.phase is Phase.OVER for host in self._hosts if host.arguments)
+
+    # ------------------------------------------------------------------------------------------ its size
+
+    @property
+    def worker_hosts(self) -> list[Host]:
+        """The hosts that have workers, or are to have some."""
+        return [host for host in self._hosts if host.arguments and host.is_wanted]
+
+    def set_host_count(self, number: int) -> None:
+        """Have workers on this many hosts, the first ones of the settings: start those on others, or let them drain."""
+        assert self._nursery is not None
+        able = [host for host in self._hosts if host.arguments]
+        for position, host in enumerate(able):
+            if position >= number:
+                self._retire(host)
+            elif not host.is_wanted:
+                host.is_wanted, host.failure, host.phase = True, None, Phase.STARTING
+                host.scope = trio.CancelScope()
+                self._nursery.start_soon(self._look_after, host)
+        self._note_change()
+
+    def _retire(self, host: Host) -> None:
+        host.is_wanted = False
+        if host.program is not None:
+            host.program.signal(signal.SIGTERM, "the cluster was made smaller")
+        elif not host.spec.is_scheduler:
+            host.scope.cancel()
+
+    async def wait_for_workers(self, number: int) -> None:
+        """Wait until at least this many workers are registered."""
+        await self._until(lambda: sum(len(host.workers) for host in self._hosts) >= number)
 
     def _note_scheduler(self, address: str) -> None:
         self.scheduler_address = address
@@ -288,7 +281,7 @@ class Launcher:
         step = partial(self._step, host)
         async with AsyncExitStack() as stack:
             async with self._limiter:
-                session = await stack.enter_async_context(self._log_in(host.spec, step))
+                session = await stack.enter_async_context(host.log_in(host.spec, step))
             try:
                 if host.phase is Phase.AGAIN:
                     await self._sweep(host, session)
@@ -358,8 +351,9 @@ class Launcher:
                 host.spec.setup or self._settings.setup,
                 Preparation(role, host.run, self._settings.death_timeout_s),
                 on_report=on_report,
-                on_step=partial(self._step, host) if role == "workers" or not host.arguments else _ignore_step,
+                on_step=partial(self._step, host) if role == "workers" or not host.arguments else ignore_step,
                 level=LEVELS[self._settings.output],
+                lines=host.lines,
             )
             if role == "workers":
                 host.program = program
@@ -377,6 +371,8 @@ class Launcher:
     async def _run_scheduler(self, host: Host, session: Session) -> None:
         def on_report(report: Mapping[str, Any]) -> None:
             if "address" in report:
+                if not host.arguments:
+                    host.phase = Phase.READY
                 nursery.start_soon(self._open_tunnel, session, str(report["address"]))
 
         async def order(greeting: Greeting) -> Order:  # noqa: ASYNC124 - as workers wait for it, others may
@@ -417,7 +413,7 @@ class Launcher:
 
     async def _run_workers(self, host: Host, session: Session) -> None:
         def on_report(report: Mapping[str, Any]) -> None:
-            host.workers = report["workers"]
+            host.workers, host.expected = report["workers"], report["of"]
             if len(host.workers) == report["of"] and host.phase is not Phase.READY:
                 host.phase = Phase.READY
                 self._step(host, "joined", counted(report["of"], "worker"))
@@ -472,25 +468,3 @@ class Launcher:
 
 def _processes(number: int) -> str:
     return f"{number} process{'' if number == 1 else 'es'}"
-
-
-class Hopeless(HostError):
-    """The workers of a host failed in a way that another start does not mend."""
-
-
-class Pauses:
-    """Pauses before a host, or its workers, are started again: they grow, and begin anew after a sound time."""
-
-    def __init__(self) -> None:
-        self._pause_s = AGAIN.first_s
-        self._began_at = trio.current_time()
-
-    def next_s(self) -> float:
-        """The next pause."""
-        now = trio.current_time()
-        if now > self._began_at + SOUND_S:
-            self._pause_s = AGAIN.first_s
-        pause_s = random.uniform(*AGAIN.spread) * self._pause_s
-        self._pause_s = min(2 * self._pause_s, AGAIN.longest_s)
-        self._began_at = now + pause_s
-        return pause_s

@@ -158,6 +158,7 @@ class _Attempt:
         self._known_hosts: list[str] = []
         self._known_keys = 0
         self._refused_key: asyncssh.SSHKey | None = None
+        self._methods: list[str] = []
         self._identity_files: list[str] = []
         self._locked: list[str] = []
         self.client_keys: list[asyncssh.SSHKey] | None = None
@@ -169,6 +170,7 @@ class _Attempt:
         import asyncssh
 
         self._connection = self._refused_key = None
+        self._methods = []
         await asyncio.to_thread(self._read_configuration)
         arguments = self._arguments()
         if self.client_keys is not None:
@@ -228,6 +230,15 @@ class _Attempt:
             def validate_host_public_key(self, host: str, addr: str, port: int, key: asyncssh.SSHKey) -> bool:
                 return attempt.accepts(host, port, key)
 
+            def public_key_auth_requested(self) -> None:
+                attempt.note_methods()
+
+            def password_auth_requested(self) -> None:
+                attempt.note_methods()
+
+            def kbdint_auth_requested(self) -> None:
+                attempt.note_methods()
+
         return Client()
 
     def connected(self, connection: asyncssh.SSHClientConnection) -> None:
@@ -236,6 +247,12 @@ class _Attempt:
             self._token.run_sync_soon(self._on_step, "resolve")
         except trio.RunFinishedError:
             pass  # nobody wants to know any more
+
+    def note_methods(self) -> None:
+        """The library has no more keys, or no answer to a question: note what the host would have taken."""
+        if self._connection is not None:
+            offered = self._connection.get_server_auth_methods()
+            self._methods = list(dict.fromkeys([*self._methods, *filter(None, offered)]))
 
     def accepts(self, host: str, port: int, key: asyncssh.SSHKey) -> bool:
         """Whether a key that no file knows may be accepted."""
@@ -259,7 +276,7 @@ class _Attempt:
 
         if isinstance(error, ConnectionResetError | BrokenPipeError):
             return True
-        return isinstance(error, asyncssh.ConnectionLost) and self._refused_key is None and not self._methods()
+        return isinstance(error, asyncssh.ConnectionLost) and self._refused_key is None and not self._methods
 
     def was_denied(self, error: Exception) -> bool:
         import asyncssh
@@ -282,11 +299,6 @@ class _Attempt:
             except OSError:
                 pass
         return self._locked
-
-    def _methods(self) -> list[str]:
-        if self._connection is None:
-            return []
-        return [method for method in self._connection.get_server_auth_methods() if method]
 
     def too_slow(self) -> HostError:
         seconds = f"{self._options.login_s:g} s"
@@ -331,13 +343,14 @@ class _Attempt:
         return f"if that is right, `ssh-keygen -R {shlex.quote(_known_as(self._name(), self._port()))}`"
 
     def _explain_denial(self, error: asyncssh.PermissionDenied) -> HostError:
-        methods = self._methods()
+        methods = self._methods
         denied = f"Permission denied ({','.join(methods)})" if methods else error.reason
         if self._locked and self.client_keys is None:
             names = ", ".join(self._locked)
             why = "its passphrase is wrong" if self._options.ask else "there is no terminal to ask for its passphrase"
             return self._error("login", f"{denied}: {names} is locked, and {why}", f"`ssh-add {self._locked[0]}`")
-        kind = NotSupported if set(methods) - {"publickey", "password"} else HostError
+        only_known = bool(methods) and set(methods) <= {"publickey", "password"}
+        kind = HostError if only_known else NotSupported
         return self._error("login", denied, kind=kind)
 
     def _name(self) -> str:

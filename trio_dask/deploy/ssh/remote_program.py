@@ -54,7 +54,7 @@ def command_line(python: str, setup: str | None) -> str:
 class RemoteProgram:
     """One program on a host. It calls `on_report` with each report, and `on_step` as soon as a step is done.
 
-    What it logs appears in our own log, from `level` on.
+    What it logs appears in our own log, from `level` on, and all of it in `lines`.
     """
 
     def __init__(
@@ -68,6 +68,7 @@ class RemoteProgram:
         on_report: Callable[[Mapping[str, Any]], object] = lambda report: None,
         on_step: Callable[[str, str], object] = lambda step, text: None,
         level: int = logging.WARNING,
+        lines: deque[str] | None = None,
     ) -> None:
         self._place = place
         self._session = session
@@ -80,6 +81,7 @@ class RemoteProgram:
         self._greeting: Greeting | None = None
         self._greeted = trio.Event()
         self._tail: deque[str] = deque(maxlen=LAST_LINES)
+        self._lines = deque[str](maxlen=0) if lines is None else lines
         self._failure: dict[str, Any] = {}
         self._process: RemoteProcess | None = None
 
@@ -177,6 +179,7 @@ class RemoteProgram:
         record.origin = f"{self._place} {origin}".strip()
         if text := record.getMessage().strip():
             self._tail.append(text)
+            self._lines.append(text)
         if record.levelno >= self._level:
             logging.getLogger(record.name).handle(record)
 

@@ -1,0 +1,355 @@
+"""What clusters have in common that a program starts and ends: their form for Trio, and the one that blocks.
+
+The blocking form has a thread of its own, in which the form for Trio runs.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import threading
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from inspect import Parameter
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Generic, ParamSpec, Self, TypeVar, cast
+
+import trio
+
+from trio_dask.client.call_forms import CallForms, Timeout, described_by, remade
+from trio_dask.client.wait_signals import limit, refuse_in_event_loop, require_trio
+from trio_dask.deploy.cluster_sizing import check_scale
+from trio_dask.errors import ClusterError, ForkedClientError, TrioDaskError, UsageError
+from trio_dask.parsing import counted
+from trio_dask.processes.job_control import handle_ctrl_z
+from trio_dask.unsupported_names import unsupported_error
+
+if TYPE_CHECKING:
+    from trio_dask.client.async_client import AsyncClient
+    from trio_dask.client.client import Client
+
+
+CLOSED = "this cluster is closed"
+
+P = ParamSpec("P")
+R = TypeVar("R")
+A = TypeVar("A", bound="AsyncCluster")
+Plan = TypeVar("Plan")
+Form = TypeVar("Form", bound=Callable[..., Any])
+
+
+class ReadableCluster(CallForms):
+    """What can be read of a cluster, in its loop or in another thread."""
+
+    def _readable(self) -> AsyncCluster:
+        raise NotImplementedError
+
+    @property
+    def name(self) -> str:
+        """What the processes of this cluster are called."""
+        return self._readable()._label()  # pyright: ignore[reportPrivateUsage] - its own base
+
+    @property
+    def scheduler_address(self) -> str:
+        """Where clients connect."""
+        return self._readable()._address()  # pyright: ignore[reportPrivateUsage] - its own base
+
+    @property
+    def workers(self) -> dict[str, Any]:
+        """The workers by name, those that are still starting among them."""
+        return self._readable()._members_by_name()  # pyright: ignore[reportPrivateUsage] - its own base
+
+
+class AsyncCluster(ReadableCluster):
+    """A running cluster, inside the block of what opened it. A subclass says how it is started."""
+
+    def __init__(self) -> None:
+        self._ended = trio.Event()
+
+    def _readable(self) -> AsyncCluster:
+        return self
+
+    def _label(self) -> str:
+        raise NotImplementedError
+
+    def _address(self) -> str:
+        """Where clients connect. Raises `ClusterError` if it does not run."""
+        raise NotImplementedError
+
+    def _members_by_name(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _asked_for(self) -> int:
+        """How many workers there should be. Raises `ClusterError` if it does not run."""
+        raise NotImplementedError
+
+    async def _wait_for(self, number: int) -> None:
+        """Wait until this many workers are registered."""
+        raise NotImplementedError
+
+    def _stop(self) -> bool:
+        """End everything; does not wait. False if nothing has begun."""
+        raise NotImplementedError
+
+    @property
+    def failure(self) -> TrioDaskError | None:
+        """Why the cluster has ended by itself, if it has."""
+        raise NotImplementedError
+
+    async def host(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Start the cluster and keep it until `aclose`.
+
+        Raises:
+          ClusterError: it could not be started, or it ended by itself.
+        """
+        raise NotImplementedError
+
+    async def wait_for_workers(self, n_workers: int | None = None, timeout: Timeout = None) -> None:
+        """Wait until at least `n_workers` workers are there, by default all that were asked for.
+
+        Raises:
+          TimeoutError: they are not, after `timeout` (seconds, or a text such as "30s").
+          UsageError: `n_workers` is no whole number from 0 on.
+        """
+        wanted = self._asked_for()
+        if n_workers is not None:
+            check_scale(n_workers)
+            wanted = n_workers
+        with limit(timeout):
+            await self._wait_for(wanted)
+            return
+        raise TimeoutError(f"fewer than {counted(wanted, 'worker')} after {timeout} s")
+
+    def get_client(self, **options: Any) -> AsyncClient:
+        """A client of this cluster, to be entered with `async with`; `options` are those of `AsyncClient`."""
+        from trio_dask.client.async_client import AsyncClient
+
+        return AsyncClient(self.scheduler_address, **options)
+
+    async def aclose(self) -> None:
+        """End every worker and the scheduler. Idempotent; leaving the block does it as well."""
+        if self._stop():
+            await self._ended.wait()
+
+
+@asynccontextmanager
+async def opened(cluster: A) -> AsyncGenerator[A]:
+    """Have the cluster run for as long as the block lasts; if it ends by itself, the block is cancelled."""
+    with _one_error(cluster):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(cluster.host)
+            yield cluster
+            nursery.cancel_scope.cancel()
+
+
+@contextmanager
+def _one_error(cluster: AsyncCluster) -> Generator[None]:
+    """Raise what the block raised without the group of our nursery, or the cluster's failure if it has failed."""
+    try:
+        yield
+    except BaseExceptionGroup as group:  # raised again, whole if it has several errors
+        only = group.exceptions[0] if len(group.exceptions) == 1 else None
+        if cluster.failure is not None:
+            raise cluster.failure from (None if only is cluster.failure else group)
+        if only is None:
+            raise
+        raise only from only.__cause__
+
+
+def _described(form: Form, definition: Callable[..., Any], name: str, result: str, *around: Parameter) -> Form:
+    """Give a form its definition's docstring and signature; its first and last parameters may be its own."""
+    described = cast("Any", form)
+    described.__name__, described.__qualname__, described.__doc__ = name.rpartition(".")[2], name, definition.__doc__
+    parameters = [*around[:1], *inspect.signature(definition).parameters.values(), *around[1:]]
+    described.__signature__ = inspect.Signature(parameters, return_annotation=result)
+    return form
+
+
+def for_trio(
+    definition: Callable[P, Plan], make: Callable[[Plan], A], name: str, blocking: str
+) -> Callable[P, AbstractAsyncContextManager[A]]:
+    """The form for Trio: takes the definition's arguments, and opens the cluster that `make` makes of its plan."""
+
+    def call(*args: P.args, **kwargs: P.kwargs) -> AbstractAsyncContextManager[A]:
+        require_trio(name, blocking)
+        return opened(make(definition(*args, **kwargs)))
+
+    result = f"AbstractAsyncContextManager[{getattr(make, '__name__', 'AsyncCluster')}]"
+    return _described(call, definition, name, result)
+
+
+def takes_arguments_of(
+    definition: Callable[P, Plan], *, name: str, for_trio: str, ignored: frozenset[str] = frozenset()
+) -> Callable[[Callable[[Any, Plan], None]], Callable[Concatenate[Any, P], None]]:
+    """A decorator for `__init__`: takes the definition's arguments, and ignores some of distributed's."""
+    parameters = inspect.signature(definition).parameters
+    takes_all = any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters.values())
+
+    def decorate(start: Callable[[Any, Plan], None]) -> Callable[Concatenate[Any, P], None]:
+        def call(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> None:
+            if kwargs.pop("asynchronous", None):
+                raise UsageError(f"{name} blocks; use {for_trio} in a Trio program")
+            for argument in sorted(kwargs.keys() - parameters.keys()):
+                if argument in ignored:
+                    del kwargs[argument]
+                elif not takes_all:
+                    raise TypeError(f"{name}() got an unexpected argument {argument!r}")
+            refuse_in_event_loop(f"{name}()")
+            start(self, definition(*args, **kwargs))
+
+        own = Parameter("self", Parameter.POSITIONAL_OR_KEYWORD)
+        foreign = [] if takes_all else [Parameter("foreign", Parameter.VAR_KEYWORD, annotation="Any")]
+        return _described(call, definition, f"{name}.__init__", "None", own, *foreign)
+
+    return decorate
+
+
+def awaited_in_loop(
+    method: Callable[Concatenate[A, P], Awaitable[R]],
+) -> Callable[Concatenate[Any, P], R]:
+    """The form of an async method that blocks."""
+    form: Callable[Concatenate[Any, P], R] = _form(method, trio.from_thread.run)
+    return form
+
+
+def called_in_loop(
+    method: Callable[Concatenate[A, P], R],
+) -> Callable[Concatenate[Any, P], R]:
+    """The form of a method for other threads than that of the cluster's loop."""
+    form: Callable[Concatenate[Any, P], R] = _form(method, trio.from_thread.run_sync)
+    return form
+
+
+def _form(method: Callable[..., Any], run: Callable[..., Any]) -> Any:
+    def make(name: str) -> Callable[..., Any]:
+        def call(self: Any, /, *args: Any, **kwargs: Any) -> Any:
+            def act(cluster: AsyncCluster) -> Any:
+                return method(cluster, *args, **kwargs)
+
+            return self._run_in_loop(run, act)
+
+        return described_by(method, call, name)
+
+    return remade(make, method.__name__)
+
+
+class BlockingCluster(ReadableCluster, Generic[A]):
+    """A cluster for blocking code: ready when it has been made. Use it in a `with` block, or `close` it."""
+
+    _KIND: ClassVar = "cluster"
+    _UNSUPPORTED: ClassVar[Mapping[str, str]] = {}
+    """The names that distributed's class has, and this one has not, with the reason."""
+
+    def _start(self, make: Callable[[], A]) -> None:
+        """Start the cluster that `make` makes, in a thread of its own, and wait until it is ready."""
+        self._make = make
+        self._cluster: A | None = None
+        self._token: trio.lowlevel.TrioToken | None = None
+        self._closing = False
+        self._scope = trio.CancelScope()
+        self._started = threading.Event()
+        self._pid = os.getpid()
+        self._error: BaseException | None = None
+        handle_ctrl_z()  # a handler can be set in the main thread alone
+        # A daemon: when the program ends without closing us, the children notice that by themselves.
+        self._thread = threading.Thread(target=self._run, name=f"trio_dask {type(self).__name__}", daemon=True)
+        self._thread.start()
+        try:
+            self._started.wait()
+        except BaseException:  # Ctrl-C while we start
+            self.close()
+            raise
+        if self._error is not None:
+            self._thread.join()
+            error, self._error = self._error, None
+            try:
+                raise error
+            finally:
+                del error  # its traceback holds this frame: the two would keep each other, and the caller's variables
+
+    def _run(self) -> None:
+        try:
+            trio.run(self._serve)
+        except (Exception, BaseExceptionGroup) as exc:  # it belongs to the thread that uses us
+            self._error = exc
+        finally:
+            self._started.set()
+
+    async def _serve(self) -> None:
+        self._token = trio.lowlevel.current_trio_token()
+        if self._closing:
+            self._scope.cancel()
+        with self._scope:
+            async with opened(self._make()) as cluster:
+                self._cluster = cluster
+                self._started.set()
+                await trio.sleep_forever()
+
+    def _readable(self) -> A:
+        if self._error is not None:
+            raise self._error
+        if self._cluster is None or not (self._is_forked or self._thread.is_alive()):
+            raise ClusterError(CLOSED)
+        return self._cluster
+
+    def _usable(self) -> A:
+        """The cluster, for a call that does more than read. Raises `ForkedClientError` in a forked child."""
+        cluster = self._readable()
+        if self._is_forked:
+            raise ForkedClientError(
+                f"this cluster belongs to process {self._pid}, from which process {os.getpid()} was forked"
+            )
+        return cluster
+
+    @property
+    def _is_forked(self) -> bool:
+        return os.getpid() != self._pid
+
+    if not TYPE_CHECKING:  # a type checker would take it to have every name
+
+        def __getattr__(self, name):
+            raise unsupported_error(type(self).__name__, name, self._UNSUPPORTED)
+
+    def __repr__(self) -> str:
+        try:
+            return repr(self._readable())
+        except ClusterError as exc:
+            return f"<{self._KIND}: {exc}>"
+
+    def _run_in_loop(self, run: Callable[..., Any], function: Callable[..., Any]) -> Any:
+        """Have the loop's thread call or await this with the cluster, and return what it returns."""
+        try:
+            return run(function, self._usable(), trio_token=self._token)
+        except trio.RunFinishedError:
+            raise ClusterError(CLOSED) from None
+
+    def get_client(self, **options: Any) -> Client:
+        """A client of this cluster; `options` are those of `Client`."""
+        from trio_dask.client.client import Client
+
+        return Client(self, **options)
+
+    def close(self, timeout: float | None = None) -> None:
+        """End every worker and the scheduler, and wait until they have ended. Idempotent.
+
+        In a forked child it does nothing: the cluster is the parent's.
+        """
+        if self._is_forked:
+            return
+        self._closing = True
+        if self._token is not None:
+            try:
+                self._token.run_sync_soon(self._scope.cancel)
+            except trio.RunFinishedError:
+                pass  # it has ended by itself
+        self._thread.join(timeout)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+        if self._error is not None and error is None:
+            raise self._error

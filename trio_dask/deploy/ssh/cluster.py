@@ -1,0 +1,271 @@
+"""A cluster over SSH that a program starts and ends: `open_ssh_cluster` for Trio, `SSHCluster` for blocking code.
+
+Both take distributed's arguments, and the settings of a launcher by their names.
+"""
+
+from __future__ import annotations
+
+import getpass
+import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import trio
+
+from trio_dask.comm.joining import forget_cluster, remember_cluster
+from trio_dask.deploy.cluster import (
+    CLOSED,
+    AsyncCluster,
+    BlockingCluster,
+    awaited_in_loop,
+    called_in_loop,
+    for_trio,
+    takes_arguments_of,
+)
+from trio_dask.deploy.cluster_sizing import check_scale
+from trio_dask.deploy.ssh.hosts import NO_WORKERS, HostSpec, parse_line
+from trio_dask.deploy.ssh.launch import open_logins
+from trio_dask.deploy.ssh.launched_host import Host
+from trio_dask.deploy.ssh.launcher import Launcher
+from trio_dask.deploy.ssh.options import LauncherSettings, place_scheduler
+from trio_dask.errors import ClusterError, TrioDaskError, UsageError
+from trio_dask.parsing import counted
+from trio_dask.security.cluster_key import ClusterKey
+from trio_dask.security.credentials import Credentials
+from trio_dask.unsupported_names import LOCAL_CLUSTER
+
+IGNORED = frozenset(("asynchronous", "loop", "security", "silence_logs", "worker_module"))
+MEANINGLESS = frozenset(("dashboard", "dashboard_address", "protocol"))
+"""Options of distributed's schedulers and workers that mean nothing here."""
+OF_WORKERS: Mapping[str, str] = {
+    "n_workers": "nworkers",
+    "nprocs": "nworkers",
+    "nworkers": "nworkers",
+    "nthreads": "nthreads",
+    "memory_limit": "memory_limit",
+    "name": "name",
+    "resources": "resources",
+    "local_directory": "local_directory",
+    "death_timeout": "death_timeout_s",
+    "death_timeout_s": "death_timeout_s",
+}
+"""Options of workers that are settings of a launcher."""
+
+Options = Mapping[str, Any]
+
+
+def plan_ssh(
+    hosts: Sequence[str],
+    connect_options: Options | Sequence[Options] | None = None,
+    worker_options: Options | None = None,
+    scheduler_options: Options | None = None,
+    remote_python: str | None = None,
+    **settings: Any,
+) -> LauncherSettings:
+    """A scheduler and workers on hosts that one can log in to, for as long as the block lasts; all are ready then.
+
+    Args:
+      hosts: lines, as `dask-ssh` takes them. As in distributed, the first is that of the scheduler, and the others have
+        workers; give `scheduler=` for another place, and each host has workers.
+      connect_options: how to log in: `username`, `port`, `client_keys`, `known_hosts`; or a sequence of such, one for
+        each host. With `known_hosts=None` the keys of unknown hosts are accepted, and remembered.
+      worker_options: options of `dask-worker`, with underscores, such as `nthreads`, `n_workers` and `memory_limit`.
+      scheduler_options: `port`.
+      remote_python: where Python is on the hosts.
+      settings: further settings of a launcher, such as `setup`, `ssh_client` or `allow_missing`; and `scheduler`, which
+        is `localhost`, an address, or the line of a host.
+
+    Raises:
+      UsageError: an argument makes no sense.
+      HostError: a host failed; the message names the step, the cause, and what to try.
+      NoScheduler: the scheduler was lost: then a block under Trio is cancelled.
+    """
+    # Both forms of the cluster take their signature, defaults and docstring from here.
+    scheduler = settings.pop("scheduler", None)
+    settings.setdefault("scheduler_port", 0)
+    unknown = settings.keys() - set(LauncherSettings._fields) | settings.keys() & {"hosts"}
+    if unknown:
+        raise TypeError(f"unexpected argument {min(unknown)!r}")
+    specs = _specs(hosts, first_is_scheduler=scheduler is None)
+    specs = _with_connect_options(specs, connect_options or {}, settings)
+    _add_worker_options(worker_options or {}, settings)
+    _add_scheduler_options(scheduler_options or {}, settings)
+    place, specs = place_scheduler(scheduler, specs)
+    return LauncherSettings(hosts=specs, scheduler=place, remote_python=remote_python, **settings)
+
+
+def _specs(lines: Sequence[str], *, first_is_scheduler: bool) -> tuple[HostSpec, ...]:
+    """The hosts, each once: one that is written several times has that many workers more, as in distributed."""
+    if isinstance(lines, str) or not lines:
+        raise UsageError(f"hosts is {lines!a:.60}; give a list of hosts")
+    found = [spec for number, line in enumerate(lines, 1) for spec in parse_line(line, f"host {number}")]
+    workers = found[1:] if first_is_scheduler and len(found) > 1 else found
+    specs: dict[str, HostSpec] = {}
+    times: dict[str, int] = {}
+    for spec in workers:
+        specs.setdefault(spec.place, spec)
+        times[spec.place] = times.get(spec.place, 0) + 1
+    for name, number in times.items():
+        if number > 1:
+            each = specs[name].nworkers or "1"
+            if not each.isdigit():
+                raise UsageError(f"{name} stands there {number} times, with nworkers={each}; give a number")
+            specs[name] = specs[name]._replace(nworkers=str(number * int(each)))
+    if first_is_scheduler:
+        first = specs.pop(found[0].place, found[0]._replace(nworkers=NO_WORKERS))
+        return (first._replace(is_scheduler=True), *specs.values())
+    return tuple(specs.values())
+
+
+def _with_connect_options(
+    specs: tuple[HostSpec, ...], options: Options | Sequence[Options], settings: dict[str, Any]
+) -> tuple[HostSpec, ...]:
+    each = [options] * len(specs) if isinstance(options, Mapping) else list(options)
+    if len(each) != len(specs):
+        raise UsageError(f"connect_options has {counted(len(each), 'entry')} for {counted(len(specs), 'host')}")
+    return tuple(_with_options(spec, one, settings) for spec, one in zip(specs, each, strict=True))
+
+
+def _with_options(spec: HostSpec, options: Options, settings: dict[str, Any]) -> HostSpec:
+    for name, value in options.items():
+        match name, value:
+            case "username", str():
+                spec = spec._replace(user=spec.user or value)
+            case "port", int():
+                spec = spec._replace(port=spec.port or value)
+            case "client_keys", str() | [str()]:
+                settings["ssh_private_key"] = value if isinstance(value, str) else value[0]
+            case "known_hosts", None:
+                settings["accept_new_host_keys"] = True
+            case _:
+                raise UsageError(
+                    f"connect_options: {name}={value!a:.40} is not supported; say it in the configuration of SSH, "
+                    "which ssh_config= can name"
+                )
+    return spec
+
+
+def _add_worker_options(options: Options, settings: dict[str, Any]) -> None:
+    arguments: list[str] = list(settings.pop("worker_options", ()))
+    for name, value in options.items():
+        if name in OF_WORKERS:
+            setting = OF_WORKERS[name]
+            settings[setting] = str(value) if setting in ("nworkers", "memory_limit") else value
+        elif name not in MEANINGLESS:
+            arguments.append(f"--{name.replace('_', '-')}={value}")
+    settings["worker_options"] = tuple(arguments)
+
+
+def _add_scheduler_options(options: Options, settings: dict[str, Any]) -> None:
+    for name, value in options.items():
+        if name == "port" and isinstance(value, int):
+            settings["scheduler_port"] = value
+        elif name not in MEANINGLESS:
+            raise UsageError(f"scheduler_options: {name}={value!a:.40} is not supported; there is port")
+
+
+def _ask(path: str) -> str:
+    return getpass.getpass(f"Passphrase for {path}: ")
+
+
+class AsyncSSHCluster(AsyncCluster):
+    """A running cluster over SSH, inside the block of `open_ssh_cluster`."""
+
+    def __init__(self, settings: LauncherSettings) -> None:
+        super().__init__()
+        self._settings = settings
+        self._credentials = Credentials(ClusterKey.draw())
+        self._launcher: Launcher | None = None
+
+    def __repr__(self) -> str:
+        workers = sum(len(host.workers) for host in self._running().hosts)
+        return f"<SSH cluster {self.scheduler_address}: {counted(workers, 'worker')} on {self._hosts_text()}>"
+
+    def _hosts_text(self) -> str:
+        return counted(len(self._running().worker_hosts), "host")
+
+    def _label(self) -> str:
+        return f"ssh-{self._running().run_id}"
+
+    def _address(self) -> str:
+        return self._running().client_address
+
+    def _members_by_name(self) -> dict[str, Host]:
+        return {} if self._launcher is None else {host.place: host for host in self._launcher.worker_hosts}
+
+    def _running(self) -> Launcher:
+        if self._launcher is None or self._ended.is_set():
+            raise self.failure or ClusterError(CLOSED)
+        return self._launcher
+
+    def scale(self, n: int) -> None:
+        """Have workers on `n` of the hosts; does not wait. The workers of the others drain, and end.
+
+        Raises:
+          UsageError: `n` is no whole number from 0 on.
+        """
+        check_scale(n)
+        self._running().set_host_count(n)
+
+    def logs(self) -> dict[str, str]:
+        """What the programs on each host have logged last, by host."""
+        return {host.place: "\n".join(host.lines) for host in self._running().hosts}
+
+    def _asked_for(self) -> int:
+        return sum(host.expected or 1 for host in self._running().worker_hosts)
+
+    async def _wait_for(self, number: int) -> None:
+        await self._running().wait_for_workers(number)
+
+    def _stop(self) -> bool:
+        if self._launcher is not None:
+            self._launcher.stop("the cluster is closed")
+        return self._launcher is not None
+
+    @property
+    def failure(self) -> TrioDaskError | None:
+        """Why the cluster has ended by itself, if it has."""
+        return None if self._launcher is None else self._launcher.failure
+
+    async def host(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """See `AsyncCluster.host`."""
+
+        def on_ready() -> None:
+            remember_cluster(launcher.client_address, self._credentials)
+            task_status.started()
+
+        try:
+            async with open_logins(self._settings, _ask if sys.stdin.isatty() else None) as log_in:
+                launcher = self._launcher = Launcher(self._settings, self._credentials, log_in, stays=True)
+                try:
+                    await launcher.run(on_ready)
+                finally:
+                    forget_cluster(launcher.client_address)
+        finally:
+            self._ended.set()
+
+
+open_ssh_cluster = for_trio(plan_ssh, AsyncSSHCluster, "open_ssh_cluster", "SSHCluster")
+
+
+class SSHCluster(BlockingCluster[AsyncSSHCluster]):
+    """A scheduler and workers on hosts that one can log in to, for blocking code; ready when it has been made.
+
+    Use it in a `with` block, or `close` it. It takes the arguments of distributed's `SSHCluster`.
+
+    Raises:
+      UsageError: an argument makes no sense.
+      HostError: a host failed; the message names the step, the cause, and what to try.
+    """
+
+    _KIND = "SSH cluster"
+    _UNSUPPORTED = LOCAL_CLUSTER
+
+    @takes_arguments_of(plan_ssh, name="SSHCluster", for_trio="open_ssh_cluster", ignored=IGNORED)
+    def __init__(self, settings: LauncherSettings) -> None:
+        self._start(partial(AsyncSSHCluster, settings))
+
+    scale = called_in_loop(AsyncSSHCluster.scale)
+    logs = called_in_loop(AsyncSSHCluster.logs)
+    wait_for_workers = awaited_in_loop(AsyncSSHCluster.wait_for_workers)

@@ -1,0 +1,120 @@
+"""What a launcher knows of one of its hosts, and when it calls a host again that it has lost."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from functools import partial
+from typing import NamedTuple, Protocol
+
+import trio
+
+from trio_dask.deploy.ssh.child_command import LocalSession
+from trio_dask.deploy.ssh.hosts import HostSpec
+from trio_dask.deploy.ssh.remote_program import RemoteProgram
+from trio_dask.deploy.ssh.session import HostError, Session
+from trio_dask.retry_policy import Backoff
+
+MAX_LINES = 1000
+AGAIN = Backoff(first_s=1.0, longest_s=30.0, spread=(0.5, 1.0))
+SOUND_S = 30.0
+"""A host that was there for longer is called again after the first pause."""
+
+OnEvent = Callable[[str, str, str], object]
+"""Called with a host, a step (`resolve`, `login`, `python`, ...) and a text for people."""
+
+
+def ignore_step(step: str, text: str) -> None:
+    pass
+
+
+def ignore_event(host: str, step: str, text: str) -> None:
+    pass
+
+
+class LogIn(Protocol):
+    """Logs in to a host; see `login.Logins.log_in`."""
+
+    def __call__(self, host: HostSpec, on_step: Callable[[str], object], /) -> AbstractAsyncContextManager[Session]: ...
+
+
+class Phase(Enum):
+    """How far a host is."""
+
+    STARTING = auto()
+    READY = auto()
+    """All that was ordered there runs, and its workers are registered."""
+    AGAIN = auto()
+    """It was ready, and was lost; it is called again."""
+    OVER = auto()
+
+
+@dataclass
+class Host:
+    """One host of the launcher, and what is known of it."""
+
+    spec: HostSpec
+    run: str
+    arguments: Sequence[str]
+    """What `dask-worker` is told there; empty if it has no workers."""
+    pythons: list[str]
+    """Where Python may be; the first counts."""
+    log_in: LogIn
+    phase: Phase = Phase.STARTING
+    program: RemoteProgram | None = None
+    """Its workers, while they run."""
+    workers: Mapping[str, str] = field(default_factory=dict[str, str])
+    """The registered workers, by name, and their addresses."""
+    expected: int = 0
+    """How many workers there should be; 0 until it is known."""
+    lines: deque[str] = field(default_factory=partial(deque[str], maxlen=MAX_LINES))
+    """What its programs have logged last."""
+    failure: HostError | None = None
+    is_wanted: bool = True
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    answer: Answer | None = None
+    """What it said, when it was asked, of processes that are left; None: it was not asked, or did not answer."""
+
+    @property
+    def place(self) -> str:
+        """What messages call it."""
+        return self.spec.place
+
+
+@asynccontextmanager
+async def stay_here(host: HostSpec, on_step: Callable[[str], object]) -> AsyncGenerator[Session]:
+    on_step("login")
+    yield LocalSession()
+
+
+class Answer(NamedTuple):
+    """What a host said at its end: how long that took, and how many processes are left."""
+
+    seconds: float
+    left: int
+
+
+class Hopeless(HostError):
+    """The workers of a host failed in a way that another start does not mend."""
+
+
+class Pauses:
+    """Pauses before a host, or its workers, are started again: they grow, and begin anew after a sound time."""
+
+    def __init__(self) -> None:
+        self._pause_s = AGAIN.first_s
+        self._began_at = trio.current_time()
+
+    def next_s(self) -> float:
+        """The next pause."""
+        now = trio.current_time()
+        if now > self._began_at + SOUND_S:
+            self._pause_s = AGAIN.first_s
+        pause_s = random.uniform(*AGAIN.spread) * self._pause_s
+        self._pause_s = min(2 * self._pause_s, AGAIN.longest_s)
+        self._began_at = now + pause_s
+        return pause_s
