@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from trio_dask.client.as_completed import as_completed
     from trio_dask.client.async_client import AsyncClient
     from trio_dask.client.client import Client
+    from trio_dask.client.coordination.events import AsyncEvent, Event
+    from trio_dask.client.coordination.locks import AsyncLock, Lock
     from trio_dask.client.current_client import fire_and_forget, futures_of, get_client, worker_client
     from trio_dask.client.default_clients import default_client
     from trio_dask.client.futures import AsyncFuture, Future
@@ -65,12 +67,15 @@ __all__ = [
     "FIRST_COMPLETED",
     "AddressError",
     "AsyncClient",
+    "AsyncEvent",
     "AsyncFuture",
+    "AsyncLock",
     "CancelledError",
     "Client",
     "ClusterError",
     "DataLost",
     "DoneAndNotDone",
+    "Event",
     "ForkedClientError",
     "Future",
     "FutureCancelledError",
@@ -79,6 +84,7 @@ __all__ = [
     "KeyConflict",
     "KilledWorker",
     "LocalCluster",
+    "Lock",
     "NoScheduler",
     "ProtocolError",
     "RefusedError",
@@ -119,6 +125,8 @@ _HOMES = {
         "client.as_completed": "as_completed",
         "client.async_client": "AsyncClient",
         "client.client": "Client",
+        "client.coordination.events": "AsyncEvent Event",
+        "client.coordination.locks": "AsyncLock Lock",
         "client.current_client": "fire_and_forget futures_of get_client worker_client",
         "client.default_clients": "default_client",
         "client.futures": "AsyncFuture Future",

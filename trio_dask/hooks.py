@@ -15,6 +15,7 @@ class TaskWorker(Protocol):
     """What a client wants to know of the worker whose task calls it."""
 
     scheduler_address: str
+    incarnation: str
 
     def get_client(self, make: Callable[[str], Any]) -> Any:
         """The client that all tasks of the worker share, made from the scheduler's address when first asked for."""

@@ -14,7 +14,19 @@ from dask._task_spec import TaskRef
 
 import trio_dask
 from tests.client.cluster import MiniCluster, open_client
-from trio_dask import AsyncClient, AsyncFuture, Client, Future, LocalCluster, open_local_cluster, wait
+from trio_dask import (
+    AsyncClient,
+    AsyncEvent,
+    AsyncFuture,
+    AsyncLock,
+    Client,
+    Event,
+    Future,
+    LocalCluster,
+    Lock,
+    open_local_cluster,
+    wait,
+)
 from trio_dask.client.call_forms import CallForms, Done, Waiting, awaitable, blocking
 from trio_dask.client.rpc_client import AsyncRpc, Rpc
 from trio_dask.deploy.cluster_sizing import plan
@@ -24,7 +36,14 @@ from trio_dask.protocol import messages as m
 METHODS = (FunctionType, property, staticmethod, classmethod)
 ROOT = Path(__file__).resolve().parents[2]
 
-PAIRS = [(Client, AsyncClient), (Future, AsyncFuture), (Rpc, AsyncRpc), (LocalCluster, AsyncLocalCluster)]
+PAIRS = [
+    (Client, AsyncClient),
+    (Future, AsyncFuture),
+    (Rpc, AsyncRpc),
+    (LocalCluster, AsyncLocalCluster),
+    (Event, AsyncEvent),
+    (Lock, AsyncLock),
+]
 
 MAY_DIFFER = {
     "Client.close": "the blocking one ends threads, for which it has a timeout, and a cluster of its own",

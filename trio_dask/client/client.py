@@ -131,15 +131,15 @@ class Client(BlockingOperations, BlockingLocalRuns, BaseClient[Future]):
             self._replaced = orphaned_clusters.close_when_unreachable(self, self.engine, close)
 
     @classmethod
-    def without_waiting(cls, address: str, timeout: Timeout = None) -> Client:
+    def without_waiting(cls, address: str, timeout: Timeout = None, worker: str = "") -> Client:
         """A client that accepts calls while it connects, and is no default client; it can be made under Trio.
 
-        If connecting fails, its calls raise `SchedulerLost`.
+        If connecting fails, its calls raise `SchedulerLost`. If `worker`, an incarnation, is lost, its session ends.
         """
         settings = settings_for(address, None, timeout, None)
         client = cls.__new__(cls)
         client.cluster, client._owns_cluster = None, False
-        client._open(engine_for(settings), home_of(settings), wait=False)
+        client._open(engine_for(settings, worker=worker), home_of(settings), wait=False)
         return client
 
     def __enter__(self) -> Client:

@@ -31,13 +31,14 @@ def get_client(address: str | None = None, timeout: Timeout = None, resolve_addr
 
 def find_client(address: str | None, timeout: Timeout) -> Any:
     """The same, usable or not."""
-
-    def make(scheduler_address: str) -> Client:
-        return Client.without_waiting(scheduler_address, timeout)
-
     if address is None:
         worker = None if hooks.tasks is None else hooks.tasks.current_worker()
         if worker is not None:
+            incarnation = worker.incarnation
+
+            def make(scheduler_address: str) -> Client:
+                return Client.without_waiting(scheduler_address, timeout, incarnation)
+
             client: Client = worker.get_client(make)
             return AsyncClient.over(client.engine) if trio.lowlevel.in_trio_run() else client
     found = current()

@@ -14,6 +14,7 @@ from functools import partial
 from itertools import count
 from typing import Any, Concatenate, ParamSpec
 
+from trio_dask.client.core.client import OnReply
 from trio_dask.client.core.key_state import TERMINAL, Frames, KeyState, Reader, Waiter
 from trio_dask.client.core.outbox import Content, GraphPart, Row
 from trio_dask.client.graph_sender import GraphSender, Lead
@@ -297,6 +298,28 @@ class Engine:
     def cancel_all(self, text: str) -> None:
         """Cancel every future of this client."""
         self._change(self.core.cancel_all, text)
+
+    def post(self, make: Callable[[int], Message], on_reply: OnReply) -> int:
+        """Send a request as a lone one, and return its number. `on_reply` is called under the lock, by any thread.
+
+        Raises what `check_open` raises.
+        """
+        with self.shared.lock:
+            self.check_open()
+            number = self.core.request(make, on_reply)
+        self._send_alone()
+        return number
+
+    def tell(self, message: Message) -> None:
+        """Send a message that has no answer, unless the client has ended."""
+        with self.shared.lock:
+            if not isinstance(self.shared.phase, Closed):
+                self.core.tell(message)
+        self._send_alone()
+
+    def _send_alone(self) -> None:
+        self._outgoing.has_waited = True
+        self._outgoing.send_or_wake()
 
     async def request(self, kind: Callable[Concatenate[int, _P], Message], *args: _P.args, **kwargs: _P.kwargs) -> Any:
         """Send a message that asks for a reply (its number comes first), and return the reply. From any Trio loop."""

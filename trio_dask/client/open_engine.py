@@ -118,8 +118,11 @@ def home_of(settings: ClientSettings) -> trio.lowlevel.TrioToken | None:
     return None if settings.scheduler is None else inproc.home_of(parse_scheduler_address(settings.scheduler))
 
 
-def engine_for(settings: ClientSettings, tls: Tls | None = None) -> Engine:
-    """An engine that will connect as the settings say, or with this TLS. It is not started."""
+def engine_for(settings: ClientSettings, tls: Tls | None = None, *, worker: str = "") -> Engine:
+    """An engine that will connect as the settings say, or with this TLS. It is not started.
+
+    `worker` is the incarnation of the worker whose tasks use it: if that is lost, the client's session ends with it.
+    """
     incarnation = new_incarnation()
     credentials = NO_CREDENTIALS  # until it is connected
     limits = LinkLimits(keepalive_s=settings.keepalive_s, silence_s=settings.silence_s, cleanup_s=settings.grace_s)
@@ -134,6 +137,7 @@ def engine_for(settings: ClientSettings, tls: Tls | None = None) -> Engine:
             "previous": incarnation if lost else "",
             "scheduler": lost,
             "received": received,
+            "worker": worker,
         }
         nonlocal credentials
         hello_now = hello._replace(details=details)

@@ -73,7 +73,7 @@ class Goodbye(NamedTuple):
 
 @tagged(34)
 class Reply(NamedTuple):
-    """The answer to a `Query`, `Restart`, `RestartWorkers`, `Retire`, `Replicate` or `Control`."""
+    """The answer to a `Query`, `Restart`, `RestartWorkers`, `Retire`, `Replicate`, `Coordinate` or `Control`."""
 
     request: int
     payload: Any
@@ -262,6 +262,34 @@ class Replicate(NamedTuple):
     surplus: tuple[tuple[Key, str], ...]
 
 
+@tagged(27)
+class Coordinate(NamedTuple):
+    """Use a lock, an event, a queue, ... of this `kind` and `name`; one `Reply` answers, perhaps much later.
+
+    `kind` names a row of the table in `scheduler/core/coordination/table.py`, `operation` and `arguments` what the file
+    of that kind reads. The payload of the reply is a pair: `done` and a value, `refused` or `closed` and a sentence, or
+    `ended` and None, after an `EndRequest`.
+    """
+
+    request: int
+    kind: str
+    name: str
+    operation: str
+    arguments: tuple[Any, ...]
+
+
+@tagged(28)
+class EndRequest(NamedTuple):
+    """The client is done with a `Coordinate` request: it waits no longer, or releases what the answer gave it.
+
+    That is a lock, a lease, or futures in a value, which the scheduler keeps until then. The request may be unknown.
+    """
+
+    request: int
+    kind: str
+    name: str
+
+
 @tagged(19)
 class Shutdown(NamedTuple):
     """End the cluster: workers, clients and scheduler."""
@@ -284,6 +312,8 @@ FromClient = (
     | RestartWorkers
     | Retire
     | Replicate
+    | Coordinate
+    | EndRequest
     | Shutdown
 )
 

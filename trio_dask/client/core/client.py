@@ -270,6 +270,10 @@ class ClientCore:
         self._outbox.put(make(number))
         return number
 
+    def tell(self, message: Message) -> None:
+        """Send a message that the scheduler does not answer."""
+        self._outbox.put(message)
+
     def shutdown(self) -> None:
         """End the cluster."""
         self._outbox.put(Shutdown())

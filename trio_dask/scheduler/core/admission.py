@@ -16,11 +16,12 @@ from trio_dask.scheduler.core.events import ClientAdded
 from trio_dask.scheduler.core.registration import (
     client_grace_s,
     client_session,
+    client_worker,
     nanny_process,
     worker_info,
     worker_session,
 )
-from trio_dask.scheduler.core.state import Client, ClosePeer, Offer, State
+from trio_dask.scheduler.core.state import Client, ClosePeer, Offer, State, Worker
 from trio_dask.scheduler.core.worker_membership import add_worker, refusal
 from trio_dask.scheduler.core.worker_states import Away
 
@@ -113,12 +114,18 @@ def _begin_client(state: State, hello: Hello, offer: Offer | None) -> Outcome:
                 return Resume(client.peer)
     elif known is None:
         peer = _new_peer(state)
-        client = Client(peer, hello.incarnation, hello.name, client_grace_s(hello))
+        worker = _worker_of(state, client_worker(hello))
+        client = Client(peer, hello.incarnation, hello.name, client_grace_s(hello), worker)
         state.clients[peer] = state.incarnations[hello.incarnation] = client
         if state.events is not None:
             state.events.note(ClientAdded(state.now, client.name))
         return Admit(peer)
     return CallAgain("its client must connect again")
+
+
+def _worker_of(state: State, incarnation: str) -> Worker | None:
+    workers = (*state.workers.values(), *state.away) if incarnation else ()
+    return next((worker for worker in workers if worker.info.incarnation == incarnation), None)
 
 
 def _begin_worker(state: State, hello: Hello, offer: Offer | None) -> Outcome:

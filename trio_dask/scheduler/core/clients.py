@@ -19,9 +19,10 @@ from trio_dask.ids import PeerId
 from trio_dask.protocol.hello import Hello
 from trio_dask.protocol.messages import Blob, KeyReady, Message, Received, Submit, SubmitGraph
 from trio_dask.scheduler.core.blobs import unreference
+from trio_dask.scheduler.core.coordination.handlers import client_left
 from trio_dask.scheduler.core.events import ClientRemoved
 from trio_dask.scheduler.core.reconnect import ARRIVAL_S
-from trio_dask.scheduler.core.state import Client, ClientAway, State
+from trio_dask.scheduler.core.state import Client, ClientAway, ClosePeer, State
 from trio_dask.scheduler.core.task_transitions import release_unneeded, unwant
 
 CONFIRM_WEIGHT: Final = 16
@@ -47,8 +48,19 @@ def remove_client(state: State, client: Client) -> None:
         unreference(state, blob)
     client.blobs.clear()
     state.pending.client_left(client.peer)
+    client_left(state, client)
     if state.events is not None:
         state.events.note(ClientRemoved(state.now, client.name))
+
+
+def remove_with_workers(state: State) -> None:
+    """Workers were removed: the sessions of the clients that their tasks used are over, and hold nothing more."""
+    removed = dict.fromkeys(state.removed)
+    state.removed.clear()
+    for client in [client for client in state.clients.values() if client.worker in removed]:
+        if client.away is None:
+            state.requests.append(ClosePeer(client.peer, "its worker has left or is lost"))
+        remove_client(state, client)
 
 
 # ------------------------------------------------------------------------------------------------- away and back

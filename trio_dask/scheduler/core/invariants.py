@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trio_dask.ids import PeerId
-from trio_dask.scheduler.core.state import FIRE_AND_FORGET, State, Task, Worker
+from trio_dask.scheduler.core.state import COORDINATION, FIRE_AND_FORGET, State, Task, Worker
 from trio_dask.scheduler.core.task_states import FORGOTTEN, RELEASED, Erred, InMemory, Processing, Queued, Waiting
 from trio_dask.scheduler.core.worker_states import GONE, HERE, Away, Retiring
 from trio_dask.scheduler.core.worker_transitions import absence_of
@@ -32,6 +32,10 @@ def check(state: State) -> None:
         assert (client.away is not None) == (client.peer in state.away_clients), f"{client.name} is away or not"
         unconfirmed = sum(map(len, client.unconfirmed))
         assert not client.grace_s or client.sent - client.confirmed == unconfirmed, "sent messages are counted wrongly"
+    state.coordination.check(state.clients.keys())
+    for task, count in state.coordinated.items():
+        assert COORDINATION in task.wanted, f"{task} is in a queue or variable, and does not know"
+        assert count > 0, f"{task} is in queues and variables {count} times"
     for blob in state.blobs.values():
         assert blob.references == content_references.get(blob, 0), "a blob counts its references wrongly"
         for worker in blob.shipped:
@@ -88,6 +92,9 @@ def _check_task(state: State, task: Task) -> None:
         assert task in dependency.dependents
     for peer in task.wanted:
         client = state.clients.get(PeerId(abs(peer)))
+        if peer == COORDINATION:
+            assert task in state.coordinated, f"{task} is in no queue or variable"
+            continue
         assert peer == FIRE_AND_FORGET or (client and task in (client.wants if peer > 0 else client.holds)), (
             f"{task} is wanted by a client that does not know"
         )

@@ -22,6 +22,7 @@ from trio_dask.scheduler.core import (
     worker_transitions,
 )
 from trio_dask.scheduler.core.blobs import forget_blobs, receive
+from trio_dask.scheduler.core.coordination.handlers import coordinate, end_request
 from trio_dask.scheduler.core.pending_requests import PendingRequest, WorkerCount, WorkersBack
 from trio_dask.scheduler.core.placement import update_duration
 from trio_dask.scheduler.core.queries import answer
@@ -325,6 +326,8 @@ FROM_CLIENT: Final[dict[type[Any], Callable[[State, Client, Any], None]]] = {
     m.RestartWorkers: _restart_workers,
     m.Retire: retirement.retire,
     m.Replicate: replication.replicate,
+    m.Coordinate: coordinate,
+    m.EndRequest: end_request,
     m.Shutdown: _shutdown,
 }
 FROM_NANNY: Final[dict[type[Any], Callable[[State, PeerId, Any], None]]] = {

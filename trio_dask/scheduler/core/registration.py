@@ -68,6 +68,11 @@ def client_grace_s(hello: Hello) -> float:
     return min(float(grace_s), LONGEST_GRACE_S)
 
 
+def client_worker(hello: Hello) -> str:
+    """The incarnation of the worker whose tasks use this client; empty if it is a program's."""
+    return _text(hello.details, "worker", MAX_NAME_LENGTH)
+
+
 def nanny_process(hello: Hello) -> str:
     """The name that a nanny gives to its worker process; empty if it has none at the moment."""
     return _text(hello.details, "process", MAX_NAME_LENGTH)

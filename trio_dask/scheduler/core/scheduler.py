@@ -160,6 +160,8 @@ class SchedulerCore:
         """Decide on what has become ready. Call it once for all events that arrived together."""
         state = self._state
         state.now = now
+        if state.removed:
+            clients.remove_with_workers(state)
         place(state)
         if state.retirements_at <= now:
             retirement.check_retirements(state)

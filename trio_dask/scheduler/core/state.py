@@ -14,6 +14,7 @@ from typing import Final, NamedTuple, TypeAlias
 from trio_dask.ids import Digest, Incarnation, Key, PeerId, RunId
 from trio_dask.protocol.hello import Hello
 from trio_dask.protocol.messages import Free, Message, Stuck
+from trio_dask.scheduler.core.coordination.table import Coordination
 from trio_dask.scheduler.core.events import EventRing
 from trio_dask.scheduler.core.pending_requests import PendingRequests
 from trio_dask.scheduler.core.priority_queue import TaskQueue
@@ -26,6 +27,9 @@ FIRE_AND_FORGET: Final = PeerId(0)
 
 Clients are above it, and hear of what they want; those that only hold a task are below it (`Client.holder`).
 """
+
+COORDINATION: Final = PeerId(-(2**62))
+"""Stands there for all that keeps a result in `State.coordinated`."""
 
 STORY_LENGTH: Final = 10_000
 """Steps kept for `story`: about 2 MB, and the last second or so of a busy scheduler."""
@@ -242,6 +246,8 @@ class Client:
     name: str
     grace_s: float = 0.0
     """How long it may be away. With 0 it does not come back, and nothing is kept for it."""
+    worker: Worker | None = None
+    """Whose tasks use it: its session ends when that worker is lost."""
     away: ClientAway | None = None
     """None while it has a connection."""
     wants: dict[Task, None] = field(default_factory=dict["Task", None])
@@ -312,6 +318,8 @@ class State:
         """Workers with a session."""
         self.away: dict[Worker, None] = {}
         """Workers that lost theirs a moment ago."""
+        self.removed: list[Worker] = []
+        """Workers that have left or are lost, and whose tasks' clients have not been removed yet."""
         self.retiring: dict[Worker, None] = {}
         self.retirements_at = float("inf")
         """When to check what keeps retiring workers: soon after a change that may matter to them."""
@@ -334,6 +342,9 @@ class State:
         self.nanny_of: dict[str, PeerId] = {}
         """By the nanny's name for its process."""
         self.pending = PendingRequests()
+        self.coordination = Coordination()
+        self.coordinated: dict[Task, int] = {}
+        """Results in queues and variables, or on their way from there to a client: how many times."""
         self.clients: dict[PeerId, Client] = {}
         """Clients that are away are among them."""
         self.away_clients: dict[PeerId, Client] = {}

@@ -29,7 +29,7 @@ from typing import Final
 from trio_dask.ids import PeerId
 from trio_dask.protocol.messages import CancelRuns, KeyFailed, KeyPending, KeyReady
 from trio_dask.scheduler.core.blobs import unreference
-from trio_dask.scheduler.core.state import FIRE_AND_FORGET, Client, State, Task, Worker
+from trio_dask.scheduler.core.state import COORDINATION, FIRE_AND_FORGET, Client, State, Task, Worker
 from trio_dask.scheduler.core.task_states import (
     FORGOTTEN,
     RELEASED,
@@ -318,6 +318,8 @@ def unwant(state: State, task: Task, peer: PeerId) -> None:
     client = state.clients.get(PeerId(abs(peer)))
     if client is not None:
         (client.wants if peer > FIRE_AND_FORGET else client.holds).pop(task, None)
+    elif peer == COORDINATION:
+        state.coordinated.pop(task, None)
 
 
 def notify_client(state: State, task: Task, peer: PeerId) -> None:

@@ -106,6 +106,7 @@ def remove_worker(
             _blame(state, task, worker, f"{reason}, with {nbytes / 2**20:.0f} MiB of this result", "was held by")
     unblock_tasks(state, absence)
     state.index.remove(worker)
+    state.removed.append(worker)
     if state.events is not None:
         state.events.note(WorkerRemoved(state.now, info.address, reason))
 

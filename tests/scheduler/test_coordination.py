@@ -1,0 +1,304 @@
+"""Primitives against models that are too simple to be wrong, and planted bugs that the models find."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar, TypeAlias
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from tests.scheduler.kit import Kit
+from trio_dask.errors import ProtocolError
+from trio_dask.ids import Incarnation, PeerId
+from trio_dask.protocol import messages as m
+from trio_dask.protocol.hello import Hello
+from trio_dask.scheduler.core.coordination import table
+from trio_dask.scheduler.core.coordination.event import Event
+from trio_dask.scheduler.core.coordination.requests import Answer, Effects, Request
+from trio_dask.scheduler.core.coordination.semaphore import Lock
+from trio_dask.scheduler.core.coordination.table import Coordination
+
+PEERS = (1, 2, 3)
+Step: TypeAlias = tuple[Any, ...]
+BUSY = (HealthCheck.too_slow,)
+"""The machine may have other work."""
+
+
+class Model:
+    """What a kind should do, as plainly as possible: `answers` gathers (request, outcome, value)."""
+
+    OPERATIONS: ClassVar[tuple[tuple[str, tuple[Any, ...]], ...]]
+
+    def __init__(self) -> None:
+        self.waiting: list[tuple[Request, tuple[Any, ...]]] = []
+        self.answers: list[Answer] = []
+
+    def answer(self, request: Request, value: Any = None, outcome: str = "done") -> None:
+        self.answers.append(Answer(request, outcome, value))
+
+    def begin(self, request: Request, operation: str, arguments: tuple[Any, ...]) -> None:
+        raise NotImplementedError
+
+    def end(self, request: Request) -> None:
+        if request in [waiting for waiting, _ in self.waiting]:
+            self.forget(lambda other: other == request)
+            self.answer(request, outcome="ended")
+        self.release(lambda other: other == request)
+
+    def leave(self, peer: int) -> None:
+        self.forget(lambda request: request.peer == peer)
+        self.release(lambda request: request.peer == peer)
+
+    def forget(self, is_meant: Callable[[Request], bool]) -> None:
+        self.waiting = [entry for entry in self.waiting if not is_meant(entry[0])]
+
+    def release(self, is_meant: Callable[[Request], bool]) -> None:
+        """These requests hold nothing any more."""
+
+
+class EventModel(Model):
+    OPERATIONS = (("wait", ()), ("wait", ()), ("set", ()), ("clear", ()), ("is_set", ()))
+    is_set = False
+
+    def begin(self, request: Request, operation: str, arguments: tuple[Any, ...]) -> None:
+        if operation == "wait" and not self.is_set:
+            self.waiting.append((request, ()))
+            return
+        if operation in ("set", "clear"):
+            self.is_set = operation == "set"
+        if self.is_set:
+            for waiter, _ in self.waiting:
+                self.answer(waiter, True)
+            self.waiting.clear()
+        self.answer(request, {"wait": True, "is_set": self.is_set}.get(operation))
+
+
+class LockModel(Model):
+    OPERATIONS = (("acquire", (True,)), ("acquire", (True,)), ("acquire", (False,)), ("count", ()))
+    leases = 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.holders: list[Request] = []
+
+    def begin(self, request: Request, operation: str, arguments: tuple[Any, ...]) -> None:
+        if operation == "count":
+            self.answer(request, len(self.holders))
+        elif len(self.holders) < self.leases:
+            self.holders.append(request)
+            self.answer(request, True)
+        elif arguments[0]:
+            self.waiting.append((request, ()))
+        else:
+            self.answer(request, False)
+
+    def release(self, is_meant: Callable[[Request], bool]) -> None:
+        self.holders = [holder for holder in self.holders if not is_meant(holder)]
+        while self.waiting and len(self.holders) < self.leases:
+            request, _ = self.waiting.pop(0)
+            self.holders.append(request)
+            self.answer(request, True)
+
+
+MODELS: dict[str, type[Model]] = {
+    "event": EventModel,
+    "lock": LockModel,
+}
+
+
+def steps_of(model: type[Model]) -> st.SearchStrategy[list[Step]]:
+    step = st.one_of(
+        st.tuples(st.just("begin"), st.sampled_from(PEERS), st.sampled_from(model.OPERATIONS)),
+        st.tuples(st.just("end"), st.integers(0, 30)),
+        st.tuples(st.just("leave"), st.sampled_from(PEERS)),
+    )
+    return st.lists(step, max_size=30)
+
+
+def compare(kind: str, steps: list[Step]) -> None:
+    """Take these steps, and compare each answer with the model's."""
+    coordination, model = Coordination(), MODELS[kind]()
+    requests: list[Request] = []
+    for step in steps:
+        match step:
+            case "begin", int(peer), (operation, arguments):
+                request = Request(PeerId(peer), len(requests))
+                requests.append(request)
+                coordination.begin(request, kind, "x", operation, arguments)
+                model.begin(request, operation, arguments)
+            case "end", int(index):
+                if requests:
+                    ended = requests[index % len(requests)]
+                    coordination.end(ended, kind, "x")
+                    model.end(ended)
+            case "leave", int(peer):
+                coordination.session_ended(PeerId(peer))
+                model.leave(peer)
+            case _:
+                raise AssertionError(step)
+        answers = [effect for effect in coordination.take_effects() if isinstance(effect, Answer)]
+        assert sorted(answers) == sorted(model.answers)
+        model.answers.clear()
+        coordination.check([PeerId(peer) for peer in PEERS])
+    for peer in PEERS:
+        coordination.session_ended(PeerId(peer))
+        model.leave(peer)
+    coordination.take_effects()
+    coordination.check([])
+
+
+@pytest.mark.parametrize("kind", table.KINDS)
+def test_a_kind_does_what_its_model_does(kind: str) -> None:
+    @given(steps_of(MODELS[kind]))
+    @settings(max_examples=300, deadline=None, suppress_health_check=BUSY)
+    def property_holds(steps: list[Step]) -> None:
+        compare(kind, steps)
+
+    property_holds()
+
+
+class EventWithForgottenWaiter(Event):
+    """Only the first of those that wait is woken."""
+
+    def handle(self, request: Request, operation: str, arguments: tuple[Any, ...]) -> None:
+        if operation == "set":
+            self._waiting = dict(list(self._waiting.items())[:1])
+        super().handle(request, operation, arguments)
+
+
+class EventWithDeadWaiter(Event):
+    """A session ends, and its requests stay."""
+
+    def session_ended(self, peer: PeerId) -> None: ...
+
+
+class LockHeldTwice(Lock):
+    """A request that does not want to wait gets the lock whoever has it."""
+
+    def _acquire(self, request: Request, *, waits: bool) -> None:
+        if waits:
+            super()._acquire(request, waits=waits)
+        else:
+            self._holders[request] = None
+            self._effects.append(Answer(request, "done", True))
+
+
+class LockNotFreed(Lock):
+    """The session of the holder ends, and the lock is not given to the next one."""
+
+    def session_ended(self, peer: PeerId) -> None:
+        self._waiting = {request: None for request in self._waiting if request.peer != peer}
+
+
+class LockLost(Lock):
+    """A waiter is ended, and the lease with it."""
+
+    def end(self, request: Request) -> None:
+        super().end(request)
+        self._holders.clear()
+
+
+class LockWithForgottenWaiter(Lock):
+    """A released lock is given to nobody."""
+
+    def _give_free_leases(self) -> None: ...
+
+
+class UnfairLock(Lock):
+    """The last that came is the first that gets it."""
+
+    def _give_free_leases(self) -> None:
+        self._waiting = dict(reversed(self._waiting.items()))
+        super()._give_free_leases()
+
+
+PLANTED: list[tuple[str, Callable[[Effects], Any]]] = [
+    ("event", EventWithForgottenWaiter),
+    ("event", EventWithDeadWaiter),
+    ("lock", LockHeldTwice),
+    ("lock", LockNotFreed),
+    ("lock", LockLost),
+    ("lock", LockWithForgottenWaiter),
+    ("lock", UnfairLock),
+]
+
+
+@pytest.mark.parametrize(("kind", "broken"), PLANTED)
+def test_a_planted_bug_is_found(kind: str, broken: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(table.KINDS, kind, broken)
+
+    @given(steps_of(MODELS[kind]))
+    @settings(
+        max_examples=2000,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        phases=(Phase.generate,),
+        suppress_health_check=BUSY,
+    )
+    def property_holds(steps: list[Step]) -> None:
+        compare(kind, steps)
+
+    with pytest.raises(AssertionError):
+        property_holds()
+
+
+@pytest.mark.parametrize("kind", [*table.KINDS, "no such kind"])
+def test_an_unknown_operation_is_refused_and_changes_nothing(kind: str) -> None:
+    coordination = Coordination()
+    with pytest.raises(ProtocolError, match="no such"):
+        coordination.begin(Request(PeerId(1), 1), kind, "x", "explode", (1,))
+    assert len(coordination) == 0
+
+
+def test_a_waiter_hears_of_what_another_client_does() -> None:
+    kit = Kit()
+    one, two = kit.client("one"), kit.client("two")
+    one.send(m.Coordinate(1, "event", "x", "wait", ()))
+    assert one.take(m.Reply) == []
+    two.send(m.Coordinate(1, "event", "x", "set", ()))
+    assert one.take(m.Reply) == [m.Reply(1, ("done", True))]
+    two.send(m.Coordinate(2, "event", "x", "clear", ()))
+    assert two.take(m.Reply) == [m.Reply(1, ("done", None)), m.Reply(2, ("done", None))]
+    one.send(m.Coordinate(2, "event", "x", "wait", ()), m.EndRequest(2, "event", "x"))
+    assert one.take(m.Reply) == [m.Reply(2, ("ended", None))]
+    kit.assert_empty()
+
+
+def test_a_lock_is_kept_while_its_holder_is_away_and_free_when_the_grace_is_over() -> None:
+    kit = Kit()
+    hello = Hello(role="client", incarnation=Incarnation("c"), name="c", details={"grace_s": 5})
+    peer = kit.join(hello)
+    kit.core.handle(peer, m.Coordinate(1, "lock", "x", "acquire", (True,)), kit.now)
+    kit.core.drain()
+    kit.core.end_session(peer, "lost", kit.now, expected=False)
+    other = kit.client()
+    other.send(m.Coordinate(1, "lock", "x", "acquire", (True,)))
+    kit.tick(4)
+    assert other.take(m.Reply) == []
+    kit.tick(2)
+    assert other.take(m.Reply) == [m.Reply(1, ("done", True))]
+
+
+def test_a_lock_is_free_as_soon_as_the_worker_whose_tasks_hold_it_is_lost() -> None:
+    kit = Kit()
+    worker = kit.worker(process="p")
+    nanny = kit.nanny("p")
+    details = {"grace_s": 50, "worker": worker.info.incarnation}
+    peer = kit.join(Hello(role="client", incarnation=Incarnation("c"), name="c", details=details))
+    kit.core.handle(peer, m.Coordinate(1, "lock", "x", "acquire", (True,)), kit.now)
+    kit.core.drain()
+    other = kit.client()
+    other.send(m.Coordinate(1, "lock", "x", "acquire", (True,)))
+    kit.core.end_session(peer, "lost", kit.now, expected=False)
+    nanny.send(m.WorkerExited("p", False, "killed", True, (), {}))
+    assert other.take(m.Reply) == [m.Reply(1, ("done", True))]
+
+
+def test_a_client_that_leaves_waits_no_longer() -> None:
+    kit = Kit()
+    one, two = kit.client("one"), kit.client("two")
+    one.send(m.Coordinate(1, "event", "x", "wait", ()))
+    one.leave()
+    two.send(m.Coordinate(1, "event", "x", "set", ()), m.Coordinate(2, "event", "x", "clear", ()))
+    assert len(kit.state.coordination) == 0

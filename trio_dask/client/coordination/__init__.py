@@ -1,0 +1,1 @@
+"""Locks, events, queues and the like, for blocking programs and tasks and for those under Trio."""

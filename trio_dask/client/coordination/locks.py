@@ -1,0 +1,79 @@
+"""`Lock`: held by one program or task at a time."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import trio
+
+from trio_dask.client.call_forms import Timeout, Waiting, awaitable, blocking
+from trio_dask.client.coordination.leases import BlockingBlock, Leased, release
+from trio_dask.client.coordination.requests import ForAnswer, RequestId, returning, wants_at_once
+
+
+class BaseLock(Leased):
+    """What both forms of a lock have in common."""
+
+    KIND = "lock"
+
+    def __init__(self, name: str | None = None, client: Any = None) -> None:
+        super().__init__(name, client)
+        self.owner: object = None
+        """The thread or Trio task that was the last one to acquire it by this object."""
+
+    def _acquire(self) -> Waiting[bool]:
+        return _acquire(self)
+
+
+def _acquire(lock: BaseLock, blocking: bool = True, timeout: Timeout = None) -> Waiting[bool]:
+    """Acquire the lock, in the order of the requests; False if it was not free in time.
+
+    It is free again after `release`, and once the session of the client that acquired it has ended: in a task, when
+    the task's worker is lost.
+
+    Raises `RuntimeError` if this object holds it for the same thread or Trio task, which would wait for itself.
+    """
+    at_once = wants_at_once(blocking, timeout)
+    caller = trio.lowlevel.current_task() if trio.lowlevel.in_trio_run() else threading.get_ident()
+    if lock.leases and lock.owner == caller and not at_once and timeout is None:
+        raise RuntimeError(f"this object holds the lock {lock.name!r} already, and would wait for itself")
+
+    def finish(request: RequestId, acquired: bool) -> bool:
+        if acquired:
+            lock.leases.append(request)
+            lock.owner = caller
+        return acquired
+
+    return ForAnswer(lock, "acquire", (not at_once,), finish, None if at_once else timeout, returning(False))
+
+
+def _locked(lock: BaseLock) -> Waiting[bool]:
+    """Whether anybody holds the lock."""
+    return ForAnswer(lock, "count", (), lambda _, count: bool(count))
+
+
+class Lock(BlockingBlock, BaseLock):
+    """A lock for all programs and tasks of a cluster.
+
+        with Lock("the file"):              # `async with` under Trio
+            ...
+
+    A task that waits for it keeps its slot, so it should not hold a lock while it waits for other tasks.
+
+    Args:
+      name: by which others know it; without one it is a new lock, to be passed on as an argument.
+      client: the client to use; by default that of `get_client()`.
+    """
+
+    acquire = blocking(_acquire)
+    release = blocking(release)
+    locked = blocking(_locked)
+
+
+class AsyncLock(BaseLock):
+    """The same for Trio: `async with AsyncLock("the file", client)`, or `await lock.acquire(timeout=5)`."""
+
+    acquire = awaitable(_acquire)
+    release = awaitable(release)
+    locked = awaitable(_locked)

@@ -1,0 +1,212 @@
+"""What the primitives have in common: a name, a client, and requests that wait until their timeout.
+
+The scheduler knows no timeouts. A call that stops waiting, for whatever reason, sends an `EndRequest`: what the request
+had got until then, or gets meanwhile, is released again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, ClassVar, Final, Generic, NamedTuple, TypeVar
+
+from trio_dask.client.call_forms import CallForms, Timeout
+from trio_dask.client.core.key_state import Ended
+from trio_dask.client.current_client import get_client
+from trio_dask.client.engine import Engine
+from trio_dask.client.wait_signals import Signal, ThreadSignal, TrioSignal, as_seconds, limit
+from trio_dask.errors import FutureCancelledError, ProtocolError, SchedulerLost, UsageError
+from trio_dask.ids import new_incarnation
+from trio_dask.protocol.messages import Coordinate, EndRequest
+from trio_dask.protocol.wire_constants import MAX_KEY_LENGTH
+
+R = TypeVar("R")
+
+AT_ONCE: Final = 0.0
+"""A timeout for what must not wait for other clients."""
+
+
+class Primitive(CallForms):
+    """Something that programs and tasks share by its name. Pickled, it is one of the same name elsewhere.
+
+    It uses the client that it was given, else the one of `get_client()`: in a task that of its worker. What it holds
+    belongs to the session of that client, and is free as soon as that ends.
+    """
+
+    KIND: ClassVar[str]
+
+    def __init__(self, name: str | None = None, client: Any = None) -> None:
+        if name is None:
+            name = f"{self.KIND}-{new_incarnation()}"
+        elif not isinstance(name, str) or len(name) > MAX_KEY_LENGTH:
+            raise UsageError(
+                f"the name of a {self.KIND} is a text of at most {MAX_KEY_LENGTH} characters: {name!r:.60}"
+            )
+        self.name = name
+        self._client = client
+
+    @property
+    def client(self) -> Any:
+        """The client that the next call will use."""
+        return get_client() if self._client is None else self._client
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.name,)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name!r}>"
+
+
+class RequestId(NamedTuple):
+    """A request, from the view of its client: for as long as it waits, or what it got is held."""
+
+    engine: Engine
+    number: int
+    kind: str
+    name: str
+
+    def end(self) -> None:
+        """Release what it got, or wait no longer."""
+        self.engine.tell(EndRequest(self.number, self.kind, self.name))
+
+
+class _Reply:
+    """What becomes of one request; every method is called under the lock of the engine."""
+
+    __slots__ = ("ended", "is_abandoned", "payload", "signal", "undo")
+
+    def __init__(self, signal: Signal, undo: Callable[[Any], None] | None) -> None:
+        self.signal = signal
+        self.undo = undo
+        self.payload: tuple[str, Any] | None = None
+        self.ended: Ended | None = None
+        self.is_abandoned = False
+
+    def __call__(self, payload: Any, ended: Ended | None) -> None:
+        self.payload, self.ended = payload, ended
+        if self.is_abandoned:
+            self.take_back()
+        else:
+            self.signal.set()
+
+    def take_back(self) -> None:
+        """Nobody takes what the answer brings."""
+        if self.undo is not None and self.payload is not None and self.payload[0] == "done":
+            self.undo(self.payload[1])
+
+
+@dataclass(slots=True, eq=False)
+class ForAnswer(Generic[R]):
+    """Waits for the answer to one request: a definition returns this (see `call_forms`).
+
+    `finish` makes the value of the call from the request and its answer; `too_late` makes it, or raises, when the time
+    was up. `undo` is called, under the lock, with an answer that nobody takes. If `frees_slot`, a task gives its slot
+    to others while it waits. With `must_know` the call waits, after its timeout, to hear what became of the request.
+    """
+
+    primitive: Primitive
+    operation: str
+    arguments: tuple[Any, ...]
+    finish: Callable[[RequestId, Any], R]
+    timeout: Timeout = None
+    too_late: Callable[[], R] | None = None
+    undo: Callable[[Any], None] | None = None
+    frees_slot: bool = False
+    must_know: bool = False
+    engine: Engine = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.engine = self.primitive.client.engine
+
+    def block(self) -> R:
+        seconds = as_seconds(self.timeout)
+        signal = ThreadSignal()
+        reply = _Reply(signal, self.undo)
+        request = self._send(reply)
+        try:
+            in_time = self.engine.block(signal, seconds) if self.frees_slot else signal.wait(seconds)
+            if not in_time and self.must_know:
+                request.end()
+                signal.wait()
+        except BaseException:  # Ctrl-C: what the answer brings must not be lost
+            self._abandon(request, reply, is_taken=False)
+            raise
+        return self._result(request, reply)
+
+    async def wait(self) -> R:
+        signal = TrioSignal()
+        reply = _Reply(signal, self.undo)
+        request = self._send(reply)
+        try:
+            with limit(self.timeout) if self.timeout is not None else nullcontext():
+                if self.frees_slot:
+                    await self.engine.wait_async(signal)
+                else:
+                    await signal.wait()
+            if not signal.is_set and self.must_know:
+                request.end()
+                await signal.wait()
+        except BaseException:  # cancelled: what the answer brings must not be lost
+            self._abandon(request, reply, is_taken=False)
+            raise
+        return self._result(request, reply)
+
+    def _send(self, reply: _Reply) -> RequestId:
+        primitive = self.primitive
+        kind, name, operation, arguments = primitive.KIND, primitive.name, self.operation, self.arguments
+        number = self.engine.post(lambda number: Coordinate(number, kind, name, operation, arguments), reply)
+        return RequestId(self.engine, number, kind, name)
+
+    def _abandon(self, request: RequestId, reply: _Reply, *, is_taken: bool) -> None:
+        """End the request, unless it was answered and the answer is taken."""
+        with self.engine.shared.lock:
+            if reply.payload is None and reply.ended is None:
+                reply.is_abandoned = True
+            elif is_taken:
+                return
+            else:
+                reply.take_back()
+        request.end()
+
+    def _result(self, request: RequestId, reply: _Reply) -> R:
+        self._abandon(request, reply, is_taken=True)
+        if reply.ended is not None:
+            raise (SchedulerLost if reply.ended.lost else FutureCancelledError)(reply.ended.text)
+        outcome, value = ("ended", None) if reply.payload is None else reply.payload
+        if outcome == "done":
+            return self.finish(request, value)
+        if outcome == "ended" and self.too_late is not None:
+            return self.too_late()
+        raise _ERRORS.get(outcome, ProtocolError)(value)
+
+
+_ERRORS: Final[dict[str, type[Exception]]] = {"refused": UsageError, "closed": RuntimeError}
+
+
+def answered(_: RequestId, value: Any) -> Any:
+    """The answer itself, as the value of a call."""
+    return value
+
+
+def ask(primitive: Primitive, operation: str, *arguments: Any) -> ForAnswer[Any]:
+    """A request that is answered at once."""
+    return ForAnswer(primitive, operation, arguments, answered)
+
+
+def returning(value: R) -> Callable[[], R]:
+    """For calls that return this when their time is up."""
+    return partial(_identity, value)
+
+
+def _identity(value: R) -> R:
+    return value
+
+
+def wants_at_once(blocking: bool, timeout: Timeout) -> bool:
+    """Whether a call with these arguments must not wait. Raises `ValueError` if they contradict each other."""
+    seconds = as_seconds(timeout)
+    if not blocking and seconds is not None:
+        raise ValueError("a call that does not block takes no timeout")
+    return not blocking or (seconds is not None and seconds <= AT_ONCE)

@@ -1,0 +1,1 @@
+"""What programs and tasks coordinate with: locks, semaphores, events, queues, variables, as clients see them."""
