@@ -133,8 +133,12 @@ class RemoteProgram:
         nursery.start_soon(self._read_errors, process)
 
     async def _beat(self, process: RemoteProcess) -> None:
+        """Until it has ended, tell it again and again that we are here."""
+        pause_s = min(BEAT_S, self._preparation.silence_s / 3)
         while True:
-            await trio.sleep(min(BEAT_S, self._preparation.silence_s / 3))
+            with trio.move_on_after(pause_s):
+                await process.wait()
+                return
             process.write(encode({"beat": True}))
 
     # ------------------------------------------------------------------------------------------ what it says
