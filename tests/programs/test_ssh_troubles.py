@@ -110,7 +110,7 @@ def test_sixty_four_hosts_take_turns_at_a_busy_server(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, client: str
 ) -> None:
     """The server drops connections at random once five have not logged in; no host may fail for that."""
-    number = 64 if client == "asyncssh" else 16  # each is a program, and there are few processors
+    number = 64 if client == "asyncssh" else 8  # each is a program, and there are few processors
     with sshd(tmp_path, "MaxStartups 5:50:20") as busy:
         monkeypatch.setenv("HOME", str(busy.home))
         configuration = configured(

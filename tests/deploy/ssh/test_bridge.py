@@ -15,7 +15,7 @@ async def test_a_result_and_an_error_come_back() -> None:
         await asyncio.sleep(0)
         return 2 * number
 
-    async def fail() -> None:
+    async def fail() -> None:  # noqa: ASYNC124 - the bridge awaits it
         raise LookupError("no such thing")
 
     async with open_bridge() as bridge:
@@ -44,7 +44,7 @@ async def test_a_cancelled_call_is_cancelled_there_and_awaited() -> None:
         try:
             await asyncio.sleep(60)
         finally:
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.01)  # noqa: ASYNC102 - this is asyncio
             cleaned.set()
 
     async with open_bridge() as bridge:
@@ -63,7 +63,7 @@ async def test_a_call_that_ignores_its_cancellation_is_left_behind(monkeypatch: 
         while not over.is_set():
             try:
                 await asyncio.sleep(0.02)
-            except asyncio.CancelledError:
+            except asyncio.CancelledError:  # noqa: ASYNC103 - it is what is tested
                 pass
 
     async with open_bridge() as bridge:
@@ -80,7 +80,7 @@ async def test_a_result_that_is_faster_than_the_cancellation_is_not_lost() -> No
     async def take() -> str:
         try:
             await asyncio.sleep(60)
-        except asyncio.CancelledError:
+        except asyncio.CancelledError:  # noqa: ASYNC103 - it is what is tested
             released.set()
         return "a connection"
 

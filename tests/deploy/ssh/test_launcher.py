@@ -181,7 +181,7 @@ async def test_another_version_is_refused_before_anything_is_ordered(autojump_cl
     assert case.site.hosts["old"].orders == []
 
 
-async def test_a_lost_connection_is_told_first(autojump_clock: MockClock) -> None:
+def test_a_lost_connection_is_told_first() -> None:
     with pytest.raises(HostLost), one_host_error():
         raise ExceptionGroup("", [HostError("a", "b", "c"), ExceptionGroup("", [HostLost("a", "b", "c")])])
 

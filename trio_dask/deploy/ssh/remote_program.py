@@ -25,7 +25,7 @@ from trio_dask.settings_json import from_json, to_json
 END_S = 2.0
 """How long a program may take to end once its stdin has ended: it kills itself after less."""
 DRAIN_S = 0.5
-START_S = 30.0
+START_S = 60.0
 PROBE_S = 5.0
 LAST_LINES = 20
 
