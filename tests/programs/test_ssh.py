@@ -256,6 +256,7 @@ def test_a_program_has_a_cluster_for_a_block(server: Sshd, client: str) -> None:
     options = {"nthreads": 1, "memory_limit": 0, "n_workers": 2}
     with SSHCluster(hosts, worker_options=options, ssh_config=server.configuration, ssh_client=client) as cluster:
         run = cluster.name.removeprefix("ssh-")
+        assert cluster.scheduler_address.startswith("tls://")
         with Client(cluster) as user:
             assert user.gather(user.map(pow, range(10), [2] * 10)) == [number**2 for number in range(10)]
             assert len(user.scheduler_info()["workers"]) == 4

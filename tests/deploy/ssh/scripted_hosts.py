@@ -108,8 +108,8 @@ class ScriptedProcess:
             host.signals.append(said["signal"])
             if not host.script.ignores:
                 self.end(0)
-        elif "arguments" in said:
-            host.orders.append(said)
+        elif "order" in said:
+            host.orders.append({**said["order"], "secrets": said["secrets"]})
             if self.role == "scheduler":
                 self._send({"address": "tcp://10.0.0.1:8786"})
             elif host.script.fails:
