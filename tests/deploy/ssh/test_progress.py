@@ -165,7 +165,7 @@ async def test_log_lines_appear_above_the_table(monkeypatch: pytest.MonkeyPatch,
     assert "[::1]:22" in table
 
 
-async def test_log_lines_go_their_way_once_the_table_is_finished() -> None:
+def test_log_lines_go_their_way_once_the_table_is_finished() -> None:
     lines = LogLines(TextFormatter(times=False))
     taken: list[str] = []
 
