@@ -134,6 +134,19 @@ async def test_without_rich_a_terminal_gets_lines(
     assert len(caplog.records) == 1
 
 
+async def test_what_happens_after_the_table_is_news(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, logged: list[str]
+) -> None:
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+    async with open_progress(Board(["a"], VERSION), live=True) as shown:
+        shown.on_event("a", "version", "trio_dask 1")
+        assert caplog.records == []
+        shown.finish()
+        shown.on_event("a", LOST, "")
+        shown.on_event("a", "version", "trio_dask 1")
+    assert len(caplog.records) == 1
+
+
 class Terminal(io.StringIO):
     """A file that takes itself for a terminal."""
 
