@@ -8,14 +8,13 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.programs.programs import REPOSITORY, Program, program, until
-from tests.programs.sshd import Sshd, make_key, need, processes_of, sshd
+from tests.programs.programs import Program, until
+from tests.programs.sshd import Sshd, launcher, make_key, name_of, need, nothing_left, processes_of, ready, run_of, sshd
 from trio_dask import Client, SSHCluster, open_ssh_cluster
 from trio_dask.deploy.ssh.session import HostError
 from trio_dask.procfs import children_of
@@ -34,29 +33,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
 def client(request: pytest.FixtureRequest) -> str:
     """What logs in."""
     return str(request.param)
-
-
-def launcher(server: Sshd, *hosts: str, **settings: Any) -> AbstractContextManager[Program]:
-    """A launcher on these hosts."""
-    settings = {"ssh_config": server.configuration, "ssh_client": "asyncssh", **settings}
-    return program(
-        "-m", "tests.programs.launch_ssh", json.dumps(settings), *hosts, env=server.environment(), cwd=REPOSITORY
-    )
-
-
-def run_of(running: Program) -> str:
-    """The name of the run."""
-    return running.wait_for(r"^Run (\w+)")
-
-
-def ready(running: Program) -> tuple[str, str]:
-    """The name of the run, and the scheduler's address, once everything is ready."""
-    address = running.wait_for(r"^ready (.*)", running.output, timeout_s=60)
-    return run_of(running), address
-
-
-def nothing_left(run: str, within_s: float = 2.5) -> None:
-    until(lambda: not processes_of(run), within_s, f"no process of run {run}")
 
 
 @pytest.fixture(autouse=True)
@@ -117,10 +93,6 @@ def test_a_workers_remote_death_is_told_and_mended(server: Sshd, client: str) ->
 
 def joined(running: Program) -> int:
     return sum(" joined " in line for line in running.output)
-
-
-def name_of(pid: int) -> str:
-    return Path(f"/proc/{pid}/comm").read_text()
 
 
 def test_a_lost_scheduler_ends_everything_with_status_3(server: Sshd) -> None:

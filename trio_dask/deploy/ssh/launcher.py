@@ -403,6 +403,8 @@ class Launcher:
         while True:
             try:
                 await self._run_workers(host, session)
+                host.phase = Phase.OVER
+                self._note_change()
                 return
             except HostLost:
                 raise

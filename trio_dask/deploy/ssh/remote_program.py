@@ -25,7 +25,7 @@ from trio_dask.settings_json import from_json, to_json
 END_S = 2.0
 """How long a program may take to end once its stdin has ended: it kills itself after less."""
 DRAIN_S = 0.5
-START_S = 30.0
+START_S = 60.0
 PROBE_S = 5.0
 LAST_LINES = 20
 
@@ -133,8 +133,12 @@ class RemoteProgram:
         nursery.start_soon(self._read_errors, process)
 
     async def _beat(self, process: RemoteProcess) -> None:
+        """Until it has ended, tell it again and again that we are here."""
+        pause_s = min(BEAT_S, self._preparation.silence_s / 3)
         while True:
-            await trio.sleep(min(BEAT_S, self._preparation.silence_s / 3))
+            with trio.move_on_after(pause_s):
+                await process.wait()
+                return
             process.write(encode({"beat": True}))
 
     # ------------------------------------------------------------------------------------------ what it says
