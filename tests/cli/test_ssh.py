@@ -1,5 +1,7 @@
 """`dask-ssh` up to the point where it would log in somewhere."""
 
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -101,8 +103,19 @@ def test_a_machine_that_is_larger_than_this_one_is_possible(capsys: pytest.Captu
     )
 
 
-def test_a_thousand_hosts_are_checked_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_hosts_that_differ_in_names_alone_are_checked_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checked: list[Sequence[str]] = []
+    monkeypatch.setattr(ssh, "check_elsewhere", checked.append)
     assert len(plan(["n[0001-1000]", "--name", "w"], capsys)) == 2001
+    assert len(checked) == 2  # what stands behind the dashes, and one host
+
+
+def test_the_help_waits_for_nothing_that_it_does_not_need() -> None:
+    code = "import sys, trio_dask.cli.ssh; print(*{'trio', 'asyncssh', 'rich', 'asyncio'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "\n"
 
 
 def test_an_option_of_the_old_command_that_means_nothing_is_told(

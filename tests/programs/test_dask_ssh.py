@@ -78,6 +78,15 @@ def test_the_others_go_on_without_a_host_that_may_be_missing(server: Sshd) -> No
     assert sum("no-such-host.invalid" in line for line in running.errors) == 1, running.text
 
 
+def test_the_scheduler_may_have_a_host_of_its_own(server: Sshd) -> None:
+    first, second = server.hosts(2)
+    with dask_ssh(server, first, "--scheduler", second, *MORE) as running:
+        running.wait_for(r"^Workers +1 worker on 1 host$", running.output, timeout_s=SLOW_S)
+        assert running.stop(signal.SIGINT) == 0
+    assert [line for line in running.errors if line.startswith(f"{second}: ") and "the scheduler (" in line]
+    assert running.errors[-1].endswith("0 processes left on 2 hosts")
+
+
 def test_a_check_starts_nothing_and_tells_every_host_that_fails(server: Sshd) -> None:
     bad = ["no-such-host.invalid", f"{server.hosts(1)[0]} python=/no/such/python"]
     with dask_ssh(server, *bad, server.hosts(2)[1], "--check") as running:
@@ -202,4 +211,6 @@ def test_the_guide_does_what_it_shows(tmp_path: Path, monkeypatch: pytest.Monkey
         monkeypatch.setenv("HOME", str(server.home))
         monkeypatch.setenv("SSH_AUTH_SOCK", "")
         run_page(REPOSITORY / "docs" / "ssh.md", tmp_path, 18786)
-    assert processes_of("") == []
+    runs = re.findall(r"\bRun (\w+) on ", (tmp_path / "output.log").read_text())
+    assert runs
+    assert [processes_of(run) for run in runs] == [[]] * len(runs)

@@ -134,6 +134,19 @@ async def test_without_rich_a_terminal_gets_lines(
     assert len(caplog.records) == 1
 
 
+async def test_what_happens_after_the_table_is_news(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, logged: list[str]
+) -> None:
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+    async with open_progress(Board(["a"], VERSION), live=True) as shown:
+        shown.on_event("a", "version", "trio_dask 1")
+        assert caplog.records == []
+        shown.finish()
+        shown.on_event("a", LOST, "")
+        shown.on_event("a", "version", "trio_dask 1")
+    assert len(caplog.records) == 1
+
+
 class Terminal(io.StringIO):
     """A file that takes itself for a terminal."""
 
@@ -165,7 +178,7 @@ async def test_log_lines_appear_above_the_table(monkeypatch: pytest.MonkeyPatch,
     assert "[::1]:22" in table
 
 
-async def test_log_lines_go_their_way_once_the_table_is_finished() -> None:
+def test_log_lines_go_their_way_once_the_table_is_finished() -> None:
     lines = LogLines(TextFormatter(times=False))
     taken: list[str] = []
 

@@ -20,7 +20,6 @@ from itertools import product
 from math import prod
 from typing import Any, Final, NamedTuple, cast
 
-from trio_dask.comm.addresses import check_host
 from trio_dask.deploy.cluster_sizing import LARGE_MACHINE_BYTES, divide, machine_for
 from trio_dask.errors import UnavailableError, UsageError
 from trio_dask.parsing import (
@@ -261,6 +260,8 @@ def _check_ipv6(text: str) -> str:
 
 
 def _check_name(host: str) -> str:
+    from trio_dask.comm.addresses import check_host  # it loads Trio, for which --help does not wait
+
     _check_word("a host", host)
     if "{" in host:
         raise UsageError(f"{host[:60]!a}: only a shell knows braces; write for example node[1-4] or node[1,3]")

@@ -381,6 +381,8 @@ class Launcher:
             if "address" in report:
                 if not host.arguments:
                     host.phase = Phase.READY
+                    self._step(host, "started")
+                    self._step(host, "joined", "the scheduler")
                 nursery.start_soon(self._open_tunnel, session, str(report["address"]))
 
         async def order(greeting: Greeting) -> Order:  # noqa: ASYNC124 - as workers wait for it, others may
