@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -74,6 +75,16 @@ def test_a_second_signal_ends_everything_at_once(server: Sshd) -> None:
             assert time.monotonic() - began < 5
             del future
         assert processes_of(run) == []
+
+
+def test_ctrl_c_during_the_start_leaves_nothing(server: Sshd, client: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        hosts = *server.hosts(2), f"127.0.0.1:{silent.getsockname()[1]}"
+        with launcher(server, *hosts, ssh_client=client) as running:
+            run = run_of(running)
+            running.wait_for(r"^event 127.0.0.3\S+ started", running.output)
+            assert running.stop(signal.SIGINT) == 0
+            assert processes_of(run) == []
 
 
 def test_a_workers_remote_death_is_told_and_mended(server: Sshd, client: str) -> None:
@@ -219,6 +230,21 @@ def test_a_worker_that_crashes_at_its_start_is_told(server: Sshd, client: str, t
 def test_a_log_directory_that_cannot_be_written_is_told(server: Sshd, client: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     fails(server, client, server.hosts(4)[3], r"cannot write to the log directory", log_directory=f"{tmp_path}/file/x")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to mount a small file system")
+def test_a_full_disk_of_logs_is_told(server: Sshd, tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", str(tmp_path / "logs")]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("this system does not let root mount a small file system")
+    try:
+        with open(tmp_path / "logs" / "full", "wb", buffering=0) as file:
+            file.write(b"x" * 4096)
+        said = r"cannot write to the log directory .*: No space left on device"
+        fails(server, "asyncssh", server.hosts(4)[3], said, log_directory=str(tmp_path / "logs"))
+    finally:
+        subprocess.run(["umount", str(tmp_path / "logs")], check=True)
 
 
 def test_a_host_may_be_missing_if_that_is_allowed(server: Sshd, client: str) -> None:
