@@ -69,11 +69,9 @@ async def serving(place: Place) -> AsyncGenerator[Bridge]:
 
 async def test_a_command_has_its_streams_and_its_status(place: Place) -> None:
     steps: list[str] = []
-    async with (
-        serving(place) as (bridge, _),
-        Logins(bridge, LoginOptions()).log_in(place.host, steps.append) as session,
-    ):
-        async with session.start("some 'command'") as process:
+    async with serving(place) as bridge:
+        login = Logins(bridge, LoginOptions()).log_in(place.host, steps.append)
+        async with login as session, session.start("some 'command'") as process:
             assert await process.receive_error() == b"command: some 'command'\n"
             data = b"x" * 3_000_000  # more than is kept while nobody reads
             for at in range(0, len(data), 30_000):
