@@ -289,6 +289,8 @@ def test_a_future_of_which_only_the_queue_remains_is_not_lost(
     del future
     put(futures.pop())
     assert primitive.get(PATIENCE_S).result(PATIENCE_S) == -51
+    if kind is Variable:
+        primitive.delete()
 
 
 def test_a_full_queue_makes_producers_wait(client: Client) -> None:
