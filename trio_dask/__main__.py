@@ -1,8 +1,9 @@
-"""`python -m trio_dask scheduler | worker | status | check | config | demo`, and the console script `trio-dask`."""
+"""`python -m trio_dask scheduler | worker | ssh | status | check | config | demo`, and the program `trio-dask`."""
 
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 
 from trio_dask.cli.stdout import complain, say
@@ -11,6 +12,7 @@ from trio_dask.exit_status import ExitStatus
 COMMANDS = {
     "scheduler": ("trio_dask.cli.scheduler", "start a scheduler"),
     "worker": ("trio_dask.cli.worker", "start workers that run tasks for a scheduler"),
+    "ssh": ("trio_dask.cli.ssh", "start a cluster on hosts that you can log in to"),
     "status": ("trio_dask.cli.status", "show what a cluster is doing: workers, memory, tasks"),
     "check": ("trio_dask.cli.check", "check this machine, and its way to a scheduler and back"),
     "config": ("trio_dask.cli.config", "show each setting, and where its value comes from"),
@@ -46,13 +48,22 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def scheduler() -> int:
-    """The console script `dask-scheduler`."""
-    return _run("scheduler", sys.argv[1:], "dask-scheduler")
+    """The console scripts `dask-scheduler` and `dscheduler`."""
+    return _run("scheduler", sys.argv[1:], _name_of_script())
 
 
 def worker() -> int:
-    """The console script `dask-worker`."""
-    return _run("worker", sys.argv[1:], "dask-worker")
+    """The console scripts `dask-worker` and `dworker`."""
+    return _run("worker", sys.argv[1:], _name_of_script())
+
+
+def ssh() -> int:
+    """The console scripts `dask-ssh` and `dcluster`."""
+    return _run("ssh", sys.argv[1:], _name_of_script())
+
+
+def _name_of_script() -> str:
+    return os.path.basename(sys.argv[0])
 
 
 def _run(command: str, arguments: list[str], name: str) -> int:

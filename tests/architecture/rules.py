@@ -86,7 +86,7 @@ PARDONED: Mapping[tuple[str, str], str] = {
 NAMED: Mapping[tuple[str, str], str] = {
     **{
         ("trio_dask.__main__", f"trio_dask.cli.{command}"): "the one command that is run is the one that is imported"
-        for command in ("scheduler", "worker", "status", "check", "config", "demo")
+        for command in ("scheduler", "worker", "ssh", "status", "check", "config", "demo")
     },
     ("trio_dask.deploy.ssh.orders", "trio_dask.deploy.ssh.remote"): "a command line on another host names it",
     ("trio_dask.deploy.program_runner", "trio_dask.scheduler.deaths"): "the name of a logger",

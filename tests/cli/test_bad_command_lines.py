@@ -14,7 +14,7 @@ from types import ModuleType
 import click
 import pytest
 
-from trio_dask.cli import command, demo, scheduler, status, worker
+from trio_dask.cli import command, demo, scheduler, ssh, status, worker
 from trio_dask.cli.command import MAX_MESSAGE
 from trio_dask.exit_status import ExitStatus
 
@@ -43,6 +43,8 @@ BAD: Mapping[str, Sequence[str]] = {
     "PATH": ["", "file/x", "file", LONG],
     "MODULE": [*WORD, "..x", "a b", "x.", "no/such", "no/such.py", "folder/"],
     "BOOLEAN": ["", "maybe", "2", "\udcff"],
+    "USER": [*WORD, "-l"],
+    "COMMANDS": WORD,
     "CHOICE": ["", "word", "1", "\udcff", LONG],
 }
 """Metavar -> values that are wrong whatever the option is."""
@@ -60,6 +62,17 @@ MORE: Mapping[tuple[str, str], Sequence[str]] = {
     ("scheduler", "--pid-file"): ["", "folder", "file/x", "pipe", "/dev/null", LONG],
     ("scheduler", "--scheduler-file"): ["", "folder", "file/x", "pipe", "/dev/null", LONG],
     ("worker", "--pid-file"): ["", "folder", "file/x", "pipe", "/dev/null", LONG],
+    ("ssh", "--scheduler"): [*HOST[1:], "-x", "", "h:0", "h:99999", "tcp://h:0", "[::1", "::1", "n[1-2]", "n[x]"],
+    ("ssh", "--scheduler-file"): ["", "folder", "file/x", "pipe", "/dev/null", LONG],
+    ("ssh", "--ssh-port"): [*WHOLE, "0", "99999"],
+    ("ssh", "--memory-limit"): [*NUMBER, "10", "200%"],
+    ("ssh", "--nworkers"): [value for value in WHOLE if value != "-1"] + ["0", "-100000"],
+    ("ssh", "--remote-python"): [*WORD, "-c"],
+    # These are on other hosts.
+    ("ssh", "--log-directory"): [""],
+    ("ssh", "--local-directory"): [""],
+    # Its lines have tests of their own, in tests/deploy/ssh.
+    ("ssh", "--hostfile"): ["", "folder", "file/x", "missing", LONG],
     # What is ignored is only read.
     ("worker", "--temp-filename"): [""],
     ("scheduler", "--local-directory"): [""],
@@ -69,6 +82,7 @@ MORE: Mapping[tuple[str, str], Sequence[str]] = {
 PROGRAMS: Mapping[str, tuple[ModuleType, Sequence[str]]] = {
     "scheduler": (scheduler, []),
     "worker": (worker, ["h:1"]),
+    "ssh": (ssh, ["h"]),
     "status": (status, ["h:1"]),
     "demo": (demo, []),
 }
@@ -144,7 +158,7 @@ def test_a_wrong_value_is_one_line_that_names_the_option_and_the_value(
         if not (is_refused and option in line and is_quoted):
             wrong.append(f"{option} {value[:40]!a}: {status}, {line}")
     assert wrong == [], "\n".join(wrong)
-    assert tried >= {"scheduler": 150, "worker": 400, "status": 30, "demo": 4}[program]
+    assert tried >= {"scheduler": 150, "worker": 400, "ssh": 200, "status": 30, "demo": 4}[program]
 
 
 TOGETHER: Sequence[tuple[str, Sequence[str], Sequence[str]]] = [
@@ -168,6 +182,25 @@ TOGETHER: Sequence[tuple[str, Sequence[str], Sequence[str]]] = [
     ("status", ["h:1", "--scheduler-file", "missing"], ["SCHEDULER", "--scheduler-file"]),
     ("status", ["h:1", "stray"], ["stray"]),
     ("demo", ["stray"], ["stray"]),
+    ("ssh", [], ["no hosts given; write dask-ssh HOST HOST", "--hostfile"]),
+    ("ssh", ["h", "--check", "--dry-run"], ["--check", "--dry-run"]),
+    ("ssh", ["h", "--clean", "--check"], ["--check", "--clean"]),
+    ("ssh", ["h", "-q", "-v"], ["--quiet", "--verbose"]),
+    ("ssh", ["h", "h nworkers=2"], ["argument 2", "h stands in argument 1 too, with other options"]),
+    ("ssh", ["a scheduler", "b", "--scheduler", "b"], ["--scheduler 'b'", "argument 1 has the scheduler"]),
+    ("ssh", ["a", "nworkers=2"], ["argument 2", "'nworkers=2' has no host before it", "quote"]),
+    ("ssh", ["x;touch /tmp/canary"], ["argument 1", "'x;touch'"]),
+    ("ssh", ["--", "h"], ["no hosts given"]),
+    ("ssh", ["h", "--", "stray"], ["dask-worker: unexpected extra argument 'stray'"]),
+    ("ssh", ["h", "--", "--no-such"], ["dask-worker: No such option '--no-such'"]),
+    ("ssh", ["h", "--", "--lifetime", "soon"], ["dask-worker: --lifetime: 'soon'"]),
+    ("ssh", ["h", "--", "--nthreads", "2"], ["--nthreads after --: write it before the --"]),
+    ("ssh", ["h", "--", "--nprocs", "2"], ["--nworkers after --: write it before the --"]),
+    ("ssh", ["h", "--", "--no-nanny"], ["--no-nanny after --: this program decides that"]),
+    ("ssh", ["h", "--", "--cluster-key", "file"], ["--cluster-key after --: this program decides that"]),
+    ("ssh", ["h", "--", "--memory-target", "2"], ["dask-worker: --memory-target: '2' is not a fraction"]),
+    ("ssh", ["h", "--", "--interface", "eth0", "--host", "h"], ["dask-worker: --interface and --host"]),
+    ("ssh", ["a", "b nworkers=3", "--worker-port", "9000:9001"], ["argument 2: dask-worker: --worker-port: 2 ports"]),
 ]
 
 

@@ -473,7 +473,7 @@ def test_an_unknown_command_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -
     out, err = capsys.readouterr()
     assert out == ""
     assert err.count("\n") == 1
-    assert "give one of scheduler, worker, status, check, config, demo" in err
+    assert "give one of scheduler, worker, ssh, status, check, config, demo" in err
 
 
 def test_no_command_shows_the_commands(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ from trio_dask.cli.config import config
 from trio_dask.cli.legacy_options import LEGACY
 from trio_dask.cli.options import OTHER, Program, SectionOption
 from trio_dask.cli.scheduler import scheduler
+from trio_dask.cli.ssh import ssh
 from trio_dask.cli.status import status
 from trio_dask.cli.worker import worker
 
@@ -32,6 +33,7 @@ COMMANDS = pytest.mark.parametrize(
     [
         (scheduler, "dask-scheduler"),
         (worker, "dask-worker"),
+        (ssh, "dask-ssh"),
         (status, "trio-dask status"),
         (check, "trio-dask check"),
         (config, "trio-dask config"),

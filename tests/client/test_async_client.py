@@ -484,8 +484,9 @@ async def test_graphs(async_client: AsyncClient, cluster: MiniCluster) -> None:
     assert await async_client.get(graph, [["x", ("t", 0)], "list", "data"]) == [[1, 2], [1, 3, [10]], {"a": 1}]
     assert not any("fail" in key for key in cluster.computed)
     gc.collect()
-    await trio.testing.wait_all_tasks_blocked()
-    assert not +cluster.wanted
+    with trio.fail_after(5):
+        while +cluster.wanted:  # noqa: ASYNC110 - keys are let go a little later, and nothing tells
+            await trio.sleep(0.01)
 
 
 async def test_a_graph_that_goes_in_circles_is_refused(async_client: AsyncClient) -> None:

@@ -537,5 +537,4 @@ async def test_a_peer_that_is_silent_in_the_handshake_has_as_long_as_for_a_hello
             with suppress(ConnectionLost):
                 await read_to_end(stranger)
             stranger.abort()
-        assert HELLO_S <= trio.current_time() - started < HELLO_S + 2
-        await greet(address, KEY)
+        assert HELLO_S <= trio.current_time() - started < 2 * HELLO_S

@@ -3,18 +3,21 @@
 Needs Debian's openssh-server.
 """
 
+import json
 import os
 import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.programs.programs import REPOSITORY, environment
+from tests.programs import programs
+from tests.programs.programs import REPOSITORY, Program, environment, until
 
 INSTALL = "apt-get install openssh-server"
 REQUIRED = "TRIO_DASK_TESTS_REQUIRE_SSHD"  # .ci/run sets it: there, a test that does not run has failed
@@ -158,3 +161,39 @@ def processes_of(run: str) -> list[int]:
         except OSError:
             pass
     return found
+
+
+def name_of(pid: int) -> str:
+    """What a process calls itself."""
+    return Path(f"/proc/{pid}/comm").read_text()
+
+
+def launcher(
+    server: Sshd, *hosts: str, variables: Mapping[str, str] | None = None, **settings: Any
+) -> AbstractContextManager[Program]:
+    """A launcher on these hosts."""
+    settings = {"ssh_config": server.configuration, "ssh_client": "asyncssh", **settings}
+    return programs.program(
+        "-m",
+        "tests.programs.launch_ssh",
+        json.dumps(settings),
+        *hosts,
+        env=server.environment(**(variables or {})),
+        cwd=REPOSITORY,
+    )
+
+
+def run_of(running: Program) -> str:
+    """The name of the run."""
+    return running.wait_for(r"^Run (\w+)")
+
+
+def ready(running: Program) -> tuple[str, str]:
+    """The name of the run, and the scheduler's address, once everything is ready."""
+    address = running.wait_for(r"^ready (.*)", running.output, timeout_s=60)
+    return run_of(running), address
+
+
+def nothing_left(run: str, within_s: float = 2.5) -> None:
+    """Within this time nothing of the run is left."""
+    until(lambda: not processes_of(run), within_s, f"no process of run {run}")

@@ -20,7 +20,9 @@ def test_every_block_is_run_or_says_why_not(page: Path) -> None:
 
 
 def that_run() -> list[Path]:
-    return [page for page in PAGES if any(block.commands and block.reason is None for block in blocks(page))]
+    """All pages with something to type, but the one that needs SSH servers; `test_dask_ssh` has these."""
+    pages = [page for page in PAGES if page.name != "ssh.md"]
+    return [page for page in pages if any(block.commands and block.reason is None for block in blocks(page))]
 
 
 @pytest.mark.parametrize("page", that_run(), ids=lambda page: page.name)

@@ -5,17 +5,17 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.programs.programs import REPOSITORY, Program, program, until
-from tests.programs.sshd import Sshd, make_key, need, processes_of, sshd
+from tests.programs.programs import Program, until
+from tests.programs.sshd import Sshd, launcher, make_key, name_of, need, nothing_left, processes_of, ready, run_of, sshd
 from trio_dask import Client, SSHCluster, open_ssh_cluster
 from trio_dask.deploy.ssh.session import HostError
 from trio_dask.procfs import children_of
@@ -34,29 +34,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
 def client(request: pytest.FixtureRequest) -> str:
     """What logs in."""
     return str(request.param)
-
-
-def launcher(server: Sshd, *hosts: str, **settings: Any) -> AbstractContextManager[Program]:
-    """A launcher on these hosts."""
-    settings = {"ssh_config": server.configuration, "ssh_client": "asyncssh", **settings}
-    return program(
-        "-m", "tests.programs.launch_ssh", json.dumps(settings), *hosts, env=server.environment(), cwd=REPOSITORY
-    )
-
-
-def run_of(running: Program) -> str:
-    """The name of the run."""
-    return running.wait_for(r"^Run (\w+)")
-
-
-def ready(running: Program) -> tuple[str, str]:
-    """The name of the run, and the scheduler's address, once everything is ready."""
-    address = running.wait_for(r"^ready (.*)", running.output, timeout_s=60)
-    return run_of(running), address
-
-
-def nothing_left(run: str, within_s: float = 2.5) -> None:
-    until(lambda: not processes_of(run), within_s, f"no process of run {run}")
 
 
 @pytest.fixture(autouse=True)
@@ -100,6 +77,16 @@ def test_a_second_signal_ends_everything_at_once(server: Sshd) -> None:
         assert processes_of(run) == []
 
 
+def test_ctrl_c_during_the_start_leaves_nothing(server: Sshd, client: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        hosts = *server.hosts(2), f"127.0.0.1:{silent.getsockname()[1]}"
+        with launcher(server, *hosts, ssh_client=client) as running:
+            run = run_of(running)
+            running.wait_for(r"^event 127.0.0.3\S+ started", running.output)
+            assert running.stop(signal.SIGINT) == 0
+            assert processes_of(run) == []
+
+
 def test_a_workers_remote_death_is_told_and_mended(server: Sshd, client: str) -> None:
     with launcher(server, *server.hosts(2), ssh_client=client) as running:
         run, address = ready(running)
@@ -117,10 +104,6 @@ def test_a_workers_remote_death_is_told_and_mended(server: Sshd, client: str) ->
 
 def joined(running: Program) -> int:
     return sum(" joined " in line for line in running.output)
-
-
-def name_of(pid: int) -> str:
-    return Path(f"/proc/{pid}/comm").read_text()
 
 
 def test_a_lost_scheduler_ends_everything_with_status_3(server: Sshd) -> None:
@@ -249,6 +232,21 @@ def test_a_log_directory_that_cannot_be_written_is_told(server: Sshd, client: st
     fails(server, client, server.hosts(4)[3], r"cannot write to the log directory", log_directory=f"{tmp_path}/file/x")
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to mount a small file system")
+def test_a_full_disk_of_logs_is_told(server: Sshd, tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", str(tmp_path / "logs")]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("this system does not let root mount a small file system")
+    try:
+        with open(tmp_path / "logs" / "full", "wb", buffering=0) as file:
+            file.write(b"x" * 4096)
+        said = r"cannot write to the log directory .*: No space left on device"
+        fails(server, "asyncssh", server.hosts(4)[3], said, log_directory=str(tmp_path / "logs"))
+    finally:
+        subprocess.run(["umount", str(tmp_path / "logs")], check=True)
+
+
 def test_a_host_may_be_missing_if_that_is_allowed(server: Sshd, client: str) -> None:
     with launcher(server, *server.hosts(2), "127.0.0.5:1", ssh_client=client, allow_missing=1) as running:
         run, address = ready(running)
@@ -284,6 +282,7 @@ def test_a_program_has_a_cluster_for_a_block(server: Sshd, client: str) -> None:
     options = {"nthreads": 1, "memory_limit": 0, "n_workers": 2}
     with SSHCluster(hosts, worker_options=options, ssh_config=server.configuration, ssh_client=client) as cluster:
         run = cluster.name.removeprefix("ssh-")
+        assert cluster.scheduler_address.startswith("tls://")
         with Client(cluster) as user:
             assert user.gather(user.map(pow, range(10), [2] * 10)) == [number**2 for number in range(10)]
             assert len(user.scheduler_info()["workers"]) == 4

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from trio_dask.cli.options import Program, is_given, notes, origins, place_of, read_configuration
+from trio_dask.cli.options import ELSEWHERE, Program, is_given, notes, origins, place_of, read_configuration
 from trio_dask.cli.stdout import complain, stdout_failed
 from trio_dask.deploy.program_runner import Stopper, run_program
 from trio_dask.errors import NoScheduler, UnavailableError, UsageError
@@ -220,14 +220,16 @@ def run_command(command: click.Command, name: str, arguments: Sequence[str] | No
 
 
 @contextmanager
-def reading(command: click.Command, name: str, arguments: Sequence[str]) -> Generator[click.Context]:
-    """The options that these arguments give to a command, which is not run.
+def reading(
+    command: click.Command, name: str, arguments: Sequence[str], *, elsewhere: bool = False
+) -> Generator[click.Context]:
+    """The options that these arguments give to a command, which is not run; perhaps for a machine `elsewhere`.
 
     Raises:
       UsageError: an argument is wrong.
     """
     try:
-        with command.make_context(name, list(arguments)) as context:
+        with command.make_context(name, list(arguments), obj=ELSEWHERE if elsewhere else None) as context:
             yield context
     except click.ClickException as exc:
         raise UsageError(f"{name}: {_shorten(_message(exc))}") from exc

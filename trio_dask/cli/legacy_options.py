@@ -77,4 +77,6 @@ def _option(name: str, **more: Any) -> SectionOption:
     # A flag has no default, else one that was not given would look like one that was turned off.
     if "/" in name:
         more["default"] = None
+    elif more["type"] is None:
+        more["is_flag"] = True
     return SectionOption([name], section=LEGACY, expose_value=False, **more)

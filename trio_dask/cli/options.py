@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, get_args, get_origin
 
 import click
 from click.core import ParameterSource
@@ -34,6 +34,10 @@ else:
     ParamType = click.ParamType
 
 
+ELSEWHERE: Final = object()
+"""The object of a context whose command line is for another machine: what is missing here may be there."""
+
+
 class Checked(ParamType):
     """An option whose text goes through a reader of `parsing`; what that refuses is wrong usage."""
 
@@ -50,6 +54,8 @@ class Checked(ParamType):
         except UsageError as exc:
             self.fail(str(exc), param, ctx)
         except UnavailableError as exc:
+            if ctx is not None and ctx.obj is ELSEWHERE:
+                return value
             name = self.name if param is None else place_of(param, ctx)
             raise UnavailableError(f"{name}: {exc}") from exc
 
@@ -120,11 +126,11 @@ def origins(ctx: click.Context) -> dict[str, Found]:
 
 
 def read_configuration(ctx: click.Context) -> Configuration:
-    """The configuration, read once in each command."""
+    """The configuration, read once in each command; that of another machine is not known here."""
     if CONFIGURATION not in ctx.meta:
-        from trio_dask.configuration import load
+        from trio_dask.configuration import Configuration, load
 
-        ctx.meta[CONFIGURATION] = load()
+        ctx.meta[CONFIGURATION] = Configuration(()) if ctx.obj is ELSEWHERE else load()
     configuration: Configuration = ctx.meta[CONFIGURATION]
     return configuration
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from trio_dask.batch_system import Amount
 from trio_dask.cli.command import (
     check_different_files,
     check_host_is_here,
@@ -24,7 +25,7 @@ from trio_dask.cli.command import (
 from trio_dask.cli.options import PreloadingProgram, given_settings, preload_argv, read_configuration
 from trio_dask.cli.worker_options import PARAMETERS, SECTIONS
 from trio_dask.config import Argv, NannySettings, WorkerSettings
-from trio_dask.deploy.cluster_sizing import WorkerSizing, divide
+from trio_dask.deploy.cluster_sizing import WorkerSizing, divide, machine_for
 from trio_dask.errors import UsageError
 from trio_dask.host_limits import cpus, memory
 from trio_dask.parsing import check_memory_limit, counted
@@ -44,7 +45,7 @@ def worker(context: click.Context, /, **options: Any) -> int:
     the --preload modules.
     """
     stopper: Stopper = context.obj
-    share = _divide(options)
+    share = _divide(options, cpus(), memory())
     nannies = _nanny_settings(context, share)
     _check_machine(options)
 
@@ -74,10 +75,10 @@ def worker(context: click.Context, /, **options: Any) -> int:
     return run_service(service, origin="launcher" if options["nanny"] else options["name"] or "worker")
 
 
-def _divide(options: dict[str, Any]) -> WorkerSizing:
-    workers, limit, available = options["nworkers"], options["memory_limit"], memory()
+def _divide(options: dict[str, Any], cpus: Amount, available: Amount) -> WorkerSizing:
+    workers, limit = options["nworkers"], options["memory_limit"]
     try:
-        share = divide(workers, options["nthreads"], limit, cpus=cpus(), memory=available)
+        share = divide(workers, options["nthreads"], limit, cpus=cpus, memory=available)
     except UsageError as error:
         raise click.UsageError(f"{given_as('--nworkers')}: {error}") from error
     try:
@@ -200,9 +201,20 @@ def read_settings(arguments: Sequence[str]) -> list[NannySettings]:
       UsageError: an argument is wrong, here or everywhere.
     """
     with reading(worker, "dask-worker", arguments) as context:
-        nannies = _nanny_settings(context, _divide(context.params))
+        nannies = _nanny_settings(context, _divide(context.params, cpus(), memory()))
         _check_machine(context.params)
         return nannies
+
+
+def check_elsewhere(arguments: Sequence[str]) -> None:
+    """Refuse what `dask-worker` would refuse on any machine, however large: these arguments are for another one.
+
+    Raises:
+      UsageError: an argument is wrong everywhere.
+    """
+    with reading(worker, "dask-worker", arguments, elsewhere=True) as context:
+        machine = machine_for(context.params["nworkers"])
+        _nanny_settings(context, _divide(context.params, *machine))
 
 
 def main(arguments: Sequence[str] | None = None, name: str = "dask-worker") -> int:

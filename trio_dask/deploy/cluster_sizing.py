@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 MAX_WORKERS = 10_000
 FEW_CPUS = 4
+LARGE_MACHINE_BYTES = 2**60
 FILES_PER_WORKER = 12
 """What a nanny has open while its worker starts: both ends of four pipes, shared memory, the process."""
 OTHER_FILES = 64
@@ -209,6 +210,13 @@ def divide(workers: str, threads: int | None, memory_limit: str, *, cpus: Amount
         text=f"{counted(number, 'worker')}: {counted(threads, 'thread')}{' each' * (number > 1)} "
         f"({'as given' if given else cpus.source}), {shown}",
     )
+
+
+def machine_for(workers: str) -> tuple[Amount, Amount]:
+    """The CPUs and the memory of a machine on which nothing but this number of workers can be wrong for `divide`."""
+    digits = workers.strip().removeprefix("-")
+    cpus = int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 6 else 1
+    return Amount(max(1, cpus), "some CPUs"), Amount(LARGE_MACHINE_BYTES, "some memory")
 
 
 def _source(text: str, limit_bytes: int, memory: Amount) -> str:

@@ -10,6 +10,8 @@ import logging
 import os
 import sys
 import threading
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from queue import Empty, SimpleQueue
 
 MAX_WAITING = 10_000
@@ -25,6 +27,21 @@ class LogLines(logging.Handler):
         self._queue: SimpleQueue[str | threading.Event] = SimpleQueue()
         self._dropped = 0
         self._thread: threading.Thread | None = None
+        self._first: Callable[[str], bool] | None = None
+
+    @contextmanager
+    def offered_to(self, write: Callable[[str], bool]) -> Generator[None]:
+        """For the block, a line is written only if `write(line)`, in any thread, returns False."""
+        self._first = write
+        try:
+            yield
+        finally:
+            self._first = None
+
+    @property
+    def is_for_stderr(self) -> bool:
+        """Whether the lines go to stderr."""
+        return self._fd == 2
 
     def emit(self, record: logging.LogRecord) -> None:
         """Hand one record to the writing thread."""
@@ -32,6 +49,8 @@ class LogLines(logging.Handler):
             text = self.format(record)
         except Exception:  # formatting arguments calls any code; logging has its own way to report that
             self.handleError(record)
+            return
+        if self._first is not None and self._first(text):
             return
         if self._queue.qsize() >= MAX_WAITING:
             self._dropped += 1
@@ -79,3 +98,15 @@ class LogLines(logging.Handler):
 def _note_of_loss(number: int) -> logging.LogRecord:
     text = f"{number} log lines are missing here: they came faster than they could be written"
     return logging.LogRecord("trio_dask.program", logging.WARNING, __file__, 0, text, None, None)
+
+
+@contextmanager
+def stderr_lines(write: Callable[[str], bool]) -> Generator[None]:
+    """For the block, log lines for stderr are offered to `write` first, see `LogLines.offered_to`."""
+    handlers = logging.getLogger("trio_dask").handlers
+    lines = next((each for each in handlers if isinstance(each, LogLines) and each.is_for_stderr), None)
+    if lines is None:
+        yield
+        return
+    with lines.offered_to(write):
+        yield

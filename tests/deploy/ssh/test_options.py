@@ -74,10 +74,8 @@ def arguments(settings: LauncherSettings, *lines: str) -> list[list[str]]:
     return [worker_arguments(spec, settings) for spec in hosts]
 
 
-def test_a_host_starts_one_worker_by_default() -> None:
-    assert arguments(LauncherSettings(), "a") == [
-        ["--nworkers=1", "--memory-limit=auto", "--death-timeout=60", "--on-scheduler-stop=leave"]
-    ]
+def test_what_nobody_says_is_left_to_the_host() -> None:
+    assert arguments(LauncherSettings(), "a") == [["--death-timeout=60", "--on-scheduler-stop=leave"]]
 
 
 def test_what_a_line_says_comes_before_what_the_command_says() -> None:
@@ -100,7 +98,7 @@ def test_what_a_line_says_comes_before_what_the_command_says() -> None:
     line = 'b nworkers=-1 nthreads=8 memory=0.5 name=gpu resources="MEM=5"'
     assert arguments(settings, "a", line, "c") == [
         ["--nworkers=2", "--nthreads=3", "--memory-limit=4GB", "--name=w-0", "--resources=GPU=1", *rest],
-        ["--nworkers=-1", "--nthreads=8", "--memory-limit=0.5", "--name=gpu", "--resources=MEM=5.0", *rest],
+        ["--nworkers=-1", "--nthreads=8", "--memory-limit=0.5", "--name=gpu", "--resources=MEM=5", *rest],
         ["--nworkers=2", "--nthreads=3", "--memory-limit=4GB", "--name=w-2", "--resources=GPU=1", *rest],
     ]
 

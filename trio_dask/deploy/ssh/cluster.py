@@ -9,7 +9,7 @@ import getpass
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import trio
 
@@ -33,9 +33,10 @@ from trio_dask.errors import ClusterError, TrioDaskError, UsageError
 from trio_dask.parsing import counted
 from trio_dask.security.cluster_key import ClusterKey
 from trio_dask.security.credentials import Credentials
+from trio_dask.security.security import Security, as_security
 from trio_dask.unsupported_names import LOCAL_CLUSTER
 
-IGNORED = frozenset(("asynchronous", "loop", "security", "silence_logs", "worker_module"))
+IGNORED = frozenset(("asynchronous", "loop", "silence_logs", "worker_module"))
 MEANINGLESS = frozenset(("dashboard", "dashboard_address", "protocol"))
 """Options of distributed's schedulers and workers that mean nothing here."""
 OF_WORKERS: Mapping[str, str] = {
@@ -55,14 +56,22 @@ OF_WORKERS: Mapping[str, str] = {
 Options = Mapping[str, Any]
 
 
+class SSHPlan(NamedTuple):
+    """What a cluster over SSH consists of. Without `security` it does not speak TLS."""
+
+    settings: LauncherSettings
+    security: Security | None
+
+
 def plan_ssh(
     hosts: Sequence[str],
     connect_options: Options | Sequence[Options] | None = None,
     worker_options: Options | None = None,
     scheduler_options: Options | None = None,
     remote_python: str | None = None,
+    security: Security | bool | Mapping[str, Any] | None = True,
     **settings: Any,
-) -> LauncherSettings:
+) -> SSHPlan:
     """A scheduler and workers on hosts that one can log in to, for as long as the block lasts; all are ready then.
 
     Args:
@@ -73,6 +82,7 @@ def plan_ssh(
       worker_options: options of `dask-worker`, with underscores, such as `nthreads`, `n_workers` and `memory_limit`.
       scheduler_options: `port`.
       remote_python: where Python is on the hosts.
+      security: certificates and TLS settings for all roles; by default temporary ones, and with False none.
       settings: further settings of a launcher, such as `setup`, `ssh_client` or `allow_missing`; and `scheduler`, which
         is `localhost`, an address, or the line of a host.
 
@@ -92,7 +102,9 @@ def plan_ssh(
     _add_worker_options(worker_options or {}, settings)
     _add_scheduler_options(scheduler_options or {}, settings)
     place, specs = place_scheduler(scheduler, specs)
-    return LauncherSettings(hosts=specs, scheduler=place, remote_python=remote_python, **settings)
+    return SSHPlan(
+        LauncherSettings(hosts=specs, scheduler=place, remote_python=remote_python, **settings), as_security(security)
+    )
 
 
 def _specs(lines: Sequence[str], *, first_is_scheduler: bool) -> tuple[HostSpec, ...]:
@@ -172,9 +184,9 @@ def _ask(path: str) -> str:
 class AsyncSSHCluster(AsyncCluster):
     """A running cluster over SSH, inside the block of `open_ssh_cluster`."""
 
-    def __init__(self, settings: LauncherSettings) -> None:
+    def __init__(self, plan: SSHPlan) -> None:
         super().__init__()
-        self._settings = settings
+        self._settings, self._security = plan
         self._credentials = Credentials(ClusterKey.draw())
         self._launcher: Launcher | None = None
 
@@ -232,12 +244,14 @@ class AsyncSSHCluster(AsyncCluster):
         """See `AsyncCluster.host`."""
 
         def on_ready() -> None:
-            remember_cluster(launcher.client_address, self._credentials)
+            remember_cluster(launcher.client_address, launcher.credentials_of("client"))
             task_status.started()
 
         try:
             async with open_logins(self._settings, _ask if sys.stdin.isatty() else None) as log_in:
-                launcher = self._launcher = Launcher(self._settings, self._credentials, log_in, stays=True)
+                launcher = self._launcher = Launcher(
+                    self._settings, self._credentials, log_in, security=self._security, stays=True
+                )
                 try:
                     await launcher.run(on_ready)
                 finally:
@@ -263,8 +277,8 @@ class SSHCluster(BlockingCluster[AsyncSSHCluster]):
     _UNSUPPORTED = LOCAL_CLUSTER
 
     @takes_arguments_of(plan_ssh, name="SSHCluster", for_trio="open_ssh_cluster", ignored=IGNORED)
-    def __init__(self, settings: LauncherSettings) -> None:
-        self._start(partial(AsyncSSHCluster, settings))
+    def __init__(self, plan: SSHPlan) -> None:
+        self._start(partial(AsyncSSHCluster, plan))
 
     scale = called_in_loop(AsyncSSHCluster.scale)
     logs = called_in_loop(AsyncSSHCluster.logs)

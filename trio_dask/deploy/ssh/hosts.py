@@ -20,9 +20,7 @@ from itertools import product
 from math import prod
 from typing import Any, Final, NamedTuple, cast
 
-from trio_dask.batch_system import Amount
-from trio_dask.comm.addresses import check_host
-from trio_dask.deploy.cluster_sizing import divide
+from trio_dask.deploy.cluster_sizing import LARGE_MACHINE_BYTES, divide, machine_for
 from trio_dask.errors import UnavailableError, UsageError
 from trio_dask.parsing import (
     check_memory_limit,
@@ -38,10 +36,9 @@ from trio_dask.parsing import (
 MAX_HOSTS = 10_000
 MAX_FILE_BYTES = 4 * 2**20
 MAX_SETUP = 4096
+MAX_LINE = 4 * MAX_SETUP
 MAX_ORIGINS = 3
 NO_WORKERS: Final = "0"
-LARGE_MACHINE_BYTES: Final = 2**60
-"""No limit of memory is too much for it: how much a host has is known there alone."""
 
 
 class HostSpec(NamedTuple):
@@ -203,6 +200,8 @@ _PIECE = re.compile(r""""((?:[^"\\]|\\.)*)"|'([^']*)'""")
 
 def _split(line: str) -> list[str]:
     """The words of a line, without quotes and comment."""
+    if len(line) > MAX_LINE:
+        raise UsageError(f"{line[:40]!a}... has {len(line)} characters; a line can have {MAX_LINE}")
     words: list[str] = []
     at = 0
     while (at := at + len(line[at:]) - len(line[at:].lstrip(" \t"))) < len(line) and line[at] != "#":
@@ -235,14 +234,20 @@ def _parse_target(word: str) -> tuple[str | None, list[str], int | None]:
         if ":" in port:
             raise UsageError(f"{rest[:60]!a}: write an IPv6 address in brackets, such as [::1] or [::1]:22")
         hosts = [_check_name(host) for host in expand(name)]
-    return user or None, hosts, read_ssh_port(port) if colon else None
+    try:
+        return user or None, hosts, read_ssh_port(port) if colon else None
+    except UsageError as error:
+        raise UsageError(f"{rest[:60]!a}: {error}") from error
 
 
 def read_ssh_port(text: str) -> int:
     """The port of an SSH server."""
-    port = parse_port(text)
+    try:
+        port = parse_port(text)
+    except UsageError:
+        port = 0
     if port == 0:
-        raise UsageError("'0' is not the port of an SSH server; give a number from 1 to 65535")
+        raise UsageError(f"{text[:20]!a} is not the port of an SSH server; give a number from 1 to 65535")
     return port
 
 
@@ -255,6 +260,8 @@ def _check_ipv6(text: str) -> str:
 
 
 def _check_name(host: str) -> str:
+    from trio_dask.comm.addresses import check_host  # it loads Trio, for which --help does not wait
+
     _check_word("a host", host)
     if "{" in host:
         raise UsageError(f"{host[:60]!a}: only a shell knows braces; write for example node[1-4] or node[1,3]")
@@ -308,9 +315,8 @@ def _parse_range(part: str, text: str) -> tuple[int, int, int]:
 
 def read_workers(text: str) -> str:
     """A number of workers as `divide` takes it, checked for some machine."""
-    digits = text.strip().removeprefix("-")
-    smallest = int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 6 else 1
-    divide(text, None, "auto", cpus=Amount(max(1, smallest), ""), memory=Amount(LARGE_MACHINE_BYTES, ""))
+    cpus, memory = machine_for(text)
+    divide(text, None, "auto", cpus=cpus, memory=memory)
     return text.strip()
 
 
@@ -367,7 +373,7 @@ def host_line(spec: HostSpec) -> str:
     for key in _READERS:
         value: Any = getattr(spec, key)
         if key == "resources" and value is not None:
-            value = ",".join(f"{name}={amount!r}" for name, amount in value.items())
+            value = ",".join(f"{name}={amount!r}".removesuffix(".0") for name, amount in value.items())
         if value is not None:
             words.append(f"{key}={value}")
     return " ".join(map(_quoted, [*words, *["scheduler"] * spec.is_scheduler]))

@@ -51,6 +51,7 @@ class Phase(Enum):
     AGAIN = auto()
     """It was ready, and was lost; it is called again."""
     OVER = auto()
+    """Its workers have ended in good order, or it was given up."""
 
 
 @dataclass

@@ -21,12 +21,13 @@ from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from functools import partial
 from itertools import count
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import trio
 
 from trio_dask._version import __version__
 from trio_dask.comm.addresses import is_loopback, parse_address
+from trio_dask.config import DEFAULT_TLS_SCHEME
 from trio_dask.deploy.ssh.hosts import NO_WORKERS, HostSpec
 from trio_dask.deploy.ssh.launched_host import (
     Answer,
@@ -49,7 +50,7 @@ from trio_dask.deploy.ssh.options import (
     scheduler_arguments,
     worker_arguments,
 )
-from trio_dask.deploy.ssh.orders import Greeting, Order, Preparation, Role
+from trio_dask.deploy.ssh.orders import Greeting, Order, Preparation
 from trio_dask.deploy.ssh.remote_program import ProgramEnd, PythonMissing, RemoteProgram, ask_for_leftovers
 from trio_dask.deploy.ssh.session import HostError, HostLost, Session, one_host_error
 from trio_dask.errors import NoScheduler, TrioDaskError
@@ -57,7 +58,10 @@ from trio_dask.exit_status import ExitStatus
 from trio_dask.owned_files import keep_file
 from trio_dask.parsing import counted
 from trio_dask.scheduler_file import scheduler_file_text
-from trio_dask.security.credentials import Credentials, to_secrets
+from trio_dask.security.credentials import Credentials
+
+if TYPE_CHECKING:
+    from trio_dask.security.security import Security
 
 RUN_LENGTH = 7
 HOST_LENGTH = 4
@@ -76,7 +80,8 @@ log = logging.getLogger("trio_dask.ssh")
 class Launcher:
     """A scheduler and workers on hosts, as these settings say. `log_in` is how to log in to one.
 
-    It calls `on_event` with each step of each host. With `stays` it does not end when all workers have ended.
+    It calls `on_event` with each step of each host. With `security` all speak TLS, each role with
+    its certificate. With `stays` it does not end when all workers have ended.
     """
 
     def __init__(
@@ -86,6 +91,7 @@ class Launcher:
         log_in: LogIn,
         on_event: OnEvent = ignore_event,
         *,
+        security: Security | None = None,
         stays: bool = False,
     ) -> None:
         self.run_id = secrets.token_hex(4)[:RUN_LENGTH]
@@ -97,6 +103,7 @@ class Launcher:
         """Why everything was ended, if not because somebody asked."""
         self._settings = settings
         self._credentials = credentials
+        self._security = security
         self._log_in = log_in
         self._on_event = on_event
         self._stays = stays
@@ -339,7 +346,7 @@ class Launcher:
         self,
         host: Host,
         session: Session,
-        role: Role,
+        role: Literal["scheduler", "workers"],
         order: Callable[[Greeting], Awaitable[Order]],
         on_report: Callable[[Mapping[str, Any]], object],
     ) -> ProgramEnd:
@@ -354,6 +361,7 @@ class Launcher:
                 on_step=partial(self._step, host) if role == "workers" or not host.arguments else ignore_step,
                 level=LEVELS[self._settings.output],
                 lines=host.lines,
+                credentials=self.credentials_of(role),
             )
             if role == "workers":
                 host.program = program
@@ -373,10 +381,15 @@ class Launcher:
             if "address" in report:
                 if not host.arguments:
                     host.phase = Phase.READY
+                    self._step(host, "started")
+                    self._step(host, "joined", "the scheduler")
                 nursery.start_soon(self._open_tunnel, session, str(report["address"]))
 
         async def order(greeting: Greeting) -> Order:  # noqa: ASYNC124 - as workers wait for it, others may
-            return self._order(host, "scheduler", scheduler_arguments(self._settings), self._contact_host(greeting))
+            arguments = scheduler_arguments(self._settings)
+            if self._security is not None:
+                arguments.append(f"--protocol={DEFAULT_TLS_SCHEME}")
+            return self._order(host, "scheduler", arguments, self._contact_host(greeting))
 
         async with trio.open_nursery() as nursery:
             end = await self._run_program(host, session, "scheduler", order, on_report)
@@ -401,6 +414,8 @@ class Launcher:
         while True:
             try:
                 await self._run_workers(host, session)
+                host.phase = Phase.OVER
+                self._note_change()
                 return
             except HostLost:
                 raise
@@ -430,14 +445,19 @@ class Launcher:
             kind = Hopeless if end.status in HOPELESS else HostError
             raise kind(host.place, "workers", end.words)
 
-    def _order(self, host: Host, role: Role, arguments: Sequence[str], contact_host: str | None = None) -> Order:
+    def credentials_of(self, role: Literal["scheduler", "workers", "client"]) -> Credentials:
+        """What a program of this role shows to the others."""
+        if self._security is None:
+            return self._credentials
+        return Credentials(self._credentials.key, self._security.for_role("worker" if role == "workers" else role))
+
+    def _order(self, host: Host, role: str, arguments: Sequence[str], contact_host: str | None = None) -> Order:
         return Order(
             arguments=tuple(arguments),
             label=f"{role}-{re.sub(r'[^A-Za-z0-9.-]+', '-', host.place)}",
             contact_host=contact_host,
             log_directory=self._settings.log_directory,
             environment=self._settings.remote_env,
-            secrets=to_secrets(self._credentials),
         )
 
     def _contact_host(self, greeting: Greeting) -> str | None:

@@ -175,8 +175,8 @@ class _Attempt:
         arguments = self._arguments()
         if self.client_keys is not None:
             arguments["client_keys"] = self.client_keys
-        elif self._options.private_key is not None:
-            arguments["client_keys"] = self._identity_files
+        else:
+            arguments["client_keys"] = self._identity_files  # the library fails for one that is missing
             arguments["ignore_encrypted"] = True
         return await asyncssh.connect(
             self._host.host,

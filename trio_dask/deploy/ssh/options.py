@@ -4,8 +4,6 @@ The options of workers are those of `dask-worker`: what each host starts is a co
 (`worker_arguments`), so there is one grammar, and the remote end reads it as a user's own.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Final, Literal, NamedTuple
@@ -98,18 +96,18 @@ USER = Reader("USER", _read_user)
 PYTHON = Reader("PATH", read_python)
 SETUP = Reader("COMMANDS", read_setup)
 HOST_COUNT = Reader("N", parse_count)
-ALLOW_MISSING = Reader("N|all", _read_allow_missing, _show_allow_missing)
+ALLOW_MISSING = Reader("N", _read_allow_missing, _show_allow_missing)
 
 
 class LauncherSettings(NamedTuple):
     """What one launcher needs to know.
 
     `hosts` has each host once, that of the scheduler among them. A host that has no worker of its own has `nworkers` of
-    `NO_WORKERS`. Names of files are those of this machine for `ssh_private_key`, `ssh_config` and `scheduler_file`, and
-    those of the other hosts for `log_directory` and `local_directory`.
+    `NO_WORKERS`. What is None is left to each host, and its configuration. Names of files are those of this machine for
+    `ssh_private_key`, `ssh_config` and `scheduler_file`, and those of the other hosts for `log_directory` and
+    `local_directory`.
 
-    With `nohost` workers listen at the address from which they reach the scheduler, as they do by themselves, and not
-    at the address that the host is called by here. `worker_options` are further options of `dask-worker`.
+    `worker_options` are further options of `dask-worker`.
     """
 
     hosts: tuple[HostSpec, ...] = ()
@@ -197,14 +195,14 @@ class LauncherSettings(NamedTuple):
         ),
     ] = None
     nworkers: Annotated[
-        str,
+        str | None,
         Option(
             "--nworkers --nprocs",
-            "Worker processes: a number, -1 for one per CPU (-2: one less), or auto.",
+            "Worker processes: a number, -1 for one per CPU (-2: one less), or auto. Default: 1.",
             WORKERS,
             WORKER_COUNT,
         ),
-    ] = "1"
+    ] = None
     nthreads: Annotated[
         int | None,
         Option(
@@ -215,8 +213,14 @@ class LauncherSettings(NamedTuple):
         ),
     ] = None
     memory_limit: Annotated[
-        str, Option("--memory-limit", "Memory limit of each worker, as for dask-worker.", WORKERS, MEMORY_LIMIT)
-    ] = "auto"
+        str | None,
+        Option(
+            "--memory-limit",
+            "Memory limit of each worker: 4GiB, 0.5 (of its machine), 0 (no limit). Default: its share.",
+            WORKERS,
+            MEMORY_LIMIT,
+        ),
+    ] = None
     name: Annotated[
         str | None,
         Option("--name", "Name of the workers; several hosts have NAME-0, NAME-1, ...", WORKERS, NAME),
@@ -244,15 +248,6 @@ class LauncherSettings(NamedTuple):
             hides_default=True,
         ),
     ] = (0, 0)
-    nohost: Annotated[
-        bool,
-        Option(
-            "--nohost",
-            "Workers listen at the address from which they reach the scheduler, not at the one by which the host is "
-            "called here.",
-            WORKERS,
-        ),
-    ] = False
     local_directory: Annotated[
         str | None,
         Option("--local-directory", "Folder of the workers to spill to, on their hosts.", WORKERS, FOLDER),
@@ -271,7 +266,7 @@ class LauncherSettings(NamedTuple):
         float,
         Option(
             "--allow-missing",
-            "Go on without this many of the hosts, or without all that fail; else one that fails ends everything.",
+            "Go on without this many of the hosts, or (all) without any that fail. Default: a failure ends everything.",
             FAILURES,
             ALLOW_MISSING,
             hides_default=True,
@@ -379,7 +374,7 @@ def _name_of_host(spec: HostSpec, settings: LauncherSettings) -> str | None:
 
 
 def _pairs(resources: Mapping[str, float]) -> str | None:
-    return ",".join(f"{name}={amount!r}" for name, amount in resources.items()) or None
+    return ",".join(f"{name}={amount!r}".removesuffix(".0") for name, amount in resources.items()) or None
 
 
 def _range(ports: tuple[int, int]) -> str | None:

@@ -2,7 +2,7 @@
 
     host      ─► Greeting                what it is; the launcher checks it before it orders anything
     launcher  ─► prepare: role, run      the host loads what the role needs
-    launcher  ─► order                   settings and secrets; for workers once the scheduler's address is known
+    launcher  ─► order, secrets          what to start; for workers once the scheduler's address is known
     host      ─► reports                 the scheduler's address, which workers are registered, why it failed
     launcher  ─► beat                    again and again: silence means that the launcher, or the way to it, is dead
 
@@ -54,7 +54,6 @@ class Order(NamedTuple):
     contact_host: str | None = None
     log_directory: str | None = None
     environment: Mapping[str, str] = {}
-    secrets: Mapping[str, str | None] | None = None
 
 
 def encode(content: Mapping[str, Any]) -> bytes:

@@ -21,7 +21,7 @@ from trio_dask.exit_status import ExitStatus
 from trio_dask.hooks import hooks
 from trio_dask.processes.exit_watchdog import end_descendants
 from trio_dask.processes.parent_watch import end_group, release_streams
-from trio_dask.security.credentials import from_secrets
+from trio_dask.security.credentials import Credentials, from_secrets
 from trio_dask.settings_json import from_json
 
 if TYPE_CHECKING:
@@ -85,9 +85,10 @@ def _serve(preparation: Preparation, lifeline: Lifeline, reports: _Reports) -> i
     content = lifeline.orders.get()
     if content is None:
         return ExitStatus.STOPPED
-    order = from_json(Order, content)
+    order = from_json(Order, content["order"])
+    credentials = from_secrets(content["secrets"])
     os.environ.update(order.environment)
-    return _run(partial(program.run, order, stopper, reports), order, stopper, reports)
+    return _run(partial(program.run, order, credentials, stopper, reports), order, stopper, reports)
 
 
 def _end() -> None:
@@ -135,7 +136,7 @@ def _load_scheduler() -> None:
     _ = program_runner, service
 
 
-async def _scheduler(order: Order, stopper: Stopper, reports: _Reports) -> None:
+async def _scheduler(order: Order, credentials: Credentials | None, stopper: Stopper, reports: _Reports) -> None:
     import trio
 
     from trio_dask.deploy.program_runner import spare_garbage_collection
@@ -147,7 +148,7 @@ async def _scheduler(order: Order, stopper: Stopper, reports: _Reports) -> None:
         settings = settings._replace(contact_host=order.contact_host)
     spare_garbage_collection()
     async with trio.open_nursery() as nursery:
-        run = partial(run_scheduler, credentials=from_secrets(order.secrets))
+        run = partial(run_scheduler, credentials=credentials)
         address = await nursery.start(run, settings)
         reports.send({"address": str(address)})
 
@@ -158,7 +159,7 @@ def _load_workers() -> None:
     _ = nanny_group, program_runner
 
 
-async def _workers(order: Order, stopper: Stopper, reports: _Reports) -> None:
+async def _workers(order: Order, credentials: Credentials | None, stopper: Stopper, reports: _Reports) -> None:
     from trio_dask.deploy.nanny_group import run_nannies
 
     assert hooks.worker_settings is not None
@@ -168,7 +169,6 @@ async def _workers(order: Order, stopper: Stopper, reports: _Reports) -> None:
         registered = {one.name: one.address for one in nannies if one.address is not None}
         reports.send({"workers": registered, "of": len(nannies)})
 
-    credentials = from_secrets(order.secrets)
     await run_nannies(settings, stopper, label=order.label, credentials=credentials, changed=changed)
 
 
@@ -176,7 +176,7 @@ class _RoleProgram(NamedTuple):
     """What a role imports before it has its order, and what it does then."""
 
     load: Callable[[], None]
-    run: Callable[[Order, Stopper, _Reports], Awaitable[None]]
+    run: Callable[[Order, Credentials | None, Stopper, _Reports], Awaitable[None]]
 
 
 _PROGRAMS: Mapping[str, _RoleProgram] = {

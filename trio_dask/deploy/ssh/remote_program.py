@@ -20,12 +20,13 @@ from trio_dask.deploy.ssh.session import EXIT_UNKNOWN, HostError, HostLost, Remo
 from trio_dask.errors import UsageError
 from trio_dask.processes.exit_report import describe_status
 from trio_dask.processes.stderr_records import read_record
+from trio_dask.security.credentials import Credentials, to_secrets
 from trio_dask.settings_json import from_json, to_json
 
 END_S = 2.0
 """How long a program may take to end once its stdin has ended: it kills itself after less."""
 DRAIN_S = 0.5
-START_S = 30.0
+START_S = 60.0
 PROBE_S = 5.0
 LAST_LINES = 20
 
@@ -54,7 +55,8 @@ def command_line(python: str, setup: str | None) -> str:
 class RemoteProgram:
     """One program on a host. It calls `on_report` with each report, and `on_step` as soon as a step is done.
 
-    What it logs appears in our own log, from `level` on, and all of it in `lines`.
+    What it logs appears in our own log, from `level` on, and all of it in `lines`. It gets the `credentials` with its
+    order.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class RemoteProgram:
         on_step: Callable[[str, str], object] = lambda step, text: None,
         level: int = logging.WARNING,
         lines: deque[str] | None = None,
+        credentials: Credentials | None = None,
     ) -> None:
         self._place = place
         self._session = session
@@ -83,6 +86,7 @@ class RemoteProgram:
         self._tail: deque[str] = deque(maxlen=LAST_LINES)
         self._lines = deque[str](maxlen=0) if lines is None else lines
         self._failure: dict[str, Any] = {}
+        self._credentials = credentials
         self._process: RemoteProcess | None = None
 
     def signal(self, number: int, reason: str) -> None:
@@ -110,7 +114,8 @@ class RemoteProgram:
                     self._process = process
                     if order is not None:
                         nursery.start_soon(self._beat, process)
-                        process.write(encode(to_json(await order(greeting))))
+                        content = {"order": to_json(await order(greeting)), "secrets": to_secrets(self._credentials)}
+                        process.write(encode(content))
                     status = await process.wait()
                     nursery.cancel_scope.deadline = trio.current_time() + DRAIN_S
             finally:
@@ -133,8 +138,12 @@ class RemoteProgram:
         nursery.start_soon(self._read_errors, process)
 
     async def _beat(self, process: RemoteProcess) -> None:
+        """Until it has ended, tell it again and again that we are here."""
+        pause_s = min(BEAT_S, self._preparation.silence_s / 3)
         while True:
-            await trio.sleep(min(BEAT_S, self._preparation.silence_s / 3))
+            with trio.move_on_after(pause_s):
+                await process.wait()
+                return
             process.write(encode({"beat": True}))
 
     # ------------------------------------------------------------------------------------------ what it says

@@ -1,0 +1,202 @@
+"""A launcher on hosts that follow a script, in virtual time: its order, its failures, and that it ends everything."""
+
+import logging
+import resource
+import signal
+import sys
+import time
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from tests.deploy.ssh.scripted_hosts import Script, Site
+from trio_dask.deploy.ssh.hosts import HostSpec
+from trio_dask.deploy.ssh.launched_host import Phase
+from trio_dask.deploy.ssh.launcher import DRAIN_S, Launcher
+from trio_dask.deploy.ssh.options import LauncherSettings, place_scheduler
+from trio_dask.deploy.ssh.session import HostError, HostLost, one_host_error
+from trio_dask.errors import NoScheduler
+from trio_dask.security.cluster_key import ClusterKey
+from trio_dask.security.credentials import Credentials
+
+HERE = sys.version.split()[0]
+
+
+class Case:
+    """A launcher on a site. `events` are what it told."""
+
+    def __init__(self, scripts: dict[str, Script], **settings: Any) -> None:
+        self.site = Site(HERE, **scripts)
+        scheduler, hosts = place_scheduler(None, [HostSpec(name) for name in scripts])
+        self.events: list[tuple[str, str, str]] = []
+        self.launcher = Launcher(
+            LauncherSettings(hosts=hosts, scheduler=scheduler, **settings),
+            Credentials(ClusterKey.draw()),
+            self.site.log_in,
+            lambda *event: self.events.append(event),
+        )
+        self.ready = trio.Event()
+
+    async def run(self) -> None:
+        await self.launcher.run(self.ready.set)
+
+    @property
+    def is_empty(self) -> bool:
+        """Nothing runs on any host."""
+        return not any(host.running for host in self.site.hosts.values())
+
+
+def phase_of(case: Case, number: int) -> Phase:
+    return case.launcher.hosts[number].phase
+
+
+def hosts(number: int, **script: Any) -> dict[str, Script]:
+    return {f"host{n}": Script(**script) for n in range(number)}
+
+
+async def test_the_scheduler_is_ready_before_workers_are_ordered(autojump_clock: MockClock) -> None:
+    case = Case({"host0": Script(login_s=3), "host1": Script()})
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(case.run)
+        await trio.sleep(2)
+        assert case.site.hosts["host1"].orders == []
+        await case.ready.wait()
+        case.launcher.stop("enough")
+    order = case.site.hosts["host1"].orders[0]
+    assert order["arguments"][0] == "tcp://10.0.0.1:8786"
+    assert len(order["secrets"]["key"]) == 64
+    assert case.is_empty
+
+
+async def test_every_host_is_asked_what_is_left(autojump_clock: MockClock, caplog: pytest.LogCaptureFixture) -> None:
+    case = Case({**hosts(3), "host3": Script(left=2)})
+    with caplog.at_level(logging.INFO, "trio_dask.ssh"):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(case.run)
+            await case.ready.wait()
+            nursery.cancel_scope.cancel()
+    for host in case.site.hosts.values():
+        assert len(host.sweeps) == 1
+    assert "2 processes left on 4 hosts" in caplog.text
+    assert "2 processes left on host3: try `dask-ssh --clean host3`" in caplog.text
+    assert case.is_empty
+
+
+async def test_a_host_that_fails_ends_the_others(autojump_clock: MockClock) -> None:
+    case = Case({**hosts(3), "bad": Script(refuses="Permission denied (publickey)", login_s=1)})
+    with pytest.raises(HostError, match="bad: login: Permission denied"):
+        await case.run()
+    assert case.is_empty
+    assert not case.ready.is_set()
+    assert all(host.sweeps for name, host in case.site.hosts.items() if name != "bad")
+
+
+async def test_as_many_hosts_may_be_missing_as_is_allowed(autojump_clock: MockClock) -> None:
+    scripts = {**hosts(3), "bad1": Script(refuses="no"), "bad2": Script(fails="it crashes")}
+    case = Case(scripts, allow_missing=2)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(case.run)
+        await case.ready.wait()
+        case.launcher.stop("enough")
+    with pytest.raises(HostError):
+        await Case(scripts, allow_missing=1).run()
+
+
+async def test_a_host_that_is_lost_is_called_again(autojump_clock: MockClock) -> None:
+    case = Case(hosts(2))
+    host = case.site.hosts["host1"]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(case.run)
+        await case.ready.wait()
+        for number in range(5):
+            host.cut()
+            await trio.sleep(0.01)
+            assert phase_of(case, 1) == Phase.AGAIN
+            await trio.sleep(60)
+            assert host.logins == number + 2
+            assert phase_of(case, 1) == Phase.READY
+        case.launcher.stop("enough")
+    assert case.is_empty
+
+
+async def test_a_lost_scheduler_ends_everything(autojump_clock: MockClock) -> None:
+    case = Case(hosts(3))
+    with pytest.RaisesGroup(NoScheduler):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(case.run)
+            await case.ready.wait()
+            case.site.hosts["host0"].cut()
+    assert case.is_empty
+
+
+async def test_workers_that_ignore_a_signal_are_ended_in_time(autojump_clock: MockClock) -> None:
+    case = Case({**hosts(2), "deaf": Script(ignores=True)})
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(case.run)
+        await case.ready.wait()
+        began = trio.current_time()
+        case.launcher.stop("Ctrl-C")
+    assert DRAIN_S <= trio.current_time() - began < 5
+    assert all(host.signals == [signal.SIGINT] for host in case.site.hosts.values())
+    assert case.is_empty
+
+
+async def test_a_second_stop_does_not_wait(autojump_clock: MockClock) -> None:
+    case = Case({**hosts(2), "deaf": Script(ignores=True)})
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(case.run)
+        await case.ready.wait()
+        began = trio.current_time()
+        case.launcher.stop("Ctrl-C")
+        case.launcher.stop("Ctrl-C")
+    assert trio.current_time() - began < 1
+    assert case.is_empty
+
+
+async def test_it_ends_when_all_workers_have_ended(autojump_clock: MockClock) -> None:
+    case = Case(hosts(3))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(case.run)
+        await case.ready.wait()
+        for host in case.site.hosts.values():
+            next(process for process in host.running if process.role == "workers").end(0)
+    assert case.is_empty
+
+
+async def test_no_more_logins_than_allowed_are_under_way(autojump_clock: MockClock) -> None:
+    case = Case(hosts(30, login_s=1), max_connecting=7)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(case.run)
+        await case.ready.wait()
+        case.launcher.stop("enough")
+    assert case.site.most == 7
+
+
+async def test_another_version_is_refused_before_anything_is_ordered(autojump_clock: MockClock) -> None:
+    case = Case({**hosts(2), "old": Script(package="0.0.1")})
+    with pytest.raises(HostError, match=r"old: version: trio_dask 0\.0\.1 there"):
+        await case.run()
+    assert case.site.hosts["old"].orders == []
+
+
+def test_a_lost_connection_is_told_first() -> None:
+    with pytest.raises(HostLost), one_host_error():
+        raise ExceptionGroup("", [HostError("a", "b", "c"), ExceptionGroup("", [HostLost("a", "b", "c")])])
+
+
+async def test_a_thousand_hosts_are_within_bounds(autojump_clock: MockClock) -> None:
+    scripts = {f"host{n}": Script(refuses="Permission denied (publickey)" if n % 10 == 9 else "") for n in range(1000)}
+    case = Case(scripts, allow_missing=100)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    began = time.process_time()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(case.run)
+        await case.ready.wait()
+        case.launcher.stop("enough")
+    assert time.process_time() - began < 20
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000
+    assert sum(step == "failed" for _, step, _ in case.events) == 100
+    assert sum(step == "joined" for _, step, _ in case.events) == 900
+    assert case.is_empty
