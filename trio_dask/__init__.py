@@ -50,6 +50,10 @@ if TYPE_CHECKING:
     from trio_dask.client.client import Client
     from trio_dask.client.coordination.events import AsyncEvent, Event
     from trio_dask.client.coordination.locks import AsyncLock, Lock
+    from trio_dask.client.coordination.multi_locks import AsyncMultiLock, MultiLock
+    from trio_dask.client.coordination.queues import AsyncQueue, Queue
+    from trio_dask.client.coordination.semaphores import AsyncSemaphore, Semaphore
+    from trio_dask.client.coordination.variables import AsyncVariable, Variable
     from trio_dask.client.current_client import fire_and_forget, futures_of, get_client, worker_client
     from trio_dask.client.default_clients import default_client
     from trio_dask.client.futures import AsyncFuture, Future
@@ -70,6 +74,10 @@ __all__ = [
     "AsyncEvent",
     "AsyncFuture",
     "AsyncLock",
+    "AsyncMultiLock",
+    "AsyncQueue",
+    "AsyncSemaphore",
+    "AsyncVariable",
     "CancelledError",
     "Client",
     "ClusterError",
@@ -85,14 +93,17 @@ __all__ = [
     "KilledWorker",
     "LocalCluster",
     "Lock",
+    "MultiLock",
     "NoScheduler",
     "ProtocolError",
+    "Queue",
     "RefusedError",
     "RemoteError",
     "SSHCluster",
     "SchedulerLost",
     "SchedulerPlugin",
     "Security",
+    "Semaphore",
     "SerializationError",
     "SpillError",
     "TaskCancelled",
@@ -101,6 +112,7 @@ __all__ = [
     "TrioDaskError",
     "UnavailableError",
     "UsageError",
+    "Variable",
     "__version__",
     "as_completed",
     "check_cancelled",
@@ -127,6 +139,10 @@ _HOMES = {
         "client.client": "Client",
         "client.coordination.events": "AsyncEvent Event",
         "client.coordination.locks": "AsyncLock Lock",
+        "client.coordination.multi_locks": "AsyncMultiLock MultiLock",
+        "client.coordination.queues": "AsyncQueue Queue",
+        "client.coordination.semaphores": "AsyncSemaphore Semaphore",
+        "client.coordination.variables": "AsyncVariable Variable",
         "client.current_client": "fire_and_forget futures_of get_client worker_client",
         "client.default_clients": "default_client",
         "client.futures": "AsyncFuture Future",

@@ -33,7 +33,6 @@ MODULE: Final = _reasons(
         "there is no executor of concurrent.futures yet; use Client.submit and Client.map": "CompatibleExecutor",
         NO_PLUGINS: "CondaInstall InstallPlugin NannyPlugin PipInstall WorkerPlugin",
         "use dask-worker --env NAME=VALUE": "Environ",
-        "the coordination primitives are not there yet": "MultiLock Queue Semaphore Variable",
         "there is no class for a nanny; start one with dask-worker or LocalCluster": "Nanny",
         "a task cannot ask for another worker; use submit(retries=)": "Reschedule",
         "there is no class for a scheduler; start one with dask-scheduler or LocalCluster": "Scheduler",

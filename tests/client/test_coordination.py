@@ -13,11 +13,22 @@ from trio_dask import (
     AsyncClient,
     AsyncEvent,
     AsyncLock,
+    AsyncMultiLock,
+    AsyncQueue,
+    AsyncSemaphore,
+    AsyncVariable,
     Client,
     Event,
+    Future,
     Lock,
+    MultiLock,
+    Queue,
+    Semaphore,
+    Variable,
+    get_client,
     open_local_cluster,
 )
+from trio_dask.client.engine import Engine
 
 PATIENCE_S = 20
 
@@ -90,7 +101,7 @@ async def test_a_blocking_form_is_refused_under_trio_and_names_are_texts() -> No
         Lock(3)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("kind", [Event, AsyncEvent, Lock, AsyncLock])
+@pytest.mark.parametrize("kind", [Event, AsyncEvent, Lock, AsyncLock, Queue, AsyncQueue, Variable, AsyncVariable])
 def test_a_pickled_primitive_is_one_of_the_same_name(kind: Any) -> None:
     named, unnamed = kind("x"), kind()
     assert repr(named) == f"<{kind.__name__} 'x'>"
@@ -172,7 +183,7 @@ def test_acquire_without_waiting_and_with_a_timeout() -> None:
 
 @pytest.mark.usefixtures("client")
 def test_a_second_acquire_of_the_same_object_is_refused_and_does_not_hang() -> None:
-    with Lock("mine") as lock, pytest.raises(RuntimeError, match="holds the lock 'mine' already"):
+    with Lock("mine") as lock, pytest.raises(RuntimeError, match="<Lock 'mine'> is held here already"):
         lock.acquire()
     assert not lock.locked()
 
@@ -222,3 +233,263 @@ def test_a_lock_belongs_to_the_session_of_the_workers_client(client: Client) -> 
     client.restart_workers(list(client.nthreads()), timeout=PATIENCE_S)
     assert lock.acquire(timeout=PATIENCE_S)
     lock.release()
+
+
+# ------------------------------------------------------------------------------------------ queues
+
+
+def produce(queue: Queue, count: int) -> None:
+    for number in range(count):
+        queue.put(get_client().submit(operator.neg, number))
+
+
+async def produce_under_trio(queue: AsyncQueue, count: int) -> None:
+    for number in range(count):
+        await queue.put({"number": number})
+
+
+def consume(queue: Queue, count: int) -> Any:
+    return [queue.get(PATIENCE_S) for _ in range(count)]
+
+
+@pytest.mark.usefixtures("client")
+def test_values_come_out_in_the_order_in_which_they_went_in() -> None:
+    queue = Queue()
+    for value in (1, "two", {"three": [3]}, b"x" * 5_000_000):
+        queue.put(value)
+    assert queue.qsize() == 4
+    assert [queue.get(), Queue(queue.name).get()] == [1, "two"]
+    assert queue.get(batch=1) == [{"three": [3]}]
+    assert queue.get(batch=True) == [b"x" * 5_000_000]
+    assert queue.get(batch=True) == queue.get(batch=0) == []
+    with pytest.raises(TimeoutError, match="gave nothing within"):
+        queue.get(timeout=0)
+    with pytest.raises(TimeoutError, match=r"gave nothing within 0\.01 s"):
+        queue.get(timeout="10 ms")
+    with pytest.raises(TimeoutError):
+        queue.get(timeout=0.01, batch=2)
+
+
+@pytest.mark.parametrize("kind", [Queue, Variable])
+def test_a_future_of_which_only_the_queue_remains_is_not_lost(
+    client: Client, kind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    post = Engine.post
+
+    def post_late(engine: Engine, *args: Any) -> int:
+        client.nthreads()  # whatever was dropped before is released now
+        return post(engine, *args)
+
+    future = client.submit(operator.neg, 51)
+    future.result(PATIENCE_S)
+    monkeypatch.setattr(Engine, "post", post_late)
+    primitive = kind()
+    put = primitive.put if kind is Queue else primitive.set
+    futures = [future]
+    del future
+    put(futures.pop())
+    assert primitive.get(PATIENCE_S).result(PATIENCE_S) == -51
+    if kind is Variable:
+        primitive.delete()
+
+
+def test_a_full_queue_makes_producers_wait(client: Client) -> None:
+    queue = Queue(maxsize=2)
+    producing = client.submit(produce, queue, 5)
+    while queue.qsize() < 2:
+        pass
+    with pytest.raises(TimeoutError, match="had no room within"):
+        queue.put(1, timeout=0.01)
+    with pytest.raises(TimeoutError, match="had no room"):
+        queue.put(1, timeout=0)
+    assert [queue.get(timeout=PATIENCE_S).result() for _ in range(5)] == [0, -1, -2, -3, -4]
+    producing.result(PATIENCE_S)
+    queue.close()
+
+
+def test_a_future_in_a_queue_is_kept_and_resolved_at_the_other_end(client: Client) -> None:
+    queue = Queue()
+    queue.put({"nested": [client.submit(operator.neg, 41)]})
+    client.submit(operator.neg, 1).result(PATIENCE_S)
+    assert client.nbytes(summary=False)  # nobody but the queue needs it
+    (future,) = queue.get()["nested"]
+    assert isinstance(future, Future)
+    assert future.result(PATIENCE_S) == -41
+    del future
+    assert client.submit(consume, queue, 0).result(PATIENCE_S) == []
+    wait_until_nothing_is_kept(client)
+
+
+def wait_until_nothing_is_kept(client: Client) -> None:
+    for _ in range(1000):
+        if not client.scheduler_info()["tasks"]:
+            return
+        threading.Event().wait(0.01)
+    raise AssertionError(client.who_has())
+
+
+def test_tasks_pass_values_to_tasks(client: Client) -> None:
+    queue = Queue()
+    numbers = client.submit(consume, queue, 3)
+    client.submit(produce_under_trio, AsyncQueue(queue.name), 3).result(PATIENCE_S)
+    assert numbers.result(PATIENCE_S) == [{"number": 0}, {"number": 1}, {"number": 2}]
+
+
+@pytest.mark.usefixtures("client")
+def test_a_closed_queue_ends_those_that_wait_and_is_as_good_as_new() -> None:
+    queue = Queue()
+    errors: list[str] = []
+
+    def get() -> None:
+        try:
+            queue.get()
+        except RuntimeError as error:
+            errors.append(str(error))
+
+    thread = threading.Thread(target=get)
+    thread.start()
+    while not errors:
+        queue.close()
+    thread.join(PATIENCE_S)
+    assert errors == ["this queue was closed"]
+    queue.put(1)
+    assert queue.get() == 1
+
+
+@pytest.mark.usefixtures("client")
+def test_a_value_that_is_too_large_is_refused_with_what_to_do() -> None:
+    with pytest.raises(ValueError, match="scatter it, and pass on the future"):
+        Queue().put(bytes(17 * 2**20))
+
+
+async def test_a_queue_under_trio(async_client: AsyncClient) -> None:
+    queue = AsyncQueue(client=async_client)
+    with trio.move_on_after(0.01):
+        await queue.get()
+    await queue.put(async_client.submit(operator.neg, 3))
+    assert await queue.qsize() == 1
+    assert await (await queue.get()) == -3
+
+
+async def test_a_value_that_comes_as_its_getter_is_cancelled_is_not_lost(async_client: AsyncClient) -> None:
+    queue = AsyncQueue(client=async_client)
+    for is_future in (False, True):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(queue.get)
+            await async_client.nthreads()  # the scheduler has heard of it
+            value = async_client.submit(operator.neg, 3) if is_future else -3
+            nursery.cancel_scope.cancel()
+            with trio.CancelScope(shield=True):
+                await AsyncQueue(queue.name, async_client).put(value)
+        del value
+        back = await queue.get(timeout=PATIENCE_S)
+        assert (await back if is_future else back) == -3
+
+
+# ------------------------------------------------------------------------------------------ variables
+
+
+@pytest.mark.usefixtures("client")
+def test_a_variable_has_the_value_that_was_set_last() -> None:
+    variable = Variable()
+    with pytest.raises(TimeoutError, match="had no value within"):
+        variable.get(timeout=0.01)
+    with pytest.raises(TimeoutError):
+        variable.get(timeout=0)
+    variable.set([1])
+    variable.set([2])
+    assert variable.get() == Variable(variable.name).get() == [2]
+    variable.delete()
+    with pytest.raises(TimeoutError):
+        variable.get(timeout=0)
+
+
+def read(variable: Variable) -> Any:
+    return variable.get(PATIENCE_S)
+
+
+def test_a_future_in_a_variable_is_kept_until_it_is_deleted(client: Client) -> None:
+    variable = Variable()
+    waiting = client.submit(read, variable)
+    variable.set(client.submit(operator.neg, 43))
+    assert waiting.result(PATIENCE_S).result(PATIENCE_S) == -43
+    assert variable.get().result(PATIENCE_S) == variable.get().result(PATIENCE_S) == -43
+    variable.delete()
+    del waiting
+    wait_until_nothing_is_kept(client)
+
+
+async def test_a_variable_under_trio(async_client: AsyncClient) -> None:
+    variable = AsyncVariable(client=async_client)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(variable.get)
+        await variable.set(3)
+    assert await variable.get() == 3
+    await variable.delete()
+
+
+# ------------------------------------------------------------------------------------------ semaphores
+
+
+@pytest.mark.usefixtures("client")
+def test_a_semaphore_has_so_many_leases() -> None:
+    semaphore = Semaphore(2, "s")
+    assert semaphore.acquire()
+    assert semaphore.acquire()
+    assert semaphore.get_value() == 2
+    assert semaphore.acquire(timeout=0.01) is False
+    with pytest.raises(ValueError, match="this semaphore has 2 leases, not 3"):
+        Semaphore(3, "s").acquire()
+    other: Semaphore = pickle.loads(pickle.dumps(semaphore))
+    assert other.acquire(timeout=0) is False
+    with pytest.raises(RuntimeError, match="not held by this object"):
+        other.release()
+    semaphore.release()
+    with other:
+        assert semaphore.get_value() == 2
+    semaphore.close()
+    with pytest.raises(RuntimeError, match="was closed"):
+        semaphore.acquire()
+    with Semaphore(3, "s") as again:
+        assert again.get_value() == 1
+    again.close()
+
+
+async def test_a_semaphore_under_trio(async_client: AsyncClient) -> None:
+    async with AsyncSemaphore(1, client=async_client) as semaphore:
+        assert await semaphore.acquire(timeout=0) is False
+    assert await semaphore.get_value() == 0
+    await semaphore.close()
+
+
+# ------------------------------------------------------------------------------------------ locks of several names
+
+
+@pytest.mark.usefixtures("client")
+def test_several_locks_are_acquired_at_once_or_not_at_all() -> None:
+    left, both = MultiLock(["left", "other"]), MultiLock(["left", "right"])
+    with left:
+        assert not both.acquire(blocking=False)
+        assert not both.acquire(timeout=0.01)
+        assert not both.locked()
+        with MultiLock(["right"]):
+            pass
+        assert both.acquire(num_locks=1)
+        both.release()
+    assert both.acquire()
+    assert both.acquire(timeout=0) is False
+    both.release()
+    assert repr(both) == "<MultiLock ['left', 'right']>"
+    again: MultiLock = pickle.loads(pickle.dumps(both))
+    with again:
+        assert again.locked()
+        with pytest.raises(RuntimeError, match="is held here already"):
+            again.acquire()
+    with pytest.raises(ValueError, match="list of names"):
+        MultiLock([])
+
+
+async def test_several_locks_under_trio(async_client: AsyncClient) -> None:
+    async with AsyncMultiLock(["a", "b"], async_client) as lock:
+        assert await lock.locked()
+        assert not await AsyncMultiLock(["b"], async_client).acquire(timeout=0)

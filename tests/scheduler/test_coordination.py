@@ -1,5 +1,6 @@
 """Primitives against models that are too simple to be wrong, and planted bugs that the models find."""
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, ClassVar, TypeAlias
 
@@ -14,9 +15,12 @@ from trio_dask.protocol import messages as m
 from trio_dask.protocol.hello import Hello
 from trio_dask.scheduler.core.coordination import table
 from trio_dask.scheduler.core.coordination.event import Event
-from trio_dask.scheduler.core.coordination.requests import Answer, Effects, Request
-from trio_dask.scheduler.core.coordination.semaphore import Lock
+from trio_dask.scheduler.core.coordination.multi_lock import MultiLocks
+from trio_dask.scheduler.core.coordination.queue import Queue
+from trio_dask.scheduler.core.coordination.requests import Answer, Drop, Effects, Keep, Request
+from trio_dask.scheduler.core.coordination.semaphore import Lock, Semaphore
 from trio_dask.scheduler.core.coordination.table import Coordination
+from trio_dask.scheduler.core.coordination.variable import Variable
 
 PEERS = (1, 2, 3)
 Step: TypeAlias = tuple[Any, ...]
@@ -74,7 +78,12 @@ class EventModel(Model):
 
 
 class LockModel(Model):
-    OPERATIONS = (("acquire", (True,)), ("acquire", (True,)), ("acquire", (False,)), ("count", ()))
+    OPERATIONS: ClassVar[tuple[tuple[str, tuple[Any, ...]], ...]] = (
+        ("acquire", (True,)),
+        ("acquire", (True,)),
+        ("acquire", (False,)),
+        ("count", ()),
+    )
     leases = 1
 
     def __init__(self) -> None:
@@ -100,16 +109,195 @@ class LockModel(Model):
             self.answer(request, True)
 
 
+class SemaphoreModel(LockModel):
+    OPERATIONS = (
+        ("acquire", (True, 2)),
+        ("acquire", (True, 2)),
+        ("acquire", (False, 2)),
+        ("acquire", (True, 3)),
+        ("count", ()),
+        ("close", ()),
+    )
+    leases = 0
+
+    def begin(self, request: Request, operation: str, arguments: tuple[Any, ...]) -> None:
+        if operation == "close":
+            for waiter, _ in self.waiting:
+                self.answer(waiter, "this semaphore was closed", "closed")
+            self.waiting, self.holders, self.leases = [], [], 0
+            self.answer(request)
+        elif operation == "acquire" and self.leases not in (0, arguments[1]):
+            self.answer(request, f"this semaphore has {self.leases} leases, not {arguments[1]}", "refused")
+        else:
+            self.leases = arguments[1] if operation == "acquire" else self.leases
+            super().begin(request, operation, arguments)
+
+
+class MultiLockModel(Model):
+    OPERATIONS = tuple(
+        ("acquire", (names, number, waits))
+        for names, number, waits in (
+            (("a", "b"), 2, True),
+            (("b", "c"), 2, True),
+            (("c", "a"), 2, True),
+            (("a", "b", "c"), 2, True),
+            (("a",), 1, True),
+            (("a", "b"), 1, False),
+        )
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.holders: list[tuple[Request, tuple[str, ...]]] = []
+
+    def begin(self, request: Request, operation: str, arguments: tuple[Any, ...]) -> None:
+        self.waiting.append((request, arguments))
+        self.serve()
+        if not arguments[2] and request in [waiting for waiting, _ in self.waiting]:
+            self.forget(lambda other: other == request)
+            self.answer(request, ())
+
+    def serve(self) -> None:
+        for position, (request, (names, number, _)) in enumerate(self.waiting):
+            taken = {name for _, held in self.holders for name in held}
+            wanted_before = {name for _, (others, *_) in self.waiting[:position] for name in others}
+            free = tuple(name for name in names if name not in taken | wanted_before)[:number]
+            if len(free) == number:
+                del self.waiting[position]
+                self.holders.append((request, free))
+                self.answer(request, free)
+                self.serve()
+                return
+
+    def release(self, is_meant: Callable[[Request], bool]) -> None:
+        self.holders = [(holder, names) for holder, names in self.holders if not is_meant(holder)]
+        self.serve()
+
+
+def item(name: str, *keys: str) -> tuple[tuple[bytes, ...], tuple[str, ...]]:
+    return (name.encode(),), keys
+
+
+class QueueModel(Model):
+    """Puts and gets wait in one list; whatever of them can be done is done, the oldest first."""
+
+    OPERATIONS = (
+        ("put", (item("a", "k"), 2, True)),
+        ("put", (item("b"), 2, True)),
+        ("put", (item("c", "k", "l"), 0, False)),
+        ("get", (1, True)),
+        ("get", (3, True)),
+        ("get", (1, False)),
+        ("get_all", ()),
+        ("unget", ((item("d", "m"), item("e")),)),
+        ("qsize", ()),
+        ("close", ()),
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.max_size = 0
+        self.items: list[Any] = []
+        self.putting: list[tuple[Request, Any]] = []
+        self.getting: list[tuple[Request, int, list[Any]]] = []
+
+    def begin(self, request: Request, operation: str, arguments: tuple[Any, ...]) -> None:
+        match operation, arguments:
+            case "put", (given, max_size, waits):
+                self.max_size = self.max_size or max_size
+                if not waits and not self.getting and self.max_size and len(self.items) >= self.max_size:
+                    self.answer(request, False)
+                else:
+                    self.putting.append((request, given))
+            case "get", (count, waits):
+                if waits or (not self.getting and len(self.items) + len(self.putting) >= count):
+                    self.getting.append((request, count, []))
+                else:
+                    self.answer(request, ())
+            case "get_all", ():
+                count = 0 if self.getting else len(self.items) + len(self.putting)
+                if self.getting:
+                    self.answer(request, ())
+                else:
+                    self.getting.append((request, count, []))
+            case "unget", (items,):
+                self.items = [*items, *self.items]
+                self.answer(request)
+            case "qsize", ():
+                self.answer(request, len(self.items))
+            case _:
+                waiting = [waiter for waiter, _, _ in self.getting] + [waiter for waiter, _ in self.putting]
+                for waiter in waiting:
+                    self.answer(waiter, "this queue was closed", "closed")
+                self.items, self.putting, self.getting, self.max_size = [], [], [], 0
+                self.answer(request)
+        self.serve()
+
+    def serve(self) -> None:
+        while self.getting and len(self.getting[0][2]) == self.getting[0][1]:
+            waiter, _, got = self.getting.pop(0)
+            self.answer(waiter, tuple(got))
+        if self.getting and self.items:
+            self.getting[0][2].append(self.items.pop(0))
+            self.serve()
+        elif self.putting and (self.getting or not self.max_size or len(self.items) < self.max_size):
+            putter, given = self.putting.pop(0)
+            self.items.append(given)
+            self.answer(putter, True)
+            self.serve()
+
+    def end(self, request: Request) -> None:
+        if request in [waiter for waiter, *_ in (*self.getting, *self.putting)]:
+            self.answer(request, outcome="ended")
+        self.release(lambda other: other == request)
+
+    def release(self, is_meant: Callable[[Request], bool]) -> None:
+        given_back = [value for waiter, _, got in self.getting if is_meant(waiter) for value in got]
+        self.items = [*given_back, *self.items]
+        self.getting = [entry for entry in self.getting if not is_meant(entry[0])]
+        self.putting = [entry for entry in self.putting if not is_meant(entry[0])]
+        self.serve()
+
+
+class VariableModel(Model):
+    OPERATIONS = (
+        ("set", (item("a", "k"),)),
+        ("set", (item("b"),)),
+        ("get", (True,)),
+        ("get", (False,)),
+        ("delete", ()),
+    )
+    items: tuple[Any, ...] = ()
+
+    def begin(self, request: Request, operation: str, arguments: tuple[Any, ...]) -> None:
+        if operation == "get":
+            self.waiting.append((request, arguments))
+        else:
+            self.items = arguments
+            self.answer(request)
+        if self.items or arguments == (False,):
+            for waiter, _ in self.waiting if self.items else self.waiting[-1:]:
+                self.answer(waiter, self.items)
+            self.waiting = [] if self.items else self.waiting[:-1]
+
+
 MODELS: dict[str, type[Model]] = {
     "event": EventModel,
     "lock": LockModel,
+    "multilock": MultiLockModel,
+    "queue": QueueModel,
+    "semaphore": SemaphoreModel,
+    "variable": VariableModel,
 }
+LAST_WORDS = {"event": "clear", "queue": "close", "variable": "delete", "semaphore": "close"}
+"""After these nothing is left of a primitive that no client uses."""
 
 
 def steps_of(model: type[Model]) -> st.SearchStrategy[list[Step]]:
     step = st.one_of(
         st.tuples(st.just("begin"), st.sampled_from(PEERS), st.sampled_from(model.OPERATIONS)),
         st.tuples(st.just("end"), st.integers(0, 30)),
+        st.tuples(st.just("taken"), st.integers(0, 30)),
         st.tuples(st.just("leave"), st.sampled_from(PEERS)),
     )
     return st.lists(step, max_size=30)
@@ -119,6 +307,19 @@ def compare(kind: str, steps: list[Step]) -> None:
     """Take these steps, and compare each answer with the model's."""
     coordination, model = Coordination(), MODELS[kind]()
     requests: list[Request] = []
+    kept: Counter[str] = Counter()
+
+    def take_answers() -> list[Answer]:
+        """The answers since the last time; the results that are kept are counted on the way."""
+        effects = coordination.take_effects()
+        for effect in effects:
+            if isinstance(effect, Keep):
+                kept.update(effect.keys)
+            elif isinstance(effect, Drop):
+                kept.subtract(effect.keys)
+            assert min(kept.values(), default=0) >= 0
+        return [effect for effect in effects if isinstance(effect, Answer)]
+
     for step in steps:
         match step:
             case "begin", int(peer), (operation, arguments):
@@ -129,21 +330,27 @@ def compare(kind: str, steps: list[Step]) -> None:
             case "end", int(index):
                 if requests:
                     ended = requests[index % len(requests)]
-                    coordination.end(ended, kind, "x")
+                    coordination.end(ended, kind, "x", is_taken=False)
                     model.end(ended)
+            case "taken", int(index):
+                if requests:
+                    coordination.end(requests[index % len(requests)], kind, "x", is_taken=True)
             case "leave", int(peer):
                 coordination.session_ended(PeerId(peer))
                 model.leave(peer)
             case _:
                 raise AssertionError(step)
-        answers = [effect for effect in coordination.take_effects() if isinstance(effect, Answer)]
-        assert sorted(answers) == sorted(model.answers)
+        assert sorted(take_answers(), key=repr) == sorted(model.answers, key=repr)
         model.answers.clear()
         coordination.check([PeerId(peer) for peer in PEERS])
     for peer in PEERS:
         coordination.session_ended(PeerId(peer))
         model.leave(peer)
-    coordination.take_effects()
+    if kind in LAST_WORDS:
+        coordination.begin(Request(PeerId(9), 0), kind, "x", LAST_WORDS[kind], ())
+    take_answers()
+    assert not +kept, "results are kept for nobody"
+    assert len(coordination) == 0
     coordination.check([])
 
 
@@ -212,6 +419,58 @@ class UnfairLock(Lock):
         super()._give_free_leases()
 
 
+class MultiLocksThatOvertake(MultiLocks):
+    """Of two that wait the later one may be first."""
+
+    def _give_free_names(self) -> None:
+        self._waiting = dict(sorted(self._waiting.items(), key=lambda entry: len(entry[1].names)))
+        super()._give_free_names()
+
+
+class MultiLocksNotFreed(MultiLocks):
+    """One of the names stays locked."""
+
+    def _forget(self, request: Request) -> None:
+        if request in self._held:
+            self._held[request] = self._held[request][:1]
+        super()._forget(request)
+
+
+class QueueThatLosesValues(Queue):
+    """What a request had got when it ended is lost."""
+
+    def _forget(self, requests: list[Request]) -> None:
+        for request in requests:
+            if request in self._getting:
+                self._getting[request].items.clear()
+        super()._forget(requests)
+
+
+class QueueThatForgetsResults(Queue):
+    """The results of a value that never went in are kept for ever."""
+
+    def _forget(self, requests: list[Request]) -> None:
+        for request in requests:
+            self._putting.pop(request, None)
+        super()._forget(requests)
+
+
+class SemaphoreHeldTooOften(Semaphore):
+    """A waiter gets the lease of a holder that still has it."""
+
+    def _give_free_leases(self) -> None:
+        if self._waiting:
+            self._holders[next(iter(self._waiting))] = None
+        super()._give_free_leases()
+
+
+class VariableThatForgetsResults(Variable):
+    """The results of a value that was replaced are kept for ever."""
+
+    def _delete(self) -> None:
+        self._item = None
+
+
 PLANTED: list[tuple[str, Callable[[Effects], Any]]] = [
     ("event", EventWithForgottenWaiter),
     ("event", EventWithDeadWaiter),
@@ -220,6 +479,12 @@ PLANTED: list[tuple[str, Callable[[Effects], Any]]] = [
     ("lock", LockLost),
     ("lock", LockWithForgottenWaiter),
     ("lock", UnfairLock),
+    ("multilock", MultiLocksThatOvertake),
+    ("multilock", MultiLocksNotFreed),
+    ("queue", QueueThatLosesValues),
+    ("queue", QueueThatForgetsResults),
+    ("semaphore", SemaphoreHeldTooOften),
+    ("variable", VariableThatForgetsResults),
 ]
 
 
@@ -260,7 +525,7 @@ def test_a_waiter_hears_of_what_another_client_does() -> None:
     assert one.take(m.Reply) == [m.Reply(1, ("done", True))]
     two.send(m.Coordinate(2, "event", "x", "clear", ()))
     assert two.take(m.Reply) == [m.Reply(1, ("done", None)), m.Reply(2, ("done", None))]
-    one.send(m.Coordinate(2, "event", "x", "wait", ()), m.EndRequest(2, "event", "x"))
+    one.send(m.Coordinate(2, "event", "x", "wait", ()), m.EndRequest(2, "event", "x", False))
     assert one.take(m.Reply) == [m.Reply(2, ("ended", None))]
     kit.assert_empty()
 

@@ -280,14 +280,16 @@ class Coordinate(NamedTuple):
 
 @tagged(28)
 class EndRequest(NamedTuple):
-    """The client is done with a `Coordinate` request: it waits no longer, or releases what the answer gave it.
+    """The client waits no longer for a `Coordinate` request, or releases the lock or lease that the answer gave it.
 
-    That is a lock, a lease, or futures in a value, which the scheduler keeps until then. The request may be unknown.
+    If `is_taken`, it has taken over the futures in the values of the answer instead; the scheduler has kept their
+    results until then. The request may be unknown.
     """
 
     request: int
     kind: str
     name: str
+    is_taken: bool
 
 
 @tagged(19)

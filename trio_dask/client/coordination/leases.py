@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from types import TracebackType
 from typing import Any, Self
+
+import trio
 
 from trio_dask.client.call_forms import Done, Waiting
 from trio_dask.client.coordination.requests import Primitive, RequestId
@@ -21,9 +24,20 @@ class Leased(Primitive):
         super().__init__(name, client)
         self.leases: deque[RequestId] = deque()
         """What this object holds, the oldest first."""
+        self._owner: object = None
 
     def _acquire(self) -> Waiting[bool]:
         raise NotImplementedError
+
+    def refuse_reentrance(self) -> None:
+        """Raise `RuntimeError` if this object holds a lock for this thread or Trio task: it would wait for itself."""
+        if self.leases and self._owner == _caller():
+            raise RuntimeError(f"{self!r} is held here already, by this object, which would wait for itself")
+
+    def add(self, lease: RequestId) -> None:
+        """Hold this for this thread or Trio task."""
+        self.leases.append(lease)
+        self._owner = _caller()
 
     async def __aenter__(self) -> Self:
         await self._acquire().wait()
@@ -47,12 +61,16 @@ class BlockingBlock(Leased):
         release(self)
 
 
+def _caller() -> object:
+    return trio.lowlevel.current_task() if trio.lowlevel.in_trio_run() else threading.get_ident()
+
+
 def release(leased: Leased) -> Waiting[None]:
     """Let the next one have what this object acquired first, and still holds.
 
     Raises `RuntimeError` if it holds nothing.
     """
     if not leased.leases:
-        raise RuntimeError(f"the {leased.KIND} {leased.name!r} is not held by this object")
+        raise RuntimeError(f"{leased!r} is not held by this object")
     leased.leases.popleft().end()
     return Done(None)

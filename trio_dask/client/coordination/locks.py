@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from typing import Any
-
-import trio
-
 from trio_dask.client.call_forms import Timeout, Waiting, awaitable, blocking
 from trio_dask.client.coordination.leases import BlockingBlock, Leased, release
 from trio_dask.client.coordination.requests import ForAnswer, RequestId, returning, wants_at_once
@@ -16,11 +11,6 @@ class BaseLock(Leased):
     """What both forms of a lock have in common."""
 
     KIND = "lock"
-
-    def __init__(self, name: str | None = None, client: Any = None) -> None:
-        super().__init__(name, client)
-        self.owner: object = None
-        """The thread or Trio task that was the last one to acquire it by this object."""
 
     def _acquire(self) -> Waiting[bool]:
         return _acquire(self)
@@ -35,14 +25,12 @@ def _acquire(lock: BaseLock, blocking: bool = True, timeout: Timeout = None) -> 
     Raises `RuntimeError` if this object holds it for the same thread or Trio task, which would wait for itself.
     """
     at_once = wants_at_once(blocking, timeout)
-    caller = trio.lowlevel.current_task() if trio.lowlevel.in_trio_run() else threading.get_ident()
-    if lock.leases and lock.owner == caller and not at_once and timeout is None:
-        raise RuntimeError(f"this object holds the lock {lock.name!r} already, and would wait for itself")
+    if not at_once and timeout is None:
+        lock.refuse_reentrance()
 
     def finish(request: RequestId, acquired: bool) -> bool:
         if acquired:
-            lock.leases.append(request)
-            lock.owner = caller
+            lock.add(request)
         return acquired
 
     return ForAnswer(lock, "acquire", (not at_once,), finish, None if at_once else timeout, returning(False))

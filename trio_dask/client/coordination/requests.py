@@ -67,17 +67,18 @@ class RequestId(NamedTuple):
     kind: str
     name: str
 
-    def end(self) -> None:
-        """Release what it got, or wait no longer."""
-        self.engine.tell(EndRequest(self.number, self.kind, self.name))
+    def end(self, *, is_taken: bool = False) -> None:
+        """Release what it got, or wait no longer; or say that the futures in what it got are taken over."""
+        self.engine.tell(EndRequest(self.number, self.kind, self.name, is_taken))
 
 
 class _Reply:
     """What becomes of one request; every method is called under the lock of the engine."""
 
-    __slots__ = ("ended", "is_abandoned", "payload", "signal", "undo")
+    __slots__ = ("ended", "is_abandoned", "payload", "request", "signal", "undo")
 
-    def __init__(self, signal: Signal, undo: Callable[[Any], None] | None) -> None:
+    def __init__(self, signal: Signal, undo: Callable[[RequestId, Any], None] | None) -> None:
+        self.request: RequestId
         self.signal = signal
         self.undo = undo
         self.payload: tuple[str, Any] | None = None
@@ -94,7 +95,7 @@ class _Reply:
     def take_back(self) -> None:
         """Nobody takes what the answer brings."""
         if self.undo is not None and self.payload is not None and self.payload[0] == "done":
-            self.undo(self.payload[1])
+            self.undo(self.request, self.payload[1])
 
 
 @dataclass(slots=True, eq=False)
@@ -102,8 +103,8 @@ class ForAnswer(Generic[R]):
     """Waits for the answer to one request: a definition returns this (see `call_forms`).
 
     `finish` makes the value of the call from the request and its answer; `too_late` makes it, or raises, when the time
-    was up. `undo` is called, under the lock, with an answer that nobody takes. If `frees_slot`, a task gives its slot
-    to others while it waits. With `must_know` the call waits, after its timeout, to hear what became of the request.
+    was up. `undo` is called, under the lock, with an answer that nobody takes. If `frees_slot`, a task has no slot
+    while it waits. With `must_know` the call waits, after its timeout, to hear what became of the request.
     """
 
     primitive: Primitive
@@ -112,9 +113,11 @@ class ForAnswer(Generic[R]):
     finish: Callable[[RequestId, Any], R]
     timeout: Timeout = None
     too_late: Callable[[], R] | None = None
-    undo: Callable[[Any], None] | None = None
+    undo: Callable[[RequestId, Any], None] | None = None
     frees_slot: bool = False
     must_know: bool = False
+    futures: object = None
+    """Kept alive until the scheduler keeps them."""
     engine: Engine = field(init=False)
 
     def __post_init__(self) -> None:
@@ -124,21 +127,21 @@ class ForAnswer(Generic[R]):
         seconds = as_seconds(self.timeout)
         signal = ThreadSignal()
         reply = _Reply(signal, self.undo)
-        request = self._send(reply)
+        self._send(reply)
         try:
             in_time = self.engine.block(signal, seconds) if self.frees_slot else signal.wait(seconds)
             if not in_time and self.must_know:
-                request.end()
+                reply.request.end()
                 signal.wait()
         except BaseException:  # Ctrl-C: what the answer brings must not be lost
-            self._abandon(request, reply, is_taken=False)
+            self._abandon(reply, is_taken=False)
             raise
-        return self._result(request, reply)
+        return self._result(reply)
 
     async def wait(self) -> R:
         signal = TrioSignal()
         reply = _Reply(signal, self.undo)
-        request = self._send(reply)
+        self._send(reply)
         try:
             with limit(self.timeout) if self.timeout is not None else nullcontext():
                 if self.frees_slot:
@@ -146,20 +149,20 @@ class ForAnswer(Generic[R]):
                 else:
                     await signal.wait()
             if not signal.is_set and self.must_know:
-                request.end()
+                reply.request.end()
                 await signal.wait()
         except BaseException:  # cancelled: what the answer brings must not be lost
-            self._abandon(request, reply, is_taken=False)
+            self._abandon(reply, is_taken=False)
             raise
-        return self._result(request, reply)
+        return self._result(reply)
 
-    def _send(self, reply: _Reply) -> RequestId:
+    def _send(self, reply: _Reply) -> None:
         primitive = self.primitive
         kind, name, operation, arguments = primitive.KIND, primitive.name, self.operation, self.arguments
         number = self.engine.post(lambda number: Coordinate(number, kind, name, operation, arguments), reply)
-        return RequestId(self.engine, number, kind, name)
+        reply.request = RequestId(self.engine, number, kind, name)
 
-    def _abandon(self, request: RequestId, reply: _Reply, *, is_taken: bool) -> None:
+    def _abandon(self, reply: _Reply, *, is_taken: bool) -> None:
         """End the request, unless it was answered and the answer is taken."""
         with self.engine.shared.lock:
             if reply.payload is None and reply.ended is None:
@@ -168,15 +171,15 @@ class ForAnswer(Generic[R]):
                 return
             else:
                 reply.take_back()
-        request.end()
+        reply.request.end()
 
-    def _result(self, request: RequestId, reply: _Reply) -> R:
-        self._abandon(request, reply, is_taken=True)
+    def _result(self, reply: _Reply) -> R:
+        self._abandon(reply, is_taken=True)
         if reply.ended is not None:
             raise (SchedulerLost if reply.ended.lost else FutureCancelledError)(reply.ended.text)
         outcome, value = ("ended", None) if reply.payload is None else reply.payload
         if outcome == "done":
-            return self.finish(request, value)
+            return self.finish(reply.request, value)
         if outcome == "ended" and self.too_late is not None:
             return self.too_late()
         raise _ERRORS.get(outcome, ProtocolError)(value)
@@ -202,6 +205,11 @@ def returning(value: R) -> Callable[[], R]:
 
 def _identity(value: R) -> R:
     return value
+
+
+def too_late(what: str, timeout: Timeout) -> TimeoutError:
+    """The error for a call whose time was up: `what` says what did not happen."""
+    return TimeoutError(f"{what} within {as_seconds(timeout):g} s")
 
 
 def wants_at_once(blocking: bool, timeout: Timeout) -> bool:

@@ -42,6 +42,8 @@ class Event:
             del self._waiting[request]
             self._effects.append(Answer(request, "ended"))
 
+    def taken(self, request: Request) -> None: ...
+
     def session_ended(self, peer: PeerId) -> None:
         for request in [request for request in self._waiting if request.peer == peer]:
             del self._waiting[request]

@@ -22,7 +22,8 @@ def coordinate(state: State, client: Client, message: Coordinate) -> None:
 
 def end_request(state: State, client: Client, message: EndRequest) -> None:
     """A client is done with a request."""
-    state.coordination.end(Request(client.peer, message.request), message.kind, message.name)
+    number, kind, name, is_taken = message
+    state.coordination.end(Request(client.peer, number), kind, name, is_taken=is_taken)
     _apply_effects(state)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias, cast
 
 from trio_dask.errors import ProtocolError
 from trio_dask.ids import Key, PeerId
@@ -54,6 +54,10 @@ class Primitive(Protocol):
         """End a request that waits here, or release what it got. It may be unknown."""
         ...
 
+    def taken(self, request: Request) -> None:
+        """The client has taken over the futures in the values that the answer brought. It may be unknown."""
+        ...
+
     def session_ended(self, peer: PeerId) -> None:
         """End all requests of a session."""
         ...
@@ -70,6 +74,11 @@ class Primitive(Protocol):
     def check(self) -> None:
         """Raise `AssertionError` if what must hold between any two events does not."""
         ...
+
+
+def is_row(value: Any, kind: type[Any]) -> bool:
+    """Whether this is a tuple of values of one type."""
+    return isinstance(value, tuple) and {kind}.issuperset(map(type, cast("tuple[object, ...]", value)))
 
 
 def unknown(operation: str, arguments: tuple[Any, ...]) -> ProtocolError:

@@ -51,6 +51,8 @@ class Lock:
             del self._holders[request]
             self._give_free_leases()
 
+    def taken(self, request: Request) -> None: ...
+
     def session_ended(self, peer: PeerId) -> None:
         for requests in (self._waiting, self._holders):
             for request in [request for request in requests if request.peer == peer]:

@@ -11,12 +11,19 @@ from typing import Any, Final
 from trio_dask.errors import ProtocolError
 from trio_dask.ids import PeerId
 from trio_dask.scheduler.core.coordination.event import Event
+from trio_dask.scheduler.core.coordination.multi_lock import MultiLocks
+from trio_dask.scheduler.core.coordination.queue import Queue
 from trio_dask.scheduler.core.coordination.requests import Effect, Effects, Primitive, Request
-from trio_dask.scheduler.core.coordination.semaphore import Lock
+from trio_dask.scheduler.core.coordination.semaphore import Lock, Semaphore
+from trio_dask.scheduler.core.coordination.variable import Variable
 
 KINDS: Final[Mapping[str, Callable[[Effects], Primitive]]] = {
     "event": Event,
     "lock": Lock,
+    "multilock": MultiLocks,
+    "queue": Queue,
+    "semaphore": Semaphore,
+    "variable": Variable,
 }
 
 
@@ -55,11 +62,11 @@ class Coordination:
         if primitive.is_unused:
             del self._primitives[kind, name]
 
-    def end(self, request: Request, kind: str, name: str) -> None:
-        """A client is done with a request, or releases what it got."""
+    def end(self, request: Request, kind: str, name: str, *, is_taken: bool) -> None:
+        """A client waits no longer, or releases what it got, or has taken over the futures in it."""
         primitive = self._primitives.get((kind, name))
         if primitive is not None:
-            primitive.end(request)
+            (primitive.taken if is_taken else primitive.end)(request)
             if primitive.is_unused:
                 del self._primitives[kind, name]
 

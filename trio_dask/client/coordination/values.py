@@ -1,0 +1,53 @@
+"""Values as they travel to queues and variables and back: pickled, with the keys of the futures in them beside."""
+
+from __future__ import annotations
+
+from typing import Any, Final, TypeAlias
+
+from trio_dask.client.coordination.requests import RequestId
+from trio_dask.client.nested_futures import all_futures_in
+from trio_dask.errors import UsageError
+from trio_dask.protocol.messages import Coordinate, EndRequest
+from trio_dask.protocol.pickling import dump_value
+
+Item: TypeAlias = tuple[tuple[bytes, ...], tuple[str, ...]]
+
+LARGEST_VALUE_BYTES: Final = 16 * 2**20
+"""The scheduler keeps the values, and a message carries each. Larger ones belong onto workers."""
+
+
+def item_for(value: Any) -> Item:
+    """This value as it travels. Raises `UsageError` if it is too large, and `SerializationError`."""
+    frames = tuple([bytes(frame) for frame in dump_value(value)])
+    nbytes = sum(map(len, frames))
+    if nbytes > LARGEST_VALUE_BYTES:
+        raise UsageError(
+            f"a value of {nbytes / 2**20:.0f} MiB is too large for a queue or variable, whose limit is "
+            f"{LARGEST_VALUE_BYTES >> 20} MiB: scatter it, and pass on the future"
+        )
+    return frames, tuple([future.key for future in all_futures_in(value)])
+
+
+def values_of(request: RequestId, items: tuple[Item, ...]) -> list[Any]:
+    """The values that an answer brought. Futures in them belong to the client that asked."""
+    try:
+        # Arrays are built on the buffers in place, so these must be writeable.
+        return [request.engine.load((frames[0], *map(bytearray, frames[1:]))) for frames, _ in items]
+    finally:
+        if any(keys for _, keys in items):
+            request.end(is_taken=True)
+
+
+def forget(request: RequestId, items: tuple[Item, ...]) -> None:
+    """Nobody takes the values of this answer. Under the lock."""
+    if any(keys for _, keys in items):
+        request.engine.core.tell(EndRequest(request.number, request.kind, request.name, True))
+
+
+def put_back(request: RequestId, items: tuple[Item, ...]) -> None:
+    """Nobody takes the values of this answer: they are the first that the next request gets. Under the lock."""
+    if items:
+        request.engine.core.request(
+            lambda number: Coordinate(number, request.kind, request.name, "unget", (items,)), lambda _, __: None
+        )
+        forget(request, items)
