@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.programs.programs import Program, until
+from tests.programs.programs import Program, children, survivors, until
 from tests.programs.sshd import Sshd, launcher, make_key, name_of, need, nothing_left, processes_of, ready, run_of, sshd
 from trio_dask import Client, SSHCluster, open_ssh_cluster
 from trio_dask.deploy.ssh.session import HostError
@@ -126,9 +126,12 @@ def test_a_killed_launcher_leaves_nothing(server: Sshd, client: str, number: int
             started = user.submit(os.system, "setsid sleep 600 &")
             assert started.result() == 0
             until(lambda: any("sleep" in name_of(pid) for pid in processes_of(run)), what="what a task started")
+        here = children(running.process.pid)
+        assert client == "asyncssh" or here
         running.process.send_signal(number)
         running.process.wait()
         nothing_left(run)
+        assert survivors(here) == []
 
 
 # ------------------------------------------------------------------------------------------------- hosts that fail

@@ -30,6 +30,8 @@ FAILED = 255
 """The status with which `ssh` says that it, and not the command, has failed."""
 LOST_S = 0.1
 READY = b"connected"
+LIFELINE = "exec cat"
+"""What runs on the host for the connection itself: it ends with its stdin, and so does the connection."""
 
 _STEPS = (
     (re.compile(r"Could not resolve|Name or service not known"), "resolve"),
@@ -163,7 +165,7 @@ class OpensshSession:
         """The `ssh` that is the connection. It says so on its stdout when it is there."""
         local = ["-o", "PermitLocalCommand=yes", "-o", f"LocalCommand=echo {READY.decode()}"]
         try:
-            async with run_command([*self._words, "-M", "-N", *local, "--", self._target]) as master:
+            async with run_command([*self._words, "-M", *local, "--", self._target, LIFELINE]) as master:
                 self._master = master
                 yield master
         except OSError as exc:
