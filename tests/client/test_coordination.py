@@ -181,6 +181,25 @@ def test_acquire_without_waiting_and_with_a_timeout() -> None:
     assert not lock.locked()
 
 
+def test_an_interrupt_while_a_request_is_sent_leaves_no_lock_behind(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    post = Engine.post
+
+    def post_and_be_interrupted(engine: Engine, *args: Any) -> int:
+        post(engine, *args)
+        client.nthreads()  # the lock is there
+        raise KeyboardInterrupt
+
+    lock = Lock()
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "post", post_and_be_interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            lock.acquire()
+    assert lock.acquire(timeout=0)
+    lock.release()
+
+
 @pytest.mark.usefixtures("client")
 def test_a_second_acquire_of_the_same_object_is_refused_and_does_not_hang() -> None:
     with Lock("mine") as lock, pytest.raises(RuntimeError, match="<Lock 'mine'> is held here already"):

@@ -78,7 +78,8 @@ class _Reply:
     __slots__ = ("ended", "is_abandoned", "payload", "request", "signal", "undo")
 
     def __init__(self, signal: Signal, undo: Callable[[RequestId, Any], None] | None) -> None:
-        self.request: RequestId
+        self.request: RequestId | None = None
+        """None until it is sent."""
         self.signal = signal
         self.undo = undo
         self.payload: tuple[str, Any] | None = None
@@ -92,9 +93,19 @@ class _Reply:
         else:
             self.signal.set()
 
+    def end_request(self) -> None:
+        """Tell the scheduler that the call waits no longer, if it was asked."""
+        if self.request is not None:
+            self.request.end()
+
     def take_back(self) -> None:
         """Nobody takes what the answer brings."""
-        if self.undo is not None and self.payload is not None and self.payload[0] == "done":
+        if (
+            self.undo is not None
+            and self.request is not None
+            and self.payload is not None
+            and self.payload[0] == "done"
+        ):
             self.undo(self.request, self.payload[1])
 
 
@@ -127,11 +138,11 @@ class ForAnswer(Generic[R]):
         seconds = as_seconds(self.timeout)
         signal = ThreadSignal()
         reply = _Reply(signal, self.undo)
-        self._send(reply)
         try:
+            self._send(reply)
             in_time = self.engine.block(signal, seconds) if self.frees_slot else signal.wait(seconds)
             if not in_time and self.must_know:
-                reply.request.end()
+                reply.end_request()
                 signal.wait()
         except BaseException:  # Ctrl-C: what the answer brings must not be lost
             self._abandon(reply, is_taken=False)
@@ -141,15 +152,15 @@ class ForAnswer(Generic[R]):
     async def wait(self) -> R:
         signal = TrioSignal()
         reply = _Reply(signal, self.undo)
-        self._send(reply)
         try:
+            self._send(reply)
             with limit(self.timeout) if self.timeout is not None else nullcontext():
                 if self.frees_slot:
                     await self.engine.wait_async(signal)
                 else:
                     await signal.wait()
             if not signal.is_set and self.must_know:
-                reply.request.end()
+                reply.end_request()
                 await signal.wait()
         except BaseException:  # cancelled: what the answer brings must not be lost
             self._abandon(reply, is_taken=False)
@@ -159,8 +170,13 @@ class ForAnswer(Generic[R]):
     def _send(self, reply: _Reply) -> None:
         primitive = self.primitive
         kind, name, operation, arguments = primitive.KIND, primitive.name, self.operation, self.arguments
-        number = self.engine.post(lambda number: Coordinate(number, kind, name, operation, arguments), reply)
-        reply.request = RequestId(self.engine, number, kind, name)
+
+        def make(number: int) -> Coordinate:
+            # Here, since an interrupt may come before `post` returns: then what was sent must be ended.
+            reply.request = RequestId(self.engine, number, kind, name)
+            return Coordinate(number, kind, name, operation, arguments)
+
+        self.engine.post(make, reply)
 
     def _abandon(self, reply: _Reply, *, is_taken: bool) -> None:
         """End the request, unless it was answered and the answer is taken."""
@@ -171,7 +187,7 @@ class ForAnswer(Generic[R]):
                 return
             else:
                 reply.take_back()
-        reply.request.end()
+        reply.end_request()
 
     def _result(self, reply: _Reply) -> R:
         self._abandon(reply, is_taken=True)
@@ -179,6 +195,7 @@ class ForAnswer(Generic[R]):
             raise (SchedulerLost if reply.ended.lost else FutureCancelledError)(reply.ended.text)
         outcome, value = ("ended", None) if reply.payload is None else reply.payload
         if outcome == "done":
+            assert reply.request is not None, "there is no answer without a request"
             return self.finish(reply.request, value)
         if outcome == "ended" and self.too_late is not None:
             return self.too_late()
