@@ -12,6 +12,7 @@ import pytest
 import trio
 
 from tests.comm.kit import collect, until
+from tests.security.pem import CA_TEXT, party
 from trio_dask.comm import Address, Connection, DataChannel, Endpoint, LinkLimits, open_connection, serve
 from trio_dask.comm.connect import connect_data
 from trio_dask.comm.transport import TRANSPORTS, ConnectionLost, Transport
@@ -21,13 +22,16 @@ from trio_dask.protocol.hello import Hello, Role
 from trio_dask.protocol.opening import CallerOpening
 from trio_dask.security.cluster_key import ClusterKey
 from trio_dask.security.credentials import NO_CREDENTIALS, Credentials
+from trio_dask.security.tls_contexts import Tls, TlsConfig
 
 RIGHT = Credentials(ClusterKey(b"r" * 32, "alice@host-a:~/.config/trio_dask/cluster.key"))
 WRONG = Credentials(ClusterKey(b"w" * 32))
 LIMITS = LinkLimits(cleanup_s=0.5)
 ROLES: tuple[Role, ...] = ("client", "worker", "nanny", "control", "data")
-SCHEMES: dict[str, Credentials] = {"tcp": RIGHT, "ws": RIGHT}
-"""Scheme -> the credentials of the listener."""
+CERTIFIED = party()
+WITH_TLS = RIGHT._replace(tls=Tls(TlsConfig(CA_TEXT, CERTIFIED.certificate, CERTIFIED.key)))
+SCHEMES = {"tcp": RIGHT, "ws": RIGHT, "tls": WITH_TLS, "wss": WITH_TLS}
+"""Scheme -> the credentials of the listener. With certificates, TLS works without a key too."""
 
 schemes = pytest.mark.parametrize("scheme", SCHEMES)
 roles = pytest.mark.parametrize("role", ROLES)
