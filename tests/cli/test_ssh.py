@@ -33,7 +33,7 @@ REST = "--death-timeout=60 --on-scheduler-stop=leave"
 def test_a_dry_run_shows_what_each_host_would_start(capsys: pytest.CaptureFixture[str]) -> None:
     assert plan(["a", "bob@b[1-2]:22 nworkers=2", "--nthreads", "4", "--", "--lifetime", "1 h"], capsys) == [
         "a scheduler",
-        "    dask-scheduler --port 8786",
+        "    dask-scheduler --port 8786 --protocol tls",
         f"    dask-worker --nthreads=4 {REST} --lifetime '1 h'",
         "bob@b1:22 nworkers=2",
         f"    dask-worker --nworkers=2 --nthreads=4 {REST} --lifetime '1 h'",
@@ -46,9 +46,9 @@ def test_the_scheduler_may_be_on_a_host_of_its_own_or_here_or_there_already(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     worker = ["a", f"    dask-worker {REST}"]
-    boss = ["boss nworkers=0 scheduler", "    dask-scheduler --port 9000"]
+    boss = ["boss nworkers=0 scheduler", "    dask-scheduler --port 9000 --protocol tls"]
     assert plan(["a", "--scheduler", "boss", "--scheduler-port", "9000"], capsys) == [*boss, *worker]
-    here = ["this machine", "    dask-scheduler --port 0"]
+    here = ["this machine", "    dask-scheduler --port 0 --protocol tls"]
     assert plan(["a", "--scheduler", "localhost", "--scheduler-port", "0"], capsys) == [*here, *worker]
     there = ["the scheduler at tcp://boss:8786 is running already"]
     assert plan(["a", "--scheduler", "tcp://boss"], capsys) == [*there, *worker]
@@ -60,7 +60,7 @@ def test_hosts_come_from_a_file_too_and_what_is_left_out_is_told(
     (tmp_path / "hosts.txt").write_text("a\nb\nb\n")
     assert plan(["a", "--hostfile", "hosts.txt"], capsys) == [
         "dask-ssh: used once, though written more than once: a (argument 1, hosts.txt:1), b (hosts.txt:2, hosts.txt:3)",
-        *("a scheduler", "    dask-scheduler --port 8786", f"    dask-worker {REST}"),
+        *("a scheduler", "    dask-scheduler --port 8786 --protocol tls", f"    dask-worker {REST}"),
         *("b", f"    dask-worker {REST}"),
     ]
 

@@ -101,6 +101,7 @@ def test_a_program_gets_its_values_back_when_they_are_pickled_and_a_trio_loop_go
     assert lead_of_call(waits=True) == (False, LEAD_S)
 
     async def main() -> None:
+        await trio.lowlevel.checkpoint()
         assert lead_of_call(waits=False) == (True, LEAD_S)
         assert lead_of_call(waits=True) == (True, 0.0)
 

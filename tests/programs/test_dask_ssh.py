@@ -38,7 +38,7 @@ def dask_ssh(server: Sshd, *arguments: str, cwd: Path | None = None) -> Abstract
 def test_in_a_pipe_each_host_is_a_line_and_what_a_user_needs_is_on_stdout(server: Sshd) -> None:
     hosts = server.hosts(2)
     with dask_ssh(server, *hosts, *MORE) as running:
-        address = running.wait_for(r"^Scheduler +(tcp://\S+)$", running.output, timeout_s=SLOW_S)
+        address = running.wait_for(r"^Scheduler +(tls://\S+)$", running.output, timeout_s=SLOW_S)
         running.wait_for("^Stop +Ctrl-C$", running.output)
         with Client(address) as client:
             assert client.submit(pow, 2, 10).result() == 1024

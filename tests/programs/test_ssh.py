@@ -270,7 +270,7 @@ def test_sixty_four_connections_take_turns(server: Sshd) -> None:
 def test_a_tunnel_leads_to_the_scheduler(server: Sshd, client: str) -> None:
     with launcher(server, *server.hosts(1), ssh_client=client, tunnel=True) as running:
         run, address = ready(running)
-        assert address.startswith("tcp://127.0.0.1:")
+        assert address.startswith("tls://127.0.0.1:")
         with Client(address) as user:
             assert user.submit(pow, 2, 3).result() == 8
         assert running.stop(signal.SIGINT) == 0

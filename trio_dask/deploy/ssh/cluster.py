@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import trio
 
 from trio_dask.comm.joining import forget_cluster, remember_cluster
+from trio_dask.config import DEFAULT_SCHEME, DEFAULT_TLS_SCHEME
 from trio_dask.deploy.cluster import (
     CLOSED,
     AsyncCluster,
@@ -94,6 +95,7 @@ def plan_ssh(
     # Both forms of the cluster take their signature, defaults and docstring from here.
     scheduler = settings.pop("scheduler", None)
     settings.setdefault("scheduler_port", 0)
+    settings.setdefault("protocol", DEFAULT_TLS_SCHEME if security else DEFAULT_SCHEME)
     unknown = settings.keys() - set(LauncherSettings._fields) | settings.keys() & {"hosts"}
     if unknown:
         raise TypeError(f"unexpected argument {min(unknown)!r}")

@@ -27,7 +27,6 @@ import trio
 
 from trio_dask._version import __version__
 from trio_dask.comm.addresses import is_loopback, parse_address
-from trio_dask.config import DEFAULT_TLS_SCHEME
 from trio_dask.deploy.ssh.hosts import NO_WORKERS, HostSpec
 from trio_dask.deploy.ssh.launched_host import (
     Answer,
@@ -386,10 +385,7 @@ class Launcher:
                 nursery.start_soon(self._open_tunnel, session, str(report["address"]))
 
         async def order(greeting: Greeting) -> Order:  # noqa: ASYNC124 - as workers wait for it, others may
-            arguments = scheduler_arguments(self._settings)
-            if self._security is not None:
-                arguments.append(f"--protocol={DEFAULT_TLS_SCHEME}")
-            return self._order(host, "scheduler", arguments, self._contact_host(greeting))
+            return self._order(host, "scheduler", scheduler_arguments(self._settings), self._contact_host(greeting))
 
         async with trio.open_nursery() as nursery:
             end = await self._run_program(host, session, "scheduler", order, on_report)

@@ -10,6 +10,7 @@ from typing import Annotated, Final, Literal, NamedTuple
 
 from trio_dask.config import (
     DEFAULT_PORT,
+    DEFAULT_TLS_SCHEME,
     ENVIRONMENT,
     FILE,
     FOLDER,
@@ -20,6 +21,7 @@ from trio_dask.config import (
     TIME_LIMIT,
     Option,
     Reader,
+    Scheme,
 )
 from trio_dask.deploy.ssh.hosts import (
     NO_WORKERS,
@@ -151,6 +153,9 @@ class LauncherSettings(NamedTuple):
         int,
         Option("--scheduler-port", "Port of the scheduler; 0: any free port.", WHERE_IT_RUNS, PORT),
     ] = DEFAULT_PORT
+    protocol: Annotated[
+        Scheme, Option("--protocol", "Protocol of connections; tls and wss encrypt them.", WHERE_IT_RUNS)
+    ] = DEFAULT_TLS_SCHEME
     scheduler_file: Annotated[
         str | None,
         Option(
@@ -341,7 +346,7 @@ def _marked(scheduler: HostSpec, hosts: Sequence[HostSpec]) -> tuple[HostSpec, t
 
 def scheduler_arguments(settings: LauncherSettings) -> list[str]:
     """The command line of `dask-scheduler` on its host."""
-    return ["--port", str(settings.scheduler_port)]
+    return ["--port", str(settings.scheduler_port), "--protocol", settings.protocol]
 
 
 def worker_arguments(spec: HostSpec, settings: LauncherSettings) -> list[str]:
