@@ -45,6 +45,7 @@ SYNC_FLOORS_COVERAGE = 95
 FOR_FLAKE8_ASYNC = re.compile(
     r"\b(async|await|trio|anyio|asyncio|httpx|BaseException|Cancelled|\w*ExceptionGroup|exceptions)\b|\bexcept\s*[:*]"
 )
+LONGEST_SHOWN = 8
 NOT_OURS = (".", "build/", "dist/")  # as in .flake8
 
 nox.needs_version = ">=2025.2.9"
@@ -73,11 +74,16 @@ def side_by_side(session: nox.Session, *programs: tuple[str, ...]) -> None:
         ended = list(zip(programs, pool.map(run, programs), strict=True))
     ended.sort(key=lambda pair: pair[1].returncode != 0)
     for args, program in ended:
-        session.log(f"{'ok' if program.returncode == 0 else 'FAILED'}: python {' '.join(args)}")
+        session.log(f"{'ok' if program.returncode == 0 else 'FAILED'}: python {named(args)}")
         print(program.stdout, end="", flush=True)
-    failed = [" ".join(args) for args, program in ended if program.returncode]
+    failed = [named(args) for args, program in ended if program.returncode]
     if failed:
         session.error(f"failed: {', '.join(failed)}")
+
+
+def named(args: tuple[str, ...]) -> str:
+    """A command line, without most of the files that it lists."""
+    return " ".join(args if len(args) <= LONGEST_SHOWN else (*args[:LONGEST_SHOWN], "..."))
 
 
 def interpreter(session: nox.Session) -> str:
