@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import socket
 import subprocess
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -261,12 +263,10 @@ def test_a_planted_private_key_shows_nowhere(tmp_path: Path, files: Files) -> No
 def look_everywhere(site: Site) -> bytes:
     """The command line and the environment of every process of this user."""
     found = [bytes(str(site), "utf-8")]
-    for path in Path("/proc").glob("[0-9]*/*"):
-        if path.name in ("cmdline", "environ"):
-            try:
-                found.append(path.read_bytes())
-            except OSError:
-                continue
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        for name in ("cmdline", "environ"):
+            with suppress(OSError):  # it has ended meanwhile, or belongs to another user
+                found.append(Path("/proc", pid, name).read_bytes())
     return b"\n".join(found)
 
 
