@@ -239,7 +239,7 @@ def _message(error: click.ClickException) -> str:
     if isinstance(error, click.BadParameter) and error.param is not None:
         param = error.param
         context = _context(error)
-        name = place_of(param, context) if isinstance(param, click.Option) else param.make_metavar(context)
+        name = place_of(param, context) if isinstance(param, click.Option) else param.human_readable_name
         return f"{name}: {error.message}"
     return error.format_message()
 
