@@ -68,7 +68,8 @@ def read_scheduler_file(path: str) -> FoundScheduler | None:
     try:
         # Without O_NONBLOCK, opening a named pipe waits for a writer, and nothing interrupts that.
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-            if stat.S_ISFIFO(os.fstat(file.fileno()).st_mode):
+            found = os.fstat(file.fileno())
+            if stat.S_ISFIFO(found.st_mode):
                 raise OSError(errno.ESPIPE, "it is a pipe")
             data = file.read(MAX_SCHEDULER_FILE_BYTES + 1)
     except FileNotFoundError:
@@ -94,6 +95,15 @@ def read_scheduler_file(path: str) -> FoundScheduler | None:
     secret = fields.get("cluster_key")
     if secret is None:
         return FoundScheduler(address, None)
+    # Whoever can write the file chooses for which cluster a worker of ours works; whoever can read it joins that one.
+    if found.st_uid not in (os.geteuid(), 0):
+        raise UnavailableError(
+            f"the scheduler file {path} holds the key of a cluster and belongs to user {found.st_uid}: use one of yours"
+        )
+    if found.st_mode & 0o077:
+        raise UnavailableError(
+            f"others may use the scheduler file {path}, which holds the key of its cluster: run `chmod 600 {path}`"
+        )
     try:
         return FoundScheduler(address, ClusterKey.from_hex(str(secret)))
     except ValueError as exc:

@@ -50,6 +50,7 @@ def test_a_scheduler_file_says_which_key_its_cluster_has_now(tmp_path: Path, hom
     settings = ClientSettings(scheduler_file=str(path))
     for _ in range(2):
         key = ClusterKey.draw()
+        path.touch(0o600)
         path.write_text(scheduler_file_text(ADDRESS, incarnation="i", package="1", python="3.11", key=key))
         assert scheduler_endpoint(settings, "client").credentials == Credentials(key)
     assert not home.exists()

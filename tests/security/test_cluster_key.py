@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import traceback
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -198,7 +199,26 @@ def test_the_first_source_that_names_a_key_counts(tmp_path: Path, home: Path, mo
 def test_a_scheduler_file_carries_the_key_of_its_cluster(tmp_path: Path) -> None:
     path = tmp_path / "scheduler.json"
     path.write_text(scheduler_file_text("tcp://h:1", incarnation="i", package="1", python="3.11", key=KEY))
+    path.chmod(0o600)
     found = read_scheduler_file(str(path))
     assert found is not None
     assert (found.address, found.key) == ("tcp://h:1", KEY)
     assert SECRET not in repr(found)
+
+
+@pytest.mark.parametrize("key", [KEY, None], ids=["with its key", "without"])
+def test_a_scheduler_file_with_a_key_is_of_no_use_if_others_may_use_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: ClusterKey | None
+) -> None:
+    path = tmp_path / "scheduler.json"
+    path.write_text(scheduler_file_text("tcp://h:1", incarnation="i", package="1", python="3.11", key=key))
+    path.chmod(0o640)
+    with nullcontext() if key is None else pytest.raises(UnavailableError, match=r"run `chmod 600 .*scheduler\.json`"):
+        read_scheduler_file(str(path))
+    path.chmod(0o600)
+    if os.geteuid() == 0:
+        os.chown(path, 65534, -1)
+    else:
+        monkeypatch.setattr(os, "geteuid", lambda: 65534)
+    with nullcontext() if key is None else pytest.raises(UnavailableError, match="belongs to user"):
+        read_scheduler_file(str(path))

@@ -26,7 +26,15 @@ from trio_dask.protocol.hello import (
     decode_proved,
     encode_envelope,
 )
-from trio_dask.security.proof import KEY_WAS_NOT_GIVEN, LISTENER_ASKS_NOTHING, Prover, Side, Transcript, key_is_missing
+from trio_dask.security.proof import (
+    KEY_WAS_NOT_GIVEN,
+    LISTENER_ASKS_NOTHING,
+    Prover,
+    Side,
+    Transcript,
+    key_is_missing,
+    unproved,
+)
 
 HELLO_S: Final = 10.0
 """How long a peer may take to say hello."""
@@ -111,7 +119,9 @@ class CallerOpening(_Exchange):
         match self._phase:
             case AwaitsChallenge():
                 said = decode_challenge(body)
-                return said if isinstance(said, Refusal) else self._meet(said)
+                if isinstance(said, Refusal):
+                    return said if self._prover.key is None else said._replace(reason=unproved(said.reason))
+                return self._meet(said)
             case AwaitsWelcome():
                 return decode_answer(body)
 

@@ -11,7 +11,7 @@ import os
 import stat
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
 
 from trio_dask.errors import UsageError
 
@@ -27,6 +27,9 @@ _LIFE = timedelta(days=3650)
 _CLOCKS_DIFFER = timedelta(days=1)
 
 
+NOT_PICKLED: Final = "private keys are not pickled: they would leave this process unnoticed"
+
+
 class Pem(NamedTuple):
     """What a setting gave, a path or the text itself, with the text."""
 
@@ -36,6 +39,9 @@ class Pem(NamedTuple):
 
     def __repr__(self) -> str:
         return f"<Pem {self.name}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(NOT_PICKLED)
 
 
 class PemFiles(NamedTuple):
@@ -47,8 +53,8 @@ class PemFiles(NamedTuple):
 
 
 def is_text(source: str) -> bool:
-    """Whether a setting holds a certificate or a key itself; a path has one line."""
-    return "\n" in source
+    """Whether a setting holds a certificate or a key itself, be it with its lines in disorder, and is no path."""
+    return "\n" in source or "-----BEGIN" in source
 
 
 def read_authority(source: str) -> Pem:
@@ -228,6 +234,9 @@ class Made(NamedTuple):
 
     def __repr__(self) -> str:
         return "<Made>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(NOT_PICKLED)
 
 
 def make_self_signed() -> Made:

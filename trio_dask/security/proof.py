@@ -80,8 +80,16 @@ LISTENER_ASKS_NOTHING: Final = (
 )
 
 
+def unproved(reason: str) -> str:
+    """A refusal of a listener that has not proved itself, as its words and not as ours."""
+    return f"what listens there says, without a proof that it has the cluster's key: {reason}"
+
+
 def key_is_missing(place: str) -> str:
     """What to do where the listener has another key; `place` is the one of its file, if it has a file."""
     where, _, path = place.partition(":")
     copy = f"copy {path} from {where} to this machine (mode 0600), or " if path else ""
-    return f"this cluster asks for its key: {copy}use --scheduler-file, or start the scheduler with --no-auth"
+    return (
+        f"this cluster asks for its key: {copy}use --scheduler-file, or start the scheduler with --no-auth; "
+        "first make sure that it is yours, since it has not proved that"
+    )

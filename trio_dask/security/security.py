@@ -110,6 +110,8 @@ class Security:
         if self.tls_verify not in get_args(Verify):
             raise UsageError(f"tls_verify={self.tls_verify!r} is none of {', '.join(get_args(Verify))}")
         for name, value in given.items():
+            if value is not None and not isinstance(value, str):
+                raise TypeError(f"{name} is a path or a text, not {type(value).__name__}")
             setattr(self, name, value)
 
     @classmethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn
 
 from trio_dask.errors import UsageError
 from trio_dask.security import certificates
@@ -30,6 +30,9 @@ class TlsConfig(NamedTuple):
 
     def __repr__(self) -> str:
         return f"<TlsConfig, verify={self.verify}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(certificates.NOT_PICKLED)
 
 
 class TlsContext(NamedTuple):
@@ -68,6 +71,9 @@ class Tls:
 
     def __repr__(self) -> str:
         return f"<Tls {'with certificates' if self.config else 'by the cluster key'}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(certificates.NOT_PICKLED)
 
     @property
     def verify(self) -> Verify:
