@@ -45,3 +45,10 @@ def test_no_scheduler_is_status_3() -> None:
     ended, found = check("127.0.0.1:1", "--timeout", "1s")
     assert ended == 3 or not all(each["ok"] for name, each in found.items() if name != "scheduler")
     assert found["scheduler"]["remedy"].startswith("start dask-scheduler there")
+
+
+def test_an_address_without_a_protocol_has_that_of_the_option() -> None:
+    with scheduler("--protocol", "tls") as boss:
+        address = boss.wait_for(r"Scheduler at: +tls://(\S+)")
+        _, found = check(address, "--protocol", "tls")
+    assert found["scheduler"]["ok"]

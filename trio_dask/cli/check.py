@@ -83,7 +83,7 @@ def check(
     ]
     is_named = bool(scheduler) or is_given(context, "scheduler_file")
     if is_named or any(configured_scheduler(configuration, "client")):
-        address, file = find_scheduler_for(scheduler, scheduler_file)
+        address, file = find_scheduler_for(scheduler, scheduler_file, options["protocol"], options["tls_cert"])
         settings = settings._replace(scheduler=address, scheduler_file=file)
     else:
         settings = settings._replace(scheduler=None, scheduler_file=None)
