@@ -53,6 +53,7 @@ def graphs(draw: st.DrawFn) -> dict[str, Job]:
     return jobs
 
 
+@pytest.mark.timeout(240)  # a thousand histories
 @settings(max_examples=1000, deadline=None)
 @given(graphs(), st.integers(0, 2**32))
 def test_any_graph_gives_what_a_plain_evaluation_gives(jobs: dict[str, Job], seed: int) -> None:
