@@ -126,7 +126,7 @@ def test_bugs_of_readers_are_found(
 ) -> None:
     monkeypatch.setattr(where, name, bug)
     with pytest.raises(Failure):
-        Fuzzer(0, material).run_readers(2000, [kind])
+        Fuzzer(0, material).run_readers(20_000, [kind])  # what was recorded differs from run to run
 
 
 def test_bugs_of_listeners_are_found(material: list[Session], monkeypatch: pytest.MonkeyPatch) -> None:
