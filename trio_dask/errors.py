@@ -35,6 +35,13 @@ class RefusedError(TrioDaskError, ConnectionError):
     """The other side answered the hello with a refusal; the message is its reason, naming both sides."""
 
 
+class ProvenRefusal(RefusedError):
+    """A refusal of a peer that has proved to have the cluster's key, or of one without a key to a caller without one.
+
+    Any other refusal may come from a program that does not belong to the cluster.
+    """
+
+
 class NoScheduler(TrioDaskError, OSError):
     """No scheduler could be reached; the message classifies why (nothing listens, no answer, name not known, ...)."""
 

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from trio_dask.errors import NoScheduler, RefusedError
+from trio_dask.errors import NoScheduler, ProvenRefusal, RefusedError
 
 SOUND_SESSION_S: Final = 10.0
 """After two shorter sessions in a row, pauses keep growing."""
@@ -101,10 +101,11 @@ class RetryPolicy:
     def is_final(self, error: Exception, now: float) -> bool:
         """Whether trying again is useless.
 
-        What worked once may fail for a while: a file that is being replaced, a network that is down.
+        What worked once may fail for a while: a file that is being replaced, a network that is down, or another program
+        at the scheduler's port, which must not be able to end us.
         """
-        if isinstance(error, RefusedError):
-            return not (self.was_connected and now < self.away_since + self._refusal_may_pass_s)
         if self.was_connected:
-            return False
+            return isinstance(error, ProvenRefusal) and now >= self.away_since + self._refusal_may_pass_s
+        if isinstance(error, RefusedError):
+            return True
         return not isinstance(error, NoScheduler) or isinstance(error.__cause__, self._hopeless)

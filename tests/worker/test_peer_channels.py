@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import pytest
 import trio
+import trio.testing
 
 from trio_dask.comm import DataChannel
 from trio_dask.comm.transport import ConnectionLost
@@ -130,3 +131,18 @@ async def test_idle_channels_are_closed_after_a_while() -> None:
     await kit.fetch("b")
     kit.peers.close_idle()
     assert [channel.aborted for channel in kit.opened] == [True, True]
+
+
+async def test_a_channel_in_use_when_all_are_closed_is_closed_after_its_use() -> None:
+    kit = Kit()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(kit.fetch, "a")
+        await trio.testing.wait_all_tasks_blocked()
+    await kit.fetch("b")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(kit.fetch, "c")
+        while not kit.opened[0].keys:
+            await trio.lowlevel.checkpoint()
+        kit.peers.close()
+    assert kit.taken["c"] == [b"c"]
+    assert all(channel.aborted for channel in kit.opened)

@@ -130,6 +130,26 @@ async def test_a_refusal_that_outlasts_the_old_session_ends_the_worker(autojump_
                 (await scheduler.next_session()).connection.abort()
 
 
+async def test_a_refusal_without_proof_after_a_loss_is_said_once_and_ends_no_worker(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What listens at the port of a scheduler that is gone may be anybody."""
+
+    async def meet_impostor(*_: object, **__: object) -> None:
+        raise RefusedError("versions do not match, says an impostor")
+
+    async with open_scheduler(silence_s=60) as scheduler, trio.open_nursery() as nursery:
+        await nursery.start(run_worker, scheduler.settings)
+        session = await scheduler.next_session()
+        with monkeypatch.context() as patch:
+            patch.setattr(service, "connect", meet_impostor)
+            session.connection.abort()
+            await trio.sleep(3600)
+        await scheduler.next_session()
+        nursery.cancel_scope.cancel()
+    assert len([record for record in caplog.records if "an impostor" in record.getMessage()]) == 1
+
+
 @pytest.mark.parametrize(
     ("message", "options"),
     [

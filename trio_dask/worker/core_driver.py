@@ -123,7 +123,7 @@ class CoreDriver:
                 try:
                     await self._tick()
                 finally:
-                    self._peers.close_idle()
+                    self._peers.close()
         finally:
             self._process.close()
 
