@@ -7,7 +7,6 @@ from typing import Any, cast
 
 import pytest
 import trio
-import trio.testing
 
 from trio_dask.comm import DataChannel
 from trio_dask.comm.transport import ConnectionLost
@@ -134,15 +133,11 @@ async def test_idle_channels_are_closed_after_a_while() -> None:
 
 
 async def test_a_channel_in_use_when_all_are_closed_is_closed_after_its_use() -> None:
-    kit = Kit()
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(kit.fetch, "a")
-        await trio.testing.wait_all_tasks_blocked()
-    await kit.fetch("b")
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(kit.fetch, "c")
-        while not kit.opened[0].keys:
-            await trio.lowlevel.checkpoint()
+    def close_and_answer(key: str) -> tuple[Any, Sequence[bytes]]:
         kit.peers.close()
-    assert kit.taken["c"] == [b"c"]
-    assert all(channel.aborted for channel in kit.opened)
+        return value(key)
+
+    kit = Kit(close_and_answer)
+    await kit.fetch("a")
+    assert kit.taken == {"a": [b"a"]}
+    assert [channel.aborted for channel in kit.opened] == [True]

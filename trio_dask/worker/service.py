@@ -156,7 +156,7 @@ class _Worker:
         )
         self._complained_at = -math.inf
         self._reason = ""
-        self._said_refusal = ""
+        self._said_refusal: str = ""
         """The last refusal that was logged and may be a stranger's: the same one is said once, until a session."""
 
     @property
