@@ -15,6 +15,7 @@ import logging
 import math
 import os
 import socket
+import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
@@ -99,6 +100,7 @@ class _Service:
                 lone_worker_ttl_s=settings.lone_worker_ttl_s,
                 idle_timeout_s=settings.idle_timeout_s,
                 stuck_after_s=settings.stuck_after_s,
+                unix_offset_s=time.time() - trio.current_time(),
             ),
             self._identity.incarnation,
         )
@@ -112,7 +114,9 @@ class _Service:
         self._commands = scheduler_commands(
             self._core, self._identity, address=lambda: self._address, restart=self._restart, stop=self._stop
         )
-        self._plugins = PluginHost(self._core, lambda: scheduler_identity(self._core, self._identity, self._address))
+        self._plugins = PluginHost(
+            self._core, lambda: scheduler_identity(self._core, self._identity, self._address), self._settle
+        )
         self._events = self._plugins.ring.events
         self._set_up = trio.Event()
         """The operator's modules have been set up, so that they can be told of every peer."""

@@ -30,6 +30,7 @@ from trio_dask.scheduler.core.state import DEFAULT_OPTIONS, FIRE_AND_FORGET, Cli
 from trio_dask.scheduler.core.stuck_tasks import recheck_soon
 from trio_dask.scheduler.core.submission import submit, submit_graph
 from trio_dask.scheduler.core.task_states import RELEASED, Erred, Failure, InMemory, Processing, RetryHistory
+from trio_dask.scheduler.core.topic_handlers import log_event, subscribe
 from trio_dask.scheduler.core.worker_states import Away
 
 # ------------------------------------------------------------------------------------------------- from workers
@@ -308,6 +309,7 @@ FROM_WORKER: Final[dict[type[Any], Callable[[State, Worker, Any], None]]] = {
     m.Inventory: reconnect.reconcile,
     m.Drain: retirement.drain,
     m.NotAcquired: retirement.not_acquired,
+    m.LogEvent: log_event,
 }
 FROM_CLIENT: Final[dict[type[Any], Callable[[State, Client, Any], None]]] = {
     m.Blob: receive,
@@ -328,6 +330,8 @@ FROM_CLIENT: Final[dict[type[Any], Callable[[State, Client, Any], None]]] = {
     m.Replicate: replication.replicate,
     m.Coordinate: coordinate,
     m.EndRequest: end_request,
+    m.LogEvent: log_event,
+    m.Subscribe: subscribe,
     m.Shutdown: _shutdown,
 }
 FROM_NANNY: Final[dict[type[Any], Callable[[State, PeerId, Any], None]]] = {

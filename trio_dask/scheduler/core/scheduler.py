@@ -17,6 +17,7 @@ from trio_dask.scheduler.core.message_handlers import FROM_CLIENT, FROM_NANNY, F
 from trio_dask.scheduler.core.placement import place
 from trio_dask.scheduler.core.queries import overview
 from trio_dask.scheduler.core.state import CoreSettings, State
+from trio_dask.scheduler.core.topic_handlers import events, publish
 from trio_dask.scheduler.core.work_stealing import balance
 from trio_dask.scheduler.core.worker_membership import remove_worker
 from trio_dask.scheduler.core.worker_states import Away
@@ -118,6 +119,15 @@ class SchedulerCore:
     def listen(self, events: EventRing, *, to_tasks: bool) -> None:
         """Note what happens among these events from now on; without `to_tasks` not the steps of tasks."""
         self._state.listen(events, to_tasks=to_tasks)
+
+    def log_event(self, topic: str, value: object, nbytes: int, now: float) -> None:
+        """Keep a plain value of this size under a topic, and tell those who hear of it."""
+        self._state.now = now
+        publish(self._state, topic, (value,), nbytes)
+
+    def logged(self, topic: str) -> list[tuple[float, Any]]:
+        """The last events of a topic, each with its time in seconds since 1970."""
+        return events(self._state, (topic,)).get(topic, [])
 
     def restart(self, reason: str, now: float) -> None:
         """Cancel all tasks and have all workers begin afresh."""
