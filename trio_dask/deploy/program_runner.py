@@ -20,6 +20,7 @@ from typing import Literal, NamedTuple, cast
 
 from trio_dask.deploy.log_formats import JsonFormatter, TextFormatter, is_dump
 from trio_dask.deploy.log_handler import LogLines
+from trio_dask.processes.recent_lines import RecentLines
 from trio_dask.errors import KeptCrashing, NoScheduler, RefusedError, TrioDaskError, UnavailableError, UsageError
 from trio_dask.exit_status import ExitStatus
 from trio_dask.owned_files import remove_kept_files
@@ -244,6 +245,7 @@ def _log_to_stderr(form: LogFormat, origin: str, *, debug: bool, quiet: bool) ->
         lines.addFilter(lambda record: record.name != "trio_dask.scheduler.deaths")
     logger = logging.getLogger("trio_dask")
     logger.addHandler(lines)
+    logger.addHandler(RecentLines())
     logger.propagate = False  # else a task that configures the root logger would have every line printed twice
     logger.setLevel(logging.DEBUG if debug else logging.WARNING if quiet else logging.INFO)
     return lines

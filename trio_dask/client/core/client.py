@@ -288,6 +288,10 @@ class ClientCore:
             self.topics.pop(topic, None)
         self._outbox.put(Subscribe(topic, wanted))
 
+    def is_unsent(self, state: KeyState) -> bool:
+        """Whether the task of this key was not sent yet."""
+        return self._unsent.states.get(state.key) is state
+
     def shutdown(self) -> None:
         """End the cluster."""
         self._outbox.put(Shutdown())

@@ -26,7 +26,7 @@ from trio_dask.scheduler.core.coordination.handlers import coordinate, end_reque
 from trio_dask.scheduler.core.pending_requests import PendingRequest, WorkerCount, WorkersBack
 from trio_dask.scheduler.core.placement import update_duration
 from trio_dask.scheduler.core.queries import answer
-from trio_dask.scheduler.core.state import DEFAULT_OPTIONS, FIRE_AND_FORGET, Client, State, Stop, Task, Worker
+from trio_dask.scheduler.core.state import DEFAULT_OPTIONS, FIRE_AND_FORGET, Client, ServiceQuestion, State, Stop, Task, Worker
 from trio_dask.scheduler.core.stuck_tasks import recheck_soon
 from trio_dask.scheduler.core.submission import submit, submit_graph
 from trio_dask.scheduler.core.task_states import RELEASED, Erred, Failure, InMemory, Processing, RetryHistory
@@ -240,6 +240,9 @@ def _query(state: State, client: Client, message: m.Query) -> None:
             raise ProtocolError(f"wait_for_workers takes a number of workers, not {message.arguments!r}")
         goal = WorkerCount(int(message.arguments[0]))
         state.pending.add(PendingRequest(client.peer, message.request, goal))
+        return
+    if message.what in ("logs", "versions"):
+        state.requests.append(ServiceQuestion(client.peer, message.request, message.what, message.arguments))
         return
     state.send(client.peer, m.Reply(message.request, answer(state, message.what, message.arguments)))
 

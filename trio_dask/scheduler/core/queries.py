@@ -8,6 +8,7 @@ from operator import attrgetter
 from typing import Any, Final
 
 from trio_dask.errors import ProtocolError
+from trio_dask.scheduler.core.explanations import explain
 from trio_dask.scheduler.core.state import State, Task, Worker
 from trio_dask.scheduler.core.task_states import Erred, InMemory, Processing
 from trio_dask.scheduler.core.topic_handlers import events
@@ -218,4 +219,5 @@ _QUESTIONS: Final[dict[str, Callable[[State, tuple[str, ...]], Any]]] = {
     "call": _call,
     "remaining": _remaining,
     "events": events,
+    "explain": explain,
 }

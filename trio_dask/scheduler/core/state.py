@@ -298,7 +298,16 @@ class LogLine(NamedTuple):
     serious: bool = False
 
 
-Request: TypeAlias = ClosePeer | Stop | LogLine
+class ServiceQuestion(NamedTuple):
+    """A client asks what only the service knows: `logs` or `versions`, with these arguments. It answers by `reply`."""
+
+    peer: PeerId
+    request: int
+    what: str
+    arguments: tuple[str, ...]
+
+
+Request: TypeAlias = ClosePeer | Stop | LogLine | ServiceQuestion
 
 
 class State:
