@@ -5,6 +5,8 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+import trio
+import trio.testing
 
 from tests.client.cluster import MiniCluster, open_async_client
 from trio_dask import AsyncClient, Client, UsageError, open_local_cluster
@@ -64,8 +66,10 @@ async def test_a_client_without_a_scheduler_says_so(cluster: MiniCluster) -> Non
     async with open_async_client(cluster) as client:
         cluster.hold = True
         future = client.submit(int)
+        await trio.testing.wait_all_tasks_blocked()
         cluster.hangs = True
         cluster.lose()
+        await trio.testing.wait_all_tasks_blocked()
         assert await client.explain(future) == "the client is not connected to a scheduler"
 
 
@@ -73,10 +77,13 @@ def test_programs_tell_their_last_lines_newest_first(client: Client, lines: logg
     for number in range(3):
         lines.warning("line %d", number)
     told = client.get_scheduler_logs(2)
-    assert [(level, text.rpartition(" - ")[2]) for level, text in told] == [("WARNING", "line 2"), ("WARNING", "line 1")]
+    assert [(level, text.rpartition(" - ")[2]) for level, text in told] == [
+        ("WARNING", "line 2"),
+        ("WARNING", "line 1"),
+    ]
     assert len(client.get_scheduler_logs()) == len(recent_lines()) >= 3
     assert list(client.get_worker_logs(1).values()) == [told[:1]]
-    assert client.get_worker_logs(0) == dict.fromkeys(client.nthreads(), [])
+    assert client.get_worker_logs(0) == {address: [] for address in client.nthreads()}
     with pytest.raises(UsageError, match="a number of lines"):
         client.get_scheduler_logs(-1)
     with pytest.raises(UsageError, match="on the stderr"):

@@ -67,11 +67,8 @@ async def call_stack(
     return {address: found for address, found in stacks.items() if found}
 
 
-def _call_stacks(keys: Collection[Key] | None) -> dict[Key, list[str]]:
-    from importlib import import_module  # a client does not load the worker's room
-
-    found: dict[Key, list[str]] = import_module("trio_dask.worker.call_stacks").call_stacks(keys)
-    return found
+def _call_stacks(keys: Collection[Key] | None, dask_worker: Any) -> Any:
+    return dask_worker.call_stacks(keys)
 
 
 @in_loop

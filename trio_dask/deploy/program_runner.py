@@ -20,11 +20,11 @@ from typing import Literal, NamedTuple, cast
 
 from trio_dask.deploy.log_formats import JsonFormatter, TextFormatter, is_dump
 from trio_dask.deploy.log_handler import LogLines
-from trio_dask.processes.recent_lines import RecentLines
 from trio_dask.errors import KeptCrashing, NoScheduler, RefusedError, TrioDaskError, UnavailableError, UsageError
 from trio_dask.exit_status import ExitStatus
 from trio_dask.owned_files import remove_kept_files
 from trio_dask.processes.exit_watchdog import ExitWatchdog, end_descendants, flush_stdout
+from trio_dask.processes.recent_lines import RecentLines
 
 SAME_REQUEST_S = 0.1
 """`timeout`, `srun` and the like signal a process and its group: two equal signals within this time are one request."""

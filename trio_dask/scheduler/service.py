@@ -32,10 +32,10 @@ from trio_dask.config import LEAVING, SchedulerSettings
 from trio_dask.errors import ProtocolError
 from trio_dask.ids import PeerId, new_incarnation
 from trio_dask.owned_files import keep_file
-from trio_dask.protocol.hello import Hello, Refusal, Welcome
-from trio_dask.protocol.link import LinkLimits
 from trio_dask.processes.recent_lines import recent_lines
 from trio_dask.processes.versions import versions
+from trio_dask.protocol.hello import Hello, Refusal, Welcome
+from trio_dask.protocol.link import LinkLimits
 from trio_dask.protocol.messages import Leave, SchedulerStops
 from trio_dask.scheduler.core import (
     Admit,

@@ -26,6 +26,7 @@ from trio_dask.protocol.hello import Hello
 from trio_dask.protocol.messages import Heartbeat, Message, Put, ToWorker
 from trio_dask.protocol.raw_memory import shared_memory, whole_of
 from trio_dask.security.credentials import NO_CREDENTIALS, Credentials
+from trio_dask.worker.call_stacks import call_stacks
 from trio_dask.worker.core.blobs import BlobTable
 from trio_dask.worker.core.effects import (
     CancelFetch,
@@ -82,6 +83,7 @@ class CoreDriver:
             local_directory=settings.local_directory,
             data=self._store,
             log=self._events.add,
+            call_stacks=call_stacks,
         )
         self._core = WorkerCore(settings.nthreads, blobs=BlobTable(shared_memory, whole_of))
         self._running_table = (

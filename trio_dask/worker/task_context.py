@@ -37,6 +37,7 @@ class WorkerHandle:
         local_directory: str | None = None,
         data: Mapping[Key, Any] | None = None,
         log: Callable[[LogEvent], object] | None = None,
+        call_stacks: Callable[[Collection[Key] | None], dict[Key, list[str]]] | None = None,
     ) -> None:
         self.name = given_name(name)
         self.nthreads = nthreads
@@ -50,6 +51,7 @@ class WorkerHandle:
         self.state: dict[str, Any] = {}
         self.client: Any = None
         self._log = log
+        self._call_stacks = call_stacks
         self._client_lock = threading.Lock()
         """Held for a moment only, also in the event loop."""
         self._making = threading.Lock()
@@ -74,6 +76,10 @@ class WorkerHandle:
         message = log_message(topic, msg)
         if self._log is not None:
             self._log(message)
+
+    def call_stacks(self, keys: Collection[Key] | None = None) -> dict[Key, list[str]]:
+        """Where these tasks are, or all that run here: a text for each frame, the outermost first."""
+        return {} if self._call_stacks is None else self._call_stacks(keys)
 
     def get_client(self, make: Callable[[str], Any]) -> Any:
         """The one client that all tasks here share, made by `make(scheduler_address)` at the first call.

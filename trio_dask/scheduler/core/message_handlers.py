@@ -26,7 +26,16 @@ from trio_dask.scheduler.core.coordination.handlers import coordinate, end_reque
 from trio_dask.scheduler.core.pending_requests import PendingRequest, WorkerCount, WorkersBack
 from trio_dask.scheduler.core.placement import update_duration
 from trio_dask.scheduler.core.queries import answer
-from trio_dask.scheduler.core.state import DEFAULT_OPTIONS, FIRE_AND_FORGET, Client, ServiceQuestion, State, Stop, Task, Worker
+from trio_dask.scheduler.core.state import (
+    DEFAULT_OPTIONS,
+    FIRE_AND_FORGET,
+    Client,
+    ServiceQuestion,
+    State,
+    Stop,
+    Task,
+    Worker,
+)
 from trio_dask.scheduler.core.stuck_tasks import recheck_soon
 from trio_dask.scheduler.core.submission import submit, submit_graph
 from trio_dask.scheduler.core.task_states import RELEASED, Erred, Failure, InMemory, Processing, RetryHistory
