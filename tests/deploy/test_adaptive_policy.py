@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 from math import ceil
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -17,7 +18,7 @@ SIZE = Size(threads=2, memory_bytes=1000, resources={"GPU": 1.0})
 START_S = 3.0
 
 
-def policy(size: Size | None = SIZE, **options: float) -> AdaptivePolicy:
+def policy(size: Size | None = SIZE, **options: Any) -> AdaptivePolicy:
     return AdaptivePolicy(AdaptiveSettings()._replace(**options), size)
 
 

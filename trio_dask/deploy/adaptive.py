@@ -45,6 +45,8 @@ class Adaptive:
         self._scope = trio.CancelScope()
         self._token = trio.lowlevel.current_trio_token()
         self._complained = ""
+        self._is_stopped = False
+        """A decision that is under way comes too late; its task is cancelled a moment later."""
         self._released: dict[str, None] = {}
         """Units that were let go, and are there still: their workers may have left the scheduler already."""
         self.log: deque[AdaptiveStep] = deque(maxlen=STEPS_KEPT)
@@ -65,6 +67,7 @@ class Adaptive:
 
     def stop(self) -> None:
         """The cluster keeps the size that it has. From any thread; idempotent."""
+        self._is_stopped = True
         try:
             self._token.run_sync_soon(self._scope.cancel)
         except trio.RunFinishedError:
@@ -94,6 +97,8 @@ class Adaptive:
     async def _adapt(self, scheduler: AsyncRpc) -> None:
         asked_for = self._cluster.units()
         answer = await scheduler.demand()
+        if self._is_stopped:
+            return
         work = [
             Work(row["tasks"], row["seconds"], row["resources"], row["named"])
             for row in answer["work"]
@@ -163,12 +168,19 @@ def adaptive_settings(
         settings = settings._replace(maximum=maximum)
     if wait_count is not None:
         settings = settings._replace(wait_count=whole_number("wait_count", wait_count, 1, MOST_UNITS))
-    for name, given in (("interval_s", interval), ("target_duration_s", target_duration)):
-        seconds = as_seconds(given)
-        if seconds is not None:
-            if seconds <= 0:
-                raise UsageError(f"{name.removesuffix('_s')} is {given!r}; give a length of time above 0")
-            settings = settings._replace(**{name: seconds})
+    settings = settings._replace(
+        interval_s=_above_zero("interval", interval, settings.interval_s),
+        target_duration_s=_above_zero("target_duration", target_duration, settings.target_duration_s),
+    )
     if settings.minimum > settings.maximum:
         raise UsageError(f"minimum is {settings.minimum}, and maximum {settings.maximum}; give a minimum up to that")
     return settings
+
+
+def _above_zero(name: str, given: Timeout, default: float) -> float:
+    seconds = as_seconds(given)
+    if seconds is None:
+        return default
+    if seconds <= 0:
+        raise UsageError(f"{name} is {given!r}; give a length of time above 0")
+    return seconds

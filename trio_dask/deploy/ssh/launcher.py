@@ -238,9 +238,7 @@ class Launcher:
 
     def note_release(self, place: str) -> None:
         """The workers of this host have been told to leave."""
-        for host in self._hosts:
-            if host.place == place:
-                host.is_wanted = False
+        next(host for host in self._hosts if host.place == place).is_wanted = False
 
     def _begin(self, host: Host) -> None:
         assert self._nursery is not None
