@@ -29,7 +29,6 @@ def _reasons(names: Mapping[str, str]) -> Mapping[str, str]:
 MODULE: Final = _reasons(
     {
         "actors are not there yet": "Actor ActorFuture BaseActorFuture",
-        "clusters do not adapt by themselves yet; use LocalCluster.scale": "Adaptive",
         "there is no executor of concurrent.futures yet; use Client.submit and Client.map": "CompatibleExecutor",
         NO_PLUGINS: "CondaInstall InstallPlugin NannyPlugin PipInstall WorkerPlugin",
         "use dask-worker --env NAME=VALUE": "Environ",
@@ -85,7 +84,6 @@ AS_COMPLETED: Final = _reasons(
 
 LOCAL_CLUSTER: Final = _reasons(
     {
-        "clusters do not adapt by themselves yet; use scale": "adapt",
         "LocalCluster blocks, and open_local_cluster does not": "asynchronous",
         NO_ASYNCIO: "called_from_running_loop loop sync",
         NO_DASHBOARD: "dashboard_link",
