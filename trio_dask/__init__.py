@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from trio_dask.client.current_client import fire_and_forget, futures_of, get_client, worker_client
     from trio_dask.client.default_clients import default_client
     from trio_dask.client.futures import AsyncFuture, Future
+    from trio_dask.client.metadata_operations import get_task_metadata
     from trio_dask.client.progress import progress
     from trio_dask.client.rpc_client import rpc
     from trio_dask.client.wait import ALL_COMPLETED, FIRST_COMPLETED, DoneAndNotDone, wait
@@ -120,6 +121,7 @@ __all__ = [
     "fire_and_forget",
     "futures_of",
     "get_client",
+    "get_task_metadata",
     "get_worker",
     "open_local_cluster",
     "open_ssh_cluster",
@@ -146,6 +148,7 @@ _HOMES = {
         "client.current_client": "fire_and_forget futures_of get_client worker_client",
         "client.default_clients": "default_client",
         "client.futures": "AsyncFuture Future",
+        "client.metadata_operations": "get_task_metadata",
         "client.progress": "progress",
         "client.rpc_client": "rpc",
         "client.wait": "ALL_COMPLETED FIRST_COMPLETED DoneAndNotDone wait",

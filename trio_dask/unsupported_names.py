@@ -14,7 +14,6 @@ PAGE: Final = "docs/coming-from-distributed.md"
 
 INTERNAL = "it is internal to distributed"
 NO_FILES = "files are not sent to workers yet"
-NO_METADATA = "metadata is not there yet"
 NO_DASHBOARD = "there is no dashboard"
 NO_ASYNCIO = "there is no asyncio; use AsyncClient under Trio"
 NO_PLUGINS = "plugins are not there yet; dask-worker --preload MODULE runs code in each worker"
@@ -44,7 +43,6 @@ MODULE: Final = _reasons(
         "there is no class for a worker; start one with dask-worker or LocalCluster; tasks have get_worker()": "Worker",
         "use dask.config; docs/configuration.md has the keys": "config",
         INTERNAL: "connect dask",
-        NO_METADATA: "get_task_metadata",
         NO_DASHBOARD: "get_task_stream performance_report widgets",
         "use worker_client": "local_client",
         "the output of a task appears where its worker prints": "print",
@@ -61,10 +59,8 @@ CLIENT: Final = _reasons(
         "call stacks of tasks are not available yet": "call_stack",
         "use story(), scheduler_info() or trio-dask status --json": "dump_cluster_state",
         NO_LOGS: "forward_logging get_scheduler_logs get_worker_logs unforward_logging",
-        "published datasets are not there yet": "get_dataset list_datasets publish_dataset unpublish_dataset",
         "events are not there yet": "get_events log_event subscribe_topic unsubscribe_topic",
         "there is no executor of concurrent.futures yet; use submit and map": "get_executor",
-        NO_METADATA: "get_metadata set_metadata",
         "versions are compared when a worker or a client connects": "get_versions",
         NO_ASYNCIO: "loop sync",
         "there is no profiler": "profile",

@@ -73,7 +73,9 @@ class Goodbye(NamedTuple):
 
 @tagged(34)
 class Reply(NamedTuple):
-    """The answer to a `Query`, `Restart`, `RestartWorkers`, `Retire`, `Replicate`, `Coordinate` or `Control`."""
+    """The answer to a `Query`, `Restart`, `RestartWorkers`, `Retire`, `Replicate`, `Coordinate`, `SetMetadata` or
+    `Control`.
+    """
 
     request: int
     payload: Any
@@ -292,6 +294,18 @@ class EndRequest(NamedTuple):
     is_taken: bool
 
 
+@tagged(120)
+class SetMetadata(NamedTuple):
+    """Keep metadata at this path of texts. `value` is a map from texts to such values, or a tuple: a pickle's frames.
+
+    A `Reply` says that it is there. The question `metadata` reads it.
+    """
+
+    request: int
+    path: tuple[str, ...]
+    value: Any
+
+
 @tagged(19)
 class Shutdown(NamedTuple):
     """End the cluster: workers, clients and scheduler."""
@@ -316,6 +330,7 @@ FromClient = (
     | Replicate
     | Coordinate
     | EndRequest
+    | SetMetadata
     | Shutdown
 )
 

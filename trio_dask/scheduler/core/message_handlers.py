@@ -23,6 +23,7 @@ from trio_dask.scheduler.core import (
 )
 from trio_dask.scheduler.core.blobs import forget_blobs, receive
 from trio_dask.scheduler.core.coordination.handlers import coordinate, end_request
+from trio_dask.scheduler.core.metadata import set_metadata
 from trio_dask.scheduler.core.pending_requests import PendingRequest, WorkerCount, WorkersBack
 from trio_dask.scheduler.core.placement import update_duration
 from trio_dask.scheduler.core.queries import answer
@@ -328,6 +329,7 @@ FROM_CLIENT: Final[dict[type[Any], Callable[[State, Client, Any], None]]] = {
     m.Replicate: replication.replicate,
     m.Coordinate: coordinate,
     m.EndRequest: end_request,
+    m.SetMetadata: set_metadata,
     m.Shutdown: _shutdown,
 }
 FROM_NANNY: Final[dict[type[Any], Callable[[State, PeerId, Any], None]]] = {

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from trio_dask.ids import Digest, Incarnation, Key, PeerId, RunId
 from trio_dask.protocol.hello import Hello
@@ -344,7 +344,12 @@ class State:
         self.pending = PendingRequests()
         self.coordination = Coordination()
         self.coordinated: dict[Task, int] = {}
-        """Results in queues and variables, or on their way from there to a client: how many times."""
+        """Results in queues, variables and datasets, or on their way from there to a client: how many times."""
+        self.metadata: dict[str, Any] = {}
+        """See `metadata`, which alone works on this and the next two."""
+        self.metadata_of_tasks: dict[Key, Task] = {}
+        """The tasks whose metadata it has, by key."""
+        self.sweep_metadata_at = 100
         self.clients: dict[PeerId, Client] = {}
         """Clients that are away are among them."""
         self.away_clients: dict[PeerId, Client] = {}
