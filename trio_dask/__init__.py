@@ -63,6 +63,9 @@ if TYPE_CHECKING:
     from trio_dask.client.wait import ALL_COMPLETED, FIRST_COMPLETED, DoneAndNotDone, wait
     from trio_dask.deploy.local_cluster import LocalCluster, open_local_cluster
     from trio_dask.deploy.ssh.cluster import SSHCluster, open_ssh_cluster
+    from trio_dask.plugins.bases import Environ, NannyPlugin, WorkerPlugin
+    from trio_dask.plugins.files import UploadDirectory, UploadFile
+    from trio_dask.plugins.installs import InstallPlugin, PipInstall
     from trio_dask.scheduler.plugins import SchedulerPlugin
     from trio_dask.security.security import Security
     from trio_dask.worker.task_context import check_cancelled, get_worker, rejoin, secede
@@ -84,18 +87,22 @@ __all__ = [
     "ClusterError",
     "DataLost",
     "DoneAndNotDone",
+    "Environ",
     "Event",
     "ForkedClientError",
     "Future",
     "FutureCancelledError",
     "FutureLost",
+    "InstallPlugin",
     "KeptCrashing",
     "KeyConflict",
     "KilledWorker",
     "LocalCluster",
     "Lock",
     "MultiLock",
+    "NannyPlugin",
     "NoScheduler",
+    "PipInstall",
     "ProtocolError",
     "Queue",
     "RefusedError",
@@ -112,8 +119,11 @@ __all__ = [
     "TaskTimeout",
     "TrioDaskError",
     "UnavailableError",
+    "UploadDirectory",
+    "UploadFile",
     "UsageError",
     "Variable",
+    "WorkerPlugin",
     "__version__",
     "as_completed",
     "check_cancelled",
@@ -154,6 +164,9 @@ _HOMES = {
         "client.wait": "ALL_COMPLETED FIRST_COMPLETED DoneAndNotDone wait",
         "deploy.local_cluster": "LocalCluster open_local_cluster",
         "deploy.ssh.cluster": "SSHCluster open_ssh_cluster",
+        "plugins.bases": "Environ NannyPlugin WorkerPlugin",
+        "plugins.files": "UploadDirectory UploadFile",
+        "plugins.installs": "InstallPlugin PipInstall",
         "scheduler.plugins": "SchedulerPlugin",
         "security.security": "Security",
         "worker.task_context": "check_cancelled get_worker rejoin secede",

@@ -13,10 +13,8 @@ from typing import Final, NoReturn
 PAGE: Final = "docs/coming-from-distributed.md"
 
 INTERNAL = "it is internal to distributed"
-NO_FILES = "files are not sent to workers yet"
 NO_DASHBOARD = "there is no dashboard"
 NO_ASYNCIO = "there is no asyncio; use AsyncClient under Trio"
-NO_PLUGINS = "plugins are not there yet; dask-worker --preload MODULE runs code in each worker"
 NO_LOGS = "logs are not collected; each program writes its own to stderr"
 
 
@@ -30,8 +28,7 @@ MODULE: Final = _reasons(
         "actors are not there yet": "Actor ActorFuture BaseActorFuture",
         "clusters do not adapt by themselves yet; use LocalCluster.scale": "Adaptive",
         "there is no executor of concurrent.futures yet; use Client.submit and Client.map": "CompatibleExecutor",
-        NO_PLUGINS: "CondaInstall InstallPlugin NannyPlugin PipInstall WorkerPlugin",
-        "use dask-worker --env NAME=VALUE": "Environ",
+        "use PipInstall, or InstallPlugin with a function that calls conda": "CondaInstall",
         "there is no class for a nanny; start one with dask-worker or LocalCluster": "Nanny",
         "a task cannot ask for another worker; use submit(retries=)": "Reschedule",
         "there is no class for a scheduler; start one with dask-scheduler or LocalCluster": "Scheduler",
@@ -39,7 +36,6 @@ MODULE: Final = _reasons(
         "states are words; see Client.status and Future.status": "Status",
         "use LocalCluster, whose workers are processes of their own": "SubprocessCluster",
         "use Python's own TimeoutError": "TimeoutError",
-        NO_FILES: "UploadDirectory UploadFile",
         "there is no class for a worker; start one with dask-worker or LocalCluster; tasks have get_worker()": "Worker",
         "use dask.config; docs/configuration.md has the keys": "config",
         INTERNAL: "connect dask",
@@ -64,9 +60,7 @@ CLIENT: Final = _reasons(
         "versions are compared when a worker or a client connects": "get_versions",
         NO_ASYNCIO: "loop sync",
         "there is no profiler": "profile",
-        NO_PLUGINS: "register_plugin register_worker_callbacks unregister_scheduler_plugin unregister_worker_plugin",
         "a client connects when it is made": "start",
-        NO_FILES: "upload_file",
         "use dask-scheduler --scheduler-file FILE": "write_scheduler_file",
     }
 )

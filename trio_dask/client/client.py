@@ -23,6 +23,7 @@ from trio_dask.client.loop_thread import CallbackThread, EngineThread
 from trio_dask.client.metadata_operations import BlockingMetadata
 from trio_dask.client.open_engine import address_of, client_tls, engine_for, home_of, settings_for
 from trio_dask.client.operations import BlockingOperations
+from trio_dask.client.plugin_operations import BlockingPlugins
 from trio_dask.client.wait_signals import as_seconds, refuse_in_event_loop
 from trio_dask.errors import UsageError
 from trio_dask.hooks import hooks
@@ -35,7 +36,9 @@ IGNORED = frozenset(
 """Arguments of distributed's `Client` that mean nothing here."""
 
 
-class Client(BlockingOperations, BlockingDatasets, BlockingMetadata, BlockingLocalRuns, BaseClient[Future]):
+class Client(
+    BlockingOperations, BlockingDatasets, BlockingMetadata, BlockingPlugins, BlockingLocalRuns, BaseClient[Future]
+):
     """A client for ordinary, blocking code.
 
         with Client() as client:

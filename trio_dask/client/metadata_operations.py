@@ -76,7 +76,7 @@ def _path(keys: Any) -> tuple[str, ...]:
 
 
 def _tree(value: Any, depth: int) -> Any:
-    """The value as it travels: dicts with texts for names are trees, as deep as messages may be; all else is pickled."""
+    """The value as it travels: dicts with texts for names are trees, as deep as messages may be; the rest is pickled."""
     if type(value) is dict and depth < DEEPEST:
         entries = cast("dict[object, Any]", value)
         if all(isinstance(name, str) for name in entries):
@@ -92,7 +92,7 @@ def _value(engine: Engine, node: Any) -> Any:
     return engine.load((head, *map(bytearray, buffers)))
 
 
-class get_task_metadata:  # noqa: N801 - distributed's name
+class get_task_metadata:
     """Gather the state and the metadata of the tasks that are submitted and finished in a block.
 
         with get_task_metadata() as tasks:        # `async with` under Trio

@@ -73,8 +73,8 @@ class Goodbye(NamedTuple):
 
 @tagged(34)
 class Reply(NamedTuple):
-    """The answer to a `Query`, `Restart`, `RestartWorkers`, `Retire`, `Replicate`, `Coordinate`, `SetMetadata` or
-    `Control`.
+    """The answer to a `Query`, `Restart`, `RestartWorkers`, `Retire`, `Replicate`, `Coordinate`, `SetMetadata`,
+    `RegisterPlugin`, `UnregisterPlugin` or `Control`.
     """
 
     request: int
@@ -90,6 +90,35 @@ class Received(NamedTuple):
     """
 
     number: int
+
+
+@tagged(123)
+class SetUpPlugin(NamedTuple):
+    """Set up this plugin, unless that was done or begun already; `PluginDone` answers. `plugin` names it for ever."""
+
+    plugin: str
+    name: str
+    data: tuple[bytes, ...]
+
+
+@tagged(124)
+class TearDownPlugin(NamedTuple):
+    """Tear down this plugin, if it was set up; `PluginDone` answers."""
+
+    plugin: str
+
+
+@tagged(125)
+class PluginDone(NamedTuple):
+    """A worker or nanny has set up a plugin, or torn it down, or that raised.
+
+    `error` is the pickled exception, or None if there is only `text`; both are empty if all went well.
+    """
+
+    plugin: str
+    torn_down: bool
+    error: bytes | None
+    text: str
 
 
 @tagged(54)
@@ -306,6 +335,31 @@ class SetMetadata(NamedTuple):
     value: Any
 
 
+@tagged(121)
+class RegisterPlugin(NamedTuple):
+    """Have every worker, or every nanny (`kind`), set up this plugin, now or when it joins; a `Reply` has the outcomes.
+
+    `data` are the frames of its pickle. A plugin of the same kind and name is replaced; if `idempotent`, it stays, and
+    this one is not registered. The payload of the answer is a map: `outcomes` has for each peer its address, the
+    pickled exception (or None) and its text, which is empty if all went well. If any failed, nobody keeps the plugin.
+    """
+
+    request: int
+    kind: str
+    name: str
+    data: tuple[bytes, ...]
+    idempotent: bool
+
+
+@tagged(122)
+class UnregisterPlugin(NamedTuple):
+    """Have every worker or nanny tear down this plugin; the answer is as for `RegisterPlugin`, or has `refused`."""
+
+    request: int
+    kind: str
+    name: str
+
+
 @tagged(19)
 class Shutdown(NamedTuple):
     """End the cluster: workers, clients and scheduler."""
@@ -331,6 +385,8 @@ FromClient = (
     | Coordinate
     | EndRequest
     | SetMetadata
+    | RegisterPlugin
+    | UnregisterPlugin
     | Shutdown
 )
 
@@ -463,7 +519,19 @@ class Acquire(NamedTuple):
     keys: tuple[tuple[Key, tuple[str, ...]], ...]
 
 
-ToWorker = Blob | ForgetBlobs | Run | ReturnRuns | CancelRuns | Free | Acquire | Leave | SchedulerStops
+ToWorker = (
+    Blob
+    | ForgetBlobs
+    | Run
+    | ReturnRuns
+    | CancelRuns
+    | Free
+    | Acquire
+    | SetUpPlugin
+    | TearDownPlugin
+    | Leave
+    | SchedulerStops
+)
 
 
 # ---------------------------------------------------------------------------------------------- worker -> scheduler
@@ -596,6 +664,7 @@ FromWorker = (
     | Inventory
     | Drain
     | NotAcquired
+    | PluginDone
 )
 
 
@@ -626,8 +695,13 @@ class WorkerExited(NamedTuple):
     details: Mapping[str, Any]
 
 
-FromNanny = WorkerAlive | WorkerExited
-ToNanny = Leave | SchedulerStops
+@tagged(126)
+class PluginsSent(NamedTuple):
+    """A nanny has been sent all plugins with which it begins; it starts its worker once these are set up."""
+
+
+FromNanny = WorkerAlive | WorkerExited | PluginDone
+ToNanny = Leave | SchedulerStops | SetUpPlugin | TearDownPlugin | PluginsSent
 
 
 # ---------------------------------------------------------------------------------------------- programs and scripts

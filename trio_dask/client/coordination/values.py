@@ -1,4 +1,4 @@
-"""Values as they travel to queues, variables and datasets and back: pickled, with the keys of the futures in them beside."""
+"""Values as they travel to queues, variables and datasets and back: pickled, beside the keys of the futures in them."""
 
 from __future__ import annotations
 

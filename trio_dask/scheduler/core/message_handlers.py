@@ -14,6 +14,7 @@ from trio_dask.protocol import messages as m
 from trio_dask.protocol.wire_constants import MAX_SECEDED
 from trio_dask.scheduler.core import (
     clients,
+    plugins,
     reconnect,
     replication,
     retirement,
@@ -309,6 +310,7 @@ FROM_WORKER: Final[dict[type[Any], Callable[[State, Worker, Any], None]]] = {
     m.Inventory: reconnect.reconcile,
     m.Drain: retirement.drain,
     m.NotAcquired: retirement.not_acquired,
+    m.PluginDone: plugins.worker_done,
 }
 FROM_CLIENT: Final[dict[type[Any], Callable[[State, Client, Any], None]]] = {
     m.Blob: receive,
@@ -330,9 +332,12 @@ FROM_CLIENT: Final[dict[type[Any], Callable[[State, Client, Any], None]]] = {
     m.Coordinate: coordinate,
     m.EndRequest: end_request,
     m.SetMetadata: set_metadata,
+    m.RegisterPlugin: plugins.register,
+    m.UnregisterPlugin: plugins.unregister,
     m.Shutdown: _shutdown,
 }
 FROM_NANNY: Final[dict[type[Any], Callable[[State, PeerId, Any], None]]] = {
     m.WorkerAlive: reconnect.nanny_heartbeat,
     m.WorkerExited: reconnect.worker_exited,
+    m.PluginDone: plugins.nanny_done,
 }
