@@ -92,7 +92,13 @@ def test_a_dataset_has_a_name_of_text_numbers_and_tuples(client: Client, name: A
 
 
 def test_wrong_arguments_are_refused_and_publish_nothing(client: Client) -> None:
-    for arguments, options in [((), {"name": "x"}), ((1,), {}), (({"a": 1}, {"b": 2}), {}), ((1,), {"name": object()})]:
+    wrong: list[tuple[tuple[Any, ...], dict[str, Any]]] = [
+        ((), {"name": "x"}),
+        ((1,), {}),
+        (({"a": 1}, {"b": 2}), {}),
+        ((1,), {"name": object()}),
+    ]
+    for arguments, options in wrong:
         with pytest.raises(ValueError, match="dataset"):
             client.publish_dataset(*arguments, **options)
     with pytest.raises(ValueError, match="too large for a dataset"):

@@ -76,7 +76,7 @@ def _path(keys: Any) -> tuple[str, ...]:
 
 
 def _tree(value: Any, depth: int) -> Any:
-    """The value as it travels: dicts with texts for names are trees, as deep as messages may be; the rest is pickled."""
+    """The value as it travels: dicts with texts for names are trees, as deep as messages go; the rest is pickled."""
     if type(value) is dict and depth < DEEPEST:
         entries = cast("dict[object, Any]", value)
         if all(isinstance(name, str) for name in entries):

@@ -191,7 +191,10 @@ class Nanny:
         if self.settings.worker.on_scheduler_stop != "wait":
             self.stop(Stop.TOLD, "the scheduler stopped")
 
-    def _plugin(self, message: SetUpPlugin | TearDownPlugin) -> None:
+    def _set_up_plugin(self, message: SetUpPlugin) -> None:
+        self._plugins.ask(message)
+
+    def _tear_down_plugin(self, message: TearDownPlugin) -> None:
         self._plugins.ask(message)
 
     def _plugins_sent(self, message: PluginsSent) -> None:
@@ -218,8 +221,8 @@ class Nanny:
     HANDLERS: ClassVar[Mapping[type[Any], Callable[[Any, Any], None]]] = {
         Leave: _leave,
         SchedulerStops: _scheduler_stops,
-        SetUpPlugin: _plugin,
-        TearDownPlugin: _plugin,
+        SetUpPlugin: _set_up_plugin,
+        TearDownPlugin: _tear_down_plugin,
         PluginsSent: _plugins_sent,
     }
 

@@ -104,6 +104,7 @@ def worker_done(state: State, worker: Worker, message: PluginDone) -> None:
         del worker.setting_up[message.plugin]
         if not worker.setting_up:
             set_capacity(state, worker, worker.capacity)
+            state.pending.worker_ready()
     _done(state, worker.peer, worker.info.title, worker.info.address, message)
 
 
