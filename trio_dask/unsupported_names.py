@@ -26,7 +26,6 @@ def _reasons(names: Mapping[str, str]) -> Mapping[str, str]:
 MODULE: Final = _reasons(
     {
         "actors are not there yet": "Actor ActorFuture BaseActorFuture",
-        "clusters do not adapt by themselves yet; use LocalCluster.scale": "Adaptive",
         "there is no executor of concurrent.futures yet; use Client.submit and Client.map": "CompatibleExecutor",
         "use PipInstall, or InstallPlugin with a function that calls conda": "CondaInstall",
         "there is no class for a nanny; start one with dask-worker or LocalCluster": "Nanny",
@@ -41,10 +40,8 @@ MODULE: Final = _reasons(
         INTERNAL: "connect dask",
         NO_DASHBOARD: "get_task_stream performance_report widgets",
         "use worker_client": "local_client",
-        "the output of a task appears where its worker prints": "print",
         "spans are not there yet": "span",
         NO_ASYNCIO: "sync",
-        "the warnings of a task appear where its worker prints": "warn",
     }
 )
 
@@ -52,12 +49,9 @@ CLIENT: Final = _reasons(
     {
         "results are copied when they are needed; use replicate for more copies": "amm",
         NO_DASHBOARD: "benchmark_hardware dashboard_link get_task_stream",
-        "call stacks of tasks are not available yet": "call_stack",
         "use story(), scheduler_info() or trio-dask status --json": "dump_cluster_state",
-        NO_LOGS: "forward_logging get_scheduler_logs get_worker_logs unforward_logging",
-        "events are not there yet": "get_events log_event subscribe_topic unsubscribe_topic",
+        NO_LOGS: "forward_logging unforward_logging",
         "there is no executor of concurrent.futures yet; use submit and map": "get_executor",
-        "versions are compared when a worker or a client connects": "get_versions",
         NO_ASYNCIO: "loop sync",
         "there is no profiler": "profile",
         "a client connects when it is made": "start",
@@ -80,7 +74,6 @@ AS_COMPLETED: Final = _reasons(
 
 LOCAL_CLUSTER: Final = _reasons(
     {
-        "clusters do not adapt by themselves yet; use scale": "adapt",
         "LocalCluster blocks, and open_local_cluster does not": "asynchronous",
         NO_ASYNCIO: "called_from_running_loop loop sync",
         NO_DASHBOARD: "dashboard_link",

@@ -141,6 +141,17 @@ class SchedulerStops(NamedTuple):
     """
 
 
+@tagged(130)
+class LogEvent(NamedTuple):
+    """Keep this event under these topics, and tell the clients that subscribe to them. `payload` is a pickled value.
+
+    Clients and workers send it.
+    """
+
+    topics: tuple[str, ...]
+    payload: bytes
+
+
 # ---------------------------------------------------------------------------------------------- client -> scheduler
 
 
@@ -360,6 +371,17 @@ class UnregisterPlugin(NamedTuple):
     name: str
 
 
+@tagged(131)
+class Subscribe(NamedTuple):
+    """The client wants a `TopicEvent` for each event of this topic from now on, or (not `wanted`) no longer.
+
+    Every client gets those of the topics `print` and `warn`.
+    """
+
+    topic: str
+    wanted: bool
+
+
 @tagged(19)
 class Shutdown(NamedTuple):
     """End the cluster: workers, clients and scheduler."""
@@ -387,6 +409,8 @@ FromClient = (
     | SetMetadata
     | RegisterPlugin
     | UnregisterPlugin
+    | LogEvent
+    | Subscribe
     | Shutdown
 )
 
@@ -456,7 +480,19 @@ class Stuck(NamedTuple):
     reasons: tuple[tuple[str, tuple[Key, ...] | None], ...]
 
 
-ToClient = KeyReady | KeyFailed | KeyPending | Dropped | Reply | Received | Stuck
+@tagged(132)
+class TopicEvent(NamedTuple):
+    """An event of a topic, with the scheduler's time in seconds since 1970.
+
+    `payload` is that of a `LogEvent`, or a plain value of a plugin alone in a tuple.
+    """
+
+    topic: str
+    at: float
+    payload: Any
+
+
+ToClient = KeyReady | KeyFailed | KeyPending | Dropped | Reply | Received | Stuck | TopicEvent
 
 
 # ---------------------------------------------------------------------------------------------- scheduler -> worker
@@ -466,21 +502,24 @@ ToClient = KeyReady | KeyFailed | KeyPending | Dropped | Reply | Received | Stuc
 class Run(NamedTuple):
     """Run one task; its outcome quotes `run`.
 
-    `dependencies` lists each key that the call needs with the addresses to fetch it from; no address means that the
-    worker has it, or computes it by an earlier `Run`. Lower `priority`, the order of submission, runs first. `extra`
-    may hold: announce (bool: send `Started` and flush it before the task starts), time_limit (seconds), attempt (int,
-    absent means 1), priority (int, absent means 0: the user's, which comes before that order; lower runs first). If a
-    client has `wanted` the result so far, a small one is to come along with the report.
+    `dependencies` lists each key that the call needs with its value, if that is a small one, or with the addresses to
+    fetch it from; no address means that the worker has it, or computes it by an earlier `Run`. Lower `priority`, the
+    order of submission, runs first. `extra` may hold: announce (bool: send `Started` and flush it before the task
+    starts), time_limit (seconds), attempt (int, absent means 1), priority (int, absent means 0: the user's, which comes
+    before that order; lower runs first). If a client has `wanted` the result so far, a small one is to come along with
+    the report, and so is a very small one, of `SMALL_VALUE_BYTES`, if it is `shared`: tasks depend on it that may run
+    elsewhere.
     """
 
     run: RunId
     key: Key
     function: Digest
     call: bytes
-    dependencies: tuple[tuple[Key, tuple[str, ...]], ...]
+    dependencies: tuple[tuple[Key, tuple[str, ...] | bytes], ...]
     priority: int
     extra: Mapping[str, Any]
     wanted: bool = True
+    shared: bool = False
 
 
 @tagged(51)
@@ -665,6 +704,7 @@ FromWorker = (
     | Drain
     | NotAcquired
     | PluginDone
+    | LogEvent
 )
 
 
