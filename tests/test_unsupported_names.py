@@ -74,7 +74,7 @@ def test_what_is_missing_says_why_and_where_more_is_written_and_does_not_exist()
         cluster = LocalCluster.__new__(LocalCluster)
         for owner, name, said in (
             (trio_dask, "Actor", "module 'trio_dask' has no attribute 'Actor', which distributed has: actors are not"),
-            (client, "get_versions", "Client has no attribute 'get_versions', which distributed has: versions are com"),
+            (client, "profile", "Client has no attribute 'profile', which distributed has: there is no profiler"),
             (AsyncClient("tcp://h:1"), "profile", "AsyncClient has no attribute 'profile', which distributed has: "),
             (future, "executor", "Future has no attribute 'executor', which distributed has: use client"),
             (cluster, "from_name", "LocalCluster has no attribute 'from_name', which distributed has: connect to a"),

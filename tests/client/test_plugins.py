@@ -82,7 +82,7 @@ class UnderTrio(WorkerPlugin):
 
 
 def state(name: str) -> Any:
-    return get_worker().state.get(name)  # type: ignore[attr-defined]
+    return get_worker().state.get(name)
 
 
 def fail() -> None:
