@@ -30,7 +30,7 @@ MODULE: Final = _reasons(
     {
         "actors are not there yet": "Actor ActorFuture BaseActorFuture",
         "clusters do not adapt by themselves yet; use LocalCluster.scale": "Adaptive",
-        "there is no executor of concurrent.futures yet; use Client.submit and Client.map": "CompatibleExecutor",
+        "use Client.get_executor": "CompatibleExecutor",
         NO_PLUGINS: "CondaInstall InstallPlugin NannyPlugin PipInstall WorkerPlugin",
         "use dask-worker --env NAME=VALUE": "Environ",
         "there is no class for a nanny; start one with dask-worker or LocalCluster": "Nanny",
@@ -63,7 +63,6 @@ CLIENT: Final = _reasons(
         NO_LOGS: "forward_logging get_scheduler_logs get_worker_logs unforward_logging",
         "published datasets are not there yet": "get_dataset list_datasets publish_dataset unpublish_dataset",
         "events are not there yet": "get_events log_event subscribe_topic unsubscribe_topic",
-        "there is no executor of concurrent.futures yet; use submit and map": "get_executor",
         NO_METADATA: "get_metadata set_metadata",
         "versions are compared when a worker or a client connects": "get_versions",
         NO_ASYNCIO: "loop sync",
