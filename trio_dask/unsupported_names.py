@@ -28,7 +28,6 @@ def _reasons(names: Mapping[str, str]) -> Mapping[str, str]:
 
 MODULE: Final = _reasons(
     {
-        "actors are not there yet": "Actor ActorFuture BaseActorFuture",
         "clusters do not adapt by themselves yet; use LocalCluster.scale": "Adaptive",
         "use Client.get_executor": "CompatibleExecutor",
         NO_PLUGINS: "CondaInstall InstallPlugin NannyPlugin PipInstall WorkerPlugin",

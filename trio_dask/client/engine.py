@@ -14,6 +14,7 @@ from functools import partial
 from itertools import count
 from typing import Any, Concatenate, ParamSpec
 
+from trio_dask.client.actor_lines import ActorLines
 from trio_dask.client.core.client import OnReply
 from trio_dask.client.core.key_state import TERMINAL, Frames, KeyState, Reader, Waiter
 from trio_dask.client.core.outbox import Content, GraphPart, Row
@@ -74,6 +75,9 @@ class Engine:
 
         self._outgoing = outgoing = Outgoing(shared, calls, self.channels)
         self.drop, self.when_unused = outgoing.drop, outgoing.when_unused
+
+        self.lines = ActorLines(shared, calls, open_channel)
+        """To the actors on workers."""
 
         self.link = link = Link(shared, calls, outgoing, self.channels, dial, grace_s)
         self.attach, self.serve = link.attach, link.serve

@@ -46,6 +46,7 @@ class WorkerHandle:
         self.incarnation = ""
         self.data: Mapping[Key, Any] = {} if data is None else data
         self.state: dict[str, Any] = {}
+        self.actors: Any = None
         self.client: Any = None
         self._client_lock = threading.Lock()
         """Held for a moment only, also in the event loop."""
