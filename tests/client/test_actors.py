@@ -90,9 +90,7 @@ class Waiter:
 
 def use(counter: Any, times: int) -> int:
     assert type(counter) is Actor
-    for _ in range(times):
-        last = counter.add().result(20)
-    return int(last)
+    return max([int(counter.add().result(20)) for _ in range(times)])
 
 
 def until(condition: Callable[[], object]) -> None:

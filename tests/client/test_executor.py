@@ -28,6 +28,14 @@ def gated(x: int) -> int:
     return x
 
 
+def gated_unless_first(x: int) -> int:
+    return gated(x) if x else x
+
+
+def minus(x: int) -> int:
+    return -x
+
+
 def third_time(x: int) -> float:
     TRIES.append(x)
     return x if len(TRIES) == 3 else inverse(0)
@@ -128,7 +136,7 @@ def test_map_says_when_its_time_is_up_and_cancels_what_is_left(client: Client) -
 @pytest.mark.parametrize("begun", [True, False])
 def test_calls_of_a_dropped_iterator_are_cancelled(client: Client, begun: bool) -> None:
     with client.get_executor(pure=False) as executor:
-        results = executor.map(lambda x: gated(x) if x else x, range(3))
+        results = executor.map(gated_unless_first, range(3))
         if begun:
             assert next(results) == 0
         del results
@@ -197,7 +205,7 @@ def test_the_end_of_the_client_cancels_its_calls(cluster: LocalCluster) -> None:
 
 def test_an_option_that_the_function_has_a_parameter_for_is_meant_for_the_function(client: Client) -> None:
     with client.get_executor(pure=False) as executor:
-        assert executor.submit(sorted, [1, 3, 2], key=lambda x: -x).result(20) == [3, 2, 1]
+        assert executor.submit(sorted, [1, 3, 2], key=minus).result(20) == [3, 2, 1]
         named = executor.submit(abs, -3, key="my-key")
         assert named.result(20) == 3
         assert "my-key" in client.who_has()

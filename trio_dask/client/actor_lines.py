@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 from weakref import WeakSet
 
 import trio
@@ -19,11 +19,20 @@ from trio_dask.client.loop_calls import LoopCalls
 from trio_dask.client.shared_state import SharedState
 from trio_dask.client.worker_channels import CHANNEL_FAILURES, Channel, failure_text
 from trio_dask.ids import Key, RunId
-from trio_dask.protocol.messages import ActorAnswer, ActorCall, KeyFailed, Message
+from trio_dask.protocol.messages import ActorAnswer, ActorCall, KeyFailed, Message, OnDataPlane
 from trio_dask.protocol.pickling import load_value
 
 CLOSED: Final = "the client was closed"
 NO_DETAILS: Final[Mapping[str, str]] = {}
+
+
+class BothWays(Channel, Protocol):
+    """What this needs of `comm.data_channel.DataChannel`."""
+
+    def go_both_ways(self) -> None: ...
+    async def send(self, message: OnDataPlane, buffers: Frames = (), *, more: bool = False) -> None: ...
+    async def flush(self) -> None: ...
+    def receive_nowait(self) -> tuple[Message, Frames] | None: ...
 
 
 class Outgoing(NamedTuple):
@@ -67,7 +76,7 @@ class ActorLines:
     """The lines of one client. `open_channel` connects to a worker."""
 
     def __init__(
-        self, shared: SharedState, calls: LoopCalls, open_channel: Callable[[str], Awaitable[Channel]]
+        self, shared: SharedState, calls: LoopCalls, open_channel: Callable[[str], Awaitable[BothWays]]
     ) -> None:
         self._shared = shared
         self._calls = calls
@@ -148,7 +157,7 @@ class ActorLines:
         for call in calls:
             self._shared.core.settle_call(call.state, _failed(call.state, "actor", None, text))
 
-    async def _send_calls(self, line: _Line, channel: Channel) -> None:
+    async def _send_calls(self, line: _Line, channel: BothWays) -> None:
         try:
             while True:
                 await line.woken.wait()
@@ -157,7 +166,7 @@ class ActorLines:
         except CHANNEL_FAILURES:
             channel.abort()  # whoever receives says why
 
-    async def _send_gathered(self, line: _Line, channel: Channel) -> None:
+    async def _send_gathered(self, line: _Line, channel: BothWays) -> None:
         with self._shared.lock:
             batch = line.take()
         for number, call in batch:
@@ -166,7 +175,7 @@ class ActorLines:
             await channel.send(message, call.frames, more=number < line.last_number)
         await channel.flush()
 
-    async def _take_answers(self, line: _Line, channel: Channel) -> str:
+    async def _take_answers(self, line: _Line, channel: BothWays) -> str:
         """Take answers until there will be no more; returns the reason."""
         while True:
             try:

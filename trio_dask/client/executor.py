@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 from weakref import WeakSet
 
 from trio_dask.client.call_forms import Timeout
@@ -18,7 +18,7 @@ from trio_dask.client.engine import Engine
 from trio_dask.client.futures import Future
 from trio_dask.client.option_conflicts import parameters_of
 from trio_dask.client.task_errors import no_value
-from trio_dask.client.task_options import extra_from, whole_number
+from trio_dask.client.task_options import Options, extra_from, whole_number
 from trio_dask.client.wait_signals import SettleWaiter, as_seconds, refuse_in_event_loop
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class ClientExecutor(concurrent.futures.Executor):
     def __init__(self, client: Client, **options: Any) -> None:
         if unknown := sorted(options.keys() - OPTIONS):
             raise TypeError(f"unsupported arguments to ClientExecutor: {unknown}")
-        extra_from({name: options[name] for name in options if name != "pure"})
+        extra_from(cast("Options", {name: options[name] for name in options if name != "pure"}))
         self._client = client
         self._options = options
         self._lock = threading.Lock()
@@ -68,7 +68,6 @@ class ClientExecutor(concurrent.futures.Executor):
     def map(
         self,
         fn: Callable[..., Any],
-        /,
         *iterables: Iterable[Any],
         timeout: Timeout = None,
         chunksize: int = 1,

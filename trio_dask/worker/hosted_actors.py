@@ -18,11 +18,11 @@ import trio
 
 from trio_dask.hooks import hooks
 from trio_dask.ids import Key
+from trio_dask.protocol.introspection import kind_of
 from trio_dask.protocol.messages import Run
-from trio_dask.protocol.pickling import dump_value, load_value
+from trio_dask.protocol.pickling import dump_value
 from trio_dask.worker.error_text import describe_failure, mention_trio
-from trio_dask.worker.result_store import Frames
-from trio_dask.worker.serial_loading import load_alone, may_import
+from trio_dask.worker.result_store import Frames, load_frames
 from trio_dask.worker.task_context import TaskContext, enter
 
 
@@ -121,7 +121,7 @@ class HostedActor:
         try:
             value = getattr(self._value, call.name)
             if call.frames:
-                args, kwargs = _load(call.frames)
+                args, kwargs = load_frames(call.frames)
                 value = value(*args, **kwargs)
             return Answer("value", "", dump_value(value))
         except BaseException as error:  # whatever the user's code raises is the answer
@@ -130,7 +130,7 @@ class HostedActor:
     # ------------------------------------------------------------------------------------------ `async def` methods
 
     def _is_async(self, call: _Call) -> bool:
-        return bool(call.frames) and inspect.iscoroutinefunction(getattr(type(self._value), call.name, None))
+        return bool(call.frames) and inspect.iscoroutinefunction(getattr(kind_of(self._value), call.name, None))
 
     def _run_loop(self, first: _Call) -> None:
         enter(self._context)
@@ -159,7 +159,7 @@ class HostedActor:
         task_status.started()
         answer = self._gone()
         try:
-            args, kwargs = _load(call.frames)
+            args, kwargs = load_frames(call.frames)
             value = await getattr(self._value, call.name)(*args, **kwargs)
             answer = Answer("value", "", dump_value(value))
         except trio.Cancelled:
@@ -185,7 +185,7 @@ class HostedActors:
         run = context.run
         self.drop((run.key,))
         self._actors[run.key] = HostedActor(context, value)
-        return hooks.actor(type(value), run.key, run.run, self.address)
+        return hooks.actor(kind_of(value), run.key, run.run, self.address)
 
     def find(self, key: Key, run: int) -> HostedActor | None:
         """The actor that this run has made."""
@@ -207,10 +207,6 @@ class HostedActors:
     def close(self) -> None:
         """The worker ends."""
         self.drop(list(self._actors))
-
-
-def _load(frames: Frames) -> Any:
-    return load_alone(load_value, frames) if may_import(frames[0]) else load_value(frames)
 
 
 def _described(error: BaseException) -> Answer:
