@@ -62,10 +62,12 @@ if TYPE_CHECKING:
     from trio_dask.client.progress import progress
     from trio_dask.client.rpc_client import rpc
     from trio_dask.client.wait import ALL_COMPLETED, FIRST_COMPLETED, DoneAndNotDone, wait
+    from trio_dask.deploy.adaptive import Adaptive
     from trio_dask.deploy.local_cluster import LocalCluster, open_local_cluster
     from trio_dask.deploy.ssh.cluster import SSHCluster, open_ssh_cluster
     from trio_dask.scheduler.plugins import SchedulerPlugin
     from trio_dask.security.security import Security
+    from trio_dask.worker.remote_output import print, warn
     from trio_dask.worker.task_context import check_cancelled, get_worker, rejoin, secede
 
 __all__ = [
@@ -74,6 +76,7 @@ __all__ = [
     "Actor",
     "ActorFuture",
     "ActorLost",
+    "Adaptive",
     "AddressError",
     "AsyncClient",
     "AsyncEvent",
@@ -129,11 +132,13 @@ __all__ = [
     "get_worker",
     "open_local_cluster",
     "open_ssh_cluster",
+    "print",
     "progress",
     "rejoin",
     "rpc",
     "secede",
     "wait",
+    "warn",
     "worker_client",
 ]
 
@@ -156,10 +161,12 @@ _HOMES = {
         "client.progress": "progress",
         "client.rpc_client": "rpc",
         "client.wait": "ALL_COMPLETED FIRST_COMPLETED DoneAndNotDone wait",
+        "deploy.adaptive": "Adaptive",
         "deploy.local_cluster": "LocalCluster open_local_cluster",
         "deploy.ssh.cluster": "SSHCluster open_ssh_cluster",
         "scheduler.plugins": "SchedulerPlugin",
         "security.security": "Security",
+        "worker.remote_output": "print warn",
         "worker.task_context": "check_cancelled get_worker rejoin secede",
     }.items()
     for name in names.split()
