@@ -25,8 +25,7 @@ def _reasons(names: Mapping[str, str]) -> Mapping[str, str]:
 
 MODULE: Final = _reasons(
     {
-        "actors are not there yet": "Actor ActorFuture BaseActorFuture",
-        "there is no executor of concurrent.futures yet; use Client.submit and Client.map": "CompatibleExecutor",
+        "use Client.get_executor": "CompatibleExecutor",
         "use PipInstall, or InstallPlugin with a function that calls conda": "CondaInstall",
         "there is no class for a nanny; start one with dask-worker or LocalCluster": "Nanny",
         "a task cannot ask for another worker; use submit(retries=)": "Reschedule",
@@ -51,7 +50,6 @@ CLIENT: Final = _reasons(
         NO_DASHBOARD: "benchmark_hardware dashboard_link get_task_stream",
         "use story(), scheduler_info() or trio-dask status --json": "dump_cluster_state",
         NO_LOGS: "forward_logging unforward_logging",
-        "there is no executor of concurrent.futures yet; use submit and map": "get_executor",
         NO_ASYNCIO: "loop sync",
         "there is no profiler": "profile",
         "a client connects when it is made": "start",
