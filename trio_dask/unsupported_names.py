@@ -44,7 +44,7 @@ MODULE: Final = _reasons(
         "use dask.config; docs/configuration.md has the keys": "config",
         INTERNAL: "connect dask",
         NO_METADATA: "get_task_metadata",
-        NO_DASHBOARD: "get_task_stream performance_report widgets",
+        NO_DASHBOARD: "widgets",
         "use worker_client": "local_client",
         "spans are not there yet": "span",
         NO_ASYNCIO: "sync",
@@ -54,7 +54,7 @@ MODULE: Final = _reasons(
 CLIENT: Final = _reasons(
     {
         "results are copied when they are needed; use replicate for more copies": "amm",
-        NO_DASHBOARD: "benchmark_hardware dashboard_link get_task_stream",
+        NO_DASHBOARD: "benchmark_hardware dashboard_link",
         "use story(), scheduler_info() or trio-dask status --json": "dump_cluster_state",
         NO_LOGS: "forward_logging unforward_logging",
         "published datasets are not there yet": "get_dataset list_datasets publish_dataset unpublish_dataset",

@@ -20,6 +20,7 @@ from trio_dask.client.local_runs import AsyncLocalRuns
 from trio_dask.client.open_engine import address_of, client_tls, engine_for, settings_for
 from trio_dask.client.operations import AsyncOperations
 from trio_dask.client.progress import progress_async
+from trio_dask.client.task_stream import AsyncStreams
 from trio_dask.client.topics import AsyncTopics
 from trio_dask.client.wait import wait_async
 from trio_dask.client.wait_signals import require_trio
@@ -30,7 +31,7 @@ LONGEST_FAREWELL_S: Final = 30.0
 """The engine bounds its own farewell; this is for a bug in that."""
 
 
-class AsyncClient(AsyncOperations, AsyncTopics, AsyncInspection, AsyncLocalRuns, BaseClient[AsyncFuture]):
+class AsyncClient(AsyncOperations, AsyncTopics, AsyncInspection, AsyncStreams, AsyncLocalRuns, BaseClient[AsyncFuture]):
     """A client for Trio programs; everything that waits is `async`.
 
         async with AsyncClient("tcp://10.0.0.5:8786") as client:

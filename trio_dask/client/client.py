@@ -22,6 +22,7 @@ from trio_dask.client.local_runs import BlockingLocalRuns
 from trio_dask.client.loop_thread import CallbackThread, EngineThread
 from trio_dask.client.open_engine import address_of, client_tls, engine_for, home_of, settings_for
 from trio_dask.client.operations import BlockingOperations
+from trio_dask.client.task_stream import BlockingStreams
 from trio_dask.client.topics import BlockingTopics
 from trio_dask.client.wait_signals import as_seconds, refuse_in_event_loop
 from trio_dask.errors import UsageError
@@ -35,7 +36,9 @@ IGNORED = frozenset(
 """Arguments of distributed's `Client` that mean nothing here."""
 
 
-class Client(BlockingOperations, BlockingTopics, BlockingInspection, BlockingLocalRuns, BaseClient[Future]):
+class Client(
+    BlockingOperations, BlockingTopics, BlockingInspection, BlockingStreams, BlockingLocalRuns, BaseClient[Future]
+):
     """A client for ordinary, blocking code.
 
         with Client() as client:
