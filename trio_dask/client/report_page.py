@@ -9,6 +9,10 @@ from typing import Any, Final
 MOST_DRAWN: Final = 20_000
 """Runs that are drawn; of more, the longest."""
 
+LATE_S: Final = 0.001
+LATE_SHARE: Final = 0.25
+"""Of two runs that overlap by less than this, and this part of the second, one thread may have run both."""
+
 WIDTH: Final = 1000
 ROW: Final = 14
 
@@ -66,8 +70,9 @@ def lanes(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, int]]:
         start, stop = _times(runs[number])
         worker = str(runs[number]["worker"])
         ends = free_at.setdefault(worker, [])
-        # Ends are taken when the report arrives, so one run may seem to begin a moment before the last has ended.
-        lane = next((lane for lane, end in enumerate(ends) if end <= start + 0.001), len(ends))
+        # Ends are taken when the report arrives, so a run may seem to begin before the last one there has ended.
+        late_s = max(LATE_S, LATE_SHARE * (stop - start))
+        lane = next((lane for lane, end in enumerate(ends) if end <= start + late_s), len(ends))
         ends[lane : lane + 1] = [stop]
         chosen[number] = worker, lane
     return chosen
@@ -96,4 +101,4 @@ def _stream(runs: Sequence[Mapping[str, Any]]) -> list[str]:
             f'width="{max((stop - start) * scale, 0.5):.2f}" height="{ROW - 2}" fill="{color}">'
             f"<title>{escape(str(run['key']))}, {stop - start:.3f} s on {escape(place[0])}</title></rect>"
         )
-    return [*parts, "</svg><p>A row for each thread of each worker. Failed runs are black.</p>"]
+    return [*parts, "</svg><p>Runs at the same time on one worker have rows of their own. Failed runs are black.</p>"]
