@@ -9,9 +9,9 @@ from typing import Any, Final
 MOST_DRAWN: Final = 20_000
 """Runs that are drawn; of more, the longest."""
 
-LATE_S: Final = 0.001
-LATE_SHARE: Final = 0.25
-"""Of two runs that overlap by less than this, and this part of the second, one thread may have run both."""
+LEAST_OVERLAP: Final = 0.001
+OVERLAP_SHARE: Final = 0.25
+"""Of two runs that overlap by less than these seconds, or this part of the second, one thread may have run both."""
 
 WIDTH: Final = 1000
 ROW: Final = 14
@@ -71,8 +71,8 @@ def lanes(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, int]]:
         worker = str(runs[number]["worker"])
         ends = free_at.setdefault(worker, [])
         # Ends are taken when the report arrives, so a run may seem to begin before the last one there has ended.
-        late_s = max(LATE_S, LATE_SHARE * (stop - start))
-        lane = next((lane for lane, end in enumerate(ends) if end <= start + late_s), len(ends))
+        overlap_s = max(LEAST_OVERLAP, OVERLAP_SHARE * (stop - start))
+        lane = next((lane for lane, end in enumerate(ends) if end <= start + overlap_s), len(ends))
         ends[lane : lane + 1] = [stop]
         chosen[number] = worker, lane
     return chosen
