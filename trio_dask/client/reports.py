@@ -49,6 +49,9 @@ class get_task_stream:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await self._finish()  # noqa: ASYNC102 - once cancelled, it gives nothing
+
+    async def _finish(self) -> None:
         self.data += await self._client.get_task_stream(start=self._start, **self._options)
 
 
@@ -87,6 +90,9 @@ class performance_report:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await self._finish()  # noqa: ASYNC102 - once cancelled, it writes nothing
+
+    async def _finish(self) -> None:
         runs = await self._client.get_task_stream(start=self._start)
         text = self._page(runs, await self._client.scheduler_info())
         await trio.to_thread.run_sync(write_page, self._filename, text)
