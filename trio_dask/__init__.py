@@ -32,6 +32,7 @@ from trio_dask.errors import (
     ProtocolError,
     RefusedError,
     RemoteError,
+    Reschedule,
     SchedulerLost,
     SerializationError,
     SpillError,
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
     from trio_dask.client.coordination.semaphores import AsyncSemaphore, Semaphore
     from trio_dask.client.coordination.variables import AsyncVariable, Variable
     from trio_dask.client.current_client import fire_and_forget, futures_of, get_client, worker_client
-    from trio_dask.client.default_clients import default_client
+    from trio_dask.client.default_clients import default_client, temp_default_client
     from trio_dask.client.futures import AsyncFuture, Future
     from trio_dask.client.progress import progress
     from trio_dask.client.rpc_client import rpc
@@ -99,6 +100,7 @@ __all__ = [
     "Queue",
     "RefusedError",
     "RemoteError",
+    "Reschedule",
     "SSHCluster",
     "SchedulerLost",
     "SchedulerPlugin",
@@ -127,6 +129,7 @@ __all__ = [
     "rejoin",
     "rpc",
     "secede",
+    "temp_default_client",
     "wait",
     "worker_client",
 ]
@@ -144,7 +147,7 @@ _HOMES = {
         "client.coordination.semaphores": "AsyncSemaphore Semaphore",
         "client.coordination.variables": "AsyncVariable Variable",
         "client.current_client": "fire_and_forget futures_of get_client worker_client",
-        "client.default_clients": "default_client",
+        "client.default_clients": "default_client temp_default_client",
         "client.futures": "AsyncFuture Future",
         "client.progress": "progress",
         "client.rpc_client": "rpc",
@@ -179,6 +182,12 @@ def _local_cluster(**options: Any) -> Any:
     return LocalCluster(**options)
 
 
+def _open_local_cluster(**options: Any) -> Any:
+    from trio_dask.deploy.local_cluster import open_local_cluster
+
+    return open_local_cluster(**options)
+
+
 def _find_client(address: str | None, timeout: Any) -> Any:
     from trio_dask.client.current_client import find_client
 
@@ -209,4 +218,5 @@ hooks.scheduler_settings = _scheduler_settings
 hooks.worker_settings = _worker_settings
 hooks.around_tasks = _around_tasks
 hooks.local_cluster = _local_cluster
+hooks.open_local_cluster = _open_local_cluster
 hooks.find_client = _find_client

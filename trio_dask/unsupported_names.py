@@ -34,7 +34,6 @@ MODULE: Final = _reasons(
         NO_PLUGINS: "CondaInstall InstallPlugin NannyPlugin PipInstall WorkerPlugin",
         "use dask-worker --env NAME=VALUE": "Environ",
         "there is no class for a nanny; start one with dask-worker or LocalCluster": "Nanny",
-        "a task cannot ask for another worker; use submit(retries=)": "Reschedule",
         "there is no class for a scheduler; start one with dask-scheduler or LocalCluster": "Scheduler",
         "use LocalCluster or dask-worker": "SpecCluster",
         "states are words; see Client.status and Future.status": "Status",
@@ -66,12 +65,9 @@ CLIENT: Final = _reasons(
         "there is no executor of concurrent.futures yet; use submit and map": "get_executor",
         NO_METADATA: "get_metadata set_metadata",
         "versions are compared when a worker or a client connects": "get_versions",
-        NO_ASYNCIO: "loop sync",
         "there is no profiler": "profile",
         NO_PLUGINS: "register_plugin register_worker_callbacks unregister_scheduler_plugin unregister_worker_plugin",
-        "a client connects when it is made": "start",
         NO_FILES: "upload_file",
-        "use dask-scheduler --scheduler-file FILE": "write_scheduler_file",
     }
 )
 
@@ -91,8 +87,7 @@ AS_COMPLETED: Final = _reasons(
 LOCAL_CLUSTER: Final = _reasons(
     {
         "clusters do not adapt by themselves yet; use scale": "adapt",
-        "LocalCluster blocks, and open_local_cluster does not": "asynchronous",
-        NO_ASYNCIO: "called_from_running_loop loop sync",
+        NO_ASYNCIO: "called_from_running_loop",
         NO_DASHBOARD: "dashboard_link",
         "connect to a cluster by its address": "from_name",
         NO_LOGS: "get_logs",

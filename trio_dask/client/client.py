@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import os
 import weakref
-from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 from weakref import WeakSet
@@ -14,7 +13,7 @@ import trio
 
 from trio_dask.client import default_clients, orphaned_clusters
 from trio_dask.client.call_forms import Timeout, blocking
-from trio_dask.client.client_base import BaseClient
+from trio_dask.client.client_base import IGNORED, BaseClient
 from trio_dask.client.engine import Engine
 from trio_dask.client.futures import Future
 from trio_dask.client.local_runs import BlockingLocalRuns
@@ -26,11 +25,6 @@ from trio_dask.errors import UsageError
 from trio_dask.hooks import hooks
 
 _open_clients: WeakSet[Client] = WeakSet()
-
-IGNORED = frozenset(
-    ("connection_limit", "deserializers", "direct_to_workers", "extensions", "heartbeat_interval", "loop")
-) | {"serializers"}
-"""Arguments of distributed's `Client` that mean nothing here."""
 
 
 class Client(BlockingOperations, BlockingLocalRuns, BaseClient[Future]):
@@ -87,7 +81,7 @@ class Client(BlockingOperations, BlockingLocalRuns, BaseClient[Future]):
             raise UsageError("Client blocks; use AsyncClient in a Trio program")
         refuse_in_event_loop("Client()")
         options = {option: value for option, value in options.items() if option not in IGNORED}
-        self.cluster: Any = None if address is None or isinstance(address, str) else address
+        self.cluster = None if address is None or isinstance(address, str) else address
         self._owns_cluster = False
         settings = settings_for(address_of(address), scheduler_file, timeout, name, cluster_key, auth)
         if settings.scheduler is None and settings.scheduler_file is None:
@@ -138,7 +132,7 @@ class Client(BlockingOperations, BlockingLocalRuns, BaseClient[Future]):
         """
         settings = settings_for(address, None, timeout, None)
         client = cls.__new__(cls)
-        client.cluster, client._owns_cluster = None, False
+        client._owns_cluster = False
         client._open(engine_for(settings, worker=worker), home_of(settings), wait=False)
         return client
 
@@ -166,15 +160,6 @@ class Client(BlockingOperations, BlockingLocalRuns, BaseClient[Future]):
             self._owns_cluster = False
             self.cluster.close()
 
-    @classmethod
-    def current(cls, allow_global: bool = True) -> Client:
-        """The default client here. Raises `ValueError` if there is none."""
-        return default_clients.default_client()
-
-    def as_current(self) -> AbstractContextManager[None]:
-        """Make this the default client of the code in a `with` block."""
-        return default_clients.as_current(self)
-
     asynchronous = False
     """For dask, which takes a client as `scheduler=` if it blocks."""
 
@@ -182,6 +167,7 @@ class Client(BlockingOperations, BlockingLocalRuns, BaseClient[Future]):
     get = blocking(BaseClient[Future]._get, waits_if="sync")
     scatter = blocking(BaseClient[Future]._scatter)
     shutdown = blocking(BaseClient[Future]._shutdown)
+    sync = blocking(BaseClient[Future]._sync)
 
 
 def _close_parts(thread: EngineThread, callbacks: CallbackThread, cluster: Any) -> None:

@@ -20,7 +20,8 @@ from trio_dask.hooks import hooks
 def get_client(address: str | None = None, timeout: Timeout = None, resolve_address: bool = True) -> Any:
     """The client to use here: in a task its worker's, connected to the worker's scheduler; elsewhere the default one.
 
-    In an `async def` task it is an `AsyncClient`, otherwise a `Client`. With an `address`, a client of that scheduler.
+    In an `async def` task and in a Trio program it is an `AsyncClient`, otherwise a `Client`. With an `address`, a
+    client of that scheduler; one that is made here has to be entered in a Trio program.
 
     Raises:
       ValueError: there is none.
@@ -45,7 +46,7 @@ def find_client(address: str | None, timeout: Timeout) -> Any:
     if found is not None and (address is None or found.engine.address == address):
         return found
     if address is not None:
-        return Client(address, timeout=timeout)
+        return (AsyncClient if trio.lowlevel.in_trio_run() else Client)(address, timeout=timeout)
     raise ValueError(NO_CLIENT)
 
 

@@ -24,7 +24,7 @@ from trio_dask.scheduler.core import (
 from trio_dask.scheduler.core.blobs import forget_blobs, receive
 from trio_dask.scheduler.core.coordination.handlers import coordinate, end_request
 from trio_dask.scheduler.core.pending_requests import PendingRequest, WorkerCount, WorkersBack
-from trio_dask.scheduler.core.placement import update_duration
+from trio_dask.scheduler.core.placement import keep_off, update_duration
 from trio_dask.scheduler.core.queries import answer
 from trio_dask.scheduler.core.state import DEFAULT_OPTIONS, FIRE_AND_FORGET, Client, State, Stop, Task, Worker
 from trio_dask.scheduler.core.stuck_tasks import recheck_soon
@@ -49,6 +49,10 @@ def _run_finished(state: State, worker: Worker, message: m.RunFinished) -> None:
 def _run_failed(state: State, worker: Worker, message: m.RunFailed) -> None:
     task = worker.processing.get(message.run)
     if task is None:
+        return
+    if message.kind == "reschedule":
+        keep_off(state, task, worker)
+        task_transitions.requeue(state, task, f"{worker.info.name} rescheduled it")
         return
     history = task.history or RetryHistory()
     if history.failures < task.options.retries:
