@@ -29,7 +29,6 @@ def _reasons(names: Mapping[str, str]) -> Mapping[str, str]:
 MODULE: Final = _reasons(
     {
         "actors are not there yet": "Actor ActorFuture BaseActorFuture",
-        "clusters do not adapt by themselves yet; use LocalCluster.scale": "Adaptive",
         "there is no executor of concurrent.futures yet; use Client.submit and Client.map": "CompatibleExecutor",
         NO_PLUGINS: "CondaInstall InstallPlugin NannyPlugin PipInstall WorkerPlugin",
         "use dask-worker --env NAME=VALUE": "Environ",
@@ -86,7 +85,6 @@ AS_COMPLETED: Final = _reasons(
 
 LOCAL_CLUSTER: Final = _reasons(
     {
-        "clusters do not adapt by themselves yet; use scale": "adapt",
         NO_ASYNCIO: "called_from_running_loop",
         NO_DASHBOARD: "dashboard_link",
         "connect to a cluster by its address": "from_name",
