@@ -2,6 +2,7 @@
 
 import pytest
 import trio
+import trio.testing
 
 from tests.client.cluster import MiniCluster, open_async_client, open_client
 from tests.untyped_dask import delayed
@@ -86,3 +87,19 @@ async def test_what_the_block_raises_comes_out_as_it_is_and_ends_the_own_cluster
         async with AsyncClient(n_workers=1, threads_per_worker=1, processes=False) as client:
             raise KeyError("mine")
     assert client.status == "closed"
+
+
+async def test_a_task_that_outlives_the_block_finds_the_client_around_it() -> None:
+    found: list[object] = []
+    leaves = trio.Event()
+
+    async def look() -> None:
+        await leaves.wait()
+        found.append(get_client())
+
+    async with AsyncClient(n_workers=0, processes=False) as outer, trio.open_nursery() as nursery:
+        async with AsyncClient(outer.cluster):
+            nursery.start_soon(look)
+            await trio.testing.wait_all_tasks_blocked()
+        leaves.set()
+    assert found == [outer]

@@ -95,7 +95,7 @@ def current() -> AnyClient | None:
     """
     chosen, in_trio = _chosen.get(), trio.lowlevel.in_trio_run()
     fits = chosen is not None and (in_trio or not chosen.asynchronous)
-    if chosen is not None and fits and chosen.status != "forked":
+    if chosen is not None and fits and chosen.status not in ("closed", "forked"):
         return chosen
     with _lock:
         clients = [chosen, *(reference() for reference in reversed(_open))]
